@@ -1,0 +1,173 @@
+package bpfmap.sys;
+
+/**
+ * The kernel's binary interface as named constants: command numbers, field offsets of
+ * {@code union bpf_attr} and of the info structs, flag bits, system call numbers.
+ *
+ * <p>Source: the UAPI header {@code linux/bpf.h}. A test compiles that header and compares every constant here
+ * whose name begins with a struct's or command's prefix. An attribute is passed cut to the last field in use
+ * ({@code *_SIZE}), so that an older kernel, which knows fewer fields, accepts it.
+ */
+public final class Abi {
+    private Abi() {}
+
+    // --- system call numbers: asm/unistd_64.h on x86-64, asm-generic/unistd.h on arm64 and riscv64
+
+    private static final boolean X86 = "amd64".equals(System.getProperty("os.arch"));
+    private static final boolean GENERIC =
+        "aarch64".equals(System.getProperty("os.arch")) || "riscv64".equals(System.getProperty("os.arch"));
+
+    /** {@code bpf(2)}; negative where this library does not know the processor. */
+    public static final long SYS_BPF = number(321, 280);
+    public static final long SYS_CLOSE = number(3, 57);
+    public static final long SYS_FCNTL = number(72, 25);
+    public static final long SYS_RENAMEAT2 = number(316, 276);
+
+    private static long number(long x86, long generic) {
+        return X86 ? x86 : GENERIC ? generic : -1;
+    }
+
+    // --- errno values that the code itself tells apart; the full list of names is data on the Clojure side
+
+    public static final int EPERM = 1;
+    public static final int ENOENT = 2;
+    public static final int EINTR = 4;
+    public static final int EAGAIN = 11;
+    public static final int EINVAL = 22;
+    public static final int ENOSPC = 28;
+    /** Internal to the kernel, yet returned by {@code bpf(2)}: the operation is not supported. */
+    public static final int ENOTSUPP = 524;
+
+    // --- commands of bpf(2): enum bpf_cmd
+
+    public static final int BPF_MAP_CREATE = 0;
+    public static final int BPF_MAP_LOOKUP_ELEM = 1;
+    public static final int BPF_MAP_UPDATE_ELEM = 2;
+    public static final int BPF_MAP_DELETE_ELEM = 3;
+    public static final int BPF_MAP_GET_NEXT_KEY = 4;
+    public static final int BPF_PROG_LOAD = 5;
+    public static final int BPF_OBJ_PIN = 6;
+    public static final int BPF_OBJ_GET = 7;
+    public static final int BPF_PROG_TEST_RUN = 10;
+    public static final int BPF_MAP_GET_NEXT_ID = 12;
+    public static final int BPF_MAP_GET_FD_BY_ID = 14;
+    public static final int BPF_OBJ_GET_INFO_BY_FD = 15;
+    public static final int BPF_RAW_TRACEPOINT_OPEN = 17;
+    public static final int BPF_MAP_LOOKUP_AND_DELETE_ELEM = 21;
+    public static final int BPF_MAP_FREEZE = 22;
+    public static final int BPF_MAP_LOOKUP_BATCH = 24;
+
+    // --- flags of element operations
+
+    public static final long BPF_ANY = 0;
+    public static final long BPF_NOEXIST = 1;
+    public static final long BPF_EXIST = 2;
+
+    // --- per-descriptor access flags, for create, open by id, and open by path
+
+    public static final int BPF_F_RDONLY = 1 << 3;
+    public static final int BPF_F_WRONLY = 1 << 4;
+
+    // --- union bpf_attr: BPF_MAP_CREATE
+
+    public static final int MAP_CREATE_MAP_TYPE = 0;
+    public static final int MAP_CREATE_KEY_SIZE = 4;
+    public static final int MAP_CREATE_VALUE_SIZE = 8;
+    public static final int MAP_CREATE_MAX_ENTRIES = 12;
+    public static final int MAP_CREATE_MAP_FLAGS = 16;
+    public static final int MAP_CREATE_NUMA_NODE = 24;
+    public static final int MAP_CREATE_MAP_NAME = 28;
+    public static final int MAP_CREATE_MAP_EXTRA = 64;
+
+    // --- union bpf_attr: the element commands, BPF_MAP_GET_NEXT_KEY, BPF_MAP_FREEZE
+
+    public static final int ELEM_MAP_FD = 0;
+    public static final int ELEM_KEY = 8;
+    public static final int ELEM_VALUE = 16;
+    public static final int ELEM_NEXT_KEY = 16;
+    public static final int ELEM_FLAGS = 24;
+
+    // --- union bpf_attr: the batch commands
+
+    public static final int BATCH_IN_BATCH = 0;
+    public static final int BATCH_OUT_BATCH = 8;
+    public static final int BATCH_KEYS = 16;
+    public static final int BATCH_VALUES = 24;
+    public static final int BATCH_COUNT = 32;
+    public static final int BATCH_MAP_FD = 36;
+    public static final int BATCH_ELEM_FLAGS = 40;
+    public static final int BATCH_FLAGS = 48;
+    public static final int BATCH_SIZE = 56;
+
+    // --- union bpf_attr: BPF_PROG_LOAD
+
+    public static final int PROG_LOAD_PROG_TYPE = 0;
+    public static final int PROG_LOAD_INSN_CNT = 4;
+    public static final int PROG_LOAD_INSNS = 8;
+    public static final int PROG_LOAD_LICENSE = 16;
+    public static final int PROG_LOAD_LOG_LEVEL = 24;
+    public static final int PROG_LOAD_LOG_SIZE = 28;
+    public static final int PROG_LOAD_LOG_BUF = 32;
+    public static final int PROG_LOAD_PROG_NAME = 48;
+
+    // --- union bpf_attr: BPF_OBJ_PIN, BPF_OBJ_GET
+
+    public static final int OBJ_PATHNAME = 0;
+    public static final int OBJ_BPF_FD = 8;
+    public static final int OBJ_FILE_FLAGS = 12;
+
+    // --- union bpf_attr: BPF_PROG_TEST_RUN
+
+    public static final int TEST_PROG_FD = 0;
+    public static final int TEST_RETVAL = 4;
+    public static final int TEST_DATA_SIZE_IN = 8;
+    public static final int TEST_DATA_SIZE_OUT = 12;
+    public static final int TEST_DATA_IN = 16;
+    public static final int TEST_DATA_OUT = 24;
+    public static final int TEST_REPEAT = 32;
+    public static final int TEST_DURATION = 36;
+    public static final int TEST_CTX_SIZE_IN = 40;
+    public static final int TEST_CTX_IN = 48;
+
+    // --- union bpf_attr: BPF_*_GET_NEXT_ID, BPF_*_GET_FD_BY_ID
+
+    public static final int ID_START_ID = 0;
+    public static final int ID_NEXT_ID = 4;
+    public static final int ID_OPEN_FLAGS = 8;
+
+    // --- union bpf_attr: BPF_OBJ_GET_INFO_BY_FD
+
+    public static final int INFO_BPF_FD = 0;
+    public static final int INFO_INFO_LEN = 4;
+    public static final int INFO_INFO = 8;
+
+    // --- union bpf_attr: BPF_RAW_TRACEPOINT_OPEN
+
+    public static final int RAW_TRACEPOINT_NAME = 0;
+    public static final int RAW_TRACEPOINT_PROG_FD = 8;
+
+    // --- struct bpf_map_info
+
+    public static final int MAP_INFO_TYPE = 0;
+    public static final int MAP_INFO_ID = 4;
+    public static final int MAP_INFO_KEY_SIZE = 8;
+    public static final int MAP_INFO_VALUE_SIZE = 12;
+    public static final int MAP_INFO_MAX_ENTRIES = 16;
+    public static final int MAP_INFO_MAP_FLAGS = 20;
+    public static final int MAP_INFO_NAME = 24;
+    public static final int MAP_INFO_IFINDEX = 40;
+    public static final int MAP_INFO_BTF_ID = 64;
+    public static final int MAP_INFO_BTF_KEY_TYPE_ID = 68;
+    public static final int MAP_INFO_BTF_VALUE_TYPE_ID = 72;
+    public static final int MAP_INFO_MAP_EXTRA = 80;
+
+    // --- struct bpf_prog_info
+
+    public static final int PROG_INFO_TYPE = 0;
+    public static final int PROG_INFO_ID = 4;
+    public static final int PROG_INFO_TAG = 8;
+    public static final int PROG_INFO_NAME = 64;
+
+    /** Longest object name the kernel keeps, without its NUL: {@code BPF_OBJ_NAME_LEN - 1}. */
+    public static final int NAME_LENGTH = 15;
+}

@@ -1,0 +1,114 @@
+package bpfmap.sys;
+
+import static java.lang.foreign.ValueLayout.JAVA_BYTE;
+import static java.lang.foreign.ValueLayout.JAVA_INT_UNALIGNED;
+import static java.lang.foreign.ValueLayout.JAVA_LONG_UNALIGNED;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
+import java.util.List;
+
+/**
+ * A zeroed {@code union bpf_attr} for one command, with the buffers it points to: for everything but the hot paths.
+ *
+ * <p>Only what was set counts towards the size that the kernel is told, so a field left alone does not make an older
+ * kernel refuse the call. Descriptors set with {@link #fd} stay in use until {@link #close}. Used by one
+ * thread.
+ *
+ * <pre>{@code
+ * try (Attr attr = new Attr().fd(Abi.ELEM_MAP_FD, map)) {
+ *     long result = attr.call(Abi.BPF_MAP_FREEZE);
+ * }
+ * }</pre>
+ */
+public final class Attr implements AutoCloseable {
+    private static final int SIZE = 168;
+
+    private final Arena arena = Arena.ofConfined();
+    private final MemorySegment attr = arena.allocate(SIZE, 8);
+    private final MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
+    private final List<Fd> inUse = new ArrayList<>(2);
+    private int used;
+
+    /** Sets a field of four bytes. */
+    public Attr int32(int offset, long value) {
+        attr.set(JAVA_INT_UNALIGNED, offset, (int) value);
+        used = Math.max(used, offset + 4);
+        return this;
+    }
+
+    /** Sets a field of eight bytes. */
+    public Attr int64(int offset, long value) {
+        attr.set(JAVA_LONG_UNALIGNED, offset, value);
+        used = Math.max(used, offset + 8);
+        return this;
+    }
+
+    /** Sets a field that lies in the attribute itself to a NUL-terminated text: object names. */
+    public Attr name(int offset, String text) {
+        byte[] bytes = text.getBytes(StandardCharsets.US_ASCII);
+        if (bytes.length > Abi.NAME_LENGTH) {
+            throw new IllegalArgumentException("longer than " + Abi.NAME_LENGTH + " bytes: " + text);
+        }
+        MemorySegment.copy(bytes, 0, attr, JAVA_BYTE, offset, bytes.length);
+        used = Math.max(used, offset + Abi.NAME_LENGTH + 1);
+        return this;
+    }
+
+    /** Sets a field to a descriptor and keeps it in use until {@link #close}. */
+    public Attr fd(int offset, Fd fd) {
+        return int32(offset, use(fd));
+    }
+
+    /** Keeps a descriptor in use until {@link #close}, for a number that lies in a buffer. */
+    public int use(Fd fd) {
+        int number = fd.acquire();
+        inUse.add(fd);
+        return number;
+    }
+
+    /** Sets a field to the address of a new zeroed buffer, and returns the buffer. */
+    public MemorySegment buffer(int offset, long size) {
+        MemorySegment buffer = arena.allocate(Math.max(size, 1), 8);
+        int64(offset, buffer.address());
+        return buffer;
+    }
+
+    /** Sets a field to the address of a copy of the bytes. */
+    public Attr bytes(int offset, byte[] bytes) {
+        Bytes.copyIn(bytes, buffer(offset, bytes.length), 0);
+        return this;
+    }
+
+    /** Sets a field to the address of a NUL-terminated copy of the text, in UTF-8. */
+    public Attr string(int offset, String text) {
+        byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
+        Bytes.copyIn(bytes, buffer(offset, bytes.length + 1L), 0);
+        return this;
+    }
+
+    /** Reads back a field of four bytes. */
+    public long int32(int offset) {
+        return Bytes.getU32(attr, offset, false);
+    }
+
+    /** Makes the {@code bpf(2)} call, again when a signal interrupted it: what the kernel returned, or the negated errno. */
+    public long call(int command) {
+        return Native.bpf(capture, command, attr.address(), used);
+    }
+
+    /** Makes the {@code bpf(2)} call once, for a command that must not be repeated blindly. */
+    public long callOnce(int command) {
+        return Native.syscall(capture, Abi.SYS_BPF, command, attr.address(), used, 0, 0);
+    }
+
+    /** Frees the memory and ends the use of the descriptors. */
+    @Override
+    public void close() {
+        inUse.forEach(Fd::release);
+        inUse.clear();
+        arena.close();
+    }
+}

@@ -1,0 +1,10 @@
+package bpfmap.sys;
+
+/** Thrown by a call on a descriptor that was closed. */
+public final class ClosedFdException extends IllegalStateException {
+    private static final long serialVersionUID = 1L;
+
+    ClosedFdException() {
+        super("the descriptor is closed");
+    }
+}

@@ -1,0 +1,20 @@
+package bpfmap.sys;
+
+import java.lang.foreign.MemorySegment;
+
+/**
+ * Turns a value into bytes of memory and back. Implemented on the Clojure side, from a type as data.
+ */
+public interface Codec {
+    /** Bytes of one value. */
+    long size();
+
+    /**
+     * Writes a value. Either every byte of {@link #size} is written, padding as zero, or an exception says what does
+     * not fit.
+     */
+    void encode(Object value, MemorySegment memory, long offset);
+
+    /** Reads a value. What it returns holds no reference to the memory. */
+    Object decode(MemorySegment memory, long offset);
+}

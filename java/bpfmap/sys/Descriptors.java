@@ -1,0 +1,48 @@
+package bpfmap.sys;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+
+/** System calls on descriptors and paths other than {@code bpf(2)}. */
+public final class Descriptors {
+    private Descriptors() {}
+
+    private static final int F_DUPFD_CLOEXEC = 1030; // linux/fcntl.h: F_LINUX_SPECIFIC_BASE + 6
+    private static final int AT_FDCWD = -100; // linux/fcntl.h
+    private static final int RENAME_NOREPLACE = 1; // linux/fs.h
+
+    /**
+     * Duplicates a descriptor: same open file, own lifetime, closed on exec.
+     *
+     * @return the new descriptor's number, or the negated errno
+     */
+    public static long duplicate(Fd fd) {
+        int number = fd.acquire();
+        try {
+            return duplicate(number);
+        } finally {
+            fd.release();
+        }
+    }
+
+    /** Duplicates a descriptor that somebody else owns. */
+    public static long duplicate(int number) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
+            return Native.syscall(capture, Abi.SYS_FCNTL, number, F_DUPFD_CLOEXEC, 0, 0, 0);
+        }
+    }
+
+    /**
+     * Renames a file in one step, refusing a target that exists.
+     *
+     * @return 0, or the negated errno
+     */
+    public static long rename(String from, String to) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
+            return Native.syscall(capture, Abi.SYS_RENAMEAT2, AT_FDCWD, arena.allocateFrom(from).address(),
+                AT_FDCWD, arena.allocateFrom(to).address(), RENAME_NOREPLACE);
+        }
+    }
+}

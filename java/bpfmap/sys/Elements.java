@@ -1,0 +1,165 @@
+package bpfmap.sys;
+
+import static java.lang.foreign.ValueLayout.JAVA_BYTE;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import java.lang.foreign.MemorySegment;
+
+/**
+ * The element operations of one open map: one system call each, and no allocation.
+ *
+ * <p>Each operation comes in two forms. One takes a {@link Scratch} from {@link #take} whose key and value the caller
+ * reads and writes in place. The other takes byte arrays and copies. All return zero, or the negated
+ * errno as the kernel gave it: a missing key is {@code -ENOENT}, not an exception.
+ *
+ * <pre>{@code
+ * Elements counts = new Elements(fd, 4, 8);
+ * byte[] value = new byte[8];
+ * if (counts.lookup(key, value, Abi.BPF_ANY) == 0) { ... }
+ * }</pre>
+ */
+public final class Elements {
+    private final Fd fd;
+    private final long keySize;
+    private final long valueSize;
+    private final long valueOffset;
+
+    /**
+     * @param fd the open map
+     * @param keySize bytes of a key, as the kernel reports them
+     * @param valueSize bytes that one lookup writes. For most map types this is the reported value size; a
+     *     per-CPU map writes eight-byte multiples for every possible CPU. Anything less lets the kernel write past the
+     *     buffer.
+     */
+    public Elements(Fd fd, long keySize, long valueSize) {
+        this.fd = fd;
+        this.keySize = keySize;
+        this.valueSize = valueSize;
+        this.valueOffset = Scratch.KEY + (keySize + 7 & ~7L);
+    }
+
+    /** Where the value begins in the memory of {@link #take}. */
+    public long valueOffset() {
+        return valueOffset;
+    }
+
+    /** Memory for one operation, with room for two keys and a value. Must be given back on the same thread. */
+    public Scratch take() {
+        return Scratch.take(valueOffset + Math.max(valueSize, keySize));
+    }
+
+    /** Reads the value of the key, in place. */
+    public int lookup(Scratch s, long flags) {
+        return call(Abi.BPF_MAP_LOOKUP_ELEM, s, valueOffset, flags);
+    }
+
+    /** Reads the value of the key and deletes both, in place. Since Linux 5.14 for hash maps. */
+    public int lookupAndDelete(Scratch s, long flags) {
+        return call(Abi.BPF_MAP_LOOKUP_AND_DELETE_ELEM, s, valueOffset, flags);
+    }
+
+    /** Writes the value of the key. */
+    public int update(Scratch s, long flags) {
+        return call(Abi.BPF_MAP_UPDATE_ELEM, s, valueOffset, flags);
+    }
+
+    /** Deletes the key and its value. */
+    public int delete(Scratch s) {
+        return call(Abi.BPF_MAP_DELETE_ELEM, s, 0, 0);
+    }
+
+    /**
+     * Reads the key after the given one into the place of the value.
+     *
+     * @param first ignore the key and begin at the first
+     */
+    public int nextKey(Scratch s, boolean first) {
+        MemorySegment memory = s.memory;
+        int number = fd.acquire();
+        try {
+            memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD, number);
+            memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD + 4, 0);
+            memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_KEY, first ? 0 : s.address + Scratch.KEY);
+            memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_NEXT_KEY, s.address + valueOffset);
+            return (int) Native.bpf(
+                s.capture, Abi.BPF_MAP_GET_NEXT_KEY, s.address + Scratch.ATTR, Abi.ELEM_FLAGS);
+        } finally {
+            fd.release();
+        }
+    }
+
+    private int call(int command, Scratch s, long value, long flags) {
+        MemorySegment memory = s.memory;
+        int number = fd.acquire();
+        try {
+            memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD, number);
+            memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD + 4, 0);
+            memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_KEY, s.address + Scratch.KEY);
+            memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_VALUE, value == 0 ? 0 : s.address + value);
+            memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_FLAGS, flags);
+            return (int) Native.bpf(s.capture, command, s.address + Scratch.ATTR, Abi.ELEM_FLAGS + 8);
+        } finally {
+            fd.release();
+        }
+    }
+
+    /** Reads the value of the key into {@code value}. */
+    public int lookup(byte[] key, byte[] value, long flags) {
+        return read(key, value, flags, false);
+    }
+
+    /** Reads the value of the key into {@code value} and deletes both. */
+    public int lookupAndDelete(byte[] key, byte[] value, long flags) {
+        return read(key, value, flags, true);
+    }
+
+    private int read(byte[] key, byte[] value, long flags, boolean delete) {
+        require("key", key, keySize);
+        require("value", value, valueSize);
+        Scratch s = take();
+        try {
+            MemorySegment.copy(key, 0, s.memory, JAVA_BYTE, Scratch.KEY, key.length);
+            int result = delete ? lookupAndDelete(s, flags) : lookup(s, flags);
+            if (result == 0) {
+                MemorySegment.copy(s.memory, JAVA_BYTE, valueOffset, value, 0, value.length);
+            }
+            return result;
+        } finally {
+            s.give();
+        }
+    }
+
+    /** Writes {@code value} as the value of the key. */
+    public int update(byte[] key, byte[] value, long flags) {
+        require("key", key, keySize);
+        require("value", value, valueSize);
+        Scratch s = take();
+        try {
+            MemorySegment.copy(key, 0, s.memory, JAVA_BYTE, Scratch.KEY, key.length);
+            MemorySegment.copy(value, 0, s.memory, JAVA_BYTE, valueOffset, value.length);
+            return update(s, flags);
+        } finally {
+            s.give();
+        }
+    }
+
+    /** Deletes the key and its value. */
+    public int delete(byte[] key) {
+        require("key", key, keySize);
+        Scratch s = take();
+        try {
+            MemorySegment.copy(key, 0, s.memory, JAVA_BYTE, Scratch.KEY, key.length);
+            return delete(s);
+        } finally {
+            s.give();
+        }
+    }
+
+    private static void require(String what, byte[] bytes, long size) {
+        if (bytes.length != size) {
+            throw new IllegalArgumentException(
+                "a " + what + " of this map has " + size + " bytes, not " + bytes.length);
+        }
+    }
+}

@@ -1,0 +1,291 @@
+(ns bpfmap.asm
+  "BPF instructions as data, and the assembler that turns them into bytes.
+
+  An instruction is a vector, a bare keyword is a label, and a program is a
+  sequence of both:
+
+      [[:mov64 :r0 0]
+       [:jeq :r1 0 :done]
+       [:mov64 :r0 1]
+       :done
+       [:exit]]
+
+  | written                                       | mnemonics                                       |
+  |-----------------------------------------------|-------------------------------------------------|
+  | `[:add64 :r1 :r2]`, `[:add64 :r1 5]`          | `mov add sub mul div mod or and xor lsh rsh arsh`; `64`, `32` |
+  | `[:neg64 :r1]`                                | `neg64 neg32`                                   |
+  | `[:be16 :r1]`                                 | `be16 be32 be64 le16 le32 le64`: machine's order to that, or back |
+  | `[:lddw :r1 0x1122334455667788]`              | a number of 64 bits, in two slots               |
+  | `[:lddw :r1 m]`, `[:ld-map-value :r1 m 8]`    | map `m`; the address in its value 0, plus 8; two slots |
+  | `[:ldxw :r1 [:r2 4]]`                         | `ldxb ldxh ldxw ldxdw`: 1, 2, 4 and 8 bytes     |
+  | `[:stxw [:r10 -4] :r1]`, `[:stw [:r10 -4] 7]` | `stxb stxh stxw stxdw`, `stb sth stw stdw`      |
+  | `[:atomic-add64 [:r0 0] :r1]`                 | `add or and xor`, `fetch-` and these, `xchg cmpxchg`; `64`, `32` |
+  | `[:jeq :r1 5 :label]`, `[:jeq :r1 :r2 3]`     | `jeq jne jgt jge jlt jle jset jsgt jsge jslt jsle`, and with `32` |
+  | `[:ja :label]`, `[:exit]`                     |                                                 |
+  | `[:call :map-lookup-elem]`, `[:call 1]`       | the names are in `helpers`                      |
+
+  Offsets of jumps count slots of eight bytes from the instruction that
+  follows. Whether a program is safe is the kernel's judgement, not made here.
+  Encodings are those of RFC 9669; this namespace does no I/O."
+  (:require [bpfmap.error :refer [error list-of shown]]
+            [bpfmap.isa :as isa :refer [ranges registers]]
+            [clojure.string :as str])
+  (:import (java.nio ByteBuffer ByteOrder)))
+
+(set! *warn-on-reflection* true)
+
+(def helpers "Helper functions by name, in kebab case, to number; see `bpfmap.isa`." isa/helpers)
+
+(def mnemonics "What is known of each mnemonic, as data; see `bpfmap.isa`." isa/mnemonics)
+
+;; ---------------------------------------------------------------- operands
+;; A reader takes the context of an operand and the operand, and answers with the fields it sets: :dst, :src, :off,
+;; :imm, :next (the immediate of a second slot), :code (bits to add), :kind and :ref (a relocation). When it cannot,
+;; it answers with a string that says why, which ends the error's message.
+
+(defn- in-range? [range x]
+  (let [[low high] (ranges range)]
+    (<= low x high)))
+
+(defn- outside [what x range & [more]]
+  (let [[low high] (ranges range)]
+    (str what " " x " is outside " low " to " high more)))
+
+(defn- suggestions
+  "Names of a table that a mistaken name may mean, as a text to append, or nil."
+  [table mistaken]
+  (let [wanted (-> (name mistaken) (str/replace "_" "-") (str/replace #"^bpf-(func-)?" ""))
+        near? (fn [k] (or (str/starts-with? (name k) wanted) (str/starts-with? wanted (name k))))]
+    (when-let [found (seq (take 8 (sort (filter near? (keys table)))))]
+      (str "; is it " (list-of found) "?"))))
+
+(defn- register [field]
+  (fn [_ x]
+    (if-let [n (registers x)]
+      {field n}
+      (str (pr-str (shown x)) " is not a register, :r0 to :r10"))))
+
+(defn- written-register [field]
+  (fn [context x]
+    (if (= :r10 x)
+      ":r10, the frame pointer, is read-only"
+      ((register field) context x))))
+
+(defn- memory [field]
+  (fn [context x]
+    (if-not (and (vector? x) (= 2 (count x)) (integer? (second x)))
+      (str (pr-str (shown x)) " is not a memory operand: a register and an offset in bytes, such as [:r10 -8]")
+      (let [[base off] x
+            fields ((register field) context base)]
+        (cond
+          (string? fields) fields
+          (in-range? :signed16 off) (assoc fields :off off)
+          :else (outside "the offset" off :signed16))))))
+
+(defn- immediate [{{range :immediate} :row} x]
+  (cond
+    (not (integer? x)) (str (pr-str (shown x)) " is not an integer")
+    (in-range? range x) {:imm x}
+    :else (outside "the immediate" x range
+                   (when (= :signed32 range)
+                     ", and its sign is extended to 64 bits; :lddw takes a larger one"))))
+
+(defn- source [context x]
+  (cond
+    (registers x) {:code 0x08 :src (registers x)}
+    (integer? x) (immediate context x)
+    :else (str (pr-str (shown x)) " is neither a register, :r0 to :r10, nor an integer")))
+
+(defn- map-reference [kind src]
+  (fn [_ x]
+    ;; Any object may stand for a map, so only what is surely a slip is refused.
+    (if (or (nil? x) (boolean? x) (number? x) (registers x))
+      (str (pr-str x) " is not a map")
+      {:src src :imm 0 :kind kind :ref x})))
+
+(defn- wide [context x]
+  (cond
+    (registers x) (str x " is a register; [:mov64 …] copies one")
+    (not (integer? x)) ((map-reference :map-fd 1) context x) ; BPF_PSEUDO_MAP_FD
+    (in-range? :bits64 x) (let [bits (.longValue (biginteger x))]
+                            {:imm bits :next (bit-shift-right bits 32)})
+    :else (outside "the immediate" x :bits64)))
+
+(defn- map-offset [_ x]
+  (cond
+    (not (integer? x)) (str (pr-str (shown x)) " is not an offset in bytes")
+    (in-range? :unsigned32 x) {:next x}
+    :else (outside "the offset" x :unsigned32)))
+
+(defn- target [{:keys [slot labels starts end]} x]
+  (let [off (cond
+              (keyword? x) (some-> (labels x) (- slot 1))
+              (integer? x) x)]
+    (cond
+      (and (nil? off) (keyword? x)) (str "there is no label " x)
+      (nil? off) (str (pr-str (shown x)) " is neither a label nor an offset in slots")
+      (not (in-range? :signed16 off)) (outside "the jump by" off :signed16 " slots")
+      (starts (+ slot 1 off)) {:off off}
+      (< -1 (+ slot 1 off) end) (str "the jump to " x " ends inside an instruction of two slots")
+      :else (str "the jump to " x " leaves the program"))))
+
+(defn- helper [_ x]
+  (cond
+    (integer? x) (if (in-range? :unsigned31 x) {:imm x} (outside "the helper's number" x :unsigned31))
+    (helpers x) {:imm (helpers x)}
+    (keyword? x) (str "there is no helper " x (suggestions helpers x))
+    :else (str (pr-str (shown x)) " is neither a helper's name nor its number")))
+
+(def ^:private operands
+  "Kind of operand to how a usage line shows it, and what reads it."
+  {:to {:shows "register" :read (written-register :dst)}
+   :left {:shows "register" :read (register :dst)}
+   :right {:shows "register" :read (register :src)}
+   :fetched {:shows "register" :read (written-register :src)}
+   :source {:shows "register-or-immediate" :read source}
+   :immediate {:shows "immediate" :read immediate}
+   :memory-from {:shows "[register offset]" :read (memory :src)}
+   :memory-to {:shows "[register offset]" :read (memory :dst)}
+   :wide {:shows "immediate-or-map" :read wide}
+   :map {:shows "map" :read (map-reference :map-value 2)} ; BPF_PSEUDO_MAP_VALUE
+   :map-offset {:shows "offset" :read map-offset}
+   :target {:shows "label-or-offset" :read target}
+   :helper {:shows "helper" :read helper}})
+
+;; ---------------------------------------------------------------- assembly
+
+(defn- invalid ^Throwable [index item hint]
+  (error :invalid-program
+         (str "Cannot assemble " (when index (str "instruction " index ", ")) (pr-str (shown item)))
+         {:bpfmap/op :assemble :bpfmap/path (when index [index]) :bpfmap/hint hint}))
+
+(defn- instruction? [x]
+  (and (vector? x) (keyword? (first x))))
+
+(defn- flat [x]
+  (cond
+    (nil? x) nil
+    (and (sequential? x) (not (instruction? x))) (mapcat flat x)
+    :else [x]))
+
+(defn- label-problem [labels label]
+  (cond
+    (or (mnemonics label) (registers label)) "a bare keyword is a label, an instruction a vector, such as [:exit]"
+    (labels label) (str "the label " label " is defined twice")))
+
+(defn- row-problem [insn]
+  (let [mnemonic (first insn)
+        {kinds :operands :as row} (mnemonics mnemonic)]
+    (cond
+      (nil? row)
+      (str "there is no instruction " mnemonic
+           (if (mnemonics (when (vector? (second insn)) (first (second insn))))
+             "; nested instructions that start with a label must be a list"
+             (suggestions mnemonics mnemonic)))
+      (not= (count kinds) (dec (count insn)))
+      (str "its form is [" (str/join " " (cons mnemonic (map (comp :shows operands) kinds))) "]"))))
+
+(defn- layout
+  "Gives each instruction its slot and each label the slot it stands for."
+  [items]
+  (reduce
+   (fn [{:keys [labels end] :as state} [index item]]
+     (if-let [problem (cond
+                        (keyword? item) (label-problem labels item)
+                        (instruction? item) (row-problem item)
+                        :else "an instruction is a vector such as [:mov64 :r0 0], a label a keyword")]
+       (throw (invalid index item problem))
+       (if (keyword? item)
+         (assoc-in state [:labels item] end)
+         (let [row (mnemonics (first item))]
+           (-> state
+               (update :insns conj {:index index :slot end :row row :insn item})
+               (update :starts conj end)
+               (assoc :end (+ end (:slots row 1))))))))
+   {:insns [] :labels {} :starts #{} :end 0}
+   (map-indexed vector items)))
+
+(defn- encode
+  "Reads the operands of an instruction; returns it with the fields that they set."
+  [program {:keys [index row insn] :as item}]
+  (let [context (merge program item)]
+    (reduce
+     (fn [fields [kind operand]]
+       (let [read (get-in operands [kind :read])
+             fields-or-problem (read context operand)]
+         (if (string? fields-or-problem)
+           (throw (invalid index insn fields-or-problem))
+           ;; Operands set fields of their own, except that a register as the source adds a bit to the opcode.
+           (merge-with + fields fields-or-problem))))
+     (merge (select-keys item [:slot]) (select-keys row [:code :imm :slots]))
+     (map vector (:operands row) (rest insn)))))
+
+(defn- write-slot! [^ByteBuffer buffer {:keys [code dst src off imm] :or {code 0 dst 0 src 0 off 0 imm 0}}]
+  ;; The two registers share a byte as bit fields of C, which the order of bytes turns around as well.
+  (let [[low high] (if (= ByteOrder/BIG_ENDIAN (.order buffer)) [src dst] [dst src])]
+    (.put buffer (unchecked-byte (long code)))
+    (.put buffer (unchecked-byte (+ (long low) (* 16 (long high)))))
+    (.putShort buffer (unchecked-short (long off)))
+    (.putInt buffer (unchecked-int (long imm)))))
+
+(defn assemble
+  "Turns instructions into the bytes the kernel loads, and a list of the maps they name.
+
+  `insns` is a sequence of instructions and labels, as this namespace
+  describes. Nested sequences become part of it and nil is left out, so that a
+  function may stand for several instructions. A vector that starts with a
+  keyword is always an instruction: nested instructions that start with a
+  label must be a list or another seq. Labels are known in the whole program;
+  a function that defines one defines a new one each time, made with `gensym`.
+
+  Immediates are integers of 32 bits, and of 64 bits for `:lddw`. Where the
+  sign of 32 bits is extended to 64 they are -2147483648 to 2147483647. Where
+  an operation uses 32, 16 or 8 bits only, the unsigned reading is also taken.
+
+  In the place of a map stands any object but a number, a boolean, nil or a
+  register. Its descriptor is not known here, so its immediate is 0 and it is
+  listed under `:relocations`; see `patch-map-fd!`.
+
+  | option        | what it is                                                     |
+  |---------------|----------------------------------------------------------------|
+  | `:byte-order` | a `java.nio.ByteOrder`, by default that of this machine        |
+
+  Returns `{:bytes b :relocations rs}`: a new byte array with eight bytes for
+  each slot, and a vector of `{:slot n :kind :map-fd-or-:map-value :ref map}`.
+
+  Throws `:invalid-program`. Its `:bpfmap/path` is `[index]`, the place of
+  the instruction in the flat sequence, labels included, counted from 0.
+
+      (vec (:bytes (assemble [[:mov64 :r0 2] [:exit]] {:byte-order ByteOrder/LITTLE_ENDIAN})))
+      ;=> [-73 0 0 0 2 0 0 0 -107 0 0 0 0 0 0 0]"
+  ([insns]
+   (assemble insns nil))
+  ([insns {:keys [byte-order]}]
+   (when-not (or (nil? insns) (sequential? insns))
+     (throw (invalid nil insns "a program is a sequence of instructions")))
+   (let [{:keys [insns end] :as program} (layout (mapcat flat insns))
+         _ (when (zero? end)
+             (throw (invalid nil [] "a program has an instruction; the smallest is [[:mov64 :r0 0] [:exit]]")))
+         encoded (mapv #(encode program %) insns)
+         buffer (doto (ByteBuffer/allocate (* 8 end)) (.order (or byte-order (ByteOrder/nativeOrder))))]
+     (doseq [fields encoded]
+       (write-slot! buffer fields)
+       (when (:slots fields)
+         (write-slot! buffer {:imm (:next fields 0)})))
+     {:bytes (.array buffer)
+      :relocations (into [] (comp (filter :kind) (map #(select-keys % [:slot :kind :ref]))) encoded)})))
+
+(defn patch-map-fd!
+  "Writes a map's descriptor into the instruction at a slot, and returns the same array.
+
+  `bytes` is in the order of this machine, and `slot` one that `assemble`
+  listed under `:relocations`. It changes the array: an assembled program
+  that is loaded twice should be copied with `aclone` first.
+
+      (reduce (fn [b {:keys [slot ref]}] (patch-map-fd! b slot (fd-of ref)))
+              (aclone bytes) relocations)"
+  ^bytes [^bytes bytes slot fd]
+  (-> (ByteBuffer/wrap bytes)
+      (.order (ByteOrder/nativeOrder))
+      (.putInt (+ 4 (* 8 (int slot))) (int fd)))
+  bytes)

@@ -1,0 +1,139 @@
+(ns bpfmap.errno
+  "What the kernel's refusals mean: names of errno values, and one table that explains them.
+
+  [[explain]] is pure. The facts that it reads about the process, the map and
+  the kernel are gathered by the effects layer, after a call has failed."
+  (:require [bpfmap.error :as error]
+            [bpfmap.rules :as rules]
+            [clojure.string :as str]))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private names
+  "Source: asm-generic/errno-base.h and errno.h; 524 is in the kernel's internal linux/errno.h."
+  {1 :EPERM 2 :ENOENT 3 :ESRCH 4 :EINTR 5 :EIO 6 :ENXIO 7 :E2BIG 9 :EBADF 10 :ECHILD 11 :EAGAIN
+   12 :ENOMEM 13 :EACCES 14 :EFAULT 16 :EBUSY 17 :EEXIST 18 :EXDEV 19 :ENODEV 20 :ENOTDIR
+   21 :EISDIR 22 :EINVAL 23 :ENFILE 24 :EMFILE 25 :ENOTTY 27 :EFBIG 28 :ENOSPC 30 :EROFS 33 :EDOM
+   34 :ERANGE 35 :EDEADLK 36 :ENAMETOOLONG 38 :ENOSYS 39 :ENOTEMPTY 40 :ELOOP 75 :EOVERFLOW
+   80 :ELIBBAD 95 :EOPNOTSUPP 110 :ETIMEDOUT 116 :ESTALE 122 :EDQUOT 524 :ENOTSUPP})
+
+(defn errno-name
+  "The name of an errno number as a keyword; the number itself where it has none.
+
+      (errno-name 524) ;=> :ENOTSUPP"
+  [code]
+  (names code code))
+
+(def ^:private writes #{:put! :insert! :replace! :delete! :take! :freeze!})
+(def ^:private reads #{:lookup :take! :next-key :reduce})
+(def ^:private elements (into writes reads))
+
+(defn- missing-capabilities [{:keys [op missing unprivileged-bpf-disabled]}]
+  (str (if (= :load op) "loading a program" (name op)) " needs " (str/join " and " (sort missing))
+       (when (and unprivileged-bpf-disabled (not= 0 unprivileged-bpf-disabled))
+         (str ", and kernel.unprivileged_bpf_disabled is " unprivileged-bpf-disabled))
+       "; run as root, or grant the capability (setcap, systemd's AmbientCapabilities=)"))
+
+(def ^:private explanations
+  "The first row that fits wins. `:errno` and `:op` are sets, absent where any will do;
+  `:when` looks at the facts; `:hint` is a text or a function of the facts."
+  [{:errno #{:EPERM} :op writes :when #(= :read-only (:access %)) :error :read-only
+    :hint "the map was opened read-only; open it with {:access :read-write}"}
+   {:errno #{:EPERM} :op reads :when #(= :write-only (:access %)) :error :write-only
+    :hint "the map was opened write-only; open it with {:access :read-write}"}
+   {:errno #{:EPERM} :op writes :when :frozen? :error :permission
+    :hint "the map is frozen: user space can never change it again"}
+   {:errno #{:EPERM} :op #{:pin!} :when #(false? (:bpffs? %)) :error :not-bpffs
+    :hint (fn [{:keys [path]}]
+            (str path " is not on a BPF file system; mount one with `mount -t bpf bpf DIRECTORY` and pin below it"))}
+   {:errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}
+   {:errno #{:EPERM} :op #{:create :load} :when #(some-> (:release %) (rules/at-least? "5.11") not) :error :permission
+    :hint "kernels before 5.11 charge maps to RLIMIT_MEMLOCK; raise it (ulimit -l unlimited)"}
+   {:errno #{:EPERM :EACCES} :op #{:open :pin! :unpin!} :when :path :error :permission
+    :hint (fn [{:keys [path]}] (str "the file mode of " path " or of a directory above it denies this"))}
+   {:errno #{:EPERM :EACCES} :op #{:load} :error :program-rejected
+    :hint "the verifier refused the program; the end of its log says which instruction and why"}
+   {:errno #{:EPERM :EACCES} :error :permission
+    :hint "the process has the capabilities; look for a security module (SELinux, AppArmor, lockdown) or a seccomp filter"}
+
+   {:errno #{:ENOENT :ENOTDIR} :op #{:open :pin! :unpin!} :when :path :error :not-found
+    :hint (fn [{:keys [path op]}]
+            (if (= :pin! op)
+              (str "the directory of " path " does not exist")
+              (str "there is no file " path)))}
+   {:errno #{:ENOENT} :op #{:open} :error :not-found :hint "no map has that id (any more); `list` shows those there are"}
+   {:errno #{:ENOENT} :op #{:attach-raw-tracepoint} :error :not-found
+    :hint "no raw tracepoint has that name; /sys/kernel/tracing/available_events lists them, without the part before the colon"}
+   {:errno #{:EEXIST} :op #{:pin!} :error :exists
+    :hint (fn [{:keys [path]}] (str path " exists already; unpin it, or pin somewhere else"))}
+   {:errno #{:EXDEV} :op #{:pin!} :error :invalid-value
+    :hint "a pin moves within one BPF file system only; clone the map to pin it on another"}
+
+   {:errno #{:E2BIG} :op #{:put! :insert! :replace!} :when #(= :array (:type %)) :error :out-of-range
+    :hint (fn [{:keys [max-entries]}] (str "an index of this array runs from 0 to " (dec max-entries)))}
+   {:errno #{:E2BIG} :op #{:put! :insert!} :error :map-full
+    :hint (fn [{:keys [max-entries]}] (str "the map holds its " max-entries " entries; delete some, or create it with more :max-entries"))}
+   {:errno #{:E2BIG} :op #{:create} :error :invalid-spec
+    :hint "key, value or :max-entries is larger than this kernel allows"}
+   {:errno #{:E2BIG} :op #{:load} :error :program-rejected :hint "the program is too long for this kernel"}
+   {:errno #{:ENOMEM} :error :no-memory
+    :hint "the kernel has no memory for it; make :max-entries or the values smaller, or allocate on demand with :no-prealloc"}
+   {:errno #{:EMFILE} :error :too-many-files :hint "this process has reached its limit of open files (ulimit -n)"}
+   {:errno #{:ENFILE} :error :too-many-files :hint "the system has reached its limit of open files (fs.file-max)"}
+   {:errno #{:EBUSY} :op #{:freeze!} :error :busy :hint "somebody has the map's memory mapped writable; unmap it first"}
+   {:errno #{:EBUSY} :error :busy :hint "the kernel is using it; try again"}
+   {:errno #{:EINTR :EAGAIN} :error :interrupted :hint "a signal cut it short part-way; try again"}
+
+   {:errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :op elements :when :alternative :error :not-supported :hint :alternative}
+   {:errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :op (set (keys rules/commands))
+    :when (fn [{:keys [op release]}] (some-> release (rules/at-least? (rules/commands op)) not)) :error :not-supported
+    :hint (fn [{:keys [op release]}] (str "it needs Linux " (rules/commands op) ", this is " release))}
+   {:errno #{:EINVAL} :op #{:create} :when :unsupported :error :not-supported :hint :unsupported}
+   {:errno #{:EINVAL} :op #{:create} :error :invalid-spec
+    :hint "the spec breaks a rule of its map type that bpfmap does not know of"}
+   {:op #{:load} :error :program-rejected
+    :hint "the kernel refused the program; the log, where there is one, says why"}
+   {:errno #{:EINVAL} :op #{:attach-raw-tracepoint} :error :invalid-value
+    :hint "only a program of type :raw-tracepoint attaches to a raw tracepoint"}
+   {:errno #{:EINVAL} :op #{:test-run} :error :invalid-value
+    :hint "the program type wants other input: data of 14 bytes or more for packet programs, a context and no data for raw tracepoints"}
+   {:errno #{:ENOTSUPP :EOPNOTSUPP :ENOSYS} :error :not-supported :hint "this kernel does not support it"}
+   {:error :kernel :hint "bpfmap knows no reason for this answer; please report it"}])
+
+(defn- fits? [row {:keys [op] :as facts} errno]
+  (and (or (nil? (:errno row)) ((:errno row) errno))
+       (or (nil? (:op row)) ((:op row) op))
+       (or (nil? (:when row)) ((:when row) facts))))
+
+(defn explain
+  "Says what an errno means, given the facts: `{:bpfmap/error kind :bpfmap/hint text}`.
+
+  Facts, all optional but `:op`: `:type :max-entries :frozen? :access :path
+  :bpffs? :alternative :unsupported` of the object, `:missing` (names of
+  capabilities the thread lacks), `:unprivileged-bpf-disabled`, `:release`.
+
+      (:bpfmap/error (explain 7 {:op :put! :type :hash :max-entries 10})) ;=> :map-full"
+  [code facts]
+  (let [row (first (filter #(fits? % facts (errno-name code)) explanations))
+        hint (:hint row)]
+    {:bpfmap/error (:error row)
+     :bpfmap/hint (if (string? hint) hint (hint facts))}))
+
+(defn failure
+  "The exception for an errno: what was asked, what the kernel said, what to do.
+
+  `what` begins the message. `facts` are those of [[explain]], with `:map`, the
+  identity of the map, and `:path`, the file, when there is one.
+
+      (throw (failure \"put! into map 7\" 7 {:op :put! :type :hash :max-entries 10}))"
+  [what code {:keys [op path] :as facts}]
+  (let [errno (errno-name code)
+        explanation (explain code facts)]
+    (error/error (:bpfmap/error explanation)
+                 (str what " failed with " (if (keyword? errno) (name errno) (str "errno " errno)))
+                 {:bpfmap/op op
+                  :bpfmap/errno errno
+                  :bpfmap/errno-code code
+                  :bpfmap/map (:map facts)
+                  :bpfmap/file path
+                  :bpfmap/hint (:bpfmap/hint explanation)})))

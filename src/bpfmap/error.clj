@@ -1,0 +1,64 @@
+(ns bpfmap.error
+  "The shape of every error this library throws.
+
+  An error is an `ex-info` whose data is EDN and nothing else, so that it can
+  be logged, sent and compared. Its keys:
+
+  | key                  | what it holds                                         |
+  |----------------------|-------------------------------------------------------|
+  | `:bpfmap/error`      | the kind, a keyword such as `:map-full`: test for this |
+  | `:bpfmap/op`         | what was asked, e.g. `:put!`                          |
+  | `:bpfmap/errno`      | the kernel's answer by name, e.g. `:E2BIG`            |
+  | `:bpfmap/errno-code` | the same as a number                                  |
+  | `:bpfmap/map`        | `{:id :name :type}` of the map concerned              |
+  | `:bpfmap/path`       | where in the given data, e.g. `[:value]`              |
+  | `:bpfmap/file`       | the file concerned, e.g. a pin path                   |
+  | `:bpfmap/hint`       | what is wrong and how to mend it                      |
+
+  Kinds may be added; a kind that exists keeps its meaning."
+  (:require [clojure.string :as str]))
+
+(set! *warn-on-reflection* true)
+
+(defn shown
+  "Makes a value safe for error data: EDN scalars and collections stay, all else becomes a string.
+
+  Collections are cut at 16 elements and strings at 200 characters, so that
+  an error about a large value stays readable.
+
+      (shown [1 (Object.)]) ;=> [1 \"java.lang.Object\"]"
+  [x]
+  (cond
+    (string? x) (if (< 200 (count x)) (str (subs x 0 200) "…") x)
+    (or (nil? x) (boolean? x) (number? x) (keyword? x) (symbol? x) (char? x)
+        (uuid? x) (inst? x)) x
+    (map? x) (into {} (map (fn [[k v]] [(shown k) (shown v)])) (take 16 x))
+    (set? x) (into #{} (map shown) (take 16 x))
+    (or (sequential? x)) (into [] (map shown) (take 16 x))
+    (bytes? x) (str "byte[" (alength ^bytes x) "]")
+    :else (.getName (class x))))
+
+(defn error
+  "Makes the exception of a kind, with a message for people and data for programs.
+
+  `data` may use any of the keys of this namespace's table; nil values are left
+  out. The hint, when there is one, ends the message too: a person who sees only the message
+  sees all of it.
+
+      (throw (error :invalid-spec \"A spec needs :type\" {:bpfmap/path [:type]}))"
+  (^Throwable [kind message data]
+   (error kind message data nil))
+  (^Throwable [kind message data cause]
+   (let [data (into {:bpfmap/error kind} (remove (comp nil? val)) data)
+         hint (:bpfmap/hint data)]
+     (ex-info (cond-> message hint (str ": " hint)) data cause))))
+
+(defn list-of
+  "Joins names for a message: `:a, :b or :c`.
+
+      (list-of [:a :b :c]) ;=> \":a, :b or :c\""
+  [xs]
+  (let [xs (map str xs)]
+    (if (next xs)
+      (str (str/join ", " (butlast xs)) " or " (last xs))
+      (str (first xs)))))

@@ -1,0 +1,233 @@
+(ns bpfmap.impl.lifecycle
+  "How an open map comes to be, and how its name in the file system comes and goes."
+  (:require [bpfmap.codec :as codec]
+            [bpfmap.error :as error]
+            [bpfmap.feature :as feature]
+            [bpfmap.impl.store :as store]
+            [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.elements :as el]
+            [bpfmap.impl.sys.maps :as maps]
+            [bpfmap.spec :as spec]
+            [bpfmap.type :as type]
+            [clojure.string :as str])
+  (:import (clojure.lang ExceptionInfo)
+           (java.io File)
+           (java.nio.file Files NoSuchFileException Path)))
+
+(set! *warn-on-reflection* true)
+
+(defmacro ^:private owning
+  "Runs body; closes the descriptor if it throws."
+  [fd & body]
+  `(try
+     ~@body
+     (catch Throwable t#
+       (sys/close ~fd)
+       (throw t#))))
+
+;; --- create
+
+(defmacro ^:private naming-entry
+  "Runs body; an error of it says which entry of :contents it is about."
+  [k & body]
+  `(try
+     ~@body
+     (catch ExceptionInfo e#
+       (throw (ex-info (str "In :contents, the entry of " (pr-str (error/shown ~k)) ": " (ex-message e#))
+                       (assoc (ex-data e#) :bpfmap/op :create :bpfmap/path [:contents (error/shown ~k)])
+                       e#)))))
+
+(defn create
+  "Creates a map from a spec: checked, filled, frozen, in this order."
+  [spec]
+  (let [{:keys [name contents freeze flags key value] :as spec} (spec/complete spec)
+        facts {:op :create :map {:name name :type (:type spec)}}]
+    (when (seq contents)
+      (let [key-codec (codec/codec key [:key])
+            value-codec (codec/codec value [:value])]
+        (doseq [[k v] contents]
+          (naming-entry k
+            (el/check key-codec k)
+            (el/check value-codec v)))))
+    (let [fd (maps/create (assoc spec :name (spec/kernel-name name))
+                             (assoc facts :unsupported (delay (feature/unsupported spec))))]
+      (owning fd
+        (let [access (cond (flags :rdonly) :read-only (flags :wronly) :write-only :else :read-write)
+              m (store/handle fd (maps/info fd facts) (dissoc spec :contents :freeze) access nil)]
+          (doseq [[k v] contents]
+            (naming-entry k (store/put! m k v)))
+          (when (or freeze (spec/frozen-by-name? name))
+            (maps/freeze fd facts))
+          m)))))
+
+;; --- open
+
+(defn- invalid-option [path message hint]
+  (error/error :invalid-value message {:bpfmap/op :open :bpfmap/path path :bpfmap/hint hint}))
+
+(defn- check-options [options]
+  (when-not (or (nil? options) (map? options))
+    (throw (invalid-option [] (str "Options are a map, not " (pr-str (error/shown options))) nil)))
+  (doseq [[k v] options]
+    (when-not (#{:access :key :value} k)
+      (throw (invalid-option [k] (str "Unknown option " (pr-str k)) "open takes :access, :key and :value")))
+    (when (and (= :access k) (not (maps/access-flags v)))
+      (throw (invalid-option [k] (str "Unknown access " (pr-str (error/shown v)))
+                             (str "it is " (error/list-of (keys maps/access-flags))))))))
+
+(defn- typed
+  "The type for one side of an opened map: the one given if it fits, else bytes."
+  [side given {:keys [id] :as info} op]
+  (let [size ((case side :key :key-size :value :value-size) info)]
+    (cond
+      (nil? given) (when (pos? (long size)) [:bytes size])
+      (= size (type/size (type/check given [side]))) given
+      :else (throw (error/error :incompatible
+                                (str "The " (name side) " of map " id " cannot be a " (pr-str given))
+                                {:bpfmap/op op
+                                 :bpfmap/map (select-keys info [:id :name :type])
+                                 :bpfmap/path [side]
+                                 :bpfmap/hint (str "it has " size " bytes, and the type has " (type/size given))})))))
+
+(defn- adopt
+  "A handle of a descriptor just opened. The kernel does not say on which NUMA node a map is, so its spec does not either."
+  [fd options path facts]
+  (owning fd
+    (let [info (maps/info fd facts)
+          spec (-> (select-keys info [:name :type :key-size :value-size :max-entries :flags])
+                   (update :flags disj :numa-node)
+                   (assoc :key (typed :key (:key options) info :open)
+                          :value (typed :value (:value options) info :open)))]
+      (store/handle fd info spec (or (sys/access fd) (:access options :read-write)) path))))
+
+(defn infos
+  "What the kernel says of every map, by ascending id; calls `skipped` with the error of each that cannot be opened."
+  [op skipped]
+  (let [facts {:op op}
+        info (fn [id]
+               (try
+                 (let [fd (maps/by-id id :read-only facts)]
+                   (try
+                     (maps/info fd facts)
+                     (finally (sys/close fd))))
+                 (catch ExceptionInfo e
+                   (skipped id e)
+                   nil)))]
+    (->> (iterate #(maps/next-id % facts) (maps/next-id 0 facts))
+         (take-while some?)
+         (keep info)
+         (into []))))
+
+(defn- id-of-name [name]
+  (let [kernel-name (spec/kernel-name name)
+        found (filter #(= kernel-name (:name %)) (infos :open (fn [_ _])))
+        refuse (fn [kind hint]
+                 (throw (error/error kind (str "No single map is named " (pr-str name))
+                                     {:bpfmap/op :open
+                                      :bpfmap/candidates (seq (map #(select-keys % [:id :name :type]) found))
+                                      :bpfmap/hint hint})))]
+    (case (count found)
+      0 (refuse :not-found "no map on this host has the name; `list` shows those there are")
+      1 (:id (first found))
+      (refuse :ambiguous (str "it is the name of maps " (str/join ", " (map :id found)) "; open one by its id")))))
+
+(defn- path-text
+  "A file's path as the kernel takes it; throws for one that it cannot take."
+  [file op]
+  (let [text (str file)
+        refuse (fn [hint]
+                 (throw (error/error :invalid-value (str "Not a pin path: " (pr-str text))
+                                     {:bpfmap/op op :bpfmap/file text :bpfmap/hint hint})))]
+    (cond
+      (str/blank? text) (refuse "it is empty")
+      (str/includes? text "\u0000") (refuse "it has a NUL character")
+      :else text)))
+
+(defn- whole-number [ref n]
+  (if (and (int? n) (<= 0 n 0x7fffffff))
+    n
+    (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref))) "ids and descriptors are numbers from 0"))))
+
+(defn- open-path [file options]
+  (let [path (path-text file :open)
+        facts {:op :open :path path}
+        fd (try
+             (maps/by-path path (:access options :read-write) facts)
+             (catch ExceptionInfo e
+               (if (and (= :not-found (:bpfmap/error (ex-data e))) (not (str/includes? path "/")))
+                 (throw (error/error :not-found (str "There is no file " path)
+                                     (assoc (ex-data e) :bpfmap/hint (str "to open a map by its name: (open {:name " (pr-str path) "})"))))
+                 (throw e))))]
+    (adopt fd options path facts)))
+
+(defn- open-id [id options]
+  (let [facts {:op :open}]
+    (adopt (maps/by-id id (:access options :read-write) facts) options nil facts)))
+
+(defn open
+  "Opens a map by id, pin path, `{:name …}` or `{:fd …}`."
+  [ref options]
+  (check-options options)
+  (cond
+    (int? ref) (open-id (whole-number ref ref) options)
+    (or (string? ref) (instance? Path ref) (instance? File ref)) (open-path ref options)
+    (and (map? ref) (= 1 (count ref)))
+    (let [[kind x] (first ref)]
+      (case kind
+        :id (open-id (whole-number ref x) options)
+        :path (open-path x options)
+        :name (open-id (id-of-name x) options)
+        :fd (let [facts {:op :open}]
+              (adopt (maps/by-descriptor (whole-number ref x) facts) options nil facts))
+        (throw (invalid-option [kind] (str "Unknown reference " (pr-str (error/shown ref)))
+                               "it is {:id n}, {:path p}, {:name n} or {:fd n}"))))
+    :else (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref)))
+                                 "open takes an id, a pin path, {:name n} or {:fd n}"))))
+
+;; --- pins
+
+(defn- check-pin-name [path]
+  (let [last-part (str (.getFileName (Path/of path (make-array String 0))))]
+    (when (str/includes? last-part ".")
+      (throw (error/error :invalid-value (str "Cannot pin to " path)
+                          {:bpfmap/op :pin! :bpfmap/file path
+                           :bpfmap/hint "the BPF file system takes no dots in a name"})))))
+
+(defn pin!
+  "Pins the map at a path, or moves its pin there."
+  [m file]
+  (let [path (path-text file :pin!)
+        pin (store/pin-of m)
+        facts {:op :pin! :path path :map (store/identity-of m)}]
+    (check-pin-name path)
+    (locking pin
+      (let [old @pin]
+        (cond
+          (nil? old) (maps/pin (store/descriptor m) path facts)
+          (= old path) nil
+          :else (try
+                  (sys/rename old path facts)
+                  (catch ExceptionInfo e
+                    ;; The old pin may be gone: another handle unpinned it. Then there is nothing to move.
+                    (if (and (= :ENOENT (:bpfmap/errno (ex-data e)))
+                             (not (.exists (File. ^String old))))
+                      (maps/pin (store/descriptor m) path facts)
+                      (throw e))))))
+      (reset! pin path)))
+  m)
+
+(defn unpin!
+  "Removes the pin of this handle, if it has one that is still there."
+  [m]
+  (let [pin (store/pin-of m)]
+    (locking pin
+      (when-let [path @pin]
+        (try
+          (Files/delete (Path/of path (make-array String 0)))
+          (catch NoSuchFileException _)
+          (catch java.io.IOException e
+            (throw (error/error :permission (str "Removing the pin " path " failed")
+                                {:bpfmap/op :unpin! :bpfmap/file path :bpfmap/map (store/identity-of m)
+                                 :bpfmap/hint (ex-message e)} e))))
+        (reset! pin nil))))
+  m)

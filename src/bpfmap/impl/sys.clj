@@ -1,0 +1,162 @@
+(ns bpfmap.impl.sys
+  "The commands of bpf(2) as functions: numbers and descriptors in, data and descriptors out, errors as data.
+
+  With `bpfmap.impl.sys.elements`, which has the hot paths, this is the only
+  namespace that calls the kernel."
+  (:require [bpfmap.errno :as errno]
+            [bpfmap.error :as error]
+            [bpfmap.impl.sys.procfs :as procfs]
+            [bpfmap.rules :as rules])
+  (:import (bpfmap.sys Abi Attr Bytes ClosedFdException Cpus Descriptors Fd Native)
+           (java.lang.foreign MemorySegment)))
+
+(set! *warn-on-reflection* true)
+
+;; --- failures
+
+(def ^:private needed-capabilities
+  "What the kernel asks of a process, by operation. Since 5.8; before that, CAP_SYS_ADMIN for all."
+  {:create ["CAP_BPF"]
+   :load ["CAP_BPF" "CAP_PERFMON"]
+   :attach-raw-tracepoint ["CAP_PERFMON"]
+   :test-run ["CAP_BPF"]
+   :list ["CAP_SYS_ADMIN"]
+   :open ["CAP_SYS_ADMIN"]})
+
+(defn fdinfo
+  "What /proc says about an open descriptor, as a map of strings; empty where it cannot be read."
+  [^Fd fd]
+  (let [number (.acquire fd)]
+    (try
+      (procfs/fdinfo number)
+      (finally (.release fd)))))
+
+(defn- circumstances
+  "What the process and the kernel are like, as far as it can explain a failed operation."
+  [{:keys [op path fd]}]
+  {:release (procfs/kernel-release)
+   :missing (when-not path ; a path is a matter of file modes
+              (seq (procfs/missing-capabilities (needed-capabilities op))))
+   :unprivileged-bpf-disabled (procfs/unprivileged-bpf-disabled)
+   :bpffs? (when path (procfs/bpffs? path))
+   :frozen? (when fd (= "1" (get (fdinfo fd) "frozen")))})
+
+(defn failure
+  "The exception for a negated errno, explained from the facts given and the circumstances.
+
+  Facts are those of `bpfmap.errno/explain`, with `:fd` for the open map. A
+  fact that costs something to find out may be a delay."
+  ^Throwable [what result facts]
+  (errno/failure what (- (long result)) (merge (circumstances facts) (update-vals facts force))))
+
+(defn- closed [{:keys [op map]}]
+  (error/error :closed (str (if map (str "Map " (:id map) " (" (:name map) ")") "It") " is closed")
+               {:bpfmap/op op
+                :bpfmap/map map
+                :bpfmap/hint "it was closed before or during this call; open it again"}))
+
+(defn in-context
+  "Turns what layer 0 throws into errors as data, and adds the operation and the map to errors that lack them."
+  ^Throwable [^Throwable e {:keys [op map] :as facts}]
+  (let [data (ex-data e)]
+    (cond
+      (instance? ClosedFdException e)
+      (closed facts)
+
+      (and (instance? UnsupportedOperationException e) (Native/unavailable))
+      (error/error :not-supported "The kernel cannot be called"
+                   {:bpfmap/op op :bpfmap/hint (Native/unavailable)} e)
+
+      (and (:bpfmap/error data) op (nil? (:bpfmap/op data)))
+      (doto ^Throwable (ex-info (ex-message e) (cond-> (assoc data :bpfmap/op op) map (assoc :bpfmap/map map)) (ex-cause e))
+        (.setStackTrace (.getStackTrace e)))
+
+      :else e)))
+
+;; --- one command
+
+(defn command
+  "Makes one call of bpf(2): `fill` sets the fields of an attribute, `result` reads the outcome from the call's
+  number, the attribute, and what fill returned. A negated errno in `expected` counts as an outcome too."
+  ([what facts number fill result] (command what facts number fill result #{}))
+  ([what facts number fill result expected]
+   (try
+     (with-open [attr (Attr.)]
+       (let [filled (fill attr)
+             outcome (.call attr (int number))]
+         (if (and (neg? outcome) (not (expected outcome)))
+           (throw (failure what outcome facts))
+           (result outcome attr filled))))
+     (catch RuntimeException e
+       (throw (in-context e facts))))))
+
+(defn own
+  "An outcome that is a descriptor, owned: the `result` of a [[command]] that opens something."
+  ^Fd [outcome _attr _filled]
+  (Fd/own outcome))
+
+(defn text
+  "A NUL-terminated text of at most n bytes."
+  [^MemorySegment memory offset n]
+  (let [bytes (Bytes/copyOut memory offset n)]
+    (String. bytes 0 (int (count (take-while (complement zero?) bytes))) "UTF-8")))
+
+(defn u32
+  "A field of four bytes, as a number from 0."
+  [^MemorySegment memory offset]
+  (Bytes/getU32 memory offset false))
+
+;; --- descriptors
+
+(defn- duplicated ^Fd [outcome facts]
+  (if (neg? (long outcome))
+    (throw (failure "Duplicating the descriptor" outcome facts))
+    (Fd/own outcome)))
+
+(defn duplicate
+  "Duplicates a descriptor: same object, own lifetime."
+  ^Fd [^Fd fd facts]
+  (duplicated (Descriptors/duplicate fd) facts))
+
+(defn duplicate-number
+  "Duplicates a descriptor that somebody else owns, given by its number."
+  ^Fd [number facts]
+  (duplicated (Descriptors/duplicate (int number)) facts))
+
+(defn rename
+  "Moves a file in one step; refuses a target that exists."
+  [from to facts]
+  (let [outcome (Descriptors/rename from to)]
+    (when (neg? outcome)
+      (throw (failure (str "Moving " from " to " to) outcome facts)))))
+
+(defn kind
+  "What a descriptor is: `:map`, `:program`, `:link`, or nil for anything else."
+  [fd]
+  (let [info (fdinfo fd)]
+    (some (fn [[field kind]] (when (get info field) kind))
+          [["map_id" :map] ["link_id" :link] ["prog_id" :program]])))
+
+(defn access
+  "Which way a descriptor may be used: `:read-write`, `:read-only` or `:write-only`; nil where /proc cannot be read."
+  [fd]
+  (when-let [flags (get (fdinfo fd) "flags")]
+    (case (bit-and 3 (Long/parseLong flags 8))
+      0 :read-only
+      1 :write-only
+      :read-write)))
+
+(defn close
+  "Closes a descriptor; calls in flight end first. Closing twice is fine."
+  [^Fd fd]
+  (.close fd))
+
+(defn kernel-release
+  "The kernel's release as `uname -r` prints it; nil where that cannot be read."
+  []
+  (procfs/kernel-release))
+
+(defn possible-cpus
+  "The numbers of the CPUs that the kernel may ever bring up, ascending."
+  []
+  (vec (Cpus/possible)))

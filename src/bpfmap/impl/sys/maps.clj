@@ -1,0 +1,130 @@
+(ns bpfmap.impl.sys.maps
+  "The commands of bpf(2) on maps, other than those on elements."
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.sys :as sys]
+            [bpfmap.rules :as rules])
+  (:import (bpfmap.sys Abi Attr Bytes Fd)))
+
+(set! *warn-on-reflection* true)
+
+(def access-flags
+  "How a descriptor may be used, and the flags that ask for it."
+  {:read-write 0, :read-only Abi/BPF_F_RDONLY, :write-only Abi/BPF_F_WRONLY})
+
+(defn create
+  "Creates a map from a completed spec; returns its descriptor."
+  ^Fd [{:keys [type key-size value-size max-entries flags numa-node name]} facts]
+  (sys/command "Creating the map" facts Abi/BPF_MAP_CREATE
+           (fn [^Attr attr]
+             (doto attr
+               (.int32 Abi/MAP_CREATE_MAP_TYPE (rules/type-number type))
+               (.int32 Abi/MAP_CREATE_KEY_SIZE key-size)
+               (.int32 Abi/MAP_CREATE_VALUE_SIZE value-size)
+               (.int32 Abi/MAP_CREATE_MAX_ENTRIES max-entries)
+               (.int32 Abi/MAP_CREATE_MAP_FLAGS (rules/flag-word flags)))
+             (when numa-node (.int32 attr Abi/MAP_CREATE_NUMA_NODE numa-node))
+             (when (seq name) (.name attr Abi/MAP_CREATE_MAP_NAME name)))
+           sys/own))
+
+(defn info
+  "What the kernel says of an open map: names for type and flags, numbers as they are.
+
+  Fields that are zero where they do not apply are left out. `:frozen?` and
+  `:memlock` (bytes) come from fdinfo, and are missing where /proc cannot be read."
+  [^Fd fd facts]
+  (let [size 88
+        of (sys/fdinfo fd)]
+    (sys/command "Reading the map's info" facts Abi/BPF_OBJ_GET_INFO_BY_FD
+             (fn [^Attr attr]
+               (.fd attr Abi/INFO_BPF_FD fd)
+               (.int32 attr Abi/INFO_INFO_LEN size)
+               (.buffer attr Abi/INFO_INFO size))
+             (fn [_ _ memory]
+               (let [extra (Bytes/get64 memory Abi/MAP_INFO_MAP_EXTRA false)
+                     optional {:btf-id (sys/u32 memory Abi/MAP_INFO_BTF_ID)
+                               :ifindex (sys/u32 memory Abi/MAP_INFO_IFINDEX)
+                               :map-extra extra}]
+                 (cond-> {:id (sys/u32 memory Abi/MAP_INFO_ID)
+                          :type (rules/type-name (sys/u32 memory Abi/MAP_INFO_TYPE))
+                          :name (sys/text memory Abi/MAP_INFO_NAME (inc Abi/NAME_LENGTH))
+                          :key-size (sys/u32 memory Abi/MAP_INFO_KEY_SIZE)
+                          :value-size (sys/u32 memory Abi/MAP_INFO_VALUE_SIZE)
+                          :max-entries (sys/u32 memory Abi/MAP_INFO_MAX_ENTRIES)
+                          :flags (rules/flag-set (sys/u32 memory Abi/MAP_INFO_MAP_FLAGS))}
+                   true (into (remove (comp zero? val)) optional)
+                   (get of "memlock") (assoc :memlock (parse-long (get of "memlock")))
+                   (get of "frozen") (assoc :frozen? (= "1" (get of "frozen")))))))))
+
+(defn by-id
+  "Opens a map by its id; returns its descriptor."
+  ^Fd [id access facts]
+  (sys/command (str "Opening map " id) facts Abi/BPF_MAP_GET_FD_BY_ID
+           (fn [^Attr attr]
+             (.int32 attr Abi/ID_START_ID id)
+             (when-not (= :read-write access) (.int32 attr Abi/ID_OPEN_FLAGS (access-flags access))))
+           sys/own))
+
+(defn next-id
+  "The smallest map id above the given one; nil when there is none."
+  [id facts]
+  (sys/command "Listing the maps" facts Abi/BPF_MAP_GET_NEXT_ID
+           (fn [^Attr attr]
+             (.int32 attr Abi/ID_START_ID id)
+             (.int32 attr Abi/ID_NEXT_ID 0))
+           (fn [outcome ^Attr attr _]
+             (when (zero? (long outcome)) (.int32 attr Abi/ID_NEXT_ID)))
+           #{(- Abi/ENOENT)}))
+
+(defn freeze
+  "Freezes a map. Needs Linux 5.2."
+  [^Fd fd facts]
+  (sys/command "Freezing the map" (assoc facts :fd fd) Abi/BPF_MAP_FREEZE
+           (fn [^Attr attr] (.fd attr Abi/ELEM_MAP_FD fd))
+           (constantly nil)))
+
+;; --- pins
+
+(defn pin
+  "Pins an object below a BPF file system."
+  [^Fd fd path facts]
+  (sys/command (str "Pinning to " path) facts Abi/BPF_OBJ_PIN
+           (fn [^Attr attr]
+             (.string attr Abi/OBJ_PATHNAME path)
+             (.fd attr Abi/OBJ_BPF_FD fd))
+           (constantly nil)))
+
+(defn- not-a-map [place facts kind]
+  (error/error :not-a-map (str place " is not a map")
+               {:bpfmap/op (:op facts) :bpfmap/file (:path facts)
+                :bpfmap/hint (str "it is " (if kind (str "a " (name kind)) "something else"))}))
+
+(defn- checked
+  "The descriptor if it is a map's; else closes it and says what it is."
+  ^Fd [fd place facts]
+  (let [kind (sys/kind fd)]
+    (if (= :map kind)
+      fd
+      (do (sys/close fd)
+          (throw (not-a-map place facts kind))))))
+
+(defn- get-pinned ^Fd [path access facts expected]
+  (sys/command (str "Opening " path) facts Abi/BPF_OBJ_GET
+           (fn [^Attr attr]
+             (.string attr Abi/OBJ_PATHNAME path)
+             (when-not (= :read-write access) (.int32 attr Abi/OBJ_FILE_FLAGS (access-flags access))))
+           (fn [outcome attr filled]
+             (when-not (neg? (long outcome)) (sys/own outcome attr filled)))
+           expected))
+
+(defn by-path
+  "Opens a pinned map; returns its descriptor. Throws `:not-a-map` for a program or a link."
+  ^Fd [path access facts]
+  (let [fd (or (get-pinned path access facts #{(- Abi/EINVAL)})
+               ;; A pinned link answers EINVAL to anything but plain opening.
+               (get-pinned path :read-write facts #{}))]
+    (checked fd path facts)))
+
+(defn by-descriptor
+  "Duplicates a map's descriptor that somebody else owns, given by its number."
+  ^Fd [number facts]
+  (checked (sys/duplicate-number number facts) (str "Descriptor " number) facts))

@@ -1,0 +1,1 @@
+{bpfmap/bytes bpfmap.bytes/->bytes}

@@ -1,0 +1,485 @@
+(ns bpfmap.asm-test
+  "The assembler against RFC 9669, against LLVM, and against itself."
+  (:require [bpfmap.asm :as asm]
+            [bpfmap.fixture :as fixture]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :refer [are deftest is testing]]
+            [clojure.test.check.clojure-test :refer [defspec]]
+            [clojure.test.check.generators :as gen]
+            [clojure.test.check.properties :as prop])
+  (:import (clojure.lang ExceptionInfo)
+           (java.io ByteArrayOutputStream File)
+           (java.nio ByteBuffer ByteOrder)
+           (java.nio.file Files)
+           (java.util Arrays HexFormat)))
+
+(set! *warn-on-reflection* true)
+
+;; ---------------------------------------------------------------- helpers
+
+(def ^:private little {:byte-order ByteOrder/LITTLE_ENDIAN})
+(def ^:private big {:byte-order ByteOrder/BIG_ENDIAN})
+
+(defn- hex [^bytes bytes]
+  (.formatHex (HexFormat/of) bytes))
+
+(defn- assembled
+  "The bytes of a program in hex, little-endian unless told."
+  ([insns] (assembled insns little))
+  ([insns options] (hex (:bytes (asm/assemble insns options)))))
+
+(defn- alone
+  "The bytes of one instruction, with room around it for its jump."
+  ^bytes [insn options]
+  (let [room (repeat 4 [:exit])
+        bytes ^bytes (:bytes (asm/assemble [room insn room] options))]
+    (Arrays/copyOfRange bytes 32 (- (alength bytes) 32))))
+
+(defn- refused
+  "The error of a program that must not assemble, its data with the message as `:message`."
+  [insns]
+  (try (asm/assemble insns)
+       {:message "nothing was thrown"}
+       (catch ExceptionInfo e (assoc (ex-data e) :message (ex-message e)))))
+
+;; ---------------------------------------------------------------- encodings
+
+(def ^:private opcodes
+  "Opcodes by hand from the tables of RFC 9669: with an immediate (or the only one), then with a register."
+  {:add64 [0x07 0x0f] :sub64 [0x17 0x1f] :mul64 [0x27 0x2f] :div64 [0x37 0x3f] :or64 [0x47 0x4f]
+   :and64 [0x57 0x5f] :lsh64 [0x67 0x6f] :rsh64 [0x77 0x7f] :neg64 [0x87] :mod64 [0x97 0x9f]
+   :xor64 [0xa7 0xaf] :mov64 [0xb7 0xbf] :arsh64 [0xc7 0xcf]
+   :add32 [0x04 0x0c] :sub32 [0x14 0x1c] :mul32 [0x24 0x2c] :div32 [0x34 0x3c] :or32 [0x44 0x4c]
+   :and32 [0x54 0x5c] :lsh32 [0x64 0x6c] :rsh32 [0x74 0x7c] :neg32 [0x84] :mod32 [0x94 0x9c]
+   :xor32 [0xa4 0xac] :mov32 [0xb4 0xbc] :arsh32 [0xc4 0xcc]
+   :le16 [0xd4] :le32 [0xd4] :le64 [0xd4] :be16 [0xdc] :be32 [0xdc] :be64 [0xdc]
+   :lddw [0x18] :ld-map-value [0x18]
+   :ldxw [0x61] :ldxh [0x69] :ldxb [0x71] :ldxdw [0x79]
+   :stw [0x62] :sth [0x6a] :stb [0x72] :stdw [0x7a]
+   :stxw [0x63] :stxh [0x6b] :stxb [0x73] :stxdw [0x7b]
+   :atomic-add64 [0xdb] :atomic-or64 [0xdb] :atomic-and64 [0xdb] :atomic-xor64 [0xdb]
+   :atomic-fetch-add64 [0xdb] :atomic-fetch-or64 [0xdb] :atomic-fetch-and64 [0xdb] :atomic-fetch-xor64 [0xdb]
+   :atomic-xchg64 [0xdb] :atomic-cmpxchg64 [0xdb]
+   :atomic-add32 [0xc3] :atomic-or32 [0xc3] :atomic-and32 [0xc3] :atomic-xor32 [0xc3]
+   :atomic-fetch-add32 [0xc3] :atomic-fetch-or32 [0xc3] :atomic-fetch-and32 [0xc3] :atomic-fetch-xor32 [0xc3]
+   :atomic-xchg32 [0xc3] :atomic-cmpxchg32 [0xc3]
+   :ja [0x05] :jeq [0x15 0x1d] :jgt [0x25 0x2d] :jge [0x35 0x3d] :jset [0x45 0x4d] :jne [0x55 0x5d]
+   :jsgt [0x65 0x6d] :jsge [0x75 0x7d] :jlt [0xa5 0xad] :jle [0xb5 0xbd] :jslt [0xc5 0xcd] :jsle [0xd5 0xdd]
+   :jeq32 [0x16 0x1e] :jgt32 [0x26 0x2e] :jge32 [0x36 0x3e] :jset32 [0x46 0x4e] :jne32 [0x56 0x5e]
+   :jsgt32 [0x66 0x6e] :jsge32 [0x76 0x7e] :jlt32 [0xa6 0xae] :jle32 [0xb6 0xbe] :jslt32 [0xc6 0xce]
+   :jsle32 [0xd6 0xde]
+   :call [0x85] :exit [0x95]})
+
+(def ^:private plain-operand
+  {:to :r1 :left :r1 :right :r2 :fetched :r2 :source 1 :immediate 1 :memory-from [:r1 0] :memory-to [:r1 0]
+   :wide 1 :map :a-map :map-offset 0 :target 0 :helper 1})
+
+(deftest every-mnemonic-has-its-opcode
+  (is (= {:code 0xb7 :operands [:to :source] :immediate :signed32} (asm/mnemonics :mov64)))
+  (is (= (set (keys opcodes)) (set (keys asm/mnemonics))))
+  (doseq [[mnemonic [with-immediate with-register]] opcodes
+          :let [opcode (fn [operands]
+                         (bit-and 0xff (aget (alone (into [mnemonic] operands) little) 0)))
+                kinds (get-in asm/mnemonics [mnemonic :operands])]]
+    (is (= with-immediate (opcode (map plain-operand kinds))) mnemonic)
+    (when with-register
+      (is (= with-register (opcode (map (assoc plain-operand :source :r3) kinds))) mnemonic))))
+
+(deftest fields-are-where-the-standard-puts-them
+  (are [insn expected] (= expected (hex (alone insn little)))
+    [:mov64 :r1 5]                       "b701000005000000"
+    [:mov64 :r1 :r2]                     "bf21000000000000"
+    [:mov64 :r9 :r10]                    "bfa9000000000000"
+    [:mov64 :r0 -1]                      "b7000000ffffffff"
+    [:neg32 :r7]                         "8407000000000000"
+    [:be16 :r1]                          "dc01000010000000"
+    [:le64 :r1]                          "d401000040000000"
+    [:lddw :r1 0x1122334455667788]       "18010000887766550000000044332211"
+    [:lddw :r1 -1]                       "18010000ffffffff00000000ffffffff"
+    [:lddw :r1 0xffffffffffffffff]       "18010000ffffffff00000000ffffffff"
+    [:lddw :r1 0xffffffff]               "18010000ffffffff0000000000000000"
+    [:ldxb :r1 [:r2 4]]                  "7121040000000000"
+    [:ldxdw :r0 [:r10 -8]]               "79a0f8ff00000000"
+    [:stxdw [:r10 -8] :r1]               "7b1af8ff00000000"
+    [:stw [:r10 -4] 7]                   "620afcff07000000"
+    [:stb [:r10 -1] 255]                 "720affffff000000"
+    [:atomic-add64 [:r0 8] :r1]          "db10080000000000"
+    [:atomic-or64 [:r0 0] :r1]           "db10000040000000"
+    [:atomic-and32 [:r0 0] :r1]          "c310000050000000"
+    [:atomic-xor64 [:r0 0] :r1]          "db100000a0000000"
+    [:atomic-fetch-add64 [:r0 0] :r1]    "db10000001000000"
+    [:atomic-fetch-xor32 [:r0 0] :r1]    "c3100000a1000000"
+    [:atomic-xchg64 [:r0 0] :r1]         "db100000e1000000"
+    [:atomic-cmpxchg64 [:r2 0] :r1]      "db120000f1000000"
+    [:jeq :r1 5 2]                       "1501020005000000"
+    [:jsgt32 :r1 :r2 -1]                 "6e21ffff00000000"
+    [:ja 3]                              "0500030000000000"
+    [:call :map-lookup-elem]             "8500000001000000"
+    [:call 181]                          "85000000b5000000"
+    [:exit]                              "9500000000000000"))
+
+(deftest big-endian-turns-bytes-and-registers-around
+  (are [insn expected] (= expected (hex (alone insn big)))
+    [:mov64 :r1 :r2]               "bf12000000000000"
+    [:stw [:r10 -4] 7]             "62a0fffc00000007"
+    [:lddw :r1 0x1122334455667788] "18100000556677880000000011223344"))
+
+(deftest bytes-are-in-the-order-of-this-machine-unless-told
+  (is (= (assembled [[:stw [:r10 -4] 7]] nil)
+         (assembled [[:stw [:r10 -4] 7]] {:byte-order (ByteOrder/nativeOrder)})))
+  (is (= [-73 0 0 0 2 0 0 0 -107 0 0 0 0 0 0 0]
+         (vec (:bytes (asm/assemble [[:mov64 :r0 2] [:exit]] little))))))
+
+(deftest an-unsigned-immediate-is-taken-where-it-means-the-same-bits
+  (are [unsigned signed] (= (assembled [unsigned]) (assembled [signed]))
+    [:mov32 :r1 0xffffffff]    [:mov32 :r1 -1]
+    [:stw [:r10 -4] 0x80000000] [:stw [:r10 -4] -0x80000000]
+    [:lddw :r1 0x8000000000000000] [:lddw :r1 Long/MIN_VALUE]
+    [:mov64 :r1 (biginteger 7)] [:mov64 :r1 (short 7)])
+  (is (= (hex (alone [:jne32 :r1 0xfffffffe 0] little)) (hex (alone [:jne32 :r1 -2 0] little)))))
+
+;; ---------------------------------------------------------------- maps, labels, nesting
+
+(deftest a-map-leaves-a-relocation-for-its-descriptor
+  (let [counts (Object.)
+        {:keys [bytes relocations]} (asm/assemble [[:mov64 :r0 0]
+                                                   [:lddw :r1 counts]
+                                                   [:ld-map-value :r2 counts 16]
+                                                   [:exit]])]
+    (is (= [{:slot 1 :kind :map-fd :ref counts}
+            {:slot 3 :kind :map-value :ref counts}]
+           relocations))
+    (testing "and the instruction says what the number will be"
+      (is (= (str "b700000000000000"
+                  "1811000000000000" "0000000000000000"
+                  "1822000000000000" "0000000010000000"
+                  "9500000000000000")
+             (assembled [[:mov64 :r0 0] [:lddw :r1 counts] [:ld-map-value :r2 counts 16] [:exit]]))))
+    (testing "which is patched in, and nothing else"
+      (let [before (aclone ^bytes bytes)
+            after (asm/patch-map-fd! bytes 3 77)]
+        (is (identical? bytes after))
+        (is (= 77 (-> (ByteBuffer/wrap after) (.order (ByteOrder/nativeOrder)) (.getInt 28))))
+        (is (Arrays/equals before (asm/patch-map-fd! (aclone after) 3 0)))))))
+
+(deftest labels-stand-for-the-instruction-that-follows
+  (is (= (assembled [[:jeq :r1 0 3] [:lddw :r0 1] [:ja -4] [:exit]])
+         (assembled [:again [:jeq :r1 0 :done] [:lddw :r0 1] [:ja :again] :done [:exit]])))
+  (testing "several may share one"
+    (is (= (assembled [[:ja 0] [:exit]])
+           (assembled [[:ja :a] :b :a [:exit]])))))
+
+(deftest nested-instructions-become-part-of-the-program
+  (let [return (fn [n] (list [:mov64 :r0 n] [:exit]))]
+    (is (= (assembled [[:jeq :r1 0 :zero] [:mov64 :r0 1] [:exit] :zero [:mov64 :r0 0] [:exit]])
+           (assembled [nil [:jeq :r1 0 :zero] (return 1) () [[] nil] (list :zero (return 0))])
+           (assembled [[[[[:jeq :r1 0 :zero]]] (return 1)] :zero (when false [:exit]) (return 0)])))))
+
+;; ---------------------------------------------------------------- errors
+
+(deftest what-is-malformed-is-refused-with-the-reason
+  (are [message insns]
+       (let [error (refused insns)]
+         (and (is (= :invalid-program (:bpfmap/error error)))
+              (is (= :assemble (:bpfmap/op error)))
+              (is (str/includes? (:message error) message))))
+    "there is no instruction :mov; is it :mov32 or :mov64?"              [[:mov :r1 5]]
+    "there is no instruction :jeq64; is it :jeq?"                        [[:jeq64 :r1 5 0] [:exit]]
+    "there is no instruction :frob"                                      [[:frob]]
+    "nested instructions that start with a label must be a list"         [[:loop [:exit]]]
+    "its form is [:mov64 register register-or-immediate]"                [[:mov64 :r1]]
+    "its form is [:exit]"                                                [[:exit 0]]
+    "its form is [:jeq register register-or-immediate label-or-offset]"  [[:jeq :r1 :r2]]
+    "its form is [:stw [register offset] immediate]"                     [[:stw :r10 -4 7]]
+    ":r11 is not a register, :r0 to :r10"                                [[:mov64 :r11 5]]
+    "nil is not a register"                                              [[:neg64 nil]]
+    "5 is not a register"                                                [[:stxdw [:r10 -8] 5]]
+    "\"r2\" is neither a register, :r0 to :r10, nor an integer"          [[:mov64 :r1 "r2"]]
+    "1.5 is neither a register"                                          [[:mov64 :r1 1.5]]
+    ":r1 is not an integer"                                              [[:stw [:r10 -4] :r1]]
+    "the immediate 2147483648 is outside -2147483648 to 2147483647, and its sign is extended to 64 bits; :lddw"
+    [[:mov64 :r1 0x80000000]]
+    "the immediate 4294967295 is outside -2147483648 to 2147483647"      [[:stdw [:r10 -8] 0xffffffff]]
+    "the immediate -2147483649 is outside"                               [[:jeq :r1 -0x80000001 0] [:exit]]
+    "the immediate 4294967296 is outside -2147483648 to 4294967295"      [[:mov32 :r1 0x100000000]]
+    "the immediate 65536 is outside -32768 to 65535"                     [[:sth [:r10 -2] 0x10000]]
+    "the immediate 256 is outside -128 to 255"                           [[:stb [:r10 -1] 256]]
+    "the immediate 18446744073709551616 is outside -9223372036854775808 to 18446744073709551615"
+    [[:lddw :r1 0x10000000000000000]]
+    "the offset 32768 is outside -32768 to 32767"                        [[:ldxw :r1 [:r2 32768]]]
+    "the offset -32769 is outside"                                       [[:stxw [:r2 -32769] :r1]]
+    ":r2 is not a memory operand: a register and an offset in bytes, such as [:r10 -8]"
+    [[:ldxw :r1 :r2]]
+    "[:r2] is not a memory operand"                                      [[:ldxw :r1 [:r2]]]
+    "[:r2 :r3] is not a memory operand"                                  [[:ldxw :r1 [:r2 :r3]]]
+    ":m is not a register"                                               [[:ldxw :r1 [:m 0]]]
+    "there is no label :nowhere"                                         [[:ja :nowhere] [:exit]]
+    "nil is neither a label nor an offset in slots"                      [[:ja nil] [:exit]]
+    "the jump by 32768 is outside -32768 to 32767 slots"                 [[:ja 32768] [:exit]]
+    "the jump by 40000 is outside" [[:ja :far] (repeat 40000 [:exit]) :far [:exit]]
+    "the jump by -40001 is outside"                                      [:far (repeat 40000 [:exit]) [:ja :far]]
+    "the jump to 1 leaves the program"                                   [[:ja 1] [:exit]]
+    "the jump to -2 leaves the program"                                  [[:ja -2] [:exit]]
+    "the jump to :end leaves the program"                                [[:ja :end] [:exit] :end]
+    "the jump to 1 ends inside an instruction of two slots"              [[:ja 1] [:lddw :r0 1] [:exit]]
+    "the label :a is defined twice"                                      [:a [:ja :a] :a [:exit]]
+    "a bare keyword is a label, an instruction a vector"                 [:exit]
+    "a bare keyword is a label"                                          [:mov64 :r1 5]
+    "a bare keyword is a label"                                          [:r1 [:exit]]
+    ":r10, the frame pointer, is read-only"                              [[:add64 :r10 -8]]
+    ":r10, the frame pointer, is read-only"                              [[:ldxdw :r10 [:r1 0]]]
+    ":r10, the frame pointer, is read-only"                              [[:lddw :r10 1]]
+    ":r10, the frame pointer, is read-only"                              [[:ld-map-value :r10 :m 0]]
+    ":r10, the frame pointer, is read-only"                              [[:be16 :r10]]
+    ":r10, the frame pointer, is read-only"                              [[:atomic-fetch-add64 [:r0 0] :r10]]
+    ":r2 is a register; [:mov64 …] copies one"                           [[:lddw :r1 :r2]]
+    "nil is not a map"                                                   [[:lddw :r1 nil]]
+    "1.5 is not a map"                                                   [[:lddw :r1 1.5]]
+    "3 is not a map"                                                     [[:ld-map-value :r1 3 0]]
+    "the offset -1 is outside 0 to 4294967295"                           [[:ld-map-value :r1 :m -1]]
+    ":r2 is not an offset in bytes"                                      [[:ld-map-value :r1 :m :r2]]
+    "there is no helper :bpf_map_lookup_elem; is it :map-lookup-elem?"   [[:call :bpf_map_lookup_elem]]
+    "there is no helper :frobnicate"                                     [[:call :frobnicate]]
+    "the helper's number -1 is outside 0 to 2147483647"                  [[:call -1]]
+    "\"bind\" is neither a helper's name nor its number"                 [[:call "bind"]]
+    "an instruction is a vector such as [:mov64 :r0 0], a label a keyword" [{:mov64 [:r1 5]}]
+    "an instruction is a vector such as [:mov64 :r0 0], a label a keyword" [[:exit] 5]
+    "a program has an instruction; the smallest is [[:mov64 :r0 0] [:exit]]" []
+    "a program has an instruction"                                       nil
+    "a program has an instruction"                                       [:only-a-label nil ()]
+    "a program is a sequence of instructions"                            {:exit []}))
+
+(deftest an-error-says-which-instruction
+  (is (= {:bpfmap/error :invalid-program
+          :bpfmap/op :assemble
+          :bpfmap/path [3]
+          :bpfmap/hint ":r12 is not a register, :r0 to :r10"
+          :message "Cannot assemble instruction 3, [:mov64 :r12 0]: :r12 is not a register, :r0 to :r10"}
+         (refused [[:mov64 :r0 0] nil :label (list [:neg64 :r0] [[:mov64 :r12 0]]) [:exit]])))
+  (testing "and an object in it is named, not printed"
+    (is (= "Cannot assemble instruction 0, [:lddw :r10 \"java.lang.Object\"]: :r10, the frame pointer, is read-only"
+           (:message (refused [[:lddw :r10 (Object.)]])))))
+  (testing "and what concerns the whole has no place"
+    (is (not (contains? (refused []) :bpfmap/path)))))
+
+(deftest a-read-of-the-frame-pointer-is-fine
+  (is (asm/assemble [[:mov64 :r2 :r10] [:stxdw [:r10 -8] :r10] [:jeq :r10 :r10 0]
+                     [:atomic-add64 [:r10 -8] :r10] [:atomic-cmpxchg64 [:r10 -8] :r10] [:exit]])))
+
+;; ---------------------------------------------------------------- properties
+
+(defn- integers [low high]
+  (gen/one-of [(gen/elements [low -1 0 1 high]) (gen/large-integer* {:min low :max high})]))
+
+(defn- register-up-to [n]
+  (gen/fmap #(keyword (str "r" %)) (gen/choose 0 n)))
+
+(def ^:private memory
+  (gen/tuple (register-up-to 10) (integers -0x8000 0x7fff)))
+
+(def ^:private signed-32 (integers -0x80000000 0x7fffffff))
+
+(def ^:private operand
+  "Generators of good operands by kind; immediates are those that LLVM takes as well."
+  {:to (register-up-to 9) :left (register-up-to 10) :right (register-up-to 10) :fetched (register-up-to 9)
+   :source (gen/one-of [(register-up-to 10) signed-32])
+   :memory-from memory :memory-to memory
+   :wide (integers Long/MIN_VALUE Long/MAX_VALUE)
+   :map (gen/return :a-map) :map-offset (gen/choose 0 0x7fffffff)
+   :target (gen/choose -5 3) ; what `alone` has room for
+   :helper (gen/elements (concat (range 1 212) (keys asm/helpers)))})
+
+(defn- instruction-of [mnemonic]
+  (let [{:keys [operands] range :immediate} (asm/mnemonics mnemonic)
+        immediate (get {:bits8 (integers -0x80 0x7f) :bits16 (integers -0x8000 0x7fff)} range signed-32)]
+    (gen/fmap #(into [mnemonic] %)
+              (apply gen/tuple (map (assoc operand :immediate immediate) operands)))))
+
+(def ^:private instruction
+  (gen/bind (gen/elements (sort (keys asm/mnemonics))) instruction-of))
+
+(def ^:private straight-instruction
+  (gen/such-that #(not-any? #{:target} (get-in asm/mnemonics [(first %) :operands])) instruction 100))
+
+(defspec an-instruction-is-one-slot-or-two 500
+  (prop/for-all [insn instruction]
+    (= (if (#{:lddw :ld-map-value} (first insn)) 16 8)
+       (alength (alone insn little)))))
+
+(defspec a-program-is-its-instructions-one-after-the-other 100
+  (prop/for-all [insns (gen/not-empty (gen/vector straight-instruction))]
+    (= (assembled insns)
+       (apply str (map #(assembled [%]) insns))
+       (assembled (map list insns)))))
+
+(defspec both-byte-orders-hold-the-same-fields 500
+  (prop/for-all [insn instruction]
+    (let [fields (fn [{:keys [^ByteOrder byte-order] :as options}]
+                   (let [buffer (doto (ByteBuffer/wrap (alone insn options)) (.order byte-order))
+                         registers (bit-and 0xff (.get buffer 1))
+                         pair [(quot registers 16) (mod registers 16)]]
+                     [(.get buffer 0) (if (= big options) pair (rseq pair)) (.getShort buffer 2) (.getInt buffer 4)
+                      (when (< 8 (.capacity buffer)) (.getInt buffer 12))]))]
+      (= (fields big) (fields little)))))
+
+(defspec a-wide-immediate-is-read-back 200
+  (prop/for-all [x (integers Long/MIN_VALUE Long/MAX_VALUE)]
+    (let [buffer (doto (ByteBuffer/wrap (alone [:lddw :r1 x] little)) (.order ByteOrder/LITTLE_ENDIAN))]
+      (= x (bit-or (bit-shift-left (.getInt buffer 12) 32)
+                   (bit-and 0xffffffff (.getInt buffer 4)))))))
+
+(defspec labels-and-offsets-give-the-same-bytes 100
+  (prop/for-all [[insns jumps] (gen/let [insns (gen/not-empty (gen/vector straight-instruction))
+                                         jumps (gen/vector (gen/choose 0 (dec (count insns))) (count insns))]
+                                 [insns jumps])]
+    ;; Before each instruction stands a jump to the given one's own jump.
+    (let [slots (reductions + (map #(+ 1 (get-in asm/mnemonics [(first %) :slots] 1)) insns))
+          starts (vec (cons 0 slots))
+          label #(keyword (str "at-" %))]
+      (= (assembled (map (fn [insn i to] (list (label i) [:ja (label to)] insn)) insns (range) jumps))
+         (assembled (map (fn [insn i to] (list [:ja (- (starts to) (starts i) 1)] insn)) insns (range) jumps))))))
+
+(defspec whatever-is-given-assembles-or-is-refused 1000
+  (let [junk (gen/frequency [[4 (gen/one-of (vals operand))]
+                             [1 (gen/elements [nil :a :r10 :r11 1/2 2.5 "s" [] [:r1] 0x10000000000000000N])]
+                             [1 gen/any-printable-equatable]])
+        insn (gen/let [mnemonic (gen/elements (sort (keys asm/mnemonics)))
+                       operands (gen/vector junk 0 4)]
+               (into [mnemonic] operands))]
+    (prop/for-all [insns (gen/vector (gen/frequency [[5 insn] [3 instruction] [1 junk]]) 0 4)]
+      (try
+        (zero? (mod (alength ^bytes (:bytes (asm/assemble insns))) 8))
+        (catch ExceptionInfo e
+          (let [{:bpfmap/keys [error path hint]} (ex-data e)]
+            (and (= :invalid-program error)
+                 (string? hint)
+                 (or (nat-int? (first path)) (str/starts-with? hint "a program has an instruction")))))))))
+
+;; ---------------------------------------------------------------- LLVM and the kernel's header as oracles
+
+(defn- run
+  "Runs a command with text as its input; nil when there is no such command."
+  [command ^String input]
+  (try
+    (let [process (-> (ProcessBuilder. ^java.util.List command) .start)
+          err (future (slurp (.getErrorStream process)))]
+      (future (with-open [out (.getOutputStream process)] (.write out (.getBytes input "UTF-8"))))
+      (let [out (ByteArrayOutputStream.)]
+        (io/copy (.getInputStream process) out)
+        {:exit (.waitFor process) :err @err :out (.toString out "UTF-8")}))
+    (catch java.io.IOException _ nil)))
+
+(defn- text-section
+  "The bytes of section .text of a 64-bit ELF file."
+  [^bytes elf]
+  (let [buffer (doto (ByteBuffer/wrap elf)
+                 (.order (if (= 1 (aget elf 5)) ByteOrder/LITTLE_ENDIAN ByteOrder/BIG_ENDIAN)))
+        section (fn [i] (+ (.getLong buffer 0x28) (* i (.getShort buffer 0x3a))))
+        offset (fn [at] (.getLong buffer (int (+ at 0x18))))
+        size (fn [at] (.getLong buffer (int (+ at 0x20))))
+        names (offset (section (.getShort buffer 0x3e)))
+        named? (fn [at] (let [start (int (+ names (.getInt buffer (int at))))]
+                          (= ".text" (String. elf start (min 5 (- (alength elf) start)) "US-ASCII"))))
+        at (first (filter named? (map section (range (.getShort buffer 0x3c)))))]
+    (Arrays/copyOfRange elf (int (offset at)) (int (+ (offset at) (size at))))))
+
+(defn- llvm-assemble
+  "What LLVM makes of lines of its BPF assembly: `{:bytes b}`, `{:bad-lines #{index}}`, or nil without LLVM."
+  [target lines]
+  (let [object (File/createTempFile "bpfmap" ".o")
+        path (.getPath object)]
+    (try
+      (when-let [{:keys [exit err]}
+                 (some #(run % (str/join "\n" (concat lines [""])))
+                       [["llvm-mc" (str "-triple=" target) "-mcpu=v4" "-filetype=obj" "-" "-o" path]
+                        ["clang" (str "--target=" target) "-mcpu=v4" "-c" "-x" "assembler" "-" "-o" path]])]
+        (if (zero? exit)
+          {:bytes (text-section (Files/readAllBytes (.toPath object)))}
+          {:bad-lines (into #{} (map #(dec (parse-long (second %)))) (re-seq #":(\d+):\d+: error:" err))
+           :err err}))
+      (finally (.delete object)))))
+
+(def ^:private signs
+  {"add" "+=" "sub" "-=" "mul" "*=" "div" "/=" "or" "|=" "and" "&=" "lsh" "<<=" "rsh" ">>=" "mod" "%=" "xor" "^="
+   "mov" "=" "arsh" "s>>=" "jeq" "==" "jgt" ">" "jge" ">=" "jset" "&" "jne" "!=" "jsgt" "s>" "jsge" "s>=" "jlt" "<"
+   "jle" "<=" "jslt" "s<" "jsle" "s<="})
+
+(defn- llvm-text
+  "An instruction in LLVM's notation, or nil when it has none, as for maps."
+  [[mnemonic a b c]]
+  (let [[_ op suffix] (re-matches #"(.*?)(64|32|16|dw|w|h|b)?" (name mnemonic))
+        plain #(if (keyword? %) (name %) (str %))
+        sized (fn [x] (cond-> (plain x) (and (= "32" suffix) (keyword? x)) (str/replace "r" "w")))
+        at (fn [[base offset]] (str (name base) " " (if (neg? offset) "-" "+") " " (abs offset)))
+        bits (get {"b" 8 "h" 16 "w" 32 "dw" 64 "32" 32 "64" 64} suffix)
+        pointer #(str "(u" bits " *)(" (at %) ")")
+        wide? (= "64" suffix)]
+    (case (get-in asm/mnemonics [mnemonic :operands])
+      [:to :source] (str (sized a) " " (signs op) " " (sized b))
+      [:to] (if (= "neg" op)
+              (str (sized a) " = -" (sized a))
+              (str (plain a) " = " (name mnemonic) " " (plain a)))
+      [:to :wide] (str (plain a) " = " b " ll")
+      [:to :memory-from] (str (plain a) " = *" (pointer b))
+      [:memory-to :right] (case op
+                            "stx" (str "*" (pointer a) " = " (plain b))
+                            "atomic-cmpxchg" (str (if wide? "r0 = cmpxchg_64(" "w0 = cmpxchg32_32(") (at a)
+                                                  (if wide? ", r0, " ", w0, ") (sized b) ")")
+                            (str "lock *" (pointer a) " " (signs (subs op 7)) " " (sized b)))
+      [:memory-to :fetched] (if (= "atomic-xchg" op)
+                              (str (sized b) " = " (if wide? "xchg_64(" "xchg32_32(") (at a) ", " (sized b) ")")
+                              (str (sized b) " = " (str/replace op "-" "_") "(" (pointer a) ", " (sized b) ")"))
+      [:memory-to :immediate] (str "*" (pointer a) " = " b)
+      [:left :source :target] (str "if " (sized a) " " (signs op) " " (sized b) " goto " (format "%+d" c))
+      [:target] (str "goto " (format "%+d" a))
+      [:helper] (str "call " (asm/helpers a a))
+      [] "exit"
+      nil)))
+
+(def ^:private newer-notation
+  "What LLVM 14 emits when it compiles, but cannot read as text. LLVM 19 reads everything."
+  #"st(b|h|w|dw)|mod.*|jset.*|atomic-(fetch|xchg|cmpxchg).*")
+
+(deftest llvm-gives-the-same-bytes
+  (doseq [[target options] {"bpfel" little "bpfeb" big}
+          :let [insns (for [mnemonic (sort (keys asm/mnemonics))
+                            seed (range 30)
+                            :let [insn (gen/generate (instruction-of mnemonic) 30 seed)]
+                            :when (llvm-text insn)]
+                        insn)
+                first-try (llvm-assemble target (map llvm-text insns))
+                unread (map (vec insns) (sort (:bad-lines first-try)))
+                insns (remove (set unread) insns)
+                theirs (when first-try (llvm-assemble target (map llvm-text insns)))]]
+    (cond
+      (nil? first-try)
+      (fixture/skip! (str "no clang or llvm-mc to compare with, " target))
+      (= #{} (:bad-lines first-try))
+      (fixture/skip! (str "the LLVM here does not work for " target ": " (first (str/split-lines (:err first-try)))))
+      (nil? (:bytes theirs))
+      (is (= "assembled" (:err theirs)))
+      :else
+      (let [buffer (ByteBuffer/wrap (:bytes theirs))]
+        (when (seq unread)
+          (fixture/skip! (str "the LLVM here is too old to read " (count (distinct (map first unread)))
+                              " of the mnemonics, target " target)))
+        (is (= [] (remove #(re-matches newer-notation (name (first %))) unread)))
+        (doseq [insn insns
+                :let [mine (alone insn options)
+                      their (byte-array (alength mine))]]
+          (.get buffer their)
+          (is (= (hex their) (hex mine)) (str insn " is " (llvm-text insn))))
+        (is (zero? (.remaining buffer)))))))
+
+(deftest helpers-have-the-numbers-of-the-kernels-header
+  (is (= 211 (count asm/helpers) (apply max (vals asm/helpers))))
+  (is (= [1 2 3 181 211] (map asm/helpers [:map-lookup-elem :map-update-elem :map-delete-elem :loop
+                                           :cgrp-storage-delete])))
+  (let [{:keys [exit out]} (some #(run [% "-E" "-P" "-"] "#include <linux/bpf.h>\n") ["cc" "clang"])
+        [_ body] (when (= 0 exit) (re-find #"(?s)enum\s+bpf_func_id\s*\{(.*?)\}" out))]
+    (if-not body
+      (fixture/skip! "no C preprocessor with <linux/bpf.h> to compare the helpers with")
+      (doseq [[i [_ helper number]] (map-indexed vector (re-seq #"\bBPF_FUNC_(\w+)(?:\s*=\s*(\d+))?" body))
+              :when (not (#{"unspec"} helper))]
+        (is (= (if number (parse-long number) i) (asm/helpers (keyword (str/replace helper "_" "-")))) helper)))))

@@ -1,0 +1,160 @@
+(ns bpfmap.fixture
+  "What the tests share: a BPF file system of their own, skips that are counted, threads without privileges."
+  (:require [bpfmap.impl.sys.procfs :as procfs]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :as t])
+  (:import (bpfmap.sys Native)
+           (java.io File)
+           (java.lang.foreign Arena)
+           (java.nio.file Files)
+           (java.nio.file.attribute FileAttribute)
+           (java.util.concurrent TimeUnit)))
+
+(set! *warn-on-reflection* true)
+
+;; --- skips
+
+(def skips
+  "Test var to the reason for which it was skipped; the runner counts them."
+  (atom {}))
+
+(defn skip!
+  "Records that the running test is skipped, and why."
+  [reason]
+  (swap! skips assoc (first t/*testing-vars*) reason)
+  nil)
+
+(defn kernel-missing
+  "Why tests cannot use the kernel's BPF here, or nil when they can."
+  []
+  (or (Native/unavailable)
+      (when-let [missing (seq (procfs/missing-capabilities ["CAP_SYS_ADMIN"]))]
+        (str "without " (str/join ", " missing) " (run as root)"))))
+
+(defmacro kernel-test
+  "A deftest that needs the kernel; skipped, with the reason, where it cannot be used."
+  [name & body]
+  `(t/deftest ~name
+     (if-let [missing# (kernel-missing)]
+       (skip! missing#)
+       (do ~@body))))
+
+;; --- errors
+
+(defn caught
+  "Calls f, returns the data of what it throws with the message under :message; fails the test if it does not throw."
+  [f]
+  (try
+    (let [result (f)]
+      (t/is false (str "nothing was thrown, but returned " (pr-str result)))
+      {})
+    (catch Throwable e
+      (assoc (ex-data e) :message (ex-message e) :class (class e)))))
+
+(defmacro error-of
+  "The data of what body throws, with its message under :message."
+  [& body]
+  `(caught (fn [] ~@body)))
+
+;; --- processes and files
+
+(defn run
+  "Runs a command to its end; returns {:exit :out :err}. Kills it after 120 seconds."
+  [command & {:keys [env dir]}]
+  (let [out (File/createTempFile "bpfmap" ".out")
+        err (File/createTempFile "bpfmap" ".err")
+        builder (doto (ProcessBuilder. ^java.util.List (vec command))
+                  (.redirectOutput out)
+                  (.redirectError err)
+                  (.redirectInput (File. "/dev/null")))]
+    (when dir (.directory builder (io/file dir)))
+    (doseq [[k v] env] (.put (.environment builder) k v))
+    (try
+      (let [process (.start builder)]
+        (when-not (.waitFor process 120 TimeUnit/SECONDS)
+          (.destroyForcibly process))
+        {:exit (.waitFor process) :out (slurp out) :err (slurp err)})
+      (finally
+        (.delete out)
+        (.delete err)))))
+
+(defn executable
+  "The path of a command, or nil where it is not installed."
+  [name]
+  (let [dirs (concat (str/split (or (System/getenv "PATH") "") #":") ["/usr/sbin" "/sbin"])]
+    (some (fn [dir]
+            (let [file (io/file dir name)]
+              (when (and (.canExecute file) (.isFile file)) (str file))))
+          dirs)))
+
+(defn temporary-directory
+  "A new empty directory, for the test to delete."
+  ^File []
+  (.toFile (Files/createTempDirectory "bpfmap-test" (make-array FileAttribute 0))))
+
+(def ^:private mounted
+  (delay
+    (let [dir (temporary-directory)
+          {:keys [exit err]} (run ["mount" "-t" "bpf" "bpf" (str dir)])]
+      (when-not (zero? exit)
+        (throw (ex-info (str "mount -t bpf failed: " err) {})))
+      (.addShutdownHook (Runtime/getRuntime)
+                        (Thread. ^Runnable (fn []
+                                             (run ["umount" "-l" (str dir)])
+                                             (.delete dir))))
+      (str dir))))
+
+(def ^:private names (atom 0))
+
+(defn bpffs
+  "The directory of a BPF file system that only these tests use."
+  []
+  @mounted)
+
+(defn new-pin
+  "A path on the tests' BPF file system at which nothing is pinned."
+  []
+  (str (bpffs) "/pin" (swap! names inc)))
+
+;; --- the process
+
+(defn open-descriptors
+  "How many descriptors this process has open."
+  []
+  (count (.list (File. "/proc/self/fd"))))
+
+(defn status
+  "A line of /proc/self/status in kilobytes, such as \"VmRSS\"."
+  [field]
+  (let [text (Files/readString (java.nio.file.Path/of "/proc/self/status" (make-array String 0)))]
+    (parse-long (second (re-find (re-pattern (str field ":\\s+(\\d+)")) text)))))
+
+(defn x86-64? [] (= "amd64" (System/getProperty "os.arch")))
+
+(defn syscall
+  "A system call on this thread: the result, or the negated errno."
+  [number & args]
+  (with-open [arena (Arena/ofConfined)]
+    (let [[a b c d e] (map long (concat args (repeat 0)))]
+      (Native/syscall (.allocate arena Native/CAPTURE_SIZE 8) number a b c d e))))
+
+(def ^:private setresuid (if (x86-64?) 117 147))
+
+(defn unprivileged
+  "Calls f on a thread whose effective user is nobody, and returns what it returns.
+
+  The system call, unlike the C library's function, changes the calling thread
+  alone. The thread has a capability set of its own, empty while it is nobody."
+  [f]
+  (let [result (promise)]
+    (.join (doto (Thread. ^Runnable
+                  (bound-fn []
+                    (try
+                      (assert (zero? (long (syscall setresuid -1 65534 -1))))
+                      (deliver result [:value (try (f) (finally (syscall setresuid -1 0 -1)))])
+                      (catch Throwable e
+                        (deliver result [:thrown e])))))
+             (.start)))
+    (let [[kind x] @result]
+      (if (= :thrown kind) (throw x) x))))

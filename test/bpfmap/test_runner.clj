@@ -1,0 +1,66 @@
+(ns bpfmap.test-runner
+  "Runs the tests and closes with one line: `N passed, N failed, N skipped`, counted in tests.
+
+      bin/clj -M:test                 all of them
+      bin/clj -M:test core codec      the namespaces whose name contains a word
+
+  Exits with 1 when a test failed, when none ran, or, where the environment
+  variable CI is set, when one was skipped."
+  (:require [bpfmap.fixture :as fixture]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :as t])
+  (:import (java.io File)))
+
+(set! *warn-on-reflection* true)
+
+(defn- namespaces [words]
+  (let [root (io/file "test")]
+    (for [^File file (sort (file-seq root))
+          :let [path (str (.relativize (.toPath root) (.toPath file)))]
+          :when (str/ends-with? path "_test.clj")
+          :let [ns-name (-> path (str/replace #"\.clj$" "") (str/replace "/" ".") (str/replace "_" "-"))]
+          :when (or (empty? words) (some #(str/includes? ns-name %) words))]
+      (symbol ns-name))))
+
+(defn- run-namespace
+  "Runs the tests of a namespace; returns var to :passed, :failed or :skipped."
+  [ns]
+  (let [outcomes (atom {})
+        current (atom nil)
+        failed! (fn [] (swap! outcomes assoc (or @current ns) :failed))
+        report t/report]
+    (binding [t/report (fn [m]
+                         (case (:type m)
+                           :begin-test-var (do (reset! current (:var m))
+                                               (swap! outcomes assoc (:var m) :passed))
+                           (:fail :error) (failed!)
+                           nil)
+                         (report m))]
+      (t/test-ns ns))
+    (into {}
+          (map (fn [[test outcome]]
+                 [test (if (and (= :passed outcome) (@fixture/skips test)) :skipped outcome)]))
+          @outcomes)))
+
+(defn -main [& words]
+  (let [outcomes (into {}
+                       (mapcat (fn [ns]
+                                 (require ns)
+                                 (let [begun (System/nanoTime)
+                                       outcomes (run-namespace ns)]
+                                   (println (format "  %.1f s" (/ (- (System/nanoTime) begun) 1e9)))
+                                   outcomes)))
+                       (namespaces words))
+        {:keys [passed failed skipped] :or {passed 0 failed 0 skipped 0}} (frequencies (vals outcomes))]
+    (println)
+    (doseq [[test reason] @fixture/skips]
+      (println "SKIPPED" (str (:name (meta test)) ":") reason))
+    (doseq [[test outcome] outcomes :when (= :failed outcome)]
+      (println "FAILED" (str test)))
+    (println (format "%d passed, %d failed, %d skipped" passed failed skipped))
+    (flush)
+    (shutdown-agents)
+    (System/exit (if (or (pos? failed) (zero? (+ passed skipped)) (and (System/getenv "CI") (pos? skipped)))
+                   1
+                   0))))
