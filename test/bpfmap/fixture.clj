@@ -117,6 +117,64 @@
   []
   (str (bpffs) "/pin" (swap! names inc)))
 
+;; --- the C compiler as an oracle
+
+(defn c-values
+  "The values of C expressions as the compiler here sees them, as a map; the expressions that it does not know are left
+  out. Nil where there is no compiler.
+
+      (c-values [\"linux/bpf.h\"] [\"BPF_ANY\" \"BPF_NEWER_THAN_THE_HEADER\"]) ;=> {\"BPF_ANY\" 0}"
+  [headers expressions]
+  (when-let [cc (or (executable "cc") (executable "gcc") (executable "clang"))]
+    (let [dir (temporary-directory)
+          source (io/file dir "values.c")
+          program (str (io/file dir "values"))]
+      (try
+        (loop [expressions (vec expressions) attempt 1]
+          (spit source (str (apply str (for [h (concat ["stdio.h" "stddef.h" "errno.h"] headers)] (str "#include <" h ">\n")))
+                            "int main(void) {\n#line 1\n"
+                            (apply str (for [e expressions] (str "printf(\"%lld\\n\", (long long)(" e "));\n")))
+                            "return 0; }\n"))
+          (let [{:keys [exit err]} (run [cc "-o" program (str source)])
+                unknown (into #{} (map (comp dec parse-long second)) (re-seq #"values\.c:(\d+):\d+: error" err))]
+            (cond
+              (zero? exit) (zipmap expressions (map parse-long (str/split-lines (:out (run [program])))))
+              (or (empty? unknown) (= 5 attempt)) (throw (ex-info (str "the C compiler failed: " err) {}))
+              :else (recur (into [] (keep-indexed #(when-not (unknown %1) %2)) expressions) (inc attempt)))))
+        (finally
+          (run! #(.delete ^File %) (reverse (file-seq dir))))))))
+
+;; --- threads
+
+(defn thread
+  "A started thread that runs f with the bindings of this one."
+  ^Thread [f]
+  (doto (Thread. ^Runnable (bound-fn* f)) (.start)))
+
+(defn join
+  "Waits for a thread to end; at most 120 seconds."
+  [^Thread t]
+  (.join t 120000)
+  (when (.isAlive t)
+    (throw (ex-info "a thread did not end within 120 seconds" {}))))
+
+(defn in-threads
+  "Calls (f i) on n threads at once and returns what they return; throws what one of them throws."
+  [n f]
+  (let [go (promise)
+        results (vec (repeatedly n promise))
+        threads (mapv (fn [i]
+                        (thread (fn []
+                                  @go
+                                  (deliver (results i) (try [:value (f i)] (catch Throwable e [:thrown e]))))))
+                      (range n))]
+    (deliver go true)
+    (run! join threads)
+    (mapv (fn [result]
+            (let [[kind x] @result]
+              (if (= :thrown kind) (throw x) x)))
+          results)))
+
 ;; --- the process
 
 (defn open-descriptors
@@ -148,13 +206,11 @@
   alone. The thread has a capability set of its own, empty while it is nobody."
   [f]
   (let [result (promise)]
-    (.join (doto (Thread. ^Runnable
-                  (bound-fn []
+    (join (thread (fn []
                     (try
                       (assert (zero? (long (syscall setresuid -1 65534 -1))))
                       (deliver result [:value (try (f) (finally (syscall setresuid -1 0 -1)))])
                       (catch Throwable e
-                        (deliver result [:thrown e])))))
-             (.start)))
+                        (deliver result [:thrown e]))))))
     (let [[kind x] @result]
       (if (= :thrown kind) (throw x) x))))

@@ -9,7 +9,8 @@
   (:require [bpfmap.fixture :as fixture]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :as t])
+            [clojure.test :as t]
+            [clojure.test.check.clojure-test :as check])
   (:import (java.io File)))
 
 (set! *warn-on-reflection* true)
@@ -30,7 +31,8 @@
         current (atom nil)
         failed! (fn [] (swap! outcomes assoc (or @current ns) :failed))
         report t/report]
-    (binding [t/report (fn [m]
+    (binding [check/*report-completion* false
+              t/report (fn [m]
                          (case (:type m)
                            :begin-test-var (do (reset! current (:var m))
                                                (swap! outcomes assoc (:var m) :passed))

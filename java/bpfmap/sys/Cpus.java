@@ -16,21 +16,14 @@ public final class Cpus {
 
     private static final Path POSSIBLE = Path.of("/sys/devices/system/cpu/possible");
 
-    private static volatile int[] possible;
-
     /**
-     * The numbers of the possible CPUs, ascending. Read once; a failure is not remembered.
+     * The numbers of the possible CPUs, ascending. They never change while the system runs.
      *
      * @throws IOException when the file cannot be read
      * @throws IllegalArgumentException when it does not hold a list of CPUs
      */
     public static int[] possible() throws IOException {
-        int[] known = possible;
-        if (known == null) {
-            known = parse(Files.readString(POSSIBLE));
-            possible = known;
-        }
-        return known.clone();
+        return parse(Files.readString(POSSIBLE));
     }
 
     /**

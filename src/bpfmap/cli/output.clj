@@ -1,0 +1,134 @@
+(ns bpfmap.cli.output
+  "Data as text: aligned tables and fields for people, EDN and JSON for programs."
+  (:require [bpfmap.bytes :as bytes]
+            [clojure.string :as str]))
+
+(set! *warn-on-reflection* true)
+
+;; --- for people
+
+(defn cell
+  "A value as the text of a table's cell: without line breaks or other control characters; nil as `-`.
+
+  Texts and names stand without their quotes and colons, bytes in hexadecimal, anything else as Clojure prints it.
+
+      (cell :lru-hash)                 ;=> \"lru-hash\"
+      (cell nil)                       ;=> \"-\"
+      (cell (bytes/->bytes [10 255]))  ;=> \"0a ff\""
+  [x]
+  (let [text (cond
+               (or (nil? x) (= "" x)) "-"
+               (or (string? x) (bytes/byte-view? x)) (str x)
+               (keyword? x) (subs (str x) 1)
+               (and (char? x) (not (Character/isISOControl (char x)))) (str \\ x)
+               (char? x) (str x)
+               :else (pr-str x))]
+    ;; What a map holds is anybody's: it must not steer the terminal.
+    (str/replace text #"\p{Cntrl}|[\x80-\x9f]" #(format "\\u%04x" (int (first %))))))
+
+(defn- pad [text width align]
+  (let [blanks (str/join (repeat (- (long width) (count text)) \space))]
+    (if (= :right align) (str blanks text) (str text blanks))))
+
+(defn table
+  "The lines of a table: a heading, and one line for each row.
+
+  `columns` is a sequence of `{:title text, :of function-of-a-row}`; with `:align
+  :right`, or where all it holds are numbers, a column stands to the right.
+
+      (table [{:title \"ID\" :of :id} {:title \"NAME\" :of :name}] [{:id 12 :name \"counts\"}])
+      ;=> [\"ID  NAME\"
+           \"12  counts\"]"
+  [columns rows]
+  (let [columns (for [{:keys [title of align]} columns
+                      :let [values (mapv of rows)
+                            texts (mapv cell values)]]
+                  {:align (or align (when (and (seq values) (every? number? values)) :right))
+                   :width (transduce (map count) max (count title) texts)
+                   :texts (into [title] texts)})]
+    (mapv (fn [i]
+            (str/trimr (str/join "  " (map (fn [{:keys [texts width align]}] (pad (nth texts i) width align))
+                                           columns))))
+          (range (inc (count rows))))))
+
+(defn fields
+  "The lines of one thing's fields: `[name value]` pairs, the values under each other.
+
+      (fields [[:id 12] [:name \"counts\"]]) ;=> [\"id    12\" \"name  counts\"]"
+  [pairs]
+  (let [width (transduce (map (comp count cell first)) max 0 pairs)]
+    (mapv (fn [[k v]] (str (pad (cell k) width :left) "  " (cell v))) pairs)))
+
+(defn human-size
+  "Bytes as people read them, in units of 1024.
+
+      (human-size 512)   ;=> \"512\"
+      (human-size 16864) ;=> \"16.5K\""
+  [n]
+  (if (< -1024 n 1024)
+    (str n)
+    (loop [x (/ n 1024.0) units ["K" "M" "G" "T" "P" "E"]]
+      ;; 1023.95 and more would round to 1024.0.
+      (if (and (<= 1023.95 (abs x)) (next units))
+        (recur (/ x 1024) (rest units))
+        (String/format java.util.Locale/ROOT "%.1f%s" (object-array [x (first units)]))))))
+
+(defn plural
+  "A number and its noun.
+
+      (plural 1 \"entry\" \"entries\") ;=> \"1 entry\""
+  [n one many]
+  (str n " " (if (= 1 n) one many)))
+
+;; --- for programs
+
+(defn- print-elements
+  "A vector with an element on each line, of which `print-one` prints each; anything else on one line."
+  [x print-one]
+  (if (and (vector? x) (seq x))
+    (do (print "[")
+        (print-one (first x))
+        (doseq [element (rest x)]
+          (print ",\n ")
+          (print-one element))
+        (println "]"))
+    (do (print-one x)
+        (newline))))
+
+(defn print-edn
+  "Prints a value as EDN on *out*, the elements of a vector on lines of their own.
+
+      (print-edn [{:id 12}])"
+  [x]
+  (binding [*print-namespace-maps* false
+            *print-length* nil
+            *print-level* nil]
+    (print-elements x pr)))
+
+(defn json-value
+  "A value as JSON has it: byte views as hexadecimal texts, sets as sorted arrays, names as texts.
+
+  The question mark of `:frozen?` is left out, because to jq it would be an operator.
+
+      (json-value {:frozen? true, :flags #{:mmapable :inner-map}})
+      ;=> {\"frozen\" true, \"flags\" [\"inner-map\" \"mmapable\"]}"
+  [x]
+  (cond
+    (map? x) (into {} (map (fn [[k v]]
+                             (let [name (json-value k)]
+                               [(if (string? name) (str/replace name #"\?$" "") (pr-str name)) (json-value v)])))
+                   x)
+    (set? x) (sort-by str (map json-value x))
+    (sequential? x) (mapv json-value x)
+    (keyword? x) (subs (str x) 1)
+    (or (bytes/byte-view? x) (symbol? x) (char? x)) (str x)
+    (and (float? x) (not (Double/isFinite x))) (str x) ; "NaN", "Infinity": JSON has no such numbers
+    :else x))
+
+(defn print-json
+  "Prints a value as JSON on *out*, the elements of a vector on lines of their own.
+
+      (print-json [{:id 12}])"
+  [x]
+  (let [write (requiring-resolve 'clojure.data.json/write)]
+    (print-elements (json-value x) #(write % *out* :escape-slash false))))

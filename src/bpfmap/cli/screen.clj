@@ -1,0 +1,93 @@
+(ns bpfmap.cli.screen
+  "A terminal's screen that a command redraws in place, with JLine; what was on it comes back afterwards.
+
+  The only namespace that needs JLine; it is loaded when a screen is opened."
+  (:require [clojure.string :as str])
+  (:import (java.io Closeable)
+           (org.jline.terminal Attributes Attributes$LocalFlag Terminal TerminalBuilder
+                               TerminalBuilder$SystemOutput)
+           (org.jline.utils InfoCmp$Capability)))
+
+(set! *warn-on-reflection* true)
+
+(defn size
+  "How many characters fit on the terminal's screen now: `{:width columns :height lines}`."
+  [{:keys [^Terminal terminal]}]
+  ;; A serial line or a test's terminal may not know its size and says 0.
+  (let [or-usual (fn [n usual] (if (pos? (long n)) n usual))]
+    {:width (or-usual (.getWidth terminal) 80)
+     :height (or-usual (.getHeight terminal) 24)}))
+
+(defn- put [^Terminal terminal & capabilities]
+  (doseq [^InfoCmp$Capability capability capabilities]
+    (.puts terminal capability (object-array 0))))
+
+(defn- enter [{:keys [^Terminal terminal ^Attributes quiet]}]
+  (.setAttributes terminal quiet)
+  (put terminal InfoCmp$Capability/enter_ca_mode InfoCmp$Capability/cursor_invisible)
+  (.flush terminal))
+
+(defn- leave [{:keys [^Terminal terminal ^Attributes original]}]
+  ;; Where there is no second screen to leave, the table is cleared away.
+  (put terminal
+       InfoCmp$Capability/cursor_home InfoCmp$Capability/clr_eos
+       InfoCmp$Capability/exit_ca_mode InfoCmp$Capability/cursor_normal)
+  (.flush terminal)
+  (.setAttributes terminal original))
+
+(defn open
+  "Opens the terminal's screen for drawing: another than the one with the shell, without a cursor, and what is typed
+  does not show. Returns nil where the terminal cannot be drawn on. Closing gives all back."
+  []
+  (when-let [^Terminal terminal
+             (try
+               (-> (TerminalBuilder/builder)
+                   (.system true)
+                   (.systemOutput TerminalBuilder$SystemOutput/SysOut)
+                   (.provider "ffm")
+                   (.dumb false)
+                   (.nativeSignals false)
+                   (.build))
+               (catch IllegalStateException _ nil))]
+    (if (or (str/starts-with? (.getType terminal) "dumb")
+            (nil? (.getStringCapability terminal InfoCmp$Capability/cursor_home)))
+      (.close terminal)
+      (let [original (.getAttributes terminal)
+            screen {:terminal terminal
+                    :original original
+                    :quiet (doto (Attributes. original)
+                             (.setLocalFlag Attributes$LocalFlag/ECHO false))
+                    :lock (Object.)}]
+        (enter screen)
+        screen))))
+
+(defn close
+  "Gives the terminal back as it was."
+  [{:keys [lock] :as screen}]
+  (locking lock
+    (leave screen)
+    (.close ^Closeable (:terminal screen))))
+
+(defn draw
+  "Draws lines from the top of the screen, each cut to its width, in one write."
+  [{:keys [^Terminal terminal lock] :as screen} lines]
+  (locking lock
+    (let [{:keys [width height]} (size screen)
+          writer (.writer terminal)
+          ;; One column stays free: a terminal may wrap once the last is written.
+          cut #(subs % 0 (min (count %) (max 0 (dec width))))]
+      (put terminal InfoCmp$Capability/cursor_home)
+      (doseq [[i line] (map-indexed vector (take height lines))]
+        (when (pos? i) (.write writer "\r\n"))
+        (.write writer ^String (cut line))
+        (put terminal InfoCmp$Capability/clr_eol))
+      (put terminal InfoCmp$Capability/clr_eos)
+      (.flush terminal))))
+
+(defn suspended
+  "Calls f, which stops the process, with the terminal given back meanwhile."
+  [{:keys [lock] :as screen} f]
+  (locking lock
+    (leave screen)
+    (f)
+    (enter screen)))

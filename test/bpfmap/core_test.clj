@@ -1,0 +1,402 @@
+(ns bpfmap.core-test
+  "Elements, collections and handles on the running kernel."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.store :as store]
+            [clojure.edn :as edn]
+            [clojure.pprint :as pprint]
+            [clojure.string :as str]
+            [clojure.test :refer [are is testing]]
+            [clojure.test.check :as check]
+            [clojure.test.check.generators :as gen]
+            [clojure.test.check.properties :as prop]))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private hash-spec {:name "t_hash" :type :hash :key :u32 :value :u64 :max-entries 64})
+(def ^:private array-spec {:name "t_array" :type :array :key :u32 :value :u32 :max-entries 4})
+(def ^:private raw-spec {:type :hash :key-size 3 :value-size 5 :max-entries 64})
+
+(defn- open-hash
+  (^java.io.Closeable [] (open-hash nil))
+  (^java.io.Closeable [change] (bpf/create (merge hash-spec change))))
+
+(defn- open-array ^java.io.Closeable [] (bpf/create array-spec))
+
+;; --- elements
+
+(kernel-test e1-a-missing-key-is-an-answer
+  (with-open [m (open-hash)]
+    (is (nil? (bpf/lookup m 1)))
+    (is (= :none (bpf/lookup m 1 :none) (get m 1 :none) (m 1 :none) (bpf/take! m 1 :none)))
+    (is (nil? (bpf/take! m 1)))
+    (is (false? (bpf/has-key? m 1)))
+    (is (false? (bpf/delete! m 1)))
+    (is (nil? (bpf/next-key m)))
+    (is (nil? (bpf/next-key m 1))))
+  (testing "an index beyond an array"
+    (with-open [a (open-array)]
+      (is (= :none (a 4 :none)))
+      (is (= 0 (a 3))))))
+
+(kernel-test e2-insert-and-replace-say-whether-they-did
+  (with-open [m (open-hash)]
+    (is (false? (bpf/replace! m 1 10)))
+    (is (nil? (m 1)))
+    (is (true? (bpf/insert! m 1 10)))
+    (is (false? (bpf/insert! m 1 11)))
+    (is (= 10 (m 1)))
+    (is (true? (bpf/replace! m 1 12)))
+    (is (= 12 (m 1))))
+  (testing "every index of an array exists"
+    (with-open [a (open-array)]
+      (is (false? (bpf/insert! a 0 1)))
+      (is (true? (bpf/replace! a 0 1)))
+      (is (= 1 (a 0))))))
+
+(kernel-test e3-what-does-not-fit-is-refused-before-the-kernel-sees-it
+  (with-open [m (open-hash)
+              raw ^java.io.Closeable (bpf/create raw-spec)]
+    (bpf/put! m 1 10)
+    (are [expr path] (let [{found :bpfmap/path :bpfmap/keys [error op map]} (error-of expr)]
+                       (and (= :invalid-value error) (= path found) (keyword? op) (= (:id (bpf/info m)) (:id map))))
+      (m -1) [:key]
+      (m "1") [:key]
+      (m nil) [:key]
+      (bpf/put! m 1 -1) [:value]
+      (bpf/put! m 4294967296 1) [:key]
+      (bpf/insert! m 2 nil) [:value]
+      (bpf/replace! m 1 1.5) [:value]
+      (bpf/delete! m :k) [:key]
+      (bpf/take! m -1) [:key]
+      (bpf/next-key m nil) [:key])
+    (is (= {1 10} (into {} m)) "nothing changed")
+    (is (str/includes? (:message (error-of (bpf/put! raw [1 2] [1 2 3 4 5]))) "it takes 3 bytes, these are 2"))
+    (is (str/includes? (:message (error-of (bpf/put! raw [1 2 3] (byte-array 6)))) "it takes 5 bytes, these are 6"))
+    (is (empty? (seq raw)))))
+
+(kernel-test keys-and-values-without-a-type-are-byte-views
+  (with-open [m ^java.io.Closeable (bpf/create raw-spec)]
+    (bpf/put! m (byte-array [1 2 3]) [1 2 3 4 255])
+    (is (= (bpf/->bytes "01 02 03 04 ff") (m [1 2 3]) (get m (bpf/->bytes "010203"))))
+    (is (= (bpf/->bytes [1 2 3]) (bpf/next-key m)))
+    (is (= {(bpf/->bytes [1 2 3]) (bpf/->bytes [1 2 3 4 -1])} (into {} m)))))
+
+(kernel-test take-gives-the-value-and-deletes
+  (with-open [m (open-hash)]
+    (bpf/put! m 1 10)
+    (is (= 10 (bpf/take! m 1)))
+    (is (nil? (m 1)))))
+
+(kernel-test a-u64-is-numerically-right
+  (with-open [m (open-hash)]
+    (bpf/put! m 1 18446744073709551615N)
+    (is (= 18446744073709551615N (m 1)))))
+
+(kernel-test large-keys-and-values-go-through
+  (with-open [m ^java.io.Closeable (bpf/create {:type :hash :key-size 300 :value-size 300000 :max-entries 2})]
+    (let [k (vec (range 44 (+ 44 256))) k (mapv #(mod % 128) (concat k (range 44)))
+          v (byte-array 300000 (map unchecked-byte (range 300000)))]
+      (bpf/put! m k v)
+      (is (= (bpf/->bytes v) (m k)))
+      (is (= [[(bpf/->bytes k) (bpf/->bytes v)]] (seq m)))
+      (is (= (bpf/->bytes k) (bpf/next-key m))))))
+
+(kernel-test operations-that-arrays-lack-name-the-alternative
+  (with-open [a (open-array)]
+    (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/delete! a 0))]
+      (is (= [:not-supported :delete!] [error op]))
+      (is (str/includes? message "put! a zero value instead")))
+    (is (str/includes? (:message (error-of (bpf/take! a 0))) "lookup, then put! a zero value"))
+    (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/put! a 4 1))]
+      (is (= :out-of-range error))
+      (is (str/includes? message "from 0 to 3")))))
+
+(kernel-test s10-a-full-map-says-so
+  (with-open [m (open-hash {:max-entries 2})]
+    (bpf/put! m 1 1)
+    (bpf/put! m 2 2)
+    (is (= m (bpf/put! m 2 3)) "an existing key still fits")
+    (doseq [op [bpf/put! bpf/insert!]]
+      (let [{:keys [message] :bpfmap/keys [error errno errno-code hint]} (error-of (op m 3 3))]
+        (is (= [:map-full :E2BIG 7] [error errno errno-code]))
+        (is (str/includes? message "holds its 2 entries"))
+        (is (str/ends-with? message hint))))))
+
+(kernel-test elements-of-other-types-are-refused-not-misread
+  (with-open [m ^java.io.Closeable (bpf/create {:type :percpu-array :key-size 4 :value-size 8 :max-entries 1})]
+    (doseq [f [#(m 0) #(bpf/put! m 0 0) #(bpf/delete! m 0) #(bpf/take! m 0) #(bpf/next-key m) #(seq m) #(into {} m)]]
+      (let [{:keys [message] :bpfmap/keys [error map]} (error-of (f))]
+        (is (= :not-supported error))
+        (is (= :percpu-array (:type map)))
+        (is (str/includes? message ":array and :hash maps only"))))))
+
+;; --- collections
+
+(kernel-test a-map-is-reducible-in-all-the-ways-of-clojure
+  (with-open [m (open-hash)]
+    (dotimes [i 10] (bpf/put! m i (* i i)))
+    (let [expected (into {} (map (juxt identity #(* % %))) (range 10))]
+      (is (= expected (into {} m) (into {} (seq m))))
+      (is (= (reduce + (vals expected))
+             (reduce (fn [acc [_ v]] (+ acc v)) 0 m)
+             (reduce-kv (fn [acc _ v] (+ acc v)) 0 m)
+             (transduce (map val) + m)))
+      (is (= (set (keys expected)) (set (map key m)) (set (keys (seq m)))))
+      (is (= 10 (count (seq m))))
+      (is (= {4 16} (into {} (filter (fn [[k _]] (= 4 k))) m)))
+      (let [seen (atom #{})]
+        (run! #(swap! seen conj (key %)) m)
+        (is (= (set (range 10)) @seen)))
+      (is (= expected (apply merge (reduce (fn [a b] (if (map? a) (conj a b) (conj {} a b))) m) []))))))
+
+(kernel-test an-empty-map-has-nothing-to-reduce
+  (with-open [m (open-hash)]
+    (is (nil? (seq m)))
+    (is (= {} (into {} m)))
+    (is (= :init (reduce (fn [_ _] :called) :init m)))
+    (is (= :no-args (reduce (fn ([] :no-args) ([_ _] :called)) m)))))
+
+(kernel-test a-reduction-stops-at-reduced-and-frees-what-it-holds-when-it-throws
+  (with-open [m (open-hash)]
+    (dotimes [i 50] (bpf/put! m i i))
+    (is (= 3 (reduce (fn [n _] (if (= 3 n) (reduced n) (inc n))) 0 m)))
+    (is (= :stop (reduce-kv (fn [_ _ _] (reduced :stop)) nil m)))
+    (is (= "mine" (:message (error-of (reduce (fn [_ _] (throw (ex-info "mine" {}))) nil m)))))
+    (testing "nested"
+      (is (= 2500 (reduce (fn [n _] (reduce (fn [n _] (inc n)) n m)) 0 m))))))
+
+(kernel-test many-entries-are-each-seen-once
+  (with-open [m (open-hash {:max-entries 100000})]
+    (dotimes [i 50000] (bpf/put! m i i))
+    (doseq [reader [:batches :walk]]
+      (let [ks (store/reduce-entries m (fn [acc k _] (conj! acc k)) (transient []) reader)
+            ks (persistent! ks)]
+        (is (= 50000 (count ks)) reader)
+        (is (= (range 50000) (sort ks)) reader)))))
+
+(kernel-test a-full-hash-of-one-byte-keys-shows-all-256-once
+  (with-open [m (open-hash {:key :u8 :max-entries 256})]
+    (dotimes [i 256] (bpf/put! m i i))
+    (doseq [reader [:batches :walk]]
+      (is (= (range 256) (sort (store/reduce-entries m (fn [acc k _] (conj acc k)) [] reader)))))))
+
+(kernel-test deleting-what-one-sees-is-safe
+  (doseq [reader [:batches :walk]]
+    (with-open [m (open-hash {:max-entries 2000})]
+      (dotimes [i 1000] (bpf/put! m i i))
+      (let [seen (store/reduce-entries m (fn [acc k _] (bpf/delete! m k) (conj acc k)) [] reader)]
+        (is (= (range 1000) (sort seen)) reader)
+        (is (nil? (seq m)))))))
+
+(kernel-test arrays-are-seen-in-order
+  (with-open [m ^java.io.Closeable (bpf/create (assoc array-spec :max-entries 5000))]
+    (dotimes [i 5000] (bpf/put! m i (* 2 i)))
+    (is (= (map (fn [i] [i (* 2 i)]) (range 5000)) (seq m)))
+    (is (= (seq m) (store/reduce-entries m (fn [acc k v] (conj acc [k v])) [] :walk)))))
+
+(kernel-test the-walk-by-next-key-visits-every-key
+  (with-open [m (open-hash)]
+    (dotimes [i 10] (bpf/put! m i i))
+    (is (= (set (range 10)) (set (take-while some? (iterate #(bpf/next-key m %) (bpf/next-key m))))))))
+
+(kernel-test a-map-is-an-identity-not-a-value
+  (with-open [m (open-hash)
+              other (open-hash)]
+    (is (not= m other))
+    (is (= m m))
+    (is (not (counted? m)))
+    (is (not (map? m)))
+    (is (= 1 (count (hash-set m m))))))
+
+(kernel-test printing-is-one-line-and-never-asks-the-kernel
+  (let [m (open-hash)
+        id (:id (bpf/info m))
+        text (str "#<bpf-map " id " :hash \"t_hash\" :u32 -> :u64>")]
+    (is (= text (pr-str m) (str m)))
+    (is (= (str text "\n") (with-out-str (pprint/pprint m))))
+    (bpf/close m)
+    (is (= (str/replace text ":u64>" ":u64 closed>") (pr-str m)) "also when closed")))
+
+(kernel-test calling-with-the-wrong-number-of-arguments
+  (with-open [m (open-hash)]
+    (bpf/put! m 1 2)
+    (is (= 2 (apply m [1]) (apply m [1 :none])))
+    (is (thrown? clojure.lang.ArityException (apply m [])))
+    (is (thrown? clojure.lang.ArityException (apply m [1 2 3])))))
+
+;; --- a model
+
+(def ^:private command
+  (let [k (gen/choose 0 9) v (gen/choose 0 1000)]
+    (gen/one-of [(gen/tuple (gen/return :put!) k v)
+                 (gen/tuple (gen/return :insert!) k v)
+                 (gen/tuple (gen/return :replace!) k v)
+                 (gen/tuple (gen/return :delete!) k)
+                 (gen/tuple (gen/return :take!) k)
+                 (gen/tuple (gen/return :lookup) k)
+                 (gen/tuple (gen/return :all))])))
+
+(defn- model
+  "What a hash map of at most 6 entries answers, and is afterwards."
+  [state [op k v]]
+  (let [there? (contains? state k)
+        full? (and (not there?) (= 6 (count state)))]
+    (case op
+      :put! (if full? [:map-full state] [:done (assoc state k v)])
+      :insert! (cond there? [false state] full? [:map-full state] :else [true (assoc state k v)])
+      :replace! (if there? [true (assoc state k v)] [false state])
+      :delete! [there? (dissoc state k)]
+      :take! [(state k) (dissoc state k)]
+      :lookup [(state k) state]
+      :all [state state])))
+
+(defn- perform [m [op k v]]
+  (try
+    (case op
+      :put! (do (bpf/put! m k v) :done)
+      :insert! (bpf/insert! m k v)
+      :replace! (bpf/replace! m k v)
+      :delete! (bpf/delete! m k)
+      :take! (bpf/take! m k)
+      :lookup (m k)
+      :all (into {} m))
+    (catch clojure.lang.ExceptionInfo e
+      (:bpfmap/error (ex-data e)))))
+
+(kernel-test a-hash-map-behaves-as-a-clojure-map-does
+  (let [result (check/quick-check
+                200
+                (prop/for-all [commands (gen/vector command 0 60)]
+                  (with-open [m (open-hash {:max-entries 6 :flags #{:no-prealloc}})]
+                    (loop [state {} [command & more] commands]
+                      (or (nil? command)
+                          (let [[answer state] (model state command)]
+                            (and (= answer (perform m command))
+                                 (= state (into {} m))
+                                 (recur state more))))))))]
+    (is (:pass? result) (pr-str (:shrunk result)))))
+
+;; --- handles
+
+(kernel-test info-has-the-shape-of-a-spec-and-what-the-kernel-adds
+  (with-open [m (open-hash {:flags #{:no-prealloc}})]
+    (let [info (bpf/info m)]
+      (is (= (assoc hash-spec :flags #{:no-prealloc} :key-size 4 :value-size 8)
+             (select-keys info [:name :type :key :value :max-entries :flags :key-size :value-size])))
+      (is (pos-int? (:id info)))
+      (is (pos-int? (:memlock info)) "only fdinfo knows it")
+      (is (false? (:frozen? info)))
+      (is (= info (edn/read-string (pr-str info)))))))
+
+(kernel-test a-spec-makes-a-map-like-the-first
+  (with-open [m (open-hash {:flags #{:no-prealloc} :name "a long name-with more than the kernel takes"})
+              same ^java.io.Closeable (bpf/create (bpf/spec m))]
+    (is (= (bpf/spec m) (bpf/spec same)))
+    (is (= (dissoc (bpf/info m) :id :memlock) (dissoc (bpf/info same) :id :memlock)))
+    (with-open [opened ^java.io.Closeable (bpf/open (:id (bpf/info m)))
+                again ^java.io.Closeable (bpf/create (bpf/spec opened))]
+      (is (= (dissoc (bpf/info opened) :id :memlock) (dissoc (bpf/info again) :id :memlock))))))
+
+(kernel-test s4-the-kernel-has-a-shortened-name-and-the-spec-the-full-one
+  (with-open [m (open-hash {:name "my-flows by address"})]
+    (is (= "my-flows by address" (:name (bpf/spec m))))
+    (is (= "myflowsbyaddres" (:name (bpf/info m))))
+    (with-open [same ^java.io.Closeable (bpf/open {:name "my-flows by address"})]
+      (is (= (:id (bpf/info m)) (:id (bpf/info same)))))))
+
+(kernel-test s6-a-bad-entry-of-contents-is-named-and-creates-nothing
+  (let [before (fixture/open-descriptors)
+        {:keys [message] :bpfmap/keys [error path op]}
+        (error-of (open-hash {:contents [[1 10] [2 -1]]}))]
+    (is (= [:invalid-value [:contents 2] :create] [error path op]))
+    (is (str/starts-with? message "In :contents, the entry of 2: [:value]: -1 is not a :u64"))
+    (is (= [:contents "x"] (:bpfmap/path (error-of (open-hash {:contents {"x" 1}})))))
+    (testing "one that only the kernel can refuse"
+      (let [{:keys [message] :bpfmap/keys [error]} (error-of (open-hash {:max-entries 1 :contents [[1 1] [2 2]]}))]
+        (is (= :map-full error))
+        (is (str/starts-with? message "In :contents, the entry of 2: put! on map"))))
+    (is (= before (fixture/open-descriptors)))))
+
+(kernel-test contents-are-there-from-the-beginning
+  (with-open [m (open-hash {:contents {1 10 2 20}})
+              a ^java.io.Closeable (bpf/create (assoc array-spec :contents [[0 1] [1 2]]))]
+    (is (= {1 10 2 20} (into {} m)))
+    (is (= [[0 1] [1 2] [2 0] [3 0]] (seq a)))
+    (is (not (contains? (bpf/spec m) :contents)))))
+
+(kernel-test s7-frozen-maps-refuse-writes-and-say-that-they-are-frozen
+  (doseq [change [{:name ".rodata"} {:name ".kconfig"} {:freeze true}]]
+    (with-open [m (open-hash (merge {:contents {1 10}} change))]
+      (is (true? (:frozen? (bpf/info m))) change)
+      (is (= {1 10} (into {} m)))
+      (doseq [write [#(bpf/put! m 1 1) #(bpf/insert! m 2 1) #(bpf/replace! m 1 1) #(bpf/delete! m 1) #(bpf/take! m 1)]]
+        (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (write))]
+          (is (= [:permission :EPERM] [error errno]))
+          (is (str/includes? message "the map is frozen"))))
+      (is (= {1 10} (into {} m)))))
+  (testing "afterwards"
+    (with-open [m (open-hash)]
+      (is (false? (:frozen? (bpf/info m))))
+      (is (identical? m (bpf/freeze! m)))
+      (is (identical? m (bpf/freeze! m)) "twice is fine")
+      (is (true? (:frozen? (bpf/info m)))))))
+
+(kernel-test s9-create-names-what-this-kernel-lacks
+  (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (bpf/create {:type 4242 :key-size 4 :value-size 4 :max-entries 1}))]
+    (is (= [:not-supported :EINVAL] [error errno]))
+    (is (str/includes? message "has no map type 4242, which bpfmap does not know either")))
+  (let [{:keys [message] :bpfmap/keys [error]} (error-of (open-hash {:flags #{0x40000000}}))]
+    (is (= :not-supported error))
+    (is (str/includes? message "does not take 1073741824, which bpfmap does not know either on :hash maps")))
+  (testing "what only the kernel can refuse"
+    (is (= :invalid-spec (:bpfmap/error (error-of (bpf/create {:type :array :key :u32 :value-size 0xffffffff :max-entries 1})))))
+    (let [{:bpfmap/keys [error hint]} (error-of (open-hash {:max-entries 0xffffffff}))]
+      (is (#{:no-memory :invalid-spec} error))
+      (is (re-find #"smaller|larger" hint)))))
+
+(kernel-test s9-s10-without-the-capability-create-says-which-is-missing
+  (let [{:keys [message] :bpfmap/keys [error errno]} (fixture/unprivileged #(error-of (open-hash)))]
+    (is (= [:permission :EPERM] [error errno]))
+    (is (str/includes? message "create needs CAP_BPF"))
+    (is (str/includes? message "kernel.unprivileged_bpf_disabled is"))
+    (is (not (str/includes? message "MEMLOCK")))))
+
+(kernel-test s10-without-the-capability-opening-by-id-and-name-say-so-too
+  (with-open [m (open-hash)]
+    (let [id (:id (bpf/info m))]
+      (doseq [ref [id {:name "t_hash"}]]
+        (let [{:keys [message] :bpfmap/keys [error]} (fixture/unprivileged #(error-of (bpf/open ref)))]
+          (is (= :permission error))
+          (is (str/includes? message "open needs CAP_SYS_ADMIN")))))))
+
+(kernel-test s12-the-same-spec-makes-any-number-of-maps-and-stays-as-it-is
+  (let [spec (assoc hash-spec :contents {1 10} :flags #{:no-prealloc} :name "a-b c")
+        copy (edn/read-string (pr-str spec))
+        maps (fixture/in-threads 8 (fn [_] (bpf/create spec)))]
+    (try
+      (is (= 8 (count (set (map (comp :id bpf/info) maps)))))
+      (is (every? #(= {1 10} (into {} %)) maps))
+      (is (= copy spec))
+      (finally (run! bpf/close maps)))))
+
+(kernel-test bad-options-and-references-are-refused
+  (with-open [m (open-hash)]
+    (let [id (:id (bpf/info m))]
+      (are [ref options words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/open ref options))]
+                                 (and (= :invalid-value error) (= :open op) (str/includes? message words)))
+        id {:acess :read-only} "Unknown option :acess: open takes :access, :key and :value"
+        id {:access :rdonly} "Unknown access :rdonly: it is :read-write, :read-only or :write-only"
+        id [:access] "Options are a map"
+        :x nil "open takes an id, a pin path, {:name n} or {:fd n}"
+        -1 nil "Not a map: -1: ids and descriptors are numbers from 0"
+        {:fd "1"} nil "ids and descriptors are numbers from 0"
+        {:nmae "x"} nil "Unknown reference {:nmae \"x\"}"
+        {:id 1 :name "x"} nil "open takes an id"
+        "" nil "Not a pin path: \"\": it is empty"
+        "/sys/fs/bpf/a\u0000b" nil "it has a NUL character")
+      (let [{:keys [message] :bpfmap/keys [error path]} (error-of (bpf/open id {:key :u64}))]
+        (is (= [:incompatible [:key]] [error path]))
+        (is (str/includes? message "it has 4 bytes, and the type has 8")))
+      (is (= :invalid-spec (:bpfmap/error (error-of (bpf/open id {:value :u65}))))))))
+

@@ -1,0 +1,60 @@
+(ns bpfmap.errno-test
+  (:require [bpfmap.errno :as errno]
+            [clojure.string :as str]
+            [clojure.test :refer [are deftest is]]))
+
+(set! *warn-on-reflection* true)
+
+(deftest names
+  (are [code name] (= name (errno/errno-name code))
+    1 :EPERM 7 :E2BIG 524 :ENOTSUPP 9999 9999))
+
+(def ^:private ok {:release "6.18.44" :missing nil :unprivileged-bpf-disabled 2})
+
+(deftest s10-a-refusal-is-explained-by-what-is-missing
+  (are [code facts kind words]
+       (let [{:bpfmap/keys [error hint]} (errno/explain code (merge ok facts))]
+         (and (= kind error) (str/includes? hint words)))
+    1 {:op :put! :access :read-only} :read-only "opened read-only"
+    1 {:op :lookup :access :write-only} :write-only "opened write-only"
+    1 {:op :put! :frozen? true} :permission "frozen"
+    1 {:op :create :missing ["CAP_BPF"]} :permission "create needs CAP_BPF, and kernel.unprivileged_bpf_disabled is 2"
+    1 {:op :load :missing ["CAP_BPF" "CAP_PERFMON"]} :permission "loading a program needs CAP_BPF and CAP_PERFMON"
+    1 {:op :create :release "5.4.0"} :permission "RLIMIT_MEMLOCK"
+    1 {:op :create :release "5.11.0"} :permission "security module"
+    1 {:op :pin! :path "/tmp/x" :bpffs? false} :not-bpffs "/tmp/x is not on a BPF file system"
+    13 {:op :open :path "/p"} :permission "the file mode of /p"
+    7 {:op :put! :type :hash :max-entries 4} :map-full "holds its 4 entries"
+    7 {:op :put! :type :array :max-entries 4} :out-of-range "from 0 to 3"
+    7 {:op :create} :invalid-spec "larger than this kernel allows"
+    12 {:op :create} :no-memory ":no-prealloc"
+    24 {:op :create} :too-many-files "ulimit -n"
+    23 {:op :create} :too-many-files "fs.file-max"
+    16 {:op :freeze!} :busy "mapped writable"
+    16 {:op :put!} :busy "try again"
+    22 {:op :delete! :alternative "put! a zero"} :not-supported "put! a zero"
+    524 {:op :take! :type :hash :release "5.10.0"} :not-supported "it needs Linux 5.14, this is 5.10.0"
+    22 {:op :freeze! :release "4.19"} :not-supported "it needs Linux 5.2, this is 4.19"
+    22 {:op :create :unsupported "no such type"} :not-supported "no such type"
+    22 {:op :create} :invalid-spec "a rule of its map type"
+    17 {:op :pin! :path "/p"} :exists "/p exists already"
+    2 {:op :open :path "/p"} :not-found "there is no file /p"
+    2 {:op :pin! :path "/p/q"} :not-found "the directory of /p/q"
+    2 {:op :open} :not-found "no map has that id"
+    18 {:op :pin! :path "/p"} :invalid-value "one BPF file system only"
+    4 {:op :test-run} :interrupted "a signal"
+    13 {:op :load} :program-rejected "verifier"
+    95 {:op :lookup} :not-supported "this kernel does not support it"
+    5 {:op :lookup} :kernel "please report"))
+
+(deftest a-failure-is-data
+  (let [e (errno/failure "put! on map 3" 7 {:op :put! :type :hash :max-entries 4 :map {:id 3 :name "x" :type :hash}})]
+    (is (= {:bpfmap/error :map-full
+            :bpfmap/op :put!
+            :bpfmap/errno :E2BIG
+            :bpfmap/errno-code 7
+            :bpfmap/map {:id 3 :name "x" :type :hash}
+            :bpfmap/hint "the map holds its 4 entries; delete some, or create it with more :max-entries"}
+           (ex-data e)))
+    (is (= "put! on map 3 failed with E2BIG: the map holds its 4 entries; delete some, or create it with more :max-entries"
+           (ex-message e)))))

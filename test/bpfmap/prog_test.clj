@@ -1,0 +1,220 @@
+(ns bpfmap.prog-test
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.prog :as prog]
+            [clojure.string :as str]
+            [clojure.test :refer [are is testing]]
+            [clojure.test.check :as check]
+            [clojure.test.check.generators :as gen]
+            [clojure.test.check.properties :as prop])
+  (:import (java.io Closeable)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private packet (byte-array 14))
+
+(defn- returned
+  "What a packet program returns for an empty packet."
+  [insns]
+  (with-open [p ^Closeable (prog/load {:type :socket-filter :insns insns})]
+    (:return (prog/test-run p {:data packet}))))
+
+(def ^:private counting
+  "Adds one to the value of key 0 of an array."
+  (fn [m]
+    [[:stw [:r10 -4] 0]
+     [:lddw :r1 m]
+     [:mov64 :r2 :r10]
+     [:add64 :r2 -4]
+     [:call :map-lookup-elem]
+     [:jeq :r0 0 :out]
+     [:mov64 :r1 1]
+     [:atomic-add64 [:r0 0] :r1]
+     :out
+     [:mov64 :r0 0]
+     [:exit]]))
+
+(defn- counter ^Closeable []
+  (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1}))
+
+(kernel-test a-program-counts-into-a-map
+  (with-open [m (counter)
+              p ^Closeable (prog/load {:type :socket-filter :name "count it" :insns (counting m)})]
+    (is (= 0 (m 0)))
+    (let [{:keys [return duration data]} (prog/test-run p {:data packet :repeat 1000})]
+      (is (= 0 return))
+      (is (nat-int? duration))
+      (is (= 14 (count data))))
+    (is (= 1000 (m 0)))
+    (is (= "#<bpf-program :socket-filter \"countit\">" (pr-str p)))))
+
+(kernel-test a-program-holds-its-maps
+  (let [m (counter)
+        same ^Closeable (bpf/clone m)]
+    (with-open [p ^Closeable (prog/load {:type :socket-filter :insns (counting m)})]
+      (bpf/close m)
+      (prog/test-run p {:data packet})
+      (with-open [same same]
+        (is (= 1 (same 0)))))))
+
+(kernel-test a-map's-value-can-be-addressed-directly
+  (with-open [m (counter)]
+    (is (= 0 (returned [[:ld-map-value :r1 m 0] [:stdw [:r1 0] 77] [:mov64 :r0 0] [:exit]])))
+    (is (= 77 (m 0)))))
+
+(kernel-test a-raw-tracepoint-program-runs-and-attaches
+  (with-open [m (counter)
+              p ^Closeable (prog/load {:type :raw-tracepoint :insns (counting m)})]
+    (prog/test-run p)
+    (is (= 1 (m 0)))
+    (with-open [a ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
+      (is (= "#<bpf-attachment \"sys_enter\">" (pr-str a)))
+      (dotimes [_ 100] (fixture/open-descriptors)))
+    (let [counted (m 0)]
+      (is (< 100 counted))
+      (Thread/sleep 20)
+      (is (= counted (m 0)) "a closed attachment counts no more"))
+    (testing "arguments come as the context"
+      (with-open [m (counter)
+                  p ^Closeable (prog/load {:type :raw-tracepoint
+                                           :insns [[:ldxdw :r3 [:r1 8]]
+                                                   [:ld-map-value :r2 m 0]
+                                                   [:stxdw [:r2 0] :r3]
+                                                   [:mov64 :r0 0]
+                                                   [:exit]]})]
+        (prog/test-run p {:context [1 0 0 0 0 0 0 0, 42 0 0 0 0 0 0 0]})
+        (is (= 42 (m 0)))))))
+
+(kernel-test a-rejected-program-has-the-verifier's-log
+  (let [{:keys [message] :bpfmap/keys [error errno log op]}
+        (error-of (prog/load {:type :socket-filter :insns [[:mov64 :r0 :r5] [:exit]]}))]
+    (is (= [:program-rejected :load] [error op]))
+    (is (keyword? errno))
+    (is (str/includes? log "R5 !read_ok"))
+    (is (str/includes? message "the verifier refused the program"))
+    (is (str/includes? message "R5 !read_ok")))
+  (testing "also a log that is longer than its first buffer"
+    (let [{:bpfmap/keys [error log]}
+          (error-of (prog/load {:type :socket-filter
+                                :insns [(repeat 3000 [:mov64 :r0 1]) [:stxdw [:r10 0] :r0] [:exit]]}))]
+      (is (= :program-rejected error))
+      (is (< 65536 (count log)))
+      (is (str/includes? log "invalid")))))
+
+(kernel-test what-cannot-be-loaded-is-refused-before-the-kernel-sees-it
+  (are [program words] (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/load program))]
+                         (and (= :invalid-program error) (str/includes? message words)))
+    {:type :socket_filter :insns [[:exit]]} "Unknown program type :socket_filter: it is a number, or :cgroup-device"
+    {:insns [[:exit]]} "Unknown program type nil"
+    {:type :xdp :instructions []} "Unknown key :instructions: a program has :type, :name, :license and :insns"
+    {:type :xdp :name :x :insns [[:exit]]} ":name is a text, not :x"
+    {:type :xdp :license 1 :insns [[:exit]]} ":license is a text, not 1"
+    {:type :xdp :insns []} "a program has an instruction"
+    {:type :xdp :insns [[:lddw :r1 "counts"] [:exit]]} "Not an open map: \"counts\""))
+
+(kernel-test test-runs-that-the-program-type-does-not-take
+  (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+    (are [options kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/test-run p options))]
+                                (and (= kind error) (= :test-run op) (str/includes? message words)))
+      {:data [1 2 3]} :invalid-value "data of 14 bytes or more for packet programs"
+      {:data "xyz"} :invalid-value "hexadecimal"
+      {:repeat 0} :invalid-value ":repeat is a number from 1, not 0"
+      {:input 1} :invalid-value "Unknown option :input: test-run takes :data, :context and :repeat"))
+  (testing "a type without test runs"
+    (with-open [p ^Closeable (prog/load {:type :kprobe :insns [[:mov64 :r0 0] [:exit]]})]
+      (is (= :not-supported (:bpfmap/error (error-of (prog/test-run p)))))))
+  (testing "a closed program"
+    (let [p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+      (.close ^Closeable p)
+      (.close ^Closeable p)
+      (is (= "#<bpf-program :socket-filter \"\" closed>" (pr-str p)))
+      (is (= :closed (:bpfmap/error (error-of (prog/test-run p {:data packet}))))))))
+
+(kernel-test attachments-that-cannot-be
+  (with-open [filter ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})
+              raw ^Closeable (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})]
+    (are [program tracepoint kind words]
+         (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/attach-raw-tracepoint program tracepoint))]
+           (and (= kind error) (str/includes? message words)))
+      filter "sys_enter" :invalid-value "only a program of type :raw-tracepoint"
+      raw "no_such_tracepoint" :not-found "no raw tracepoint has that name"
+      raw "" :invalid-value "Not the name of a tracepoint: \"\""
+      raw :sys_enter :invalid-value "Not the name of a tracepoint: :sys_enter")))
+
+(kernel-test s10-loading-without-the-capability-says-which-is-missing
+  (let [{:keys [message] :bpfmap/keys [error]}
+        (fixture/unprivileged #(error-of (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})))]
+    (is (= :permission error))
+    (is (str/includes? message "loading a program needs CAP_BPF and CAP_PERFMON"))))
+
+;; --- the assembler against the machine that runs it
+
+(def ^:private two-to-64 (.shiftLeft BigInteger/ONE 64))
+
+(defn- u64 [n] (mod (bigint n) (bigint two-to-64)))
+(defn- u32 [n] (mod (bigint n) 4294967296))
+(defn- signed [n bits]
+  (let [half (bigint (.shiftLeft BigInteger/ONE (int (dec bits))))]
+    (if (< n half) n (- n (* 2 half)))))
+
+(defn- apply-alu
+  "What an operation of 64 or 32 bits makes of two numbers, after RFC 9669: division by zero gives zero, modulo by zero
+  leaves the number, shifts use the low bits of the count."
+  [op bits a b]
+  (let [wrap (if (= 64 bits) u64 u32)
+        a (wrap a) b (wrap b)
+        shift (int (mod b bits))
+        power (bigint (.shiftLeft BigInteger/ONE shift))]
+    (wrap (case op
+            :mov b :add (+ a b) :sub (- a b) :mul (* a b)
+            :div (if (zero? b) 0 (quot a b))
+            :mod (if (zero? b) a (rem a b))
+            :or (.or (biginteger a) (biginteger b))
+            :and (.and (biginteger a) (biginteger b))
+            :xor (.xor (biginteger a) (biginteger b))
+            :lsh (* a power)
+            :rsh (quot a power)
+            :arsh (.shiftRight (biginteger (signed a bits)) shift)))))
+
+(def ^:private alu-step
+  (gen/let [op (gen/elements [:mov :add :sub :mul :div :mod :or :and :xor :lsh :rsh :arsh])
+            bits (gen/elements [64 32])
+            to (gen/choose 0 5)
+            source (gen/one-of [(gen/tuple (gen/return :register) (gen/choose 0 5))
+                                (gen/tuple (gen/return :immediate)
+                                           (gen/one-of [(gen/choose -100 100) (gen/choose -2147483648 2147483647)]))])]
+    (let [[kind n] source]
+      ;; The verifier refuses immediates that divide by zero or shift by more than the width.
+      (cond
+        (and (= :immediate kind) (#{:lsh :rsh :arsh} op)) [op bits to [:immediate (mod n bits)]]
+        (and (= :immediate kind) (#{:div :mod} op) (zero? n)) [op bits to [:immediate 1]]
+        :else [op bits to source]))))
+
+(defn- reg [n] (keyword (str "r" n)))
+
+(kernel-test arithmetic-programs-compute-what-the-standard-says
+  (let [programs (gen/tuple (gen/vector gen/large-integer 6) (gen/vector alu-step 1 30))
+        property (prop/for-all [[start steps] programs]
+                   (let [insns (concat (map-indexed (fn [i n] [:lddw (reg i) n]) start)
+                                       (for [[op bits to [kind n]] steps]
+                                         [(keyword (str (name op) bits)) (reg to) (if (= :register kind) (reg n) n)])
+                                       [[:exit]])
+                         end (reduce (fn [regs [op bits to [kind n]]]
+                                       (assoc regs to (apply-alu op bits (regs to) (if (= :register kind) (regs n) n))))
+                                     (mapv u64 start)
+                                     steps)]
+                     (= (u32 (first end)) (returned insns))))
+        result (check/quick-check 300 property)]
+    (is (:pass? result) (pr-str (:shrunk result)))))
+
+(kernel-test jumps-loads-stores-and-calls-do-what-they-say
+  (are [result insns] (= result (returned insns))
+    3 [[:mov64 :r0 0] [:mov64 :r1 3] :again [:add64 :r0 1] [:sub64 :r1 1] [:jne :r1 0 :again] [:exit]]
+    1 [[:mov64 :r0 1] [:mov64 :r1 -1] [:jslt :r1 0 :out] [:mov64 :r0 2] :out [:exit]]
+    0x34 [[:stdw [:r10 -8] 0x1234] [:ldxb :r0 [:r10 -8]] [:exit]]
+    0x3412 [[:mov64 :r0 0x1234] [:be16 :r0] [:exit]]
+    5 [[:stdw [:r10 -8] 2] [:mov64 :r1 3] [:atomic-add64 [:r10 -8] :r1] [:ldxdw :r0 [:r10 -8]] [:exit]]
+    2 [[:stdw [:r10 -8] 2] [:mov64 :r1 3] [:atomic-fetch-add64 [:r10 -8] :r1] [:mov64 :r0 :r1] [:exit]]
+    7 [[:stdw [:r10 -8] 7] [:mov64 :r1 9] [:atomic-xchg64 [:r10 -8] :r1] [:mov64 :r0 :r1] [:exit]]
+    9 [[:stdw [:r10 -8] 7] [:mov64 :r0 7] [:mov64 :r1 9] [:atomic-cmpxchg64 [:r10 -8] :r1] [:ldxdw :r0 [:r10 -8]] [:exit]]
+    1 [[:call :get-smp-processor-id] [:mov64 :r1 :r0] [:mov64 :r0 0] [:jgt :r1 4095 :out] [:mov64 :r0 1] :out [:exit]]))

@@ -1,0 +1,97 @@
+(ns bpfmap.spec-test
+  (:require [bpfmap.fixture :refer [error-of]]
+            [bpfmap.spec :as spec]
+            [clojure.string :as str]
+            [clojure.test :refer [are deftest is]]
+            [clojure.test.check.clojure-test :refer [defspec]]
+            [clojure.test.check.generators :as gen]
+            [clojure.test.check.properties :as prop]))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private good {:type :hash :key :u32 :value :u64 :max-entries 8})
+
+(deftest a-good-spec-is-completed
+  (is (= {:type :hash :key :u32 :key-size 4 :value :u64 :value-size 8 :max-entries 8 :flags #{}}
+         (spec/complete good)))
+  (is (= {:type :array :key [:bytes 4] :key-size 4 :value [:bytes 6] :value-size 6 :max-entries 1 :flags #{:mmapable}}
+         (spec/complete {:type 2 :key-size 4 :value-size 6 :max-entries 1 :flags [1024]})))
+  (is (= #{:numa-node :no-prealloc} (:flags (spec/complete (assoc good :numa-node 0 :flags #{:no-prealloc}))))))
+
+(deftest completing-twice-changes-nothing
+  (is (= (spec/complete good) (spec/complete (spec/complete good)))))
+
+(deftest s9-every-refusal-names-the-rule-that-was-broken
+  (are [change path words]
+       (let [{:keys [message] :bpfmap/keys [error op] found :bpfmap/path}
+             (error-of (spec/complete (merge good change)))]
+         (and (= :invalid-spec error) (= :create op) (= path found) (str/includes? message words)))
+    {:type nil} [:type] "a spec needs :type"
+    {:type :hsah} [:type] "unknown map type :hsah; the types are :arena"
+    {:type "hash"} [:type] "a map type is a name or a number, not \"hash\""
+    {:type -1} [:type] "a map type is a name or a number"
+    {:max-entries nil} [:max-entries] "a spec needs :max-entries"
+    {:max-entries 0} [:max-entries] "from 1 to 4294967295, not 0"
+    {:max-entries 4294967296} [:max-entries] "from 1 to 4294967295"
+    {:max-entries 1.5} [:max-entries] "from 1 to 4294967295, not 1.5"
+    {:key nil} [:key] "a spec needs :key, a type such as :u32, or :key-size"
+    {:value nil} [:value] "a spec needs :value"
+    {:key :u33} [:key] "unknown type :u33"
+    {:key-size 8} [:key-size] ":key-size is 8, but :key :u32 has 4 bytes"
+    {:key nil :key-size "4"} [:key-size] "a size is a number of bytes"
+    {:key nil :key-size 0} [:key-size] "the key of :hash maps has at least 1 bytes, not 0"
+    {:type :array :key :u64} [:key] "the key of :array maps has 4 bytes, not 8"
+    {:type :array :flags #{:no-prealloc}} [:flags] ":array maps do not take :no-prealloc; they take "
+    {:flags #{:mmapable}} [:flags] ":hash maps do not take :mmapable"
+    {:flags #{:fast}} [:flags] "unknown flag :fast; the flags are "
+    {:flags :no-prealloc} [:flags] ":flags is a set of names"
+    {:flags #{"x"}} [:flags] "a flag is a name or a bit"
+    {:flags #{:numa-node}} [:numa-node] "goes with the number of a node"
+    {:numa-node -1} [:numa-node] ":numa-node is the number of a node, not -1"
+    {:name :counts} [:name] ":name is a text, not :counts"
+    {:contents [1 2]} [:contents] ":contents is a map, or a sequence of [key value] pairs"
+    {:freeze 1} [:freeze] ":freeze is true or false"
+    {:flags #{:rdonly} :contents {1 1}} [:flags] "cannot be filled"
+    {:pinning :by-name} [:pinning] "unknown key :pinning; a spec has "))
+
+(deftest everything-that-is-wrong-is-said-at-once
+  (let [{:keys [message] :bpfmap/keys [problems]} (error-of (spec/complete {:type :array :key :u64 :flags #{:no-prealloc}}))]
+    (is (= [[:key] [:value] [:max-entries] [:flags]] (map :path problems)))
+    (is (every? #(str/includes? message (:message %)) problems))))
+
+(deftest a-spec-is-a-map
+  (is (str/includes? (:message (error-of (spec/complete [:type :hash]))) "a spec is a map, not [:type :hash]")))
+
+(def ^:private anything
+  (gen/recursive-gen gen/container-type gen/simple-type-printable))
+
+(def ^:private almost-specs
+  (gen/let [type (gen/elements [:hash :array :lpm-trie 1 99 nil :x])
+            change (gen/map (gen/elements [:key :value :key-size :value-size :max-entries :flags :name :contents :freeze :numa-node])
+                            anything {:max-elements 3})]
+    (merge good {:type type} change)))
+
+(defspec whatever-is-given-is-completed-or-refused-as-data 500
+  (prop/for-all [given (gen/one-of [almost-specs anything])]
+    (try
+      (map? (spec/complete given))
+      (catch clojure.lang.ExceptionInfo e
+        (= :invalid-spec (:bpfmap/error (ex-data e)))))))
+
+(defspec s4-the-kernel-gets-a-name-that-it-takes 300
+  (prop/for-all [full gen/string]
+    (let [short (spec/kernel-name full)]
+      (and (re-matches #"[A-Za-z0-9_.]{0,15}" short)
+           (= short (spec/kernel-name short))))))
+
+(deftest s4-names-are-filtered-and-shortened
+  (are [full short] (= short (spec/kernel-name full))
+    "counts" "counts"
+    "my-flows by address" "myflowsbyaddres"
+    "größe" "gre"
+    "" ""
+    nil ""))
+
+(deftest s7-constant-data-sections-are-known-by-name
+  (are [name frozen?] (= frozen? (spec/frozen-by-name? name))
+    ".rodata" true ".rodata.str" true ".kconfig" true ".data" false "my.rodata" false nil false))

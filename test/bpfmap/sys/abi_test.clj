@@ -1,0 +1,54 @@
+(ns bpfmap.sys.abi-test
+  "Every constant of the Java core's Abi, against the C header compiled on the spot."
+  (:require [bpfmap.fixture :as fixture]
+            [clojure.string :as str]
+            [clojure.test :refer [deftest is]])
+  (:import (bpfmap.sys Abi)
+           (java.lang.reflect Field Modifier)))
+
+(set! *warn-on-reflection* true)
+
+(defn- offset [struct]
+  (fn [field] (str "offsetof(" struct ", " field ")")))
+
+(def ^:private in-c
+  "Prefix of a constant to what it is in C, from the rest of its name in lower case. The first that fits counts."
+  [["MAP_CREATE_" (offset "union bpf_attr")]
+   ["MAP_INFO_" (offset "struct bpf_map_info")]
+   ["PROG_INFO_" (offset "struct bpf_prog_info")]
+   ["PROG_LOAD_" (offset "union bpf_attr")]
+   ["BATCH_SIZE" (constantly "offsetof(union bpf_attr, batch.flags) + sizeof(((union bpf_attr *)0)->batch.flags)")]
+   ["BATCH_" #((offset "union bpf_attr") (str "batch." %))]
+   ["ELEM_" (offset "union bpf_attr")]
+   ["OBJ_" (offset "union bpf_attr")]
+   ["TEST_" #((offset "union bpf_attr") (str "test." %))]
+   ["ID_" (offset "union bpf_attr")]
+   ["INFO_" #((offset "union bpf_attr") (str "info." %))]
+   ["RAW_TRACEPOINT_" #((offset "union bpf_attr") (str "raw_tracepoint." %))]
+   ["NAME_LENGTH" (constantly "BPF_OBJ_NAME_LEN - 1")]
+   ["BPF_" #(str "BPF_" (str/upper-case %))]
+   ["SYS_" #(str "__NR_" %)]
+   ["E" #(str "E" (str/upper-case %))]])
+
+(defn- c-expression [constant]
+  (some (fn [[prefix in-c]]
+          (when (str/starts-with? constant prefix)
+            (in-c (str/lower-case (subs constant (count prefix))))))
+        in-c))
+
+(defn- constants []
+  (into {}
+        (comp (filter #(Modifier/isPublic (.getModifiers ^Field %)))
+              (map (fn [^Field f] [(.getName f) (long (.get f nil))])))
+        (.getDeclaredFields Abi)))
+
+(deftest every-constant-is-that-of-the-header
+  (let [ours (constants)
+        header (fixture/c-values ["linux/bpf.h" "sys/syscall.h"] (map c-expression (keys ours)))
+        ;; Internal to the kernel: no header that user space sees has it.
+        unseen #{"ENOTSUPP"}]
+    (if-not header
+      (fixture/skip! "no C compiler to compare the constants with")
+      (doseq [[constant value] ours
+              :when (not (unseen constant))]
+        (is (= value (header (c-expression constant))) constant)))))
