@@ -62,10 +62,12 @@
     (try
       (b/javac {:src-dirs ["java"] :class-dir fresh :javac-opts javac-opts})
       (b/delete {:path class-dir})
-      (.renameTo (b/resolve-path fresh) (b/resolve-path class-dir))
+      (when-not (.renameTo (b/resolve-path fresh) (b/resolve-path class-dir))
+        (throw (ex-info (str "Cannot put the compiled classes in " class-dir
+                             "; is another build at work?") {})))
       (catch ExceptionInfo e
         (b/delete {:path fresh})
-        (fail (ex-message e) "; javac's own words are above")))))
+        (fail (ex-message e))))))
 
 (defn javac
   "Compiles the Java core in java/ to target/classes. Does nothing if no source was
