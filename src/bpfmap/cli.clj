@@ -57,8 +57,7 @@
            "char, '[:bytes 4]' and so on, as in a map spec."]
     :fn 'bpfmap.cli.commands/dump}
    {:name "demo"
-    :options [[nil "--seconds N" "How long to count"
-               :default 5.0 :default-desc "5"
+    :options [[nil "--seconds N" "How long to count, 5 unless given"
                :parse-fn #(or (parse-double %) %)
                :validate [#(and (number? %) (< 0 % 1e9)) "N is a number above 0"]]]
     :doc "Count the host's system calls, live, in a map of this library"
@@ -99,7 +98,7 @@
           ["" ref-text exit-text]))
 
 (defn- command-help [{:keys [args options doc text] :as command}]
-  (concat [(str "Usage: " (usage command)) "" doc]
+  (concat [(str "Usage: " (usage command)) "" (str doc ".")]
           text
           (when options (cons "" (cons "Options" (option-lines options))))
           ["" "Options of every command"]

@@ -61,7 +61,7 @@
             (if (= :pin! op)
               (str "the directory of " path " does not exist")
               (str "there is no file " path)))}
-   {:errno #{:ENOENT} :op #{:open} :error :not-found :hint "no map has that id (any more); `list` shows those there are"}
+   {:errno #{:ENOENT} :op #{:open :list} :error :not-found :hint "no map has that id (any more); `list` shows those there are"}
    {:errno #{:ENOENT} :op #{:attach-raw-tracepoint} :error :not-found
     :hint "no raw tracepoint has that name; /sys/kernel/tracing/available_events lists them, without the part before the colon"}
    {:errno #{:EEXIST} :op #{:pin!} :error :exists

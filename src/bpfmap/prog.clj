@@ -133,12 +133,15 @@
    (when-not (or (nil? repeat) (and (int? repeat) (<= 1 repeat 0x7fffffff)))
      (throw (error/error :invalid-value (str ":repeat is a number from 1, not " (pr-str (error/shown repeat)))
                          {:bpfmap/op :test-run :bpfmap/path [:repeat]})))
-   (update (progs/test-run (.-fd program)
-                           {:data (some-> data bytes/->array)
-                            :context (some-> context bytes/->array)
-                            :repeat repeat}
-                           {:op :test-run})
-           :data #(some-> % bytes/wrap))))
+   (let [input (fn [bytes]
+                 (try
+                   (some-> bytes bytes/->array)
+                   (catch clojure.lang.ExceptionInfo e
+                     (throw (sys/in-context e {:op :test-run})))))]
+     (update (progs/test-run (.-fd program)
+                             {:data (input data) :context (input context) :repeat repeat}
+                             {:op :test-run})
+             :data #(some-> % bytes/wrap)))))
 
 (defn attach-raw-tracepoint
   "Attaches a program of type `:raw-tracepoint`; returns the attachment. Closing it detaches.

@@ -392,8 +392,11 @@
     (try
       (when-let [{:keys [exit err]}
                  (some #(run % (str/join "\n" (concat lines [""])))
-                       [["llvm-mc" (str "-triple=" target) "-mcpu=v4" "-filetype=obj" "-" "-o" path]
-                        ["clang" (str "--target=" target) "-mcpu=v4" "-c" "-x" "assembler" "-" "-o" path]])]
+                       (concat
+                        ;; Debian installs several side by side, under names with their number: the newest reads most.
+                        (for [mc (conj (mapv #(str "llvm-mc-" %) (range 25 14 -1)) "llvm-mc")]
+                          [mc (str "-triple=" target) "-mcpu=v4" "-filetype=obj" "-" "-o" path])
+                        [["clang" (str "--target=" target) "-mcpu=v4" "-c" "-x" "assembler" "-" "-o" path]]))]
         (if (zero? exit)
           {:bytes (text-section (Files/readAllBytes (.toPath object)))}
           {:bad-lines (into #{} (map #(dec (parse-long (second %)))) (re-seq #":(\d+):\d+: error:" err))

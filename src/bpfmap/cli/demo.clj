@@ -9,7 +9,8 @@
             [bpfmap.core :as bpf]
             [bpfmap.prog :as prog]
             [bpfmap.syscalls :as syscalls])
-  (:import (clojure.lang ExceptionInfo)))
+  (:import (clojure.lang ExceptionInfo)
+           (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
 
@@ -92,7 +93,7 @@
 
 (defn- frame
   "The lines of the live table, for a screen of this height."
-  [{:keys [samples counts elapsed id seconds]} height]
+  [{:keys [samples counts elapsed seconds] {:keys [id]} :map} height]
   (let [[before earlier] (first samples)
         title [(str "System calls of this whole host, counted in the kernel into BPF hash map " id)
                (str (seconds-text elapsed) " of " (seconds-text seconds) " s: " (total counts) " calls of "
@@ -113,41 +114,48 @@
 
 ;; --- one run
 
-(defn- observe
-  "Counts until `stop` is delivered or the seconds are over; meanwhile calls `show`, if given, with each state.
+(defn- watch
+  "Waits until `stop` is delivered or the seconds are over; returns how many there were. Meanwhile calls `show`, if
+  given, with what there is to show, over and over."
+  [m seconds stop show]
+  (let [began (System/nanoTime)
+        elapsed #(/ (- (System/nanoTime) began) 1e9)]
+    (loop [samples [[0.0 {}]]]
+      (let [now (elapsed)
+            left (long (Math/ceil (* 1000 (- seconds now))))]
+        (cond
+          (or (not (pos? left)) (realized? stop))
+          now
 
-  Returns `{:map :elapsed :counts}`, the map gone or about to go."
+          show
+          (let [counts (into {} m)]
+            (show {:samples samples :counts counts :elapsed now :seconds seconds})
+            (deref stop (min left frame-millis) nil)
+            (recur (with-sample samples [now counts])))
+
+          :else
+          (do (deref stop left nil)
+              (recur samples)))))))
+
+(defn- observe
+  "Counts until `stop` is delivered or the seconds are over. Returns `{:map :elapsed :counts}`, the map gone or about to go."
   [seconds stop show]
-  (with-open [m (bpf/create map-spec)
-              program (prog/load {:type :raw-tracepoint :name (:name map-spec) :insns (instructions m)})]
-    (let [{:keys [id] :as info} (bpf/info m)
-          attached (prog/attach-raw-tracepoint program "sys_enter")
-          began (System/nanoTime)
-          elapsed #(/ (- (System/nanoTime) began) 1e9)]
-      (try
-        (loop [samples [[0.0 {}]]]
-          (let [now (elapsed)
-                left (long (Math/ceil (* 1000 (- seconds now))))]
-            (when (and (pos? left) (not (realized? stop)))
-              (if show
-                (let [counts (into {} m)]
-                  (show {:samples samples :counts counts :elapsed now :id id :seconds seconds})
-                  (deref stop (min left frame-millis) nil)
-                  (recur (with-sample samples [now counts])))
-                (do (deref stop left nil)
-                    (recur samples))))))
-        (finally (.close attached)))
+  (with-open [^Closeable m (bpf/create map-spec)
+              ^Closeable program (prog/load {:type :raw-tracepoint
+                                             :name (:name map-spec)
+                                             :insns (instructions m)})]
+    (let [info (select-keys (bpf/info m) [:id :type :name])
+          elapsed (with-open [^Closeable _ (prog/attach-raw-tracepoint program "sys_enter")]
+                    (watch m seconds stop (when show #(show (assoc % :map info)))))]
       ;; Only now that nobody writes any more are the counts final.
-      {:elapsed (elapsed)
-       :counts (into {} m)
-       :map (select-keys info [:id :type :name])})))
+      {:map info :elapsed elapsed :counts (into {} m)})))
 
 (defn- gone?
   "Whether the kernel has removed a map: it does so shortly after the last program that uses it went. Waits for that."
   [id]
   (loop [attempts 100]
     (let [answer (try
-                   (.close ^java.io.Closeable (bpf/open id {:access :read-only}))
+                   (.close ^Closeable (bpf/open id {:access :read-only}))
                    (catch ExceptionInfo e (:bpfmap/error (ex-data e))))]
       (cond
         (= :not-found answer) true
@@ -163,7 +171,7 @@
      :lines (delay (output/table columns shown))
      :closing [(str "Counted " (total counts) " system calls of " (output/plural (count all) "kind" "kinds")
                     " in " (seconds-text elapsed) " s"
-                    (when (< (count shown) (count all)) (str "; above are the " (count shown) " most frequent")))
+                    (when (< (count shown) (count all)) (str "; the top " (count shown) " are above")))
                (str "They were in BPF map " id " (" (clojure.core/name type) ", " name "), "
                     (if (gone? id) "which is gone now" "which the kernel is removing now"))]
      :exit (if signal (+ 128 (signals/numbers signal)) 0)}))
@@ -191,11 +199,11 @@
         (some-> (opened) close)))))
 
 (defn demo
-  "Counts the system calls of the host for `:seconds`, or until Ctrl-C; on a terminal, shows them live meanwhile.
+  "Counts the system calls of the host for `:seconds` (5.0), or until Ctrl-C; on a terminal, shows them live meanwhile.
 
       (:value (demo [] {:seconds 1.0 :edn true}))
       ;=> {:map {:id 12, …}, :seconds 1.0, :total 4711, :calls [{:number 0, :name \"read\", :count 1200, …} …]}"
-  [_args {:keys [seconds edn json]}]
+  [_args {:keys [seconds edn json] :or {seconds 5.0}}]
   (let [stop (promise)
         stopping (into {} (map (fn [name] [name #(deliver stop name)])) (keys signals/numbers))]
     (signals/handling

@@ -89,5 +89,6 @@
   [{:keys [lock] :as screen} f]
   (locking lock
     (leave screen)
-    (f)
-    (enter screen)))
+    (try
+      (f)
+      (finally (enter screen)))))

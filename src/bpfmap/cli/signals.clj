@@ -1,6 +1,7 @@
 (ns bpfmap.cli.signals
   "Signals from the user: what Ctrl-C, Ctrl-Z and kill send."
-  (:import (sun.misc Signal SignalHandler)))
+  (:import (java.lang ProcessHandle)
+           (sun.misc Signal SignalHandler)))
 
 (set! *warn-on-reflection* true)
 
@@ -31,6 +32,11 @@
           (install name handler))))))
 
 (defn stop-process
-  "Stops this process as Ctrl-Z does one that takes no notice; returns when it is continued."
+  "Stops this process as Ctrl-Z does one that takes no notice; returns when it is continued.
+
+  Another process has to send the signal: the JVM raises none that it cannot handle."
   []
-  (Signal/raise (Signal. "STOP")))
+  (-> (ProcessBuilder. ^java.util.List ["sh" "-c" (str "kill -STOP " (.pid (ProcessHandle/current)))])
+      (.inheritIO)
+      (.start)
+      (.waitFor)))

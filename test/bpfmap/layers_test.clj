@@ -1,0 +1,158 @@
+(ns bpfmap.layers-test
+  "The rules of the house, read from the sources: layers, docstrings, reflection, loading, what the jar needs."
+  (:require [bpfmap.fixture :as fixture]
+            [clojure.edn :as edn]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :refer [deftest is]])
+  (:import (java.io File)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private layers
+  "Where a namespace stands: the first that fits. Dependencies go down only, or stay."
+  [[1 #"bpfmap\.(bytes|error|errno|rules|type|codec|spec|isa|asm|syscalls|btf)"]
+   [2 #"bpfmap\.(impl\..*|feature|prog|memory)"]
+   [3 #"bpfmap\.(core|host)"]
+   [4 #"bpfmap\.(cli|exec|pod|nrepl)(\..*)?"]])
+
+(defn- layer [ns-name]
+  (some (fn [[n pattern]] (when (re-matches pattern (str ns-name)) n)) layers))
+
+(defn- sources [dir suffix]
+  (for [^File file (file-seq (io/file dir))
+        :when (str/ends-with? (.getName file) suffix)]
+    file))
+
+(defn- ns-form [file]
+  (with-open [reader (java.io.PushbackReader. (io/reader file))]
+    (binding [*read-eval* false]
+      (read reader))))
+
+(def ^:private namespaces
+  "Every namespace of src: {:ns :requires :imports :file}."
+  (delay
+    (vec
+     (for [file (sources "src/bpfmap" ".clj")
+           :let [[_ ns-name & clauses] (ns-form file)
+                 clause (fn [k] (mapcat rest (filter #(and (seq? %) (= k (first %))) clauses)))]]
+       {:ns ns-name
+        :file file
+        :requires (map #(if (sequential? %) (first %) %) (clause :require))
+        :imports (mapcat (fn [x] (if (sequential? x) (map #(str (first x) "." %) (rest x)) [(str x)])) (clause :import))}))))
+
+(deftest every-namespace-has-a-layer-and-depends-downwards-only
+  (is (< 15 (count @namespaces)))
+  (doseq [{:keys [ns requires]} @namespaces]
+    (is (layer ns) (str ns " stands in no layer"))
+    (doseq [required requires :when (str/starts-with? (str required) "bpfmap.")]
+      (is (<= (layer required) (layer ns)) (str ns " requires " required)))))
+
+(deftest nothing-requires-an-edge
+  (doseq [{:keys [ns requires]} @namespaces :when (< (layer ns) 4)
+          required requires]
+    (is (not= 4 (layer required)) (str ns " requires " required))))
+
+(deftest below-the-edges-clojure-is-all-that-is-needed
+  (let [of-clojure #{'clojure.string 'clojure.set 'clojure.edn 'clojure.java.io}]
+    (doseq [{:keys [ns requires]} @namespaces :when (< (layer ns) 4)
+            required requires :when (not (str/starts-with? (str required) "bpfmap."))]
+      (is (of-clojure required) (str ns " requires " required)))))
+
+(deftest the-kernel-is-called-from-one-place
+  (let [harmless #{"bpfmap.sys.Bytes" "bpfmap.sys.Codec" "bpfmap.sys.Fd"}]
+    (doseq [{:keys [ns imports]} @namespaces
+            :when (not (re-matches #"bpfmap\.impl\.sys(\..*)?" (str ns)))
+            class imports :when (str/starts-with? class "bpfmap.sys.")]
+      (is (harmless class) (str ns " imports " class))
+      (when (= 1 (layer ns))
+        (is (not= "bpfmap.sys.Fd" class) (str ns " imports " class))))))
+
+(deftest pure-namespaces-open-no-file
+  (doseq [{:keys [ns file]} @namespaces :when (= 1 (layer ns))
+          ;; A resource of the class path is data of the library itself.
+          :let [text (str/replace (slurp file) "(slurp (io/resource" "(resource")]
+          word ["java.nio.file" "(slurp" "java.io.File" "(spit" "sh/sh" "ProcessBuilder"]]
+    (is (not (str/includes? text word)) (str ns " has " word))))
+
+(deftest the-java-core-knows-no-clojure-and-one-class-knows-the-linker
+  (let [files (sources "java" ".java")]
+    (is (< 8 (count files)))
+    (doseq [^File file files :let [text (slurp file)]]
+      (is (not (str/includes? text "clojure.")) (str file))
+      (is (= (= "Native.java" (.getName file)) (boolean (re-find #"\bLinker\b" text))) (str file))
+      (is (<= (count (str/split-lines text)) 250) (str file " is no longer one room")))))
+
+(deftest rooms-stay-small
+  (doseq [{:keys [ns file]} @namespaces]
+    (is (<= (count (str/split-lines (slurp file))) 350) (str ns))))
+
+(deftest every-public-var-is-documented
+  (doseq [{:keys [ns]} @namespaces]
+    (require ns)
+    (is (:doc (meta (the-ns ns))) (str ns))
+    (doseq [[sym v] (ns-publics ns)
+            :when (not (re-find #"^(->|map->)[A-Z]" (str sym)))] ; what deftype makes
+      (is (:doc (meta v)) (str v)))))
+
+(deftest the-facade-gives-an-example-of-everything
+  (doseq [ns '[bpfmap.core bpfmap.host bpfmap.prog]
+          [_ v] (do (require ns) (ns-publics ns))
+          :when (and (fn? @v) (not (re-find #"^->[A-Z]" (name (symbol v)))))]
+    (is (re-find (re-pattern (str "\\(" (java.util.regex.Pattern/quote (name (symbol v))) "[ )]"))
+                 (:doc (meta v)))
+        (str v " shows no call of itself"))))
+
+(deftest every-namespace-asks-for-warnings-of-reflection
+  (doseq [{:keys [ns file]} @namespaces]
+    (is (str/includes? (slurp file) "(set! *warn-on-reflection* true)") (str ns))))
+
+(defn- java [& args]
+  (fixture/run (concat [(str (System/getProperty "java.home") "/bin/java")] args)))
+
+(def ^:private library-classpath
+  "What a program sees that depends on the library: Clojure, and nothing of the edges."
+  (delay
+    (->> (str/split (System/getProperty "java.class.path") #":")
+         (filter #(re-find #"/clojure-\d|spec\.alpha|core\.specs\.alpha|^src$|^resources$|target/classes$|/src$|/resources$" %))
+         (str/join ":"))))
+
+(deftest loading-everything-below-the-edges-touches-no-kernel-and-warns-of-nothing
+  ;; In a JVM of its own, which says which classes it initialises.
+  (let [nss (sort (map :ns (filter #(< (layer (:ns %)) 4) @namespaces)))
+        {:keys [exit out err]} (java "-Xlog:class+init=info" "-cp" @library-classpath "clojure.main" "-e"
+                                     (str "(set! *warn-on-reflection* true)"
+                                          (str/join (map #(str "(require '" % ")") nss))
+                                          "(println \"loaded\" (count (filter #(re-find #\"^bpfmap\" (str %)) (all-ns))))"))]
+    (is (= 0 exit) err)
+    (is (= "" err) "no reflection warning, no warning of native access")
+    (is (str/includes? out (str "loaded " (count nss))))
+    (is (str/includes? out "Initializing 'clojure/core__init'") "the log does say what is initialised")
+    (is (not (re-find #"Initializing 'bpfmap/sys/Native'" out)))
+    (is (not (re-find #"Initializing 'bpfmap/sys/Fd'" out)))))
+
+(deftest without-linux-a-call-says-so
+  (let [{:keys [out exit err]} (java "-Dos.name=Plan 9" "-cp" @library-classpath "clojure.main" "-e"
+                                     (str "(require '[bpfmap.core :as bpf])"
+                                          "(try (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1})"
+                                          " (catch Exception e (prn (:bpfmap/error (ex-data e))) (println (ex-message e))))"))]
+    (is (= 0 exit) err)
+    (is (= [":not-supported" "The kernel cannot be called: BPF maps live in the Linux kernel; this is Plan 9"]
+           (str/split-lines out)))))
+
+(deftest without-the-flag-for-native-access-a-call-names-it
+  (let [{:keys [out exit err]} (java "--illegal-native-access=deny" "-cp" @library-classpath "clojure.main" "-e"
+                                     (str "(require '[bpfmap.core :as bpf])"
+                                          "(dotimes [_ 2]"
+                                          " (try (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1})"
+                                          "  (catch Exception e (println (ex-message e)))))"))]
+    (if (and (not= 0 exit) (str/includes? err "Unrecognized option"))
+      (fixture/skip! "this JDK is older than --illegal-native-access (JDK 24)")
+      (is (= (repeat 2 "The kernel cannot be called: this JVM denies native access: start it with --enable-native-access=ALL-UNNAMED")
+             (str/split-lines out))))))
+
+(deftest the-published-library-depends-on-clojure-alone
+  (let [{:keys [deps aliases]} (edn/read-string (slurp "deps.edn"))]
+    (is (= '#{org.clojure/clojure} (set (keys deps))))
+    (is (= "1.12.6" (get-in deps '[org.clojure/clojure :mvn/version])))
+    (is (every? aliases [:build :test :cli :bench]))))
