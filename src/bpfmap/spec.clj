@@ -10,6 +10,7 @@
   | `:type`        | a name from `bpfmap.rules/types`, or a number; required              |
   | `:key` `:value`| a type (see `bpfmap.type`); or the size alone, as bytes:             |
   | `:key-size` `:value-size` | bytes                                                     |
+  | `:types`       | names for types that `:key` and `:value` may use: a map              |
   | `:max-entries` | how many entries at most; required                                   |
   | `:name`        | any text; the kernel keeps 15 of its letters, digits, `_` and `.`    |
   | `:flags`       | a set of names from `bpfmap.rules/flags`, and of numbers (bits)      |
@@ -24,7 +25,7 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private spec-keys
-  [:type :key :value :key-size :value-size :max-entries :name :flags :numa-node :contents :freeze])
+  [:type :key :value :key-size :value-size :types :max-entries :name :flags :numa-node :contents :freeze])
 
 (defn kernel-name
   "The name that the kernel keeps of a full name: its letters, digits, `_` and `.`, the first 15 of them.
@@ -66,8 +67,9 @@
   [spec side size-key]
   (let [value-type (side spec)
         given (size-key spec)
-        bad-type (when value-type (type/problem value-type))
-        actual (if (and value-type (not bad-type)) (type/size value-type) given)
+        types (when (map? (:types spec)) (:types spec))
+        bad-type (when value-type (type/problem value-type types [side]))
+        actual (if (and value-type (not bad-type)) (type/size value-type types) given)
         [least most] (size-key (rules/types (:type spec)))]
     (cond
       bad-type [(problem [side] bad-type)]
@@ -111,8 +113,10 @@
        (when (and (nil? numa-node) (some #{:numa-node} (when (coll? flags) flags)))
          [(problem [:numa-node] "the flag :numa-node goes with the number of a node in :numa-node")])))))
 
-(defn- other-problems [{:keys [name contents freeze flags]}]
+(defn- other-problems [{:keys [name contents freeze flags types]}]
   (concat
+   (when-not (or (nil? types) (and (map? types) (every? keyword? (keys types))))
+     [(problem [:types] (str ":types is a map of keywords to types, not " (pr-str (error/shown types))))])
    (when-not (or (nil? name) (string? name))
      [(problem [:name] (str ":name is a text, not " (pr-str (error/shown name))))])
    (when-not (or (nil? contents) (map? contents)
@@ -156,9 +160,9 @@
                            :bpfmap/path (:path (first found))
                            :bpfmap/problems (vec found)
                            :bpfmap/hint (str/join "; " (map :message found))})))
-    (let [{:keys [key value key-size value-size flags numa-node]} spec
-          key-size (long (or key-size (if key (type/size key) 0)))
-          value-size (long (or value-size (if value (type/size value) 0)))]
+    (let [{:keys [key value key-size value-size types flags numa-node]} spec
+          key-size (long (or key-size (if key (type/size key types) 0)))
+          value-size (long (or value-size (if value (type/size value types) 0)))]
       (assoc spec
              :key-size key-size
              :value-size value-size

@@ -1,81 +1,127 @@
 (ns bpfmap.type
   "Types as data: what the bytes of a key or a value mean.
 
-  | type                          | bytes   | reads as                              |
-  |-------------------------------|---------|---------------------------------------|
-  | `:u8` `:u16` `:u32` `:u64`    | 1 to 8  | an integer, numerically right         |
-  | `:s8` `:s16` `:s32` `:s64`    | 1 to 8  | an integer                            |
-  | the same with `be` or `le`    | 2 to 8  | the same, in that byte order          |
-  | `:f32` `:f64`, `be` or `le`   | 4, 8    | a double                              |
-  | `:bool`                       | 1       | true or false                         |
-  | `:char`                       | 1       | a character up to \\ÿ                 |
-  | `[:bytes n]`                  | n       | a byte view                           |
+  | type                            | in C                            | bytes   | reads as                          |
+  |---------------------------------|---------------------------------|---------|-----------------------------------|
+  | `:u8` … `:u64` `:u128`          | `__u8` … `__u64`                | 1 to 16 | an integer, numerically right     |
+  | `:s8` … `:s64` `:s128`          | `__s8` … `__s64`                | 1 to 16 | an integer                        |
+  | the same with `be` or `le`      | `__be16`, `__le32` …            | 2 to 16 | the same, in that byte order      |
+  | `:f32` `:f64`, `be` or `le`     | `float`, `double`               | 4, 8    | a double                          |
+  | `:bool`                         | `bool`                          | 1       | true or false                     |
+  | `:char`                         | `char`                          | 1       | a character up to \\ÿ             |
+  | `:ptr`, `[:ptr type]`           | `void *`, `type *`              | 8       | the address, an integer           |
+  | `:ipv4` `:ipv6`                 | `__be32`, `struct in6_addr`     | 4, 16   | a string, \"10.0.0.1\"            |
+  | `:mac`                          | `__u8[6]`                       | 6       | a string, \"00:1b:21:0a:0b:0c\"   |
+  | `:port`                         | `__be16`                        | 2       | an integer                        |
+  | `:ktime`                        | `__u64`                         | 8       | nanoseconds of the kernel's clock |
+  | `[:enum type {name number}]`    | `enum`                          | type's  | a keyword; the number if nameless |
+  | `[:array type n]`               | `type x[n]`                     | n times | a vector                          |
+  | `[:struct member …]`            | `struct`                        | as in C | a map                             |
+  | `[:union member …]`             | `union`                         | as in C | a map of every member             |
+  | `[:bits type n]`                | `type x : n`, a member          |         | as the type                       |
+  | `[:string n]`                   | `char x[n]`                     | n       | the text before the first NUL     |
+  | `[:bytes n]`                    | `__u8 x[n]`                     | n       | a byte view                       |
+  | `[:pad n]`                      | a hole, a member                | n       | nothing                           |
+  | `[:typedef \"name\" type]`      | `typedef type name`             | type's  | as the type                       |
+  | `[:via type encode decode]`     |                                 | type's  | what `decode` makes of it         |
+  | `:spin-lock` `:timer` …         | `struct bpf_spin_lock` …        | 4 to 32 | nothing: it is the kernel's       |
 
-  Without a suffix the byte order is this machine's, as in C. A `:u64` above
-  2^63-1 reads as a BigInt."
-  (:require [bpfmap.error :as error]))
+  A member is `[name type]`, or `[nil type]` for an anonymous struct, union or
+  bit-field; a third element holds its options: `:align`, `:offset` in bytes,
+  `:bit-offset`. After `:struct` or `:union` a map may hold `:packed`,
+  `:align`, `:size`, and `:name`, the tag in C.
+
+  Without a suffix the byte order is this machine's, as in C. Integers above
+  2^63-1 read as BigInt. Where types are taken, `:types` may give names to more."
+  (:require [bpfmap.error :as error]
+            [bpfmap.type.node :as node])
+  (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
 
-(defn- integer-rows []
-  (for [bits [8 16 32 64]
-        signed? [false true]
-        order (if (= 8 bits) [nil] [nil :be :le])]
-    [(keyword (str (if signed? "s" "u") bits (some-> order name)))
-     {:kind :integer :size (quot bits 8) :signed? signed? :order order}]))
-
-(defn- float-rows []
-  (for [bits [32 64]
-        order [nil :be :le]]
-    [(keyword (str "f" bits (some-> order name)))
-     {:kind :float :size (quot bits 8) :order order}]))
-
 (def scalars
-  "Every scalar type: name to `{:kind :size …}`, the size in bytes."
-  (into (sorted-map)
-        (concat (integer-rows)
-                (float-rows)
-                [[:bool {:kind :bool :size 1}]
-                 [:char {:kind :char :size 1}]])))
+  "Every type that is a keyword: name to `{:kind :size :align …}`, in bytes.
 
-(def ^:private largest-size
-  "Sizes are 32-bit numbers in the kernel's interface."
-  0xffffffff)
+      (:size (scalars :u32)) ;=> 4"
+  node/scalars)
+
+(defn check
+  "Returns a type that is well formed; throws `:invalid-spec` that says where and why for any other.
+
+      (check :u32)                  ;=> :u32
+      (check [:struct [:a :u33]])   ; throws: [:a]: unknown type :u33 …"
+  ([type] (check type nil []))
+  ([type types path]
+   (node/node type types path)
+   type))
 
 (defn problem
   "Says what is wrong with a type, in one sentence; nil for a good one.
 
-      (problem :u33) ;=> \"unknown type :u33; …\"
+      (problem :u33) ;=> \"[]: unknown type :u33; …\"
       (problem :u32) ;=> nil"
-  [type]
-  (cond
-    (keyword? type)
-    (when-not (scalars type)
-      (str "unknown type " type "; the scalar types are "
-           (error/list-of (keys scalars))))
-
-    (and (vector? type) (= :bytes (first type)))
-    (let [[_ n & more] type]
-      (when (or more (not (int? n)) (not (<= 1 n largest-size)))
-        (str "[:bytes n] takes one size from 1 to " largest-size ", not " (pr-str type))))
-
-    :else
-    (str "a type is a keyword such as :u32, or [:bytes n], not " (pr-str (error/shown type)))))
-
-(defn check
-  "Returns a type that is well formed; throws `:invalid-spec` with the path for any other.
-
-      (check :u32 [:key]) ;=> :u32"
-  [type path]
-  (if-let [what (problem type)]
-    (throw (error/error :invalid-spec (str path ": " what) {:bpfmap/path path}))
-    type))
+  ([type] (problem type nil []))
+  ([type types path]
+   (try
+     (node/node type types path)
+     nil
+     (catch ExceptionInfo e
+       (if (:bpfmap/error (ex-data e)) (ex-message e) (throw e))))))
 
 (defn size
   "Bytes that a value of the type takes.
 
-      (size :u32)       ;=> 4
-      (size [:bytes 6]) ;=> 6"
-  [type]
-  (check type [])
-  (if (keyword? type) (:size (scalars type)) (second type)))
+      (size :u32)                          ;=> 4
+      (size [:struct [:a :u8] [:b :u32]])  ;=> 8"
+  ([type] (size type nil))
+  ([type types] (:size (node/node type types []))))
+
+(defn align
+  "The alignment of the type in bytes.
+
+      (align [:struct [:a :u8] [:b :u32]]) ;=> 4"
+  ([type] (align type nil))
+  ([type types] (:align (node/node type types []))))
+
+(defn- node-offsets [{:keys [kind members element count]} base path]
+  (case kind
+    (:struct :union)
+    (mapcat (fn [{:keys [name node offset bits bit-offset]}]
+              (let [path (if name (conj path name) path)
+                    at (+ (long base) (long offset))]
+                (cond->> (node-offsets node at path)
+                  name (cons [path (if bits
+                                     {:bit-offset (+ (* 8 (long base)) (long bit-offset)) :bits bits}
+                                     {:offset at :size (:size node)})]))))
+            members)
+    :array (when (pos? (long count)) (node-offsets element base (conj path 0)))
+    nil))
+
+(defn offsets
+  "Where every field lies: path to `{:offset :size}` in bytes, or `{:bit-offset :bits}`.
+
+  An array's first element stands for all of them. Fields of anonymous members
+  have the path of their surroundings. In the order of the members.
+
+      (offsets [:struct [:a :u8] [:b :u32]])
+      ;=> {[:a] {:offset 0, :size 1}, [:b] {:offset 4, :size 4}}"
+  ([type] (offsets type nil))
+  ([type types]
+   (apply array-map (mapcat identity (node-offsets (node/node type types []) 0 [])))))
+
+(defn ->generator
+  "A test.check generator of values of the type.
+
+  Needs org.clojure/test.check on the class path, and loads it only when it is
+  called. Throws `:not-supported` without it, and for a `[:via …]`, whose
+  values only its author knows.
+
+      (gen/sample (->generator [:struct [:a :u8] [:b :bool]]))"
+  ([type] (->generator type nil))
+  ([type types]
+   (let [generator (try
+                     (requiring-resolve 'bpfmap.type.generator/generator)
+                     (catch java.io.FileNotFoundException e
+                       (throw (error/error :not-supported "Values cannot be generated"
+                                           {:bpfmap/hint "org.clojure/test.check is not on the class path"} e))))]
+     (generator (node/node type types [])))))

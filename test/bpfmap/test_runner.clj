@@ -24,18 +24,28 @@
           :when (or (empty? words) (some #(str/includes? ns-name %) words))]
       (symbol ns-name))))
 
+(def ^:private slow "Seconds above which a test's time is said." 3.0)
+
+(defn- seconds-since [begun]
+  (/ (- (System/nanoTime) (long begun)) 1e9))
+
 (defn- run-namespace
   "Runs the tests of a namespace; returns var to :passed, :failed or :skipped."
   [ns]
   (let [outcomes (atom {})
         current (atom nil)
+        begun (atom nil)
         failed! (fn [] (swap! outcomes assoc (or @current ns) :failed))
         report t/report]
     (binding [check/*report-completion* false
               t/report (fn [m]
                          (case (:type m)
                            :begin-test-var (do (reset! current (:var m))
+                                               (reset! begun (System/nanoTime))
                                                (swap! outcomes assoc (:var m) :passed))
+                           :end-test-var (let [seconds (seconds-since @begun)]
+                                           (when (< slow seconds)
+                                             (println (format "  %.1f s %s" seconds (:name (meta (:var m)))))))
                            (:fail :error) (failed!)
                            nil)
                          (report m))]
@@ -51,7 +61,7 @@
                                  (require ns)
                                  (let [begun (System/nanoTime)
                                        outcomes (run-namespace ns)]
-                                   (println (format "  %.1f s" (/ (- (System/nanoTime) begun) 1e9)))
+                                   (println (format "  %.1f s" (seconds-since begun)))
                                    outcomes)))
                        (namespaces words))
         {:keys [passed failed skipped] :or {passed 0 failed 0 skipped 0}} (frequencies (vals outcomes))]

@@ -2,7 +2,6 @@ package bpfmap.sys;
 
 import static java.lang.foreign.ValueLayout.JAVA_BYTE;
 import static java.lang.foreign.ValueLayout.JAVA_DOUBLE_UNALIGNED;
-import static java.lang.foreign.ValueLayout.JAVA_FLOAT_UNALIGNED;
 import static java.lang.foreign.ValueLayout.JAVA_INT_UNALIGNED;
 import static java.lang.foreign.ValueLayout.JAVA_LONG_UNALIGNED;
 import static java.lang.foreign.ValueLayout.JAVA_SHORT_UNALIGNED;
@@ -84,14 +83,21 @@ public final class Bytes {
         m.set(JAVA_LONG_UNALIGNED, offset, swap ? Long.reverseBytes(value) : value);
     }
 
-    /** Reads an IEEE 754 number of four bytes. */
+    /** Reads an IEEE 754 number of four bytes; every bit of a NaN is kept. */
     public static double getF32(MemorySegment m, long offset, boolean swap) {
-        return swap ? Float.intBitsToFloat((int) getS32(m, offset, true)) : m.get(JAVA_FLOAT_UNALIGNED, offset);
+        int bits = (int) getS32(m, offset, swap);
+        float value = Float.intBitsToFloat(bits);
+        // The processor's own conversion would make a signalling NaN a quiet one.
+        return value == value ? value
+            : Double.longBitsToDouble((bits & 0x80000000L) << 32 | 0x7ffL << 52 | (bits & 0x7fffffL) << 29);
     }
 
     /** Writes an IEEE 754 number of four bytes, rounded to what it can hold. */
     public static void putF32(MemorySegment m, long offset, double value, boolean swap) {
-        put32(m, offset, Float.floatToRawIntBits((float) value), swap);
+        long bits = Double.doubleToRawLongBits(value);
+        int nan = (int) (bits >>> 32) & 0x80000000 | 0xff << 23 | (int) (bits >>> 29) & 0x7fffff;
+        put32(m, offset, value == value ? Float.floatToRawIntBits((float) value)
+            : (nan & 0x7fffff) == 0 ? nan | 1 << 22 : nan, swap);
     }
 
     /** Reads an IEEE 754 number of eight bytes. */
@@ -102,6 +108,35 @@ public final class Bytes {
     /** Writes an IEEE 754 number of eight bytes. */
     public static void putF64(MemorySegment m, long offset, double value, boolean swap) {
         put64(m, offset, Double.doubleToRawLongBits(value), swap);
+    }
+
+    /**
+     * Reads a bit-field of 1 to 64 bits. The first bit of a byte is its lowest on a little-endian machine, its highest
+     * on a big-endian one, as in C.
+     */
+    public static long getBits(MemorySegment m, long bitOffset, int bits) {
+        long value = 0;
+        for (int i = 0; i < bits; i++) {
+            long at = bitOffset + (BIG ? i : bits - 1 - i);
+            int shift = (int) (BIG ? 7 - (at & 7) : at & 7);
+            value = value << 1 | m.get(JAVA_BYTE, at >> 3) >> shift & 1;
+        }
+        return value;
+    }
+
+    /** Writes a bit-field of 1 to 64 bits and leaves its neighbours alone. */
+    public static void putBits(MemorySegment m, long bitOffset, int bits, long value) {
+        for (int i = 0; i < bits; i++) {
+            long at = bitOffset + (BIG ? bits - 1 - i : i);
+            int shift = (int) (BIG ? 7 - (at & 7) : at & 7);
+            int old = m.get(JAVA_BYTE, at >> 3);
+            m.set(JAVA_BYTE, at >> 3, (byte) (old & ~(1 << shift) | (int) (value >>> i & 1) << shift));
+        }
+    }
+
+    /** Writes zeros. */
+    public static void zero(MemorySegment m, long offset, long size) {
+        m.asSlice(offset, size).fill((byte) 0);
     }
 
     /** Copies bytes out of memory into a new array. */

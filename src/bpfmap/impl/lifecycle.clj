@@ -40,11 +40,11 @@
 (defn create
   "Creates a map from a spec: checked, filled, frozen, in this order."
   [spec]
-  (let [{:keys [name contents freeze flags key value] :as spec} (spec/complete spec)
+  (let [{:keys [name contents freeze flags key value types] :as spec} (spec/complete spec)
         facts {:op :create :map {:name name :type (:type spec)}}]
     (when (seq contents)
-      (let [key-codec (codec/codec key [:key])
-            value-codec (codec/codec value [:value])]
+      (let [key-codec (codec/codec key types [:key])
+            value-codec (codec/codec value types [:value])]
         (doseq [[k v] contents]
           (naming-entry k
             (el/check key-codec k)
@@ -69,25 +69,26 @@
   (when-not (or (nil? options) (map? options))
     (throw (invalid-option [] (str "Options are a map, not " (pr-str (error/shown options))) nil)))
   (doseq [[k v] options]
-    (when-not (#{:access :key :value} k)
-      (throw (invalid-option [k] (str "Unknown option " (pr-str k)) "open takes :access, :key and :value")))
+    (when-not (#{:access :key :value :types} k)
+      (throw (invalid-option [k] (str "Unknown option " (pr-str k)) "open takes :access, :key, :value and :types")))
     (when (and (= :access k) (not (maps/access-flags v)))
       (throw (invalid-option [k] (str "Unknown access " (pr-str (error/shown v)))
                              (str "it is " (error/list-of (keys maps/access-flags))))))))
 
 (defn- typed
   "The type for one side of an opened map: the one given if it fits, else bytes."
-  [side given {:keys [id] :as info} op]
-  (let [size ((case side :key :key-size :value :value-size) info)]
+  [side {:keys [types] :as options} {:keys [id] :as info} op]
+  (let [given (side options)
+        size ((case side :key :key-size :value :value-size) info)]
     (cond
       (nil? given) (when (pos? (long size)) [:bytes size])
-      (= size (type/size (type/check given [side]))) given
+      (= size (type/size (type/check given types [side]) types)) given
       :else (throw (error/error :incompatible
                                 (str "The " (name side) " of map " id " cannot be a " (pr-str given))
                                 {:bpfmap/op op
                                  :bpfmap/map (select-keys info [:id :name :type])
                                  :bpfmap/path [side]
-                                 :bpfmap/hint (str "it has " size " bytes, and the type has " (type/size given))})))))
+                                 :bpfmap/hint (str "it has " size " bytes, and the type has " (type/size given types))})))))
 
 (defn- adopt
   "A handle of a descriptor just opened. The kernel does not say on which NUMA node a map is, so its spec does not either."
@@ -96,8 +97,9 @@
     (let [info (maps/info fd facts)
           spec (-> (select-keys info [:name :type :key-size :value-size :max-entries :flags])
                    (update :flags disj :numa-node)
-                   (assoc :key (typed :key (:key options) info :open)
-                          :value (typed :value (:value options) info :open)))]
+                   (merge (select-keys options [:types]))
+                   (assoc :key (typed :key options info :open)
+                          :value (typed :value options info :open)))]
       (store/handle fd info spec (or (sys/access fd) (:access options :read-write)) path))))
 
 (defn infos

@@ -196,8 +196,8 @@
     (BpfMap. fd {:id id :name (str (:name spec)) :type type} spec access
              (refusals type access)
              (when known? (el/elements fd key-size value-size))
-             (when known? (codec/codec (:key spec) [:key]))
-             (when known? (codec/codec (:value spec) [:value]))
+             (when known? (codec/codec (:key spec) (:types spec) [:key]))
+             (when known? (codec/codec (:value spec) (:types spec) [:value]))
              (atom path))))
 
 (defn clone

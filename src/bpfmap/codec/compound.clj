@@ -1,0 +1,291 @@
+(ns bpfmap.codec.compound
+  "Codecs of types with parts: arrays, structs, unions, enums, bit-fields, and those with functions of the user's.
+
+  `codec` in the arguments is the function that compiles a node at a path."
+  (:refer-clojure :exclude [struct])
+  (:require [bpfmap.codec.misfit :refer [deeper misfit]]
+            [bpfmap.codec.scalar :as scalar]
+            [bpfmap.error :as error])
+  (:import (bpfmap.sys Bytes Codec)
+           (clojure.lang PersistentArrayMap PersistentHashMap PersistentVector)
+           (java.lang.foreign MemorySegment)))
+
+(set! *warn-on-reflection* true)
+
+;; ---------------------------------------------------------------- arrays
+
+(defn- encode-element [^Codec element value memory offset path i]
+  (try
+    (.encode element value memory (long offset))
+    (catch RuntimeException e
+      (throw (deeper e path i)))))
+
+(defn array
+  "The codec of an array's node."
+  [{:keys [type element count size]} path codec]
+  ;; The element's path begins at itself; its index is known only when it fails.
+  (let [^Codec of-element (codec element [])
+        n (long count)
+        stride (long (:size element))
+        size (long size)]
+    (reify Codec
+      (size [_] size)
+      (total [_] (.total of-element))
+      (encode [_ value memory offset]
+        (when-not (and (sequential? value) (= n (clojure.core/count value)))
+          (throw (misfit type path value
+                         (str "it takes a sequence of " n " elements"
+                              (when (sequential? value) (str ", this has " (clojure.core/count value)))))))
+        (reduce (fn [^long i x]
+                  (encode-element of-element x memory (+ offset (* i stride)) path i)
+                  (inc i))
+                0 value))
+      (decode [_ memory offset]
+        (if (<= n 32)
+          (let [out (object-array n)]
+            (dotimes [i n]
+              (aset out i (.decode of-element memory (+ offset (* i stride)))))
+            (PersistentVector/adopt out))
+          (loop [i 0 out (transient [])]
+            (if (< i n)
+              (recur (inc i) (conj! out (.decode of-element memory (+ offset (* i stride)))))
+              (persistent! out))))))))
+
+;; ---------------------------------------------------------------- enums
+
+(defn- enum-lookup
+  "Two functions of an enum: a name to its number or nil, a number to its name or itself. The first of equal numbers counts."
+  [values]
+  (let [names (reduce (fn [m [k v]] (if (contains? m v) m (assoc m v k))) {} values)]
+    [#(when (keyword? %) (get values %))
+     #(get names % %)]))
+
+(defn- expected-name [values]
+  (str "it takes a number, or " (error/list-of (take 16 (keys values))) (when (< 16 (count values)) " …")))
+
+(defn enum
+  "The codec of an enum's node."
+  [{:keys [type base values]} path codec]
+  (let [^Codec of-base (codec base path)
+        size (.size of-base)
+        [number name] (enum-lookup values)]
+    (reify Codec
+      (size [_] size)
+      (encode [_ value memory offset]
+        (if (integer? value)
+          (.encode of-base value memory offset)
+          (.encode of-base (or (number value) (throw (misfit type path value (expected-name values)))) memory offset)))
+      (decode [_ memory offset]
+        (name (.decode of-base memory offset))))))
+
+;; ---------------------------------------------------------------- bit-fields
+
+(defn- bit-field
+  "A codec of a bit-field. It is given the offset of its struct, and has no size of its own."
+  ^Codec [{:keys [node bits bit-offset]} path]
+  (let [bits (long bits)
+        bit-offset (long bit-offset)
+        {:keys [kind signed? values type]} node
+        n (int bits)
+        [number name] (enum-lookup values)
+        type [:bits type bits]
+        two-to #(bigint (.shiftLeft BigInteger/ONE (int %)))
+        [low high] (if signed?
+                     [(- (two-to (dec bits))) (dec (two-to (dec bits)))]
+                     [0 (dec (two-to bits))])
+        spare (- 64 n)
+        checked (fn [value]
+                  (let [value (or (number value) value)]
+                    (if (and (integer? value) (<= low value high))
+                      (.longValue ^Number value)
+                      (throw (misfit type path value
+                                     (if values (expected-name values) (str "it takes an integer from " low " to " high)))))))]
+    (reify Codec
+      (size [_] 0)
+      (encode [_ value memory offset]
+        (Bytes/putBits memory (+ (* 8 offset) bit-offset) n
+                       (if (= :bool kind)
+                         (cond (true? value) 1 (false? value) 0
+                               :else (throw (misfit type path value "it takes true or false")))
+                         (long (checked value)))))
+      (decode [_ memory offset]
+        (let [raw (Bytes/getBits memory (+ (* 8 offset) bit-offset) n)]
+          (cond
+            (= :bool kind) (= 1 raw)
+            signed? (name (bit-shift-right (bit-shift-left raw spare) spare))
+            :else (name (scalar/unsigned raw))))))))
+
+;; ---------------------------------------------------------------- structs and unions
+
+(declare parts)
+
+(defn- part
+  "What a member contributes to encoding its struct: `{:name :codec :offset}` of a field, `{:choice fields}` of an
+  anonymous union; those of an anonymous struct one by one. Nothing for what is the kernel's."
+  [{:keys [name node offset bits] :as member} base path codec]
+  (let [at (+ (long base) (long offset))]
+    (cond
+      (= :private (:kind node)) nil
+      bits [{:name name :codec (bit-field member (conj path name)) :offset base}]
+      name [{:name name :codec (codec node (conj path name)) :offset at}]
+      (= :struct (:kind node)) (parts node at path codec)
+      (= :union (:kind node)) [{:choice (parts node at path codec) :offset at :size (:size node)}])))
+
+(defn- parts [{:keys [members]} base path codec]
+  (into [] (mapcat #(part % base path codec)) members))
+
+(defn- fields
+  "All fields of parts, those of choices among them, in order."
+  [parts]
+  (mapcat #(if (:choice %) (fields (:choice %)) [%]) parts))
+
+(defn- into-map
+  "A map of names and decoded values that prints in their order; hashed once there are many."
+  [^objects names-and-values]
+  (if (<= (alength names-and-values) 128)
+    (PersistentArrayMap. names-and-values)
+    (PersistentHashMap/create names-and-values)))
+
+(defn- decoder
+  "A function of memory and offset to the map of all fields."
+  [fields]
+  (let [n (count fields)
+        names (object-array (map :name fields))
+        codecs (object-array (map :codec fields))
+        offsets (long-array (map :offset fields))]
+    (fn [^MemorySegment memory ^long base]
+      (let [out (object-array (* 2 n))]
+        (dotimes [i n]
+          (aset out (* 2 i) (aget names i))
+          (aset out (inc (* 2 i)) (.decode ^Codec (aget codecs i) memory (+ base (aget offsets i)))))
+        (into-map out)))))
+
+(declare encode-parts)
+
+(defn- alone
+  "The bytes of a struct with nothing but one part of it, up to the end of the union."
+  ^bytes [part end value type path]
+  (let [array (byte-array end)]
+    (encode-parts [part] value (MemorySegment/ofArray array) 0 type path)
+    array))
+
+(defn- merged
+  "The bytes of several members together. Members that agree have the same bits where both have any, and zeros elsewhere."
+  ^bytes [^long end arrays]
+  (let [all (byte-array end)]
+    (doseq [^bytes array arrays]
+      (dotimes [i end]
+        (aset all i (unchecked-byte (bit-or (aget all i) (aget array i))))))
+    all))
+
+(defn- encode-choice
+  "Writes the members given of a union. Several must say the same, and are written together."
+  [{:keys [choice offset size]} value memory base type path]
+  (let [at (+ (long base) (long offset))
+        end (+ (long offset) (long size))
+        given-fields (fn [part] (filter #(contains? value (:name %)) (fields [part])))
+        given (filter (comp seq given-fields) choice)]
+    (cond
+      (empty? choice) nil
+      (empty? given)
+      (throw (misfit type path value (str "it takes one of " (error/list-of (map :name (fields choice))))))
+      (nil? (next given))
+      (do (Bytes/zero memory at size)
+          (encode-parts given value memory base type path))
+      :else
+      (let [arrays (mapv #(alone % end value type path) given)
+            ^bytes all (merged end arrays)]
+        (doseq [[part ^bytes array] (map vector given arrays)
+                {:keys [^Codec codec offset]} (given-fields part)]
+          (when-not (.equals ^Object (.decode codec (MemorySegment/ofArray array) offset)
+                             (.decode codec (MemorySegment/ofArray all) offset))
+            (throw (misfit type path value "its members say different things; give one"))))
+        (MemorySegment/copy (MemorySegment/ofArray all) (long offset) memory at (long size))))
+    (count (mapcat given-fields given))))
+
+(defn- encode-field [{:keys [name ^Codec codec offset]} value memory base type path]
+  (let [x (get value name ::missing)]
+    (when (identical? ::missing x)
+      (throw (misfit type (conj path name) value "every field has to be given"
+                     (str "the field " name " is missing"))))
+    (.encode codec x memory (+ (long base) (long offset)))))
+
+(defn- encode-parts
+  "Writes parts from a map; returns how many of its keys they used."
+  [parts value memory base type path]
+  (reduce (fn [^long used part]
+            (if (:choice part)
+              (+ used (long (encode-choice part value memory base type path)))
+              (do (encode-field part value memory base type path)
+                  (inc used))))
+          0 parts))
+
+(defn- check-keys
+  "Refuses a map with keys that are no fields."
+  [value used known type path]
+  (when (not= (count value) used)
+    (let [unknown (first (remove known (keys value)))]
+      (throw (misfit type (conj path unknown) (get value unknown)
+                     (str "there are " (error/list-of (take 32 known)))
+                     (str (pr-str (error/shown unknown)) " is not a field"))))))
+
+(defn- compound [{:keys [type size]} path parts zero-first?]
+  (let [size (long size)
+        all (vec (fields parts))
+        known (set (map :name all))
+        in-order (map :name all)
+        decode (decoder all)
+        total? (every? #(.total ^Codec (:codec %)) all)]
+    (reify Codec
+      (size [_] size)
+      (total [_] (boolean total?))
+      (encode [_ value memory offset]
+        (when-not (map? value)
+          (throw (misfit type path value (str "it takes a map of " (error/list-of (take 32 in-order))))))
+        (when zero-first?
+          (Bytes/zero memory offset size))
+        (let [used (encode-parts parts value memory offset type path)]
+          (when-not (= used (count value))
+            (check-keys value used (if (seq known) known #{}) type path))))
+      (decode [_ memory offset]
+        (decode memory offset)))))
+
+(defn- covered?
+  "Whether the fields write every byte, so that nothing need be zeroed first."
+  [{:keys [size members]}]
+  (and (every? #(and (:name %) (not (:bits %)) (not= :private (:kind (:node %)))) members)
+       (= size (reduce + 0 (map #(:size (:node %)) members)))))
+
+(defn struct
+  "The codec of a struct's node: a map with every field, no other, those of anonymous members among them."
+  [node path codec]
+  (compound node path (parts node 0 path codec) (not (covered? node))))
+
+(defn union
+  "The codec of a union's node: read as a map of every member, written from one, or from several that agree."
+  [{:keys [size] :as node} path codec]
+  (compound node path [{:choice (parts node 0 path codec) :offset 0 :size size}] true))
+
+;; ---------------------------------------------------------------- functions of the user's
+
+(defn via
+  "The codec of a node with functions of the user's around a type."
+  [{:keys [type target encode decode]} path codec]
+  (let [^Codec of-target (codec target path)
+        size (.size of-target)]
+    (reify Codec
+      (size [_] size)
+      (total [_] false)
+      (encode [_ value memory offset]
+        (.encode of-target
+                 (try
+                   (encode value)
+                   (catch Exception e
+                     (throw (misfit type path value (str "its encode function threw " e)))))
+                 memory offset))
+      (decode [_ memory offset]
+        (let [raw (.decode of-target memory offset)]
+          (try
+            (decode raw)
+            (catch Exception e
+              (throw (misfit type path raw (str "its decode function threw " e) "it cannot be decoded")))))))))

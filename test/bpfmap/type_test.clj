@@ -1,0 +1,318 @@
+(ns bpfmap.type-test
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.codec :as codec]
+            [bpfmap.fixture :as fixture :refer [error-of]]
+            [bpfmap.type :as type]
+            [bpfmap.type.node :as node]
+            [bpfmap.types :as types]
+            [clojure.edn :as edn]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :refer [are deftest is testing]]
+            [clojure.test.check.clojure-test :refer [defspec]]
+            [clojure.test.check.generators :as gen]
+            [clojure.test.check.properties :as prop])
+  (:import (bpfmap.sys Codec)
+           (java.lang.foreign MemorySegment)))
+
+(set! *warn-on-reflection* true)
+
+;; --- layout
+
+(defn- ours [t]
+  {:type t :size (type/size t) :align (type/align t) :offsets (type/offsets t)})
+
+(def ^:private stored "What a C compiler said of 500 generated types, for machines without one." "test/bpfmap/layouts.edn")
+
+(defn- some-types
+  "n generated types, small and large, from a seed."
+  [n seed]
+  (map #(gen/generate types/a-struct (+ 5 (mod % 20)) (+ (long seed) (long %))) (range n)))
+
+(defn store-layouts
+  "Writes the stored layouts anew, from the C compiler here.
+
+      bin/clj -M:dev -e \"((requiring-resolve 'bpfmap.type-test/store-layouts))\""
+  []
+  (with-open [w (io/writer stored)]
+    (binding [*out* w]
+      (println ";; Written by bpfmap.type-test/store-layouts, from gcc on x86-64.")
+      (run! prn (types/c-layouts (some-types 500 1))))))
+
+(defn- read-stored []
+  (with-open [r (java.io.PushbackReader. (io/reader stored))]
+    (doall (take-while some? (repeatedly #(edn/read {:eof nil} r))))))
+
+(deftest generated-types-lie-as-the-c-compiler-lays-them
+  (let [seed (System/nanoTime)]
+    (if-let [layouts (types/c-layouts (some-types 520 seed))]
+      (do
+        (is (= 520 (count layouts)))
+        (doseq [layout layouts]
+          (is (= layout (ours (:type layout))) (str "seed " seed))))
+      (println "no C compiler: types are compared with the stored layouts only"))))
+
+(deftest stored-layouts-are-ours
+  (let [layouts (read-stored)]
+    (is (= 500 (count layouts)))
+    (doseq [layout layouts]
+      (is (= layout (ours (:type layout)))))))
+
+(deftest layouts-of-types-that-c-knows-by-heart
+  (are [t size align] (= [size align] [(type/size t) (type/align t)])
+    [:struct] 0 1
+    [:struct [:a :u8] [:b :u64]] 16 8
+    [:struct {:packed true} [:a :u8] [:b :u64]] 9 1
+    [:struct {:packed true :align 4} [:a :u8] [:b :u64]] 12 4
+    [:struct {:align 64} [:a :u8]] 64 64
+    [:struct [:a :u8] [:b :u8 {:align 8}]] 16 8
+    [:struct {:size 24} [:a :u32 {:offset 4}]] 24 4
+    [:union [:a :u8] [:b [:array :u16 3]]] 6 2
+    [:struct [:a :u128]] 16 16
+    [:array [:struct [:a :u8] [:b :u16]] 3] 12 2
+    [:struct [:a [:bits :u32 20]] [:b [:bits :u32 20]]] 8 4
+    [:struct [:a [:bits :u8 3]] [nil [:bits :u8 0]] [:b [:bits :u8 3]]] 2 1
+    [:typedef "t" :u16] 2 2
+    [:via :u32 identity identity] 4 4
+    :ipv6 16 4
+    :spin-lock 4 4))
+
+(deftest offsets-are-data
+  (is (= {[:a] {:offset 0 :size 1}
+          [:b] {:offset 4 :size 8}
+          [:b :x] {:offset 4 :size 4}
+          [:b :y] {:bit-offset 64 :bits 3}
+          [:c] {:offset 12 :size 4}
+          [:d] {:offset 16 :size 4}
+          [:d 0 :z] {:offset 16 :size 2}}
+         (type/offsets [:struct [:a :u8] [:b [:struct [:x :u32] [:y [:bits :u8 3]]]] [nil [:union [:c :u32]]]
+                        [:d [:array [:struct [:z :u16]] 2]]])))
+  (is (= [[:a] [:z] [:b]] (keys (type/offsets [:struct [:a :u8] [:z :u8] [:b :u8]])))))
+
+(deftest named-types-stand-for-what-the-options-say
+  (let [types {:port-pair [:struct [:src :port] [:dst :port]]
+               :flow [:struct [:ports :port-pair] [:n :u32]]}]
+    (is (= 8 (type/size :flow types)))
+    (is (str/includes? (type/problem :flo types []) "the named ones :flow or :port-pair"))
+    (is (str/includes? (type/problem :a {:a [:struct [:b :a]]} []) "the named type :a contains itself"))))
+
+(deftest a-malformed-type-says-where-and-why
+  (are [t path words]
+       (let [{:keys [message] found :bpfmap/path :bpfmap/keys [error]} (error-of (type/check t nil [:value]))]
+         (and (= :invalid-spec error) (= path found) (str/starts-with? message (str path ": ")) (str/includes? message words)))
+    :u33 [:value] "unknown type :u33; the scalar types are "
+    "u32" [:value] "a type is a keyword such as :u32 or a vector that starts with :array"
+    nil [:value] "a type is a keyword"
+    [] [:value] "a type is a keyword"
+    [:list :u8] [:value] "a type is a keyword"
+    [:struct [:a :u8] [:b [:struct [:c :u33]]]] [:value :b :c] "unknown type :u33"
+    [:struct [:a [:array :x 2]]] [:value :a :element] "unknown type :x"
+    [:struct :a] [:value] "a member is [name type] or [name type options], not :a"
+    [:struct [:a]] [:value] "a member is [name type]"
+    [:struct ["a" :u8]] [:value "a"] "a member's name is a keyword, or nil, not \"a\""
+    [:struct [:a :u8 :packed]] [:value :a] "a member's options are a map"
+    [:struct [:a :u8 {:packed true}]] [:value :a] "unknown option :packed; there are :align, :bit-offset or :offset"
+    [:struct {:packd true} [:a :u8]] [:value] "unknown option :packd; there are :align, :name, :packed or :size"
+    [:struct {:align 3} [:a :u8]] [:value] ":align is a power of two, not 3"
+    [:struct {:size -1} [:a :u8]] [:value] ":size is a number from 0"
+    [:struct {:size 3} [:a :u32]] [:value] "its members need 4 bytes, more than :size 3"
+    [:struct {:packed 1} [:a :u32]] [:value] ":packed is true or false"
+    [:struct {:name :x} [:a :u32]] [:value] ":name is a text"
+    [:struct [:a :u8] [:a :u8]] [:value] "it has two members named :a"
+    [:struct [:a :u8] [nil [:union [:a :u8]]]] [:value] "it has two members named :a"
+    [:struct [nil :u8]] [:value] "only structs, unions, bit-fields and [:pad n] can do without a name"
+    [:array :u8] [:value] "an array is [:array type n]"
+    [:array :u8 -1] [:value] "an array has a count from 0, not -1"
+    [:array [:array [:array :u64 2000000000] 2000000000] 2] [:value :element :element] "it has more than 4294967295 bytes"
+    [:enum :u8] [:value] "an enum is [:enum type {name number}]"
+    [:enum :f32 {:a 1}] [:value] "an enum is of an integer type up to 8 bytes, not of :f32"
+    [:enum :u8 {:a 256}] [:value] ":a does not fit :u8: 256"
+    [:enum :u8 {"a" 1}] [:value] "the names of an enum are keywords"
+    [:bits :u8 3] [:value] "stands only as a member"
+    [:struct [:a [:bits :u8 9]]] [:value :a] "a bit-field of :u8 has 1 to 8 bits, not 9"
+    [:struct [:a [:bits :u8 0]]] [:value :a] "has 1 to 8 bits, not 0"
+    [:struct [:a [:bits :bool 2]]] [:value :a] "has 1 to 1 bits"
+    [:struct [:a [:bits :f32 2]]] [:value :a] "a bit-field is of an integer type"
+    [:struct [:a [:bits :u16be 2]]] [:value :a] "this machine's byte order"
+    [:struct [:a [:bits :u8]]] [:value :a] "a bit-field is [:bits type n]"
+    [:bytes] [:value] "[:bytes n] takes one size"
+    [:string 0] [:value] "[:string n] takes one size from 1"
+    [:typedef :x :u8] [:value] "a typedef is [:typedef \"name\" type]"
+    [:via :u8 1 2] [:value] "it is [:via type encode decode]"
+    [:ptr] [:value] "a pointer is :ptr or [:ptr type]"
+    (nth (iterate #(vector :array % 1) :u8) 100) (into [:value] (repeat 64 :element)) "types are nested more than 64 deep"))
+
+(defspec whatever-is-given-is-a-type-or-refused-as-data 500
+  (prop/for-all [x (gen/recursive-gen (fn [inner]
+                                        (gen/fmap vec (gen/tuple (gen/elements [:struct :union :array :enum :bits :bytes :via :ptr :typedef :x nil {}])
+                                                                 inner inner)))
+                                      (gen/one-of [gen/simple-type-printable (gen/elements [:u8 :u64 4 {:packed true}])]))]
+    (let [problem (type/problem x)]
+      (or (string? problem) (nat-int? (type/size x))))))
+
+;; --- values
+
+(defn- memory ^MemorySegment [n]
+  (MemorySegment/ofArray (byte-array n)))
+
+(defn- contents [^MemorySegment m]
+  (vec (.toArray m java.lang.foreign.ValueLayout/JAVA_BYTE)))
+
+(defn- as-given?
+  "Whether a value read back says all that was given. A union gives more than the one member it was written from."
+  [given back]
+  (cond
+    (map? given) (and (map? back) (every? (fn [[k v]] (as-given? v (get back k))) given))
+    (vector? given) (and (= (count given) (count back)) (every? true? (map as-given? given back)))
+    :else (.equals ^Object given back)))
+
+(def ^:private typed-value
+  (gen/let [t types/a-type
+            v (type/->generator t)]
+    [t v]))
+
+(defspec a-value-survives-being-written-and-read 700
+  (prop/for-all [[t v] typed-value]
+    (let [c (codec/codec t)
+          m (memory (+ 2 (.size c)))]
+      (.set m java.lang.foreign.ValueLayout/JAVA_BYTE 0 (byte 0x5a))
+      (.encode c v m 1)
+      (and (as-given? v (.decode c m 1))
+           (= 0x5a (first (contents m)))
+           (= 0 (peek (contents m)))))))
+
+(defn- covered
+  "Which bytes of a type's node say something, as bit masks: all but padding."
+  [{:keys [kind size members element count]} masks base]
+  (case kind
+    (:struct :union)
+    (reduce (fn [masks {:keys [node offset bits bit-offset]}]
+              (if bits
+                (reduce (fn [masks bit] (update masks (+ base (quot bit 8)) bit-or (bit-shift-left 1 (rem bit 8))))
+                        masks (range bit-offset (+ bit-offset bits)))
+                (covered node masks (+ base offset))))
+            masks members)
+    :array (reduce (fn [masks i] (covered element masks (+ base (* i (:size element))))) masks (range count))
+    (:private :pad :string) masks ; what follows a text's NUL is padding too
+    (reduce #(assoc %1 %2 0xff) masks (range base (+ base size)))))
+
+(def ^:private typed-bytes
+  (gen/let [t types/a-type
+            bytes (gen/vector (gen/choose -128 127) (type/size t))]
+    [t (byte-array bytes)]))
+
+(defspec random-bytes-survive-being-read-and-written-but-for-padding 500
+  (prop/for-all [[t ^bytes bytes] typed-bytes]
+    (let [c (codec/codec t)
+          m (memory (.size c))
+          value (.decode c (MemorySegment/ofArray bytes) 0)
+          _ (.encode c value m 0)
+          masks (covered (node/node t nil []) (vec (repeat (.size c) 0)) 0)]
+      (and (= (map bit-and masks bytes) (map bit-and masks (contents m)))
+           (.equals ^Object value (.decode c m 0))))))
+
+(defspec padding-is-written-as-zero 300
+  (prop/for-all [[t v] (gen/such-that (fn [[t _]] (not (str/includes? (pr-str t) ":union"))) typed-value 100)]
+    (let [c (codec/codec t)
+          m (memory (.size c))
+          masks (covered (node/node t nil []) (vec (repeat (.size c) 0)) 0)]
+      (.fill m (byte -1))
+      (.encode c v m 0)
+      (or (str/includes? (pr-str t) ":string")
+          (every? zero? (map #(bit-and (bit-not %1) (bit-and 0xff %2)) masks (contents m)))))))
+
+(defn- encoded [t v]
+  (let [c (codec/codec t nil [:value]) m (memory (.size c))]
+    (.encode c v m 0)
+    (bytes/wrap (.toArray m java.lang.foreign.ValueLayout/JAVA_BYTE))))
+
+(defn- read-back [t v]
+  (.decode (codec/codec t) (MemorySegment/ofArray (bytes/->array (encoded t v))) 0))
+
+(deftest semantic-types-read-as-people-write-them
+  (are [t v layout] (and (= (bytes/->bytes layout) (encoded t v)) (= v (read-back t v)))
+    :ipv4 "10.0.0.1" "0a 00 00 01"
+    :ipv6 "2001:db8::1" "20 01 0d b8 00 00 00 00 00 00 00 00 00 00 00 01"
+    :ipv6 "::" "00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"
+    :ipv6 "::ffff:10.0.0.1" "00 00 00 00 00 00 00 00 00 00 ff ff 0a 00 00 01"
+    :ipv6 "1:0:0:2::3" "00 01 00 00 00 00 00 02 00 00 00 00 00 00 00 03"
+    :ipv6 "fe80::1:0:0:1" "fe 80 00 00 00 00 00 00 00 01 00 00 00 00 00 01"
+    :mac "00:1b:21:0a:0b:ff" "00 1b 21 0a 0b ff"
+    :port 443 "01 bb"
+    [:string 5] "héy" "68 c3 a9 79 00"
+    [:string 6] "hé" "68 c3 a9 00 00 00"))
+
+(deftest texts
+  (is (= "hi" (read-back [:string 3] "hi")))
+  (testing "what no NUL ends, or is not UTF-8, reads as bytes and goes in again"
+    (is (= (bytes/->bytes "616263") (read-back [:string 3] [97 98 99])))
+    (is (= (bytes/->bytes "ff0000") (read-back [:string 3] (bytes/->bytes "ff0000"))))))
+
+(deftest enums-read-as-names-and-as-numbers-where-there-is-none
+  (let [t [:enum :s16 (array-map :A 1 :B 1 :C -2)]]
+    (is (= :A (read-back t :B)) "the first of equal numbers")
+    (is (= :C (read-back t -2)))
+    (is (= 7 (read-back t 7)))))
+
+(deftest unions-read-as-every-member-and-are-written-from-one
+  (let [t [:union [:n :u32] [:bytes [:bytes 4]] [:small :u8]]]
+    (is (= {:n 0x01020304 :bytes (bytes/->bytes "04030201") :small 4} (read-back t {:n 0x01020304})))
+    (is (= {:n 5 :bytes (bytes/->bytes "05000000") :small 5} (read-back t {:small 5})))
+    (is (= (read-back t {:n 5}) (read-back t (read-back t {:n 5}))) "what was read goes in again")
+    (let [{:keys [message]} (error-of (encoded t {:n 1 :small 2}))]
+      (is (str/includes? message "its members say different things; give one")))))
+
+(deftest the-kernel's-own-fields-are-not-shown-and-are-written-as-zero
+  (let [t [:struct [:lock :spin-lock] [:n :u32]]]
+    (is (= {:n 7} (read-back t {:n 7})))
+    (is (= (bytes/->bytes "00 00 00 00 07 00 00 00") (encoded t {:n 7})))
+    (is (str/includes? (:message (error-of (encoded t {:lock 1 :n 7}))) ":lock is not a field: there are :n"))))
+
+(deftest a-type-of-one's-own
+  (let [seconds [:via :u64 #(* 1000000000 %) #(quot % 1000000000)]]
+    (is (= {:age 3} (read-back [:struct [:age seconds]] {:age 3})))
+    (is (false? (.total (codec/codec [:array seconds 2]))))
+    (is (true? (.total (codec/codec [:array :u64 2]))))
+    (let [{:keys [message] :bpfmap/keys [error path]} (error-of (encoded [:struct [:age seconds]] {:age "x"}))]
+      (is (= [:invalid-value [:value :age]] [error path]))
+      (is (str/includes? message "its encode function threw java.lang.ClassCastException")))
+    (let [{:keys [message] :bpfmap/keys [error]} (error-of (read-back [:via :u8 identity #(/ 1 %)] 0))]
+      (is (= :invalid-value error))
+      (is (str/includes? message "its decode function threw java.lang.ArithmeticException")))))
+
+(deftest what-does-not-fit-is-refused-with-path-type-and-value
+  (are [t v path words]
+       (let [{:keys [message] found :bpfmap/path :bpfmap/keys [error]} (error-of (encoded t v))]
+         (and (= :invalid-value error) (= path found) (str/starts-with? message (str path ": ")) (str/includes? message words)))
+    [:struct [:a :u8]] {} [:value :a] "the field :a is missing: every field has to be given"
+    [:struct [:a :u8]] {:a 1 :b 2} [:value :b] ":b is not a field: there are :a"
+    [:struct [:a :u8]] [1] [:value] "it takes a map of :a"
+    [:struct [:a :u8]] nil [:value] "it takes a map of :a"
+    [:struct [:a [:struct [:b :u8]]]] {:a {:b 256}} [:value :a :b] "256 is not a :u8"
+    [:struct [:a [:array [:struct [:b [:array :u8 2]]] 2]]] {:a [{:b [1 2]} {:b [1 -1]}]} [:value :a 1 :b 1] "-1 is not a :u8"
+    [:struct [:a [:array [:struct [:b :u8]] 2]]] {:a [{:b 1} {}]} [:value :a 1 :b] "the field :b is missing"
+    [:struct [nil [:struct [:a :u8]]]] {:a -1} [:value :a] "-1 is not a :u8"
+    [:struct [nil [:union [:a :u8] [:b :u8]]]] {} [:value] "it takes one of :a or :b"
+    [:union [:a :u8]] {:c 1} [:value] "it takes one of :a"
+    [:union [:a :u8]] {:a 1 :c 1} [:value :c] ":c is not a field"
+    [:array :u8 2] [1] [:value] "it takes a sequence of 2 elements, this has 1"
+    [:array :u8 2] 7 [:value] "it takes a sequence of 2 elements"
+    [:array :u8 2] [1 256] [:value 1] "256 is not a :u8"
+    [:struct [:a [:bits :u8 3]]] {:a 8} [:value :a] "8 is not a [:bits :u8 3]: it takes an integer from 0 to 7"
+    [:struct [:a [:bits :s8 3]]] {:a 4} [:value :a] "it takes an integer from -4 to 3"
+    [:struct [:a [:bits :bool 1]]] {:a 1} [:value :a] "it takes true or false"
+    [:enum :u8 {:A 1}] :B [:value] ":B is not a [:enum :u8 {:A 1}]: it takes a number, or :A"
+    [:enum :u8 {:A 1}] 256 [:value] "from 0 to 255"
+    [:string 3] "abc" [:value] "it takes a text of up to 2 bytes in UTF-8, this has 3"
+    [:string 3] "a\u0000" [:value] "it takes a text without NUL characters"
+    [:string 3] [1 2] [:value] "it takes 3 bytes, these are 2"
+    [:string 3] 7 [:value] "it takes a text, or bytes that are none"
+    :ipv4 "10.0.0" [:value] "it takes a text such as \"10.0.0.1\""
+    :ipv4 "10.0.0.256" [:value] "it takes a text such as"
+    :ipv4 167772161 [:value] "it takes a text such as"
+    :ipv6 "::g" [:value] "2001:db8::1"
+    :ipv6 "fe80::1%eth0" [:value] "2001:db8::1"
+    :mac "00:1b:21:0a:0b" [:value] "00:1b:21:0a:0b:0c"
+    :u128 -1 [:value] "from 0 to 340282366920938463463374607431768211455"
+    :ptr -1 [:value] "from 0 to 18446744073709551615"
+    :spin-lock 1 [:value] "not the user's to write"))
