@@ -4,13 +4,11 @@
   One table has the commands; parsing, help and usage errors are read from it.
   What a command needs is loaded when it is called."
   (:require [bpfmap.cli.output :as output]
-            [bpfmap.type :as type]
             [clojure.edn :as edn]
             [clojure.string :as str]
             [clojure.tools.cli :as cli]
             [clojure.walk :as walk])
-  (:import (clojure.lang ExceptionInfo)
-           (java.io BufferedWriter FileDescriptor FileOutputStream IOException OutputStreamWriter)
+  (:import (java.io BufferedWriter FileDescriptor FileOutputStream IOException OutputStreamWriter PrintWriter Writer)
            (java.nio.charset StandardCharsets)))
 
 (set! *warn-on-reflection* true)
@@ -28,10 +26,16 @@
     (walk/postwalk #(if (symbol? %) (keyword %) %) (edn/read-string text))
     (catch RuntimeException _ text)))
 
+(defn- type-problem
+  "What is wrong with a type; nil for a good one. The path of what is wrong as a whole is empty, and left out."
+  [type]
+  (some-> ((requiring-resolve 'bpfmap.type/problem) type)
+          (str/replace #"^\[\]: " "")))
+
 (defn- type-option [side]
   [nil (str "--" side " TYPE") (str "Read the " side "s as this type")
    :parse-fn read-type
-   :validate [(complement type/problem) type/problem]])
+   :validate [(complement type-problem) type-problem]])
 
 (def ^:private general-options
   [[nil "--edn" "Print the data as EDN"]
@@ -53,8 +57,9 @@
     :fn 'bpfmap.cli.commands/show}
    {:name "dump" :args ["REF"] :options [(type-option "key") (type-option "value")]
     :doc "The entries of a map"
-    :text ["Bytes are in hexadecimal, unless a TYPE says what they mean: u32, s64be, f64,"
-           "char, '[:bytes 4]' and so on, as in a map spec."]
+    :text ["They are read by the types that the map's BTF tells; where it has none, bytes"
+           "are printed in hexadecimal. A TYPE given here goes before: u32, s64be, ipv4,"
+           "'[string 16]', '[struct [pid u32] [cpu u32]]' and so on, as in a map spec."]
     :fn 'bpfmap.cli.commands/dump}
    {:name "demo"
     :options [[nil "--seconds N" "How long to count, 5 unless given"
@@ -128,7 +133,8 @@
 (defn- parsed [command args options & more]
   (let [{:keys [errors] :as parsed} (apply cli/parse-opts args options more)]
     (when errors
-      (wrong-usage command (str/replace (first errors) #"\s+" " ")))
+      ;; What is wrong says itself; that it failed to validate does not help.
+      (wrong-usage command (str/replace (first errors) #"^Failed to validate \"(.*?)\":\s+" "$1: ")))
     parsed))
 
 (defn- check-arguments [{:keys [name args] :as command} given]
@@ -163,25 +169,33 @@
     (flush)))
 
 (defn- print-result [{:keys [value lines closing notes exit]} {:keys [edn json]}]
-  (cond
-    (and edn value) (output/print-edn value)
-    (and json value) (output/print-json value)
-    :else (run! println @lines))
+  (binding [*flush-on-newline* false] ; a system call for each line would take its time
+    (cond
+      (and edn value) (output/print-edn value)
+      (and json value) (output/print-json value)
+      :else (run! println @lines)))
   (flush)
   (run! #(complain "bpfmap: " %) notes)
   (when-not (or edn json)
     (run! complain closing))
   (or exit 0))
 
+(defn- root-cause ^Throwable [^Throwable e]
+  (if-let [cause (ex-cause e)] (recur cause) e))
+
+(def ^:private candidate-columns
+  [{:title "" :of :id} {:title "" :of :type} {:title "" :of :name}])
+
 (defn- print-failure [^Throwable e verbose]
   (let [{:bpfmap/keys [error candidates] :as data} (ex-data e)]
-    (complain "bpfmap: " (if error (ex-message e) (str "This is a bug in bpfmap: " e "; --verbose says where")))
-    (run! complain (indented (rest (output/table [{:title "" :of :id} {:title "" :of :type} {:title "" :of :name}]
-                                                 candidates))))
+    (complain "bpfmap: " (if error
+                           (ex-message e)
+                           (str "This is a bug in bpfmap: " (root-cause e) "; --verbose says where")))
+    (run! complain (indented (rest (output/table candidate-columns candidates))))
     (when verbose
       (if error
-        (binding [*out* *err*] (output/print-edn data))
-        (.printStackTrace e (java.io.PrintWriter. ^java.io.Writer *err* true))))
+        (complain (str/trim-newline (with-out-str (output/print-edn data))))
+        (.printStackTrace e (PrintWriter. ^Writer *err* true))))
     (if (= :usage error) 2 1)))
 
 (defn run
@@ -191,17 +205,16 @@
 
       (run [\"list\" \"--edn\"]) ;=> 0"
   [args]
-  (let [verbose (volatile! (some #{"--verbose"} args))]
-    (try
-      (let [{:keys [command args options]} (request args)]
-        (if (:version options)
-          (do (println "bpfmap" version) 0)
-          (print-result ((requiring-resolve (:fn command)) args options) options)))
-      (catch IOException e
-        (throw e))
-      (catch Throwable e
-        (flush)
-        (print-failure e @verbose)))))
+  (try
+    (let [{:keys [command args options]} (request args)]
+      (if (:version options)
+        (do (println "bpfmap" version) 0)
+        (print-result ((requiring-resolve (:fn command)) args options) options)))
+    (catch IOException e
+      (throw e))
+    (catch Throwable e
+      (flush)
+      (print-failure e (some #{"--verbose"} args)))))
 
 (defn- run-safely
   "Runs with an *out* that reports what cannot be written, which System/out would pass over."

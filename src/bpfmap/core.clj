@@ -214,8 +214,10 @@
 (defn take!
   "Returns the value of a key and deletes it in the same step; nil, or not-found, when it is missing.
 
-  No write of another is lost between the two. Needs Linux 5.14 for hash
-  maps. Throws what [[lookup]] and [[delete!]] throw.
+  No write of another is lost between the two. A value that its `[:via …]` type
+  cannot decode is not deleted: it is looked up and decoded first, in a call
+  of its own. Needs Linux 5.14 for hash maps. Throws what [[lookup]] and
+  [[delete!]] throw.
 
       (take! m 7) ;=> 42"
   ([m k] (store/take! m k nil))

@@ -46,6 +46,9 @@
    {:errno #{:EPERM} :op #{:pin!} :when #(false? (:bpffs? %)) :error :not-bpffs
     :hint (fn [{:keys [path]}]
             (str path " is not on a BPF file system; mount one with `mount -t bpf bpf DIRECTORY` and pin below it"))}
+   {:errno #{:EPERM :EACCES} :op #{:open} :when #(false? (:bpffs? %)) :error :not-bpffs
+    :hint (fn [{:keys [path]}]
+            (str path " is not on a BPF file system, so nothing is pinned there"))}
    {:errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}
    {:errno #{:EPERM} :op #{:create :load} :when #(some-> (:release %) (rules/at-least? "5.11") not) :error :permission
     :hint "kernels before 5.11 charge maps to RLIMIT_MEMLOCK; raise it (ulimit -l unlimited)"}
@@ -61,7 +64,7 @@
             (if (= :pin! op)
               (str "the directory of " path " does not exist")
               (str "there is no file " path)))}
-   {:errno #{:ENOENT} :op #{:open :list} :error :not-found :hint "no map has that id (any more); `list` shows those there are"}
+   {:errno #{:ENOENT} :op #{:open :list} :error :not-found :hint "no map has that id, or none has it any more"}
    {:errno #{:ENOENT} :op #{:attach-raw-tracepoint} :error :not-found
     :hint "no raw tracepoint has that name; /sys/kernel/tracing/available_events lists them, without the part before the colon"}
    {:errno #{:EEXIST} :op #{:pin!} :error :exists

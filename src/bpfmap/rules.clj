@@ -20,7 +20,7 @@
   `:number` is the kernel's, `:since` the first Linux release that has it.
   `:key-size`, `:value-size` and `:max-entries` are `[least most]`, in bytes and
   entries; `:flags` the create flags accepted. `:elements :plain` says that one lookup moves
-  exactly value-size bytes. `:denied` maps an operation that the type
+  exactly value-size bytes. `:btf :none` that the kernel refuses types for key and value. `:denied` maps an operation that the type
   lacks to what to do instead."
   {:hash
    {:number 1 :since "3.19"
@@ -37,36 +37,36 @@
              :take! "every index of an array always exists; lookup, then put! a zero value"}}
 
    :prog-array            {:number 3 :since "4.2"}
-   :perf-event-array      {:number 4 :since "4.3"}
+   :perf-event-array      {:number 4 :since "4.3" :btf :none}
    :percpu-hash           {:number 5 :since "4.6"}
    :percpu-array          {:number 6 :since "4.6"}
-   :stack-trace           {:number 7 :since "4.6"}
-   :cgroup-array          {:number 8 :since "4.8"}
+   :stack-trace           {:number 7 :since "4.6" :btf :none}
+   :cgroup-array          {:number 8 :since "4.8" :btf :none}
    :lru-hash              {:number 9 :since "4.10"}
    :lru-percpu-hash       {:number 10 :since "4.10"}
    :lpm-trie              {:number 11 :since "4.11"}
-   :array-of-maps         {:number 12 :since "4.12"}
-   :hash-of-maps          {:number 13 :since "4.12"}
-   :devmap                {:number 14 :since "4.14"}
-   :sockmap               {:number 15 :since "4.14"}
-   :cpumap                {:number 16 :since "4.15"}
-   :xskmap                {:number 17 :since "4.18"}
-   :sockhash              {:number 18 :since "4.18"}
+   :array-of-maps         {:number 12 :since "4.12" :btf :none}
+   :hash-of-maps          {:number 13 :since "4.12" :btf :none}
+   :devmap                {:number 14 :since "4.14" :btf :none}
+   :sockmap               {:number 15 :since "4.14" :btf :none}
+   :cpumap                {:number 16 :since "4.15" :btf :none}
+   :xskmap                {:number 17 :since "4.18" :btf :none}
+   :sockhash              {:number 18 :since "4.18" :btf :none}
    :cgroup-storage        {:number 19 :since "4.19"}
    :reuseport-sockarray   {:number 20 :since "4.19"}
    :percpu-cgroup-storage {:number 21 :since "4.20"}
-   :queue                 {:number 22 :since "4.20"}
-   :stack                 {:number 23 :since "4.20"}
+   :queue                 {:number 22 :since "4.20" :btf :none}
+   :stack                 {:number 23 :since "4.20" :btf :none}
    :sk-storage            {:number 24 :since "5.2"}
-   :devmap-hash           {:number 25 :since "5.4"}
+   :devmap-hash           {:number 25 :since "5.4" :btf :none}
    :struct-ops            {:number 26 :since "5.6"}
-   :ringbuf               {:number 27 :since "5.8"}
+   :ringbuf               {:number 27 :since "5.8" :btf :none}
    :inode-storage         {:number 28 :since "5.10"}
    :task-storage          {:number 29 :since "5.11"}
    :bloom-filter          {:number 30 :since "5.16"}
-   :user-ringbuf          {:number 31 :since "6.1"}
+   :user-ringbuf          {:number 31 :since "6.1" :btf :none}
    :cgrp-storage          {:number 32 :since "6.2"}
-   :arena                 {:number 33 :since "6.9"}
+   :arena                 {:number 33 :since "6.9" :btf :none}
    :insn-array            {:number 34 :since "6.19"}
    :rhash                 {:number 35 :since "7.2"}})
 

@@ -34,7 +34,8 @@
   Without a suffix the byte order is this machine's, as in C. Integers above
   2^63-1 read as BigInt. Where types are taken, `:types` may give names to more."
   (:require [bpfmap.error :as error]
-            [bpfmap.type.node :as node])
+            [bpfmap.type.node :as node]
+            [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
@@ -108,6 +109,23 @@
   ([type] (offsets type nil))
   ([type types]
    (apply array-map (mapcat identity (node-offsets (node/node type types []) 0 [])))))
+
+(defn summary
+  "A type in a few words, for one line.
+
+      (summary [:struct {:name \"flow\"} [:a :u8]]) ;=> \"struct flow\"
+      (summary [:struct [:a :u8] [:b :u8]])        ;=> \"{:a :b}\"
+      (summary [:bytes 4])                         ;=> \"[:bytes 4]\""
+  [type]
+  (let [[head options & members] (when (vector? type) type)
+        c-name (when (map? options) (:name options))]
+    (cond
+      (and c-name (#{:struct :union} head)) (str (name head) " " c-name)
+      (#{:struct :union} head)
+      (let [names (map first (if (map? options) members (cons options members)))]
+        (str "{" (str/join " " (take 6 names)) (when (< 6 (count names)) " …") "}"))
+      :else (let [text (pr-str (error/shown type))]
+              (if (< 40 (count text)) (str (subs text 0 39) "…") text)))))
 
 (defn ->generator
   "A test.check generator of values of the type.

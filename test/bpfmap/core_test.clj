@@ -293,10 +293,10 @@
   (with-open [m (open-hash {:flags #{:no-prealloc} :name "a long name-with more than the kernel takes"})
               same ^java.io.Closeable (bpf/create (bpf/spec m))]
     (is (= (bpf/spec m) (bpf/spec same)))
-    (is (= (dissoc (bpf/info m) :id :memlock) (dissoc (bpf/info same) :id :memlock)))
+    (is (= (dissoc (bpf/info m) :id :btf-id :memlock) (dissoc (bpf/info same) :id :btf-id :memlock)))
     (with-open [opened ^java.io.Closeable (bpf/open (:id (bpf/info m)))
                 again ^java.io.Closeable (bpf/create (bpf/spec opened))]
-      (is (= (dissoc (bpf/info opened) :id :memlock) (dissoc (bpf/info again) :id :memlock))))))
+      (is (= (dissoc (bpf/info opened) :id :btf-id :memlock) (dissoc (bpf/info again) :id :btf-id :memlock))))))
 
 (kernel-test s4-the-kernel-has-a-shortened-name-and-the-spec-the-full-one
   (with-open [m (open-hash {:name "my-flows by address"})]
@@ -391,6 +391,9 @@
         :x nil "open takes an id, a pin path, {:name n} or {:fd n}"
         -1 nil "Not a map: -1: ids and descriptors are numbers from 0"
         {:fd "1"} nil "ids and descriptors are numbers from 0"
+        {:name ""} nil "Not the name of a map: \"\""
+        {:name "-"} nil "and here it keeps nothing"
+        {:name nil} nil "Not the name of a map: nil"
         {:nmae "x"} nil "Unknown reference {:nmae \"x\"}"
         {:id 1 :name "x"} nil "open takes an id"
         "" nil "Not a pin path: \"\": it is empty"

@@ -89,6 +89,16 @@
                         [:d [:array [:struct [:z :u16]] 2]]])))
   (is (= [[:a] [:z] [:b]] (keys (type/offsets [:struct [:a :u8] [:z :u8] [:b :u8]])))))
 
+(deftest a-type-in-a-few-words
+  (are [t text] (= text (type/summary t))
+    :u32 ":u32"
+    [:bytes 4] "[:bytes 4]"
+    [:struct {:name "flow"} [:a :u8]] "struct flow"
+    [:union {:align 8} [:a :u8] [:b :u8]] "{:a :b}"
+    (into [:struct] (map #(vector (keyword (str "f" %)) :u8)) (range 9)) "{:f0 :f1 :f2 :f3 :f4 :f5 …}"
+    [:array [:struct [:abcdef :u8] [:ghijkl :u8]] 3] "[:array [:struct [:abcdef :u8] [:ghijkl…"
+    nil "nil"))
+
 (deftest named-types-stand-for-what-the-options-say
   (let [types {:port-pair [:struct [:src :port] [:dst :port]]
                :flow [:struct [:ports :port-pair] [:n :u32]]}]

@@ -53,6 +53,8 @@ public final class Abi {
     public static final int BPF_MAP_GET_FD_BY_ID = 14;
     public static final int BPF_OBJ_GET_INFO_BY_FD = 15;
     public static final int BPF_RAW_TRACEPOINT_OPEN = 17;
+    public static final int BPF_BTF_LOAD = 18;
+    public static final int BPF_BTF_GET_FD_BY_ID = 19;
     public static final int BPF_MAP_LOOKUP_AND_DELETE_ELEM = 21;
     public static final int BPF_MAP_FREEZE = 22;
     public static final int BPF_MAP_LOOKUP_BATCH = 24;
@@ -77,6 +79,9 @@ public final class Abi {
     public static final int MAP_CREATE_MAP_FLAGS = 16;
     public static final int MAP_CREATE_NUMA_NODE = 24;
     public static final int MAP_CREATE_MAP_NAME = 28;
+    public static final int MAP_CREATE_BTF_FD = 48;
+    public static final int MAP_CREATE_BTF_KEY_TYPE_ID = 52;
+    public static final int MAP_CREATE_BTF_VALUE_TYPE_ID = 56;
     public static final int MAP_CREATE_MAP_EXTRA = 64;
 
     // --- union bpf_attr: the element commands, BPF_MAP_GET_NEXT_KEY, BPF_MAP_FREEZE
@@ -145,6 +150,17 @@ public final class Abi {
 
     public static final int RAW_TRACEPOINT_NAME = 0;
     public static final int RAW_TRACEPOINT_PROG_FD = 8;
+
+    // --- union bpf_attr: BPF_BTF_LOAD
+
+    public static final int BTF_LOAD_BTF = 0;
+    public static final int BTF_LOAD_BTF_SIZE = 16;
+
+    // --- struct bpf_btf_info
+
+    public static final int BTF_INFO_BTF = 0;
+    public static final int BTF_INFO_BTF_SIZE = 8;
+    public static final int BTF_INFO_KERNEL_BTF = 28;
 
     // --- struct bpf_map_info
 

@@ -69,9 +69,14 @@ public final class Attr implements AutoCloseable {
         return number;
     }
 
+    /** A new zeroed buffer that no field points to: another buffer does. */
+    public MemorySegment spare(long size) {
+        return arena.allocate(Math.max(size, 1), 8);
+    }
+
     /** Sets a field to the address of a new zeroed buffer, and returns the buffer. */
     public MemorySegment buffer(int offset, long size) {
-        MemorySegment buffer = arena.allocate(Math.max(size, 1), 8);
+        MemorySegment buffer = spare(size);
         int64(offset, buffer.address());
         return buffer;
     }

@@ -48,18 +48,31 @@
     (str/join "," (map (fn [flag] (if (number? flag) (format "0x%x" flag) (output/cell flag)))
                        (sort-by str flags)))))
 
-(def ^:private list-columns
-  [{:title "ID" :of :id}
-   {:title "TYPE" :of :type}
-   {:title "NAME" :of :name}
-   {:title "KEY" :of :key-size}
-   {:title "VALUE" :of :value-size}
-   {:title "MAX" :of :max-entries}
-   {:title "FLAGS" :of (comp flag-text :flags)}
-   {:title "MEMORY" :of #(some-> (:memlock %) output/human-size) :align :right}])
+(def ^:private first-fields
+  "What comes first of what the kernel says; the rest follows by name."
+  [:id :type :name :key :key-size :value :value-size :max-entries :flags :frozen? :memlock])
 
-(def ^:private frozen-column
-  {:title "FROZEN" :of #(if (:frozen? %) "yes" "no")})
+(defn- ordered
+  "The same map, with its keys in the order in which people look for them."
+  [info]
+  (apply array-map (mapcat #(find info %)
+                           (concat (filter #(contains? info %) first-fields)
+                                   (sort (remove (set first-fields) (keys info)))))))
+
+(defn- list-columns
+  "The columns of `list`: that of frozen maps only where there is one, and the one that may be long last, so that a
+  narrow terminal need not wrap the rows in which it is not."
+  [maps]
+  (remove nil? [{:title "ID" :of :id}
+                {:title "TYPE" :of :type}
+                {:title "NAME" :of :name}
+                {:title "KEY" :of :key-size}
+                {:title "VALUE" :of :value-size}
+                {:title "MAX" :of :max-entries}
+                {:title "MEMORY" :of #(some-> (:memlock %) output/human-size) :align :right}
+                (when (some :frozen? maps)
+                  {:title "FROZEN" :of #(if (:frozen? %) "yes" "no")})
+                {:title "FLAGS" :of (comp flag-text :flags)}]))
 
 (defn list-maps
   "What the kernel says of every map on the host.
@@ -67,17 +80,13 @@
       (:value (list-maps [] {})) ;=> [{:id 12, :type :hash, …}]"
   [_args _options]
   (let [maps (host/maps)]
-    {:value maps
-     :lines (delay (output/table (cond-> list-columns (some :frozen? maps) (conj frozen-column)) maps))
+    {:value (mapv ordered maps)
+     :lines (delay (output/table (list-columns maps) maps))
      :closing (when (empty? maps) ["no map is on this host"])
      :notes (for [{:keys [id message]} (:skipped (meta maps))]
               (str "map " id " is left out: " message))}))
 
-(def ^:private field-order
-  "How `show` begins; what else the kernel says comes after, by name."
-  [:id :type :name :key :key-size :value :value-size :max-entries :flags :frozen? :memlock])
-
-(defn- shown-field [field x]
+(defn- shown-field [[field x]]
   (case field
     :flags [field (flag-text x)]
     :frozen? ["frozen" (if x "yes" "no")]
@@ -89,12 +98,9 @@
       (:value (show [\"counts\"] {})) ;=> {:id 12, :type :hash, …}"
   [[ref] _options]
   (with-open [m (open ref nil)]
-    (let [info (bpf/info m)
-          others (sort (remove (set field-order) (keys info)))]
+    (let [info (ordered (bpf/info m))]
       {:value info
-       :lines (delay (output/fields (for [field (concat field-order others)
-                                          :when (contains? info field)]
-                                      (shown-field field (info field)))))})))
+       :lines (delay (output/fields (map shown-field info)))})))
 
 ;; --- dump
 

@@ -10,7 +10,8 @@
             [bpfmap.prog :as prog]
             [bpfmap.syscalls :as syscalls])
   (:import (clojure.lang ExceptionInfo)
-           (java.io Closeable)))
+           (java.io Closeable)
+           (java.util Locale)))
 
 (set! *warn-on-reflection* true)
 
@@ -75,7 +76,7 @@
   (reduce + (vals counts)))
 
 (defn- seconds-text [x]
-  (String/format java.util.Locale/ROOT "%.1f" (object-array [(double x)])))
+  (String/format Locale/ROOT "%.1f" (object-array [(double x)])))
 
 (def ^:private columns
   [{:title "NR" :of :number}
@@ -87,9 +88,9 @@
 
 (def ^:private frame-millis 250)
 
-(def ^:private window-nanos
+(def ^:private window-seconds
   "The live table shows the rates of about the last second."
-  1000000000)
+  1.0)
 
 (defn- frame
   "The lines of the live table, for a screen of this height."
@@ -100,17 +101,16 @@
                     (output/plural (count counts) "kind" "kinds") "; Ctrl-C ends it")
                ""]
         room (max 0 (- height (count title) 1))]
-    (into title (output/table columns (take room (calls counts earlier (max 0.001 (- elapsed before))))))))
+    (into title (output/table columns (take room (calls counts earlier (max 0.1 (- elapsed before))))))))
 
 (defn- with-sample
   "Adds a sample to `[[elapsed counts] …]`, and drops those that the window has left behind."
   [samples [elapsed :as sample]]
-  (let [older? (fn [[t]] (<= window-nanos (* 1e9 (- elapsed t))))]
-    (conj (loop [samples samples]
-            (if (and (next samples) (older? (second samples)))
-              (recur (subvec samples 1))
-              samples))
-          sample)))
+  (let [behind? (fn [[t]] (<= window-seconds (- elapsed t)))]
+    (loop [samples (conj samples sample)]
+      (if (behind? (second samples))
+        (recur (subvec samples 1))
+        samples))))
 
 ;; --- one run
 
@@ -138,7 +138,8 @@
               (recur samples)))))))
 
 (defn- observe
-  "Counts until `stop` is delivered or the seconds are over. Returns `{:map :elapsed :counts}`, the map gone or about to go."
+  "Counts until `stop` is delivered or the seconds are over. Returns `{:map :elapsed :counts}`, the map gone or about
+  to go."
   [seconds stop show]
   (with-open [^Closeable m (bpf/create map-spec)
               ^Closeable program (prog/load {:type :raw-tracepoint
@@ -177,7 +178,7 @@
      :exit (if signal (+ 128 (signals/numbers signal)) 0)}))
 
 (defn- terminal?
-  "Whether a user sits before both input and output."
+  "Whether both input and output are a user's terminal, as JLine wants them."
   []
   (some-> (System/console) .isTerminal))
 

@@ -1,14 +1,34 @@
 (ns bpfmap.cli.output
   "Data as text: aligned tables and fields for people, EDN and JSON for programs."
   (:require [bpfmap.bytes :as bytes]
-            [clojure.string :as str]))
+            [clojure.string :as str])
+  (:import (java.util LinkedHashMap Locale)))
 
 (set! *warn-on-reflection* true)
 
 ;; --- for people
 
+;; What a map holds is anybody's, and must not steer the terminal: control characters are written as \uXXXX, which
+;; Clojure reads back.
+
+(defn- code [character]
+  (format "u%04x" (int (first character))))
+
+(defn- escaped
+  "A text without control characters."
+  [text]
+  (str/replace text #"[\x00-\x1f\x7f-\x9f]" #(str \\ (code %))))
+
+(defn- printed
+  "As `pr-str`, without control characters. One in a text follows an even number of backslashes, or none; one that is a
+  character of its own follows its single backslash."
+  [x]
+  (str/replace (pr-str x) #"(\\*)([\x00-\x1f\x7f-\x9f])"
+               (fn [[_ backslashes character]]
+                 (str backslashes (when (even? (count backslashes)) \\) (code character)))))
+
 (defn cell
-  "A value as the text of a table's cell: without line breaks or other control characters; nil as `-`.
+  "A value as the text of a table's cell: on one line, without control characters; nil as `-`.
 
   Texts and names stand without their quotes and colons, bytes in hexadecimal, anything else as Clojure prints it.
 
@@ -16,18 +36,15 @@
       (cell nil)                       ;=> \"-\"
       (cell (bytes/->bytes [10 255]))  ;=> \"0a ff\""
   [x]
-  (let [text (cond
-               (or (nil? x) (= "" x)) "-"
-               (or (string? x) (bytes/byte-view? x)) (str x)
-               (keyword? x) (subs (str x) 1)
-               (and (char? x) (not (Character/isISOControl (char x)))) (str \\ x)
-               (char? x) (str x)
-               :else (pr-str x))]
-    ;; What a map holds is anybody's: it must not steer the terminal.
-    (str/replace text #"\p{Cntrl}|[\x80-\x9f]" #(format "\\u%04x" (int (first %))))))
+  (cond
+    (or (integer? x) (bytes/byte-view? x)) (str x)
+    (or (nil? x) (= "" x)) "-"
+    (string? x) (escaped x)
+    (keyword? x) (escaped (subs (str x) 1))
+    :else (printed x)))
 
-(defn- pad [text width align]
-  (let [blanks (str/join (repeat (- (long width) (count text)) \space))]
+(defn- pad ^String [^String text width align]
+  (let [blanks (.repeat " " (- (long width) (count text)))]
     (if (= :right align) (str blanks text) (str text blanks))))
 
 (defn table
@@ -40,16 +57,14 @@
       ;=> [\"ID  NAME\"
            \"12  counts\"]"
   [columns rows]
-  (let [columns (for [{:keys [title of align]} columns
-                      :let [values (mapv of rows)
-                            texts (mapv cell values)]]
-                  {:align (or align (when (and (seq values) (every? number? values)) :right))
-                   :width (transduce (map count) max (count title) texts)
-                   :texts (into [title] texts)})]
-    (mapv (fn [i]
-            (str/trimr (str/join "  " (map (fn [{:keys [texts width align]}] (pad (nth texts i) width align))
-                                           columns))))
-          (range (inc (count rows))))))
+  (apply mapv
+         (fn [& cells] (str/trimr (str/join "  " cells)))
+         (for [{:keys [title of align]} columns
+               :let [values (mapv of rows)
+                     texts (into [title] (map cell) values)
+                     width (transduce (map count) max 0 texts)
+                     align (or align (when (and (seq values) (every? number? values)) :right))]]
+           (mapv #(pad % width align) texts))))
 
 (defn fields
   "The lines of one thing's fields: `[name value]` pairs, the values under each other.
@@ -71,7 +86,7 @@
       ;; 1023.95 and more would round to 1024.0.
       (if (and (<= 1023.95 (abs x)) (next units))
         (recur (/ x 1024) (rest units))
-        (String/format java.util.Locale/ROOT "%.1f%s" (object-array [x (first units)]))))))
+        (String/format Locale/ROOT "%.1f%s" (object-array [x (first units)]))))))
 
 (defn plural
   "A number and its noun.
@@ -103,7 +118,7 @@
   (binding [*print-namespace-maps* false
             *print-length* nil
             *print-level* nil]
-    (print-elements x pr)))
+    (print-elements x #(print (printed %)))))
 
 (defn json-value
   "A value as JSON has it: byte views as hexadecimal texts, sets as sorted arrays, names as texts.
@@ -114,10 +129,12 @@
       ;=> {\"frozen\" true, \"flags\" [\"inner-map\" \"mmapable\"]}"
   [x]
   (cond
-    (map? x) (into {} (map (fn [[k v]]
-                             (let [name (json-value k)]
-                               [(if (string? name) (str/replace name #"\?$" "") (pr-str name)) (json-value v)])))
-                   x)
+    (map? x) (reduce-kv (fn [^LinkedHashMap object k v] ; which keeps the order of the keys
+                          (let [name (json-value k)]
+                            (doto object
+                              (.put (if (string? name) (str/replace name #"\?$" "") (pr-str name))
+                                    (json-value v)))))
+                        (LinkedHashMap.) x)
     (set? x) (sort-by str (map json-value x))
     (sequential? x) (mapv json-value x)
     (keyword? x) (subs (str x) 1)

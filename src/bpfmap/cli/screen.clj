@@ -47,6 +47,7 @@
                    (.provider "ffm")
                    (.dumb false)
                    (.nativeSignals false)
+                   (.graphemeCluster false) ; which would be found out by writing to the terminal
                    (.build))
                (catch IllegalStateException _ nil))]
     (if (or (str/starts-with? (.getType terminal) "dumb")

@@ -1,6 +1,7 @@
 (ns bpfmap.cli.signals
   "Signals from the user: what Ctrl-C, Ctrl-Z and kill send."
   (:import (java.lang ProcessHandle)
+           (java.util List)
            (sun.misc Signal SignalHandler)))
 
 (set! *warn-on-reflection* true)
@@ -36,7 +37,5 @@
 
   Another process has to send the signal: the JVM raises none that it cannot handle."
   []
-  (-> (ProcessBuilder. ^java.util.List ["sh" "-c" (str "kill -STOP " (.pid (ProcessHandle/current)))])
-      (.inheritIO)
-      (.start)
-      (.waitFor)))
+  (let [^List command ["sh" "-c" (str "kill -STOP " (.pid (ProcessHandle/current)))]]
+    (.waitFor (.start (.inheritIO (ProcessBuilder. command))))))

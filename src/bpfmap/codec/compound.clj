@@ -203,12 +203,31 @@
         (MemorySegment/copy (MemorySegment/ofArray all) (long offset) memory at (long size))))
     (count (mapcat given-fields given))))
 
+(defn- missing ^Throwable [name value type path]
+  (misfit type (conj path name) value "every field has to be given" (str "the field " name " is missing")))
+
 (defn- encode-field [{:keys [name ^Codec codec offset]} value memory base type path]
   (let [x (get value name ::missing)]
     (when (identical? ::missing x)
-      (throw (misfit type (conj path name) value "every field has to be given"
-                     (str "the field " name " is missing"))))
+      (throw (missing name value type path)))
     (.encode codec x memory (+ (long base) (long offset)))))
+
+(defn- fields-encoder
+  "A function of a map, memory and offset that writes fields and returns how many: the common case, without choices."
+  [fields type path]
+  (let [n (count fields)
+        names (object-array (map :name fields))
+        codecs (object-array (map :codec fields))
+        offsets (long-array (map :offset fields))]
+    (fn [value ^MemorySegment memory ^long base]
+      (loop [i 0]
+        (if (< i n)
+          (let [x (get value (aget names i) ::missing)]
+            (when (identical? ::missing x)
+              (throw (missing (aget names i) value type path)))
+            (.encode ^Codec (aget codecs i) x memory (+ base (aget offsets i)))
+            (recur (inc i)))
+          n)))))
 
 (defn- encode-parts
   "Writes parts from a map; returns how many of its keys they used."
@@ -235,6 +254,9 @@
         known (set (map :name all))
         in-order (map :name all)
         decode (decoder all)
+        encode (if (some :choice parts)
+                 (fn [value memory base] (encode-parts parts value memory base type path))
+                 (fields-encoder all type path))
         total? (every? #(.total ^Codec (:codec %)) all)]
     (reify Codec
       (size [_] size)
@@ -244,9 +266,9 @@
           (throw (misfit type path value (str "it takes a map of " (error/list-of (take 32 in-order))))))
         (when zero-first?
           (Bytes/zero memory offset size))
-        (let [used (encode-parts parts value memory offset type path)]
+        (let [used (encode value memory offset)]
           (when-not (= used (count value))
-            (check-keys value used (if (seq known) known #{}) type path))))
+            (check-keys value used known type path))))
       (decode [_ memory offset]
         (decode memory offset)))))
 

@@ -7,8 +7,8 @@
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.impl.sys.maps :as maps]
+            [bpfmap.impl.typing :as typing]
             [bpfmap.spec :as spec]
-            [bpfmap.type :as type]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
            (java.io File)
@@ -49,8 +49,8 @@
           (naming-entry k
             (el/check key-codec k)
             (el/check value-codec v)))))
-    (let [fd (maps/create (assoc spec :name (spec/kernel-name name))
-                             (assoc facts :unsupported (delay (feature/unsupported spec))))]
+    (let [fd (typing/create-with-btf (assoc spec :name (spec/kernel-name name))
+                                     (assoc facts :unsupported (delay (feature/unsupported spec))))]
       (owning fd
         (let [access (cond (flags :rdonly) :read-only (flags :wronly) :write-only :else :read-write)
               m (store/handle fd (maps/info fd facts) (dissoc spec :contents :freeze) access nil)]
@@ -75,21 +75,6 @@
       (throw (invalid-option [k] (str "Unknown access " (pr-str (error/shown v)))
                              (str "it is " (error/list-of (keys maps/access-flags))))))))
 
-(defn- typed
-  "The type for one side of an opened map: the one given if it fits, else bytes."
-  [side {:keys [types] :as options} {:keys [id] :as info} op]
-  (let [given (side options)
-        size ((case side :key :key-size :value :value-size) info)]
-    (cond
-      (nil? given) (when (pos? (long size)) [:bytes size])
-      (= size (type/size (type/check given types [side]) types)) given
-      :else (throw (error/error :incompatible
-                                (str "The " (name side) " of map " id " cannot be a " (pr-str given))
-                                {:bpfmap/op op
-                                 :bpfmap/map (select-keys info [:id :name :type])
-                                 :bpfmap/path [side]
-                                 :bpfmap/hint (str "it has " size " bytes, and the type has " (type/size given types))})))))
-
 (defn- adopt
   "A handle of a descriptor just opened. The kernel does not say on which NUMA node a map is, so its spec does not either."
   [fd options path facts]
@@ -97,9 +82,7 @@
     (let [info (maps/info fd facts)
           spec (-> (select-keys info [:name :type :key-size :value-size :max-entries :flags])
                    (update :flags disj :numa-node)
-                   (merge (select-keys options [:types]))
-                   (assoc :key (typed :key options info :open)
-                          :value (typed :value options info :open)))]
+                   (merge (select-keys options [:types]) (typing/types-of info options facts)))]
       (store/handle fd info spec (or (sys/access fd) (:access options :read-write)) path))))
 
 (defn infos
@@ -121,6 +104,9 @@
          (into []))))
 
 (defn- id-of-name [name]
+  (when (empty? (spec/kernel-name name))
+    (throw (invalid-option [:name] (str "Not the name of a map: " (pr-str (error/shown name)))
+                           "the kernel keeps letters, digits, `_` and `.` of a name, and here it keeps nothing")))
   (let [kernel-name (spec/kernel-name name)
         found (filter #(= kernel-name (:name %)) (infos :open (fn [_ _])))
         refuse (fn [kind hint]
@@ -129,7 +115,7 @@
                                       :bpfmap/candidates (seq (map #(select-keys % [:id :name :type]) found))
                                       :bpfmap/hint hint})))]
     (case (count found)
-      0 (refuse :not-found "no map on this host has the name; `list` shows those there are")
+      0 (refuse :not-found "no map on this host has the name")
       1 (:id (first found))
       (refuse :ambiguous (str "it is the name of maps " (str/join ", " (map :id found)) "; open one by its id")))))
 

@@ -9,7 +9,8 @@
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.impl.sys.maps :as maps]
-            [bpfmap.rules :as rules])
+            [bpfmap.rules :as rules]
+            [bpfmap.type :as type])
   (:import (bpfmap.sys Fd)
            (clojure.lang ArityException IFn IKVReduce ILookup IReduce IReduceInit Seqable)
            (java.io Closeable)))
@@ -70,7 +71,7 @@
   Object
   (toString [_]
     (str "#<bpf-map " (:id identity) " " (:type identity) " " (pr-str (:name identity))
-         " " (pr-str (:key spec)) " -> " (pr-str (:value spec))
+         " " (type/summary (:key spec)) " -> " (type/summary (:value spec))
          (when (.isClosed fd) " closed") ">")))
 
 (defmethod print-method BpfMap [m ^java.io.Writer w]
@@ -211,7 +212,7 @@
   "What the kernel says of the map now, with the types of key and value."
   [^BpfMap m]
   (operating [m :info]
-    (merge (select-keys (.-spec m) [:key :value])
+    (merge (select-keys (.-spec m) [:key :value :untyped])
            (maps/info (.-fd m) {:op :info :map (.-identity m)}))))
 
 (defn freeze!
@@ -225,7 +226,7 @@
 (defn spec-of
   "The spec of the map."
   [^BpfMap m]
-  (.-spec m))
+  (dissoc (.-spec m) :untyped))
 
 (defn identity-of
   "What the map is, for errors: `{:id :name :type}`."

@@ -47,7 +47,9 @@
    :rb-root       {:c-name "bpf_rb_root" :size 16 :align 8}
    :rb-node       {:c-name "bpf_rb_node" :size 32 :align 8}
    :refcount      {:c-name "bpf_refcount" :size 4 :align 4}
-   :dynptr        {:c-name "bpf_dynptr" :size 16 :align 8}})
+   :dynptr        {:c-name "bpf_dynptr" :size 16 :align 8}
+   ;; A pointer with a type tag of its own rather than a struct.
+   :kptr          {:c-name "void *" :size 8 :align 8}})
 
 (def scalars
   "Every type that is a keyword, as a node without its `:type`."
@@ -110,22 +112,42 @@
       (let [at (or offset (round-up (quot (+ (long cursor) 7) 8) (own-alignment packed? member)))]
         [(assoc member :offset at) (* 8 (+ (long at) (long (:size node))))]))))
 
-(defn- laid-out
-  "The node of a struct or union, from its members in order."
-  [kind members {:keys [packed align size]} path]
+(defn member-names
+  "The names of a struct's or union's fields, those of anonymous members among them."
+  [{:keys [members]}]
+  (mapcat (fn [{:keys [name node]}] (if name [name] (member-names node))) members))
+
+(defn of-members
+  "The node of a struct or union from its members in order: `{:name :node :options}`, with `:bits` for a bit-field.
+
+  Throws `:invalid-spec` where they do not fit a `:size` given, or share a name."
+  [kind members {:keys [packed align size name]} path]
   (let [[placed end] (reduce (fn [[placed ^long end] member]
                                (let [[member behind] (place packed (if (= :union kind) 0 end) member)]
                                  [(conj placed member) (max end (long behind))]))
                              [[] 0]
                              members)
-        alignment (long (apply max (or align 1) (map #(own-alignment packed %) members)))
-        natural (round-up (quot (+ (long end) 7) 8) alignment)]
+        alignment (long (reduce (fn [^long most member] (max most (own-alignment packed member))) (long (or align 1)) members))
+        natural (round-up (quot (+ (long end) 7) 8) alignment)
+        node (cond-> {:kind kind :size (or size natural) :align alignment
+                      ;; Nameless bit-fields only hold a place.
+                      :members (into [] (remove #(or (= :pad (:kind (:node %))) (and (:bits %) (nil? (:name %))))) placed)}
+               name (assoc :c-name name))
+        names (member-names node)]
     (require-that (<= natural (long (or size natural))) path
                   "its members need " natural " bytes, more than :size " size)
     (require-that (<= natural (long largest-size)) path "it has more than " largest-size " bytes")
-    {:kind kind :size (or size natural) :align alignment
-     ;; Nameless bit-fields only hold a place.
-     :members (into [] (remove #(or (= :pad (:kind (:node %))) (and (:bits %) (nil? (:name %))))) placed)}))
+    (when-not (or (empty? names) (apply distinct? names))
+      (throw (malformed path (str "it has two members named "
+                                  (some (fn [[name n]] (when (< 1 (long n)) name)) (frequencies names))))))
+    node))
+
+(defn of-array
+  "The node of an array of n elements. Throws `:invalid-spec` for one that is too large."
+  [element n path]
+  (let [size (*' (long (:size element)) (long n))]
+    (require-that (<= size largest-size) path "it has more than " largest-size " bytes")
+    {:kind :array :size size :align (:align element) :element element :count n}))
 
 ;; ---------------------------------------------------------------- compounds
 
@@ -174,26 +196,15 @@
                     "only structs, unions, bit-fields and [:pad n] can do without a name, not " (shown type))
       placed)))
 
-(defn member-names
-  "The names of a struct's or union's fields, those of anonymous members among them."
-  [{:keys [members]}]
-  (mapcat (fn [{:keys [name node]}] (if name [name] (member-names node))) members))
-
 (defn- compound [[kind & more] context path]
   (let [[options forms] (if (map? (first more)) [(first more) (rest more)] [nil more])]
     (check-options options struct-options path)
-    (let [node (laid-out kind (mapv #(member % context path) forms) options path)
-          twice (some (fn [[name n]] (when (< 1 (long n)) name)) (frequencies (member-names node)))]
-      (require-that (nil? twice) path "it has two members named " twice)
-      (cond-> node (:name options) (assoc :c-name (:name options))))))
+    (of-members kind (mapv #(member % context path) forms) options path)))
 
 (defn- array [[_ element n :as type] context path]
   (require-that (= 3 (count type)) path "an array is [:array type n], not " (shown type))
   (require-that (and (int? n) (<= 0 (long n) (long largest-size))) path "an array has a count from 0, not " (shown n))
-  (let [node (node* element context (conj path :element))
-        size (*' (long (:size node)) (long n))]
-    (require-that (<= size largest-size) path "it has more than " largest-size " bytes")
-    {:kind :array :size size :align (:align node) :element node :count n}))
+  (of-array (node* element context (conj path :element)) n path))
 
 (defn- enum [[_ base values options :as type] context path]
   (require-that (and (<= 3 (count type) 4) (map? values)) path "an enum is [:enum type {name number}], not " (shown type))
@@ -218,7 +229,8 @@
 
 (defn- typedef [[_ name target :as type] context path]
   (require-that (and (= 3 (count type)) (string? name)) path "a typedef is [:typedef \"name\" type], not " (shown type))
-  (assoc (node* target context path) :typedef name))
+  (let [node (node* target context path)]
+    (assoc node :typedef name :target node)))
 
 (defn- via [[_ target encode decode :as type] context path]
   (require-that (and (= 4 (count type)) (ifn? encode) (ifn? decode)) path

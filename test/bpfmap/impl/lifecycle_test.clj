@@ -181,7 +181,7 @@
                            (and (= kind error) (str/includes? message words)))
     "/no/such/pin" :not-found "there is no file /no/such/pin"
     "flows" :not-found "to open a map by its name: (open {:name \"flows\"})"
-    "/etc/passwd" :permission "/etc/passwd"
+    "/etc/passwd" :not-bpffs "/etc/passwd is not on a BPF file system, so nothing is pinned there"
     "/etc/passwd/x" :not-found "there is no file"))
 
 (kernel-test a-pin-that-its-mode-denies

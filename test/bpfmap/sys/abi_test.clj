@@ -17,6 +17,8 @@
    ["MAP_INFO_" (offset "struct bpf_map_info")]
    ["PROG_INFO_" (offset "struct bpf_prog_info")]
    ["PROG_LOAD_" (offset "union bpf_attr")]
+   ["BTF_LOAD_" (offset "union bpf_attr")]
+   ["BTF_INFO_" (offset "struct bpf_btf_info")]
    ["BATCH_SIZE" (constantly "offsetof(union bpf_attr, batch.flags) + sizeof(((union bpf_attr *)0)->batch.flags)")]
    ["BATCH_" #((offset "union bpf_attr") (str "batch." %))]
    ["ELEM_" (offset "union bpf_attr")]

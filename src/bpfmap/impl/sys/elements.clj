@@ -39,8 +39,13 @@
       (finally (.give s)))))
 
 (defn take-out
-  "As [[lookup]], and deletes the key in the same step."
+  "As [[lookup]], and deletes the key in the same step.
+
+  What cannot be decoded must not be deleted. A codec that may throw is
+  therefore asked first, with a lookup of its own; a writer may still come between the two."
   [^Elements es ^Codec key-codec ^Codec value-codec k not-found origin op]
+  (when-not (.total value-codec)
+    (lookup es key-codec value-codec k not-found origin op))
   (let [s (.take es)]
     (try
       (.encode key-codec k (.-memory s) Scratch/KEY)

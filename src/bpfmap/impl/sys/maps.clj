@@ -12,8 +12,8 @@
   {:read-write 0, :read-only Abi/BPF_F_RDONLY, :write-only Abi/BPF_F_WRONLY})
 
 (defn create
-  "Creates a map from a completed spec; returns its descriptor."
-  ^Fd [{:keys [type key-size value-size max-entries flags numa-node name]} facts]
+  "Creates a map from a completed spec; returns its descriptor. `:btf` is `{:fd :key :value}`, the ids of types in it."
+  ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf]} facts]
   (sys/command "Creating the map" facts Abi/BPF_MAP_CREATE
            (fn [^Attr attr]
              (doto attr
@@ -23,7 +23,11 @@
                (.int32 Abi/MAP_CREATE_MAX_ENTRIES max-entries)
                (.int32 Abi/MAP_CREATE_MAP_FLAGS (rules/flag-word flags)))
              (when numa-node (.int32 attr Abi/MAP_CREATE_NUMA_NODE numa-node))
-             (when (seq name) (.name attr Abi/MAP_CREATE_MAP_NAME name)))
+             (when (seq name) (.name attr Abi/MAP_CREATE_MAP_NAME name))
+             (when btf
+               (.fd attr Abi/MAP_CREATE_BTF_FD (:fd btf))
+               (.int32 attr Abi/MAP_CREATE_BTF_KEY_TYPE_ID (:key btf))
+               (.int32 attr Abi/MAP_CREATE_BTF_VALUE_TYPE_ID (:value btf))))
            sys/own))
 
 (defn info
@@ -42,6 +46,8 @@
              (fn [_ _ memory]
                (let [extra (Bytes/get64 memory Abi/MAP_INFO_MAP_EXTRA false)
                      optional {:btf-id (sys/u32 memory Abi/MAP_INFO_BTF_ID)
+                               :btf-key-type-id (sys/u32 memory Abi/MAP_INFO_BTF_KEY_TYPE_ID)
+                               :btf-value-type-id (sys/u32 memory Abi/MAP_INFO_BTF_VALUE_TYPE_ID)
                                :ifindex (sys/u32 memory Abi/MAP_INFO_IFINDEX)
                                :map-extra extra}]
                  (cond-> {:id (sys/u32 memory Abi/MAP_INFO_ID)

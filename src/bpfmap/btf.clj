@@ -1,0 +1,66 @@
+(ns bpfmap.btf
+  "BTF, the kernel's type format, to and from types as data.
+
+      (def b (parse (Files/readAllBytes (Path/of \"/sys/kernel/btf/vmlinux\" …))))
+      (type-named b \"timespec64\")
+      ;=> [:struct {:name \"timespec64\"} [:tv_sec [:typedef \"time64_t\" …]] [:tv_nsec …]]
+
+  The types are those of `bpfmap.type`. What C lays out as C does needs no more
+  words; what is packed or padded by hand says so in its options. Types that mean more than C
+  says (`:ipv4`, `:port`, `:ktime` …) are written as typedefs with names of this
+  library's, and read back as what they mean; `__be32` and its like read as
+  `:u32be`. Structs that the kernel keeps for itself read as `:spin-lock`,
+  `:timer` and so on. A pointer reads as `[:ptr \"struct name\"]`.
+
+  What is written down in a blob, uninterpreted, is in `bpfmap.btf.blob`."
+  (:require [bpfmap.btf.blob :as blob]
+            [bpfmap.btf.emit :as emit]
+            [bpfmap.btf.reading :as reading]
+            [bpfmap.btf.writing :as writing]
+            [bpfmap.error :as error]))
+
+(set! *warn-on-reflection* true)
+
+(defn parse
+  "Reads a BTF blob from a byte array or byte view; `base` is the blob that a split one continues.
+
+  Nothing is decoded yet but where each type lies. The bytes are not copied.
+  Throws `:malformed-btf` with the place under `:bpfmap/path`.
+
+      (parse bytes) ;=> #<btf 151234 types, 5700000 bytes LITTLE_ENDIAN>"
+  ([bytes] (blob/parse bytes))
+  ([bytes base] (blob/parse bytes base)))
+
+(defn type-of
+  "The type of an id, as data.
+
+  Throws `:malformed-btf` for an id that there is not, and for what has no
+  value: void, a function.
+
+      (type-of b 12) ;=> [:struct {:name \"flow\"} [:src :ipv4] [:n :u64]]"
+  [b id]
+  (reading/type-of b id))
+
+(def ^:private of-value
+  "Kinds that a value can have."
+  #{:int :float :ptr :array :struct :union :enum :enum64 :typedef :const :volatile :restrict :type-tag :var :datasec})
+
+(defn type-named
+  "The first type of a name that a value can have, as data; nil when there is none.
+
+      (type-named b \"timespec64\") ;=> [:struct {:name \"timespec64\"} …]"
+  [b name]
+  (when-let [id (some #(when (of-value (blob/kind b %)) %) (blob/ids-named b name))]
+    (reading/type-of b id)))
+
+(defn ->btf
+  "Writes types as BTF: `{:bytes byte-array :ids [id …]}`, an id for each type in order, 0 for a nil.
+
+  `named` gives names to types that those may use. Names of fields pass
+  through the kernel as C identifiers, `:tx-bytes` as `tx_bytes`. Throws
+  `:invalid-spec` for a malformed type.
+
+      (:ids (->btf [:u32 [:struct [:a :u32]]] nil)) ;=> [1 2]"
+  [types named]
+  (let [{:keys [records ids]} (writing/records types named)]
+    {:bytes (emit/blob records) :ids ids}))

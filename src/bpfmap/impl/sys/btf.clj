@@ -1,0 +1,53 @@
+(ns bpfmap.impl.sys.btf
+  "The commands of bpf(2) on BTF objects."
+  (:refer-clojure :exclude [load])
+  (:require [bpfmap.impl.sys :as sys])
+  (:import (bpfmap.sys Abi Attr Bytes Fd)
+           (java.lang.foreign MemorySegment)))
+
+(set! *warn-on-reflection* true)
+
+(defn load
+  "Loads a blob into the kernel; returns its descriptor. Needs Linux 4.18."
+  ^Fd [^bytes blob facts]
+  (sys/command "Loading the BTF" facts Abi/BPF_BTF_LOAD
+               (fn [^Attr attr]
+                 (.bytes attr Abi/BTF_LOAD_BTF blob)
+                 (.int32 attr Abi/BTF_LOAD_BTF_SIZE (alength blob)))
+               sys/own))
+
+(defn- by-id ^Fd [id facts]
+  (sys/command (str "Opening BTF " id) facts Abi/BPF_BTF_GET_FD_BY_ID
+               (fn [^Attr attr] (.int32 attr Abi/ID_START_ID id))
+               sys/own))
+
+(def ^:private info-size 32)
+
+(defn- info
+  "What the kernel says of a BTF object, having copied up to `room` bytes of it: `{:size :kernel? :bytes}`."
+  [^Fd fd room facts]
+  (sys/command "Reading the BTF" facts Abi/BPF_OBJ_GET_INFO_BY_FD
+               (fn [^Attr attr]
+                 (.fd attr Abi/INFO_BPF_FD fd)
+                 (.int32 attr Abi/INFO_INFO_LEN info-size)
+                 (let [memory (.buffer attr Abi/INFO_INFO info-size)
+                       copy (.spare attr (long room))]
+                   (Bytes/put64 memory Abi/BTF_INFO_BTF (.address ^MemorySegment copy) false)
+                   (Bytes/put32 memory Abi/BTF_INFO_BTF_SIZE (long room) false)
+                   [memory copy]))
+               (fn [_ _ [memory copy]]
+                 (let [size (sys/u32 memory Abi/BTF_INFO_BTF_SIZE)]
+                   {:size size
+                    :kernel? (not (zero? (long (sys/u32 memory Abi/BTF_INFO_KERNEL_BTF))))
+                    :bytes (Bytes/copyOut copy 0 (int (min (long room) (long size))))}))))
+
+(defn blob
+  "The blob of a BTF object by its id: `{:bytes byte-array :kernel? boolean}`. Needs CAP_SYS_ADMIN.
+
+  That of the kernel itself, or of a module, is `:kernel?`."
+  [id facts]
+  (let [fd (by-id id facts)]
+    (try
+      (let [{:keys [size kernel?]} (info fd 0 facts)]
+        {:bytes (:bytes (info fd size facts)) :kernel? kernel?})
+      (finally (sys/close fd)))))

@@ -1,0 +1,101 @@
+(ns bpfmap.impl.typing
+  "Types on their way to the kernel and back: a map is created with BTF, and opened with the types that its BTF tells."
+  (:require [bpfmap.btf :as btf]
+            [bpfmap.error :as error]
+            [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.btf :as sys.btf]
+            [bpfmap.impl.sys.maps :as maps]
+            [bpfmap.rules :as rules]
+            [bpfmap.type :as type])
+  (:import (clojure.lang ExceptionInfo)))
+
+(set! *warn-on-reflection* true)
+
+;; --- to the kernel
+
+(defn- says-something? [type]
+  (not (and (vector? type) (= :bytes (first type)))))
+
+(defn- btf-of
+  "The BTF of a spec, where its type takes any and its key or value says more than bytes; nil otherwise."
+  [{:keys [type key value types]}]
+  (let [row (rules/types type)]
+    (when (and key value (not= :none (:btf row)) (some says-something? [key value]))
+      ;; An array's key has to be an integer.
+      (btf/->btf [(if (and (= :array type) (not (says-something? key))) :u32 key) value] types))))
+
+(def ^:private btf-refused
+  "How the kernel refuses BTF: a kind that it does not know, a name, a map type that takes none."
+  #{:EINVAL :ENOTSUPP :EOPNOTSUPP :E2BIG})
+
+(defn- refused? [e]
+  (btf-refused (:bpfmap/errno (ex-data e))))
+
+(defn create-with-btf
+  "Creates a map from a completed spec, with BTF if that can be; returns its descriptor.
+
+  The one retry without BTF follows a failure that BTF can cause, and no other."
+  [spec facts]
+  (let [{:keys [bytes ids]} (btf-of spec)
+        btf-fd (when bytes
+                 (try
+                   (sys.btf/load bytes facts)
+                   (catch ExceptionInfo e
+                     (when-not (refused? e) (throw e)))))]
+    (if-not btf-fd
+      (maps/create spec facts)
+      (try
+        (maps/create (assoc spec :btf {:fd btf-fd :key (first ids) :value (second ids)})
+                     ;; What this kernel lacks is found out only if the retry fails too.
+                     (dissoc facts :unsupported))
+        (catch ExceptionInfo e
+          (if (refused? e)
+            (maps/create spec facts)
+            (throw e)))
+        (finally (sys/close btf-fd))))))
+
+;; --- back
+
+(defn- from-btf
+  "The types that a map's BTF tells: `{:key :value}`, or `{:untyped reason}` where it does not tell them."
+  [{:keys [btf-id btf-key-type-id btf-value-type-id type]} facts]
+  (when (and btf-id btf-value-type-id)
+    (try
+      (let [blob (btf/parse (:bytes (sys.btf/blob btf-id facts)))]
+        {:key (cond
+                btf-key-type-id (btf/type-of blob btf-key-type-id)
+                (= :array type) :u32) ; a data section has a value alone
+         :value (btf/type-of blob btf-value-type-id)})
+      (catch ExceptionInfo e
+        (if (#{:malformed-btf :permission :not-found} (:bpfmap/error (ex-data e)))
+          {:untyped (ex-message e)}
+          (throw e))))))
+
+(defn- given
+  "The type that an option gives for one side, checked; nil when it gives none."
+  [side size {:keys [types] :as options} info op]
+  (when-let [given (side options)]
+    (type/check given types [side])
+    (when (not= size (type/size given types))
+      (throw (error/error :incompatible
+                          (str "The " (name side) " of map " (:id info) " cannot be a " (pr-str (error/shown given)))
+                          {:bpfmap/op op
+                           :bpfmap/map (select-keys info [:id :name :type])
+                           :bpfmap/path [side]
+                           :bpfmap/hint (str "it has " size " bytes, and the type has " (type/size given types))})))
+    given))
+
+(defn types-of
+  "The types for a map just opened: those that the options give, else those of its BTF, else bytes.
+
+  Returns `{:key :value}`, with `:untyped`, a reason, where there is BTF that cannot be used."
+  [{:keys [key-size value-size] :as info} options {:keys [op] :as facts}]
+  (let [given-key (given :key key-size options info op)
+        given-value (given :value value-size options info op)
+        told (when-not (and given-key given-value) (from-btf info facts))
+        usable (fn [told size]
+                 (when (and told (= size (type/size told))) told))
+        bytes (fn [size] (when (pos? (long size)) [:bytes size]))]
+    (cond-> {:key (or given-key (usable (:key told) key-size) (bytes key-size))
+             :value (or given-value (usable (:value told) value-size) (bytes value-size))}
+      (:untyped told) (assoc :untyped (:untyped told)))))

@@ -1,0 +1,164 @@
+(ns bpfmap.btf-test
+  (:require [bpfmap.btf :as btf]
+            [bpfmap.btf.blob :as blob]
+            [bpfmap.btf.emit :as emit]
+            [bpfmap.btf.writing :as writing]
+            [bpfmap.fixture :as fixture :refer [error-of]]
+            [bpfmap.type :as type]
+            [bpfmap.types :as types]
+            [clojure.string :as str]
+            [clojure.test :refer [are deftest is testing]]
+            [clojure.test.check.clojure-test :refer [defspec]]
+            [clojure.test.check.generators :as gen]
+            [clojure.test.check.properties :as prop]))
+
+(set! *warn-on-reflection* true)
+
+(defn- there-and-back [t]
+  (let [{:keys [bytes ids]} (btf/->btf [t] nil)]
+    (btf/type-of (btf/parse bytes) (first ids))))
+
+(deftest types-survive-the-words-of-the-kernel
+  (doseq [t [:u8 :u16 :u32 :u64 :u128 :s8 :s16 :s32 :s64 :s128 :f32 :f64 :bool :char :ptr
+             :u16be :u32be :u64be :u16le :s32be :s64le :u128be :f32be :f64le
+             :ipv4 :ipv6 :mac :port :ktime
+             :spin-lock :timer :wq :list-head :list-node :rb-root :rb-node :refcount :dynptr :res-spin-lock :task-work
+             [:bytes 3] [:string 16] [:array :u32 3] [:array [:array :u16 2] 3] [:array :char 4] [:array :u8 4] [:array :ipv4 2]
+             [:array :u32 0]
+             [:enum :u32 (array-map :A 0 :B 7)] [:enum :s32 (array-map :A -1) {:name "sign"}] [:enum :u8 (array-map :A 255)]
+             [:enum :u64 (array-map :BIG 18446744073709551615N)] [:enum :s64 (array-map :SMALL Long/MIN_VALUE)]
+             [:typedef "pid_t" :s32] [:typedef "addr" :ipv4] [:typedef "v" [:array :u32 4]]
+             [:struct [:a :u8] [:b :u64] [:c [:string 5]]]
+             [:struct {:name "flow"} [:src :ipv4] [:dst :ipv4] [:sport :port]]
+             [:struct {:packed true} [:a :u8] [:b :u64]]
+             [:struct {:size 16} [:a :u8]]
+             [:struct {:packed true :size 16} [:a :u8 {:offset 3}] [:b :u32 {:offset 8}]]
+             [:struct [:lock :spin-lock] [:n :u32]]
+             [:struct [:a [:bits :u32 3]] [:b [:bits :s32 5]] [:c [:bits :bool 1]] [:d :u8]]
+             [:struct [nil [:union [:a :u32] [:b :f32]]] [:c :u8]]
+             [:struct [nil [:struct [:x :u16]]] [:inner [:struct {:name "in"} [:y :u8]]]]
+             [:union {:name "u"} [:a :u64] [:b [:bytes 12]]]]]
+    (is (= t (there-and-back t)))))
+
+(deftest what-c-has-no-word-for-reads-as-what-it-is-in-c
+  (are [given read] (= read (there-and-back given))
+    [:via :u32 identity identity] :u32
+    [:struct [:a :u8] [:pad 3] [:b :u32]] [:struct [:a :u8] [:b :u32]]
+    [:struct [:tx-bytes :u64]] [:struct [:tx_bytes :u64]]
+    [:struct {:align 16} [:a :u8]] [:struct {:size 16} [:a :u8]]
+    [:ptr :u32] :ptr
+    [:typedef "__u32" :u32] :u32
+    [:typedef "x" :u16be] [:typedef "x" :u16be]))
+
+(defspec layouts-survive-whatever-the-type 300
+  (prop/for-all [t types/a-struct]
+    (let [back (there-and-back t)
+          places #(into {} (map (fn [[path place]] [path place])) (type/offsets %))]
+      (and (= (type/size t) (type/size back))
+           (= (places t) (places back))))))
+
+(deftest names-are-c-identifiers
+  (are [k text] (= text (writing/identifier k))
+    :a "a" :tx-bytes "tx_bytes" :9lives "_9lives" :is? "is_" :größe "gr__e"))
+
+(defn- of-records [& records]
+  (btf/parse (emit/blob records)))
+
+(def ^:private int-u32 {:kind :int :name "unsigned int" :size 4 :bits 32 :offset 0 :signed? false :char? false :bool? false})
+
+(deftest what-a-program's-author-wrote-reads-as-types
+  (let [b (of-records int-u32                                                                        ; 1
+                      {:kind :typedef :name "__be32" :type 1}                                        ; 2
+                      {:kind :const :type 2}                                                         ; 3
+                      {:kind :struct :name "task" :size 8 :members [{:name "next" :type 5 :bit-offset 0 :bits 0}]} ; 4
+                      {:kind :ptr :type 4}                                                           ; 5
+                      {:kind :type-tag :name "kptr" :type 4}                                         ; 6
+                      {:kind :ptr :type 6}                                                           ; 7
+                      {:kind :var :name "count" :type 1 :linkage 1}                                  ; 8
+                      {:kind :datasec :name ".data" :size 24 :vars [{:type 8 :offset 16 :size 4}]}   ; 9
+                      {:kind :func-proto :return 0 :params []}                                       ; 10
+                      {:kind :ptr :type 10}                                                          ; 11
+                      {:kind :fwd :name "later" :union? false}                                       ; 12
+                      {:kind :ptr :type 12}                                                          ; 13
+                      {:kind :ptr :type 5}                                                           ; 14
+                      {:kind :float :name "half" :size 2})]                                          ; 15
+    (are [id t] (= t (btf/type-of b id))
+      3 :u32be
+      4 [:struct {:name "task"} [:next [:ptr "struct task"]]]
+      7 :kptr
+      8 :u32
+      9 [:struct {:packed true :size 24 :name ".data"} [:count :u32 {:offset 16}]]
+      11 [:ptr "function"]
+      13 [:ptr "struct later"]
+      14 [:ptr "struct task *"]
+      15 [:bytes 2])
+    (is (= [:struct {:name "task"} [:next [:ptr "struct task"]]] (btf/type-named b "task")))
+    (is (nil? (btf/type-named b "nothing")))))
+
+(deftest blobs-that-describe-no-type-say-where
+  (are [id path words records]
+       (let [{:keys [message] found :bpfmap/path :bpfmap/keys [error]} (error-of (btf/type-of (apply of-records records) id))]
+         (and (= :malformed-btf error) (= path (vec (take (count path) found))) (str/includes? message words)))
+    0 [:type 0] "a void has no value" [int-u32]
+    9 [:type 9] "" [int-u32]
+    2 [:type 2] "a func-proto has no value" [int-u32 {:kind :func-proto :return 0 :params []}]
+    1 [:type 1] "the type contains itself" [{:kind :typedef :name "a" :type 1}]
+    1 [:type 1] "the type contains itself" [{:kind :struct :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
+    2 [:type 2] "do not fit in its 2 bytes" [int-u32 {:kind :struct :name "a" :size 2 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
+    2 [:type 2] "or share a name" [int-u32 {:kind :union :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
+                                                                                     {:name "a" :type 1 :bit-offset 0 :bits 0}]}]
+    2 [:type 2] "without a name is no member" [int-u32 {:kind :struct :name "a" :size 4 :members [{:type 1 :bit-offset 0 :bits 0}]}]
+    2 [:type 2] "33 bits of a integer are no bit-field" [int-u32 {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 33}]}]
+    2 [:type 2] "more than 4294967295 bytes" [int-u32 {:kind :array :element 1 :index 1 :count 4000000000}]
+    2 [:type 2] "something else than variables" [int-u32 {:kind :datasec :name ".data" :size 4 :vars [{:type 1 :offset 0 :size 4}]}]))
+
+(deftest a-type-that-doubles-with-every-level-is-refused-at-once
+  (let [levels (for [i (range 60)]
+                 {:kind :struct :name (str "s" i) :size (if (< i 25) (bit-shift-left 4 i) 0)
+                  :members [{:name "a" :type (inc i) :bit-offset 0 :bits 0}
+                            {:name "b" :type (inc i) :bit-offset (* 8 (if (< i 25) (bit-shift-left 4 (dec i)) 0)) :bits 0}]})
+        b (apply of-records int-u32 (map #(update % :members (fn [ms] (if (odd? (count ms)) ms ms))) (rest levels)))
+        begun (System/nanoTime)
+        {:bpfmap/keys [error]} (error-of (btf/type-of b 40))]
+    (is (= :malformed-btf error))
+    (is (< (- (System/nanoTime) begun) 5000000000))))
+
+(deftest a-hundred-thousand-broken-blobs-throw-nothing-else
+  (let [random (java.util.Random. 7)
+        sources (vec (for [t (gen/sample types/a-struct 40)] ^bytes (:bytes (btf/->btf [t] nil))))
+        outcomes (frequencies
+                  (for [_ (range 100000)]
+                    (let [bytes (aclone ^bytes (rand-nth sources))
+                          n (alength bytes)]
+                      ;; The header stays, so that most get as far as the types.
+                      (dotimes [_ (inc (.nextInt random 4))]
+                        (when (< 24 n)
+                          (aset bytes (+ 24 (.nextInt random (- n 24))) (unchecked-byte (.nextInt random 256)))))
+                      (try
+                        (let [b (btf/parse bytes)]
+                          (btf/type-of b (inc (.nextInt random (max 1 (blob/type-count b)))))
+                          :type)
+                        (catch clojure.lang.ExceptionInfo e
+                          (or (:bpfmap/error (ex-data e)) e))
+                        (catch Throwable e
+                          e)))))]
+    (is (= #{:type :malformed-btf} (set (keys outcomes))) (pr-str outcomes))
+    (is (every? #(< 1000 (val %)) outcomes))))
+
+(deftest the-kernel's-own-types
+  (if-not (.exists (java.io.File. "/sys/kernel/btf/vmlinux"))
+    (fixture/skip! "this kernel shows no BTF of its own")
+    (let [b (btf/parse (java.nio.file.Files/readAllBytes (java.nio.file.Path/of "/sys/kernel/btf/vmlinux" (make-array String 0))))]
+      (is (= [:struct {:name "list_head"} [:next [:ptr "struct list_head"]] [:prev [:ptr "struct list_head"]]]
+             (btf/type-named b "list_head")))
+      (is (= :spin-lock (btf/type-named b "bpf_spin_lock")))
+      (testing "every struct and union of it reads, and has its size"
+        (let [ids (filter #(#{:struct :union :enum :enum64 :typedef :array} (blob/kind b %)) (range 1 (inc (blob/type-count b))))]
+          (is (< 10000 (count ids)))
+          (doseq [id (take-nth 7 ids)
+                  :let [size (blob/size-of b id)]
+                  :when size]
+            (let [t (try (btf/type-of b id) (catch clojure.lang.ExceptionInfo e (ex-message e)))]
+              (if (string? t)
+                (is (= "" t) (str id))
+                (is (= size (type/size t)) (str id))))))))))

@@ -1,0 +1,149 @@
+(ns bpfmap.cli.demo-test
+  "The command `demo` within this process: what it counts, and how its live table reads."
+  (:require [bpfmap.cli :as cli]
+            [bpfmap.cli.demo :as demo]
+            [bpfmap.cli.signals :as signals]
+            [bpfmap.core :as bpf]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.host :as host]
+            [clojure.data.json :as json]
+            [clojure.edn :as edn]
+            [clojure.test :refer [are deftest is]])
+  (:import (java.io Closeable StringWriter)
+           (sun.misc Signal)))
+
+(set! *warn-on-reflection* true)
+
+;; --- counting
+
+(defn- bpfmap [& args]
+  (let [out (StringWriter.)
+        err (StringWriter.)
+        exit (binding [*out* out *err* err] (cli/run args))]
+    {:exit exit :out (str out) :err (str err)}))
+
+(defn- demo-maps []
+  (into #{} (comp (filter #(= (:name demo/map-spec) (:name %))) (map :id)) (host/maps)))
+
+(defn- counting?
+  "Whether a map of a demo has entries: its program is attached."
+  [id]
+  (try
+    (with-open [m ^Closeable (bpf/open id {:access :read-only})]
+      (some? (bpf/next-key m)))
+    (catch clojure.lang.ExceptionInfo _ false)))
+
+(defn- during-demo
+  "Runs the demo with the arguments, and f once it counts; returns what the demo said."
+  [args f]
+  (let [before (demo-maps)
+        running (future (apply bpfmap "demo" args))]
+    (loop [attempts 2000]
+      (when-not (some counting? (remove before (demo-maps)))
+        (when (and (pos? attempts) (not (realized? running)))
+          (Thread/sleep 5)
+          (recur (dec attempts)))))
+    (f)
+    @running))
+
+(def ^:private unused-number
+  "No system call has it; the kernel answers ENOSYS, and no other program asks."
+  499)
+
+(kernel-test no-call-is-lost-whichever-cpu-makes-it
+  (let [{:keys [exit out err]} (during-demo ["--seconds" "2" "--edn"]
+                                            (fn []
+                                              (fixture/in-threads
+                                               4 (fn [_] (dotimes [_ 5000] (fixture/syscall unused-number))))))
+        {:keys [seconds total calls] {:keys [id type name]} :map} (edn/read-string out)]
+    (is (= [0 ""] [exit err]))
+    (is (= {:number 499 :name "syscall_499" :count 20000}
+           (dissoc (first (filter #(= unused-number (:number %)) calls)) :per-second)))
+    (is (= [:hash "bpfmap_demo"] [type name]))
+    (is (<= 2 seconds))
+    (is (= total (transduce (map :count) + calls)))
+    (is (every? pos? (map :count calls)))
+    (is (apply >= (map :count calls)))
+    (is (some #{"futex" "read" "write" "bpf"} (map :name calls)))
+    (is (every? (fn [{:keys [count per-second]}] (< (abs (- per-second (/ count seconds))) 0.001)) calls))
+    (is (= :not-found (:bpfmap/error (fixture/error-of (bpf/open id)))))))
+
+(kernel-test json-has-the-same-shape
+  (let [{:keys [exit out err]} (bpfmap "demo" "--seconds" "0.3" "--json")
+        {:strs [map seconds total calls]} (json/read-str out)]
+    (is (= [0 ""] [exit err]))
+    (is (= ["hash" "bpfmap_demo"] [(map "type") (map "name")]))
+    (is (<= 0.3 seconds))
+    (is (pos? total))
+    (is (= #{"number" "name" "count" "per-second"} (set (keys (first calls)))))))
+
+(kernel-test an-interrupt-ends-it-with-what-was-counted
+  (let [{:keys [exit out]} (during-demo ["--seconds" "60" "--edn"] #(Signal/raise (Signal. "INT")))]
+    (is (= 130 exit))
+    (is (pos? (:total (edn/read-string out))))))
+
+(deftest handlers-are-gone-afterwards
+  (let [seen (promise)
+        former (Signal/handle (Signal. "HUP") (reify sun.misc.SignalHandler (handle [_ _] (deliver seen :former))))]
+    (try
+      (is (= :inner (signals/handling {"HUP" #(deliver seen :inner)}
+                                      #(do (Signal/raise (Signal. "HUP")) (deref seen 5000 nil)))))
+      (let [seen-again (promise)]
+        (signals/handling {"HUP" #(deliver seen-again :inner)} (constantly nil))
+        (Signal/raise (Signal. "HUP"))
+        (is (nil? (deref seen-again 200 nil))))
+      (finally (Signal/handle (Signal. "HUP") former)))))
+
+;; --- the table
+
+(deftest calls-are-ordered-and-rated
+  (are [counts earlier seconds rows]
+       (= rows (map (juxt :number :count :per-second) (demo/calls counts earlier seconds)))
+    {39 30} {} 3.0 [[39 30 10.0]]
+    {39 30} {39 10} 2.0 [[39 30 10.0]]
+    {1 5, 0 5, 2 7} {} 1.0 [[2 7 7.0] [0 5 5.0] [1 5 5.0]]
+    {7 1} {} 3.0 [[7 1 0.333]]
+    {7 18446744073709551615N} {7 18446744073709551614N} 1.0 [[7 18446744073709551615N 1.0]]
+    {} {} 1.0 []))
+
+(def ^:private state
+  {:samples [[1.0 {499 10}] [1.5 {499 20}]]
+   :counts {499 30, 9999 1}
+   :elapsed 2.0
+   :seconds 5.0
+   :map {:id 12}})
+
+(deftest the-live-table-has-a-title-and-the-rates-of-the-last-second
+  (is (= ["System calls of this whole host, counted in the kernel into BPF hash map 12"
+          "2.0 of 5.0 s: 31 calls of 2 kinds; Ctrl-C ends it"
+          ""
+          "  NR  NAME          COUNT  PER-SECOND"
+          " 499  syscall_499      30        20.0"
+          "9999  syscall_9999      1         1.0"]
+         (#'demo/frame state 24))))
+
+(deftest the-live-table-fits-the-height
+  (doseq [height (range 4 8)]
+    (is (= (min 6 height) (count (#'demo/frame state height)))))
+  (is (= 4 (count (#'demo/frame state 1))) "the screen cuts what is below it"))
+
+(deftest samples-reach-back-one-second
+  (let [samples (reductions #'demo/with-sample [[0.0 {}]] (for [t (range 0.25 3.0 0.25)] [t {}]))]
+    (doseq [window samples
+            :let [newest (first (peek window))]]
+      (is (<= (- newest (ffirst window)) 1.25))
+      (is (or (zero? (ffirst window)) (<= 1.0 (- newest (ffirst window))))))))
+
+(deftest the-final-table-is-the-top-that-fits-the-screen
+  (let [run {:elapsed 2.0 :counts (zipmap (range 1000 1100) (range 1 101)) :map {:id 1 :type :hash :name "x"}}]
+    (with-redefs [bpf/open (fn [& _] (throw (ex-info "" {:bpfmap/error :not-found})))]
+      (let [{:keys [lines closing exit]} (#'demo/result run nil 24)]
+        (is (= 21 (count @lines)))
+        (is (= ["Counted 5050 system calls of 100 kinds in 2.0 s; the top 20 are above"
+                "They were in BPF map 1 (hash, x), which is gone now"]
+               closing))
+        (is (= 0 exit)))
+      (let [{:keys [lines closing exit]} (#'demo/result run "INT" nil)]
+        (is (= 101 (count @lines)))
+        (is (= "Counted 5050 system calls of 100 kinds in 2.0 s" (first closing)))
+        (is (= 130 exit))))))

@@ -1,0 +1,131 @@
+(ns bpfmap.cli.output-test
+  "What the command line prints, without a kernel."
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.cli.output :as output]
+            [clojure.data.json :as json]
+            [clojure.edn :as edn]
+            [clojure.string :as str]
+            [clojure.test :refer [are deftest is]]
+            [clojure.test.check.clojure-test :refer [defspec]]
+            [clojure.test.check.generators :as gen]
+            [clojure.test.check.properties :as prop]))
+
+(set! *warn-on-reflection* true)
+
+;; --- for people
+
+(deftest a-cell-shows-a-value-as-people-write-it
+  (are [x text] (= text (output/cell x))
+    nil "-"
+    "" "-"
+    "counts" "counts"
+    :lru-hash "lru-hash"
+    12 "12"
+    18446744073709551615N "18446744073709551615"
+    1.5 "1.5"
+    true "true"
+    false "false"
+    \a "\\a"
+    (bytes/->bytes [10 255]) "0a ff"
+    [:bytes 4] "[:bytes 4]"
+    {:a 1} "{:a 1}"))
+
+(deftest a-cell-cannot-steer-the-terminal
+  (are [x text] (= text (output/cell x))
+    "a\u001b[2Jb" "a\\u001b[2Jb"
+    "two\nlines" "two\\u000alines"
+    (char 7) "\\u0007"
+    (char 0x9b) "\\u009b"
+    "\u009b2J" "\\u009b2J"
+    ["\u001b[0m"] "[\"\\u001b[0m\"]"
+    [(char 27) \\ (char 0)] "[\\u001b \\\\ \\u0000]"))
+
+(deftest a-table-aligns-its-columns
+  (is (= ["ID  NAME       SIZE"
+          " 7  counts       12"
+          "12  -          1.5K"
+          "99  flows   1000000"]
+         (output/table [{:title "ID" :of :id}
+                        {:title "NAME" :of :name}
+                        {:title "SIZE" :of :size :align :right}]
+                       [{:id 7 :name "counts" :size 12}
+                        {:id 12 :name nil :size "1.5K"}
+                        {:id 99 :name "flows" :size 1000000}]))))
+
+(deftest a-table-without-rows-is-its-heading
+  (is (= ["ID  NAME"] (output/table [{:title "ID" :of :id} {:title "NAME" :of :name}] []))))
+
+(deftest no-line-of-a-table-ends-in-blanks
+  (is (= ["NAME" "long-name" "x"]
+         (output/table [{:title "NAME" :of identity}] ["long-name" "x"]))))
+
+(deftest fields-stand-under-each-other
+  (is (= ["id    12" "name  counts" "none  -"]
+         (output/fields [[:id 12] [:name "counts"] ["none" nil]]))))
+
+(deftest sizes-are-read-in-units-of-1024
+  (are [n text] (= text (output/human-size n))
+    0 "0"
+    1023 "1023"
+    1024 "1.0K"
+    16864 "16.5K"
+    1048524 "1023.9K"
+    1048575 "1.0M"
+    1311760 "1.3M"
+    (* 5 1024 1024 1024) "5.0G"
+    Long/MAX_VALUE "8.0E"))
+
+;; --- for programs
+
+(defn- edn-of [x]
+  (edn/read-string {:readers {'bpfmap/bytes bytes/->bytes}} (with-out-str (output/print-edn x))))
+
+(defn- json-of [x]
+  (json/read-str (with-out-str (output/print-json x)) :bigdec true))
+
+(def ^:private scalars
+  (gen/one-of [gen/large-integer gen/boolean gen/keyword gen/string-ascii gen/size-bounded-bigint
+               (gen/fmap bytes/wrap gen/bytes) (gen/return nil)]))
+
+(defspec edn-reads-back 200
+  (prop/for-all [x (gen/recursive-gen #(gen/one-of [(gen/vector %) (gen/map gen/keyword %) (gen/set scalars)]) scalars)]
+    (= x (edn-of x))))
+
+(defspec edn-cannot-steer-the-terminal-and-reads-back 200
+  (prop/for-all [x (gen/vector
+                    (gen/one-of [(gen/fmap str/join (gen/vector (gen/elements [\\ \" \u001b \u0000 \u009b \a])))
+                                 (gen/fmap char (gen/choose 0 255))]))]
+    (and (= x (edn-of x))
+         (not (re-find #"[\x00-\x09\x0b-\x1f\x7f-\x9f]" (with-out-str (output/print-edn x)))))))
+
+(deftest edn-has-an-element-on-each-line
+  (is (= "[{:id 1}\n ,{:id 2}]\n" (str/replace (with-out-str (output/print-edn [{:id 1} {:id 2}])) ",\n " "\n ,")))
+  (is (= "[]\n" (with-out-str (output/print-edn []))))
+  (is (= "{:bpfmap/error :closed}\n" (with-out-str (output/print-edn {:bpfmap/error :closed})))))
+
+(deftest edn-is-whole-whatever-the-repl-is-set-to
+  (binding [*print-length* 1 *print-level* 1]
+    (is (= [[1 2] [3 (bytes/->bytes [4 5])]] (edn-of [[1 2] [3 (bytes/->bytes [4 5])]])))))
+
+(deftest json-has-names-arrays-and-hexadecimal
+  (are [x json] (= json (json-of x))
+    {:frozen? true :flags #{:mmapable :inner-map}} {"frozen" true "flags" ["inner-map" "mmapable"]}
+    {:flags #{:mmapable 1073741824}} {"flags" [1073741824 "mmapable"]}
+    {:bpfmap/error :closed} {"bpfmap/error" "closed"}
+    [:bytes 4] ["bytes" 4]
+    (bytes/->bytes [10 0]) "0a 00"
+    {(bytes/->bytes [1]) 1, 7 2} {"01" 1 "7" 2}
+    \a "a"
+    nil nil
+    [] []))
+
+(deftest json-numbers-are-numbers-of-any-size
+  (is (= "18446744073709551615\n" (with-out-str (output/print-json 18446744073709551615N))))
+  (is (= "9007199254740993\n" (with-out-str (output/print-json 9007199254740993)))))
+
+(deftest json-has-texts-for-what-is-no-number
+  (is (= ["NaN" "Infinity" "-Infinity" 1.5M] (json-of [##NaN ##Inf ##-Inf 1.5]))))
+
+(deftest json-keeps-the-order-of-keys
+  (let [m (apply array-map (mapcat #(vector (keyword (str "k" %)) %) (range 20 0 -1)))]
+    (is (str/starts-with? (with-out-str (output/print-json m)) "{\"k20\":20,\"k19\":19,"))))

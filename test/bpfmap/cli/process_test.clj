@@ -1,0 +1,134 @@
+(ns bpfmap.cli.process-test
+  "bin/bpfmap as a process: from where it is called, what it does to signals, pipes and the terminal."
+  (:require [bpfmap.cli :as cli]
+            [bpfmap.cli.demo :as demo]
+            [bpfmap.core :as bpf]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.host :as host]
+            [clojure.edn :as edn]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :refer [deftest is]])
+  (:import (java.io Closeable File)
+           (java.nio.file Files Path)
+           (java.nio.file.attribute FileAttribute)
+           (java.util List)
+           (java.util.concurrent TimeUnit)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private script
+  (str (.getAbsolutePath (io/file "bin/bpfmap"))))
+
+(defn- sh
+  "Runs a line of bash, in which $bpfmap is the command."
+  [line & {:as options}]
+  (apply fixture/run ["bash" "-c" line] (mapcat identity (update options :env merge {"bpfmap" script}))))
+
+;; --- where it is called from
+
+(deftest it-runs-from-any-directory-and-through-a-link
+  (let [dir (fixture/temporary-directory)
+        link (.toPath (io/file dir "a link"))]
+    (Files/createSymbolicLink link (Path/of script (make-array String 0)) (make-array FileAttribute 0))
+    (try
+      (is (= {:exit 0 :out (str "bpfmap " cli/version "\n") :err ""}
+             (fixture/run [(str link) "--version"] :dir dir)))
+      (finally
+        (Files/delete link)
+        (.delete dir)))))
+
+(kernel-test a-relative-pin-is-meant-from-the-user's-directory
+  (with-open [m ^Closeable (bpf/create {:name "cli_process" :type :array :key :u32 :value :u8 :max-entries 1})]
+    (let [pin (io/file (fixture/new-pin))]
+      (bpf/pin! m pin)
+      (let [{:keys [exit out err]} (fixture/run [script "show" "--edn" (str "./" (.getName pin))]
+                                                :dir (.getParent pin))]
+        (is (= [0 ""] [exit err]))
+        (is (= (:id (bpf/info m)) (:id (edn/read-string out)))))
+      (bpf/unpin! m))))
+
+(deftest it-exits-with-the-code-of-the-command
+  (is (= {:exit 2 :out "" :err "bpfmap: list takes no argument, not also \"1\"; see `bpfmap help list`\n"}
+         (sh "$bpfmap list 1"))))
+
+;; --- pipes
+
+(kernel-test a-reader-that-has-seen-enough-is-no-error
+  (with-open [m ^Closeable (bpf/create {:name "cli_pipe" :type :array :key-size 4 :value-size 8 :max-entries 20000})]
+    (is (= {:exit 0 :out "KEY          VALUE\n141\n" :err ""}
+           (sh (str "$bpfmap dump " (:id (bpf/info m)) " | head -n 1; echo ${PIPESTATUS[0]}"))))))
+
+(deftest output-that-cannot-be-written-is-an-error
+  (when (.exists (io/file "/dev/full"))
+    (is (= {:exit 1 :out "" :err "bpfmap: The output cannot be written: No space left on device\n"}
+           (sh "$bpfmap help > /dev/full")))))
+
+;; --- signals
+
+(defn- demo-ids []
+  (into #{} (comp (filter #(= (:name demo/map-spec) (:name %))) (map :id)) (host/maps)))
+
+(defn- interrupted-demo
+  "Starts the demo for a minute, sends it a signal once its map is there; {:exit :out :seconds}, the seconds it took to
+  end."
+  [signal]
+  (let [before (demo-ids)
+        out (File/createTempFile "bpfmap" ".out")
+        ^List command [script "demo" "--seconds" "60" "--edn"]
+        process (.start (doto (ProcessBuilder. command)
+                          (.redirectOutput out)
+                          (.redirectError (File. "/dev/null"))))]
+    (try
+      (loop [attempts 600]
+        (when (and (pos? attempts) (.isAlive process) (empty? (remove before (demo-ids))))
+          (Thread/sleep 50)
+          (recur (dec attempts))))
+      (Thread/sleep 300)
+      (fixture/run ["sh" "-c" (str "kill -" signal " " (.pid process))])
+      (let [begun (System/nanoTime)]
+        (is (.waitFor process 20 TimeUnit/SECONDS))
+        {:exit (.exitValue process)
+         :out (slurp out)
+         :seconds (/ (- (System/nanoTime) begun) 1e9)})
+      (finally
+        (.destroyForcibly process)
+        (.delete out)))))
+
+(kernel-test a-signal-ends-the-demo-and-nothing-is-left
+  (doseq [[signal code] {"INT" 130, "TERM" 143}
+          :let [{:keys [exit out seconds]} (interrupted-demo signal)
+                {:keys [total] {:keys [id]} :map} (edn/read-string out)]]
+    (is (= code exit))
+    (is (< seconds 5))
+    (is (pos? total) "what was counted so far is printed")
+    (is (= :not-found (:bpfmap/error (fixture/error-of (bpf/open id)))))
+    (when-let [bpftool (fixture/executable "bpftool")]
+      (is (not (re-find (re-pattern (str "map_ids .*\\b" id "\\b"))
+                        (:out (fixture/run [bpftool "prog" "show"]))))))))
+
+;; --- the terminal
+
+(kernel-test on-a-terminal-the-table-is-live-and-the-terminal-comes-back
+  (if-not (fixture/executable "script")
+    (fixture/skip! "there is no `script` (bsdutils, util-linux) to make a terminal")
+    (let [dir (fixture/temporary-directory)
+          command (str "stty rows 12 cols 60; before=$(stty -g); "
+                       "$bpfmap demo --seconds 2; echo exit $?; "
+                       "[ \"$before\" = \"$(stty -g)\" ] && echo same")
+          {:keys [out]} (fixture/run ["script" "-qec" command "/dev/null"]
+                                     :dir dir :env {"bpfmap" script "TERM" "xterm" "SHELL" "/bin/sh"})
+          _ (.delete dir)
+          [live after] (str/split out #"\u001b\[\?1049l" 2)
+          frames (rest (str/split live #"\u001b\[H"))]
+      (is (str/includes? live "\u001b[?1049h") "another screen")
+      (is (< (str/index-of live "\u001b[?25l") (str/last-index-of out "\u001b[?25h")) "the cursor comes back")
+      (is (seq frames))
+      (doseq [frame frames
+              :let [lines (str/split (str/replace frame #"\u001b\[[0-9;?]*[A-Za-z]" "") #"\r*\n")]]
+        (is (<= (count lines) 12))
+        (is (every? #(< (count %) 60) lines) "nothing wraps"))
+      (is (re-find #"(?m)^Counted \d+ system calls of \d+ kinds in \d+\.\d s; the top 8 are above\r?$" after))
+      (is (str/includes? after "NAME"))
+      (is (re-find #"(?m)^exit 0\r?$" after))
+      (is (re-find #"(?m)^same\r?$" after) "the terminal's settings are what they were"))))

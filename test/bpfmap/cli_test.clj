@@ -1,0 +1,453 @@
+(ns bpfmap.cli-test
+  "The commands that read, their help and their errors, called within this process; and bpftool as a witness."
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.cli :as cli]
+            [bpfmap.core :as bpf]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.host :as host]
+            [bpfmap.prog :as prog]
+            [clojure.data.json :as json]
+            [clojure.edn :as edn]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :refer [are deftest is testing]])
+  (:import (java.io Closeable IOException StringWriter Writer)
+           (java.nio.file Files Path)))
+
+(set! *warn-on-reflection* true)
+
+;; --- helpers
+
+(defn- bpfmap
+  "Runs the command line here; {:exit :out :err}."
+  [& args]
+  (let [out (StringWriter.)
+        err (StringWriter.)
+        exit (binding [*out* out *err* err] (cli/run (map str args)))]
+    {:exit exit :out (str out) :err (str err)}))
+
+(defn- edn-of [& args]
+  (let [{:keys [exit out err]} (apply bpfmap "--edn" args)]
+    (is (= [0 ""] [exit err]))
+    (edn/read-string {:readers {'bpfmap/bytes bytes/->bytes}} out)))
+
+(defn- json-of [& args]
+  (let [{:keys [exit out err]} (apply bpfmap "--json" args)]
+    (is (= [0 ""] [exit err]))
+    (json/read-str out)))
+
+(defn- counts
+  "A map with two entries, whose types nobody knows: `01 00 00 00` to eight times `ff`, and `c8 01 00 00` to one `01`."
+  ^Closeable [name]
+  (bpf/create {:name name :type :hash :key-size 4 :value-size 8 :max-entries 16 :flags #{:no-prealloc}
+               :contents {[1 0 0 0] (repeat 8 255)
+                          [200 1 0 0] (cons 1 (repeat 7 0))}}))
+
+(defn- id-of [m]
+  (:id (bpf/info m)))
+
+(defn- words [line]
+  (str/split (str/trim line) #"\s+"))
+
+(defn- line-with [text id]
+  (first (filter #(= (str id) (first (words %))) (str/split-lines text))))
+
+;; --- list
+
+(kernel-test list-is-a-table-of-all-maps
+  (with-open [m (counts "cli_list")]
+    (let [{:keys [exit out err]} (bpfmap "list")
+          {:keys [memlock id]} (bpf/info m)]
+      (is (= [0 ""] [exit err]))
+      (is (= ["ID" "TYPE" "NAME" "KEY" "VALUE" "MAX" "MEMORY"] (take 7 (words out))))
+      (is (= [(str id) "hash" "cli_list" "4" "8" "16" (format "%.1fK" (/ memlock 1024.0))]
+             (take 7 (words (line-with out id)))))
+      (is (= ["FLAGS" "no-prealloc"]
+             [(last (words (first (str/split-lines out)))) (last (words (line-with out id)))]))
+      (is (apply = (map #(str/index-of % "  ") (filter #(re-find #"^ID|cli_list" %) (str/split-lines out))))
+          "the columns stand under each other"))))
+
+(kernel-test list-has-a-column-for-frozen-maps-when-there-is-one
+  (with-open [m (counts "cli_list")
+              ^Closeable frozen (bpf/create {:name "cli_frozen" :type :array :key :u32 :value :u32 :max-entries 1
+                                             :freeze true})]
+    (let [out (:out (bpfmap "list"))]
+      (is (= ["MEMORY" "FROZEN" "FLAGS"] (drop 6 (words (first (str/split-lines out))))))
+      (is (= ["yes" "-"] (drop 7 (words (line-with out (id-of frozen))))))
+      (is (= ["no" "no-prealloc"] (drop 7 (words (line-with out (id-of m)))))))))
+
+(kernel-test list-as-data-is-what-the-host-namespace-says
+  (with-open [m (counts "cli_list")]
+    (let [id (id-of m)
+          of-id (fn [key maps] (first (filter #(= id (get % key)) maps)))]
+      (is (= (of-id :id (host/maps)) (of-id :id (edn-of "list"))))
+      (is (= {"id" id "type" "hash" "name" "cli_list" "key-size" 4 "value-size" 8 "max-entries" 16
+              "flags" ["no-prealloc"] "frozen" false "memlock" (:memlock (bpf/info m))}
+             (of-id "id" (json-of "list")))))))
+
+(deftest list-says-what-it-left-out
+  (with-redefs [host/maps (fn [] (with-meta [] {:skipped [{:id 12 :error :permission :message "no"}]}))]
+    (is (= {:exit 0
+            :out "ID  TYPE  NAME  KEY  VALUE  MAX  MEMORY  FLAGS\n"
+            :err "bpfmap: map 12 is left out: no\nno map is on this host\n"}
+           (bpfmap "list")))
+    (is (= {:exit 0 :out "[]\n" :err "bpfmap: map 12 is left out: no\n"}
+           (bpfmap "list" "--edn")))))
+
+(deftest memory-that-the-kernel-does-not-tell-is-a-dash
+  (with-redefs [host/maps (fn [] [{:id 1 :type 99 :name "" :key-size 4 :value-size 4 :max-entries 1
+                                   :flags #{1073741824}}])]
+    (is (= ["1" "99" "-" "4" "4" "1" "-" "0x40000000"]
+           (words (second (str/split-lines (:out (bpfmap "list")))))))))
+
+;; --- show
+
+(kernel-test show-has-a-field-on-each-line
+  (with-open [m (counts "cli_show")]
+    (let [{:keys [id memlock]} (bpf/info m)]
+      (is (= {:exit 0
+              :err ""
+              :out (str "id           " id "\n"
+                        "type         hash\n"
+                        "name         cli_show\n"
+                        "key          [:bytes 4]\n"
+                        "key-size     4\n"
+                        "value        [:bytes 8]\n"
+                        "value-size   8\n"
+                        "max-entries  16\n"
+                        "flags        no-prealloc\n"
+                        "frozen       no\n"
+                        "memlock      " memlock "\n")}
+             (bpfmap "show" id))))))
+
+(kernel-test show-as-data-is-what-info-says
+  (with-open [m (counts "cli_show")]
+    (let [id (id-of m)
+          info (bpf/info m)]
+      (is (= info (edn-of "show" id)))
+      (is (= {"id" id "type" "hash" "name" "cli_show" "key" ["bytes" 4] "key-size" 4 "value" ["bytes" 8]
+              "value-size" 8 "max-entries" 16 "flags" ["no-prealloc"] "frozen" false "memlock" (:memlock info)}
+             (json-of "show" id))))))
+
+;; --- dump
+
+(kernel-test dump-is-in-hexadecimal-unless-types-are-given
+  (with-open [m (counts "cli_dump")]
+    (let [id (id-of m)
+          rows (fn [& args] (set (str/split-lines (:out (apply bpfmap "dump" id args)))))]
+      (is (= {:exit 0 :err "2 entries\n"} (dissoc (bpfmap "dump" id) :out)))
+      (is (= #{"KEY          VALUE"
+               "01 00 00 00  ff ff ff ff ff ff ff ff"
+               "c8 01 00 00  01 00 00 00 00 00 00 00"}
+             (rows)))
+      (is (= #{"KEY                 VALUE"
+               "  1  18446744073709551615"
+               "456                     1"}
+             (rows "--key" "u32" "--value" ":u64")))
+      (is (= #{"       KEY  VALUE"
+               "  16777216  ff ff ff ff ff ff ff ff"
+               "3355508736  01 00 00 00 00 00 00 00"}
+             (rows "--key" "u32be" "--value" "[:bytes 8]"))))))
+
+(kernel-test dump-as-data-has-key-and-value
+  (with-open [m (counts "cli_dump")]
+    (let [id (id-of m)]
+      (is (= #{{:key (bytes/->bytes "01000000") :value (bytes/->bytes "ffffffffffffffff")}
+               {:key (bytes/->bytes "c8010000") :value (bytes/->bytes "0100000000000000")}}
+             (set (edn-of "dump" id))))
+      (is (= #{{:key 1 :value 18446744073709551615N} {:key 456 :value 1}}
+             (set (edn-of "dump" id "--key" "u32" "--value" "u64"))))
+      (is (= #{{"key" "01 00 00 00" "value" "ff ff ff ff ff ff ff ff"}
+               {"key" "c8 01 00 00" "value" "01 00 00 00 00 00 00 00"}}
+             (set (json-of "dump" id))))
+      (is (= #{{"key" 1 "value" 18446744073709551615N} {"key" 456 "value" 1}}
+             (set (json-of "dump" id "--key" "u32" "--value" "u64")))))))
+
+(kernel-test dump-reads-by-any-type-of-a-spec
+  (with-open [m ^Closeable (bpf/create {:type :array :key-size 4 :value-size 12 :max-entries 1
+                                        :contents {[0 0 0 0] (concat (map int "ssh\u001b") (repeat 4 0) [1 2 3 4])}})]
+    (let [args ["dump" (id-of m) "--value" "[struct [comm [string 8]] [from ipv4]]"]]
+      (is (= "KEY          VALUE\n00 00 00 00  {:comm \"ssh\\u001b\", :from \"1.2.3.4\"}\n" (:out (apply bpfmap args))))
+      (is (= [{:key (bytes/->bytes [0 0 0 0]) :value {:comm "ssh\u001b" :from "1.2.3.4"}}] (apply edn-of args)))
+      (is (= [{"key" "00 00 00 00" "value" {"comm" "ssh\u001b" "from" "1.2.3.4"}}] (apply json-of args))))))
+
+(kernel-test dump-of-an-empty-map
+  (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 1})]
+    (is (= {:exit 0 :out "KEY  VALUE\n" :err "0 entries\n"} (bpfmap "dump" (id-of m))))
+    (is (= [] (edn-of "dump" (id-of m)) (json-of "dump" (id-of m))))))
+
+(kernel-test a-large-map-is-dumped-in-little-time
+  (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 100000})]
+    (dotimes [i 100000] (bpf/put! m i i))
+    (let [begun (System/nanoTime)
+          {:keys [out err]} (bpfmap "dump" (id-of m))]
+      (is (= "100000 entries\n" err))
+      (is (= 100001 (count (str/split-lines out))))
+      (is (< (/ (- (System/nanoTime) begun) 1e9) 20)))))
+
+;; --- which map is meant
+
+(kernel-test a-map-is-named-by-id-name-or-pin
+  (with-open [m (counts "cli_ref_unique")]
+    (let [path (fixture/new-pin)
+          id (id-of m)]
+      (bpf/pin! m path)
+      (is (= id
+             (:id (edn-of "show" id))
+             (:id (edn-of "show" "cli_ref_unique"))
+             (:id (edn-of "show" path))))
+      (bpf/unpin! m))))
+
+(kernel-test a-long-name-means-what-the-kernel-keeps-of-it
+  (with-open [m (counts "cli_a_longer_name_than_fits")]
+    (is (= (id-of m) (:id (edn-of "show" "cli_a_longer_name_than_fits"))))))
+
+(kernel-test a-relative-path-is-meant-from-the-directory-of-the-user
+  (with-open [m (counts "cli_relative")]
+    (let [path (fixture/new-pin)
+          dir (str (.getParent (io/file path)))]
+      (bpf/pin! m path)
+      (try
+        (System/setProperty "bpfmap.directory" dir)
+        (is (= (id-of m) (:id (edn-of "show" (str "./" (.getName (io/file path)))))))
+        (is (= (id-of m) (:id (edn-of "show" path))) "an absolute path stays what it is")
+        (finally
+          (System/clearProperty "bpfmap.directory")
+          (bpf/unpin! m))))))
+
+(kernel-test reading-leaves-a-map-alone-that-may-only-be-read
+  (with-open [m ^Closeable (bpf/create {:name "cli_read_only" :type :array :key :u32 :value :u32 :max-entries 2
+                                        :contents {0 7} :freeze true})]
+    (let [path (fixture/new-pin)]
+      (bpf/pin! m path)
+      (Files/setPosixFilePermissions (Path/of path (make-array String 0))
+                                     (java.nio.file.attribute.PosixFilePermissions/fromString "r--r--r--"))
+      (try
+        (Files/setPosixFilePermissions (Path/of (fixture/bpffs) (make-array String 0))
+                                       (java.nio.file.attribute.PosixFilePermissions/fromString "rwxr-xr-x"))
+        (is (= [7 0] (map :value (fixture/unprivileged #(edn-of "dump" path "--value" "u32"))))
+            "nobody may read it")
+        (finally (bpf/unpin! m))))))
+
+;; --- bpftool agrees
+
+(defn- bpftool [& args]
+  (let [{:keys [exit out err]} (fixture/run (into [(fixture/executable "bpftool") "-j"] (map str) (flatten args)))]
+    (is (= [0 ""] [exit err]))
+    (json/read-str out :key-fn keyword)))
+
+(defn- as-bpftool-shows [{:strs [id type name key-size value-size max-entries memlock]}]
+  (cond-> {:id id :type (str/replace type "-" "_") :bytes_key key-size :bytes_value value-size
+           :max_entries max-entries :bytes_memlock memlock}
+    (seq name) (assoc :name name)))
+
+(defn- hex->list [text]
+  (mapv #(str "0x" %) (str/split text #" ")))
+
+(defn- agree-with-bpftool [id]
+  (let [theirs (bpftool "map" "show" "id" id)
+        ours (json-of "show" id)]
+    (is (= (select-keys theirs [:id :type :name :bytes_key :bytes_value :max_entries :bytes_memlock])
+           (as-bpftool-shows ours)))
+    (is (= (= 1 (:frozen theirs)) (ours "frozen")))
+    (is (= (dissoc ours "key" "value") (first (filter #(= id (% "id")) (json-of "list")))))
+    (is (= (map #(select-keys % [:key :value]) (bpftool "map" "dump" "id" id))
+           (for [{:strs [key value]} (json-of "dump" id)]
+             {:key (hex->list key) :value (hex->list value)})))
+    theirs))
+
+(kernel-test bpftool-says-the-same-of-our-maps
+  (if-not (fixture/executable "bpftool")
+    (fixture/skip! "there is no bpftool")
+    (with-open [hash (counts "cli_ours")
+                array ^Closeable (bpf/create {:name "cli_array" :type :array :key-size 4 :value-size 3
+                                              :max-entries 5 :flags #{:mmapable} :contents {[4 0 0 0] [1 2 255]}})
+                frozen ^Closeable (bpf/create {:type :array :key-size 4 :value-size 1 :max-entries 1
+                                               :freeze true :flags #{:rdonly-prog}})]
+      (doseq [[m flags] {hash 1, array 0x400, frozen 0x80}]
+        (is (= flags (:flags (agree-with-bpftool (id-of m)))))))))
+
+(kernel-test we-say-the-same-of-bpftool's-maps
+  (if-not (fixture/executable "bpftool")
+    (fixture/skip! "there is no bpftool")
+    (doseq [[type key value flags shown] [["hash" 4 8 1 ["no-prealloc"]]
+                                          ["hash" 20 64 0x81 ["no-prealloc" "rdonly-prog"]]
+                                          ["array" 4 3 0x1000 ["inner-map"]]]
+            :let [path (fixture/new-pin)]]
+      (bpftool "map" "create" path "type" type "key" key "value" value "entries" 16 "name" "x" "flags" flags)
+      (try
+        (bpftool "map" "update" "pinned" path "key" "hex" (repeat key "00") "value" "hex" (repeat value "fe"))
+        (let [{:strs [id] :as ours} (json-of "show" path)]
+          (is (= shown (ours "flags")))
+          (is (= "x" (:name (agree-with-bpftool id)))))
+        (finally (io/delete-file path))))))
+
+(kernel-test types-that-bpfmap-does-not-read-yet-are-listed-as-bpftool-lists-them
+  (if-not (fixture/executable "bpftool")
+    (fixture/skip! "there is no bpftool")
+    (let [path (fixture/new-pin)]
+      (bpftool "map" "create" path "type" "lpm_trie" "key" 8 "value" 4 "entries" 16 "name" "trie" "flags" 1)
+      (try
+        (let [ours (json-of "show" path)]
+          (is (= "lpm-trie" (ours "type")))
+          (is (= (as-bpftool-shows ours)
+                 (select-keys (bpftool "map" "show" "pinned" path)
+                              [:id :type :name :bytes_key :bytes_value :max_entries :bytes_memlock]))))
+        (finally (io/delete-file path))))))
+
+;; --- errors
+
+(defn- refused
+  "The exit code and the one line of a command that fails; nothing may be on stdout."
+  [& args]
+  (let [{:keys [exit out err]} (apply bpfmap args)]
+    (is (= "" out))
+    (is (str/ends-with? err "\n"))
+    (is (= 1 (count (str/split-lines err))) err)
+    [exit (str/trim-newline err)]))
+
+(deftest wrong-usage-exits-with-2-and-says-where-help-is
+  (are [args line] (= [2 line] (apply refused args))
+    [] "bpfmap: No command was given; see `bpfmap help`"
+    ["lst"] "bpfmap: There is no command \"lst\"; the commands are list, show, dump, demo, help; see `bpfmap help`"
+    ["help" "x"] "bpfmap: There is no command \"x\"; the commands are list, show, dump, demo, help; see `bpfmap help`"
+    ["--foo" "list"] "bpfmap: Unknown option: \"--foo\"; see `bpfmap help`"
+    ["list" "--foo"] "bpfmap: Unknown option: \"--foo\"; see `bpfmap help list`"
+    ["list" "--edn" "--json"] "bpfmap: --edn and --json exclude each other; see `bpfmap help list`"
+    ["--edn" "list" "--json"] "bpfmap: --edn and --json exclude each other; see `bpfmap help list`"
+    ["show"] "bpfmap: show needs REF; see `bpfmap help show`"
+    ["show" "--json"] "bpfmap: show needs REF; see `bpfmap help show`"
+    ["show" "1" "2"] "bpfmap: show takes only REF, not also \"2\"; see `bpfmap help show`"
+    ["list" "1"] "bpfmap: list takes no argument, not also \"1\"; see `bpfmap help list`"
+    ["dump" "1" "--key"] "bpfmap: Missing required argument for \"--key TYPE\"; see `bpfmap help dump`"
+    ["demo" "--seconds" "0"] "bpfmap: --seconds 0: N is a number above 0; see `bpfmap help demo`"
+    ["demo" "--seconds" "NaN"] "bpfmap: --seconds NaN: N is a number above 0; see `bpfmap help demo`"
+    ["demo" "--seconds" "soon"] "bpfmap: --seconds soon: N is a number above 0; see `bpfmap help demo`"))
+
+(deftest a-bad-type-exits-with-2-and-says-what-a-type-is
+  (are [text pattern] (let [[exit line] (refused "dump" "1" "--key" text)]
+                        (is (= 2 exit))
+                        (is (re-matches pattern line)))
+    "u33" #"bpfmap: --key u33: unknown type :u33.*:u32.*; see `bpfmap help dump`"
+    "[:bytes 0]" #"bpfmap: --key \[:bytes 0\]: .*; see `bpfmap help dump`"
+    "[:bytes" #"bpfmap: --key \[:bytes: .*; see `bpfmap help dump`"
+    "" #"bpfmap: --key : .*; see `bpfmap help dump`"))
+
+(kernel-test a-map-that-is-not-there-exits-with-1
+  (are [ref pattern] (let [[exit line] (refused "show" ref)]
+                       (is (= 1 exit))
+                       (is (re-matches pattern line)))
+    "2147483647" #"bpfmap: Opening map 2147483647 failed with ENOENT: no map has that id.*"
+    "99999999999999999999" #"bpfmap: Not a map: .*99999999999999999999.*"
+    "no_such_map" #"bpfmap: No single map is named \"no_such_map\": no map on this host has the name.*"
+    "/no/such/pin" #"bpfmap: Opening /no/such/pin failed with ENOENT: there is no file /no/such/pin"))
+
+(kernel-test a-map-that-vanished-exits-with-1
+  (let [id (with-open [m (counts "cli_vanished")] (id-of m))
+        [exit line] (do (Thread/sleep 100) (refused "dump" id))]
+    (is (= 1 exit))
+    (is (str/includes? line "no map has that id, or none has it any more"))))
+
+(kernel-test an-ambiguous-name-lists-the-candidates
+  (with-open [one (counts "cli_twin")
+              two ^Closeable (bpf/create {:name "cli_twin" :type :array :key :u32 :value :u8 :max-entries 1})]
+    (let [{:keys [exit out err]} (bpfmap "dump" "cli_twin")
+          lines (str/split-lines err)]
+      (is (= [1 ""] [exit out]))
+      (is (str/starts-with? (first lines) "bpfmap: No single map is named \"cli_twin\": "))
+      (is (= [[(str (id-of one)) "hash" "cli_twin"]
+              [(str (id-of two)) "array" "cli_twin"]]
+             (map words (rest lines)))))))
+
+(kernel-test types-that-do-not-fit-exit-with-1
+  (with-open [m (counts "cli_sizes")]
+    (let [id (id-of m)]
+      (is (= [1 (str "bpfmap: The key of map " id " cannot be a :u64: it has 4 bytes, and the type has 8")]
+             (refused "dump" id "--key" "u64")))
+      (is (= [1 (str "bpfmap: The value of map " id " cannot be a [:bytes 3]: it has 8 bytes, and the type has 3")]
+             (refused "dump" id "--value" "[bytes 3]"))))))
+
+(kernel-test a-program's-pin-is-not-a-map
+  (let [bpftool (fixture/executable "bpftool")
+        path (fixture/new-pin)]
+    (if-not bpftool
+      (fixture/skip! "there is no bpftool to pin a program")
+      (with-open [_ ^Closeable (prog/load {:type :socket-filter :name "cli_prog" :insns [[:mov64 :r0 0] [:exit]]})]
+        (let [{:keys [exit err]} (fixture/run [bpftool "prog" "pin" "name" "cli_prog" path])]
+          (is (zero? exit) err))
+        (try
+          (is (= [1 (str "bpfmap: " path " is not a map: it is a program")] (refused "show" path)))
+          (finally (io/delete-file path)))))))
+
+(kernel-test elements-that-cannot-be-read-exit-with-1
+  (when (fixture/executable "bpftool")
+    (let [path (fixture/new-pin)]
+      (bpftool "map" "create" path "type" "perf_event_array" "key" 4 "value" 4 "entries" 4 "name" "perf")
+      (try
+        (let [[exit line] (refused "dump" path)]
+          (is (= 1 exit))
+          (is (str/includes? line "(perf) is refused: ")))
+        (finally (io/delete-file path))))))
+
+(kernel-test without-privileges-the-missing-capability-is-named
+  (are [args capability] (let [[exit line] (fixture/unprivileged #(apply refused args))]
+                           (is (= 1 exit))
+                           (is (re-find (re-pattern (str "^bpfmap: .* EPERM: .*" capability)) line)))
+    ["list"] "CAP_SYS_ADMIN"
+    ["show" "1"] "CAP_SYS_ADMIN"
+    ["dump" "no_such_map"] "CAP_SYS_ADMIN"
+    ["demo"] "CAP_BPF"))
+
+(kernel-test verbose-adds-the-data-of-the-error
+  (let [{:keys [exit out err]} (bpfmap "show" "2147483647" "--verbose")
+        [line data] (str/split-lines err)]
+    (is (= [1 ""] [exit out]))
+    (is (str/starts-with? line "bpfmap: Opening map 2147483647 failed"))
+    (is (= {:bpfmap/error :not-found :bpfmap/op :open :bpfmap/errno :ENOENT}
+           (select-keys (edn/read-string data) [:bpfmap/error :bpfmap/op :bpfmap/errno])))))
+
+(deftest what-bpfmap-did-not-foresee-is-one-line-too
+  (with-redefs [host/maps (fn [] (throw (RuntimeException. "outside" (IllegalStateException. "inside"))))]
+    (is (= [1 "bpfmap: This is a bug in bpfmap: java.lang.IllegalStateException: inside; --verbose says where"]
+           (refused "list")))
+    (is (str/includes? (:err (bpfmap "list" "--verbose")) "\tat bpfmap.cli"))))
+
+(deftest output-that-cannot-be-written-is-the-caller's-to-report
+  (let [full (proxy [Writer] []
+               (write [& _] (throw (IOException. "No space left on device")))
+               (flush [])
+               (close []))]
+    (is (thrown? IOException (binding [*out* full] (cli/run ["help"]))))))
+
+;; --- help
+
+(deftest help-has-a-line-for-each-command
+  (let [{:keys [exit out err]} (bpfmap "help")]
+    (is (= [0 ""] [exit err]))
+    (doseq [{:keys [name doc]} cli/commands]
+      (is (re-find (re-pattern (str "(?m)^  " name "\\b.*" (java.util.regex.Pattern/quote doc) "$")) out)))
+    (is (= out (:out (bpfmap "--help")) (:out (bpfmap "-h")) (:out (bpfmap "--json" "help"))))))
+
+(deftest help-of-a-command-has-its-usage-and-options
+  (doseq [{:keys [name args options]} cli/commands
+          :let [{:keys [exit out err]} (bpfmap "help" name)]]
+    (testing name
+      (is (= [0 ""] [exit err]))
+      (is (str/starts-with? out (str "Usage: bpfmap " name)))
+      (doseq [[_ option] options]
+        (is (str/includes? out option)))
+      (is (= (boolean (some #{"REF"} args)) (str/includes? out "REF is a map's id")))
+      (is (= out (:out (bpfmap name "--help")) (:out (bpfmap "--help" name)))))))
+
+(deftest help-fits-into-80-columns
+  (doseq [name (cons nil (map :name cli/commands))
+          line (str/split-lines (:out (apply bpfmap "help" (when name [name]))))]
+    (is (<= (count line) 79) line)))
+
+(deftest every-command-has-a-function
+  (doseq [{:keys [fn name]} cli/commands]
+    (is (ifn? @(requiring-resolve fn)) name)))
+
+(deftest the-version-is-that-of-the-build
+  (is (= {:exit 0 :out (str "bpfmap " cli/version "\n") :err ""} (bpfmap "--version")))
+  (is (str/includes? (slurp "build.clj") (str "\"" cli/version "\""))))
