@@ -1,0 +1,229 @@
+(ns bpfmap.btf.reading
+  "From BTF to types as data: what a program's author wrote in C, in the words of `bpfmap.type`."
+  (:require [bpfmap.btf.blob :as blob]
+            [bpfmap.btf.image :refer [malformed]]
+            [bpfmap.btf.semantic :as semantic]
+            [bpfmap.type.node :as node])
+  (:import (clojure.lang ExceptionInfo)))
+
+(set! *warn-on-reflection* true)
+
+;; Every function here returns the node of a type, with the type itself under :type, :weight, how many members it has
+;; at all levels, and :depth, its levels.
+
+(def ^:private heaviest
+  "A hostile blob can describe, in a few lines, a type that doubles with every level. The kernel's largest have some thousands."
+  100000)
+
+(def ^:private deepest 64)
+
+(declare of-id)
+
+(defn- weighed
+  "A node with what it weighs, given the nodes it is made of."
+  [node id parts]
+  (let [weight (reduce + 1 (map :weight parts))
+        depth (inc (long (reduce max 0 (map :depth parts))))]
+    (when (< (long heaviest) (long weight))
+      (throw (malformed [:type id] (str "the type has more than " heaviest " members"))))
+    (when (< (long deepest) depth)
+      (throw (malformed [:type id] (str "types are nested more than " deepest " deep"))))
+    (assoc node :weight weight :depth depth)))
+
+(defn- leaf
+  "The node of a type that has no parts in the blob."
+  [type]
+  (assoc (node/node type nil []) :weight 1 :depth 1))
+
+(defn- integer [{:keys [size signed? char? bool? name]}]
+  (leaf (cond
+          bool? :bool
+          (and (= 1 size) (or char? (= "char" name))) :char
+          :else (keyword (str (if signed? "s" "u") (* 8 (long size)))))))
+
+(defn- floating [{:keys [size]}]
+  (leaf (case (long size)
+          4 :f32
+          8 :f64
+          [:bytes size]))) ; half floats and the long doubles of C
+
+(defn- c-text
+  "How C spells a type, for the target of a pointer, which is not read any further."
+  [b id depth]
+  (let [{:keys [kind name type element] :as record} (if (< (long depth) 8) (blob/record b id) {:kind :deep})]
+    (case kind
+      :void "void"
+      (:struct :union :enum) (str (clojure.core/name kind) " " (or name "{…}"))
+      :enum64 (str "enum " (or name "{…}"))
+      :fwd (str (if (:union? record) "union " "struct ") name)
+      (:const :volatile :restrict :type-tag) (c-text b type (inc (long depth)))
+      :ptr (str (c-text b type (inc (long depth))) " *")
+      :array (str (c-text b element (inc (long depth))) "[]")
+      :func-proto "function"
+      (or name "…"))))
+
+(defn- pointer
+  "A pointer reads as its address, unless a tag says that it is the kernel's."
+  [{b :blob} {:keys [type]}]
+  (let [{:keys [kind name] :as tag} (blob/record b type)]
+    (if (and (= :type-tag kind) (#{"kptr" "kptr_untrusted" "percpu_kptr" "uptr"} name))
+      (leaf :kptr)
+      (let [text (c-text b (or (:id tag) 0) 0)]
+        (leaf (if (= "void" text) :ptr [:ptr text]))))))
+
+(defn- placed
+  "Members that say where they are."
+  [members]
+  (map (fn [{:keys [bits bit-offset] :as member}]
+         (assoc member :options (if bits {:bit-offset bit-offset} {:offset (quot (long bit-offset) 8)})))
+       members))
+
+(defn- form
+  "A struct or union as data, from members as nodes."
+  [kind options members]
+  (into (if (seq options) [kind options] [kind])
+        (map (fn [{:keys [name node bits options]}]
+               (cond-> [name (if bits [:bits (:type node) bits] (:type node))]
+                 options (conj options))))
+        members))
+
+(defn- own-layout
+  "The node whose members lie where C puts them by itself, if that is where the blob says; else with the places said."
+  [kind {:keys [id name size]} members]
+  (let [attempt (fn [options members]
+                  (let [options (cond-> options name (assoc :name name))]
+                    (try
+                      (let [node (node/of-members kind members options [])]
+                        (when (and (= size (:size node))
+                                   (every? (fn [{:keys [bits bit-offset offset] at ::at}]
+                                             (= at (if bits bit-offset (* 8 (long offset)))))
+                                           (:members node)))
+                          (assoc node :type (form kind options members))))
+                      (catch ExceptionInfo e
+                        (when-not (= :invalid-spec (:bpfmap/error (ex-data e))) (throw e))))))
+        members (mapv #(assoc % ::at (:bit-offset %)) members)]
+    (weighed (or (attempt nil (map #(dissoc % :bit-offset) members))
+                 (attempt {:size size} (map #(dissoc % :bit-offset) members))
+                 (attempt {:packed true} (map #(dissoc % :bit-offset) members))
+                 (attempt {:packed true :size size} (placed members))
+                 (throw (malformed [:type id] (str "the members of the " (clojure.core/name kind)
+                                                   " do not fit in its " size " bytes, or share a name"))))
+             id
+             (map :node members))))
+
+(defn- member-of [{b :blob :as context} {:keys [name type bit-offset bits]}]
+  (let [{:keys [kind] :as record} (blob/record b type)
+        ;; Old compilers say the width of a bit-field in the integer itself.
+        narrow? (and (= :int kind) (< (long (:bits record)) (* 8 (long (:size record)))))
+        bits (if (and narrow? (zero? (long bits))) (:bits record) bits)]
+    (cond-> {:name (some-> name keyword) :node (of-id context type) :bit-offset bit-offset}
+      (pos? (long bits)) (assoc :bits bits))))
+
+(defn- check-member
+  "What C lets nobody write, a blob may say all the same."
+  [id {:keys [name node bits] :as member}]
+  (let [{:keys [kind size order]} node]
+    (when-not (if bits
+                (and (#{:integer :bool :enum} kind) (nil? order) (<= (long bits) (min 64 (* 8 (long size)))))
+                (or name (#{:struct :union} kind)))
+      (throw (malformed [:type id] (if bits
+                                     (str bits " bits of a " (clojure.core/name kind) " are no bit-field")
+                                     (str "a " (clojure.core/name kind) " without a name is no member")))))
+    member))
+
+(defn- compound [context kind {:keys [id name size members] :as record}]
+  (if-let [private (some (fn [[k row]] (when (and (= name (:c-name row)) (= size (:size row))) k)) node/private-types)]
+    (leaf private)
+    (own-layout kind record (mapv #(check-member id (member-of context %)) members))))
+
+(defn- enum [{:keys [size signed? values name]}]
+  (let [base (keyword (str (if signed? "s" "u") (* 8 (long size))))
+        type (cond-> [:enum base (apply array-map (mapcat (fn [[k v]] [(keyword k) v]) values))]
+               name (conj {:name name}))]
+    (leaf type)))
+
+(def ^:private marked-elements (set (vals semantic/element-typedefs)))
+
+(defn- bare
+  "A node behind typedefs, but for those that mark the element of an array."
+  [{:keys [type typedef target] :as node}]
+  (if (and typedef (not (marked-elements typedef)))
+    (recur target)
+    node))
+
+(defn- array [context {:keys [id element count]}]
+  (let [node (of-id context element)
+        {:keys [type typedef target]} (bare node)]
+    (cond
+      (and (= :char type) (pos? (long count))) (leaf [:string count])
+      (and (= :u8 type) (pos? (long count))) (leaf [:bytes count])
+      :else
+      (let [element (if (marked-elements typedef) target node)
+            array (node/of-array element count [])]
+        (weighed (assoc array :type [:array (:type element) count]) id [element])))))
+
+(defn- meaning
+  "The node of the type that a typedef's name stands for, if the size says so too."
+  [b {:keys [id name]}]
+  (when-let [type (semantic/by-typedef name)]
+    (let [node (leaf type)]
+      (when (= (:size node) (blob/size-of b id)) node))))
+
+(defn- typedef [{b :blob :as context} {:keys [id name type] :as record}]
+  (or
+    (meaning b record)
+    (let [target (of-id context type)]
+      (if (and (semantic/plain-typedefs name) (keyword? (:type target)))
+        target
+        (weighed (assoc target :typedef name :type [:typedef name (:type target)] :target target) id [target])))))
+
+(defn- section
+  "A data section as a struct of its variables, each where it is."
+  [{b :blob :as context} {:keys [id vars] :as record}]
+  (own-layout :struct (dissoc record :kind)
+              (mapv (fn [{:keys [type offset]}]
+                      (let [variable (blob/record b type)]
+                        (when-not (and (= :var (:kind variable)) (:name variable))
+                          (throw (malformed [:type id] "a data section holds something else than variables")))
+                        {:name (keyword (:name variable)) :node (of-id context (:type variable)) :bit-offset (* 8 (long offset))}))
+                    vars)))
+
+(defn- of-record [context {:keys [id kind type] :as record}]
+  (case kind
+    :int (integer record)
+    :float (floating record)
+    :ptr (pointer context record)
+    :array (array context record)
+    (:struct :union) (compound context kind record)
+    (:enum :enum64) (enum record)
+    :typedef (typedef context record)
+    (:const :volatile :restrict :type-tag :var) (of-id context type)
+    :datasec (section context record)
+    (throw (malformed [:type id] (str "a " (name kind) " has no value, so it is not the type of one")))))
+
+(defn- of-id
+  "The node of an id. Many members share a type, so each is read once."
+  [{b :blob :keys [within known] :as context} id]
+  (or (get @known id)
+      (do
+        (when (or (contains? within id) (< 128 (count within)))
+          (throw (malformed [:type id] (if (contains? within id)
+                                         "the type contains itself"
+                                         "types lead through more than 128 others"))))
+        (let [node (of-record (update context :within conj id) (blob/record b id))]
+          (vswap! known assoc id node)
+          node))))
+
+(defn type-of
+  "The type of an id of a blob, in the words of `bpfmap.type`.
+
+  Throws `:malformed-btf` for one that has no value (`void`, a function), that
+  contains itself, or does not fit in its size."
+  [b id]
+  (try
+    (:type (of-id {:blob b :within #{} :known (volatile! {})} id))
+    (catch ExceptionInfo e
+      ;; What no type of ours can say: an integer of three bytes, an enum with a value too large for it.
+      (throw (if (= :invalid-spec (:bpfmap/error (ex-data e)))
+               (malformed [:type id] (ex-message e))
+               e)))))
