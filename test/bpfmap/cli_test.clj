@@ -339,7 +339,7 @@
                        (is (re-matches pattern line)))
     "2147483647" #"bpfmap: Opening map 2147483647 failed with ENOENT: no map has that id.*"
     "99999999999999999999" #"bpfmap: Not a map: .*99999999999999999999.*"
-    "no_such_map" #"bpfmap: No single map is named \"no_such_map\": no map on this host has the name.*"
+    "no_such_map" #"bpfmap: There is no map named \"no_such_map\": no map on this host has the name.*"
     "/no/such/pin" #"bpfmap: Opening /no/such/pin failed with ENOENT: there is no file /no/such/pin"))
 
 (kernel-test a-map-that-vanished-exits-with-1
@@ -354,7 +354,7 @@
     (let [{:keys [exit out err]} (bpfmap "dump" "cli_twin")
           lines (str/split-lines err)]
       (is (= [1 ""] [exit out]))
-      (is (str/starts-with? (first lines) "bpfmap: No single map is named \"cli_twin\": "))
+      (is (str/starts-with? (first lines) "bpfmap: There is more than one map named \"cli_twin\": "))
       (is (= [[(str (id-of one)) "hash" "cli_twin"]
               [(str (id-of two)) "array" "cli_twin"]]
              (map words (rest lines)))))))

@@ -109,15 +109,15 @@
                            "the kernel keeps letters, digits, `_` and `.` of a name, and here it keeps nothing")))
   (let [kernel-name (spec/kernel-name name)
         found (filter #(= kernel-name (:name %)) (infos :open (fn [_ _])))
-        refuse (fn [kind hint]
-                 (throw (error/error kind (str "No single map is named " (pr-str name))
+        refuse (fn [kind message hint]
+                 (throw (error/error kind (str message " " (pr-str name))
                                      {:bpfmap/op :open
                                       :bpfmap/candidates (seq (map #(select-keys % [:id :name :type]) found))
                                       :bpfmap/hint hint})))]
     (case (count found)
-      0 (refuse :not-found "no map on this host has the name")
+      0 (refuse :not-found "There is no map named" "no map on this host has the name")
       1 (:id (first found))
-      (refuse :ambiguous (str "it is the name of maps " (str/join ", " (map :id found)) "; open one by its id")))))
+      (refuse :ambiguous "There is more than one map named" (str "it is the name of maps " (str/join ", " (map :id found)) "; open one by its id")))))
 
 (defn- path-text
   "A file's path as the kernel takes it; throws for one that it cannot take."
