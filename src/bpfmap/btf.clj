@@ -1,7 +1,7 @@
 (ns bpfmap.btf
   "BTF, the kernel's type format, to and from types as data.
 
-      (def b (parse (Files/readAllBytes (Path/of \"/sys/kernel/btf/vmlinux\" …))))
+      (def b (bpfmap.host/kernel-btf))
       (type-named b \"timespec64\")
       ;=> [:struct {:name \"timespec64\"} [:tv_sec [:typedef \"time64_t\" …]] [:tv_nsec …]]
 
@@ -14,10 +14,11 @@
 
   What is written down in a blob, uninterpreted, is in `bpfmap.btf.blob`."
   (:require [bpfmap.btf.blob :as blob]
+            [bpfmap.btf.elf :as elf]
             [bpfmap.btf.emit :as emit]
             [bpfmap.btf.reading :as reading]
             [bpfmap.btf.writing :as writing]
-            [bpfmap.error :as error]))
+            [bpfmap.bytes :as bytes]))
 
 (set! *warn-on-reflection* true)
 
@@ -30,6 +31,16 @@
       (parse bytes) ;=> #<btf 151234 types, 5700000 bytes LITTLE_ENDIAN>"
   ([bytes] (blob/parse bytes))
   ([bytes base] (blob/parse bytes base)))
+
+(defn parse-object
+  "Reads the BTF of an object file that a compiler made: the section `.BTF` of a 64-bit ELF file, given as its bytes.
+
+  Returns nil when it has none (compile with `-g`). Throws `:malformed-btf`
+  for what is no such file.
+
+      (type-named (parse-object bytes) \"flow\") ;=> [:struct {:name \"flow\"} …]"
+  [bytes]
+  (some-> (elf/section (bytes/->array bytes) ".BTF") blob/parse))
 
 (defn type-of
   "The type of an id, as data.

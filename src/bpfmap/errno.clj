@@ -65,6 +65,7 @@
               (str "the directory of " path " does not exist")
               (str "there is no file " path)))}
    {:errno #{:ENOENT} :op #{:open :list} :error :not-found :hint "no map has that id, or none has it any more"}
+   {:errno #{:ENOENT} :op #{:btf-by-id} :error :not-found :hint "no BTF object has that id, or none has it any more"}
    {:errno #{:ENOENT} :op #{:attach-raw-tracepoint} :error :not-found
     :hint "no raw tracepoint has that name; /sys/kernel/tracing/available_events lists them, without the part before the colon"}
    {:errno #{:EEXIST} :op #{:pin!} :error :exists
@@ -94,6 +95,8 @@
    {:errno #{:EINVAL} :op #{:create} :when :unsupported :error :not-supported :hint :unsupported}
    {:errno #{:EINVAL} :op #{:create} :error :invalid-spec
     :hint "the spec breaks a rule of its map type that bpfmap does not know of"}
+   {:op #{:load-btf} :errno #{:EINVAL :E2BIG :ENOTSUPP :EOPNOTSUPP} :error :invalid-value
+    :hint "this kernel does not take these types: a name is too long (512 characters), or a kind newer than it"}
    {:op #{:load} :error :program-rejected
     :hint "the kernel refused the program; the log, where there is one, says why"}
    {:errno #{:EINVAL} :op #{:attach-raw-tracepoint} :error :invalid-value

@@ -45,6 +45,8 @@
     [:via :u32 identity identity] :u32
     [:struct [:a :u8] [:pad 3] [:b :u32]] [:struct [:a :u8] [:b :u32]]
     [:struct [:tx-bytes :u64]] [:struct [:tx_bytes :u64]]
+    [:struct {:name "my flow"} [:a :u64]] [:struct {:name "my_flow"} [:a :u64]]
+    [:enum :u32 {:A-B 1} {:name "e-f"}] [:enum :u32 {:A_B 1} {:name "e_f"}]
     [:struct {:align 16} [:a :u8]] [:struct {:size 16} [:a :u8]]
     [:ptr :u32] :ptr
     [:typedef "__u32" :u32] :u32
@@ -144,6 +146,32 @@
                           e)))))]
     (is (= #{:type :malformed-btf} (set (keys outcomes))) (pr-str outcomes))
     (is (every? #(< 1000 (val %)) outcomes))))
+
+(deftest the-types-of-an-object-file
+  (if-let [clang (fixture/executable "clang")]
+    (let [dir (fixture/temporary-directory)
+          [c object] (map #(java.io.File. dir ^String %) ["types.c" "types.o"])]
+      (try
+        (spit c "struct flow { unsigned int src; char comm[16]; } f;")
+        (is (= 0 (:exit (fixture/run [clang "-g" "-target" "bpf" "-c" (str c) "-o" (str object)]))))
+        (let [bytes (java.nio.file.Files/readAllBytes (.toPath ^java.io.File object))]
+          (is (= [:struct {:name "flow"} [:src :u32] [:comm [:string 16]]] (btf/type-named (btf/parse-object bytes) "flow")))
+          (testing "however it is broken, an error as data"
+            (let [random (java.util.Random. 3)]
+              (dotimes [_ 2000]
+                (let [broken (aclone bytes)]
+                  (dotimes [_ 3] (aset broken (.nextInt random (alength broken)) (unchecked-byte (.nextInt random))))
+                  (let [broken (if (.nextBoolean random) broken (java.util.Arrays/copyOf broken (.nextInt random (alength broken))))
+                        outcome (try (btf/parse-object broken) :read
+                                     (catch clojure.lang.ExceptionInfo e (:bpfmap/error (ex-data e))))]
+                    (when-not (#{:read :malformed-btf} outcome)
+                      (is (= :malformed-btf outcome)))))))))
+        (finally
+          (run! #(.delete ^java.io.File %) (reverse (file-seq dir))))))
+    (fixture/skip! "no clang to make an object with")))
+
+(deftest what-is-no-object-file
+  (is (str/includes? (:message (error-of (btf/parse-object (byte-array 100)))) "does not begin as a 64-bit ELF file does")))
 
 (deftest the-kernel's-own-types
   (if-not (.exists (java.io.File. "/sys/kernel/btf/vmlinux"))

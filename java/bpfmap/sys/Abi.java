@@ -160,6 +160,8 @@ public final class Abi {
 
     public static final int BTF_INFO_BTF = 0;
     public static final int BTF_INFO_BTF_SIZE = 8;
+    public static final int BTF_INFO_NAME = 16;
+    public static final int BTF_INFO_NAME_LEN = 24;
     public static final int BTF_INFO_KERNEL_BTF = 28;
 
     // --- struct bpf_map_info

@@ -157,6 +157,18 @@
   [^Blob b id]
   (kind-of (image-with b id) id))
 
+(defn name-of
+  "The name of the type of an id, without reading the rest of it; nil when it has none.
+
+      (name-of b 1) ;=> \"int\""
+  [^Blob b id]
+  (let [image (image-with b id)]
+    (when (pos? (long id))
+      (let [owner (image/owner image id)
+            offset (u32 owner (image/at owner id))]
+        (when (pos? offset)
+          (string b offset))))))
+
 (defn ids-named
   "The ids of the types that have a name, ascending, as a vector; with a kind, those of it alone.
 

@@ -30,10 +30,14 @@
       (throw (malformed [:type id] (str "types are nested more than " deepest " deep"))))
     (assoc node :weight weight :depth depth)))
 
+(def ^:private scalars
+  (into {} (map (fn [[k row]] [k (assoc row :type k :weight 1 :depth 1)])) node/scalars))
+
 (defn- leaf
   "The node of a type that has no parts in the blob."
   [type]
-  (assoc (node/node type nil []) :weight 1 :depth 1))
+  (or (scalars type)
+      (assoc (node/node type nil []) :weight 1 :depth 1)))
 
 (defn- integer [{:keys [size signed? char? bool? name]}]
   (leaf (cond
@@ -50,26 +54,31 @@
 (defn- c-text
   "How C spells a type, for the target of a pointer, which is not read any further."
   [b id depth]
-  (let [{:keys [kind name type element] :as record} (if (< (long depth) 8) (blob/record b id) {:kind :deep})]
+  (let [kind (if (< (long depth) 8) (blob/kind b id) :deep)
+        name #(or (blob/name-of b id) "{…}")
+        behind #(c-text b (% (blob/record b id)) (inc (long depth)))]
     (case kind
       :void "void"
-      (:struct :union :enum) (str (clojure.core/name kind) " " (or name "{…}"))
-      :enum64 (str "enum " (or name "{…}"))
-      :fwd (str (if (:union? record) "union " "struct ") name)
-      (:const :volatile :restrict :type-tag) (c-text b type (inc (long depth)))
-      :ptr (str (c-text b type (inc (long depth))) " *")
-      :array (str (c-text b element (inc (long depth))) "[]")
+      (:struct :union :enum) (str (clojure.core/name kind) " " (name))
+      :enum64 (str "enum " (name))
+      :fwd (str (if (:union? (blob/record b id)) "union " "struct ") (name))
+      (:const :volatile :restrict :type-tag) (behind :type)
+      :ptr (str (behind :type) " *")
+      :array (str (behind :element) "[]")
       :func-proto "function"
-      (or name "…"))))
+      :deep "…"
+      (name))))
 
 (defn- pointer
   "A pointer reads as its address, unless a tag says that it is the kernel's."
   [{b :blob} {:keys [type]}]
-  (let [{:keys [kind name] :as tag} (blob/record b type)]
-    (if (and (= :type-tag kind) (#{"kptr" "kptr_untrusted" "percpu_kptr" "uptr"} name))
-      (leaf :kptr)
-      (let [text (c-text b (or (:id tag) 0) 0)]
-        (leaf (if (= "void" text) :ptr [:ptr text]))))))
+  (if (and (= :type-tag (blob/kind b type))
+           (#{"kptr" "kptr_untrusted" "percpu_kptr" "uptr"} (blob/name-of b type)))
+    (leaf :kptr)
+    (let [text (c-text b type 0)]
+      (if (= "void" text)
+        (leaf :ptr)
+        (assoc (leaf :ptr) :type [:ptr text] :target text)))))
 
 (defn- placed
   "Members that say where they are."

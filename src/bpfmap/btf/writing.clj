@@ -91,7 +91,7 @@
     (let [signed? (boolean (:signed? base))
           record {:kind (if (= 8 size) :enum64 :enum) :size size :signed? signed?
                   :values (mapv (fn [[k v]] [(identifier k) v]) values)}]
-      (once! writer [:enum record c-name] #(add! writer (cond-> record c-name (assoc :name c-name)))))))
+      (once! writer [:enum record c-name] #(add! writer (cond-> record c-name (assoc :name (identifier c-name))))))))
 
 (defn- members [writer {:keys [members]}]
   (mapv (fn [{:keys [name node offset bits bit-offset]}]
@@ -104,7 +104,7 @@
 (defn- compound! [writer {:keys [kind size c-name] :as node}]
   (let [members (vec (sort-by :bit-offset (members writer node)))] ; the kernel wants them in order
     (struct! writer [kind c-name size members]
-             (cond-> {:kind kind :size size :members members} c-name (assoc :name c-name)))))
+             (cond-> {:kind kind :size size :members members} c-name (assoc :name (identifier c-name))))))
 
 (defn- plain!
   "A node without regard to what it means beyond C."

@@ -20,6 +20,8 @@
    :load ["CAP_BPF" "CAP_PERFMON"]
    :attach-raw-tracepoint ["CAP_PERFMON"]
    :test-run ["CAP_BPF"]
+   :load-btf ["CAP_BPF"]
+   :btf-by-id ["CAP_SYS_ADMIN"]
    :list ["CAP_SYS_ADMIN"]
    :open ["CAP_SYS_ADMIN"]})
 

@@ -23,31 +23,37 @@
 
 (def ^:private info-size 32)
 
+(def ^:private longest-name "Bytes; the kernel names modules, and they have shorter names." 64)
+
 (defn- info
-  "What the kernel says of a BTF object, having copied up to `room` bytes of it: `{:size :kernel? :bytes}`."
+  "What the kernel says of a BTF object, having copied up to `room` bytes of it: `{:size :name :kernel? :bytes}`."
   [^Fd fd room facts]
   (sys/command "Reading the BTF" facts Abi/BPF_OBJ_GET_INFO_BY_FD
                (fn [^Attr attr]
                  (.fd attr Abi/INFO_BPF_FD fd)
                  (.int32 attr Abi/INFO_INFO_LEN info-size)
                  (let [memory (.buffer attr Abi/INFO_INFO info-size)
-                       copy (.spare attr (long room))]
+                       copy (.spare attr (long room))
+                       text (.spare attr longest-name)]
                    (Bytes/put64 memory Abi/BTF_INFO_BTF (.address ^MemorySegment copy) false)
                    (Bytes/put32 memory Abi/BTF_INFO_BTF_SIZE (long room) false)
-                   [memory copy]))
-               (fn [_ _ [memory copy]]
+                   (Bytes/put64 memory Abi/BTF_INFO_NAME (.address ^MemorySegment text) false)
+                   (Bytes/put32 memory Abi/BTF_INFO_NAME_LEN longest-name false)
+                   [memory copy text]))
+               (fn [_ _ [memory copy text]]
                  (let [size (sys/u32 memory Abi/BTF_INFO_BTF_SIZE)]
                    {:size size
+                    :name (sys/text text 0 longest-name)
                     :kernel? (not (zero? (long (sys/u32 memory Abi/BTF_INFO_KERNEL_BTF))))
                     :bytes (Bytes/copyOut copy 0 (int (min (long room) (long size))))}))))
 
 (defn blob
-  "The blob of a BTF object by its id: `{:bytes byte-array :kernel? boolean}`. Needs CAP_SYS_ADMIN.
+  "The blob of a BTF object by its id: `{:bytes byte-array :name text :kernel? boolean}`. Needs CAP_SYS_ADMIN.
 
-  That of the kernel itself, or of a module, is `:kernel?`."
+  That of the kernel itself, named vmlinux, or of a module is `:kernel?`."
   [id facts]
   (let [fd (by-id id facts)]
     (try
-      (let [{:keys [size kernel?]} (info fd 0 facts)]
-        {:bytes (:bytes (info fd size facts)) :kernel? kernel?})
+      (let [{:keys [size]} (info fd 0 facts)]
+        (select-keys (info fd size facts) [:bytes :name :kernel?]))
       (finally (sys/close fd)))))

@@ -1,5 +1,5 @@
 (ns bpfmap.impl.sys.procfs
-  "What the kernel says in files rather than in system calls."
+  "What the kernel says in files rather than in system calls, in /proc and /sys."
   (:require [clojure.string :as str])
   (:import (java.nio.file Files Path)))
 
@@ -18,6 +18,11 @@
     (Files/readString (path file))
     (catch java.io.IOException _ nil)
     (catch SecurityException _ nil)))
+
+(defn bytes-of
+  "The bytes of a file; throws an IOException where it cannot be read."
+  ^bytes [file]
+  (Files/readAllBytes (path file)))
 
 (defn- colon-lines
   "Lines of `name: value` as a map of strings."
