@@ -7,6 +7,8 @@ import static java.lang.foreign.ValueLayout.JAVA_LONG_UNALIGNED;
 import static java.lang.foreign.ValueLayout.JAVA_SHORT_UNALIGNED;
 
 import java.lang.foreign.MemorySegment;
+import java.lang.invoke.MethodHandles;
+import java.lang.invoke.VarHandle;
 import java.nio.ByteOrder;
 
 /**
@@ -142,12 +144,55 @@ public final class Bytes {
     /** Copies bytes out of memory into a new array. */
     public static byte[] copyOut(MemorySegment m, long offset, int size) {
         byte[] bytes = new byte[size];
-        MemorySegment.copy(m, JAVA_BYTE, offset, bytes, 0, size);
+        copyOut(m, offset, bytes);
         return bytes;
+    }
+
+    // A bulk copy between heap and native memory costs some thirty nanoseconds before its first byte. Keys and values
+    // are mostly shorter than that is worth.
+
+    private static final int SMALL = 64;
+
+    private static final VarHandle LONGS = MethodHandles.byteArrayViewVarHandle(long[].class, ByteOrder.nativeOrder());
+    private static final VarHandle INTS = MethodHandles.byteArrayViewVarHandle(int[].class, ByteOrder.nativeOrder());
+
+    /** Copies bytes out of memory until the array is full. */
+    public static void copyOut(MemorySegment m, long offset, byte[] bytes) {
+        int n = bytes.length;
+        if (n > SMALL) {
+            MemorySegment.copy(m, JAVA_BYTE, offset, bytes, 0, n);
+            return;
+        }
+        int i = 0;
+        for (; i + 8 <= n; i += 8) {
+            LONGS.set(bytes, i, m.get(JAVA_LONG_UNALIGNED, offset + i));
+        }
+        if (i + 4 <= n) {
+            INTS.set(bytes, i, m.get(JAVA_INT_UNALIGNED, offset + i));
+            i += 4;
+        }
+        for (; i < n; i++) {
+            bytes[i] = m.get(JAVA_BYTE, offset + i);
+        }
     }
 
     /** Copies a whole array into memory. */
     public static void copyIn(byte[] bytes, MemorySegment m, long offset) {
-        MemorySegment.copy(bytes, 0, m, JAVA_BYTE, offset, bytes.length);
+        int n = bytes.length;
+        if (n > SMALL) {
+            MemorySegment.copy(bytes, 0, m, JAVA_BYTE, offset, n);
+            return;
+        }
+        int i = 0;
+        for (; i + 8 <= n; i += 8) {
+            m.set(JAVA_LONG_UNALIGNED, offset + i, (long) LONGS.get(bytes, i));
+        }
+        if (i + 4 <= n) {
+            m.set(JAVA_INT_UNALIGNED, offset + i, (int) INTS.get(bytes, i));
+            i += 4;
+        }
+        for (; i < n; i++) {
+            m.set(JAVA_BYTE, offset + i, bytes[i]);
+        }
     }
 }

@@ -1,6 +1,5 @@
 package bpfmap.sys;
 
-import static java.lang.foreign.ValueLayout.JAVA_BYTE;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
@@ -119,10 +118,10 @@ public final class Elements {
         require("value", value, valueSize);
         Scratch s = take();
         try {
-            MemorySegment.copy(key, 0, s.memory, JAVA_BYTE, Scratch.KEY, key.length);
+            Bytes.copyIn(key, s.memory, Scratch.KEY);
             int result = delete ? lookupAndDelete(s, flags) : lookup(s, flags);
             if (result == 0) {
-                MemorySegment.copy(s.memory, JAVA_BYTE, valueOffset, value, 0, value.length);
+                Bytes.copyOut(s.memory, valueOffset, value);
             }
             return result;
         } finally {
@@ -136,8 +135,8 @@ public final class Elements {
         require("value", value, valueSize);
         Scratch s = take();
         try {
-            MemorySegment.copy(key, 0, s.memory, JAVA_BYTE, Scratch.KEY, key.length);
-            MemorySegment.copy(value, 0, s.memory, JAVA_BYTE, valueOffset, value.length);
+            Bytes.copyIn(key, s.memory, Scratch.KEY);
+            Bytes.copyIn(value, s.memory, valueOffset);
             return update(s, flags);
         } finally {
             s.give();
@@ -149,7 +148,7 @@ public final class Elements {
         require("key", key, keySize);
         Scratch s = take();
         try {
-            MemorySegment.copy(key, 0, s.memory, JAVA_BYTE, Scratch.KEY, key.length);
+            Bytes.copyIn(key, s.memory, Scratch.KEY);
             return delete(s);
         } finally {
             s.give();
