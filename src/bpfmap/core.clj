@@ -20,7 +20,8 @@
   (:refer-clojure :exclude [clone])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.impl.lifecycle :as lifecycle]
-            [bpfmap.impl.store :as store]))
+            [bpfmap.impl.store :as store])
+  (:import (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
 
@@ -40,7 +41,7 @@
   `:out-of-range`, `:no-memory`, `:permission` without CAP_BPF.
 
       (create {:name \"counts\" :type :hash :key :u32 :value :u64 :max-entries 1024})"
-  [spec]
+  ^Closeable [spec]
   (lifecycle/create spec))
 
 (defn open
@@ -62,8 +63,8 @@
       (open 12)
       (open \"/sys/fs/bpf/flows\" {:access :read-only})
       (open {:name \"counts\"} {:key :u32 :value :u64})"
-  ([ref] (lifecycle/open ref nil))
-  ([ref options] (lifecycle/open ref options)))
+  (^Closeable [ref] (lifecycle/open ref nil))
+  (^Closeable [ref options] (lifecycle/open ref options)))
 
 (defn close
   "Closes the handle; closing twice is fine. Returns nil.
@@ -73,13 +74,13 @@
 
       (close m)"
   [m]
-  (.close ^java.io.Closeable m))
+  (.close ^Closeable m))
 
 (defn clone
   "Returns a second handle of the same map, which outlives the first and is not pinned.
 
       (with-open [m2 (clone m)] (m2 7))"
-  [m]
+  ^Closeable [m]
   (store/clone m))
 
 (defn info

@@ -20,22 +20,27 @@
 
 (set! *warn-on-reflection* true)
 
+(defn- cut [text]
+  (if (< 200 (count text)) (str (subs text 0 200) "…") text))
+
 (defn shown
   "Makes a value safe for error data: EDN scalars and collections stay, all else becomes a string.
 
-  Collections are cut at 16 elements and strings at 200 characters, so that
-  an error about a large value stays readable.
+  What is this library's own is the text that it prints as, anything else the
+  name of its class. Collections are cut at 16 elements and strings at 200
+  characters, so that an error about a large value stays readable.
 
       (shown [1 (Object.)]) ;=> [1 \"java.lang.Object\"]"
   [x]
   (cond
-    (string? x) (if (< 200 (count x)) (str (subs x 0 200) "…") x)
+    (string? x) (cut x)
     (or (nil? x) (boolean? x) (number? x) (keyword? x) (symbol? x) (char? x)
         (uuid? x) (inst? x)) x
     (map? x) (into {} (map (fn [[k v]] [(shown k) (shown v)])) (take 16 x))
     (set? x) (into #{} (map shown) (take 16 x))
     (or (sequential? x)) (into [] (map shown) (take 16 x))
     (bytes? x) (str "byte[" (alength ^bytes x) "]")
+    (str/starts-with? (.getName (class x)) "bpfmap.") (cut (str x))
     :else (.getName (class x))))
 
 (defn error

@@ -1,7 +1,7 @@
 (ns bpfmap.bench.types
   "Measures what types cost inside the JVM, each beside its own yardstick in the same run.
 
-      bin/clj -M:bench -m bpfmap.bench.types
+      bin/clj -M:bench:bench-types
 
   Two things are timed in turn, many times; the ratio is that of the medians.
   The kernel's BTF is timed alone, warm: the median with its quartiles."
@@ -30,7 +30,7 @@
      (/ (- (.getCurrentThreadAllocatedBytes thread) bytes) (double slice-size))]))
 
 (defmacro ^:private calling
-  "A function that evaluates an expression n times, with the number of the time under a name, and keeps the results alive."
+  "A function that evaluates an expression n times, a number under a name, and keeps the results alive."
   [[i] expression]
   `(fn [n#]
      (let [n# (long n#)
@@ -60,7 +60,10 @@
         u64 (codec/codec :u64)
         ^MemorySegment eight (memory-of u64 700000)]
     [["decode a struct of four integers" "the same map as a literal"
-      (calling [i] {:a (Long/valueOf (+ 100000 i)) :b (Long/valueOf (+ 200000 i)) :c (Long/valueOf (+ 300000 i)) :d (Long/valueOf (+ 400000 i))})
+      (calling [i] {:a (Long/valueOf (+ 100000 i))
+                    :b (Long/valueOf (+ 200000 i))
+                    :c (Long/valueOf (+ 300000 i))
+                    :d (Long/valueOf (+ 400000 i))})
       (calling [i] (.decode ^Codec c memory 0))]
      ["encode a struct of four integers" "looking its four fields up"
       (calling [i] (do (:a value) (:b value) (:c value) (:d value)))
@@ -108,7 +111,8 @@
 (defn -main
   "Runs it and prints two tables."
   [& _]
-  (println "| what | yardstick | yardstick, ns | bpfmap, ns | ratio | yardstick, bytes | bpfmap, bytes |\n|---|---|---:|---:|---:|---:|---:|")
+  (println (str "| what | yardstick | yardstick, ns | bpfmap, ns | ratio | yardstick, bytes | bpfmap, bytes |\n"
+                "|---|---|---:|---:|---:|---:|---:|"))
   (run! (comp println compared) (comparisons))
   (kernel-btf)
   (shutdown-agents))

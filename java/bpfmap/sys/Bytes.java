@@ -144,12 +144,11 @@ public final class Bytes {
     /** Copies bytes out of memory into a new array. */
     public static byte[] copyOut(MemorySegment m, long offset, int size) {
         byte[] bytes = new byte[size];
-        copyOut(m, offset, bytes);
+        fill(m, offset, bytes);
         return bytes;
     }
 
-    // A bulk copy between heap and native memory costs some thirty nanoseconds before its first byte. Keys and values
-    // are mostly shorter than that is worth.
+    // Keys and values are mostly a few words long, and copied word by word they cost no call of a bulk copy.
 
     private static final int SMALL = 64;
 
@@ -157,7 +156,7 @@ public final class Bytes {
     private static final VarHandle INTS = MethodHandles.byteArrayViewVarHandle(int[].class, ByteOrder.nativeOrder());
 
     /** Copies bytes out of memory until the array is full. */
-    public static void copyOut(MemorySegment m, long offset, byte[] bytes) {
+    public static void fill(MemorySegment m, long offset, byte[] bytes) {
         int n = bytes.length;
         if (n > SMALL) {
             MemorySegment.copy(m, JAVA_BYTE, offset, bytes, 0, n);

@@ -121,7 +121,7 @@ public final class Elements {
             Bytes.copyIn(key, s.memory, Scratch.KEY);
             int result = delete ? lookupAndDelete(s, flags) : lookup(s, flags);
             if (result == 0) {
-                Bytes.copyOut(s.memory, valueOffset, value);
+                Bytes.fill(s.memory, valueOffset, value);
             }
             return result;
         } finally {

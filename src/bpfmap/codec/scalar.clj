@@ -32,7 +32,8 @@
   `(reify Codec
      (size [_#] ~size)
      (encode [_# value# memory# offset#]
-       (if (and (instance? Long value#) (<= ~low (.longValue ^Long value#) ~high))
+       ;; Two comparisons of two numbers: Clojure inlines those, and calls a function that boxes for one of three.
+       (if (and (instance? Long value#) (<= ~low (.longValue ^Long value#)) (<= (.longValue ^Long value#) ~high))
          (~put memory# offset# (.longValue ^Long value#) ~@put-args)
          (~put memory# offset# (.longValue ^Number (integer-in value# ~low ~high ~type ~path)) ~@put-args)))
      (decode [_# memory# offset#]
