@@ -1,1 +1,1 @@
-{bpfmap/bytes bpfmap.bytes/->bytes}
+{bpfmap/bytes bpfmap.bytes/literal}

@@ -18,7 +18,8 @@
             [bpfmap.btf.emit :as emit]
             [bpfmap.btf.reading :as reading]
             [bpfmap.btf.writing :as writing]
-            [bpfmap.bytes :as bytes]))
+            [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]))
 
 (set! *warn-on-reflection* true)
 
@@ -50,7 +51,7 @@
 
       (type-of b 12) ;=> [:struct {:name \"flow\"} [:src :ipv4] [:n :u64]]"
   [b id]
-  (reading/type-of b id))
+  (reading/type-of (blob/check b) id))
 
 (def ^:private of-value
   "Kinds that a value can have."
@@ -61,7 +62,7 @@
 
       (type-named b \"timespec64\") ;=> [:struct {:name \"timespec64\"} …]"
   [b name]
-  (when-let [id (some #(when (of-value (blob/kind b %)) %) (blob/ids-named b name))]
+  (when-let [id (some #(when (of-value (blob/kind b %)) %) (blob/ids-named (blob/check b) name))]
     (reading/type-of b id)))
 
 (defn ->btf
@@ -73,5 +74,7 @@
 
       (:ids (->btf [:u32 [:struct [:a :u32]]] nil)) ;=> [1 2]"
   [types named]
+  (when-not (sequential? types)
+    (throw (error/error :invalid-value (str "Not a sequence of types: " (pr-str (error/shown types))) {})))
   (let [{:keys [records ids]} (writing/records types named)]
     {:bytes (emit/blob records) :ids ids}))

@@ -24,7 +24,7 @@
   ILookup
   (valAt [this i] (.valAt this i nil))
   (valAt [this i not-found]
-    (if (int? i) (.nth this (int i) not-found) not-found))
+    (if (and (int? i) (<= 0 (long i) Integer/MAX_VALUE)) (.nth this (int i) not-found) not-found))
 
   Seqable
   (seq [this] (seq (into [] this)))
@@ -128,6 +128,15 @@
       (nth (->bytes [1 255]) 1) ;=> 255"
   [x]
   (if (byte-view? x) x (wrap (->array x))))
+
+(defn literal
+  "What `#bpfmap/bytes` in Clojure code stands for: the form that makes the view.
+
+  The compiler cannot embed the view itself. For EDN, the reader of the tag is [[->bytes]].
+
+      (literal \"01 02\") ;=> (bpfmap.bytes/->bytes \"01 02\")"
+  [text]
+  (list `->bytes (str (->bytes text))))
 
 (defn- print-view [^ByteView view ^java.io.Writer w]
   (let [n (count view)

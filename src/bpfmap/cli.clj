@@ -23,7 +23,10 @@
   "A type as the user writes it: EDN, where a symbol does for a keyword. Text that is not EDN stays text."
   [text]
   (try
-    (walk/postwalk #(if (symbol? %) (keyword %) %) (edn/read-string text))
+    (let [[type & more] (edn/read-string (str "[" text "\n]"))]
+      (if more
+        text
+        (walk/postwalk #(if (symbol? %) (keyword %) %) type)))
     (catch RuntimeException _ text)))
 
 (defn- type-problem

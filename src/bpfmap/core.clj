@@ -74,7 +74,7 @@
 
       (close m)"
   [m]
-  (.close ^Closeable m))
+  (store/close m))
 
 (defn clone
   "Returns a second handle of the same map, which outlives the first and is not pinned.
@@ -88,7 +88,8 @@
 
   Beside the spec's keys: `:id`, `:frozen?`, `:memlock` (bytes charged to the
   map; both from fdinfo, absent where /proc cannot be read), and where they are not
-  zero `:btf-id`, `:ifindex`, `:map-extra`. Flags of the descriptor (`:rdonly`,
+  zero `:btf-id` with the ids of the types in it, `:ifindex`, `:map-extra`.
+  `:untyped` says why the map got no BTF for its types, or why its BTF cannot be used. Flags of the descriptor (`:rdonly`,
   `:wronly`) are not among `:flags`.
 
       (:memlock (info m)) ;=> 16864"

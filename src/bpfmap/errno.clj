@@ -81,7 +81,10 @@
     :hint "key, value or :max-entries is larger than this kernel allows"}
    {:errno #{:E2BIG} :op #{:load} :error :program-rejected :hint "the program is too long for this kernel"}
    {:errno #{:ENOMEM} :error :no-memory
-    :hint "the kernel has no memory for it; make :max-entries or the values smaller, or allocate on demand with :no-prealloc"}
+    :hint (fn [{:keys [type]}]
+            (str "the kernel has no memory for it; make :max-entries or the values smaller"
+                 (when (= :hash type) ", or allocate on demand with :no-prealloc")))}
+   {:errno #{:ENAMETOOLONG} :error :invalid-value :hint "a part of the path is longer than 255 bytes, or the whole than 4095"}
    {:errno #{:EMFILE} :error :too-many-files :hint "this process has reached its limit of open files (ulimit -n)"}
    {:errno #{:ENFILE} :error :too-many-files :hint "the system has reached its limit of open files (fs.file-max)"}
    {:errno #{:EBUSY} :op #{:freeze!} :error :busy :hint "somebody has the map's memory mapped writable; unmap it first"}

@@ -58,23 +58,46 @@
 (defn- smallest-map [type]
   (merge {:type type :key-size 4 :value-size 4 :max-entries 1 :flags #{}} (smallest type)))
 
+(defn- invalid [what x hint]
+  (error/error :invalid-value (str "Not " what ": " (pr-str (error/shown x)))
+               {:bpfmap/op :feature :bpfmap/hint hint}))
+
+(defn- number-of-32-bits? [x]
+  (and (int? x) (<= 0 (long x) 0xffffffff)))
+
+(defn- checked-type [type]
+  (let [type (if (number-of-32-bits? type) (rules/type-name type) type)]
+    (if (or (number-of-32-bits? type) (contains? rules/types type))
+      type
+      (throw (invalid "a map type" type "it is a name from bpfmap.rules/types, or a number")))))
+
+(defn- checked-flag [flag]
+  (let [flag (if (number-of-32-bits? flag) (first (rules/flag-set flag)) flag)]
+    (if (or (number-of-32-bits? flag) (contains? rules/flags flag))
+      flag
+      (throw (invalid "a create flag" flag "it is a name from bpfmap.rules/flags, or a power of two")))))
+
 (defn map-type
   "Whether this kernel has a map type, by name or number.
 
       (map-type :hash) ;=> {:supported? true}"
   [type]
-  (if-let [why (not-probed type)]
-    {:supported? nil :why (str type " is not probed: " why)}
-    (remembered [type] #(try-map (smallest-map type)))))
+  (let [type (checked-type type)]
+    (if-let [why (not-probed type)]
+      {:supported? nil :why (str type " is not probed: " why)}
+      (remembered [type] #(try-map (smallest-map type))))))
 
 (defn map-flag
-  "Whether this kernel accepts a create flag on a map type; names or numbers (a flag's number is its bit).
+  "Whether this kernel accepts a create flag on a map type; names, or numbers (of a flag its value, a power of two).
 
       (map-flag :array :mmapable) ;=> {:supported? true}"
   [type flag]
-  (let [type-answer (map-type type)]
+  (let [type (checked-type type)
+        flag (checked-flag flag)
+        type-answer (map-type type)]
     (if (:supported? type-answer)
-      (remembered [type flag] #(try-map (update (smallest-map type) :flags conj flag)))
+      (remembered [type flag] #(try-map (cond-> (update (smallest-map type) :flags conj flag)
+                                          (= :stack-build-id flag) (assoc :value-size 32)))) ; struct bpf_stack_build_id
       type-answer)))
 
 (defn- since [row]

@@ -59,16 +59,20 @@
 (defn- invalid [path message hint]
   (error/error :invalid-program message {:bpfmap/op :load :bpfmap/path path :bpfmap/hint hint}))
 
-(defn- check [{:keys [type name license] :as program}]
+(defn- check [program]
+  (when-not (map? program)
+    (throw (invalid [] (str "A program is a map, not " (pr-str (error/shown program)))
+                    "it has :type, :name, :license and :insns")))
   (doseq [k (keys program)]
     (when-not (#{:type :name :license :insns} k)
       (throw (invalid [k] (str "Unknown key " (pr-str k)) "a program has :type, :name, :license and :insns"))))
-  (when-not (or (types type) (and (int? type) (<= 0 type 0xffff)))
-    (throw (invalid [:type] (str "Unknown program type " (pr-str (error/shown type)))
-                    (str "it is a number, or " (error/list-of (sort (keys types)))))))
-  (doseq [[k text] [[:name name] [:license license]]]
-    (when-not (or (nil? text) (string? text))
-      (throw (invalid [k] (str k " is a text, not " (pr-str (error/shown text))) nil)))))
+  (let [{:keys [type name license]} program]
+    (when-not (or (types type) (and (int? type) (<= 0 type 0xffff)))
+      (throw (invalid [:type] (str "Unknown program type " (pr-str (error/shown type)))
+                      (str "it is a number, or " (error/list-of (sort (keys types)))))))
+    (doseq [[k text] [[:name name] [:license license]]]
+      (when-not (or (nil? text) (string? text))
+        (throw (invalid [k] (str k " is a text, not " (pr-str (error/shown text))) nil))))))
 
 (defn- descriptor-of [ref]
   (if (store/bpf-map? ref)
@@ -94,9 +98,10 @@
   closed map; `:permission` without CAP_BPF and, for tracing programs, CAP_PERFMON.
 
       (load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})"
-  ^Program [{:keys [type name license insns] :as program}]
+  ^Program [program]
   (check program)
-  (let [{:keys [bytes relocations]} (asm/assemble insns)
+  (let [{:keys [type name license insns]} program
+        {:keys [bytes relocations]} (asm/assemble insns)
         relocations (mapv #(assoc % :fd (descriptor-of (:ref %))) relocations)
         fd (progs/load {:type (types type type)
                         :name (spec/kernel-name name)
@@ -105,6 +110,11 @@
                         :relocations relocations}
                        {:op :load})]
     (Program. fd type (spec/kernel-name name))))
+
+(defn- check-program [program op]
+  (when-not (instance? Program program)
+    (throw (error/error :invalid-value (str "Not a loaded program: " (pr-str (error/shown program)))
+                        {:bpfmap/op op :bpfmap/hint "it takes what load returned"}))))
 
 (defn test-run
   "Runs a loaded program once, or `:repeat` times, without attaching it; returns what came out.
@@ -124,12 +134,16 @@
 
       (:return (test-run p {:data (byte-array 14)})) ;=> 0"
   ([program] (test-run program nil))
-  ([^Program program {:keys [data context repeat] :as options}]
+  ([^Program program options]
+   (check-program program :test-run)
+   (when-not (or (nil? options) (map? options))
+     (throw (error/error :invalid-value (str "Options are a map, not " (pr-str (error/shown options))) {:bpfmap/op :test-run})))
    (doseq [k (keys options)]
      (when-not (#{:data :context :repeat} k)
        (throw (error/error :invalid-value (str "Unknown option " (pr-str k))
                            {:bpfmap/op :test-run :bpfmap/path [k]
                             :bpfmap/hint "test-run takes :data, :context and :repeat"}))))
+   (let [{:keys [data context repeat]} options]
    (when-not (or (nil? repeat) (and (int? repeat) (<= 1 repeat 0x7fffffff)))
      (throw (error/error :invalid-value (str ":repeat is a number from 1, not " (pr-str (error/shown repeat)))
                          {:bpfmap/op :test-run :bpfmap/path [:repeat]})))
@@ -141,10 +155,13 @@
      (update (progs/test-run (.-fd program)
                              {:data (input data) :context (input context) :repeat repeat}
                              {:op :test-run})
-             :data #(some-> % bytes/wrap)))))
+             :data #(some-> % bytes/wrap))))))
 
 (defn attach-raw-tracepoint
   "Attaches a program of type `:raw-tracepoint`; returns the attachment. Closing it detaches.
+
+  Hold on to it: an attachment, as a program, that nobody refers to is closed by
+  the garbage collector.
 
   `tracepoint` is a name such as \"sys_enter\", as in
   /sys/kernel/tracing/available_events without the part before the colon.
@@ -154,7 +171,8 @@
 
       (with-open [_ (attach-raw-tracepoint p \"sys_enter\")] (Thread/sleep 1000))"
   ^Attachment [^Program program tracepoint]
-  (when-not (and (string? tracepoint) (seq tracepoint))
+  (check-program program :attach-raw-tracepoint)
+  (when-not (and (string? tracepoint) (re-matches #"[^\u0000]+" tracepoint))
     (throw (error/error :invalid-value (str "Not the name of a tracepoint: " (pr-str (error/shown tracepoint)))
                         {:bpfmap/op :attach-raw-tracepoint})))
   (Attachment. (progs/open-raw-tracepoint (.-fd program) tracepoint {:op :attach-raw-tracepoint})

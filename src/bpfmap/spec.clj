@@ -153,7 +153,9 @@
       (complete {:type 1 :key :u32 :value-size 2 :max-entries 8})
       ;=> {:type :hash, :key :u32, :key-size 4, :value [:bytes 2], :value-size 2, …}"
   [spec]
-  (let [spec (cond-> spec (map? spec) (update :type #(if (int? %) (rules/type-name %) %)))]
+  (let [spec (cond-> spec
+               (and (map? spec) (sorted? spec)) (->> (into {})) ; its keys may not compare with names
+               (map? spec) (update :type #(if (int? %) (rules/type-name %) %)))]
     (when-let [found (seq (problems spec))]
       (throw (error/error :invalid-spec "The map spec cannot be used"
                           {:bpfmap/op :create

@@ -24,7 +24,7 @@
 (defspec a-view-reads-back-from-what-it-prints 200
   (prop/for-all [a byte-arrays]
     (let [x (bytes/->bytes a)]
-      (and (= x (read-string (pr-str x)))
+      (and (= x (eval (read-string (pr-str x))) (first (eval (read-string (pr-str [x])))))
            (= x (edn/read-string {:readers {'bpfmap/bytes bytes/->bytes}} (pr-str x)))
            (= x (binding [*print-dup* true] (read-string (pr-str x))))
            (= x (bytes/->bytes (str x)))))))
@@ -52,6 +52,7 @@
     (is (thrown? IndexOutOfBoundsException (nth view 2)))
     (is (= 2 (get view 1)))
     (is (nil? (get view 2)))
+    (is (nil? (get view 99999999999)))
     (is (nil? (get view :a)))))
 
 (deftest order-is-unsigned-and-left-to-right

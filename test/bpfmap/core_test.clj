@@ -218,12 +218,25 @@
     (bpf/close m)
     (is (= (str/replace text ":u64>" ":u64 closed>") (pr-str m)) "also when closed")))
 
+(kernel-test what-is-no-open-map-is-refused-as-data
+  (doseq [x [nil 7 {} "counts" (Object.)]
+          [op f] {:lookup #(bpf/lookup % 1) :put! #(bpf/put! % 1 1) :insert! #(bpf/insert! % 1 1) :replace! #(bpf/replace! % 1 1)
+                  :delete! #(bpf/delete! % 1) :take! #(bpf/take! % 1) :next-key bpf/next-key :info bpf/info :spec bpf/spec
+                  :freeze! bpf/freeze! :clone bpf/clone :pin! #(bpf/pin! % "/x") :unpin! bpf/unpin!
+                  :pinned-path bpf/pinned-path :has-key? #(bpf/has-key? % 1) :close bpf/close}]
+    (let [{:keys [message] :bpfmap/keys [error]} (error-of (f x))]
+      (is (= :invalid-value error) (str op))
+      (is (str/starts-with? message "Not an open map: ") (str op)))))
+
 (kernel-test calling-with-the-wrong-number-of-arguments
   (with-open [m (open-hash)]
     (bpf/put! m 1 2)
     (is (= 2 (apply m [1]) (apply m [1 :none])))
     (is (thrown? clojure.lang.ArityException (apply m [])))
-    (is (thrown? clojure.lang.ArityException (apply m [1 2 3])))))
+    (is (thrown? clojure.lang.ArityException (apply m [1 2 3])))
+    (is (thrown? clojure.lang.ArityException (m)))
+    (is (thrown? clojure.lang.ArityException (m 1 2 3)))
+    (is (thrown? clojure.lang.ArityException (.run ^Runnable m)))))
 
 ;; --- a model
 
@@ -309,9 +322,9 @@
   (let [before (fixture/open-descriptors)
         {:keys [message] :bpfmap/keys [error path op]}
         (error-of (open-hash {:contents [[1 10] [2 -1]]}))]
-    (is (= [:invalid-value [:contents 2] :create] [error path op]))
+    (is (= [:invalid-value [:contents 2 :value] :create] [error path op]))
     (is (str/starts-with? message "In :contents, the entry of 2: [:value]: -1 is not a :u64"))
-    (is (= [:contents "x"] (:bpfmap/path (error-of (open-hash {:contents {"x" 1}})))))
+    (is (= [:contents "x" :key] (:bpfmap/path (error-of (open-hash {:contents {"x" 1}})))))
     (testing "one that only the kernel can refuse"
       (let [{:keys [message] :bpfmap/keys [error]} (error-of (open-hash {:max-entries 1 :contents [[1 1] [2 2]]}))]
         (is (= :map-full error))

@@ -21,11 +21,18 @@
           ;; A kernel may have more than its release says, never less.
           (is (or supported? (newer? row))))))
     (is (= before (fixture/open-descriptors))))
-  (is (= {:supported? false} (feature/map-type 4242))))
+  (is (= {:supported? false} (feature/map-type 4242)))
+  (testing "by number as by name"
+    (doseq [[type {:keys [number]}] rules/types]
+      (is (= (feature/map-type type) (feature/map-type number)) (str type))))
+  (doseq [x [nil {} "hash" :no-such-type -1 1e9]]
+    (is (= :invalid-value (:bpfmap/error (fixture/error-of (feature/map-type x)))) (pr-str x)))
+  (is (str/includes? (:message (fixture/error-of (feature/map-flag :hash :fast))) "Not a create flag: :fast")))
 
 (kernel-test flags-are-found-out-by-trying
   (is (= {:supported? true} (feature/map-flag :hash :no-prealloc)))
-  (is (= {:supported? true} (feature/map-flag :array :mmapable)))
+  (is (= {:supported? true} (feature/map-flag :array :mmapable) (feature/map-flag 2 1024)))
+  (is (= {:supported? true} (feature/map-flag :stack-trace :stack-build-id)))
   (is (= {:supported? false} (feature/map-flag :hash 0x40000000)))
   (is (= {:supported? false} (feature/map-flag :hash :mmapable)))
   (is (= {:supported? false} (feature/map-flag 4242 :mmapable))))

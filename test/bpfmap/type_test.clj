@@ -128,6 +128,9 @@
     [:struct {:size 3} [:a :u32]] [:value] "its members need 4 bytes, more than :size 3"
     [:struct {:packed 1} [:a :u32]] [:value] ":packed is true or false"
     [:struct {:name :x} [:a :u32]] [:value] ":name is a text"
+    [:struct [:a :u32] [:b :u32 {:offset 2}]] [:value] ":b lies where :a does"
+    [:struct [:a [:bits :u8 4]] [:b [:bits :u8 4] {:bit-offset 2}]] [:value] ":b lies where :a does"
+    [:struct [:a :u32 {:bit-offset 3}]] [:value :a] ":bit-offset is for bit-fields; use :offset"
     [:struct [:a :u8] [:a :u8]] [:value] "it has two members named :a"
     [:struct [:a :u8] [nil [:union [:a :u8]]]] [:value] "it has two members named :a"
     [:struct [nil :u8]] [:value] "only structs, unions, bit-fields and [:pad n] can do without a name"
@@ -286,6 +289,7 @@
     (let [{:keys [message] :bpfmap/keys [error path]} (error-of (encoded [:struct [:age seconds]] {:age "x"}))]
       (is (= [:invalid-value [:value :age]] [error path]))
       (is (str/includes? message "its encode function threw java.lang.ClassCastException")))
+    (is (instance? ClassCastException (ex-cause (try (encoded seconds "x") (catch Exception e e)))))
     (let [{:keys [message] :bpfmap/keys [error]} (error-of (read-back [:via :u8 identity #(/ 1 %)] 0))]
       (is (= :invalid-value error))
       (is (str/includes? message "its decode function threw java.lang.ArithmeticException")))))
@@ -306,6 +310,12 @@
     [:union [:a :u8]] {:c 1} [:value] "it takes one of :a"
     [:union [:a :u8]] {:a 1 :c 1} [:value :c] ":c is not a field"
     [:array :u8 2] [1] [:value] "it takes a sequence of 2 elements, this has 1"
+    [:array :u8 2] (range) [:value] "it takes a sequence of 2 elements, this has more"
+    [:bytes 2] (range) [:value] "it takes 2 bytes, these are 3"
+    [:string 4] "\ud800" [:value] "this has half a character"
+    [:union [nil [:struct [:a :u32] [:b :u32]]] [:c :u64]] {:a 1} [:value :b] "the field :b is missing"
+    [:struct [:a :u8]] (sorted-map "a" 1) [:value :a] "the field :a is missing"
+    :ipv4 "010.0.0.1" [:value] "it takes a text such as"
     [:array :u8 2] 7 [:value] "it takes a sequence of 2 elements"
     [:array :u8 2] [1 256] [:value 1] "256 is not a :u8"
     [:struct [:a [:bits :u8 3]]] {:a 8} [:value :a] "8 is not a [:bits :u8 3]: it takes an integer from 0 to 7"

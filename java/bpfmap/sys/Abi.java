@@ -22,6 +22,7 @@ public final class Abi {
     public static final long SYS_CLOSE = number(3, 57);
     public static final long SYS_FCNTL = number(72, 25);
     public static final long SYS_RENAMEAT2 = number(316, 276);
+    public static final long SYS_STATFS = number(137, 43);
 
     private static long number(long x86, long generic) {
         return X86 ? x86 : GENERIC ? generic : -1;

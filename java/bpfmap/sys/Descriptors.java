@@ -33,6 +33,25 @@ public final class Descriptors {
         }
     }
 
+    /** What {@link #fileSystem} answers for a BPF file system: linux/magic.h, BPF_FS_MAGIC. */
+    public static final long BPF_FS = 0xcafe4a11L;
+
+    private static final long STATFS_SIZE = 120; // asm-generic/statfs.h on 64-bit processors; f_type is its first word
+
+    /**
+     * The kind of file system that a file is on.
+     *
+     * @return its magic number, or the negated errno
+     */
+    public static long fileSystem(String path) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
+            MemorySegment buffer = arena.allocate(STATFS_SIZE, 8);
+            long result = Native.syscall(capture, Abi.SYS_STATFS, arena.allocateFrom(path).address(), buffer.address(), 0, 0, 0);
+            return result < 0 ? result : Bytes.get64(buffer, 0, false);
+        }
+    }
+
     /**
      * Renames a file in one step, refusing a target that exists.
      *

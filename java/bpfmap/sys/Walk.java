@@ -13,7 +13,10 @@ import java.lang.foreign.MemorySegment;
  * map can hold, since under constant deletion by others it might never come to an end.
  */
 public final class Walk implements Reader {
-    private static final int CHUNK = 128;
+    /** A chunk is at most this many entries, and about this many bytes. */
+    private static final int MOST = 128;
+
+    private static final long CHUNK_BYTES = 256 << 10;
 
     /** What {@link #read} answers when the walk was thrown back to the beginning too often. */
     public static final int ABORTED = Integer.MIN_VALUE;
@@ -24,6 +27,7 @@ public final class Walk implements Reader {
     private final long maxEntries;
 
     private final Arena arena = Arena.ofConfined();
+    private final int chunk;
     private final MemorySegment keys;
     private final MemorySegment values;
     private final MemorySegment next;
@@ -42,8 +46,9 @@ public final class Walk implements Reader {
         this.keySize = keySize;
         this.valueSize = valueSize;
         this.maxEntries = maxEntries;
-        this.keys = arena.allocate(CHUNK * keySize, 8);
-        this.values = arena.allocate(CHUNK * valueSize, 8);
+        this.chunk = Math.clamp(CHUNK_BYTES / (keySize + valueSize), 1, MOST);
+        this.keys = arena.allocate(chunk * keySize, 8);
+        this.values = arena.allocate(chunk * valueSize, 8);
         this.next = arena.allocate(Math.max(keySize, 1), 8);
     }
 
@@ -59,7 +64,7 @@ public final class Walk implements Reader {
                 }
             }
             int count = 0;
-            while (count < CHUNK && !ended) {
+            while (count < chunk && !ended) {
                 if (seen++ >= maxEntries) {
                     return ABORTED;
                 }

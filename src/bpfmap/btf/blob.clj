@@ -64,6 +64,15 @@
                          (when base (.-image ^Blob base)))]
      (Blob. image base (delay (names/index image))))))
 
+(defn check
+  "The blob itself; throws `:invalid-value` for anything that parse did not return.
+
+      (check b) ;=> b"
+  ^Blob [b]
+  (if (instance? Blob b)
+    b
+    (throw (invalid "a BTF blob" b "it is what parse returned"))))
+
 (defn type-count
   "The number of types, those of the base included and void not: ids are 0 to this.
 

@@ -27,6 +27,17 @@
   (let [text (str/replace (name k) #"[^A-Za-z0-9_]" "_")]
     (if (re-find #"^[0-9]|^$" text) (str "_" text) text)))
 
+(defn- distinct-identifiers
+  "The identifiers of names, made different where two names became one: a_b, a_b_2."
+  [names]
+  (first (reduce (fn [[identifiers used] k]
+                   (let [text (some-> k identifier)
+                         text (when text
+                                (first (remove used (cons text (map #(str text "_" %) (iterate inc 2))))))]
+                     [(conj identifiers text) (conj used text)]))
+                 [[] #{}]
+                 names)))
+
 (def ^:private integer-names
   {[1 false] "unsigned char" [1 true] "signed char" [2 false] "unsigned short" [2 true] "short" [4 false] "unsigned int"
    [4 true] "int" [8 false] "unsigned long long" [8 true] "long long" [16 false] "unsigned __int128" [16 true] "__int128"})
@@ -90,16 +101,17 @@
     (type! writer base)
     (let [signed? (boolean (:signed? base))
           record {:kind (if (= 8 size) :enum64 :enum) :size size :signed? signed?
-                  :values (mapv (fn [[k v]] [(identifier k) v]) values)}]
+                  :values (mapv vector (distinct-identifiers (keys values)) (vals values))}]
       (once! writer [:enum record c-name] #(add! writer (cond-> record c-name (assoc :name (identifier c-name))))))))
 
 (defn- members [writer {:keys [members]}]
-  (mapv (fn [{:keys [name node offset bits bit-offset]}]
+  (mapv (fn [{:keys [node offset bits bit-offset]} name]
           (cond-> {:type (type! writer node)
                    :bit-offset (if bits bit-offset (* 8 (long offset)))
                    :bits (or bits 0)}
-            name (assoc :name (identifier name))))
-        members))
+            name (assoc :name name)))
+        members
+        (distinct-identifiers (map :name members))))
 
 (defn- compound! [writer {:keys [kind size c-name] :as node}]
   (let [members (vec (sort-by :bit-offset (members writer node)))] ; the kernel wants them in order

@@ -32,10 +32,11 @@
       (size [_] size)
       (total [_] (.total of-element))
       (encode [_ value memory offset]
-        (when-not (and (sequential? value) (= n (clojure.core/count value)))
-          (throw (misfit type path value
-                         (str "it takes a sequence of " n " elements"
-                              (when (sequential? value) (str ", this has " (clojure.core/count value)))))))
+        (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be endless
+          (when-not (= n given)
+            (throw (misfit type path value
+                           (str "it takes a sequence of " n " elements"
+                                (when given (str ", this has " (if (< n (long given)) "more" given))))))))
         (reduce (fn [^long i x]
                   (encode-element of-element x memory (+ offset (* i stride)) path i)
                   (inc i))
@@ -105,7 +106,7 @@
       (encode [_ value memory offset]
         (Bytes/putBits memory (+ (* 8 offset) bit-offset) n
                        (if (= :bool kind)
-                         (cond (true? value) 1 (false? value) 0
+                         (cond (boolean? value) (if (.booleanValue ^Boolean value) 1 0)
                                :else (throw (misfit type path value "it takes true or false")))
                          (long (checked value)))))
       (decode [_ memory offset]
@@ -117,11 +118,11 @@
 
 ;; ---------------------------------------------------------------- structs and unions
 
-(declare parts)
+(declare parts alternatives)
 
 (defn- part
-  "What a member contributes to encoding its struct: `{:name :codec :offset}` of a field, `{:choice fields}` of an
-  anonymous union; those of an anonymous struct one by one. Nothing for what is the kernel's."
+  "What a member contributes to encoding its struct: `{:name :codec :offset}` of a field; those of an anonymous struct
+  one by one; `{:choice [parts …]}` of an anonymous union, the parts of each member. Nothing for what is the kernel's."
   [{:keys [name node offset bits] :as member} base path codec]
   (let [at (+ (long base) (long offset))]
     (cond
@@ -129,15 +130,20 @@
       bits [{:name name :codec (bit-field member (conj path name)) :offset base}]
       name [{:name name :codec (codec node (conj path name)) :offset at}]
       (= :struct (:kind node)) (parts node at path codec)
-      (= :union (:kind node)) [{:choice (parts node at path codec) :offset at :size (:size node)}])))
+      (= :union (:kind node)) [{:choice (alternatives node at path codec) :offset at :size (:size node)}])))
 
 (defn- parts [{:keys [members]} base path codec]
   (into [] (mapcat #(part % base path codec)) members))
 
+(defn- alternatives
+  "The parts of each member of a union, but of those that have none."
+  [{:keys [members]} base path codec]
+  (into [] (comp (map #(part % base path codec)) (filter seq)) members))
+
 (defn- fields
   "All fields of parts, those of choices among them, in order."
   [parts]
-  (mapcat #(if (:choice %) (fields (:choice %)) [%]) parts))
+  (mapcat #(if (:choice %) (mapcat fields (:choice %)) [%]) parts))
 
 (defn- into-map
   "A map of names and decoded values that prints in their order; hashed once there are many."
@@ -163,10 +169,10 @@
 (declare encode-parts)
 
 (defn- alone
-  "The bytes of a struct with nothing but one part of it, up to the end of the union."
-  ^bytes [part end value type path]
+  "The bytes of a struct with nothing but one member of a union, up to the end of the union."
+  ^bytes [parts end value type path]
   (let [array (byte-array end)]
-    (encode-parts [part] value (MemorySegment/ofArray array) 0 type path)
+    (encode-parts parts value (MemorySegment/ofArray array) 0 type path)
     array))
 
 (defn- merged
@@ -183,20 +189,20 @@
   [{:keys [choice offset size]} value memory base type path]
   (let [at (+ (long base) (long offset))
         end (+ (long offset) (long size))
-        given-fields (fn [part] (filter #(contains? value (:name %)) (fields [part])))
+        given-fields (fn [parts] (filter #(contains? value (:name %)) (fields parts)))
         given (filter (comp seq given-fields) choice)]
     (cond
       (empty? choice) nil
       (empty? given)
-      (throw (misfit type path value (str "it takes one of " (error/list-of (map :name (fields choice))))))
+      (throw (misfit type path value (str "it takes one of " (error/list-of (map :name (mapcat fields choice))))))
       (nil? (next given))
       (do (Bytes/zero memory at size)
-          (encode-parts given value memory base type path))
+          (encode-parts (first given) value memory base type path))
       :else
       (let [arrays (mapv #(alone % end value type path) given)
             ^bytes all (merged end arrays)]
-        (doseq [[part ^bytes array] (map vector given arrays)
-                {:keys [^Codec codec offset]} (given-fields part)]
+        (doseq [[parts ^bytes array] (map vector given arrays)
+                {:keys [^Codec codec offset]} (given-fields parts)]
           (when-not (.equals ^Object (.decode codec (MemorySegment/ofArray array) offset)
                              (.decode codec (MemorySegment/ofArray all) offset))
             (throw (misfit type path value "its members say different things; give one"))))
@@ -244,7 +250,7 @@
   [value used known type path]
   (when (not= (count value) used)
     (let [unknown (first (remove known (keys value)))]
-      (throw (misfit type (conj path unknown) (get value unknown)
+      (throw (misfit type (conj path (error/shown unknown)) (get value unknown)
                      (str "there are " (error/list-of (take 32 known)))
                      (str (pr-str (error/shown unknown)) " is not a field"))))))
 
@@ -266,7 +272,8 @@
           (throw (misfit type path value (str "it takes a map of " (error/list-of (take 32 in-order))))))
         (when zero-first?
           (Bytes/zero memory offset size))
-        (let [used (encode value memory offset)]
+        (let [value (if (sorted? value) (into {} value) value) ; whose keys may not compare with names
+              used (encode value memory offset)]
           (when-not (= used (count value))
             (check-keys value used known type path))))
       (decode [_ memory offset]
@@ -286,7 +293,7 @@
 (defn union
   "The codec of a union's node: read as a map of every member, written from one, or from several that agree."
   [{:keys [size] :as node} path codec]
-  (compound node path [{:choice (parts node 0 path codec) :offset 0 :size size}] true))
+  (compound node path [{:choice (alternatives node 0 path codec) :offset 0 :size size}] true))
 
 ;; ---------------------------------------------------------------- functions of the user's
 
@@ -303,11 +310,11 @@
                  (try
                    (encode value)
                    (catch Exception e
-                     (throw (misfit type path value (str "its encode function threw " e)))))
+                     (throw (misfit type path value (str "its encode function threw " e) nil e))))
                  memory offset))
       (decode [_ memory offset]
         (let [raw (.decode of-target memory offset)]
           (try
             (decode raw)
             (catch Exception e
-              (throw (misfit type path raw (str "its decode function threw " e) "it cannot be decoded")))))))))
+              (throw (misfit type path raw (str "its decode function threw " e) "it cannot be decoded" e)))))))))

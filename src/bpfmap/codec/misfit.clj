@@ -16,14 +16,15 @@
   "The exception for a value that does not fit: `expected` says what would.
 
       (throw (misfit :u8 [:value] 256 \"it takes an integer from 0 to 255\"))"
-  (^Throwable [type path value expected] (misfit type path value expected nil))
-  (^Throwable [type path value expected what]
+  (^Throwable [type path value expected] (misfit type path value expected nil nil))
+  (^Throwable [type path value expected what] (misfit type path value expected what nil))
+  (^Throwable [type path value expected what cause]
    (of-data {:bpfmap/path (vec path)
              :bpfmap/type (error/shown type)
              :bpfmap/value (error/shown value)
              :bpfmap/hint expected
              ::what what}
-            nil)))
+            cause)))
 
 (defn deeper
   "The same error seen from one level further out: its path begins with k. Other exceptions stay as they are."

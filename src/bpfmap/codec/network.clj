@@ -29,8 +29,8 @@
 
       (seq (ipv4-bytes \"10.0.0.1\")) ;=> (10 0 0 1)"
   ^bytes [^String text]
-  ;; ofLiteral takes fewer parts too, as inet_aton does, and means something else than people do.
-  (when (re-matches #"\d{1,3}(\.\d{1,3}){3}" text)
+  ;; ofLiteral takes fewer parts too, and leading zeros, as inet_aton does, and means something else than people do.
+  (when (re-matches #"(0|[1-9]\d{0,2})(\.(0|[1-9]\d{0,2})){3}" text)
     (try
       (.getAddress ^InetAddress (Inet4Address/ofLiteral text))
       (catch IllegalArgumentException _ nil))))

@@ -5,7 +5,7 @@
   (:import (bpfmap.bytes ByteView)
            (bpfmap.sys Bytes Codec)
            (clojure.lang BigInt)
-           (java.nio ByteBuffer ByteOrder)
+           (java.nio ByteBuffer CharBuffer)
            (java.nio.charset CharacterCodingException StandardCharsets)))
 
 (set! *warn-on-reflection* true)
@@ -131,7 +131,7 @@
     (encode [_ value memory offset]
       (Bytes/put8 memory offset
                   (cond
-                    (boolean? value) (if value 1 0)
+                    (boolean? value) (if (.booleanValue ^Boolean value) 1 0)
                     (and (int? value) (<= 2 (long value) 255)) (long value)
                     :else (throw (misfit type path value "it takes true or false")))))
     (decode [_ memory offset]
@@ -151,12 +151,13 @@
       (char (Bytes/getU8 memory offset)))))
 
 (defn- array-of
-  "The array of what can stand for bytes, or nil. A byte array or view is not copied."
-  ^bytes [value]
+  "The array of what can stand for n bytes, or nil. A byte array or view is not copied."
+  ^bytes [value n]
   (cond
     (bytes? value) value
     (instance? ByteView value) (.-array ^ByteView value)
-    (and (sequential? value) (every? #(and (int? %) (<= -128 (long %) 255)) value)) (bytes/->array value)
+    (and (sequential? value) (every? #(and (int? %) (<= -128 (long %) 255)) (take (inc (long n)) value)))
+    (bytes/->array (take (inc (long n)) value)) ; it may be endless
     :else nil))
 
 (defn- exactly ^bytes [^bytes array type path value n]
@@ -171,7 +172,7 @@
     (reify Codec
       (size [_] n)
       (encode [_ value memory offset]
-        (if-let [array (array-of value)]
+        (if-let [array (array-of value n)]
           (Bytes/copyIn (exactly array type path value n) memory offset)
           (throw (misfit type path value "it takes a byte array, a byte view (see ->bytes), or a sequence of integers from -128 to 255"))))
       (decode [_ memory offset]
@@ -187,6 +188,16 @@
         (str (.decode (.newDecoder StandardCharsets/UTF_8) (ByteBuffer/wrap array 0 end)))
         (catch CharacterCodingException _ nil)))))
 
+(defn- utf-8
+  "The bytes of a text in UTF-8; nil for one with a surrogate alone."
+  ^bytes [^String text]
+  (try
+    (let [buffer (.encode (.newEncoder StandardCharsets/UTF_8) (CharBuffer/wrap text))
+          array (byte-array (.remaining buffer))]
+      (.get buffer array)
+      array)
+    (catch CharacterCodingException _ nil)))
+
 (defn text
   "The codec of a NUL-terminated text's node. Bytes that are none read as a byte view, which goes in again."
   [{:keys [type size]} path]
@@ -195,7 +206,8 @@
       (size [_] n)
       (encode [_ value memory offset]
         (if (string? value)
-          (let [array (.getBytes ^String value StandardCharsets/UTF_8)]
+          (let [^bytes array (or (utf-8 value)
+                                 (throw (misfit type path value "it takes a text that UTF-8 can say, and this has half a character")))]
             (cond
               (neg? (.indexOf ^String value 0))
               (if (< (alength array) n)
@@ -203,7 +215,7 @@
                     (Bytes/copyIn array memory offset))
                 (throw (misfit type path value (str "it takes a text of up to " (dec n) " bytes in UTF-8, this has " (alength array)))))
               :else (throw (misfit type path value "it takes a text without NUL characters"))))
-          (if-let [array (array-of value)]
+          (if-let [array (array-of value n)]
             (Bytes/copyIn (exactly array type path value n) memory offset)
             (throw (misfit type path value "it takes a text, or bytes that are none")))))
       (decode [_ memory offset]

@@ -34,7 +34,9 @@
      ~@body
      (catch ExceptionInfo e#
        (throw (ex-info (str "In :contents, the entry of " (pr-str (error/shown ~k)) ": " (ex-message e#))
-                       (assoc (ex-data e#) :bpfmap/op :create :bpfmap/path [:contents (error/shown ~k)])
+                       (assoc (ex-data e#)
+                              :bpfmap/op :create
+                              :bpfmap/path (into [:contents (error/shown ~k)] (:bpfmap/path (ex-data e#))))
                        e#)))))
 
 (defn create
@@ -49,11 +51,12 @@
           (naming-entry k
             (el/check key-codec k)
             (el/check value-codec v)))))
-    (let [fd (typing/create-with-btf (assoc spec :name (spec/kernel-name name))
-                                     (assoc facts :unsupported (delay (feature/unsupported spec))))]
+    (let [{:keys [fd untyped]} (typing/create-with-btf (assoc spec :name (spec/kernel-name name))
+                                                       (assoc facts :unsupported (delay (feature/unsupported spec))))]
       (owning fd
         (let [access (cond (flags :rdonly) :read-only (flags :wronly) :write-only :else :read-write)
-              m (store/handle fd (maps/info fd facts) (dissoc spec :contents :freeze) access nil)]
+              spec (cond-> (dissoc spec :contents :freeze) untyped (assoc :untyped untyped))
+              m (store/handle fd (maps/info fd facts) spec access nil)]
           (doseq [[k v] contents]
             (naming-entry k (store/put! m k v)))
           (when (or freeze (spec/frozen-by-name? name))
@@ -103,12 +106,17 @@
          (keep info)
          (into []))))
 
-(defn- id-of-name [name]
+(defn- id-of-name
+  "The id of the one map of a name. A map that cannot be looked at might be another one, unless it is gone."
+  [name]
   (when (empty? (spec/kernel-name name))
     (throw (invalid-option [:name] (str "Not the name of a map: " (pr-str (error/shown name)))
                            "the kernel keeps letters, digits, `_` and `.` of a name, and here it keeps nothing")))
   (let [kernel-name (spec/kernel-name name)
-        found (filter #(= kernel-name (:name %)) (infos :open (fn [_ _])))
+        found (filter #(= kernel-name (:name %))
+                      (infos :open (fn [_ e]
+                                     (when-not (= :not-found (:bpfmap/error (ex-data e)))
+                                       (throw e)))))
         refuse (fn [kind message hint]
                  (throw (error/error kind (str message " " (pr-str name))
                                      {:bpfmap/op :open
@@ -181,37 +189,45 @@
                           {:bpfmap/op :pin! :bpfmap/file path
                            :bpfmap/hint "the BPF file system takes no dots in a name"})))))
 
+(defn- pinned-there?
+  "Whether a path still holds this map. Somebody may have removed the pin, and pinned another map at the path."
+  [m path op]
+  (try
+    (let [fd (maps/by-path path :read-only {:op op :path path})]
+      (try
+        (= (:id (store/identity-of m)) (:id (maps/info fd {:op op})))
+        (finally (sys/close fd))))
+    (catch ExceptionInfo e
+      (if (#{:not-found :not-a-map :not-bpffs} (:bpfmap/error (ex-data e)))
+        false
+        (throw e)))))
+
 (defn pin!
   "Pins the map at a path, or moves its pin there."
   [m file]
+  (store/check-open-map m :pin!)
   (let [path (path-text file :pin!)
         pin (store/pin-of m)
         facts {:op :pin! :path path :map (store/identity-of m)}]
     (check-pin-name path)
     (locking pin
-      (let [old @pin]
+      (let [old (when-let [path @pin] (when (pinned-there? m path :pin!) path))]
         (cond
           (nil? old) (maps/pin (store/descriptor m) path facts)
-          (= old path) nil
-          :else (try
-                  (sys/rename old path facts)
-                  (catch ExceptionInfo e
-                    ;; The old pin may be gone: another handle unpinned it. Then there is nothing to move.
-                    (if (and (= :ENOENT (:bpfmap/errno (ex-data e)))
-                             (not (.exists (File. ^String old))))
-                      (maps/pin (store/descriptor m) path facts)
-                      (throw e))))))
+          (not= old path) (sys/rename old path facts)))
       (reset! pin path)))
   m)
 
 (defn unpin!
-  "Removes the pin of this handle, if it has one that is still there."
+  "Removes the pin of this handle, if it has one that is still there and still holds the map."
   [m]
+  (store/check-open-map m :unpin!)
   (let [pin (store/pin-of m)]
     (locking pin
       (when-let [path @pin]
         (try
-          (Files/delete (Path/of path (make-array String 0)))
+          (when (pinned-there? m path :unpin!)
+            (Files/delete (Path/of path (make-array String 0))))
           (catch NoSuchFileException _)
           (catch java.io.IOException e
             (throw (error/error :permission (str "Removing the pin " path " failed")

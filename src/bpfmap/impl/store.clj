@@ -43,6 +43,10 @@
   IFn
   (invoke [this k] (lookup this k nil))
   (invoke [this k not-found] (lookup this k not-found))
+  (invoke [_] (throw (ArityException. 0 "BpfMap")))
+  (invoke [_ _ _ _] (throw (ArityException. 3 "BpfMap")))
+  (run [_] (throw (ArityException. 0 "BpfMap")))
+  (call [_] (throw (ArityException. 0 "BpfMap")))
   (applyTo [this args]
     (case (int (bounded-count 3 args))
       1 (lookup this (first args) nil)
@@ -111,10 +115,18 @@
   (throw (error/error kind (str (described (.-identity m) op) " is refused")
                       {:bpfmap/op op :bpfmap/map (.-identity m) :bpfmap/hint hint})))
 
+(defn check-open-map
+  "Throws `:invalid-value` for anything that is no map of this library."
+  [x op]
+  (when-not (instance? BpfMap x)
+    (throw (error/error :invalid-value (str "Not an open map: " (pr-str (error/shown x)))
+                        {:bpfmap/op op :bpfmap/hint "it takes what create, open or clone returned"}))))
+
 (defmacro ^:private operating
   "Runs an operation unless this handle refuses it; errors thrown get the operation and the map."
   [[m op] & body]
   `(do
+     (check-open-map ~m ~op)
      (when-some [refusals# (.-refusals ~m)]
        (when-some [refusal# (get refusals# ~op)]
          (refuse ~m ~op refusal#)))
@@ -226,6 +238,7 @@
 (defn spec-of
   "The spec of the map."
   [^BpfMap m]
+  (check-open-map m :spec)
   (dissoc (.-spec m) :untyped))
 
 (defn identity-of
@@ -236,4 +249,11 @@
 (defn pin-of
   "The atom that holds where this handle is pinned, or nil."
   [^BpfMap m]
+  (check-open-map m :pinned-path)
   (.-pin m))
+
+(defn close
+  "Closes the handle."
+  [^BpfMap m]
+  (check-open-map m :close)
+  (sys/close (.-fd m)))

@@ -33,6 +33,17 @@
       (procfs/fdinfo number)
       (finally (.release fd)))))
 
+(defn- bpffs?
+  "Whether a file, or the nearest directory above it that exists, is on a BPF file system; nil where that cannot be told."
+  [path]
+  (loop [file (.getAbsoluteFile (java.io.File. (str path)))]
+    (let [answer (Descriptors/fileSystem (str file))]
+      (cond
+        (= Descriptors/BPF_FS answer) true
+        (not (neg? answer)) false
+        (and (= (- Abi/ENOENT) answer) (.getParentFile file)) (recur (.getParentFile file))
+        :else nil))))
+
 (defn- circumstances
   "What the process and the kernel are like, as far as it can explain a failed operation."
   [{:keys [op path fd]}]
@@ -40,7 +51,7 @@
    :missing (when-not path ; a path is a matter of file modes
               (seq (procfs/missing-capabilities (needed-capabilities op))))
    :unprivileged-bpf-disabled (procfs/unprivileged-bpf-disabled)
-   :bpffs? (when path (procfs/bpffs? path))
+   :bpffs? (when path (bpffs? path))
    :frozen? (when fd (= "1" (get (fdinfo fd) "frozen")))})
 
 (defn failure
@@ -52,7 +63,10 @@
   (errno/failure what (- (long result)) (merge (circumstances facts) (update-vals facts force))))
 
 (defn- closed [{:keys [op map]}]
-  (error/error :closed (str (if map (str "Map " (:id map) " (" (:name map) ")") "It") " is closed")
+  (error/error :closed (str (cond
+                          (nil? map) "It"
+                          (seq (:name map)) (str "Map " (:id map) " (" (:name map) ")")
+                          :else (str "Map " (:id map))) " is closed")
                {:bpfmap/op op
                 :bpfmap/map map
                 :bpfmap/hint "it was closed before or during this call; open it again"}))
@@ -133,11 +147,11 @@
       (throw (failure (str "Moving " from " to " to) outcome facts)))))
 
 (defn kind
-  "What a descriptor is: `:map`, `:program`, `:link`, or nil for anything else."
+  "What a descriptor is: `:map`, `:program`, `:link`, `:other`, or nil where /proc cannot be read."
   [fd]
-  (let [info (fdinfo fd)]
+  (when-let [info (not-empty (fdinfo fd))]
     (some (fn [[field kind]] (when (get info field) kind))
-          [["map_id" :map] ["link_id" :link] ["prog_id" :program]])))
+          [["map_id" :map] ["link_id" :link] ["prog_id" :program] ["flags" :other]])))
 
 (defn access
   "Which way a descriptor may be used: `:read-write`, `:read-only` or `:write-only`; nil where /proc cannot be read."

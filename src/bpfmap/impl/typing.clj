@@ -6,7 +6,8 @@
             [bpfmap.impl.sys.btf :as sys.btf]
             [bpfmap.impl.sys.maps :as maps]
             [bpfmap.rules :as rules]
-            [bpfmap.type :as type])
+            [bpfmap.type :as type]
+            [bpfmap.type.node :as node])
   (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
@@ -16,13 +17,17 @@
 (defn- says-something? [type]
   (not (and (vector? type) (= :bytes (first type)))))
 
+(defn- index-type
+  "What the kernel is told of an array's key: it wants an integer there, whatever the index means."
+  [key types]
+  (if (= :integer (:kind (node/node key types []))) key :u32))
+
 (defn- btf-of
   "The BTF of a spec, where its type takes any and its key or value says more than bytes; nil otherwise."
   [{:keys [type key value types]}]
   (let [row (rules/types type)]
     (when (and key value (not= :none (:btf row)) (some says-something? [key value]))
-      ;; An array's key has to be an integer.
-      (btf/->btf [(if (and (= :array type) (not (says-something? key))) :u32 key) value] types))))
+      (btf/->btf [(if (= :array type) (index-type key types) key) value] types))))
 
 (def ^:private btf-refused
   "How the kernel refuses BTF: a kind that it does not know, a name, a map type that takes none."
@@ -31,28 +36,38 @@
 (defn- refused? [e]
   (btf-refused (:bpfmap/errno (ex-data e))))
 
+(defn- loaded
+  "The BTF of a spec in the kernel: `{:fd :ids}`, `{:untyped reason}` where there can be none, nil where none is needed."
+  [spec facts]
+  (try
+    (when-let [{:keys [bytes ids]} (btf-of spec)]
+      {:fd (sys.btf/load bytes facts) :ids ids})
+    (catch ExceptionInfo e
+      ;; EPERM as well: where unprivileged users may create maps, they may still load no BTF.
+      (let [{:bpfmap/keys [error errno]} (ex-data e)]
+        (cond
+          (or (refused? e) (= :EPERM errno)) {:untyped (str "the kernel did not take the types as BTF (" (name errno) ")")}
+          (= :invalid-value error) {:untyped (ex-message e)} ; too large to be written as BTF
+          :else (throw e))))))
+
 (defn create-with-btf
-  "Creates a map from a completed spec, with BTF if that can be; returns its descriptor.
+  "Creates a map from a completed spec, with BTF if that can be; returns `{:fd :untyped}`, the latter why it has none.
 
   The one retry without BTF follows a failure that BTF can cause, and no other."
   [spec facts]
-  (let [{:keys [bytes ids]} (btf-of spec)
-        btf-fd (when bytes
-                 (try
-                   (sys.btf/load bytes facts)
-                   (catch ExceptionInfo e
-                     (when-not (refused? e) (throw e)))))]
-    (if-not btf-fd
-      (maps/create spec facts)
+  (let [{btf :fd :keys [ids untyped]} (loaded spec facts)]
+    (if-not btf
+      {:fd (maps/create spec facts) :untyped untyped}
       (try
-        (maps/create (assoc spec :btf {:fd btf-fd :key (first ids) :value (second ids)})
-                     ;; What this kernel lacks is found out only if the retry fails too.
-                     (dissoc facts :unsupported))
+        {:fd (maps/create (assoc spec :btf {:fd btf :key (first ids) :value (second ids)})
+                          ;; What this kernel lacks is found out only if the retry fails too.
+                          (dissoc facts :unsupported))}
         (catch ExceptionInfo e
           (if (refused? e)
-            (maps/create spec facts)
+            {:fd (maps/create spec facts)
+             :untyped (str "the kernel refused the types of key and value for this map (" (name (:bpfmap/errno (ex-data e))) ")")}
             (throw e)))
-        (finally (sys/close btf-fd))))))
+        (finally (sys/close btf))))))
 
 ;; --- back
 

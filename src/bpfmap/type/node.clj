@@ -71,9 +71,11 @@
 (defn- malformed ^Throwable [path message]
   (error/error :invalid-spec (str path ": " message) {:bpfmap/path path}))
 
-(defn- require-that [ok? path & message]
-  (when-not ok?
-    (throw (malformed path (apply str message)))))
+(defmacro ^:private require-that
+  "Throws unless ok?. A macro, so that a message, which may show a whole type, is made only when it is needed."
+  [ok? path & message]
+  `(when-not ~ok?
+     (throw (malformed ~path (str ~@message)))))
 
 (defn- shown [x]
   (pr-str (error/shown x)))
@@ -188,6 +190,7 @@
     (require-that (or (nil? name) (keyword? name)) path "a member's name is a keyword, or nil, not " (shown name))
     (require-that (or (nil? options) (map? options)) path "a member's options are a map, not " (shown options))
     (check-options options member-options path)
+    (require-that (or bits? (nil? (:bit-offset options))) path ":bit-offset is for bit-fields; use :offset")
     (let [placed (merge {:name name :options options}
                         (if bits?
                           (bits-member type name context path)
@@ -196,10 +199,23 @@
                     "only structs, unions, bit-fields and [:pad n] can do without a name, not " (shown type))
       placed)))
 
+(defn- check-overlap
+  "Refuses members of a struct that were put onto each other: what one is given would change the other."
+  [{:keys [members]} path]
+  (reduce (fn [[^long end before] {:keys [name node offset bits bit-offset]}]
+            (let [start (long (if bits bit-offset (* 8 (long offset))))
+                  size (long (or bits (* 8 (long (:size node)))))]
+              (require-that (or (zero? size) (<= end start)) path (or name "a member") " lies where " (or before "another") " does")
+              (if (< end (+ start size)) [(+ start size) name] [end before])))
+          [0 nil]
+          (sort-by #(or (:bit-offset %) (* 8 (long (:offset %)))) members)))
+
 (defn- compound [[kind & more] context path]
   (let [[options forms] (if (map? (first more)) [(first more) (rest more)] [nil more])]
     (check-options options struct-options path)
-    (of-members kind (mapv #(member % context path) forms) options path)))
+    (let [node (of-members kind (mapv #(member % context path) forms) options path)]
+      (when (= :struct kind) (check-overlap node path))
+      node)))
 
 (defn- array [[_ element n :as type] context path]
   (require-that (= 3 (count type)) path "an array is [:array type n], not " (shown type))

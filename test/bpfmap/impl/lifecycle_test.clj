@@ -37,7 +37,7 @@
       (bpf/pin! m a)
       (bpf/pin! m a)
       (is (.exists (io/file a)) "the same place again changes nothing")
-      (bpf/pin! m (File. b))
+      (bpf/pin! m (io/file b))
       (is (not (.exists (io/file a))))
       (is (.exists (io/file b)))
       (is (= b (bpf/pinned-path m)))
@@ -86,6 +86,30 @@
           (bpf/unpin! m)
           (.delete dir))))))
 
+(kernel-test a-pin-that-now-holds-another-map-is-left-alone
+  (let [a (fixture/new-pin) b (fixture/new-pin)
+        holds (fn [path] (with-open [m (open-map path)] (:id (bpf/info m))))]
+    (with-open [m (create) other (create)]
+      (bpf/pin! m a)
+      (.delete (io/file a))
+      (bpf/pin! other a)
+      (testing "by moving"
+        (bpf/pin! m b)
+        (is (= [(:id (bpf/info other)) (:id (bpf/info m))] [(holds a) (holds b)])))
+      (testing "by unpinning"
+        (.delete (io/file b))
+        (bpf/pin! other b)
+        (bpf/unpin! m)
+        (is (nil? (bpf/pinned-path m)))
+        (is (= (:id (bpf/info other)) (holds b))))
+      (testing "and a pin that is gone is made again at its own place"
+        (bpf/unpin! other)
+        (bpf/pin! m b)
+        (.delete (io/file b))
+        (bpf/pin! m b)
+        (is (= (:id (bpf/info m)) (holds b))))
+      (run! bpf/unpin! [m other]))))
+
 (kernel-test p2-unpinning-what-is-not-pinned-is-fine
   (let [path (fixture/new-pin)]
     (with-open [m (create)]
@@ -103,9 +127,9 @@
     (.mkdir dir)
     (with-open [m (create)]
       (bpf/pin! m path)
-      (let [{:keys [message] :bpfmap/keys [error file]} (fixture/unprivileged #(error-of (bpf/unpin! m)))]
-        (is (= [:permission path] [error file]))
-        (is (str/includes? message (str "Removing the pin " path " failed"))))
+      (let [{:keys [message] :bpfmap/keys [error file op]} (fixture/unprivileged #(error-of (bpf/unpin! m)))]
+        (is (= [:permission path :unpin!] [error file op]))
+        (is (str/includes? message (str "the file mode of " path))))
       (is (= path (bpf/pinned-path m)) "a failure leaves it pinned")
       (bpf/unpin! m))
     (.delete dir)))

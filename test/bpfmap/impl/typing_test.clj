@@ -78,7 +78,9 @@
   (testing "two fields whose names become one"
     (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value [:struct [:a-b :u32] [:a_b :u32]] :max-entries 1})]
       (bpf/put! m 1 {:a-b 1 :a_b 2})
-      (is (= {:a-b 1 :a_b 2} (m 1)))))
+      (is (= {:a-b 1 :a_b 2} (m 1)))
+      (with-open [o ^Closeable (bpf/open (:id (bpf/info m)))]
+        (is (= {:a_b 1 :a_b_2 2} (o 1))))))
   (testing "bytes and bytes say nothing"
     (with-open [m ^Closeable (bpf/create {:type :hash :key-size 4 :value-size 4 :max-entries 1})]
       (is (nil? (:btf-id (bpf/info m))))))
@@ -88,12 +90,24 @@
       (with-open [o ^Closeable (bpf/open (:id (bpf/info m)))]
         (is (= [[0 {:n 0}] [1 {:n 0}]] (seq o)))))))
 
+(kernel-test an-array-whose-index-is-an-enum-keeps-the-type-of-its-value
+  (with-open [m ^Closeable (bpf/create {:type :array :key [:enum :u32 {:RX 0 :TX 1}] :value [:struct {:name "my-v"} [:a :u64]] :max-entries 2})]
+    (bpf/put! m :TX {:a 5})
+    (is (= [[:RX {:a 0}] [:TX {:a 5}]] (seq m)))
+    (with-open [o ^Closeable (bpf/open (:id (bpf/info m)))]
+      (is (= [[0 {:a 0}] [1 {:a 5}]] (seq o))))))
+
 (kernel-test s8-only-a-failure-that-btf-can-cause-makes-the-retry-without
-  (testing "a struct as the key of an array is refused with BTF and made without"
-    (with-open [m ^Closeable (bpf/create {:type :array :key [:struct [:i :u32]] :value :u64 :max-entries 1})]
+  (testing "a list head whose elements nobody names is refused with BTF, and the map made without; info says so"
+    (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value [:struct [:head :list-head] [:n :u64]] :max-entries 1})]
       (is (nil? (:btf-id (bpf/info m))))
-      (bpf/put! m {:i 0} 7)
-      (is (= [[{:i 0} 7]] (seq m)))))
+      (is (str/includes? (:untyped (bpf/info m)) "the kernel did not take the types as BTF (EINVAL)"))
+      (bpf/put! m 1 {:n 7})
+      (is (= {1 {:n 7}} (into {} m)))))
+  (testing "a type too large for BTF"
+    (with-open [m ^Closeable (bpf/create {:type :array :key :u32 :max-entries 1
+                                          :value [:struct [:a [:bytes 2200000]] [:b [:bits :u32 3]]]})]
+      (is (str/includes? (:untyped (bpf/info m)) "is outside 0 to 16777215"))))
   (testing "a missing capability is not retried away"
     (let [{:bpfmap/keys [error errno]} (fixture/unprivileged #(error-of (bpf/create flows)))]
       (is (= [:permission :EPERM] [error errno]))))

@@ -102,7 +102,7 @@
 (defn- not-a-map [place facts kind]
   (error/error :not-a-map (str place " is not a map")
                {:bpfmap/op (:op facts) :bpfmap/file (:path facts)
-                :bpfmap/hint (str "it is " (if kind (str "a " (name kind)) "something else"))}))
+                :bpfmap/hint (str "it is " (if (= :other kind) "something else" (str "a " (name kind))))}))
 
 (defn- checked
   "The descriptor if it is a map's; else closes it and says what it is."
@@ -111,7 +111,11 @@
     (if (= :map kind)
       fd
       (do (sys/close fd)
-          (throw (not-a-map place facts kind))))))
+          (throw (if kind
+                   (not-a-map place facts kind)
+                   (error/error :kernel (str "What " place " is cannot be told")
+                                {:bpfmap/op (:op facts) :bpfmap/file (:path facts)
+                                 :bpfmap/hint "/proc cannot be read: it is not mounted, or this process has no descriptor left (ulimit -n)"})))))))
 
 (defn- get-pinned ^Fd [path access facts expected]
   (sys/command (str "Opening " path) facts Abi/BPF_OBJ_GET

@@ -66,14 +66,3 @@
   "The sysctl kernel.unprivileged_bpf_disabled as a number; nil where there is none."
   []
   (some-> (read-file "/proc/sys/kernel/unprivileged_bpf_disabled") str/trim parse-long))
-
-(defn bpffs?
-  "Whether a file, or the nearest directory above it that exists, is on a BPF file system; nil if unknown."
-  [file]
-  (try
-    (loop [p (.toAbsolutePath (path file))]
-      (cond
-        (nil? p) nil
-        (Files/exists p (make-array java.nio.file.LinkOption 0)) (= "bpf" (.type (Files/getFileStore p)))
-        :else (recur (.getParent p))))
-    (catch java.io.IOException _ nil)))
