@@ -98,15 +98,15 @@
   (let [path (Path/of "/sys/kernel/btf/vmlinux" (make-array String 0))]
     (when (Files/exists path (make-array LinkOption 0))
       (let [bytes (Files/readAllBytes path)
-            times (fn [f] (dotimes [_ 5] (f)) (repeatedly 15 #(millis f)))
+            times (fn [warm-up f] (dotimes [_ warm-up] (f)) (doall (repeatedly 31 #(millis f))))
             open-and-find (fn [] (btf/type-named (btf/parse bytes) "list_head"))
             b (btf/parse bytes)]
         (println (str "\n" b "\n"))
         (println "| warm, alone | median, ms | quartiles, ms |\n|---|---:|---:|")
-        (println (str "| open it and look up a type by its name " (quartiles (times open-and-find))))
+        (println (str "| open it and look up a type by its name " (quartiles (times 20 open-and-find))))
         (doseq [name ["timespec64" "iphdr" "bpf_map_ops" "sk_buff" "task_struct"]
                 :when (btf/type-named b name)]
-          (println (str "| decode struct " name " " (quartiles (times #(btf/type-named b name))))))))))
+          (println (str "| decode struct " name " " (quartiles (times 500 #(btf/type-named b name))))))))))
 
 (defn -main
   "Runs it and prints two tables."
