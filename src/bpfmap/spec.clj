@@ -133,8 +133,8 @@
       (problems {:type :array :key :u64 :value :u64 :max-entries 1})
       ;=> ({:path [:key] :message \"the key of :array maps has 4 bytes, not 8\"})"
   [spec]
-  (if-not (map? spec)
-    [(problem [] (str "a spec is a map, not " (pr-str (error/shown spec))))]
+  (if-not (and (map? spec) (every? keyword? (keys spec)))
+    [(problem [] (str "a spec is a map with keywords as its keys, not " (pr-str (error/shown spec))))]
     (concat (unknown-key-problems spec)
             (type-problems spec)
             (side-problems spec :key :key-size)
@@ -154,8 +154,7 @@
       ;=> {:type :hash, :key :u32, :key-size 4, :value [:bytes 2], :value-size 2, …}"
   [spec]
   (let [spec (cond-> spec
-               (and (map? spec) (sorted? spec)) (->> (into {})) ; its keys may not compare with names
-               (map? spec) (update :type #(if (int? %) (rules/type-name %) %)))]
+               (and (map? spec) (every? keyword? (keys spec))) (update :type #(if (int? %) (rules/type-name %) %)))]
     (when-let [found (seq (problems spec))]
       (throw (error/error :invalid-spec "The map spec cannot be used"
                           {:bpfmap/op :create

@@ -60,7 +60,8 @@
     (is (every? #(str/includes? message (:message %)) problems))))
 
 (deftest a-spec-is-a-map
-  (is (str/includes? (:message (error-of (spec/complete [:type :hash]))) "a spec is a map, not [:type :hash]")))
+  (is (= [[]] (map :path (spec/problems (sorted-map "type" :hash)))))
+  (is (str/includes? (:message (error-of (spec/complete [:type :hash]))) "a spec is a map with keywords as its keys, not [:type :hash]")))
 
 (def ^:private anything
   (gen/recursive-gen gen/container-type gen/simple-type-printable))

@@ -103,6 +103,7 @@
   (let [types {:port-pair [:struct [:src :port] [:dst :port]]
                :flow [:struct [:ports :port-pair] [:n :u32]]}]
     (is (= 8 (type/size :flow types)))
+    (is (str/includes? (type/problem :u8 7 [:key]) "[:key]: named types are a map of keywords to types, not 7"))
     (is (str/includes? (type/problem :flo types []) "the named ones :flow or :port-pair"))
     (is (str/includes? (type/problem :a {:a [:struct [:b :a]]} []) "the named type :a contains itself"))))
 

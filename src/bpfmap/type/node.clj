@@ -288,4 +288,6 @@
       (select-keys (node [:struct [:a :u8] [:b :u32]] nil []) [:size :align])
       ;=> {:size 8, :align 4}"
   [type types path]
-  (node* type {:types types :depth 0} path))
+  (require-that (or (nil? types) (and (map? types) (every? keyword? (keys types)))) path
+                "named types are a map of keywords to types, not " (shown types))
+  (node* type {:types (some->> types (into {})) :depth 0} path))
