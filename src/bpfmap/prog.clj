@@ -116,6 +116,18 @@
     (throw (error/error :invalid-value (str "Not a loaded program: " (pr-str (error/shown program)))
                         {:bpfmap/op op :bpfmap/hint "it takes what load returned"}))))
 
+(defn- check-options [options]
+  (let [refuse (fn [path message hint]
+                 (throw (error/error :invalid-value message {:bpfmap/op :test-run :bpfmap/path path :bpfmap/hint hint})))]
+    (when-not (or (nil? options) (map? options))
+      (refuse [] (str "Options are a map, not " (pr-str (error/shown options))) nil))
+    (doseq [k (keys options)]
+      (when-not (#{:data :context :repeat} k)
+        (refuse [(error/shown k)] (str "Unknown option " (pr-str (error/shown k))) "test-run takes :data, :context and :repeat")))
+    (let [{:keys [repeat]} options]
+      (when-not (or (nil? repeat) (and (int? repeat) (<= 1 repeat 0x7fffffff)))
+        (refuse [:repeat] (str ":repeat is a number from 1, not " (pr-str (error/shown repeat))) nil)))))
+
 (defn test-run
   "Runs a loaded program once, or `:repeat` times, without attaching it; returns what came out.
 
@@ -136,26 +148,17 @@
   ([program] (test-run program nil))
   ([^Program program options]
    (check-program program :test-run)
-   (when-not (or (nil? options) (map? options))
-     (throw (error/error :invalid-value (str "Options are a map, not " (pr-str (error/shown options))) {:bpfmap/op :test-run})))
-   (doseq [k (keys options)]
-     (when-not (#{:data :context :repeat} k)
-       (throw (error/error :invalid-value (str "Unknown option " (pr-str k))
-                           {:bpfmap/op :test-run :bpfmap/path [k]
-                            :bpfmap/hint "test-run takes :data, :context and :repeat"}))))
-   (let [{:keys [data context repeat]} options]
-   (when-not (or (nil? repeat) (and (int? repeat) (<= 1 repeat 0x7fffffff)))
-     (throw (error/error :invalid-value (str ":repeat is a number from 1, not " (pr-str (error/shown repeat)))
-                         {:bpfmap/op :test-run :bpfmap/path [:repeat]})))
-   (let [input (fn [bytes]
-                 (try
-                   (some-> bytes bytes/->array)
-                   (catch clojure.lang.ExceptionInfo e
-                     (throw (sys/in-context e {:op :test-run})))))]
-     (update (progs/test-run (.-fd program)
-                             {:data (input data) :context (input context) :repeat repeat}
-                             {:op :test-run})
-             :data #(some-> % bytes/wrap))))))
+   (check-options options)
+   (try
+     (let [{:keys [data context repeat]} options]
+       (update (progs/test-run (.-fd program)
+                               {:data (some-> data bytes/->array)
+                                :context (some-> context bytes/->array)
+                                :repeat repeat}
+                               {:op :test-run})
+               :data #(some-> % bytes/wrap)))
+     (catch clojure.lang.ExceptionInfo e
+       (throw (sys/in-context e {:op :test-run}))))))
 
 (defn attach-raw-tracepoint
   "Attaches a program of type `:raw-tracepoint`; returns the attachment. Closing it detaches.
