@@ -99,7 +99,7 @@ public final class Attr implements AutoCloseable {
         return Bytes.getU32(attr, offset, false);
     }
 
-    /** Makes the {@code bpf(2)} call, again when a signal interrupted it: what the kernel returned, or the negated errno. */
+    /** Makes the {@code bpf(2)} call, again when a signal interrupts it: what the kernel returns, or the negated errno. */
     public long call(int command) {
         return Native.bpf(capture, command, attr.address(), used);
     }

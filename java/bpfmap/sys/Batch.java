@@ -76,6 +76,9 @@ public final class Batch implements Reader {
         while (!ended) {
             int result = call();
             int count = attr.get(JAVA_INT, Abi.BATCH_COUNT);
+            if (result == -Abi.EINTR) {
+                continue; // the kernel may have written the count; it is set anew
+            }
             if (result == -Abi.ENOSPC && capacity < maxEntries) {
                 allocate(Math.min(capacity * 2, maxEntries));
                 continue;
@@ -107,7 +110,8 @@ public final class Batch implements Reader {
             attr.set(JAVA_INT, Abi.BATCH_MAP_FD, number);
             attr.set(JAVA_LONG, Abi.BATCH_ELEM_FLAGS, 0);
             attr.set(JAVA_LONG, Abi.BATCH_FLAGS, 0);
-            return (int) Native.bpf(capture, Abi.BPF_MAP_LOOKUP_BATCH, attr.address(), Abi.BATCH_SIZE);
+            return (int) Native.syscall(
+                capture, Abi.SYS_BPF, Abi.BPF_MAP_LOOKUP_BATCH, attr.address(), Abi.BATCH_SIZE, 0, 0);
         } finally {
             fd.release();
         }

@@ -18,7 +18,7 @@ public interface Codec {
     /** Reads a value. What it returns holds no reference to the memory. */
     Object decode(MemorySegment memory, long offset);
 
-    /** Whether {@link #decode} makes something of any bytes. A codec with functions of its user in it may throw instead. */
+    /** Whether {@link #decode} makes something of any bytes. One with functions of its user in it may throw instead. */
     default boolean total() {
         return true;
     }

@@ -47,7 +47,8 @@ public final class Descriptors {
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
             MemorySegment buffer = arena.allocate(STATFS_SIZE, 8);
-            long result = Native.syscall(capture, Abi.SYS_STATFS, arena.allocateFrom(path).address(), buffer.address(), 0, 0, 0);
+            long result = Native.syscall(capture, Abi.SYS_STATFS, arena.allocateFrom(path).address(), buffer.address(),
+                0, 0, 0);
             return result < 0 ? result : Bytes.get64(buffer, 0, false);
         }
     }

@@ -91,7 +91,8 @@ public final class Native {
     /**
      * Makes one {@code bpf(2)} call, again when a signal interrupted it.
      *
-     * <p>Only {@code BPF_PROG_TEST_RUN} must not be repeated blindly: it uses {@link #syscall}.
+     * <p>Two kinds of commands must not be repeated blindly and use {@link #syscall}: {@code BPF_PROG_TEST_RUN}, which may
+     * have run, and the batches, whose count the kernel may have written.
      *
      * @param attr address of a {@code union bpf_attr}
      * @param size bytes of it that are in use

@@ -174,7 +174,8 @@
       (encode [_ value memory offset]
         (if-let [array (array-of value n)]
           (Bytes/copyIn (exactly array type path value n) memory offset)
-          (throw (misfit type path value "it takes a byte array, a byte view (see ->bytes), or a sequence of integers from -128 to 255"))))
+          (throw (misfit type path value
+                         "it takes a byte array, a byte view (see ->bytes), or a sequence of integers from -128 to 255"))))
       (decode [_ memory offset]
         (bytes/wrap (Bytes/copyOut memory offset n))))))
 

@@ -19,7 +19,9 @@
       (catch IOException e
         (throw (error/error :not-found (str "There is no BTF of " name)
                             {:bpfmap/op op :bpfmap/file path
-                             :bpfmap/hint "the kernel shows none: it has no such module, or was built without CONFIG_DEBUG_INFO_BTF"} e))))))
+                             :bpfmap/hint (str "the kernel shows none: it has no such module, "
+                                               "or was built without CONFIG_DEBUG_INFO_BTF")}
+                            e))))))
 
 (defn kernel
   "The BTF of the kernel."

@@ -102,7 +102,8 @@
   (let [barred (case access
                  :read-only (map #(vector % [:read-only "the map was opened read-only; open it with {:access :read-write}"])
                                  (conj writes :freeze!))
-                 :write-only (map #(vector % [:write-only "the map was opened write-only; open it with {:access :read-write}"])
+                 :write-only (map #(vector % [:write-only
+                                              "the map was opened write-only; open it with {:access :read-write}"])
                                   reads)
                  nil)
         lacking (for [op (into reads writes)
@@ -191,9 +192,11 @@
                        (and first? (= :batches reader) (el/no-batches? outcome))
                        (reduce-entries m step init :walk)
                        (el/aborted? outcome)
-                       (throw (error/error :iteration-aborted (str (described (.-identity m) :reduce) " was aborted")
+                       (throw (error/error :iteration-aborted
+                                           (str (described (.-identity m) :reduce) " was aborted")
                                            {:bpfmap/op :reduce :bpfmap/map (.-identity m)
-                                            :bpfmap/hint "others delete keys faster than they can be followed; try again, or on a kernel with batches (5.6)"}))
+                                            :bpfmap/hint (str "others delete keys faster than they can be followed; "
+                                                              "try again, or on a kernel with batches (5.6)")}))
                        :else (throw (el/failure m :reduce outcome))))]
        (el/reduce-chunks (case reader
                            :batches (el/batches (.-fd m) key-size value-size max-entries)

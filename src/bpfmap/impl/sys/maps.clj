@@ -115,7 +115,8 @@
                    (not-a-map place facts kind)
                    (error/error :kernel (str "What " place " is cannot be told")
                                 {:bpfmap/op (:op facts) :bpfmap/file (:path facts)
-                                 :bpfmap/hint "/proc cannot be read: it is not mounted, or this process has no descriptor left (ulimit -n)"})))))))
+                                 :bpfmap/hint (str "/proc cannot be read: it is not mounted, "
+                                                   "or this process has no descriptor left (ulimit -n)")})))))))
 
 (defn- get-pinned ^Fd [path access facts expected]
   (sys/command (str "Opening " path) facts Abi/BPF_OBJ_GET
