@@ -97,7 +97,6 @@
   "First Linux releases of commands that a running kernel may lack."
   {:freeze! "5.2"
    :take!   "5.14"
-   :clone   "4.13"
    :open    "4.13"})
 
 (def ^:private number->type

@@ -6,7 +6,6 @@
             [clojure.test :as t])
   (:import (bpfmap.sys Native)
            (java.io File)
-           (java.lang.foreign Arena)
            (java.nio.file Files)
            (java.nio.file.attribute FileAttribute)
            (java.util.concurrent TimeUnit)))
@@ -193,9 +192,8 @@
 (defn syscall
   "A system call on this thread: the result, or the negated errno."
   [number & args]
-  (with-open [arena (Arena/ofConfined)]
-    (let [[a b c d e] (map long (concat args (repeat 0)))]
-      (Native/syscall (.allocate arena Native/CAPTURE_SIZE 8) number a b c d e))))
+  (let [[a b c d e] (map long (concat args (repeat 0)))]
+    (Native/syscall (long number) (long a) (long b) (long c) (long d) (long e))))
 
 (def ^:private setresuid (if (x86-64?) 117 147))
 

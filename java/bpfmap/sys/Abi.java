@@ -34,8 +34,10 @@ public final class Abi {
     public static final int ENOENT = 2;
     public static final int EINTR = 4;
     public static final int EAGAIN = 11;
+    public static final int EEXIST = 17;
     public static final int EINVAL = 22;
     public static final int ENOSPC = 28;
+    public static final int EOPNOTSUPP = 95;
     /** Internal to the kernel, yet returned by {@code bpf(2)}: the operation is not supported. */
     public static final int ENOTSUPP = 524;
 

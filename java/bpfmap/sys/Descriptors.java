@@ -27,10 +27,7 @@ public final class Descriptors {
 
     /** Duplicates a descriptor that somebody else owns. */
     public static long duplicate(int number) {
-        try (Arena arena = Arena.ofConfined()) {
-            MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
-            return Native.syscall(capture, Abi.SYS_FCNTL, number, F_DUPFD_CLOEXEC, 0, 0, 0);
-        }
+        return Native.syscall(Abi.SYS_FCNTL, number, F_DUPFD_CLOEXEC, 0, 0, 0);
     }
 
     /** What {@link #fileSystem} answers for a BPF file system: linux/magic.h, BPF_FS_MAGIC. */
@@ -45,10 +42,9 @@ public final class Descriptors {
      */
     public static long fileSystem(String path) {
         try (Arena arena = Arena.ofConfined()) {
-            MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
             MemorySegment buffer = arena.allocate(STATFS_SIZE, 8);
-            long result = Native.syscall(capture, Abi.SYS_STATFS, arena.allocateFrom(path).address(), buffer.address(),
-                0, 0, 0);
+            long result = Native.syscall(
+                Abi.SYS_STATFS, arena.allocateFrom(path).address(), buffer.address(), 0, 0, 0);
             return result < 0 ? result : Bytes.get64(buffer, 0, false);
         }
     }
@@ -60,8 +56,7 @@ public final class Descriptors {
      */
     public static long rename(String from, String to) {
         try (Arena arena = Arena.ofConfined()) {
-            MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
-            return Native.syscall(capture, Abi.SYS_RENAMEAT2, AT_FDCWD, arena.allocateFrom(from).address(),
+            return Native.syscall(Abi.SYS_RENAMEAT2, AT_FDCWD, arena.allocateFrom(from).address(),
                 AT_FDCWD, arena.allocateFrom(to).address(), RENAME_NOREPLACE);
         }
     }

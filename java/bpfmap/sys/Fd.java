@@ -1,7 +1,5 @@
 package bpfmap.sys;
 
-import java.lang.foreign.Arena;
-import java.lang.foreign.MemorySegment;
 import java.lang.invoke.MethodHandles;
 import java.lang.invoke.VarHandle;
 import java.lang.ref.Cleaner;
@@ -121,11 +119,8 @@ public final class Fd implements AutoCloseable {
         // A refused acquire passes through CLOSED too; RETURNED makes sure that only one of all these closes.
         private void giveBack() {
             if (USE.compareAndSet(this, CLOSED, CLOSED | RETURNED)) {
-                try (Arena arena = Arena.ofConfined()) {
-                    MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
-                    // Never repeated, not on EINTR either: Linux has released the number by then.
-                    Native.syscall(capture, Abi.SYS_CLOSE, number, 0, 0, 0, 0);
-                }
+                // Never repeated, not on EINTR either: Linux has released the number by then.
+                Native.syscall(Abi.SYS_CLOSE, number, 0, 0, 0, 0);
             }
         }
     }

@@ -1,5 +1,6 @@
 package bpfmap.sys;
 
+import java.lang.foreign.Arena;
 import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.Linker;
 import java.lang.foreign.MemoryLayout;
@@ -85,6 +86,17 @@ public final class Native {
             throw t;
         } catch (Throwable t) {
             throw new IllegalStateException(t); // a downcall throws nothing checked
+        }
+    }
+
+    /**
+     * Makes one system call with memory of its own for errno: for calls that are not hot.
+     *
+     * @return what the kernel returned, or the negated errno
+     */
+    public static long syscall(long number, long a, long b, long c, long d, long e) {
+        try (Arena arena = Arena.ofConfined()) {
+            return syscall(arena.allocate(CAPTURE_SIZE, 8), number, a, b, c, d, e);
         }
     }
 

@@ -55,21 +55,20 @@
 ;; ---------------------------------------------------------------- enums
 
 (defn- enum-lookup
-  "Two functions of an enum: a name to its number or nil, a number to its name or itself. The first of equal numbers counts."
-  [values]
-  (let [names (reduce (fn [m [k v]] (if (contains? m v) m (assoc m v k))) {} values)]
-    [#(when (keyword? %) (get values %))
-     #(get names % %)]))
+  "Two functions of an enum's node: a name to its number or nil, a number to its name or itself."
+  [{:keys [values names]}]
+  [#(when (keyword? %) (get values %))
+   #(get names % %)])
 
 (defn- expected-name [values]
   (str "it takes a number, or " (error/list-of (take 16 (keys values))) (when (< 16 (count values)) " …")))
 
 (defn enum
   "The codec of an enum's node."
-  [{:keys [type base values]} path codec]
+  [{:keys [type base values] :as node} path codec]
   (let [^Codec of-base (codec base path)
         size (.size of-base)
-        [number name] (enum-lookup values)]
+        [number name] (enum-lookup node)]
     (reify Codec
       (size [_] size)
       (encode [_ value memory offset]
@@ -88,7 +87,7 @@
         bit-offset (long bit-offset)
         {:keys [kind signed? values type]} node
         n (int bits)
-        [number name] (enum-lookup values)
+        [number name] (enum-lookup node)
         type [:bits type bits]
         two-to #(bigint (.shiftLeft BigInteger/ONE (int %)))
         [low high] (if signed?
@@ -106,8 +105,9 @@
       (encode [_ value memory offset]
         (Bytes/putBits memory (+ (* 8 offset) bit-offset) n
                        (if (= :bool kind)
-                         (cond (boolean? value) (if (.booleanValue ^Boolean value) 1 0)
-                               :else (throw (misfit type path value "it takes true or false")))
+                         (if (boolean? value)
+                           (if (.booleanValue ^Boolean value) 1 0)
+                           (throw (misfit type path value "it takes true or false")))
                          (long (checked value)))))
       (decode [_ memory offset]
         (let [raw (Bytes/getBits memory (+ (* 8 offset) bit-offset) n)]
@@ -209,14 +209,13 @@
         (MemorySegment/copy (MemorySegment/ofArray all) (long offset) memory at (long size))))
     (count (mapcat given-fields given))))
 
-(defn- missing ^Throwable [name value type path]
-  (misfit type (conj path name) value "every field has to be given" (str "the field " name " is missing")))
-
-(defn- encode-field [{:keys [name ^Codec codec offset]} value memory base type path]
+(defn- field-value
+  "What a map has under a field's name; throws where it has nothing."
+  [value name type path]
   (let [x (get value name ::missing)]
-    (when (identical? ::missing x)
-      (throw (missing name value type path)))
-    (.encode codec x memory (+ (long base) (long offset)))))
+    (if (identical? ::missing x)
+      (throw (misfit type (conj path name) value "every field has to be given" (str "the field " name " is missing")))
+      x)))
 
 (defn- fields-encoder
   "A function of a map, memory and offset that writes fields and returns how many: the common case, without choices."
@@ -228,9 +227,7 @@
     (fn [value ^MemorySegment memory ^long base]
       (loop [i 0]
         (if (< i n)
-          (let [x (get value (aget names i) ::missing)]
-            (when (identical? ::missing x)
-              (throw (missing (aget names i) value type path)))
+          (let [x (field-value value (aget names i) type path)]
             (.encode ^Codec (aget codecs i) x memory (+ base (aget offsets i)))
             (recur (inc i)))
           n)))))
@@ -238,21 +235,20 @@
 (defn- encode-parts
   "Writes parts from a map; returns how many of its keys they used."
   [parts value memory base type path]
-  (reduce (fn [^long used part]
-            (if (:choice part)
+  (reduce (fn [^long used {:keys [choice name ^Codec codec offset] :as part}]
+            (if choice
               (+ used (long (encode-choice part value memory base type path)))
-              (do (encode-field part value memory base type path)
+              (do (.encode codec (field-value value name type path) memory (+ (long base) (long offset)))
                   (inc used))))
           0 parts))
 
-(defn- check-keys
-  "Refuses a map with keys that are no fields."
-  [value used known type path]
-  (when (not= (count value) used)
-    (let [unknown (first (remove known (keys value)))]
-      (throw (misfit type (conj path (error/shown unknown)) (get value unknown)
-                     (str "there are " (error/list-of (take 32 known)))
-                     (str (pr-str (error/shown unknown)) " is not a field"))))))
+(defn- unknown-field
+  "The exception for a map with a key that is no field."
+  ^Throwable [value known type path]
+  (let [unknown (first (remove known (keys value)))]
+    (misfit type (conj path (error/shown unknown)) (get value unknown)
+            (str "there are " (error/list-of (take 32 known)))
+            (str (pr-str (error/shown unknown)) " is not a field"))))
 
 (defn- compound [{:keys [type size]} path parts zero-first?]
   (let [size (long size)
@@ -275,7 +271,7 @@
         (let [value (if (sorted? value) (into {} value) value) ; whose keys may not compare with names
               used (encode value memory offset)]
           (when-not (= used (count value))
-            (check-keys value used known type path))))
+            (throw (unknown-field value known type path)))))
       (decode [_ memory offset]
         (decode memory offset)))))
 

@@ -90,8 +90,7 @@
   "The type that an option gives for one side, checked; nil when it gives none."
   [side size {:keys [types] :as options} info op]
   (when-let [given (side options)]
-    (type/check given types [side])
-    (when (not= size (type/size given types))
+    (when (not= size (:size (node/node given types [side])))
       (throw (error/error :incompatible
                           (str "The " (name side) " of map " (:id info) " cannot be a " (pr-str (error/shown given)))
                           {:bpfmap/op op

@@ -41,10 +41,9 @@
 (defn- octets [n]
   (gen/vector (gen/choose 0 255) n))
 
-(defn- enum-of [{:keys [values base]}]
-  (let [number->name (into {} (map (fn [[k v]] [v k])) values)]
-    (gen/fmap #(number->name % %)
-              (gen/one-of (cond-> [(generator base)] (seq values) (conj (gen/elements (vals values))))))))
+(defn- enum-of [{:keys [values names base]}]
+  (gen/fmap #(get names % %)
+            (gen/one-of (cond-> [(generator base)] (seq values) (conj (gen/elements (vals values)))))))
 
 (defn- members-of [{:keys [members]}]
   (gen/fmap #(into (array-map) cat %)
@@ -52,10 +51,9 @@
                    (for [{:keys [name node bits]} members]
                      (cond
                        bits (gen/fmap (fn [v] {name v})
-                                      (if (= :bool (:kind node)) gen/boolean
-                                          (let [ints (integer-of bits (:signed? node))
-                                                names (into {} (map (fn [[k v]] [v k])) (:values node))]
-                                            (gen/fmap #(names % %) ints))))
+                                      (if (= :bool (:kind node))
+                                        gen/boolean
+                                        (gen/fmap #(get (:names node) % %) (integer-of bits (:signed? node)))))
                        (= :private (:kind node)) (gen/return {})
                        name (gen/fmap (fn [v] {name v}) (generator node))
                        :else (generator node))))))

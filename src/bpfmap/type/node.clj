@@ -2,7 +2,7 @@
   "Reads a type as data into nodes: every type checked, every member placed as C places it on this machine.
 
   A node is a map with `:kind :size :align :type`, sizes in bytes, and what its
-  kind needs: `:signed? :order` of integers, `:values` of an enum, `:element
+  kind needs: `:signed? :order` of integers, `:values` and `:names` of an enum, `:element
   :count` of an array, `:members` of a struct or union. A member has `:name`
   (nil when anonymous), `:node`, `:offset` in bytes, and as a bit-field `:bits`
   and `:bit-offset`.
@@ -235,7 +235,9 @@
     (doseq [[k v] values]
       (require-that (keyword? k) path "the names of an enum are keywords, not " (shown k))
       (require-that (and (integer? v) (<= low v high)) path k " does not fit " (shown base) ": " (shown v)))
-    (assoc node :kind :enum :base node :values values :c-name (:name options))))
+    (assoc node :kind :enum :base node :values values :c-name (:name options)
+           ;; Number to name; the first of equal numbers counts.
+           :names (reduce-kv (fn [names k v] (if (contains? names v) names (assoc names v k))) {} values))))
 
 (defn- sized [kind least]
   (fn [[head n :as type] _ path]

@@ -18,25 +18,38 @@
 (def ^:const exist "Write only where the key exists." Abi/BPF_EXIST)
 
 (def ^:private ^:const absent (- Abi/ENOENT))
-(def ^:private ^:const present (- 17)) ; EEXIST
+(def ^:private ^:const present (- Abi/EEXIST))
 
 (defn elements
   "The element operations of an open map, for the functions below."
   ^Elements [^Fd fd key-size value-size]
   (Elements. fd key-size value-size))
 
+(defmacro ^:private with-key
+  "Runs body with memory for one operation, in which the key is encoded."
+  [[s es key-codec k] & body]
+  `(let [~s (.take ~es)]
+     (try
+       (.encode ~key-codec ~k (.-memory ~s) Scratch/KEY)
+       ~@body
+       (finally (.give ~s)))))
+
+(defmacro ^:private answer
+  "What a call comes to: `done` where it succeeded, `missing` where there is no such key, else its exception."
+  [outcome origin op done missing]
+  `(let [outcome# (long ~outcome)]
+     (cond
+       (zero? outcome#) ~done
+       (== absent outcome#) ~missing
+       :else (throw (failure ~origin ~op outcome#)))))
+
 (defn lookup
   "The decoded value of a key, or not-found."
   [^Elements es ^Codec key-codec ^Codec value-codec k not-found origin op]
-  (let [s (.take es)]
-    (try
-      (.encode key-codec k (.-memory s) Scratch/KEY)
-      (let [outcome (.lookup es s any)]
-        (cond
-          (zero? outcome) (.decode value-codec (.-memory s) (.valueOffset es))
-          (== absent outcome) not-found
-          :else (throw (failure origin op outcome))))
-      (finally (.give s)))))
+  (with-key [s es key-codec k]
+    (answer (.lookup es s any) origin op
+            (.decode value-codec (.-memory s) (.valueOffset es))
+            not-found)))
 
 (defn take-out
   "As [[lookup]], and deletes the key in the same step.
@@ -46,42 +59,26 @@
   [^Elements es ^Codec key-codec ^Codec value-codec k not-found origin op]
   (when-not (.total value-codec)
     (lookup es key-codec value-codec k not-found origin op))
-  (let [s (.take es)]
-    (try
-      (.encode key-codec k (.-memory s) Scratch/KEY)
-      (let [outcome (.lookupAndDelete es s any)]
-        (cond
-          (zero? outcome) (.decode value-codec (.-memory s) (.valueOffset es))
-          (== absent outcome) not-found
-          :else (throw (failure origin op outcome))))
-      (finally (.give s)))))
+  (with-key [s es key-codec k]
+    (answer (.lookupAndDelete es s any) origin op
+            (.decode value-codec (.-memory s) (.valueOffset es))
+            not-found)))
 
 (defn write
   "Writes an entry under `any`, `no-exist` or `exist`; whether it was written."
   [^Elements es ^Codec key-codec ^Codec value-codec k v flags origin op]
-  (let [s (.take es)]
-    (try
-      (.encode key-codec k (.-memory s) Scratch/KEY)
-      (.encode value-codec v (.-memory s) (.valueOffset es))
-      (let [outcome (.update es s (long flags))]
-        (cond
-          (zero? outcome) true
-          (or (== absent outcome) (== present outcome)) false
-          :else (throw (failure origin op outcome))))
-      (finally (.give s)))))
+  (with-key [s es key-codec k]
+    (.encode value-codec v (.-memory s) (.valueOffset es))
+    (let [outcome (.update es s (long flags))]
+      (if (== present outcome)
+        false
+        (answer outcome origin op true false)))))
 
 (defn delete
   "Deletes a key; whether it was there."
   [^Elements es ^Codec key-codec k origin op]
-  (let [s (.take es)]
-    (try
-      (.encode key-codec k (.-memory s) Scratch/KEY)
-      (let [outcome (.delete es s)]
-        (cond
-          (zero? outcome) true
-          (== absent outcome) false
-          :else (throw (failure origin op outcome))))
-      (finally (.give s)))))
+  (with-key [s es key-codec k]
+    (answer (.delete es s) origin op true false)))
 
 (defn next-key
   "The key after `k` in the kernel's order, or the first one; nil after the last."
@@ -90,11 +87,9 @@
     (try
       (when-not first?
         (.encode key-codec k (.-memory s) Scratch/KEY))
-      (let [outcome (.nextKey es s (boolean first?))]
-        (cond
-          (zero? outcome) (.decode key-codec (.-memory s) (.valueOffset es))
-          (== absent outcome) nil
-          :else (throw (failure origin op outcome))))
+      (answer (.nextKey es s (boolean first?)) origin op
+              (.decode key-codec (.-memory s) (.valueOffset es))
+              nil)
       (finally (.give s)))))
 
 (defn check
@@ -117,7 +112,7 @@
 
 (def ^:private no-batches
   "What a kernel or map type without batches answers to the first one."
-  #{(- Abi/EINVAL) (- Abi/ENOTSUPP) -95})
+  #{(- Abi/EINVAL) (- Abi/ENOTSUPP) (- Abi/EOPNOTSUPP)})
 
 (defn no-batches?
   "Whether the first answer of a batch reader says that there are no batches here."
