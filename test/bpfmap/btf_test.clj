@@ -170,6 +170,24 @@
           (run! #(.delete ^java.io.File %) (reverse (file-seq dir))))))
     (fixture/skip! "no clang to make an object with")))
 
+(deftest a-section-of-absurd-size-or-place
+  (let [object (fn [offset size]
+                 (let [b (.order (java.nio.ByteBuffer/allocate 128) java.nio.ByteOrder/LITTLE_ENDIAN)]
+                   (.put b (byte-array [0x7f 0x45 0x4c 0x46 2 1]))
+                   (.putLong b 0x28 64)
+                   (.putShort b 0x3a 64)
+                   (.putShort b 0x3c 1)
+                   (.putLong b (+ 64 0x18) offset)
+                   (.putLong b (+ 64 0x20) size)
+                   (.array b)))]
+    (doseq [[offset size] [[Long/MAX_VALUE 1] [1 Long/MAX_VALUE] [Long/MAX_VALUE Long/MAX_VALUE] [Long/MIN_VALUE Long/MIN_VALUE]
+                           [-1 1] [0 -1] [129 0] [0 129] [1 128]]]
+      (is (= ["Not an ELF object that can be read: a section lies outside the file" :malformed-btf]
+             ((juxt :message :bpfmap/error) (error-of (btf/parse-object (object offset size)))))
+          (str offset " " size)))
+    (testing "and one that fits exactly is taken"
+      (is (nil? (btf/parse-object (object 0 128)))))))
+
 (deftest what-is-no-object-file
   (is (str/includes? (:message (error-of (btf/parse-object (byte-array 100)))) "does not begin as a 64-bit ELF file does")))
 

@@ -15,7 +15,7 @@
 (defn- slice
   "Bytes of the object; throws where there are none."
   ^bytes [^bytes object offset size]
-  (when-not (and (<= 0 (long offset) (+ (long offset) (long size)) (alength object)) (<= 0 (long size)))
+  (when-not (and (<= 0 (long size) (alength object)) (<= 0 (long offset) (- (alength object) (long size))))
     (throw (malformed "a section lies outside the file")))
   (Arrays/copyOfRange object (int offset) (int (+ (long offset) (long size)))))
 
