@@ -28,6 +28,7 @@
      :ipv4 (without-parts network/ipv4)
      :ipv6 (without-parts network/ipv6)
      :mac (without-parts network/mac)
+     :prefix network/prefix
      :array compound/array
      :struct compound/struct
      :union compound/union

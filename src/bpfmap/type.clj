@@ -11,6 +11,7 @@
   | `:char`                         | `char`                          | 1       | a character up to \\ÿ             |
   | `:ptr`, `[:ptr type]`           | `void *`, `type *`              | 8       | the address, an integer           |
   | `:ipv4` `:ipv6`                 | `__be32`, `struct in6_addr`     | 4, 16   | a string, \"10.0.0.1\"            |
+  | `[:prefix :ipv4]` or `:ipv6`    | `struct bpf_lpm_trie_key`       | 8, 20   | a string, \"10.0.0.0/8\"          |
   | `:mac`                          | `__u8[6]`                       | 6       | a string, \"00:1b:21:0a:0b:0c\"   |
   | `:port`                         | `__be16`                        | 2       | an integer                        |
   | `:ktime`                        | `__u64`                         | 8       | nanoseconds of the kernel's clock |
@@ -30,6 +31,12 @@
   bit-field; a third element holds its options: `:align`, `:offset` in bytes,
   `:bit-offset`. After `:struct` or `:union` a map may hold `:packed`,
   `:align`, `:size`, and `:name`, the tag in C.
+
+  A prefix is the key of an LPM trie: how many leading bits count, and the
+  address. `\"10.1.2.3\"` without a length is the whole address, `/32`; bits behind
+  the prefix, which the kernel ignores, are written as zero. What another
+  program left set there, or a length beyond the address, reads as
+  `{:prefixlen n :data bytes}`, which goes in again.
 
   Without a suffix the byte order is this machine's, as in C. Integers above
   2^63-1 read as BigInt. Where types are taken, `:types` may give names to more."

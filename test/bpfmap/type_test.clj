@@ -75,7 +75,14 @@
     [:typedef "t" :u16] 2 2
     [:via :u32 identity identity] 4 4
     :ipv6 16 4
+    [:prefix :ipv4] 8 4
+    [:prefix :ipv6] 20 4
+    [:struct [:a :u8] [:net [:prefix :ipv6]] [:b :u8]] 28 4
     :spin-lock 4 4))
+
+(deftest a-prefix-is-one-field
+  (is (= {[:a] {:offset 0 :size 1} [:nets] {:offset 4 :size 16}}
+         (type/offsets [:struct [:a :u8] [:nets [:array [:prefix :ipv4] 2]]]))))
 
 (deftest offsets-are-data
   (is (= {[:a] {:offset 0 :size 1}
@@ -93,6 +100,7 @@
   (are [t text] (= text (type/summary t))
     :u32 ":u32"
     [:bytes 4] "[:bytes 4]"
+    [:prefix :ipv6] "[:prefix :ipv6]"
     [:struct {:name "flow"} [:a :u8]] "struct flow"
     [:union {:align 8} [:a :u8] [:b :u8]] "{:a :b}"
     (into [:struct] (map #(vector (keyword (str "f" %)) :u8)) (range 9)) "{:f0 :f1 :f2 :f3 :f4 :f5 …}"
@@ -136,6 +144,13 @@
     [:struct [:a :u8] [nil [:union [:a :u8]]]] [:value] "it has two members named :a"
     [:struct [nil :u8]] [:value] "only structs, unions, bit-fields and [:pad n] can do without a name"
     [:array :u8] [:value] "an array is [:array type n]"
+    [:prefix] [:value] "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not [:prefix]"
+    [:prefix :ipv4 8] [:value] "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not [:prefix :ipv4 8]"
+    [:struct [:net [:prefix :mac]]] [:value :net] "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not [:prefix :mac]"
+    [:prefix [:bytes 2]] [:value] "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not [:prefix [:bytes 2]]"
+    [:prefix nil] [:value] "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not [:prefix nil]"
+    [:prefix (range)] [:value] "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not [:prefix [0 1 2"
+    [:struct [:a [:bits [:prefix :ipv4] 3]]] [:value :a] "a bit-field is of an integer type"
     [:array :u8 -1] [:value] "an array has a count from 0, not -1"
     [:array [:array [:array :u64 2000000000] 2000000000] 2] [:value :element :element] "it has more than 4294967295 bytes"
     [:enum :u8] [:value] "an enum is [:enum type {name number}]"
@@ -253,6 +268,8 @@
     :ipv6 "fe80::1:0:0:1" "fe 80 00 00 00 00 00 00 00 01 00 00 00 00 00 01"
     :mac "00:1b:21:0a:0b:ff" "00 1b 21 0a 0b ff"
     :port 443 "01 bb"
+    [:prefix :ipv4] "10.0.0.0/8" "08 00 00 00 0a 00 00 00"
+    [:prefix :ipv6] "2001:db8::/32" "20 00 00 00 20 01 0d b8 00 00 00 00 00 00 00 00 00 00 00 00"
     [:string 5] "héy" "68 c3 a9 79 00"
     [:string 6] "hé" "68 c3 a9 00 00 00"))
 
@@ -328,6 +345,14 @@
     [:string 3] "a\u0000" [:value] "it takes a text without NUL characters"
     [:string 3] [1 2] [:value] "it takes 3 bytes, these are 2"
     [:string 3] 7 [:value] "it takes a text, or bytes that are none"
+    [:struct [:net [:prefix :ipv4]]] {:net "10.0.0.0/33"} [:value :net] "\"10.0.0.0/33\" is not a [:prefix :ipv4]: it takes a text such as \"10.0.0.0/8\", with a length from 0 to 32"
+    [:prefix :ipv6] "::/129" [:value] "it takes a text such as \"2001:db8::/32\", with a length from 0 to 128"
+    [:prefix :ipv4] nil [:value] "nil is not a [:prefix :ipv4]: it takes a text such as \"10.0.0.0/8\""
+    [:prefix :ipv4] {:prefixlen 8} [:value :data] "the field :data is missing"
+    [:prefix :ipv4] {:prefixlen 4294967296 :data [10 0 0 0]} [:value :prefixlen] "from 0 to 4294967295"
+    [:prefix :ipv4] {:prefixlen 8 :data [10 0 0]} [:value :data] "it takes 4 bytes, these are 3"
+    [:prefix :ipv4] {:prefixlen 8 :data [10 0 0 0] :family 4} [:value :family] ":family is not a field: there are :prefixlen or :data"
+    [:prefix :ipv4] (sorted-map "a" 1) [:value :prefixlen] "the field :prefixlen is missing"
     :ipv4 "10.0.0" [:value] "it takes a text such as \"10.0.0.1\""
     :ipv4 "10.0.0.256" [:value] "it takes a text such as"
     :ipv4 167772161 [:value] "it takes a text such as"

@@ -1,10 +1,10 @@
 (ns bpfmap.codec.network
-  "Codecs of addresses, which read as people write them."
+  "Codecs of addresses and of prefixes of them, which read as people write them."
   (:require [bpfmap.codec.misfit :refer [misfit]]
             [clojure.string :as str])
   (:import (bpfmap.sys Bytes Codec)
            (java.net Inet4Address Inet6Address InetAddress)
-           (java.util HexFormat)))
+           (java.util Arrays HexFormat)))
 
 (set! *warn-on-reflection* true)
 
@@ -98,3 +98,64 @@
   "The codec of an Ethernet address's node."
   [node path]
   (text-codec node path mac-bytes mac-text "it takes a text such as \"00:1b:21:0a:0b:0c\""))
+
+;; ---------------------------------------------------------------- prefixes
+
+(def ^:private families
+  "Of each kind of address: what reads and what writes its text, and a prefix of it for people to see."
+  {:ipv4 {:parse ipv4-bytes :unparse ipv4-text :example "10.0.0.0/8"}
+   :ipv6 {:parse ipv6-bytes :unparse ipv6-text :example "2001:db8::/32"}})
+
+(defn- network
+  "A copy of an address with zeros behind its first n bits."
+  ^bytes [^bytes array n]
+  (let [n (long n)
+        out (byte-array (alength array))]
+    (dotimes [i (alength array)]
+      (let [kept (max 0 (min 8 (- n (* 8 i))))]
+        (aset out i (unchecked-byte (bit-and (aget array i) (bit-shift-left 0xff (- 8 kept)))))))
+    out))
+
+(defn prefix-text
+  "The prefix of the first n bits of an address: `family` is :ipv4 or :ipv6, and the array has its bytes.
+
+      (prefix-text :ipv4 (ipv4-bytes \"10.1.2.3\") 8) ;=> \"10.0.0.0/8\""
+  [family array n]
+  (str ((:unparse (families family)) (network array n)) "/" n))
+
+(defn- parse-prefix
+  "The length and the address of a prefix; nil for a text that is none. Without a length it is the whole address."
+  [text parse most]
+  (when-let [[_ address digits] (re-matches #"([^/]*)(?:/(0|[1-9]\d{0,2}))?" text)]
+    (let [n (if digits (parse-long digits) most)]
+      (when (<= (long n) (long most))
+        (when-let [array (parse address)]
+          [n (network array n)])))))
+
+(def ^:private prefixlen-size "Bytes of the length, which stands before the address." 4)
+
+(defn prefix
+  "The codec of a prefix's node. Bytes that no text says, a length beyond the address or bits set behind the prefix, read
+  as the struct that they are, `{:prefixlen n :data bytes}`, which goes in again."
+  [{:keys [type size family layout]} path codec]
+  (let [{:keys [parse example]} (families family)
+        size (long size)
+        address-size (- size (long prefixlen-size))
+        most (* 8 address-size)
+        ^Codec of-layout (codec layout path)
+        expected (str "it takes a text such as " (pr-str example) ", with a length from 0 to " most)]
+    (reify Codec
+      (size [_] size)
+      (encode [_ value memory offset]
+        (if (map? value)
+          (.encode of-layout value memory offset)
+          (if-let [[n array] (when (string? value) (parse-prefix value parse most))]
+            (do (Bytes/put32 memory offset (long n) false)
+                (Bytes/copyIn array memory (+ offset (long prefixlen-size))))
+            (throw (misfit type path value expected)))))
+      (decode [_ memory offset]
+        (let [n (Bytes/getU32 memory offset false)
+              array (Bytes/copyOut memory (+ offset (long prefixlen-size)) (int address-size))]
+          (if (and (<= n most) (Arrays/equals array (network array n)))
+            (prefix-text family array n)
+            (.decode of-layout memory offset)))))))

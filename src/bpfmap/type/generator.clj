@@ -41,6 +41,10 @@
 (defn- octets [n]
   (gen/vector (gen/choose 0 255) n))
 
+(defn- prefix-of [family address-size]
+  (gen/fmap (fn [[xs n]] (network/prefix-text family (byte-array (map unchecked-byte xs)) n))
+            (gen/tuple (octets address-size) (gen/choose 0 (* 8 (long address-size))))))
+
 (defn- enum-of [{:keys [values names base]}]
   (gen/fmap #(get names % %)
             (gen/one-of (cond-> [(generator base)] (seq values) (conj (gen/elements (vals values)))))))
@@ -60,7 +64,7 @@
 
 (defn generator
   "The generator of a type's node."
-  [{:keys [kind size signed? element count members type target] :as node}]
+  [{:keys [kind size signed? element count members type target family] :as node}]
   (case kind
     :integer (integer-of (* 8 (long size)) signed?)
     :pointer (integer-of 64 false)
@@ -70,6 +74,7 @@
     :ipv4 (gen/fmap #(str/join "." %) (octets 4))
     :mac (gen/fmap (fn [xs] (str/join ":" (map #(format "%02x" %) xs))) (octets 6))
     :ipv6 (gen/fmap (fn [xs] (network/ipv6-text (byte-array (map unchecked-byte xs)))) (octets 16))
+    :prefix (prefix-of family (- (long size) 4))
     :enum (enum-of node)
     :bytes (gen/fmap bytes/->bytes (octets size))
     :string (text-of size)

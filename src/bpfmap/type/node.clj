@@ -3,8 +3,8 @@
 
   A node is a map with `:kind :size :align :type`, sizes in bytes, and what its
   kind needs: `:signed? :order` of integers, `:values` and `:names` of an enum, `:element
-  :count` of an array, `:members` of a struct or union. A member has `:name`
-  (nil when anonymous), `:node`, `:offset` in bytes, and as a bit-field `:bits`
+  :count` of an array, `:members` of a struct or union, `:family` and `:layout`, a struct's
+  node, of a prefix. A member has `:name` (nil when anonymous), `:node`, `:offset` in bytes, and as a bit-field `:bits`
   and `:bit-offset`.
 
   The rules are those of the System V ABI of x86-64, which arm64 and riscv64
@@ -256,12 +256,21 @@
   (let [node (node* target context path)]
     (assoc (select-keys node [:size :align]) :kind :via :target node :encode encode :decode decode)))
 
+(defn- prefix [[_ family :as type] _ path]
+  (require-that (and (= 2 (count type)) (keyword? family) (#{:ipv4 :ipv6} family)) path
+                "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not " (shown type))
+  ;; struct bpf_lpm_trie_key of linux/bpf.h, whose data are the bytes of an address.
+  (let [data [:bytes (:size (scalars family))]
+        layout (compound [:struct [:prefixlen :u32] [:data data]] {:depth 0} path)]
+    (assoc (select-keys layout [:size :align]) :kind :prefix :family family :layout (assoc layout :type type))))
+
 (defn- pointer [[_ target :as type] _ path]
   (require-that (= 2 (count type)) path "a pointer is :ptr or [:ptr type], not " (shown type))
   {:kind :pointer :size 8 :align 8 :target target})
 
 (def ^:private compounds
   {:struct compound :union compound :array array :enum enum :typedef typedef :via via :ptr pointer
+   :prefix prefix
    :bytes (sized :bytes 1) :string (sized :string 1) :pad (sized :pad 0)
    :bits (fn [_ _ path] (throw (malformed path "[:bits type n] stands only as a member of a struct or union")))})
 
