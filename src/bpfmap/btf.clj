@@ -8,8 +8,8 @@
   The types are those of `bpfmap.type`. What C lays out as C does needs no more
   words; what is packed or padded by hand says so in its options. Types that mean more than C
   says (`:ipv4`, `:port`, `:ktime` …) are written as typedefs with names of this
-  library's, and read back as what they mean; `__be32` and its like read as
-  `:u32be`. Structs that the kernel keeps for itself read as `:spin-lock`,
+  library's, prefixes as structs with such names, and read back as what they
+  mean; `__be32` and its like read as `:u32be`. Structs that the kernel keeps for itself read as `:spin-lock`,
   `:timer` and so on. A pointer reads as `[:ptr \"struct name\"]`.
 
   What is written down in a blob, uninterpreted, is in `bpfmap.btf.blob`."

@@ -22,6 +22,8 @@
   (doseq [t [:u8 :u16 :u32 :u64 :u128 :s8 :s16 :s32 :s64 :s128 :f32 :f64 :bool :char :ptr
              :u16be :u32be :u64be :u16le :s32be :s64le :u128be :f32be :f64le
              :ipv4 :ipv6 :mac :port :ktime
+             [:prefix :ipv4] [:prefix :ipv6] [:array [:prefix :ipv4] 3] [:typedef "net" [:prefix :ipv6]]
+             [:struct {:name "route"} [:to [:prefix :ipv4]] [:via :ipv4]]
              :spin-lock :timer :wq :list-head :list-node :rb-root :rb-node :refcount :dynptr :res-spin-lock :task-work
              [:bytes 3] [:string 16] [:array :u32 3] [:array [:array :u16 2] 3] [:array :char 4] [:array :u8 4] [:array :ipv4 2]
              [:array :u32 0]
@@ -43,6 +45,7 @@
 (deftest what-c-has-no-word-for-reads-as-what-it-is-in-c
   (are [given read] (= read (there-and-back given))
     [:via :u32 identity identity] :u32
+    [:via [:prefix :ipv4] identity identity] [:prefix :ipv4]
     [:struct [:a :u8] [:pad 3] [:b :u32]] [:struct [:a :u8] [:b :u32]]
     [:struct [:tx-bytes :u64]] [:struct [:tx_bytes :u64]]
     [:struct {:name "my flow"} [:a :u64]] [:struct {:name "my_flow"} [:a :u64]]

@@ -15,6 +15,7 @@
     [1 (gen/fmap #(vector :bytes %) (gen/choose 1 9))]
     [1 (gen/fmap #(vector :string %) (gen/choose 1 9))]
     [1 (gen/return [:ptr :u32])]
+    [1 (gen/elements [[:prefix :ipv4] [:prefix :ipv6]])]
     [1 (gen/let [base (gen/elements [:u8 :s16 :u32 :s32 :u64 :s64])
                  numbers (gen/vector-distinct (gen/choose 0 100) {:min-elements 1 :max-elements 4})]
          [:enum base (into (array-map) (map (fn [n] [(keyword (str "E" n)) n])) numbers)])]]))
@@ -74,6 +75,8 @@
 (def ^:private prelude
   (str "#include <stdio.h>\n#include <stddef.h>\n#include <string.h>\n#include <stdbool.h>\n"
        "typedef struct { unsigned int w[4]; } ip6;\ntypedef unsigned char mac[6];\n"
+       "typedef struct { unsigned int prefixlen; unsigned char data[4]; } prefix4;\n"
+       "typedef struct { unsigned int prefixlen; unsigned char data[16]; } prefix6;\n"
        "static long long first(const void *p, size_t n) {\n"
        "  for (size_t i = 0; i < 8 * n; i++) if (((const unsigned char *)p)[i / 8] >> (i % 8) & 1) return i;\n  return -1; }\n"
        "static int ones(const void *p, size_t n) { int c = 0;\n"
@@ -115,6 +118,7 @@
         :bytes (str "unsigned char " name "[" a "]")
         :string (str "char " name "[" a "]")
         :ptr (str "void *" name)
+        :prefix (str ({:ipv4 "prefix4" :ipv6 "prefix6"} a) " " name)
         :enum (str (c-scalar a) " " name)))))
 
 (defn- c-path [path]

@@ -140,10 +140,24 @@
                                      (str "a " (clojure.core/name kind) " without a name is no member")))))
     member))
 
+(defn- prefix
+  "The node of a prefix of addresses, for a struct with the name and the very members that one is written with."
+  [kind {:keys [name size]} members]
+  (when-let [family (when (= :struct kind) (semantic/by-prefix-struct name))]
+    (let [node (leaf [:prefix family])]
+      (when (and (= size (:size node))
+                 (= (map (fn [{:keys [name node offset]}] [name (:type node) (* 8 (long offset)) nil])
+                         (:members (:layout node)))
+                    (map (fn [{:keys [name node bit-offset bits]}] [name (:type node) bit-offset bits])
+                         members)))
+        node))))
+
 (defn- compound [context kind {:keys [id name size members] :as record}]
   (if-let [private (some (fn [[k row]] (when (and (= name (:c-name row)) (= size (:size row))) k)) node/private-types)]
     (leaf private)
-    (own-layout kind record (mapv #(check-member id (member-of context %)) members))))
+    (let [members (mapv #(check-member id (member-of context %)) members)]
+      (or (prefix kind record members)
+          (own-layout kind record members)))))
 
 (defn- enum [{:keys [size signed? values name]}]
   (let [base (keyword (str (if signed? "s" "u") (* 8 (long size))))

@@ -3,7 +3,8 @@
 
   BTF has no word for an IPv4 address. It is written as a typedef with a name of
   its own around the C type, which other tools print and this library
-  recognises.")
+  recognises. A prefix of addresses is a struct in C too, so that struct has
+  the name; the kernel takes no other kind of type for the key of an LPM trie.")
 
 (set! *warn-on-reflection* true)
 
@@ -24,6 +25,14 @@
 (def by-typedef
   "Name of a typedef to the type that it means."
   (into {} (map (fn [[k v]] [v k])) typedefs))
+
+(def prefix-structs
+  "Family of addresses to the name of the struct that a prefix of them is."
+  {:ipv4 "bpfmap_ipv4_prefix" :ipv6 "bpfmap_ipv6_prefix"})
+
+(def by-prefix-struct
+  "Name of a struct to the family of which it is a prefix, if it has the members of one."
+  (into {} (map (fn [[k v]] [v k])) prefix-structs))
 
 (def element-typedefs
   "Elements of arrays that would otherwise read back as text or as bytes."

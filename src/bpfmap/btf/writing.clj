@@ -120,7 +120,7 @@
 
 (defn- plain!
   "A node without regard to what it means beyond C."
-  [writer {:keys [kind size signed? element count] :as node}]
+  [writer {:keys [kind size signed? element count family layout] :as node}]
   (case kind
     :integer (integer! writer size (boolean signed?))
     :float (float! writer size)
@@ -136,6 +136,7 @@
     :array (array! writer (element! writer element) count)
     :enum (enum! writer node)
     (:struct :union) (compound! writer node)
+    :prefix (compound! writer (assoc layout :c-name (semantic/prefix-structs family)))
     :private (private! writer node)
     :via (type! writer (:target node))))
 
