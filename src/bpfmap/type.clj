@@ -34,8 +34,8 @@
 
   A prefix is the key of an LPM trie: how many leading bits count, and the
   address. `\"10.1.2.3\"` without a length is the whole address, `/32`; bits behind
-  the prefix, which the kernel ignores, are written as zero. What another
-  program left set there, or a length beyond the address, reads as
+  the prefix, which a trie does not compare, are written as zero. Such bits that
+  another program set, or a length beyond the address, read as
   `{:prefixlen n :data bytes}`, which goes in again.
 
   Without a suffix the byte order is this machine's, as in C. Integers above
