@@ -8,19 +8,33 @@
         (m 7)          ;=> 42
         (into {} m))   ;=> {7 42}
 
-  An open map is an identity with collection manners: `get`, calling it,
-  `reduce`, `reduce-kv`, `into`, `seq` and `with-open` work; it is not counted,
-  and printing or comparing it never asks the kernel. It may be used from any
-  number of threads. Closing it never waits: calls in flight end first, later
-  ones throw `:closed`.
+  An open map is an identity with collection manners: `get`, calling it, `reduce`, `reduce-kv`, `into`, `seq` and
+  `with-open` work; it is not counted, and printing or comparing it never asks the kernel. It may be used from any
+  number of threads. Closing it never waits: calls in flight end first, later ones throw `:closed`.
 
-  Every error is an `ex-info` with `:bpfmap/error`; see `bpfmap.error`. Any
-  operation may throw `:closed`; any that asks the kernel may throw
-  `:permission` and `:kernel`, and `:not-supported` off Linux."
-  (:refer-clojure :exclude [clone])
+  Per-CPU values are vectors, one element for each possible CPU. What a map refers to (maps, programs) goes in open, and
+  comes out as a reference that can be opened: `{:map-id 12}`. See doc/map-types.md for each type.
+
+  | option         | of                       | what it does                                                     |
+  |----------------|--------------------------|------------------------------------------------------------------|
+  | `:lock true`   | all that read or write values but `push! pop! peek` | holds the value's `:spin-lock`; Linux 5.1 |
+  | `:cpu n`       | lookup, lookup-all, entries, snapshot | of a per-CPU value, that of one CPU                 |
+  | `:cpu n`       | put! insert! replace!    | writes one CPU's value alone; Linux 7.0                          |
+  | `:cpus :all`   | put! insert! replace! put-all! | writes one value for every CPU                             |
+  | `:overwrite true` | push!                 | to a full map too, in place of its oldest value                  |
+
+  Every error is an `ex-info` with `:bpfmap/error`; see `bpfmap.error`. Any operation may throw `:closed`; any that asks
+  the kernel `:permission` and `:kernel`; one that the map's type lacks `:not-supported`, which says what to do instead;
+  odd options and arguments `:invalid-value`."
+  (:refer-clojure :exclude [clone peek pop!])
   (:require [bpfmap.bytes :as bytes]
+            [bpfmap.impl.comparing :as comparing]
             [bpfmap.impl.lifecycle :as lifecycle]
-            [bpfmap.impl.store :as store])
+            [bpfmap.impl.many :as many]
+            [bpfmap.impl.operations :as operations]
+            [bpfmap.impl.pinning :as pinning]
+            [bpfmap.impl.store :as store]
+            [bpfmap.impl.sys.elements :as el])
   (:import (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
@@ -28,24 +42,26 @@
 ;; --- handles
 
 (defn create
-  "Creates a map from a spec and returns it open.
+  "Creates a map from a spec and returns it open; with `:pinning :by-name`, opens the one that is pinned already.
 
-  The spec is checked as data first (see `bpfmap.spec` for its keys), then the
-  map is created, filled with `:contents`, and frozen if `:freeze` is true or its
-  name is that of a constant data section (`.rodata…`, `.kconfig…`). The map lives until it is closed, unless
-  it is pinned or a program uses it.
+  The spec is checked as data first (see `bpfmap.spec` for its keys), then the map is created, filled with `:contents`,
+  and frozen if `:freeze` is true or its name is that of a constant data section (`.rodata…`, `.kconfig…`); and pinned, last.
+  The map lives until it is closed, unless it is pinned or a program uses it.
 
-  Throws `:invalid-spec` with everything that is wrong under `:bpfmap/problems`,
-  `:invalid-value` for a bad entry of `:contents` (nothing is created then),
-  `:not-supported` for a type or flag that this kernel lacks, `:map-full`,
-  `:out-of-range`, `:no-memory`, `:permission` without CAP_BPF.
+  By name means below `:pin-path` of the options, /sys/fs/bpf unless given. A map found there is used as it is, and not
+  filled again; `:incompatible` with every difference under `:bpfmap/diff` says that it is another one.
 
-      (create {:name \"counts\" :type :hash :key :u32 :value :u64 :max-entries 1024})"
-  ^Closeable [spec]
-  (lifecycle/create spec))
+  Throws `:invalid-spec` with everything that is wrong under `:bpfmap/problems`, `:invalid-value` for a bad entry of
+  `:contents` (nothing is created then), `:not-supported` for a type or flag that this kernel lacks, `:map-full`,
+  `:out-of-range`, `:no-memory`, `:permission` without CAP_BPF and without a BPF token.
+
+      (create {:name \"counts\" :type :hash :key :u32 :value :u64 :max-entries 1024})
+      (create {:name \"flows\" :type :lru-hash … :pinning :by-name} {:pin-path \"/sys/fs/bpf/agent\"})"
+  (^Closeable [spec] (lifecycle/create spec nil))
+  (^Closeable [spec options] (lifecycle/create spec options)))
 
 (defn open
-  "Opens a map that exists: by id, by pin path, by `{:name …}`, or by `{:fd …}`.
+  "Opens a map that exists: by id, by pin path, by `{:name …}`, by `{:fd …}`, or by a reference, `{:map-id …}`.
 
   A name must be that of one map only; it is compared as the kernel keeps it
   (see `bpfmap.spec/kernel-name`). A descriptor is duplicated: yours stays yours.
@@ -99,8 +115,8 @@
 (defn spec
   "Returns the completed spec of the map; `(create (spec m))` makes a map like it.
 
-  A map that was created here keeps its full name, one that was opened has the
-  kernel's.
+  A map that was created here keeps its full name, one that was opened has the kernel's. The kernel does not say what a
+  map of maps was made to hold: the spec of one that was opened lacks `:inner-map`.
 
       (:max-entries (spec m)) ;=> 1024"
   [m]
@@ -131,7 +147,7 @@
 
       (pin! m \"/sys/fs/bpf/counts\")"
   [m path]
-  (lifecycle/pin! m path))
+  (pinning/pin! m path))
 
 (defn unpin!
   "Removes the pin of this handle; fine when there is none, or it is gone already. Returns the map.
@@ -140,7 +156,7 @@
 
       (unpin! m)"
   [m]
-  (lifecycle/unpin! m))
+  (pinning/unpin! m))
 
 (defn pinned-path
   "Returns where this handle pinned its map or opened it from, as a string; nil when nowhere.
@@ -152,20 +168,19 @@
 ;; --- elements
 
 (defn lookup
-  "Returns the value of a key, or nil, or not-found. One system call.
+  "Returns the value of a key, or nil, or not-found. One system call. Options: `:lock`, `:cpu`.
 
-  `(get m k)` and `(m k)` are the same. An array's index beyond its end is a
-  missing key. While others replace values in a hash map, the kernel may miss a
-  key that is there all the time: it links the new entry before it unlinks the
-  old one, and a reader may have passed the first and not yet reached the
-  second (measured on 6.18 in C: 178 of 5,000,000 lookups, four writers). Throws `:invalid-value` for a key that does not fit its type,
-  `:write-only` through such a handle, `:not-supported` on types whose elements
-  bpfmap does not read yet.
+  `(get m k)` and `(m k)` are the same. An array's index beyond its end is a missing key, and so is a task or file that is
+  gone. While others replace values in a hash map, the kernel may miss a key that is there all the time: it links the new
+  entry before it unlinks the old one, and a reader may have passed the first and not yet reached the second (measured
+  on 6.18 in C: 178 of 5,000,000 lookups, four writers).
 
-      (lookup m 7)        ;=> 42
-      (lookup m 8 :none)  ;=> :none"
+      (lookup m 7)                 ;=> 42
+      (lookup m 8 :none)           ;=> :none
+      (lookup m 7 nil {:cpu 0})    ;=> 21"
   ([m k] (store/lookup m k nil))
-  ([m k not-found] (store/lookup m k not-found)))
+  ([m k not-found] (store/lookup m k not-found))
+  ([m k not-found options] (operations/lookup m k not-found options)))
 
 (defn has-key?
   "Returns whether the map has the key. One system call, as [[lookup]].
@@ -175,67 +190,182 @@
   (not (identical? m (store/lookup m k m))))
 
 (defn put!
-  "Writes the entry, whether or not the key exists; returns the map. One system call.
+  "Writes the entry, whether or not the key exists; returns the map. One system call. Options: `:lock`, `:cpu`, `:cpus`.
 
-  A hash map's value is replaced as a whole, an array's in place: a reader
-  of a long one may see part of each. Throws `:invalid-value` for a key or value that does not fit
-  its type (before the kernel is asked), `:map-full`, `:out-of-range` for an
-  array's index, `:permission` on a frozen map, `:read-only` through such a handle.
+  A hash map's value is replaced as a whole, an array's in place: a reader of a long one may see part of each. Throws
+  `:invalid-value` for a key or value that does not fit its type (before the kernel is asked), `:map-full`,
+  `:out-of-range` for an index, `:permission` on a frozen map, `:read-only` through such a handle, `:not-found` for a task
+  or file that is gone.
 
-      (put! m 7 42)"
-  [m k v]
-  (store/put! m k v))
+      (put! m 7 42)
+      (put! per-cpu 7 1 {:cpus :all})"
+  ([m k v] (operations/write m :put! el/any k v nil) m)
+  ([m k v options] (operations/write m :put! el/any k v options) m))
 
 (defn insert!
-  "Writes the entry if its key does not exist; returns whether it did. One system call.
+  "Writes the entry if its key does not exist; returns whether it did. Options and errors are those of [[put!]].
 
-  Throws what [[put!]] throws. Every index of an array exists, so there the answer is false.
+  Every index of an array exists, so there the answer is false.
 
       (insert! m 7 42) ;=> false"
-  [m k v]
-  (store/insert! m k v))
+  ([m k v] (operations/write m :insert! el/no-exist k v nil))
+  ([m k v options] (operations/write m :insert! el/no-exist k v options)))
 
 (defn replace!
-  "Writes the entry if its key exists; returns whether it did. One system call.
-
-  Throws what [[put!]] throws.
+  "Writes the entry if its key exists; returns whether it did. Options and errors are those of [[put!]].
 
       (replace! m 9 1) ;=> false"
-  [m k v]
-  (store/replace! m k v))
+  ([m k v] (operations/write m :replace! el/exist k v nil))
+  ([m k v options] (operations/write m :replace! el/exist k v options)))
 
 (defn delete!
   "Deletes the key; returns whether it was there. One system call.
 
-  Throws `:not-supported` on arrays, whose indices always exist;
-  `:permission` on a frozen map, `:read-only` through such a handle.
+  Of `:devmap`, `:cpumap` and `:xskmap` slots the kernel does not say, and the answer is true. Throws `:permission` on a
+  frozen map, `:read-only` through such a handle.
 
       (delete! m 7) ;=> true"
   [m k]
-  (store/delete! m k))
+  (operations/delete! m k))
 
 (defn take!
-  "Returns the value of a key and deletes it in the same step; nil, or not-found, when it is missing.
+  "Returns the value of a key and deletes it in the same step; nil, or not-found, when it is missing. Options: `:lock`.
 
-  No write of another is lost between the two. A value that its `[:via …]` type
-  cannot decode is not deleted: it is looked up and decoded first, in a call
-  of its own. Needs Linux 5.14 for hash maps. Throws what [[lookup]] and
-  [[delete!]] throw.
+  No write of another is lost between the two. A value that its `[:via …]` type cannot decode is not deleted: it is looked
+  up and decoded first, in a call of its own. Needs Linux 5.14 for hash maps. Throws what [[lookup]] and [[delete!]] throw.
 
       (take! m 7) ;=> 42"
-  ([m k] (store/take! m k nil))
-  ([m k not-found] (store/take! m k not-found)))
+  ([m k] (operations/take! m k nil nil))
+  ([m k not-found] (operations/take! m k not-found nil))
+  ([m k not-found options] (operations/take! m k not-found options)))
 
 (defn next-key
   "Returns the key after k in the kernel's order, or the first one; nil after the last.
 
-  The kernel answers for a key that does not exist (any more) with the first
-  one: a loop over next-key need not end while others delete. `reduce` does better.
+  The kernel answers for a key that does not exist (any more) with the first one: a loop over next-key need not end while
+  others delete. `reduce` does better.
 
       (next-key m)   ;=> 7
       (next-key m 7) ;=> nil"
-  ([m] (store/next-key m nil true))
-  ([m k] (store/next-key m k false)))
+  ([m] (operations/next-key m nil true))
+  ([m k] (operations/next-key m k false)))
+
+;; --- maps without keys
+
+(defn push!
+  "Adds a value to a queue, a stack or a bloom filter; returns the map. Options: `:overwrite`.
+
+  Throws `:map-full`, unless the oldest value may go; a bloom filter is never full.
+
+      (push! q {:pid 7})"
+  ([m v] (operations/push! m v nil))
+  ([m v options] (operations/push! m v options)))
+
+(defn pop!
+  "Returns the next value of a queue or stack and removes it; nil, or not-found, when there is none.
+
+      (pop! q :empty) ;=> {:pid 7}"
+  ([m] (operations/pop! m nil))
+  ([m not-found] (operations/pop! m not-found)))
+
+(defn peek
+  "Returns the next value of a queue or stack, which stays; nil, or not-found, when there is none.
+
+      (peek q :empty) ;=> :empty"
+  ([m] (operations/peek m nil))
+  ([m not-found] (operations/peek m not-found)))
+
+(defn might-contain?
+  "Returns whether a value may be in a bloom filter: false is certain, true is likely.
+
+      (might-contain? seen \"10.0.0.1\") ;=> false"
+  [m v]
+  (operations/might-contain? m v))
+
+;; --- many at once
+
+(defn put-all!
+  "Writes all entries, of a map or pairs; returns how many. Options: `:lock`, `:cpus`.
+
+  Many with each system call where kernel and type have batches, else one by one. All entries are encoded first, in memory as
+  large as they are: `:invalid-value` (with `:bpfmap/index`) means that nothing was written. Any other error says under `:bpfmap/done` how many were.
+
+      (put-all! m {1 10, 2 20}) ;=> 2"
+  ([m entries] (many/put-all! m entries nil))
+  ([m entries options] (many/put-all! m entries options)))
+
+(defn delete-all!
+  "Deletes all keys of a collection; returns how many were there. Errors are those of [[put-all!]].
+
+      (delete-all! m [1 2 3]) ;=> 2"
+  [m ks]
+  (many/delete-all! m ks))
+
+(defn lookup-all
+  "Returns the entries of those keys that are there, as a map; a system call for each. Options: `:lock`, `:cpu`.
+
+      (lookup-all m [1 2 3]) ;=> {1 10, 2 20}"
+  ([m ks] (many/lookup-all m ks nil))
+  ([m ks options] (many/lookup-all m ks options)))
+
+(defn entries
+  "Returns all entries as something to `reduce`, `reduce-kv`, `into` or `seq`, as the map itself is, with options: `:lock`, `:cpu`.
+
+  Each reduction reads the map anew, by chunks, and holds none of it. Deleting what one sees is safe. What others write meanwhile is
+  seen or not; a key that stays is seen once. On kernels without batches (before 5.6) it may throw
+  `:iteration-aborted`, with what it came to under `:bpfmap/so-far`, when others delete faster than it reads.
+
+      (into {} (entries per-cpu {:cpu 0})) ;=> {7 21}"
+  ([m] (many/entries m nil))
+  ([m options] (many/entries m options)))
+
+(defn snapshot
+  "Returns all entries as a map, in memory as large as they are. Options and errors are those of [[entries]].
+
+      (snapshot m) ;=> {1 10, 2 20}"
+  ([m] (many/snapshot m nil))
+  ([m options] (many/snapshot m options)))
+
+(defn count-entries
+  "Returns how many entries there are, by reading all of them; of an array, without asking, its size.
+
+      (count-entries m) ;=> 2"
+  [m]
+  (many/count-entries m))
+
+(defn drain!
+  "Takes everything out of the map; returns it as a map, or of a queue or stack as a vector. Options: `:lock`.
+
+  With f and init, reduces over entries (values of a queue), each taken just before f gets it. When f throws or
+  returns a `reduced`, what it has not got is still in the map. Without them, many are taken with each system call where
+  the kernel does that; an error has under `:bpfmap/entries` what was taken until then.
+
+  What others add meanwhile is taken or left, whole; nothing is lost. Needs Linux 5.14, 5.6 without f.
+
+      (drain! m)                                      ;=> {1 10, 2 20}
+      (drain! m (fn [sum [_ v]] (+ sum v)) 0)         ;=> 30"
+  ([m] (many/drain! m nil))
+  ([m options] (many/drain! m options))
+  ([m f init] (many/drain-into m f init nil))
+  ([m f init options] (many/drain-into m f init options)))
+
+;; --- comparing
+
+(defn spec-diff
+  "Returns where a spec and a map differ, as `{key {:spec x :map y}}`; nil where the map can be used for the spec.
+
+  Compared is what the kernel reports: type, sizes, max-entries, flags, map-extra. `m` is an open map, or what `info` returned.
+
+      (spec-diff {:type :hash :key :u32 :value :u64 :max-entries 8} m) ;=> {:max-entries {:spec 8, :map 1024}}"
+  [spec m]
+  (comparing/difference spec m))
+
+(defn compatible?
+  "Returns whether a map can be used for a spec; see [[spec-diff]].
+
+      (compatible? (spec m) m) ;=> true"
+  [spec m]
+  (nil? (comparing/difference spec m)))
 
 ;; --- values
 

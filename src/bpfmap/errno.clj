@@ -15,7 +15,7 @@
    12 :ENOMEM 13 :EACCES 14 :EFAULT 16 :EBUSY 17 :EEXIST 18 :EXDEV 19 :ENODEV 20 :ENOTDIR
    21 :EISDIR 22 :EINVAL 23 :ENFILE 24 :EMFILE 25 :ENOTTY 27 :EFBIG 28 :ENOSPC 30 :EROFS 33 :EDOM
    34 :ERANGE 35 :EDEADLK 36 :ENAMETOOLONG 38 :ENOSYS 39 :ENOTEMPTY 40 :ELOOP 75 :EOVERFLOW
-   80 :ELIBBAD 95 :EOPNOTSUPP 110 :ETIMEDOUT 116 :ESTALE 122 :EDQUOT 524 :ENOTSUPP})
+   80 :ELIBBAD 88 :ENOTSOCK 91 :EPROTOTYPE 94 :ESOCKTNOSUPPORT 95 :EOPNOTSUPP 110 :ETIMEDOUT 116 :ESTALE 122 :EDQUOT 524 :ENOTSUPP})
 
 (defn errno-name
   "The name of an errno number as a keyword; the number itself where it has none.
@@ -24,9 +24,26 @@
   [code]
   (names code code))
 
-(def ^:private writes #{:put! :insert! :replace! :delete! :take! :freeze!})
-(def ^:private reads #{:lookup :take! :next-key :reduce})
+(def ^:private puts #{:put! :insert! :replace! :push!})
+(def ^:private writes (into puts [:delete! :take! :pop! :drain! :freeze!]))
+(def ^:private reads #{:lookup :take! :next-key :reduce :drain! :pop! :peek :might-contain?})
 (def ^:private elements (into writes reads))
+
+(defn- stored
+  "What a map type stores as descriptors: a key of [[wanted]], or nil."
+  [{:keys [type]}]
+  (get-in (rules/types type) [:refers :value :in]))
+
+(def ^:private wanted
+  "What the kernel wants of an object that a map stores."
+  {:map (str "a map that is stored must be like the :inner-map of the spec: type, key-size, value-size and flags, and max-entries "
+             "of an array unless both were created with :inner-map among their flags")
+   :program "all programs of one map must be of one type, that of the first stored, and not be attached elsewhere in a way that forbids it"
+   :program-field "the program must be an XDP program made for this kind of map (its expected attach type), and the device or CPU must exist"
+   :socket "the socket must be one of this map's kind: TCP listening or established, UDP bound, or a reuseport group's"
+   :xdp-socket "the socket must be an AF_XDP socket"
+   :perf-event "the descriptor must be of a perf event that programs can write to"
+   :cgroup "the directory must be one of a cgroup2 hierarchy"})
 
 (defn- missing-capabilities [{:keys [op missing unprivileged-bpf-disabled]}]
   (str (if (= :load op) "loading a program" (name op)) " needs " (str/join " and " (sort missing))
@@ -73,10 +90,23 @@
    {:errno #{:EXDEV} :op #{:pin!} :error :invalid-value
     :hint "a pin moves within one BPF file system only; clone the map to pin it on another"}
 
-   {:errno #{:E2BIG} :op #{:put! :insert! :replace!} :when #(= :array (:type %)) :error :out-of-range
-    :hint (fn [{:keys [max-entries]}] (str "an index of this array runs from 0 to " (dec max-entries)))}
-   {:errno #{:E2BIG} :op #{:put! :insert!} :error :map-full
+   {:errno #{:E2BIG} :op #{:push!} :error :map-full
+    :hint (fn [{:keys [max-entries]}] (str "it holds its " max-entries " values; pop! some, or push! with {:overwrite true}"))}
+   {:errno #{:E2BIG :EINVAL} :op puts :when #(and (rules/indexed? (:type %)) (nil? (stored %))) :error :out-of-range
+    :hint (fn [{:keys [max-entries]}] (str "an index of this map runs from 0 to " (dec max-entries)))}
+   {:errno #{:E2BIG} :op puts :when #(rules/indexed? (:type %)) :error :out-of-range
+    :hint (fn [{:keys [max-entries]}] (str "an index of this map runs from 0 to " (dec max-entries)))}
+   {:errno #{:E2BIG :ENOSPC} :op puts :when #(not (rules/indexed? (:type %))) :error :map-full
     :hint (fn [{:keys [max-entries]}] (str "the map holds its " max-entries " entries; delete some, or create it with more :max-entries"))}
+   {:errno #{:ENOENT :ESRCH :ENOTDIR} :when :reference :error :not-found
+    :hint (fn [{:keys [reference]}] (str "there is no " reference " (any more)"))}
+   {:errno #{:EPERM :EACCES} :when :reference :error :permission
+    :hint (fn [{:keys [reference]}] (str "this process may not open " reference "; a descriptor of another process takes the right to trace it"))}
+   {:errno #{:EBADF} :when #(or (stored %) (get-in (rules/types (:type %)) [:refers :key])) :op elements :error :invalid-value
+    :hint "the descriptor given is not open, or is not of the kind that this map takes"}
+   {:errno #{:EBUSY} :op puts :when #(= :socket (stored %)) :error :busy :hint "the socket is in this map, or another of its kind, already"}
+   {:errno #{:EINVAL :EOPNOTSUPP :ENOTSUPP :EPROTOTYPE :ESOCKTNOSUPPORT :ENOTSOCK :ENODEV} :op puts :when stored :error :incompatible
+    :hint (comp wanted stored)}
    {:errno #{:E2BIG} :op #{:create} :error :invalid-spec
     :hint "key, value or :max-entries is larger than this kernel allows"}
    {:errno #{:E2BIG} :op #{:load} :error :program-rejected :hint "the program is too long for this kernel"}
@@ -96,7 +126,7 @@
     :when (fn [{:keys [op release]}] (some-> release (rules/at-least? (rules/commands op)) not)) :error :not-supported
     :hint (fn [{:keys [op release]}] (str "it needs Linux " (rules/commands op) ", this is " release))}
    {:errno #{:EINVAL} :op #{:create} :when :unsupported :error :not-supported :hint :unsupported}
-   {:errno #{:EINVAL} :op #{:create} :error :invalid-spec
+   {:errno #{:EINVAL :ENOTSUPP :EOPNOTSUPP} :op #{:create} :error :invalid-spec
     :hint "the spec breaks a rule of its map type that bpfmap does not know of"}
    {:op #{:load-btf} :errno #{:EINVAL :E2BIG :ENOTSUPP :EOPNOTSUPP} :error :invalid-value
     :hint "this kernel does not take these types: a name is too long (512 characters), or a kind newer than it"}
@@ -111,7 +141,7 @@
 
 (defn- fits? [row {:keys [op] :as facts} errno]
   (and (or (nil? (:errno row)) ((:errno row) errno))
-       (or (nil? (:op row)) ((:op row) op))
+       (or (nil? (:op row)) ((:op row) op) ((:op row) (rules/ability op)))
        (or (nil? (:when row)) ((:when row) facts))))
 
 (defn explain

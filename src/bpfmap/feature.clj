@@ -127,3 +127,8 @@
     (catch Exception e
       (throw (error/error :kernel "The list of possible CPUs cannot be read"
                           {:bpfmap/op :possible-cpus :bpfmap/hint (ex-message e)} e)))))
+
+(defn element-flag
+  "Whether this kernel has an element flag."
+  [_flag]
+  {:supported? false})

@@ -3,72 +3,17 @@
 
   The numbers and first kernel versions are those of the UAPI header
   `linux/bpf.h` and of the kernel's history. The rules of a type say what
-  `BPF_MAP_CREATE` and the element commands accept; they were measured with
-  system calls on Linux 6.18. A type without `:elements` is known by name, and
-  its elements are not read or written yet."
-  (:require [clojure.string :as str]))
+  `BPF_MAP_CREATE` and the element commands accept; they are in
+  `bpfmap.rules.types`."
+  (:require [bpfmap.rules.types :as types]))
 
 (set! *warn-on-reflection* true)
 
-(def ^:private general-flags
-  "Create flags that most types accept."
-  #{:numa-node :rdonly :wronly :rdonly-prog :wronly-prog})
-
 (def types
-  "Map types by name.
+  "Map types by name, a row of rules each; see [[bpfmap.rules.types/types]].
 
-  `:number` is the kernel's, `:since` the first Linux release that has it.
-  `:key-size`, `:value-size` and `:max-entries` are `[least most]`, in bytes and
-  entries; `:flags` the create flags accepted. `:elements :plain` says that one lookup moves
-  exactly value-size bytes. `:btf :none` that the kernel refuses types for key and value. `:denied` maps an operation that the type
-  lacks to what to do instead."
-  {:hash
-   {:number 1 :since "3.19"
-    :key-size [1 0xffffffff] :value-size [1 0xffffffff] :max-entries [1 0xffffffff]
-    :flags (conj general-flags :no-prealloc :zero-seed)
-    :elements :plain}
-
-   :array
-   {:number 2 :since "3.19"
-    :key-size [4 4] :value-size [1 0xffffffff] :max-entries [1 0xffffffff]
-    :flags (conj general-flags :mmapable :inner-map)
-    :elements :plain
-    :denied {:delete! "every index of an array always exists; put! a zero value instead"
-             :take! "every index of an array always exists; lookup, then put! a zero value"}}
-
-   :prog-array            {:number 3 :since "4.2"}
-   :perf-event-array      {:number 4 :since "4.3" :btf :none}
-   :percpu-hash           {:number 5 :since "4.6"}
-   :percpu-array          {:number 6 :since "4.6"}
-   :stack-trace           {:number 7 :since "4.6" :btf :none}
-   :cgroup-array          {:number 8 :since "4.8" :btf :none}
-   :lru-hash              {:number 9 :since "4.10"}
-   :lru-percpu-hash       {:number 10 :since "4.10"}
-   :lpm-trie              {:number 11 :since "4.11"}
-   :array-of-maps         {:number 12 :since "4.12" :btf :none}
-   :hash-of-maps          {:number 13 :since "4.12" :btf :none}
-   :devmap                {:number 14 :since "4.14" :btf :none}
-   :sockmap               {:number 15 :since "4.14" :btf :none}
-   :cpumap                {:number 16 :since "4.15" :btf :none}
-   :xskmap                {:number 17 :since "4.18" :btf :none}
-   :sockhash              {:number 18 :since "4.18" :btf :none}
-   :cgroup-storage        {:number 19 :since "4.19"}
-   :reuseport-sockarray   {:number 20 :since "4.19"}
-   :percpu-cgroup-storage {:number 21 :since "4.20"}
-   :queue                 {:number 22 :since "4.20" :btf :none}
-   :stack                 {:number 23 :since "4.20" :btf :none}
-   :sk-storage            {:number 24 :since "5.2"}
-   :devmap-hash           {:number 25 :since "5.4" :btf :none}
-   :struct-ops            {:number 26 :since "5.6"}
-   :ringbuf               {:number 27 :since "5.8" :btf :none}
-   :inode-storage         {:number 28 :since "5.10"}
-   :task-storage          {:number 29 :since "5.11"}
-   :bloom-filter          {:number 30 :since "5.16"}
-   :user-ringbuf          {:number 31 :since "6.1" :btf :none}
-   :cgrp-storage          {:number 32 :since "6.2"}
-   :arena                 {:number 33 :since "6.9" :btf :none}
-   :insn-array            {:number 34 :since "6.19"}
-   :rhash                 {:number 35 :since "7.2"}})
+      (:since (types :lpm-trie)) ;=> \"4.11\""
+  types/types)
 
 (def flags
   "Create flags by name: `:bit` is the position in `map_flags`, `:since` the first Linux release."
@@ -97,7 +42,12 @@
   "First Linux releases of commands that a running kernel may lack."
   {:freeze! "5.2"
    :take!   "5.14"
+   :drain!  "5.14"
    :open    "4.13"})
+
+(def operations
+  "Every operation on elements, by the name of its function; `:reduce` is any that reads all entries."
+  #{:lookup :put! :insert! :replace! :delete! :take! :next-key :reduce :drain! :push! :pop! :peek :might-contain?})
 
 (def ^:private number->type
   (into {} (map (fn [[type row]] [(:number row) type])) types))
@@ -139,17 +89,52 @@
   (transduce (map #(if (keyword? %) (bit-shift-left 1 (:bit (flags %))) %))
              (completing bit-or) 0 flags-given))
 
-(defn alternative
-  "What to do instead of an operation that a map type lacks; nil when it has it.
+(def ^:private abilities
+  {:put-all! :put!, :delete-all! :delete!, :lookup-all :lookup, :snapshot :reduce, :count-entries :reduce, :entries :reduce})
 
-      (alternative :array :delete!) ;=> \"every index of an array always exists; …\""
-  [type op]
-  (let [row (types type)]
-    (if (:elements row)
-      (get-in row [:denied op])
-      (str "this version of bpfmap reads and writes elements of "
-           (str/join " and " (sort (keep (fn [[name {:keys [elements]}]] (when elements name)) types)))
-           " maps only"))))
+(defn ability
+  "The operation of [[operations]] that another one is made of.
+
+      (ability :put-all!) ;=> :put!"
+  [op]
+  (abilities op op))
+
+(def ^:private keyed-instead
+  "What to do with a map that has keys instead of what one without them does."
+  {:push! "it has keys; use put!"
+   :pop! "it has keys; use take!"
+   :peek "it has keys; use lookup"
+   :might-contain? "it has keys; use has-key?"})
+
+(defn alternative
+  "What to do instead of an operation that a map of this type and value size lacks; nil when it has it.
+
+      (alternative :array :delete! 8) ;=> \"every index of an array always exists; …\""
+  [type op value-size]
+  (let [op (ability op)
+        {:keys [ops instead reads-at] :as row} (types type)]
+    (cond
+      (nil? row) "bpfmap does not know how elements of this type lie in memory"
+      (not (ops op)) (or (get instead op) (:else instead) (keyed-instead op))
+      (and reads-at (not= reads-at value-size) (#{:lookup :reduce} op))
+      (str "the kernel tells the cookies of its sockets only where values have " reads-at " bytes"))))
+
+(defn indexed?
+  "Whether the keys of a map type are indices from 0 up to its number of entries.
+
+      (indexed? :array) ;=> true"
+  [type]
+  (let [{:keys [index? every-index?]} (types type)]
+    (boolean (or index? every-index?))))
+
+(defn value-multiple
+  "What the value size of a map type with these flags is a multiple of, in bytes.
+
+      (value-multiple :stack-trace #{:stack-build-id}) ;=> 32"
+  [type flags]
+  (if (and (= :stack-trace type) (coll? flags) (some #{:stack-build-id} flags))
+    32 ; struct bpf_stack_build_id
+    (:value-multiple (types type) 1)))
 
 (defn at-least?
   "Whether a kernel release, as `uname -r` prints it, is the given version or newer.

@@ -11,21 +11,27 @@
   | `:key` `:value`| a type (see `bpfmap.type`); or the size alone, as bytes:             |
   | `:key-size` `:value-size` | bytes                                                     |
   | `:types`       | names for types that `:key` and `:value` may use: a map              |
-  | `:max-entries` | how many entries at most; required                                   |
+  | `:max-entries` | how many entries at most; `:percpu` for one for each possible CPU    |
   | `:name`        | any text; the kernel keeps 15 of its letters, digits, `_` and `.`    |
   | `:flags`       | a set of names from `bpfmap.rules/flags`, and of numbers (bits)      |
   | `:numa-node`   | the node to allocate on; sets the flag `:numa-node`                  |
-  | `:contents`    | entries to put before anybody sees the map: a map, or pairs          |
-  | `:freeze`      | true: nobody can change it from user space afterwards               |"
-  (:require [bpfmap.error :as error]
-            [bpfmap.rules :as rules]
+  | `:map-extra`   | a number whose meaning is the type's: see `bpfmap.rules.types`       |
+  | `:inner-map`   | the spec of the maps that a map of maps holds; a template            |
+  | `:pinning`     | `:by-name`: use the map pinned under this name, or create it and pin it |
+  | `:contents`    | entries to put before anybody sees the map: a map, or pairs; values for a queue |
+  | `:freeze`      | true: nobody can change it from user space afterwards                |
+
+  Where a type leaves no choice, its row of rules fills it in: an index is a
+  `:u32`, a map of maps has values of four bytes, a ring buffer's size is
+  rounded up to a power of two of pages, a perf event array has no more entries
+  than there are CPUs."
+  (:require [bpfmap.rules :as rules]
+            [bpfmap.spec.check :as check]
             [bpfmap.type :as type]
+            [clojure.set :as set]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
-
-(def ^:private spec-keys
-  [:type :key :value :key-size :value-size :types :max-entries :name :flags :numa-node :contents :freeze])
 
 (defn kernel-name
   "The name that the kernel keeps of a full name: its letters, digits, `_` and `.`, the first 15 of them.
@@ -46,86 +52,72 @@
   [full-name]
   (boolean (some #(str/starts-with? (str full-name) %) constant-sections)))
 
-(defn- problem [path message]
-  {:path path :message message})
+;; --- what follows from the rules
 
-(defn- unknown-key-problems [spec]
-  (for [k (keys spec) :when (not (some #{k} spec-keys))]
-    (problem [k] (str "unknown key " (pr-str k) "; a spec has " (error/list-of spec-keys)))))
+(def ^:private default-frames "perf_event_max_stack, unless somebody changed that sysctl." 127)
 
-(defn- type-problems [{:keys [type]}]
-  (cond
-    (nil? type) [(problem [:type] "a spec needs :type, such as :hash or :array")]
-    (keyword? type) (when-not (rules/types type)
-                      [(problem [:type] (str "unknown map type " type "; the types are "
-                                             (error/list-of (sort (keys rules/types)))))])
-    (not (and (int? type) (<= 0 type 0xffffffff)))
-    [(problem [:type] (str "a map type is a name or a number, not " (pr-str (error/shown type))))]))
+(defn value-default
+  "The type of the values of a map type, by their size in bytes, where they have a type of their own; else nil.
 
-(defn- side-problems
-  "What is wrong with the key or the value: its type, its size, both together, the rule of the map type."
-  [spec side size-key]
-  (let [value-type (side spec)
-        given (size-key spec)
+      (value-default :devmap 4 #{}) ;=> :u32"
+  [type value-size flags]
+  (let [{:keys [values reads-at refers]} (rules/types type)
+        given (when-not (= 0 value-size) value-size)]
+    (cond
+      values
+      (values (or given reads-at (apply min (keys values))))
+      (= :stack (:out (:value refers)))
+      (let [[frame size] (if (contains? (set (when (coll? flags) flags)) :stack-build-id)
+                           [[:struct [:status [:enum :s32 {:empty 0 :valid 1 :ip 2}]] [:build-id [:bytes 20]] [:offset :u64]] 32]
+                           [:u64 8])
+            size (long size)]
+        (cond
+          (nil? given) [:array frame default-frames]
+          (and (int? given) (pos? (long given)) (zero? (rem (long given) size))) [:array frame (quot (long given) size)])))))
+
+(defn- with-types
+  "Fills in the types of keys and values that leave no choice; a size of 0 says none there."
+  [{:keys [type key key-size value value-size flags] :as spec}]
+  (let [row (rules/types type)
         types (when (map? (:types spec)) (:types spec))
-        bad-type (when value-type (type/problem value-type types [side]))
-        actual (if (and value-type (not bad-type)) (type/size value-type types) given)
-        [least most] (size-key (rules/types (:type spec)))]
-    (cond
-      bad-type [(problem [side] bad-type)]
-      (nil? actual) (when-not (= 0 most)
-                      [(problem [side] (str "a spec needs " side ", a type such as :u32, or " size-key ", in bytes"))])
-      (not (and (int? actual) (<= 0 actual 0xffffffff)))
-      [(problem [size-key] (str "a size is a number of bytes, not " (pr-str (error/shown actual))))]
-      (and given (not= given actual))
-      [(problem [size-key] (str size-key " is " given ", but " side " " (pr-str value-type) " has " actual " bytes"))]
-      (and least (not (<= least actual most)))
-      [(problem [(if value-type side size-key)]
-                (str "the " (name side) " of " (:type spec) " maps has "
-                     (if (= least most) least (str "at least " least)) " bytes, not " actual))])))
+        size (cond
+               (nil? value) value-size
+               (nil? (type/problem value types [])) (type/size value types))
+        value-type (when (or (nil? value) (:values row))
+                     (value-default type size flags))]
+    (cond-> spec
+      (and (:key row) (nil? key) (contains? #{nil 0 4} key-size)) (-> (assoc :key (:key row)) (dissoc :key-size))
+      value-type (assoc :value value-type)
+      (and value-type (= 0 value-size)) (dissoc :value-size))))
 
-(defn- max-entries-problems [{:keys [type max-entries]}]
-  (let [[least most] (:max-entries (rules/types type) [0 0xffffffff])]
-    (cond
-      (and (nil? max-entries) (pos? (long least)))
-      [(problem [:max-entries] "a spec needs :max-entries, the number of entries it can hold")]
-      (not (or (nil? max-entries) (and (int? max-entries) (<= least max-entries most))))
-      [(problem [:max-entries] (str ":max-entries is a number from " least " to " most ", not "
-                                    (pr-str (error/shown max-entries))))])))
+(defn- round-to-pages [n page-size]
+  (loop [size (long page-size)]
+    (if (<= (long n) size) size (recur (* 2 size)))))
 
-(defn- flag-problems [{:keys [type flags numa-node]}]
-  (let [allowed (:flags (rules/types type))]
-    (if-not (or (nil? flags) (set? flags) (sequential? flags))
-      [(problem [:flags] (str ":flags is a set of names, not " (pr-str (error/shown flags))))]
-      (concat
-       (for [flag flags
-             :let [what (cond
-                          (and (keyword? flag) (not (rules/flags flag)))
-                          (str "unknown flag " flag "; the flags are " (error/list-of (sort (keys rules/flags))))
-                          (and (keyword? flag) allowed (not (allowed flag)))
-                          (str type " maps do not take " flag "; they take " (error/list-of (sort allowed)))
-                          (not (or (keyword? flag) (and (int? flag) (<= 1 flag 0xffffffff))))
-                          (str "a flag is a name or a bit, not " (pr-str (error/shown flag))))]
-             :when what]
-         (problem [:flags] what))
-       (when (not (or (nil? numa-node) (and (int? numa-node) (<= 0 numa-node 0xffff))))
-         [(problem [:numa-node] (str ":numa-node is the number of a node, not " (pr-str (error/shown numa-node))))])
-       (when (and (nil? numa-node) (some #{:numa-node} (when (coll? flags) flags)))
-         [(problem [:numa-node] "the flag :numa-node goes with the number of a node in :numa-node")])))))
+(defn- with-entries
+  "Completes `:max-entries`, as far as the facts of the machine allow."
+  [{:keys [type max-entries] :as spec} {:keys [possible-cpus page-size]}]
+  (let [{:keys [clamped rounded] [least most] :max-entries} (rules/types type)
+        n (cond
+            (and (= :percpu max-entries) possible-cpus) possible-cpus
+            (and clamped possible-cpus (or (nil? max-entries) (and (int? max-entries)
+                                                                   (or (= 0 max-entries) (< possible-cpus max-entries)))))
+            possible-cpus
+            (and rounded page-size (int? max-entries) (<= 1 max-entries (bit-shift-left 1 31)))
+            (round-to-pages max-entries page-size)
+            (and (nil? max-entries) least (= least most)) least
+            :else max-entries)]
+    (cond-> spec
+      n (assoc :max-entries n))))
 
-(defn- other-problems [{:keys [name contents freeze flags types]}]
-  (concat
-   (when-not (or (nil? types) (and (map? types) (every? keyword? (keys types))))
-     [(problem [:types] (str ":types is a map of keywords to types, not " (pr-str (error/shown types))))])
-   (when-not (or (nil? name) (string? name))
-     [(problem [:name] (str ":name is a text, not " (pr-str (error/shown name))))])
-   (when-not (or (nil? contents) (map? contents)
-                 (and (sequential? contents) (every? #(and (vector? %) (= 2 (count %))) contents)))
-     [(problem [:contents] ":contents is a map, or a sequence of [key value] pairs")])
-   (when-not (contains? #{nil true false} freeze)
-     [(problem [:freeze] (str ":freeze is true or false, not " (pr-str (error/shown freeze))))])
-   (when (and (coll? flags) (some #{:rdonly} flags) (or (seq contents) freeze))
-     [(problem [:flags] "a map created :rdonly cannot be filled or frozen through its own descriptor")])))
+(defn- with-defaults [spec facts]
+  (if (and (map? spec) (every? keyword? (keys spec)))
+    (cond-> (-> spec
+                (update :type #(if (int? %) (rules/type-name %) %))
+                with-types
+                (with-entries facts))
+      (map? (:inner-map spec)) (update :inner-map with-defaults facts))
+    spec))
 
 (defn problems
   "Everything that is wrong with a spec: a sequence of `{:path :message}`, empty for a good one.
@@ -133,42 +125,64 @@
       (problems {:type :array :key :u64 :value :u64 :max-entries 1})
       ;=> ({:path [:key] :message \"the key of :array maps has 4 bytes, not 8\"})"
   [spec]
-  (if-not (and (map? spec) (every? keyword? (keys spec)))
-    [(problem [] (str "a spec is a map with keywords as its keys, not " (pr-str (error/shown spec))))]
-    (concat (unknown-key-problems spec)
-            (type-problems spec)
-            (side-problems spec :key :key-size)
-            (side-problems spec :value :value-size)
-            (max-entries-problems spec)
-            (flag-problems spec)
-            (other-problems spec))))
+  (check/problems (with-defaults spec nil)))
 
 (defn complete
   "Checks a spec and fills in what follows from it: sizes, the flag set, the names of numbers.
 
-  Returns a new spec in which `:type :key :value :key-size :value-size
+  `facts` are those of the machine, `{:possible-cpus n :page-size bytes}`; without them, what depends
+  on them stays as it is. Returns a new spec in which `:type :key :value :key-size :value-size
   :max-entries :flags` are all there. Throws `:invalid-spec` with every problem under
   `:bpfmap/problems`, before anything is created.
 
       (complete {:type 1 :key :u32 :value-size 2 :max-entries 8})
       ;=> {:type :hash, :key :u32, :key-size 4, :value [:bytes 2], :value-size 2, …}"
-  [spec]
-  (let [spec (cond-> spec
-               (and (map? spec) (every? keyword? (keys spec))) (update :type #(if (int? %) (rules/type-name %) %)))]
-    (when-let [found (seq (problems spec))]
-      (throw (error/error :invalid-spec "The map spec cannot be used"
-                          {:bpfmap/op :create
-                           :bpfmap/path (:path (first found))
-                           :bpfmap/problems (vec found)
-                           :bpfmap/hint (str/join "; " (map :message found))})))
-    (let [{:keys [key value key-size value-size types flags numa-node]} spec
-          key-size (long (or key-size (if key (type/size key types) 0)))
-          value-size (long (or value-size (if value (type/size value types) 0)))]
-      (assoc spec
-             :key-size key-size
-             :value-size value-size
-             :key (or key (when (pos? key-size) [:bytes key-size]))
-             :value (or value (when (pos? value-size) [:bytes value-size]))
-             :max-entries (:max-entries spec 0)
-             :flags (cond-> (rules/flag-set (rules/flag-word flags))
-                      numa-node (conj :numa-node))))))
+  ([spec] (complete spec nil))
+  ([spec facts]
+   (let [spec (with-defaults spec facts)]
+     (when-let [found (seq (check/problems spec))]
+       (throw (check/refusal found)))
+     (let [{:keys [key value key-size value-size types flags numa-node inner-map]} spec
+           key-size (long (or key-size (if key (type/size key types) 0)))
+           value-size (long (or value-size (if value (type/size value types) 0)))]
+       (cond-> (assoc spec
+                      :key-size key-size
+                      :value-size value-size
+                      :key (or key (when (pos? key-size) [:bytes key-size]))
+                      :value (or value (when (pos? value-size) [:bytes value-size]))
+                      :max-entries (:max-entries spec 0)
+                      :flags (cond-> (rules/flag-set (rules/flag-word flags))
+                               numa-node (conj :numa-node)))
+         inner-map (assoc :inner-map (complete inner-map facts)))))))
+
+;; --- comparing
+
+(def ^:private compared [:type :key-size :value-size :max-entries :flags :map-extra])
+
+(def ^:private per-descriptor
+  "Flags that say how a descriptor may be used, and are no property of the map."
+  #{:rdonly :wronly})
+
+(defn- comparable
+  "What a spec and what the kernel reports have in common."
+  [{:keys [type] :as spec}]
+  (-> spec
+      (update :flags #(set/difference (set %) per-descriptor (:added (rules/types type) #{})))
+      (update :map-extra #(or % 0))))
+
+(defn diff
+  "Where a spec and an existing map differ: key to `{:spec x :map y}`; nil where the map can be used for the spec.
+
+  `info` is what the kernel reports. The spec is completed first, so sizes are compared as the kernel rounds them; flags of a
+  descriptor and those that the kernel adds do not count.
+
+      (diff {:type :hash :key :u32 :value :u64 :max-entries 8} info nil)
+      ;=> {:max-entries {:spec 8, :map 16}}"
+  [spec info facts]
+  (let [wanted (comparable (complete spec facts))
+        found (comparable info)]
+    (not-empty
+     (into {}
+           (for [k compared
+                 :when (not= (k wanted) (k found))]
+             [k {:spec (k wanted) :map (k found)}])))))

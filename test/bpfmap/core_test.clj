@@ -123,13 +123,16 @@
         (is (str/includes? message "holds its 2 entries"))
         (is (str/ends-with? message hint))))))
 
-(kernel-test elements-of-other-types-are-refused-not-misread
-  (with-open [m ^java.io.Closeable (bpf/create {:type :percpu-array :key-size 4 :value-size 8 :max-entries 1})]
-    (doseq [f [#(m 0) #(bpf/put! m 0 0) #(bpf/delete! m 0) #(bpf/take! m 0) #(bpf/next-key m) #(seq m) #(into {} m)]]
-      (let [{:keys [message] :bpfmap/keys [error map]} (error-of (f))]
-        (is (= :not-supported error))
-        (is (= :percpu-array (:type map)))
-        (is (str/includes? message ":array and :hash maps only"))))))
+(kernel-test elements-of-unknown-types-are-refused-not-misread
+  (with-open [m (open-hash)]
+    (let [fd (store/descriptor m)
+          unknown (store/handle fd (assoc (bpf/info m) :type 4242) (bpf/spec m) :read-write nil)]
+      (doseq [f [#(unknown 0) #(bpf/put! unknown 0 0) #(bpf/delete! unknown 0) #(bpf/take! unknown 0) #(bpf/next-key unknown)
+                 #(seq unknown) #(into {} unknown) #(bpf/push! unknown 0) #(bpf/drain! unknown) #(bpf/put-all! unknown {0 0})]]
+        (let [{:keys [message] :bpfmap/keys [error map]} (error-of (f))]
+          (is (= :not-supported error))
+          (is (= 4242 (:type map)))
+          (is (str/includes? message "does not know how elements of this type lie in memory")))))))
 
 ;; --- collections
 
@@ -328,7 +331,7 @@
     (testing "one that only the kernel can refuse"
       (let [{:keys [message] :bpfmap/keys [error]} (error-of (open-hash {:max-entries 1 :contents [[1 1] [2 2]]}))]
         (is (= :map-full error))
-        (is (str/starts-with? message "In :contents, the entry of 2: put! on map"))))
+        (is (str/starts-with? message "In :contents, the entry of 2: put-all! on map"))))
     (is (= before (fixture/open-descriptors)))))
 
 (kernel-test contents-are-there-from-the-beginning

@@ -48,7 +48,29 @@
     "7.0-rc1" "6.18" true))
 
 (deftest denied-operations-name-the-alternative
-  (is (str/includes? (rules/alternative :array :delete!) "put! a zero value"))
-  (is (nil? (rules/alternative :hash :delete!)))
-  (is (str/includes? (rules/alternative :percpu-hash :lookup) ":array and :hash maps only"))
-  (is (str/includes? (rules/alternative 99 :lookup) ":array and :hash maps only")))
+  (are [type op value-size words] (str/includes? (str (rules/alternative type op value-size)) words)
+    :array :delete! 8 "put! a zero value"
+    :array :push! 8 "use put!"
+    :queue :lookup 8 "use push!, pop! and peek"
+    :bloom-filter :pop! 8 "push! and might-contain?"
+    :lpm-trie :take! 8 "lookup, then delete!"
+    :sockmap :lookup 4 "only where values have 8 bytes"
+    :ringbuf :put! 0 "share its memory"
+    99 :lookup 8 "does not know how elements of this type lie")
+  (is (nil? (rules/alternative :hash :delete! 8)))
+  (is (nil? (rules/alternative :sockmap :lookup 8))))
+
+(deftest every-denied-operation-of-every-type-has-an-alternative
+  (doseq [[type {:keys [ops]}] rules/types
+          op rules/operations]
+    (is (= (contains? ops op) (nil? (rules/alternative type op 8))) (str type " " op))
+    (is (contains? rules/operations op))))
+
+(deftest every-row-says-what-it-must
+  (doseq [[type {:keys [key-size max-entries flags requires ops batch btf] :as row}] rules/types]
+    (is (every? rules/flags flags) (str type))
+    (is (every? flags requires) (str type))
+    (is (every? rules/operations ops) (str type))
+    (is (every? #{:read :take :write :delete} batch) (str type))
+    (is (contains? #{nil :none :required :index :value} btf) (str type))
+    (is (and key-size max-entries (or (:value-size row) (:values row))) (str type))))

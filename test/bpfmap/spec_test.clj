@@ -14,7 +14,7 @@
 (deftest a-good-spec-is-completed
   (is (= {:type :hash :key :u32 :key-size 4 :value :u64 :value-size 8 :max-entries 8 :flags #{}}
          (spec/complete good)))
-  (is (= {:type :array :key [:bytes 4] :key-size 4 :value [:bytes 6] :value-size 6 :max-entries 1 :flags #{:mmapable}}
+  (is (= {:type :array :key :u32 :key-size 4 :value [:bytes 6] :value-size 6 :max-entries 1 :flags #{:mmapable}}
          (spec/complete {:type 2 :key-size 4 :value-size 6 :max-entries 1 :flags [1024]})))
   (is (= #{:numa-node :no-prealloc} (:flags (spec/complete (assoc good :numa-node 0 :flags #{:no-prealloc}))))))
 
@@ -52,7 +52,7 @@
     {:contents [1 2]} [:contents] ":contents is a map, or a sequence of [key value] pairs"
     {:freeze 1} [:freeze] ":freeze is true or false"
     {:flags #{:rdonly} :contents {1 1}} [:flags] "cannot be filled"
-    {:pinning :by-name} [:pinning] "unknown key :pinning; a spec has "))
+    {:pining :by-name} [:pining] "unknown key :pining; a spec has "))
 
 (deftest everything-that-is-wrong-is-said-at-once
   (let [{:keys [message] :bpfmap/keys [problems]} (error-of (spec/complete {:type :array :key :u64 :flags #{:no-prealloc}}))]

@@ -121,7 +121,7 @@
 
 (defn- batch-reader [{:keys [fd]}]
   (passes
-    (with-open [reader (Batch. fd 4 8 entries 4096)]
+    (with-open [reader (Batch. fd Abi/BPF_MAP_LOOKUP_BATCH 4 8 entries 0 4096)]
       (loop [sum 0]
         (let [n (.read reader)]
           (if (zero? n)

@@ -21,6 +21,11 @@ public final class Abi {
     public static final long SYS_BPF = number(321, 280);
     public static final long SYS_CLOSE = number(3, 57);
     public static final long SYS_FCNTL = number(72, 25);
+    public static final long SYS_OPENAT = number(257, 56);
+    /** Since Linux 5.3; the number is that of every processor. */
+    public static final long SYS_PIDFD_OPEN = 434;
+    /** Since Linux 5.6; the number is that of every processor. */
+    public static final long SYS_PIDFD_GETFD = 438;
     public static final long SYS_RENAMEAT2 = number(316, 276);
     public static final long SYS_STATFS = number(137, 43);
 
@@ -33,6 +38,7 @@ public final class Abi {
     public static final int EPERM = 1;
     public static final int ENOENT = 2;
     public static final int EINTR = 4;
+    public static final int E2BIG = 7;
     public static final int EAGAIN = 11;
     public static final int EEXIST = 17;
     public static final int EINVAL = 22;
@@ -53,6 +59,7 @@ public final class Abi {
     public static final int BPF_OBJ_GET = 7;
     public static final int BPF_PROG_TEST_RUN = 10;
     public static final int BPF_MAP_GET_NEXT_ID = 12;
+    public static final int BPF_PROG_GET_FD_BY_ID = 13;
     public static final int BPF_MAP_GET_FD_BY_ID = 14;
     public static final int BPF_OBJ_GET_INFO_BY_FD = 15;
     public static final int BPF_RAW_TRACEPOINT_OPEN = 17;
@@ -61,12 +68,20 @@ public final class Abi {
     public static final int BPF_MAP_LOOKUP_AND_DELETE_ELEM = 21;
     public static final int BPF_MAP_FREEZE = 22;
     public static final int BPF_MAP_LOOKUP_BATCH = 24;
+    public static final int BPF_MAP_LOOKUP_AND_DELETE_BATCH = 25;
+    public static final int BPF_MAP_UPDATE_BATCH = 26;
+    public static final int BPF_MAP_DELETE_BATCH = 27;
+    public static final int BPF_TOKEN_CREATE = 36;
 
     // --- flags of element operations
 
     public static final long BPF_ANY = 0;
     public static final long BPF_NOEXIST = 1;
     public static final long BPF_EXIST = 2;
+    /** Hold the value's spin lock. Since Linux 5.1. */
+    public static final long BPF_F_LOCK = 4;
+    /** One CPU's value alone, the CPU's number in the upper half of the flags. Since Linux 7.0. */
+    public static final long BPF_F_CPU = 8;
 
     // --- per-descriptor access flags, for create, open by id, and open by path
 
@@ -80,12 +95,15 @@ public final class Abi {
     public static final int MAP_CREATE_VALUE_SIZE = 8;
     public static final int MAP_CREATE_MAX_ENTRIES = 12;
     public static final int MAP_CREATE_MAP_FLAGS = 16;
+    public static final int MAP_CREATE_INNER_MAP_FD = 20;
     public static final int MAP_CREATE_NUMA_NODE = 24;
     public static final int MAP_CREATE_MAP_NAME = 28;
     public static final int MAP_CREATE_BTF_FD = 48;
     public static final int MAP_CREATE_BTF_KEY_TYPE_ID = 52;
     public static final int MAP_CREATE_BTF_VALUE_TYPE_ID = 56;
+    public static final int MAP_CREATE_BTF_VMLINUX_VALUE_TYPE_ID = 60;
     public static final int MAP_CREATE_MAP_EXTRA = 64;
+    public static final int MAP_CREATE_MAP_TOKEN_FD = 76;
 
     // --- union bpf_attr: the element commands, BPF_MAP_GET_NEXT_KEY, BPF_MAP_FREEZE
 
@@ -158,6 +176,13 @@ public final class Abi {
 
     public static final int BTF_LOAD_BTF = 0;
     public static final int BTF_LOAD_BTF_SIZE = 16;
+    public static final int BTF_LOAD_BTF_FLAGS = 32;
+    public static final int BTF_LOAD_BTF_TOKEN_FD = 36;
+
+    // --- union bpf_attr: BPF_TOKEN_CREATE
+
+    public static final int TOKEN_CREATE_FLAGS = 0;
+    public static final int TOKEN_CREATE_BPFFS_FD = 4;
 
     // --- struct bpf_btf_info
 

@@ -9,6 +9,9 @@ public final class Descriptors {
 
     private static final int F_DUPFD_CLOEXEC = 1030; // linux/fcntl.h: F_LINUX_SPECIFIC_BASE + 6
     private static final int AT_FDCWD = -100; // linux/fcntl.h
+    private static final int O_CLOEXEC = 02000000; // asm-generic/fcntl.h
+    private static final int O_PATH = 010000000; // asm-generic/fcntl.h
+    private static final int PIDFD_THREAD = 0200; // linux/pidfd.h: O_EXCL
     private static final int RENAME_NOREPLACE = 1; // linux/fs.h
 
     /**
@@ -28,6 +31,42 @@ public final class Descriptors {
     /** Duplicates a descriptor that somebody else owns. */
     public static long duplicate(int number) {
         return Native.syscall(Abi.SYS_FCNTL, number, F_DUPFD_CLOEXEC, 0, 0, 0);
+    }
+
+    /**
+     * Opens a file without reading it: a descriptor that says which file is meant, and is closed on exec.
+     *
+     * @param readable open it for reading after all, which the kernel asks of a cgroup's directory
+     * @return the new descriptor's number, or the negated errno
+     */
+    public static long open(String path, boolean readable) {
+        try (Arena arena = Arena.ofConfined()) {
+            return Native.syscall(Abi.SYS_OPENAT, AT_FDCWD, arena.allocateFrom(path).address(),
+                O_CLOEXEC | (readable ? 0 : O_PATH), 0, 0);
+        }
+    }
+
+    /**
+     * A descriptor of a process, or of one thread of it (since Linux 6.9).
+     *
+     * @return the new descriptor's number, or the negated errno
+     */
+    public static long pidfd(int pid, boolean thread) {
+        return Native.syscall(Abi.SYS_PIDFD_OPEN, pid, thread ? PIDFD_THREAD : 0, 0, 0, 0);
+    }
+
+    /**
+     * Duplicates a descriptor of another process, which takes the right to trace it.
+     *
+     * @return the new descriptor's number, or the negated errno
+     */
+    public static long fromProcess(Fd pidfd, int number) {
+        int process = pidfd.acquire();
+        try {
+            return Native.syscall(Abi.SYS_PIDFD_GETFD, process, number, 0, 0, 0);
+        } finally {
+            pidfd.release();
+        }
     }
 
     /** What {@link #fileSystem} answers for a BPF file system: linux/magic.h, BPF_FS_MAGIC. */

@@ -26,7 +26,7 @@ public final class Elements {
 
     /**
      * @param fd the open map
-     * @param keySize bytes of a key, as the kernel reports them
+     * @param keySize bytes of a key, as the kernel reports them; 0 for a map without keys, such as a queue
      * @param valueSize bytes that one lookup writes. For most map types this is the reported value size; a
      *     per-CPU map writes eight-byte multiples for every possible CPU. Anything less lets the kernel write past the
      *     buffer.
@@ -48,7 +48,7 @@ public final class Elements {
         return Scratch.take(valueOffset + Math.max(valueSize, keySize));
     }
 
-    /** Reads the value of the key, in place. */
+    /** Reads the value of the key, in place. Of a bloom filter, asks for the value that is there. */
     public int lookup(Scratch s, long flags) {
         return call(Abi.BPF_MAP_LOOKUP_ELEM, s, valueOffset, flags);
     }
@@ -94,7 +94,8 @@ public final class Elements {
         try {
             memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD, number);
             memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD + 4, 0);
-            memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_KEY, s.address + Scratch.KEY);
+            // A map without keys refuses a pointer to one.
+            memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_KEY, keySize == 0 ? 0 : s.address + Scratch.KEY);
             memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_VALUE, value == 0 ? 0 : s.address + value);
             memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_FLAGS, flags);
             return (int) Native.bpf(s.capture, command, s.address + Scratch.ATTR, Abi.ELEM_FLAGS + 8);

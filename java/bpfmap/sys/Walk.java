@@ -25,6 +25,7 @@ public final class Walk implements Reader {
     private final long keySize;
     private final long valueSize;
     private final long maxEntries;
+    private final long flags;
 
     private final Arena arena = Arena.ofConfined();
     private final int chunk;
@@ -40,12 +41,14 @@ public final class Walk implements Reader {
      * @param keySize bytes of a key
      * @param valueSize bytes of a value; see {@link Elements}
      * @param maxEntries the map's limit
+     * @param flags of every lookup, such as {@link Abi#BPF_F_LOCK}
      */
-    public Walk(Elements elements, long keySize, long valueSize, long maxEntries) {
+    public Walk(Elements elements, long keySize, long valueSize, long maxEntries, long flags) {
         this.elements = elements;
         this.keySize = keySize;
         this.valueSize = valueSize;
         this.maxEntries = maxEntries;
+        this.flags = flags;
         this.chunk = Math.clamp(CHUNK_BYTES / (keySize + valueSize), 1, MOST);
         this.keys = arena.allocate(chunk * keySize, 8);
         this.values = arena.allocate(chunk * valueSize, 8);
@@ -69,7 +72,7 @@ public final class Walk implements Reader {
                     return ABORTED;
                 }
                 MemorySegment.copy(next, 0, s.memory, Scratch.KEY, keySize);
-                int found = elements.lookup(s, Abi.BPF_ANY);
+                int found = elements.lookup(s, flags);
                 if (found == 0) {
                     MemorySegment.copy(next, JAVA_BYTE, 0, keys, JAVA_BYTE, count * keySize, keySize);
                     MemorySegment.copy(s.memory, JAVA_BYTE, elements.valueOffset(),

@@ -1,18 +1,26 @@
 (ns bpfmap.impl.lifecycle
-  "How an open map comes to be, and how its name in the file system comes and goes."
-  (:require [bpfmap.codec :as codec]
+  "How an open map comes to be: created from a spec, or opened by what names it."
+  (:require [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
             [bpfmap.feature :as feature]
+            [bpfmap.impl.comparing :as comparing]
+            [bpfmap.impl.many :as many]
+            [bpfmap.impl.operations :as operations]
+            [bpfmap.impl.pinning :as pinning]
+            [bpfmap.impl.reference :as reference]
             [bpfmap.impl.store :as store]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.impl.sys.maps :as maps]
+            [bpfmap.impl.token :as token]
             [bpfmap.impl.typing :as typing]
+            [bpfmap.rules :as rules]
             [bpfmap.spec :as spec]
+            [clojure.set :as set]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
            (java.io File)
-           (java.nio.file Files NoSuchFileException Path)))
+           (java.nio.file Path)))
 
 (set! *warn-on-reflection* true)
 
@@ -39,29 +47,119 @@
                               :bpfmap/path (into [:contents (error/shown ~k)] (:bpfmap/path (ex-data e#))))
                        e#)))))
 
-(defn create
-  "Creates a map from a spec: checked, filled, frozen, in this order."
-  [spec]
-  (let [{:keys [name contents freeze flags key value types] :as spec} (spec/complete spec)
-        facts {:op :create :map {:name name :type (:type spec)}}]
-    (when (seq contents)
-      (let [key-codec (codec/codec key types [:key])
-            value-codec (codec/codec value types [:value])]
-        (doseq [[k v] contents]
+(defn- keyless? [{:keys [type]}]
+  (contains? (:ops (rules/types type)) :push!))
+
+(defn- check-contents
+  "Throws for the first entry of a completed spec's :contents that does not fit, before anything is created."
+  [{:keys [type contents] :as spec} facts]
+  (when (seq contents)
+    (let [key-codec (element/key spec)
+          value-codec (element/value spec (when (:per-cpu? (rules/types type)) (count (sys/possible-cpus))))
+          bridge (reference/bridge type)
+          held (reference/holding)]
+      (try
+        (doseq [[k v] (if (keyless? spec) (map-indexed vector contents) contents)]
           (naming-entry k
-            (el/check key-codec k)
-            (el/check value-codec v)))))
-    (let [{:keys [fd untyped]} (typing/create-with-btf (assoc spec :name (spec/kernel-name name))
-                                                       (assoc facts :unsupported (delay (feature/unsupported spec))))]
-      (owning fd
-        (let [access (cond (flags :rdonly) :read-only (flags :wronly) :write-only :else :read-write)
-              spec (cond-> (dissoc spec :contents :freeze) untyped (assoc :untyped untyped))
-              m (store/handle fd (maps/info fd facts) spec access nil)]
-          (doseq [[k v] contents]
-            (naming-entry k (store/put! m k v)))
-          (when (or freeze (spec/frozen-by-name? name))
-            (maps/freeze fd facts))
-          m)))))
+            (when key-codec (el/check key-codec (if bridge (reference/key-in bridge held k facts) k)))
+            (el/check value-codec (if bridge (reference/value-in bridge held v facts) v))))
+        (finally (reference/let-go held))))))
+
+(defn- fill
+  "Puts the :contents of a spec into its new map."
+  [m {:keys [contents] :as spec}]
+  (if (keyless? spec)
+    (doseq [[i v] (map-indexed vector contents)]
+      (naming-entry i (operations/push! m v nil)))
+    (try
+      (many/put-all! m contents nil)
+      (catch ExceptionInfo e
+        (let [i (or (:bpfmap/index (ex-data e)) (:bpfmap/done (ex-data e)))]
+          (naming-entry (when i (first (nth (seq contents) i))) (throw e)))))))
+
+(defn- create-bare
+  "Creates a map from a completed spec and returns `{:fd :untyped}`: nothing is in it yet."
+  [{:keys [name inner-map] :as spec} facts]
+  (let [template (some-> inner-map (create-bare facts) :fd)]
+    (try
+      (typing/create-with-btf (assoc spec :name (spec/kernel-name name) :inner-map template)
+                              (assoc facts :unsupported (delay (feature/unsupported spec))))
+      (finally (some-> template sys/close)))))
+
+(def ^:private access-of-flags
+  {:rdonly :read-only, :wronly :write-only})
+
+(defn- create-new
+  "Creates a map from a completed spec: filled, frozen, in this order."
+  [{:keys [name contents freeze flags] :as spec} facts]
+  (check-contents spec facts)
+  (let [{:keys [fd untyped]} (token/allowing facts #(create-bare spec (assoc facts :token %)))]
+    (owning fd
+      (let [access (or (some access-of-flags flags) :read-write)
+            kept (cond-> (dissoc spec :contents :freeze) untyped (assoc :untyped untyped))
+            m (store/handle fd (maps/info fd facts) kept access nil)]
+        (when (seq contents)
+          (fill m spec))
+        (when (or freeze (spec/frozen-by-name? name))
+          (maps/freeze fd facts))
+        m))))
+
+(declare open-path)
+
+(def ^:private ^:const races
+  "How often to begin anew when others pin and unpin the same name meanwhile."
+  16)
+
+(defn- named
+  "The map pinned under the name of a spec, if it can be used for it; else a new one, pinned there."
+  [{:keys [name flags] :as spec} dir facts]
+  (let [path (str dir "/" name)
+        access (or (some access-of-flags flags) :read-write)
+        reuse (fn []
+                (let [m (open-path path (assoc (select-keys spec [:key :value :types]) :access access))]
+                  (owning (store/descriptor m)
+                    (when-let [difference (spec/diff spec (maps/info (store/descriptor m) facts) nil)]
+                      (throw (pinning/incompatible path difference facts)))
+                    m)))
+        attempt (fn []
+                  (try
+                    (reuse)
+                    (catch ExceptionInfo e
+                      (if (= :not-found (:bpfmap/error (ex-data e)))
+                        (let [m (create-new spec facts)]
+                          (try
+                            (owning (store/descriptor m) (pinning/pin! m path))
+                            (catch ExceptionInfo e
+                              ;; Somebody was faster: theirs is used.
+                              (if (= :exists (:bpfmap/error (ex-data e))) ::again (throw e)))))
+                        (throw e)))))]
+    (loop [n 1]
+      (let [m (attempt)]
+        (cond
+          (not= ::again m) m
+          (< n races) (recur (inc n))
+          :else (throw (error/error :busy (str "The pin " path " comes and goes")
+                                    {:bpfmap/op :create :bpfmap/file path
+                                     :bpfmap/hint "others create and remove it at the same time; try again"})))))))
+
+(defn- check-create-options [options]
+  (when-not (or (nil? options) (map? options))
+    (throw (error/error :invalid-value (str "Options are a map, not " (pr-str (error/shown options))) {:bpfmap/op :create})))
+  (doseq [[k v] options]
+    (when-not (= :pin-path k)
+      (throw (error/error :invalid-value (str "Unknown option " (pr-str (error/shown k)))
+                          {:bpfmap/op :create :bpfmap/path [(error/shown k)] :bpfmap/hint "create takes :pin-path"})))
+    (pinning/path-text v :create)))
+
+(defn create
+  "Creates a map from a spec, or opens the one that is pinned under its name."
+  [spec {:keys [pin-path] :as options}]
+  (check-create-options options)
+  (let [spec (spec/complete spec (comparing/machine))
+        facts {:op :create :map {:name (:name spec) :type (:type spec)}}]
+    (if (= :by-name (:pinning spec))
+      (named spec (str (or pin-path "/sys/fs/bpf")) facts)
+      (create-new spec facts))))
 
 ;; --- open
 
@@ -84,7 +182,8 @@
   (owning fd
     (let [info (maps/info fd facts)
           spec (-> (select-keys info [:name :type :key-size :value-size :max-entries :flags])
-                   (update :flags disj :numa-node)
+                   (update :flags #(set/difference % #{:numa-node} (:added (rules/types (:type info)))))
+                   (merge (when (:extra (rules/types (:type info))) (select-keys info [:map-extra])))
                    (merge (select-keys options [:types]) (typing/types-of info options facts)))]
       (store/handle fd info spec (or (sys/access fd) (:access options :read-write)) path))))
 
@@ -127,25 +226,14 @@
       1 (:id (first found))
       (refuse :ambiguous "There is more than one map named" (str "it is the name of maps " (str/join ", " (map :id found)) "; open one by its id")))))
 
-(defn- path-text
-  "A file's path as the kernel takes it; throws for one that it cannot take."
-  [file op]
-  (let [text (str file)
-        refuse (fn [hint]
-                 (throw (error/error :invalid-value (str "Not a pin path: " (pr-str text))
-                                     {:bpfmap/op op :bpfmap/file text :bpfmap/hint hint})))]
-    (cond
-      (str/blank? text) (refuse "it is empty")
-      (str/includes? text "\u0000") (refuse "it has a NUL character")
-      :else text)))
-
 (defn- whole-number [ref n]
   (if (and (int? n) (<= 0 n 0x7fffffff))
     n
     (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref))) "ids and descriptors are numbers from 0"))))
 
-(defn- open-path [file options]
-  (let [path (path-text file :open)
+(defn- open-path
+  [file options]
+  (let [path (pinning/path-text file :open)
         facts {:op :open :path path}
         fd (try
              (maps/by-path path (:access options :read-write) facts)
@@ -170,68 +258,12 @@
     (and (map? ref) (= 1 (count ref)))
     (let [[kind x] (first ref)]
       (case kind
-        :id (open-id (whole-number ref x) options)
+        (:id :map-id) (open-id (whole-number ref x) options)
         :path (open-path x options)
         :name (open-id (id-of-name x) options)
         :fd (let [facts {:op :open}]
               (adopt (maps/by-descriptor (whole-number ref x) facts) options nil facts))
         (throw (invalid-option [kind] (str "Unknown reference " (pr-str (error/shown ref)))
-                               "it is {:id n}, {:path p}, {:name n} or {:fd n}"))))
+                               "it is {:id n}, {:map-id n}, {:path p}, {:name n} or {:fd n}"))))
     :else (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref)))
                                  "open takes an id, a pin path, {:name n} or {:fd n}"))))
-
-;; --- pins
-
-(defn- check-pin-name [path]
-  (let [last-part (str (.getFileName (Path/of path (make-array String 0))))]
-    (when (str/includes? last-part ".")
-      (throw (error/error :invalid-value (str "Cannot pin to " path)
-                          {:bpfmap/op :pin! :bpfmap/file path
-                           :bpfmap/hint "the BPF file system takes no dots in a name"})))))
-
-(defn- pinned-there?
-  "Whether a path still holds this map. Somebody may have removed the pin, and pinned another map at the path."
-  [m path op]
-  (try
-    (let [fd (maps/by-path path :read-only {:op op :path path})]
-      (try
-        (= (:id (store/identity-of m)) (:id (maps/info fd {:op op})))
-        (finally (sys/close fd))))
-    (catch ExceptionInfo e
-      (if (#{:not-found :not-a-map :not-bpffs} (:bpfmap/error (ex-data e)))
-        false
-        (throw e)))))
-
-(defn pin!
-  "Pins the map at a path, or moves its pin there."
-  [m file]
-  (store/check-open-map m :pin!)
-  (let [path (path-text file :pin!)
-        pin (store/pin-of m)
-        facts {:op :pin! :path path :map (store/identity-of m)}]
-    (check-pin-name path)
-    (locking pin
-      (let [old (when-let [path @pin] (when (pinned-there? m path :pin!) path))]
-        (cond
-          (nil? old) (maps/pin (store/descriptor m) path facts)
-          (not= old path) (sys/rename old path facts)))
-      (reset! pin path)))
-  m)
-
-(defn unpin!
-  "Removes the pin of this handle, if it has one that is still there and still holds the map."
-  [m]
-  (store/check-open-map m :unpin!)
-  (let [pin (store/pin-of m)]
-    (locking pin
-      (when-let [path @pin]
-        (try
-          (when (pinned-there? m path :unpin!)
-            (Files/delete (Path/of path (make-array String 0))))
-          (catch NoSuchFileException _)
-          (catch java.io.IOException e
-            (throw (error/error :permission (str "Removing the pin " path " failed")
-                                {:bpfmap/op :unpin! :bpfmap/file path :bpfmap/map (store/identity-of m)
-                                 :bpfmap/hint (ex-message e)} e))))
-        (reset! pin nil))))
-  m)

@@ -4,27 +4,31 @@
   Nothing here prints, compares or counts by asking the kernel: a map is an
   identity, not a value."
   (:refer-clojure :exclude [clone])
-  (:require [bpfmap.codec :as codec]
+  (:require [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
+            [bpfmap.impl.reference :as reference]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.impl.sys.maps :as maps]
             [bpfmap.rules :as rules]
             [bpfmap.type :as type])
-  (:import (bpfmap.sys Fd)
-           (clojure.lang ArityException IFn IKVReduce ILookup IReduce IReduceInit Seqable)
+  (:import (bpfmap.sys Codec Fd)
+           (clojure.lang ArityException ExceptionInfo IFn IKVReduce ILookup IReduce IReduceInit Seqable)
            (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
 
-(declare lookup reduce-entries)
+(declare lookup reduce-entries snapshot-of)
 
-(defn- described [identity op]
+(defn described
+  "An operation on a map, as an error's message begins."
+  [identity op]
   (str (name op) " on map " (:id identity) (when (seq (:name identity)) (str " (" (:name identity) ")"))))
 
 ;; `identity` is {:id :name :type}. `refusals` maps the operations that this handle never does to [kind hint]; nil where
-;; it does them all, so that the common case costs nothing. `pin` is an atom with the pinned path.
-(deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec pin]
+;; it does them all, so that the common case costs nothing. `elements` is nil where a type's layout is not known, `bridge` where
+;; neither key nor value is a reference, `cpus` where values are not per-CPU. `pin` is an atom with the pinned path.
+(deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pin]
   el/Origin
   (failure [_ op outcome]
     (sys/failure (described identity op) outcome
@@ -34,7 +38,11 @@
                   :type (:type identity)
                   :max-entries (:max-entries spec)
                   :access access
-                  :alternative (rules/alternative (:type identity) op)}))
+                  :alternative (rules/alternative (:type identity) op (:value-size spec))}))
+
+  reference/Open
+  (descriptor [_] fd)
+  (kind [_] :map)
 
   ILookup
   (valAt [this k] (lookup this k nil))
@@ -55,7 +63,7 @@
 
   IReduceInit
   (reduce [this f init]
-    (reduce-entries this (fn [acc k v] (f acc (el/entry k v))) init))
+    (reduce-entries this (fn [acc k v] (f acc (el/entry k v))) init nil))
 
   IReduce
   (reduce [this f]
@@ -63,11 +71,11 @@
 
   IKVReduce
   (kvreduce [this f init]
-    (reduce-entries this f init))
+    (reduce-entries this f init nil))
 
   Seqable
   (seq [this]
-    (seq (persistent! (reduce-entries this (fn [acc k v] (conj! acc (el/entry k v))) (transient [])))))
+    (seq (snapshot-of this [] nil)))
 
   Closeable
   (close [_] (sys/close fd))
@@ -91,14 +99,19 @@
   ^Fd [^BpfMap m]
   (.-fd m))
 
+(defn cpus-of
+  "The possible CPUs of a per-CPU map, ascending; nil for any other."
+  [^BpfMap m]
+  (.-cpus m))
+
 ;; --- what a handle refuses, before the kernel is asked
 
-(def ^:private reads #{:lookup :take! :next-key :reduce})
-(def ^:private writes #{:put! :insert! :replace! :delete! :take!})
+(def ^:private reads #{:lookup :take! :next-key :reduce :drain! :pop! :peek :might-contain?})
+(def ^:private writes #{:put! :insert! :replace! :delete! :take! :drain! :push! :pop!})
 
 (defn- refusals
   "The operations that a map of this type, opened this way, never does: op to [kind hint]; nil for none."
-  [type access]
+  [type value-size access]
   (let [barred (case access
                  :read-only (map #(vector % [:read-only "the map was opened read-only; open it with {:access :read-write}"])
                                  (conj writes :freeze!))
@@ -106,15 +119,19 @@
                                               "the map was opened write-only; open it with {:access :read-write}"])
                                   reads)
                  nil)
-        lacking (for [op (into reads writes)
-                      :let [instead (rules/alternative type op)]
+        lacking (for [op rules/operations
+                      :let [instead (rules/alternative type op value-size)]
                       :when instead]
                   [op [:not-supported instead]])]
     (not-empty (into {} cat [barred lacking]))))
 
-(defn- refuse [^BpfMap m op [kind hint]]
-  (throw (error/error kind (str (described (.-identity m) op) " is refused")
-                      {:bpfmap/op op :bpfmap/map (.-identity m) :bpfmap/hint hint})))
+(defn refuse
+  "Throws the refusal of an operation, before the kernel is asked."
+  [^BpfMap m op [kind hint]]
+  (let [{:keys [type] :as identity} (.-identity m)]
+    (throw (error/error kind (str (described identity op) " is refused")
+                        {:bpfmap/op op :bpfmap/map identity
+                         :bpfmap/hint (cond->> hint (= :not-supported kind) (str "a map of type " type " has no " (name op) "; "))}))))
 
 (defn check-open-map
   "Throws `:invalid-value` for anything that is no map of this library."
@@ -123,97 +140,142 @@
     (throw (error/error :invalid-value (str "Not an open map: " (pr-str (error/shown x)))
                         {:bpfmap/op op :bpfmap/hint "it takes what create, open or clone returned"}))))
 
-(defmacro ^:private operating
+(defn check-allowed
+  "Throws unless this handle does an operation."
+  [^BpfMap m op]
+  (check-open-map m op)
+  (when-some [refusals (.-refusals m)]
+    (when-some [refusal (get refusals (rules/ability op))]
+      (refuse m op refusal))))
+
+(defmacro operating
   "Runs an operation unless this handle refuses it; errors thrown get the operation and the map."
   [[m op] & body]
   `(do
-     (check-open-map ~m ~op)
-     (when-some [refusals# (.-refusals ~m)]
-       (when-some [refusal# (get refusals# ~op)]
-         (refuse ~m ~op refusal#)))
+     (check-allowed ~m ~op)
      (try
        ~@body
        (catch RuntimeException e#
-         (throw (sys/in-context e# {:op ~op :map (.-identity ~m)}))))))
+         (throw (sys/in-context e# {:op ~op :map (.-identity ~(vary-meta m assoc :tag `BpfMap))}))))))
 
-;; --- elements
+(defn- not-there?
+  "Whether an error says that what a reference names does not exist."
+  [e]
+  (= :not-found (:bpfmap/error (ex-data e))))
+
+(defn via-key
+  "Calls f with a key whose reference is resolved; `absent` where it names what does not exist (any more)."
+  [^BpfMap m op k absent f]
+  (let [held (reference/holding)]
+    (try
+      (let [resolved (try
+                       (reference/key-in (.-bridge m) held k {:op op :map (.-identity m)})
+                       (catch ExceptionInfo e
+                         (if (not-there? e) ::absent (throw e))))]
+        (if (identical? ::absent resolved) absent (f resolved)))
+      (finally (reference/let-go held)))))
+
+(defn via-entry
+  "Calls f with a key and a value whose references are resolved."
+  [^BpfMap m op k v f]
+  (let [held (reference/holding)
+        facts {:op op :map (.-identity m)}]
+    (try
+      (f (reference/key-in (.-bridge m) held k facts)
+         (reference/value-in (.-bridge m) held v facts))
+      (finally (reference/let-go held)))))
+
+(defmacro with-key
+  "Runs body with the key k as its codec takes it; see [[via-key]]. Costs nothing where keys are no references."
+  [[m op k absent] body]
+  `(if (nil? (.-bridge ~(vary-meta m assoc :tag `BpfMap)))
+     ~body
+     (via-key ~m ~op ~k ~absent (fn [~k] ~body))))
+
+(defmacro with-entry
+  "Runs body with the key k and the value v as their codecs take them. Costs nothing where they are no references."
+  [[m op k v] body]
+  `(if (nil? (.-bridge ~(vary-meta m assoc :tag `BpfMap)))
+     ~body
+     (via-entry ~m ~op ~k ~v (fn [~k ~v] ~body))))
+
+;; --- reading: what the collection interfaces need; the rest is in bpfmap.impl.operations and bpfmap.impl.many
 
 (defn lookup
   "The value of a key, or not-found."
   [^BpfMap m k not-found]
   (operating [m :lookup]
-    (el/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k not-found m :lookup)))
+    (with-key [m :lookup k not-found]
+      (el/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k not-found el/any m :lookup))))
 
-(defn take!
-  "The value of a key, which is deleted in the same step; or not-found."
-  [^BpfMap m k not-found]
-  (operating [m :take!]
-    (el/take-out (.-elements m) (.-key-codec m) (.-value-codec m) k not-found m :take!)))
+(defn- aborted
+  "The exception for a walk that others threw back to the beginning too often, with what it came to."
+  [^BpfMap m op so-far]
+  (error/error :iteration-aborted (str (described (.-identity m) op) " was aborted")
+               {:bpfmap/op op
+                :bpfmap/map (.-identity m)
+                :bpfmap/so-far so-far
+                :bpfmap/hint (str "others delete keys faster than they can be followed; what was seen until then is under "
+                                  ":bpfmap/so-far; try again, or on a kernel with batches (5.6)")}))
 
-(defn put!
-  "Writes an entry, whether or not the key exists."
-  [^BpfMap m k v]
-  (operating [m :put!]
-    (el/write (.-elements m) (.-key-codec m) (.-value-codec m) k v el/any m :put!))
-  m)
+(defn- batches?
+  "Whether the kernel reads this map many entries at a time, as far as the rules know."
+  [^BpfMap m]
+  (let [{:keys [batch batch-read-since]} (rules/types (:type (.-identity m)))]
+    (and (contains? batch :read)
+         (or (nil? batch-read-since)
+             (some-> (sys/kernel-release) (rules/at-least? batch-read-since))))))
 
-(defn insert!
-  "Writes an entry whose key does not exist; whether it was written."
-  [^BpfMap m k v]
-  (operating [m :insert!]
-    (el/write (.-elements m) (.-key-codec m) (.-value-codec m) k v el/no-exist m :insert!)))
+(defn fold
+  "Folds a step of `bpfmap.impl.sys.elements` over the chunks of a map.
 
-(defn replace!
-  "Writes an entry whose key exists; whether it was written."
-  [^BpfMap m k v]
-  (operating [m :replace!]
-    (el/write (.-elements m) (.-key-codec m) (.-value-codec m) k v el/exist m :replace!)))
-
-(defn delete!
-  "Deletes a key; whether it was there."
-  [^BpfMap m k]
-  (operating [m :delete!]
-    (el/delete (.-elements m) (.-key-codec m) k m :delete!)))
-
-(defn next-key
-  "The key after k in the kernel's order, or the first one; nil after the last."
-  [^BpfMap m k first?]
-  (operating [m :next-key]
-    (el/next-key (.-elements m) (.-key-codec m) k first? m :next-key)))
+  `reader` is `:batches`, `:walk`, or nil for the better one; `flags` are those of every lookup, `chunk` how many entries to read at a time."
+  [^BpfMap m op step init {:keys [reader flags chunk] :or {flags el/any} :as options}]
+  (let [{:keys [max-entries]} (.-spec m)
+        key-size (.size ^Codec (.-key-codec m))
+        value-size (.size ^Codec (.-value-codec m))
+        reader (or reader (if (batches? m) :batches :walk))]
+    (el/fold-chunks (case reader
+                      :batches (el/batches (.-fd m) key-size value-size max-entries flags false chunk)
+                      :walk (el/walk (.-elements m) key-size value-size max-entries flags))
+                    step init
+                    (fn [outcome first? acc]
+                      (cond
+                        (and first? (= :batches reader) (el/no-batches? outcome))
+                        (fold m op step init (assoc options :reader :walk))
+                        (el/aborted? outcome) (throw (aborted m op acc))
+                        :else (throw (el/failure m op outcome)))))))
 
 (defn reduce-entries
-  "Reduces over all entries with `(step acc key value)`; `reader` is `:batches` or `:walk`."
-  ([m step init] (reduce-entries m step init :batches))
-  ([^BpfMap m step init reader]
-   (operating [m :reduce]
-     (let [{:keys [key-size value-size max-entries]} (.-spec m)
-           refused (fn [outcome first?]
-                     (cond
-                       (and first? (= :batches reader) (el/no-batches? outcome))
-                       (reduce-entries m step init :walk)
-                       (el/aborted? outcome)
-                       (throw (error/error :iteration-aborted
-                                           (str (described (.-identity m) :reduce) " was aborted")
-                                           {:bpfmap/op :reduce :bpfmap/map (.-identity m)
-                                            :bpfmap/hint (str "others delete keys faster than they can be followed; "
-                                                              "try again, or on a kernel with batches (5.6)")}))
-                       :else (throw (el/failure m :reduce outcome))))]
-       (el/reduce-chunks (case reader
-                           :batches (el/batches (.-fd m) key-size value-size max-entries)
-                           :walk (el/walk (.-elements m) key-size value-size max-entries))
-                         (.-key-codec m) (.-value-codec m) step init refused)))))
+  "Reduces over all entries with `(step acc key value)`; options are those of [[fold]]."
+  [^BpfMap m step init options]
+  (operating [m :reduce]
+    (fold m :reduce (el/entry-step (.-key-codec m) (.-value-codec m) step) init options)))
+
+(defn snapshot-of
+  "All entries, put into an empty collection. What an aborted walk has seen is persistent."
+  [m empty-coll options]
+  (try
+    (persistent! (reduce-entries m (fn [acc k v] (conj! acc (el/entry k v))) (transient empty-coll) options))
+    (catch ExceptionInfo e
+      (if (= :iteration-aborted (:bpfmap/error (ex-data e)))
+        (throw (ex-info (ex-message e) (update (ex-data e) :bpfmap/so-far persistent!) (ex-cause e)))
+        (throw e)))))
 
 ;; --- making and reading a handle
 
 (defn handle
   "An open map of a descriptor, its identity and its spec. Elements are usable where the type's layout is known."
-  ^BpfMap [fd {:keys [id type key-size value-size]} spec access path]
-  (let [known? (:elements (rules/types type))]
+  ^BpfMap [fd {:keys [id type value-size]} spec access path]
+  (let [{:keys [ops per-cpu?]} (rules/types type)
+        cpus (when per-cpu? (sys/possible-cpus))
+        key-codec (when (seq ops) (element/key spec))
+        value-codec (when (seq ops) (element/value spec (count cpus)))
+        size (fn [codec] (if codec (.size ^Codec codec) 0))]
     (BpfMap. fd {:id id :name (str (:name spec)) :type type} spec access
-             (refusals type access)
-             (when known? (el/elements fd key-size value-size))
-             (when known? (codec/codec (:key spec) (:types spec) [:key]))
-             (when known? (codec/codec (:value spec) (:types spec) [:value]))
+             (refusals type value-size access)
+             (when (seq ops) (el/elements fd (size key-codec) (size value-codec)))
+             key-codec value-codec (reference/bridge type) cpus
              (atom path))))
 
 (defn clone

@@ -124,10 +124,18 @@
 
 ;; --- descriptors
 
-(defn- duplicated ^Fd [outcome facts]
+(defn close
+  "Closes a descriptor; calls in flight end first. Closing twice is fine."
+  [^Fd fd]
+  (.close fd))
+
+(defn- owned ^Fd [outcome what facts]
   (if (neg? (long outcome))
-    (throw (failure "Duplicating the descriptor" outcome facts))
+    (throw (failure what outcome facts))
     (Fd/own outcome)))
+
+(defn- duplicated ^Fd [outcome facts]
+  (owned outcome "Duplicating the descriptor" facts))
 
 (defn duplicate
   "Duplicates a descriptor: same object, own lifetime."
@@ -138,6 +146,26 @@
   "Duplicates a descriptor that somebody else owns, given by its number."
   ^Fd [number facts]
   (duplicated (Descriptors/duplicate (int number)) facts))
+
+(defn open-file
+  "Opens a file or directory for what it is, not for what is in it. A cgroup's directory has to be readable."
+  ^Fd [path directory? facts]
+  (owned (Descriptors/open path (boolean directory?)) (str "Opening " path) (assoc facts :reference path)))
+
+(defn pidfd
+  "Opens a descriptor of a process, or of a single thread."
+  ^Fd [pid thread? facts]
+  (let [what (str (if thread? "thread " "process ") pid)]
+    (owned (Descriptors/pidfd (int pid) (boolean thread?)) (str "Opening " what) (assoc facts :reference what))))
+
+(defn descriptor-of-process
+  "Duplicates a descriptor of another process."
+  ^Fd [pid number facts]
+  (let [process (pidfd pid false facts)]
+    (try
+      (owned (Descriptors/fromProcess process (int number)) (str "Opening descriptor " number " of process " pid)
+             (assoc facts :reference (str "descriptor " number " of process " pid)))
+      (finally (close process)))))
 
 (defn rename
   "Moves a file in one step; refuses a target that exists."
@@ -162,15 +190,17 @@
       1 :write-only
       :read-write)))
 
-(defn close
-  "Closes a descriptor; calls in flight end first. Closing twice is fine."
-  [^Fd fd]
-  (.close fd))
-
 (defn kernel-release
   "The kernel's release as `uname -r` prints it; nil where that cannot be read."
   []
   (procfs/kernel-release))
+
+(def ^:private remembered-page-size (delay (procfs/page-size)))
+
+(defn page-size
+  "Bytes of a page of memory."
+  []
+  @remembered-page-size)
 
 (defn possible-cpus
   "The numbers of the CPUs that the kernel may ever bring up, ascending."

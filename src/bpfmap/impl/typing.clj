@@ -6,6 +6,7 @@
             [bpfmap.impl.sys.btf :as sys.btf]
             [bpfmap.impl.sys.maps :as maps]
             [bpfmap.rules :as rules]
+            [bpfmap.spec :as spec]
             [bpfmap.type :as type]
             [bpfmap.type.node :as node])
   (:import (clojure.lang ExceptionInfo)))
@@ -25,9 +26,13 @@
 (defn- btf-of
   "The BTF of a spec, where its type takes any and its key or value says more than bytes; nil otherwise."
   [{:keys [type key value types]}]
-  (let [row (rules/types type)]
-    (when (and key value (not= :none (:btf row)) (some says-something? [key value]))
-      (btf/->btf [(if (= :array type) (index-type key types) key) value] types))))
+  (let [{:keys [btf]} (rules/types type)]
+    (case btf
+      :none nil
+      :required (btf/->btf [key value] types)
+      :value (when (says-something? value) (btf/->btf [nil value] types))
+      (when (and key value (some says-something? [key value]))
+        (btf/->btf [(if (= :index btf) (index-type key types) key) value] types)))))
 
 (def ^:private btf-refused
   "How the kernel refuses BTF: a kind that it does not know, a name, a map type that takes none."
@@ -79,7 +84,8 @@
       (let [blob (btf/parse (:bytes (sys.btf/blob btf-id facts)))]
         {:key (cond
                 btf-key-type-id (btf/type-of blob btf-key-type-id)
-                (= :array type) :u32) ; a data section has a value alone
+                ;; A data section has a value alone, and a bloom filter.
+                :else (:key (rules/types type)))
          :value (btf/type-of blob btf-value-type-id)})
       (catch ExceptionInfo e
         (if (#{:malformed-btf :permission :not-found} (:bpfmap/error (ex-data e)))
@@ -109,7 +115,10 @@
         told (when-not (and given-key given-value) (from-btf info facts))
         usable (fn [told size]
                  (when (and told (= size (type/size told))) told))
-        bytes (fn [size] (when (pos? (long size)) [:bytes size]))]
-    (cond-> {:key (or given-key (usable (:key told) key-size) (bytes key-size))
-             :value (or given-value (usable (:value told) value-size) (bytes value-size))}
+        bytes (fn [size] (when (pos? (long size)) [:bytes size]))
+        {:keys [type flags]} info]
+    (cond-> {:key (or given-key (usable (:key told) key-size) (:key (rules/types type)) (bytes key-size))
+             ;; What refers to other objects reads as references, whatever anybody calls its type.
+             :value (or (when (:values (rules/types type)) (spec/value-default type value-size flags))
+                        given-value (usable (:value told) value-size) (spec/value-default type value-size flags) (bytes value-size))}
       (:untyped told) (assoc :untyped (:untyped told)))))

@@ -1,19 +1,23 @@
 (ns bpfmap.impl.sys.btf
   "The commands of bpf(2) on BTF objects."
   (:refer-clojure :exclude [load])
-  (:require [bpfmap.impl.sys :as sys])
+  (:require [bpfmap.impl.sys :as sys]
+            [bpfmap.rules :as rules])
   (:import (bpfmap.sys Abi Attr Bytes Fd)
            (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
 
 (defn load
-  "Loads a blob into the kernel; returns its descriptor. Needs Linux 4.18."
-  ^Fd [^bytes blob facts]
+  "Loads a blob into the kernel; returns its descriptor. Needs Linux 4.18. The facts may hold `:token`, a BPF token's."
+  ^Fd [^bytes blob {:keys [token] :as facts}]
   (sys/command "Loading the BTF" facts Abi/BPF_BTF_LOAD
                (fn [^Attr attr]
                  (.bytes attr Abi/BTF_LOAD_BTF blob)
-                 (.int32 attr Abi/BTF_LOAD_BTF_SIZE (alength blob)))
+                 (.int32 attr Abi/BTF_LOAD_BTF_SIZE (alength blob))
+                 (when token
+                   (.int32 attr Abi/BTF_LOAD_BTF_FLAGS (rules/flag-word [:token-fd]))
+                   (.fd attr Abi/BTF_LOAD_BTF_TOKEN_FD token)))
                sys/own))
 
 (defn- by-id ^Fd [id facts]

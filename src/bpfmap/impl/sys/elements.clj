@@ -4,7 +4,7 @@
   Every function takes the codecs of the map and answers with decoded values.
   A missing key is an answer; any other refusal is thrown as the exception that
   the map itself makes of it."
-  (:import (bpfmap.sys Abi Batch Codec Elements Fd Reader Scratch Walk)
+  (:import (bpfmap.sys Abi Batch Bulk Codec Elements Fd Reader Scratch Walk)
            (clojure.lang MapEntry)))
 
 (set! *warn-on-reflection* true)
@@ -15,22 +15,33 @@
 
 (def ^:const any "Write whether or not the key exists." Abi/BPF_ANY)
 (def ^:const no-exist "Write only where the key does not exist." Abi/BPF_NOEXIST)
-(def ^:const exist "Write only where the key exists." Abi/BPF_EXIST)
+(def ^:const exist "Write only where the key exists; of a full queue, its oldest." Abi/BPF_EXIST)
+(def ^:const lock "Hold the value's spin lock; a flag beside the others." Abi/BPF_F_LOCK)
+
+(defn cpu
+  "The flags for the value of one CPU alone. Since Linux 7.0."
+  ^long [^long number]
+  (bit-or Abi/BPF_F_CPU (bit-shift-left number 32)))
+
+(def empty-slot
+  "What the kernel answers to deleting an empty slot, or an index beyond the end, of the maps whose keys are indices."
+  #{(- Abi/EINVAL) (- Abi/E2BIG)})
 
 (def ^:private ^:const absent (- Abi/ENOENT))
 (def ^:private ^:const present (- Abi/EEXIST))
 
 (defn elements
-  "The element operations of an open map, for the functions below."
+  "The element operations of an open map, for the functions below. Sizes are those of the codecs; a key of 0 bytes is none."
   ^Elements [^Fd fd key-size value-size]
   (Elements. fd key-size value-size))
 
 (defmacro ^:private with-key
-  "Runs body with memory for one operation, in which the key is encoded."
+  "Runs body with memory for one operation, in which the key, if the map has keys, is encoded."
   [[s es key-codec k] & body]
   `(let [~s (.take ~es)]
      (try
-       (.encode ~key-codec ~k (.-memory ~s) Scratch/KEY)
+       (when-some [key-codec# ~key-codec]
+         (.encode key-codec# ~k (.-memory ~s) Scratch/KEY))
        ~@body
        (finally (.give ~s)))))
 
@@ -45,22 +56,31 @@
 
 (defn lookup
   "The decoded value of a key, or not-found."
-  [^Elements es ^Codec key-codec ^Codec value-codec k not-found origin op]
+  [^Elements es ^Codec key-codec ^Codec value-codec k not-found flags origin op]
   (with-key [s es key-codec k]
-    (answer (.lookup es s any) origin op
+    (answer (.lookup es s (long flags)) origin op
             (.decode value-codec (.-memory s) (.valueOffset es))
             not-found)))
 
+(defn contained?
+  "Whether a value may be in a bloom filter."
+  [^Elements es ^Codec value-codec v origin op]
+  (let [s (.take es)]
+    (try
+      (.encode value-codec v (.-memory s) (.valueOffset es))
+      (answer (.lookup es s any) origin op true false)
+      (finally (.give s)))))
+
 (defn take-out
-  "As [[lookup]], and deletes the key in the same step.
+  "As [[lookup]], and deletes the key in the same step; of a map without keys, the next value.
 
   What cannot be decoded must not be deleted. A codec that may throw is
   therefore asked first, with a lookup of its own; a writer may still come between the two."
-  [^Elements es ^Codec key-codec ^Codec value-codec k not-found origin op]
+  [^Elements es ^Codec key-codec ^Codec value-codec k not-found flags origin op]
   (when-not (.total value-codec)
-    (lookup es key-codec value-codec k not-found origin op))
+    (lookup es key-codec value-codec k not-found flags origin op))
   (with-key [s es key-codec k]
-    (answer (.lookupAndDelete es s any) origin op
+    (answer (.lookupAndDelete es s (long flags)) origin op
             (.decode value-codec (.-memory s) (.valueOffset es))
             not-found)))
 
@@ -75,10 +95,13 @@
         (answer outcome origin op true false)))))
 
 (defn delete
-  "Deletes a key; whether it was there."
-  [^Elements es ^Codec key-codec k origin op]
+  "Deletes a key; whether it was there. `none` is a set of answers that mean the same as a missing key."
+  [^Elements es ^Codec key-codec k none origin op]
   (with-key [s es key-codec k]
-    (answer (.delete es s) origin op true false)))
+    (let [outcome (.delete es s)]
+      (if (contains? none outcome)
+        false
+        (answer outcome origin op true false)))))
 
 (defn next-key
   "The key after `k` in the kernel's order, or the first one; nil after the last."
@@ -101,14 +124,19 @@
       (finally (.give s)))))
 
 (defn batches
-  "A reader of the whole map by chunks, one system call for each. Close it."
-  ^Reader [^Fd fd key-size value-size max-entries]
-  (Batch. fd (long key-size) (long value-size) (long max-entries)))
+  "A reader of the whole map by chunks, one system call for each. Close it.
+
+  `taking?` deletes what it reads. `chunk` is how many entries it begins with; nil for its own choice."
+  ^Reader [^Fd fd key-size value-size max-entries flags taking? chunk]
+  (let [command (if taking? Abi/BPF_MAP_LOOKUP_AND_DELETE_BATCH Abi/BPF_MAP_LOOKUP_BATCH)]
+    (if chunk
+      (Batch. fd command (long key-size) (long value-size) (long max-entries) (long flags) (long chunk))
+      (Batch. fd command (long key-size) (long value-size) (long max-entries) (long flags)))))
 
 (defn walk
   "A reader of the whole map key by key, for kernels and types without batches. Close it."
-  ^Reader [^Elements es key-size value-size max-entries]
-  (Walk. es (long key-size) (long value-size) (long max-entries)))
+  ^Reader [^Elements es key-size value-size max-entries flags]
+  (Walk. es (long key-size) (long value-size) (long max-entries) (long flags)))
 
 (def ^:private no-batches
   "What a kernel or map type without batches answers to the first one."
@@ -124,33 +152,119 @@
   [outcome]
   (== Walk/ABORTED (long outcome)))
 
-(defn reduce-chunks
-  "Reduces over all entries of a reader with `(step acc key value)`.
+(defn fold-chunks
+  "Folds `(chunk-step acc reader n)` over the chunks of a reader, n entries each. Stops at a `reduced`. Closes the reader.
 
-  `refused` is called with the negated errno and whether it was the first
-  answer; what it returns is the result. Stops at a `reduced`. Closes the reader."
-  [^Reader reader ^Codec key-codec ^Codec value-codec step init refused]
+  `refused` is called with the negated errno, whether it was the first answer, and acc; what it returns is the result."
+  [^Reader reader chunk-step init refused]
+  (with-open [reader reader]
+    (loop [acc init first? true]
+      (let [n (.read reader)]
+        (cond
+          (zero? n) acc
+          (neg? n) (refused n first? acc)
+          :else
+          (let [acc (chunk-step acc reader n)]
+            (if (reduced? acc)
+              (unreduced acc)
+              (recur acc false))))))))
+
+(defn entry-step
+  "The step of [[fold-chunks]] that calls `(step acc key value)` with each decoded entry."
+  [^Codec key-codec ^Codec value-codec step]
   (let [key-size (.size key-codec)
         value-size (.size value-codec)]
-    (with-open [reader reader]
-      (loop [acc init first? true]
-        (let [n (.read reader)]
-          (cond
-            (zero? n) acc
-            (neg? n) (refused n first?)
-            :else
-            (let [keys (.keys reader)
-                  values (.values reader)
-                  acc (loop [i 0 acc acc]
-                        (if (or (== i n) (reduced? acc))
-                          acc
-                          (recur (inc i)
-                                 (step acc
-                                       (.decode key-codec keys (* i key-size))
-                                       (.decode value-codec values (* i value-size))))))]
-              (if (reduced? acc)
-                (unreduced acc)
-                (recur acc false)))))))))
+    (fn [acc ^Reader reader ^long n]
+      (let [keys (.keys reader)
+            values (.values reader)]
+        (loop [i 0 acc acc]
+          (if (or (== i n) (reduced? acc))
+            acc
+            (recur (inc i)
+                   (step acc
+                         (.decode key-codec keys (* i key-size))
+                         (.decode value-codec values (* i value-size))))))))))
+
+(defn key-step
+  "The step of [[fold-chunks]] that calls `(step acc key)` with each decoded key."
+  [^Codec key-codec step]
+  (let [key-size (.size key-codec)]
+    (fn [acc ^Reader reader ^long n]
+      (let [keys (.keys reader)]
+        (loop [i 0 acc acc]
+          (if (or (== i n) (reduced? acc))
+            acc
+            (recur (inc i) (step acc (.decode key-codec keys (* i key-size))))))))))
+
+(defn count-step
+  "The step of [[fold-chunks]] that counts entries, and decodes none."
+  [^long acc _ ^long n]
+  (+ acc n))
+
+;; --- many on their way in or out
+
+(defn bulk
+  "A place to collect entries, or keys where there is no value codec, before they are written or deleted. Close it."
+  ^Bulk [^Fd fd ^Codec key-codec ^Codec value-codec]
+  (Bulk. fd (.size key-codec) (if value-codec (.size value-codec) 0)))
+
+(defn collect
+  "Encodes one more entry, or key."
+  [^Bulk bulk ^Codec key-codec ^Codec value-codec k v]
+  (let [i (.add bulk)]
+    (.encode key-codec k (.keys bulk) (* i (.size key-codec)))
+    (when value-codec
+      (.encode value-codec v (.values bulk) (* i (.size value-codec))))))
+
+(def ^:private ^:const most "How many entries go to the kernel with one call." 0x10000)
+
+(defn- one-by-one
+  "Calls `one` with each index from `i`; returns `[done outcome]` as [[write-bulk]] does."
+  [^Bulk bulk i one]
+  (loop [i (long i) done i]
+    (if (= i (.size bulk))
+      [done 0]
+      (let [outcome (long (one i))]
+        (cond
+          (zero? outcome) (recur (inc i) (inc done))
+          (== absent outcome) (recur (inc i) done)
+          :else [done outcome])))))
+
+(defn- all-at-once
+  "Calls `many` with ranges of entries, past keys that are missing; goes over to `one` where the kernel has no batches."
+  [^Bulk bulk many one]
+  (loop [i 0 done 0]
+    (if (= i (.size bulk))
+      [done 0]
+      (let [n (min most (- (.size bulk) i))
+            outcome (long (many i n))
+            now (.done bulk)]
+        (cond
+          (zero? outcome) (recur (+ i n) (+ done n))
+          ;; Refused before it began: the count is still the one given.
+          (and (= now n) (no-batches? outcome)) (if (zero? i) (one-by-one bulk 0 one) [done outcome])
+          (= now n) [done outcome]
+          (== absent outcome) (recur (+ i now 1) (+ done now))
+          :else [(+ done now) outcome])))))
+
+(defn write-bulk
+  "Writes all that was collected; returns how many were written and 0, or the negated errno that ended it.
+
+  Without `batches?`, or where the kernel has none, one by one."
+  [^Bulk bulk ^Elements es batches? flags]
+  (let [flags (long flags)
+        one (fn [i] (.updateOne bulk es (int i) flags))]
+    (if batches?
+      (all-at-once bulk (fn [i n] (.update bulk (int i) (int n) (bit-and flags lock))) one)
+      (one-by-one bulk 0 one))))
+
+(defn delete-bulk
+  "Deletes all keys that were collected; returns how many were there and 0, or the negated errno that ended it."
+  [^Bulk bulk ^Elements es batches? none]
+  (let [one (fn [i] (let [outcome (.deleteOne bulk es (int i))] (if (contains? none outcome) absent outcome)))]
+    (if batches?
+      (all-at-once bulk (fn [i n] (.delete bulk (int i) (int n))) one)
+      (one-by-one bulk 0 one))))
 
 (defn entry
   "One entry of a map as data: a key and a value that destructure as a pair."

@@ -11,9 +11,17 @@
   "How a descriptor may be used, and the flags that ask for it."
   {:read-write 0, :read-only Abi/BPF_F_RDONLY, :write-only Abi/BPF_F_WRONLY})
 
+(defn- long-bits
+  "The 64 bits of an unsigned number."
+  ^long [n]
+  (.longValue (biginteger n)))
+
 (defn create
-  "Creates a map from a completed spec; returns its descriptor. `:btf` is `{:fd :key :value}`, the ids of types in it."
-  ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf]} facts]
+  "Creates a map from a completed spec; returns its descriptor.
+
+  `:btf` is `{:fd :key :value}`, the ids of types in it; `:inner-map` the descriptor of a
+  template. The facts may hold `:token`, the descriptor of a BPF token."
+  ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf inner-map map-extra]} {:keys [token] :as facts}]
   (sys/command "Creating the map" facts Abi/BPF_MAP_CREATE
            (fn [^Attr attr]
              (doto attr
@@ -21,13 +29,26 @@
                (.int32 Abi/MAP_CREATE_KEY_SIZE key-size)
                (.int32 Abi/MAP_CREATE_VALUE_SIZE value-size)
                (.int32 Abi/MAP_CREATE_MAX_ENTRIES max-entries)
-               (.int32 Abi/MAP_CREATE_MAP_FLAGS (rules/flag-word flags)))
+               (.int32 Abi/MAP_CREATE_MAP_FLAGS (cond-> (rules/flag-word flags) token (bit-or (rules/flag-word [:token-fd])))))
+             (when inner-map (.fd attr Abi/MAP_CREATE_INNER_MAP_FD inner-map))
              (when numa-node (.int32 attr Abi/MAP_CREATE_NUMA_NODE numa-node))
              (when (seq name) (.name attr Abi/MAP_CREATE_MAP_NAME name))
              (when btf
                (.fd attr Abi/MAP_CREATE_BTF_FD (:fd btf))
                (.int32 attr Abi/MAP_CREATE_BTF_KEY_TYPE_ID (:key btf))
-               (.int32 attr Abi/MAP_CREATE_BTF_VALUE_TYPE_ID (:value btf))))
+               (.int32 attr Abi/MAP_CREATE_BTF_VALUE_TYPE_ID (:value btf)))
+             (when (and map-extra (not (zero? (long-bits map-extra))))
+               (.int64 attr Abi/MAP_CREATE_MAP_EXTRA (long-bits map-extra)))
+             (when token (.fd attr Abi/MAP_CREATE_MAP_TOKEN_FD token)))
+           sys/own))
+
+(defn token
+  "Creates a BPF token from the directory of a delegated BPF file system; returns its descriptor. Needs Linux 6.9."
+  ^Fd [^Fd dir facts]
+  (sys/command "Creating a BPF token" facts Abi/BPF_TOKEN_CREATE
+           (fn [^Attr attr]
+             (.int32 attr Abi/TOKEN_CREATE_FLAGS 0)
+             (.fd attr Abi/TOKEN_CREATE_BPFFS_FD dir))
            sys/own))
 
 (defn info
@@ -49,7 +70,7 @@
                                :btf-key-type-id (sys/u32 memory Abi/MAP_INFO_BTF_KEY_TYPE_ID)
                                :btf-value-type-id (sys/u32 memory Abi/MAP_INFO_BTF_VALUE_TYPE_ID)
                                :ifindex (sys/u32 memory Abi/MAP_INFO_IFINDEX)
-                               :map-extra extra}]
+                               :map-extra (if (neg? extra) (+ 18446744073709551616N extra) extra)}]
                  (cond-> {:id (sys/u32 memory Abi/MAP_INFO_ID)
                           :type (rules/type-name (sys/u32 memory Abi/MAP_INFO_TYPE))
                           :name (sys/text memory Abi/MAP_INFO_NAME (inc Abi/NAME_LENGTH))

@@ -66,3 +66,20 @@
   "The sysctl kernel.unprivileged_bpf_disabled as a number; nil where there is none."
   []
   (some-> (read-file "/proc/sys/kernel/unprivileged_bpf_disabled") str/trim parse-long))
+
+(def ^:private ^:const at-pagesz "Source: linux/auxvec.h, AT_PAGESZ." 6)
+
+(defn page-size
+  "Bytes of a page of memory, as the kernel told this process when it began; 4096 where that cannot be read.
+
+      (page-size) ;=> 4096"
+  []
+  (let [^java.nio.LongBuffer words
+        (try
+          (.asLongBuffer (.order (java.nio.ByteBuffer/wrap (bytes-of "/proc/self/auxv")) (java.nio.ByteOrder/nativeOrder)))
+          (catch java.io.IOException _ (java.nio.LongBuffer/allocate 0)))]
+    (loop [i 0]
+      (cond
+        (< (.limit words) (+ i 2)) 4096
+        (= at-pagesz (.get words (int i))) (.get words (int (inc i)))
+        :else (recur (+ i 2))))))

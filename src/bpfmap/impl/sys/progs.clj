@@ -80,6 +80,13 @@
         :else
         (throw (with-log refused log))))))
 
+(defn by-id
+  "Opens a program by its id; returns its descriptor."
+  ^Fd [id facts]
+  (sys/command (str "Opening program " id) facts Abi/BPF_PROG_GET_FD_BY_ID
+               (fn [^Attr attr] (.int32 attr Abi/ID_START_ID id))
+               sys/own))
+
 (defn test-run
   "Runs a program without attaching it. A run that a signal ended is begun again only if it was a single one."
   [^Fd fd {:keys [^bytes data ^bytes context repeat]} facts]

@@ -1,0 +1,149 @@
+package bpfmap.sys;
+
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+
+/**
+ * Entries on their way into a map, or keys on their way out of it: collected first, then written or deleted many at a time.
+ *
+ * <p>{@code BPF_MAP_UPDATE_BATCH} and {@code BPF_MAP_DELETE_BATCH}, since Linux 5.6. Collecting everything before the first call
+ * means that an entry that cannot be encoded stops all of it, and nothing is half done. Used by one thread; closing frees
+ * the memory.
+ *
+ * <pre>{@code
+ * int i = bulk.add();
+ * ... write key and value i into bulk.keys() and bulk.values() ...
+ * int result = bulk.update(0, bulk.size(), Abi.BPF_ANY);
+ * int written = bulk.done();
+ * }</pre>
+ */
+public final class Bulk implements AutoCloseable {
+    private final Fd fd;
+    private final long keySize;
+    private final long valueSize;
+
+    private final Arena arena = Arena.ofConfined();
+    private final MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
+    private final MemorySegment attr = arena.allocate(Abi.BATCH_SIZE, 8);
+
+    private Arena entriesArena = Arena.ofConfined();
+    private MemorySegment keys;
+    private MemorySegment values;
+    private int capacity = 64;
+    private int size;
+
+    /**
+     * @param fd the open map
+     * @param keySize bytes of a key
+     * @param valueSize bytes that the kernel reads for one value, see {@link Elements}; 0 where only keys are collected
+     */
+    public Bulk(Fd fd, long keySize, long valueSize) {
+        this.fd = fd;
+        this.keySize = keySize;
+        this.valueSize = valueSize;
+        keys = entriesArena.allocate(capacity * keySize, 8);
+        values = entriesArena.allocate(capacity * valueSize, 8);
+    }
+
+    /** Makes room for one more entry and returns its index. The memory of all entries may move. */
+    public int add() {
+        if (size == capacity) {
+            grow();
+        }
+        return size++;
+    }
+
+    private void grow() {
+        int larger = Math.multiplyExact(capacity, 2);
+        Arena old = entriesArena;
+        entriesArena = Arena.ofConfined();
+        keys = entriesArena.allocate(larger * keySize, 8).copyFrom(keys);
+        values = entriesArena.allocate(larger * valueSize, 8).copyFrom(values);
+        capacity = larger;
+        old.close();
+    }
+
+    /** How many entries there are. */
+    public int size() {
+        return size;
+    }
+
+    /** The keys, at multiples of the key size; valid until the next {@link #add}. */
+    public MemorySegment keys() {
+        return keys;
+    }
+
+    /** The values, at multiples of the value size; valid until the next {@link #add}. */
+    public MemorySegment values() {
+        return values;
+    }
+
+    /**
+     * Writes entries with one call.
+     *
+     * @return 0, or the negated errno; {@link #done} says how many were written in either case
+     */
+    public int update(int from, int count, long flags) {
+        return call(Abi.BPF_MAP_UPDATE_BATCH, from, count, flags);
+    }
+
+    /** Deletes keys with one call; see {@link #update}. The kernel stops at the first that is missing. */
+    public int delete(int from, int count) {
+        return call(Abi.BPF_MAP_DELETE_BATCH, from, count, 0);
+    }
+
+    /**
+     * How many entries the last call got done. A kernel or map type without batches refuses before it looks at them, and
+     * leaves the count that it was given.
+     */
+    public int done() {
+        return attr.get(JAVA_INT, Abi.BATCH_COUNT);
+    }
+
+    private int call(int command, int from, int count, long flags) {
+        int number = fd.acquire();
+        try {
+            attr.fill((byte) 0);
+            attr.set(JAVA_LONG, Abi.BATCH_KEYS, keys.address() + from * keySize);
+            attr.set(JAVA_LONG, Abi.BATCH_VALUES, valueSize == 0 ? 0 : values.address() + from * valueSize);
+            attr.set(JAVA_INT, Abi.BATCH_COUNT, count);
+            attr.set(JAVA_INT, Abi.BATCH_MAP_FD, number);
+            attr.set(JAVA_LONG, Abi.BATCH_ELEM_FLAGS, flags);
+            return (int) Native.syscall(capture, Abi.SYS_BPF, command, attr.address(), Abi.BATCH_SIZE, 0, 0);
+        } finally {
+            fd.release();
+        }
+    }
+
+    /** Writes one entry with a call of its own, where there are no batches: 0, or the negated errno. */
+    public int updateOne(Elements elements, int i, long flags) {
+        Scratch s = elements.take();
+        try {
+            MemorySegment.copy(keys, i * keySize, s.memory, Scratch.KEY, keySize);
+            MemorySegment.copy(values, i * valueSize, s.memory, elements.valueOffset(), valueSize);
+            return elements.update(s, flags);
+        } finally {
+            s.give();
+        }
+    }
+
+    /** Deletes one key with a call of its own; see {@link #updateOne}. */
+    public int deleteOne(Elements elements, int i) {
+        Scratch s = elements.take();
+        try {
+            MemorySegment.copy(keys, i * keySize, s.memory, Scratch.KEY, keySize);
+            return elements.delete(s);
+        } finally {
+            s.give();
+        }
+    }
+
+    @Override
+    public void close() {
+        entriesArena.close();
+        arena.close();
+    }
+}

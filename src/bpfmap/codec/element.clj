@@ -1,0 +1,86 @@
+(ns bpfmap.codec.element
+  "Codecs of what lies in the elements of a map: the spec's types, in the shape that the rules of its map type say.
+
+  A per-CPU value is a vector. What is a descriptor going in and an id coming
+  out is written as a number, and reads as a reference that can be opened."
+  (:refer-clojure :exclude [key])
+  (:require [bpfmap.codec :as codec]
+            [bpfmap.codec.misfit :refer [deeper misfit]]
+            [bpfmap.rules :as rules])
+  (:import (bpfmap.sys Bytes Codec)))
+
+(set! *warn-on-reflection* true)
+
+(defn stride
+  "How far apart the values of two CPUs lie, in bytes: Documentation/bpf/map_array.rst.
+
+      (stride 5) ;=> 8"
+  ^long [^long value-size]
+  (bit-and (+ value-size 7) -8))
+
+(defn- per-cpu
+  "A codec of a value for each of n CPUs, as a vector in the order of the CPUs."
+  ^Codec [^Codec of-one type n]
+  (let [n (long n)
+        size (.size of-one)
+        stride (stride size)]
+    (reify Codec
+      (size [_] (* n stride))
+      (total [_] (.total of-one))
+      (encode [_ value memory offset]
+        (when-not (and (sequential? value) (= n (bounded-count (inc n) value)))
+          (throw (misfit type [:value] value
+                         (str "it takes a vector of " n " values, one for each possible CPU; "
+                              "{:cpus :all} writes one value to them all"))))
+        (reduce (fn [^long i x]
+                  (let [at (+ offset (* i stride))]
+                    (try
+                      (.encode of-one x memory at)
+                      (catch RuntimeException e
+                        (throw (deeper e [:value] i))))
+                    (Bytes/zero memory (+ at size) (- stride size))
+                    (inc i)))
+                0 value))
+      (decode [_ memory offset]
+        (loop [i 0 out (transient [])]
+          (if (< i n)
+            (recur (inc i) (conj! out (.decode of-one memory (+ offset (* i stride)))))
+            (persistent! out)))))))
+
+(defn- reading
+  "A codec whose values pass through a function when they are read."
+  ^Codec [^Codec codec f]
+  (reify Codec
+    (size [_] (.size codec))
+    (total [_] (.total codec))
+    (encode [_ value memory offset] (.encode codec value memory offset))
+    (decode [_ memory offset] (f (.decode codec memory offset)))))
+
+(def ^:private read-as
+  "What becomes of a number, or of a stack, that the kernel gives back."
+  {:map-id (fn [id] {:map-id id})
+   :program-id (fn [x]
+                 (if (map? x)
+                   (update x :program #(when-not (= 0 %) {:program-id %}))
+                   {:program-id x}))
+   :socket-cookie (fn [cookie] {:socket-cookie cookie})
+   :stack (fn [frames] (into [] (take-while #(not (or (= 0 %) (= :empty (:status %))))) frames))})
+
+(defn key
+  "The codec of a completed spec's keys; nil for a map without keys."
+  ^Codec [{:keys [key types]}]
+  (when key (codec/codec key types [:key])))
+
+(defn value
+  "The codec of a completed spec's values as they lie in the map; nil for a map without values.
+
+  A per-CPU value takes the stride of one for each of the possible CPUs.
+
+      (.size (value {:type :percpu-hash :value :u32} 2)) ;=> 16"
+  ^Codec [{:keys [type value types]} possible-cpus]
+  (when value
+    (let [{:keys [per-cpu? refers]} (rules/types type)
+          read-as (read-as (:out (:value refers)))]
+      (cond-> (codec/codec value types (if per-cpu? [] [:value]))
+        read-as (reading read-as)
+        per-cpu? (per-cpu value possible-cpus)))))

@@ -1,0 +1,240 @@
+(ns bpfmap.impl.many
+  "Operations on many elements of an open map at once."
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.operations :as operations]
+            [bpfmap.impl.reference :as reference]
+            [bpfmap.impl.store :as store :refer [operating]]
+            [bpfmap.impl.sys.elements :as el]
+            [bpfmap.rules :as rules])
+  (:import (bpfmap.impl.store BpfMap)
+           (bpfmap.sys Codec)
+           (clojure.lang ExceptionInfo IKVReduce IReduce IReduceInit Seqable)))
+
+(set! *warn-on-reflection* true)
+
+(defn- row [^BpfMap m]
+  (rules/types (:type (store/identity-of m))))
+
+(defn- not-many [^BpfMap m op what x]
+  (error/error :invalid-value (str "Not " what ": " (pr-str (error/shown x)))
+               {:bpfmap/op op :bpfmap/map (store/identity-of m)}))
+
+;; ---------------------------------------------------------------- writing and deleting
+
+(defn- finished
+  "How many were done; throws where the kernel ended it, with that number."
+  [^BpfMap m op [done outcome] total]
+  (if (zero? (long outcome))
+    done
+    (let [e (el/failure m op outcome)]
+      (throw (ex-info (str (ex-message e) "; " done " of " total " were done")
+                      (assoc (ex-data e) :bpfmap/done done)
+                      e)))))
+
+(defn- pair [m op entry]
+  (if (and (or (vector? entry) (map-entry? entry)) (= 2 (count entry)))
+    entry
+    (throw (not-many m op "an entry, a pair of key and value" entry))))
+
+(defn- indexed
+  "Runs f; an error of its says which of the things given it is about."
+  [i f]
+  (try
+    (f)
+    (catch ExceptionInfo e
+      (throw (ex-info (str "Number " i ": " (ex-message e)) (assoc (ex-data e) :bpfmap/index i) e)))))
+
+(defn- check-reducible [m op xs]
+  (when-not (or (nil? xs) (coll? xs) (instance? IReduceInit xs) (instance? Iterable xs))
+    (throw (not-many m op "a collection" xs))))
+
+(defn put-all!
+  "Writes all entries; returns how many. Nothing is written unless all can be encoded."
+  [^BpfMap m entries options]
+  (operating [m :put-all!]
+    (let [flags (operations/check-options m :put-all! options)
+          key-codec (.-key-codec m)
+          value-codec (.-value-codec m)
+          bridge (.-bridge m)
+          facts {:op :put-all! :map (store/identity-of m)}
+          held (reference/holding)]
+      (check-reducible m :put-all! entries)
+      (with-open [bulk (el/bulk (store/descriptor m) key-codec value-codec)]
+        (try
+          (reduce (fn [^long i entry]
+                    (indexed i (fn []
+                                 (let [[k v] (pair m :put-all! entry)
+                                       v (operations/spread m v options)]
+                                   (if bridge
+                                     (el/collect bulk key-codec value-codec
+                                                 (reference/key-in bridge held k facts)
+                                                 (reference/value-in bridge held v facts))
+                                     (el/collect bulk key-codec value-codec k v)))))
+                    (inc i))
+                  0 entries)
+          (finished m :put-all!
+                    (el/write-bulk bulk (.-elements m) (contains? (:batch (row m)) :write) flags)
+                    (.size bulk))
+          (finally (reference/let-go held)))))))
+
+(defn delete-all!
+  "Deletes all keys; returns how many were there."
+  [^BpfMap m ks]
+  (operating [m :delete-all!]
+    (let [key-codec (.-key-codec m)
+          bridge (.-bridge m)
+          facts {:op :delete-all! :map (store/identity-of m)}
+          held (reference/holding)]
+      (check-reducible m :delete-all! ks)
+      (with-open [bulk (el/bulk (store/descriptor m) key-codec nil)]
+        (try
+          (reduce (fn [^long i k]
+                    (indexed i #(el/collect bulk key-codec nil (if bridge (reference/key-in bridge held k facts) k) nil))
+                    (inc i))
+                  0 ks)
+          (finished m :delete-all!
+                    (el/delete-bulk bulk (.-elements m) (contains? (:batch (row m)) :delete) (operations/not-there m))
+                    (.size bulk))
+          (finally (reference/let-go held)))))))
+
+(defn lookup-all
+  "The entries of those keys that are there, as a map."
+  [^BpfMap m ks options]
+  (operating [m :lookup-all]
+    (check-reducible m :lookup-all ks)
+    (operations/check-options m :lookup-all options)
+    (persistent!
+     (reduce (fn [acc k]
+               (let [v (operations/lookup m k ::absent options)]
+                 (if (identical? ::absent v) acc (assoc! acc k v))))
+             (transient {}) ks))))
+
+;; ---------------------------------------------------------------- reading everything
+
+(defn- reading
+  "The options of a fold over a map, checked, and the function from a value to what they ask for."
+  [m op options]
+  [{:flags (operations/check-options m op options)} (operations/cpu-value m options)])
+
+(deftype Entries [m fold-options of-value]
+  IReduceInit
+  (reduce [_ f init]
+    (store/reduce-entries m (fn [acc k v] (f acc (el/entry k (of-value v)))) init fold-options))
+  IReduce
+  (reduce [this f]
+    (reduce f (seq this)))
+  IKVReduce
+  (kvreduce [_ f init]
+    (store/reduce-entries m (fn [acc k v] (f acc k (of-value v))) init fold-options))
+  Seqable
+  (seq [this]
+    (seq (into [] this)))
+  Object
+  (toString [_]
+    (str "#<entries of " m ">")))
+
+(defmethod print-method Entries [entries ^java.io.Writer w]
+  (.write w (str entries)))
+
+(defn entries
+  "All entries as something to reduce, read anew each time."
+  [^BpfMap m options]
+  (store/check-allowed m :entries)
+  (let [[fold-options of-value] (reading m :entries options)]
+    (Entries. m fold-options of-value)))
+
+(defn snapshot
+  "All entries as a map."
+  [^BpfMap m options]
+  (store/check-allowed m :snapshot)
+  (let [[fold-options of-value] (reading m :snapshot options)
+        all (store/snapshot-of m {} fold-options)]
+    (if (= identity of-value)
+      all
+      (update-vals all of-value))))
+
+(defn count-entries
+  "How many entries there are."
+  [^BpfMap m]
+  (operating [m :count-entries]
+    (if (:every-index? (row m))
+      (:max-entries (store/spec-of m))
+      (store/fold m :count-entries el/count-step 0 nil))))
+
+;; ---------------------------------------------------------------- draining
+
+(defn- with-taken
+  "Runs f; what an error finds taken already is in it, since it is no longer in the map."
+  [taken f]
+  (try
+    (f)
+    (catch ExceptionInfo e
+      (throw (ex-info (ex-message e) (assoc (ex-data e) :bpfmap/entries (persistent! @taken)) e)))))
+
+(defn- drain-chunks
+  "Takes everything with a system call for each chunk of entries. No function of the user's runs between taking and keeping."
+  [^BpfMap m flags]
+  (let [{:keys [max-entries]} (store/spec-of m)
+        key-codec (.-key-codec m)
+        value-codec (.-value-codec m)
+        taken (volatile! (transient {}))]
+    (with-taken taken
+      (fn []
+        (el/fold-chunks
+         (el/batches (store/descriptor m) (.size ^Codec key-codec) (.size ^Codec value-codec) max-entries flags true nil)
+         (el/entry-step key-codec value-codec (fn [_ k v] (vswap! taken assoc! k v) nil))
+         nil
+         (fn [outcome first? _]
+           (if (and first? (el/no-batches? outcome))
+             (vreset! taken nil)
+             (throw (el/failure m :drain! outcome)))))
+        (some-> @taken persistent!)))))
+
+(defn- drain-each
+  "Takes entries one by one and reduces over them, each handed on before the next is taken."
+  [^BpfMap m step init flags]
+  (let [key-codec (.-key-codec m)
+        value-codec (.-value-codec m)
+        take-out (fn [k] (el/take-out (.-elements m) key-codec value-codec k ::gone flags m :drain!))]
+    (if (nil? key-codec)
+      ;; As many as there can be: somebody may push as fast as this pops.
+      (loop [acc init n (long (:max-entries (store/spec-of m)))]
+        (let [v (if (zero? n) ::gone (take-out nil))]
+          (if (identical? ::gone v)
+            acc
+            (let [acc (step acc nil v)]
+              (if (reduced? acc) (unreduced acc) (recur acc (dec n)))))))
+      (store/fold m :drain!
+                  (el/key-step key-codec (fn [acc k]
+                                           (let [v (take-out k)]
+                                             (if (identical? ::gone v) acc (step acc k v)))))
+                  init nil))))
+
+(defn drain!
+  "Takes everything: a map of entries; of a map without keys, a vector of values."
+  [^BpfMap m options]
+  (operating [m :drain!]
+    (let [flags (operations/check-options m :drain! options)
+          keyless? (nil? (.-key-codec m))
+          {:keys [batch]} (row m)]
+      ;; What cannot be decoded must not be taken, so only types that decode anything are taken in chunks.
+      (or (when (and (contains? batch :take) (.total ^Codec (.-key-codec m)) (.total ^Codec (.-value-codec m)))
+            (drain-chunks m flags))
+          (let [taken (volatile! (transient (if keyless? [] {})))]
+            (with-taken taken
+              (fn []
+                (drain-each m (fn [_ k v] (vswap! taken #(if keyless? (conj! % v) (assoc! % k v))) nil) nil flags)
+                (persistent! @taken))))))))
+
+(defn drain-into
+  "Takes entries one by one and reduces over them with `(f acc entry)`; of a map without keys, over values."
+  [^BpfMap m f init options]
+  (operating [m :drain!]
+    (let [flags (operations/check-options m :drain! options)]
+      (when (= :whole (:drains (row m)))
+        (store/refuse m :drain! [:not-supported (str "it is drained as a whole, since the kernel takes no single entry "
+                                                     "and its value in one step: (drain! m)")]))
+      (drain-each m (if (nil? (.-key-codec m))
+                      (fn [acc _ v] (f acc v))
+                      (fn [acc k v] (f acc (el/entry k v))))
+                  init flags))))

@@ -1,0 +1,177 @@
+(ns bpfmap.impl.operations
+  "Operations on one element of an open map, and the options that they take."
+  (:refer-clojure :exclude [peek pop!])
+  (:require [bpfmap.codec :as codec]
+            [bpfmap.error :as error]
+            [bpfmap.feature :as feature]
+            [bpfmap.impl.store :as store :refer [operating with-entry with-key]]
+            [bpfmap.impl.sys.elements :as el]
+            [bpfmap.rules :as rules]
+            [bpfmap.spec.check :as check])
+  (:import (bpfmap.impl.store BpfMap)))
+
+(set! *warn-on-reflection* true)
+
+;; ---------------------------------------------------------------- options
+
+(def ^:private options-of
+  "The options that each operation takes."
+  {:lookup #{:lock :cpu}
+   :take! #{:lock}
+   :put! #{:lock :cpu :cpus}
+   :insert! #{:lock :cpu :cpus}
+   :replace! #{:lock :cpu :cpus}
+   :push! #{:overwrite}
+   :put-all! #{:lock :cpus}
+   :lookup-all #{:lock :cpu}
+   :entries #{:lock :cpu}
+   :snapshot #{:lock :cpu}
+   :drain! #{:lock}})
+
+(defn- invalid [^BpfMap m op path message hint]
+  (error/error :invalid-value message
+               {:bpfmap/op op :bpfmap/map (store/identity-of m) :bpfmap/path path :bpfmap/hint hint}))
+
+(defn- check-lock [^BpfMap m op lock]
+  (when-not (boolean? lock)
+    (throw (invalid m op [:lock] (str ":lock is true or false, not " (pr-str (error/shown lock))) nil)))
+  (let [{:keys [value types type]} (store/spec-of m)]
+    (when (and lock (not (check/locked-value? value types)))
+      (throw (invalid m op [:lock] (str "Values of this map have no lock: " (pr-str (error/shown value)))
+                      (if (:lock? (rules/types type))
+                        "a value to be locked has a field of type :spin-lock; open the map with the type of its values"
+                        (str "a map of type " type " has no spin locks")))))))
+
+(defn- check-cpu [^BpfMap m op {:keys [cpu cpus] :as options}]
+  (let [possible (store/cpus-of m)]
+    (when-not possible
+      (throw (invalid m op [(if (contains? options :cpu) :cpu :cpus)] "This is no per-CPU map" "each key has one value")))
+    (when (and (contains? options :cpu) (contains? options :cpus))
+      (throw (invalid m op [:cpu] ":cpu and :cpus exclude each other" nil)))
+    (when (and (contains? options :cpu) (not (some #{cpu} possible)))
+      (throw (invalid m op [:cpu] (str "There is no CPU " (pr-str (error/shown cpu)))
+                      (str "the possible CPUs are " (error/list-of possible)))))
+    (when (and (contains? options :cpus) (not= :all cpus))
+      (throw (invalid m op [:cpus] (str ":cpus is :all, not " (pr-str (error/shown cpus))) nil)))))
+
+(defn check-options
+  "Throws for options that an operation does not take, or that do not fit the map; returns the flags that they ask for."
+  [^BpfMap m op options]
+  (cond
+    (nil? options) el/any
+    (not (map? options)) (throw (invalid m op [] (str "Options are a map, not " (pr-str (error/shown options))) nil))
+    :else
+    (let [known (options-of op)]
+      (doseq [k (keys options)]
+        (when-not (contains? known k)
+          (throw (invalid m op [(error/shown k)] (str "Unknown option " (pr-str (error/shown k)))
+                          (str (name op) " takes " (error/list-of (sort known)))))))
+      (when (contains? options :lock) (check-lock m op (:lock options)))
+      (when (or (contains? options :cpu) (contains? options :cpus)) (check-cpu m op options))
+      (if (:lock options) el/lock el/any))))
+
+(defn cpu-value
+  "A function from a per-CPU value to what the options ask for: all of it, or that of one CPU."
+  [^BpfMap m options]
+  (if (contains? options :cpu)
+    (let [i (.indexOf ^java.util.List (store/cpus-of m) (:cpu options))]
+      #(nth % i))
+    identity))
+
+(defn spread
+  "A value as it is written: with `{:cpus :all}` the same for every CPU."
+  [^BpfMap m v options]
+  (if (:cpus options)
+    (vec (repeat (count (store/cpus-of m)) v))
+    v))
+
+;; ---------------------------------------------------------------- elements
+
+(defn lookup
+  "The value of a key, or not-found, as the options ask."
+  [^BpfMap m k not-found options]
+  (operating [m :lookup]
+    (let [flags (check-options m :lookup options)
+          found (with-key [m :lookup k ::absent]
+                  (el/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k ::absent flags m :lookup))]
+      (if (identical? ::absent found)
+        not-found
+        ((cpu-value m options) found)))))
+
+(defn take!
+  "The value of a key, which is deleted in the same step; or not-found."
+  [^BpfMap m k not-found options]
+  (operating [m :take!]
+    (let [flags (check-options m :take! options)]
+      (el/take-out (.-elements m) (.-key-codec m) (.-value-codec m) k not-found flags m :take!))))
+
+(defn- write-cpu
+  "Writes the value of one CPU, where the kernel does that. Reading all, changing one and writing all would undo what programs write to
+  the others meanwhile."
+  [^BpfMap m op k v flags cpu]
+  (when-not (:supported? (feature/element-flag :cpu))
+    (store/refuse m op [:not-supported (str "writing one CPU's value needs Linux 7.0 (BPF_F_CPU), and doing it by writing them all "
+                                            "would overwrite what programs count on the others; write a whole vector, or {:cpus :all}")]))
+  (let [{:keys [value types value-size key-size]} (store/spec-of m)]
+    (el/write (el/elements (store/descriptor m) key-size value-size) (.-key-codec m) (codec/codec value types [:value])
+              k v (bit-or (long flags) (el/cpu cpu)) m op)))
+
+(defn write
+  "Writes an entry under `any`, `no-exist` or `exist`; whether it was written."
+  [^BpfMap m op flags k v options]
+  (operating [m op]
+    (if (nil? options)
+      (with-entry [m op k v]
+        (el/write (.-elements m) (.-key-codec m) (.-value-codec m) k v flags m op))
+      (let [flags (bit-or (long flags) (long (check-options m op options)))
+            v (spread m v options)]
+        (if (contains? options :cpu)
+          (write-cpu m op k v flags (:cpu options))
+          (with-entry [m op k v]
+            (el/write (.-elements m) (.-key-codec m) (.-value-codec m) k v flags m op)))))))
+
+(defn not-there
+  "The answers of a delete that mean that a slot is empty or an index beyond the end, on a map whose keys are indices."
+  [^BpfMap m]
+  (if (:index? (rules/types (:type (store/identity-of m)))) el/empty-slot #{}))
+
+(defn delete!
+  "Deletes a key; whether it was there."
+  [^BpfMap m k]
+  (operating [m :delete!]
+    (with-key [m :delete! k false]
+      (el/delete (.-elements m) (.-key-codec m) k (not-there m) m :delete!))))
+
+(defn next-key
+  "The key after k in the kernel's order, or the first one; nil after the last."
+  [^BpfMap m k first?]
+  (operating [m :next-key]
+    (el/next-key (.-elements m) (.-key-codec m) k first? m :next-key)))
+
+;; ---------------------------------------------------------------- maps without keys
+
+(defn push!
+  "Adds a value; to a full map too, if the oldest may go."
+  [^BpfMap m v options]
+  (operating [m :push!]
+    (check-options m :push! options)
+    (el/write (.-elements m) nil (.-value-codec m) nil v (if (:overwrite options) el/exist el/any) m :push!))
+  m)
+
+(defn pop!
+  "The next value, which is removed; or not-found."
+  [^BpfMap m not-found]
+  (operating [m :pop!]
+    (el/take-out (.-elements m) nil (.-value-codec m) nil not-found el/any m :pop!)))
+
+(defn peek
+  "The next value, which stays; or not-found."
+  [^BpfMap m not-found]
+  (operating [m :peek]
+    (el/lookup (.-elements m) nil (.-value-codec m) nil not-found el/any m :peek)))
+
+(defn might-contain?
+  "Whether a value may be in a bloom filter."
+  [^BpfMap m v]
+  (operating [m :might-contain?]
+    (el/contained? (.-elements m) (.-value-codec m) v m :might-contain?)))

@@ -1,0 +1,87 @@
+(ns bpfmap.impl.pinning
+  "How a map's name in the file system comes and goes."
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.store :as store]
+            [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.maps :as maps]
+            [clojure.string :as str])
+  (:import (clojure.lang ExceptionInfo)
+           (java.nio.file Files NoSuchFileException Path)))
+
+(set! *warn-on-reflection* true)
+
+(defn path-text
+  "A file's path as the kernel takes it; throws for one that it cannot take."
+  [file op]
+  (let [text (str file)
+        refuse (fn [hint]
+                 (throw (error/error :invalid-value (str "Not a pin path: " (pr-str text))
+                                     {:bpfmap/op op :bpfmap/file text :bpfmap/hint hint})))]
+    (cond
+      (str/blank? text) (refuse "it is empty")
+      (str/includes? text "\u0000") (refuse "it has a NUL character")
+      :else text)))
+
+(defn- check-pin-name [path]
+  (let [last-part (str (.getFileName (Path/of path (make-array String 0))))]
+    (when (str/includes? last-part ".")
+      (throw (error/error :invalid-value (str "Cannot pin to " path)
+                          {:bpfmap/op :pin! :bpfmap/file path
+                           :bpfmap/hint "the BPF file system takes no dots in a name"})))))
+
+(defn- pinned-there?
+  "Whether a path still holds this map. Somebody may have removed the pin, and pinned another map at the path."
+  [m path op]
+  (try
+    (let [fd (maps/by-path path :read-only {:op op :path path})]
+      (try
+        (= (:id (store/identity-of m)) (:id (maps/info fd {:op op})))
+        (finally (sys/close fd))))
+    (catch ExceptionInfo e
+      (if (#{:not-found :not-a-map :not-bpffs} (:bpfmap/error (ex-data e)))
+        false
+        (throw e)))))
+
+(defn incompatible
+  "The exception for a pinned map that a spec cannot use, with every difference."
+  ^Throwable [path difference facts]
+  (error/error :incompatible (str "The map pinned at " path " is not the one of the spec")
+               {:bpfmap/op (:op facts)
+                :bpfmap/file path
+                :bpfmap/diff difference
+                :bpfmap/hint (str/join "; " (for [[k {:keys [spec map]}] (sort-by key difference)]
+                                              (str k " is " (pr-str map) ", the spec has " (pr-str spec))))}))
+
+(defn pin!
+  "Pins the map at a path, or moves its pin there."
+  [m file]
+  (store/check-open-map m :pin!)
+  (let [path (path-text file :pin!)
+        pin (store/pin-of m)
+        facts {:op :pin! :path path :map (store/identity-of m)}]
+    (check-pin-name path)
+    (locking pin
+      (let [old (when-let [path @pin] (when (pinned-there? m path :pin!) path))]
+        (cond
+          (nil? old) (maps/pin (store/descriptor m) path facts)
+          (not= old path) (sys/rename old path facts)))
+      (reset! pin path)))
+  m)
+
+(defn unpin!
+  "Removes the pin of this handle, if it has one that is still there and still holds the map."
+  [m]
+  (store/check-open-map m :unpin!)
+  (let [pin (store/pin-of m)]
+    (locking pin
+      (when-let [path @pin]
+        (try
+          (when (pinned-there? m path :unpin!)
+            (Files/delete (Path/of path (make-array String 0))))
+          (catch NoSuchFileException _)
+          (catch java.io.IOException e
+            (throw (error/error :permission (str "Removing the pin " path " failed")
+                                {:bpfmap/op :unpin! :bpfmap/file path :bpfmap/map (store/identity-of m)
+                                 :bpfmap/hint (ex-message e)} e))))
+        (reset! pin nil))))
+  m)

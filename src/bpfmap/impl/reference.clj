@@ -1,0 +1,146 @@
+(ns bpfmap.impl.reference
+  "What map types store or are keyed by as descriptors: maps, programs, sockets, tasks, cgroups, files.
+
+  A reference is resolved to a descriptor's number for the time of one call. What it took to
+  get the number is in use until the call is over, and what was opened for it is closed then."
+  (:require [bpfmap.codec.misfit :refer [misfit]]
+            [bpfmap.error :as error]
+            [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.maps :as maps]
+            [bpfmap.impl.sys.progs :as progs]
+            [bpfmap.rules :as rules])
+  (:import (bpfmap.sys Fd)
+           (java.io File)
+           (java.nio.file Path)
+           (java.util ArrayList)))
+
+(set! *warn-on-reflection* true)
+
+(defprotocol Open
+  "Something open of this library that has a descriptor."
+  (descriptor ^bpfmap.sys.Fd [x] "Its descriptor.")
+  (kind [x] "What it is: `:map` or `:program`."))
+
+;; --- numbers in use
+
+(defn- in-use
+  "The number of a descriptor, in use until `held` is let go."
+  [^ArrayList held ^Fd fd]
+  (let [number (.acquire fd)]
+    (.add held #(.release fd))
+    number))
+
+(defn- owned
+  "The number of a descriptor opened for this, which is closed when `held` is let go."
+  [^ArrayList held ^Fd fd]
+  (.add held #(sys/close fd))
+  (in-use held fd))
+
+(defn let-go
+  "Ends the use of everything that was resolved into `held`."
+  [^ArrayList held]
+  (doseq [end (reverse held)] (end))
+  (.clear held))
+
+;; --- from data to a number
+
+(defn- descriptor-number? [n] (and (int? n) (<= 0 (long n) 0x7fffffff)))
+
+(defn- process-number? [n] (and (int? n) (<= 1 (long n) 0x7fffffff)))
+
+(defn- path? [x] (or (string? x) (instance? Path x) (instance? File x)))
+
+(defn- only? [x & ks] (and (map? x) (= (set ks) (set (keys x)))))
+
+(defn- of-fd
+  "`{:fd n}`, a descriptor of this process, or `{:pid p :fd n}`, one of another's: the number, or nil for anything else."
+  [held {:keys [fd pid] :as x} facts]
+  (cond
+    (and (only? x :fd) (descriptor-number? fd)) fd
+    (and (only? x :pid :fd) (process-number? pid) (descriptor-number? fd))
+    (owned held (sys/descriptor-of-process pid fd facts))))
+
+(defn- of-open [held wanted x]
+  (when (and (satisfies? Open x) (= wanted (kind x)))
+    (in-use held (descriptor x))))
+
+(defn- of-map [held {:keys [map-id] :as x} facts]
+  (or (of-open held :map x)
+      (when (and (only? x :map-id) (descriptor-number? map-id))
+        (owned held (maps/by-id map-id :read-write facts)))
+      (of-fd held x facts)))
+
+(defn- of-program [held {:keys [program-id] :as x} facts]
+  (or (of-open held :program x)
+      (when (and (only? x :program-id) (descriptor-number? program-id))
+        (owned held (progs/by-id program-id facts)))
+      (of-fd held x facts)))
+
+(defn- of-program-field
+  "A value with a program in it that may be left out."
+  [held x facts]
+  (cond
+    (not (map? x)) (when (int? x) x)
+    (nil? (:program x)) (assoc x :program 0)
+    :else (when-let [number (of-program held (:program x) facts)]
+            (assoc x :program number))))
+
+(defn- of-task [held {:keys [pid tid] :as x} facts]
+  (cond
+    (process-number? x) (owned held (sys/pidfd x false facts))
+    (and (only? x :pid) (process-number? pid)) (owned held (sys/pidfd pid false facts))
+    (and (only? x :tid) (process-number? tid)) (owned held (sys/pidfd tid true facts))
+    :else (of-fd held x facts)))
+
+(defn- of-file [directory?]
+  (fn [held x facts]
+    (if (path? x)
+      (owned held (sys/open-file (str x) directory? facts))
+      (of-fd held x facts))))
+
+(def ^:private kinds
+  "How a reference of a kind becomes a number, and what it may be, in words."
+  (let [fd "{:fd n}, a descriptor of this process, or {:pid p :fd n}, one of another's"]
+    {:map [of-map "an open map, {:map-id n} or {:fd n}"]
+     :program [of-program "a loaded program, {:program-id n} or {:fd n}"]
+     :program-field [of-program-field "a map with :program, a loaded program or {:program-id n}, which may be left out"]
+     :socket [of-fd (str "a socket: " fd)]
+     :xdp-socket [of-fd (str "an AF_XDP socket: " fd)]
+     :perf-event [of-fd (str "a perf event: " fd)]
+     :cgroup [(of-file true) "a cgroup: the path of its directory, or {:fd n}"]
+     :inode [(of-file false) "a file: its path, or {:fd n}"]
+     :task [of-task "a task: a process id, {:pid n}, {:tid n} for one thread, or {:fd n}, a pidfd"]}))
+
+(defn- resolver
+  "A function of `held`, a reference and facts to what the codec takes."
+  [kind path]
+  (let [[resolve expected] (kinds kind)]
+    (fn [held x facts]
+      (or (resolve held x facts)
+          (throw (misfit kind path x (str "it takes " expected)
+                         (str (pr-str (error/shown x)) " is no reference of this kind")))))))
+
+(deftype Bridge [key value])
+
+(defn bridge
+  "How the references in keys and values of a map type are resolved; nil for a type that has none."
+  ^Bridge [type]
+  (let [{:keys [key value]} (:refers (rules/types type))]
+    (when (or (:in key) (:in value))
+      (Bridge. (if (:in key) (resolver (:in key) [:key]) (fn [_ x _] x))
+               (if (:in value) (resolver (:in value) [:value]) (fn [_ x _] x))))))
+
+(defn holding
+  "A new place for what is in use during a call; give it to [[let-go]] afterwards."
+  ^ArrayList []
+  (ArrayList. 2))
+
+(defn key-in
+  "A key as its codec takes it."
+  [^Bridge b held k facts]
+  ((.-key b) held k facts))
+
+(defn value-in
+  "A value as its codec takes it."
+  [^Bridge b held v facts]
+  ((.-value b) held v facts))

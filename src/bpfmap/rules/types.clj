@@ -1,0 +1,283 @@
+(ns bpfmap.rules.types
+  "A row of rules for every map type.
+
+  Sources: the numbers and first releases are those of the UAPI header
+  `linux/bpf.h` and of the kernel's history. What sizes, flags and operations a
+  type takes was measured with system calls on Linux 6.18; of `:insn-array` and
+  `:rhash`, which that kernel lacks, it is what later sources say."
+  (:require [clojure.set :as set]))
+
+(set! *warn-on-reflection* true)
+
+;; ---------------------------------------------------------------- what rows share
+
+(def ^:private reading #{:lookup :next-key :reduce})
+(def ^:private any-way #{:put! :insert! :replace!})
+(def ^:private hash-ops (set/union reading any-way #{:delete! :take! :drain!}))
+(def ^:private slot-ops (set/union reading #{:put! :delete!}))
+
+(def ^:private access #{:numa-node :rdonly :wronly})
+(def ^:private for-programs #{:rdonly-prog :wronly-prog})
+
+(def ^:private largest 0xffffffff)
+(def ^:private any-size [1 largest])
+(def ^:private per-cpu-size
+  "A value of a per-CPU map at most: PCPU_MIN_UNIT_SIZE."
+  [1 32768])
+
+(def ^:private index
+  {:key-size [4 4] :key :u32 :max-entries any-size})
+
+(def ^:private always-there
+  "Why an array's entries do not go away."
+  {:delete! "every index of an array always exists; put! a zero value instead"
+   :take! "every index of an array always exists; lookup, then put! a zero value"
+   :drain! "every index of an array always exists; snapshot it, then put-all! zeros"})
+
+(def ^:private of-slots
+  {:insert! "the kernel only overwrites here; put! it, after has-key? if that matters"
+   :replace! "the kernel only overwrites here; put! it, after has-key? if that matters"
+   :take! "the kernel does not do both in one step here; lookup, then delete!"
+   :drain! "the kernel does not read and delete in one step here; snapshot, then delete-all!"})
+
+(def ^:private write-only-slots
+  {:lookup "the kernel does not tell what is in it; next-key gives the indices"
+   :reduce "the kernel does not tell what is in it; next-key gives the indices"})
+
+(def ^:private keyless
+  {:key-size [0 0] :value-size any-size :max-entries any-size
+   :flags (into access for-programs) :btf :none :freeze? true
+   :ops #{:push! :pop! :peek :drain!}
+   :full #{:E2BIG}
+   :instead {:else "it has no keys; use push!, pop! and peek"}})
+
+(def ^:private local-storage
+  "Memory that hangs on a kernel object, and goes with it."
+  {:key-size [4 4] :key :u32 :value-size [1 65536] :max-entries [0 0]
+   :flags #{:no-prealloc :clone} :requires #{:no-prealloc} :btf :required :freeze? true :lock? true
+   :ops (conj any-way :lookup :delete!)
+   :instead {:take! "the kernel does not do both in one step here; lookup, then delete!"
+             :drain! "the kernel cannot list it; lookup and delete! the objects that you know"
+             :next-key "the kernel cannot list it; look up the objects that you know"
+             :reduce "the kernel cannot list it; look up the objects that you know"}})
+
+(def ^:private sockets
+  {:values {4 :u32, 8 :u64} :reads-at 8
+   :refers {:value {:in :socket :out :socket-cookie}}
+   :ops (into reading (conj any-way :delete!))
+   :instead (select-keys of-slots [:take! :drain!])})
+
+(def ^:private cgroup-local
+  {:key-size #{8 16} :max-entries [0 0] :flags (into access for-programs) :freeze? true
+   :ops (into reading #{:put! :replace!})
+   :instead {:insert! "the kernel makes an element for each cgroup that a program is attached to; replace! changes it"
+             :delete! "an element goes when its program is detached from the cgroup"
+             :take! "an element goes when its program is detached from the cgroup"
+             :drain! "an element goes when its program is detached from the cgroup"}})
+
+(def ^:private buffer
+  {:key-size [0 0] :value-size [0 0] :btf :none :freeze? true :ops #{} :max-entries any-size
+   :instead {:else "it has no entries; programs and user space share its memory"}})
+
+(def ^:private array-row
+  (merge index
+         {:value-size any-size :freeze? true :every-index? true :full #{:E2BIG}
+          :ops (into reading any-way) :batch #{:read :write} :instead always-there}))
+
+(def ^:private hash-row
+  {:key-size any-size :value-size any-size :max-entries any-size :freeze? true :full #{:E2BIG}
+   :ops hash-ops :batch #{:read :take :write :delete}})
+
+(def ^:private slots
+  (merge index
+         {:values {4 :u32} :flags access :freeze? true :ops slot-ops :full #{:E2BIG} :instead of-slots :index? true}))
+
+;; ---------------------------------------------------------------- the rows
+
+(def types
+  "Map types by name.
+
+  | key                                   | what it holds                                                        |
+  |---------------------------------------|----------------------------------------------------------------------|
+  | `:number` `:since`                    | the kernel's number, and the first Linux release that has it         |
+  | `:key-size` `:value-size` `:max-entries` | `[least most]`, or a set; bytes and entries                       |
+  | `:key` `:values`                      | the types that are taken where none is given; of values by their size |
+  | `:rounded` `:clamped`                 | how `:max-entries` is completed: `:pages`, `:cpus`                   |
+  | `:flags` `:requires` `:added`         | create flags accepted, needed, and added by the kernel               |
+  | `:btf`                                | `:none`, `:required`, `:index` where keys must be plain integers, `:value` where only the value has a type |
+  | `:ops` `:instead`                     | what user space can do with elements, and what to do instead         |
+  | `:batch`                              | which of `:read :take :write :delete` the kernel does many at a time |
+  | `:per-cpu?`                           | a value for each possible CPU, on strides of eight bytes             |
+  | `:refers`                             | keys or values that are descriptors going in; what comes out         |
+  | `:full`                               | how the kernel says that there is no room, or no such index          |
+  | `:every-index?`                       | every index exists always                                            |
+  | `:index?`                             | keys are indices, and a slot may be empty                            |
+  | `:reads-at`                           | the value size that reading needs                                    |
+  | `:lock?`                              | values may have a `:spin-lock`                                       |
+  | `:inner?`                             | holds maps: a spec needs `:inner-map`                                |
+  | `:not-inside?`                        | cannot be the inner map of another                                   |
+  | `:freeze?` `:mmap`                    | whether it can be frozen; `:always` or the flag that lets it be mapped |
+  | `:extra`                              | what `:map-extra` is                                                 |"
+  {:hash
+   (merge hash-row {:number 1 :since "3.19" :lock? true :flags (into access (into for-programs [:no-prealloc :zero-seed]))})
+
+   :array
+   (merge array-row {:number 2 :since "3.19" :btf :index :lock? true :mmap :mmapable
+                     :flags (into access (into for-programs [:mmapable :inner-map]))})
+
+   :prog-array
+   (merge slots {:number 3 :since "4.2" :refers {:value {:in :program :out :program-id}} :not-inside? true})
+
+   :perf-event-array
+   (merge slots {:number 4 :since "4.3" :btf :none :clamped :cpus
+                 :refers {:value {:in :perf-event}}
+                 :flags (conj access :preserve-elems)
+                 :ops #{:put! :delete! :next-key}
+                 :instead (merge of-slots write-only-slots)})
+
+   :percpu-hash
+   (merge hash-row {:number 5 :since "4.6" :value-size per-cpu-size :per-cpu? true
+                    :flags (into for-programs [:no-prealloc :rdonly :wronly :zero-seed])})
+
+   :percpu-array
+   (merge array-row {:number 6 :since "4.6" :btf :index :value-size per-cpu-size :per-cpu? true
+                     :flags (into for-programs [:rdonly :wronly])})
+
+   :stack-trace
+   (merge index {:number 7 :since "4.6" :btf :none :value-size [8 1016] :value-multiple 8 :freeze? true
+                 :flags (conj access :stack-build-id)
+                 :refers {:value {:out :stack}}
+                 :ops (conj reading :delete! :take! :drain!)
+                 :instead {:put! "only a program's bpf_get_stackid fills it"
+                           :insert! "only a program's bpf_get_stackid fills it"
+                           :replace! "only a program's bpf_get_stackid fills it"}})
+
+   :cgroup-array
+   (merge slots {:number 8 :since "4.8" :btf :none
+                 :refers {:value {:in :cgroup}}
+                 :ops #{:put! :delete! :next-key}
+                 :instead (merge of-slots write-only-slots)})
+
+   :lru-hash
+   (merge hash-row {:number 9 :since "4.10" :full #{}
+                    :flags (into access (into for-programs [:no-common-lru :zero-seed]))})
+
+   :lru-percpu-hash
+   (merge hash-row {:number 10 :since "4.10" :value-size per-cpu-size :per-cpu? true :full #{}
+                    :flags (into for-programs [:no-common-lru :rdonly :wronly :zero-seed])})
+
+   :lpm-trie
+   (merge hash-row {:number 11 :since "4.11" :key-size [5 260] :full #{:ENOSPC}
+                    :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
+                    :ops (disj hash-ops :take! :drain!) :batch #{:read :write :delete}
+                    :instead (select-keys of-slots [:take! :drain!])})
+
+   :array-of-maps
+   (merge slots {:number 12 :since "4.12" :btf :none :inner? true :not-inside? true
+                 :refers {:value {:in :map :out :map-id}}
+                 :batch #{:read :write}
+                 ;; Measured there. Older kernels try an empty slot again and again, and give up with EINTR.
+                 :batch-read-since "6.18"})
+
+   :hash-of-maps
+   (merge hash-row {:number 13 :since "4.12" :btf :none :inner? true :not-inside? true :values {4 :u32}
+                    :refers {:value {:in :map :out :map-id}}
+                    :flags (into access (into for-programs [:no-prealloc :zero-seed]))
+                    :ops (disj hash-ops :take!)
+                    :drains :whole ; by batches, which cannot be stopped half-way
+                    :instead (select-keys of-slots [:take!])})
+
+   :devmap
+   (merge slots {:number 14 :since "4.14" :btf :none :added #{:rdonly-prog}
+                 :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
+                 :refers {:value {:in :program-field :out :program-id}}
+                 :ops (conj slot-ops :insert! :replace!)
+                 :instead (select-keys of-slots [:take! :drain!])})
+
+   :sockmap
+   (merge slots sockets {:number 15 :since "4.14" :btf :none})
+
+   :cpumap
+   (merge slots {:number 16 :since "4.15" :btf :none :clamped :cpus
+                 :values {4 :u32, 8 [:struct [:qsize :u32] [:program :u32]]}
+                 :refers {:value {:in :program-field :out :program-id}}
+                 :flags #{:numa-node}
+                 :ops (conj slot-ops :insert! :replace!)
+                 :instead (select-keys of-slots [:take! :drain!])})
+
+   :xskmap
+   (merge slots {:number 17 :since "4.18" :btf :none
+                 :refers {:value {:in :xdp-socket}}
+                 :ops (conj any-way :delete! :next-key)
+                 :instead (merge (select-keys of-slots [:take! :drain!]) write-only-slots)})
+
+   :sockhash
+   (merge sockets {:number 18 :since "4.18" :btf :none :key-size [1 512] :max-entries any-size :freeze? true
+                   :full #{:E2BIG} :flags access})
+
+   :cgroup-storage
+   (merge cgroup-local {:number 19 :since "4.19" :value-size per-cpu-size :lock? true :not-inside? true})
+
+   :reuseport-sockarray
+   (merge slots sockets {:number 20 :since "4.19" :flags (into access for-programs)})
+
+   :percpu-cgroup-storage
+   (merge cgroup-local {:number 21 :since "4.20" :value-size per-cpu-size :per-cpu? true :not-inside? true})
+
+   :queue
+   (merge keyless {:number 22 :since "4.20"})
+
+   :stack
+   (merge keyless {:number 23 :since "4.20"})
+
+   :sk-storage
+   (merge local-storage {:number 24 :since "5.2" :refers {:key {:in :socket}}})
+
+   :devmap-hash
+   (merge hash-row {:number 25 :since "5.4" :btf :none :added #{:rdonly-prog} :key-size [4 4] :key :u32
+                    :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
+                    :refers {:value {:in :program-field :out :program-id}}
+                    :flags access :batch #{}
+                    :ops (disj hash-ops :take! :drain!)
+                    :instead (select-keys of-slots [:take! :drain!])})
+
+   :struct-ops
+   {:number 26 :since "5.6" :key-size [4 4] :key :u32 :value-size any-size :max-entries [1 1] :vmlinux-value? true
+    :flags #{:link :vtype-btf-obj-fd} :ops #{:lookup :next-key :reduce} :not-inside? true
+    :instead {:else "a loader registers its functions, and takes them away"}}
+
+   :ringbuf
+   (merge buffer {:number 27 :since "5.8" :rounded :pages :flags #{:numa-node :rb-overwrite} :mmap :always})
+
+   :inode-storage
+   (merge local-storage {:number 28 :since "5.10" :refers {:key {:in :inode}}})
+
+   :task-storage
+   (merge local-storage {:number 29 :since "5.11" :refers {:key {:in :task}}})
+
+   :bloom-filter
+   (merge keyless {:number 30 :since "5.16" :btf :value :flags (into access (conj for-programs :zero-seed))
+                   :full #{} :extra "how many hash functions, 0 for the kernel's choice, at most 15"
+                   :ops #{:push! :might-contain?}
+                   :instead {:else "it only knows whether a value may be in it; use push! and might-contain?"}})
+
+   :user-ringbuf
+   (merge buffer {:number 31 :since "6.1" :rounded :pages :flags #{:numa-node} :mmap :always})
+
+   :cgrp-storage
+   (merge local-storage {:number 32 :since "6.2" :refers {:key {:in :cgroup}}})
+
+   :arena
+   (merge buffer {:number 33 :since "6.9" :flags #{:mmapable :segv-on-fault :no-user-conv} :requires #{:mmapable}
+                  :mmap :mmapable :extra "the address at which it is mapped"})
+
+   :insn-array
+   (merge index {:number 34 :since "6.19" :btf :none :flags #{} :full #{:E2BIG} :every-index? true
+                 :values {16 [:struct [:orig-off :u32] [:xlated-off :u32] [:jitted-off :u32] [:pad :u32]]}
+                 :ops (into reading any-way)
+                 :instead always-there})
+
+   :rhash
+   (merge hash-row {:number 35 :since "7.2" :key-size [1 65535] :max-entries [1 0x80000000]
+                    :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
+                    :extra "how many entries to make room for at first"})})
