@@ -61,12 +61,22 @@ public final class Abi {
     public static final int BPF_MAP_LOOKUP_AND_DELETE_ELEM = 21;
     public static final int BPF_MAP_FREEZE = 22;
     public static final int BPF_MAP_LOOKUP_BATCH = 24;
+    public static final int BPF_MAP_LOOKUP_AND_DELETE_BATCH = 25;
+    public static final int BPF_MAP_UPDATE_BATCH = 26;
+    public static final int BPF_MAP_DELETE_BATCH = 27;
 
     // --- flags of element operations
 
     public static final long BPF_ANY = 0;
     public static final long BPF_NOEXIST = 1;
     public static final long BPF_EXIST = 2;
+    public static final long BPF_F_LOCK = 4;
+    public static final long BPF_F_CPU = 8;
+    public static final long BPF_F_ALL_CPUS = 16;
+
+    // --- flags of BPF_PROG_LOAD
+
+    public static final int BPF_F_SLEEPABLE = 1 << 4;
 
     // --- per-descriptor access flags, for create, open by id, and open by path
 
@@ -80,12 +90,16 @@ public final class Abi {
     public static final int MAP_CREATE_VALUE_SIZE = 8;
     public static final int MAP_CREATE_MAX_ENTRIES = 12;
     public static final int MAP_CREATE_MAP_FLAGS = 16;
+    public static final int MAP_CREATE_INNER_MAP_FD = 20;
     public static final int MAP_CREATE_NUMA_NODE = 24;
     public static final int MAP_CREATE_MAP_NAME = 28;
     public static final int MAP_CREATE_BTF_FD = 48;
     public static final int MAP_CREATE_BTF_KEY_TYPE_ID = 52;
     public static final int MAP_CREATE_BTF_VALUE_TYPE_ID = 56;
+    public static final int MAP_CREATE_BTF_VMLINUX_VALUE_TYPE_ID = 60;
     public static final int MAP_CREATE_MAP_EXTRA = 64;
+    public static final int MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD = 72;
+    public static final int MAP_CREATE_MAP_TOKEN_FD = 76;
 
     // --- union bpf_attr: the element commands, BPF_MAP_GET_NEXT_KEY, BPF_MAP_FREEZE
 
@@ -116,7 +130,11 @@ public final class Abi {
     public static final int PROG_LOAD_LOG_LEVEL = 24;
     public static final int PROG_LOAD_LOG_SIZE = 28;
     public static final int PROG_LOAD_LOG_BUF = 32;
+    public static final int PROG_LOAD_KERN_VERSION = 40;
+    public static final int PROG_LOAD_PROG_FLAGS = 44;
     public static final int PROG_LOAD_PROG_NAME = 48;
+    public static final int PROG_LOAD_EXPECTED_ATTACH_TYPE = 68;
+    public static final int PROG_LOAD_ATTACH_BTF_ID = 108;
 
     // --- union bpf_attr: BPF_OBJ_PIN, BPF_OBJ_GET
 

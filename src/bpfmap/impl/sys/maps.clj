@@ -11,9 +11,20 @@
   "How a descriptor may be used, and the flags that ask for it."
   {:read-write 0, :read-only Abi/BPF_F_RDONLY, :write-only Abi/BPF_F_WRONLY})
 
+(defn- descriptor
+  "Sets a field to a descriptor, or to a number that is none: how a probe asks whether the kernel looks at the field."
+  [^Attr attr offset fd]
+  (if (instance? Fd fd)
+    (.fd attr (int offset) fd)
+    (.int32 attr (int offset) (long fd))))
+
 (defn create
-  "Creates a map from a completed spec; returns its descriptor. `:btf` is `{:fd :key :value}`, the ids of types in it."
-  ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf]} facts]
+  "Creates a map from a completed spec; returns its descriptor.
+
+  `:btf` is `{:fd :key :value}`, the ids of types in it. `:inner-map`, `:token` and `:value-type-btf` are descriptors,
+  `:map-extra` is a number of 64 bits, `:value-type` the id of a struct of the kernel's (or the module's of `:value-type-btf`)."
+  ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf inner-map map-extra value-type value-type-btf token]}
+       facts]
   (sys/command "Creating the map" facts Abi/BPF_MAP_CREATE
            (fn [^Attr attr]
              (doto attr
@@ -27,7 +38,12 @@
              (when btf
                (.fd attr Abi/MAP_CREATE_BTF_FD (:fd btf))
                (.int32 attr Abi/MAP_CREATE_BTF_KEY_TYPE_ID (:key btf))
-               (.int32 attr Abi/MAP_CREATE_BTF_VALUE_TYPE_ID (:value btf))))
+               (.int32 attr Abi/MAP_CREATE_BTF_VALUE_TYPE_ID (:value btf)))
+             (when inner-map (descriptor attr Abi/MAP_CREATE_INNER_MAP_FD inner-map))
+             (when map-extra (.int64 attr Abi/MAP_CREATE_MAP_EXTRA map-extra))
+             (when value-type (.int32 attr Abi/MAP_CREATE_BTF_VMLINUX_VALUE_TYPE_ID value-type))
+             (when value-type-btf (descriptor attr Abi/MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD value-type-btf))
+             (when token (descriptor attr Abi/MAP_CREATE_MAP_TOKEN_FD token)))
            sys/own))
 
 (defn info
