@@ -3,7 +3,7 @@
 
   A probe makes the smallest map or program that needs the feature, and lets it go again. It needs nothing but bpf(2).
   Its answer is `{:supported? true}`, `{:supported? false}`, or, when the try failed for a reason of its own such as a
-  missing capability, or cannot tell, `{:supported? nil :why message}`. Only the first two are remembered, by this process.
+  missing capability, or cannot tell, `{:supported? nil :why message}`. Only the first two are remembered.
 
   | question                                       | asked by          |
   |------------------------------------------------|-------------------|
@@ -146,8 +146,8 @@
 (defn program-type
   "Whether this kernel has a program type, by name or number.
 
-  Needs CAP_BPF, and for most types CAP_PERFMON or CAP_NET_ADMIN too. The kernel looks at capabilities before it looks at the
-  type, and a security module may refuse some types: the answer is then inconclusive.
+  Needs CAP_BPF, and for most types CAP_PERFMON or CAP_NET_ADMIN too. The kernel looks at capabilities before it
+  looks at the type, and a security module may refuse some types: the answer is then inconclusive.
 
       (program-type :xdp) ;=> {:supported? true}"
   [type]
@@ -158,8 +158,8 @@
   "Whether programs of a type may call a helper function; names, or numbers.
 
   The type is probed as it is attached most plainly: of `:cgroup-sock-addr` programs, which may call more at some hooks
-  than at others, it is those of IPv4's bind. For `:tracing`, `:lsm`, `:ext` and `:struct-ops` programs the answer is inconclusive:
-  what they may call depends on what they are loaded for. The program is said to be under the GPL.
+  than at others, it is those of IPv4's bind. For `:tracing`, `:lsm`, `:ext` and `:struct-ops` programs the answer is
+  inconclusive: what they may call depends on what they are loaded for. The program is said to be under the GPL.
 
   A no is given only to a thread with CAP_BPF and CAP_PERFMON (of `:probe-write-user`, CAP_SYS_ADMIN): the kernel hides
   helpers from others. Of a program type that the kernel lacks the answer is that of [[program-type]].
@@ -190,7 +190,8 @@
 
   Asked for the first time it makes about 1,000 small maps and 32 programs, one after the other: less than a second on
   Linux 6.18. After that only what was inconclusive is asked again. Helpers are left out because there are 211 for each
-  program type, and each answer is a program to be verified; ask for those of one type with [[helper]] and `bpfmap.isa/helpers`.
+  program type, and each answer is a program to be verified; ask for those of one type with [[helper]] and
+  `bpfmap.isa/helpers`.
 
       (:program-types (report))"
   []

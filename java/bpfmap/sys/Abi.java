@@ -71,8 +71,6 @@ public final class Abi {
     public static final long BPF_NOEXIST = 1;
     public static final long BPF_EXIST = 2;
     public static final long BPF_F_LOCK = 4;
-    public static final long BPF_F_CPU = 8;
-    public static final long BPF_F_ALL_CPUS = 16;
 
     // --- flags of BPF_PROG_LOAD
 
@@ -98,8 +96,6 @@ public final class Abi {
     public static final int MAP_CREATE_BTF_VALUE_TYPE_ID = 56;
     public static final int MAP_CREATE_BTF_VMLINUX_VALUE_TYPE_ID = 60;
     public static final int MAP_CREATE_MAP_EXTRA = 64;
-    public static final int MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD = 72;
-    public static final int MAP_CREATE_MAP_TOKEN_FD = 76;
 
     // --- union bpf_attr: the element commands, BPF_MAP_GET_NEXT_KEY, BPF_MAP_FREEZE
 
@@ -134,7 +130,6 @@ public final class Abi {
     public static final int PROG_LOAD_PROG_FLAGS = 44;
     public static final int PROG_LOAD_PROG_NAME = 48;
     public static final int PROG_LOAD_EXPECTED_ATTACH_TYPE = 68;
-    public static final int PROG_LOAD_ATTACH_BTF_ID = 108;
 
     // --- union bpf_attr: BPF_OBJ_PIN, BPF_OBJ_GET
 

@@ -12,9 +12,9 @@
 (def ^:private needs
   "What the smallest program of a type has besides its instructions, by the type's name.
 
-  `:attach-type` is a number of `enum bpf_attach_type`, linux/bpf.h; it is looked at while loading where it decides what the context is.
-  A type that is loaded for one function or struct of the kernel gets none here: the verifier says that
-  it is missing, which tells that it knows the type."
+  `:attach-type` is a number of `enum bpf_attach_type`, linux/bpf.h. The kernel looks at it while loading where it
+  decides what the program is given. No function or struct of the kernel is named for the types that are loaded for
+  one: the verifier says that it is missing, which tells that it knows the type."
   {:kprobe {:kernel-version true} ; before Linux 5.0
    :cgroup-sock-addr {:attach-type 8} ; BPF_CGROUP_INET4_BIND
    :lirc-mode2 {:attach-type 16} ; BPF_LIRC_MODE2
@@ -79,12 +79,13 @@
 ;; --- helpers
 
 (def ^:private refusals
-  "How the verifier says that there is no such helper, or not for this program type. The first is said of numbers that no
-  type knows, the second until Linux 6.11, the third since. Source: check_helper_call in kernel/bpf/verifier.c."
+  "How the verifier says that there is no such helper, or not for this program type. The first is said of numbers that
+  no type knows; of the others older kernels say the second, newer ones the third.
+  Source: check_helper_call in kernel/bpf/verifier.c."
   #"invalid func |unknown func |program of this type cannot use helper ")
 
 (def ^:private hiding
-  "Capabilities that a helper needs besides CAP_BPF and CAP_PERFMON. Without them the kernel says that it has no such helper."
+  "Capabilities that a helper needs besides CAP_BPF and CAP_PERFMON. Without them the kernel says that there is none."
   {36 ["CAP_SYS_ADMIN"]}) ; probe-write-user
 
 (defn called

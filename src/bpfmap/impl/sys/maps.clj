@@ -11,6 +11,11 @@
   "How a descriptor may be used, and the flags that ask for it."
   {:read-write 0, :read-only Abi/BPF_F_RDONLY, :write-only Abi/BPF_F_WRONLY})
 
+(def ^:private newer-fields
+  "Offsets in `union bpf_attr` as Linux 6.9 has it, newer than the headers that Abi is compared with."
+  {:value-type-btf 72 ; value_type_btf_obj_fd
+   :token 76}) ; map_token_fd
+
 (defn- descriptor
   "Sets a field to a descriptor, or to a number that is none: how a probe asks whether the kernel looks at the field."
   [^Attr attr offset fd]
@@ -21,9 +26,11 @@
 (defn create
   "Creates a map from a completed spec; returns its descriptor.
 
-  `:btf` is `{:fd :key :value}`, the ids of types in it. `:inner-map`, `:token` and `:value-type-btf` are descriptors,
-  `:map-extra` is a number of 64 bits, `:value-type` the id of a struct of the kernel's (or the module's of `:value-type-btf`)."
-  ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf inner-map map-extra value-type value-type-btf token]}
+  `:btf` is `{:fd :key :value}`, the ids of types in it. `:inner-map`, `:token` and `:value-type-btf` are
+  descriptors, `:map-extra` is a number of 64 bits, `:value-type` the id of a struct of the kernel's, or of the
+  module's whose BTF is `:value-type-btf`."
+  ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf
+               inner-map map-extra value-type value-type-btf token]}
        facts]
   (sys/command "Creating the map" facts Abi/BPF_MAP_CREATE
            (fn [^Attr attr]
@@ -42,8 +49,8 @@
              (when inner-map (descriptor attr Abi/MAP_CREATE_INNER_MAP_FD inner-map))
              (when map-extra (.int64 attr Abi/MAP_CREATE_MAP_EXTRA map-extra))
              (when value-type (.int32 attr Abi/MAP_CREATE_BTF_VMLINUX_VALUE_TYPE_ID value-type))
-             (when value-type-btf (descriptor attr Abi/MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD value-type-btf))
-             (when token (descriptor attr Abi/MAP_CREATE_MAP_TOKEN_FD token)))
+             (when value-type-btf (descriptor attr (:value-type-btf newer-fields) value-type-btf))
+             (when token (descriptor attr (:token newer-fields) token)))
            sys/own))
 
 (defn info

@@ -29,8 +29,9 @@
 
   The number of a CPU stands in the upper 32 bits, so that `:cpu` asks for CPU 0."
   {:lock {:op :lookup :bits Abi/BPF_F_LOCK}
-   :cpu {:op :lookup :bits Abi/BPF_F_CPU}
-   :all-cpus {:op :update :bits Abi/BPF_F_ALL_CPUS}})
+   ;; BPF_F_CPU and BPF_F_ALL_CPUS in the linux/bpf.h of 7.0, newer than the headers that Abi is compared with.
+   :cpu {:op :lookup :bits 8}
+   :all-cpus {:op :update :bits 16}})
 
 (defn- call [command facts fill]
   (sys/command "Probing" facts command fill (fn [outcome _ _] outcome) neg?))
