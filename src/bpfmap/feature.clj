@@ -1,52 +1,36 @@
 (ns bpfmap.feature
   "What the running kernel has, found out by trying.
 
-  A probe creates the smallest map that needs the feature. Its answer is
-  `{:supported? true}`, `{:supported? false}`, or, when the try failed for a reason of its own such as a missing
-  capability, `{:supported? nil :why message}`. Only the first two are remembered."
+  A probe makes the smallest map or program that needs the feature, and lets it go again. It needs nothing but bpf(2).
+  Its answer is `{:supported? true}`, `{:supported? false}`, or, when the try failed for a reason of its own such as a
+  missing capability, or cannot tell, `{:supported? nil :why message}`. Only the first two are remembered.
+
+  | question                                       | asked by          |
+  |------------------------------------------------|-------------------|
+  | a map type                                     | [[map-type]]      |
+  | a create flag on a map type                    | [[map-flag]]      |
+  | an operation on a map type                     | [[operation]]     |
+  | a flag of element operations                   | [[element-flag]]  |
+  | a program type                                 | [[program-type]]  |
+  | a helper in programs of a type                 | [[helper]]        |
+  | all of these but the helpers                   | [[report]]        |
+
+  What is unknown by name may be asked for by the kernel's number. Any other argument throws `:invalid-value`."
   (:require [bpfmap.error :as error]
+            [bpfmap.impl.probe.maps :as probe.maps]
+            [bpfmap.impl.probe.progs :as probe.progs]
             [bpfmap.impl.sys :as sys]
-            [bpfmap.impl.sys.maps :as maps]
+            [bpfmap.isa :as isa]
+            [bpfmap.prog :as prog]
             [bpfmap.rules :as rules]
+            [clojure.set :as set]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
 
-(def ^:private smallest
-  "Where the smallest map of a type is not one entry of four bytes each."
-  {:stack-trace {:value-size 8}
-   :lpm-trie {:key-size 8 :flags #{:no-prealloc}}
-   :cgroup-storage {:key-size 8 :max-entries 0}
-   :percpu-cgroup-storage {:key-size 8 :max-entries 0}
-   :queue {:key-size 0}
-   :stack {:key-size 0}
-   :bloom-filter {:key-size 0}
-   :ringbuf {:key-size 0 :value-size 0 :max-entries 4096}
-   :user-ringbuf {:key-size 0 :value-size 0 :max-entries 4096}
-   :arena {:key-size 0 :value-size 0 :flags #{:mmapable}}
-   :insn-array {:value-size 16}
-   :rhash {:flags #{:no-prealloc}}})
+;; --- answers
 
-(def ^:private not-probed
-  "Types whose smallest map needs more than sizes."
-  {:array-of-maps "it needs an inner map" :hash-of-maps "it needs an inner map"
-   :sk-storage "it needs BTF" :inode-storage "it needs BTF" :task-storage "it needs BTF"
-   :cgrp-storage "it needs BTF" :struct-ops "it needs BTF"})
-
-(def ^:private answers (atom {}))
-
-(def ^:private unsupported-errnos
-  "How a kernel refuses a type or a flag that it does not know."
-  #{:EINVAL :ENOTSUPP :EOPNOTSUPP})
-
-(defn- try-map [spec]
-  (try
-    (sys/close (maps/create spec {:op :create}))
-    {:supported? true}
-    (catch clojure.lang.ExceptionInfo e
-      (if (unsupported-errnos (:bpfmap/errno (ex-data e)))
-        {:supported? false}
-        {:supported? nil :why (ex-message e)}))))
+(def ^:private answers "Question to answer, of the answers that stay as they are." (atom {}))
 
 (defn- remembered [question ask]
   (or (get @answers question)
@@ -55,27 +39,51 @@
           (swap! answers assoc question answer))
         answer)))
 
-(defn- smallest-map [type]
-  (merge {:type type :key-size 4 :value-size 4 :max-entries 1 :flags #{}} (smallest type)))
+;; --- arguments
 
 (defn- invalid [what x hint]
   (error/error :invalid-value (str "Not " what ": " (pr-str (error/shown x)))
                {:bpfmap/op :feature :bpfmap/hint hint}))
 
-(defn- number-of-32-bits? [x]
-  (and (int? x) (<= 0 (long x) 0xffffffff)))
+(defn- number-to? [x most]
+  (and (int? x) (<= 0 (long x) (long most))))
+
+(defn- named
+  "An argument as its name in a table if it has one, else as its number up to `most`."
+  [x table number->name most what hint]
+  (let [known (if (number-to? x most) (number->name x) x)]
+    (if (or (number-to? known most) (and (keyword? known) (contains? table known)))
+      known
+      (throw (invalid what x hint)))))
 
 (defn- checked-type [type]
-  (let [type (if (number-of-32-bits? type) (rules/type-name type) type)]
-    (if (or (number-of-32-bits? type) (contains? rules/types type))
-      type
-      (throw (invalid "a map type" type "it is a name from bpfmap.rules/types, or a number")))))
+  (named type rules/types rules/type-name 0xffffffff
+         "a map type" "it is a name from bpfmap.rules/types, or a number"))
 
 (defn- checked-flag [flag]
-  (let [flag (if (number-of-32-bits? flag) (first (rules/flag-set flag)) flag)]
-    (if (or (number-of-32-bits? flag) (contains? rules/flags flag))
-      flag
-      (throw (invalid "a create flag" flag "it is a name from bpfmap.rules/flags, or a power of two")))))
+  (named flag rules/flags #(let [names (rules/flag-set %)] (when-not (next names) (first names))) 0xffffffff
+         "a create flag" "it is a name from bpfmap.rules/flags, or a power of two"))
+
+(def ^:private number->program-type (set/map-invert prog/types))
+
+(defn- checked-program-type [type]
+  (named type prog/types #(number->program-type % %) 0xffffffff
+         "a program type" "it is a name from bpfmap.prog/types, or a number"))
+
+(defn- checked-helper
+  "The number of a helper."
+  [helper]
+  (let [number (if (keyword? helper) (isa/helpers helper) helper)]
+    (if (number-to? number 0x7fffffff)
+      number
+      (throw (invalid "a helper" helper "it is a name from bpfmap.isa/helpers, or a number")))))
+
+(defn- checked-name [x names what]
+  (if (contains? names x)
+    x
+    (throw (invalid what x (str "it is " (error/list-of (sort names)))))))
+
+;; --- maps
 
 (defn map-type
   "Whether this kernel has a map type, by name or number.
@@ -83,12 +91,12 @@
       (map-type :hash) ;=> {:supported? true}"
   [type]
   (let [type (checked-type type)]
-    (if-let [why (not-probed type)]
-      {:supported? nil :why (str type " is not probed: " why)}
-      (remembered [type] #(try-map (smallest-map type))))))
+    (remembered [:map-type type] #(probe.maps/try-map type nil))))
 
 (defn map-flag
   "Whether this kernel accepts a create flag on a map type; names, or numbers (of a flag its value, a power of two).
+
+  Of a type that the kernel lacks the answer is that of [[map-type]].
 
       (map-flag :array :mmapable) ;=> {:supported? true}"
   [type flag]
@@ -96,9 +104,108 @@
         flag (checked-flag flag)
         type-answer (map-type type)]
     (if (:supported? type-answer)
-      (remembered [type flag] #(try-map (cond-> (update (smallest-map type) :flags conj flag)
-                                          (= :stack-build-id flag) (assoc :value-size 32)))) ; struct bpf_stack_build_id
+      (remembered [:map-flag type flag] #(probe.maps/try-map type flag))
       type-answer)))
+
+(defn operation
+  "Whether this kernel has an operation on maps of a type, by name or number.
+
+  Operations are `:lookup :update :delete :next-key :lookup-and-delete :freeze`, and in one system call for many elements
+  `:lookup-batch :lookup-and-delete-batch :update-batch :delete-batch`.
+
+  An operation that works with restrictions counts as one: a queue's `:lookup` looks at its head, an array of programs
+  takes descriptors and gives ids. Those of `:struct-ops` maps are not probed. Of a type that
+  the kernel lacks the answer is that of [[map-type]].
+
+      (operation :hash :lookup-batch) ;=> {:supported? true}
+      (operation :array :delete)      ;=> {:supported? false}"
+  [type op]
+  (let [type (checked-type type)
+        op (checked-name op probe.maps/operations "an operation")
+        type-answer (map-type type)]
+    (if (:supported? type-answer)
+      (remembered [:operation type op] #(probe.maps/try-operation type op))
+      type-answer)))
+
+(defn element-flag
+  "Whether this kernel has a flag of element operations.
+
+  | flag        | what it asks for                                           | since |
+  |-------------|------------------------------------------------------------|-------|
+  | `:lock`     | the value under its spin lock, on types that may have one  | 5.1   |
+  | `:cpu`      | the value of one CPU, on per-CPU types                     | 7.0   |
+  | `:all-cpus` | one value written for all CPUs, on per-CPU types           | 7.0   |
+
+      (element-flag :lock) ;=> {:supported? true}"
+  [flag]
+  (let [flag (checked-name flag probe.maps/element-flags "a flag of element operations")]
+    (remembered [:element-flag flag] #(probe.maps/try-element-flag flag))))
+
+;; --- programs
+
+(defn program-type
+  "Whether this kernel has a program type, by name or number.
+
+  Needs CAP_BPF, and for most types CAP_PERFMON or CAP_NET_ADMIN too. The kernel looks at capabilities before it
+  looks at the type, and a security module may refuse some types: the answer is then inconclusive.
+
+      (program-type :xdp) ;=> {:supported? true}"
+  [type]
+  (let [type (checked-program-type type)]
+    (remembered [:program-type type] #(probe.progs/try-type type (prog/types type type)))))
+
+(defn helper
+  "Whether programs of a type may call a helper function; names, or numbers.
+
+  The type is probed as it is attached most plainly: of `:cgroup-sock-addr` programs, which may call more at some hooks
+  than at others, it is those of IPv4's bind. For `:tracing`, `:lsm`, `:ext` and `:struct-ops` programs the answer is
+  inconclusive: what they may call depends on what they are loaded for. The program is said to be under the GPL.
+
+  A no is given only to a thread with CAP_BPF and CAP_PERFMON (of `:probe-write-user`, CAP_SYS_ADMIN): the kernel hides
+  helpers from others. Of a program type that the kernel lacks the answer is that of [[program-type]].
+
+      (helper :xdp :redirect-map) ;=> {:supported? true}
+      (helper :xdp :get-stackid)  ;=> {:supported? false}"
+  [program-type helper]
+  (let [type (checked-program-type program-type)
+        number (checked-helper helper)
+        type-answer (bpfmap.feature/program-type type)]
+    (if (:supported? type-answer)
+      (remembered [:helper type number] #(probe.progs/try-helper type (prog/types type type) number))
+      type-answer)))
+
+;; --- all of it
+
+(defn report
+  "What this kernel has, as data: every question of this namespace but the helpers, with its answer.
+
+      {:kernel \"6.18.44\"
+       :map-types {:hash {:supported? true} …}
+       :map-flags {:hash {:no-prealloc {:supported? true} …} …}
+       :operations {:hash {:lookup {:supported? true} …} …}
+       :element-flags {:lock {:supported? true} …}
+       :program-types {:xdp {:supported? true} …}}
+
+  `:map-flags` and `:operations` are of the map types that the kernel has. `:kernel` is nil where /proc cannot be read.
+
+  Asked for the first time it makes about 1,000 small maps and 32 programs, one after the other: less than a second on
+  Linux 6.18. After that only what was inconclusive is asked again. Helpers are left out because there are 211 for each
+  program type, and each answer is a program to be verified; ask for those of one type with [[helper]] and
+  `bpfmap.isa/helpers`.
+
+      (:program-types (report))"
+  []
+  (let [answers (fn [ask names] (into {} (map (juxt identity ask)) names))
+        map-types (answers map-type (keys rules/types))
+        present (filter #(:supported? (map-types %)) (keys rules/types))]
+    {:kernel (sys/kernel-release)
+     :map-types map-types
+     :map-flags (answers (fn [type] (answers #(map-flag type %) (keys rules/flags))) present)
+     :operations (answers (fn [type] (answers #(operation type %) probe.maps/operations)) present)
+     :element-flags (answers element-flag probe.maps/element-flags)
+     :program-types (answers program-type (keys prog/types))}))
+
+;; --- for errors
 
 (defn- since [row]
   (if row (str ", which came with Linux " (:since row)) ", which bpfmap does not know either"))
@@ -127,8 +234,3 @@
     (catch Exception e
       (throw (error/error :kernel "The list of possible CPUs cannot be read"
                           {:bpfmap/op :possible-cpus :bpfmap/hint (ex-message e)} e)))))
-
-(defn element-flag
-  "Whether this kernel has an element flag."
-  [_flag]
-  {:supported? false})

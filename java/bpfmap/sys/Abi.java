@@ -82,6 +82,12 @@ public final class Abi {
     public static final long BPF_F_LOCK = 4;
     /** One CPU's value alone, the CPU's number in the upper half of the flags. Since Linux 7.0. */
     public static final long BPF_F_CPU = 8;
+    /** One value for every CPU. Since Linux 7.0. */
+    public static final long BPF_F_ALL_CPUS = 16;
+
+    // --- flags of BPF_PROG_LOAD
+
+    public static final int BPF_F_SLEEPABLE = 1 << 4;
 
     // --- per-descriptor access flags, for create, open by id, and open by path
 
@@ -103,6 +109,7 @@ public final class Abi {
     public static final int MAP_CREATE_BTF_VALUE_TYPE_ID = 56;
     public static final int MAP_CREATE_BTF_VMLINUX_VALUE_TYPE_ID = 60;
     public static final int MAP_CREATE_MAP_EXTRA = 64;
+    public static final int MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD = 72;
     public static final int MAP_CREATE_MAP_TOKEN_FD = 76;
 
     // --- union bpf_attr: the element commands, BPF_MAP_GET_NEXT_KEY, BPF_MAP_FREEZE
@@ -134,7 +141,10 @@ public final class Abi {
     public static final int PROG_LOAD_LOG_LEVEL = 24;
     public static final int PROG_LOAD_LOG_SIZE = 28;
     public static final int PROG_LOAD_LOG_BUF = 32;
+    public static final int PROG_LOAD_KERN_VERSION = 40;
+    public static final int PROG_LOAD_PROG_FLAGS = 44;
     public static final int PROG_LOAD_PROG_NAME = 48;
+    public static final int PROG_LOAD_EXPECTED_ATTACH_TYPE = 68;
 
     // --- union bpf_attr: BPF_OBJ_PIN, BPF_OBJ_GET
 

@@ -61,4 +61,4 @@
   ^Closeable [types named]
   (when-not (sequential? types)
     (throw (error/error :invalid-value (str "Not a sequence of types: " (pr-str (error/shown types))) {:bpfmap/op :load-btf})))
-  (Loaded. (sys.btf/load (:bytes (btf/->btf types named)) {:op :load-btf})))
+  (Loaded. (sys.btf/load (:bytes (btf/->btf types named)) nil {:op :load-btf})))

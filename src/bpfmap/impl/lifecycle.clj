@@ -79,8 +79,8 @@
 
 (defn- create-bare
   "Creates a map from a completed spec and returns `{:fd :untyped}`: nothing is in it yet."
-  [{:keys [name inner-map] :as spec} facts]
-  (let [template (some-> inner-map (create-bare facts) :fd)]
+  [{:keys [name inner-map token] :as spec} facts]
+  (let [template (some-> inner-map (assoc :token token) (create-bare facts) :fd)]
     (try
       (typing/create-with-btf (assoc spec :name (spec/kernel-name name) :inner-map template)
                               (assoc facts :unsupported (delay (feature/unsupported spec))))
@@ -93,7 +93,7 @@
   "Creates a map from a completed spec: filled, frozen, in this order."
   [{:keys [name contents freeze flags] :as spec} facts]
   (check-contents spec facts)
-  (let [{:keys [fd untyped]} (token/allowing facts #(create-bare spec (assoc facts :token %)))]
+  (let [{:keys [fd untyped]} (token/allowing facts #(create-bare (assoc spec :token %) facts))]
     (owning fd
       (let [access (or (some access-of-flags flags) :read-write)
             kept (cond-> (dissoc spec :contents :freeze) untyped (assoc :untyped untyped))

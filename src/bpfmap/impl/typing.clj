@@ -46,7 +46,7 @@
   [spec facts]
   (try
     (when-let [{:keys [bytes ids]} (btf-of spec)]
-      {:fd (sys.btf/load bytes facts) :ids ids})
+      {:fd (sys.btf/load bytes (:token spec) facts) :ids ids})
     (catch ExceptionInfo e
       ;; EPERM as well: where unprivileged users may create maps, they may still load no BTF.
       (let [{:bpfmap/keys [error errno]} (ex-data e)]

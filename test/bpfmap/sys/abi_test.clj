@@ -51,7 +51,7 @@
         ;; Internal to the kernel: no header that user space sees has it.
         unseen #{"ENOTSUPP"}
         ;; Compared where the header is new enough to have them.
-        newer #{"BPF_F_CPU" "BPF_TOKEN_CREATE" "MAP_CREATE_MAP_TOKEN_FD" "BTF_LOAD_BTF_FLAGS" "BTF_LOAD_BTF_TOKEN_FD" "TOKEN_CREATE_FLAGS" "TOKEN_CREATE_BPFFS_FD"}]
+        newer #{"BPF_F_CPU" "BPF_F_ALL_CPUS" "MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD" "BPF_TOKEN_CREATE" "MAP_CREATE_MAP_TOKEN_FD" "BTF_LOAD_BTF_FLAGS" "BTF_LOAD_BTF_TOKEN_FD" "TOKEN_CREATE_FLAGS" "TOKEN_CREATE_BPFFS_FD"}]
     (if-not header
       (fixture/skip! "no C compiler to compare the constants with")
       (doseq [[constant value] ours

@@ -9,8 +9,8 @@
 (set! *warn-on-reflection* true)
 
 (defn load
-  "Loads a blob into the kernel; returns its descriptor. Needs Linux 4.18. The facts may hold `:token`, a BPF token's."
-  ^Fd [^bytes blob {:keys [token] :as facts}]
+  "Loads a blob into the kernel; returns its descriptor. Needs Linux 4.18. `token` is the descriptor of a BPF token, or nil."
+  ^Fd [^bytes blob ^Fd token facts]
   (sys/command "Loading the BTF" facts Abi/BPF_BTF_LOAD
                (fn [^Attr attr]
                  (.bytes attr Abi/BTF_LOAD_BTF blob)

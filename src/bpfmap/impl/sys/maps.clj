@@ -16,12 +16,22 @@
   ^long [n]
   (.longValue (biginteger n)))
 
+(defn- descriptor
+  "Sets a field to a descriptor, or to a number that is none: how a probe asks whether the kernel looks at the field."
+  [^Attr attr offset fd]
+  (if (instance? Fd fd)
+    (.fd attr (int offset) fd)
+    (.int32 attr (int offset) (long fd))))
+
 (defn create
   "Creates a map from a completed spec; returns its descriptor.
 
-  `:btf` is `{:fd :key :value}`, the ids of types in it; `:inner-map` the descriptor of a
-  template. The facts may hold `:token`, the descriptor of a BPF token."
-  ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf inner-map map-extra]} {:keys [token] :as facts}]
+  `:btf` is `{:fd :key :value}`, the ids of types in it. `:inner-map`, `:token` and `:value-type-btf` are
+  descriptors, `:map-extra` is a number of 64 bits, `:value-type` the id of a struct of the kernel's, or of the
+  module's whose BTF is `:value-type-btf`."
+  ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf
+               inner-map map-extra value-type value-type-btf token]}
+       facts]
   (sys/command "Creating the map" facts Abi/BPF_MAP_CREATE
            (fn [^Attr attr]
              (doto attr
@@ -29,17 +39,19 @@
                (.int32 Abi/MAP_CREATE_KEY_SIZE key-size)
                (.int32 Abi/MAP_CREATE_VALUE_SIZE value-size)
                (.int32 Abi/MAP_CREATE_MAX_ENTRIES max-entries)
-               (.int32 Abi/MAP_CREATE_MAP_FLAGS (cond-> (rules/flag-word flags) token (bit-or (rules/flag-word [:token-fd])))))
-             (when inner-map (.fd attr Abi/MAP_CREATE_INNER_MAP_FD inner-map))
+               (.int32 Abi/MAP_CREATE_MAP_FLAGS (rules/flag-word (cond-> flags token (conj :token-fd)))))
              (when numa-node (.int32 attr Abi/MAP_CREATE_NUMA_NODE numa-node))
              (when (seq name) (.name attr Abi/MAP_CREATE_MAP_NAME name))
              (when btf
                (.fd attr Abi/MAP_CREATE_BTF_FD (:fd btf))
                (.int32 attr Abi/MAP_CREATE_BTF_KEY_TYPE_ID (:key btf))
                (.int32 attr Abi/MAP_CREATE_BTF_VALUE_TYPE_ID (:value btf)))
+             (when inner-map (descriptor attr Abi/MAP_CREATE_INNER_MAP_FD inner-map))
              (when (and map-extra (not (zero? (long-bits map-extra))))
                (.int64 attr Abi/MAP_CREATE_MAP_EXTRA (long-bits map-extra)))
-             (when token (.fd attr Abi/MAP_CREATE_MAP_TOKEN_FD token)))
+             (when value-type (.int32 attr Abi/MAP_CREATE_BTF_VMLINUX_VALUE_TYPE_ID value-type))
+             (when value-type-btf (descriptor attr Abi/MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD value-type-btf))
+             (when token (descriptor attr Abi/MAP_CREATE_MAP_TOKEN_FD token)))
            sys/own))
 
 (defn token
