@@ -81,10 +81,15 @@
         (Bytes/fill memory 0 bytes))
       result)))
 
+(defn said
+  "What the kernel answered by name: `:ok` for 0, else the name of the errno, or its number where it has none here."
+  [answer]
+  (if (zero? (long answer)) :ok (errno/errno-name (- (long answer)))))
+
 (defn failed
   "The exception for a negated errno."
   [what result]
-  (let [errno (errno/errno-name (- (long result)))]
+  (let [errno (said result)]
     (ex-info (str what " answered " errno) {:what what :errno errno})))
 
 (defn call

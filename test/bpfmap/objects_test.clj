@@ -1,10 +1,9 @@
 (ns bpfmap.objects-test
   "What the kernel answers when maps are given the objects that they hold or are keyed by."
-  (:require [bpfmap.errno :as errno]
-            [bpfmap.fixture :as fixture :refer [kernel-test]]
+  (:require [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.sys.maps :as maps]
             [bpfmap.impl.typing :as typing]
-            [bpfmap.linux :as linux :refer [held pack unpack]]
+            [bpfmap.linux :as linux :refer [held pack said unpack]]
             [bpfmap.objects :as objects]
             [clojure.java.io :as io]
             [clojure.string :as str]
@@ -17,7 +16,8 @@
 (deftest numbers-and-constants-are-those-of-the-headers
   (let [ours (merge linux/constants
                     (update-keys (update-vals linux/numbers (if (fixture/x86-64?) first second)) #(str "__NR_" %)))
-        header (fixture/c-values ["sys/socket.h" "sys/syscall.h" "fcntl.h" "linux/if_xdp.h" "linux/perf_event.h" "linux/bpf.h"]
+        header (fixture/c-values ["sys/socket.h" "sys/syscall.h" "fcntl.h"
+                                  "linux/if_xdp.h" "linux/perf_event.h" "linux/bpf.h"]
                                  (keys ours))]
     (if header
       (is (= ours header))
@@ -40,9 +40,6 @@
 
 (defn- number-type [size]
   ({4 :u32 8 :u64} size))
-
-(defn- said [answer]
-  (if (zero? (long answer)) :ok (errno/errno-name (- (long answer)))))
 
 (defn- put [{:keys [^Elements elements key-size value-size]} k v & [flags]]
   (said (.update elements (pack (number-type key-size) k) (pack (number-type value-size) v) (or flags 0))))
