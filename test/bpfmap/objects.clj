@@ -1,9 +1,11 @@
 (ns bpfmap.objects
-  "Kernel objects for the maps that hold them or are keyed by them: sockets, perf events, cgroups, processes, files.
+  "Kernel objects for the maps that hold them or are keyed by them: sockets, perf events, cgroups, processes, files;
+  and a user namespace with a BPF file system for tokens.
 
-  Each is a map with the number of its descriptor under `:fd`, and goes when it is closed."
+  Each object is a map with the number of its descriptor under `:fd`, and goes when it is closed."
   (:require [bpfmap.fixture :as fixture]
             [bpfmap.linux :as linux :refer [call close constant held or-close pack unpack]]
+            [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str])
   (:import (java.io File)
@@ -199,3 +201,42 @@
       (catch Throwable e
         (.delete dir)
         (throw e)))))
+
+;; --- tokens
+
+(def ^:private delegated
+  "The path of delegated.c compiled; nil where there is no compiler."
+  (delay
+    (when-let [cc (some fixture/executable ["cc" "gcc" "clang"])]
+      (let [dir (fixture/temporary-directory)
+            program (io/file dir "delegated")
+            {:keys [exit err]} (fixture/run [cc "-O1" "-Wall" "-Wextra" "-o" (str program)
+                                             (str (io/file (io/resource "bpfmap/delegated.c")))])]
+        (.addShutdownHook (Runtime/getRuntime) (Thread. ^Runnable (fn [] (.delete program) (.delete dir))))
+        (when-not (zero? exit)
+          (throw (ex-info (str "the C compiler failed: " err) {})))
+        (str program)))))
+
+(defn run-delegated
+  "Runs a command as root of a new user namespace, in which a directory is a BPF file system that delegates everything.
+
+  Outside the command has no capability at all: what it makes of BPF it makes with a token of that file system, which
+  nobody else sees. Files belong to whom they do outside. Returns `{:exit :out :err}`, an exit of 125 when the command
+  was not begun, as on Linux before 6.9; nil where there is no C compiler.
+
+      (run-delegated \"/tmp/bpffs\" [\"ls\" \"/tmp/bpffs\"])"
+  [dir command]
+  (when-let [program @delegated]
+    (fixture/run (into [program (str dir)] command))))
+
+(defn try-token
+  "What the kernel answers in there, 0 or a negated errno: `{:without n :token n :with n :uid 0}`.
+
+  They are for creating a map without a token, for creating the token, and for creating the map with it. Nil where
+  there is no C compiler; throws what went wrong before."
+  [dir]
+  (when-let [program @delegated]
+    (let [{:keys [exit out err]} (run-delegated dir [program "--try-token" (str dir)])]
+      (if (zero? exit)
+        (edn/read-string out)
+        (throw (ex-info err {:exit exit}))))))
