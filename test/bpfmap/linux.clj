@@ -1,0 +1,126 @@
+(ns bpfmap.linux
+  "System calls by name, for tests that need what the library has no use for: sockets, perf events, pidfds.
+
+  The numbers and constants are data, which `bpfmap.objects-test` compares with the C headers."
+  (:require [bpfmap.codec :as codec]
+            [bpfmap.errno :as errno]
+            [bpfmap.fixture :as fixture])
+  (:import (bpfmap.sys Bytes Codec)
+           (java.io Closeable)
+           (java.lang.foreign Arena MemorySegment)))
+
+(set! *warn-on-reflection* true)
+
+(def numbers
+  "System calls by name: the number on x86-64, and that of the generic table of arm64 and riscv64."
+  {"accept4" [288 242], "bind" [49 200], "close" [3 57], "connect" [42 203], "getsockname" [51 204]
+   "gettid" [186 178], "listen" [50 201], "openat" [257 56], "perf_event_open" [298 241]
+   "pidfd_open" [434 434], "setsockopt" [54 208], "socket" [41 198], "socketpair" [53 199]})
+
+(def constants
+  "Expressions of C to their values, the same on all these processors."
+  {"AF_INET" 2, "AF_UNIX" 1, "AF_XDP" 44, "SOCK_STREAM" 1, "SOCK_DGRAM" 2, "SOCK_RAW" 3, "SOCK_CLOEXEC" 02000000
+   "SOL_SOCKET" 1, "SO_REUSEPORT" 15
+   "AT_FDCWD" -100, "O_RDONLY" 0, "O_CLOEXEC" 02000000
+   "PERF_TYPE_SOFTWARE" 1, "PERF_COUNT_SW_BPF_OUTPUT" 10, "PERF_SAMPLE_RAW" 1024, "PERF_FLAG_FD_CLOEXEC" 8
+   "PERF_ATTR_SIZE_VER0" 64
+   "BPF_PROG_ATTACH" 8, "BPF_PROG_DETACH" 9, "BPF_CGROUP_INET_EGRESS" 1, "BPF_F_ALLOW_MULTI" 2
+   "BPF_F_USER_STACK" 256
+   "offsetof(union bpf_attr, target_fd)" 0, "offsetof(union bpf_attr, attach_bpf_fd)" 4
+   "offsetof(union bpf_attr, attach_type)" 8, "offsetof(union bpf_attr, attach_flags)" 12
+   "offsetof(union bpf_attr, expected_attach_type)" 68, "offsetof(union bpf_attr, attach_btf_id)" 108
+   "offsetof(union bpf_attr, btf_vmlinux_value_type_id)" 60})
+
+(defn constant
+  "The value of a C expression that is in [[constants]]."
+  [expression]
+  (or (constants expression) (throw (ex-info (str "add it to the constants: " expression) {}))))
+
+(defn attr-field
+  "Where a field of `union bpf_attr` lies."
+  [field]
+  (constant (str "offsetof(union bpf_attr, " field ")")))
+
+;; --- memory
+
+(defn pack
+  "A value as the bytes of its type."
+  ^bytes [type value]
+  (let [^Codec c (codec/codec type)]
+    (with-open [arena (Arena/ofConfined)]
+      (let [memory (.allocate arena (.size c) 8)]
+        (.encode c value memory 0)
+        (Bytes/copyOut memory 0 (int (.size c)))))))
+
+(defn unpack
+  "The value that bytes are of a type."
+  [type ^bytes bytes]
+  (.decode ^Codec (codec/codec type) (MemorySegment/ofArray bytes) 0))
+
+(defn- in-memory
+  "What stands for an argument in the system call: a number itself, the address of a copy of anything else."
+  [^Arena arena x]
+  (cond
+    (bytes? x) (let [memory (.allocate arena (max 1 (alength ^bytes x)) 8)]
+                 (Bytes/copyIn x memory 0)
+                 {:bytes x :memory memory :word (.address memory)})
+    (string? x) (recur arena (.getBytes (str x "\u0000") "UTF-8"))
+    :else {:word x}))
+
+(defn answer
+  "Makes a system call; returns what the kernel answers, a negated errno included.
+
+  A byte array is passed by its address and holds afterwards what the kernel wrote there; a text is passed with a NUL."
+  [name & args]
+  (with-open [arena (Arena/ofConfined)]
+    (let [[x86 generic] (numbers name)
+          args (mapv #(in-memory arena %) args)
+          result (apply fixture/syscall (if (fixture/x86-64?) x86 generic) (map :word args))]
+      (doseq [{:keys [bytes memory]} args :when bytes]
+        (Bytes/fill memory 0 bytes))
+      result)))
+
+(defn said
+  "What the kernel answered by name: `:ok` for 0, else the name of the errno, or its number where it has none here."
+  [answer]
+  (if (zero? (long answer)) :ok (errno/errno-name (- (long answer)))))
+
+(defn failed
+  "The exception for a negated errno."
+  [what result]
+  (let [errno (said result)]
+    (ex-info (str what " answered " errno) {:what what :errno errno})))
+
+(defn call
+  "As [[answer]], but throws what is an error, with its name under `:errno`."
+  [name & args]
+  (let [result (apply answer name args)]
+    (if (neg? (long result))
+      (throw (failed name result))
+      result)))
+
+;; --- what is held
+
+;; Whatever a test made, with the number of its descriptor under :fd; closing it undoes the making, once.
+(defrecord Held [fd undo]
+  Closeable
+  (close [_] @undo))
+
+(defn held
+  "A closeable map of what was made; closing it runs f, the first time."
+  ^java.io.Closeable [what f]
+  (map->Held (assoc what :undo (delay (f)))))
+
+(defn close
+  "Closes descriptors by their numbers."
+  [& numbers]
+  (run! #(call "close" %) numbers))
+
+(defmacro or-close
+  "Runs body; closes the descriptor if it throws."
+  [number & body]
+  `(try
+     ~@body
+     (catch Throwable e#
+       (close ~number)
+       (throw e#))))
