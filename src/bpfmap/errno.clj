@@ -69,7 +69,7 @@
    {:errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}
    {:errno #{:EPERM} :op #{:create :load} :when #(some-> (:release %) (rules/at-least? "5.11") not) :error :permission
     :hint "kernels before 5.11 charge maps to RLIMIT_MEMLOCK; raise it (ulimit -l unlimited)"}
-   {:errno #{:EPERM :EACCES} :op #{:open :pin! :unpin!} :when :path :error :permission
+   {:errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :pins} :when :path :error :permission
     :hint (fn [{:keys [path]}] (str "the file mode of " path " or of a directory above it denies this"))}
    {:errno #{:EPERM :EACCES} :op #{:load} :error :program-rejected
     :hint "the verifier refused the program; the end of its log says which instruction and why"}
@@ -81,7 +81,14 @@
             (if (= :pin! op)
               (str "the directory of " path " does not exist")
               (str "there is no file " path)))}
-   {:errno #{:ENOENT} :op #{:open :list} :error :not-found :hint "no map has that id, or none has it any more"}
+   {:errno #{:ENOENT} :op #{:pins} :error :not-found
+    :hint "its directory names it, but it is gone by now, or nothing is behind the name"}
+   {:errno #{:ENOENT} :op #{:open :list} :error :not-found
+    :hint (fn [{:keys [object]}] (str "no " (name (or object :map)) " has that id, or none has it any more"))}
+   {:errno #{:EAGAIN} :op #{:open :list} :when #(= :link (:object %)) :error :busy
+    :hint "the link is being made at this moment; try again"}
+   {:errno #{:EINVAL} :op #{:list} :when #(and (= :link (:object %)) (some-> (:release %) (rules/at-least? "5.8") not))
+    :error :not-supported :hint "links have ids from Linux 5.8 on"}
    {:errno #{:ENOENT} :op #{:btf-by-id} :error :not-found :hint "no BTF object has that id, or none has it any more"}
    {:errno #{:ENOENT} :op #{:attach-raw-tracepoint} :error :not-found
     :hint "no raw tracepoint has that name; /sys/kernel/tracing/available_events lists them, without the part before the colon"}
@@ -148,7 +155,8 @@
   "Says what an errno means, given the facts: `{:bpfmap/error kind :bpfmap/hint text}`.
 
   Facts, all optional but `:op`: `:type :max-entries :frozen? :access :path
-  :bpffs? :alternative :unsupported` of the object, `:missing` (names of
+  :bpffs? :alternative :unsupported` of the object, `:object` (its kind, `:map`
+  unless it is `:program` or `:link`), `:missing` (names of
   capabilities the thread lacks), `:unprivileged-bpf-disabled`, `:release`.
 
       (:bpfmap/error (explain 7 {:op :put! :type :hash :max-entries 10})) ;=> :map-full"

@@ -1,9 +1,15 @@
 (ns bpfmap.host
-  "What there is on this host, beyond the one map in hand."
-  (:require [bpfmap.impl.kernel-types :as kernel-types]
-            [bpfmap.impl.lifecycle :as lifecycle]))
+  "Everything of BPF on this host: maps, programs and links by id, what is pinned, who holds it, and the kernel's types.
+
+  The host goes on meanwhile. What vanishes or cannot be opened is left out of
+  a list; the vector's metadata has `:skipped`, a vector that says of each what
+  it was, the `:error` (as `:bpfmap/error`) and the `:message`."
+  (:require [bpfmap.impl.inventory :as inventory]
+            [bpfmap.impl.kernel-types :as kernel-types]))
 
 (set! *warn-on-reflection* true)
+
+;; --- by id
 
 (defn maps
   "Returns what the kernel says of every map on the host, as `bpfmap.core/info` does, by ascending id.
@@ -14,12 +20,99 @@
 
       (map :name (maps)) ;=> (\"counts\" \"flows\")"
   []
-  (let [skipped (volatile! [])
-        infos (lifecycle/infos :list (fn [id e]
-                                       (vswap! skipped conj {:id id
-                                                             :error (:bpfmap/error (ex-data e))
-                                                             :message (ex-message e)})))]
-    (with-meta infos {:skipped @skipped})))
+  (inventory/maps))
+
+(defn programs
+  "Returns what the kernel says of every program on the host, as `bpfmap.prog/info` does, by ascending id.
+
+  Those left out are in the metadata, `:skipped`, as `{:id :error :message}`. Needs
+  CAP_SYS_ADMIN and Linux 4.13; throws `:permission` without.
+
+      (map :type (programs)) ;=> (:cgroup-device :tracing)"
+  []
+  (inventory/programs))
+
+(defn links
+  "Returns what the kernel says of every link on the host, by ascending id: what holds programs where they run.
+
+  | key           | what it holds                                                                   |
+  |---------------|---------------------------------------------------------------------------------|
+  | `:id`         | the link's                                                                      |
+  | `:type`       | as below, or the number where it has no name here                               |
+  | `:program-id` | the program's                                                                   |
+  | `:tracepoint` | the name of a raw tracepoint                                                    |
+  | `:target`     | what an iterator goes through, such as \"task\"                                 |
+  | `:map-id`     | the map of an iterator, a sockmap or a struct_ops                               |
+  | `:attach-type`| a name from `bpfmap.prog/attach-types`, or a number                             |
+  | `:target-obj-id` `:target-btf-id` | of a tracing link: the BTF object (or the program) and the function in it |
+  | `:cgroup-id` `:netns-ino` `:ifindex` | the cgroup, network namespace or device                  |
+
+  Types are `:raw-tracepoint`, `:tracing`, `:cgroup`, `:iter`, `:netns`, `:xdp`, `:perf-event`, `:kprobe-multi`,
+  `:struct-ops`, `:netfilter`, `:tcx`, `:uprobe-multi`, `:netkit` and `:sockmap`.
+
+  What does not apply is left out. Those that are left out as a whole are in the metadata, `:skipped`, as
+  `{:id :error :message}`. Programs attached without a link are in no list. Needs CAP_SYS_ADMIN and Linux
+  5.8; throws `:permission`, `:not-supported`.
+
+      (first (links)) ;=> {:id 1 :type :iter :program-id 2 :target \"bpf_map\"}"
+  []
+  (inventory/links))
+
+;; --- pins
+
+(defn pins
+  "Returns everything that is pinned: a vector of `{:path :kind :id :name :type}`, by path.
+
+  `:kind` is `:map`, `:program` or `:link`; a link has no `:name`. It looks
+  through every BPF file system that is mounted in this mount namespace, or only
+  through what is in and below a directory; what another mount hides is not
+  seen. A file system that is mounted at two places is seen at both. Symbolic
+  links are not followed, but one may lead to the directory given.
+
+  What vanishes meanwhile or cannot be opened is left out; it is in the metadata, `:skipped`, as
+  `{:path :error :message}`. Throws `:not-bpffs` for a directory with no BPF file
+  system in or below it, `:not-found` and `:permission` for one that cannot be read,
+  `:invalid-value` for an empty path. Needs Linux 4.13 and the permission of each file.
+
+      (pins)                   ;=> [{:path \"/sys/fs/bpf/counts\" :kind :map :id 12 :name \"counts\" :type :hash}]
+      (pins \"/sys/fs/bpf/net\") ;=> []"
+  ([] (inventory/pins))
+  ([directory] (inventory/pins directory)))
+
+;; --- who uses what
+
+(defn holders
+  "Returns the processes that have an object open: a vector of `{:pid :command :fds}`, by ascending pid.
+
+  `ref` is a map's id, `{:map-id n}`, `{:program-id n}`, `{:link-id n}`, or an open
+  map, program or attachment; this process is then among the holders.
+  `:command` is the name of the process as the kernel keeps it, at most 15
+  bytes; `:fds` the numbers of its descriptors. A process that holds a map
+  through a program, a link or an outer map only is not among them; nor are
+  pins, which are no process's.
+
+  It reads /proc, and so sees the processes of its pid namespace. Those that
+  end meanwhile, or that this user may not look into, are left out; they are in
+  the metadata, `:skipped`, as `{:pid :error :message}`. For an id that nothing
+  has, the answer is empty. Throws `:invalid-value` for what is no reference,
+  `:closed` for a closed program or attachment.
+
+      (holders 12) ;=> [{:pid 4711 :command \"java\" :fds [7 9]}]"
+  [ref]
+  (inventory/holders ref))
+
+(defn programs-using
+  "Returns those of [[programs]] that use a map, given as an open map, its id, or `{:map-id n}`.
+
+  A program names the maps that its instructions do, and those bound to it; a map within another is not among them.
+  Programs that cannot be opened are in the metadata, `:skipped`. Throws
+  `:invalid-value` for what is no map, `:permission` without CAP_SYS_ADMIN. Needs Linux 4.15.
+
+      (map :name (programs-using 12)) ;=> (\"count_packets\")"
+  [ref]
+  (inventory/programs-using ref))
+
+;; --- BTF
 
 (defn kernel-btf
   "Returns the BTF of the running kernel, for `bpfmap.btf/type-named` and its like.

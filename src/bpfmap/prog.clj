@@ -25,20 +25,23 @@
             [bpfmap.error :as error]
             [bpfmap.impl.store :as store]
             [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.links :as links]
+            [bpfmap.impl.sys.objects :as objects]
             [bpfmap.impl.sys.progs :as progs]
             [bpfmap.spec :as spec])
   (:import (bpfmap.sys Fd)
-           (java.io Closeable)))
+           (java.io Closeable File)
+           (java.nio.file Path)))
 
 (set! *warn-on-reflection* true)
 
 (def types
   "Program types by name: the kernel's `enum bpf_prog_type`, source linux/bpf.h."
-  (zipmap [:socket-filter :kprobe :sched-cls :sched-act :tracepoint :xdp :perf-event :cgroup-skb :cgroup-sock
-           :lwt-in :lwt-out :lwt-xmit :sock-ops :sk-skb :cgroup-device :sk-msg :raw-tracepoint :cgroup-sock-addr
-           :lwt-seg6local :lirc-mode2 :sk-reuseport :flow-dissector :cgroup-sysctl :raw-tracepoint-writable
-           :cgroup-sockopt :tracing :struct-ops :ext :lsm :sk-lookup :syscall :netfilter]
-          (rest (range))))
+  progs/types)
+
+(def attach-types
+  "Attach types by name: the kernel's `enum bpf_attach_type`, source linux/bpf.h."
+  progs/attach-types)
 
 ;; A loaded program, and an attachment of one: each owns a descriptor, and goes when it is closed.
 (deftype Program [^Fd fd type name]
@@ -59,20 +62,35 @@
 (defn- invalid [path message hint]
   (error/error :invalid-program message {:bpfmap/op :load :bpfmap/path path :bpfmap/hint hint}))
 
+(defn- whole? [x most]
+  (and (int? x) (<= 0 (long x) (long most))))
+
+(def ^:private keys-of-a-program #{:type :name :license :insns :expected-attach-type :attach-btf-id})
+
 (defn- check [program]
   (when-not (map? program)
     (throw (invalid [] (str "A program is a map, not " (pr-str (error/shown program)))
                     "it has :type, :name, :license and :insns")))
   (doseq [k (keys program)]
-    (when-not (#{:type :name :license :insns} k)
-      (throw (invalid [k] (str "Unknown key " (pr-str k)) "a program has :type, :name, :license and :insns"))))
-  (let [{:keys [type name license]} program]
-    (when-not (or (types type) (and (int? type) (<= 0 type 0xffff)))
+    (when-not (keys-of-a-program k)
+      (throw (invalid [(error/shown k)] (str "Unknown key " (pr-str (error/shown k)))
+                      (str "a program has :type, :name, :license and :insns, "
+                           "and where its type needs them :expected-attach-type and :attach-btf-id")))))
+  (let [{:keys [type name license expected-attach-type attach-btf-id]} program]
+    (when-not (or (types type) (whole? type 0xffff))
       (throw (invalid [:type] (str "Unknown program type " (pr-str (error/shown type)))
                       (str "it is a number, or " (error/list-of (sort (keys types)))))))
     (doseq [[k text] [[:name name] [:license license]]]
       (when-not (or (nil? text) (string? text))
-        (throw (invalid [k] (str k " is a text, not " (pr-str (error/shown text))) nil))))))
+        (throw (invalid [k] (str k " is a text, not " (pr-str (error/shown text))) nil))))
+    (when-not (or (nil? expected-attach-type)
+                  (attach-types expected-attach-type)
+                  (whole? expected-attach-type 0xffffffff))
+      (throw (invalid [:expected-attach-type] (str "Unknown attach type " (pr-str (error/shown expected-attach-type)))
+                      "it is a name from attach-types, or a number")))
+    (when-not (or (nil? attach-btf-id) (whole? attach-btf-id 0xffffffff))
+      (throw (invalid [:attach-btf-id] (str "Not the id of a type: " (pr-str (error/shown attach-btf-id)))
+                      "it is a number from 0, of a type in the kernel's BTF")))))
 
 (defn- descriptor-of [ref]
   (if (store/bpf-map? ref)
@@ -83,12 +101,17 @@
 (defn load
   "Assembles a program and loads it into the kernel; returns it open.
 
-  | key        | what it holds                                                    |
-  |------------|------------------------------------------------------------------|
-  | `:type`    | a name from [[types]], or a number                               |
-  | `:insns`   | instructions, see `bpfmap.asm`; maps stand in them as themselves |
-  | `:name`    | any text; the kernel keeps 15 of its letters, digits, `_`, `.`   |
-  | `:license` | \"GPL\" unless given; some helpers are for GPL programs only       |
+  | key                     | what it holds                                                    |
+  |-------------------------|------------------------------------------------------------------|
+  | `:type`                 | a name from [[types]], or a number                               |
+  | `:insns`                | instructions, see `bpfmap.asm`; maps stand in them as themselves |
+  | `:name`                 | any text; the kernel keeps 15 of its letters, digits, `_`, `.`   |
+  | `:license`              | \"GPL\" unless given; some helpers are for GPL programs only       |
+  | `:expected-attach-type` | a name from [[attach-types]], or a number. Needs Linux 4.17       |
+  | `:attach-btf-id`        | a type's id in the kernel's BTF. Needs Linux 5.5                 |
+
+  The last two are for types that need them: the function that a tracing program is for; the struct that a
+  struct_ops program is for, and the index of its member there.
 
   The program holds its maps: closing them here does not take them from it.
   It goes when it is closed and nothing is attached.
@@ -100,14 +123,16 @@
       (load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})"
   ^Program [program]
   (check program)
-  (let [{:keys [type name license insns]} program
+  (let [{:keys [type name license insns expected-attach-type attach-btf-id]} program
         {:keys [bytes relocations]} (asm/assemble insns)
         relocations (mapv #(assoc % :fd (descriptor-of (:ref %))) relocations)
         fd (progs/load {:type (types type type)
                         :name (spec/kernel-name name)
                         :license (or license "GPL")
                         :insns bytes
-                        :relocations relocations}
+                        :relocations relocations
+                        :expected-attach-type (attach-types expected-attach-type expected-attach-type)
+                        :attach-btf-id attach-btf-id}
                        {:op :load})]
     (Program. fd type (spec/kernel-name name))))
 
@@ -115,6 +140,108 @@
   (when-not (instance? Program program)
     (throw (error/error :invalid-value (str "Not a loaded program: " (pr-str (error/shown program)))
                         {:bpfmap/op op :bpfmap/hint "it takes what load returned"}))))
+
+;; --- programs that exist
+
+(defn- invalid-reference [ref hint]
+  (error/error :invalid-value (str "Not a program: " (pr-str (error/shown ref))) {:bpfmap/op :open :bpfmap/hint hint}))
+
+(defn- adopt
+  "A program of a descriptor just opened."
+  ^Program [fd facts]
+  (try
+    (let [{:keys [type name]} (progs/info fd facts)]
+      (Program. fd type name))
+    (catch Throwable e
+      (sys/close fd)
+      (throw e))))
+
+(defn- open-by [kind x ref]
+  (let [facts {:op :open :object :program}
+        number (fn []
+                 (if (whole? x 0x7fffffff)
+                   x
+                   (throw (invalid-reference ref "ids and descriptors are numbers from 0"))))]
+    (case kind
+      (:id :program-id) (adopt (objects/by-id :program (number) facts) facts)
+      :fd (adopt (objects/of-number :program (number) facts) facts)
+      :path (let [path (objects/path-text x :open)
+                  facts (assoc facts :path path)]
+              (adopt (objects/pinned :program path facts) facts))
+      (throw (invalid-reference ref "it is {:id n}, {:program-id n}, {:path p} or {:fd n}")))))
+
+(defn open
+  "Opens a program that exists: by id, by pin path, or by `{:fd …}`; returns it as [[load]] does.
+
+  `{:id n}`, `{:program-id n}` and `{:path p}` say the same in more words. A
+  descriptor is duplicated: yours stays yours.
+
+  Throws `:not-found`; `:not-a-program` for a pinned map or link, whose hint says which; `:invalid-value`
+  for a bad reference; `:not-bpffs` for a path on another file system. By id it needs Linux 4.13 and CAP_SYS_ADMIN; by
+  path, Linux 4.4 and the file's permission.
+
+      (open {:program-id 12})
+      (open \"/sys/fs/bpf/filter\")"
+  ^Program [ref]
+  (cond
+    (int? ref) (open-by :id ref ref)
+    (or (string? ref) (instance? Path ref) (instance? File ref)) (open-by :path ref ref)
+    (and (map? ref) (= 1 (count ref))) (open-by (key (first ref)) (val (first ref)) ref)
+    :else (throw (invalid-reference ref "open takes an id, a pin path, {:program-id n} or {:fd n}"))))
+
+(defn- descriptor ^Fd [object op]
+  (cond
+    (instance? Program object) (.-fd ^Program object)
+    (instance? Attachment object) (.-fd ^Attachment object)
+    :else (throw (error/error :invalid-value (str "Not a program or an attachment: " (pr-str (error/shown object)))
+                              {:bpfmap/op op
+                               :bpfmap/hint "it takes what load, open or attach-raw-tracepoint returned"}))))
+
+(defn info
+  "Returns what the kernel says of an open program, or of an attachment, now.
+
+  | key of a program    | what it holds                                                             |
+  |---------------------|---------------------------------------------------------------------------|
+  | `:id` `:name` `:tag`| the tag is a hash of the instructions, in hexadecimal                     |
+  | `:type`             | a name from [[types]], or the number where it has none                    |
+  | `:map-ids`          | the ids of the maps that it uses                                          |
+  | `:load-time`        | when it was loaded, in nanoseconds of the boot clock                      |
+  | `:uid`              | the number of the user who loaded it                                      |
+  | `:gpl-compatible?`  | whether its license lets it call all helpers                              |
+  | `:xlated-bytes` `:jited-bytes` | how long it is as the verifier left it, and as machine code; with CAP_BPF |
+  | `:verified-insns`   | how many instructions the verifier went through. Linux 5.16               |
+  | `:run-time-ns` `:run-count` | what it ran, while the sysctl kernel.bpf_stats_enabled is 1. Linux 5.1 |
+  | `:recursion-misses` | how often it did not run because it ran already. Linux 5.12               |
+  | `:btf-id` `:attach-btf-id` `:attach-btf-obj-id` `:ifindex` | as numbers                         |
+
+  What does not apply, or is zero where nothing was counted, is left out. Of an attachment, it is what
+  `bpfmap.host/links` says of it. Throws `:closed`. Needs Linux 4.13; 5.8 for an attachment.
+
+      (:map-ids (info p)) ;=> [12]"
+  [program]
+  (let [fd (descriptor program :info)]
+    (if (instance? Program program)
+      (progs/info fd {:op :info})
+      (links/info fd {:op :info}))))
+
+(defn pin!
+  "Pins a program, or an attachment, at a path below a BPF file system, so that it outlives the process; returns it.
+
+  A pinned attachment stays attached. Removing the file removes the pin. A
+  path may be a string, a `java.io.File` or a `java.nio.file.Path`.
+
+  Throws `:exists` for a target that exists, `:not-bpffs` for a path on another
+  file system, `:not-found` for a missing directory, `:invalid-value` for an empty
+  path or a name with a dot, `:closed`. Needs Linux 4.4; 5.7 for an attachment.
+
+      (pin! p \"/sys/fs/bpf/filter\")"
+  [program path]
+  (let [fd (descriptor program :pin!)
+        path (objects/path-text path :pin!)]
+    (objects/pin fd path {:op :pin! :path path})
+    program))
+
+;; --- running and attaching
 
 (defn- check-options [options]
   (let [refuse (fn [path message hint]

@@ -4,9 +4,14 @@
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.lifecycle :as lifecycle]
+            [bpfmap.impl.sys.procfs :as procfs]
+            [bpfmap.prog :as prog]
+            [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]])
-  (:import (java.io Closeable)
+  (:import (java.io Closeable File)
+           (java.nio.file Files Path)
+           (java.nio.file.attribute FileAttribute)
            (java.util.concurrent.atomic AtomicBoolean)))
 
 (set! *warn-on-reflection* true)
@@ -48,6 +53,249 @@
     (let [before (fixture/open-descriptors)]
       (dotimes [_ 20] (lifecycle/infos :list (fn [_ _])))
       (is (= before (fixture/open-descriptors))))))
+
+;; --- programs and links
+
+(def ^:private nothing [[:mov64 :r0 0] [:exit]])
+
+(defn- filter-program
+  "A loaded packet program that names the maps."
+  ^Closeable [name & maps]
+  (prog/load {:type :socket-filter :name name :insns (concat (for [m maps] [:lddw :r1 m]) nothing)}))
+
+(kernel-test all-programs-and-links-are-listed-by-ascending-id
+  (with-open [p (filter-program "t_first")
+              q ^Closeable (prog/load {:type :raw-tracepoint :name "t_second" :insns nothing})
+              a ^Closeable (prog/attach-raw-tracepoint q "sys_enter")]
+    (doseq [[objects of] [[(host/programs) [p q]] [(host/links) [a]]]
+            :let [ids (map :id objects)]]
+      (is (vector? objects))
+      (is (= ids (sort ids)))
+      (doseq [object of :let [info (prog/info object)]]
+        (is (= [info] (filter #(= (:id info) (:id %)) objects)))))
+    (is (= (sort (map :id (host/programs))) (distinct (map :id (host/programs)))))))
+
+(kernel-test programs-that-vanish-meanwhile-are-skipped-and-said
+  (let [over (AtomicBoolean.)
+        churns (doall (repeatedly 4 (fn [] (fixture/thread #(while (not (.get over))
+                                                              (.close (filter-program "t_churn")))))))
+        deadline (+ (System/nanoTime) 20000000000)]
+    (try
+      (let [skipped (first (filter #(or (seq %) (< deadline (System/nanoTime)))
+                                   (repeatedly #(:skipped (meta (host/programs))))))]
+        (is (seq skipped) "one vanished between being named and being opened")
+        (is (every? #(= :not-found (:error %)) skipped))
+        (is (every? #(str/includes? (:message %) "no program has that id") skipped)))
+      (finally
+        (.set over true)
+        (run! fixture/join churns)))))
+
+(kernel-test lists-without-the-capability-say-which-is-missing
+  (doseq [f [host/programs host/links #(host/programs-using 1)]
+          :let [{:keys [message] :bpfmap/keys [error op]} (fixture/unprivileged #(error-of (f)))]]
+    (is (= [:permission :list] [error op]))
+    (is (str/includes? message "list needs CAP_SYS_ADMIN"))))
+
+;; --- pins
+
+(defn- directory
+  "A new directory on a BPF file system."
+  ^String [parent & attributes]
+  (str (Files/createDirectory (Path/of (str parent "/dir" (System/nanoTime)) (make-array String 0))
+                              (into-array FileAttribute attributes))))
+
+(defn- delete-all [directory]
+  (run! #(.delete ^File %) (reverse (file-seq (io/file directory)))))
+
+(defn- own-skips
+  "What was skipped, but for the iterators that some kernels put into each new BPF file system."
+  [found]
+  (remove #(re-find #"/(maps|progs)\.debug$" (:path %)) (:skipped (meta found))))
+
+(kernel-test everything-pinned-is-found-whatever-it-is
+  (let [top (directory (fixture/bpffs))
+        below (directory top)]
+    (try
+      (with-open [m ^Closeable (bpf/create spec)
+                  p (filter-program "t_pinned")
+                  q ^Closeable (prog/load {:type :raw-tracepoint :insns nothing})
+                  a ^Closeable (prog/attach-raw-tracepoint q "sys_enter")]
+        (bpf/pin! m (str top "/a map"))
+        (is (identical? p (prog/pin! p (str below "/program"))))
+        (is (identical? a (prog/pin! a (io/file top "z"))))
+        (doseq [[link to] {"loop" top, "again" (str top "/z")}]
+          (Files/createSymbolicLink (.toPath (io/file top link)) (.toPath (io/file to)) (make-array FileAttribute 0)))
+        (let [expected [{:path (str top "/a map") :kind :map :id (:id (bpf/info m)) :name "t_host" :type :array}
+                        {:path (str below "/program") :kind :program :id (:id (prog/info p))
+                         :name "t_pinned" :type :socket-filter}
+                        {:path (str top "/z") :kind :link :id (:id (prog/info a)) :type :raw-tracepoint}]
+              before (fixture/open-descriptors)
+              found (host/pins top)]
+          (is (= expected found))
+          (is (vector? found))
+          (is (= [] (:skipped (meta found))))
+          (is (= expected (filter #(str/starts-with? (:path %) top) (host/pins))))
+          (is (= expected (host/pins (io/file top "loop"))) "a link leads to the directory given")
+          (is (= [(second expected)] (host/pins below)))
+          (is (= before (fixture/open-descriptors)))))
+      (finally (delete-all top)))))
+
+(kernel-test pins-that-cannot-be-opened-are-skipped-and-said
+  (let [top (directory (fixture/bpffs))
+        closed (directory top)]
+    (try
+      (.setReadable (io/file closed) false false)
+      (.setExecutable (io/file closed) false false)
+      (with-open [m ^Closeable (bpf/create spec)]
+        (bpf/pin! m (str top "/m"))
+        (let [found (fixture/unprivileged #(host/pins top))
+              [in-closed at-m & more] (sort-by :path (:skipped (meta found)))]
+          (is (= [] found))
+          (is (nil? more))
+          (is (= [closed :permission] [(:path in-closed) (:error in-closed)]))
+          (is (= [(str top "/m") :permission] [(:path at-m) (:error at-m)]))
+          (is (str/includes? (:message in-closed) "this user may not look into it"))
+          (is (str/includes? (:message at-m) (str "the file mode of " top "/m")))))
+      (finally (delete-all top)))))
+
+(kernel-test pins-that-vanish-meanwhile-are-skipped-and-said
+  (let [top (directory (fixture/bpffs))
+        over (AtomicBoolean.)
+        churns (mapv (fn [i]
+                       (fixture/thread #(with-open [m ^Closeable (bpf/create spec)]
+                                          (while (not (.get over))
+                                            (bpf/pin! m (str top "/churn" i))
+                                            (bpf/unpin! m)))))
+                     (range 4))
+        deadline (+ (System/nanoTime) 20000000000)]
+    (try
+      (let [skipped (first (filter #(or (seq %) (< deadline (System/nanoTime)))
+                                   (repeatedly #(:skipped (meta (host/pins top))))))]
+        (is (seq skipped) "one vanished between being named and being opened")
+        (is (every? #(= :not-found (:error %)) skipped))
+        (is (every? #(str/starts-with? (:path %) (str top "/churn")) skipped)))
+      (finally
+        (.set over true)
+        (run! fixture/join churns)
+        (delete-all top)))))
+
+(defn- mount [type dir]
+  (let [{:keys [exit err]} (fixture/run ["mount" "-t" type type (str dir)])]
+    (when-not (zero? exit)
+      (throw (ex-info (str "mount failed: " err) {})))))
+
+(kernel-test what-another-mount-hides-is-not-seen
+  (let [root (fixture/temporary-directory)
+        ;; The kernel writes the blank, the newline and the backslash of this name in octal.
+        dir (doto (io/file root "b p\nf\\040s") .mkdir)
+        pinned (fn [path] (with-open [m ^Closeable (bpf/create spec)] (bpf/pin! m path) (str path)))
+        paths #(map :path (host/pins root))]
+    (try
+      (is (= :not-bpffs (:bpfmap/error (error-of (host/pins root)))))
+      (mount "bpf" dir)
+      (let [below (directory dir)
+            first-pin (pinned (io/file dir "hidden"))
+            second-pin (pinned (io/file below "deep"))]
+        (is (= [second-pin first-pin] (paths)))
+        (testing "below a directory of a BPF file system in which another is mounted"
+          (mount "tmpfs" below)
+          (is (= [first-pin] (paths)))
+          (mount "bpf" below)
+          (is (= [first-pin] (paths)))
+          (let [third-pin (pinned (io/file below "top"))]
+            (is (= [third-pin first-pin] (sort (paths))) "once, although two mounts lead to it")
+            (testing "and everything is under one more"
+              (mount "bpf" dir)
+              (is (= [] (paths)))
+              (is (= [] (filter #(str/starts-with? (:path %) (str root)) (host/pins))))
+              (let [visible (pinned (io/file dir "visible"))]
+                (is (= [visible] (paths)))
+                (is (= [] (own-skips (host/pins root)))))))))
+      (finally
+        (dotimes [_ 2] (fixture/run ["umount" "-l" (str dir)]))
+        (.delete dir)
+        (.delete root)))))
+
+(kernel-test a-directory-that-has-no-pins-to-show
+  (are [dir kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (host/pins dir))]
+                          (and (= [kind :pins] [error op]) (str/includes? message words)))
+    "/proc" :not-bpffs "it is not on a BPF file system, and none is mounted below it"
+    "/no/such/directory" :not-found "/no/such/directory cannot be read"
+    "/proc/self/comm" :not-found "it is no directory"
+    "" :invalid-value "it is empty"
+    "a\u0000b" :invalid-value "it has a NUL character"
+    nil :invalid-value "it is empty"
+    7 :not-found "7 cannot be read"))
+
+;; --- who uses what
+
+(def ^:private me (.pid (java.lang.ProcessHandle/current)))
+
+(kernel-test the-processes-that-hold-an-object
+  (with-open [m ^Closeable (bpf/create spec)
+              same ^Closeable (bpf/clone m)
+              p (filter-program "t_held" m)
+              q ^Closeable (prog/load {:type :raw-tracepoint :insns nothing})
+              a ^Closeable (prog/attach-raw-tracepoint q "sys_enter")]
+    (let [id (:id (bpf/info m))
+          [{:keys [pid command fds]} & more :as held] (host/holders m)]
+      (is (nil? more))
+      (is (= [me (procfs/command me)] [pid command]))
+      (is (= 2 (count fds)) "the program, which uses the map, is no descriptor of it")
+      (is (= fds (sort fds)))
+      (doseq [fd fds]
+        (is (= "anon_inode:bpf-map"
+               (str (Files/readSymbolicLink (Path/of (str "/proc/self/fd/" fd) (make-array String 0)))))))
+      (is (= held (host/holders id) (host/holders {:map-id id})))
+      (is (vector? (:skipped (meta held)))))
+    (doseq [[object ref] [[p {:program-id (:id (prog/info p))}]
+                          [q {:program-id (:id (prog/info q))}]
+                          [a {:link-id (:id (prog/info a))}]]
+            :let [held (host/holders object)]]
+      (is (= [[me 1]] (map (juxt :pid (comp count :fds)) held)) "a link is no descriptor of its program")
+      (is (= held (host/holders ref))))
+    (is (= [] (host/holders 0x7ffffff0)))))
+
+(kernel-test processes-that-cannot-be-looked-into-are-skipped-and-said
+  (with-open [m ^Closeable (bpf/create spec)]
+    (testing "denied"
+      (let [held (fixture/unprivileged #(host/holders m))
+            denied (first (filter #(= :permission (:error %)) (:skipped (meta held))))]
+        (is (pos-int? (:pid denied)))
+        (is (= (str "Process " (:pid denied) " cannot be read: this user may not look into it") (:message denied)))))
+    (testing "ended"
+      (with-redefs [procfs/processes (constantly [0 me])]
+        (let [held (host/holders m)]
+          (is (= [me] (map :pid held)))
+          (is (= [{:pid 0 :error :not-found :message "Process 0 cannot be read: it is not there, or no longer"}]
+                 (:skipped (meta held)))))))))
+
+(kernel-test the-programs-that-use-a-map
+  (with-open [m ^Closeable (bpf/create spec)
+              other ^Closeable (bpf/create spec)
+              both (filter-program "t_both" m other)
+              one (filter-program "t_one" other)
+              _ (filter-program "t_none")]
+    (is (= [(prog/info both)] (host/programs-using m)))
+    (is (= [(prog/info both) (prog/info one)]
+           (host/programs-using (:id (bpf/info other)))
+           (host/programs-using {:map-id (:id (bpf/info other))})))
+    (is (vector? (:skipped (meta (host/programs-using m)))))
+    (is (= [] (host/programs-using 0x7ffffff0)))))
+
+(kernel-test references-that-mean-nothing
+  (are [expr words] (let [{:keys [message] :bpfmap/keys [error]} (error-of expr)]
+                      (and (= :invalid-value error) (str/includes? message words)))
+    (host/holders "x") "Not a reference: \"x\": it is the id of a map, {:map-id n}, {:program-id n}"
+    (host/holders -1) "Not a reference: -1"
+    (host/holders {:id 3}) "Not a reference: {:id 3}"
+    (host/holders {:map-id "3"}) "Not a reference"
+    (host/holders {:map-id 3 :link-id 4}) "Not a reference"
+    (host/programs-using {:program-id 3}) "it takes a map: an id"
+    (host/programs-using nil) "Not a reference: nil")
+  (let [p (filter-program "t_closed")]
+    (.close p)
+    (is (= :closed (:bpfmap/error (error-of (host/holders p)))))))
 
 ;; --- BTF
 

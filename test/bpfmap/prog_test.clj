@@ -1,13 +1,17 @@
 (ns bpfmap.prog-test
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.host :as host]
+            [bpfmap.impl.sys.progs :as progs]
             [bpfmap.prog :as prog]
+            [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]]
             [clojure.test.check :as check]
             [clojure.test.check.generators :as gen]
             [clojure.test.check.properties :as prop])
-  (:import (java.io Closeable)))
+  (:import (java.io Closeable)
+           (java.nio.file Files OpenOption Path)))
 
 (set! *warn-on-reflection* true)
 
@@ -107,6 +111,10 @@
     {:type :socket_filter :insns [[:exit]]} "Unknown program type :socket_filter: it is a number, or :cgroup-device"
     {:insns [[:exit]]} "Unknown program type nil"
     {:type :xdp :instructions []} "Unknown key :instructions: a program has :type, :name, :license and :insns"
+    {:type :xdp :insns [[:exit]] :expected-attach-type :trace_iter} "Unknown attach type :trace_iter: it is a name"
+    {:type :xdp :insns [[:exit]] :expected-attach-type -1} "Unknown attach type -1"
+    {:type :tracing :insns [[:exit]] :attach-btf-id :vfs_read} "Not the id of a type: :vfs_read"
+    {:type :tracing :insns [[:exit]] :attach-btf-id 4294967296} "Not the id of a type: 4294967296"
     {:type :xdp :name :x :insns [[:exit]]} ":name is a text, not :x"
     {:type :xdp :license 1 :insns [[:exit]]} ":license is a text, not 1"
     {:type :xdp :insns []} "a program has an instruction"
@@ -140,6 +148,146 @@
       raw "no_such_tracepoint" :not-found "no raw tracepoint has that name"
       raw "" :invalid-value "Not the name of a tracepoint: \"\""
       raw :sys_enter :invalid-value "Not the name of a tracepoint: :sys_enter")))
+
+;; --- programs that exist
+
+(defn- boot-clock
+  "Nanoseconds since the boot: CLOCK_BOOTTIME, which /proc/uptime shows in hundredths of seconds."
+  []
+  (let [text (Files/readString (Path/of "/proc/uptime" (make-array String 0)))]
+    (* 10000000 (parse-long (str/replace (re-find #"^[0-9.]+" text) "." "")))))
+
+(kernel-test what-the-kernel-says-of-a-program
+  (with-open [m (counter)
+              other (counter)]
+    (let [before (boot-clock)]
+      (with-open [p (prog/load {:type :socket-filter :name "t_info" :insns (cons [:lddw :r3 other] (counting m))})
+                  again (prog/load {:type :socket-filter :license "Proprietary"
+                                    :insns (cons [:lddw :r3 other] (counting m))})]
+        (let [{:keys [id tag load-time xlated-bytes verified-insns] :as info} (prog/info p)]
+          (is (= {:type :socket-filter :name "t_info" :uid 0 :gpl-compatible? true}
+                 (select-keys info [:type :name :uid :gpl-compatible?])))
+          (is (= #{(:id (bpf/info m)) (:id (bpf/info other))} (set (:map-ids info))))
+          (is (vector? (:map-ids info)))
+          (is (pos-int? id))
+          (is (re-matches #"[0-9a-f]{16}" tag))
+          (is (<= before load-time (+ 10000000 (boot-clock))))
+          (is (zero? (mod xlated-bytes 8)))
+          (is (pos-int? verified-insns))
+          (is (not-any? #{:btf-id :ifindex :attach-btf-id} (keys info)) "what does not apply is left out")
+          (is (= [info] (filter #(= id (:id %)) (host/programs))))
+          (is (= [tag false ""] ((juxt :tag :gpl-compatible? :name) (prog/info again)))
+              "the tag is that of the instructions"))))))
+
+(kernel-test what-a-program-ran-is-said-while-the-kernel-counts
+  (let [sysctl (io/file "/proc/sys/kernel/bpf_stats_enabled")
+        write #(Files/writeString (.toPath sysctl) (str %) (make-array OpenOption 0))
+        was (when (.exists sysctl) (Files/readString (.toPath sysctl)))]
+    (with-open [m (counter)
+                p (prog/load {:type :raw-tracepoint :insns (counting m)})]
+      (is (not-any? #{:run-count :run-time-ns} (keys (prog/info p))))
+      (if was
+        (try
+          (write "1\n")
+          (prog/test-run p)
+          (with-open [_ ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
+            (dotimes [_ 100] (fixture/open-descriptors)))
+          (let [{:keys [run-count run-time-ns]} (prog/info p)]
+            (is (< 100 run-count))
+            (is (< run-count run-time-ns)))
+          (finally (write was)))
+        (fixture/skip! "the kernel has no bpf_stats_enabled")))))
+
+(kernel-test a-program-that-uses-more-maps-than-there-is-room-for-at-first
+  (with-redefs-fn {#'progs/most-maps 1}
+    #(with-open [a (counter) b (counter) c (counter)
+                 p (prog/load {:type :socket-filter
+                               :insns [[:lddw :r1 a] [:lddw :r1 b] [:lddw :r1 c] [:mov64 :r0 0] [:exit]]})]
+       (is (= (map (comp :id bpf/info) [a b c]) (:map-ids (prog/info p)))))))
+
+(kernel-test a-program-is-opened-by-whatever-names-it
+  (let [path (fixture/new-pin)
+        before (fixture/open-descriptors)]
+    (with-open [p (prog/load {:type :socket-filter :name "t_open" :insns [[:mov64 :r0 7] [:exit]]})]
+      (prog/pin! p path)
+      (let [{:keys [id] :as info} (prog/info p)
+            number (first (:fds (first (host/holders p))))]
+        (doseq [ref [{:program-id id} {:id id} id path {:path path} (io/file path) (Path/of path (make-array String 0))
+                     {:fd number}]]
+          (with-open [same ^Closeable (prog/open ref)]
+            (is (= info (prog/info same)) (pr-str ref))
+            (is (= 7 (:return (prog/test-run same {:data packet}))))
+            (is (= "#<bpf-program :socket-filter \"t_open\">" (pr-str same)))))
+        (is (= info (prog/info p)) "the descriptor that was duplicated is still open")))
+    (.delete (io/file path))
+    (is (= before (fixture/open-descriptors)))))
+
+(kernel-test a-pin-outlives-its-program-and-attachment
+  (let [program-path (fixture/new-pin)
+        attachment-path (fixture/new-pin)]
+    (with-open [m (counter)]
+      (try
+        (with-open [p (prog/load {:type :raw-tracepoint :insns (counting m)})
+                    a (prog/attach-raw-tracepoint p "sys_enter")]
+          (prog/pin! p program-path)
+          (prog/pin! a attachment-path))
+        (with-open [p (prog/open program-path)]
+          (is (= [(:id (bpf/info m))] (:map-ids (prog/info p)))))
+        (let [counted (m 0)]
+          (dotimes [_ 100] (fixture/open-descriptors))
+          (is (< (+ 100 counted) (m 0)) "a pinned attachment stays attached"))
+        (finally
+          (.delete (io/file program-path))
+          (.delete (io/file attachment-path)))))))
+
+(kernel-test programs-that-cannot-be-opened
+  (let [map-path (fixture/new-pin)
+        link-path (fixture/new-pin)
+        before (fixture/open-descriptors)]
+    (with-open [m (counter)
+                p (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})
+                a (prog/attach-raw-tracepoint p "sys_enter")]
+      (bpf/pin! m map-path)
+      (prog/pin! a link-path)
+      (are [ref kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/open ref))]
+                              (and (= [kind :open] [error op]) (str/includes? message words)))
+        map-path :not-a-program (str map-path " is not a program: it is a map")
+        link-path :not-a-program (str link-path " is not a program: it is a link")
+        {:fd (first (:fds (first (host/holders m))))} :not-a-program "is not a program: it is a map"
+        {:fd 0} :not-a-program "Descriptor 0 is not a program: it is something else"
+        0x7ffffff0 :not-found "no program has that id"
+        (str map-path "x") :not-found "there is no file"
+        "/proc/self/comm" :not-bpffs "nothing is pinned there"
+        "" :invalid-value "it is empty"
+        -1 :invalid-value "ids and descriptors are numbers from 0"
+        {:id "3"} :invalid-value "ids and descriptors are numbers from 0"
+        {:name "x"} :invalid-value "it is {:id n}, {:program-id n}, {:path p} or {:fd n}"
+        {:id 1 :fd 2} :invalid-value "open takes an id"
+        nil :invalid-value "Not a program: nil")
+      (is (= [:permission :open] ((juxt :bpfmap/error :bpfmap/op) (fixture/unprivileged #(error-of (prog/open 1)))))))
+    (.delete (io/file map-path))
+    (.delete (io/file link-path))
+    (is (= before (fixture/open-descriptors)))))
+
+(kernel-test pins-and-infos-that-cannot-be
+  (with-open [m (counter)
+              p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+    (let [path (fixture/new-pin)]
+      (prog/pin! p path)
+      (are [expr kind words] (let [{:keys [message] :bpfmap/keys [error]} (error-of expr)]
+                               (and (= kind error) (str/includes? message words)))
+        (prog/pin! p path) :exists "exists already"
+        (prog/pin! p "/tmp/t_pin") :not-bpffs "/tmp/t_pin is not on a BPF file system"
+        (prog/pin! p (str path ".x")) :invalid-value "takes no dots in a name"
+        (prog/pin! p (str (fixture/bpffs) "/none/x")) :not-found "does not exist"
+        (prog/pin! p nil) :invalid-value "it is empty"
+        (prog/pin! m path) :invalid-value "Not a program or an attachment"
+        (prog/info m) :invalid-value "Not a program or an attachment")
+      (.delete (io/file path))))
+  (let [p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+    (.close ^Closeable p)
+    (is (= :closed (:bpfmap/error (error-of (prog/info p)))))
+    (is (= :closed (:bpfmap/error (error-of (prog/pin! p (fixture/new-pin))))))))
 
 (kernel-test s10-loading-without-the-capability-says-which-is-missing
   (let [{:keys [message] :bpfmap/keys [error]}

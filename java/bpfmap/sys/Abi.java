@@ -58,6 +58,7 @@ public final class Abi {
     public static final int BPF_OBJ_PIN = 6;
     public static final int BPF_OBJ_GET = 7;
     public static final int BPF_PROG_TEST_RUN = 10;
+    public static final int BPF_PROG_GET_NEXT_ID = 11;
     public static final int BPF_MAP_GET_NEXT_ID = 12;
     public static final int BPF_PROG_GET_FD_BY_ID = 13;
     public static final int BPF_MAP_GET_FD_BY_ID = 14;
@@ -71,6 +72,8 @@ public final class Abi {
     public static final int BPF_MAP_LOOKUP_AND_DELETE_BATCH = 25;
     public static final int BPF_MAP_UPDATE_BATCH = 26;
     public static final int BPF_MAP_DELETE_BATCH = 27;
+    public static final int BPF_LINK_GET_FD_BY_ID = 30;
+    public static final int BPF_LINK_GET_NEXT_ID = 31;
     public static final int BPF_TOKEN_CREATE = 36;
 
     // --- flags of element operations
@@ -145,6 +148,7 @@ public final class Abi {
     public static final int PROG_LOAD_PROG_FLAGS = 44;
     public static final int PROG_LOAD_PROG_NAME = 48;
     public static final int PROG_LOAD_EXPECTED_ATTACH_TYPE = 68;
+    public static final int PROG_LOAD_ATTACH_BTF_ID = 108;
 
     // --- union bpf_attr: BPF_OBJ_PIN, BPF_OBJ_GET
 
@@ -222,7 +226,42 @@ public final class Abi {
     public static final int PROG_INFO_TYPE = 0;
     public static final int PROG_INFO_ID = 4;
     public static final int PROG_INFO_TAG = 8;
+    public static final int PROG_INFO_JITED_PROG_LEN = 16;
+    public static final int PROG_INFO_XLATED_PROG_LEN = 20;
+    public static final int PROG_INFO_LOAD_TIME = 40;
+    public static final int PROG_INFO_CREATED_BY_UID = 48;
+    public static final int PROG_INFO_NR_MAP_IDS = 52;
+    public static final int PROG_INFO_MAP_IDS = 56;
     public static final int PROG_INFO_NAME = 64;
+    public static final int PROG_INFO_IFINDEX = 80;
+    /** The word whose lowest bit it is: a bit field has no offset in C, so it is compared with what lies before it. */
+    public static final int PROG_INFO_GPL_COMPATIBLE = 84;
+    public static final int PROG_INFO_BTF_ID = 128;
+    public static final int PROG_INFO_RUN_TIME_NS = 192;
+    public static final int PROG_INFO_RUN_CNT = 200;
+    public static final int PROG_INFO_RECURSION_MISSES = 208;
+    public static final int PROG_INFO_VERIFIED_INSNS = 216;
+    public static final int PROG_INFO_ATTACH_BTF_OBJ_ID = 220;
+    public static final int PROG_INFO_ATTACH_BTF_ID = 224;
+
+    // --- struct bpf_link_info: its head, then what lies in the union of all link types
+
+    public static final int LINK_INFO_TYPE = 0;
+    public static final int LINK_INFO_ID = 4;
+    public static final int LINK_INFO_PROG_ID = 8;
+    public static final int LINK_INFO_RAW_TRACEPOINT_TP_NAME = 16;
+    public static final int LINK_INFO_RAW_TRACEPOINT_TP_NAME_LEN = 24;
+    public static final int LINK_INFO_TRACING_ATTACH_TYPE = 16;
+    public static final int LINK_INFO_TRACING_TARGET_OBJ_ID = 20;
+    public static final int LINK_INFO_TRACING_TARGET_BTF_ID = 24;
+    public static final int LINK_INFO_CGROUP_CGROUP_ID = 16;
+    public static final int LINK_INFO_CGROUP_ATTACH_TYPE = 24;
+    public static final int LINK_INFO_ITER_TARGET_NAME = 16;
+    public static final int LINK_INFO_ITER_TARGET_NAME_LEN = 24;
+    public static final int LINK_INFO_ITER_MAP_MAP_ID = 28;
+    public static final int LINK_INFO_NETNS_NETNS_INO = 16;
+    public static final int LINK_INFO_NETNS_ATTACH_TYPE = 20;
+    public static final int LINK_INFO_XDP_IFINDEX = 16;
 
     /** Longest object name the kernel keeps, without its NUL: {@code BPF_OBJ_NAME_LEN - 1}. */
     public static final int NAME_LENGTH = 15;

@@ -7,7 +7,7 @@
             [bpfmap.error :as error]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.maps :as maps]
-            [bpfmap.impl.sys.progs :as progs]
+            [bpfmap.impl.sys.objects :as objects]
             [bpfmap.rules :as rules])
   (:import (bpfmap.sys Fd)
            (java.io File)
@@ -73,7 +73,7 @@
 (defn- of-program [held {:keys [program-id] :as x} facts]
   (or (of-open held :program x)
       (when (and (only? x :program-id) (descriptor-number? program-id))
-        (owned held (progs/by-id program-id facts)))
+        (owned held (objects/by-id :program program-id facts)))
       (of-fd held x facts)))
 
 (defn- of-program-field

@@ -178,8 +178,7 @@
   "What a descriptor is: `:map`, `:program`, `:link`, `:other`, or nil where /proc cannot be read."
   [fd]
   (when-let [info (not-empty (fdinfo fd))]
-    (some (fn [[field kind]] (when (get info field) kind))
-          [["map_id" :map] ["link_id" :link] ["prog_id" :program] ["flags" :other]])))
+    (or (first (procfs/object info)) :other)))
 
 (defn access
   "Which way a descriptor may be used: `:read-write`, `:read-only` or `:write-only`; nil where /proc cannot be read."

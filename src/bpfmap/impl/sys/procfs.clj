@@ -1,7 +1,8 @@
 (ns bpfmap.impl.sys.procfs
   "What the kernel says in files rather than in system calls, in /proc and /sys."
   (:require [clojure.string :as str])
-  (:import (java.nio.file Files Path)))
+  (:import (java.nio.charset StandardCharsets)
+           (java.nio.file DirectoryIteratorException Files NoSuchFileException Path)))
 
 (set! *warn-on-reflection* true)
 
@@ -38,6 +39,121 @@
       (get (fdinfo 7) \"frozen\") ;=> \"0\""
   [descriptor]
   (colon-lines (read-file (str "/proc/thread-self/fdinfo/" descriptor))))
+
+(def ^:private id-fields
+  "The fields of fdinfo that say what a descriptor is. The first that is there counts: a link names its program too, and
+  one of an iterator, a struct_ops or a sockmap its map."
+  [["link_id" :link] ["map_id" :map] ["prog_id" :program]])
+
+(defn object
+  "What BPF object a descriptor's fdinfo is of, as `[kind id]`; nil for anything else.
+
+      (object {\"map_id\" \"12\"}) ;=> [:map 12]"
+  [fdinfo]
+  (some (fn [[field kind]]
+          (when-let [id (some-> (get fdinfo field) parse-long)]
+            [kind id]))
+        id-fields))
+
+;; --- processes
+
+(defn- names-in
+  "The names in a directory; throws an IOException where it cannot be read."
+  [directory]
+  (try
+    (with-open [entries (Files/newDirectoryStream (path directory))]
+      (mapv #(str (.getFileName ^Path %)) entries))
+    (catch DirectoryIteratorException e
+      (throw (.getCause e)))))
+
+(defn- text-of
+  "The text of a file that may hold any bytes; throws an IOException where it cannot be read."
+  [file]
+  (String. (bytes-of file) StandardCharsets/UTF_8))
+
+(defn processes
+  "The numbers of the processes in sight, ascending; throws an IOException where /proc cannot be read."
+  []
+  (into [] (sort (keep parse-long (names-in "/proc")))))
+
+(defn command
+  "The name of a process as the kernel keeps it, at most 15 bytes; throws an IOException where it cannot be read."
+  [pid]
+  (str/replace (text-of (str "/proc/" pid "/comm")) #"\n\z" ""))
+
+(defn objects
+  "What BPF objects a process has descriptors of: number to `[kind id]`, ascending.
+
+  Throws an IOException where that cannot be read.
+
+      (objects 4711) ;=> {5 [:map 12]}"
+  [pid]
+  (let [directory (str "/proc/" pid "/fdinfo/")]
+    (into (sorted-map)
+          (keep (fn [number]
+                  (when-let [found (try
+                                     (object (colon-lines (text-of (str directory number))))
+                                     (catch NoSuchFileException _ nil))] ; closed meanwhile
+                    [(parse-long number) found])))
+          (names-in directory))))
+
+;; --- mounts
+
+(defn- unescaped
+  "A field of mountinfo, in which the kernel writes blanks, newlines and backslashes in octal."
+  [text]
+  (str/replace text #"\\([0-7]{3})" (fn [[_ octal]] (str (char (Long/parseLong octal 8))))))
+
+(defn parse-mounts
+  "The lines of a mountinfo as `{:id :parent :path :type}`: `:path` is where the mount is, `:type` its file system.
+
+      (parse-mounts \"43 42 0:39 / /sys/fs/bpf rw - bpf bpf rw\")
+      ;=> [{:id 43 :parent 42 :path \"/sys/fs/bpf\" :type \"bpf\"}]"
+  [text]
+  (into []
+        (keep (fn [line]
+                ;; id parent device root path options [optional fields] - type source options
+                (let [[mount file-system] (str/split line #" - " 2)
+                      [id parent _ _ path] (str/split mount #" ")]
+                  (when file-system
+                    {:id (parse-long id)
+                     :parent (parse-long parent)
+                     :path (unescaped path)
+                     :type (first (str/split file-system #" "))}))))
+        (str/split-lines text)))
+
+(defn mounts
+  "Every mount of this process's mount namespace, as [[parse-mounts]] gives them.
+
+  Throws an IOException where that cannot be read."
+  []
+  (parse-mounts (text-of "/proc/self/mountinfo")))
+
+(defn- prefixes
+  "A path and all above it, from the root down."
+  [path]
+  (let [parts (remove empty? (str/split path #"/"))]
+    (reductions (fn [above part] (str (when (not= "/" above) above) "/" part)) "/" parts)))
+
+(defn locator
+  "A function of a path without symbolic links that gives the mount in which it is; nil outside of all.
+
+  A path is followed as the kernel does: from the root down, at each directory through whatever is mounted
+  there, one on top of the other.
+
+      (:type ((locator (mounts)) \"/sys/fs/bpf/flows\")) ;=> \"bpf\""
+  [mounts]
+  (let [mounts (remove #(= (:id %) (:parent %)) mounts)
+        on-top (into {} (map (juxt (juxt :parent :path) identity)) mounts)
+        ;; The root directory lies in a mount that the process does not see.
+        outside (first (remove (set (map :id mounts)) (map :parent mounts)))
+        through (fn [mount directory]
+                  (last (take-while some? (iterate #(on-top [(:id %) directory]) mount))))]
+    (fn [path]
+      (let [mount (reduce through {:id outside} (prefixes path))]
+        (when (:type mount) mount)))))
+
+;; --- the process and the kernel
 
 (def ^:private capability-bits
   "Source: linux/capability.h."

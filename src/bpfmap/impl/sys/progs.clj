@@ -3,12 +3,50 @@
   (:refer-clojure :exclude [load])
   (:require [bpfmap.asm :as asm]
             [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.objects :as objects]
+            [clojure.set :as set]
             [clojure.string :as str])
   (:import (bpfmap.sys Abi Attr Bytes Fd)
            (clojure.lang ExceptionInfo)
-           (java.lang.foreign MemorySegment)))
+           (java.lang.foreign MemorySegment)
+           (java.util HexFormat)))
 
 (set! *warn-on-reflection* true)
+
+;; --- names
+
+(def types
+  "Program types by name: the kernel's `enum bpf_prog_type`, source linux/bpf.h."
+  (zipmap [:socket-filter :kprobe :sched-cls :sched-act :tracepoint :xdp :perf-event :cgroup-skb :cgroup-sock
+           :lwt-in :lwt-out :lwt-xmit :sock-ops :sk-skb :cgroup-device :sk-msg :raw-tracepoint :cgroup-sock-addr
+           :lwt-seg6local :lirc-mode2 :sk-reuseport :flow-dissector :cgroup-sysctl :raw-tracepoint-writable
+           :cgroup-sockopt :tracing :struct-ops :ext :lsm :sk-lookup :syscall :netfilter]
+          (rest (range))))
+
+(def attach-types
+  "Attach types by name: the kernel's `enum bpf_attach_type`, source linux/bpf.h."
+  (zipmap [:cgroup-inet-ingress :cgroup-inet-egress :cgroup-inet-sock-create :cgroup-sock-ops :sk-skb-stream-parser
+           :sk-skb-stream-verdict :cgroup-device :sk-msg-verdict :cgroup-inet4-bind :cgroup-inet6-bind
+           :cgroup-inet4-connect :cgroup-inet6-connect :cgroup-inet4-post-bind :cgroup-inet6-post-bind
+           :cgroup-udp4-sendmsg :cgroup-udp6-sendmsg :lirc-mode2 :flow-dissector :cgroup-sysctl :cgroup-udp4-recvmsg
+           :cgroup-udp6-recvmsg :cgroup-getsockopt :cgroup-setsockopt :trace-raw-tp :trace-fentry :trace-fexit
+           :modify-return :lsm-mac :trace-iter :cgroup-inet4-getpeername :cgroup-inet6-getpeername
+           :cgroup-inet4-getsockname :cgroup-inet6-getsockname :xdp-devmap :cgroup-inet-sock-release :xdp-cpumap
+           :sk-lookup :xdp :sk-skb-verdict :sk-reuseport-select :sk-reuseport-select-or-migrate :perf-event
+           :trace-kprobe-multi :lsm-cgroup :struct-ops :netfilter :tcx-ingress :tcx-egress :trace-uprobe-multi
+           :cgroup-unix-connect :cgroup-unix-sendmsg :cgroup-unix-recvmsg :cgroup-unix-getpeername
+           :cgroup-unix-getsockname :netkit-primary :netkit-peer :trace-kprobe-session :trace-uprobe-session]
+          (range)))
+
+(def ^:private number->type (set/map-invert types))
+(def ^:private number->attach-type (set/map-invert attach-types))
+
+(defn attach-type-name
+  "The name of an attach type's number, or the number where it has none."
+  [number]
+  (number->attach-type number number))
+
+;; --- loading
 
 (def ^:private ^:const attempts
   "The verifier gives up with EAGAIN when a signal is pending; it is asked again this often."
@@ -21,7 +59,7 @@
 
 (defn- load-once
   "The program's descriptor, or `{:refused exception :log text}`. A log of size 0 is not asked for."
-  [{:keys [type name license ^bytes insns relocations]} log-size facts]
+  [{:keys [type name license ^bytes insns relocations expected-attach-type attach-btf-id]} log-size facts]
   (let [log (volatile! nil)]
     (try
       (sys/command "Loading the program" facts Abi/BPF_PROG_LOAD
@@ -37,6 +75,10 @@
                          (.string Abi/PROG_LOAD_LICENSE license)))
                      (when (seq name)
                        (.name attr Abi/PROG_LOAD_PROG_NAME name))
+                     (when expected-attach-type
+                       (.int32 attr Abi/PROG_LOAD_EXPECTED_ATTACH_TYPE expected-attach-type))
+                     (when attach-btf-id
+                       (.int32 attr Abi/PROG_LOAD_ATTACH_BTF_ID attach-btf-id))
                      (when (pos? (long log-size))
                        (.int32 attr Abi/PROG_LOAD_LOG_LEVEL 1)
                        (.int32 attr Abi/PROG_LOAD_LOG_SIZE log-size)
@@ -80,12 +122,62 @@
         :else
         (throw (with-log refused log))))))
 
-(defn by-id
-  "Opens a program by its id; returns its descriptor."
-  ^Fd [id facts]
-  (sys/command (str "Opening program " id) facts Abi/BPF_PROG_GET_FD_BY_ID
-               (fn [^Attr attr] (.int32 attr Abi/ID_START_ID id))
-               sys/own))
+;; --- what there is to know of one
+
+(def ^:private info-size 228)
+
+(def ^:private most-maps
+  "How many ids of maps there is room for at first. The verifier takes no more in one program; more may be bound later."
+  64)
+
+(defn- named [number->name number] (number->name number number))
+
+(defn- read-info
+  "The program's info with up to `room` ids of maps, and how many there are under `:map-count`."
+  [^Fd fd room facts]
+  (objects/info
+   fd :program info-size facts
+   (fn [^Attr attr memory]
+     (let [map-ids (.spare attr (* 4 (long room)))]
+       (Bytes/put64 memory Abi/PROG_INFO_MAP_IDS (.address ^MemorySegment map-ids) false)
+       (Bytes/put32 memory Abi/PROG_INFO_NR_MAP_IDS (long room) false)
+       map-ids))
+   (fn [^MemorySegment memory map-ids]
+     (let [map-count (long (sys/u32 memory Abi/PROG_INFO_NR_MAP_IDS))
+           optional {:ifindex (sys/u32 memory Abi/PROG_INFO_IFINDEX)
+                     :btf-id (sys/u32 memory Abi/PROG_INFO_BTF_ID)
+                     :attach-btf-obj-id (sys/u32 memory Abi/PROG_INFO_ATTACH_BTF_OBJ_ID)
+                     :attach-btf-id (sys/u32 memory Abi/PROG_INFO_ATTACH_BTF_ID)
+                     :xlated-bytes (sys/u32 memory Abi/PROG_INFO_XLATED_PROG_LEN)
+                     :jited-bytes (sys/u32 memory Abi/PROG_INFO_JITED_PROG_LEN)
+                     :verified-insns (sys/u32 memory Abi/PROG_INFO_VERIFIED_INSNS)
+                     :run-time-ns (Bytes/get64 memory Abi/PROG_INFO_RUN_TIME_NS false)
+                     :run-count (Bytes/get64 memory Abi/PROG_INFO_RUN_CNT false)
+                     :recursion-misses (Bytes/get64 memory Abi/PROG_INFO_RECURSION_MISSES false)}]
+       (into {:id (sys/u32 memory Abi/PROG_INFO_ID)
+              :type (named number->type (sys/u32 memory Abi/PROG_INFO_TYPE))
+              :name (sys/text memory Abi/PROG_INFO_NAME (inc Abi/NAME_LENGTH))
+              :tag (.formatHex (HexFormat/of) (Bytes/copyOut memory Abi/PROG_INFO_TAG 8))
+              :load-time (Bytes/get64 memory Abi/PROG_INFO_LOAD_TIME false)
+              :uid (sys/u32 memory Abi/PROG_INFO_CREATED_BY_UID)
+              :gpl-compatible? (odd? (long (sys/u32 memory Abi/PROG_INFO_GPL_COMPATIBLE)))
+              :map-count map-count
+              :map-ids (mapv #(sys/u32 map-ids (* 4 (long %))) (range (min (long room) map-count)))}
+             (remove (comp zero? val))
+             optional)))))
+
+(defn info
+  "What the kernel says of an open program: names for its type, numbers as they are.
+
+  What is zero where it does not apply is left out."
+  [^Fd fd facts]
+  (loop [room most-maps]
+    (let [{:keys [map-count] :as info} (read-info fd room facts)]
+      (if (< (long room) (long map-count))
+        (recur map-count)
+        (dissoc info :map-count)))))
+
+;; --- running and attaching
 
 (defn test-run
   "Runs a program without attaching it. A run that a signal ended is begun again only if it was a single one."

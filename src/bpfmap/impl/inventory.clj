@@ -1,0 +1,231 @@
+(ns bpfmap.impl.inventory
+  "Everything of BPF on this host: by id, by pin, and by who holds it.
+
+  Others make and remove objects meanwhile. What cannot be read is left out of
+  the vectors returned and noted in their metadata, under `:skipped`."
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.lifecycle :as lifecycle]
+            [bpfmap.impl.store :as store]
+            [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.links :as links]
+            [bpfmap.impl.sys.maps :as sys.maps]
+            [bpfmap.impl.sys.objects :as objects]
+            [bpfmap.impl.sys.procfs :as procfs]
+            [bpfmap.impl.sys.progs :as progs]
+            [bpfmap.prog :as prog])
+  (:import (bpfmap.prog Attachment Program)
+           (clojure.lang ExceptionInfo)
+           (java.io IOException)
+           (java.nio.file AccessDeniedException DirectoryIteratorException Files LinkOption NoSuchFileException
+                          NotDirectoryException Path)
+           (java.nio.file.attribute BasicFileAttributes)))
+
+(set! *warn-on-reflection* true)
+
+(defn- noting-skips
+  "Calls f with a function of a place and the exception that it met; returns f's vector with those in its metadata."
+  [f]
+  (let [skipped (volatile! [])
+        found (f (fn [place e]
+                   (vswap! skipped conj (assoc place :error (:bpfmap/error (ex-data e)) :message (ex-message e)))))]
+    (vary-meta found assoc :skipped @skipped)))
+
+(defn- file-error
+  "An IOException as an error as data. The kernel answers ESRCH, which Java has no name for, when a process ends."
+  [^IOException e what op file]
+  (let [[kind hint] (condp instance? e
+                      NoSuchFileException [:not-found "it is not there, or no longer"]
+                      NotDirectoryException [:not-found "it is no directory"]
+                      AccessDeniedException [:permission "this user may not look into it"]
+                      (if (re-find #"No such process" (str (ex-message e)))
+                        [:not-found "the process has ended"]
+                        [:kernel (ex-message e)]))]
+    (error/error kind (str what " cannot be read") {:bpfmap/op op :bpfmap/file file :bpfmap/hint hint} e)))
+
+(defmacro ^:private reading-file
+  "Runs body; an IOException of it becomes an error as data."
+  [what op file & body]
+  `(try
+     ~@body
+     (catch IOException e#
+       (throw (file-error e# ~what ~op (str ~file))))))
+
+(defmacro ^:private skipping
+  "Runs body; what it throws as data is noted at the place, and the value is nil."
+  [skip place & body]
+  `(try
+     ~@body
+     (catch ExceptionInfo e#
+       (~skip ~place e#)
+       nil)))
+
+;; --- by id
+
+(def ^:private info-of
+  "By kind of object: the info of an open descriptor."
+  {:map sys.maps/info, :program progs/info, :link links/info})
+
+(defn maps
+  "The infos of all maps, by ascending id."
+  []
+  (noting-skips
+   (fn [skip]
+     (lifecycle/infos :list (fn [id e] (skip {:id id} e))))))
+
+(defn- all
+  "The infos of all objects of a kind, by ascending id."
+  [kind]
+  (let [facts {:op :list}]
+    (noting-skips
+     (fn [skip]
+       (into []
+             (keep (fn [id]
+                     (skipping skip {:id id}
+                       (let [fd (objects/by-id kind id facts)]
+                         (try
+                           ((info-of kind) fd facts)
+                           (finally (sys/close fd)))))))
+             (objects/ids kind facts))))))
+
+(defn programs
+  "The infos of all programs, by ascending id."
+  []
+  (all :program))
+
+(defn links
+  "The infos of all links, by ascending id."
+  []
+  (all :link))
+
+;; --- pins
+
+(defn- pin
+  "What is pinned at a path."
+  [path]
+  (let [facts {:op :pins :path path}
+        fd (objects/by-path path facts)]
+    (try
+      (let [kind (objects/kind fd path facts)]
+        (when (= :other kind)
+          (throw (error/error :not-supported (str path " holds something that bpfmap does not know")
+                              {:bpfmap/op :pins :bpfmap/file path :bpfmap/hint "it is no map, program or link"})))
+        (into {:path path :kind kind}
+              (select-keys ((info-of kind) fd facts) [:id :name :type])))
+      (finally (sys/close fd)))))
+
+(defn- entries
+  "What is in a directory."
+  [^Path directory]
+  (reading-file (str directory) :pins directory
+    (try
+      (with-open [stream (Files/newDirectoryStream directory)]
+        (into [] stream))
+      (catch DirectoryIteratorException e
+        (throw (.getCause e))))))
+
+(defn- sort-of
+  "What a file is: `:file`, `:directory`, or `:other`, as a symbolic link is."
+  [^Path file]
+  (reading-file (str file) :pins file
+    (let [attributes (Files/readAttributes file BasicFileAttributes
+                                           ^"[Ljava.nio.file.LinkOption;" (into-array [LinkOption/NOFOLLOW_LINKS]))]
+      (cond
+        (.isRegularFile attributes) :file
+        (.isDirectory attributes) :directory
+        :else :other))))
+
+(defn- walk
+  "The pins below a directory, without entering a directory in which something else is mounted."
+  [directory mount-point? skip]
+  (loop [[^Path file & more] [directory] found []]
+    (if (nil? file)
+      found
+      (let [path (str file)]
+        (case (skipping skip {:path path} (sort-of file))
+          :file (recur more (if-let [pin (skipping skip {:path path} (pin path))] (conj found pin) found))
+          :directory (if (and (mount-point? path) (not= file directory))
+                       (recur more found)
+                       (recur (concat (skipping skip {:path path} (entries file)) more) found))
+          (recur more found))))))
+
+(defn- path-of ^Path [text]
+  (Path/of text (make-array String 0)))
+
+(defn- below? [directory path]
+  (and (not= directory path)
+       (.startsWith (path-of path) (path-of directory))))
+
+(defn- real-path
+  "Where a directory is, without symbolic links."
+  [directory]
+  (let [text (objects/path-text directory :pins)]
+    (reading-file text :pins text
+      (let [real (.toRealPath (path-of text) (make-array LinkOption 0))]
+        (when-not (Files/isDirectory real (make-array LinkOption 0))
+          (throw (NotDirectoryException. text)))
+        (str real)))))
+
+(defn pins
+  "What is pinned on every BPF file system in sight, or in and below a directory."
+  ([] (pins "/"))
+  ([directory]
+   (let [directory (real-path directory)
+         mounts (reading-file "The list of mounts" :pins "/proc/self/mountinfo" (procfs/mounts))
+         mount-of (procfs/locator mounts)
+         in-sight (filter #(= (:id %) (:id (mount-of (:path %)))) mounts)
+         bpf? #(= "bpf" (:type %))
+         roots (cond->> (filter #(below? directory %) (map :path (filter bpf? in-sight)))
+                 (bpf? (mount-of directory)) (cons directory))]
+     (when (and (empty? roots) (not= "/" directory))
+       (throw (error/error :not-bpffs (str "Nothing can be pinned below " directory)
+                           {:bpfmap/op :pins :bpfmap/file directory
+                            :bpfmap/hint "it is not on a BPF file system, and none is mounted below it"})))
+     (noting-skips
+      (fn [skip]
+        (let [mount-point? (set (map :path in-sight))]
+          (vec (sort-by :path (mapcat #(walk (path-of %) mount-point? skip) roots)))))))))
+
+;; --- who holds what
+
+(defn- invalid [ref op hint]
+  (error/error :invalid-value (str "Not a reference: " (pr-str (error/shown ref))) {:bpfmap/op op :bpfmap/hint hint}))
+
+(def ^:private id-keys {:map-id :map, :program-id :program, :link-id :link})
+
+(defn- reference
+  "What is meant, as `[kind id]`."
+  [ref op]
+  (let [id? #(and (int? %) (<= 0 (long %) 0x7fffffff))]
+    (cond
+      (store/bpf-map? ref) [:map (:id (store/identity-of ref))]
+      (instance? Program ref) [:program (:id (prog/info ref))]
+      (instance? Attachment ref) [:link (:id (prog/info ref))]
+      (id? ref) [:map ref]
+      (and (map? ref) (= 1 (count ref)) (id-keys (key (first ref))) (id? (val (first ref))))
+      [(id-keys (key (first ref))) (val (first ref))]
+      :else (throw (invalid ref op (str "it is the id of a map, {:map-id n}, {:program-id n} or {:link-id n}, "
+                                        "or a map, program or attachment that is open here"))))))
+
+(defn holders
+  "The processes that have a descriptor of an object, by ascending number."
+  [ref]
+  (let [wanted (reference ref :holders)
+        processes (reading-file "The list of processes" :holders "/proc" (procfs/processes))]
+    (noting-skips
+     (fn [skip]
+       (into []
+             (keep (fn [pid]
+                     (skipping skip {:pid pid}
+                       (reading-file (str "Process " pid) :holders (str "/proc/" pid)
+                         (when-let [fds (seq (for [[fd object] (procfs/objects pid) :when (= wanted object)] fd))]
+                           {:pid pid :command (procfs/command pid) :fds (vec fds)})))))
+             processes)))))
+
+(defn programs-using
+  "The infos of the programs that use a map."
+  [ref]
+  (let [[kind id] (reference ref :programs-using)]
+    (when-not (= :map kind)
+      (throw (invalid ref :programs-using "it takes a map: an id, {:map-id n}, or one that is open here")))
+    (let [programs (programs)]
+      (with-meta (filterv #(some #{id} (:map-ids %)) programs) (meta programs)))))
