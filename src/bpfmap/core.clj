@@ -9,23 +9,21 @@
         (into {} m))   ;=> {7 42}
 
   An open map is an identity with collection manners: `get`, calling it, `reduce`, `reduce-kv`, `into`, `seq` and
-  `with-open` work; it is not counted, and printing or comparing it never asks the kernel. It may be used from any
-  number of threads. Closing it never waits: calls in flight end first, later ones throw `:closed`.
+  `with-open` work; it is not counted, and printing or comparing it never asks the kernel. Any number of threads may use
+  it. Per-CPU values are vectors, one element for each possible CPU. What a map refers to (maps, programs) goes in open
+  and comes out as a reference that can be opened, `{:map-id 12}`. doc/map-types.md has each type.
 
-  Per-CPU values are vectors, one element for each possible CPU. What a map refers to (maps, programs) goes in open, and
-  comes out as a reference that can be opened: `{:map-id 12}`. See doc/map-types.md for each type.
+  | option            | of                                    | what it does                                         |
+  |-------------------|---------------------------------------|------------------------------------------------------|
+  | `:lock true`      | what reads or writes values with keys | holds the value's `:spin-lock`; Linux 5.1            |
+  | `:cpu n`          | lookup, lookup-all, entries, snapshot | of a per-CPU value, that of one CPU                  |
+  | `:cpu n`          | put! insert! replace!                 | writes one CPU's value alone; Linux 7.0              |
+  | `:cpus :all`      | put! insert! replace! put-all!        | writes one value for every CPU                       |
+  | `:overwrite true` | push!                                 | to a full map too, in place of its oldest value      |
 
-  | option         | of                       | what it does                                                     |
-  |----------------|--------------------------|------------------------------------------------------------------|
-  | `:lock true`   | all that read or write values but `push! pop! peek` | holds the value's `:spin-lock`; Linux 5.1 |
-  | `:cpu n`       | lookup, lookup-all, entries, snapshot | of a per-CPU value, that of one CPU                 |
-  | `:cpu n`       | put! insert! replace!    | writes one CPU's value alone; Linux 7.0                          |
-  | `:cpus :all`   | put! insert! replace! put-all! | writes one value for every CPU                             |
-  | `:overwrite true` | push!                 | to a full map too, in place of its oldest value                  |
-
-  Every error is an `ex-info` with `:bpfmap/error`; see `bpfmap.error`. Any operation may throw `:closed`; any that asks
-  the kernel `:permission` and `:kernel`; one that the map's type lacks `:not-supported`, which says what to do instead;
-  odd options and arguments `:invalid-value`."
+  Errors are `ex-info` with `:bpfmap/error`, see `bpfmap.error`. Any operation may throw `:closed`; any that asks the
+  kernel `:permission` and `:kernel`; one that the map's type lacks `:not-supported`, with what to do instead; odd
+  options and arguments `:invalid-value`."
   (:refer-clojure :exclude [clone peek pop!])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.impl.comparing :as comparing]
@@ -44,14 +42,12 @@
 (defn create
   "Creates a map from a spec and returns it open; with `:pinning :by-name`, opens the one that is pinned already.
 
-  The spec is checked as data first (see `bpfmap.spec` for its keys), then the map is created, filled with `:contents`,
-  and frozen if `:freeze` is true or its name is that of a constant data section (`.rodata…`, `.kconfig…`); and pinned, last.
-  The map lives until it is closed, unless it is pinned or a program uses it.
-
-  By name means below `:pin-path` of the options, /sys/fs/bpf unless given. A map found there is used as it is, and not
-  filled again; `:incompatible` with every difference under `:bpfmap/diff` says that it is another one.
-
-  Throws `:invalid-spec` with everything that is wrong under `:bpfmap/problems`, `:invalid-value` for a bad entry of
+  The spec is checked as data first (see `bpfmap.spec` for its keys), then the map is created, filled with
+  `:contents`, and frozen if `:freeze` is true or its name is that of a constant data section (`.rodata…`,
+  `.kconfig…`); and pinned, last. The map lives until it is closed, unless it is pinned or a program uses it. By name
+  means below `:pin-path` of the options, /sys/fs/bpf unless given. A map found there is used as it is, and not filled
+  again; `:incompatible` with every difference under `:bpfmap/diff` says that it is another one. Throws
+  `:invalid-spec` with everything that is wrong under `:bpfmap/problems`, `:invalid-value` for a bad entry of
   `:contents` (nothing is created then), `:not-supported` for a type or flag that this kernel lacks, `:map-full`,
   `:out-of-range`, `:no-memory`, `:permission` without CAP_BPF and without a BPF token.
 
@@ -63,18 +59,17 @@
 (defn open
   "Opens a map that exists: by id, by pin path, by `{:name …}`, by `{:fd …}`, or by a reference, `{:map-id …}`.
 
-  A name must be that of one map only; it is compared as the kernel keeps it
-  (see `bpfmap.spec/kernel-name`). A descriptor is duplicated: yours stays yours.
+  A name must be that of one map only; it is compared as the kernel keeps it (see `bpfmap.spec/kernel-name`). A
+  descriptor is duplicated: yours stays yours.
 
   | option           | what it does                                                         |
   |------------------|----------------------------------------------------------------------|
   | `:access`        | `:read-write` (default), `:read-only` or `:write-only`               |
   | `:key` `:value`  | the types; without them keys and values are bytes                     |
 
-  Throws `:not-found`, `:ambiguous` (with `:bpfmap/candidates`), `:not-a-map` for a
-  pinned program or link, `:incompatible` for a type of another size,
-  `:invalid-value` for a bad reference or option. Opening by id or name needs
-  Linux 4.13 and CAP_SYS_ADMIN; by path, Linux 4.4 and the file's permission.
+  Throws `:not-found`, `:ambiguous` (with `:bpfmap/candidates`), `:not-a-map` for a pinned program or link,
+  `:incompatible` for a type of another size, `:invalid-value` for a bad reference or option. Opening by id or name
+  needs Linux 4.13 and CAP_SYS_ADMIN; by path, Linux 4.4 and the file's permission.
 
       (open 12)
       (open \"/sys/fs/bpf/flows\" {:access :read-only})
@@ -85,95 +80,79 @@
 (defn close
   "Closes the handle; closing twice is fine. Returns nil.
 
-  Never waits: calls in flight on other threads complete, and the last of
-  them gives the descriptor back. The map itself goes once nothing holds it.
+  Never waits: calls in flight on other threads complete, and the last of them gives the descriptor back. The map
+  itself goes once nothing holds it.
 
       (close m)"
-  [m]
-  (store/close m))
+  [m] (store/close m))
 
 (defn clone
   "Returns a second handle of the same map, which outlives the first and is not pinned.
 
       (with-open [m2 (clone m)] (m2 7))"
-  ^Closeable [m]
-  (store/clone m))
+  ^Closeable [m] (store/clone m))
 
 (defn info
   "Returns what the kernel says of the map now, as a map in the shape of a spec.
 
-  Beside the spec's keys: `:id`, `:frozen?`, `:memlock` (bytes charged to the
-  map; both from fdinfo, absent where /proc cannot be read), and where they are not
-  zero `:btf-id` with the ids of the types in it, `:ifindex`, `:map-extra`.
-  `:untyped` says why the map got no BTF for its types, or why its BTF cannot be used. Flags of the descriptor (`:rdonly`,
-  `:wronly`) are not among `:flags`.
+  Beside the spec's keys: `:id`, `:frozen?`, `:memlock` (bytes charged to the map; both from fdinfo, absent where
+  /proc cannot be read), and where they are not zero `:btf-id` with the ids of the types in it, `:ifindex`,
+  `:map-extra`. `:untyped` says why the map got no BTF for its types, or why its BTF cannot be used. Flags of the
+  descriptor (`:rdonly`, `:wronly`) are not among `:flags`.
 
       (:memlock (info m)) ;=> 16864"
-  [m]
-  (store/info m))
+  [m] (store/info m))
 
 (defn spec
   "Returns the completed spec of the map; `(create (spec m))` makes a map like it.
 
-  A map that was created here keeps its full name, one that was opened has the kernel's. The kernel does not say what a
-  map of maps was made to hold: the spec of one that was opened lacks `:inner-map`.
+  A map that was created here keeps its full name, one that was opened has the kernel's. The kernel does not say what
+  a map of maps was made to hold: the spec of one that was opened lacks `:inner-map`.
 
       (:max-entries (spec m)) ;=> 1024"
-  [m]
-  (store/spec-of m))
+  [m] (store/spec-of m))
 
 (defn freeze!
   "Makes the map unchangeable from user space, for good and for every process; returns the map.
 
-  Programs still write to it. Freezing a frozen map is fine. Throws `:busy`
-  while somebody has its memory mapped writable, `:read-only` through such a
-  handle. Needs Linux 5.2.
+  Programs still write to it. Freezing a frozen map is fine. Throws `:busy` while somebody has its memory mapped
+  writable, `:read-only` through such a handle. Needs Linux 5.2.
 
       (freeze! m)"
-  [m]
-  (store/freeze! m))
+  [m] (store/freeze! m))
 
 ;; --- pins
 
 (defn pin!
   "Pins the map at a path below a BPF file system, so that it outlives the process; returns the map.
 
-  A map that this handle pinned before moves there, in one step. A
-  path may be a string, a `java.io.File` or a `java.nio.file.Path`.
-
-  Throws `:exists` for a target that exists, `:not-bpffs` for a path on
-  another file system, `:not-found` for a missing directory, `:invalid-value` for an
-  empty path or a name with a dot. Needs Linux 4.4.
+  A map that this handle pinned before moves there, in one step. A path may be a string, a `java.io.File` or a
+  `java.nio.file.Path`. Throws `:exists` for a target that exists, `:not-bpffs` for a path on another file system,
+  `:not-found` for a missing directory, `:invalid-value` for an empty path or a name with a dot. Needs Linux 4.4.
 
       (pin! m \"/sys/fs/bpf/counts\")"
-  [m path]
-  (pinning/pin! m path))
+  [m path] (pinning/pin! m path))
 
 (defn unpin!
-  "Removes the pin of this handle; fine when there is none, or it is gone already. Returns the map.
-
-  Throws `:permission` when the file cannot be removed.
+  "Removes the pin of this handle, if there is one still; returns the map. Throws `:permission` where it cannot be removed.
 
       (unpin! m)"
-  [m]
-  (pinning/unpin! m))
+  [m] (pinning/unpin! m))
 
 (defn pinned-path
   "Returns where this handle pinned its map or opened it from, as a string; nil when nowhere.
 
       (pinned-path m) ;=> \"/sys/fs/bpf/counts\""
-  [m]
-  @(store/pin-of m))
+  [m] @(store/pin-of m))
 
 ;; --- elements
 
 (defn lookup
   "Returns the value of a key, or nil, or not-found. One system call. Options: `:lock`, `:cpu`.
 
-  `(get m k)` and `(m k)` are the same. An array's index beyond its end is a missing key, and so is a task or file that is
-  gone. While others replace values in a hash map, the kernel may miss a key that is there all the time: it links the new
-  entry before it unlinks the old one, and a reader may have passed the first and not yet reached the second (measured
-  on 6.18 in C: 178 of 5,000,000 lookups, four writers).
+  `(get m k)` and `(m k)` are the same. An index beyond an array's end is a missing key, and so is a task or file that
+  is gone. While others replace values in a hash map, the kernel may miss a key that is there all the time
+  (doc/design.md, facts about the kernel).
 
       (lookup m 7)                 ;=> 42
       (lookup m 8 :none)           ;=> :none
@@ -186,16 +165,15 @@
   "Returns whether the map has the key. One system call, as [[lookup]].
 
       (has-key? m 7) ;=> true"
-  [m k]
-  (not (identical? m (store/lookup m k m))))
+  [m k] (not (identical? m (store/lookup m k m))))
 
 (defn put!
   "Writes the entry, whether or not the key exists; returns the map. One system call. Options: `:lock`, `:cpu`, `:cpus`.
 
   A hash map's value is replaced as a whole, an array's in place: a reader of a long one may see part of each. Throws
   `:invalid-value` for a key or value that does not fit its type (before the kernel is asked), `:map-full`,
-  `:out-of-range` for an index, `:permission` on a frozen map, `:read-only` through such a handle, `:not-found` for a task
-  or file that is gone.
+  `:out-of-range` for an index, `:permission` on a frozen map, `:read-only` through such a handle, `:not-found` for a
+  task or file that is gone.
 
       (put! m 7 42)
       (put! per-cpu 7 1 {:cpus :all})"
@@ -203,16 +181,14 @@
   ([m k v options] (operations/write m :put! el/any k v options) m))
 
 (defn insert!
-  "Writes the entry if its key does not exist; returns whether it did. Options and errors are those of [[put!]].
-
-  Every index of an array exists, so there the answer is false.
+  "Writes the entry if its key does not exist, as an array's always does; returns whether it did. As [[put!]] otherwise.
 
       (insert! m 7 42) ;=> false"
   ([m k v] (operations/write m :insert! el/no-exist k v nil))
   ([m k v options] (operations/write m :insert! el/no-exist k v options)))
 
 (defn replace!
-  "Writes the entry if its key exists; returns whether it did. Options and errors are those of [[put!]].
+  "Writes the entry if its key exists; returns whether it did. As [[put!]] otherwise.
 
       (replace! m 9 1) ;=> false"
   ([m k v] (operations/write m :replace! el/exist k v nil))
@@ -221,18 +197,18 @@
 (defn delete!
   "Deletes the key; returns whether it was there. One system call.
 
-  Of `:devmap`, `:cpumap` and `:xskmap` slots the kernel does not say, and the answer is true. Throws `:permission` on a
-  frozen map, `:read-only` through such a handle.
+  Of `:devmap`, `:cpumap` and `:xskmap` slots the kernel does not say, and the answer is true. Throws `:permission` on
+  a frozen map, `:read-only` through such a handle.
 
       (delete! m 7) ;=> true"
-  [m k]
-  (operations/delete! m k))
+  [m k] (operations/delete! m k))
 
 (defn take!
   "Returns the value of a key and deletes it in the same step; nil, or not-found, when it is missing. Options: `:lock`.
 
-  No write of another is lost between the two. A value that its `[:via …]` type cannot decode is not deleted: it is looked
-  up and decoded first, in a call of its own. Needs Linux 5.14 for hash maps. Throws what [[lookup]] and [[delete!]] throw.
+  No write of another is lost between the two. A value that its `[:via …]` type cannot decode is not deleted: it is
+  looked up and decoded first, in a call of its own. Needs Linux 5.14 for hash maps. Throws what [[lookup]] and
+  [[delete!]] throw.
 
       (take! m 7) ;=> 42"
   ([m k] (operations/take! m k nil nil))
@@ -242,8 +218,8 @@
 (defn next-key
   "Returns the key after k in the kernel's order, or the first one; nil after the last.
 
-  The kernel answers for a key that does not exist (any more) with the first one: a loop over next-key need not end while
-  others delete. `reduce` does better.
+  The kernel answers for a key that does not exist (any more) with the first one: a loop over next-key need not end
+  while others delete. `reduce` does better.
 
       (next-key m)   ;=> 7
       (next-key m 7) ;=> nil"
@@ -279,16 +255,16 @@
   "Returns whether a value may be in a bloom filter: false is certain, true is likely.
 
       (might-contain? seen \"10.0.0.1\") ;=> false"
-  [m v]
-  (operations/might-contain? m v))
+  [m v] (operations/might-contain? m v))
 
 ;; --- many at once
 
 (defn put-all!
   "Writes all entries, of a map or pairs; returns how many. Options: `:lock`, `:cpus`.
 
-  Many with each system call where kernel and type have batches, else one by one. All entries are encoded first, in memory as
-  large as they are: `:invalid-value` (with `:bpfmap/index`) means that nothing was written. Any other error says under `:bpfmap/done` how many were.
+  Many with each system call where kernel and type have batches, else one by one. All entries are encoded first, in
+  memory as large as they are: `:invalid-value` (with `:bpfmap/index`) means that nothing was written. Any other error
+  says under `:bpfmap/done` how many were.
 
       (put-all! m {1 10, 2 20}) ;=> 2"
   ([m entries] (many/put-all! m entries nil))
@@ -298,8 +274,7 @@
   "Deletes all keys of a collection; returns how many were there. Errors are those of [[put-all!]].
 
       (delete-all! m [1 2 3]) ;=> 2"
-  [m ks]
-  (many/delete-all! m ks))
+  [m ks] (many/delete-all! m ks))
 
 (defn lookup-all
   "Returns the entries of those keys that are there, as a map; a system call for each. Options: `:lock`, `:cpu`.
@@ -309,10 +284,10 @@
   ([m ks options] (many/lookup-all m ks options)))
 
 (defn entries
-  "Returns all entries as something to `reduce`, `reduce-kv`, `into` or `seq`, as the map itself is, with options: `:lock`, `:cpu`.
+  "Returns all entries as something to `reduce`, `reduce-kv`, `into` or `seq`, as the map itself is. Options: `:lock`, `:cpu`.
 
-  Each reduction reads the map anew, by chunks, and holds none of it. Deleting what one sees is safe. What others write meanwhile is
-  seen or not; a key that stays is seen once. On kernels without batches (before 5.6) it may throw
+  Each reduction reads the map anew, by chunks, and holds none of it. Deleting what one sees is safe. What others
+  write meanwhile is seen or not; a key that stays is seen once. On kernels without batches (before 5.6) it may throw
   `:iteration-aborted`, with what it came to under `:bpfmap/so-far`, when others delete faster than it reads.
 
       (into {} (entries per-cpu {:cpu 0})) ;=> {7 21}"
@@ -330,17 +305,15 @@
   "Returns how many entries there are, by reading all of them; of an array, without asking, its size.
 
       (count-entries m) ;=> 2"
-  [m]
-  (many/count-entries m))
+  [m] (many/count-entries m))
 
 (defn drain!
   "Takes everything out of the map; returns it as a map, or of a queue or stack as a vector. Options: `:lock`.
 
   With f and init, reduces over entries (values of a queue), each taken just before f gets it. When f throws or
-  returns a `reduced`, what it has not got is still in the map. Without them, many are taken with each system call where
-  the kernel does that; an error has under `:bpfmap/entries` what was taken until then.
-
-  What others add meanwhile is taken or left, whole; nothing is lost. Needs Linux 5.14, 5.6 without f.
+  returns a `reduced`, what it has not got is still in the map. Without them, many are taken with each system call
+  where the kernel does that; an error has under `:bpfmap/entries` what was taken until then. What others add
+  meanwhile is taken or left, whole; nothing is lost. Needs Linux 5.14, 5.6 without f.
 
       (drain! m)                                      ;=> {1 10, 2 20}
       (drain! m (fn [sum [_ v]] (+ sum v)) 0)         ;=> 30"
@@ -349,25 +322,19 @@
   ([m f init] (many/drain-into m f init nil))
   ([m f init options] (many/drain-into m f init options)))
 
-;; --- comparing
-
 (defn spec-diff
   "Returns where a spec and a map differ, as `{key {:spec x :map y}}`; nil where the map can be used for the spec.
 
-  Compared is what the kernel reports: type, sizes, max-entries, flags, map-extra. `m` is an open map, or what `info` returned.
+  Compared is what the kernel reports: type, sizes, entries, flags, map-extra. `m` is open, or what `info` returned.
 
       (spec-diff {:type :hash :key :u32 :value :u64 :max-entries 8} m) ;=> {:max-entries {:spec 8, :map 1024}}"
-  [spec m]
-  (comparing/difference spec m))
+  [spec m] (comparing/difference spec m))
 
 (defn compatible?
   "Returns whether a map can be used for a spec; see [[spec-diff]].
 
       (compatible? (spec m) m) ;=> true"
-  [spec m]
-  (nil? (comparing/difference spec m)))
-
-;; --- values
+  [spec m] (nil? (comparing/difference spec m)))
 
 (defn ->bytes
   "Makes an immutable byte view of a byte array, a hexadecimal string or integers: a key or value without a type.
@@ -375,12 +342,10 @@
   Throws `:invalid-value` for anything else. Views are equal by content; see `bpfmap.bytes`.
 
       (->bytes \"0a 00 00 00\") ;=> #bpfmap/bytes \"0a 00 00 00\""
-  [x]
-  (bytes/->bytes x))
+  [x] (bytes/->bytes x))
 
 (defn bpf-map?
   "Returns whether x is a map of this library, open or closed.
 
       (bpf-map? m) ;=> true"
-  [x]
-  (store/bpf-map? x))
+  [x] (store/bpf-map? x))

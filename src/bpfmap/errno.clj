@@ -99,11 +99,11 @@
 
    {:errno #{:E2BIG} :op #{:push!} :error :map-full
     :hint (fn [{:keys [max-entries]}] (str "it holds its " max-entries " values; pop! some, or push! with {:overwrite true}"))}
-   {:errno #{:E2BIG :EINVAL} :op puts :when #(and (rules/indexed? (:type %)) (nil? (stored %))) :error :out-of-range
+   {:errno #{:E2BIG :EINVAL} :op puts :when #(and (rules/by-index? (:type %)) (nil? (stored %))) :error :out-of-range
     :hint (fn [{:keys [max-entries]}] (str "an index of this map runs from 0 to " (dec max-entries)))}
-   {:errno #{:E2BIG} :op puts :when #(rules/indexed? (:type %)) :error :out-of-range
+   {:errno #{:E2BIG} :op puts :when #(rules/by-index? (:type %)) :error :out-of-range
     :hint (fn [{:keys [max-entries]}] (str "an index of this map runs from 0 to " (dec max-entries)))}
-   {:errno #{:E2BIG :ENOSPC} :op puts :when #(not (rules/indexed? (:type %))) :error :map-full
+   {:errno #{:E2BIG :ENOSPC} :op puts :when #(not (rules/by-index? (:type %))) :error :map-full
     :hint (fn [{:keys [max-entries]}] (str "the map holds its " max-entries " entries; delete some, or create it with more :max-entries"))}
    {:errno #{:ENOENT :ESRCH :ENOTDIR} :when :reference :error :not-found
     :hint (fn [{:keys [reference]}] (str "there is no " reference " (any more)"))}

@@ -58,6 +58,13 @@
          hint (:bpfmap/hint data)]
      (ex-info (cond-> message hint (str ": " hint)) data cause))))
 
+(defn named-map?
+  "Whether x is a map whose keys are all keywords, so that looking one up is safe: a sorted map may have keys that do not compare.
+
+      (named-map? {:lock true}) ;=> true"
+  [x]
+  (and (map? x) (every? keyword? (keys x))))
+
 (defn list-of
   "Joins names for a message: `:a, :b or :c`.
 

@@ -23,6 +23,7 @@
   (:require [bpfmap.asm :as asm]
             [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
+            [bpfmap.impl.reference :as reference]
             [bpfmap.impl.store :as store]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.links :as links]
@@ -47,6 +48,9 @@
 (deftype Program [^Fd fd type name]
   Closeable
   (close [_] (sys/close fd))
+  reference/Open
+  (descriptor [_] fd)
+  (kind [_] :program)
   Object
   (toString [_] (str "#<bpf-program " type " " (pr-str name) (when (.isClosed fd) " closed") ">")))
 

@@ -119,10 +119,10 @@
       (and reads-at (not= reads-at value-size) (#{:lookup :reduce} op))
       (str "the kernel tells the cookies of its sockets only where values have " reads-at " bytes"))))
 
-(defn indexed?
+(defn by-index?
   "Whether the keys of a map type are indices from 0 up to its number of entries.
 
-      (indexed? :array) ;=> true"
+      (by-index? :array) ;=> true"
   [type]
   (let [{:keys [index? every-index?]} (types type)]
     (boolean (or index? every-index?))))

@@ -25,7 +25,8 @@
   `:u32`, a map of maps has values of four bytes, a ring buffer's size is
   rounded up to a power of two of pages, a perf event array has no more entries
   than there are CPUs."
-  (:require [bpfmap.rules :as rules]
+  (:require [bpfmap.error :as error]
+            [bpfmap.rules :as rules]
             [bpfmap.spec.check :as check]
             [bpfmap.type :as type]
             [clojure.set :as set]
@@ -111,7 +112,7 @@
       n (assoc :max-entries n))))
 
 (defn- with-defaults [spec facts]
-  (if (and (map? spec) (every? keyword? (keys spec)))
+  (if (error/named-map? spec)
     (cond-> (-> spec
                 (update :type #(if (int? %) (rules/type-name %) %))
                 with-types
@@ -139,7 +140,7 @@
       ;=> {:type :hash, :key :u32, :key-size 4, :value [:bytes 2], :value-size 2, …}"
   ([spec] (complete spec nil))
   ([spec facts]
-   (let [spec (with-defaults spec facts)]
+   (let [spec (with-defaults spec (when (error/named-map? facts) facts))]
      (when-let [found (seq (check/problems spec))]
        (throw (check/refusal found)))
      (let [{:keys [key value key-size value-size types flags numa-node inner-map]} spec
@@ -179,6 +180,8 @@
       (diff {:type :hash :key :u32 :value :u64 :max-entries 8} info nil)
       ;=> {:max-entries {:spec 8, :map 16}}"
   [spec info facts]
+  (when-not (and (error/named-map? info) (:type info))
+    (throw (error/error :invalid-value (str "Not what the kernel says of a map: " (pr-str (error/shown info))) {:bpfmap/op :spec-diff})))
   (let [wanted (comparable (complete spec facts))
         found (comparable info)]
     (not-empty

@@ -412,7 +412,7 @@
         {:name nil} nil "Not the name of a map: nil"
         {:nmae "x"} nil "Unknown reference {:nmae \"x\"}"
         {:id 1 :name "x"} nil "open takes an id"
-        "" nil "Not a pin path: \"\": it is empty"
+        "" nil "Not a path: \"\": it is empty"
         "/sys/fs/bpf/a\u0000b" nil "it has a NUL character")
       (let [{:keys [message] :bpfmap/keys [error path]} (error-of (bpf/open id {:key :u64}))]
         (is (= [:incompatible [:key]] [error path]))

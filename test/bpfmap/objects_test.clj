@@ -84,7 +84,7 @@
               unbound (objects/unbound-socket)
               file (objects/file)]
     (is (= :EOPNOTSUPP (put m 0 (:fd unbound))))
-    (is (= 88 (put m 0 (:fd file))) "ENOTSOCK")
+    (is (= :ENOTSOCK (put m 0 (:fd file))))
     (is (= :EBADF (put m 0 100000)))))
 
 (kernel-test a-map-of-sockets-whose-values-have-four-bytes-cannot-be-read
@@ -185,8 +185,8 @@
 ;; --- local storages
 
 (kernel-test a-local-storage-is-keyed-by-a-descriptor
-  (doseq [[type make refused] [[:sk-storage objects/tcp-connection 88] ; ENOTSOCK
-                               [:sk-storage objects/udp-socket 88]
+  (doseq [[type make refused] [[:sk-storage objects/tcp-connection :ENOTSOCK]
+                               [:sk-storage objects/udp-socket :ENOTSOCK]
                                [:task-storage objects/this-process :EBADF]
                                [:task-storage objects/child-process :EBADF]
                                [:inode-storage objects/file nil]

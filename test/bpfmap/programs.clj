@@ -160,7 +160,7 @@
 
   The kernel wants some BTF object with it, though it looks up the type in its own."
   ^Fd [{:keys [value-id value-size]} flags]
-  (with-open [btf (sys.btf/load (:bytes (btf/->btf [:u32] nil)) {:op :create})]
+  (with-open [btf ^Fd (sys.btf/load (:bytes (btf/->btf [:u32] nil)) nil {:op :create})]
     (Fd/own (command "creating a struct_ops map" Abi/BPF_MAP_CREATE
                      (fn [^Attr attr]
                        (doto attr

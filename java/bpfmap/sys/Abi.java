@@ -2,7 +2,7 @@ package bpfmap.sys;
 
 /**
  * The kernel's binary interface as named constants: command numbers, field offsets of
- * {@code union bpf_attr} and of the info structs, flag bits, system call numbers.
+ * {@code union bpf_attr}, flag bits, system call numbers.
  *
  * <p>Source: the UAPI header {@code linux/bpf.h}. A test compiles that header and compares every constant here
  * whose name begins with a struct's or command's prefix. An attribute is passed cut to the last field in use
@@ -197,71 +197,6 @@ public final class Abi {
 
     public static final int TOKEN_CREATE_FLAGS = 0;
     public static final int TOKEN_CREATE_BPFFS_FD = 4;
-
-    // --- struct bpf_btf_info
-
-    public static final int BTF_INFO_BTF = 0;
-    public static final int BTF_INFO_BTF_SIZE = 8;
-    public static final int BTF_INFO_NAME = 16;
-    public static final int BTF_INFO_NAME_LEN = 24;
-    public static final int BTF_INFO_KERNEL_BTF = 28;
-
-    // --- struct bpf_map_info
-
-    public static final int MAP_INFO_TYPE = 0;
-    public static final int MAP_INFO_ID = 4;
-    public static final int MAP_INFO_KEY_SIZE = 8;
-    public static final int MAP_INFO_VALUE_SIZE = 12;
-    public static final int MAP_INFO_MAX_ENTRIES = 16;
-    public static final int MAP_INFO_MAP_FLAGS = 20;
-    public static final int MAP_INFO_NAME = 24;
-    public static final int MAP_INFO_IFINDEX = 40;
-    public static final int MAP_INFO_BTF_ID = 64;
-    public static final int MAP_INFO_BTF_KEY_TYPE_ID = 68;
-    public static final int MAP_INFO_BTF_VALUE_TYPE_ID = 72;
-    public static final int MAP_INFO_MAP_EXTRA = 80;
-
-    // --- struct bpf_prog_info
-
-    public static final int PROG_INFO_TYPE = 0;
-    public static final int PROG_INFO_ID = 4;
-    public static final int PROG_INFO_TAG = 8;
-    public static final int PROG_INFO_JITED_PROG_LEN = 16;
-    public static final int PROG_INFO_XLATED_PROG_LEN = 20;
-    public static final int PROG_INFO_LOAD_TIME = 40;
-    public static final int PROG_INFO_CREATED_BY_UID = 48;
-    public static final int PROG_INFO_NR_MAP_IDS = 52;
-    public static final int PROG_INFO_MAP_IDS = 56;
-    public static final int PROG_INFO_NAME = 64;
-    public static final int PROG_INFO_IFINDEX = 80;
-    /** The word whose lowest bit it is: a bit field has no offset in C, so it is compared with what lies before it. */
-    public static final int PROG_INFO_GPL_COMPATIBLE = 84;
-    public static final int PROG_INFO_BTF_ID = 128;
-    public static final int PROG_INFO_RUN_TIME_NS = 192;
-    public static final int PROG_INFO_RUN_CNT = 200;
-    public static final int PROG_INFO_RECURSION_MISSES = 208;
-    public static final int PROG_INFO_VERIFIED_INSNS = 216;
-    public static final int PROG_INFO_ATTACH_BTF_OBJ_ID = 220;
-    public static final int PROG_INFO_ATTACH_BTF_ID = 224;
-
-    // --- struct bpf_link_info: its head, then what lies in the union of all link types
-
-    public static final int LINK_INFO_TYPE = 0;
-    public static final int LINK_INFO_ID = 4;
-    public static final int LINK_INFO_PROG_ID = 8;
-    public static final int LINK_INFO_RAW_TRACEPOINT_TP_NAME = 16;
-    public static final int LINK_INFO_RAW_TRACEPOINT_TP_NAME_LEN = 24;
-    public static final int LINK_INFO_TRACING_ATTACH_TYPE = 16;
-    public static final int LINK_INFO_TRACING_TARGET_OBJ_ID = 20;
-    public static final int LINK_INFO_TRACING_TARGET_BTF_ID = 24;
-    public static final int LINK_INFO_CGROUP_CGROUP_ID = 16;
-    public static final int LINK_INFO_CGROUP_ATTACH_TYPE = 24;
-    public static final int LINK_INFO_ITER_TARGET_NAME = 16;
-    public static final int LINK_INFO_ITER_TARGET_NAME_LEN = 24;
-    public static final int LINK_INFO_ITER_MAP_MAP_ID = 28;
-    public static final int LINK_INFO_NETNS_NETNS_INO = 16;
-    public static final int LINK_INFO_NETNS_ATTACH_TYPE = 20;
-    public static final int LINK_INFO_XDP_IFINDEX = 16;
 
     /** Longest object name the kernel keeps, without its NUL: {@code BPF_OBJ_NAME_LEN - 1}. */
     public static final int NAME_LENGTH = 15;

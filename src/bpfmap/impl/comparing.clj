@@ -1,7 +1,6 @@
 (ns bpfmap.impl.comparing
   "Specs held against maps that exist."
-  (:require [bpfmap.error :as error]
-            [bpfmap.impl.store :as store]
+  (:require [bpfmap.impl.store :as store]
             [bpfmap.impl.sys :as sys]
             [bpfmap.spec :as spec]))
 
@@ -15,9 +14,4 @@
 (defn difference
   "Where a spec and a map differ; nil where they do not. The map is open, or what its info said."
   [spec m]
-  (let [info (cond
-               (store/bpf-map? m) (store/info m)
-               (and (map? m) (:type m)) m
-               :else (throw (error/error :invalid-value (str "Neither an open map nor its info: " (pr-str (error/shown m)))
-                                         {:bpfmap/op :spec-diff})))]
-    (spec/diff spec info (machine))))
+  (spec/diff spec (if (store/bpf-map? m) (store/info m) m) (machine)))

@@ -12,6 +12,7 @@
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.impl.sys.maps :as maps]
+            [bpfmap.impl.sys.objects :as objects]
             [bpfmap.impl.token :as token]
             [bpfmap.impl.typing :as typing]
             [bpfmap.rules :as rules]
@@ -149,16 +150,16 @@
     (when-not (= :pin-path k)
       (throw (error/error :invalid-value (str "Unknown option " (pr-str (error/shown k)))
                           {:bpfmap/op :create :bpfmap/path [(error/shown k)] :bpfmap/hint "create takes :pin-path"})))
-    (pinning/path-text v :create)))
+    (objects/path-text v :create)))
 
 (defn create
   "Creates a map from a spec, or opens the one that is pinned under its name."
-  [spec {:keys [pin-path] :as options}]
+  [spec options]
   (check-create-options options)
   (let [spec (spec/complete spec (comparing/machine))
         facts {:op :create :map {:name (:name spec) :type (:type spec)}}]
     (if (= :by-name (:pinning spec))
-      (named spec (str (or pin-path "/sys/fs/bpf")) facts)
+      (named spec (str (:pin-path options "/sys/fs/bpf")) facts)
       (create-new spec facts))))
 
 ;; --- open
@@ -200,10 +201,7 @@
                  (catch ExceptionInfo e
                    (skipped id e)
                    nil)))]
-    (->> (iterate #(maps/next-id % facts) (maps/next-id 0 facts))
-         (take-while some?)
-         (keep info)
-         (into []))))
+    (into [] (keep info) (objects/ids :map facts))))
 
 (defn- id-of-name
   "The id of the one map of a name. A map that cannot be looked at might be another one, unless it is gone."
@@ -233,7 +231,7 @@
 
 (defn- open-path
   [file options]
-  (let [path (pinning/path-text file :open)
+  (let [path (objects/path-text file :open)
         facts {:op :open :path path}
         fd (try
              (maps/by-path path (:access options :read-write) facts)
@@ -262,7 +260,7 @@
         :path (open-path x options)
         :name (open-id (id-of-name x) options)
         :fd (let [facts {:op :open}]
-              (adopt (maps/by-descriptor (whole-number ref x) facts) options nil facts))
+              (adopt (objects/of-number :map (whole-number ref x) facts) options nil facts))
         (throw (invalid-option [kind] (str "Unknown reference " (pr-str (error/shown ref)))
                                "it is {:id n}, {:map-id n}, {:path p}, {:name n} or {:fd n}"))))
     :else (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref)))

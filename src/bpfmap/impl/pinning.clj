@@ -4,30 +4,12 @@
             [bpfmap.impl.store :as store]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.maps :as maps]
+            [bpfmap.impl.sys.objects :as objects]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
            (java.nio.file Files NoSuchFileException Path)))
 
 (set! *warn-on-reflection* true)
-
-(defn path-text
-  "A file's path as the kernel takes it; throws for one that it cannot take."
-  [file op]
-  (let [text (str file)
-        refuse (fn [hint]
-                 (throw (error/error :invalid-value (str "Not a pin path: " (pr-str text))
-                                     {:bpfmap/op op :bpfmap/file text :bpfmap/hint hint})))]
-    (cond
-      (str/blank? text) (refuse "it is empty")
-      (str/includes? text "\u0000") (refuse "it has a NUL character")
-      :else text)))
-
-(defn- check-pin-name [path]
-  (let [last-part (str (.getFileName (Path/of path (make-array String 0))))]
-    (when (str/includes? last-part ".")
-      (throw (error/error :invalid-value (str "Cannot pin to " path)
-                          {:bpfmap/op :pin! :bpfmap/file path
-                           :bpfmap/hint "the BPF file system takes no dots in a name"})))))
 
 (defn- pinned-there?
   "Whether a path still holds this map. Somebody may have removed the pin, and pinned another map at the path."
@@ -56,14 +38,13 @@
   "Pins the map at a path, or moves its pin there."
   [m file]
   (store/check-open-map m :pin!)
-  (let [path (path-text file :pin!)
+  (let [path (objects/path-text file :pin!)
         pin (store/pin-of m)
         facts {:op :pin! :path path :map (store/identity-of m)}]
-    (check-pin-name path)
     (locking pin
       (let [old (when-let [path @pin] (when (pinned-there? m path :pin!) path))]
         (cond
-          (nil? old) (maps/pin (store/descriptor m) path facts)
+          (nil? old) (objects/pin (store/descriptor m) path facts)
           (not= old path) (sys/rename old path facts)))
       (reset! pin path)))
   m)

@@ -208,7 +208,7 @@
 (defn problems
   "Everything that is wrong with a spec whose defaults are filled in: a sequence of `{:path :message}`."
   [spec]
-  (if-not (and (map? spec) (every? keyword? (keys spec)))
+  (if-not (error/named-map? spec)
     [(problem [] (str "a spec is a map with keywords as its keys, not " (pr-str (error/shown spec))))]
     (concat (unknown-keys spec)
             (of-type spec)

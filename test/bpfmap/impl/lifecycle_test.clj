@@ -63,7 +63,7 @@
   (with-open [m (create)]
     (are [path kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/pin! m path))]
                              (and (= kind error) (= :pin! op) (str/includes? message words)))
-      "" :invalid-value "Not a pin path: \"\": it is empty"
+      "" :invalid-value "Not a path: \"\": it is empty"
       " " :invalid-value "it is empty"
       "/tmp/bpfmap-pin" :not-bpffs "/tmp/bpfmap-pin is not on a BPF file system; mount one with `mount -t bpf"
       "/nowhere/at/all" :not-found "the directory of /nowhere/at/all does not exist"

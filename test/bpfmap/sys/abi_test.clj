@@ -3,7 +3,7 @@
   (:require [bpfmap.fixture :as fixture]
             [clojure.string :as str]
             [clojure.test :refer [deftest is]])
-  (:import (bpfmap.sys Abi)
+  (:import (bpfmap.sys Abi Info)
            (java.lang.reflect Field Modifier)))
 
 (set! *warn-on-reflection* true)
@@ -48,11 +48,16 @@
             (in-c (str/lower-case (subs constant (count prefix))))))
         in-c))
 
-(defn- constants []
+(defn- constants-of [^Class class]
   (into {}
         (comp (filter #(Modifier/isPublic (.getModifiers ^Field %)))
               (map (fn [^Field f] [(.getName f) (long (.get f nil))])))
-        (.getDeclaredFields Abi)))
+        (.getDeclaredFields class)))
+
+(defn- constants
+  "Those of Abi, and those of Info with the struct's name spelt out: MAP_ID is MAP_INFO_ID."
+  []
+  (into (constants-of Abi) (update-keys (constants-of Info) #(str/replace-first % "_" "_INFO_"))))
 
 (deftest every-constant-is-that-of-the-header
   (let [ours (constants)
@@ -60,7 +65,8 @@
         ;; Internal to the kernel: no header that user space sees has it.
         unseen #{"ENOTSUPP"}
         ;; Compared where the header is new enough to have them.
-        newer #{"BPF_F_CPU" "BPF_F_ALL_CPUS" "MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD" "BPF_TOKEN_CREATE" "MAP_CREATE_MAP_TOKEN_FD" "BTF_LOAD_BTF_FLAGS" "BTF_LOAD_BTF_TOKEN_FD" "TOKEN_CREATE_FLAGS" "TOKEN_CREATE_BPFFS_FD"}]
+        newer #{"BPF_F_CPU" "BPF_F_ALL_CPUS" "BPF_TOKEN_CREATE" "TOKEN_CREATE_FLAGS" "TOKEN_CREATE_BPFFS_FD"
+                "MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD" "MAP_CREATE_MAP_TOKEN_FD" "BTF_LOAD_BTF_FLAGS" "BTF_LOAD_BTF_TOKEN_FD"}]
     (if-not header
       (fixture/skip! "no C compiler to compare the constants with")
       (doseq [[constant value] ours

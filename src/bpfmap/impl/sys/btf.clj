@@ -3,7 +3,7 @@
   (:refer-clojure :exclude [load])
   (:require [bpfmap.impl.sys :as sys]
             [bpfmap.rules :as rules])
-  (:import (bpfmap.sys Abi Attr Bytes Fd)
+  (:import (bpfmap.sys Abi Attr Bytes Fd Info)
            (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
@@ -39,16 +39,16 @@
                  (let [memory (.buffer attr Abi/INFO_INFO info-size)
                        copy (.spare attr (long room))
                        text (.spare attr longest-name)]
-                   (Bytes/put64 memory Abi/BTF_INFO_BTF (.address ^MemorySegment copy) false)
-                   (Bytes/put32 memory Abi/BTF_INFO_BTF_SIZE (long room) false)
-                   (Bytes/put64 memory Abi/BTF_INFO_NAME (.address ^MemorySegment text) false)
-                   (Bytes/put32 memory Abi/BTF_INFO_NAME_LEN longest-name false)
+                   (Bytes/put64 memory Info/BTF_BTF (.address ^MemorySegment copy) false)
+                   (Bytes/put32 memory Info/BTF_BTF_SIZE (long room) false)
+                   (Bytes/put64 memory Info/BTF_NAME (.address ^MemorySegment text) false)
+                   (Bytes/put32 memory Info/BTF_NAME_LEN longest-name false)
                    [memory copy text]))
                (fn [_ _ [memory copy text]]
-                 (let [size (sys/u32 memory Abi/BTF_INFO_BTF_SIZE)]
+                 (let [size (sys/u32 memory Info/BTF_BTF_SIZE)]
                    {:size size
                     :name (sys/text text 0 longest-name)
-                    :kernel? (not (zero? (long (sys/u32 memory Abi/BTF_INFO_KERNEL_BTF))))
+                    :kernel? (not (zero? (long (sys/u32 memory Info/BTF_KERNEL_BTF))))
                     :bytes (Bytes/copyOut copy 0 (int (min (long room) (long size))))}))))
 
 (defn blob

@@ -4,7 +4,7 @@
             [bpfmap.impl.sys.objects :as objects]
             [bpfmap.impl.sys.progs :as progs]
             [clojure.set :as set])
-  (:import (bpfmap.sys Abi Attr Bytes Fd)
+  (:import (bpfmap.sys Attr Bytes Fd Info)
            (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
@@ -21,32 +21,32 @@
 
 (def ^:private device-and-attach-type
   "struct bpf_link_info has these where network namespaces have theirs."
-  {:ifindex [:u32 Abi/LINK_INFO_XDP_IFINDEX]
-   :attach-type [:attach-type Abi/LINK_INFO_NETNS_ATTACH_TYPE]})
+  {:ifindex [:u32 Info/LINK_XDP_IFINDEX]
+   :attach-type [:attach-type Info/LINK_NETNS_ATTACH_TYPE]})
 
 (def ^:private details
   "By link type: what its part of the union holds, as `[kind offset]`. Links of many functions and of perf events are not
   unfolded."
-  {:tracing {:attach-type [:attach-type Abi/LINK_INFO_TRACING_ATTACH_TYPE]
-             :target-obj-id [:u32 Abi/LINK_INFO_TRACING_TARGET_OBJ_ID]
-             :target-btf-id [:u32 Abi/LINK_INFO_TRACING_TARGET_BTF_ID]}
-   :cgroup {:cgroup-id [:u64 Abi/LINK_INFO_CGROUP_CGROUP_ID]
-            :attach-type [:attach-type Abi/LINK_INFO_CGROUP_ATTACH_TYPE]}
-   :iter {:map-id [:u32 Abi/LINK_INFO_ITER_MAP_MAP_ID]}
-   :netns {:netns-ino [:u32 Abi/LINK_INFO_NETNS_NETNS_INO]
-           :attach-type [:attach-type Abi/LINK_INFO_NETNS_ATTACH_TYPE]}
-   :xdp {:ifindex [:u32 Abi/LINK_INFO_XDP_IFINDEX]}
+  {:tracing {:attach-type [:attach-type Info/LINK_TRACING_ATTACH_TYPE]
+             :target-obj-id [:u32 Info/LINK_TRACING_TARGET_OBJ_ID]
+             :target-btf-id [:u32 Info/LINK_TRACING_TARGET_BTF_ID]}
+   :cgroup {:cgroup-id [:u64 Info/LINK_CGROUP_CGROUP_ID]
+            :attach-type [:attach-type Info/LINK_CGROUP_ATTACH_TYPE]}
+   :iter {:map-id [:u32 Info/LINK_ITER_MAP_MAP_ID]}
+   :netns {:netns-ino [:u32 Info/LINK_NETNS_NETNS_INO]
+           :attach-type [:attach-type Info/LINK_NETNS_ATTACH_TYPE]}
+   :xdp {:ifindex [:u32 Info/LINK_XDP_IFINDEX]}
    ;; From here on the fields lie as those above do; older headers do not have them.
-   :struct-ops {:map-id [:u32 Abi/LINK_INFO_XDP_IFINDEX]}
+   :struct-ops {:map-id [:u32 Info/LINK_XDP_IFINDEX]}
    :tcx device-and-attach-type
    :netkit device-and-attach-type
-   :sockmap {:map-id [:u32 Abi/LINK_INFO_XDP_IFINDEX]
-             :attach-type [:attach-type Abi/LINK_INFO_NETNS_ATTACH_TYPE]}})
+   :sockmap {:map-id [:u32 Info/LINK_XDP_IFINDEX]
+             :attach-type [:attach-type Info/LINK_NETNS_ATTACH_TYPE]}})
 
 (def ^:private texts
   "By link type: the text that it has, as `[key offset offset-of-its-length]`."
-  {:raw-tracepoint [:tracepoint Abi/LINK_INFO_RAW_TRACEPOINT_TP_NAME Abi/LINK_INFO_RAW_TRACEPOINT_TP_NAME_LEN]
-   :iter [:target Abi/LINK_INFO_ITER_TARGET_NAME Abi/LINK_INFO_ITER_TARGET_NAME_LEN]})
+  {:raw-tracepoint [:tracepoint Info/LINK_RAW_TRACEPOINT_TP_NAME Info/LINK_RAW_TRACEPOINT_TP_NAME_LEN]
+   :iter [:target Info/LINK_ITER_TARGET_NAME Info/LINK_ITER_TARGET_NAME_LEN]})
 
 (def ^:private longest-text "Bytes, those of the longest symbol in the kernel, with its NUL." 512)
 
@@ -66,10 +66,10 @@
    fd :link info-size facts
    (fn [_ _])
    (fn [memory _]
-     (let [number (sys/u32 memory Abi/LINK_INFO_TYPE)
+     (let [number (sys/u32 memory Info/LINK_TYPE)
            type (number->type number number)
-           optional (update-vals (assoc (details type) :program-id [:u32 Abi/LINK_INFO_PROG_ID]) #(value memory %))]
-       (into {:id (sys/u32 memory Abi/LINK_INFO_ID) :type type}
+           optional (update-vals (assoc (details type) :program-id [:u32 Info/LINK_PROG_ID]) #(value memory %))]
+       (into {:id (sys/u32 memory Info/LINK_ID) :type type}
              (remove (comp nil? val))
              optional)))))
 

@@ -1,9 +1,9 @@
 (ns bpfmap.impl.sys.maps
   "The commands of bpf(2) on maps, other than those on elements."
-  (:require [bpfmap.error :as error]
-            [bpfmap.impl.sys :as sys]
+  (:require [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.objects :as objects]
             [bpfmap.rules :as rules])
-  (:import (bpfmap.sys Abi Attr Bytes Fd)))
+  (:import (bpfmap.sys Abi Attr Bytes Fd Info)))
 
 (set! *warn-on-reflection* true)
 
@@ -77,19 +77,19 @@
                (.int32 attr Abi/INFO_INFO_LEN size)
                (.buffer attr Abi/INFO_INFO size))
              (fn [_ _ memory]
-               (let [extra (Bytes/get64 memory Abi/MAP_INFO_MAP_EXTRA false)
-                     optional {:btf-id (sys/u32 memory Abi/MAP_INFO_BTF_ID)
-                               :btf-key-type-id (sys/u32 memory Abi/MAP_INFO_BTF_KEY_TYPE_ID)
-                               :btf-value-type-id (sys/u32 memory Abi/MAP_INFO_BTF_VALUE_TYPE_ID)
-                               :ifindex (sys/u32 memory Abi/MAP_INFO_IFINDEX)
+               (let [extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)
+                     optional {:btf-id (sys/u32 memory Info/MAP_BTF_ID)
+                               :btf-key-type-id (sys/u32 memory Info/MAP_BTF_KEY_TYPE_ID)
+                               :btf-value-type-id (sys/u32 memory Info/MAP_BTF_VALUE_TYPE_ID)
+                               :ifindex (sys/u32 memory Info/MAP_IFINDEX)
                                :map-extra (if (neg? extra) (+ 18446744073709551616N extra) extra)}]
-                 (cond-> {:id (sys/u32 memory Abi/MAP_INFO_ID)
-                          :type (rules/type-name (sys/u32 memory Abi/MAP_INFO_TYPE))
-                          :name (sys/text memory Abi/MAP_INFO_NAME (inc Abi/NAME_LENGTH))
-                          :key-size (sys/u32 memory Abi/MAP_INFO_KEY_SIZE)
-                          :value-size (sys/u32 memory Abi/MAP_INFO_VALUE_SIZE)
-                          :max-entries (sys/u32 memory Abi/MAP_INFO_MAX_ENTRIES)
-                          :flags (rules/flag-set (sys/u32 memory Abi/MAP_INFO_MAP_FLAGS))}
+                 (cond-> {:id (sys/u32 memory Info/MAP_ID)
+                          :type (rules/type-name (sys/u32 memory Info/MAP_TYPE))
+                          :name (sys/text memory Info/MAP_NAME (inc Abi/NAME_LENGTH))
+                          :key-size (sys/u32 memory Info/MAP_KEY_SIZE)
+                          :value-size (sys/u32 memory Info/MAP_VALUE_SIZE)
+                          :max-entries (sys/u32 memory Info/MAP_MAX_ENTRIES)
+                          :flags (rules/flag-set (sys/u32 memory Info/MAP_MAP_FLAGS))}
                    true (into (remove (comp zero? val)) optional)
                    (get of "memlock") (assoc :memlock (parse-long (get of "memlock")))
                    (get of "frozen") (assoc :frozen? (= "1" (get of "frozen")))))))))
@@ -97,22 +97,7 @@
 (defn by-id
   "Opens a map by its id; returns its descriptor."
   ^Fd [id access facts]
-  (sys/command (str "Opening map " id) facts Abi/BPF_MAP_GET_FD_BY_ID
-           (fn [^Attr attr]
-             (.int32 attr Abi/ID_START_ID id)
-             (when-not (= :read-write access) (.int32 attr Abi/ID_OPEN_FLAGS (access-flags access))))
-           sys/own))
-
-(defn next-id
-  "The smallest map id above the given one; nil when there is none."
-  [id facts]
-  (sys/command "Listing the maps" facts Abi/BPF_MAP_GET_NEXT_ID
-           (fn [^Attr attr]
-             (.int32 attr Abi/ID_START_ID id)
-             (.int32 attr Abi/ID_NEXT_ID 0))
-           (fn [outcome ^Attr attr _]
-             (when (zero? (long outcome)) (.int32 attr Abi/ID_NEXT_ID)))
-           #{(- Abi/ENOENT)}))
+  (objects/by-id :map id (access-flags access) facts))
 
 (defn freeze
   "Freezes a map. Needs Linux 5.2."
@@ -121,54 +106,7 @@
            (fn [^Attr attr] (.fd attr Abi/ELEM_MAP_FD fd))
            (constantly nil)))
 
-;; --- pins
-
-(defn pin
-  "Pins an object below a BPF file system."
-  [^Fd fd path facts]
-  (sys/command (str "Pinning to " path) facts Abi/BPF_OBJ_PIN
-           (fn [^Attr attr]
-             (.string attr Abi/OBJ_PATHNAME path)
-             (.fd attr Abi/OBJ_BPF_FD fd))
-           (constantly nil)))
-
-(defn- not-a-map [place facts kind]
-  (error/error :not-a-map (str place " is not a map")
-               {:bpfmap/op (:op facts) :bpfmap/file (:path facts)
-                :bpfmap/hint (str "it is " (if (= :other kind) "something else" (str "a " (name kind))))}))
-
-(defn- checked
-  "The descriptor if it is a map's; else closes it and says what it is."
-  ^Fd [fd place facts]
-  (let [kind (sys/kind fd)]
-    (if (= :map kind)
-      fd
-      (do (sys/close fd)
-          (throw (if kind
-                   (not-a-map place facts kind)
-                   (error/error :kernel (str "What " place " is cannot be told")
-                                {:bpfmap/op (:op facts) :bpfmap/file (:path facts)
-                                 :bpfmap/hint (str "/proc cannot be read: it is not mounted, "
-                                                   "or this process has no descriptor left (ulimit -n)")})))))))
-
-(defn- get-pinned ^Fd [path access facts expected]
-  (sys/command (str "Opening " path) facts Abi/BPF_OBJ_GET
-           (fn [^Attr attr]
-             (.string attr Abi/OBJ_PATHNAME path)
-             (when-not (= :read-write access) (.int32 attr Abi/OBJ_FILE_FLAGS (access-flags access))))
-           (fn [outcome attr filled]
-             (when-not (neg? (long outcome)) (sys/own outcome attr filled)))
-           expected))
-
 (defn by-path
   "Opens a pinned map; returns its descriptor. Throws `:not-a-map` for a program or a link."
   ^Fd [path access facts]
-  (let [fd (or (get-pinned path access facts #{(- Abi/EINVAL)})
-               ;; A pinned link answers EINVAL to anything but plain opening.
-               (get-pinned path :read-write facts #{}))]
-    (checked fd path facts)))
-
-(defn by-descriptor
-  "Duplicates a map's descriptor that somebody else owns, given by its number."
-  ^Fd [number facts]
-  (checked (sys/duplicate-number number facts) (str "Descriptor " number) facts))
+  (objects/pinned :map path (access-flags access) facts))

@@ -11,7 +11,8 @@
 
 (def ^:private commands
   "By kind: the command that lists ids, and the one that opens one."
-  {:program {:next-id Abi/BPF_PROG_GET_NEXT_ID :by-id Abi/BPF_PROG_GET_FD_BY_ID}
+  {:map {:next-id Abi/BPF_MAP_GET_NEXT_ID :by-id Abi/BPF_MAP_GET_FD_BY_ID}
+   :program {:next-id Abi/BPF_PROG_GET_NEXT_ID :by-id Abi/BPF_PROG_GET_FD_BY_ID}
    :link {:next-id Abi/BPF_LINK_GET_NEXT_ID :by-id Abi/BPF_LINK_GET_FD_BY_ID}})
 
 (defn- next-id [kind id facts]
@@ -30,11 +31,14 @@
     (into [] (take-while some?) (rest (iterate #(next-id kind % facts) 0)))))
 
 (defn by-id
-  "Opens an object of a kind by its id; returns its descriptor."
-  ^Fd [kind id facts]
-  (sys/command (str "Opening " (name kind) " " id) (assoc facts :object kind) (get-in commands [kind :by-id])
-               (fn [^Attr attr] (.int32 attr Abi/ID_START_ID id))
-               sys/own))
+  "Opens an object of a kind by its id; returns its descriptor. `flags` say which way it may be used, 0 for both."
+  (^Fd [kind id facts] (by-id kind id 0 facts))
+  (^Fd [kind id flags facts]
+   (sys/command (str "Opening " (name kind) " " id) (assoc facts :object kind) (get-in commands [kind :by-id])
+                (fn [^Attr attr]
+                  (.int32 attr Abi/ID_START_ID id)
+                  (when-not (zero? (long flags)) (.int32 attr Abi/ID_OPEN_FLAGS flags)))
+                sys/own)))
 
 (defn info
   "Reads an object's info, of `size` bytes: `(fill attr memory)` says where the kernel may write more, and `(result memory
@@ -87,11 +91,12 @@
                expected))
 
 (defn by-path
-  "Opens whatever is pinned at a path, for reading; returns its descriptor."
-  ^Fd [path facts]
-  (or (get-pinned path Abi/BPF_F_RDONLY facts #{(- Abi/EINVAL)})
-      ;; A pinned link answers EINVAL to anything but plain opening.
-      (get-pinned path 0 facts #{})))
+  "Opens whatever is pinned at a path; returns its descriptor. `flags` say which way it may be used, reading unless given."
+  (^Fd [path facts] (by-path path Abi/BPF_F_RDONLY facts))
+  (^Fd [path flags facts]
+   (or (get-pinned path flags facts #{(- Abi/EINVAL)})
+       ;; A pinned link answers EINVAL to anything but plain opening.
+       (get-pinned path 0 facts #{}))))
 
 ;; --- telling them apart
 
@@ -120,8 +125,8 @@
 
 (defn pinned
   "Opens the object of a kind that is pinned at a path; throws `:not-a-program` and its like for another kind."
-  ^Fd [wanted path facts]
-  (checked (by-path path facts) wanted path facts))
+  (^Fd [wanted path facts] (checked (by-path path facts) wanted path facts))
+  (^Fd [wanted path flags facts] (checked (by-path path flags facts) wanted path facts)))
 
 (defn of-number
   "Duplicates the descriptor of an object of a kind that somebody else owns, given by its number."

@@ -6,7 +6,7 @@
             [bpfmap.impl.sys.objects :as objects]
             [clojure.set :as set]
             [clojure.string :as str])
-  (:import (bpfmap.sys Abi Attr Bytes Fd)
+  (:import (bpfmap.sys Abi Attr Bytes Fd Info)
            (clojure.lang ExceptionInfo)
            (java.lang.foreign MemorySegment)
            (java.util HexFormat)))
@@ -139,28 +139,28 @@
    fd :program info-size facts
    (fn [^Attr attr memory]
      (let [map-ids (.spare attr (* 4 (long room)))]
-       (Bytes/put64 memory Abi/PROG_INFO_MAP_IDS (.address ^MemorySegment map-ids) false)
-       (Bytes/put32 memory Abi/PROG_INFO_NR_MAP_IDS (long room) false)
+       (Bytes/put64 memory Info/PROG_MAP_IDS (.address ^MemorySegment map-ids) false)
+       (Bytes/put32 memory Info/PROG_NR_MAP_IDS (long room) false)
        map-ids))
    (fn [^MemorySegment memory map-ids]
-     (let [map-count (long (sys/u32 memory Abi/PROG_INFO_NR_MAP_IDS))
-           optional {:ifindex (sys/u32 memory Abi/PROG_INFO_IFINDEX)
-                     :btf-id (sys/u32 memory Abi/PROG_INFO_BTF_ID)
-                     :attach-btf-obj-id (sys/u32 memory Abi/PROG_INFO_ATTACH_BTF_OBJ_ID)
-                     :attach-btf-id (sys/u32 memory Abi/PROG_INFO_ATTACH_BTF_ID)
-                     :xlated-bytes (sys/u32 memory Abi/PROG_INFO_XLATED_PROG_LEN)
-                     :jited-bytes (sys/u32 memory Abi/PROG_INFO_JITED_PROG_LEN)
-                     :verified-insns (sys/u32 memory Abi/PROG_INFO_VERIFIED_INSNS)
-                     :run-time-ns (Bytes/get64 memory Abi/PROG_INFO_RUN_TIME_NS false)
-                     :run-count (Bytes/get64 memory Abi/PROG_INFO_RUN_CNT false)
-                     :recursion-misses (Bytes/get64 memory Abi/PROG_INFO_RECURSION_MISSES false)}]
-       (into {:id (sys/u32 memory Abi/PROG_INFO_ID)
-              :type (named number->type (sys/u32 memory Abi/PROG_INFO_TYPE))
-              :name (sys/text memory Abi/PROG_INFO_NAME (inc Abi/NAME_LENGTH))
-              :tag (.formatHex (HexFormat/of) (Bytes/copyOut memory Abi/PROG_INFO_TAG 8))
-              :load-time (Bytes/get64 memory Abi/PROG_INFO_LOAD_TIME false)
-              :uid (sys/u32 memory Abi/PROG_INFO_CREATED_BY_UID)
-              :gpl-compatible? (odd? (long (sys/u32 memory Abi/PROG_INFO_GPL_COMPATIBLE)))
+     (let [map-count (long (sys/u32 memory Info/PROG_NR_MAP_IDS))
+           optional {:ifindex (sys/u32 memory Info/PROG_IFINDEX)
+                     :btf-id (sys/u32 memory Info/PROG_BTF_ID)
+                     :attach-btf-obj-id (sys/u32 memory Info/PROG_ATTACH_BTF_OBJ_ID)
+                     :attach-btf-id (sys/u32 memory Info/PROG_ATTACH_BTF_ID)
+                     :xlated-bytes (sys/u32 memory Info/PROG_XLATED_PROG_LEN)
+                     :jited-bytes (sys/u32 memory Info/PROG_JITED_PROG_LEN)
+                     :verified-insns (sys/u32 memory Info/PROG_VERIFIED_INSNS)
+                     :run-time-ns (Bytes/get64 memory Info/PROG_RUN_TIME_NS false)
+                     :run-count (Bytes/get64 memory Info/PROG_RUN_CNT false)
+                     :recursion-misses (Bytes/get64 memory Info/PROG_RECURSION_MISSES false)}]
+       (into {:id (sys/u32 memory Info/PROG_ID)
+              :type (named number->type (sys/u32 memory Info/PROG_TYPE))
+              :name (sys/text memory Info/PROG_NAME (inc Abi/NAME_LENGTH))
+              :tag (.formatHex (HexFormat/of) (Bytes/copyOut memory Info/PROG_TAG 8))
+              :load-time (Bytes/get64 memory Info/PROG_LOAD_TIME false)
+              :uid (sys/u32 memory Info/PROG_CREATED_BY_UID)
+              :gpl-compatible? (odd? (long (sys/u32 memory Info/PROG_GPL_COMPATIBLE)))
               :map-count map-count
               :map-ids (mapv #(sys/u32 map-ids (* 4 (long %))) (range (min (long room) map-count)))}
              (remove (comp zero? val))
