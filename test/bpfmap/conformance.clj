@@ -34,7 +34,7 @@
           outcomes))
 
 (defn judge
-  "What the outcomes of a full run say of the behaviours, as sorted texts: `:failures` fail the run, `:warnings` are to be read.
+  "What the outcomes of a full run say of the behaviours, as texts: `:failures` fail the run, `:warnings` are to be read.
 
   A behaviour needs a test that passed. One whose tests were skipped is not
   held either, but the skip is counted already, and where it happens is no
@@ -63,9 +63,9 @@
 (def ^:private heading
   "# Behaviours and their tests
 
-What bpfmap promises, and which test holds each promise. The test runner writes this page at the end of a run of all tests
-in which none failed and none was skipped, from the tests' names and `test/bpfmap/behaviours.edn`; it is not edited by
-hand. The last column is where that run took place: the kernel, the machine, and the JDK.
+What bpfmap promises, and which test holds each promise. The test runner writes this page at the end of a run of all
+tests in which none failed and none was skipped, from the tests' names and `test/bpfmap/behaviours.edn`; it is not
+edited by hand. The last column is where that run took place: the kernel, the machine, and the JDK.
 ")
 
 (defn- row [id sentence tests place]
@@ -76,8 +76,8 @@ hand. The last column is where that run took place: the kernel, the machine, and
        " | " place " |\n"))
 
 (defn page
-  "The text of doc/conformance.md. `host` is `{:release :arch :jdk}`: what `uname -r` and `uname -m` print, and the JDK's
-  feature version."
+  "The text of doc/conformance.md. `host` is `{:release :arch :jdk}`: what `uname -r` and `uname -m` print, and the
+  JDK's feature version."
   [promised outcomes {:keys [release arch jdk]}]
   (let [tests (tests-by-id promised outcomes)
         place (str "Linux " (or (re-find #"^\d+\.\d+(?:\.\d+)?" release) release) " " arch ", JDK " jdk)]

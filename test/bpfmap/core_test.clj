@@ -6,10 +6,7 @@
             [clojure.edn :as edn]
             [clojure.pprint :as pprint]
             [clojure.string :as str]
-            [clojure.test :refer [are is testing]]
-            [clojure.test.check :as check]
-            [clojure.test.check.generators :as gen]
-            [clojure.test.check.properties :as prop]))
+            [clojure.test :refer [are is testing]]))
 
 (set! *warn-on-reflection* true)
 
@@ -257,58 +254,6 @@
     (is (thrown? clojure.lang.ArityException (m)))
     (is (thrown? clojure.lang.ArityException (m 1 2 3)))
     (is (thrown? clojure.lang.ArityException (.run ^Runnable m)))))
-
-;; --- a model
-
-(def ^:private command
-  (let [k (gen/choose 0 9) v (gen/choose 0 1000)]
-    (gen/one-of [(gen/tuple (gen/return :put!) k v)
-                 (gen/tuple (gen/return :insert!) k v)
-                 (gen/tuple (gen/return :replace!) k v)
-                 (gen/tuple (gen/return :delete!) k)
-                 (gen/tuple (gen/return :take!) k)
-                 (gen/tuple (gen/return :lookup) k)
-                 (gen/tuple (gen/return :all))])))
-
-(defn- model
-  "What a hash map of at most 6 entries answers, and is afterwards."
-  [state [op k v]]
-  (let [there? (contains? state k)
-        full? (and (not there?) (= 6 (count state)))]
-    (case op
-      :put! (if full? [:map-full state] [:done (assoc state k v)])
-      :insert! (cond there? [false state] full? [:map-full state] :else [true (assoc state k v)])
-      :replace! (if there? [true (assoc state k v)] [false state])
-      :delete! [there? (dissoc state k)]
-      :take! [(state k) (dissoc state k)]
-      :lookup [(state k) state]
-      :all [state state])))
-
-(defn- perform [m [op k v]]
-  (try
-    (case op
-      :put! (do (bpf/put! m k v) :done)
-      :insert! (bpf/insert! m k v)
-      :replace! (bpf/replace! m k v)
-      :delete! (bpf/delete! m k)
-      :take! (bpf/take! m k)
-      :lookup (m k)
-      :all (into {} m))
-    (catch clojure.lang.ExceptionInfo e
-      (:bpfmap/error (ex-data e)))))
-
-(kernel-test a-hash-map-behaves-as-a-clojure-map-does
-  (let [result (check/quick-check
-                200
-                (prop/for-all [commands (gen/vector command 0 60)]
-                  (with-open [m (open-hash {:max-entries 6 :flags #{:no-prealloc}})]
-                    (loop [state {} [command & more] commands]
-                      (or (nil? command)
-                          (let [[answer state] (model state command)]
-                            (and (= answer (perform m command))
-                                 (= state (into {} m))
-                                 (recur state more))))))))]
-    (is (:pass? result) (pr-str (:shrunk result)))))
 
 ;; --- handles
 
