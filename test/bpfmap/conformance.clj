@@ -34,7 +34,7 @@
           outcomes))
 
 (defn judge
-  "What the outcomes of a full run say of the behaviours, as texts: `:failures` fail the run, `:warnings` are to be read.
+  "What the outcomes of a full run say of the behaviours, as texts: `:failures` fail it, `:warnings` are to be read.
 
   A behaviour needs a test that passed. One whose tests were skipped is not
   held either, but the skip is counted already, and where it happens is no

@@ -121,7 +121,8 @@
                      :operations {:has-key? (fn [_ k] (throw (IllegalStateException. (str "mine " k))))})
         {:keys [trace] :as outcome} (model/check model)]
     (is (= [[:has-key? 0]] (map first trace)))
-    (is (str/includes? (model/explain outcome) "[:has-key? 0] answers thrown: java.lang.IllegalStateException: mine 0")))
+    (is (str/includes? (model/explain outcome)
+                       "[:has-key? 0] answers thrown: java.lang.IllegalStateException: mine 0")))
   (testing "also while everything is read"
     (let [model (assoc (hash-model nil) :contents (fn [_] (throw (IllegalStateException. "mine"))))]
       (is (str/includes? (model/explain (model/check model))
