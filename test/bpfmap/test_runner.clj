@@ -5,8 +5,12 @@
       bin/clj -M:test core codec      the namespaces whose name contains a word
 
   Exits with 1 when a test failed, when none ran, or, where the environment
-  variable CI is set, when one was skipped."
-  (:require [bpfmap.fixture :as fixture]
+  variable CI is set, when one was skipped.
+
+  A run of all of them also fails when a promised behaviour has no test, and
+  writes doc/conformance.md when none failed and none was skipped."
+  (:require [bpfmap.conformance :as conformance]
+            [bpfmap.fixture :as fixture]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :as t]
@@ -55,17 +59,43 @@
                  [test (if (and (= :passed outcome) (@fixture/skips test)) :skipped outcome)]))
           @outcomes)))
 
+(def ^:private conformance-page "doc/conformance.md")
+
+(defn- host []
+  (let [[release arch] (str/split (str/trim (:out (fixture/run ["uname" "-rm"]))) #" ")]
+    {:release release :arch arch :jdk (.feature (Runtime/version))}))
+
+(defn- promises
+  "What the outcomes of all tests say of the promised behaviours: further outcomes. Writes the page that lists them."
+  [outcomes]
+  (let [outcomes (update-keys outcomes symbol)
+        {:keys [failures warnings]} (conformance/judge @conformance/promised outcomes)]
+    (doseq [warning warnings]
+      (println "WARNING" warning))
+    (when (and (empty? failures) (every? #{:passed} (vals outcomes)))
+      (let [text (conformance/page @conformance/promised outcomes (host))]
+        (when-not (= text (when (.exists (io/file conformance-page)) (slurp conformance-page)))
+          (spit conformance-page text)
+          (println "Wrote" conformance-page))))
+    (zipmap failures (repeat :failed))))
+
+(defn- run
+  "Runs the tests of the namespaces whose name contains one of the words; returns var to outcome."
+  [words]
+  (into {}
+        (mapcat (fn [ns]
+                  (require ns)
+                  (let [begun (System/nanoTime)
+                        outcomes (run-namespace ns)]
+                    (println (format "  %.1f s" (seconds-since begun)))
+                    outcomes)))
+        (namespaces words)))
+
 (defn -main [& words]
-  (let [outcomes (into {}
-                       (mapcat (fn [ns]
-                                 (require ns)
-                                 (let [begun (System/nanoTime)
-                                       outcomes (run-namespace ns)]
-                                   (println (format "  %.1f s" (seconds-since begun)))
-                                   outcomes)))
-                       (namespaces words))
+  (let [outcomes (run words)
+        _ (println)
+        outcomes (if (empty? words) (merge outcomes (promises outcomes)) outcomes)
         {:keys [passed failed skipped] :or {passed 0 failed 0 skipped 0}} (frequencies (vals outcomes))]
-    (println)
     (doseq [[test reason] @fixture/skips]
       (println "SKIPPED" (str (:name (meta test)) ":") reason))
     (doseq [[test outcome] outcomes :when (= :failed outcome)]
