@@ -154,7 +154,6 @@
   is gone. While others replace values in a hash map, the kernel may miss a key that is there all the time
   (doc/design.md, facts about the kernel).
 
-      (lookup m 7)                 ;=> 42
       (lookup m 8 :none)           ;=> :none
       (lookup m 7 nil {:cpu 0})    ;=> 21"
   ([m k] (store/lookup m k nil))
