@@ -54,7 +54,7 @@
 
 (kernel-test a-reader-that-has-seen-enough-is-no-error
   (with-open [m ^Closeable (bpf/create {:name "cli_pipe" :type :array :key-size 4 :value-size 8 :max-entries 20000})]
-    (is (= {:exit 0 :out "KEY          VALUE\n141\n" :err ""}
+    (is (= {:exit 0 :out "  KEY  VALUE\n141\n" :err ""}
            (sh (str "$bpfmap dump " (:id (bpf/info m)) " | head -n 1; echo ${PIPESTATUS[0]}"))))))
 
 (deftest output-that-cannot-be-written-is-an-error
