@@ -6,6 +6,7 @@
   (:refer-clojure :exclude [key])
   (:require [bpfmap.codec :as codec]
             [bpfmap.codec.misfit :refer [deeper misfit]]
+            [bpfmap.error :as error]
             [bpfmap.rules :as rules])
   (:import (bpfmap.sys Bytes Codec)))
 
@@ -28,10 +29,15 @@
       (size [_] (* n stride))
       (total [_] (.total of-one))
       (encode [_ value memory offset]
-        (when-not (and (sequential? value) (= n (bounded-count (inc n) value)))
-          (throw (misfit type [:value] value
-                         (str "it takes a vector of " n " values, one for each possible CPU; "
-                              "{:cpus :all} writes one value to them all"))))
+        (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be endless
+          (when-not (= n given)
+            (throw (misfit type [:value] value
+                           (str "it takes a vector of " n " values, one for each possible CPU; "
+                                "{:cpus :all} writes one value for every CPU")
+                           (str (pr-str (error/shown value)) (cond
+                                                               (nil? given) " is no vector"
+                                                               (< n (long given)) (str " has more than " n " values")
+                                                               :else (str " has " given (if (= 1 given) " value" " values"))))))))
         (reduce (fn [^long i x]
                   (let [at (+ offset (* i stride))]
                     (try

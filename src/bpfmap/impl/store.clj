@@ -25,6 +25,16 @@
   [identity op]
   (str (name op) " on map " (:id identity) (when (seq (:name identity)) (str " (" (:name identity) ")"))))
 
+(defn- kept
+  "What a map keeps, in a few words: `\" :u32 -> :u64\"`; references by their kind."
+  [{:keys [type key value]}]
+  (let [{:keys [refers]} (rules/types type)
+        in-words (fn [side type]
+                   (let [kind (get-in refers [side :in])]
+                     (if (contains? #{nil :program-field} kind) (type/summary type) kind)))]
+    (str (when key (str " " (in-words :key key) " ->"))
+         (when value (str " " (in-words :value value))))))
+
 ;; `identity` is {:id :name :type}. `refusals` maps the operations that this handle never does to [kind hint]; nil where
 ;; it does them all, so that the common case costs nothing. `elements` is nil where a type's layout is not known, `bridge` where
 ;; neither key nor value is a reference, `cpus` where values are not per-CPU. `pin` is an atom with the pinned path.
@@ -83,8 +93,7 @@
   Object
   (toString [_]
     (str "#<bpf-map " (:id identity) " " (:type identity) " " (pr-str (:name identity))
-         " " (type/summary (:key spec)) " -> " (type/summary (:value spec))
-         (when (.isClosed fd) " closed") ">")))
+         (kept spec) (when (.isClosed fd) " closed") ">")))
 
 (defmethod print-method BpfMap [m ^java.io.Writer w]
   (.write w (str m)))
