@@ -50,46 +50,49 @@
 
 (defn- path? [x] (or (string? x) (instance? Path x) (instance? File x)))
 
-(defn- only? [x & ks] (and (map? x) (= (set ks) (set (keys x)))))
+(defn- only?
+  "Whether x is data with just these keys. An open map is none: to look for a key in it is to ask the kernel."
+  [x & ks]
+  (and (map? x) (= (set ks) (set (keys x)))))
 
 (defn- of-fd
   "`{:fd n}`, a descriptor of this process, or `{:pid p :fd n}`, one of another's: the number, or nil for anything else."
-  [held {:keys [fd pid] :as x} facts]
+  [held x facts]
   (cond
-    (and (only? x :fd) (descriptor-number? fd)) fd
-    (and (only? x :pid :fd) (process-number? pid) (descriptor-number? fd))
-    (owned held (sys/descriptor-of-process pid fd facts))))
+    (and (only? x :fd) (descriptor-number? (:fd x))) (:fd x)
+    (and (only? x :pid :fd) (process-number? (:pid x)) (descriptor-number? (:fd x)))
+    (owned held (sys/descriptor-of-process (:pid x) (:fd x) facts))))
 
 (defn- of-open [held wanted x]
   (when (and (satisfies? Open x) (= wanted (kind x)))
     (in-use held (descriptor x))))
 
-(defn- of-map [held {:keys [map-id] :as x} facts]
+(defn- of-map [held x facts]
   (or (of-open held :map x)
-      (when (and (only? x :map-id) (descriptor-number? map-id))
-        (owned held (maps/by-id map-id :read-write facts)))
+      (when (and (only? x :map-id) (descriptor-number? (:map-id x)))
+        (owned held (maps/by-id (:map-id x) :read-write (assoc facts :reference (str "map " (:map-id x))))))
       (of-fd held x facts)))
 
-(defn- of-program [held {:keys [program-id] :as x} facts]
+(defn- of-program [held x facts]
   (or (of-open held :program x)
-      (when (and (only? x :program-id) (descriptor-number? program-id))
-        (owned held (objects/by-id :program program-id facts)))
+      (when (and (only? x :program-id) (descriptor-number? (:program-id x)))
+        (owned held (objects/by-id :program (:program-id x) (assoc facts :reference (str "program " (:program-id x))))))
       (of-fd held x facts)))
 
 (defn- of-program-field
   "A value with a program in it that may be left out."
   [held x facts]
   (cond
-    (not (map? x)) (when (int? x) x)
+    (not (error/named-map? x)) (when (int? x) x)
     (nil? (:program x)) (assoc x :program 0)
     :else (when-let [number (of-program held (:program x) facts)]
             (assoc x :program number))))
 
-(defn- of-task [held {:keys [pid tid] :as x} facts]
+(defn- of-task [held x facts]
   (cond
     (process-number? x) (owned held (sys/pidfd x false facts))
-    (and (only? x :pid) (process-number? pid)) (owned held (sys/pidfd pid false facts))
-    (and (only? x :tid) (process-number? tid)) (owned held (sys/pidfd tid true facts))
+    (and (only? x :pid) (process-number? (:pid x))) (owned held (sys/pidfd (:pid x) false facts))
+    (and (only? x :tid) (process-number? (:tid x))) (owned held (sys/pidfd (:tid x) true facts))
     :else (of-fd held x facts)))
 
 (defn- of-file [directory?]
