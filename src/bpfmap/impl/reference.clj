@@ -4,6 +4,7 @@
   A reference is resolved to a descriptor's number for the time of one call. What it took to
   get the number is in use until the call is over, and what was opened for it is closed then."
   (:require [bpfmap.codec.misfit :refer [misfit]]
+            [bpfmap.codec.struct-ops :as struct-ops]
             [bpfmap.error :as error]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.maps :as maps]
@@ -123,15 +124,32 @@
           (throw (misfit kind path x (str "it takes " expected)
                          (str (pr-str (error/shown x)) " is no reference of this kind")))))))
 
+(defn- functions-resolver
+  "As [[resolver]], for the programs that a struct_ops value has where the kernel's struct has functions; nil stands for none."
+  [{:keys [value types]}]
+  (let [resolve (into {} (for [name (struct-ops/functions value types)] [name (resolver :program [:value :data name])]))]
+    (fn [held x facts]
+      (if (and (error/named-map? x) (error/named-map? (:data x)))
+        (update x :data #(reduce-kv (fn [data name resolve]
+                                      (if (contains? data name)
+                                        (update data name (fn [program] (if (nil? program) 0 (resolve held program facts))))
+                                        data))
+                                    % resolve))
+        x))))
+
 (deftype Bridge [key value])
 
 (defn bridge
-  "How the references in keys and values of a map type are resolved; nil for a type that has none."
-  ^Bridge [type]
-  (let [{:keys [key value]} (:refers (rules/types type))]
+  "How the references in keys and values of a completed spec's map are resolved; nil for a type that has none."
+  ^Bridge [{:keys [type] :as spec}]
+  (let [{:keys [key value]} (:refers (rules/types type))
+        as-is (fn [_ x _] x)]
     (when (or (:in key) (:in value))
-      (Bridge. (if (:in key) (resolver (:in key) [:key]) (fn [_ x _] x))
-               (if (:in value) (resolver (:in value) [:value]) (fn [_ x _] x))))))
+      (Bridge. (if (:in key) (resolver (:in key) [:key]) as-is)
+               (cond
+                 (= :functions (:in value)) (functions-resolver spec)
+                 (:in value) (resolver (:in value) [:value])
+                 :else as-is)))))
 
 (defn holding
   "A new place for what is in use during a call; give it to [[let-go]] afterwards."
