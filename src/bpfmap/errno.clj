@@ -15,7 +15,7 @@
    12 :ENOMEM 13 :EACCES 14 :EFAULT 16 :EBUSY 17 :EEXIST 18 :EXDEV 19 :ENODEV 20 :ENOTDIR
    21 :EISDIR 22 :EINVAL 23 :ENFILE 24 :EMFILE 25 :ENOTTY 27 :EFBIG 28 :ENOSPC 30 :EROFS 33 :EDOM
    34 :ERANGE 35 :EDEADLK 36 :ENAMETOOLONG 38 :ENOSYS 39 :ENOTEMPTY 40 :ELOOP 75 :EOVERFLOW
-   80 :ELIBBAD 88 :ENOTSOCK 91 :EPROTOTYPE 94 :ESOCKTNOSUPPORT 95 :EOPNOTSUPP 110 :ETIMEDOUT 116 :ESTALE 122 :EDQUOT 524 :ENOTSUPP})
+   80 :ELIBBAD 88 :ENOTSOCK 91 :EPROTOTYPE 94 :ESOCKTNOSUPPORT 95 :EOPNOTSUPP 110 :ETIMEDOUT 115 :EINPROGRESS 116 :ESTALE 122 :EDQUOT 524 :ENOTSUPP})
 
 (defn errno-name
   "The name of an errno number as a keyword; the number itself where it has none.
@@ -43,7 +43,11 @@
    :socket "the socket must be one of this map's kind: TCP listening or established, UDP bound, or a reuseport group's"
    :xdp-socket "the socket must be an AF_XDP socket"
    :perf-event "the descriptor must be of a perf event that programs can write to"
-   :cgroup "the directory must be one of a cgroup2 hierarchy"})
+   :cgroup "the directory must be one of a cgroup2 hierarchy"
+   :functions (str "give the members that the struct must have (tcp_congestion_ops: a :name, :ssthresh, :undo_cwnd, and :cong_avoid or "
+                   ":cong_control), and of the others that are no functions only those that the kernel takes, nothing in :common; "
+                   "a program is loaded as :struct-ops, with the struct's id in the kernel's BTF as :attach-btf-id and the index "
+                   "of its member as :expected-attach-type")})
 
 (defn- missing-capabilities [{:keys [op missing unprivileged-bpf-disabled]}]
   (str (if (= :load op) "loading a program" (name op)) " needs " (str/join " and " (sort missing))
@@ -111,6 +115,14 @@
     :hint (fn [{:keys [reference]}] (str "this process may not open " reference "; a descriptor of another process takes the right to trace it"))}
    {:errno #{:EBADF} :when #(or (stored %) (get-in (rules/types (:type %)) [:refers :key])) :op elements :error :invalid-value
     :hint "the descriptor given is not open, or is not of the kind that this map takes"}
+   {:errno #{:EBUSY} :op puts :when #(= :functions (stored %)) :error :busy
+    :hint "a value is registered once in the life of its map, and this map has had its own; create another"}
+   {:errno #{:EEXIST} :op puts :when #(= :functions (stored %)) :error :exists
+    :hint "the kernel has one of that name already; give it another name, or delete! the other from its map"}
+   ;; Linux 6.18 returns 1, which is no errno, for a member that is the kernel's own, such as the :owner of tcp_congestion_ops.
+   {:errno #{-1} :op puts :when #(= :functions (stored %)) :error :incompatible :hint (comp wanted stored)}
+   {:errno #{:EOPNOTSUPP} :op #{:delete!} :when #(= :functions (stored %)) :error :not-supported
+    :hint "a map with the flag :link is registered and unregistered by a link; close the link, or the map if it has none"}
    {:errno #{:EBUSY} :op puts :when #(= :socket (stored %)) :error :busy :hint "the socket is in this map, or another of its kind, already"}
    {:errno #{:EINVAL :EOPNOTSUPP :ENOTSUPP :EPROTOTYPE :ESOCKTNOSUPPORT :ENOTSOCK :ENODEV} :op puts :when stored :error :incompatible
     :hint (comp wanted stored)}
@@ -132,6 +144,7 @@
    {:errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :op (set (keys rules/commands))
     :when (fn [{:keys [op release]}] (some-> release (rules/at-least? (rules/commands op)) not)) :error :not-supported
     :hint (fn [{:keys [op release]}] (str "it needs Linux " (rules/commands op) ", this is " release))}
+   {:errno #{:ENOTSUPP} :op #{:freeze!} :error :not-supported :hint "maps of this type cannot be frozen"}
    {:errno #{:EINVAL} :op #{:create} :when :unsupported :error :not-supported :hint :unsupported}
    {:errno #{:EINVAL :ENOTSUPP :EOPNOTSUPP} :op #{:create} :error :invalid-spec
     :hint "the spec breaks a rule of its map type that bpfmap does not know of"}

@@ -17,6 +17,7 @@
   | `:numa-node`   | the node to allocate on; sets the flag `:numa-node`                  |
   | `:map-extra`   | a number whose meaning is the type's: see `bpfmap.rules.types`       |
   | `:inner-map`   | the spec of the maps that a map of maps holds; a template            |
+  | `:struct-ops`  | the name of the kernel's struct that a map of this type implements, such as \"tcp_congestion_ops\" |
   | `:pinning`     | `:by-name`: use the map pinned under this name, or create it and pin it |
   | `:contents`    | entries to put before anybody sees the map: a map, or pairs; values for a queue |
   | `:freeze`      | true: nobody can change it from user space afterwards                |
@@ -24,7 +25,8 @@
   Where a type leaves no choice, its row of rules fills it in: an index is a
   `:u32`, a map of maps has values of four bytes, a ring buffer's size is
   rounded up to a power of two of pages, a perf event array has no more entries
-  than there are CPUs."
+  than there are CPUs. The values of a struct_ops map are typed when it is
+  created, by the BTF of the kernel; see `bpfmap.codec.struct-ops`."
   (:require [bpfmap.error :as error]
             [bpfmap.rules :as rules]
             [bpfmap.spec.check :as check]
@@ -89,7 +91,7 @@
     (cond-> spec
       (and (:key row) (nil? key) (contains? #{nil 0 4} key-size)) (-> (assoc :key (:key row)) (dissoc :key-size))
       value-type (assoc :value value-type)
-      (and value-type (= 0 value-size)) (dissoc :value-size))))
+      (and (= 0 value-size) (or value-type (= :kernel (:btf row)))) (dissoc :value-size))))
 
 (defn- round-to-pages [n page-size]
   (loop [size (long page-size)]
@@ -133,7 +135,7 @@
 
   `facts` are those of the machine, `{:possible-cpus n :page-size bytes}`; without them, what depends
   on them stays as it is. Returns a new spec in which `:type :key :value :key-size :value-size
-  :max-entries :flags` are all there. Throws `:invalid-spec` with every problem under
+  :max-entries :flags` are all there, but for the value of a struct_ops map, which only the kernel knows. Throws `:invalid-spec` with every problem under
   `:bpfmap/problems`, before anything is created.
 
       (complete {:type 1 :key :u32 :value-size 2 :max-entries 8})
@@ -158,7 +160,7 @@
 
 ;; --- comparing
 
-(def ^:private compared [:type :key-size :value-size :max-entries :flags :map-extra])
+(def ^:private compared [:type :key-size :value-size :max-entries :flags :map-extra :struct-ops])
 
 (def ^:private per-descriptor
   "Flags that say how a descriptor may be used, and are no property of the map."
@@ -170,6 +172,14 @@
   (-> spec
       (update :flags #(set/difference (set %) per-descriptor (:added (rules/types type) #{})))
       (update :map-extra #(or % 0))))
+
+(defn- told?
+  "Whether both a completed spec and what is known of a map say something under a key."
+  [wanted found k]
+  (case k
+    :value-size (not (and (:struct-ops wanted) (zero? (long (:value-size wanted)))))
+    :struct-ops (and (:struct-ops wanted) (:struct-ops found))
+    true))
 
 (defn diff
   "Where a spec and an existing map differ: key to `{:spec x :map y}`; nil where the map can be used for the spec.
@@ -187,5 +197,5 @@
     (not-empty
      (into {}
            (for [k compared
-                 :when (not= (k wanted) (k found))]
+                 :when (and (not= (k wanted) (k found)) (told? wanted found k))]
              [k {:spec (k wanted) :map (k found)}])))))

@@ -56,6 +56,8 @@
     :lpm-trie :take! 8 "lookup, then delete!"
     :sockmap :lookup 4 "only where values have 8 bytes"
     :ringbuf :put! 0 "share its memory"
+    :struct-ops :insert! 256 "once in the life of the map"
+    :struct-ops :replace! 256 "into a new map"
     99 :lookup 8 "does not know how elements of this type lie")
   (is (nil? (rules/alternative :hash :delete! 8)))
   (is (nil? (rules/alternative :sockmap :lookup 8))))
@@ -72,5 +74,5 @@
     (is (every? flags requires) (str type))
     (is (every? rules/operations ops) (str type))
     (is (every? #{:read :take :write :delete} batch) (str type))
-    (is (contains? #{nil :none :required :index :value} btf) (str type))
+    (is (contains? #{nil :none :required :index :value :kernel} btf) (str type))
     (is (and key-size max-entries (or (:value-size row) (:values row))) (str type))))

@@ -54,6 +54,34 @@
     {:flags #{:rdonly} :contents {1 1}} [:flags] "cannot be filled"
     {:pining :by-name} [:pining] "unknown key :pining; a spec has "))
 
+(def ^:private congestion-control {:type :struct-ops :struct-ops "tcp_congestion_ops"})
+
+(deftest the-values-of-a-struct-ops-map-are-left-to-the-kernel
+  (let [completed (spec/complete congestion-control)]
+    (is (= {:type :struct-ops :struct-ops "tcp_congestion_ops" :key :u32 :key-size 4 :value nil :value-size 0 :max-entries 1 :flags #{}}
+           completed (spec/complete completed) (spec/complete (assoc congestion-control :type 26))))
+    (is (= 256 (:value-size (spec/complete (assoc congestion-control :value-size 256))))))
+  (are [spec path words] (let [problem (first (spec/problems spec))]
+                           (and (= path (:path problem)) (str/includes? (:message problem) words)))
+    {:type :struct-ops} [:struct-ops] ":struct-ops maps need :struct-ops, the name of the kernel's struct"
+    (assoc good :struct-ops "x") [:struct-ops] ":hash maps hold no struct of the kernel's"
+    (assoc congestion-control :struct-ops :tcp) [:struct-ops] "is the name of a struct of the kernel's, not :tcp"
+    (assoc congestion-control :struct-ops "struct x") [:struct-ops] "not \"struct x\""
+    (assoc congestion-control :struct-ops "") [:struct-ops] "not \"\""
+    (assoc congestion-control :max-entries 2) [:max-entries] ":max-entries of :struct-ops maps is 1, not 2"
+    (assoc congestion-control :key :u64) [:key] "has 4 bytes, not 8"
+    (assoc congestion-control :freeze true) [:freeze] "cannot be frozen"))
+
+(deftest structs-are-compared-where-both-sides-tell
+  (let [info (assoc (spec/complete congestion-control) :value-size 256)]
+    (are [change info diff] (= diff (spec/diff (merge congestion-control change) info nil))
+      {} info nil
+      {} (dissoc info :struct-ops) nil
+      {:value-size 256} info nil
+      {:value-size 128} info {:value-size {:spec 128 :map 256}}
+      {:struct-ops "x"} info {:struct-ops {:spec "x" :map "tcp_congestion_ops"}}
+      {:struct-ops "x"} (dissoc info :struct-ops) nil)))
+
 (deftest everything-that-is-wrong-is-said-at-once
   (let [{:keys [message] :bpfmap/keys [problems]} (error-of (spec/complete {:type :array :key :u64 :flags #{:no-prealloc}}))]
     (is (= [[:key] [:value] [:max-entries] [:flags]] (map :path problems)))

@@ -44,6 +44,7 @@ public final class Abi {
     public static final int EINVAL = 22;
     public static final int ENOSPC = 28;
     public static final int EOPNOTSUPP = 95;
+    public static final int EINPROGRESS = 115;
     /** Internal to the kernel, yet returned by {@code bpf(2)}: the operation is not supported. */
     public static final int ENOTSUPP = 524;
 

@@ -26,6 +26,7 @@ public final class Info {
     public static final int MAP_MAP_FLAGS = 20;
     public static final int MAP_NAME = 24;
     public static final int MAP_IFINDEX = 40;
+    public static final int MAP_BTF_VMLINUX_VALUE_TYPE_ID = 44;
     public static final int MAP_BTF_ID = 64;
     public static final int MAP_BTF_KEY_TYPE_ID = 68;
     public static final int MAP_BTF_VALUE_TYPE_ID = 72;

@@ -6,6 +6,7 @@
   (:refer-clojure :exclude [key])
   (:require [bpfmap.codec :as codec]
             [bpfmap.codec.misfit :refer [deeper misfit]]
+            [bpfmap.codec.struct-ops :as struct-ops]
             [bpfmap.error :as error]
             [bpfmap.rules :as rules])
   (:import (bpfmap.sys Bytes Codec)))
@@ -88,5 +89,6 @@
     (let [{:keys [per-cpu? refers]} (rules/types type)
           read-as (read-as (:out (:value refers)))]
       (cond-> (codec/codec value types (if per-cpu? [] [:value]))
+        (= :functions (:out (:value refers))) (struct-ops/codec value types)
         read-as (reading read-as)
         per-cpu? (per-cpu value possible-cpus)))))

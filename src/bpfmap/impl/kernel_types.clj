@@ -24,9 +24,9 @@
                             e))))))
 
 (defn kernel
-  "The BTF of the kernel."
-  []
-  (btf/parse (file :kernel-btf "vmlinux")))
+  "The BTF of the kernel, for an operation."
+  ([] (kernel :kernel-btf))
+  ([op] (btf/parse (file op "vmlinux"))))
 
 (defn module
   "The BTF of a module, on that of the kernel."

@@ -9,6 +9,7 @@
             [bpfmap.impl.pinning :as pinning]
             [bpfmap.impl.reference :as reference]
             [bpfmap.impl.store :as store]
+            [bpfmap.impl.struct-ops :as struct-ops]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.impl.sys.maps :as maps]
@@ -57,7 +58,7 @@
   (when (seq contents)
     (let [key-codec (element/key spec)
           value-codec (element/value spec (when (:per-cpu? (rules/types type)) (count (sys/possible-cpus))))
-          bridge (reference/bridge type)
+          bridge (reference/bridge spec)
           held (reference/holding)]
       (try
         (doseq [[k v] (if (keyless? spec) (map-indexed vector contents) contents)]
@@ -97,7 +98,7 @@
   (let [{:keys [fd untyped]} (token/allowing facts #(create-bare (assoc spec :token %) facts))]
     (owning fd
       (let [access (or (some access-of-flags flags) :read-write)
-            kept (cond-> (dissoc spec :contents :freeze) untyped (assoc :untyped untyped))
+            kept (cond-> (dissoc spec :contents :freeze :value-type) untyped (assoc :untyped untyped))
             m (store/handle fd (maps/info fd facts) kept access nil)]
         (when (seq contents)
           (fill m spec))
@@ -117,9 +118,10 @@
   (let [path (str dir "/" name)
         access (or (some access-of-flags flags) :read-write)
         reuse (fn []
-                (let [m (open-path path (assoc (select-keys spec [:key :value :types]) :access access))]
+                (let [given (if (:struct-ops spec) [] [:key :value :types]) ; of a struct of the kernel's it is the kernel that says
+                      m (open-path path (assoc (select-keys spec given) :access access))]
                   (owning (store/descriptor m)
-                    (when-let [difference (spec/diff spec (maps/info (store/descriptor m) facts) nil)]
+                    (when-let [difference (spec/diff (dissoc spec :value-type) (store/info m) nil)]
                       (throw (pinning/incompatible path difference facts)))
                     m)))
         attempt (fn []
@@ -157,7 +159,8 @@
   [spec options]
   (check-create-options options)
   (let [spec (spec/complete spec (comparing/machine))
-        facts {:op :create :map {:name (:name spec) :type (:type spec)}}]
+        facts {:op :create :map {:name (:name spec) :type (:type spec)}}
+        spec (if (:struct-ops spec) (struct-ops/completed spec facts) spec)]
     (if (= :by-name (:pinning spec))
       (named spec (str (:pin-path options "/sys/fs/bpf")) facts)
       (create-new spec facts))))

@@ -89,7 +89,8 @@
       (with-open [bulk (el/bulk (store/descriptor m) key-codec nil)]
         (try
           (reduce (fn [^long i k]
-                    (indexed i #(el/collect bulk key-codec nil (if bridge (reference/key-in bridge held k facts) k) nil))
+                    (when-not (operations/beyond? m k)
+                      (indexed i #(el/collect bulk key-codec nil (if bridge (reference/key-in bridge held k facts) k) nil)))
                     (inc i))
                   0 ks)
           (finished m :delete-all!

@@ -131,16 +131,30 @@
             (el/write (.-elements m) (.-key-codec m) (.-value-codec m) k v flags m op)))))))
 
 (defn not-there
-  "The answers of a delete that mean that a slot is empty or an index beyond the end, on a map whose keys are indices."
+  "The answers of a delete that mean that nothing is there: an empty slot, an index beyond the end, a struct_ops value
+  that was unregistered before."
   [^BpfMap m]
-  (if (:index? (rules/types (:type (store/identity-of m)))) el/empty-slot #{}))
+  (let [{:keys [index? one-index?]} (rules/types (:type (store/identity-of m)))]
+    (cond
+      index? el/empty-slot
+      one-index? el/not-registered
+      :else #{})))
+
+(defn beyond?
+  "Whether a key is an index beyond the only one, which the kernel would take for it in a delete."
+  [^BpfMap m k]
+  (and (:one-index? (rules/types (:type (store/identity-of m))))
+       (int? k)
+       (<= 1 (long k) 0xffffffff)))
 
 (defn delete!
   "Deletes a key; whether it was there."
   [^BpfMap m k]
   (operating [m :delete!]
-    (with-key [m :delete! k false]
-      (el/delete (.-elements m) (.-key-codec m) k (not-there m) m :delete!))))
+    (if (beyond? m k)
+      false
+      (with-key [m :delete! k false]
+        (el/delete (.-elements m) (.-key-codec m) k (not-there m) m :delete!)))))
 
 (defn next-key
   "The key after k in the kernel's order, or the first one; nil after the last."

@@ -4,6 +4,7 @@
   A reference is resolved to a descriptor's number for the time of one call. What it took to
   get the number is in use until the call is over, and what was opened for it is closed then."
   (:require [bpfmap.codec.misfit :refer [misfit]]
+            [bpfmap.codec.struct-ops :as struct-ops]
             [bpfmap.error :as error]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.maps :as maps]
@@ -50,46 +51,49 @@
 
 (defn- path? [x] (or (string? x) (instance? Path x) (instance? File x)))
 
-(defn- only? [x & ks] (and (map? x) (= (set ks) (set (keys x)))))
+(defn- only?
+  "Whether x is data with just these keys. An open map is none: to look for a key in it is to ask the kernel."
+  [x & ks]
+  (and (map? x) (= (set ks) (set (keys x)))))
 
 (defn- of-fd
   "`{:fd n}`, a descriptor of this process, or `{:pid p :fd n}`, one of another's: the number, or nil for anything else."
-  [held {:keys [fd pid] :as x} facts]
+  [held x facts]
   (cond
-    (and (only? x :fd) (descriptor-number? fd)) fd
-    (and (only? x :pid :fd) (process-number? pid) (descriptor-number? fd))
-    (owned held (sys/descriptor-of-process pid fd facts))))
+    (and (only? x :fd) (descriptor-number? (:fd x))) (:fd x)
+    (and (only? x :pid :fd) (process-number? (:pid x)) (descriptor-number? (:fd x)))
+    (owned held (sys/descriptor-of-process (:pid x) (:fd x) facts))))
 
 (defn- of-open [held wanted x]
   (when (and (satisfies? Open x) (= wanted (kind x)))
     (in-use held (descriptor x))))
 
-(defn- of-map [held {:keys [map-id] :as x} facts]
+(defn- of-map [held x facts]
   (or (of-open held :map x)
-      (when (and (only? x :map-id) (descriptor-number? map-id))
-        (owned held (maps/by-id map-id :read-write facts)))
+      (when (and (only? x :map-id) (descriptor-number? (:map-id x)))
+        (owned held (maps/by-id (:map-id x) :read-write (assoc facts :reference (str "map " (:map-id x))))))
       (of-fd held x facts)))
 
-(defn- of-program [held {:keys [program-id] :as x} facts]
+(defn- of-program [held x facts]
   (or (of-open held :program x)
-      (when (and (only? x :program-id) (descriptor-number? program-id))
-        (owned held (objects/by-id :program program-id facts)))
+      (when (and (only? x :program-id) (descriptor-number? (:program-id x)))
+        (owned held (objects/by-id :program (:program-id x) (assoc facts :reference (str "program " (:program-id x))))))
       (of-fd held x facts)))
 
 (defn- of-program-field
   "A value with a program in it that may be left out."
   [held x facts]
   (cond
-    (not (map? x)) (when (int? x) x)
+    (not (error/named-map? x)) (when (int? x) x)
     (nil? (:program x)) (assoc x :program 0)
     :else (when-let [number (of-program held (:program x) facts)]
             (assoc x :program number))))
 
-(defn- of-task [held {:keys [pid tid] :as x} facts]
+(defn- of-task [held x facts]
   (cond
     (process-number? x) (owned held (sys/pidfd x false facts))
-    (and (only? x :pid) (process-number? pid)) (owned held (sys/pidfd pid false facts))
-    (and (only? x :tid) (process-number? tid)) (owned held (sys/pidfd tid true facts))
+    (and (only? x :pid) (process-number? (:pid x))) (owned held (sys/pidfd (:pid x) false facts))
+    (and (only? x :tid) (process-number? (:tid x))) (owned held (sys/pidfd (:tid x) true facts))
     :else (of-fd held x facts)))
 
 (defn- of-file [directory?]
@@ -120,15 +124,32 @@
           (throw (misfit kind path x (str "it takes " expected)
                          (str (pr-str (error/shown x)) " is no reference of this kind")))))))
 
+(defn- functions-resolver
+  "As [[resolver]], for the programs that a struct_ops value has where the kernel's struct has functions; nil stands for none."
+  [{:keys [value types]}]
+  (let [resolve (into {} (for [name (struct-ops/functions value types)] [name (resolver :program [:value :data name])]))]
+    (fn [held x facts]
+      (if (and (error/named-map? x) (error/named-map? (:data x)))
+        (update x :data #(reduce-kv (fn [data name resolve]
+                                      (if (contains? data name)
+                                        (update data name (fn [program] (if (nil? program) 0 (resolve held program facts))))
+                                        data))
+                                    % resolve))
+        x))))
+
 (deftype Bridge [key value])
 
 (defn bridge
-  "How the references in keys and values of a map type are resolved; nil for a type that has none."
-  ^Bridge [type]
-  (let [{:keys [key value]} (:refers (rules/types type))]
+  "How the references in keys and values of a completed spec's map are resolved; nil for a type that has none."
+  ^Bridge [{:keys [type] :as spec}]
+  (let [{:keys [key value]} (:refers (rules/types type))
+        as-is (fn [_ x _] x)]
     (when (or (:in key) (:in value))
-      (Bridge. (if (:in key) (resolver (:in key) [:key]) (fn [_ x _] x))
-               (if (:in value) (resolver (:in value) [:value]) (fn [_ x _] x))))))
+      (Bridge. (if (:in key) (resolver (:in key) [:key]) as-is)
+               (cond
+                 (= :functions (:in value)) (functions-resolver spec)
+                 (:in value) (resolver (:in value) [:value])
+                 :else as-is)))))
 
 (defn holding
   "A new place for what is in use during a call; give it to [[let-go]] afterwards."

@@ -284,7 +284,7 @@
     (BpfMap. fd {:id id :name (str (:name spec)) :type type} spec access
              (refusals type value-size access)
              (when (seq ops) (el/elements fd (size key-codec) (size value-codec)))
-             key-codec value-codec (reference/bridge type) cpus
+             key-codec value-codec (reference/bridge spec) cpus
              (atom path))))
 
 (defn clone
@@ -298,7 +298,7 @@
   "What the kernel says of the map now, with the types of key and value."
   [^BpfMap m]
   (operating [m :info]
-    (merge (select-keys (.-spec m) [:key :value :untyped])
+    (merge (select-keys (.-spec m) [:key :value :struct-ops :untyped])
            (maps/info (.-fd m) {:op :info :map (.-identity m)}))))
 
 (defn freeze!

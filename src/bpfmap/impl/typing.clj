@@ -2,6 +2,7 @@
   "Types on their way to the kernel and back: a map is created with BTF, and opened with the types that its BTF tells."
   (:require [bpfmap.btf :as btf]
             [bpfmap.error :as error]
+            [bpfmap.impl.struct-ops :as struct-ops]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.btf :as sys.btf]
             [bpfmap.impl.sys.maps :as maps]
@@ -31,6 +32,8 @@
       :none nil
       :required (btf/->btf [key value] types)
       :value (when (says-something? value) (btf/->btf [nil value] types))
+      ;; The kernel looks the value's type up in its own BTF, and yet wants some BTF object with it.
+      :kernel (assoc (btf/->btf [:u32] nil) :ids [0 0])
       (when (and key value (some says-something? [key value]))
         (btf/->btf [(if (= :index btf) (index-type key types) key) value] types)))))
 
@@ -78,15 +81,17 @@
 
 (defn- from-btf
   "The types that a map's BTF tells: `{:key :value}`, or `{:untyped reason}` where it does not tell them."
-  [{:keys [btf-id btf-key-type-id btf-value-type-id type]} facts]
-  (when (and btf-id btf-value-type-id)
+  [{:keys [btf-id btf-key-type-id btf-value-type-id btf-vmlinux-value-type-id type] :as info} facts]
+  (when (or (and btf-id btf-value-type-id) btf-vmlinux-value-type-id)
     (try
-      (let [blob (btf/parse (:bytes (sys.btf/blob btf-id facts)))]
-        {:key (cond
-                btf-key-type-id (btf/type-of blob btf-key-type-id)
-                ;; A data section has a value alone, and a bloom filter.
-                :else (:key (rules/types type)))
-         :value (btf/type-of blob btf-value-type-id)})
+      (if btf-vmlinux-value-type-id
+        (struct-ops/told info facts)
+        (let [blob (btf/parse (:bytes (sys.btf/blob btf-id facts)))]
+          {:key (cond
+                  btf-key-type-id (btf/type-of blob btf-key-type-id)
+                  ;; A data section has a value alone, and a bloom filter.
+                  :else (:key (rules/types type)))
+           :value (btf/type-of blob btf-value-type-id)}))
       (catch ExceptionInfo e
         (if (#{:malformed-btf :permission :not-found} (:bpfmap/error (ex-data e)))
           {:untyped (ex-message e)}
@@ -108,7 +113,8 @@
 (defn types-of
   "The types for a map just opened: those that the options give, else those of its BTF, else bytes.
 
-  Returns `{:key :value}`, with `:untyped`, a reason, where there is BTF that cannot be used."
+  Returns `{:key :value}`, with `:struct-ops` where the value is a struct of the kernel's, and `:untyped`, a reason, where
+  there is BTF that cannot be used."
   [{:keys [key-size value-size] :as info} options {:keys [op] :as facts}]
   (let [given-key (given :key key-size options info op)
         given-value (given :value value-size options info op)
@@ -120,5 +126,7 @@
     (cond-> {:key (or given-key (usable (:key told) key-size) (:key (rules/types type)) (bytes key-size))
              ;; What refers to other objects reads as references, whatever anybody calls its type.
              :value (or (when (:values (rules/types type)) (spec/value-default type value-size flags))
+                        (when (:struct-ops told) (usable (:value told) value-size))
                         given-value (usable (:value told) value-size) (spec/value-default type value-size flags) (bytes value-size))}
+      (:struct-ops told) (assoc :struct-ops (:struct-ops told))
       (:untyped told) (assoc :untyped (:untyped told)))))

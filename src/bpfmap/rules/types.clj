@@ -104,13 +104,14 @@
   | `:key` `:values`                      | the types that are taken where none is given; of values by their size |
   | `:rounded` `:clamped`                 | how `:max-entries` is completed: `:pages`, `:cpus`                   |
   | `:flags` `:requires` `:added`         | create flags accepted, needed, and added by the kernel               |
-  | `:btf`                                | `:none`, `:required`, `:index` where keys must be plain integers, `:value` where only the value has a type |
+  | `:btf`                                | `:none`, `:required`, `:index` where keys must be plain integers, `:value` where only the value has a type, `:kernel` where that is a struct of the kernel's: a spec needs `:struct-ops` |
   | `:ops` `:instead`                     | what user space can do with elements, and what to do instead         |
   | `:batch`                              | which of `:read :take :write :delete` the kernel does many at a time |
   | `:per-cpu?`                           | a value for each possible CPU, on strides of eight bytes             |
   | `:refers`                             | keys or values that are descriptors going in; what comes out         |
   | `:full`                               | how the kernel says that there is no room, or no such index          |
   | `:every-index?`                       | every index exists always                                            |
+  | `:one-index?`                         | 0 is the only index, and the kernel's delete does not look at the key |
   | `:index?`                             | keys are indices, and a slot may be empty                            |
   | `:reads-at`                           | the value size that reading needs                                    |
   | `:lock?`                              | values may have a `:spin-lock`                                       |
@@ -242,9 +243,14 @@
                     :instead (select-keys of-slots [:take! :drain!])})
 
    :struct-ops
-   {:number 26 :since "5.6" :key-size [4 4] :key :u32 :value-size any-size :max-entries [1 1] :vmlinux-value? true
-    :flags #{:link :vtype-btf-obj-fd} :ops #{:lookup :next-key :reduce} :not-inside? true
-    :instead {:else "a loader registers its functions, and takes them away"}}
+   (merge index
+          {:number 26 :since "5.6" :btf :kernel :value-size any-size :max-entries [1 1] :every-index? true :one-index? true
+           :flags #{:link :vtype-btf-obj-fd} :not-inside? true
+           :refers {:value {:in :functions :out :functions}}
+           :ops slot-ops
+           :instead (merge (select-keys of-slots [:take! :drain!])
+                           {:insert! "writing registers the value, once in the life of the map; put! it"
+                            :replace! "what is registered cannot be changed; delete! it, and put! the new value into a new map"})})
 
    :ringbuf
    (merge buffer {:number 27 :since "5.8" :rounded :pages :flags #{:numa-node :rb-overwrite} :mmap :always})

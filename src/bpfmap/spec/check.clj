@@ -13,7 +13,7 @@
 (def spec-keys
   "Every key that a spec may have."
   [:type :key :value :key-size :value-size :types :max-entries :name :flags :numa-node :map-extra :inner-map :pinning
-   :contents :freeze])
+   :struct-ops :contents :freeze])
 
 (defn- problem [path message]
   {:path path :message message})
@@ -50,6 +50,11 @@
     (< (long n) (long (first rule))) (str "at least " (first rule))
     :else (str "at most " (second rule))))
 
+(defn- of-kernel?
+  "Whether a spec leaves its values to the BTF of the kernel, which is read only when the map is created."
+  [{:keys [type]} side]
+  (and (= :value side) (= :kernel (:btf (rules/types type)))))
+
 (defn- side
   "What is wrong with the key or the value: its type, its size, both together, the rule of the map type."
   [spec side size-key]
@@ -63,7 +68,7 @@
         multiple (if (= :value-size size-key) (rules/value-multiple (:type spec) (:flags spec)) 1)]
     (cond
       bad-type [(problem [side] bad-type)]
-      (nil? actual) (when-not (= [0 0] rule)
+      (nil? actual) (when-not (or (= [0 0] rule) (of-kernel? spec side))
                       [(problem [side] (str "a spec needs " side ", a type such as :u32, or " size-key ", in bytes"))])
       (not (and (int? actual) (<= 0 actual 0xffffffff)))
       [(problem [size-key] (str "a size is a number of bytes, not " (pr-str (error/shown actual))))]
@@ -172,6 +177,18 @@
        (when (:not-inside? of-inner)
          [(problem [:inner-map :type] (str "a map cannot hold " (:type inner-map) " maps"))])))))
 
+(defn- struct-ops [{:keys [type struct-ops]}]
+  (let [row (rules/types type)
+        of-kernel? (= :kernel (:btf row))]
+    (cond
+      (and (nil? struct-ops) (not of-kernel?)) nil
+      (nil? struct-ops)
+      [(problem [:struct-ops] (str type " maps need :struct-ops, the name of the kernel's struct, such as \"tcp_congestion_ops\""))]
+      (not (and (string? struct-ops) (re-matches #"[A-Za-z_][A-Za-z0-9_]{0,126}" struct-ops)))
+      [(problem [:struct-ops] (str ":struct-ops is the name of a struct of the kernel's, not " (pr-str (error/shown struct-ops))))]
+      (and row (not of-kernel?))
+      [(problem [:struct-ops] (str type " maps hold no struct of the kernel's; :struct-ops is for :struct-ops maps"))])))
+
 (defn- pinning [{:keys [pinning name]}]
   (cond
     (nil? pinning) nil
@@ -219,6 +236,7 @@
             (flags spec)
             (map-extra spec)
             (inner-map spec)
+            (struct-ops spec)
             (pinning spec)
             (other spec))))
 

@@ -27,6 +27,10 @@
   "What the kernel answers to deleting an empty slot, or an index beyond the end, of the maps whose keys are indices."
   #{(- Abi/EINVAL) (- Abi/E2BIG)})
 
+(def not-registered
+  "What the kernel answers to deleting a struct_ops value that was unregistered before."
+  #{(- Abi/EINPROGRESS)})
+
 (def ^:private ^:const absent (- Abi/ENOENT))
 (def ^:private ^:const present (- Abi/EEXIST))
 
@@ -90,7 +94,8 @@
   (with-key [s es key-codec k]
     (.encode value-codec v (.-memory s) (.valueOffset es))
     (let [outcome (.update es s (long flags))]
-      (if (== present outcome)
+      ;; Without the flag it is about something else: a name that a struct_ops value would register.
+      (if (and (== present outcome) (== no-exist (bit-and no-exist (long flags))))
         false
         (answer outcome origin op true false)))))
 

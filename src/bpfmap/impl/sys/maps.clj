@@ -81,6 +81,7 @@
                      optional {:btf-id (sys/u32 memory Info/MAP_BTF_ID)
                                :btf-key-type-id (sys/u32 memory Info/MAP_BTF_KEY_TYPE_ID)
                                :btf-value-type-id (sys/u32 memory Info/MAP_BTF_VALUE_TYPE_ID)
+                               :btf-vmlinux-value-type-id (sys/u32 memory Info/MAP_BTF_VMLINUX_VALUE_TYPE_ID)
                                :ifindex (sys/u32 memory Info/MAP_IFINDEX)
                                :map-extra (if (neg? extra) (+ 18446744073709551616N extra) extra)}]
                  (cond-> {:id (sys/u32 memory Info/MAP_ID)
