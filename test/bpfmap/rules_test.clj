@@ -73,4 +73,4 @@
     (is (every? rules/operations ops) (str type))
     (is (every? #{:read :take :write :delete} batch) (str type))
     (is (contains? #{nil :none :required :index :value} btf) (str type))
-    (is (and key-size max-entries (or (:value-size row) (:values row))) (str type))))
+    (is (and (or key-size (:keys row)) max-entries (or (:value-size row) (:values row))) (str type))))

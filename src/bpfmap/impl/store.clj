@@ -231,7 +231,7 @@
 
   `reader` is `:batches`, `:walk`, or nil for the better one; `flags` are those of every lookup, `chunk` how many entries to read at a time."
   [^BpfMap m op step init {:keys [reader flags chunk] :or {flags el/any} :as options}]
-  (let [{:keys [max-entries]} (.-spec m)
+  (let [max-entries (rules/most-keys (:type (.-identity m)) (:max-entries (.-spec m)))
         key-size (.size ^Codec (.-key-codec m))
         value-size (.size ^Codec (.-value-codec m))
         reader (or reader (if (batches? m) :batches :walk))]

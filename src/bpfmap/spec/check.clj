@@ -59,7 +59,7 @@
         row (rules/types (:type spec))
         bad-type (when value-type (type/problem value-type types [side]))
         actual (if (and value-type (not bad-type)) (type/size value-type types) given)
-        rule (or (size-key row) (when (= :value-size size-key) (some-> (:values row) keys set)))
+        rule (or (size-key row) (some-> (({:value-size :values, :key-size :keys} size-key) row) keys set))
         multiple (if (= :value-size size-key) (rules/value-multiple (:type spec) (:flags spec)) 1)]
     (cond
       bad-type [(problem [side] bad-type)]
