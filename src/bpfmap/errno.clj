@@ -43,7 +43,8 @@
   "What the kernel wants of an object that a map stores or is keyed by."
   {:map (str "what is stored must be a map like the :inner-map of the spec: type, key-size, value-size and flags, and max-entries "
              "of an array unless both were created with :inner-map among their flags")
-   :program "all programs of one map must be of one type, that of the first stored, and not be attached elsewhere in a way that forbids it"
+   :program (str "what is stored must be a program; all programs of one map are of one type, that of the first stored, "
+                 "and not attached elsewhere in a way that forbids it")
    :program-field (str "the interface of that index, or the CPU of that number, must exist, and a program must be an XDP program "
                        "made for this kind of map (its expected attach type)")
    :socket "the socket must be one of this map's kind: TCP listening or established, UDP bound, or a reuseport group's"
@@ -65,10 +66,11 @@
 (def ^:private explanations
   "The first row that fits wins. `:errno` and `:op` are sets, absent where any will do;
   `:when` looks at the facts; `:hint` is a text or a function of the facts."
-  [{:errno #{:ENOENT :ESRCH :ENOTDIR} :when :reference :error :not-found
+  [;; ENOENT from Linux 6.14 on, or near it; a process that is none answers ESRCH.
+   {:errno #{:EINVAL :ENOENT} :when #(and (:reference %) (= :task (:object %))) :error :not-found
+    :hint (fn [{:keys [reference]}] (str reference " is a thread of a process; one thread is {:tid n}, from Linux 6.9 on"))}
+   {:errno #{:ENOENT :ESRCH :ENOTDIR} :when :reference :error :not-found
     :hint (fn [{:keys [reference]}] (str "there is no " reference " (any more)"))}
-   {:errno #{:EINVAL} :when #(and (:reference %) (= :task (:object %))) :error :not-found
-    :hint (fn [{:keys [reference]}] (str reference " does not exist, or is a thread; one thread is {:tid n}, from Linux 6.9 on"))}
    {:errno #{:EBADF} :when :reference :error :not-found
     :hint (fn [{:keys [reference]}] (str "there is no " reference))}
    {:errno #{:EPERM :EACCES} :when :reference :error :permission
@@ -128,6 +130,10 @@
     :hint (fn [{:keys [max-entries]}] (str "the map holds its " max-entries " entries; delete some, or create it with more :max-entries"))}
    {:errno #{:EBADF :ENOTSOCK} :op elements :when hangs-on :error :invalid-value :hint (comp must-be hangs-on)}
    {:errno #{:EBADF} :op elements :when stored :error :invalid-value :hint (comp must-be stored)}
+   ;; What its program is wrong with, the kernel does not say: kernel/bpf/cpumap.c, cpu_map_update_elem.
+   {:errno #{:ENOMEM} :op puts :when #(= :cpumap (:type %)) :error :incompatible
+    :hint (str "the kernel does not take it: a program must be an XDP program made for CPU maps (its expected attach type); "
+               "or there is no memory for the queue")}
    {:errno #{:EOVERFLOW} :op puts :when #(= :cpumap (:type %)) :error :invalid-value
     :hint "the queue of a CPU has at most 16384 places"}
    {:errno #{:EBUSY} :op puts :when #(= :socket (stored %)) :error :busy :hint "the socket is in this map, or another of its kind, already"}

@@ -51,10 +51,13 @@
    :full #{:E2BIG}
    :instead {:else "it has no keys; use push!, pop! and peek"}})
 
+(def ^:private storage-size
+  "A value that hangs on an object: 64 KiB less the kernel's own header, which has 128 bytes on 6.18."
+  [1 65535])
+
 (def ^:private local-storage
   "Memory that hangs on a kernel object, and goes with it."
-  {:key-size [4 4] :key :u32 :max-entries [0 0]
-   :value-size [1 65535] ; less the kernel's own header, 128 bytes on 6.18
+  {:key-size [4 4] :key :u32 :value-size storage-size :max-entries [0 0]
    :flags #{:no-prealloc :clone} :requires #{:no-prealloc} :btf :required :freeze? true :lock? true
    :ops (conj any-way :lookup :delete!)
    :instead {:take! "the kernel does not do both in one step here; lookup, then delete!"
@@ -185,7 +188,7 @@
                  :batch-read-since "6.18"})
 
    :hash-of-maps
-   (merge hash-row {:number 13 :since "4.12" :btf :none :inner? true :not-inside? true :values {4 :u32}
+   (merge hash-row {:number 13 :since "4.12" :btf :none :inner? true :not-inside? true :value-size nil :values {4 :u32}
                     :refers {:value {:in :map :out :map-id}}
                     :flags (into access (into for-programs [:no-prealloc :zero-seed]))
                     :ops (disj hash-ops :take!)
@@ -221,7 +224,7 @@
                    :full #{:E2BIG} :flags access})
 
    :cgroup-storage
-   (merge cgroup-local {:number 19 :since "4.19" :value-size per-cpu-size :lock? true :not-inside? true})
+   (merge cgroup-local {:number 19 :since "4.19" :value-size storage-size :lock? true :not-inside? true})
 
    :reuseport-sockarray
    (merge slots sockets {:number 20 :since "4.19" :flags (into access for-programs)})
@@ -240,7 +243,7 @@
 
    :devmap-hash
    (merge hash-row {:number 25 :since "5.4" :btf :none :added #{:rdonly-prog} :key-size [4 4] :key :u32
-                    :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
+                    :value-size nil :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
                     :refers {:value {:in :program-field :out :program-field}}
                     :flags access :batch #{}
                     ;; The kernel "replaces" what is not there too.
