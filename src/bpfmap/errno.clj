@@ -34,12 +34,19 @@
   [{:keys [type]}]
   (get-in (rules/types type) [:refers :value :in]))
 
+(defn- hangs-on
+  "What the elements of a map type hang on, given as keys that are descriptors: a key of [[wanted]], or nil."
+  [{:keys [type]}]
+  (get-in (rules/types type) [:refers :key :in]))
+
 (def ^:private wanted
-  "What the kernel wants of an object that a map stores."
-  {:map (str "a map that is stored must be like the :inner-map of the spec: type, key-size, value-size and flags, and max-entries "
+  "What the kernel wants of an object that a map stores or is keyed by."
+  {:map (str "what is stored must be a map like the :inner-map of the spec: type, key-size, value-size and flags, and max-entries "
              "of an array unless both were created with :inner-map among their flags")
-   :program "all programs of one map must be of one type, that of the first stored, and not be attached elsewhere in a way that forbids it"
-   :program-field "the program must be an XDP program made for this kind of map (its expected attach type), and the device or CPU must exist"
+   :program (str "what is stored must be a program; all programs of one map are of one type, that of the first stored, "
+                 "and not attached elsewhere in a way that forbids it")
+   :program-field (str "the interface of that index, or the CPU of that number, must exist, and a program must be an XDP program "
+                       "made for this kind of map (its expected attach type)")
    :socket "the socket must be one of this map's kind: TCP listening or established, UDP bound, or a reuseport group's"
    :xdp-socket "the socket must be an AF_XDP socket"
    :perf-event "the descriptor must be of a perf event that programs can write to"
@@ -47,7 +54,12 @@
    :functions (str "give the members that the struct must have (tcp_congestion_ops: a :name, :ssthresh, :undo_cwnd, and :cong_avoid or "
                    ":cong_control), and of the others that are no functions only those that the kernel takes, nothing in :common; "
                    "a program is loaded as :struct-ops, with the struct's id in the kernel's BTF as :attach-btf-id and the index "
-                   "of its member as :expected-attach-type")})
+                   "of its member as :expected-attach-type")
+   :task "the descriptor must be a pidfd"
+   :inode "the descriptor must be of a file"})
+
+(defn- must-be [kind]
+  (str "the descriptor given is not open, or of another kind; " (wanted kind)))
 
 (defn- missing-capabilities [{:keys [op missing unprivileged-bpf-disabled]}]
   (str (if (= :load op) "loading a program" (name op)) " needs " (str/join " and " (sort missing))
@@ -58,7 +70,18 @@
 (def ^:private explanations
   "The first row that fits wins. `:errno` and `:op` are sets, absent where any will do;
   `:when` looks at the facts; `:hint` is a text or a function of the facts."
-  [{:errno #{:EPERM} :op writes :when #(= :read-only (:access %)) :error :read-only
+  [;; ENOENT from Linux 6.14 on, or near it; a process that is none answers ESRCH.
+   {:errno #{:EINVAL :ENOENT} :when #(and (:reference %) (= :task (:object %))) :error :not-found
+    :hint (fn [{:keys [reference]}] (str reference " is a thread of a process; one thread is {:tid n}, from Linux 6.9 on"))}
+   {:errno #{:ENOENT :ESRCH :ENOTDIR} :when :reference :error :not-found
+    :hint (fn [{:keys [reference]}] (str "there is no " reference " (any more)"))}
+   {:errno #{:EBADF} :when :reference :error :not-found
+    :hint (fn [{:keys [reference]}] (str "there is no " reference))}
+   {:errno #{:EPERM :EACCES} :when :reference :error :permission
+    :hint (fn [{:keys [reference]}]
+            (str "this process may not open " reference "; an id takes CAP_SYS_ADMIN, a descriptor of another process "
+                 "the right to trace it, a path its file's mode"))}
+   {:errno #{:EPERM} :op writes :when #(= :read-only (:access %)) :error :read-only
     :hint "the map was opened read-only; open it with {:access :read-write}"}
    {:errno #{:EPERM} :op reads :when #(= :write-only (:access %)) :error :write-only
     :hint "the map was opened write-only; open it with {:access :read-write}"}
@@ -109,12 +132,6 @@
     :hint (fn [{:keys [max-entries]}] (str "an index of this map runs from 0 to " (dec max-entries)))}
    {:errno #{:E2BIG :ENOSPC} :op puts :when #(not (rules/by-index? (:type %))) :error :map-full
     :hint (fn [{:keys [max-entries]}] (str "the map holds its " max-entries " entries; delete some, or create it with more :max-entries"))}
-   {:errno #{:ENOENT :ESRCH :ENOTDIR} :when :reference :error :not-found
-    :hint (fn [{:keys [reference]}] (str "there is no " reference " (any more)"))}
-   {:errno #{:EPERM :EACCES} :when :reference :error :permission
-    :hint (fn [{:keys [reference]}] (str "this process may not open " reference "; a descriptor of another process takes the right to trace it"))}
-   {:errno #{:EBADF} :when #(or (stored %) (get-in (rules/types (:type %)) [:refers :key])) :op elements :error :invalid-value
-    :hint "the descriptor given is not open, or is not of the kind that this map takes"}
    {:errno #{:EBUSY} :op puts :when #(= :functions (stored %)) :error :busy
     :hint "a value is registered once in the life of its map, and this map has had its own; create another"}
    {:errno #{:EEXIST} :op puts :when #(= :functions (stored %)) :error :exists
@@ -123,6 +140,14 @@
    {:errno #{-1} :op puts :when #(= :functions (stored %)) :error :incompatible :hint (comp wanted stored)}
    {:errno #{:EOPNOTSUPP} :op #{:delete!} :when #(= :functions (stored %)) :error :not-supported
     :hint "a map with the flag :link is registered and unregistered by a link; close the link, or the map if it has none"}
+   {:errno #{:EBADF :ENOTSOCK} :op elements :when hangs-on :error :invalid-value :hint (comp must-be hangs-on)}
+   {:errno #{:EBADF} :op elements :when stored :error :invalid-value :hint (comp must-be stored)}
+   ;; What its program is wrong with, the kernel does not say: kernel/bpf/cpumap.c, cpu_map_update_elem.
+   {:errno #{:ENOMEM} :op puts :when #(= :cpumap (:type %)) :error :incompatible
+    :hint (str "the kernel does not take it: a program must be an XDP program made for CPU maps (its expected attach type); "
+               "or there is no memory for the queue")}
+   {:errno #{:EOVERFLOW} :op puts :when #(= :cpumap (:type %)) :error :invalid-value
+    :hint "the queue of a CPU has at most 16384 places"}
    {:errno #{:EBUSY} :op puts :when #(= :socket (stored %)) :error :busy :hint "the socket is in this map, or another of its kind, already"}
    {:errno #{:EINVAL :EOPNOTSUPP :ENOTSUPP :EPROTOTYPE :ESOCKTNOSUPPORT :ENOTSOCK :ENODEV} :op puts :when stored :error :incompatible
     :hint (comp wanted stored)}
@@ -146,6 +171,8 @@
     :hint (fn [{:keys [op release]}] (str "it needs Linux " (rules/commands op) ", this is " release))}
    {:errno #{:ENOTSUPP} :op #{:freeze!} :error :not-supported :hint "maps of this type cannot be frozen"}
    {:errno #{:EINVAL} :op #{:create} :when :unsupported :error :not-supported :hint :unsupported}
+   {:errno #{:EINVAL} :op #{:create} :when #(= :stack-trace (:type %)) :error :invalid-spec
+    :hint "a stack has at most as many frames as the sysctl kernel.perf_event_max_stack says, 127 unless it was changed"}
    {:errno #{:EINVAL :ENOTSUPP :EOPNOTSUPP} :op #{:create} :error :invalid-spec
     :hint "the spec breaks a rule of its map type that bpfmap does not know of"}
    {:op #{:load-btf} :errno #{:EINVAL :E2BIG :ENOTSUPP :EOPNOTSUPP} :error :invalid-value

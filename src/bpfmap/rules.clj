@@ -127,6 +127,31 @@
   (let [{:keys [index? every-index?]} (types type)]
     (boolean (or index? every-index?))))
 
+(defn key-type
+  "The type of the keys of a map type that leaves no choice, by their size in bytes, 0 or nil where that is not given; else nil.
+
+      (key-type :array nil)         ;=> :u32
+      (key-type :cgroup-storage 8)  ;=> :u64"
+  [type key-size]
+  (let [{:keys [key keys]} (types type)
+        given (when-not (= 0 key-size) key-size)]
+    (cond
+      key (when (contains? #{nil 4} given) key)
+      keys (keys (or given (apply min (clojure.core/keys keys)))))))
+
+(defn most-keys
+  "How many keys a map of a type and size can have at most, as far as its size tells.
+
+      (most-keys :hash 10)        ;=> 10
+      (most-keys :stack-trace 10) ;=> 16"
+  [type max-entries]
+  (let [n (long max-entries)]
+    (cond
+      (zero? n) Long/MAX_VALUE ; as many as there are objects that the elements hang on
+      ;; The kernel rounds up to a power of two here, and does not say so: stack_map_alloc in kernel/bpf/stackmap.c.
+      (and (= :stack-trace type) (< 1 n)) (* 2 (Long/highestOneBit (dec n)))
+      :else n)))
+
 (defn value-multiple
   "What the value size of a map type with these flags is a multiple of, in bytes.
 

@@ -86,10 +86,11 @@
         size (cond
                (nil? value) value-size
                (nil? (type/problem value types [])) (type/size value types))
+        key-type (when (nil? key) (rules/key-type type key-size))
         value-type (when (or (nil? value) (:values row))
                      (value-default type size flags))]
     (cond-> spec
-      (and (:key row) (nil? key) (contains? #{nil 0 4} key-size)) (-> (assoc :key (:key row)) (dissoc :key-size))
+      key-type (-> (assoc :key key-type) (dissoc :key-size))
       value-type (assoc :value value-type)
       (and (= 0 value-size) (or value-type (= :kernel (:btf row)))) (dissoc :value-size))))
 
@@ -154,7 +155,9 @@
                       :key (or key (when (pos? key-size) [:bytes key-size]))
                       :value (or value (when (pos? value-size) [:bytes value-size]))
                       :max-entries (:max-entries spec 0)
-                      :flags (cond-> (rules/flag-set (rules/flag-word flags))
+                      ;; A spec made of what the kernel says has what it adds; it does not take that back.
+                      :flags (cond-> (set/difference (rules/flag-set (rules/flag-word flags))
+                                                     (:added (rules/types (:type spec))))
                                numa-node (conj :numa-node)))
          inner-map (assoc :inner-map (complete inner-map facts)))))))
 

@@ -7,20 +7,22 @@
             [bpfmap.fixture :as fixture])
   (:import (bpfmap.sys Bytes Codec)
            (java.io Closeable)
-           (java.lang.foreign Arena MemorySegment)))
+           (java.lang.foreign Arena FunctionDescriptor Linker Linker$Option MemoryLayout MemorySegment ValueLayout)
+           (java.lang.invoke MethodHandle)))
 
 (set! *warn-on-reflection* true)
 
 (def numbers
   "System calls by name: the number on x86-64, and that of the generic table of arm64 and riscv64."
   {"accept4" [288 242], "bind" [49 200], "close" [3 57], "connect" [42 203], "getsockname" [51 204]
-   "gettid" [186 178], "listen" [50 201], "openat" [257 56], "perf_event_open" [298 241]
+   "gettid" [186 178], "listen" [50 201], "munmap" [11 215], "openat" [257 56], "perf_event_open" [298 241]
    "pidfd_open" [434 434], "setsockopt" [54 208], "socket" [41 198], "socketpair" [53 199]})
 
 (def constants
   "Expressions of C to their values, the same on all these processors."
   {"AF_INET" 2, "AF_UNIX" 1, "AF_XDP" 44, "SOCK_STREAM" 1, "SOCK_DGRAM" 2, "SOCK_RAW" 3, "SOCK_CLOEXEC" 02000000
    "SOL_SOCKET" 1, "SO_REUSEPORT" 15
+   "PROT_READ" 1, "MAP_SHARED" 1
    "AT_FDCWD" -100, "O_RDONLY" 0, "O_CLOEXEC" 02000000
    "PERF_TYPE_SOFTWARE" 1, "PERF_COUNT_SW_BPF_OUTPUT" 10, "PERF_SAMPLE_RAW" 1024, "PERF_FLAG_FD_CLOEXEC" 8
    "PERF_ATTR_SIZE_VER0" 64
@@ -98,6 +100,29 @@
     (if (neg? (long result))
       (throw (failed name result))
       result)))
+
+;; --- memory of files
+
+(def ^:private mmap
+  "The C library's function: a system call of six arguments, one more than the library makes."
+  (delay
+    (let [linker (Linker/nativeLinker)
+          word ValueLayout/JAVA_LONG
+          number ValueLayout/JAVA_INT]
+      (.downcallHandle linker
+                       ^MemorySegment (.get (.find (.defaultLookup linker) "mmap"))
+                       (FunctionDescriptor/of word (into-array MemoryLayout [word word number number number word]))
+                       (make-array Linker$Option 0)))))
+
+(defn maps-page?
+  "Whether the kernel maps the first `size` bytes of a descriptor's file for reading, shared. They are unmapped at once."
+  [fd size]
+  (let [address (.invokeWithArguments ^MethodHandle @mmap
+                                      ^java.util.List (list 0 (long size) (int (constant "PROT_READ"))
+                                                            (int (constant "MAP_SHARED")) (int fd) 0))]
+    (when-not (= -1 address)
+      (call "munmap" address size))
+    (not= -1 address)))
 
 ;; --- what is held
 

@@ -62,6 +62,26 @@
   (is (nil? (rules/alternative :hash :delete! 8)))
   (is (nil? (rules/alternative :sockmap :lookup 8))))
 
+(deftest a-map-has-at-most-as-many-keys-as-it-has-places
+  (are [type max-entries most] (= most (rules/most-keys type max-entries))
+    :hash 10 10
+    :stack-trace 10 16
+    :stack-trace 16 16
+    :stack-trace 1 1
+    :cgroup-storage 0 Long/MAX_VALUE))
+
+(deftest keys-that-leave-no-choice-have-their-type
+  (are [type key-size found] (= found (rules/key-type type key-size))
+    :array nil :u32
+    :array 0 :u32
+    :array 8 nil
+    :hash 4 nil
+    :cgroup-storage nil :u64
+    :cgroup-storage 8 :u64
+    :cgroup-storage 16 [:struct [:cgroup-id :u64] [:attach-type :u32]]
+    :cgroup-storage 12 nil
+    99 4 nil))
+
 (deftest every-denied-operation-of-every-type-has-an-alternative
   (doseq [[type {:keys [ops]}] rules/types
           op rules/operations]
@@ -75,4 +95,4 @@
     (is (every? rules/operations ops) (str type))
     (is (every? #{:read :take :write :delete} batch) (str type))
     (is (contains? #{nil :none :required :index :value :kernel} btf) (str type))
-    (is (and key-size max-entries (or (:value-size row) (:values row))) (str type))))
+    (is (and (or key-size (:keys row)) max-entries (or (:value-size row) (:values row))) (str type))))

@@ -66,10 +66,12 @@
 (def ^:private read-as
   "What becomes of a number, or of a stack, that the kernel gives back."
   {:map-id (fn [id] {:map-id id})
-   :program-id (fn [x]
-                 (if (map? x)
-                   (update x :program #(when-not (= 0 %) {:program-id %}))
-                   {:program-id x}))
+   :program-id (fn [id] {:program-id id})
+   ;; Values of four bytes have no field for a program.
+   :program-field (fn [x]
+                    (if (map? x)
+                      (update x :program #(when-not (= 0 %) {:program-id %}))
+                      x))
    :socket-cookie (fn [cookie] {:socket-cookie cookie})
    :stack (fn [frames] (into [] (take-while #(not (or (= 0 %) (= :empty (:status %))))) frames))})
 

@@ -159,7 +159,7 @@
   [spec options]
   (check-create-options options)
   (let [spec (spec/complete spec (comparing/machine))
-        facts {:op :create :map {:name (:name spec) :type (:type spec)}}
+        facts {:op :create :type (:type spec) :map {:name (:name spec) :type (:type spec)}}
         spec (if (:struct-ops spec) (struct-ops/completed spec facts) spec)]
     (if (= :by-name (:pinning spec))
       (named spec (str (:pin-path options "/sys/fs/bpf")) facts)

@@ -83,14 +83,15 @@
   (operating [m :delete-all!]
     (let [key-codec (.-key-codec m)
           bridge (.-bridge m)
-          facts {:op :delete-all! :map (store/identity-of m)}
           held (reference/holding)]
       (check-reducible m :delete-all! ks)
       (with-open [bulk (el/bulk (store/descriptor m) key-codec nil)]
         (try
           (reduce (fn [^long i k]
                     (when-not (operations/beyond? m k)
-                      (indexed i #(el/collect bulk key-codec nil (if bridge (reference/key-in bridge held k facts) k) nil)))
+                      (indexed i #(let [k (if bridge (store/key-in m :delete-all! held k ::absent) k)]
+                                    (when-not (identical? ::absent k)
+                                      (el/collect bulk key-codec nil k nil)))))
                     (inc i))
                   0 ks)
           (finished m :delete-all!

@@ -22,6 +22,8 @@
   (descriptor ^bpfmap.sys.Fd [x] "Its descriptor.")
   (kind [x] "What it is: `:map` or `:program`."))
 
+;; An open map is looked up by `get`: only plain maps may be destructured here.
+
 ;; --- numbers in use
 
 (defn- in-use
@@ -60,24 +62,35 @@
   "`{:fd n}`, a descriptor of this process, or `{:pid p :fd n}`, one of another's: the number, or nil for anything else."
   [held x facts]
   (cond
-    (and (only? x :fd) (descriptor-number? (:fd x))) (:fd x)
-    (and (only? x :pid :fd) (process-number? (:pid x)) (descriptor-number? (:fd x)))
-    (owned held (sys/descriptor-of-process (:pid x) (:fd x) facts))))
+    (only? x :fd) (when (descriptor-number? (:fd x)) (:fd x))
+    (only? x :pid :fd) (let [{:keys [pid fd]} x]
+                         (when (and (process-number? pid) (descriptor-number? fd))
+                           (owned held (sys/descriptor-of-process pid fd facts))))))
 
-(defn- of-open [held wanted x]
+(defn- of-open
+  "The number of an open object of the kind wanted. That one which is closed is named, not the map that was to hold it."
+  [held wanted x]
   (when (and (satisfies? Open x) (= wanted (kind x)))
-    (in-use held (descriptor x))))
+    (try
+      (in-use held (descriptor x))
+      (catch RuntimeException e
+        (throw (error/error :closed (str "The " (name wanted) " given is closed: " x)
+                            {:bpfmap/path [:value] :bpfmap/hint "it was closed before or during this call; open it again"} e))))))
+
+(defn- of-id
+  "The number of an object given by its id alone, under the key k."
+  [held x k object open facts]
+  (when (and (only? x k) (descriptor-number? (k x)))
+    (owned held (open (k x) (assoc facts :reference (str object " " (k x)))))))
 
 (defn- of-map [held x facts]
   (or (of-open held :map x)
-      (when (and (only? x :map-id) (descriptor-number? (:map-id x)))
-        (owned held (maps/by-id (:map-id x) :read-write (assoc facts :reference (str "map " (:map-id x))))))
+      (of-id held x :map-id "map" #(maps/by-id %1 :read-write %2) facts)
       (of-fd held x facts)))
 
 (defn- of-program [held x facts]
   (or (of-open held :program x)
-      (when (and (only? x :program-id) (descriptor-number? (:program-id x)))
-        (owned held (objects/by-id :program (:program-id x) (assoc facts :reference (str "program " (:program-id x))))))
+      (of-id held x :program-id "program" #(objects/by-id :program %1 %2) facts)
       (of-fd held x facts)))
 
 (defn- of-program-field
@@ -92,8 +105,8 @@
 (defn- of-task [held x facts]
   (cond
     (process-number? x) (owned held (sys/pidfd x false facts))
-    (and (only? x :pid) (process-number? (:pid x))) (owned held (sys/pidfd (:pid x) false facts))
-    (and (only? x :tid) (process-number? (:tid x))) (owned held (sys/pidfd (:tid x) true facts))
+    (only? x :pid) (when (process-number? (:pid x)) (owned held (sys/pidfd (:pid x) false facts)))
+    (only? x :tid) (when (process-number? (:tid x)) (owned held (sys/pidfd (:tid x) true facts)))
     :else (of-fd held x facts)))
 
 (defn- of-file [directory?]

@@ -172,15 +172,20 @@
   [e]
   (= :not-found (:bpfmap/error (ex-data e))))
 
+(defn key-in
+  "A key as its codec takes it, its reference resolved into `held`; `absent` where it names what does not exist (any more)."
+  [^BpfMap m op held k absent]
+  (try
+    (reference/key-in (.-bridge m) held k {:op op :map (.-identity m)})
+    (catch ExceptionInfo e
+      (if (not-there? e) absent (throw e)))))
+
 (defn via-key
   "Calls f with a key whose reference is resolved; `absent` where it names what does not exist (any more)."
   [^BpfMap m op k absent f]
   (let [held (reference/holding)]
     (try
-      (let [resolved (try
-                       (reference/key-in (.-bridge m) held k {:op op :map (.-identity m)})
-                       (catch ExceptionInfo e
-                         (if (not-there? e) ::absent (throw e))))]
+      (let [resolved (key-in m op held k ::absent)]
         (if (identical? ::absent resolved) absent (f resolved)))
       (finally (reference/let-go held)))))
 
@@ -240,7 +245,7 @@
 
   `reader` is `:batches`, `:walk`, or nil for the better one; `flags` are those of every lookup, `chunk` how many entries to read at a time."
   [^BpfMap m op step init {:keys [reader flags chunk] :or {flags el/any} :as options}]
-  (let [{:keys [max-entries]} (.-spec m)
+  (let [max-entries (rules/most-keys (:type (.-identity m)) (:max-entries (.-spec m)))
         key-size (.size ^Codec (.-key-codec m))
         value-size (.size ^Codec (.-value-codec m))
         reader (or reader (if (batches? m) :batches :walk))]

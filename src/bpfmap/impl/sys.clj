@@ -156,7 +156,8 @@
   "Opens a descriptor of a process, or of a single thread."
   ^Fd [pid thread? facts]
   (let [what (str (if thread? "thread " "process ") pid)]
-    (owned (Descriptors/pidfd (int pid) (boolean thread?)) (str "Opening " what) (assoc facts :reference what))))
+    (owned (Descriptors/pidfd (int pid) (boolean thread?)) (str "Opening " what)
+           (assoc facts :reference what :object :task))))
 
 (defn descriptor-of-process
   "Duplicates a descriptor of another process."

@@ -123,7 +123,7 @@
                  (when (and told (= size (type/size told))) told))
         bytes (fn [size] (when (pos? (long size)) [:bytes size]))
         {:keys [type flags]} info]
-    (cond-> {:key (or given-key (usable (:key told) key-size) (:key (rules/types type)) (bytes key-size))
+    (cond-> {:key (or given-key (usable (:key told) key-size) (rules/key-type type key-size) (bytes key-size))
              ;; What refers to other objects reads as references, whatever anybody calls its type.
              :value (or (when (:values (rules/types type)) (spec/value-default type value-size flags))
                         (when (:struct-ops told) (usable (:value told) value-size))

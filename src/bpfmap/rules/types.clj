@@ -51,9 +51,13 @@
    :full #{:E2BIG}
    :instead {:else "it has no keys; use push!, pop! and peek"}})
 
+(def ^:private storage-size
+  "A value that hangs on an object: 64 KiB less the kernel's own header, which has 128 bytes on 6.18."
+  [1 65535])
+
 (def ^:private local-storage
   "Memory that hangs on a kernel object, and goes with it."
-  {:key-size [4 4] :key :u32 :value-size [1 65536] :max-entries [0 0]
+  {:key-size [4 4] :key :u32 :value-size storage-size :max-entries [0 0]
    :flags #{:no-prealloc :clone} :requires #{:no-prealloc} :btf :required :freeze? true :lock? true
    :ops (conj any-way :lookup :delete!)
    :instead {:take! "the kernel does not do both in one step here; lookup, then delete!"
@@ -68,9 +72,12 @@
    :instead (select-keys of-slots [:take! :drain!])})
 
 (def ^:private cgroup-local
-  {:key-size #{8 16} :max-entries [0 0] :flags (into access for-programs) :freeze? true
-   :ops (into reading #{:put! :replace!})
-   :instead {:insert! "the kernel makes an element for each cgroup that a program is attached to; replace! changes it"
+  {:keys {8 :u64, 16 [:struct [:cgroup-id :u64] [:attach-type :u32]]} :max-entries [0 0]
+   :flags (into access for-programs) :freeze? true
+   :ops (conj reading :replace!)
+   ;; The kernel writes with BPF_ANY too, but only what is there.
+   :instead {:put! "the kernel makes an element for each cgroup that a program is attached to; replace! changes it"
+             :insert! "the kernel makes an element for each cgroup that a program is attached to; replace! changes it"
              :delete! "an element goes when its program is detached from the cgroup"
              :take! "an element goes when its program is detached from the cgroup"
              :drain! "an element goes when its program is detached from the cgroup"}})
@@ -101,7 +108,7 @@
   |---------------------------------------|----------------------------------------------------------------------|
   | `:number` `:since`                    | the kernel's number, and the first Linux release that has it         |
   | `:key-size` `:value-size` `:max-entries` | `[least most]`, or a set; bytes and entries                       |
-  | `:key` `:values`                      | the types that are taken where none is given; of values by their size |
+  | `:key` `:keys` `:values`              | the types that are taken where none is given; the latter by size     |
   | `:rounded` `:clamped`                 | how `:max-entries` is completed: `:pages`, `:cpus`                   |
   | `:flags` `:requires` `:added`         | create flags accepted, needed, and added by the kernel               |
   | `:btf`                                | `:none`, `:required`, `:index` where keys must be plain integers, `:value` where only the value has a type, `:kernel` where that is a struct of the kernel's: a spec needs `:struct-ops` |
@@ -145,7 +152,8 @@
                      :flags (into for-programs [:rdonly :wronly])})
 
    :stack-trace
-   (merge index {:number 7 :since "4.6" :btf :none :value-size [8 1016] :value-multiple 8 :freeze? true
+   (merge index {:number 7 :since "4.6" :btf :none :value-multiple 8 :freeze? true :index? true
+                 :value-size [8 20971520] ; as many frames as the sysctl kernel.perf_event_max_stack may ever allow
                  :flags (conj access :stack-build-id)
                  :refers {:value {:out :stack}}
                  :ops (conj reading :delete! :take! :drain!)
@@ -181,7 +189,7 @@
                  :batch-read-since "6.18"})
 
    :hash-of-maps
-   (merge hash-row {:number 13 :since "4.12" :btf :none :inner? true :not-inside? true :values {4 :u32}
+   (merge hash-row {:number 13 :since "4.12" :btf :none :inner? true :not-inside? true :value-size nil :values {4 :u32}
                     :refers {:value {:in :map :out :map-id}}
                     :flags (into access (into for-programs [:no-prealloc :zero-seed]))
                     :ops (disj hash-ops :take!)
@@ -191,9 +199,10 @@
    :devmap
    (merge slots {:number 14 :since "4.14" :btf :none :added #{:rdonly-prog}
                  :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
-                 :refers {:value {:in :program-field :out :program-id}}
-                 :ops (conj slot-ops :insert! :replace!)
-                 :instead (select-keys of-slots [:take! :drain!])})
+                 :refers {:value {:in :program-field :out :program-field}}
+                 ;; The kernel takes every index for one that exists, though it may be empty: it refuses to insert
+                 ;; and replaces what is not there. What would lie is denied.
+                 :instead of-slots})
 
    :sockmap
    (merge slots sockets {:number 15 :since "4.14" :btf :none})
@@ -201,10 +210,9 @@
    :cpumap
    (merge slots {:number 16 :since "4.15" :btf :none :clamped :cpus
                  :values {4 :u32, 8 [:struct [:qsize :u32] [:program :u32]]}
-                 :refers {:value {:in :program-field :out :program-id}}
-                 :flags #{:numa-node}
-                 :ops (conj slot-ops :insert! :replace!)
-                 :instead (select-keys of-slots [:take! :drain!])})
+                 :refers {:value {:in :program-field :out :program-field}}
+                 :flags #{:numa-node} ; and as :devmap
+                 :instead of-slots})
 
    :xskmap
    (merge slots {:number 17 :since "4.18" :btf :none
@@ -217,7 +225,7 @@
                    :full #{:E2BIG} :flags access})
 
    :cgroup-storage
-   (merge cgroup-local {:number 19 :since "4.19" :value-size per-cpu-size :lock? true :not-inside? true})
+   (merge cgroup-local {:number 19 :since "4.19" :value-size storage-size :lock? true :not-inside? true})
 
    :reuseport-sockarray
    (merge slots sockets {:number 20 :since "4.19" :flags (into access for-programs)})
@@ -236,11 +244,12 @@
 
    :devmap-hash
    (merge hash-row {:number 25 :since "5.4" :btf :none :added #{:rdonly-prog} :key-size [4 4] :key :u32
-                    :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
-                    :refers {:value {:in :program-field :out :program-id}}
+                    :value-size nil :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
+                    :refers {:value {:in :program-field :out :program-field}}
                     :flags access :batch #{}
-                    :ops (disj hash-ops :take! :drain!)
-                    :instead (select-keys of-slots [:take! :drain!])})
+                    ;; The kernel "replaces" what is not there too.
+                    :ops (disj hash-ops :replace! :take! :drain!)
+                    :instead (select-keys of-slots [:replace! :take! :drain!])})
 
    :struct-ops
    (merge index
@@ -253,7 +262,7 @@
                             :replace! "what is registered cannot be changed; delete! it, and put! the new value into a new map"})})
 
    :ringbuf
-   (merge buffer {:number 27 :since "5.8" :rounded :pages :flags #{:numa-node :rb-overwrite} :mmap :always})
+   (merge buffer {:number 27 :since "5.8" :rounded :pages :max-entries [1 0x80000000] :flags #{:numa-node :rb-overwrite} :mmap :always})
 
    :inode-storage
    (merge local-storage {:number 28 :since "5.10" :refers {:key {:in :inode}}})
@@ -268,13 +277,14 @@
                    :instead {:else "it only knows whether a value may be in it; use push! and might-contain?"}})
 
    :user-ringbuf
-   (merge buffer {:number 31 :since "6.1" :rounded :pages :flags #{:numa-node} :mmap :always})
+   (merge buffer {:number 31 :since "6.1" :rounded :pages :max-entries [1 0x80000000] :flags #{:numa-node} :mmap :always})
 
    :cgrp-storage
    (merge local-storage {:number 32 :since "6.2" :refers {:key {:in :cgroup}}})
 
    :arena
    (merge buffer {:number 33 :since "6.9" :flags #{:mmapable :segv-on-fault :no-user-conv} :requires #{:mmapable}
+                  :max-entries [1 0x100000] ; pages of 4 KiB: 4 GiB
                   :mmap :mmapable :extra "the address at which it is mapped"})
 
    :insn-array

@@ -64,7 +64,7 @@
         row (rules/types (:type spec))
         bad-type (when value-type (type/problem value-type types [side]))
         actual (if (and value-type (not bad-type)) (type/size value-type types) given)
-        rule (or (size-key row) (when (= :value-size size-key) (some-> (:values row) keys set)))
+        rule (or (size-key row) (some-> (({:value-size :values, :key-size :keys} size-key) row) keys set))
         multiple (if (= :value-size size-key) (rules/value-multiple (:type spec) (:flags spec)) 1)]
     (cond
       bad-type [(problem [side] bad-type)]
@@ -142,6 +142,8 @@
          (problem [:flags] (str type " maps need the flag " missing)))
        (when (and numa-node allowed (not (allowed :numa-node)))
          [(problem [:numa-node] (str type " maps cannot be placed on a node"))])
+       (when (and (or numa-node (given :numa-node)) (given :no-common-lru))
+         [(problem [:numa-node] "a map of :no-common-lru has a list for each CPU, and cannot be placed on a node")])
        (when (not (or (nil? numa-node) (and (int? numa-node) (<= 0 numa-node 0xffff))))
          [(problem [:numa-node] (str ":numa-node is the number of a node, not " (pr-str (error/shown numa-node))))])
        (when (and (nil? numa-node) (given :numa-node))
@@ -171,7 +173,7 @@
       [(problem [:inner-map] (str type " maps hold no maps; :inner-map is for :array-of-maps and :hash-of-maps"))]
       :else
       (concat
-       (map #(update % :path (partial into [:inner-map])) (problems inner-map))
+       (map #(-> % (update :path (partial into [:inner-map])) (update :message (partial str "in :inner-map, "))) (problems inner-map))
        (when (:pinning inner-map)
          [(problem [:inner-map :pinning] "an inner map is a template here, and is not pinned")])
        (when (:not-inside? of-inner)

@@ -1,43 +1,334 @@
 (ns bpfmap.impl.reference-test
+  "Maps that hold other objects: what goes in, what comes out, and what is said of what does not fit."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.store :as store]
+            [bpfmap.linux :as linux]
+            [bpfmap.objects :as objects]
             [bpfmap.prog :as prog]
+            [bpfmap.programs :as programs]
             [clojure.string :as str]
-            [clojure.test :refer [are is]])
-  (:import (java.io Closeable)))
+            [clojure.test :refer [is testing]])
+  (:import (java.io Closeable)
+           (java.lang ProcessHandle)))
 
 (set! *warn-on-reflection* true)
 
-(def ^:private inner {:type :hash :key :u32 :value :u32 :max-entries 1})
+(def ^:private inner {:name "t_inner" :type :array :key :u32 :value :u64 :max-entries 1})
 
-(defn- create ^Closeable [type & {:as more}]
-  (bpf/create (merge {:type type :max-entries 4} more)))
+(def ^:private outers
+  [{:type :array-of-maps :max-entries 600 :inner-map inner}
+   {:type :hash-of-maps :key :u32 :max-entries 600 :inner-map inner}])
 
-(kernel-test what-is-open-goes-in-and-a-reference-comes-out
-  (with-open [m ^Closeable (bpf/create inner)
-              p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})
-              of-maps (create :array-of-maps :inner-map inner)
-              of-programs (create :prog-array)]
-    (bpf/put! of-maps 0 m)
-    (bpf/put! of-maps 1 {:map-id (:id (bpf/info m))})
-    (is (= {:map-id (:id (bpf/info m))} (of-maps 0) (of-maps 1)))
-    (bpf/put! of-programs 0 p)
-    (bpf/put! of-programs 1 {:program-id (:id (prog/info p))})
-    (is (= {:program-id (:id (prog/info p))} (of-programs 0) (of-programs 1)))))
+(defn- inner-map
+  "A map to be held, with a number in it."
+  ^Closeable [n]
+  (bpf/create (assoc inner :contents {0 n})))
 
-(kernel-test what-is-no-such-thing-is-refused
-  (with-open [m ^Closeable (bpf/create inner)
-              p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})
-              of-maps (create :array-of-maps :inner-map inner)
-              of-programs (create :prog-array)
-              devices (create :devmap :value-size 8)]
-    (let [before (fixture/open-descriptors)]
-      (are [map value error words] (let [{:keys [message] found :bpfmap/error :bpfmap/keys [op]} (error-of (bpf/put! map 0 value))]
-                                     (and (= [error :put!] [found op]) (str/includes? message words)))
-        of-programs m :invalid-value "[:value]: \"#<bpf-map"
-        of-maps p :invalid-value "it takes an open map, {:map-id n} or {:fd n}"
-        devices m :invalid-value "it takes a map with :program"
-        devices (sorted-map "program" 1) :invalid-value "it takes a map with :program"
-        of-programs {:program-id 0x7fffffff} :not-found "there is no program 2147483647 (any more)"
-        of-maps {:map-id 0x7fffffff} :not-found "there is no map 2147483647 (any more)")
+(defn- number-in [reference]
+  (with-open [m ^Closeable (bpf/open reference)] (m 0)))
+
+(defn- eventually [f]
+  (loop [tries 500]
+    (or (f)
+        (when (pos? tries)
+          (Thread/sleep 10)
+          (recur (dec tries))))))
+
+(def ^:private this-pid (.pid (ProcessHandle/current)))
+
+(def ^:private in-words "The kind of an error and its message." (juxt :bpfmap/error :message))
+
+;; --- maps of maps
+
+(kernel-test e8-a-map-goes-in-open-and-comes-out-as-a-reference-that-opens-and-goes-back
+  (doseq [spec outers]
+    (testing (:type spec)
+      (with-open [m ^Closeable (bpf/create spec)
+                  a (inner-map 41)
+                  b (inner-map 42)]
+        (let [id (:id (bpf/info a))
+              before (fixture/open-descriptors)]
+          (is (identical? m (bpf/put! m 3 a)))
+          (is (= {:map-id id} (m 3) (get m 3) (bpf/lookup m 3)))
+          (is (= {3 {:map-id id}} (into {} m) (bpf/snapshot m) (bpf/lookup-all m [3 4])) "empty slots are passed over")
+          (is (= 1 (bpf/count-entries m)))
+          (with-open [again ^Closeable (bpf/open (m 3))]
+            (is (= 41 (again 0)))
+            (bpf/put! again 0 43)
+            (is (= 43 (a 0)) "it is the same map"))
+          (bpf/put! m 4 (m 3))
+          (is (= {3 {:map-id id}, 4 {:map-id id}} (into {} m)))
+          (is (= 1 (bpf/put-all! m {3 b})))
+          (is (= 42 (number-in (m 3))))
+          (let [number (.acquire (store/descriptor a))]
+            (try
+              (bpf/put! m 5 {:fd number})
+              (bpf/put! m 6 {:pid this-pid :fd number})
+              (finally (.release (store/descriptor a)))))
+          (is (= [43 43] (map (comp number-in m) [5 6])))
+          (is (= before (fixture/open-descriptors)))
+          (bpf/close b)
+          (is (= 42 (number-in (m 3))) "the map that holds it keeps it")
+          (is (true? (bpf/delete! m 3)))
+          (is (false? (bpf/delete! m 3)))
+          (is (= #{4 5 6} (set (keys (into {} m))))))))))
+
+(kernel-test e8-a-map-that-is-no-longer-held-is-not-found
+  (doseq [spec outers]
+    (with-open [m ^Closeable (bpf/create spec)]
+      (with-open [a (inner-map 1)] (bpf/put! m 3 a))
+      (let [reference (m 3)]
+        (bpf/delete! m 3)
+        (let [[error message] (eventually #(try
+                                             (bpf/close (bpf/open reference))
+                                             (catch clojure.lang.ExceptionInfo e [(:bpfmap/error (ex-data e)) (ex-message e)])))]
+          (is (= :not-found error))
+          (is (str/includes? message "no map has that id, or none has it any more")))
+        (let [[error message] (in-words (error-of (bpf/put! m 3 reference)))]
+          (is (= :not-found error))
+          (is (str/includes? message (str "there is no map " (:map-id reference) " (any more)"))))))))
+
+(kernel-test e8-inner-maps-that-go-away-during-a-reading-do-not-end-it
+  (doseq [spec outers
+          reader [:batches :walk]]
+    (testing [(:type spec) reader]
+      (with-open [m ^Closeable (bpf/create spec)]
+        (let [ks (range 0 600 3) ; more than a walk reads at a time
+              maps (mapv inner-map ks)]
+          (try
+            (bpf/put-all! m (zipmap ks maps))
+            (finally (run! bpf/close maps)))
+          (let [deleted (volatile! nil)
+                step (fn [seen k v]
+                       ;; At the first entry others go, those that come after it too.
+                       (when-not @deleted
+                         (vreset! deleted (set (filter #(and (not= k %) (zero? (mod % 4))) ks)))
+                         (is (= (count @deleted) (bpf/delete-all! m @deleted))))
+                       (assoc seen k v))
+                seen (store/reduce-entries m step {} {:reader reader})
+                stayed (set (remove @deleted ks))]
+            (is (< 40 (count @deleted)))
+            (is (every? (set (keys seen)) stayed) "what stays is seen")
+            (is (every? #(pos? (long (:map-id %))) (vals seen)))
+            (is (= stayed (set (keys (into {} m)))))))))))
+
+(kernel-test e8-slots-that-others-fill-and-empty-do-not-disturb-a-reading
+  (with-open [m ^Closeable (bpf/create (first outers))
+              a (inner-map 1)]
+    (let [stable (set (range 1 600 3))
+          stop (atom false)]
+      (doseq [k stable] (bpf/put! m k a))
+      (let [churn (fixture/thread #(while (not @stop)
+                                     (doseq [k (range 0 600 3)] (bpf/put! m k a))
+                                     (doseq [k (range 0 600 3)] (bpf/delete! m k))))]
+        (try
+          (dotimes [_ 20]
+            (doseq [reader [:batches :walk]
+                    :let [seen (store/reduce-entries m (fn [acc k _] (conj acc k)) [] {:reader reader})]]
+              (is (every? (set seen) stable))
+              (is (apply distinct? seen))))
+          (finally (reset! stop true) (fixture/join churn)))))))
+
+(kernel-test e8-a-map-that-does-not-fit-is-incompatible-and-the-hint-says-what-must-be-alike
+  (doseq [spec outers
+          other [(assoc inner :max-entries 2) (assoc inner :value :u32) (assoc inner :flags #{:mmapable})
+                 {:type :hash :key :u32 :value :u64 :max-entries 1}]]
+    (with-open [m ^Closeable (bpf/create spec)
+                wrong ^Closeable (bpf/create other)]
+      (doseq [write (cond-> [bpf/put! (fn [m k v] (bpf/put-all! m {k v}))] (= :hash-of-maps (:type spec)) (conj bpf/insert!))]
+        (let [[error message] (in-words (error-of (write m 3 wrong)))]
+          (is (= :incompatible error))
+          (is (str/includes? message "what is stored must be a map like the :inner-map of the spec: type, key-size"))))
+      (is (= {} (into {} m)))))
+  (testing "arrays of any length, where both say so"
+    (let [inner (assoc inner :flags #{:inner-map})]
+      (with-open [m ^Closeable (bpf/create {:type :array-of-maps :max-entries 1 :inner-map inner})
+                  longer ^Closeable (bpf/create (assoc inner :max-entries 9))]
+        (bpf/put! m 0 longer)
+        (is (= 1 (bpf/count-entries m)))))))
+
+(kernel-test an-open-map-is-not-looked-up-when-it-is-put
+  (testing "whatever its keys are"
+    (with-open [m ^Closeable (bpf/create {:type :hash-of-maps :key :u32 :max-entries 2
+                                          :inner-map {:type :hash :key [:string 8] :value :u32 :max-entries 2}})
+                a ^Closeable (bpf/create {:type :hash :key [:string 8] :value :u32 :max-entries 2})
+                write-only ^Closeable (bpf/open (:id (bpf/info a)) {:access :write-only})]
+      (bpf/put! m 1 a)
+      (bpf/put! m 2 write-only)
+      (is (= (m 1) (m 2) {:map-id (:id (bpf/info a))})))))
+
+;; --- programs
+
+(kernel-test e9-a-program-goes-in-its-id-comes-out-and-a-tail-call-reaches-it
+  (with-open [m ^Closeable (bpf/create {:type :prog-array :max-entries 4})
+              target (programs/tail-target 42)
+              other (programs/tail-target 7)
+              caller (programs/tail-caller m 2)]
+    (let [run #(:return (prog/test-run caller {:data (byte-array 14)}))
+          id (:id (prog/info target))
+          before (fixture/open-descriptors)]
+      (is (= 1 (run)) "nothing is there")
+      (bpf/put! m 2 target)
+      (is (= 42 (run)))
+      (is (= {:program-id id} (m 2)))
+      (is (= {2 {:program-id id}} (into {} m)))
+      (with-open [again ^Closeable (prog/open (m 2))]
+        (is (= id (:id (prog/info again))))
+        (bpf/put! m 3 again))
+      (bpf/put! m 2 other)
+      (is (= 7 (run)))
+      (bpf/put! m 2 (m 3))
+      (is (= 42 (run)) "a reference goes back in")
+      (is (true? (bpf/delete! m 2)))
+      (is (false? (bpf/delete! m 2)))
+      (is (= 1 (run)))
       (is (= before (fixture/open-descriptors))))))
+
+;; --- what is said of what does not fit
+
+(def ^:private an-open-map "it takes an open map, {:map-id n} or {:fd n}")
+(def ^:private a-program "it takes a loaded program, {:program-id n} or {:fd n}")
+
+(def ^:private misfits
+  "What is put where: the spec, the objects needed, the entry as a function of them, and what is said."
+  (let [maps (first outers)
+        progs {:type :prog-array :max-entries 2}
+        sockets {:type :sockmap :max-entries 2}
+        storage (fn [type] {:type type :value :u32 :flags #{:no-prealloc}})
+        object (fn [k] (fn [o] [k {:fd (:fd o)}]))
+        keyed (fn [o] [{:fd (:fd o)} 1])]
+    [;; not even a reference
+     [maps [] (constantly [0 7]) :invalid-value ["[:value]: 7 is no reference of this kind" an-open-map]]
+     [maps [] (constantly [0 nil]) :invalid-value [an-open-map]]
+     [maps [] (constantly [0 {:map-id -1}]) :invalid-value [an-open-map]]
+     [maps [] (constantly [0 {:map-id 1 :fd 1}]) :invalid-value [an-open-map]]
+     [maps [#(programs/tail-target 1)] (fn [p] [0 p]) :invalid-value ["#<bpf-program :socket-filter" an-open-map]]
+     [progs [#(inner-map 1)] (fn [m] [0 m]) :invalid-value ["#<bpf-map" a-program]]
+     [progs [] (constantly [0 {:fd -1}]) :invalid-value [a-program]]
+     [sockets [] (constantly [0 {:socket-cookie 3}]) :invalid-value ["{:socket-cookie 3}" "it takes a socket: {:fd n}, a descriptor of this process"]]
+     [{:type :xskmap :max-entries 2} [] (constantly [0 "x"]) :invalid-value ["it takes an AF_XDP socket: {:fd n}"]]
+     [{:type :perf-event-array} [] (constantly [0 {}]) :invalid-value ["it takes a perf event: {:fd n}"]]
+     [{:type :cgroup-array :max-entries 2} [] (constantly [0 :x]) :invalid-value ["it takes a cgroup: the path of its directory, or {:fd n}"]]
+     [(storage :inode-storage) [] (constantly [7 1]) :invalid-value ["[:key]: 7" "it takes a file: its path, or {:fd n}"]]
+     [(storage :task-storage) [] (constantly ["x" 1]) :invalid-value ["it takes a task: a process id, {:pid n}, {:tid n} for one thread"]]
+     [(storage :task-storage) [] (constantly [{:pid 0} 1]) :invalid-value ["it takes a task"]]
+     [(storage :sk-storage) [] (constantly [7 1]) :invalid-value ["it takes a socket"]]
+     [{:type :devmap :value-size 8 :max-entries 1} [] (constantly [0 7]) :invalid-value ["is not a [:struct [:ifindex :u32]"]]
+     [{:type :devmap :value-size 8 :max-entries 1} [] (constantly [0 {:ifindex 1 :program 7}]) :invalid-value
+      ["it takes a map with :program, a loaded program or {:program-id n}, which may be left out"]]
+     ;; closed
+     [maps [#(doto (inner-map 1) (bpf/close))] (fn [m] [0 m]) :closed ["The map given is closed: #<bpf-map" "open it again"]]
+     [progs [#(doto (programs/tail-target 1) (.close))] (fn [p] [0 p]) :closed ["The program given is closed: #<bpf-program"]]
+     [maps [] (constantly [0 {:fd 99999}]) :invalid-value ["EBADF" "the descriptor given is not open, or of another kind"]]
+     [sockets [] (constantly [0 {:fd 99999}]) :invalid-value ["the descriptor given is not open, or of another kind; the socket must be"]]
+     ;; of another kind
+     [maps [objects/file] (object 0) :incompatible ["EINVAL" "what is stored must be a map like the :inner-map"]]
+     [progs [objects/file] (object 0) :incompatible ["EINVAL" "what is stored must be a program"]]
+     [sockets [objects/file] (object 0) :incompatible ["ENOTSOCK" "the socket must be one of this map's kind"]]
+     [{:type :xskmap :max-entries 2} [objects/tcp-listener] (object 0) :incompatible ["EOPNOTSUPP" "the socket must be an AF_XDP socket"]]
+     [{:type :perf-event-array} [objects/file] (object 0) :invalid-value ["EBADF" "a perf event that programs can write to"]]
+     [{:type :cgroup-array :max-entries 2} [objects/file] (object 0) :invalid-value ["EBADF" "one of a cgroup2 hierarchy"]]
+     [{:type :cgroup-array :max-entries 2} [objects/file] (fn [f] [0 (:path f)]) :invalid-value ["one of a cgroup2 hierarchy"]]
+     [{:type :cgroup-array :max-entries 2} [] (constantly [0 "/"]) :invalid-value ["one of a cgroup2 hierarchy"]]
+     [(storage :task-storage) [objects/file] keyed :invalid-value ["EBADF" "not open, or of another kind; the descriptor must be a pidfd"]]
+     [(storage :cgrp-storage) [objects/file] keyed :invalid-value ["EBADF" "one of a cgroup2 hierarchy"]]
+     [(storage :sk-storage) [objects/file] keyed :invalid-value ["ENOTSOCK" "of another kind; the socket must be"]]
+     [(storage :inode-storage) [] (constantly [{:fd 99999} 1]) :invalid-value ["EBADF" "the descriptor must be of a file"]]
+     ;; of the right kind, but not as the map wants it
+     [sockets [objects/unbound-socket] (object 0) :incompatible ["EOPNOTSUPP" "TCP listening or established, UDP bound"]]
+     [{:type :reuseport-sockarray :max-entries 2} [objects/tcp-listener] (object 0) :incompatible ["EINVAL" "or a reuseport group's"]]
+     [{:type :devmap :max-entries 2} [] (constantly [0 0x7ffffff0]) :incompatible ["EINVAL" "the interface of that index"]]
+     [{:type :devmap-hash :max-entries 2} [] (constantly [7 0x7ffffff0]) :incompatible ["EINVAL" "the interface of that index"]]
+     [{:type :devmap :value-size 8 :max-entries 2} [#(programs/tail-target 1)] (fn [p] [0 {:ifindex 1 :program p}]) :incompatible
+      ["EINVAL" "a program must be an XDP program made for this kind of map"]]
+     [{:type :cpumap :value-size 8} [#(programs/tail-target 1)] (fn [p] [0 {:qsize 8 :program p}]) :incompatible
+      ["a program must be an XDP program made for CPU maps"]]
+     [{:type :cpumap} [] (constantly [0 20000]) :invalid-value ["EOVERFLOW" "at most 16384 places"]]
+     ;; not there
+     [maps [] (constantly [0 {:map-id 0x7ffffff0}]) :not-found ["there is no map 2147483632 (any more)"]]
+     [progs [] (constantly [0 {:program-id 0x7ffffff0}]) :not-found ["there is no program 2147483632 (any more)"]]
+     [{:type :cgroup-array :max-entries 2} [] (constantly [0 "/no/such/cgroup"]) :not-found ["there is no /no/such/cgroup"]]
+     [sockets [] (constantly [0 {:pid this-pid :fd 99999}]) :not-found ["there is no descriptor 99999 of process"]]
+     [sockets [] (constantly [0 {:pid 0x7ffffff0 :fd 1}]) :not-found ["there is no process 2147483632 (any more)"]]
+     ;; beyond the end
+     [maps [#(inner-map 1)] (fn [m] [600 m]) :out-of-range ["from 0 to 599"]]
+     [progs [#(programs/tail-target 1)] (fn [p] [2 p]) :out-of-range ["from 0 to 1"]]
+     [sockets [objects/tcp-listener] (object 2) :out-of-range ["from 0 to 1"]]
+     [{:type :xskmap :max-entries 2} [objects/xdp-socket] (object 2) :out-of-range ["from 0 to 1"]]
+     [{:type :reuseport-sockarray :max-entries 2} [#(objects/reuseport-socket :udp)] (object 2) :out-of-range ["from 0 to 1"]]
+     [{:type :perf-event-array :max-entries 1} [#(objects/perf-event 0)] (object 1) :out-of-range ["from 0 to 0"]]
+     [{:type :cgroup-array :max-entries 2} [objects/cgroup] (fn [c] [2 (:path c)]) :out-of-range ["from 0 to 1"]]
+     [{:type :devmap :max-entries 2} [] (constantly [2 1]) :out-of-range ["from 0 to 1"]]
+     [{:type :cpumap} [] (constantly [(count (feature/possible-cpus)) 8]) :out-of-range ["an index of this map runs from 0"]]]))
+
+(defn- with-misfit
+  "Calls `(f m key value)` with a map and what does not fit into it."
+  [[spec makes entry] f]
+  (let [objects (mapv #(%) makes)]
+    (try
+      (with-open [m ^Closeable (bpf/create spec)]
+        (let [[k v] (apply entry objects)]
+          (f m k v)))
+      (finally (run! (fn [^Closeable object] (.close object)) objects)))))
+
+(kernel-test e10-what-does-not-fit-is-refused-with-what-would
+  (let [before (fixture/open-descriptors)]
+    (doseq [[spec _ _ kind words :as misfit] misfits
+            write [bpf/put! (fn [m k v] (bpf/put-all! m [[k v]]))]]
+      (with-misfit misfit
+        (fn [m k v]
+          (testing [(:type spec) k v]
+            (let [{:keys [message] :bpfmap/keys [error op map]} (error-of (write m k v))]
+              (is (= kind error))
+              (is (#{:put! :put-all!} op))
+              (is (= (:type spec) (:type map)) "the error names the map that was asked")
+              (doseq [text words]
+                (is (str/includes? message text))))))))
+    (is (= before (fixture/open-descriptors)))))
+
+(kernel-test e10-a-wrong-key-is-refused-by-what-reads-and-deletes-too
+  (let [keyed (filter (comp :no-prealloc :flags first) misfits)]
+    (is (< 6 (count keyed)))
+    (doseq [[spec _ _ kind words :as misfit] keyed
+            f [bpf/lookup bpf/delete! bpf/has-key? #(bpf/lookup-all %1 [%2]) #(bpf/delete-all! %1 [%2])]]
+      (with-misfit misfit
+        (fn [m k _]
+          (testing [(:type spec) k]
+            (let [[error message] (in-words (error-of (f m k)))]
+              (is (= kind error))
+              (doseq [text words]
+                (is (str/includes? message text))))))))))
+
+(kernel-test e9-programs-of-one-map-are-of-one-type
+  (with-open [m ^Closeable (bpf/create {:type :prog-array :max-entries 2})
+              one (programs/tail-target 1)
+              other (programs/tail-target 1 :xdp)]
+    (bpf/put! m 0 one)
+    (let [[error message] (in-words (error-of (bpf/put! m 1 other)))]
+      (is (= :incompatible error))
+      (is (str/includes? message "all programs of one map are of one type, that of the first stored")))))
+
+(kernel-test e10-a-socket-is-in-one-array-of-a-reuseport-group-once
+  (with-open [m ^Closeable (bpf/create {:type :reuseport-sockarray :max-entries 2})
+              socket (objects/reuseport-socket :tcp)]
+    (bpf/put! m 0 {:fd (:fd socket)})
+    (let [[error message] (in-words (error-of (bpf/put! m 1 {:fd (:fd socket)})))]
+      (is (= :busy error))
+      (is (str/includes? message "the socket is in this map, or another of its kind, already")))
+    (is (true? (bpf/delete! m 0)))
+    (bpf/put! m 1 {:fd (:fd socket)})
+    (is (= [1] (keys (into {} m))))))
+
+(kernel-test without-the-right-to-open-what-is-referred-to-the-error-says-which
+  (with-open [maps ^Closeable (bpf/create (first outers))
+              a (inner-map 1)
+              tasks ^Closeable (bpf/create {:type :task-storage :value :u32 :flags #{:no-prealloc}})]
+    (doseq [[m k v words] [[maps 0 {:map-id (:id (bpf/info a))} (str "may not open map " (:id (bpf/info a)) "; an id takes CAP_SYS_ADMIN")]
+                           [maps 0 {:pid 1 :fd 0} "may not open descriptor 0 of process 1;"]]
+            :let [[error message] (in-words (fixture/unprivileged #(error-of (bpf/put! m k v))))]]
+      (is (= :permission error))
+      (is (str/includes? message words)))
+    (is (= {} (into {} maps)))
+    (is (nil? (tasks this-pid)))))
