@@ -464,7 +464,9 @@
   (let [inside (if (set? rule)
                  rule
                  (into #{(first rule)} (remove vague) [(second rule)]))]
-    [inside (into #{} (remove #(or (neg? (long %)) (if (set? rule) (rule %) (<= (long (first rule)) (long %) (long (second rule))))))
+    [inside (into #{}
+                  (remove #(or (neg? (long %))
+                               (if (set? rule) (rule %) (<= (long (first rule)) (long %) (long (second rule))))))
                   (mapcat (fn [n] [(dec (long n)) (inc (long n))]) inside))]))
 
 (def ^:private limit-of-the-machine
@@ -539,12 +541,15 @@
                 spec (bare use (merge {:flags given} ((companions flag (constantly nil)))))
                 found (try-spec use spec)]]
     (testing (str (:spec use) " " flag)
-      (if (and (contains? (:flags row) flag) (not-any? #(set/subset? % given) clashes) (rules/at-least? (sys/kernel-release) since))
+      (if (and (contains? (:flags row) flag)
+               (not-any? #(set/subset? % given) clashes)
+               (rules/at-least? (sys/kernel-release) since))
         (is (= :ok found))
         (is (#{:EINVAL :ENOTSUPP :EBADF :EPERM} found)))
       (is (= (and (contains? (set/union (:flags row) (:added row)) flag) (not-any? #(set/subset? % given) clashes))
              (not-any? #(#{[:flags] [:numa-node]} (:path %))
-                       (spec/problems (merge (dissoc (:spec use) :value-size :value) {:flags given :numa-node (when (= :numa-node flag) 0)}))))))))
+                       (spec/problems (merge (dissoc (:spec use) :value-size :value)
+                                             {:flags given :numa-node (when (= :numa-node flag) 0)}))))))))
 
 (kernel-test a-flag-that-is-required-is-required-and-one-that-is-added-is-added
   (doseq [{:keys [spec] :as use} uses :when (here? use)
@@ -656,8 +661,8 @@
                 (cond
                   (ops :push!) (if (seq full)
                                  (do (bpf/push! m v)
-                                     (is (= [:map-full true]
-                                            (let [{:bpfmap/keys [error errno]} (error-of (bpf/push! m v2))] [error (contains? full errno)]))))
+                                     (let [{:bpfmap/keys [error errno]} (error-of (bpf/push! m v2))]
+                                       (is (= [:map-full true] [error (contains? full errno)]))))
                                  (dotimes [_ 10] (bpf/push! m v)))
                   (or index? every-index?) (is (= [:out-of-range true] (refused)))
                   (empty? full) (dotimes [i 5000] (bpf/put! m i v2))
@@ -702,7 +707,8 @@
 (kernel-test s3-the-size-of-a-ring-buffer-is-rounded-up-and-the-spec-says-so
   (let [page (long (sys/page-size))]
     (doseq [type [:ringbuf :user-ringbuf]
-            [asked found] [[1 page] [(dec page) page] [page page] [(inc page) (* 2 page)] [(* 3 page) (* 4 page)] [(* 4 page) (* 4 page)]]]
+            [asked found] [[1 page] [(dec page) page] [page page] [(inc page) (* 2 page)]
+                           [(* 3 page) (* 4 page)] [(* 4 page) (* 4 page)]]]
       (with-open [m ^Closeable (bpf/create {:type type :max-entries asked})]
         (is (= found (:max-entries (bpf/spec m)) (:max-entries (bpf/info m))) [type asked])
         (is (bpf/compatible? {:type type :max-entries asked} m))))
