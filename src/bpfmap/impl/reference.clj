@@ -97,7 +97,8 @@
   "A value with a program in it that may be left out."
   [held x facts]
   (cond
-    (not (error/named-map? x)) (when (int? x) x)
+    (int? x) x
+    (not (error/named-map? x)) nil
     (nil? (:program x)) (assoc x :program 0)
     :else (when-let [number (of-program held (:program x) facts)]
             (assoc x :program number))))

@@ -34,8 +34,8 @@
 (kernel-test e5-prefixes-are-looked-up-by-the-longest-that-covers-and-deleted-exactly
   (doseq [[address entries] routes]
     (testing address
-      (with-open [m ^Closeable (bpf/create {:type :lpm-trie :key [:prefix address] :value :u32 :max-entries 8 :flags #{:no-prealloc}
-                                            :contents entries})]
+      (with-open [m ^Closeable (bpf/create {:type :lpm-trie :key [:prefix address] :value :u32 :max-entries 8
+                                            :flags #{:no-prealloc} :contents entries})]
         (is (= entries (into {} m) (bpf/snapshot m)) "prefixes come out as they went in")
         (is (= (longest address) (into {} (map (fn [k] [k (m k)])) (keys (longest address)))))
         (let [[everything wide narrow host] (keys entries)
@@ -152,8 +152,10 @@
 
 (kernel-test e10-an-object-is-named-in-every-way-that-makes-sense-for-it
   (doseq [[type make make-other ways]
-          [[:task-storage objects/this-process objects/child-process (fn [{:keys [fd pid]}] [pid {:pid pid} {:tid pid} {:fd fd} {:pid this-pid :fd fd}])]
-           [:task-storage objects/child-process objects/child-process (fn [{:keys [fd pid]}] [pid {:pid pid} {:tid pid} {:fd fd} {:pid this-pid :fd fd}])]
+          [[:task-storage objects/this-process objects/child-process
+            (fn [{:keys [fd pid]}] [pid {:pid pid} {:tid pid} {:fd fd} {:pid this-pid :fd fd}])]
+           [:task-storage objects/child-process objects/child-process
+            (fn [{:keys [fd pid]}] [pid {:pid pid} {:tid pid} {:fd fd} {:pid this-pid :fd fd}])]
            [:inode-storage objects/file objects/file
             (fn [{:keys [fd ^String path]}]
               [path (java.io.File. path) (.toPath (java.io.File. path)) {:fd fd} {:pid this-pid :fd fd}])]

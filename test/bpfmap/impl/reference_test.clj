@@ -207,40 +207,59 @@
      [maps [#(programs/tail-target 1)] (fn [p] [0 p]) :invalid-value ["#<bpf-program :socket-filter" an-open-map]]
      [progs [#(inner-map 1)] (fn [m] [0 m]) :invalid-value ["#<bpf-map" a-program]]
      [progs [] (constantly [0 {:fd -1}]) :invalid-value [a-program]]
-     [sockets [] (constantly [0 {:socket-cookie 3}]) :invalid-value ["{:socket-cookie 3}" "it takes a socket: {:fd n}, a descriptor of this process"]]
+     [sockets [] (constantly [0 {:socket-cookie 3}]) :invalid-value
+      ["{:socket-cookie 3}" "it takes a socket: {:fd n}, a descriptor of this process"]]
      [{:type :xskmap :max-entries 2} [] (constantly [0 "x"]) :invalid-value ["it takes an AF_XDP socket: {:fd n}"]]
      [{:type :perf-event-array} [] (constantly [0 {}]) :invalid-value ["it takes a perf event: {:fd n}"]]
-     [{:type :cgroup-array :max-entries 2} [] (constantly [0 :x]) :invalid-value ["it takes a cgroup: the path of its directory, or {:fd n}"]]
-     [(storage :inode-storage) [] (constantly [7 1]) :invalid-value ["[:key]: 7" "it takes a file: its path, or {:fd n}"]]
-     [(storage :task-storage) [] (constantly ["x" 1]) :invalid-value ["it takes a task: a process id, {:pid n}, {:tid n} for one thread"]]
+     [{:type :cgroup-array :max-entries 2} [] (constantly [0 :x]) :invalid-value
+      ["it takes a cgroup: the path of its directory, or {:fd n}"]]
+     [(storage :inode-storage) [] (constantly [7 1]) :invalid-value
+      ["[:key]: 7" "it takes a file: its path, or {:fd n}"]]
+     [(storage :task-storage) [] (constantly ["x" 1]) :invalid-value
+      ["it takes a task: a process id, {:pid n}, {:tid n} for one thread"]]
      [(storage :task-storage) [] (constantly [{:pid 0} 1]) :invalid-value ["it takes a task"]]
      [(storage :sk-storage) [] (constantly [7 1]) :invalid-value ["it takes a socket"]]
-     [{:type :devmap :value-size 8 :max-entries 1} [] (constantly [0 7]) :invalid-value ["is not a [:struct [:ifindex :u32]"]]
+     [{:type :devmap :value-size 8 :max-entries 1} [] (constantly [0 7]) :invalid-value
+      ["is not a [:struct [:ifindex :u32]"]]
      [{:type :devmap :value-size 8 :max-entries 1} [] (constantly [0 {:ifindex 1 :program 7}]) :invalid-value
       ["it takes a map with :program, a loaded program or {:program-id n}, which may be left out"]]
      ;; closed
-     [maps [#(doto (inner-map 1) (bpf/close))] (fn [m] [0 m]) :closed ["The map given is closed: #<bpf-map" "open it again"]]
-     [progs [#(doto (programs/tail-target 1) (.close))] (fn [p] [0 p]) :closed ["The program given is closed: #<bpf-program"]]
-     [maps [] (constantly [0 {:fd 99999}]) :invalid-value ["EBADF" "the descriptor given is not open, or of another kind"]]
-     [sockets [] (constantly [0 {:fd 99999}]) :invalid-value ["the descriptor given is not open, or of another kind; the socket must be"]]
+     [maps [#(doto (inner-map 1) (bpf/close))] (fn [m] [0 m]) :closed
+      ["The map given is closed: #<bpf-map" "open it again"]]
+     [progs [#(doto (programs/tail-target 1) (.close))] (fn [p] [0 p]) :closed
+      ["The program given is closed: #<bpf-program"]]
+     [maps [] (constantly [0 {:fd 99999}]) :invalid-value
+      ["EBADF" "the descriptor given is not open, or of another kind"]]
+     [sockets [] (constantly [0 {:fd 99999}]) :invalid-value
+      ["the descriptor given is not open, or of another kind; the socket must be"]]
      ;; of another kind
      [maps [objects/file] (object 0) :incompatible ["EINVAL" "what is stored must be a map like the :inner-map"]]
      [progs [objects/file] (object 0) :incompatible ["EINVAL" "what is stored must be a program"]]
      [sockets [objects/file] (object 0) :incompatible ["ENOTSOCK" "the socket must be one of this map's kind"]]
-     [{:type :xskmap :max-entries 2} [objects/tcp-listener] (object 0) :incompatible ["EOPNOTSUPP" "the socket must be an AF_XDP socket"]]
-     [{:type :perf-event-array} [objects/file] (object 0) :invalid-value ["EBADF" "a perf event that programs can write to"]]
-     [{:type :cgroup-array :max-entries 2} [objects/file] (object 0) :invalid-value ["EBADF" "one of a cgroup2 hierarchy"]]
-     [{:type :cgroup-array :max-entries 2} [objects/file] (fn [f] [0 (:path f)]) :invalid-value ["one of a cgroup2 hierarchy"]]
+     [{:type :xskmap :max-entries 2} [objects/tcp-listener] (object 0) :incompatible
+      ["EOPNOTSUPP" "the socket must be an AF_XDP socket"]]
+     [{:type :perf-event-array} [objects/file] (object 0) :invalid-value
+      ["EBADF" "a perf event that programs can write to"]]
+     [{:type :cgroup-array :max-entries 2} [objects/file] (object 0) :invalid-value
+      ["EBADF" "one of a cgroup2 hierarchy"]]
+     [{:type :cgroup-array :max-entries 2} [objects/file] (fn [f] [0 (:path f)]) :invalid-value
+      ["one of a cgroup2 hierarchy"]]
      [{:type :cgroup-array :max-entries 2} [] (constantly [0 "/"]) :invalid-value ["one of a cgroup2 hierarchy"]]
-     [(storage :task-storage) [objects/file] keyed :invalid-value ["EBADF" "not open, or of another kind; the descriptor must be a pidfd"]]
+     [(storage :task-storage) [objects/file] keyed :invalid-value
+      ["EBADF" "not open, or of another kind; the descriptor must be a pidfd"]]
      [(storage :cgrp-storage) [objects/file] keyed :invalid-value ["EBADF" "one of a cgroup2 hierarchy"]]
      [(storage :sk-storage) [objects/file] keyed :invalid-value ["ENOTSOCK" "of another kind; the socket must be"]]
-     [(storage :inode-storage) [] (constantly [{:fd 99999} 1]) :invalid-value ["EBADF" "the descriptor must be of a file"]]
+     [(storage :inode-storage) [] (constantly [{:fd 99999} 1]) :invalid-value
+      ["EBADF" "the descriptor must be of a file"]]
      ;; of the right kind, but not as the map wants it
-     [sockets [objects/unbound-socket] (object 0) :incompatible ["EOPNOTSUPP" "TCP listening or established, UDP bound"]]
-     [{:type :reuseport-sockarray :max-entries 2} [objects/tcp-listener] (object 0) :incompatible ["EINVAL" "or a reuseport group's"]]
-     [{:type :devmap :max-entries 2} [] (constantly [0 0x7ffffff0]) :incompatible ["EINVAL" "the interface of that index"]]
-     [{:type :devmap-hash :max-entries 2} [] (constantly [7 0x7ffffff0]) :incompatible ["EINVAL" "the interface of that index"]]
+     [sockets [objects/unbound-socket] (object 0) :incompatible
+      ["EOPNOTSUPP" "TCP listening or established, UDP bound"]]
+     [{:type :reuseport-sockarray :max-entries 2} [objects/tcp-listener] (object 0) :incompatible
+      ["EINVAL" "or a reuseport group's"]]
+     [{:type :devmap :max-entries 2} [] (constantly [0 0x7ffffff0]) :incompatible
+      ["EINVAL" "the interface of that index"]]
+     [{:type :devmap-hash :max-entries 2} [] (constantly [7 0x7ffffff0]) :incompatible
+      ["EINVAL" "the interface of that index"]]
      [{:type :devmap :value-size 8 :max-entries 2} [#(programs/tail-target 1)] (fn [p] [0 {:ifindex 1 :program p}]) :incompatible
       ["EINVAL" "a program must be an XDP program made for this kind of map"]]
      [{:type :cpumap :value-size 8} [#(programs/tail-target 1)] (fn [p] [0 {:qsize 8 :program p}]) :incompatible
@@ -249,7 +268,8 @@
      ;; not there
      [maps [] (constantly [0 {:map-id 0x7ffffff0}]) :not-found ["there is no map 2147483632 (any more)"]]
      [progs [] (constantly [0 {:program-id 0x7ffffff0}]) :not-found ["there is no program 2147483632 (any more)"]]
-     [{:type :cgroup-array :max-entries 2} [] (constantly [0 "/no/such/cgroup"]) :not-found ["there is no /no/such/cgroup"]]
+     [{:type :cgroup-array :max-entries 2} [] (constantly [0 "/no/such/cgroup"]) :not-found
+      ["there is no /no/such/cgroup"]]
      [sockets [] (constantly [0 {:pid this-pid :fd 99999}]) :not-found ["there is no descriptor 99999 of process"]]
      [sockets [] (constantly [0 {:pid 0x7ffffff0 :fd 1}]) :not-found ["there is no process 2147483632 (any more)"]]
      ;; beyond the end
@@ -257,11 +277,13 @@
      [progs [#(programs/tail-target 1)] (fn [p] [2 p]) :out-of-range ["from 0 to 1"]]
      [sockets [objects/tcp-listener] (object 2) :out-of-range ["from 0 to 1"]]
      [{:type :xskmap :max-entries 2} [objects/xdp-socket] (object 2) :out-of-range ["from 0 to 1"]]
-     [{:type :reuseport-sockarray :max-entries 2} [#(objects/reuseport-socket :udp)] (object 2) :out-of-range ["from 0 to 1"]]
+     [{:type :reuseport-sockarray :max-entries 2} [#(objects/reuseport-socket :udp)] (object 2) :out-of-range
+      ["from 0 to 1"]]
      [{:type :perf-event-array :max-entries 1} [#(objects/perf-event 0)] (object 1) :out-of-range ["from 0 to 0"]]
      [{:type :cgroup-array :max-entries 2} [objects/cgroup] (fn [c] [2 (:path c)]) :out-of-range ["from 0 to 1"]]
      [{:type :devmap :max-entries 2} [] (constantly [2 1]) :out-of-range ["from 0 to 1"]]
-     [{:type :cpumap} [] (constantly [(count (feature/possible-cpus)) 8]) :out-of-range ["an index of this map runs from 0"]]]))
+     [{:type :cpumap} [] (constantly [(count (feature/possible-cpus)) 8]) :out-of-range
+      ["an index of this map runs from 0"]]]))
 
 (defn- with-misfit
   "Calls `(f m key value)` with a map and what does not fit into it."
