@@ -3,6 +3,9 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli :as cli]
             [bpfmap.core :as bpf]
+            [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.commands :as commands]
+            [bpfmap.exec.options :as options]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.prog :as prog]
@@ -143,11 +146,11 @@
       (is (= #{"KEY                 VALUE"
                "  1  18446744073709551615"
                "456                     1"}
-             (rows "--key" "u32" "--value" ":u64")))
+             (rows "--key-type" "u32" "--value-type" ":u64")))
       (is (= #{"       KEY  VALUE"
                "  16777216  ff ff ff ff ff ff ff ff"
                "3355508736  01 00 00 00 00 00 00 00"}
-             (rows "--key" "u32be" "--value" "[:bytes 8]"))))))
+             (rows "--key-type" "u32be" "--value-type" "[:bytes 8]"))))))
 
 (kernel-test dump-as-data-has-key-and-value
   (with-open [m (counts "cli_dump")]
@@ -156,17 +159,17 @@
                {:key (bytes/->bytes "c8010000") :value (bytes/->bytes "0100000000000000")}}
              (set (edn-of "dump" id))))
       (is (= #{{:key 1 :value 18446744073709551615N} {:key 456 :value 1}}
-             (set (edn-of "dump" id "--key" "u32" "--value" "u64"))))
+             (set (edn-of "dump" id "--key-type" "u32" "--value-type" "u64"))))
       (is (= #{{"key" "01 00 00 00" "value" "ff ff ff ff ff ff ff ff"}
                {"key" "c8 01 00 00" "value" "01 00 00 00 00 00 00 00"}}
              (set (json-of "dump" id))))
       (is (= #{{"key" 1 "value" 18446744073709551615N} {"key" 456 "value" 1}}
-             (set (json-of "dump" id "--key" "u32" "--value" "u64")))))))
+             (set (json-of "dump" id "--key-type" "u32" "--value-type" "u64")))))))
 
 (kernel-test dump-reads-by-any-type-of-a-spec
   (with-open [m ^Closeable (bpf/create {:type :array :key-size 4 :value-size 12 :max-entries 1
                                         :contents {0 (concat (map int "ssh\u001b") (repeat 4 0) [1 2 3 4])}})]
-    (let [args ["dump" (id-of m) "--value" "[struct [comm [string 8]] [from ipv4]]"]]
+    (let [args ["dump" (id-of m) "--value-type" "[struct [comm [string 8]] [from ipv4]]"]]
       (is (= "KEY  VALUE\n  0  {:comm \"ssh\\u001b\", :from \"1.2.3.4\"}\n" (:out (apply bpfmap args))))
       (is (= [{:key 0 :value {:comm "ssh\u001b" :from "1.2.3.4"}}] (apply edn-of args)))
       (is (= [{"key" 0 "value" {"comm" "ssh\u001b" "from" "1.2.3.4"}}] (apply json-of args))))))
@@ -225,7 +228,7 @@
       (try
         (Files/setPosixFilePermissions (Path/of (fixture/bpffs) (make-array String 0))
                                        (java.nio.file.attribute.PosixFilePermissions/fromString "rwxr-xr-x"))
-        (is (= [7 0] (map :value (fixture/unprivileged #(edn-of "dump" path "--value" "u32"))))
+        (is (= [7 0] (map :value (fixture/unprivileged #(edn-of "dump" path "--value-type" "u32"))))
             "nobody may read it")
         (finally (bpf/unpin! m))))))
 
@@ -319,19 +322,19 @@
     ["show" "--json"] "bpfmap: show needs REF; see `bpfmap help show`"
     ["show" "1" "2"] "bpfmap: show takes only REF, not also \"2\"; see `bpfmap help show`"
     ["list" "1"] "bpfmap: list takes no argument, not also \"1\"; see `bpfmap help list`"
-    ["dump" "1" "--key"] "bpfmap: Missing required argument for \"--key TYPE\"; see `bpfmap help dump`"
+    ["dump" "1" "--key-type"] "bpfmap: Missing required argument for \"--key-type TYPE\"; see `bpfmap help dump`"
     ["demo" "--seconds" "0"] "bpfmap: --seconds 0: N is a number above 0; see `bpfmap help demo`"
     ["demo" "--seconds" "NaN"] "bpfmap: --seconds NaN: N is a number above 0; see `bpfmap help demo`"
     ["demo" "--seconds" "soon"] "bpfmap: --seconds soon: N is a number above 0; see `bpfmap help demo`"))
 
 (deftest a-bad-type-exits-with-2-and-says-what-a-type-is
-  (are [text pattern] (let [[exit line] (refused "dump" "1" "--key" text)]
+  (are [text pattern] (let [[exit line] (refused "dump" "1" "--key-type" text)]
                         (is (= 2 exit))
                         (is (re-matches pattern line)))
-    "u33" #"bpfmap: --key u33: unknown type :u33.*:u32.*; see `bpfmap help dump`"
-    "[:bytes 0]" #"bpfmap: --key \[:bytes 0\]: .*; see `bpfmap help dump`"
-    "[:bytes" #"bpfmap: --key \[:bytes: .*; see `bpfmap help dump`"
-    "" #"bpfmap: --key : .*; see `bpfmap help dump`"))
+    "u33" #"bpfmap: --key-type u33: unknown type :u33.*:u32.*; see `bpfmap help dump`"
+    "[:bytes 0]" #"bpfmap: --key-type \[:bytes 0\]: .*; see `bpfmap help dump`"
+    "[:bytes" #"bpfmap: --key-type \[:bytes: .*; see `bpfmap help dump`"
+    "" #"bpfmap: --key-type : .*; see `bpfmap help dump`"))
 
 (kernel-test a-map-that-is-not-there-exits-with-1
   (are [ref pattern] (let [[exit line] (refused "show" ref)]
@@ -363,9 +366,9 @@
   (with-open [m (counts "cli_sizes")]
     (let [id (id-of m)]
       (is (= [1 (str "bpfmap: The key of map " id " cannot be a :u64: it has 4 bytes, and the type has 8")]
-             (refused "dump" id "--key" "u64")))
+             (refused "dump" id "--key-type" "u64")))
       (is (= [1 (str "bpfmap: The value of map " id " cannot be a [:bytes 3]: it has 8 bytes, and the type has 3")]
-             (refused "dump" id "--value" "[bytes 3]"))))))
+             (refused "dump" id "--value-type" "[bytes 3]"))))))
 
 (kernel-test a-program's-pin-is-not-a-map
   (let [bpftool (fixture/executable "bpftool")
@@ -424,29 +427,42 @@
 (deftest help-has-a-line-for-each-command
   (let [{:keys [exit out err]} (bpfmap "help")]
     (is (= [0 ""] [exit err]))
-    (doseq [{:keys [name doc]} cli/commands]
+    (doseq [{:keys [name doc]} commands/commands]
       (is (re-find (re-pattern (str "(?m)^  " name "\\b.*" (java.util.regex.Pattern/quote doc) "$")) out)))
     (is (= out (:out (bpfmap "--help")) (:out (bpfmap "-h")) (:out (bpfmap "--json" "help"))))))
 
 (deftest help-of-a-command-has-its-usage-and-options
-  (doseq [{:keys [name args options]} cli/commands
+  (doseq [{:keys [name args options]} commands/commands
           :let [{:keys [exit out err]} (bpfmap "help" name)]]
     (testing name
       (is (= [0 ""] [exit err]))
       (is (str/starts-with? out (str "Usage: bpfmap " name)))
-      (doseq [[_ option] options]
-        (is (str/includes? out option)))
-      (is (= (boolean (some #{"REF"} args)) (str/includes? out "REF is a map's id")))
+      (doseq [option options]
+        (is (str/includes? out (str "--" (clojure.core/name option) " "))))
+      (is (= (boolean (some #{:ref} args)) (str/includes? out "REF is a map's id")))
       (is (= out (:out (bpfmap name "--help")) (:out (bpfmap "--help" name)))))))
 
 (deftest help-fits-into-80-columns
-  (doseq [name (cons nil (map :name cli/commands))
+  (doseq [name (cons nil (map :name commands/commands))
           line (str/split-lines (:out (apply bpfmap "help" (when name [name]))))]
     (is (<= (count line) 79) line)))
 
 (deftest every-command-has-a-function
-  (doseq [{:keys [fn name]} cli/commands]
-    (is (ifn? @(requiring-resolve fn)) name)))
+  (doseq [{:keys [fn view run name]} commands/commands]
+    (is (or (and fn view) run) name)
+    (doseq [f (remove nil? [fn view run])]
+      (is (ifn? @(requiring-resolve f)) name))))
+
+(deftest every-option-and-default-of-a-command-is-known
+  (doseq [{:keys [name args optional needs defaults examples] :as command} commands/commands
+          :let [known (concat args (:options command))]]
+    (testing name
+      (is (every? options/options known))
+      (is (apply distinct? nil known))
+      (is (every? (set args) optional))
+      (is (every? (set known) (concat needs (keys defaults) (mapcat keys examples))))
+      (doseq [example examples]
+        (is (map? (arguments/checked command example)))))))
 
 (deftest the-version-is-that-of-the-build
   (is (= {:exit 0 :out (str "bpfmap " cli/version "\n") :err ""} (bpfmap "--version")))

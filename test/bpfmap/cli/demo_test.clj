@@ -1,9 +1,10 @@
 (ns bpfmap.cli.demo-test
   "The command `demo` within this process: what it counts, and how its live table reads."
   (:require [bpfmap.cli :as cli]
-            [bpfmap.cli.demo :as demo]
+            [bpfmap.cli.demo :as cli.demo]
             [bpfmap.cli.signals :as signals]
             [bpfmap.core :as bpf]
+            [bpfmap.exec.demo :as demo]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
             [clojure.data.json :as json]
@@ -120,12 +121,12 @@
           "  NR  NAME          COUNT  PER-SECOND"
           " 499  syscall_499      30        20.0"
           "9999  syscall_9999      1         1.0"]
-         (#'demo/frame state 24))))
+         (#'cli.demo/frame state {:height 24}))))
 
 (deftest the-live-table-fits-the-height
   (doseq [height (range 4 8)]
-    (is (= (min 6 height) (count (#'demo/frame state height)))))
-  (is (= 4 (count (#'demo/frame state 1))) "the screen cuts what is below it"))
+    (is (= (min 6 height) (count (#'cli.demo/frame state {:height height})))))
+  (is (= 4 (count (#'cli.demo/frame state {:height 1}))) "the screen cuts what is below it"))
 
 (deftest samples-reach-back-one-second
   (let [samples (reductions #'demo/with-sample [[0.0 {}]] (for [t (range 0.25 3.0 0.25)] [t {}]))]
@@ -137,13 +138,13 @@
 (deftest the-final-table-is-the-top-that-fits-the-screen
   (let [run {:elapsed 2.0 :counts (zipmap (range 1000 1100) (range 1 101)) :map {:id 1 :type :hash :name "x"}}]
     (with-redefs [bpf/open (fn [& _] (throw (ex-info "" {:bpfmap/error :not-found})))]
-      (let [{:keys [lines closing exit]} (#'demo/result run nil 24)]
-        (is (= 21 (count @lines)))
+      (let [{:keys [rows closing exit]} (#'cli.demo/view run nil 24)]
+        (is (= 20 (count rows)))
         (is (= ["Counted 5050 system calls of 100 kinds in 2.0 s; the top 20 are above"
                 "They were in BPF map 1 (hash, x), which is gone now"]
                closing))
         (is (= 0 exit)))
-      (let [{:keys [lines closing exit]} (#'demo/result run "INT" nil)]
-        (is (= 101 (count @lines)))
+      (let [{:keys [rows closing exit]} (#'cli.demo/view run "INT" nil)]
+        (is (= 100 (count rows)))
         (is (= "Counted 5050 system calls of 100 kinds in 2.0 s" (first closing)))
         (is (= 130 exit))))))

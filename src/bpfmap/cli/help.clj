@@ -1,0 +1,73 @@
+(ns bpfmap.cli.help
+  "The texts of `bpfmap help`, made from the table of commands."
+  (:require [bpfmap.cli.arguments :as arguments]
+            [bpfmap.cli.output :as output]
+            [bpfmap.exec.commands :as commands]
+            [bpfmap.exec.options :refer [options]]
+            [clojure.string :as str]
+            [clojure.tools.cli :as cli]))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private ref-text
+  "REF is a map's id, its pin path (with a slash in it) or its name.")
+
+(def ^:private exit-text
+  "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended with Ctrl-C.")
+
+(defn- with-arguments [{:keys [name args] :as command}]
+  (str/join " " (cons name (map #(arguments/argument-word command %) args))))
+
+(defn- usage [{:keys [name args] :as command}]
+  (str/join " " (concat ["bpfmap" name]
+                        (when (seq (arguments/tool-options command)) ["[OPTION ...]"])
+                        (map #(arguments/argument-word command %) args))))
+
+(defn- indented [lines]
+  (map #(str "  " %) lines))
+
+(defn- option-lines [options]
+  (str/split-lines (:summary (cli/parse-opts [] options))))
+
+(defn- general-help []
+  (let [lines (zipmap commands/commands
+                      (output/fields (for [command commands/commands] [(with-arguments command) (:doc command)])))]
+    (concat ["bpfmap: eBPF maps as data" "" "Usage: bpfmap COMMAND [ARGUMENT ...] [OPTION ...]"]
+            (mapcat (fn [group]
+                      (concat ["" (:group (first group))] (indented (map lines group))))
+                    (partition-by :group commands/commands))
+            ["" "Options of every command"]
+            (option-lines arguments/general-options)
+            ["" ref-text exit-text])))
+
+(defn- shell-word
+  "A value as a word of the shell that means it."
+  [x]
+  (let [text (if (or (string? x) (keyword? x)) (output/cell x) (pr-str x))
+        text (if (coll? x) (str/replace text #"(?<=[\[ ]):" "") text)]
+    (if (re-matches #"[A-Za-z0-9_./:,=+@%-]+" text) text (str "'" text "'"))))
+
+(defn- example-line [{:keys [name args]} example]
+  (str/join " " (concat ["bpfmap" name]
+                        (keep #(some-> (% example) shell-word) args)
+                        (for [[k x] example :when (not (some #{k} args))
+                              one (if (:many? (options k)) x [x])]
+                          (str "--" (clojure.core/name k) (when (:takes (options k)) (str " " (shell-word one))))))))
+
+(defn- command-help [{:keys [args doc text examples] :as command}]
+  (let [own (arguments/tool-options command)]
+    (concat [(str "Usage: " (usage command)) "" (str doc ".")]
+            text
+            (when (seq own) (list* "" "Options" (option-lines own)))
+            ["" "Options of every command"]
+            (option-lines arguments/general-options)
+            (when examples (list* "" "Examples" (indented (map #(example-line command %) examples))))
+            (when (some #{:ref} args) ["" ref-text]))))
+
+(defn help
+  "The text of `bpfmap help`, or that of a command.
+
+      (help {:command \"dump\"} {})"
+  [{:keys [command]} _request]
+  {:text? true
+   :lines (if command (command-help (arguments/find-command command)) (general-help))})

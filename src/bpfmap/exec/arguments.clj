@@ -1,0 +1,138 @@
+(ns bpfmap.exec.arguments
+  "What a command is given, as data that is known to be good: text from a shell, symbols from -X, or data from a program.
+
+  What is wrong throws `:usage`, with what it is about under `:bpfmap/usage`:
+
+      {:command \"dump\" :option :limit :given \"x\" :problem \"N is a whole number from 0\"}
+      {:command \"dump\" :missing :ref}
+      {:command \"dump\" :unknown :limt}"
+  (:require [bpfmap.error :as error]
+            [bpfmap.exec.options :refer [options]]
+            [clojure.edn :as edn]
+            [clojure.string :as str]
+            [clojure.walk :as walk]))
+
+(set! *warn-on-reflection* true)
+
+;; --- from text to data
+
+(defn- text
+  "What was given as text, where it is text or a name."
+  [x]
+  (cond
+    (string? x) x
+    (symbol? x) (str x)
+    (keyword? x) (subs (str x) 1)))
+
+(defn- edn-of
+  "The one form that a text is, where symbols do for keywords, as in `{src 1}`; not-edn for a text that is none."
+  [text not-edn]
+  (try
+    (let [[form & more :as forms] (edn/read-string (str "[" text "\n]"))]
+      (if (or more (empty? forms))
+        not-edn
+        (walk/postwalk #(if (symbol? %) (keyword %) %) form)))
+    (catch RuntimeException _ not-edn)))
+
+(defn- number [x]
+  (if-let [text (text x)]
+    (let [x (edn-of text nil)] (when (number? x) x))
+    (when (number? x) x)))
+
+(defn- read-ref
+  "What names a map: digits are an id, a text with a slash is a path, any other a name."
+  [x]
+  (if-let [text (text x)]
+    (cond
+      (= "" text) nil
+      (re-matches #"[0-9]+" text) {:id (or (parse-long text) (bigint text))}
+      (str/includes? text "/") {:path text}
+      :else {:name text})
+    x))
+
+(defn- type-problem
+  "What is wrong with a type; nil for a good one. The path of what is wrong as a whole is empty, and left out."
+  [type]
+  (some-> ((requiring-resolve 'bpfmap.type/problem) type)
+          (str/replace #"^\[\]: " "")))
+
+(defn- read-type
+  "A type: EDN, where a symbol does for a keyword. Text that is no EDN stays text, which is no type."
+  [x]
+  (if (or (string? x) (symbol? x))
+    (edn-of (str x) (str x))
+    (walk/postwalk #(if (symbol? %) (keyword %) %) x)))
+
+(def kinds
+  "How an option of a kind becomes data: `:read` returns nil for what is none, and what it is stands in `:expects`, after
+  the word of the option; or `:problem` says what is wrong with what was read. `:as` is the kind's name in babashka.cli."
+  {:flag {:read #(let [x (if (string? %) (edn-of % nil) %)] (when (boolean? x) x))
+          :expects "is true or false" :as :boolean}
+   :text {:read text :expects "is a text" :as :string}
+   :ref {:read read-ref :expects "is an id, a pin path or a name" :as :string}
+   :type {:read read-type :problem type-problem :as :edn}
+   :whole {:read #(let [n (number %)] (when (and (int? n) (<= 0 (long n))) n))
+           :expects "is a whole number from 0" :as :long}
+   :positive {:read #(let [n (number %)] (when (and n (< 0 n 1e9)) n))
+              :expects "is a number above 0" :as :double}})
+
+;; --- a whole map of options
+
+(defn- usage-error [message about]
+  (error/error :usage message {:bpfmap/usage about}))
+
+(defn- coerce
+  "The data of one option; throws `:usage` for what is none."
+  [{:keys [name]} option x]
+  (let [{:keys [takes kind of]} (options option)
+        {:keys [read expects problem]} (kinds kind)
+        data (read x)
+        problem (cond
+                  problem (problem data)
+                  (nil? data) (str/join " " (remove nil? [takes expects])))]
+    (when problem
+      (throw (usage-error (str option " " (pr-str (error/shown x)) ": " problem)
+                          {:command name :option option :given (error/shown x) :problem problem})))
+    data))
+
+(defn- coerce-all
+  "The data of an option, each of them where there may be many."
+  [command option x]
+  (if (:many? (options option))
+    (mapv #(coerce command option %) (if (and (sequential? x) (every? #(or (string? %) (sequential? %)) x)) x [x]))
+    (coerce command option x)))
+
+(defn required
+  "The options that a command must be given: its arguments by place, and what else it needs.
+
+      (required {:args [:ref :key] :optional #{:key} :needs [:pin]}) ;=> (:ref :pin)"
+  [{:keys [args optional needs]}]
+  (concat (remove (set optional) args) needs))
+
+(defn checked
+  "The options map of a command as data, with its defaults; nil values count as not given.
+
+      (checked dump {:ref \"12\" :limit \"5\"}) ;=> {:ref {:id 12} :limit 5}"
+  [{:keys [name args defaults] :as command} given]
+  (when-not (or (nil? given) (map? given))
+    (throw (usage-error (str "Options are a map, not " (pr-str (error/shown given)))
+                        {:command name :problem "options are a map"})))
+  (let [known (set (concat args (:options command)))
+        given (into {} (remove (comp nil? val)) given)]
+    (doseq [k (keys given)]
+      (when-not (known k)
+        (throw (usage-error (str "Unknown option " (pr-str (error/shown k)) ": " name " takes "
+                                 (if (seq known) (error/list-of (sort known)) "none"))
+                            {:command name :unknown (error/shown k)}))))
+    (doseq [k (required command)]
+      (when-not (contains? given k)
+        (throw (usage-error (str name " needs " k) {:command name :missing k}))))
+    (into (or defaults {}) (map (fn [[k x]] [k (coerce-all command k x)])) given)))
+
+(defn call
+  "Does what a command is for, and returns data. Throws `:usage` for bad options before anything else.
+
+      (call (commands/command-named \"show\") {:ref \"counts\"}) ;=> {:id 12, :type :hash, …}"
+  [command given]
+  (let [given (checked command given)]
+    ((requiring-resolve (:fn command)) given)))

@@ -1,0 +1,143 @@
+(ns bpfmap.exec.demo
+  "The command `demo`: a BPF program counts the system calls of the whole host in a map of this library.
+
+  The program is the kernel's side of the map and this process the other: it
+  reads the map while the program writes to it. Nothing is pinned, so that all goes with
+  the process, however it ends."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.prog :as prog]
+            [bpfmap.syscalls :as syscalls])
+  (:import (java.io Closeable)))
+
+(set! *warn-on-reflection* true)
+
+(def map-spec
+  "The map that the demo counts in: number of a system call to how often it was called."
+  {:name "bpfmap_demo" :type :hash :key :u32 :value :u64 :max-entries 512})
+
+;; --- the kernel's side
+
+(defn- look-up
+  "r0 is the address of the value of the key at r10-4, or 0."
+  [m]
+  [[:lddw :r1 m]
+   [:mov64 :r2 :r10]
+   [:add64 :r2 -4]
+   [:call :map-lookup-elem]])
+
+(defn- instructions
+  "What the program does at the raw tracepoint sys_enter, whose arguments are the registers and the call's number."
+  [m]
+  [[:ldxdw :r6 [:r1 8]]
+   [:stxw [:r10 -4] :r6]
+   (look-up m)
+   [:jne :r0 0 :count]
+   ;; The first call of this number: insert 1, unless another CPU just did.
+   [:stdw [:r10 -16] 1]
+   [:lddw :r1 m]
+   [:mov64 :r2 :r10]
+   [:add64 :r2 -4]
+   [:mov64 :r3 :r10]
+   [:add64 :r3 -16]
+   [:mov64 :r4 1] ; BPF_NOEXIST
+   [:call :map-update-elem]
+   [:jeq :r0 0 :end]
+   (look-up m)
+   [:jeq :r0 0 :end] ; only when the map is full
+   :count
+   [:mov64 :r1 1]
+   [:atomic-add64 [:r0 0] :r1]
+   :end
+   [:mov64 :r0 0]
+   [:exit]])
+
+;; --- counts as data
+
+(defn calls
+  "What was counted, the most frequent first: `{:number :name :count :per-second}` of each system call.
+
+  The rate is of what came since the `earlier` counts, in so many seconds.
+
+      (calls {39 30} {39 10} 2.0) ;=> [{:number 39, :name \"getpid\", :count 30, :per-second 10.0}]"
+  [counts earlier seconds]
+  (->> (for [[number n] counts]
+         {:number number
+          :name (syscalls/syscall-name number)
+          :count n
+          :per-second (/ (Math/round (double (/ (* 1000 (- n (earlier number 0))) seconds))) 1000.0)})
+       (sort-by (juxt (comp - :count) :number))
+       vec))
+
+(defn total
+  "How many calls were counted.
+
+      (total {39 30, 1 2}) ;=> 32"
+  [counts]
+  (reduce + (vals counts)))
+
+;; --- one run
+
+(def ^:private frame-millis 250)
+
+(def ^:private window-seconds
+  "The live table shows the rates of about the last second."
+  1.0)
+
+(defn- with-sample
+  "Adds a sample to `[[elapsed counts] …]`, and drops those that the window has left behind."
+  [samples [elapsed :as sample]]
+  (let [behind? (fn [[t]] (<= window-seconds (- elapsed t)))]
+    (loop [samples (conj samples sample)]
+      (if (behind? (second samples))
+        (recur (subvec samples 1))
+        samples))))
+
+(defn- watch
+  "Waits until `stop` is delivered or the seconds are over; returns how many there were. Meanwhile calls `show`, if
+  given, with what there is to show, over and over."
+  [m seconds stop show]
+  (let [began (System/nanoTime)
+        elapsed #(/ (- (System/nanoTime) began) 1e9)]
+    (loop [samples [[0.0 {}]]]
+      (let [now (elapsed)
+            left (long (Math/ceil (* 1000 (- seconds now))))]
+        (cond
+          (or (not (pos? left)) (realized? stop))
+          now
+
+          show
+          (let [counts (into {} m)]
+            (show {:samples samples :counts counts :elapsed now :seconds seconds})
+            (deref stop (min left frame-millis) nil)
+            (recur (with-sample samples [now counts])))
+
+          :else
+          (do (deref stop left nil)
+              (recur samples)))))))
+
+(defn observe
+  "Counts until `stop` is delivered or the seconds are over. Returns `{:map :elapsed :counts}`, the map gone or about
+  to go."
+  [seconds stop show]
+  (with-open [^Closeable m (bpf/create map-spec)
+              ^Closeable program (prog/load {:type :raw-tracepoint
+                                             :name (:name map-spec)
+                                             :insns (instructions m)})]
+    (let [info (select-keys (bpf/info m) [:id :type :name])
+          elapsed (with-open [^Closeable _ (prog/attach-raw-tracepoint program "sys_enter")]
+                    (watch m seconds stop (when show #(show (assoc % :map info)))))]
+      ;; Only now that nobody writes any more are the counts final.
+      {:map info :elapsed elapsed :counts (into {} m)})))
+
+(defn result
+  "What a run comes to, as data."
+  [{:keys [elapsed counts] :as run}]
+  {:map (:map run) :seconds elapsed :total (total counts) :calls (calls counts {} elapsed)})
+
+(defn demo
+  "Counts the system calls of the host for so many seconds.
+
+      (demo {:seconds 1.0})
+      ;=> {:map {:id 12, …}, :seconds 1.0, :total 4711, :calls [{:number 0, :name \"read\", :count 1200, …} …]}"
+  [{:keys [seconds]}]
+  (result (observe seconds (promise) nil)))
