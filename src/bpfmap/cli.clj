@@ -5,8 +5,12 @@
   and usage errors are read from it. What a command needs is loaded when it is called."
   (:require [bpfmap.cli.arguments :as arguments]
             [bpfmap.cli.printing :as printing]
-            [bpfmap.exec.arguments :as exec.arguments])
-  (:import (java.io BufferedWriter FileDescriptor FileOutputStream IOException OutputStreamWriter)
+            [bpfmap.cli.terminal :as terminal]
+            [bpfmap.error :as error]
+            [bpfmap.exec.arguments :as exec.arguments]
+            [clojure.string :as str])
+  (:import (clojure.lang ExceptionInfo)
+           (java.io BufferedWriter FileDescriptor FileOutputStream IOException OutputStreamWriter)
            (java.nio.charset StandardCharsets)))
 
 (set! *warn-on-reflection* true)
@@ -15,17 +19,32 @@
   "The version of bpfmap that this command line belongs to."
   "0.1.0")
 
+(defn- confirmed
+  "Calls `(f options)`; where that is not confirmed, asks on a terminal, and calls it again if the answer is yes."
+  [f options]
+  (try
+    (f options)
+    (catch ExceptionInfo e
+      (let [{:bpfmap/keys [error question]} (ex-data e)]
+        (if (and (= :not-confirmed error) (terminal/terminal? :in) (terminal/terminal? :err))
+          (do (printing/complain (str/replace (ex-message e) #": [^:]*--yes.*$" ""))
+              (if (terminal/ask question)
+                (f (assoc options :yes true))
+                (throw (error/error :not-confirmed "Nothing was done" {}))))
+          (throw e))))))
+
 (defn- perform
   "Does what was asked for, and prints it; returns the exit code."
   [{:keys [command options format] :as request}]
   (try
-    (let [checked (exec.arguments/checked command options)
-          value (if (:run command)
-                  ((requiring-resolve (:run command)) checked request)
-                  ((requiring-resolve (:fn command)) checked))
-          view (if (:run command) value ((requiring-resolve (:view command)) value checked))]
-      (printing/print-result value view format))
-    (catch clojure.lang.ExceptionInfo e
+    (let [checked (exec.arguments/checked command options)]
+      (if (:run command)
+        (printing/print-result nil ((requiring-resolve (:run command)) checked request) format (terminal/width))
+        (let [value (confirmed (fn [options]
+                                 (terminal/with-progress (:name command) #(exec.arguments/perform command options)))
+                               checked)]
+          (printing/print-result value ((requiring-resolve (:view command)) value checked) format (terminal/width)))))
+    (catch ExceptionInfo e
       (throw (arguments/in-words e)))))
 
 (defn run

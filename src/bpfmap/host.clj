@@ -97,9 +97,12 @@
   has, the answer is empty. Throws `:invalid-value` for what is no reference,
   `:closed` for a closed program or attachment.
 
-      (holders 12) ;=> [{:pid 4711 :command \"java\" :fds [7 9]}]"
-  [ref]
-  (inventory/holders ref))
+  Without a reference, it is every process that holds anything, with what it holds under `:holds`, in one pass over /proc.
+
+      (holders 12) ;=> [{:pid 4711 :command \"java\" :fds [7 9]}]
+      (holders)    ;=> [{:pid 4711 :command \"java\" :holds [{:kind :map :id 12}]}]"
+  ([] (inventory/all-holders))
+  ([ref] (inventory/holders ref)))
 
 (defn programs-using
   "Returns those of [[programs]] that use a map, given as an open map, its id, or `{:map-id n}`.

@@ -21,6 +21,7 @@ public final class Abi {
     public static final long SYS_BPF = number(321, 280);
     public static final long SYS_CLOSE = number(3, 57);
     public static final long SYS_FCNTL = number(72, 25);
+    public static final long SYS_IOCTL = number(16, 29);
     public static final long SYS_OPENAT = number(257, 56);
     /** Since Linux 5.3; the number is that of every processor. */
     public static final long SYS_PIDFD_OPEN = 434;

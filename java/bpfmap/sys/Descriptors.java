@@ -88,6 +88,21 @@ public final class Descriptors {
         }
     }
 
+    private static final long TIOCGWINSZ = 0x5413; // asm-generic/ioctls.h; struct winsize: rows, columns, pixels twice
+
+    /**
+     * How many characters fit on the terminal that a descriptor of this process is.
+     *
+     * @return rows times 65536 and columns, 0 where the terminal does not know, or the negated errno: ENOTTY for no terminal
+     */
+    public static long windowSize(int number) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment size = arena.allocate(8, 2);
+            long result = Native.syscall(Abi.SYS_IOCTL, number, TIOCGWINSZ, size.address(), 0, 0);
+            return result < 0 ? result : (Bytes.getU16(size, 0, false) << 16) | Bytes.getU16(size, 2, false);
+        }
+    }
+
     /**
      * Renames a file in one step, refusing a target that exists.
      *

@@ -17,13 +17,24 @@
 (defn- column-name [path]
   (str/join "." (map output/cell path)))
 
+(defn- cells [columns row]
+  (mapcat (fn [{:keys [title of csv path]}] (flat (or path [(str/lower-case title)]) ((or csv of) row))) columns))
+
 (defn print-rows
-  "Prints rows on *out*. A structured value becomes a column for each of its leaves, named `value.packets`, after those of the first row.
+  "Prints rows, or what reduces to rows, on *out*. A structured value becomes a column for each of its leaves, named
+  `value.packets`, after those of the first row.
 
       (print-rows [{:title \"KEY\" :of :key}] [{:key {:src 1 :dst 2}}]) ; prints key.src,key.dst and 1,2"
   [columns rows]
-  (let [cells (fn [row] (mapcat (fn [{:keys [title of csv]}] (flat [(str/lower-case title)] ((or csv of) row))) columns))
-        head (if (seq rows) (map first (cells (first rows))) (map (comp vector str/lower-case :title) columns))]
-    (csv/write-csv *out* (cons (map column-name head)
-                               (for [row rows :let [by-path (into {} (cells row))]]
-                                 (map #(by-path % "") head))))))
+  (let [write #(csv/write-csv *out* [%])
+        paths (reduce (fn [paths row]
+                        (let [found (cells columns row)
+                              paths (or paths (let [paths (mapv first found)]
+                                                (write (map column-name paths))
+                                                paths))
+                              by-path (into {} found)]
+                          (write (map #(by-path % "") paths))
+                          paths))
+                      nil rows)]
+    (when-not paths
+      (write (map (comp str/lower-case :title) columns)))))

@@ -2,7 +2,8 @@
   "Data as text: aligned tables and fields for people, EDN and JSON for programs."
   (:require [bpfmap.bytes :as bytes]
             [clojure.string :as str])
-  (:import (java.util LinkedHashMap Locale)))
+  (:import (clojure.lang IReduceInit)
+           (java.util LinkedHashMap Locale)))
 
 (set! *warn-on-reflection* true)
 
@@ -47,6 +48,32 @@
   (let [blanks (.repeat " " (- (long width) (count text)))]
     (if (= :right align) (str blanks text) (str text blanks))))
 
+(defn- lay-out
+  "Columns with the texts of their cells, the heading first, and how wide and which way they stand."
+  [columns rows]
+  (for [{:keys [title of align] :as column} columns
+        :let [values (mapv of rows)
+              texts (into [title] (map cell) values)]]
+    (assoc column
+           :texts texts
+           :width (transduce (map count) max 0 texts)
+           :align (or align (when (and (seq values) (every? number? values)) :right)))))
+
+(defn- cut
+  "A text cut to a width, with an ellipsis where something is missing: at its end, or at its beginning."
+  [text width side]
+  (let [n (count text) width (long width)]
+    (cond
+      (<= n width) text
+      (= :left side) (str "…" (subs text (inc (- n width))))
+      :else (str (subs text 0 (max 0 (dec width))) "…"))))
+
+(defn- print-columns [columns]
+  (apply mapv
+         (fn [& cells] (str/trimr (str/join "  " cells)))
+         (for [{:keys [texts width align cut-at]} columns]
+           (mapv #(pad (cut % width cut-at) width align) texts))))
+
 (defn table
   "The lines of a table: a heading, and one line for each row.
 
@@ -57,14 +84,46 @@
       ;=> [\"ID  NAME\"
            \"12  counts\"]"
   [columns rows]
-  (apply mapv
-         (fn [& cells] (str/trimr (str/join "  " cells)))
-         (for [{:keys [title of align]} columns
-               :let [values (mapv of rows)
-                     texts (into [title] (map cell) values)
-                     width (transduce (map count) max 0 texts)
-                     align (or align (when (and (seq values) (every? number? values)) :right))]]
-           (mapv #(pad % width align) texts))))
+  (print-columns (lay-out columns rows)))
+
+(defn- total [widths]
+  (+ (reduce + widths) (* 2 (dec (count widths)))))
+
+(defn- without-least
+  "The columns without the one of the highest `:rank`; nil where all are to stay."
+  [columns]
+  (when-let [ranks (seq (keep :rank columns))]
+    (let [most (apply max ranks)]
+      (remove #(= most (:rank %)) columns))))
+
+(defn- narrowed
+  "Columns of which the widest of those that may be cut are cut until all fit."
+  [columns width]
+  (loop [columns (vec columns)]
+    (let [over (- (long (total (map :width columns))) (long width))
+          room (fn [{:keys [least width]}] (if least (- (long width) (long least)) 0))
+          widest (apply max-key #(if (pos? (long (room (columns %)))) (:width (columns %)) -1) (range (count columns)))]
+      (if (or (<= over 0) (not (pos? (long (room (columns widest))))))
+        columns
+        (recur (update-in columns [widest :width] dec))))))
+
+(defn fitted
+  "A table for a screen of a width: `{:lines :left-out}`, the latter the titles of columns that there is no room for.
+
+  A column with a `:rank` may be left out, the highest first; one with a `:least` width may be cut to it, at its end or where
+  `:cut-at` is `:left` at its beginning.
+
+      (fitted [{:title \"ID\" :of :id} {:title \"NAME\" :of :name :least 4}] [{:id 12 :name \"counts\"}] 8)
+      ;=> {:lines [\"ID  NAME\" \"12  cou…\"], :left-out []}"
+  [columns rows width]
+  (let [columns (lay-out columns rows)
+        smallest (fn [{:keys [least width]}] (if least (min (long least) (long width)) width))]
+    (loop [kept columns]
+      (let [fewer (when (< (long width) (long (total (map smallest kept)))) (without-least kept))]
+        (if fewer
+          (recur fewer)
+          {:lines (print-columns (narrowed kept width))
+           :left-out (mapv :title (remove (set kept) columns))})))))
 
 (defn fields
   "The lines of one thing's fields: `[name value]` pairs, the values under each other.
@@ -98,20 +157,29 @@
 ;; --- for programs
 
 (defn- print-elements
-  "A vector with an element on each line, of which `print-one` prints each; anything else on one line."
+  "A vector with an element on each line, of which `print-one` prints each; what only reduces without the brackets, a
+  record a line; anything else on one line."
   [x print-one]
-  (if (and (vector? x) (seq x))
+  (cond
+    (and (vector? x) (seq x))
     (do (print "[")
         (print-one (first x))
         (doseq [element (rest x)]
           (print ",\n ")
           (print-one element))
         (println "]"))
+
+    (and (instance? IReduceInit x) (not (coll? x)) (not (bytes/byte-view? x)))
+    (run! (fn [element]
+            (print-one element)
+            (newline)) x)
+
+    :else
     (do (print-one x)
         (newline))))
 
 (defn print-edn
-  "Prints a value as EDN on *out*, the elements of a vector on lines of their own.
+  "Prints a value as EDN on *out*, the elements of a vector on lines of their own; what only reduces, a record a line.
 
       (print-edn [{:id 12}])"
   [x]
@@ -120,8 +188,13 @@
             *print-level* nil]
     (print-elements x #(print (printed %)))))
 
+(def ^:private safe-integer
+  "The largest integer that a reader of JSON need not round: 2^53-1. Beyond it RFC 7493 (I-JSON) has integers as texts."
+  9007199254740991)
+
 (defn json-value
-  "A value as JSON has it: byte views as hexadecimal texts, sets as sorted arrays, names as texts.
+  "A value as JSON has it: byte views as hexadecimal texts, sets as sorted arrays, names as texts; and integers beyond
+  2^53-1, which JavaScript, jq and others would silently round, as texts with every digit.
 
   The question mark of `:frozen?` is left out, because to jq it would be an operator.
 
@@ -140,12 +213,13 @@
     (keyword? x) (subs (str x) 1)
     (or (bytes/byte-view? x) (symbol? x) (char? x)) (str x)
     (and (float? x) (not (Double/isFinite x))) (str x) ; "NaN", "Infinity": JSON has no such numbers
+    (and (integer? x) (not (<= (- safe-integer) x safe-integer))) (str x)
     :else x))
 
 (defn print-json
-  "Prints a value as JSON on *out*, the elements of a vector on lines of their own.
+  "Prints a value as JSON on *out*, the elements of a vector on lines of their own; what only reduces, a record a line.
 
       (print-json [{:id 12}])"
   [x]
   (let [write (requiring-resolve 'clojure.data.json/write)]
-    (print-elements (json-value x) #(write % *out* :escape-slash false))))
+    (print-elements x #(write (json-value %) *out* :escape-slash false))))

@@ -16,20 +16,36 @@
 (defn- print-csv [columns rows]
   ((requiring-resolve 'bpfmap.cli.csv/print-rows) columns rows))
 
+(defn- print-table
+  "A table for people, cut to the terminal where there is one; returns a line about what is left out. Rows that only
+  reduce are printed as they come, and are not aligned."
+  [columns rows width]
+  (if (coll? rows)
+    (if width
+      (let [{:keys [lines left-out]} (output/fitted columns rows width)]
+        (run! println lines)
+        (when (seq left-out)
+          (str "no room for " (str/join ", " left-out) "; a wider terminal, --csv or --edn has them")))
+      (run! println (output/table columns rows)))
+    (run! (fn [row] (println (str/join "  " (map (fn [{:keys [of]}] (output/cell (of row))) columns)))) rows)))
+
 (defn print-result
-  "Prints what a command returned and how it is seen, in a format or for people; returns the exit code."
-  [value {:keys [columns rows lines text? closing notes exit] :as view} format]
-  (binding [*flush-on-newline* false] ; a system call for each line would take its time
-    (case (if text? nil format)
-      :edn (output/print-edn (:value view value))
-      :json (output/print-json (:value view value))
-      :csv (print-csv columns rows)
-      (run! println (if columns (output/table columns rows) lines))))
-  (flush)
-  (run! #(complain "bpfmap: " %) notes)
-  (when-not format
-    (run! complain closing))
-  (or exit 0))
+  "Prints what a command returned and how it is seen, in a format or for people, whose terminal may have a width; returns
+  the exit code."
+  [value {:keys [columns rows lines text? closing notes exit] :as view} format width]
+  (let [left-out (binding [*flush-on-newline* false] ; a system call for each line would take its time
+                   (case (if text? nil format)
+                     :edn (output/print-edn (:value view value))
+                     :json (output/print-json (:value view value))
+                     :csv (print-csv columns rows)
+                     (if columns
+                       (print-table columns rows width)
+                       (run! println lines))))]
+    (flush)
+    (run! #(complain "bpfmap: " %) notes)
+    (when-not format
+      (run! complain (remove nil? (cons left-out closing))))
+    (or exit 0)))
 
 ;; --- errors
 

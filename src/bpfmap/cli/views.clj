@@ -1,9 +1,9 @@
 (ns bpfmap.cli.views
-  "How people see what a command returned. A view is a map:
+  "How people see what a command returned: what is there, and what is in a map. A view is a map:
 
   | key        | what it holds                                                                   |
   |------------|---------------------------------------------------------------------------------|
-  | `:columns` `:rows` | a table, as `bpfmap.cli.output/table` takes it                          |
+  | `:columns` `:rows` | a table, as `bpfmap.cli.output/fitted` takes it; rows may be reducible  |
   | `:lines`   | instead of a table: lines                                                       |
   | `:text?`   | true where the lines are all there is, whatever the format                      |
   | `:closing` | what people read below, on stderr: lines                                        |
@@ -11,43 +11,91 @@
   | `:value`   | the data for --edn and --json, where it is not what the command returned        |
   | `:exit`    | the exit code, when it is not 0                                                 |"
   (:require [bpfmap.cli.output :as output]
+            [bpfmap.cli.spread :as spread]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
 
-(defn- flag-text [flags]
+(defn- some-of
+  "The first few of what there is, in one cell; nil for nothing."
+  [texts]
+  (when (seq texts)
+    (str (first texts) (when (next texts) (str " +" (dec (count texts)))))))
+
+(defn flag-text
+  "Create flags by name, the unknown ones as numbers.
+
+      (flag-text #{:mmapable 1073741824}) ;=> \"0x40000000,mmapable\""
+  [flags]
   (when (seq flags)
     (str/join "," (map (fn [flag] (if (number? flag) (format "0x%x" flag) (output/cell flag)))
                        (sort-by str flags)))))
 
-(defn- map-columns
-  "The columns of `list`: that of frozen maps only where there is one, and the one that may be long last, so that a
-  narrow terminal need not wrap the rows in which it is not."
-  [maps]
-  (remove nil? [{:title "ID" :of :id}
-                {:title "TYPE" :of :type}
-                {:title "NAME" :of :name}
-                {:title "KEY" :of :key-size}
-                {:title "VALUE" :of :value-size}
-                {:title "MAX" :of :max-entries}
-                {:title "MEMORY" :of #(some-> (:memlock %) output/human-size) :align :right}
-                (when (some :frozen? maps)
-                  {:title "FROZEN" :of #(if (:frozen? %) "yes" "no")})
-                {:title "FLAGS" :of (comp flag-text :flags)}]))
+(defn holder-text
+  "A process that holds a map.
+
+      (holder-text {:pid 4711 :command \"agent\"}) ;=> \"agent[4711]\""
+  [{:keys [command pid]}]
+  (str command "[" pid "]"))
+
+(defn user-text
+  "A program that uses a map.
+
+      (user-text {:id 30 :name \"count\"}) ;=> \"count[30]\""
+  [{:keys [name id]}]
+  (str name "[" id "]"))
+
+(defn- all-of [text] #(str/join " " (map text %)))
+
+(defn- left-out
+  "Notes about what a list has not, but for what went while it was made, which it rightly has not."
+  [found place]
+  (for [{:keys [error message] :as skipped} (:skipped (meta found)) :when (not= :not-found error)]
+    (str (place skipped) " is left out: " message)))
+
+(def ^:private map-columns
+  "The columns of `list`. A narrow terminal leaves out the highest ranks first."
+  [{:key :id :title "ID" :of :id}
+   {:key :type :title "TYPE" :of :type :least 6}
+   {:key :name :title "NAME" :of :name :least 8}
+   {:key :key-size :title "KEY" :of :key-size :rank 4}
+   {:key :value-size :title "VALUE" :of :value-size :rank 4}
+   {:key :entries :title "ENTRIES" :of :entries :align :right}
+   {:key :max-entries :title "MAX" :of :max-entries}
+   {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock :align :right}
+   {:key :frozen? :title "FROZEN" :of #(when (some? (:frozen? %)) (if (:frozen? %) "yes" "no")) :rank 5}
+   {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv (comp (all-of holder-text) :held) :least 8}
+   {:key :used-by :title "USED BY" :of #(some-of (map user-text (:used-by %))) :csv (comp (all-of user-text) :used-by)
+    :least 8 :rank 2}
+   {:key :pinned :title "PINNED" :of #(some-of (:pinned %)) :csv (comp (all-of identity) :pinned)
+    :least 10 :cut-at :left :rank 1}
+   {:key :flags :title "FLAGS" :of (comp flag-text :flags) :least 8 :rank 3}])
+
+(defn- chosen-columns
+  "The columns of the names given, in their order; one that `list` has no column for shows what is there."
+  [names]
+  (for [k names]
+    (or (some #(when (= k (:key %)) (dissoc % :rank)) map-columns)
+        {:key k :title (str/upper-case (name k)) :of k})))
 
 (defn maps
-  "The table of `list`."
-  [maps _options]
-  {:columns (map-columns maps)
+  "The table of `list`; that maps are frozen is a column only where one is."
+  [maps {:keys [columns]}]
+  {:columns (cond
+              columns (chosen-columns columns)
+              (some :frozen? maps) map-columns
+              :else (remove #(= :frozen? (:key %)) map-columns))
    :rows maps
-   :closing (when (empty? maps) ["no map is on this host"])
-   :notes (for [{:keys [id message]} (:skipped (meta maps))]
-            (str "map " id " is left out: " message))})
+   :closing (when (and (empty? maps) (nil? columns)) ["no map"])
+   :notes (left-out maps #(str "map " (:id %)))})
 
 (defn- shown-field [[field x]]
   (case field
     :flags [field (flag-text x)]
     :frozen? ["frozen" (if x "yes" "no")]
+    :held ["held by" (not-empty ((all-of holder-text) x))]
+    :used-by ["used by" (not-empty ((all-of user-text) x))]
+    :pinned [field (not-empty (str/join " " x))]
     [field x]))
 
 (defn fields
@@ -55,9 +103,59 @@
   [info _options]
   {:lines (output/fields (map shown-field info))})
 
+;; --- tree
+
+(defn- directories
+  "Pins as nested maps: name to a pin, or to what is in the directory of that name."
+  [pins root]
+  (reduce (fn [tree {:keys [path] :as pin}]
+            (assoc-in tree (remove str/blank? (str/split (subs path (count root)) #"/")) pin))
+          (sorted-map) pins))
+
+(defn- pin? [x] (contains? x :path))
+
+(defn- drawn
+  "The lines of nested directories: `[text pin]`."
+  [prefix tree]
+  (let [n (count tree)]
+    (mapcat (fn [i [name x]]
+              (let [last? (= i (dec n))
+                    line (str prefix (if last? "└── " "├── ") (output/cell name))]
+                (if (pin? x)
+                  [[line x]]
+                  (cons [line nil] (drawn (str prefix (if last? "    " "│   ")) (into (sorted-map) x))))))
+            (range) tree)))
+
+(defn- common-root
+  "The directory that all pins are below."
+  [pins]
+  (let [parts (map #(butlast (str/split (:path %) #"/")) pins)
+        shared (fn [a b] (map first (take-while (fn [[x y]] (= x y)) (map vector a b))))]
+    (str/join "/" (reduce shared parts))))
+
+(defn tree
+  "The pins drawn as a tree of directories."
+  [pins {:keys [directory]}]
+  (let [root (or (when (seq pins) (common-root pins)) directory)
+        lines (when (seq pins) (cons [root nil] (drawn "" (directories pins root))))
+        width (transduce (map (comp count first)) max 0 lines)]
+    {:lines (for [[text {:keys [kind id type name]}] lines]
+              (if kind
+                (str/trimr (str text (.repeat " " (- (long width) (count text))) "  "
+                                (clojure.core/name kind) " " id " " (output/cell type) " " (when (seq name) (output/cell name))))
+                text))
+     :closing [(if (seq pins) (output/plural (count pins) "pin" "pins") "nothing is pinned")]
+     :notes (left-out pins :path)}))
+
+;; --- dump
+
 (defn entries
   "The table of `dump`."
-  [entries _options]
-  {:columns [{:title "KEY" :of :key} {:title "VALUE" :of :value}]
-   :rows entries
-   :closing [(output/plural (count entries) "entry" "entries")]})
+  [entries {:keys [keys]}]
+  (let [sides (if keys [:key] [:key :value])]
+    (if (vector? entries)
+      {:columns (spread/columns sides entries)
+       :rows entries
+       :closing [(output/plural (count entries) "entry" "entries")]}
+      {:columns (for [side sides] {:title (str/upper-case (name side)) :of side})
+       :rows entries})))

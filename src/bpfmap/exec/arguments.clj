@@ -10,7 +10,10 @@
             [bpfmap.exec.options :refer [options]]
             [clojure.edn :as edn]
             [clojure.string :as str]
-            [clojure.walk :as walk]))
+            [clojure.walk :as walk])
+  (:import (clojure.lang ExceptionInfo)
+           (java.io File)
+           (java.nio.file InvalidPathException Path)))
 
 (set! *warn-on-reflection* true)
 
@@ -39,6 +42,15 @@
     (let [x (edn-of text nil)] (when (number? x) x))
     (when (number? x) x)))
 
+(defn- read-path
+  "A path as the user means it: bin/bpfmap changes the directory, and says from which."
+  [x]
+  (let [path (or (text x) (when (or (instance? File x) (instance? Path x)) (str x)))]
+    (when-not (str/blank? path)
+      (try
+        (str (.resolve (Path/of (System/getProperty "bpfmap.directory" "") (make-array String 0)) (str path)))
+        (catch InvalidPathException _ nil)))))
+
 (defn- read-ref
   "What names a map: digits are an id, a text with a slash is a path, any other a name."
   [x]
@@ -46,7 +58,7 @@
     (cond
       (= "" text) nil
       (re-matches #"[0-9]+" text) {:id (or (parse-long text) (bigint text))}
-      (str/includes? text "/") {:path text}
+      (str/includes? text "/") (some->> (read-path text) (hash-map :path))
       :else {:name text})
     x))
 
@@ -63,14 +75,31 @@
     (edn-of (str x) (str x))
     (walk/postwalk #(if (symbol? %) (keyword %) %) x)))
 
+(defn- read-names [x]
+  (let [names (if-let [text (text x)] (str/split text #",") (when (coll? x) x))]
+    (when (and (seq names) (every? (comp seq text) names))
+      (mapv (comp keyword text) names))))
+
 (def kinds
   "How an option of a kind becomes data: `:read` returns nil for what is none, and what it is stands in `:expects`, after
-  the word of the option; or `:problem` says what is wrong with what was read. `:as` is the kind's name in babashka.cli."
+  the word of the option; or it throws, or `:problem` says what is wrong with what was read. `:as` is the kind's name in babashka.cli."
   {:flag {:read #(let [x (if (string? %) (edn-of % nil) %)] (when (boolean? x) x))
           :expects "is true or false" :as :boolean}
+   :edn {:read #(if-let [text (text %)] (edn-of text nil) %) :expects "is EDN" :as :edn}
+   :name {:read #(let [x (if (string? %) (edn-of % nil) %)]
+                   (cond (symbol? x) (keyword x) (or (keyword? x) (int? x)) x))
+          :expects "is a name" :as :keyword}
    :text {:read text :expects "is a text" :as :string}
+   :path {:read read-path :expects "is a path" :as :string}
    :ref {:read read-ref :expects "is an id, a pin path or a name" :as :string}
    :type {:read read-type :problem type-problem :as :edn}
+   :where {:read #((requiring-resolve 'bpfmap.exec.where/condition) (if (symbol? %) (str %) %)) :as :string}
+   :cpus {:read #(let [which (edn-of (or (text %) (str %)) nil)]
+                   (when (or (contains? #{:each :sum :all} which) (and (int? which) (<= 0 which))) which))
+          :expects "is each, sum, all or the number of a CPU" :as :keyword}
+   :element {:read identity :as :string}
+   :column {:read #((requiring-resolve 'bpfmap.exec.where/column) %) :expects "is the name of a column" :as :string}
+   :names {:read read-names :expects "is names with commas between them" :as :string}
    :whole {:read #(let [n (number %)] (when (and (int? n) (<= 0 (long n))) n))
            :expects "is a whole number from 0" :as :long}
    :positive {:read #(let [n (number %)] (when (and n (< 0 n 1e9)) n))
@@ -81,18 +110,36 @@
 (defn- usage-error [message about]
   (error/error :usage message {:bpfmap/usage about}))
 
+(defn refused
+  "The `:usage` exception for an option that a command does not take as it was given. The command may be nil where it is
+  not known; [[call]] adds it.
+
+      (throw (refused \"dump\" :limit \"x\" \"N is a whole number from 0\"))"
+  [command option given problem]
+  (usage-error (str option " " (pr-str (error/shown given)) ": " problem)
+               {:command command :option option :given (error/shown given) :problem problem}))
+
+(defn lacking
+  "The `:usage` exception for an option that a command needs.
+
+      (throw (lacking \"put\" :value))"
+  [command option]
+  (usage-error (str command " needs " option) {:command command :missing option}))
+
 (defn- coerce
   "The data of one option; throws `:usage` for what is none."
   [{:keys [name]} option x]
-  (let [{:keys [takes kind of]} (options option)
+  (let [{:keys [takes kind]} (options option)
         {:keys [read expects problem]} (kinds kind)
-        data (read x)
+        [data wrong] (try
+                       [(read x)]
+                       (catch ExceptionInfo e [nil (ex-message e)]))
         problem (cond
+                  wrong wrong
                   problem (problem data)
                   (nil? data) (str/join " " (remove nil? [takes expects])))]
     (when problem
-      (throw (usage-error (str option " " (pr-str (error/shown x)) ": " problem)
-                          {:command name :option option :given (error/shown x) :problem problem})))
+      (throw (refused name option x problem)))
     data))
 
 (defn- coerce-all
@@ -126,13 +173,22 @@
                             {:command name :unknown (error/shown k)}))))
     (doseq [k (required command)]
       (when-not (contains? given k)
-        (throw (usage-error (str name " needs " k) {:command name :missing k}))))
+        (throw (lacking name k))))
     (into (or defaults {}) (map (fn [[k x]] [k (coerce-all command k x)])) given)))
+
+(defn perform
+  "Does what a command is for with options that were checked, and returns data."
+  [command options]
+  (try
+    ((requiring-resolve (:fn command)) options)
+    (catch ExceptionInfo e
+      (throw (if (:bpfmap/usage (ex-data e))
+               (ex-info (ex-message e) (update-in (ex-data e) [:bpfmap/usage :command] #(or % (:name command))) e)
+               e)))))
 
 (defn call
   "Does what a command is for, and returns data. Throws `:usage` for bad options before anything else.
 
       (call (commands/command-named \"show\") {:ref \"counts\"}) ;=> {:id 12, :type :hash, …}"
   [command given]
-  (let [given (checked command given)]
-    ((requiring-resolve (:fn command)) given)))
+  (perform command (checked command given)))

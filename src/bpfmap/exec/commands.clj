@@ -23,25 +23,91 @@
 (def commands
   "The commands, in the order in which help lists them."
   [;; --- what is there
-   {:name "list" :group "What there is"
+   {:name "list" :group "What there is" :options [:where :sort :limit :columns :count]
     :rows? true
-    :doc "All maps on this host"
-    :text ["MEMORY is what the kernel charges for the map; FROZEN shows when a map is."
-           "Needs CAP_SYS_ADMIN."]
-    :examples [{}]
-    :fn 'bpfmap.exec.reading/list-maps :view 'bpfmap.cli.views/maps}
+    :doc "All maps on this host, and whose they are"
+    :text ["ENTRIES are counted where the map is small; --count counts all of them. MEMORY"
+           "is what the kernel charges for the map. HELD BY are the processes that have it"
+           "open, USED BY the programs. Columns have the names that --edn shows: held is"
+           "every holder, held.command the name of one. Needs CAP_SYS_ADMIN."]
+    :examples [{}
+               {:where ["type=lru-hash" "held.command=agent"] :sort "-memlock"}
+               {:columns "id,name,entries,max-entries" :where ["pinned~^/sys/fs/bpf/net"]}]
+    :fn 'bpfmap.exec.host/list-maps :view 'bpfmap.cli.views/maps}
    {:name "show" :group "What there is" :args [:ref]
     :doc "Everything the kernel says of one map"
     :examples [{:ref "flows"} {:ref "/sys/fs/bpf/flows"}]
     :fn 'bpfmap.exec.reading/show :view 'bpfmap.cli.views/fields}
-   {:name "dump" :group "What there is" :args [:ref] :options typed
+   {:name "tree" :group "What there is" :args [:directory] :optional #{:directory}
+    :doc "What is pinned on the BPF file systems"
+    :examples [{} {:directory "/sys/fs/bpf/net"}]
+    :fn 'bpfmap.exec.host/tree :view 'bpfmap.cli.views/tree}
+   {:name "dump" :group "What is in a map" :args [:ref] :options (into [:where :sort :limit :keys :cpus :stream] typed)
     :rows? true
     :doc "The entries of a map"
     :text ["They are read by the types that the map's BTF tells; where it has none, bytes"
            "are printed in hexadecimal. A TYPE given here goes before: u32, s64be, ipv4,"
-           "'[string 16]', '[struct [pid u32] [cpu u32]]' and so on, as in a map spec."]
-    :examples [{:ref "flows"} {:ref 12 :key-type :u32 :value-type [:string 16]}]
+           "'[string 16]', '[struct [pid u32] [cpu u32]]' and so on, as in a map spec."
+           "A TERM is like bytes>1000, src=10.0.0.1, key.port!=443 or comm~^ssh, on a field"
+           "of the value or the key."]
+    :examples [{:ref "flows"}
+               {:ref "flows" :where ["bytes>1000000"] :sort "-bytes" :limit 10}
+               {:ref 12 :key-type :u32 :value-type [:string 16]}]
     :fn 'bpfmap.exec.reading/dump :view 'bpfmap.cli.views/entries}
+
+   {:name "get" :group "What is in a map" :args [:ref :key] :optional #{:key} :options (into [:cpus :lock] typed)
+    :doc "The value of a key"
+    :text ["KEY is EDN, such as 7, '{src \"10.0.0.1\" port 443}' or 10.0.0.1, or bytes in"
+           "hexadecimal, such as '0a 00 00 01'. Of a queue or stack without a KEY it is the"
+           "next value; of a bloom filter, whether KEY may be in it."]
+    :examples [{:ref "flows" :key {:src "10.0.0.1" :port 443}} {:ref "blocked" :key "10.0.0.1"}]
+    :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.cli.views.entry/entry}
+
+   ;; --- changing
+   {:name "put" :group "Changing" :args [:ref :key :value] :optional #{:value}
+    :options (into [:insert :replace :cpus :lock :yes] typed)
+    :changes? true
+    :doc "Write the entry of a key"
+    :text ["KEY and VALUE are EDN or bytes, as for get. A per-CPU map takes a vector with a"
+           "value for each CPU, or --cpus all to write one for all. A queue, a stack or a"
+           "bloom filter takes a VALUE alone."]
+    :examples [{:ref "blocked" :key "10.0.0.1" :value 1}
+               {:ref "limits" :key 0 :value {:rate 100 :burst 20} :replace true}]
+    :fn 'bpfmap.exec.changing/put :view 'bpfmap.cli.views.entry/put}
+   {:name "delete" :group "Changing" :args [:ref :key] :options (into [:yes] typed)
+    :changes? true
+    :doc "Delete a key"
+    :examples [{:ref "blocked" :key "10.0.0.1"}]
+    :fn 'bpfmap.exec.changing/delete :view 'bpfmap.cli.views.entry/deleted}
+   {:name "take" :group "Changing" :args [:ref :key] :optional #{:key} :options (into [:yes] typed)
+    :changes? true
+    :doc "Take an entry out of a map, in one step"
+    :text ["Of a queue or stack, which have no keys, the next value."]
+    :examples [{:ref "flows" :key 7} {:ref "jobs"}]
+    :fn 'bpfmap.exec.changing/take-entry :view 'bpfmap.cli.views.entry/entry}
+   {:name "create" :group "Changing" :args [:path]
+    :options (into [:type :max-entries :key-size :value-size :flags :name :like :spec] typed)
+    :doc "Create a map, and pin it"
+    :text ["A map lives as long as something holds it: this one, the pin."]
+    :examples [{:path "/sys/fs/bpf/counts" :type :hash :key-type :u32 :value-type :u64 :max-entries 1024}
+               {:path "/sys/fs/bpf/routes" :type :lpm-trie :key-type [:prefix :ipv4] :value-type :u32 :max-entries 64
+                :flags "no-prealloc"}
+               {:path "/sys/fs/bpf/copy" :like "flows" :max-entries 10}]
+    :fn 'bpfmap.exec.pins/create :view 'bpfmap.cli.views.entry/pinned}
+   {:name "pin" :group "Changing" :args [:ref :path]
+    :doc "Pin a map at a path, so that it stays"
+    :examples [{:ref 12 :path "/sys/fs/bpf/counts"}]
+    :fn 'bpfmap.exec.pins/pin :view 'bpfmap.cli.views.entry/pinned}
+   {:name "unpin" :group "Changing" :args [:path] :options [:yes]
+    :changes? true
+    :doc "Remove the pin of a map"
+    :examples [{:path "/sys/fs/bpf/counts"}]
+    :fn 'bpfmap.exec.pins/unpin :view 'bpfmap.cli.views.entry/unpinned}
+   {:name "freeze" :group "Changing" :args [:ref] :options [:yes]
+    :changes? true
+    :doc "Make a map unchangeable from user space, for good"
+    :examples [{:ref "limits"}]
+    :fn 'bpfmap.exec.changing/freeze :view 'bpfmap.cli.views.entry/frozen}
 
    ;; --- this command line
    {:name "demo" :group "Else" :options [:seconds] :defaults {:seconds 5.0}

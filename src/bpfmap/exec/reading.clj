@@ -1,42 +1,92 @@
 (ns bpfmap.exec.reading
-  "The commands that read: `list`, `show` and `dump`. Maps are opened read-only."
+  "The commands that read one map: `show`, `dump` and `get`. It is opened read-only."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.element :as element]
+            [bpfmap.exec.host :as host]
+            [bpfmap.exec.percpu :as percpu]
+            [bpfmap.exec.progress :as progress]
             [bpfmap.exec.reference :as reference]
-            [bpfmap.host :as host]))
+            [bpfmap.exec.where :as where]
+            [bpfmap.rules :as rules])
+  (:import (clojure.lang IReduceInit)))
 
 (set! *warn-on-reflection* true)
 
-(def ^:private first-fields
-  "What comes first of what the kernel says; the rest follows by name."
-  [:id :type :name :key :key-size :value :value-size :max-entries :flags :frozen? :memlock])
-
-(defn- ordered
-  "The same map, with its keys in the order in which people look for them."
-  [info]
-  (apply array-map (mapcat #(find info %)
-                           (concat (filter #(contains? info %) first-fields)
-                                   (sort (remove (set first-fields) (keys info)))))))
-
-(defn list-maps
-  "What the kernel says of every map on the host; `:skipped` of the metadata says what was left out, and why.
-
-      (list-maps {}) ;=> [{:id 12, :type :hash, …}]"
-  [_options]
-  (let [maps (host/maps)]
-    (with-meta (mapv ordered maps) (meta maps))))
-
 (defn show
-  "What the kernel says of one map.
+  "What the kernel says of one map, and whose it is.
 
       (show {:ref {:name \"counts\"}}) ;=> {:id 12, :type :hash, …}"
   [options]
   (with-open [m (reference/open options :read-only)]
-    (ordered (bpf/info m))))
+    (let [{:keys [id] :as info} (bpf/info m)]
+      (host/ordered (merge info (host/owners id))))))
+
+;; --- dump
+
+(defn- row-of [m] (rules/types (:type (bpf/spec m))))
+
+(defn- next-keys
+  "The keys of a map that tells nothing else, as rows; no more than it can have, since others may delete meanwhile."
+  [m]
+  (let [{:keys [type max-entries]} (bpf/spec m)]
+    (reify IReduceInit
+      (reduce [_ f init]
+        (loop [k (bpf/next-key m) n (long (rules/most-keys type max-entries)) acc init]
+          (if (or (nil? k) (zero? n))
+            acc
+            (let [acc (f acc {:key k})]
+              (if (reduced? acc) @acc (recur (bpf/next-key m k) (dec n) acc)))))))))
+
+(defn entries
+  "The entries of an open map as rows to reduce: `{:key :value}`, of which `:keys` leaves the key alone.
+
+      (into [] (entries m {:keys true})) ;=> [{:key 7}]"
+  [m {:keys [keys cpus lock]}]
+  (let [{:keys [ops per-cpu?]} (row-of m)
+        of-value (if per-cpu? (percpu/combiner cpus) identity)
+        read-options (cond-> {}
+                       (int? cpus) (assoc :cpu cpus)
+                       lock (assoc :lock true))]
+    (if (and keys (:next-key ops) (not (:reduce ops)))
+      (next-keys m)
+      (eduction (map (if keys
+                       (fn [[k _]] {:key k})
+                       (fn [[k v]] {:key k :value (of-value v)})))
+                (progress/counting "entries")
+                (if (seq read-options) (bpf/entries m read-options) m)))))
 
 (defn dump
-  "The entries of a map, in the kernel's order.
+  "The entries of a map, in the kernel's order; with `:stream` as something to reduce, which opens the map meanwhile.
 
       (dump {:ref {:name \"counts\"} :key-type :u32 :value-type :u64}) ;=> [{:key 7, :value 42}]"
-  [options]
-  (with-open [m (reference/open options :read-only)]
-    (reduce-kv (fn [entries k v] (conj entries {:key k :value v})) [] m)))
+  [{:keys [stream sort] :as options}]
+  (when (and stream sort)
+    (throw (arguments/refused "dump" :stream true "it prints rows as they are read, and :sort needs all of them first")))
+  (if stream
+    (reify IReduceInit
+      (reduce [_ f init]
+        (with-open [m (reference/open options :read-only)]
+          (transduce (where/selecting options) (completing f) init (entries m options)))))
+    (with-open [m (reference/open options :read-only)]
+      (where/rows options (entries m options)))))
+
+;; --- one entry
+
+(defn get-entry
+  "The entry of a key; of a queue or stack without a key the next value, of a bloom filter whether it may have a value. Nil
+  where there is none.
+
+      (get-entry {:ref {:name \"counts\"} :key 7}) ;=> {:key 7, :value 42}"
+  [{:keys [cpus lock] :as options}]
+  (element/call-typed options :read-only [:key]
+    (fn [m {:keys [key]}]
+      (let [{:keys [ops per-cpu?]} (row-of m)
+            found (fn [v] (when-not (= ::none v) v))]
+        (cond
+          (:might-contain? ops) {:value key :might-contain? (bpf/might-contain? m key)}
+          (:peek ops) (when-some [v (found (bpf/peek m ::none))] {:value v})
+          :else (let [read-options (cond-> nil (int? cpus) (assoc :cpu cpus) lock (assoc :lock true))
+                      v (if read-options (bpf/lookup m key ::none read-options) (bpf/lookup m key ::none))]
+                  (when-not (= ::none v)
+                    {:key key :value (if per-cpu? ((percpu/combiner cpus) v) v)})))))))

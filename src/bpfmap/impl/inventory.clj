@@ -206,20 +206,36 @@
       :else (throw (invalid ref op (str "it is the id of a map, {:map-id n}, {:program-id n} or {:link-id n}, "
                                         "or a map, program or attachment that is open here"))))))
 
-(defn holders
-  "The processes that have a descriptor of an object, by ascending number."
-  [ref]
-  (let [wanted (reference ref :holders)
-        processes (reading-file "The list of processes" :holders "/proc" (procfs/processes))]
+(defn- in-processes
+  "Calls f with each process's number, and puts what it returns for each into a vector; a nil is left out."
+  [f]
+  (let [processes (reading-file "The list of processes" :holders "/proc" (procfs/processes))]
     (noting-skips
      (fn [skip]
        (into []
              (keep (fn [pid]
                      (skipping skip {:pid pid}
                        (reading-file (str "Process " pid) :holders (str "/proc/" pid)
-                         (when-let [fds (seq (for [[fd object] (procfs/objects pid) :when (= wanted object)] fd))]
-                           {:pid pid :command (procfs/command pid) :fds (vec fds)})))))
+                         (f pid)))))
              processes)))))
+
+(defn holders
+  "The processes that have a descriptor of an object, by ascending number."
+  [ref]
+  (let [wanted (reference ref :holders)]
+    (in-processes
+     (fn [pid]
+       (when-let [fds (seq (for [[fd object] (procfs/objects pid) :when (= wanted object)] fd))]
+         {:pid pid :command (procfs/command pid) :fds (vec fds)})))))
+
+(defn all-holders
+  "The processes that have a descriptor of anything of BPF, with what they hold, by ascending number."
+  []
+  (in-processes
+   (fn [pid]
+     (when-let [held (seq (distinct (vals (procfs/objects pid))))]
+       {:pid pid :command (procfs/command pid)
+        :holds (mapv (fn [[kind id]] {:kind kind :id id}) held)}))))
 
 (defn programs-using
   "The infos of the programs that use a map."

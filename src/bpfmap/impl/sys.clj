@@ -190,6 +190,16 @@
       1 :write-only
       :read-write)))
 
+(defn terminal-size
+  "How many characters fit on the terminal that a descriptor of this process, given by its number, is: `{:width :height}`.
+
+  Zeros where the terminal does not know, nil where the descriptor is no terminal."
+  [number]
+  (when-not (Native/unavailable)
+    (let [size (Descriptors/windowSize (int number))]
+      (when-not (neg? size)
+        {:width (bit-and size 0xffff) :height (bit-shift-right size 16)}))))
+
 (defn kernel-release
   "The kernel's release as `uname -r` prints it; nil where that cannot be read."
   []

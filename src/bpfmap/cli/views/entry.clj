@@ -1,0 +1,49 @@
+(ns bpfmap.cli.views.entry
+  "How people see one entry, and what was done to it or its map. See `bpfmap.cli.views` for what a view is."
+  (:require [bpfmap.cli.output :as output]))
+
+(set! *warn-on-reflection* true)
+
+(defn- map-text [{:keys [id name]}]
+  (str "map " id (when (seq name) (str " (" (output/cell name) ")"))))
+
+(defn entry
+  "A value alone, since its key is known; where there is none, that is said and the exit code is 1."
+  [found _options]
+  (cond
+    (nil? found) {:lines [] :notes ["there is no such entry"] :exit 1}
+    (contains? found :might-contain?) {:lines [(if (:might-contain? found) "maybe" "no")]}
+    :else {:lines [(output/cell (:value found))]}))
+
+(defn put
+  "What was written, and what was there before."
+  [{:keys [key value before written?] :as done} _options]
+  (cond
+    (not written?) {:lines []
+                    :notes [(str "nothing was written: the key is " (if (nil? before) "not there" "there already"))]
+                    :exit 1}
+    (contains? done :key) {:lines [(str (output/cell key) "  " (output/cell value)
+                                        (if (nil? before) "  (new)" (str "  (was " (output/cell before) ")")))]}
+    :else {:lines [(output/cell value)]}))
+
+(defn deleted
+  "What was deleted; where nothing was there, that is said and the exit code is 1."
+  [{:keys [key before deleted?]} _options]
+  (if deleted?
+    {:lines [(str (output/cell key) (when (some? before) (str "  (was " (output/cell before) ")")))]}
+    {:lines [] :notes ["there is no such entry"] :exit 1}))
+
+(defn pinned
+  "A map and its pin."
+  [{:keys [path] :as info} _options]
+  {:lines [(str (map-text info) " is pinned at " (output/cell path))]})
+
+(defn unpinned
+  "A map whose pin is gone."
+  [{:keys [path] :as info} _options]
+  {:lines [(str (map-text info) " is not pinned at " (output/cell path) " any more")]})
+
+(defn frozen
+  "A map that cannot be changed any more."
+  [info _options]
+  {:lines [(str (map-text info) " is frozen")]})

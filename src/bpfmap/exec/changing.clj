@@ -1,0 +1,104 @@
+(ns bpfmap.exec.changing
+  "The commands that change entries: `put`, `delete`, `take`, `freeze`. Those of a map of others ask first, see `bpfmap.exec.consent`."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.consent :as consent]
+            [bpfmap.exec.element :as element]
+            [bpfmap.exec.reference :as reference]
+            [bpfmap.rules :as rules]))
+
+(set! *warn-on-reflection* true)
+
+(defn- ops-of [m]
+  (:ops (rules/types (:type (bpf/spec m)))))
+
+(defn- same-map [m]
+  (select-keys (bpf/info m) [:id :name :type]))
+
+(defn- before
+  "The value of a key before it is changed, where the kernel tells values."
+  [m key]
+  (when (:lookup (ops-of m))
+    (bpf/lookup m key)))
+
+;; --- put
+
+(defn- way
+  "The function that writes, its name, and the options that it is given."
+  [{:keys [insert replace cpus lock]}]
+  (when (and insert replace)
+    (throw (arguments/refused "put" :insert true "it excludes :replace")))
+  (when (contains? #{:each :sum} cpus)
+    (throw (arguments/refused "put" :cpus cpus "WHICH is all, or the number of a CPU")))
+  [(cond insert bpf/insert! replace bpf/replace! :else bpf/put!)
+   (not-empty (cond-> {}
+                lock (assoc :lock true)
+                (= :all cpus) (assoc :cpus :all)
+                (int? cpus) (assoc :cpu cpus)))])
+
+(defn- put-keyed [m {:keys [key value]} options]
+  (let [[write write-options] (way options)
+        earlier (before m key)
+        written (if write-options (write m key value write-options) (write m key value))]
+    {:map (same-map m) :key key :before earlier :written? (boolean written)
+     :value (if (:lookup (ops-of m)) (bpf/lookup m key) value)}))
+
+(defn put
+  "Writes the entry of a key, and returns what was there before; into a queue, a stack or a bloom filter pushes a value,
+  which may be given as the key.
+
+      (put {:ref {:name \"counts\"} :key 7 :value 42})
+      ;=> {:map {:id 12, …}, :key 7, :before 41, :written? true, :value 42}"
+  [{:keys [key value] :as options}]
+  (way options)
+  (let [keyless? (with-open [m (reference/open options :read-only)]
+                   (contains? (ops-of m) :push!))
+        options (if (and keyless? (nil? value)) (-> options (dissoc :key) (assoc :value key)) options)]
+    (cond
+      (and keyless? (some? (:key options)))
+      (throw (arguments/refused "put" :key key "a map of this type has no keys: give the value alone"))
+      (nil? (:value options))
+      (throw (arguments/lacking "put" :value)))
+    (element/call-typed options :read-write [:key :value]
+      (fn [m {:keys [value] :as typed}]
+        (consent/check m options (if keyless? "Push a value into it?" "Write an entry of it?"))
+        (if keyless?
+          (do (bpf/push! m value)
+              {:map (same-map m) :value value :written? true})
+          (put-keyed m typed options))))))
+
+;; --- delete and take
+
+(defn delete
+  "Deletes a key, and returns what it had.
+
+      (delete {:ref {:name \"counts\"} :key 7}) ;=> {:map {:id 12, …}, :key 7, :before 42, :deleted? true}"
+  [options]
+  (element/call-typed options :read-write [:key]
+    (fn [m {:keys [key]}]
+      (consent/check m options "Delete an entry of it?")
+      (let [earlier (when (:delete! (ops-of m)) (before m key))]
+        {:map (same-map m) :key key :before earlier :deleted? (bpf/delete! m key)}))))
+
+(defn take-entry
+  "Takes the entry of a key out of a map, in one step; of a queue or stack without a key the next value. Nil where there is none.
+
+      (take-entry {:ref {:name \"counts\"} :key 7}) ;=> {:key 7, :value 42}"
+  [options]
+  (element/call-typed options :read-write [:key]
+    (fn [m {:keys [key]}]
+      (consent/check m options "Take an entry out of it?")
+      (let [pops? (:pop! (ops-of m))
+            v (if pops? (bpf/pop! m ::none) (bpf/take! m key ::none))]
+        (when-not (= ::none v)
+          (cond-> {:value v} (not pops?) (assoc :key key)))))))
+
+(defn freeze
+  "Makes a map unchangeable from user space, for good.
+
+      (freeze {:ref {:name \"limits\"}}) ;=> {:id 12, :name \"limits\", :type :array, :frozen? true}"
+  [options]
+  (with-open [m (reference/open options :read-write)]
+    (consent/check m options "Freeze it, for good and for every process?")
+    (bpf/freeze! m)
+    (select-keys (bpf/info m) [:id :name :type :frozen?])))

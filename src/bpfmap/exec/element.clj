@@ -1,0 +1,102 @@
+(ns bpfmap.exec.element
+  "Keys and values as a user gives them: data, or text that the map's types turn into data."
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.core :as bpf]
+            [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.reference :as reference]
+            [bpfmap.rules :as rules]
+            [bpfmap.type.node :as node]
+            [clojure.edn :as edn]
+            [clojure.string :as str]
+            [clojure.walk :as walk])
+  (:import (java.io PushbackReader StringReader)))
+
+(set! *warn-on-reflection* true)
+
+(defn- node-of [{:keys [types] :as spec} side]
+  (when-some [type (get spec side)]
+    (node/node type types [side])))
+
+(defn- of-references?
+  "Whether keys or values of a map go in as references, whatever type they have."
+  [{:keys [type]} side]
+  (contains? (get-in (rules/types type) [:refers side]) :in))
+
+(def ^:private as-text
+  "Kinds of types whose values are texts, which need no quotes."
+  #{:ipv4 :ipv6 :mac :prefix :string})
+
+(defn- quoted? [text]
+  (and (str/starts-with? text "\"") (str/ends-with? text "\"") (< 1 (count text))))
+
+(defn- hex-bytes
+  "The bytes of a text such as `0a 00 00 00` or `0a:00:00:00`, if it has so many; of one such as 0x0a000000 too if `plain?`."
+  [text size plain?]
+  (when (re-matches (if plain? #"(?i)0x([0-9a-f]{2})+|[0-9a-f]{2}([ :]?[0-9a-f]{2})*" #"(?i)[0-9a-f]{2}([ :][0-9a-f]{2})+") text)
+    (let [found (bytes/->bytes text)]
+      (when (= size (count found)) found))))
+
+(defn- edn-of
+  "The one form that a text is; symbols do for keywords. Throws `:usage` for any other text."
+  [side text]
+  (let [reader (PushbackReader. (StringReader. text))
+        read-one #(edn/read {:readers {'bpfmap/bytes bytes/->bytes} :eof ::end} reader)]
+    (try
+      (let [form (read-one)]
+        (cond
+          (= ::end form) (throw (RuntimeException. "it is empty"))
+          (not= ::end (read-one)) (throw (RuntimeException. "there is more than one form"))
+          :else (walk/postwalk #(if (symbol? %) (keyword %) %) form)))
+      (catch RuntimeException e
+        (throw (arguments/refused nil side text (str "neither EDN nor bytes in hexadecimal: " (ex-message e))))))))
+
+(defn typed
+  "What a text is as the key or value of a map with this spec; data stays as it is. Bytes in hexadecimal, which any type
+  takes, come as a byte view.
+
+      (typed {:key :ipv4} :key \"10.0.0.1\") ;=> \"10.0.0.1\"
+      (typed {:key :u32} :key \"7\")         ;=> 7
+      (typed {:key :u32} :key \"07 00 00 00\") ;=> #bpfmap/bytes \"07 00 00 00\""
+  [spec side x]
+  (let [text (cond (string? x) x (symbol? x) (str x))
+        {:keys [kind size]} (when text (node-of spec side))]
+    (cond
+      (nil? text) x
+      (of-references? spec side) (if (re-find #"[/]" text) text (edn-of side text))
+      (= :bytes kind) (or (hex-bytes text size true)
+                          (if (re-find #"^[\[#\"]" text) (edn-of side text) (bytes/->bytes text)))
+      (as-text kind) (if (quoted? text) (edn-of side text) text)
+      (and (= :char kind) (= 1 (count text))) (first text)
+      :else (or (hex-bytes text size (contains? #{:struct :union :array} kind))
+                (edn-of side text)))))
+
+(defn- mistyped?
+  "Whether bytes were given for a type of another kind."
+  [spec side x]
+  (and (bytes/byte-view? x) (not= :bytes (:kind (node-of spec side)))))
+
+(defn- side-of
+  "The side of a spec that types what was given: a bloom filter has no keys, and is asked for values."
+  [spec side]
+  (if (and (= :key side) (nil? (:key spec))) :value side))
+
+(defn call-typed
+  "Opens the map of a command's options, makes data of those of its `sides` that are given, and calls f with the map and them.
+
+  Where bytes were given for a key or value that has a type, the map is opened with
+  bytes for that type."
+  [options access sides f]
+  (let [given (select-keys options sides)
+        attempt (fn [options]
+                  (with-open [m (reference/open options access)]
+                    (let [spec (bpf/spec m)
+                          data (into {} (map (fn [[side x]] [side (typed spec (side-of spec side) x)])) given)
+                          raw (filter #(mistyped? spec (side-of spec %) (data %)) (keys data))]
+                      (if (seq raw)
+                        [::again (into {} (map (fn [side] [({:key :key-type :value :value-type} (side-of spec side))
+                                                           [:bytes (count (data side))]])) raw)]
+                        (f m data)))))
+        result (attempt options)]
+    (if (and (vector? result) (= ::again (first result)))
+      (attempt (merge options (second result)))
+      result)))

@@ -1,0 +1,112 @@
+(ns bpfmap.exec.host
+  "The commands about the whole host: `list` and `tree`."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.where :as where]
+            [bpfmap.host :as host]
+            [bpfmap.rules :as rules])
+  (:import (clojure.lang ExceptionInfo)))
+
+(set! *warn-on-reflection* true)
+
+;; --- one map
+
+(def ^:private first-fields
+  "What comes first of what is known of a map; the rest follows by name."
+  [:id :type :name :key :key-size :value :value-size :max-entries :entries :memlock :frozen? :flags :pinned :held :used-by])
+
+(defn ordered
+  "The same map, with its keys in the order in which people look for them.
+
+      (ordered {:name \"counts\" :id 12}) ;=> {:id 12, :name \"counts\"}"
+  [info]
+  (apply array-map (mapcat #(find info %)
+                           (concat (filter #(contains? info %) first-fields)
+                                   (sort (remove (set first-fields) (keys info)))))))
+
+(def ^:private cheap-bytes
+  "A map of at most so many bytes of keys and values is counted for `list`."
+  (* 256 1024))
+
+(defn- cheap? [{:keys [type key-size value-size max-entries]}]
+  (let [cpus (if (:per-cpu? (rules/types type)) 64 1)]
+    (<= (* (long max-entries) (+ (long key-size) (* cpus (long value-size)))) (long cheap-bytes))))
+
+(defn- entries
+  "How many entries a map has, nil where that would take long or nobody can tell. Without types: counting needs none."
+  [{:keys [id type key-size value-size max-entries] :as info} every?]
+  (let [{:keys [ops every-index?]} (rules/types type)]
+    (cond
+      every-index? max-entries
+      (and (:reduce ops) (or every? (cheap? info)))
+      (try
+        (with-open [m (bpf/open id {:access :read-only :key [:bytes key-size] :value [:bytes value-size]})]
+          (bpf/count-entries m))
+        (catch ExceptionInfo _ nil))))) ; it is gone, or its elements cannot be read
+
+;; --- whose they are
+
+(defn- by-map
+  "Map ids to what `(f x)` has of them, as `[id y]` pairs, of each x."
+  [f xs]
+  (reduce (fn [all [id y]] (update all id (fnil conj []) y)) {} (mapcat f xs)))
+
+(defn holders
+  "Map id to the processes that hold it open, as `{:pid :command}`.
+
+      (get (holders) 12) ;=> [{:pid 4711 :command \"agent\"}]"
+  []
+  (by-map (fn [{:keys [holds] :as process}]
+            (for [{:keys [kind id]} holds :when (= :map kind)]
+              [id (select-keys process [:pid :command])]))
+          (host/holders)))
+
+(defn users
+  "Map id to the programs that use it, as `{:id :name :type}`.
+
+      (get (users) 12) ;=> [{:id 30 :name \"count_packets\" :type :xdp}]"
+  []
+  (by-map (fn [{:keys [map-ids] :as program}]
+            (for [id map-ids] [id (select-keys program [:id :name :type])]))
+          (host/programs)))
+
+(defn- pins []
+  (by-map (fn [{:keys [kind id path]}] (when (= :map kind) [[id path]]))
+          (host/pins)))
+
+(defn owners
+  "Where a map is pinned, who holds it and what uses it.
+
+      (owners 12) ;=> {:pinned [\"/sys/fs/bpf/counts\"] :held [{:pid 4711 :command \"agent\"}] :used-by []}"
+  [id]
+  {:pinned (get (pins) id [])
+   :held (get (holders) id [])
+   :used-by (get (users) id [])})
+
+;; --- the commands
+
+(defn list-maps
+  "Every map on the host, with whose it is; `:skipped` of the metadata says what was left out, and why.
+
+      (list-maps {}) ;=> [{:id 12, :type :hash, :name \"counts\", … :pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
+  [{:keys [count columns] :as options}]
+  (let [maps (host/maps)
+        held (holders)
+        used (users)
+        pinned (pins)
+        row (fn [{:keys [id] :as info}]
+              (ordered (assoc info
+                              :entries (entries info count)
+                              :pinned (get pinned id [])
+                              :held (get held id [])
+                              :used-by (get used id []))))
+        chosen (fn [row] (apply array-map (mapcat #(vector % (get row %)) columns)))]
+    (with-meta (cond->> (where/rows options (eduction (map row) maps))
+                 columns (mapv chosen))
+      (meta maps))))
+
+(defn tree
+  "What is pinned, by path: on every BPF file system, or below `:directory`.
+
+      (tree {}) ;=> [{:path \"/sys/fs/bpf/counts\" :kind :map :id 12 :name \"counts\" :type :hash}]"
+  [{:keys [directory]}]
+  (if directory (host/pins directory) (host/pins)))

@@ -1,0 +1,24 @@
+(ns bpfmap.exec.percpu
+  "What is made of a value that there is for each CPU.")
+
+(set! *warn-on-reflection* true)
+
+(defn- merged
+  "Several values as one: integers added, maps and vectors field by field; what is the same everywhere stays, and what
+  is not becomes a vector."
+  [values]
+  (let [[x] values]
+    (cond
+      (every? integer? values) (reduce +' values)
+      (every? float? values) (reduce + values)
+      (every? map? values) (into (empty x) (map (fn [k] [k (merged (map #(get % k) values))])) (keys x))
+      (and (every? vector? values) (apply = (map count values))) (apply mapv (fn [& xs] (merged xs)) values)
+      (apply = values) x
+      :else (vec values))))
+
+(defn combiner
+  "A function from the value of a per-CPU map to what `which` says: nil or `:each` as it is, `:sum` with its numbers added.
+
+      ((combiner :sum) [{:packets 1 :name \"a\"} {:packets 2 :name \"a\"}]) ;=> {:packets 3 :name \"a\"}"
+  [which]
+  (if (= :sum which) merged identity))

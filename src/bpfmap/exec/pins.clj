@@ -1,0 +1,66 @@
+(ns bpfmap.exec.pins
+  "The commands that make maps and their names: `create`, `pin`, `unpin`."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.consent :as consent]
+            [bpfmap.exec.reference :as reference])
+  (:import (java.nio.file Path)))
+
+(set! *warn-on-reflection* true)
+
+(defn- last-name [path]
+  (str (.getFileName (Path/of path (make-array String 0)))))
+
+(defn pinned
+  "Pins an open map at a path; returns what it is and where.
+
+      (pinned m \"/sys/fs/bpf/counts\") ;=> {:id 12, :name \"counts\", :type :hash, :path \"/sys/fs/bpf/counts\"}"
+  [m path]
+  (bpf/pin! m path)
+  (assoc (select-keys (bpf/info m) [:id :name :type]) :path path))
+
+(defn- spec-of
+  "The spec that the options say: that of another map or one that is given, with what stands in options of its own."
+  [{:keys [path like spec name type key-type value-type key-size value-size max-entries flags]}]
+  (let [base (merge (when like
+                      (with-open [m (reference/open {:ref like} :read-only)]
+                        (bpf/spec m)))
+                    spec)
+        ;; A size that is given stands for bytes; a type given goes before those of the base.
+        base (cond-> base
+               (or key-type key-size) (dissoc :key :key-size)
+               (or value-type value-size) (dissoc :value :value-size))
+        given (into {} (remove (comp nil? val))
+                    {:type type :key key-type :value value-type :key-size key-size :value-size value-size
+                     :max-entries max-entries :flags (some-> flags set)})]
+    (merge {:name (last-name path)} base given (when name {:name name}))))
+
+(defn create
+  "Creates a map and pins it, since it would be gone with this process.
+
+      (create {:path \"/sys/fs/bpf/counts\" :type :hash :key-type :u32 :value-type :u64 :max-entries 1024})
+      ;=> {:id 12, :name \"counts\", :type :hash, :path \"/sys/fs/bpf/counts\"}"
+  [{:keys [path spec] :as options}]
+  (when-not (or (nil? spec) (and (map? spec) (every? keyword? (keys spec))))
+    (throw (arguments/refused "create" :spec spec "EDN is a map with keywords, such as {:map-extra 3}")))
+  (with-open [m (bpf/create (dissoc (spec-of options) :pinning))]
+    (pinned m path)))
+
+(defn pin
+  "Pins a map at a path.
+
+      (pin {:ref {:id 12} :path \"/sys/fs/bpf/counts\"}) ;=> {:id 12, :name \"counts\", :type :hash, :path …}"
+  [{:keys [path] :as options}]
+  (with-open [m (reference/open options :read-write)]
+    (pinned m path)))
+
+(defn unpin
+  "Removes the pin of a map. The map goes when nothing else holds it.
+
+      (unpin {:path \"/sys/fs/bpf/counts\"}) ;=> {:id 12, :name \"counts\", :type :hash, :path …}"
+  [{:keys [path] :as options}]
+  (with-open [m (reference/open {:ref {:path path}} :read-only)]
+    (consent/check m options "Remove this pin of it?")
+    (let [info (select-keys (bpf/info m) [:id :name :type])]
+      (bpf/unpin! m)
+      (assoc info :path path))))
