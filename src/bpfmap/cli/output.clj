@@ -56,7 +56,7 @@
               texts (into [title] (map cell) values)]]
     (assoc column
            :texts texts
-           :width (transduce (map count) max 0 texts)
+           :width (transduce (map count) max (:at-least column 0) texts)
            :align (or align (when (and (seq values) (every? number? values)) :right)))))
 
 (defn- cut
@@ -108,13 +108,14 @@
         (recur (update-in columns [widest :width] dec))))))
 
 (defn fitted
-  "A table for a screen of a width: `{:lines :left-out}`, the latter the titles of columns that there is no room for.
+  "A table for a screen of a width: `{:lines :left-out :widths}`: the titles of columns that there is no room for, and by
+  title how wide each would be. A column is no narrower than `:at-least`.
 
   A column with a `:rank` may be left out, the highest first; one with a `:least` width may be cut to it, at its end or where
   `:cut-at` is `:left` at its beginning.
 
       (fitted [{:title \"ID\" :of :id} {:title \"NAME\" :of :name :least 4}] [{:id 12 :name \"counts\"}] 8)
-      ;=> {:lines [\"ID  NAME\" \"12  cou…\"], :left-out []}"
+      ;=> {:lines [\"ID  NAME\" \"12  cou…\"], :left-out [], :widths {\"ID\" 2, \"NAME\" 6}}"
   [columns rows width]
   (let [columns (lay-out columns rows)
         smallest (fn [{:keys [least width]}] (if least (min (long least) (long width)) width))]
@@ -123,7 +124,8 @@
         (if fewer
           (recur fewer)
           {:lines (print-columns (narrowed kept width))
-           :left-out (mapv :title (remove (set kept) columns))})))))
+           :left-out (mapv :title (remove (set kept) columns))
+           :widths (into {} (map (juxt :title :width)) columns)})))))
 
 (defn fields
   "The lines of one thing's fields: `[name value]` pairs, the values under each other.
@@ -223,3 +225,16 @@
   [x]
   (let [write (requiring-resolve 'clojure.data.json/write)]
     (print-elements x #(write (json-value %) *out* :escape-slash false))))
+
+(defn print-records
+  "Prints what reduces in a format for programs, a record a line, each as soon as it is there.
+
+      (print-records :json [{:id 12} {:id 13}])"
+  [format xs]
+  (let [print-one (case format
+                    :edn print-edn
+                    :json print-json)]
+    (run! (fn [x]
+            (print-one x)
+            (flush))
+          xs)))

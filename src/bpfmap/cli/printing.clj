@@ -32,12 +32,12 @@
 (defn print-result
   "Prints what a command returned and how it is seen, in a format or for people, whose terminal may have a width; returns
   the exit code."
-  [value {:keys [columns rows lines text? closing notes exit] :as view} format width]
+  [value {:keys [columns csv-columns rows lines text? closing notes exit] :as view} format width]
   (let [left-out (binding [*flush-on-newline* false] ; a system call for each line would take its time
                    (case (if text? nil format)
                      :edn (output/print-edn (:value view value))
                      :json (output/print-json (:value view value))
-                     :csv (print-csv columns rows)
+                     :csv (print-csv (or csv-columns columns) rows)
                      (if columns
                        (print-table columns rows width)
                        (run! println lines))))]

@@ -69,18 +69,29 @@
     (leave screen)
     (.close ^Closeable (:terminal screen))))
 
+(def ^:private styles
+  {:bold InfoCmp$Capability/enter_bold_mode})
+
+(defn- write-line
+  "Writes a line, cut to a width; one with a style in that, where the terminal has it."
+  [^Terminal terminal line width]
+  (let [{:keys [style text]} (if (map? line) line {:text line})
+        cut (subs text 0 (min (count text) (max 0 (long width))))]
+    (when style (put terminal (styles style)))
+    (.write (.writer terminal) ^String cut)
+    (when style (put terminal InfoCmp$Capability/exit_attribute_mode))))
+
 (defn draw
-  "Draws lines from the top of the screen, each cut to its width, in one write."
+  "Draws lines from the top of the screen, each cut to its width, in one write. A line is a text, or `{:style :text}`
+  where the style is `:bold`."
   [{:keys [^Terminal terminal lock] :as screen} lines]
   (locking lock
-    (let [{:keys [width height]} (size screen)
-          writer (.writer terminal)
-          ;; One column stays free: a terminal may wrap once the last is written.
-          cut #(subs % 0 (min (count %) (max 0 (dec width))))]
+    (let [{:keys [width height]} (size screen)]
       (put terminal InfoCmp$Capability/cursor_home)
       (doseq [[i line] (map-indexed vector (take height lines))]
-        (when (pos? i) (.write writer "\r\n"))
-        (.write writer ^String (cut line))
+        (when (pos? (long i)) (.write (.writer terminal) "\r\n"))
+        ;; One column stays free: a terminal may wrap once the last is written.
+        (write-line terminal line (dec (long width)))
         (put terminal InfoCmp$Capability/clr_eol))
       (put terminal InfoCmp$Capability/clr_eos)
       (.flush terminal))))

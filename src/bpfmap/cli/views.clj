@@ -4,7 +4,7 @@
   | key        | what it holds                                                                   |
   |------------|---------------------------------------------------------------------------------|
   | `:columns` `:rows` | a table, as `bpfmap.cli.output/fitted` takes it; rows may be reducible  |
-  | `:lines`   | instead of a table: lines                                                       |
+  | `:lines`   | instead of a table: lines; `:csv-columns` and `:rows` are then for --csv        |
   | `:text?`   | true where the lines are all there is, whatever the format                      |
   | `:closing` | what people read below, on stderr: lines                                        |
   | `:notes`   | what everybody must know of the data, on stderr: lines                          |

@@ -62,6 +62,13 @@
       :else {:name text})
     x))
 
+(defn- read-source
+  "What names a map, or the file of a saved one, whose name ends in .edn: the kernel takes no dot in the name of a pin."
+  [x]
+  (if (some-> (text x) (str/ends-with? ".edn"))
+    (some->> (read-path x) (hash-map :file))
+    (read-ref x)))
+
 (defn- type-problem
   "What is wrong with a type; nil for a good one. The path of what is wrong as a whole is empty, and left out."
   [type]
@@ -92,6 +99,11 @@
    :text {:read text :expects "is a text" :as :string}
    :path {:read read-path :expects "is a path" :as :string}
    :ref {:read read-ref :expects "is an id, a pin path or a name" :as :string}
+   :source {:read read-source :expects "is an id, a pin path, a name, or a file whose name ends in .edn" :as :string}
+   :field {:read #((requiring-resolve 'bpfmap.exec.where/path-of) %) :expects "is the name of a field" :as :string}
+   :slots {:read #(#{:log2 :bcc :bpftrace} (some-> (text %) keyword)) :expects "is log2, bcc or bpftrace" :as :keyword}
+   :count {:read #(let [n (number %)] (when (and (int? n) (pos? (long n))) n))
+           :expects "is a whole number from 1" :as :long}
    :type {:read read-type :problem type-problem :as :edn}
    :where {:read #((requiring-resolve 'bpfmap.exec.where/condition) (if (symbol? %) (str %) %)) :as :string}
    :cpus {:read #(let [which (edn-of (or (text %) (str %)) nil)]

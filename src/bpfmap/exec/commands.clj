@@ -63,6 +63,33 @@
     :examples [{:ref "flows" :key {:src "10.0.0.1" :port 443}} {:ref "blocked" :key "10.0.0.1"}]
     :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.cli.views.entry/entry}
 
+   ;; --- what changes
+   {:name "watch" :group "What changes" :args [:ref] :defaults {:interval 1.0}
+    :options (into [:interval :seconds :where :sort :limit :changed :cpus] typed)
+    :doc "See a map change, live"
+    :text ["The liveliest entries first, with the rates of their numbers; + is new, * changed,"
+           "- gone. Per-CPU values are added up; --cpus each shows them apart. Where there is"
+           "no terminal, what changed is printed again and again."]
+    :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}]
+    :fn 'bpfmap.exec.live/watch :run 'bpfmap.cli.watch/watch}
+   {:name "diff" :group "What changes" :args [:old :new] :optional #{:new}
+    :options (into [:seconds :where :sort :limit :cpus] typed)
+    :rows? true
+    :doc "What is other a while later, in another map, or than in a saved one"
+    :text ["OLD alone is looked at twice, --seconds apart (1). OLD and NEW are each a map or"
+           "the file of a saved one, whose name ends in .edn."]
+    :examples [{:old "flows" :seconds 10} {:old "/root/flows.edn" :new "flows"}]
+    :fn 'bpfmap.exec.diff/diff :view 'bpfmap.cli.views.live/diff}
+   {:name "hist" :group "What changes" :args [:ref]
+    :options (into [:field :bucket :slots :linear :unit :where :cpus] typed)
+    :rows? true
+    :doc "Histograms: of the buckets of a map, or of the values of a field"
+    :text ["A map has buckets where its values have arrays of counts, or its keys (--bucket: a"
+           "field of them) are their numbers. Bucket n counts 2^n and more; tools made with"
+           "bcc or bpftrace number them otherwise, see --slots."]
+    :examples [{:ref "hists" :unit "usecs"} {:ref "flows" :field "bytes"} {:ref "sizes" :linear 100}]
+    :fn 'bpfmap.exec.hist/hist :view 'bpfmap.cli.views.live/histograms}
+
    ;; --- changing
    {:name "put" :group "Changing" :args [:ref :key :value] :optional #{:value}
     :options (into [:insert :replace :cpus :lock :yes] typed)
@@ -108,6 +135,18 @@
     :doc "Make a map unchangeable from user space, for good"
     :examples [{:ref "limits"}]
     :fn 'bpfmap.exec.changing/freeze :view 'bpfmap.cli.views.entry/frozen}
+
+   ;; --- saving
+   {:name "save" :group "Saving" :args [:ref :file] :options typed
+    :doc "Write a map's spec and contents to a file, as EDN"
+    :text ["The file takes its place when all of it is on the disk, and is its owner's alone."]
+    :examples [{:ref "flows" :file "/root/flows.edn"}]
+    :fn 'bpfmap.exec.saving/save :view 'bpfmap.cli.views.entry/saved}
+   {:name "restore" :group "Saving" :args [:file] :options [:pin :into :exact :yes]
+    :changes? true
+    :doc "Make a map as it was saved, or write what was saved into one"
+    :examples [{:file "/root/flows.edn" :pin "/sys/fs/bpf/flows"} {:file "/root/flows.edn" :into "flows" :exact true}]
+    :fn 'bpfmap.exec.saving/restore :view 'bpfmap.cli.views.entry/restored}
 
    ;; --- this command line
    {:name "demo" :group "Else" :options [:seconds] :defaults {:seconds 5.0}

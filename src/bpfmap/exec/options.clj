@@ -49,6 +49,25 @@
    ;; --- where
    :directory {:takes "DIRECTORY" :kind :path :doc "Only what is in and below it"}
 
+   ;; --- what changes
+   :changed {:kind :flag :doc "Only what came, changed or went"}
+   :interval {:takes "N" :kind :positive :doc "Seconds from one look to the next"}
+   :old {:takes "OLD" :kind :source :doc "A map, or the file of a saved one, NAME.edn"}
+   :new {:takes "NEW" :kind :source :doc "As OLD; without it, OLD a while later"}
+
+   ;; --- histograms
+   :field {:takes "FIELD" :kind :field :doc "Count the values of this field"}
+   :bucket {:takes "FIELD" :kind :field :doc "The field of the keys that is the number of a bucket"}
+   :slots {:takes "WAY" :kind :slots :doc "How buckets are numbered: log2, bcc or bpftrace"}
+   :linear {:takes "STEP" :kind :count :doc "Buckets of this width, instead of powers of two"}
+   :unit {:takes "NAME" :kind :text :doc "What the numbers are, as a heading"}
+
+   ;; --- files
+   :file {:takes "FILE" :kind :path :doc "A file"}
+   :pin {:takes "PATH" :kind :path :doc "Make a new map, and pin it there"}
+   :into {:takes "REF" :kind :ref :doc "Write the entries into this map"}
+   :exact {:kind :flag :doc "Delete what the file does not have"}
+
    ;; --- how long
    :seconds {:takes "N" :kind :positive :doc "How long, in seconds"}
 

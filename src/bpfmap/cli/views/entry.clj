@@ -47,3 +47,15 @@
   "A map that cannot be changed any more."
   [info _options]
   {:lines [(str (map-text info) " is frozen")]})
+
+(defn saved
+  "A map that was written to a file."
+  [{:keys [map file entries]} _options]
+  {:lines [(str (output/plural entries "entry" "entries") " of " (map-text map) " are saved in " (output/cell file))]})
+
+(defn restored
+  "A map that was made or filled from a file."
+  [{:keys [map path entries deleted]} _options]
+  {:lines [(str (output/plural entries "entry" "entries") " written into " (map-text map)
+                (when path (str ", pinned at " (output/cell path)))
+                (when (and deleted (pos? (long deleted))) (str ", " deleted " deleted")))]})

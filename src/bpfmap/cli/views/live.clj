@@ -1,0 +1,109 @@
+(ns bpfmap.cli.views.live
+  "How people see what changes, and histograms. See `bpfmap.cli.views` for what a view is."
+  (:require [bpfmap.cli.output :as output]
+            [bpfmap.cli.spread :as spread]
+            [clojure.string :as str])
+  (:import (java.util Locale)))
+
+(set! *warn-on-reflection* true)
+
+(defn rate-text
+  "A rate as people read it, nil as nothing.
+
+      (rate-text 1234.56) ;=> \"1234.6\""
+  [x]
+  (when (some? x)
+    (String/format Locale/ROOT "%.1f" (object-array [(double x)]))))
+
+(def marks
+  "What stands before an entry that came, changed or went."
+  {:new "+" :added "+" :changed "*" :gone "-" :removed "-"})
+
+(defn numeric-paths
+  "The ways to the numbers in rates."
+  [path rates]
+  (cond
+    (map? rates) (mapcat (fn [[k x]] (numeric-paths (conj path k) x)) rates)
+    (nil? rates) nil
+    :else [path]))
+
+(defn- rate-cell [x]
+  (cond
+    (number? x) (rate-text x)
+    (vector? x) (str/join " " (map rate-text x))))
+
+(defn rate-columns
+  "Columns for the rates on these paths; the numbers of a scalar value are PER-SECOND."
+  [paths]
+  (for [[i path] (map-indexed vector paths)]
+    {:title (if (seq path) (str (str/join "." (map spread/field-name path)) "/s") "PER-SECOND")
+     :of #(or (rate-cell (get-in (:per-second %) path)) "")
+     :path (into [:per-second] path)
+     :csv #(get-in (:per-second %) path)
+     :align :right :rank (+ 0.5 i)}))
+
+(defn entry-columns
+  "Columns of rows with a key, a value and rates where there are any: the mark, key, value, and rates on these paths."
+  [rows rate-paths]
+  (let [fields (spread/columns [:key :value] rows)]
+    (concat [{:title "" :of #(marks (:mark %) " ") :csv :mark}]
+            fields
+            (rate-columns rate-paths))))
+
+;; --- diff
+
+(defn- side-columns [rows]
+  [{:title "" :of #(marks (:change %) " ") :csv (comp name :change)}
+   {:title "KEY" :of :key :least 8}
+   {:title "OLD" :of #(if (contains? % :old) (:old %) "") :csv :old :least 8}
+   {:title "NEW" :of #(if (contains? % :new) (:new %) "") :csv :new :least 8}])
+
+(defn diff
+  "The table of `diff`."
+  [rows _options]
+  (let [paths (distinct (mapcat #(numeric-paths [] (:per-second %)) rows))
+        {:keys [added changed removed]} (frequencies (map :change rows))]
+    {:columns (concat (side-columns rows) (rate-columns paths))
+     :rows rows
+     :closing [(str (or added 0) " added, " (or changed 0) " changed, " (or removed 0) " removed, "
+                    (:same (meta rows) 0) " the same")]}))
+
+;; --- histograms
+
+(def ^:private ^:const bar-width 40)
+
+(defn- bar [n most]
+  (let [stars (if (pos? most) (long (Math/round (double (/ (* (long bar-width) (bigint n)) most)))) 0)
+        stars (if (and (zero? stars) (pos? n)) 1 stars)]
+    (str "|" (.repeat "*" stars) (.repeat " " (- (long bar-width) stars)) "|")))
+
+(defn- bucket-text [{:keys [from to]}]
+  (if (nil? from) ["" "< 0"] [(str from) (str to)]))
+
+(defn histogram-lines
+  "A histogram as BPF tools draw it."
+  [{:keys [title buckets]} unit]
+  (let [ends (map bucket-text buckets)
+        most (transduce (map :count) max 0 buckets)
+        width (fn [texts least] (transduce (map count) max least texts))
+        left (width (map first ends) 6)
+        right (width (map second ends) 6)
+        counts (width (map (comp str :count) buckets) 5)
+        at-right (fn [text n] (str (.repeat " " (- (long n) (count text))) text))
+        at-left (fn [text n] (str text (.repeat " " (- (long n) (count text)))))]
+    (concat
+     (when (some? title) [(output/cell title)])
+     [(str (at-left (at-right unit (quot (+ left right 4 (count unit)) 2)) (+ left 4 right)) " : " (at-left "count" counts) " distribution")]
+     (for [[[from to] {n :count}] (map vector ends buckets)]
+       (str (at-right from left) (if (= "" from) "    " " -> ") (at-left to right) " : " (at-left (str n) counts) " " (bar n most))))))
+
+(defn histograms
+  "Histograms, one below the other, as BPF tools draw them."
+  [histograms {:keys [unit]}]
+  {:lines (str/split-lines (str/join "\n\n" (map #(str/join "\n" (histogram-lines % (or unit "value"))) histograms)))
+   :rows (for [{:keys [title buckets]} histograms bucket buckets] (assoc bucket :title title))
+   :csv-columns [{:title "TITLE" :of :title} {:title "FROM" :of :from} {:title "TO" :of :to} {:title "COUNT" :of :count}]
+   :closing [(if (seq histograms)
+               (str (output/plural (reduce +' (map :total histograms)) "count" "counts") " in "
+                    (output/plural (count histograms) "histogram" "histograms"))
+               "nothing was counted yet")]})

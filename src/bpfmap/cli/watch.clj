@@ -1,0 +1,92 @@
+(ns bpfmap.cli.watch
+  "The command `watch`: live on a terminal, elsewhere frame after frame."
+  (:require [bpfmap.cli.live :as live]
+            [bpfmap.cli.output :as output]
+            [bpfmap.cli.terminal :as terminal]
+            [bpfmap.cli.views.live :as views]
+            [bpfmap.exec.live :as exec.live]
+            [bpfmap.exec.reference :as reference])
+  (:import (clojure.lang IReduceInit)
+           (java.time LocalTime)
+           (java.time.format DateTimeFormatter)))
+
+(set! *warn-on-reflection* true)
+
+(defn- titles
+  "What stands above the table."
+  [{:keys [entries new changed gone interval elapsed] {:keys [id name type max-entries]} :map} options]
+  [(str "Map " id (when (seq name) (str " " (output/cell name))) " (" (output/cell type) "): "
+        entries " of " max-entries " entries; "
+        (if (zero? (double elapsed))
+          "first look"
+          (str changed " changed, " new " new, " gone " gone in " (views/rate-text interval) " s")))
+   (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every " (views/rate-text (:interval options)) " s; "
+        "Ctrl-C ends it")
+   ""])
+
+(defn- with-paths
+  "The ways to the numbers that have moved since it began: what once did keeps its column."
+  [paths rows]
+  (into paths (comp (filter :mark)
+                    (mapcat #(views/numeric-paths [] (:per-second %)))
+                    (remove (set paths))
+                    (distinct))
+        rows))
+
+(defn- steady
+  "Columns no narrower than they were, so that the table does not shake."
+  [columns widths]
+  (map (fn [{:keys [title] :as column}] (assoc column :at-least (get widths title 0))) columns))
+
+(defn- frame-lines
+  "A function of a frame and the size of the screen to lines; what changed stands out."
+  [options]
+  (let [seen (volatile! {:paths [] :widths {}})]
+    (fn [{:keys [rows] :as frame} {:keys [width height]}]
+      (let [heading (titles frame options)
+            shown (take (max 0 (- (long height) (count heading) 1)) rows)
+            {:keys [paths widths]} (vswap! seen update :paths with-paths rows)
+            columns (steady (views/entry-columns shown paths) widths)
+            {:keys [lines widths]} (output/fitted columns shown (dec (long width)))]
+        (vswap! seen update :widths #(merge-with max % widths))
+        (concat heading
+                (take 1 lines)
+                (map (fn [{:keys [mark]} line] (if mark {:style :bold :text line} line)) shown (rest lines)))))))
+
+(defn- print-frame
+  "A frame for people who read no terminal: what changed since the last."
+  [{:keys [rows elapsed] :as frame} options]
+  (run! println (butlast (titles frame options)))
+  (let [shown (if (zero? (double elapsed)) rows (filter :mark rows))]
+    (run! println (output/table (views/entry-columns shown (with-paths [] shown)) shown))
+    (println)
+    (flush)))
+
+(defn- frames-of
+  "The frames as something to reduce, with the map open meanwhile."
+  [options stop]
+  (reify IReduceInit
+    (reduce [_ f init]
+      (with-open [m (reference/open options :read-only)]
+        (reduce f init (exec.live/frames m options stop))))))
+
+(defn watch
+  "Shows what changes in a map until `:seconds` are over or Ctrl-C."
+  [{:keys [cpus] :as options} {:keys [format]}]
+  (let [options (assoc options :cpus (or cpus :sum))
+        drawn? (and (nil? format) (live/terminal?))
+        lines-of (frame-lines options)
+        {:keys [signal result height]}
+        (live/run (fn [stop show]
+                    (let [frames (frames-of options stop)]
+                      (cond
+                        drawn? (reduce (fn [_ frame] (show frame) frame) nil frames)
+                        format (output/print-records format frames)
+                        :else (run! #(print-frame % options) frames))))
+                  lines-of
+                  drawn?)]
+    {:text? true
+     ;; What was on the screen last stays below the prompt, as far as there is room for it.
+     :lines (when (and drawn? result height)
+              (map #(:text % %) (lines-of result {:width (or (terminal/width) 80) :height (- (long height) 1)})))
+     :exit (live/exit-code signal)}))

@@ -1,0 +1,152 @@
+(ns bpfmap.exec.hist
+  "The command `hist`: histograms, of the buckets that a map counts in, or of the values of a field.
+
+  A histogram is `{:title :kind :total :buckets}`; a bucket `{:from :to :count}`, both ends included. Buckets without
+  counts between others are there, those at the ends are not.
+
+  Where a map has buckets it is one of these, found by its types and chosen by the options:
+
+  | the map has                                        | a histogram for                     |
+  |----------------------------------------------------|-------------------------------------|
+  | values with an array of integers (`slots`)         | each entry, as libbpf-tools keep it |
+  | integer keys and values                            | the map                             |
+  | structs of keys, of which `:bucket` names a field  | each of the other fields' values    |
+
+  A slot n counts, by `:slots`, what is from 2^n to 2^(n+1)-1 (`:log2`, of libbpf-tools, where slot 0 has 0 too), from 2^(n-1) to
+  2^n-1 (`:bcc`), from 2^(n-2) to 2^(n-1)-1 (`:bpftrace`, where slot 0 counts the negative and slot 1 the zeros), or what
+  lies between n and n+1 times `:linear`."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.error :as error]
+            [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.reading :as reading]
+            [bpfmap.exec.reference :as reference]
+            [bpfmap.exec.where :as where]
+            [clojure.string :as str]))
+
+(set! *warn-on-reflection* true)
+
+;; --- buckets
+
+(defn- power [n] (.shiftLeft BigInteger/ONE (int n)))
+
+(defn- whole [x] (let [x (bigint x)] (if (<= Long/MIN_VALUE x Long/MAX_VALUE) (long x) x)))
+
+(defn- log2-ends
+  "The ends of the bucket from 2^n."
+  [n]
+  [(whole (power n)) (whole (dec (bigint (power (inc (long n))))))])
+
+(def slot-ends
+  "How a slot's number says what it counts: by `:slots`, a function of the number to `[from to]`; nil for what is no slot."
+  {:log2 (fn [n] (cond (zero? (long n)) [0 1] (<= 1 n 128) (log2-ends n)))
+   :bcc (fn [n] (cond (zero? (long n)) [0 0] (= 1 n) [0 1] (<= 2 n 129) (log2-ends (dec (long n)))))
+   :bpftrace (fn [n] (case (long n)
+                       0 [nil -1]
+                       1 [0 0]
+                       2 [1 1]
+                       (when (<= 3 n 130) (log2-ends (- (long n) 2)))))})
+
+(defn- linear-ends [step]
+  (fn [n] [(*' n step) (dec (*' (inc (bigint n)) step))]))
+
+(defn- log2-slot
+  "The slot of a value, as libbpf-tools count it; -1 for what is negative."
+  [x]
+  (let [x (bigint x)]
+    (cond (neg? x) -1 (<= x 1) 0 :else (dec (.bitLength (biginteger x))))))
+
+(defn- histogram
+  "A histogram of slot numbers with their counts; `ends` says what a slot is."
+  [title kind ends counts]
+  (let [counted (into {} (filter (fn [[_ n]] (not (zero? n)))) counts)]
+    {:title title
+     :kind kind
+     :total (reduce +' 0 (vals counted))
+     :buckets (if (empty? counted)
+                []
+                (let [[least most] (apply (juxt min max) (keys counted))]
+                  (when (< 10000 (- most least))
+                    (throw (error/error :usage (str "From the first bucket to the last there would be " (inc (- most least)) " lines")
+                                        {:bpfmap/hint "take a larger step: --linear STEP"})))
+                  (into [] (for [n (range least (inc most))
+                                 :let [[from to] (ends n)]]
+                             {:from from :to to :count (counted n 0)}))))}))
+
+(defn- checked-ends
+  "The function of a slot's number to its ends; throws for what is no slot of the kind."
+  [{:keys [slots linear]}]
+  (if linear
+    (linear-ends linear)
+    (let [ends (slot-ends (or slots :log2))]
+      (fn [n]
+        (or (ends n)
+            (throw (error/error :usage (str n " is no slot of a " (name (or slots :log2)) " histogram")
+                                {:bpfmap/hint "--linear STEP for buckets of one width, --field NAME for values"})))))))
+
+;; --- which map is which
+
+(defn- slots-path
+  "The way to the array of integers in a value, `[]` where it is the value itself; nil where there is none."
+  [value]
+  (cond
+    (and (vector? value) (< 1 (count value)) (every? integer? value)) []
+    (map? value) (some (fn [[k x]] (when (and (vector? x) (< 1 (count x)) (every? integer? x)) [k])) value)))
+
+(defn- of-fields
+  "A histogram of the values of a field."
+  [{:keys [field linear]} rows]
+  (let [values (mapcat #(where/values-at % field) rows)
+        slot (if linear #(Math/floorDiv (long %) (long linear)) log2-slot)
+        kind (if linear :linear :log2)]
+    (when-let [odd (first (remove integer? values))]
+      (throw (error/error :usage (str "The field " (str/join "." field) " holds " (pr-str (error/shown odd)) ", which is no integer") {})))
+    (when (and (seq rows) (empty? values))
+      (throw (error/error :usage (str "There is no field " (str/join "." field)) {})))
+    [(histogram (str/join "." field) kind
+                (if linear (linear-ends linear) #(if (neg? (long %)) [nil -1] ((slot-ends :log2) %)))
+                (frequencies (map slot values)))]))
+
+(defn- of-arrays
+  "A histogram for each entry whose value has an array of slots."
+  [options path rows]
+  (let [ends (checked-ends options)]
+    (for [{:keys [key value]} rows]
+      (histogram key (if (:linear options) :linear :log2) ends
+                 (into {} (map-indexed vector) (get-in value path))))))
+
+(defn- of-keys
+  "Histograms of entries whose keys have the number of a slot: one for each of the rest of the keys."
+  [{:keys [bucket] :as options} rows]
+  (let [ends (checked-ends options)
+        slot (if bucket #(first (where/values-at {:key (:key %)} bucket)) :key)
+        without (fn [{:keys [key]}]
+                  (when bucket (not-empty (dissoc key (keyword (peek (vec bucket)))))))]
+    (for [[title rows] (group-by without rows)]
+      (histogram title (if (:linear options) :linear :log2) ends
+                 (reduce (fn [counts row] (update counts (slot row) (fnil +' 0) (:value row))) {} rows)))))
+
+(defn hist
+  "Histograms of a map: of the buckets that it has, or of the values of `:field`.
+
+      (hist {:ref {:name \"hists\"}}) ;=> [{:title 0, :kind :log2, :total 12, :buckets [{:from 4, :to 7, :count 12}]}]"
+  [{:keys [field bucket slots linear cpus] :as options}]
+  (when (and field (or bucket slots))
+    (throw (arguments/refused "hist" :field (str/join "." field) "it excludes :bucket and :slots, which are for maps of buckets")))
+  (when (and slots linear)
+    (throw (arguments/refused "hist" :linear linear "it excludes :slots")))
+  (with-open [m (reference/open options :read-only)]
+    (let [rows (into [] (where/selecting (select-keys options [:where])) (reading/entries m {:cpus (or cpus :sum)}))
+          {:keys [key value]} (first rows)
+          path (when-not bucket (slots-path value))
+          histograms (cond
+                       field (of-fields options rows)
+                       (empty? rows) []
+                       path (of-arrays options path rows)
+                       (or bucket (integer? key))
+                       (if (integer? value)
+                         (of-keys options rows)
+                         (throw (error/error :usage (str "The values of " m " are no counts") {:bpfmap/hint "--field NAME for the values of a field"})))
+                       :else (throw (error/error :usage (str m " has no buckets that can be told from its types")
+                                                 {:bpfmap/hint (str "--bucket NAME for the field of its keys that is one, --field NAME for the "
+                                                                    "values of a field; --key-type and --value-type where it has no types")})))]
+      (vec (remove (comp empty? :buckets) (sort-by :title where/order histograms))))))
