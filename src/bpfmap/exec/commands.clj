@@ -42,6 +42,15 @@
     :doc "What is pinned on the BPF file systems"
     :examples [{} {:directory "/sys/fs/bpf/net"}]
     :fn 'bpfmap.exec.host/tree :view 'bpfmap.cli.views/tree}
+   {:name "features" :group "What there is" :options [:where :sort :limit]
+    :rows? true
+    :doc "What this kernel has, found out by trying"
+    :examples [{} {:where ["name=mmapable" "here=true"]}]
+    :fn 'bpfmap.exec.types/features :view 'bpfmap.cli.views.kernel/features}
+   {:name "types" :group "What is in a map" :args [:ref] :options typed
+    :doc "The types of keys and values, in C and as bpfmap has them"
+    :examples [{:ref "flows"}]
+    :fn 'bpfmap.exec.types/types :view 'bpfmap.cli.views.kernel/types}
    {:name "dump" :group "What is in a map" :args [:ref] :options (into [:where :sort :limit :keys :cpus :stream] typed)
     :rows? true
     :doc "The entries of a map"

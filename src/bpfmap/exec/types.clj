@@ -1,0 +1,59 @@
+(ns bpfmap.exec.types
+  "The commands about types and what the kernel has: `types` and `features`."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.reference :as reference]
+            [bpfmap.exec.where :as where]
+            [bpfmap.feature :as feature]
+            [bpfmap.rules :as rules]
+            [bpfmap.type :as type]
+            [bpfmap.type.c :as c]))
+
+(set! *warn-on-reflection* true)
+
+(defn- side [spec side]
+  (when-let [t (get spec side)]
+    {:type t
+     :c (c/declaration t (name side) (:types spec))
+     :size (type/size t (:types spec))
+     :offsets (type/offsets t (:types spec))}))
+
+(defn types
+  "The types of a map's keys and values: as data, as lines of C, and where their fields lie.
+
+      (types {:ref {:name \"counts\"}})
+      ;=> {:key {:type :u32, :c [\"__u32 key;\"], :size 4, :offsets {}}, :value {…}}"
+  [options]
+  (with-open [m (reference/open options :read-only)]
+    (let [spec (bpf/spec m)
+          {:keys [untyped btf-id]} (bpf/info m)]
+      (into (array-map :map (select-keys (bpf/info m) [:id :name :type]))
+            (remove (comp nil? second))
+            [[:key (side spec :key)]
+             [:value (side spec :value)]
+             [:untyped (or untyped (when-not btf-id "the map has no BTF: nobody told the kernel what is in it"))]]))))
+
+;; --- features
+
+(defn- answers
+  "Rows of the answers to one question about many names."
+  [feature of table answers]
+  (for [[name {:keys [supported? why]}] (sort-by (comp str key) answers)]
+    (cond-> (array-map :feature feature :of of :name name :here supported?)
+      (:since (get table name)) (assoc :since (:since (get table name)))
+      why (assoc :why why))))
+
+(defn features
+  "What this kernel has, a row for each question: map types, create flags and operations of each, flags of element
+  operations, program types. `:here` is nil where a try could not tell, and `:why` says why.
+
+      (features {}) ;=> [{:feature :map-type, :of nil, :name :hash, :here true, :since \"3.19\"} …]"
+  [options]
+  (let [{:keys [kernel map-types map-flags operations element-flags program-types]} (feature/report)]
+    (with-meta
+      (where/rows options
+                  (concat (answers :map-type nil rules/types map-types)
+                          (mapcat (fn [[type found]] (answers :map-flag type rules/flags found)) (sort-by key map-flags))
+                          (mapcat (fn [[type found]] (answers :operation type nil found)) (sort-by key operations))
+                          (answers :element-flag nil nil element-flags)
+                          (answers :program-type nil nil program-types)))
+      {:kernel kernel})))
