@@ -73,8 +73,8 @@
       e
       (try
         (cond
-          (some #{missing} args) (wrong-usage row command " needs " (str/join " " (map word args)))
-          missing (wrong-usage row command " needs " (option-text missing))
+          (some (set missing) args) (wrong-usage row command " needs " (str/join " " (map word args)))
+          missing (wrong-usage row command " needs " (str/join " or " (map option-text missing)))
           (some #{option} args) (wrong-usage row (:takes (options option)) " " (pr-str given) ": " problem)
           :else (wrong-usage row "--" (name option) " " given ": " problem))
         (catch Exception worded worded)))))

@@ -28,10 +28,20 @@
                (fn [[_ backslashes character]]
                  (str backslashes (when (even? (count backslashes)) \\) (code character)))))
 
+(defn- human
+  "A value in Clojure's notation as people read it: integers without a suffix, bytes as hexadecimal in angle brackets."
+  [x]
+  (cond
+    (integer? x) (str x)
+    (bytes/byte-view? x) (str "<" x ">")
+    (and (map? x) (not (record? x))) (str "{" (str/join ", " (for [[k v] x] (str (human k) " " (human v)))) "}")
+    (vector? x) (str "[" (str/join " " (map human x)) "]")
+    :else (printed x)))
+
 (defn cell
   "A value as the text of a table's cell: on one line, without control characters; nil as `-`.
 
-  Texts and names stand without their quotes and colons, bytes in hexadecimal, anything else as Clojure prints it.
+  Texts and names stand without their quotes and colons, bytes in hexadecimal, anything else about as Clojure prints it.
 
       (cell :lru-hash)                 ;=> \"lru-hash\"
       (cell nil)                       ;=> \"-\"
@@ -42,7 +52,7 @@
     (or (nil? x) (= "" x)) "-"
     (string? x) (escaped x)
     (keyword? x) (escaped (subs (str x) 1))
-    :else (printed x)))
+    :else (human x)))
 
 (defn- pad ^String [^String text width align]
   (let [blanks (.repeat " " (- (long width) (count text)))]

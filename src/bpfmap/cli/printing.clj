@@ -53,7 +53,8 @@
   (if-let [cause (ex-cause e)] (recur cause) e))
 
 (def ^:private candidate-columns
-  [{:title "" :of :id} {:title "" :of :type} {:title "" :of :name}])
+  [{:title "" :of :id} {:title "" :of :type} {:title "" :of :name}
+   {:title "" :of #(str/join " " (map (fn [{:keys [command pid]}] (str command "[" pid "]")) (:held %)))}])
 
 (defn print-failure
   "Prints an error on stderr: a line, and with `verbose` its data; returns the exit code."

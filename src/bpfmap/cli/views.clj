@@ -149,13 +149,30 @@
 
 ;; --- dump
 
+(defn- address-text
+  "Addresses as people know them.
+
+      (address-text [255]) ;=> \"0xff\""
+  [addresses]
+  (str/join " " (map #(if (integer? %) (str "0x" (.toString (biginteger %) 16)) (output/cell %)) addresses)))
+
+(defn- of-stacks
+  "Columns whose values are stacks."
+  [columns]
+  (map (fn [{:keys [side] :as column}]
+         (cond-> column (= :value side) (assoc :of (comp address-text :value) :csv :value)))
+       columns))
+
 (defn entries
   "The table of `dump`."
   [entries {:keys [keys]}]
-  (let [sides (if keys [:key] [:key :value])]
+  (let [sides (if keys [:key] [:key :value])
+        {:keys [type untyped]} (meta entries)]
     (if (vector? entries)
-      {:columns (spread/columns sides entries)
+      {:columns (cond-> (spread/columns sides entries) (= :stack-trace type) of-stacks)
        :rows entries
-       :closing [(output/plural (count entries) "entry" "entries")]}
+       :closing (cond-> [(output/plural (count entries) "entry" "entries")]
+                  (and untyped (seq entries))
+                  (conj (str "shown as bytes: " untyped "; --key-type and --value-type say it")))}
       {:columns (for [side sides] {:title (str/upper-case (name side)) :of side})
        :rows entries})))

@@ -4,7 +4,7 @@
   What is wrong throws `:usage`, with what it is about under `:bpfmap/usage`:
 
       {:command \"dump\" :option :limit :given \"x\" :problem \"N is a whole number from 0\"}
-      {:command \"dump\" :missing :ref}
+      {:command \"dump\" :missing [:ref]}
       {:command \"dump\" :unknown :limt}"
   (:require [bpfmap.error :as error]
             [bpfmap.exec.options :refer [options]]
@@ -134,9 +134,10 @@
 (defn lacking
   "The `:usage` exception for an option that a command needs.
 
-      (throw (lacking \"put\" :value))"
-  [command option]
-  (usage-error (str command " needs " option) {:command command :missing option}))
+      (throw (lacking \"put\" :value))
+      (throw (lacking \"restore\" :pin :into)) ; one of them"
+  [command & options]
+  (usage-error (str command " needs " (str/join " or " options)) {:command command :missing options}))
 
 (defn- coerce
   "The data of one option; throws `:usage` for what is none."

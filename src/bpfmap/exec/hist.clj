@@ -12,6 +12,8 @@
   | integer keys and values                            | the map                             |
   | structs of keys, of which `:bucket` names a field  | each of the other fields' values    |
 
+  `:bucket` also names the array of a value, where it has several.
+
   A slot n counts, by `:slots`, what is from 2^n to 2^(n+1)-1 (`:log2`, of libbpf-tools, where slot 0 has 0 too), from 2^(n-1) to
   2^n-1 (`:bcc`), from 2^(n-2) to 2^(n-1)-1 (`:bpftrace`, where slot 0 counts the negative and slot 1 the zeros), or what
   lies between n and n+1 times `:linear`."
@@ -85,12 +87,18 @@
 
 ;; --- which map is which
 
+(defn- counts? [x] (and (vector? x) (< 1 (count x)) (every? integer? x)))
+
 (defn- slots-path
-  "The way to the array of integers in a value, `[]` where it is the value itself; nil where there is none."
+  "The way to the array of counts in a value, `[]` where it is the value itself; nil where there is none, or more than one
+  and none is called slots."
   [value]
-  (cond
-    (and (vector? value) (< 1 (count value)) (every? integer? value)) []
-    (map? value) (some (fn [[k x]] (when (and (vector? x) (< 1 (count x)) (every? integer? x)) [k])) value)))
+  (if (map? value)
+    (let [found (filter #(counts? (get value %)) (keys value))]
+      (cond
+        (some #{:slots} found) ["slots"]
+        (= 1 (count found)) [(name (first found))]))
+    (when (counts? value) [])))
 
 (defn- of-fields
   "A histogram of the values of a field."
@@ -112,7 +120,7 @@
   (let [ends (checked-ends options)]
     (for [{:keys [key value]} rows]
       (histogram key (if (:linear options) :linear :log2) ends
-                 (into {} (map-indexed vector) (get-in value path))))))
+                 (into {} (map-indexed vector) (where/values-at {:value value} (cons "value" path)))))))
 
 (defn- of-keys
   "Histograms of entries whose keys have the number of a slot: one for each of the rest of the keys."
@@ -137,7 +145,10 @@
   (with-open [m (reference/open options :read-only)]
     (let [rows (into [] (where/selecting (select-keys options [:where])) (reading/entries m {:cpus (or cpus :sum)}))
           {:keys [key value]} (first rows)
-          path (when-not bucket (slots-path value))
+          of-value (some->> bucket (where/values-at {:value value}))
+          path (cond
+                 (nil? bucket) (slots-path value)
+                 (and (next of-value) (every? integer? of-value)) (if (= "value" (first bucket)) (rest bucket) bucket))
           histograms (cond
                        field (of-fields options rows)
                        (empty? rows) []
@@ -147,6 +158,6 @@
                          (of-keys options rows)
                          (throw (error/error :usage (str "The values of " m " are no counts") {:bpfmap/hint "--field NAME for the values of a field"})))
                        :else (throw (error/error :usage (str m " has no buckets that can be told from its types")
-                                                 {:bpfmap/hint (str "--bucket NAME for the field of its keys that is one, --field NAME for the "
+                                                 {:bpfmap/hint (str "--bucket NAME for the field that has them, --field NAME for the "
                                                                     "values of a field; --key-type and --value-type where it has no types")})))]
       (vec (remove (comp empty? :buckets) (sort-by :title where/order histograms))))))

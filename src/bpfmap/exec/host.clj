@@ -25,7 +25,7 @@
 
 (def ^:private cheap-bytes
   "A map of at most so many bytes of keys and values is counted for `list`."
-  (* 256 1024))
+  (* 4 1024 1024))
 
 (defn- cheap? [{:keys [type key-size value-size max-entries]}]
   (let [cpus (if (:per-cpu? (rules/types type)) 64 1)]

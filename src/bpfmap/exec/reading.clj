@@ -1,6 +1,7 @@
 (ns bpfmap.exec.reading
   "The commands that read one map: `show`, `dump` and `get`. It is opened read-only."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.element :as element]
             [bpfmap.exec.host :as host]
@@ -8,7 +9,8 @@
             [bpfmap.exec.progress :as progress]
             [bpfmap.exec.reference :as reference]
             [bpfmap.exec.where :as where]
-            [bpfmap.rules :as rules])
+            [bpfmap.rules :as rules]
+            [clojure.string :as str])
   (:import (clojure.lang IReduceInit)))
 
 (set! *warn-on-reflection* true)
@@ -56,8 +58,37 @@
                 (progress/counting "entries")
                 (if (seq read-options) (bpf/entries m read-options) m)))))
 
+(def ^:private instead
+  "What there is for a map that cannot be dumped, by an operation that it has; the first that fits."
+  [[:next-key ":keys (--keys) has the indices that are in use"]
+   [:peek "`get` has its next value, `take` takes it"]
+   [:might-contain? "`get` tells whether a value may be in it"]
+   [:lookup "`get` looks up an object that you know"]])
+
+(defn- check-dumpable
+  "Throws `:not-supported` for a map of which the kernel does not tell the entries, with why and what there is instead."
+  [m {:keys [keys]}]
+  (let [{:keys [id name type value-size]} (bpf/info m)
+        {:keys [ops]} (row-of m)
+        why (rules/alternative type :reduce value-size)]
+    (when (and why (not (and keys (:next-key ops))))
+      (throw (error/error :not-supported (str "The entries of map " id (when (seq name) (str " (" name ")")) ", " (clojure.core/name type)
+                                              ", cannot be read")
+                          {:bpfmap/op :dump :bpfmap/map {:id id :name name :type type}
+                           :bpfmap/hint (str/join "; " (remove nil? [(first (str/split why #"; "))
+                                                                    (some (fn [[op hint]] (when (contains? ops op) hint)) instead)]))})))))
+
+(defn- about
+  "What those who see entries need to know of the map: its type, and why keys and values are bytes where they are."
+  [m]
+  (let [{:keys [type key value untyped]} (bpf/info m)
+        bytes? #(and (vector? %) (= :bytes (first %)))]
+    {:type type
+     :untyped (when (or (bytes? key) (bytes? value))
+                (or untyped "nobody told the kernel what the bytes mean (BTF)"))}))
+
 (defn dump
-  "The entries of a map, in the kernel's order; with `:stream` as something to reduce, which opens the map meanwhile.
+  "The entries of a map, in the kernel's order; the metadata has the map's `:type`, and `:untyped` why they are bytes; with `:stream` as something to reduce, which opens the map meanwhile.
 
       (dump {:ref {:name \"counts\"} :key-type :u32 :value-type :u64}) ;=> [{:key 7, :value 42}]"
   [{:keys [stream sort] :as options}]
@@ -67,9 +98,11 @@
     (reify IReduceInit
       (reduce [_ f init]
         (with-open [m (reference/open options :read-only)]
+          (check-dumpable m options)
           (transduce (where/selecting options) (completing f) init (entries m options)))))
     (with-open [m (reference/open options :read-only)]
-      (where/rows options (entries m options)))))
+      (check-dumpable m options)
+      (with-meta (where/rows options (entries m options)) (about m)))))
 
 ;; --- one entry
 

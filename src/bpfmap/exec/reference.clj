@@ -1,15 +1,33 @@
 (ns bpfmap.exec.reference
   "The map that a command is about: opened by what names it."
-  (:require [bpfmap.core :as bpf]))
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.error :as error]
+            [clojure.string :as str])
+  (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
+
+(defn- with-holders
+  "An error about a name that several maps have, which tells them apart by who holds them."
+  [e]
+  (let [holders ((requiring-resolve 'bpfmap.exec.host/holders))
+        {:bpfmap/keys [candidates] :as data} (ex-data e)]
+    (error/error :ambiguous (first (str/split (ex-message e) #": "))
+                 (assoc data
+                        :bpfmap/candidates (for [{:keys [id] :as map} candidates]
+                                             (assoc map :held (get holders id [])))
+                        :bpfmap/hint (str "it is the name of " (count candidates) " maps; give the id of one"))
+                 e)))
 
 (defn open
   "Opens the map that the `:ref` of a command's options names, with their types. Whoever opens it closes it.
 
       (with-open [m (open {:ref {:name \"counts\"} :key-type :u32} :read-only)] (bpf/info m))"
   ^java.io.Closeable [{:keys [ref key-type value-type]} access]
-  (bpf/open ref
-            (cond-> {:access access}
-              key-type (assoc :key key-type)
-              value-type (assoc :value value-type))))
+  (try
+    (bpf/open ref
+              (cond-> {:access access}
+                key-type (assoc :key key-type)
+                value-type (assoc :value value-type)))
+    (catch ExceptionInfo e
+      (throw (if (= :ambiguous (:bpfmap/error (ex-data e))) (with-holders e) e)))))

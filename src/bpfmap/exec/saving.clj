@@ -176,7 +176,7 @@
   (when (= (some? pin) (some? into))
     (throw (if pin
              (arguments/refused "restore" :into into "it excludes :pin")
-             (arguments/lacking "restore" :pin))))
+             (arguments/lacking "restore" :pin :into))))
   (when (and exact pin)
     (throw (arguments/refused "restore" :exact exact "it is for a map that is there, with :into")))
   (let [{:keys [spec entries] :as saved} (read-file file)]
