@@ -70,12 +70,14 @@
            :align (or align (when (and (seq values) (every? number? values)) :right)))))
 
 (defn- cut
-  "A text cut to a width, with an ellipsis where something is missing: at its end, or at its beginning."
+  "A text cut to a width, with an ellipsis where something is missing: at its end, at its beginning, or before its last
+  six characters."
   [text width side]
   (let [n (count text) width (long width)]
     (cond
       (<= n width) text
       (= :left side) (str "…" (subs text (inc (- n width))))
+      (and (= :middle side) (<= 8 width)) (str (subs text 0 (- width 7)) "…" (subs text (- n 6)))
       :else (str (subs text 0 (max 0 (dec width))) "…"))))
 
 (defn- print-columns [columns]
@@ -100,11 +102,14 @@
   (+ (reduce + widths) (* 2 (dec (count widths)))))
 
 (defn- without-least
-  "The columns without the one of the highest `:rank`; nil where all are to stay."
+  "The columns without those of the highest `:rank`, or first those that say nothing; nil where all are to stay."
   [columns]
   (when-let [ranks (seq (keep :rank columns))]
-    (let [most (apply max ranks)]
-      (remove #(= most (:rank %)) columns))))
+    (let [most (apply max ranks)
+          silent? (fn [{:keys [rank texts]}] (and rank (every? #{"-"} (rest texts))))]
+      (if (some silent? columns)
+        (remove silent? columns)
+        (remove #(= most (:rank %)) columns)))))
 
 (defn- narrowed
   "Columns of which the widest of those that may be cut are cut until all fit."
@@ -121,8 +126,8 @@
   "A table for a screen of a width: `{:lines :left-out :widths}`: the titles of columns that there is no room for, and by
   title how wide each would be. A column is no narrower than `:at-least`.
 
-  A column with a `:rank` may be left out, the highest first; one with a `:least` width may be cut to it, at its end or where
-  `:cut-at` is `:left` at its beginning.
+  A column with a `:rank` may be left out, those without anything in them and then the highest first; one with a `:least`
+  width may be cut to it, at its end, or where `:cut-at` says so, `:left` or `:middle`.
 
       (fitted [{:title \"ID\" :of :id} {:title \"NAME\" :of :name :least 4}] [{:id 12 :name \"counts\"}] 8)
       ;=> {:lines [\"ID  NAME\" \"12  cou…\"], :left-out [], :widths {\"ID\" 2, \"NAME\" 6}}"

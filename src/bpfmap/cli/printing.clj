@@ -25,7 +25,7 @@
       (let [{:keys [lines left-out]} (output/fitted columns rows width)]
         (run! println lines)
         (when (seq left-out)
-          (str "no room for " (str/join ", " left-out) "; a wider terminal, --csv or --edn has them")))
+          (str "no room for " (str/join ", " left-out) "\n--csv, --edn or a wider terminal shows them")))
       (run! println (output/table columns rows)))
     (run! (fn [row] (println (str/join "  " (map (fn [{:keys [of]}] (output/cell (of row))) columns)))) rows)))
 

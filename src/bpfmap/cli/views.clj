@@ -56,19 +56,20 @@
 (def ^:private map-columns
   "The columns of `list`. A narrow terminal leaves out the highest ranks first."
   [{:key :id :title "ID" :of :id}
-   {:key :type :title "TYPE" :of :type :least 6}
-   {:key :name :title "NAME" :of :name :least 8}
+   {:key :type :title "TYPE" :of :type :least 11}
+   {:key :name :title "NAME" :of :name :least 15}
    {:key :key-size :title "KEY" :of :key-size :rank 4}
    {:key :value-size :title "VALUE" :of :value-size :rank 4}
    {:key :entries :title "ENTRIES" :of :entries :align :right}
    {:key :max-entries :title "MAX" :of :max-entries}
    {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock :align :right}
    {:key :frozen? :title "FROZEN" :of #(when (some? (:frozen? %)) (if (:frozen? %) "yes" "no")) :rank 5}
-   {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv (comp (all-of holder-text) :held) :least 8}
+   {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv (comp (all-of holder-text) :held)
+    :least 14 :cut-at :middle}
    {:key :used-by :title "USED BY" :of #(some-of (map user-text (:used-by %))) :csv (comp (all-of user-text) :used-by)
-    :least 8 :rank 2}
+    :least 14 :cut-at :middle :rank 2}
    {:key :pinned :title "PINNED" :of #(some-of (:pinned %)) :csv (comp (all-of identity) :pinned)
-    :least 10 :cut-at :left :rank 1}
+    :least 12 :cut-at :left :rank 1}
    {:key :flags :title "FLAGS" :of (comp flag-text :flags) :least 8 :rank 3}])
 
 (defn- chosen-columns

@@ -14,14 +14,13 @@
 
 (defn- titles
   "What stands above the table."
-  [{:keys [entries new changed gone interval elapsed] {:keys [id name type max-entries]} :map} options]
-  [(str "Map " id (when (seq name) (str " " (output/cell name))) " (" (output/cell type) "): "
-        entries " of " max-entries " entries; "
+  [{:keys [entries new changed gone elapsed] {:keys [id name type max-entries]} :map} options]
+  [(str "Map " id (when (seq name) (str " " (output/cell name))) " (" (output/cell type) "): " entries " of " max-entries " entries")
+   (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every " (views/rate-text (:interval options)) " s: "
         (if (zero? (double elapsed))
-          "first look"
-          (str changed " changed, " new " new, " gone " gone in " (views/rate-text interval) " s")))
-   (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every " (views/rate-text (:interval options)) " s; "
-        "Ctrl-C ends it")
+          "the first look"
+          (str changed " changed, " new " new, " gone " gone"))
+        "; Ctrl-C ends it")
    ""])
 
 (defn- with-paths

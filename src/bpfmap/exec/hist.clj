@@ -16,7 +16,7 @@
 
   A slot n counts, by `:slots`, what is from 2^n to 2^(n+1)-1 (`:log2`, of libbpf-tools, where slot 0 has 0 too), from 2^(n-1) to
   2^n-1 (`:bcc`), from 2^(n-2) to 2^(n-1)-1 (`:bpftrace`, where slot 0 counts the negative and slot 1 the zeros), or what
-  lies between n and n+1 times `:linear`."
+  lies between n and n+1 times `:linear`; with `:bpftrace`, whose slot 0 counts what is below all others, between n-1 and n times."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
@@ -78,7 +78,9 @@
   "The function of a slot's number to its ends; throws for what is no slot of the kind."
   [{:keys [slots linear]}]
   (if linear
-    (linear-ends linear)
+    (if (= :bpftrace slots)
+      #(if (zero? (long %)) [nil -1] ((linear-ends linear) (dec (long %))))
+      (linear-ends linear))
     (let [ends (slot-ends (or slots :log2))]
       (fn [n]
         (or (ends n)
@@ -140,8 +142,8 @@
   [{:keys [field bucket slots linear cpus] :as options}]
   (when (and field (or bucket slots))
     (throw (arguments/refused "hist" :field (str/join "." field) "it excludes :bucket and :slots, which are for maps of buckets")))
-  (when (and slots linear)
-    (throw (arguments/refused "hist" :linear linear "it excludes :slots")))
+  (when (and linear (contains? #{:log2 :bcc} slots))
+    (throw (arguments/refused "hist" :linear linear "it has no powers of two: only bpftrace numbers such buckets its own way")))
   (with-open [m (reference/open options :read-only)]
     (let [rows (into [] (where/selecting (select-keys options [:where])) (reading/entries m {:cpus (or cpus :sum)}))
           {:keys [key value]} (first rows)

@@ -27,9 +27,15 @@
   "A map of at most so many bytes of keys and values is counted for `list`."
   (* 4 1024 1024))
 
+(def ^:private cheap-calls
+  "A map that the kernel reads entry by entry is counted if it has room for so many at most."
+  1024)
+
 (defn- cheap? [{:keys [type key-size value-size max-entries]}]
-  (let [cpus (if (:per-cpu? (rules/types type)) 64 1)]
-    (<= (* (long max-entries) (+ (long key-size) (* cpus (long value-size)))) (long cheap-bytes))))
+  (let [{:keys [per-cpu? batch]} (rules/types type)
+        bytes (* (long max-entries) (+ (long key-size) (* (if per-cpu? 64 1) (long value-size))))]
+    (and (<= bytes (long cheap-bytes))
+         (or (contains? batch :read) (<= (long max-entries) (long cheap-calls))))))
 
 (defn- entries
   "How many entries a map has, nil where that would take long or nobody can tell. Without types: counting needs none."

@@ -111,7 +111,7 @@
                   rows (compared before entries apart)
                   marks (frequencies (keep :mark rows))
                   acc (f acc {:map about
-                              :elapsed (- at begun) :interval apart
+                              :elapsed (if before (- at begun) 0.0) :interval apart
                               :entries (count entries)
                               :new (:new marks 0) :changed (:changed marks 0) :gone (:gone marks 0)
                               :rows (chosen options rows)})

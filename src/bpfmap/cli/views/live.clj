@@ -98,12 +98,14 @@
        (str (at-right from left) (if (= "" from) "    " " -> ") (at-left to right) " : " (at-left (str n) counts) " " (bar n most))))))
 
 (defn histograms
-  "Histograms, one below the other, as BPF tools draw them."
-  [histograms {:keys [unit]}]
-  {:lines (str/split-lines (str/join "\n\n" (map #(str/join "\n" (histogram-lines % (or unit "value"))) histograms)))
-   :rows (for [{:keys [title buckets]} histograms bucket buckets] (assoc bucket :title title))
-   :csv-columns [{:title "TITLE" :of :title} {:title "FROM" :of :from} {:title "TO" :of :to} {:title "COUNT" :of :count}]
-   :closing [(if (seq histograms)
-               (str (output/plural (reduce +' (map :total histograms)) "count" "counts") " in "
-                    (output/plural (count histograms) "histogram" "histograms"))
-               "nothing was counted yet")]})
+  "Histograms, one below the other, as BPF tools draw them. One of a field has its name as the heading of the numbers."
+  [histograms {:keys [unit field]}]
+  (let [shown (if field (map #(assoc % :title nil) histograms) histograms)
+        unit (or unit (when field (str/join "." field)) "value")]
+    {:lines (mapcat identity (interpose [""] (map #(histogram-lines % unit) shown)))
+     :rows (for [{:keys [title buckets]} histograms bucket buckets] (assoc bucket :title title))
+     :csv-columns [{:title "TITLE" :of :title} {:title "FROM" :of :from} {:title "TO" :of :to} {:title "COUNT" :of :count}]
+     :closing [(if (seq histograms)
+                 (str (output/plural (reduce +' (map :total histograms)) "count" "counts") " in "
+                      (output/plural (count histograms) "histogram" "histograms"))
+                 "nothing was counted yet")]}))
