@@ -101,6 +101,7 @@
    :ref {:read read-ref :expects "is an id, a pin path or a name" :as :string}
    :source {:read read-source :expects "is an id, a pin path, a name, or a file whose name ends in .edn" :as :string}
    :field {:read #((requiring-resolve 'bpfmap.exec.where/path-of) %) :expects "is the name of a field" :as :string}
+   :shell {:read #(#{:bash :zsh :fish} (some-> (text %) keyword)) :expects "is bash, zsh or fish" :as :keyword}
    :slots {:read #(#{:log2 :bcc :bpftrace} (some-> (text %) keyword)) :expects "is log2, bcc or bpftrace" :as :keyword}
    :count {:read #(let [n (number %)] (when (and (int? n) (pos? (long n))) n))
            :expects "is a whole number from 1" :as :long}

@@ -165,6 +165,15 @@
            "sooner. Nothing stays in the kernel. Needs CAP_BPF and CAP_PERFMON."]
     :examples [{:seconds 3}]
     :fn 'bpfmap.exec.demo/demo :run 'bpfmap.cli.demo/demo}
+   {:name "repl" :group "Else"
+    :doc "Clojure with the library at hand"
+    :run 'bpfmap.cli.repl/repl}
+   {:name "completion" :group "Else" :args [:shell]
+    :doc "A script that has a shell complete commands, options and maps"
+    :text ["bash: source <(bpfmap completion bash). zsh: as _bpfmap in a directory of $fpath."
+           "fish: as bpfmap.fish in ~/.config/fish/completions."]
+    :examples [{:shell :bash}]
+    :run 'bpfmap.cli.completion/completion}
    {:name "help" :group "Else" :args [:command] :optional #{:command}
     :doc "This text, or that of a command"
     :run 'bpfmap.cli.help/help}])

@@ -72,4 +72,5 @@
    :seconds {:takes "N" :kind :positive :doc "How long, in seconds"}
 
    ;; --- this command line
+   :shell {:takes "SHELL" :kind :shell :doc "bash, zsh or fish"}
    :command {:takes "COMMAND" :kind :text :doc "The name of a command"}})

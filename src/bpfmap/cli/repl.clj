@@ -1,0 +1,116 @@
+(ns bpfmap.cli.repl
+  "The command `repl`: Clojure with the library at hand, edited and completed by JLine on a terminal."
+  (:require [clojure.main :as main]
+            [clojure.string :as str])
+  (:import (java.io PushbackReader StringReader)
+           (org.jline.reader Candidate Completer EOFError EndOfFileException LineReader LineReader$Option LineReaderBuilder
+                             ParsedLine Parser Parser$ParseContext SyntaxError UserInterruptException)
+           (org.jline.reader.impl DefaultParser)
+           (org.jline.terminal TerminalBuilder)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private aliases
+  "What the REPL has at hand, by a short name."
+  '{bpf bpfmap.core, host bpfmap.host, exec bpfmap.exec, prog bpfmap.prog, type bpfmap.type, feature bpfmap.feature})
+
+(def ^:private greeting
+  ["bpfmap: (exec/list {}) has all maps, (bpf/open 12) opens one, (doc bpf/open) tells more, Ctrl-D ends it"
+   (str "at hand: " (str/join ", " (map (fn [[alias ns]] (str alias " (" ns ")")) (sort aliases))))])
+
+(defn- init
+  "What is done in the REPL before the first prompt."
+  []
+  (in-ns 'user)
+  (apply require main/repl-requires)
+  (doseq [[alias ns] aliases]
+    (require [ns :as alias]))
+  (require '[clojure.pprint :refer [print-table]] '[clojure.datafy :refer [datafy nav]])
+  (run! println greeting))
+
+;; --- lines
+
+(defn- unfinished?
+  "Whether more of a form is to come."
+  [text]
+  (try
+    (with-open [reader (PushbackReader. (StringReader. text))]
+      (binding [*read-eval* false]
+        (loop []
+          (when-not (= ::end (read {:eof ::end :read-cond :allow} reader))
+            (recur)))))
+    false
+    (catch RuntimeException e
+      (str/includes? (str (ex-message e)) "EOF"))))
+
+(defn- parser
+  "JLine's words of a line, with Enter going on while a form is open."
+  ^Parser []
+  (let [words (doto (DefaultParser.)
+                (.setEscapeChars nil)
+                (.setQuoteChars (char-array 0)))]
+    (reify Parser
+      (parse [_ line cursor context]
+        (when (and (= Parser$ParseContext/ACCEPT_LINE context) (unfinished? line))
+          (throw (EOFError. -1 -1 "the form is not finished")))
+        (.parse words line cursor context)))))
+
+(defn completions
+  "The names that a word may become in a namespace: those of an alias after its slash, else what is referred to and the aliases.
+
+      (completions \"bpf/pu\" 'user) ;=> (\"bpf/push!\" \"bpf/put!\" \"bpf/put-all!\")"
+  [word ns]
+  (let [[_ open word] (re-matches #"(?s)([\(\[\{'@#\^`~]*)(.*)" word)
+        [alias name] (when (str/includes? word "/") (str/split word #"/" 2))
+        names (if alias
+                (when-let [target (or (get (ns-aliases ns) (symbol alias)) (find-ns (symbol alias)))]
+                  (map #(str alias "/" %) (keys (ns-publics target))))
+                (concat (map str (keys (ns-map ns))) (map #(str % "/") (keys (ns-aliases ns)))))]
+    (when (seq word)
+      (map #(str open %) (sort (filter #(str/starts-with? % word) names))))))
+
+(defn- completer ^Completer []
+  (reify Completer
+    (complete [_ _reader line candidates]
+      (doseq [name (completions (.word ^ParsedLine line) (ns-name *ns*))]
+        (.add ^java.util.List candidates (Candidate. name name nil nil nil nil (not (str/ends-with? name "/"))))))))
+
+(defn- line-reader ^LineReader []
+  (-> (LineReaderBuilder/builder)
+      (.terminal (-> (TerminalBuilder/builder) (.system true) (.provider "ffm") (.build)))
+      (.parser (parser))
+      (.completer (completer))
+      (.option LineReader$Option/DISABLE_EVENT_EXPANSION true)
+      (.variable LineReader/SECONDARY_PROMPT_PATTERN "")
+      (.build)))
+
+(defn- reading
+  "A function that reads the next form from edited lines, as `clojure.main/repl` wants it."
+  [^LineReader lines]
+  (let [pending (volatile! nil)]
+    (fn [request-prompt request-exit]
+      (loop []
+        (if-let [^PushbackReader reader @pending]
+          (let [form (read {:eof ::end :read-cond :allow} reader)]
+            (if (= ::end form)
+              (do (vreset! pending nil) (recur))
+              form))
+          (let [line (try
+                       (.readLine lines (str (ns-name *ns*) "=> "))
+                       (catch UserInterruptException _ "")
+                       (catch SyntaxError _ "")
+                       (catch EndOfFileException _ nil))]
+            (cond
+              (nil? line) request-exit
+              (str/blank? line) request-prompt
+              :else (do (vreset! pending (PushbackReader. (StringReader. line)))
+                        (recur)))))))))
+
+(defn repl
+  "Reads, evaluates and prints until Ctrl-D."
+  [_options _request]
+  (binding [*ns* *ns*]
+    (if (some-> (System/console) .isTerminal)
+      (main/repl :init init :read (reading (line-reader)) :prompt (constantly nil) :need-prompt (constantly false))
+      (main/repl :init init)))
+  {:text? true :lines []})
