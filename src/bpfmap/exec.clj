@@ -7,8 +7,13 @@
 
   Each takes the options that the command line has, as keywords, and its arguments by their names in small letters.
   Values may be data, or the texts and symbols that a shell gives. What is wrong with them throws
-  `:bpfmap/error :usage` before anything is done. The functions are made from the table
-  `bpfmap.exec.commands`; their metadata has `:org.babashka/cli` too."
+  `:bpfmap/error :usage` before anything is done. Besides, `:print` prints what is returned, as `:table`, `:edn`, `:json`
+  (with org.clojure/data.json on the class path) or `:csv` (org.clojure/data.csv):
+
+      clojure -X bpfmap.exec/list :where 'type=hash' :print :table
+
+  What goes on, `watch` and `dump` with `:stream`, is returned as something to reduce; each reduction opens the map and
+  closes it. The functions are made from the table `bpfmap.exec.commands`; their metadata has `:org.babashka/cli` too."
   (:refer-clojure :exclude [get list take])
   (:require [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
@@ -50,13 +55,17 @@
                       (some #{k} (arguments/required command)) (assoc :require true)
                       (contains? defaults k) (assoc :default (defaults k)))]))})
 
-(defmacro ^:private define-commands []
+(defmacro define-commands
+  "Defines a function for each command that `bpfmap.exec` has, which calls it with the options given over `defaults`.
+
+      (define-commands {:print :table})"
+  [defaults]
   `(do
      ~@(for [{:keys [name fn] :as command} commands/commands :when fn]
          `(defn ~(with-meta (symbol name) {:org.babashka/cli `(quote ~(babashka-spec command))})
             ~(docstring command)
             {:arglists '([~'options])}
             [options#]
-            (arguments/call (commands/command-named ~name) options#)))))
+            (arguments/call (commands/command-named ~name) (arguments/over ~defaults options#))))))
 
-(define-commands)
+(define-commands nil)

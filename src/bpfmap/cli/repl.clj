@@ -15,8 +15,8 @@
   '{bpf bpfmap.core, host bpfmap.host, exec bpfmap.exec, prog bpfmap.prog, type bpfmap.type, feature bpfmap.feature})
 
 (def ^:private greeting
-  ["bpfmap: (exec/list {}) has all maps, (bpf/open 12) opens one, (doc bpf/open) tells more, Ctrl-D ends it"
-   (str "at hand: " (str/join ", " (map (fn [[alias ns]] (str alias " (" ns ")")) (sort aliases))))])
+  ["(exec/list {}) has all maps, (bpf/open 12) opens one, (doc bpf/open) tells more;"
+   (str "TAB completes, Ctrl-D ends it. At hand: " (str/join " " (sort (keys aliases))))])
 
 (defn- init
   "What is done in the REPL before the first prompt."
@@ -26,6 +26,8 @@
   (doseq [[alias ns] aliases]
     (require [ns :as alias]))
   (require '[clojure.pprint :refer [print-table]] '[clojure.datafy :refer [datafy nav]])
+  ;; A map may be large: what is printed of one is bounded.
+  (set! *print-length* 100)
   (run! println greeting))
 
 ;; --- lines
@@ -109,7 +111,7 @@
 (defn repl
   "Reads, evaluates and prints until Ctrl-D."
   [_options _request]
-  (binding [*ns* *ns*]
+  (binding [*ns* *ns* *print-length* nil]
     (if (some-> (System/console) .isTerminal)
       (main/repl :init init :read (reading (line-reader)) :prompt (constantly nil) :need-prompt (constantly false))
       (main/repl :init init)))

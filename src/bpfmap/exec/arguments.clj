@@ -200,9 +200,35 @@
                (ex-info (ex-message e) (update-in (ex-data e) [:bpfmap/usage :command] #(or % (:name command))) e)
                e)))))
 
+(def formats
+  "How `:print` prints what a command returned."
+  [:table :edn :json :csv])
+
+(defn- print-as
+  "Prints what a command returned as the command line does, which is loaded for it; returns it."
+  [{:keys [rows? view]} options format value]
+  (when (and (= :csv format) (not rows?))
+    (throw (usage-error ":print :csv is for commands that return rows" {})))
+  ((requiring-resolve 'bpfmap.cli.printing/print-result) value ((requiring-resolve view) value options)
+                                                         (when-not (= :table format) format) nil)
+  value)
+
+(defn over
+  "Options given over those that stand for them; what are no options stays as it is, to be refused.
+
+      (over {:print :table} {:limit 5}) ;=> {:print :table :limit 5}"
+  [defaults given]
+  (if (or (nil? given) (map? given)) (merge defaults given) given))
+
 (defn call
-  "Does what a command is for, and returns data. Throws `:usage` for bad options before anything else.
+  "Does what a command is for, and returns data; with `:print` prints it too, as one of [[formats]]. Throws `:usage` for bad
+  options before anything else.
 
       (call (commands/command-named \"show\") {:ref \"counts\"}) ;=> {:id 12, :type :hash, …}"
   [command given]
-  (perform command (checked command given)))
+  (let [format (when (map? given) (some-> (:print given) text keyword))
+        options (checked command (if (map? given) (dissoc given :print) given))]
+    (when (and (:print given) (not (some #{format} formats)))
+      (throw (usage-error (str ":print is " (error/list-of formats) ", not " (pr-str (error/shown (:print given)))) {})))
+    (cond->> (perform command options)
+      format (print-as command options format))))

@@ -36,6 +36,11 @@
     (let [found (bytes/->bytes text)]
       (when (= size (count found)) found))))
 
+(defn- with-keywords
+  "A form in which symbols do for keywords, as a shell gives them. What is no plain collection, such as an open map, stays."
+  [form]
+  (walk/postwalk #(if (symbol? %) (keyword %) %) form))
+
 (defn- edn-of
   "The one form that a text is; symbols do for keywords. Throws `:usage` for any other text."
   [side text]
@@ -46,7 +51,7 @@
         (cond
           (= ::end form) (throw (RuntimeException. "it is empty"))
           (not= ::end (read-one)) (throw (RuntimeException. "there is more than one form"))
-          :else (walk/postwalk #(if (symbol? %) (keyword %) %) form)))
+          :else (with-keywords form)))
       (catch RuntimeException e
         (throw (arguments/refused nil side text (str "neither EDN nor bytes in hexadecimal: " (ex-message e))))))))
 
@@ -61,7 +66,7 @@
   (let [text (cond (string? x) x (symbol? x) (str x))
         {:keys [kind size]} (when text (node-of spec side))]
     (cond
-      (nil? text) x
+      (nil? text) (if (coll? x) (with-keywords x) x)
       (of-references? spec side) (if (re-find #"[/]" text) text (edn-of side text))
       (= :bytes kind) (or (hex-bytes text size true)
                           (if (re-find #"^[\[#\"]" text) (edn-of side text) (bytes/->bytes text)))
