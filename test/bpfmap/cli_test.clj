@@ -2,42 +2,26 @@
   "The commands that read, their help and their errors, called within this process; and bpftool as a witness."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli :as cli]
+            [bpfmap.cli.calling :refer [bpfmap edn-of id-of json-of refused words]]
             [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.options :as options]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.impl.sys.procfs :as procfs]
             [bpfmap.prog :as prog]
             [clojure.data.json :as json]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
-  (:import (java.io Closeable IOException StringWriter Writer)
+  (:import (java.io Closeable IOException Writer)
            (java.nio.file Files Path)))
 
 (set! *warn-on-reflection* true)
 
 ;; --- helpers
-
-(defn- bpfmap
-  "Runs the command line here; {:exit :out :err}."
-  [& args]
-  (let [out (StringWriter.)
-        err (StringWriter.)
-        exit (binding [*out* out *err* err] (cli/run (map str args)))]
-    {:exit exit :out (str out) :err (str err)}))
-
-(defn- edn-of [& args]
-  (let [{:keys [exit out err]} (apply bpfmap "--edn" args)]
-    (is (= [0 ""] [exit err]))
-    (edn/read-string {:readers {'bpfmap/bytes bytes/->bytes}} out)))
-
-(defn- json-of [& args]
-  (let [{:keys [exit out err]} (apply bpfmap "--json" args)]
-    (is (= [0 ""] [exit err]))
-    (json/read-str out)))
 
 (defn- counts
   "A map with two entries, whose types nobody knows: `01 00 00 00` to eight times `ff`, and `c8 01 00 00` to one `01`."
@@ -46,11 +30,9 @@
                :contents {[1 0 0 0] (repeat 8 255)
                           [200 1 0 0] (cons 1 (repeat 7 0))}}))
 
-(defn- id-of [m]
-  (:id (bpf/info m)))
-
-(defn- words [line]
-  (str/split (str/trim line) #"\s+"))
+(def ^:private this-process
+  (let [pid (.pid (java.lang.ProcessHandle/current))]
+    {:pid pid :command (procfs/command pid)}))
 
 (defn- line-with [text id]
   (first (filter #(= (str id) (first (words %))) (str/split-lines text))))
@@ -62,9 +44,9 @@
     (let [{:keys [exit out err]} (bpfmap "list")
           {:keys [memlock id]} (bpf/info m)]
       (is (= [0 ""] [exit err]))
-      (is (= ["ID" "TYPE" "NAME" "KEY" "VALUE" "MAX" "MEMORY"] (take 7 (words out))))
-      (is (= [(str id) "hash" "cli_list" "4" "8" "16" (format "%.1fK" (/ memlock 1024.0))]
-             (take 7 (words (line-with out id)))))
+      (is (= ["ID" "TYPE" "NAME" "KEY" "VALUE" "ENTRIES" "MAX" "MEMORY"] (take 8 (words out))))
+      (is (= [(str id) "hash" "cli_list" "4" "8" "2" "16" (format "%.1fK" (/ memlock 1024.0))]
+             (take 8 (words (line-with out id)))))
       (is (= ["FLAGS" "no-prealloc"]
              [(last (words (first (str/split-lines out)))) (last (words (line-with out id)))]))
       (is (apply = (map #(str/index-of % "  ") (filter #(re-find #"^ID|cli_list" %) (str/split-lines out))))
@@ -75,24 +57,26 @@
               ^Closeable frozen (bpf/create {:name "cli_frozen" :type :array :key :u32 :value :u32 :max-entries 1
                                              :freeze true})]
     (let [out (:out (bpfmap "list"))]
-      (is (= ["MEMORY" "FROZEN" "FLAGS"] (drop 6 (words (first (str/split-lines out))))))
-      (is (= ["yes" "-"] (drop 7 (words (line-with out (id-of frozen))))))
-      (is (= ["no" "no-prealloc"] (drop 7 (words (line-with out (id-of m)))))))))
+      (is (= "FROZEN" (nth (words (first (str/split-lines out))) 8)))
+      (is (= "yes" (nth (words (line-with out (id-of frozen))) 8)))
+      (is (= "no" (nth (words (line-with out (id-of m))) 8))))))
 
 (kernel-test list-as-data-is-what-the-host-namespace-says
   (with-open [m (counts "cli_list")]
     (let [id (id-of m)
           of-id (fn [key maps] (first (filter #(= id (get % key)) maps)))]
-      (is (= (of-id :id (host/maps)) (of-id :id (edn-of "list"))))
+      (is (= (assoc (of-id :id (host/maps)) :entries 2 :pinned [] :held [this-process] :used-by [])
+             (of-id :id (edn-of "list"))))
       (is (= {"id" id "type" "hash" "name" "cli_list" "key-size" 4 "value-size" 8 "max-entries" 16
-              "flags" ["no-prealloc"] "frozen" false "memlock" (:memlock (bpf/info m))}
+              "flags" ["no-prealloc"] "frozen" false "memlock" (:memlock (bpf/info m))
+              "entries" 2 "pinned" [] "held" [(update-keys this-process name)] "used-by" []}
              (of-id "id" (json-of "list")))))))
 
 (deftest list-says-what-it-left-out
   (with-redefs [host/maps (fn [] (with-meta [] {:skipped [{:id 12 :error :permission :message "no"}]}))]
     (is (= {:exit 0
-            :out "ID  TYPE  NAME  KEY  VALUE  MAX  MEMORY  FLAGS\n"
-            :err "bpfmap: map 12 is left out: no\nno map is on this host\n"}
+            :out "ID  TYPE  NAME  KEY  VALUE  ENTRIES  MAX  MEMORY  HELD BY  USED BY  PINNED  FLAGS\n"
+            :err "bpfmap: map 12 is left out: no\nno map\n"}
            (bpfmap "list")))
     (is (= {:exit 0 :out "[]\n" :err "bpfmap: map 12 is left out: no\n"}
            (bpfmap "list" "--edn")))))
@@ -100,7 +84,7 @@
 (deftest memory-that-the-kernel-does-not-tell-is-a-dash
   (with-redefs [host/maps (fn [] [{:id 1 :type 99 :name "" :key-size 4 :value-size 4 :max-entries 1
                                    :flags #{1073741824}}])]
-    (is (= ["1" "99" "-" "4" "4" "1" "-" "0x40000000"]
+    (is (= ["1" "99" "-" "4" "4" "-" "1" "-" "-" "-" "-" "0x40000000"]
            (words (second (str/split-lines (:out (bpfmap "list")))))))))
 
 ;; --- show
@@ -118,18 +102,22 @@
                         "value        [:bytes 8]\n"
                         "value-size   8\n"
                         "max-entries  16\n"
-                        "flags        no-prealloc\n"
+                        "memlock      " memlock "\n"
                         "frozen       no\n"
-                        "memlock      " memlock "\n")}
+                        "flags        no-prealloc\n"
+                        "pinned       -\n"
+                        "held by      " (:command this-process) "[" (:pid this-process) "]\n"
+                        "used by      -\n")}
              (bpfmap "show" id))))))
 
 (kernel-test show-as-data-is-what-info-says
   (with-open [m (counts "cli_show")]
     (let [id (id-of m)
           info (bpf/info m)]
-      (is (= info (edn-of "show" id)))
+      (is (= (assoc info :pinned [] :held [this-process] :used-by []) (edn-of "show" id)))
       (is (= {"id" id "type" "hash" "name" "cli_show" "key" ["bytes" 4] "key-size" 4 "value" ["bytes" 8]
-              "value-size" 8 "max-entries" 16 "flags" ["no-prealloc"] "frozen" false "memlock" (:memlock info)}
+              "value-size" 8 "max-entries" 16 "flags" ["no-prealloc"] "frozen" false "memlock" (:memlock info)
+              "pinned" [] "held" [(update-keys this-process name)] "used-by" []}
              (json-of "show" id))))))
 
 ;; --- dump
@@ -138,7 +126,10 @@
   (with-open [m (counts "cli_dump")]
     (let [id (id-of m)
           rows (fn [& args] (set (str/split-lines (:out (apply bpfmap "dump" id args)))))]
-      (is (= {:exit 0 :err "2 entries\n"} (dissoc (bpfmap "dump" id) :out)))
+      (is (= {:exit 0
+              :err (str "2 entries\n"
+                        "shown as bytes: nobody told the kernel what the bytes mean (BTF); --key-type and --value-type say it\n")}
+             (dissoc (bpfmap "dump" id) :out)))
       (is (= #{"KEY          VALUE"
                "01 00 00 00  ff ff ff ff ff ff ff ff"
                "c8 01 00 00  01 00 00 00 00 00 00 00"}
@@ -163,14 +154,14 @@
       (is (= #{{"key" "01 00 00 00" "value" "ff ff ff ff ff ff ff ff"}
                {"key" "c8 01 00 00" "value" "01 00 00 00 00 00 00 00"}}
              (set (json-of "dump" id))))
-      (is (= #{{"key" 1 "value" 18446744073709551615N} {"key" 456 "value" 1}}
+      (is (= #{{"key" 1 "value" "18446744073709551615"} {"key" 456 "value" 1}}
              (set (json-of "dump" id "--key-type" "u32" "--value-type" "u64")))))))
 
 (kernel-test dump-reads-by-any-type-of-a-spec
   (with-open [m ^Closeable (bpf/create {:type :array :key-size 4 :value-size 12 :max-entries 1
                                         :contents {0 (concat (map int "ssh\u001b") (repeat 4 0) [1 2 3 4])}})]
     (let [args ["dump" (id-of m) "--value-type" "[struct [comm [string 8]] [from ipv4]]"]]
-      (is (= "KEY  VALUE\n  0  {:comm \"ssh\\u001b\", :from \"1.2.3.4\"}\n" (:out (apply bpfmap args))))
+      (is (= "KEY  comm       from\n  0  ssh\\u001b  1.2.3.4\n" (:out (apply bpfmap args))))
       (is (= [{:key 0 :value {:comm "ssh\u001b" :from "1.2.3.4"}}] (apply edn-of args)))
       (is (= [{"key" 0 "value" {"comm" "ssh\u001b" "from" "1.2.3.4"}}] (apply json-of args))))))
 
@@ -262,7 +253,7 @@
     (is (= (select-keys theirs [:id :type :name :bytes_key :bytes_value :max_entries :bytes_memlock])
            (as-bpftool-shows ours)))
     (is (= (= 1 (:frozen theirs)) (ours "frozen")))
-    (is (= (dissoc ours "key" "value") (first (filter #(= id (% "id")) (json-of "list")))))
+    (is (= (dissoc ours "key" "value") (dissoc (first (filter #(= id (% "id")) (json-of "list"))) "entries")))
     (is (= (map #(select-keys % [:key :value :values]) (bpftool "map" "dump" "id" id))
            (map as-bpftool-dumps (json-of "dump" id))))
     theirs))
@@ -300,20 +291,11 @@
 
 ;; --- errors
 
-(defn- refused
-  "The exit code and the one line of a command that fails; nothing may be on stdout."
-  [& args]
-  (let [{:keys [exit out err]} (apply bpfmap args)]
-    (is (= "" out))
-    (is (str/ends-with? err "\n"))
-    (is (= 1 (count (str/split-lines err))) err)
-    [exit (str/trim-newline err)]))
-
 (deftest wrong-usage-exits-with-2-and-says-where-help-is
   (are [args line] (= [2 line] (apply refused args))
     [] "bpfmap: No command was given; see `bpfmap help`"
-    ["lst"] "bpfmap: There is no command \"lst\"; the commands are list, show, dump, demo, help; see `bpfmap help`"
-    ["help" "x"] "bpfmap: There is no command \"x\"; the commands are list, show, dump, demo, help; see `bpfmap help`"
+    ["lst"] "bpfmap: There is no command \"lst\"; the nearest is list; see `bpfmap help`"
+    ["help" "xyzzy"] "bpfmap: There is no command \"xyzzy\"; see `bpfmap help`"
     ["--foo" "list"] "bpfmap: Unknown option: \"--foo\"; see `bpfmap help`"
     ["list" "--foo"] "bpfmap: Unknown option: \"--foo\"; see `bpfmap help list`"
     ["list" "--edn" "--json"] "bpfmap: --edn and --json exclude each other; see `bpfmap help list`"
@@ -360,7 +342,9 @@
       (is (str/starts-with? (first lines) "bpfmap: There is more than one map named \"cli_twin\": "))
       (is (= [[(str (id-of one)) "hash" "cli_twin"]
               [(str (id-of two)) "array" "cli_twin"]]
-             (map words (rest lines)))))))
+             (map (comp pop words) (rest lines))))
+      (is (every? #(str/ends-with? % (str (:command this-process) "[" (:pid this-process) "]")) (rest lines))
+          "who has each tells them apart"))))
 
 (kernel-test types-that-do-not-fit-exit-with-1
   (with-open [m (counts "cli_sizes")]
@@ -389,7 +373,8 @@
       (try
         (let [[exit line] (refused "dump" path)]
           (is (= 1 exit))
-          (is (str/includes? line "(perf) is refused: ")))
+          (is (str/ends-with? line (str "(perf), perf-event-array, cannot be read: the kernel does not tell what is in it; "
+                                        ":keys (--keys) has the indices that are in use"))))
         (finally (io/delete-file path))))))
 
 (kernel-test without-privileges-the-missing-capability-is-named

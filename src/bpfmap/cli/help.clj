@@ -47,12 +47,18 @@
         text (if (coll? x) (str/replace text #"(?<=[\[ ]):" "") text)]
     (if (re-matches #"[A-Za-z0-9_./:,=+@%-]+" text) text (str "'" text "'"))))
 
-(defn- example-line [{:keys [name args]} example]
-  (str/join " " (concat ["bpfmap" name]
-                        (keep #(some-> (% example) shell-word) args)
-                        (for [[k x] example :when (not (some #{k} args))
-                              one (if (:many? (options k)) x [x])]
-                          (str "--" (clojure.core/name k) (when (:takes (options k)) (str " " (shell-word one))))))))
+(defn- example-lines
+  "An options map as a command line, continued where it would be too long."
+  [{:keys [name args]} example]
+  (reduce (fn [lines part]
+            (let [line (peek lines)]
+              (if (< (+ (count line) (count part)) 74)
+                (conj (pop lines) (str line " " part))
+                (conj (pop lines) (str line " \\") (str "    " part)))))
+          [(str/join " " (concat ["bpfmap" name] (keep #(some-> (% example) shell-word) args)))]
+          (for [[k x] example :when (not (some #{k} args))
+                one (if (:many? (options k)) x [x])]
+            (str "--" (clojure.core/name k) (when (:takes (options k)) (str " " (shell-word one)))))))
 
 (defn- command-help [{:keys [args doc text examples] :as command}]
   (let [own (arguments/tool-options command)]
@@ -61,7 +67,7 @@
             (when (seq own) (list* "" "Options" (option-lines own)))
             ["" "Options of every command"]
             (option-lines arguments/general-options)
-            (when examples (list* "" "Examples" (indented (map #(example-line command %) examples))))
+            (when examples (list* "" "Examples" (indented (mapcat #(example-lines command %) examples))))
             (when (some #{:ref} args) ["" ref-text]))))
 
 (defn help

@@ -48,7 +48,7 @@
     :examples [{} {:where ["name=mmapable" "here=true"]}]
     :fn 'bpfmap.exec.types/features :view 'bpfmap.cli.views.kernel/features}
    {:name "types" :group "What is in a map" :args [:ref] :options typed
-    :doc "The types of keys and values, in C and as bpfmap has them"
+    :doc "The types of keys and values, in C and as data"
     :examples [{:ref "flows"}]
     :fn 'bpfmap.exec.types/types :view 'bpfmap.cli.views.kernel/types}
    {:name "dump" :group "What is in a map" :args [:ref] :options (into [:where :sort :limit :keys :cpus :stream] typed)
@@ -76,26 +76,26 @@
    {:name "watch" :group "What changes" :args [:ref] :defaults {:interval 1.0}
     :options (into [:interval :seconds :where :sort :limit :changed :cpus] typed)
     :doc "See a map change, live"
-    :text ["The liveliest entries first, with the rates of their numbers; + is new, * changed,"
-           "- gone. Per-CPU values are added up; --cpus each shows them apart. Where there is"
-           "no terminal, what changed is printed again and again."]
+    :text ["The liveliest entries first, with the rates of their numbers; + is new,"
+           "* changed, - gone. Per-CPU values are added up; --cpus each shows them apart."
+           "Where there is no terminal, what changed is printed again and again."]
     :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}]
     :fn 'bpfmap.exec.live/watch :run 'bpfmap.cli.watch/watch}
    {:name "diff" :group "What changes" :args [:old :new] :optional #{:new}
     :options (into [:seconds :where :sort :limit :cpus] typed)
     :rows? true
-    :doc "What is other a while later, in another map, or than in a saved one"
-    :text ["OLD alone is looked at twice, --seconds apart (1). OLD and NEW are each a map or"
-           "the file of a saved one, whose name ends in .edn."]
+    :doc "What is other a while later, or than in a saved map"
+    :text ["OLD alone is looked at twice, --seconds apart (1). OLD and NEW are each a map,"
+           "or the file of a saved one, whose name ends in .edn."]
     :examples [{:old "flows" :seconds 10} {:old "/root/flows.edn" :new "flows"}]
     :fn 'bpfmap.exec.diff/diff :view 'bpfmap.cli.views.live/diff}
    {:name "hist" :group "What changes" :args [:ref]
     :options (into [:field :bucket :slots :linear :unit :where :cpus] typed)
     :rows? true
-    :doc "Histograms: of the buckets of a map, or of the values of a field"
-    :text ["A map has buckets where its values have arrays of counts, or its keys (--bucket: a"
-           "field of them) are their numbers. Bucket n counts 2^n and more; tools made with"
-           "bcc or bpftrace number them otherwise, see --slots."]
+    :doc "Histograms of the buckets of a map, or of a field"
+    :text ["A map has buckets where its values have arrays of counts, or where its keys (or"
+           "a field of them, --bucket) are their numbers. Bucket n counts what is from 2^n"
+           "on; bcc and bpftrace number them otherwise, which --slots says."]
     :examples [{:ref "hists" :unit "usecs"} {:ref "flows" :field "bytes"} {:ref "sizes" :linear 100}]
     :fn 'bpfmap.exec.hist/hist :view 'bpfmap.cli.views.live/histograms}
 
@@ -148,18 +148,19 @@
    ;; --- saving
    {:name "save" :group "Saving" :args [:ref :file] :options typed
     :doc "Write a map's spec and contents to a file, as EDN"
-    :text ["The file takes its place when all of it is on the disk, and is its owner's alone."]
+    :text ["The file takes its place when all of it is on the disk. Its owner alone may"
+           "read it."]
     :examples [{:ref "flows" :file "/root/flows.edn"}]
     :fn 'bpfmap.exec.saving/save :view 'bpfmap.cli.views.entry/saved}
    {:name "restore" :group "Saving" :args [:file] :options [:pin :into :exact :yes]
     :changes? true
-    :doc "Make a map as it was saved, or write what was saved into one"
+    :doc "Make a map as it was saved, or write into one"
     :examples [{:file "/root/flows.edn" :pin "/sys/fs/bpf/flows"} {:file "/root/flows.edn" :into "flows" :exact true}]
     :fn 'bpfmap.exec.saving/restore :view 'bpfmap.cli.views.entry/restored}
 
    ;; --- this command line
    {:name "demo" :group "Else" :options [:seconds] :defaults {:seconds 5.0}
-    :doc "Count the host's system calls, live, in a map of this library"
+    :doc "Count the host's system calls, live, in a map"
     :text ["Loads a BPF program that counts them by number. PER-SECOND is the rate of the"
            "last second while it runs, and of the whole time when it ends. Ctrl-C ends it"
            "sooner. Nothing stays in the kernel. Needs CAP_BPF and CAP_PERFMON."]
@@ -169,9 +170,9 @@
     :doc "Clojure with the library at hand"
     :run 'bpfmap.cli.repl/repl}
    {:name "completion" :group "Else" :args [:shell]
-    :doc "A script that has a shell complete commands, options and maps"
-    :text ["bash: source <(bpfmap completion bash). zsh: as _bpfmap in a directory of $fpath."
-           "fish: as bpfmap.fish in ~/.config/fish/completions."]
+    :doc "A script for TAB in a shell"
+    :text ["bash: source <(bpfmap completion bash). zsh: as _bpfmap in a directory of"
+           "$fpath. fish: as bpfmap.fish in ~/.config/fish/completions."]
     :examples [{:shell :bash}]
     :run 'bpfmap.cli.completion/completion}
    {:name "help" :group "Else" :args [:command] :optional #{:command}

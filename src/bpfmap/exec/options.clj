@@ -57,7 +57,7 @@
 
    ;; --- histograms
    :field {:takes "FIELD" :kind :field :doc "Count the values of this field"}
-   :bucket {:takes "FIELD" :kind :field :doc "The field of keys that numbers buckets, or of values that has them"}
+   :bucket {:takes "FIELD" :kind :field :doc "The field that numbers the buckets, or has them"}
    :slots {:takes "WAY" :kind :slots :doc "How buckets are numbered: log2, bcc or bpftrace"}
    :linear {:takes "STEP" :kind :count :doc "Buckets of this width, instead of powers of two"}
    :unit {:takes "NAME" :kind :text :doc "What the numbers are, as a heading"}

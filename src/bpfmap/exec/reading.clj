@@ -20,9 +20,9 @@
 
       (show {:ref {:name \"counts\"}}) ;=> {:id 12, :type :hash, …}"
   [options]
-  (with-open [m (reference/open options :read-only)]
-    (let [{:keys [id] :as info} (bpf/info m)]
-      (host/ordered (merge info (host/owners id))))))
+  (let [{:keys [id] :as info} (with-open [m (reference/open options :read-only)]
+                                (bpf/info m))]
+    (host/ordered (merge info (host/owners id))))) ; this process, which had it open, is no holder any more
 
 ;; --- dump
 

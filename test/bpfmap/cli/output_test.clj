@@ -119,9 +119,13 @@
     nil nil
     [] []))
 
-(deftest json-numbers-are-numbers-of-any-size
-  (is (= "18446744073709551615\n" (with-out-str (output/print-json 18446744073709551615N))))
-  (is (= "9007199254740993\n" (with-out-str (output/print-json 9007199254740993)))))
+(deftest json-has-every-digit-whoever-reads-it
+  (are [n json] (= (str json "\n") (with-out-str (output/print-json n)))
+    9007199254740991 "9007199254740991"
+    -9007199254740991 "-9007199254740991"
+    9007199254740992 "\"9007199254740992\""
+    -9007199254740993 "\"-9007199254740993\""
+    18446744073709551615N "\"18446744073709551615\""))
 
 (deftest json-has-texts-for-what-is-no-number
   (is (= ["NaN" "Infinity" "-Infinity" 1.5M] (json-of [##NaN ##Inf ##-Inf 1.5]))))
