@@ -4,7 +4,8 @@
   The host goes on meanwhile. What vanishes or cannot be opened is left out of
   a list; the vector's metadata has `:skipped`, a vector that says of each what
   it was, the `:error` (as `:bpfmap/error`) and the `:message`."
-  (:require [bpfmap.impl.inventory :as inventory]
+  (:require [bpfmap.impl.explore :as explore]
+            [bpfmap.impl.inventory :as inventory]
             [bpfmap.impl.kernel-types :as kernel-types]))
 
 (set! *warn-on-reflection* true)
@@ -114,6 +115,22 @@
       (map :name (programs-using 12)) ;=> (\"count_packets\")"
   [ref]
   (inventory/programs-using ref))
+
+;; --- going from one to the next
+
+(defn explore
+  "Returns what there is on the host, `{:maps :programs :links :pins}`, as data that `clojure.datafy` goes on from.
+
+  `nav` leads from a map to its `:entries` (all of them) and the programs it is `:used-by`, from an entry whose value
+  names an inner map or a program to that, from a program's `:map-ids` to the maps, from a link or pin to what it
+  holds. `datafy` of a map, of one of these or of an open one, has the first 100 entries. Nothing stays open. What
+  cannot be read is `{:error :message}`. Needs what [[maps]] needs.
+
+      (require '[clojure.datafy :refer [datafy nav]])
+      (let [maps (:maps (explore))]
+        (:entries (datafy (nav maps 0 (maps 0))))) ;=> [[7 42]]"
+  []
+  (explore/host))
 
 ;; --- BTF
 

@@ -22,6 +22,11 @@
 
 ;; --- rates
 
+(defn- rounded
+  "A rate to the thousandth, as far as a double has those."
+  ^double [^double x]
+  (if (< (abs x) 1e12) (/ (Math/round (* 1000 x)) 1000.0) x))
+
 (defn rates
   "How fast the integers of a value went up, in so many seconds: a value of rates, nil where there is none. What was not
   there before counts from 0.
@@ -30,7 +35,7 @@
   [before now seconds]
   (cond
     (integer? now) (when (or (nil? before) (integer? before))
-                     (/ (Math/round (double (/ (* 1000 (- (bigint now) (bigint (or before 0)))) seconds))) 1000.0))
+                     (rounded (/ (double (- (bigint now) (bigint (or before 0)))) (double seconds))))
     (map? now) (not-empty (into (empty now) (keep (fn [[k x]] (when-some [rate (rates (when (map? before) (get before k)) x seconds)]
                                                                 [k rate])))
                                 now))

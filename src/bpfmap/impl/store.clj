@@ -11,7 +11,8 @@
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.impl.sys.maps :as maps]
             [bpfmap.rules :as rules]
-            [bpfmap.type :as type])
+            [bpfmap.type :as type]
+            [clojure.core.protocols :as protocols])
   (:import (bpfmap.sys Codec Fd)
            (clojure.lang ArityException ExceptionInfo IFn IKVReduce ILookup IReduce IReduceInit Seqable)
            (java.io Closeable)))
@@ -89,6 +90,10 @@
 
   Closeable
   (close [_] (sys/close fd))
+
+  ;; What clojure.datafy shows is made by a namespace of its own, which is loaded for it.
+  protocols/Datafiable
+  (datafy [this] ((requiring-resolve 'bpfmap.impl.explore/of-map) this))
 
   Object
   (toString [_]

@@ -89,11 +89,14 @@
         (into (map #(str "    " %)) (mapcat identity (members types forms)))
         (conj (str (spaced tail declarator) (remark (some->> (:size options) (str "bytes in all: "))))))))
 
-(defn- enumeration [types [_ base values options] declarator]
-  (let [constants (for [[k v] (sort-by val values)] (str (identifier k) " = " v))
-        body (str "enum" (some->> (:name options) (str " ")) " { " (str/join ", " constants) " }")
-        [line] (declared types base "")]
-    [(str (spaced body declarator) (when-not (#{"__u32" "__s32"} line) (remark (str "as " line))))]))
+(defn- enumeration
+  "An enum, which in C has four bytes; one of another size is its integer, and its names are a remark."
+  [types [_ base values options] declarator]
+  (let [constants (str/join ", " (for [[k v] (sort-by val values)] (str (identifier k) " = " v)))]
+    (if (= 4 (:size (node/node base types [])))
+      [(spaced (str "enum" (some->> (:name options) (str " ")) " { " constants " }") declarator)]
+      (let [[line] (declared types base declarator)]
+        [(str line (remark (str "enum" (some->> (:name options) (str " ")) ": " constants)))]))))
 
 (defn- declared
   "The lines of a declaration: what stands before and around the declarator. A remark ends the last."
