@@ -109,11 +109,24 @@
 
 ;; --- the command line
 
+(def ^:private ^:const shield
+  "Put before a negative number, which tools.cli would take for an option."
+  "\u0000")
+
+(defn- unshielded [x]
+  (cond
+    (string? x) (str/replace x shield "")
+    (vector? x) (mapv unshielded x)
+    :else x))
+
 (defn- parsed [command args options & more]
-  (let [{:keys [errors] :as parsed} (apply cli/parse-opts args options more)]
+  (let [shielded (map #(if (re-find #"^-[0-9]" %) (str shield %) %) args)
+        {:keys [errors] :as parsed} (apply cli/parse-opts shielded options more)]
     (when errors
-      (wrong-usage command (first errors)))
-    parsed))
+      (wrong-usage command (unshielded (first errors))))
+    (-> parsed
+        (update :arguments unshielded)
+        (update :options update-vals unshielded))))
 
 (defn- by-place
   "The arguments that stand for themselves, as options."

@@ -15,8 +15,10 @@
 (defn- code [character]
   (format "u%04x" (int (first character))))
 
-(defn- escaped
-  "A text without control characters."
+(defn escaped
+  "A text without control characters.
+
+      (escaped \"two\\nlines\") ;=> \"two\\\\u000alines\""
   [text]
   (str/replace text #"[\x00-\x1f\x7f-\x9f]" #(str \\ (code %))))
 

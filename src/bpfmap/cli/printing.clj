@@ -7,10 +7,10 @@
 (set! *warn-on-reflection* true)
 
 (defn complain
-  "A line on stderr."
+  "Lines on stderr. What they say may come from anywhere, and must not steer the terminal."
   [& message]
   (binding [*out* *err*]
-    (println (str/join message))
+    (run! #(println (output/escaped %)) (str/split (str/join message) #"\n" -1))
     (flush)))
 
 (defn- print-csv [columns rows]

@@ -52,7 +52,8 @@
         (catch InvalidPathException _ nil)))))
 
 (defn- read-ref
-  "What names a map: digits are an id, a text with a slash is a path, any other a name."
+  "What names a map: digits are an id, a text with a slash is a path, any other a name. A row of `list` is the map that it
+  is about; an open map, and what `bpfmap.core/open` takes, is what it is."
   [x]
   (if-let [text (text x)]
     (cond
@@ -60,7 +61,7 @@
       (re-matches #"[0-9]+" text) {:id (or (parse-long text) (bigint text))}
       (str/includes? text "/") (some->> (read-path text) (hash-map :path))
       :else {:name text})
-    x))
+    (if (and (map? x) (:id x)) {:id (:id x)} x)))
 
 (defn- read-source
   "What names a map, or the file of a saved one, whose name ends in .edn: the kernel takes no dot in the name of a pin."

@@ -20,14 +20,17 @@
                  e)))
 
 (defn open
-  "Opens the map that the `:ref` of a command's options names, with their types. Whoever opens it closes it.
+  "Opens the map that the `:ref` of a command's options names, with their types. Whoever opens it closes it. Of one that is
+  open it is a second handle.
 
       (with-open [m (open {:ref {:name \"counts\"} :key-type :u32} :read-only)] (bpf/info m))"
   ^java.io.Closeable [{:keys [ref key-type value-type]} access]
   (try
-    (bpf/open ref
-              (cond-> {:access access}
-                key-type (assoc :key key-type)
-                value-type (assoc :value value-type)))
+    (if (bpf/bpf-map? ref)
+      (bpf/clone ref)
+      (bpf/open ref
+                (cond-> {:access access}
+                  key-type (assoc :key key-type)
+                  value-type (assoc :value value-type))))
     (catch ExceptionInfo e
       (throw (if (= :ambiguous (:bpfmap/error (ex-data e))) (with-holders e) e)))))

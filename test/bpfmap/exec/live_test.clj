@@ -58,7 +58,7 @@
       (is (= [3 1 1 1] ((juxt :entries :new :changed :gone) second-one)))
       (is (= [[2 :changed] [4 :new] [3 :gone] [1 nil]] (map (juxt :key :mark) (:rows second-one)))
           "the liveliest first, then what changed, then the rest")
-      (is (<= 0.05 (:interval second-one)))
+      (is (pos? (:interval second-one)))
       (is (= 0.0 (:elapsed first-one))))))
 
 (kernel-test rows-are-those-that-were-asked-for

@@ -1,0 +1,124 @@
+(ns bpfmap.exec-test
+  "The commands as functions of one options map: what they take, from a program, from a shell, as a tool."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.exec :as exec]
+            [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.commands :as commands]
+            [bpfmap.exec.options :refer [options]]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.tool :as tool]
+            [clojure.edn :as edn]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :refer [are deftest is testing]])
+  (:import (java.io Closeable)))
+
+(set! *warn-on-reflection* true)
+
+;; --- one table
+
+(deftest every-command-of-the-table-is-a-function-that-tells-all
+  (doseq [{:keys [name fn args doc] :as command} commands/commands :when fn
+          ns '[bpfmap.exec bpfmap.tool]
+          :let [v (ns-resolve ns (symbol name))]]
+    (testing (str v)
+      (is (= '([options]) (:arglists (meta v))))
+      (is (str/starts-with? (:doc (meta v)) (str doc ".\n")))
+      (doseq [k (concat args (:options command))]
+        (is (str/includes? (:doc (meta v)) (str "    " k " ")))))))
+
+(deftest babashka-cli-is-told-the-same
+  (doseq [{:keys [name fn args] :as command} commands/commands :when fn
+          :let [{:keys [args->opts spec]} (:org.babashka/cli (meta (ns-resolve 'bpfmap.exec (symbol name))))]]
+    (testing name
+      (is (= (vec args) args->opts))
+      (is (= (set (concat args (:options command))) (set (keys spec))))
+      (doseq [[k {:keys [desc coerce require]}] spec]
+        (is (= (:doc (options k)) desc))
+        (is (contains? #{:string :boolean :long :double :keyword :edn} (if (vector? coerce) (first coerce) coerce)))
+        (is (= (boolean (some #{k} (arguments/required command))) (boolean require)))))))
+
+;; --- what they take
+
+(defn- usage [f]
+  (let [{:keys [message] :as data} (fixture/caught f)]
+    (is (= :usage (:bpfmap/error data)))
+    message))
+
+(deftest odd-options-are-said-before-anything-is-done
+  (are [message call] (= message (usage (fn [] call)))
+    "show needs :ref" (exec/show {})
+    "show needs :ref" (exec/show nil)
+    "show needs :ref" (exec/show {:ref nil})
+    "Options are a map, not [1]" (exec/show [1])
+    "Unknown option :limt: dump takes :cpus, :key-type, :keys, :limit, :ref, :sort, :stream, :value-type or :where" (exec/dump {:ref 1 :limt 5})
+    "Unknown option :x: show takes :ref" (exec/show {:ref 1 :x 1})
+    ":limit \"x\": N is a whole number from 0" (exec/dump {:ref 1 :limit "x"})
+    ":limit -1: N is a whole number from 0" (exec/dump {:ref 1 :limit -1})
+    ":keys \"maybe\": is true or false" (exec/dump {:ref 1 :keys "maybe"})
+    ":ref \"\": REF is an id, a pin path or a name" (exec/show {:ref ""})
+    ":sort 7: COLUMN is the name of a column" (exec/list {:sort 7})
+    ":key-type \"u33\": unknown type :u33" (try (exec/dump {:ref 1 :key-type "u33"})
+                                               (catch Exception e (throw (ex-info (first (str/split (ex-message e) #";")) (ex-data e)))))
+    "put needs :value" (with-open [m ^Closeable (bpf/create {:type :array :value :u8 :max-entries 1})]
+                         (exec/put {:ref m :key 0}))
+    "restore needs :pin or :into" (exec/restore {:file "/x"})
+    ":print is :table, :edn, :json or :csv, not \"xml\"" (exec/list {:print "xml"})
+    ":print :csv is for commands that return rows" (with-open [m ^Closeable (bpf/create {:type :array :value :u8 :max-entries 1})]
+                                                     (exec/show {:ref m :print :csv}))))
+
+(kernel-test texts-symbols-and-data-mean-the-same
+  (with-open [m ^Closeable (bpf/create {:name "exec_same" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10, 2 20}})]
+    (let [id (:id (bpf/info m))]
+      (are [options] (= [{:key 2 :value 20}] (exec/dump options))
+        {:ref id :where "value>10"}
+        {:ref (str id) :where ["value>10"]}
+        {:ref 'exec_same :where '[:> value 10]}
+        {:ref "exec_same" :where [[:> :value 10]]}
+        {:ref :exec_same :where [:> :value 10] :limit "1"}
+        {:ref {:name "exec_same"} :sort "-value" :limit 1}
+        {:ref {:id id} :sort '-value :limit '1}
+        {:ref id :key-type "u32" :value-type 'u64 :where "key=2"}
+        {:ref m :where ["value>10" [:< :value 100]]})
+      (is (= [{:key 2}] (exec/dump {:ref id :keys true :where "key=2"})))
+      (is (= [{:key 2}] (exec/dump {:ref id :keys "true" :where "key=2"}))))))
+
+(kernel-test a-stream-is-read-anew-by-each-reduction-and-stops-when-it-is-told
+  (with-open [m ^Closeable (bpf/create {:type :array :value :u64 :max-entries 10000})]
+    (let [before (fixture/open-descriptors)
+          rows (exec/dump {:ref m :stream true})]
+      (is (= 10000 (reduce (fn [n _] (inc n)) 0 rows)))
+      (is (= [0 1 2] (into [] (comp (map :key) (take 3)) rows)))
+      (is (= before (fixture/open-descriptors))))))
+
+(kernel-test what-is-returned-is-data-that-prints-as-asked
+  (with-open [m ^Closeable (bpf/create {:name "exec_print" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10}})]
+    (is (= "" (with-out-str (is (= [{:key 1 :value 10}] (exec/dump {:ref m}))))))
+    (are [format text] (= text (with-out-str (is (= [{:key 1 :value 10}] (exec/dump {:ref m :print format})))))
+      :table "KEY  VALUE\n  1     10\n"
+      "edn" "[{:key 1, :value 10}]\n"
+      'json "[{\"key\":1,\"value\":10}]\n"
+      :csv "key,value\n1,10\n")
+    (is (= "KEY  VALUE\n  1     10\n" (with-out-str (tool/dump {:ref m}))) "a tool prints")
+    (is (= "[{:key 1, :value 10}]\n" (with-out-str (tool/dump {:ref m :print :edn}))))))
+
+;; --- from a shell
+
+(kernel-test a-shell-calls-them-by-x-and-as-a-tool
+  (with-open [m ^Closeable (bpf/create {:name "exec_shell" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10, 2 20}})]
+    (let [id (str (:id (bpf/info m)))
+          clj (str (.getAbsolutePath (io/file "bin/clj")))
+          {:keys [exit out err]} (fixture/run [clj "-X:exec" "dump" ":ref" id ":where" "[:> :value 10]" ":print" "edn"])]
+      (is (= 0 exit) err)
+      (is (= [{:key 2 :value 20}] (edn/read-string out)))
+      (let [dir (fixture/temporary-directory)
+            tools (io/file dir "tools")]
+        (try
+          (.mkdir tools)
+          (spit (io/file tools "bpfmap.edn")
+                (pr-str {:lib 'io.github.bpfmap/bpfmap :coord {:local/root (str (.getAbsolutePath (io/file ".")))}}))
+          (let [{:keys [exit out err]} (fixture/run [clj "-Tbpfmap" "get" ":ref" id ":key" "2"] :env {"CLJ_CONFIG" (str dir)} :dir dir)]
+            (is (= 0 exit) err)
+            (is (= "20\n" out)))
+          (finally
+            (run! #(.delete ^java.io.File %) (reverse (file-seq dir)))))))))
