@@ -25,9 +25,9 @@
   (try
     (f options)
     (catch ExceptionInfo e
-      (let [{:bpfmap/keys [error question]} (ex-data e)]
+      (let [{:bpfmap/keys [error question hint]} (ex-data e)]
         (if (and (= :not-confirmed error) (terminal/terminal? :in) (terminal/terminal? :err))
-          (do (printing/complain (str/replace (ex-message e) #": [^:]*--yes.*$" ""))
+          (do (printing/complain (str/replace (ex-message e) (str ": " hint) ""))
               (if (terminal/ask question)
                 (f (assoc options :yes true))
                 (throw (error/error :not-confirmed "Nothing was done" {}))))

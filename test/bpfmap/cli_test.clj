@@ -316,7 +316,7 @@
     "u33" #"bpfmap: --key-type u33: unknown type :u33.*:u32.*; see `bpfmap help dump`"
     "[:bytes 0]" #"bpfmap: --key-type \[:bytes 0\]: .*; see `bpfmap help dump`"
     "[:bytes" #"bpfmap: --key-type \[:bytes: .*; see `bpfmap help dump`"
-    "" #"bpfmap: --key-type : .*; see `bpfmap help dump`"))
+    "" #"bpfmap: --key-type \"\": .*; see `bpfmap help dump`"))
 
 (kernel-test a-map-that-is-not-there-exits-with-1
   (are [ref pattern] (let [[exit line] (refused "show" ref)]

@@ -76,7 +76,7 @@
           (some (set missing) args) (wrong-usage row command " needs " (str/join " " (map word args)))
           missing (wrong-usage row command " needs " (str/join " or " (map option-text missing)))
           (some #{option} args) (wrong-usage row (:takes (options option)) " " (pr-str given) ": " problem)
-          :else (wrong-usage row "--" (name option) " " given ": " problem))
+          :else (wrong-usage row "--" (name option) " " (if (and (string? given) (str/blank? given)) (pr-str given) given) ": " problem))
         (catch Exception worded worded)))))
 
 (defn- distance

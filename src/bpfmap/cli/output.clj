@@ -65,11 +65,13 @@
   [columns rows]
   (for [{:keys [title of align] :as column} columns
         :let [values (mapv of rows)
-              texts (into [title] (map cell) values)]]
-    (assoc column
-           :texts texts
-           :width (transduce (map count) max (:at-least column 0) texts)
-           :align (or align (when (and (seq values) (every? number? values)) :right)))))
+              texts (into [title] (map cell) values)
+              align (or align (when (and (seq values) (every? number? values)) :right))]]
+    (cond-> (assoc column
+                   :texts texts
+                   :width (transduce (map count) max (:at-least column 0) texts)
+                   :align align)
+      (= :right align) (dissoc :least)))) ; a number that is cut would be another one
 
 (defn- cut
   "A text cut to a width, with an ellipsis where something is missing: at its end, at its beginning, or before its last

@@ -46,6 +46,6 @@
                      (cond-> {:title (if (clashes plain) (title path true) plain)
                               :of #(get-in % path)
                               :side (first path) :path path
-                              :least (if (next path) 6 8)}
+                              :least (if (next path) 12 16)}
                        (pos? (long i)) (assoc :rank i))))
                  paths)))

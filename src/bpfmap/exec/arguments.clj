@@ -93,7 +93,7 @@
   the word of the option; or it throws, or `:problem` says what is wrong with what was read. `:as` is the kind's name in babashka.cli."
   {:flag {:read #(let [x (if (string? %) (edn-of % nil) %)] (when (boolean? x) x))
           :expects "is true or false" :as :boolean}
-   :edn {:read #(if-let [text (text %)] (edn-of text nil) %) :expects "is EDN" :as :edn}
+   :edn {:read #(if-let [text (text %)] (edn-of text nil) %) :expects "is one form" :as :edn}
    :name {:read #(let [x (if (string? %) (edn-of % nil) %)]
                    (cond (symbol? x) (keyword x) (or (keyword? x) (int? x)) x))
           :expects "is a name" :as :keyword}

@@ -54,9 +54,9 @@
 
 (defn- side-columns [rows]
   [{:title "" :of #(marks (:change %) " ") :csv (comp name :change)}
-   {:title "KEY" :of :key :least 8}
-   {:title "OLD" :of #(if (contains? % :old) (:old %) "") :csv :old :least 8}
-   {:title "NEW" :of #(if (contains? % :new) (:new %) "") :csv :new :least 8}])
+   {:title "KEY" :of :key :least 16}
+   {:title "OLD" :of #(if (contains? % :old) (:old %) "") :csv :old :least 16}
+   {:title "NEW" :of #(if (contains? % :new) (:new %) "") :csv :new :least 16}])
 
 (defn diff
   "The table of `diff`."
