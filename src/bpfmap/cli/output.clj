@@ -105,15 +105,17 @@
 (defn- total [widths]
   (+ (reduce + widths) (* 2 (dec (count widths)))))
 
+(defn- silent?
+  "Whether a column that may be left out says nothing."
+  [{:keys [rank texts]}]
+  (and rank (every? #{"-"} (rest texts))))
+
 (defn- without-least
-  "The columns without those of the highest `:rank`, or first those that say nothing; nil where all are to stay."
+  "The columns without those of the highest `:rank`; nil where all are to stay."
   [columns]
   (when-let [ranks (seq (keep :rank columns))]
-    (let [most (apply max ranks)
-          silent? (fn [{:keys [rank texts]}] (and rank (every? #{"-"} (rest texts))))]
-      (if (some silent? columns)
-        (remove silent? columns)
-        (remove #(= most (:rank %)) columns)))))
+    (let [most (apply max ranks)]
+      (remove #(= most (:rank %)) columns))))
 
 (defn- narrowed
   "Columns of which the widest of those that may be cut are cut until all fit."
@@ -138,7 +140,8 @@
   [columns rows width]
   (let [columns (lay-out columns rows)
         smallest (fn [{:keys [least width]}] (if least (min (long least) (long width)) width))]
-    (loop [kept columns]
+    (loop [kept (cond->> columns
+                  (< (long width) (long (total (map :width columns)))) (remove silent?))]
       (let [fewer (when (< (long width) (long (total (map smallest kept)))) (without-least kept))]
         (if fewer
           (recur fewer)

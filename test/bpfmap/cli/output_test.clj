@@ -59,6 +59,37 @@
   (is (= ["NAME" "long-name" "x"]
          (output/table [{:title "NAME" :of identity}] ["long-name" "x"]))))
 
+(def ^:private wide
+  [{:title "ID" :of :id}
+   {:title "NAME" :of :name :least 8}
+   {:title "PATH" :of :path :least 6 :cut-at :left :rank 1}
+   {:title "HELD" :of :held :least 9 :cut-at :middle :rank 2}
+   {:title "NONE" :of :none :rank 1}])
+
+(def ^:private row
+  {:id 123456 :name "a-long-name" :path "/sys/fs/bpf/x" :held "agent-of-mine[4711]"})
+
+(deftest a-table-fits-the-screen
+  (are [width lines left-out] (= {:lines lines :left-out left-out}
+                                 (select-keys (output/fitted wide [row] width) [:lines :left-out]))
+    80 ["    ID  NAME         PATH           HELD                 NONE"
+        "123456  a-long-name  /sys/fs/bpf/x  agent-of-mine[4711]  -"] []
+    57 ["    ID  NAME         PATH           HELD"
+        "123456  a-long-name  /sys/fs/bpf/x  agent-of-mine[4711]"] ["NONE"]
+    52 ["    ID  NAME         PATH           HELD"
+        "123456  a-long-name  /sys/fs/bpf/x  agent-of-…[4711]"] ["NONE"]
+    39 ["    ID  NAME       PATH       HELD"
+        "123456  a-long-n…  …fs/bpf/x  ag…[4711]"] ["NONE"]
+    30 ["    ID  NAME        PATH"
+        "123456  a-long-na…  …/fs/bpf/x"] ["HELD" "NONE"]
+    18 ["    ID  NAME"
+        "123456  a-long-na…"] ["PATH" "HELD" "NONE"]
+    5 ["    ID  NAME"
+       "123456  a-long-…"] ["PATH" "HELD" "NONE"]))
+
+(deftest a-number-is-never-cut
+  (is (= ["      N" "1234567"] (:lines (output/fitted [{:title "N" :of :n :least 2}] [{:n 1234567}] 3)))))
+
 (deftest fields-stand-under-each-other
   (is (= ["id    12" "name  counts" "none  -"]
          (output/fields [[:id 12] [:name "counts"] ["none" nil]]))))

@@ -57,6 +57,19 @@
     (is (= {:exit 0 :out "  KEY  VALUE\n141\n" :err ""}
            (sh (str "$bpfmap dump " (:id (bpf/info m)) " | head -n 1; echo ${PIPESTATUS[0]}"))))))
 
+(kernel-test a-reader-that-leaves-ends-a-watch
+  (with-open [m ^Closeable (bpf/create {:name "cli_pipe" :type :array :key-size 4 :value-size 8 :max-entries 5})]
+    (let [id (:id (bpf/info m))]
+      (is (= {:exit 0 :out "{\n141\n" :err ""}
+             (sh (str "$bpfmap watch " id " --interval 0.05 --json | head -c 1; code=${PIPESTATUS[0]}; echo; echo $code"))))
+)))
+
+(kernel-test a-full-disk-is-an-error-of-every-format
+  (with-open [m ^Closeable (bpf/create {:name "cli_full" :type :array :key-size 4 :value-size 8 :max-entries 5})]
+    (doseq [arguments ["list" "list --edn" (str "dump " (:id (bpf/info m)) " --json")]]
+      (is (= {:exit 1 :out "" :err "bpfmap: The output cannot be written: No space left on device\n"}
+             (sh (str "$bpfmap " arguments " 2>&1 > /dev/full | grep -v entries >&2; exit ${PIPESTATUS[0]}")))))))
+
 (deftest output-that-cannot-be-written-is-an-error
   (when (.exists (io/file "/dev/full"))
     (is (= {:exit 1 :out "" :err "bpfmap: The output cannot be written: No space left on device\n"}
