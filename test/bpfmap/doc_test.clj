@@ -1,8 +1,10 @@
 (ns bpfmap.doc-test
   "The guide's transcripts are evaluated again, and its tables are made from the rules."
-  (:require [bpfmap.fixture :as fixture :refer [kernel-test]]
+  (:require [bpfmap.console :as console]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.rules :as rules]
             [bpfmap.transcript :as transcript]
+            [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is]]))
 
@@ -47,3 +49,24 @@
     (is (= (str/split-lines (transcript/comparable text))
            (str/split-lines (transcript/comparable (transcript/evaluate text)))))
     (is (= before (fixture/open-descriptors)))))
+
+;; --- the page about exploring a host
+
+(def ^:private exploring "doc/explore.md")
+
+(defn- compared
+  "Lines of a page, whatever differs from run to run left out."
+  [text]
+  (str/split-lines (transcript/comparable (console/comparable text))))
+
+(kernel-test the-page-on-exploring-prints-what-it-says
+  (let [text (slurp exploring)
+        ^java.io.File demo (io/file (fixture/bpffs) "demo")]
+    (is (< 40 (count (re-seq #"(?m)^\$ bpfmap " text))))
+    (try
+      (.mkdir demo)
+      (is (= (compared text) (compared (console/evaluate text))))
+      (is (= (compared text) (compared (transcript/evaluate text))))
+      (finally
+        (run! #(.delete ^java.io.File %) (reverse (file-seq demo)))
+        (io/delete-file "/tmp/bpfmap-doc-flows.edn" true)))))

@@ -80,7 +80,7 @@
         {:ref {:id id} :sort '-value :limit '1}
         {:ref id :key-type "u32" :value-type 'u64 :where "key=2"}
         {:ref m :where ["value>10" [:< :value 100]]})
-      (is (= [{:key 2}] (exec/dump {:ref id :keys true :where "key=2"})))
+      (is (= [{:key 2}] (exec/dump {:ref id :keys true :where "value>10"})) "conditions see the whole entry")
       (is (= [{:key 2}] (exec/dump {:ref id :keys "true" :where "key=2"}))))))
 
 (kernel-test a-stream-is-read-anew-by-each-reduction-and-stops-when-it-is-told

@@ -139,7 +139,7 @@
   [pins {:keys [directory]}]
   (let [root (or (when (seq pins) (common-root pins)) directory)
         lines (when (seq pins) (cons [root nil] (drawn "" (directories pins root))))
-        width (transduce (map (comp count first)) max 0 lines)]
+        width (transduce (comp (filter second) (map (comp count first))) max 0 lines)]
     {:lines (for [[text {:keys [kind id type name]}] lines]
               (if kind
                 (str/trimr (str text (.repeat " " (- (long width) (count text))) "  "

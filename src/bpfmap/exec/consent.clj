@@ -34,9 +34,9 @@
   [m {:keys [yes]} question]
   (when-not yes
     (let [{:keys [id name type]} (bpf/info m)
-          what (str "map " id (when (seq name) (str " (" name ")")) " is not yours alone")]
+          what (str "Map " id (when (seq name) (str " (" name ")")) " is not yours alone")]
       (when-let [others (whose id)]
-        (throw (error/error :not-confirmed (str (str/capitalize what) ": " others)
+        (throw (error/error :not-confirmed (str what ": " others)
                             {:bpfmap/map {:id id :name name :type type}
                              :bpfmap/question question
                              :bpfmap/hint "give :yes (--yes) if this is meant"}))))))

@@ -9,11 +9,16 @@
 
 (set! *warn-on-reflection* true)
 
+(defn- file-of
+  "The file of a saved map; nil for a map. An open one is not asked for a key."
+  [source]
+  (when (map? source) (:file source)))
+
 (defn- entries-of
   "The entries of a map that is there or was saved, as a map."
   [source {:keys [cpus] :as options}]
-  (if (:file source)
-    (into {} (:entries (saving/read-file (:file source))))
+  (if-let [file (file-of source)]
+    (into {} (:entries (saving/read-file file)))
     (with-open [m (reference/open (assoc options :ref source) :read-only)]
       (into {} (map (juxt :key :value)) (reading/entries m {:cpus cpus})))))
 
@@ -43,8 +48,8 @@
   [{:keys [old new seconds] :as options}]
   (when (and new seconds)
     (throw (arguments/refused "diff" :seconds seconds "it is for one map, and two were given")))
-  (when (and (nil? new) (:file old))
-    (throw (arguments/refused "diff" :old (:file old) "a file does not change: give a map as NEW")))
+  (when (and (nil? new) (file-of old))
+    (throw (arguments/refused "diff" :old (file-of old) "a file does not change: give a map as NEW")))
   (let [seconds (or seconds 1.0)
         before (entries-of old options)
         began (System/nanoTime)

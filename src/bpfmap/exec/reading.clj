@@ -41,9 +41,9 @@
               (if (reduced? acc) @acc (recur (bpf/next-key m k) (dec n) acc)))))))))
 
 (defn entries
-  "The entries of an open map as rows to reduce: `{:key :value}`, of which `:keys` leaves the key alone.
+  "The entries of an open map as rows to reduce: `{:key :value}`; with `:keys` of a map that tells only those, the keys alone.
 
-      (into [] (entries m {:keys true})) ;=> [{:key 7}]"
+      (into [] (entries m {})) ;=> [{:key 7 :value 42}]"
   [m {:keys [keys cpus lock]}]
   (let [{:keys [ops per-cpu?]} (row-of m)
         of-value (if per-cpu? (percpu/combiner cpus) identity)
@@ -52,9 +52,7 @@
                        lock (assoc :lock true))]
     (if (and keys (:next-key ops) (not (:reduce ops)))
       (next-keys m)
-      (eduction (map (if keys
-                       (fn [[k _]] {:key k})
-                       (fn [[k v]] {:key k :value (of-value v)})))
+      (eduction (map (fn [[k v]] {:key k :value (of-value v)}))
                 (progress/counting "entries")
                 (if (seq read-options) (bpf/entries m read-options) m)))))
 
@@ -87,6 +85,11 @@
      :untyped (when (or (bytes? key) (bytes? value))
                 (or untyped "nobody told the kernel what the bytes mean (BTF)"))}))
 
+(defn- shown
+  "A transducer from rows to what was asked for of them: `:keys` leaves the key alone."
+  [{:keys [keys]}]
+  (map (if keys #(select-keys % [:key]) identity)))
+
 (defn dump
   "The entries of a map, in the kernel's order; the metadata has the map's `:type`, and `:untyped` why they are bytes; with `:stream` as something to reduce, which opens the map meanwhile.
 
@@ -99,10 +102,10 @@
       (reduce [_ f init]
         (with-open [m (reference/open options :read-only)]
           (check-dumpable m options)
-          (transduce (where/selecting options) (completing f) init (entries m options)))))
+          (transduce (comp (where/selecting options) (shown options)) (completing f) init (entries m options)))))
     (with-open [m (reference/open options :read-only)]
       (check-dumpable m options)
-      (with-meta (where/rows options (entries m options)) (about m)))))
+      (with-meta (into [] (shown options) (where/rows options (entries m options))) (about m)))))
 
 ;; --- one entry
 

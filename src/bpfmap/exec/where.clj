@@ -123,7 +123,10 @@
   "What was given to compare with, as it must be to be compared with a field; ::none where it cannot be."
   [given x]
   (if-not (string? given)
-    (if (and (keyword? given) (not (keyword? x))) (text-of given) given)
+    (cond
+      (symbol? given) (like (str given) x)
+      (and (keyword? given) (not (keyword? x))) (text-of given)
+      :else given)
     (cond
       (nil? x) (when-not (contains? #{"nil" "-" ""} given) ::none)
       (boolean? x) (get {"true" true "yes" true "false" false "no" false} given ::none)

@@ -53,10 +53,11 @@
 ;; --- diff
 
 (defn- side-columns [rows]
-  [{:title "" :of #(marks (:change %) " ") :csv (comp name :change)}
-   {:title "KEY" :of :key :least 16}
-   {:title "OLD" :of #(if (contains? % :old) (:old %) "") :csv :old :least 16}
-   {:title "NEW" :of #(if (contains? % :new) (:new %) "") :csv :new :least 16}])
+  (concat
+   [{:title "" :of #(marks (:change %) " ") :csv (comp name :change)}]
+   (map #(dissoc % :rank) (spread/columns [:key] (or (seq rows) [{:key nil}])))
+   [{:title "OLD" :of #(if (contains? % :old) (:old %) "") :csv :old :least 16}
+    {:title "NEW" :of #(if (contains? % :new) (:new %) "") :csv :new :least 16}]))
 
 (defn diff
   "The table of `diff`."

@@ -1,0 +1,73 @@
+(ns bpfmap.console
+  "Transcripts of a shell in Markdown: run again, and compared with what they say was printed.
+
+  In a fenced block of `console` a line that begins with `$ bpfmap ` is a command, called within this process; what follows is what it
+  printed, on either output. /sys/fs/bpf is the tests' own BPF file system meanwhile. To print a page anew:
+
+      (console/rewrite! \"doc/explore.md\")"
+  (:require [bpfmap.cli :as cli]
+            [bpfmap.fixture :as fixture]
+            [clojure.string :as str])
+  (:import (java.io StringWriter)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private prompt "$ bpfmap ")
+
+(defn- words
+  "A command line as a shell takes it apart: at blanks, unless they are in quotes."
+  [line]
+  (map (fn [[_ quoted plain]] (or quoted plain))
+       (re-seq #"'([^']*)'|(\S+)" line)))
+
+(defn- run
+  "What a command prints, on either output, as lines."
+  [line directory]
+  (let [out (StringWriter.)
+        here #(str/replace % "/sys/fs/bpf" directory)]
+    (binding [*out* out *err* out]
+      (cli/run (map here (words line))))
+    (str/split-lines (str/trim-newline (str/replace (str out) directory "/sys/fs/bpf")))))
+
+(defn- again
+  "The lines of a block, with what its commands print now."
+  [lines directory]
+  (loop [[line & more] lines, out []]
+    (cond
+      (nil? line) out
+      (str/starts-with? line prompt)
+      (recur (drop-while #(not (str/starts-with? % "$ ")) more)
+             (-> out (conj line) (into (run (subs line (count prompt)) directory))))
+      :else (recur more (conj out line)))))
+
+(defn evaluate
+  "The text of a page with every transcript run anew."
+  [text]
+  (let [directory (fixture/bpffs)]
+    (loop [lines (str/split-lines text) inside? false block [] out []]
+      (let [[line & more] lines]
+        (cond
+          (nil? line) (str (str/join "\n" out) "\n")
+          (and (not inside?) (= "```console" line)) (recur more true [] (conj out line))
+          (and inside? (= "```" line)) (recur more false [] (conj (into out (again block directory)) line))
+          inside? (recur more true (conj block line) out)
+          :else (recur more false [] (conj out line)))))))
+
+(defn rewrite!
+  "Prints a page's transcripts anew."
+  [file]
+  (spit file (evaluate (slurp file))))
+
+(defn comparable
+  "A page without what differs from run to run: ids, processes, sizes in memory, times, and how columns are set for them."
+  [text]
+  (-> text
+      (str/replace #"\b(map|program|id|btf-id) +\d+" "$1 N")
+      (str/replace #"(?m)^ *\d{3,}(?=  [a-z])" "N")
+      (str/replace #"[A-Za-z]+\[\d+\]" "PROCESS")
+      (str/replace #"\[20( 20)*\]" "[20 …]") ; as many as there are CPUs
+      (str/replace #"(memlock +)\d+" "$1N")
+      (str/replace #"(-type-id +)\d+" "$1N")
+      (str/replace #"\d+\.\d[KMG]" "SIZE")
+      (str/replace #" +" " ")
+      (str/replace #" +\n" "\n")))
