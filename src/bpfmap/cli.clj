@@ -33,17 +33,24 @@
                 (throw (error/error :not-confirmed "Nothing was done" {}))))
           (throw e))))))
 
+(defn- print-value
+  "Prints what a command returned. Where rows are only read now, and not onto a terminal, that too says how far it is."
+  [{:keys [name view]} value options format]
+  (let [print-it #(printing/print-result value ((requiring-resolve view) value options) format (terminal/width))]
+    (if (or (coll? value) (terminal/terminal? :out))
+      (print-it)
+      (terminal/with-progress name print-it))))
+
 (defn- perform
   "Does what was asked for, and prints it; returns the exit code."
   [{:keys [command options format] :as request}]
   (try
-    (let [checked (exec.arguments/checked command options)]
+    (let [checked (exec.arguments/checked command options)
+          work (fn [options]
+                 (terminal/with-progress (:name command) #(exec.arguments/perform command options)))]
       (if (:run command)
         (printing/print-result nil ((requiring-resolve (:run command)) checked request) format (terminal/width))
-        (let [value (confirmed (fn [options]
-                                 (terminal/with-progress (:name command) #(exec.arguments/perform command options)))
-                               checked)]
-          (printing/print-result value ((requiring-resolve (:view command)) value checked) format (terminal/width)))))
+        (print-value command (confirmed work checked) checked format)))
     (catch ExceptionInfo e
       (throw (arguments/in-words e)))))
 

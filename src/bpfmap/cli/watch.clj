@@ -69,11 +69,14 @@
       (with-open [m (reference/open options :read-only)]
         (reduce f init (exec.live/frames m options stop))))))
 
+(def ^:private most-lines "No screen has more: what is below it need not be put in order." 500)
+
 (defn watch
   "Shows what changes in a map until `:seconds` are over or Ctrl-C."
-  [{:keys [cpus] :as options} {:keys [format]}]
-  (let [options (assoc options :cpus (or cpus :sum))
-        drawn? (and (nil? format) (live/terminal?))
+  [{:keys [cpus limit] :as options} {:keys [format]}]
+  (let [drawn? (and (nil? format) (live/terminal?))
+        options (cond-> (assoc options :cpus (or cpus :sum))
+                  (and drawn? (nil? limit)) (assoc :limit most-lines))
         lines-of (frame-lines options)
         {:keys [signal result height]}
         (live/run (fn [stop show]

@@ -191,11 +191,16 @@
         (throw (lacking name k))))
     (into (or defaults {}) (map (fn [[k x]] [k (coerce-all command k x)])) given)))
 
+(defn- streamed
+  "Rows as something to reduce, where that was asked for and they are not yet."
+  [{:keys [stream]} result]
+  (if (and stream (coll? result)) (eduction result) result))
+
 (defn perform
   "Does what a command is for with options that were checked, and returns data."
   [command options]
   (try
-    ((requiring-resolve (:fn command)) options)
+    (streamed options ((requiring-resolve (:fn command)) options))
     (catch ExceptionInfo e
       (throw (if (:bpfmap/usage (ex-data e))
                (ex-info (ex-message e) (update-in (ex-data e) [:bpfmap/usage :command] #(or % (:name command))) e)

@@ -23,7 +23,7 @@
 (def commands
   "The commands, in the order in which help lists them."
   [;; --- what is there
-   {:name "list" :group "What there is" :options [:where :sort :limit :columns :count]
+   {:name "list" :group "What there is" :options [:where :sort :limit :columns :count :stream]
     :rows? true
     :doc "All maps on this host, and whose they are"
     :text ["ENTRIES are counted where the map is small; --count counts all of them. MEMORY"
@@ -42,7 +42,7 @@
     :doc "What is pinned on the BPF file systems"
     :examples [{} {:directory "/sys/fs/bpf/net"}]
     :fn 'bpfmap.exec.host/tree :view 'bpfmap.cli.views/tree}
-   {:name "features" :group "What there is" :options [:where :sort :limit]
+   {:name "features" :group "What there is" :options [:where :sort :limit :stream]
     :rows? true
     :doc "What this kernel has, found out by trying"
     :examples [{} {:where ["name=mmapable" "here=true"]}]
@@ -82,7 +82,7 @@
     :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}]
     :fn 'bpfmap.exec.live/watch :run 'bpfmap.cli.watch/watch}
    {:name "diff" :group "What changes" :args [:old :new] :optional #{:new}
-    :options (into [:seconds :where :sort :limit :cpus] typed)
+    :options (into [:seconds :where :sort :limit :cpus :stream] typed)
     :rows? true
     :doc "What is other a while later, or than in a saved map"
     :text ["OLD alone is looked at twice, --seconds apart (1). OLD and NEW are each a map,"
@@ -90,7 +90,7 @@
     :examples [{:old "flows" :seconds 10} {:old "/root/flows.edn" :new "flows"}]
     :fn 'bpfmap.exec.diff/diff :view 'bpfmap.cli.views.live/diff}
    {:name "hist" :group "What changes" :args [:ref]
-    :options (into [:field :bucket :slots :linear :unit :where :cpus] typed)
+    :options (into [:field :bucket :slots :linear :unit :where :cpus :stream] typed)
     :rows? true
     :doc "Histograms of the buckets of a map, or of a field"
     :text ["A map has buckets where its values have arrays of counts, or where its keys (or"

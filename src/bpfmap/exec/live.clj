@@ -16,7 +16,8 @@
             [bpfmap.exec.reading :as reading]
             [bpfmap.exec.reference :as reference]
             [bpfmap.exec.where :as where])
-  (:import (clojure.lang IReduceInit)))
+  (:import (clojure.lang IReduceInit)
+           (java.util HashMap Map)))
 
 (set! *warn-on-reflection* true)
 
@@ -55,47 +56,53 @@
 ;; --- frames
 
 (defn compared
-  "The entries of now as rows, held against those before, if there were any; and those that went.
+  "The entries of now as rows to reduce, held against those before, if there were any; and those that went. None is made
+  before it is asked for: of a large map most are not kept.
 
-      (compared {7 1} {7 3} 2.0) ;=> [{:key 7 :value 3 :mark :changed :per-second 1.0}]"
-  [before now seconds]
-  (if (nil? before)
-    (mapv (fn [[k v]] {:key k :value v}) now)
-    (into (mapv (fn [[k v]]
-                  (let [earlier (get before k ::none)
-                        new? (identical? ::none earlier)
-                        rate (rates (when-not new? earlier) v seconds)]
-                    (cond-> {:key k :value v}
-                      new? (assoc :mark :new)
-                      (and (not new?) (not= earlier v)) (assoc :mark :changed)
-                      (some? rate) (assoc :per-second rate))))
-                now)
-          (for [[k v] before :when (not (contains? now k))]
-            {:key k :value v :mark :gone}))))
+      (into [] (compared {7 1} {7 3} 2.0)) ;=> [{:key 7 :value 3 :mark :changed :per-second 1.0}]"
+  [^Map before ^Map now seconds]
+  (let [row (fn [[k v]]
+              (let [earlier (.getOrDefault before k ::none)
+                    new? (identical? ::none earlier)
+                    rate (rates (when-not new? earlier) v seconds)]
+                (cond-> {:key k :value v}
+                  new? (assoc :mark :new)
+                  (and (not new?) (not= earlier v)) (assoc :mark :changed)
+                  (some? rate) (assoc :per-second rate))))]
+    (if (nil? before)
+      (eduction (map (fn [[k v]] {:key k :value v})) now)
+      (eduction cat [(eduction (map row) now)
+                     (eduction (remove (fn [[k _]] (.containsKey now k)))
+                               (map (fn [[k v]] {:key k :value v :mark :gone}))
+                               before)]))))
 
-(defn- by-activity
-  "The liveliest first; then what changed, then by key."
-  [rows]
-  (sort-by (fn [{:keys [key mark per-second]}] [(- (double (activity per-second))) (if mark 0 1) key])
-           (fn [[a b c] [d e f]]
-             (let [by-rate (compare a d)
-                   by-mark (compare b e)]
-               (cond (not (zero? by-rate)) by-rate
-                     (not (zero? by-mark)) by-mark
-                     :else (where/order c f))))
-           rows))
+(defn- liveliness
+  "What rows are ordered by unless the options say: the liveliest first; then what changed, then by key."
+  [{:keys [key mark per-second]}]
+  [(- (double (activity per-second))) (if mark 0 1) key])
+
+(defn- by-liveliness [[a b c] [d e f]]
+  (let [by-rate (compare a d)
+        by-mark (compare b e)]
+    (cond
+      (not (zero? by-rate)) by-rate
+      (not (zero? by-mark)) by-mark
+      :else (where/order c f))))
 
 (defn- chosen
-  "The rows that the options ask for, in the order that they ask for, the liveliest first unless they say."
+  "The rows that the options ask for, in the order that they ask for."
   [{:keys [sort limit changed] :as options} rows]
-  (let [rows (cond->> rows changed (filterv :mark))]
+  (let [rows (if changed (eduction (filter :mark) rows) rows)]
     (if sort
       (where/rows options rows)
-      (into [] (if limit (take limit) identity)
-            (by-activity (into [] (where/selecting (dissoc options :limit)) rows))))))
+      (where/top limit liveliness by-liveliness (eduction (where/selecting (dissoc options :limit)) rows)))))
 
-(defn- snapshot [m options]
-  (into {} (map (juxt :key :value)) (reading/entries m options)))
+(defn- snapshot
+  "The entries of a map, in one of Java's: it is made for each frame, and no one else sees it."
+  ^Map [m options]
+  (let [all (HashMap.)]
+    (run! (fn [{:keys [key value]}] (.put all key value)) (reading/entries m options))
+    all))
 
 (defn frames
   "The frames of an open map as something to reduce: every `:interval` seconds one, until `:seconds` are over or the promise
@@ -113,13 +120,17 @@
             (let [at (now)
                   entries (snapshot m options)
                   apart (max 1e-3 (- at (double taken)))
-                  rows (compared before entries apart)
-                  marks (frequencies (keep :mark rows))
+                  counted (volatile! {})
+                  count-mark (fn [{:keys [mark] :as row}]
+                               (when mark (vswap! counted update mark (fnil inc 0)))
+                               row)
+                  rows (chosen options (eduction (map count-mark) (compared before entries apart)))
+                  marks @counted
                   acc (f acc {:map about
                               :elapsed (if before (- at begun) 0.0) :interval apart
                               :entries (count entries)
                               :new (:new marks 0) :changed (:changed marks 0) :gone (:gone marks 0)
-                              :rows (chosen options rows)})
+                              :rows rows})
                   pause (long (* 1000 (- (+ at (double interval)) (now))))]
               (cond
                 (reduced? acc) @acc

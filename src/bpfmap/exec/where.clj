@@ -19,7 +19,8 @@
             [bpfmap.error :as error]
             [clojure.edn :as edn]
             [clojure.string :as str])
-  (:import (java.util.regex Pattern PatternSyntaxException)))
+  (:import (java.util Comparator PriorityQueue)
+           (java.util.regex Pattern PatternSyntaxException)))
 
 (set! *warn-on-reflection* true)
 
@@ -39,37 +40,54 @@
     (when (and (seq path) (not-any? str/blank? path))
       path)))
 
+(defn- names-of
+  "What a name on a path may be called in a map, and its number as an index; made once for each path."
+  [name]
+  {:keys [(keyword name) (keyword (str name "?")) name (parse-long name)]
+   :index (when (re-matches #"[0-9]{1,9}" name) (parse-long name))})
+
 (defn- step
-  "What a map or vector has under a name; absent where it has not."
-  [x name absent]
+  "What a map or vector has under a name; ::absent where it has not."
+  [x {:keys [keys index]}]
   (cond
-    (map? x) (reduce (fn [_ k] (if (contains? x k) (reduced (get x k)) absent))
-                     absent
-                     [(keyword name) (keyword (str name "?")) name (parse-long name)])
-    (and (vector? x) (re-matches #"[0-9]{1,9}" name)) (nth x (parse-long name) absent)
-    :else absent))
+    (map? x) (reduce (fn [_ k]
+                       (let [found (get x k ::absent)]
+                         (if (identical? ::absent found) found (reduced found))))
+                     ::absent keys)
+    (and index (vector? x)) (nth x index ::absent)
+    :else ::absent))
+
+(defn- many? [x] (or (vector? x) (set? x) (seq? x)))
 
 (defn- follow
   "All that is at a path, through every element where there are many."
   [x path]
-  (if-let [[name & more] (seq path)]
-    (let [found (step x name ::absent)]
+  (if-let [[names & more] (seq path)]
+    (let [found (step x names)]
       (cond
         (not (identical? ::absent found)) (follow found more)
-        (or (vector? x) (set? x) (seq? x)) (mapcat #(follow % path) x)
+        (many? x) (mapcat #(follow % path) x)
         :else nil))
-    (if (or (vector? x) (set? x) (seq? x))
-      (if (seq x) (mapcat #(follow % nil) x) [nil])
-      [x])))
+    (cond
+      (not (many? x)) [x]
+      (seq x) (mapcat #(follow % nil) x)
+      :else [nil])))
+
+(defn- getter
+  "A function from a row to all that it has at a path, see [[values-at]]."
+  [path]
+  (let [path (mapv names-of path)]
+    (fn [row]
+      (or (seq (follow row path))
+          (seq (follow (:value row) path))
+          (seq (follow (:key row) path))))))
 
 (defn values-at
   "All that a row has at a path: of an entry, also what its value or else its key has there. Nil where it has none.
 
       (values-at {:key 7 :value {:packets 3}} [\"packets\"]) ;=> (3)"
   [row path]
-  (or (seq (follow row path))
-      (seq (follow (:value row) path))
-      (seq (follow (:key row) path))))
+  ((getter path) row))
 
 (defn- leaf-paths [prefix x]
   (if (and (map? x) (seq x))
@@ -103,16 +121,21 @@
     (or (number? x) (boolean? x) (char? x) (symbol? x) (bytes/byte-view? x)) (str x)
     :else (pr-str x)))
 
-(defn order
-  "Compares any two fields: nothing, false and true, numbers, texts, bytes, and all else by what it prints as.
-
-      (sort order [\"b\" 10 9 nil \"a\"]) ;=> (nil 9 10 \"a\" \"b\")"
-  [a b]
+(defn- order-of-any [a b]
   (let [by-rank (compare (rank a) (rank b))]
     (cond
       (not (zero? by-rank)) by-rank
       (contains? #{0 1 2 4} (rank a)) (compare a b)
       :else (compare (text-of a) (text-of b)))))
+
+(defn order
+  "Compares any two fields: nothing, false and true, numbers, texts, bytes, and all else by what it prints as.
+
+      (sort order [\"b\" 10 9 nil \"a\"]) ;=> (nil 9 10 \"a\" \"b\")"
+  [a b]
+  (if (and (number? a) (number? b))
+    (compare a b)
+    (order-of-any a b)))
 
 (defn- edn [text]
   (try
@@ -212,8 +235,9 @@
     :or (let [tests (mapv test-of more)] (fn [row] (boolean (some #(% row) tests))))
     :not (complement (test-of (first more)))
     (let [[path given] more
+          values (getter path)
           holds? ((tests op) given)]
-      (fn [row] (boolean (some holds? (values-at row path)))))))
+      (fn [row] (boolean (some holds? (values row)))))))
 
 ;; --- rows
 
@@ -248,22 +272,46 @@
     (when path
       {:path path :descending? descending?})))
 
-(defn sorted
-  "Rows in the order that `column` says.
+(defn- worst-first
+  "An order of `[key number row]` in which what comes last in `order` comes first, and of equals the later."
+  [order]
+  (fn [[a i] [b j]]
+    (let [by-key (long (order b a))]
+      (if (zero? by-key) (compare j i) by-key))))
 
-      (sorted (column \"-id\") [{:id 1} {:id 2}]) ;=> ({:id 2} {:id 1})"
-  [{:keys [path descending?]} rows]
-  (some-> (first rows) (check-field path))
-  (let [order (if descending? #(order %2 %1) order)]
-    (sort-by #(first (values-at % path)) order rows)))
+(defn top
+  "The first n of what is reducible in an order of what `(f row)` is, or all in that order where n is nil. Of a million rows
+  no more than n are kept, and each is looked into once.
+
+      (top 2 identity compare [3 1 2]) ;=> [1 2]"
+  [n f order reducible]
+  (let [worst-first (worst-first order)
+        kept (PriorityQueue. 11 ^Comparator worst-first)
+        most (long (or n Long/MAX_VALUE))]
+    (reduce (fn [^long i row]
+              (.add kept [(f row) i row])
+              (when (< most (.size kept)) (.poll kept))
+              (inc i))
+            0 reducible)
+    (loop [rows ()]
+      (if-let [[_ _ row] (.poll kept)]
+        (recur (conj rows row))
+        (vec rows)))))
 
 (defn rows
   "The rows of something reducible that the options ask for, as a vector: `:where`, `:sort`, `:limit`.
 
       (rows {:sort (column \"id\") :limit 1} [{:id 2} {:id 1}]) ;=> [{:id 1}]"
   [{:keys [sort limit] :as options} reducible]
-  (if sort
-    (cond->> (sorted sort (into [] (selecting (dissoc options :limit)) reducible))
-      limit (take limit)
-      true vec)
+  (if-let [{:keys [path descending?]} sort]
+    (let [values (getter path)
+          checked? (volatile! false)]
+      (top limit
+           (fn [row]
+             (when-not @checked?
+               (check-field row path)
+               (vreset! checked? true))
+             (first (values row)))
+           (if descending? #(order %2 %1) order)
+           (eduction (selecting (dissoc options :limit)) reducible)))
     (into [] (selecting options) reducible)))

@@ -136,6 +136,14 @@
     (is (= 3 @read)))
   (is (= [] (where/rows {:limit 0} flows))))
 
+(deftest the-first-few-are-those-of-all-in-order
+  (let [xs (shuffle (mapcat #(repeat 3 %) (range 50)))
+        rows (map-indexed (fn [i x] {:id i :n x}) xs)]
+    (doseq [n [0 1 7 150 1000 nil]
+            column ["n" "-n"]
+            :let [all (sort-by :n (if (= "n" column) compare #(compare %2 %1)) rows)]]
+      (is (= (if n (take n all) all) (where/rows {:sort (where/column column) :limit n} rows))))))
+
 (def ^:private anything
   (gen/one-of [gen/small-integer gen/large-integer gen/size-bounded-bigint gen/double gen/string-ascii gen/keyword gen/boolean
                (gen/return nil) gen/char-ascii (gen/fmap bytes/wrap gen/bytes) (gen/vector gen/small-integer)

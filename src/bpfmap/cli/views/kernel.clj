@@ -52,7 +52,8 @@
 (defn features
   "What the kernel has, in words; or the rows that were asked for."
   [rows {:keys [where]}]
-  (let [columns [{:title "FEATURE" :of :feature} {:title "OF" :of :of} {:title "NAME" :of :name :least 10}
+  (let [rows (if (coll? rows) rows (into [] rows))
+        columns [{:title "FEATURE" :of :feature} {:title "OF" :of :of} {:title "NAME" :of :name :least 10}
                  {:title "HERE" :of #(case (:here %) true "yes" false "no" "?")} {:title "SINCE" :of :since}
                  {:title "WHY" :of :why :least 8 :rank 1}]
         of-feature (fn [feature] (filter #(= feature (:feature %)) rows))]

@@ -62,7 +62,8 @@
 (defn diff
   "The table of `diff`."
   [rows _options]
-  (let [paths (distinct (mapcat #(numeric-paths [] (:per-second %)) rows))
+  (let [rows (if (coll? rows) rows (into [] rows))
+        paths (distinct (mapcat #(numeric-paths [] (:per-second %)) rows))
         {:keys [added changed removed]} (frequencies (map :change rows))]
     {:columns (concat (side-columns rows) (rate-columns paths))
      :rows rows
@@ -101,7 +102,8 @@
 (defn histograms
   "Histograms, one below the other, as BPF tools draw them. One of a field has its name as the heading of the numbers."
   [histograms {:keys [unit field]}]
-  (let [shown (if field (map #(assoc % :title nil) histograms) histograms)
+  (let [histograms (if (coll? histograms) histograms (into [] histograms))
+        shown (if field (map #(assoc % :title nil) histograms) histograms)
         unit (or unit (when field (str/join "." field)) "value")]
     {:lines (mapcat identity (interpose [""] (map #(histogram-lines % unit) shown)))
      :rows (for [{:keys [title buckets]} histograms bucket buckets] (assoc bucket :title title))
