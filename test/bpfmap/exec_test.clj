@@ -102,6 +102,19 @@
     (is (= "KEY  VALUE\n  1     10\n" (with-out-str (tool/dump {:ref m}))) "a tool prints")
     (is (= "[{:key 1, :value 10}]\n" (with-out-str (tool/dump {:ref m :print :edn}))))))
 
+(kernel-test what-goes-on-and-what-is-drawn-print-as-data
+  (with-open [m ^Closeable (bpf/create {:name "exec_print" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10}})]
+    (let [lines (str/split-lines (with-out-str (exec/watch {:ref m :seconds 0.15 :interval 0.1 :print :edn})))]
+      (is (= [1 1] (map (comp :entries edn/read-string) lines))))
+    (is (= #{:map :seconds :total :calls} (set (keys (edn/read-string (with-out-str (exec/demo {:seconds 0.2 :print :table})))))))))
+
+(kernel-test a-list-has-the-columns-that-are-asked-for
+  (with-open [_ ^Closeable (bpf/create {:name "exec_columns" :type :hash :key :u32 :value :u64 :max-entries 8})]
+    (is (= [{:name "exec_columns" :frozen? false}] (exec/list {:columns "name,frozen" :where "name=exec_columns"})))
+    (is (= [{:max-entries 8 :entries 0}] (exec/list {:columns [:max-entries :entries] :where "name=exec_columns"})))
+    (is (re-find #"^:columns \"foo\": there is no such column; there are btf-id, entries, flags"
+                 (:message (fixture/error-of (exec/list {:columns "name,foo"})))))))
+
 ;; --- from a shell
 
 (kernel-test a-shell-calls-them-by-x-and-as-a-tool

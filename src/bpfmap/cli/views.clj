@@ -76,7 +76,7 @@
   "The columns of the names given, in their order; one that `list` has no column for shows what is there."
   [names]
   (for [k names]
-    (or (some #(when (= k (:key %)) (dissoc % :rank)) map-columns)
+    (or (some #(when (contains? #{k (keyword (str (name k) "?"))} (:key %)) (dissoc % :rank)) map-columns)
         {:key k :title (str/upper-case (name k)) :of k})))
 
 (defn maps

@@ -215,8 +215,11 @@
   [{:keys [rows? view]} options format value]
   (when (and (= :csv format) (not rows?))
     (throw (usage-error ":print :csv is for commands that return rows" {})))
-  ((requiring-resolve 'bpfmap.cli.printing/print-result) value ((requiring-resolve view) value options)
-                                                         (when-not (= :table format) format) nil)
+  (let [print-result (requiring-resolve 'bpfmap.cli.printing/print-result)]
+    (if view
+      (print-result value ((requiring-resolve view) value options) (when-not (= :table format) format) nil)
+      ;; What the command line draws is data here.
+      (print-result value {} (if (= :table format) :edn format) nil)))
   value)
 
 (defn over

@@ -1,9 +1,11 @@
 (ns bpfmap.exec.host
   "The commands about the whole host: `list` and `tree`."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.where :as where]
             [bpfmap.host :as host]
-            [bpfmap.rules :as rules])
+            [bpfmap.rules :as rules]
+            [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
@@ -90,6 +92,18 @@
 
 ;; --- the commands
 
+(def ^:private columns-of-list
+  (into (sorted-set) (concat (remove #{:key :value} first-fields) [:btf-id :map-extra :ifindex])))
+
+(defn- column
+  "A column of `list` by its name, which may be without the question mark."
+  [name]
+  (or (columns-of-list name)
+      (columns-of-list (keyword (str (clojure.core/name name) "?")))
+      (throw (arguments/refused "list" :columns (clojure.core/name name)
+                                (str "there is no such column; there are "
+                                     (str/join ", " (map clojure.core/name columns-of-list)))))))
+
 (defn list-maps
   "Every map on the host, with whose it is; `:skipped` of the metadata says what was left out, and why.
 
@@ -105,9 +119,10 @@
                               :pinned (get pinned id [])
                               :held (get held id [])
                               :used-by (get used id []))))
+        columns (mapv column columns)
         chosen (fn [row] (apply array-map (mapcat #(vector % (get row %)) columns)))]
     (with-meta (cond->> (where/rows options (eduction (map row) maps))
-                 columns (mapv chosen))
+                 (seq columns) (mapv chosen))
       (meta maps))))
 
 (defn tree
