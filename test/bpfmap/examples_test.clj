@@ -61,3 +61,12 @@
              (script "compare" one two)))
       (is (= {:exit 0 :err "" :out "3 the same\n"} (script "compare" one one)))
       (finally (run! #(.delete ^File %) (reverse (file-seq dir)))))))
+
+(kernel-test the-repl-of-the-project-has-tables-and-a-map-to-try-things-on
+  (let [{:keys [exit out err]}
+        (fixture/run ["bin/clj" "-M:dev" "-e"
+                      "(with-open [m (scratch)] (maps \"name=scratch\") (prn (m 7) (keys (explore)) (reload)))"])]
+    (is (= [0 ""] [exit err]))
+    (is (re-find #"(?m)^\| +:id \| +:type \| +:name" out))
+    (is (re-find #"\| +:hash \| scratch \| +1 \| +1024 \|" out))
+    (is (str/ends-with? out "42 (:maps :programs :links :pins) []\n"))))

@@ -256,6 +256,18 @@
       (is (= held (host/holders ref))))
     (is (= [] (host/holders 0x7ffffff0)))))
 
+(kernel-test all-holders-and-what-they-hold
+  (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1})
+              m2 ^Closeable (bpf/clone m)
+              p ^Closeable (filter-program)]
+    (let [held (host/holders)
+          {:keys [command holds]} (first (filter #(= me (:pid %)) held))]
+      (is (= (procfs/command me) command))
+      (is (apply < (map :pid held)))
+      (is (= 1 (count (filter #{{:kind :map :id (:id (bpf/info m2))}} holds))) "two handles of one map are one")
+      (is (some #{{:kind :program :id (:id (prog/info p))}} holds))
+      (is (vector? (:skipped (meta held)))))))
+
 (kernel-test processes-that-cannot-be-looked-into-are-skipped-and-said
   (with-open [m ^Closeable (bpf/create spec)]
     (testing "denied"
