@@ -259,7 +259,7 @@
 (kernel-test all-holders-and-what-they-hold
   (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1})
               m2 ^Closeable (bpf/clone m)
-              p ^Closeable (filter-program)]
+              p ^Closeable (filter-program "held")]
     (let [held (host/holders)
           {:keys [command holds]} (first (filter #(= me (:pid %)) held))]
       (is (= (procfs/command me) command))
