@@ -89,6 +89,24 @@
   (transduce (map #(if (keyword? %) (bit-shift-left 1 (:bit (flags %))) %))
              (completing bit-or) 0 flags-given))
 
+(defn has-flag?
+  "Whether a flag is among those given, by its name or as a bit. What is given need not be well-formed.
+
+      (has-flag? #{:no-prealloc} :no-prealloc) ;=> true
+      (has-flag? [1] :no-prealloc)             ;=> true"
+  [flags-given flag]
+  (boolean (when (or (set? flags-given) (sequential? flags-given))
+             (some #(or (= flag %)
+                        (and (int? %) (<= 1 % 0xffffffff) (bit-test % (:bit (flags flag)))))
+                   flags-given))))
+
+(defn by-flag
+  "What a row says by flags: the value of the first flag that is among those given, else that of nil.
+
+      (by-flag {:stack-build-id 32, nil 8} #{:stack-build-id}) ;=> 32"
+  [values flags-given]
+  (get values (first (filter #(and % (has-flag? flags-given %)) (keys values)))))
+
 (def ^:private abilities
   {:put-all! :put!, :delete-all! :delete!, :lookup-all :lookup, :snapshot :reduce, :count-entries :reduce, :entries :reduce})
 
@@ -148,18 +166,15 @@
   (let [n (long max-entries)]
     (cond
       (zero? n) Long/MAX_VALUE ; as many as there are objects that the elements hang on
-      ;; The kernel rounds up to a power of two here, and does not say so: stack_map_alloc in kernel/bpf/stackmap.c.
-      (and (= :stack-trace type) (< 1 n)) (* 2 (Long/highestOneBit (dec n)))
+      (and (:more-places? (types type)) (< 1 n)) (* 2 (Long/highestOneBit (dec n)))
       :else n)))
 
 (defn value-multiple
   "What the value size of a map type with these flags is a multiple of, in bytes.
 
       (value-multiple :stack-trace #{:stack-build-id}) ;=> 32"
-  [type flags]
-  (if (and (= :stack-trace type) (coll? flags) (some #{:stack-build-id} flags))
-    32 ; struct bpf_stack_build_id
-    (:value-multiple (types type) 1)))
+  [type flags-given]
+  (or (by-flag (:value-multiple (types type)) flags-given) 1))
 
 (defn at-least?
   "Whether a kernel release, as `uname -r` prints it, is the given version or newer.

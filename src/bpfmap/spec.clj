@@ -57,26 +57,22 @@
 
 ;; --- what follows from the rules
 
-(def ^:private default-frames "perf_event_max_stack, unless somebody changed that sysctl." 127)
-
 (defn value-default
   "The type of the values of a map type, by their size in bytes, where they have a type of their own; else nil.
 
       (value-default :devmap 4 #{}) ;=> :u32"
   [type value-size flags]
-  (let [{:keys [values reads-at refers]} (rules/types type)
+  (let [{:keys [values reads-at element elements]} (rules/types type)
         given (when-not (= 0 value-size) value-size)]
     (cond
       values
       (values (or given reads-at (apply min (keys values))))
-      (= :stack (:out (:value refers)))
-      (let [[frame size] (if (contains? (set (when (coll? flags) flags)) :stack-build-id)
-                           [[:struct [:status [:enum :s32 {:empty 0 :valid 1 :ip 2}]] [:build-id [:bytes 20]] [:offset :u64]] 32]
-                           [:u64 8])
-            size (long size)]
+      element
+      (let [element (rules/by-flag element flags)
+            size (type/size element)]
         (cond
-          (nil? given) [:array frame default-frames]
-          (and (int? given) (pos? (long given)) (zero? (rem (long given) size))) [:array frame (quot (long given) size)])))))
+          (nil? given) [:array element elements]
+          (and (int? given) (pos? (long given)) (zero? (rem (long given) size))) [:array element (quot (long given) size)])))))
 
 (defn- with-types
   "Fills in the types of keys and values that leave no choice; a size of 0 says none there."
@@ -94,23 +90,35 @@
       value-type (assoc :value value-type)
       (and (= 0 value-size) (or value-type (= :kernel (:btf row)))) (dissoc :value-size))))
 
-(defn- round-to-pages [n page-size]
-  (loop [size (long page-size)]
-    (if (<= (long n) size) size (recur (* 2 size)))))
+(def ^:private roundings
+  "How a number of entries is rounded, by what a row calls it: the fact of the machine that it takes, the largest number
+  for which there is such a size, and the function of both."
+  {:pages [:page-size 0x80000000 (fn [n page] (loop [size (long page)] (if (<= (long n) size) size (recur (* 2 size)))))]
+   ;; Upwards where that is a number of 32 bits, else downwards.
+   :cpus [:possible-cpus 0xffffffff (fn [n cpus]
+                                      (let [down (- (long n) (rem (long n) (long cpus)))
+                                            up (if (= down n) down (+ down (long cpus)))]
+                                        (if (<= up 0xffffffff) up down)))]})
+
+(defn- rounded
+  "A number of entries as the kernel takes it for a spec."
+  [n {:keys [type flags]} facts]
+  (let [[fact most round] (roundings (rules/by-flag (:rounded (rules/types type)) flags))]
+    (if (and fact (fact facts) (int? n) (<= 1 n most))
+      (round n (fact facts))
+      n)))
 
 (defn- with-entries
   "Completes `:max-entries`, as far as the facts of the machine allow."
-  [{:keys [type max-entries] :as spec} {:keys [possible-cpus page-size]}]
-  (let [{:keys [clamped rounded] [least most] :max-entries} (rules/types type)
+  [{:keys [type max-entries] :as spec} {:keys [possible-cpus] :as facts}]
+  (let [{:keys [clamped] [least most] :max-entries} (rules/types type)
         n (cond
             (and (= :percpu max-entries) possible-cpus) possible-cpus
             (and clamped possible-cpus (or (nil? max-entries) (and (int? max-entries)
                                                                    (or (= 0 max-entries) (< possible-cpus max-entries)))))
             possible-cpus
-            (and rounded page-size (int? max-entries) (<= 1 max-entries (bit-shift-left 1 31)))
-            (round-to-pages max-entries page-size)
             (and (nil? max-entries) least (= least most)) least
-            :else max-entries)]
+            :else (rounded max-entries spec facts))]
     (cond-> spec
       n (assoc :max-entries n))))
 

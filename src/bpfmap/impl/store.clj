@@ -13,7 +13,7 @@
             [bpfmap.rules :as rules]
             [bpfmap.type :as type])
   (:import (bpfmap.sys Codec Fd)
-           (clojure.lang ArityException ExceptionInfo IFn IKVReduce ILookup IReduce IReduceInit Seqable)
+           (clojure.lang ArityException ExceptionInfo IFn IKVReduce ILookup IReduce IReduceInit ITransientCollection Seqable)
            (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
@@ -223,14 +223,15 @@
       (el/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k not-found el/any m :lookup))))
 
 (defn- aborted
-  "The exception for a walk that others threw back to the beginning too often, with what it came to."
+  "The exception for a reading that others threw back to the beginning too often, with what it came to. Nobody goes on with
+  that, so that of a transient is made persistent."
   [^BpfMap m op so-far]
   (error/error :iteration-aborted (str (described (.-identity m) op) " was aborted")
                {:bpfmap/op op
                 :bpfmap/map (.-identity m)
-                :bpfmap/so-far so-far
+                :bpfmap/so-far (if (instance? ITransientCollection so-far) (persistent! so-far) so-far)
                 :bpfmap/hint (str "others delete keys faster than they can be followed; what was seen until then is under "
-                                  ":bpfmap/so-far; try again, or on a kernel with batches (5.6)")}))
+                                  ":bpfmap/so-far; try again")}))
 
 (defn- batches?
   "Whether the kernel reads this map many entries at a time, as far as the rules know."
@@ -240,18 +241,28 @@
          (or (nil? batch-read-since)
              (some-> (sys/kernel-release) (rules/at-least? batch-read-since))))))
 
+(defn reading
+  "How a map is read, for the readers of `bpfmap.impl.sys.elements`."
+  [^BpfMap m]
+  (let [{:keys [type]} (.-identity m)]
+    {:max-entries (rules/most-keys type (:max-entries (.-spec m)))
+     :order (:order (rules/types type))
+     :keys-stay? (rules/by-index? type)
+     :flags el/any}))
+
 (defn fold
   "Folds a step of `bpfmap.impl.sys.elements` over the chunks of a map.
 
-  `reader` is `:batches`, `:walk`, or nil for the better one; `flags` are those of every lookup, `chunk` how many entries to read at a time."
-  [^BpfMap m op step init {:keys [reader flags chunk] :or {flags el/any} :as options}]
-  (let [max-entries (rules/most-keys (:type (.-identity m)) (:max-entries (.-spec m)))
-        key-size (.size ^Codec (.-key-codec m))
+  Of `options`, `:reader` is `:batches`, `:walk`, or nil for the better one; `:flags` are those of every lookup, `:chunk` is how many
+  entries to read at a time."
+  [^BpfMap m op step init {:keys [reader] :as options}]
+  (let [key-size (.size ^Codec (.-key-codec m))
         value-size (.size ^Codec (.-value-codec m))
-        reader (or reader (if (batches? m) :batches :walk))]
+        reader (or reader (if (batches? m) :batches :walk))
+        how (merge (reading m) options)]
     (el/fold-chunks (case reader
-                      :batches (el/batches (.-fd m) key-size value-size max-entries flags false chunk)
-                      :walk (el/walk (.-elements m) key-size value-size max-entries flags))
+                      :batches (el/batches (.-fd m) key-size value-size how)
+                      :walk (el/walk (.-elements m) key-size value-size how))
                     step init
                     (fn [outcome first? acc]
                       (cond
@@ -267,14 +278,9 @@
     (fold m :reduce (el/entry-step (.-key-codec m) (.-value-codec m) step) init options)))
 
 (defn snapshot-of
-  "All entries, put into an empty collection. What an aborted walk has seen is persistent."
+  "All entries, put into an empty collection."
   [m empty-coll options]
-  (try
-    (persistent! (reduce-entries m (fn [acc k v] (conj! acc (el/entry k v))) (transient empty-coll) options))
-    (catch ExceptionInfo e
-      (if (= :iteration-aborted (:bpfmap/error (ex-data e)))
-        (throw (ex-info (ex-message e) (update (ex-data e) :bpfmap/so-far persistent!) (ex-cause e)))
-        (throw e)))))
+  (persistent! (reduce-entries m (fn [acc k v] (conj! acc (el/entry k v))) (transient empty-coll) options)))
 
 ;; --- making and reading a handle
 
