@@ -324,7 +324,7 @@
 (defn spec-diff
   "Returns where a spec and a map differ, as `{key {:spec x :map y}}`; nil where the map can be used for the spec.
 
-  Compared is what the kernel reports: type, sizes, entries, flags, map-extra. `m` is open, or what `info` returned.
+  Compared is what the kernel reports: type, sizes, entries, flags, map-extra, `:freeze`. `m` is open, or what `info` returned.
 
       (spec-diff {:type :hash :key :u32 :value :u64 :max-entries 8} m) ;=> {:max-entries {:spec 8, :map 1024}}"
   [spec m] (comparing/difference spec m))

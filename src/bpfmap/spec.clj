@@ -171,7 +171,7 @@
 
 ;; --- comparing
 
-(def ^:private compared [:type :key-size :value-size :max-entries :flags :map-extra :struct-ops])
+(def ^:private compared [:type :key-size :value-size :max-entries :flags :map-extra :struct-ops :freeze])
 
 (def ^:private per-descriptor
   "Flags that say how a descriptor may be used, and are no property of the map."
@@ -179,8 +179,9 @@
 
 (defn- comparable
   "What a spec and what the kernel reports have in common."
-  [{:keys [type] :as spec}]
+  [{:keys [type freeze frozen?] :as spec}]
   (-> spec
+      (assoc :freeze (boolean (or freeze frozen?)))
       (update :flags #(set/difference (set %) per-descriptor (:added (rules/types type) #{})))
       (update :map-extra #(or % 0))))
 
@@ -190,13 +191,16 @@
   (case k
     :value-size (not (and (:struct-ops wanted) (zero? (long (:value-size wanted)))))
     :struct-ops (and (:struct-ops wanted) (:struct-ops found))
+    ;; One that is frozen will do where nothing is said; where /proc cannot be read, nobody knows.
+    :freeze (and (:freeze wanted) (some? (:frozen? found)))
     true))
 
 (defn diff
   "Where a spec and an existing map differ: key to `{:spec x :map y}`; nil where the map can be used for the spec.
 
   `info` is what the kernel reports. The spec is completed first, so sizes are compared as the kernel rounds them; flags of a
-  descriptor and those that the kernel adds do not count.
+  descriptor and those that the kernel adds do not count, nor do types of the same size. A map that is not frozen differs from a
+  spec that asks for it.
 
       (diff {:type :hash :key :u32 :value :u64 :max-entries 8} info nil)
       ;=> {:max-entries {:spec 8, :map 16}}"
