@@ -17,7 +17,7 @@
   |-------------------|---------------------------------------|------------------------------------------------------|
   | `:lock true`      | what reads or writes values with keys | holds the value's `:spin-lock`; Linux 5.1            |
   | `:cpu n`          | lookup, lookup-all, entries, snapshot | of a per-CPU value, that of one CPU                  |
-  | `:cpu n`          | put! insert! replace!                 | writes one CPU's value alone; Linux 7.0              |
+  | `:cpu n`          | put! insert! replace!                 | writes one CPU's value alone; Linux 7.0, but insert! |
   | `:cpus :all`      | put! insert! replace! put-all!        | writes one value for every CPU                       |
   | `:overwrite true` | push!                                 | to a full map too, in place of its oldest value      |
 

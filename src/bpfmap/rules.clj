@@ -38,6 +38,16 @@
    :no-user-conv     {:bit 18 :since "6.9"}
    :rb-overwrite     {:bit 19 :since "6.19"}})
 
+(def element-flags
+  "Flags of element operations by name: `:value` is what the kernel takes, `:since` the first Linux release, `:by` how bpfmap
+  is asked for it. Since a queue has no keys, `:exist` stands for something else there."
+  {:any      {:value 0 :since "3.19" :by "put!, push!"}
+   :noexist  {:value 1 :since "3.19" :by "insert!"}
+   :exist    {:value 2 :since "3.19" :by "replace!, and push! with {:overwrite true}"}
+   :lock     {:value 4 :since "5.1" :by "{:lock true}"}
+   :cpu      {:value 8 :since "7.0" :by "{:cpu n}"}
+   :all-cpus {:value 16 :since "7.0" :by "{:cpus :all}"}})
+
 (def commands
   "First Linux releases of commands that a running kernel may lack."
   {:freeze! "5.2"

@@ -128,7 +128,7 @@
                                               "the map was opened write-only; open it with {:access :read-write}"])
                                   reads)
                  nil)
-        lacking (for [op rules/operations
+        lacking (for [op (conj rules/operations :freeze!)
                       :let [instead (rules/alternative type op value-size)]
                       :when instead]
                   [op [:not-supported instead]])]

@@ -272,7 +272,8 @@
            :refers {:value {:in :functions :out :functions}}
            :ops slot-ops
            :instead (merge (select-keys of-slots [:take! :drain!])
-                           {:insert! "writing registers the value, once in the life of the map; put! it"
+                           {:freeze! "its value is registered once, and cannot be changed"
+                            :insert! "writing registers the value, once in the life of the map; put! it"
                             :replace! "what is registered cannot be changed; delete! it, and put! the new value into a new map"})})
 
    :ringbuf

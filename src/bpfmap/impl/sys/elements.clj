@@ -18,6 +18,11 @@
 (def ^:const exist "Write only where the key exists; of a full queue, its oldest." Abi/BPF_EXIST)
 (def ^:const lock "Hold the value's spin lock; a flag beside the others." Abi/BPF_F_LOCK)
 
+(defn only-new?
+  "Whether flags ask for writing only where the key does not exist."
+  [flags]
+  (== no-exist (bit-and no-exist (long flags))))
+
 (defn cpu
   "The flags for the value of one CPU alone. Since Linux 7.0."
   ^long [^long number]
@@ -95,7 +100,7 @@
     (.encode value-codec v (.-memory s) (.valueOffset es))
     (let [outcome (.update es s (long flags))]
       ;; Without the flag it is about something else: a name that a struct_ops value would register.
-      (if (and (== present outcome) (== no-exist (bit-and no-exist (long flags))))
+      (if (and (== present outcome) (only-new? flags))
         false
         (answer outcome origin op true false)))))
 
