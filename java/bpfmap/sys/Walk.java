@@ -6,7 +6,7 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 
 /**
- * Reads entries key by key, two system calls for each: for kernels and map types without batches.
+ * Reads entries key by key, two or three system calls for each: for kernels and map types without batches.
  *
  * <p>Asked for the key after one that was deleted, the kernel begins anew with the first, or says that there is none. So the
  * walk always knows the key after the chunk before it hands the chunk out: the caller may delete what it was given. When
@@ -26,6 +26,9 @@ public final class Walk implements Reader {
     /** How often the kernel may name a key that is not there. */
     private static final int TRIES = 8;
 
+    /** No errno: the key that something was to follow is gone. */
+    private static final int LOST = Integer.MIN_VALUE + 1;
+
     /** How often a walk may begin anew where a map has no limit. */
     private static final int RESTARTS = 1000;
 
@@ -43,6 +46,7 @@ public final class Walk implements Reader {
     private final MemorySegment values;
     private final MemorySegment first;
     private final MemorySegment next;
+    private final MemorySegment candidate;
     private int held;
     private long seen;
     private int restarts;
@@ -72,6 +76,7 @@ public final class Walk implements Reader {
         this.values = arena.allocate(chunk * valueSize, 8);
         this.first = arena.allocate(Math.max(keySize, 1), 8);
         this.next = arena.allocate(Math.max(keySize, 1), 8);
+        this.candidate = arena.allocate(Math.max(keySize, 1), 8);
     }
 
     @Override
@@ -127,68 +132,78 @@ public final class Walk implements Reader {
 
     /** Puts the key after {@code next} into {@code next}, or ends the walk. */
     private int advance(Scratch s, boolean there) {
-        MemorySegment.copy(next, 0, s.memory, Scratch.KEY, keySize);
-        int result = elements.nextKey(s, false);
-        if (order != Order.NONE) {
+        if (keysStay || order != Order.NONE) {
+            int result = follow(s, next, 0);
             // Of a key that is gone the next is the first: go on to what is after it.
-            for (long i = 0; result == 0 && !order.after(s.memory, elements.valueOffset(), next, 0, keySize); i++) {
-                if (i > 2 * maxEntries) {
+            for (long i = 0; result == 0 && !order.after(candidate, 0, next, 0, keySize); i++) {
+                if (i / 2 > maxEntries) {
                     return ABORTED;
                 }
-                MemorySegment.copy(s.memory, elements.valueOffset(), s.memory, Scratch.KEY, keySize);
-                result = elements.nextKey(s, false);
+                result = follow(s, candidate, 0);
             }
-        } else if (!keysStay && lost(s, result, there)) {
-            return goBack(s);
+            return step(result);
         }
-        return step(s, result);
-    }
-
-    /** Whether the kernel may not have found the key at which the walk stood: it answered with the first key, or the end. */
-    private boolean lost(Scratch s, int result, boolean there) {
-        if (result == -Abi.ENOENT) {
-            return lookup(s, next, 0) == -Abi.ENOENT;
-        }
-        return result == 0 && (!there || answered(s, first));
+        int result = there ? successor(s, next, 0) : LOST;
+        return result == LOST ? goBack(s) : step(result);
     }
 
     /** Goes on from the nearest key of the chunk, or of the one before, that is still there. */
     private int goBack(Scratch s) {
         int tries = 0;
         for (int i = held - 1; i >= 0; i--) {
-            while (lookup(s, keys, i * keySize) == 0) {
-                MemorySegment.copy(keys, i * keySize, s.memory, Scratch.KEY, keySize);
-                int result = elements.nextKey(s, false);
-                if (result != 0 || !answered(s, next)) {
-                    return step(s, result);
-                }
-                if (lookup(s, next, 0) == 0) {
-                    return 0; // it is back
-                }
-                // Named and not there: it comes and goes, or is none; some kernels name one at the end of a list.
-                if (++tries == TRIES) {
-                    return step(s, -Abi.ENOENT);
-                }
+            int result = successor(s, keys, i * keySize);
+            if (result == LOST) {
+                continue;
             }
+            if (result != 0 || !isCandidate(next)) {
+                return step(result);
+            }
+            if (lookup(s, next, 0) == 0) {
+                return 0; // it is back
+            }
+            // Named and not there: it comes and goes, or is none; some kernels name one at the end of a list.
+            if (++tries == TRIES) {
+                return step(-Abi.ENOENT);
+            }
+            i++;
         }
         restarts++;
         return restart(s);
     }
 
-    /** Whether a key is what the kernel said is next. */
-    private boolean answered(Scratch s, MemorySegment key) {
-        long at = elements.valueOffset();
-        return MemorySegment.mismatch(s.memory, at, at + keySize, key, 0, keySize) == -1;
+    /** The key after one that is there, as {@code candidate}; {@link #LOST} where that one is gone, and the answer means nothing. */
+    private int successor(Scratch s, MemorySegment from, long at) {
+        int result = follow(s, from, at);
+        boolean answered = result == 0 || result == -Abi.ENOENT;
+        // What comes after a key is never the first, unless the key was gone and is back.
+        return answered && (result == 0 && isCandidate(first) || lookup(s, from, at) == -Abi.ENOENT) ? LOST : result;
+    }
+
+    /** Asks for the key after one and keeps it as {@code candidate}. */
+    private int follow(Scratch s, MemorySegment from, long at) {
+        MemorySegment.copy(from, at, s.memory, Scratch.KEY, keySize);
+        return keep(s, elements.nextKey(s, false));
     }
 
     private int restart(Scratch s) {
-        return step(s, elements.nextKey(s, true));
+        return step(keep(s, elements.nextKey(s, true)));
     }
 
-    /** Takes what the kernel said is the next key. */
-    private int step(Scratch s, int result) {
+    private int keep(Scratch s, int result) {
         if (result == 0) {
-            MemorySegment.copy(s.memory, elements.valueOffset(), next, 0, keySize);
+            MemorySegment.copy(s.memory, elements.valueOffset(), candidate, 0, keySize);
+        }
+        return result;
+    }
+
+    private boolean isCandidate(MemorySegment key) {
+        return candidate.mismatch(key) == -1;
+    }
+
+    /** Takes the candidate for the next key, or ends the walk. */
+    private int step(int result) {
+        if (result == 0) {
+            next.copyFrom(candidate);
         } else if (result == -Abi.ENOENT) {
             ended = true;
             return 0;
