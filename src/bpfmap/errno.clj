@@ -172,7 +172,8 @@
    {:errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :op (set (keys rules/commands))
     :when (fn [{:keys [op release]}] (some-> release (rules/at-least? (rules/commands op)) not)) :error :not-supported
     :hint (fn [{:keys [op release]}] (str "it needs Linux " (rules/commands op) ", this is " release))}
-   {:errno #{:ENOTSUPP} :op #{:freeze!} :error :not-supported :hint "maps of this type cannot be frozen"}
+   {:errno #{:ENOTSUPP} :op #{:freeze!} :error :not-supported
+    :hint "a map cannot be frozen whose values have fields that the kernel keeps for itself: spin locks, timers, kptrs and the like"}
    {:errno #{:EINVAL} :op #{:create} :when :unsupported :error :not-supported :hint :unsupported}
    {:errno #{:EINVAL} :op #{:create} :when #(= :stack-trace (:type %)) :error :invalid-spec
     :hint "a stack has at most as many frames as the sysctl kernel.perf_event_max_stack says, 127 unless it was changed"}

@@ -51,6 +51,8 @@
     {:name :counts} [:name] ":name is a text, not :counts"
     {:contents [1 2]} [:contents] ":contents is a map, or a sequence of [key value] pairs"
     {:freeze 1} [:freeze] ":freeze is true or false"
+    {:freeze true :value [:struct [:lock :spin-lock] [:n :u32]]} [:freeze] "cannot be frozen whose values have fields that the kernel keeps"
+    {:freeze true :value [:array [:struct [:t :timer]] 2]} [:freeze] "cannot be frozen whose values have fields that the kernel keeps"
     {:flags #{:rdonly} :contents {1 1}} [:flags] "cannot be filled"
     {:pining :by-name} [:pining] "unknown key :pining; a spec has "))
 
