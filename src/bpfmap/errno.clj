@@ -97,6 +97,13 @@
     :hint (fn [{:keys [path]}]
             (str path " is not on a BPF file system, so nothing is pinned there"))}
    {:errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}
+   {:errno #{:EPERM} :when #(and (:user-namespace? %) (not (:path %))) :error :permission
+    :hint (fn [{:keys [op]}]
+            (str "this process is in a user namespace, as of a container, and its capabilities do not count outside; "
+                 (if (= :create op)
+                   (str "a BPF file system that delegates the creation of maps gives a token for it (Linux 6.9; "
+                        "LIBBPF_BPF_TOKEN_PATH says where it is, /sys/fs/bpf unless set)")
+                   "run it in the host's")))}
    {:errno #{:EPERM} :op #{:create :load} :when #(some-> (:release %) (rules/at-least? "5.11") not) :error :permission
     :hint "kernels before 5.11 charge maps to RLIMIT_MEMLOCK; raise it (ulimit -l unlimited)"}
    {:errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :pins} :when :path :error :permission
@@ -201,7 +208,7 @@
   Facts, all optional but `:op`: `:type :max-entries :frozen? :access :path
   :bpffs? :directory? :alternative :unsupported` of the object, `:object` (its kind, `:map`
   unless it is `:program` or `:link`), `:missing` (names of
-  capabilities the thread lacks), `:unprivileged-bpf-disabled`, `:release`.
+  capabilities the thread lacks), `:user-namespace?`, `:unprivileged-bpf-disabled`, `:release`.
 
       (:bpfmap/error (explain 7 {:op :put! :type :hash :max-entries 10})) ;=> :map-full"
   [code facts]
