@@ -5,7 +5,8 @@
             [bpfmap.impl.store :as store]
             [clojure.pprint :as pprint]
             [clojure.string :as str]
-            [clojure.test :refer [are is testing]]))
+            [clojure.test :refer [are is testing]])
+  (:import (bpfmap.sys Elements)))
 
 (set! *warn-on-reflection* true)
 
@@ -256,3 +257,30 @@
     (is (thrown? clojure.lang.ArityException (m)))
     (is (thrown? clojure.lang.ArityException (m 1 2 3)))
     (is (thrown? clojure.lang.ArityException (.run ^Runnable m)))))
+
+;; --- what a miss costs
+
+(defn- allocated
+  "The fewest bytes that this thread allocates in 10,000 calls of f, of up to 300 tries: compiling it takes some."
+  [f]
+  (let [threads ^com.sun.management.ThreadMXBean (java.lang.management.ManagementFactory/getThreadMXBean)]
+    (reduce (fn [fewest _]
+              (let [before (.getCurrentThreadAllocatedBytes threads)]
+                (dotimes [_ 10000] (f))
+                (let [bytes (min (long fewest) (- (.getCurrentThreadAllocatedBytes threads) before))]
+                  (if (< bytes 1000) (reduced bytes) bytes))))
+            Long/MAX_VALUE (range 300))))
+
+(kernel-test e1-a-miss-allocates-nothing
+  (with-open [raw ^java.io.Closeable (bpf/create raw-spec)]
+    (let [elements (Elements. (store/descriptor raw) 3 5)
+          k (byte-array 3)
+          v (byte-array 5)
+          view (bpf/->bytes k)]
+      (is (= -2 (.lookup elements k v 0)) "ENOENT, as a number")
+      (doseq [[case f] {"the lookup of the Java core" #(.lookup elements k v 0)
+                        "its delete" #(.delete elements k)
+                        "its take" #(.lookupAndDelete elements k v 0)
+                        "a map of plain bytes" #(raw view :none)
+                        "and its delete" #(bpf/delete! raw view)}]
+        (is (> 1000 (allocated f)) case)))))
