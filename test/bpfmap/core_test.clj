@@ -3,6 +3,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.impl.store :as store]
+            [bpfmap.programs :as programs]
             [clojure.pprint :as pprint]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]])
@@ -68,6 +69,10 @@
       (bpf/take! m -1) [:key]
       (bpf/next-key m nil) [:key])
     (is (= {1 10} (into {} m)) "nothing changed")
+    (is (= {} (programs/commands-made #(doseq [f [(fn [] (m -1)) (fn [] (bpf/put! m 1 -1)) (fn [] (bpf/delete! m :k))
+                                                  (fn [] (bpf/take! m -1)) (fn [] (bpf/next-key m nil))]]
+                                         (error-of (f)))))
+        "the kernel was not even asked")
     (is (str/includes? (:message (error-of (bpf/put! raw [1 2] [1 2 3 4 5]))) "it takes 3 bytes, these are 2"))
     (is (str/includes? (:message (error-of (bpf/put! raw [1 2 3] (byte-array 6)))) "it takes 5 bytes, these are 6"))
     (is (empty? (seq raw)))))

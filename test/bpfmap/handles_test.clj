@@ -2,6 +2,8 @@
   "What a handle is made from, and what it tells of its map: specs, infos, names, and what is refused."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.sys :as sys]
+            [bpfmap.rules :as rules]
             [clojure.edn :as edn]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]]))
@@ -84,7 +86,11 @@
     (is (str/includes? message "has no map type 4242, which bpfmap does not know either")))
   (let [{:keys [message] :bpfmap/keys [error]} (error-of (open-hash {:flags #{0x40000000}}))]
     (is (= :not-supported error))
-    (is (str/includes? message "does not take 1073741824, which bpfmap does not know either on :hash maps")))
+    (is (str/includes? message "does not take 1073741824 on :hash maps, which bpfmap does not know either")))
+  (when-not (rules/at-least? (sys/kernel-release) (:since (:rb-overwrite rules/flags)))
+    (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/create {:type :ringbuf :max-entries 4096 :flags #{:rb-overwrite}}))]
+      (is (= :not-supported error))
+      (is (str/includes? message "does not take :rb-overwrite on :ringbuf maps, which came with Linux 6.19"))))
   (testing "what only the kernel can refuse"
     (is (= :invalid-spec (:bpfmap/error (error-of (bpf/create {:type :array :key :u32 :value-size 0xffffffff :max-entries 1})))))
     (let [{:bpfmap/keys [error hint]} (error-of (open-hash {:max-entries 0xffffffff}))]
