@@ -184,6 +184,8 @@
    {:errno #{:EINVAL} :op #{:create} :when :unsupported :error :not-supported :hint :unsupported}
    {:errno #{:EINVAL} :op #{:create} :when #(= :stack-trace (:type %)) :error :invalid-spec
     :hint "a stack has at most as many frames as the sysctl kernel.perf_event_max_stack says, 127 unless it was changed"}
+   {:errno #{:EINVAL} :op #{:create} :when :numa-node :error :invalid-spec
+    :hint (fn [{:keys [numa-node]}] (str "this machine may have no node " numa-node "; /sys/devices/system/node/online says which it has"))}
    {:errno #{:EINVAL :ENOTSUPP :EOPNOTSUPP} :op #{:create} :error :invalid-spec
     :hint "the spec breaks a rule of its map type that bpfmap does not know of"}
    {:op #{:load-btf} :errno #{:EINVAL :E2BIG :ENOTSUPP :EOPNOTSUPP} :error :invalid-value
@@ -205,7 +207,7 @@
 (defn explain
   "Says what an errno means, given the facts: `{:bpfmap/error kind :bpfmap/hint text}`.
 
-  Facts, all optional but `:op`: `:type :max-entries :frozen? :access :path
+  Facts, all optional but `:op`: `:type :max-entries :numa-node :frozen? :access :path
   :bpffs? :directory? :alternative :unsupported` of the object, `:object` (its kind, `:map`
   unless it is `:program` or `:link`), `:missing` (names of
   capabilities the thread lacks), `:user-namespace?`, `:unprivileged-bpf-disabled`, `:release`.

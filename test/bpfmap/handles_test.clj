@@ -92,6 +92,7 @@
       (is (= :not-supported error))
       (is (str/includes? message "does not take :rb-overwrite on :ringbuf maps, which came with Linux 6.19"))))
   (testing "what only the kernel can refuse"
+    (is (str/includes? (:message (error-of (open-hash {:numa-node 77}))) "this machine may have no node 77;"))
     (is (= :invalid-spec (:bpfmap/error (error-of (bpf/create {:type :array :key :u32 :value-size 0xffffffff :max-entries 1})))))
     (let [{:bpfmap/keys [error hint]} (error-of (open-hash {:max-entries 0xffffffff}))]
       (is (#{:no-memory :invalid-spec} error))

@@ -167,7 +167,7 @@
   [spec options]
   (check-create-options options)
   (let [spec (spec/complete spec (comparing/machine))
-        facts {:op :create :type (:type spec) :map {:name (:name spec) :type (:type spec)}}
+        facts (-> (select-keys spec [:type :numa-node]) (assoc :op :create :map (select-keys spec [:name :type])))
         spec (if (:struct-ops spec) (struct-ops/completed spec facts) spec)]
     (try
       (if (= :by-name (:pinning spec))

@@ -136,11 +136,9 @@
 
 (defn refuse
   "Throws the refusal of an operation, before the kernel is asked."
-  [^BpfMap m op [kind hint]]
-  (let [{:keys [type] :as identity} (.-identity m)]
-    (throw (error/error kind (str (described identity op) " is refused")
-                        {:bpfmap/op op :bpfmap/map identity
-                         :bpfmap/hint (cond->> hint (= :not-supported kind) (str "a map of type " type " has no " (name op) "; "))}))))
+  [^BpfMap m op kind hint]
+  (throw (error/error kind (str (described (.-identity m) op) " is refused")
+                      {:bpfmap/op op :bpfmap/map (.-identity m) :bpfmap/hint hint})))
 
 (defn check-open-map
   "Throws `:invalid-value` for anything that is no map of this library."
@@ -154,8 +152,9 @@
   [^BpfMap m op]
   (check-open-map m op)
   (when-some [refusals (.-refusals m)]
-    (when-some [refusal (get refusals (rules/ability op))]
-      (refuse m op refusal))))
+    (when-some [[kind hint] (get refusals (rules/ability op))]
+      (refuse m op kind (cond->> hint
+                          (= :not-supported kind) (str "a map of type " (:type (.-identity m)) " has no " (name op) "; "))))))
 
 (defmacro operating
   "Runs an operation unless this handle refuses it; errors thrown get the operation and the map."
@@ -309,7 +308,7 @@
   "What the kernel says of the map now, with the types of key and value."
   [^BpfMap m]
   (operating [m :info]
-    (merge (select-keys (.-spec m) [:key :value :struct-ops :untyped])
+    (merge (into {} (filter (comp some? val)) (select-keys (.-spec m) [:key :value :struct-ops :untyped]))
            (maps/info (.-fd m) {:op :info :map (.-identity m)}))))
 
 (defn freeze!

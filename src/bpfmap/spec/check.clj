@@ -123,10 +123,11 @@
 ;; --- the rest
 
 (defn- max-entries [{:keys [type max-entries]}]
-  (let [[least most] (:max-entries (rules/types type) [0 0xffffffff])]
+  (let [{[least most] :max-entries :keys [entries] :or {entries "the number of entries it can hold"}}
+        (merge {:max-entries [0 0xffffffff]} (rules/types type))]
     (cond
       (and (nil? max-entries) (pos? (long least)))
-      [(problem [:max-entries] "a spec needs :max-entries, the number of entries it can hold")]
+      [(problem [:max-entries] (str "a spec needs :max-entries, " entries))]
       (not (or (nil? max-entries) (and (int? max-entries) (<= least max-entries most))))
       [(problem [:max-entries] (if (= least most)
                                  (str ":max-entries of " type " maps is " least ", not " (pr-str (error/shown max-entries)))
