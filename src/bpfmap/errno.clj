@@ -25,9 +25,7 @@
   (names code code))
 
 (def ^:private puts #{:put! :insert! :replace! :push!})
-(def ^:private writes (into puts [:delete! :take! :pop! :drain! :freeze!]))
-(def ^:private reads #{:lookup :take! :next-key :reduce :drain! :pop! :peek :might-contain?})
-(def ^:private elements (into writes reads))
+(def ^:private elements (into rules/writes rules/reads))
 
 (defn- stored
   "What a map type stores as descriptors: a key of [[wanted]], or nil."
@@ -84,11 +82,11 @@
     :hint (fn [{:keys [reference]}]
             (str "this process may not open " reference "; an id takes CAP_SYS_ADMIN, a descriptor of another process "
                  "the right to trace it, a path its file's mode"))}
-   {:errno #{:EPERM} :op writes :when #(= :read-only (:access %)) :error :read-only
+   {:errno #{:EPERM} :op rules/writes :when #(= :read-only (:access %)) :error :read-only
     :hint "the map was opened read-only; open it with {:access :read-write}"}
-   {:errno #{:EPERM} :op reads :when #(= :write-only (:access %)) :error :write-only
+   {:errno #{:EPERM} :op rules/reads :when #(= :write-only (:access %)) :error :write-only
     :hint "the map was opened write-only; open it with {:access :read-write}"}
-   {:errno #{:EPERM} :op writes :when :frozen? :error :permission
+   {:errno #{:EPERM} :op rules/writes :when :frozen? :error :permission
     :hint "the map is frozen: user space can never change it again"}
    {:errno #{:EPERM} :op #{:pin!} :when #(false? (:bpffs? %)) :error :not-bpffs :hint pin-elsewhere}
    ;; sysfs, in which the usual place to mount one is, answers ENOENT.

@@ -191,7 +191,7 @@
          (fn [outcome first? _]
            (if (and first? (el/no-batches? outcome))
              (vreset! taken nil)
-             (throw (el/failure m :drain! outcome)))))
+             (throw (store/broken-off m :drain! outcome nil)))))
         (some-> @taken persistent!)))))
 
 (defn- drain-each

@@ -115,25 +115,6 @@
 
 ;; --- what a handle refuses, before the kernel is asked
 
-(def ^:private reads #{:lookup :take! :next-key :reduce :drain! :pop! :peek :might-contain?})
-(def ^:private writes #{:put! :insert! :replace! :delete! :take! :drain! :push! :pop!})
-
-(defn- refusals
-  "The operations that a map of this type, opened this way, never does: op to [kind hint]; nil for none."
-  [type value-size access]
-  (let [barred (case access
-                 :read-only (map #(vector % [:read-only "the map was opened read-only; open it with {:access :read-write}"])
-                                 (conj writes :freeze!))
-                 :write-only (map #(vector % [:write-only
-                                              "the map was opened write-only; open it with {:access :read-write}"])
-                                  reads)
-                 nil)
-        lacking (for [op (conj rules/operations :freeze!)
-                      :let [instead (rules/alternative type op value-size)]
-                      :when instead]
-                  [op [:not-supported instead]])]
-    (not-empty (into {} cat [barred lacking]))))
-
 (defn refuse
   "Throws the refusal of an operation, before the kernel is asked."
   [^BpfMap m op kind hint]
@@ -240,6 +221,13 @@
          (or (nil? batch-read-since)
              (some-> (sys/kernel-release) (rules/at-least? batch-read-since))))))
 
+(defn broken-off
+  "The exception for a reader that answered with an error, with what it came to."
+  [^BpfMap m op outcome so-far]
+  (if (el/aborted? outcome)
+    (aborted m op so-far)
+    (el/failure m op outcome)))
+
 (defn reading
   "How a map is read, for the readers of `bpfmap.impl.sys.elements`."
   [^BpfMap m]
@@ -264,11 +252,9 @@
                       :walk (el/walk (.-elements m) key-size value-size how))
                     step init
                     (fn [outcome first? acc]
-                      (cond
-                        (and first? (= :batches reader) (el/no-batches? outcome))
+                      (if (and first? (= :batches reader) (el/no-batches? outcome))
                         (fold m op step init (assoc options :reader :walk))
-                        (el/aborted? outcome) (throw (aborted m op acc))
-                        :else (throw (el/failure m op outcome)))))))
+                        (throw (broken-off m op outcome acc)))))))
 
 (defn reduce-entries
   "Reduces over all entries with `(step acc key value)`; options are those of [[fold]]."
@@ -292,7 +278,7 @@
         value-codec (when (seq ops) (element/value spec (count cpus)))
         size (fn [codec] (if codec (.size ^Codec codec) 0))]
     (BpfMap. fd {:id id :name (str (:name spec)) :type type} spec access
-             (refusals type value-size access)
+             (rules/refusals type value-size access)
              (when (seq ops) (el/elements fd (size key-codec) (size value-codec)))
              key-codec value-codec (reference/bridge spec) cpus
              (atom path))))
