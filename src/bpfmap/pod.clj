@@ -42,14 +42,22 @@
 ;; `out` is written by one thread at a time. `ending` is a promise of the exit code, kept as soon as the pod has to end.
 (defrecord Pod [out table ^ExecutorService calls ending])
 
-(defn- send! [{:keys [out ending]} message]
+(defn- give-up
+  "Ends the pod with 1, and says why; once, since the first reason has the others follow. Returns nil."
+  [{:keys [ending]} & message]
+  (locking ending
+    (when-not (realized? ending)
+      (apply complain message)
+      (deliver ending 1)))
+  nil)
+
+(defn- send! [{:keys [out] :as pod} message]
   (try
     (locking out
       (bencode/write-message out message))
     (catch IOException e
       ;; The client has gone, or closed its side: nobody is left to answer.
-      (when (deliver ending 1)
-        (complain "The output cannot be written: " (ex-message e))))))
+      (give-up pod "The output cannot be written: " (ex-message e)))))
 
 (defn- id-of
   "The id that an answer bears; \"unknown\", as other pods say it, where the request had none."
@@ -151,14 +159,11 @@
     (if-let [message (try
                        (bencode/read-message in)
                        (catch ExceptionInfo e
-                         (deliver ending 1)
-                         (complain (ex-message e)))
+                         (give-up pod (ex-message e)))
                        (catch IOException e
-                         (deliver ending 1)
-                         (complain "The input cannot be read: " (ex-message e)))
+                         (give-up pod "The input cannot be read: " (ex-message e)))
                        (catch OutOfMemoryError _
-                         (deliver ending 1)
-                         (complain "The pod has too little memory for a message")))]
+                         (give-up pod "The pod has too little memory for a message")))]
       (do (handle pod message)
           (when-not (realized? ending) (recur)))
       (deliver ending 0))))

@@ -58,28 +58,26 @@
 (defn- digit? [^long b] (<= 48 b 57))
 
 (defn- number
-  "The digits up to a byte that ends them. `first` is the first of them, read before."
-  ^long [source ^long first ^long end]
-  (when-not (digit? first)
-    (refuse (str "Not bencode: " (shown first) " where a digit is expected")))
-  (loop [n (- first 48)]
-    (let [b (byte-of source)]
-      (cond
-        (= b end) n
-        (and (zero? n) (digit? b)) (refuse "Not bencode: a number that begins with 0")
-        (not (digit? b)) (refuse (str "Not bencode: " (shown b) " within a number"))
-        (< 922337203685477579 n) (refuse "Not bencode: a number that does not fit into 64 bits")
-        :else (recur (+ (* 10 n) (- b 48)))))))
+  "The number that stands before a byte that ends it; `sign` is \"\" or \"-\". `first` is its first digit, read before."
+  ^long [source sign first end]
+  (loop [digits (StringBuilder. ^String sign) b (long first)]
+    (cond
+      (digit? b) (if (< (.length digits) 20) ; no 64 bits have more
+                   (recur (.append digits (char b)) (byte-of source))
+                   (refuse "Not bencode: a number that does not fit into 64 bits"))
+      (not= b (int end)) (refuse (str "Not bencode: " (shown b) " within a number"))
+      (re-matches #"-?|-0|-?0.+" digits) (refuse (str "Not bencode: a number that is written " (pr-str (str digits))))
+      :else (or (parse-long (str digits))
+                (refuse "Not bencode: a number that does not fit into 64 bits")))))
 
 (defn- integer [source]
   (let [b (byte-of source)]
     (if (= b (int \-))
-      (let [n (number source (byte-of source) (int \e))]
-        (if (zero? n) (refuse "Not bencode: the number -0") (- n)))
-      (number source b (int \e)))))
+      (number source "-" (byte-of source) \e)
+      (number source "" b \e))))
 
 (defn- text [source first]
-  (let [bytes (bytes-of source (number source first (int \:)))]
+  (let [bytes (bytes-of source (number source "" first \:))]
     (try
       (str (.decode (.newDecoder StandardCharsets/UTF_8) (ByteBuffer/wrap bytes)))
       (catch CharacterCodingException _

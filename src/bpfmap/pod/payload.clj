@@ -49,7 +49,7 @@
   (let [args (read-edn text (into {'bpfmap/bytes bytes/->bytes}
                                   (map (fn [tag] [tag #(object tag %)]))
                                   handles/tags))]
-    (when-not (sequential? args)
+    (when-not (or (nil? args) (sequential? args)) ; nil: a client without arguments has no list of them
       (throw (unreadable "The arguments of a call are a vector" nil)))
     (vec args)))
 
