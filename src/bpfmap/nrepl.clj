@@ -16,6 +16,7 @@
             [bpfmap.nrepl.place :as place]
             [bpfmap.nrepl.printing :as printing]
             [bpfmap.nrepl.wire :as wire]
+            [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.tools.cli :as cli]
             [nrepl.server :as server])
@@ -141,6 +142,8 @@
 (defn- prepare-user
   "Gives the namespace in which sessions begin short names for the library."
   []
+  (when-not (io/resource "bpfmap/sys/Native.class")
+    (throw (error/error :not-found "The Java core is not compiled" {:bpfmap/op :nrepl :bpfmap/hint "bin/compiled does that"})))
   (binding [*ns* (create-ns 'user)]
     (refer 'clojure.core)
     (require '[bpfmap.core :as bpf] '[bpfmap.host :as host])))

@@ -121,7 +121,9 @@
 
 ;; --- namespaces, made anew for each client
 
-(intern (create-ns 'babashka.pods) 'invoke
+(load-string "(ns babashka.pods)")
+
+(intern 'babashka.pods 'invoke
         (fn [pod-id var-name args options]
           (invoke (@clients pod-id) var-name args options)))
 
@@ -131,9 +133,8 @@
   (swap! clients assoc (get-in description ["namespaces" 0 "name"]) client)
   (doseq [{:strs [name vars]} (description "namespaces")
           :let [ns-name (symbol name)]]
-    (some-> (find-ns ns-name) ns-name remove-ns)
-    (binding [*ns* (create-ns ns-name)]
-      (refer 'clojure.core)
+    (remove-ns ns-name)
+    (binding [*ns* (load-string (str "(ns " name ") *ns*"))]
       (doseq [{:strs [name code meta]} vars
               :let [sym (symbol name)]]
         (ns-unmap *ns* sym)
@@ -184,8 +185,23 @@
   (let [{:keys [^Process process] :as pod} (start-process options)]
     (merge (over (.getInputStream process) (.getOutputStream process)) pod)))
 
+(defonce ^:private loaded (atom []))
+
+(intern 'babashka.pods 'load-pod
+        (fn [path]
+          (assert (= "bin/pod-bpfmap" path))
+          (let [client (start)]
+            (swap! loaded conj client)
+            {:pod/id (get-in client [:description "namespaces" 0 "name"])})))
+
 (defn stop
   "Ends a pod as Babashka does: shutdown, and waiting for the process."
   [client]
   (send-text client (encode {"op" "shutdown" "id" "last"}))
   (exit client))
+
+(defn stop-loaded
+  "Ends the pods that `babashka.pods/load-pod` has started; returns their exit codes."
+  []
+  (let [[clients _] (reset-vals! loaded [])]
+    (mapv stop clients)))
