@@ -53,14 +53,17 @@
     (when-not (#{:socket :port :trust-all-local-users} k)
       (refuse (str "Unknown option " (pr-str (error/shown k))) "start takes :socket, or :port and :trust-all-local-users")))
   (cond
-    (and socket (or port trust-all-local-users)) (refuse "A server has a socket or a port, not both" nil)
+    (and socket (or port trust-all-local-users))
+    (refuse "A server has a socket or a port, not both" nil)
     (and port (not trust-all-local-users))
     (refuse "A TCP port is open to every user and program of this host, who could then run code as this process's user"
             "leave out the port, for a socket that only this user reaches; or say :trust-all-local-users true as well")
-    (and trust-all-local-users (not port)) (refuse ":trust-all-local-users is of a :port, and there is none" nil)
-    (and port (not (and (int? port) (<= 0 (long port) 65535)))) (refuse (str "Not a port: " (pr-str (error/shown port)))
-                                                                         "it is a number from 0 to 65535; 0 takes any that is free")
-    (not (or socket port)) (refuse "A server needs a :socket" nil)))
+    (and trust-all-local-users (not port))
+    (refuse ":trust-all-local-users is of a :port, and there is none" nil)
+    (and port (not (and (int? port) (<= 0 (long port) 65535))))
+    (refuse (str "Not a port: " (pr-str (error/shown port))) "it is a number from 0 to 65535; 0 takes any that is free")
+    (not (or socket port))
+    (refuse "A server needs a :socket" nil)))
 
 ;; A server: `address` is `{:socket path}` or `{:port n}`, `url` where clients find it.
 (defrecord Server [address url listener]

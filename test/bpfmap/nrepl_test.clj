@@ -55,6 +55,9 @@
   (let [{:keys [value] :as answer} (answers transport (merge {:op "eval" :code code} more))]
     (if value (last value) answer)))
 
+(defn- set-mode [file permissions]
+  (Files/setPosixFilePermissions (.toPath (io/file file)) (PosixFilePermissions/fromString permissions)))
+
 (defn- soon
   "Whether something comes to be true within a minute."
   [f]
@@ -76,7 +79,8 @@
       (let [id (session t)]
         (evaluated t "(def answer 42)" :session id)
         (is (= "42" (evaluated t "answer" :session id)))
-        (is (= {:out "hi\n" :value ["nil"]} (select-keys (answers t {:op "eval" :code "(println \"hi\")" :session id}) [:out :value])))
+        (is (= {:out "hi\n" :value ["nil"]}
+               (select-keys (answers t {:op "eval" :code "(println \"hi\")" :session id}) [:out :value])))
         (is (str/includes? (:err (answers t {:op "eval" :code "(/ 1 0)" :session id})) "Divide by zero"))
         (is (every? (:ops (answers t {:op "describe"})) [:clone :eval :load-file :interrupt :completions :lookup :stdin]))
         (is (contains? (:status (answers t {:op "close" :session id})) "session-closed"))))))
@@ -180,21 +184,21 @@
       (let [directory (.getParentFile (io/file socket))
             home (.getParentFile directory)
             touched (io/file home "touched")
-            touch (str "(spit \"" touched "\" 1)")
-            open (fn [file permissions] (Files/setPosixFilePermissions (.toPath (io/file file)) (PosixFilePermissions/fromString permissions)))]
-        (open home "rwxr-xr-x") ; what keeps others out is the socket's directory alone
+            touch (str "(spit \"" touched "\" 1)")]
+        (set-mode home "rwxr-xr-x") ; what keeps others out is the socket's directory alone
         (testing "root gets in"
           (is (str/includes? (knocking nil socket "(+ 1 2)") "5:value1:3")))
         (testing "the directory keeps another user out"
           (is (= "connect: Permission denied\n" (knocking "65534" socket touch)))
           (is (= "" (str said)) "and the server does not even notice"))
         (testing "the socket does so too, when the directory is opened"
-          (open directory "rwxrwxrwx")
+          (set-mode directory "rwxrwxrwx")
           (is (= "connect: Permission denied\n" (knocking "65534" socket touch))))
         (testing "and the kernel says who connects, when the socket is opened as well"
-          (open socket "rwxrwxrwx")
+          (set-mode socket "rwxrwxrwx")
           (is (= "user 65534: nothing\n" (knocking "65534" socket touch)))
-          (is (soon #(re-find #"^bpfmap nrepl: A connection of the user \S+ was refused: only root and the server's own user are let in\n$"
+          (is (soon #(re-find (re-pattern (str "^bpfmap nrepl: A connection of the user \\S+ was refused: "
+                                               "only root and the server's own user are let in\n$"))
                               (str said))))
           (is (soon #(zero? (listener/connection-count (:listener server))))))
         (testing "a user without a name as well"
@@ -212,9 +216,9 @@
       (with-open [_ ^Closeable (fixture/unprivileged #(start-at socket (StringWriter.)))]
         (is (str/includes? (knocking "65534" socket "(+ 1 2)") "5:value1:3"))
         (is (str/includes? (knocking nil socket "(+ 1 2)") "5:value1:3"))
-        (Files/setPosixFilePermissions (.toPath (io/file home "own")) (PosixFilePermissions/fromString "rwxr-xr-x"))
-        (Files/setPosixFilePermissions (.toPath (io/file socket)) (PosixFilePermissions/fromString "rw-rw-rw-"))
-        (Files/setPosixFilePermissions (.toPath home) (PosixFilePermissions/fromString "rwxr-xr-x"))
+        (set-mode (io/file home "own") "rwxr-xr-x")
+        (set-mode socket "rw-rw-rw-")
+        (set-mode home "rwxr-xr-x")
         (is (= "user 54321: nothing\n" (knocking "54321" socket "(+ 1 2)"))))
       (finally
         (run! #(.delete ^File %) (reverse (file-seq home)))))))
@@ -226,9 +230,12 @@
               "leave out the port, for a socket that only this user reaches; or say :trust-all-local-users true as well")
          (:message (error-of (nrepl/start {:port 0})))))
   (doseq [[options message] [[{:trust-all-local-users true} ":trust-all-local-users is of a :port, and there is none"]
-                             [{:socket "/run/x/y" :port 1 :trust-all-local-users true} "A server has a socket or a port, not both"]
-                             [{:port 65536 :trust-all-local-users true} "Not a port: 65536: it is a number from 0 to 65535; 0 takes any that is free"]
-                             [{:port 0 :trust-all-local-users true :bind "0.0.0.0"} "Unknown option :bind: start takes :socket, or :port and :trust-all-local-users"]
+                             [{:socket "/run/x/y" :port 1 :trust-all-local-users true}
+                              "A server has a socket or a port, not both"]
+                             [{:port 65536 :trust-all-local-users true}
+                              "Not a port: 65536: it is a number from 0 to 65535; 0 takes any that is free"]
+                             [{:port 0 :trust-all-local-users true :bind "0.0.0.0"}
+                              "Unknown option :bind: start takes :socket, or :port and :trust-all-local-users"]
                              [{} "A server needs a :socket"]]]
     (is (= [:invalid-value message] ((juxt :bpfmap/error :message) (error-of (nrepl/start options)))))))
 
@@ -239,7 +246,8 @@
       (with-open [t ^Closeable (client/url-connect (:url server))]
         (is (= "3" (evaluated t "(+ 1 2)"))))
       (is (= ["0100007F"] (distinct (keep #(second (re-find (re-pattern (format "^ *\\d+: (\\w+):%04X .* 0A " port)) %))
-                                          (mapcat #(str/split-lines (Files/readString (.toPath (io/file %)))) ["/proc/net/tcp" "/proc/net/tcp6"]))))
+                                          (mapcat #(str/split-lines (Files/readString (.toPath (io/file %))))
+                                                  ["/proc/net/tcp" "/proc/net/tcp6"]))))
           "as the kernel has it: 127.0.0.1")
       (testing "a port that is taken"
         (is (= [:busy (str "The port " port " cannot be had: Address already in use")]
@@ -271,7 +279,8 @@
                  (.close ^Closeable server) ; twice is fine
                  (with-open [again ^Closeable (nrepl/start {:socket socket})]
                    (is (some? again) "and the name is free")
-                   (is (= :exists (:bpfmap/error (error-of (nrepl/start {:socket socket})))) "but not taken from a server that has it")
+                   (is (= :exists (:bpfmap/error (error-of (nrepl/start {:socket socket}))))
+                       "but not taken from a server that has it")
                    (with-open [t ^Closeable (client/connect :socket socket)]
                      (is (= "3" (evaluated t "(+ 1 2)")))))))]
     (is (true? gone))))

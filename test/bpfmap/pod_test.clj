@@ -118,35 +118,18 @@
            (:message (error-of (script c '(try (macroexpand '(bpf/with-open [a] 1))
                                                (catch Exception e (throw (or (ex-cause e) e)))))))))))
 
-(def ^:private counting
-  "Instructions that count runs in the map `counts`."
-  '[[:stw [:r10 -4] 0]
-    [:lddw :r1 counts]
-    [:mov64 :r2 :r10]
-    [:add64 :r2 -4]
-    [:call :map-lookup-elem]
-    [:jeq :r0 0 :out]
-    [:mov64 :r1 1]
-    [:atomic-add64 [:r0 0] :r1]
-    :out
-    [:mov64 :r0 0]
-    [:exit]])
-
 (kernel-test what-is-open-goes-in-as-its-handle-wherever-it-stands
   (with-pod [c]
-    (is (= [0 1 1 :raw-tracepoint "sys_enter" 1]
+    (is (= [0 7 :raw-tracepoint "sys_enter" 1]
            (script c
-             (list 'bpf/with-open
-                   ['counts '(bpf/create {:type :array :key :u32 :value :u64 :max-entries 1})
-                    'p (list 'prog/load {:type :raw-tracepoint :insns counting})
-                    'outer '(bpf/create {:type :array-of-maps :key :u32 :max-entries 2 :contents {0 counts}
-                                         :inner-map {:type :array :key :u32 :value :u64 :max-entries 1}})]
-                   '(let [{:keys [return]} (prog/test-run p)
-                          n (bpf/lookup counts 0)]
-                      (bpf/with-open [again (bpf/open (bpf/lookup outer 0) {:key :u32 :value :u64})
-                                      a (prog/attach-raw-tracepoint p "sys_enter")]
-                        [return n (min 1 (bpf/lookup again 0)) (:type (prog/info p)) (:tracepoint (prog/info a))
-                         (count (host/programs-using counts))]))))))))
+             '(bpf/with-open [inner (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1 :contents {0 7}})
+                              p (prog/load {:type :raw-tracepoint :insns [[:lddw :r1 inner] [:mov64 :r0 0] [:exit]]})
+                              outer (bpf/create {:type :array-of-maps :key :u32 :max-entries 2 :contents {0 inner}
+                                                 :inner-map {:type :array :key :u32 :value :u64 :max-entries 1}})
+                              again (bpf/open (bpf/lookup outer 0) {:key :u32 :value :u64})
+                              a (prog/attach-raw-tracepoint p "sys_enter")]
+                [(:return (prog/test-run p)) (bpf/lookup again 0) (:type (prog/info p)) (:tracepoint (prog/info a))
+                 (count (host/programs-using inner))]))))))
 
 (kernel-test a-function-that-returns-its-map-returns-its-handle
   (with-pod [c]
@@ -160,7 +143,8 @@
 (kernel-test a-value-comes-out-as-the-one-that-went-in
   (let [value {:a 18446744073709551615N :c \space :d ##Inf :e "ü \"\\\n€" :f "10.0.0.1" :g :on :h (bpf/->bytes "00 ff 7f")}
         spec {:type :array :key :u32 :max-entries 2
-              :value [:struct [:a :u64] [:c :char] [:d :f64] [:e [:string 16]] [:f :ipv4] [:g [:enum :u32 {:on 1}]] [:h [:bytes 3]]]}]
+              :value [:struct [:a :u64] [:c :char] [:d :f64] [:e [:string 16]] [:f :ipv4] [:g [:enum :u32 {:on 1}]]
+                      [:h [:bytes 3]]]}]
     (with-pod [c]
       (let [m (client/invoke c 'pod.bpfmap.core/create [spec] {})]
         (client/invoke c 'pod.bpfmap.core/put! [m 0 value] {})
@@ -311,7 +295,8 @@
    ["d2:op268435456:x" "The message is longer than 268435456 bytes"]
    ["d2:op200000000:x" "The input ends within a message"]
    ["d2:op2:\u00ff\u00fee" "A text in the message is not UTF-8"]
-   [(str "d2:op" (apply str (repeat 100000 "l"))) "Not bencode that a pod takes: more than 64 lists or dictionaries within one another"]])
+   [(str "d2:op" (apply str (repeat 100000 "l")))
+    "Not bencode that a pod takes: more than 64 lists or dictionaries within one another"]])
 
 (deftest input-that-is-no-message-ends-the-pod-with-a-line
   (doseq [[text message] no-messages]

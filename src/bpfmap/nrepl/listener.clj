@@ -123,7 +123,9 @@
         (listening server {:refusal #(refusal may? %) :serve serve :complain complain} #(place/release claim))))))
 
 (defn tcp
-  "Listens on a TCP port of the loopback address, 0 for any that is free. Any user of this host can connect. As [[unix]] otherwise."
+  "Listens on a TCP port of the loopback address, 0 for any that is free, to which any user of this host can connect.
+
+  As [[unix]] otherwise."
   ^Closeable [port {:keys [serve complain]}]
   (let [server (ServerSocketChannel/open StandardProtocolFamily/INET)
         loopback (InetAddress/getByAddress (byte-array [127 0 0 1]))]

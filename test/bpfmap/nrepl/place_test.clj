@@ -70,7 +70,8 @@
         (set-mode open permissions)
         (let [[error message] (refusal home (str open "/nrepl.sock"))]
           (is (= :permission error) permissions)
-          (is (re-find #"^~/open is open to other users \(mode 0\d+\): the socket needs a directory of its own with mode 0700" message)))
+          (is (re-find #"^~/open is open to other users \(mode 0\d+\): the socket needs a directory of its own with mode 0700"
+                       message)))
         (is (= permissions (mode open)) "and left as it is")))))
 
 (kernel-test a-directory-of-another-user-is-refused
@@ -78,13 +79,15 @@
     (let [theirs (doto (io/file home "theirs") (.mkdir) (set-mode "rwx------") own)]
       (is (= [:permission "~/theirs belongs to another user (65534): the socket needs a directory of this user's"]
              (refusal home (str theirs "/nrepl.sock"))))
-      (is (= [:permission "~/theirs belongs to another user (65534), who could put something else in the place of ~/theirs/own: choose another place"]
+      (is (= [:permission (str "~/theirs belongs to another user (65534), who could put something else in the place of ~/theirs/own: "
+                               "choose another place")]
              (refusal home (str theirs "/own/nrepl.sock")))))))
 
 (deftest a-directory-below-one-that-others-write-is-refused
   (with-home [home]
     (let [shared (doto (io/file home "shared") (.mkdir) (set-mode "rwxrwxrwx"))]
-      (is (= [:permission "~/shared can be written by other users (mode 0777), who could put something else in the place of ~/shared/own: choose another place"]
+      (is (= [:permission (str "~/shared can be written by other users (mode 0777), who could put something else in the place of "
+                               "~/shared/own: choose another place")]
              (refusal home (str shared "/own/nrepl.sock"))))
       (is (empty? (.list shared)))
       (testing "unless it is sticky, as /tmp is"
@@ -106,7 +109,8 @@
       (link (io/file home "mine") real)
       (is (= (path (io/file real "own" "nrepl.sock")) (place/in-private-directory (str home "/mine/own/nrepl.sock") true)))
       (own (link (io/file sticky "theirs") real))
-      (is (= [:permission "~/sticky/theirs belongs to another user (65534), who could put something else in the place of ~/sticky/theirs/own: choose another place"]
+      (is (= [:permission (str "~/sticky/theirs belongs to another user (65534), who could put something else in the place of "
+                               "~/sticky/theirs/own: choose another place")]
              (refusal home (str sticky "/theirs/own/nrepl.sock")))))))
 
 (deftest a-file-in-the-place-of-the-directory-is-refused
@@ -119,7 +123,8 @@
   (with-home [home]
     (doseq [bad ["nrepl.sock" "" "/" "/nrepl.sock" (str home "/../x/nrepl.sock") (str home "/x/..")]]
       (is (= :invalid-value (first (refusal home bad))) bad))
-    (is (re-find #"^The path of the socket is longer than 107 bytes: " (second (refusal home (str home "/" (apply str (repeat 60 "ü")) "/s")))))
+    (is (re-find #"^The path of the socket is longer than 107 bytes: "
+                 (second (refusal home (str home "/" (apply str (repeat 60 "ü")) "/s")))))
     (is (= [:not-found "There is no directory ~/a/b"] (refusal home (str home "/a/b/c/nrepl.sock"))))))
 
 ;; --- the name
