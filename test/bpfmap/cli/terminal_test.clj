@@ -107,13 +107,11 @@
 ;; --- what takes its time
 
 (kernel-test what-takes-more-than-a-second-says-how-far-it-is
-  (with-open [m ^Closeable (bpf/create {:name "terminal_large" :type :array :value :u64 :max-entries 2000000})]
+  (with-open [m ^Closeable (bpf/create {:name "terminal_large" :type :array :value :u64 :max-entries 1000000})]
     (on-terminal [80 10]
       (type-line (str "$bpfmap dump " (:id (bpf/info m)) " --stream --json > /dev/null; echo ended $?"))
       (wait-for (line? #"^dump: \d+ entries, \d+ s$"))
-      (is (not-any? #(re-find #"^dump:" %) (wait-for (line? #"^ended 0"))) "and wipes it away")
-      (is (= ["0"] (run-line (str "$bpfmap dump " (:id (bpf/info m)) " --stream --json 2>&1 >/dev/null | wc -c")))
-          "elsewhere it says nothing"))))
+      (is (not-any? #(re-find #"^dump:" %) (wait-for (line? #"^ended 0"))) "and wipes it away"))))
 
 ;; --- what is live
 
