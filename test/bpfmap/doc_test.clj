@@ -1,6 +1,7 @@
 (ns bpfmap.doc-test
   "The guide's transcripts are evaluated again, and its tables are made from the rules."
   (:require [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.pod-client :as pod-client]
             [bpfmap.rules :as rules]
             [bpfmap.transcript :as transcript]
             [clojure.string :as str]
@@ -55,3 +56,12 @@
       (is (= (str/split-lines (transcript/comparable text))
              (str/split-lines (transcript/comparable (evaluated text)))))
       (is (= before (fixture/open-descriptors))))))
+
+(kernel-test the-pod's-transcripts-print-what-they-say
+  (let [text (slurp "doc/pod.md")]
+    (is (< 20 (count (re-seq #"(?m)^user=> " text))))
+    (try
+      (is (= (str/split-lines (transcript/comparable text))
+             (str/split-lines (transcript/comparable (transcript/evaluate text)))))
+      (finally
+        (is (= [0] (pod-client/stop-loaded)))))))
