@@ -194,7 +194,7 @@
   (passes (reduce (fn [sum entry] (+ (long sum) (low-of-view (val entry)))) 0 m)))
 
 (defn- typed-walk [{m :typed}]
-  (passes (store/reduce-entries m (fn [sum _ value] (+ (long sum) (low value))) 0 {:reader :walk})))
+  (passes (store/reduce-entries m (fn [sum _ value] (+ (long sum) (low value))) 0 :walk)))
 
 ;; --- the table
 

@@ -57,31 +57,22 @@ public final class Batch implements Reader {
     private boolean ended;
 
     /**
-     * Reads a map whose keys are not gone through in an order of theirs, in chunks of its own choice.
-     *
      * @param fd the open map
      * @param command {@link Abi#BPF_MAP_LOOKUP_BATCH} or {@link Abi#BPF_MAP_LOOKUP_AND_DELETE_BATCH}
      * @param keySize bytes of a key
      * @param valueSize bytes that the kernel writes for one value; see {@link Elements}
      * @param maxEntries the map's limit, beyond which no chunk need grow
      * @param flags for every element, such as {@link Abi#BPF_F_LOCK}
-     */
-    public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags) {
-        this(fd, command, keySize, valueSize, maxEntries, flags, 0);
-    }
-
-    /**
-     * @param entries how many entries to ask for at a time, to begin with; 0 for its own choice
-     */
-    public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, long entries) {
-        this(fd, command, keySize, valueSize, maxEntries, flags, entries, Order.NONE);
-    }
-
-    /**
      * @param order of the keys
      */
-    public Batch(
-            Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, long entries, Order order) {
+    public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, Order order) {
+        this(fd, command, keySize, valueSize, maxEntries, flags, order, Math.max(1, CHUNK_BYTES / (keySize + valueSize)));
+    }
+
+    /**
+     * @param entries how many entries to ask for at a time, to begin with
+     */
+    public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, Order order, long entries) {
         this.fd = fd;
         this.command = command;
         this.keySize = keySize;
@@ -92,7 +83,7 @@ public final class Batch implements Reader {
         this.last = arena.allocate(Math.max(keySize, 1), 8);
         this.cursor = arena.allocate(Math.max(keySize, SMALLEST_CURSOR), 8).address();
         this.nextCursor = arena.allocate(Math.max(keySize, SMALLEST_CURSOR), 8).address();
-        allocate(Math.clamp(entries > 0 ? entries : CHUNK_BYTES / (keySize + valueSize), 1, Math.max(1, maxEntries)));
+        allocate(Math.clamp(entries, 1, Math.max(1, maxEntries)));
     }
 
     private void allocate(long entries) {

@@ -142,8 +142,11 @@
 
   `options` are those of [[walk]], with `:taking?` to delete what is read, and `:chunk`, how many entries to begin with."
   ^Reader [^Fd fd key-size value-size {:keys [max-entries flags order taking? chunk]}]
-  (Batch. fd (if taking? Abi/BPF_MAP_LOOKUP_AND_DELETE_BATCH Abi/BPF_MAP_LOOKUP_BATCH)
-          (long key-size) (long value-size) (long max-entries) (long flags) (long (or chunk 0)) ^Order (orders order)))
+  (let [command (if taking? Abi/BPF_MAP_LOOKUP_AND_DELETE_BATCH Abi/BPF_MAP_LOOKUP_BATCH)
+        order ^Order (orders order)]
+    (if chunk
+      (Batch. fd command (long key-size) (long value-size) (long max-entries) (long flags) order (long chunk))
+      (Batch. fd command (long key-size) (long value-size) (long max-entries) (long flags) order))))
 
 (defn walk
   "A reader of the whole map key by key, for kernels and types without batches. Close it.
