@@ -40,7 +40,8 @@
   "What a pod does not offer of these namespaces, and why not."
   '{bpfmap.core {memory "shared memory does not reach another process as EDN"}
     bpfmap.host {kernel-btf "a BTF object is megabytes, and no data", module-btf "as kernel-btf", btf-by-id "as kernel-btf"
-                 load-btf "as kernel-btf"}
+                 load-btf "as kernel-btf"
+                 explore "what leads on from its data are functions"}
     bpfmap.feature {unsupported "for errors, whose hints have it"}
     bpfmap.prog {types "a table, no function", attach-types "a table, no function"}
     bpfmap.type {scalars "a table, no function", ->generator "a generator is no data"}})
