@@ -39,6 +39,12 @@
                (data source op {:bpfmap/hint "it was unmapped before or during this access; (memory m) maps it again"})
                cause))
 
+(defn check-open
+  "Throws `:closed` for memory that is unmapped, where nothing of it is read that would."
+  [source op]
+  (when (closed? source)
+    (throw (closed source op nil))))
+
 (defn failed
   "What an access threw, as an error of this library where it is one that memory throws."
   ^Throwable [source op ^Throwable e]

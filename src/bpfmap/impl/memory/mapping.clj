@@ -4,10 +4,12 @@
             [bpfmap.error :as error]
             [bpfmap.impl.memory.range :as range]
             [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.maps :as maps]
             [bpfmap.impl.sys.regions :as regions]
             [bpfmap.rules :as rules])
   (:import (bpfmap.impl.memory.range Memory)
-           (bpfmap.sys Fd)
+           (bpfmap.sys Fd Region)
+           (clojure.lang ExceptionInfo)
            (java.lang.foreign MemorySegment)
            (java.util.concurrent.atomic AtomicBoolean AtomicLong AtomicReference)))
 
@@ -64,15 +66,34 @@
     (when (and memory (not (range/closed? memory)))
       memory)))
 
+(defn- for-mapping
+  "Calls f with a descriptor that the kernel maps. It maps none that is for reading alone, not even for reading (mm/mmap.c, do_mmap,
+  which clears VM_SHARED; then bpf_map_mmap refuses): for that, another descriptor is opened for the moment."
+  [^Mapping mapping facts f]
+  (if (= :read-only (.-access mapping))
+    (let [fd (try
+               (maps/by-id (:id (.-identity mapping)) :read-write facts)
+               (catch ExceptionInfo e
+                 (throw (error/error (:bpfmap/error (ex-data e)) (str "Another descriptor of map " (:id (.-identity mapping)) " cannot be opened")
+                                     (assoc (ex-data e) :bpfmap/hint
+                                            (str "the kernel maps no descriptor that is for reading alone, and opening another takes "
+                                                 "CAP_SYS_ADMIN; open the map with {:access :read-write}"))
+                                     e))))]
+      (try
+        (f fd)
+        (finally (sys/close fd))))
+    (f (.-fd mapping))))
+
 (defn- map-now ^Memory [^Mapping mapping]
   (let [{:keys [type] :as spec} (.-spec mapping)
         identity (.-identity mapping)
         arena? (= :arena type)
         ^AtomicLong address (.-address mapping)
-        region (regions/map-memory (.-fd mapping) (size spec) (if arena? (.get address) 0)
-                                   {:op :memory :map identity :type type :access (.-access mapping)})]
+        facts {:op :memory :map identity :type type :access (.-access mapping)}
+        region (for-mapping mapping facts
+                            #(regions/map-memory % (size spec) (if arena? (.get address) 0) (not= :read-only (.-access mapping)) facts))]
     (when arena?
-      (.set address (.address ^MemorySegment (.segment region))))
+      (.set address (.address ^MemorySegment (.segment ^Region region))))
     (range/whole region identity arena?)))
 
 (defn- ensured

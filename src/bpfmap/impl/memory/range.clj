@@ -135,8 +135,8 @@
         total (.byteSize segment)
         offset (long (access/within (.-source m) :slice offset (or size 0) total))
         size (long (or size (- total offset)))]
-    (accessing [(.-source m) :slice]
-      (Memory. (.-source m) (.asSlice segment offset size) (+ (.-from m) offset) true))))
+    (access/check-open (.-source m) :slice)
+    (Memory. (.-source m) (.asSlice segment offset size) (+ (.-from m) offset) true)))
 
 (defn close
   "Unmaps memory, now; closing twice is fine. A part cannot be closed, since others use the rest."
@@ -207,9 +207,8 @@
   ^ByteBuffer [^Memory m]
   (let [^MemorySegment segment (.-segment m)]
     (as-int m :byte-buffer (.byteSize segment) "a buffer")
-    (accessing [(.-source m) :byte-buffer]
-      (when (access/closed? (.-source m)) (throw (access/closed (.-source m) :byte-buffer nil)))
-      (.order (.asByteBuffer segment) (ByteOrder/nativeOrder)))))
+    (access/check-open (.-source m) :byte-buffer)
+    (.order (.asByteBuffer segment) (ByteOrder/nativeOrder))))
 
 ;; --- for people
 

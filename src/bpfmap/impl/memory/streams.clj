@@ -50,7 +50,7 @@
         closed (AtomicBoolean.)
         check-channel (fn []
                         (when (.get closed) (throw (ClosedChannelException.)))
-                        (when (access/closed? source) (throw (access/closed source :channel nil))))
+                        (access/check-open source :channel))
         left #(max 0 (- size (.get place)))
         stretch (fn ^ByteBuffer [n] (.asByteBuffer (.asSlice segment (.get place) (long n))))]
     (reify SeekableByteChannel

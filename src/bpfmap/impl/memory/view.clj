@@ -155,10 +155,17 @@
         at (access/within source op offset (shape/size-of shape) (.byteSize ^MemorySegment (.-segment m)))]
     (make source (access/segment source) (+ (.-from m) (long at)) shape [])))
 
+(defn- in-words
+  "The type of a shape, in a few words."
+  [{:keys [kind type element count]}]
+  (if (= :array kind)
+    (str "[:array " (type/summary (:type element)) " " count "]")
+    (type/summary type)))
+
 (defn- no-part ^Throwable [v k op]
   (let [{:keys [source]} (place v)
-        {:keys [kind count members type]} (shape-of v)
-        what (str (pr-str (error/shown k)) " of " (type/summary type) " in the memory of " (access/described source))]
+        {:keys [kind count members] :as shape} (shape-of v)
+        what (str (pr-str (error/shown k)) " of " (in-words shape) " in the memory of " (access/described source))]
     (case kind
       :array (if (integer? k)
                (error/error :out-of-range (str "There is no element " what)
@@ -269,9 +276,8 @@
         (pr-str @v)))))
 
 (defn- text ^String [v]
-  (let [{:keys [^Source source ^MemorySegment segment offset]} (place v)
-        {:keys [kind type element count]} (shape-of v)]
-    (str "#<bpf-view " (if (= :array kind) (str "[:array " (type/summary (:type element)) " " count "]") (type/summary type)) " at " offset " of " (access/described source)
+  (let [{:keys [^Source source ^MemorySegment segment offset]} (place v)]
+    (str "#<bpf-view " (in-words (shape-of v)) " at " offset " of " (access/described source)
          (when (.isReadOnly segment) ", read-only")
          (try
            (cond

@@ -11,22 +11,21 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private no-writing
-  "How the kernel refuses to map for writing what can be mapped for reading: a frozen map; one that programs only
-  read, or a descriptor for reading. Source: kernel/bpf/syscall.c, bpf_map_mmap; mm/mmap.c, do_mmap."
+  "How the kernel refuses to map for writing what can be mapped for reading: a frozen map; one that programs only read.
+  Source: kernel/bpf/syscall.c, bpf_map_mmap."
   #{(- Abi/EPERM) (- Abi/EACCES)})
 
 (defn map-memory
-  "Maps the memory of a map, for reading alone where it cannot be written. `address` is where to, 0 for anywhere.
+  "Maps the memory of a map, for reading alone where it cannot be written, or is not to be. `address` is where to, 0 for anywhere.
 
   Needs Linux 5.5, and 6.9 for an arena."
-  ^Region [^Fd fd size address facts]
+  ^Region [^Fd fd size address writable? facts]
   (try
     (let [size (long size)
           address (long address)
-          attempt (fn [writable?] (Region/map fd size (boolean writable?) address))
-          writable (long (attempt true))
+          writable (if writable? (Region/map fd size true address) (long (- Abi/EPERM)))
           read-only? (contains? no-writing writable)
-          mapped (if read-only? (long (attempt false)) writable)]
+          mapped (if read-only? (Region/map fd size false address) writable)]
       (if (neg? mapped)
         (throw (sys/failure "Mapping the memory" mapped (assoc facts :fd fd)))
         (Region/own mapped size read-only?)))
