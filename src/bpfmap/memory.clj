@@ -187,7 +187,7 @@
   The type must fit between the offset and the end of the memory. Nothing is read yet. Throws `:invalid-spec` for a malformed type.
 
       (view memory [:array :u64 1024])
-      (view memory [:struct [:packets :u64] [:bytes :u64]] 64) ;=> #<bpf-view {:packets :bytes} at 64 of map 12 (flows): {…}>"
+      (view memory [:struct [:packets :u64] [:bytes :u64]] 64) ;=> #<bpf-view {:packets :bytes} at 64 of map 12 (counts): {…}>"
   ([memory type] (view memory type 0 nil))
   ([memory type offset] (view memory type offset nil))
   ([memory type offset types] (view/over (range/check memory :view) (shape/shape type types) offset :view)))
