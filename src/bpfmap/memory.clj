@@ -6,7 +6,7 @@
       (with-open [m (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1024 :flags #{:mmapable}})
                   memory (bpf/memory m)]
         (let [counts (mem/elements m)]
-          (mem/add! counts 7 42)   ;=> 0
+          (mem/add! counts 7 42)
           (nth counts 7)           ;=> 42
           (m 7)                    ;=> 42, by a system call: it is the same memory
           (reduce + counts)))      ;=> 42
@@ -250,63 +250,79 @@
       (write! (:enabled (variables data)) true)"
   [m] (variables/variables m))
 
-;; --- atomic
+;; --- atomic: the functions themselves, for one that only calls another would cost as much as they do
 
-(defn get-acquire
+(def ^{:arglists '([view] [view path])} get-acquire
   "Returns a number, and with it whatever was written before it was written by [[set-release!]] or one of the operations below.
 
   As all that follow it takes a view of an integer, or a view and the path to one, of 4 or 8 bytes, aligned to its size, in this processor's
   byte order. Throws `:invalid-value` for any other.
 
       (get-acquire counts 7) ;=> 42"
-  ([view] (atomic/get-acquire view))
-  ([view path] (atomic/get-acquire (view/at view path :get-acquire))))
+  atomic/get-acquire)
 
-(defn set-release!
+(def ^{:arglists '([view x] [view path x])} set-release!
   "Writes a number after everything that this thread wrote before; returns the view of it.
 
       (set-release! ring :head 64)"
-  ([view x] (atomic/set-release! view x))
-  ([view path x] (atomic/set-release! (view/at view path :set-release!) x)))
+  atomic/set-release!)
 
-(defn add!
-  "Adds to a number in one step, whoever else does; returns the number before. It wraps around at its width. What is added may be negative.
+(def ^{:arglists '([view n] [view path n])} add!
+  "Adds to a number in one step, whoever else does; returns the view of it. It wraps around at its width. What is added may be negative.
 
-      (add! counts 7 1) ;=> 41"
-  ([view n] (atomic/add! view n))
-  ([view path n] (atomic/add! (view/at view path :add!) n)))
+      @(add! counts 7 1) ;=> 43"
+  atomic/add!)
 
-(defn exchange!
+(def ^{:arglists '([view x] [view path x])} exchange!
   "Writes a number and returns the one before, in one step.
 
       (exchange! counts 7 0) ;=> 42"
-  ([view x] (atomic/exchange! view x))
-  ([view path x] (atomic/exchange! (view/at view path :exchange!) x)))
+  atomic/exchange!)
 
-(defn compare-and-set!
+(def ^{:arglists '([view expected x] [view path expected x])} compare-and-set!
   "Writes a number if the expected one is there, in one step; returns whether it was.
 
       (compare-and-set! (at state :owner) 0 7) ;=> true"
-  ([view expected x] (atomic/compare-and-set! view expected x))
-  ([view path expected x] (atomic/compare-and-set! (view/at view path :compare-and-set!) expected x)))
+  atomic/compare-and-set!)
 
-(defn bit-or!
-  "Sets the bits of a mask in one step; returns the number before.
+(def ^{:arglists '([view mask] [view path mask])} bit-or!
+  "Sets the bits of a mask in one step; returns the view.
 
-      (bit-or! flags 4) ;=> 1"
-  ([view mask] (atomic/bit-or! view mask))
-  ([view path mask] (atomic/bit-or! (view/at view path :bit-or!) mask)))
+      @(bit-or! flags 4) ;=> 5"
+  atomic/bit-or!)
 
-(defn bit-and!
-  "Clears the bits that a mask has not, in one step; returns the number before.
+(def ^{:arglists '([view mask] [view path mask])} bit-and!
+  "Clears the bits that a mask has not, in one step; returns the view.
 
-      (bit-and! flags -5) ;=> 5"
-  ([view mask] (atomic/bit-and! view mask))
-  ([view path mask] (atomic/bit-and! (view/at view path :bit-and!) mask)))
+      @(bit-and! flags -5) ;=> 1"
+  atomic/bit-and!)
 
-(defn bit-xor!
-  "Turns the bits of a mask around in one step; returns the number before.
+(def ^{:arglists '([view mask] [view path mask])} bit-xor!
+  "Turns the bits of a mask around in one step; returns the view.
 
-      (bit-xor! flags 1) ;=> 1"
-  ([view mask] (atomic/bit-xor! view mask))
-  ([view path mask] (atomic/bit-xor! (view/at view path :bit-xor!) mask)))
+      @(bit-xor! flags 1) ;=> 0"
+  atomic/bit-xor!)
+
+(def ^{:arglists '([view n] [view path n])} fetch-add!
+  "As [[add!]], but returns the number before.
+
+      (fetch-add! counts 7 1) ;=> 42"
+  atomic/fetch-add!)
+
+(def ^{:arglists '([view mask] [view path mask])} fetch-or!
+  "As [[bit-or!]], but returns the number before.
+
+      (fetch-or! flags 4) ;=> 1"
+  atomic/fetch-or!)
+
+(def ^{:arglists '([view mask] [view path mask])} fetch-and!
+  "As [[bit-and!]], but returns the number before.
+
+      (fetch-and! flags -5) ;=> 5"
+  atomic/fetch-and!)
+
+(def ^{:arglists '([view mask] [view path mask])} fetch-xor!
+  "As [[bit-xor!]], but returns the number before.
+
+      (fetch-xor! flags 1) ;=> 1"
+  atomic/fetch-xor!)

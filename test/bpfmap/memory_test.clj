@@ -90,7 +90,7 @@
           (is (= [77 0] [(memory (- end 8)) (memory (dec end))]))
           (is (= 155 (reduce + (mem/view memory [:array :u64 16] four-gib))))
           (is (= [78 77] (seq (mem/copy-to v (- n 2) (long-array 2)))))
-          (is (= 77 (mem/add! (mem/view memory :u64 (- end 8)) 1)))
+          (is (= 78 @(mem/add! (mem/view memory :u64 (- end 8)) 1)))
           (is (str/starts-with? (pr-str (mem/at v (dec n))) (str "#<bpf-view :u64 at " (- end 8) " of map")))
           (doseq [f [#(memory end) #(nth v n) #(mem/view memory :u64 (- end 7)) #(mem/at v n)]]
             (is (= :out-of-range (:bpfmap/error (error-of (f))))))
@@ -161,7 +161,7 @@
   "The lines of a docstring that say what a call returns: [call expected]."
   [doc]
   (for [line (str/split-lines doc)
-        :let [[_ call expected] (re-find #"^ {6}(\(.*\))\s+;=> (.*)$" line)]
+        :let [[_ call expected] (re-find #"^ {6}(@?\(.*\))\s+;=> (.*)$" line)]
         :when call]
     [call expected]))
 
@@ -195,9 +195,8 @@
                 [call expected] (examples (:doc (meta v)))]
           (reset)
           (case sym
-            add! (mem/write! counts 7 41)
-            (bit-or! bit-xor!) (mem/write! (bindings 'flags) 1)
-            bit-and! (mem/write! (bindings 'flags) 5)
+            (bit-or! bit-xor! fetch-or! fetch-xor!) (mem/write! (bindings 'flags) 1)
+            (bit-and! fetch-and!) (mem/write! (bindings 'flags) 5)
             snapshot (mem/write! counts 0 42)
             ->array (do (mem/fill! memory 0) (mem/write! (bindings 'flags) 42))
             nil)

@@ -125,35 +125,30 @@ public final class Blocks {
         };
     }
 
-    /**
-     * The sum of numbers, modulo 2^64. Four sums side by side, since the next addition of one has to wait for the last.
-     */
-    public static long sum(long[] numbers, int n) {
-        long a = 0, b = 0, c = 0, d = 0;
-        int i = 0;
-        for (; i + 3 < n; i += 4) {
-            a += numbers[i];
-            b += numbers[i + 1];
-            c += numbers[i + 2];
-            d += numbers[i + 3];
-        }
-        for (; i < n; i++) {
-            a += numbers[i];
-        }
-        return a + b + c + d;
-    }
+    /** What {@link #sum} returns for numbers that are too large for it. */
+    public static final long TOO_LARGE = Long.MIN_VALUE;
 
-    /** Whether all numbers lie from 0, or where they are signed from -2^52, up to 2^52: so that 512 of them add up without overflow. */
-    public static boolean small(long[] numbers, int n, boolean signed) {
-        long a = 0, b = 0;
-        int i = 0;
-        for (; i + 1 < n; i += 2) {
-            a |= signed ? numbers[i] ^ numbers[i] >> 63 : numbers[i];
-            b |= signed ? numbers[i + 1] ^ numbers[i + 1] >> 63 : numbers[i + 1];
+    /**
+     * The sum of at most 512 numbers from 0, or where they are signed from -2^52, up to 2^52, so that it cannot
+     * overflow; {@link #TOO_LARGE} if another is among them. Such a loop the JIT turns into vector instructions, other than
+     * one that looks for an overflow each time.
+     */
+    public static long sum(long[] numbers, int n, boolean signed) {
+        long sum = 0;
+        long bits = 0;
+        if (signed) {
+            for (int i = 0; i < n; i++) {
+                long x = numbers[i];
+                sum += x;
+                bits |= x ^ x >> 63;
+            }
+        } else {
+            for (int i = 0; i < n; i++) {
+                long x = numbers[i];
+                sum += x;
+                bits |= x;
+            }
         }
-        if (i < n) {
-            a |= signed ? numbers[i] ^ numbers[i] >> 63 : numbers[i];
-        }
-        return (a | b) >>> 52 == 0;
+        return bits >>> 52 == 0 ? sum : TOO_LARGE;
     }
 }

@@ -135,7 +135,7 @@
           1 [(outcome #(reduce (fn ^long [^long acc ^long x] (unchecked-add acc x)) 0 view)) #{expected-sum}]
           2 [(outcome #(vec (mem/copy-to view i (long-array 1)))) #{[x]}]
           3 [(outcome #(mem/get-acquire view i)) #{x}]
-          4 [(outcome #(mem/add! view i 0)) #{x :read-only}]
+          4 [(outcome #(mem/fetch-add! view i 0)) #{x :read-only}]
           5 [(outcome #(do (mem/write! view i x) :written)) #{:written :read-only}]
           6 [(outcome #(mem/compare-and-set! view i x x)) #{true :read-only}]
           7 [(outcome #(.getLong (mem/byte-buffer memory) (* 8 i))) #{x}]

@@ -104,11 +104,11 @@
      (~of-32 (.-segment ~c) (.-offset ~c) ~@(map (fn [b] `(unchecked-int ~b)) bits))))
 
 (defmacro ^:private quickly-or
-  "What a method returns of an unsigned integer of 64 bits that can be written, given Longs: the common case, with no call of a
-  function in it. For all else, `slowly`. `fits` is what the Longs have to satisfy besides.
+  "What `result` makes of what a method returns for an unsigned integer of 64 bits that can be written, given Longs: the common case,
+  with no call of a function in it. For all else, `slowly`. `fits` is what the Longs have to satisfy besides.
 
   It ends with `accessing`, since a `try` that is not the last thing of a function is made a function of its own."
-  [[v op method & longs] fits slowly]
+  [[v op method & longs] fits result slowly]
   (let [c (vary-meta v assoc :tag `Cell)
         primitive (fn [x] `(.longValue ~(vary-meta x assoc :tag `Long)))]
     `(if (and (instance? Cell ~v)
@@ -116,9 +116,18 @@
               ~@(for [x longs] `(instance? Long ~x))
               ~@(for [x longs] `(~fits ~(primitive x))))
        (accessing [(.-source ~c) ~op]
-         (let [before# (~method (.-segment ~c) (.-offset ~c) ~@(map primitive longs))]
-           (if (neg? before#) (scalar/unsigned before#) before#)))
+         (~result ~v (~method (.-segment ~c) (.-offset ~c) ~@(map primitive longs))))
        ~slowly)))
+
+(defmacro ^:private any-bits [_] true)
+(defmacro ^:private no-sign [x] `(<= 0 ~x))
+
+(defmacro ^:private number [_ bits]
+  `(let [bits# ~bits]
+     (if (neg? bits#) (scalar/unsigned bits#) bits#)))
+
+(defmacro ^:private view-itself [v effect]
+  `(do ~effect ~v))
 
 (defn- get-slowly [v op]
   (let [c (cell v op)]
@@ -127,34 +136,34 @@
 
 (defn get-acquire
   "The number, and with it everything that was written before it was written with release."
-  [v]
-  (quickly-or [v :get-acquire Atomics/getAcquire64] nil
-    (get-slowly v :get-acquire)))
+  ([v]
+   (quickly-or [v :get-acquire Atomics/getAcquire64] nil number
+     (get-slowly v :get-acquire)))
+  ([v path] (get-acquire (view/at v path :get-acquire))))
 
 (defn set-release!
   "Writes the number, after everything that was written before."
-  [v x]
-  (let [c (writable v :set-release!)
-        bits (value-bits c :set-release! x)]
-    (accessing [(.-source c) :set-release!]
-      (by-width c [Atomics/setRelease64 Atomics/setRelease32] bits)
-      v)))
+  ([v x]
+   (let [c (writable v :set-release!)
+         bits (value-bits c :set-release! x)]
+     (accessing [(.-source c) :set-release!]
+       (by-width c [Atomics/setRelease64 Atomics/setRelease32] bits)
+       v)))
+  ([v path x] (set-release! (view/at v path :set-release!) x)))
 
 (defn compare-and-set!
   "Writes a number if the expected one is there; whether it was."
-  [v expected x]
-  (let [c (writable v :compare-and-set!)
-        expected (value-bits c :compare-and-set! expected)
-        bits (value-bits c :compare-and-set! x)]
-    (accessing [(.-source c) :compare-and-set!]
-      (by-width c [Atomics/compareAndSet64 Atomics/compareAndSet32] expected bits))))
+  ([v expected x]
+   (let [c (writable v :compare-and-set!)
+         expected (value-bits c :compare-and-set! expected)
+         bits (value-bits c :compare-and-set! x)]
+     (accessing [(.-source c) :compare-and-set!]
+       (by-width c [Atomics/compareAndSet64 Atomics/compareAndSet32] expected bits))))
+  ([v path expected x] (compare-and-set! (view/at v path :compare-and-set!) expected x)))
 
-(defmacro ^:private any-bits [_] true)
-(defmacro ^:private no-sign [x] `(<= 0 ~x))
-
-(defmacro ^:private def-combining
-  "Defines an operation that makes another number of the number and one given, and returns the number before."
-  [name [bits-of fits] doc methods]
+(defmacro ^:private def-changing
+  "Defines an operation that makes another number of the number and one given."
+  [name [bits-of fits] [result slow-result] doc methods]
   (let [op (keyword (str name))
         slowly (symbol (str name "-slowly"))]
     `(do
@@ -162,18 +171,30 @@
          (let [c# (writable v# ~op)
                bits# (~bits-of c# ~op x#)]
            (accessing [(.-source c#) ~op]
-             (from-bits c# (by-width c# ~methods bits#)))))
-       (defn ~name ~doc [~'v ~'x]
-         (quickly-or [~'v ~op ~(first methods) ~'x] ~fits
-           (~slowly ~'v ~'x))))))
+             (~slow-result c# (by-width c# ~methods bits#)))))
+       (defn ~name ~doc
+         ([~'v ~'x]
+          (quickly-or [~'v ~op ~(first methods) ~'x] ~fits ~result
+            (~slowly ~'v ~'x)))
+         ([v# path# x#] (~name (view/at v# path# ~op) x#))))))
 
-(def-combining exchange! [value-bits no-sign] "Writes a number and returns the one before."
+(def-changing exchange! [value-bits no-sign] [number from-bits] "Writes a number and returns the one before."
   [Atomics/getAndSet64 Atomics/getAndSet32])
-(def-combining add! [word-bits any-bits] "Adds to the number, modulo its width; returns the one before."
+
+(def-changing add! [word-bits any-bits] [view-itself view-itself] "Adds to the number, modulo its width; returns the view."
   [Atomics/getAndAdd64 Atomics/getAndAdd32])
-(def-combining bit-or! [word-bits any-bits] "Sets bits of the number; returns the one before."
+(def-changing bit-or! [word-bits any-bits] [view-itself view-itself] "Sets bits of the number; returns the view."
   [Atomics/getAndOr64 Atomics/getAndOr32])
-(def-combining bit-and! [word-bits any-bits] "Keeps only some bits of the number; returns the one before."
+(def-changing bit-and! [word-bits any-bits] [view-itself view-itself] "Keeps only some bits of the number; returns the view."
   [Atomics/getAndAnd64 Atomics/getAndAnd32])
-(def-combining bit-xor! [word-bits any-bits] "Turns bits of the number around; returns the one before."
+(def-changing bit-xor! [word-bits any-bits] [view-itself view-itself] "Turns bits of the number around; returns the view."
+  [Atomics/getAndXor64 Atomics/getAndXor32])
+
+(def-changing fetch-add! [word-bits any-bits] [number from-bits] "As [[add!]]; returns the number before."
+  [Atomics/getAndAdd64 Atomics/getAndAdd32])
+(def-changing fetch-or! [word-bits any-bits] [number from-bits] "As [[bit-or!]]; returns the number before."
+  [Atomics/getAndOr64 Atomics/getAndOr32])
+(def-changing fetch-and! [word-bits any-bits] [number from-bits] "As [[bit-and!]]; returns the number before."
+  [Atomics/getAndAnd64 Atomics/getAndAnd32])
+(def-changing fetch-xor! [word-bits any-bits] [number from-bits] "As [[bit-xor!]]; returns the number before."
   [Atomics/getAndXor64 Atomics/getAndXor32])

@@ -13,7 +13,7 @@
 (set! *unchecked-math* :warn-on-boxed)
 
 (def ^:private ^:const block-size
-  "As many numbers are read ahead of the function: four kilobytes. bpfmap.sys.Blocks/small counts on it."
+  "As many numbers are read ahead of the function: four kilobytes. bpfmap.sys.Blocks/sum counts on it."
   512)
 
 ;; Numbers of one type, `stride` bytes apart. `signed` and `swap` are booleans.
@@ -98,21 +98,18 @@
 
 (def ^:private ^:const far-from-overflow (bit-shift-left 1 62))
 
-(defn- sum
-  "What `(reduce + init xs)` comes to: by machine words as long as they cannot overflow, else by `+` itself."
-  [^Integers xs init from to wide?]
-  (let [block (long-array block-size)
-        signed (not wide?)]
-    (over-blocks [acc init block n] [from to (read-longs xs)]
-      (if (and (instance? Long acc)
-               (< (.longValue ^Long acc) far-from-overflow)
-               (< (- far-from-overflow) (.longValue ^Long acc))
-               (Blocks/small block (int n) (boolean signed)))
-        (unchecked-add (.longValue ^Long acc) (Blocks/sum block (int n)))
-        (if wide?
-          (wide-to-any + acc block n)
-          (longs-to-any + acc block n)))
-      true)))
+(defn- sum-of-block
+  "The sum of a block and what was before, added by `+` itself where machine words could overflow."
+  [acc ^longs block ^long n wide?]
+  (let [sum (if (and (instance? Long acc)
+                     (< (.longValue ^Long acc) far-from-overflow)
+                     (< (- far-from-overflow) (.longValue ^Long acc)))
+              (Blocks/sum block (int n) (not wide?))
+              Blocks/TOO_LARGE)]
+    (cond
+      (not (== sum Blocks/TOO_LARGE)) (+ (.longValue ^Long acc) sum)
+      wide? (wide-to-any + acc block n)
+      :else (longs-to-any + acc block n))))
 
 (defn over-integers
   "Reduces over the integers from number `from` up to `to`."
@@ -121,7 +118,7 @@
         block (long-array block-size)]
     (cond
       (and (identical? + f) (instance? Long init))
-      (sum xs init from to wide?)
+      (over-blocks [acc init block n] [from to (read-longs xs)] (sum-of-block acc block n wide?) false)
 
       (and (instance? IFn$LLL f) (instance? Long init))
       (if wide?

@@ -22,12 +22,12 @@
 
 (set! *warn-on-reflection* true)
 
-(declare make text element field reduce-range overwrite)
+(declare make text element field reduce-range overwrite overwrite-cell)
 
 (defprotocol View
   "What is seen of memory through a type."
   (shape-of [view] "The shape of what is viewed.")
-  (place [view] "Where it is: `{:source :segment :offset :path}`, the path from the view that was made of memory.")
+  (place [view] "Where it is: `{:source :segment :offset :path}`, the path from the view that was made of memory, the last key first.")
   (part [view k] "A view of an element or field, nil where there is none."))
 
 (defprotocol Writable
@@ -42,7 +42,7 @@
   (place [_] {:source source :segment segment :offset offset :path path})
   (part [_ _] nil)
   Writable
-  (write [this x] (overwrite this x))
+  (write [this x] (overwrite-cell this x))
   IDeref
   (deref [_]
     (accessing [source :deref]
@@ -56,7 +56,7 @@
   (place [_] {:source source :segment segment :offset offset :path path})
   (part [_ k]
     (when-let [{at :offset member :shape} (get (:members shape) k)]
-      (make source segment (+ offset (long at)) @member (conj path k))))
+      (make source segment (+ offset (long at)) @member (cons k path))))
   Writable
   (write [this x] (overwrite this x))
   ILookup
@@ -77,13 +77,14 @@
   Object
   (toString [this] (text this)))
 
-(deftype ArrayView [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape ^Codec codec path]
+;; `numbers` is the elements as numbers, for `bpfmap.impl.memory.reducing` and bulk copies; nil where they are none.
+(deftype ArrayView [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape ^Codec codec path numbers]
   View
   (shape-of [_] shape)
   (place [_] {:source source :segment segment :offset offset :path path})
   (part [_ k]
     (when (and (int? k) (<= 0 (long k)) (< (long k) n))
-      (make source segment (+ offset (* (long k) stride)) (:element shape) (conj path k))))
+      (make source segment (+ offset (* (long k) stride)) (:element shape) (cons k path))))
   Writable
   (write [this x] (overwrite this x))
   Counted
@@ -131,29 +132,40 @@
 
 ;; --- making
 
-(defn- atomic-bits
-  "What `atomic` of a cell is."
-  ^long [^MemorySegment segment offset {{:keys [size signed? swap?]} :integer}]
-  (if (and (contains? #{4 8} size)
-           (not swap?)
-           (zero? (rem (+ (.address segment) (long offset)) (long size))))
-    (* (if signed? -1 1) (+ (* 8 (long size)) (if (.isReadOnly segment) 1 0)))
-    0))
+(defn- atomic-here
+  "What `atomic` of a cell is: that of its shape, if it is aligned."
+  ^long [^MemorySegment segment ^long offset shape]
+  (let [bits (long (:atomic shape))]
+    (cond
+      (zero? bits) 0
+      ;; The width in bytes is a power of two.
+      (not (zero? (bit-and (+ (.address segment) offset) (dec (bit-shift-right (abs bits) 3))))) 0
+      (.isReadOnly segment) (if (neg? bits) (dec bits) (inc bits))
+      :else bits)))
+
+(defn- numbers
+  "The elements of an array as numbers; nil where they are none."
+  [segment offset stride {:keys [integer float]}]
+  (cond
+    integer (Integers. segment offset stride (:size integer) (:signed? integer) (:swap? integer))
+    float (Floats. segment offset stride (:size float) (:swap? float))))
 
 (defn- make
   "A view of a shape, which is known to lie within the memory."
-  [source segment offset {:keys [kind codec element count stride] :as shape} path]
-  (case kind
-    :cell (Cell. source segment offset shape codec path (atomic-bits segment offset shape))
-    :struct (StructView. source segment offset shape codec path)
-    :array (ArrayView. source segment offset stride count shape (shape/codec-of element) path)))
+  [source segment offset shape path]
+  (let [kind (:kind shape)]
+    (cond
+      (identical? :cell kind) (Cell. source segment offset shape (:codec shape) path (atomic-here segment offset shape))
+      (identical? :struct kind) (StructView. source segment offset shape (:codec shape) path)
+      :else (let [{:keys [element count stride]} shape]
+              (ArrayView. source segment offset stride count shape (shape/codec-of element) path (numbers segment offset stride element))))))
 
 (defn over
   "A view of a shape at an offset of memory; throws `:out-of-range` where it does not fit."
   [^Memory m shape offset op]
   (let [^Source source (.-source m)
         at (access/within source op offset (shape/size-of shape) (.byteSize ^MemorySegment (.-segment m)))]
-    (make source (access/segment source) (+ (.-from m) (long at)) shape [])))
+    (make source (access/segment source) (+ (.-from m) (long at)) shape nil)))
 
 (defn- in-words
   "The type of a shape, in a few words."
@@ -186,13 +198,16 @@
     (throw (error/error :invalid-value (str "Not a view: " (pr-str (error/shown x)))
                         {:bpfmap/op op :bpfmap/hint "it takes what (view mem type), (elements m) or (variables m) returned"}))))
 
+(defn- part-of [v k op]
+  (or (part v k) (throw (no-part v k op))))
+
 (defn at
   "A view of what a path leads to: a key, or a vector of keys."
   [v path op]
-  (reduce (fn [v k]
-            (or (part v k) (throw (no-part v k op))))
-          (check v op)
-          (if (vector? path) path [path])))
+  (let [v (check v op)]
+    (if (vector? path)
+      (reduce #(part-of %1 %2 op) v path)
+      (part-of v path op))))
 
 ;; --- reading
 
@@ -210,23 +225,23 @@
 (defn reduce-range
   "Reduces over the elements from number `from` up to `to`."
   [^ArrayView v f init from to]
-  (let [segment (.-segment v)
-        offset (.-offset v)
-        stride (.-stride v)
-        {:keys [integer float]} (:element (.-shape v))]
+  (let [numbers (.-numbers v)]
     (accessing [(.-source v) :reduce]
       (cond
-        integer (reducing/over-integers (Integers. segment offset stride (:size integer) (:signed? integer) (:swap? integer)) f init from to)
-        float (reducing/over-floats (Floats. segment offset stride (:size float) (:swap? float)) f init from to)
-        :else (let [^Codec codec (.-codec v)]
+        (instance? Integers numbers) (reducing/over-integers numbers f init from to)
+        (instance? Floats numbers) (reducing/over-floats numbers f init from to)
+        :else (let [^Codec codec (.-codec v)
+                    segment (.-segment v)
+                    offset (.-offset v)
+                    stride (.-stride v)]
                 (reducing/over-elements (fn [^long i] (.decode codec segment (+ offset (* i stride)))) f init from to))))))
 
 ;; --- writing
 
 (defn failed
-  "What writing to a view threw, as an error with the whole path, the operation and the map."
+  "What writing to a view threw, as an error with the whole path, the operation and the map. The last key comes first."
   ^Throwable [^Throwable e identity op path]
-  (sys/in-context (if (seq path) (misfit/deeper e (pop path) (peek path)) e)
+  (sys/in-context (if (seq path) (misfit/deeper e (vec (reverse (rest path))) (first path)) e)
                   {:op op :map identity}))
 
 (defn- write-elements
@@ -240,20 +255,30 @@
 
 (defn- overwrite [v x]
   (let [{:keys [source segment offset path]} (place v)
-        {:keys [^Codec codec at-once? kernel's?] :as shape} (shape-of v)]
+        {:keys [codec kernel's?] :as shape} (shape-of v)]
     (access/check-writable source :write! segment)
     (when kernel's?
       (throw (access/invalid source :write! (str "Not the user's to write: " (type/summary (:type shape)))
                              "the kernel keeps something for itself in it, such as a spin lock; write its other fields one by one")))
     (accessing [source :write!]
       (try
-        (cond
-          at-once? (.encode codec x segment (long offset))
-          codec (regions/encode-whole codec x segment offset)
-          :else (write-elements v x segment))
+        (if codec
+          (regions/encode-whole codec x segment offset)
+          (write-elements v x segment))
         (catch ExceptionInfo e
           (throw (failed e (.-identity ^Source source) :write! path)))))
     v))
+
+(defn- overwrite-cell [^Cell c x]
+  (if (:at-once? (.-shape c))
+    (let [^MemorySegment segment (.-segment c)]
+      (access/check-writable (.-source c) :write! segment)
+      (try
+        (.encode ^Codec (.-codec c) x segment (.-offset c))
+        c
+        (catch ExceptionInfo e (throw (failed e (.-identity ^Source (.-source c)) :write! (.-path c))))
+        (catch IllegalStateException e (throw (access/failed (.-source c) :write! e)))))
+    (overwrite c x)))
 
 ;; --- for people
 

@@ -59,12 +59,16 @@
       :write [x :view]
       :set-release! [x :view]
       :get-acquire [now now]
-      :add! [(wrapped (+ now (bigint x)) shape) now]
+      :add! [(wrapped (+ now (bigint x)) shape) :view]
+      :fetch-add! [(wrapped (+ now (bigint x)) shape) now]
       :exchange! [x now]
       :compare-and-set! (if (= now (bigint x)) [y true] [now false])
-      :bit-or! [(both #(.or ^BigInteger %1 ^BigInteger %2)) now]
-      :bit-and! [(both #(.and ^BigInteger %1 ^BigInteger %2)) now]
-      :bit-xor! [(both #(.xor ^BigInteger %1 ^BigInteger %2)) now])))
+      :bit-or! [(both #(.or ^BigInteger %1 ^BigInteger %2)) :view]
+      :fetch-or! [(both #(.or ^BigInteger %1 ^BigInteger %2)) now]
+      :bit-and! [(both #(.and ^BigInteger %1 ^BigInteger %2)) :view]
+      :fetch-and! [(both #(.and ^BigInteger %1 ^BigInteger %2)) now]
+      :bit-xor! [(both #(.xor ^BigInteger %1 ^BigInteger %2)) :view]
+      :fetch-xor! [(both #(.xor ^BigInteger %1 ^BigInteger %2)) now])))
 
 (defn- perform [cell [op x y]]
   (let [answer (case op
@@ -72,11 +76,15 @@
                  :set-release! (mem/set-release! cell x)
                  :get-acquire (mem/get-acquire cell)
                  :add! (mem/add! cell x)
+                 :fetch-add! (mem/fetch-add! cell x)
                  :exchange! (mem/exchange! cell x)
                  :compare-and-set! (mem/compare-and-set! cell x y)
                  :bit-or! (mem/bit-or! cell x)
+                 :fetch-or! (mem/fetch-or! cell x)
                  :bit-and! (mem/bit-and! cell x)
-                 :bit-xor! (mem/bit-xor! cell x))]
+                 :fetch-and! (mem/fetch-and! cell x)
+                 :bit-xor! (mem/bit-xor! cell x)
+                 :fetch-xor! (mem/fetch-xor! cell x))]
     (if (identical? cell answer) :view answer)))
 
 (def ^:private a-trial
@@ -87,7 +95,7 @@
           word (gen/one-of [n (gen/fmap #(wrapped % [(first shape) true]) n)])]
       (gen/tuple (gen/return t)
                  (gen/vector (gen/one-of [(gen/tuple (gen/elements [:write :set-release! :exchange!]) n)
-                                          (gen/tuple (gen/elements [:add! :bit-or! :bit-and! :bit-xor!]) word)
+                                          (gen/tuple (gen/elements [:add! :bit-or! :bit-and! :bit-xor! :fetch-add! :fetch-or! :fetch-and! :fetch-xor!]) word)
                                           (gen/tuple (gen/return :compare-and-set!) n n)
                                           (gen/return [:get-acquire])
                                           (gen/return [:compare-and-set! :now 7])])
@@ -117,16 +125,18 @@
               memory ^Closeable (bpf/memory m)]
     (let [cell (mem/view memory :u64)]
       (is (instance? Long (mem/exchange! cell 18446744073709551615N)))
-      (is (= 18446744073709551615N (mem/add! cell 1)))
+      (is (= 18446744073709551615N (mem/fetch-add! cell 1)))
       (is (= [0 Long] ((juxt identity class) (mem/get-acquire cell)))))))
 
 (kernel-test a-path-may-follow-the-view
   (with-open [m (an-array {:value [:struct [:a :u32] [:b [:array :u32 2]]]})]
     (let [v (mem/elements m)]
-      (is (= [0 5] [(mem/add! v [3 :b 1] 5) (mem/get-acquire v [3 :b 1])]))
+      (is (= [5 5] [@(mem/add! v [3 :b 1] 5) (mem/get-acquire v [3 :b 1])]))
       (is (= 5 (mem/exchange! v [3 :b 1] 6)))
       (is (true? (mem/compare-and-set! v [3 :b 1] 6 8)))
-      (is (= [8 9 8] [(mem/bit-or! v [3 :b 1] 1) (mem/bit-and! v [3 :b 1] -2) (mem/bit-xor! v [3 :b 1] 3)]))
+      (is (= [9 8 11] [@(mem/bit-or! v [3 :b 1] 1) @(mem/bit-and! v [3 :b 1] -2) @(mem/bit-xor! v [3 :b 1] 3)]))
+      (is (= [11 12 13 9 11] [(mem/fetch-add! v [3 :b 1] 1) (mem/fetch-or! v [3 :b 1] 1) (mem/fetch-and! v [3 :b 1] 9) (mem/fetch-xor! v [3 :b 1] 2)
+                              @(mem/at v [3 :b 1])]))
       (is (= 11 @(mem/set-release! v [3 :b 1] 11)))
       (is (= {:a 0 :b [0 11]} (m 3)))
       (is (= :out-of-range (:bpfmap/error (error-of (mem/add! v [8 :a] 1)))))
@@ -151,7 +161,8 @@
                               [(keyword (str "u64" other-order)) 0 "its bytes are not in the order of this processor"]]
               [op f] {:add! #(mem/add! % 1), :get-acquire mem/get-acquire, :set-release! #(mem/set-release! % 1), :exchange! #(mem/exchange! % 1)
                       :compare-and-set! #(mem/compare-and-set! % 0 1), :bit-or! #(mem/bit-or! % 1), :bit-and! #(mem/bit-and! % 1)
-                      :bit-xor! #(mem/bit-xor! % 1)}]
+                      :bit-xor! #(mem/bit-xor! % 1), :fetch-add! #(mem/fetch-add! % 1), :fetch-or! #(mem/fetch-or! % 1)
+                      :fetch-and! #(mem/fetch-and! % 1), :fetch-xor! #(mem/fetch-xor! % 1)}]
         (testing [t offset op]
           (let [{:keys [message] :bpfmap/keys [error] found :bpfmap/op} (error-of (f (mem/view memory t offset)))]
             (is (= [:invalid-value op] [error found]))
@@ -189,7 +200,8 @@
     (let [memory (bpf/memory m)
           operations {:add! #(mem/add! % 1), :set-release! #(mem/set-release! % 1), :exchange! #(mem/exchange! % 1)
                       :compare-and-set! #(mem/compare-and-set! % 0 1), :bit-or! #(mem/bit-or! % 1), :bit-and! #(mem/bit-and! % 1)
-                      :bit-xor! #(mem/bit-xor! % 1)}
+                      :bit-xor! #(mem/bit-xor! % 1), :fetch-add! #(mem/fetch-add! % 1), :fetch-or! #(mem/fetch-or! % 1)
+                      :fetch-and! #(mem/fetch-and! % 1), :fetch-xor! #(mem/fetch-xor! % 1)}
           cells (map #(mem/view memory %) [:u64 :s64 :u32 :s32])]
       (doseq [cell cells]
         (is (= 7 (mem/get-acquire cell)))

@@ -148,14 +148,15 @@
             (= expected (map #(if (and (= 8 size) (not signed?)) (scalar/unsigned %) %) (take n (drop 2 out)))))))))
 
 (deftest blocks-know-which-numbers-add-up-without-overflow
-  (doseq [[small? signed? numbers] [[true true [0 1 -1 (dec (bit-shift-left 1 52)) (- (bit-shift-left 1 52))]]
-                                    [false true [(bit-shift-left 1 52)]]
-                                    [false true [0 0 0 (dec (- (bit-shift-left 1 52)))]]
-                                    [true false [0 7 (dec (bit-shift-left 1 52))]]
-                                    [false false [-1]]
-                                    [false false [1 2 Long/MIN_VALUE]]
-                                    [true true []]]]
-    (is (= small? (Blocks/small (long-array numbers) (count numbers) signed?)) numbers)))
+  (doseq [[sum signed? numbers] [[(dec (bit-shift-left 1 52)) true [0 1 -1 (dec (bit-shift-left 1 52)) -7 7]]
+                                 [(- (bit-shift-left 1 52)) true [(- (bit-shift-left 1 52))]]
+                                 [Blocks/TOO_LARGE true [(bit-shift-left 1 52)]]
+                                 [Blocks/TOO_LARGE true [0 0 0 (dec (- (bit-shift-left 1 52)))]]
+                                 [(+ 6 (bit-shift-left 1 52)) false [0 7 (dec (bit-shift-left 1 52))]]
+                                 [Blocks/TOO_LARGE false [-1]]
+                                 [Blocks/TOO_LARGE false [1 2 Long/MIN_VALUE]]
+                                 [0 true []]]]
+    (is (= sum (Blocks/sum (long-array numbers) (count numbers) signed?)) numbers)))
 
 (deftest an-odd-size-is-no-integer's
   (is (thrown-with-msg? IllegalArgumentException #"not the size of an integer: 3"

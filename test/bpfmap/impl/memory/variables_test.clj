@@ -84,7 +84,7 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
                 (mem/write! packets 100)
                 (is (= 7 (run 1)))
                 (is (= {:a 101 :b 20} (last 1)))
-                (is (= 101 (mem/add! packets -1)))
+                (is (= 101 (mem/fetch-add! packets -1)))
                 (mem/write! enabled false)
                 (is (= 0 (run 3)))
                 (is (= 100 @packets)))
