@@ -36,6 +36,7 @@
             [bpfmap.impl.memory.bulk :as bulk]
             [bpfmap.impl.memory.folding]
             [bpfmap.impl.memory.mapping :as mapping]
+            [bpfmap.impl.memory.printing]
             [bpfmap.impl.memory.range :as range]
             [bpfmap.impl.memory.shape :as shape]
             [bpfmap.impl.memory.streams :as streams]
@@ -107,6 +108,15 @@
 
       (fill! (slice memory 0 64) 0)"
   [memory x] (range/fill (range/check memory :fill!) x))
+
+(defn populate!
+  "Has the kernel allocate all pages of an arena's memory, or of a slice of it, that are not there yet; returns the memory.
+
+  A page of an arena is allocated when it is first read or written to, and where the kernel cannot do that, it ends the process. This
+  throws `:no-memory` instead. The memory of an array is there from the beginning.
+
+      (populate! (slice memory 0 65536))"
+  [memory] (range/populate (range/check memory :populate!)))
 
 (defn copy-to
   "Copies into a primitive array, and returns it: bytes of memory, or numbers of an array view.

@@ -40,10 +40,20 @@
 (deftest the-table-of-the-guide-is-that-of-the-rules
   (is (= (with-table (slurp guide)) (slurp guide))))
 
-(kernel-test the-guide's-transcripts-print-what-they-say
+(defn- evaluated
+  "Evaluates the transcripts of a page again, and compares what they print, and what they leave open."
+  [page at-least]
   (let [before (fixture/open-descriptors)
-        text (slurp guide)]
-    (is (< 40 (count (re-seq #"(?m)^user=> " text))))
+        text (slurp page)]
+    (is (< at-least (count (re-seq #"(?m)^user=> " text))))
     (is (= (str/split-lines (transcript/comparable text))
            (str/split-lines (transcript/comparable (transcript/evaluate text)))))
+    before))
+
+(kernel-test the-guide's-transcripts-print-what-they-say
+  (let [before (evaluated guide 40)]
     (is (= before (fixture/open-descriptors)))))
+
+(kernel-test the-transcripts-of-the-page-on-memory-print-what-they-say
+  (let [before (evaluated "doc/memory.md" 40)]
+    (is (<= (fixture/open-descriptors) before))))

@@ -62,7 +62,7 @@
     (is (not-any? on-demand requires) (str ns))))
 
 (deftest below-the-edges-clojure-is-all-that-is-needed
-  (let [of-clojure #{'clojure.string 'clojure.set 'clojure.edn 'clojure.java.io 'clojure.core.reducers}]
+  (let [of-clojure #{'clojure.string 'clojure.set 'clojure.edn 'clojure.java.io 'clojure.core.reducers 'clojure.pprint}]
     (doseq [{:keys [ns requires]} @namespaces
             :when (and (< (layer ns) 4) (not (on-demand ns)))
             required requires :when (not (str/starts-with? (str required) "bpfmap."))]

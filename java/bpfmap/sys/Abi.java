@@ -21,6 +21,7 @@ public final class Abi {
     public static final long SYS_BPF = number(321, 280);
     public static final long SYS_CLOSE = number(3, 57);
     public static final long SYS_FCNTL = number(72, 25);
+    public static final long SYS_MADVISE = number(28, 233);
     public static final long SYS_MMAP = number(9, 222);
     public static final long SYS_MUNMAP = number(11, 215);
     public static final long SYS_OPENAT = number(257, 56);

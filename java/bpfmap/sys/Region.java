@@ -27,11 +27,14 @@ import java.util.function.Consumer;
 public final class Region implements AutoCloseable {
     private static final Cleaner CLEANER = Cleaner.create();
 
-    private static final int PROT_READ = 1; // asm-generic/mman-common.h, and these two
+    private static final int PROT_READ = 1; // asm-generic/mman-common.h, and those that follow
     private static final int PROT_WRITE = 2;
     private static final int MAP_SHARED = 1;
     /** Since Linux 4.17; an older kernel takes the address for a wish. */
     private static final int MAP_FIXED_NOREPLACE = 0x100000;
+
+    private static final int MADV_POPULATE_READ = 22;
+    private static final int MADV_POPULATE_WRITE = 23;
 
     private static final long PATIENCE = TimeUnit.SECONDS.toNanos(1);
 
@@ -77,6 +80,18 @@ public final class Region implements AutoCloseable {
     /** Whether the range can only be read. */
     public boolean isReadOnly() {
         return readOnly;
+    }
+
+    /**
+     * Has the kernel make all pages of a part of the range that are not there yet. What it cannot make is an answer here,
+     * and a signal, which ends the JVM, to an access that would need it. Since Linux 5.14.
+     *
+     * @return 0, or the negated errno
+     */
+    public long populate(MemorySegment part, long pageSize) {
+        long from = part.address() & -pageSize;
+        long to = part.address() + part.byteSize();
+        return Native.syscall(Abi.SYS_MADVISE, from, to - from, readOnly ? MADV_POPULATE_READ : MADV_POPULATE_WRITE, 0, 0);
     }
 
     /** Whether the range is unmapped. */

@@ -33,24 +33,24 @@
   (.segment ^Region (.-region source)))
 
 (defn closed
-  "The exception for an access to memory that is unmapped."
-  ^Throwable [source op cause]
+  "The exception for an access to memory that is unmapped. What the JDK throws is not its cause: it would say no more, and a REPL shows
+  the cause alone."
+  ^Throwable [source op]
   (error/error :closed (str "The memory of " (described source) " is closed")
-               (data source op {:bpfmap/hint "it was unmapped before or during this access; (memory m) maps it again"})
-               cause))
+               (data source op {:bpfmap/hint "it was unmapped before or during this access; (memory m) maps it again"})))
 
 (defn check-open
   "Throws `:closed` for memory that is unmapped, where nothing of it is read that would."
   [source op]
   (when (closed? source)
-    (throw (closed source op nil))))
+    (throw (closed source op))))
 
 (defn failed
   "What an access threw, as an error of this library where it is one that memory throws."
   ^Throwable [source op ^Throwable e]
   ;; No subclass: those are other people's. The JDK throws just this when the arena of a segment is closed.
   (if (and (identical? IllegalStateException (class e)) (closed? source))
-    (closed source op e)
+    (closed source op)
     e))
 
 (defmacro accessing
@@ -83,7 +83,7 @@
     (and (int? offset) (int? size)
          (<= 0 (long offset)) (<= 0 (long size)) (<= (long offset) (- (long total) (long size))))
     (long offset)
-    (closed? source) (throw (closed source op nil))
+    (closed? source) (throw (closed source op))
     :else (throw (out-of-range source op offset size total))))
 
 (defn check-writable
@@ -91,7 +91,7 @@
   [^Source source op ^MemorySegment segment]
   (when (.isReadOnly segment)
     (throw (if (closed? source)
-             (closed source op nil)
+             (closed source op)
              (error/error :read-only (str "The memory of " (described source) " is mapped for reading alone")
                           (data source op {:bpfmap/hint (str "the map is frozen, or created :rdonly-prog, or was opened "
                                                              "read-only")}))))))

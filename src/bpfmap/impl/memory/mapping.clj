@@ -77,8 +77,7 @@
                  (throw (error/error (:bpfmap/error (ex-data e)) (str "Another descriptor of map " (:id (.-identity mapping)) " cannot be opened")
                                      (assoc (ex-data e) :bpfmap/hint
                                             (str "the kernel maps no descriptor that is for reading alone, and opening another takes "
-                                                 "CAP_SYS_ADMIN; open the map with {:access :read-write}"))
-                                     e))))]
+                                                 "CAP_SYS_ADMIN; open the map with {:access :read-write}"))))))]
       (try
         (f fd)
         (finally (sys/close fd))))

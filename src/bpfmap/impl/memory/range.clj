@@ -6,7 +6,8 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.memory.access :as access :refer [accessing]]
-            [bpfmap.impl.memory.reducing :as reducing])
+            [bpfmap.impl.memory.reducing :as reducing]
+            [bpfmap.impl.sys.regions :as regions])
   (:import (bpfmap.impl.memory.access Source)
            (bpfmap.impl.memory.reducing Integers)
            (bpfmap.sys Blocks Bytes Region)
@@ -138,6 +139,16 @@
     (access/check-open (.-source m) :slice)
     (Memory. (.-source m) (.asSlice segment offset size) (+ (.-from m) offset) true)))
 
+(defn populate
+  "Has the kernel allocate what pages of memory are not there yet."
+  [^Memory m]
+  (let [^Source source (.-source m)
+        ^MemorySegment segment (.-segment m)]
+    (access/check-open source :populate!)
+    (when (pos? (.byteSize segment))
+      (regions/populate (.-region source) segment {:op :populate! :map (.-identity source)}))
+    m))
+
 (defn close
   "Unmaps memory, now; closing twice is fine. A part cannot be closed, since others use the rest."
   [^Memory m]
@@ -146,12 +157,11 @@
                         (access/data (.-source m) :close {:bpfmap/hint "close what (memory m) returned"}))))
   (try
     (.close ^Region (.-region ^Source (.-source m)))
-    (catch IllegalStateException e
+    (catch IllegalStateException _
       (throw (error/error :busy (str "The memory of " (access/described (.-source m)) " cannot be unmapped now")
                           (access/data (.-source m) :close
                                        {:bpfmap/hint (str "a thread reads a file or socket into a buffer of it, or writes from one, "
-                                                          "and has not come back; end that, then close again")})
-                          e)))))
+                                                          "and has not come back; end that, then close again")}))))))
 
 ;; --- bytes in and out
 

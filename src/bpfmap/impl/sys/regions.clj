@@ -32,6 +32,13 @@
     (catch RuntimeException e
       (throw (sys/in-context e facts)))))
 
+(defn populate
+  "Has the kernel make the pages of a part of a mapping that are not there yet."
+  [^Region region ^MemorySegment part facts]
+  (let [outcome (.populate region part (long (sys/page-size)))]
+    (when (neg? outcome)
+      (throw (sys/failure "Allocating pages of the memory" outcome facts)))))
+
 (defn encode-whole
   "Writes a value into memory once all of it is known to fit: nothing is written of one that does not."
   [^Codec codec value ^MemorySegment memory offset]

@@ -8,6 +8,7 @@
             [bpfmap.memory :as mem]
             [bpfmap.prog :as prog]
             [clojure.java.io :as io]
+            [clojure.pprint :as pprint]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
   (:import (bpfmap.sys Fd)
@@ -141,6 +142,9 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
           (is (= "[:a]: 2147483648 is not a :s32: it takes an integer from -2147483648 to 2147483647" message)))
         (is (= [:b 1] (:bpfmap/path (error-of (mem/write! b [1 :x])))))
         (is (= {:a -7 :b [1 -2] :c "abc"} (m 0))))
+      (testing "they print without being read"
+        (is (= (pr-str a) (str/trim (with-out-str (pprint/pprint a)))))
+        (is (re-matches #"#<bpf-variable :a :s32 of map \d+ \(t_vars.data\)>" (pr-str a))))
       (testing "nothing is done in one step"
         (let [{:keys [message] :bpfmap/keys [error]} (error-of (mem/add! a 1))]
           (is (= :not-supported error))

@@ -6,6 +6,7 @@
             [bpfmap.type :as type]
             [bpfmap.types :as types]
             [clojure.core.reducers :as reducers]
+            [clojure.pprint :as pprint]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]]
             [clojure.test.check :as check]
@@ -206,6 +207,14 @@
         (mem/view memory [:array [:bytes 40] 9]))
       (mem/close memory)
       (is (= "#<bpf-view :u8 at 8 of map N (t_view), closed>" (shown (pr-str (mem/at v [1 :a]))))))))
+
+(kernel-test views-pretty-print-as-they-print
+  (with-open [m (an-array :u32 100 {:contents {1 7}})
+              memory ^Closeable (bpf/memory m)]
+    (let [pretty #(str/trim (with-out-str (pprint/pprint %)))
+          v (mem/elements m)]
+      (doseq [x [memory v (mem/at v 1) (mem/view memory [:struct [:a :u64] [:b :u32]])]]
+        (is (= (pr-str x) (pretty x)))))))
 
 (kernel-test m3-m5-views-of-read-only-and-of-closed-memory
   (with-open [m (an-array :u32 4 {:contents {1 7} :freeze true})]
