@@ -278,8 +278,8 @@
   "Returns all entries as something to `reduce`, `reduce-kv`, `into` or `seq`, as the map itself is. Options: `:lock`, `:cpu`.
 
   Each reduction reads the map anew, by chunks, and holds none of it. Deleting what one sees is safe. What others
-  write meanwhile is seen or not; a key that stays is seen once. On kernels without batches (before 5.6) it may throw
-  `:iteration-aborted`, with what it came to under `:bpfmap/so-far`, when others delete faster than it reads.
+  write meanwhile is seen or not; a key that stays is seen once, but for what the kernel loses where it has no batches
+  or no lock (doc/design.md). It may throw `:iteration-aborted`, with what it came to under `:bpfmap/so-far`.
 
       (into {} (entries per-cpu {:cpu 0})) ;=> {7 21}"
   ([m] (many/entries m nil))
@@ -324,7 +324,7 @@
 (defn spec-diff
   "Returns where a spec and a map differ, as `{key {:spec x :map y}}`; nil where the map can be used for the spec.
 
-  Compared is what the kernel reports: type, sizes, entries, flags, map-extra. `m` is open, or what `info` returned.
+  Compared is what the kernel reports: type, sizes, entries, flags, map-extra, `:freeze`. `m` is open, or what `info` returned.
 
       (spec-diff {:type :hash :key :u32 :value :u64 :max-entries 8} m) ;=> {:max-entries {:spec 8, :map 1024}}"
   [spec m] (comparing/difference spec m))

@@ -38,6 +38,16 @@
    :no-user-conv     {:bit 18 :since "6.9"}
    :rb-overwrite     {:bit 19 :since "6.19"}})
 
+(def element-flags
+  "Flags of element operations by name: `:value` is what the kernel takes, `:since` the first Linux release, `:by` how bpfmap
+  is asked for it. Since a queue has no keys, `:exist` stands for something else there."
+  {:any      {:value 0 :since "3.19" :by "put!, push!"}
+   :noexist  {:value 1 :since "3.19" :by "insert!"}
+   :exist    {:value 2 :since "3.19" :by "replace!, and push! with {:overwrite true}"}
+   :lock     {:value 4 :since "5.1" :by "{:lock true}"}
+   :cpu      {:value 8 :since "7.0" :by "{:cpu n}"}
+   :all-cpus {:value 16 :since "7.0" :by "{:cpus :all}"}})
+
 (def commands
   "First Linux releases of commands that a running kernel may lack."
   {:freeze! "5.2"
@@ -48,6 +58,14 @@
 (def operations
   "Every operation on elements, by the name of its function; `:reduce` is any that reads all entries."
   #{:lookup :put! :insert! :replace! :delete! :take! :next-key :reduce :drain! :push! :pop! :peek :might-contain?})
+
+(def reads
+  "The operations that a handle for writing only does not do."
+  #{:lookup :take! :next-key :reduce :drain! :pop! :peek :might-contain?})
+
+(def writes
+  "The operations that a handle for reading only does not do."
+  #{:put! :insert! :replace! :delete! :take! :drain! :push! :pop! :freeze!})
 
 (def ^:private number->type
   (into {} (map (fn [[type row]] [(:number row) type])) types))
@@ -89,6 +107,24 @@
   (transduce (map #(if (keyword? %) (bit-shift-left 1 (:bit (flags %))) %))
              (completing bit-or) 0 flags-given))
 
+(defn has-flag?
+  "Whether a flag is among those given, by its name or as a bit. What is given need not be well-formed.
+
+      (has-flag? #{:no-prealloc} :no-prealloc) ;=> true
+      (has-flag? [1] :no-prealloc)             ;=> true"
+  [flags-given flag]
+  (boolean (when (or (set? flags-given) (sequential? flags-given))
+             (some #(or (= flag %)
+                        (and (int? %) (<= 1 % 0xffffffff) (bit-test % (:bit (flags flag)))))
+                   flags-given))))
+
+(defn by-flag
+  "What a row says by flags: the value of the first flag that is among those given, else that of nil.
+
+      (by-flag {:stack-build-id 32, nil 8} #{:stack-build-id}) ;=> 32"
+  [values flags-given]
+  (get values (first (filter #(and % (has-flag? flags-given %)) (keys values)))))
+
 (def ^:private abilities
   {:put-all! :put!, :delete-all! :delete!, :lookup-all :lookup, :snapshot :reduce, :count-entries :reduce, :entries :reduce})
 
@@ -119,6 +155,21 @@
       (and reads-at (not= reads-at value-size) (#{:lookup :reduce} op))
       (str "the kernel tells the cookies of its sockets only where values have " reads-at " bytes"))))
 
+(defn refusals
+  "The operations that a handle of a map of this type and value size never does, opened for `access`: op to [kind hint]; nil where it
+  does them all.
+
+      (:freeze! (refusals :hash 8 :read-only)) ;=> [:read-only \"the map was opened read-only; …\"]"
+  [type value-size access]
+  (let [[barred hint] (case access
+                        :read-only [writes "the map was opened read-only; open it with {:access :read-write}"]
+                        :write-only [reads "the map was opened write-only; open it with {:access :read-write}"]
+                        nil)]
+    (not-empty (into (into {} (map #(vector % [access hint])) barred)
+                     (keep #(when-let [instead (alternative type % value-size)]
+                              [% [:not-supported instead]]))
+                     (conj operations :freeze!)))))
+
 (defn by-index?
   "Whether the keys of a map type are indices from 0 up to its number of entries.
 
@@ -148,18 +199,15 @@
   (let [n (long max-entries)]
     (cond
       (zero? n) Long/MAX_VALUE ; as many as there are objects that the elements hang on
-      ;; The kernel rounds up to a power of two here, and does not say so: stack_map_alloc in kernel/bpf/stackmap.c.
-      (and (= :stack-trace type) (< 1 n)) (* 2 (Long/highestOneBit (dec n)))
+      (and (:more-places? (types type)) (< 1 n)) (* 2 (Long/highestOneBit (dec n)))
       :else n)))
 
 (defn value-multiple
   "What the value size of a map type with these flags is a multiple of, in bytes.
 
       (value-multiple :stack-trace #{:stack-build-id}) ;=> 32"
-  [type flags]
-  (if (and (= :stack-trace type) (coll? flags) (some #{:stack-build-id} flags))
-    32 ; struct bpf_stack_build_id
-    (:value-multiple (types type) 1)))
+  [type flags-given]
+  (or (by-flag (:value-multiple (types type)) flags-given) 1))
 
 (defn at-least?
   "Whether a kernel release, as `uname -r` prints it, is the given version or newer.

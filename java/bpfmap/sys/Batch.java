@@ -12,11 +12,20 @@ import java.lang.foreign.MemorySegment;
  *
  * <p>On a hash map the kernel hands out whole buckets, and answers {@code ENOSPC} to a chunk smaller than the
  * bucket at the cursor. The chunk then grows and the same cursor is used again: nothing is skipped and nothing is seen
- * twice.
+ * twice. A call that fails leaves the cursor where it was, so that {@link #read} may be called again.
+ *
+ * <p>On other maps the cursor is the last key. Where that was deleted meanwhile, the kernel begins anew with the first; what
+ * is read again is known by the {@link Order} of the keys and left out.
  */
 public final class Batch implements Reader {
     /** A chunk is about this many bytes to begin with; growth stops where it holds the whole map. */
     private static final long CHUNK_BYTES = 256 << 10;
+
+    /** A hash may hold a few entries more than its limit, which CPUs that write at once do not see in time. */
+    private static final long MORE_THAN_MOST = 1024;
+
+    /** How often the kernel may begin anew and show nothing new, beyond what it takes to read all once more. */
+    private static final long PATIENCE = 64;
 
     /** The cursor is a bucket number of four bytes on hash maps, and a key on the others. */
     private static final long SMALLEST_CURSOR = 8;
@@ -28,12 +37,15 @@ public final class Batch implements Reader {
     private final int command;
     private final long keySize;
     private final long valueSize;
-    private final long maxEntries;
+    private final long mostEntries;
     private final long flags;
+    private final Order order;
 
     private final Arena arena = Arena.ofConfined();
     private final MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
     private final MemorySegment attr = arena.allocate(Abi.BATCH_SIZE, 8);
+    private final MemorySegment last;
+    private boolean lastKnown;
     private long cursor;
     private long nextCursor;
 
@@ -51,24 +63,27 @@ public final class Batch implements Reader {
      * @param valueSize bytes that the kernel writes for one value; see {@link Elements}
      * @param maxEntries the map's limit, beyond which no chunk need grow
      * @param flags for every element, such as {@link Abi#BPF_F_LOCK}
+     * @param order of the keys
      */
-    public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags) {
-        this(fd, command, keySize, valueSize, maxEntries, flags, Math.max(1, CHUNK_BYTES / (keySize + valueSize)));
+    public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, Order order) {
+        this(fd, command, keySize, valueSize, maxEntries, flags, order, Math.max(1, CHUNK_BYTES / (keySize + valueSize)));
     }
 
     /**
      * @param entries how many entries to ask for at a time, to begin with
      */
-    public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, long entries) {
+    public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, Order order, long entries) {
         this.fd = fd;
         this.command = command;
         this.keySize = keySize;
         this.valueSize = valueSize;
-        this.maxEntries = maxEntries;
+        this.mostEntries = maxEntries + MORE_THAN_MOST;
         this.flags = flags;
+        this.order = order;
+        this.last = arena.allocate(Math.max(keySize, 1), 8);
         this.cursor = arena.allocate(Math.max(keySize, SMALLEST_CURSOR), 8).address();
         this.nextCursor = arena.allocate(Math.max(keySize, SMALLEST_CURSOR), 8).address();
-        allocate(Math.min(entries, maxEntries));
+        allocate(Math.clamp(entries, 1, Math.max(1, maxEntries)));
     }
 
     private void allocate(long entries) {
@@ -84,14 +99,23 @@ public final class Batch implements Reader {
     @Override
     public int read() {
         int attempts = 0;
+        long patience = PATIENCE + 2 * mostEntries / capacity;
         while (!ended) {
             int result = call();
             int count = attr.get(JAVA_INT, Abi.BATCH_COUNT);
             if (result == -Abi.EINTR && ++attempts < ATTEMPTS) {
                 continue; // the kernel may have written the count; it is set anew
             }
-            if (result == -Abi.ENOSPC && capacity < maxEntries) {
-                allocate(Math.min(capacity * 2, maxEntries));
+            if (result == -Abi.ENOSPC && capacity < mostEntries) {
+                allocate(Math.min(capacity * 2, mostEntries));
+                continue;
+            }
+            if (result == -Abi.EAGAIN && begun) {
+                // The key at the cursor is gone, and this type does not begin anew by itself.
+                if (command != Abi.BPF_MAP_LOOKUP_AND_DELETE_BATCH || ++attempts == ATTEMPTS) {
+                    return ABORTED;
+                }
+                begun = false;
                 continue;
             }
             if (result < 0 && result != -Abi.ENOENT) {
@@ -103,11 +127,33 @@ public final class Batch implements Reader {
             long used = cursor;
             cursor = nextCursor;
             nextCursor = used;
-            if (count > 0) {
-                return count;
+            int fresh = order == Order.NONE ? count : fresh(count);
+            if (fresh > 0) {
+                return fresh;
+            }
+            if (count > 0 && --patience == 0) {
+                return ABORTED;
             }
         }
         return 0;
+    }
+
+    /** Moves what comes after the last entry that was seen to the front of the chunk; returns how many those are. */
+    private int fresh(int count) {
+        int fresh = 0;
+        for (int i = 0; i < count; i++) {
+            if (lastKnown && !order.after(keys, i * keySize, last, 0, keySize)) {
+                continue;
+            }
+            MemorySegment.copy(keys, i * keySize, last, 0, keySize);
+            lastKnown = true;
+            if (fresh < i) {
+                MemorySegment.copy(keys, i * keySize, keys, fresh * keySize, keySize);
+                MemorySegment.copy(values, i * valueSize, values, fresh * valueSize, valueSize);
+            }
+            fresh++;
+        }
+        return fresh;
     }
 
     private int call() {

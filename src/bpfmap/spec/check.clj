@@ -83,38 +83,51 @@
       [(problem [(if value-type side size-key)]
                 (str "the value of these " (:type spec) " maps is a multiple of " multiple " bytes, not " actual))])))
 
-(defn- spin-locked?
-  "Whether a spin lock lies anywhere in a type."
-  [{:keys [kind type members element target]}]
+(defn- has-private?
+  "Whether a field that the kernel keeps for itself lies anywhere in a type: one of the name, or nil for any."
+  [{:keys [kind type members element target] :as node} name]
   (case kind
-    :private (= :spin-lock type)
-    (:struct :union) (boolean (some #(spin-locked? (:node %)) members))
-    :array (spin-locked? element)
-    :via (recur target)
+    :private (or (nil? name) (= name type))
+    (:struct :union) (boolean (some #(has-private? (:node %) name) members))
+    :array (has-private? element name)
+    :via (recur target name)
     false))
+
+(defn private-value?
+  "Whether values of this type have a field that the kernel keeps for itself, of a name or, nil, any; false for what is no type.
+
+      (private-value? [:struct [:lock :spin-lock] [:n :u64]] nil :spin-lock) ;=> true"
+  [value types name]
+  (try
+    (boolean (and value (has-private? (node/node value types []) name)))
+    (catch ExceptionInfo _ false)))
 
 (defn locked-value?
   "Whether values of this type have a spin lock; false for what is no type.
 
       (locked-value? [:struct [:lock :spin-lock] [:n :u64]] nil) ;=> true"
   [value types]
-  (try
-    (boolean (and value (spin-locked? (node/node value types []))))
-    (catch ExceptionInfo _ false)))
+  (private-value? value types :spin-lock))
+
+(defn- types-that
+  "The names of the map types whose row says so."
+  [k]
+  (sort (for [[type row] rules/types :when (k row)] type)))
 
 (defn- spin-lock [{:keys [type value types]}]
   (let [row (rules/types type)]
     (when (and row (not (:lock? row)) (map? (or types {})) (locked-value? value types))
       [(problem [:value] (str "values of " type " maps have no :spin-lock; those of "
-                              (error/list-of (sort (for [[k row] rules/types :when (:lock? row)] k))) " maps may"))])))
+                              (error/list-of (types-that :lock?)) " maps may"))])))
 
 ;; --- the rest
 
 (defn- max-entries [{:keys [type max-entries]}]
-  (let [[least most] (:max-entries (rules/types type) [0 0xffffffff])]
+  (let [{[least most] :max-entries :keys [entries] :or {entries "the number of entries it can hold"}}
+        (merge {:max-entries [0 0xffffffff]} (rules/types type))]
     (cond
       (and (nil? max-entries) (pos? (long least)))
-      [(problem [:max-entries] "a spec needs :max-entries, the number of entries it can hold")]
+      [(problem [:max-entries] (str "a spec needs :max-entries, " entries))]
       (not (or (nil? max-entries) (and (int? max-entries) (<= least max-entries most))))
       [(problem [:max-entries] (if (= least most)
                                  (str ":max-entries of " type " maps is " least ", not " (pr-str (error/shown max-entries)))
@@ -131,34 +144,32 @@
     (str "a flag is a name or a bit, not " (pr-str (error/shown flag)))))
 
 (defn- flags [{:keys [type flags numa-node]}]
-  (let [{allowed :flags :keys [requires added]} (rules/types type)
-        given (set (when (coll? flags) flags))]
+  (let [{allowed :flags :keys [requires added]} (rules/types type)]
     (if-not (or (nil? flags) (set? flags) (sequential? flags))
       [(problem [:flags] (str ":flags is a set of names, not " (pr-str (error/shown flags))))]
       (concat
        (keep #(some->> (flag type (some-> allowed (into added)) %) (problem [:flags])) flags)
-       (for [missing (sort (set/difference (set requires) given))
-             :when (not-any? #(and (int? %) (contains? (rules/flag-set %) missing)) given)]
+       (for [missing (sort requires) :when (not (rules/has-flag? flags missing))]
          (problem [:flags] (str type " maps need the flag " missing)))
        (when (and numa-node allowed (not (allowed :numa-node)))
          [(problem [:numa-node] (str type " maps cannot be placed on a node"))])
-       (when (and (or numa-node (given :numa-node)) (given :no-common-lru))
+       (when (and (or numa-node (rules/has-flag? flags :numa-node)) (rules/has-flag? flags :no-common-lru))
          [(problem [:numa-node] "a map of :no-common-lru has a list for each CPU, and cannot be placed on a node")])
        (when (not (or (nil? numa-node) (and (int? numa-node) (<= 0 numa-node 0xffff))))
          [(problem [:numa-node] (str ":numa-node is the number of a node, not " (pr-str (error/shown numa-node))))])
-       (when (and (nil? numa-node) (given :numa-node))
+       (when (and (nil? numa-node) (rules/has-flag? flags :numa-node))
          [(problem [:numa-node] "the flag :numa-node goes with the number of a node in :numa-node")])))))
 
 (defn- map-extra [{:keys [type map-extra]}]
-  (let [{:keys [extra] :as row} (rules/types type)]
+  (let [{:keys [extra most-extra] :as row} (rules/types type)]
     (cond
       (or (nil? map-extra) (= 0 map-extra)) nil
       (not (and (integer? map-extra) (<= 0 map-extra 18446744073709551615N)))
       [(problem [:map-extra] (str ":map-extra is a number of 64 bits, not " (pr-str (error/shown map-extra))))]
       (and row (nil? extra))
       [(problem [:map-extra] (str type " maps take no :map-extra"))]
-      (and (= :bloom-filter type) (< 15 (long map-extra)))
-      [(problem [:map-extra] (str ":map-extra of :bloom-filter maps is " extra ", not " map-extra))])))
+      (and most-extra (< most-extra map-extra))
+      [(problem [:map-extra] (str ":map-extra of " type " maps is " extra ", not " map-extra))])))
 
 (declare problems)
 
@@ -170,7 +181,7 @@
       [(problem [:inner-map] (str type " maps need :inner-map, the spec of the maps that they hold"))]
       (nil? inner-map) nil
       (and row (not inner?))
-      [(problem [:inner-map] (str type " maps hold no maps; :inner-map is for :array-of-maps and :hash-of-maps"))]
+      [(problem [:inner-map] (str type " maps hold no maps; :inner-map is for " (error/list-of (types-that :inner?))))]
       :else
       (concat
        (map #(-> % (update :path (partial into [:inner-map])) (update :message (partial str "in :inner-map, "))) (problems inner-map))
@@ -202,7 +213,7 @@
   (or (map? contents)
       (and (sequential? contents) (every? #(and (vector? %) (= 2 (count %))) contents))))
 
-(defn- other [{:keys [type name contents freeze flags types]}]
+(defn- other [{:keys [type name contents freeze flags value types]}]
   (let [{:keys [ops] freezes? :freeze? :as row} (rules/types type)]
     (concat
      (when-not (or (nil? types) (and (map? types) (every? keyword? (keys types))))
@@ -221,6 +232,8 @@
        [(problem [:freeze] (str ":freeze is true or false, not " (pr-str (error/shown freeze))))])
      (when (and (true? freeze) row (not freezes?))
        [(problem [:freeze] (str type " maps cannot be frozen"))])
+     (when (and (true? freeze) (map? (or types {})) (private-value? value types nil))
+       [(problem [:freeze] "a map cannot be frozen whose values have fields that the kernel keeps for itself, such as a :spin-lock")])
      (when (and (coll? flags) (some #{:rdonly} flags) (or (seq contents) freeze))
        [(problem [:flags] "a map created :rdonly cannot be filled or frozen through its own descriptor")]))))
 
