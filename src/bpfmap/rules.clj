@@ -148,16 +148,16 @@
       (alternative :array :delete! 8) ;=> \"every index of an array always exists; …\""
   [type op value-size]
   (let [op (ability op)
-        {:keys [ops instead reads-at] :as row} (types type)]
+        {:keys [ops instead reads-at freeze?] :as row} (types type)]
     (cond
+      (= :freeze! op) (when (and row (not freeze?)) (get instead op "maps of this type cannot be frozen")) ; which is not about elements
       (nil? row) "bpfmap does not know how elements of this type lie in memory"
       (not (ops op)) (or (get instead op) (:else instead) (keyed-instead op))
       (and reads-at (not= reads-at value-size) (#{:lookup :reduce} op))
       (str "the kernel tells the cookies of its sockets only where values have " reads-at " bytes"))))
 
 (defn refusals
-  "The operations that a handle of a map of this type and value size never does, opened for `access`: op to [kind hint]; nil where it
-  does them all.
+  "The operations that a handle of a map of this type and value size never does, opened for `access`: op to [kind hint].
 
       (:freeze! (refusals :hash 8 :read-only)) ;=> [:read-only \"the map was opened read-only; …\"]"
   [type value-size access]
@@ -165,10 +165,10 @@
                         :read-only [writes "the map was opened read-only; open it with {:access :read-write}"]
                         :write-only [reads "the map was opened write-only; open it with {:access :read-write}"]
                         nil)]
-    (not-empty (into (into {} (map #(vector % [access hint])) barred)
-                     (keep #(when-let [instead (alternative type % value-size)]
-                              [% [:not-supported instead]]))
-                     (conj operations :freeze!)))))
+    (into (into {} (map #(vector % [access hint])) barred)
+          (keep #(when-let [instead (alternative type % value-size)]
+                   [% [:not-supported instead]]))
+          (conj operations :freeze!))))
 
 (defn by-index?
   "Whether the keys of a map type are indices from 0 up to its number of entries.

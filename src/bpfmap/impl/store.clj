@@ -37,10 +37,10 @@
     (str (when key (str " " (in-words :key key) " ->"))
          (when value (str " " (in-words :value value))))))
 
-;; `identity` is {:id :name :type}. `refusals` maps the operations that this handle never does to [kind hint]; nil where
-;; it does them all, so that the common case costs nothing. `elements` is nil where a type's layout is not known, `bridge` where
-;; neither key nor value is a reference, `cpus` where values are not per-CPU. `pin` is an atom with the pinned path. `mapping` is nil where a map
-;; has no memory to map, `direct` where its elements are not in it.
+;; `identity` is {:id :name :type}. `refusals` maps the operations that this handle never does to [kind hint].
+;; `elements` is nil where a type's layout is not known, `bridge` where neither key nor value is a reference, `cpus` where values
+;; are not per-CPU. `pin` is an atom with the pinned path. `mapping` is nil where a map has no memory to map, `direct` where its
+;; elements are not in it.
 (deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pin mapping direct]
   el/Origin
   (failure [_ op outcome]
@@ -135,10 +135,9 @@
   "Throws unless this handle does an operation."
   [^BpfMap m op]
   (check-open-map m op)
-  (when-some [refusals (.-refusals m)]
-    (when-some [[kind hint] (get refusals (rules/ability op))]
-      (refuse m op kind (cond->> hint
-                          (= :not-supported kind) (str "a map of type " (:type (.-identity m)) " has no " (name op) "; "))))))
+  (when-some [[kind hint] (get (.-refusals m) (rules/ability op))]
+    (refuse m op kind (cond->> hint
+                        (= :not-supported kind) (str "a map of type " (:type (.-identity m)) " has no " (name op) "; ")))))
 
 (defmacro operating
   "Runs an operation unless this handle refuses it; errors thrown get the operation and the map."
