@@ -105,8 +105,8 @@
     :hint "the kernel does not map values in which it keeps something for itself, such as a spin lock or a timer"}
    {:errno #{:ENODEV} :op #{:memory} :error :not-supported :hint "mapping a map's memory needs Linux 5.5"}
    {:errno #{:EFAULT :ENOMEM} :op #{:populate!} :error :no-memory
-    :hint (str "there is a page that the kernel cannot allocate, and reading it would end this process: the memory cgroup of the arena's "
-               "creator is at its limit, or a program holds the page back")}
+    :hint (str "there is a page that the kernel cannot allocate, and reading it would end this process: the memory cgroup of "
+               "the arena's creator is at its limit, or a program holds the page back")}
    {:errno #{:ENOMEM} :op #{:memory} :error :no-memory
     :hint "this process has no room for it: see its limit of address space (ulimit -v) and the sysctl vm.max_map_count"}
    {:errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}

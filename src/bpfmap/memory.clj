@@ -11,9 +11,9 @@
           (m 7)                    ;=> 42, by a system call: it is the same memory
           (reduce + counts)))      ;=> 42
 
-  `(bpf/memory m)` maps the memory of a map and returns it as a byte view. A map has one mapping for each open handle, however many ask
-  for it; closing it unmaps it at once, for all of them. It outlives its map's handle. Memory that nobody closed is unmapped by the
-  garbage collector, once no view, slice or buffer of it is left.
+  `(bpf/memory m)` maps the memory of a map and returns it as a byte view. A map has one mapping for each open handle,
+  however many ask for it; closing it unmaps it at once, for all of them. It outlives its map's handle. Memory that nobody
+  closed is unmapped by the garbage collector, once no view, slice or buffer of it is left.
 
   | what                                  | reads as it is now                                                        |
   |---------------------------------------|---------------------------------------------------------------------------|
@@ -22,12 +22,12 @@
   | a view of a struct or union           | fields: `(:field view)`, `(get view :field)`                               |
   | any view                              | `@view`, the whole value as data                                           |
 
-  What is read is read when it is asked for, and may have changed by the next time; `seq` and `@` copy. doc/memory.md says what
-  threads and BPF programs see of each other's writes.
+  What is read is read when it is asked for, and may have changed by the next time; `seq` and `@` copy. doc/memory.md says
+  what threads and BPF programs see of each other's writes.
 
-  Errors: `:out-of-range` for what lies beyond the end or before the beginning; `:read-only` where the map is frozen, created
-  `:rdonly-prog`, or opened read-only; `:closed` once the memory is unmapped, never a fault; `:invalid-value` for what does not fit
-  a type, before anything is written. Needs Linux 5.5, for arenas 6.9."
+  Errors: `:out-of-range` for what lies beyond the end or before the beginning; `:read-only` where the map is frozen,
+  created `:rdonly-prog`, or opened read-only; `:closed` once the memory is unmapped, never a fault; `:invalid-value` for
+  what does not fit a type, before anything is written. Needs Linux 5.5, for arenas 6.9."
   (:refer-clojure :exclude [compare-and-set!])
   (:require [bpfmap.error :as error]
             [bpfmap.impl.mapped :as mapped]
@@ -83,9 +83,9 @@
 (defn close
   "Unmaps memory, at once and for everybody who has it; closing twice is fine. Returns nil. `with-open` does it too.
 
-  Accesses of other threads complete before, or throw `:closed`. Then, unless others have it mapped, `freeze!` works. Throws
-  `:not-supported` for a slice, and `:busy` when a thread is in the middle of reading a file or socket into a buffer of it, or
-  of writing from one, and is so for a second.
+  Accesses of other threads complete before, or throw `:closed`. Then, unless others have it mapped, `freeze!` works.
+  Throws `:not-supported` for a slice, and `:busy` when a thread is in the middle of reading a file or socket into a
+  buffer of it, or of writing from one, and is so for a second.
 
       (close memory)"
   [memory] (range/close (range/check memory :close)))
@@ -112,8 +112,8 @@
 (defn populate!
   "Has the kernel allocate all pages of an arena's memory, or of a slice of it, that are not there yet; returns the memory.
 
-  A page of an arena is allocated when it is first read or written to, and where the kernel cannot do that, it ends the process. This
-  throws `:no-memory` instead. The memory of an array is there from the beginning.
+  A page of an arena is allocated when it is first read or written to, and where the kernel cannot do that, it ends the
+  process. This throws `:no-memory` instead. The memory of an array is there from the beginning.
 
       (populate! (slice memory 0 65536))"
   [memory] (range/populate (range/check memory :populate!)))
@@ -121,10 +121,11 @@
 (defn copy-to
   "Copies into a primitive array, and returns it: bytes of memory, or numbers of an array view.
 
-  `from` is an offset in bytes, or the index of an element; `start` and `n` are those of the array, which is filled unless they are
-  given. Bytes of memory go as they are, to an array of any primitive type but boolean, in this machine's byte order. Elements of a
-  view go to an array whose elements have their size, as they are (an unsigned one may come out negative), or to one of longs, or for
-  floating-point numbers doubles, converted. An element that is aligned is copied in one piece.
+  `from` is an offset in bytes, or the index of an element; `start` and `n` are those of the array, which is filled unless
+  they are given. Bytes of memory go as they are, to an array of any primitive type but boolean, in this machine's byte
+  order. Elements of a view go to an array whose elements have their size, as they are (an unsigned one may come out
+  negative), or to one of longs, or for floating-point numbers doubles, converted. An element that is aligned is copied in
+  one piece.
 
       (copy-to memory (byte-array 16))
       (copy-to counts 0 numbers 0 512)   ; elements 0 to 511, into a long array"
@@ -138,8 +139,8 @@
 (defn copy-from
   "Copies a primitive array into memory, or its elements into an array view; returns what was written to.
 
-  Arguments are those of [[copy-to]]. Memory takes a byte view too. A view takes an array whose elements have the size of its own, as
-  they are; `write!` takes and checks any numbers.
+  Arguments are those of [[copy-to]]. Memory takes a byte view too. A view takes an array whose elements have the size of
+  its own, as they are; `write!` takes and checks any numbers.
 
       (copy-from memory 8 (byte-array [1 2 3]))
       (copy-from counts (long-array 1024))"
@@ -194,7 +195,8 @@
 (defn view
   "Returns a view of memory through a type of `bpfmap.type`, at an offset in bytes, 0 unless given. `types` names types it may use.
 
-  The type must fit between the offset and the end of the memory. Nothing is read yet. Throws `:invalid-spec` for a malformed type.
+  The type must fit between the offset and the end of the memory. Nothing is read yet. Throws `:invalid-spec` for a
+  malformed type.
 
       (view memory [:array :u64 1024])
       (view memory [:struct [:packets :u64] [:bytes :u64]] 64) ;=> #<bpf-view {:packets :bytes} at 64 of map 12 (counts): {…}>"
@@ -213,11 +215,12 @@
         {:keys [value types max-entries] :as spec} (store/spec-of m)]
     (when-not value
       (throw (error/error :not-supported (str "There are no elements in the memory of " (access/described (.-source memory)))
-                          (access/data (.-source memory) :elements {:bpfmap/hint "it is no array; look at its memory with view"}))))
+                          (access/data (.-source memory) :elements
+                                       {:bpfmap/hint "it is no array; look at its memory with view"}))))
     (view/over memory (shape/strided value types max-entries (mapping/stride spec)) 0 :elements)))
 
 (defn at
-  "Returns a view of a part of what is viewed: of an element by its index, of a field by its name, or of what a vector of them leads to.
+  "Returns a view of a part: of an element by its index, of a field by its name, or of what a vector of them leads to.
 
       (at counts 7)                 ;=> #<bpf-view :u64 at 56 of map 12 (counts): 42>
       (at flows [7 :packets])       ;=> #<bpf-view :u64 at 112 of map 13 (flows): 1>"
@@ -226,8 +229,9 @@
 (defn write!
   "Writes a value over what is viewed, or over a part of it; returns the view of that.
 
-  The whole value is checked and encoded first, as that of a map is: nothing is written of one that does not fit. An aligned number of up
-  to eight bytes is written in one piece, anything else in several. A bit-field is read, changed and written with its neighbours.
+  The whole value is checked and encoded first, as that of a map is: nothing is written of one that does not fit. An
+  aligned number of up to eight bytes is written in one piece, anything else in several. A bit-field is read, changed and
+  written with its neighbours.
 
       (write! counts 7 42)
       (write! flows [7 :packets] 1)
@@ -250,11 +254,12 @@
 (defn variables
   "Returns the variables of a program's data section (`.bss`, `.data`, `.rodata`), as a map of name to a view.
 
-  The section is an open map: an array with a single value, whose BTF names its variables. A variable is read as any view is, `@v`, and
-  written by `write!`; constants are read-only. Where the section can be mapped, as by `(bpf/memory m)`, that is all in memory, and the
-  memory is what to close in the end. Where it cannot, variables are read and written by system calls: writing one then reads the whole
-  section and writes it back, so that what programs write to the others meanwhile is lost, and there are no atomic operations. Throws
-  `:not-supported` for a map that is no data section, or whose BTF cannot be read.
+  The section is an open map: an array with a single value, whose BTF names its variables. A variable is read as any view
+  is, `@v`, and written by `write!`; constants are read-only. Where the section can be mapped, as by `(bpf/memory m)`,
+  that is all in memory, and the memory is what to close in the end. Where it cannot, variables are read and written by
+  system calls: writing one then reads the whole section and writes it back, so that what programs write to the others
+  meanwhile is lost, and there are no atomic operations. Throws `:not-supported` for a map that is no data section, or
+  whose BTF cannot be read.
 
       @(:packets (variables bss))            ;=> 42
       (write! (:enabled (variables data)) true)"
@@ -265,8 +270,8 @@
 (def ^{:arglists '([view] [view path])} get-acquire
   "Returns a number, and with it whatever was written before it was written by [[set-release!]] or one of the operations below.
 
-  As all that follow it takes a view of an integer, or a view and the path to one, of 4 or 8 bytes, aligned to its size, in this processor's
-  byte order. Throws `:invalid-value` for any other.
+  As all that follow it takes a view of an integer, or a view and the path to one, of 4 or 8 bytes, aligned to its size,
+  in this processor's byte order. Throws `:invalid-value` for any other.
 
       (get-acquire counts 7) ;=> 42"
   atomic/get-acquire)
@@ -278,7 +283,8 @@
   atomic/set-release!)
 
 (def ^{:arglists '([view n] [view path n])} add!
-  "Adds to a number in one step, whoever else does; returns the view of it. It wraps around at its width. What is added may be negative.
+  "Adds to a number in one step, whoever else does; returns the view of it. It wraps around at its width. What is added may
+  be negative.
 
       @(add! counts 7 1) ;=> 43"
   atomic/add!)

@@ -93,7 +93,8 @@
        total#)))
 
 (defn- rows
-  "What is measured: operation, way, the operation of C beside it, how many times a slice does it, the slice, and the target, a ratio."
+  "What is measured: operation, way, the operation of C beside it, how many times a slice does it, the slice, and the target,
+  a ratio."
   [m through-memory]
   (let [view (mem/elements m)
         counter (mem/at view 0)
@@ -103,8 +104,10 @@
     [["sum of 1,000,000 u64" "(reduce + view)" "sum" million (passes (reduce + view)) 3.0]
      ["sum of 1,000,000 u64" "reduce, a function of longs" "sum" million (passes (reduce checked 0 view)) 3.0]
      ["sum of 1,000,000 u64" "reduce, any function" "sum" million (passes (reduce (fn [acc x] (+ (long acc) (long x))) 0 view)) nil]
-     ["sum of 1,000,000 u64" "copy-to, 1024 at a time, and a LongStream" "sum" million (passes (sum-of-blocks view array sum-in-stream)) 1.3]
-     ["sum of 1,000,000 u64" "copy-to, 1024 at a time, and a loop" "sum" million (passes (sum-of-blocks view array sum-in-loop)) nil]
+     ["sum of 1,000,000 u64" "copy-to, 1024 at a time, and a LongStream" "sum" million
+      (passes (sum-of-blocks view array sum-in-stream)) 1.3]
+     ["sum of 1,000,000 u64" "copy-to, 1024 at a time, and a loop" "sum" million
+      (passes (sum-of-blocks view array sum-in-loop)) nil]
      ["sum of 1,000,000 u64" "->array, and a LongStream" "sum" million (passes (sum-in-stream (mem/->array view) entries)) nil]
      ["atomic add" "add! a view" "add" 1000000 (times counter (mem/add! counter 1)) 1.3]
      ["atomic add" "add! by index" "add" 500000 (times view (mem/add! view 0 1)) nil]
@@ -125,7 +128,10 @@
           (nth v 7)
           (dotimes [i 50] (mem/write! v i (nth v i)))))
       (let [v (mem/view (mem/slice memory 8 8000) [:array :u32 1000])]
-        (doseq [f [+ max (fn ^long [^long a ^long b] (bit-xor a b)) (fn ^long [^long a ^long b] (max a b)) (fn [^long a ^long b] (min a b))]]
+        (doseq [f [+ max
+                   (fn ^long [^long a ^long b] (bit-xor a b))
+                   (fn ^long [^long a ^long b] (max a b))
+                   (fn [^long a ^long b] (min a b))]]
           (reduce f 0 v))
         (mem/add! v 3 0)
         (mem/get-acquire v 3)
@@ -242,7 +248,8 @@
 ;; ---------------------------------------------------------------- text
 
 (defn- number-text [x]
-  (String/format java.util.Locale/ROOT (cond (< (double x) 1) "%.3f" (< (double x) 100) "%.2f" :else "%.0f") (object-array [(double x)])))
+  (let [x (double x)]
+    (String/format java.util.Locale/ROOT (cond (< x 1) "%.3f" (< x 100) "%.2f" :else "%.0f") (object-array [x]))))
 
 (defn- lines [rounds results load]
   (let [text (fn [file pattern] (second (re-find pattern (Files/readString (Path/of file (make-array String 0))))))]

@@ -311,7 +311,8 @@
   [^BpfMap m]
   (operating [m :freeze!]
     (when-not (:frozen? (maps/info (.-fd m) {:op :freeze! :map (.-identity m)}))
-      (mapping/while-unmapped (.-mapping m) #(maps/freeze (.-fd m) (mapping/explaining (.-mapping m) {:op :freeze! :map (.-identity m)})))))
+      (let [facts (mapping/explaining (.-mapping m) {:op :freeze! :map (.-identity m)})]
+        (mapping/while-unmapped (.-mapping m) #(maps/freeze (.-fd m) facts)))))
   m)
 
 (defn spec-of

@@ -33,8 +33,8 @@
   (.segment ^Region (.-region source)))
 
 (defn closed
-  "The exception for an access to memory that is unmapped. What the JDK throws is not its cause: it would say no more, and a REPL shows
-  the cause alone."
+  "The exception for an access to memory that is unmapped. What the JDK throws is not its cause: it would say no more, and a
+  REPL shows the cause alone."
   ^Throwable [source op]
   (error/error :closed (str "The memory of " (described source) " is closed")
                (data source op {:bpfmap/hint "it was unmapped before or during this access; (memory m) maps it again"})))

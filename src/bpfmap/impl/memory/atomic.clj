@@ -104,8 +104,8 @@
      (~of-32 (.-segment ~c) (.-offset ~c) ~@(map (fn [b] `(unchecked-int ~b)) bits))))
 
 (defmacro ^:private quickly-or
-  "What `result` makes of what a method returns for an unsigned integer of 64 bits that can be written, given Longs: the common case,
-  with no call of a function in it. For all else, `slowly`. `fits` is what the Longs have to satisfy besides.
+  "What `result` makes of what a method returns for an unsigned integer of 64 bits that can be written, given Longs: the
+  common case, with no call of a function in it. For all else, `slowly`. `fits` is what the Longs have to satisfy besides.
 
   It ends with `accessing`, since a `try` that is not the last thing of a function is made a function of its own."
   [[v op method & longs] fits result slowly]

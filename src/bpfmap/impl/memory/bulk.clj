@@ -31,7 +31,8 @@
   {4 ["a float array" #(instance? float/1 %)], 8 ["a double array" #(instance? double/1 %)]})
 
 (defn- exact
-  "The array whose elements have the size of a view's, as `[in-words test]`; nil for numbers in another order than the processor's."
+  "The array whose elements have the size of a view's, as `[in-words test]`; nil for numbers in another order than the
+  processor's."
   [^ArrayView v]
   (let [{:keys [integer float]} (:element (.-shape v))
         {:keys [size swap?]} (or integer float)]
@@ -58,8 +59,10 @@
   [^ArrayView v op from array start n]
   (let [length (long (java.lang.reflect.Array/getLength array))
         n (or n (if (int? start) (max 0 (- length (long start))) 0))
-        refuse (fn [at total of] (error/error :out-of-range (str (pr-str (error/shown n)) " elements from " (pr-str (error/shown at)) " of " of " " total)
-                                              (access/data (.-source v) op nil)))]
+        refuse (fn [at total of]
+                 (error/error :out-of-range
+                              (str (pr-str (error/shown n)) " elements from " (pr-str (error/shown at)) " of " of " " total)
+                              (access/data (.-source v) op nil)))]
     (cond
       (not (fits? from n (.-n v))) (throw (refuse from (.-n v) "a view of"))
       (not (fits? start n length)) (throw (refuse start length "an array of"))
@@ -82,9 +85,11 @@
       (cond
         (not converted?) (Blocks/copyOut segment offset stride array (int start) (int n))
         integers? (let [^Integers xs numbers]
-                    (Blocks/longs segment offset stride (int (.-size xs)) (boolean (.-signed xs)) (boolean (.-swap xs)) ^longs array (int start) (int n)))
+                    (Blocks/longs segment offset stride (int (.-size xs)) (boolean (.-signed xs)) (boolean (.-swap xs))
+                                  ^longs array (int start) (int n)))
         :else (let [^Floats xs numbers]
-                (Blocks/doubles segment offset stride (int (.-size xs)) (boolean (.-swap xs)) ^doubles array (int start) (int n))))
+                (Blocks/doubles segment offset stride (int (.-size xs)) (boolean (.-swap xs))
+                                ^doubles array (int start) (int n))))
       array)))
 
 (defn copy-from

@@ -67,17 +67,18 @@
       memory)))
 
 (defn- for-mapping
-  "Calls f with a descriptor that the kernel maps. It maps none that is for reading alone, not even for reading (mm/mmap.c, do_mmap,
-  which clears VM_SHARED; then bpf_map_mmap refuses): for that, another descriptor is opened for the moment."
+  "Calls f with a descriptor that the kernel maps. It maps none that is for reading alone, not even for reading (mm/mmap.c,
+  do_mmap, which clears VM_SHARED; then bpf_map_mmap refuses): for that, another descriptor is opened for the moment."
   [^Mapping mapping facts f]
   (if (= :read-only (.-access mapping))
     (let [fd (try
                (maps/by-id (:id (.-identity mapping)) :read-write facts)
                (catch ExceptionInfo e
-                 (throw (error/error (:bpfmap/error (ex-data e)) (str "Another descriptor of map " (:id (.-identity mapping)) " cannot be opened")
+                 (throw (error/error (:bpfmap/error (ex-data e))
+                                     (str "Another descriptor of map " (:id (.-identity mapping)) " cannot be opened")
                                      (assoc (ex-data e) :bpfmap/hint
-                                            (str "the kernel maps no descriptor that is for reading alone, and opening another takes "
-                                                 "CAP_SYS_ADMIN; open the map with {:access :read-write}"))))))]
+                                            (str "the kernel maps no descriptor that is for reading alone, and opening "
+                                                 "another takes CAP_SYS_ADMIN; open the map with {:access :read-write}"))))))]
       (try
         (f fd)
         (finally (sys/close fd))))
@@ -89,8 +90,9 @@
         arena? (= :arena type)
         ^AtomicLong address (.-address mapping)
         facts {:op :memory :map identity :type type :access (.-access mapping)}
+        writable? (not= :read-only (.-access mapping))
         region (for-mapping mapping facts
-                            #(regions/map-memory % (size spec) (if arena? (.get address) 0) (not= :read-only (.-access mapping)) facts))]
+                            #(regions/map-memory % (size spec) (if arena? (.get address) 0) writable? facts))]
     (when arena?
       (.set address (.address ^MemorySegment (.segment ^Region region))))
     (range/whole region identity arena?)))
@@ -155,7 +157,8 @@
     facts))
 
 (defn while-unmapped
-  "Calls f. Memory that serves only the map's own operations is unmapped before, and mapped again after; what somebody was given stays."
+  "Calls f. Memory that serves only the map's own operations is unmapped before, and mapped again after; what somebody was
+  given stays."
   [^Mapping mapping f]
   (if (and mapping (.get ^AtomicBoolean (.-wanted mapping)) (not (.get ^AtomicBoolean (.-taken mapping))))
     (locking mapping

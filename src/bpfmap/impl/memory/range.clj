@@ -28,7 +28,8 @@
     (let [size (.byteSize segment)]
       (if (<= size Integer/MAX_VALUE)
         (int size)
-        (throw (error/error :out-of-range (str "The memory of " (access/described source) " has " size " bytes, more than Clojure counts")
+        (throw (error/error :out-of-range
+                            (str "The memory of " (access/described source) " has " size " bytes, more than Clojure counts")
                             (access/data source :count {:bpfmap/hint "bpfmap.memory/size says how many"}))))))
 
   Indexed
@@ -117,7 +118,8 @@
   [^Memory m op size what]
   (if (<= (long size) (- Integer/MAX_VALUE 8))
     (int size)
-    (throw (error/error :out-of-range (str size " bytes of the memory of " (access/described (.-source m)) " are too many for " what)
+    (throw (error/error :out-of-range
+                        (str size " bytes of the memory of " (access/described (.-source m)) " are too many for " what)
                         (access/data (.-source m) op {:bpfmap/hint "it takes less than 2 GiB; slice the memory first"})))))
 
 (defn snapshot
@@ -153,7 +155,8 @@
   "Unmaps memory, now; closing twice is fine. A part cannot be closed, since others use the rest."
   [^Memory m]
   (when (.-part? m)
-    (throw (error/error :not-supported (str "Only all of the memory of " (access/described (.-source m)) " can be closed, and this is a part of it")
+    (throw (error/error :not-supported
+                        (str "Only all of the memory of " (access/described (.-source m)) " can be closed, and this is a part of it")
                         (access/data (.-source m) :close {:bpfmap/hint "close what (memory m) returned"}))))
   (try
     (.close ^Region (.-region ^Source (.-source m)))
@@ -170,7 +173,8 @@
   [^Memory m x]
   (let [^MemorySegment segment (.-segment m)]
     (when-not (and (int? x) (<= -128 (long x) 255))
-      (throw (access/invalid (.-source m) :fill! (str "Not a byte: " (pr-str (error/shown x))) "it is an integer from -128 to 255")))
+      (throw (access/invalid (.-source m) :fill! (str "Not a byte: " (pr-str (error/shown x)))
+                             "it is an integer from -128 to 255")))
     (access/check-writable (.-source m) :fill! segment)
     (accessing [(.-source m) :fill!]
       (.fill segment (unchecked-byte (long x))))

@@ -41,7 +41,8 @@
   (Streams/output (.-segment m) (failures (.-source m) :write)))
 
 (defn channel
-  "A channel over memory, whose position may be anywhere from 0. It writes what fits, as channels do, and throws where nothing does."
+  "A channel over memory, whose position may be anywhere from 0. It writes what fits, as channels do, and throws where nothing
+  does."
   ^SeekableByteChannel [^Memory m]
   (let [^Source source (.-source m)
         ^MemorySegment segment (.-segment m)

@@ -27,15 +27,16 @@
 (defprotocol View
   "What is seen of memory through a type."
   (shape-of [view] "The shape of what is viewed.")
-  (place [view] "Where it is: `{:source :segment :offset :path}`, the path from the view that was made of memory, the last key first.")
+  (place [view] "Where it is: `{:source :segment :offset :path}`, the path from the first view, the last key first.")
   (part [view k] "A view of an element or field, nil where there is none."))
 
 (defprotocol Writable
   "What a value can be written over: a view, and what is not mapped but can be written to all the same."
   (write [place x] "Writes a value over what is there; nothing is written of one that does not fit."))
 
-;; `segment` is all of the map's memory, `offset` where the view begins in it. `atomic` says how the processor reads and writes it in
-;; one step: the bits of an integer, one more where it is read-only, negative where it is signed; 0 for what it does not.
+;; `segment` is all of the map's memory, `offset` where the view begins in it. `atomic` says how the processor reads and
+;; writes it in one step: the bits of an integer, one more where it is read-only, negative where it is signed; 0 for what it
+;; does not.
 (deftype Cell [^Source source ^MemorySegment segment ^long offset shape ^Codec codec path ^long atomic]
   View
   (shape-of [_] shape)
@@ -91,7 +92,8 @@
   (count [_]
     (if (<= n Integer/MAX_VALUE)
       (int n)
-      (throw (error/error :out-of-range (str "The view has " n " elements, more than Clojure counts") (access/data source :count nil)))))
+      (throw (error/error :out-of-range (str "The view has " n " elements, more than Clojure counts")
+                          (access/data source :count nil)))))
   Indexed
   (nth [this i] (element this i))
   (nth [this i not-found] (.valAt this i not-found))
@@ -158,7 +160,8 @@
       (identical? :cell kind) (Cell. source segment offset shape (:codec shape) path (atomic-here segment offset shape))
       (identical? :struct kind) (StructView. source segment offset shape (:codec shape) path)
       :else (let [{:keys [element count stride]} shape]
-              (ArrayView. source segment offset stride count shape (shape/codec-of element) path (numbers segment offset stride element))))))
+              (ArrayView. source segment offset stride count shape (shape/codec-of element) path
+                          (numbers segment offset stride element))))))
 
 (defn over
   "A view of a shape at an offset of memory; throws `:out-of-range` where it does not fit."
@@ -181,9 +184,12 @@
     (case kind
       :array (if (integer? k)
                (error/error :out-of-range (str "There is no element " what)
-                            (access/data source op {:bpfmap/hint (if (zero? (long count)) "it has no elements" (str "elements are 0 to " (dec (long count))))}))
+                            (access/data source op {:bpfmap/hint (if (zero? (long count))
+                                                                   "it has no elements"
+                                                                   (str "elements are 0 to " (dec (long count))))}))
                (access/invalid source op (str "There is no element " what) "an element is named by its index"))
-      :struct (access/invalid source op (str "There is no field " what) (str "there are " (error/list-of (take 32 (keys members)))))
+      :struct (access/invalid source op (str "There is no field " what)
+                              (str "there are " (error/list-of (take 32 (keys members)))))
       (access/invalid source op (str "There is no part " what) "it has no parts"))))
 
 (defn check

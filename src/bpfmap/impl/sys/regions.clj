@@ -75,7 +75,8 @@
     (catch IOException _ false)))
 
 (defn writers
-  "The processes that have the memory of a BPF map, whichever, mapped for writing, in words: `\"4711 (agent)\"`; nil where none is seen.
+  "The processes that have the memory of a BPF map, whichever, mapped for writing, in words: `\"4711 (agent)\"`; nil where
+  none is seen.
 
   The kernel does not tell which map it is."
   []

@@ -95,7 +95,9 @@
           word (gen/one-of [n (gen/fmap #(wrapped % [(first shape) true]) n)])]
       (gen/tuple (gen/return t)
                  (gen/vector (gen/one-of [(gen/tuple (gen/elements [:write :set-release! :exchange!]) n)
-                                          (gen/tuple (gen/elements [:add! :bit-or! :bit-and! :bit-xor! :fetch-add! :fetch-or! :fetch-and! :fetch-xor!]) word)
+                                          (gen/tuple (gen/elements [:add! :bit-or! :bit-and! :bit-xor! :fetch-add! :fetch-or! :fetch-and!
+                                                                    :fetch-xor!])
+                                                     word)
                                           (gen/tuple (gen/return :compare-and-set!) n n)
                                           (gen/return [:get-acquire])
                                           (gen/return [:compare-and-set! :now 7])])
@@ -110,7 +112,8 @@
                      (mem/fill! memory 0)
                      (loop [now 0N [command & more] commands]
                        (if-not command
-                         (every? zero? (concat (mem/slice memory 0 16) (mem/slice memory (+ 16 (quot (first shape) 8))))) ; nothing around it
+                         ;; Nothing around it was written.
+                         (every? zero? (concat (mem/slice memory 0 16) (mem/slice memory (+ 16 (quot (first shape) 8)))))
                          (let [command (mapv #(if (= :now %) now %) command)
                                [after expected] (apply-model shape now command)
                                answer (perform cell command)]
@@ -135,8 +138,9 @@
       (is (= 5 (mem/exchange! v [3 :b 1] 6)))
       (is (true? (mem/compare-and-set! v [3 :b 1] 6 8)))
       (is (= [9 8 11] [@(mem/bit-or! v [3 :b 1] 1) @(mem/bit-and! v [3 :b 1] -2) @(mem/bit-xor! v [3 :b 1] 3)]))
-      (is (= [11 12 13 9 11] [(mem/fetch-add! v [3 :b 1] 1) (mem/fetch-or! v [3 :b 1] 1) (mem/fetch-and! v [3 :b 1] 9) (mem/fetch-xor! v [3 :b 1] 2)
-                              @(mem/at v [3 :b 1])]))
+      (is (= [11 12 13 9 11]
+             [(mem/fetch-add! v [3 :b 1] 1) (mem/fetch-or! v [3 :b 1] 1) (mem/fetch-and! v [3 :b 1] 9)
+              (mem/fetch-xor! v [3 :b 1] 2) @(mem/at v [3 :b 1])]))
       (is (= 11 @(mem/set-release! v [3 :b 1] 11)))
       (is (= {:a 0 :b [0 11]} (m 3)))
       (is (= :out-of-range (:bpfmap/error (error-of (mem/add! v [8 :a] 1)))))
@@ -159,7 +163,8 @@
                               [[:struct [:a :u64]] 0 "atomic operations take a number; name a field or element of it"]
                               [[:array :u64 1] 0 "atomic operations take a number; name a field or element of it"]
                               [(keyword (str "u64" other-order)) 0 "its bytes are not in the order of this processor"]]
-              [op f] {:add! #(mem/add! % 1), :get-acquire mem/get-acquire, :set-release! #(mem/set-release! % 1), :exchange! #(mem/exchange! % 1)
+              [op f] {:add! #(mem/add! % 1), :get-acquire mem/get-acquire, :set-release! #(mem/set-release! % 1)
+                      :exchange! #(mem/exchange! % 1)
                       :compare-and-set! #(mem/compare-and-set! % 0 1), :bit-or! #(mem/bit-or! % 1), :bit-and! #(mem/bit-and! % 1)
                       :bit-xor! #(mem/bit-xor! % 1), :fetch-add! #(mem/fetch-add! % 1), :fetch-or! #(mem/fetch-or! % 1)
                       :fetch-and! #(mem/fetch-and! % 1), :fetch-xor! #(mem/fetch-xor! % 1)}]
@@ -178,7 +183,8 @@
               memory ^Closeable (bpf/memory m)]
     (are [op t x message] (= [:invalid-value op message]
                              (let [e (error-of ((case op
-                                                  :set-release! mem/set-release!, :exchange! mem/exchange!, :add! mem/add!, :bit-or! mem/bit-or!
+                                                  :set-release! mem/set-release!, :exchange! mem/exchange!
+                                                  :add! mem/add!, :bit-or! mem/bit-or!
                                                   :compare-and-set! #(mem/compare-and-set! %1 0 %2))
                                                 (mem/view memory t) x))]
                                [(:bpfmap/error e) (:bpfmap/op e) (:message e)]))
@@ -192,7 +198,8 @@
       :add! :u32 4294967296 "4294967296 is not a :u32: it takes an integer from -2147483648 to 4294967295"
       :add! :u64 1.0 "1.0 is not a :u64: it takes an integer from -9223372036854775808 to 18446744073709551615"
       :bit-or! :u64 nil "nil is not a :u64: it takes an integer from -9223372036854775808 to 18446744073709551615")
-    (is (= [:value 1 :x] (:bpfmap/path (error-of (mem/exchange! (mem/view memory [:struct [:value [:array [:struct [:x :u32]] 2]]]) [:value 1 :x] -1)))))
+    (let [v (mem/view memory [:struct [:value [:array [:struct [:x :u32]] 2]]])]
+      (is (= [:value 1 :x] (:bpfmap/path (error-of (mem/exchange! v [:value 1 :x] -1))))))
     (is (every? zero? memory))))
 
 (kernel-test m3-m5-of-memory-that-is-read-only-or-closed

@@ -43,8 +43,8 @@
 (defn- perform [m [op k v]]
   (let [outcome (try
                   (case op
-                    :get (get m k :none), :call (m k), :lookup (bpf/lookup m k :none), :has-key? (bpf/has-key? m k), :next-key (bpf/next-key m k)
-                    :delete! (bpf/delete! m k)
+                    :get (get m k :none), :call (m k), :lookup (bpf/lookup m k :none), :has-key? (bpf/has-key? m k)
+                    :next-key (bpf/next-key m k), :delete! (bpf/delete! m k)
                     :put! (identical? m (bpf/put! m k v)), :insert! (bpf/insert! m k v), :replace! (bpf/replace! m k v)
                     :reduce (into {} m), :seq (vec (seq m)), :reduce-kv (reduce-kv (fn [acc k v] (conj acc [k v])) [] m)
                     :snapshot (bpf/snapshot m), :count (bpf/count-entries m), :entries (into [] (map key) (bpf/entries m))
@@ -124,9 +124,11 @@
 
 (kernel-test the-mapping-is-the-map's-own-unless-somebody-asked-for-it
   (let [pages 75 ; a size that no other mapping of this process has
-        mapped (fn [] (count (filter (fn [[_ from to]] (= (* pages 4096) (- (Long/parseUnsignedLong to 16) (Long/parseUnsignedLong from 16))))
-                                     (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) .* anon_inode:bpf-map$"
-                                             (Files/readString (Path/of "/proc/self/maps" (make-array String 0)))))))]
+        address #(Long/parseUnsignedLong % 16)
+        mapped (fn []
+                 (count (filter (fn [[_ from to]] (= (* pages 4096) (- (address to) (address from))))
+                                (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) .* anon_inode:bpf-map$"
+                                        (Files/readString (Path/of "/proc/self/maps" (make-array String 0)))))))]
     (let [m (create {:max-entries (* pages 256)} through)]
       (bpf/put! m 1 {:n 1 :name ""})
       (is (= 1 (mapped)))
@@ -207,9 +209,12 @@
 
 (kernel-test maps-without-memory-refuse-it
   (let [before (fixture/open-descriptors)]
-    (doseq [[spec hint] [[{:type :hash :key :u32 :value :u64 :max-entries 1} "a map of type :hash has no memory to map; those of type :arena or :array have"]
-                         [{:type :array :key :u32 :value :u64 :max-entries 1} "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
-                         [{:type :arena :max-entries 1 :flags #{:mmapable}} "it has no elements that could be read and written there; (memory m) gives its memory"]]]
+    (doseq [[spec hint] [[{:type :hash :key :u32 :value :u64 :max-entries 1}
+                          "a map of type :hash has no memory to map; those of type :arena or :array have"]
+                         [{:type :array :key :u32 :value :u64 :max-entries 1}
+                          "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
+                         [{:type :arena :max-entries 1 :flags #{:mmapable}}
+                          "it has no elements that could be read and written there; (memory m) gives its memory"]]]
       (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/create spec through))]
         (is (= [:not-supported :create] [error op]))
         (is (str/ends-with? message (str "cannot be mapped: " hint)))))

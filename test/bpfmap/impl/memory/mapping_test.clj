@@ -128,10 +128,14 @@
                message))))))
 
 (kernel-test maps-without-memory-to-map-say-why
-  (doseq [[spec hint] [[{:type :hash :key :u32 :value :u64 :max-entries 1} "a map of type :hash has no memory to map; those of type :arena or :array have"]
-                       [{:type :percpu-array :key :u32 :value :u64 :max-entries 1} "a map of type :percpu-array has no memory to map; those of type :arena or :array have"]
-                       [{:type :array :key :u32 :value :u64 :max-entries 1} "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
-                       [{:type :ringbuf :max-entries 4096} "its memory is a ring of records, which makes sense only to who reads them in order"]
+  (doseq [[spec hint] [[{:type :hash :key :u32 :value :u64 :max-entries 1}
+                        "a map of type :hash has no memory to map; those of type :arena or :array have"]
+                       [{:type :percpu-array :key :u32 :value :u64 :max-entries 1}
+                        "a map of type :percpu-array has no memory to map; those of type :arena or :array have"]
+                       [{:type :array :key :u32 :value :u64 :max-entries 1}
+                        "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
+                       [{:type :ringbuf :max-entries 4096}
+                        "its memory is a ring of records, which makes sense only to who reads them in order"]
                        [{:type :arena :max-entries 1 :flags #{:mmapable :segv-on-fault}}
                         (str "an arena created :segv-on-fault kills the process that reads a page of it which no program has allocated; "
                              "create it without")]]]

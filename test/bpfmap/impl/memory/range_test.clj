@@ -95,8 +95,10 @@
                         "of a slice" #(nth (mem/slice memory 8 8) 8)
                         "copy-to" #(mem/copy-to memory (byte-array 65)), "copy-to behind" #(mem/copy-to memory 57 (long-array 1))
                         "copy-to below" #(mem/copy-to memory -1 (byte-array 1)), "copy-to far" #(mem/copy-to memory far (byte-array 1))
-                        "copy-from" #(mem/copy-from memory 57 (byte-array 8)), "copy-from far" #(mem/copy-from memory farther (byte-array 8))
-                        "of the array" #(mem/copy-to memory 0 (byte-array 4) 3 2), "of the array below" #(mem/copy-to memory 0 (byte-array 4) -1 2)
+                        "copy-from" #(mem/copy-from memory 57 (byte-array 8))
+                        "copy-from far" #(mem/copy-from memory farther (byte-array 8))
+                        "of the array" #(mem/copy-to memory 0 (byte-array 4) 3 2)
+                        "of the array below" #(mem/copy-to memory 0 (byte-array 4) -1 2)
                         "of the array far" #(mem/copy-from memory 0 (byte-array 4) 3 Integer/MAX_VALUE)
                         "view" #(mem/view memory :u64 57), "view below" #(mem/view memory :u64 -8), "view far" #(mem/view memory :u64 far)
                         "view too large" #(mem/view memory [:array :u64 9])}]
@@ -195,7 +197,8 @@
       (mem/close memory)
       (is (nil? (mem/close memory)) "closing twice is fine")
       (is (mem/closed? memory))
-      (doseq [[op f] {:nth #(memory 0), :get #(get memory 0), :reduce #(reduce + 0 memory), :seq #(seq memory), :snapshot #(mem/snapshot memory)
+      (doseq [[op f] {:nth #(memory 0), :get #(get memory 0), :reduce #(reduce + 0 memory), :seq #(seq memory)
+                      :snapshot #(mem/snapshot memory)
                       :slice #(mem/slice memory 0), :fill! #(mem/fill! memory 0), :copy-to #(mem/copy-to memory (byte-array 1))
                       :copy-from #(mem/copy-from memory (byte-array 1)), :byte-buffer #(mem/byte-buffer memory)
                       :view #(mem/view memory :u64 64)}]
@@ -210,7 +213,8 @@
   (with-open [m (an-array 16 {:freeze true})
               memory ^Closeable (bpf/memory m)]
     (is (mem/read-only? memory))
-    (doseq [[op f] {:fill! #(mem/fill! memory 0), :copy-from #(mem/copy-from memory (byte-array 1)), :output-stream #(mem/output-stream memory)
+    (doseq [[op f] {:fill! #(mem/fill! memory 0), :copy-from #(mem/copy-from memory (byte-array 1))
+                    :output-stream #(mem/output-stream memory)
                     :write! #(mem/write! (mem/view memory :u8) 1)}]
       (testing op
         (is (= [:read-only op (str "The memory of map " (:id (bpf/info m)) " (t_range) is mapped for reading alone: the map is frozen, or "

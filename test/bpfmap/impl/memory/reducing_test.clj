@@ -59,7 +59,11 @@
 (defn- same?
   "Whether both functions return the same, or throw the same."
   [f g]
-  (let [outcome (fn [f] (try [:value (f)] (catch ArithmeticException _ [:overflow]) (catch IllegalArgumentException e [:refused (ex-message e)])))]
+  (let [outcome (fn [f]
+                  (try
+                    [:value (f)]
+                    (catch ArithmeticException _ [:overflow])
+                    (catch IllegalArgumentException e [:refused (ex-message e)])))]
     (= (outcome f) (outcome g))))
 
 (deftest every-kind-of-function-reduces-as-over-a-vector
