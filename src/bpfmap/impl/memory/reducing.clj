@@ -6,7 +6,7 @@
   x] …)`, is called as one, without boxes; `+` is not called at all."
   (:require [bpfmap.codec.scalar :as scalar])
   (:import (bpfmap.sys Blocks)
-           (clojure.lang IFn$DDD IFn$LLL IFn$ODO IFn$OLO)
+           (clojure.lang IFn$DDD IFn$LLL IFn$LLO IFn$ODO IFn$OLO)
            (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
@@ -75,6 +75,14 @@
       (long (f acc (scalar/unsigned x)))
       (.invokePrim f acc x))))
 
+(defn- longs-to-boxed
+  "As [[longs-to-object]], of a function that takes the accumulator as a long too, but returns any object."
+  [^IFn$LLO f acc ^longs block ^long n]
+  (in-block-until-reduced [acc acc x] [block n]
+    (if (instance? Long acc)
+      (.invokePrim f (.longValue ^Long acc) x)
+      (f acc x))))
+
 (defn- longs-to-object [^IFn$OLO f acc ^longs block ^long n]
   (in-block-until-reduced [acc acc x] [block n] (.invokePrim f acc x)))
 
@@ -82,7 +90,7 @@
   (in-block-until-reduced [acc acc x] [block n] (f acc x)))
 
 (defn- wide-to-any [f acc ^longs block ^long n]
-  (in-block-until-reduced [acc acc x] [block n] (f acc (scalar/unsigned x))))
+  (in-block-until-reduced [acc acc x] [block n] (f acc (if (neg? x) (scalar/unsigned x) (Long/valueOf x)))))
 
 (defn- doubles-to-double ^double [^IFn$DDD f ^double acc ^doubles block ^long n]
   (in-block [acc acc x] [block n] (.invokePrim f acc x)))
@@ -130,6 +138,9 @@
 
       (instance? IFn$OLO f)
       (over-blocks [acc init block n] [from to (read-longs xs)] (longs-to-object f acc block n) true)
+
+      (instance? IFn$LLO f)
+      (over-blocks [acc init block n] [from to (read-longs xs)] (longs-to-boxed f acc block n) true)
 
       :else
       (over-blocks [acc init block n] [from to (read-longs xs)] (longs-to-any f acc block n) true))))

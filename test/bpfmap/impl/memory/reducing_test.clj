@@ -80,6 +80,8 @@
                 [(fn ^long [^long acc ^long x] (bit-xor (unchecked-multiply 31 acc) x)) 1]
                 [(fn ^long [^long acc ^long x] (+ acc x)) 0]
                 [(fn [acc ^long x] (conj acc x)) []]
+                [(fn [^long acc ^long x] (bit-xor acc x)) 0]
+                [(fn [^long acc ^long x] (if (< 100 x) (reduced acc) (max acc x))) 0]
                 [(fn [acc x] (if (< 20 (count acc)) (reduced acc) (conj acc x))) []]
                 [(fn [acc ^long x] (if (< 600 (count acc)) (reduced [:stopped acc]) (conj acc x))) []]])))))
 
