@@ -13,13 +13,8 @@
   it. Per-CPU values are vectors, one element for each possible CPU. What a map refers to (maps, programs) goes in open
   and comes out as a reference that can be opened, `{:map-id 12}`. doc/map-types.md has each type.
 
-  | option            | of                                    | what it does                                         |
-  |-------------------|---------------------------------------|------------------------------------------------------|
-  | `:lock true`      | what reads or writes values with keys | holds the value's `:spin-lock`; Linux 5.1            |
-  | `:cpu n`          | lookup, lookup-all, entries, snapshot | of a per-CPU value, that of one CPU                  |
-  | `:cpu n`          | put! insert! replace!                 | writes one CPU's value alone; Linux 7.0, but insert! |
-  | `:cpus :all`      | put! insert! replace! put-all!        | writes one value for every CPU                       |
-  | `:overwrite true` | push!                                 | to a full map too, in place of its oldest value      |
+  Options, a trailing map: `:lock true` holds the value's spin lock, `:cpu n` is about one CPU's value, `:cpus :all` writes
+  one value for every CPU, `:overwrite true` pushes to a full map too. doc/options.md says which function takes which.
 
   Errors are `ex-info` with `:bpfmap/error`, see `bpfmap.error`. Any operation may throw `:closed`; any that asks the
   kernel `:permission` and `:kernel`; one that the map's type lacks `:not-supported`, with what to do instead; odd
@@ -29,6 +24,7 @@
             [bpfmap.impl.comparing :as comparing]
             [bpfmap.impl.lifecycle :as lifecycle]
             [bpfmap.impl.many :as many]
+            [bpfmap.impl.mapped :as mapped]
             [bpfmap.impl.operations :as operations]
             [bpfmap.impl.pinning :as pinning]
             [bpfmap.impl.store :as store]
@@ -37,8 +33,6 @@
 
 (set! *warn-on-reflection* true)
 
-;; --- handles
-
 (defn create
   "Creates a map from a spec and returns it open; with `:pinning :by-name`, opens the one that is pinned already.
 
@@ -46,7 +40,7 @@
   `:contents`, and frozen if `:freeze` is true or its name is that of a constant data section (`.rodata…`,
   `.kconfig…`); and pinned, last. The map lives until it is closed, unless it is pinned or a program uses it. By name
   means below `:pin-path` of the options, /sys/fs/bpf unless given. A map found there is used as it is, and not filled
-  again; `:incompatible` with every difference under `:bpfmap/diff` says that it is another one. Throws
+  again; `:incompatible` with every difference under `:bpfmap/diff` says that it is another one. `:via` is as in [[open]]. Throws
   `:invalid-spec` with everything that is wrong under `:bpfmap/problems`, `:invalid-value` for a bad entry of
   `:contents` (nothing is created then), `:not-supported` for a type or flag that this kernel lacks, `:map-full`,
   `:out-of-range`, `:no-memory`, `:permission` without CAP_BPF and without a BPF token.
@@ -62,10 +56,8 @@
   A name must be that of one map only; it is compared as the kernel keeps it (see `bpfmap.spec/kernel-name`). A
   descriptor is duplicated: yours stays yours.
 
-  | option           | what it does                                                         |
-  |------------------|----------------------------------------------------------------------|
-  | `:access`        | `:read-write` (default), `:read-only` or `:write-only`               |
-  | `:key` `:value`  | the types; without them keys and values are bytes                     |
+  Options: `:access` (`:read-write`, `:read-only`, `:write-only`); the types `:key` and `:value`, else those of the map's BTF,
+  or bytes; `:via :memory`, with which `get`, `put!` and `reduce` of an `:mmapable` array do without system calls (doc/memory.md).
 
   Throws `:not-found`, `:ambiguous` (with `:bpfmap/candidates`), `:not-a-map` for a pinned program or link,
   `:incompatible` for a type of another size, `:invalid-value` for a bad reference or option. Opening by id or name
@@ -320,6 +312,14 @@
   ([m options] (many/drain! m options))
   ([m f init] (many/drain-into m f init nil))
   ([m f init options] (many/drain-into m f init options)))
+
+(defn memory
+  "Returns the memory of an array or arena, mapped: bytes, for `bpfmap.memory`, streams and buffers. Close it in the end.
+
+  Throws `:not-supported` for a map without the flag `:mmapable`, `:busy` for an arena whose place is taken.
+
+      (with-open [mem (memory m)] (reduce + mem)) ;=> 42"
+  ^Closeable [m] (mapped/memory m))
 
 (defn spec-diff
   "Returns where a spec and a map differ, as `{key {:spec x :map y}}`; nil where the map can be used for the spec.

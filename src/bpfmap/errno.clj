@@ -94,6 +94,21 @@
    {:errno #{:EPERM :EACCES} :op #{:open} :when #(false? (:bpffs? %)) :error :not-bpffs
     :hint (fn [{:keys [path]}]
             (str path " is not on a BPF file system, so nothing is pinned there"))}
+   ;; The JVM may have put something there; or another handle of this process has the arena, which lies at one address only.
+   {:errno #{:EEXIST} :op #{:memory} :error :busy
+    :hint (str "something of this process lies at the address already: the same arena, mapped through another handle, or "
+               "anything else; use that handle's memory, or create the arena with another :map-extra")}
+   {:errno #{:EINVAL :EBUSY} :op #{:memory} :when #(= :arena (:type %)) :error :busy
+    :hint (str "it is mapped already, by another process or handle, and lies at the same address for all of them, which the "
+               "kernel does not tell; create it with the address as :map-extra, and all can map it")}
+   {:errno #{:ENOTSUPP :EOPNOTSUPP} :op #{:memory} :error :not-supported
+    :hint "the kernel does not map values in which it keeps something for itself, such as a spin lock or a timer"}
+   {:errno #{:ENODEV} :op #{:memory} :error :not-supported :hint "mapping a map's memory needs Linux 5.5"}
+   {:errno #{:EFAULT :ENOMEM} :op #{:populate!} :error :no-memory
+    :hint (str "there is a page that the kernel cannot allocate, and reading it would end this process: the memory cgroup of "
+               "the arena's creator is at its limit, or a program holds the page back")}
+   {:errno #{:ENOMEM} :op #{:memory} :error :no-memory
+    :hint "this process has no room for it: see its limit of address space (ulimit -v) and the sysctl vm.max_map_count"}
    {:errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}
    {:errno #{:EPERM} :when #(and (:user-namespace? %) (not (:path %))) :error :permission
     :hint (fn [{:keys [op]}]
@@ -169,7 +184,14 @@
    {:errno #{:ENAMETOOLONG} :error :invalid-value :hint "a part of the path is longer than 255 bytes, or the whole than 4095"}
    {:errno #{:EMFILE} :error :too-many-files :hint "this process has reached its limit of open files (ulimit -n)"}
    {:errno #{:ENFILE} :error :too-many-files :hint "the system has reached its limit of open files (fs.file-max)"}
-   {:errno #{:EBUSY} :op #{:freeze!} :error :busy :hint "somebody has the map's memory mapped writable; unmap it first"}
+   {:errno #{:EBUSY} :op #{:freeze!} :when #(= :arena (:type %)) :error :busy
+    :hint "an arena can only be frozen before its memory is mapped for writing the first time"}
+   {:errno #{:EBUSY} :op #{:freeze!} :when :mapped-here? :error :busy
+    :hint "this handle has its memory mapped for writing; close that first: (.close (memory m))"}
+   {:errno #{:EBUSY} :op #{:freeze!} :error :busy
+    :hint (fn [{:keys [writers]}]
+            (str "somebody has the map's memory mapped writable; unmap it first"
+                 (when writers (str "; processes that have a map's memory mapped so, this one's or another's: " writers))))}
    {:errno #{:EBUSY} :error :busy :hint "the kernel is using it; try again"}
    {:errno #{:EINTR :EAGAIN} :error :interrupted :hint "a signal cut it short part-way; try again"}
 

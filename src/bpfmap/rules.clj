@@ -148,8 +148,9 @@
       (alternative :array :delete! 8) ;=> \"every index of an array always exists; …\""
   [type op value-size]
   (let [op (ability op)
-        {:keys [ops instead reads-at] :as row} (types type)]
+        {:keys [ops instead reads-at freeze?] :as row} (types type)]
     (cond
+      (= :freeze! op) (when (and row (not freeze?)) (get instead op "maps of this type cannot be frozen")) ; which is not about elements
       (nil? row) "bpfmap does not know how elements of this type lie in memory"
       (not (ops op)) (or (get instead op) (:else instead) (keyed-instead op))
       (and reads-at (not= reads-at value-size) (#{:lookup :reduce} op))

@@ -83,9 +83,9 @@
 (deftest the-promised-behaviours-are-well-formed
   (let [{:keys [groups pending]} @conformance/promised
         behaviours (mapcat :behaviours groups)]
-    (is (= ["Specs" "Pins" "Elements" "Many at once" "Lifetime"] (map :group groups)))
+    (is (= ["Specs" "Pins" "Elements" "Many at once" "Memory" "Lifetime"] (map :group groups)))
     (is (= (concat (map #(str "s" %) (range 1 13)) (map #(str "p" %) (range 1 10)) (map #(str "e" %) (range 1 12))
-                   (map #(str "b" %) (range 1 9)) (map #(str "l" %) (range 1 6)))
+                   (map #(str "b" %) (range 1 9)) (map #(str "m" %) (range 1 10)) (map #(str "l" %) (range 1 6)))
            (map first behaviours)))
     (is (set? pending))
     (doseq [[id sentence] behaviours]

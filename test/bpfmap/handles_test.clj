@@ -128,7 +128,7 @@
     (let [id (:id (bpf/info m))]
       (are [ref options words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/open ref options))]
                                  (and (= :invalid-value error) (= :open op) (str/includes? message words)))
-        id {:acess :read-only} "Unknown option :acess: open takes :access, :key, :value and :types"
+        id {:acess :read-only} "Unknown option :acess: open takes :access, :key, :value, :types and :via"
         id {:access :rdonly} "Unknown access :rdonly: it is :read-write, :read-only or :write-only"
         id [:access] "Options are a map"
         :x nil "open takes an id, a pin path, {:name n} or {:fd n}"

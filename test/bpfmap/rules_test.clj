@@ -111,8 +111,13 @@
     :array :read-write :delete! :not-supported
     :array :read-only :delete! :not-supported
     :struct-ops :read-write :freeze! :not-supported
+    :queue :read-write :freeze! nil
+    :bloom-filter :read-write :freeze! nil
+    :arena :read-write :freeze! nil
+    :ringbuf :read-only :freeze! :read-only
     :ringbuf :read-write :lookup :not-supported
-    4242 :read-write :lookup :not-supported))
+    4242 :read-write :lookup :not-supported
+    4242 :read-write :freeze! nil))
 
 (deftest flags-are-found-by-name-and-by-bit
   (are [given flag found?] (= found? (rules/has-flag? given flag))

@@ -22,6 +22,9 @@ public final class Abi {
     public static final long SYS_CLOSE = number(3, 57);
     public static final long SYS_FCNTL = number(72, 25);
     public static final long SYS_IOCTL = number(16, 29);
+    public static final long SYS_MADVISE = number(28, 233);
+    public static final long SYS_MMAP = number(9, 222);
+    public static final long SYS_MUNMAP = number(11, 215);
     public static final long SYS_OPENAT = number(257, 56);
     /** Since Linux 5.3; the number is that of every processor. */
     public static final long SYS_PIDFD_OPEN = 434;
@@ -41,6 +44,7 @@ public final class Abi {
     public static final int EINTR = 4;
     public static final int E2BIG = 7;
     public static final int EAGAIN = 11;
+    public static final int EACCES = 13;
     public static final int EEXIST = 17;
     public static final int EINVAL = 22;
     public static final int ENOSPC = 28;

@@ -8,6 +8,7 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
 import java.lang.invoke.VarHandle;
+import java.util.Collections;
 
 /**
  * The only class that touches the linker: one handle, to the C library's {@code syscall(2)}.
@@ -38,7 +39,7 @@ public final class Native {
                 + " (known: amd64, aarch64, riscv64)";
         } else {
             try {
-                handle = link();
+                handle = link(5);
             } catch (IllegalCallerException e) {
                 reason = "this JVM denies native access: start it with --enable-native-access=ALL-UNNAMED";
             }
@@ -47,13 +48,18 @@ public final class Native {
         UNAVAILABLE = reason;
     }
 
+    /** The one call that has six arguments, mmap, has a handle of its own: a word more costs every call. */
+    private static final class Six {
+        static final MethodHandle SYSCALL = link(6);
+    }
+
     @SuppressWarnings("restricted")
-    private static MethodHandle link() {
+    private static MethodHandle link(int arguments) {
         Linker linker = Linker.nativeLinker();
-        ValueLayout.OfLong word = ValueLayout.JAVA_LONG;
+        MemoryLayout word = ValueLayout.JAVA_LONG;
         return linker.downcallHandle(
             linker.defaultLookup().find("syscall").orElseThrow(),
-            FunctionDescriptor.of(word, word, word, word, word, word, word),
+            FunctionDescriptor.of(word, Collections.nCopies(1 + arguments, word).toArray(MemoryLayout[]::new)),
             Linker.Option.firstVariadicArg(1),
             Linker.Option.captureCallState("errno"));
     }
@@ -97,6 +103,27 @@ public final class Native {
     public static long syscall(long number, long a, long b, long c, long d, long e) {
         try (Arena arena = Arena.ofConfined()) {
             return syscall(arena.allocate(CAPTURE_SIZE, 8), number, a, b, c, d, e);
+        }
+    }
+
+    /**
+     * Makes one system call of six arguments, with memory of its own for errno.
+     *
+     * @return what the kernel returned, or the negated errno
+     * @throws UnsupportedOperationException where there is no Linux, or native access is denied
+     */
+    public static long syscall6(long number, long a, long b, long c, long d, long e, long f) {
+        if (SYSCALL == null) {
+            throw new UnsupportedOperationException(UNAVAILABLE);
+        }
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment capture = arena.allocate(CAPTURE_SIZE, 8);
+            long result = (long) Six.SYSCALL.invokeExact(capture, number, a, b, c, d, e, f);
+            return result == -1 ? -(long) (int) ERRNO.get(capture, 0L) : result;
+        } catch (RuntimeException | Error t) {
+            throw t;
+        } catch (Throwable t) {
+            throw new IllegalStateException(t); // a downcall throws nothing checked
         }
     }
 

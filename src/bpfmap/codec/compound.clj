@@ -80,8 +80,8 @@
 
 ;; ---------------------------------------------------------------- bit-fields
 
-(defn- bit-field
-  "A codec of a bit-field. It is given the offset of its struct, and has no size of its own."
+(defn bit-field
+  "The codec of a bit-field's member. It is given the offset of its struct, and has no size of its own."
   ^Codec [{:keys [node bits bit-offset]} path]
   (let [bits (long bits)
         bit-offset (long bit-offset)

@@ -5,6 +5,7 @@
             [bpfmap.feature :as feature]
             [bpfmap.impl.comparing :as comparing]
             [bpfmap.impl.many :as many]
+            [bpfmap.impl.mapped :as mapped]
             [bpfmap.impl.operations :as operations]
             [bpfmap.impl.pinning :as pinning]
             [bpfmap.impl.reference :as reference]
@@ -153,14 +154,28 @@
     (or (some (fn [_] (or (found) (create-pinned spec path facts))) (range races))
         (throw (pinning/unusable path)))))
 
+(defn- check-via [op via]
+  (when-not (= :memory via)
+    (throw (error/error :invalid-value (str ":via is :memory, not " (pr-str (error/shown via)))
+                        {:bpfmap/op op :bpfmap/path [:via]
+                         :bpfmap/hint "without it, elements are read and written by system calls"}))))
+
+(defn- via
+  "A map just made or opened, set up as the option `:via` asks."
+  [{:keys [via]} m]
+  (when via
+    (owning (store/descriptor m) (mapped/through-memory m)))
+  m)
+
 (defn- check-create-options [options]
   (when-not (or (nil? options) (map? options))
     (throw (error/error :invalid-value (str "Options are a map, not " (pr-str (error/shown options))) {:bpfmap/op :create})))
   (doseq [[k v] options]
-    (when-not (= :pin-path k)
+    (case k
+      :pin-path (objects/path-text v :create)
+      :via (check-via :create v)
       (throw (error/error :invalid-value (str "Unknown option " (pr-str (error/shown k)))
-                          {:bpfmap/op :create :bpfmap/path [(error/shown k)] :bpfmap/hint "create takes :pin-path"})))
-    (objects/path-text v :create)))
+                          {:bpfmap/op :create :bpfmap/path [(error/shown k)] :bpfmap/hint "create takes :pin-path and :via"})))))
 
 (defn create
   "Creates a map from a spec, or opens the one that is pinned under its name."
@@ -170,9 +185,9 @@
         facts (-> (select-keys spec [:type :numa-node]) (assoc :op :create :map (select-keys spec [:name :type])))
         spec (if (:struct-ops spec) (struct-ops/completed spec facts) spec)]
     (try
-      (if (= :by-name (:pinning spec))
-        (named spec (:pin-path options "/sys/fs/bpf") facts)
-        (create-new spec facts))
+      (via options (if (= :by-name (:pinning spec))
+                     (named spec (:pin-path options "/sys/fs/bpf") facts)
+                     (create-new spec facts)))
       (catch ExceptionInfo e
         ;; What it took, opening, freezing, pinning, was done for this.
         (throw (if (= :create (:bpfmap/op (ex-data e)))
@@ -188,8 +203,10 @@
   (when-not (or (nil? options) (map? options))
     (throw (invalid-option [] (str "Options are a map, not " (pr-str (error/shown options))) nil)))
   (doseq [[k v] options]
-    (when-not (#{:access :key :value :types} k)
-      (throw (invalid-option [k] (str "Unknown option " (pr-str k)) "open takes :access, :key, :value and :types")))
+    (when-not (#{:access :key :value :types :via} k)
+      (throw (invalid-option [k] (str "Unknown option " (pr-str k)) "open takes :access, :key, :value, :types and :via")))
+    (when (= :via k)
+      (check-via :open v))
     (when (and (= :access k) (not (maps/access-flags v)))
       (throw (invalid-option [k] (str "Unknown access " (pr-str (error/shown v)))
                              (str "it is " (error/list-of (keys maps/access-flags))))))))
@@ -203,7 +220,7 @@
                    (update :flags #(set/difference % #{:numa-node} (:added (rules/types (:type info)))))
                    (merge (when (:extra (rules/types (:type info))) (select-keys info [:map-extra])))
                    (merge (select-keys options [:types]) (typing/types-of info options facts)))]
-      (store/handle fd info spec (or (sys/access fd) (:access options :read-write)) path))))
+      (via options (store/handle fd info spec (or (sys/access fd) (:access options :read-write)) path)))))
 
 (defn infos
   "What the kernel says of every map, by ascending id; calls `skipped` with the error of each that cannot be opened."

@@ -5,6 +5,7 @@
             [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
             [bpfmap.feature :as feature]
+            [bpfmap.impl.memory.direct :as direct :refer [or-elsewhere]]
             [bpfmap.impl.store :as store :refer [operating with-entry with-key]]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
@@ -130,8 +131,9 @@
   [^BpfMap m op flags k v options]
   (operating [m op]
     (if (nil? options)
-      (with-entry [m op k v]
-        (el/write (.-elements m) (.-key-codec m) (.-value-codec m) k v flags m op))
+      (or-elsewhere (direct/write (when (identical? :put! op) (.-direct m)) k v)
+        (with-entry [m op k v]
+          (el/write (.-elements m) (.-key-codec m) (.-value-codec m) k v flags m op)))
       (let [flags (bit-or (long flags) (long (check-options m op options)))
             v (spread m v options)]
         (if (contains? options :cpu)

@@ -6,6 +6,8 @@
   (:refer-clojure :exclude [clone])
   (:require [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
+            [bpfmap.impl.memory.direct :as direct :refer [or-elsewhere]]
+            [bpfmap.impl.memory.mapping :as mapping]
             [bpfmap.impl.reference :as reference]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
@@ -19,7 +21,7 @@
 
 (set! *warn-on-reflection* true)
 
-(declare lookup reduce-entries snapshot-of)
+(declare close lookup reduce-entries snapshot-of)
 
 (defn described
   "An operation on a map, as an error's message begins."
@@ -37,9 +39,10 @@
          (when value (str " " (in-words :value value))))))
 
 ;; `identity` is {:id :name :type}. `refusals` maps the operations that this handle never does to [kind hint].
-;; `elements` is nil where a type's layout is not known, `bridge` where
-;; neither key nor value is a reference, `cpus` where values are not per-CPU. `pin` is an atom with the pinned path.
-(deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pin]
+;; `elements` is nil where a type's layout is not known, `bridge` where neither key nor value is a reference, `cpus` where values
+;; are not per-CPU. `pin` is an atom with the pinned path. `mapping` is nil where a map has no memory to map, `direct` where its
+;; elements are not in it.
+(deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pin mapping direct]
   el/Origin
   (failure [_ op outcome]
     (sys/failure (described identity op) outcome
@@ -89,7 +92,7 @@
     (seq (snapshot-of this [] nil)))
 
   Closeable
-  (close [_] (sys/close fd))
+  (close [this] (close this))
 
   ;; What clojure.datafy shows is made by a namespace of its own, which is loaded for it.
   protocols/Datafiable
@@ -203,8 +206,9 @@
   "The value of a key, or not-found."
   [^BpfMap m k not-found]
   (operating [m :lookup]
-    (with-key [m :lookup k not-found]
-      (el/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k not-found el/any m :lookup))))
+    (or-elsewhere (direct/lookup (.-direct m) k)
+      (with-key [m :lookup k not-found]
+        (el/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k not-found el/any m :lookup)))))
 
 (defn- aborted
   "The exception for a reading that others threw back to the beginning too often, with what it came to. Nobody goes on with
@@ -264,7 +268,8 @@
   "Reduces over all entries with `(step acc key value)`; options are those of [[fold]]."
   [^BpfMap m step init options]
   (operating [m :reduce]
-    (fold m :reduce (el/entry-step (.-key-codec m) (.-value-codec m) step) init options)))
+    (or-elsewhere (direct/reduce-entries (when (nil? options) (.-direct m)) step init)
+      (fold m :reduce (el/entry-step (.-key-codec m) (.-value-codec m) step) init options))))
 
 (defn snapshot-of
   "All entries, put into an empty collection."
@@ -280,19 +285,24 @@
         cpus (when per-cpu? (sys/possible-cpus))
         key-codec (when (seq ops) (element/key spec))
         value-codec (when (seq ops) (element/value spec (count cpus)))
-        size (fn [codec] (if codec (.size ^Codec codec) 0))]
-    (BpfMap. fd {:id id :name (str (:name spec)) :type type} spec access
+        size (fn [codec] (if codec (.size ^Codec codec) 0))
+        identity {:id id :name (str (:name spec)) :type type}
+        mapping (mapping/mapping fd identity spec access)]
+    (BpfMap. fd identity spec access
              (rules/refusals type value-size access)
              (when (seq ops) (el/elements fd (size key-codec) (size value-codec)))
              key-codec value-codec (reference/bridge spec) cpus
-             (atom path))))
+             (atom path) mapping
+             (when (and mapping value-codec) (direct/layout mapping key-codec value-codec spec)))))
 
 (defn clone
   "A second handle of the same map: own lifetime, not pinned."
   [^BpfMap m]
   (operating [m :clone]
-    (let [fd (sys/duplicate (.-fd m) {:op :clone :map (.-identity m)})]
-      (handle fd (merge (.-spec m) (.-identity m)) (.-spec m) (.-access m) nil))))
+    (let [fd (sys/duplicate (.-fd m) {:op :clone :map (.-identity m)})
+          twin (handle fd (merge (.-spec m) (.-identity m)) (.-spec m) (.-access m) nil)]
+      (mapping/like (.-mapping twin) (.-mapping m))
+      twin)))
 
 (defn info
   "What the kernel says of the map now, with the types of key and value."
@@ -306,7 +316,8 @@
   [^BpfMap m]
   (operating [m :freeze!]
     (when-not (:frozen? (maps/info (.-fd m) {:op :freeze! :map (.-identity m)}))
-      (maps/freeze (.-fd m) {:op :freeze! :map (.-identity m)})))
+      (let [facts (mapping/explaining (.-mapping m) {:op :freeze! :map (.-identity m)})]
+        (mapping/while-unmapped (.-mapping m) #(maps/freeze (.-fd m) facts)))))
   m)
 
 (defn spec-of
@@ -330,4 +341,5 @@
   "Closes the handle."
   [^BpfMap m]
   (check-open-map m :close)
-  (sys/close (.-fd m)))
+  (sys/close (.-fd m))
+  (mapping/let-go (.-mapping m)))

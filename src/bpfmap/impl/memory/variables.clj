@@ -1,0 +1,121 @@
+(ns bpfmap.impl.memory.variables
+  "The variables of a program's data section, by name: `.bss`, `.data`, `.rodata`, each the one value of an array.
+
+  Where the section is mapped, a variable is a view. Where it cannot be, or can be mapped for reading alone though it may
+  be written to, the rest goes by system calls, which read and write the section as a whole."
+  (:require [bpfmap.codec :as codec]
+            [bpfmap.error :as error]
+            [bpfmap.impl.mapped :as mapped]
+            [bpfmap.impl.memory.range :as range]
+            [bpfmap.impl.memory.shape :as shape]
+            [bpfmap.impl.memory.view :as view]
+            [bpfmap.impl.store :as store :refer [operating]]
+            [bpfmap.impl.sys.elements :as el]
+            [bpfmap.type :as type])
+  (:import (bpfmap.bytes ByteView)
+           (bpfmap.impl.store BpfMap)
+           (bpfmap.sys Codec)
+           (clojure.lang IDeref ILookup)
+           (java.lang.foreign MemorySegment)))
+
+(set! *warn-on-reflection* true)
+
+(declare value-of text change)
+
+;; `seen` is a view for reading, nil where the section is not mapped. `member` is {:offset :shape}, the shape a delay.
+(deftype Variable [^BpfMap m name member seen]
+  IDeref
+  (deref [this] (value-of this))
+  ILookup
+  (valAt [this k] (get (value-of this) k))
+  (valAt [this k not-found] (get (value-of this) k not-found))
+  view/Writable
+  (write [this x] (change this x))
+  Object
+  (toString [this] (text this)))
+
+(defmethod print-method Variable [v ^java.io.Writer w] (.write w (str v)))
+
+;; --- by system call
+
+(defn- as-bytes
+  "The codecs of a section's index, and of its bytes."
+  [^BpfMap m]
+  [(codec/codec :u32) (codec/codec [:bytes (:value-size (.-spec m))])])
+
+(defn- section-bytes ^bytes [^BpfMap m op]
+  (let [[index bytes] (as-bytes m)]
+    (.-array ^ByteView (el/lookup (.-elements m) index bytes 0 nil el/any m op))))
+
+(defn- value-of [^Variable v]
+  (let [^BpfMap m (.-m v)
+        {:keys [offset shape]} (.-member v)]
+    (if-let [seen (.-seen v)]
+      @seen
+      (operating [m :deref]
+        (.decode ^Codec (:codec @shape) (MemorySegment/ofArray (section-bytes m :deref)) (long offset))))))
+
+(defn- check-variable [^BpfMap m]
+  (when (:frozen? (store/info m))
+    (throw (error/error :read-only (str "The variables of map " (:id (.-identity m)) " are constants")
+                        {:bpfmap/hint "the map is frozen: user space can never change it again"}))))
+
+(defn- change
+  "Reads the section, changes one variable, and writes the section back."
+  [^Variable v x]
+  (let [^BpfMap m (.-m v)
+        {:keys [offset shape]} (.-member v)
+        [index bytes] (as-bytes m)]
+    (store/check-allowed m :put!)
+    (operating [m :write!]
+      (when (:kernel's? @shape)
+        (throw (error/error :invalid-value (str "Not the user's to write: " (type/summary (:type @shape)))
+                            {:bpfmap/hint "the kernel keeps something for itself in it"})))
+      (check-variable m)
+      (let [section (section-bytes m :write!)]
+        (try
+          (.encode ^Codec (:codec @shape) x (MemorySegment/ofArray section) (long offset))
+          (catch clojure.lang.ExceptionInfo e
+            (throw (view/failed e (.-identity m) :write! [(.-name v)]))))
+        (el/write (.-elements m) index bytes 0 section el/any m :write!)))
+    v))
+
+(defn- text ^String [^Variable v]
+  (let [{:keys [id name]} (.-identity ^BpfMap (.-m v))]
+    (str "#<bpf-variable " (.-name v) " " (type/summary (:type @(:shape (.-member v)))) " of map " id
+         (when (seq name) (str " (" name ")")) ">")))
+
+;; --- all of them
+
+(defn- section
+  "The shape of a map that is a data section; throws for any other."
+  [^BpfMap m]
+  (let [{:keys [type max-entries value types untyped]} (.-spec m)
+        shape (when (and (= :array type) (= 1 max-entries)) (shape/shape value types))]
+    (if (seq (:members shape))
+      shape
+      (throw (error/error :not-supported (str "Map " (:id (.-identity m)) " has no variables")
+                          {:bpfmap/hint (str "they are in a data section, an array with a single value, whose BTF names them"
+                                             (when untyped (str "; and its BTF cannot be used: " untyped)))})))))
+
+(defn- written-elsewhere?
+  "Whether a section that is mapped for reading alone can be written to all the same: one that only programs do not write to."
+  [^BpfMap m]
+  (and (contains? (:flags (.-spec m)) :rdonly-prog)
+       (= :read-write (.-access m))
+       (not (:frozen? (store/info m)))))
+
+(defn variables
+  "The variables of a map by name."
+  [^BpfMap m]
+  (operating [m :variables]
+    (let [{:keys [members] :as shape} (section m)
+          memory (mapped/memory-or-nil m)
+          whole (when memory (view/over memory shape 0 :variables))
+          views? (and memory (or (range/writable? memory) (not (written-elsewhere? m))))]
+      (into {}
+            (map (fn [[name member]]
+                   [name (if views?
+                           (view/at whole name :variables)
+                           (Variable. m name member (when whole (view/at whole name :variables))))]))
+            members))))

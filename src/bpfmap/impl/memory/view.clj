@@ -1,0 +1,319 @@
+(ns bpfmap.impl.memory.view
+  "Windows on memory through a type: nothing is read before it is asked for, and what is asked for is read then.
+
+  A view is checked once, when it is made, to lie within its memory. A view of a part begins somewhere else in the same
+  memory, with the part's type."
+  (:require [bpfmap.codec.misfit :as misfit]
+            [bpfmap.error :as error]
+            [bpfmap.impl.memory.access :as access :refer [accessing]]
+            [bpfmap.impl.memory.range]
+            [bpfmap.impl.memory.reducing :as reducing]
+            [bpfmap.impl.memory.shape :as shape]
+            [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.regions :as regions]
+            [bpfmap.type :as type]
+            [clojure.string :as str])
+  (:import (bpfmap.impl.memory.access Source)
+           (bpfmap.impl.memory.range Memory)
+           (bpfmap.impl.memory.reducing Floats Integers)
+           (bpfmap.sys Codec)
+           (clojure.lang ArityException Counted ExceptionInfo IDeref IFn ILookup IReduce IReduceInit Indexed Seqable)
+           (java.lang.foreign MemorySegment)))
+
+(set! *warn-on-reflection* true)
+
+(declare make text element field reduce-range overwrite overwrite-cell)
+
+(defprotocol View
+  "What is seen of memory through a type."
+  (shape-of [view] "The shape of what is viewed.")
+  (place [view] "Where it is: `{:source :segment :offset :path}`, the path from the first view, the last key first.")
+  (part [view k] "A view of an element or field, nil where there is none."))
+
+(defprotocol Writable
+  "What a value can be written over: a view, and what is not mapped but can be written to all the same."
+  (write [place x] "Writes a value over what is there; nothing is written of one that does not fit."))
+
+;; `segment` is all of the map's memory, `offset` where the view begins in it. `atomic` says how the processor reads and
+;; writes it in one step: the bits of an integer, one more where it is read-only, negative where it is signed; 0 for what it
+;; does not.
+(deftype Cell [^Source source ^MemorySegment segment ^long offset shape ^Codec codec path ^long atomic]
+  View
+  (shape-of [_] shape)
+  (place [_] {:source source :segment segment :offset offset :path path})
+  (part [_ _] nil)
+  Writable
+  (write [this x] (overwrite-cell this x))
+  IDeref
+  (deref [_]
+    (accessing [source :deref]
+      (.decode codec segment offset)))
+  Object
+  (toString [this] (text this)))
+
+(deftype StructView [^Source source ^MemorySegment segment ^long offset shape ^Codec codec path]
+  View
+  (shape-of [_] shape)
+  (place [_] {:source source :segment segment :offset offset :path path})
+  (part [_ k]
+    (when-let [{at :offset member :shape} (get (:members shape) k)]
+      (make source segment (+ offset (long at)) @member (cons k path))))
+  Writable
+  (write [this x] (overwrite this x))
+  ILookup
+  (valAt [this k] (field this k nil))
+  (valAt [this k not-found] (field this k not-found))
+  IFn
+  (invoke [this k] (field this k nil))
+  (invoke [this k not-found] (field this k not-found))
+  (applyTo [this args]
+    (case (int (bounded-count 3 args))
+      1 (field this (first args) nil)
+      2 (field this (first args) (second args))
+      (throw (ArityException. (bounded-count 20 args) "StructView"))))
+  IDeref
+  (deref [_]
+    (accessing [source :deref]
+      (.decode codec segment offset)))
+  Object
+  (toString [this] (text this)))
+
+;; `numbers` is the elements as numbers, for `bpfmap.impl.memory.reducing` and bulk copies; nil where they are none.
+(deftype ArrayView [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape ^Codec codec path numbers]
+  View
+  (shape-of [_] shape)
+  (place [_] {:source source :segment segment :offset offset :path path})
+  (part [_ k]
+    (when (and (int? k) (<= 0 (long k)) (< (long k) n))
+      (make source segment (+ offset (* (long k) stride)) (:element shape) (cons k path))))
+  Writable
+  (write [this x] (overwrite this x))
+  Counted
+  (count [_]
+    (if (<= n Integer/MAX_VALUE)
+      (int n)
+      (throw (error/error :out-of-range (str "The view has " n " elements, more than Clojure counts")
+                          (access/data source :count nil)))))
+  Indexed
+  (nth [this i] (element this i))
+  (nth [this i not-found] (.valAt this i not-found))
+  ILookup
+  (valAt [this k] (.valAt this k nil))
+  (valAt [this k not-found]
+    (if (and (int? k) (<= 0 (long k)) (< (long k) n)) (element this k) not-found))
+  IFn
+  (invoke [this k] (element this k))
+  (invoke [this k not-found] (.valAt this k not-found))
+  (applyTo [this args]
+    (case (int (bounded-count 3 args))
+      1 (element this (first args))
+      2 (.valAt this (first args) (second args))
+      (throw (ArityException. (bounded-count 20 args) "ArrayView"))))
+  IReduceInit
+  (reduce [this f init] (reduce-range this f init 0 n))
+  IReduce
+  (reduce [this f]
+    (if (zero? n)
+      (f)
+      (reduce-range this f (element this 0) 1 n)))
+  Seqable
+  (seq [this] (seq (into [] this)))
+  IDeref
+  (deref [this] (into [] this))
+  Object
+  (toString [this] (text this)))
+
+(defmethod print-method Cell [v ^java.io.Writer w] (.write w (str v)))
+(defmethod print-method StructView [v ^java.io.Writer w] (.write w (str v)))
+(defmethod print-method ArrayView [v ^java.io.Writer w] (.write w (str v)))
+
+(defn view?
+  "Whether x is a view."
+  [x]
+  (instance? bpfmap.impl.memory.view.View x))
+
+;; --- making
+
+(defn- atomic-here
+  "What `atomic` of a cell is: that of its shape, if it is aligned."
+  ^long [^MemorySegment segment ^long offset shape]
+  (let [bits (long (:atomic shape))]
+    (cond
+      (zero? bits) 0
+      ;; The width in bytes is a power of two.
+      (not (zero? (bit-and (+ (.address segment) offset) (dec (bit-shift-right (abs bits) 3))))) 0
+      (.isReadOnly segment) (if (neg? bits) (dec bits) (inc bits))
+      :else bits)))
+
+(defn- numbers
+  "The elements of an array as numbers; nil where they are none."
+  [segment offset stride {:keys [integer float]}]
+  (cond
+    integer (Integers. segment offset stride (:size integer) (:signed? integer) (:swap? integer))
+    float (Floats. segment offset stride (:size float) (:swap? float))))
+
+(defn- make
+  "A view of a shape, which is known to lie within the memory."
+  [source segment offset shape path]
+  (let [kind (:kind shape)]
+    (cond
+      (identical? :cell kind) (Cell. source segment offset shape (:codec shape) path (atomic-here segment offset shape))
+      (identical? :struct kind) (StructView. source segment offset shape (:codec shape) path)
+      :else (let [{:keys [element count stride]} shape]
+              (ArrayView. source segment offset stride count shape (shape/codec-of element) path
+                          (numbers segment offset stride element))))))
+
+(defn over
+  "A view of a shape at an offset of memory; throws `:out-of-range` where it does not fit."
+  [^Memory m shape offset op]
+  (let [^Source source (.-source m)
+        at (access/within source op offset (shape/size-of shape) (.byteSize ^MemorySegment (.-segment m)))]
+    (make source (access/segment source) (+ (.-from m) (long at)) shape nil)))
+
+(defn- in-words
+  "The type of a shape, in a few words."
+  [{:keys [kind type element count]}]
+  (if (= :array kind)
+    (str "[:array " (type/summary (:type element)) " " count "]")
+    (type/summary type)))
+
+(defn- no-part ^Throwable [v k op]
+  (let [{:keys [source]} (place v)
+        {:keys [kind count members] :as shape} (shape-of v)
+        what (str (pr-str (error/shown k)) " of " (in-words shape) " in the memory of " (access/described source))]
+    (case kind
+      :array (if (integer? k)
+               (error/error :out-of-range (str "There is no element " what)
+                            (access/data source op {:bpfmap/hint (if (zero? (long count))
+                                                                   "it has no elements"
+                                                                   (str "elements are 0 to " (dec (long count))))}))
+               (access/invalid source op (str "There is no element " what) "an element is named by its index"))
+      :struct (access/invalid source op (str "There is no field " what)
+                              (str "there are " (error/list-of (take 32 (keys members)))))
+      (access/invalid source op (str "There is no part " what) "it has no parts"))))
+
+(defn check
+  "A view itself; throws `:invalid-value` for anything else."
+  [x op]
+  (cond
+    (view? x) x
+    (satisfies? Writable x)
+    (throw (error/error :not-supported (str "Not in memory: " x)
+                        {:bpfmap/op op :bpfmap/hint "it is read and written by system calls, so that it only takes @ and write!"}))
+    :else
+    (throw (error/error :invalid-value (str "Not a view: " (pr-str (error/shown x)))
+                        {:bpfmap/op op :bpfmap/hint "it takes what (view mem type), (elements m) or (variables m) returned"}))))
+
+(defn- part-of [v k op]
+  (or (part v k) (throw (no-part v k op))))
+
+(defn at
+  "A view of what a path leads to: a key, or a vector of keys."
+  [v path op]
+  (let [v (check v op)]
+    (if (vector? path)
+      (reduce #(part-of %1 %2 op) v path)
+      (part-of v path op))))
+
+;; --- reading
+
+(defn- element [^ArrayView v i]
+  (if (and (int? i) (<= 0 (long i)) (< (long i) (.-n v)))
+    (accessing [(.-source v) :nth]
+      (.decode ^Codec (.-codec v) (.-segment v) (+ (.-offset v) (* (long i) (.-stride v)))))
+    (throw (no-part v i :nth))))
+
+(defn- field [^StructView v k not-found]
+  (if-let [p (part v k)]
+    @p
+    not-found))
+
+(defn reduce-range
+  "Reduces over the elements from number `from` up to `to`."
+  [^ArrayView v f init from to]
+  (let [numbers (.-numbers v)]
+    (accessing [(.-source v) :reduce]
+      (cond
+        (instance? Integers numbers) (reducing/over-integers numbers f init from to)
+        (instance? Floats numbers) (reducing/over-floats numbers f init from to)
+        :else (let [^Codec codec (.-codec v)
+                    segment (.-segment v)
+                    offset (.-offset v)
+                    stride (.-stride v)]
+                (reducing/over-elements (fn [^long i] (.decode codec segment (+ offset (* i stride)))) f init from to))))))
+
+;; --- writing
+
+(defn failed
+  "What writing to a view threw, as an error with the whole path, the operation and the map. The last key comes first."
+  ^Throwable [^Throwable e identity op path]
+  (sys/in-context (if (seq path) (misfit/deeper e (vec (reverse (rest path))) (first path)) e)
+                  {:op op :map identity}))
+
+(defn- write-elements
+  "Writes all elements of a view whose elements lie further apart than in C, once all of them are known to fit."
+  [^ArrayView v xs segment]
+  (let [codec (.-codec v)
+        n (.-n v)]
+    (when-not (and (sequential? xs) (= n (bounded-count (inc n) xs)))
+      (throw (misfit/misfit (:type (.-shape v)) [] xs (str "it takes a sequence of " n " elements"))))
+    (regions/encode-each codec xs segment (.-offset v) (.-stride v))))
+
+(defn- overwrite [v x]
+  (let [{:keys [source segment offset path]} (place v)
+        {:keys [codec kernel's?] :as shape} (shape-of v)]
+    (access/check-writable source :write! segment)
+    (when kernel's?
+      (throw (access/invalid source :write! (str "Not the user's to write: " (type/summary (:type shape)))
+                             "the kernel keeps something for itself in it, such as a spin lock; write its other fields one by one")))
+    (accessing [source :write!]
+      (try
+        (if codec
+          (regions/encode-whole codec x segment offset)
+          (write-elements v x segment))
+        (catch ExceptionInfo e
+          (throw (failed e (.-identity ^Source source) :write! path)))))
+    v))
+
+(defn- overwrite-cell [^Cell c x]
+  (if (:at-once? (.-shape c))
+    (let [^MemorySegment segment (.-segment c)]
+      (access/check-writable (.-source c) :write! segment)
+      (try
+        (.encode ^Codec (.-codec c) x segment (.-offset c))
+        c
+        (catch ExceptionInfo e (throw (failed e (.-identity ^Source (.-source c)) :write! (.-path c))))
+        (catch IllegalStateException e (throw (access/failed (.-source c) :write! e)))))
+    (overwrite c x)))
+
+;; --- for people
+
+(def ^:private ^:const largest-shown "Bytes of a struct that are printed." 512)
+
+(defn- elements-shown
+  "How many elements of an array are printed: eight small ones, one large one."
+  [{:keys [count element]}]
+  (min (long count) (max 1 (min 8 (quot 64 (max 1 (shape/size-of element)))))))
+
+(defn- content
+  "What is viewed, as far as it is printed; nil where it is not."
+  [v]
+  (let [{:keys [kind count element] :as shape} (shape-of v)]
+    (if (= :array kind)
+      (when (<= (shape/size-of element) largest-shown)
+        (let [n (elements-shown shape)]
+          (str "[" (str/join " " (map #(pr-str (nth v %)) (range n))) (when (< n (long count)) " …") "]")))
+      (when (<= (shape/size-of shape) largest-shown)
+        (pr-str @v)))))
+
+(defn- text ^String [v]
+  (let [{:keys [^Source source ^MemorySegment segment offset]} (place v)]
+    (str "#<bpf-view " (in-words (shape-of v)) " at " offset " of " (access/described source)
+         (when (.isReadOnly segment) ", read-only")
+         (try
+           (cond
+             (access/closed? source) ", closed"
+             (.-quiet? source) ""
+             :else (when-let [shown (content v)] (str ": " shown)))
+           (catch ExceptionInfo _ ", closed"))
+         ">")))
