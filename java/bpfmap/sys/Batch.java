@@ -53,7 +53,7 @@ public final class Batch implements Reader {
      * @param flags for every element, such as {@link Abi#BPF_F_LOCK}
      */
     public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags) {
-        this(fd, command, keySize, valueSize, maxEntries, flags, Math.max(1, CHUNK_BYTES / (keySize + valueSize)));
+        this(fd, command, keySize, valueSize, maxEntries, flags, steadyChunk(keySize, valueSize));
     }
 
     /**
@@ -69,6 +69,11 @@ public final class Batch implements Reader {
         this.cursor = arena.allocate(Math.max(keySize, SMALLEST_CURSOR), 8).address();
         this.nextCursor = arena.allocate(Math.max(keySize, SMALLEST_CURSOR), 8).address();
         allocate(Math.min(entries, maxEntries));
+    }
+
+    /** How many entries are asked for at a time, if nothing else is said. */
+    public static long steadyChunk(long keySize, long valueSize) {
+        return Math.max(1, CHUNK_BYTES / (keySize + valueSize));
     }
 
     private void allocate(long entries) {
