@@ -30,6 +30,9 @@ public final class Scratch {
 
     final long address;
     final MemorySegment capture;
+    /** Which {@link Elements} the attribute has been filled in for. */
+    long preparedFor;
+
     private final Arena arena;
     private boolean pooled;
     private boolean busy;

@@ -37,8 +37,8 @@
 
 ;; `identity` is {:id :name :type}. `refusals` maps the operations that this handle never does to [kind hint]; nil where
 ;; it does them all, so that the common case costs nothing. `elements` is nil where a type's layout is not known, `bridge` where
-;; neither key nor value is a reference, `cpus` where values are not per-CPU. `pin` is an atom with the pinned path.
-(deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pin]
+;; neither key nor value is a reference, `cpus` where values are not per-CPU. `pin` is an atom with the pinned path, `row` what the rules say of the type.
+(deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pin row]
   el/Origin
   (failure [_ op outcome]
     (sys/failure (described identity op) outcome
@@ -108,6 +108,11 @@
   ^Fd [^BpfMap m]
   (.-fd m))
 
+(defn row-of
+  "What the rules say of the map's type: its row of `bpfmap.rules.types`."
+  [^BpfMap m]
+  (.-row m))
+
 (defn cpus-of
   "The possible CPUs of a per-CPU map, ascending; nil for any other."
   [^BpfMap m]
@@ -131,8 +136,10 @@
         lacking (for [op rules/operations
                       :let [instead (rules/alternative type op value-size)]
                       :when instead]
-                  [op [:not-supported instead]])]
-    (not-empty (into {} cat [barred lacking]))))
+                  [op [:not-supported instead]])
+        refused (into {} cat [barred lacking])]
+    (not-empty (into refused (keep (fn [op] (some->> (refused (rules/ability op)) (vector op))))
+                     rules/made-of-others))))
 
 (defn refuse
   "Throws the refusal of an operation, before the kernel is asked."
@@ -154,18 +161,25 @@
   [^BpfMap m op]
   (check-open-map m op)
   (when-some [refusals (.-refusals m)]
-    (when-some [refusal (get refusals (rules/ability op))]
+    (when-some [refusal (get refusals op)]
       (refuse m op refusal))))
 
+(defn failed
+  "What an operation throws when its body threw: an error as data, with the operation and the map."
+  ^Throwable [e op ^BpfMap m]
+  (sys/in-context e {:op op :map (.-identity m)}))
+
 (defmacro operating
-  "Runs an operation unless this handle refuses it; errors thrown get the operation and the map."
+  "Runs an operation unless this handle refuses it; errors thrown get the operation and the map.
+
+  What is seldom needed is in functions, here and in the operations: the JIT makes one piece of what is left, if it is short."
   [[m op] & body]
   `(do
      (check-allowed ~m ~op)
      (try
        ~@body
        (catch RuntimeException e#
-         (throw (sys/in-context e# {:op ~op :map (.-identity ~(vary-meta m assoc :tag `BpfMap))}))))))
+         (throw (failed e# ~op ~m))))))
 
 (defn- not-there?
   "Whether an error says that what a reference names does not exist."
@@ -281,7 +295,7 @@
 (defn handle
   "An open map of a descriptor, its identity and its spec. Elements are usable where the type's layout is known."
   ^BpfMap [fd {:keys [id type value-size]} spec access path]
-  (let [{:keys [ops per-cpu?]} (rules/types type)
+  (let [{:keys [ops per-cpu?] :as row} (rules/types type)
         cpus (when per-cpu? (sys/possible-cpus))
         key-codec (when (seq ops) (element/key spec))
         value-codec (when (seq ops) (element/value spec (count cpus)))
@@ -290,7 +304,7 @@
              (refusals type value-size access)
              (when (seq ops) (el/elements fd (size key-codec) (size value-codec)))
              key-codec value-codec (reference/bridge spec) cpus
-             (atom path))))
+             (atom path) row)))
 
 (defn clone
   "A second handle of the same map: own lifetime, not pinned."
