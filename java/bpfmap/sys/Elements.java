@@ -70,7 +70,9 @@ public final class Elements {
     }
 
     private int call(int command, Scratch s, long flags) {
-        s.memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_FLAGS, flags);
+        if (s.flags != flags) {
+            s.setFlags(flags);
+        }
         return call(command, s, Abi.ELEM_FLAGS + 8);
     }
 
@@ -88,34 +90,41 @@ public final class Elements {
         if (!first) {
             return call(Abi.BPF_MAP_GET_NEXT_KEY, s, Abi.ELEM_VALUE + 8); // next_key lies in the place of the value
         }
-        prepare(s);
-        s.memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_KEY, 0);
-        try {
-            return call(Abi.BPF_MAP_GET_NEXT_KEY, s, Abi.ELEM_VALUE + 8);
-        } finally {
-            s.preparedFor = 0;
-        }
-    }
-
-    /** Makes a call with so many bytes of the attribute: all but the flags is the same in each call. */
-    private int call(int command, Scratch s, int size) {
         int number = fd.acquire();
         try {
-            if (s.preparedFor != id) {
-                prepare(s);
-            }
-            s.memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD, number);
-            return (int) Native.bpf(s.capture, command, s.address + Scratch.ATTR, size);
+            prepare(s, number, 0);
+            s.preparedFor = 0;
+            return makeCall(Abi.BPF_MAP_GET_NEXT_KEY, s, Abi.ELEM_VALUE + 8);
         } finally {
             fd.release();
         }
     }
 
-    private void prepare(Scratch s) {
+    /**
+     * Makes a call with so many bytes of the attribute. All but the flags is the same in each call; a call that follows
+     * another of the same map on the same thread writes nothing.
+     */
+    private int call(int command, Scratch s, int size) {
+        int number = fd.acquire();
+        try {
+            if (s.preparedFor != id) {
+                // A map without keys refuses a pointer to one.
+                prepare(s, number, keySize == 0 ? 0 : s.address + Scratch.KEY);
+            }
+            return makeCall(command, s, size);
+        } finally {
+            fd.release();
+        }
+    }
+
+    private static int makeCall(int command, Scratch s, int size) {
+        return (int) Native.bpf(s.capture, command, s.address + Scratch.ATTR, size);
+    }
+
+    private void prepare(Scratch s, int number, long key) {
         MemorySegment memory = s.memory;
-        memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD + 4, 0);
-        // A map without keys refuses a pointer to one.
-        memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_KEY, keySize == 0 ? 0 : s.address + Scratch.KEY);
+        memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD, number);
+        memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_KEY, key);
         memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_VALUE, s.address + valueOffset);
         s.preparedFor = id;
     }
