@@ -69,7 +69,7 @@
       (is (of-clojure required) (str ns " requires " required)))))
 
 (deftest the-kernel-is-called-from-one-place
-  (let [harmless #{"bpfmap.sys.Bytes" "bpfmap.sys.Codec" "bpfmap.sys.Fd"}]
+  (let [harmless #{"bpfmap.sys.Bytes" "bpfmap.sys.Codec" "bpfmap.sys.Fd" "bpfmap.sys.Integers"}]
     (doseq [{:keys [ns imports]} @namespaces
             :when (not (re-matches #"bpfmap\.impl\.sys(\..*)?" (str ns)))
             class imports :when (str/starts-with? class "bpfmap.sys.")]

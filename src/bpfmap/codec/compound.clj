@@ -6,7 +6,7 @@
   (:require [bpfmap.codec.misfit :refer [deeper misfit]]
             [bpfmap.codec.scalar :as scalar]
             [bpfmap.error :as error])
-  (:import (bpfmap.sys Bytes Codec)
+  (:import (bpfmap.sys Bytes Codec Integers)
            (clojure.lang PersistentArrayMap PersistentHashMap PersistentVector)
            (java.lang.foreign MemorySegment)))
 
@@ -25,6 +25,7 @@
   [{:keys [type element count size]} path codec]
   ;; The element's path begins at itself; its index is known only when it fails.
   (let [^Codec of-element (codec element [])
+        kind (.integers of-element)
         n (long count)
         stride (long (:size element))
         size (long size)]
@@ -43,10 +44,7 @@
                 0 value))
       (decode [_ memory offset]
         (if (<= n 32)
-          (let [out (object-array n)]
-            (dotimes [i n]
-              (aset out i (.decode of-element memory (+ offset (* i stride)))))
-            (PersistentVector/adopt out))
+          (PersistentVector/adopt (Integers/row kind of-element (int n) stride memory offset))
           (loop [i 0 out (transient [])]
             (if (< i n)
               (recur (inc i) (conj! out (.decode of-element memory (+ offset (* i stride)))))
@@ -152,19 +150,15 @@
     (PersistentArrayMap. names-and-values)
     (PersistentHashMap/create names-and-values)))
 
-(defn- decoder
-  "A function of memory and offset to the map of all fields."
-  [fields]
-  (let [n (count fields)
-        names (object-array (map :name fields))
-        codecs (object-array (map :codec fields))
-        offsets (long-array (map :offset fields))]
-    (fn [^MemorySegment memory ^long base]
-      (let [out (object-array (* 2 n))]
-        (dotimes [i n]
-          (aset out (* 2 i) (aget names i))
-          (aset out (inc (* 2 i)) (.decode ^Codec (aget codecs i) memory (+ base (aget offsets i)))))
-        (into-map out)))))
+(defn- codecs-of
+  "The codecs of fields, as an array."
+  ^"[Lbpfmap.sys.Codec;" [fields]
+  (into-array Codec (map :codec fields)))
+
+(defn- kinds-of
+  "The kinds of integers that fields hold, as an array."
+  ^ints [fields]
+  (int-array (map #(.integers ^Codec (:codec %)) fields)))
 
 (declare encode-parts)
 
@@ -222,13 +216,14 @@
   [fields type path]
   (let [n (count fields)
         names (object-array (map :name fields))
-        codecs (object-array (map :codec fields))
+        codecs (codecs-of fields)
+        kinds (kinds-of fields)
         offsets (long-array (map :offset fields))]
     (fn [value ^MemorySegment memory ^long base]
       (loop [i 0]
         (if (< i n)
           (let [x (field-value value (aget names i) type path)]
-            (.encode ^Codec (aget codecs i) x memory (+ base (aget offsets i)))
+            (Integers/write (aget kinds i) ^Codec (aget codecs i) x memory (+ base (aget offsets i)))
             (recur (inc i)))
           n)))))
 
@@ -255,7 +250,10 @@
         all (vec (fields parts))
         known (set (map :name all))
         in-order (map :name all)
-        decode (decoder all)
+        names (object-array in-order)
+        codecs (codecs-of all)
+        kinds (kinds-of all)
+        offsets (long-array (map :offset all))
         encode (if (some :choice parts)
                  (fn [value memory base] (encode-parts parts value memory base type path))
                  (fields-encoder all type path))
@@ -273,7 +271,7 @@
           (when-not (= used (count value))
             (throw (unknown-field value known type path)))))
       (decode [_ memory offset]
-        (decode memory offset)))))
+        (into-map (Integers/fields names kinds codecs offsets memory offset))))))
 
 (defn- covered?
   "Whether the fields write every byte, so that nothing need be zeroed first."

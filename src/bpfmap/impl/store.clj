@@ -73,7 +73,7 @@
 
   IReduceInit
   (reduce [this f init]
-    (reduce-entries this (fn [acc k v] (f acc (el/entry k v))) init nil))
+    (reduce-entries this f init {:pairs? true}))
 
   IReduce
   (reduce [this f]
@@ -170,9 +170,7 @@
   (sys/in-context e {:op op :map (.-identity m)}))
 
 (defmacro operating
-  "Runs an operation unless this handle refuses it; errors thrown get the operation and the map.
-
-  What is seldom needed is in functions, here and in the operations: the JIT makes one piece of what is left, if it is short."
+  "Runs an operation unless this handle refuses it; errors thrown get the operation and the map. Short, for the JIT."
   [[m op] & body]
   `(do
      (check-allowed ~m ~op)
@@ -275,16 +273,16 @@
                         :else (throw (el/failure m op outcome)))))))
 
 (defn reduce-entries
-  "Reduces over all entries with `(step acc key value)`; options are those of [[fold]]."
-  [^BpfMap m step init options]
+  "Reduces over all entries with `(step acc key value)`, or with `:pairs?` `(step acc entry)`; other options are those of [[fold]]."
+  [^BpfMap m step init {:keys [pairs?] :as options}]
   (operating [m :reduce]
-    (fold m :reduce (el/entry-step (.-key-codec m) (.-value-codec m) step) init options)))
+    (fold m :reduce ((if pairs? el/pair-step el/entry-step) (.-key-codec m) (.-value-codec m) step) init options)))
 
 (defn snapshot-of
   "All entries, put into an empty collection. What an aborted walk has seen is persistent."
   [m empty-coll options]
   (try
-    (persistent! (reduce-entries m (fn [acc k v] (conj! acc (el/entry k v))) (transient empty-coll) options))
+    (persistent! (reduce-entries m conj! (transient empty-coll) (assoc options :pairs? true)))
     (catch ExceptionInfo e
       (if (= :iteration-aborted (:bpfmap/error (ex-data e)))
         (throw (ex-info (ex-message e) (update (ex-data e) :bpfmap/so-far persistent!) (ex-cause e)))

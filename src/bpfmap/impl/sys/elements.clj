@@ -4,7 +4,7 @@
   Every function takes the codecs of the map and answers with decoded values.
   A missing key is an answer; any other refusal is thrown as the exception that
   the map itself makes of it."
-  (:import (bpfmap.sys Abi Batch Bulk Codec Elements Fd Reader RefusedException Scratch Typed Walk)
+  (:import (bpfmap.sys Abi Batch Bulk Codec Elements Fd Integers Reader RefusedException Scratch Typed Walk)
            (clojure.lang MapEntry)))
 
 (set! *warn-on-reflection* true)
@@ -161,21 +161,32 @@
               (unreduced acc)
               (recur acc false))))))))
 
+(defmacro ^:private each-entry
+  "The step of [[fold-chunks]] that makes a new acc of `acc`, a key `k` and a value `v`, decoded, for each entry."
+  [[acc k v key-codec value-codec] expression]
+  `(let [key-size# (.size ~key-codec)
+         value-size# (.size ~value-codec)
+         key-kind# (.integers ~key-codec)
+         value-kind# (.integers ~value-codec)]
+     (fn [acc# ~(with-meta 'reader {:tag `Reader}) ~(with-meta 'n {:tag 'long})]
+       (let [keys# (.keys ~'reader)
+             values# (.values ~'reader)]
+         (loop [i# 0 ~acc acc#]
+           (if (or (== i# ~'n) (reduced? ~acc))
+             ~acc
+             (let [~k (Integers/read key-kind# ~key-codec keys# (unchecked-multiply i# key-size#))
+                   ~v (Integers/read value-kind# ~value-codec values# (unchecked-multiply i# value-size#))]
+               (recur (unchecked-inc i#) ~expression))))))))
+
 (defn entry-step
   "The step of [[fold-chunks]] that calls `(step acc key value)` with each decoded entry."
   [^Codec key-codec ^Codec value-codec step]
-  (let [key-size (.size key-codec)
-        value-size (.size value-codec)]
-    (fn [acc ^Reader reader ^long n]
-      (let [keys (.keys reader)
-            values (.values reader)]
-        (loop [i 0 acc acc]
-          (if (or (== i n) (reduced? acc))
-            acc
-            (recur (inc i)
-                   (step acc
-                         (.decode key-codec keys (* i key-size))
-                         (.decode value-codec values (* i value-size))))))))))
+  (each-entry [acc k v key-codec value-codec] (step acc k v)))
+
+(defn pair-step
+  "The step of [[fold-chunks]] that calls `(f acc entry)` with each decoded entry."
+  [^Codec key-codec ^Codec value-codec f]
+  (each-entry [acc k v key-codec value-codec] (f acc (MapEntry/create k v))))
 
 (defn key-step
   "The step of [[fold-chunks]] that calls `(step acc key)` with each decoded key."
