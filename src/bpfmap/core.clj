@@ -17,7 +17,7 @@
   |-------------------|---------------------------------------|------------------------------------------------------|
   | `:lock true`      | what reads or writes values with keys | holds the value's `:spin-lock`; Linux 5.1            |
   | `:cpu n`          | lookup, lookup-all, entries, snapshot | of a per-CPU value, that of one CPU                  |
-  | `:cpu n`          | put! insert! replace!                 | writes one CPU's value alone; Linux 7.0              |
+  | `:cpu n`          | put! insert! replace!                 | writes one CPU's value alone; Linux 7.0, but insert! |
   | `:cpus :all`      | put! insert! replace! put-all!        | writes one value for every CPU                       |
   | `:overwrite true` | push!                                 | to a full map too, in place of its oldest value      |
 
@@ -324,7 +324,7 @@
 (defn spec-diff
   "Returns where a spec and a map differ, as `{key {:spec x :map y}}`; nil where the map can be used for the spec.
 
-  Compared is what the kernel reports: type, sizes, entries, flags, map-extra. `m` is open, or what `info` returned.
+  Compared is what the kernel reports: type, sizes, entries, flags, map-extra, `:freeze`. `m` is open, or what `info` returned.
 
       (spec-diff {:type :hash :key :u32 :value :u64 :max-entries 8} m) ;=> {:max-entries {:spec 8, :map 1024}}"
   [spec m] (comparing/difference spec m))

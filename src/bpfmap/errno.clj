@@ -67,6 +67,9 @@
          (str ", and kernel.unprivileged_bpf_disabled is " unprivileged-bpf-disabled))
        "; run as root, or grant the capability (setcap, systemd's AmbientCapabilities=)"))
 
+(defn- pin-elsewhere [{:keys [path]}]
+  (str path " is not on a BPF file system; mount one with `mount -t bpf bpf DIRECTORY` and pin below it"))
+
 (def ^:private explanations
   "The first row that fits wins. `:errno` and `:op` are sets, absent where any will do;
   `:when` looks at the facts; `:hint` is a text or a function of the facts."
@@ -87,9 +90,9 @@
     :hint "the map was opened write-only; open it with {:access :read-write}"}
    {:errno #{:EPERM} :op writes :when :frozen? :error :permission
     :hint "the map is frozen: user space can never change it again"}
-   {:errno #{:EPERM} :op #{:pin!} :when #(false? (:bpffs? %)) :error :not-bpffs
-    :hint (fn [{:keys [path]}]
-            (str path " is not on a BPF file system; mount one with `mount -t bpf bpf DIRECTORY` and pin below it"))}
+   {:errno #{:EPERM} :op #{:pin!} :when #(false? (:bpffs? %)) :error :not-bpffs :hint pin-elsewhere}
+   ;; sysfs, in which the usual place to mount one is, answers ENOENT.
+   {:errno #{:ENOENT} :op #{:pin!} :when #(and (false? (:bpffs? %)) (:directory? %)) :error :not-bpffs :hint pin-elsewhere}
    {:errno #{:EPERM :EACCES} :op #{:open} :when #(false? (:bpffs? %)) :error :not-bpffs
     :hint (fn [{:keys [path]}]
             (str path " is not on a BPF file system, so nothing is pinned there"))}
@@ -195,7 +198,7 @@
   "Says what an errno means, given the facts: `{:bpfmap/error kind :bpfmap/hint text}`.
 
   Facts, all optional but `:op`: `:type :max-entries :frozen? :access :path
-  :bpffs? :alternative :unsupported` of the object, `:object` (its kind, `:map`
+  :bpffs? :directory? :alternative :unsupported` of the object, `:object` (its kind, `:map`
   unless it is `:program` or `:link`), `:missing` (names of
   capabilities the thread lacks), `:unprivileged-bpf-disabled`, `:release`.
 

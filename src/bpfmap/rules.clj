@@ -38,6 +38,16 @@
    :no-user-conv     {:bit 18 :since "6.9"}
    :rb-overwrite     {:bit 19 :since "6.19"}})
 
+(def element-flags
+  "Flags of element operations by name: `:value` is what the kernel takes, `:since` the first Linux release, `:by` how bpfmap
+  is asked for it. Since a queue has no keys, `:exist` stands for something else there."
+  {:any      {:value 0 :since "3.19" :by "put!, push!"}
+   :noexist  {:value 1 :since "3.19" :by "insert!"}
+   :exist    {:value 2 :since "3.19" :by "replace!, and push! with {:overwrite true}"}
+   :lock     {:value 4 :since "5.1" :by "{:lock true}"}
+   :cpu      {:value 8 :since "7.0" :by "{:cpu n}"}
+   :all-cpus {:value 16 :since "7.0" :by "{:cpus :all}"}})
+
 (def commands
   "First Linux releases of commands that a running kernel may lack."
   {:freeze! "5.2"
@@ -88,6 +98,24 @@
   [flags-given]
   (transduce (map #(if (keyword? %) (bit-shift-left 1 (:bit (flags %))) %))
              (completing bit-or) 0 flags-given))
+
+(defn has-flag?
+  "Whether a flag is among those given, by its name or as a bit. What is given need not be well-formed.
+
+      (has-flag? #{:no-prealloc} :no-prealloc) ;=> true
+      (has-flag? [1] :no-prealloc)             ;=> true"
+  [flags-given flag]
+  (boolean (when (or (set? flags-given) (sequential? flags-given))
+             (some #(or (= flag %)
+                        (and (int? %) (<= 1 % 0xffffffff) (bit-test % (:bit (flags flag)))))
+                   flags-given))))
+
+(defn by-flag
+  "What a row says by flags: the value of the first flag that is among those given, else that of nil.
+
+      (by-flag {:stack-build-id 32, nil 8} #{:stack-build-id}) ;=> 32"
+  [values flags-given]
+  (get values (first (filter #(and % (has-flag? flags-given %)) (keys values)))))
 
 (def ^:private abilities
   {:put-all! :put!, :delete-all! :delete!, :lookup-all :lookup, :snapshot :reduce, :count-entries :reduce, :entries :reduce})
@@ -152,18 +180,15 @@
   (let [n (long max-entries)]
     (cond
       (zero? n) Long/MAX_VALUE ; as many as there are objects that the elements hang on
-      ;; The kernel rounds up to a power of two here, and does not say so: stack_map_alloc in kernel/bpf/stackmap.c.
-      (and (= :stack-trace type) (< 1 n)) (* 2 (Long/highestOneBit (dec n)))
+      (and (:more-places? (types type)) (< 1 n)) (* 2 (Long/highestOneBit (dec n)))
       :else n)))
 
 (defn value-multiple
   "What the value size of a map type with these flags is a multiple of, in bytes.
 
       (value-multiple :stack-trace #{:stack-build-id}) ;=> 32"
-  [type flags]
-  (if (and (= :stack-trace type) (coll? flags) (some #{:stack-build-id} flags))
-    32 ; struct bpf_stack_build_id
-    (:value-multiple (types type) 1)))
+  [type flags-given]
+  (or (by-flag (:value-multiple (types type)) flags-given) 1))
 
 (defn at-least?
   "Whether a kernel release, as `uname -r` prints it, is the given version or newer.

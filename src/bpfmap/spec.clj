@@ -57,26 +57,22 @@
 
 ;; --- what follows from the rules
 
-(def ^:private default-frames "perf_event_max_stack, unless somebody changed that sysctl." 127)
-
 (defn value-default
   "The type of the values of a map type, by their size in bytes, where they have a type of their own; else nil.
 
       (value-default :devmap 4 #{}) ;=> :u32"
   [type value-size flags]
-  (let [{:keys [values reads-at refers]} (rules/types type)
+  (let [{:keys [values reads-at element elements]} (rules/types type)
         given (when-not (= 0 value-size) value-size)]
     (cond
       values
       (values (or given reads-at (apply min (keys values))))
-      (= :stack (:out (:value refers)))
-      (let [[frame size] (if (contains? (set (when (coll? flags) flags)) :stack-build-id)
-                           [[:struct [:status [:enum :s32 {:empty 0 :valid 1 :ip 2}]] [:build-id [:bytes 20]] [:offset :u64]] 32]
-                           [:u64 8])
-            size (long size)]
+      element
+      (let [element (rules/by-flag element flags)
+            size (type/size element)]
         (cond
-          (nil? given) [:array frame default-frames]
-          (and (int? given) (pos? (long given)) (zero? (rem (long given) size))) [:array frame (quot (long given) size)])))))
+          (nil? given) [:array element elements]
+          (and (int? given) (pos? (long given)) (zero? (rem (long given) size))) [:array element (quot (long given) size)])))))
 
 (defn- with-types
   "Fills in the types of keys and values that leave no choice; a size of 0 says none there."
@@ -94,23 +90,35 @@
       value-type (assoc :value value-type)
       (and (= 0 value-size) (or value-type (= :kernel (:btf row)))) (dissoc :value-size))))
 
-(defn- round-to-pages [n page-size]
-  (loop [size (long page-size)]
-    (if (<= (long n) size) size (recur (* 2 size)))))
+(def ^:private roundings
+  "How a number of entries is rounded, by what a row calls it: the fact of the machine that it takes, the largest number
+  for which there is such a size, and the function of both."
+  {:pages [:page-size 0x80000000 (fn [n page] (loop [size (long page)] (if (<= (long n) size) size (recur (* 2 size)))))]
+   ;; Upwards where that is a number of 32 bits, else downwards.
+   :cpus [:possible-cpus 0xffffffff (fn [n cpus]
+                                      (let [down (- (long n) (rem (long n) (long cpus)))
+                                            up (if (= down n) down (+ down (long cpus)))]
+                                        (if (<= up 0xffffffff) up down)))]})
+
+(defn- rounded
+  "A number of entries as the kernel takes it for a spec."
+  [n {:keys [type flags]} facts]
+  (let [[fact most round] (roundings (rules/by-flag (:rounded (rules/types type)) flags))]
+    (if (and fact (fact facts) (int? n) (<= 1 n most))
+      (round n (fact facts))
+      n)))
 
 (defn- with-entries
   "Completes `:max-entries`, as far as the facts of the machine allow."
-  [{:keys [type max-entries] :as spec} {:keys [possible-cpus page-size]}]
-  (let [{:keys [clamped rounded] [least most] :max-entries} (rules/types type)
+  [{:keys [type max-entries] :as spec} {:keys [possible-cpus] :as facts}]
+  (let [{:keys [clamped] [least most] :max-entries} (rules/types type)
         n (cond
             (and (= :percpu max-entries) possible-cpus) possible-cpus
             (and clamped possible-cpus (or (nil? max-entries) (and (int? max-entries)
                                                                    (or (= 0 max-entries) (< possible-cpus max-entries)))))
             possible-cpus
-            (and rounded page-size (int? max-entries) (<= 1 max-entries (bit-shift-left 1 31)))
-            (round-to-pages max-entries page-size)
             (and (nil? max-entries) least (= least most)) least
-            :else max-entries)]
+            :else (rounded max-entries spec facts))]
     (cond-> spec
       n (assoc :max-entries n))))
 
@@ -163,7 +171,7 @@
 
 ;; --- comparing
 
-(def ^:private compared [:type :key-size :value-size :max-entries :flags :map-extra :struct-ops])
+(def ^:private compared [:type :key-size :value-size :max-entries :flags :map-extra :struct-ops :freeze])
 
 (def ^:private per-descriptor
   "Flags that say how a descriptor may be used, and are no property of the map."
@@ -171,8 +179,9 @@
 
 (defn- comparable
   "What a spec and what the kernel reports have in common."
-  [{:keys [type] :as spec}]
+  [{:keys [type freeze frozen?] :as spec}]
   (-> spec
+      (assoc :freeze (boolean (or freeze frozen?)))
       (update :flags #(set/difference (set %) per-descriptor (:added (rules/types type) #{})))
       (update :map-extra #(or % 0))))
 
@@ -182,13 +191,16 @@
   (case k
     :value-size (not (and (:struct-ops wanted) (zero? (long (:value-size wanted)))))
     :struct-ops (and (:struct-ops wanted) (:struct-ops found))
+    ;; One that is frozen will do where nothing is said; where /proc cannot be read, nobody knows.
+    :freeze (and (:freeze wanted) (some? (:frozen? found)))
     true))
 
 (defn diff
   "Where a spec and an existing map differ: key to `{:spec x :map y}`; nil where the map can be used for the spec.
 
   `info` is what the kernel reports. The spec is completed first, so sizes are compared as the kernel rounds them; flags of a
-  descriptor and those that the kernel adds do not count.
+  descriptor and those that the kernel adds do not count, nor do types of the same size. A map that is not frozen differs from a
+  spec that asks for it.
 
       (diff {:type :hash :key :u32 :value :u64 :max-entries 8} info nil)
       ;=> {:max-entries {:spec 8, :map 16}}"

@@ -161,7 +161,7 @@
   (with-open [m (open-hash)]
     (dotimes [i 50] (bpf/put! m i i))
     (doseq [reader [:batches :walk]
-            :let [reduction (fn [f init] (store/reduce-entries m f init reader))]]
+            :let [reduction (fn [f init] (store/reduce-entries m f init {:reader reader}))]]
       (testing reader
         (is (= 3 (reduction (fn [n _ _] (if (= 3 n) (reduced n) (inc n))) 0)))
         (is (= "mine" (:message (error-of (reduction (fn [_ _ _] (throw (ex-info "mine" {}))) nil)))))
@@ -190,7 +190,7 @@
   (with-open [m (open-hash {:max-entries 100000})]
     (dotimes [i 50000] (bpf/put! m i i))
     (doseq [reader [:batches :walk]]
-      (let [ks (store/reduce-entries m (fn [acc k _] (conj! acc k)) (transient []) reader)
+      (let [ks (store/reduce-entries m (fn [acc k _] (conj! acc k)) (transient []) {:reader reader})
             ks (persistent! ks)]
         (is (= 50000 (count ks)) reader)
         (is (= (range 50000) (sort ks)) reader)))))
@@ -199,13 +199,13 @@
   (with-open [m (open-hash {:key :u8 :max-entries 256})]
     (dotimes [i 256] (bpf/put! m i i))
     (doseq [reader [:batches :walk]]
-      (is (= (range 256) (sort (store/reduce-entries m (fn [acc k _] (conj acc k)) [] reader)))))))
+      (is (= (range 256) (sort (store/reduce-entries m (fn [acc k _] (conj acc k)) [] {:reader reader})))))))
 
 (kernel-test b5-deleting-what-one-sees-is-safe
   (doseq [reader [:batches :walk]]
     (with-open [m (open-hash {:max-entries 2000})]
       (dotimes [i 1000] (bpf/put! m i i))
-      (let [seen (store/reduce-entries m (fn [acc k _] (bpf/delete! m k) (conj acc k)) [] reader)]
+      (let [seen (store/reduce-entries m (fn [acc k _] (bpf/delete! m k) (conj acc k)) [] {:reader reader})]
         (is (= (range 1000) (sort seen)) reader)
         (is (nil? (seq m)))))))
 
@@ -213,7 +213,7 @@
   (with-open [m ^java.io.Closeable (bpf/create (assoc array-spec :max-entries 5000))]
     (dotimes [i 5000] (bpf/put! m i (* 2 i)))
     (is (= (map (fn [i] [i (* 2 i)]) (range 5000)) (seq m)))
-    (is (= (seq m) (store/reduce-entries m (fn [acc k v] (conj acc [k v])) [] :walk)))))
+    (is (= (seq m) (store/reduce-entries m (fn [acc k v] (conj acc [k v])) [] {:reader :walk})))))
 
 (kernel-test the-walk-by-next-key-visits-every-key
   (with-open [m (open-hash)]

@@ -23,6 +23,8 @@
     1 {:op :create :release "5.4.0"} :permission "RLIMIT_MEMLOCK"
     1 {:op :create :release "5.11.0"} :permission "security module"
     1 {:op :pin! :path "/tmp/x" :bpffs? false} :not-bpffs "/tmp/x is not on a BPF file system"
+    2 {:op :pin! :path "/sys/fs/bpf/x" :bpffs? false :directory? true} :not-bpffs "mount one with `mount -t bpf bpf DIRECTORY`"
+    2 {:op :pin! :path "/no/x" :bpffs? false :directory? false} :not-found "the directory of /no/x does not exist"
     13 {:op :open :path "/p"} :permission "the file mode of /p"
     7 {:op :put! :type :hash :max-entries 4} :map-full "holds its 4 entries"
     7 {:op :put! :type :array :max-entries 4} :out-of-range "from 0 to 3"

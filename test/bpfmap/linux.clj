@@ -14,7 +14,7 @@
 
 (def numbers
   "System calls by name: the number on x86-64, and that of the generic table of arm64 and riscv64."
-  {"accept4" [288 242], "bind" [49 200], "close" [3 57], "connect" [42 203], "getsockname" [51 204]
+  {"accept4" [288 242], "bind" [49 200], "close" [3 57], "connect" [42 203], "dup3" [292 24], "getsockname" [51 204]
    "gettid" [186 178], "listen" [50 201], "munmap" [11 215], "openat" [257 56], "perf_event_open" [298 241]
    "pidfd_open" [434 434], "setsockopt" [54 208], "socket" [41 198], "socketpair" [53 199]})
 

@@ -15,7 +15,10 @@
 (deftest numbers-are-those-of-the-header
   (let [types (into {} (map (fn [[k row]] [(c-name "BPF_MAP_TYPE_" k) (:number row)])) rules/types)
         flags (into {} (map (fn [[k row]] [(c-name "BPF_F_" k) (bit-shift-left 1 (:bit row))])) rules/flags)
-        ours (merge types flags)
+        element-flags (into {} (map (fn [[k {:keys [value]}]]
+                                      [(c-name (if (#{:any :noexist :exist} k) "BPF_" "BPF_F_") k) value]))
+                            rules/element-flags)
+        ours (merge types flags element-flags)
         header (fixture/c-values ["linux/bpf.h"] (keys ours))]
     (if-not header
       (fixture/skip! "no C compiler to compare the map types and flags with")

@@ -4,7 +4,7 @@
   Each function takes a subject (see `bpfmap.bench.rows/subject`) on the thread that will run it."
   (:require [bpfmap.bench.loops :refer [in-order in-scratch low low-byte one-if passes]]
             [bpfmap.bench.shapes :refer [buffer shaped]])
-  (:import (bpfmap.sys Abi Batch Bulk Bytes Elements Scratch)))
+  (:import (bpfmap.sys Abi Batch Bulk Bytes Elements Order Scratch)))
 
 (set! *warn-on-reflection* true)
 (set! *unchecked-math* :warn-on-boxed)
@@ -129,7 +129,7 @@
   [{:keys [fd entries key-size value-size ^long batch]}]
   (let [stride (long value-size)]
     (passes entries
-      (with-open [reader (Batch. fd Abi/BPF_MAP_LOOKUP_BATCH key-size stride entries 0 batch)]
+      (with-open [reader (Batch. fd Abi/BPF_MAP_LOOKUP_BATCH key-size stride entries 0 Order/NONE batch)]
         (loop [sum 0]
           (let [n (.read reader)]
             (if (zero? n)

@@ -12,11 +12,24 @@ import java.lang.foreign.MemorySegment;
  *
  * <p>On a hash map the kernel hands out whole buckets, and answers {@code ENOSPC} to a chunk smaller than the
  * bucket at the cursor. The chunk then grows and the same cursor is used again: nothing is skipped and nothing is seen
- * twice.
+ * twice. A call that fails leaves the cursor where it was, so that {@link #read} may be called again.
+ *
+ * <p>On other maps the cursor is the last key. Where that was deleted meanwhile, the kernel begins anew with the first; what
+ * is read again is known by the {@link Order} of the keys and left out.
  */
 public final class Batch implements Reader {
-    /** A chunk is about this many bytes to begin with; growth stops where it holds the whole map. */
-    private static final long CHUNK_BYTES = 256 << 10;
+    /** Bytes of the first chunk: who stops early has not read much. The second and all others fill a piece of {@link Buffers}. */
+    private static final long FIRST_BYTES = 16 << 10;
+
+    /** What errno and the attribute take before the cursors. */
+    private static final long ATTR = Native.CAPTURE_SIZE + 7 & ~7L;
+    private static final long CURSORS = ATTR + Abi.BATCH_SIZE;
+
+    /** A hash may hold a few entries more than its limit, which CPUs that write at once do not see in time. */
+    private static final long MORE_THAN_MOST = 1024;
+
+    /** How often the kernel may begin anew and show nothing new, beyond what it takes to read all once more. */
+    private static final long PATIENCE = 64;
 
     /** The cursor is a bucket number of four bytes on hash maps, and a key on the others. */
     private static final long SMALLEST_CURSOR = 8;
@@ -28,19 +41,25 @@ public final class Batch implements Reader {
     private final int command;
     private final long keySize;
     private final long valueSize;
-    private final long maxEntries;
+    private final long mostEntries;
     private final long flags;
 
+    /** Of {@link Buffers}, or where there is none left, of the arena; the beginning of it is for errno, attribute and cursors. */
+    private final MemorySegment piece;
+    private final boolean pooled;
     private final Arena arena = Arena.ofConfined();
-    private final MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
-    private final MemorySegment attr = arena.allocate(Abi.BATCH_SIZE, 8);
+    private final MemorySegment capture;
+    private final MemorySegment attr;
+    private final Seen seen;
     private long cursor;
     private long nextCursor;
 
+    /** Only for a chunk that does not fit into the piece. */
     private Arena chunkArena;
     private MemorySegment keys;
     private MemorySegment values;
     private long capacity;
+    private long steady;
     private boolean begun;
     private boolean ended;
 
@@ -51,52 +70,88 @@ public final class Batch implements Reader {
      * @param valueSize bytes that the kernel writes for one value; see {@link Elements}
      * @param maxEntries the map's limit, beyond which no chunk need grow
      * @param flags for every element, such as {@link Abi#BPF_F_LOCK}
+     * @param order of the keys
      */
-    public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags) {
-        this(fd, command, keySize, valueSize, maxEntries, flags, steadyChunk(keySize, valueSize));
+    public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, Order order) {
+        this(fd, command, keySize, valueSize, maxEntries, flags, order, FIRST_BYTES / (keySize + valueSize));
+        steady = Math.min(steadyChunk(keySize, valueSize), maxEntries);
     }
 
     /**
-     * @param entries how many entries to ask for at a time, to begin with
+     * @param entries how many entries to ask for at a time
      */
-    public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, long entries) {
+    public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, Order order, long entries) {
         this.fd = fd;
         this.command = command;
         this.keySize = keySize;
         this.valueSize = valueSize;
-        this.maxEntries = maxEntries;
+        this.mostEntries = maxEntries + MORE_THAN_MOST;
         this.flags = flags;
-        this.cursor = arena.allocate(Math.max(keySize, SMALLEST_CURSOR), 8).address();
-        this.nextCursor = arena.allocate(Math.max(keySize, SMALLEST_CURSOR), 8).address();
-        allocate(Math.min(entries, maxEntries));
+        MemorySegment free = headSize(keySize) <= Buffers.SIZE ? Buffers.take() : null;
+        pooled = free != null;
+        piece = pooled ? free : arena.allocate(Math.max(Buffers.SIZE, headSize(keySize)), 64);
+        capture = piece.asSlice(0, Native.CAPTURE_SIZE);
+        attr = piece.asSlice(ATTR, Abi.BATCH_SIZE);
+        cursor = piece.address() + CURSORS;
+        nextCursor = cursor + cursorSize(keySize);
+        seen = new Seen(order, keySize, valueSize, piece.asSlice(CURSORS + 2 * cursorSize(keySize), keySize));
+        allocate(Math.clamp(entries, 1, Math.max(1, maxEntries)));
     }
 
-    /** How many entries are asked for at a time, if nothing else is said. */
+    private static long cursorSize(long keySize) {
+        return Math.max(keySize, SMALLEST_CURSOR) + 7 & ~7L;
+    }
+
+    private static long headSize(long keySize) {
+        return CURSORS + 3 * cursorSize(keySize);
+    }
+
+    /** How many entries are asked for at a time after the first chunk, if nothing else is said. */
     public static long steadyChunk(long keySize, long valueSize) {
-        return Math.max(1, CHUNK_BYTES / (keySize + valueSize));
+        return Math.max(1, (Buffers.SIZE - headSize(keySize) - 8) / (keySize + valueSize));
     }
 
+    /** Finds room for a chunk of so many entries: in the piece, or where it is too small, elsewhere. */
     private void allocate(long entries) {
         if (chunkArena != null) {
             chunkArena.close();
+            chunkArena = null;
         }
-        chunkArena = Arena.ofConfined();
         capacity = entries;
-        keys = chunkArena.allocate(entries * keySize, 8);
-        values = chunkArena.allocate(entries * valueSize, 8);
+        long keysEnd = headSize(keySize) + entries * keySize + 7 & ~7L;
+        if (keysEnd + entries * valueSize <= piece.byteSize()) {
+            keys = piece.asSlice(headSize(keySize), entries * keySize);
+            values = piece.asSlice(keysEnd, entries * valueSize);
+        } else {
+            chunkArena = Arena.ofConfined();
+            keys = chunkArena.allocate(entries * keySize, 8);
+            values = chunkArena.allocate(entries * valueSize, 8);
+        }
     }
 
     @Override
     public int read() {
         int attempts = 0;
+        long patience = PATIENCE + 2 * mostEntries / capacity;
+        if (begun && capacity < steady) {
+            allocate(steady);
+        }
         while (!ended) {
             int result = call();
             int count = attr.get(JAVA_INT, Abi.BATCH_COUNT);
             if (result == -Abi.EINTR && ++attempts < ATTEMPTS) {
                 continue; // the kernel may have written the count; it is set anew
             }
-            if (result == -Abi.ENOSPC && capacity < maxEntries) {
-                allocate(Math.min(capacity * 2, maxEntries));
+            if (result == -Abi.ENOSPC && capacity < mostEntries) {
+                allocate(Math.min(capacity * 2, mostEntries));
+                continue;
+            }
+            if (result == -Abi.EAGAIN && begun) {
+                // The key at the cursor is gone, and this type does not begin anew by itself.
+                if (command != Abi.BPF_MAP_LOOKUP_AND_DELETE_BATCH || ++attempts == ATTEMPTS) {
+                    return ABORTED;
+                }
+                begun = false;
                 continue;
             }
             if (result < 0 && result != -Abi.ENOENT) {
@@ -108,8 +163,12 @@ public final class Batch implements Reader {
             long used = cursor;
             cursor = nextCursor;
             nextCursor = used;
-            if (count > 0) {
-                return count;
+            int fresh = seen.fresh(keys, values, count);
+            if (fresh > 0) {
+                return fresh;
+            }
+            if (count > 0 && --patience == 0) {
+                return ABORTED;
             }
         }
         return 0;
@@ -145,8 +204,16 @@ public final class Batch implements Reader {
 
     @Override
     public void close() {
+        if (chunkArena != null) {
+            chunkArena.close();
+            chunkArena = null;
+        }
+        arena.close(); // throws where it was closed before, so that no piece is given back twice
+        if (pooled) {
+            Buffers.give(piece);
+        }
         ended = true;
-        chunkArena.close();
-        arena.close();
+        keys = null;
+        values = null;
     }
 }

@@ -10,10 +10,13 @@ import java.lang.foreign.MemorySegment;
  * of them does not disturb the reading. Used by one thread; closing frees the memory.
  */
 public sealed interface Reader extends AutoCloseable permits Batch, Walk {
+    /** What {@link #read} answers when it was thrown back to the beginning too often to come to an end. */
+    int ABORTED = Integer.MIN_VALUE;
+
     /**
      * Reads the next chunk.
      *
-     * @return how many entries were read; 0 when there are no more; the negated errno on failure
+     * @return how many entries were read; 0 when there are no more; {@link #ABORTED}, or the negated errno on failure
      */
     int read();
 

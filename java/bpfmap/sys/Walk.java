@@ -6,11 +6,13 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 
 /**
- * Reads entries key by key, two system calls for each: for kernels and map types without batches.
+ * Reads entries key by key, two or three system calls for each: for kernels and map types without batches.
  *
- * <p>The kernel answers "the key after this one" from the beginning again once this one was deleted. So the
- * walk always knows the key after the chunk before it hands the chunk out; and it gives up after as many keys as the
- * map can hold, since under constant deletion by others it might never come to an end.
+ * <p>Asked for the key after one that was deleted, the kernel begins anew with the first, or says that there is none. So the
+ * walk always knows the key after the chunk before it hands the chunk out: the caller may delete what it was given. When
+ * others delete the key at which the walk stands, it goes back to the nearest one that is still there, or, where keys have an
+ * {@link Order}, past those it has seen. Only when all of a chunk are gone does it begin anew, and a key may be seen
+ * again; and it gives up after twice as many keys as the map can hold, since under constant deletion by others it might never end.
  */
 public final class Walk implements Reader {
     /** A chunk is at most this many entries, and about this many bytes. */
@@ -18,21 +20,36 @@ public final class Walk implements Reader {
 
     private static final long CHUNK_BYTES = 256 << 10;
 
-    /** What {@link #read} answers when the walk was thrown back to the beginning too often. */
-    public static final int ABORTED = Integer.MIN_VALUE;
+    /** A hash's lookup may miss a key that is there, while its value is being replaced. It is asked this often. */
+    private static final int LOOKUPS = 3;
+
+    /** How often the kernel may name a key that is not there. */
+    private static final int TRIES = 8;
+
+    /** No errno: the key that something was to follow is gone. */
+    private static final int LOST = Integer.MIN_VALUE + 1;
+
+    /** How often a walk may begin anew where a map has no limit. */
+    private static final int RESTARTS = 1000;
 
     private final Elements elements;
     private final long keySize;
     private final long valueSize;
     private final long maxEntries;
     private final long flags;
+    private final Order order;
+    private final boolean keysStay;
 
     private final Arena arena = Arena.ofConfined();
     private final int chunk;
     private final MemorySegment keys;
     private final MemorySegment values;
+    private final MemorySegment first;
     private final MemorySegment next;
+    private final MemorySegment candidate;
+    private int held;
     private long seen;
+    private int restarts;
     private boolean begun;
     private boolean ended;
 
@@ -42,17 +59,24 @@ public final class Walk implements Reader {
      * @param valueSize bytes of a value; see {@link Elements}
      * @param maxEntries the map's limit
      * @param flags of every lookup, such as {@link Abi#BPF_F_LOCK}
+     * @param order of the keys
+     * @param keysStay whether keys are indices, of which each is there, though its place may be empty
      */
-    public Walk(Elements elements, long keySize, long valueSize, long maxEntries, long flags) {
+    public Walk(
+            Elements elements, long keySize, long valueSize, long maxEntries, long flags, Order order, boolean keysStay) {
         this.elements = elements;
         this.keySize = keySize;
         this.valueSize = valueSize;
         this.maxEntries = maxEntries;
         this.flags = flags;
+        this.order = order;
+        this.keysStay = keysStay;
         this.chunk = Math.clamp(CHUNK_BYTES / (keySize + valueSize), 1, MOST);
         this.keys = arena.allocate(chunk * keySize, 8);
         this.values = arena.allocate(chunk * valueSize, 8);
+        this.first = arena.allocate(Math.max(keySize, 1), 8);
         this.next = arena.allocate(Math.max(keySize, 1), 8);
+        this.candidate = arena.allocate(Math.max(keySize, 1), 8);
     }
 
     @Override
@@ -61,27 +85,27 @@ public final class Walk implements Reader {
         try {
             if (!begun) {
                 begun = true;
-                int result = advance(s, true);
+                int result = restart(s);
                 if (result < 0) {
                     return result;
                 }
+                first.copyFrom(next);
             }
             int count = 0;
             while (count < chunk && !ended) {
-                if (seen++ >= maxEntries) {
+                if (seen++ / 2 >= maxEntries || restarts > RESTARTS) {
                     return ABORTED;
                 }
-                MemorySegment.copy(next, 0, s.memory, Scratch.KEY, keySize);
-                int found = elements.lookup(s, flags);
+                int found = lookup(s);
                 if (found == 0) {
                     MemorySegment.copy(next, JAVA_BYTE, 0, keys, JAVA_BYTE, count * keySize, keySize);
                     MemorySegment.copy(s.memory, JAVA_BYTE, elements.valueOffset(),
                         values, JAVA_BYTE, count * valueSize, valueSize);
-                    count++;
+                    held = ++count;
                 } else if (found != -Abi.ENOENT) {
                     return found;
                 }
-                int result = advance(s, false);
+                int result = advance(s, found == 0);
                 if (result < 0) {
                     return result;
                 }
@@ -92,12 +116,94 @@ public final class Walk implements Reader {
         }
     }
 
+    /** Looks the next key up, more than once where others may be replacing its value. */
+    private int lookup(Scratch s) {
+        int found = -Abi.ENOENT;
+        for (int i = 0; i < (keysStay || order != Order.NONE ? 1 : LOOKUPS) && found == -Abi.ENOENT; i++) {
+            found = lookup(s, next, 0);
+        }
+        return found;
+    }
+
+    private int lookup(Scratch s, MemorySegment from, long at) {
+        MemorySegment.copy(from, at, s.memory, Scratch.KEY, keySize);
+        return elements.lookup(s, flags);
+    }
+
     /** Puts the key after {@code next} into {@code next}, or ends the walk. */
-    private int advance(Scratch s, boolean first) {
-        MemorySegment.copy(next, 0, s.memory, Scratch.KEY, keySize);
-        int result = elements.nextKey(s, first);
+    private int advance(Scratch s, boolean there) {
+        if (keysStay || order != Order.NONE) {
+            int result = follow(s, next, 0);
+            // Of a key that is gone the next is the first: go on to what is after it.
+            for (long i = 0; result == 0 && !order.after(candidate, 0, next, 0, keySize); i++) {
+                if (i / 2 > maxEntries) {
+                    return ABORTED;
+                }
+                result = follow(s, candidate, 0);
+            }
+            return step(result);
+        }
+        int result = there ? successor(s, next, 0) : LOST;
+        return result == LOST ? goBack(s) : step(result);
+    }
+
+    /** Goes on from the nearest key of the chunk, or of the one before, that is still there. */
+    private int goBack(Scratch s) {
+        int tries = 0;
+        for (int i = held - 1; i >= 0; i--) {
+            int result = successor(s, keys, i * keySize);
+            if (result == LOST) {
+                continue;
+            }
+            if (result != 0 || !isCandidate(next)) {
+                return step(result);
+            }
+            if (lookup(s, next, 0) == 0) {
+                return 0; // it is back
+            }
+            // Named and not there: it comes and goes, or is none; some kernels name one at the end of a list.
+            if (++tries == TRIES) {
+                return step(-Abi.ENOENT);
+            }
+            i++;
+        }
+        restarts++;
+        return restart(s);
+    }
+
+    /** The key after one that is there, as {@code candidate}; {@link #LOST} where that one is gone, and the answer means nothing. */
+    private int successor(Scratch s, MemorySegment from, long at) {
+        int result = follow(s, from, at);
+        boolean answered = result == 0 || result == -Abi.ENOENT;
+        // What comes after a key is never the first, unless the key was gone and is back.
+        return answered && (result == 0 && isCandidate(first) || lookup(s, from, at) == -Abi.ENOENT) ? LOST : result;
+    }
+
+    /** Asks for the key after one and keeps it as {@code candidate}. */
+    private int follow(Scratch s, MemorySegment from, long at) {
+        MemorySegment.copy(from, at, s.memory, Scratch.KEY, keySize);
+        return keep(s, elements.nextKey(s, false));
+    }
+
+    private int restart(Scratch s) {
+        return step(keep(s, elements.nextKey(s, true)));
+    }
+
+    private int keep(Scratch s, int result) {
         if (result == 0) {
-            MemorySegment.copy(s.memory, elements.valueOffset(), next, 0, keySize);
+            MemorySegment.copy(s.memory, elements.valueOffset(), candidate, 0, keySize);
+        }
+        return result;
+    }
+
+    private boolean isCandidate(MemorySegment key) {
+        return candidate.mismatch(key) == -1;
+    }
+
+    /** Takes the candidate for the next key, or ends the walk. */
+    private int step(int result) {
+        if (result == 0) {
+            next.copyFrom(candidate);
         } else if (result == -Abi.ENOENT) {
             ended = true;
             return 0;

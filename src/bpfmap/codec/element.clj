@@ -56,6 +56,24 @@
             (PersistentVector/adopt values)
             (vec values)))))))
 
+(defn of-one-cpu
+  "A codec of a per-CPU value for the i-th of n CPUs alone: it writes zeros for all others.
+
+      (.size (of-one-cpu {:type :percpu-hash :value :u32} 2 0)) ;=> 16"
+  ^Codec [{:keys [value types]} n i]
+  (let [of-one ^Codec (codec/codec value types [:value])
+        stride (stride (.size of-one))
+        size (* (long n) stride)
+        at (* (long i) stride)]
+    (reify Codec
+      (size [_] size)
+      (total [_] (.total of-one))
+      (encode [_ value memory offset]
+        (Bytes/zero memory offset size)
+        (.encode of-one value memory (+ offset at)))
+      (decode [_ memory offset]
+        (.decode of-one memory (+ offset at))))))
+
 (defn- reading
   "A codec whose values pass through a function when they are read."
   ^Codec [^Codec codec f]

@@ -91,15 +91,23 @@
 (def ^:private access-of-flags
   {:rdonly :read-only, :wronly :write-only})
 
+(defn- access-of
+  "The access of a descriptor that the flags of a spec ask for."
+  [{:keys [flags]}]
+  (or (some access-of-flags flags) :read-write))
+
+(defn- kept
+  "What an open map keeps of the completed spec that it is for."
+  [spec]
+  (dissoc spec :contents :freeze :value-type))
+
 (defn- create-new
   "Creates a map from a completed spec: filled, frozen, in this order."
-  [{:keys [name contents freeze flags] :as spec} facts]
+  [{:keys [name contents freeze] :as spec} facts]
   (check-contents spec facts)
   (let [{:keys [fd untyped]} (token/allowing facts #(create-bare (assoc spec :token %) facts))]
     (owning fd
-      (let [access (or (some access-of-flags flags) :read-write)
-            kept (cond-> (dissoc spec :contents :freeze :value-type) untyped (assoc :untyped untyped))
-            m (store/handle fd (maps/info fd facts) kept access nil)]
+      (let [m (store/handle fd (maps/info fd facts) (cond-> (kept spec) untyped (assoc :untyped untyped)) (access-of spec) nil)]
         (when (seq contents)
           (fill m spec))
         (when (or freeze (spec/frozen-by-name? name))
@@ -108,42 +116,45 @@
 
 (declare open-path)
 
+(defn- reuse
+  "The map that is pinned at a path, as one of a spec's; throws `:incompatible` with all that differs."
+  [spec path facts]
+  (let [m (open-path path {:access (access-of spec)})]
+    (owning (store/descriptor m)
+      (let [info (store/info m)]
+        (when-let [difference (spec/diff (dissoc spec :value-type) info nil)]
+          (throw (pinning/incompatible path difference facts)))
+        (store/handle (store/descriptor m) info (kept spec) (access-of spec) path)))))
+
+(defn- create-pinned
+  "Creates a map and pins it, at last; nil where somebody was faster."
+  [spec path facts]
+  (let [m (create-new spec facts)]
+    (try
+      (owning (store/descriptor m) (pinning/pin! m path))
+      (catch ExceptionInfo e
+        (when-not (= :exists (:bpfmap/error (ex-data e)))
+          (throw e))))))
+
 (def ^:private ^:const races
   "How often to begin anew when others pin and unpin the same name meanwhile."
   16)
 
 (defn- named
   "The map pinned under the name of a spec, if it can be used for it; else a new one, pinned there."
-  [{:keys [name flags] :as spec} dir facts]
+  [{:keys [name] :as spec} dir facts]
   (let [path (str dir "/" name)
-        access (or (some access-of-flags flags) :read-write)
-        reuse (fn []
-                (let [given (if (:struct-ops spec) [] [:key :value :types]) ; of a struct of the kernel's it is the kernel that says
-                      m (open-path path (assoc (select-keys spec given) :access access))]
-                  (owning (store/descriptor m)
-                    (when-let [difference (spec/diff (dissoc spec :value-type) (store/info m) nil)]
-                      (throw (pinning/incompatible path difference facts)))
-                    m)))
-        attempt (fn []
-                  (try
-                    (reuse)
-                    (catch ExceptionInfo e
-                      (if (= :not-found (:bpfmap/error (ex-data e)))
-                        (let [m (create-new spec facts)]
-                          (try
-                            (owning (store/descriptor m) (pinning/pin! m path))
-                            (catch ExceptionInfo e
-                              ;; Somebody was faster: theirs is used.
-                              (if (= :exists (:bpfmap/error (ex-data e))) ::again (throw e)))))
-                        (throw e)))))]
-    (loop [n 1]
-      (let [m (attempt)]
-        (cond
-          (not= ::again m) m
-          (< n races) (recur (inc n))
-          :else (throw (error/error :busy (str "The pin " path " comes and goes")
-                                    {:bpfmap/op :create :bpfmap/file path
-                                     :bpfmap/hint "others create and remove it at the same time; try again"})))))))
+        found (fn []
+                (try
+                  (reuse spec path facts)
+                  (catch ExceptionInfo e
+                    (when-not (= :not-found (:bpfmap/error (ex-data e)))
+                      (throw e)))))]
+    (try
+      (or (some (fn [_] (or (found) (create-pinned spec path facts))) (range races))
+          (throw (pinning/unusable path)))
+      (catch ExceptionInfo e
+        (throw (ex-info (ex-message e) (assoc (ex-data e) :bpfmap/op :create) e))))))
 
 (defn- check-create-options [options]
   (when-not (or (nil? options) (map? options))
@@ -162,7 +173,7 @@
         facts {:op :create :type (:type spec) :map {:name (:name spec) :type (:type spec)}}
         spec (if (:struct-ops spec) (struct-ops/completed spec facts) spec)]
     (if (= :by-name (:pinning spec))
-      (named spec (str (:pin-path options "/sys/fs/bpf")) facts)
+      (named spec (:pin-path options "/sys/fs/bpf") facts)
       (create-new spec facts))))
 
 ;; --- open

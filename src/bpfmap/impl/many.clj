@@ -4,6 +4,7 @@
             [bpfmap.impl.operations :as operations]
             [bpfmap.impl.reference :as reference]
             [bpfmap.impl.store :as store :refer [operating]]
+            [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.rules :as rules])
   (:import (bpfmap.impl.store BpfMap)
@@ -166,24 +167,25 @@
 ;; ---------------------------------------------------------------- draining
 
 (defn- with-taken
-  "Runs f; what an error finds taken already is in it, since it is no longer in the map."
-  [taken f]
+  "Runs f; what an error finds taken already is in it, whatever it is, since it is no longer in the map."
+  [^BpfMap m taken f]
   (try
     (f)
-    (catch ExceptionInfo e
-      (throw (ex-info (ex-message e) (assoc (ex-data e) :bpfmap/entries (persistent! @taken)) e)))))
+    (catch Throwable e
+      (let [e (sys/in-context e {:op :drain! :map (store/identity-of m)})]
+        (throw (ex-info (ex-message e) (assoc (ex-data e) :bpfmap/entries (persistent! @taken)) e))))))
 
 (defn- drain-chunks
   "Takes everything with a system call for each chunk of entries. No function of the user's runs between taking and keeping."
   [^BpfMap m flags]
-  (let [{:keys [max-entries]} (store/spec-of m)
-        key-codec (.-key-codec m)
+  (let [key-codec (.-key-codec m)
         value-codec (.-value-codec m)
         taken (volatile! (transient {}))]
-    (with-taken taken
+    (with-taken m taken
       (fn []
         (el/fold-chunks
-         (el/batches (store/descriptor m) (.size ^Codec key-codec) (.size ^Codec value-codec) max-entries flags true nil)
+         (el/batches (store/descriptor m) (.size ^Codec key-codec) (.size ^Codec value-codec)
+                     (assoc (store/reading m) :flags flags :taking? true))
          (el/entry-step key-codec value-codec (fn [_ k v] (vswap! taken assoc! k v) nil))
          nil
          (fn [outcome first? _]
@@ -223,7 +225,7 @@
       (or (when (and (contains? batch :take) (.total ^Codec (.-key-codec m)) (.total ^Codec (.-value-codec m)))
             (drain-chunks m flags))
           (let [taken (volatile! (transient (if keyless? [] {})))]
-            (with-taken taken
+            (with-taken m taken
               (fn []
                 (drain-each m (fn [_ k v] (vswap! taken #(if keyless? (conj! % v) (assoc! % k v))) nil) nil flags)
                 (persistent! @taken))))))))

@@ -2,6 +2,7 @@
   "Operations on one element of an open map, and the options that they take."
   (:refer-clojure :exclude [peek pop!])
   (:require [bpfmap.codec :as codec]
+            [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
             [bpfmap.feature :as feature]
             [bpfmap.impl.store :as store :refer [operating with-entry with-key]]
@@ -106,15 +107,21 @@
       (el/take-out (.-elements m) (.-key-codec m) (.-value-codec m) k not-found flags m :take!))))
 
 (defn- write-cpu
-  "Writes the value of one CPU, where the kernel does that. Reading all, changing one and writing all would undo what programs write to
-  the others meanwhile."
+  "Writes the value of one CPU. A key that is new has zeros for the others, which the kernel need not be able to do by itself.
+  For one that exists it must be: reading all, changing one and writing all would undo what programs write to the others meanwhile."
   [^BpfMap m op k v flags cpu]
-  (when-not (:supported? (feature/element-flag :cpu))
-    (store/refuse m op [:not-supported (str "writing one CPU's value needs Linux 7.0 (BPF_F_CPU), and doing it by writing them all "
-                                            "would overwrite what programs count on the others; write a whole vector, or {:cpus :all}")]))
-  (let [{:keys [value types value-size key-size]} (store/spec-of m)]
-    (el/write (el/elements (store/descriptor m) key-size value-size) (.-key-codec m) (codec/codec value types [:value])
-              k v (bit-or (long flags) (el/cpu cpu)) m op)))
+  (let [{:keys [value types value-size key-size] :as spec} (store/spec-of m)
+        cpus (store/cpus-of m)]
+    (cond
+      (:supported? (feature/element-flag :cpu))
+      (el/write (el/elements (store/descriptor m) key-size value-size) (.-key-codec m) (codec/codec value types [:value])
+                k v (bit-or (long flags) (el/cpu cpu)) m op)
+      (el/only-new? flags)
+      (el/write (.-elements m) (.-key-codec m) (element/of-one-cpu spec (count cpus) (.indexOf ^java.util.List cpus cpu)) k v flags m op)
+      :else
+      (store/refuse m op [:not-supported (str "writing one CPU's value needs Linux " (:since (:cpu rules/element-flags))
+                                              " (BPF_F_CPU), and doing it by writing them all "
+                                              "would overwrite what programs count on the others; write a whole vector, or {:cpus :all}")]))))
 
 (defn- write-plain [^BpfMap m op flags k v]
   (with-entry [m op k v]

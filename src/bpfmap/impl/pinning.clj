@@ -34,6 +34,16 @@
                 :bpfmap/hint (str/join "; " (for [[k {:keys [spec map]}] (sort-by key difference)]
                                               (str k " is " (pr-str map) ", the spec has " (pr-str spec))))}))
 
+(defn unusable
+  "The exception for a path at which there is neither a map to open nor room for a pin, time and again."
+  ^Throwable [path]
+  (let [file (Path/of path (make-array String 0))]
+    (if (Files/isSymbolicLink file)
+      (error/error :exists (str path " is a symbolic link to nothing")
+                   {:bpfmap/file path :bpfmap/hint "nothing can be pinned in its place; remove it"})
+      (error/error :busy (str "The pin " path " comes and goes")
+                   {:bpfmap/file path :bpfmap/hint "others create and remove it at the same time; try again"}))))
+
 (defn pin!
   "Pins the map at a path, or moves its pin there."
   [m file]

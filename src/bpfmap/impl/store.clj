@@ -7,13 +7,14 @@
   (:require [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
             [bpfmap.impl.reference :as reference]
+            [bpfmap.impl.refusals :as refusals]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.impl.sys.maps :as maps]
             [bpfmap.rules :as rules]
             [bpfmap.type :as type])
   (:import (bpfmap.sys Codec Fd)
-           (clojure.lang ArityException ExceptionInfo IFn IKVReduce ILookup IReduce IReduceInit Seqable)
+           (clojure.lang ArityException ExceptionInfo IFn IKVReduce ILookup IReduce IReduceInit ITransientCollection Seqable)
            (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
@@ -120,27 +121,6 @@
 
 ;; --- what a handle refuses, before the kernel is asked
 
-(def ^:private reads #{:lookup :take! :next-key :reduce :drain! :pop! :peek :might-contain?})
-(def ^:private writes #{:put! :insert! :replace! :delete! :take! :drain! :push! :pop!})
-
-(defn- refusals
-  "The operations that a map of this type, opened this way, never does: op to [kind hint]; nil for none."
-  [type value-size access]
-  (let [barred (case access
-                 :read-only (map #(vector % [:read-only "the map was opened read-only; open it with {:access :read-write}"])
-                                 (conj writes :freeze!))
-                 :write-only (map #(vector % [:write-only
-                                              "the map was opened write-only; open it with {:access :read-write}"])
-                                  reads)
-                 nil)
-        lacking (for [op rules/operations
-                      :let [instead (rules/alternative type op value-size)]
-                      :when instead]
-                  [op [:not-supported instead]])
-        refused (into {} cat [barred lacking])]
-    (not-empty (into refused (keep (fn [op] (some->> (refused (rules/ability op)) (vector op))))
-                     rules/made-of-others))))
-
 (defn refuse
   "Throws the refusal of an operation, before the kernel is asked."
   [^BpfMap m op [kind hint]]
@@ -235,14 +215,15 @@
       (el/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k not-found el/any m :lookup))))
 
 (defn- aborted
-  "The exception for a walk that others threw back to the beginning too often, with what it came to."
+  "The exception for a reading that others threw back to the beginning too often, with what it came to. Nobody goes on with
+  that, so that of a transient is made persistent."
   [^BpfMap m op so-far]
   (error/error :iteration-aborted (str (described (.-identity m) op) " was aborted")
                {:bpfmap/op op
                 :bpfmap/map (.-identity m)
-                :bpfmap/so-far so-far
+                :bpfmap/so-far (if (instance? ITransientCollection so-far) (persistent! so-far) so-far)
                 :bpfmap/hint (str "others delete keys faster than they can be followed; what was seen until then is under "
-                                  ":bpfmap/so-far; try again, or on a kernel with batches (5.6)")}))
+                                  ":bpfmap/so-far; try again")}))
 
 (defn- batches?
   "Whether the kernel reads this map many entries at a time, as far as the rules know."
@@ -252,18 +233,28 @@
          (or (nil? batch-read-since)
              (some-> (sys/kernel-release) (rules/at-least? batch-read-since))))))
 
+(defn reading
+  "How a map is read, for the readers of `bpfmap.impl.sys.elements`."
+  [^BpfMap m]
+  (let [{:keys [type]} (.-identity m)]
+    {:max-entries (rules/most-keys type (:max-entries (.-spec m)))
+     :order (:order (rules/types type))
+     :keys-stay? (rules/by-index? type)
+     :flags el/any}))
+
 (defn fold
   "Folds a step of `bpfmap.impl.sys.elements` over the chunks of a map.
 
-  `reader` is `:batches`, `:walk`, or nil for the better one; `flags` are those of every lookup, `chunk` how many entries to read at a time."
-  [^BpfMap m op step init {:keys [reader flags chunk] :or {flags el/any} :as options}]
-  (let [max-entries (rules/most-keys (:type (.-identity m)) (:max-entries (.-spec m)))
-        key-size (.size ^Codec (.-key-codec m))
+  Of `options`, `:reader` is `:batches`, `:walk`, or nil for the better one; `:flags` are those of every lookup, `:chunk` is how many
+  entries to read at a time."
+  [^BpfMap m op step init {:keys [reader] :as options}]
+  (let [key-size (.size ^Codec (.-key-codec m))
         value-size (.size ^Codec (.-value-codec m))
-        reader (or reader (if (batches? m) :batches :walk))]
+        reader (or reader (if (batches? m) :batches :walk))
+        how (merge (reading m) options)]
     (el/fold-chunks (case reader
-                      :batches (el/batches (.-fd m) key-size value-size max-entries flags false chunk)
-                      :walk (el/walk (.-elements m) key-size value-size max-entries flags))
+                      :batches (el/batches (.-fd m) key-size value-size how)
+                      :walk (el/walk (.-elements m) key-size value-size how))
                     step init
                     (fn [outcome first? acc]
                       (cond
@@ -279,14 +270,9 @@
     (fold m :reduce ((if pairs? el/pair-step el/entry-step) (.-key-codec m) (.-value-codec m) step) init options)))
 
 (defn snapshot-of
-  "All entries, put into an empty collection. What an aborted walk has seen is persistent."
+  "All entries, put into an empty collection."
   [m empty-coll options]
-  (try
-    (persistent! (reduce-entries m conj! (transient empty-coll) (assoc options :pairs? true)))
-    (catch ExceptionInfo e
-      (if (= :iteration-aborted (:bpfmap/error (ex-data e)))
-        (throw (ex-info (ex-message e) (update (ex-data e) :bpfmap/so-far persistent!) (ex-cause e)))
-        (throw e)))))
+  (persistent! (reduce-entries m conj! (transient empty-coll) (assoc options :pairs? true))))
 
 ;; --- making and reading a handle
 
@@ -299,7 +285,7 @@
         value-codec (when (seq ops) (element/value spec (count cpus)))
         size (fn [codec] (if codec (.size ^Codec codec) 0))]
     (BpfMap. fd {:id id :name (str (:name spec)) :type type} spec access
-             (refusals type value-size access)
+             (refusals/of type value-size access)
              (when (seq ops) (el/elements fd (size key-codec) (size value-codec)))
              key-codec value-codec (reference/bridge spec) cpus
              (atom path) row)))

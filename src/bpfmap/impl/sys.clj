@@ -52,6 +52,7 @@
               (seq (procfs/missing-capabilities (needed-capabilities op))))
    :unprivileged-bpf-disabled (procfs/unprivileged-bpf-disabled)
    :bpffs? (when path (bpffs? path))
+   :directory? (when path (some-> (.getParentFile (.getAbsoluteFile (java.io.File. (str path)))) .isDirectory))
    :frozen? (when fd (= "1" (get (fdinfo fd) "frozen")))})
 
 (defn failure

@@ -91,6 +91,10 @@
          {:value-size any-size :freeze? true :every-index? true :full #{:E2BIG}
           :ops (into reading any-way) :batch #{:read :write} :instead always-there}))
 
+(def ^:private lru
+  "What is never full. Lists for each CPU have the same number of entries: htab_map_alloc in kernel/bpf/hashtab.c."
+  {:full #{} :rounded {:no-common-lru :cpus}})
+
 (def ^:private hash-row
   {:key-size any-size :value-size any-size :max-entries any-size :freeze? true :full #{:E2BIG}
    :ops hash-ops :batch #{:read :take :write :delete}})
@@ -109,7 +113,8 @@
   | `:number` `:since`                    | the kernel's number, and the first Linux release that has it         |
   | `:key-size` `:value-size` `:max-entries` | `[least most]`, or a set; bytes and entries                       |
   | `:key` `:keys` `:values`              | the types that are taken where none is given; the latter by size     |
-  | `:rounded` `:clamped`                 | how `:max-entries` is completed: `:pages`, `:cpus`                   |
+  | `:rounded`                            | how `:max-entries` is completed, by the flag that asks for it, nil for always: to powers of two of `:pages`, to a multiple of the `:cpus` |
+  | `:clamped`                            | what `:max-entries` is cut to: `:cpus`                               |
   | `:flags` `:requires` `:added`         | create flags accepted, needed, and added by the kernel               |
   | `:btf`                                | `:none`, `:required`, `:index` where keys must be plain integers, `:value` where only the value has a type, `:kernel` where that is a struct of the kernel's: a spec needs `:struct-ops` |
   | `:ops` `:instead`                     | what user space can do with elements, and what to do instead         |
@@ -120,12 +125,16 @@
   | `:every-index?`                       | every index exists always                                            |
   | `:one-index?`                         | 0 is the only index, and the kernel's delete does not look at the key |
   | `:index?`                             | keys are indices, and a slot may be empty                            |
+  | `:more-places?`                       | it has room for a power of two of keys, though it reports less       |
+  | `:value-multiple`                     | what value sizes are multiples of, in bytes, by the flag that makes them so, nil for all others |
+  | `:element` `:elements`                | of a value that is an array: the type of an element, by flag in the same way, and how many there are where nothing is said |
+  | `:order`                              | `:index` or `:prefix`, where keys that come and go are gone through in an order that can be told from them |
   | `:reads-at`                           | the value size that reading needs                                    |
   | `:lock?`                              | values may have a `:spin-lock`                                       |
   | `:inner?`                             | holds maps: a spec needs `:inner-map`                                |
   | `:not-inside?`                        | cannot be the inner map of another                                   |
   | `:freeze?` `:mmap`                    | whether it can be frozen; `:always` or the flag that lets it be mapped |
-  | `:extra`                              | what `:map-extra` is                                                 |"
+  | `:extra` `:most-extra`                | what `:map-extra` is, and its largest number                         |"
   {:hash
    (merge hash-row {:number 1 :since "3.19" :lock? true :flags (into access (into for-programs [:no-prealloc :zero-seed]))})
 
@@ -152,8 +161,14 @@
                      :flags (into for-programs [:rdonly :wronly])})
 
    :stack-trace
-   (merge index {:number 7 :since "4.6" :btf :none :value-multiple 8 :freeze? true :index? true
+   (merge index {:number 7 :since "4.6" :btf :none :freeze? true :index? true :order :index
                  :value-size [8 20971520] ; as many frames as the sysctl kernel.perf_event_max_stack may ever allow
+                 :value-multiple {nil 8, :stack-build-id 32}
+                 :elements 127 ; perf_event_max_stack, unless somebody changed that sysctl
+                 :element {nil :u64
+                           :stack-build-id [:struct [:status [:enum :s32 {:empty 0 :valid 1 :ip 2}]] [:build-id [:bytes 20]] [:offset :u64]]}
+                 ;; The kernel rounds up, and does not say so: stack_map_alloc in kernel/bpf/stackmap.c.
+                 :more-places? true
                  :flags (conj access :stack-build-id)
                  :refers {:value {:out :stack}}
                  :ops (conj reading :delete! :take! :drain!)
@@ -168,15 +183,14 @@
                  :instead (merge of-slots write-only-slots)})
 
    :lru-hash
-   (merge hash-row {:number 9 :since "4.10" :full #{}
-                    :flags (into access (into for-programs [:no-common-lru :zero-seed]))})
+   (merge hash-row lru {:number 9 :since "4.10" :flags (into access (into for-programs [:no-common-lru :zero-seed]))})
 
    :lru-percpu-hash
-   (merge hash-row {:number 10 :since "4.10" :value-size per-cpu-size :per-cpu? true :full #{}
-                    :flags (into for-programs [:no-common-lru :rdonly :wronly :zero-seed])})
+   (merge hash-row lru {:number 10 :since "4.10" :value-size per-cpu-size :per-cpu? true
+                        :flags (into for-programs [:no-common-lru :rdonly :wronly :zero-seed])})
 
    :lpm-trie
-   (merge hash-row {:number 11 :since "4.11" :key-size [5 260] :full #{:ENOSPC}
+   (merge hash-row {:number 11 :since "4.11" :key-size [5 260] :full #{:ENOSPC} :order :prefix
                     :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
                     :ops (disj hash-ops :take! :drain!) :batch #{:read :write :delete}
                     :instead (select-keys of-slots [:take! :drain!])})
@@ -258,11 +272,12 @@
            :refers {:value {:in :functions :out :functions}}
            :ops slot-ops
            :instead (merge (select-keys of-slots [:take! :drain!])
-                           {:insert! "writing registers the value, once in the life of the map; put! it"
+                           {:freeze! "its value is registered once, and cannot be changed"
+                            :insert! "writing registers the value, once in the life of the map; put! it"
                             :replace! "what is registered cannot be changed; delete! it, and put! the new value into a new map"})})
 
    :ringbuf
-   (merge buffer {:number 27 :since "5.8" :rounded :pages :max-entries [1 0x80000000] :flags #{:numa-node :rb-overwrite} :mmap :always})
+   (merge buffer {:number 27 :since "5.8" :rounded {nil :pages} :max-entries [1 0x80000000] :flags #{:numa-node :rb-overwrite} :mmap :always})
 
    :inode-storage
    (merge local-storage {:number 28 :since "5.10" :refers {:key {:in :inode}}})
@@ -272,12 +287,12 @@
 
    :bloom-filter
    (merge keyless {:number 30 :since "5.16" :btf :value :flags (into access (conj for-programs :zero-seed))
-                   :full #{} :extra "how many hash functions, 0 for the kernel's choice, at most 15"
+                   :full #{} :extra "how many hash functions, 0 for the kernel's choice, at most 15" :most-extra 15
                    :ops #{:push! :might-contain?}
                    :instead {:else "it only knows whether a value may be in it; use push! and might-contain?"}})
 
    :user-ringbuf
-   (merge buffer {:number 31 :since "6.1" :rounded :pages :max-entries [1 0x80000000] :flags #{:numa-node} :mmap :always})
+   (merge buffer {:number 31 :since "6.1" :rounded {nil :pages} :max-entries [1 0x80000000] :flags #{:numa-node} :mmap :always})
 
    :cgrp-storage
    (merge local-storage {:number 32 :since "6.2" :refers {:key {:in :cgroup}}})
@@ -289,6 +304,7 @@
 
    :insn-array
    (merge index {:number 34 :since "6.19" :btf :none :flags #{} :full #{:E2BIG} :every-index? true
+                 :freeze? true ; a program takes only one that is frozen: bpf_insn_array_init in kernel/bpf/bpf_insn_array.c
                  :values {16 [:struct [:orig-off :u32] [:xlated-off :u32] [:jitted-off :u32] [:pad :u32]]}
                  :ops (into reading any-way)
                  :instead always-there})
@@ -296,4 +312,4 @@
    :rhash
    (merge hash-row {:number 35 :since "7.2" :key-size [1 65535] :max-entries [1 0x80000000]
                     :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
-                    :extra "how many entries to make room for at first"})})
+                    :extra "how many entries to make room for at first, at most 65535" :most-extra 65535})})

@@ -102,11 +102,16 @@
     (boolean (and value (spin-locked? (node/node value types []))))
     (catch ExceptionInfo _ false)))
 
+(defn- types-that
+  "The names of the map types whose row says so."
+  [k]
+  (sort (for [[type row] rules/types :when (k row)] type)))
+
 (defn- spin-lock [{:keys [type value types]}]
   (let [row (rules/types type)]
     (when (and row (not (:lock? row)) (map? (or types {})) (locked-value? value types))
       [(problem [:value] (str "values of " type " maps have no :spin-lock; those of "
-                              (error/list-of (sort (for [[k row] rules/types :when (:lock? row)] k))) " maps may"))])))
+                              (error/list-of (types-that :lock?)) " maps may"))])))
 
 ;; --- the rest
 
@@ -131,34 +136,32 @@
     (str "a flag is a name or a bit, not " (pr-str (error/shown flag)))))
 
 (defn- flags [{:keys [type flags numa-node]}]
-  (let [{allowed :flags :keys [requires added]} (rules/types type)
-        given (set (when (coll? flags) flags))]
+  (let [{allowed :flags :keys [requires added]} (rules/types type)]
     (if-not (or (nil? flags) (set? flags) (sequential? flags))
       [(problem [:flags] (str ":flags is a set of names, not " (pr-str (error/shown flags))))]
       (concat
        (keep #(some->> (flag type (some-> allowed (into added)) %) (problem [:flags])) flags)
-       (for [missing (sort (set/difference (set requires) given))
-             :when (not-any? #(and (int? %) (contains? (rules/flag-set %) missing)) given)]
+       (for [missing (sort requires) :when (not (rules/has-flag? flags missing))]
          (problem [:flags] (str type " maps need the flag " missing)))
        (when (and numa-node allowed (not (allowed :numa-node)))
          [(problem [:numa-node] (str type " maps cannot be placed on a node"))])
-       (when (and (or numa-node (given :numa-node)) (given :no-common-lru))
+       (when (and (or numa-node (rules/has-flag? flags :numa-node)) (rules/has-flag? flags :no-common-lru))
          [(problem [:numa-node] "a map of :no-common-lru has a list for each CPU, and cannot be placed on a node")])
        (when (not (or (nil? numa-node) (and (int? numa-node) (<= 0 numa-node 0xffff))))
          [(problem [:numa-node] (str ":numa-node is the number of a node, not " (pr-str (error/shown numa-node))))])
-       (when (and (nil? numa-node) (given :numa-node))
+       (when (and (nil? numa-node) (rules/has-flag? flags :numa-node))
          [(problem [:numa-node] "the flag :numa-node goes with the number of a node in :numa-node")])))))
 
 (defn- map-extra [{:keys [type map-extra]}]
-  (let [{:keys [extra] :as row} (rules/types type)]
+  (let [{:keys [extra most-extra] :as row} (rules/types type)]
     (cond
       (or (nil? map-extra) (= 0 map-extra)) nil
       (not (and (integer? map-extra) (<= 0 map-extra 18446744073709551615N)))
       [(problem [:map-extra] (str ":map-extra is a number of 64 bits, not " (pr-str (error/shown map-extra))))]
       (and row (nil? extra))
       [(problem [:map-extra] (str type " maps take no :map-extra"))]
-      (and (= :bloom-filter type) (< 15 (long map-extra)))
-      [(problem [:map-extra] (str ":map-extra of :bloom-filter maps is " extra ", not " map-extra))])))
+      (and most-extra (< most-extra map-extra))
+      [(problem [:map-extra] (str ":map-extra of " type " maps is " extra ", not " map-extra))])))
 
 (declare problems)
 
@@ -170,7 +173,7 @@
       [(problem [:inner-map] (str type " maps need :inner-map, the spec of the maps that they hold"))]
       (nil? inner-map) nil
       (and row (not inner?))
-      [(problem [:inner-map] (str type " maps hold no maps; :inner-map is for :array-of-maps and :hash-of-maps"))]
+      [(problem [:inner-map] (str type " maps hold no maps; :inner-map is for " (error/list-of (types-that :inner?))))]
       :else
       (concat
        (map #(-> % (update :path (partial into [:inner-map])) (update :message (partial str "in :inner-map, "))) (problems inner-map))

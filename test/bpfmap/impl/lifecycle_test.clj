@@ -65,6 +65,9 @@
                              (and (= kind error) (= :pin! op) (str/includes? message words)))
       "" :invalid-value "Not a path: \"\": it is empty"
       " " :invalid-value "it is empty"
+      ;; sysfs and proc refuse in words of their own.
+      "/sys/kernel/bpfmap-pin" :not-bpffs "is not on a BPF file system; mount one with `mount -t bpf"
+      "/proc/bpfmap-pin" :not-bpffs "is not on a BPF file system"
       "/tmp/bpfmap-pin" :not-bpffs "/tmp/bpfmap-pin is not on a BPF file system; mount one with `mount -t bpf"
       "/nowhere/at/all" :not-found "the directory of /nowhere/at/all does not exist"
       (str (fixture/bpffs) "/a.b") :invalid-value "takes no dots in a name"

@@ -136,12 +136,28 @@
         (if (:supported? (feature/element-flag :cpu))
           (do (bpf/put! m 1 9 {:cpu 0})
               (is (= (assoc (vec (repeat n 1)) 0 9) (m 1))))
-          (doseq [write [bpf/put! bpf/insert! bpf/replace!]]
+          (doseq [write [bpf/put! bpf/replace!]]
             (let [[error message] (in-words (error-of (write m 1 9 {:cpu 0})))]
               (is (= :not-supported error))
               (is (str/includes? message "writing one CPU's value needs Linux 7.0 (BPF_F_CPU)"))
               (is (str/includes? message "write a whole vector, or {:cpus :all}")))
             (is (= (repeat n 1) (m 1)))))))))
+
+(kernel-test e7-a-new-key-has-the-value-of-one-cpu-and-zeros-for-the-others
+  (let [cpus (feature/possible-cpus)]
+    (doseq [type [:percpu-hash :lru-percpu-hash]
+            cpu cpus]
+      (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value [:struct [:n :u64] [:name [:string 5]]] :max-entries 64})]
+        (is (true? (bpf/insert! m 1 {:n 9 :name "nine"} {:cpu cpu})))
+        (is (= (mapv #(if (= cpu %) {:n 9 :name "nine"} {:n 0 :name ""}) cpus) (m 1)))
+        (is (= 9 (:n (bpf/lookup m 1 nil {:cpu cpu}))))
+        (is (false? (bpf/insert! m 1 {:n 7 :name ""} {:cpu cpu})) "it exists now")
+        (is (= 9 (:n (nth (m 1) (.indexOf ^java.util.List cpus cpu)))))
+        (is (= [:value :n] (:bpfmap/path (error-of (bpf/insert! m 2 {:n -1 :name ""} {:cpu cpu})))))
+        (is (= [1] (keys (bpf/snapshot m))))))
+    (with-open [m ^Closeable (bpf/create {:type :percpu-array :value :u64 :max-entries 1})]
+      (is (false? (bpf/insert! m 0 1 {:cpu 0})) "every index of an array exists")
+      (is (= [(mapv (constantly 0) cpus)] (map val m))))))
 
 ;; --- what storages hang on
 

@@ -125,7 +125,7 @@
           (bpf/take! m 0) "lookup, then delete!"
           (bpf/drain! m) "snapshot, then delete-all!"
           (bpf/push! m {}) "use put!"
-          (bpf/freeze! m) "cannot be frozen")))))
+          (bpf/freeze! m) "has no freeze!; its value is registered once")))))
 
 (struct-ops-test a-map-for-links-is-readied-and-not-deleted
   (let [name (unique "d")]

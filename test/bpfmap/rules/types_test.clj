@@ -517,7 +517,7 @@
     (testing spec
       (cond
         (= 0 most) (is (= [:ok :EINVAL] (map try-entries [0 1])))
-        rounded (is (= [:ok :ok :EINVAL :EINVAL :EINVAL :EINVAL] (map try-entries [4096 16384 least 4095 12288 (inc (long most))])))
+        (contains? rounded nil) (is (= [:ok :ok :EINVAL :EINVAL :EINVAL :EINVAL] (map try-entries [4096 16384 least 4095 12288 (inc (long most))])))
         :else
         (do (is (= :ok (try-entries least)))
             (is (= :EINVAL (try-entries 0)))

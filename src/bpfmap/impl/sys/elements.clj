@@ -4,7 +4,7 @@
   Every function takes the codecs of the map and answers with decoded values.
   A missing key is an answer; any other refusal is thrown as the exception that
   the map itself makes of it."
-  (:import (bpfmap.sys Abi Batch Bulk Codec Elements Fd Integers Reader RefusedException Scratch Typed Walk)
+  (:import (bpfmap.sys Abi Batch Bulk Codec Elements Fd Integers Order Reader RefusedException Scratch Typed Walk)
            (clojure.lang MapEntry)))
 
 (set! *warn-on-reflection* true)
@@ -17,6 +17,11 @@
 (def ^:const no-exist "Write only where the key does not exist." Abi/BPF_NOEXIST)
 (def ^:const exist "Write only where the key exists; of a full queue, its oldest." Abi/BPF_EXIST)
 (def ^:const lock "Hold the value's spin lock; a flag beside the others." Abi/BPF_F_LOCK)
+
+(defn only-new?
+  "Whether flags ask for writing only where the key does not exist."
+  [flags]
+  (== no-exist (bit-and no-exist (long flags))))
 
 (defn cpu
   "The flags for the value of one CPU alone. Since Linux 7.0."
@@ -79,7 +84,7 @@
   (let [outcome (long outcome)]
     (if (or (== absent outcome)
             ;; Without the flag it is about something else: a name that a struct_ops value would register.
-            (and (== present outcome) (== no-exist (bit-and no-exist (long flags)))))
+            (and (== present outcome) (only-new? flags)))
       false
       (throw (failure origin op outcome)))))
 
@@ -115,20 +120,28 @@
       (.encode codec value (.-memory s) Scratch/KEY)
       (finally (.give s)))))
 
+(def ^:private orders
+  "The orders in which the kernel goes through keys, by their names in the rules."
+  {nil Order/NONE, :index Order/INDEX, :prefix Order/PREFIX})
+
 (defn batches
   "A reader of the whole map by chunks, one system call for each. Close it.
 
-  `taking?` deletes what it reads. `chunk` is how many entries it begins with; nil for its own choice."
-  ^Reader [^Fd fd key-size value-size max-entries flags taking? chunk]
-  (let [command (if taking? Abi/BPF_MAP_LOOKUP_AND_DELETE_BATCH Abi/BPF_MAP_LOOKUP_BATCH)]
+  `options` are those of [[walk]], with `:taking?` to delete what is read, and `:chunk`, how many entries to begin with."
+  ^Reader [^Fd fd key-size value-size {:keys [max-entries flags order taking? chunk]}]
+  (let [command (if taking? Abi/BPF_MAP_LOOKUP_AND_DELETE_BATCH Abi/BPF_MAP_LOOKUP_BATCH)
+        order ^Order (orders order)]
     (if chunk
-      (Batch. fd command (long key-size) (long value-size) (long max-entries) (long flags) (long chunk))
-      (Batch. fd command (long key-size) (long value-size) (long max-entries) (long flags)))))
+      (Batch. fd command (long key-size) (long value-size) (long max-entries) (long flags) order (long chunk))
+      (Batch. fd command (long key-size) (long value-size) (long max-entries) (long flags) order))))
 
 (defn walk
-  "A reader of the whole map key by key, for kernels and types without batches. Close it."
-  ^Reader [^Elements es key-size value-size max-entries flags]
-  (Walk. es (long key-size) (long value-size) (long max-entries) (long flags)))
+  "A reader of the whole map key by key, for kernels and types without batches. Close it.
+
+  Of `options`, `:flags` are those of every lookup, `:order` is that of the keys, a name of the rules, and with
+  `:keys-stay?` keys are indices."
+  ^Reader [^Elements es key-size value-size {:keys [max-entries flags order keys-stay?]}]
+  (Walk. es (long key-size) (long value-size) (long max-entries) (long flags) ^Order (orders order) (boolean keys-stay?)))
 
 (def ^:private no-batches
   "What a kernel or map type without batches answers to the first one."
@@ -140,9 +153,9 @@
   (contains? no-batches outcome))
 
 (defn aborted?
-  "Whether a walk was thrown back to the beginning more often than the map has entries."
+  "Whether a reader was thrown back to the beginning too often to come to an end."
   [outcome]
-  (== Walk/ABORTED (long outcome)))
+  (== Reader/ABORTED (long outcome)))
 
 (defn fold-chunks
   "Folds `(chunk-step acc reader n)` over the chunks of a reader, n entries each. Stops at a `reduced`. Closes the reader.

@@ -2,7 +2,8 @@
   "Commands of bpf(2) as probes make them: what the kernel answers is the result, a number from 0 or a negated errno.
 
   Nothing is thrown for a refusal, and nothing is encoded: keys and values are bytes."
-  (:require [bpfmap.impl.sys :as sys])
+  (:require [bpfmap.impl.sys :as sys]
+            [bpfmap.rules :as rules])
   (:import (bpfmap.sys Abi Attr Fd)))
 
 (set! *warn-on-reflection* true)
@@ -28,9 +29,8 @@
   "Flags of element operations by name: the operation that tells whether the kernel has them, and their bits.
 
   The number of a CPU stands in the upper 32 bits, so that `:cpu` asks for CPU 0."
-  {:lock {:op :lookup :bits Abi/BPF_F_LOCK}
-   :cpu {:op :lookup :bits Abi/BPF_F_CPU}
-   :all-cpus {:op :update :bits Abi/BPF_F_ALL_CPUS}})
+  (into {} (for [[flag op] {:lock :lookup, :cpu :lookup, :all-cpus :update}]
+             [flag {:op op :bits (:value (rules/element-flags flag))}])))
 
 (defn- call [command facts fill]
   (sys/command "Probing" facts command fill (fn [outcome _ _] outcome) neg?))
