@@ -14,7 +14,7 @@
   [[1 #"bpfmap\.(bytes|error|errno|isa|asm|syscalls|(rules|spec|type|codec|btf)(\..*)?)"]
    [2 #"bpfmap\.(impl\..*|feature|prog|memory)"]
    [3 #"bpfmap\.(core|host)"]
-   [4 #"bpfmap\.(cli|exec|pod|nrepl)(\..*)?"]])
+   [4 #"bpfmap\.(cli|exec|pod|nrepl|launcher)(\..*)?"]])
 
 (defn- layer [ns-name]
   (some (fn [[n pattern]] (when (re-matches pattern (str ns-name)) n)) layers))

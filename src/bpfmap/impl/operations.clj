@@ -4,7 +4,6 @@
   (:require [bpfmap.codec :as codec]
             [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
-            [bpfmap.feature :as feature]
             [bpfmap.impl.store :as store :refer [operating with-entry with-key]]
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.rules :as rules]
@@ -113,7 +112,7 @@
   (let [{:keys [value types value-size key-size] :as spec} (store/spec-of m)
         cpus (store/cpus-of m)]
     (cond
-      (:supported? (feature/element-flag :cpu))
+      (:supported? ((requiring-resolve 'bpfmap.feature/element-flag) :cpu)) ; loads an assembler, for the tries
       (el/write (el/elements (store/descriptor m) key-size value-size) (.-key-codec m) (codec/codec value types [:value])
                 k v (bit-or (long flags) (el/cpu cpu)) m op)
       (el/only-new? flags)
