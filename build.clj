@@ -9,7 +9,7 @@
             [clojure.string :as str]
             [clojure.tools.build.api :as b])
   (:import (clojure.lang ExceptionInfo)
-           (java.io File)
+           (java.io File PushbackReader)
            (java.lang ProcessHandle)
            (java.util.jar JarFile)))
 
@@ -20,7 +20,6 @@
 ;; in its :deps/prep-lib.
 (def ^:private class-dir "target/classes")
 (def ^:private stamp-file "target/javac.edn")
-(def ^:private launcher-dir "target/launcher")
 (def ^:private launcher-file "target/bpfmap.jar") ; bin/bpfmap knows it
 (def ^:private jar-dir "target/jar")
 (def ^:private jar-file (format "target/%s-%s.jar" (name lib) version))
@@ -143,10 +142,21 @@
 
 ;; --- the command line, compiled
 
-(defn- ns-form [^File file]
-  (with-open [reader (java.io.PushbackReader. (io/reader file))]
+(defn- ns-form [source]
+  (with-open [reader (PushbackReader. (io/reader source))]
     (binding [*read-eval* false]
       (read {:read-cond :allow :features #{:clj}} reader))))
+
+(defn- of-libraries
+  "The namespaces that the jars have as source, but for those of Clojure itself, which its jar has compiled."
+  [jars]
+  (for [^JarFile jar jars
+        entry (enumeration-seq (.entries jar))
+        :let [source (re-find #"^(.*)\.cljc?$" (str entry))]
+        :when (and source
+                   (nil? (.getEntry jar (str (second source) "__init.class")))
+                   (not (re-find #"^clojure/(core|parallel)|data_readers" (str entry))))]
+    (second (ns-form (.getInputStream jar entry)))))
 
 (defn- requires
   "The namespaces that the ns form of a file requires."
@@ -179,43 +189,74 @@
           (sort good)
           (recur good))))))
 
+(def ^:private clojures-own
+  "Namespaces of Clojure's that every start loads, and that are compiled anew with the others: see [[compiling]]. Those of
+  clojure.spec are not: the compiler is using them."
+  '[clojure.string clojure.edn clojure.walk clojure.set clojure.java.io clojure.instant clojure.uuid
+    clojure.core.server clojure.main])
+
 (def ^:private compiling
   "The program that compiles. What it changes of `ns` spares half of the time until a command begins: each of some sixty namespaces
-  would put all names of clojure.core into its own table when it is loaded. Only the compiler looks there, so here they are put
-  there while the `ns` form is expanded, and the compiled namespace does without."
+  would put all names of clojure.core into a table of its own when it is loaded. Only the compiler looks there, so here they are
+  put there while the `ns` form is expanded, and the compiled namespace does without."
   '(do
-     (def refers-core? #{'clojure.core/refer-clojure 'clojure.core/refer})
-     (alter-var-root
-      #'clojure.core/ns
-      (fn [expand]
-        (fn [form env ns-name & clauses]
-          (let [core? (fn [x] (and (seq? x)
-                                   (refers-core? (first x))
-                                   (or (= 'clojure.core/refer-clojure (first x)) (= '(quote clojure.core) (second x)))))
-                expanded (apply expand form env ns-name clauses)]
+     (require 'clojure.java.io 'clojure.string 'clojure.walk)
+     (let [[path namespaces again] (read-string (slurp (System/getProperty "bpfmap.compiling")))
+           core? (fn [x]
+                   (and (seq? x)
+                        (or (= 'clojure.core/refer-clojure (first x))
+                            (= '(clojure.core/refer 'clojure.core) x))))]
+       (alter-var-root
+        #'clojure.core/ns
+        (fn [expand]
+          (fn [form env ns-name & clauses]
             (clojure.walk/postwalk
              (fn [x]
                (if (and (seq? x) (some core? x))
                  (do (binding [*ns* (create-ns ns-name)] (run! eval (filter core? x)))
                      (apply list (remove core? x)))
                  x))
-             expanded)))))
-     (binding [*compile-path* (System/getProperty "bpfmap.compile-path")
-               *compiler-options* {:direct-linking true :elide-meta [:file :line :column]}]
-       (run! compile (read-string (System/getProperty "bpfmap.namespaces"))))))
+             (apply expand form env ns-name clauses)))))
+       (binding [*compile-path* path
+                 *compiler-options* {:direct-linking true :elide-meta [:file :line :column]}]
+         (run! compile namespaces)
+         (binding [*compile-files* true]
+           (doseq [file (map #(str (.replace (str %) \. \/) ".clj") again)]
+             (with-open [reader (clojure.java.io/reader (clojure.java.io/resource file))]
+               (clojure.lang.Compiler/compile reader file (last (clojure.string/split file #"/"))))))))))
 
-(defn- compile-ahead [basis nses]
-  (let [{:keys [exit]} (b/process
-                        (b/java-command
-                         {:basis basis
-                          :cp [launcher-dir]
-                          :java-cmd (str (System/getProperty "java.home") "/bin/java")
-                          :java-opts [(str "-Dbpfmap.compile-path=" (b/resolve-path launcher-dir))
-                                      (str "-Dbpfmap.namespaces=" (pr-str (vec nses)))]
-                          :main 'clojure.main
-                          :main-args ["-e" (str "(require 'clojure.walk)" (pr-str compiling))]}))]
-    (when-not (zero? exit)
-      (fail "The command line could not be compiled"))))
+(defn- compile-ahead
+  "Compiles namespaces into a folder, in a JVM of its own."
+  [basis nses dir]
+  (let [input (str dir ".edn")]
+    (spit (b/resolve-path input) (pr-str [(str (b/resolve-path dir)) (vec nses) clojures-own]))
+    (let [{:keys [exit]} (b/process (b/java-command {:basis basis
+                                                     :cp [dir]
+                                                     :java-cmd (str (System/getProperty "java.home") "/bin/java")
+                                                     :java-opts [(str "-Dbpfmap.compiling=" (b/resolve-path input))]
+                                                     :main 'clojure.main
+                                                     :main-args ["-e" (pr-str compiling)]}))]
+      (b/delete {:path input})
+      (when-not (zero? exit)
+        (fail "The command line could not be compiled")))))
+
+(defn- files-in [dir]
+  (filter #(.isFile ^File %) (file-seq (b/resolve-path dir))))
+
+(defn- lay-out
+  "Lays out in a folder what is in the launcher's jar, libraries too; returns the namespaces that are compiled."
+  [dir basis]
+  (let [jars (filter #(str/ends-with? % ".jar") (:classpath-roots basis))
+        opened (mapv #(JarFile. ^String %) jars)
+        nses (concat (of-libraries opened) (compilable opened))]
+    (b/delete {:path dir})
+    (doseq [jar jars]
+      (b/unzip {:zip-file jar :target-dir dir}))
+    (run! #(b/delete {:path (str dir "/META-INF/" %)}) ["MANIFEST.MF" "maven"])
+    (b/copy-dir {:src-dirs ["src" "resources" class-dir] :target-dir dir})
+    (b/copy-file {:src "LICENSE" :target (str dir "/META-INF/LICENSE")})
+    (spit (b/resolve-path (str dir "/bpfmap/launcher.edn")) (pr-str (vec nses)))
+    nses))
 
 (defn launcher
   "Builds the jar that bin/bpfmap starts, target/bpfmap.jar: the command line with all it needs, compiled ahead of time and
@@ -225,29 +266,29 @@
   [_]
   (javac nil)
   (let [basis (b/create-basis {:aliases [:cli]})
-        jars (mapv #(JarFile. ^String %) (filter #(str/ends-with? % ".jar") (:classpath-roots basis)))
-        nses (compilable jars)
-        fresh (str launcher-file "." (.pid (ProcessHandle/current)))]
-    (b/delete {:path launcher-dir})
-    (b/copy-dir {:src-dirs ["resources" class-dir] :target-dir launcher-dir})
-    (b/copy-file {:src "src/data_readers.clj" :target (str launcher-dir "/data_readers.clj")})
-    (b/copy-file {:src "LICENSE" :target (str launcher-dir "/META-INF/LICENSE")})
-    (compile-ahead basis nses)
-    (doseq [^File file (file-seq (b/resolve-path "src"))
-            :when (str/ends-with? (.getName file) ".clj")
-            :let [path (str (.relativize (.toPath ^File (b/resolve-path "src")) (.toPath file)))]
-            :when (not (.exists ^File (b/resolve-path (str launcher-dir "/" (str/replace path #"\.clj$" "__init.class")))))]
-      (b/copy-file {:src (str file) :target (str launcher-dir "/" path)}))
-    (spit (b/resolve-path (str launcher-dir "/bpfmap/launcher.edn")) (pr-str (vec nses)))
-    ;; Sources of what is compiled are left out: the newer of the two would be loaded.
-    (b/uber {:class-dir launcher-dir
-             :uber-file fresh
-             :basis basis
-             :exclude [".*\\.cljs" "(clojure|cljs)/.*\\.cljc?"]
-             :main 'bpfmap.launcher
-             :manifest {"Enable-Native-Access" "ALL-UNNAMED"}})
-    (.renameTo ^File (b/resolve-path fresh) (b/resolve-path launcher-file))
-    (println "Built" launcher-file)))
+        mark (.pid (ProcessHandle/current))
+        dir (str "target/launcher." mark)
+        compiled (str "target/compiled." mark)
+        fresh (str launcher-file "." mark)]
+    (try
+      (let [nses (lay-out dir basis)]
+        (.mkdirs ^File (b/resolve-path compiled))
+        (compile-ahead basis nses compiled)
+        (b/copy-dir {:src-dirs [compiled] :target-dir dir})
+        ;; Of a source and its class, the newer would be loaded.
+        (doseq [^File file (files-in dir)
+                :let [source (re-find #"(.*)\.cljc?$" (str file))]
+                :when (and source (.exists (io/file (str (second source) "__init.class"))))]
+          (.delete file))
+        (b/jar {:class-dir dir
+                :jar-file fresh
+                :main 'bpfmap.launcher
+                :manifest {"Enable-Native-Access" "ALL-UNNAMED"}})
+        (when-not (.renameTo ^File (b/resolve-path fresh) (b/resolve-path launcher-file))
+          (fail "Cannot put the jar in " launcher-file))
+        (println "Built" launcher-file))
+      (finally
+        (run! #(b/delete {:path %}) [dir compiled fresh])))))
 
 (defn install
   "Builds the jar and puts it into the local Maven repository, where other projects
