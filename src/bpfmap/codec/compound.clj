@@ -211,22 +211,6 @@
       (throw (misfit type (conj path name) value "every field has to be given" (str "the field " name " is missing")))
       x)))
 
-(defn- fields-encoder
-  "A function of a map, memory and offset that writes fields and returns how many: the common case, without choices."
-  [fields type path]
-  (let [n (count fields)
-        names (object-array (map :name fields))
-        codecs (codecs-of fields)
-        kinds (kinds-of fields)
-        offsets (long-array (map :offset fields))]
-    (fn [value ^MemorySegment memory ^long base]
-      (loop [i 0]
-        (if (< i n)
-          (let [x (field-value value (aget names i) type path)]
-            (Integers/write (aget kinds i) ^Codec (aget codecs i) x memory (+ base (aget offsets i)))
-            (recur (inc i)))
-          n)))))
-
 (defn- encode-parts
   "Writes parts from a map; returns how many of its keys they used."
   [parts value memory base type path]
@@ -245,31 +229,42 @@
             (str "there are " (error/list-of (take 32 known)))
             (str (pr-str (error/shown unknown)) " is not a field"))))
 
+(defn- plain-map
+  "A map whose keys compare with any name, as those of a sorted one may not; throws for what is no map."
+  [value names type path]
+  (if (map? value)
+    (into {} value)
+    (throw (misfit type path value (str "it takes a map of " (error/list-of (take 32 names)))))))
+
 (defn- compound [{:keys [type size]} path parts zero-first?]
   (let [size (long size)
         all (vec (fields parts))
         known (set (map :name all))
         in-order (map :name all)
+        n (count all)
         names (object-array in-order)
         codecs (codecs-of all)
         kinds (kinds-of all)
         offsets (long-array (map :offset all))
-        encode (if (some :choice parts)
-                 (fn [value memory base] (encode-parts parts value memory base type path))
-                 (fields-encoder all type path))
+        choices? (boolean (some :choice parts))
         total? (every? #(.total ^Codec (:codec %)) all)]
     (reify Codec
       (size [_] size)
       (total [_] (boolean total?))
       (encode [_ value memory offset]
-        (when-not (map? value)
-          (throw (misfit type path value (str "it takes a map of " (error/list-of (take 32 in-order))))))
-        (when zero-first?
-          (Bytes/zero memory offset size))
-        (let [value (if (sorted? value) (into {} value) value) ; whose keys may not compare with names
-              used (encode value memory offset)]
-          (when-not (= used (count value))
-            (throw (unknown-field value known type path)))))
+        (let [value (if (and (map? value) (not (sorted? value))) value (plain-map value in-order type path))]
+          (when zero-first?
+            (Bytes/zero memory offset size))
+          (if choices?
+            (when-not (= (encode-parts parts value memory offset type path) (count value))
+              (throw (unknown-field value known type path)))
+            (loop [i 0]
+              (if (< i n)
+                (do (Integers/write (aget kinds i) (aget codecs i) (field-value value (aget names i) type path)
+                                    memory (+ offset (aget offsets i)))
+                    (recur (inc i)))
+                (when-not (== n (count value))
+                  (throw (unknown-field value known type path))))))))
       (decode [_ memory offset]
         (into-map (Integers/fields names kinds codecs offsets memory offset))))))
 
