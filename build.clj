@@ -90,6 +90,14 @@
       (compile-java)
       (spit stamp wanted))))
 
+(defn- test-basis
+  "With nREPL where it can be had: the tests of the rest need it not."
+  []
+  (try
+    (b/create-basis {:aliases [:nrepl :test]})
+    (catch Exception _
+      (b/create-basis {:aliases [:test]}))))
+
 (defn test
   "Compiles the Java core, then runs the tests in a JVM of their own, with the :test
   alias. The build fails if a test does.
@@ -99,7 +107,7 @@
     bin/clj -T:build test"
   [{:keys [args]}]
   (javac nil)
-  (let [basis   (b/create-basis {:aliases [:test]})
+  (let [basis   (test-basis)
         command (b/java-command
                  {:basis     basis
                   ;; the JDK that compiled the core, which need not be the PATH's

@@ -286,8 +286,8 @@
   "Returns all entries as something to `reduce`, `reduce-kv`, `into` or `seq`, as the map itself is. Options: `:lock`, `:cpu`.
 
   Each reduction reads the map anew, by chunks, and holds none of it. Deleting what one sees is safe. What others
-  write meanwhile is seen or not; a key that stays is seen once. On kernels without batches (before 5.6) it may throw
-  `:iteration-aborted`, with what it came to under `:bpfmap/so-far`, when others delete faster than it reads.
+  write meanwhile is seen or not; a key that stays is seen once, but for what the kernel loses where it has no batches
+  or no lock (doc/design.md). It may throw `:iteration-aborted`, with what it came to under `:bpfmap/so-far`.
 
       (into {} (entries per-cpu {:cpu 0})) ;=> {7 21}"
   ([m] (many/entries m nil))

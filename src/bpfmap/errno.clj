@@ -25,9 +25,7 @@
   (names code code))
 
 (def ^:private puts #{:put! :insert! :replace! :push!})
-(def ^:private writes (into puts [:delete! :take! :pop! :drain! :freeze!]))
-(def ^:private reads #{:lookup :take! :next-key :reduce :drain! :pop! :peek :might-contain?})
-(def ^:private elements (into writes reads))
+(def ^:private elements (into rules/writes rules/reads))
 
 (defn- stored
   "What a map type stores as descriptors: a key of [[wanted]], or nil."
@@ -84,11 +82,11 @@
     :hint (fn [{:keys [reference]}]
             (str "this process may not open " reference "; an id takes CAP_SYS_ADMIN, a descriptor of another process "
                  "the right to trace it, a path its file's mode"))}
-   {:errno #{:EPERM} :op writes :when #(= :read-only (:access %)) :error :read-only
+   {:errno #{:EPERM} :op rules/writes :when #(= :read-only (:access %)) :error :read-only
     :hint "the map was opened read-only; open it with {:access :read-write}"}
-   {:errno #{:EPERM} :op reads :when #(= :write-only (:access %)) :error :write-only
+   {:errno #{:EPERM} :op rules/reads :when #(= :write-only (:access %)) :error :write-only
     :hint "the map was opened write-only; open it with {:access :read-write}"}
-   {:errno #{:EPERM} :op writes :when :frozen? :error :permission
+   {:errno #{:EPERM} :op rules/writes :when :frozen? :error :permission
     :hint "the map is frozen: user space can never change it again"}
    {:errno #{:EPERM} :op #{:pin!} :when #(false? (:bpffs? %)) :error :not-bpffs :hint pin-elsewhere}
    ;; sysfs, in which the usual place to mount one is, answers ENOENT.
@@ -97,6 +95,13 @@
     :hint (fn [{:keys [path]}]
             (str path " is not on a BPF file system, so nothing is pinned there"))}
    {:errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}
+   {:errno #{:EPERM} :when #(and (:user-namespace? %) (not (:path %))) :error :permission
+    :hint (fn [{:keys [op]}]
+            (str "this process is in a user namespace, as of a container, and its capabilities do not count outside; "
+                 (if (= :create op)
+                   (str "a BPF file system that delegates the creation of maps gives a token for it (Linux 6.9; "
+                        "LIBBPF_BPF_TOKEN_PATH says where it is, /sys/fs/bpf unless set)")
+                   "run it in the host's")))}
    {:errno #{:EPERM} :op #{:create :load} :when #(some-> (:release %) (rules/at-least? "5.11") not) :error :permission
     :hint "kernels before 5.11 charge maps to RLIMIT_MEMLOCK; raise it (ulimit -l unlimited)"}
    {:errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :pins} :when :path :error :permission
@@ -172,10 +177,13 @@
    {:errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :op (set (keys rules/commands))
     :when (fn [{:keys [op release]}] (some-> release (rules/at-least? (rules/commands op)) not)) :error :not-supported
     :hint (fn [{:keys [op release]}] (str "it needs Linux " (rules/commands op) ", this is " release))}
-   {:errno #{:ENOTSUPP} :op #{:freeze!} :error :not-supported :hint "maps of this type cannot be frozen"}
+   {:errno #{:ENOTSUPP} :op #{:freeze!} :error :not-supported
+    :hint "a map cannot be frozen whose values have fields that the kernel keeps for itself: spin locks, timers, kptrs and the like"}
    {:errno #{:EINVAL} :op #{:create} :when :unsupported :error :not-supported :hint :unsupported}
    {:errno #{:EINVAL} :op #{:create} :when #(= :stack-trace (:type %)) :error :invalid-spec
     :hint "a stack has at most as many frames as the sysctl kernel.perf_event_max_stack says, 127 unless it was changed"}
+   {:errno #{:EINVAL} :op #{:create} :when :numa-node :error :invalid-spec
+    :hint (fn [{:keys [numa-node]}] (str "this machine may have no node " numa-node "; /sys/devices/system/node/online says which it has"))}
    {:errno #{:EINVAL :ENOTSUPP :EOPNOTSUPP} :op #{:create} :error :invalid-spec
     :hint "the spec breaks a rule of its map type that bpfmap does not know of"}
    {:op #{:load-btf} :errno #{:EINVAL :E2BIG :ENOTSUPP :EOPNOTSUPP} :error :invalid-value
@@ -197,10 +205,10 @@
 (defn explain
   "Says what an errno means, given the facts: `{:bpfmap/error kind :bpfmap/hint text}`.
 
-  Facts, all optional but `:op`: `:type :max-entries :frozen? :access :path
+  Facts, all optional but `:op`: `:type :max-entries :numa-node :frozen? :access :path
   :bpffs? :directory? :alternative :unsupported` of the object, `:object` (its kind, `:map`
   unless it is `:program` or `:link`), `:missing` (names of
-  capabilities the thread lacks), `:unprivileged-bpf-disabled`, `:release`.
+  capabilities the thread lacks), `:user-namespace?`, `:unprivileged-bpf-disabled`, `:release`.
 
       (:bpfmap/error (explain 7 {:op :put! :type :hash :max-entries 10})) ;=> :map-full"
   [code facts]

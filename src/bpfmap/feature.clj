@@ -220,7 +220,7 @@
       (str "this kernel (" release ") has no map type " type (since (rules/types type)))
       (seq lacking)
       (str "this kernel (" release ") does not take "
-           (str/join "; nor " (map #(str % (since (rules/flags %))) lacking)) " on " type " maps"))))
+           (str/join "; nor " (map #(str % " on " type " maps" (since (rules/flags %))) lacking))))))
 
 (defn possible-cpus
   "The numbers of the CPUs that the kernel may ever bring up, ascending: a per-CPU map has a value for each.

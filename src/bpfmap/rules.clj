@@ -59,6 +59,14 @@
   "Every operation on elements, by the name of its function; `:reduce` is any that reads all entries."
   #{:lookup :put! :insert! :replace! :delete! :take! :next-key :reduce :drain! :push! :pop! :peek :might-contain?})
 
+(def reads
+  "The operations that a handle for writing only does not do."
+  #{:lookup :take! :next-key :reduce :drain! :pop! :peek :might-contain?})
+
+(def writes
+  "The operations that a handle for reading only does not do."
+  #{:put! :insert! :replace! :delete! :take! :drain! :push! :pop! :freeze!})
+
 (def ^:private number->type
   (into {} (map (fn [[type row]] [(:number row) type])) types))
 
@@ -150,6 +158,21 @@
       (not (ops op)) (or (get instead op) (:else instead) (keyed-instead op))
       (and reads-at (not= reads-at value-size) (#{:lookup :reduce} op))
       (str "the kernel tells the cookies of its sockets only where values have " reads-at " bytes"))))
+
+(defn refusals
+  "The operations that a handle of a map of this type and value size never does, opened for `access`: op to [kind hint]; nil where it
+  does them all.
+
+      (:freeze! (refusals :hash 8 :read-only)) ;=> [:read-only \"the map was opened read-only; …\"]"
+  [type value-size access]
+  (let [[barred hint] (case access
+                        :read-only [writes "the map was opened read-only; open it with {:access :read-write}"]
+                        :write-only [reads "the map was opened write-only; open it with {:access :read-write}"]
+                        nil)]
+    (not-empty (into (into {} (map #(vector % [access hint])) barred)
+                     (keep #(when-let [instead (alternative type % value-size)]
+                              [% [:not-supported instead]]))
+                     (conj operations :freeze!)))))
 
 (defn by-index?
   "Whether the keys of a map type are indices from 0 up to its number of entries.

@@ -1,6 +1,7 @@
 (ns bpfmap.doc-test
   "The guide's transcripts are evaluated again, and its tables are made from the rules."
   (:require [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.pod-client :as pod-client]
             [bpfmap.rules :as rules]
             [bpfmap.transcript :as transcript]
             [clojure.string :as str]
@@ -40,10 +41,27 @@
 (deftest the-table-of-the-guide-is-that-of-the-rules
   (is (= (with-table (slurp guide)) (slurp guide))))
 
-(kernel-test the-guide's-transcripts-print-what-they-say
-  (let [before (fixture/open-descriptors)
-        text (slurp guide)]
-    (is (< 40 (count (re-seq #"(?m)^user=> " text))))
-    (is (= (str/split-lines (transcript/comparable text))
-           (str/split-lines (transcript/comparable (transcript/evaluate text)))))
-    (is (= before (fixture/open-descriptors)))))
+(defn evaluated
+  "A page with its transcripts evaluated, on the BPF file system of the tests instead of /sys/fs/bpf."
+  [text]
+  (-> (str/replace text "/sys/fs/bpf" (fixture/bpffs))
+      transcript/evaluate
+      (str/replace (fixture/bpffs) "/sys/fs/bpf")))
+
+(kernel-test the-guides-transcripts-print-what-they-say
+  (doseq [[page least] {guide 40, "doc/pins.md" 15}]
+    (let [before (do (fixture/bpffs) (fixture/open-descriptors))
+          text (slurp page)]
+      (is (< least (count (re-seq #"(?m)^user=> " text))))
+      (is (= (str/split-lines (transcript/comparable text))
+             (str/split-lines (transcript/comparable (evaluated text)))))
+      (is (= before (fixture/open-descriptors))))))
+
+(kernel-test the-pod's-transcripts-print-what-they-say
+  (let [text (slurp "doc/pod.md")]
+    (is (< 20 (count (re-seq #"(?m)^user=> " text))))
+    (try
+      (is (= (str/split-lines (transcript/comparable text))
+             (str/split-lines (transcript/comparable (transcript/evaluate text)))))
+      (finally
+        (is (= [0] (pod-client/stop-loaded)))))))

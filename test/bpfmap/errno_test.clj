@@ -20,6 +20,8 @@
     1 {:op :put! :frozen? true} :permission "frozen"
     1 {:op :create :missing ["CAP_BPF"]} :permission "create needs CAP_BPF, and kernel.unprivileged_bpf_disabled is 2"
     1 {:op :load :missing ["CAP_BPF" "CAP_PERFMON"]} :permission "loading a program needs CAP_BPF and CAP_PERFMON"
+    1 {:op :create :user-namespace? true} :permission "LIBBPF_BPF_TOKEN_PATH says where it is"
+    1 {:op :list :user-namespace? true} :permission "is in a user namespace, as of a container"
     1 {:op :create :release "5.4.0"} :permission "RLIMIT_MEMLOCK"
     1 {:op :create :release "5.11.0"} :permission "security module"
     1 {:op :pin! :path "/tmp/x" :bpffs? false} :not-bpffs "/tmp/x is not on a BPF file system"

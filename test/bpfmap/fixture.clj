@@ -39,6 +39,15 @@
        (skip! missing#)
        (do ~@body))))
 
+;; --- libraries that may be missing
+
+(defn lacking
+  "Why a namespace cannot be loaded here, for want of a library that not every machine can get; nil when it can."
+  [ns-name]
+  (when (and (re-find #"^bpfmap\.nrepl([.-].*)?$" (str ns-name))
+             (nil? (io/resource "nrepl/core.clj")))
+    "nREPL is not to be had: it is on Clojars, and Debian's package of it is libnrepl-clojure"))
+
 ;; --- errors
 
 (defn caught

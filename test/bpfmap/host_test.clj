@@ -28,7 +28,7 @@
       (doseq [m [a b]]
         (is (= [(dissoc (bpf/info m) :key :value)] (filter #(= (:id (bpf/info m)) (:id %)) maps)))))))
 
-(kernel-test maps-that-vanish-meanwhile-are-skipped-and-said
+(kernel-test p8-maps-that-vanish-meanwhile-are-skipped-and-said
   (let [over (AtomicBoolean.)
         churns (doall (repeatedly 4 (fn [] (fixture/thread #(while (not (.get over))
                                                               (bpf/close (bpf/create spec)))))))
@@ -43,7 +43,7 @@
         (.set over true)
         (run! fixture/join churns)))))
 
-(kernel-test without-the-capability-the-list-says-which-is-missing
+(kernel-test p8-without-the-capability-the-list-says-which-is-missing
   (let [{:keys [message] :bpfmap/keys [error op]} (fixture/unprivileged #(error-of (host/maps)))]
     (is (= [:permission :list] [error op]))
     (is (str/includes? message "list needs CAP_SYS_ADMIN"))))
@@ -75,7 +75,7 @@
         (is (= [info] (filter #(= (:id info) (:id %)) objects)))))
     (is (= (sort (map :id (host/programs))) (distinct (map :id (host/programs)))))))
 
-(kernel-test programs-that-vanish-meanwhile-are-skipped-and-said
+(kernel-test p8-programs-that-vanish-meanwhile-are-skipped-and-said
   (let [over (AtomicBoolean.)
         churns (doall (repeatedly 4 (fn [] (fixture/thread #(while (not (.get over))
                                                               (.close (filter-program "t_churn")))))))
@@ -140,7 +140,7 @@
           (is (= before (fixture/open-descriptors)))))
       (finally (delete-all top)))))
 
-(kernel-test pins-that-cannot-be-opened-are-skipped-and-said
+(kernel-test p8-pins-that-cannot-be-opened-are-skipped-and-said
   (let [top (directory (fixture/bpffs))
         closed (directory top)]
     (try
@@ -158,7 +158,7 @@
           (is (str/includes? (:message at-m) (str "the file mode of " top "/m")))))
       (finally (delete-all top)))))
 
-(kernel-test pins-that-vanish-meanwhile-are-skipped-and-said
+(kernel-test p8-pins-that-vanish-meanwhile-are-skipped-and-said
   (let [top (directory (fixture/bpffs))
         over (AtomicBoolean.)
         churns (mapv (fn [i]

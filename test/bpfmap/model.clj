@@ -91,6 +91,23 @@
         :walk [state (zipmap (keys state) (repeat 1))]
         (:entries :reduce-kv) [state (zipmap (seq state) (repeat 1))]))))
 
+(defn array-step
+  "The step of an array: every index exists, from the beginning to the end; none beyond can be made. Its state is a vector."
+  [length]
+  (fn [state [op i v :as command]]
+    (let [there? (and i (< i length))]
+      (case op
+        :lookup [state (if there? (state i) :none)]
+        :has-key? [state there?]
+        (:put! :replace!) (if there? [(assoc state i v) (if (= :put! op) :done true)] [state :out-of-range])
+        :insert! [state (if there? false :out-of-range)]
+        (:delete! :take!) [state :not-supported]
+        :next-key [state (cond (or (= 1 (count command)) (not there?)) 0
+                               (= i (dec length)) nil
+                               :else (inc i))]
+        :walk [state (zipmap (range length) (repeat 1))]
+        (:entries :reduce-kv) [state (zipmap (map-indexed vector state) (repeat 1))]))))
+
 ;; --- one trial
 
 (defn- guarded

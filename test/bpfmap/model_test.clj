@@ -40,27 +40,11 @@
 
 (def ^:private length 5)
 
-(defn- array-step
-  "Every index exists, from the beginning to the end; none beyond can be made."
-  [state [op i v :as command]]
-  (let [there? (and i (< i length))]
-    (case op
-      :lookup [state (if there? (state i) :none)]
-      :has-key? [state there?]
-      (:put! :replace!) (if there? [(assoc state i v) (if (= :put! op) :done true)] [state :out-of-range])
-      :insert! [state (if there? false :out-of-range)]
-      (:delete! :take!) [state :not-supported]
-      :next-key [state (cond (or (= 1 (count command)) (not there?)) 0
-                             (= i (dec length)) nil
-                             :else (inc i))]
-      :walk [state (zipmap (range length) (repeat 1))]
-      (:entries :reduce-kv) [state (zipmap (map-indexed vector state) (repeat 1))])))
-
 (def ^:private array-model
   {:spec {:name "t_model" :type :array :key :u32 :value :u64 :max-entries length}
    :init (vec (repeat length 0))
    :command (model/key-commands (gen/choose 0 length) value)
-   :step array-step
+   :step (model/array-step length)
    ;; in the order of the indices, and no other
    :contents (fn [m] (let [entries (seq m)]
                        (when (= (range length) (map key entries))

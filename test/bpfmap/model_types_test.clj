@@ -69,14 +69,31 @@
                                         (assoc :command (model/key-commands small-key vectors))))
                        [:put! :map-full]))))))
 
+(kernel-test e7-a-per-cpu-array-behaves-as-a-vector-of-vectors-does
+  (let [n (count (feature/possible-cpus))]
+    (is (= #{} (set/difference #{[:put! :done] [:put! :out-of-range] [:insert! false] [:replace! true] [:delete! :not-supported]}
+                               (model/holds {:spec {:name "t_model" :type :percpu-array :value :u64 :max-entries 5}
+                                             :init (vec (repeat 5 (vec (repeat n 0))))
+                                             :command (model/key-commands (gen/choose 0 5) (gen/vector value n))
+                                             :step (model/array-step 5)
+                                             :contents (fn [m] (mapv val (seq m)))}))))))
+
+(kernel-test e7-an-lru-hash-of-vectors-holds-what-was-put-last
+  (doseq [flags [#{} #{:no-common-lru}]]
+    (testing flags
+      (is (contains? (model/holds (-> lru-model
+                                      (update :spec merge {:type :lru-percpu-hash :flags flags})
+                                      (assoc :command (model/key-commands small-key (gen/vector value (count (feature/possible-cpus)))))))
+                     [:lookup :data])))))
+
 ;; --- longest prefix
 
 (defn- parsed
-  "A prefix as [its bits as a text of 0 and 1]: one covers another when it begins it."
+  "A prefix as its bits, a text of 0 and 1: one covers another when it begins it."
   [prefix]
   (let [[address length] (str/split prefix #"/")
-        bits (->> (str/split address #"\.")
-                  (map #(str/replace (format "%8s" (Long/toBinaryString (parse-long %))) " " "0"))
+        bits (->> (.getAddress (java.net.InetAddress/getByName address)) ; a literal: nothing is looked up
+                  (map #(str/replace (format "%8s" (Long/toBinaryString (bit-and 0xff (long %)))) " " "0"))
                   str/join)]
     (subs bits 0 (parse-long length))))
 
@@ -116,6 +133,16 @@
   (is (= #{} (set/difference #{[:put! :map-full] [:insert! false] [:replace! false] [:lookup :data]
                                [:take! :not-supported]}
                              (model/holds lpm-model)))))
+
+(kernel-test e5-a-longest-prefix-map-of-ipv6-does-so-too
+  (is (= #{} (set/difference #{[:put! :map-full] [:insert! false] [:lookup :data] [:delete! true]}
+                             (model/holds (-> lpm-model
+                                              (assoc-in [:spec :key] [:prefix :ipv6])
+                                              (assoc :command (model/key-commands
+                                                               (gen/elements ["::/0" "2001:db8::/32" "2001:db8::/33" "2001:db8:8000::/33"
+                                                                              "2001:db8:1::/48" "2001:db8:1::7/128" "2001:db8:1::6/127"
+                                                                              "fe80::/10" "::1/128" "8000::/1"])
+                                                               value))))))))
 
 ;; --- queues and stacks
 
@@ -178,6 +205,32 @@
                          :entries (fn [m] (frequencies (for [[k v] (seq m)] [k (number-of v)])))
                          :reduce-kv (fn [m]
                                       (frequencies (reduce-kv (fn [acc k v] (conj acc [k (number-of v)])) [] m)))}})))
+
+(def ^:private slots "How many an array of maps has." 5)
+
+(defn- array-of-maps-model
+  "As [[hash-of-maps-model]]; the state is what is in the slots that are filled."
+  [inner-spec inner]
+  (let [step (model/hash-step slots)]
+    (-> (hash-of-maps-model inner-spec inner)
+        (update :spec #(-> % (dissoc :key) (merge {:type :array-of-maps :max-entries slots})))
+        (assoc :command (model/key-commands (gen/choose 0 slots) (gen/choose 0 (dec (count inner))))
+               :step (fn [state [op i :as command]]
+                       (case op
+                         (:insert! :replace! :take!) [state :not-supported]
+                         :put! (if (< i slots) (step state command) [state :out-of-range])
+                         ;; It goes through all slots, filled or not, and begins anew beyond the end.
+                         :next-key [state (cond (or (= 1 (count command)) (= slots i)) 0 (= i (dec slots)) nil :else (inc i))]
+                         :walk [state (zipmap (range slots) (repeat 1))]
+                         (step state command)))))))
+
+(kernel-test e8-an-array-of-maps-gives-back-the-maps-that-are-in-its-slots
+  (let [inner-spec {:name "t_inner" :type :array :value :u64 :max-entries 1}
+        inner (vec (repeatedly 3 #(bpf/create inner-spec)))]
+    (try
+      (is (= #{} (set/difference #{[:put! :done] [:put! :out-of-range] [:delete! true] [:delete! false] [:lookup :data] [:lookup :none]}
+                                 (model/holds (array-of-maps-model inner-spec inner) :trials 60))))
+      (finally (run! bpf/close inner)))))
 
 (kernel-test e8-a-hash-of-maps-gives-back-the-maps-that-were-put
   (let [inner-spec {:name "t_inner" :type :array :key :u32 :value :u64 :max-entries 1}

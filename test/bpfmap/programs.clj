@@ -115,6 +115,57 @@
        (call "gettid"))
      (vec (sort (keys (into {} ids)))))))
 
+;; --- system calls
+
+(def ^:private first-argument
+  "Where `struct pt_regs` has the first argument of a system call, and the number of bpf(2): on x86-64, and on arm64."
+  (if (fixture/x86-64?) [112 321] [0 280]))
+
+(defn- commands-counter
+  "A program that counts the commands of bpf(2) that this thread gives, by number, in an array."
+  ^java.io.Closeable [counts]
+  (let [[offset bpf] first-argument]
+    (prog/load {:type :raw-tracepoint
+                :insns [[:mov64 :r6 :r1]
+                        [:ldxdw :r1 [:r6 8]] ; the number of the system call
+                        [:jne :r1 bpf :out]
+                        [:call :get-current-pid-tgid]
+                        [:jne32 :r0 (call "gettid") :out]
+                        [:ldxdw :r3 [:r6 0]] ; its registers
+                        [:add64 :r3 offset]
+                        [:mov64 :r1 :r10]
+                        [:add64 :r1 -8]
+                        [:mov64 :r2 8]
+                        [:call :probe-read-kernel]
+                        [:ldxw :r1 [:r10 -8]]
+                        [:stxw [:r10 -12] :r1]
+                        [:lddw :r1 counts]
+                        [:mov64 :r2 :r10]
+                        [:add64 :r2 -12]
+                        [:call :map-lookup-elem]
+                        [:jeq :r0 0 :out]
+                        [:mov64 :r1 1]
+                        [:atomic-add64 [:r0 0] :r1]
+                        :out
+                        [:mov64 :r0 0]
+                        [:exit]]})))
+
+(defn commands-made
+  "Which commands of bpf(2) this thread gives while f runs, by number, and how often: `{0 1}` is one map created.
+
+  A program counts them, so that not even one that fails is missed; but the kernel does not run it for a call that comes while it
+  runs for another on the same CPU. Then f is called again, so it must be something that can be repeated."
+  [f]
+  (loop [tries 100]
+    (let [[counts misses] (with-open [counts ^java.io.Closeable (bpf/create {:type :array :value :u64 :max-entries 64})
+                                      p (commands-counter counts)]
+                            (with-open [_ ^java.io.Closeable (prog/attach-raw-tracepoint p "sys_enter")]
+                              (f))
+                            [(into {} (remove (comp zero? val)) counts) (:recursion-misses (prog/info p) 0)])]
+      (if (or (zero? misses) (zero? tries))
+        counts
+        (recur (dec tries))))))
+
 ;; --- tail calls
 
 (defn tail-target

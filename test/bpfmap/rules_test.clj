@@ -99,3 +99,29 @@
     (is (every? #{:read :take :write :delete} batch) (str type))
     (is (contains? #{nil :none :required :index :value :kernel} btf) (str type))
     (is (and (or key-size (:keys row)) max-entries (or (:value-size row) (:values row))) (str type))))
+
+(deftest a-handle-refuses-what-its-type-or-its-access-does-not-do
+  (is (nil? (rules/refusals :hash 8 :read-write)) "so that what does everything pays for nothing")
+  (are [type access op refusal] (= refusal (first (get (rules/refusals type 8 access) op)))
+    :hash :read-only :put! :read-only
+    :hash :read-only :freeze! :read-only
+    :hash :read-only :lookup nil
+    :hash :write-only :reduce :write-only
+    :hash :write-only :put! nil
+    :array :read-write :delete! :not-supported
+    :array :read-only :delete! :not-supported
+    :struct-ops :read-write :freeze! :not-supported
+    :ringbuf :read-write :lookup :not-supported
+    4242 :read-write :lookup :not-supported))
+
+(deftest flags-are-found-by-name-and-by-bit
+  (are [given flag found?] (= found? (rules/has-flag? given flag))
+    #{:no-prealloc} :no-prealloc true
+    [1] :no-prealloc true
+    [0x401] :mmapable true
+    #{:mmapable 2} :no-common-lru true
+    #{:mmapable} :no-prealloc false
+    nil :no-prealloc false
+    "no-prealloc" :no-prealloc false
+    [nil 1.5 -1 "x"] :no-prealloc false)
+  (is (= [32 8 8] (map #(rules/by-flag {:stack-build-id 32 nil 8} %) [[:stack-build-id] [] nil]))))

@@ -111,7 +111,7 @@
   ^Image [^Blob b id]
   (when-not (int? id)
     (throw (invalid "the id of a type" id "it is an integer")))
-  (when-not (<= 0 (long id) (type-count b))
+  (when-not (and (<= 0 (long id)) (<= (long id) (type-count b)))
     (throw (malformed [:type id] (str "there is no such type, the last one is " (type-count b)))))
   (.-image b))
 

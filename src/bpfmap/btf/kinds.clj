@@ -91,11 +91,11 @@
 
       (tail-bytes :array) ;=> 12"
   [kind]
-  (bytes-of (:tail (rows (numbers kind)))))
+  (bytes-of (:tail (rows (numbers kind 0)))))
 
 (defn entry-bytes
   "The bytes of one entry of a kind, 0 where it has none.
 
       (entry-bytes :enum64) ;=> 12"
   [kind]
-  (bytes-of (:fields (rows (numbers kind)))))
+  (bytes-of (:fields (rows (numbers kind 0)))))

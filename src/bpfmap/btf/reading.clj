@@ -39,11 +39,13 @@
   (or (scalars type)
       (assoc (node/node type nil []) :weight 1 :depth 1)))
 
-(defn- integer [{:keys [size signed? char? bool? name]}]
-  (leaf (cond
-          bool? :bool
-          (and (= 1 size) (or char? (= "char" name))) :char
-          :else (keyword (str (if signed? "s" "u") (* 8 (long size)))))))
+(defn- integer [{:keys [size bits signed? char? bool? name]}]
+  (cond-> (leaf (cond
+                  bool? :bool
+                  (and (= 1 size) (or char? (= "char" name))) :char
+                  :else (keyword (str (if signed? "s" "u") (* 8 (long size))))))
+    ;; Old compilers say the width of a bit-field here, and not in the member.
+    (< (long bits) (* 8 (long size))) (assoc :own-bits bits)))
 
 (defn- floating [{:keys [size]}]
   (leaf (case (long size)
@@ -100,33 +102,33 @@
   "The node whose members lie where C puts them by itself, if that is where the blob says; else with the places said."
   [kind {:keys [id name size]} members]
   (let [attempt (fn [options members]
-                  (let [options (cond-> options name (assoc :name name))]
-                    (try
-                      (let [node (node/of-members kind members options [])]
-                        (when (and (= size (:size node))
-                                   (every? (fn [{:keys [bits bit-offset offset] at ::at}]
-                                             (= at (if bits bit-offset (* 8 (long offset)))))
-                                           (:members node)))
-                          (assoc node :type (form kind options members))))
-                      (catch ExceptionInfo e
-                        (when-not (= :invalid-spec (:bpfmap/error (ex-data e))) (throw e))))))
-        members (mapv #(assoc % ::at (:bit-offset %)) members)]
-    (weighed (or (attempt nil (map #(dissoc % :bit-offset) members))
-                 (attempt {:size size} (map #(dissoc % :bit-offset) members))
-                 (attempt {:packed true} (map #(dissoc % :bit-offset) members))
-                 (attempt {:packed true :size size} (placed members))
+                  (try
+                    (let [node (node/of-members kind members (cond-> options name (assoc :name name)) [])
+                          options (cond-> options
+                                    (< (long (:size node)) (long size)) (assoc :size size)
+                                    name (assoc :name name))]
+                      (when (and (<= (long (:size node)) (long size))
+                                 (every? (fn [{:keys [bits bit-offset offset] at ::at}]
+                                           (= at (if bits bit-offset (* 8 (long offset)))))
+                                         (:members node)))
+                        (assoc node :size size :type (form kind options members))))
+                    (catch ExceptionInfo e
+                      (when-not (= :invalid-spec (:bpfmap/error (ex-data e))) (throw e)))))
+        members (map #(assoc % ::at (:bit-offset %)) members)
+        free (mapv #(dissoc % :bit-offset) members)]
+    (weighed (or (attempt nil free)
+                 (attempt {:packed true} free)
+                 (attempt {:packed true} (placed members))
                  (throw (malformed [:type id] (str "the members of the " (clojure.core/name kind)
                                                    " do not fit in its " size " bytes, or share a name"))))
              id
              (map :node members))))
 
-(defn- member-of [{b :blob :as context} {:keys [name type bit-offset bits]}]
-  (let [{:keys [kind] :as record} (blob/record b type)
-        ;; Old compilers say the width of a bit-field in the integer itself.
-        narrow? (and (= :int kind) (< (long (:bits record)) (* 8 (long (:size record)))))
-        bits (if (and narrow? (zero? (long bits))) (:bits record) bits)]
-    (cond-> {:name (some-> name keyword) :node (of-id context type) :bit-offset bit-offset}
-      (pos? (long bits)) (assoc :bits bits))))
+(defn- member-of [context {:keys [name type bit-offset bits]}]
+  (let [{:keys [own-bits] :as node} (of-id context type)
+        bits (if (zero? (long bits)) own-bits bits)]
+    (cond-> {:name (some-> name keyword) :node node :bit-offset bit-offset}
+      bits (assoc :bits bits))))
 
 (defn- check-member
   "What C lets nobody write, a blob may say all the same."

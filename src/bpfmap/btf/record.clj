@@ -80,15 +80,33 @@
                 (assoc m key (if (.-flag? ^Context context) (long (unchecked-int word)) word))))
    :value64 (fn [context m key at _] (assoc m key (value64 context at)))})
 
+(defn- compiled
+  "Fields as `[key reader bytes]`, so that what a form means is looked up once and not for each member of a struct."
+  [fields]
+  (mapv (fn [[key form]] [key (readers form) (kinds/field-bytes form)]) fields))
+
+(def ^:private rows
+  "The rows of `kinds/rows` with their fields compiled, and the bytes of the tail and of an entry."
+  (mapv (fn [{:keys [kind third] :as row}]
+          (-> row
+              (assoc :tail-bytes (kinds/tail-bytes kind) :entry-bytes (kinds/entry-bytes kind))
+              (update :third #(when % (compiled [third])))
+              (update :tail compiled)
+              (update :fields compiled)))
+        kinds/rows))
+
+(def ^:private name-field (compiled [[:name :name]]))
+
 (defn- read-fields [context m fields at i]
-  (loop [m m fields (seq fields) at (long at)]
-    (if-let [[key form] (first fields)]
-      (recur ((readers form) context m key at i) (next fields) (+ at (long (kinds/field-bytes form))))
+  (loop [m m n 0 at (long at)]
+    (if (< n (count fields))
+      (let [[key reader bytes] (nth fields n)]
+        (recur (reader context m key at i) (inc n) (+ at (long bytes))))
       m)))
 
 (defn- read-entries [^Context context ^long at ^long n]
-  (let [{:keys [kind fields entries]} (.-row context)
-        step (long (kinds/entry-bytes kind))]
+  (let [{:keys [fields entries entry-bytes]} (.-row context)
+        step (long entry-bytes)]
     (loop [i 0 done (transient [])]
       (if (< i n)
         (let [entry (read-fields context {} fields (+ at (* i step)) i)]
@@ -104,16 +122,16 @@
     (let [^Image owner (image/owner image id)
           at (image/at owner id)
           info (u32 owner (+ at 4))
-          {:keys [kind third tail entries flag mark vlen] :as row} (get kinds/rows (image/kind-number info))
+          {:keys [kind third tail tail-bytes entries flag mark vlen] :as row} (get rows (image/kind-number info))
           flag? (image/flag? info)
           context (Context. owner id row flag? (HashMap.)
                             (doto (long-array 1) (aset 0 (+ (.-string-end owner) (long spare-room)))))
-          m (read-fields context {:id id :kind (or kind :unknown)} [[:name :name]] at nil)]
+          m (read-fields context {:id id :kind (or kind :unknown)} name-field at nil)]
       (cond-> m
         (nil? row) (assoc :number (image/kind-number info))
-        third (as-> m (read-fields context m [third] (+ at 8) nil))
+        third (as-> m (read-fields context m third (+ at 8) nil))
         flag (assoc flag flag?)
         (and mark flag?) (assoc mark true)
         vlen (assoc vlen (get kinds/linkages (image/vlen info) (image/vlen info)))
-        tail (as-> m (read-fields context m tail (+ at 12) nil))
-        entries (assoc entries (read-entries context (+ at 12 (long (kinds/tail-bytes kind))) (image/vlen info)))))))
+        row (as-> m (read-fields context m tail (+ at 12) nil))
+        entries (assoc entries (read-entries context (+ at 12 (long tail-bytes)) (image/vlen info)))))))

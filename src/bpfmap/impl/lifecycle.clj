@@ -110,7 +110,7 @@
         (when (seq contents)
           (fill m spec))
         (when (or freeze (spec/frozen-by-name? name))
-          (maps/freeze fd facts))
+          (maps/freeze fd (assoc facts :op :freeze!)))
         m))))
 
 (declare open-path)
@@ -149,11 +149,8 @@
                   (catch ExceptionInfo e
                     (when-not (= :not-found (:bpfmap/error (ex-data e)))
                       (throw e)))))]
-    (try
-      (or (some (fn [_] (or (found) (create-pinned spec path facts))) (range races))
-          (throw (pinning/unusable path)))
-      (catch ExceptionInfo e
-        (throw (ex-info (ex-message e) (assoc (ex-data e) :bpfmap/op :create) e))))))
+    (or (some (fn [_] (or (found) (create-pinned spec path facts))) (range races))
+        (throw (pinning/unusable path)))))
 
 (defn- check-create-options [options]
   (when-not (or (nil? options) (map? options))
@@ -169,11 +166,17 @@
   [spec options]
   (check-create-options options)
   (let [spec (spec/complete spec (comparing/machine))
-        facts {:op :create :type (:type spec) :map {:name (:name spec) :type (:type spec)}}
+        facts (-> (select-keys spec [:type :numa-node]) (assoc :op :create :map (select-keys spec [:name :type])))
         spec (if (:struct-ops spec) (struct-ops/completed spec facts) spec)]
-    (if (= :by-name (:pinning spec))
-      (named spec (:pin-path options "/sys/fs/bpf") facts)
-      (create-new spec facts))))
+    (try
+      (if (= :by-name (:pinning spec))
+        (named spec (:pin-path options "/sys/fs/bpf") facts)
+        (create-new spec facts))
+      (catch ExceptionInfo e
+        ;; What it took, opening, freezing, pinning, was done for this.
+        (throw (if (= :create (:bpfmap/op (ex-data e)))
+                 e
+                 (ex-info (ex-message e) (assoc (ex-data e) :bpfmap/op :create) e)))))))
 
 ;; --- open
 

@@ -191,7 +191,7 @@
          (fn [outcome first? _]
            (if (and first? (el/no-batches? outcome))
              (vreset! taken nil)
-             (throw (el/failure m :drain! outcome)))))
+             (throw (store/broken-off m :drain! outcome nil)))))
         (some-> @taken persistent!)))))
 
 (defn- drain-each
@@ -236,8 +236,9 @@
   (operating [m :drain!]
     (let [flags (operations/check-options m :drain! options)]
       (when (= :whole (:drains (row m)))
-        (store/refuse m :drain! [:not-supported (str "it is drained as a whole, since the kernel takes no single entry "
-                                                     "and its value in one step: (drain! m)")]))
+        (store/refuse m :drain! :not-supported
+                      (str "a map of type " (:type (store/identity-of m)) " is drained as a whole, since the kernel takes no single entry "
+                           "and its value in one step: (drain! m)")))
       (drain-each m (if (nil? (.-key-codec m))
                       (fn [acc _ v] (f acc v))
                       (fn [acc k v] (f acc (el/entry k v))))

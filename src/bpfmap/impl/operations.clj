@@ -5,6 +5,7 @@
             [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
             [bpfmap.impl.store :as store :refer [operating with-entry with-key]]
+            [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.rules :as rules]
             [bpfmap.spec.check :as check])
@@ -118,9 +119,10 @@
       (el/only-new? flags)
       (el/write (.-elements m) (.-key-codec m) (element/of-one-cpu spec (count cpus) (.indexOf ^java.util.List cpus cpu)) k v flags m op)
       :else
-      (store/refuse m op [:not-supported (str "writing one CPU's value needs Linux " (:since (:cpu rules/element-flags))
-                                              " (BPF_F_CPU), and doing it by writing them all "
-                                              "would overwrite what programs count on the others; write a whole vector, or {:cpus :all}")]))))
+      (store/refuse m op :not-supported
+                    (str "this kernel (" (sys/kernel-release) ") does not write the value of one CPU alone (BPF_F_CPU), which came with Linux "
+                         (:since (:cpu rules/element-flags)) "; writing those of all CPUs for it would undo what programs count on the others "
+                         "meanwhile; write a whole vector, or {:cpus :all}")))))
 
 (defn- write-plain [^BpfMap m op flags k v]
   (with-entry [m op k v]

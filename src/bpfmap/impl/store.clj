@@ -7,7 +7,6 @@
   (:require [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
             [bpfmap.impl.reference :as reference]
-            [bpfmap.impl.refusals :as refusals]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.impl.sys.maps :as maps]
@@ -123,11 +122,9 @@
 
 (defn refuse
   "Throws the refusal of an operation, before the kernel is asked."
-  [^BpfMap m op [kind hint]]
-  (let [{:keys [type] :as identity} (.-identity m)]
-    (throw (error/error kind (str (described identity op) " is refused")
-                        {:bpfmap/op op :bpfmap/map identity
-                         :bpfmap/hint (cond->> hint (= :not-supported kind) (str "a map of type " type " has no " (name op) "; "))}))))
+  [^BpfMap m op kind hint]
+  (throw (error/error kind (str (described (.-identity m) op) " is refused")
+                      {:bpfmap/op op :bpfmap/map (.-identity m) :bpfmap/hint hint})))
 
 (defn check-open-map
   "Throws `:invalid-value` for anything that is no map of this library."
@@ -141,8 +138,9 @@
   [^BpfMap m op]
   (check-open-map m op)
   (when-some [refusals (.-refusals m)]
-    (when-some [refusal (get refusals op)]
-      (refuse m op refusal))))
+    (when-some [[kind hint] (get refusals op)]
+      (refuse m op kind (cond->> hint
+                          (= :not-supported kind) (str "a map of type " (:type (.-identity m)) " has no " (name op) "; "))))))
 
 (defn failed
   "What an operation throws when its body threw: an error as data, with the operation and the map."
@@ -233,6 +231,13 @@
          (or (nil? batch-read-since)
              (some-> (sys/kernel-release) (rules/at-least? batch-read-since))))))
 
+(defn broken-off
+  "The exception for a reader that answered with an error, with what it came to."
+  [^BpfMap m op outcome so-far]
+  (if (el/aborted? outcome)
+    (aborted m op so-far)
+    (el/failure m op outcome)))
+
 (defn reading
   "How a map is read, for the readers of `bpfmap.impl.sys.elements`."
   [^BpfMap m]
@@ -257,11 +262,9 @@
                       :walk (el/walk (.-elements m) key-size value-size how))
                     step init
                     (fn [outcome first? acc]
-                      (cond
-                        (and first? (= :batches reader) (el/no-batches? outcome))
+                      (if (and first? (= :batches reader) (el/no-batches? outcome))
                         (fold m op step init (assoc options :reader :walk))
-                        (el/aborted? outcome) (throw (aborted m op acc))
-                        :else (throw (el/failure m op outcome)))))))
+                        (throw (broken-off m op outcome acc)))))))
 
 (defn reduce-entries
   "Reduces over all entries with `(step acc key value)`, or with `:pairs?` `(step acc entry)`; other options are those of [[fold]]."
@@ -276,6 +279,12 @@
 
 ;; --- making and reading a handle
 
+(defn- refusals
+  "What a handle refuses, by the name of each operation: those that are made of others too, so that asking is one step."
+  [type value-size access]
+  (when-some [refused (rules/refusals type value-size access)]
+    (into refused (keep (fn [op] (some->> (refused (rules/ability op)) (vector op)))) rules/made-of-others)))
+
 (defn handle
   "An open map of a descriptor, its identity and its spec. Elements are usable where the type's layout is known."
   ^BpfMap [fd {:keys [id type value-size]} spec access path]
@@ -285,7 +294,7 @@
         value-codec (when (seq ops) (element/value spec (count cpus)))
         size (fn [codec] (if codec (.size ^Codec codec) 0))]
     (BpfMap. fd {:id id :name (str (:name spec)) :type type} spec access
-             (refusals/of type value-size access)
+             (refusals type value-size access)
              (when (seq ops) (el/elements fd (size key-codec) (size value-codec)))
              key-codec value-codec (reference/bridge spec) cpus
              (atom path) row)))
@@ -301,7 +310,7 @@
   "What the kernel says of the map now, with the types of key and value."
   [^BpfMap m]
   (operating [m :info]
-    (merge (select-keys (.-spec m) [:key :value :struct-ops :untyped])
+    (merge (into {} (filter (comp some? val)) (select-keys (.-spec m) [:key :value :struct-ops :untyped]))
            (maps/info (.-fd m) {:op :info :map (.-identity m)}))))
 
 (defn freeze!

@@ -50,6 +50,7 @@
   {:release (procfs/kernel-release)
    :missing (when-not path ; a path is a matter of file modes
               (seq (procfs/missing-capabilities (needed-capabilities op))))
+   :user-namespace? (procfs/user-namespace?)
    :unprivileged-bpf-disabled (procfs/unprivileged-bpf-disabled)
    :bpffs? (when path (bpffs? path))
    :directory? (when path (some-> (.getParentFile (.getAbsoluteFile (java.io.File. (str path)))) .isDirectory))

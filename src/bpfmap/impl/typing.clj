@@ -63,13 +63,13 @@
 
   The one retry without BTF follows a failure that BTF can cause, and no other."
   [spec facts]
-  (let [{btf :fd :keys [ids untyped]} (loaded spec facts)]
+  (let [without (dissoc facts :unsupported) ; what this kernel lacks is found out only if all else fails
+        {btf :fd :keys [ids untyped]} (loaded spec without)]
     (if-not btf
       {:fd (maps/create spec facts) :untyped untyped}
       (try
         {:fd (maps/create (assoc spec :btf {:fd btf :key (first ids) :value (second ids)})
-                          ;; What this kernel lacks is found out only if the retry fails too.
-                          (dissoc facts :unsupported))}
+                          without)}
         (catch ExceptionInfo e
           (if (refused? e)
             {:fd (maps/create spec facts)

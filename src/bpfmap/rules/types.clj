@@ -83,7 +83,7 @@
              :drain! "an element goes when its program is detached from the cgroup"}})
 
 (def ^:private buffer
-  {:key-size [0 0] :value-size [0 0] :btf :none :freeze? true :ops #{} :max-entries any-size
+  {:entries "its size in bytes" :key-size [0 0] :value-size [0 0] :btf :none :freeze? true :ops #{} :max-entries any-size
    :instead {:else "it has no entries; programs and user space share its memory"}})
 
 (def ^:private array-row
@@ -113,6 +113,7 @@
   | `:number` `:since`                    | the kernel's number, and the first Linux release that has it         |
   | `:key-size` `:value-size` `:max-entries` | `[least most]`, or a set; bytes and entries                       |
   | `:key` `:keys` `:values`              | the types that are taken where none is given; the latter by size     |
+  | `:entries`                            | what `:max-entries` is, where it is not the number of entries        |
   | `:rounded`                            | how `:max-entries` is completed, by the flag that asks for it, nil for always: to powers of two of `:pages`, to a multiple of the `:cpus` |
   | `:clamped`                            | what `:max-entries` is cut to: `:cpus`                               |
   | `:flags` `:requires` `:added`         | create flags accepted, needed, and added by the kernel               |
@@ -298,7 +299,7 @@
    (merge local-storage {:number 32 :since "6.2" :refers {:key {:in :cgroup}}})
 
    :arena
-   (merge buffer {:number 33 :since "6.9" :flags #{:mmapable :segv-on-fault :no-user-conv} :requires #{:mmapable}
+   (merge buffer {:number 33 :since "6.9" :entries "its size in pages" :flags #{:mmapable :segv-on-fault :no-user-conv} :requires #{:mmapable}
                   :max-entries [1 0x100000] ; pages of 4 KiB: 4 GiB
                   :mmap :mmapable :extra "the address at which it is mapped"})
 

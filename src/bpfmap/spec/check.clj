@@ -83,24 +83,31 @@
       [(problem [(if value-type side size-key)]
                 (str "the value of these " (:type spec) " maps is a multiple of " multiple " bytes, not " actual))])))
 
-(defn- spin-locked?
-  "Whether a spin lock lies anywhere in a type."
-  [{:keys [kind type members element target]}]
+(defn- has-private?
+  "Whether a field that the kernel keeps for itself lies anywhere in a type: one of the name, or nil for any."
+  [{:keys [kind type members element target] :as node} name]
   (case kind
-    :private (= :spin-lock type)
-    (:struct :union) (boolean (some #(spin-locked? (:node %)) members))
-    :array (spin-locked? element)
-    :via (recur target)
+    :private (or (nil? name) (= name type))
+    (:struct :union) (boolean (some #(has-private? (:node %) name) members))
+    :array (has-private? element name)
+    :via (recur target name)
     false))
+
+(defn private-value?
+  "Whether values of this type have a field that the kernel keeps for itself, of a name or, nil, any; false for what is no type.
+
+      (private-value? [:struct [:lock :spin-lock] [:n :u64]] nil :spin-lock) ;=> true"
+  [value types name]
+  (try
+    (boolean (and value (has-private? (node/node value types []) name)))
+    (catch ExceptionInfo _ false)))
 
 (defn locked-value?
   "Whether values of this type have a spin lock; false for what is no type.
 
       (locked-value? [:struct [:lock :spin-lock] [:n :u64]] nil) ;=> true"
   [value types]
-  (try
-    (boolean (and value (spin-locked? (node/node value types []))))
-    (catch ExceptionInfo _ false)))
+  (private-value? value types :spin-lock))
 
 (defn- types-that
   "The names of the map types whose row says so."
@@ -116,10 +123,11 @@
 ;; --- the rest
 
 (defn- max-entries [{:keys [type max-entries]}]
-  (let [[least most] (:max-entries (rules/types type) [0 0xffffffff])]
+  (let [{[least most] :max-entries :keys [entries] :or {entries "the number of entries it can hold"}}
+        (merge {:max-entries [0 0xffffffff]} (rules/types type))]
     (cond
       (and (nil? max-entries) (pos? (long least)))
-      [(problem [:max-entries] "a spec needs :max-entries, the number of entries it can hold")]
+      [(problem [:max-entries] (str "a spec needs :max-entries, " entries))]
       (not (or (nil? max-entries) (and (int? max-entries) (<= least max-entries most))))
       [(problem [:max-entries] (if (= least most)
                                  (str ":max-entries of " type " maps is " least ", not " (pr-str (error/shown max-entries)))
@@ -205,7 +213,7 @@
   (or (map? contents)
       (and (sequential? contents) (every? #(and (vector? %) (= 2 (count %))) contents))))
 
-(defn- other [{:keys [type name contents freeze flags types]}]
+(defn- other [{:keys [type name contents freeze flags value types]}]
   (let [{:keys [ops] freezes? :freeze? :as row} (rules/types type)]
     (concat
      (when-not (or (nil? types) (and (map? types) (every? keyword? (keys types))))
@@ -224,6 +232,8 @@
        [(problem [:freeze] (str ":freeze is true or false, not " (pr-str (error/shown freeze))))])
      (when (and (true? freeze) row (not freezes?))
        [(problem [:freeze] (str type " maps cannot be frozen"))])
+     (when (and (true? freeze) (map? (or types {})) (private-value? value types nil))
+       [(problem [:freeze] "a map cannot be frozen whose values have fields that the kernel keeps for itself, such as a :spin-lock")])
      (when (and (coll? flags) (some #{:rdonly} flags) (or (seq contents) freeze))
        [(problem [:flags] "a map created :rdonly cannot be filled or frozen through its own descriptor")]))))
 

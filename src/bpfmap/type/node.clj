@@ -9,7 +9,8 @@
 
   The rules are those of the System V ABI of x86-64, which arm64 and riscv64
   share but for unnamed bit-fields."
-  (:require [bpfmap.error :as error]))
+  (:require [bpfmap.error :as error])
+  (:import (java.util HashSet)))
 
 (set! *warn-on-reflection* true)
 
@@ -119,6 +120,12 @@
   [{:keys [members]}]
   (mapcat (fn [{:keys [name node]}] (if name [name] (member-names node))) members))
 
+(defn- repeated
+  "The first of the names that was there before; nil where there is none."
+  [names]
+  (let [seen (HashSet.)]
+    (some #(when-not (.add seen %) %) names)))
+
 (defn of-members
   "The node of a struct or union from its members in order: `{:name :node :options}`, with `:bits` for a bit-field.
 
@@ -134,14 +141,12 @@
         node (cond-> {:kind kind :size (or size natural) :align alignment
                       ;; Nameless bit-fields only hold a place.
                       :members (into [] (remove #(or (= :pad (:kind (:node %))) (and (:bits %) (nil? (:name %))))) placed)}
-               name (assoc :c-name name))
-        names (member-names node)]
+               name (assoc :c-name name))]
     (require-that (<= natural (long (or size natural))) path
                   "its members need " natural " bytes, more than :size " size)
     (require-that (<= natural (long largest-size)) path "it has more than " largest-size " bytes")
-    (when-not (or (empty? names) (apply distinct? names))
-      (throw (malformed path (str "it has two members named "
-                                  (some (fn [[name n]] (when (< 1 (long n)) name)) (frequencies names))))))
+    (when-let [twice (repeated (member-names node))]
+      (throw (malformed path (str "it has two members named " twice))))
     node))
 
 (defn of-array

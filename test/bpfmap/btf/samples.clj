@@ -2,6 +2,9 @@
   "What the tests of BTF share: blobs from words, records of all kinds, generators, and a reader of ELF sections."
   (:require [bpfmap.btf.blob :as blob]
             [bpfmap.btf.kinds :as kinds]
+            [bpfmap.fixture :refer [error-of]]
+            [clojure.string :as str]
+            [clojure.test :refer [is]]
             [clojure.test.check.generators :as gen])
   (:import (java.lang.management ManagementFactory)
            (java.nio ByteBuffer ByteOrder)
@@ -18,6 +21,21 @@
   "The content of a file."
   ^bytes [path]
   (Files/readAllBytes (Path/of (str path) (make-array String 0))))
+
+(def needs-base
+  "ids and strings of a module's BTF continue those of vmlinux, which must be given as the base")
+
+(defn refusal
+  "What an error says, after checking that it is of this kind: its path and its message."
+  [{:keys [message] :bpfmap/keys [error path hint]}]
+  (is (= :malformed-btf error) message)
+  (is (or (nil? hint) (str/ends-with? message hint)))
+  [path message])
+
+(defmacro refused
+  "As [[refusal]], of what body throws."
+  [& body]
+  `(refusal (error-of ~@body)))
 
 (def vmlinux "/sys/kernel/btf/vmlinux")
 

@@ -6,6 +6,7 @@
             [bpfmap.linux :as linux]
             [bpfmap.programs :as programs]
             [bpfmap.rules :as rules]
+            [clojure.string :as str]
             [clojure.test :refer [is testing]])
   (:import (java.io Closeable)
            (java.util Random)
@@ -115,6 +116,19 @@
       (is (= all (merge @given (into {} m))))
       (is (= (apply dissoc all (keys @given)) (bpf/drain! m)))
       (is (= {} (into {} m))))))
+
+(kernel-test b8-maps-of-maps-are-drained-as-a-whole-or-not-at-all
+  (let [inner {:type :array :value :u64 :max-entries 1}]
+    (with-open [m ^Closeable (bpf/create {:type :hash-of-maps :key :u32 :max-entries 8 :inner-map inner})
+                i ^Closeable (bpf/create inner)]
+      (bpf/put-all! m {1 i, 2 i})
+      (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/drain! m conj []))]
+        (is (= [:not-supported :drain!] [error op]))
+        (is (str/includes? message "a map of type :hash-of-maps is drained as a whole, since the kernel takes no single entry"))
+        (is (str/includes? message "(drain! m)")))
+      (let [reference {:map-id (:id (bpf/info i))}]
+        (is (= {1 reference, 2 reference} (bpf/drain! m)))
+        (is (= {} (into {} m)))))))
 
 ;; ---------------------------------------------------------------- errors on the way
 

@@ -4,8 +4,14 @@
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.impl.store :as store]
+            [bpfmap.impl.sys.probes :as probes]
+            [bpfmap.linux :as linux]
             [bpfmap.prog :as prog]
             [bpfmap.programs :as programs]
+            [bpfmap.rules :as rules]
+            [bpfmap.uses :as uses]
+            [clojure.set :as set]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]])
   (:import (java.io Closeable)
@@ -126,6 +132,23 @@
           (bpf/drain! m) "snapshot, then delete-all!"
           (bpf/push! m {}) "use put!"
           (bpf/freeze! m) "has no freeze!; its value is registered once")))))
+
+(struct-ops-test e11-what-the-row-of-struct-ops-denies-the-kernel-denies-too
+  (let [{:keys [ops instead]} (rules/types :struct-ops)
+        commands {:insert! [:update 1], :replace! [:update 2], :take! [:lookup-and-delete], :drain! [:lookup-and-delete]
+                  :push! [:update 0 :keyless], :pop! [:lookup-and-delete 0 :keyless], :peek [:lookup 0 :keyless]
+                  :might-contain? [:lookup 0 :keyless]}]
+    (is (= #{:lookup :put! :delete! :next-key :reduce} ops) "which other tests here use")
+    (is (= (set/difference rules/operations ops) (set (keys commands))))
+    (with-open [m (create)]
+      (doseq [[op [command flags keyless]] commands
+              :let [asked {:key (when-not keyless (byte-array 4)) :value (byte-array 4096) :flags flags}]]
+        (is (contains? uses/refusals (linux/said (probes/operate command (store/descriptor m) asked {:op op}))) op))
+      (is (= :ENOTSUPP (linux/said (probes/operate :freeze (store/descriptor m) {} {:op :freeze!}))))
+      (is (contains? instead :freeze!))
+      (doseq [op [:lookup-batch :lookup-and-delete-batch :update-batch :delete-batch]]
+        (is (= :ENOTSUPP (linux/said (probes/operate op (store/descriptor m) {} {:op op}))) op))
+      (is (= :BPF_STRUCT_OPS_STATE_INIT (state m)) "and nothing came of it"))))
 
 (struct-ops-test a-map-for-links-is-readied-and-not-deleted
   (let [name (unique "d")]

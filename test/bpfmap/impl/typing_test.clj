@@ -4,6 +4,7 @@
             [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.programs :as programs]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
             [clojure.data.json :as json]
@@ -97,21 +98,47 @@
     (with-open [o ^Closeable (bpf/open (:id (bpf/info m)))]
       (is (= [[0 {:a 0}] [1 {:a 5}]] (seq o))))))
 
-(kernel-test s8-only-a-failure-that-btf-can-cause-makes-the-retry-without
-  (testing "a list head whose elements nobody names is refused with BTF, and the map made without; info says so"
-    (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value [:struct [:head :list-head] [:n :u64]] :max-entries 1})]
-      (is (nil? (:btf-id (bpf/info m))))
-      (is (str/includes? (:untyped (bpf/info m)) "the kernel did not take the types as BTF (EINVAL)"))
-      (bpf/put! m 1 {:n 7})
-      (is (= {1 {:n 7}} (into {} m)))))
+(kernel-test s8-a-list-head-whose-elements-nobody-names-is-refused-with-btf-and-the-map-made-without
+  (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value [:struct [:head :list-head] [:n :u64]] :max-entries 1})]
+    (is (nil? (:btf-id (bpf/info m))))
+    (is (str/includes? (:untyped (bpf/info m)) "the kernel did not take the types as BTF (EINVAL)"))
+    (bpf/put! m 1 {:n 7})
+    (is (= {1 {:n 7}} (into {} m))))
   (testing "a type too large for BTF"
     (with-open [m ^Closeable (bpf/create {:type :array :key :u32 :max-entries 1
                                           :value [:struct [:a [:bytes 2200000]] [:b [:bits :u32 3]]]})]
-      (is (str/includes? (:untyped (bpf/info m)) "is outside 0 to 16777215"))))
+      (is (str/includes? (:untyped (bpf/info m)) "is outside 0 to 16777215")))))
+
+(kernel-test s8-only-a-failure-that-btf-can-cause-makes-the-retry-without-and-only-one
+  (let [create-map 0
+        load-btf 18
+        asked (fn [spec]
+                (let [kind (volatile! nil)]
+                  [(select-keys (programs/commands-made
+                                 #(vreset! kind (try (bpf/close (bpf/create spec)) :created
+                                                     (catch Exception e (:bpfmap/error (ex-data e))))))
+                                [create-map load-btf])
+                   @kind]))]
+    (testing "with BTF, and that is that"
+      (is (= [{create-map 1 load-btf 1} :created] (asked flows))))
+    (testing "types that say nothing, and map types that take none"
+      (is (= [{create-map 1} :created] (asked {:type :hash :key-size 4 :value-size 4 :max-entries 1})))
+      (is (= [{create-map 1} :created] (asked {:type :queue :value :u64 :max-entries 1})))
+      (is (= [{create-map 1} :created] (asked {:type :devmap :max-entries 1}))))
+    (testing "BTF that the kernel refuses to load"
+      (is (= [{create-map 1 load-btf 1} :created]
+             (asked {:type :hash :key :u32 :value [:struct [:head :list-head] [:n :u64]] :max-entries 1}))))
+    (testing "BTF that the kernel loads, and refuses for the map: there are no timers for each CPU"
+      (is (= [{create-map 2 load-btf 1} :created]
+             (asked {:type :percpu-hash :key :u32 :value [:struct [:t :timer] [:n :u64]] :max-entries 1}))))
+    (testing "no memory has nothing to do with BTF"
+      (is (= [{create-map 1 load-btf 1} :no-memory] (asked {:type :array :value [:array :u64 1000] :max-entries 1000000000}))))
+    (testing "nor has a spec that is refused before the kernel sees it"
+      (is (= [{} :invalid-spec] (asked {:type :array :key :u64 :value :u64 :max-entries 1})))))
   (testing "a missing capability is not retried away"
     (let [{:bpfmap/keys [error errno]} (fixture/unprivileged #(error-of (bpf/create flows)))]
       (is (= [:permission :EPERM] [error errno]))))
-  (testing "a full process is not retried away either, and what both refuse is explained"
+  (testing "what is refused with and without is explained by what the kernel lacks"
     (is (= :not-supported (:bpfmap/error (error-of (bpf/create (assoc flows :flags #{0x40000000}))))))))
 
 (kernel-test a-spin-lock-is-known-to-the-kernel-and-not-shown

@@ -178,6 +178,18 @@
   []
   (some-> (read-file "/proc/sys/kernel/osrelease") str/trim))
 
+(def ^:private first-user-namespace
+  "PROC_USER_INIT_INO of include/linux/proc_ns.h."
+  "user:[4026531837]")
+
+(defn user-namespace?
+  "Whether this process is in a user namespace of its own, as in many containers: capabilities that it has there do not count
+  for BPF. False where /proc cannot tell."
+  []
+  (try
+    (not= first-user-namespace (str (Files/readSymbolicLink (path "/proc/thread-self/ns/user"))))
+    (catch Exception _ false)))
+
 (defn unprivileged-bpf-disabled
   "The sysctl kernel.unprivileged_bpf_disabled as a number; nil where there is none."
   []

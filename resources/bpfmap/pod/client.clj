@@ -1,0 +1,96 @@
+;; What a pod's client runs itself: macros, callbacks, and the readers of tags. The pod sends each form of this file as the
+;; code of a var of pod.bpfmap.core, where Babashka evaluates it; the pod itself does not.
+
+(ns pod.bpfmap.core
+  (:refer-clojure :exclude [with-open])
+  (:require [babashka.pods]))
+
+(defn read-bytes
+  "What #bpfmap/bytes reads as: bytes without a type, as the tagged literal that goes in again."
+  [hex]
+  (tagged-literal 'bpfmap/bytes hex))
+
+(defn read-map
+  "What #bpfmap/map reads as: the handle of an open map. Its :form has the map's :id, :type and :name."
+  [form]
+  (tagged-literal 'bpfmap/map form))
+
+(defn read-program
+  "What #bpfmap/program reads as: the handle of an open program."
+  [form]
+  (tagged-literal 'bpfmap/program form))
+
+(defn read-attachment
+  "What #bpfmap/attachment reads as: the handle of an attachment of a program."
+  [form]
+  (tagged-literal 'bpfmap/attachment form))
+
+(defn read-watch
+  "What #bpfmap/watch reads as: the handle of a watch of a map."
+  [form]
+  (tagged-literal 'bpfmap/watch form))
+
+(defn bpf-map?
+  "Returns whether x is the handle of a map, open or closed."
+  [x]
+  (and (tagged-literal? x) (= 'bpfmap/map (:tag x))))
+
+(defn byte-seq
+  "Returns the bytes of #bpfmap/bytes as a vector of integers from 0 to 255."
+  [bytes]
+  (mapv #(Integer/parseInt % 16) (re-seq #"[0-9a-f]{2}" (:form bytes))))
+
+(defmacro with-open
+  "Evaluates body with each name bound to what its expression opens, and closes them all afterwards, the last one first.
+
+  What an expression opens is anything that `close` takes: a map, a program, an attachment, a watch.
+
+      (with-open [m (create {:type :hash :key :u32 :value :u64 :max-entries 8})]
+        (put! m 7 42)
+        (lookup m 7)) ;=> 42"
+  [bindings & body]
+  (when-not (and (vector? bindings) (even? (count bindings)) (every? simple-symbol? (take-nth 2 bindings)))
+    (throw (ex-info "with-open takes a vector of names and expressions" {:bpfmap/error :invalid-value})))
+  (if-let [[name open & more] (seq bindings)]
+    (list 'clojure.core/let [name open]
+          (list 'try
+                (list* 'pod.bpfmap.core/with-open (vec more) body)
+                (list 'finally (list 'pod.bpfmap.core/close name))))
+    (list* 'do body)))
+
+(defn watch
+  "Calls f with what changes in a map, as it does, until the watch that is returned is closed, or the map is.
+
+  The first event has all `:entries`. Each later one has what was `:added` and `:removed`, and of what was `:changed` key to
+  `[before after]`; each says `:at` which time, in milliseconds since 1970. Where nothing changes there is no event.
+
+  | option      | what it is                                                             |
+  |-------------|------------------------------------------------------------------------|
+  | `:interval` | milliseconds between two readings of the map, 1000 unless given        |
+  | `:on-error` | called with the `ex-info` that ended the watch; printed unless given   |
+  | `:on-done`  | called without arguments when the watch was ended by closing           |
+
+  What is called runs on a thread of its own and may use the pod itself. Events wait for their turn; what f throws
+  is printed. Throws what `snapshot` throws, and `:invalid-value` for odd options.
+
+      (def w (watch m {:interval 100} (fn [event] (prn (:changed event)))))
+      (close w)"
+  ([m f] (watch m {} f))
+  ([m options f]
+   (let [complain (fn [message e]
+                    (binding [*out* *err*]
+                      (println message (ex-message e))))
+         w (watch-start m (dissoc options :on-error :on-done))
+         turn (agent nil
+                     :error-mode :continue
+                     :error-handler (fn [_ e] (complain "What a watch calls failed:" e)))
+         in-turn (fn [f & args]
+                   (send-off turn (fn [_] (apply f args) nil)))]
+     (babashka.pods/invoke
+      "pod.bpfmap.core" 'pod.bpfmap.core/watch-events [w]
+      {:handlers {:success (fn [event] (in-turn f event))
+                  :error (fn [{:keys [ex-message ex-data]}]
+                           (in-turn (or (:on-error options) (fn [e] (complain "A watch ended:" e)))
+                                    (ex-info ex-message ex-data)))
+                  :done (fn [] (in-turn (or (:on-done options) (fn []))))}})
+     w)))

@@ -1,0 +1,191 @@
+(ns bpfmap.nrepl.place
+  "Where a server's socket lies: a directory that nobody else can look into, and a name in it that one server has at a time.
+
+  The kernel asks the directory's mode before it lets anybody connect, and other systems' and old kernels' sockets do not heed
+  their own mode: so the directory is what keeps others out. It is of no use when somebody else can put another in its
+  place; therefore every directory above it must be root's or this user's, and closed to the writing of others, or sticky as
+  /tmp is. Nothing here follows a symbolic link that another user may have made."
+  (:require [bpfmap.error :as error])
+  (:import (java.io IOException)
+           (java.net ConnectException StandardProtocolFamily UnixDomainSocketAddress)
+           (java.nio.channels FileChannel OverlappingFileLockException SocketChannel)
+           (java.nio.file FileAlreadyExistsException Files LinkOption NoSuchFileException OpenOption Path StandardOpenOption)
+           (java.nio.file.attribute FileAttribute PosixFilePermissions)
+           (java.util Set)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private ^:const longest-path "Bytes: what sockaddr_un holds, and a NUL. Source: unix(7)." 107)
+
+(defn path-of
+  "The path that a text names.
+
+      (path-of \"/run/bpfmap/nrepl.sock\")"
+  ^Path [text]
+  (Path/of (str text) (make-array String 0)))
+
+(defn- refuse [kind message file hint]
+  (throw (error/error kind message {:bpfmap/op :nrepl :bpfmap/file (str file) :bpfmap/hint hint})))
+
+;; --- what is at a path
+
+(def ^:private kinds
+  "What a file is, by the bits of its mode. Source: inode(7)."
+  {0140000 :socket, 0120000 :symbolic-link, 0100000 :file, 0040000 :directory})
+
+(defn- status
+  "What is at a path, a link not followed: `{:kind :mode :uid :inode}`; nil for nothing."
+  [^Path path]
+  (try
+    (let [{:strs [mode uid ino]} (Files/readAttributes path "unix:mode,uid,ino"
+                                                       ^"[Ljava.nio.file.LinkOption;"
+                                                       (into-array LinkOption [LinkOption/NOFOLLOW_LINKS]))]
+      {:kind (kinds (bit-and 0170000 (long mode)) :other) :mode (bit-and 07777 (long mode)) :uid uid :inode ino})
+    (catch NoSuchFileException _ nil)))
+
+(defn- octal [mode]
+  (format "%04o" mode))
+
+(defn effective-user
+  "The number of the user as whom this thread acts.
+
+      (effective-user) ;=> 0"
+  []
+  (let [text (Files/readString (path-of "/proc/thread-self/status"))]
+    (parse-long (second (re-find #"(?m)^Uid:\s+\d+\s+(\d+)" text)))))
+
+;; --- the directory
+
+(defn- check-above
+  "Refuses a path whose directories somebody else could put something else into."
+  [^Path path]
+  (doseq [^Path above (rest (take-while some? (iterate #(.getParent ^Path %) path)))
+          :let [{:keys [kind mode uid]} (or (status above)
+                                            (refuse :not-found (str "There is no directory " above) above nil))]]
+    (when-not (or (= 0 uid) (= (effective-user) uid))
+      (refuse :permission (str above " belongs to another user (" uid "), who could put something else in the place of " path)
+              above "choose another place"))
+    (when (and (= :directory kind) (pos? (bit-and 0022 mode)) (zero? (bit-and 01000 mode)))
+      (refuse :permission (str above " can be written by other users (mode " (octal mode)
+                               "), who could put something else in the place of " path)
+              above "choose another place"))))
+
+(defn- check-private [^Path directory]
+  (let [{:keys [kind mode uid]} (status directory)
+        not-private (fn [why hint] (refuse :permission (str directory " " why) directory hint))]
+    (cond
+      (not= :directory kind) (not-private "is no directory" "the socket needs a directory of its own")
+      (not= (effective-user) uid) (not-private (str "belongs to another user (" uid ")")
+                                                      "the socket needs a directory of this user's")
+      (not= 0700 (bit-and 0777 mode)) (not-private (str "is open to other users (mode " (octal mode) ")")
+                                                   (str "the socket needs a directory of its own with mode 0700, such as "
+                                                        directory "/nrepl, which is made if it is not there")))))
+
+(defn- make [^Path directory]
+  (try
+    (Files/createDirectory directory
+                           (into-array FileAttribute
+                                       [(PosixFilePermissions/asFileAttribute (PosixFilePermissions/fromString "rwx------"))]))
+    (catch FileAlreadyExistsException _) ; made meanwhile: it is looked at like any other
+    (catch IOException e
+      (refuse :permission (str "The directory " directory " cannot be made") directory (str e)))))
+
+(defn in-private-directory
+  "The path of a socket, its directory checked, and made if it is not there and `make?`. Symbolic links on the way to the
+  directory are followed, once it is known that only root and this user could have made them.
+
+  Throws `:permission` where other users could reach the socket or put another in its place, `:not-found` where the directory
+  is to be made in none, `:invalid-value` for a path that no socket can have.
+
+      (in-private-directory \"/run/bpfmap/nrepl.sock\" true)"
+  ^Path [text make?]
+  (let [path (path-of text)
+        directory (.getParent path)]
+    (when-not (and (.isAbsolute path) directory (= path (.normalize path)) (.getParent directory))
+      (refuse :invalid-value (str "Not a place for a socket: " (pr-str (str text))) text
+              "it is an absolute path, without \"..\", to a file in a directory that is the socket's own"))
+    (when (< (long longest-path) (alength (.getBytes (str path))))
+      (refuse :invalid-value (str "The path of the socket is longer than " longest-path " bytes: " path) text nil))
+    (check-above directory)
+    (let [real (.resolve (.toRealPath (.getParent directory) (make-array LinkOption 0)) (.getFileName directory))]
+      (check-above real)
+      (when (and make? (nil? (status real)))
+        (make real))
+      (when-not (status real)
+        (refuse :not-found (str "There is no directory " directory) directory nil))
+      (check-private real)
+      (.resolve real (.getFileName path)))))
+
+;; --- the name
+
+(def ^:private private-file
+  (delay (into-array FileAttribute
+                     [(PosixFilePermissions/asFileAttribute (PosixFilePermissions/fromString "rw-------"))])))
+
+(defn- held-by-another [path]
+  (refuse :exists (str "An nREPL server has " path) path "connect to it, end it, or choose another --socket"))
+
+(defn- open-lock ^FileChannel [^Path file]
+  (let [^Set options #{StandardOpenOption/CREATE StandardOpenOption/WRITE LinkOption/NOFOLLOW_LINKS}]
+    (try
+      (FileChannel/open file options ^"[Ljava.nio.file.attribute.FileAttribute;" @private-file)
+      (catch IOException e
+        (refuse :permission (str "The file " file " cannot be opened") file (str e))))))
+
+(defn- lock
+  "Holds what says that the name is taken: a lock that the kernel lets go when this process ends, however it does."
+  ^FileChannel [^Path path]
+  (let [channel (open-lock (.resolveSibling path (str (.getFileName path) ".lock")))]
+    (if (try
+          (.tryLock channel)
+          (catch OverlappingFileLockException _ nil)) ; a server of this very process has it
+      channel
+      (do (.close channel)
+          (held-by-another path)))))
+
+(defn answers?
+  "Whether something listens at a socket. Does not wait for it to accept.
+
+      (answers? path) ;=> true"
+  [^Path path]
+  (with-open [channel (SocketChannel/open StandardProtocolFamily/UNIX)]
+    (.configureBlocking channel false)
+    (try
+      (.connect channel (UnixDomainSocketAddress/of path))
+      true
+      (catch ConnectException _ false) ; refused: whoever bound it is gone
+      (catch IOException _ (some? (status path)))))) ; what cannot be told is not taken for gone
+
+(defn claim
+  "Makes sure that nobody has a name, and holds it: `{:path :lock}`. A socket that a server left, which is gone, is removed.
+
+  Throws `:exists` where a server is alive, or something is that is no socket: nothing is taken away from anybody.
+
+      (claim path)"
+  [^Path path]
+  (let [^FileChannel lock (lock path)]
+    (try
+      (case (:kind (status path))
+        nil nil
+        :socket (if (answers? path)
+                  (held-by-another path)
+                  (Files/deleteIfExists path))
+        (refuse :exists (str path " is there already, and is no socket") path "remove it, or choose another --socket"))
+      {:path path :lock lock}
+      (catch Throwable e
+        (.close lock)
+        (throw e)))))
+
+(defn mark
+  "What is needed to know the socket again, once it is bound: the claim with its inode. Closes the socket itself to others, too."
+  [{:keys [^Path path] :as claim}]
+  (Files/setPosixFilePermissions path (PosixFilePermissions/fromString "rw-------"))
+  (assoc claim :inode (:inode (status path))))
+
+(defn release
+  "Removes the socket, if it is still the one that was marked, and lets the name go."
+  [{:keys [^Path path inode ^FileChannel lock]}]
+  (when (.isOpen lock)
+    (when (and inode (= inode (:inode (status path))))
+      (Files/deleteIfExists path))
+    (.close lock)))

@@ -1,0 +1,142 @@
+(ns bpfmap.pod.vars
+  "What a pod offers, as data: the namespaces that its client sees, and the function behind each var.
+
+  The functions are the public API. What the client runs itself (macros, callbacks, readers of tags) is code that it gets,
+  in resources/bpfmap/pod/client.clj."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.error :as error]
+            [bpfmap.feature]
+            [bpfmap.host]
+            [bpfmap.pod.handles :as handles]
+            [bpfmap.pod.watch :as watch]
+            [bpfmap.prog :as prog]
+            [bpfmap.type]
+            [clojure.java.io :as io]
+            [clojure.string :as str])
+  (:import (clojure.lang LineNumberingPushbackReader)
+           (java.io StringReader)))
+
+(set! *warn-on-reflection* true)
+
+;; --- what is offered
+
+(def namespaces
+  "The namespaces of a pod, the first one first: its name at the client, and the functions of this library in it."
+  '[{:name pod.bpfmap.core :of bpfmap.core
+     :vars [create open clone info spec freeze! pin! unpin! pinned-path
+            lookup has-key? put! insert! replace! delete! take! next-key push! pop! peek might-contain?
+            put-all! delete-all! lookup-all entries snapshot count-entries drain!
+            spec-diff compatible? ->bytes]}
+    {:name pod.bpfmap.host :of bpfmap.host
+     :vars [maps programs links pins holders programs-using]}
+    {:name pod.bpfmap.feature :of bpfmap.feature
+     :vars [map-type map-flag operation element-flag program-type helper report possible-cpus]}
+    {:name pod.bpfmap.prog :of bpfmap.prog
+     :vars [load open info pin! test-run attach-raw-tracepoint]}
+    {:name pod.bpfmap.type :of bpfmap.type
+     :vars [check problem size align offsets summary]}])
+
+(def left-out
+  "What a pod does not offer of these namespaces, and why not."
+  '{bpfmap.core {memory "shared memory does not reach another process as EDN"}
+    bpfmap.host {kernel-btf "a BTF object is megabytes, and no data", module-btf "as kernel-btf", btf-by-id "as kernel-btf"
+                 load-btf "as kernel-btf"}
+    bpfmap.feature {unsupported "for errors, whose hints have it"}
+    bpfmap.prog {types "a table, no function", attach-types "a table, no function"}
+    bpfmap.type {scalars "a table, no function", ->generator "a generator is no data"}})
+
+(defn- close
+  "Closes a map, a program, an attachment or a watch; closing twice is fine. Returns nil."
+  [{:keys [table]} x]
+  (cond
+    (nil? x) nil ; it was closed before
+    (handles/openable? x) (handles/close table x)
+    :else (throw (error/error :invalid-value (str "Not a handle: " (pr-str (error/shown x)))
+                              {:bpfmap/op :close :bpfmap/hint "close takes what create, open, load or watch returned"}))))
+
+(defn- checked-reference
+  "A reference that means the same in the pod's process as in its client's."
+  [ref]
+  (when (and (map? ref) (contains? ref :fd))
+    (throw (error/error :invalid-value (str "A pod cannot open " (pr-str (error/shown ref)))
+                        {:bpfmap/op :open :bpfmap/hint "a descriptor's number means nothing in the pod's process"})))
+  ref)
+
+(defn- watch-start
+  "Begins a watch for `watch`, and returns its handle."
+  [_ m options]
+  (watch/start m options))
+
+(defn- watch-events
+  "Sends the events of a watch, until it ends."
+  [{:keys [table emit]} w]
+  (when-not (watch/watch? w)
+    (throw (error/error :invalid-value (str "Not a watch: " (pr-str (error/shown w))) {:bpfmap/op :watch})))
+  (try
+    (watch/run w emit)
+    (finally (handles/close table w))))
+
+(def ^:private own
+  "Functions that do what a function of the library does not in a pod. They take first the pod's part in the call: its
+  `:table` of handles, and `:emit`, which sends a value before the last one."
+  {'pod.bpfmap.core {'close {:call close :closed-is-nil? true :arglists '([x]) :doc (:doc (meta #'close))}
+                     'open {:call (fn [_ ref & more] (apply bpf/open (checked-reference ref) more))}
+                     'watch-start {:call watch-start :arglists '([m options]) :doc (:doc (meta #'watch-start))}
+                     'watch-events {:call watch-events :arglists '([watch]) :doc (:doc (meta #'watch-events)) :streams? true}}
+   'pod.bpfmap.prog {'open {:call (fn [_ ref] (prog/open (checked-reference ref)))}}})
+
+(defn- of-library [ns-name var-name]
+  (let [v (ns-resolve ns-name var-name)]
+    (merge {:call (fn [_ & args] (apply @v args))}
+           (select-keys (meta v) [:arglists :doc]))))
+
+(def ^:private offered
+  "Namespace to var to what stands behind it."
+  (into (array-map)
+        (for [{:keys [name of vars]} namespaces]
+          [name (merge-with merge
+                            (into {} (map (juxt identity #(of-library of %))) vars)
+                            (own name))])))
+
+(defn function
+  "What stands behind a var, by its full name: `{:call :streams? :closed-is-nil?}`. Throws `:not-found` for any other.
+
+      ((:call (function \"pod.bpfmap.core/put!\")) pod m 7 42)"
+  [full-name]
+  (let [sym (symbol full-name)]
+    (or (get-in offered [(some-> (namespace sym) symbol) (symbol (name sym))])
+        (throw (error/error :not-found (str "The pod has no var " (error/shown full-name))
+                            {:bpfmap/hint "describe lists what it has"})))))
+
+;; --- what is described
+
+(defn- forms
+  "The text of each form of a file, with the form."
+  [text]
+  (let [reader (LineNumberingPushbackReader. (StringReader. text))]
+    (binding [*read-eval* false]
+      (vec (take-while #(not= ::end (first %))
+                       (repeatedly #(read+string {:eof ::end} reader)))))))
+
+(def ^:private client-code
+  "The vars that the client makes itself: `{\"name\" \"code\"}`, in their order."
+  (delay
+    (for [[[_ var-name] text] (rest (forms (slurp (io/resource "bpfmap/pod/client.clj"))))]
+      {"name" (str var-name) "code" (str/trim text)})))
+
+(defn- described [[var-name {:keys [arglists doc streams?]}]]
+  (cond-> {"name" (str var-name)
+           "meta" (pr-str {:arglists arglists :doc doc})}
+    streams? (assoc "async" "true")))
+
+(defn description
+  "What a pod answers to `describe`."
+  []
+  {"format" "edn"
+   "ops" {"shutdown" {}}
+   "readers" (into {} (map (fn [tag] [(str tag) (str "pod.bpfmap.core/read-" (name tag))]))
+                   (cons 'bpfmap/bytes handles/tags))
+   "namespaces" (for [[ns-name vars] offered]
+                  {"name" (str ns-name)
+                   "vars" (concat (map described (sort-by key vars))
+                                  (when (= 'pod.bpfmap.core ns-name) @client-code))})})

@@ -1,0 +1,97 @@
+(ns bpfmap.pod.watch
+  "What changes in a map, told as it does: the entries are read again and again, and what is not as it was is an event.
+
+  | key        | what it holds                                                               |
+  |------------|-----------------------------------------------------------------------------|
+  | `:at`      | when the map was read, in milliseconds since 1970                           |
+  | `:entries` | all entries, in the first event; it has nothing else                        |
+  | `:added`   | entries whose key was not there                                             |
+  | `:changed` | key to `[before after]`                                                     |
+  | `:removed` | entries whose key is gone, with the last value seen                         |
+
+  What does not apply is left out, and where nothing has changed there is no event. What comes and goes between two
+  readings is not seen."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.error :as error]
+            [bpfmap.impl.store :as store])
+  (:import (java.io Closeable)
+           (java.util.concurrent CountDownLatch TimeUnit)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private ^:const default-interval "Milliseconds between two readings." 1000)
+(def ^:private ^:const longest-interval "Milliseconds: a day." 86400000)
+
+;; A watch of a map: closing it ends it. `first-entries` was read when it began.
+(deftype Watch [m interval first-entries ^CountDownLatch ended]
+  Closeable
+  (close [_] (.countDown ended)))
+
+(defn- invalid [path message hint]
+  (error/error :invalid-value message {:bpfmap/op :watch :bpfmap/path path :bpfmap/hint hint}))
+
+(defn- checked-interval [options]
+  (when-not (or (nil? options) (error/named-map? options))
+    (throw (invalid [] (str "Options are a map, not " (pr-str (error/shown options))) nil)))
+  (doseq [k (keys options) :when (not= :interval k)]
+    (throw (invalid [k] (str "Unknown option " (pr-str k)) "watch takes :interval, in milliseconds")))
+  (let [interval (get options :interval default-interval)]
+    (when-not (and (int? interval) (<= 1 (long interval) (long longest-interval)))
+      (throw (invalid [:interval] (str "Not an interval: " (pr-str (error/shown interval)))
+                      (str "it is a number of milliseconds, from 1 to " longest-interval))))
+    interval))
+
+(defn start
+  "Begins to watch a map: reads it once, so that what cannot be watched says so at once.
+
+  `:interval` of the options is how many milliseconds pass between two readings, 1000 unless given. Throws what
+  `bpfmap.core/snapshot` does, and `:invalid-value` for odd options.
+
+      (start m {:interval 100})"
+  ^Watch [m options]
+  (let [interval (checked-interval options)]
+    (Watch. m interval (bpf/snapshot m) (CountDownLatch. 1))))
+
+(defn watch?
+  "Whether x is a watch, under way or ended."
+  [x]
+  (instance? Watch x))
+
+(defn map-of
+  "What the map of a watch is: `{:id :name :type}`."
+  [^Watch watch]
+  (store/identity-of (.-m watch)))
+
+(defn changes
+  "What differs between two snapshots, as an event without its time; nil where nothing does.
+
+      (changes {1 10, 2 20} {1 11, 3 30}) ;=> {:added {3 30}, :changed {1 [10 11]}, :removed {2 20}}"
+  [before after]
+  (not-empty
+   (into {} (filter (comp seq val))
+         {:added (into {} (remove #(contains? before (key %))) after)
+          :changed (into {} (keep (fn [[k v]]
+                                    (when-let [[_ was] (find before k)]
+                                      (when (not= was v) [k [was v]]))))
+                         after)
+          :removed (into {} (remove #(contains? after (key %))) before)})))
+
+(defn- event [facts]
+  (assoc facts :at (System/currentTimeMillis)))
+
+(defn run
+  "Calls f with each event until the watch or its map is closed; returns nil. Throws what reading the map throws.
+
+      (run watch println)"
+  [^Watch watch f]
+  (let [^CountDownLatch ended (.-ended watch)]
+    (f (event {:entries (.-first-entries watch)}))
+    (try
+      (loop [before (.-first-entries watch)]
+        (when-not (.await ended (long (.-interval watch)) TimeUnit/MILLISECONDS)
+          (let [after (bpf/snapshot (.-m watch))]
+            (some-> (changes before after) event f)
+            (recur after))))
+      (catch clojure.lang.ExceptionInfo e
+        (when-not (= :closed (:bpfmap/error (ex-data e)))
+          (throw e))))))

@@ -1,0 +1,205 @@
+(ns bpfmap.nrepl.place-test
+  "Where a socket may lie, and whose its name is. As root the tests make files of other users; without, some are skipped."
+  (:require [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.nrepl.place :as place]
+            [clojure.java.io :as io]
+            [clojure.test :refer [deftest is testing]])
+  (:import (java.io Closeable File)
+           (java.net StandardProtocolFamily UnixDomainSocketAddress)
+           (java.nio.channels ServerSocketChannel)
+           (java.nio.file Files LinkOption Path)
+           (java.nio.file.attribute FileAttribute PosixFilePermissions)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private no-links (into-array LinkOption [LinkOption/NOFOLLOW_LINKS]))
+
+(defn- path ^Path [file] (place/path-of file))
+
+(defn- mode [file]
+  (PosixFilePermissions/toString (Files/getPosixFilePermissions (path file) no-links)))
+
+(defn- set-mode [file text]
+  (Files/setPosixFilePermissions (path file) (PosixFilePermissions/fromString text)))
+
+(defn- link [file target]
+  (Files/createSymbolicLink (path file) (path target) (make-array FileAttribute 0)))
+
+(defn- own
+  "Gives a file, a link itself, to nobody."
+  [file]
+  (fixture/run ["chown" "-h" "65534" (str file)]))
+
+(defn- with-home*
+  "Calls f with a directory that only this user can write, below one that all can, as /tmp; deletes it afterwards."
+  [f]
+  (let [home (fixture/temporary-directory)]
+    (try
+      (f home)
+      (finally
+        (run! #(Files/deleteIfExists (.toPath ^File %)) (reverse (file-seq home)))))))
+
+(defmacro ^:private with-home [[home] & body]
+  `(with-home* (fn [~(with-meta home {:tag `File})] ~@body)))
+
+(defn- refusal
+  "Kind and message of what is wrong with a place, the home in it written ~."
+  [home socket]
+  (let [{:keys [message] :bpfmap/keys [error]} (error-of (place/in-private-directory socket true))]
+    [error (.replace (str message) (str home) "~")]))
+
+;; --- the directory
+
+(deftest a-directory-that-is-not-there-is-made-private
+  (with-home [home]
+    (let [socket (io/file home "new" "nrepl.sock")]
+      (is (= (path socket) (place/in-private-directory (str socket) true)))
+      (is (= "rwx------" (mode (io/file home "new"))))
+      (is (= (path socket) (place/in-private-directory (str socket) true)) "and is good the next time"))))
+
+(deftest none-is-made-for-a-client
+  (with-home [home]
+    (let [{:keys [message] :bpfmap/keys [error]} (error-of (place/in-private-directory (str home "/new/nrepl.sock") false))]
+      (is (= [:not-found (str "There is no directory " home "/new")] [error message]))
+      (is (empty? (.list home))))))
+
+(deftest a-directory-that-is-open-is-refused
+  (with-home [home]
+    (let [open (doto (io/file home "open") (.mkdir))]
+      (doseq [permissions ["rwxr-xr-x" "rwx--x---" "rwx-----x" "rwx---rwx"]]
+        (set-mode open permissions)
+        (let [[error message] (refusal home (str open "/nrepl.sock"))]
+          (is (= :permission error) permissions)
+          (is (re-find #"^~/open is open to other users \(mode 0\d+\): the socket needs a directory of its own with mode 0700"
+                       message)))
+        (is (= permissions (mode open)) "and left as it is")))))
+
+(kernel-test a-directory-of-another-user-is-refused
+  (with-home [home]
+    (let [theirs (doto (io/file home "theirs") (.mkdir) (set-mode "rwx------") own)]
+      (is (= [:permission "~/theirs belongs to another user (65534): the socket needs a directory of this user's"]
+             (refusal home (str theirs "/nrepl.sock"))))
+      (is (= [:permission (str "~/theirs belongs to another user (65534), who could put something else in the place of ~/theirs/own: "
+                               "choose another place")]
+             (refusal home (str theirs "/own/nrepl.sock")))))))
+
+(deftest a-directory-below-one-that-others-write-is-refused
+  (with-home [home]
+    (let [shared (doto (io/file home "shared") (.mkdir) (set-mode "rwxrwxrwx"))]
+      (is (= [:permission (str "~/shared can be written by other users (mode 0777), who could put something else in the place of "
+                               "~/shared/own: choose another place")]
+             (refusal home (str shared "/own/nrepl.sock"))))
+      (is (empty? (.list shared)))
+      (testing "unless it is sticky, as /tmp is"
+        (fixture/run ["chmod" "+t" (str shared)])
+        (is (place/in-private-directory (str shared "/own/nrepl.sock") true))))))
+
+(deftest a-link-in-the-place-of-the-directory-is-refused
+  (with-home [home]
+    (let [real (doto (io/file home "real") (.mkdir) (set-mode "rwx------"))]
+      (link (io/file home "link") real)
+      (is (= [:permission "~/link is no directory: the socket needs a directory of its own"]
+             (refusal home (str home "/link/nrepl.sock")))))))
+
+(kernel-test a-link-on-the-way-is-followed-when-no-other-user-made-it
+  (with-home [home]
+    (let [real (doto (io/file home "real") (.mkdir))
+          sticky (doto (io/file home "sticky") (.mkdir))]
+      (fixture/run ["chmod" "1777" (str sticky)])
+      (link (io/file home "mine") real)
+      (is (= (path (io/file real "own" "nrepl.sock")) (place/in-private-directory (str home "/mine/own/nrepl.sock") true)))
+      (own (link (io/file sticky "theirs") real))
+      (is (= [:permission (str "~/sticky/theirs belongs to another user (65534), who could put something else in the place of "
+                               "~/sticky/theirs/own: choose another place")]
+             (refusal home (str sticky "/theirs/own/nrepl.sock")))))))
+
+(deftest a-file-in-the-place-of-the-directory-is-refused
+  (with-home [home]
+    (spit (io/file home "file") "x")
+    (is (= [:permission "~/file is no directory: the socket needs a directory of its own"]
+           (refusal home (str home "/file/nrepl.sock"))))))
+
+(deftest what-no-socket-can-have-is-no-place
+  (with-home [home]
+    (doseq [bad ["nrepl.sock" "" "/" "/nrepl.sock" (str home "/../x/nrepl.sock") (str home "/x/..")]]
+      (is (= :invalid-value (first (refusal home bad))) bad))
+    (is (re-find #"^The path of the socket is longer than 107 bytes: "
+                 (second (refusal home (str home "/" (apply str (repeat 60 "ü")) "/s")))))
+    (is (= [:not-found "There is no directory ~/a/b"] (refusal home (str home "/a/b/c/nrepl.sock"))))))
+
+;; --- the name
+
+(defn- socket-in ^Path [home]
+  (place/in-private-directory (str home "/own/nrepl.sock") true))
+
+(defn- bound
+  "A server that listens, as another program's would."
+  ^ServerSocketChannel [socket]
+  (doto (ServerSocketChannel/open StandardProtocolFamily/UNIX)
+    (.bind (UnixDomainSocketAddress/of ^Path socket))))
+
+(deftest a-name-is-one-server's-at-a-time
+  (with-home [home]
+    (let [socket (socket-in home)
+          claim (place/claim socket)]
+      (is (= [:exists (str "An nREPL server has " socket ": connect to it, end it, or choose another --socket")]
+             ((juxt :bpfmap/error :message) (error-of (place/claim socket)))))
+      (place/release claim)
+      (place/release (place/claim socket)))))
+
+(deftest of-many-that-claim-a-name-one-gets-it
+  (with-home [home]
+    (let [socket (socket-in home)]
+      (with-open [dead (bound socket)]
+        (.close dead)
+        (is (Files/exists socket no-links) "left by one that is gone")
+        (let [claims (fixture/in-threads 8 (fn [_] (try (place/claim socket) (catch clojure.lang.ExceptionInfo _ nil))))]
+          (is (= 1 (count (remove nil? claims))))
+          (is (not (Files/exists socket no-links)))
+          (run! place/release (remove nil? claims)))))))
+
+(deftest a-socket-that-answers-is-not-taken
+  (with-home [home]
+    (let [socket (socket-in home)]
+      (with-open [_ ^Closeable (bound socket)]
+        (is (= :exists (:bpfmap/error (error-of (place/claim socket)))))
+        (is (place/answers? socket)))
+      (is (not (place/answers? socket))))))
+
+(deftest what-is-no-socket-is-not-removed
+  (with-home [home]
+    (let [socket (socket-in home)]
+      (spit (str socket) "mine")
+      (is (= (str socket " is there already, and is no socket: remove it, or choose another --socket")
+             (:message (error-of (place/claim socket)))))
+      (is (= "mine" (slurp (str socket))))
+      (Files/delete socket)
+      (link socket (io/file home "elsewhere"))
+      (is (= :exists (:bpfmap/error (error-of (place/claim socket)))))
+      (is (Files/isSymbolicLink socket)))))
+
+(deftest a-lock-that-is-a-link-is-not-followed
+  (with-home [home]
+    (let [socket (socket-in home)]
+      (link (str socket ".lock") (io/file home "elsewhere"))
+      (is (= :permission (:bpfmap/error (error-of (place/claim socket)))))
+      (is (not (.exists (io/file home "elsewhere")))))))
+
+(deftest a-socket-is-removed-unless-it-is-another-by-now
+  (with-home [home]
+    (let [socket (socket-in home)
+          claim (place/claim socket)]
+      (with-open [_ ^Closeable (bound socket)]
+        (let [marked (place/mark claim)]
+          (is (= "rw-------" (mode (str socket))))
+          (Files/move socket (.resolveSibling socket "moved") (make-array java.nio.file.CopyOption 0))
+          (with-open [_ ^Closeable (bound socket)]
+            (place/release marked)
+            (is (place/answers? socket) "what somebody bound there meanwhile stays")))))
+    (let [socket (.resolveSibling (socket-in home) "second")
+          claim (place/claim socket)]
+      (with-open [_ ^Closeable (bound socket)]
+        (let [marked (place/mark claim)]
+          (place/release marked)
+          (is (not (Files/exists socket no-links)))
+          (place/release marked))))))

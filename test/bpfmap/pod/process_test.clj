@@ -1,0 +1,88 @@
+(ns bpfmap.pod.process-test
+  "bin/pod-bpfmap as a client has it: another process, whose stdout is the protocol and nothing else."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.pod-client :as client]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :refer [deftest is testing]])
+  (:import (java.io Closeable OutputStream)
+           (java.lang Process)))
+
+(set! *warn-on-reflection* true)
+
+(defn- descriptors [{:keys [^Process process]}]
+  (count (.list (io/file "/proc" (str (.pid process)) "fd"))))
+
+(kernel-test a-pod-as-babashka-has-it
+  (let [elsewhere (fixture/temporary-directory)
+        {:keys [^Process process err] :as c} (client/start :dir elsewhere :env {"JAVA_TOOL_OPTIONS" "-Dbpfmap.nothing=1"})
+        call (fn [var-name & args] (client/invoke c (symbol "pod.bpfmap.core" (name var-name)) args {}))
+        spec {:name "pod_process" :type :hash :key :u32 :value :u64 :max-entries 64}]
+    (try
+      (testing "two processes, one map"
+        (let [m (call 'create spec)
+              id (:id (:form m))]
+          (call 'put! m 7 42)
+          (with-open [here ^Closeable (bpf/open id)]
+            (is (= {7 42} (into {} here)))
+            (bpf/put! here 8 1)
+            (is (= {7 42, 8 1} (call 'snapshot m))))))
+      (testing "paths are meant from where the client is"
+        (let [pin (io/file (fixture/new-pin))
+              {:keys [out]} (fixture/run ["realpath" (str "--relative-to=" elsewhere) (str pin)])]
+          (with-open [m ^Closeable (bpf/create spec)]
+            (bpf/pin! m pin)
+            (is (= (:id (bpf/info m)) (:id (:form (call 'open (str/trim out))))))
+            (bpf/unpin! m))))
+      (testing "what the JVM prints, here its threads, goes to stderr"
+        (fixture/run ["kill" "-QUIT" (str (.pid process))])
+        (is (= 4 (client/invoke c 'pod.bpfmap.type/size [:u32] {})))
+        (is (loop [tries 600]
+              (cond
+                (str/includes? (slurp err) "Full thread dump") true
+                (zero? tries) false
+                :else (do (Thread/sleep 100) (recur (dec tries)))))))
+      (testing "what is opened and closed leaves no descriptor"
+        (let [m (call 'create spec)
+              round #(call 'close (call 'clone m))]
+          (round)
+          (let [before (descriptors c)]
+            (dotimes [_ 500] (round))
+            (is (= before (descriptors c))))))
+      (testing "what is open when it shuts down is closed"
+        (let [id (:id (:form (call 'create spec)))]
+          (is (= 0 (client/stop c)))
+          (is (= :end (deref (:ended c) 60000 :not-ended)) "and all that it wrote were whole messages")
+          (is (= :not-found (:bpfmap/error (error-of (bpf/open id)))))))
+      (finally
+        (.destroyForcibly process)
+        (.delete elsewhere)))))
+
+(deftest it-ends-when-its-input-does-or-is-no-protocol
+  (let [started (mapv (fn [[input _ _]]
+                        (let [{:keys [^Process process] :as pod} (client/start-process)]
+                          (with-open [out (.getOutputStream process)]
+                            (.write out (.getBytes ^String input)))
+                          pod))
+                      [[""] ["hello\n"]])]
+    (is (= [[0 "" ""]
+            [1 "" "bpfmap pod: Not bencode: a message begins with `d`, not `h`\n"]]
+           (mapv (fn [{:keys [^Process process err] :as pod}]
+                   [(client/exit pod) (slurp (.getInputStream process)) (slurp err)])
+                 started)))))
+
+(deftest it-ends-when-its-client-is-gone
+  (let [{:keys [^Process process err] :as pod} (client/start-process)]
+    (.close (.getInputStream process))
+    (doto ^OutputStream (.getOutputStream process)
+      (.write (.getBytes (client/encode {"op" "describe" "id" "1"})))
+      (.flush))
+    (is (= [1 "bpfmap pod: The output cannot be written: Broken pipe\n"] [(client/exit pod) (slurp err)]))))
+
+(deftest it-says-what-it-is
+  (let [ends "; it is a Babashka pod: (babashka.pods/load-pod \"bin/pod-bpfmap\"), see doc/pod.md\n"]
+    (is (= {:exit 2 :out "" :err (str "bpfmap pod: It takes no arguments" ends)}
+           (fixture/run [client/script "--help"])))
+    (is (= {:exit 2 :out "" :err (str "bpfmap pod: It has no socket, only stdin and stdout" ends)}
+           (fixture/run [client/script] :env {"BABASHKA_POD_TRANSPORT" "socket"})))))

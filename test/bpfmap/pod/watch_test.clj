@@ -1,0 +1,63 @@
+(ns bpfmap.pod.watch-test
+  "A watch: what changes, and how it ends."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.pod.watch :as watch]
+            [clojure.test :refer [deftest is]])
+  (:import (java.io Closeable)
+           (java.util.concurrent LinkedBlockingQueue TimeUnit)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private small
+  {:name "pod_watch" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10, 2 20}})
+
+(deftest what-changes-is-added-changed-or-removed
+  (is (= {:added {3 30} :changed {1 [10 11]} :removed {2 20}} (watch/changes {1 10, 2 20, 4 40} {1 11, 3 30, 4 40})))
+  (is (= {:changed {1 [nil false]}} (watch/changes {1 nil} {1 false})))
+  (is (= {:added {1 nil}} (watch/changes {} {1 nil})))
+  (is (nil? (watch/changes {1 10} {1 10}))))
+
+(defn- watching
+  "Calls f with a map, its watch, and a function that takes the next event; returns how the watch ended."
+  [interval f]
+  (let [events (LinkedBlockingQueue.)
+        ended (promise)]
+    (with-open [m ^Closeable (bpf/create small)
+                w (watch/start m {:interval interval})]
+      (fixture/thread (fn [] (deliver ended (try (watch/run w #(.put events %)) (catch Throwable e e)))))
+      (f m w #(.poll events 60 TimeUnit/SECONDS))
+      (.close w)
+      (deref ended 60000 :not-ended))))
+
+(kernel-test events-tell-what-changed-since-the-one-before
+  (is (nil? (watching 5 (fn [m _ event]
+                          (let [{:keys [at] :as first} (event)]
+                            (is (= {:entries {1 10, 2 20}} (dissoc first :at)))
+                            (is (< (- (System/currentTimeMillis) 60000) at (inc (System/currentTimeMillis)))))
+                          (bpf/put! m 1 11)
+                          (is (= {:changed {1 [10 11]}} (dissoc (event) :at)))
+                          (bpf/delete! m 2)
+                          (is (= {:removed {2 20}} (dissoc (event) :at)))
+                          (bpf/put! m 3 30)
+                          (is (= {:added {3 30}} (dissoc (event) :at))))))))
+
+(kernel-test closing-it-ends-it-at-once-however-long-its-interval
+  (is (nil? (watching 86400000 (fn [_ _ event] (is (:entries (event))))))))
+
+(kernel-test closing-the-map-ends-it
+  (is (nil? (watching 5 (fn [m w event]
+                          (event)
+                          (bpf/close m)
+                          (is (watch/watch? w)))))))
+
+(kernel-test what-cannot-be-watched-says-so-at-once
+  (with-open [q ^Closeable (bpf/create {:type :queue :value :u32 :max-entries 4})
+              m ^Closeable (bpf/create small)]
+    (is (= :not-supported (:bpfmap/error (error-of (watch/start q nil)))))
+    (is (= :invalid-value (:bpfmap/error (error-of (watch/start {:name "x"} nil)))))
+    (is (= "Unknown option :intervall: watch takes :interval, in milliseconds"
+           (:message (error-of (watch/start m {:intervall 3})))))
+    (is (= "Not an interval: 0: it is a number of milliseconds, from 1 to 86400000"
+           (:message (error-of (watch/start m {:interval 0})))))
+    (is (= "Options are a map, not 5" (:message (error-of (watch/start m 5)))))))
