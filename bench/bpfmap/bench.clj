@@ -5,7 +5,8 @@
       bin/clj -M:bench --quick                two sizes, one thread, fewer rounds, printed only
       bin/clj -M:bench --only \"lookup, hit\"   the operations whose name contains this, printed only
       bin/clj -M:bench --map array            the maps whose name contains this, printed only
-      bin/clj -M:bench --sizes 1000,100000 --threads 1 --rounds 3
+      bin/clj -M:bench --sizes 1000,100000 --threads 1
+      bin/clj -M:bench --rounds 3             everything, in 3 rounds instead of 5
 
   Needs the right to make BPF maps and to open them by id (run it as root), and a C compiler. `bpfmap.bench.rows` says
   what is measured, doc/performance.md how to read it. What is measured in part is printed, and written nowhere."
@@ -91,7 +92,7 @@
           lines (report-lines args options machine summaries
                               (- (System/nanoTime) begun) (measure/garbage-collection))]
       (run! println lines)
-      (when (empty? args)
+      (when (= (dissoc everything :rounds) (dissoc options :rounds))
         (page/write "bin/clj -M:bench" lines)
         (println "Wrote" page/file)))
     (catch ExceptionInfo e

@@ -125,7 +125,7 @@
   (into (sorted-map) (map (fn [[kind ^LongAdder n]] [kind (.sum n)])) errors))
 
 (defn- print-minute [minute operations errors {:keys [descriptors resident heap foreign native]}]
-  (println (line [(if (integer? minute) minute (format "%.1f" (double minute)))
+  (println (line [(if (== minute (long minute)) (long minute) (format "%.1f" (double minute)))
                   (format "%,d" operations) (format "%,d" (reduce + (vals errors))) descriptors
                   (mib resident) (mib heap) (format "%.1f" (/ foreign 1024.0)) (mib native)]))
   (println (str "        " (str/join ", " (map (fn [[kind n]] (str (name kind) " " n)) errors))))
