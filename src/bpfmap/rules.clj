@@ -160,8 +160,7 @@
       (str "the kernel tells the cookies of its sockets only where values have " reads-at " bytes"))))
 
 (defn refusals
-  "The operations that a handle of a map of this type and value size never does, opened for `access`: op to [kind hint]; nil where it
-  does them all.
+  "The operations that a handle of a map of this type and value size never does, opened for `access`: op to [kind hint].
 
       (:freeze! (refusals :hash 8 :read-only)) ;=> [:read-only \"the map was opened read-only; …\"]"
   [type value-size access]
@@ -169,10 +168,10 @@
                         :read-only [writes "the map was opened read-only; open it with {:access :read-write}"]
                         :write-only [reads "the map was opened write-only; open it with {:access :read-write}"]
                         nil)]
-    (not-empty (into (into {} (map #(vector % [access hint])) barred)
-                     (keep #(when-let [instead (alternative type % value-size)]
-                              [% [:not-supported instead]]))
-                     (conj operations :freeze!)))))
+    (into (into {} (map #(vector % [access hint])) barred)
+          (keep #(when-let [instead (alternative type % value-size)]
+                   [% [:not-supported instead]]))
+          (conj operations :freeze!))))
 
 (defn by-index?
   "Whether the keys of a map type are indices from 0 up to its number of entries.

@@ -35,9 +35,10 @@
     (str (when key (str " " (in-words :key key) " ->"))
          (when value (str " " (in-words :value value))))))
 
-;; `identity` is {:id :name :type}. `refusals` maps the operations that this handle never does to [kind hint]; nil where
-;; it does them all, so that the common case costs nothing. `elements` is nil where a type's layout is not known, `bridge` where
-;; neither key nor value is a reference, `cpus` where values are not per-CPU. `pin` is an atom with the pinned path, `row` what the rules say of the type.
+;; `identity` is {:id :name :type}. `refusals` maps the operations that this handle never does to [kind hint].
+;; `elements` is nil where a type's layout is not known, `bridge` where
+;; neither key nor value is a reference, `cpus` where values are not per-CPU. `pin` is an atom with the pinned path, `row` what the rules
+;; say of the type.
 (deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pin row]
   el/Origin
   (failure [_ op outcome]
@@ -137,10 +138,9 @@
   "Throws unless this handle does an operation."
   [^BpfMap m op]
   (check-open-map m op)
-  (when-some [refusals (.-refusals m)]
-    (when-some [[kind hint] (get refusals op)]
-      (refuse m op kind (cond->> hint
-                          (= :not-supported kind) (str "a map of type " (:type (.-identity m)) " has no " (name op) "; "))))))
+  (when-some [[kind hint] (get (.-refusals m) op)]
+    (refuse m op kind (cond->> hint
+                        (= :not-supported kind) (str "a map of type " (:type (.-identity m)) " has no " (name op) "; ")))))
 
 (defn failed
   "What an operation throws when its body threw: an error as data, with the operation and the map."

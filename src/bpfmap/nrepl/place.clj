@@ -9,7 +9,7 @@
   (:import (java.io IOException)
            (java.net ConnectException StandardProtocolFamily UnixDomainSocketAddress)
            (java.nio.channels FileChannel OverlappingFileLockException SocketChannel)
-           (java.nio.file FileAlreadyExistsException Files LinkOption NoSuchFileException OpenOption Path StandardOpenOption)
+           (java.nio.file FileAlreadyExistsException Files InvalidPathException LinkOption NoSuchFileException Path StandardOpenOption)
            (java.nio.file.attribute FileAttribute PosixFilePermissions)
            (java.util Set)))
 
@@ -17,15 +17,18 @@
 
 (def ^:private ^:const longest-path "Bytes: what sockaddr_un holds, and a NUL. Source: unix(7)." 107)
 
+(defn- refuse [kind message file hint]
+  (throw (error/error kind message {:bpfmap/op :nrepl :bpfmap/file (str file) :bpfmap/hint hint})))
+
 (defn path-of
-  "The path that a text names.
+  "The path that a text names; throws `:invalid-value` for a text that cannot name one.
 
       (path-of \"/run/bpfmap/nrepl.sock\")"
   ^Path [text]
-  (Path/of (str text) (make-array String 0)))
-
-(defn- refuse [kind message file hint]
-  (throw (error/error kind message {:bpfmap/op :nrepl :bpfmap/file (str file) :bpfmap/hint hint})))
+  (try
+    (Path/of (str text) (make-array String 0))
+    (catch InvalidPathException e
+      (refuse :invalid-value (str "Not a path: " (pr-str (error/shown text))) nil (ex-message e)))))
 
 ;; --- what is at a path
 
@@ -41,7 +44,9 @@
                                                        ^"[Ljava.nio.file.LinkOption;"
                                                        (into-array LinkOption [LinkOption/NOFOLLOW_LINKS]))]
       {:kind (kinds (bit-and 0170000 (long mode)) :other) :mode (bit-and 07777 (long mode)) :uid uid :inode ino})
-    (catch NoSuchFileException _ nil)))
+    (catch NoSuchFileException _ nil)
+    (catch IOException e
+      (refuse :permission (str path " cannot be looked at") path (str e)))))
 
 (defn- octal [mode]
   (format "%04o" mode))
@@ -57,18 +62,43 @@
 ;; --- the directory
 
 (defn- check-above
-  "Refuses a path whose directories somebody else could put something else into."
-  [^Path path]
-  (doseq [^Path above (rest (take-while some? (iterate #(.getParent ^Path %) path)))
-          :let [{:keys [kind mode uid]} (or (status above)
-                                            (refuse :not-found (str "There is no directory " above) above nil))]]
+  "Refuses what is on the way to a place, a directory or a link, when another user could change what the way leads to."
+  [^Path above {:keys [kind mode uid]} place]
+  (let [unsafe (fn [why]
+                 (refuse :permission (str above " " why ", who could put something else in the place of " place)
+                         above "choose another place"))]
+    (when-not (#{:directory :symbolic-link} kind)
+      (refuse :not-found (str above " is no directory") above nil))
     (when-not (or (= 0 uid) (= (effective-user) uid))
-      (refuse :permission (str above " belongs to another user (" uid "), who could put something else in the place of " path)
-              above "choose another place"))
+      (unsafe (str "belongs to another user (" uid ")")))
     (when (and (= :directory kind) (pos? (bit-and 0022 mode)) (zero? (bit-and 01000 mode)))
-      (refuse :permission (str above " can be written by other users (mode " (octal mode)
-                               "), who could put something else in the place of " path)
-              above "choose another place"))))
+      (unsafe (str "can be written by other users (mode " (octal mode) ")")))))
+
+(def ^:private ^:const most-links "How many symbolic links are followed. Source: path_resolution(7)." 40)
+
+(defn- names [path]
+  (remove #{"."} (map str path)))
+
+(defn- real-directory
+  "The directory that a path names, without symbolic links. Each is followed by hand, once its own directory is known to
+  be safe, and it to be root's or this user's. `place` is what the errors are about."
+  ^Path [^Path path place]
+  (loop [at (path-of "/"), left (names path), links 0]
+    (let [[name & more] left
+          ^Path next (if (= ".." name)
+                       (or (.getParent at) at)
+                       (.resolve at (str name)))
+          {:keys [kind] :as found} (status next)]
+      (when-not found
+        (refuse :not-found (str "There is no directory " next) next nil))
+      (check-above next found place)
+      (cond
+        (= :symbolic-link kind) (let [target (Files/readSymbolicLink next)]
+                                  (when (= most-links links)
+                                    (refuse :invalid-value (str "Too many symbolic links on the way to " place) place nil))
+                                  (recur (if (.isAbsolute target) (path-of "/") at) (concat (names target) more) (inc links)))
+        more (recur next more links)
+        :else next))))
 
 (defn- check-private [^Path directory]
   (let [{:keys [kind mode uid]} (status directory)
@@ -76,7 +106,7 @@
     (cond
       (not= :directory kind) (not-private "is no directory" "the socket needs a directory of its own")
       (not= (effective-user) uid) (not-private (str "belongs to another user (" uid ")")
-                                                      "the socket needs a directory of this user's")
+                                               "the socket needs a directory of this user's")
       (not= 0700 (bit-and 0777 mode)) (not-private (str "is open to other users (mode " (octal mode) ")")
                                                    (str "the socket needs a directory of its own with mode 0700, such as "
                                                         directory "/nrepl, which is made if it is not there")))))
@@ -92,7 +122,7 @@
 
 (defn in-private-directory
   "The path of a socket, its directory checked, and made if it is not there and `make?`. Symbolic links on the way to the
-  directory are followed, once it is known that only root and this user could have made them.
+  directory are followed where only root and this user could have made them; the path that is returned has none.
 
   Throws `:permission` where other users could reach the socket or put another in its place, `:not-found` where the directory
   is to be made in none, `:invalid-value` for a path that no socket can have.
@@ -102,19 +132,18 @@
   (let [path (path-of text)
         directory (.getParent path)]
     (when-not (and (.isAbsolute path) directory (= path (.normalize path)) (.getParent directory))
-      (refuse :invalid-value (str "Not a place for a socket: " (pr-str (str text))) text
+      (refuse :invalid-value (str "Not a place for a socket: " (pr-str (error/shown (str text)))) text
               "it is an absolute path, without \"..\", to a file in a directory that is the socket's own"))
-    (when (< (long longest-path) (alength (.getBytes (str path))))
-      (refuse :invalid-value (str "The path of the socket is longer than " longest-path " bytes: " path) text nil))
-    (check-above directory)
-    (let [real (.resolve (.toRealPath (.getParent directory) (make-array LinkOption 0)) (.getFileName directory))]
-      (check-above real)
+    (let [real (.resolve (real-directory (.getParent directory) directory) (.getFileName directory))
+          socket (.resolve real (.getFileName path))]
+      (when (< (long longest-path) (alength (.getBytes (str socket))))
+        (refuse :invalid-value (str "The path of the socket is longer than " longest-path " bytes: " socket) socket nil))
       (when (and make? (nil? (status real)))
         (make real))
       (when-not (status real)
         (refuse :not-found (str "There is no directory " directory) directory nil))
       (check-private real)
-      (.resolve real (.getFileName path)))))
+      socket)))
 
 ;; --- the name
 

@@ -111,21 +111,33 @@
       (own (link (io/file sticky "theirs") real))
       (is (= [:permission (str "~/sticky/theirs belongs to another user (65534), who could put something else in the place of "
                                "~/sticky/theirs/own: choose another place")]
-             (refusal home (str sticky "/theirs/own/nrepl.sock")))))))
+             (refusal home (str sticky "/theirs/own/nrepl.sock"))))
+      (testing "also where a link of this user's leads through another's"
+        (link (io/file home "through") (io/file sticky "theirs"))
+        (is (= :permission (first (refusal home (str home "/through/own/nrepl.sock"))))))
+      (testing "relative ones, and those that lead upwards"
+        (Files/createSymbolicLink (path (io/file real "up")) (place/path-of "../mine/../real/.") (make-array FileAttribute 0))
+        (is (= (path (io/file real "own" "nrepl.sock")) (place/in-private-directory (str home "/mine/up/own/nrepl.sock") true))))
+      (testing "not those that go round"
+        (link (io/file home "a") (io/file home "b"))
+        (link (io/file home "b") (io/file home "a"))
+        (is (= [:invalid-value "Too many symbolic links on the way to ~/a/own"]
+               (refusal home (str home "/a/own/nrepl.sock"))))))))
 
 (deftest a-file-in-the-place-of-the-directory-is-refused
   (with-home [home]
     (spit (io/file home "file") "x")
     (is (= [:permission "~/file is no directory: the socket needs a directory of its own"]
-           (refusal home (str home "/file/nrepl.sock"))))))
+           (refusal home (str home "/file/nrepl.sock"))))
+    (is (= [:not-found "~/file is no directory"] (refusal home (str home "/file/own/nrepl.sock"))))))
 
 (deftest what-no-socket-can-have-is-no-place
   (with-home [home]
-    (doseq [bad ["nrepl.sock" "" "/" "/nrepl.sock" (str home "/../x/nrepl.sock") (str home "/x/..")]]
+    (doseq [bad ["nrepl.sock" "" "/" "/nrepl.sock" (str home "/../x/nrepl.sock") (str home "/x/..") (str home "/x\u0000/y")]]
       (is (= :invalid-value (first (refusal home bad))) bad))
     (is (re-find #"^The path of the socket is longer than 107 bytes: "
                  (second (refusal home (str home "/" (apply str (repeat 60 "ü")) "/s")))))
-    (is (= [:not-found "There is no directory ~/a/b"] (refusal home (str home "/a/b/c/nrepl.sock"))))))
+    (is (= [:not-found "There is no directory ~/a"] (refusal home (str home "/a/b/c/nrepl.sock"))))))
 
 ;; --- the name
 
