@@ -9,7 +9,7 @@
             [bpfmap.codec.network :as network]
             [bpfmap.codec.scalar :as scalar]
             [bpfmap.type.node :as node])
-  (:import (bpfmap.sys Codec)))
+  (:import (bpfmap.sys Codec Integers)))
 
 (set! *warn-on-reflection* true)
 
@@ -38,6 +38,16 @@
 (defn- of-node [node path]
   ((makers (:kind node)) node path of-node))
 
+(deftype ^:private TypeCodec [^Codec compiled ^long integers type]
+  Codec
+  (size [_] (.size compiled))
+  (total [_] (.total compiled))
+  (integers [_] (int integers))
+  (encode [_ value memory offset] (Integers/write (int integers) compiled value memory offset))
+  (decode [_ memory offset] (Integers/read (int integers) compiled memory offset))
+  Object
+  (toString [_] (str "codec of " (pr-str type) ", " (.size compiled) " bytes")))
+
 (defn codec
   "Compiles a type to a `bpfmap.sys.Codec`.
 
@@ -49,9 +59,4 @@
   (^Codec [type path] (codec type nil path))
   (^Codec [type types path]
    (let [^Codec compiled (of-node (node/node type types path) path)]
-     (reify Codec
-       (size [_] (.size compiled))
-       (total [_] (.total compiled))
-       (encode [_ value memory offset] (.encode compiled value memory offset))
-       (decode [_ memory offset] (.decode compiled memory offset))
-       (toString [_] (str "codec of " (pr-str type) ", " (.size compiled) " bytes"))))))
+     (TypeCodec. compiled (.integers compiled) type))))

@@ -135,6 +135,10 @@
   [op]
   (abilities op op))
 
+(def made-of-others
+  "The operations that are made of one of [[operations]]; see [[ability]]."
+  (set (keys abilities)))
+
 (def ^:private keyed-instead
   "What to do with a map that has keys instead of what one without them does."
   {:push! "it has keys; use put!"

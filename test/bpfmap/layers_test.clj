@@ -14,7 +14,7 @@
   [[1 #"bpfmap\.(bytes|error|errno|isa|asm|syscalls|(rules|spec|type|codec|btf)(\..*)?)"]
    [2 #"bpfmap\.(impl\..*|feature|prog|memory)"]
    [3 #"bpfmap\.(core|host)"]
-   [4 #"bpfmap\.(cli|exec|tool|pod|nrepl)(\..*)?"]])
+   [4 #"bpfmap\.(cli|exec|tool|pod|nrepl|launcher)(\..*)?"]])
 
 (defn- layer [ns-name]
   (some (fn [[n pattern]] (when (re-matches pattern (str ns-name)) n)) layers))
@@ -70,7 +70,7 @@
       (is (of-clojure required) (str ns " requires " required)))))
 
 (deftest the-kernel-is-called-from-one-place
-  (let [harmless #{"bpfmap.sys.Bytes" "bpfmap.sys.Codec" "bpfmap.sys.Fd"}
+  (let [harmless #{"bpfmap.sys.Bytes" "bpfmap.sys.Codec" "bpfmap.sys.Fd" "bpfmap.sys.Integers"}
         ;; A mapped range and what reads and writes memory: they call the kernel to unmap, and for nothing else.
         of-memory #{"bpfmap.sys.Region" "bpfmap.sys.Atomics" "bpfmap.sys.Blocks" "bpfmap.sys.Streams"
                     "bpfmap.sys.Streams$Failures"}]
@@ -145,6 +145,23 @@
     (is (str/includes? out "Initializing 'clojure/core__init'") "the log does say what is initialised")
     (is (not (re-find #"Initializing 'bpfmap/sys/Native'" out)))
     (is (not (re-find #"Initializing 'bpfmap/sys/Fd'" out)))))
+
+(deftest a-namespace-loads-nothing-that-it-does-not-need
+  ;; With everything within reach: what is loaded was asked for. Each line has the namespaces that a require added.
+  (let [nss '[bpfmap.core bpfmap.host bpfmap.feature bpfmap.prog bpfmap.btf bpfmap.type bpfmap.cli]
+        {:keys [exit out err]} (java "-cp" (System/getProperty "java.class.path") "clojure.main" "-e"
+                                     (str "(doseq [n '" (pr-str nss) "]"
+                                          " (let [before (set (map ns-name (all-ns)))]"
+                                          "  (require n)"
+                                          "  (println (pr-str (vec (remove before (map ns-name (all-ns))))))))"))
+        [of-core :as loaded] (map (comp set edn/read-string) (str/split-lines out))]
+    (is (= [0 ""] [exit err]))
+    (is (contains? of-core 'bpfmap.impl.store))
+    (is (not-any? of-core '[bpfmap.asm bpfmap.isa bpfmap.prog bpfmap.feature bpfmap.impl.probe bpfmap.host])
+        "maps need no assembler, unless a kernel has to be tried")
+    (doseq [[n added] (map vector nss loaded), unneeded added]
+      (is (not (re-find #"^(clojure\.test|clojure\.data\.|nrepl|org\.jline|bpfmap\.type\.generator)" (str unneeded)))
+          (str n " loads " unneeded)))))
 
 (deftest without-linux-a-call-says-so
   (let [{:keys [out exit err]} (java "-Dos.name=Plan 9" "-cp" @library-classpath "clojure.main" "-e"

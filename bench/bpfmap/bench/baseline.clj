@@ -41,28 +41,39 @@
     (delete-all dir)))
 
 (defn start
-  "Compiles the baseline and starts it on a map, by its id, with the processors for its threads. Close what it returns.
+  "Compiles the baseline and starts it with the processors for its threads. Close what it returns.
 
   Throws an ex-info with a message for the user where there is no compiler, or it refuses."
-  ^Closeable [map-id entries processors]
+  ^Closeable [processors]
   (let [dir (.toFile (Files/createTempDirectory "bpfmap-bench" (make-array FileAttribute 0)))
         program (io/file dir "baseline")]
     (try
       (compile-to program)
-      (let [running ^Process (apply process program map-id entries processors)]
+      (let [running ^Process (apply process program processors)]
         (->Baseline running (io/reader (.getInputStream running)) (io/writer (.getOutputStream running)) dir))
       (catch Throwable e
         (delete-all dir)
         (throw e)))))
 
-(defn slice
-  "Has the baseline make one slice of a row; returns `:cpu` and `:wall` in nanoseconds, and `:sum`."
-  [{:keys [^BufferedReader answers ^Writer requests]} {:keys [baseline threads count]} seed]
+(defn- ask
+  "Writes a request and returns the words of the answer."
+  [{:keys [^BufferedReader answers ^Writer requests]} & words]
   (let [answer (try
-                 (.write requests (str baseline " " threads " " count " " seed "\n"))
+                 (.write requests (str (str/join " " words) "\n"))
                  (.flush requests)
                  (.readLine answers)
                  (catch IOException _))]
     (when-not answer
-      (throw (ex-info (str "the baseline ended at " (pr-str baseline) "; its own words are above") {})))
-    (zipmap [:cpu :wall :sum] (map parse-long (str/split answer #" ")))))
+      (throw (ex-info (str "the baseline ended at " (pr-str (first words)) "; its own words are above") {})))
+    (str/split answer #" ")))
+
+(defn use-map
+  "Has the baseline open the map of a subject, by its id."
+  [c {:keys [id shape entries value-size]}]
+  (ask c "map" id (name shape) entries value-size))
+
+(defn slice
+  "Has the baseline make one slice of a row from a place in the order of the keys on; returns `:cpu` and `:wall` in
+  nanoseconds, and `:sum`."
+  [c {:keys [in-c threads count batch]} first]
+  (zipmap [:cpu :wall :sum] (map parse-long (ask c in-c threads count first batch))))

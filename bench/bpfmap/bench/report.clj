@@ -1,6 +1,6 @@
 (ns bpfmap.bench.report
-  "Measured slices to a table, and the table to a page."
-  (:require [clojure.java.io :as io]
+  "Measured slices to numbers, numbers to tables in Markdown."
+  (:require [bpfmap.bench.rows :as rows]
             [clojure.string :as str])
   (:import (java.lang.management ManagementFactory)
            (java.nio.file Files Path)
@@ -33,9 +33,8 @@
 (defn summary
   "What a row comes to, from its rounds, each of which is a sequence of pairs of slices.
 
-  A pair is `{:c ns :jvm ns :bytes b :disturbance x}`, per operation; the last
-  is wall time over processor time. The `:ratio` is that of the medians
-  of the rounds; `:low` and `:high` are the extremes of the rounds' own ratios, `:undisturbed` is a share of 1."
+  A pair is `{:c ns :jvm ns :bytes b :disturbance x}`, per operation; the last is wall time over processor time. The
+  `:ratio` is the median of the rounds' own ratios, and `:low` and `:high` are the extremes of these; `:undisturbed` is a share of 1."
   [row rounds]
   (let [pairs (apply concat rounds)
         rounds (map round rounds)
@@ -43,36 +42,29 @@
         {:keys [c jvm bytes]} (medians rounds)]
     (assoc (dissoc row :slice)
            :c c :jvm jvm :bytes bytes
-           :ratio (/ jvm c) :low (reduce min ratios) :high (reduce max ratios)
+           :ratio (median ratios) :low (reduce min ratios) :high (reduce max ratios)
            :undisturbed (/ (count (filter undisturbed? pairs)) (double (count pairs))))))
 
-;; --- text
+;; --- tables
 
-(defn- nanoseconds [x]
-  (format (if (< x 100) "%.1f" "%.0f") x))
+(defn number-shown
+  "Nanoseconds, or bytes: as many digits as mean something.
 
-(defn- bytes-shown [x]
+      (number-shown 143.27) ;=> \"143\""
+  [x]
   (cond
+    (nil? x) "–"
     (< x 0.05) "0"
-    (< x 10) (format "%.1f" x)
-    :else (format "%.0f" x)))
-
-(def ^:private columns
-  "Heading, how a summary is shown under it, and whether that is a number."
-  [["operation" :operation false]
-   ["way" :way false]
-   ["C, ns" #(nanoseconds (:c %)) true]
-   ["bpfmap, ns" #(nanoseconds (:jvm %)) true]
-   ["ratio" #(format "%.2f" (:ratio %)) true]
-   ["min–max" #(format "%.2f–%.2f" (:low %) (:high %)) true]
-   ["bytes" #(bytes-shown (:bytes %)) true]])
+    (< x 100) (format "%.1f" (double x))
+    :else (format "%,.0f" (double x))))
 
 (defn table
-  "The lines of a table in Markdown, aligned to be read as it is."
-  [summaries]
+  "The lines of a table in Markdown, aligned to be read as it is. A column is its heading, how a row is shown under it, and
+  whether that is a number."
+  [columns rows]
   (let [cells (cons (map first columns)
-                    (for [s summaries]
-                      (for [[_ show] columns] (show s))))
+                    (for [row rows]
+                      (for [[_ show] columns] (str (show row)))))
         widths (apply map (fn [& column] (reduce max (map count column))) cells)
         line (fn [row]
                (str "| "
@@ -87,13 +79,49 @@
                   "|")]
     (list* (line (first cells)) rule (map line (rest cells)))))
 
-(defn verdicts
-  "One line for each row that has a target: whether it was met."
+(defn- ratio-shown [{:keys [ratio low high] :as measured}]
+  (if measured
+    (format "%.2f (%.2f–%.2f)" ratio low high)
+    "–"))
+
+(defn- size-shown [n]
+  (format "%,d" n))
+
+(defn- map-columns
+  "The columns of the table of a map. A row there is `{:operation :way :threads :at}`: under the last are summaries by size."
+  [sizes]
+  (let [at-all (fn [shown k] (fn [{:keys [at]}] (str/join " / " (map #(shown (k (at %))) sizes))))]
+    (concat [["operation" :operation]
+             ["way" (comp rows/ways :way)]
+             ["threads" :threads true]
+             ["C, ns" (at-all number-shown :c) true]
+             ["bpfmap, ns" (at-all number-shown :jvm) true]]
+            (for [size sizes]
+              [(str "ratio, " (size-shown size)) #(ratio-shown (get-in % [:at size])) true])
+            [["bytes" #(number-shown (reduce max (map :bytes (vals (:at %))))) true]
+             ["native, KiB" (fn [{:keys [at]}]
+                              (let [known (keep :native (vals at))]
+                                (if (seq known) (format "%,d" (quot (reduce max known) 1024)) "–")))
+              true]])))
+
+(defn map-tables
+  "A heading and a table for each map, of summaries that belong to several maps, sizes and numbers of threads."
   [summaries]
-  (for [{:keys [operation way ratio bytes target]} summaries :when target]
-    (format "%s, %s: %.3f × C (at most %.2f), %s bytes (at most %d): %s"
-            operation way ratio (:ratio target) (bytes-shown bytes) (:bytes target)
-            (if (and (<= ratio (:ratio target)) (< bytes (+ (:bytes target) 0.05))) "met" "MISSED"))))
+  (let [sizes (sort (distinct (map :entries summaries)))]
+    (for [of-map (partition-by :map summaries)
+          line (concat [(str "### " (:map (first of-map)))
+                        ""
+                        (str "Times are for " (str/join " / " (map size-shown sizes)) " entries.")
+                        ""]
+                       (table (map-columns sizes)
+                              (let [at (group-by (juxt :operation :way :threads) of-map)]
+                                (for [k (distinct (map (juxt :operation :way :threads) of-map))]
+                                  (assoc (zipmap [:operation :way :threads] k)
+                                         :at (into {} (map (juxt :entries identity)) (at k))))))
+                       [""])]
+      line)))
+
+;; --- the machine
 
 (defn machine
   "What and when it is measured on, as pairs of a name and a text. The load is that before the measurement."
@@ -108,33 +136,8 @@
      ["JDK" (str (System/getProperty "java.vm.name") " " (System/getProperty "java.vm.version"))]
      ["load by others" (format "%.1f" load)]]))
 
-(defn lines
-  "The lines of a report: facts, which are pairs of a name and a text, the table, and the verdicts."
-  [facts summaries]
-  (let [share (median (map :undisturbed summaries))]
-    (concat (for [[name text] (concat facts [["undisturbed slices" (format "%.0f %%" (* 100 share))]])]
-              (str "- " name ": " text))
-            [""]
-            (table summaries)
-            (when-let [verdicts (seq (verdicts summaries))]
-              (cons "" (map #(str "- " %) verdicts))))))
-
-;; --- the page
-
-(def ^:private begin "<!-- measured: bin/clj -M:bench --write replaces what follows -->")
-(def ^:private end "<!-- /measured -->")
-
-(defn write
-  "Puts lines between the markers of a page, in place of what stood there.
-
-  Throws an ex-info with a message for the user where the page lacks the markers."
-  [file lines]
-  (let [text (slurp (io/file file))
-        from (str/index-of text begin)
-        to (str/index-of text end)]
-    (when-not (and from to (< from to))
-      (throw (ex-info (str file " lacks the lines " begin " and " end) {})))
-    (spit (io/file file)
-          (str (subs text 0 (+ from (count begin))) "\n\n"
-               (str/join "\n" lines) "\n\n"
-               (subs text to)))))
+(defn facts
+  "The lines of a list of pairs of a name and a text."
+  [pairs]
+  (for [[name text] pairs]
+    (str "- " name ": " text)))

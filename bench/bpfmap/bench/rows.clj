@@ -1,246 +1,125 @@
 (ns bpfmap.bench.rows
-  "What is measured: each row is one operation done one way, beside its counterpart in C.
+  "What is measured: each row is one operation, done one way, beside its counterpart in C.
 
-  A row's `:slice` takes the subject (see [[subject]]) on the thread that will
-  run it, and returns a function of a count and a seed that makes so many
-  operations and returns the sum that bench/baseline.c returns for the same."
-  (:require [bpfmap.bench.loops :refer [entries in-scratch low low-byte low-of-view one-if ordered passes times]]
-            [bpfmap.bytes :as bytes]
+  A way's slice takes the subject on the thread that will run it, and returns a function of a count and of a place in
+  the order of the keys, which makes so many operations and returns the sum that bench/baseline.c returns for the same."
+  (:require [bpfmap.bench.data :as data]
+            [bpfmap.bench.raw :as raw]
+            [bpfmap.bench.shapes :as shapes]
             [bpfmap.core :as bpf]
             [bpfmap.impl.store :as store])
   (:import (bpfmap.impl.store BpfMap)
-           (bpfmap.sys Abi Batch Bytes Elements Scratch)))
+           (bpfmap.sys Abi Batch Codec Elements)))
 
 (set! *warn-on-reflection* true)
-(set! *unchecked-math* :warn-on-boxed)
 
-(def spec
-  "The map that everything is measured on."
-  {:name "bpfmap_bench" :type :hash :key :u32 :value :u64 :max-entries entries})
+(def ways
+  "How it is done, in the order of the table."
+  {:arrays "raw: Elements, byte arrays"
+   :in-place "raw: Elements, in place"
+   :reader "raw: Batch"
+   :bulk "raw: Bulk"
+   :views "byte views"
+   :typed "typed"})
 
-(defn subject
-  "Fills the open map of [[spec]], and gives it in every form that a row may want.
-
-  `:typed` is the map itself, `:untyped` a handle of it whose keys and values are byte views."
-  [^BpfMap m untyped]
-  (dotimes [k entries]
-    (bpf/put! m k k))
-  {:typed m
-   :untyped untyped
-   :fd (store/descriptor m)
-   :elements (Elements. (store/descriptor m) 4 8)})
-
-;; --- layer 0, byte arrays
-
-(defn- arrays-lookup [{:keys [^Elements elements]}]
-  (let [key (byte-array 4) key-buffer (ordered key)
-        value (byte-array 8)]
-    (times [k]
-      (do (.putInt key-buffer 0 (unchecked-int k))
-          (if (zero? (.lookup elements key value Abi/BPF_ANY))
-            (low (aget value low-byte))
-            0)))))
-
-(defn- arrays-miss [{:keys [^Elements elements]}]
-  (let [key (byte-array 4) key-buffer (ordered key)
-        value (byte-array 8)]
-    (times [k]
-      (do (.putInt key-buffer 0 (unchecked-int (+ k entries)))
-          (one-if (neg? (.lookup elements key value Abi/BPF_ANY)))))))
-
-(defn- arrays-update [{:keys [^Elements elements]}]
-  (let [key (byte-array 4) key-buffer (ordered key)
-        value (byte-array 8) value-buffer (ordered value)]
-    (times [k]
-      (do (.putInt key-buffer 0 (unchecked-int k))
-          (.putLong value-buffer 0 k)
-          (one-if (zero? (.update elements key value Abi/BPF_ANY)))))))
-
-(defn- arrays-delete-insert [{:keys [^Elements elements]}]
-  (let [key (byte-array 4) key-buffer (ordered key)
-        value (byte-array 8) value-buffer (ordered value)]
-    (times [k]
-      (do (.putInt key-buffer 0 (unchecked-int k))
-          (.putLong value-buffer 0 k)
-          (one-if (and (zero? (.delete elements key))
-                       (zero? (.update elements key value Abi/BPF_ANY))))))))
-
-;; --- layer 0, in place
-
-(defn- scratch-lookup [{:keys [^Elements elements]}]
-  (let [value-at (.valueOffset elements)]
-    (in-scratch [s elements]
-      (let [memory (.-memory s)]
-        (times [k]
-          (do (Bytes/put32 memory Scratch/KEY k false)
-              (if (zero? (.lookup elements s Abi/BPF_ANY))
-                (low (Bytes/get64 memory value-at false))
-                0)))))))
-
-(defn- scratch-miss [{:keys [^Elements elements]}]
-  (in-scratch [s elements]
-    (let [memory (.-memory s)]
-      (times [k]
-        (do (Bytes/put32 memory Scratch/KEY (+ k entries) false)
-            (one-if (neg? (.lookup elements s Abi/BPF_ANY))))))))
-
-(defn- scratch-update [{:keys [^Elements elements]}]
-  (let [value-at (.valueOffset elements)]
-    (in-scratch [s elements]
-      (let [memory (.-memory s)]
-        (times [k]
-          (do (Bytes/put32 memory Scratch/KEY k false)
-              (Bytes/put64 memory value-at k false)
-              (one-if (zero? (.update elements s Abi/BPF_ANY)))))))))
-
-(defn- scratch-delete-insert [{:keys [^Elements elements]}]
-  (let [value-at (.valueOffset elements)]
-    (in-scratch [s elements]
-      (let [memory (.-memory s)]
-        (times [k]
-          (do (Bytes/put32 memory Scratch/KEY k false)
-              (Bytes/put64 memory value-at k false)
-              (one-if (and (zero? (.delete elements s))
-                           (zero? (.update elements s Abi/BPF_ANY))))))))))
-
-(defn- scratch-walk [{:keys [^Elements elements]}]
-  (let [value-at (.valueOffset elements)]
-    (in-scratch [s elements]
-      (let [memory (.-memory s)]
-        (fn ^long [^long count ^long _seed]
-          (loop [i 0 first? true sum 0]
-            (cond
-              (== i count) sum
-              (neg? (.nextKey elements s first?)) (recur i true sum)
-              :else
-              (do (Bytes/put32 memory Scratch/KEY (Bytes/getU32 memory value-at false) false)
-                  (recur (inc i) false
-                         (if (zero? (.lookup elements s Abi/BPF_ANY))
-                           (+ sum (low (Bytes/get64 memory value-at false)))
-                           sum))))))))))
-
-(defn- batch-reader [{:keys [fd]}]
-  (passes
-    (with-open [reader (Batch. fd Abi/BPF_MAP_LOOKUP_BATCH 4 8 entries 0 4096)]
-      (loop [sum 0]
-        (let [n (.read reader)]
-          (if (zero? n)
-            sum
-            (let [values (.values reader)]
-              (recur (long (loop [i 0 sum sum]
-                             (if (< i n)
-                               (recur (inc i) (+ sum (low (Bytes/get64 values (* 8 i) false))))
-                               sum)))))))))))
-
-;; --- bpfmap.core
-
-(defmacro ^:private view
-  "A new byte view of what the array holds now, as a caller would bring one."
-  [array]
-  `(bytes/wrap (aclone ~array)))
-
-(defn- untyped-lookup [{m :untyped}]
-  (let [key (byte-array 4) key-buffer (ordered key)]
-    (times [k]
-      (do (.putInt key-buffer 0 (unchecked-int k))
-          (low-of-view (bpf/lookup m (view key)))))))
-
-(defn- untyped-miss [{m :untyped}]
-  (let [key (byte-array 4) key-buffer (ordered key)]
-    (times [k]
-      (do (.putInt key-buffer 0 (unchecked-int (+ k entries)))
-          (one-if (nil? (bpf/lookup m (view key))))))))
-
-(defn- untyped-put [{m :untyped}]
-  (let [key (byte-array 4) key-buffer (ordered key)
-        value (byte-array 8) value-buffer (ordered value)]
-    (times [k]
-      (do (.putInt key-buffer 0 (unchecked-int k))
-          (.putLong value-buffer 0 k)
-          (one-if (identical? m (bpf/put! m (view key) (view value))))))))
-
-(defn- untyped-delete-put [{m :untyped}]
-  (let [key (byte-array 4) key-buffer (ordered key)
-        value (byte-array 8) value-buffer (ordered value)]
-    (times [k]
-      (do (.putInt key-buffer 0 (unchecked-int k))
-          (.putLong value-buffer 0 k)
-          (let [deleted? (bpf/delete! m (view key))]
-            (bpf/put! m (view key) (view value))
-            (one-if deleted?))))))
-
-(defn- typed-lookup [{m :typed}]
-  (times [k] (low (bpf/lookup m k))))
-
-(defn- typed-miss [{m :typed}]
-  (times [k] (one-if (nil? (bpf/lookup m (+ k entries))))))
-
-(defn- typed-put [{m :typed}]
-  (times [k] (one-if (identical? m (bpf/put! m k k)))))
-
-(defn- typed-delete-put [{m :typed}]
-  (times [k]
-    (let [deleted? (bpf/delete! m k)]
-      (bpf/put! m k k)
-      (one-if deleted?))))
-
-(defn- typed-reduce [{m :typed}]
-  (passes (reduce (fn [sum entry] (+ (long sum) (low (val entry)))) 0 m)))
-
-(defn- typed-reduce-kv [{m :typed}]
-  (passes (reduce-kv (fn [sum _ value] (+ (long sum) (low value))) 0 m)))
-
-(defn- untyped-reduce [{m :untyped}]
-  (passes (reduce (fn [sum entry] (+ (long sum) (low-of-view (val entry)))) 0 m)))
-
-(defn- typed-walk [{m :typed}]
-  (passes (store/reduce-entries m (fn [sum _ value] (+ (long sum) (low value))) 0 :walk)))
-
-;; --- the table
-
-(def ^:private raw-target {:ratio 1.15 :bytes 0})
+;; Operations per slice: so many that a slice takes some milliseconds, and of what deletes, no more than there are.
+(defn- five-thousand [_entries _threads] 5000)
+(defn- at-most-all [entries threads] (min 5000 (quot entries threads)))
+(defn- from-the-beginning [entries _threads] (min 5000 entries))
+(defn- whole [at-least] (fn [entries _threads] (* entries (max 1 (quot at-least entries)))))
+(defn- handles [_entries _threads] 100)
+(defn- creations [entries _threads] (max 1 (min 50 (quot 100000 entries))))
 
 (def ^:private table
-  "Operation, its name in C, threads, operations per slice; then each way of doing it, and the target if there is one."
-  [["lookup, hit" "lookup-hit" 1 10000
-    ["Elements, byte arrays" arrays-lookup raw-target]
-    ["Elements, in place" scratch-lookup raw-target]
-    ["lookup, bytes" untyped-lookup]
-    ["lookup, typed" typed-lookup]]
-   ["lookup, miss" "lookup-miss" 1 10000
-    ["Elements, byte arrays" arrays-miss]
-    ["Elements, in place" scratch-miss]
-    ["lookup, bytes" untyped-miss]
-    ["lookup, typed" typed-miss]]
-   ["update" "update" 1 10000
-    ["Elements, byte arrays" arrays-update]
-    ["Elements, in place" scratch-update]
-    ["put!, bytes" untyped-put]
-    ["put!, typed" typed-put]]
-   ["delete and insert" "delete-insert" 1 5000
-    ["Elements, byte arrays" arrays-delete-insert]
-    ["Elements, in place" scratch-delete-insert]
-    ["delete! put!, bytes" untyped-delete-put]
-    ["delete! put!, typed" typed-delete-put]]
-   ["whole map, batches" "batch" 1 (* 4 entries)
-    ["Batch, chunks of 4096" batch-reader]
-    ["reduce, bytes" untyped-reduce]
-    ["reduce, typed" typed-reduce]
-    ["reduce-kv, typed" typed-reduce-kv]]
-   ["whole map, next key and lookup" "walk" 1 entries
-    ["Elements, in place" scratch-walk]
-    ["reduce without batches, typed" typed-walk]
-    ["reduce, typed" typed-reduce]]
-   ["lookup, hit, 2 threads" "lookup-hit" 2 10000
-    ["Elements, byte arrays" arrays-lookup]
-    ["Elements, in place" scratch-lookup]
-    ["lookup, bytes" untyped-lookup]
-    ["lookup, typed" typed-lookup]]])
+  "Operation, its name in C, operations per slice, and each way of doing it."
+  [["lookup, hit" "lookup-hit" five-thousand
+    {:arrays raw/lookup-arrays :in-place raw/lookup-in-place :views data/lookup-views :typed data/lookup-typed}]
+   ["lookup, miss" "lookup-miss" five-thousand
+    {:arrays raw/miss-arrays :in-place raw/miss-in-place :views data/miss-views :typed data/miss-typed}]
+   ["update" "update" five-thousand
+    {:arrays raw/update-arrays :in-place raw/update-in-place :views data/update-views :typed data/update-typed}]
+   ["delete" "delete" at-most-all
+    {:arrays raw/delete-arrays :in-place raw/delete-in-place :views data/delete-views :typed data/delete-typed}]
+   ["take" "take" at-most-all
+    {:arrays raw/take-arrays :in-place raw/take-in-place :views data/take-views :typed data/take-typed}]
+   ["next key and lookup" "walk" from-the-beginning
+    {:in-place raw/walk-in-place :typed data/walk-typed}]
+   ["batch read, 64 at a time" "read-batch" (whole 20000) {:reader raw/batch-reader} 64]
+   ["batch read, 1,024 at a time" "read-batch" (whole 20000) {:reader raw/batch-reader} 1024]
+   ["batch read, 16,384 at a time" "read-batch" (whole 20000) {:reader raw/batch-reader} 16384]
+   ["reduce" "read-batch" (whole 20000) {:reader raw/batch-reader :views data/reduce-views :typed data/reduce-typed} :own]
+   ["reduce-kv" "read-batch" (whole 20000) {:typed data/reduce-kv-typed} :own]
+   ["into {}" "read-batch" (whole 5000) {:typed data/into-typed} :own]
+   ["batch write" "write-batch" at-most-all {:bulk raw/write-batch :typed data/put-all-typed} 4096]
+   ["batch delete" "delete-batch" at-most-all {:bulk raw/delete-batch :typed data/delete-all-typed} 4096]
+   ["open by id, close" "open-close" handles {:views data/open-views :typed data/open-typed}]
+   ["create, close" "create-close" creations {:views data/create-views :typed data/create-typed}]])
 
-(def rows
-  "Every row: `:operation`, `:way`, `:baseline` (its name in C), `:threads`, `:count` (operations per thread and slice),
-  `:slice`, and where one is set `:target` with the highest `:ratio` to C and `:bytes` per operation."
-  (vec
-   (for [[operation baseline threads count & ways] table
-         [way slice target] ways]
-     {:operation operation :way way :baseline baseline :threads threads :count count :slice slice :target target})))
+(def ^:private slices-for
+  "How many slices make a round, by how many operations have to be made in each: long ones are steady."
+  [[20000 7] [200000 3] [Long/MAX_VALUE 1]])
+
+(def ^:private lacking
+  "What the kernel does not do on a type: an array's entries stay, and of a trie nothing is taken."
+  {:array #{"delete" "take" "delete-batch"}
+   :lpm-trie #{"take"}})
+
+(defn- own-batch
+  "How many entries `reduce` asks for at a time, once it has begun."
+  [key-size value-size entries]
+  (min entries (Batch/steadyChunk key-size value-size)))
+
+(defn rows
+  "The rows of a map with so many entries, on so many threads: what [[ways]] it has of each operation that the kernel does.
+
+  Beside `:operation`, `:way`, `:threads`, `:entries` and `:map`, each has what [[bpfmap.bench.measure/measure]] needs."
+  [{:keys [title shape spec]} entries threads]
+  (for [[operation in-c count-of ways-of batch] table
+        :when (not (contains? (lacking (:type spec)) in-c))
+        way (keys ways)
+        :let [slice (ways-of way)
+              n (count-of entries threads)]
+        :when (and slice
+                   ;; The kernel reads a trie entry by entry, each from its root: a million take many seconds.
+                   (not (and (= :prefix shape) (= "read-batch" in-c) (< 100000 entries)))
+                   ;; A per-CPU value is a vector, and typed as such.
+                   (not (and (= :percpu shape) (= "update" operation) (= :views way))))]
+    {:map title :shape shape :operation operation :way way :threads threads :entries entries
+     :in-c in-c :count n :batch batch :slice slice
+     :restores? (contains? #{"delete" "take" "delete-batch"} in-c)
+     :slices (second (first (filter #(<= n (first %)) slices-for)))}))
+
+;; --- the map of a row
+
+(defn subject
+  "Makes a map of a kind with so many entries, fills it, and returns it in every form that a row may want. Close it with [[close]].
+
+  `:typed` is the map, `:views` a handle of it whose keys and values are byte views."
+  [{:keys [title shape spec]} entries]
+  (let [spec (assoc spec :name "bpfmap_bench" :max-entries entries)
+        ^BpfMap m (bpf/create spec)
+        {:keys [id key-size] one-size :value-size} (bpf/info m)
+        as-views {:key [:bytes key-size] :value [:bytes one-size]}
+        value-size (.size ^Codec (.-value-codec m))
+        cpus (count (or (store/cpus-of m) [0]))
+        key-of (shapes/key-of shape entries)
+        value-of (shapes/value-of shape cpus)]
+    (bpf/put-all! m (eduction (map (fn [n] [(key-of n) (value-of n)])) (range entries)))
+    {:title title :shape shape :spec spec :id id :entries entries :order (shapes/order entries)
+     :typed m :views (bpf/open id as-views) :as-views as-views
+     :fd (store/descriptor m)
+     :elements (Elements. (store/descriptor m) key-size value-size)
+     :key-size key-size :value-size value-size :one-size one-size :cpus cpus
+     :key-of key-of :value-of value-of :of-value (shapes/first-number shape)
+     :own-batch (own-batch key-size value-size entries)}))
+
+(defn close
+  "Closes what [[subject]] opened."
+  [{:keys [typed views]}]
+  (bpf/close views)
+  (bpf/close typed))
+
+(defn sized
+  "A row with its batch as a number: as `reduce` reads, where the row says so."
+  [{:keys [batch] :as row} {:keys [own-batch]}]
+  (assoc row :batch (case batch :own own-batch nil 1 batch)))

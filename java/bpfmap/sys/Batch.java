@@ -18,8 +18,12 @@ import java.lang.foreign.MemorySegment;
  * is read again is known by the {@link Order} of the keys and left out.
  */
 public final class Batch implements Reader {
-    /** A chunk is about this many bytes to begin with; growth stops where it holds the whole map. */
-    private static final long CHUNK_BYTES = 256 << 10;
+    /** Bytes of the first chunk: who stops early has not read much. The second and all others fill a piece of {@link Buffers}. */
+    private static final long FIRST_BYTES = 16 << 10;
+
+    /** What errno and the attribute take before the cursors. */
+    private static final long ATTR = Native.CAPTURE_SIZE + 7 & ~7L;
+    private static final long CURSORS = ATTR + Abi.BATCH_SIZE;
 
     /** A hash may hold a few entries more than its limit, which CPUs that write at once do not see in time. */
     private static final long MORE_THAN_MOST = 1024;
@@ -39,20 +43,23 @@ public final class Batch implements Reader {
     private final long valueSize;
     private final long mostEntries;
     private final long flags;
-    private final Order order;
 
+    /** Of {@link Buffers}, or where there is none left, of the arena; the beginning of it is for errno, attribute and cursors. */
+    private final MemorySegment piece;
+    private final boolean pooled;
     private final Arena arena = Arena.ofConfined();
-    private final MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
-    private final MemorySegment attr = arena.allocate(Abi.BATCH_SIZE, 8);
-    private final MemorySegment last;
-    private boolean lastKnown;
+    private final MemorySegment capture;
+    private final MemorySegment attr;
+    private final Seen seen;
     private long cursor;
     private long nextCursor;
 
+    /** Only for a chunk that does not fit into the piece. */
     private Arena chunkArena;
     private MemorySegment keys;
     private MemorySegment values;
     private long capacity;
+    private long steady;
     private boolean begun;
     private boolean ended;
 
@@ -66,11 +73,12 @@ public final class Batch implements Reader {
      * @param order of the keys
      */
     public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, Order order) {
-        this(fd, command, keySize, valueSize, maxEntries, flags, order, Math.max(1, CHUNK_BYTES / (keySize + valueSize)));
+        this(fd, command, keySize, valueSize, maxEntries, flags, order, FIRST_BYTES / (keySize + valueSize));
+        steady = Math.min(steadyChunk(keySize, valueSize), maxEntries);
     }
 
     /**
-     * @param entries how many entries to ask for at a time, to begin with
+     * @param entries how many entries to ask for at a time
      */
     public Batch(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, Order order, long entries) {
         this.fd = fd;
@@ -79,27 +87,55 @@ public final class Batch implements Reader {
         this.valueSize = valueSize;
         this.mostEntries = maxEntries + MORE_THAN_MOST;
         this.flags = flags;
-        this.order = order;
-        this.last = arena.allocate(Math.max(keySize, 1), 8);
-        this.cursor = arena.allocate(Math.max(keySize, SMALLEST_CURSOR), 8).address();
-        this.nextCursor = arena.allocate(Math.max(keySize, SMALLEST_CURSOR), 8).address();
+        MemorySegment free = headSize(keySize) <= Buffers.SIZE ? Buffers.take() : null;
+        pooled = free != null;
+        piece = pooled ? free : arena.allocate(Math.max(Buffers.SIZE, headSize(keySize)), 64);
+        capture = piece.asSlice(0, Native.CAPTURE_SIZE);
+        attr = piece.asSlice(ATTR, Abi.BATCH_SIZE);
+        cursor = piece.address() + CURSORS;
+        nextCursor = cursor + cursorSize(keySize);
+        seen = new Seen(order, keySize, valueSize, piece.asSlice(CURSORS + 2 * cursorSize(keySize), keySize));
         allocate(Math.clamp(entries, 1, Math.max(1, maxEntries)));
     }
 
+    private static long cursorSize(long keySize) {
+        return Math.max(keySize, SMALLEST_CURSOR) + 7 & ~7L;
+    }
+
+    private static long headSize(long keySize) {
+        return CURSORS + 3 * cursorSize(keySize);
+    }
+
+    /** How many entries are asked for at a time after the first chunk, if nothing else is said. */
+    public static long steadyChunk(long keySize, long valueSize) {
+        return Math.max(1, (Buffers.SIZE - headSize(keySize) - 8) / (keySize + valueSize));
+    }
+
+    /** Finds room for a chunk of so many entries: in the piece, or where it is too small, elsewhere. */
     private void allocate(long entries) {
         if (chunkArena != null) {
             chunkArena.close();
+            chunkArena = null;
         }
-        chunkArena = Arena.ofConfined();
         capacity = entries;
-        keys = chunkArena.allocate(entries * keySize, 8);
-        values = chunkArena.allocate(entries * valueSize, 8);
+        long keysEnd = headSize(keySize) + entries * keySize + 7 & ~7L;
+        if (keysEnd + entries * valueSize <= piece.byteSize()) {
+            keys = piece.asSlice(headSize(keySize), entries * keySize);
+            values = piece.asSlice(keysEnd, entries * valueSize);
+        } else {
+            chunkArena = Arena.ofConfined();
+            keys = chunkArena.allocate(entries * keySize, 8);
+            values = chunkArena.allocate(entries * valueSize, 8);
+        }
     }
 
     @Override
     public int read() {
         int attempts = 0;
         long patience = PATIENCE + 2 * mostEntries / capacity;
+        if (begun && capacity < steady) {
+            allocate(steady);
+        }
         while (!ended) {
             int result = call();
             int count = attr.get(JAVA_INT, Abi.BATCH_COUNT);
@@ -127,7 +163,7 @@ public final class Batch implements Reader {
             long used = cursor;
             cursor = nextCursor;
             nextCursor = used;
-            int fresh = order == Order.NONE ? count : fresh(count);
+            int fresh = seen.fresh(keys, values, count);
             if (fresh > 0) {
                 return fresh;
             }
@@ -136,24 +172,6 @@ public final class Batch implements Reader {
             }
         }
         return 0;
-    }
-
-    /** Moves what comes after the last entry that was seen to the front of the chunk; returns how many those are. */
-    private int fresh(int count) {
-        int fresh = 0;
-        for (int i = 0; i < count; i++) {
-            if (lastKnown && !order.after(keys, i * keySize, last, 0, keySize)) {
-                continue;
-            }
-            MemorySegment.copy(keys, i * keySize, last, 0, keySize);
-            lastKnown = true;
-            if (fresh < i) {
-                MemorySegment.copy(keys, i * keySize, keys, fresh * keySize, keySize);
-                MemorySegment.copy(values, i * valueSize, values, fresh * valueSize, valueSize);
-            }
-            fresh++;
-        }
-        return fresh;
     }
 
     private int call() {
@@ -186,8 +204,16 @@ public final class Batch implements Reader {
 
     @Override
     public void close() {
+        if (chunkArena != null) {
+            chunkArena.close();
+            chunkArena = null;
+        }
+        arena.close(); // throws where it was closed before, so that no piece is given back twice
+        if (pooled) {
+            Buffers.give(piece);
+        }
         ended = true;
-        chunkArena.close();
-        arena.close();
+        keys = null;
+        values = null;
     }
 }

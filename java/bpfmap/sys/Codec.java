@@ -22,4 +22,9 @@ public interface Codec {
     default boolean total() {
         return true;
     }
+
+    /** The kind of its values, where they are integers that {@link Integers} can read and write without it. */
+    default int integers() {
+        return Integers.NONE;
+    }
 }

@@ -4,6 +4,7 @@ import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.MemorySegment;
+import java.util.concurrent.atomic.AtomicLong;
 
 /**
  * The element operations of one open map: one system call each, and no allocation.
@@ -23,6 +24,11 @@ public final class Elements {
     private final long keySize;
     private final long valueSize;
     private final long valueOffset;
+
+    /** Names these operations in a {@link Scratch}, which must not keep a leaked map from being collected. */
+    private final long id = IDS.incrementAndGet();
+
+    private static final AtomicLong IDS = new AtomicLong();
 
     /**
      * @param fd the open map
@@ -50,22 +56,29 @@ public final class Elements {
 
     /** Reads the value of the key, in place. Of a bloom filter, asks for the value that is there. */
     public int lookup(Scratch s, long flags) {
-        return call(Abi.BPF_MAP_LOOKUP_ELEM, s, valueOffset, flags);
+        return call(Abi.BPF_MAP_LOOKUP_ELEM, s, flags);
     }
 
     /** Reads the value of the key and deletes both, in place. Since Linux 5.14 for hash maps. */
     public int lookupAndDelete(Scratch s, long flags) {
-        return call(Abi.BPF_MAP_LOOKUP_AND_DELETE_ELEM, s, valueOffset, flags);
+        return call(Abi.BPF_MAP_LOOKUP_AND_DELETE_ELEM, s, flags);
     }
 
     /** Writes the value of the key. */
     public int update(Scratch s, long flags) {
-        return call(Abi.BPF_MAP_UPDATE_ELEM, s, valueOffset, flags);
+        return call(Abi.BPF_MAP_UPDATE_ELEM, s, flags);
+    }
+
+    private int call(int command, Scratch s, long flags) {
+        if (s.flags != flags) {
+            s.setFlags(flags);
+        }
+        return call(command, s, Abi.ELEM_FLAGS + 8);
     }
 
     /** Deletes the key and its value. */
     public int delete(Scratch s) {
-        return call(Abi.BPF_MAP_DELETE_ELEM, s, 0, 0);
+        return call(Abi.BPF_MAP_DELETE_ELEM, s, Abi.ELEM_KEY + 8); // the kernel refuses a value
     }
 
     /**
@@ -74,34 +87,46 @@ public final class Elements {
      * @param first ignore the key and begin at the first
      */
     public int nextKey(Scratch s, boolean first) {
-        MemorySegment memory = s.memory;
+        if (!first) {
+            return call(Abi.BPF_MAP_GET_NEXT_KEY, s, Abi.ELEM_VALUE + 8); // next_key lies in the place of the value
+        }
         int number = fd.acquire();
         try {
-            memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD, number);
-            memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD + 4, 0);
-            memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_KEY, first ? 0 : s.address + Scratch.KEY);
-            memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_NEXT_KEY, s.address + valueOffset);
-            return (int) Native.bpf(
-                s.capture, Abi.BPF_MAP_GET_NEXT_KEY, s.address + Scratch.ATTR, Abi.ELEM_FLAGS);
+            prepare(s, number, 0);
+            s.preparedFor = 0;
+            return makeCall(Abi.BPF_MAP_GET_NEXT_KEY, s, Abi.ELEM_VALUE + 8);
         } finally {
             fd.release();
         }
     }
 
-    private int call(int command, Scratch s, long value, long flags) {
-        MemorySegment memory = s.memory;
+    /**
+     * Makes a call with so many bytes of the attribute. All but the flags is the same in each call; a call that follows
+     * another of the same map on the same thread writes nothing.
+     */
+    private int call(int command, Scratch s, int size) {
         int number = fd.acquire();
         try {
-            memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD, number);
-            memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD + 4, 0);
-            // A map without keys refuses a pointer to one.
-            memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_KEY, keySize == 0 ? 0 : s.address + Scratch.KEY);
-            memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_VALUE, value == 0 ? 0 : s.address + value);
-            memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_FLAGS, flags);
-            return (int) Native.bpf(s.capture, command, s.address + Scratch.ATTR, Abi.ELEM_FLAGS + 8);
+            if (s.preparedFor != id) {
+                // A map without keys refuses a pointer to one.
+                prepare(s, number, keySize == 0 ? 0 : s.address + Scratch.KEY);
+            }
+            return makeCall(command, s, size);
         } finally {
             fd.release();
         }
+    }
+
+    private static int makeCall(int command, Scratch s, int size) {
+        return (int) Native.bpf(s.capture, command, s.address + Scratch.ATTR, size);
+    }
+
+    private void prepare(Scratch s, int number, long key) {
+        MemorySegment memory = s.memory;
+        memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD, number);
+        memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_KEY, key);
+        memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_VALUE, s.address + valueOffset);
+        s.preparedFor = id;
     }
 
     /** Reads the value of the key into {@code value}. */

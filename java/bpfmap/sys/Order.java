@@ -25,6 +25,12 @@ public enum Order {
         public boolean after(MemorySegment a, long atA, MemorySegment b, long atB, long size) {
             return Bytes.getU32(a, atA, false) > Bytes.getU32(b, atB, false);
         }
+
+        // Had the kernel begun anew in between, the last would be smaller.
+        @Override
+        boolean unbroken(MemorySegment keys, int count, long size) {
+            return Bytes.getU32(keys, (count - 1) * size, false) - Bytes.getU32(keys, 0, false) == count - 1;
+        }
     },
 
     /**
@@ -48,6 +54,11 @@ public enum Order {
             return bitsOfA < bitsOfB;
         }
     };
+
+    /** Whether so many keys are known to come one after the other, without looking at each. */
+    boolean unbroken(MemorySegment keys, int count, long size) {
+        return false;
+    }
 
     /** Whether one key comes after another: both of {@code size} bytes, at an offset of a segment. */
     public abstract boolean after(MemorySegment a, long atA, MemorySegment b, long atB, long size);

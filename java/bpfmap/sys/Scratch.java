@@ -1,5 +1,7 @@
 package bpfmap.sys;
 
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.concurrent.ConcurrentLinkedQueue;
@@ -30,6 +32,10 @@ public final class Scratch {
 
     final long address;
     final MemorySegment capture;
+    /** Which {@link Elements} the attribute has been filled in for, and the flags that stand in it. */
+    long preparedFor;
+    long flags;
+
     private final Arena arena;
     private boolean pooled;
     private boolean busy;
@@ -75,6 +81,11 @@ public final class Scratch {
         }
         taken.busy = true;
         return taken;
+    }
+
+    void setFlags(long flags) {
+        memory.set(JAVA_LONG, ATTR + Abi.ELEM_FLAGS, flags);
+        this.flags = flags;
     }
 
     /** Ends the use of this memory. */

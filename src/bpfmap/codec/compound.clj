@@ -6,7 +6,7 @@
   (:require [bpfmap.codec.misfit :refer [deeper misfit]]
             [bpfmap.codec.scalar :as scalar]
             [bpfmap.error :as error])
-  (:import (bpfmap.sys Bytes Codec)
+  (:import (bpfmap.sys Bytes Codec Integers)
            (clojure.lang PersistentArrayMap PersistentHashMap PersistentVector)
            (java.lang.foreign MemorySegment)))
 
@@ -25,6 +25,7 @@
   [{:keys [type element count size]} path codec]
   ;; The element's path begins at itself; its index is known only when it fails.
   (let [^Codec of-element (codec element [])
+        kind (.integers of-element)
         n (long count)
         stride (long (:size element))
         size (long size)]
@@ -43,10 +44,7 @@
                 0 value))
       (decode [_ memory offset]
         (if (<= n 32)
-          (let [out (object-array n)]
-            (dotimes [i n]
-              (aset out i (.decode of-element memory (+ offset (* i stride)))))
-            (PersistentVector/adopt out))
+          (PersistentVector/adopt (Integers/row kind of-element (int n) stride memory offset))
           (loop [i 0 out (transient [])]
             (if (< i n)
               (recur (inc i) (conj! out (.decode of-element memory (+ offset (* i stride)))))
@@ -152,19 +150,15 @@
     (PersistentArrayMap. names-and-values)
     (PersistentHashMap/create names-and-values)))
 
-(defn- decoder
-  "A function of memory and offset to the map of all fields."
-  [fields]
-  (let [n (count fields)
-        names (object-array (map :name fields))
-        codecs (object-array (map :codec fields))
-        offsets (long-array (map :offset fields))]
-    (fn [^MemorySegment memory ^long base]
-      (let [out (object-array (* 2 n))]
-        (dotimes [i n]
-          (aset out (* 2 i) (aget names i))
-          (aset out (inc (* 2 i)) (.decode ^Codec (aget codecs i) memory (+ base (aget offsets i)))))
-        (into-map out)))))
+(defn- codecs-of
+  "The codecs of fields, as an array."
+  ^"[Lbpfmap.sys.Codec;" [fields]
+  (into-array Codec (map :codec fields)))
+
+(defn- kinds-of
+  "The kinds of integers that fields hold, as an array."
+  ^ints [fields]
+  (int-array (map #(.integers ^Codec (:codec %)) fields)))
 
 (declare encode-parts)
 
@@ -217,21 +211,6 @@
       (throw (misfit type (conj path name) value "every field has to be given" (str "the field " name " is missing")))
       x)))
 
-(defn- fields-encoder
-  "A function of a map, memory and offset that writes fields and returns how many: the common case, without choices."
-  [fields type path]
-  (let [n (count fields)
-        names (object-array (map :name fields))
-        codecs (object-array (map :codec fields))
-        offsets (long-array (map :offset fields))]
-    (fn [value ^MemorySegment memory ^long base]
-      (loop [i 0]
-        (if (< i n)
-          (let [x (field-value value (aget names i) type path)]
-            (.encode ^Codec (aget codecs i) x memory (+ base (aget offsets i)))
-            (recur (inc i)))
-          n)))))
-
 (defn- encode-parts
   "Writes parts from a map; returns how many of its keys they used."
   [parts value memory base type path]
@@ -250,30 +229,44 @@
             (str "there are " (error/list-of (take 32 known)))
             (str (pr-str (error/shown unknown)) " is not a field"))))
 
+(defn- plain-map
+  "A map whose keys compare with any name, as those of a sorted one may not; throws for what is no map."
+  [value names type path]
+  (if (map? value)
+    (into {} value)
+    (throw (misfit type path value (str "it takes a map of " (error/list-of (take 32 names)))))))
+
 (defn- compound [{:keys [type size]} path parts zero-first?]
   (let [size (long size)
         all (vec (fields parts))
         known (set (map :name all))
         in-order (map :name all)
-        decode (decoder all)
-        encode (if (some :choice parts)
-                 (fn [value memory base] (encode-parts parts value memory base type path))
-                 (fields-encoder all type path))
+        n (count all)
+        names (object-array in-order)
+        codecs (codecs-of all)
+        kinds (kinds-of all)
+        offsets (long-array (map :offset all))
+        choices? (boolean (some :choice parts))
         total? (every? #(.total ^Codec (:codec %)) all)]
     (reify Codec
       (size [_] size)
       (total [_] (boolean total?))
       (encode [_ value memory offset]
-        (when-not (map? value)
-          (throw (misfit type path value (str "it takes a map of " (error/list-of (take 32 in-order))))))
-        (when zero-first?
-          (Bytes/zero memory offset size))
-        (let [value (if (sorted? value) (into {} value) value) ; whose keys may not compare with names
-              used (encode value memory offset)]
-          (when-not (= used (count value))
-            (throw (unknown-field value known type path)))))
+        (let [value (if (and (map? value) (not (sorted? value))) value (plain-map value in-order type path))]
+          (when zero-first?
+            (Bytes/zero memory offset size))
+          (if choices?
+            (when-not (= (encode-parts parts value memory offset type path) (count value))
+              (throw (unknown-field value known type path)))
+            (loop [i 0]
+              (if (< i n)
+                (do (Integers/write (aget kinds i) (aget codecs i) (field-value value (aget names i) type path)
+                                    memory (+ offset (aget offsets i)))
+                    (recur (inc i)))
+                (when-not (== n (count value))
+                  (throw (unknown-field value known type path))))))))
       (decode [_ memory offset]
-        (decode memory offset)))))
+        (into-map (Integers/fields names kinds codecs offsets memory offset))))))
 
 (defn- covered?
   "Whether the fields write every byte, so that nothing need be zeroed first."

@@ -9,7 +9,8 @@
             [bpfmap.codec.struct-ops :as struct-ops]
             [bpfmap.error :as error]
             [bpfmap.rules :as rules])
-  (:import (bpfmap.sys Bytes Codec)))
+  (:import (bpfmap.sys Bytes Codec Integers)
+           (clojure.lang PersistentVector)))
 
 (set! *warn-on-reflection* true)
 
@@ -24,6 +25,7 @@
   "A codec of a value for each of n CPUs, as a vector in the order of the CPUs."
   ^Codec [^Codec of-one type n]
   (let [n (long n)
+        kind (.integers of-one)
         size (.size of-one)
         stride (stride size)]
     (reify Codec
@@ -49,10 +51,10 @@
                     (inc i)))
                 0 value))
       (decode [_ memory offset]
-        (loop [i 0 out (transient [])]
-          (if (< i n)
-            (recur (inc i) (conj! out (.decode of-one memory (+ offset (* i stride)))))
-            (persistent! out)))))))
+        (let [values (Integers/row kind of-one (int n) stride memory offset)]
+          (if (<= n 32)
+            (PersistentVector/adopt values)
+            (vec values)))))))
 
 (defn of-one-cpu
   "A codec of a per-CPU value for the i-th of n CPUs alone: it writes zeros for all others.

@@ -3,7 +3,7 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.codec.misfit :refer [misfit]])
   (:import (bpfmap.bytes ByteView)
-           (bpfmap.sys Bytes Codec)
+           (bpfmap.sys Bytes Codec Integers)
            (clojure.lang BigInt)
            (java.nio ByteBuffer CharBuffer)
            (java.nio.charset CharacterCodingException StandardCharsets)))
@@ -28,9 +28,10 @@
 
 (defmacro ^:private integer-codec
   "A codec whose every value fits a Long: the common case is one range check and one store."
-  [type path size low high [get & get-args] [put & put-args]]
+  [type path size low high [get & get-args] [put & put-args] kind]
   `(reify Codec
      (size [_#] ~size)
+     (integers [_#] ~kind)
      (encode [_# value# memory# offset#]
        ;; Two comparisons of two numbers: Clojure inlines those, and calls a function that boxes for one of three.
        (if (and (instance? Long value#) (<= ~low (.longValue ^Long value#)) (<= (.longValue ^Long value#) ~high))
@@ -40,9 +41,11 @@
        (~get memory# offset# ~@get-args))))
 
 (defn- u64-codec [type path swap]
-  (let [swap (boolean swap)]
+  (let [swap (boolean swap)
+        kind (Integers/kind 8 false swap)]
     (reify Codec
       (size [_] 8)
+      (integers [_] kind)
       (encode [_ value memory offset]
         (if (and (instance? Long value) (<= 0 (.longValue ^Long value)))
           (Bytes/put64 memory offset (.longValue ^Long value) swap)
@@ -78,16 +81,17 @@
 (defn integer
   "The codec of an integer's node."
   [{:keys [type size signed? order]} path]
-  (let [swap (boolean (swapped? order))]
+  (let [swap (boolean (swapped? order))
+        kind (Integers/kind (long size) (boolean signed?) swap)]
     (case [size (boolean signed?)]
-      [1 false] (integer-codec type path 1 0 255 (Bytes/getU8) (Bytes/put8))
-      [1 true] (integer-codec type path 1 -128 127 (Bytes/getS8) (Bytes/put8))
-      [2 false] (integer-codec type path 2 0 65535 (Bytes/getU16 swap) (Bytes/put16 swap))
-      [2 true] (integer-codec type path 2 -32768 32767 (Bytes/getS16 swap) (Bytes/put16 swap))
-      [4 false] (integer-codec type path 4 0 4294967295 (Bytes/getU32 swap) (Bytes/put32 swap))
-      [4 true] (integer-codec type path 4 -2147483648 2147483647 (Bytes/getS32 swap) (Bytes/put32 swap))
+      [1 false] (integer-codec type path 1 0 255 (Bytes/getU8) (Bytes/put8) kind)
+      [1 true] (integer-codec type path 1 -128 127 (Bytes/getS8) (Bytes/put8) kind)
+      [2 false] (integer-codec type path 2 0 65535 (Bytes/getU16 swap) (Bytes/put16 swap) kind)
+      [2 true] (integer-codec type path 2 -32768 32767 (Bytes/getS16 swap) (Bytes/put16 swap) kind)
+      [4 false] (integer-codec type path 4 0 4294967295 (Bytes/getU32 swap) (Bytes/put32 swap) kind)
+      [4 true] (integer-codec type path 4 -2147483648 2147483647 (Bytes/getS32 swap) (Bytes/put32 swap) kind)
       [8 false] (u64-codec type path swap)
-      [8 true] (integer-codec type path 8 Long/MIN_VALUE Long/MAX_VALUE (Bytes/get64 swap) (Bytes/put64 swap))
+      [8 true] (integer-codec type path 8 Long/MIN_VALUE Long/MAX_VALUE (Bytes/get64 swap) (Bytes/put64 swap) kind)
       ([16 false] [16 true]) (wide-codec type path signed? swap))))
 
 (defn pointer

@@ -2,7 +2,6 @@
   "How an open map comes to be: created from a spec, or opened by what names it."
   (:require [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
-            [bpfmap.feature :as feature]
             [bpfmap.impl.comparing :as comparing]
             [bpfmap.impl.many :as many]
             [bpfmap.impl.mapped :as mapped]
@@ -86,7 +85,7 @@
   (let [template (some-> inner-map (assoc :token token) (create-bare facts) :fd)]
     (try
       (typing/create-with-btf (assoc spec :name (spec/kernel-name name) :inner-map template)
-                              (assoc facts :unsupported (delay (feature/unsupported spec))))
+                              (assoc facts :unsupported (delay ((requiring-resolve 'bpfmap.feature/unsupported) spec))))
       (finally (some-> template sys/close)))))
 
 (def ^:private access-of-flags

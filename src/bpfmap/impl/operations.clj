@@ -4,7 +4,6 @@
   (:require [bpfmap.codec :as codec]
             [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
-            [bpfmap.feature :as feature]
             [bpfmap.impl.memory.direct :as direct :refer [or-elsewhere]]
             [bpfmap.impl.store :as store :refer [operating with-entry with-key]]
             [bpfmap.impl.sys :as sys]
@@ -115,7 +114,7 @@
   (let [{:keys [value types value-size key-size] :as spec} (store/spec-of m)
         cpus (store/cpus-of m)]
     (cond
-      (:supported? (feature/element-flag :cpu))
+      (:supported? ((requiring-resolve 'bpfmap.feature/element-flag) :cpu)) ; loads an assembler, for the tries
       (el/write (el/elements (store/descriptor m) key-size value-size) (.-key-codec m) (codec/codec value types [:value])
                 k v (bit-or (long flags) (el/cpu cpu)) m op)
       (el/only-new? flags)
@@ -126,26 +125,31 @@
                          (:since (:cpu rules/element-flags)) "; writing those of all CPUs for it would undo what programs count on the others "
                          "meanwhile; write a whole vector, or {:cpus :all}")))))
 
+(defn- write-plain [^BpfMap m op flags k v]
+  (with-entry [m op k v]
+    (el/write (.-elements m) (.-key-codec m) (.-value-codec m) k v flags m op)))
+
+(defn- write-with [^BpfMap m op flags k v options]
+  (let [flags (bit-or (long flags) (long (check-options m op options)))
+        v (spread m v options)]
+    (if (contains? options :cpu)
+      (write-cpu m op k v flags (:cpu options))
+      (write-plain m op flags k v))))
+
 (defn write
   "Writes an entry under `any`, `no-exist` or `exist`; whether it was written."
   [^BpfMap m op flags k v options]
   (operating [m op]
     (if (nil? options)
       (or-elsewhere (direct/write (when (identical? :put! op) (.-direct m)) k v)
-        (with-entry [m op k v]
-          (el/write (.-elements m) (.-key-codec m) (.-value-codec m) k v flags m op)))
-      (let [flags (bit-or (long flags) (long (check-options m op options)))
-            v (spread m v options)]
-        (if (contains? options :cpu)
-          (write-cpu m op k v flags (:cpu options))
-          (with-entry [m op k v]
-            (el/write (.-elements m) (.-key-codec m) (.-value-codec m) k v flags m op)))))))
+        (write-plain m op flags k v))
+      (write-with m op flags k v options))))
 
 (defn not-there
   "The answers of a delete that mean that nothing is there: an empty slot, an index beyond the end, a struct_ops value
   that was unregistered before."
   [^BpfMap m]
-  (let [{:keys [index? one-index?]} (rules/types (:type (store/identity-of m)))]
+  (let [{:keys [index? one-index?]} (store/row-of m)]
     (cond
       index? el/empty-slot
       one-index? el/not-registered
@@ -154,7 +158,7 @@
 (defn beyond?
   "Whether a key is an index beyond the only one, which the kernel would take for it in a delete."
   [^BpfMap m k]
-  (and (:one-index? (rules/types (:type (store/identity-of m))))
+  (and (:one-index? (store/row-of m))
        (int? k)
        (<= 1 (long k) 0xffffffff)))
 
@@ -165,7 +169,7 @@
     (if (beyond? m k)
       false
       (with-key [m :delete! k false]
-        (el/delete (.-elements m) (.-key-codec m) k (not-there m) m :delete!)))))
+        (el/delete (.-elements m) (.-key-codec m) k not-there m :delete!)))))
 
 (defn next-key
   "The key after k in the kernel's order, or the first one; nil after the last."

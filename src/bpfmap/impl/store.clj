@@ -40,9 +40,9 @@
 
 ;; `identity` is {:id :name :type}. `refusals` maps the operations that this handle never does to [kind hint].
 ;; `elements` is nil where a type's layout is not known, `bridge` where neither key nor value is a reference, `cpus` where values
-;; are not per-CPU. `pin` is an atom with the pinned path. `mapping` is nil where a map has no memory to map, `direct` where its
-;; elements are not in it.
-(deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pin mapping direct]
+;; are not per-CPU. `pin` is an atom with the pinned path, `row` what the rules say of the type. `mapping` is nil where a map has
+;; no memory to map, `direct` where its elements are not in it.
+(deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pin row mapping direct]
   el/Origin
   (failure [_ op outcome]
     (sys/failure (described identity op) outcome
@@ -77,7 +77,7 @@
 
   IReduceInit
   (reduce [this f init]
-    (reduce-entries this (fn [acc k v] (f acc (el/entry k v))) init nil))
+    (reduce-entries this f init {:pairs? true}))
 
   IReduce
   (reduce [this f]
@@ -116,6 +116,11 @@
   ^Fd [^BpfMap m]
   (.-fd m))
 
+(defn row-of
+  "What the rules say of the map's type: its row of `bpfmap.rules.types`."
+  [^BpfMap m]
+  (.-row m))
+
 (defn cpus-of
   "The possible CPUs of a per-CPU map, ascending; nil for any other."
   [^BpfMap m]
@@ -140,19 +145,24 @@
   "Throws unless this handle does an operation."
   [^BpfMap m op]
   (check-open-map m op)
-  (when-some [[kind hint] (get (.-refusals m) (rules/ability op))]
+  (when-some [[kind hint] (get (.-refusals m) op)]
     (refuse m op kind (cond->> hint
                         (= :not-supported kind) (str "a map of type " (:type (.-identity m)) " has no " (name op) "; ")))))
 
+(defn failed
+  "What an operation throws when its body threw: an error as data, with the operation and the map."
+  ^Throwable [e op ^BpfMap m]
+  (sys/in-context e {:op op :map (.-identity m)}))
+
 (defmacro operating
-  "Runs an operation unless this handle refuses it; errors thrown get the operation and the map."
+  "Runs an operation unless this handle refuses it; errors thrown get the operation and the map. Short, for the JIT."
   [[m op] & body]
   `(do
      (check-allowed ~m ~op)
      (try
        ~@body
        (catch RuntimeException e#
-         (throw (sys/in-context e# {:op ~op :map (.-identity ~(vary-meta m assoc :tag `BpfMap))}))))))
+         (throw (failed e# ~op ~m))))))
 
 (defn- not-there?
   "Whether an error says that what a reference names does not exist."
@@ -265,23 +275,31 @@
                         (throw (broken-off m op outcome acc)))))))
 
 (defn reduce-entries
-  "Reduces over all entries with `(step acc key value)`; options are those of [[fold]]."
-  [^BpfMap m step init options]
+  "Reduces over all entries with `(step acc key value)`, or with `:pairs?` `(step acc entry)`; other options are those of [[fold]]."
+  [^BpfMap m step init {:keys [pairs?] :as options}]
   (operating [m :reduce]
-    (or-elsewhere (direct/reduce-entries (when (nil? options) (.-direct m)) step init)
-      (fold m :reduce (el/entry-step (.-key-codec m) (.-value-codec m) step) init options))))
+    (or-elsewhere (direct/reduce-entries (when (empty? (dissoc options :pairs?)) (.-direct m))
+                                         (if pairs? (fn [acc k v] (step acc (el/entry k v))) step)
+                                         init)
+      (fold m :reduce ((if pairs? el/pair-step el/entry-step) (.-key-codec m) (.-value-codec m) step) init options))))
 
 (defn snapshot-of
   "All entries, put into an empty collection."
   [m empty-coll options]
-  (persistent! (reduce-entries m (fn [acc k v] (conj! acc (el/entry k v))) (transient empty-coll) options)))
+  (persistent! (reduce-entries m conj! (transient empty-coll) (assoc options :pairs? true))))
 
 ;; --- making and reading a handle
+
+(defn- refusals
+  "What a handle refuses, by the name of each operation: those that are made of others too, so that asking is one step."
+  [type value-size access]
+  (when-some [refused (rules/refusals type value-size access)]
+    (into refused (keep (fn [op] (some->> (refused (rules/ability op)) (vector op)))) rules/made-of-others)))
 
 (defn handle
   "An open map of a descriptor, its identity and its spec. Elements are usable where the type's layout is known."
   ^BpfMap [fd {:keys [id type value-size]} spec access path]
-  (let [{:keys [ops per-cpu?]} (rules/types type)
+  (let [{:keys [ops per-cpu?] :as row} (rules/types type)
         cpus (when per-cpu? (sys/possible-cpus))
         key-codec (when (seq ops) (element/key spec))
         value-codec (when (seq ops) (element/value spec (count cpus)))
@@ -289,10 +307,10 @@
         identity {:id id :name (str (:name spec)) :type type}
         mapping (mapping/mapping fd identity spec access)]
     (BpfMap. fd identity spec access
-             (rules/refusals type value-size access)
+             (refusals type value-size access)
              (when (seq ops) (el/elements fd (size key-codec) (size value-codec)))
              key-codec value-codec (reference/bridge spec) cpus
-             (atom path) mapping
+             (atom path) row mapping
              (when (and mapping value-codec) (direct/layout mapping key-codec value-codec spec)))))
 
 (defn clone

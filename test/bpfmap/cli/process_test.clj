@@ -6,7 +6,7 @@
             [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [deftest is]])
+            [clojure.test :refer [deftest is use-fixtures]])
   (:import (java.io Closeable File)
            (java.nio.file Files Path)
            (java.nio.file.attribute FileAttribute)
@@ -17,6 +17,9 @@
 
 (def ^:private script
   (str (.getAbsolutePath (io/file "bin/bpfmap"))))
+
+;; Where the command line is not compiled yet, the first run says so; that is not what these tests are about.
+(use-fixtures :once (fn [tests] (fixture/run [script "--version"]) (tests)))
 
 (defn- sh
   "Runs a line of bash, in which $bpfmap is the command."

@@ -4,7 +4,7 @@
   Every function takes the codecs of the map and answers with decoded values.
   A missing key is an answer; any other refusal is thrown as the exception that
   the map itself makes of it."
-  (:import (bpfmap.sys Abi Batch Bulk Codec Elements Fd Order Reader Scratch Walk)
+  (:import (bpfmap.sys Abi Batch Bulk Codec Elements Fd Integers Order Reader RefusedException Scratch Typed Walk)
            (clojure.lang MapEntry)))
 
 (set! *warn-on-reflection* true)
@@ -44,41 +44,28 @@
   ^Elements [^Fd fd key-size value-size]
   (Elements. fd key-size value-size))
 
-(defmacro ^:private with-key
-  "Runs body with memory for one operation, in which the key, if the map has keys, is encoded."
-  [[s es key-codec k] & body]
-  `(let [~s (.take ~es)]
-     (try
-       (when-some [key-codec# ~key-codec]
-         (.encode key-codec# ~k (.-memory ~s) Scratch/KEY))
-       ~@body
-       (finally (.give ~s)))))
-
-(defmacro ^:private answer
-  "What a call comes to: `done` where it succeeded, `missing` where there is no such key, else its exception."
-  [outcome origin op done missing]
-  `(let [outcome# (long ~outcome)]
-     (cond
-       (zero? outcome#) ~done
-       (== absent outcome#) ~missing
-       :else (throw (failure ~origin ~op outcome#)))))
+(defmacro ^:private answered
+  "What a call returns; another refusal than that of a missing key becomes its exception."
+  [[origin op] call]
+  `(try
+     ~call
+     (catch RefusedException e#
+       (throw (failure ~origin ~op (.-outcome e#))))))
 
 (defn lookup
   "The decoded value of a key, or not-found."
   [^Elements es ^Codec key-codec ^Codec value-codec k not-found flags origin op]
-  (with-key [s es key-codec k]
-    (answer (.lookup es s (long flags)) origin op
-            (.decode value-codec (.-memory s) (.valueOffset es))
-            not-found)))
+  (answered [origin op]
+    (Typed/lookup es key-codec value-codec k not-found (long flags))))
 
 (defn contained?
   "Whether a value may be in a bloom filter."
   [^Elements es ^Codec value-codec v origin op]
-  (let [s (.take es)]
-    (try
-      (.encode value-codec v (.-memory s) (.valueOffset es))
-      (answer (.lookup es s any) origin op true false)
-      (finally (.give s)))))
+  (let [outcome (Typed/contains es value-codec v)]
+    (cond
+      (zero? outcome) true
+      (== absent outcome) false
+      :else (throw (failure origin op outcome)))))
 
 (defn take-out
   "As [[lookup]], and deletes the key in the same step; of a map without keys, the next value.
@@ -88,42 +75,42 @@
   [^Elements es ^Codec key-codec ^Codec value-codec k not-found flags origin op]
   (when-not (.total value-codec)
     (lookup es key-codec value-codec k not-found flags origin op))
-  (with-key [s es key-codec k]
-    (answer (.lookupAndDelete es s (long flags)) origin op
-            (.decode value-codec (.-memory s) (.valueOffset es))
-            not-found)))
+  (answered [origin op]
+    (Typed/take es key-codec value-codec k not-found (long flags))))
+
+(defn- not-written
+  "False where the entry was not to be written because of its key; throws for any other answer."
+  [outcome flags origin op]
+  (let [outcome (long outcome)]
+    (if (or (== absent outcome)
+            ;; Without the flag it is about something else: a name that a struct_ops value would register.
+            (and (== present outcome) (only-new? flags)))
+      false
+      (throw (failure origin op outcome)))))
 
 (defn write
   "Writes an entry under `any`, `no-exist` or `exist`; whether it was written."
   [^Elements es ^Codec key-codec ^Codec value-codec k v flags origin op]
-  (with-key [s es key-codec k]
-    (.encode value-codec v (.-memory s) (.valueOffset es))
-    (let [outcome (.update es s (long flags))]
-      ;; Without the flag it is about something else: a name that a struct_ops value would register.
-      (if (and (== present outcome) (only-new? flags))
-        false
-        (answer outcome origin op true false)))))
+  (let [outcome (Typed/update es key-codec value-codec k v (long flags))]
+    (if (zero? outcome)
+      true
+      (not-written outcome flags origin op))))
 
 (defn delete
-  "Deletes a key; whether it was there. `none` is a set of answers that mean the same as a missing key."
+  "Deletes a key; whether it was there. `none` makes of the origin a set of answers that mean the same as a missing key."
   [^Elements es ^Codec key-codec k none origin op]
-  (with-key [s es key-codec k]
-    (let [outcome (.delete es s)]
-      (if (contains? none outcome)
-        false
-        (answer outcome origin op true false)))))
+  (let [outcome (Typed/delete es key-codec k)]
+    (cond
+      (zero? outcome) true
+      (== absent outcome) false
+      (contains? (none origin) outcome) false
+      :else (throw (failure origin op outcome)))))
 
 (defn next-key
   "The key after `k` in the kernel's order, or the first one; nil after the last."
   [^Elements es ^Codec key-codec k first? origin op]
-  (let [s (.take es)]
-    (try
-      (when-not first?
-        (.encode key-codec k (.-memory s) Scratch/KEY))
-      (answer (.nextKey es s (boolean first?)) origin op
-              (.decode key-codec (.-memory s) (.valueOffset es))
-              nil)
-      (finally (.give s)))))
+  (answered [origin op]
+    (Typed/nextKey es key-codec k (boolean first?))))
 
 (defn check
   "Encodes a value to nowhere: throws what encoding it would throw."
@@ -187,21 +174,32 @@
               (unreduced acc)
               (recur acc false))))))))
 
+(defmacro ^:private each-entry
+  "The step of [[fold-chunks]] that makes a new acc of `acc`, a key `k` and a value `v`, decoded, for each entry."
+  [[acc k v key-codec value-codec] expression]
+  `(let [key-size# (.size ~key-codec)
+         value-size# (.size ~value-codec)
+         key-kind# (.integers ~key-codec)
+         value-kind# (.integers ~value-codec)]
+     (fn [acc# ~(with-meta 'reader {:tag `Reader}) ~(with-meta 'n {:tag 'long})]
+       (let [keys# (.keys ~'reader)
+             values# (.values ~'reader)]
+         (loop [i# 0 ~acc acc#]
+           (if (or (== i# ~'n) (reduced? ~acc))
+             ~acc
+             (let [~k (Integers/read key-kind# ~key-codec keys# (unchecked-multiply i# key-size#))
+                   ~v (Integers/read value-kind# ~value-codec values# (unchecked-multiply i# value-size#))]
+               (recur (unchecked-inc i#) ~expression))))))))
+
 (defn entry-step
   "The step of [[fold-chunks]] that calls `(step acc key value)` with each decoded entry."
   [^Codec key-codec ^Codec value-codec step]
-  (let [key-size (.size key-codec)
-        value-size (.size value-codec)]
-    (fn [acc ^Reader reader ^long n]
-      (let [keys (.keys reader)
-            values (.values reader)]
-        (loop [i 0 acc acc]
-          (if (or (== i n) (reduced? acc))
-            acc
-            (recur (inc i)
-                   (step acc
-                         (.decode key-codec keys (* i key-size))
-                         (.decode value-codec values (* i value-size))))))))))
+  (each-entry [acc k v key-codec value-codec] (step acc k v)))
+
+(defn pair-step
+  "The step of [[fold-chunks]] that calls `(f acc entry)` with each decoded entry."
+  [^Codec key-codec ^Codec value-codec f]
+  (each-entry [acc k v key-codec value-codec] (f acc (MapEntry/create k v))))
 
 (defn key-step
   "The step of [[fold-chunks]] that calls `(step acc key)` with each decoded key."

@@ -1,0 +1,176 @@
+(ns bpfmap.bench.raw
+  "Slices of the Java core: bytes, and nothing allocated.
+
+  Each function takes a subject (see `bpfmap.bench.rows/subject`) on the thread that will run it."
+  (:require [bpfmap.bench.loops :refer [in-order in-scratch low low-byte one-if passes]]
+            [bpfmap.bench.shapes :refer [buffer shaped]])
+  (:import (bpfmap.sys Abi Batch Bulk Bytes Elements Order Scratch)))
+
+(set! *warn-on-reflection* true)
+(set! *unchecked-math* :warn-on-boxed)
+
+;; --- the caller's byte arrays
+
+(defmacro ^:private with-arrays
+  "A slice by shape, with arrays of a key and a value and buffers over them, and what a subject holds."
+  [subject slice]
+  `(let [{:keys [~'shape ~'order ~'entries ~'key-size ~'value-size ~'cpus]} ~subject
+         ~(vary-meta 'elements assoc :tag `Elements) (:elements ~subject)
+         ~'entries (long ~'entries)
+         ~'cpus (long ~'cpus)
+         ~'key (byte-array ~'key-size)
+         ~'key-buffer (buffer ~'key)
+         ~'value (byte-array ~'value-size)
+         ~'value-buffer (buffer ~'value)]
+     (shaped ~'shape ~slice)))
+
+(defn lookup-arrays [subject]
+  (with-arrays subject
+    (in-order [n order]
+      (do (put-key key-buffer n)
+          (if (zero? (.lookup elements key value Abi/BPF_ANY))
+            (low (aget value low-byte))
+            0)))))
+
+(defn miss-arrays [subject]
+  (with-arrays subject
+    (in-order [n order]
+      (do (put-key key-buffer (+ n entries))
+          (one-if (neg? (.lookup elements key value Abi/BPF_ANY)))))))
+
+(defn update-arrays [subject]
+  (with-arrays subject
+    (in-order [n order]
+      (do (put-key key-buffer n)
+          (put-value value-buffer n)
+          (one-if (zero? (.update elements key value Abi/BPF_ANY)))))))
+
+(defn delete-arrays [subject]
+  (with-arrays subject
+    (in-order [n order]
+      (do (put-key key-buffer n)
+          (one-if (zero? (.delete elements key)))))))
+
+(defn take-arrays [subject]
+  (with-arrays subject
+    (in-order [n order]
+      (do (put-key key-buffer n)
+          (if (zero? (.lookupAndDelete elements key value Abi/BPF_ANY))
+            (low (aget value low-byte))
+            0)))))
+
+;; --- in place
+
+(defmacro ^:private in-place
+  "A slice by shape that writes into the memory of a Scratch, and what a subject holds."
+  [subject slice]
+  `(let [{:keys [~'shape ~'order ~'entries ~'key-size ~'cpus]} ~subject
+         ~(vary-meta 'elements assoc :tag `Elements) (:elements ~subject)
+         ~'entries (long ~'entries)
+         ~'key-size (long ~'key-size)
+         ~'cpus (long ~'cpus)
+         ~'value-at (.valueOffset ~'elements)]
+     (in-scratch [~'s ~'elements]
+       (let [~'memory (.-memory ~'s)]
+         (shaped ~'shape ~slice)))))
+
+(defn lookup-in-place [subject]
+  (in-place subject
+    (in-order [n order]
+      (do (set-key memory Scratch/KEY n)
+          (if (zero? (.lookup elements s Abi/BPF_ANY))
+            (low (Bytes/get64 memory value-at false))
+            0)))))
+
+(defn miss-in-place [subject]
+  (in-place subject
+    (in-order [n order]
+      (do (set-key memory Scratch/KEY (+ n entries))
+          (one-if (neg? (.lookup elements s Abi/BPF_ANY)))))))
+
+(defn update-in-place [subject]
+  (in-place subject
+    (in-order [n order]
+      (do (set-key memory Scratch/KEY n)
+          (set-value memory value-at n)
+          (one-if (zero? (.update elements s Abi/BPF_ANY)))))))
+
+(defn delete-in-place [subject]
+  (in-place subject
+    (in-order [n order]
+      (do (set-key memory Scratch/KEY n)
+          (one-if (zero? (.delete elements s)))))))
+
+(defn take-in-place [subject]
+  (in-place subject
+    (in-order [n order]
+      (do (set-key memory Scratch/KEY n)
+          (if (zero? (.lookupAndDelete elements s Abi/BPF_ANY))
+            (low (Bytes/get64 memory value-at false))
+            0)))))
+
+(defn walk-in-place
+  "The next key, and its lookup, from the beginning."
+  [subject]
+  (in-place subject
+    (fn ^long [^long count ^long _first]
+      (loop [i 0 sum 0]
+        (if (< i count)
+          (do (.nextKey elements s (zero? i))
+              (.copyFrom (.asSlice memory Scratch/KEY key-size) (.asSlice memory value-at key-size))
+              (.lookup elements s Abi/BPF_ANY)
+              (recur (inc i) (+ sum (low (Bytes/get64 memory value-at false)))))
+          sum)))))
+
+;; --- many at a time
+
+(defn batch-reader
+  "The whole map, so many entries with each call."
+  [{:keys [fd entries key-size value-size ^long batch]}]
+  (let [stride (long value-size)]
+    (passes entries
+      (with-open [reader (Batch. fd Abi/BPF_MAP_LOOKUP_BATCH key-size stride entries 0 Order/NONE batch)]
+        (loop [sum 0]
+          (let [n (.read reader)]
+            (if (zero? n)
+              sum
+              (let [values (.values reader)]
+                (recur (long (loop [i 0 sum sum]
+                               (if (< i n)
+                                 (recur (inc i) (+ sum (low (Bytes/get64 values (* stride i) false))))
+                                 sum))))))))))))
+
+(defn- collected
+  "A slice that collects keys, and values too, with `collect`, and hands each full batch to `flush`; returns the count."
+  [{:keys [fd order entries key-size value-size ^long batch]} values? collect flush]
+  (let [order (ints order)
+        entries (long entries)]
+    (fn ^long [^long count ^long first]
+      (with-open [bulk (Bulk. fd key-size (if values? value-size 0))]
+        (dotimes [i count]
+          (collect bulk (.add bulk) (aget order (rem (+ first i) entries))))
+        (loop [from 0]
+          (if (< from count)
+            (let [n (min batch (- count from))]
+              (flush bulk from n)
+              (recur (+ from n)))
+            count))))))
+
+(defn write-batch [{:keys [shape key-size value-size cpus] :as subject}]
+  (let [key-size (long key-size) value-size (long value-size) cpus (long cpus)]
+    (collected subject true
+               (shaped shape
+                 (fn [^Bulk bulk ^long i ^long n]
+                   (let [ks (.keys bulk) vs (.values bulk)]
+                     (set-key ks (* i key-size) n)
+                     (set-value vs (* i value-size) n))))
+               (fn [^Bulk bulk from n] (.update bulk (int from) (int n) Abi/BPF_ANY)))))
+
+(defn delete-batch [{:keys [shape key-size] :as subject}]
+  (let [key-size (long key-size) cpus 0]
+    (collected subject false
+               (shaped shape
+                 (fn [^Bulk bulk ^long i ^long n]
+                   (let [ks (.keys bulk)]
+                     (set-key ks (* i key-size) n))))
+               (fn [^Bulk bulk from n] (.delete bulk (int from) (int n))))))
