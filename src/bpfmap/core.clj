@@ -22,6 +22,7 @@
   (:refer-clojure :exclude [clone peek pop!])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.impl.comparing :as comparing]
+            [bpfmap.impl.handle :as handle]
             [bpfmap.impl.lifecycle :as lifecycle]
             [bpfmap.impl.many :as many]
             [bpfmap.impl.mapped :as mapped]
@@ -63,8 +64,7 @@
   `:incompatible` for a type of another size, `:invalid-value` for a bad reference or option. Opening by id or name
   needs Linux 4.13 and CAP_SYS_ADMIN; by path, Linux 4.4 and the file's permission.
 
-      (open 12)
-      (open \"/sys/fs/bpf/flows\" {:access :read-only})
+      (open 12), (open \"/sys/fs/bpf/flows\" {:access :read-only})
       (open {:name \"counts\"} {:key :u32 :value :u64})"
   (^Closeable [ref] (lifecycle/open ref nil))
   (^Closeable [ref options] (lifecycle/open ref options)))
@@ -82,7 +82,7 @@
   "Returns a second handle of the same map, which outlives the first and is not pinned.
 
       (with-open [m2 (clone m)] (m2 7))"
-  ^Closeable [m] (store/clone m))
+  ^Closeable [m] (handle/clone m))
 
 (defn info
   "Returns what the kernel says of the map now, as a map in the shape of a spec.
@@ -93,7 +93,7 @@
   descriptor (`:rdonly`, `:wronly`) are not among `:flags`.
 
       (:memlock (info m)) ;=> 16864"
-  [m] (store/info m))
+  [m] (handle/info m))
 
 (defn spec
   "Returns the completed spec of the map; `(create (spec m))` makes a map like it.
@@ -111,7 +111,7 @@
   writable, `:read-only` through such a handle. Needs Linux 5.2.
 
       (freeze! m)"
-  [m] (store/freeze! m))
+  [m] (handle/freeze! m))
 
 ;; --- pins
 

@@ -2,6 +2,7 @@
   "Elements and collections on the running kernel."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.handle :as handle]
             [bpfmap.impl.store :as store]
             [bpfmap.programs :as programs]
             [clojure.pprint :as pprint]
@@ -128,7 +129,7 @@
 (kernel-test elements-of-unknown-types-are-refused-not-misread
   (with-open [m (open-hash)]
     (let [fd (store/descriptor m)
-          unknown (store/handle fd (assoc (bpf/info m) :type 4242) (bpf/spec m) :read-write nil)]
+          unknown (handle/make fd (assoc (bpf/info m) :type 4242) (bpf/spec m) :read-write nil)]
       (doseq [f [#(unknown 0) #(bpf/put! unknown 0 0) #(bpf/delete! unknown 0) #(bpf/take! unknown 0) #(bpf/next-key unknown)
                  #(seq unknown) #(into {} unknown) #(bpf/push! unknown 0) #(bpf/drain! unknown) #(bpf/put-all! unknown {0 0})]]
         (let [{:keys [message] :bpfmap/keys [error map]} (error-of (f))]

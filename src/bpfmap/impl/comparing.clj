@@ -1,6 +1,7 @@
 (ns bpfmap.impl.comparing
   "Specs held against maps that exist."
-  (:require [bpfmap.impl.store :as store]
+  (:require [bpfmap.impl.handle :as handle]
+            [bpfmap.impl.store :as store]
             [bpfmap.impl.sys :as sys]
             [bpfmap.spec :as spec]))
 
@@ -14,4 +15,4 @@
 (defn difference
   "Where a spec and a map differ; nil where they do not. The map is open, or what its info said."
   [spec m]
-  (spec/diff spec (if (store/bpf-map? m) (store/info m) m) (machine)))
+  (spec/diff spec (if (store/bpf-map? m) (handle/info m) m) (machine)))

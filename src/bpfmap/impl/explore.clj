@@ -3,7 +3,8 @@
   names, from the host to its maps, from a map to its entries, from an entry to the map or program in it.
 
   Everything here is plain data with metadata; nothing stays open. Entries are read when they are shown, and bounded."
-  (:require [bpfmap.impl.inventory :as inventory]
+  (:require [bpfmap.impl.handle :as handle]
+            [bpfmap.impl.inventory :as inventory]
             [bpfmap.impl.lifecycle :as lifecycle]
             [bpfmap.impl.many :as many]
             [bpfmap.impl.store :as store]
@@ -94,7 +95,7 @@
 (defn- map-row
   "What the kernel says of a map, which leads on to what is in it."
   [info]
-  (leading info {:datafy (fn [_] (or-error (opened info #(shown (store/info %) %))))
+  (leading info {:datafy (fn [_] (or-error (opened info #(shown (handle/info %) %))))
                  :nav (map-nav info)}))
 
 (defn of-map
@@ -102,10 +103,10 @@
 
       (:entries (of-map m)) ;=> [[7 42]]"
   [m]
-  (shown (store/info m) m))
+  (shown (handle/info m) m))
 
 (defn- map-of-id [id]
-  (or-error (opened {:id id} #(shown (store/info %) %))))
+  (or-error (opened {:id id} #(shown (handle/info %) %))))
 
 ;; --- programs, links, pins
 

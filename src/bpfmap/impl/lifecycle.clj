@@ -3,6 +3,7 @@
   (:require [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
             [bpfmap.impl.comparing :as comparing]
+            [bpfmap.impl.handle :as handle]
             [bpfmap.impl.many :as many]
             [bpfmap.impl.mapped :as mapped]
             [bpfmap.impl.operations :as operations]
@@ -107,7 +108,7 @@
   (check-contents spec facts)
   (let [{:keys [fd untyped]} (token/allowing facts #(create-bare (assoc spec :token %) facts))]
     (owning fd
-      (let [m (store/handle fd (maps/info fd facts) (cond-> (kept spec) untyped (assoc :untyped untyped)) (access-of spec) nil)]
+      (let [m (handle/make fd (maps/info fd facts) (cond-> (kept spec) untyped (assoc :untyped untyped)) (access-of spec) nil)]
         (when (seq contents)
           (fill m spec))
         (when (or freeze (spec/frozen-by-name? name))
@@ -121,10 +122,10 @@
   [spec path facts]
   (let [m (open-path path {:access (access-of spec)})]
     (owning (store/descriptor m)
-      (let [info (store/info m)]
+      (let [info (handle/info m)]
         (when-let [difference (spec/diff (dissoc spec :value-type) info nil)]
           (throw (pinning/incompatible path difference facts)))
-        (store/handle (store/descriptor m) info (kept spec) (access-of spec) path)))))
+        (handle/make (store/descriptor m) info (kept spec) (access-of spec) path)))))
 
 (defn- create-pinned
   "Creates a map and pins it, at last; nil where somebody was faster."
@@ -219,7 +220,7 @@
                    (update :flags #(set/difference % #{:numa-node} (:added (rules/types (:type info)))))
                    (merge (when (:extra (rules/types (:type info))) (select-keys info [:map-extra])))
                    (merge (select-keys options [:types]) (typing/types-of info options facts)))]
-      (via options (store/handle fd info spec (or (sys/access fd) (:access options :read-write)) path)))))
+      (via options (handle/make fd info spec (or (sys/access fd) (:access options :read-write)) path)))))
 
 (defn infos
   "What the kernel says of every map, by ascending id; calls `skipped` with the error of each that cannot be opened."

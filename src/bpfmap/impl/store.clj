@@ -3,15 +3,12 @@
 
   Nothing here prints, compares or counts by asking the kernel: a map is an
   identity, not a value."
-  (:refer-clojure :exclude [clone])
-  (:require [bpfmap.codec.element :as element]
-            [bpfmap.error :as error]
+  (:require [bpfmap.error :as error]
             [bpfmap.impl.memory.direct :as direct :refer [or-elsewhere]]
             [bpfmap.impl.memory.mapping :as mapping]
             [bpfmap.impl.reference :as reference]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.elements :as el]
-            [bpfmap.impl.sys.maps :as maps]
             [bpfmap.rules :as rules]
             [bpfmap.type :as type]
             [clojure.core.protocols :as protocols])
@@ -288,55 +285,7 @@
   [m empty-coll options]
   (persistent! (reduce-entries m conj! (transient empty-coll) (assoc options :pairs? true))))
 
-;; --- making and reading a handle
-
-(defn- refusals
-  "What a handle refuses, by the name of each operation: those that are made of others too, so that asking is one step."
-  [type value-size access]
-  (when-some [refused (rules/refusals type value-size access)]
-    (into refused (keep (fn [op] (some->> (refused (rules/ability op)) (vector op)))) rules/made-of-others)))
-
-(defn handle
-  "An open map of a descriptor, its identity and its spec. Elements are usable where the type's layout is known."
-  ^BpfMap [fd {:keys [id type value-size]} spec access path]
-  (let [{:keys [ops per-cpu?] :as row} (rules/types type)
-        cpus (when per-cpu? (sys/possible-cpus))
-        key-codec (when (seq ops) (element/key spec))
-        value-codec (when (seq ops) (element/value spec (count cpus)))
-        size (fn [codec] (if codec (.size ^Codec codec) 0))
-        identity {:id id :name (str (:name spec)) :type type}
-        mapping (mapping/mapping fd identity spec access)]
-    (BpfMap. fd identity spec access
-             (refusals type value-size access)
-             (when (seq ops) (el/elements fd (size key-codec) (size value-codec)))
-             key-codec value-codec (reference/bridge spec) cpus
-             (atom path) row mapping
-             (when (and mapping value-codec) (direct/layout mapping key-codec value-codec spec)))))
-
-(defn clone
-  "A second handle of the same map: own lifetime, not pinned."
-  [^BpfMap m]
-  (operating [m :clone]
-    (let [fd (sys/duplicate (.-fd m) {:op :clone :map (.-identity m)})
-          twin (handle fd (merge (.-spec m) (.-identity m)) (.-spec m) (.-access m) nil)]
-      (mapping/like (.-mapping twin) (.-mapping m))
-      twin)))
-
-(defn info
-  "What the kernel says of the map now, with the types of key and value."
-  [^BpfMap m]
-  (operating [m :info]
-    (merge (into {} (filter (comp some? val)) (select-keys (.-spec m) [:key :value :struct-ops :untyped]))
-           (maps/info (.-fd m) {:op :info :map (.-identity m)}))))
-
-(defn freeze!
-  "Freezes the map. One that is frozen already stays so."
-  [^BpfMap m]
-  (operating [m :freeze!]
-    (when-not (:frozen? (maps/info (.-fd m) {:op :freeze! :map (.-identity m)}))
-      (let [facts (mapping/explaining (.-mapping m) {:op :freeze! :map (.-identity m)})]
-        (mapping/while-unmapped (.-mapping m) #(maps/freeze (.-fd m) facts)))))
-  m)
+;; --- what a handle knows
 
 (defn spec-of
   "The spec of the map."

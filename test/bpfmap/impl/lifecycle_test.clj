@@ -171,7 +171,7 @@
   (with-open [m (create)]
     (let [id (:id (bpf/info m))
           fd (maps/by-id id :read-only {:op :open})
-          handle ((requiring-resolve 'bpfmap.impl.store/handle) fd (bpf/info m) (bpf/spec m) :read-write nil)]
+          handle ((requiring-resolve 'bpfmap.impl.handle/make) fd (bpf/info m) (bpf/spec m) :read-write nil)]
       (with-open [handle ^Closeable handle]
         (is (= [:permission :EPERM] ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/put! handle 1 1)))))))))
 

@@ -5,6 +5,7 @@
   be written to, the rest goes by system calls, which read and write the section as a whole."
   (:require [bpfmap.codec :as codec]
             [bpfmap.error :as error]
+            [bpfmap.impl.handle :as handle]
             [bpfmap.impl.mapped :as mapped]
             [bpfmap.impl.memory.range :as range]
             [bpfmap.impl.memory.shape :as shape]
@@ -56,7 +57,7 @@
         (.decode ^Codec (:codec @shape) (MemorySegment/ofArray (section-bytes m :deref)) (long offset))))))
 
 (defn- check-variable [^BpfMap m]
-  (when (:frozen? (store/info m))
+  (when (:frozen? (handle/info m))
     (throw (error/error :read-only (str "The variables of map " (:id (.-identity m)) " are constants")
                         {:bpfmap/hint "the map is frozen: user space can never change it again"}))))
 
@@ -103,7 +104,7 @@
   [^BpfMap m]
   (and (contains? (:flags (.-spec m)) :rdonly-prog)
        (= :read-write (.-access m))
-       (not (:frozen? (store/info m)))))
+       (not (:frozen? (handle/info m)))))
 
 (defn variables
   "The variables of a map by name."
