@@ -9,7 +9,7 @@
       bin/clj -M:bench --rounds 3             everything, in 3 rounds instead of 5
 
   Needs the right to make BPF maps and to open them by id (run it as root), and a C compiler. `bpfmap.bench.rows` says
-  what is measured, doc/performance.md how to read it. What is measured in part is printed, and written nowhere."
+  what is measured, doc/performance.md how to read it. What is measured in part is written there with --write only."
   (:require [bpfmap.bench.measure :as measure]
             [bpfmap.bench.page :as page]
             [bpfmap.bench.report :as report]
@@ -37,6 +37,7 @@
    "--threads" [:threads numbers]
    "--only" [:only identity]
    "--map" [:kind identity]
+   "--write" {:write true}
    "--quick" {:sizes [1000 100000] :threads [1] :rounds 3}})
 
 (defn- parse [args]
@@ -50,7 +51,7 @@
                 value (when reader (reader (first more)))]
             (when-not value
               (throw (ex-info (str "unclear: " (str/join " " (take 2 (cons arg more))) "; it takes --quick, --only TEXT, "
-                                   "--map TEXT, --sizes N,N, --threads N,N, --rounds N")
+                                   "--map TEXT, --sizes N,N, --threads N,N, --rounds N, --write")
                               {})))
             (recur (rest more) (assoc parsed k value))))))))
 
@@ -92,7 +93,7 @@
           lines (report-lines args options machine summaries
                               (- (System/nanoTime) begun) (measure/garbage-collection))]
       (run! println lines)
-      (when (= (dissoc everything :rounds) (dissoc options :rounds))
+      (when (or (:write options) (= (dissoc everything :rounds) (dissoc options :rounds)))
         (page/write "bin/clj -M:bench" lines)
         (println "Wrote" page/file)))
     (catch ExceptionInfo e

@@ -59,7 +59,7 @@
     :number beside-one-thread
     :at-most 1.10}
    {:what "raw elements: bytes allocated"
-    :rows (rows-with :way #{:arrays :in-place})
+    :rows (rows-with :way #{:arrays :in-place} :operation (conj elements "take"))
     :number (fn [{:keys [bytes]} _] (if (< bytes 0.05) 0.0 bytes))
     :at-most 0.0}])
 
