@@ -4,7 +4,7 @@
             [bpfmap.impl.memory.access :as access :refer [accessing]]
             [bpfmap.impl.memory.view :as view]
             [bpfmap.type :as type])
-  (:import (bpfmap.impl.memory.reducing Floats Integers)
+  (:import (bpfmap.impl.memory.reducing FloatRow IntegerRow)
            (bpfmap.impl.memory.view ArrayView)
            (bpfmap.sys Blocks)
            (java.lang.foreign MemorySegment)))
@@ -73,7 +73,7 @@
   [^ArrayView v from array start n]
   (check-numbers v :copy-to)
   (let [numbers (.-numbers v)
-        integers? (instance? Integers numbers)
+        integers? (instance? IntegerRow numbers)
         converted? (if integers? (instance? long/1 array) (instance? double/1 array))
         _ (when-not converted?
             (check-exact v :copy-to array (if integers? "a long array" "a double array")))
@@ -84,10 +84,10 @@
     (accessing [(.-source v) :copy-to]
       (cond
         (not converted?) (Blocks/copyOut segment offset stride array (int start) (int n))
-        integers? (let [^Integers xs numbers]
+        integers? (let [^IntegerRow xs numbers]
                     (Blocks/longs segment offset stride (int (.-size xs)) (boolean (.-signed xs)) (boolean (.-swap xs))
                                   ^longs array (int start) (int n)))
-        :else (let [^Floats xs numbers]
+        :else (let [^FloatRow xs numbers]
                 (Blocks/doubles segment offset stride (int (.-size xs)) (boolean (.-swap xs))
                                 ^doubles array (int start) (int n))))
       array)))
@@ -109,7 +109,7 @@
   "All elements in a new array: of longs, or of doubles."
   [^ArrayView v]
   (let [n (.-n v)
-        integers? (instance? Integers (.-numbers v))]
+        integers? (instance? IntegerRow (.-numbers v))]
     (check-numbers v :->array)
     (when (< (- Integer/MAX_VALUE 8) n)
       (throw (error/error :out-of-range (str "A view of " n " elements is too large for an array")

@@ -10,7 +10,7 @@
             [bpfmap.type.node :as node])
   (:import (bpfmap.impl.memory.mapping Mapping)
            (bpfmap.impl.memory.range Memory)
-           (bpfmap.sys Bytes Codec)
+           (bpfmap.sys Bytes Codec Integers)
            (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
@@ -24,13 +24,14 @@
          answer# (if (nil? layout#) ::elsewhere (~f layout# ~@args))]
      (if (identical? ::elsewhere answer#) ~ordinary answer#)))
 
-;; Where the elements lie. `plain-key?` says that a key is its index, `writes?` that user space may write every byte of a value.
-(deftype Layout [^Mapping mapping ^Codec key-codec ^Codec value-codec ^long entries ^long stride plain-key? writes?])
+;; Where the elements lie. `kind` is that of the values' codec, for `bpfmap.sys.Integers`. `plain-key?` says that a key is its
+;; index, `writes?` that user space may write every byte of a value.
+(deftype Layout [^Mapping mapping ^Codec key-codec ^Codec value-codec ^long kind ^long entries ^long stride plain-key? writes?])
 
 (defn layout
   "Where the elements of an array lie in its memory."
-  ^Layout [mapping key-codec value-codec {:keys [key value types max-entries] :as spec}]
-  (Layout. mapping key-codec value-codec max-entries (mapping/stride spec)
+  ^Layout [mapping key-codec ^Codec value-codec {:keys [key value types max-entries] :as spec}]
+  (Layout. mapping key-codec value-codec (.integers value-codec) max-entries (mapping/stride spec)
            (= :u32 key)
            (not (shape/kernel's? (node/node value types [])))))
 
@@ -61,6 +62,9 @@
   (let [failure (access/failed (.-source memory) op e)]
     (if (identical? e failure) (throw e) ::elsewhere)))
 
+(defn- value-at [^Layout l ^Memory memory ^long i]
+  (Integers/read (int (.-kind l)) (.-value-codec l) (.-segment memory) (* i (.-stride l))))
+
 (defn lookup
   "The value of a key, or elsewhere."
   [^Layout l k]
@@ -69,7 +73,7 @@
       (if (neg? i)
         ::elsewhere
         (try
-          (.decode ^Codec (.-value-codec l) (.-segment memory) (* i (.-stride l)))
+          (value-at l memory i)
           (catch IllegalStateException e (unless-unmapped memory :lookup e)))))
     ::elsewhere))
 
@@ -83,7 +87,10 @@
         (if (neg? i)
           ::elsewhere
           (try
-            (regions/encode-whole (.-value-codec l) v (.-segment memory) (* i (.-stride l)))
+            (let [at (* i (.-stride l))]
+              (if (== Integers/NONE (.-kind l))
+                (regions/encode-whole (.-value-codec l) v (.-segment memory) at)
+                (Integers/write (int (.-kind l)) (.-value-codec l) v (.-segment memory) at)))
             true
             (catch IllegalStateException e (unless-unmapped memory :put! e))))))))
 
@@ -97,6 +104,6 @@
           (reduced? acc) (unreduced acc)
           (< i (.-entries l))
           (recur (inc i)
-                 (step acc (key-of l i) (.decode ^Codec (.-value-codec l) (.-segment memory) (* i (.-stride l)))))
+                 (step acc (key-of l i) (value-at l memory i)))
           :else acc)))
     ::elsewhere))

@@ -9,7 +9,7 @@
             [bpfmap.impl.memory.reducing :as reducing]
             [bpfmap.impl.sys.regions :as regions])
   (:import (bpfmap.impl.memory.access Source)
-           (bpfmap.impl.memory.reducing Integers)
+           (bpfmap.impl.memory.reducing IntegerRow)
            (bpfmap.sys Blocks Bytes Region)
            (clojure.lang ArityException Counted IFn ILookup IReduce IReduceInit Indexed Seqable)
            (java.io Closeable)
@@ -111,7 +111,7 @@
 (defn- reduce-bytes [^Memory m f init from]
   (let [^MemorySegment segment (.-segment m)]
     (accessing [(.-source m) :reduce]
-      (reducing/over-integers (Integers. segment 0 1 1 false false) f init from (.byteSize segment)))))
+      (reducing/over-integers (IntegerRow. segment 0 1 1 false false) f init from (.byteSize segment)))))
 
 (defn- as-int
   "A size as Java takes it in arrays and buffers."

@@ -17,8 +17,8 @@
   512)
 
 ;; Numbers of one type, `stride` bytes apart. `signed` and `swap` are booleans.
-(deftype Integers [^MemorySegment segment ^long offset ^long stride ^long size signed swap])
-(deftype Floats [^MemorySegment segment ^long offset ^long stride ^long size swap])
+(deftype IntegerRow [^MemorySegment segment ^long offset ^long stride ^long size signed swap])
+(deftype FloatRow [^MemorySegment segment ^long offset ^long stride ^long size swap])
 
 (defmacro ^:private over-blocks
   "Folds an expression over blocks: the numbers from `from` up to `to` are read into `block`, n at a time. Stops at a
@@ -54,11 +54,11 @@
        (let [~x (aget ~block i#)]
          (recur (inc i#) ~expression)))))
 
-(defn- read-longs [^Integers xs ^long from ^longs block ^long n]
+(defn- read-longs [^IntegerRow xs ^long from ^longs block ^long n]
   (Blocks/longs (.-segment xs) (+ (.-offset xs) (* from (.-stride xs))) (.-stride xs) (int (.-size xs))
                 (boolean (.-signed xs)) (boolean (.-swap xs)) block 0 (int n)))
 
-(defn- read-doubles [^Floats xs ^long from ^doubles block ^long n]
+(defn- read-doubles [^FloatRow xs ^long from ^doubles block ^long n]
   (Blocks/doubles (.-segment xs) (+ (.-offset xs) (* from (.-stride xs))) (.-stride xs) (int (.-size xs))
                   (boolean (.-swap xs)) block 0 (int n)))
 
@@ -121,7 +121,7 @@
 
 (defn over-integers
   "Reduces over the integers from number `from` up to `to`."
-  [^Integers xs f init from to]
+  [^IntegerRow xs f init from to]
   (let [wide? (and (== 8 (.-size xs)) (not (.-signed xs)))
         block (long-array block-size)]
     (cond
@@ -147,7 +147,7 @@
 
 (defn over-floats
   "Reduces over the floating-point numbers from number `from` up to `to`."
-  [^Floats xs f init from to]
+  [^FloatRow xs f init from to]
   (let [block (double-array block-size)]
     (cond
       (and (identical? + f) (instance? Double init))

@@ -15,8 +15,8 @@
             [clojure.string :as str])
   (:import (bpfmap.impl.memory.access Source)
            (bpfmap.impl.memory.range Memory)
-           (bpfmap.impl.memory.reducing Floats Integers)
-           (bpfmap.sys Codec)
+           (bpfmap.impl.memory.reducing FloatRow IntegerRow)
+           (bpfmap.sys Codec Integers)
            (clojure.lang ArityException Counted ExceptionInfo IDeref IFn ILookup IReduce IReduceInit Indexed Seqable)
            (java.lang.foreign MemorySegment)))
 
@@ -79,7 +79,9 @@
   (toString [this] (text this)))
 
 ;; `numbers` is the elements as numbers, for `bpfmap.impl.memory.reducing` and bulk copies; nil where they are none.
-(deftype ArrayView [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape ^Codec codec path numbers]
+;; `kind` is that of their codec, for `bpfmap.sys.Integers`.
+(deftype ArrayView [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape ^Codec codec path numbers
+                    ^long kind]
   View
   (shape-of [_] shape)
   (place [_] {:source source :segment segment :offset offset :path path})
@@ -149,8 +151,8 @@
   "The elements of an array as numbers; nil where they are none."
   [segment offset stride {:keys [integer float]}]
   (cond
-    integer (Integers. segment offset stride (:size integer) (:signed? integer) (:swap? integer))
-    float (Floats. segment offset stride (:size float) (:swap? float))))
+    integer (IntegerRow. segment offset stride (:size integer) (:signed? integer) (:swap? integer))
+    float (FloatRow. segment offset stride (:size float) (:swap? float))))
 
 (defn- make
   "A view of a shape, which is known to lie within the memory."
@@ -161,7 +163,8 @@
       (identical? :struct kind) (StructView. source segment offset shape (:codec shape) path)
       :else (let [{:keys [element count stride]} shape]
               (ArrayView. source segment offset stride count shape (shape/codec-of element) path
-                          (numbers segment offset stride element))))))
+                          (numbers segment offset stride element)
+                          (if-let [codec (shape/codec-of element)] (.integers codec) Integers/NONE))))))
 
 (defn over
   "A view of a shape at an offset of memory; throws `:out-of-range` where it does not fit."
@@ -220,7 +223,7 @@
 (defn- element [^ArrayView v i]
   (if (and (int? i) (<= 0 (long i)) (< (long i) (.-n v)))
     (accessing [(.-source v) :nth]
-      (.decode ^Codec (.-codec v) (.-segment v) (+ (.-offset v) (* (long i) (.-stride v)))))
+      (Integers/read (int (.-kind v)) (.-codec v) (.-segment v) (+ (.-offset v) (* (long i) (.-stride v)))))
     (throw (no-part v i :nth))))
 
 (defn- field [^StructView v k not-found]
@@ -234,8 +237,8 @@
   (let [numbers (.-numbers v)]
     (accessing [(.-source v) :reduce]
       (cond
-        (instance? Integers numbers) (reducing/over-integers numbers f init from to)
-        (instance? Floats numbers) (reducing/over-floats numbers f init from to)
+        (instance? IntegerRow numbers) (reducing/over-integers numbers f init from to)
+        (instance? FloatRow numbers) (reducing/over-floats numbers f init from to)
         :else (let [^Codec codec (.-codec v)
                     segment (.-segment v)
                     offset (.-offset v)

@@ -32,7 +32,11 @@
   (gen/one-of [(gen/let [n (gen/choose 0 1000) name (gen/elements ["" "ab" "abcd"])] {:n n :name name})
                (gen/elements [{:n -1 :name ""} {:n 1 :name "abcde"} {:n 1} nil 7 {:n 18446744073709551615N :name "x"}])]))
 
-(def ^:private commands
+(def ^:private a-number
+  (gen/elements [0 1 255 65536 4294967295 4294967296 9223372036854775807 9223372036854775808N 18446744073709551615N
+                 18446744073709551616N -1 (int 7) 7N 1.5 "7" nil]))
+
+(defn- commands [a-value]
   (gen/vector (gen/one-of [(gen/tuple (gen/elements [:get :call :lookup :has-key? :next-key :delete!]) a-key)
                            (gen/tuple (gen/elements [:put! :insert! :replace!]) a-key a-value)
                            (gen/tuple (gen/elements [:reduce :seq :reduce-kv :snapshot :count :entries :reduced :throwing]))
@@ -60,12 +64,13 @@
       outcome)))
 
 (kernel-test m1-a-map-through-memory-answers-as-one-through-system-calls
-  (let [holds? (fn [commands]
-                 (with-open [direct (create through)
-                             ordinary (create nil)]
-                   (every? (fn [command] (= (perform ordinary command) (perform direct command))) commands)))
-        {:keys [pass?] :as result} (check/quick-check 200 (prop/for-all [commands commands] (holds? commands)))]
-    (is pass? (pr-str (select-keys result [:seed :shrunk])))))
+  (doseq [[change a-value] [[nil a-value] [{:value :u64} a-number] [{:value :s32} a-number] [{:value :u16be} a-number]]]
+    (let [holds? (fn [commands]
+                   (with-open [direct (create change through)
+                               ordinary (create change nil)]
+                     (every? (fn [command] (= (perform ordinary command) (perform direct command))) commands)))
+          {:keys [pass?] :as result} (check/quick-check 100 (prop/for-all [commands (commands a-value)] (holds? commands)))]
+      (is pass? (pr-str change (select-keys result [:seed :shrunk]))))))
 
 (kernel-test keys-may-be-of-any-type
   (doseq [[t in out] [[[:enum :u32 {:rx 0 :tx 1}] [:rx :tx 5 0] [:rx :tx nil nil]]

@@ -6,7 +6,7 @@
             [clojure.test.check :as check]
             [clojure.test.check.generators :as gen]
             [clojure.test.check.properties :as prop])
-  (:import (bpfmap.impl.memory.reducing Floats Integers)
+  (:import (bpfmap.impl.memory.reducing FloatRow IntegerRow)
            (bpfmap.sys Blocks Bytes)
            (java.lang.foreign MemorySegment)))
 
@@ -53,7 +53,7 @@
 (defn- run-of
   "The numbers as reducing takes them, and in a vector."
   [{:keys [size stride offset signed? swap? bits]}]
-  [(Integers. (lay bits offset stride size swap?) offset stride size signed? swap?)
+  [(IntegerRow. (lay bits offset stride size swap?) offset stride size signed? swap?)
    (mapv #(number-of % size signed?) bits)])
 
 (defn- same?
@@ -133,7 +133,7 @@
                (if (= 8 size)
                  (Bytes/putF64 memory (* i stride) (xs i) swap?)
                  (Bytes/putF32 memory (* i stride) (xs i) swap?)))
-           numbers (Floats. memory 0 stride size swap?)]
+           numbers (FloatRow. memory 0 stride size swap?)]
        (every? (fn [[f init]] (= (reduce f init xs) (reducing/over-floats numbers f init 0 n)))
                [[conj []] [+ 0.0] [+ 0] [max 0.0]
                 [(fn ^double [^double acc ^double x] (- x acc)) 0.5]
