@@ -1,6 +1,7 @@
 (ns bpfmap.fixture
   "What the tests share: a BPF file system of their own, skips that are counted, threads without privileges."
   (:require [bpfmap.impl.sys.procfs :as procfs]
+            [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :as t])
@@ -195,6 +196,35 @@
   [field]
   (let [text (Files/readString (java.nio.file.Path/of "/proc/self/status" (make-array String 0)))]
     (parse-long (second (re-find (re-pattern (str field ":\\s+(\\d+)")) text)))))
+
+(defn mapped-maps
+  "How many mappings of BPF maps this process has."
+  []
+  (count (re-seq #"anon_inode:bpf-map" (Files/readString (java.nio.file.Path/of "/proc/self/maps" (make-array String 0))))))
+
+(defn kept-by-rounds
+  "What a hundred thousand rounds leave behind: before and after in pairs, `:descriptors`, `:mappings` of BPF maps, and
+  `:kilobytes` of resident memory.
+
+  `setup` is bindings and `round` the code of a round, as data. They run in a JVM of their own, whose heap has one size and
+  is all touched from the beginning, so that it cannot be what grows."
+  [setup round]
+  (let [code `(do
+                (require '[bpfmap.core :as ~'bpf] '[bpfmap.fixture :as ~'fixture])
+                (eval '(let [~@setup
+                             ~'round (fn [] ~round)
+                             ~'settled (fn [] (dotimes [~'_ 3] (System/gc) (Thread/sleep 50))
+                                         [(fixture/open-descriptors) (fixture/mapped-maps) (fixture/status "VmRSS")])]
+                         (dotimes [~'_ 10000] (~'round))
+                         (let [~'before (~'settled)]
+                           (dotimes [~'_ 100000] (~'round))
+                           (prn (zipmap [:descriptors :mappings :kilobytes] (map vector ~'before (~'settled))))))))
+        {:keys [exit out err]} (run [(str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED"
+                                     "-Xms64m" "-Xmx64m" "-XX:+AlwaysPreTouch"
+                                     "-cp" (System/getProperty "java.class.path") "clojure.main" "-e" (pr-str code)])]
+    (when-not (zero? exit)
+      (throw (ex-info (str "the rounds failed: " err) {})))
+    (edn/read-string out)))
 
 (defn x86-64? [] (= "amd64" (System/getProperty "os.arch")))
 

@@ -129,13 +129,12 @@
   [(fixture/open-descriptors) (fixture/status "VmRSS")])
 
 (kernel-test l2-a-hundred-thousand-rounds-leave-descriptors-and-memory-flat
-  (let [round #(with-open [m (create {:max-entries 1})] (bpf/put! m 1 1) (m 1))]
-    (dotimes [_ 10000] (round))
-    (let [[descriptors kilobytes] (settled)]
-      (dotimes [_ 100000] (round))
-      (let [[descriptors-after kilobytes-after] (settled)]
-        (is (= descriptors descriptors-after))
-        (is (< (- kilobytes-after kilobytes) 16384) (str "resident kB before " kilobytes ", after " kilobytes-after))))))
+  (let [{[descriptors descriptors-after] :descriptors [kilobytes kilobytes-after :as resident] :kilobytes}
+        (fixture/kept-by-rounds [] '(with-open [m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 1})]
+                                      (bpf/put! m 1 1)
+                                      (m 1)))]
+    (is (= descriptors descriptors-after))
+    (is (< (- kilobytes-after kilobytes) 16384) (str "resident kB before and after: " resident))))
 
 (kernel-test l2-failures-leave-descriptors-flat
   (let [[before] (settled)]

@@ -42,19 +42,15 @@
   (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 0 bytes" (Region/own 4096 0 false))))
 
 (kernel-test l2-a-hundred-thousand-ranges-mapped-and-unmapped-leave-the-process-as-it-was
-  (with-open [m (an-array nil 61)]
-    (let [round (fn []
-                  (with-open [memory ^Closeable (bpf/memory m)]
-                    (memory 0)))
-          kilobytes #(do (dotimes [_ 3] (System/gc) (Thread/sleep 50)) (fixture/status "VmRSS"))]
-      (dotimes [_ 5000] (round))
-      (let [before [(mapped 61) (fixture/open-descriptors)]
-            kilobytes-before (kilobytes)]
-        (dotimes [_ 100000] (round))
-        (is (= before [(mapped 61) (fixture/open-descriptors)]))
-        (let [kilobytes-after (kilobytes)]
-          (is (< (- kilobytes-after kilobytes-before) 16384)
-              (str "resident kB before " kilobytes-before ", after " kilobytes-after)))))))
+  (let [{[descriptors descriptors-after] :descriptors
+         [kilobytes kilobytes-after :as resident] :kilobytes
+         mappings :mappings}
+        (fixture/kept-by-rounds '[m (bpf/create {:type :array :key :u32 :value :u64 :max-entries 512 :flags #{:mmapable}})]
+                                '(with-open [memory (bpf/memory m)]
+                                   (memory 0)))]
+    (is (= descriptors descriptors-after))
+    (is (= [0 0] mappings))
+    (is (< (- kilobytes-after kilobytes) 16384) (str "resident kB before and after: " resident))))
 
 (kernel-test l3-a-range-that-nobody-closed-is-unmapped-by-the-collector
   (with-open [m (an-array nil 62)]
