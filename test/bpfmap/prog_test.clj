@@ -205,7 +205,7 @@
 (defn- own-descriptor
   "The number of a descriptor of an open object. Somebody else on the host may have the object open too, for a moment."
   [x]
-  (some (fn [{:keys [pid fds]}] (when (= pid (.pid (ProcessHandle/current))) (first fds)))
+  (some (fn [{:keys [pid fds]}] (when (= pid (.pid (java.lang.ProcessHandle/current))) (first fds)))
         (host/holders x)))
 
 (kernel-test a-program-is-opened-by-whatever-names-it
