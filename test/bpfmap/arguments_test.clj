@@ -34,7 +34,7 @@
 (kernel-test no-arguments-are-answered-with-anything-but-data
   (with-open [m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4})
               p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
-    (let [before (fixture/open-descriptors)
+    (let [before (fixture/settled-descriptors)
           odd [nil 7 -1 1e9 12345678901234567890N 1/2 "x" "" :hash 'y \c true [] [1] [nil] [[:exit]] {} {:type :hash} {1 2}
                (sorted-map "a" 1) #{} #{1} (Object.) (byte-array 3) (range 3) identity m p
                (btf/parse (:bytes (btf/->btf [:u32] nil)))]

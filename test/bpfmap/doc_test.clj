@@ -52,7 +52,7 @@
 
 (kernel-test the-guides-transcripts-print-what-they-say
   (doseq [[page least] {guide 40, "doc/pins.md" 15, "doc/memory.md" 40}]
-    (let [before (do (fixture/bpffs) (fixture/open-descriptors))
+    (let [before (do (fixture/bpffs) (fixture/settled-descriptors))
           text (slurp page)]
       (is (< least (count (re-seq #"(?m)^user=> " text))))
       (is (= (str/split-lines (transcript/comparable text))

@@ -85,7 +85,7 @@
 
 (kernel-test a-stream-is-read-anew-by-each-reduction-and-stops-when-it-is-told
   (with-open [m ^Closeable (bpf/create {:type :array :value :u64 :max-entries 10000})]
-    (let [before (fixture/open-descriptors)
+    (let [before (fixture/settled-descriptors)
           rows (exec/dump {:ref m :stream true})]
       (is (= 10000 (reduce (fn [n _] (inc n)) 0 rows)))
       (is (= [0 1 2] (into [] (comp (map :key) (take 3)) rows)))

@@ -16,7 +16,7 @@
   (not (rules/at-least? (sys/kernel-release) (:since row))))
 
 (kernel-test types-are-found-out-by-trying
-  (let [before (fixture/open-descriptors)]
+  (let [before (fixture/settled-descriptors)]
     (doseq [[type row] rules/types
             :let [{:keys [supported? why]} (feature/map-type type)]]
       (testing type
@@ -93,7 +93,7 @@
 
 (kernel-test operations-are-those-that-were-measured
   (is (= (disj (set (keys rules/types)) :struct-ops) (set (keys measured-operations))))
-  (let [before (fixture/open-descriptors)
+  (let [before (fixture/settled-descriptors)
         release (sys/kernel-release)
         answered (for [[type letters] measured-operations
                        :when (:supported? (feature/map-type type))
@@ -124,7 +124,7 @@
 (def ^:private flags-of-element-operations {:lock "5.1" :cpu "7.0" :all-cpus "7.0"})
 
 (kernel-test flags-of-element-operations-are-found-out-by-trying
-  (let [before (fixture/open-descriptors)]
+  (let [before (fixture/settled-descriptors)]
     (doseq [[flag since] flags-of-element-operations
             :let [{:keys [supported?]} (feature/element-flag flag)]]
       (is (boolean? supported?) (str flag))
@@ -144,7 +144,7 @@
   #{:tracing :lsm :ext :struct-ops})
 
 (kernel-test program-types-are-found-out-by-trying
-  (let [before (fixture/open-descriptors)]
+  (let [before (fixture/settled-descriptors)]
     (doseq [[type number] prog/types
             :let [{:keys [supported? why] :as answer} (feature/program-type type)]]
       (testing type
@@ -161,7 +161,7 @@
     (is (= :invalid-value (:bpfmap/error (fixture/error-of (feature/program-type x)))) (pr-str x))))
 
 (kernel-test helpers-are-found-out-by-what-the-verifier-says
-  (let [before (fixture/open-descriptors)
+  (let [before (fixture/settled-descriptors)
         plain (filter #(:supported? (feature/program-type %)) (remove targeted (keys prog/types)))]
     (is (< 10 (count plain)))
     (doseq [type plain]
@@ -233,7 +233,7 @@
 ;; --- the whole
 
 (kernel-test a-report-has-every-question-with-its-answer
-  (let [before (fixture/open-descriptors)
+  (let [before (fixture/settled-descriptors)
         report (feature/report)
         present (set (filter #(:supported? (feature/map-type %)) (keys rules/types)))]
     (is (= before (fixture/open-descriptors)))
@@ -277,7 +277,7 @@
                              "a flag of operations" #(feature/element-flag :lock)
                              "a program type" #(feature/program-type :kprobe)
                              "a helper" #(feature/helper :raw-tracepoint :get-stackid)}
-             :let [before (fixture/open-descriptors)
+             :let [before (fixture/settled-descriptors)
                    {:keys [supported? why] :as answer} (fixture/unprivileged ask)]]
        (testing question
          (is (= #{:supported? :why} (set (keys answer))))

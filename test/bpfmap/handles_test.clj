@@ -44,7 +44,7 @@
       (is (= (:id (bpf/info m)) (:id (bpf/info same)))))))
 
 (kernel-test s6-a-bad-entry-of-contents-is-named-and-creates-nothing
-  (let [before (fixture/open-descriptors)
+  (let [before (fixture/settled-descriptors)
         {:keys [message] :bpfmap/keys [error path op]}
         (error-of (open-hash {:contents [[1 10] [2 -1]]}))]
     (is (= [:invalid-value [:contents 2 :value] :create] [error path op]))

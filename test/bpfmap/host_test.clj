@@ -50,7 +50,7 @@
 
 (kernel-test listing-leaves-no-descriptor-open
   (with-open [_ ^Closeable (bpf/create spec)]
-    (let [before (fixture/open-descriptors)]
+    (let [before (fixture/settled-descriptors)]
       (dotimes [_ 20] (lifecycle/infos :list (fn [_ _])))
       (is (= before (fixture/open-descriptors))))))
 
@@ -129,7 +129,7 @@
                         {:path (str below "/program") :kind :program :id (:id (prog/info p))
                          :name "t_pinned" :type :socket-filter}
                         {:path (str top "/z") :kind :link :id (:id (prog/info a)) :type :raw-tracepoint}]
-              before (fixture/open-descriptors)
+              before (fixture/settled-descriptors)
               found (host/pins top)]
           (is (= expected found))
           (is (vector? found))
@@ -326,7 +326,7 @@
       (is (= [:struct {:name "v"} [:ip :ipv4]] (btf/type-of (host/btf-by-id btf-id) btf-value-type-id))))))
 
 (kernel-test types-are-loaded-by-themselves
-  (let [before (fixture/open-descriptors)
+  (let [before (fixture/settled-descriptors)
         b (host/load-btf [[:struct {:name "flow"} [:src :ipv4]] :my-int] {:my-int :s64})]
     (is (= "#<bpf-btf>" (pr-str b)))
     (is (= (inc before) (fixture/open-descriptors)))

@@ -68,7 +68,7 @@
 (kernel-test a-wrong-answer-is-found-and-shrunk-to-the-commands-that-show-it
   (let [model (wrong (fn [state [op k v] right]
                        (if (and (= :insert! op) (contains? state k)) [(assoc state k v) true] right)))
-        before (fixture/open-descriptors)
+        before (fixture/settled-descriptors)
         {:keys [pass? from trace difference] :as outcome} (model/check model)]
     (is (false? pass?))
     (is (= before (fixture/open-descriptors)) "the maps of failed trials are closed too")

@@ -307,7 +307,7 @@
           idle (fn [] (soon #(zero? (listener/connection-count (:listener server)))))]
       (visit)
       (idle)
-      (let [before (fixture/open-descriptors)]
+      (let [before (fixture/settled-descriptors)]
         (dotimes [_ 100] (visit))
         (is (idle))
         (is (soon #(< (fixture/open-descriptors) (+ before 20))))

@@ -267,6 +267,6 @@
                  (.close object)
                  (.close object)))]
     (run! once makers) ; whatever the JVM opens at the first time
-    (let [before (fixture/open-descriptors)]
+    (let [before (fixture/settled-descriptors)]
       (run! once makers)
       (is (= before (fixture/open-descriptors))))))

@@ -337,7 +337,7 @@
 (kernel-test a-thousand-maps-opened-and-closed-leave-nothing
   (with-pod [c]
     (let [m (client/invoke c 'pod.bpfmap.core/create [small] {})
-          before (fixture/open-descriptors)]
+          before (fixture/settled-descriptors)]
       (dotimes [_ 1000]
         (client/invoke c 'pod.bpfmap.core/close [(client/invoke c 'pod.bpfmap.core/clone [m] {})] {}))
       ;; A class that is loaded meanwhile may open a file of its own.

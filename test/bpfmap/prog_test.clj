@@ -210,7 +210,7 @@
 
 (kernel-test a-program-is-opened-by-whatever-names-it
   (let [path (fixture/new-pin)
-        before (fixture/open-descriptors)]
+        before (fixture/settled-descriptors)]
     (with-open [p (prog/load {:type :socket-filter :name "t_open" :insns [[:mov64 :r0 7] [:exit]]})]
       (prog/pin! p path)
       (let [{:keys [id] :as info} (prog/info p)
@@ -246,7 +246,7 @@
 (kernel-test programs-that-cannot-be-opened
   (let [map-path (fixture/new-pin)
         link-path (fixture/new-pin)
-        before (fixture/open-descriptors)]
+        before (fixture/settled-descriptors)]
     (with-open [m (counter)
                 p (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})
                 a (prog/attach-raw-tracepoint p "sys_enter")]

@@ -229,6 +229,6 @@
                  (with-open [_ (struct-ops type #{})
                              _ (programs/congestion-control type "bpfmap_none")])))]
     (once)
-    (let [before (fixture/open-descriptors)]
+    (let [before (fixture/settled-descriptors)]
       (once)
       (is (= before (fixture/open-descriptors))))))

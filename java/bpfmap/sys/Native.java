@@ -7,7 +7,6 @@ import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
-import java.lang.invoke.VarHandle;
 import java.util.Collections;
 
 /**
@@ -22,8 +21,9 @@ public final class Native {
     /** Bytes that a capture segment needs; it receives the errno of a failed call. */
     public static final long CAPTURE_SIZE = Linker.Option.captureStateLayout().byteSize();
 
-    private static final VarHandle ERRNO =
-        Linker.Option.captureStateLayout().varHandle(MemoryLayout.PathElement.groupElement("errno"));
+    /** Where in it the errno lies: a number, since a VarHandle is slow to make and every start would pay for it. */
+    private static final long ERRNO =
+        Linker.Option.captureStateLayout().byteOffset(MemoryLayout.PathElement.groupElement("errno"));
 
     private static final String UNAVAILABLE;
     private static final MethodHandle SYSCALL;
@@ -87,7 +87,7 @@ public final class Native {
         }
         try {
             long result = (long) SYSCALL.invokeExact(capture, number, a, b, c, d, e);
-            return result == -1 ? -(long) (int) ERRNO.get(capture, 0L) : result;
+            return result == -1 ? -(long) capture.get(ValueLayout.JAVA_INT, ERRNO) : result;
         } catch (RuntimeException | Error t) {
             throw t;
         } catch (Throwable t) {
@@ -119,7 +119,7 @@ public final class Native {
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment capture = arena.allocate(CAPTURE_SIZE, 8);
             long result = (long) Six.SYSCALL.invokeExact(capture, number, a, b, c, d, e, f);
-            return result == -1 ? -(long) (int) ERRNO.get(capture, 0L) : result;
+            return result == -1 ? -(long) capture.get(ValueLayout.JAVA_INT, ERRNO) : result;
         } catch (RuntimeException | Error t) {
             throw t;
         } catch (Throwable t) {

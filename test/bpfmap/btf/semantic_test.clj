@@ -134,7 +134,7 @@
 (defn- with-map
   "Calls f with what `create-with-btf` makes of a spec, and the info of the map; closes it."
   [spec f]
-  (let [before (fixture/open-descriptors)
+  (let [before (fixture/settled-descriptors)
         {:keys [fd] :as created} (typing/create-with-btf spec facts)]
     (try
       (f created (maps/info fd facts))

@@ -80,7 +80,7 @@
 
 (kernel-test a-watch-ends-when-it-is-told-and-closes-the-map
   (with-open [m (counts {1 10})]
-    (let [before (fixture/open-descriptors)]
+    (let [before (fixture/settled-descriptors)]
       (is (= 3 (reduce (fn [n _] (inc n)) 0 (exec/watch {:ref (id-of m) :interval 0.1 :seconds 0.25}))))
       (is (= 1 (reduce (fn [n _] (reduced (inc n))) 0 (exec/watch {:ref (id-of m)}))))
       (is (= before (fixture/open-descriptors))))))

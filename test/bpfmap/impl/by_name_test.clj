@@ -60,7 +60,7 @@
             (fixture/join watcher)))))))
 
 (kernel-test s5-a-map-that-cannot-be-filled-leaves-no-pin-and-no-map
-  (let [before (fixture/open-descriptors)]
+  (let [before (fixture/settled-descriptors)]
     (doseq [[spec words] [[(assoc counts :contents [[1 1] [2 -1]]) "the entry of 2: [:value]: -1 is not a :u64"]
                           ;; These only the kernel can refuse, when the map is there already.
                           [(assoc counts :max-entries 1 :contents [[1 1] [2 2]]) "the entry of 2: put-all! on map"]
@@ -101,7 +101,7 @@
    {:type :array :value :u32 :max-entries 1 :freeze true}])
 
 (kernel-test p3-p5-the-same-spec-finds-the-same-map-whatever-the-kernel-made-of-it
-  (let [before (fixture/open-descriptors)]
+  (let [before (fixture/settled-descriptors)]
     (doseq [spec same-again :let [spec (named spec)]]
       (testing spec
         (with-open [m (create spec)
@@ -142,7 +142,7 @@
 
 (kernel-test p3-an-incompatible-spec-is-refused-and-every-difference-is-listed
   (let [spec (named counts)
-        before (fixture/open-descriptors)]
+        before (fixture/settled-descriptors)]
     (with-open [m (create spec)]
       (bpf/put! m 1 10)
       (doseq [[change diff words]

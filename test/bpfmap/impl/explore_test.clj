@@ -23,7 +23,7 @@
 (kernel-test an-open-map-is-data-with-its-first-entries
   (with-open [^Closeable m (bpf/create {:name "explore_many" :type :hash :key :u32 :value :u64 :max-entries 500
                                         :contents (zipmap (range 300) (range 300))})]
-    (let [before (fixture/open-descriptors)
+    (let [before (fixture/settled-descriptors)
           {:keys [entries] :as data} (datafy m)]
       (is (= (bpf/info m) (dissoc data :entries :used-by)))
       (is (= 100 (count entries)))

@@ -194,7 +194,7 @@
                 a ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
       (pin-descriptor (.-fd ^bpfmap.prog.Program p) program-path)
       (pin-descriptor (.-fd ^bpfmap.prog.Attachment a) link-path)
-      (let [before (fixture/open-descriptors)]
+      (let [before (fixture/settled-descriptors)]
         (doseq [[path what] [[program-path "it is a program"] [link-path "it is a link"]]
                 access [:read-write :read-only :write-only]]
           (let [{:keys [message] :bpfmap/keys [error file]} (error-of (bpf/open path {:access access}))]
@@ -264,7 +264,7 @@
       (is (nil? (m 1)) "the first is still open")))
   (testing "what is no map"
     (with-open [file (java.io.RandomAccessFile. "/dev/null" "r")]
-      (let [before (fixture/open-descriptors)
+      (let [before (fixture/settled-descriptors)
             number (some (fn [^File link]
                            (when (= "/dev/null" (try (str (java.nio.file.Files/readSymbolicLink (.toPath link)))
                                                      (catch java.io.IOException _)))

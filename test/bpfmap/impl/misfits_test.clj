@@ -133,7 +133,7 @@
       (finally (run! (fn [^Closeable object] (.close object)) objects)))))
 
 (kernel-test e10-what-does-not-fit-is-refused-with-what-would
-  (let [before (fixture/open-descriptors)]
+  (let [before (fixture/settled-descriptors)]
     (doseq [[spec _ _ kind words :as misfit] misfits
             write [bpf/put! (fn [m k v] (bpf/put-all! m [[k v]]))]]
       (with-misfit misfit

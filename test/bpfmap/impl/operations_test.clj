@@ -186,7 +186,7 @@
                   object ^Closeable (make)
                   other ^Closeable (make-other)]
         (let [ways (ways object)
-              before (fixture/open-descriptors)]
+              before (fixture/settled-descriptors)]
           (doseq [[i k] (map-indexed vector ways)]
             (testing (pr-str k)
               (is (nil? (bpf/lookup m k)))
@@ -303,6 +303,6 @@
                  (error-of (bpf/put! m (:pid child) :x))
                  (error-of (bpf/put-all! m [[(:pid child) 1] [this-pid 1] [0x7ffffffe 1]]))))]
     (once)
-    (let [before (fixture/open-descriptors)]
+    (let [before (fixture/settled-descriptors)]
       (dotimes [_ 5] (once))
       (is (= before (fixture/open-descriptors))))))

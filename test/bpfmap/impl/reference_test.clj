@@ -46,7 +46,7 @@
                   a (inner-map 41)
                   b (inner-map 42)]
         (let [id (:id (bpf/info a))
-              before (fixture/open-descriptors)]
+              before (fixture/settled-descriptors)]
           (is (identical? m (bpf/put! m 3 a)))
           (is (= {:map-id id} (m 3) (get m 3) (bpf/lookup m 3)))
           (is (= {3 {:map-id id}} (into {} m) (bpf/snapshot m) (bpf/lookup-all m [3 4])) "empty slots are passed over")
@@ -165,7 +165,7 @@
               caller (programs/tail-caller m 2)]
     (let [run #(:return (prog/test-run caller {:data (byte-array 14)}))
           id (:id (prog/info target))
-          before (fixture/open-descriptors)]
+          before (fixture/settled-descriptors)]
       (is (= 1 (run)) "nothing is there")
       (bpf/put! m 2 target)
       (is (= 42 (run)))

@@ -236,6 +236,6 @@
                (error-of (create {:struct-ops "tcp_ops"}))
                (error-of (create {:contents {0 {:data {:name "x"}}}})))]
     (once (unique "f"))
-    (let [before (fixture/open-descriptors)]
+    (let [before (fixture/settled-descriptors)]
       (once (unique "f"))
       (is (= before (fixture/open-descriptors))))))

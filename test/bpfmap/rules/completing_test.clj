@@ -14,7 +14,7 @@
 (kernel-test s1-a-map-of-maps-has-values-of-four-bytes-and-its-template-is-gone
   (doseq [spec [{:type :array-of-maps :max-entries 2} {:type :hash-of-maps :key :u64 :max-entries 2}]
           :let [spec (assoc spec :inner-map (assoc inner :contents {0 5} :freeze true))
-                before (fixture/open-descriptors)]]
+                before (fixture/settled-descriptors)]]
     (testing spec
       (doseq [more [{} {:value-size 0} {:value-size 4} {:value :u32}]]
         (with-open [m ^Closeable (bpf/create (merge spec more))]

@@ -111,7 +111,7 @@
                        (is (true? (bpf/might-contain? m v))))}))
 (kernel-test e10-every-operation-that-a-row-grants-does-what-it-says
   (is (= (set (keys granted)) rules/operations))
-  (let [before (fixture/open-descriptors)]
+  (let [before (fixture/settled-descriptors)]
     (doseq [use uses :when (here? use)
             [op check] granted :when (grants? use op)]
       (testing (str (:spec use) " " op)
@@ -165,7 +165,7 @@
    [:bloom-filter :peek] [:ENOENT "the same command is might-contain?"]})
 
 (kernel-test e11-what-a-row-denies-the-kernel-denies-too
-  (let [before (fixture/open-descriptors)
+  (let [before (fixture/settled-descriptors)
         excepted (atom #{})]
     (doseq [{{:keys [type]} :spec :as use} uses :when (here? use)
             op rules/operations :when (not (grants? use op))]
@@ -183,7 +183,7 @@
 ;; ---------------------------------------------------------------- odd arguments
 
 (kernel-test e3-odd-keys-and-values-are-answered-or-refused-as-data-by-every-type
-  (let [before (fixture/open-descriptors)
+  (let [before (fixture/settled-descriptors)
         seen (volatile! #{})]
     (doseq [use uses :when (here? use)]
       (used use

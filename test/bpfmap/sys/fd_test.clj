@@ -100,7 +100,7 @@
 
 (kernel-test l2-closing-twice-is-fine
   (let [m (create nil)
-        before (fixture/open-descriptors)]
+        before (fixture/settled-descriptors)]
     (bpf/close m)
     (with-open [other (create nil)]
       (bpf/close m)
@@ -122,12 +122,6 @@
           (is (= (str "Map " id " (t_closed) is closed: it was closed before or during this call; open it again") message)))))
     (is (= {:name "t_closed"} (select-keys (bpf/spec m) [:name])) "what needs no kernel still answers")))
 
-(defn- settled
-  "Descriptors and resident kilobytes once the garbage is gone."
-  []
-  (dotimes [_ 3] (System/gc) (Thread/sleep 50))
-  [(fixture/open-descriptors) (fixture/status "VmRSS")])
-
 (kernel-test l2-a-hundred-thousand-rounds-leave-descriptors-and-memory-flat
   (let [{[descriptors descriptors-after] :descriptors [kilobytes kilobytes-after :as resident] :kilobytes}
         (fixture/kept-by-rounds [] '(with-open [m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 1})]
@@ -137,7 +131,7 @@
     (is (< (- kilobytes-after kilobytes) 16384) (str "resident kB before and after: " resident))))
 
 (kernel-test l2-failures-leave-descriptors-flat
-  (let [[before] (settled)]
+  (let [before (fixture/settled-descriptors)]
     (dotimes [_ 200]
       (outcome #(create {:contents {1 1 2 2} :max-entries 1}))
       (outcome #(create {:type 4242 :key-size 4 :value-size 4 :key nil :value nil}))
@@ -147,16 +141,16 @@
       (with-open [m (create nil)]
         (outcome #(bpf/open (:id (bpf/info m)) {:key :u64}))
         (outcome #(reduce (fn [_ _] (throw (IllegalStateException.))) nil m))))
-    (is (= before (first (settled))))))
+    (is (= before (fixture/open-descriptors)))))
 
 (kernel-test l3-a-map-dropped-without-close-is-closed-by-the-collector
-  (let [[before] (settled)]
+  (let [before (fixture/settled-descriptors)]
     (dotimes [_ 500] (create nil))
     (is (< (+ before 100) (fixture/open-descriptors)))
     (loop [tries 0]
       (System/gc)
       (Thread/sleep 50)
-      (when (and (< before (fixture/open-descriptors)) (< tries 100))
+      (when (and (< before (fixture/settled-descriptors)) (< tries 100))
         (recur (inc tries))))
     (is (= before (fixture/open-descriptors)))))
 

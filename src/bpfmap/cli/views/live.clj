@@ -2,8 +2,7 @@
   "How people see what changes, and histograms. See `bpfmap.cli.views` for what a view is."
   (:require [bpfmap.cli.output :as output]
             [bpfmap.cli.spread :as spread]
-            [clojure.string :as str])
-  (:import (java.util Locale)))
+            [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
 
@@ -13,7 +12,7 @@
       (rate-text 1234.56) ;=> \"1234.6\""
   [x]
   (when (some? x)
-    (String/format Locale/ROOT "%.1f" (object-array [(double x)]))))
+    (output/tenths x "")))
 
 (def marks
   "What stands before an entry that came, changed or went."

@@ -213,7 +213,7 @@
       (bpf/unpin! made))))
 
 (kernel-test maps-without-memory-refuse-it
-  (let [before (fixture/open-descriptors)]
+  (let [before (fixture/settled-descriptors)]
     (doseq [[spec hint] [[{:type :hash :key :u32 :value :u64 :max-entries 1}
                           "a map of type :hash has no memory to map; those of type :arena or :array have"]
                          [{:type :array :key :u32 :value :u64 :max-entries 1}

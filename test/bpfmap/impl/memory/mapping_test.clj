@@ -109,7 +109,7 @@
 (kernel-test m3-a-handle-for-reading-maps-for-reading
   (with-open [m (an-array {:contents {1 7}})
               reader (bpf/open (:id (bpf/info m)) {:access :read-only})]
-    (let [before (fixture/open-descriptors)
+    (let [before (fixture/settled-descriptors)
           memory (bpf/memory reader)]
       (is (= [true 7] [(mem/read-only? memory) (memory 8)]))
       (is (= :read-only (:bpfmap/error (error-of (mem/fill! memory 0)))))
