@@ -108,7 +108,7 @@
   (check-contents spec facts)
   (let [{:keys [fd untyped]} (token/allowing facts #(create-bare (assoc spec :token %) facts))]
     (owning fd
-      (let [m (handle/make fd (maps/info fd facts) (cond-> (kept spec) untyped (assoc :untyped untyped)) (access-of spec) nil)]
+      (let [m (handle/make fd (maps/info fd facts nil) (cond-> (kept spec) untyped (assoc :untyped untyped)) (access-of spec) nil)]
         (when (seq contents)
           (fill m spec))
         (when (or freeze (spec/frozen-by-name? name))
@@ -213,14 +213,14 @@
 
 (defn- adopt
   "A handle of a descriptor just opened. The kernel does not say on which NUMA node a map is, so its spec does not either."
-  [fd options path facts]
+  [fd access options path facts]
   (owning fd
-    (let [info (maps/info fd facts)
+    (let [info (maps/info fd facts nil)
           spec (-> (select-keys info [:name :type :key-size :value-size :max-entries :flags])
                    (update :flags #(set/difference % #{:numa-node} (:added (rules/types (:type info)))))
                    (merge (when (:extra (rules/types (:type info))) (select-keys info [:map-extra])))
                    (merge (select-keys options [:types]) (typing/types-of info options facts)))]
-      (via options (handle/make fd info spec (or (sys/access fd) (:access options :read-write)) path)))))
+      (via options (handle/make fd info spec access path)))))
 
 (defn infos
   "What the kernel says of every map, by ascending id; calls `skipped` with the error of each that cannot be opened."
@@ -258,6 +258,11 @@
       1 (:id (first found))
       (refuse :ambiguous "There is more than one map named" (str "it is the name of maps " (str/join ", " (map :id found)) "; open one by its id")))))
 
+(defn- access
+  "The access that options ask for: a descriptor that the kernel opens has just that."
+  [options]
+  (:access options :read-write))
+
 (defn- whole-number [ref n]
   (if (and (int? n) (<= 0 n 0x7fffffff))
     n
@@ -268,17 +273,17 @@
   (let [path (objects/path-text file :open)
         facts {:op :open :path path}
         fd (try
-             (maps/by-path path (:access options :read-write) facts)
+             (maps/by-path path (access options) facts)
              (catch ExceptionInfo e
                (if (and (= :not-found (:bpfmap/error (ex-data e))) (not (str/includes? path "/")))
                  (throw (error/error :not-found (str "There is no file " path)
                                      (assoc (ex-data e) :bpfmap/hint (str "to open a map by its name: (open {:name " (pr-str path) "})"))))
                  (throw e))))]
-    (adopt fd options path facts)))
+    (adopt fd (access options) options path facts)))
 
 (defn- open-id [id options]
   (let [facts {:op :open}]
-    (adopt (maps/by-id id (:access options :read-write) facts) options nil facts)))
+    (adopt (maps/by-id id (access options) facts) (access options) options nil facts)))
 
 (defn open
   "Opens a map by id, pin path, `{:name …}` or `{:fd …}`."
@@ -293,8 +298,9 @@
         (:id :map-id) (open-id (whole-number ref x) options)
         :path (open-path x options)
         :name (open-id (id-of-name x) options)
-        :fd (let [facts {:op :open}]
-              (adopt (objects/of-number :map (whole-number ref x) facts) options nil facts))
+        :fd (let [facts {:op :open}
+                  fd (objects/of-number :map (whole-number ref x) facts)]
+              (adopt fd (or (sys/access fd) (access options)) options nil facts))
         (throw (invalid-option [kind] (str "Unknown reference " (pr-str (error/shown ref)))
                                "it is {:id n}, {:map-id n}, {:path p}, {:name n} or {:fd n}"))))
     :else (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref)))

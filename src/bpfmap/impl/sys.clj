@@ -214,7 +214,9 @@
   []
   @remembered-page-size)
 
+(def ^:private remembered-cpus (delay (vec (Cpus/possible))))
+
 (defn possible-cpus
   "The numbers of the CPUs that the kernel may ever bring up, ascending."
   []
-  (vec (Cpus/possible)))
+  @remembered-cpus)

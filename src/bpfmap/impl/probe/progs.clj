@@ -5,6 +5,7 @@
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.probes :as probes]
             [bpfmap.impl.sys.procfs :as procfs]
+            [bpfmap.impl.sys.progs :as progs]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -37,10 +38,6 @@
   (let [[major minor patch] (map parse-long (re-seq #"\d+" (or (sys/kernel-release) "0.0.0")))]
     (+ (* 65536 (long major)) (* 256 (long minor)) (min 255 (long (or patch 0))))))
 
-(def ^:private ^:const attempts
-  "The verifier gives up with EAGAIN when a signal is pending; it is asked again this often."
-  16)
-
 (defn- load-smallest
   "Loads instructions as a program of a type, a name or a number: `{:errno name-or-nil :outcome number :log text}`."
   [type number insns]
@@ -50,7 +47,7 @@
     (loop [attempt 1]
       (let [{:keys [outcome] :as loaded} (probes/load-program program {:op :load})
             errno (probe/errno-of outcome)]
-        (if (and (= :EAGAIN errno) (< attempt attempts))
+        (if (and (= :EAGAIN errno) (< attempt progs/attempts))
           (recur (inc attempt))
           (assoc loaded :errno errno))))))
 

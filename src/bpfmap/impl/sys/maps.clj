@@ -67,33 +67,35 @@
   "What the kernel says of an open map: names for type and flags, numbers as they are.
 
   Fields that are zero where they do not apply are left out. `:frozen?` and
-  `:memlock` (bytes) come from fdinfo, and are missing where /proc cannot be read."
-  [^Fd fd facts]
-  (let [size 88
-        of (sys/fdinfo fd)]
-    (sys/command "Reading the map's info" facts Abi/BPF_OBJ_GET_INFO_BY_FD
-             (fn [^Attr attr]
-               (.fd attr Abi/INFO_BPF_FD fd)
-               (.int32 attr Abi/INFO_INFO_LEN size)
-               (.buffer attr Abi/INFO_INFO size))
-             (fn [_ _ memory]
-               (let [extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)
-                     optional {:btf-id (sys/u32 memory Info/MAP_BTF_ID)
-                               :btf-key-type-id (sys/u32 memory Info/MAP_BTF_KEY_TYPE_ID)
-                               :btf-value-type-id (sys/u32 memory Info/MAP_BTF_VALUE_TYPE_ID)
-                               :btf-vmlinux-value-type-id (sys/u32 memory Info/MAP_BTF_VMLINUX_VALUE_TYPE_ID)
-                               :ifindex (sys/u32 memory Info/MAP_IFINDEX)
-                               :map-extra (if (neg? extra) (+ 18446744073709551616N extra) extra)}]
-                 (cond-> {:id (sys/u32 memory Info/MAP_ID)
-                          :type (rules/type-name (sys/u32 memory Info/MAP_TYPE))
-                          :name (sys/text memory Info/MAP_NAME (inc Abi/NAME_LENGTH))
-                          :key-size (sys/u32 memory Info/MAP_KEY_SIZE)
-                          :value-size (sys/u32 memory Info/MAP_VALUE_SIZE)
-                          :max-entries (sys/u32 memory Info/MAP_MAX_ENTRIES)
-                          :flags (rules/flag-set (sys/u32 memory Info/MAP_MAP_FLAGS))}
-                   true (into (remove (comp zero? val)) optional)
-                   (get of "memlock") (assoc :memlock (parse-long (get of "memlock")))
-                   (get of "frozen") (assoc :frozen? (= "1" (get of "frozen")))))))))
+  `:memlock` (bytes) come from fdinfo, and are missing where /proc cannot be
+  read. Who needs neither spares reading it with a nil."
+  ([fd facts]
+   (info fd facts (sys/fdinfo fd)))
+  ([^Fd fd facts fdinfo]
+   (let [size 88]
+     (sys/command "Reading the map's info" facts Abi/BPF_OBJ_GET_INFO_BY_FD
+              (fn [^Attr attr]
+                (.fd attr Abi/INFO_BPF_FD fd)
+                (.int32 attr Abi/INFO_INFO_LEN size)
+                (.buffer attr Abi/INFO_INFO size))
+              (fn [_ _ memory]
+                (let [extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)
+                      optional {:btf-id (sys/u32 memory Info/MAP_BTF_ID)
+                                :btf-key-type-id (sys/u32 memory Info/MAP_BTF_KEY_TYPE_ID)
+                                :btf-value-type-id (sys/u32 memory Info/MAP_BTF_VALUE_TYPE_ID)
+                                :btf-vmlinux-value-type-id (sys/u32 memory Info/MAP_BTF_VMLINUX_VALUE_TYPE_ID)
+                                :ifindex (sys/u32 memory Info/MAP_IFINDEX)
+                                :map-extra (if (neg? extra) (+ 18446744073709551616N extra) extra)}]
+                  (cond-> {:id (sys/u32 memory Info/MAP_ID)
+                           :type (rules/type-name (sys/u32 memory Info/MAP_TYPE))
+                           :name (sys/text memory Info/MAP_NAME (inc Abi/NAME_LENGTH))
+                           :key-size (sys/u32 memory Info/MAP_KEY_SIZE)
+                           :value-size (sys/u32 memory Info/MAP_VALUE_SIZE)
+                           :max-entries (sys/u32 memory Info/MAP_MAX_ENTRIES)
+                           :flags (rules/flag-set (sys/u32 memory Info/MAP_MAP_FLAGS))}
+                    true (into (remove (comp zero? val)) optional)
+                    (get fdinfo "memlock") (assoc :memlock (parse-long (get fdinfo "memlock")))
+                    (get fdinfo "frozen") (assoc :frozen? (= "1" (get fdinfo "frozen"))))))))))
 
 (defn by-id
   "Opens a map by its id; returns its descriptor."

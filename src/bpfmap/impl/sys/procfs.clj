@@ -29,8 +29,8 @@
   "Lines of `name: value` as a map of strings."
   [text]
   (into {}
-        (keep #(let [[k v] (str/split % #":\s*" 2)]
-                 (when v [k (str/trim v)])))
+        (keep #(when-let [colon (str/index-of % ":")]
+                 [(subs % 0 colon) (str/trim (subs % (inc (long colon))))]))
         (some-> text str/split-lines)))
 
 (defn fdinfo

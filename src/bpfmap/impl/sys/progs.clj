@@ -48,9 +48,10 @@
 
 ;; --- loading
 
-(def ^:private ^:const attempts
-  "The verifier gives up with EAGAIN when a signal is pending; it is asked again this often."
-  16)
+(def ^:const attempts
+  "The verifier gives up with EAGAIN when a signal is pending; it is asked again this often. 16 times were seen not to
+  be enough for a program of two instructions, under signals every few microseconds."
+  1000)
 
 (def ^:private log-sizes
   "Bytes for the verifier's log, by attempt: none until there is a refusal to explain. Before Linux 5.15 the kernel
