@@ -1,7 +1,9 @@
 (ns bpfmap.bench.loops
   "The loops around what is measured, as macros: each slice is then one function whose locals are primitive.
 
-  A slice is a function of a count and of a place in the order of the keys, all longs, which sums what was read."
+  A slice is a function of a count and of a place in the order of the keys, all longs, which sums what was read. What is
+  summed is evaluated before the sum is put on the JVM's stack: the JIT does not replace a loop that runs while something
+  lies there, and one that it had to give up once would be interpreted from then on."
   (:require [bpfmap.bytes])
   (:import (bpfmap.bytes ByteView)
            (java.nio ByteOrder)))
@@ -20,8 +22,9 @@
        (loop [i# 0 at# first# sum# 0]
          (if (< i# count#)
            (let [~n (long (aget order# at#))
-                 next# (inc at#)]
-             (recur (inc i#) (if (== next# entries#) 0 next#) (+ sum# (long ~expression))))
+                 next# (inc at#)
+                 read# (long ~expression)]
+             (recur (inc i#) (if (== next# entries#) 0 next#) (+ sum# read#)))
            sum#)))))
 
 (defmacro passes
@@ -31,7 +34,8 @@
      (fn ^{:tag ~'long} [^{:tag ~'long} count# ^{:tag ~'long} _first#]
        (loop [i# 0 sum# 0]
          (if (< i# count#)
-           (recur (+ i# entries#) (+ sum# (long ~expression)))
+           (let [read# (long ~expression)]
+             (recur (+ i# entries#) (+ sum# read#)))
            sum#)))))
 
 (defmacro times

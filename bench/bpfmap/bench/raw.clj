@@ -134,11 +134,12 @@
           (let [n (.read reader)]
             (if (zero? n)
               sum
-              (let [values (.values reader)]
-                (recur (long (loop [i 0 sum sum]
-                               (if (< i n)
-                                 (recur (inc i) (+ sum (low (Bytes/get64 values (* stride i) false))))
-                                 sum))))))))))))
+              (let [values (.values reader)
+                    sum (long (loop [i 0 sum sum]
+                                (if (< i n)
+                                  (recur (inc i) (+ sum (low (Bytes/get64 values (* stride i) false))))
+                                  sum)))]
+                (recur sum)))))))))
 
 (defn- collected
   "A slice that collects keys, and values too, with `collect`, and hands each full batch to `flush`; returns the count."

@@ -7,7 +7,7 @@
             [bpfmap.impl.memory.view :as view]
             [bpfmap.type :as type])
   (:import (bpfmap.impl.memory.access Source)
-           (bpfmap.impl.memory.view Cell)
+           (bpfmap.impl.memory.view ArrayView Cell)
            (bpfmap.sys Atomics)))
 
 (set! *warn-on-reflection* true)
@@ -107,16 +107,23 @@
   "What `result` makes of what a method returns for an unsigned integer of 64 bits that can be written, given Longs: the
   common case, with no call of a function in it. For all else, `slowly`. `fits` is what the Longs have to satisfy besides.
 
+  `v` is a cell or, with a `path` that is no nil, an array of which that is the index.
+
   It ends with `accessing`, since a `try` that is not the last thing of a function is made a function of its own."
-  [[v op method & longs] fits result slowly]
-  (let [c (vary-meta v assoc :tag `Cell)
-        primitive (fn [x] `(.longValue ~(vary-meta x assoc :tag `Long)))]
-    `(if (and (instance? Cell ~v)
+  [[v path op method & longs] fits result slowly]
+  (let [primitive (fn [x] `(.longValue ~(vary-meta x assoc :tag `Long)))
+        c (vary-meta v assoc :tag (if path `ArrayView `Cell))]
+    `(if (and (instance? ~(:tag (meta c)) ~v)
               (== 64 (.-atomic ~c))
               ~@(for [x longs] `(instance? Long ~x))
-              ~@(for [x longs] `(~fits ~(primitive x))))
+              ~@(for [x longs] `(~fits ~(primitive x)))
+              ~@(when path
+                  [`(instance? Long ~path) `(<= 0 ~(primitive path)) `(< ~(primitive path) (.-n ~c))]))
        (accessing [(.-source ~c) ~op]
-         (~result ~v (~method (.-segment ~c) (.-offset ~c) ~@(map primitive longs))))
+         (~result ~(if path `(view/part ~v ~path) v)
+                  (~method (.-segment ~c)
+                           ~(if path `(+ (.-offset ~c) (* ~(primitive path) (.-stride ~c))) `(.-offset ~c))
+                           ~@(map primitive longs))))
        ~slowly)))
 
 (defmacro ^:private any-bits [_] true)
@@ -137,9 +144,11 @@
 (defn get-acquire
   "The number, and with it everything that was written before it was written with release."
   ([v]
-   (quickly-or [v :get-acquire Atomics/getAcquire64] nil number
+   (quickly-or [v nil :get-acquire Atomics/getAcquire64] nil number
      (get-slowly v :get-acquire)))
-  ([v path] (get-acquire (view/at v path :get-acquire))))
+  ([v path]
+   (quickly-or [v path :get-acquire Atomics/getAcquire64] nil number
+     (get-slowly (view/at v path :get-acquire) :get-acquire))))
 
 (defn set-release!
   "Writes the number, after everything that was written before."
@@ -174,9 +183,11 @@
              (~slow-result c# (by-width c# ~methods bits#)))))
        (defn ~name ~doc
          ([~'v ~'x]
-          (quickly-or [~'v ~op ~(first methods) ~'x] ~fits ~result
+          (quickly-or [~'v nil ~op ~(first methods) ~'x] ~fits ~result
             (~slowly ~'v ~'x)))
-         ([v# path# x#] (~name (view/at v# path# ~op) x#))))))
+         ([~'v ~'path ~'x]
+          (quickly-or [~'v ~'path ~op ~(first methods) ~'x] ~fits ~result
+            (~slowly (view/at ~'v ~'path ~op) ~'x)))))))
 
 (def-changing exchange! [value-bits no-sign] [number from-bits] "Writes a number and returns the one before."
   [Atomics/getAndSet64 Atomics/getAndSet32])

@@ -22,7 +22,7 @@
 
 (set! *warn-on-reflection* true)
 
-(declare make text element field reduce-range overwrite overwrite-cell)
+(declare make element-view text element field reduce-range overwrite overwrite-cell)
 
 (defprotocol View
   "What is seen of memory through a type."
@@ -79,15 +79,16 @@
   (toString [this] (text this)))
 
 ;; `numbers` is the elements as numbers, for `bpfmap.impl.memory.reducing` and bulk copies; nil where they are none.
-;; `kind` is that of their codec, for `bpfmap.sys.Integers`.
+;; `kind` is that of their codec, for `bpfmap.sys.Integers`; `atomic` that of each of them as a cell, 0 where they are none
+;; or are not all alike.
 (deftype ArrayView [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape ^Codec codec path numbers
-                    ^long kind]
+                    ^long kind ^long atomic]
   View
   (shape-of [_] shape)
   (place [_] {:source source :segment segment :offset offset :path path})
-  (part [_ k]
+  (part [this k]
     (when (and (int? k) (<= 0 (long k)) (< (long k) n))
-      (make source segment (+ offset (* (long k) stride)) (:element shape) (cons k path))))
+      (element-view this k)))
   Writable
   (write [this x] (overwrite this x))
   Counted
@@ -164,7 +165,20 @@
       :else (let [{:keys [element count stride]} shape]
               (ArrayView. source segment offset stride count shape (shape/codec-of element) path
                           (numbers segment offset stride element)
-                          (if-let [codec (shape/codec-of element)] (.integers codec) Integers/NONE))))))
+                          (if-let [codec (shape/codec-of element)] (.integers codec) Integers/NONE)
+                          (if (and (identical? :cell (:kind element)) (zero? (rem (long stride) (shape/size-of element))))
+                            (atomic-here segment offset element)
+                            0))))))
+
+(defn- element-view
+  "A view of an element, whose number is known to be one."
+  [^ArrayView v ^long i]
+  (let [offset (+ (.-offset v) (* i (.-stride v)))
+        shape (:element (.-shape v))
+        path (cons i (.-path v))]
+    (if (== 0 (.-atomic v))
+      (make (.-source v) (.-segment v) offset shape path)
+      (Cell. (.-source v) (.-segment v) offset shape (.-codec v) path (.-atomic v)))))
 
 (defn over
   "A view of a shape at an offset of memory; throws `:out-of-range` where it does not fit."
