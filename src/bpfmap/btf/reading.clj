@@ -103,18 +103,15 @@
   [kind {:keys [id name size]} members]
   (let [attempt (fn [options members]
                   (try
-                    (let [node (node/of-members kind members (cond-> options name (assoc :name name)) [])
-                          options (cond-> options
-                                    (< (long (:size node)) (long size)) (assoc :size size)
-                                    name (assoc :name name))]
-                      (when (and (<= (long (:size node)) (long size))
-                                 (every? (fn [{:keys [bits bit-offset offset] at ::at}]
-                                           (= at (if bits bit-offset (* 8 (long offset)))))
-                                         (:members node)))
-                        (assoc node :size size :type (form kind options members))))
+                    (when-let [node (node/of-members kind members (cond-> options name (assoc :name name)) [])]
+                      (let [options (cond-> options
+                                      (< (long (:size node)) (long size)) (assoc :size size)
+                                      name (assoc :name name))]
+                        (when (<= (long (:size node)) (long size))
+                          (assoc node :size size :type (form kind options members)))))
                     (catch ExceptionInfo e
                       (when-not (= :invalid-spec (:bpfmap/error (ex-data e))) (throw e)))))
-        members (map #(assoc % ::at (:bit-offset %)) members)
+        members (mapv #(assoc % :at (:bit-offset %)) members)
         free (mapv #(dissoc % :bit-offset) members)]
     (weighed (or (attempt nil free)
                  (attempt {:packed true} free)

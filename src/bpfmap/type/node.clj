@@ -126,17 +126,21 @@
   (let [seen (HashSet.)]
     (some #(when-not (.add seen %) %) names)))
 
-(defn of-members
-  "The node of a struct or union from its members in order: `{:name :node :options}`, with `:bits` for a bit-field.
+(defn- place-all
+  "Members at their places, and the bits they take; nil where one of them has an `:at`, in bits, and comes to lie elsewhere."
+  [kind packed? members]
+  (reduce (fn [[placed ^long end] member]
+            (let [[{:keys [at bits bit-offset offset] :as member} behind] (place packed? (if (= :union kind) 0 end) member)]
+              (if (and at (not (== (long at) (long (if bits bit-offset (* 8 (long offset)))))))
+                (reduced nil)
+                [(conj placed member) (max end (long behind))])))
+          [[] 0]
+          members))
 
-  Throws `:invalid-spec` where they do not fit a `:size` given, or share a name."
-  [kind members {:keys [packed align size name]} path]
-  (let [[placed end] (reduce (fn [[placed ^long end] member]
-                               (let [[member behind] (place packed (if (= :union kind) 0 end) member)]
-                                 [(conj placed member) (max end (long behind))]))
-                             [[] 0]
-                             members)
-        alignment (long (reduce (fn [^long most member] (max most (own-alignment packed member))) (long (or align 1)) members))
+(defn- of-placed
+  "The node of a struct or union from its members at their places, and the bits they take."
+  [[placed end] kind {:keys [packed align size name]} path]
+  (let [alignment (long (reduce (fn [^long most member] (max most (own-alignment packed member))) (long (or align 1)) placed))
         natural (round-up (quot (+ (long end) 7) 8) alignment)
         node (cond-> {:kind kind :size (or size natural) :align alignment
                       ;; Nameless bit-fields only hold a place.
@@ -148,6 +152,15 @@
     (when-let [twice (repeated (member-names node))]
       (throw (malformed path (str "it has two members named " twice))))
     node))
+
+(defn of-members
+  "The node of a struct or union from its members in order: `{:name :node :options}`, with `:bits` for a bit-field, and with
+  `:at` where it has to lie, in bits, if that is known. Nil where one comes to lie elsewhere.
+
+  Throws `:invalid-spec` where they do not fit a `:size` given, or share a name."
+  [kind members {:keys [packed] :as options} path]
+  (some-> (place-all kind packed members)
+          (of-placed kind options path)))
 
 (defn of-array
   "The node of an array of n elements. Throws `:invalid-spec` for one that is too large."
