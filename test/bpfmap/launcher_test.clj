@@ -57,6 +57,19 @@
       (is (= ["clojure.core__init" "bpfmap.launcher" "bpfmap.cli__init"]
              (from-the-cache folder ["clojure.core__init" "bpfmap.launcher" "bpfmap.cli__init"]))))))
 
+(deftest a-cache-goes-with-its-jar
+  (with-folder
+    (fn [folder]
+      (let [caches (io/file folder "bpfmap/start")
+            names (fn [] (filter #(str/includes? % "gone") (.list caches)))]
+        (.mkdirs caches)
+        (doseq [[suffix text] {"cache" "40 MB" "cache.lock" "" "cache.state" "/no/such folder/gone.jar 1 2.0 2.0 3\n/usr 1 2.0 2.0 3\n"}]
+          (spit (io/file caches (str "gone." suffix)) text))
+        (is (= 3 (count (names))))
+        (is (= good (version folder)))
+        (is (= [] (names)))
+        (is (pos? (.length (cache-in folder))) "and this one's is there")))))
+
 (defn- overwrite
   "Writes bytes into the middle of a file."
   [^File file]

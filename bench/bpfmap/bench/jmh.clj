@@ -48,7 +48,7 @@
         command [(str (System/getProperty "java.home") "/bin/java")
                  "-cp" (str classes File/pathSeparator (System/getProperty "java.class.path"))
                  "org.openjdk.jmh.Main" (or pattern ".*InsideTheJvm.*")
-                 "-f" "2" "-wi" "3" "-w" "1" "-i" "5" "-r" "1" "-prof" "gc" "-rf" "csv" "-rff" (str results)
+                 "-f" "2" "-i" "5" "-r" "1" "-prof" "gc" "-rf" "csv" "-rff" (str results)
                  "-jvmArgs" "--enable-native-access=ALL-UNNAMED"]]
     (try
       (when-not (zero? (.waitFor (.start (.inheritIO (ProcessBuilder. ^java.util.List command)))))

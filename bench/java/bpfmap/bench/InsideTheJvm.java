@@ -19,11 +19,13 @@ import org.openjdk.jmh.annotations.OutputTimeUnit;
 import org.openjdk.jmh.annotations.Scope;
 import org.openjdk.jmh.annotations.Setup;
 import org.openjdk.jmh.annotations.State;
+import org.openjdk.jmh.annotations.Warmup;
 
 /** What bpfmap does without the kernel, each beside a yardstick: the least that Java and Clojure would do for it. */
 @State(Scope.Thread)
 @BenchmarkMode(Mode.AverageTime)
 @OutputTimeUnit(TimeUnit.NANOSECONDS)
+@Warmup(iterations = 3, time = 1)
 public class InsideTheJvm {
     private static final Object A = Clojure.read(":a");
     private static final Object B = Clojure.read(":b");
@@ -131,19 +133,22 @@ public class InsideTheJvm {
         return number;
     }
 
-    // --- the kernel's types
+    // --- the kernel's types: a lot of code, which takes the JIT longer
 
     @Benchmark
+    @Warmup(iterations = 15, time = 1)
     public Object btfOpenAndFind() {
         return typeNamed.invoke(parse.invoke(kernelTypes), "list_head");
     }
 
     @Benchmark
+    @Warmup(iterations = 15, time = 1)
     public Object btfSkBuff() {
         return typeNamed.invoke(kernel, "sk_buff");
     }
 
     @Benchmark
+    @Warmup(iterations = 15, time = 1)
     public Object btfTaskStruct() {
         return typeNamed.invoke(kernel, "task_struct");
     }
