@@ -13,7 +13,7 @@
   [{:title "NR" :of :number}
    {:title "NAME" :of :name}
    {:title "COUNT" :of :count :align :right}
-   {:title "PER-SECOND" :of (comp #(output/tenths % "") :per-second) :align :right}])
+   {:title "PER-SECOND" :of (comp output/tenths :per-second) :align :right}])
 
 ;; --- the live table
 
@@ -22,7 +22,7 @@
   [{:keys [samples counts elapsed seconds] {:keys [id]} :map} {:keys [height]}]
   (let [[before earlier] (first samples)
         title [(str "System calls of this whole host, counted in the kernel into BPF hash map " id)
-               (str (output/tenths elapsed "") " of " (output/tenths seconds "") " s: " (demo/total counts) " calls of "
+               (str (output/tenths elapsed) " of " (output/tenths seconds) " s: " (demo/total counts) " calls of "
                     (output/plural (count counts) "kind" "kinds") "; Ctrl-C ends it")
                ""]
         room (max 0 (- height (count title) 1))]
@@ -50,7 +50,7 @@
     {:value value
      :columns columns :rows shown
      :closing [(str "Counted " total " system calls of " (output/plural (count calls) "kind" "kinds")
-                    " in " (output/tenths elapsed "") " s"
+                    " in " (output/tenths elapsed) " s"
                     (when (< (count shown) (count calls)) (str "; the top " (count shown) " are above")))
                (str "They were in BPF map " id " (" (clojure.core/name type) ", " name "), "
                     (if (gone? id) "which is gone now" "which the kernel is removing now"))]

@@ -3,6 +3,7 @@
   (:require [bpfmap.bytes :as bytes]
             [clojure.string :as str])
   (:import (clojure.lang IReduceInit)
+           (java.math RoundingMode)
            (java.util LinkedHashMap)))
 
 (set! *warn-on-reflection* true)
@@ -158,12 +159,11 @@
     (mapv (fn [[k v]] (str (pad (cell k) width :left) "  " (cell v))) pairs)))
 
 (defn tenths
-  "A number with one digit after the point, and a unit behind. Loading Java's Formatter takes a command longer than this.
+  "A number, of any size, with one digit after the point. Loading Java's Formatter takes a command longer than this.
 
-      (tenths 16.46 \"K\") ;=> \"16.5K\""
-  [x unit]
-  (let [n (Math/round (* 10.0 (double (abs x))))]
-    (str (when (and (neg? (double x)) (pos? n)) "-") (quot n 10) "." (rem n 10) unit)))
+      (tenths 16.46) ;=> \"16.5\""
+  [x]
+  (.toPlainString (.setScale (BigDecimal/valueOf (double x)) 1 RoundingMode/HALF_UP)))
 
 (defn human-size
   "Bytes as people read them, in units of 1024.
@@ -177,7 +177,7 @@
       ;; 1023.95 and more would round to 1024.0.
       (if (and (<= 1023.95 (abs x)) (next units))
         (recur (/ x 1024) (rest units))
-        (tenths x (first units))))))
+        (str (tenths x) (first units))))))
 
 (defn plural
   "A number and its noun.

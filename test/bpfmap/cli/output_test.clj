@@ -106,6 +106,14 @@
     (* 5 1024 1024 1024) "5.0G"
     Long/MAX_VALUE "8.0E"))
 
+(deftest a-number-of-any-size-is-printed-to-its-first-digit-after-the-point
+  (are [x text] (= text (output/tenths x))
+    0 "0.0"
+    16.46 "16.5"
+    -0.25 "-0.3"
+    1234567.85 "1234567.9"
+    (double 18446744073709551615N) "18446744073709552000.0"))
+
 ;; --- for programs
 
 (defn- edn-of [x]

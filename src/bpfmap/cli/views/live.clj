@@ -12,7 +12,7 @@
       (rate-text 1234.56) ;=> \"1234.6\""
   [x]
   (when (some? x)
-    (output/tenths x "")))
+    (output/tenths x)))
 
 (def marks
   "What stands before an entry that came, changed or went."
