@@ -300,7 +300,8 @@
         :name (open-id (id-of-name x) options)
         :fd (let [facts {:op :open}
                   fd (objects/of-number :map (whole-number ref x) facts)]
-              (adopt fd (or (sys/access fd) (access options)) options nil facts))
+              (owning fd
+                (adopt fd (or (sys/access fd) (access options)) options nil facts)))
         (throw (invalid-option [kind] (str "Unknown reference " (pr-str (error/shown ref)))
                                "it is {:id n}, {:map-id n}, {:path p}, {:name n} or {:fd n}"))))
     :else (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref)))
