@@ -58,6 +58,13 @@
          hint (:bpfmap/hint data)]
      (ex-info (cond-> message hint (str ": " hint)) data cause))))
 
+(defn id-and-name
+  "A map as messages name it, after the word: its id, and its name if it has one.
+
+      (id-and-name {:id 12 :name \"counts\"}) ;=> \"12 (counts)\""
+  [{:keys [id name]}]
+  (str id (when (seq name) (str " (" name ")"))))
+
 (defn named-map?
   "Whether x is a map whose keys are all keywords, so that looking one up is safe: a sorted map may have keys that do not compare.
 

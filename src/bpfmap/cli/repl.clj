@@ -1,6 +1,7 @@
 (ns bpfmap.cli.repl
   "The command `repl`: Clojure with the library at hand, edited and completed by JLine on a terminal."
-  (:require [clojure.main :as main]
+  (:require [bpfmap.cli.live :as live]
+            [clojure.main :as main]
             [clojure.string :as str])
   (:import (java.io PushbackReader StringReader)
            (org.jline.reader Candidate Completer EOFError EndOfFileException LineReader LineReader$Option LineReaderBuilder
@@ -112,7 +113,7 @@
   "Reads, evaluates and prints until Ctrl-D."
   [_options _request]
   (binding [*ns* *ns* *print-length* nil]
-    (if (some-> (System/console) .isTerminal)
+    (if (live/terminal?)
       (main/repl :init init :read (reading (line-reader)) :prompt (constantly nil) :need-prompt (constantly false))
       (main/repl :init init)))
   {:text? true :lines []})

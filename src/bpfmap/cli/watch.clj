@@ -4,10 +4,8 @@
             [bpfmap.cli.output :as output]
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.cli.views.live :as views]
-            [bpfmap.exec.live :as exec.live]
-            [bpfmap.exec.reference :as reference])
-  (:import (clojure.lang IReduceInit)
-           (java.time LocalTime)
+            [bpfmap.exec.live :as exec.live])
+  (:import (java.time LocalTime)
            (java.time.format DateTimeFormatter)))
 
 (set! *warn-on-reflection* true)
@@ -61,26 +59,18 @@
     (println)
     (flush)))
 
-(defn- frames-of
-  "The frames as something to reduce, with the map open meanwhile."
-  [options stop]
-  (reify IReduceInit
-    (reduce [_ f init]
-      (with-open [m (reference/open options :read-only)]
-        (reduce f init (exec.live/frames m options stop))))))
-
 (def ^:private most-lines "No screen has more: what is below it need not be put in order." 500)
 
 (defn watch
   "Shows what changes in a map until `:seconds` are over or Ctrl-C."
-  [{:keys [cpus limit] :as options} {:keys [format]}]
+  [{:keys [limit] :as options} {:keys [format]}]
   (let [drawn? (and (nil? format) (live/terminal?))
-        options (cond-> (assoc options :cpus (or cpus :sum))
+        options (cond-> options
                   (and drawn? (nil? limit)) (assoc :limit most-lines))
         lines-of (frame-lines options)
         {:keys [signal result height]}
         (live/run (fn [stop show]
-                    (let [frames (frames-of options stop)]
+                    (let [frames (exec.live/watch options stop)]
                       (cond
                         drawn? (reduce (fn [_ frame] (show frame) frame) nil frames)
                         format (output/print-records format frames)

@@ -27,6 +27,13 @@
     (symbol? x) (str x)
     (keyword? x) (subs (str x) 1)))
 
+(defn with-keywords
+  "A form in which symbols do for keywords, as a shell gives them. What is no plain collection, such as an open map, stays.
+
+      (with-keywords '{src 1}) ;=> {:src 1}"
+  [form]
+  (walk/postwalk #(if (symbol? %) (keyword %) %) form))
+
 (defn- edn-of
   "The one form that a text is, where symbols do for keywords, as in `{src 1}`; not-edn for a text that is none."
   [text not-edn]
@@ -34,7 +41,7 @@
     (let [[form & more :as forms] (edn/read-string (str "[" text "\n]"))]
       (if (or more (empty? forms))
         not-edn
-        (walk/postwalk #(if (symbol? %) (keyword %) %) form)))
+        (with-keywords form)))
     (catch RuntimeException _ not-edn)))
 
 (defn- number [x]
@@ -81,7 +88,7 @@
   [x]
   (if (or (string? x) (symbol? x))
     (edn-of (str x) (str x))
-    (walk/postwalk #(if (symbol? %) (keyword %) %) x)))
+    (with-keywords x)))
 
 (defn- read-names [x]
   (let [names (if-let [text (text x)] (str/split text #",") (when (coll? x) x))]

@@ -4,13 +4,12 @@
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.consent :as consent]
             [bpfmap.exec.element :as element]
-            [bpfmap.exec.reference :as reference]
-            [bpfmap.rules :as rules]))
+            [bpfmap.exec.reference :as reference]))
 
 (set! *warn-on-reflection* true)
 
 (defn- ops-of [m]
-  (:ops (rules/types (:type (bpf/spec m)))))
+  (:ops (reference/row-of m)))
 
 (defn- same-map [m]
   (select-keys (bpf/info m) [:id :name :type]))

@@ -33,8 +33,8 @@
       (check m {:yes true} \"Put an entry into it?\")"
   [m {:keys [yes]} question]
   (when-not yes
-    (let [{:keys [id name type]} (bpf/info m)
-          what (str "Map " id (when (seq name) (str " (" name ")")) " is not yours alone")]
+    (let [{:keys [id name type] :as info} (bpf/info m)
+          what (str "Map " (error/id-and-name info) " is not yours alone")]
       (when-let [others (whose id)]
         (throw (error/error :not-confirmed (str what ": " others)
                             {:bpfmap/map {:id id :name name :type type}

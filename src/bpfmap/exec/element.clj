@@ -7,8 +7,7 @@
             [bpfmap.rules :as rules]
             [bpfmap.type.node :as node]
             [clojure.edn :as edn]
-            [clojure.string :as str]
-            [clojure.walk :as walk])
+            [clojure.string :as str])
   (:import (java.io PushbackReader StringReader)))
 
 (set! *warn-on-reflection* true)
@@ -36,11 +35,6 @@
     (let [found (bytes/->bytes text)]
       (when (= size (count found)) found))))
 
-(defn- with-keywords
-  "A form in which symbols do for keywords, as a shell gives them. What is no plain collection, such as an open map, stays."
-  [form]
-  (walk/postwalk #(if (symbol? %) (keyword %) %) form))
-
 (defn- edn-of
   "The one form that a text is; symbols do for keywords. Throws `:usage` for any other text."
   [side text]
@@ -51,7 +45,7 @@
         (cond
           (= ::end form) (throw (RuntimeException. "it is empty"))
           (not= ::end (read-one)) (throw (RuntimeException. "there is more than one form"))
-          :else (with-keywords form)))
+          :else (arguments/with-keywords form)))
       (catch RuntimeException e
         (throw (arguments/refused nil side text (str "neither EDN nor bytes in hexadecimal: " (ex-message e))))))))
 
@@ -66,7 +60,7 @@
   (let [text (cond (string? x) x (symbol? x) (str x))
         {:keys [kind size]} (when text (node-of spec side))]
     (cond
-      (nil? text) (if (coll? x) (with-keywords x) x)
+      (nil? text) (if (coll? x) (arguments/with-keywords x) x)
       (of-references? spec side) (if (re-find #"[/]" text) text (edn-of side text))
       (= :bytes kind) (or (hex-bytes text size true)
                           (if (re-find #"^[\[#\"]" text) (edn-of side text) (bytes/->bytes text)))

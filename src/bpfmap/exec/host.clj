@@ -82,13 +82,15 @@
           (host/pins)))
 
 (defn owners
-  "Where a map is pinned, who holds it and what uses it.
+  "A function of a map's id to where it is pinned, who holds it and what uses it, as it is now.
 
-      (owners 12) ;=> {:pinned [\"/sys/fs/bpf/counts\"] :held [{:pid 4711 :command \"agent\"}] :used-by []}"
-  [id]
-  {:pinned (get (pins) id [])
-   :held (get (holders) id [])
-   :used-by (get (users) id [])})
+      ((owners) 12) ;=> {:pinned [\"/sys/fs/bpf/counts\"] :held [{:pid 4711 :command \"agent\"}] :used-by []}"
+  []
+  (let [held (holders)
+        used (users)
+        pinned (pins)]
+    (fn [id]
+      {:pinned (get pinned id []) :held (get held id []) :used-by (get used id [])})))
 
 ;; --- the commands
 
@@ -110,15 +112,9 @@
       (list-maps {}) ;=> [{:id 12, :type :hash, :name \"counts\", … :pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
   [{:keys [count columns] :as options}]
   (let [maps (host/maps)
-        held (holders)
-        used (users)
-        pinned (pins)
+        owners-of (owners)
         row (fn [{:keys [id] :as info}]
-              (ordered (assoc info
-                              :entries (entries info count)
-                              :pinned (get pinned id [])
-                              :held (get held id [])
-                              :used-by (get used id []))))
+              (ordered (merge info {:entries (entries info count)} (owners-of id))))
         columns (mapv column columns)
         chosen (fn [row] (apply array-map (mapcat #(vector % (get row %)) columns)))]
     (with-meta (cond->> (where/rows options (eduction (map row) maps))

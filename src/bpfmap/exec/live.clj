@@ -141,10 +141,13 @@
 
 (defn watch
   "Frames of a map, every `:interval` seconds one, as something to reduce. The map is open meanwhile, and not otherwise.
+  It ends when the promise `stop` is delivered, if there is one.
 
       (reduce (fn [_ frame] (println (:changed frame))) nil (watch {:ref {:id 12} :interval 1.0 :seconds 10}))"
-  [{:keys [cpus] :as options}]
-  (reify IReduceInit
-    (reduce [_ f init]
-      (with-open [m (reference/open options :read-only)]
-        (reduce f init (frames m (assoc options :cpus (or cpus :sum)) (promise)))))))
+  ([options]
+   (watch options (promise)))
+  ([{:keys [cpus] :as options} stop]
+   (reify IReduceInit
+     (reduce [_ f init]
+       (with-open [m (reference/open options :read-only)]
+         (reduce f init (frames m (assoc options :cpus (or cpus :sum)) stop)))))))

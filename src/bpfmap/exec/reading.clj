@@ -22,11 +22,9 @@
   [options]
   (let [{:keys [id] :as info} (with-open [m (reference/open options :read-only)]
                                 (bpf/info m))]
-    (host/ordered (merge info (host/owners id))))) ; this process, which had it open, is no holder any more
+    (host/ordered (merge info ((host/owners) id))))) ; this process, which had it open, is no holder any more
 
 ;; --- dump
-
-(defn- row-of [m] (rules/types (:type (bpf/spec m))))
 
 (defn- next-keys
   "The keys of a map that tells nothing else, as rows; no more than it can have, since others may delete meanwhile."
@@ -40,21 +38,26 @@
             (let [acc (f acc {:key k})]
               (if (reduced? acc) @acc (recur (bpf/next-key m k) (dec n) acc)))))))))
 
+(defn- read-options
+  "How values are read, as `bpfmap.core` takes it; nil where nothing is asked for."
+  [{:keys [cpus lock]}]
+  (cond-> nil
+    (int? cpus) (assoc :cpu cpus)
+    lock (assoc :lock true)))
+
 (defn entries
   "The entries of an open map as rows to reduce: `{:key :value}`; with `:keys` of a map that tells only those, the keys alone.
 
       (into [] (entries m {})) ;=> [{:key 7 :value 42}]"
-  [m {:keys [keys cpus lock]}]
-  (let [{:keys [ops per-cpu?]} (row-of m)
+  [m {:keys [keys cpus] :as options}]
+  (let [{:keys [ops per-cpu?]} (reference/row-of m)
         of-value (if per-cpu? (percpu/combiner cpus) identity)
-        read-options (cond-> {}
-                       (int? cpus) (assoc :cpu cpus)
-                       lock (assoc :lock true))]
+        read-options (read-options options)]
     (if (and keys (:next-key ops) (not (:reduce ops)))
       (next-keys m)
       (eduction (map (fn [[k v]] {:key k :value (of-value v)}))
                 (progress/counting "entries")
-                (if (seq read-options) (bpf/entries m read-options) m)))))
+                (if read-options (bpf/entries m read-options) m)))))
 
 (def ^:private instead
   "What there is for a map that cannot be dumped, by an operation that it has; the first that fits."
@@ -66,11 +69,11 @@
 (defn- check-dumpable
   "Throws `:not-supported` for a map of which the kernel does not tell the entries, with why and what there is instead."
   [m {:keys [keys]}]
-  (let [{:keys [id name type value-size]} (bpf/info m)
-        {:keys [ops]} (row-of m)
+  (let [{:keys [id name type value-size] :as info} (bpf/info m)
+        {:keys [ops]} (reference/row-of m)
         why (rules/alternative type :reduce value-size)]
     (when (and why (not (and keys (:next-key ops))))
-      (throw (error/error :not-supported (str "The entries of map " id (when (seq name) (str " (" name ")")) ", " (clojure.core/name type)
+      (throw (error/error :not-supported (str "The entries of map " (error/id-and-name info) ", " (clojure.core/name type)
                                               ", cannot be read")
                           {:bpfmap/op :dump :bpfmap/map {:id id :name name :type type}
                            :bpfmap/hint (str/join "; " (remove nil? [(first (str/split why #"; "))
@@ -114,15 +117,15 @@
   where there is none.
 
       (get-entry {:ref {:name \"counts\"} :key 7}) ;=> {:key 7, :value 42}"
-  [{:keys [cpus lock] :as options}]
+  [{:keys [cpus] :as options}]
   (element/call-typed options :read-only [:key]
     (fn [m {:keys [key]}]
-      (let [{:keys [ops per-cpu?]} (row-of m)
+      (let [{:keys [ops per-cpu?]} (reference/row-of m)
             found (fn [v] (when-not (= ::none v) v))]
         (cond
           (:might-contain? ops) {:value key :might-contain? (bpf/might-contain? m key)}
           (:peek ops) (when-some [v (found (bpf/peek m ::none))] {:value v})
-          :else (let [read-options (cond-> nil (int? cpus) (assoc :cpu cpus) lock (assoc :lock true))
+          :else (let [read-options (read-options options)
                       v (if read-options (bpf/lookup m key ::none read-options) (bpf/lookup m key ::none))]
                   (when-not (= ::none v)
                     {:key key :value (if per-cpu? ((percpu/combiner cpus) v) v)})))))))

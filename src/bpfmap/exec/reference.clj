@@ -2,6 +2,7 @@
   "The map that a command is about: opened by what names it."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
+            [bpfmap.rules :as rules]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)))
 
@@ -34,3 +35,10 @@
                   value-type (assoc :value value-type))))
     (catch ExceptionInfo e
       (throw (if (= :ambiguous (:bpfmap/error (ex-data e))) (with-holders e) e)))))
+
+(defn row-of
+  "What the rules say of the type of an open map: its row of `bpfmap.rules/types`.
+
+      (:per-cpu? (row-of m)) ;=> true"
+  [m]
+  (rules/types (:type (bpf/spec m))))

@@ -96,11 +96,11 @@
   (binding [*print-namespace-maps* false *print-length* nil *print-level* nil *print-meta* false]
     (pr-str x)))
 
-(defn- values-of
-  "The values of a map without keys cannot be read and stay."
-  [m]
-  (throw (error/error :not-supported (str "The contents of " m " cannot be saved")
-                      {:bpfmap/op :save :bpfmap/hint (rules/alternative (:type (bpf/spec m)) :reduce 0)})))
+(defn- unsavable
+  "The exception for a map whose values cannot be read and stay."
+  ^Throwable [m]
+  (error/error :not-supported (str "The contents of " m " cannot be saved")
+               {:bpfmap/op :save :bpfmap/hint (rules/alternative (:type (bpf/spec m)) :reduce 0)}))
 
 (defn save
   "Writes a map's spec and contents to a file.
@@ -108,8 +108,8 @@
       (save {:ref {:name \"flows\"} :file \"/root/flows.edn\"}) ;=> {:file \"/root/flows.edn\", :map {…}, :entries 20}"
   [{:keys [file] :as options}]
   (with-open [m (reference/open options :read-only)]
-    (when-not (:reduce (:ops (rules/types (:type (bpf/spec m)))))
-      (values-of m))
+    (when-not (:reduce (:ops (reference/row-of m)))
+      (throw (unsavable m)))
     (let [saved (volatile! 0)]
       (write-whole file
                    (fn [writer]

@@ -10,8 +10,7 @@
 
 (defn- refuse [^BpfMap m [kind hint]]
   (let [identity (store/identity-of m)]
-    (throw (error/error kind (str "The memory of map " (:id identity)
-                                  (when (seq (:name identity)) (str " (" (:name identity) ")")) " cannot be mapped")
+    (throw (error/error kind (str "The memory of map " (error/id-and-name identity) " cannot be mapped")
                         {:bpfmap/op :memory :bpfmap/map identity :bpfmap/hint hint}))))
 
 (defn- check-mappable [^BpfMap m]

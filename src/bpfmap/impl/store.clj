@@ -23,7 +23,7 @@
 (defn described
   "An operation on a map, as an error's message begins."
   [identity op]
-  (str (name op) " on map " (:id identity) (when (seq (:name identity)) (str " (" (:name identity) ")"))))
+  (str (name op) " on map " (error/id-and-name identity)))
 
 (defn- kept
   "What a map keeps, in a few words: `\" :u32 -> :u64\"`; references by their kind."

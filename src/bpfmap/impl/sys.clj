@@ -65,10 +65,7 @@
   (errno/failure what (- (long result)) (merge (circumstances facts) (update-vals facts force))))
 
 (defn- closed [{:keys [op map]}]
-  (error/error :closed (str (cond
-                          (nil? map) "It"
-                          (seq (:name map)) (str "Map " (:id map) " (" (:name map) ")")
-                          :else (str "Map " (:id map))) " is closed")
+  (error/error :closed (str (if map (str "Map " (error/id-and-name map)) "It") " is closed")
                {:bpfmap/op op
                 :bpfmap/map map
                 :bpfmap/hint "it was closed before or during this call; open it again"}))

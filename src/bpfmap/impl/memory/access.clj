@@ -14,8 +14,7 @@
 (defn described
   "The map of a source, as an error's message names it."
   [^Source source]
-  (let [{:keys [id name]} (.-identity source)]
-    (str "map " id (when (seq name) (str " (" name ")")))))
+  (str "map " (error/id-and-name (.-identity source))))
 
 (defn data
   "The data of an error about a source."

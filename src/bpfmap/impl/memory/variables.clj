@@ -82,9 +82,8 @@
     v))
 
 (defn- text ^String [^Variable v]
-  (let [{:keys [id name]} (.-identity ^BpfMap (.-m v))]
-    (str "#<bpf-variable " (.-name v) " " (type/summary (:type @(:shape (.-member v)))) " of map " id
-         (when (seq name) (str " (" name ")")) ">")))
+  (str "#<bpf-variable " (.-name v) " " (type/summary (:type @(:shape (.-member v))))
+       " of map " (error/id-and-name (.-identity ^BpfMap (.-m v))) ">"))
 
 ;; --- all of them
 
