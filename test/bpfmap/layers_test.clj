@@ -98,10 +98,6 @@
       (is (= (= "Native.java" (.getName file)) (boolean (re-find #"\bLinker\b" text))) (str file))
       (is (<= (count (str/split-lines text)) 250) (str file " is no longer one room")))))
 
-(deftest rooms-stay-small
-  (doseq [{:keys [ns file]} @namespaces]
-    (is (<= (count (str/split-lines (slurp file))) 350) (str ns))))
-
 (deftest every-public-var-is-documented
   (doseq [{:keys [ns]} @namespaces :when (not (fixture/lacking ns))]
     (require ns)
