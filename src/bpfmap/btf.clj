@@ -14,8 +14,8 @@
 
   What is written down in a blob, uninterpreted, is in `bpfmap.btf.blob`."
   (:require [bpfmap.btf.blob :as blob]
-            [bpfmap.btf.elf :as elf]
             [bpfmap.btf.emit :as emit]
+            [bpfmap.btf.object :as object]
             [bpfmap.btf.reading :as reading]
             [bpfmap.btf.writing :as writing]
             [bpfmap.bytes :as bytes]
@@ -36,18 +36,27 @@
 (defn parse-object
   "Reads the BTF of an object file that a compiler made: the section `.BTF` of a 64-bit ELF file, given as its bytes.
 
-  Returns nil when it has none (compile with `-g`). Throws `:malformed-btf`
-  for what is no such file.
+  A compiler leaves the places of variables to a loader: in the BTF, a data section has the size 0, and its
+  variables have no offsets. This fills them in from the object's section headers, relocations and symbols. A section
+  of declarations alone has no place in an object: its variables are laid out as libbpf lays out those of `.kconfig`.
 
-      (type-named (parse-object bytes) \"flow\") ;=> [:struct {:name \"flow\"} …]"
+  Returns nil if the object has no BTF (compile with `-g`). Throws `:malformed-btf` for bytes that are not such a file.
+
+      (def b (parse-object bytes))
+      (type-named b \"flow\")  ;=> [:struct {:name \"flow\"} …]
+      (type-named b \".data\") ;=> [:struct {:name \".data\"} [:seen :u64] [:pick.turn :u32]]"
   [bytes]
-  (some-> (elf/section (bytes/->array bytes) ".BTF") blob/parse))
+  (object/parse (bytes/->array bytes)))
 
 (defn type-of
-  "The type of an id, as data.
+  "Returns the type of an id, as data.
 
-  Throws `:malformed-btf` for an id that there is not, and for what has no
-  value: void, a function.
+  A data section is a struct of its variables, in the order of their places. Of variables that share a name, as each file of a
+  program may have its own `static seen`, the first has the plain name, and any other its offset behind it: `:seen` and
+  `:seen#24`. What is declared of a type without size, a function or a symbol of type `void`, is an `[:array :u8 0]`.
+
+  Throws `:malformed-btf` if there is no such id, if the type has no value (void, a function), and for a data section
+  whose variables have no places yet: see [[parse-object]].
 
       (type-of b 12) ;=> [:struct {:name \"flow\"} [:src :ipv4] [:n :u64]]"
   [b id]

@@ -110,11 +110,14 @@
     1 [:type 1] "the type contains itself" [{:kind :typedef :name "a" :type 1}]
     1 [:type 1] "the type contains itself" [{:kind :struct :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
     2 [:type 2] "do not fit in its 2 bytes" [int-u32 {:kind :struct :name "a" :size 2 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
-    2 [:type 2] "or share a name" [int-u32 {:kind :union :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
+    2 [:type 2] "share a name, or overlap" [int-u32 {:kind :union :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
                                                                                      {:name "a" :type 1 :bit-offset 0 :bits 0}]}]
+    2 [:type 2] "share a name, or overlap" [int-u32 {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
+                                                                                               {:name "b" :type 1 :bit-offset 16 :bits 0}]}]
     2 [:type 2] "without a name is no member" [int-u32 {:kind :struct :name "a" :size 4 :members [{:type 1 :bit-offset 0 :bits 0}]}]
     2 [:type 2] "33 bits of a integer are no bit-field" [int-u32 {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 33}]}]
     2 [:type 2] "more than 4294967295 bytes" [int-u32 {:kind :array :element 1 :index 1 :count 4000000000}]
+    2 [:type 2] "a typedef has no name" [int-u32 {:kind :typedef :type 1}]
     2 [:type 2] "something else than variables" [int-u32 {:kind :datasec :name ".data" :size 4 :vars [{:type 1 :offset 0 :size 4}]}]))
 
 (deftest a-type-that-doubles-with-every-level-is-refused-at-once
@@ -141,7 +144,7 @@
                           (aset bytes (+ 24 (.nextInt random (- n 24))) (unchecked-byte (.nextInt random 256)))))
                       (try
                         (let [b (btf/parse bytes)]
-                          (btf/type-of b (inc (.nextInt random (max 1 (blob/type-count b)))))
+                          (type/check (btf/type-of b (inc (.nextInt random (max 1 (blob/type-count b))))))
                           :type)
                         (catch clojure.lang.ExceptionInfo e
                           (or (:bpfmap/error (ex-data e)) e))

@@ -27,9 +27,10 @@
 
 (set! *warn-on-reflection* true)
 
+;; `sections` has the records of data sections whose places were filled in, by id; see [[with-sections]].
 (declare type-count)
 
-(deftype Blob [^Image image base index]
+(deftype Blob [^Image image base index sections]
   Object
   (toString [this]
     (str "#<btf " (type-count this) " types" (when base (str ", " (type-count base) " of them the base's")) ", "
@@ -62,7 +63,7 @@
      (throw (invalid "a BTF blob" base "the base is what parse returned for vmlinux, or nil")))
    (let [image (image/of (if (bytes? bytes) bytes (.-array ^ByteView bytes))
                          (when base (.-image ^Blob base)))]
-     (Blob. image base (delay (names/index image))))))
+     (Blob. image base (delay (names/index image)) nil))))
 
 (defn check
   "The blob itself; throws `:invalid-value` for anything that parse did not return.
@@ -150,7 +151,9 @@
       (record b 1)
       ;=> {:id 1 :kind :int :name \"int\" :size 4 :bits 32 :offset 0 :signed? true :char? false :bool? false}"
   [^Blob b id]
-  (record/record (image-with b id) id))
+  (let [image (image-with b id)]
+    (or (get (.-sections b) id)
+        (record/record image id))))
 
 (defn- kind-of [^Image image ^long id]
   (if (zero? id)
@@ -158,6 +161,21 @@
     (let [owner (image/owner image id)
           number (image/kind-number (u32 owner (+ 4 (image/at owner id))))]
       (:kind (get kinds/rows number) :unknown))))
+
+(defn with-sections
+  "A blob that has other records for some data sections: id to record. The bytes stay as they are.
+
+      (:size (record (with-sections b {7 (assoc (record b 7) :size 16)}) 7)) ;=> 16"
+  [^Blob b sections]
+  (Blob. (.-image b) (.-base b) (.-index b) (not-empty sections)))
+
+(defn entries-at
+  "Where the entries of a data section begin, in bytes from the start of the blob.
+
+      (entries-at b 7) ;=> 1156"
+  ^long [^Blob b id]
+  (let [owner (image/owner (image-with b id) id)]
+    (+ 12 (image/at owner id))))
 
 (defn kind
   "The kind of the type of an id, without reading the rest of it.
@@ -227,18 +245,19 @@
         (= depth (long deepest)) (throw (too-deep id))
         :else (recur (follow image at 8 :type) (inc depth))))))
 
-(defn- size [^Image image start ^long id ^long depth]
+(defn- size [^Blob b start ^long id ^long depth]
   (when (< (long deepest) depth)
     (throw (too-deep start)))
-  (case (kind-of image id)
+  (case (kind-of (.-image b) id)
     (:int :enum :enum64 :struct :union :float :datasec)
-    (let [owner (image/owner image id)]
-      (u32 owner (+ 8 (image/at owner id))))
+    (or (:size (get (.-sections b) id))
+        (let [owner (image/owner (.-image b) id)]
+          (u32 owner (+ 8 (image/at owner id)))))
     (:typedef :const :volatile :restrict :type-tag :var)
-    (recur image start (follow image id 8 :type) (inc depth))
+    (recur b start (follow (.-image b) id 8 :type) (inc depth))
     :array
-    (when-let [each (size image start (follow image id 12 :element) (inc depth))]
-      (let [owner (image/owner image id)
+    (when-let [each (size b start (follow (.-image b) id 12 :element) (inc depth))]
+      (let [owner (image/owner (.-image b) id)
             n (u32 owner (+ 20 (image/at owner id)))]
         (when (and (pos? n) (< (quot 0xffffffff n) (long each)))
           (throw (malformed [:type id :count] (str n " elements of " each " bytes are more than 4294967295"))))
@@ -256,4 +275,5 @@
 
       (size-of b 1) ;=> 4"
   [^Blob b id]
-  (size (image-with b id) id id 0))
+  (image-with b id)
+  (size b id id 0))

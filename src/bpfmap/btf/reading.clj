@@ -104,6 +104,8 @@
   (let [attempt (fn [options members]
                   (try
                     (when-let [node (node/of-members kind members (cond-> options name (assoc :name name)) [])]
+                      ;; Only places that are said can overlap.
+                      (when (and (= :struct kind) (some :options members)) (node/check-overlap node []))
                       (let [options (cond-> options
                                       (< (long (:size node)) (long size)) (assoc :size size)
                                       name (assoc :name name))]
@@ -117,13 +119,20 @@
                  (attempt {:packed true} free)
                  (attempt {:packed true} (placed members))
                  (throw (malformed [:type id] (str "the members of the " (clojure.core/name kind)
-                                                   " do not fit in its " size " bytes, or share a name"))))
+                                                   " do not fit in its " size " bytes, share a name, or overlap"))))
              id
              (map :node members))))
 
 (defn- member-of [context {:keys [name type bit-offset bits]}]
   (let [{:keys [own-bits] :as node} (of-id context type)
-        bits (if (zero? (long bits)) own-bits bits)]
+        bits (if (zero? (long bits)) own-bits bits)
+        ;; C has bools of one bit alone; of more bits, they are a number.
+        node (cond
+               (nil? bits) node
+               (and (< 1 (long bits)) (= :bool (:kind node))) (leaf :u8)
+               (and (= [:integer 16] ((juxt :kind :size) node)) (nil? (:order node)))
+               (leaf (if (:signed? node) :s64 :u64))
+               :else node)]
     (cond-> {:name (some-> name keyword) :node node :bit-offset bit-offset}
       bits (assoc :bits bits))))
 
@@ -132,7 +141,8 @@
   [id {:keys [name node bits] :as member}]
   (let [{:keys [kind size order]} node]
     (when-not (if bits
-                (and (#{:integer :bool :enum} kind) (nil? order) (<= (long bits) (min 64 (* 8 (long size)))))
+                (and (#{:integer :bool :enum} kind) (nil? order)
+                     (<= (if name 1 0) (long bits) (min 64 (* 8 (long size)))))
                 (or name (#{:struct :union} kind)))
       (throw (malformed [:type id] (if bits
                                      (str bits " bits of a " (clojure.core/name kind) " are no bit-field")
@@ -195,20 +205,67 @@
   (or
     (meaning b record)
     (let [target (of-id context type)]
+      (when-not name
+        (throw (malformed [:type id] "a typedef has no name")))
       (if (and (semantic/plain-typedefs name) (keyword? (:type target)))
         target
         (weighed (assoc target :typedef name :type [:typedef name (:type target)] :target target) id [target])))))
 
+(defn- variable
+  "An entry of a data section as a member: its name, node and place. What is declared of a type without size has no bytes."
+  [{b :blob :as context} id {:keys [type offset]}]
+  (let [{:keys [kind name linkage] target :type} (blob/record b type)]
+    (when-not (and name (or (= :var kind) (and (= :func kind) (= :extern linkage))))
+      (throw (malformed [:type id] "a data section holds something else than variables")))
+    {:name (keyword name)
+     :node (if (and (= :extern linkage) (or (= :func kind) (nil? (blob/size-of b target))))
+             (leaf [:array :u8 0])
+             (of-id context target))
+     :extern? (= :extern linkage)
+     :bit-offset (* 8 (long offset))}))
+
+(defn- laid-out
+  "Variables that a loader has yet to place, as libbpf does it: those of the largest alignment first, then by size and name."
+  [variables]
+  (first
+   (reduce (fn [[placed ^long end] {{:keys [size align]} :node :as variable}]
+             (let [at (node/round-up end align)]
+               [(conj placed (assoc variable :bit-offset (* 8 at))) (+ at (long size))]))
+           [[] 0]
+           (sort-by (fn [{:keys [node name]}] [(- (long (:align node))) (:size node) name]) variables))))
+
+(defn- told-apart
+  "Variables in the order of their places, whose names differ: `seen`, and `seen#4` for the one at offset 4.
+
+  Each file of a program may have its own `static seen`. In a C identifier there is no `#`."
+  [variables]
+  (first
+   (reduce (fn [[members names] {:keys [name bit-offset] :as variable}]
+             (let [offset (quot (long bit-offset) 8)
+                   name (if (names name)
+                          (keyword (str (clojure.core/name name) "#" offset))
+                          name)]
+               [(conj members (assoc variable :name name)) (conj names name)]))
+           [[] #{}]
+           (sort-by :bit-offset variables))))
+
 (defn- section
-  "A data section as a struct of its variables, each where it is."
-  [{b :blob :as context} {:keys [id vars] :as record}]
-  (own-layout :struct (dissoc record :kind)
-              (mapv (fn [{:keys [type offset]}]
-                      (let [variable (blob/record b type)]
-                        (when-not (and (= :var (:kind variable)) (:name variable))
-                          (throw (malformed [:type id] "a data section holds something else than variables")))
-                        {:name (keyword (:name variable)) :node (of-id context (:type variable)) :bit-offset (* 8 (long offset))}))
-                    vars)))
+  "A data section as a struct of its variables, each at its place.
+
+  A section that has only declarations, such as `.ksyms`, has no place in an object: its size is 0."
+  [context {:keys [id name size vars] :as record}]
+  (let [variables (mapv #(variable context id %) vars)]
+    (cond
+      (pos? (long size)) (own-layout :struct record (told-apart variables))
+      (every? :extern? variables)
+      (let [members (laid-out variables)
+            end (reduce (fn [^long end {:keys [node bit-offset]}]
+                          (max end (+ (quot (long bit-offset) 8) (long (:size node)))))
+                        0 members)]
+        (own-layout :struct (assoc record :size end) (told-apart members)))
+      :else
+      (throw (malformed [:type id] (str "the size of section " name " is 0, since its variables have no places yet")
+                        "read it with parse-object, which finds the places in the object")))))
 
 (defn- of-record [context {:keys [id kind type] :as record}]
   (case kind

@@ -85,7 +85,11 @@
 
 ;; ---------------------------------------------------------------- layout
 
-(defn- round-up ^long [^long n ^long to]
+(defn round-up
+  "The first multiple of `to` that is not below n.
+
+      (round-up 5 4) ;=> 8"
+  ^long [^long n ^long to]
   (* to (quot (+ n (dec to)) to)))
 
 (defn- place-bits
@@ -217,8 +221,8 @@
                     "only structs, unions, bit-fields and [:pad n] can do without a name, not " (shown type))
       placed)))
 
-(defn- check-overlap
-  "Refuses members of a struct that were put onto each other: what one is given would change the other."
+(defn check-overlap
+  "Throws `:invalid-spec` for members of a struct that were put onto each other: what one is given would change the other."
   [{:keys [members]} path]
   (reduce (fn [[^long end before] {:keys [name node offset bits bit-offset]}]
             (let [start (long (if bits bit-offset (* 8 (long offset))))
