@@ -59,11 +59,14 @@
      (ex-info (cond-> message hint (str ": " hint)) data cause))))
 
 (defn id-and-name
-  "A map as messages name it, after the word: its id, and its name if it has one.
+  "A map as messages name it, after the word: its id, and its name if it has one. Before Linux 4.13 maps have no ids.
 
       (id-and-name {:id 12 :name \"counts\"}) ;=> \"12 (counts)\""
   [{:keys [id name]}]
-  (str id (when (seq name) (str " (" name ")"))))
+  (cond
+    (seq name) (str id (when id " ") "(" name ")")
+    id (str id)
+    :else "without an id"))
 
 (defn named-map?
   "Whether x is a map whose keys are all keywords, so that looking one up is safe: a sorted map may have keys that do not compare.

@@ -53,7 +53,9 @@
   {:freeze! "5.2"
    :take!   "5.14"
    :drain!  "5.14"
-   :open    "4.13"})
+   :open    "4.13"
+   :list    "4.13"
+   :info    "4.13"})
 
 (def operations
   "Every operation on elements, by the name of its function; `:reduce` is any that reads all entries."

@@ -16,7 +16,7 @@
   "System calls by name: the number on x86-64, and that of the generic table of arm64 and riscv64."
   {"accept4" [288 242], "bind" [49 200], "close" [3 57], "connect" [42 203], "dup3" [292 24], "getsockname" [51 204]
    "gettid" [186 178], "listen" [50 201], "munmap" [11 215], "openat" [257 56], "perf_event_open" [298 241]
-   "pidfd_open" [434 434], "setsockopt" [54 208], "socket" [41 198], "socketpair" [53 199]})
+   "pidfd_open" [434 434], "prctl" [157 167], "seccomp" [317 277], "setsockopt" [54 208], "socket" [41 198], "socketpair" [53 199]})
 
 (def constants
   "Expressions of C to their values, the same on all these processors."
@@ -28,6 +28,8 @@
    "PERF_ATTR_SIZE_VER0" 64
    "BPF_PROG_ATTACH" 8, "BPF_PROG_DETACH" 9, "BPF_CGROUP_INET_EGRESS" 1, "BPF_F_ALLOW_MULTI" 2
    "BPF_F_USER_STACK" 256
+   "PR_SET_NO_NEW_PRIVS" 38, "SECCOMP_SET_MODE_FILTER" 1, "SECCOMP_RET_ALLOW" 0x7fff0000, "SECCOMP_RET_ERRNO" 0x50000
+   "offsetof(struct seccomp_data, nr)" 0, "offsetof(struct seccomp_data, args)" 16
    "offsetof(union bpf_attr, target_fd)" 0, "offsetof(union bpf_attr, attach_bpf_fd)" 4
    "offsetof(union bpf_attr, attach_type)" 8, "offsetof(union bpf_attr, attach_flags)" 12
    "offsetof(union bpf_attr, expected_attach_type)" 68, "offsetof(union bpf_attr, attach_btf_id)" 108
@@ -100,6 +102,50 @@
     (if (neg? (long result))
       (throw (failed name result))
       result)))
+
+;; --- kernels that lack something
+
+(defn- refusing
+  "The code of a seccomp filter, as `[code jt jf k]`, that answers commands of bpf(2) as `rules` say."
+  [rules]
+  (let [load 0x20, jump-if-equal 0x15, jump-if-greater 0x25, return 0x06
+        argument #(+ (constant "offsetof(struct seccomp_data, args)") (* 8 (long %)))
+        of-rule (fn [{:keys [command longer-than errno]}]
+                  (let [tail (concat (when longer-than [[load 0 0 (argument 2)] [jump-if-greater 0 1 longer-than]])
+                                     [[return 0 0 (bit-or (long (constant "SECCOMP_RET_ERRNO")) (long errno))]])]
+                    (concat [[load 0 0 (argument 0)] [jump-if-equal 0 (count tail) command]] tail)))
+        body (mapcat of-rule rules)]
+    (concat [[load 0 0 (constant "offsetof(struct seccomp_data, nr)")] [jump-if-equal 0 (count body) bpfmap.sys.Abi/SYS_BPF]]
+            body
+            [[return 0 0 (constant "SECCOMP_RET_ALLOW")]])))
+
+(defn on-a-kernel-that-refuses
+  "Calls f on a thread of its own on which the kernel refuses commands of bpf(2), and returns what it returns.
+
+  `rules` are maps of a `:command`, the number of an `:errno`, and, where only a longer `union bpf_attr` is refused, as one
+  with a field that the kernel does not know is, `:longer-than`, in bytes. A seccomp filter answers in the kernel's place."
+  [rules f]
+  (let [code (refusing rules)
+        result (promise)]
+    (fixture/join
+     (fixture/thread
+      (fn []
+        (deliver result
+                 (try
+                   (with-open [arena (Arena/ofConfined)]
+                     (let [filter (.allocate arena (* 8 (count code)) 8)
+                           program (.allocate arena 16 8)]
+                       (doseq [[i [op jt jf k]] (map-indexed vector code)]
+                         (Bytes/copyIn (pack [:struct [:code :u16] [:jt :u8] [:jf :u8] [:k :u32]] {:code op :jt jt :jf jf :k k})
+                                       filter (* 8 (long i))))
+                       (Bytes/copyIn (pack [:struct [:length :u64] [:filter :u64]] {:length (count code) :filter (.address filter)})
+                                     program 0)
+                       (call "prctl" (constant "PR_SET_NO_NEW_PRIVS") 1 0 0 0)
+                       (call "seccomp" (constant "SECCOMP_SET_MODE_FILTER") 0 (.address program))))
+                   [:value (f)]
+                   (catch Throwable e [:thrown e]))))))
+    (let [[kind x] @result]
+      (if (= :thrown kind) (throw x) x))))
 
 ;; --- memory of files
 

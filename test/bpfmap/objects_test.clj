@@ -18,7 +18,8 @@
 (deftest numbers-and-constants-are-those-of-the-headers
   (let [ours (merge linux/constants
                     (update-keys (update-vals linux/numbers (if (fixture/x86-64?) first second)) #(str "__NR_" %)))
-        header (fixture/c-values ["sys/socket.h" "sys/syscall.h" "sys/mman.h" "fcntl.h" "linux/perf_event.h" "linux/bpf.h"]
+        header (fixture/c-values ["sys/socket.h" "sys/syscall.h" "sys/mman.h" "fcntl.h" "linux/perf_event.h" "linux/bpf.h"
+                                  "sys/prctl.h" "linux/seccomp.h"]
                                  (keys ours))]
     (if header
       (is (= ours header))

@@ -97,7 +97,7 @@
 
   Object
   (toString [_]
-    (str "#<bpf-map " (:id identity) " " (:type identity) " " (pr-str (:name identity))
+    (str "#<bpf-map " (when-let [id (:id identity)] (str id " ")) (:type identity) " " (pr-str (:name identity))
          (kept spec) (when (.isClosed fd) " closed") ">")))
 
 (defmethod print-method BpfMap [m ^java.io.Writer w]

@@ -178,7 +178,7 @@
   "What a descriptor is: `:map`, `:program`, `:link`, `:other`, or nil where /proc cannot be read."
   [fd]
   (when-let [info (not-empty (fdinfo fd))]
-    (or (first (procfs/object info)) :other)))
+    (or (procfs/kind info) :other)))
 
 (defn access
   "Which way a descriptor may be used: `:read-write`, `:read-only` or `:write-only`; nil where /proc cannot be read."

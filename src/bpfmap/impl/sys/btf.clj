@@ -2,6 +2,7 @@
   "The commands of bpf(2) on BTF objects."
   (:refer-clojure :exclude [load])
   (:require [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.objects :as objects]
             [bpfmap.rules :as rules])
   (:import (bpfmap.sys Abi Attr Bytes Fd Info)
            (java.lang.foreign MemorySegment)))
@@ -25,31 +26,31 @@
                (fn [^Attr attr] (.int32 attr Abi/ID_START_ID id))
                sys/own))
 
-(def ^:private info-size 32)
+(def ^:private info-size
+  "Bytes. Before Linux 5.11 the struct has 16, without name and :kernel?: that of the kernel itself is no object there."
+  32)
 
 (def ^:private longest-name "Bytes; the kernel names modules, and they have shorter names." 64)
 
 (defn- info
   "What the kernel says of a BTF object, having copied up to `room` bytes of it: `{:size :name :kernel? :bytes}`."
   [^Fd fd room facts]
-  (sys/command "Reading the BTF" facts Abi/BPF_OBJ_GET_INFO_BY_FD
-               (fn [^Attr attr]
-                 (.fd attr Abi/INFO_BPF_FD fd)
-                 (.int32 attr Abi/INFO_INFO_LEN info-size)
-                 (let [memory (.buffer attr Abi/INFO_INFO info-size)
-                       copy (.spare attr (long room))
-                       text (.spare attr longest-name)]
-                   (Bytes/put64 memory Info/BTF_BTF (.address ^MemorySegment copy) false)
-                   (Bytes/put32 memory Info/BTF_BTF_SIZE (long room) false)
-                   (Bytes/put64 memory Info/BTF_NAME (.address ^MemorySegment text) false)
-                   (Bytes/put32 memory Info/BTF_NAME_LEN longest-name false)
-                   [memory copy text]))
-               (fn [_ _ [memory copy text]]
-                 (let [size (sys/u32 memory Info/BTF_BTF_SIZE)]
-                   {:size size
-                    :name (sys/text text 0 longest-name)
-                    :kernel? (not (zero? (long (sys/u32 memory Info/BTF_KERNEL_BTF))))
-                    :bytes (Bytes/copyOut copy 0 (int (min (long room) (long size))))}))))
+  (objects/info
+   "Reading the BTF" fd info-size facts
+   (fn [^Attr attr memory]
+     (let [copy (.spare attr (long room))
+           text (.spare attr longest-name)]
+       (Bytes/put64 memory Info/BTF_BTF (.address ^MemorySegment copy) false)
+       (Bytes/put32 memory Info/BTF_BTF_SIZE (long room) false)
+       (Bytes/put64 memory Info/BTF_NAME (.address ^MemorySegment text) false)
+       (Bytes/put32 memory Info/BTF_NAME_LEN longest-name false)
+       [copy text]))
+   (fn [memory [copy text]]
+     (let [size (sys/u32 memory Info/BTF_BTF_SIZE)]
+       {:size size
+        :name (sys/text text 0 longest-name)
+        :kernel? (not (zero? (long (sys/u32 memory Info/BTF_KERNEL_BTF))))
+        :bytes (Bytes/copyOut copy 0 (int (min (long room) (long size))))}))))
 
 (defn blob
   "The blob of a BTF object by its id: `{:bytes byte-array :name text :kernel? boolean}`. Needs CAP_SYS_ADMIN.

@@ -63,7 +63,7 @@
   "All of the info but its text."
   [^Fd fd facts]
   (objects/info
-   fd :link info-size facts
+   "Reading the link's info" fd info-size facts
    (fn [_ _])
    (fn [memory _]
      (let [number (sys/u32 memory Info/LINK_TYPE)
@@ -77,7 +77,7 @@
   "The text of the info. A link that has none would take the address of the buffer for something else."
   [^Fd fd [_ offset length-offset] facts]
   (objects/info
-   fd :link info-size facts
+   "Reading the link's info" fd info-size facts
    (fn [^Attr attr memory]
      (let [buffer (.spare attr longest-text)]
        (Bytes/put64 memory offset (.address ^MemorySegment buffer) false)

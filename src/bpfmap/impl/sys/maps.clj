@@ -3,7 +3,8 @@
   (:require [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.objects :as objects]
             [bpfmap.rules :as rules])
-  (:import (bpfmap.sys Abi Attr Bytes Fd Info)))
+  (:import (bpfmap.sys Abi Attr Bytes Fd Info)
+           (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
 
@@ -23,7 +24,7 @@
     (.fd attr (int offset) fd)
     (.int32 attr (int offset) (long fd))))
 
-(defn create
+(defn- create-once
   "Creates a map from a completed spec; returns its descriptor.
 
   `:btf` is `{:fd :key :value}`, the ids of types in it. `:inner-map`, `:token` and `:value-type-btf` are
@@ -54,6 +55,18 @@
              (when token (descriptor attr Abi/MAP_CREATE_MAP_TOKEN_FD token)))
            sys/own))
 
+(defn create
+  "Creates a map from a completed spec; returns its descriptor. Spec and facts are those of [[create-once]].
+
+  Before Linux 4.15 maps have no names: what is too much for the kernel is tried without."
+  ^Fd [{:keys [name] :as spec} facts]
+  (try
+    (create-once spec facts)
+    (catch ExceptionInfo e
+      (if (and (seq name) (= :E2BIG (:bpfmap/errno (ex-data e))))
+        (create-once (dissoc spec :name) facts)
+        (throw e)))))
+
 (defn token
   "Creates a BPF token from the directory of a delegated BPF file system; returns its descriptor. Needs Linux 6.9."
   ^Fd [^Fd dir facts]
@@ -63,39 +76,60 @@
              (.fd attr Abi/TOKEN_CREATE_BPFFS_FD dir))
            sys/own))
 
+(def ^:private info-size 88)
+
+(defn- from-info
+  "What a `struct bpf_map_info` says of a map."
+  [memory]
+  (let [extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)
+        optional {:btf-id (sys/u32 memory Info/MAP_BTF_ID)
+                  :btf-key-type-id (sys/u32 memory Info/MAP_BTF_KEY_TYPE_ID)
+                  :btf-value-type-id (sys/u32 memory Info/MAP_BTF_VALUE_TYPE_ID)
+                  :btf-vmlinux-value-type-id (sys/u32 memory Info/MAP_BTF_VMLINUX_VALUE_TYPE_ID)
+                  :ifindex (sys/u32 memory Info/MAP_IFINDEX)
+                  :map-extra (if (neg? extra) (+ 18446744073709551616N extra) extra)}]
+    (into {:id (sys/u32 memory Info/MAP_ID)
+           :type (rules/type-name (sys/u32 memory Info/MAP_TYPE))
+           :name (sys/text memory Info/MAP_NAME (inc Abi/NAME_LENGTH))
+           :key-size (sys/u32 memory Info/MAP_KEY_SIZE)
+           :value-size (sys/u32 memory Info/MAP_VALUE_SIZE)
+           :max-entries (sys/u32 memory Info/MAP_MAX_ENTRIES)
+           :flags (rules/flag-set (sys/u32 memory Info/MAP_MAP_FLAGS))}
+          (remove (comp zero? val))
+          optional)))
+
+(defn- from-fdinfo
+  "What fdinfo says of a map, which has neither id nor name before Linux 4.13; nil where it cannot be read."
+  [fdinfo]
+  (when-let [type (some-> (get fdinfo "map_type") parse-long)]
+    (let [number #(or (some-> (get fdinfo %) Long/decode long) 0)]
+      {:id nil
+       :type (rules/type-name type)
+       :name ""
+       :key-size (number "key_size")
+       :value-size (number "value_size")
+       :max-entries (number "max_entries")
+       :flags (rules/flag-set (number "map_flags"))})))
+
 (defn info
   "What the kernel says of an open map: names for type and flags, numbers as they are.
 
   Fields that are zero where they do not apply are left out. `:frozen?` and
   `:memlock` (bytes) come from fdinfo, and are missing where /proc cannot be
-  read. Who needs neither spares reading it with a nil."
+  read. Who needs neither spares reading it with a nil. Before Linux 4.13 all comes from there, and `:id` is nil."
   ([fd facts]
    (info fd facts (sys/fdinfo fd)))
   ([^Fd fd facts fdinfo]
-   (let [size 88]
-     (sys/command "Reading the map's info" facts Abi/BPF_OBJ_GET_INFO_BY_FD
-              (fn [^Attr attr]
-                (.fd attr Abi/INFO_BPF_FD fd)
-                (.int32 attr Abi/INFO_INFO_LEN size)
-                (.buffer attr Abi/INFO_INFO size))
-              (fn [_ _ memory]
-                (let [extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)
-                      optional {:btf-id (sys/u32 memory Info/MAP_BTF_ID)
-                                :btf-key-type-id (sys/u32 memory Info/MAP_BTF_KEY_TYPE_ID)
-                                :btf-value-type-id (sys/u32 memory Info/MAP_BTF_VALUE_TYPE_ID)
-                                :btf-vmlinux-value-type-id (sys/u32 memory Info/MAP_BTF_VMLINUX_VALUE_TYPE_ID)
-                                :ifindex (sys/u32 memory Info/MAP_IFINDEX)
-                                :map-extra (if (neg? extra) (+ 18446744073709551616N extra) extra)}]
-                  (cond-> {:id (sys/u32 memory Info/MAP_ID)
-                           :type (rules/type-name (sys/u32 memory Info/MAP_TYPE))
-                           :name (sys/text memory Info/MAP_NAME (inc Abi/NAME_LENGTH))
-                           :key-size (sys/u32 memory Info/MAP_KEY_SIZE)
-                           :value-size (sys/u32 memory Info/MAP_VALUE_SIZE)
-                           :max-entries (sys/u32 memory Info/MAP_MAX_ENTRIES)
-                           :flags (rules/flag-set (sys/u32 memory Info/MAP_MAP_FLAGS))}
-                    true (into (remove (comp zero? val)) optional)
-                    (get fdinfo "memlock") (assoc :memlock (parse-long (get fdinfo "memlock")))
-                    (get fdinfo "frozen") (assoc :frozen? (= "1" (get fdinfo "frozen"))))))))))
+   (let [told (try
+                (objects/info "Reading the map's info" fd info-size facts (constantly nil) (fn [memory _] (from-info memory)))
+                (catch ExceptionInfo e
+                  ;; A kernel without the command.
+                  (or (when (= :EINVAL (:bpfmap/errno (ex-data e)))
+                        (from-fdinfo (or fdinfo (sys/fdinfo fd))))
+                      (throw e))))]
+     (cond-> told
+       (get fdinfo "memlock") (assoc :memlock (parse-long (get fdinfo "memlock")))
+       (get fdinfo "frozen") (assoc :frozen? (= "1" (get fdinfo "frozen")))))))
 
 (defn by-id
   "Opens a map by its id; returns its descriptor."

@@ -5,7 +5,8 @@
   (:require [bpfmap.error :as error]
             [bpfmap.impl.sys :as sys]
             [clojure.string :as str])
-  (:import (bpfmap.sys Abi Attr Fd)))
+  (:import (bpfmap.sys Abi Attr Fd)
+           (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
 
@@ -30,28 +31,66 @@
   (let [facts (assoc facts :object kind)]
     (into [] (take-while some?) (rest (iterate #(next-id kind % facts) 0)))))
 
+(defn- opened-by-id
+  "Opens an object by its id; nil if the outcome is in `expected`."
+  [kind id flags facts expected]
+  (sys/command (str "Opening " (name kind) " " id) (assoc facts :object kind) (get-in commands [kind :by-id])
+               (fn [^Attr attr]
+                 (.int32 attr Abi/ID_START_ID id)
+                 (when-not (zero? (long flags)) (.int32 attr Abi/ID_OPEN_FLAGS flags)))
+               (fn [outcome attr filled]
+                 (when-not (neg? (long outcome)) (sys/own outcome attr filled)))
+               expected))
+
 (defn by-id
-  "Opens an object of a kind by its id; returns its descriptor. `flags` say which way it may be used, 0 for both."
+  "Opens an object of a kind by its id; returns its descriptor. `flags` say which way it may be used, 0 for both.
+
+  Before Linux 4.15 the kernel takes no flags, and the descriptor may be used both ways."
   (^Fd [kind id facts] (by-id kind id 0 facts))
   (^Fd [kind id flags facts]
-   (sys/command (str "Opening " (name kind) " " id) (assoc facts :object kind) (get-in commands [kind :by-id])
-                (fn [^Attr attr]
-                  (.int32 attr Abi/ID_START_ID id)
-                  (when-not (zero? (long flags)) (.int32 attr Abi/ID_OPEN_FLAGS flags)))
-                sys/own)))
+   (or (opened-by-id kind id flags facts (if (zero? (long flags)) #{} #{(- Abi/EINVAL)}))
+       (opened-by-id kind id 0 facts #{}))))
+
+(defn- asked
+  "The bytes of an info before its last 32 bits that are not zero, if any are: what to ask for if all was too much."
+  [^MemorySegment memory ^long size]
+  (loop [size size]
+    (when (<= 4 size)
+      (if (zero? (long (sys/u32 memory (- size 4))))
+        (recur (- size 4))
+        (- size 4)))))
+
+(defn- read-info
+  "One call for an info of at most `size` bytes: 0 or the negated errno. Of a struct that has fewer bytes, or whose end was
+  not asked for, the rest is zero."
+  [^Attr attr ^MemorySegment memory ^long size]
+  (.int32 attr Abi/INFO_INFO_LEN size)
+  (let [outcome (.call attr Abi/BPF_OBJ_GET_INFO_BY_FD)]
+    (when-not (neg? outcome)
+      (.fill (.asSlice memory (min (.byteSize memory) (.int32 attr Abi/INFO_INFO_LEN))) 0))
+    outcome))
 
 (defn info
-  "Reads an object's info, of `size` bytes: `(fill attr memory)` says where the kernel may write more, and `(result memory
-  filled)` reads what it wrote."
-  [^Fd fd kind size facts fill result]
-  (sys/command (str "Reading the " (name kind) "'s info") facts Abi/BPF_OBJ_GET_INFO_BY_FD
-               (fn [^Attr attr]
-                 (.fd attr Abi/INFO_BPF_FD fd)
-                 (.int32 attr Abi/INFO_INFO_LEN size)
-                 (let [memory (.buffer attr Abi/INFO_INFO size)]
-                   [memory (fill attr memory)]))
-               (fn [_ _ [memory filled]]
-                 (result memory filled))))
+  "Reads an object's info, of `size` bytes: `(fill attr memory)` sets where the kernel may write more, and `(result memory
+  filled)` reads what it wrote. `what` begins the message of an error.
+
+  A kernel whose struct is longer writes what there is room for. One whose struct is shorter answers E2BIG if a field that it
+  lacks is set: it is asked again, each time without the last field that is set, and the fields that it lacks read as zero."
+  [what ^Fd fd size facts fill result]
+  (try
+    (with-open [attr (Attr.)]
+      (.fd attr Abi/INFO_BPF_FD fd)
+      (let [memory (.buffer attr Abi/INFO_INFO size)
+            filled (fill attr memory)]
+        (loop [size (long size)]
+          (let [outcome (long (read-info attr memory size))
+                less (when (= outcome (- Abi/E2BIG)) (asked memory size))]
+            (cond
+              less (recur (long less))
+              (neg? outcome) (throw (sys/failure what outcome facts))
+              :else (result memory filled))))))
+    (catch RuntimeException e
+      (throw (sys/in-context e facts)))))
 
 ;; --- pins
 

@@ -45,6 +45,18 @@
   one of an iterator, a struct_ops or a sockmap its map."
   [["link_id" :link] ["map_id" :map] ["prog_id" :program]])
 
+(def ^:private kind-fields
+  "As [[id-fields]], for kernels before 4.18, whose fdinfo has no ids."
+  [["map_type" :map] ["prog_type" :program]])
+
+(defn kind
+  "What kind of BPF object a descriptor's fdinfo is of: `:map`, `:program` or `:link`; nil for anything else.
+
+      (kind {\"map_type\" \"1\"}) ;=> :map"
+  [fdinfo]
+  (some (fn [[field kind]] (when (contains? fdinfo field) kind))
+        (concat id-fields kind-fields)))
+
 (defn object
   "What BPF object a descriptor's fdinfo is of, as `[kind id]`; nil for anything else.
 

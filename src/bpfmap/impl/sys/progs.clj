@@ -103,9 +103,11 @@
       e)))
 
 (defn load
-  "Loads an assembled program; returns its descriptor. A refused one is asked for its log."
+  "Loads an assembled program; returns its descriptor. A refused one is asked for its log.
+
+  Before Linux 4.15 programs have no names: what is too much for the kernel is tried without."
   ^Fd [program facts]
-  (loop [log-sizes log-sizes attempt 1]
+  (loop [program program log-sizes log-sizes attempt 1]
     (let [{:keys [refused log] :as loaded} (load-once program (first log-sizes) facts)
           {:bpfmap/keys [error errno]} (when refused (ex-data refused))]
       (cond
@@ -113,12 +115,15 @@
         loaded
 
         (and (= :EAGAIN errno) (< attempt attempts))
-        (recur log-sizes (inc attempt))
+        (recur program log-sizes (inc attempt))
+
+        (and (= :E2BIG errno) (seq (:name program)))
+        (recur (dissoc program :name) log-sizes attempt)
 
         ;; ENOSPC: the log is longer than its buffer.
         (and (next log-sizes)
              (or (= :ENOSPC errno) (and (= :program-rejected error) (nil? log))))
-        (recur (rest log-sizes) attempt)
+        (recur program (rest log-sizes) attempt)
 
         :else
         (throw (with-log refused log))))))
@@ -137,7 +142,7 @@
   "The program's info with up to `room` ids of maps, and how many there are under `:map-count`."
   [^Fd fd room facts]
   (objects/info
-   fd :program info-size facts
+   "Reading the program's info" fd info-size facts
    (fn [^Attr attr memory]
      (let [map-ids (.spare attr (* 4 (long room)))]
        (Bytes/put64 memory Info/PROG_MAP_IDS (.address ^MemorySegment map-ids) false)
