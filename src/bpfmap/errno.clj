@@ -196,9 +196,8 @@
    {:errno #{:EINTR :EAGAIN} :error :interrupted :hint "a signal cut it short part-way; try again"}
 
    {:errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :op elements :when :alternative :error :not-supported :hint :alternative}
-   {:errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :op (set (keys rules/commands))
-    :when (fn [{:keys [op release]}] (some-> release (rules/at-least? (rules/commands op)) not)) :error :not-supported
-    :hint (fn [{:keys [op release]}] (str "it needs Linux " (rules/commands op) ", this is " release))}
+   {:errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :when (fn [{:keys [type op release]}] (rules/since-text type op release)) :error :not-supported
+    :hint (fn [{:keys [type op release]}] (rules/since-text type op release))}
    {:errno #{:ENOTSUPP} :op #{:freeze!} :error :not-supported
     :hint "a map cannot be frozen whose values have fields that the kernel keeps for itself: spin locks, timers, kptrs and the like"}
    {:errno #{:EINVAL} :op #{:create} :when :unsupported :error :not-supported :hint :unsupported}

@@ -11,6 +11,7 @@
   | a create flag on a map type                    | [[map-flag]]      |
   | an operation on a map type                     | [[operation]]     |
   | a flag of element operations                   | [[element-flag]]  |
+  | writes that depend on whether the key exists   | [[conditional-write]] |
   | a program type                                 | [[program-type]]  |
   | a helper in programs of a type                 | [[helper]]        |
   | all of these but the helpers                   | [[report]]        |
@@ -140,6 +141,24 @@
   [flag]
   (let [flag (checked-name flag probe.maps/element-flags "a flag of element operations")]
     (remembered [:element-flag flag] #(probe.maps/try-element-flag flag))))
+
+(defn conditional-write
+  "Returns whether this kernel checks if the key exists when a write depends on it, as `insert!` and `replace!` do, on maps of a type.
+
+  Before 6.13, and the stable releases that have its fix, a trie is written in any case. From 7.0 on a per-CPU hash is, where the
+  value of one CPU alone is written, which `flag` asks for: `:cpu`, a flag of [[element-flag]]. Only hash types and tries can be asked about:
+  of others the answer is inconclusive. Of a type or a flag that the kernel lacks the answer is no.
+
+      (conditional-write :hash)             ;=> {:supported? true}
+      (conditional-write :percpu-hash :cpu) ;=> {:supported? false}"
+  ([type] (conditional-write type nil))
+  ([type flag]
+   (let [type (checked-type type)
+         flag (when (some? flag) (checked-name flag probe.maps/element-flags "a flag of element operations"))
+         answers (cond-> [(map-type type)] flag (conj (element-flag flag)))]
+     (if (every? :supported? answers)
+       (remembered [:conditional-write type flag] #(probe.maps/try-conditional-write type flag))
+       (first (remove :supported? answers))))))
 
 ;; --- programs
 

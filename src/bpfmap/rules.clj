@@ -57,6 +57,26 @@
    :list    "4.13"
    :info    "4.13"})
 
+(declare ability at-least?)
+
+(defn since
+  "The first Linux release that has an operation on maps of a type, as far as the tables tell; nil if it came with the type.
+
+      (since :stack-trace :drain!) ;=> \"6.18\"
+      (since :hash :take!)         ;=> \"5.14\""
+  [type op]
+  (let [op (ability op)]
+    (or (get-in types [type :ops-since op]) (commands op))))
+
+(defn since-text
+  "What an operation needs on maps of a type, if the release that runs is older: a hint. Nil if it is not, or nothing is known of it.
+
+      (since-text :stack-trace :take! \"6.12.4\") ;=> \"it needs Linux 6.18, this is 6.12.4\""
+  [type op release]
+  (when-let [needed (since type op)]
+    (when (some-> release (at-least? needed) not)
+      (str "it needs Linux " needed ", this is " release))))
+
 (def operations
   "Every operation on elements, by the name of its function; `:reduce` is any that reads all entries."
   #{:lookup :put! :insert! :replace! :delete! :take! :next-key :reduce :drain! :push! :pop! :peek :might-contain?})

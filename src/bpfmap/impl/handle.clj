@@ -15,10 +15,24 @@
 
 (set! *warn-on-reflection* true)
 
+(defn- written-blindly
+  "What a kernel that does not look whether the key exists refuses, where the rules know such kernels: op to [kind hint].
+
+  A stable release may have the fix, so the kernel is tried. Where it cannot be, nothing is promised."
+  [type]
+  (let [{:keys [conditional-since]} (rules/types type)
+        release (sys/kernel-release)]
+    (when (and conditional-since
+               (not (some-> release (rules/at-least? conditional-since)))
+               (not (:supported? ((requiring-resolve 'bpfmap.feature/conditional-write) type))))
+      (let [hint (str "before Linux " conditional-since " the kernel does not look whether the key exists, and this is " release
+                      "; put! writes in any case")]
+        {:insert! [:not-supported hint] :replace! [:not-supported hint]}))))
+
 (defn- refusals
   "What a handle refuses, by the name of each operation: those that are made of others too, so that asking is one step."
   [type value-size access]
-  (when-some [refused (rules/refusals type value-size access)]
+  (when-some [refused (merge (written-blindly type) (rules/refusals type value-size access))]
     (into refused (keep (fn [op] (some->> (refused (rules/ability op)) (vector op)))) rules/made-of-others)))
 
 (defn make

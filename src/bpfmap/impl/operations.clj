@@ -107,23 +107,47 @@
     (let [flags (check-options m :take! options)]
       (el/take-out (.-elements m) (.-key-codec m) (.-value-codec m) k not-found flags m :take!))))
 
+(defn- write-cpu-alone
+  "Writes the value of one CPU by BPF_F_CPU, with the flags given."
+  [^BpfMap m op k v flags cpu]
+  (let [{:keys [value types value-size key-size]} (store/spec-of m)]
+    (el/write (el/elements (store/descriptor m) key-size value-size) (.-key-codec m) (codec/codec value types [:value])
+              k v (bit-or (long flags) (el/cpu cpu)) m op)))
+
+(defn- feature
+  "The answer of `bpfmap.feature`, which loads an assembler, for the tries."
+  [question & args]
+  (:supported? (apply (requiring-resolve (symbol "bpfmap.feature" (name question))) args)))
+
 (defn- write-cpu
   "Writes the value of one CPU. A key that is new has zeros for the others, which the kernel need not be able to do by itself.
-  For one that exists it must be: reading all, changing one and writing all would undo what programs write to the others meanwhile."
+  For one that exists it must be: reading all, changing one and writing all would undo what programs write to the others meanwhile.
+
+  With BPF_F_CPU kernels do not look whether the key exists (seen on 7.2): there is no writing one CPU's value of a key only if it is there."
   [^BpfMap m op k v flags cpu]
-  (let [{:keys [value types value-size key-size] :as spec} (store/spec-of m)
-        cpus (store/cpus-of m)]
+  (let [{:keys [type] :as spec} (store/spec-of m)
+        cpus (store/cpus-of m)
+        instead "; write a whole vector, or {:cpus :all}"]
     (cond
-      (:supported? ((requiring-resolve 'bpfmap.feature/element-flag) :cpu)) ; loads an assembler, for the tries
-      (el/write (el/elements (store/descriptor m) key-size value-size) (.-key-codec m) (codec/codec value types [:value])
-                k v (bit-or (long flags) (el/cpu cpu)) m op)
       (el/only-new? flags)
       (el/write (.-elements m) (.-key-codec m) (element/of-one-cpu spec (count cpus) (.indexOf ^java.util.List cpus cpu)) k v flags m op)
-      :else
+
+      (not (feature :element-flag :cpu))
       (store/refuse m op :not-supported
                     (str "this kernel (" (sys/kernel-release) ") does not write the value of one CPU alone (BPF_F_CPU), which came with Linux "
                          (:since (:cpu rules/element-flags)) "; writing those of all CPUs for it would undo what programs count on the others "
-                         "meanwhile; write a whole vector, or {:cpus :all}")))))
+                         "meanwhile" instead))
+
+      (or (= el/any flags) (:every-index? (store/row-of m)))
+      (write-cpu-alone m op k v el/any cpu)
+
+      (feature :conditional-write type :cpu)
+      (write-cpu-alone m op k v flags cpu)
+
+      :else
+      (store/refuse m op :not-supported
+                    (str "this kernel (" (sys/kernel-release) ") does not look whether the key exists when it writes the value of one CPU alone "
+                         "(BPF_F_CPU): it would make the entry" instead ", or put! it if it may be made")))))
 
 (defn- write-plain [^BpfMap m op flags k v]
   (with-entry [m op k v]

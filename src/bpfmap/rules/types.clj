@@ -119,6 +119,8 @@
   | `:flags` `:requires` `:added`         | create flags accepted, needed, and added by the kernel               |
   | `:btf`                                | `:none`, `:required`, `:index` where keys must be plain integers, `:value` where only the value has a type, `:kernel` where that is a struct of the kernel's: a spec needs `:struct-ops` |
   | `:ops` `:instead`                     | what user space can do with elements, and what to do instead         |
+  | `:ops-since`                          | the first releases of operations that came later than the type       |
+  | `:conditional-since`                  | the first release whose inserts and replacements look whether the key exists, where older ones do not |
   | `:batch`                              | which of `:read :take :write :delete` the kernel does many at a time |
   | `:per-cpu?`                           | a value for each possible CPU, on strides of eight bytes             |
   | `:refers`                             | keys or values that are descriptors going in; what comes out         |
@@ -173,6 +175,7 @@
                  :flags (conj access :stack-build-id)
                  :refers {:value {:out :stack}}
                  :ops (conj reading :delete! :take! :drain!)
+                 :ops-since {:take! "6.18" :drain! "6.18"}
                  :instead {:put! "only a program's bpf_get_stackid fills it"
                            :insert! "only a program's bpf_get_stackid fills it"
                            :replace! "only a program's bpf_get_stackid fills it"}})
@@ -194,6 +197,8 @@
    (merge hash-row {:number 11 :since "4.11" :key-size [5 260] :full #{:ENOSPC} :order :prefix
                     :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
                     :ops (disj hash-ops :take! :drain!) :batch #{:read :write :delete}
+                    ;; trie_update_elem in kernel/bpf/lpm_trie.c, or a stable release that has its fix.
+                    :conditional-since "6.13"
                     :instead (select-keys of-slots [:take! :drain!])})
 
    :array-of-maps

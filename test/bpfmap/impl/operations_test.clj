@@ -135,7 +135,9 @@
         (bpf/put! m 1 1 {:cpus :all})
         (if (:supported? (feature/element-flag :cpu))
           (do (bpf/put! m 1 9 {:cpu 0})
-              (is (= (assoc (vec (repeat n 1)) 0 9) (m 1))))
+              (is (= (assoc (vec (repeat n 1)) 0 9) (m 1)))
+              (bpf/put! m 0 8 {:cpu (dec n)})
+              (is (= (assoc (vec (repeat n 0)) (dec n) 8) (m 0)) "a key that is new has zeros for the others"))
           (doseq [write [bpf/put! bpf/replace!]]
             (let [[error message] (in-words (error-of (write m 1 9 {:cpu 0})))]
               (is (= :not-supported error))
@@ -143,6 +145,61 @@
               (is (not (str/includes? message "has no put!")))
               (is (str/includes? message "write a whole vector, or {:cpus :all}")))
             (is (= (repeat n 1) (m 1)))))))))
+
+(kernel-test e7-replacing-one-cpus-value-does-not-make-the-key-on-kernels-that-do-not-look
+  (when (:supported? (feature/element-flag :cpu))
+    (doseq [type [:percpu-hash :lru-percpu-hash]
+            :when (false? (:supported? (feature/conditional-write type :cpu)))]
+      (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value :u64 :max-entries 2 :contents {1 (vec (repeat (count (feature/possible-cpus)) 3))}})]
+        (doseq [k [1 2]]
+          (let [[error message] (in-words (error-of (bpf/replace! m k 9 {:cpu 0})))]
+            (is (= :not-supported error))
+            (is (str/includes? message "does not look whether the key exists when it writes the value of one CPU alone (BPF_F_CPU): it would make the entry"))))
+        (is (= #{[3]} (set (map distinct (vals (into {} m))))))))
+    (with-open [m ^Closeable (bpf/create {:type :percpu-array :value :u64 :max-entries 1})]
+      (is (true? (bpf/replace! m 0 9 {:cpu 0})) "every index of an array exists")
+      (is (= 9 (bpf/lookup m 0 nil {:cpu 0})))
+      (is (= :out-of-range (:bpfmap/error (error-of (bpf/replace! m 1 9 {:cpu 0}))))))))
+
+(kernel-test e2-what-is-answered-to-a-write-is-what-happened-by-every-way-to-write
+  (let [cpus (count (feature/possible-cpus))
+        all (fn [n] (vec (repeat cpus n)))]
+    (doseq [[type more] [[:hash nil] [:hash {:flags #{:no-prealloc}}] [:array nil] [:percpu-hash nil] [:percpu-array nil] [:lru-hash {:max-entries 64}]
+                         [:lru-percpu-hash {:max-entries 64}] [:rhash {:flags #{:no-prealloc}}]
+                         [:lpm-trie {:key [:prefix :ipv4] :flags #{:no-prealloc}}]]
+            :when (:supported? (feature/map-type type))
+            :let [per-cpu? (some? (some #{type} per-cpu-types))
+                  array? (contains? #{:array :percpu-array} type)
+                  [k other] (if (= :lpm-trie type) ["10.0.0.0/8" "10.0.0.0/9"] [0 1])]
+            options (if per-cpu? [nil {:cpu 0} {:cpu (dec cpus)} {:cpus :all}] [nil])
+            there? (if array? [true] [true false])
+            [op write] {:insert! bpf/insert! :replace! bpf/replace! :put! bpf/put!}]
+      (testing [type more options op (if there? "there" "not there")]
+        (with-open [m ^Closeable (bpf/create (merge {:type type :key :u32 :value :u64 :max-entries 2} more))]
+          (doseq [k (cond-> [other] there? (conj k))]
+            (bpf/put! m k (if per-cpu? (all 5) 5)))
+          (let [before (into {} m)
+                given (if (and per-cpu? (nil? options)) (all 9) 9)
+                written (cond
+                          (contains? options :cpu) (assoc (get before k (all 0)) (:cpu options) 9)
+                          per-cpu? (all 9)
+                          :else 9)
+                answer (try (write m k given options)
+                            (catch clojure.lang.ExceptionInfo e (:bpfmap/error (ex-data e))))
+                after (into {} m)]
+            (cond
+              (or (true? answer) (identical? m answer))
+              (do (is (= (assoc before k written) after))
+                  (is (case op :insert! (not there?) :replace! there? :put! true)))
+
+              (false? answer)
+              (do (is (= before after))
+                  (is (case op :insert! there? :replace! (not there?) :put! false)))
+
+              :else
+              (do (is (= before after))
+                  (is (= :not-supported answer))
+                  (is (or (contains? options :cpu) (= :lpm-trie type)) "only these are not to be had everywhere")))))))))
 
 (kernel-test e7-a-new-key-has-the-value-of-one-cpu-and-zeros-for-the-others
   (let [cpus (feature/possible-cpus)]

@@ -166,6 +166,21 @@
   "A value that the kernel can lock."
   [:struct [:lock :spin-lock] [:n :u32]])
 
+(defn try-conditional-write
+  "Whether the kernel looks whether the key exists before a write that depends on it, on maps of a type, with a flag of
+  [[element-flags]] beside it unless that is nil. It is tried with BPF_EXIST and a key that does not exist."
+  [type flag]
+  (let [spec (spec-of type nil)
+        bits (bit-or (long (:value (rules/element-flags :exist)))
+                     (long (if flag (:bits (probes/element-flags flag)) 0)))]
+    (with-map #(create spec)
+      #(let [outcome (operate % :update spec bits)
+             errno (probe/errno-of outcome)]
+         (cond
+           (= :ENOENT errno) probe/supported
+           (nil? errno) probe/unsupported
+           :else (probe/why "The probe" outcome facts))))))
+
 (defn try-element-flag
   "Whether the kernel has a flag of element operations."
   [flag]
