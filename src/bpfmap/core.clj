@@ -118,24 +118,50 @@
 (defn pin!
   "Pins the map at a path below a BPF file system, so that it outlives the process; returns the map.
 
-  A map that this handle pinned before moves there, in one step. A path may be a string, a `java.io.File` or a
-  `java.nio.file.Path`. Throws `:exists` for a target that exists, `:not-bpffs` for a path on another file system,
-  `:not-found` for a missing directory, `:invalid-value` for an empty path or a name with a dot. Needs Linux 4.4.
+  A map may have any number of pins: one that it has already stays, and [[move-pin!]] moves it. Pinning at a path where
+  this handle pinned the map before is fine. A path may be a string, a `java.io.File` or a `java.nio.file.Path`; doc/pins.md
+  says how names are written that are not UTF-8. Throws `:exists` for a target that exists, `:not-bpffs` for a path on
+  another file system, `:not-found` for a missing directory, `:invalid-value` for an empty path or a name with a dot,
+  `:permission`. Needs Linux 4.4.
 
       (pin! m \"/sys/fs/bpf/counts\")"
   [m path] (pinning/pin! m path))
 
-(defn unpin!
-  "Removes the pin of this handle, if there is one still; returns the map. Throws `:permission` where it cannot be removed.
+(defn move-pin!
+  "Moves a pin of the map to another path, in one step; returns the map.
 
-      (unpin! m)"
-  [m] (pinning/unpin! m))
+  Without `from`, it moves the only pin that this handle knows: where it pinned the map, or opened it from. Whoever knows the
+  map by the old path does not find it there any more. Throws `:exists` for a target that exists, `:not-found` if the
+  handle has no pin or the map is not pinned at `from`, `:ambiguous` if the handle has several, `:invalid-value` for
+  a path on another mount or a name with a dot, `:permission`. Needs Linux 4.4.
+
+      (move-pin! m \"/sys/fs/bpf/counts\" \"/sys/fs/bpf/counts_old\")"
+  ([m to] (pinning/move-pin! m nil to))
+  ([m from to] (pinning/move-pin! m from to)))
+
+(defn unpin!
+  "Removes the pins that this handle knows, or the pin of the map at a path; returns the map.
+
+  A handle knows where it pinned the map and where it was opened from. Of these, a pin that is gone, or that holds another
+  map by now, is left alone. A path that is given must be a pin of the map, or `:not-found` is thrown. Throws `:permission`
+  if a pin cannot be removed.
+
+      (unpin! m)
+      (unpin! m \"/sys/fs/bpf/counts\")"
+  ([m] (pinning/unpin! m))
+  ([m path] (pinning/unpin! m path)))
+
+(defn pinned-paths
+  "Returns the pins that this handle knows as strings, the latest last: where it pinned its map, or opened it from.
+
+      (pinned-paths m) ;=> [\"/sys/fs/bpf/counts\" \"/sys/fs/bpf/agent/counts\"]"
+  [m] @(store/pins-of m))
 
 (defn pinned-path
-  "Returns where this handle pinned its map or opened it from, as a string; nil when nowhere.
+  "Returns where this handle last pinned its map, or opened it from, as a string; nil if nowhere.
 
       (pinned-path m) ;=> \"/sys/fs/bpf/counts\""
-  [m] @(store/pin-of m))
+  [m] (last @(store/pins-of m)))
 
 ;; --- elements
 

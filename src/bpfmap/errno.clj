@@ -88,9 +88,9 @@
     :hint "the map was opened write-only; open it with {:access :read-write}"}
    {:errno #{:EPERM} :op rules/writes :when :frozen? :error :permission
     :hint "the map is frozen: user space can never change it again"}
-   {:errno #{:EPERM} :op #{:pin!} :when #(false? (:bpffs? %)) :error :not-bpffs :hint pin-elsewhere}
+   {:errno #{:EPERM} :op #{:pin! :move-pin!} :when #(false? (:bpffs? %)) :error :not-bpffs :hint pin-elsewhere}
    ;; sysfs, in which the usual place to mount one is, answers ENOENT.
-   {:errno #{:ENOENT} :op #{:pin!} :when #(and (false? (:bpffs? %)) (:directory? %)) :error :not-bpffs :hint pin-elsewhere}
+   {:errno #{:ENOENT} :op #{:pin! :move-pin!} :when #(and (false? (:bpffs? %)) (:directory? %)) :error :not-bpffs :hint pin-elsewhere}
    {:errno #{:EPERM :EACCES} :op #{:open} :when #(false? (:bpffs? %)) :error :not-bpffs
     :hint (fn [{:keys [path]}]
             (str path " is not on a BPF file system, so nothing is pinned there"))}
@@ -119,16 +119,21 @@
                    "run it in the host's")))}
    {:errno #{:EPERM} :op #{:create :load} :when #(some-> (:release %) (rules/at-least? "5.11") not) :error :permission
     :hint "kernels before 5.11 charge maps to RLIMIT_MEMLOCK; raise it (ulimit -l unlimited)"}
-   {:errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :pins} :when :path :error :permission
+   {:errno #{:EPERM :EACCES} :op #{:unpin! :move-pin!} :when (some-fn :removing :from) :error :permission
+    :hint (fn [{:keys [path from]}]
+            (let [path (or from path)]
+              (str "this user may not write in the directory of " path ", or the directory is sticky, as the root of a "
+                   "BPF file system is, and " path " belongs to another user")))}
+   {:errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :move-pin! :pins} :when :path :error :permission
     :hint (fn [{:keys [path]}] (str "the file mode of " path " or of a directory above it denies this"))}
    {:errno #{:EPERM :EACCES} :op #{:load} :error :program-rejected
     :hint "the verifier refused the program; the end of its log says which instruction and why"}
    {:errno #{:EPERM :EACCES} :error :permission
     :hint "the process has the capabilities; look for a security module (SELinux, AppArmor, lockdown) or a seccomp filter"}
 
-   {:errno #{:ENOENT :ENOTDIR} :op #{:open :pin! :unpin!} :when :path :error :not-found
+   {:errno #{:ENOENT :ENOTDIR} :op #{:open :pin! :move-pin! :unpin!} :when :path :error :not-found
     :hint (fn [{:keys [path op]}]
-            (if (= :pin! op)
+            (if (#{:pin! :move-pin!} op)
               (str "the directory of " path " does not exist")
               (str "there is no file " path)))}
    {:errno #{:ENOENT} :op #{:pins} :error :not-found
@@ -142,10 +147,10 @@
    {:errno #{:ENOENT} :op #{:btf-by-id} :error :not-found :hint "no BTF object has that id, or none has it any more"}
    {:errno #{:ENOENT} :op #{:attach-raw-tracepoint} :error :not-found
     :hint "no raw tracepoint has that name; /sys/kernel/tracing/available_events lists them, without the part before the colon"}
-   {:errno #{:EEXIST} :op #{:pin!} :error :exists
+   {:errno #{:EEXIST} :op #{:pin! :move-pin!} :error :exists
     :hint (fn [{:keys [path]}] (str path " exists already; unpin it, or pin somewhere else"))}
-   {:errno #{:EXDEV} :op #{:pin!} :error :invalid-value
-    :hint "a pin moves within one BPF file system only; clone the map to pin it on another"}
+   {:errno #{:EXDEV} :op #{:pin! :move-pin!} :error :invalid-value
+    :hint "a pin moves within one BPF file system only; pin! the map at the new path and unpin! it at the old one"}
 
    {:errno #{:E2BIG} :op #{:push!} :error :map-full
     :hint (fn [{:keys [max-entries]}] (str "it holds its " max-entries " values; pop! some, or push! with {:overwrite true}"))}

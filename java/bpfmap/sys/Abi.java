@@ -30,8 +30,12 @@ public final class Abi {
     public static final long SYS_PIDFD_OPEN = 434;
     /** Since Linux 5.6; the number is that of every processor. */
     public static final long SYS_PIDFD_GETFD = 438;
+    public static final long SYS_GETDENTS64 = number(217, 61);
+    public static final long SYS_READLINKAT = number(267, 78);
     public static final long SYS_RENAMEAT2 = number(316, 276);
     public static final long SYS_STATFS = number(137, 43);
+    public static final long SYS_STATX = number(332, 291);
+    public static final long SYS_UNLINKAT = number(263, 35);
 
     private static long number(long x86, long generic) {
         return X86 ? x86 : GENERIC ? generic : -1;

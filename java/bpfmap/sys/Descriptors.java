@@ -2,8 +2,15 @@ package bpfmap.sys;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.function.ObjIntConsumer;
 
-/** System calls on descriptors and paths other than {@code bpf(2)}. */
+/**
+ * System calls on descriptors and paths other than {@code bpf(2)}.
+ *
+ * <p>A path is bytes without a NUL. Java's own files are of no use here: in a locale that is not UTF-8 they cannot
+ * name every file.
+ */
 public final class Descriptors {
     private Descriptors() {}
 
@@ -13,6 +20,13 @@ public final class Descriptors {
     private static final int O_PATH = 010000000; // asm-generic/fcntl.h
     private static final int PIDFD_THREAD = 0200; // linux/pidfd.h: O_EXCL
     private static final int RENAME_NOREPLACE = 1; // linux/fs.h
+    private static final int AT_SYMLINK_NOFOLLOW = 0x100; // linux/fcntl.h
+
+    private static long address(Arena arena, byte[] path) {
+        MemorySegment copy = arena.allocate(path.length + 1L);
+        MemorySegment.copy(path, 0, copy, ValueLayout.JAVA_BYTE, 0, path.length);
+        return copy.address();
+    }
 
     /**
      * Duplicates a descriptor: same open file, own lifetime, closed on exec.
@@ -39,10 +53,20 @@ public final class Descriptors {
      * @param readable open it for reading after all, which the kernel asks of a cgroup's directory
      * @return the new descriptor's number, or the negated errno
      */
-    public static long open(String path, boolean readable) {
+    public static long open(byte[] path, boolean readable) {
+        return open(path, readable ? 0 : O_PATH, 0);
+    }
+
+    /**
+     * Opens or creates a file; the descriptor is closed on exec.
+     *
+     * @param flags those of {@code openat(2)}
+     * @param mode the permissions of a file that is created
+     * @return the new descriptor's number, or the negated errno
+     */
+    public static long open(byte[] path, int flags, int mode) {
         try (Arena arena = Arena.ofConfined()) {
-            return Native.syscall(Abi.SYS_OPENAT, AT_FDCWD, arena.allocateFrom(path).address(),
-                O_CLOEXEC | (readable ? 0 : O_PATH), 0, 0);
+            return Native.syscall(Abi.SYS_OPENAT, AT_FDCWD, address(arena, path), O_CLOEXEC | flags, mode, 0);
         }
     }
 
@@ -79,11 +103,11 @@ public final class Descriptors {
      *
      * @return its magic number, or the negated errno
      */
-    public static long fileSystem(String path) {
+    public static long fileSystem(byte[] path) {
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment buffer = arena.allocate(STATFS_SIZE, 8);
             long result = Native.syscall(
-                Abi.SYS_STATFS, arena.allocateFrom(path).address(), buffer.address(), 0, 0, 0);
+                Abi.SYS_STATFS, address(arena, path), buffer.address(), 0, 0, 0);
             return result < 0 ? result : Bytes.get64(buffer, 0, false);
         }
     }
@@ -104,14 +128,96 @@ public final class Descriptors {
     }
 
     /**
-     * Renames a file in one step, refusing a target that exists.
+     * Renames a file in one step.
+     *
+     * @param replace whether a target that exists is replaced; else EEXIST is returned
+     * @return 0, or the negated errno
+     */
+    public static long rename(byte[] from, byte[] to, boolean replace) {
+        try (Arena arena = Arena.ofConfined()) {
+            return Native.syscall(Abi.SYS_RENAMEAT2, AT_FDCWD, address(arena, from),
+                AT_FDCWD, address(arena, to), replace ? 0 : RENAME_NOREPLACE);
+        }
+    }
+
+    /**
+     * Removes a file; not a directory.
      *
      * @return 0, or the negated errno
      */
-    public static long rename(String from, String to) {
+    public static long remove(byte[] path) {
         try (Arena arena = Arena.ofConfined()) {
-            return Native.syscall(Abi.SYS_RENAMEAT2, AT_FDCWD, arena.allocateFrom(from).address(),
-                AT_FDCWD, arena.allocateFrom(to).address(), RENAME_NOREPLACE);
+            return Native.syscall(Abi.SYS_UNLINKAT, AT_FDCWD, address(arena, path), 0, 0, 0);
+        }
+    }
+
+    private static final long STATX_SIZE = 256; // linux/stat.h, struct statx
+    private static final long STATX_MODE = 28; // stx_mode in it
+    private static final int STATX_TYPE_AND_MODE = 3; // linux/stat.h
+
+    /**
+     * The type and the permissions of a file, as {@code st_mode} of {@code stat(2)} has them. Needs Linux 4.11.
+     *
+     * @param follow whether a symbolic link stands for the file that it names
+     * @return the mode, or the negated errno
+     */
+    public static long mode(byte[] path, boolean follow) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment buffer = arena.allocate(STATX_SIZE, 8);
+            long result = Native.syscall(Abi.SYS_STATX, AT_FDCWD, address(arena, path),
+                follow ? 0 : AT_SYMLINK_NOFOLLOW, STATX_TYPE_AND_MODE, buffer.address());
+            return result < 0 ? result : Bytes.getU16(buffer, STATX_MODE, false);
+        }
+    }
+
+    private static final int PATH_MAX = 4096; // linux/limits.h
+
+    /**
+     * Reads a symbolic link.
+     *
+     * @return the path in it, or null if there is none to be read
+     */
+    public static byte[] link(byte[] path) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment buffer = arena.allocate(PATH_MAX);
+            long length = Native.syscall(
+                Abi.SYS_READLINKAT, AT_FDCWD, address(arena, path), buffer.address(), PATH_MAX, 0);
+            return length < 0 ? null : Bytes.copyOut(buffer, 0, (int) length);
+        }
+    }
+
+    private static final int ENTRIES_SIZE = 32768;
+
+    /**
+     * Reads a directory from where its descriptor stands, and gives each name in it, with its type as {@code readdir(3)}
+     * has it, except for {@code .} and {@code ..}.
+     *
+     * @return 0, or the negated errno
+     */
+    public static long entries(Fd directory, ObjIntConsumer<byte[]> entry) {
+        int number = directory.acquire();
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment buffer = arena.allocate(ENTRIES_SIZE, 8);
+            while (true) {
+                long length = Native.syscall(Abi.SYS_GETDENTS64, number, buffer.address(), ENTRIES_SIZE, 0, 0);
+                if (length <= 0) {
+                    return length;
+                }
+                // struct linux_dirent64: inode and offset, 8 bytes each; length of the record, 2; type, 1; name
+                for (long at = 0; at < length; at += Bytes.getU16(buffer, at + 16, false)) {
+                    int end = 0;
+                    while (buffer.get(ValueLayout.JAVA_BYTE, at + 19 + end) != 0) {
+                        end++;
+                    }
+                    byte[] name = Bytes.copyOut(buffer, at + 19, end);
+                    boolean dots = name[0] == '.' && (end == 1 || end == 2 && name[1] == '.');
+                    if (!dots) {
+                        entry.accept(name, buffer.get(ValueLayout.JAVA_BYTE, at + 18));
+                    }
+                }
+            }
+        } finally {
+            directory.release();
         }
     }
 }

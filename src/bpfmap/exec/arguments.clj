@@ -8,12 +8,13 @@
       {:command \"dump\" :unknown :limt}"
   (:require [bpfmap.error :as error]
             [bpfmap.exec.options :refer [options]]
+            [bpfmap.impl.sys.paths :as paths]
             [clojure.edn :as edn]
             [clojure.string :as str]
             [clojure.walk :as walk])
   (:import (clojure.lang ExceptionInfo)
            (java.io File)
-           (java.nio.file InvalidPathException Path)))
+           (java.nio.file Path)))
 
 (set! *warn-on-reflection* true)
 
@@ -50,13 +51,15 @@
     (when (number? x) x)))
 
 (defn- read-path
-  "A path as the user means it: bin/bpfmap changes the directory, and says from which."
+  "A path as the user means it, as text that `bpfmap.core/open` takes. A relative one is meant from the system property
+  bpfmap.directory, if that is set."
   [x]
   (let [path (or (text x) (when (or (instance? File x) (instance? Path x)) (str x)))]
     (when-not (str/blank? path)
-      (try
-        (str (.resolve (Path/of (System/getProperty "bpfmap.directory" "") (make-array String 0)) (str path)))
-        (catch InvalidPathException _ nil)))))
+      (let [directory (System/getProperty "bpfmap.directory" "")]
+        (if (or (= "" directory) (str/starts-with? path "/"))
+          path
+          (paths/child directory path))))))
 
 (defn- read-ref
   "What names a map: digits are an id, a text with a slash is a path, any other a name. A row of `list` is the map that it

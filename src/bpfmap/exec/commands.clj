@@ -130,9 +130,13 @@
                 :flags "no-prealloc"}
                {:path "/sys/fs/bpf/copy" :like "flows" :max-entries 10}]
     :fn 'bpfmap.exec.pins/create :view 'bpfmap.cli.views.entry/pinned}
-   {:name "pin" :group "Changing" :args [:ref :path]
+   {:name "pin" :group "Changing" :args [:ref :path] :options [:move :yes]
+    :changes? true
     :doc "Pin a map at a path, so that it stays"
-    :examples [{:ref 12 :path "/sys/fs/bpf/counts"}]
+    :text ["A pin that the map has already stays too. With --move, REF is the path of a pin,"
+           "which moves to PATH."]
+    :examples [{:ref 12 :path "/sys/fs/bpf/counts"}
+               {:ref "/sys/fs/bpf/counts" :path "/sys/fs/bpf/old_counts" :move true}]
     :fn 'bpfmap.exec.pins/pin :view 'bpfmap.cli.views.entry/pinned}
    {:name "unpin" :group "Changing" :args [:path] :options [:yes]
     :changes? true

@@ -26,6 +26,8 @@
    :replace {:kind :flag :doc "Only if the key is there"}
    :yes {:kind :flag :doc "Do it, though others have the map"}
 
+   :move {:kind :flag :doc "Move the pin REF, instead of adding one"}
+
    ;; --- a new map
    :path {:takes "PATH" :kind :path :doc "A place below a BPF file system"}
    :type {:takes "TYPE" :kind :name :doc "The map type: hash, array, lru-hash …"}

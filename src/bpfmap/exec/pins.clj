@@ -3,13 +3,10 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.consent :as consent]
-            [bpfmap.exec.reference :as reference])
-  (:import (java.nio.file Path)))
+            [bpfmap.exec.reference :as reference]
+            [bpfmap.impl.sys.paths :as paths]))
 
 (set! *warn-on-reflection* true)
-
-(defn- last-name [path]
-  (str (.getFileName (Path/of path (make-array String 0)))))
 
 (defn pinned
   "Pins an open map at a path; returns what it is and where.
@@ -17,7 +14,7 @@
       (pinned m \"/sys/fs/bpf/counts\") ;=> {:id 12, :name \"counts\", :type :hash, :path \"/sys/fs/bpf/counts\"}"
   [m path]
   (bpf/pin! m path)
-  (assoc (select-keys (bpf/info m) [:id :name :type]) :path path))
+  (assoc (select-keys (bpf/info m) [:id :name :type]) :path (bpf/pinned-path m)))
 
 (defn- spec-of
   "The spec that the options say: that of another map or one that is given, with what stands in options of its own."
@@ -33,7 +30,7 @@
         given (into {} (remove (comp nil? val))
                     {:type type :key key-type :value value-type :key-size key-size :value-size value-size
                      :max-entries max-entries :flags (some-> flags set)})]
-    (merge {:name (last-name path)} base given (when name {:name name}))))
+    (merge {:name (paths/file-name path)} base given (when name {:name name}))))
 
 (defn create
   "Creates a map and pins it, since it would be gone with this process.
@@ -47,12 +44,20 @@
     (pinned m path)))
 
 (defn pin
-  "Pins a map at a path.
+  "Pins a map at a path. A pin that it has already stays, unless `:move` is true: then `:ref` is the path of that pin, and
+  the pin moves.
 
       (pin {:ref {:id 12} :path \"/sys/fs/bpf/counts\"}) ;=> {:id 12, :name \"counts\", :type :hash, :path …}"
-  [{:keys [path] :as options}]
-  (with-open [m (reference/open options :read-write)]
-    (pinned m path)))
+  [{:keys [ref path move] :as options}]
+  (with-open [m (reference/open options (if move :read-only :read-write))]
+    (if-not move
+      (pinned m path)
+      (let [from (last (bpf/pinned-paths m))]
+        (when-not from
+          (throw (arguments/refused "pin" :move true "it needs the path of a pin to move")))
+        (consent/check m options "Move this pin of it?")
+        (bpf/move-pin! m from path)
+        (assoc (select-keys (bpf/info m) [:id :name :type]) :path (bpf/pinned-path m) :from from)))))
 
 (defn unpin
   "Removes the pin of a map. The map goes when nothing else holds it.
@@ -61,6 +66,7 @@
   [{:keys [path] :as options}]
   (with-open [m (reference/open {:ref {:path path}} :read-only)]
     (consent/check m options "Remove this pin of it?")
-    (let [info (select-keys (bpf/info m) [:id :name :type])]
+    (let [info (select-keys (bpf/info m) [:id :name :type])
+          path (bpf/pinned-path m)]
       (bpf/unpin! m)
       (assoc info :path path))))

@@ -49,7 +49,7 @@
              (refusals type value-size access)
              (when (seq ops) (el/elements fd (size key-codec) (size value-codec)))
              key-codec value-codec (reference/bridge spec) cpus
-             (atom path) row mapping
+             (atom (if path [path] [])) row mapping
              (when (and mapping value-codec) (direct/layout mapping key-codec value-codec spec)))))
 
 (defn clone

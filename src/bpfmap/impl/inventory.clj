@@ -3,22 +3,23 @@
 
   Others make and remove objects meanwhile. What cannot be read is left out of
   the vectors returned and noted in their metadata, under `:skipped`."
-  (:require [bpfmap.error :as error]
+  (:require [bpfmap.errno :as errno]
+            [bpfmap.error :as error]
             [bpfmap.impl.lifecycle :as lifecycle]
             [bpfmap.impl.store :as store]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.links :as links]
             [bpfmap.impl.sys.maps :as sys.maps]
             [bpfmap.impl.sys.objects :as objects]
+            [bpfmap.impl.sys.paths :as paths]
             [bpfmap.impl.sys.procfs :as procfs]
             [bpfmap.impl.sys.progs :as progs]
-            [bpfmap.prog :as prog])
+            [bpfmap.prog :as prog]
+            [clojure.string :as str])
   (:import (bpfmap.prog Attachment Program)
            (clojure.lang ExceptionInfo)
            (java.io IOException)
-           (java.nio.file AccessDeniedException DirectoryIteratorException Files LinkOption NoSuchFileException
-                          NotDirectoryException Path)
-           (java.nio.file.attribute BasicFileAttributes)))
+           (java.nio.file AccessDeniedException NoSuchFileException)))
 
 (set! *warn-on-reflection* true)
 
@@ -30,17 +31,38 @@
                    (vswap! skipped conj (assoc place :error (:bpfmap/error (ex-data e)) :message (ex-message e)))))]
     (vary-meta found assoc :skipped @skipped)))
 
+(defn- unreadable
+  "The exception for a file that cannot be read."
+  [what op file kind hint cause]
+  (error/error kind (str what " cannot be read") {:bpfmap/op op :bpfmap/file file :bpfmap/hint hint} cause))
+
+(def ^:private no-file "it is not there, or no longer")
+(def ^:private no-permission "this user may not look into it")
+
 (defn- file-error
   "An IOException as an error as data. The kernel answers ESRCH, which Java has no name for, when a process ends."
   [^IOException e what op file]
   (let [[kind hint] (condp instance? e
-                      NoSuchFileException [:not-found "it is not there, or no longer"]
-                      NotDirectoryException [:not-found "it is no directory"]
-                      AccessDeniedException [:permission "this user may not look into it"]
+                      NoSuchFileException [:not-found no-file]
+                      AccessDeniedException [:permission no-permission]
                       (if (re-find #"No such process" (str (ex-message e)))
                         [:not-found "the process has ended"]
                         [:kernel (ex-message e)]))]
-    (error/error kind (str what " cannot be read") {:bpfmap/op op :bpfmap/file file :bpfmap/hint hint} e)))
+    (unreadable what op file kind hint e)))
+
+(defn- checked
+  "Returns the outcome of reading a path; throws the error of a negated errno."
+  [outcome path]
+  (if-not (and (int? outcome) (neg? (long outcome)))
+    outcome
+    (let [errno (errno/errno-name (- (long outcome)))
+          [kind hint] (case errno
+                        :ENOENT [:not-found no-file]
+                        :ENOTDIR [:not-found "it is no directory"]
+                        (:EACCES :EPERM) [:permission no-permission]
+                        (:EMFILE :ENFILE) [:too-many-files "no descriptor is left (ulimit -n, fs.file-max)"]
+                        [:kernel (str "the kernel answered " (if (keyword? errno) (name errno) errno))])]
+      (throw (unreadable (paths/printed path) :pins path kind hint nil)))))
 
 (defmacro ^:private reading-file
   "Runs body; an IOException of it becomes an error as data."
@@ -107,63 +129,41 @@
     (try
       (let [kind (objects/kind fd path facts)]
         (when (= :other kind)
-          (throw (error/error :not-supported (str path " holds something that bpfmap does not know")
+          (throw (error/error :not-supported (str (paths/printed path) " holds something that bpfmap does not know")
                               {:bpfmap/op :pins :bpfmap/file path :bpfmap/hint "it is no map, program or link"})))
         (into {:path path :kind kind}
               (select-keys ((info-of kind) fd facts) [:id :name :type])))
       (finally (sys/close fd)))))
 
-(defn- entries
-  "What is in a directory."
-  [^Path directory]
-  (reading-file (str directory) :pins directory
-    (try
-      (with-open [stream (Files/newDirectoryStream directory)]
-        (into [] stream))
-      (catch DirectoryIteratorException e
-        (throw (.getCause e))))))
-
-(defn- sort-of
-  "What a file is: `:file`, `:directory`, or `:other`, as a symbolic link is."
-  [^Path file]
-  (reading-file (str file) :pins file
-    (let [attributes (Files/readAttributes file BasicFileAttributes
-                                           ^"[Ljava.nio.file.LinkOption;" (into-array [LinkOption/NOFOLLOW_LINKS]))]
-      (cond
-        (.isRegularFile attributes) :file
-        (.isDirectory attributes) :directory
-        :else :other))))
-
 (defn- walk
   "The pins below a directory, without entering a directory in which something else is mounted."
   [directory mount-point? skip]
-  (loop [[^Path file & more] [directory] found []]
-    (if (nil? file)
-      found
-      (let [path (str file)]
-        (case (skipping skip {:path path} (sort-of file))
-          :file (recur more (if-let [pin (skipping skip {:path path} (pin path))] (conj found pin) found))
-          :directory (if (and (mount-point? path) (not= file directory))
-                       (recur more found)
-                       (recur (concat (skipping skip {:path path} (entries file)) more) found))
-          (recur more found))))))
-
-(defn- path-of ^Path [text]
-  (Path/of text (make-array String 0)))
+  (loop [[{:keys [path type]} & more] [{:path directory :type :directory}] found []]
+    (case type
+      nil found
+      :file (recur more (if-let [pin (skipping skip {:path path} (pin path))] (conj found pin) found))
+      :directory (if (and (mount-point? path) (not= path directory))
+                   (recur more found)
+                   (recur (concat (skipping skip {:path path} (checked (paths/entries path) path)) more) found))
+      (if (int? type) ; it is gone, or nobody may look at it
+        (do (skipping skip {:path path} (checked type path))
+            (recur more found))
+        (recur more found)))))
 
 (defn- below? [directory path]
   (and (not= directory path)
-       (.startsWith (path-of path) (path-of directory))))
+       (str/starts-with? path (paths/child directory ""))))
 
 (defn- real-path
   "Where a directory is, without symbolic links."
   [directory]
-  (let [text (objects/path-text directory :pins)]
-    (reading-file text :pins text
-      (let [real (.toRealPath (path-of text) (make-array LinkOption 0))]
-        (when-not (Files/isDirectory real (make-array LinkOption 0))
-          (throw (NotDirectoryException. text)))
-        (str real)))))
+  (let [text (objects/path-text directory :pins)
+        real (checked (paths/real-path text) text)]
+    (when-not real
+      (throw (unreadable text :pins text :kernel "where it is cannot be told: /proc is not mounted" nil)))
+    (when-not (= :directory (checked (paths/type-of real true) text))
+      (checked -20 text)) ; ENOTDIR
+    real))
 
 (defn pins
   "What is pinned on every BPF file system in sight, or in and below a directory."
@@ -177,13 +177,13 @@
          roots (cond->> (filter #(below? directory %) (map :path (filter bpf? in-sight)))
                  (bpf? (mount-of directory)) (cons directory))]
      (when (and (empty? roots) (not= "/" directory))
-       (throw (error/error :not-bpffs (str "Nothing can be pinned below " directory)
+       (throw (error/error :not-bpffs (str "Nothing can be pinned below " (paths/printed directory))
                            {:bpfmap/op :pins :bpfmap/file directory
                             :bpfmap/hint "it is not on a BPF file system, and none is mounted below it"})))
      (noting-skips
       (fn [skip]
         (let [mount-point? (set (map :path in-sight))]
-          (vec (sort-by :path (mapcat #(walk (path-of %) mount-point? skip) roots)))))))))
+          (vec (sort-by :path (mapcat #(walk % mount-point? skip) roots)))))))))
 
 ;; --- who holds what
 

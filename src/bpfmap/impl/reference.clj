@@ -9,10 +9,9 @@
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.maps :as maps]
             [bpfmap.impl.sys.objects :as objects]
+            [bpfmap.impl.sys.paths :as paths]
             [bpfmap.rules :as rules])
   (:import (bpfmap.sys Fd)
-           (java.io File)
-           (java.nio.file Path)
            (java.util ArrayList)))
 
 (set! *warn-on-reflection* true)
@@ -50,8 +49,6 @@
 (defn- descriptor-number? [n] (and (int? n) (<= 0 (long n) 0x7fffffff)))
 
 (defn- process-number? [n] (and (int? n) (<= 1 (long n) 0x7fffffff)))
-
-(defn- path? [x] (or (string? x) (instance? Path x) (instance? File x)))
 
 (defn- only?
   "Whether x is data with just these keys. An open map is none: to look for a key in it is to ask the kernel."
@@ -112,8 +109,8 @@
 
 (defn- of-file [directory?]
   (fn [held x facts]
-    (if (path? x)
-      (owned held (sys/open-file (str x) directory? facts))
+    (if (paths/path? x)
+      (owned held (sys/open-file (objects/path-text x (:op facts)) directory? facts))
       (of-fd held x facts))))
 
 (def ^:private kinds

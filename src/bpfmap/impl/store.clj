@@ -37,9 +37,9 @@
 
 ;; `identity` is {:id :name :type}. `refusals` maps the operations that this handle never does to [kind hint].
 ;; `elements` is nil where a type's layout is not known, `bridge` where neither key nor value is a reference, `cpus` where values
-;; are not per-CPU. `pin` is an atom with the pinned path, `row` what the rules say of the type. `mapping` is nil where a map has
+;; are not per-CPU. `pins` is an atom with the paths of the pins, the latest last, `row` what the rules say of the type. `mapping` is nil where a map has
 ;; no memory to map, `direct` where its elements are not in it.
-(deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pin row mapping direct]
+(deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pins row mapping direct]
   el/Origin
   (failure [_ op outcome]
     (sys/failure (described identity op) outcome
@@ -298,11 +298,11 @@
   [^BpfMap m]
   (.-identity m))
 
-(defn pin-of
-  "The atom that holds where this handle is pinned, or nil."
+(defn pins-of
+  "The atom that holds the paths at which this handle pinned the map or opened it, the latest last."
   [^BpfMap m]
   (check-open-map m :pinned-path)
-  (.-pin m))
+  (.-pins m))
 
 (defn close
   "Closes the handle."

@@ -5,6 +5,7 @@
   namespace that calls the kernel."
   (:require [bpfmap.errno :as errno]
             [bpfmap.error :as error]
+            [bpfmap.impl.sys.paths :as paths]
             [bpfmap.impl.sys.procfs :as procfs]
             [bpfmap.rules :as rules])
   (:import (bpfmap.sys Abi Attr Bytes ClosedFdException Cpus Descriptors Fd Native)
@@ -34,14 +35,14 @@
       (finally (.release fd)))))
 
 (defn- bpffs?
-  "Whether a file, or the nearest directory above it that exists, is on a BPF file system; nil where that cannot be told."
+  "Returns true if a file, or the nearest directory above it that exists, is on a BPF file system; nil if that cannot be told."
   [path]
-  (loop [file (.getAbsoluteFile (java.io.File. (str path)))]
-    (let [answer (Descriptors/fileSystem (str file))]
+  (loop [path path]
+    (let [answer (Descriptors/fileSystem (paths/bytes-of path))]
       (cond
         (= Descriptors/BPF_FS answer) true
         (not (neg? answer)) false
-        (and (= (- Abi/ENOENT) answer) (.getParentFile file)) (recur (.getParentFile file))
+        (and (= (- Abi/ENOENT) answer) (paths/parent path)) (recur (paths/parent path))
         :else nil))))
 
 (defn- circumstances
@@ -53,7 +54,7 @@
    :user-namespace? (procfs/user-namespace?)
    :unprivileged-bpf-disabled (procfs/unprivileged-bpf-disabled)
    :bpffs? (when path (bpffs? path))
-   :directory? (when path (some-> (.getParentFile (.getAbsoluteFile (java.io.File. (str path)))) .isDirectory))
+   :directory? (when path (some-> (paths/parent path) paths/directory?))
    :frozen? (when fd (= "1" (get (fdinfo fd) "frozen")))})
 
 (defn failure
@@ -62,7 +63,10 @@
   Facts are those of `bpfmap.errno/explain`, with `:fd` for the open map. A
   fact that costs something to find out may be a delay."
   ^Throwable [what result facts]
-  (errno/failure what (- (long result)) (merge (circumstances facts) (update-vals facts force))))
+  (errno/failure what (- (long result))
+                 (merge (circumstances facts)
+                        (update-vals facts force)
+                        (update-vals (select-keys facts [:path :from]) paths/printed))))
 
 (defn- closed [{:keys [op map]}]
   (error/error :closed (str (if map (str "Map " (error/id-and-name map)) "It") " is closed")
@@ -149,7 +153,7 @@
 (defn open-file
   "Opens a file or directory for what it is, not for what is in it. A cgroup's directory has to be readable."
   ^Fd [path directory? facts]
-  (owned (Descriptors/open path (boolean directory?)) (str "Opening " path) (assoc facts :reference path)))
+  (owned (Descriptors/open (paths/bytes-of path) (boolean directory?)) (str "Opening " (paths/printed path)) (assoc facts :reference (paths/printed path))))
 
 (defn pidfd
   "Opens a descriptor of a process, or of a single thread."
@@ -170,9 +174,18 @@
 (defn rename
   "Moves a file in one step; refuses a target that exists."
   [from to facts]
-  (let [outcome (Descriptors/rename from to)]
+  (let [outcome (Descriptors/rename (paths/bytes-of from) (paths/bytes-of to) false)]
     (when (neg? outcome)
-      (throw (failure (str "Moving " from " to " to) outcome facts)))))
+      (throw (failure (str "Moving " (paths/printed from) " to " (paths/printed to)) outcome facts)))))
+
+(defn remove-file
+  "Removes a file; returns true if it was there."
+  [path what facts]
+  (let [outcome (long (paths/remove-file path))]
+    (cond
+      (zero? outcome) true
+      (= (- Abi/ENOENT) outcome) false
+      :else (throw (failure (str what " " (paths/printed path)) outcome (assoc facts :removing true))))))
 
 (defn kind
   "What a descriptor is: `:map`, `:program`, `:link`, `:other`, or nil where /proc cannot be read."

@@ -182,6 +182,28 @@
     (is (re-find #"is not pinned at" (first (lines-of "unpin" path))))
     (is (re-find #"there is no file" (second (refused "unpin" path))))))
 
+(kernel-test pinning-adds-a-pin-and-moving-one-asks
+  (let [[a b c] (repeatedly fixture/new-pin)
+        there? #(.exists (java.io.File. ^String %))]
+    (with-open [m (a-map {:key :u32 :value :u64})
+                program ^Closeable (prog/load {:type :socket-filter :name "uses_it" :insns [[:lddw :r1 m] [:mov64 :r0 0] [:exit]]})]
+      (bpf/pin! m a)
+      (is (= [(str "map " (id-of m) " (changing) is pinned at " b)] (lines-of "pin" a b)))
+      (is (= [true true] (map there? [a b])) "a map in use gets another pin without a question, and keeps the first")
+      (is (re-find #"EEXIST.* exists already" (second (refused "pin" a b))))
+      (let [[exit line] (refused "pin" a c "--move")]
+        (is (= 1 exit))
+        (is (re-find #"is not yours alone: a program uses it: uses_it\[\d+\]" line)))
+      (is (= [true true false] (map there? [a b c])))
+      (is (= [(str "map " (id-of m) " (changing) is pinned at " c ", and no longer at " a)] (lines-of "pin" a c "--move" "--yes")))
+      (is (= [false true true] (map there? [a b c])))
+      (is (= [2 "bpfmap: --move true: it needs the path of a pin to move; see `bpfmap help pin`"]
+             (refused "pin" (id-of m) a "--move")))
+      (.close program)
+      (is (= {:path b :from c} (select-keys (do (exec/unpin {:path b}) (exec/pin {:ref c :path b :move true})) [:path :from]))
+          "a map that nobody else has moves without a question")
+      (exec/unpin {:path b}))))
+
 (kernel-test more-of-a-spec-is-edn
   (let [path (fixture/new-pin)]
     (exec/create {:path path :spec {:type :hash-of-maps :key :u32 :max-entries 2

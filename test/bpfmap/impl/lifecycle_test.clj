@@ -31,21 +31,73 @@
       (is (nil? (bpf/pinned-path m)))
       (is (not (.exists (io/file path)))))))
 
-(kernel-test p1-a-second-pin-moves-the-file
+(defn- there? [path] (.exists (io/file path)))
+
+(kernel-test p1-a-second-pin-is-added-to-the-first
   (let [a (fixture/new-pin) b (fixture/new-pin)]
     (with-open [m (create)]
       (bpf/pin! m a)
       (bpf/pin! m a)
-      (is (.exists (io/file a)) "the same place again changes nothing")
+      (is (there? a) "the same place again changes nothing")
       (bpf/pin! m (io/file b))
-      (is (not (.exists (io/file a))))
-      (is (.exists (io/file b)))
-      (is (= b (bpf/pinned-path m)))
-      (testing "also when somebody removed the first"
+      (is (= [true true] (map there? [a b])))
+      (is (= b (bpf/pinned-path m)) "the latest")
+      (is (= [a b] (bpf/pinned-paths m)))
+      (testing "also of a map that was opened by its pin"
+        (let [c (fixture/new-pin)]
+          (with-open [again (bpf/open a)]
+            (bpf/pin! again c)
+            (is (= [[a c] true true] [(bpf/pinned-paths again) (there? a) (there? c)]))
+            (bpf/unpin! again c)
+            (is (= [[a] true false] [(bpf/pinned-paths again) (there? a) (there? c)])))))
+      (testing "a pin that somebody removed is made anew"
         (.delete (io/file b))
-        (bpf/pin! m (.toPath (io/file a)))
-        (is (.exists (io/file a))))
-      (bpf/unpin! m))))
+        (bpf/pin! m (.toPath (io/file b)))
+        (is (there? b)))
+      (testing "one is removed, then those that are left"
+        (bpf/unpin! m b)
+        (is (= [[a] true false] [(bpf/pinned-paths m) (there? a) (there? b)]))
+        (bpf/pin! m b)
+        (bpf/unpin! m)
+        (is (= [[] nil false false] [(bpf/pinned-paths m) (bpf/pinned-path m) (there? a) (there? b)]))
+        (is (= [:not-found (str b " is not a pin of map " (:id (bpf/info m)) " (t_pins): nothing is there, or something else is pinned there")]
+               ((juxt :bpfmap/error :message) (error-of (bpf/unpin! m b)))))))))
+
+(kernel-test p1-a-pin-is-moved-when-that-is-asked-for
+  (let [[a b c] (repeatedly fixture/new-pin)
+        refusal (juxt :bpfmap/error :bpfmap/op :message)]
+    (with-open [m (create) other (create)]
+      (is (= [:not-found :move-pin! (str "This handle has no pin of map " (:id (bpf/info m))
+                                         " (t_pins): give the path of the pin to move, (move-pin! m from to)")]
+             (refusal (error-of (bpf/move-pin! m a)))))
+      (bpf/pin! m a)
+      (is (identical? m (bpf/move-pin! m b)))
+      (is (= [[b] false true] [(bpf/pinned-paths m) (there? a) (there? b)]))
+      (bpf/pin! m a)
+      (is (= [:ambiguous :move-pin! (str "This handle has 2 pins of map " (:id (bpf/info m))
+                                         " (t_pins): give the one to move, (move-pin! m from to): " b ", " a)]
+             (refusal (error-of (bpf/move-pin! m c)))))
+      (bpf/move-pin! m b c)
+      (is (= [[a c] true false true] [(bpf/pinned-paths m) (there? a) (there? b) (there? c)]))
+      (bpf/move-pin! m c c)
+      (is (there? c) "to where it is, which changes nothing")
+      (bpf/pin! other b)
+      (testing "refused, the pin stays where it was"
+        (is (= [:exists :move-pin!] (take 2 (refusal (error-of (bpf/move-pin! m c b))))))
+        (is (= [:not-found :move-pin!] (take 2 (refusal (error-of (bpf/move-pin! m b (fixture/new-pin))))) )
+            "what is there is not a pin of this map")
+        (is (= [:invalid-value :move-pin!] (take 2 (refusal (error-of (bpf/move-pin! m c (str b ".x")))))))
+        (is (= [:not-found :move-pin!] (take 2 (refusal (error-of (bpf/move-pin! m c (str b "_no/such")))))))
+        (is (= [[a c] true true true] [(bpf/pinned-paths m) (there? a) (there? b) (there? c)])))
+      (testing "a handle that did not make the pin moves it by its path"
+        (with-open [again (bpf/open (:id (bpf/info m)))]
+          (bpf/move-pin! again c (str c "_moved"))
+          (is (= [(str c "_moved")] (bpf/pinned-paths again)))
+          (bpf/unpin! again)
+          (is (not (there? (str c "_moved"))))))
+      (bpf/unpin! m)
+      (bpf/unpin! other)
+      (is (= [false false false] (map there? [a b c]))))))
 
 (kernel-test p1-an-existing-target-is-refused
   (let [a (fixture/new-pin) b (fixture/new-pin)]
@@ -55,7 +107,7 @@
         (let [{:keys [message] :bpfmap/keys [error errno file]} (error-of (pin!))]
           (is (= [:exists :EEXIST a] [error errno file]))
           (is (str/includes? message (str a " exists already; unpin it, or pin somewhere else")))))
-      (is (= b (bpf/pinned-path other)) "a refused move leaves the pin where it was")
+      (is (= b (bpf/pinned-path other)) "a refused pin leaves the other where it was")
       (is (.exists (io/file b)))
       (run! bpf/unpin! [m other]))))
 
@@ -81,7 +133,7 @@
     (with-open [m (create)]
       (try
         (bpf/pin! m path)
-        (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/pin! m (str dir "/x")))]
+        (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/move-pin! m (str dir "/x")))]
           (is (= :invalid-value error))
           (is (str/includes? message "a pin moves within one BPF file system only")))
         (is (= path (bpf/pinned-path m)))

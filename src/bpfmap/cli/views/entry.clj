@@ -35,8 +35,8 @@
 
 (defn pinned
   "A map and its pin."
-  [{:keys [path] :as info} _options]
-  {:lines [(str (map-text info) " is pinned at " (output/cell path))]})
+  [{:keys [path from] :as info} _options]
+  {:lines [(str (map-text info) " is pinned at " (output/cell path) (when from (str ", and no longer at " (output/cell from))))]})
 
 (defn unpinned
   "A map whose pin is gone."

@@ -4,6 +4,7 @@
   A kind of object is `:map`, `:program` or `:link`."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.paths :as paths]
             [clojure.string :as str])
   (:import (bpfmap.sys Abi Attr Fd)
            (java.lang.foreign MemorySegment)))
@@ -95,35 +96,43 @@
 ;; --- pins
 
 (defn path-text
-  "A file's path as the kernel takes it; throws `:invalid-value` for one that it cannot take."
+  "Returns the text of a path that a user gave, see `bpfmap.impl.sys.paths`; throws `:invalid-value` for one that the kernel
+  cannot take, and `:ambiguous` if two files may be meant."
   [file op]
-  (let [text (str file)
-        refuse (fn [hint]
-                 (throw (error/error :invalid-value (str "Not a path: " (pr-str (error/shown text)))
-                                     {:bpfmap/op op :bpfmap/file (error/shown text) :bpfmap/hint hint})))]
+  (let [given (str file)
+        refuse (fn [kind hint]
+                 (throw (error/error kind (str (if (= :ambiguous kind) "Two paths are meant by " "Not a path: ")
+                                               (pr-str (error/shown given)))
+                                     {:bpfmap/op op :bpfmap/file (error/shown given) :bpfmap/hint hint})))]
     (cond
-      (str/blank? text) (refuse "it is empty")
-      (str/includes? text "\u0000") (refuse "it has a NUL character")
-      :else text)))
+      (str/blank? given) (refuse :invalid-value "it is empty")
+      (str/includes? given "\u0000") (refuse :invalid-value "it has a NUL character")
+      :else (or (paths/resolve file #(refuse :ambiguous %))
+                (refuse :invalid-value "it has half a character: a lone surrogate")))))
+
+(defn check-pin-path
+  "Throws `:invalid-value` for a path that no pin can have."
+  [path op]
+  ;; The kernel answers EPERM to a dot, as it does to a path on another file system.
+  (when (re-find #"\.[^/]*/*$" path)
+    (throw (error/error :invalid-value (str "Cannot pin to " (paths/printed path))
+                        {:bpfmap/op op :bpfmap/file path
+                         :bpfmap/hint "the BPF file system takes no dots in a name"}))))
 
 (defn pin
   "Pins an object at a path."
   [^Fd fd path facts]
-  ;; The kernel answers EPERM to a dot, as it does to a path on another file system.
-  (when (re-find #"\.[^/]*/*$" path)
-    (throw (error/error :invalid-value (str "Cannot pin to " path)
-                        {:bpfmap/op (:op facts) :bpfmap/file path
-                         :bpfmap/hint "the BPF file system takes no dots in a name"})))
-  (sys/command (str "Pinning to " path) facts Abi/BPF_OBJ_PIN
+  (check-pin-path path (:op facts))
+  (sys/command (str "Pinning to " (paths/printed path)) facts Abi/BPF_OBJ_PIN
                (fn [^Attr attr]
-                 (.string attr Abi/OBJ_PATHNAME path)
+                 (.bytes attr Abi/OBJ_PATHNAME (paths/terminated path))
                  (.fd attr Abi/OBJ_BPF_FD fd))
                (constantly nil)))
 
 (defn- get-pinned ^Fd [path flags facts expected]
-  (sys/command (str "Opening " path) facts Abi/BPF_OBJ_GET
+  (sys/command (str "Opening " (paths/printed path)) facts Abi/BPF_OBJ_GET
                (fn [^Attr attr]
-                 (.string attr Abi/OBJ_PATHNAME path)
+                 (.bytes attr Abi/OBJ_PATHNAME (paths/terminated path))
                  (when-not (zero? (long flags)) (.int32 attr Abi/OBJ_FILE_FLAGS flags)))
                (fn [outcome attr filled]
                  (when-not (neg? (long outcome)) (sys/own outcome attr filled)))
@@ -164,8 +173,8 @@
 
 (defn pinned
   "Opens the object of a kind that is pinned at a path; throws `:not-a-program` and its like for another kind."
-  (^Fd [wanted path facts] (checked (by-path path facts) wanted path facts))
-  (^Fd [wanted path flags facts] (checked (by-path path flags facts) wanted path facts)))
+  (^Fd [wanted path facts] (checked (by-path path facts) wanted (paths/printed path) facts))
+  (^Fd [wanted path flags facts] (checked (by-path path flags facts) wanted (paths/printed path) facts)))
 
 (defn of-number
   "Duplicates the descriptor of an object of a kind that somebody else owns, given by its number."

@@ -1,6 +1,7 @@
 (ns bpfmap.impl.sys.procfs
   "What the kernel says in files rather than in system calls, in /proc and /sys."
-  (:require [clojure.string :as str])
+  (:require [bpfmap.impl.sys.paths :as paths]
+            [clojure.string :as str])
   (:import (java.nio.charset StandardCharsets)
            (java.nio.file DirectoryIteratorException Files NoSuchFileException Path)))
 
@@ -89,9 +90,11 @@
   (into [] (sort (keep parse-long (names-in "/proc")))))
 
 (defn command
-  "The name of a process as the kernel keeps it, at most 15 bytes; throws an IOException where it cannot be read."
+  "The name of a process as the kernel keeps it, at most 15 bytes, with escapes if it is not UTF-8; throws an IOException where it cannot be read."
   [pid]
-  (str/replace (text-of (str "/proc/" pid "/comm")) #"\n\z" ""))
+  (let [bytes (bytes-of (str "/proc/" pid "/comm"))
+        bytes (java.util.Arrays/copyOf bytes (max 0 (dec (alength bytes))))] ; without the newline at the end
+    (or (paths/utf-8 bytes) (paths/text bytes))))
 
 (defn objects
   "What BPF objects a process has descriptors of: number to `[kind id]`, ascending.
@@ -117,7 +120,8 @@
   (str/replace text #"\\([0-7]{3})" (fn [[_ octal]] (str (char (Long/parseLong octal 8))))))
 
 (defn parse-mounts
-  "The lines of a mountinfo as `{:id :parent :path :type}`: `:path` is where the mount is, `:type` its file system.
+  "The lines of a mountinfo as `{:id :parent :path :type}`: `:path` is where the mount is, `:type` its file system. A
+  character of the text is a byte of the file.
 
       (parse-mounts \"43 42 0:39 / /sys/fs/bpf rw - bpf bpf rw\")
       ;=> [{:id 43 :parent 42 :path \"/sys/fs/bpf\" :type \"bpf\"}]"
@@ -130,7 +134,7 @@
                   (when file-system
                     {:id (parse-long id)
                      :parent (parse-long parent)
-                     :path (unescaped path)
+                     :path (paths/text (.getBytes ^String (unescaped path) StandardCharsets/ISO_8859_1))
                      :type (first (str/split file-system #" "))}))))
         (str/split-lines text)))
 
@@ -139,7 +143,7 @@
 
   Throws an IOException where that cannot be read."
   []
-  (parse-mounts (text-of "/proc/self/mountinfo")))
+  (parse-mounts (String. (bytes-of "/proc/self/mountinfo") StandardCharsets/ISO_8859_1)))
 
 (defn- prefixes
   "A path and all above it, from the root down."
