@@ -133,7 +133,7 @@
    {:name "pin" :group "Changing" :args [:ref :path] :options [:move :yes]
     :changes? true
     :doc "Pin a map at a path, so that it stays"
-    :text ["A pin that the map has already stays too. With --move, REF is the path of a pin,"
+    :text ["A pin that the map has already stays. With --move, REF is the path of a pin,"
            "which moves to PATH."]
     :examples [{:ref 12 :path "/sys/fs/bpf/counts"}
                {:ref "/sys/fs/bpf/counts" :path "/sys/fs/bpf/old_counts" :move true}]
