@@ -14,7 +14,9 @@
            (java.util.jar JarFile)))
 
 (def lib "The name of the library in a Maven repository." 'io.github.bpfmap/bpfmap)
-(def version "The version that `jar` and `install` give it." "0.1.0")
+(def version
+  "The version that `jar` and `install` give it; the command line prints the same."
+  (str/trim (slurp "resources/bpfmap/version")))
 
 ;; Paths are under target/. The first is also on the class path of deps.edn and
 ;; in its :deps/prep-lib.

@@ -4,7 +4,7 @@
       (maps)                 a table of all maps
       (explore)              the host as data that nav leads on from
       (scratch)              a map to try things on
-      (reload)               what has changed in src, loaded again"
+      (reload)               reloads what changed in src, and what depends on it"
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.feature :as feature]
@@ -13,8 +13,10 @@
             [bpfmap.type :as type]
             [clojure.datafy :refer [datafy nav]]
             [clojure.pprint :refer [pprint print-table]]
-            [clojure.repl :refer [apropos dir doc find-doc source]])
-  (:import (java.io File)))
+            [clojure.repl :refer [apropos dir doc find-doc source]]
+            [clojure.tools.namespace.dir :as dir]
+            [clojure.tools.namespace.reload :as reload]
+            [clojure.tools.namespace.track :as track]))
 
 (set! *warn-on-reflection* true)
 
@@ -35,16 +37,26 @@
   []
   (bpf/create {:name "scratch" :type :hash :key :u32 :value :u64 :max-entries 1024 :contents {7 42}}))
 
-(defonce ^:private loaded-at (atom (System/currentTimeMillis)))
+(defn- scan [tracker]
+  (dir/scan-dirs tracker ["src"]))
+
+(defonce ^:private tracker
+  (atom (dissoc (scan (track/tracker)) ::track/load ::track/unload)))
 
 (defn reload
-  "Loads what has changed in src since it was loaded, and returns the files. The Java core needs a new JVM."
+  "Reloads the loaded namespaces that changed and those that depend on them, in dependency order.
+
+  Returns the reloaded namespaces. Rethrows the error of a namespace that does not load; the next
+  call goes on with it. An open map belongs to the namespaces as they were: open it again. Changed
+  Java needs a new JVM."
   []
-  (let [before @loaded-at
-        changed (filter #(and (.endsWith (.getName ^File %) ".clj") (< (long before) (.lastModified ^File %)))
-                        (file-seq (File. "src")))]
-    (reset! loaded-at (System/currentTimeMillis))
-    (run! #(load-file (str %)) changed)
-    (mapv str changed)))
+  (let [loaded (loaded-libs)
+        scanned (-> (scan @tracker)
+                    (update ::track/load #(filterv loaded %))
+                    (update ::track/unload #(filterv loaded %)))
+        after (reset! tracker (reload/track-reload scanned))]
+    (if-let [error (::reload/error after)]
+      (throw error)
+      (::track/load scanned))))
 
 (println "(maps) (explore) (scratch) (reload); bpf host exec prog type feature are at hand, (doc bpf/open) tells more")

@@ -8,6 +8,7 @@
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as exec.arguments]
+            [clojure.java.io :as io]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
            (java.io BufferedWriter FileDescriptor FileOutputStream IOException OutputStreamWriter)
@@ -15,9 +16,14 @@
 
 (set! *warn-on-reflection* true)
 
+(defmacro ^:private read-version
+  "Expands to the text of the resource bpfmap/version, so that a start reads no file for it."
+  []
+  (str/trim (slurp (io/resource "bpfmap/version"))))
+
 (def version
   "The version of bpfmap that this command line belongs to."
-  "0.1.0")
+  (read-version))
 
 (defn- confirmed
   "Calls `(f options)`; where that is not confirmed, asks on a terminal, and calls it again if the answer is yes."

@@ -1,8 +1,10 @@
 (ns bpfmap.test-runner
   "Runs the tests and closes with one line: `N passed, N failed, N skipped`, counted in tests.
 
-      bin/clj -M:test                 all of them
-      bin/clj -M:test core codec      the namespaces whose name contains a word
+      bin/clj -M:test                       all of them
+      bin/clj -M:test core codec            the namespaces whose name contains a word
+      bin/clj -M:test core-test/e1-missing  the tests of those namespaces whose name
+                                            contains the word behind the slash
 
   Exits with 1 when a test failed, when none ran, or, where the environment
   variable CI is set, when one was skipped.
@@ -19,14 +21,35 @@
 
 (set! *warn-on-reflection* true)
 
-(defn- namespaces [words]
+(defn- parse-word
+  "Returns [namespace-word test-word] of an argument; test-word is nil without a slash."
+  [word]
+  (str/split word #"/" 2))
+
+(defn- test-words
+  "Returns the words that select tests of a namespace, or nil if the namespace is not asked for.
+  The empty string selects every test."
+  [ns-name words]
+  (if (empty? words)
+    [""]
+    (seq (for [[ns-word test-word] (map parse-word words)
+               :when (str/includes? ns-name ns-word)]
+           (or test-word "")))))
+
+(defn- namespaces
+  "Returns [namespace test-words] for each namespace that the arguments ask for."
+  [words]
   (let [root (io/file "test")]
     (for [^File file (sort (file-seq root))
           :let [path (str (.relativize (.toPath root) (.toPath file)))]
           :when (str/ends-with? path "_test.clj")
-          :let [ns-name (-> path (str/replace #"\.clj$" "") (str/replace "/" ".") (str/replace "_" "-"))]
-          :when (or (empty? words) (some #(str/includes? ns-name %) words))]
-      (symbol ns-name))))
+          :let [ns-name (-> path
+                            (str/replace #"\.clj$" "")
+                            (str/replace "/" ".")
+                            (str/replace "_" "-"))
+                selected (test-words ns-name words)]
+          :when selected]
+      [(symbol ns-name) selected])))
 
 (def ^:private slow "Seconds above which a test's time is said." 3.0)
 
@@ -34,8 +57,9 @@
   (/ (- (System/nanoTime) (long begun)) 1e9))
 
 (defn- run-namespace
-  "Runs the tests of a namespace; returns var to :passed, :failed or :skipped."
-  [ns]
+  "Runs the tests of a namespace whose name contains one of the words.
+  Returns var to :passed, :failed or :skipped."
+  [ns words]
   (let [outcomes (atom {})
         current (atom nil)
         begun (atom nil)
@@ -53,7 +77,11 @@
                            (:fail :error) (failed!)
                            nil)
                          (report m))]
-      (t/test-ns ns))
+      (if (= [""] words)
+        (t/test-ns ns)
+        (let [selected? (fn [test] (some #(str/includes? (name (symbol test)) %) words))
+              tests (filter #(and (:test (meta %)) (selected? %)) (vals (ns-interns ns)))]
+          (t/test-vars (sort-by (comp :line meta) tests)))))
     (into {}
           (map (fn [[test outcome]]
                  [test (if (and (= :passed outcome) (@fixture/skips test)) :skipped outcome)]))
@@ -61,13 +89,13 @@
 
 (defn- run-if-possible
   "Runs the tests of a namespace; one whose library is missing counts as one test that was skipped."
-  [ns]
+  [ns words]
   (if-let [reason (fixture/lacking ns)]
     (let [stand-in (with-meta ns {:name ns})]
       (swap! fixture/skips assoc stand-in reason)
       {stand-in :skipped})
     (do (require ns)
-        (run-namespace ns))))
+        (run-namespace ns words))))
 
 (def ^:private conformance-page "doc/conformance.md")
 
@@ -90,12 +118,12 @@
     (zipmap failures (repeat :failed))))
 
 (defn- run
-  "Runs the tests of the namespaces whose name contains one of the words; returns var to outcome."
+  "Runs the tests that the arguments ask for; returns var to outcome."
   [words]
   (into {}
-        (mapcat (fn [ns]
+        (mapcat (fn [[ns selected]]
                   (let [begun (System/nanoTime)
-                        outcomes (run-if-possible ns)]
+                        outcomes (run-if-possible ns selected)]
                     (println (format "  %.1f s" (seconds-since begun)))
                     outcomes)))
         (namespaces words)))
