@@ -16,9 +16,17 @@
   | `:bpfmap/hint`       | what is wrong and how to mend it                      |
 
   Kinds may be added; a kind that exists keeps its meaning."
-  (:require [clojure.string :as str]))
+  (:require [clojure.string :as str])
+  (:import (clojure.lang RT)))
 
 (set! *warn-on-reflection* true)
+
+;; Nearly every namespace requires this one before it imports a class of the Java core. Without this check, what is missing
+;; would be the first class that somebody imports.
+(when-not (.getResource (RT/baseLoader) "bpfmap/sys/Codec.class")
+  (throw (ex-info (str "The Java core of bpfmap is not compiled: run bin/clj -T:build javac in its checkout, "
+                       "or clojure -X:deps prep in a project that depends on it")
+                  {:bpfmap/error :not-supported})))
 
 (defn- cut [text]
   (if (< 200 (count text)) (str (subs text 0 200) "…") text))
