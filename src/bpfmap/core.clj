@@ -26,6 +26,7 @@
             [bpfmap.impl.lifecycle :as lifecycle]
             [bpfmap.impl.many :as many]
             [bpfmap.impl.mapped :as mapped]
+            [bpfmap.impl.naming :as naming]
             [bpfmap.impl.operations :as operations]
             [bpfmap.impl.pinning :as pinning]
             [bpfmap.impl.store :as store]
@@ -54,20 +55,22 @@
 (defn open
   "Opens a map that exists: by id, by pin path, by `{:name …}`, by `{:fd …}`, or by a reference, `{:map-id …}`.
 
-  A name must be that of one map only; it is compared as the kernel keeps it (see `bpfmap.spec/kernel-name`). A
-  descriptor is duplicated: yours stays yours.
+  A name must be that of one map only. Of a name that the kernel shortens (see `bpfmap.spec/kernel-name`), the whole name must
+  be that of the map's variable in its BTF, as libbpf loads it, or the file name of a pin of the map. A descriptor is
+  duplicated: yours stays yours.
 
   Options: `:access` (`:read-write`, `:read-only`, `:write-only`); the types `:key` and `:value`, else those of the map's BTF,
   or bytes; `:via :memory`, with which `get`, `put!` and `reduce` of an `:mmapable` array do without system calls (doc/memory.md).
 
-  Throws `:not-found`, `:ambiguous` (with `:bpfmap/candidates`), `:not-a-map` for a pinned program or link,
+  Throws `:not-found` and `:ambiguous` (with `:bpfmap/candidates`, a sequence of `{:id :name :type :pinned :held}`, of maps
+  that may be meant by a name), `:not-a-map` for a pinned program or link,
   `:incompatible` for a type of another size, `:invalid-value` for a bad reference or option. Opening by id or name
   needs Linux 4.13 and CAP_SYS_ADMIN; by path, Linux 4.4 and the file's permission.
 
       (open 12), (open \"/sys/fs/bpf/flows\" {:access :read-only})
       (open {:name \"counts\"} {:key :u32 :value :u64})"
-  (^Closeable [ref] (lifecycle/open ref nil))
-  (^Closeable [ref options] (lifecycle/open ref options)))
+  (^Closeable [ref] (naming/open ref nil))
+  (^Closeable [ref options] (naming/open ref options)))
 
 (defn close
   "Closes the handle; closing twice is fine. Returns nil.

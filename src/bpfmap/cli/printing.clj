@@ -52,9 +52,14 @@
 (defn- root-cause ^Throwable [^Throwable e]
   (if-let [cause (ex-cause e)] (recur cause) e))
 
-(def ^:private candidate-columns
-  [{:title "" :of :id} {:title "" :of :type} {:title "" :of :name}
-   {:title "" :of #(str/join " " (map (fn [{:keys [command pid]}] (str command "[" pid "]")) (:held %)))}])
+(defn- candidate-columns
+  "The columns of maps that a name may mean; that of their pins if any has one."
+  [candidates]
+  (for [of [:id :type :name
+            (when (some (comp seq :pinned) candidates) #(str/join " " (:pinned %)))
+            #(str/join " " (map (fn [{:keys [command pid]}] (str command "[" pid "]")) (:held %)))]
+        :when of]
+    {:title "" :of of}))
 
 (defn print-failure
   "Prints an error on stderr: a line, and with `verbose` its data; returns the exit code."
@@ -63,7 +68,7 @@
     (complain "bpfmap: " (if error
                            (ex-message e)
                            (str "This is a bug in bpfmap: " (root-cause e) "; --verbose says where")))
-    (run! #(complain "  " %) (rest (output/table candidate-columns candidates)))
+    (run! #(complain "  " %) (rest (output/table (candidate-columns candidates) candidates)))
     (when verbose
       (if error
         (complain (str/trim-newline (with-out-str (output/print-edn data))))

@@ -8,16 +8,16 @@
 
 (set! *warn-on-reflection* true)
 
-(defn- with-holders
-  "An error about a name that several maps have, which tells them apart by who holds them."
+(defn- with-table
+  "Returns an error about a name without the list of candidates in its text: the command line prints them as a table."
   [e]
-  (let [holders ((requiring-resolve 'bpfmap.exec.host/holders))
-        {:bpfmap/keys [candidates] :as data} (ex-data e)]
-    (error/error :ambiguous (first (str/split (ex-message e) #": "))
-                 (assoc data
-                        :bpfmap/candidates (for [{:keys [id] :as map} candidates]
-                                             (assoc map :held (get holders id [])))
-                        :bpfmap/hint (str "it is the name of " (count candidates) " maps; give the id of one"))
+  (let [{:bpfmap/keys [error candidates hint] :as data} (ex-data e)]
+    (error/error error (str/replace (ex-message e) (str ": " hint) "")
+                 (assoc data :bpfmap/hint
+                        (if (= :ambiguous error)
+                          (str "it is the name of " (count candidates) " maps; give the id of one")
+                          (str "the kernel keeps only " (pr-str (:name (first candidates))) " of it, and no map has the whole "
+                               "name in its BTF or as that of a pin; give the id of one")))
                  e)))
 
 (defn open
@@ -34,7 +34,7 @@
                   key-type (assoc :key key-type)
                   value-type (assoc :value value-type))))
     (catch ExceptionInfo e
-      (throw (if (= :ambiguous (:bpfmap/error (ex-data e))) (with-holders e) e)))))
+      (throw (if (:bpfmap/candidates (ex-data e)) (with-table e) e)))))
 
 (defn row-of
   "What the rules say of the type of an open map: its row of `bpfmap.rules/types`.

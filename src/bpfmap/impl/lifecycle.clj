@@ -85,7 +85,7 @@
   [{:keys [name inner-map token] :as spec} facts]
   (let [template (some-> inner-map (assoc :token token) (create-bare facts) :fd)]
     (try
-      (typing/create-with-btf (assoc spec :name (spec/kernel-name name) :inner-map template)
+      (typing/create-with-btf (assoc spec :name (spec/kernel-name name) :whole-name name :inner-map template)
                               (assoc facts :unsupported (delay ((requiring-resolve 'bpfmap.feature/unsupported) spec))))
       (finally (some-> template sys/close)))))
 
@@ -199,7 +199,9 @@
 (defn- invalid-option [path message hint]
   (error/error :invalid-value message {:bpfmap/op :open :bpfmap/path path :bpfmap/hint hint}))
 
-(defn- check-options [options]
+(defn check-options
+  "Throws `:invalid-value` for options that open does not take."
+  [options]
   (when-not (or (nil? options) (map? options))
     (throw (invalid-option [] (str "Options are a map, not " (pr-str (error/shown options))) nil)))
   (doseq [[k v] options]
@@ -237,27 +239,6 @@
                    nil)))]
     (into [] (keep info) (objects/ids :map facts))))
 
-(defn- id-of-name
-  "The id of the one map of a name. A map that cannot be looked at might be another one, unless it is gone."
-  [name]
-  (when (empty? (spec/kernel-name name))
-    (throw (invalid-option [:name] (str "Not the name of a map: " (pr-str (error/shown name)))
-                           "the kernel keeps letters, digits, `_` and `.` of a name, and here it keeps nothing")))
-  (let [kernel-name (spec/kernel-name name)
-        found (filter #(= kernel-name (:name %))
-                      (infos :open (fn [_ e]
-                                     (when-not (= :not-found (:bpfmap/error (ex-data e)))
-                                       (throw e)))))
-        refuse (fn [kind message hint]
-                 (throw (error/error kind (str message " " (pr-str name))
-                                     {:bpfmap/op :open
-                                      :bpfmap/candidates (seq (map #(select-keys % [:id :name :type]) found))
-                                      :bpfmap/hint hint})))]
-    (case (count found)
-      0 (refuse :not-found "There is no map named" "no map on this host has the name")
-      1 (:id (first found))
-      (refuse :ambiguous "There is more than one map named" (str "it is the name of maps " (str/join ", " (map :id found)) "; open one by its id")))))
-
 (defn- access
   "The access that options ask for: a descriptor that the kernel opens has just that."
   [options]
@@ -286,7 +267,7 @@
     (adopt (maps/by-id id (access options) facts) (access options) options nil facts)))
 
 (defn open
-  "Opens a map by id, pin path, `{:name …}` or `{:fd …}`."
+  "Opens a map by id, pin path or `{:fd …}`. See `bpfmap.impl.naming` for names."
   [ref options]
   (check-options options)
   (cond
@@ -297,7 +278,6 @@
       (case kind
         (:id :map-id) (open-id (whole-number ref x) options)
         :path (open-path x options)
-        :name (open-id (id-of-name x) options)
         :fd (let [facts {:op :open}
                   fd (objects/of-number :map (whole-number ref x) facts)]
               (owning fd

@@ -1,6 +1,8 @@
 (ns bpfmap.impl.typing
   "Types on their way to the kernel and back: a map is created with BTF, and opened with the types that its BTF tells."
   (:require [bpfmap.btf :as btf]
+            [bpfmap.btf.emit :as emit]
+            [bpfmap.btf.writing :as writing]
             [bpfmap.error :as error]
             [bpfmap.impl.struct-ops :as struct-ops]
             [bpfmap.impl.sys :as sys]
@@ -24,18 +26,46 @@
   [key types]
   (if (= :integer (:kind (node/node key types []))) key :u32))
 
+(defn- with-variable
+  "Adds a variable of a map's name to BTF records, in the section .maps, as libbpf loads it: the kernel itself keeps 15
+  characters of a name. See `bpfmap.impl.naming`."
+  [{:keys [records ids]} name]
+  (let [n (count records)
+        pointers (map (fn [id] {:kind :ptr :type id}) ids)
+        members (map-indexed (fn [i field] {:name field :type (+ n 1 i) :bit-offset (* 64 i) :bits 0}) ["key" "value"])]
+    {:ids ids
+     :records (into records
+                    (concat pointers
+                            [{:kind :struct :size 16 :members (vec members)}
+                             {:kind :var :name name :type (+ n 3) :linkage :global}
+                             {:kind :datasec :name ".maps" :size 16 :vars [{:type (+ n 4) :offset 0 :size 16}]}]))}))
+
+(defn- written
+  "The BTF of a key's and a value's type: `{:bytes :ids}`; with the variable of a map's whole name, if that is given."
+  [types named variable]
+  (if variable
+    (let [{:keys [records ids]} (with-variable (writing/records types named) variable)]
+      {:bytes (emit/blob records) :ids ids})
+    (btf/->btf types named)))
+
+(defn- variable-of
+  "The whole name of a spec that the kernel would cut, if a variable can have it."
+  [{:keys [whole-name]}]
+  (when (and (string? whole-name) (< 15 (count whole-name)) (re-matches #"[A-Za-z_][A-Za-z0-9_]{0,510}" whole-name))
+    whole-name))
+
 (defn- btf-of
   "The BTF of a spec, where its type takes any and its key or value says more than bytes; nil otherwise."
-  [{:keys [type key value types]}]
+  [{:keys [type key value types]} variable]
   (let [{:keys [btf]} (rules/types type)]
     (case btf
       :none nil
-      :required (btf/->btf [key value] types)
-      :value (when (says-something? value) (btf/->btf [nil value] types))
+      :required (written [key value] types variable)
+      :value (when (says-something? value) (written [nil value] types variable))
       ;; The kernel looks the value's type up in its own BTF, and yet wants some BTF object with it.
       :kernel (assoc (btf/->btf [:u32] nil) :ids [0 0])
       (when (and key value (some says-something? [key value]))
-        (btf/->btf [(if (= :index btf) (index-type key types) key) value] types)))))
+        (written [(if (= :index btf) (index-type key types) key) value] types variable)))))
 
 (def ^:private btf-refused
   "How the kernel refuses BTF: a kind that it does not know, a name, a map type that takes none."
@@ -48,8 +78,15 @@
   "The BTF of a spec in the kernel: `{:fd :ids}`, `{:untyped reason}` where there can be none, nil where none is needed."
   [spec facts]
   (try
-    (when-let [{:keys [bytes ids]} (btf-of spec)]
-      {:fd (sys.btf/load bytes (:token spec) facts) :ids ids})
+    (let [load (fn [variable]
+                 (when-let [{:keys [bytes ids]} (btf-of spec variable)]
+                   {:fd (sys.btf/load bytes (:token spec) facts) :ids ids}))]
+      (if-let [variable (variable-of spec)]
+        (try
+          (load variable)
+          (catch ExceptionInfo e
+            (if (refused? e) (load nil) (throw e)))) ; before Linux 5.2 there are no variables
+        (load nil)))
     (catch ExceptionInfo e
       ;; EPERM as well: where unprivileged users may create maps, they may still load no BTF.
       (let [{:bpfmap/keys [error errno]} (ex-data e)]

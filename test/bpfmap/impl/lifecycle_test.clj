@@ -302,7 +302,8 @@
     (let [ids (sort (map (comp :id bpf/info) [a b]))
           {:keys [message] :bpfmap/keys [error candidates]} (error-of (bpf/open {:name "t_twice"}))]
       (is (= :ambiguous error))
-      (is (= (map #(hash-map :id % :name "t_twice" :type :hash) ids) candidates))
+      (is (= (map #(hash-map :id % :name "t_twice" :type :hash :pinned []) ids) (map #(dissoc % :held) candidates)))
+      (is (every? #(some #{(.pid (java.lang.ProcessHandle/current))} (map :pid (:held %))) candidates))
       (is (str/includes? message (str "it is the name of maps " (first ids) ", " (second ids)))))))
 
 (kernel-test a-descriptor-is-duplicated-and-stays-its-owner's
