@@ -192,7 +192,7 @@
              (:id (edn-of "show" path))))
       (bpf/unpin! m))))
 
-(kernel-test a-long-name-means-what-the-kernel-keeps-of-it
+(kernel-test a-long-name-is-kept-in-the-map's-btf
   (with-open [m (counts "cli_a_longer_name_than_fits")]
     (is (= (id-of m) (:id (edn-of "show" "cli_a_longer_name_than_fits"))))))
 

@@ -55,16 +55,17 @@
     whole-name))
 
 (defn- btf-of
-  "The BTF of a spec, where its type takes any and its key or value says more than bytes; nil otherwise."
+  "The BTF of a spec, where its type takes any and its key or value says more than bytes, or its name is to be kept; nil
+  otherwise."
   [{:keys [type key value types]} variable]
   (let [{:keys [btf]} (rules/types type)]
     (case btf
       :none nil
       :required (written [key value] types variable)
-      :value (when (says-something? value) (written [nil value] types variable))
+      :value (when (or variable (says-something? value)) (written [nil value] types variable))
       ;; The kernel looks the value's type up in its own BTF, and yet wants some BTF object with it.
       :kernel (assoc (btf/->btf [:u32] nil) :ids [0 0])
-      (when (and key value (some says-something? [key value]))
+      (when (and key value (or variable (some says-something? [key value])))
         (written [(if (= :index btf) (index-type key types) key) value] types variable)))))
 
 (def ^:private btf-refused
