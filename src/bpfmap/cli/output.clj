@@ -1,6 +1,7 @@
 (ns bpfmap.cli.output
   "Data as text: aligned tables and fields for people, EDN and JSON for programs."
   (:require [bpfmap.bytes :as bytes]
+            [bpfmap.impl.edn-text :refer [edn-text]]
             [clojure.string :as str])
   (:import (clojure.lang IReduceInit)
            (java.math RoundingMode)
@@ -23,14 +24,6 @@
   [text]
   (str/replace text #"[\x00-\x1f\x7f-\x9f]" #(str \\ (code %))))
 
-(defn- printed
-  "As `pr-str`, without control characters. One in a text follows an even number of backslashes, or none; one that is a
-  character of its own follows its single backslash."
-  [x]
-  (str/replace (pr-str x) #"(\\*)([\x00-\x1f\x7f-\x9f])"
-               (fn [[_ backslashes character]]
-                 (str backslashes (when (even? (count backslashes)) \\) (code character)))))
-
 (defn- human
   "A value in Clojure's notation as people read it: integers without a suffix, bytes as hexadecimal in angle brackets."
   [x]
@@ -39,7 +32,7 @@
     (bytes/byte-view? x) (str "<" x ">")
     (and (map? x) (not (record? x))) (str "{" (str/join ", " (for [[k v] x] (str (human k) " " (human v)))) "}")
     (vector? x) (str "[" (str/join " " (map human x)) "]")
-    :else (printed x)))
+    :else (edn-text x)))
 
 (defn cell
   "A value as the text of a table's cell: on one line, without control characters; nil as `-`.
@@ -215,10 +208,7 @@
 
       (print-edn [{:id 12}])"
   [x]
-  (binding [*print-namespace-maps* false
-            *print-length* nil
-            *print-level* nil]
-    (print-elements x #(print (printed %)))))
+  (print-elements x #(print (edn-text %))))
 
 (def ^:private safe-integer
   "The largest integer that a reader of JSON need not round: 2^53-1. Beyond it RFC 7493 (I-JSON) has integers as texts."

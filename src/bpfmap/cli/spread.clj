@@ -1,6 +1,8 @@
 (ns bpfmap.cli.spread
   "Columns for structured keys and values: one for each field, named as `--where` and `--sort` name it."
-  (:require [clojure.string :as str]))
+  (:require [bpfmap.cli.tree :as tree]
+            [clojure.string :as str])
+  (:import (java.util LinkedHashMap)))
 
 (set! *warn-on-reflection* true)
 
@@ -8,12 +10,42 @@
   "A struct of more fields than this stays in one column."
   12)
 
+(defn- collect
+  "Adds the fields of a value to those found before: name to what is below it. ::plain is for a value that is neither nil
+  nor a map of fields."
+  [^LinkedHashMap found x]
+  (cond
+    (nil? x) nil
+    (and (map? x) (seq x))
+    (reduce-kv (fn [_ k v]
+                 (let [below (or (.get found k)
+                                 (let [below (LinkedHashMap.)] (.put found k below) below))]
+                   (collect below v)))
+               nil x)
+    :else (.put found ::plain true))
+  found)
+
 (defn- leaves
-  "The paths of the fields of a value, nested maps taken apart; those in vectors stay together."
-  [path x]
-  (if (and (map? x) (seq x))
-    (mapcat (fn [[k v]] (leaves (conj path k) v)) x)
+  "The paths of the fields that were found; those in vectors stay together. Where some values have fields and others are
+  plain, they stay together too."
+  [path ^LinkedHashMap found]
+  (if (or (.isEmpty found) (.containsKey found ::plain))
+    [path]
+    (mapcat (fn [[k below]] (leaves (conj path k) below)) found)))
+
+(defn- tree-leaves
+  "The paths of the fields of a tree."
+  [path {:keys [fields]}]
+  (if fields
+    (mapcat (fn [[k tree]] (tree-leaves (conj path k) tree)) fields)
     [path]))
+
+(defn- side-leaves
+  "The paths of the fields of one side: those of all rows, or if there are no rows those of its tree."
+  [side rows trees]
+  (if (seq rows)
+    (leaves [side] (reduce (fn [found row] (collect found (get row side))) (LinkedHashMap.) rows))
+    (tree-leaves [side] (get trees side))))
 
 (defn field-name
   "A field's name as a title.
@@ -31,21 +63,29 @@
     :else (str/join "." (map field-name fields))))
 
 (defn columns
-  "Columns for the sides, such as `[:key :value]`, of rows of which the first shows the fields.
+  "Columns for the sides, such as `[:key :value]`, of rows; without rows, of what `trees` say, by side (see `bpfmap.cli.tree`).
 
       (map :title (columns [:key :value] [{:key {:src \"10.0.0.1\"} :value 3}])) ;=> (\"src\" \"VALUE\")"
-  [sides rows]
-  (let [row (first rows)
-        of-side (into {} (for [side sides
-                               :let [paths (leaves [side] (get row side))]]
-                           [side (if (<= (count paths) (long most-columns)) paths [[side]])]))
-        paths (mapcat of-side sides)
-        clashes (into #{} (comp (filter (fn [[_ n]] (< 1 (long n)))) (map key)) (frequencies (map #(title % false) paths)))]
-    (map-indexed (fn [i path]
-                   (let [plain (title path false)]
-                     (cond-> {:title (if (clashes plain) (title path true) plain)
-                              :of #(get-in % path)
-                              :side (first path) :path path
-                              :least (if (next path) 12 16)}
-                       (pos? (long i)) (assoc :rank i))))
-                 paths)))
+  ([sides rows] (columns sides rows nil))
+  ([sides rows trees]
+   (let [of-side (into {} (for [side sides
+                                :let [paths (side-leaves side rows trees)]]
+                            [side (if (<= (count paths) (long most-columns)) paths [[side]])]))
+         paths (mapcat of-side sides)
+         clashes (into #{} (comp (filter (fn [[_ n]] (< 1 (long n)))) (map key)) (frequencies (map #(title % false) paths)))]
+     (map-indexed (fn [i path]
+                    (let [plain (title path false)]
+                      (cond-> {:title (if (clashes plain) (title path true) plain)
+                               :of #(get-in % path)
+                               :side (first path) :path path
+                               :least (if (next path) 12 16)}
+                        (pos? (long i)) (assoc :rank i))))
+                  paths))))
+
+(defn csv-columns
+  "Columns for the sides of rows as comma-separated values: each has the tree that `trees` have for it.
+
+      (csv-columns [:key] {:key {:leaves 1}}) ;=> ({:title \"key\" :of :key :tree {:leaves 1}})"
+  [sides trees]
+  (for [side sides]
+    {:title (name side) :of side :tree (get trees side tree/leaf)}))

@@ -12,6 +12,7 @@
   | `:exit`    | the exit code, when it is not 0                                                 |"
   (:require [bpfmap.cli.output :as output]
             [bpfmap.cli.spread :as spread]
+            [bpfmap.cli.tree :as tree]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -45,7 +46,7 @@
   [{:keys [name id]}]
   (str name "[" id "]"))
 
-(defn- all-of [text] #(str/join " " (map text %)))
+(defn- all-of [text] #(not-empty (str/join " " (map text %))))
 
 (defn- left-out
   "Notes about what a list has not, but for what went while it was made, which it rightly has not."
@@ -94,8 +95,8 @@
   (case field
     :flags [field (flag-text x)]
     :frozen? ["frozen" (if x "yes" "no")]
-    :held ["held by" (not-empty ((all-of holder-text) x))]
-    :used-by ["used by" (not-empty ((all-of user-text) x))]
+    :held ["held by" ((all-of holder-text) x)]
+    :used-by ["used by" ((all-of user-text) x)]
     :pinned [field (not-empty (str/join " " x))]
     [field x]))
 
@@ -161,19 +162,27 @@
   "Columns whose values are stacks."
   [columns]
   (map (fn [{:keys [side] :as column}]
-         (cond-> column (= :value side) (assoc :of (comp address-text :value) :csv :value)))
+         (cond-> column (= :value side) (assoc :of (comp address-text :value))))
        columns))
+
+(defn- trees-of
+  "The trees of the keys and values of a map, of which `:spec` and `:cpus` are known; nil of one that is not."
+  [{:keys [spec cpus]}]
+  (when spec (tree/of-entries spec cpus)))
 
 (defn entries
   "The table of `dump`."
   [entries {:keys [keys]}]
   (let [sides (if keys [:key] [:key :value])
-        {:keys [type untyped]} (meta entries)]
+        {:keys [type untyped] :as about} (meta entries)]
     (if (vector? entries)
-      {:columns (cond-> (spread/columns sides entries) (= :stack-trace type) of-stacks)
+      {:columns (cond-> (spread/columns sides entries (trees-of about)) (= :stack-trace type) of-stacks)
+       :csv-columns (spread/csv-columns sides (trees-of about))
        :rows entries
        :closing (cond-> [(output/plural (count entries) "entry" "entries")]
                   (and untyped (seq entries))
                   (conj (str "shown as bytes: " untyped "; --key-type and --value-type say it")))}
       {:columns (for [side sides] {:title (str/upper-case (name side)) :of side})
+       ;; A stream opens its map when it is reduced, and knows only then what is in it.
+       :csv-columns (delay (spread/csv-columns sides (trees-of (some-> (:about about) deref))))
        :rows entries})))

@@ -12,7 +12,7 @@
             [clojure.edn :as edn]
             [clojure.string :as str]
             [clojure.walk :as walk])
-  (:import (clojure.lang ExceptionInfo)
+  (:import (clojure.lang ExceptionInfo IReduceInit)
            (java.io File)
            (java.nio.file Path)))
 
@@ -204,7 +204,9 @@
 (defn- streamed
   "Rows as something to reduce, where that was asked for and they are not yet."
   [{:keys [stream]} result]
-  (if (and stream (coll? result)) (eduction result) result))
+  (if (and stream (coll? result))
+    (with-meta (reify IReduceInit (reduce [_ f init] (reduce f init result))) (meta result))
+    result))
 
 (defn perform
   "Does what a command is for with options that were checked, and returns data."

@@ -1,11 +1,18 @@
 (ns bpfmap.exec.diff
-  "The command `diff`: what is other between two times, two maps, or a map and what was saved of one."
-  (:require [bpfmap.exec.arguments :as arguments]
+  "The command `diff`: what is other between two times, two maps, or a map and what was saved of one.
+
+  Entries are compared by their bytes, so that keys that differ in padding alone are two keys, and a NaN is no change. If the
+  types of two maps differ, or values of several CPUs are put together, it is what they read as that is compared."
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.live :as live]
+            [bpfmap.exec.percpu :as percpu]
             [bpfmap.exec.reading :as reading]
             [bpfmap.exec.reference :as reference]
             [bpfmap.exec.saving :as saving]
-            [bpfmap.exec.where :as where]))
+            [bpfmap.exec.where :as where]
+            [bpfmap.impl.raw :as raw])
+  (:import (java.util HashMap Map)))
 
 (set! *warn-on-reflection* true)
 
@@ -14,35 +21,88 @@
   [source]
   (when (map? source) (:file source)))
 
-(defn- entries-of
-  "The entries of a map that is there or was saved, as a map."
-  [source {:keys [cpus] :as options}]
-  (if-let [file (file-of source)]
-    (into {} (:entries (saving/read-file file)))
-    (with-open [m (reference/open (assoc options :ref source) :read-only)]
-      (into {} (map (juxt :key :value)) (reading/entries m {:cpus cpus})))))
+(defn- combined
+  "What was read of a source, with its values as `--cpus` asks for them."
+  [{:keys [value-out] :as read} {:keys [per-cpu?]} which possible]
+  (let [combine (if per-cpu? (percpu/picker which possible) identity)]
+    (assoc read :value-out (comp combine value-out) :combined? (and per-cpu? (not (contains? #{nil :each} which))))))
 
-(defn difference
-  "Rows of what is other in the second of two maps of entries: `{:change :key :old :new}`, with `:per-second` where seconds
-  lie between them.
+(defn- of-file [file {:keys [cpus]}]
+  (let [{:keys [entries] saved :spec} (saving/read-file file)
+        spec (saving/completed saved)
+        {:keys [per-cpu?] :as row} (reference/row-of-type (:type spec))
+        n (when per-cpu? (count (second (first entries))))
+        {:keys [key-in value-in] :as types} (raw/types spec n)
+        in-file (fn [[k v]] (raw/misfit-in :diff k #(vector (key-in k) (value-in v))))]
+    (combined (assoc types :spec spec :cpus n
+                     :entries (raw/snapshot (eduction (map in-file) entries)))
+              row cpus (range (or n 0)))))
 
-      (difference {1 1, 2 2} {1 1, 2 5, 3 3} nil)
-      ;=> [{:change :changed :key 2 :old 2 :new 5} {:change :added :key 3 :new 3}]"
+(defn- of-map [source {:keys [cpus] :as options}]
+  (with-open [m (reference/open (assoc options :ref source) :read-only)]
+    (reading/check-dumpable m {})
+    (let [spec (bpf/spec m)
+          possible (reading/cpus-of m)]
+      (combined (assoc (raw/types spec (count possible)) :spec spec :cpus (reading/cpus-apart m cpus)
+                       :entries (raw/snapshot (raw/entries m)))
+                (reference/row-of m) cpus possible))))
+
+(defn- read-source
+  "The entries of a map or file as bytes, and what its types make of them: `{:spec :cpus :entries :key-out :value-out}`."
+  [source options]
+  (if-let [file (file-of source)] (of-file file options) (of-map source options)))
+
+;; --- comparing
+
+(defn- bytes-type? [type]
+  (and (vector? type) (= :bytes (first type))))
+
+(defn- same-layout?
+  "Whether the bytes of two sources mean the same: their types are the same, or at least one has none."
+  [a b]
+  (every? (fn [[side size]]
+            (and (= (size a) (size b))
+                 (or (= (side a) (side b)) (some bytes-type? [(side a) (side b)]))))
+          {:key :key-size, :value :value-size}))
+
+(defn- read-as-data
+  "The entries of a source with data for keys and values."
+  [{:keys [entries key-out value-out] :as source}]
+  (let [all (HashMap.)]
+    (run! (fn [[k v]] (.put all (key-out k) (value-out v))) entries)
+    (assoc source :entries all :key-out identity :value-out identity)))
+
+(defn- compared
+  "What is other in the second of two sources that were read, as `{:rows :same}`; `:per-second` where seconds lie between them."
   [old new seconds]
-  (into (into [] (for [[k v] new
-                       :let [before (get old k ::none)
-                             added? (= ::none before)]
-                       :when (not= before v)]
-                   (cond-> {:change (if added? :added :changed) :key k}
-                     (not added?) (assoc :old before)
-                     true (assoc :new v)
-                     seconds (assoc :per-second (live/rates (when-not added? before) v seconds)))))
-        (for [[k v] old :when (not (contains? new k))]
-          {:change :removed :key k :old v})))
+  (let [by-bytes? (same-layout? (:spec old) (:spec new))
+        [old new] (if by-bytes? [old new] (map read-as-data [old new]))
+        ^Map before (:entries old)
+        same (volatile! 0)
+        of-old (:value-out old)
+        of-new (:value-out new)
+        same? (if (and by-bytes? (not (:combined? old)))
+                =
+                (fn [a b] (raw/same-data? (of-old a) (of-new b))))
+        row (fn [[k v]]
+              (let [was (.get before k)]
+                (if (and was (same? was v))
+                  (vswap! same inc)
+                  (let [v (of-new v)
+                        was (when was (of-old was))]
+                    (cond-> {:change (if (nil? was) :added :changed) :key ((:key-out new) k)}
+                      (some? was) (assoc :old was)
+                      true (assoc :new v)
+                      seconds (assoc :per-second (live/rates was v seconds)))))))
+        changed (into [] (comp (map row) (filter map?)) (:entries new))
+        removed (for [[k v] before :when (not (.containsKey ^Map (:entries new) k))]
+                  {:change :removed :key ((:key-out old) k) :old (of-old v)})]
+    {:rows (into changed removed) :same @same}))
 
 (defn diff
   "What is other in `:new` than in `:old`, or in `:old` itself `:seconds` later; each a map or the file of a saved one, whose
-  name ends in .edn. The metadata says how many are the `:same`.
+  name ends in .edn. The metadata says how many entries were `:added`, `:changed` and `:removed`, and are the `:same`,
+  whatever the options leave of the rows.
 
       (diff {:old {:name \"flows\"} :seconds 1}) ;=> [{:change :changed, :key 7, :old 1, :new 3, :per-second 2.0}]"
   [{:keys [old new seconds] :as options}]
@@ -51,13 +111,14 @@
   (when (and (nil? new) (file-of old))
     (throw (arguments/refused "diff" :old (file-of old) "a file does not change: give a map as NEW")))
   (let [seconds (or seconds 1.0)
-        before (entries-of old options)
+        before (read-source old options)
         began (System/nanoTime)
         _ (when-not new (Thread/sleep (long (* 1000 (double seconds)))))
         apart (/ (- (System/nanoTime) began) 1e9)
-        after (entries-of (or new old) options)
-        rows (difference before after (when-not new apart))]
+        after (read-source (or new old) options)
+        {:keys [rows same]} (compared before after (when-not new apart))
+        counts (frequencies (map :change rows))]
     (with-meta (if (:sort options)
                  (where/rows options rows)
                  (where/rows (assoc options :sort {:path ["key"]}) rows))
-      {:same (- (count after) (count (remove #(= :removed (:change %)) rows)))})))
+      (merge {:added 0 :changed 0 :removed 0 :same same} counts (select-keys after [:spec :cpus])))))

@@ -1,5 +1,6 @@
 (ns bpfmap.exec.percpu
-  "What is made of a value that there is for each CPU.")
+  "What is made of a value that there is for each CPU."
+  (:require [bpfmap.error :as error]))
 
 (set! *warn-on-reflection* true)
 
@@ -22,3 +23,17 @@
       ((combiner :sum) [{:packets 1 :name \"a\"} {:packets 2 :name \"a\"}]) ;=> {:packets 3 :name \"a\"}"
   [which]
   (if (= :sum which) merged identity))
+
+(defn picker
+  "A function from the value of a per-CPU map, with one for each of the `possible` CPUs, to what `which` says: as
+  [[combiner]], or the value of the CPU of this number.
+
+      ((picker 1 [0 1]) [10 20]) ;=> 20"
+  [which possible]
+  (if (int? which)
+    (let [i (.indexOf ^java.util.List (vec possible) which)]
+      (when (neg? i)
+        (throw (error/error :invalid-value (str "There is no CPU " which)
+                            {:bpfmap/hint (str "the possible CPUs are " (error/list-of possible))})))
+      #(nth % i))
+    (combiner which)))

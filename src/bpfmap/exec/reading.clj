@@ -9,6 +9,7 @@
             [bpfmap.exec.progress :as progress]
             [bpfmap.exec.reference :as reference]
             [bpfmap.exec.where :as where]
+            [bpfmap.impl.store :as store]
             [bpfmap.rules :as rules]
             [clojure.string :as str])
   (:import (clojure.lang IReduceInit)))
@@ -66,8 +67,10 @@
    [:might-contain? "`get` tells whether a value may be in it"]
    [:lookup "`get` looks up an object that you know"]])
 
-(defn- check-dumpable
-  "Throws `:not-supported` for a map of which the kernel does not tell the entries, with why and what there is instead."
+(defn check-dumpable
+  "Throws `:not-supported` for a map of which the kernel does not tell the entries, with why and what there is instead.
+
+      (check-dumpable m {:keys true})"
   [m {:keys [keys]}]
   (let [{:keys [id name type value-size] :as info} (bpf/info m)
         {:keys [ops]} (reference/row-of m)
@@ -79,12 +82,30 @@
                            :bpfmap/hint (str/join "; " (remove nil? [(first (str/split why #"; "))
                                                                     (some (fn [[op hint]] (when (contains? ops op) hint)) instead)]))})))))
 
-(defn- about
-  "What those who see entries need to know of the map: its type, and why keys and values are bytes where they are."
+(defn cpus-of
+  "Returns the possible CPUs of a per-CPU map; nil for any other.
+
+      (cpus-of m) ;=> [0 1]"
   [m]
+  (store/cpus-of m))
+
+(defn cpus-apart
+  "Returns how many CPUs' values an entry of a map has apart, as `which` asks; nil if it has one value.
+
+      (cpus-apart m :sum) ;=> nil"
+  [m which]
+  (when (contains? #{nil :each :all} which)
+    (some-> (cpus-of m) count)))
+
+(defn- about
+  "What those who see entries need to know of the map: its type and spec, on how many CPUs there are values, and why keys
+  and values are bytes where they are."
+  [m {:keys [cpus]}]
   (let [{:keys [type key value untyped]} (bpf/info m)
         bytes? #(and (vector? %) (= :bytes (first %)))]
     {:type type
+     :spec (bpf/spec m)
+     :cpus (cpus-apart m cpus)
      :untyped (when (or (bytes? key) (bytes? value))
                 (or untyped "nobody told the kernel what the bytes mean (BTF)"))}))
 
@@ -93,22 +114,33 @@
   [{:keys [keys]}]
   (map (if keys #(select-keys % [:key]) identity)))
 
+(defn- stream-of
+  "Something to reduce by `(f told step init)`. Its metadata has `:about`, an atom in which each reduction puts at its
+  beginning what [[about]] says."
+  [f]
+  (let [told (atom nil)]
+    (with-meta (reify IReduceInit
+                 (reduce [_ step init] (f told step init)))
+      {:about told})))
+
 (defn dump
-  "The entries of a map, in the kernel's order; the metadata has the map's `:type`, and `:untyped` why they are bytes; with `:stream` as something to reduce, which opens the map meanwhile.
+  "The entries of a map, in the kernel's order; with `:stream` as something to reduce, which opens the map meanwhile.
+  The metadata has the map's `:type` and `:spec`, and `:untyped` why they are bytes.
 
       (dump {:ref {:name \"counts\"} :key-type :u32 :value-type :u64}) ;=> [{:key 7, :value 42}]"
   [{:keys [stream sort] :as options}]
   (when (and stream sort)
     (throw (arguments/refused "dump" :stream true "it prints rows as they are read, and :sort needs all of them first")))
   (if stream
-    (reify IReduceInit
-      (reduce [_ f init]
+    (stream-of
+      (fn [told f init]
         (with-open [m (reference/open options :read-only)]
           (check-dumpable m options)
+          (reset! told (about m options))
           (transduce (comp (where/selecting options) (shown options)) (completing f) init (entries m options)))))
     (with-open [m (reference/open options :read-only)]
       (check-dumpable m options)
-      (with-meta (into [] (shown options) (where/rows options (entries m options))) (about m)))))
+      (with-meta (into [] (shown options) (where/rows options (entries m options))) (about m options)))))
 
 ;; --- one entry
 

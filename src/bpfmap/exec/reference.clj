@@ -36,9 +36,16 @@
     (catch ExceptionInfo e
       (throw (if (:bpfmap/candidates (ex-data e)) (with-table e) e)))))
 
+(defn row-of-type
+  "What the rules say of a map type: its row of `bpfmap.rules/types`.
+
+      (:per-cpu? (row-of-type :percpu-hash)) ;=> true"
+  [type]
+  (rules/types type))
+
 (defn row-of
   "What the rules say of the type of an open map: its row of `bpfmap.rules/types`.
 
       (:per-cpu? (row-of m)) ;=> true"
   [m]
-  (rules/types (:type (bpf/spec m))))
+  (row-of-type (:type (bpf/spec m))))

@@ -18,7 +18,9 @@
             [bpfmap.exec.consent :as consent]
             [bpfmap.exec.progress :as progress]
             [bpfmap.exec.reference :as reference]
+            [bpfmap.impl.comparing :as comparing]
             [bpfmap.rules :as rules]
+            [bpfmap.spec :as spec]
             [clojure.edn :as edn])
   (:import (java.io BufferedWriter IOException OutputStreamWriter PushbackReader)
            (java.net InetAddress)
@@ -149,6 +151,17 @@
                    (every? #(and (vector? %) (= 2 (count %))) (:entries data)))
       (wrong "`bpfmap save` writes a map with :bpfmap/saved 1, :spec and :entries" nil))
     data))
+
+(defn completed
+  "Completes the spec of a file for reading its entries. What a map of maps was made to hold says nothing about those.
+
+      (:key-size (completed {:type :hash :key :u32 :value :u32 :max-entries 1})) ;=> 4"
+  [{:keys [type inner-map] :as spec}]
+  (let [unknown? (and (:inner? (rules/types type)) (nil? inner-map))]
+    (cond-> (spec/complete (cond-> (dissoc spec :pinning)
+                             unknown? (assoc :inner-map {:type :array :value-size 4 :max-entries 1}))
+                           (comparing/machine))
+      unknown? (dissoc :inner-map))))
 
 ;; --- restoring
 

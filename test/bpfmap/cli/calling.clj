@@ -1,8 +1,8 @@
 (ns bpfmap.cli.calling
   "The command line, called within this process by the tests."
-  (:require [bpfmap.bytes :as bytes]
-            [bpfmap.cli :as cli]
+  (:require [bpfmap.cli :as cli]
             [bpfmap.core :as bpf]
+            [bpfmap.impl.edn-text :as edn-text]
             [clojure.data.json :as json]
             [clojure.edn :as edn]
             [clojure.string :as str]
@@ -20,7 +20,7 @@
     {:exit exit :out (str out) :err (str err)}))
 
 (defn read-edn [text]
-  (edn/read-string {:readers {'bpfmap/bytes bytes/->bytes}} text))
+  (edn/read-string {:readers edn-text/readers} text))
 
 (defn edn-of [& args]
   (let [{:keys [exit out err]} (apply bpfmap "--edn" args)]

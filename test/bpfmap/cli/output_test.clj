@@ -2,6 +2,7 @@
   "What the command line prints, without a kernel."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.output :as output]
+            [bpfmap.impl.edn-text :as edn-text]
             [clojure.data.json :as json]
             [clojure.edn :as edn]
             [clojure.string :as str]
@@ -117,13 +118,13 @@
 ;; --- for programs
 
 (defn- edn-of [x]
-  (edn/read-string {:readers {'bpfmap/bytes bytes/->bytes}} (with-out-str (output/print-edn x))))
+  (edn/read-string {:readers edn-text/readers} (with-out-str (output/print-edn x))))
 
 (defn- json-of [x]
   (json/read-str (with-out-str (output/print-json x)) :bigdec true))
 
 (def ^:private scalars
-  (gen/one-of [gen/large-integer gen/boolean gen/keyword gen/string-ascii gen/size-bounded-bigint
+  (gen/one-of [gen/large-integer gen/boolean gen/keyword (gen/fmap keyword gen/string) gen/string-ascii gen/size-bounded-bigint
                (gen/fmap bytes/wrap gen/bytes) (gen/return nil)]))
 
 (defspec edn-reads-back 200

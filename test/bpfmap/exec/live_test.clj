@@ -107,7 +107,7 @@
       (bpf/put! m 4 1)
       (let [rows @diff]
         (is (= [[:changed 2 20 25] [:removed 3 30 nil] [:added 4 nil 1]] (map (juxt :change :key :old :new) rows)))
-        (is (= {:same 1} (meta rows)))
+        (is (= {:added 1 :changed 1 :removed 1 :same 1} (select-keys (meta rows) [:added :changed :removed :same])))
         (is (< 2.0 (:per-second (first rows)) 10.1))))))
 
 (kernel-test a-map-is-held-against-another

@@ -2,6 +2,7 @@
   "How people see what changes, and histograms. See `bpfmap.cli.views` for what a view is."
   (:require [bpfmap.cli.output :as output]
             [bpfmap.cli.spread :as spread]
+            [bpfmap.cli.tree :as tree]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -38,36 +39,46 @@
     {:title (if (seq path) (str (str/join "." (map spread/field-name path)) "/s") "PER-SECOND")
      :of #(or (rate-cell (get-in (:per-second %) path)) "")
      :path (into [:per-second] path)
-     :csv #(get-in (:per-second %) path)
      :align :right :rank (+ 0.5 i)}))
 
 (defn entry-columns
   "Columns of rows with a key, a value and rates where there are any: the mark, key, value, and rates on these paths."
   [rows rate-paths]
   (let [fields (spread/columns [:key :value] rows)]
-    (concat [{:title "" :of #(marks (:mark %) " ") :csv :mark}]
+    (concat [{:title "" :of #(marks (:mark %) " ")}]
             fields
             (rate-columns rate-paths))))
 
 ;; --- diff
 
-(defn- side-columns [rows]
+(defn- side-columns [rows trees]
   (concat
-   [{:title "" :of #(marks (:change %) " ") :csv (comp name :change)}]
-   (map #(dissoc % :rank) (spread/columns [:key] (or (seq rows) [{:key nil}])))
-   [{:title "OLD" :of #(if (contains? % :old) (:old %) "") :csv :old :least 16}
-    {:title "NEW" :of #(if (contains? % :new) (:new %) "") :csv :new :least 16}]))
+   [{:title "" :of #(marks (:change %) " ")}]
+   (map #(dissoc % :rank) (spread/columns [:key] rows trees))
+   [{:title "OLD" :of #(if (contains? % :old) (:old %) "") :least 16}
+    {:title "NEW" :of #(if (contains? % :new) (:new %) "") :least 16}]))
+
+(defn- csv-columns [{:keys [key value]} per-second?]
+  (let [rates (when per-second? (if value (tree/rates value) tree/leaf))]
+    (cond-> [{:title "change" :of :change}
+             {:title "key" :of :key :tree key}
+             {:title "old" :of :old :tree value}
+             {:title "new" :of :new :tree value}]
+      rates (conj {:title "per-second" :of :per-second :tree rates}))))
 
 (defn diff
   "The table of `diff`."
-  [rows _options]
-  (let [rows (if (coll? rows) rows (into [] rows))
-        paths (distinct (mapcat #(numeric-paths [] (:per-second %)) rows))
-        {:keys [added changed removed]} (frequencies (map :change rows))]
-    {:columns (concat (side-columns rows) (rate-columns paths))
+  [rows {:keys [new]}]
+  (let [{:keys [spec cpus same added changed removed]} (meta rows)
+        trees (when spec (tree/of-entries spec cpus))
+        rows (if (coll? rows) rows (into [] rows))
+        paths (distinct (mapcat #(numeric-paths [] (:per-second %)) rows))]
+    {:columns (concat (side-columns rows trees) (rate-columns paths))
+     :csv-columns (csv-columns trees (nil? new))
      :rows rows
-     :closing [(str (or added 0) " added, " (or changed 0) " changed, " (or removed 0) " removed, "
-                    (:same (meta rows) 0) " the same")]}))
+     :closing [(str added " added, " changed " changed, " removed " removed, " same " the same"
+                    (when (< (count rows) (+ (long added) (long changed) (long removed)))
+                      (str "; " (output/plural (count rows) "row is" "rows are") " shown")))]}))
 
 ;; --- histograms
 
