@@ -20,7 +20,8 @@
   | `[:struct member …]`            | `struct`                        | as in C | a map                             |
   | `[:union member …]`             | `union`                         | as in C | a map of every member             |
   | `[:bits type n]`                | `type x : n`, a member          |         | as the type                       |
-  | `[:string n]`                   | `char x[n]`                     | n       | the text before the first NUL     |
+  | `[:string n]`                   | `char x[n]`                     | n       | a text of up to n bytes           |
+  | `[:c-string n]`                 | `char x[n]`, ended by a NUL     | n       | a text of up to n-1 bytes         |
   | `[:bytes n]`                    | `__u8 x[n]`                     | n       | a byte view                       |
   | `[:pad n]`                      | a hole, a member                | n       | nothing                           |
   | `[:typedef \"name\" type]`      | `typedef type name`             | type's  | as the type                       |
@@ -37,6 +38,11 @@
   the prefix, which a trie does not compare, are written as zero. Such bits that
   another program set, or a length beyond the address, read as
   `{:prefixlen n :data bytes}`, which goes in again.
+
+  Writing what was read gives the same bytes, whatever they are. Bytes that no value
+  stands for (something behind a text's NUL, a NaN's payload, a bool of 7; in keys -0.0
+  and every NaN) read as a byte view; a struct or union whose unused bits are not all zero
+  has them under `:bpfmap/padding`. Every type takes a byte view of its size.
 
   Without a suffix the byte order is this machine's, as in C. Integers above
   2^63-1 read as BigInt. Where types are taken, `:types` may give names to more."

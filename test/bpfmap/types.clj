@@ -14,6 +14,7 @@
    [[8 (gen/elements (vec (remove #(= :private (:kind (type/scalars %))) (keys type/scalars))))]
     [1 (gen/fmap #(vector :bytes %) (gen/choose 1 9))]
     [1 (gen/fmap #(vector :string %) (gen/choose 1 9))]
+    [1 (gen/fmap #(vector :c-string %) (gen/choose 1 9))]
     [1 (gen/return [:ptr :u32])]
     [1 (gen/elements [[:prefix :ipv4] [:prefix :ipv6]])]
     [1 (gen/let [base (gen/elements [:u8 :s16 :u32 :s32 :u64 :s64])
@@ -53,8 +54,9 @@
          :else x))
      type)))
 
-(def a-type
-  "Generates types nested to depth 4."
+(defn- nested
+  "Generates types nested to depth 4 out of leaves."
+  [leaf]
   (gen/fmap with-names
             (nth (iterate (fn [inner]
                             (gen/frequency [[3 leaf]
@@ -62,6 +64,32 @@
                                             [2 (gen/let [t inner n (gen/choose 0 4)] [:array t n])]]))
                           leaf)
                  4)))
+
+(def a-type
+  "Generates types nested to depth 4."
+  (nested leaf))
+
+(defn- larger
+  "A struct or union with so many bytes more than its members need."
+  [[kind & more] n]
+  (let [[options members] (if (map? (first more)) [(first more) (rest more)] [{} more])
+        type (into [kind options] members)
+        align (type/align type)]
+    (into [kind (assoc options :size (+ (type/size type) (* n align)))] members)))
+
+(def any-type
+  "Generates types nested to depth 4, with what C has no word for: fields of the kernel's, sizes and places of their own."
+  (let [leaf (gen/frequency [[12 leaf]
+                             [1 (gen/elements (vec (filter #(= :private (:kind (type/scalars %))) (keys type/scalars))))]
+                             [1 (gen/fmap #(vector :typedef "t" %) leaf)]])]
+    (gen/one-of [(nested leaf)
+                 (gen/let [t (gen/fmap with-names (compound leaf)) n (gen/choose 0 3)] (larger t n))
+                 (gen/let [ts (gen/vector leaf 1 4) gaps (gen/vector (gen/choose 0 9) 4)]
+                   (loop [members [] at 0 [t & more] ts [gap & gaps] gaps]
+                     (if t
+                       (recur (conj members [(keyword (str "f" (count members))) t {:offset (+ at (long gap))}])
+                              (+ at (long gap) (long (type/size t))) more gaps)
+                       (into [:struct {:packed true}] members))))])))
 
 (def a-struct
   "Generates structs and unions nested to depth 4."
@@ -116,7 +144,7 @@
                                 (attributes options) " " name))
         :array (c-declaration a (str name "[" b "]"))
         :bytes (str "unsigned char " name "[" a "]")
-        :string (str "char " name "[" a "]")
+        (:string :c-string) (str "char " name "[" a "]")
         :ptr (str "void *" name)
         :prefix (str ({:ipv4 "prefix4" :ipv6 "prefix6"} a) " " name)
         :enum (str (c-scalar a) " " name)))))

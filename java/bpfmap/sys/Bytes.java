@@ -94,12 +94,9 @@ public final class Bytes {
             : Double.longBitsToDouble((bits & 0x80000000L) << 32 | 0x7ffL << 52 | (bits & 0x7fffffL) << 29);
     }
 
-    /** Writes an IEEE 754 number of four bytes, rounded to what it can hold. */
+    /** Writes an IEEE 754 number of four bytes, rounded to what it can hold; a NaN as Java's, whatever its bits. */
     public static void putF32(MemorySegment m, long offset, double value, boolean swap) {
-        long bits = Double.doubleToRawLongBits(value);
-        int nan = (int) (bits >>> 32) & 0x80000000 | 0xff << 23 | (int) (bits >>> 29) & 0x7fffff;
-        put32(m, offset, value == value ? Float.floatToRawIntBits((float) value)
-            : (nan & 0x7fffff) == 0 ? nan | 1 << 22 : nan, swap);
+        put32(m, offset, Float.floatToIntBits((float) value), swap);
     }
 
     /** Reads an IEEE 754 number of eight bytes. */
@@ -107,9 +104,9 @@ public final class Bytes {
         return swap ? Double.longBitsToDouble(get64(m, offset, true)) : m.get(JAVA_DOUBLE_UNALIGNED, offset);
     }
 
-    /** Writes an IEEE 754 number of eight bytes. */
+    /** Writes an IEEE 754 number of eight bytes; a NaN as Java's, whatever its bits. */
     public static void putF64(MemorySegment m, long offset, double value, boolean swap) {
-        put64(m, offset, Double.doubleToRawLongBits(value), swap);
+        put64(m, offset, Double.doubleToLongBits(value), swap);
     }
 
     /**

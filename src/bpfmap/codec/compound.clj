@@ -3,10 +3,12 @@
 
   `codec` in the arguments is the function that compiles a node at a path."
   (:refer-clojure :exclude [struct])
-  (:require [bpfmap.codec.misfit :refer [deeper misfit]]
-            [bpfmap.codec.scalar :as scalar]
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.codec.misfit :refer [deeper misfit]]
+            [bpfmap.codec.scalar :as scalar :refer [view-written?]]
             [bpfmap.error :as error])
-  (:import (bpfmap.sys Bytes Codec Integers)
+  (:import (bpfmap.bytes ByteView)
+           (bpfmap.sys Bytes Codec Integers Padding)
            (clojure.lang PersistentArrayMap PersistentHashMap PersistentVector)
            (java.lang.foreign MemorySegment)))
 
@@ -33,15 +35,16 @@
       (size [_] size)
       (total [_] (.total of-element))
       (encode [_ value memory offset]
-        (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be endless
-          (when-not (= n given)
-            (throw (misfit type path value
-                           (str "it takes a sequence of " n " elements"
-                                (when given (str ", this has " (if (< n (long given)) "more" given))))))))
-        (reduce (fn [^long i x]
-                  (encode-element of-element x memory (+ offset (* i stride)) path i)
-                  (inc i))
-                0 value))
+        (when-not (view-written? value size type path memory offset)
+          (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be endless
+            (when-not (= n given)
+              (throw (misfit type path value
+                             (str "it takes a sequence of " n " elements"
+                                  (when given (str ", this has " (if (< n (long given)) "more" given))))))))
+          (reduce (fn [^long i x]
+                    (encode-element of-element x memory (+ offset (* i stride)) path i)
+                    (inc i))
+                  0 value)))
       (decode [_ memory offset]
         (if (<= n 32)
           (PersistentVector/adopt (Integers/row kind of-element (int n) stride memory offset))
@@ -72,7 +75,9 @@
       (encode [_ value memory offset]
         (if (integer? value)
           (.encode of-base value memory offset)
-          (.encode of-base (or (number value) (throw (misfit type path value (expected-name values)))) memory offset)))
+          (when-not (view-written? value size type path memory offset)
+            (.encode of-base (or (number value) (throw (misfit type path value (expected-name values))))
+                     memory offset))))
       (decode [_ memory offset]
         (name (.decode of-base memory offset))))))
 
@@ -236,7 +241,68 @@
     (into {} value)
     (throw (misfit type path value (str "it takes a map of " (error/list-of (take 32 names)))))))
 
-(defn- compound [{:keys [type size]} path parts zero-first?]
+;; --- the bits that no field takes
+
+(defn- taken-bits
+  "The ranges of bits, `[from to]`, that the fields of a struct's or union's node take. What the kernel keeps for itself is
+  not the user's, and none of them."
+  [{:keys [members]} base]
+  (mapcat (fn [{:keys [name node offset bits bit-offset]}]
+            (let [at (+ (long base) (long offset))]
+              (cond
+                (= :private (:kind node)) nil
+                bits (let [from (+ (* 8 (long base)) (long bit-offset))] [[from (+ from (long bits))]])
+                name [[(* 8 at) (* 8 (+ at (long (:size node))))]]
+                :else (taken-bits node at))))
+          members))
+
+(defn- unused-bits
+  "The ranges of bits of a struct's or union's node that no field takes, ascending."
+  [{:keys [size] :as node}]
+  (let [[gaps end] (reduce (fn [[gaps ^long end] [^long from ^long to]]
+                             [(if (< end from) (conj gaps [end from]) gaps) (max end to)])
+                           [[] 0]
+                           (sort-by first (taken-bits node 0)))
+        all (* 8 (long size))]
+    (if (< (long end) all) (conj gaps [end all]) gaps)))
+
+(defn- padding-of
+  "The unused bits of a struct's or union's node; nil if it has none."
+  ^Padding [node]
+  (when-let [gaps (seq (unused-bits node))]
+    (Padding. (:size node) (long-array (mapcat identity gaps)))))
+
+(def padding-key
+  "The key that a struct or union has if its unused bits are not all zero."
+  :bpfmap/padding)
+
+(defn- with-padding
+  "A map of names and decoded values, and the bytes that hold unused bits."
+  [^objects names-and-values ^Padding padding memory offset]
+  (let [n (alength names-and-values)
+        more (java.util.Arrays/copyOf names-and-values (+ n 2))]
+    (aset more n padding-key)
+    (aset more (inc n) (bytes/wrap (.read padding memory (long offset))))
+    (into-map more)))
+
+(defn- write-padding
+  "Writes the unused bits that a map gives; returns how many of its keys that used."
+  [value ^Padding padding memory offset path]
+  (if (and padding (contains? value padding-key))
+    (let [given (get value padding-key)
+          n (.count padding)
+          path (conj (vec path) padding-key)
+          refuse #(misfit [:bytes n] path given %)
+          array (scalar/exactly (or (scalar/array-of given n)
+                                    (throw (refuse "it takes bytes: those that hold unused bits, in order")))
+                                [:bytes n] path given n)]
+      (when-not (.fits padding array)
+        (throw (refuse "it takes bytes with zeros for all bits that belong to fields")))
+      (.write padding array memory (long offset))
+      1)
+    0))
+
+(defn- compound [{:keys [type size] :as node} path parts zero-first?]
   (let [size (long size)
         all (vec (fields parts))
         known (set (map :name all))
@@ -247,26 +313,41 @@
         kinds (kinds-of all)
         offsets (long-array (map :offset all))
         choices? (boolean (some :choice parts))
-        total? (every? #(.total ^Codec (:codec %)) all)]
+        padding (padding-of node)
+        total? (every? #(.total ^Codec (:codec %)) all)
+        check-used (fn [used value]
+                     (when-not (= used (count value))
+                       (throw (unknown-field value known type path))))
+        encode-map (fn [value memory offset]
+                     (when zero-first?
+                       (Bytes/zero memory (long offset) size))
+                     (let [used (long (encode-parts parts value memory offset type path))]
+                       (check-used (+ used (long (write-padding value padding memory offset path))) value)))]
     (reify Codec
       (size [_] size)
       (total [_] (boolean total?))
       (encode [_ value memory offset]
-        (let [value (if (and (map? value) (not (sorted? value))) value (plain-map value in-order type path))]
-          (when zero-first?
-            (Bytes/zero memory offset size))
-          (if choices?
-            (when-not (= (encode-parts parts value memory offset type path) (count value))
-              (throw (unknown-field value known type path)))
+        (cond
+          (or choices? (not (map? value)) (sorted? value))
+          (when-not (view-written? value size type path memory offset)
+            (encode-map (if (and (map? value) (not (sorted? value))) value (plain-map value in-order type path))
+                        memory offset))
+          :else
+          (do
+            (when zero-first?
+              (Bytes/zero memory offset size))
             (loop [i 0]
               (if (< i n)
                 (do (Integers/write (aget kinds i) (aget codecs i) (field-value value (aget names i) type path)
                                     memory (+ offset (aget offsets i)))
                     (recur (inc i)))
                 (when-not (== n (count value))
-                  (throw (unknown-field value known type path))))))))
+                  (check-used (+ n (long (write-padding value padding memory offset path))) value)))))))
       (decode [_ memory offset]
-        (into-map (Integers/fields names kinds codecs offsets memory offset))))))
+        (let [names-and-values (Integers/fields names kinds codecs offsets memory offset)]
+          (if (or (nil? padding) (.isZero padding memory offset))
+            (into-map names-and-values)
+            (with-padding names-and-values padding memory offset)))))))
 
 (defn- covered?
   "Whether the fields write every byte, so that nothing need be zeroed first."
@@ -286,24 +367,57 @@
 
 ;; ---------------------------------------------------------------- functions of the user's
 
+(defn- encode-via [value {:keys [type encode]} path]
+  (try
+    (encode value)
+    (catch Exception e
+      (throw (misfit type path value (str "its encode function threw " e) nil e)))))
+
+(defn- decode-via [raw {:keys [type decode]} path]
+  (try
+    (decode raw)
+    (catch Exception e
+      (throw (misfit type path raw (str "its decode function threw " e) "it cannot be decoded" e)))))
+
 (defn via
-  "The codec of a node with functions of the user's around a type."
-  [{:keys [type target encode decode]} path codec]
+  "The codec of a node with functions of the user's around a type. A byte view around anything but bytes is what the type
+  has no natural value for: it passes by the functions, both ways."
+  [{:keys [target] :as node} path codec]
   (let [^Codec of-target (codec target path)
-        size (.size of-target)]
+        size (.size of-target)
+        passes? (not (contains? #{:bytes :via} (:kind target)))]
     (reify Codec
       (size [_] size)
       (total [_] false)
       (encode [_ value memory offset]
         (.encode of-target
-                 (try
-                   (encode value)
-                   (catch Exception e
-                     (throw (misfit type path value (str "its encode function threw " e) nil e))))
+                 (if (and passes? (instance? ByteView value)) value (encode-via value node path))
                  memory offset))
       (decode [_ memory offset]
         (let [raw (.decode of-target memory offset)]
-          (try
-            (decode raw)
-            (catch Exception e
-              (throw (misfit type path raw (str "its decode function threw " e) "it cannot be decoded" e)))))))))
+          (if (and passes? (instance? ByteView raw)) raw (decode-via raw node path)))))))
+
+(defn via-key
+  "As [[via]], in a key. A value that the user's functions do not encode to the same bytes again would be taken for another
+  key's, and is read as a byte view."
+  [{:keys [target] :as node} path codec]
+  (let [^Codec plain (via node path codec)
+        size (.size plain)
+        passes? (not (contains? #{:bytes :via} (:kind target)))
+        same-bytes? (fn [value ^MemorySegment memory offset]
+                      (let [again (MemorySegment/ofArray (byte-array size))]
+                        (try
+                          (.encode plain value again 0)
+                          (= -1 (.mismatch again (.asSlice memory (long offset) size)))
+                          (catch Exception _ false))))]
+    (if-not passes?
+      plain
+      (reify Codec
+        (size [_] size)
+        (total [_] false)
+        (encode [_ value memory offset] (.encode plain value memory offset))
+        (decode [_ memory offset]
+          (let [value (.decode plain memory offset)]
+            (if (same-bytes? value memory offset)
+              value
+              (bytes/wrap (Bytes/copyOut memory offset (int size))))))))))

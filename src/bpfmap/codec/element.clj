@@ -4,12 +4,15 @@
   A per-CPU value is a vector. What is a descriptor going in and an id coming
   out is written as a number, and reads as a reference that can be opened."
   (:refer-clojure :exclude [key])
-  (:require [bpfmap.codec :as codec]
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.codec :as codec]
             [bpfmap.codec.misfit :refer [deeper misfit]]
+            [bpfmap.codec.scalar :as scalar]
             [bpfmap.codec.struct-ops :as struct-ops]
             [bpfmap.error :as error]
             [bpfmap.rules :as rules])
-  (:import (bpfmap.sys Bytes Codec Integers)
+  (:import (bpfmap.bytes ByteView)
+           (bpfmap.sys Bytes Codec Integers Padding)
            (clojure.lang PersistentVector)))
 
 (set! *warn-on-reflection* true)
@@ -21,40 +24,68 @@
   ^long [^long value-size]
   (bit-and (+ value-size 7) -8))
 
+(defn- slack-of
+  "The bytes between the value of one CPU and that of the next, as padding; nil if there are none."
+  ^Padding [^long size]
+  (when (< size (stride size))
+    (Padding. (stride size) (long-array [(* 8 size) (* 8 (stride size))]))))
+
+(defn- write-one
+  "Writes the value of one CPU and the bytes up to the next one's. A byte view may have these too."
+  [^Codec of-one value memory offset]
+  (let [size (.size of-one)
+        stride (stride size)
+        offset (long offset)]
+    (if (and (instance? ByteView value) (= stride (count value)))
+      (Bytes/copyIn (.-array ^ByteView value) memory offset)
+      (do (.encode of-one value memory offset)
+          (Bytes/zero memory (+ offset size) (- stride size))))))
+
 (defn- per-cpu
-  "A codec of a value for each of n CPUs, as a vector in the order of the CPUs."
+  "A codec of a value for each of n CPUs, as a vector in the order of the CPUs. The kernel keeps the bytes between two
+  values as they are written: where they are not zero, that CPU's value reads as a byte view up to the next one."
   ^Codec [^Codec of-one type n]
   (let [n (long n)
         kind (.integers of-one)
-        size (.size of-one)
-        stride (stride size)]
+        stride (stride (.size of-one))
+        size (* n stride)
+        slack (slack-of (.size of-one))
+        with-slack (fn [values memory offset]
+                     (reduce (fn [values ^long i]
+                               (let [at (+ (long offset) (* i stride))]
+                                 (if (.isZero ^Padding slack memory at)
+                                   values
+                                   (assoc values i (bytes/wrap (Bytes/copyOut memory at (int stride)))))))
+                             values (range n)))]
     (reify Codec
-      (size [_] (* n stride))
+      (size [_] size)
       (total [_] (.total of-one))
       (encode [_ value memory offset]
-        (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be endless
-          (when-not (= n given)
-            (throw (misfit type [:value] value
-                           (str "it takes a vector of " n " values, one for each possible CPU; "
-                                "{:cpus :all} writes one value for every CPU")
-                           (str (pr-str (error/shown value)) (cond
-                                                               (nil? given) " is no vector"
-                                                               (< n (long given)) (str " has more than " n " values")
-                                                               :else (str " has " given (if (= 1 given) " value" " values"))))))))
-        (reduce (fn [^long i x]
-                  (let [at (+ offset (* i stride))]
+        (when-not (scalar/view-written? value size type [:value] memory offset)
+          (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be endless
+            (when-not (= n given)
+              (throw (misfit type [:value] value
+                             (str "it takes a vector of " n " values, one for each possible CPU; "
+                                  "{:cpus :all} writes one value for every CPU")
+                             (str (pr-str (error/shown value)) (cond
+                                                                 (nil? given) " is no vector"
+                                                                 (< n (long given)) (str " has more than " n " values")
+                                                                 :else (str " has " given (if (= 1 given) " value" " values"))))))))
+          (reduce (fn [^long i x]
                     (try
-                      (.encode of-one x memory at)
+                      (write-one of-one x memory (+ offset (* i stride)))
                       (catch RuntimeException e
                         (throw (deeper e [:value] i))))
-                    (Bytes/zero memory (+ at size) (- stride size))
-                    (inc i)))
-                0 value))
+                    (inc i))
+                  0 value)))
       (decode [_ memory offset]
-        (let [values (Integers/row kind of-one (int n) stride memory offset)]
-          (if (<= n 32)
-            (PersistentVector/adopt values)
-            (vec values)))))))
+        (let [values (Integers/row kind of-one (int n) stride memory offset)
+              values (if (<= n 32)
+                       (PersistentVector/adopt values)
+                       (vec values))]
+          (if slack
+            (with-slack values memory offset)
+            values))))))
 
 (defn of-one-cpu
   "A codec of a per-CPU value for the i-th of n CPUs alone: it writes zeros for all others.
@@ -70,7 +101,7 @@
       (total [_] (.total of-one))
       (encode [_ value memory offset]
         (Bytes/zero memory offset size)
-        (.encode of-one value memory (+ offset at)))
+        (write-one of-one value memory (+ offset at)))
       (decode [_ memory offset]
         (.decode of-one memory (+ offset at))))))
 
@@ -98,7 +129,7 @@
 (defn key
   "The codec of a completed spec's keys; nil for a map without keys."
   ^Codec [{:keys [key types]}]
-  (when key (codec/codec key types [:key])))
+  (when key (codec/key-codec key types [:key])))
 
 (defn value
   "The codec of a completed spec's values as they lie in the map; nil for a map without values.

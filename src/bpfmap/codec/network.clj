@@ -1,6 +1,7 @@
 (ns bpfmap.codec.network
   "Codecs of addresses and of prefixes of them, which read as people write them."
   (:require [bpfmap.codec.misfit :refer [misfit]]
+            [bpfmap.codec.scalar :refer [view-written?]]
             [clojure.string :as str])
   (:import (bpfmap.sys Bytes Codec)
            (java.net Inet4Address Inet6Address InetAddress)
@@ -20,7 +21,8 @@
       (encode [_ value memory offset]
         (if-let [array (when (string? value) (parse value))]
           (Bytes/copyIn array memory offset)
-          (throw (misfit type path value expected))))
+          (when-not (view-written? value n type path memory offset)
+            (throw (misfit type path value expected)))))
       (decode [_ memory offset]
         (unparse (Bytes/copyOut memory offset n))))))
 
@@ -152,7 +154,8 @@
           (if-let [[n array] (when (string? value) (parse-prefix value parse most))]
             (do (Bytes/put32 memory offset (long n) false)
                 (Bytes/copyIn array memory (+ offset (long prefixlen-size))))
-            (throw (misfit type path value expected)))))
+            (when-not (view-written? value size type path memory offset)
+              (throw (misfit type path value expected))))))
       (decode [_ memory offset]
         (let [n (Bytes/getU32 memory offset false)
               array (Bytes/copyOut memory (+ offset (long prefixlen-size)) (int address-size))]

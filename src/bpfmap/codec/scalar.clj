@@ -10,6 +10,33 @@
 
 (set! *warn-on-reflection* true)
 
+(defn array-of
+  "Returns the array of what can stand for n bytes, or nil. A byte array or view is not copied."
+  ^bytes [value n]
+  (cond
+    (bytes? value) value
+    (instance? ByteView value) (.-array ^ByteView value)
+    (and (sequential? value) (every? #(and (int? %) (<= -128 (long %) 255)) (take (inc (long n)) value)))
+    (bytes/->array (take (inc (long n)) value)) ; it may be endless
+    :else nil))
+
+(defn exactly
+  "Returns an array that has n bytes; throws for one that has not."
+  ^bytes [^bytes array type path value n]
+  (if (= (long n) (alength array))
+    array
+    (throw (misfit type path value (str "it takes " n " bytes, these are " (alength array))))))
+
+(defn view-written?
+  "Writes a byte view of exactly `size` bytes and returns true; returns false for any other value.
+
+  Every type takes one: it is how bytes that no natural value stands for are read, and written back."
+  [value size type path memory offset]
+  (if (instance? ByteView value)
+    (do (Bytes/copyIn (exactly (.-array ^ByteView value) type path value size) memory (long offset))
+        true)
+    false))
+
 (defn- integer-in
   "The slow way in for an integer that is not a Long, or does not fit."
   [value low high type path]
@@ -36,7 +63,8 @@
        ;; Two comparisons of two numbers: Clojure inlines those, and calls a function that boxes for one of three.
        (if (and (instance? Long value#) (<= ~low (.longValue ^Long value#)) (<= (.longValue ^Long value#) ~high))
          (~put memory# offset# (.longValue ^Long value#) ~@put-args)
-         (~put memory# offset# (.longValue ^Number (integer-in value# ~low ~high ~type ~path)) ~@put-args)))
+         (when-not (view-written? value# ~size ~type ~path memory# offset#)
+           (~put memory# offset# (.longValue ^Number (integer-in value# ~low ~high ~type ~path)) ~@put-args))))
      (decode [_# memory# offset#]
        (~get memory# offset# ~@get-args))))
 
@@ -49,7 +77,8 @@
       (encode [_ value memory offset]
         (if (and (instance? Long value) (<= 0 (.longValue ^Long value)))
           (Bytes/put64 memory offset (.longValue ^Long value) swap)
-          (Bytes/put64 memory offset (.longValue ^Number (integer-in value 0 18446744073709551615N type path)) swap)))
+          (when-not (view-written? value 8 type path memory offset)
+            (Bytes/put64 memory offset (.longValue ^Number (integer-in value 0 18446744073709551615N type path)) swap))))
       (decode [_ memory offset]
         (unsigned (Bytes/get64 memory offset swap))))))
 
@@ -63,9 +92,10 @@
     (reify Codec
       (size [_] 16)
       (encode [_ value memory offset]
-        (let [n (biginteger (integer-in value least most type path))]
-          (Bytes/put64 memory (+ offset low-at) (.longValue n) swap)
-          (Bytes/put64 memory (+ offset high-at) (.longValue (.shiftRight n 64)) swap)))
+        (when-not (view-written? value 16 type path memory offset)
+          (let [n (biginteger (integer-in value least most type path))]
+            (Bytes/put64 memory (+ offset low-at) (.longValue n) swap)
+            (Bytes/put64 memory (+ offset high-at) (.longValue (.shiftRight n 64)) swap))))
       (decode [_ memory offset]
         (let [high (Bytes/get64 memory (+ offset high-at) swap)
               high (biginteger (if signed? high (unsigned high)))
@@ -109,38 +139,71 @@
       (throw (misfit type path value (str "it takes a number of magnitude up to " Float/MAX_VALUE)))
       x)))
 
-(defn floating
-  "The codec of a floating-point number's node."
-  [{:keys [type size order]} path]
-  (let [swap (boolean (swapped? order))]
-    (if (= 4 size)
+(defn- float-codec
+  "A codec of numbers that read as doubles, but for those whose bits `special?` says a double does not keep."
+  [{:keys [type size order]} path special?]
+  (let [swap (boolean (swapped? order))
+        n (int size)
+        special (fn [memory offset x]
+                  (if (special? memory offset swap x)
+                    (bytes/wrap (Bytes/copyOut memory (long offset) n))
+                    x))]
+    (if (= 4 n)
       (reify Codec
         (size [_] 4)
         (encode [_ value memory offset]
-          (Bytes/putF32 memory offset (double (float-in value type path 4)) swap))
+          (when-not (view-written? value 4 type path memory offset)
+            (Bytes/putF32 memory offset (double (float-in value type path 4)) swap)))
         (decode [_ memory offset]
-          (Bytes/getF32 memory offset swap)))
+          (let [x (Bytes/getF32 memory offset swap)]
+            (if (and (== x x) (not (zero? x)))
+              x
+              (special memory offset x)))))
       (reify Codec
         (size [_] 8)
         (encode [_ value memory offset]
-          (Bytes/putF64 memory offset (double (float-in value type path 8)) swap))
+          (when-not (view-written? value 8 type path memory offset)
+            (Bytes/putF64 memory offset (double (float-in value type path 8)) swap)))
         (decode [_ memory offset]
-          (Bytes/getF64 memory offset swap))))))
+          (let [x (Bytes/getF64 memory offset swap)]
+            (if (and (== x x) (not (zero? x)))
+              x
+              (special memory offset x))))))))
+
+(defn floating
+  "The codec of a floating-point number's node. A NaN other than Java's reads as a byte view."
+  [{:keys [size] :as node} path]
+  (float-codec node path
+               (if (= 4 size)
+                 (fn [memory offset swap x]
+                   (and (not (== x x)) (not (== 0x7fc00000 (Bytes/getU32 memory (long offset) (boolean swap))))))
+                 (fn [memory offset swap x]
+                   (and (not (== x x)) (not (== 0x7ff8000000000000 (Bytes/get64 memory (long offset) (boolean swap)))))))))
+
+(defn floating-key
+  "The codec of a floating-point number's node in a key. Every NaN and -0.0 read as byte views: as numbers they would not be
+  equal to themselves, or be equal to 0.0, whose bytes are others."
+  [node path]
+  (float-codec node path
+               (fn [_ _ _ x]
+                 (let [x (double x)]
+                   (or (not (== x x)) (neg? (Math/copySign 1.0 x)))))))
 
 (defn bool
-  "The codec of a truth value's node. A byte that C never writes there, 2 to 255, reads as its number."
+  "The codec of a truth value's node. A byte that C never writes there, 2 to 255, reads as a byte view."
   [{:keys [type]} path]
   (reify Codec
     (size [_] 1)
     (encode [_ value memory offset]
-      (Bytes/put8 memory offset
-                  (cond
-                    (boolean? value) (if (.booleanValue ^Boolean value) 1 0)
-                    (and (int? value) (<= 2 (long value) 255)) (long value)
-                    :else (throw (misfit type path value "it takes true or false")))))
+      (if (boolean? value)
+        (Bytes/put8 memory offset (if (.booleanValue ^Boolean value) 1 0))
+        (when-not (view-written? value 1 type path memory offset)
+          (throw (misfit type path value "it takes true or false")))))
     (decode [_ memory offset]
-      (let [n (Bytes/getU8 memory offset)]
-        (case n 0 false 1 true n)))))
+      (case (Bytes/getU8 memory offset)
+        0 false
+        1 true
+        (bytes/wrap (Bytes/copyOut memory offset 1))))))
 
 (defn character
   "The codec of a character's node."
@@ -150,24 +213,10 @@
     (encode [_ value memory offset]
       (if (and (char? value) (<= (int value) 255))
         (Bytes/put8 memory offset (long (int value)))
-        (throw (misfit type path value "it takes a character from \\u0000 to \\u00ff"))))
+        (when-not (view-written? value 1 type path memory offset)
+          (throw (misfit type path value "it takes a character from \\u0000 to \\u00ff")))))
     (decode [_ memory offset]
       (char (Bytes/getU8 memory offset)))))
-
-(defn- array-of
-  "The array of what can stand for n bytes, or nil. A byte array or view is not copied."
-  ^bytes [value n]
-  (cond
-    (bytes? value) value
-    (instance? ByteView value) (.-array ^ByteView value)
-    (and (sequential? value) (every? #(and (int? %) (<= -128 (long %) 255)) (take (inc (long n)) value)))
-    (bytes/->array (take (inc (long n)) value)) ; it may be endless
-    :else nil))
-
-(defn- exactly ^bytes [^bytes array type path value n]
-  (if (= (long n) (alength array))
-    array
-    (throw (misfit type path value (str "it takes " n " bytes, these are " (alength array))))))
 
 (defn fixed-bytes
   "The codec of a node of fixed bytes."
@@ -183,12 +232,14 @@
       (decode [_ memory offset]
         (bytes/wrap (Bytes/copyOut memory offset n))))))
 
-(defn- text-before-nul
-  "The text before the first NUL of an array; nil when there is none, or it is not UTF-8."
-  [^bytes array]
+(defn- text-of
+  "Returns the text in an array: all of it up to the first NUL, behind which there is nothing else. Returns nil if there is
+  something, if it is not UTF-8, or if a NUL is needed and missing."
+  [^bytes array terminated?]
   (let [n (alength array)
-        end (loop [i 0] (cond (= i n) -1 (zero? (aget array i)) i :else (recur (inc i))))]
-    (when-not (neg? end)
+        end (loop [i 0] (if (or (= i n) (zero? (aget array i))) i (recur (inc i))))]
+    (when (and (or (< end n) (not terminated?))
+               (loop [i end] (or (= i n) (and (zero? (aget array i)) (recur (inc i))))))
       (try
         (str (.decode (.newDecoder StandardCharsets/UTF_8) (ByteBuffer/wrap array 0 end)))
         (catch CharacterCodingException _ nil)))))
@@ -204,9 +255,11 @@
     (catch CharacterCodingException _ nil)))
 
 (defn text
-  "The codec of a NUL-terminated text's node. Bytes that are none read as a byte view, which goes in again."
-  [{:keys [type size]} path]
-  (let [n (int size)]
+  "The codec of a text's node, with zeros behind it; with `:terminated?`, at least one. Bytes that are none read as a byte
+  view, which goes in again."
+  [{:keys [type size terminated?]} path]
+  (let [n (int size)
+        most (if terminated? (dec n) n)]
     (reify Codec
       (size [_] n)
       (encode [_ value memory offset]
@@ -214,26 +267,40 @@
           (let [^bytes array (or (utf-8 value)
                                  (throw (misfit type path value "it takes a text that UTF-8 can say, and this has half a character")))]
             (cond
-              (neg? (.indexOf ^String value 0))
-              (if (< (alength array) n)
-                (do (Bytes/zero memory offset n)
-                    (Bytes/copyIn array memory offset))
-                (throw (misfit type path value (str "it takes a text of up to " (dec n) " bytes in UTF-8, this has " (alength array)))))
-              :else (throw (misfit type path value "it takes a text without NUL characters"))))
+              (not (neg? (.indexOf ^String value 0)))
+              (throw (misfit type path value "it takes a text without NUL characters"))
+              (< most (alength array))
+              (throw (misfit type path value
+                             (str "it takes a text of up to " most (if (= 1 most) " byte" " bytes") " in UTF-8, this has "
+                                  (alength array))))
+              :else
+              (do (Bytes/zero memory offset n)
+                  (Bytes/copyIn array memory offset))))
           (if-let [array (array-of value n)]
             (Bytes/copyIn (exactly array type path value n) memory offset)
             (throw (misfit type path value "it takes a text, or bytes that are none")))))
       (decode [_ memory offset]
         (let [array (Bytes/copyOut memory offset n)]
-          (or (text-before-nul array) (bytes/wrap array)))))))
+          (or (text-of array terminated?) (bytes/wrap array)))))))
+
+(defn- zeros? [^bytes array]
+  (loop [i 0]
+    (or (= i (alength array))
+        (and (zero? (aget array i)) (recur (inc i))))))
 
 (defn nothing
-  "The codec of a node that is the kernel's, or a hole: written as zero, read as nil."
+  "The codec of a node that is the kernel's, or a hole: written as zero, read as nil. Other bytes than zeros, which only
+  memory and maps without BTF can have there, read as a byte view."
   [{:keys [type size]} path]
-  (reify Codec
-    (size [_] size)
-    (encode [_ value memory offset]
-      (if (nil? value)
-        (Bytes/zero memory offset size)
-        (throw (misfit type path value "it is not the user's to write; leave it out"))))
-    (decode [_ _memory _offset] nil)))
+  (let [n (int size)]
+    (reify Codec
+      (size [_] n)
+      (encode [_ value memory offset]
+        (if (nil? value)
+          (Bytes/zero memory offset n)
+          (when-not (view-written? value n type path memory offset)
+            (throw (misfit type path value "it is not the user's to write; leave it out")))))
+      (decode [_ memory offset]
+        (let [array (Bytes/copyOut memory offset n)]
+          (when-not (zeros? array)
+            (bytes/wrap array)))))))

@@ -1,6 +1,7 @@
 (ns bpfmap.impl.many
   "Operations on many elements of an open map at once."
-  (:require [bpfmap.error :as error]
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
             [bpfmap.impl.operations :as operations]
             [bpfmap.impl.reference :as reference]
             [bpfmap.impl.store :as store :refer [operating]]
@@ -8,8 +9,9 @@
             [bpfmap.impl.sys.elements :as el]
             [bpfmap.rules :as rules])
   (:import (bpfmap.impl.store BpfMap)
-           (bpfmap.sys Codec)
-           (clojure.lang ExceptionInfo IKVReduce IReduce IReduceInit Seqable)))
+           (bpfmap.sys Bytes Codec)
+           (clojure.lang ExceptionInfo IKVReduce IReduce IReduceInit Seqable)
+           (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
 
@@ -195,24 +197,33 @@
         (some-> @taken persistent!)))))
 
 (defn- drain-each
-  "Takes entries one by one and reduces over them, each handed on before the next is taken."
+  "Takes entries one by one and reduces over them with `(step acc key value raw)`, each handed on before the next is taken.
+  Entries are taken by the bytes of their keys, `raw`."
   [^BpfMap m step init flags]
   (let [key-codec (.-key-codec m)
         value-codec (.-value-codec m)
-        take-out (fn [k] (el/take-out (.-elements m) key-codec value-codec k ::gone flags m :drain!))]
+        take-out (fn [codec k] (el/take-out (.-elements m) codec value-codec k ::gone flags m :drain!))]
     (if (nil? key-codec)
       ;; As many as there can be: somebody may push as fast as this pops.
       (loop [acc init n (long (:max-entries (store/spec-of m)))]
-        (let [v (if (zero? n) ::gone (take-out nil))]
+        (let [v (if (zero? n) ::gone (take-out nil nil))]
           (if (identical? ::gone v)
             acc
-            (let [acc (step acc nil v)]
+            (let [acc (step acc nil v nil)]
               (if (reduced? acc) (unreduced acc) (recur acc (dec n)))))))
       (store/fold m :drain!
-                  (el/key-step key-codec (fn [acc k]
-                                           (let [v (take-out k)]
-                                             (if (identical? ::gone v) acc (step acc k v)))))
+                  (el/key-step key-codec (fn [acc k raw]
+                                           (let [v (take-out el/raw-key raw)]
+                                             (if (identical? ::gone v) acc (step acc k v raw)))))
                   init nil))))
+
+(defn- add-taken
+  "Adds an entry to what was taken. A key that is there already, as functions of the user's may make one of several, is kept
+  as its bytes."
+  [taken k v ^MemorySegment raw]
+  (assoc! taken
+          (if (identical? ::none (get taken k ::none)) k (bytes/wrap (Bytes/copyOut raw 0 (int (.byteSize raw)))))
+          v))
 
 (defn drain!
   "Takes everything: a map of entries; of a map without keys, a vector of values."
@@ -227,7 +238,7 @@
           (let [taken (volatile! (transient (if keyless? [] {})))]
             (with-taken m taken
               (fn []
-                (drain-each m (fn [_ k v] (vswap! taken #(if keyless? (conj! % v) (assoc! % k v))) nil) nil flags)
+                (drain-each m (fn [_ k v raw] (vswap! taken #(if keyless? (conj! % v) (add-taken % k v raw))) nil) nil flags)
                 (persistent! @taken))))))))
 
 (defn drain-into
@@ -240,6 +251,6 @@
                       (str "a map of type " (:type (store/identity-of m)) " is drained as a whole, since the kernel takes no single entry "
                            "and its value in one step: (drain! m)")))
       (drain-each m (if (nil? (.-key-codec m))
-                      (fn [acc _ v] (f acc v))
-                      (fn [acc k v] (f acc (el/entry k v))))
+                      (fn [acc _ v _] (f acc v))
+                      (fn [acc k v _] (f acc (el/entry k v))))
                   init flags))))

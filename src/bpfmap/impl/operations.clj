@@ -1,7 +1,8 @@
 (ns bpfmap.impl.operations
   "Operations on one element of an open map, and the options that they take."
   (:refer-clojure :exclude [peek pop!])
-  (:require [bpfmap.codec :as codec]
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.codec :as codec]
             [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
             [bpfmap.impl.memory.direct :as direct :refer [or-elsewhere]]
@@ -183,8 +184,9 @@
   "Whether a key is an index beyond the only one, which the kernel would take for it in a delete."
   [^BpfMap m k]
   (and (:one-index? (store/row-of m))
-       (int? k)
-       (<= 1 (long k) 0xffffffff)))
+       (if (bytes/byte-view? k)
+         (and (= 4 (count k)) (not-every? zero? k))
+         (and (int? k) (<= 1 (long k) 0xffffffff)))))
 
 (defn delete!
   "Deletes a key; whether it was there."

@@ -112,7 +112,7 @@
         :enum (enumeration types type declarator)
         :array (declared types a (str declarator "[" b "]"))
         :bytes [(str "__u8 " declarator "[" a "]")]
-        :string [(str "char " declarator "[" a "]")]
+        (:string :c-string) [(str "char " declarator "[" a "]")]
         :pad [(str "__u8 " declarator "[" a "]")]
         :prefix (compound types [:struct [:prefixlen :u32] [:data [:bytes ({:ipv4 4 :ipv6 16} a)]]] declarator)
         :ptr [(spaced (if (string? a) (str a " *") "void *") declarator)]

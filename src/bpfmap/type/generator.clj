@@ -30,11 +30,11 @@
     (gen/double* {:NaN? false :infinite? true})))
 
 (defn- text-of
-  "Texts whose UTF-8 leaves room for the NUL."
+  "Texts of up to n bytes in UTF-8."
   [n]
   (gen/fmap (fn [s]
               (let [s (str/replace s "\u0000" "")]
-                (first (filter #(< (alength (.getBytes ^String % StandardCharsets/UTF_8)) (long n))
+                (first (filter #(<= (alength (.getBytes ^String % StandardCharsets/UTF_8)) (long n))
                                (iterate #(subs % 0 (dec (count %))) s)))))
             (gen/one-of [gen/string-alphanumeric (gen/fmap str/join (gen/vector (gen/elements ["a" "ö" "€" "z"]) 0 n))])))
 
@@ -64,7 +64,7 @@
 
 (defn generator
   "The generator of a type's node."
-  [{:keys [kind size signed? element count members type target family] :as node}]
+  [{:keys [kind size signed? element count members type target family terminated?] :as node}]
   (case kind
     :integer (integer-of (* 8 (long size)) signed?)
     :pointer (integer-of 64 false)
@@ -77,7 +77,7 @@
     :prefix (prefix-of family (- (long size) 4))
     :enum (enum-of node)
     :bytes (gen/fmap bytes/->bytes (octets size))
-    :string (text-of size)
+    :string (text-of (if terminated? (dec (long size)) size))
     :array (gen/vector (generator element) count)
     :struct (members-of node)
     ;; One member decides what the others are, so one is what a user gives.

@@ -210,6 +210,7 @@
         path (if name (conj path name) path)
         bits? (and (vector? type) (= :bits (first type)))]
     (require-that (or (nil? name) (keyword? name)) path "a member's name is a keyword, or nil, not " (shown name))
+    (require-that (not= :bpfmap/padding name) path "no member is named :bpfmap/padding: unused bits are read under that name")
     (require-that (or (nil? options) (map? options)) path "a member's options are a map, not " (shown options))
     (check-options options member-options path)
     (require-that (or bits? (nil? (:bit-offset options))) path ":bit-offset is for bit-fields; use :offset")
@@ -294,6 +295,7 @@
   {:struct compound :union compound :array array :enum enum :typedef typedef :via via :ptr pointer
    :prefix prefix
    :bytes (sized :bytes 1) :string (sized :string 1) :pad (sized :pad 0)
+   :c-string (fn [type context path] (assoc ((sized :string 1) type context path) :terminated? true))
    :bits (fn [_ _ path] (throw (malformed path "[:bits type n] stands only as a member of a struct or union")))})
 
 (defn- named [type {:keys [types within] :as context} path]

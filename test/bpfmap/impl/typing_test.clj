@@ -212,7 +212,7 @@
 (kernel-test decoded-values-agree-with-what-bpftool-formats
   (if-not (fixture/executable "bpftool")
     (fixture/skip! "no bpftool to compare with")
-    (let [generator (gen/such-that #(and (seq (:n %)) (re-matches #"[ -~]*" (:n %))) (type/->generator printable) 1000)]
+    (let [generator (gen/such-that #(and (< 0 (count (:n %)) 8) (re-matches #"[ -~]*" (:n %))) (type/->generator printable) 1000)]
       (doseq [map-type [:hash :array]
               key-type (case map-type :hash [:u64 [:struct {:name "key"} [:x :u16] [:y :ipv4]]] :array [:u32])]
         (with-open [m ^Closeable (bpf/create {:type map-type :key key-type :value printable :max-entries 30})]
@@ -298,5 +298,5 @@ char _license[] SEC(\"license\") = \"GPL\";
             (bpf/put! data 0 {:counter 42 :where {:a [4 5 6] :name "there"}})
             (is (= 42 (:counter (data 0)))))
           (with-open [rodata ^Closeable (bpf/open (pin "_rodata") {:access :read-only})]
-            (is (= {:greeting "hello"} (rodata 0)))
+            (is (= {:greeting "hello"} (dissoc (rodata 0) :bpfmap/padding))) ; what the section holds beside its variables
             (is (true? (:frozen? (bpf/info rodata))))))))))

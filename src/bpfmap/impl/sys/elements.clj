@@ -5,7 +5,8 @@
   A missing key is an answer; any other refusal is thrown as the exception that
   the map itself makes of it."
   (:import (bpfmap.sys Abi Batch Bulk Codec Elements Fd Integers Order Reader RefusedException Scratch Typed Walk)
-           (clojure.lang MapEntry)))
+           (clojure.lang MapEntry)
+           (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
 
@@ -201,8 +202,16 @@
   [^Codec key-codec ^Codec value-codec f]
   (each-entry [acc k v key-codec value-codec] (f acc (MapEntry/create k v))))
 
+(def raw-key
+  "A codec of keys that are given as the memory that holds their bytes: what acts on keys that were read acts on these."
+  (reify Codec
+    (size [_] 0)
+    (encode [_ value memory offset]
+      (MemorySegment/copy ^MemorySegment value 0 memory offset (.byteSize ^MemorySegment value)))
+    (decode [_ _memory _offset] nil)))
+
 (defn key-step
-  "The step of [[fold-chunks]] that calls `(step acc key)` with each decoded key."
+  "The step of [[fold-chunks]] that calls `(step acc key raw)` with each decoded key, and its bytes for [[raw-key]]."
   [^Codec key-codec step]
   (let [key-size (.size key-codec)]
     (fn [acc ^Reader reader ^long n]
@@ -210,7 +219,8 @@
         (loop [i 0 acc acc]
           (if (or (== i n) (reduced? acc))
             acc
-            (recur (inc i) (step acc (.decode key-codec keys (* i key-size))))))))))
+            (let [at (* i key-size)]
+              (recur (inc i) (step acc (.decode key-codec keys at) (.asSlice keys at key-size))))))))))
 
 (defn count-step
   "The step of [[fold-chunks]] that counts entries, and decodes none."

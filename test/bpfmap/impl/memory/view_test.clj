@@ -39,7 +39,7 @@
   [x path]
   (cond
     (= #{:prefixlen :data} (when (map? x) (set (keys x)))) [path] ; how an odd prefix reads
-    (map? x) (mapcat (fn [[k v]] (leaves v (conj path k))) x)
+    (map? x) (mapcat (fn [[k v]] (leaves v (conj path k))) (dissoc x :bpfmap/padding)) ; no field
     (vector? x) (mapcat (fn [i v] (leaves v (conj path i))) (range) x)
     :else [path]))
 
@@ -130,7 +130,7 @@
 ;; --- what does not fit
 
 (kernel-test nothing-is-written-of-a-value-that-does-not-fit
-  (with-open [m (an-array [:struct [:a :u8] [:b [:array :u16 2]] [:c [:string 4]]] 3 {:contents {1 {:a 1 :b [2 3] :c "abc"}}})]
+  (with-open [m (an-array [:struct [:a :u8] [:b [:array :u16 2]] [:c [:c-string 4]]] 3 {:contents {1 {:a 1 :b [2 3] :c "abc"}}})]
     (let [v (mem/elements m)
           id (:id (bpf/info m))
           before (mapv m (range 3))]
@@ -141,7 +141,7 @@
         [1 :b 1] "[1 :b 1]: -1 is not a :u16: it takes an integer from 0 to 65535" #(mem/write! v [1 :b] [9 -1])
         [1 :b 0] "[1 :b 0]: :x is not a :u16: it takes an integer from 0 to 65535" #(mem/write! (mem/at v 1) [:b 0] :x)
         [1 :c] "[1 :c]: the field :c is missing: every field has to be given" #(mem/write! v 1 {:a 9 :b [9 9]})
-        [1 :c] "[1 :c]: \"abcd\" is not a [:string 4]: it takes a text of up to 3 bytes in UTF-8, this has 4" #(mem/write! v [1 :c] "abcd")
+        [1 :c] "[1 :c]: \"abcd\" is not a [:c-string 4]: it takes a text of up to 3 bytes in UTF-8, this has 4" #(mem/write! v [1 :c] "abcd")
         [2 :a] "[2 :a]: 300 is not a :u8: it takes an integer from 0 to 255"
         #(mem/write! v [{:a 9 :b [9 9] :c ""} {:a 9 :b [9 9] :c ""} {:a 300 :b [9 9] :c ""}]))
       (is (re-find #"it takes a sequence of 3 elements" (:message (error-of (mem/write! v [1 2])))))
@@ -164,7 +164,7 @@
         :invalid-value "There is no part :x of :u8 in the memory of map N (t_view): it has no parts" #(mem/at v [0 :a :x])
         :invalid-value "Not a view: 7: it takes what (view mem type), (elements m) or (variables m) returned" #(mem/at 7 0)
         :invalid-value "Not a view: 7: it takes what (view mem type), (elements m) or (variables m) returned" #(mem/write! 7 0)
-        :invalid-spec (str "[]: a type is a keyword such as :u32 or a vector that starts with :array, :bits, :bytes, :enum, :pad, :prefix, "
+        :invalid-spec (str "[]: a type is a keyword such as :u32 or a vector that starts with :array, :bits, :bytes, :c-string, :enum, :pad, :prefix, "
                            ":ptr, :string, :struct, :typedef, :union or :via, not 7")
         #(mem/view (bpf/memory m) 7))
       (mem/close (bpf/memory m)))))
@@ -174,7 +174,8 @@
               memory ^Closeable (bpf/memory m)]
     (let [v (mem/view memory [:struct [:lock :spin-lock] [:n :u32] [:timers [:array [:struct [:t :task-work]] 1]]])]
       (mem/fill! memory 1)
-      (is (= {:n 0x01010101 :timers [{}]} @v))
+      (testing "what is there all the same is no field"
+        (is (= {:n 0x01010101 :timers [{:bpfmap/padding (bpf/->bytes (repeat 8 1))}] :bpfmap/padding (bpf/->bytes [1 1 1 1])} @v)))
       (mem/write! v :n 7)
       (let [{:keys [message] :bpfmap/keys [error]} (error-of (mem/write! v {:n 8 :timers [{}]}))]
         (is (= :invalid-value error))
