@@ -106,8 +106,8 @@
                         "frozen       no\n"
                         "flags        no-prealloc\n"
                         "pinned       -\n"
-                        "held by      " (:command this-process) "[" (:pid this-process) "]\n"
-                        "used by      -\n")}
+                        "held         " (:command this-process) "[" (:pid this-process) "]\n"
+                        "used-by      -\n")}
              (bpfmap "show" id))))))
 
 (kernel-test show-as-data-is-what-info-says

@@ -112,7 +112,7 @@
   (with-open [_ ^Closeable (bpf/create {:name "exec_columns" :type :hash :key :u32 :value :u64 :max-entries 8})]
     (is (= [{:name "exec_columns" :frozen? false}] (exec/list {:columns "name,frozen" :where "name=exec_columns"})))
     (is (= [{:max-entries 8 :entries 0}] (exec/list {:columns [:max-entries :entries] :where "name=exec_columns"})))
-    (is (re-find #"^:columns \"foo\": there is no such column; there are btf-id, entries, flags"
+    (is (re-find #"^There is no field foo: the fields are id, type, name, key-size"
                  (:message (fixture/error-of (exec/list {:columns "name,foo"})))))))
 
 ;; --- from a shell

@@ -13,6 +13,8 @@
   (:require [bpfmap.cli.output :as output]
             [bpfmap.cli.spread :as spread]
             [bpfmap.cli.tree :as tree]
+            [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.host :as host]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -64,7 +66,7 @@
    {:key :entries :title "ENTRIES" :of :entries :align :right}
    {:key :max-entries :title "MAX" :of :max-entries}
    {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock :align :right}
-   {:key :frozen? :title "FROZEN" :of #(when (some? (:frozen? %)) (if (:frozen? %) "yes" "no")) :rank 5}
+   {:key :frozen? :title "FROZEN" :of #(when (some? (:frozen? %)) (if (:frozen? %) "yes" "no")) :csv :frozen? :rank 5}
    {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv (comp (all-of holder-text) :held)
     :least 14 :cut-at :middle}
    {:key :used-by :title "USED BY" :of #(some-of (map user-text (:used-by %))) :csv (comp (all-of user-text) :used-by)
@@ -73,30 +75,36 @@
     :least 12 :cut-at :left :rank 1}
    {:key :flags :title "FLAGS" :of (comp flag-text :flags) :least 8 :rank 3}])
 
-(defn- chosen-columns
-  "The columns of the names given, in their order; one that `list` has no column for shows what is there."
-  [names]
-  (for [k names]
-    (or (some #(when (contains? #{k (keyword (str (name k) "?"))} (:key %)) (dissoc % :rank)) map-columns)
-        {:key k :title (str/upper-case (name k)) :of k})))
+(defn- column-of
+  "The column of a key of the rows; one that the table has none for shows what is there."
+  [k]
+  (or (some #(when (= k (:key %)) (dissoc % :rank)) map-columns)
+      {:key k :title (str/upper-case (fields/name-of k)) :of k}))
+
+(defn- named
+  "A column as data has it: by the name of the field."
+  [{:keys [key] :as column}]
+  (assoc column :name (fields/name-of key)))
 
 (defn maps
-  "The table of `list`; that maps are frozen is a column only where one is."
+  "The table of `list`; that maps are frozen is a column only if one is. As data it has every column, whatever is in it."
   [maps {:keys [columns]}]
-  {:columns (cond
-              columns (chosen-columns columns)
-              (some :frozen? maps) map-columns
-              :else (remove #(= :frozen? (:key %)) map-columns))
-   :rows maps
-   :closing (when (and (empty? maps) (nil? columns)) ["no map"])
-   :notes (left-out maps #(str "map " (:id %)))})
+  (let [chosen (map (comp column-of host/column) columns)]
+    {:columns (cond
+                columns chosen
+                (some :frozen? maps) map-columns
+                :else (remove #(= :frozen? (:key %)) map-columns))
+     :csv-columns (map named (or (seq chosen) (map (comp column-of host/column vector first) (:fields host/list-fields))))
+     :rows maps
+     :closing (when (and (empty? maps) (nil? columns)) ["no map"])
+     :notes (left-out maps #(str "map " (:id %)))}))
 
 (defn- shown-field [[field x]]
   (case field
     :flags [field (flag-text x)]
     :frozen? ["frozen" (if x "yes" "no")]
-    :held ["held by" ((all-of holder-text) x)]
-    :used-by ["used by" ((all-of user-text) x)]
+    :held ["held" ((all-of holder-text) x)]
+    :used-by ["used-by" ((all-of user-text) x)]
     :pinned [field (not-empty (str/join " " x))]
     [field x]))
 

@@ -93,10 +93,37 @@
     (edn-of (str x) (str x))
     (with-keywords x)))
 
+(defn- parts
+  "Returns what stands between the commas of a text, of which those in double quotes do not count."
+  [text]
+  (str/split text #",(?=(?:[^\"]*\"[^\"]*\")*[^\"]*$)" -1))
+
 (defn- read-names [x]
-  (let [names (if-let [text (text x)] (str/split text #",") (when (coll? x) x))]
+  (let [names (if-let [text (text x)] (map str/trim (str/split text #",")) (when (coll? x) x))]
     (when (and (seq names) (every? (comp seq text) names))
       (mapv (comp keyword text) names))))
+
+(defn- read-flags
+  "Flags by name, also as the kernel spells them; numbers of flags that have no name stay."
+  [x]
+  (when-let [names (read-names (if (coll? x) (map #(if (int? %) (str %) %) x) x))]
+    (mapv #(or (parse-long (name %)) (keyword ((requiring-resolve 'bpfmap.exec.fields/kernel-name) (name %)))) names)))
+
+(defn- read-columns
+  "Columns as paths."
+  [x]
+  (let [columns (if-let [text (text x)] (parts text) (when (coll? x) x))
+        paths (map (requiring-resolve 'bpfmap.exec.where/path-of) columns)]
+    (when (and (seq paths) (every? some? paths))
+      (vec paths))))
+
+(defn- read-map-type
+  "A map type by name, also as the kernel spells it, or by number."
+  [x]
+  (let [x (if (string? x) (edn-of x nil) x)]
+    (cond
+      (int? x) x
+      (ident? x) (keyword ((requiring-resolve 'bpfmap.exec.fields/kernel-name) (name x))))))
 
 (def kinds
   "How an option of a kind becomes data: `:read` returns nil for what is none, and what it is stands in `:expects`, after
@@ -104,9 +131,6 @@
   {:flag {:read #(let [x (if (string? %) (edn-of % nil) %)] (when (boolean? x) x))
           :expects "is true or false" :as :boolean}
    :edn {:read #(if-let [text (text %)] (edn-of text nil) %) :expects "is one form" :as :edn}
-   :name {:read #(let [x (if (string? %) (edn-of % nil) %)]
-                   (cond (symbol? x) (keyword x) (or (keyword? x) (int? x)) x))
-          :expects "is a name" :as :keyword}
    :text {:read text :expects "is a text" :as :string}
    :path {:read read-path :expects "is a path" :as :string}
    :ref {:read read-ref :expects "is an id, a pin path or a name" :as :string}
@@ -123,7 +147,9 @@
           :expects "is each, sum, all or the number of a CPU" :as :keyword}
    :element {:read identity :as :string}
    :column {:read #((requiring-resolve 'bpfmap.exec.where/column) %) :expects "is the name of a column" :as :string}
-   :names {:read read-names :expects "is names with commas between them" :as :string}
+   :flags {:read read-flags :expects "is names with commas between them" :as :string}
+   :columns {:read read-columns :expects "is names with commas between them" :as :string}
+   :map-type {:read read-map-type :expects "is the name of a map type" :as :keyword}
    :whole {:read #(let [n (number %)] (when (and (int? n) (<= 0 (long n))) n))
            :expects "is a whole number from 0" :as :long}
    :positive {:read #(let [n (number %)] (when (and n (< 0 n 1e9)) n))

@@ -20,6 +20,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.reading :as reading]
             [bpfmap.exec.reference :as reference]
             [bpfmap.exec.where :as where]
@@ -104,15 +105,15 @@
 
 (defn- of-fields
   "A histogram of the values of a field."
-  [{:keys [field linear]} rows]
+  [{:keys [field linear title]} rows]
   (let [values (mapcat #(where/values-at % field) rows)
         slot (if linear #(Math/floorDiv (long %) (long linear)) log2-slot)
         kind (if linear :linear :log2)]
     (when-let [odd (first (remove integer? values))]
-      (throw (error/error :usage (str "The field " (str/join "." field) " holds " (pr-str (error/shown odd)) ", which is no integer") {})))
+      (throw (error/error :usage (str "The field " (fields/path-text field) " must hold integers, got " (pr-str (error/shown odd))) {})))
     (when (and (seq rows) (empty? values))
-      (throw (error/error :usage (str "There is no field " (str/join "." field)) {})))
-    [(histogram (str/join "." field) kind
+      (throw (error/error :usage (str "There is no field " (fields/path-text field)) {})))
+    [(histogram title kind
                 (if linear (linear-ends linear) #(if (neg? (long %)) [nil -1] ((slot-ends :log2) %)))
                 (frequencies (map slot values)))]))
 
@@ -141,11 +142,16 @@
       (hist {:ref {:name \"hists\"}}) ;=> [{:title 0, :kind :log2, :total 12, :buckets [{:from 4, :to 7, :count 12}]}]"
   [{:keys [field bucket slots linear cpus] :as options}]
   (when (and field (or bucket slots))
-    (throw (arguments/refused "hist" :field (str/join "." field) "it excludes :bucket and :slots, which are for maps of buckets")))
+    (throw (arguments/refused "hist" :field (fields/path-text field) "it excludes :bucket and :slots, which are for maps of buckets")))
   (when (and linear (contains? #{:log2 :bcc} slots))
     (throw (arguments/refused "hist" :linear linear "it has no powers of two: only bpftrace numbers such buckets its own way")))
   (with-open [m (reference/open options :read-only)]
-    (let [rows (into [] (where/selecting (select-keys options [:where])) (reading/entries m {:cpus (or cpus :sum)}))
+    (let [cpus (or cpus :sum)
+          row-field (:fields (reading/with-fields m {:cpus cpus}))
+          title (some-> field fields/path-text) ; as it was given
+          [field bucket] (map #(when % (where/real-path row-field %)) [field bucket])
+          options (assoc options :field field :title title :bucket bucket :fields row-field)
+          rows (into [] (where/selecting (select-keys options [:where :fields])) (reading/entries m {:cpus cpus}))
           {:keys [key value]} (first rows)
           of-value (some->> bucket (where/values-at {:value value}))
           path (cond

@@ -2,6 +2,7 @@
   "The commands about the whole host: `list` and `tree`."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.where :as where]
             [bpfmap.host :as host]
             [bpfmap.rules :as rules]
@@ -94,28 +95,54 @@
 
 ;; --- the commands
 
-(def ^:private columns-of-list
-  (into (sorted-set) (concat (remove #{:key :value} first-fields) [:btf-id :map-extra :ifindex])))
+(def list-fields
+  "The fields of a row of `list`, which are its columns: see `bpfmap.exec.fields`. What a table shows above a column is an alias."
+  (let [number {:kind :number}
+        text {:kind :text}
+        name-in (fn [table value] {:kind :name :names (into {} (map (fn [[k row]] [(name k) (value row)])) table)})]
+    (fields/row [["id" number]
+                 ["type" (name-in rules/types :number)]
+                 ["name" text]
+                 ["key-size" number]
+                 ["value-size" number]
+                 ["max-entries" number]
+                 ["entries" number]
+                 ["memlock" number]
+                 ["frozen" {:kind :boolean}]
+                 ["flags" {:kind :list :of (name-in rules/flags (constantly nil))}]
+                 ["pinned" {:kind :list :of text}]
+                 ["held" {:kind :list :of (fields/row [["pid" number] ["command" text]])}]
+                 ["used-by" {:kind :list :of (fields/row [["id" number] ["name" text] ["type" {:kind :name}]])}]
+                 ["btf-id" number]
+                 ["btf-key-type-id" number]
+                 ["btf-value-type-id" number]
+                 ["map-extra" number]
+                 ["ifindex" number]]
+                {"key" "key-size" "value" "value-size" "max" "max-entries" "memory" "memlock" "held-by" "held"})))
 
-(defn- column
-  "A column of `list` by its name, which may be without the question mark."
-  [name]
-  (or (columns-of-list name)
-      (columns-of-list (keyword (str (clojure.core/name name) "?")))
-      (throw (arguments/refused "list" :columns (clojure.core/name name)
-                                (str "there is no such column; there are "
-                                     (str/join ", " (map clojure.core/name columns-of-list)))))))
+(defn column
+  "Returns the key of a row that a column of `list` shows, by its name or an alias, as a path. Throws `:usage` for any other.
+
+      (column [\"memory\"]) ;=> :memlock"
+  [path]
+  (let [real (where/real-path list-fields path)
+        field (keyword (first real))]
+    (when (next real)
+      (throw (arguments/refused "list" :columns (fields/path-text path)
+                                (str "the columns are " (str/join ", " (map first (:fields list-fields)))))))
+    (if (= :frozen field) :frozen? field)))
 
 (defn list-maps
   "Every map on the host, with whose it is; `:skipped` of the metadata says what was left out, and why.
 
       (list-maps {}) ;=> [{:id 12, :type :hash, :name \"counts\", … :pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
   [{:keys [count columns] :as options}]
-  (let [maps (host/maps)
+  (let [columns (mapv column columns)
+        options (assoc options :fields list-fields)
+        maps (host/maps)
         owners-of (owners)
         row (fn [{:keys [id] :as info}]
               (ordered (merge info {:entries (entries info count)} (owners-of id))))
-        columns (mapv column columns)
         chosen (fn [row] (apply array-map (mapcat #(vector % (get row %)) columns)))]
     (with-meta (cond->> (where/rows options (eduction (map row) maps))
                  (seq columns) (mapv chosen))

@@ -13,6 +13,7 @@
   `:mark` is `:new`, `:changed` or `:gone`, or missing. `:per-second` has the shape of the value, with rates where that
   has integers; it is missing in the first frame."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.reading :as reading]
             [bpfmap.exec.reference :as reference]
             [bpfmap.exec.where :as where])
@@ -104,6 +105,15 @@
     (run! (fn [{:keys [key value]}] (.put all key value)) (reading/entries m options))
     all))
 
+(defn- with-fields
+  "Returns options with the `:fields` of the rows of a frame."
+  [m options]
+  (let [{:keys [fields]} (:fields (reading/with-fields m options))
+        value (second (first (filter #(= "value" (first %)) fields)))]
+    (assoc options :fields (fields/row (conj fields
+                                             ["mark" {:kind :name :names {"new" nil "changed" nil "gone" nil}}]
+                                             ["per-second" (fields/of-rates value)])))))
+
 (defn frames
   "The frames of an open map as something to reduce: every `:interval` seconds one, until `:seconds` are over or the promise
   `stop` is delivered.
@@ -111,6 +121,7 @@
       (reduce (fn [_ frame] (reduced frame)) nil (frames m {:interval 1.0} (promise)))"
   [m {:keys [interval seconds] :as options} stop]
   (let [about (select-keys (bpf/info m) [:id :name :type :max-entries])
+        options (with-fields m options)
         now #(/ (- (System/nanoTime)) -1e9)]
     (reify IReduceInit
       (reduce [_ f init]

@@ -30,11 +30,11 @@
 
    ;; --- a new map
    :path {:takes "PATH" :kind :path :doc "A place below a BPF file system"}
-   :type {:takes "TYPE" :kind :name :doc "The map type: hash, array, lru-hash …"}
+   :type {:takes "TYPE" :kind :map-type :doc "The map type: hash, array, lru-hash …"}
    :max-entries {:takes "N" :kind :whole :doc "How many entries at most"}
    :key-size {:takes "BYTES" :kind :whole :doc "The size of keys without a type"}
    :value-size {:takes "BYTES" :kind :whole :doc "The size of values without a type"}
-   :flags {:takes "NAMES" :kind :names :doc "Create flags: no-prealloc,mmapable …"}
+   :flags {:takes "NAMES" :kind :flags :doc "Create flags: no-prealloc,mmapable …"}
    :name {:takes "NAME" :kind :text :doc "The name; the last part of PATH unless given"}
    :like {:takes "REF" :kind :ref :doc "A map whose spec it has where nothing else is said"}
    :spec {:takes "EDN" :kind :edn :doc "More of the spec, such as '{:map-extra 3}'"}
@@ -43,7 +43,7 @@
    :where {:takes "TERM" :kind :where :many? true :doc "Only rows for which TERM holds; may be given again"}
    :sort {:takes "COLUMN" :kind :column :doc "By this column; -COLUMN puts the largest first"}
    :limit {:takes "N" :kind :whole :doc "N rows at most"}
-   :columns {:takes "NAMES" :kind :names :doc "These columns alone, with commas between them"}
+   :columns {:takes "NAMES" :kind :columns :doc "These columns alone, with commas between them"}
    :count {:kind :flag :doc "Count the entries of large maps too"}
    :keys {:kind :flag :doc "Keys alone"}
    :stream {:kind :flag :doc "One record a line, as it is read"}

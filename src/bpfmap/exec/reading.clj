@@ -4,6 +4,7 @@
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.element :as element]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.host :as host]
             [bpfmap.exec.percpu :as percpu]
             [bpfmap.exec.progress :as progress]
@@ -59,6 +60,11 @@
       (eduction (map (fn [[k v]] {:key k :value (of-value v)}))
                 (progress/counting "entries")
                 (if read-options (bpf/entries m read-options) m)))))
+
+(defn with-fields
+  "Returns options with the `:fields` that the entries of an open map have, for `bpfmap.exec.where`."
+  [m {:keys [cpus] :as options}]
+  (assoc options :fields (fields/of-entries (bpf/spec m) cpus)))
 
 (def ^:private instead
   "What there is for a map that cannot be dumped, by an operation that it has; the first that fits."
@@ -137,10 +143,10 @@
         (with-open [m (reference/open options :read-only)]
           (check-dumpable m options)
           (reset! told (about m options))
-          (transduce (comp (where/selecting options) (shown options)) (completing f) init (entries m options)))))
+          (transduce (comp (where/selecting (with-fields m options)) (shown options)) (completing f) init (entries m options)))))
     (with-open [m (reference/open options :read-only)]
       (check-dumpable m options)
-      (with-meta (into [] (shown options) (where/rows options (entries m options))) (about m options)))))
+      (with-meta (into [] (shown options) (where/rows (with-fields m options) (entries m options))) (about m options)))))
 
 ;; --- one entry
 

@@ -1,6 +1,7 @@
 (ns bpfmap.exec.types
   "The commands about types and what the kernel has: `types` and `features`."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.reference :as reference]
             [bpfmap.exec.where :as where]
             [bpfmap.feature :as feature]
@@ -42,6 +43,16 @@
       (:since (get table name)) (assoc :since (:since (get table name)))
       why (assoc :why why))))
 
+(def features-fields
+  "The fields of a row of `features`: see `bpfmap.exec.fields`."
+  (let [name-in (fn [names] {:kind :name :names (into {} (map (fn [k] [(name k) nil])) names)})]
+    (fields/row [["feature" (name-in [:map-type :map-flag :operation :element-flag :program-type])]
+                 ["of" (name-in (keys rules/types))]
+                 ["name" {:kind :name}]
+                 ["here" {:kind :boolean}]
+                 ["since" {:kind :text}]
+                 ["why" {:kind :text}]])))
+
 (defn features
   "What this kernel has, a row for each question: map types, create flags and operations of each, flags of element
   operations, program types. `:here` is nil where a try could not tell, and `:why` says why.
@@ -50,7 +61,7 @@
   [options]
   (let [{:keys [kernel map-types map-flags operations element-flags program-types]} (feature/report)]
     (with-meta
-      (where/rows options
+      (where/rows (assoc options :fields features-fields)
                   (concat (answers :map-type nil rules/types map-types)
                           (mapcat (fn [[type found]] (answers :map-flag type rules/flags found)) (sort-by key map-flags))
                           (mapcat (fn [[type found]] (answers :operation type nil found)) (sort-by key operations))

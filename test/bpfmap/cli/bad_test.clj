@@ -45,8 +45,8 @@
 (def ^:private bad-values
   "What is none, by the kind of option."
   {:ref [""] :source [""] :path [""] :type ["u33" "[bytes" "" "[struct [a u8] [a u8]]"] :whole ["x" "-1" "1.5" ""] :count ["0" "x"]
-   :positive ["0" "x" "-3"] :where ["" "a" "a~(" "[:x :a 1]" "[" ">5"] :column ["" "-"] :names ["" ",,"] :cpus ["some" "-1" ""]
-   :slots ["log10"] :field ["" "a..b"] :edn ["[" "1 2"] :name ["(" "1.5"] :shell ["csh"]})
+   :positive ["0" "x" "-3"] :where ["" "a" "a~(" "[:x :a 1]" "[" ">5"] :column ["" "-"] :columns ["" ",," "a,\"b"] :flags ["" ",,"] :cpus ["some" "-1" ""]
+   :slots ["log10"] :field ["" "a..b"] :edn ["[" "1 2"] :map-type ["(" "1.5"] :shell ["csh"]})
 
 (defn- from-the-table
   "`[words pattern]` of invocations that are wrong whatever there is on the host."
@@ -196,7 +196,7 @@
                  [["put" m key "{"] #"VALUE \"\{\": neither EDN nor bytes"]
                  [["put" m key] #"put needs REF KEY \[VALUE\]|put needs"]
                  [["put" m key "1" "--insert" "--replace"] #"excludes"]
-                 [["dump" m "--where" "nothing=1"] #"There is no field nothing; the fields are key.src, key.port, value"]
+                 [["dump" m "--where" "nothing=1"] #"There is no field nothing: the fields are key.src, key.port, value"]
                  [["dump" m "--sort" "nothing"] #"There is no field nothing"]
                  [["dump" m "--stream" "--sort" "value"] #"--stream true: it prints rows as they are read"]
                  [["list" "--where" "nothing=1"] #"There is no field nothing"]

@@ -119,7 +119,7 @@
                           (is (re-find pattern line)))
       [(id-of m)] #"has no buckets that can be told from its types: --bucket NAME"
       [(id-of names)] #"are no counts: --field NAME"
-      [(id-of names) "--field" "value"] #"The field value holds \"a\", which is no integer"
+      [(id-of names) "--field" "value"] #"The field value must hold integers, got \"a\""
       [(id-of names) "--field" "foo"] #"There is no field foo"
       [(id-of wide) "--linear" "1"] #"there would be 4000000001 lines: take a larger step"
       [(id-of slots)] #"500 is no slot of a log2 histogram"

@@ -3,6 +3,7 @@
   (:require [bpfmap.cli.output :as output]
             [bpfmap.cli.spread :as spread]
             [bpfmap.cli.tree :as tree]
+            [bpfmap.exec.fields :as fields]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -114,7 +115,7 @@
   [histograms {:keys [unit field]}]
   (let [histograms (if (coll? histograms) histograms (into [] histograms))
         shown (if field (map #(assoc % :title nil) histograms) histograms)
-        unit (or unit (when field (str/join "." field)) "value")]
+        unit (or unit (when field (fields/path-text field)) "value")]
     {:lines (mapcat identity (interpose [""] (map #(histogram-lines % unit) shown)))
      :rows (for [{:keys [title buckets]} histograms bucket buckets] (assoc bucket :title title))
      :csv-columns [{:title "TITLE" :of :title} {:title "FROM" :of :from} {:title "TO" :of :to} {:title "COUNT" :of :count}]

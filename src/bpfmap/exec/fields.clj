@@ -1,0 +1,221 @@
+(ns bpfmap.exec.fields
+  "The fields that rows have, known before any row is read: their names, aliases and kinds.
+
+  A field is a map:
+
+  | key         | what it holds                                                                  |
+  |-------------|--------------------------------------------------------------------------------|
+  | `:kind`     | `:number` `:boolean` `:text` `:char` `:name` `:address` `:prefix` `:mac` `:bytes` `:struct` `:list`, or `:any` if it cannot be told |
+  | `:fields`   | of a struct: `[name field]` pairs, in order                                    |
+  | `:aliases`  | of a struct: other names that a field has, as displayed: alias to name         |
+  | `:of`       | of a list: the field of each element                                           |
+  | `:names`    | of a name: the names that it can have, each with its number, or nil            |
+  | `:family`   | of an address or prefix: `:ipv4` or `:ipv6`                                    |
+
+  Names are texts. [[bpfmap.exec.where]] reads paths by them and checks conditions against them."
+  (:require [bpfmap.rules :as rules]
+            [bpfmap.type.node :as node]
+            [clojure.string :as str]))
+
+(set! *warn-on-reflection* true)
+
+;; --- names
+
+(defn name-of
+  "Returns a key of a row as the name of a field: without a colon, and without a question mark at its end.
+
+      (name-of :frozen?) ;=> \"frozen\""
+  [k]
+  (if (keyword? k) (str/replace (subs (str k) 1) #"\?$" "") (str k)))
+
+(defn- distance
+  "Returns how many letters have to be changed, added or left out to make one word of another."
+  [a b]
+  (peek (reduce (fn [row x]
+                  (reduce (fn [next-row [i y]]
+                            (conj next-row (min (inc (long (peek next-row)))
+                                                (inc (long (nth row (inc (long i)))))
+                                                (+ (long (nth row i)) (if (= x y) 0 1)))))
+                          [(inc (long (first row)))]
+                          (map-indexed vector b)))
+                (vec (range (inc (count b)))) a)))
+
+(defn nearest
+  "Returns the names that may have been meant by a word, the likeliest first, three at most.
+
+      (nearest \"bites\" [\"bytes\" \"packets\"]) ;=> [\"bytes\"]"
+  [word names]
+  (let [fold #(str/lower-case (str/replace (str %) #"[_ ]" "-"))
+        word (fold (subs (str word) 0 (min 40 (count (str word)))))
+        most (if (< (count word) 5) 1 (max 2 (quot (count word) 3)))
+        scored (for [name (distinct names)
+                     :let [folded (fold name)
+                           short (last (str/split folded #"\."))
+                           d (min (long (distance word folded)) (long (distance word (str short))))]
+                     :when (or (and (<= d most) (< d (count word)))
+                               (and (<= 2 (count word)) (str/starts-with? (str short) word)))]
+                 [d name])]
+    (into [] (comp (map second) (take 3)) (sort-by first scored))))
+
+(defn kernel-name
+  "Returns a name of the kernel's, such as BPF_MAP_TYPE_PERCPU_HASH or percpu_hash, as it is called here.
+
+      (kernel-name \"BPF_MAP_TYPE_PERCPU_HASH\") ;=> \"percpu-hash\"
+      (kernel-name \"no_prealloc\")              ;=> \"no-prealloc\""
+  [text]
+  (-> (str/lower-case text)
+      (str/replace #"^bpf_(map_type_|prog_type_|link_type_|f_)?" "")
+      (str/replace "_" "-")))
+
+;; --- paths as text
+
+(defn quoted
+  "Returns a name as a path has it: in double quotes if it has other characters than letters, digits, _, - and /, or could
+  be read as something else.
+
+      (quoted \"src\")       ;=> \"src\"
+      (quoted \"pick.turn\") ;=> \"\\\"pick.turn\\\"\""
+  [name]
+  (if (re-matches #"[\p{L}\p{N}_/?$@:][\p{L}\p{N}_/?$@:-]*" name)
+    name
+    (str \" (str/escape name {\" "\\\"" \\ "\\\\"}) \")))
+
+(defn path-text
+  "Returns a path as text that means it.
+
+      (path-text [\"value\" \"pick.turn\"]) ;=> \"value.\\\"pick.turn\\\"\""
+  [path]
+  (str/join "." (map quoted path)))
+
+;; --- what there is at a path
+
+(def ^:private any {:kind :any})
+
+(declare row)
+
+(defn- exact
+  "Returns `[field number-of-segments]` of the longest beginning of a path that is the name of a field; nil if none is."
+  [{:keys [fields aliases]} path fold]
+  (let [same (fn [wanted name] (= (fold wanted) (fold name)))]
+    (some (fn [n]
+            (let [wanted (str/join "." (take n path))]
+              (or (some (fn [[name field]] (when (same wanted name) [name field n])) fields)
+                  (some (fn [[alias name]]
+                          (when (same wanted alias)
+                            (some (fn [[other field]] (when (= name other) [name field n])) fields)))
+                        aliases))))
+          (range (count path) 0 -1))))
+
+(defn- fold-case [text] (str/lower-case (str/replace text #"[ _]" "-")))
+
+(defn- at
+  "Returns every `[canonical-path field]` at a path of a field."
+  [{:keys [kind of] :as field} path so-far]
+  (cond
+    (empty? path) [[so-far field]]
+    (= :any kind) [[(into so-far path) any]]
+    (= :list kind) (if (re-matches #"[0-9]{1,9}" (first path))
+                     (at of (rest path) (conj so-far (first path)))
+                     (at of path so-far))
+    (= :struct kind) (when-let [[name field n] (or (exact field path identity) (exact field path fold-case))]
+                       (at field (drop n path) (conj so-far name)))
+    :else nil))
+
+(defn find-path
+  "Returns `[path field]` of what a path means in rows with these fields: the path by its real names, and the field there.
+  Of an entry, the fields of its value and then of its key are found by themselves. Nil if there is no such field.
+
+      (find-path (row [[\"key\" {:kind :number}]]) [\"KEY\"]) ;=> [[\"key\"] {:kind :number}]"
+  [row path]
+  (let [by-name (into {} (:fields row))]
+    (or (first (at row path []))
+        (when-let [value (by-name "value")] (first (at value path ["value"])))
+        (when-let [key (by-name "key")] (first (at key path ["key"]))))))
+
+(defn paths
+  "Returns the paths of all fields that are not taken apart further, as texts: those of a row, in order.
+
+      (paths (row [[\"key\" {:kind :number}]])) ;=> (\"key\")"
+  ([field] (map path-text (paths field [])))
+  ([{:keys [kind fields of] :as field} so-far]
+   (cond
+     (and (= :struct kind) (seq fields)) (mapcat (fn [[name field]] (paths field (conj so-far name))) fields)
+     (and (= :list kind) (= :struct (:kind of))) (cons so-far (paths of so-far))
+     (empty? so-far) (when-not (= :any (:kind field)) [so-far])
+     :else [so-far])))
+
+;; --- from types
+
+(defn of-node
+  "Returns the field of a type's node.
+
+      (of-node (node/node [:array :u8 4] nil [])) ;=> {:kind :list, :of {:kind :number}}"
+  [{:keys [kind members element family values size]}]
+  (case kind
+    (:integer :float :pointer) {:kind :number}
+    :bool {:kind :boolean}
+    :char {:kind :char}
+    :enum {:kind :name :names (into {} (map (fn [[k n]] [(name-of k) n])) values)}
+    :ipv4 {:kind :address :family :ipv4}
+    :ipv6 {:kind :address :family :ipv6}
+    :mac {:kind :mac}
+    :prefix {:kind :prefix :family family}
+    (:string :c-string) {:kind :text}
+    :bytes {:kind :bytes :size size}
+    :array {:kind :list :of (of-node element)}
+    (:struct :union)
+    {:kind :struct
+     :fields (into []
+                   (mapcat (fn [{:keys [name node]}]
+                             (cond
+                               (#{:private :pad} (:kind node)) nil
+                               name [[(subs (str name) 1) (of-node node)]]
+                               :else (:fields (of-node node)))))
+                   members)}
+    any))
+
+(defn row
+  "Returns the field that rows are, of `[name field]` pairs and aliases."
+  ([fields] (row fields nil))
+  ([fields aliases] {:kind :struct :fields fields :aliases aliases}))
+
+(def ^:private of-references
+  "Fields of what reads as a reference, or as a stack, by what the rules of the map type say."
+  {:map-id (row [["map-id" {:kind :number}]])
+   :program-id (row [["program-id" {:kind :number}]])
+   :socket-cookie (row [["socket-cookie" {:kind :number}]])
+   :stack {:kind :list :of any}
+   :functions any
+   :program-field any})
+
+(defn of-side
+  "Returns the field of the keys or values of a map with this spec; nil for a map without.
+
+      (of-side {:type :hash :key :u32} :key) ;=> {:kind :number}"
+  [{:keys [type types] :as spec} side]
+  (when-some [given (get spec side)]
+    (let [refers (get-in rules/types [type :refers side :out])]
+      (or (of-references refers)
+          (of-node (node/node given types [side]))))))
+
+(defn of-entries
+  "Returns the field that entries of a map with this spec are as rows, `{:key :value}`. `cpus` is how per-CPU values are
+  read: `:each` as a list, otherwise as one value.
+
+      (paths (of-entries {:type :hash :key :u32 :value :u64} nil)) ;=> (\"key\" \"value\")"
+  [{:keys [type] :as spec} cpus]
+  (let [{:keys [per-cpu?]} (rules/types type)
+        value (of-side spec :value)]
+    (row (cond-> []
+           (:key spec) (conj ["key" (of-side spec :key)])
+           value (conj ["value" (if (and per-cpu? (contains? #{nil :each :all} cpus)) {:kind :list :of value} value)])))))
+
+(defn of-rates
+  "Returns the field of how fast the numbers of a value went up, which has the shape of the value."
+  [{:keys [kind fields of] :as field}]
+  (case kind
+    :struct (row (into [] (keep (fn [[name field]] (when-let [rates (of-rates field)] [name rates]))) fields))
+    :list (when-let [rates (of-rates of)] {:kind :list :of rates})
+    :number {:kind :number}
+    :any any
+    (nil :boolean :text :char :name :address :prefix :mac :bytes) nil))
