@@ -87,6 +87,93 @@
     (is (= ["1" "99" "-" "4" "4" "-" "1" "-" "-" "-" "-" "0x40000000"]
            (words (second (str/split-lines (:out (bpfmap "list")))))))))
 
+;; --- conditions, as a shell gives them
+
+(kernel-test what-is-asked-of-a-list-is-answered-or-refused
+  (with-open [small (counts "cli_where")
+              ^Closeable large (bpf/create {:name "cli_where" :type :percpu-hash :key :u32 :value [:bytes 4096] :max-entries 4096})]
+    (let [ids (fn [& conditions]
+                (map :id (apply edn-of "list" "--where" "name=cli_where" (mapcat #(vector "--where" %) conditions))))
+          [a b] (map id-of [small large])]
+      (are [conditions found] (= found (apply ids conditions))
+        ["memlock>1M"] [b]
+        ["memory>1M"] [b]
+        ["MEMORY<=1024Ki"] [a]
+        ["type=percpu_hash"] [b]
+        ["type==\"percpu_hash\""] [b]
+        ["type=BPF_MAP_TYPE_HASH"] [a]
+        ["type=5"] [b]
+        ["max=16"] [a]
+        ["held-by=nobody-has-it"] []
+        [(str "held=" (:command this-process))] [a b]
+        [(str "held=" (:pid this-process))] [a b]
+        [(str "held=" (:command this-process) "[" (:pid this-process) "]")] [a b]
+        ["flags=no_prealloc"] [a]
+        ["flags=-"] [b]
+        ["frozen=no"] [a b])
+      (are [condition message] (= [2 (str "bpfmap: " message)] (refused "list" "--where" condition))
+        "memlock>1Q" "memlock must be compared with a number, such as 10, 0x1f, 64K or 5ms, got 1Q"
+        "type=hsh" "type must be compared with one of its names or their numbers, got hsh: did you mean hash?"
+        "frozen=maybe" "frozen must be compared with true or false, got maybe"
+        "memlok>1M" "There is no field memlok: did you mean memlock?"
+        "flags=nopreallok" "flags must be compared with one of its names or their numbers, got nopreallok: did you mean no-prealloc?"))))
+
+(kernel-test what-is-asked-of-entries-is-answered-or-refused
+  (with-open [^Closeable m (bpf/create {:name "cli_where" :type :hash :max-entries 8
+                                        :key [:struct [:src :ipv4] [:port :port]]
+                                        :value [:struct [:packets :u64] [:d [:enum :u32 {:D0 0 :D1 1}]] [:comm [:string 16]]]
+                                        :contents {{:src "10.0.0.1" :port 443} {:packets 2000 :d :D1 :comm "curl"}
+                                                   {:src "10.0.1.2" :port 53} {:packets 900 :d 7 :comm "dig"}}})]
+    (let [ports (fn [condition] (sort (map (comp :port :key) (edn-of "dump" (id-of m) "--where" condition))))]
+      (are [condition found] (= found (ports condition))
+        "packets>1k" [443]
+        "packets>0.8kB" [53 443]
+        "comm==\"curl\"" [443]
+        "src=10.0.0.0/24" [443]
+        "src=10.0.0.0/16" [53 443]
+        "d=1" [443]
+        "d=D1" [443]
+        "d=7" [53]
+        "d=0" []
+        "d!=D1" [53])
+      (are [condition message] (= [2 (str "bpfmap: " message)] (refused "dump" (id-of m) "--where" condition))
+        "d=D7" "value.d must be compared with one of its names or their numbers, got D7: did you mean D0 or D1?"
+        "src=host" "key.src must be compared with an address or a prefix, such as 10.0.0.1 or 10.0.0.0/24, got host"
+        "packets=\"many\"" "value.packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got many")
+      (run! #(bpf/delete! m %) (keys (bpf/snapshot m)))
+      (is (= [2 "bpfmap: There is no field pakets: did you mean value.packets?"] (refused "dump" (id-of m) "--where" "pakets>1"))
+          "of no entries too")
+      (is (= [2 "bpfmap: There is no field pakets: did you mean value.packets?"] (refused "dump" (id-of m) "--sort" "pakets")))
+      (is (= [2 "bpfmap: There is no field pakets: did you mean value.packets?"] (refused "hist" (id-of m) "--field" "pakets")))
+      (is (= [2 "bpfmap: There is no field pakets: did you mean value.packets or per-second.packets?"]
+             (refused "watch" (id-of m) "--seconds" "0.1" "--where" "pakets>1"))))))
+
+(kernel-test a-variable-of-a-function-is-named-as-it-is
+  (with-open [^Closeable m (bpf/create {:name "cli_odd" :type :array :key-size 4 :value-size 8 :max-entries 2
+                                        :contents {1 [5 0 0 0 6 0 7 0]}})]
+    (let [typed ["--value-type" "[struct [pick.turn u32] [pick [struct [turn u16] [side u16]]]]"]
+          keys-of (fn [& more] (map :key (apply edn-of "dump" (id-of m) "--key-type" "u32" (concat typed more))))]
+      (are [words found] (= found (apply keys-of words))
+        ["--where" "pick.turn=5"] [1]
+        ["--where" "value.pick.turn=5"] [1]
+        ["--where" "\"pick\".turn=6"] [1]
+        ["--where" "pick.side=7"] [1]
+        ["--sort" "-pick.turn"] [1 0]
+        ["--sort" "pick.turn"] [0 1])
+      (is (= [[4 7 1]] (map (juxt :from :to :count)
+                            (:buckets (first (apply edn-of "hist" (id-of m) "--field" "pick.turn" "--where" "key=1" typed)))))))))
+
+(kernel-test a-map-type-is-named-as-the-kernel-names-it-too
+  (doseq [[type more] [["percpu_hash" ["--key-type" "u32" "--value-type" "u32"]]
+                       ["BPF_MAP_TYPE_PERCPU_HASH" ["--key-type" "u32" "--value-type" "u32" "--flags" "no_prealloc"]]
+                       ["percpu-hash" ["--key-type" "u32" "--value-type" "u32" "--flags" "BPF_F_NO_PREALLOC"]]
+                       [nil ["--spec" "{type percpu_hash key u32 value u32}"]]]
+          :let [pin (fixture/new-pin)]]
+    (try
+      (is (= 0 (:exit (apply bpfmap "create" pin "--max-entries" "4" (concat (when type ["--type" type]) more)))))
+      (is (= :percpu-hash (:type (edn-of "show" pin))))
+      (finally (io/delete-file pin true)))))
+
 ;; --- show
 
 (kernel-test show-has-a-field-on-each-line

@@ -1,8 +1,8 @@
 (ns bpfmap.console
   "Transcripts of a shell in Markdown: run again, and compared with what they say was printed.
 
-  In a fenced block of `console` a line that begins with `$ bpfmap ` is a command, called within this process; what follows is what it
-  printed, on either output. /sys/fs/bpf is the tests' own BPF file system meanwhile. To print a page anew:
+  In a fenced block of `console` a line that begins with `$ bpfmap ` or `$ bin/bpfmap ` is a command, taken apart by a real shell and called within
+  this process; what follows is what it printed, on either output. /sys/fs/bpf is the tests' own BPF file system meanwhile. To print a page anew:
 
       (console/rewrite! \"doc/explore.md\")"
   (:require [bpfmap.cli :as cli]
@@ -12,13 +12,33 @@
 
 (set! *warn-on-reflection* true)
 
-(def ^:private prompt "$ bpfmap ")
+(def ^:private prompt #"^\$ (?:bin/)?bpfmap ")
 
-(defn- words
-  "A command line as a shell takes it apart: at blanks, unless they are in quotes."
+(defn words
+  "Returns the words that a shell makes of the rest of a command line. Throws if the shell does more than that: writes a
+  file, as `entries>=2` without quotes would, or puts names of files in place of a pattern."
   [line]
-  (map (fn [[_ quoted plain]] (or quoted plain))
-       (re-seq #"'([^']*)'|(\S+)" line)))
+  (let [dir (fixture/temporary-directory)]
+    (try
+      (let [{:keys [exit out err]} (fixture/run ["bash" "-c" (str "set -u; printf '%s\\0' " line)] :dir dir)
+            made (seq (.list dir))]
+        (when-not (= [0 ""] [exit err])
+          (throw (ex-info (str "The shell does not take " line ": " err) {})))
+        (when made
+          (throw (ex-info (str "The shell makes files of " line ": " (str/join " " made)) {})))
+        (pop (str/split out #"\x00" -1)))
+      (finally
+        (run! #(.delete ^java.io.File %) (reverse (file-seq dir)))))))
+
+(defn commands
+  "Returns the command lines of bpfmap in the transcripts of a page, without the prompt and what the shell does with their output:
+  every fenced block counts, of `console` and of `text`."
+  [text]
+  (for [[_ block] (re-seq #"(?ms)^```(?:console|text|sh)?\n(.*?)^```" text)
+        line (str/split-lines block)
+        :let [command (re-find #"^\$ (?:bin/)?bpfmap (.*)$|^bpfmap (completion .*)$|^source <\(bpfmap ([^)]*)\)" line)]
+        :when command]
+    (str/replace (some identity (rest command)) #"\s+(<|>|#).*$" "")))
 
 (defn- run
   "What a command prints, on either output, as lines."
@@ -35,9 +55,9 @@
   (loop [[line & more] lines, out []]
     (cond
       (nil? line) out
-      (str/starts-with? line prompt)
+      (re-find prompt line)
       (recur (drop-while #(not (str/starts-with? % "$ ")) more)
-             (-> out (conj line) (into (run (subs line (count prompt)) directory))))
+             (-> out (conj line) (into (run (str/replace line prompt "") directory))))
       :else (recur more (conj out line)))))
 
 (defn evaluate

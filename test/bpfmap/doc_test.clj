@@ -1,13 +1,17 @@
 (ns bpfmap.doc-test
   "The guide's transcripts are evaluated again, and its tables are made from the rules."
-  (:require [bpfmap.console :as console]
+  (:require [bpfmap.cli.arguments :as cli.arguments]
+            [bpfmap.cli.calling :refer [bpfmap]]
+            [bpfmap.console :as console]
+            [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.commands :as commands]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.pod-client :as pod-client]
             [bpfmap.rules :as rules]
             [bpfmap.transcript :as transcript]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [deftest is]]))
+            [clojure.test :refer [deftest is testing]]))
 
 (set! *warn-on-reflection* true)
 
@@ -88,3 +92,39 @@
       (finally
         (run! #(.delete ^java.io.File %) (reverse (file-seq demo)))
         (io/delete-file "/tmp/bpfmap-doc-flows.edn" true)))))
+
+;; --- command lines anywhere
+
+(def ^:private pages
+  (delay (into ["README.md"] (filter #(str/ends-with? % ".md")) (sort (map str (.listFiles (io/file "doc")))))))
+
+(defn- help-examples
+  "The command lines that `bpfmap help` has as examples, each on one line."
+  []
+  (for [{:keys [name]} commands/commands
+        :let [[_ examples] (re-find #"(?s)\nExamples\n(.*?)(\n\n|$)" (:out (bpfmap "help" name)))]
+        :when examples
+        line (str/split-lines (str/replace examples #" \\\n +" " "))
+        :let [[_ command] (re-matches #"  bpfmap (.*)" line)]
+        :when command]
+    command))
+
+(deftest every-command-line-is-one-to-a-shell
+  (let [all (concat (mapcat #(console/commands (slurp %)) @pages) (help-examples))]
+    (is (< 70 (count all)))
+    (doseq [line all]
+      (testing line
+        (let [{:keys [command options]} (cli.arguments/request (console/words line))]
+          (is (map? (arguments/checked command options))))))))
+
+(deftest every-condition-is-in-quotes
+  (doseq [file (concat @pages (filter #(re-find #"\.clj$" %) (map str (mapcat #(file-seq (io/file %)) ["src" "examples"]))))
+          found (re-seq #"--where (?!')[^\s`]+" (slurp file))]
+    (is (contains? #{"--where TERM" "--where again"} found) (str file ": " found)))
+  (doseq [found (re-seq #"--where (?!')\S+" (str/join "\n" (map #(:out (bpfmap "help" (:name %))) commands/commands)))]
+    (is (= "--where TERM" found))))
+
+(deftest a-shell-that-does-more-than-take-words-apart-is-noticed
+  (is (= ["dump" "x" "--where" "entries>=2" ""] (console/words "dump x --where 'entries>=2' \"\"")))
+  (is (re-find #"makes files" (:message (fixture/error-of (console/words "list --where entries>=2")))))
+  (is (re-find #"does not take" (:message (fixture/error-of (console/words "list --where 'x"))))))

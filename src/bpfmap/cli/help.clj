@@ -41,11 +41,13 @@
             ["" ref-text exit-text])))
 
 (defn- shell-word
-  "A value as a word of the shell that means it."
-  [x]
+  "A value as a word of the shell that means it. A condition is always in quotes, for `>` and `~` would do something else without."
+  [k x]
   (let [text (if (or (string? x) (keyword? x)) (output/cell x) (pr-str x))
         text (if (coll? x) (str/replace text #"(?<=[\[ ]):" "") text)]
-    (if (re-matches #"[A-Za-z0-9_./:,=+@%-]+" text) text (str "'" text "'"))))
+    (if (and (not= :where k) (re-matches #"[A-Za-z0-9_./:,=+@%-]+" text))
+      text
+      (str "'" (str/replace text "'" "'\\''") "'"))))
 
 (defn- example-lines
   "An options map as a command line, continued where it would be too long."
@@ -55,10 +57,10 @@
               (if (< (+ (count line) (count part)) 74)
                 (conj (pop lines) (str line " " part))
                 (conj (pop lines) (str line " \\") (str "    " part)))))
-          [(str/join " " (concat ["bpfmap" name] (keep #(some-> (% example) shell-word) args)))]
+          [(str/join " " (concat ["bpfmap" name] (keep (fn [k] (when-some [x (k example)] (shell-word k x))) args)))]
           (for [[k x] example :when (not (some #{k} args))
                 one (if (:many? (options k)) x [x])]
-            (str "--" (clojure.core/name k) (when (:takes (options k)) (str " " (shell-word one)))))))
+            (str "--" (clojure.core/name k) (when (:takes (options k)) (str " " (shell-word k one)))))))
 
 (defn- command-help [{:keys [args doc text examples] :as command}]
   (let [own (arguments/tool-options command)]

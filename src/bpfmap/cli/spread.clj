@@ -1,6 +1,7 @@
 (ns bpfmap.cli.spread
   "Columns for structured keys and values: one for each field, named as `--where` and `--sort` name it."
   (:require [bpfmap.cli.tree :as tree]
+            [bpfmap.exec.fields :as fields]
             [clojure.string :as str])
   (:import (java.util LinkedHashMap)))
 
@@ -56,11 +57,11 @@
 
 (defn- title
   "The names on a path, without the side where the rest says it all."
-  [[side & fields] clashes?]
+  [[side & names] clashes?]
   (cond
-    (empty? fields) (str/upper-case (name side))
-    clashes? (str/join "." (map field-name (cons side fields)))
-    :else (str/join "." (map field-name fields))))
+    (empty? names) (str/upper-case (name side))
+    clashes? (fields/path-text (map field-name (cons side names)))
+    :else (fields/path-text (map field-name names))))
 
 (defn columns
   "Columns for the sides, such as `[:key :value]`, of rows; without rows, of what `trees` say, by side (see `bpfmap.cli.tree`).

@@ -28,8 +28,9 @@
     :doc "All maps on this host, and whose they are"
     :text ["ENTRIES are counted where the map is small; --count counts all of them. MEMORY"
            "is what the kernel charges for the map. HELD BY are the processes that have it"
-           "open, USED BY the programs. Columns have the names that --edn shows: held is"
-           "every holder, held.command the name of one. Needs CAP_SYS_ADMIN."]
+           "open, USED BY the programs. Columns have the names that --edn shows, and those"
+           "that stand above them: held is every holder, held.command the name of one."
+           "Needs CAP_SYS_ADMIN."]
     :examples [{}
                {:where ["type=lru-hash" "held.command=agent"] :sort "-memlock"}
                {:columns "id,name,entries,max-entries" :where ["pinned~^/sys/fs/bpf/net"]}]
@@ -57,10 +58,10 @@
     :text ["They are read by the types that the map's BTF tells; where it has none, bytes"
            "are printed in hexadecimal. A TYPE given here goes before: u32, s64be, ipv4,"
            "'[string 16]', '[struct [pid u32] [cpu u32]]' and so on, as in a map spec."
-           "A TERM is like bytes>1000, src=10.0.0.1, key.port!=443 or comm~^ssh, on a field"
-           "of the value or the key."]
+           "A TERM is like 'bytes>1M', 'src=10.0.0.0/24', 'key.port!=443' or 'comm~^ssh',"
+           "on a field of the value or the key; in quotes, since > is the shell's."]
     :examples [{:ref "flows"}
-               {:ref "flows" :where ["bytes>1000000"] :sort "-bytes" :limit 10}
+               {:ref "flows" :where ["bytes>1M"] :sort "-bytes" :limit 10}
                {:ref 12 :key-type :u32 :value-type [:string 16]}]
     :fn 'bpfmap.exec.reading/dump :view 'bpfmap.cli.views/entries}
 

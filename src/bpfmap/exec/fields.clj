@@ -95,7 +95,7 @@
 
 (defn- exact
   "Returns `[field number-of-segments]` of the longest beginning of a path that is the name of a field; nil if none is."
-  [{:keys [fields aliases]} path fold]
+  [{:keys [fields aliases]} path exact? fold]
   (let [same (fn [wanted name] (= (fold wanted) (fold name)))]
     (some (fn [n]
             (let [wanted (str/join "." (take n path))]
@@ -104,21 +104,21 @@
                           (when (same wanted alias)
                             (some (fn [[other field]] (when (= name other) [name field n])) fields)))
                         aliases))))
-          (range (count path) 0 -1))))
+          (if exact? [1] (range (count path) 0 -1)))))
 
 (defn- fold-case [text] (str/lower-case (str/replace text #"[ _]" "-")))
 
 (defn- at
   "Returns every `[canonical-path field]` at a path of a field."
-  [{:keys [kind of] :as field} path so-far]
+  [{:keys [kind of] :as field} path exact? so-far]
   (cond
     (empty? path) [[so-far field]]
     (= :any kind) [[(into so-far path) any]]
     (= :list kind) (if (re-matches #"[0-9]{1,9}" (first path))
-                     (at of (rest path) (conj so-far (first path)))
-                     (at of path so-far))
-    (= :struct kind) (when-let [[name field n] (or (exact field path identity) (exact field path fold-case))]
-                       (at field (drop n path) (conj so-far name)))
+                     (at of (rest path) exact? (conj so-far (first path)))
+                     (at of path exact? so-far))
+    (= :struct kind) (when-let [[name field n] (or (exact field path exact? identity) (exact field path exact? fold-case))]
+                       (at field (drop n path) exact? (conj so-far name)))
     :else nil))
 
 (defn find-path
@@ -127,10 +127,11 @@
 
       (find-path (row [[\"key\" {:kind :number}]]) [\"KEY\"]) ;=> [[\"key\"] {:kind :number}]"
   [row path]
-  (let [by-name (into {} (:fields row))]
-    (or (first (at row path []))
-        (when-let [value (by-name "value")] (first (at value path ["value"])))
-        (when-let [key (by-name "key")] (first (at key path ["key"]))))))
+  (let [by-name (into {} (:fields row))
+        exact? (:exact (meta path))]
+    (or (first (at row path exact? []))
+        (when-let [value (by-name "value")] (first (at value path exact? ["value"])))
+        (when-let [key (by-name "key")] (first (at key path exact? ["key"]))))))
 
 (defn paths
   "Returns the paths of all fields that are not taken apart further, as texts: those of a row, in order.

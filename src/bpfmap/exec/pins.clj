@@ -3,8 +3,10 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.consent :as consent]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.reference :as reference]
-            [bpfmap.impl.sys.paths :as paths]))
+            [bpfmap.impl.sys.paths :as paths]
+            [bpfmap.rules :as rules]))
 
 (set! *warn-on-reflection* true)
 
@@ -15,6 +17,15 @@
   [m path]
   (bpf/pin! m path)
   (assoc (select-keys (bpf/info m) [:id :name :type]) :path (bpf/pinned-path m)))
+
+(defn- kernel-names
+  "Returns a spec in which map types and flags, those of inner maps too, may be spelt as the kernel does."
+  [{:keys [type flags inner-map] :as spec}]
+  (let [named #(if (and (keyword? %1) (not (contains? %2 %1))) (keyword (fields/kernel-name (subs (str %1) 1))) %1)]
+    (cond-> spec
+      type (assoc :type (named type rules/types))
+      (coll? flags) (assoc :flags (into #{} (map #(named % rules/flags)) flags))
+      (map? inner-map) (update :inner-map kernel-names))))
 
 (defn- spec-of
   "The spec that the options say: that of another map or one that is given, with what stands in options of its own."
@@ -30,7 +41,7 @@
         given (into {} (remove (comp nil? val))
                     {:type type :key key-type :value value-type :key-size key-size :value-size value-size
                      :max-entries max-entries :flags (some-> flags set)})]
-    (merge {:name (paths/file-name path)} base given (when name {:name name}))))
+    (kernel-names (merge {:name (paths/file-name path)} base given (when name {:name name})))))
 
 (defn create
   "Creates a map and pins it, since it would be gone with this process.

@@ -13,7 +13,7 @@
 
   A field is a name, or a path with dots: `key.src`, `value.0.packets`, `held.command`. The name of a field of an entry's
   value, or else of its key, is enough: `bytes`. A name that has a dot itself is found as it is, and goes before a path; in double
-  quotes a name may have any character: `value.\"pick.turn\"`, `\"a b\"`.
+  quotes a name may have any character, and a path with quotes means each of its names alone: `value.\"pick.turn\"`, `\"pick\".turn`.
 
   What a field is compared with depends on what the field is:
 
@@ -43,9 +43,11 @@
 ;; --- paths
 
 (defn- segments
-  "Returns the names of a path in text; nil if it is malformed."
+  "Returns the names of a path in text; nil if it is malformed. Where one is in quotes, each is what it is, as its metadata
+  says, `:exact`."
   [text]
-  (let [part #"\"((?:[^\"\\]|\\.)*)\"|([^.\"]+)"]
+  (let [exact? (str/includes? text "\"")
+        part #"\"((?:[^\"\\]|\\.)*)\"|([^.\"]+)"]
     (loop [rest-of text found []]
       (let [m (re-matcher part rest-of)]
         (when (.lookingAt m)
@@ -53,7 +55,7 @@
                 behind (subs rest-of (.end m))]
             (cond
               (str/blank? name) nil
-              (= "" behind) (conj found name)
+              (= "" behind) (cond-> (conj found name) exact? (with-meta {:exact true}))
               (str/starts-with? behind ".") (recur (subs behind 1) (conj found name))
               :else nil)))))))
 
@@ -64,11 +66,11 @@
       (path-of \"value.\\\"pick.turn\\\"\") ;=> [\"value\" \"pick.turn\"]"
   [field]
   (let [path (cond
-               (keyword? field) (let [text (subs (str field) 1)] (or (segments text) [text]))
+               (keyword? field) (let [text (subs (str field) 1)] (or (segments text) ^:exact [text]))
                (symbol? field) (path-of (str field))
                (string? field) (segments field)
                (and (sequential? field) (every? #(or (keyword? %) (string? %) (symbol? %) (int? %)) field))
-               (mapv #(if (keyword? %) (subs (str %) 1) (str %)) field))]
+               (with-meta (mapv #(if (keyword? %) (subs (str %) 1) (str %)) field) {:exact true}))]
     (when (and (seq path) (not-any? str/blank? path))
       path)))
 
@@ -80,11 +82,11 @@
 
 (defn- ways
   "Returns the ways on from a place on a path: `[names ways]` pairs, of which the first takes the longest name that the
-  path's next names can be together, and so an exact name goes before a path."
-  [path]
+  path's next names can be together, and so a whole name goes before a path; of an exact path each name is one."
+  [path exact?]
   (when (seq path)
-    (mapv (fn [n] [(names-of (str/join "." (take n path))) (ways (drop n path))])
-          (range (count path) 0 -1))))
+    (mapv (fn [n] [(names-of (str/join "." (take n path))) (ways (drop n path) exact?)])
+          (if exact? [1] (range (count path) 0 -1)))))
 
 (defn- step
   "Returns what a map or vector has under a name; ::absent if it has nothing there."
@@ -117,7 +119,7 @@
 (defn- getter
   "Returns a function from a row to all that it has at a path, see [[values-at]]."
   [path]
-  (let [ways (ways path)]
+  (let [ways (ways path (:exact (meta path)))]
     (fn [row]
       (or (seq (follow row ways))
           (seq (follow (:value row) ways))
@@ -147,7 +149,7 @@
       (real-path (fields/row [[\"memlock\" {:kind :number}]] {\"memory\" \"memlock\"}) [\"memory\"]) ;=> [\"memlock\"]"
   [row-field path]
   (if row-field
-    (or (first (fields/find-path row-field path))
+    (or (some-> (first (fields/find-path row-field path)) (with-meta {:exact true}))
         (throw (no-field path (fields/paths row-field))))
     path))
 

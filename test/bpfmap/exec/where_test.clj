@@ -324,7 +324,7 @@
                             ["value" (fields/row (into [["pick" (fields/row [["turn" {:kind :number}] ["other" {:kind :number}]])]]
                                                        (for [k ["pick.turn" "a b" "a=b" "q\"t"]] [k {:kind :number}])))]])]
     (doseq [fields [nil fields]
-            [path n] {"pick.turn" 5, "value.pick.turn" 5, "\"pick.turn\"" 5, "value.\"pick.turn\"" 5, "\"pick\".\"turn\"" 5
+            [path n] {"pick.turn" 5, "value.pick.turn" 5, "\"pick.turn\"" 5, "value.\"pick.turn\"" 5, "\"pick\".\"turn\"" 6, "value.\"pick\".turn" 6
                       "pick.other" 7, "\"a b\"" 8, "value.\"a b\"" 8, "\"a=b\"" 9, "\"q\\\"t\"" 10}]
       (testing path
         (is (= 1 (count (where/rows {:where [(where/condition (str path "=" n))] :fields fields} rows))))

@@ -64,4 +64,4 @@
                       (summary-lines "Map types" (of-feature :map-type))
                       (summary-lines "Flags of element operations" (of-feature :element-flag))
                       (summary-lines "Program types" (of-feature :program-type)))
-       :closing [(str (count rows) " questions were asked; what a map type can do: --where of=hash")]})))
+       :closing [(str (count rows) " questions were asked; what a map type can do: --where 'of=hash'")]})))
