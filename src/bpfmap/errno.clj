@@ -11,11 +11,25 @@
 
 (def ^:private names
   "Source: asm-generic/errno-base.h and errno.h; 524 is in the kernel's internal linux/errno.h."
-  {1 :EPERM 2 :ENOENT 3 :ESRCH 4 :EINTR 5 :EIO 6 :ENXIO 7 :E2BIG 9 :EBADF 10 :ECHILD 11 :EAGAIN
-   12 :ENOMEM 13 :EACCES 14 :EFAULT 16 :EBUSY 17 :EEXIST 18 :EXDEV 19 :ENODEV 20 :ENOTDIR
-   21 :EISDIR 22 :EINVAL 23 :ENFILE 24 :EMFILE 25 :ENOTTY 27 :EFBIG 28 :ENOSPC 30 :EROFS 33 :EDOM
-   34 :ERANGE 35 :EDEADLK 36 :ENAMETOOLONG 38 :ENOSYS 39 :ENOTEMPTY 40 :ELOOP 75 :EOVERFLOW
-   80 :ELIBBAD 88 :ENOTSOCK 91 :EPROTOTYPE 94 :ESOCKTNOSUPPORT 95 :EOPNOTSUPP 110 :ETIMEDOUT 115 :EINPROGRESS 116 :ESTALE 122 :EDQUOT 524 :ENOTSUPP})
+  {1 :EPERM 2 :ENOENT 3 :ESRCH 4 :EINTR 5 :EIO 6 :ENXIO 7 :E2BIG 8 :ENOEXEC 9 :EBADF 10 :ECHILD
+   11 :EAGAIN 12 :ENOMEM 13 :EACCES 14 :EFAULT 15 :ENOTBLK 16 :EBUSY 17 :EEXIST 18 :EXDEV
+   19 :ENODEV 20 :ENOTDIR 21 :EISDIR 22 :EINVAL 23 :ENFILE 24 :EMFILE 25 :ENOTTY 26 :ETXTBSY
+   27 :EFBIG 28 :ENOSPC 29 :ESPIPE 30 :EROFS 31 :EMLINK 32 :EPIPE 33 :EDOM 34 :ERANGE 35 :EDEADLK
+   36 :ENAMETOOLONG 37 :ENOLCK 38 :ENOSYS 39 :ENOTEMPTY 40 :ELOOP 42 :ENOMSG 43 :EIDRM 44 :ECHRNG
+   45 :EL2NSYNC 46 :EL3HLT 47 :EL3RST 48 :ELNRNG 49 :EUNATCH 50 :ENOCSI 51 :EL2HLT 52 :EBADE
+   53 :EBADR 54 :EXFULL 55 :ENOANO 56 :EBADRQC 57 :EBADSLT 59 :EBFONT 60 :ENOSTR 61 :ENODATA
+   62 :ETIME 63 :ENOSR 64 :ENONET 65 :ENOPKG 66 :EREMOTE 67 :ENOLINK 68 :EADV 69 :ESRMNT
+   70 :ECOMM 71 :EPROTO 72 :EMULTIHOP 73 :EDOTDOT 74 :EBADMSG 75 :EOVERFLOW 76 :ENOTUNIQ
+   77 :EBADFD 78 :EREMCHG 79 :ELIBACC 80 :ELIBBAD 81 :ELIBSCN 82 :ELIBMAX 83 :ELIBEXEC 84 :EILSEQ
+   85 :ERESTART 86 :ESTRPIPE 87 :EUSERS 88 :ENOTSOCK 89 :EDESTADDRREQ 90 :EMSGSIZE 91 :EPROTOTYPE
+   92 :ENOPROTOOPT 93 :EPROTONOSUPPORT 94 :ESOCKTNOSUPPORT 95 :EOPNOTSUPP 96 :EPFNOSUPPORT
+   97 :EAFNOSUPPORT 98 :EADDRINUSE 99 :EADDRNOTAVAIL 100 :ENETDOWN 101 :ENETUNREACH
+   102 :ENETRESET 103 :ECONNABORTED 104 :ECONNRESET 105 :ENOBUFS 106 :EISCONN 107 :ENOTCONN
+   108 :ESHUTDOWN 109 :ETOOMANYREFS 110 :ETIMEDOUT 111 :ECONNREFUSED 112 :EHOSTDOWN
+   113 :EHOSTUNREACH 114 :EALREADY 115 :EINPROGRESS 116 :ESTALE 117 :EUCLEAN 118 :ENOTNAM
+   119 :ENAVAIL 120 :EISNAM 121 :EREMOTEIO 122 :EDQUOT 123 :ENOMEDIUM 124 :EMEDIUMTYPE
+   125 :ECANCELED 126 :ENOKEY 127 :EKEYEXPIRED 128 :EKEYREVOKED 129 :EKEYREJECTED 130 :EOWNERDEAD
+   131 :ENOTRECOVERABLE 132 :ERFKILL 133 :EHWPOISON 524 :ENOTSUPP})
 
 (defn errno-name
   "The name of an errno number as a keyword; the number itself where it has none.
@@ -50,7 +64,8 @@
    :perf-event "the descriptor must be of a perf event that programs can write to"
    :cgroup "the directory must be one of a cgroup2 hierarchy"
    :functions (str "give the members that the struct must have (tcp_congestion_ops: a :name, :ssthresh, :undo_cwnd, and :cong_avoid or "
-                   ":cong_control), and of the others that are no functions only those that the kernel takes, nothing in :common; "
+                   ":cong_control), and of the others that are no functions only those that the kernel takes: "
+                   "nothing that counts or links, such as :common, or :refcnt, :state and :list where the struct has them at its top; "
                    "a program is loaded as :struct-ops, with the struct's id in the kernel's BTF as :attach-btf-id and the index "
                    "of its member as :expected-attach-type")
    :task "the descriptor must be a pidfd"
@@ -68,10 +83,34 @@
 (defn- pin-elsewhere [{:keys [path]}]
   (str path " is not on a BPF file system; mount one with `mount -t bpf bpf DIRECTORY` and pin below it"))
 
+(defn- without-bpf-lsm?
+  "Whether the kernel is known to run without the BPF LSM."
+  [{:keys [lsms]}]
+  (and lsms (not (contains? lsms "bpf"))))
+
+(defn- bpf-lsm-hint [{:keys [lsms]}]
+  (str "this kernel runs without the BPF LSM: /sys/kernel/security/lsm has " (str/join ", " (sort lsms))
+       "; boot it with bpf in lsm="))
+
+(defn left-out
+  "Returns why a kernel may lack a map type that is older than it: a hint. `lsms` are the names of its security modules, or nil.
+
+      (left-out :xskmap nil) ;=> \"this kernel is built without it\""
+  [type lsms]
+  (cond
+    (not= :inode-storage type) "this kernel is built without it"
+    (without-bpf-lsm? {:lsms lsms}) (bpf-lsm-hint {:lsms lsms})
+    :else "this kernel is built without it (CONFIG_BPF_LSM)"))
+
 (def ^:private explanations
   "The first row that fits wins. `:errno` and `:op` are sets, absent where any will do;
   `:when` looks at the facts; `:hint` is a text or a function of the facts."
-  [;; ENOENT from Linux 6.14 on, or near it; a process that is none answers ESRCH.
+  [;; Of a thread that leads its process bpfmap has taken a pidfd of the process instead.
+   {:errno #{:EINVAL} :when #(and (:reference %) (:thread? %)) :error :not-supported
+    :hint (fn [{:keys [reference release]}]
+            (str reference " is not the first of its process, and a pidfd of such a thread needs Linux 6.9"
+                 (when release (str ", this is " release)) "; the first thread is {:pid n}"))}
+   ;; ENOENT from Linux 6.14 on, or near it; a process that is none answers ESRCH.
    {:errno #{:EINVAL :ENOENT} :when #(and (:reference %) (= :task (:object %))) :error :not-found
     :hint (fn [{:keys [reference]}] (str reference " is a thread of a process; one thread is {:tid n}, from Linux 6.9 on"))}
    {:errno #{:ENOENT :ESRCH :ENOTDIR} :when :reference :error :not-found
@@ -117,8 +156,9 @@
                    (str "a BPF file system that delegates the creation of maps gives a token for it (Linux 6.9; "
                         "LIBBPF_BPF_TOKEN_PATH says where it is, /sys/fs/bpf unless set)")
                    "run it in the host's")))}
-   {:errno #{:EPERM} :op #{:create :load} :when #(some-> (:release %) (rules/at-least? "5.11") not) :error :permission
-    :hint "kernels before 5.11 charge maps to RLIMIT_MEMLOCK; raise it (ulimit -l unlimited)"}
+   {:errno #{:EPERM} :op #{:create :load} :when (comp rules/charges-memlock? :release) :error :permission
+    :hint (str "kernels before 5.11 charge maps and programs to RLIMIT_MEMLOCK, and this process may not raise it as far as it takes; "
+               "raise it (ulimit -l unlimited), or grant CAP_SYS_RESOURCE")}
    {:errno #{:EPERM :EACCES} :op #{:unpin! :move-pin!} :when (some-fn :removing :from) :error :permission
     :hint (fn [{:keys [path from]}]
             (let [path (or from path)]
@@ -168,6 +208,9 @@
    {:errno #{-1} :op puts :when #(= :functions (stored %)) :error :incompatible :hint (comp wanted stored)}
    {:errno #{:EOPNOTSUPP} :op #{:delete!} :when #(= :functions (stored %)) :error :not-supported
     :hint "a map with the flag :link is registered and unregistered by a link; close the link, or the map if it has none"}
+   ;; Linux 5.10 makes such a map, and answers EBADF for every file.
+   {:errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (without-bpf-lsm? %)) :error :not-supported
+    :hint (fn [facts] (str "inodes have no storage here; " (bpf-lsm-hint facts)))}
    {:errno #{:EBADF :ENOTSOCK} :op elements :when hangs-on :error :invalid-value :hint (comp must-be hangs-on)}
    {:errno #{:EBADF} :op elements :when stored :error :invalid-value :hint (comp must-be stored)}
    ;; What its program is wrong with, the kernel does not say: kernel/bpf/cpumap.c, cpu_map_update_elem.
@@ -176,6 +219,8 @@
                "or there is no memory for the queue")}
    {:errno #{:EOVERFLOW} :op puts :when #(= :cpumap (:type %)) :error :invalid-value
     :hint "the queue of a CPU has at most 16384 places"}
+   {:errno #{:ENOBUFS} :op puts :when #(= :xdp-socket (stored %)) :error :incompatible
+    :hint "an AF_XDP socket must have a receive ring or a transmit ring (setsockopt XDP_RX_RING, XDP_TX_RING)"}
    {:errno #{:EBUSY} :op puts :when #(= :socket (stored %)) :error :busy :hint "the socket is in this map, or another of its kind, already"}
    {:errno #{:EINVAL :EOPNOTSUPP :ENOTSUPP :EPROTOTYPE :ESOCKTNOSUPPORT :ENOTSOCK :ENODEV} :op puts :when stored :error :incompatible
     :hint (comp wanted stored)}
@@ -210,6 +255,9 @@
     :hint "a stack has at most as many frames as the sysctl kernel.perf_event_max_stack says, 127 unless it was changed"}
    {:errno #{:EINVAL} :op #{:create} :when :numa-node :error :invalid-spec
     :hint (fn [{:keys [numa-node]}] (str "this machine may have no node " numa-node "; /sys/devices/system/node/online says which it has"))}
+   {:errno #{:ENOTSUPP} :op #{:create} :when #(= :struct-ops (:type %)) :error :not-supported
+    :hint (str "this kernel's programs cannot implement that struct; Linux 5.10 has none before it has read its own BTF, "
+               "which it does when the first program is loaded")}
    {:errno #{:EINVAL :ENOTSUPP :EOPNOTSUPP} :op #{:create} :error :invalid-spec
     :hint "the spec breaks a rule of its map type that bpfmap does not know of"}
    {:op #{:load-btf} :errno #{:EINVAL :E2BIG :ENOTSUPP :EOPNOTSUPP} :error :invalid-value
@@ -232,9 +280,10 @@
   "Says what an errno means, given the facts: `{:bpfmap/error kind :bpfmap/hint text}`.
 
   Facts, all optional but `:op`: `:type :max-entries :numa-node :frozen? :access :path
-  :bpffs? :directory? :alternative :unsupported` of the object, `:object` (its kind, `:map`
+  :bpffs? :directory? :alternative :unsupported :thread?` of the object, `:object` (its kind, `:map`
   unless it is `:program` or `:link`), `:missing` (names of
-  capabilities the thread lacks), `:user-namespace?`, `:unprivileged-bpf-disabled`, `:release`.
+  capabilities the thread lacks), `:user-namespace?`, `:unprivileged-bpf-disabled`, `:release`, `:lsms` (the names of the
+  kernel's security modules).
 
       (:bpfmap/error (explain 7 {:op :put! :type :hash :max-entries 10})) ;=> :map-full"
   [code facts]

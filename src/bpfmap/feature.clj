@@ -17,7 +17,8 @@
   | all of these but the helpers                   | [[report]]        |
 
   What is unknown by name may be asked for by the kernel's number. Any other argument throws `:invalid-value`."
-  (:require [bpfmap.error :as error]
+  (:require [bpfmap.errno :as errno]
+            [bpfmap.error :as error]
             [bpfmap.impl.probe.maps :as probe.maps]
             [bpfmap.impl.probe.progs :as probe.progs]
             [bpfmap.impl.sys :as sys]
@@ -229,6 +230,12 @@
 (defn- since [row]
   (if row (str ", which came with Linux " (:since row)) ", which bpfmap does not know either"))
 
+(defn- lacks-type [type release]
+  (let [row (rules/types type)]
+    (str "this kernel (" release ") has no map type " type (since row)
+         (when (and row release (rules/at-least? release (:since row)))
+           (str "; " (errno/left-out type (sys/security-modules)))))))
+
 (defn unsupported
   "What this kernel lacks of a completed spec that it answered with EINVAL, as a hint; nil when nothing is known to be lacking."
   [{:keys [type flags]}]
@@ -236,7 +243,7 @@
         lacking (filter #(false? (:supported? (map-flag type %))) flags)]
     (cond
       (false? (:supported? (map-type type)))
-      (str "this kernel (" release ") has no map type " type (since (rules/types type)))
+      (lacks-type type release)
       (seq lacking)
       (str "this kernel (" release ") does not take "
            (str/join "; nor " (map #(str % " on " type " maps" (since (rules/flags %))) lacking))))))

@@ -242,3 +242,10 @@
   [release version]
   (let [numbers (fn [s] (mapv parse-long (re-seq #"\d+" (first (re-find #"^(\d+(\.\d+)?)" s)))))]
     (not (neg? (compare (numbers release) (numbers version))))))
+
+(defn charges-memlock?
+  "Returns true if a kernel release charges maps and programs to RLIMIT_MEMLOCK, as those before 5.11 do.
+
+      (charges-memlock? \"5.10.0-32-amd64\") ;=> true"
+  [release]
+  (boolean (some-> release (at-least? "5.11") not)))

@@ -1,5 +1,6 @@
 (ns bpfmap.errno-test
   (:require [bpfmap.errno :as errno]
+            [bpfmap.fixture :as fixture]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is]]))
 
@@ -8,6 +9,19 @@
 (deftest names
   (are [code name] (= name (errno/errno-name code))
     1 :EPERM 7 :E2BIG 524 :ENOTSUPP 9999 9999))
+
+(deftest every-errno-of-the-c-library-has-its-name
+  (let [names (remove #{:ENOTSUPP} (filter keyword? (map errno/errno-name (range 1 600))))]
+    (is (= (concat (remove #{41 58} (range 1 134)) [524]) (filter #(keyword? (errno/errno-name %)) (range 1 600))))
+    (when-let [values (fixture/c-values ["errno.h"] (map name names))]
+      (is (= values (into {} (map (juxt (comp name errno/errno-name) identity)) (remove #{41 58} (range 1 134))))))))
+
+(deftest a-type-older-than-the-kernel-is-missing-because-it-was-left-out
+  (are [words type lsms] (str/includes? (errno/left-out type lsms) words)
+    "this kernel is built without it" :xskmap nil
+    "built without it (CONFIG_BPF_LSM)" :inode-storage nil
+    "built without it (CONFIG_BPF_LSM)" :inode-storage #{"bpf"}
+    "runs without the BPF LSM: /sys/kernel/security/lsm has lockdown, yama" :inode-storage #{"yama" "lockdown"}))
 
 (def ^:private ok {:release "6.18.44" :missing nil :unprivileged-bpf-disabled 2})
 
@@ -22,7 +36,7 @@
     1 {:op :load :missing ["CAP_BPF" "CAP_PERFMON"]} :permission "loading a program needs CAP_BPF and CAP_PERFMON"
     1 {:op :create :user-namespace? true} :permission "LIBBPF_BPF_TOKEN_PATH says where it is"
     1 {:op :list :user-namespace? true} :permission "is in a user namespace, as of a container"
-    1 {:op :create :release "5.4.0"} :permission "RLIMIT_MEMLOCK"
+    1 {:op :create :release "5.4.0"} :permission "RLIMIT_MEMLOCK, and this process may not raise it"
     1 {:op :create :release "5.11.0"} :permission "security module"
     1 {:op :pin! :path "/tmp/x" :bpffs? false} :not-bpffs "/tmp/x is not on a BPF file system"
     2 {:op :pin! :path "/sys/fs/bpf/x" :bpffs? false :directory? true} :not-bpffs "mount one with `mount -t bpf bpf DIRECTORY`"
@@ -34,9 +48,20 @@
     28 {:op :put! :type :lpm-trie :max-entries 4} :map-full "holds its 4 entries"
     3 {:op :put! :reference "process 7"} :not-found "there is no process 7 (any more)"
     22 {:op :put! :reference "process 7" :object :task} :not-found "one thread is {:tid n}, from Linux 6.9 on"
+    22 {:op :put! :reference "thread 7" :object :task :thread? true :release "6.1.0"} :not-supported
+    "thread 7 is not the first of its process, and a pidfd of such a thread needs Linux 6.9, this is 6.1.0"
+    3 {:op :put! :reference "thread 7" :object :task :thread? true :release "6.1.0"} :not-found "there is no thread 7 (any more)"
     9 {:op :put! :reference "descriptor 3 of process 7"} :not-found "there is no descriptor 3 of process 7"
     1 {:op :put! :reference "descriptor 3 of process 7"} :permission "may not open descriptor 3 of process 7; an id takes"
     9 {:op :lookup :type :task-storage} :invalid-value "must be a pidfd"
+    9 {:op :put! :type :inode-storage} :invalid-value "must be of a file"
+    9 {:op :put! :type :inode-storage :lsms #{"lockdown" "bpf"}} :invalid-value "must be of a file"
+    9 {:op :put! :type :inode-storage :lsms #{"lockdown" "yama"}} :not-supported "without the BPF LSM: /sys/kernel/security/lsm has lockdown, yama; boot it with bpf in lsm="
+    105 {:op :put! :type :xskmap} :incompatible "an AF_XDP socket must have a receive ring"
+    524 {:op :create :type :struct-ops} :not-supported "when the first program is loaded"
+    524 {:op :take! :type :stack-trace :release "6.12.4"} :not-supported "it needs Linux 6.18, this is 6.12.4"
+    524 {:op :drain! :type :stack-trace :release "6.1.0"} :not-supported "it needs Linux 6.18, this is 6.1.0"
+    22 {:op :list :release "4.9.0"} :not-supported "it needs Linux 4.13, this is 4.9.0"
     9 {:op :put! :type :cgroup-array} :invalid-value "one of a cgroup2 hierarchy"
     16 {:op :put! :type :sockmap} :busy "the socket is in this map"
     22 {:op :put! :type :hash-of-maps} :incompatible "a map like the :inner-map of the spec"

@@ -22,7 +22,8 @@
 (defn skip!
   "Records that the running test is skipped, and why."
   [reason]
-  (swap! skips assoc (first t/*testing-vars*) reason)
+  (swap! skips update (first t/*testing-vars*)
+         #(if (and % (not (str/includes? % reason))) (str % "; " reason) (or % reason)))
   nil)
 
 (defn kernel-missing
@@ -33,12 +34,15 @@
         (str "without " (str/join ", " missing) " (run as root)"))))
 
 (defmacro kernel-test
-  "A deftest that needs the kernel; skipped, with the reason, where it cannot be used."
+  "A deftest that needs the kernel; skipped, with the reason, where it cannot be used. Metadata of the name, `:needs`, has rows of
+  `bpfmap.since`: without what one of them names it is skipped too."
   [name & body]
-  `(t/deftest ~name
-     (if-let [missing# (kernel-missing)]
-       (skip! missing#)
-       (do ~@body))))
+  (let [needs (:needs (meta name))]
+    `(t/deftest ~(vary-meta name dissoc :needs)
+       (if-let [missing# (or (kernel-missing)
+                             ~@(when needs [`(apply (requiring-resolve 'bpfmap.since/lacking) ~needs)]))]
+         (skip! missing#)
+         (do ~@body)))))
 
 ;; --- libraries that may be missing
 

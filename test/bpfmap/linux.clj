@@ -5,7 +5,7 @@
   (:require [bpfmap.codec :as codec]
             [bpfmap.errno :as errno]
             [bpfmap.fixture :as fixture])
-  (:import (bpfmap.sys Bytes Codec)
+  (:import (bpfmap.sys Abi Bytes Codec)
            (java.io Closeable)
            (java.lang.foreign Arena FunctionDescriptor Linker Linker$Option MemoryLayout MemorySegment ValueLayout)
            (java.lang.invoke MethodHandle)))
@@ -21,7 +21,7 @@
 (def constants
   "Expressions of C to their values, the same on all these processors."
   {"AF_INET" 2, "AF_UNIX" 1, "AF_XDP" 44, "SOCK_STREAM" 1, "SOCK_DGRAM" 2, "SOCK_RAW" 3, "SOCK_CLOEXEC" 02000000
-   "SOL_SOCKET" 1, "SO_REUSEPORT" 15
+   "SOL_SOCKET" 1, "SO_REUSEPORT" 15, "SOL_XDP" 283, "XDP_RX_RING" 2, "XDP_TX_RING" 3
    "PROT_READ" 1, "MAP_SHARED" 1
    "AT_FDCWD" -100, "O_RDONLY" 0, "O_CLOEXEC" 02000000
    "PERF_TYPE_SOFTWARE" 1, "PERF_COUNT_SW_BPF_OUTPUT" 10, "PERF_SAMPLE_RAW" 1024, "PERF_FLAG_FD_CLOEXEC" 8
@@ -106,24 +106,26 @@
 ;; --- kernels that lack something
 
 (defn- refusing
-  "The code of a seccomp filter, as `[code jt jf k]`, that answers commands of bpf(2) as `rules` say."
+  "The code of a seccomp filter, as `[code jt jf k]`, that answers system calls as `rules` say."
   [rules]
   (let [load 0x20, jump-if-equal 0x15, jump-if-greater 0x25, return 0x06
-        argument #(+ (constant "offsetof(struct seccomp_data, args)") (* 8 (long %)))
-        of-rule (fn [{:keys [command longer-than errno]}]
-                  (let [tail (concat (when longer-than [[load 0 0 (argument 2)] [jump-if-greater 0 1 longer-than]])
-                                     [[return 0 0 (bit-or (long (constant "SECCOMP_RET_ERRNO")) (long errno))]])]
-                    (concat [[load 0 0 (argument 0)] [jump-if-equal 0 (count tail) command]] tail)))
-        body (mapcat of-rule rules)]
-    (concat [[load 0 0 (constant "offsetof(struct seccomp_data, nr)")] [jump-if-equal 0 (count body) bpfmap.sys.Abi/SYS_BPF]]
-            body
-            [[return 0 0 (constant "SECCOMP_RET_ALLOW")]])))
+        word #(vector load 0 0 %)
+        argument #(word (+ (long (constant "offsetof(struct seccomp_data, args)")) (* 8 (long %))))
+        of-rule (fn [{:keys [call arguments longer-than errno]}]
+                  (let [tests (concat [[(word (constant "offsetof(struct seccomp_data, nr)")) jump-if-equal (or call Abi/SYS_BPF)]]
+                                      (for [[i x] arguments] [(argument i) jump-if-equal x])
+                                      (when longer-than [[(argument 2) jump-if-greater longer-than]]))
+                        end (* 2 (count tests))]
+                    (concat (mapcat (fn [i [load test k]] [load [test 0 (- end (* 2 (long i)) 1) k]]) (range) tests)
+                            [[return 0 0 (bit-or (long (constant "SECCOMP_RET_ERRNO")) (long errno))]])))]
+    (concat (mapcat of-rule rules) [[return 0 0 (constant "SECCOMP_RET_ALLOW")]])))
 
 (defn on-a-kernel-that-refuses
-  "Calls f on a thread of its own on which the kernel refuses commands of bpf(2), and returns what it returns.
+  "Calls f on a thread of its own on which the kernel refuses system calls, and returns what it returns.
 
-  `rules` are maps of a `:command`, the number of an `:errno`, and, where only a longer `union bpf_attr` is refused, as one
-  with a field that the kernel does not know is, `:longer-than`, in bytes. A seccomp filter answers in the kernel's place."
+  `rules` are maps of the number of an `:errno` and what it is the answer to: `:arguments`, the lower halves of arguments by
+  their index, of the `:call` with a number, bpf(2) unless that is given; and `:longer-than`, where only a longer `union bpf_attr` is
+  refused, as one with a field is that the kernel does not know. A seccomp filter answers in the kernel's place."
   [rules f]
   (let [code (refusing rules)
         result (promise)]

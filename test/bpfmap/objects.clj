@@ -91,9 +91,14 @@
     (of-number fd :port (port-of fd))))
 
 (defn xdp-socket
-  "An AF_XDP socket: `{:fd}`. An XSKMAP takes it as it is, without memory, rings or an interface."
-  ^java.io.Closeable []
-  (of-number (socket "AF_XDP" "SOCK_RAW")))
+  "An AF_XDP socket with a receive ring, or with the rings given: `{:fd}`. An XSKMAP takes it without memory and without an interface."
+  (^java.io.Closeable [] (xdp-socket ["XDP_RX_RING"]))
+  (^java.io.Closeable [rings]
+   (let [fd (socket "AF_XDP" "SOCK_RAW")]
+     (linux/or-close fd
+       (doseq [ring rings]
+         (call "setsockopt" fd (constant "SOL_XDP") (constant ring) (pack :u32 64) 4))
+       (of-number fd)))))
 
 ;; --- perf events
 

@@ -19,7 +19,7 @@
   (let [ours (merge linux/constants
                     (update-keys (update-vals linux/numbers (if (fixture/x86-64?) first second)) #(str "__NR_" %)))
         header (fixture/c-values ["sys/socket.h" "sys/syscall.h" "sys/mman.h" "fcntl.h" "linux/perf_event.h" "linux/bpf.h"
-                                  "sys/prctl.h" "linux/seccomp.h"]
+                                  "sys/prctl.h" "linux/seccomp.h" "linux/if_xdp.h"]
                                  (keys ours))]
     (if header
       (is (= ours header))
@@ -119,7 +119,7 @@
               listener (objects/tcp-listener)]
     (is (= :EINVAL (put m 0 (:fd listener))) "without SO_REUSEPORT")))
 
-(kernel-test an-xskmap-takes-any-af-xdp-socket-and-is-never-read
+(kernel-test an-xskmap-takes-af-xdp-sockets-and-is-never-read
   (with-open [m (create :xskmap)
               one (objects/xdp-socket)
               other (objects/xdp-socket)

@@ -31,6 +31,7 @@ public final class Abi {
     /** Since Linux 5.6; the number is that of every processor. */
     public static final long SYS_PIDFD_GETFD = 438;
     public static final long SYS_GETDENTS64 = number(217, 61);
+    public static final long SYS_PRLIMIT64 = number(302, 261);
     public static final long SYS_READLINKAT = number(267, 78);
     public static final long SYS_RENAMEAT2 = number(316, 276);
     public static final long SYS_STATFS = number(137, 43);
@@ -45,6 +46,7 @@ public final class Abi {
 
     public static final int EPERM = 1;
     public static final int ENOENT = 2;
+    public static final int ESRCH = 3;
     public static final int EINTR = 4;
     public static final int E2BIG = 7;
     public static final int EAGAIN = 11;

@@ -82,11 +82,14 @@
 
 (defn- create-bare
   "Creates a map from a completed spec and returns `{:fd :untyped}`: nothing is in it yet."
-  [{:keys [name inner-map token] :as spec} facts]
-  (let [template (some-> inner-map (assoc :token token) (create-bare facts) :fd)]
+  [{:keys [name inner-map token struct-ops] :as spec} facts]
+  (let [template (some-> inner-map (assoc :token token) (create-bare facts) :fd)
+        create #(typing/create-with-btf (assoc spec :name (spec/kernel-name name) :whole-name name :inner-map template)
+                                        (assoc facts :unsupported (delay ((requiring-resolve 'bpfmap.feature/unsupported) spec))))]
     (try
-      (typing/create-with-btf (assoc spec :name (spec/kernel-name name) :whole-name name :inner-map template)
-                              (assoc facts :unsupported (delay ((requiring-resolve 'bpfmap.feature/unsupported) spec))))
+      (if struct-ops
+        (struct-ops/reading-kernel-btf create facts)
+        (create))
       (finally (some-> template sys/close)))))
 
 (def ^:private access-of-flags

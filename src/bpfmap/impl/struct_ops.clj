@@ -7,6 +7,7 @@
             [bpfmap.error :as error]
             [bpfmap.impl.kernel-types :as kernel-types]
             [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.probes :as probes]
             [bpfmap.spec.check :as check]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)))
@@ -64,3 +65,19 @@
     (let [b (kernel-types/kernel (:op facts))]
       {:value (btf/type-of b btf-vmlinux-value-type-id)
        :struct-ops (implemented b btf-vmlinux-value-type-id)})))
+
+(def ^:private two-instructions
+  "r0 = 0; exit, as bytes: little-endian, as the processors that bpfmap knows are."
+  (byte-array (map unchecked-byte [0xb7 0 0 0 0 0 0 0, 0x95 0 0 0 0 0 0 0])))
+
+(defn reading-kernel-btf
+  "Calls `create`, which creates a map of the type. Where the kernel answers ENOTSUPP, a program is loaded, closed, and `create` called
+  again: Linux 5.10 reads its own BTF with the first program, and has no structs until then."
+  [create facts]
+  (try
+    (create)
+    (catch ExceptionInfo e
+      (if (and (= :ENOTSUPP (:bpfmap/errno (ex-data e)))
+               (nat-int? (:outcome (probes/load-program {:type 1 :insns two-instructions} facts)))) ; a socket filter
+        (create)
+        (throw e)))))

@@ -8,7 +8,7 @@
             [bpfmap.impl.sys.paths :as paths]
             [bpfmap.impl.sys.procfs :as procfs]
             [bpfmap.rules :as rules])
-  (:import (bpfmap.sys Abi Attr Bytes ClosedFdException Cpus Descriptors Fd Native)
+  (:import (bpfmap.sys Abi Attr Bytes ClosedFdException Cpus Descriptors Fd MemlockLimit Native)
            (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
@@ -47,12 +47,13 @@
 
 (defn- circumstances
   "What the process and the kernel are like, as far as it can explain a failed operation."
-  [{:keys [op path fd]}]
+  [{:keys [op path fd type]}]
   {:release (procfs/kernel-release)
    :missing (when-not path ; a path is a matter of file modes
               (seq (procfs/missing-capabilities (needed-capabilities op))))
    :user-namespace? (procfs/user-namespace?)
    :unprivileged-bpf-disabled (procfs/unprivileged-bpf-disabled)
+   :lsms (when (= :inode-storage type) (procfs/security-modules))
    :bpffs? (when path (bpffs? path))
    :directory? (when path (some-> (paths/parent path) paths/directory?))
    :frozen? (when fd (= "1" (get (fdinfo fd) "frozen")))})
@@ -94,6 +95,22 @@
 
 ;; --- one command
 
+(def ^:private charged
+  "The commands that kernels before 5.11 refuse with EPERM when RLIMIT_MEMLOCK is reached."
+  #{Abi/BPF_MAP_CREATE Abi/BPF_PROG_LOAD})
+
+(defn- call
+  "Makes the call. One that RLIMIT_MEMLOCK may have refused is made again once the limit is raised: a process of the JVM cannot
+  be told to raise it itself, and libbpf does the same."
+  [^Attr attr number]
+  (let [outcome (.call attr (int number))]
+    (if (and (== outcome (- Abi/EPERM))
+             (charged number)
+             (rules/charges-memlock? (procfs/kernel-release)))
+      (do (MemlockLimit/raise)
+          (.call attr (int number)))
+      outcome)))
+
 (defn command
   "Makes one call of bpf(2): `fill` sets the fields of an attribute, `result` reads the outcome from the call's
   number, the attribute, and what fill returned. A negated errno in `expected` counts as an outcome too."
@@ -102,7 +119,7 @@
    (try
      (with-open [attr (Attr.)]
        (let [filled (fill attr)
-             outcome (.call attr (int number))]
+             outcome (long (call attr number))]
          (if (and (neg? outcome) (not (expected outcome)))
            (throw (failure what outcome facts))
            (result outcome attr filled))))
@@ -155,12 +172,23 @@
   ^Fd [path directory? facts]
   (owned (Descriptors/open (paths/bytes-of path) (boolean directory?)) (str "Opening " (paths/printed path)) (assoc facts :reference (paths/printed path))))
 
+(defn- pidfd-of
+  "The number of a pidfd, or the negated errno. Before Linux 6.9 there is none of a thread: of the one that leads its process, one of
+  the process stands for it, as it does for the kernel's storages."
+  [pid thread?]
+  (let [outcome (Descriptors/pidfd (int pid) (boolean thread?))]
+    (if (and thread? (= outcome (- Abi/EINVAL)))
+      (let [of-process (Descriptors/pidfd (int pid) false)]
+        ;; What is no leader answers EINVAL, and ENOENT on later kernels; what is gone ESRCH.
+        (if (or (nat-int? of-process) (= of-process (- Abi/ESRCH))) of-process outcome))
+      outcome)))
+
 (defn pidfd
   "Opens a descriptor of a process, or of a single thread."
   ^Fd [pid thread? facts]
   (let [what (str (if thread? "thread " "process ") pid)]
-    (owned (Descriptors/pidfd (int pid) (boolean thread?)) (str "Opening " what)
-           (assoc facts :reference what :object :task))))
+    (owned (pidfd-of pid thread?) (str "Opening " what)
+           (assoc facts :reference what :object :task :thread? (boolean thread?)))))
 
 (defn descriptor-of-process
   "Duplicates a descriptor of another process."
@@ -216,6 +244,11 @@
   "The kernel's release as `uname -r` prints it; nil where that cannot be read."
   []
   (procfs/kernel-release))
+
+(defn security-modules
+  "The names of the kernel's active security modules as a set; nil where they cannot be read."
+  []
+  (procfs/security-modules))
 
 (def ^:private remembered-page-size (delay (procfs/page-size)))
 

@@ -3,8 +3,8 @@
 
   Sources: the numbers and first releases are those of the UAPI header
   `linux/bpf.h` and of the kernel's history. What sizes, flags and operations a
-  type takes was measured with system calls on Linux 6.18; of `:insn-array` and
-  `:rhash`, which that kernel lacks, it is what later sources say."
+  type takes was measured with system calls on Linux 6.18, and of `:insn-array` and
+  `:rhash`, which that kernel lacks, on 7.2."
   (:require [clojure.set :as set]))
 
 (set! *warn-on-reflection* true)
@@ -309,13 +309,13 @@
                   :mmap :mmapable :extra "the address at which it is mapped"})
 
    :insn-array
-   (merge index {:number 34 :since "6.19" :btf :none :flags #{} :full #{:E2BIG} :every-index? true
+   (merge index {:number 34 :since "6.19" :btf :none :flags #{} :added #{:rdonly-prog} :full #{:E2BIG} :every-index? true :not-inside? true
                  :freeze? true ; a program takes only one that is frozen: bpf_insn_array_init in kernel/bpf/bpf_insn_array.c
                  :values {16 [:struct [:orig-off :u32] [:xlated-off :u32] [:jitted-off :u32] [:pad :u32]]}
                  :ops (into reading any-way)
                  :instead always-there})
 
    :rhash
-   (merge hash-row {:number 35 :since "7.2" :key-size [1 65535] :max-entries [1 0x80000000]
+   (merge hash-row {:number 35 :since "7.2" :key-size [1 65535] :max-entries [1 0x80000000] :lock? true
                     :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
                     :extra "how many entries to make room for at first, at most 65535" :most-extra 65535})})

@@ -10,7 +10,7 @@
             [bpfmap.programs :as programs]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
-  (:import (bpfmap.sys Elements)
+  (:import (bpfmap.sys Abi Elements)
            (java.io Closeable)
            (java.lang ProcessHandle)))
 
@@ -223,6 +223,29 @@
   (bpf/create {:type type :value :u64 :flags #{:no-prealloc}}))
 
 (def ^:private this-pid (.pid (ProcessHandle/current)))
+
+;; A filter refuses the flag as kernels before 6.9 do.
+(kernel-test a-thread-before-linux-6-9-is-named-by-its-process-or-refused-with-the-release
+  (let [ready (promise)
+        done (promise)
+        thread (fixture/thread #(do (deliver ready (linux/call "gettid")) @done))
+        worker (deref ready 10000 nil)]
+    (try
+      (linux/on-a-kernel-that-refuses
+       [{:call Abi/SYS_PIDFD_OPEN :arguments {1 0200} :errno 22}]
+       (fn []
+         (with-open [m (storage :task-storage)
+                     ^Closeable child (objects/child-process)]
+           (doseq [pid [this-pid (:pid child)]]
+             (is (true? (bpf/insert! m {:tid pid} 1)) "the thread that leads its process")
+             (is (= 1 (m {:pid pid}) (m pid))))
+           (is (= [:not-supported :EINVAL] ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/put! m {:tid worker} 1)))))
+           (is (str/includes? (:message (error-of (bpf/put! m {:tid worker} 1)))
+                              (str "thread " worker " is not the first of its process, and a pidfd of such a thread needs Linux 6.9, this is ")))
+           (is (str/includes? (:message (error-of (bpf/put! m {:tid 0x7ffffff0} 1))) "there is no thread 2147483632 (any more)")))))
+      (finally
+        (deliver done true)
+        (fixture/join thread)))))
 
 (kernel-test e10-an-object-is-named-in-every-way-that-makes-sense-for-it
   (doseq [[type make make-other ways]

@@ -101,7 +101,7 @@
                                        (and (= [error :put!] [found op]) (str/includes? message words)))
             0 {:data {:name name}} :incompatible "tcp_congestion_ops: a :name, :ssthresh, :undo_cwnd"
             0 (assoc-in value [:data :init] ssthresh) :incompatible "the index of its member as :expected-attach-type"
-            0 (assoc value :common {:state 1}) :incompatible "nothing in :common"
+            0 (assoc value :common {:state 1}) :incompatible "nothing that counts or links, such as :common"
             0 (assoc-in value [:data :owner] 1) :incompatible "only those that the kernel takes"
             1 value :out-of-range "from 0 to 0"
             0 (assoc-in value [:data :init] 7) :invalid-value "[:value :data :init]: 7 is no reference of this kind: it takes a loaded program"

@@ -28,7 +28,7 @@
 
   Besides the keys of a spec: `:needs`, what must be made first; `:known-by`, errno values that only a kernel with the
   type gives; `:key` and `:value`, what an operation is tried with where 0 would not do: a number in the
-  first four bytes."
+  first four bytes. `:max-entries` may be a function, of what this machine is like."
   {:prog-array {:value nobodys}
    :perf-event-array {:value nobodys}
    :stack-trace {:value-size 8}
@@ -49,11 +49,11 @@
    ;; Its value is a struct of the kernel's. The kernel answers ENOTSUPP to the id of a type that is no such
    ;; struct (kernel/bpf/bpf_struct_ops.c), and E2BIG before 5.6, when the attribute had no field for it.
    :struct-ops {:value-type 1 :known-by #{:ENOTSUPP} :unknown-by #{:E2BIG}}
-   :ringbuf {:key-size 0 :value-size 0 :max-entries 4096}
+   :ringbuf {:key-size 0 :value-size 0 :max-entries sys/page-size}
    :inode-storage local-storage
    :task-storage local-storage
    :bloom-filter {:key-size 0}
-   :user-ringbuf {:key-size 0 :value-size 0 :max-entries 4096}
+   :user-ringbuf {:key-size 0 :value-size 0 :max-entries sys/page-size}
    :cgrp-storage local-storage
    :arena {:key-size 0 :value-size 0 :flags #{:mmapable}}
    :insn-array {:value-size 16}
@@ -71,6 +71,7 @@
   (let [spec (merge {:key-size 4 :value-size 4 :max-entries 1 :flags #{} :known-by #{} :unknown-by #{}}
                     (smallest type)
                     {:type type})
+        spec (update spec :max-entries #(if (fn? %) (%) %))
         {:keys [known-by] :as companion} (companions flag)]
     (-> (merge spec (dissoc companion :known-by))
         (update :known-by into known-by)

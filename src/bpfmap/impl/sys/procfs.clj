@@ -194,6 +194,13 @@
   []
   (some-> (read-file "/proc/sys/kernel/osrelease") str/trim))
 
+(defn security-modules
+  "The names of the kernel's active security modules as a set; nil where they cannot be read: securityfs need not be mounted.
+
+      (security-modules) ;=> #{\"capability\" \"lockdown\" \"bpf\"}"
+  []
+  (some-> (read-file "/sys/kernel/security/lsm") str/trim not-empty (str/split #",") set))
+
 (def ^:private first-user-namespace
   "PROC_USER_INIT_INO of include/linux/proc_ns.h."
   "user:[4026531837]")

@@ -63,12 +63,12 @@
 
 (def ^:private before-4-13
   "What Linux 4.12 refuses: infos, BTF, and names of maps, which lie behind the fields that it has."
-  [{:command Abi/BPF_OBJ_GET_INFO_BY_FD :errno 22}
-   {:command Abi/BPF_BTF_LOAD :errno 22}
-   {:command Abi/BPF_MAP_GET_FD_BY_ID :errno 22}
-   {:command Abi/BPF_MAP_GET_NEXT_ID :errno 22}
-   {:command Abi/BPF_MAP_CREATE :longer-than Abi/MAP_CREATE_MAP_NAME :errno 7}
-   {:command Abi/BPF_PROG_LOAD :longer-than Abi/PROG_LOAD_PROG_NAME :errno 7}])
+  [{:arguments {0 Abi/BPF_OBJ_GET_INFO_BY_FD} :errno 22}
+   {:arguments {0 Abi/BPF_BTF_LOAD} :errno 22}
+   {:arguments {0 Abi/BPF_MAP_GET_FD_BY_ID} :errno 22}
+   {:arguments {0 Abi/BPF_MAP_GET_NEXT_ID} :errno 22}
+   {:arguments {0 Abi/BPF_MAP_CREATE} :longer-than Abi/MAP_CREATE_MAP_NAME :errno 7}
+   {:arguments {0 Abi/BPF_PROG_LOAD} :longer-than Abi/PROG_LOAD_PROG_NAME :errno 7}])
 
 (def ^:private spec {:name "oldest" :type :hash :key :u32 :value :u64 :max-entries 3 :contents {1 10}})
 

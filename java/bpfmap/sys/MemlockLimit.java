@@ -1,0 +1,50 @@
+package bpfmap.sys;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+
+/**
+ * This process's limit of locked memory, RLIMIT_MEMLOCK. Kernels before 5.11 charge maps and programs to it, and refuse
+ * with EPERM what goes beyond it; later ones charge the memory cgroup.
+ */
+public final class MemlockLimit {
+    private MemlockLimit() {}
+
+    private static final int RLIMIT_MEMLOCK = 8; // asm-generic/resource.h
+    private static final long RLIM_INFINITY = -1; // asm-generic/resource.h, unsigned
+    private static final long SIZE = 16; // struct rlimit64 of linux/resource.h: the soft and the hard limit
+
+    /**
+     * Raises the limit: to infinity, which takes CAP_SYS_RESOURCE unless it is the hard limit, or else to the hard limit.
+     *
+     * @return whether there is no limit now
+     */
+    public static boolean raise() {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment limit = arena.allocate(SIZE, 8);
+            if (call(MemorySegment.NULL, limit) < 0) {
+                return false;
+            }
+            long soft = Bytes.get64(limit, 0, false);
+            long hard = Bytes.get64(limit, 8, false);
+            if (soft == RLIM_INFINITY || set(limit, RLIM_INFINITY, RLIM_INFINITY)) {
+                return true;
+            }
+            if (soft != hard) {
+                set(limit, hard, hard);
+            }
+            return hard == RLIM_INFINITY;
+        }
+    }
+
+    private static boolean set(MemorySegment limit, long soft, long hard) {
+        Bytes.put64(limit, 0, soft, false);
+        Bytes.put64(limit, 8, hard, false);
+        return call(limit, MemorySegment.NULL) == 0;
+    }
+
+    /** Writes the limit where a new one is given, and reads it where there is room for the old one. */
+    private static long call(MemorySegment newLimit, MemorySegment oldLimit) {
+        return Native.syscall(Abi.SYS_PRLIMIT64, 0, RLIMIT_MEMLOCK, newLimit.address(), oldLimit.address(), 0);
+    }
+}

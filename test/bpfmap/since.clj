@@ -1,0 +1,82 @@
+(ns bpfmap.since
+  "Since when a kernel has what a test uses, as rows, and skips that name the row that let them.
+
+  | row                       | what is asked                                                          |
+  |---------------------------|------------------------------------------------------------------------|
+  | `[:map-type type]`        | `:since` of `bpfmap.rules/types`                                        |
+  | `[:flag flag]`            | `:since` of `bpfmap.rules/flags`                                        |
+  | `[:element-flag flag]`    | `:since` of `bpfmap.rules/element-flags`                                |
+  | `[:operation type op]`    | `bpfmap.rules/since`, and the type's own                                |
+  | `[:conditional type]`     | `bpfmap.feature/conditional-write`: stable releases have the fix of 6.13 |
+  | `[:batch type what]`      | `:batch-since` of the type's row                                        |
+  | `[:kernel name]`          | [[kernel]]                                                              |
+  | `[:lsm name]`             | the active security modules                                             |"
+  (:require [bpfmap.feature :as feature]
+            [bpfmap.fixture :as fixture]
+            [bpfmap.impl.sys :as sys]
+            [bpfmap.rules :as rules]
+            [clojure.java.io :as io]
+            [clojure.string :as str]))
+
+(set! *warn-on-reflection* true)
+
+(def kernel
+  "What kernels came to have and the library has no row for: the first release."
+  {:vmlinux-btf-object "5.11"})
+
+(defn- newest [versions]
+  (reduce (fn [a b] (if (rules/at-least? a b) a b)) "0" (remove nil? versions)))
+
+(defn since
+  "The first release that has what a row names."
+  [[table a b]]
+  (or (case table
+        :map-type (:since (rules/types a))
+        :flag (:since (rules/flags a))
+        :element-flag (:since (rules/element-flags a))
+        :operation (newest [(:since (rules/types a)) (rules/since a b)])
+        :conditional (:conditional-since (rules/types a))
+        :batch (newest [(:since (rules/types a)) (get-in rules/types [a :batch-since b])])
+        :kernel (kernel a))
+      (throw (ex-info "no such row" {:row [table a b]}))))
+
+(def ^:private security-modules
+  "The active security modules; securityfs is mounted for it where it is not."
+  (delay
+    (or (sys/security-modules)
+        (let [dir (fixture/temporary-directory)]
+          (try
+            (when (zero? (long (:exit (fixture/run ["mount" "-t" "securityfs" "securityfs" (str dir)]))))
+              (try
+                (set (str/split (str/trim (:out (fixture/run ["cat" (str dir "/lsm")]))) #","))
+                (finally (fixture/run ["umount" (str dir)]))))
+            (finally (io/delete-file dir true)))))))
+
+(defn- lacks
+  "Why this kernel lacks what a row names; nil if it has it."
+  [[table a :as row]]
+  (let [release (sys/kernel-release)]
+    (case table
+      :lsm (when-not (contains? @security-modules a)
+             (str "row " row ": the active security modules are " (str/join ", " (sort @security-modules))))
+      :conditional (when-not (:supported? (feature/conditional-write a))
+                     (str "row " row " needs Linux " (since row) ", this is " release))
+      (when-not (rules/at-least? release (since row))
+        (str "row " row " needs Linux " (since row) ", this is " release)))))
+
+(defn lacking
+  "Why this kernel lacks what rows name, the first of them that it lacks; nil if it has all."
+  [& rows]
+  (some lacks rows))
+
+(defn here?
+  "Whether this kernel has all that rows name."
+  [& rows]
+  (nil? (apply lacking rows)))
+
+(defmacro needing
+  "Runs body if this kernel has what the rows name; else records a skip that names the row."
+  [rows & body]
+  `(if-let [why# (lacking ~@rows)]
+     (fixture/skip! why#)
+     (do ~@body)))
