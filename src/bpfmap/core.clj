@@ -45,7 +45,8 @@
   again; `:incompatible` with every difference under `:bpfmap/diff` says that it is another one. `:via` is as in [[open]]. Throws
   `:invalid-spec` with everything that is wrong under `:bpfmap/problems`, `:invalid-value` for a bad entry of
   `:contents` (nothing is created then), `:not-supported` for a type or flag that this kernel lacks, `:map-full`,
-  `:out-of-range`, `:no-memory`, `:permission` without CAP_BPF and without a BPF token.
+  `:out-of-range`, `:no-memory`, `:permission` without CAP_BPF and without a BPF token. Kernels before 5.11 charge maps to
+  RLIMIT_MEMLOCK: where that is reached, bpfmap raises it for this process.
 
       (create {:name \"counts\" :type :hash :key :u32 :value :u64 :max-entries 1024})
       (create {:name \"flows\" :type :lru-hash … :pinning :by-name} {:pin-path \"/sys/fs/bpf/agent\"})"
@@ -91,7 +92,7 @@
   "Returns what the kernel says of the map now, as a map in the shape of a spec.
 
   Beside the spec's keys: `:id`, `:frozen?`, `:memlock` (bytes charged to the map; both from fdinfo, absent where
-  /proc cannot be read), and where they are not zero `:btf-id` with the ids of the types in it, `:ifindex`,
+  /proc cannot be read; `:id` is nil before Linux 4.13), and where they are not zero `:btf-id` with the ids of the types in it, `:ifindex`,
   `:map-extra`. `:untyped` says why the map got no BTF for its types, or why its BTF cannot be used. Flags of the
   descriptor (`:rdonly`, `:wronly`) are not among `:flags`.
 
@@ -203,12 +204,18 @@
 (defn insert!
   "Writes the entry if its key does not exist, as an array's always does; returns whether it did. As [[put!]] otherwise.
 
+  With `:cpu` the values of the other CPUs are zeros. Throws `:not-supported` for an `:lpm-trie` on kernels that would write in any
+  case: those before 6.13, but for stable releases that have its fix.
+
       (insert! m 7 42) ;=> false"
   ([m k v] (operations/write m :insert! el/no-exist k v nil))
   ([m k v options] (operations/write m :insert! el/no-exist k v options)))
 
 (defn replace!
   "Writes the entry if its key exists; returns whether it did. As [[put!]] otherwise.
+
+  Throws `:not-supported` for an `:lpm-trie` as [[insert!]] does; and with `:cpu`, but for a `:percpu-array` from Linux 7.0 on:
+  kernels either do not write the value of one CPU alone, or do not look whether the key exists when they do.
 
       (replace! m 9 1) ;=> false"
   ([m k v] (operations/write m :replace! el/exist k v nil))
@@ -227,7 +234,7 @@
   "Returns the value of a key and deletes it in the same step; nil, or not-found, when it is missing. Options: `:lock`.
 
   No write of another is lost between the two. A value that its `[:via …]` type cannot decode is not deleted: it is
-  looked up and decoded first, in a call of its own. Needs Linux 5.14 for hash maps. Throws what [[lookup]] and
+  looked up and decoded first, in a call of its own. Needs Linux 5.14 for hash maps, 6.18 for `:stack-trace`. Throws what [[lookup]] and
   [[delete!]] throw.
 
       (take! m 7) ;=> 42"
@@ -333,7 +340,7 @@
   With f and init, reduces over entries (values of a queue), each taken just before f gets it. When f throws or
   returns a `reduced`, what it has not got is still in the map. Without them, many are taken with each system call
   where the kernel does that; an error has under `:bpfmap/entries` what was taken until then. What others add
-  meanwhile is taken or left, whole; nothing is lost. Needs Linux 5.14, 5.6 without f.
+  meanwhile is taken or left, whole; nothing is lost. Needs Linux 5.14, 5.6 without f; 6.18 for `:stack-trace`.
 
       (drain! m)                                      ;=> {1 10, 2 20}
       (drain! m (fn [sum [_ v]] (+ sum v)) 0)         ;=> 30"

@@ -213,8 +213,8 @@
     :hint (fn [facts] (str "inodes have no storage here; " (bpf-lsm-hint facts)))}
    {:errno #{:EBADF :ENOTSOCK} :op elements :when hangs-on :error :invalid-value :hint (comp must-be hangs-on)}
    {:errno #{:EBADF} :op elements :when stored :error :invalid-value :hint (comp must-be stored)}
-   ;; What its program is wrong with, the kernel does not say: kernel/bpf/cpumap.c, cpu_map_update_elem.
-   {:errno #{:ENOMEM} :op puts :when #(= :cpumap (:type %)) :error :incompatible
+   ;; What its program is wrong with, the kernel does not say, nor, before 7.0 or so, that it is the program: kernel/bpf/cpumap.c.
+   {:errno #{:ENOMEM :EINVAL} :op puts :when #(= :cpumap (:type %)) :error :incompatible
     :hint (str "the kernel does not take it: a program must be an XDP program made for CPU maps (its expected attach type); "
                "or there is no memory for the queue")}
    {:errno #{:EOVERFLOW} :op puts :when #(= :cpumap (:type %)) :error :invalid-value

@@ -20,11 +20,11 @@
 (def ^:private columns
   [["type" #(str "`" (:type %) "`")]
    ["Linux" :since]
-   ["operations" (fn [{:keys [ops]}]
+   ["operations" (fn [{:keys [ops ops-since]}]
                    (str/join " " (for [op [:lookup :put! :insert! :replace! :delete! :take! :next-key :reduce :drain! :push! :pop! :peek
                                            :might-contain?]
                                        :when (ops op)]
-                                   (name op))))]
+                                   (cond-> (name op) (get ops-since op) (str " (" (get ops-since op) ")")))))]
    ["all at once" (fn [{:keys [batch]}] (str/join " " (filter (set (map name batch)) ["read" "take" "write" "delete"])))]
    ["flags" (fn [{:keys [flags requires]}]
               (str/join " " (for [flag (sort-by #(:bit (rules/flags %)) flags)]

@@ -139,10 +139,10 @@
     (of-number (pidfd-of pid) :pid pid)))
 
 (defn child-process
-  "A child process that sleeps, by a pidfd: `{:pid :fd :process}`. Closing it ends the child."
-  ^java.io.Closeable []
+  "A child process that sleeps, started by words in front of that: by a pidfd, `{:pid :fd :process}`. Closing it ends the child."
+  ^java.io.Closeable [& words]
   (let [nothing (File. "/dev/null")
-        process (.start (doto (ProcessBuilder. ["sleep" "600"]) ; without pipes, which the JVM closes when it likes
+        process (.start (doto (ProcessBuilder. ^java.util.List (concat words ["sleep" "600"])) ; without pipes, which the JVM closes when it likes
                           (.redirectInput nothing)
                           (.redirectOutput nothing)
                           (.redirectError nothing)))
@@ -154,6 +154,16 @@
       (catch Throwable e
         (end)
         (throw e)))))
+
+(defn others-process
+  "A child process of another user, as [[child-process]]: who is neither that user nor privileged may not trace it."
+  ^java.io.Closeable []
+  (let [{:keys [pid] :as child} (child-process "setpriv" "--reuid=65533" "--clear-groups")]
+    (loop [tries 0]
+      (cond
+        (re-find #"Uid:\s+65533\s" (:out (fixture/run ["cat" (str "/proc/" pid "/status")]))) child
+        (= 100 tries) (throw (ex-info "the process did not change its user" {:pid pid}))
+        :else (do (Thread/sleep 20) (recur (inc tries)))))))
 
 ;; --- cgroups
 
