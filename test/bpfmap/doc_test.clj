@@ -25,7 +25,9 @@
                                            :might-contain?]
                                        :when (ops op)]
                                    (cond-> (name op) (get ops-since op) (str " (" (get ops-since op) ")")))))]
-   ["all at once" (fn [{:keys [batch]}] (str/join " " (filter (set (map name batch)) ["read" "take" "write" "delete"])))]
+   ["all at once" (fn [{:keys [batch batch-since]}]
+                    (str (str/join " " (filter (set (map name batch)) ["read" "take" "write" "delete"]))
+                         (when (seq batch) (str " (" batch-since ")"))))]
    ["flags" (fn [{:keys [flags requires]}]
               (str/join " " (for [flag (sort-by #(:bit (rules/flags %)) flags)]
                               (if (contains? requires flag) (str "**" (name flag) "**") (name flag)))))]])

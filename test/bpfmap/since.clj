@@ -8,9 +8,11 @@
   | `[:element-flag flag]`    | `:since` of `bpfmap.rules/element-flags`                                |
   | `[:operation type op]`    | `bpfmap.rules/since`, and the type's own                                |
   | `[:conditional type]`     | `bpfmap.feature/conditional-write`: stable releases have the fix of 6.13 |
-  | `[:batch type what]`      | `:batch-since` of the type's row                                        |
+  | `[:batch type]`           | `:batch-since` of the type's row                                        |
   | `[:kernel name]`          | [[kernel]]                                                              |
-  | `[:lsm name]`             | the active security modules                                             |"
+  | `[:lsm name]`             | the active security modules                                             |
+
+  [[has?]] leaves out a row of a table, [[needing]] a part of a test, and `:needs` in the metadata of a `kernel-test`'s name all of it."
   (:require [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture]
             [bpfmap.impl.sys :as sys]
@@ -22,7 +24,13 @@
 
 (def kernel
   "What kernels came to have and the library has no row for: the first release."
-  {:vmlinux-btf-object "5.11"})
+  {:vmlinux-btf-object "5.11"
+   :pidfd-of-a-thread "6.9"
+   :struct-ops-common "6.9" ; struct bpf_struct_ops_common_value
+   :tcx-links "6.6"
+   :verified-insns "5.16"
+   :sizes-of-logs "5.15" ; logs of less than 128 bytes, or of more than 16 MiB
+   :locked-maps-are-not-frozen "6.3"})
 
 (defn- newest [versions]
   (reduce (fn [a b] (if (rules/at-least? a b) a b)) "0" (remove nil? versions)))
@@ -36,7 +44,7 @@
         :element-flag (:since (rules/element-flags a))
         :operation (newest [(:since (rules/types a)) (rules/since a b)])
         :conditional (:conditional-since (rules/types a))
-        :batch (newest [(:since (rules/types a)) (get-in rules/types [a :batch-since b])])
+        :batch (newest [(:since (rules/types a)) (:batch-since (rules/types a))])
         :kernel (kernel a))
       (throw (ex-info "no such row" {:row [table a b]}))))
 
@@ -53,10 +61,11 @@
             (finally (io/delete-file dir true)))))))
 
 (defn- lacks
-  "Why this kernel lacks what a row names; nil if it has it."
+  "Why this kernel lacks what a row names; nil if it has it. Inodes have storage where the BPF LSM is active."
   [[table a :as row]]
   (let [release (sys/kernel-release)]
-    (case table
+    (case (if (and (= [:map-type :inode-storage] row) (rules/at-least? release (since row))) :inode-storage table)
+      :inode-storage (lacks [:lsm "bpf"])
       :lsm (when-not (contains? @security-modules a)
              (str "row " row ": the active security modules are " (str/join ", " (sort @security-modules))))
       :conditional (when-not (:supported? (feature/conditional-write a))
@@ -73,6 +82,13 @@
   "Whether this kernel has all that rows name."
   [& rows]
   (nil? (apply lacking rows)))
+
+(defn has?
+  "Whether this kernel has all that rows name. If it does not, records a skip that names the row: for what a test leaves out."
+  [& rows]
+  (if-let [why (apply lacking rows)]
+    (do (fixture/skip! why) false)
+    true))
 
 (defmacro needing
   "Runs body if this kernel has what the rows name; else records a skip that names the row."

@@ -88,7 +88,7 @@
 
 (def ^:private array-row
   (merge index
-         {:value-size any-size :freeze? true :every-index? true :full #{:E2BIG}
+         {:batch-since "5.6" :value-size any-size :freeze? true :every-index? true :full #{:E2BIG}
           :ops (into reading any-way) :batch #{:read :write} :instead always-there}))
 
 (def ^:private lru
@@ -97,7 +97,7 @@
 
 (def ^:private hash-row
   {:key-size any-size :value-size any-size :max-entries any-size :freeze? true :full #{:E2BIG}
-   :ops hash-ops :batch #{:read :take :write :delete}})
+   :ops hash-ops :batch #{:read :take :write :delete} :batch-since "5.6"})
 
 (def ^:private slots
   (merge index
@@ -122,6 +122,7 @@
   | `:ops-since`                          | the first releases of operations that came later than the type       |
   | `:conditional-since`                  | the first release whose inserts and replacements look whether the key exists, where older ones do not |
   | `:batch`                              | which of `:read :take :write :delete` the kernel does many at a time |
+  | `:batch-since`                        | since when it does                                                   |
   | `:per-cpu?`                           | a value for each possible CPU, on strides of eight bytes             |
   | `:refers`                             | keys or values that are descriptors going in; what comes out         |
   | `:full`                               | how the kernel says that there is no room, or no such index          |
@@ -160,7 +161,7 @@
                     :flags (into for-programs [:no-prealloc :rdonly :wronly :zero-seed])})
 
    :percpu-array
-   (merge array-row {:number 6 :since "4.6" :btf :index :value-size per-cpu-size :per-cpu? true
+   (merge array-row {:number 6 :since "4.6" :batch-since "5.13" :btf :index :value-size per-cpu-size :per-cpu? true
                      :flags (into for-programs [:rdonly :wronly])})
 
    :stack-trace
@@ -196,7 +197,7 @@
    :lpm-trie
    (merge hash-row {:number 11 :since "4.11" :key-size [5 260] :full #{:ENOSPC} :order :prefix
                     :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
-                    :ops (disj hash-ops :take! :drain!) :batch #{:read :write :delete}
+                    :ops (disj hash-ops :take! :drain!) :batch #{:read :write :delete} :batch-since "5.13"
                     ;; trie_update_elem in kernel/bpf/lpm_trie.c, or a stable release that has its fix.
                     :conditional-since "6.13"
                     :instead (select-keys of-slots [:take! :drain!])})
@@ -204,7 +205,7 @@
    :array-of-maps
    (merge slots {:number 12 :since "4.12" :btf :none :inner? true :not-inside? true
                  :refers {:value {:in :map :out :map-id}}
-                 :batch #{:read :write}
+                 :batch #{:read :write} :batch-since "5.19"
                  ;; Measured there. Older kernels try an empty slot again and again, and give up with EINTR.
                  :batch-read-since "6.18"})
 
@@ -212,7 +213,7 @@
    (merge hash-row {:number 13 :since "4.12" :btf :none :inner? true :not-inside? true :value-size nil :values {4 :u32}
                     :refers {:value {:in :map :out :map-id}}
                     :flags (into access (into for-programs [:no-prealloc :zero-seed]))
-                    :ops (disj hash-ops :take!)
+                    :ops (disj hash-ops :take!) :ops-since {:drain! "5.19"} :batch-since "5.19"
                     :drains :whole ; by batches, which cannot be stopped half-way
                     :instead (select-keys of-slots [:take!])})
 
@@ -266,7 +267,7 @@
    (merge hash-row {:number 25 :since "5.4" :btf :none :added #{:rdonly-prog} :key-size [4 4] :key :u32
                     :value-size nil :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
                     :refers {:value {:in :program-field :out :program-field}}
-                    :flags access :batch #{}
+                    :flags access :batch #{} :batch-since nil
                     ;; The kernel "replaces" what is not there too.
                     :ops (disj hash-ops :replace! :take! :drain!)
                     :instead (select-keys of-slots [:replace! :take! :drain!])})

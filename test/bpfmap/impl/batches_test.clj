@@ -11,6 +11,7 @@
             [bpfmap.linux :as linux]
             [bpfmap.programs :as programs]
             [bpfmap.rules :as rules]
+            [bpfmap.since :as since]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
   (:import (bpfmap.impl.store BpfMap)
@@ -78,12 +79,12 @@
   (into {} (map (fn [i] (update (entry i) 1 read))) (range n)))
 
 (defn- granted [ability]
-  (filter #(contains? (batch %) ability) forms))
+  (filter #(and (contains? (batch %) ability) (since/has? [:batch (:type (:spec %))])) forms))
 
 (kernel-test b1-every-type-that-has-batches-is-here
   (is (= (set (for [[type {:keys [batch]}] rules/types :when (and (seq batch) (:supported? (feature/map-type type)))] type))
          (set (map (comp :type :spec) forms))
-         (set (map (comp :type :spec) (granted :read)) ))))
+         (set (map (comp :type :spec) (filter #(contains? (batch %) :read) forms))))))
 
 (defn- chunks
   "Reads a map by chunks that begin with `size` entries: `{:sizes how many came each time :entries [[key value] …]}`."
@@ -196,7 +197,7 @@
       (is (= (- n 100000) (bpf/delete-all! m (range 100000 (+ n 100000)))) "that many there were")
       (is (= (set (range 100000)) (set (keys (into {} m))))))))
 
-(kernel-test b1-b4-many-go-with-one-system-call-where-the-kernel-has-batches-and-with-one-each-elsewhere
+(kernel-test ^{:needs [[:operation :hash :take!]]} b1-b4-many-go-with-one-system-call-where-the-kernel-has-batches-and-with-one-each-elsewhere
   (let [n 1000
         [lookup update delete take-out read-many take-many write-many delete-many] [1 2 3 21 24 25 26 27]
         entries (zipmap (range n) (repeat 1))]
@@ -297,7 +298,7 @@
                   (when (ops :delete!)
                     (is (= 3 (bpf/delete-all! m (map key [3 1 (+ n 9) 3 4]))))
                     (is (= (apply dissoc (all form n) (map key [3 1 4])) (into {} m))))
-                  (when (and (ops :drain!) (not (:drains (rules/types (:type spec)))))
+                  (when (and (ops :drain!) (not (:drains (rules/types (:type spec)))) (since/has? [:operation (:type spec) :drain!]))
                     (bpf/put-all! m (map entry (range n)))
                     (is (= (all form n) (bpf/drain! m)))
                     (is (= [{} 0] [(into {} m) (bpf/count-entries m)])))))
@@ -321,7 +322,7 @@
           (is (= {} (into {} m) (bpf/snapshot m)))
           (is (= 0 (bpf/count-entries m)))
           (is (nil? (seq (bpf/entries m)))))
-        (when (ops :drain!)
+        (when (and (ops :drain!) (since/has? [:operation (:type spec) :drain!]))
           (is (= {} (bpf/drain! m)))
           (when-not (:drains (rules/types (:type spec)))
             (is (= :init (bpf/drain! m (fn [_ _] :called) :init)))))))))

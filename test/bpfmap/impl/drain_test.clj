@@ -40,7 +40,7 @@
   (is (= (set (for [[type {:keys [ops]}] rules/types :when (and (ops :drain!) (:supported? (feature/map-type type)))] type))
          (into #{:queue :stack :stack-trace :hash-of-maps} (map (comp :type :spec)) keyed))))
 
-(kernel-test b8-draining-takes-everything
+(kernel-test ^{:needs [[:operation :hash :take!]]} b8-draining-takes-everything
   (doseq [{:keys [spec] :as form} keyed
           n [0 1 1000]]
     (testing [spec n]
@@ -60,7 +60,7 @@
 
 ;; ---------------------------------------------------------------- a function that throws
 
-(kernel-test b8-when-the-function-throws-what-it-was-not-given-is-still-in-the-map
+(kernel-test ^{:needs [[:operation :hash :take!]]} b8-when-the-function-throws-what-it-was-not-given-is-still-in-the-map
   (doseq [{:keys [spec] :as form} keyed
           n [1 2 500 999 1000]]
     (testing [spec n]
@@ -90,7 +90,7 @@
           (is (= n (count @given)))
           (is (= (range 100) (sort (concat @given (bpf/drain! m))))))))))
 
-(kernel-test b7-b8-a-reduced-stops-a-drain-and-leaves-the-rest
+(kernel-test ^{:needs [[:operation :hash :take!]]} b7-b8-a-reduced-stops-a-drain-and-leaves-the-rest
   (doseq [{:keys [spec] :as form} keyed]
     (testing spec
       (with-map form
@@ -104,7 +104,7 @@
     (is (= 3 (bpf/drain! m (fn [acc v] (if (= 2 v) (reduced (+ acc v)) (+ acc v))) 0)))
     (is (= (range 3 9) (bpf/drain! m)))))
 
-(kernel-test b8-stacks-that-a-program-recorded-are-drained-one-by-one
+(kernel-test ^{:needs [[:operation :stack-trace :drain!]]} b8-stacks-that-a-program-recorded-are-drained-one-by-one
   (with-open [m ^Closeable (bpf/create {:type :stack-trace :max-entries 256})]
     (programs/record-stacks m)
     (dotimes [_ 20] (programs/record-stacks m))
@@ -117,7 +117,7 @@
       (is (= (apply dissoc all (keys @given)) (bpf/drain! m)))
       (is (= {} (into {} m))))))
 
-(kernel-test b8-maps-of-maps-are-drained-as-a-whole-or-not-at-all
+(kernel-test ^{:needs [[:operation :hash-of-maps :drain!]]} b8-maps-of-maps-are-drained-as-a-whole-or-not-at-all
   (let [inner {:type :array :value :u64 :max-entries 1}]
     (with-open [m ^Closeable (bpf/create {:type :hash-of-maps :key :u32 :max-entries 8 :inner-map inner})
                 i ^Closeable (bpf/create inner)]
@@ -136,7 +136,7 @@
   "A type that does not decode what is above 1000."
   [:via :u64 identity #(if (< 1000 (long %)) (throw (ex-info "too many" {})) %)])
 
-(kernel-test b8-what-cannot-be-decoded-is-not-taken-and-what-was-taken-is-in-the-error
+(kernel-test ^{:needs [[:operation :hash :take!]]} b8-what-cannot-be-decoded-is-not-taken-and-what-was-taken-is-in-the-error
   (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 100})]
     (bpf/put-all! m (assoc (zipmap (range 50) (range)) 7 5000))
     (with-open [o ^Closeable (bpf/open (:id (bpf/info m)) {:value small})]
@@ -170,7 +170,7 @@
             (is (= (range n) (sort (concat (in-values (or all entries)) (in-values left)))))))))
     (is (pos? (long @closed)) "some were closed in time")))
 
-(kernel-test b8-a-drain-that-the-kernel-refuses-takes-nothing
+(kernel-test ^{:needs [[:operation :hash :take!]]} b8-a-drain-that-the-kernel-refuses-takes-nothing
   (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4 :contents {1 1} :freeze true})]
     (doseq [drain [#(bpf/drain! m) #(bpf/drain! m conj [])]]
       (let [{:bpfmap/keys [error entries]} (error-of (drain))]
@@ -180,7 +180,7 @@
 
 ;; ---------------------------------------------------------------- while others write
 
-(kernel-test b8-what-the-function-itself-puts-is-taken-whole-or-left
+(kernel-test ^{:needs [[:operation :hash :take!]]} b8-what-the-function-itself-puts-is-taken-whole-or-left
   (doseq [{:keys [spec] :as form} keyed]
     (testing spec
       (with-map form
@@ -193,7 +193,7 @@
             (is (= (count taken) (count (distinct (map first taken)))))
             (is (= (entries form (concat (range 500) (range 1000 1500))) (merge (into {} taken) (into {} m))))))))))
 
-(kernel-test b8-each-entry-is-taken-by-one-of-many-who-drain
+(kernel-test ^{:needs [[:operation :hash :take!]]} b8-each-entry-is-taken-by-one-of-many-who-drain
   (doseq [{:keys [spec] :as form} keyed]
     (testing spec
       (with-map form
@@ -230,7 +230,7 @@
         (.set over true)
         (run! (comp fixture/join first) counts)))))
 
-(kernel-test b8-a-million-entries-are-drained-while-two-threads-write-and-none-is-lost
+(kernel-test ^{:needs [[:operation :hash :take!]]} b8-a-million-entries-are-drained-while-two-threads-write-and-none-is-lost
   (let [n 1000000]
     (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value pair :max-entries (* 2 n) :flags #{:no-prealloc}})]
       (doseq [[case drain] [["as a whole" (fn [] (bpf/drain! m))]

@@ -2,6 +2,7 @@
   "Maps without keys: queues, stacks and bloom filters."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.since :as since]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
   (:import (java.io Closeable)))
@@ -47,7 +48,7 @@
         (bpf/push! m (job-of 9) {:overwrite true})
         (is (= [(job-of 9)] (bpf/drain! m)) "where there is room nothing is dropped")))))
 
-(kernel-test e4-a-bloom-filter-says-no-or-maybe
+(kernel-test ^{:needs [[:map-type :bloom-filter]]} e4-a-bloom-filter-says-no-or-maybe
   (with-open [m ^Closeable (bpf/create {:type :bloom-filter :value :ipv4 :max-entries 1000 :map-extra 4})]
     (let [put (map #(str "10.0." (quot % 256) "." (mod % 256)) (range 1000))
           others (map #(str "10.1." (quot % 256) "." (mod % 256)) (range 1000))]
@@ -68,7 +69,7 @@
                        ":map-extra of :bloom-filter maps is how many hash functions, 0 for the kernel's choice, at most 15, not 16"))))
 
 (kernel-test e4-what-has-no-keys-takes-none
-  (doseq [type [:queue :stack :bloom-filter]]
+  (doseq [type [:queue :stack :bloom-filter] :when (since/has? [:map-type type])]
     (testing type
       (is (str/includes? (:message (error-of (open type :key :u32))) (str type " maps have no key")))
       (is (str/includes? (:message (error-of (open type :contents {1 (job-of 1)}))) (str ":contents of " type " maps is a sequence of values")))
@@ -83,7 +84,7 @@
           (is (re-find #"use push!, pop! and peek|use push! and might-contain\?" message)))))))
 
 (kernel-test e4-values-that-do-not-fit-are-refused-before-the-kernel-sees-them
-  (doseq [type [:queue :stack :bloom-filter]]
+  (doseq [type [:queue :stack :bloom-filter] :when (since/has? [:map-type type])]
     (testing type
       (with-open [m (open type)]
         (doseq [[v path] [[nil [:value]] [7 [:value]] [{:pid 1} [:value :name]] [{:pid -1 :name ""} [:value :pid]] [{:pid 1 :name "" :x 1} [:value :x]]]

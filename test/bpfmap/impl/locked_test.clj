@@ -6,6 +6,7 @@
             [bpfmap.objects :as objects]
             [bpfmap.programs :as programs]
             [bpfmap.rules :as rules]
+            [bpfmap.since :as since]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
   (:import (java.io Closeable)
@@ -38,6 +39,7 @@
                                 b ^Closeable (make)]
                       (f m (mapv ks [a b])))))]
     {:hash (two {:type :hash :key :u32 :value locked :max-entries 4} [7 8])
+     :rhash (two {:type :rhash :key :u32 :value locked :max-entries 4 :flags #{:no-prealloc}} [7 8])
      :array (two {:type :array :value locked :max-entries 2} [0 1])
      :sk-storage (storage :sk-storage objects/tcp-connection #(select-keys % [:fd]))
      :inode-storage (storage :inode-storage objects/file :path)
@@ -61,7 +63,7 @@
 
 (kernel-test e6-every-type-whose-values-may-have-a-lock-reads-and-writes-under-it
   (is (= (set (keys forms)) (set (for [[type {:keys [lock?]}] rules/types :when lock?] type))))
-  (doseq [[type with-map] forms]
+  (doseq [[type with-map] forms :when (since/has? [:map-type type])]
     (testing type
       (with-map
         (fn [m [k k2]]
@@ -108,7 +110,7 @@
         (run! fixture/join writers)))))
 
 (kernel-test e6-a-value-read-under-the-lock-is-one-that-was-written-under-it
-  (doseq [[type with-map] forms]
+  (doseq [[type with-map] forms :when (since/has? [:map-type type])]
     (testing type
       (with-map
         (fn [m ks]
@@ -159,7 +161,7 @@
     (is (str/includes? (:message (error-of (bpf/lookup m 1 nil {:lock 1}))) ":lock is true or false, not 1"))
     (is (nil? (bpf/lookup m 1 nil {:lock false})))))
 
-(kernel-test e6-a-map-with-locks-cannot-be-frozen
+(kernel-test ^{:needs [[:kernel :locked-maps-are-not-frozen]]} e6-a-map-with-locks-cannot-be-frozen
   (with-open [m ^Closeable (bpf/create {:type :array :value locked :max-entries 1})]
     (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/freeze! m))]
       (is (= [:not-supported :freeze!] [error op]))

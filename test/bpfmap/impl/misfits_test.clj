@@ -5,6 +5,7 @@
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.objects :as objects]
             [bpfmap.programs :as programs]
+            [bpfmap.since :as since]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
   (:import (java.io Closeable)
@@ -134,7 +135,7 @@
 
 (kernel-test e10-what-does-not-fit-is-refused-with-what-would
   (let [before (fixture/settled-descriptors)]
-    (doseq [[spec _ _ kind words :as misfit] misfits
+    (doseq [[spec _ _ kind words :as misfit] misfits :when (since/has? [:map-type (:type spec)])
             write [bpf/put! (fn [m k v] (bpf/put-all! m [[k v]]))]]
       (with-misfit misfit
         (fn [m k v]
@@ -150,7 +151,7 @@
 (kernel-test e10-a-wrong-key-is-refused-by-what-reads-and-deletes-too
   (let [keyed (filter (comp :no-prealloc :flags first) misfits)]
     (is (< 6 (count keyed)))
-    (doseq [[spec _ _ kind words :as misfit] keyed
+    (doseq [[spec _ _ kind words :as misfit] keyed :when (since/has? [:map-type (:type spec)])
             f [bpf/lookup bpf/delete! bpf/has-key? #(bpf/lookup-all %1 [%2]) #(bpf/delete-all! %1 [%2])]]
       (with-misfit misfit
         (fn [m k _]

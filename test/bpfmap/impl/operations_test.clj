@@ -8,6 +8,7 @@
             [bpfmap.linux :as linux :refer [said]]
             [bpfmap.objects :as objects]
             [bpfmap.programs :as programs]
+            [bpfmap.since :as since]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
   (:import (bpfmap.sys Abi Elements)
@@ -46,10 +47,12 @@
             (is (true? (bpf/delete! m narrow)))
             (is (= (entries wide) (m narrow)) "the next longest covers it now"))
           (testing "inserting and replacing are exact too"
-            (is (true? (bpf/insert! m narrow 99)))
-            (is (false? (bpf/insert! m narrow 98)))
-            (is (false? (bpf/replace! m (str (first (str/split narrow #"/")) "/20") 97)))
-            (is (= 99 (m narrow))))
+            (since/needing [[:conditional :lpm-trie]]
+              (is (true? (bpf/insert! m narrow 99)))
+              (is (false? (bpf/insert! m narrow 98)))
+              (is (false? (bpf/replace! m (str (first (str/split narrow #"/")) "/20") 97)))
+              (is (= 99 (m narrow))))
+            (bpf/put! m narrow 99))
           (is (= 4 (bpf/delete-all! m (conj (keys entries) (str/replace everything "/0" "/3")))) "those that are there")
           (is (nil? (m host)))
           (is (nil? (m everything)))))))
@@ -225,7 +228,7 @@
 (def ^:private this-pid (.pid (ProcessHandle/current)))
 
 ;; A filter refuses the flag as kernels before 6.9 do.
-(kernel-test a-thread-before-linux-6-9-is-named-by-its-process-or-refused-with-the-release
+(kernel-test ^{:needs [[:map-type :task-storage]]} a-thread-before-linux-6-9-is-named-by-its-process-or-refused-with-the-release
   (let [ready (promise)
         done (promise)
         thread (fixture/thread #(do (deliver ready (linux/call "gettid")) @done))
@@ -260,7 +263,8 @@
             (fn [{:keys [fd ^String path]}]
               [path (java.io.File. path) (.toPath (java.io.File. path)) {:fd fd} {:pid this-pid :fd fd}])]
            [:sk-storage objects/tcp-connection objects/tcp-listener (fn [{:keys [fd]}] [{:fd fd} {:pid this-pid :fd fd}])]
-           [:sk-storage objects/unix-pair objects/unix-pair (fn [{:keys [fd]}] [{:fd fd} {:pid this-pid :fd fd}])]]]
+           [:sk-storage objects/unix-pair objects/unix-pair (fn [{:keys [fd]}] [{:fd fd} {:pid this-pid :fd fd}])]]
+          :when (since/has? [:map-type type])]
     (testing [type make]
       (with-open [m (storage type)
                   object ^Closeable (make)
@@ -281,7 +285,7 @@
                      (if (even? i) [(bpf/delete! m k) (bpf/delete! m k)] [(bpf/delete-all! m [k]) (bpf/delete-all! m [k])])))))
           (is (= before (fixture/open-descriptors))))))))
 
-(kernel-test e10-a-thread-has-a-storage-of-its-own
+(kernel-test ^{:needs [[:map-type :task-storage] [:kernel :pidfd-of-a-thread]]} e10-a-thread-has-a-storage-of-its-own
   (with-open [m (storage :task-storage)]
     (let [tid (promise)
           go (promise)
@@ -307,6 +311,7 @@
                              [:task-storage [{:pid this-pid :fd 99999}] (str "there is no descriptor 99999 of process " this-pid)]
                              [:inode-storage [gone-path (str gone-path "/x")] (str "there is no " gone-path)]
                              [:cgrp-storage [gone-cgroup] (str "there is no " gone-cgroup " (any more)")]]
+            :when (since/has? [:map-type type])
             k ks]
       (testing [type k]
         (with-open [m (storage type)]
@@ -371,7 +376,7 @@
             (with-open [p ^Closeable (programs/tail-target 1)]
               (:bpfmap/error (error-of (bpf/put! m 0 {:qsize 64 :program p}))))]))))
 
-(kernel-test nothing-is-left-open
+(kernel-test ^{:needs [[:map-type :task-storage]]} nothing-is-left-open
   (let [once (fn []
                (with-open [m (storage :task-storage)
                            child (objects/child-process)]

@@ -4,6 +4,7 @@
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.memory :as mem]
             [bpfmap.prog :as prog]
+            [bpfmap.since :as since]
             [clojure.string :as str]
             [clojure.test :refer [is testing]]
             [clojure.test.check :as check]
@@ -219,7 +220,8 @@
                          [{:type :array :key :u32 :value :u64 :max-entries 1}
                           "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
                          [{:type :arena :max-entries 1 :flags #{:mmapable}}
-                          "it has no elements that could be read and written there; (memory m) gives its memory"]]]
+                          "it has no elements that could be read and written there; (memory m) gives its memory"]]
+            :when (since/has? [:map-type (:type spec)])]
       (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/create spec through))]
         (is (= [:not-supported :create] [error op]))
         (is (str/ends-with? message (str "cannot be mapped: " hint)))))

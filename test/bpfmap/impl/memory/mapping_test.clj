@@ -5,6 +5,7 @@
             [bpfmap.impl.memory.range :as range]
             [bpfmap.impl.store :as store]
             [bpfmap.memory :as mem]
+            [bpfmap.since :as since]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
   (:import (bpfmap.sys Region)
@@ -138,7 +139,8 @@
                         "its memory is a ring of records, which makes sense only to who reads them in order"]
                        [{:type :arena :max-entries 1 :flags #{:mmapable :segv-on-fault}}
                         (str "an arena created :segv-on-fault kills the process that reads a page of it which no program has allocated; "
-                             "create it without")]]]
+                             "create it without")]]
+          :when (since/has? [:map-type (:type spec)])]
     (with-open [m (bpf/create (assoc spec :name "t_none"))]
       (let [{:keys [message] :bpfmap/keys [error op map]} (error-of (bpf/memory m))]
         (is (= [:not-supported :memory (select-keys (bpf/info m) [:id :name :type])] [error op map]))
@@ -173,7 +175,7 @@
             (.set limits ValueLayout/JAVA_LONG 0 before)
             (call (.address limits) 0)))))))
 
-(kernel-test without-room-for-it-mapping-says-so
+(kernel-test ^{:needs [[:map-type :arena]]} without-room-for-it-mapping-says-so
   (with-open [m (an-arena {:max-entries 0x100000})] ; 4 GiB
     (let [{:keys [message] :bpfmap/keys [error errno]} (with-address-space 2000000 #(error-of (bpf/memory m)))]
       (is (= [:no-memory :ENOMEM] [error errno]))
@@ -188,7 +190,7 @@
   "An address that nothing else has: between the heap and the libraries, aligned to 4 GiB."
   0x7c0000000000)
 
-(kernel-test m7-an-arena-lies-at-the-address-of-its-map-extra
+(kernel-test ^{:needs [[:map-type :arena]]} m7-an-arena-lies-at-the-address-of-its-map-extra
   (with-open [m (an-arena {:map-extra a-place})]
     (let [memory (bpf/memory m)]
       (is (= [a-place 16384] [(address memory) (mem/size memory)]))
@@ -206,7 +208,7 @@
             (is (= [a-place 7] [(address again) (again 16376)]))
             (mem/close again)))))))
 
-(kernel-test m7-without-one-it-stays-where-it-was-first
+(kernel-test ^{:needs [[:map-type :arena]]} m7-without-one-it-stays-where-it-was-first
   (with-open [m (an-arena nil)]
     (let [memory (bpf/memory m)
           place (address memory)]
@@ -221,7 +223,7 @@
           (is (= :busy error))
           (is (re-find #"it is mapped already, by another process or handle, and lies at the same address for all of them" message)))))))
 
-(kernel-test m7-nothing-of-the-process-is-ever-replaced-by-an-arena
+(kernel-test ^{:needs [[:map-type :arena]]} m7-nothing-of-the-process-is-ever-replaced-by-an-arena
   (with-open [other (an-array)]
     (let [taken (bpf/memory other)]
       (mem/fill! taken 7)
@@ -236,7 +238,7 @@
   (parse-long (second (re-find (re-pattern (str "(?s)\\b" (Long/toHexString (address memory)) "-.*?\\nRss: +(\\d+) kB"))
                                (Files/readString (Path/of "/proc/self/smaps" (make-array String 0)))))))
 
-(kernel-test printing-an-arena-allocates-nothing-in-it
+(kernel-test ^{:needs [[:map-type :arena]]} printing-an-arena-allocates-nothing-in-it
   (with-open [m (an-arena nil)]
     (let [memory (bpf/memory m)
           v (mem/view memory [:array :u64 4] 8)]
@@ -247,7 +249,7 @@
       (is (= 4 (resident memory)) "as reading does")
       (mem/close memory))))
 
-(kernel-test pages-of-an-arena-are-allocated-when-that-is-asked-for
+(kernel-test ^{:needs [[:map-type :arena]]} pages-of-an-arena-are-allocated-when-that-is-asked-for
   (with-open [m (an-arena nil)]
     (let [memory (bpf/memory m)]
       (is (identical? memory (mem/populate! memory)))
@@ -275,7 +277,7 @@
         (is (str/starts-with? message (str "Allocating pages of the memory failed with EFAULT: there is a page that the kernel cannot allocate, and "
                                            "reading it would end this process")))))))
 
-(kernel-test m5-an-arena-is-frozen-before-it-is-first-mapped-or-never
+(kernel-test ^{:needs [[:map-type :arena]]} m5-an-arena-is-frozen-before-it-is-first-mapped-or-never
   (with-open [m (an-arena nil)]
     (mem/close (bpf/memory m))
     (is (= "Freezing the map failed with EBUSY: an arena can only be frozen before its memory is mapped for writing the first time"

@@ -107,7 +107,7 @@
                   {:type :netns :netns-ino (inode "/proc/self/ns/net") :attach-type :flow-dissector})
     (.release ns)))
 
-(kernel-test the-link-of-a-device-names-it
+(kernel-test ^{:needs [[:kernel :tcx-links]]} the-link-of-a-device-names-it
   (with-open [p (prog/load {:type :sched-cls :insns [[:mov64 :r0 -1] [:exit]]})] ; TCX_NEXT: as if it were not there
     (checked-link (link p {4 1 8 (prog/attach-types :tcx-ingress)}) p
                   {:type :tcx :ifindex 1 :attach-type :tcx-ingress})))
