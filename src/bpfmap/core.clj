@@ -287,7 +287,9 @@
 ;; --- many at once
 
 (defn put-all!
-  "Writes all entries, of a map or pairs; returns how many. Options: `:lock`, `:cpus`.
+  "Writes all entries, of a map or pairs; returns how many writes were done. Options: `:lock`, `:cpus`.
+
+  A key that is given twice is written twice, and an LRU map may evict some: [[count-entries]] says how many there are.
 
   Many with each system call where kernel and type have batches, else one by one. All entries are encoded first, in
   memory as large as they are: `:invalid-value` (with `:bpfmap/index`) means that nothing was written. Any other error

@@ -154,12 +154,15 @@
    {:name "save" :group "Saving" :args [:ref :file] :options typed
     :doc "Write a map's spec and contents to a file, as EDN"
     :text ["The file takes its place when all of it is on the disk. Its owner alone may"
-           "read it."]
+           "read it. A map of maps is saved with the maps in it. A map whose contents"
+           "could not be restored, such as a queue, is not saved."]
     :examples [{:ref "flows" :file "/root/flows.edn"}]
     :fn 'bpfmap.exec.saving/save :view 'bpfmap.cli.views.entry/saved}
    {:name "restore" :group "Saving" :args [:file] :options [:pin :into :exact :yes]
     :changes? true
     :doc "Make a map as it was saved, or write into one"
+    :text ["Entries that are there already are skipped. What is reported is what the map"
+           "has afterwards; if some of the entries are missing, the exit code is 1."]
     :examples [{:file "/root/flows.edn" :pin "/sys/fs/bpf/flows"} {:file "/root/flows.edn" :into "flows" :exact true}]
     :fn 'bpfmap.exec.saving/restore :view 'bpfmap.cli.views.entry/restored}
 

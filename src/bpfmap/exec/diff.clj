@@ -12,7 +12,8 @@
             [bpfmap.exec.saving :as saving]
             [bpfmap.exec.where :as where]
             [bpfmap.impl.raw :as raw])
-  (:import (java.util HashMap Map)))
+  (:import (clojure.lang ExceptionInfo)
+           (java.util HashMap Map)))
 
 (set! *warn-on-reflection* true)
 
@@ -28,14 +29,12 @@
     (assoc read :value-out (comp combine value-out) :combined? (and per-cpu? (not (contains? #{nil :each} which))))))
 
 (defn- of-file [file {:keys [cpus]}]
-  (let [{:keys [entries] saved :spec} (saving/read-file file)
+  (let [{:keys [entries inner] saved :spec} (saving/read-file file)
         spec (saving/completed saved)
         {:keys [per-cpu?] :as row} (reference/row-of-type (:type spec))
-        n (when per-cpu? (count (second (first entries))))
-        {:keys [key-in value-in] :as types} (raw/types spec n)
-        in-file (fn [[k v]] (raw/misfit-in :diff k #(vector (key-in k) (value-in v))))]
-    (combined (assoc types :spec spec :cpus n
-                     :entries (raw/snapshot (eduction (map in-file) entries)))
+        n (when per-cpu? (count (second (first entries))))]
+    (combined (assoc (raw/types spec n) :spec spec :inner inner :entries (raw/snapshot (saving/in-bytes spec entries))
+                     :cpus (when (contains? #{nil :each} cpus) n))
               row cpus (range (or n 0)))))
 
 (defn- of-map [source {:keys [cpus] :as options}]
@@ -51,6 +50,39 @@
   "The entries of a map or file as bytes, and what its types make of them: `{:spec :cpus :entries :key-out :value-out}`."
   [source options]
   (if-let [file (file-of source)] (of-file file options) (of-map source options)))
+
+;; --- the maps in a map of maps
+
+(defn- content
+  "What is in a map, as data that is equal for maps that could stand for each other."
+  [spec entries]
+  [(select-keys spec [:type :key-size :value-size :max-entries :flags]) (raw/snapshot entries)])
+
+(defn- content-of-map
+  "The content of a map that is there; nil if it is gone, or its entries are not told."
+  [id]
+  (try
+    (with-open [m (bpf/open {:id id} {:access :read-only})]
+      (content (bpf/spec m) (raw/entries m)))
+    (catch ExceptionInfo e
+      (when-not (contains? #{:not-found :not-supported} (:bpfmap/error (ex-data e)))
+        (throw e)))))
+
+(defn- content-of-saved [{:keys [spec entries]}]
+  (let [spec (saving/completed spec)]
+    (content spec (saving/in-bytes spec entries))))
+
+(defn- same-inner?
+  "A test of two values of maps of maps, as data: whether they are one map, or maps with the same content."
+  [old new]
+  (let [content-in (fn [{:keys [inner]}]
+                     (memoize (fn [id] (if inner (some-> (get inner id) content-of-saved) (content-of-map id)))))
+        old-content (content-in old)
+        new-content (content-in new)]
+    (fn [{a :map-id} {b :map-id}]
+      (or (and (= a b) (not (:inner old)) (not (:inner new)))
+          (when-let [content (old-content a)]
+            (= content (new-content b)))))))
 
 ;; --- comparing
 
@@ -81,9 +113,11 @@
         same (volatile! 0)
         of-old (:value-out old)
         of-new (:value-out new)
-        same? (if (and by-bytes? (not (:combined? old)))
-                =
-                (fn [a b] (raw/same-data? (of-old a) (of-new b))))
+        inner? (fn [{:keys [spec]}] (:inner? (reference/row-of-type (:type spec))))
+        same? (cond
+                (and (inner? old) (inner? new)) (let [same? (same-inner? old new)] (fn [a b] (same? (of-old a) (of-new b))))
+                (and by-bytes? (not (:combined? old))) =
+                :else (fn [a b] (raw/same-data? (of-old a) (of-new b))))
         row (fn [[k v]]
               (let [was (.get before k)]
                 (if (and was (same? was v))

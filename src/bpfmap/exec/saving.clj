@@ -10,15 +10,23 @@
        :entries [
       [{:src \"10.0.0.1\", :port 443} 1]
       …
-      ]}"
-  (:require [bpfmap.bytes :as bytes]
-            [bpfmap.core :as bpf]
+      ]}
+
+  A file of a map of maps has `:bpfmap/saved 2`, and the maps in it once each, by their ids at that time:
+
+      :inner {12 {:spec {…} :entries [
+      …
+      ]}}"
+  (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.consent :as consent]
             [bpfmap.exec.progress :as progress]
+            [bpfmap.exec.reading :as reading]
             [bpfmap.exec.reference :as reference]
             [bpfmap.impl.comparing :as comparing]
+            [bpfmap.impl.edn-text :as edn-text :refer [edn-text]]
+            [bpfmap.impl.raw :as raw]
             [bpfmap.rules :as rules]
             [bpfmap.spec :as spec]
             [clojure.edn :as edn])
@@ -28,7 +36,8 @@
            (java.nio.charset StandardCharsets)
            (java.nio.file AccessDeniedException CopyOption FileSystemException Files LinkOption NoSuchFileException Path
                           StandardCopyOption StandardOpenOption)
-           (java.nio.file.attribute FileAttribute PosixFilePermissions)))
+           (java.nio.file.attribute FileAttribute PosixFilePermissions)
+           (java.util ArrayList HashSet Map)))
 
 (set! *warn-on-reflection* true)
 
@@ -94,42 +103,132 @@
 (defn- host-name []
   (try (.getHostName (InetAddress/getLocalHost)) (catch IOException _ nil)))
 
-(defn- text-of [x]
-  (binding [*print-namespace-maps* false *print-length* nil *print-level* nil *print-meta* false]
-    (pr-str x)))
+;; --- what can be restored
 
-(defn- unsavable
-  "The exception for a map whose values cannot be read and stay."
-  ^Throwable [m]
-  (error/error :not-supported (str "The contents of " m " cannot be saved")
-               {:bpfmap/op :save :bpfmap/hint (rules/alternative (:type (bpf/spec m)) :reduce 0)}))
+(def ^:private not-restored
+  "Why what the kernel tells of a value does not go in again, by what comes out."
+  {:socket-cookie "the kernel tells sockets by cookies, from which nobody can get the socket again"
+   :functions "to restore its value would be to register it with the kernel"})
+
+(defn- why-unsavable
+  "Why the contents of a map could not be restored, in words; nil if they can."
+  [m]
+  (let [{:keys [type value-size]} (bpf/spec m)
+        {:keys [ops refers]} (reference/row-of m)]
+    (or (rules/alternative type :reduce value-size)
+        (when-not (:reduce ops) "the kernel does not tell what is in it")
+        (not-restored (get-in refers [:value :out]))
+        (when-not (:put! ops)
+          (str "nothing could restore them: " (rules/alternative type :put! value-size))))))
+
+(defn- unsavable ^Throwable [m why]
+  (error/error :not-supported (str "The contents of map " (error/id-and-name (bpf/info m)) ", " (name (:type (bpf/spec m)))
+                                   ", cannot be saved")
+               {:bpfmap/op :save :bpfmap/map (select-keys (bpf/info m) [:id :name :type]) :bpfmap/hint why}))
+
+(defn- check-savable [m]
+  (when-let [why (why-unsavable m)]
+    (throw (unsavable m why))))
+
+(defn- spec-to-save
+  "The spec of a map as it is saved. Throws `:not-supported` if it holds functions, which no file can have."
+  [m]
+  (let [spec (cond-> (bpf/spec m) (:frozen? (bpf/info m)) (assoc :freeze true))]
+    (when (some fn? (tree-seq coll? seq spec))
+      (throw (unsavable m "its types have functions, [:via …]; give --key-type or --value-type without them")))
+    spec))
+
+;; --- maps of maps
+
+(defn- inner-ids
+  "The ids of the maps in a map of maps, each once."
+  [m]
+  (into [] (comp (map (comp :map-id val)) (distinct)) m))
+
+(defn- open-inner
+  "Opens a map that a map of maps has. Throws `:not-found` for one that is gone meanwhile."
+  ^java.io.Closeable [id]
+  (let [m (bpf/open {:id id} {:access :read-only})]
+    (try
+      (check-savable m)
+      m
+      (catch Throwable e
+        (bpf/close m)
+        (throw e)))))
+
+(defn- with-template
+  "The spec of a map of maps with the spec of what it holds, which the kernel tells only by a map that is in it."
+  [spec m ids]
+  (cond
+    (:inner-map spec) spec
+    (empty? ids) (throw (unsavable m "it is empty, and the kernel does not tell what maps it was made to hold"))
+    :else (with-open [inner (open-inner (first ids))]
+            (assoc spec :inner-map (dissoc (spec-to-save inner) :name :freeze :pinning)))))
+
+;; --- writing a map
+
+(defn- write-entries
+  "Writes entries as the lines of a vector; returns how many."
+  [writer entries]
+  (let [written (volatile! 0)]
+    (write-line writer "[")
+    (run! (fn [[k v]]
+            (vswap! written inc)
+            (write-line writer (str "[" (edn-text k) " " (edn-text v) "]")))
+          entries)
+    (.write ^BufferedWriter writer "]")
+    @written))
+
+(defn- write-inner
+  "Writes the maps of a map of maps, by id."
+  [^BufferedWriter writer ids]
+  (.write writer "\n :inner {")
+  (doseq [id ids]
+    (with-open [m (open-inner id)]
+      (write-line writer "")
+      (.write writer (str id " {:spec " (edn-text (spec-to-save m)) "\n :entries "))
+      (write-entries writer m)
+      (.write writer "}")))
+  (.write writer "}"))
+
+(defn- write-map
+  "Writes a map as the EDN of a file; returns the number of its entries."
+  [^BufferedWriter writer m]
+  (let [spec (spec-to-save m)
+        ids (when (:inner? (reference/row-of m)) (inner-ids m))
+        spec (if ids (with-template spec m ids) spec)
+        host (host-name)]
+    (write-line writer (str "{:bpfmap/saved " (if ids 2 1) "\n :at " (edn-text (java.util.Date.))
+                            (when host (str "\n :host " (edn-text host)))))
+    (.write writer (str " :spec " (edn-text spec) "\n :entries "))
+    (let [written (write-entries writer (eduction (if ids (filter (comp (set ids) :map-id val)) identity)
+                                                  (progress/counting "entries") m))]
+      (when ids (write-inner writer ids))
+      (write-line writer "}")
+      written)))
 
 (defn save
-  "Writes a map's spec and contents to a file.
+  "Writes a map's spec and contents to a file; of a map of maps, also those of the maps in it.
+
+  Throws `:not-supported` for a map whose contents could not be restored: the kernel does not tell them, or nobody but a
+  program can write them.
 
       (save {:ref {:name \"flows\"} :file \"/root/flows.edn\"}) ;=> {:file \"/root/flows.edn\", :map {…}, :entries 20}"
   [{:keys [file] :as options}]
   (with-open [m (reference/open options :read-only)]
-    (when-not (:reduce (:ops (reference/row-of m)))
-      (throw (unsavable m)))
+    (check-savable m)
     (let [saved (volatile! 0)]
-      (write-whole file
-                   (fn [writer]
-                     (write-line writer (str "{:bpfmap/saved 1\n :at " (text-of (java.util.Date.))
-                                             (when-let [host (host-name)] (str "\n :host " (text-of host)))))
-                     (write-line writer (str " :spec " (text-of (cond-> (bpf/spec m) (:frozen? (bpf/info m)) (assoc :freeze true)))
-                                             "\n :entries ["))
-                     (run! (fn [[k v]]
-                             (vswap! saved inc)
-                             (write-line writer (str "[" (text-of k) " " (text-of v) "]")))
-                           (eduction (progress/counting "entries") m))
-                     (write-line writer "]}")))
+      (write-whole file (fn [writer] (vreset! saved (write-map writer m))))
       {:file file :map (select-keys (bpf/info m) [:id :name :type]) :entries @saved})))
 
 ;; --- reading
 
+(defn- saved-map? [x]
+  (and (map? x) (map? (:spec x)) (vector? (:entries x))
+       (every? #(and (vector? %) (= 2 (count %))) (:entries x))))
+
 (defn read-file
-  "What was saved in a file: `{:spec :entries …}`. Throws `:io` for one that cannot be read, and `:not-saved` for any other.
+  "What was saved in a file: `{:spec :entries …}`, with `:inner` of a map of maps. Throws `:io` for one that cannot be read, and `:not-saved` for any other.
 
       (:spec (read-file \"/root/flows.edn\")) ;=> {:name \"flows\", :type :lru-hash, …}"
   [file]
@@ -138,7 +237,7 @@
                                     cause)))
         data (try
                (with-open [reader (PushbackReader. (Files/newBufferedReader (path-of file)))]
-                 (let [options {:readers {'bpfmap/bytes bytes/->bytes} :eof nil}
+                 (let [options {:readers edn-text/readers :eof nil}
                        data (edn/read options reader)]
                    (when (some? (edn/read options reader))
                      (wrong "there is more in it than one form" nil))
@@ -147,44 +246,153 @@
                (catch IOException e (throw (file-error e :restore file "read")))
                (catch RuntimeException e
                  (if (:bpfmap/error (ex-data e)) (throw e) (wrong (ex-message e) e))))]
-    (when-not (and (map? data) (= 1 (:bpfmap/saved data)) (map? (:spec data)) (vector? (:entries data))
-                   (every? #(and (vector? %) (= 2 (count %))) (:entries data)))
+    (when-not (and (saved-map? data)
+                   (case (str (:bpfmap/saved data))
+                     "1" true
+                     "2" (and (map? (:inner data)) (every? int? (keys (:inner data))) (every? saved-map? (vals (:inner data))))
+                     false))
       (wrong "`bpfmap save` writes a map with :bpfmap/saved 1, :spec and :entries" nil))
     data))
 
 (defn completed
-  "Completes the spec of a file for reading its entries. What a map of maps was made to hold says nothing about those.
+  "Completes the spec of a file for reading its entries.
 
       (:key-size (completed {:type :hash :key :u32 :value :u32 :max-entries 1})) ;=> 4"
   [{:keys [type inner-map] :as spec}]
-  (let [unknown? (and (:inner? (rules/types type)) (nil? inner-map))]
-    (cond-> (spec/complete (cond-> (dissoc spec :pinning)
-                             unknown? (assoc :inner-map {:type :array :value-size 4 :max-entries 1}))
-                           (comparing/machine))
-      unknown? (dissoc :inner-map))))
+  (spec/complete (cond-> (dissoc spec :pinning)
+                   ;; Some files of maps of maps lack it. What those were made to hold says nothing about entries.
+                   (and (:inner? (rules/types type)) (nil? inner-map))
+                   (assoc :inner-map {:type :array :value-size 4 :max-entries 1}))
+                 (comparing/machine)))
 
 ;; --- restoring
 
+(defn in-bytes
+  "Returns the entries of a file as bytes, in order; of a per-CPU map there are as many CPUs as its first value has. Throws
+  `:invalid-value` for an entry that does not fit the completed spec.
+
+      (in-bytes spec [[7 42]]) ;=> [[#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"]]"
+  [{:keys [type] :as spec} entries]
+  (let [n (when (:per-cpu? (rules/types type)) (bounded-count 0x10000 (let [v (second (first entries))] (if (coll? v) v [v]))))
+        {:keys [key-in value-in]} (raw/types spec n)]
+    (mapv (fn [[k v]] (raw/misfit-in :restore k #(vector (key-in k) (value-in v)))) entries)))
+
+(defn- check-cpus
+  "Throws `:incompatible` for values of other CPUs than this host has."
+  [m entries]
+  (when-let [cpus (reading/cpus-of m)]
+    (when-let [other (some (fn [[_ v]] (when-not (= (count cpus) (when (vector? v) (count v))) v)) entries)]
+      (throw (error/error :incompatible "What was saved does not go into a map of this host"
+                          {:bpfmap/op :restore
+                           :bpfmap/hint (str "values are of " (if (vector? other) (count other) "no") " CPUs, and this host has "
+                                             (count cpus) " possible CPUs")})))))
+
+(defn- against
+  "Holds what is in a map against entries that were saved, as bytes: `{:same #{keys} :changed n :missing n :strangers [keys]}`.
+  Values do not count unless `values?`."
+  [m ^Map saved values?]
+  (let [same (HashSet.)
+        strangers (ArrayList.)
+        changed (volatile! 0)]
+    (run! (fn [[k v]]
+            (let [was (.get saved k)]
+              (cond
+                (nil? was) (.add strangers k)
+                (or (not values?) (= was v)) (.add same k)
+                :else (vswap! changed inc))))
+          (raw/entries m))
+    {:same same :changed @changed :missing (- (.size saved) (.size same) (long @changed)) :strangers strangers}))
+
+(defn- put-inner
+  "Makes the maps that entries of a map of maps had, and puts them; some hundred at a time, since each takes a descriptor.
+  A map that has several entries is made once."
+  [m entries inner]
+  (doseq [ids (partition-all 256 (distinct (map (comp :map-id second) entries)))]
+    (let [made (volatile! {})]
+      (try
+        (doseq [id ids :let [{:keys [spec entries]} (get inner id)]]
+          (vswap! made assoc id (bpf/create (assoc (dissoc spec :pinning) :contents entries))))
+        (bpf/put-all! m (for [[k {:keys [map-id]}] entries :when (contains? @made map-id)]
+                          [k (get @made map-id)]))
+        (finally (run! bpf/close (vals @made)))))))
+
+(defn- check-inner
+  "Throws `:not-saved` for an entry whose map the file does not have."
+  [file entries inner]
+  (doseq [[k v] entries :when (not (contains? inner (:map-id v)))]
+    (throw (error/error :not-saved (str file " is no saved map")
+                        {:bpfmap/op :restore :bpfmap/file file
+                         :bpfmap/hint (str "the entry of " (edn-text k) " is " (edn-text v) ", which is not under :inner")}))))
+
+(defn- write-entries-into
+  "Writes entries into a map, given as they were saved and as bytes."
+  [m entries in-bytes {:keys [inner]}]
+  (cond
+    inner (put-inner m entries inner)
+    ;; What refers to something goes in as a descriptor of it, which bytes do not have.
+    (get-in (reference/row-of m) [:refers :value :in]) (bpf/put-all! m entries)
+    :else (with-open [twin (raw/twin m)]
+            (bpf/put-all! twin in-bytes))))
+
+(defn- outcome
+  "What became of a restore: what the map has afterwards, and what was done."
+  [m saved values? skipped deleted]
+  (let [{:keys [same changed missing]} (against m saved values?)]
+    {:map (select-keys (bpf/info m) [:id :name :type])
+     :entries (count same) :changed changed :missing missing :skipped skipped :deleted deleted}))
+
 (defn- into-existing
-  "Puts what was saved into a map that is there, and with `:exact` deletes what was not saved."
-  [{:keys [into exact] :as options} {:keys [spec entries]}]
+  "Puts what was saved into a map that is there, but for entries that are there already; with `:exact` deletes before that
+  what was not saved."
+  [{:keys [into exact file] :as options} {:keys [spec entries inner] :as saved}]
   (with-open [m (reference/open (assoc options :ref into) :read-write)]
-    (when-let [difference (not-empty (select-keys (bpf/spec-diff spec m) [:type :key-size :value-size]))]
-      (throw (error/error :incompatible (str "What was saved does not go into " m)
+    (when-let [difference (not-empty (select-keys (bpf/spec-diff (completed spec) m) [:type :key-size :value-size]))]
+      (throw (error/error :incompatible (str "What was saved does not go into map " (error/id-and-name (bpf/info m)))
                           {:bpfmap/op :restore :bpfmap/diff difference
                            :bpfmap/hint (str "they differ: " (pr-str difference))})))
-    (consent/check m options "Write the saved entries into it?")
-    (let [saved (set (map first entries))
-          written (bpf/put-all! m entries)
-          deleted (if exact
-                    (bpf/delete-all! m (clojure.core/into [] (comp (map key) (remove saved)) m))
-                    0)]
-      {:map (select-keys (bpf/info m) [:id :name :type]) :entries written :deleted deleted})))
+    (when inner (check-inner file entries inner))
+    (check-cpus m entries)
+    (let [in-bytes (in-bytes (completed spec) entries)
+          by-key (raw/snapshot in-bytes)]
+      (consent/check m options "Write the saved entries into it?")
+      (let [{:keys [^HashSet same strangers]} (against m by-key true)
+            ;; The maps in a map of maps are made anew: their ids say nothing.
+            same (if inner (HashSet.) same)
+            other? (fn [[k]] (not (.contains ^HashSet same k)))
+            deleted (if (and exact (seq strangers))
+                      (with-open [twin (raw/twin m)] (bpf/delete-all! twin strangers))
+                      0)]
+        (write-entries-into m
+                            (keep (fn [[entry raw]] (when (other? raw) entry)) (map vector entries in-bytes))
+                            (filter other? in-bytes)
+                            saved)
+        (outcome m by-key (nil? inner) (count same) deleted)))))
+
+(defn- made
+  "A new map as it was saved, open. A map of maps is filled, and frozen, when it is there."
+  ^java.io.Closeable [file {:keys [spec entries inner]}]
+  (if-not inner
+    (bpf/create (assoc (dissoc spec :pinning) :contents entries))
+    (do
+      (check-inner file entries inner)
+      (let [m (bpf/create (dissoc spec :pinning :freeze))]
+        (try
+          (put-inner m entries inner)
+          (when (:freeze spec) (bpf/freeze! m))
+          m
+          (catch Throwable e
+            (bpf/close m)
+            (throw e)))))))
 
 (defn restore
-  "Makes a map as it was saved and pins it at `:pin`, or writes what was saved `:into` a map that is there.
+  "Makes a map as it was saved and pins it at `:pin`, or writes what was saved `:into` a map that is there. Entries that are
+  there already are skipped.
 
-      (restore {:file \"/root/flows.edn\" :pin \"/sys/fs/bpf/flows\"}) ;=> {:map {:id 12 …}, :path \"/sys/fs/bpf/flows\", :entries 20}"
+  Returns what the map has afterwards: `:entries`, how many of those saved; `:missing`, how many it has not, since it evicts some when it is
+  full or others deleted them; `:changed`, how many have another value by then. `:skipped` were there before, and `:deleted` were not in the file.
+
+      (restore {:file \"/root/flows.edn\" :pin \"/sys/fs/bpf/flows\"})
+      ;=> {:map {:id 12 …}, :path \"/sys/fs/bpf/flows\", :entries 20, :changed 0, :missing 0, :skipped 0, :deleted 0}"
   [{:keys [file pin into exact] :as options}]
   (when (= (some? pin) (some? into))
     (throw (if pin
@@ -192,11 +400,9 @@
              (arguments/lacking "restore" :pin :into))))
   (when (and exact pin)
     (throw (arguments/refused "restore" :exact exact "it is for a map that is there, with :into")))
-  (let [{:keys [spec entries] :as saved} (read-file file)]
+  (let [{:keys [spec entries inner] :as saved} (read-file file)]
     (if into
       (into-existing options saved)
-      (with-open [m (bpf/create (-> spec
-                                    (dissoc :pinning)
-                                    (assoc :contents entries)))]
+      (with-open [m (made file saved)]
         (bpf/pin! m pin)
-        {:map (select-keys (bpf/info m) [:id :name :type]) :path pin :entries (count entries)}))))
+        (assoc (outcome m (raw/snapshot (in-bytes (completed spec) entries)) (nil? inner) 0 0) :path pin)))))

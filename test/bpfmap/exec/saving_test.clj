@@ -5,9 +5,11 @@
             [bpfmap.exec :as exec]
             [bpfmap.exec.saving :as saving]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.rules :as rules]
+            [bpfmap.uses :as uses]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [are deftest is]])
+            [clojure.test :refer [are deftest is testing]])
   (:import (java.io BufferedWriter Closeable File)
            (java.nio.file Files LinkOption Path)
            (java.nio.file.attribute FileAttribute PosixFilePermissions)))
@@ -153,3 +155,255 @@
         (is (= 1 exit))
         (is (str/includes? err "cannot be saved: it has no keys"))
         (is (= [] (files dir)))))))
+
+;; --- every type of map
+
+(def ^:private refusals
+  "Why a map of a type is not saved, as `save` says it."
+  {:perf-event-array #"the kernel does not tell what is in it"
+   :stack-trace #"nothing could restore them: only a program's bpf_get_stackid fills it"
+   :cgroup-array #"the kernel does not tell what is in it"
+   :sockmap #"the kernel tells sockets by cookies|only where values have 8 bytes"
+   :sockhash #"the kernel tells sockets by cookies|only where values have 8 bytes"
+   :reuseport-sockarray #"the kernel tells sockets by cookies|only where values have 8 bytes"
+   :xskmap #"the kernel does not tell what is in it"
+   :cgroup-storage #"nothing could restore them: the kernel makes an element for each cgroup"
+   :percpu-cgroup-storage #"nothing could restore them: the kernel makes an element for each cgroup"
+   :queue #"it has no keys"
+   :stack #"it has no keys"
+   :bloom-filter #"it only knows whether a value may be in it"
+   :sk-storage #"the kernel cannot list it"
+   :inode-storage #"the kernel cannot list it"
+   :task-storage #"the kernel cannot list it"
+   :cgrp-storage #"the kernel cannot list it"
+   :ringbuf #"it has no entries"
+   :user-ringbuf #"it has no entries"
+   :arena #"it has no entries"})
+
+(defn- contents-of
+  "The entries of a map; of a map of maps, what is in each of its maps."
+  [m]
+  (update-vals (bpf/snapshot m)
+               (fn [v]
+                 (if-let [id (and (map? v) (:map-id v))]
+                   (with-open [^Closeable inner (bpf/open id)]
+                     [(dissoc (bpf/spec inner) :name) (bpf/snapshot inner)])
+                   v))))
+
+(kernel-test a-map-of-any-type-is-saved-and-restored-or-refused
+  (with-directory [dir]
+    (let [file (str dir "/any.edn")]
+      (doseq [{{:keys [type] :as spec} :spec :as use} uses/uses :when (uses/here? use)]
+        (testing spec
+          (uses/used use
+            (fn [m _]
+              (if-let [why (refusals type)]
+                (let [[exit line] (refused "save" (id-of m) file)]
+                  (is (= 1 exit))
+                  (is (re-find why line))
+                  (is (re-find #"^bpfmap: The contents of map [0-9]+.*, cannot be saved: " line))
+                  (is (= [] (files dir))))
+                (let [pin (fixture/new-pin)
+                      before (contents-of m)]
+                  (try
+                    (is (= 0 (:exit (bpfmap "save" (id-of m) file))))
+                    (is (= 0 (:exit (bpfmap "restore" file "--pin" pin))))
+                    (with-open [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
+                      (is (seq before))
+                      (is (= before (contents-of restored)))
+                      (is (nil? (bpf/spec-diff (saving/completed (:spec (saving/read-file file))) restored))))
+                    (is (= 0 (:exit (bpfmap "restore" file "--into" pin "--exact"))))
+                    (with-open [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
+                      (is (= before (contents-of restored))))
+                    (finally
+                      (io/delete-file pin true)
+                      (io/delete-file file true))))))))))))
+
+(kernel-test a-value-of-the-kernels-is-not-saved
+  (is (= "to restore its value would be to register it with the kernel"
+         (#'saving/not-restored (get-in (rules/types :struct-ops) [:refers :value :out])))))
+
+;; --- maps of maps
+
+(def ^:private inner-spec {:type :hash :key :u32 :value [:struct {:name "v"} [:n :u64]] :max-entries 8})
+
+(kernel-test maps-of-maps-are-saved-with-what-is-in-them-once
+  (with-directory [dir]
+    (let [file (str dir "/tenants.edn")
+          pin (fixture/new-pin)]
+      (with-open [^Closeable outer (bpf/create {:name "tenants" :type :hash-of-maps :key [:string 8] :max-entries 8 :inner-map inner-spec})
+                  ^Closeable shared (bpf/create (assoc inner-spec :name "shared" :contents {1 {:n 10}}))
+                  ^Closeable own (bpf/create (assoc inner-spec :name "own" :contents {2 {:n 20}, 3 {:n 30}} :freeze true))]
+        (bpf/put-all! outer {"blue" shared "red" shared "green" own})
+        (is (= {:exit 0 :out (str "3 entries of map " (id-of outer) " (tenants) are saved in " file "\n") :err ""}
+               (bpfmap "save" (id-of outer) file)))
+        (let [{:keys [inner] :as saved} (saving/read-file file)]
+          (is (= 2 (:bpfmap/saved saved)))
+          (is (= #{(id-of shared) (id-of own)} (set (keys inner))))
+          (is (= 3 (count (:entries saved)))))
+        (is (= [0 ""] ((juxt :exit :err) (bpfmap "restore" file "--pin" pin))))
+        (try
+          (with-open [^Closeable restored (bpf/open pin {:key [:string 8]})]
+            (let [{blue "blue" red "red" green "green" :as all} (bpf/snapshot restored)]
+              (is (= 3 (count all)))
+              (is (= blue red) "what was shared is")
+              (is (not= blue green))
+              (is (not= blue {:map-id (id-of shared)}) "and is another map")
+              (is (= (contents-of outer) (contents-of restored)))
+              (with-open [^Closeable frozen (bpf/open green)]
+                (is (= ["own" true] ((juxt :name :frozen?) (bpf/info frozen)))))))
+          (testing "what is in them is compared, not which maps they are"
+            (is (= [] (exec/diff {:old file :new pin :key-type [:string 8]})))
+            (is (= [] (exec/diff {:old outer :new pin :key-type [:string 8]})))
+            (with-open [^Closeable in (bpf/open (get (bpf/snapshot outer) "red"))]
+              (bpf/put! in 1 {:n 11})
+              (is (= ["blue" "red"] (sort (map :key (exec/diff {:old file :new outer})))))
+              (bpf/put! in 1 {:n 10})))
+          (testing "into a map that is there, which keeps its other entries unless :exact"
+            (bpf/delete! outer "blue")
+            (bpf/put! outer "black" own)
+            (is (= {:entries 3 :changed 0 :missing 0 :skipped 0 :deleted 0}
+                   (dissoc (exec/restore {:file file :into (id-of outer)}) :map)))
+            (is (= #{"blue" "red" "green" "black"} (set (keys (bpf/snapshot outer)))))
+            (is (= {:entries 3 :changed 0 :missing 0 :skipped 0 :deleted 1}
+                   (dissoc (exec/restore {:file file :into (id-of outer) :exact true}) :map)))
+            (is (= 2 (count (distinct (vals (bpf/snapshot outer)))))))
+          (finally (io/delete-file pin)))))))
+
+(kernel-test many-inner-maps-take-few-descriptors
+  (with-directory [dir]
+    (let [file (str dir "/many.edn")
+          spec {:type :array :value :u32 :max-entries 1}
+          pin (fixture/new-pin)
+          n 300]
+      (with-open [^Closeable outer (bpf/create {:type :array-of-maps :max-entries n :inner-map spec})]
+        (doseq [ids (partition-all 100 (range n))]
+          (let [made (mapv #(bpf/create (assoc spec :contents {0 %})) ids)]
+            (bpf/put-all! outer (map vector ids made))
+            (run! bpf/close made)))
+        (let [before (fixture/settled-descriptors)]
+          (is (= n (:entries (exec/save {:ref (id-of outer) :file file}))))
+          (is (= n (:entries (exec/restore {:file file :pin pin}))))
+          (is (<= (fixture/open-descriptors) before))
+          (with-open [^Closeable restored (bpf/open pin)]
+            (is (= (contents-of outer) (contents-of restored))))
+          (io/delete-file pin))))))
+
+(kernel-test a-map-of-maps-that-cannot-be-restored-is-not-saved
+  (with-directory [dir]
+    (let [file (str dir "/x.edn")]
+      (with-open [^Closeable outer (bpf/create {:name "outer" :type :hash-of-maps :key :u32 :max-entries 8 :inner-map {:type :queue :value :u32 :max-entries 2}})
+                  ^Closeable q (bpf/create {:name "jobs" :type :queue :value :u32 :max-entries 2})]
+        (is (re-find #"map \d+ \(outer\), hash-of-maps, cannot be saved: it is empty, and the kernel does not tell what maps it was made to hold"
+                     (second (refused "save" (id-of outer) file))))
+        (bpf/put! outer 1 q)
+        (is (re-find #"map \d+ \(jobs\), queue, cannot be saved: it has no keys" (second (refused "save" (id-of outer) file))))
+        (is (= [] (files dir)))))))
+
+(kernel-test what-an-older-version-saved-of-a-map-of-maps-is-refused-as-before
+  (with-directory [dir]
+    (let [file (str dir "/old.edn")]
+      (spit file "{:bpfmap/saved 1 :spec {:type :hash-of-maps :key :u32 :max-entries 2} :entries []}")
+      (is (re-find #":inner-map" (second (refused "restore" file "--pin" (fixture/new-pin)))))
+      (spit file "{:bpfmap/saved 2 :spec {:type :hash-of-maps :key :u32 :max-entries 2 :inner-map {:type :array :value :u32 :max-entries 1}} :entries [[1 {:map-id 7}]] :inner {}}")
+      (is (re-find #"the entry of 1 is \{:map-id 7\}, which is not under :inner" (second (refused "restore" file "--pin" (fixture/new-pin)))))
+      (spit file "{:bpfmap/saved 2 :spec {:type :hash} :entries []}")
+      (is (re-find #"is no saved map" (second (refused "restore" file "--pin" (fixture/new-pin))))))))
+
+;; --- names
+
+(kernel-test names-with-any-character-come-back
+  (with-directory [dir]
+    (let [file (str dir "/odd.edn")
+          pin (fixture/new-pin)
+          odd (keyword "a b")
+          state (keyword "not; \"known\"")
+          spec {:name "odd" :type :hash :key :u32 :max-entries 4
+                :value [:struct [odd :u8] [(keyword "pick.turn") :u8] [(keyword "7") [:enum :u8 {state 1 (keyword "") 2}]]]}]
+      (with-open [^Closeable m (bpf/create (assoc spec :contents {1 {odd 5 (keyword "pick.turn") 6 (keyword "7") state}}))]
+        (exec/save {:ref m :file file})
+        (exec/restore {:file file :pin pin})
+        (try
+          (with-open [^Closeable restored (bpf/open pin {:value (:value spec)})]
+            (is (= (bpf/snapshot m) (bpf/snapshot restored))))
+          (finally (io/delete-file pin)))))))
+
+(kernel-test types-with-functions-are-not-saved
+  (with-directory [dir]
+    (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value [:via :u32 inc dec] :max-entries 4})]
+      (is (re-find #"its types have functions, \[:via …\]" (:bpfmap/hint (fixture/error-of (exec/save {:ref m :file (str dir "/f.edn")})))))
+      (is (= [] (files dir))))))
+
+;; --- counts
+
+(kernel-test what-is-there-already-is-skipped-and-evicts-nothing
+  (with-directory [dir]
+    (let [file (str dir "/lru.edn")
+          entries (into {} (map (fn [i] [i (* 10 i)])) (range 240))]
+      (with-open [^Closeable m (bpf/create {:name "lru" :type :lru-hash :key :u32 :value :u32 :max-entries 256})]
+        (bpf/put-all! m entries)
+        (let [before (bpf/snapshot m)
+              n (count before)]
+          (exec/save {:ref m :file file})
+          (is (= {:entries n :changed 0 :missing 0 :skipped n :deleted 0}
+                 (dissoc (exec/restore {:file file :into (id-of m)}) :map)))
+          (is (= before (bpf/snapshot m)))
+          (is (= (str "0 entries written into map " (id-of m) " (lru), " n " there already\n")
+                 (:out (bpfmap "restore" file "--into" (id-of m) "--exact")))))))))
+
+(kernel-test what-a-map-evicts-is-not-counted
+  (with-directory [dir]
+    (let [file (str dir "/lru.edn")
+          pin (fixture/new-pin)]
+      (spit file (pr-str {:bpfmap/saved 1 :spec {:name "small" :type :lru-hash :key :u32 :value :u32 :max-entries 64}
+                          :entries (mapv #(vector % %) (range 500))}))
+      (let [{:keys [exit out err]} (bpfmap "restore" file "--pin" pin)]
+        (try
+          (with-open [^Closeable m (bpf/open pin)]
+            (let [n (count (bpf/snapshot m))]
+              (is (< 0 n 500))
+              (is (= 1 exit))
+              (is (= (str n " of 500 entries are in map " (id-of m) " (small), pinned at " pin "\n") out))
+              (is (= (str "bpfmap: " (- 500 n) " entries are not in the map: it evicts entries to make room, or somebody deleted them\n") err))
+              (is (= {:entries n :missing (- 500 n)}
+                     (let [{:keys [entries missing]} (exec/restore {:file file :into (id-of m)})]
+                       {:entries (count (filter (bpf/snapshot m) (range 500))) :missing (- 500 (count (bpf/snapshot m)))})))))
+          (finally (io/delete-file pin)))))))
+
+(kernel-test an-entry-that-is-twice-in-a-file-counts-once
+  (with-directory [dir]
+    (let [file (str dir "/twice.edn")
+          pin (fixture/new-pin)]
+      (spit file "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u32 :max-entries 4} :entries [[1 1] [1 2] [2 2]]}")
+      (is (= {:entries 2 :missing 0 :changed 0} (select-keys (exec/restore {:file file :pin pin}) [:entries :missing :changed])))
+      (with-open [^Closeable m (bpf/open pin)]
+        (is (= {1 2, 2 2} (bpf/snapshot m))))
+      (io/delete-file pin))))
+
+(kernel-test values-of-other-cpus-are-refused
+  (with-directory [dir]
+    (let [file (str dir "/cpus.edn")]
+      (spit file "{:bpfmap/saved 1 :spec {:type :percpu-hash :key :u32 :value :u32 :max-entries 4} :entries [[1 [1 2 3 4 5 6 7]]]}")
+      (with-open [^Closeable m (bpf/create {:type :percpu-hash :key :u32 :value :u32 :max-entries 4})]
+        (is (re-find #"values are of 7 CPUs, and this host has \d+ possible CPUs" (second (refused "restore" file "--into" (id-of m)))))
+        (is (= ["removed"] (map :change (map #(update % :change name) (exec/diff {:old file :new m})))))))))
+
+(kernel-test strangers-make-room-for-what-was-saved
+  (with-directory [dir]
+    (let [file (str dir "/full.edn")]
+      (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 4 :contents {1 1, 2 2, 3 3, 4 4}})]
+        (exec/save {:ref m :file file})
+        (bpf/drain! m)
+        (bpf/put-all! m {5 5, 6 6, 7 7, 4 4})
+        (is (= {:entries 4 :changed 0 :missing 0 :skipped 1 :deleted 3}
+               (dissoc (exec/restore {:file file :into (id-of m) :exact true}) :map)))
+        (is (= {1 1, 2 2, 3 3, 4 4} (bpf/snapshot m)))))))
+
+(kernel-test counts-are-of-what-was-there
+  (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 8 :contents {1 1, 2 2, 3 3}})]
+    (is (= 2 (bpf/delete-all! m [1 1 2 9])))
+    (is (= 1 (count (bpf/drain! m))))
+    (is (= 0 (bpf/delete-all! m [1 2 3])))
+    (is (= 2 (bpf/put-all! m [[1 1] [1 2]])) "the writes that were done")
+    (is (= 1 (bpf/count-entries m)))
+    (is (= [false true] (map :deleted? [(exec/delete {:ref m :key 9}) (exec/delete {:ref m :key 1})])))))

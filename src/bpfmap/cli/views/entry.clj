@@ -53,9 +53,24 @@
   [{:keys [map file entries]} _options]
   {:lines [(str (output/plural entries "entry" "entries") " of " (map-text map) " are saved in " (output/cell file))]})
 
+(defn- entries-text [n]
+  (output/plural n "entry" "entries"))
+
 (defn restored
-  "A map that was made or filled from a file."
-  [{:keys [map path entries deleted]} _options]
-  {:lines [(str (output/plural entries "entry" "entries") " written into " (map-text map)
-                (when path (str ", pinned at " (output/cell path)))
-                (when (and deleted (pos? (long deleted))) (str ", " deleted " deleted")))]})
+  "A map that was made or filled from a file: what it has now. If that is not all, it is said, and the exit code is 1."
+  [{:keys [map path entries changed missing skipped deleted]} _options]
+  (let [whole? (= 0 missing changed)]
+    {:lines [(str (if whole?
+                    (str (entries-text (- (long entries) (long skipped))) " written into " (map-text map))
+                    (str entries " of " (entries-text (+ (long entries) (long changed) (long missing))) " are in " (map-text map)))
+                  (when path (str ", pinned at " (output/cell path)))
+                  (when (pos? (long skipped)) (str ", " skipped " there already"))
+                  (when (pos? (long deleted)) (str ", " deleted " deleted")))]
+     :notes (remove nil?
+                    [(when (pos? (long missing))
+                       (str (entries-text missing) (if (= 1 missing) " is" " are")
+                            " not in the map: it evicts entries to make room, or somebody deleted "
+                            (if (= 1 missing) "it" "them")))
+                     (when (pos? (long changed))
+                       (str (entries-text changed) (if (= 1 changed) " has" " have") " another value by now: somebody writes to the map"))])
+     :exit (if (pos? (long missing)) 1 0)}))
