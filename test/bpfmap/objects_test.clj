@@ -7,6 +7,7 @@
             [bpfmap.linux :as linux :refer [held pack said unpack]]
             [bpfmap.objects :as objects]
             [bpfmap.rules :as rules]
+            [bpfmap.since :as since]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
@@ -191,7 +192,8 @@
                                [:task-storage objects/this-process :EBADF]
                                [:task-storage objects/child-process :EBADF]
                                [:inode-storage objects/file nil]
-                               [:cgrp-storage objects/cgroup :EBADF]]]
+                               [:cgrp-storage objects/cgroup :EBADF]]
+          :when (since/has? [:map-type type])]
     (testing (str type " " make)
       (with-open [m (create type local-storage)
                   object ^Closeable (make)
@@ -206,7 +208,7 @@
         (is (= [:ok :ENOENT] [(delete m (:fd object)) (delete m (:fd object))]))
         (is (= :ENOENT (look m (:fd object))))))))
 
-(kernel-test a-storage-belongs-to-the-object-not-to-the-descriptor
+(kernel-test ^{:needs [[:map-type :task-storage]]} a-storage-belongs-to-the-object-not-to-the-descriptor
   (with-open [m (create :task-storage local-storage)
               one (objects/this-process)
               other (objects/this-process)

@@ -4,6 +4,7 @@
             [bpfmap.host :as host]
             [bpfmap.impl.sys.progs :as progs]
             [bpfmap.prog :as prog]
+            [bpfmap.since :as since]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]])
@@ -170,7 +171,8 @@
           (is (re-matches #"[0-9a-f]{16}" tag))
           (is (<= before load-time (+ 10000000 (boot-clock))))
           (is (zero? (mod xlated-bytes 8)))
-          (is (pos-int? verified-insns))
+          (since/needing [[:kernel :verified-insns]]
+            (is (pos-int? verified-insns)))
           (is (not-any? #{:btf-id :ifindex :attach-btf-id} (keys info)) "what does not apply is left out")
           (is (= [info] (filter #(= id (:id %)) (host/programs))))
           (is (= [tag false ""] ((juxt :tag :gpl-compatible? :name) (prog/info again)))

@@ -197,7 +197,7 @@
         (is (= :EBUSY (put m k (:value cc))) "never again")))
     (fixture/skip! "this kernel has no congestion control by programs")))
 
-(kernel-test a-struct-ops-value-for-links-is-readied-by-writing-it
+(kernel-test ^{:needs [[:flag :link]]} a-struct-ops-value-for-links-is-readied-by-writing-it
   (if-let [type (programs/struct-ops-type "tcp_congestion_ops")]
     (with-open [m (struct-ops type #{:link})
                 cc (programs/congestion-control type "bpfmap_linked")]

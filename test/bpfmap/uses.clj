@@ -11,6 +11,7 @@
             [bpfmap.objects :as objects]
             [bpfmap.programs :as programs]
             [bpfmap.rules :as rules]
+            [bpfmap.since :as since]
             [bpfmap.spec :as spec])
   (:import (bpfmap.impl.store BpfMap)
            (bpfmap.sys Bytes Codec)
@@ -156,8 +157,11 @@
   "Types that are tested elsewhere, for what they are: the value of one is a struct of the kernel's."
   #{:struct-ops})
 
-(defn here? [{{:keys [type]} :spec}]
-  (:supported? (feature/map-type type)))
+(defn here?
+  "Whether this kernel has the type of a use, and can use it: 5.10 creates storages of inodes that it then cannot find."
+  [{{:keys [type]} :spec}]
+  (and (:supported? (feature/map-type type))
+       (or (not= :inode-storage type) (since/has? [:lsm "bpf"]))))
 
 (defn row-of [{{:keys [type]} :spec}]
   (rules/types type))
@@ -179,7 +183,15 @@
           (f m (assoc use :keys ks :values vs :same? (or reads =)))))
       (finally (run! (fn [^Closeable object] (.close object)) objects)))))
 
-(defn grants? [{{:keys [type]} :spec :as use} op]
+(defn has?
+  "Whether this kernel has an operation that the row grants; if it has not, the skip names the row."
+  [{{:keys [type]} :spec :as use} op]
+  (apply since/has? (cond-> [[:operation type op]]
+                      (and (:conditional-since (row-of use)) (#{:insert! :replace!} op)) (conj [:conditional type]))))
+
+(defn grants?
+  "Whether the row grants an operation: the kernel need not have it yet, see [[has?]]."
+  [{{:keys [type]} :spec :as use} op]
   (and (contains? (:ops (row-of use)) op)
        (nil? (rules/alternative type op (:value-size (spec/complete (:spec use) (comparing/machine)))))))
 

@@ -11,6 +11,7 @@
             [bpfmap.impl.sys.probes :as probes]
             [bpfmap.linux :as linux :refer [said]]
             [bpfmap.rules :as rules]
+            [bpfmap.since :as since]
             [bpfmap.spec :as spec]
             [bpfmap.uses :refer [here? inner row-of used uses]]
             [clojure.set :as set]
@@ -210,7 +211,7 @@
                 ask (fn [op] (try-spec use (bare use) #(said (probes/operate op % {} facts))))]]
     (testing spec
       (doseq [[name op] batches
-              :let [granted? (contains? batch name)]]
+              :let [granted? (and (contains? batch name) (since/has? [:batch (:type spec)]))]]
         (is (= granted? (= :ok (ask op))) op))
       (is (= (if freeze? :ok :ENOTSUPP) (ask :freeze)))
       (is (or (nil? batch-read-since) (contains? batch :read))))))
