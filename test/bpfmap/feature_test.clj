@@ -223,7 +223,7 @@
                     ours (into #{} (filter #(:supported? (feature/helper type %))) (keys isa/helpers))
                     ;; A bpftool older than the kernel knows fewer helpers by name.
                     named (reduce into #{} (vals helpers))]]
-        (is (< 50 (count ours) (count isa/helpers)))
+        (is (< 30 (count ours) (count isa/helpers))) ; 39 on 5.10, more than 50 from 6.1 on
         (is (set/subset? (set/intersection ours named) listed) (str type))
         ;; One that does not understand the verifier's newer words lists all helpers for all types.
         (when-not (contains? (helpers :xdp) :get-stackid)

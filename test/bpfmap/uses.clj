@@ -150,7 +150,8 @@
    (assoc (local-storage :cgrp-storage (closing objects/cgroup objects/cgroup))
           :keys (fn [[a b]] [(:path a) {:fd (:fd b)}]))
    {:spec {:type :arena :max-entries 1 :flags #{:mmapable}}}
-   {:spec {:type :insn-array :max-entries 2}}
+   {:spec {:type :insn-array :max-entries 2} :keys [0 1] :none 2
+    :values (mapv #(hash-map :orig-off % :xlated-off 0 :jitted-off 0 :pad 0) [1 2])} ; the kernel sets the others
    (numbers :rhash :flags #{:no-prealloc})])
 
 (def left-out
