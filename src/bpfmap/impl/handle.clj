@@ -20,14 +20,13 @@
 
   A stable release may have the fix, so the kernel is tried. Where it cannot be, nothing is promised."
   [type]
-  (let [{:keys [conditional-since]} (rules/types type)
-        release (sys/kernel-release)]
-    (when (and conditional-since
-               (not (some-> release (rules/at-least? conditional-since)))
-               (not (:supported? ((requiring-resolve 'bpfmap.feature/conditional-write) type))))
-      (let [hint (str "before Linux " conditional-since " the kernel does not look whether the key exists, and this is " release
-                      "; put! writes in any case")]
-        {:insert! [:not-supported hint] :replace! [:not-supported hint]}))))
+  (when-let [since (:conditional-since (rules/types type))]
+    (let [release (sys/kernel-release)]
+      (when-not (or (some-> release (rules/at-least? since))
+                    (:supported? ((requiring-resolve 'bpfmap.feature/conditional-write) type)))
+        (let [hint (str "before Linux " since " the kernel does not look whether the key exists, and this is " release
+                        "; put! writes in any case")]
+          {:insert! [:not-supported hint] :replace! [:not-supported hint]})))))
 
 (defn- refusals
   "What a handle refuses, by the name of each operation: those that are made of others too, so that asking is one step."
