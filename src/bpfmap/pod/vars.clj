@@ -30,7 +30,7 @@
     {:name pod.bpfmap.host :of bpfmap.host
      :vars [maps programs links pins holders programs-using]}
     {:name pod.bpfmap.feature :of bpfmap.feature
-     :vars [map-type map-flag operation element-flag program-type helper report possible-cpus]}
+     :vars [map-type map-flag operation element-flag conditional-write program-type helper report possible-cpus]}
     {:name pod.bpfmap.prog :of bpfmap.prog
      :vars [load open info pin! test-run attach-raw-tracepoint]}
     {:name pod.bpfmap.type :of bpfmap.type
