@@ -16,7 +16,8 @@
   | `:bpfmap/hint`       | what is wrong and how to mend it                      |
 
   Kinds may be added; a kind that exists keeps its meaning."
-  (:require [clojure.string :as str])
+  (:require [bpfmap.impl.escape :as escape]
+            [clojure.string :as str])
   (:import (clojure.lang RT)))
 
 (set! *warn-on-reflection* true)
@@ -56,7 +57,7 @@
 
   `data` may use any of the keys of this namespace's table; nil values are left
   out. The hint, when there is one, ends the message too: a person who sees only the message
-  sees all of it.
+  sees all of it. Control characters in it are escaped, since names from anywhere may be in it.
 
       (throw (error :invalid-spec \"A spec needs :type\" {:bpfmap/path [:type]}))"
   (^Throwable [kind message data]
@@ -64,7 +65,7 @@
   (^Throwable [kind message data cause]
    (let [data (into {:bpfmap/error kind} (remove (comp nil? val)) data)
          hint (:bpfmap/hint data)]
-     (ex-info (cond-> message hint (str ": " hint)) data cause))))
+     (ex-info (escape/escape (cond-> message hint (str ": " hint))) data cause))))
 
 (defn id-and-name
   "A map as messages name it, after the word: its id, and its name if it has one. Before Linux 4.13 maps have no ids.

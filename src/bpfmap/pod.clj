@@ -18,6 +18,7 @@
 
   The end of stdin is taken for `shutdown`. What is no message ends the pod with 1, and a line on stderr."
   (:require [bpfmap.error :as error]
+            [bpfmap.impl.escape :as escape]
             [bpfmap.pod.bencode :as bencode]
             [bpfmap.pod.handles :as handles]
             [bpfmap.pod.payload :as payload]
@@ -34,7 +35,7 @@
 
 (defn- complain [& message]
   (binding [*out* *err*]
-    (println (apply str "bpfmap pod: " message))
+    (println (escape/escape (apply str "bpfmap pod: " message)))
     (flush)))
 
 ;; --- answers

@@ -11,7 +11,7 @@
 
 (def ^:private layers
   "Where a namespace stands: the first that fits. Dependencies go down only, or stay."
-  [[1 #"bpfmap\.(bytes|error|errno|isa|asm|syscalls|(rules|spec|type|codec|btf)(\..*)?)"]
+  [[1 #"bpfmap\.(bytes|error|errno|isa|asm|syscalls|(rules|spec|type|codec|btf)(\..*)?|impl\.(edn|edn-text|escape))"]
    [2 #"bpfmap\.(impl\..*|feature|prog|memory)"]
    [3 #"bpfmap\.(core|host)"]
    [4 #"bpfmap\.(cli|exec|tool|pod|nrepl|launcher)(\..*)?"]])

@@ -218,17 +218,19 @@
 
 (def ^:private bad-arguments
   "Text of arguments, and how the error begins."
-  [["" "The arguments of a call are a vector"]
-   ["(" "The arguments are not EDN: EOF while reading"]
+  [["" "The arguments are not EDN that the pod takes: it is empty"]
+   ["(" "The arguments are not EDN that the pod takes: EOF while reading"]
    ["7" "The arguments of a call are a vector"]
    ["{}" "The arguments of a call are a vector"]
-   ["[#=(System/exit 3)]" "The arguments are not EDN: No dispatch macro for: ="]
+   ["[#=(System/exit 3)]" "The arguments are not EDN that the pod takes: No dispatch macro for: ="]
    ["[#java.io.File[\"/etc/passwd\"]]" "The arguments have a tag that the pod does not know: #java.io.File"]
    ["[#object[\"[B\" 0x1 \"[B@1\"]]" "The arguments have something that is no data: functions, arrays"]
    ["[#bpfmap/bytes \"0g\"]" "Not bytes: \"0g\""]
-   ["[\\nope]" "The arguments are not EDN: Unsupported character"]
-   ["[1/0]" "The arguments are not EDN: Divide by zero"]
-   [(apply str (repeat 100000 "[")) "The arguments are not EDN"]])
+   ["[\\nope]" "The arguments are not EDN that the pod takes: Unsupported character"]
+   ["[1/0]" "The arguments are not EDN that the pod takes: Divide by zero"]
+   [(apply str (repeat 100000 "[")) "The arguments are not EDN that the pod takes: more than 100 collections within one another"]
+   [(apply str (repeat 30000 "#a ")) "The arguments are not EDN that the pod takes: tags or metadata nested too deep"]
+   ["[] []" "The arguments are not EDN that the pod takes: there is more than one form"]])
 
 (deftest arguments-that-are-none-are-answered
   (with-pod [c]

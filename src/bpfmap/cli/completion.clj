@@ -49,12 +49,16 @@
 (defn- one-quoted [text]
   (str "'" (str/replace text "'" "'\\''") "'"))
 
+(def ^:private plain-names
+  "The command that lets through names a shell takes as they are. Others may hold `$(…)`, which completion would run."
+  "env LC_ALL=C grep -E '^[A-Za-z0-9_.-]+$'")
+
 (def ^:private names-function
   "A function of sh that puts the ids and names of maps into a variable, and keeps them for five seconds. Not in a subshell."
   (str "_bpfmap_look() {\n"
        "  local now; now=$(date +%s)\n"
        "  if [ -z \"${_bpfmap_at:-}\" ] || [ $((now - _bpfmap_at)) -gt 5 ]; then\n"
-       "    _bpfmap_known=$(bpfmap list --csv --columns id,name 2>/dev/null | tail -n +2 | tr -d '\\r' | tr ',' '\\n' | grep . | sort -u)\n"
+       "    _bpfmap_known=$(bpfmap list --csv --columns id,name 2>/dev/null | tail -n +2 | tr -d '\\r' | tr ',' '\\n' | " plain-names " | sort -u)\n"
        "    _bpfmap_at=$now\n"
        "  fi\n"
        "}\n"))
@@ -152,7 +156,7 @@
        "function __bpfmap_maps\n"
        "  set -l now (date +%s)\n"
        "  if not set -q __bpfmap_at; or test (math $now - $__bpfmap_at) -gt 5\n"
-       "    set -g __bpfmap_known (bpfmap list --csv --columns id,name 2>/dev/null | tail -n +2 | tr -d '\\r' | tr ',' '\\n' | grep . | sort -u)\n"
+       "    set -g __bpfmap_known (bpfmap list --csv --columns id,name 2>/dev/null | tail -n +2 | tr -d '\\r' | tr ',' '\\n' | " plain-names " | sort -u)\n"
        "    set -g __bpfmap_at $now\n"
        "  end\n"
        "  printf '%s\\n' $__bpfmap_known\n"

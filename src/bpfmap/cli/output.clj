@@ -2,6 +2,7 @@
   "Data as text: aligned tables and fields for people, EDN and JSON for programs."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.impl.edn-text :refer [edn-text]]
+            [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
   (:import (clojure.lang IReduceInit)
            (java.math RoundingMode)
@@ -11,18 +12,7 @@
 
 ;; --- for people
 
-;; What a map holds is anybody's, and must not steer the terminal: control characters are written as \uXXXX, which
-;; Clojure reads back.
-
-(defn- code [character]
-  (format "u%04x" (int (first character))))
-
-(defn escaped
-  "A text without control characters.
-
-      (escaped \"two\\nlines\") ;=> \"two\\\\u000alines\""
-  [text]
-  (str/replace text #"[\x00-\x1f\x7f-\x9f]" #(str \\ (code %))))
+;; What a map holds is anybody's, and must not steer the terminal: see bpfmap.impl.escape.
 
 (defn- human
   "A value in Clojure's notation as people read it: integers without a suffix, bytes as hexadecimal in angle brackets."
@@ -46,8 +36,8 @@
   (cond
     (or (integer? x) (bytes/byte-view? x)) (str x)
     (or (nil? x) (= "" x)) "-"
-    (string? x) (escaped x)
-    (keyword? x) (escaped (subs (str x) 1))
+    (string? x) (escape/escape-text x)
+    (keyword? x) (escape/escape-text (subs (str x) 1))
     :else (human x)))
 
 (defn- pad ^String [^String text width align]
@@ -59,7 +49,7 @@
   [columns rows]
   (for [{:keys [title of align] :as column} columns
         :let [values (mapv of rows)
-              texts (into [title] (map cell) values)
+              texts (into [(escape/escape-text title)] (map cell) values)
               align (or align (when (and (seq values) (every? number? values)) :right))]]
     (cond-> (assoc column
                    :texts texts
@@ -243,8 +233,9 @@
 
       (print-json [{:id 12}])"
   [x]
-  (let [write (requiring-resolve 'clojure.data.json/write)]
-    (print-elements x #(write (json-value %) *out* :escape-slash false))))
+  (let [text (requiring-resolve 'clojure.data.json/write-str)]
+    ;; The library leaves DEL as it is. What is unsafe stands in texts alone, and JSON has the same escapes.
+    (print-elements x #(print (escape/escape (text (json-value %) :escape-slash false))))))
 
 (defn print-records
   "Prints what reduces in a format for programs, a record a line, each as soon as it is there.

@@ -1,33 +1,42 @@
 (ns bpfmap.cli.printing
   "Prints what a command returned, as people read it or in a format for programs; and errors."
   (:require [bpfmap.cli.output :as output]
+            [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
-  (:import (java.io PrintWriter Writer)))
+  (:import (java.io PrintWriter StringWriter)))
 
 (set! *warn-on-reflection* true)
 
-(defn complain
-  "Lines on stderr. What they say may come from anywhere, and must not steer the terminal."
-  [& message]
+(defn- complain-lines
+  "Prints lines of text on stderr, without what could steer the terminal."
+  [text]
   (binding [*out* *err*]
-    (run! #(println (output/escaped %)) (str/split (str/join message) #"\n" -1))
+    (println (escape/escape-lines text))
     (flush)))
+
+(defn complain
+  "Prints one line on stderr. What it says may come from anywhere, and must not steer the terminal or make a second line."
+  [& message]
+  (complain-lines (escape/escape (str/join message))))
+
+(defn- print-line [line]
+  (println (escape/escape line)))
 
 (defn- print-csv [columns rows]
   ((requiring-resolve 'bpfmap.cli.csv/print-rows) columns rows))
 
 (defn- print-table
-  "A table for people, cut to the terminal where there is one; returns a line about what is left out. Rows that only
+  "Prints a table for people, cut to the terminal if there is one; returns lines about what is left out. Rows that only
   reduce are printed as they come, and are not aligned."
   [columns rows width]
   (if (coll? rows)
     (if width
       (let [{:keys [lines left-out]} (output/fitted columns rows width)]
-        (run! println lines)
+        (run! print-line lines)
         (when (seq left-out)
-          (str "no room for " (str/join ", " left-out) "\n--csv, --edn or a wider terminal shows them")))
-      (run! println (output/table columns rows)))
-    (run! (fn [row] (println (str/join "  " (map (fn [{:keys [of]}] (output/cell (of row))) columns)))) rows)))
+          [(str "no room for " (str/join ", " left-out)) "--csv, --edn or a wider terminal shows them"]))
+      (run! print-line (output/table columns rows)))
+    (run! (fn [row] (print-line (str/join "  " (map (fn [{:keys [of]}] (output/cell (of row))) columns)))) rows)))
 
 (defn print-result
   "Prints what a command returned and how it is seen, in a format or for people, whose terminal may have a width; returns
@@ -40,11 +49,11 @@
                      :csv (print-csv (or csv-columns columns) rows)
                      (if columns
                        (print-table columns rows width)
-                       (run! println lines))))]
+                       (run! (if text? println print-line) lines))))]
     (flush)
     (run! #(complain "bpfmap: " %) notes)
     (when-not format
-      (run! complain (remove nil? (cons left-out closing))))
+      (run! complain (concat left-out (remove nil? closing))))
     (or exit 0)))
 
 ;; --- errors
@@ -65,12 +74,14 @@
   "Prints an error on stderr: a line, and with `verbose` its data; returns the exit code."
   [^Throwable e verbose]
   (let [{:bpfmap/keys [error candidates] :as data} (ex-data e)]
-    (complain "bpfmap: " (if error
-                           (ex-message e)
-                           (str "This is a bug in bpfmap: " (root-cause e) "; --verbose says where")))
+    (complain-lines (str "bpfmap: " (if error
+                                      (ex-message e) ; the verifier's has several lines
+                                      (escape/escape (str "This is a bug in bpfmap: " (root-cause e) "; --verbose says where")))))
     (run! #(complain "  " %) (rest (output/table (candidate-columns candidates) candidates)))
     (when verbose
       (if error
-        (complain (str/trim-newline (with-out-str (output/print-edn data))))
-        (.printStackTrace e (PrintWriter. ^Writer *err* true))))
+        (complain-lines (str/trim-newline (with-out-str (output/print-edn data))))
+        (let [trace (StringWriter.)]
+          (.printStackTrace e (PrintWriter. trace true))
+          (complain-lines (str/replace (str trace) "\t" "    ")))))
     (if (= :usage error) 2 1)))

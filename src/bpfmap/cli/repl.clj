@@ -1,6 +1,7 @@
 (ns bpfmap.cli.repl
   "The command `repl`: Clojure with the library at hand, edited and completed by JLine on a terminal."
   (:require [bpfmap.cli.live :as live]
+            [bpfmap.impl.escape :as escape]
             [clojure.main :as main]
             [clojure.string :as str])
   (:import (java.io PushbackReader StringReader)
@@ -109,11 +110,16 @@
               :else (do (vreset! pending (PushbackReader. (StringReader. line)))
                         (recur)))))))))
 
+(defn- print-result
+  "Prints a result as `prn` does, without what would steer the terminal: maps hold what other programs wrote."
+  [x]
+  (println (escape/escape-edn (pr-str x))))
+
 (defn repl
   "Reads, evaluates and prints until Ctrl-D."
   [_options _request]
   (binding [*ns* *ns* *print-length* nil]
     (if (live/terminal?)
-      (main/repl :init init :read (reading (line-reader)) :prompt (constantly nil) :need-prompt (constantly false))
-      (main/repl :init init)))
+      (main/repl :init init :print print-result :read (reading (line-reader)) :prompt (constantly nil) :need-prompt (constantly false))
+      (main/repl :init init :print print-result)))
   {:text? true :lines []})

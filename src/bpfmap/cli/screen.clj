@@ -2,7 +2,8 @@
   "A terminal's screen that a command redraws in place, with JLine; what was on it comes back afterwards.
 
   The only namespace that needs JLine; it is loaded when a screen is opened."
-  (:require [clojure.string :as str])
+  (:require [bpfmap.impl.escape :as escape]
+            [clojure.string :as str])
   (:import (java.io Closeable)
            (org.jline.terminal Attributes Attributes$LocalFlag Terminal TerminalBuilder
                                TerminalBuilder$SystemOutput)
@@ -76,6 +77,7 @@
   "Writes a line, cut to a width; one with a style in that, where the terminal has it."
   [^Terminal terminal line width]
   (let [{:keys [style text]} (if (map? line) line {:text line})
+        text (escape/escape text)
         cut (subs text 0 (min (count text) (max 0 (long width))))]
     (when style (put terminal (styles style)))
     (.write (.writer terminal) ^String cut)

@@ -1,6 +1,7 @@
 (ns bpfmap.cli.terminal
   "Whether there is a terminal, how large it is, and what is asked and shown there while a command runs."
   (:require [bpfmap.exec.progress :as progress]
+            [bpfmap.impl.escape :as escape]
             [bpfmap.impl.sys :as sys])
   (:import (java.io BufferedReader InputStreamReader)))
 
@@ -27,7 +28,7 @@
   "Asks a question on the terminal; whether the answer is yes."
   [question]
   (binding [*out* *err*]
-    (print (str question " [y/N] "))
+    (print (str (escape/escape question) " [y/N] "))
     (flush))
   (let [answer (.readLine (BufferedReader. (InputStreamReader. System/in)))]
     (boolean (some->> answer (re-matches #"(?i)\s*y(es)?\s*")))))
@@ -47,7 +48,7 @@
         (let [seconds (quot (- (System/nanoTime) begun) 1000000000)
               [counted n] @state]
           (binding [*out* *err*]
-            (print (str clear what ": " (when n (str n " " counted ", ")) seconds " s"))
+            (print (str clear (escape/escape what) ": " (when n (str n " " counted ", ")) seconds " s"))
             (flush))
           (when (= ::not-yet (deref done frame-millis ::not-yet))
             (recur))))

@@ -147,7 +147,7 @@
   "The pins drawn as a tree of directories."
   [pins {:keys [directory]}]
   (let [root (or (when (seq pins) (common-root pins)) directory)
-        lines (when (seq pins) (cons [root nil] (drawn "" (directories pins root))))
+        lines (when (seq pins) (cons [(output/cell root) nil] (drawn "" (directories pins root))))
         width (transduce (comp (filter second) (map (comp count first))) max 0 lines)]
     {:lines (for [[text {:keys [kind id type name]}] lines]
               (if kind

@@ -8,8 +8,8 @@
       {:command \"dump\" :unknown :limt}"
   (:require [bpfmap.error :as error]
             [bpfmap.exec.options :refer [options]]
+            [bpfmap.impl.edn :as edn]
             [bpfmap.impl.sys.paths :as paths]
-            [clojure.edn :as edn]
             [clojure.string :as str]
             [clojure.walk :as walk])
   (:import (clojure.lang ExceptionInfo IReduceInit)
@@ -39,11 +39,8 @@
   "The one form that a text is, where symbols do for keywords, as in `{src 1}`; not-edn for a text that is none."
   [text not-edn]
   (try
-    (let [[form & more :as forms] (edn/read-string (str "[" text "\n]"))]
-      (if (or more (empty? forms))
-        not-edn
-        (with-keywords form)))
-    (catch RuntimeException _ not-edn)))
+    (with-keywords (edn/read-text text))
+    (catch ExceptionInfo _ not-edn)))
 
 (defn- number [x]
   (if-let [text (text x)]

@@ -4,11 +4,11 @@
             [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.reference :as reference]
+            [bpfmap.impl.edn :as edn]
             [bpfmap.rules :as rules]
             [bpfmap.type.node :as node]
-            [clojure.edn :as edn]
             [clojure.string :as str])
-  (:import (java.io PushbackReader StringReader)))
+  (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
 
@@ -38,16 +38,11 @@
 (defn- edn-of
   "The one form that a text is; symbols do for keywords. Throws `:usage` for any other text."
   [side text]
-  (let [reader (PushbackReader. (StringReader. text))
-        read-one #(edn/read {:readers {'bpfmap/bytes bytes/->bytes} :eof ::end} reader)]
-    (try
-      (let [form (read-one)]
-        (cond
-          (= ::end form) (throw (RuntimeException. "it is empty"))
-          (not= ::end (read-one)) (throw (RuntimeException. "there is more than one form"))
-          :else (arguments/with-keywords form)))
-      (catch RuntimeException e
-        (throw (arguments/refused nil side text (str "neither EDN nor bytes in hexadecimal: " (ex-message e))))))))
+  (try
+    (arguments/with-keywords (edn/read-text text))
+    (catch ExceptionInfo e
+      (throw (arguments/refused nil side text (str "neither EDN nor bytes in hexadecimal: "
+                                                   (:bpfmap/problem (ex-data e) (ex-message e))))))))
 
 (defn typed
   "What a text is as the key or value of a map with this spec; data stays as it is. Bytes in hexadecimal, which any type

@@ -25,12 +25,13 @@
             [bpfmap.exec.reading :as reading]
             [bpfmap.exec.reference :as reference]
             [bpfmap.impl.comparing :as comparing]
-            [bpfmap.impl.edn-text :as edn-text :refer [edn-text]]
+            [bpfmap.impl.edn :as edn]
+            [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.raw :as raw]
             [bpfmap.rules :as rules]
-            [bpfmap.spec :as spec]
-            [clojure.edn :as edn])
-  (:import (java.io BufferedWriter IOException OutputStreamWriter PushbackReader)
+            [bpfmap.spec :as spec])
+  (:import (clojure.lang ExceptionInfo)
+           (java.io BufferedWriter FilterReader IOException OutputStreamWriter PushbackReader Reader)
            (java.net InetAddress)
            (java.nio.channels Channels FileChannel)
            (java.nio.charset StandardCharsets)
@@ -227,6 +228,48 @@
   (and (map? x) (map? (:spec x)) (vector? (:entries x))
        (every? #(and (vector? %) (= 2 (count %))) (:entries x))))
 
+(defn- refuse-special
+  "Throws `:io` for a file that has no end of its own: a directory, a device, or a FIFO, which would be waited for. Pipes that
+  the process was given, such as /dev/stdin and those of `<(…)`, are read."
+  [file]
+  (let [path (path-of file)
+        follow (make-array LinkOption 0)
+        type (long (if (Files/exists path follow)
+                     (bit-and 0170000 (int (Files/getAttribute path "unix:mode" follow)))
+                     0))
+        given? (re-find #"^/dev/(stdin$|fd/)|^/proc/[^/]+/fd/" (str (.toAbsolutePath path)))
+        hint (case type
+               0040000 "it is a directory"
+               0010000 (when-not given? "it is a FIFO; its contents can be given as /dev/stdin")
+               (0020000 0060000) "it is a device"
+               0140000 "it is a socket"
+               nil)]
+    (when hint
+      (throw (error/error :io (str file " cannot be read") {:bpfmap/op :restore :bpfmap/file file :bpfmap/hint hint})))))
+
+(defn- no-longer-than
+  "A reader of at most `most` bytes of a file, so that one which grows meanwhile has an end. Throws an IOException beyond."
+  ^Reader [^Reader below ^long most]
+  (let [left (volatile! most)]
+    (proxy [FilterReader] [below]
+      (read
+        ([] (throw (UnsupportedOperationException.)))
+        ([chars offset length]
+         (let [n (.read below ^chars chars (int offset) (int length))]
+           ;; A character has one byte or more.
+           (when (and (pos? n) (neg? (long (vswap! left - n))))
+             (throw (IOException. "it grew while it was read")))
+           n))))))
+
+(defn- file-reader
+  "A reader of a file's EDN."
+  ^PushbackReader [file]
+  (refuse-special file)
+  (let [path (path-of file)
+        regular? (Files/isRegularFile path (make-array LinkOption 0))
+        reader (Files/newBufferedReader path)]
+    (edn/bounded-reader (if regular? (no-longer-than reader (Files/size path)) reader))))
+
 (defn read-file
   "What was saved in a file: `{:spec :entries …}`, with `:inner` of a map of maps. Throws `:io` for one that cannot be read, and `:not-saved` for any other.
 
@@ -236,16 +279,17 @@
                 (throw (error/error :not-saved (str file " is no saved map") {:bpfmap/op :restore :bpfmap/file file :bpfmap/hint hint}
                                     cause)))
         data (try
-               (with-open [reader (PushbackReader. (Files/newBufferedReader (path-of file)))]
-                 (let [options {:readers edn-text/readers :eof nil}
-                       data (edn/read options reader)]
-                   (when (some? (edn/read options reader))
+               (with-open [^PushbackReader reader (file-reader file)]
+                 (let [data (edn/read-form reader {:eof nil})]
+                   (when (some? (edn/read-form reader {:eof nil}))
                      (wrong "there is more in it than one form" nil))
                    data))
                (catch java.nio.charset.CharacterCodingException e (wrong "it is no text" e))
                (catch IOException e (throw (file-error e :restore file "read")))
-               (catch RuntimeException e
-                 (if (:bpfmap/error (ex-data e)) (throw e) (wrong (ex-message e) e))))]
+               (catch ExceptionInfo e
+                 (if-let [problem (:bpfmap/problem (ex-data e))]
+                   (wrong problem e)
+                   (throw e))))]
     (when-not (and (saved-map? data)
                    (case (str (:bpfmap/saved data))
                      "1" true

@@ -32,7 +32,7 @@
             [bpfmap.codec.network :as network]
             [bpfmap.error :as error]
             [bpfmap.exec.fields :as fields]
-            [clojure.edn :as edn]
+            [bpfmap.impl.edn :as edn]
             [clojure.string :as str]
             [clojure.walk :as walk])
   (:import (java.util Arrays Comparator PriorityQueue)
@@ -312,7 +312,7 @@
 
 (defn- edn [text]
   (try
-    (edn/read-string {:readers {'bpfmap/bytes bytes/->bytes}} text)
+    (edn/read-text text)
     (catch Exception _ ::none)))
 
 (defn- edn-map [text]

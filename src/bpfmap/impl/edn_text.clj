@@ -5,7 +5,7 @@
   `#bpfmap/keyword \"a b\"`, and control characters are printed as `\\uXXXX`, so that text from anywhere cannot steer a
   terminal. [[readers]] has the functions of the tags."
   (:require [bpfmap.bytes :as bytes]
-            [clojure.string :as str])
+            [bpfmap.impl.escape :as escape])
   (:import (clojure.lang Keyword)))
 
 (set! *warn-on-reflection* true)
@@ -30,24 +30,13 @@
   {'bpfmap/bytes bytes/->bytes
    'bpfmap/keyword ->keyword})
 
-(defn- code [character]
-  (format "u%04x" (int (first character))))
-
-(defn- escaped
-  "A printed text or character without control characters. One in a text follows an even number of backslashes, or none;
-  one that is a character of its own follows its single backslash."
-  [printed]
-  (str/replace printed #"(\\*)([\x00-\x1f\x7f-\x9f])"
-               (fn [[_ backslashes character]]
-                 (str backslashes (when (even? (count backslashes)) \\) (code character)))))
-
 (defn- keyword-text [k]
   (let [text (str k)
         whole (subs text 1)
         same? (= k (keyword whole))]
     (if (and same? (re-matches plain-keyword text))
       text
-      (str "#bpfmap/keyword " (escaped (pr-str (if same? whole [(namespace k) (name k)])))))))
+      (str "#bpfmap/keyword " (escape/escape-edn (pr-str (if same? whole [(namespace k) (name k)])))))))
 
 (declare write)
 
@@ -73,7 +62,7 @@
     (vector? x) (write-all out "[" x "]" " " write)
     (set? x) (write-all out "#{" x "}" " " write)
     (seq? x) (write-all out "(" x ")" " " write)
-    :else (.append out ^String (escaped (pr-str x)))))
+    :else (.append out ^String (escape/escape-edn (pr-str x)))))
 
 (defn edn-text
   "Returns data as EDN on one line that reads back with [[readers]].

@@ -10,8 +10,8 @@
   read as what it was is refused: nothing is sent that means something else."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
+            [bpfmap.impl.edn :as edn]
             [bpfmap.pod.handles :as handles]
-            [clojure.edn :as edn]
             [clojure.string :as str])
   (:import (bpfmap.impl.many Entries)
            (clojure.lang ExceptionInfo)
@@ -35,20 +35,16 @@
 
 (defn- read-edn [text readers]
   (try
-    (edn/read-string {:readers readers :default unknown-tag :eof ::nothing} text)
+    (edn/read-text text {:readers readers :default unknown-tag})
     (catch ExceptionInfo e
-      (throw e))
-    (catch RuntimeException e
-      (throw (unreadable "The arguments are not EDN" (ex-message e) e)))
-    (catch StackOverflowError _
-      (throw (unreadable "The arguments are not EDN that the pod takes" "they are nested too deep")))))
+      (throw (if-let [problem (:bpfmap/problem (ex-data e))]
+               (unreadable "The arguments are not EDN that the pod takes" problem e)
+               e)))))
 
 (defn- read-with
   "Arguments as a vector; `object` gives what the tag and the form of a handle stand for."
   [object text]
-  (let [args (read-edn text (into {'bpfmap/bytes bytes/->bytes}
-                                  (map (fn [tag] [tag #(object tag %)]))
-                                  handles/tags))]
+  (let [args (read-edn text (into {} (map (fn [tag] [tag #(object tag %)])) handles/tags))]
     (when-not (or (nil? args) (sequential? args)) ; nil: a client without arguments has no list of them
       (throw (unreadable "The arguments of a call are a vector" nil)))
     (vec args)))

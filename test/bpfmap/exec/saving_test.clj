@@ -132,7 +132,7 @@
         "{:bpfmap/saved 1 :spec {} :entries [[1]]}" #"writes a map with :bpfmap/saved 1"
         "{:bpfmap/saved 1 :spec {} :entries [" #"EOF"
         "{:bpfmap/saved 1 :spec {} :entries []} 7" #"there is more in it than one form"
-        "{:a #foo 1}" #"No reader function for tag foo"
+        "{:a #foo 1}" #"the tag #foo is unknown"
         "#=(+ 1 2)" #"No dispatch macro for: ="))
     (with-open [out (io/output-stream (str dir "/bin"))] (.write out (byte-array [-1 -2 -3])))
     (is (= "it is no text" (:bpfmap/hint (fixture/error-of (saving/read-file (str dir "/bin"))))))
@@ -407,3 +407,59 @@
     (is (= 2 (bpf/put-all! m [[1 1] [1 2]])) "the writes that were done")
     (is (= 1 (bpf/count-entries m)))
     (is (= [false true] (map :deleted? [(exec/delete {:ref m :key 9}) (exec/delete {:ref m :key 1})])))))
+(defn- restore-error
+  "The error of restoring a file, which must come within ten seconds."
+  [file]
+  (let [begun (System/nanoTime)
+        e (fixture/error-of (exec/restore {:file file :pin "/nonexistent/pin"}))]
+    (is (< (/ (- (System/nanoTime) begun) 1e9) 10) file)
+    [(:bpfmap/error e) (:message e)]))
+
+(deftest what-has-no-end-is-not-restored
+  (with-directory [dir]
+    (let [fifo (str dir "/fifo")
+          sparse (str dir "/sparse.edn")]
+      (fixture/run ["mkfifo" fifo])
+      (with-open [f (java.io.RandomAccessFile. sparse "rw")] (.setLength f (* 10 1024 1024 1024)))
+      (doseq [[file kind message] [[fifo :io " cannot be read: it is a FIFO; its contents can be given as /dev/stdin"]
+                                   [dir :io " cannot be read: it is a directory"]
+                                   ["/dev/zero" :io " cannot be read: it is a device"]
+                                   ["/dev/null" :io " cannot be read: it is a device"]
+                                   [sparse :not-saved " is no saved map: the control character \\u0000"]]]
+        (is (= [kind (str file message)] (restore-error file)))))))
+
+(deftest a-file-that-grows-has-an-end
+  (with-directory [dir]
+    (let [file (str dir "/growing.edn")
+          line (.getBytes "[1 2]\n")
+          stop (promise)]
+      (spit file (apply str "{:bpfmap/saved 1 :spec {} :entries [\n" (repeat 200000 "[1 2]\n")))
+      (with-open [out (java.io.FileOutputStream. file true)]
+        (let [chunk (byte-array (take (* 512 (count line)) (cycle line)))
+              writer (future (while (not (realized? stop)) (.write out chunk) (Thread/sleep 1)))]
+          (Thread/sleep 50)
+          (try
+            (is (= [:io (str file " cannot be read: it grew while it was read")] (restore-error file)))
+            (finally (deliver stop true)))
+          @writer)))))
+
+(deftest what-is-nested-or-evaluated-is-not-restored
+  (with-directory [dir]
+    (doseq [[text hint] [[(apply str (repeat 100000 "[")) "more than 100 collections within one another"]
+                         ["#=(java.lang.System/exit 3)" "No dispatch macro for: ="]
+                         ["{:bpfmap/saved 1 :spec #java.util.Date [] :entries []}" "the tag #java.util.Date is unknown"]
+                         [(apply str (repeat 100000 "x")) "a number or name of more than 65536 characters"]]
+            :let [file (str dir "/nasty.edn")]]
+      (spit file text)
+      (is (= [:not-saved (str file " is no saved map: " hint)] (restore-error file))))))
+
+(kernel-test a-pipe-that-was-given-is-restored
+  (with-directory [dir]
+    (let [file (str dir "/a.edn")
+          pin (fixture/new-pin)]
+      (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 2 :contents {1 2}})]
+        (exec/save {:ref (id-of m) :file file}))
+      (let [{:keys [exit err]} (fixture/run ["bash" "-c" (str "cat '" file "' | bin/bpfmap restore /dev/stdin --pin '" pin "'")])]
+        (is (= 0 exit) err)
+        (with-open [^Closeable m (bpf/open pin)] (is (= {1 2} (bpf/snapshot m))))
+        (io/delete-file pin)))))

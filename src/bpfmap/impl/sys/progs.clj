@@ -2,6 +2,7 @@
   "The commands of bpf(2) on programs."
   (:refer-clojure :exclude [load])
   (:require [bpfmap.asm :as asm]
+            [bpfmap.impl.escape :as escape]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.objects :as objects]
             [clojure.set :as set]
@@ -97,7 +98,7 @@
 (defn- with-log [^Throwable e log]
   (let [lines (some-> log str/trim not-empty str/split-lines)]
     (if lines
-      (ex-info (str (ex-message e) "\n" (str/join "\n" (take-last 6 lines)))
+      (ex-info (str (ex-message e) "\n" (str/join "\n" (map escape/escape (take-last 6 lines))))
                (assoc (ex-data e) :bpfmap/log log)
                e)
       e)))
