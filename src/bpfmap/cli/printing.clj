@@ -83,5 +83,7 @@
         (complain-lines (str/trim-newline (with-out-str (output/print-edn data))))
         (let [trace (StringWriter.)]
           (.printStackTrace e (PrintWriter. trace true))
-          (complain-lines (str/replace (str trace) "\t" "    ")))))
+          (binding [*out* *err*]
+            (print (str/replace (escape/escape-lines (str trace)) "\\u0009" "\t")) ; its lines begin with a tab
+            (flush)))))
     (if (= :usage error) 2 1)))

@@ -181,7 +181,7 @@
                  [["create" pin "--like" "no_such_map"] #"There is no map named"]
                  [["restore" "/no/such/file.edn" "--pin" pin] #"there is no such file or directory"]
                  [["restore" "/etc/passwd" "--pin" pin] #"is no saved map"]
-                 [["restore" "/tmp" "--pin" pin] #"cannot be read: Is a directory"]
+                 [["restore" "/tmp" "--pin" pin] #"cannot be read: it is a directory"]
                  [["save" m "/no/such/dir/x.edn"] #"cannot be written: there is no such file or directory"]
                  [["save" m "/tmp"] #"it is no plain file"]
                  [["save" m "/proc/x.edn"] #"cannot be written"]

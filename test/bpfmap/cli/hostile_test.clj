@@ -36,7 +36,7 @@
     (try
       (write name)
       (f)
-      (finally (write before)))))
+      (finally (write (.getBytes (str/trim-newline (String. before))))))))
 
 (kernel-test names-of-processes
   (with-open [^Closeable m (bpf/create {:name "hostile" :type :hash :key :u32 :value :u32 :max-entries 4})]

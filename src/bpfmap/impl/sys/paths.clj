@@ -6,6 +6,7 @@
   depends on the locale. [[resolve]] reads what a user gives: a path as it is, or one as it was printed."
   (:refer-clojure :exclude [resolve])
   (:require [bpfmap.error :as error]
+            [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
   (:import (bpfmap.sys Descriptors Fd Native)
            (java.io ByteArrayOutputStream File)
@@ -28,19 +29,16 @@
     (str (.decode (.newDecoder StandardCharsets/UTF_8) (ByteBuffer/wrap bytes)))
     (catch CharacterCodingException _ nil)))
 
-(def ^:private escape
+(def ^:private escapes
   "What stands for something else in a path as it is printed: a backslash, a byte, a character."
   #"\\\\|\\x[0-9a-fA-F]{2}|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4}")
-
-(defn- printable? [code]
-  (not (Character/isISOControl (int code))))
 
 (defn printed
   "Returns the text of a path without control characters: `\\uHHHH` stands for one.
 
       (printed \"/tmp/two\\nlines\") ;=> \"/tmp/two\\\\u000alines\""
   [path]
-  (str/replace path #"[\x00-\x1f\x7f-\x9f]" #(format "\\u%04x" (int (first %)))))
+  (escape/escape path))
 
 (defn- escaped-byte [b] (format "\\x%02x" (bit-and 0xff (long b))))
 
@@ -64,7 +62,7 @@
               character (when (pos? n) (utf-8 (Arrays/copyOfRange bytes (int i) (int (+ i n)))))]
           (cond
             (= "\\" character) (.append out "\\\\")
-            (and character (printable? (.codePointAt ^String character 0))) (.append out ^String character)
+            (and character (= character (escape/escape character))) (.append out ^String character)
             :else (dotimes [j (max 1 n)] (.append out ^String (escaped-byte (aget bytes (+ i j))))))
           (recur (+ i (max 1 n))))))
     (str out)))
@@ -99,7 +97,7 @@
   (if-not (str/includes? path "\\")
     (exact-bytes path)
     (let [out (ByteArrayOutputStream.)
-          matcher (re-matcher escape path)]
+          matcher (re-matcher escapes path)]
       (loop [from 0]
         (let [found? (.find matcher)
               to (if found? (.start matcher) (count path))]
@@ -121,7 +119,7 @@
   [^bytes bytes]
   (let [plain (utf-8 bytes)]
     (if (and plain
-             (or (not (str/includes? plain "\\"))
+             (or (and (not (str/includes? plain "\\")) (= plain (printed plain)))
                  (Arrays/equals bytes (bytes-of (printed plain)))))
       plain
       (spelled-out bytes))))
@@ -271,7 +269,7 @@
   [file refuse]
   (when-let [given (given-bytes file)]
     (let [exact (text given)]
-      (if-not (and (string? file) (re-find escape file))
+      (if-not (and (string? file) (re-find escapes file))
         exact
         (let [as-printed (text (bytes-of file))]
           (cond
@@ -284,7 +282,7 @@
             (there? as-printed) as-printed
             ;; Neither exists: it may be about to be made, in a directory that was printed.
             :else (let [slash (str/last-index-of file "/")]
-                    (if (and slash (re-find escape (subs file 0 slash)))
+                    (if (and slash (re-find escapes (subs file 0 slash)))
                       (child (resolve (subs file 0 (max 1 (long slash))) refuse)
                              (text (exact-bytes (subs file (inc (long slash))))))
                       exact))))))))
