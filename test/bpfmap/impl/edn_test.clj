@@ -62,7 +62,7 @@
   (doseq [file (file-seq (io/file "src")) :when (str/ends-with? (str file) ".clj")
           :let [text (slurp file)]
           :when (not (str/ends-with? (str file) "impl/edn.clj"))]
-    (is (or (not (re-find #"clojure\.edn|read-string" text)) (str/includes? text "(edn/read-string (slurp (io/resource"))
+    (is (or (not (re-find #"\[clojure\.edn|read-string" text)) (str/includes? text "(edn/read-string (slurp (io/resource"))
         (str file))))
 
 ;; --- mutated input
