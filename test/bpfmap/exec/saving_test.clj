@@ -459,7 +459,11 @@
           pin (fixture/new-pin)]
       (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 2 :contents {1 2}})]
         (exec/save {:ref (id-of m) :file file}))
-      (let [{:keys [exit err]} (fixture/run ["bash" "-c" (str "cat '" file "' | bin/bpfmap restore /dev/stdin --pin '" pin "'")])]
-        (is (= 0 exit) err)
-        (with-open [^Closeable m (bpf/open pin)] (is (= {1 2} (bpf/snapshot m))))
-        (io/delete-file pin)))))
+      (let [process (.start (ProcessBuilder. ^java.util.List (list "sleep" "100")))]
+        (try
+          (with-open [in (.getOutputStream process)] (io/copy (io/file file) in))
+          (exec/restore {:file (str "/proc/" (.pid process) "/fd/0") :pin pin})
+          (with-open [^Closeable m (bpf/open pin)] (is (= {1 2} (bpf/snapshot m))))
+          (finally
+            (.destroy process)
+            (io/delete-file pin true)))))))
