@@ -8,6 +8,7 @@
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as exec.arguments]
+            [bpfmap.impl.sys.procfs :as procfs]
             [clojure.java.io :as io]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
@@ -89,11 +90,11 @@
         exit))))
 
 (defn -main
-  "Runs, and exits with 0 when done, 1 when it failed, 2 for wrong usage."
+  "Runs, and exits with 0 when done, 1 when it failed, 2 for wrong usage. Arguments are bytes, whatever the locale."
   [& words]
   (System/exit
    (try
-     (run-safely words)
+     (run-safely (procfs/arguments words))
      (catch IOException e
        (if (= "Broken pipe" (ex-message e))
          141 ; as any program that SIGPIPE ends: the reader has seen enough

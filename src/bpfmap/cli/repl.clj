@@ -81,7 +81,7 @@
 
 (defn- line-reader ^LineReader []
   (-> (LineReaderBuilder/builder)
-      (.terminal (-> (TerminalBuilder/builder) (.system true) (.provider "ffm") (.build)))
+      (.terminal (-> (TerminalBuilder/builder) (.system true) (.encoding java.nio.charset.StandardCharsets/UTF_8) (.provider "ffm") (.build)))
       (.parser (parser))
       (.completer (completer))
       (.option LineReader$Option/DISABLE_EVENT_EXPANSION true)

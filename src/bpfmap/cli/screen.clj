@@ -44,6 +44,7 @@
              (try
                (-> (TerminalBuilder/builder)
                    (.system true)
+                   (.encoding java.nio.charset.StandardCharsets/UTF_8)
                    (.systemOutput TerminalBuilder$SystemOutput/SysOut)
                    (.provider "ffm")
                    (.dumb false)

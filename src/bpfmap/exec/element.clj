@@ -5,10 +5,12 @@
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.reference :as reference]
             [bpfmap.impl.edn :as edn]
+            [bpfmap.impl.sys.paths :as paths]
             [bpfmap.rules :as rules]
             [bpfmap.type.node :as node]
             [clojure.string :as str])
-  (:import (clojure.lang ExceptionInfo)))
+  (:import (clojure.lang ExceptionInfo)
+           (java.util Arrays)))
 
 (set! *warn-on-reflection* true)
 
@@ -20,6 +22,11 @@
   "Whether keys or values of a map go in as references, whatever type they have."
   [{:keys [type]} side]
   (contains? (get-in (rules/types type) [:refers side]) :in))
+
+(defn- of-path?
+  "Whether a text is the path of what a map refers to."
+  [spec side text]
+  (and (of-references? spec side) (str/includes? text "/")))
 
 (def ^:private as-text
   "Kinds of types whose values are texts, which need no quotes."
@@ -44,6 +51,18 @@
       (throw (arguments/refused nil side text (str "neither EDN nor bytes in hexadecimal: "
                                                    (:bpfmap/problem (ex-data e) (ex-message e))))))))
 
+(defn- raw-text
+  "The bytes of a text that is not UTF-8, for a type of texts, padded to its size; see `bpfmap.impl.sys.paths/argument`. Throws
+  `:usage` for any other type. Nil for a text that is UTF-8."
+  [side text kind size]
+  (when (re-find #"[\ud800-\udfff]" text) ; a lone one: a pair is one character
+    (let [bytes (paths/exact-bytes text)]
+      (if (and (#{:string :c-string :bytes} kind) ; the map is opened again with bytes for them
+               bytes (<= (alength bytes) (long size)))
+        (bytes/->bytes (Arrays/copyOf bytes (int size)))
+        (throw (arguments/refused nil side (paths/text (or bytes (byte-array 0)))
+                                  "it is not UTF-8; give the bytes of all of it in hexadecimal"))))))
+
 (defn typed
   "What a text is as the key or value of a map with this spec; data stays as it is. Bytes in hexadecimal, which any type
   takes, come as a byte view.
@@ -56,7 +75,9 @@
         {:keys [kind size]} (when text (node-of spec side))]
     (cond
       (nil? text) (if (coll? x) (arguments/with-keywords x) x)
-      (of-references? spec side) (if (re-find #"[/]" text) text (edn-of side text))
+      (of-path? spec side text) text
+      (raw-text side text kind size) (raw-text side text kind size)
+      (of-references? spec side) (edn-of side text)
       (= :bytes kind) (or (hex-bytes text size true)
                           (if (re-find #"^[\[#\"]" text) (edn-of side text) (bytes/->bytes text)))
       (as-text kind) (if (quoted? text) (edn-of side text) text)

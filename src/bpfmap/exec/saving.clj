@@ -28,6 +28,8 @@
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.raw :as raw]
+            [bpfmap.impl.sys.objects :as objects]
+            [bpfmap.impl.sys.paths :as paths]
             [bpfmap.rules :as rules]
             [bpfmap.spec :as spec])
   (:import (clojure.lang ExceptionInfo)
@@ -42,7 +44,10 @@
 
 (set! *warn-on-reflection* true)
 
-(defn- path-of ^Path [file] (Path/of file (make-array String 0)))
+(defn- path-of
+  "The path of a file that a user gave, for Java; it is the same in every locale."
+  ^Path [file]
+  (paths/->java (objects/path-text file :save)))
 
 (defn- file-error
   "An IOException as an error as data, with what was to be done."
@@ -78,7 +83,9 @@
   (let [target (path-of file)
         no-links (make-array LinkOption 0)
         target (if (Files/exists target no-links) (.toRealPath target no-links) (.toAbsolutePath target))
-        beside (.resolveSibling target (str "." (.getFileName target) "." (.pid (java.lang.ProcessHandle/current)) ".part"))]
+        place (paths/text (paths/of-java target))
+        beside (paths/->java (paths/child (paths/parent place)
+                                          (str "." (paths/file-name place) "." (.pid (java.lang.ProcessHandle/current)) ".part")))]
     (when (and (Files/exists target no-links) (not (Files/isRegularFile target no-links)))
       (throw (error/error :io (str file " cannot be written") {:bpfmap/op :save :bpfmap/file file
                                                                :bpfmap/hint "it is no plain file, and would be replaced"})))
@@ -220,7 +227,7 @@
     (check-savable m)
     (let [saved (volatile! 0)]
       (write-whole file (fn [writer] (vreset! saved (write-map writer m))))
-      {:file file :map (select-keys (bpf/info m) [:id :name :type]) :entries @saved})))
+      {:file (objects/path-text file :save) :map (select-keys (bpf/info m) [:id :name :type]) :entries @saved})))
 
 ;; --- reading
 

@@ -4,14 +4,17 @@
   Since Linux 6.9. The file system is the one at /sys/fs/bpf, or where the environment variable
   LIBBPF_BPF_TOKEN_PATH says, as libbpf has it; empty, that variable turns tokens off."
   (:require [bpfmap.impl.sys :as sys]
-            [bpfmap.impl.sys.maps :as maps])
+            [bpfmap.impl.sys.maps :as maps]
+            [bpfmap.impl.sys.paths :as paths]
+            [bpfmap.impl.sys.procfs :as procfs])
   (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
 
 (defn- token-path []
-  (let [path (System/getenv "LIBBPF_BPF_TOKEN_PATH")]
-    (if (nil? path) "/sys/fs/bpf" (not-empty path))))
+  (if-let [path (procfs/environment "LIBBPF_BPF_TOKEN_PATH")]
+    (not-empty (paths/text path))
+    "/sys/fs/bpf"))
 
 (defn- token
   "The descriptor of a token from the delegated file system; nil where there is none to be had."

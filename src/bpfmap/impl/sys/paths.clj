@@ -10,6 +10,7 @@
             [clojure.string :as str])
   (:import (bpfmap.sys Descriptors Fd Native)
            (java.io ByteArrayOutputStream File)
+           (java.net URI)
            (java.nio ByteBuffer)
            (java.nio.charset CharacterCodingException StandardCharsets)
            (java.nio.file Path)
@@ -242,16 +243,30 @@
   [x]
   (or (string? x) (instance? File x) (instance? Path x)))
 
+(defn of-java
+  "Returns the bytes of a `java.nio.file.Path`. Its text has them only in a locale that can name the file."
+  ^bytes [^Path file]
+  (if-not (re-find #"[^\x00-\x7f]" (str file))
+    (exact-bytes (str file))
+    (let [out (ByteArrayOutputStream.)]
+      (doseq [[found hex] (re-seq #"%([0-9a-fA-F]{2})|[^%]" (.getRawPath (.toUri file)))]
+        (.write out (int (if hex (Long/parseLong hex 16) (int (first found))))))
+      (.toByteArray out))))
+
+(defn ->java
+  "Returns a `java.nio.file.Path` of a path, which names the same file in every locale. A path that is not ASCII becomes absolute."
+  ^Path [path]
+  (if-not (re-find #"[^\x00-\x7f]|\\" path)
+    (Path/of path (make-array String 0))
+    (let [absolute (if (str/starts-with? path "/") path (child "/proc/self/cwd" path))
+          encoded (apply str (map #(format "%%%02X" (bit-and 0xff (long %))) (bytes-of absolute)))]
+      ;; A URI gives its bytes to the path; a string would be encoded as the locale says.
+      (Path/of (URI/create (str "file:///" (str/replace encoded "%2F" "/")))))))
+
 (defn- given-bytes
-  "Returns the bytes of a path that a user gave, without reading escapes. A `Path` has its bytes, whatever the locale."
+  "Returns the bytes of a path that a user gave, without reading escapes."
   ^bytes [file]
-  (let [given (str file)]
-    (if (and (instance? Path file) (re-find #"[^\x00-\x7f]" given))
-      (let [out (ByteArrayOutputStream.)]
-        (doseq [[found hex] (re-seq #"%([0-9a-fA-F]{2})|[^%]" (.getRawPath (.toUri ^Path file)))]
-          (.write out (int (if hex (Long/parseLong hex 16) (int (first found))))))
-        (.toByteArray out))
-      (exact-bytes given))))
+  (if (instance? Path file) (of-java file) (exact-bytes (str file))))
 
 (defn- there?
   "Returns true if a file exists, as far as this process may see."

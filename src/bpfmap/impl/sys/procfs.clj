@@ -112,6 +112,44 @@
                     [(parse-long number) found])))
           (names-in directory))))
 
+(defn- split-at-nuls
+  "Returns the parts of bytes that end in a NUL each, as byte arrays."
+  [^bytes bytes]
+  (loop [from 0, at 0, parts []]
+    (cond
+      (= at (alength bytes)) parts
+      (zero? (aget bytes at)) (recur (inc at) (inc at) (conj parts (java.util.Arrays/copyOfRange bytes from at)))
+      :else (recur from (inc at) parts))))
+
+(defn arguments
+  "Returns the arguments of this process as it was given them, where `words` is what the JVM made of them: in a locale that is
+  not UTF-8 it replaces what it cannot decode. See `bpfmap.impl.sys.paths/argument`; words that are not this process's stay.
+
+      (arguments [\"put\" \"m\" \"1\" \"caf\uFFFD\uFFFD\"]) ;=> [\"put\" \"m\" \"1\" \"café\"]"
+  [words]
+  (let [given (try
+                (take-last (count words) (split-at-nuls (bytes-of "/proc/self/cmdline")))
+                (catch java.io.IOException _ nil))
+        same? (fn [word ^bytes bytes]
+                (or (some neg? bytes) (= word (String. bytes StandardCharsets/US_ASCII))))]
+    (if (and (= (count words) (count given)) (every? true? (map same? words given)))
+      (mapv paths/argument given)
+      (vec words))))
+
+(defn environment
+  "Returns the bytes of an environment variable of this process, whatever the locale is; nil if it is not set.
+
+      (String. (environment \"HOME\")) ;=> \"/root\""
+  ^bytes [name]
+  (let [prefix (str name "=")]
+    (try
+      (some (fn [^bytes entry]
+              (when (str/starts-with? (String. entry StandardCharsets/ISO_8859_1) prefix)
+                (java.util.Arrays/copyOfRange entry (count prefix) (alength entry))))
+            (split-at-nuls (bytes-of "/proc/self/environ")))
+      (catch java.io.IOException _
+        (some-> (System/getenv name) paths/exact-bytes)))))
+
 ;; --- mounts
 
 (defn- unescaped
