@@ -456,4 +456,4 @@
       (into-existing options saved)
       (with-open [m (made file saved)]
         (bpf/pin! m pin)
-        (assoc (outcome m (raw/snapshot (in-bytes (completed spec) entries)) (nil? inner) 0 0) :path pin)))))
+        (assoc (outcome m (raw/snapshot (in-bytes (completed spec) entries)) (nil? inner) 0 0) :path (bpf/pinned-path m))))))
