@@ -39,8 +39,8 @@
   "Creates a map from a spec and returns it open; with `:pinning :by-name`, opens the one that is pinned already.
 
   The spec is checked as data first (see `bpfmap.spec` for its keys), then the map is created, filled with
-  `:contents`, and frozen if `:freeze` is true or its name is that of a constant data section (`.rodata…`,
-  `.kconfig…`); and pinned, last. The map lives until it is closed, unless it is pinned or a program uses it. By name
+  `:contents`, and frozen if `:freeze` is true or its name is that of a constant data section (`.rodata`, `.rodata.…` or
+  `.kconfig`); and pinned, last. The map lives until it is closed, unless it is pinned or a program uses it. By name
   means below `:pin-path` of the options, /sys/fs/bpf unless given. A map found there is used as it is, and not filled
   again; `:incompatible` with every difference under `:bpfmap/diff` says that it is another one. `:via` is as in [[open]]. Throws
   `:invalid-spec` with everything that is wrong under `:bpfmap/problems`, `:invalid-value` for a bad entry of
@@ -287,20 +287,23 @@
 ;; --- many at once
 
 (defn put-all!
-  "Writes all entries, of a map or pairs; returns how many writes were done. Options: `:lock`, `:cpus`.
+  "Writes all entries, of a map or pairs; returns how many of their keys the map holds afterwards. Options: `:lock`, `:cpus`.
 
-  A key that is given twice is written twice, and an LRU map may evict some: [[count-entries]] says how many there are.
+  A key that is given twice counts once. A map that evicts (`:lru-hash`, `:lru-percpu-hash`) is asked for each key after
+  the writing: one that was evicted, by the entries after it or by others, does not count.
 
   Many with each system call where kernel and type have batches, else one by one. All entries are encoded first, in
   memory as large as they are: `:invalid-value` (with `:bpfmap/index`) means that nothing was written. Any other error
-  says under `:bpfmap/done` how many were.
+  says under `:bpfmap/done` how many of the entries were, from the first on.
 
       (put-all! m {1 10, 2 20}) ;=> 2"
   ([m entries] (many/put-all! m entries nil))
   ([m entries options] (many/put-all! m entries options)))
 
 (defn delete-all!
-  "Deletes all keys of a collection; returns how many were there. Errors are those of [[put-all!]].
+  "Deletes all keys of a collection; returns how many were there, by the kernel's answers. Errors are those of [[put-all!]].
+
+  A key that is given twice, or that others delete meanwhile, counts once or not at all.
 
       (delete-all! m [1 2 3]) ;=> 2"
   [m ks] (many/delete-all! m ks))

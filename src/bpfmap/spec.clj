@@ -44,16 +44,15 @@
   (let [kept (str/replace (str full-name) #"[^A-Za-z0-9_.]" "")]
     (subs kept 0 (min 15 (count kept)))))
 
-(def ^:private constant-sections
-  "Data sections that programs take for constant; user space freezes them once filled."
-  [".rodata" ".kconfig"])
-
 (defn frozen-by-name?
-  "Whether a map of this name is frozen once it is filled: `.rodata` and `.kconfig` sections are.
+  "Returns true if a map of this name is frozen once it is filled: the data sections `.rodata`, `.rodata.…` and `.kconfig`,
+  which programs take for constant.
 
       (frozen-by-name? \".rodata.str\") ;=> true"
   [full-name]
-  (boolean (some #(str/starts-with? (str full-name) %) constant-sections)))
+  (let [full-name (str full-name)]
+    (or (contains? #{".rodata" ".kconfig"} full-name)
+        (str/starts-with? full-name ".rodata."))))
 
 ;; --- what follows from the rules
 

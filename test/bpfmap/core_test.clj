@@ -1,6 +1,7 @@
 (ns bpfmap.core-test
   "Elements and collections on the running kernel."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.impl.handle :as handle]
             [bpfmap.impl.store :as store]
@@ -292,3 +293,63 @@
                         "a map of plain bytes" #(raw view :none)
                         "and its delete" #(bpf/delete! raw view)}]
         (is (> 1000 (allocated f)) case)))))
+
+;; --- as a collection
+
+(kernel-test contains-find-and-select-keys
+  (with-open [m (open-hash)]
+    (bpf/put-all! m {1 10 2 20})
+    (is (true? (contains? m 1)))
+    (is (false? (contains? m 3)))
+    (is (= [1 10] (find m 1)))
+    (is (map-entry? (find m 1)))
+    (is (nil? (find m 3)))
+    (is (= {1 10 2 20} (select-keys m [1 2 3])))
+    (testing "a key that does not fit is refused as by get"
+      (is (= :invalid-value (:bpfmap/error (error-of (contains? m -1)))
+             (:bpfmap/error (error-of (find m -1))) (:bpfmap/error (error-of (select-keys m [:x]))))))
+    (testing "it is no collection and no transient: it is compared by identity, and not counted"
+      (is (= [false false false false] ((juxt coll? map? associative? counted?) m)))
+      (is (not= m {1 10 2 20}))
+      (is (not= {1 10 2 20} m))
+      (is (instance? UnsupportedOperationException (try (count m) (catch Exception e e))))
+      (doseq [f [#(assoc! m 1 2) #(conj! m [1 2]) #(persistent! m)]]
+        (is (= [:not-supported "use put! or put-all! to write, and snapshot to read all entries as a map"]
+               ((juxt :bpfmap/error :bpfmap/hint) (error-of (f))))))
+      (is (= {1 10 2 20} (into {} m)))))
+  (with-open [a (open-array)]
+    (is (= [true false] [(contains? a 0) (contains? a 4)]))
+    (is (= [0 0] (find a 0))))
+  (with-open [q ^java.io.Closeable (bpf/create {:type :queue :value :u32 :max-entries 2})]
+    (is (= :not-supported (:bpfmap/error (error-of (contains? q 1)))))))
+
+;; --- counts
+
+(kernel-test put-all-counts-the-keys-that-the-map-holds
+  (testing "a key that is given twice is there once"
+    (with-open [m (open-hash)]
+      (is (= 2 (bpf/put-all! m [[1 10] [2 20] [1 11]])))
+      (is (= {1 11 2 20} (into {} m))))
+    (with-open [a (open-array)]
+      (is (= 1 (bpf/put-all! a [[0 1] [0 2]]))))
+    (with-open [t ^java.io.Closeable (bpf/create {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries 64
+                                                    :flags #{:no-prealloc}})]
+      (is (= 3 (bpf/put-all! t [["10.0.0.0/8" 1] [{:prefixlen 8 :data [10 1 2 3]} 2] ["10.0.0.0/9" 3] ["10.128.0.0/9" 4]])))
+      (is (= 3 (bpf/count-entries t)))
+      (is (= 10 (bpf/put-all! t (for [n (range 23 33), host [0 1] :when (or (zero? host) (< n 32))]
+                                  [{:prefixlen n :data [172 16 0 host]} n]))))
+      (is (= 13 (bpf/count-entries t)))))
+  (testing "what was evicted is not there"
+    (doseq [type [:lru-hash :lru-percpu-hash], flags [#{} #{:no-common-lru}], n [10 240 1000 5000]
+            :let [value (if (= :lru-hash type) identity #(vec (repeat (count (feature/possible-cpus)) %)))]]
+      (with-open [m ^java.io.Closeable (bpf/create {:type type :key :u32 :value :u64 :max-entries 256 :flags flags})]
+        (dotimes [_ 3] ; over what is there, too
+          (let [entries (for [i (range n)] [i (value i)])
+                written (bpf/put-all! m entries)]
+            (is (= written (bpf/count-entries m) (count (bpf/lookup-all m (range n)))) [type flags n])))
+        (bpf/put-all! m (for [i (range 10000 10100)] [i (value i)]))
+        (let [mine (set (range n))
+              written (bpf/put-all! m (for [i (range n)] [i (value i)]))]
+          (is (= written (count (filter mine (keys (into {} m)))))))
+        (let [ks (keys (into {} m))]
+          (is (= (count ks) (bpf/delete-all! m (concat ks ks [999999])))))))))

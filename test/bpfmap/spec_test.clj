@@ -126,4 +126,4 @@
 
 (deftest s7-constant-data-sections-are-known-by-name
   (are [name frozen?] (= frozen? (spec/frozen-by-name? name))
-    ".rodata" true ".rodata.str" true ".kconfig" true ".data" false "my.rodata" false nil false))
+    ".rodata" true ".rodata.str" true ".kconfig" true ".kconfig2" false ".kconfig.x" false ".rodata2" false ".data" false "my.rodata" false nil false))

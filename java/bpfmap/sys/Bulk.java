@@ -1,10 +1,14 @@
 package bpfmap.sys;
 
+import static java.lang.foreign.ValueLayout.JAVA_BYTE;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_INT_UNALIGNED;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
+import static java.lang.foreign.ValueLayout.JAVA_LONG_UNALIGNED;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.BitSet;
 
 /**
  * Entries on their way into a map, or keys on their way out of it: collected first, then written or deleted many at a time.
@@ -34,6 +38,7 @@ public final class Bulk implements AutoCloseable {
     private MemorySegment values;
     private int capacity = 64;
     private int size;
+    private BitSet skipped;
 
     /**
      * @param fd the open map
@@ -136,6 +141,89 @@ public final class Bulk implements AutoCloseable {
         try {
             MemorySegment.copy(keys, i * keySize, s.memory, Scratch.KEY, keySize);
             return elements.delete(s);
+        } finally {
+            s.give();
+        }
+    }
+
+    /** Notes that an entry was not written, though the kernel went on: it has no part in {@link #present}. */
+    public void skip(int i) {
+        if (skipped == null) {
+            skipped = new BitSet();
+        }
+        skipped.set(i);
+    }
+
+    /**
+     * How many different keys there are among the first entries, but for those that were skipped.
+     *
+     * @param count how many entries to look at
+     * @param prefixes whether keys are prefixes, of which only the leading bits tell them apart
+     * @param elements the operations of the map, to count those that it holds now; null to count all
+     */
+    public int present(int count, boolean prefixes, Elements elements) {
+        int[] table = new int[Integer.highestOneBit(Math.max(1, count)) * 4]; // one more than the index, 0 where it is free
+        int found = 0;
+        for (int i = 0; i < count; i++) {
+            if (skipped != null && skipped.get(i)) {
+                continue;
+            }
+            int at = hash(i, prefixes) & table.length - 1;
+            while (table[at] != 0 && !sameKey(table[at] - 1, i, prefixes)) {
+                at = at + 1 & table.length - 1;
+            }
+            if (table[at] == 0) {
+                table[at] = i + 1;
+                found += elements == null || holds(elements, i) ? 1 : 0;
+            }
+        }
+        return found;
+    }
+
+    /** Bytes of a key that tell it apart as a whole, and the mask of the byte after them. */
+    private long wholeBytes(int i, boolean prefixes) {
+        return prefixes ? 4 + Math.min(Bytes.getU32(keys, i * keySize, false) >> 3, keySize - 4) : keySize;
+    }
+
+    private int lastBits(int i, boolean prefixes, long whole) {
+        return prefixes && whole < keySize ? 0xff00 >> (keys.get(JAVA_INT_UNALIGNED, i * keySize) & 7) & 0xff : 0;
+    }
+
+    private int hash(int i, boolean prefixes) {
+        long base = i * keySize;
+        long whole = wholeBytes(i, prefixes);
+        long hash = whole;
+        long at = 0;
+        for (; at + 8 <= whole; at += 8) {
+            hash = (hash ^ keys.get(JAVA_LONG_UNALIGNED, base + at)) * 0x9e3779b97f4a7c15L;
+            hash ^= hash >>> 32;
+        }
+        for (; at < whole; at++) {
+            hash = (hash ^ keys.get(JAVA_BYTE, base + at)) * 0x9e3779b97f4a7c15L;
+        }
+        int bits = lastBits(i, prefixes, whole);
+        if (bits != 0) {
+            hash = (hash ^ keys.get(JAVA_BYTE, base + at) & bits) * 0x9e3779b97f4a7c15L;
+        }
+        return (int) (hash >>> 32);
+    }
+
+    private boolean sameKey(int i, int j, boolean prefixes) {
+        long a = i * keySize;
+        long b = j * keySize;
+        long whole = wholeBytes(i, prefixes);
+        if (MemorySegment.mismatch(keys, a, a + whole, keys, b, b + whole) != -1) {
+            return false;
+        }
+        int bits = lastBits(i, prefixes, whole);
+        return bits == 0 || ((keys.get(JAVA_BYTE, a + whole) ^ keys.get(JAVA_BYTE, b + whole)) & bits) == 0;
+    }
+
+    private boolean holds(Elements elements, int i) {
+        Scratch s = elements.take();
+        try {
+            MemorySegment.copy(keys, i * keySize, s.memory, Scratch.KEY, keySize);
+            return elements.lookup(s, Abi.BPF_ANY) == 0;
         } finally {
             s.give();
         }

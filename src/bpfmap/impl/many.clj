@@ -51,8 +51,14 @@
   (when-not (or (nil? xs) (coll? xs) (instance? IReduceInit xs) (instance? Iterable xs))
     (throw (not-many m op "a collection" xs))))
 
+(defn- held-keys
+  "How many of the keys written the map holds: each once, and in a map that evicts, only those that are still there."
+  [^BpfMap m bulk]
+  (let [{:keys [evicts? order]} (row m)]
+    (el/present bulk (= :prefix order) (when evicts? (.-elements m)))))
+
 (defn put-all!
-  "Writes all entries; returns how many. Nothing is written unless all can be encoded."
+  "Writes all entries; returns how many of their keys the map holds afterwards. Nothing is written unless all can be encoded."
   [^BpfMap m entries options]
   (operating [m :put-all!]
     (let [flags (operations/check-options m :put-all! options)
@@ -78,6 +84,7 @@
           (finished m :put-all!
                     (el/write-bulk bulk (.-elements m) (contains? (:batch (row m)) :write) flags)
                     (.size bulk))
+          (held-keys m bulk)
           (finally (reference/let-go held)))))))
 
 (defn delete-all!

@@ -13,12 +13,13 @@
             [bpfmap.type :as type]
             [clojure.core.protocols :as protocols])
   (:import (bpfmap.sys Codec Fd)
-           (clojure.lang ArityException ExceptionInfo IFn IKVReduce ILookup IReduce IReduceInit ITransientCollection Seqable)
+           (clojure.lang ArityException ExceptionInfo IFn IKVReduce ILookup IReduce IReduceInit ITransientAssociative2
+                         ITransientCollection Seqable)
            (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
 
-(declare close lookup reduce-entries snapshot-of)
+(declare close lookup not-transient reduce-entries snapshot-of)
 
 (defn described
   "An operation on a map, as an error's message begins."
@@ -58,6 +59,17 @@
   ILookup
   (valAt [this k] (lookup this k nil))
   (valAt [this k not-found] (lookup this k not-found))
+
+  ;; For `contains?`, `find` and `select-keys`, which take nothing else that is not a collection or a java.util.Map. Those would
+  ;; be counted, compared and printed by asking the kernel.
+  ITransientAssociative2
+  (containsKey [this k] (not (identical? this (lookup this k this))))
+  (entryAt [this k]
+    (let [v (lookup this k this)]
+      (when-not (identical? this v) (el/entry k v))))
+  (assoc [this _ _] (not-transient this))
+  (conj [this _] (not-transient this))
+  (persistent [this] (not-transient this))
 
   IFn
   (invoke [this k] (lookup this k nil))
@@ -217,6 +229,13 @@
       (with-key [m :lookup k not-found]
         (el/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k not-found el/any m :lookup)))))
 
+(defn- not-transient
+  "Throws: a map is no transient collection, though it can be asked for a key as one can."
+  [^BpfMap m]
+  (throw (error/error :not-supported (str "Map " (error/id-and-name (.-identity m)) " is not a transient collection")
+                      {:bpfmap/map (.-identity m)
+                       :bpfmap/hint "use put! or put-all! to write, and snapshot to read all entries as a map"})))
+
 (defn- aborted
   "The exception for a reading that others threw back to the beginning too often, with what it came to. Nobody goes on with
   that, so that of a transient is made persistent."
@@ -224,7 +243,9 @@
   (error/error :iteration-aborted (str (described (.-identity m) op) " was aborted")
                {:bpfmap/op op
                 :bpfmap/map (.-identity m)
-                :bpfmap/so-far (if (instance? ITransientCollection so-far) (persistent! so-far) so-far)
+                :bpfmap/so-far (if (and (instance? ITransientCollection so-far) (not (instance? BpfMap so-far)))
+                                  (persistent! so-far)
+                                  so-far)
                 :bpfmap/hint (str "others delete keys faster than they can be followed; what was seen until then is under "
                                   ":bpfmap/so-far; try again")}))
 

@@ -93,7 +93,7 @@
 
 (def ^:private lru
   "What is never full. Lists for each CPU have the same number of entries: htab_map_alloc in kernel/bpf/hashtab.c."
-  {:full #{} :rounded {:no-common-lru :cpus}})
+  {:full #{} :evicts? true :rounded {:no-common-lru :cpus}})
 
 (def ^:private hash-row
   {:key-size any-size :value-size any-size :max-entries any-size :freeze? true :full #{:E2BIG}
@@ -132,6 +132,7 @@
   | `:more-places?`                       | it has room for a power of two of keys, though it reports less       |
   | `:value-multiple`                     | what value sizes are multiples of, in bytes, by the flag that makes them so, nil for all others |
   | `:element` `:elements`                | of a value that is an array: the type of an element, by flag in the same way, and how many there are where nothing is said |
+  | `:evicts?`                            | the oldest entries make room for new ones                                    |
   | `:order`                              | `:index` or `:prefix`, where keys that come and go are gone through in an order that can be told from them |
   | `:reads-at`                           | the value size that reading needs                                    |
   | `:lock?`                              | values may have a `:spin-lock`                                       |

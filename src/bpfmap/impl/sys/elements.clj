@@ -253,7 +253,7 @@
       (let [outcome (long (one i))]
         (cond
           (zero? outcome) (recur (inc i) (inc done))
-          (== absent outcome) (recur (inc i) done)
+          (== absent outcome) (do (.skip bulk (int i)) (recur (inc i) done))
           :else [done outcome])))))
 
 (defn- all-at-once
@@ -270,7 +270,7 @@
           ;; Refused before it began: the count is still the one given.
           (and (= now n) (no-batches? outcome)) (if (zero? i) (one-by-one bulk 0 one) [done outcome])
           (= now n) [done outcome]
-          (== absent outcome) (recur (+ i now 1) (+ done now))
+          (== absent outcome) (do (.skip bulk (int (+ i now))) (recur (+ i now 1) (+ done now)))
           :else [(+ done now) outcome])))))
 
 (defn write-bulk
@@ -283,6 +283,12 @@
     (if batches?
       (all-at-once bulk (fn [i n] (.update bulk (int i) (int n) (bit-and flags lock))) one)
       (one-by-one bulk 0 one))))
+
+(defn present
+  "How many different keys there are among all that were written of a bulk. Of an LPM trie's, `prefixes?`, only the leading
+  bits count; with `es`, only those count that the map holds now."
+  [^Bulk bulk prefixes? ^Elements es]
+  (.present bulk (.size bulk) (boolean prefixes?) es))
 
 (defn delete-bulk
   "Deletes all keys that were collected; returns how many were there and 0, or the negated errno that ended it."
