@@ -3,7 +3,8 @@
             [bpfmap.btf.blob :as blob]
             [bpfmap.btf.emit :as emit]
             [bpfmap.btf.writing :as writing]
-            [bpfmap.fixture :as fixture :refer [error-of]]
+            [bpfmap.core :as bpf]
+            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
             [clojure.string :as str]
@@ -51,7 +52,8 @@
     [:struct {:name "my flow"} [:a :u64]] [:struct {:name "my_flow"} [:a :u64]]
     [:enum :u32 {:A-B 1} {:name "e-f"}] [:enum :u32 {:A_B 1} {:name "e_f"}]
     [:struct {:align 16} [:a :u8]] [:struct {:size 16} [:a :u8]]
-    [:ptr :u32] :ptr
+    [:ptr :u32] [:ptr "unsigned int"]
+    [:c-string 4] [:string 4]
     [:typedef "__u32" :u32] :u32
     [:typedef "x" :u16be] [:typedef "x" :u16be]))
 
@@ -214,3 +216,46 @@
               (if (string? t)
                 (is (= "" t) (str id))
                 (is (= size (type/size t)) (str id))))))))))
+
+;; --- pointers
+
+(defn- through-btf
+  "A type as it reads from the BTF that it is written as."
+  [t named]
+  (let [{:keys [bytes ids]} (btf/->btf [t] named)]
+    (btf/type-of (btf/parse bytes) (first ids))))
+
+(deftest pointers-keep-their-targets
+  (testing "as C spells them, they read back as they were written"
+    (doseq [text ["struct task_struct" "union u" "enum e" "function" "char" "int" "unsigned int" "long" "long unsigned int" "unsigned long long"
+                  "_Bool" "double" "char *" "struct task_struct * *" "int[]" "size_t" "unsigned __int128"]]
+      (is (= [:struct [:p [:ptr text]] [:q [:ptr text]]] (through-btf [:struct [:p [:ptr text]] [:q [:ptr text]]] nil)))))
+  (testing "types of this library's read back as C spells them"
+    (are [t text] (= [:ptr text] (through-btf [:ptr t] {:node [:struct {:name "node"} [:next [:ptr :node]] [:n :u32]]}))
+      :u8 "unsigned char"
+      :s64 "long long"
+      :f64 "double"
+      :ipv4 "bpfmap_ipv4"
+      [:ptr :char] "char *"
+      [:array :u32 4] "unsigned int[]"
+      [:enum :u32 {:A 1} {:name "state"}] "enum state"
+      [:typedef "pid_t" :s32] "pid_t"
+      [:struct {:name "flow"} [:a :u8]] "struct flow"
+      :node "struct node"))
+  (testing "what has no name is void"
+    (is (= :ptr (through-btf [:ptr "void"] nil) (through-btf [:ptr "a b"] nil) (through-btf [:ptr "struct {…}"] nil)
+           (through-btf [:ptr [:enum]] nil) (through-btf :ptr nil))))
+  (testing "the target is there, for other tools"
+    (let [{:keys [bytes ids]} (btf/->btf [[:ptr [:struct {:name "flow"} [:a :u8] [:b :u64]]]] nil)
+          b (btf/parse bytes)]
+      (is (= [:struct {:name "flow"} [:a :u8] [:b :u64]] (btf/type-named b "flow")))
+      (is (= (first (blob/ids-named b "flow")) (:type (blob/record b (first ids))))))))
+
+(kernel-test the-kernel-takes-pointers-and-gives-them-back
+  (doseq [t [[:ptr "struct task_struct"] [:ptr "function"] [:ptr :u32] [:ptr [:struct {:name "flow"} [:a :u8]]] [:ptr "pid_t"] [:ptr "enum e"]
+             [:ptr "char *"] [:ptr "int[]"] [:ptr :node]]
+          :let [types {:node [:struct {:name "node"} [:next [:ptr :node]]]}]]
+    (with-open [m ^java.io.Closeable (bpf/create {:type :hash :key :u32 :value [:struct [:p t] [:n :u64]] :types types :max-entries 1})
+                again ^java.io.Closeable (bpf/open (:id (bpf/info m)))]
+      (is (nil? (:untyped (bpf/info m))) t)
+      (is (= (through-btf [:struct [:p t] [:n :u64]] types) (:value (bpf/spec again)))))))

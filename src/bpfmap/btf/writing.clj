@@ -2,11 +2,13 @@
   "From types as data to BTF records: what other tools print of a map made here."
   (:require [bpfmap.btf.semantic :as semantic]
             [bpfmap.type.node :as node]
-            [clojure.string :as str]))
+            [clojure.string :as str])
+  (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
 
-;; A writer is an atom {:records [...] :ids {what it was made from, id}}. Ids count from 1.
+;; A writer is an atom {:records [...] :ids {what it was made from, id}}, with the named types, and the types `within` which
+;; a pointer's target is being added. Ids count from 1.
 
 (defn- add! [writer record]
   (count (:records (swap! writer update :records conj record))))
@@ -65,15 +67,76 @@
 (defn- typedef! [writer name target]
   (once! writer [:typedef name target] #(add! writer {:kind :typedef :name name :type target})))
 
-(defn- pointer! [writer]
-  (once! writer :ptr #(add! writer {:kind :ptr :type 0})))
+(declare type!)
+
+(defn- pointer-to! [writer id]
+  (once! writer [:ptr id] #(add! writer {:kind :ptr :type id})))
+
+(def ^:private integers-by-name
+  "The names that compilers give to integers: to size and sign."
+  (into (into {} (map (fn [[k v]] [v k])) integer-names)
+        {"short unsigned int" [2 false] "short int" [2 true]
+         "long unsigned int" [8 false] "unsigned long" [8 false] "long int" [8 true] "long" [8 true]
+         "long long unsigned int" [8 false] "long long int" [8 true]}))
+
+(defn- text!
+  "The id of a type that C spells so, as `bpfmap.btf.reading` spells the target of a pointer; 0, void, for what has no name
+  of its own. Structs, unions and enums are declared, and not defined."
+  [writer text]
+  (let [[_ behind] (re-matches #"(?s)(.+) \*" text)
+        [_ element] (re-matches #"(?s)(.+)\[\]" text)
+        [_ kind tag] (re-matches #"(struct|union|enum) ([A-Za-z_][A-Za-z0-9_]*)" text)
+        add-once! (fn [record] (once! writer [:text text] #(add! writer record)))]
+    (cond
+      (< 1000 (count text)) 0
+      behind (pointer-to! writer (text! writer behind))
+      element (let [id (text! writer element)] (if (= 0 id) 0 (array! writer id 0)))
+      (= "enum" kind) (add-once! {:kind :enum :name tag :size 4 :signed? false :values []})
+      tag (add-once! {:kind :fwd :name tag :union? (= "union" kind)})
+      (= "function" text) (add-once! {:kind :func-proto :return 0 :params []})
+      (= "char" text) (char! writer)
+      (= "_Bool" text) (bool! writer)
+      (= "float" text) (float! writer 4)
+      (= "double" text) (float! writer 8)
+      (integers-by-name text) (let [[size signed?] (integers-by-name text)]
+                                (if (= text (integer-names [size signed?]))
+                                  (integer! writer size signed?)
+                                  (add-once! {:kind :int :name text :size size :bits (* 8 (long size)) :offset 0
+                                              :signed? signed? :char? false :bool? false})))
+      ;; What it is a name for is not known.
+      (and (re-matches #"[A-Za-z_][A-Za-z0-9_]*" text) (not= "void" text)) (typedef! writer text 0)
+      :else 0)))
+
+(defn- target!
+  "The id of what a pointer points to: a type, or how C spells one. A type that leads back to itself is declared there, if it
+  has a tag, or void."
+  [writer target]
+  (cond
+    (nil? target) 0
+    (string? target) (text! writer target)
+    :else
+    (let [{:keys [named within]} @writer]
+      (if-let [{:keys [kind c-name typedef] :as node} (try (node/node target named [])
+                                                           (catch ExceptionInfo _ nil))]
+        (if (or (contains? within target) (< 16 (count within)))
+          (if (and c-name (not typedef) (#{:struct :union} kind))
+            (text! writer (str (name kind) " " (identifier c-name)))
+            0)
+          (do (swap! writer update :within (fnil conj #{}) target)
+              (try
+                (type! writer node)
+                (finally (swap! writer update :within disj target)))))
+        0))))
+
+(defn- pointer! [writer target]
+  (pointer-to! writer (target! writer target)))
 
 (defn- struct! [writer key record]
   (once! writer key #(add! writer record)))
 
 (defn- private! [writer {:keys [c-name size align]}]
   (if (= "void *" c-name)
-    (pointer! writer)
+    (pointer! writer nil)
     (let [word (if (= 4 align) (integer! writer 4 false) (integer! writer 8 false))
           one? (= size align)
           inside (if one? word (array! writer word (quot (long size) (long align))))]
@@ -86,8 +149,6 @@
   (let [words (array! writer (integer! writer 4 false) 4)]
     (struct! writer :in6_addr {:kind :struct :name "in6_addr" :size 16
                                :members [{:name "s6_addr32" :type words :bit-offset 0 :bits 0}]})))
-
-(declare type!)
 
 (defn- element!
   "An array's element. A character or byte alone would read back as text or bytes."
@@ -126,7 +187,7 @@
     :float (float! writer size)
     :bool (bool! writer)
     :char (char! writer)
-    :pointer (pointer! writer)
+    :pointer (pointer! writer (:target node))
     :ipv4 (typedef! writer "__be32" (integer! writer 4 false))
     :ipv6 (ipv6! writer)
     :mac (array! writer (integer! writer 1 false) 6)
@@ -154,6 +215,6 @@
 
   A nil among the types has the id 0, void."
   [types named]
-  (let [writer (atom {:records [] :ids {}})
+  (let [writer (atom {:records [] :ids {} :named named})
         ids (mapv #(if % (type! writer (node/node % named [])) 0) types)]
     {:records (:records @writer) :ids ids}))

@@ -12,6 +12,7 @@
   | `:atomic`   | cells             | the bits of an integer of 4 or 8 bytes in this machine's order, negative for a signed one; else 0 |
   | `:float`    | floating-point    | `{:size :swap?}`                                                             |
   | `:at-once?` | cells             | whether the codec checks a value, then writes it with one store               |
+  | `:whole?`    | arrays            | whether it is read and printed as one value all the same: bytes, a text       |
   | `:kernel's?` | every            | whether the kernel keeps something for itself in it                          |"
   (:require [bpfmap.codec :as codec]
             [bpfmap.codec.compound :as compound]
@@ -21,9 +22,9 @@
 (set! *warn-on-reflection* true)
 
 ;; A record, since views ask it for its fields with every part that is looked at.
-(defrecord Shape [kind type size codec kernel's? element count stride members integer float atomic at-once?])
+(defrecord Shape [kind type size codec kernel's? element count stride members integer float atomic at-once? whole?])
 
-(declare of-node)
+(declare of-node shape)
 
 (defn- swapped? [order]
   (case order
@@ -74,6 +75,9 @@
    (merge {:type type :size size :codec (codec/codec type types []) :kernel's? (kernel's? node)}
           (case kind
             :array {:kind :array :element (of-node element types) :count count :stride (:size element)}
+            ;; An array of bytes or characters in C.
+            :bytes {:kind :array :element (shape :u8 nil) :count size :stride 1 :whole? true}
+            :string {:kind :array :element (shape :char nil) :count size :stride 1 :whole? true}
             (:struct :union) {:kind :struct :members (members-of node 0 types)}
             (merge {:kind :cell
                     :atomic 0

@@ -122,7 +122,11 @@
   Seqable
   (seq [this] (seq (into [] this)))
   IDeref
-  (deref [this] (into [] this))
+  (deref [this]
+    (if (:whole? shape)
+      (accessing [source :deref]
+        (.decode (shape/codec-of shape) segment offset))
+      (into [] this)))
   Object
   (toString [this] (text this)))
 
@@ -189,8 +193,8 @@
 
 (defn- in-words
   "The type of a shape, in a few words."
-  [{:keys [kind type element count]}]
-  (if (= :array kind)
+  [{:keys [kind type element count whole?]}]
+  (if (and (= :array kind) (not whole?))
     (str "[:array " (type/summary (:type element)) " " count "]")
     (type/summary type)))
 
@@ -315,8 +319,8 @@
 (defn- content
   "What is viewed, as far as it is printed; nil where it is not."
   [v]
-  (let [{:keys [kind count element] :as shape} (shape-of v)]
-    (if (= :array kind)
+  (let [{:keys [kind count element whole?] :as shape} (shape-of v)]
+    (if (and (= :array kind) (not whole?))
       (when (<= (shape/size-of element) largest-shown)
         (let [n (elements-shown shape)]
           (str "[" (str/join " " (map #(pr-str (nth v %)) (range n))) (when (< n (long count)) " …") "]")))

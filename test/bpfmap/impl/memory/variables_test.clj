@@ -192,3 +192,34 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
       (mem/write! (:a (mem/variables m)) 7)
       (is (= {:a 7} (m 0)))
       (mem/close (bpf/memory m)))))
+
+;; --- bytes and texts
+
+(kernel-test variables-of-bytes-are-read-and-written-by-element
+  (with-open [m ^Closeable (bpf/create {:name ".bss" :type :array :key :u32 :max-entries 1 :flags #{:mmapable}
+                                        :value [:struct [:a [:bytes 8]] [:n :u32] [:name [:string 4]] [:two [:array [:bytes 2] 2]]]})
+              memory ^Closeable (bpf/memory m)]
+    (is memory)
+    (let [{:keys [a name two]} (mem/variables m)]
+      (is (= (bpf/->bytes (repeat 8 0)) @a))
+      (mem/write! a [7] 255)
+      (mem/write! a 0 1)
+      (is (= (bpf/->bytes [1 0 0 0 0 0 0 255]) @a (:a (m 0))))
+      (is (= [255 255 8 :none 256] [(nth a 7) (a 7) (count a) (get a 8 :none) (reduce + a)]))
+      (is (= [1 0 0 0 0 0 0 255] (vec a) (vec (mem/->array a))))
+      (mem/write! a (bpf/->bytes (range 8)))
+      (is (= 7 @(mem/at a 7)))
+      (mem/write! two [1 1] 9)
+      (is (= [(bpf/->bytes [0 0]) (bpf/->bytes [0 9])] @two))
+      (testing "a text is one of characters"
+        (mem/write! name "abcd")
+        (mem/write! name [0] \X)
+        (is (= ["Xbcd" \d] [@name (nth name 3)])))
+      (testing "they print as they read"
+        (is (str/ends-with? (pr-str a) (str " (.bss): #bpfmap/bytes \"00 01 02 03 04 05 06 07\">")))
+        (is (str/includes? (pr-str a) "[:bytes 8] at 0 of ")))
+      (testing "what does not fit is refused"
+        (is (= "[:a 7]: 256 is not a :u8: it takes an integer from 0 to 255" (:message (error-of (mem/write! a [7] 256)))))
+        (is (str/starts-with? (:message (error-of (mem/write! a [8] 1))) "There is no element 8 of [:bytes 8] in the memory of map "))
+        (is (= "[:a]: \"01\" is not a [:bytes 8]: it takes 8 bytes, these are 1"
+               (:message (error-of (mem/write! a (bpf/->bytes [1]))))))))))
