@@ -404,7 +404,7 @@
     (is (= 2 (bpf/delete-all! m [1 1 2 9])))
     (is (= 1 (count (bpf/drain! m))))
     (is (= 0 (bpf/delete-all! m [1 2 3])))
-    (is (= 2 (bpf/put-all! m [[1 1] [1 2]])) "the writes that were done")
+    (is (= 2 (bpf/put-all! m [[1 1] [1 2]])) "the keys that the map holds")
     (is (= 1 (bpf/count-entries m)))
     (is (= [false true] (map :deleted? [(exec/delete {:ref m :key 9}) (exec/delete {:ref m :key 1})])))))
 (defn- restore-error
