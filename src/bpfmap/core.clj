@@ -161,6 +161,16 @@
       (pinned-paths m) ;=> [\"/sys/fs/bpf/counts\" \"/sys/fs/bpf/agent/counts\"]"
   [m] @(store/pins-of m))
 
+(defn pinned-at?
+  "Returns true if what is pinned at a path is this map, and false if nothing is, or something else.
+
+  Others may remove a pin, and pin another map in its place: an agent that starts anew does. A handle stays with the map that
+  it was opened for, and keeps it alive. Throws `:permission` if the pin cannot be looked at, `:invalid-value` for a bad
+  path. Needs Linux 4.13.
+
+      (pinned-at? m \"/sys/fs/bpf/counts\") ;=> true"
+  [m path] (pinning/pinned-at? m path))
+
 (defn pinned-path
   "Returns where this handle last pinned its map, or opened it from, as a string; nil if nowhere.
 

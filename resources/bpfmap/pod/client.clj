@@ -63,6 +63,7 @@
 
   The first event has all `:entries`. Each later one has what was `:added` and `:removed`, and of what was `:changed` key to
   `[before after]`; each says `:at` which time, in milliseconds since 1970. Where nothing changes there is no event.
+  `:unpinned` has the paths where the handle's map was pinned and is not any more: nothing is pinned there, or another map.
 
   | option      | what it is                                                             |
   |-------------|------------------------------------------------------------------------|

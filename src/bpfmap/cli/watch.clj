@@ -10,16 +10,32 @@
 
 (set! *warn-on-reflection* true)
 
+(defn- status-text
+  "What became of the map of a frame, in words; nil while nothing has."
+  [{:keys [status pin other] {:keys [id name]} :map} {:keys [ref follow]}]
+  (let [pin (some-> pin output/cell)
+        other (str "map " other)]
+    (case status
+      nil nil
+      :pin-replaced (str pin " is " other " now" (when-not follow "; --follow goes on with that"))
+      :pin-removed (str "nothing is pinned at " pin " any more")
+      :followed (str "this map took the place of the one before")
+      :waiting (str "map " id " is gone; waiting for one " (if-let [path (:path ref)] (str "at " (output/cell path)) (str "named " (output/cell name))))
+      :gone (str "map " id " is gone: no process, program or pin has it any more"
+                 (when (and pin (not= "map " other)) (str "; " pin " is " other " now"))))))
+
 (defn- titles
   "What stands above the table."
-  [{:keys [entries new changed gone elapsed] {:keys [id name type max-entries]} :map} options]
-  [(str "Map " id (when (seq name) (str " " (output/cell name))) " (" (output/cell type) "): " entries " of " max-entries " entries")
-   (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every " (views/rate-text (:interval options)) " s: "
-        (if (zero? (double elapsed))
-          "the first look"
-          (str changed " changed, " new " new, " gone " gone"))
-        "; Ctrl-C ends it")
-   ""])
+  [{:keys [entries new changed gone elapsed] {:keys [id name type max-entries]} :map :as frame} options]
+  (concat
+   [(str "Map " id (when (seq name) (str " " (output/cell name))) " (" (output/cell type) "): " entries " of " max-entries " entries")
+    (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every " (views/rate-text (:interval options)) " s: "
+         (if (zero? (double elapsed))
+           "the first look"
+           (str changed " changed, " new " new, " gone " gone"))
+         "; Ctrl-C ends it")]
+   (some-> (status-text frame options) vector)
+   [""]))
 
 (defn- with-paths
   "The ways to the numbers that have moved since it began: what once did keeps its column."
@@ -62,23 +78,26 @@
 (def ^:private most-lines "No screen has more: what is below it need not be put in order." 500)
 
 (defn watch
-  "Shows what changes in a map until `:seconds` are over or Ctrl-C."
+  "Shows what changes in a map until `:seconds` are over, the map is gone, or Ctrl-C."
   [{:keys [limit] :as options} {:keys [format]}]
   (let [drawn? (and (nil? format) (live/terminal?))
         options (cond-> options
                   (and drawn? (nil? limit)) (assoc :limit most-lines))
         lines-of (frame-lines options)
+        last-frame (volatile! nil)
         {:keys [signal result height]}
         (live/run (fn [stop show]
-                    (let [frames (exec.live/watch options stop)]
+                    (let [frames (eduction (map #(vreset! last-frame %)) (exec.live/watch options stop))]
                       (cond
                         drawn? (reduce (fn [_ frame] (show frame) frame) nil frames)
                         format (output/print-records format frames)
                         :else (run! #(print-frame % options) frames))))
                   lines-of
-                  drawn?)]
+                  drawn?)
+        gone? (= :gone (:status @last-frame))]
     {:text? true
      ;; What was on the screen last stays below the prompt, as far as there is room for it.
      :lines (when (and drawn? result height)
               (map #(:text % %) (lines-of result {:width (or (terminal/width) 80) :height (- (long height) 1)})))
-     :exit (live/exit-code signal)}))
+     :notes (when gone? [(status-text @last-frame options)])
+     :exit (if gone? 1 (live/exit-code signal))}))

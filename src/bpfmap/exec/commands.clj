@@ -75,12 +75,15 @@
 
    ;; --- what changes
    {:name "watch" :group "What changes" :args [:ref] :defaults {:interval 1.0}
-    :options (into [:interval :seconds :where :sort :limit :changed :cpus] typed)
+    :options (into [:interval :seconds :follow :where :sort :limit :changed :cpus] typed)
     :doc "See a map change, live"
     :text ["The liveliest entries first, with the rates of their numbers; + is new,"
            "* changed, - gone. Per-CPU values are added up; --cpus each shows them apart."
-           "Where there is no terminal, what changed is printed again and again."]
-    :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}]
+           "Where there is no terminal, what changed is printed again and again. The map is"
+           "not kept alive: if its pin goes or is another map's, or the map is gone, watch"
+           "says so. --follow goes on with the map that is pinned, or named, in its place."]
+    :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}
+               {:ref "/sys/fs/bpf/flows" :follow true}]
     :fn 'bpfmap.exec.live/watch :run 'bpfmap.cli.watch/watch}
    {:name "diff" :group "What changes" :args [:old :new] :optional #{:new}
     :options (into [:seconds :where :sort :limit :cpus :stream] typed)

@@ -9,16 +9,34 @@
   | `:elapsed` `:interval` | seconds since the first frame, and since the one before                  |
   | `:entries` `:new` `:changed` `:gone` | how many there are, and how many came, changed and went    |
   | `:rows`       | the entries that the options ask for: `{:key :value :mark :per-second}`           |
+  | `:status`     | what became of the map, see below; missing while nothing has                      |
+  | `:pin` `:other` | the path that it was opened by, and the id of the map that is pinned there now  |
 
   `:mark` is `:new`, `:changed` or `:gone`, or missing. `:per-second` has the shape of the value, with rates where that
-  has integers; it is missing in the first frame."
+  has integers; it is missing in the first frame. Entries are told apart by their bytes.
+
+  | `:status`       | what it says                                                                    |
+  |-----------------|---------------------------------------------------------------------------------|
+  | `:pin-removed`  | nothing is pinned any more where the map was                                    |
+  | `:pin-replaced` | another map is pinned there                                                     |
+  | `:followed`     | this is another map than before: it took the place of the one that was watched  |
+  | `:waiting`      | the map is gone, and none has taken its place yet                               |
+  | `:gone`         | the map is gone: no process, program or pin has it. It is the last frame        |
+
+  The map is open while it is read, and not between two frames, so that a watch keeps no map alive. Only a handle that
+  is given as `:ref` does."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.percpu :as percpu]
             [bpfmap.exec.reading :as reading]
             [bpfmap.exec.reference :as reference]
-            [bpfmap.exec.where :as where])
-  (:import (clojure.lang IReduceInit)
-           (java.util HashMap Map)))
+            [bpfmap.exec.where :as where]
+            [bpfmap.impl.raw :as raw])
+  (:import (clojure.lang ExceptionInfo IReduceInit)
+           (java.io File)
+           (java.nio.file Path)
+           (java.util Map)))
 
 (set! *warn-on-reflection* true)
 
@@ -58,23 +76,25 @@
 
 (defn compared
   "The entries of now as rows to reduce, held against those before, if there were any; and those that went. None is made
-  before it is asked for: of a large map most are not kept.
+  before it is asked for: of a large map most are not kept. Entries are bytes, of which `:key-out` and `:value-out` make
+  data, and `:same?` tells whether two values are the same.
 
-      (into [] (compared {7 1} {7 3} 2.0)) ;=> [{:key 7 :value 3 :mark :changed :per-second 1.0}]"
-  [^Map before ^Map now seconds]
-  (let [row (fn [[k v]]
-              (let [earlier (.getOrDefault before k ::none)
-                    new? (identical? ::none earlier)
-                    rate (rates (when-not new? earlier) v seconds)]
-                (cond-> {:key k :value v}
-                  new? (assoc :mark :new)
-                  (and (not new?) (not= earlier v)) (assoc :mark :changed)
+      (into [] (compared {7 1} {7 3} 2.0 {:key-out identity :value-out identity :same? =}))
+      ;=> [{:key 7 :value 3 :mark :changed :per-second 1.0}]"
+  [^Map before ^Map now seconds {:keys [key-out value-out same?]}]
+  (let [row (fn [[k raw]]
+              (let [earlier (.get before k)
+                    value (value-out raw)
+                    rate (rates (when earlier (value-out earlier)) value seconds)]
+                (cond-> {:key (key-out k) :value value}
+                  (nil? earlier) (assoc :mark :new)
+                  (and earlier (not (same? earlier raw))) (assoc :mark :changed)
                   (some? rate) (assoc :per-second rate))))]
     (if (nil? before)
-      (eduction (map (fn [[k v]] {:key k :value v})) now)
+      (eduction (map (fn [[k raw]] {:key (key-out k) :value (value-out raw)})) now)
       (eduction cat [(eduction (map row) now)
                      (eduction (remove (fn [[k _]] (.containsKey now k)))
-                               (map (fn [[k v]] {:key k :value v :mark :gone}))
+                               (map (fn [[k raw]] {:key (key-out k) :value (value-out raw) :mark :gone}))
                                before)]))))
 
 (defn- liveliness
@@ -98,13 +118,6 @@
       (where/rows options rows)
       (where/top limit liveliness by-liveliness (eduction (where/selecting (dissoc options :limit)) rows)))))
 
-(defn- snapshot
-  "The entries of a map, in one of Java's: it is made for each frame, and no one else sees it."
-  ^Map [m options]
-  (let [all (HashMap.)]
-    (run! (fn [{:keys [key value]}] (.put all key value)) (reading/entries m options))
-    all))
-
 (defn- with-fields
   "Returns options with the `:fields` of the rows of a frame."
   [m options]
@@ -114,51 +127,153 @@
                                              ["mark" {:kind :name :names {"new" nil "changed" nil "gone" nil}}]
                                              ["per-second" (fields/of-rates value)])))))
 
-(defn frames
-  "The frames of an open map as something to reduce: every `:interval` seconds one, until `:seconds` are over or the promise
-  `stop` is delivered.
+(defn- types-of
+  "What is made of the bytes of an open map, for [[compared]], and the `:options` with the fields of its rows."
+  [m {:keys [cpus] :as options}]
+  (reading/check-dumpable m {})
+  (let [possible (reading/cpus-of m)
+        {:keys [value-out] :as types} (raw/types (bpf/spec m) (count possible))
+        value-out (if possible (comp (percpu/picker cpus possible) value-out) value-out)]
+    (assoc types
+           :options (with-fields m options)
+           :value-out value-out
+           :same? (if (and possible (not= :each cpus))
+                    (fn [a b] (raw/same-data? (value-out a) (value-out b)))
+                    =))))
 
-      (reduce (fn [_ frame] (reduced frame)) nil (frames m {:interval 1.0} (promise)))"
-  [m {:keys [interval seconds] :as options} stop]
-  (let [about (select-keys (bpf/info m) [:id :name :type :max-entries])
-        options (with-fields m options)
-        now #(/ (- (System/nanoTime)) -1e9)]
+;; --- which map is looked at
+
+(def ^:private missing
+  "Errors that mean that no map is where one was looked for."
+  #{:not-found :not-a-map :not-bpffs})
+
+(defn- try-open
+  "Opens the map of a reference; nil if there is none, or it fails in one of these ways."
+  [options ref kinds]
+  (try
+    (reference/open (assoc options :ref ref) :read-only)
+    (catch ExceptionInfo e
+      (when-not (contains? kinds (:bpfmap/error (ex-data e)))
+        (throw e)))))
+
+(defn- id-of [m] (:id (bpf/info m)))
+
+(defn- by-id
+  "Opens the map of an id while it exists. Whoever may open a pin need not be allowed to."
+  [options id]
+  (try-open options {:id id} (conj missing :permission)))
+
+(defn- look-at-pin
+  "Opens the map `id` again, which was pinned at a path, and tells what became of the pin."
+  [{:keys [follow] :as options} path id]
+  (let [here (try-open options {:path path} missing)
+        other (some-> here id-of)]
+    (cond
+      (= id other) {:m here}
+      (and here follow) {:m here :status :followed}
+      :else (do
+              (some-> here bpf/close)
+              (if-let [m (by-id options id)]
+                {:m m :status (if other :pin-replaced :pin-removed) :pin path :other other}
+                {:status (if follow :waiting :gone) :pin path :other other})))))
+
+(defn- look-at-name [{:keys [follow ref] :as options} id]
+  (if-let [m (by-id options id)]
+    {:m m}
+    (if-not (and follow (:name ref))
+      {:status :gone}
+      (if-let [m (try-open options ref missing)]
+        {:m m :status :followed}
+        {:status :waiting}))))
+
+(defn- look-at-handle
+  "A second handle of an open map; whether it is pinned still where it was."
+  [{:keys [ref] :as options} pins]
+  (let [path (first (remove #(bpf/pinned-at? ref %) pins))
+        here (when path (try-open {} {:path path} missing))
+        other (when here (with-open [^java.io.Closeable here here] (id-of here)))]
+    (cond-> {:m (reference/open options :read-only)}
+      path (assoc :status (if other :pin-replaced :pin-removed) :pin path :other other))))
+
+(defn- looker
+  "A function of the id of the map at the last look, nil at the first, that opens it again: `{:m :status :pin :other}`,
+  without `:m` if it is gone."
+  [{:keys [ref] :as options}]
+  (let [ref (cond
+              (or (instance? Path ref) (instance? File ref)) {:path (str ref)}
+              (int? ref) {:id ref}
+              :else ref)
+        options (assoc options :ref ref)
+        first-look (fn [] {:m (reference/open options :read-only)})]
+    (cond
+      (bpf/bpf-map? ref) (let [pins (filterv #(bpf/pinned-at? ref %) (bpf/pinned-paths ref))]
+                           (fn [_] (look-at-handle options pins)))
+      (:path ref) (fn [id] (if id (look-at-pin options (:path ref) id) (first-look)))
+      (and (map? ref) (some ref [:id :map-id :name])) (fn [id] (if id (look-at-name options id) (first-look)))
+      :else (fn [_] (first-look)))))
+
+(defn- look
+  "Reads the map once, held against the look before: the frame, and what the next look needs."
+  [options looker {:keys [id before taken types about began]} now]
+  (let [at (now)
+        {:keys [m status pin other]} (looker id)
+        apart (max 1e-3 (- (double at) (double (or taken at))))
+        told (cond-> {:elapsed (if taken (- (double at) (double began)) 0.0) :interval apart}
+               status (assoc :status status)
+               pin (assoc :pin pin)
+               other (assoc :other other))]
+    (if-not m
+      {:frame (merge {:map about} told {:entries 0 :new 0 :changed 0 :gone 0 :rows []})
+       :next {:id id :taken at :about about :began began}}
+      (with-open [^java.io.Closeable m m]
+        (let [about (select-keys (bpf/info m) [:id :name :type :max-entries])
+              same-map? (= id (:id about))
+              types (if same-map? types (types-of m options))
+              before (when same-map? before)
+              entries (raw/snapshot (raw/entries m))
+              counted (volatile! {})
+              count-mark (fn [{:keys [mark] :as row}]
+                           (when mark (vswap! counted update mark (fnil inc 0)))
+                           row)
+              rows (chosen (:options types) (eduction (map count-mark) (compared before entries apart types)))
+              marks @counted]
+          {:frame (merge {:map about} told
+                         {:entries (count entries)
+                          :new (:new marks 0) :changed (:changed marks 0) :gone (:gone marks 0)
+                          :rows rows})
+           :next {:id (:id about) :before entries :taken at :types types :about about :began (or began at)}})))))
+
+(defn- frames
+  "The frames of a map as something to reduce: every `:interval` seconds one, until `:seconds` are over, the map is gone, or
+  the promise `stop` is delivered."
+  [{:keys [interval seconds] :as options} stop]
+  (let [now #(/ (- (System/nanoTime)) -1e9)]
     (reify IReduceInit
       (reduce [_ f init]
-        (let [begun (now)
-              ends (when seconds (+ begun (double seconds)))]
-          (loop [acc init before nil taken begun]
+        (let [looker (looker options)
+              ends (when seconds (+ (double (now)) (double seconds)))]
+          (loop [acc init state nil]
             (let [at (now)
-                  entries (snapshot m options)
-                  apart (max 1e-3 (- at (double taken)))
-                  counted (volatile! {})
-                  count-mark (fn [{:keys [mark] :as row}]
-                               (when mark (vswap! counted update mark (fnil inc 0)))
-                               row)
-                  rows (chosen options (eduction (map count-mark) (compared before entries apart)))
-                  marks @counted
-                  acc (f acc {:map about
-                              :elapsed (if before (- at begun) 0.0) :interval apart
-                              :entries (count entries)
-                              :new (:new marks 0) :changed (:changed marks 0) :gone (:gone marks 0)
-                              :rows rows})
-                  pause (long (* 1000 (- (+ at (double interval)) (now))))]
+                  {:keys [frame next]} (look options looker state now)
+                  acc (f acc frame)
+                  pause (long (* 1000 (- (+ (double at) (double interval)) (double (now)))))]
               (cond
                 (reduced? acc) @acc
-                (and ends (<= (double ends) (+ (now) (max 0.0 (/ pause 1000.0))))) acc
+                (= :gone (:status frame)) acc
+                (and ends (<= (double ends) (+ (double (now)) (max 0.0 (/ pause 1000.0))))) acc
                 ;; Even when a map takes longer to read than the interval, others get their turn.
                 (not= ::not-yet (deref stop (max 10 pause) ::not-yet)) acc
-                :else (recur acc entries at)))))))))
+                :else (recur acc next)))))))))
 
 (defn watch
-  "Frames of a map, every `:interval` seconds one, as something to reduce. The map is open meanwhile, and not otherwise.
-  It ends when the promise `stop` is delivered, if there is one.
+  "Frames of a map, every `:interval` seconds one, as something to reduce. The map is open while it is read, and not
+  otherwise. It ends when the promise `stop` is delivered, if there is one, and when the map is gone; with `:follow` it goes
+  on with the map that is pinned, or named, in its place.
 
       (reduce (fn [_ frame] (println (:changed frame))) nil (watch {:ref {:id 12} :interval 1.0 :seconds 10}))"
   ([options]
    (watch options (promise)))
-  ([{:keys [cpus] :as options} stop]
-   (reify IReduceInit
-     (reduce [_ f init]
-       (with-open [m (reference/open options :read-only)]
-         (reduce f init (frames m (assoc options :cpus (or cpus :sum)) stop)))))))
+  ([{:keys [cpus ref follow] :as options} stop]
+   (when (and follow (not (or (instance? Path ref) (instance? File ref) (and (map? ref) (or (:path ref) (:name ref))))))
+     (throw (arguments/refused "watch" :follow true "it is for a map given by its pin path or its name: an id does not come back")))
+   (frames (assoc options :cpus (or cpus :sum)) stop)))

@@ -53,6 +53,7 @@
 
    ;; --- what changes
    :changed {:kind :flag :doc "Only what came, changed or went"}
+   :follow {:kind :flag :doc "Go on with the map that takes its place"}
    :interval {:takes "N" :kind :positive :doc "Seconds from one look to the next"}
    :old {:takes "OLD" :kind :source :doc "A map, or the file of a saved one, NAME.edn"}
    :new {:takes "NEW" :kind :source :doc "As OLD; without it, OLD a while later"}

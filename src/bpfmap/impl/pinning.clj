@@ -24,6 +24,12 @@
         false
         (throw e)))))
 
+(defn pinned-at?
+  "Returns true if the pin at a path is this map."
+  [m file]
+  (store/check-open-map m :pinned-at?)
+  (pinned-there? m (objects/path-text file :pinned-at?) :open)) ; it opens what is there, and may fail as that does
+
 (defn incompatible
   "The exception for a pinned map that a spec cannot use, with every difference."
   ^Throwable [path difference facts]

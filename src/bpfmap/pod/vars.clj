@@ -23,7 +23,7 @@
 (def namespaces
   "The namespaces of a pod, the first one first: its name at the client, and the functions of this library in it."
   '[{:name pod.bpfmap.core :of bpfmap.core
-     :vars [create open clone info spec freeze! pin! move-pin! unpin! pinned-path pinned-paths
+     :vars [create open clone info spec freeze! pin! move-pin! unpin! pinned-path pinned-at? pinned-paths
             lookup has-key? put! insert! replace! delete! take! next-key push! pop! peek might-contain?
             put-all! delete-all! lookup-all entries snapshot count-entries drain!
             spec-diff compatible? ->bytes]}

@@ -8,11 +8,13 @@
   | `:added`   | entries whose key was not there                                             |
   | `:changed` | key to `[before after]`                                                     |
   | `:removed` | entries whose key is gone, with the last value seen                         |
+  | `:unpinned` | paths of the handle's pins that were the map's, and are not any more: nothing is pinned there, or another map |
 
   What does not apply is left out, and where nothing has changed there is no event. What comes and goes between two
   readings is not seen."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
+            [bpfmap.impl.raw :as raw]
             [bpfmap.impl.store :as store])
   (:import (java.io Closeable)
            (java.util.concurrent CountDownLatch TimeUnit)))
@@ -22,8 +24,8 @@
 (def ^:private ^:const default-interval "Milliseconds between two readings." 1000)
 (def ^:private ^:const longest-interval "Milliseconds: a day." 86400000)
 
-;; A watch of a map: closing it ends it. `first-entries` was read when it began.
-(deftype Watch [m interval first-entries ^CountDownLatch ended]
+;; A watch of a map: closing it ends it. `first-entries` was read when it began, `pins` are the paths that held the map then.
+(deftype Watch [m interval first-entries pins ^CountDownLatch ended]
   Closeable
   (close [_] (.countDown ended)))
 
@@ -50,7 +52,7 @@
       (start m {:interval 100})"
   ^Watch [m options]
   (let [interval (checked-interval options)]
-    (Watch. m interval (bpf/snapshot m) (CountDownLatch. 1))))
+    (Watch. m interval (bpf/snapshot m) (filterv #(bpf/pinned-at? m %) (bpf/pinned-paths m)) (CountDownLatch. 1))))
 
 (defn watch?
   "Whether x is a watch, under way or ended."
@@ -72,7 +74,7 @@
          {:added (into {} (remove #(contains? before (key %))) after)
           :changed (into {} (keep (fn [[k v]]
                                     (when-let [[_ was] (find before k)]
-                                      (when (not= was v) [k [was v]]))))
+                                      (when-not (raw/same-data? was v) [k [was v]]))))
                          after)
           :removed (into {} (remove #(contains? after (key %))) before)})))
 
@@ -87,11 +89,13 @@
   (let [^CountDownLatch ended (.-ended watch)]
     (f (event {:entries (.-first-entries watch)}))
     (try
-      (loop [before (.-first-entries watch)]
+      (loop [before (.-first-entries watch) pins (.-pins watch)]
         (when-not (.await ended (long (.-interval watch)) TimeUnit/MILLISECONDS)
-          (let [after (bpf/snapshot (.-m watch))]
-            (some-> (changes before after) event f)
-            (recur after))))
+          (let [after (bpf/snapshot (.-m watch))
+                unpinned (not-empty (into [] (remove #(bpf/pinned-at? (.-m watch) %)) pins))
+                news (cond-> (changes before after) unpinned (assoc :unpinned unpinned))]
+            (some-> news event f)
+            (recur after (remove (set unpinned) pins)))))
       (catch clojure.lang.ExceptionInfo e
         (when-not (= :closed (:bpfmap/error (ex-data e)))
           (throw e))))))

@@ -1,10 +1,13 @@
 (ns bpfmap.exec.live-test
   "What changes between two looks at a map: rates, marks, frames; and the command line's `watch` and `diff`."
-  (:require [bpfmap.cli.calling :refer [bpfmap id-of read-edn]]
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.cli.calling :refer [bpfmap id-of read-edn]]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.live :as live]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.host :as host]
+            [bpfmap.impl.raw :as raw]
             [clojure.data.json :as json]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is]])
@@ -29,10 +32,11 @@
     ["a"] ["b"] 1.0 nil))
 
 (deftest entries-are-marked-by-what-became-of-them
-  (is (= #{{:key 1 :value 5 :per-second 0.0} {:key 2 :value 9 :mark :changed :per-second 4.0}
-           {:key 3 :value 1 :mark :new :per-second 1.0} {:key 4 :value 7 :mark :gone}}
-         (into #{} (live/compared {1 5, 2 5, 4 7} {1 5, 2 9, 3 1} 1.0))))
-  (is (= [{:key 1 :value 5}] (into [] (live/compared nil {1 5} 1.0))) "the first look compares with nothing"))
+  (let [plain {:key-out identity :value-out identity :same? =}]
+    (is (= #{{:key 1 :value 5 :per-second 0.0} {:key 2 :value 9 :mark :changed :per-second 4.0}
+             {:key 3 :value 1 :mark :new :per-second 1.0} {:key 4 :value 7 :mark :gone}}
+           (into #{} (live/compared {1 5, 2 5, 4 7} {1 5, 2 9, 3 1} 1.0 plain))))
+    (is (= [{:key 1 :value 5}] (into [] (live/compared nil {1 5} 1.0 plain))) "the first look compares with nothing")))
 
 (defn- counts ^Closeable [contents]
   (bpf/create {:name "live" :type :hash :key :u32 :value :u64 :max-entries 64 :contents contents}))
@@ -85,6 +89,136 @@
       (is (= 1 (reduce (fn [n _] (reduced (inc n))) 0 (exec/watch {:ref (id-of m)}))))
       (is (= before (fixture/open-descriptors))))))
 
+(kernel-test entries-are-told-apart-by-their-bytes
+  (with-open [m ^Closeable (bpf/create {:type :hash :key [:struct [:group :u64] [:cache :u32]] :value :f32 :max-entries 8})
+              raw ^Closeable (raw/twin m)]
+    (let [k (fn [x] (bytes/->bytes (concat (repeat 15 0) [x])))
+          nan (bytes/->bytes "0000c07f")]
+      (bpf/put-all! raw {(k 0) nan (k 1) nan (k 2) nan})
+      (let [[first-one same third] (changing m {:interval 0.02} 3 (fn [n] (when (= 2 n) (bpf/delete! raw (k 1)) (bpf/put! raw (k 3) nan))))]
+        (is (= [3 0 0 0] ((juxt :entries :new :changed :gone) first-one)))
+        (is (= [3 0 0 0] ((juxt :entries :new :changed :gone) same)) "a NaN is no change")
+        (is (= [3 1 0 1] ((juxt :entries :new :changed :gone) third)))
+        (is (= 4 (count (:rows third))))))))
+
+;; --- what becomes of the map
+
+(defn- there? [id]
+  (some #(= id (:id %)) (host/maps)))
+
+(defn- frames-of
+  "Frames of a watch until `(enough? frames)`; before each look but the first, `(f number)` is called."
+  [options f enough?]
+  (reduce (fn [frames frame]
+            (let [frames (conj frames frame)]
+              (if (or (enough? frames) (< 50 (count frames)))
+                (reduced frames)
+                (do (f (count frames)) frames))))
+          [] (exec/watch (merge {:interval 0.02} options))))
+
+(kernel-test a-watch-keeps-no-map-alive-and-says-when-it-is-gone
+  (doseq [ref [#(hash-map :id (id-of %)) (constantly "watch_gone")]]
+    (let [m ^Closeable (bpf/create {:name "watch_gone" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10}})
+          id (id-of m)
+          frames (frames-of {:ref (ref m)} (fn [n] (when (= 2 n)
+                                                     (.close m)
+                                                     (is (not (there? id)) "nothing holds it between two frames")))
+                            (constantly false))]
+      (is (= [nil nil :gone] (map :status frames)))
+      (is (= [1 1 0] (map :entries frames)))
+      (is (= id (:id (:map (last frames))))))))
+
+(kernel-test a-pin-that-goes-or-is-replaced-is-told
+  (let [pin (fixture/new-pin)]
+    (with-open [old ^Closeable (counts {1 10})
+                new ^Closeable (counts {1 20, 2 20})]
+      (bpf/pin! old pin)
+      (let [frames (frames-of {:ref pin} (fn [n] (case (int n)
+                                                   1 (bpf/unpin! old)
+                                                   2 (bpf/pin! new pin)
+                                                   3 (bpf/put! old 1 11)
+                                                   nil))
+                              #(= 4 (count %)))]
+        (is (= [nil :pin-removed :pin-replaced :pin-replaced] (map :status frames)))
+        (is (= [nil pin pin pin] (map :pin frames)))
+        (is (= [nil nil (id-of new) (id-of new)] (map :other frames)))
+        (is (apply = (id-of old) (map (comp :id :map) frames)) "it stays with the map that it began with")
+        (is (= [0 0 0 1] (map :changed frames))))
+      (is (true? (bpf/pinned-at? new pin)))
+      (is (false? (bpf/pinned-at? old pin)))
+      (bpf/unpin! new)
+      (is (false? (bpf/pinned-at? new pin))))))
+
+(kernel-test a-watch-of-a-pin-ends-when-its-map-is-gone
+  (let [pin (fixture/new-pin)
+        old (bpf/create {:type :array :value :u32 :max-entries 1})]
+    (with-open [new ^Closeable (bpf/create {:type :array :value :u32 :max-entries 1})]
+      (bpf/pin! old pin)
+      (let [frames (frames-of {:ref pin} (fn [n] (when (= 1 n)
+                                                   (bpf/unpin! old)
+                                                   (bpf/close old)
+                                                   (bpf/pin! new pin)))
+                              (constantly false))]
+        (is (= [[nil nil] [:gone (id-of new)]] (map (juxt :status :other) frames))))
+      (bpf/unpin! new))))
+
+(kernel-test a-watch-follows-the-pin
+  (let [pin (fixture/new-pin)
+        old (counts {1 10})]
+    (with-open [new ^Closeable (counts {1 20, 2 20})]
+      (bpf/pin! old pin)
+      (let [ids (mapv id-of [old new])
+            frames (frames-of {:ref pin :follow true} (fn [n] (case (int n)
+                                                                1 (do (bpf/unpin! old) (bpf/close old))
+                                                                2 (bpf/pin! new pin)
+                                                                3 (bpf/put! new 2 25)
+                                                                nil))
+                              #(= 4 (count %)))]
+        (is (= [nil :waiting :followed nil] (map :status frames)))
+        (is (= [(first ids) (first ids) (second ids) (second ids)] (map (comp :id :map) frames)))
+        (is (= [[1 0 0 0] [0 0 0 0] [2 0 0 0] [2 0 1 0]] (map (juxt :entries :new :changed :gone) frames)))
+        (is (= [nil nil] (map :per-second (:rows (nth frames 2)))) "nothing is held against the map before"))
+      (bpf/unpin! new))))
+
+(kernel-test a-watch-follows-a-name
+  (let [create #(bpf/create {:name "watch_name" :type :array :value :u32 :max-entries 1})
+        maps (atom [(create)])]
+    (is (= [nil :waiting :followed nil]
+           (map :status (frames-of {:ref "watch_name" :follow true}
+                                   (fn [n] (case (int n)
+                                             1 (bpf/close (first @maps))
+                                             2 (swap! maps conj (create))
+                                             nil))
+                                   #(= 4 (count %))))))
+    (run! bpf/close @maps)
+    (is (re-find #":follow true: it is for a map given by its pin path or its name" (:message (fixture/error-of (exec/watch {:ref 1 :follow true})))))))
+
+(kernel-test a-handle-that-is-watched-says-that-its-pin-went
+  (let [pin (fixture/new-pin)]
+    (with-open [m ^Closeable (counts {1 10})]
+      (bpf/pin! m pin)
+      (is (= [nil :pin-removed] (map :status (frames-of {:ref m} (fn [_] (.delete (java.io.File. ^String pin))) #(= 2 (count %)))))))))
+
+(kernel-test who-may-open-the-pin-alone-is-told-too
+  (let [pin (fixture/new-pin)]
+    (with-open [old ^Closeable (counts {1 10})
+                new ^Closeable (counts {1 20})]
+      (bpf/pin! old pin)
+      (let [readable #(java.nio.file.Files/setPosixFilePermissions (java.nio.file.Path/of % (make-array String 0))
+                                                                   (java.nio.file.attribute.PosixFilePermissions/fromString %2))
+            go (promise)
+            frames (future (fixture/unprivileged
+                            (fn [] (reduce (fn [frames frame] (deliver go true) (conj frames (:status frame)))
+                                           [] (exec/watch {:ref pin :interval 0.05 :seconds 5})))))]
+        (readable pin "r--r--r--")
+        (readable (fixture/bpffs) "rwxr-xr-x")
+        (deref go 2000 nil)
+        (bpf/unpin! old)
+        (bpf/pin! new pin)
+        (readable pin "r--r--r--")
+        (is (= :gone (last @frames)))
+        (bpf/unpin! new)))))
+
 ;; --- on the command line
 
 (kernel-test without-a-terminal-frames-are-printed-one-after-the-other
@@ -97,6 +231,28 @@
     (doseq [[format read] {"--edn" read-edn, "--json" #(json/read-str % :key-fn keyword)}]
       (let [lines (str/split-lines (:out (bpfmap "watch" (id-of m) "--interval" "0.1" "--seconds" "0.15" format)))]
         (is (= [1 1] (map (comp :entries read) lines)))))))
+
+(kernel-test what-became-of-the-map-is-printed
+  (let [pin (fixture/new-pin)
+        old (counts {1 10})
+        id (id-of old)]
+    (with-open [new ^Closeable (counts {1 20})]
+      (bpf/pin! old pin)
+      (let [watch (future (bpfmap "watch" pin "--interval" "0.3" "--seconds" "5"))]
+        (Thread/sleep 450)
+        (bpf/unpin! old)
+        (bpf/pin! new pin)
+        (Thread/sleep 400)
+        (bpf/close old)
+        (let [{:keys [exit out err]} @watch]
+          (is (= 1 exit))
+          (is (str/includes? out (str "\n" pin " is map " (id-of new) " now; --follow goes on with that\n")))
+          (is (str/includes? out (str "Map " id " live (hash): 1 of 64 entries\n")))
+          (is (= (str "bpfmap: map " id " is gone: no process, program or pin has it any more; " pin " is map " (id-of new) " now\n") err))))
+      (let [{:keys [exit out]} (bpfmap "watch" pin "--interval" "0.01" "--seconds" "0.05" "--follow" "--edn")]
+        (is (= 0 exit))
+        (is (every? #(= (id-of new) (:id (:map (read-edn %)))) (str/split-lines out))))
+      (bpf/unpin! new))))
 
 (kernel-test a-map-is-held-against-itself-a-while-later
   (with-open [m (counts {1 10, 2 20, 3 30})]

@@ -329,3 +329,17 @@
         (is (= (str "Descriptor " number " is not a map: it is something else") message))
         (is (= before (fixture/open-descriptors)))))
     (is (= [:kernel :EBADF] ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/open {:fd 0x7ffffff})))))))
+
+(kernel-test a-pin-is-a-map-or-another
+  (let [pin (fixture/new-pin)]
+    (with-open [m (create)
+                other (create)]
+      (is (false? (bpf/pinned-at? m pin)) "nothing is there")
+      (is (false? (bpf/pinned-at? m "/dev/null")) "what is there is not pinned")
+      (bpf/pin! m pin)
+      (is (true? (bpf/pinned-at? m pin)))
+      (is (true? (bpf/pinned-at? m (java.io.File. ^String pin))))
+      (is (false? (bpf/pinned-at? other pin)))
+      (is (= :invalid-value (:bpfmap/error (error-of (bpf/pinned-at? m "")))))
+      (is (= :invalid-value (:bpfmap/error (error-of (bpf/pinned-at? {:id 1} pin)))))
+      (bpf/unpin! m))))

@@ -16,7 +16,8 @@
   (is (= {:added {3 30} :changed {1 [10 11]} :removed {2 20}} (watch/changes {1 10, 2 20, 4 40} {1 11, 3 30, 4 40})))
   (is (= {:changed {1 [nil false]}} (watch/changes {1 nil} {1 false})))
   (is (= {:added {1 nil}} (watch/changes {} {1 nil})))
-  (is (nil? (watch/changes {1 10} {1 10}))))
+  (is (nil? (watch/changes {1 10} {1 10})))
+  (is (nil? (watch/changes {1 {:f ##NaN}} {1 {:f ##NaN}}))))
 
 (defn- watching
   "Calls f with a map, its watch, and a function that takes the next event; returns how the watch ended."
@@ -41,6 +42,25 @@
                           (is (= {:removed {2 20}} (dissoc (event) :at)))
                           (bpf/put! m 3 30)
                           (is (= {:added {3 30}} (dissoc (event) :at))))))))
+
+(kernel-test a-pin-that-went-is-told-once
+  (let [pin (fixture/new-pin)
+        events (LinkedBlockingQueue.)]
+    (with-open [m ^Closeable (bpf/create small)
+                other ^Closeable (bpf/create small)]
+      (bpf/pin! m pin)
+      (with-open [w (watch/start m {:interval 5})]
+        (let [ended (future (watch/run w #(.put events %)))
+              event #(dissoc (.poll events 60 TimeUnit/SECONDS) :at)]
+          (is (:entries (event)))
+          (.delete (java.io.File. ^String pin))
+          (bpf/pin! other pin)
+          (is (= {:unpinned [pin]} (event)))
+          (bpf/put! m 1 11)
+          (is (= {:changed {1 [10 11]}} (event)))
+          (.close w)
+          (is (nil? @ended))))
+      (bpf/unpin! other))))
 
 (kernel-test closing-it-ends-it-at-once-however-long-its-interval
   (is (nil? (watching 86400000 (fn [_ _ event] (is (:entries (event))))))))
