@@ -172,9 +172,9 @@
     [{:kind :enum64 :size 8 :signed? true :values [["A" 9223372036854775808]]}]
     [0 :values 0 :name] ":A is not a string: leave out the name of what has none"
     [{:kind :enum :size 4 :values [[:A 1]]}]
-    [0 :name] "\"a\u0000b\" contains a zero, which would end it"
+    [0 :name] "\"a\\u0000b\" contains a zero, which would end it"
     [{:kind :fwd :name "a\u0000b"}]
-    [0 :params 0 :name] "\"\ud83d\" has no form in UTF-8: one half of a surrogate pair stands alone"
+    [0 :params 0 :name] "\"\\ud83d\" has no form in UTF-8: one half of a surrogate pair stands alone"
     [{:kind :func-proto :return 0 :params [{:name "\ud83d" :type 0}]}]
     [0 :name] "the name has 65536 bytes, more than 65535"
     [{:kind :fwd :name (apply str (repeat 65536 "x"))}]

@@ -82,7 +82,7 @@
       (id-of m) "{src" 2 #"KEY \"\{src\": neither EDN nor bytes in hexadecimal: EOF"
       (id-of m) "" 2 #"KEY \"\": neither EDN nor bytes in hexadecimal: it is empty"
       (id-of m) "1 2" 2 #"there is more than one form"
-      (id-of m) "#foo 1" 2 #"No reader function for tag foo"
+      (id-of m) "#foo 1" 2 #"the tag #foo is unknown"
       (id-of m) "7" 1 #"\[:key\]: 7 is not a \[:struct"
       (id-of m) "{src \"10.0.0\" port 1}" 1 #"\[:key :src\]: \"10\.0\.0\" is not a :ipv4"
       (id-of m) "{src \"10.0.0.1\"}" 1 #"the field :port is missing"
