@@ -248,7 +248,7 @@
   (with-open [m ^Closeable (bpf/create {:type :array :key-size 4 :value-size 12 :max-entries 1
                                         :contents {0 (concat (map int "ssh\u001b") (repeat 4 0) [1 2 3 4])}})]
     (let [args ["dump" (id-of m) "--value-type" "[struct [comm [string 8]] [from ipv4]]"]]
-      (is (= "KEY  comm       from\n  0  ssh\\u001b  1.2.3.4\n" (:out (apply bpfmap args))))
+      (is (= "KEY  comm         from\n  0  \"ssh\\u001b\"  1.2.3.4\n" (:out (apply bpfmap args))))
       (is (= [{:key 0 :value {:comm "ssh\u001b" :from "1.2.3.4"}}] (apply edn-of args)))
       (is (= [{"key" 0 "value" {"comm" "ssh\u001b" "from" "1.2.3.4"}}] (apply json-of args))))))
 

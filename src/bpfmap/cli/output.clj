@@ -40,6 +40,21 @@
     (keyword? x) (escape/escape-text (subs (str x) 1))
     :else (human x)))
 
+(def ^:private odd-text
+  "Texts that would be taken for something else if they stood alone: nothing, a quoted text, bytes."
+  #"(?s)-?|[\"#<].*|\s.*|.*\s|.*[\x00-\x1f\x7f-\x9f].*")
+
+(defn element-cell
+  "A key or value as the text of a cell, which `get` and `put` take as it stands: as [[cell]], but a text that would be read
+  as something else is in quotes.
+
+      (element-cell \"curl\") ;=> \"curl\"
+      (element-cell \"\")     ;=> \"\\\"\\\"\""
+  [x]
+  (if (and (string? x) (re-matches odd-text x))
+    (edn-text x)
+    (cell x)))
+
 (defn- pad ^String [^String text width align]
   (let [blanks (.repeat " " (- (long width) (count text)))]
     (if (= :right align) (str blanks text) (str text blanks))))
@@ -47,9 +62,9 @@
 (defn- lay-out
   "Columns with the texts of their cells, the heading first, and how wide and which way they stand."
   [columns rows]
-  (for [{:keys [title of align] :as column} columns
+  (for [{:keys [title of align] of-value :cell :or {of-value cell} :as column} columns
         :let [values (mapv of rows)
-              texts (into [(escape/escape-text title)] (map cell) values)
+              texts (into [(escape/escape-text title)] (map of-value) values)
               align (or align (when (and (seq values) (every? number? values)) :right))]]
     (cond-> (assoc column
                    :texts texts
@@ -77,8 +92,8 @@
 (defn table
   "The lines of a table: a heading, and one line for each row.
 
-  `columns` is a sequence of `{:title text, :of function-of-a-row}`; with `:align
-  :right`, or where all it holds are numbers, a column stands to the right.
+  `columns` is a sequence of `{:title text, :of function-of-a-row}`, with `:cell` a function to the text of what it is instead
+  of [[cell]]; with `:align :right`, or where all it holds are numbers, a column stands to the right.
 
       (table [{:title \"ID\" :of :id} {:title \"NAME\" :of :name}] [{:id 12 :name \"counts\"}])
       ;=> [\"ID  NAME\"

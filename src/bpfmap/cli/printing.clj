@@ -36,7 +36,7 @@
         (when (seq left-out)
           [(str "no room for " (str/join ", " left-out)) "--csv, --edn or a wider terminal shows them"]))
       (run! print-line (output/table columns rows)))
-    (run! (fn [row] (print-line (str/join "  " (map (fn [{:keys [of]}] (output/cell (of row))) columns)))) rows)))
+    (run! (fn [row] (print-line (str/join "  " (map (fn [{:keys [of cell]}] ((or cell output/cell) (of row))) columns)))) rows)))
 
 (defn print-result
   "Prints what a command returned and how it is seen, in a format or for people, whose terminal may have a width; returns

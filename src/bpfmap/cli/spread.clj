@@ -1,6 +1,7 @@
 (ns bpfmap.cli.spread
   "Columns for structured keys and values: one for each field, named as `--where` and `--sort` name it."
-  (:require [bpfmap.cli.tree :as tree]
+  (:require [bpfmap.cli.output :as output]
+            [bpfmap.cli.tree :as tree]
             [bpfmap.exec.fields :as fields]
             [clojure.string :as str])
   (:import (java.util LinkedHashMap)))
@@ -77,7 +78,7 @@
      (map-indexed (fn [i path]
                     (let [plain (title path false)]
                       (cond-> {:title (if (clashes plain) (title path true) plain)
-                               :of #(get-in % path)
+                               :of #(get-in % path) :cell output/element-cell
                                :side (first path) :path path
                                :least (if (next path) 12 16)}
                         (pos? (long i)) (assoc :rank i))))

@@ -190,7 +190,7 @@
        :closing (cond-> [(output/plural (count entries) "entry" "entries")]
                   (and untyped (seq entries))
                   (conj (str "shown as bytes: " untyped "; --key-type and --value-type say it")))}
-      {:columns (for [side sides] {:title (str/upper-case (name side)) :of side})
+      {:columns (for [side sides] {:title (str/upper-case (name side)) :of side :cell output/element-cell})
        ;; A stream opens its map when it is reduced, and knows only then what is in it.
        :csv-columns (delay (spread/csv-columns sides (trees-of (some-> (:about about) deref))))
        :rows entries})))

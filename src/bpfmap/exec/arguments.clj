@@ -58,9 +58,11 @@
           path
           (paths/child directory path))))))
 
-(defn- read-ref
-  "What names a map: digits are an id, a text with a slash is a path, any other a name. A row of `list` is the map that it
-  is about; an open map, and what `bpfmap.core/open` takes, is what it is."
+(defn ref-of
+  "Returns what names a map, as `bpfmap.core/open` takes it: digits are an id, a text with a slash is a path, any other a
+  name. A row of `list` is the map that it is about; an open map, and what `bpfmap.core/open` takes, is what it is.
+
+      (ref-of \"12\") ;=> {:id 12}"
   [x]
   (if-let [text (text x)]
     (cond
@@ -75,7 +77,7 @@
   [x]
   (if (some-> (text x) (str/ends-with? ".edn"))
     (some->> (read-path x) (hash-map :file))
-    (read-ref x)))
+    (ref-of x)))
 
 (defn- type-problem
   "What is wrong with a type; nil for a good one. The path of what is wrong as a whole is empty, and left out."
@@ -130,7 +132,7 @@
    :edn {:read #(if-let [text (text %)] (edn-of text nil) %) :expects "is one form" :as :edn}
    :text {:read text :expects "is a text" :as :string}
    :path {:read read-path :expects "is a path" :as :string}
-   :ref {:read read-ref :expects "is an id, a pin path or a name" :as :string}
+   :ref {:read ref-of :expects "is an id, a pin path or a name" :as :string}
    :source {:read read-source :expects "is an id, a pin path, a name, or a file whose name ends in .edn" :as :string}
    :field {:read #((requiring-resolve 'bpfmap.exec.where/path-of) %) :expects "is the name of a field" :as :string}
    :shell {:read #(#{:bash :zsh :fish} (some-> (text %) keyword)) :expects "is bash, zsh or fish" :as :keyword}

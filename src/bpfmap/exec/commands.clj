@@ -67,9 +67,10 @@
 
    {:name "get" :group "What is in a map" :args [:ref :key] :optional #{:key} :options (into [:cpus :lock] typed)
     :doc "The value of a key"
-    :text ["KEY is EDN, such as 7, '{src \"10.0.0.1\" port 443}' or 10.0.0.1, or bytes in"
-           "hexadecimal, such as '0a 00 00 01'. Of a queue or stack without a KEY it is the"
-           "next value; of a bloom filter, whether KEY may be in it."]
+    :text ["KEY is what dump prints of it, as a table, EDN or JSON: 7, 10.0.0.1 or"
+           "'{src \"10.0.0.1\" port 443}'; or bytes in hexadecimal, such as '0a 00 00 01'."
+           "Write -- before one that begins with a dash. Of a queue or stack without a KEY"
+           "it is the next value; of a bloom filter, whether KEY may be in it."]
     :examples [{:ref "flows" :key {:src "10.0.0.1" :port 443}} {:ref "blocked" :key "10.0.0.1"}]
     :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.cli.views.entry/entry}
 
@@ -108,9 +109,10 @@
     :options (into [:insert :replace :cpus :lock :yes] typed)
     :changes? true
     :doc "Write the entry of a key"
-    :text ["KEY and VALUE are EDN or bytes, as for get. A per-CPU map takes a vector with a"
-           "value for each CPU, or --cpus all to write one for all. A queue, a stack or a"
-           "bloom filter takes a VALUE alone."]
+    :text ["KEY and VALUE are EDN or bytes, as for get; a map or program is a VALUE by its"
+           "id, pin path or name. A per-CPU map takes a vector with a value for each CPU;"
+           "--cpus all writes one for all. A queue, a stack or a bloom filter takes a VALUE"
+           "alone."]
     :examples [{:ref "blocked" :key "10.0.0.1" :value 1}
                {:ref "limits" :key 0 :value {:rate 100 :burst 20} :replace true}]
     :fn 'bpfmap.exec.changing/put :view 'bpfmap.cli.views.entry/put}

@@ -2,6 +2,7 @@
   "Keys and values as a user gives them: data, or text that the map's types turn into data."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]
+            [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.reference :as reference]
             [bpfmap.impl.edn :as edn]
@@ -10,6 +11,7 @@
             [bpfmap.type.node :as node]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
+           (java.io Closeable StringReader)
            (java.util Arrays)))
 
 (set! *warn-on-reflection* true)
@@ -18,38 +20,184 @@
   (when-some [type (get spec side)]
     (node/node type types [side])))
 
-(defn- of-references?
-  "Whether keys or values of a map go in as references, whatever type they have."
-  [{:keys [type]} side]
-  (contains? (get-in (rules/types type) [:refers side]) :in))
+;; --- bytes
 
-(defn- of-path?
-  "Whether a text is the path of what a map refers to."
-  [spec side text]
-  (and (of-references? spec side) (str/includes? text "/")))
+(defn- hex-bytes
+  "Returns the bytes of a text such as `0a 00 00 00` or `0a:00:00:00` that has so many; of one such as 0x0a000000 or 0a000000
+  too if `plain?`. Nil for any other text."
+  [text size plain?]
+  (when (re-matches (if plain? #"(?i)(0x)?([0-9a-f]{2})+|[0-9a-f]{2}([ :][0-9a-f]{2})*" #"(?i)[0-9a-f]{2}([ :][0-9a-f]{2})+") text)
+    (let [found (bytes/->bytes text)]
+      (when (= size (count found)) found))))
 
-(def ^:private as-text
-  "Kinds of types whose values are texts, which need no quotes."
-  #{:ipv4 :ipv6 :mac :prefix :string})
+(defn- plain-hex?
+  "Returns true if bytes of a type without blanks between them cannot be anything else."
+  [{:keys [kind]}]
+  (contains? #{:string :c-string :ipv4 :ipv6 :mac :prefix :struct :union :array :bytes :bool} kind))
+
+;; --- data of a type, from what EDN and JSON have for it
+
+(defn- member-nodes
+  "Returns the members of a struct or union by name, those of anonymous members among them."
+  [{:keys [members]}]
+  (into {} (mapcat (fn [{:keys [name node]}] (if name [[name node]] (member-nodes node)))) members))
+
+(defn- number-of [text]
+  (let [x (try (edn/read-text text) (catch ExceptionInfo _ nil))]
+    (when (number? x) x)))
+
+(def ^:private odd-numbers
+  {"NaN" ##NaN "Infinity" ##Inf "-Infinity" ##-Inf "Inf" ##Inf "-Inf" ##-Inf})
+
+(defn- as-name [x]
+  (cond (string? x) x (keyword? x) (subs (str x) 1) (symbol? x) (str x)))
+
+(declare coerced)
+
+(defn- coerced-map [node x]
+  (let [nodes (member-nodes node)]
+    (into {} (map (fn [[k v]]
+                    (let [k (if-let [name (as-name k)] (keyword name) k)
+                          member (nodes k)]
+                      [k (cond
+                           member (coerced member v)
+                           (and (= :bpfmap/padding k) (string? v)) (bytes/->bytes v)
+                           :else v)])))
+          x)))
+
+(defn- coerced
+  "Returns what EDN or JSON has for a value of a type as the data that its codec takes; anything else as it is."
+  [{:keys [kind size element values] :as node} x]
+  (let [text (as-name x)
+        raw (when (and (string? x) (not= :bytes kind)) (hex-bytes x size (plain-hex? node)))]
+    (case kind
+      (:integer :pointer) (or raw (when (string? x) (number-of x)) x)
+      :float (or raw (odd-numbers text) (when (string? x) (number-of x)) x)
+      :bool (or raw (case text "true" true "false" false nil) x)
+      :char (cond
+              (and text (= 1 (count text))) (first text)
+              (and (int? x) (<= 0 (long x) 9)) (first (str x))
+              :else x)
+      :enum (or raw
+                (when text (if (contains? values (keyword text)) (keyword text) (or (number-of text) (keyword text))))
+                x)
+      (:string :c-string) (or raw text x)
+      (:ipv4 :ipv6 :mac) (or raw text x)
+      :prefix (cond
+                (map? x) (into {} (map (fn [[k v]] [(if-let [name (as-name k)] (keyword name) k) (if (string? v) (bytes/->bytes v) v)])) x)
+                :else (or raw text x))
+      :bytes (if (string? x) (or (hex-bytes x size true) x) x)
+      (:struct :union) (cond raw raw (map? x) (coerced-map node x) :else x)
+      :array (cond raw raw (sequential? x) (mapv #(coerced element %) x) :else x)
+      (or raw x))))
+
+;; --- text
+
+(defn- readable
+  "Returns a text as EDN has it: bytes that a table shows in angle brackets within a value are written with their tag."
+  [text]
+  (str/replace text #"\"(?:[^\"\\]|\\.)*\"|\\.[a-z0-9]*|<((?:[0-9a-f]{2})(?: [0-9a-f]{2})*)>"
+               (fn [[found hex]] (if hex (str "#bpfmap/bytes \"" hex "\"") found))))
+
+(defn- json-form
+  "Returns the data of a text with an object in JSON; nil for any other, or if no reader of JSON is there. EDN would read
+  `{\"a\":1}` too, with a keyword :1."
+  [text]
+  (when (re-find #"[\[{,]\s*\"(?:[^\"\\]|\\.)*\"\s*:" text)
+    (when-let [read-str (try (requiring-resolve 'clojure.data.json/read-str) (catch Exception _ nil))]
+      (try
+        (slurp (edn/bounded-reader (StringReader. text))) ; throws for what is nested too deep
+        (read-str text)
+        (catch Exception _ nil)))))
+
+(defn- form-of
+  "Returns the one form that a text is, in EDN or JSON; symbols do for keywords. Throws `:usage` for any other text."
+  [side text]
+  (or (json-form text)
+      (try
+        (arguments/with-keywords (edn/read-text (readable text)))
+        (catch ExceptionInfo e
+          (throw (arguments/refused nil side text (str "neither EDN nor bytes in hexadecimal: "
+                                                       (:bpfmap/problem (ex-data e) (ex-message e)))))))))
 
 (defn- quoted? [text]
   (and (str/starts-with? text "\"") (str/ends-with? text "\"") (< 1 (count text))))
 
-(defn- hex-bytes
-  "The bytes of a text such as `0a 00 00 00` or `0a:00:00:00`, if it has so many; of one such as 0x0a000000 too if `plain?`."
-  [text size plain?]
-  (when (re-matches (if plain? #"(?i)0x([0-9a-f]{2})+|[0-9a-f]{2}([ :]?[0-9a-f]{2})*" #"(?i)[0-9a-f]{2}([ :][0-9a-f]{2})+") text)
-    (let [found (bytes/->bytes text)]
-      (when (= size (count found)) found))))
+(defn- tagged? [text] (str/starts-with? text "#bpfmap/bytes"))
 
-(defn- edn-of
-  "The one form that a text is; symbols do for keywords. Throws `:usage` for any other text."
-  [side text]
-  (try
-    (arguments/with-keywords (edn/read-text text))
-    (catch ExceptionInfo e
-      (throw (arguments/refused nil side text (str "neither EDN nor bytes in hexadecimal: "
-                                                   (:bpfmap/problem (ex-data e) (ex-message e))))))))
+(defn- text->data
+  "Returns what a text is as a value of a type."
+  [{:keys [kind size values] :as node} side text]
+  (when-not (and (contains? #{:private :pad} kind) (= "-" text)) ; nothing, as a table shows it
+    (or
+     (case kind
+       (:string :c-string :ipv4 :ipv6 :mac :prefix)
+       (cond
+         (or (quoted? text) (tagged? text)) (coerced node (form-of side text))
+         (and (= :prefix kind) (str/starts-with? text "{")) (coerced node (form-of side text))
+         :else (or (hex-bytes text size true) text))
+
+       :bytes
+       (or (hex-bytes text size true)
+           (if (re-find #"^[\[#\"]" text) (coerced node (form-of side text)) (bytes/->bytes text)))
+
+       :char
+       (cond
+         (= 1 (count text)) (first text)
+         :else (coerced node (form-of side text)))
+
+       :enum
+       (when (contains? values (keyword text)) (keyword text))
+
+       :float
+       (odd-numbers text)
+
+       nil)
+     (hex-bytes text size (and (plain-hex? node) (not (#{"true" "false"} text))))
+     (coerced node (form-of side text)))))
+
+;; --- references
+
+(defn- referred
+  "Returns what an element of a map refers to, `:map` or `:program`, if it is one of these."
+  [{:keys [type]} side]
+  (#{:map :program} (get-in (rules/types type) [:refers side :in])))
+
+(defn- of-references?
+  "Returns true if keys or values of a map go in as references, whatever type they have."
+  [{:keys [type]} side]
+  (contains? (get-in (rules/types type) [:refers side]) :in))
+
+(defn- program-named [name]
+  (let [found (filter #(= name (:name %)) ((requiring-resolve 'bpfmap.host/programs)))]
+    (case (count found)
+      0 (throw (error/error :not-found (str "There is no program named " (pr-str name)) {}))
+      1 {:program-id (:id (first found))}
+      (throw (error/error :ambiguous (str "There are " (count found) " programs named " (pr-str name))
+                          {:bpfmap/hint (str "give the id of one: " (error/list-of (map :id found)))})))))
+
+(defn- reference
+  "Returns a map or program given by its id, pin or name as what the element takes. What is opened for it goes through `keep`."
+  [kind side x keep]
+  (let [named (if (= :map kind)
+                #(keep (bpf/open {:name %} {:access :read-write}))
+                program-named)
+        pinned (if (= :map kind)
+                 #(keep (bpf/open % {:access :read-write}))
+                 #(keep ((requiring-resolve 'bpfmap.prog/open) %)))
+        by-id (fn [id] {(if (= :map kind) :map-id :program-id) id})
+        text (as-name x)]
+    (cond
+      (int? x) (by-id x)
+      (nil? text) (if (and (map? x) (not (bpf/bpf-map? x)))
+                    (into {} (map (fn [[k v]] [(if-let [name (as-name k)] (keyword name) k) v])) x)
+                    x)
+      (re-matches #"[0-9]{1,10}" text) (by-id (parse-long text))
+      (str/starts-with? text "{") (let [form (form-of side text)]
+                                    (if (map? form) (reference kind side form keep) form))
+      (str/includes? text "/") (pinned (:path (arguments/ref-of text)))
+      (str/blank? text) (form-of side text)
+      :else (named text))))
 
 (defn- raw-text
   "The bytes of a text that is not UTF-8, for a type of texts, padded to its size; see `bpfmap.impl.sys.paths/argument`. Throws
@@ -57,38 +205,33 @@
   [side text kind size]
   (when (re-find #"[\ud800-\udfff]" text) ; a lone one: a pair is one character
     (let [bytes (paths/exact-bytes text)]
-      (if (and (#{:string :c-string :bytes} kind) ; the map is opened again with bytes for them
+      (if (and (#{:string :c-string :bytes} kind)
                bytes (<= (alength bytes) (long size)))
         (bytes/->bytes (Arrays/copyOf bytes (int size)))
         (throw (arguments/refused nil side (paths/text (or bytes (byte-array 0)))
                                   "it is not UTF-8; give the bytes of all of it in hexadecimal"))))))
 
 (defn typed
-  "What a text is as the key or value of a map with this spec; data stays as it is. Bytes in hexadecimal, which any type
-  takes, come as a byte view.
+  "Returns what a text is as the key or value of a map with this spec; data stays as it is, but for texts and symbols in the
+  places of names. What `dump` prints is taken, as a table, EDN or JSON has it. Bytes in hexadecimal, which any type takes,
+  come as a byte view. What is opened for a reference goes through `keep`, a function that returns it.
 
-      (typed {:key :ipv4} :key \"10.0.0.1\") ;=> \"10.0.0.1\"
-      (typed {:key :u32} :key \"7\")         ;=> 7
-      (typed {:key :u32} :key \"07 00 00 00\") ;=> #bpfmap/bytes \"07 00 00 00\""
-  [spec side x]
+      (typed {:key :ipv4} :key \"10.0.0.1\" identity) ;=> \"10.0.0.1\"
+      (typed {:key :u32} :key \"7\" identity)         ;=> 7
+      (typed {:key :u32} :key \"07 00 00 00\" identity) ;=> #bpfmap/bytes \"07 00 00 00\""
+  [spec side x keep]
   (let [text (cond (string? x) x (symbol? x) (str x))
-        {:keys [kind size]} (when text (node-of spec side))]
+        kind (referred spec side)]
     (cond
-      (nil? text) (if (coll? x) (arguments/with-keywords x) x)
-      (of-path? spec side text) text
-      (raw-text side text kind size) (raw-text side text kind size)
-      (of-references? spec side) (edn-of side text)
-      (= :bytes kind) (or (hex-bytes text size true)
-                          (if (re-find #"^[\[#\"]" text) (edn-of side text) (bytes/->bytes text)))
-      (as-text kind) (if (quoted? text) (edn-of side text) text)
-      (and (= :char kind) (= 1 (count text))) (first text)
-      :else (or (hex-bytes text size (contains? #{:struct :union :array} kind))
-                (edn-of side text)))))
-
-(defn- mistyped?
-  "Whether bytes were given for a type of another kind."
-  [spec side x]
-  (and (bytes/byte-view? x) (not= :bytes (:kind (node-of spec side)))))
+      kind (reference kind side x keep)
+      (nil? text) (if (and (coll? x) (not (of-references? spec side)) (node-of spec side))
+                    (coerced (node-of spec side) (arguments/with-keywords x))
+                    x)
+      (of-references? spec side) (if (re-find #"[/]" text) text (form-of side text))
+      :else (if-let [node (node-of spec side)]
+              (or (raw-text side text (:kind node) (:size node))
+                  (text->data node side text))
+              (form-of side text)))))
 
 (defn- side-of
   "The side of a spec that types what was given: a bloom filter has no keys, and is asked for values."
@@ -96,22 +239,13 @@
   (if (and (= :key side) (nil? (:key spec))) :value side))
 
 (defn call-typed
-  "Opens the map of a command's options, makes data of those of its `sides` that are given, and calls f with the map and them.
-
-  Where bytes were given for a key or value that has a type, the map is opened with
-  bytes for that type."
+  "Opens the map of a command's options, makes data of those of its `sides` that are given, and calls f with the map and them."
   [options access sides f]
-  (let [given (select-keys options sides)
-        attempt (fn [options]
-                  (with-open [m (reference/open options access)]
-                    (let [spec (bpf/spec m)
-                          data (into {} (map (fn [[side x]] [side (typed spec (side-of spec side) x)])) given)
-                          raw (filter #(mistyped? spec (side-of spec %) (data %)) (keys data))]
-                      (if (seq raw)
-                        [::again (into {} (map (fn [side] [({:key :key-type :value :value-type} (side-of spec side))
-                                                           [:bytes (count (data side))]])) raw)]
-                        (f m data)))))
-        result (attempt options)]
-    (if (and (vector? result) (= ::again (first result)))
-      (attempt (merge options (second result)))
-      result)))
+  (with-open [m (reference/open options access)]
+    (let [spec (bpf/spec m)
+          opened (volatile! [])
+          keep-open (fn [^Closeable x] (vswap! opened conj x) x)]
+      (try
+        (f m (into {} (map (fn [[side x]] [side (typed spec (side-of spec side) x keep-open)]))
+                   (select-keys options sides)))
+        (finally (run! #(.close ^Closeable %) @opened))))))

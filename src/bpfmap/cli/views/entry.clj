@@ -13,7 +13,7 @@
   (cond
     (nil? found) {:lines [] :notes ["there is no such entry"] :exit 1}
     (contains? found :might-contain?) {:lines [(if (:might-contain? found) "maybe" "no")]}
-    :else {:lines [(output/cell (:value found))]}))
+    :else {:lines [(output/element-cell (:value found))]}))
 
 (defn put
   "What was written, and what was there before."
@@ -22,15 +22,15 @@
     (not written?) {:lines []
                     :notes [(str "nothing was written: the key is " (if (nil? before) "not there" "there already"))]
                     :exit 1}
-    (contains? done :key) {:lines [(str (output/cell key) "  " (output/cell value)
-                                        (if (nil? before) "  (new)" (str "  (was " (output/cell before) ")")))]}
-    :else {:lines [(output/cell value)]}))
+    (contains? done :key) {:lines [(str (output/element-cell key) "  " (output/element-cell value)
+                                        (if (nil? before) "  (new)" (str "  (was " (output/element-cell before) ")")))]}
+    :else {:lines [(output/element-cell value)]}))
 
 (defn deleted
   "What was deleted; where nothing was there, that is said and the exit code is 1."
   [{:keys [key before deleted?]} _options]
   (if deleted?
-    {:lines [(str (output/cell key) (when (some? before) (str "  (was " (output/cell before) ")")))]}
+    {:lines [(str (output/element-cell key) (when (some? before) (str "  (was " (output/element-cell before) ")")))]}
     {:lines [] :notes ["there is no such entry"] :exit 1}))
 
 (defn pinned

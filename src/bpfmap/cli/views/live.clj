@@ -105,7 +105,7 @@
         at-right (fn [text n] (str (.repeat " " (- (long n) (count text))) text))
         at-left (fn [text n] (str text (.repeat " " (- (long n) (count text)))))]
     (concat
-     (when (some? title) [(output/cell title)])
+     (when (some? title) [(output/element-cell title)])
      [(str (at-left (at-right unit (quot (+ left right 4 (count unit)) 2)) (+ left 4 right)) " : " (at-left "count" counts) " distribution")]
      (for [[[from to] {n :count}] (map vector ends buckets)]
        (str (at-right from left) (if (= "" from) "    " " -> ") (at-left to right) " : " (at-left (str n) counts) " " (bar n most))))))
