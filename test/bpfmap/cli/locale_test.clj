@@ -5,6 +5,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.impl.escape :as escape]
             [bpfmap.impl.sys.paths :as paths]
             [clojure.java.io :as io]
             [clojure.string :as str]
@@ -26,7 +27,7 @@
 (def ^:private gen-name
   "Bytes without a NUL and a slash, many of them such as escapes have."
   (gen/fmap byte-array
-            (gen/vector (gen/one-of [(gen/fmap #(byte (int %)) (gen/elements "\\xu0afF\n"))
+            (gen/vector (gen/one-of [(gen/fmap #(byte (int %)) (gen/elements "\\\\xu0d8cafF\n"))
                                      (gen/fmap unchecked-byte (gen/such-that (complement #{0 47}) (gen/choose 1 255)))])
                         1 8)))
 
@@ -39,7 +40,7 @@
                  printed (paths/printed text)]
              (and (Arrays/equals ^bytes a (paths/bytes-of text))
                   (Arrays/equals ^bytes a (paths/bytes-of printed))
-                  (not (re-find #"\p{Cntrl}" printed))
+                  (= printed (escape/escape printed) (escape/escape-text text))
                   (or (Arrays/equals ^bytes a ^bytes b) (not= printed (paths/printed (paths/text b))))
                   (Arrays/equals ^bytes a (paths/exact-bytes (paths/argument a)))
                   (= (cons 47 a) (seq (paths/of-java (paths/->java (str "/" text))))))))

@@ -5,8 +5,7 @@
   and `\\\\` for a backslash. [[bytes-of]] gets the bytes back from the text, and from the text as [[printed]]; neither
   depends on the locale. [[resolve]] reads what a user gives: a path as it is, or one as it was printed."
   (:refer-clojure :exclude [resolve])
-  (:require [bpfmap.error :as error]
-            [bpfmap.impl.escape :as escape]
+  (:require [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
   (:import (bpfmap.sys Descriptors Fd Native)
            (java.io ByteArrayOutputStream File)
@@ -31,8 +30,8 @@
     (catch CharacterCodingException _ nil)))
 
 (def ^:private escapes
-  "What stands for something else in a path as it is printed: a backslash, a byte, a character."
-  #"\\\\|\\x[0-9a-fA-F]{2}|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4}")
+  "What stands for something else in a path as it is printed: a backslash, a byte, a character, or the two halves of one."
+  #"\\\\|\\x[0-9a-fA-F]{2}|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4}")
 
 (defn printed
   "Returns the text of a path without control characters: `\\uHHHH` stands for one.
@@ -62,7 +61,8 @@
         (let [n (longest-utf-8 bytes i)
               character (when (pos? n) (utf-8 (Arrays/copyOfRange bytes (int i) (int (+ i n)))))]
           (cond
-            (= "\\" character) (.append out "\\\\")
+            ;; A table doubles the backslashes before what looks like the escape of a character.
+            (= "\\" character) (.append out (if (= (int \u) (get bytes (inc i))) "\\x5c" "\\\\"))
             (and character (= character (escape/escape character))) (.append out ^String character)
             :else (dotimes [j (max 1 n)] (.append out ^String (escaped-byte (aget bytes (+ i j))))))
           (recur (+ i (max 1 n))))))
@@ -108,7 +108,8 @@
               (cond
                 (= "\\\\" found) (.write out (int \\))
                 (= \x (nth found 1)) (.write out (int (Long/parseLong (subs found 2) 16)))
-                :else (.writeBytes out (exact-bytes (str (char (Long/parseLong (subs found 2) 16)))))))
+                :else (.writeBytes out (exact-bytes (apply str (map #(char (Long/parseLong (second %) 16))
+                                                                    (re-seq #"u(.{4})" found)))))))
             (recur (.end matcher)))))
       (.toByteArray out))))
 
