@@ -23,6 +23,7 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.impl.comparing :as comparing]
             [bpfmap.impl.handle :as handle]
+            [bpfmap.impl.inner :as inner]
             [bpfmap.impl.lifecycle :as lifecycle]
             [bpfmap.impl.many :as many]
             [bpfmap.impl.mapped :as mapped]
@@ -103,10 +104,11 @@
   "Returns the completed spec of the map; `(create (spec m))` makes a map like it.
 
   A map that was created here keeps its full name, one that was opened has the kernel's. The kernel does not say what
-  a map of maps was made to hold: the spec of one that was opened lacks `:inner-map`.
+  a map of maps was made to hold: the `:inner-map` of one that was opened is the spec of a map in it, and missing if it is
+  empty or may not be read. Nor does it say on which NUMA node a map is.
 
       (:max-entries (spec m)) ;=> 1024"
-  [m] (store/spec-of m))
+  [m] (inner/spec m))
 
 (defn freeze!
   "Makes the map unchangeable from user space, for good and for every process; returns the map.

@@ -164,10 +164,20 @@
             (let [path (or from path)]
               (str "this user may not write in the directory of " path ", or the directory is sticky, as the root of a "
                    "BPF file system is, and " path " belongs to another user")))}
-   {:errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :move-pin! :pins} :when :path :error :permission
+   ;; bpf(2) answers EACCES for whatever is not a pin, which is not a matter of modes.
+   {:errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins} :when #(and (:path %) (= :directory (:file-type %))) :error :not-a-pin
+    :hint (fn [{:keys [path]}] (str path " is a directory"))}
+   {:errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins} :when #(and (:path %) (:passes-modes? %)) :error :not-a-pin
+    :hint (fn [{:keys [path]}]
+            (str "no file mode denies this process anything: " path " is a file of the kernel's own, such as maps.debug, or a security "
+                 "module denies it"))}
+   {:errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :move-pin! :pins} :when #(and (:path %) (not (:passes-modes? %))) :error :permission
     :hint (fn [{:keys [path]}] (str "the file mode of " path " or of a directory above it denies this"))}
    {:errno #{:EPERM :EACCES} :op #{:load} :error :program-rejected
     :hint "the verifier refused the program; the end of its log says which instruction and why"}
+   {:errno #{:EPERM :EACCES} :when :unprivileged? :error :permission
+    :hint (str "this process has neither CAP_BPF nor CAP_SYS_ADMIN, and what it has open does not allow this; run as root, or grant "
+               "the capability (setcap, systemd's AmbientCapabilities=)")}
    {:errno #{:EPERM :EACCES} :error :permission
     :hint "the process has the capabilities; look for a security module (SELinux, AppArmor, lockdown) or a seccomp filter"}
 
@@ -269,6 +279,22 @@
    {:errno #{:EINVAL} :op #{:test-run} :error :invalid-value
     :hint "the program type wants other input: data of 14 bytes or more for packet programs, a context and no data for raw tracepoints"}
    {:errno #{:ENOTSUPP :EOPNOTSUPP :ENOSYS} :error :not-supported :hint "this kernel does not support it"}
+   {:errno #{:EBADF} :error :invalid-value
+    :hint "a descriptor that it was given is not open (any more), or is of another kind"}
+   {:errno #{:ENOENT} :op elements :error :not-found :hint "the key, or what it names, is not there (any more)"}
+   {:errno #{:ENOENT :ENOTDIR :ESRCH} :error :not-found :hint "what it names is not there (any more)"}
+   {:errno #{:EEXIST} :error :exists :hint "there is one already: use replace! or put!, or another name"}
+   {:errno #{:EINVAL} :op elements :error :invalid-value
+    :hint "this map type does not take the operation, one of its options, or the key or value that was given"}
+   {:errno #{:EINVAL :E2BIG} :error :invalid-value
+    :hint "this kernel does not take it: it is older than what was asked for, or the object is of another kind"}
+   {:errno #{:ENOSPC :EDQUOT} :error :no-memory :hint "there is no room left for it: in the map, the file system, or what this user may use"}
+   {:errno #{:EROFS} :error :permission :hint "the file system is mounted read-only"}
+   {:errno #{:EISDIR} :error :invalid-value :hint "it is a directory"}
+   {:errno #{:ELOOP} :error :invalid-value :hint "the path leads through too many symbolic links, or round in a circle"}
+   {:errno #{:ENODEV :ENXIO} :error :not-supported :hint "there is no such device, or this kernel has nothing that does it"}
+   {:errno #{:ERANGE :EOVERFLOW :EDOM} :error :invalid-value :hint "a number is outside the range that this kernel allows"}
+   {:errno #{:EDEADLK :ETIMEDOUT} :error :busy :hint "a lock of the kernel's could not be had; try again"}
    {:error :kernel :hint "bpfmap knows no reason for this answer; please report it"}])
 
 (defn- fits? [row {:keys [op] :as facts} errno]
@@ -283,13 +309,15 @@
   :bpffs? :directory? :alternative :unsupported :thread?` of the object, `:object` (its kind, `:map`
   unless it is `:program` or `:link`), `:missing` (names of
   capabilities the thread lacks), `:user-namespace?`, `:unprivileged-bpf-disabled`, `:release`, `:lsms` (the names of the
-  kernel's security modules).
+  kernel's security modules), `:file-type` of the path, `:passes-modes?` and `:unprivileged?` of the process.
 
       (:bpfmap/error (explain 7 {:op :put! :type :hash :max-entries 10})) ;=> :map-full"
   [code facts]
   (let [row (first (filter #(fits? % facts (errno-name code)) explanations))
         hint (:hint row)]
-    {:bpfmap/error (:error row)
+    {:bpfmap/error (if (= :not-a-pin (:error row)) ; of what was to be opened
+                     (keyword (str "not-a-" (name (:object facts :map))))
+                     (:error row))
      :bpfmap/hint (if (string? hint) hint (hint facts))}))
 
 (defn failure

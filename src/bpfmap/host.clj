@@ -169,7 +169,7 @@
   Maps do this by themselves. `named` gives names to types that the others may
   use. The object goes when it is closed and nothing uses it. Throws
   `:invalid-spec` for a malformed type, `:invalid-value` for BTF that this kernel refuses,
-  `:permission` without CAP_BPF. Needs Linux 4.18.
+  `:permission` without CAP_BPF and without a BPF token. Needs Linux 4.18.
 
       (with-open [b (load-btf [[:struct {:name \"flow\"} [:src :ipv4]]])] b)"
   ([types] (load-btf types nil))

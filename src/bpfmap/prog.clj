@@ -162,13 +162,14 @@
 
 (defn- open-by [kind x ref]
   (let [facts {:op :open :object :program}
-        number (fn []
-                 (if (whole? x 0x7fffffff)
+        number (fn [most]
+                 (if (whole? x most)
                    x
-                   (throw (invalid-reference ref "ids and descriptors are numbers from 0"))))]
+                   (throw (invalid-reference ref (str "ids and descriptors are numbers from 0, an id to 4294967295 and a descriptor "
+                                                      "to 2147483647")))))]
     (case kind
-      (:id :program-id) (adopt (objects/by-id :program (number) facts) facts)
-      :fd (adopt (objects/of-number :program (number) facts) facts)
+      (:id :program-id) (adopt (objects/by-id :program (number 0xffffffff) facts) facts)
+      :fd (adopt (objects/of-number :program (number 0x7fffffff) facts) facts)
       :path (let [path (objects/path-text x :open)
                   facts (assoc facts :path path)]
               (adopt (objects/pinned :program path facts) facts))

@@ -194,6 +194,14 @@
     :freeze (and (:freeze wanted) (some? (:frozen? found)))
     true))
 
+(defn- complete-to-compare
+  "As [[complete]]. Of an opened map of maps the kernel does not say what it was made to hold, and that is not compared."
+  [spec facts]
+  (complete (if (and (error/named-map? spec) (nil? (:inner-map spec)) (:inner? (rules/types (:type (with-defaults spec nil)))))
+              (assoc spec :inner-map {:type :array :value-size 4 :max-entries 1})
+              spec)
+            facts))
+
 (defn diff
   "Where a spec and an existing map differ: key to `{:spec x :map y}`; nil where the map can be used for the spec.
 
@@ -206,8 +214,11 @@
   [spec info facts]
   (when-not (and (error/named-map? info) (:type info))
     (throw (error/error :invalid-value (str "Not what the kernel says of a map: " (pr-str (error/shown info))) {:bpfmap/op :spec-diff})))
-  (let [wanted (comparable (complete spec facts))
-        found (comparable info)]
+  (let [wanted (comparable (complete-to-compare spec facts))
+        ;; On which node a map is, the kernel does not tell, and a spec that names none takes any.
+        anywhere #(cond-> % (not (:numa-node wanted)) (update :flags disj :numa-node))
+        wanted (anywhere wanted)
+        found (anywhere (comparable info))]
     (not-empty
      (into {}
            (for [k compared

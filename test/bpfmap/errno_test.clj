@@ -106,3 +106,30 @@
            (ex-data e)))
     (is (= "put! on map 3 failed with E2BIG: the map holds its 4 entries; delete some, or create it with more :max-entries"
            (ex-message e)))))
+
+;; --- every operation and every errno that a user can provoke
+
+(def ^:private operations
+  [:create :open :clone :info :freeze! :pin! :move-pin! :unpin! :memory :populate! :lookup :put! :insert! :replace! :delete! :take!
+   :next-key :push! :pop! :peek :might-contain? :put-all! :delete-all! :lookup-all :entries :drain! :reduce :list :pins
+   :load :load-btf :btf-by-id :attach-raw-tracepoint :test-run])
+
+(def ^:private provoked
+  "What bpf(2), and the calls on paths and processes beside it, answer to what a user may do. EFAULT and EIO are answers to
+  what this library itself would do wrong."
+  {:EPERM 1 :ENOENT 2 :ESRCH 3 :EINTR 4 :ENXIO 6 :E2BIG 7 :EBADF 9 :EAGAIN 11 :ENOMEM 12 :EACCES 13 :EBUSY 16 :EEXIST 17 :EXDEV 18
+   :ENODEV 19 :ENOTDIR 20 :EISDIR 21 :EINVAL 22 :ENFILE 23 :EMFILE 24 :ENOSPC 28 :EROFS 30 :EDOM 33 :ERANGE 34 :EDEADLK 35
+   :ENAMETOOLONG 36 :ENOSYS 38 :ELOOP 40 :EOVERFLOW 75 :EOPNOTSUPP 95 :ETIMEDOUT 110 :EDQUOT 122 :ENOTSUPP 524})
+
+(deftest every-errno-that-can-be-provoked-has-a-row
+  (doseq [op operations
+          [errno code] (dissoc provoked :EXDEV)
+          facts [{:type :hash :max-entries 4} {:type :array :max-entries 4} {:type :sockmap :max-entries 4} {:path "/p"}
+                 {:path "/p" :passes-modes? true} {:unprivileged? true} {:reference "descriptor 7 in this process"}]
+          :let [{:bpfmap/keys [error hint]} (errno/explain code (merge ok {:op op} facts))]]
+    (is (keyword? error))
+    (is (not (str/includes? hint "report")) (str op " " errno " " facts))
+    (when (:unprivileged? facts)
+      (is (not (str/includes? hint "the process has the capabilities")) (str op " " errno)))
+    (when (:passes-modes? facts)
+      (is (not (re-find #"the file mode of" hint)) (str op " " errno)))))

@@ -195,7 +195,7 @@
 (defn- reference
   "What is meant, as `[kind id]`."
   [ref op]
-  (let [id? #(and (int? %) (<= 0 (long %) 0x7fffffff))]
+  (let [id? #(and (int? %) (<= 0 (long %) 0xffffffff))]
     (cond
       (store/bpf-map? ref) [:map (:id (store/identity-of ref))]
       (instance? Program ref) [:program (:id (prog/info ref))]

@@ -4,7 +4,8 @@
             [bpfmap.error :as error]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.btf :as sys.btf]
-            [bpfmap.impl.sys.procfs :as procfs])
+            [bpfmap.impl.sys.procfs :as procfs]
+            [bpfmap.impl.token :as token])
   (:import (bpfmap.sys Fd)
            (java.io Closeable IOException)))
 
@@ -61,4 +62,6 @@
   ^Closeable [types named]
   (when-not (sequential? types)
     (throw (error/error :invalid-value (str "Not a sequence of types: " (pr-str (error/shown types))) {:bpfmap/op :load-btf})))
-  (Loaded. (sys.btf/load (:bytes (btf/->btf types named)) nil {:op :load-btf})))
+  (let [{:keys [bytes]} (btf/->btf types named)
+        facts {:op :load-btf}]
+    (Loaded. (token/allowing facts #(sys.btf/load bytes % facts)))))

@@ -247,10 +247,11 @@
   [options]
   (:access options :read-write))
 
-(defn- whole-number [ref n]
-  (if (and (int? n) (<= 0 n 0x7fffffff))
+(defn- whole-number [ref n most]
+  (if (and (int? n) (<= 0 n most))
     n
-    (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref))) "ids and descriptors are numbers from 0"))))
+    (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref)))
+                           "ids and descriptors are numbers from 0, an id to 4294967295 and a descriptor to 2147483647"))))
 
 (defn- open-path
   [file options]
@@ -274,15 +275,15 @@
   [ref options]
   (check-options options)
   (cond
-    (int? ref) (open-id (whole-number ref ref) options)
+    (int? ref) (open-id (whole-number ref ref 0xffffffff) options)
     (or (string? ref) (instance? Path ref) (instance? File ref)) (open-path ref options)
     (and (map? ref) (= 1 (count ref)))
     (let [[kind x] (first ref)]
       (case kind
-        (:id :map-id) (open-id (whole-number ref x) options)
+        (:id :map-id) (open-id (whole-number ref x 0xffffffff) options)
         :path (open-path x options)
         :fd (let [facts {:op :open}
-                  fd (objects/of-number :map (whole-number ref x) facts)]
+                  fd (objects/of-number :map (whole-number ref x 0x7fffffff) facts)]
               (owning fd
                 (adopt fd (or (sys/access fd) (access options)) options nil facts)))
         (throw (invalid-option [kind] (str "Unknown reference " (pr-str (error/shown ref)))

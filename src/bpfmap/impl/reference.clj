@@ -48,6 +48,8 @@
 
 (defn- descriptor-number? [n] (and (int? n) (<= 0 (long n) 0x7fffffff)))
 
+(defn- id? [n] (and (int? n) (<= 0 (long n) 0xffffffff)))
+
 (defn- process-number? [n] (and (int? n) (<= 1 (long n) 0x7fffffff)))
 
 (defn- only?
@@ -77,7 +79,7 @@
 (defn- of-id
   "The number of an object given by its id alone, under the key k."
   [held x k object open facts]
-  (when (and (only? x k) (descriptor-number? (k x)))
+  (when (and (only? x k) (id? (k x)))
     (owned held (open (k x) (assoc facts :reference (str object " " (k x)))))))
 
 (defn- of-map [held x facts]

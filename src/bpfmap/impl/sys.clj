@@ -51,10 +51,13 @@
   {:release (procfs/kernel-release)
    :missing (when-not path ; a path is a matter of file modes
               (seq (procfs/missing-capabilities (needed-capabilities op))))
+   :unprivileged? (some? (seq (procfs/missing-capabilities ["CAP_BPF"])))
+   :passes-modes? (procfs/passes-file-modes?)
    :user-namespace? (procfs/user-namespace?)
    :unprivileged-bpf-disabled (procfs/unprivileged-bpf-disabled)
    :lsms (when (= :inode-storage type) (procfs/security-modules))
    :bpffs? (when path (bpffs? path))
+   :file-type (when path (paths/type-of path true))
    :directory? (when path (some-> (paths/parent path) paths/directory?))
    :frozen? (when fd (= "1" (get (fdinfo fd) "frozen")))})
 
@@ -165,7 +168,8 @@
 (defn duplicate-number
   "Duplicates a descriptor that somebody else owns, given by its number."
   ^Fd [number facts]
-  (duplicated (Descriptors/duplicate (int number)) facts))
+  (duplicated (Descriptors/duplicate (int number))
+              (assoc facts :reference (str "descriptor " number " in this process"))))
 
 (defn open-file
   "Opens a file or directory for what it is, not for what is in it. A cgroup's directory has to be readable."

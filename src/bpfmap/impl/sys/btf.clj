@@ -22,7 +22,8 @@
                sys/own))
 
 (defn- by-id ^Fd [id facts]
-  (sys/command (str "Opening BTF " id) facts Abi/BPF_BTF_GET_FD_BY_ID
+  ;; Ids take capabilities, whatever the map was opened by.
+  (sys/command (str "Opening BTF " id) (-> facts (dissoc :path) (assoc :op :btf-by-id)) Abi/BPF_BTF_GET_FD_BY_ID
                (fn [^Attr attr] (.int32 attr Abi/ID_START_ID id))
                sys/own))
 

@@ -225,6 +225,12 @@
           held? #(bit-test bits (capability-bits %))]
       (if (held? "CAP_SYS_ADMIN") () (remove held? names)))))
 
+(defn passes-file-modes?
+  "Returns true if the calling thread has CAP_DAC_OVERRIDE, so that no file mode denies it anything; nil if that cannot be read."
+  []
+  (when-let [effective (get (colon-lines (read-file "/proc/thread-self/status")) "CapEff")]
+    (bit-test (java.lang.Long/parseUnsignedLong effective 16) 1))) ; linux/capability.h
+
 (defn kernel-release
   "The kernel's release as `uname -r` prints it; nil where that cannot be read.
 
