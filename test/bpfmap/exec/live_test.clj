@@ -200,22 +200,24 @@
       (is (= [nil :pin-removed] (map :status (frames-of {:ref m} (fn [_] (.delete (java.io.File. ^String pin))) #(= 2 (count %)))))))))
 
 (kernel-test who-may-open-the-pin-alone-is-told-too
-  (let [pin (fixture/new-pin)]
+  (let [pin (fixture/new-pin)
+        beside (fixture/new-pin)]
     (with-open [old ^Closeable (counts {1 10})
                 new ^Closeable (counts {1 20})]
       (bpf/pin! old pin)
       (let [readable #(java.nio.file.Files/setPosixFilePermissions (java.nio.file.Path/of % (make-array String 0))
                                                                    (java.nio.file.attribute.PosixFilePermissions/fromString %2))
             go (promise)
+            _ (readable pin "r--r--r--")
+            _ (readable (fixture/bpffs) "rwxr-xr-x")
             frames (future (fixture/unprivileged
                             (fn [] (reduce (fn [frames frame] (deliver go true) (conj frames (:status frame)))
                                            [] (exec/watch {:ref pin :interval 0.05 :seconds 5})))))]
-        (readable pin "r--r--r--")
-        (readable (fixture/bpffs) "rwxr-xr-x")
+        (bpf/pin! new beside)
+        (readable beside "r--r--r--")
         (deref go 2000 nil)
         (bpf/unpin! old)
-        (bpf/pin! new pin)
-        (readable pin "r--r--r--")
+        (bpf/move-pin! new beside pin)
         (is (= :gone (last @frames)))
         (bpf/unpin! new)))))
 

@@ -1,15 +1,24 @@
 (ns bpfmap.exec.saving-test
   "What is saved comes back as it was, and a file is the old one or the new one."
-  (:require [bpfmap.cli.calling :refer [bpfmap id-of refused]]
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.cli.calling :refer [bpfmap id-of refused]]
+            [bpfmap.codec.element :as element]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.saving :as saving]
+            [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.impl.raw :as raw]
             [bpfmap.rules :as rules]
+            [bpfmap.type :as type]
+            [bpfmap.types :as types]
             [bpfmap.uses :as uses]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [are deftest is testing]])
+            [clojure.test :refer [are deftest is testing]]
+            [clojure.test.check :as tc]
+            [clojure.test.check.generators :as gen]
+            [clojure.test.check.properties :as prop])
   (:import (java.io BufferedWriter Closeable File)
            (java.nio.file Files LinkOption Path)
            (java.nio.file.attribute FileAttribute PosixFilePermissions)))
@@ -404,9 +413,10 @@
     (is (= 2 (bpf/delete-all! m [1 1 2 9])))
     (is (= 1 (count (bpf/drain! m))))
     (is (= 0 (bpf/delete-all! m [1 2 3])))
-    (is (= 2 (bpf/put-all! m [[1 1] [1 2]])) "the keys that the map holds")
+    (is (= 1 (bpf/put-all! m [[1 1] [1 2]])) "the keys that the map holds")
     (is (= 1 (bpf/count-entries m)))
     (is (= [false true] (map :deleted? [(exec/delete {:ref m :key 9}) (exec/delete {:ref m :key 1})])))))
+
 (defn- restore-error
   "The error of restoring a file, which must come within ten seconds."
   [file]
@@ -467,3 +477,78 @@
           (finally
             (.destroy process)
             (io/delete-file pin true)))))))
+
+;; --- every byte of every entry
+
+(defn- sized-type [most]
+  (gen/such-that #(<= 1 (type/size %) most) types/a-type 200))
+
+(defn- spread-bytes
+  "The bytes of a per-CPU value: those of each CPU on its stride."
+  [size cpus xs]
+  (mapcat #(concat (take size (drop (* size %) (cycle xs))) (repeat (- (element/stride size) size) 0)) (range cpus)))
+
+(def ^:private any-raw-map
+  "A type of map, types for its keys and values, raw entries and others that it may have besides. Keys differ in few bytes, and
+  many have the same in all that their value shows."
+  (gen/let [map-type (gen/elements [:hash :hash :lru-hash :percpu-hash])
+            key (sized-type 48)
+            value (sized-type 48)
+            base (gen/vector (gen/one-of [(gen/return 0) (gen/choose 0 255)]) (type/size key))
+            a-key (gen/return (gen/fmap (fn [[i x]] (bytes/->bytes (assoc base (mod i (count base)) x)))
+                                        (gen/tuple gen/nat (gen/choose 0 255))))
+            a-value (gen/return (gen/fmap (fn [xs]
+                                            (bytes/->bytes (if (= :percpu-hash map-type)
+                                                             (spread-bytes (type/size value) (count (feature/possible-cpus)) xs)
+                                                             xs)))
+                                          (gen/vector (gen/frequency [[1 (gen/return 0)] [2 (gen/choose 0 255)]]) (type/size value))))
+            entries (gen/map a-key a-value {:max-elements 16})
+            others (gen/map a-key a-value {:max-elements 4})]
+    {:spec {:name "any" :type map-type :key key :value value :max-entries 4096}
+     :entries entries
+     :others (into {} (remove (fn [[k]] (contains? entries k))) others)}))
+
+(defn- raw-entries [m] (into {} (raw/entries m)))
+
+(defn- put-raw! [m entries]
+  (with-open [^Closeable twin (raw/twin m)]
+    (bpf/put-all! twin entries)))
+
+(defn- keeps-every-entry?
+  "Whether `save`, `restore`, `diff`, `watch`, `delete` and `take` see and keep each raw entry once."
+  [dir {:keys [spec entries others]}]
+  (let [file (str dir "/any.edn")
+        pin (fixture/new-pin)
+        n (count entries)
+        counts #(select-keys (meta %) [:added :changed :removed :same])]
+    (with-open [^Closeable m (bpf/create spec)]
+      (put-raw! m entries)
+      (try
+        (and (= n (:entries (exec/save {:ref (id-of m) :file file}))
+                (count (:entries (saving/read-file file))))
+             (= {:entries n :changed 0 :missing 0 :skipped 0 :deleted 0}
+                (dissoc (exec/restore {:file file :pin pin}) :map :path))
+             (with-open [^Closeable restored (bpf/open pin)]
+               (and (= entries (raw-entries restored))
+                    (= {:added 0 :changed 0 :removed 0 :same n}
+                       (counts (exec/diff {:old file :new pin}))
+                       (counts (exec/diff {:old (id-of m) :new pin})))
+                    (do (put-raw! restored others) true)
+                    (= {:added (count others) :changed 0 :removed 0 :same n} (counts (exec/diff {:old file :new pin})))
+                    (= (+ n (count others)) (:entries (first (into [] (take 1) (exec/watch {:ref pin})))))
+                    (= {:entries n :changed 0 :missing 0 :skipped n :deleted (count others)}
+                       (dissoc (exec/restore {:file file :into pin :exact true :yes true}) :map))
+                    (= entries (raw-entries restored))))
+             ;; What was read deletes what it was read from.
+             (let [[some-keys other-keys] (split-at (quot n 2) (map :key (exec/dump {:ref m})))]
+               (and (every? :deleted? (mapv #(exec/delete {:ref m :key % :yes true}) some-keys))
+                    (every? some? (mapv #(exec/take {:ref m :key % :yes true}) other-keys))
+                    (= {} (raw-entries m)))))
+        (finally
+          (io/delete-file pin true)
+          (io/delete-file file true))))))
+
+(kernel-test every-raw-entry-is-kept-under-any-types
+  (with-directory [dir]
+    (let [result (tc/quick-check 80 (prop/for-all [raw-map any-raw-map] (keeps-every-entry? dir raw-map)))]
+      (is (:pass? result) (pr-str (:shrunk result) (:seed result))))))
