@@ -56,21 +56,28 @@
       transcript/evaluate
       (str/replace (fixture/bpffs) "/sys/fs/bpf")))
 
+(defn- differing
+  "Returns the lines of a page that are not what was printed, up to ten pairs, from the first that differs."
+  [page printed]
+  (let [n (max (count page) (count printed))
+        padded (fn [lines] (take n (concat lines (repeat :missing))))]
+    (vec (take 10 (remove (fn [[a b]] (= a b)) (map vector (padded page) (padded printed)))))))
+
 (kernel-test the-guides-transcripts-print-what-they-say
   (doseq [[page least] {guide 40, "doc/pins.md" 15, "doc/memory.md" 40}]
     (let [before (do (fixture/bpffs) (fixture/settled-descriptors))
           text (slurp page)]
       (is (< least (count (re-seq #"(?m)^user=> " text))))
-      (is (= (str/split-lines (transcript/comparable text))
-             (str/split-lines (transcript/comparable (evaluated text)))))
+      (is (= [] (differing (str/split-lines (transcript/comparable text))
+                           (str/split-lines (transcript/comparable (evaluated text))))))
       (is (<= (fixture/open-descriptors) before)))))
 
 (kernel-test the-pod's-transcripts-print-what-they-say
   (let [text (slurp "doc/pod.md")]
     (is (< 20 (count (re-seq #"(?m)^user=> " text))))
     (try
-      (is (= (str/split-lines (transcript/comparable text))
-             (str/split-lines (transcript/comparable (transcript/evaluate text)))))
+      (is (= [] (differing (str/split-lines (transcript/comparable text))
+                           (str/split-lines (transcript/comparable (transcript/evaluate text))))))
       (finally
         (is (= [0] (pod-client/stop-loaded)))))))
 
@@ -89,8 +96,8 @@
     (is (< 40 (count (re-seq #"(?m)^\$ bpfmap " text))))
     (try
       (.mkdir demo)
-      (is (= (compared text) (compared (console/evaluate text))))
-      (is (= (compared text) (compared (transcript/evaluate text))))
+      (is (= [] (differing (compared text) (compared (console/evaluate text)))))
+      (is (= [] (differing (compared text) (compared (transcript/evaluate text)))))
       (finally
         (run! #(.delete ^java.io.File %) (reverse (file-seq demo)))
         (io/delete-file "/tmp/bpfmap-doc-flows.edn" true)))))

@@ -35,7 +35,7 @@
               ^Closeable _ (bpf/create {:name "ex_array" :type :array :value :u64 :max-entries 4})]
     (let [{:keys [exit out err]} (script "fullest" 1000)]
       (is (= [0 ""] [exit err]))
-      (is (re-find #"(?m)^\| +100 \| +\d+ \| +:hash \| +ex_full \| +200000 \| +200000 \| \[.*\"java\"" out))
+      (is (re-find #"(?m)^\| +100 \| +\d+ \| +:hash \| +ex_full \| +200000 \| +200000 \| +\[.*\"java\"" out))
       (is (not (str/includes? out "ex_array"))))))
 
 (kernel-test an-address-is-blocked
