@@ -400,9 +400,9 @@
   (are [text pattern] (let [[exit line] (refused "dump" "1" "--key-type" text)]
                         (is (= 2 exit))
                         (is (re-matches pattern line)))
-    "u33" #"bpfmap: --key-type u33: unknown type :u33.*:u32.*; see `bpfmap help dump`"
-    "[:bytes 0]" #"bpfmap: --key-type \[:bytes 0\]: .*; see `bpfmap help dump`"
-    "[:bytes" #"bpfmap: --key-type \[:bytes: .*; see `bpfmap help dump`"
+    "u33" #"bpfmap: --key-type u33: unknown type u33.*u32.*; see `bpfmap help dump`"
+    "[:bytes 0]" #"bpfmap: --key-type \[bytes 0\]: .*; see `bpfmap help dump`"
+    "[:bytes" #"bpfmap: --key-type \[bytes: .*; see `bpfmap help dump`"
     "" #"bpfmap: --key-type \"\": .*; see `bpfmap help dump`"))
 
 (kernel-test a-map-that-is-not-there-exits-with-1
@@ -436,9 +436,9 @@
 (kernel-test types-that-do-not-fit-exit-with-1
   (with-open [m (counts "cli_sizes")]
     (let [id (id-of m)]
-      (is (= [1 (str "bpfmap: The key of map " id " cannot be a :u64: it has 4 bytes, and the type has 8")]
+      (is (= [1 (str "bpfmap: The key of map " id " cannot be a u64: it has 4 bytes, and the type has 8")]
              (refused "dump" id "--key-type" "u64")))
-      (is (= [1 (str "bpfmap: The value of map " id " cannot be a [:bytes 3]: it has 8 bytes, and the type has 3")]
+      (is (= [1 (str "bpfmap: The value of map " id " cannot be a [bytes 3]: it has 8 bytes, and the type has 3")]
              (refused "dump" id "--value-type" "[bytes 3]"))))))
 
 (kernel-test a-program's-pin-is-not-a-map
@@ -461,7 +461,7 @@
         (let [[exit line] (refused "dump" path)]
           (is (= 1 exit))
           (is (str/ends-with? line (str "(perf), perf-event-array, cannot be read: the kernel does not tell what is in it; "
-                                        ":keys (--keys) has the indices that are in use"))))
+                                        "--keys has the indices that are in use"))))
         (finally (io/delete-file path))))))
 
 (kernel-test without-privileges-the-missing-capability-is-named
@@ -493,6 +493,36 @@
                (flush [])
                (close []))]
     (is (thrown? IOException (binding [*out* full] (cli/run ["help"]))))))
+
+;; --- what is not kept, not seen, or not JSON
+
+(kernel-test types-that-the-kernel-does-not-keep-are-said
+  (let [pin (fixture/new-pin)]
+    (try
+      (let [{:keys [exit out err]} (bpfmap "create" pin "--type" "hash-of-maps" "--key-type" "u32" "--max-entries" "4"
+                                           "--spec" "{inner-map {type array key u32 value u32 max-entries 1}}")]
+        (is (= 0 exit))
+        (is (re-find #"is pinned at" out))
+        (is (= "bpfmap: a hash-of-maps map does not keep its types in the kernel: give --key-type u32 to dump, get and put too\n" err)))
+      (finally (io/delete-file pin true)))
+    (try
+      (is (= "" (:err (bpfmap "create" pin "--type" "hash" "--key-type" "u32" "--value-type" "[bytes 3]" "--max-entries" "4"))))
+      (finally (io/delete-file pin true)))))
+
+(kernel-test a-tree-that-cannot-be-seen-is-no-empty-one
+  (with-open [m (counts "cli_tree")]
+    (let [pin (fixture/new-pin)]
+      (bpf/pin! m pin)
+      (try
+        (is (= {:exit 1 :out ""} (dissoc (fixture/unprivileged #(bpfmap "tree" (fixture/bpffs))) :err)))
+        (is (re-find #"no pin can be seen: this user may not look into them" (:err (fixture/unprivileged #(bpfmap "tree" (fixture/bpffs))))))
+        (is (= 0 (:exit (bpfmap "tree" (fixture/bpffs)))))
+        (finally (bpf/unpin! m))))))
+
+(kernel-test types-as-json-has-names-as-keys
+  (with-open [^Closeable m (bpf/create {:name "cli_types" :type :hash :key :u32 :max-entries 1
+                                        :value [:struct [:a :u8] [:in [:struct [:b :u16]]] [:c [:array [:struct [:d :u8]] 2]]]})]
+    (is (= ["a" "c" "c.0.d" "in" "in.b"] (sort (keys (get-in (json-of "types" (id-of m)) ["value" "offsets"])))))))
 
 ;; --- help
 

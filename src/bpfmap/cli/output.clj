@@ -1,6 +1,7 @@
 (ns bpfmap.cli.output
   "Data as text: aligned tables and fields for people, EDN and JSON for programs."
   (:require [bpfmap.bytes :as bytes]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
@@ -230,7 +231,9 @@
   [x]
   (cond
     (map? x) (reduce-kv (fn [^LinkedHashMap object k v] ; which keeps the order of the keys
-                          (let [name (json-value k)]
+                          (let [name (if (and (vector? k) (every? #(or (keyword? %) (int? %)) k))
+                                       (fields/path-text (map fields/name-of k)) ; where a field lies
+                                       (json-value k))]
                             (doto object
                               (.put (if (string? name) (str/replace name #"\?$" "") (pr-str name))
                                     (json-value v)))))

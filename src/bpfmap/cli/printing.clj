@@ -1,6 +1,7 @@
 (ns bpfmap.cli.printing
   "Prints what a command returned, as people read it or in a format for programs; and errors."
   (:require [bpfmap.cli.output :as output]
+            [bpfmap.cli.wording :as wording]
             [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
   (:import (java.io PrintWriter StringWriter)))
@@ -75,7 +76,7 @@
   [^Throwable e verbose]
   (let [{:bpfmap/keys [error candidates] :as data} (ex-data e)]
     (complain-lines (str "bpfmap: " (if error
-                                      (ex-message e) ; the verifier's has several lines
+                                      (wording/worded (ex-message e)) ; the verifier's has several lines
                                       (escape/escape (str "This is a bug in bpfmap: " (root-cause e) "; --verbose says where")))))
     (run! #(complain "  " %) (rest (output/table (candidate-columns candidates) candidates)))
     (when verbose

@@ -146,7 +146,8 @@
 (defn tree
   "The pins drawn as a tree of directories."
   [pins {:keys [directory]}]
-  (let [root (or (when (seq pins) (common-root pins)) directory)
+  (let [unseen (left-out pins :path)
+        root (or (when (seq pins) (common-root pins)) directory)
         lines (when (seq pins) (cons [(output/cell root) nil] (drawn "" (directories pins root))))
         width (transduce (comp (filter second) (map (comp count first))) max 0 lines)]
     {:lines (for [[text {:keys [kind id type name]}] lines]
@@ -154,8 +155,12 @@
                 (str/trimr (str text (.repeat " " (- (long width) (count text))) "  "
                                 (clojure.core/name kind) " " id " " (output/cell type) " " (when (seq name) (output/cell name))))
                 text))
-     :closing [(if (seq pins) (output/plural (count pins) "pin" "pins") "nothing is pinned")]
-     :notes (left-out pins :path)}))
+     :closing [(cond
+                 (seq pins) (output/plural (count pins) "pin" "pins")
+                 (seq unseen) "no pin can be seen: this user may not look into them; try as root"
+                 :else "nothing is pinned")]
+     :notes unseen
+     :exit (if (and (empty? pins) (seq unseen)) 1 0)}))
 
 ;; --- dump
 

@@ -6,7 +6,8 @@
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.reference :as reference]
             [bpfmap.impl.sys.paths :as paths]
-            [bpfmap.rules :as rules]))
+            [bpfmap.rules :as rules]
+            [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
 
@@ -43,6 +44,19 @@
                      :max-entries max-entries :flags (some-> flags set)})]
     (kernel-names (merge {:name (paths/file-name path)} base given (when name {:name name})))))
 
+(defn- forgotten
+  "Returns what a map that was made with types does not keep of them, in words; nil if it keeps all."
+  [path {:keys [key-type value-type]}]
+  (with-open [m (bpf/open path {:access :read-only})]
+    (let [{:keys [key value] :as spec} (bpf/spec m)
+          bytes? #(and (vector? %) (= :bytes (first %)))
+          lost (for [[given kept option] [[key-type key "--key-type"] [value-type value "--value-type"]]
+                     :when (and given (not (bytes? given)) (bytes? kept))]
+                 (str option " " (if (keyword? given) (name given) (str "'" (pr-str given) "'"))))]
+      (when (seq lost)
+        (str "a " (name (:type spec)) " map does not keep its types in the kernel: give " (str/join " and " lost)
+             " to dump, get and put too")))))
+
 (defn create
   "Creates a map and pins it, since it would be gone with this process.
 
@@ -52,7 +66,9 @@
   (when-not (or (nil? spec) (and (map? spec) (every? keyword? (keys spec))))
     (throw (arguments/refused "create" :spec spec "EDN is a map with keywords, such as {:map-extra 3}")))
   (with-open [m (bpf/create (dissoc (spec-of options) :pinning))]
-    (pinned m path)))
+    (let [info (pinned m path)
+          untyped (when (or (:key-type options) (:value-type options)) (forgotten (:path info) options))]
+      (cond-> info untyped (assoc :untyped untyped)))))
 
 (defn pin
   "Pins a map at a path. A pin that it has already stays, unless `:move` is true: then `:ref` is the path of that pin, and

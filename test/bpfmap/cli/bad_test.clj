@@ -15,6 +15,18 @@
 
 (set! *warn-on-reflection* true)
 
+(def ^:private of-clojure
+  "What no message of the command line has: names of functions, keywords, options maps, and how Clojure prints things. What
+  the user gave stands in quotes, or is what the message is about."
+  #"\b(?:reduce|put!|insert!|replace!|delete!|take!|drain!|push!|pop!|peek|snapshot|lookup|next-key|has-key\?|might-contain\?|put-all!|delete-all!|nil)(?![\w-])|\{:|#<|#object|(?<![\w\"']):[a-z]")
+
+(defn- without-given
+  "A message without what stands in quotes, and without the words that were given."
+  [line words]
+  (reduce (fn [line word] (str/replace line (str word) ""))
+          (str/replace line #"\"(?:[^\"\\]|\\.)*\"|'[^']*'|`[^`]*`" "")
+          (sort-by (comp - count str) (filter #(< 1 (count (str %))) words))))
+
 (defn- check
   "Runs a bad invocation: the exit code is as it should be, and what is said is one line that a person can use."
   [words code pattern]
@@ -26,6 +38,7 @@
       (is (= 1 (count (str/split-lines err))) err)
       (is (re-find #"^bpfmap: [^ ]" line))
       (is (not (re-find #"(?i)bug in bpfmap|exception|\tat |clojure\.|java\.|#object" line)) line)
+      (is (not (re-find of-clojure (without-given line words))) line)
       (is (< 15 (count line) 1200))
       (when (= 2 code)
         (is (re-find #"; see `bpfmap help[a-z ]*`$|There is no field|^bpfmap: .*: [^:]*$" line) line))
@@ -131,15 +144,15 @@
       (prog/pin! p program-pin)
       (try
         (doseq [[words pattern]
-                [[["get" m "{src \"10.0.0.1\"}"] #"the field :port is missing"]
-                 [["get" m "{src \"10.0.0.1\" port 1 x 2}"] #":x is not a field: there are :src or :port"]
-                 [["get" m "{src \"10.0.0.1\" port 70000}"] #"70000 is not a :port"]
-                 [["get" m "{src \"1.2.3\" port 1}"] #"\"1\.2\.3\" is not a :ipv4"]
-                 [["get" m "nil"] #"is not a \[:struct|the key"]
-                 [["put" m key "-1"] #"\[:value\]: -1 is not a :u64"]
-                 [["put" m key "18446744073709551616"] #"is not a :u64"]
-                 [["put" m key "x"] #"\[:value\]: :x is not a :u64"]
-                 [["put" m key "\"x\""] #"\[:value\]: \"x\" is not a :u64"]
+                [[["get" m "{src \"10.0.0.1\"}"] #"the field port is missing"]
+                 [["get" m "{src \"10.0.0.1\" port 1 x 2}"] #"x is not a field: there are src or port"]
+                 [["get" m "{src \"10.0.0.1\" port 70000}"] #"70000 is not a port"]
+                 [["get" m "{src \"1.2.3\" port 1}"] #"\"1\.2\.3\" is not a ipv4"]
+                 [["get" m "nil"] #"is not a \[struct|the key"]
+                 [["put" m key "-1"] #"value: -1 is not a u64"]
+                 [["put" m key "18446744073709551616"] #"is not a u64"]
+                 [["put" m key "x"] #"value: x is not a u64"]
+                 [["put" m key "\"x\""] #"value: \"x\" is not a u64"]
                  [["put" m "{src \"10.0.0.2\" port 1}" "1"] #"failed with E2BIG: the map holds its 1 entries"]
                  [["put" m key "1" "--lock"] #"Values of this map have no lock"]
                  [["put" m key "1" "--cpus" "all"] #"This is no per-CPU map"]
@@ -152,12 +165,12 @@
                  [["dump" raw "--key-type" "u64"] #"it has 4 bytes, and the type has 8"]
                  [["dump" raw "--value-type" "[array u64 2]"] #"it has 8 bytes, and the type has 16"]
                  [["put" a "9" "1"] #"E2BIG: .*index"]
-                 [["put" a "0" "300"] #"300 is not a :u8"]
+                 [["put" a "0" "300"] #"300 is not a u8"]
                  [["delete" a "0"] #"every index of an array always exists"]
                  [["take" a "0"] #"every index of an array always exists"]
                  [["put" frozen "0" "1"] #"frozen"]
                  [["dump" ring] #"it has no entries"]
-                 [["get" ring "0"] #"has no lookup; it has no entries"]
+                 [["get" ring "0"] #"has no get; it has no entries"]
                  [["dump" tasks] #"the kernel cannot list it; `get` looks up"]
                  [["hist" ring] #"it has no entries"]
                  [["watch" ring "--seconds" "1"] #"it has no entries"]
@@ -171,12 +184,12 @@
                  [["pin" m "/no/such/dir/x"] #"does not exist"]
                  [["tree" "/usr"] #"not on a BPF file system"]
                  [["tree" "/no/such/dir"] #"cannot be read"]
-                 [["create" pin] #"a spec needs :type"]
+                 [["create" pin] #"a spec needs --type"]
                  [["create" pin "--type" "hash"] #"a spec needs"]
-                 [["create" pin "--type" "hsh" "--key-type" "u32" "--value-type" "u32" "--max-entries" "1"] #"unknown|:hsh"]
-                 [["create" pin "--type" "array" "--key-type" "u64" "--value-type" "u32" "--max-entries" "1"] #"the key of :array maps has 4 bytes"]
-                 [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "1" "--flags" "nonsense"] #":nonsense"]
-                 [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "0"] #":max-entries"]
+                 [["create" pin "--type" "hsh" "--key-type" "u32" "--value-type" "u32" "--max-entries" "1"] #"unknown|hsh"]
+                 [["create" pin "--type" "array" "--key-type" "u64" "--value-type" "u32" "--max-entries" "1"] #"the key of array maps has 4 bytes"]
+                 [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "1" "--flags" "nonsense"] #"nonsense"]
+                 [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "0"] #"max-entries"]
                  [["create" "/tmp/x" "--type" "array" "--value-type" "u32" "--max-entries" "1"] #"BPF file system"]
                  [["create" pin "--like" "no_such_map"] #"There is no map named"]
                  [["restore" "/no/such/file.edn" "--pin" pin] #"there is no such file or directory"]

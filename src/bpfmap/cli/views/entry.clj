@@ -35,8 +35,9 @@
 
 (defn pinned
   "A map and its pin."
-  [{:keys [path from] :as info} _options]
-  {:lines [(str (map-text info) " is pinned at " (output/cell path) (when from (str ", and no longer at " (output/cell from))))]})
+  [{:keys [path from untyped] :as info} _options]
+  {:lines [(str (map-text info) " is pinned at " (output/cell path) (when from (str ", and no longer at " (output/cell from))))]
+   :notes (when untyped [untyped])})
 
 (defn unpinned
   "A map whose pin is gone."
