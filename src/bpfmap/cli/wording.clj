@@ -22,6 +22,9 @@
    [#"^(?:lookup|peek|might-contain\?|has-key\?) on " "get on "]
    [#"^(?:reduce|snapshot|entries|count-entries) on " "dump on "]
    [#"^next-key on " "dump --keys on "]
+   [#"excludes :([a-z-]+) and :([a-z-]+)" "excludes --$1 and --$2"]
+   [#"excludes :([a-z-]+)" "excludes --$1"]
+   [#"and :sort needs" "and --sort needs"]
    [#"\{:cpus :all\}" "--cpus all"]
    [#"\{:cpu (?:n|\d+)\}" "--cpus N"]
    [#"\{:lock true\}" "--lock"]
@@ -56,7 +59,7 @@
 (defn- path-words
   "Places in given data as names: `[:key :src]` is key.src."
   [text]
-  (str/replace text #"^\[((?::[^\s\]]+|\d+)(?: (?::[^\s\]]+|\d+))*)\]: "
+  (str/replace text #"(?:^|(?<=: ))\[((?::[^\s\]]+|\d+)(?: (?::[^\s\]]+|\d+))*)\]: "
                (fn [[_ names]] (str (str/join "." (map #(str/replace % #"^:" "") (str/split names #" "))) ": "))))
 
 (defn- spec-words

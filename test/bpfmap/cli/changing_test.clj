@@ -83,9 +83,9 @@
       (id-of m) "" 2 #"KEY \"\": neither EDN nor bytes in hexadecimal: it is empty"
       (id-of m) "1 2" 2 #"there is more than one form"
       (id-of m) "#foo 1" 2 #"the tag #foo is unknown"
-      (id-of m) "7" 1 #"\[:key\]: 7 is not a \[:struct"
-      (id-of m) "{src \"10.0.0\" port 1}" 1 #"\[:key :src\]: \"10\.0\.0\" is not a :ipv4"
-      (id-of m) "{src \"10.0.0.1\"}" 1 #"the field :port is missing"
+      (id-of m) "7" 1 #"key: 7 is not a \[struct"
+      (id-of m) "{src \"10.0.0\" port 1}" 1 #"key\.src: \"10\.0\.0\" is not a ipv4"
+      (id-of m) "{src \"10.0.0.1\"}" 1 #"the field port is missing"
       (id-of m) "0a 00" 2 #"neither EDN nor bytes"
       (id-of raw) "01 02" 1 #"it takes 4 bytes, these are 2"
       (id-of raw) "xyz" 1 #"hexadecimal wants pairs of digits")))
@@ -120,7 +120,7 @@
       (is (= [1 "bpfmap: nothing was written: the key is not there"] (refused "put" id "2" "11" "--replace")))
       (is (= {1 10} (bpf/snapshot m)))
       (is (= ["2  11  (new)"] (lines-of "put" id "2" "11" "--insert")))
-      (is (= [2 "bpfmap: --insert true: it excludes :replace; see `bpfmap help put`"]
+      (is (= [2 "bpfmap: --insert true: it excludes --replace; see `bpfmap help put`"]
              (refused "put" id "2" "11" "--insert" "--replace"))))))
 
 (kernel-test a-per-cpu-value-is-written-whole-or-the-same-for-all
@@ -210,9 +210,9 @@
                                     :inner-map {:type :array :value :u32 :max-entries 1}}})
     (is (= :hash-of-maps (:type (exec/show {:ref path}))))
     (exec/unpin {:path path})
-    (is (= [2 "bpfmap: --spec [1]: EDN is a map with keywords, such as {:map-extra 3}; see `bpfmap help create`"]
+    (is (= [2 "bpfmap: --spec [1]: EDN is a map with keywords, such as {map-extra 3}; see `bpfmap help create`"]
            (refused "create" path "--spec" "[1]")))
-    (is (re-find #"a spec needs :type" (second (refused "create" path))))
+    (is (re-find #"a spec needs --type" (second (refused "create" path))))
     (is (re-find #"unknown map type" (str/lower-case (second (refused "create" path "--type" "hsh")))))))
 
 (kernel-test a-frozen-map-stays-as-it-is
@@ -231,7 +231,7 @@
       (doseq [args [["put" id "1" "11"] ["put" id "2" "11" "--insert"] ["delete" id "1"] ["take" id "1"] ["freeze" id] ["unpin" path]]
               :let [[exit line] (apply refused args)]]
         (is (= 1 exit))
-        (is (re-matches #"bpfmap: Map \d+ \(changing\) is not yours alone: a program uses it: uses_it\[\d+\]: give :yes \(--yes\) if this is meant"
+        (is (re-matches #"bpfmap: Map \d+ \(changing\) is not yours alone: a program uses it: uses_it\[\d+\]: give --yes if this is meant"
                         line)))
       (is (= {1 10} (bpf/snapshot m)))
       (is (= ["10"] (lines-of "get" id "1")) "reading asks nobody")
