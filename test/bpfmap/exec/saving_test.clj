@@ -85,7 +85,7 @@
         (is (= {1 10, 2 20} (bpf/snapshot larger)))
         (let [[exit line] (refused "restore" file "--into" (id-of other))]
           (is (= 1 exit))
-          (is (str/includes? line "they differ: {:key-size {:spec 4, :map 8}}"))
+          (is (str/includes? line "they differ: {key-size {spec 4, map 8}}"))
           (is (= {} (bpf/snapshot other))))))))
 
 (deftest a-file-that-cannot-be-written-stays-as-it-was
