@@ -7,7 +7,8 @@ import java.lang.foreign.MemorySegment;
 import java.util.concurrent.atomic.AtomicLong;
 
 /**
- * The element operations of one open map: one system call each, and no allocation.
+ * The element operations of one open map: one system call each, and no allocation of its own. The
+ * JDK may allocate 40 bytes to check the memory that takes errno, as its compiler decides.
  *
  * <p>Each operation comes in two forms. One takes a {@link Scratch} from {@link #take} whose key and value the caller
  * reads and writes in place. The other takes byte arrays and copies. All return zero, or the negated

@@ -9,7 +9,7 @@ import java.util.concurrent.ConcurrentLinkedQueue;
 /**
  * Native memory for one call at a time: errno, the attribute, the key, the value.
  *
- * <p>A platform thread keeps its own, so that an element operation allocates nothing. Virtual threads, which are
+ * <p>A platform thread keeps its own, so that an element operation allocates nothing itself. Virtual threads, which are
  * many and short-lived, share a pool. A call made while another is being prepared on the same thread (a codec that
  * reads a second map) gets memory of its own.
  */
