@@ -355,3 +355,11 @@
           (is (= written (count (filter mine (keys (into {} m)))))))
         (let [ks (keys (into {} m))]
           (is (= (count ks) (bpf/delete-all! m (concat ks ks [999999])))))))))
+
+(kernel-test delete-all-counts-a-key-once
+  (with-open [m (open-hash)]
+    (bpf/put-all! m {1 1 2 2 3 3})
+    (is (= 2 (bpf/delete-all! m [1 1 2 9 1]))))
+  (testing "a slot too, of which the kernel does not say whether something was in it"
+    (with-open [m ^java.io.Closeable (bpf/create {:type :devmap :max-entries 4})]
+      (is (= 2 (bpf/delete-all! m [0 0 1 0]))))))

@@ -9,7 +9,10 @@ import static java.lang.foreign.ValueLayout.JAVA_SHORT_UNALIGNED;
 import java.lang.foreign.MemorySegment;
 import java.lang.invoke.MethodHandles;
 import java.lang.invoke.VarHandle;
+import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.charset.CharacterCodingException;
+import java.nio.charset.StandardCharsets;
 
 /**
  * Leaf accessors: one field of memory to a Java primitive and back. Memory only, no kernel.
@@ -130,6 +133,37 @@ public final class Bytes {
             int shift = (int) (BIG ? 7 - (at & 7) : at & 7);
             int old = m.get(JAVA_BYTE, at >> 3);
             m.set(JAVA_BYTE, at >> 3, (byte) (old & ~(1 << shift) | (int) (value >>> i & 1) << shift));
+        }
+    }
+
+    /**
+     * Reads the text that an array holds: UTF-8, with nothing but zeros behind it.
+     *
+     * @param terminated whether there has to be a zero behind it
+     * @return the text, or null where there is none: its bytes are not UTF-8, or something follows a zero
+     */
+    public static String text(byte[] bytes, boolean terminated) {
+        int n = bytes.length;
+        int end = 0;
+        int all = 0;
+        for (; end < n && bytes[end] != 0; end++) {
+            all |= bytes[end];
+        }
+        if (end == n && terminated) {
+            return null;
+        }
+        for (int i = end; i < n; i++) {
+            if (bytes[i] != 0) {
+                return null;
+            }
+        }
+        if (all >= 0) {
+            return new String(bytes, 0, end, StandardCharsets.ISO_8859_1); // ASCII
+        }
+        try {
+            return StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(bytes, 0, end)).toString();
+        } catch (CharacterCodingException e) {
+            return null;
         }
     }
 

@@ -31,6 +31,10 @@ public final class Padding {
     private final long[] wordMask;
     private final int width;
 
+    /** Of padding within one word of eight bytes, as that of most structs, where it lies and its bits; else no bits. */
+    private final long onlyAt;
+    private final long onlyMask;
+
     /**
      * @param size bytes of the struct
      * @param bits the unused bits: the first of each range and the one after the last in turn, ascending, in the order that
@@ -73,6 +77,8 @@ public final class Padding {
         if (count > MOST_MASKED) {
             wordAt = null;
             wordMask = null;
+            onlyAt = 0;
+            onlyMask = 0;
             return;
         }
         long[] places = new long[count];
@@ -90,6 +96,9 @@ public final class Padding {
         }
         wordAt = java.util.Arrays.copyOf(places, words);
         wordMask = java.util.Arrays.copyOf(masks, words);
+        boolean one = words == 1 && width == 8;
+        onlyAt = one ? places[0] : 0;
+        onlyMask = one ? masks[0] : 0;
     }
 
     /** How many bytes hold unused bits. */
@@ -99,6 +108,13 @@ public final class Padding {
 
     /** Whether all unused bits of the struct at an offset are zero. */
     public boolean isZero(MemorySegment m, long offset) {
+        if (onlyMask != 0) {
+            return (m.get(JAVA_LONG_UNALIGNED, offset + onlyAt) & onlyMask) == 0;
+        }
+        return isZeroByWords(m, offset);
+    }
+
+    private boolean isZeroByWords(MemorySegment m, long offset) {
         long[] at = wordAt;
         if (at == null) {
             return isZeroByRanges(m, offset);

@@ -5,7 +5,7 @@
   (:import (bpfmap.bytes ByteView)
            (bpfmap.sys Bytes Codec Integers)
            (clojure.lang BigInt)
-           (java.nio ByteBuffer CharBuffer)
+           (java.nio CharBuffer)
            (java.nio.charset CharacterCodingException StandardCharsets)))
 
 (set! *warn-on-reflection* true)
@@ -232,18 +232,6 @@
       (decode [_ memory offset]
         (bytes/wrap (Bytes/copyOut memory offset n))))))
 
-(defn- text-of
-  "Returns the text in an array: all of it up to the first NUL, behind which there is nothing else. Returns nil if there is
-  something, if it is not UTF-8, or if a NUL is needed and missing."
-  [^bytes array terminated?]
-  (let [n (alength array)
-        end (loop [i 0] (if (or (= i n) (zero? (aget array i))) i (recur (inc i))))]
-    (when (and (or (< end n) (not terminated?))
-               (loop [i end] (or (= i n) (and (zero? (aget array i)) (recur (inc i))))))
-      (try
-        (str (.decode (.newDecoder StandardCharsets/UTF_8) (ByteBuffer/wrap array 0 end)))
-        (catch CharacterCodingException _ nil)))))
-
 (defn- utf-8
   "The bytes of a text in UTF-8; nil for one with a surrogate alone."
   ^bytes [^String text]
@@ -259,6 +247,7 @@
   view, which goes in again."
   [{:keys [type size terminated?]} path]
   (let [n (int size)
+        terminated? (boolean terminated?)
         most (if terminated? (dec n) n)]
     (reify Codec
       (size [_] n)
@@ -281,7 +270,7 @@
             (throw (misfit type path value "it takes a text, or bytes that are none")))))
       (decode [_ memory offset]
         (let [array (Bytes/copyOut memory offset n)]
-          (or (text-of array terminated?) (bytes/wrap array)))))))
+          (or (Bytes/text array terminated?) (bytes/wrap array)))))))
 
 (defn- zeros? [^bytes array]
   (loop [i 0]
