@@ -240,7 +240,10 @@
    (if (satisfies? view/Writable view)
      (view/write view x)
      (view/check view :write!)))
-  ([view path x] (view/write (view/at view path :write!) x)))
+  ([view path x]
+   (if (instance? bpfmap.impl.memory.view.Elsewhere view) ; faster than satisfies?, for views
+     (view/write-part view path x)
+     (view/write (view/at view path :write!) x))))
 
 (defn ->array
   "Returns the numbers of an array view in a new array: of longs, or for floating-point numbers of doubles. See [[copy-to]].

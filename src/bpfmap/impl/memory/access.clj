@@ -9,6 +9,7 @@
 
 ;; Whose memory it is: the mapping; `identity`, the map's {:id :name :type}; `size`, the bytes of all of it. `quiet?` says
 ;; that reading changes something, so that printing must not do it: a page of an arena is allocated when it is first read.
+;; Of a copy of a map's memory `region` is nil.
 (deftype Source [^Region region identity ^long size quiet?])
 
 (defn described
@@ -24,7 +25,9 @@
 (defn closed?
   "Whether the memory of a source is unmapped."
   [^Source source]
-  (.isClosed ^Region (.-region source)))
+  (if-some [region (.-region source)]
+    (.isClosed ^Region region)
+    false))
 
 (defn segment
   "All of the memory of a source."

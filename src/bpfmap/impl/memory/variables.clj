@@ -31,7 +31,9 @@
   (valAt [this k] (get (value-of this) k))
   (valAt [this k not-found] (get (value-of this) k not-found))
   view/Writable
-  (write [this x] (change this x))
+  (write [this x] (change this [] x))
+  view/Elsewhere
+  (write-part [this path x] (change this (if (vector? path) path [path]) x))
   Object
   (toString [this] (text this)))
 
@@ -62,22 +64,21 @@
                         {:bpfmap/hint "the map is frozen: user space can never change it again"}))))
 
 (defn- change
-  "Reads the section, changes one variable, and writes the section back."
-  [^Variable v x]
+  "Reads the section, changes one variable, or the part of it that a path leads to, and writes the section back."
+  [^Variable v path x]
   (let [^BpfMap m (.-m v)
         {:keys [offset shape]} (.-member v)
         [index bytes] (as-bytes m)]
     (store/check-allowed m :put!)
     (operating [m :write!]
-      (when (:kernel's? @shape)
+      (when (and (empty? path) (:kernel's? @shape))
         (throw (error/error :invalid-value (str "Not the user's to write: " (type/summary (:type @shape)))
                             {:bpfmap/hint "the kernel keeps something for itself in it"})))
       (check-variable m)
       (let [section (section-bytes m :write!)]
-        (try
-          (.encode ^Codec (:codec @shape) x (MemorySegment/ofArray section) (long offset))
-          (catch clojure.lang.ExceptionInfo e
-            (throw (view/failed e (.-identity m) :write! [(.-name v)]))))
+        (-> (view/over-copy (.-identity m) section @shape offset (list (.-name v)))
+            (view/at path :write!)
+            (view/write x))
         (el/write (.-elements m) index bytes 0 section el/any m :write!)))
     v))
 

@@ -34,6 +34,10 @@
   "What a value can be written over: a view, and what is not mapped but can be written to all the same."
   (write [place x] "Writes a value over what is there; nothing is written of one that does not fit."))
 
+(defprotocol Elsewhere
+  "What is not mapped, and written to by system calls."
+  (write-part [place path x] "Writes a value over a part of what is there."))
+
 ;; `segment` is all of the map's memory, `offset` where the view begins in it. `atomic` says how the processor reads and
 ;; writes it in one step: the bits of an integer, one more where it is read-only, negative where it is signed; 0 for what it
 ;; does not.
@@ -191,6 +195,11 @@
         at (access/within source op offset (shape/size-of shape) (.byteSize ^MemorySegment (.-segment m)))]
     (make source (access/segment source) (+ (.-from m) (long at)) shape nil)))
 
+(defn over-copy
+  "A view of a shape at an offset of a byte array, which is a copy of a map's memory; `path` leads to it, the last key first."
+  [identity ^bytes array shape offset path]
+  (make (Source. nil identity (alength array) false) (MemorySegment/ofArray array) (long offset) shape path))
+
 (defn- in-words
   "The type of a shape, in a few words."
   [{:keys [kind type element count whole?]}]
@@ -220,7 +229,7 @@
     (view? x) x
     (satisfies? Writable x)
     (throw (error/error :not-supported (str "Not in memory: " x)
-                        {:bpfmap/op op :bpfmap/hint "it is read and written by system calls, so that it only takes @ and write!"}))
+                        {:bpfmap/op op :bpfmap/hint "it is read and written by system calls, so that it only takes @, get and write!"}))
     :else
     (throw (error/error :invalid-value (str "Not a view: " (pr-str (error/shown x)))
                         {:bpfmap/op op :bpfmap/hint "it takes what (view mem type), (elements m) or (variables m) returned"}))))

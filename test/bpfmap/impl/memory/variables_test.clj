@@ -223,3 +223,18 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
         (is (str/starts-with? (:message (error-of (mem/write! a [8] 1))) "There is no element 8 of [:bytes 8] in the memory of map "))
         (is (= "[:a]: \"01\" is not a [:bytes 8]: it takes 8 bytes, these are 1"
                (:message (error-of (mem/write! a (bpf/->bytes [1]))))))))))
+
+(kernel-test variables-that-are-not-in-memory-are-written-by-element-too
+  (with-open [m ^Closeable (bpf/create {:name ".bss" :type :array :key :u32 :max-entries 1
+                                        :value [:struct [:n :u32] [:a [:bytes 8]] [:pair [:array [:struct [:x :u8] [:y :u16]] 2]]]})]
+    (let [{:keys [n a pair]} (mem/variables m)]
+      (mem/write! n 5)
+      (is (identical? a (mem/write! a [7] 255)))
+      (mem/write! a 0 1)
+      (mem/write! pair [1 :y] 9)
+      (is (= {:n 5 :a (bpf/->bytes [1 0 0 0 0 0 0 255]) :pair [{:x 0 :y 0} {:x 0 :y 9}]} (m 0)))
+      (is (= [255 9] [(get a 7) (get-in pair [1 :y])]))
+      (is (= "[:a 7]: 256 is not a :u8: it takes an integer from 0 to 255" (:message (error-of (mem/write! a [7] 256)))))
+      (is (= "[:pair 1 :x]: -1 is not a :u8: it takes an integer from 0 to 255" (:message (error-of (mem/write! pair [1 :x] -1)))))
+      (is (str/starts-with? (:message (error-of (mem/write! a [8] 1))) "There is no element 8 of [:bytes 8] in the memory of map "))
+      (is (str/starts-with? (:message (error-of (mem/write! n [0] 1))) "There is no part 0 of :u32 in the memory of map ")))))
