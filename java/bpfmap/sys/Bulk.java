@@ -146,7 +146,7 @@ public final class Bulk implements AutoCloseable {
         }
     }
 
-    /** Notes that an entry was not written, though the kernel went on: it has no part in {@link #present}. */
+    /** Notes that an entry was not written, so that {@link #present} does not count it. */
     public void skip(int i) {
         if (skipped == null) {
             skipped = new BitSet();
@@ -162,7 +162,8 @@ public final class Bulk implements AutoCloseable {
      * @param elements the operations of the map, to count those that it holds now; null to count all
      */
     public int present(int count, boolean prefixes, Elements elements) {
-        int[] table = new int[Integer.highestOneBit(Math.max(1, count)) * 4]; // one more than the index, 0 where it is free
+        // One more than the index of an entry, 0 where a place is free.
+        int[] table = new int[Integer.highestOneBit(Math.max(1, count)) * 4];
         int found = 0;
         for (int i = 0; i < count; i++) {
             if (skipped != null && skipped.get(i)) {
@@ -180,13 +181,18 @@ public final class Bulk implements AutoCloseable {
         return found;
     }
 
-    /** Bytes of a key that tell it apart as a whole, and the mask of the byte after them. */
+    /** How many bytes of a key tell it apart as a whole. */
     private long wholeBytes(int i, boolean prefixes) {
-        return prefixes ? 4 + Math.min(Bytes.getU32(keys, i * keySize, false) >> 3, keySize - 4) : keySize;
+        return prefixes
+            ? 4 + Math.min(Bytes.getU32(keys, i * keySize, false) >> 3, keySize - 4)
+            : keySize;
     }
 
+    /** The bits that count of the byte after these. */
     private int lastBits(int i, boolean prefixes, long whole) {
-        return prefixes && whole < keySize ? 0xff00 >> (keys.get(JAVA_INT_UNALIGNED, i * keySize) & 7) & 0xff : 0;
+        return prefixes && whole < keySize
+            ? 0xff00 >> (keys.get(JAVA_INT_UNALIGNED, i * keySize) & 7) & 0xff
+            : 0;
     }
 
     private int hash(int i, boolean prefixes) {

@@ -10,8 +10,9 @@ import java.nio.ByteOrder;
 /**
  * The unused bits of a struct or union: padding, and bits that no bit-field takes.
  *
- * <p>A reader checks with every value that they are zero, which is one load and one mask for most structs. The bytes that
- * hold unused bits can be copied out and back in; bits of fields in these bytes are zero in the copy.
+ * <p>A reader checks with every value that they are zero, which is one load and one mask for most
+ * structs. The bytes that hold unused bits can be copied out and back in; bits of fields in these
+ * bytes are zero in the copy.
  */
 public final class Padding {
     private static final boolean BIG = ByteOrder.nativeOrder() == ByteOrder.BIG_ENDIAN;
@@ -19,7 +20,10 @@ public final class Padding {
     /** Padding of more bytes than this is checked range by range. */
     private static final int MOST_MASKED = 256;
 
-    /** Ranges of bytes with the same mask, ascending: the first byte, the one after the last, and the unused bits of each. */
+    /**
+     * Ranges of bytes with the same mask, ascending: the first byte, the one after the last, and the
+     * unused bits of each.
+     */
     private final long[] from;
     private final long[] to;
     private final byte[] mask;
@@ -31,14 +35,14 @@ public final class Padding {
     private final long[] wordMask;
     private final int width;
 
-    /** Of padding within one word of eight bytes, as that of most structs, where it lies and its bits; else no bits. */
+    /** Where padding lies that is within one word of eight bytes, as most is, and its bits; else 0. */
     private final long onlyAt;
     private final long onlyMask;
 
     /**
      * @param size bytes of the struct
-     * @param bits the unused bits: the first of each range and the one after the last in turn, ascending, in the order that
-     *     {@link Bytes#getBits} counts bits in
+     * @param bits the unused bits: the first of each range and the one after the last in turn,
+     *     ascending, in the order that {@link Bytes#getBits} counts bits in
      */
     public Padding(long size, long[] bits) {
         int most = 3 * bits.length;
@@ -52,7 +56,9 @@ public final class Padding {
             long end = bits[i + 1];
             while (at < end) {
                 long first = at >> 3;
-                long next = (at & 7) == 0 && end - at >= 8 ? end & -8 : Math.min(end, (first + 1) << 3);
+                long next = (at & 7) == 0 && end - at >= 8
+                    ? end & -8
+                    : Math.min(end, (first + 1) << 3);
                 byte used = (byte) 0xff;
                 if (next - at < 8) {
                     int low = (int) (at & 7);
