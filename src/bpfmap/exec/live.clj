@@ -215,8 +215,8 @@
 (defn- look
   "Reads the map once, held against the look before: the frame, and what the next look needs."
   [options looker {:keys [id before taken types about began]} now]
-  (let [at (now)
-        {:keys [m status pin other]} (looker id)
+  (let [{:keys [m status pin other]} (looker id)
+        at (now) ; opening it is not part of the time
         apart (max 1e-3 (- (double at) (double (or taken at))))
         told (cond-> {:elapsed (if taken (- (double at) (double began)) 0.0) :interval apart}
                status (assoc :status status)
@@ -250,12 +250,12 @@
   (let [now #(/ (- (System/nanoTime)) -1e9)]
     (reify IReduceInit
       (reduce [_ f init]
-        (let [looker (looker options)
-              ends (when seconds (+ (double (now)) (double seconds)))]
+        (let [looker (looker options)]
           (loop [acc init state nil]
             (let [at (now)
                   {:keys [frame next]} (look options looker state now)
                   acc (f acc frame)
+                  ends (when seconds (+ (double (:began next)) (double seconds)))
                   pause (long (* 1000 (- (+ (double at) (double interval)) (double (now)))))]
               (cond
                 (reduced? acc) @acc
