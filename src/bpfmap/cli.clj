@@ -12,7 +12,7 @@
             [clojure.java.io :as io]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
-           (java.io BufferedWriter FileDescriptor FileOutputStream IOException OutputStreamWriter)
+           (java.io BufferedWriter FileDescriptor FileOutputStream IOException OutputStreamWriter PrintWriter)
            (java.nio.charset StandardCharsets)))
 
 (set! *warn-on-reflection* true)
@@ -90,8 +90,12 @@
         exit))))
 
 (defn -main
-  "Runs, and exits with 0 when done, 1 when it failed, 2 for wrong usage. Arguments are bytes, whatever the locale."
+  "Runs, and exits with 0 when done, 1 when it failed, 2 for wrong usage. Arguments are bytes and output is UTF-8,
+  whatever the locale."
   [& words]
+  ;; System/err has the encoding of the locale.
+  (alter-var-root #'*err* (constantly (PrintWriter. (OutputStreamWriter. (FileOutputStream. FileDescriptor/err) StandardCharsets/UTF_8)
+                                                    true)))
   (System/exit
    (try
      (run-safely (procfs/arguments words))

@@ -152,8 +152,8 @@
    {:errno #{:EPERM} :when #(and (:user-namespace? %) (not (:path %))) :error :permission
     :hint (fn [{:keys [op]}]
             (str "this process is in a user namespace, as of a container, and its capabilities do not count outside; "
-                 (if (= :create op)
-                   (str "a BPF file system that delegates the creation of maps gives a token for it (Linux 6.9; "
+                 (if (#{:create :load-btf} op)
+                   (str "a BPF file system that delegates the creation of maps and the loading of BTF gives a token for it (Linux 6.9; "
                         "LIBBPF_BPF_TOKEN_PATH says where it is, /sys/fs/bpf unless set)")
                    "run it in the host's")))}
    {:errno #{:EPERM} :op #{:create :load} :when (comp rules/charges-memlock? :release) :error :permission

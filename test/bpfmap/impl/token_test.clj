@@ -20,7 +20,7 @@
                      (when variable [(str "LIBBPF_BPF_TOKEN_PATH=" variable)])
                      [(str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED"
                       "-XX:TieredStopAtLevel=1" "-cp" (System/getProperty "java.class.path") "clojure.main" "-e"
-                      (str "(require '[bpfmap.core :as bpf])"
+                      (str "(require '[bpfmap.core :as bpf] '[bpfmap.host :as host])"
                            "(defmacro said [x] `(try ~x (catch Exception e# [(:bpfmap/error (ex-data e#)) (ex-message e#)])))"
                            "(prn " code ")")]))]
     (is (= [0 ""] [exit err]))
@@ -69,6 +69,16 @@
            [:ringbuf false nil #{} nil]]
           [true {1 11}]]
          (in-there dir dir (str "[" (creating specs) "(let [dir " (pr-str dir) "]" by-name ")]")))))
+
+(def ^:private loading
+  "Code that loads types into the kernel by themselves."
+  "(said (with-open [b (host/load-btf [[:struct {:name \"flow\"} [:src :ipv4]]])] (str b)))")
+
+(token-test types-alone-are-loaded-with-a-token-too [dir]
+  (is (= "#<bpf-btf>" (in-there dir dir loading)))
+  (let [[error message] (in-there dir "" loading)]
+    (is (= :permission error))
+    (is (str/includes? message "LIBBPF_BPF_TOKEN_PATH says where it is"))))
 
 (token-test a-token-is-looked-for-where-bpf-file-systems-usually-are [_]
   (is (= [:hash true] (take 2 (first (in-there "/sys/fs/bpf" nil (creating specs)))))))
