@@ -22,6 +22,13 @@
 
 (set! *warn-on-reflection* true)
 
+(defn- in-options
+  "Text for the command line as a docstring has it: options by their keywords, and neither quotes nor dashes of a shell."
+  [text]
+  (-> text
+      (str/replace #"'?-COLUMN" "\"-COLUMN\"")
+      (str/replace #"--([a-z]+(?:-[a-z]+)*)" ":$1")))
+
 (defn- option-lines
   "A line about each option of a command."
   [{:keys [args defaults] :as command}]
@@ -29,14 +36,14 @@
         width (transduce (map #(count (str %))) max 0 (concat args (:options command)))]
     (for [k (concat args (:options command))
           :let [padding (.repeat " " (- (long width) (count (str k))))]]
-      (str "    " k padding "  " (:doc (options k))
+      (str "    " k padding "  " (in-options (:doc (options k)))
            (cond
              (required k) "; required"
              (contains? defaults k) (str "; " (defaults k) " unless given"))))))
 
 (defn- docstring [{:keys [name args doc text examples] :as command}]
   (str doc ".\n"
-       (when text (str "\n" (str/join "\n" (map #(str "  " %) text)) "\n"))
+       (when text (str "\n" (str/join "\n" (map #(str "  " (in-options %)) text)) "\n"))
        (when (or (seq args) (seq (:options command)))
          (str "\n" (str/join "\n" (option-lines command)) "\n"))
        (when examples

@@ -115,6 +115,25 @@
     (is (re-find #"^There is no field foo: the fields are id, type, name, key-size"
                  (:message (fixture/error-of (exec/list {:columns "name,foo"})))))))
 
+;; --- what it says of itself
+
+(deftest docstrings-speak-of-options
+  (doseq [{:keys [name fn]} commands/commands :when fn
+          :let [doc (:doc (meta (ns-resolve 'bpfmap.exec (symbol name))))]]
+    (is (not (re-find #"(?<![\w-])--[a-z]" doc)) (str name ": " doc))))
+
+(deftest an-output-whose-library-is-missing-names-it
+  (let [{:keys [exit out err]}
+        (fixture/run [(str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED"
+                      "-cp" (str/join ":" (remove #(re-find #"data\.(json|csv)" %) (str/split (System/getProperty "java.class.path") #":")))
+                      "clojure.main" "-e"
+                      (str "(require '[bpfmap.exec :as exec])"
+                           "(doseq [format [:json :csv]]"
+                           "  (try (exec/features {:where [:= :name :hash] :print format}) (catch Exception e (println (ex-message e)))))")])]
+    (is (= [0 ""] [exit err]))
+    (is (= [":print :json needs org.clojure/data.json, which is not on the class path" ":print :csv needs org.clojure/data.csv, which is not on the class path"]
+           (map #(first (str/split % #": in a checkout")) (str/split-lines out))))))
+
 ;; --- from a shell
 
 (kernel-test a-shell-calls-them-by-x-and-as-a-tool

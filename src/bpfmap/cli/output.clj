@@ -73,16 +73,28 @@
                    :align align)
       (= :right align) (dissoc :least)))) ; a number that is cut would be another one
 
+(defn- whole-numbers
+  "Two ends of a text that was cut between them, without the parts of a number that the cut went through."
+  [before after text]
+  (let [missing (subs text (count before) (- (count text) (count after)))
+        digit? #(and % (Character/isLetterOrDigit (char %)))
+        number-cut? (fn [edge inside] (and edge inside (Character/isDigit (char edge)) (digit? inside)))]
+    [(if (number-cut? (last before) (first missing)) (str/replace before #"\d+$" "") before)
+     (if (number-cut? (first after) (last missing)) (str/replace after #"^\d+" "") after)]))
+
 (defn- cut
   "A text cut to a width, with an ellipsis where something is missing: at its end, at its beginning, or before its last
-  six characters."
+  six characters, or before its number in brackets. A number is never cut: what is left of it goes too."
   [text width side]
-  (let [n (count text) width (long width)]
+  (let [n (count text) width (long width)
+        tail (max 6 (count (re-find #"\[\d+\](?: \+\d+)?$" text)))]
     (cond
       (<= n width) text
-      (= :left side) (str "…" (subs text (inc (- n width))))
-      (and (= :middle side) (<= 8 width)) (str (subs text 0 (- width 7)) "…" (subs text (- n 6)))
-      :else (str (subs text 0 (max 0 (dec width))) "…"))))
+      (= :left side) (str "…" (second (whole-numbers "" (subs text (inc (- n width))) text)))
+      (and (= :middle side) (< (inc tail) width))
+      (let [[before after] (whole-numbers (subs text 0 (- width tail 1)) (subs text (- n tail)) text)]
+        (str before "…" after))
+      :else (str (first (whole-numbers (subs text 0 (max 0 (dec width))) "" text)) "…"))))
 
 (defn- print-columns [columns]
   (apply mapv

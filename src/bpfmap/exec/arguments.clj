@@ -247,9 +247,27 @@
   "How `:print` prints what a command returned."
   [:table :edn :json :csv])
 
+(def ^:private libraries
+  "What an output needs on the class path: its library, and a namespace of it."
+  {:json '[org.clojure/data.json clojure.data.json]
+   :csv '[org.clojure/data.csv clojure.data.csv]})
+
+(defn- check-library
+  "Throws `:usage` if the library that an output needs is not there, with where to get it."
+  [format]
+  (when-let [[library ns-name] (libraries format)]
+    (try
+      (require ns-name)
+      (catch java.io.FileNotFoundException e
+        (throw (error/error :usage (str ":print " format " needs " library ", which is not on the class path")
+                            {:bpfmap/hint (str "in a checkout of bpfmap start with the alias :exec (bin/clj -X:exec); elsewhere add "
+                                               library " to an alias of deps.edn")}
+                            e))))))
+
 (defn- print-as
   "Prints what a command returned as the command line does, which is loaded for it; returns it."
   [{:keys [rows? view]} options format value]
+  (check-library format)
   (when (and (= :csv format) (not rows?))
     (throw (usage-error ":print :csv is for commands that return rows" {})))
   (let [print-result (requiring-resolve 'bpfmap.cli.printing/print-result)]

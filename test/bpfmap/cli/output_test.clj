@@ -91,6 +91,17 @@
 (deftest a-number-is-never-cut
   (is (= ["      N" "1234567"] (:lines (output/fitted [{:title "N" :of :n :least 2}] [{:n 1234567}] 3)))))
 
+(defspec no-part-of-a-number-is-shown-for-it 300
+  (prop/for-all [words (gen/not-empty (gen/vector (gen/one-of [gen/nat (gen/fmap #(str "agent[" % "] +2") (gen/choose 1 10000000))
+                                                               (gen/fmap #(str "{:a " % "}") gen/large-integer)
+                                                               (gen/fmap #(str "/x/" %) (gen/choose 0 999999))]) 1 3))
+                 width (gen/choose 1 40)
+                 side (gen/elements [nil :left :middle])]
+    (let [text (str/join " " words)
+          line (second (:lines (output/fitted [{:title "N" :of identity :least 1 :cut-at side}] [text] width)))
+          numbers (set (re-seq #"\d+" text))]
+      (every? numbers (re-seq #"\d+" line)))))
+
 (deftest fields-stand-under-each-other
   (is (= ["id    12" "name  counts" "none  -"]
          (output/fields [[:id 12] [:name "counts"] ["none" nil]]))))
