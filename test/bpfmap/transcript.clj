@@ -45,6 +45,7 @@
                 (println line)
                 (binding [pprint/*print-right-margin* width] (pprint/pprint result))))))
         (catch Throwable e
+          (set! *e e)
           (print (main/err->msg (ex-info "" {:clojure.error/phase :execution} e))))))
     (remove str/blank? (str/split-lines (str out)))))
 
@@ -70,7 +71,7 @@
   [text]
   (let [home (create-ns (gensym "transcript"))]
     (try
-      (binding [*ns* home *print-length* nil]
+      (binding [*ns* home *print-length* nil *e nil]
         (refer 'clojure.core :exclude '[peek pop!])
         (loop [lines (str/split-lines text) inside? false block [] out []]
           (let [[line & more] lines]
@@ -92,5 +93,6 @@
   [text]
   (-> text
       (str/replace #"(bpf-map |:map-id |:program-id |:id |map |cookie )\d+" "$1N")
+      (str/replace #"\d+ types, \d+ bytes" "N types, N bytes")
       (str/replace #"at .*\(.*:\d+\)\." "at PLACE.")
       (str/replace #" +\n" "\n")))

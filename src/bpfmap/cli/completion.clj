@@ -5,7 +5,9 @@
   be one, and kept for five seconds, since starting a JVM takes a moment; pins and files are the shell's own."
   (:require [bpfmap.cli.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
+            [bpfmap.exec.host :as host]
             [bpfmap.exec.options :refer [options]]
+            [bpfmap.exec.types :as types]
             [bpfmap.rules :as rules]
             [clojure.string :as str]))
 
@@ -17,11 +19,22 @@
   (for [[_ option] (concat (arguments/tool-options command) arguments/general-options)]
     (first (str/split option #" "))))
 
+(def ^:private fields-of
+  "The fields of the rows of commands, if they are the same for every map."
+  {"list" host/list-fields "features" types/features-fields})
+
+(defn- field-names [command]
+  (some-> (fields-of (:name command)) :fields (->> (map first))))
+
 (defn- what-of
-  "What completes an option or argument: `ref`, `file`, words after a `=`, or nothing that anybody knows."
-  [k]
-  (let [words #(str "=" (str/join " " %))]
+  "What completes an option or argument of a command: `ref`, `file`, words after a `=`, or nothing that anybody knows."
+  [command k]
+  (let [words #(if (seq %) (str "=" (str/join " " %)) "")
+        names (field-names command)]
     (case (:kind (options k))
+      :column (words (concat names (map #(str "-" %) names)))
+      :columns (words names)
+      :where (words (map #(str % "=") names))
       (:ref :source) "ref"
       :path "file"
       :cpus (words ["each" "sum" "all"])
@@ -32,13 +45,13 @@
         :type (words (sort (map name (keys rules/types))))
         ""))))
 
-(defn- places [{:keys [args]}]
-  (map what-of args))
+(defn- places [{:keys [args] :as command}]
+  (map #(what-of command %) args))
 
 (defn- values
   "Options of a command that take a map or a file."
   [command]
-  (for [k (:options command) :let [what (what-of k)] :when (seq what)]
+  (for [k (:options command) :let [what (what-of command k)] :when (seq what)]
     [(str "--" (name k)) what]))
 
 (defn- taking
@@ -81,7 +94,7 @@
        "    esac\n"
        "  done\n"
        "  case $command in\n"
-       "    '') what=(" (one-quoted (what-of :command)) ") ;;\n"
+       "    '') what=(" (one-quoted (what-of nil :command)) ") ;;\n"
        (bash-cases (fn [{:keys [] :as command}]
                      (str "flags=" (one-quoted (str/join " " (flag-words command)))
                           " what=("  (str/join " " (map one-quoted (places command))) ")")))
@@ -120,9 +133,9 @@
    (for [[_ option doc & {:keys [id]}] (concat (arguments/tool-options command) arguments/general-options)
          :let [[flag takes] (str/split option #" ")]]
      (str (when (:many? (options id)) "*") flag "[" (zsh-word doc) "]"
-          (when takes (str ":" takes ":" (zsh-action (what-of id))))))
+          (when takes (str ":" takes ":" (zsh-action (what-of command id))))))
    (for [[i k] (map-indexed vector args)]
-     (str (inc (long i)) (if (contains? optional k) "::" ":") (:takes (options k)) ":" (zsh-action (what-of k))))))
+     (str (inc (long i)) (if (contains? optional k) "::" ":") (:takes (options k)) ":" (zsh-action (what-of command k))))))
 
 (defn- zsh []
   (str "#compdef bpfmap\n"
@@ -174,7 +187,7 @@
                (str/join (for [[_ option doc & {:keys [id]}] (concat (arguments/tool-options command) arguments/general-options)
                                :let [[flag takes] (str/split option #" ")]]
                            (str "complete -c bpfmap " there " -l " (subs flag 2) (when takes " -x") " -d " (one-quoted doc)
-                                (fish-words (what-of id)) "\n"))))))))
+                                (fish-words (what-of command id)) "\n"))))))))
 
 (defn completion
   "The completion script of a shell.

@@ -59,7 +59,8 @@
            "are printed in hexadecimal. A TYPE given here goes before: u32, s64be, ipv4,"
            "'[string 16]', '[struct [pid u32] [cpu u32]]' and so on, as in a map spec."
            "A TERM is like 'bytes>1M', 'src=10.0.0.0/24', 'key.port!=443' or 'comm~^ssh',"
-           "on a field of the value or the key; in quotes, since > is the shell's."]
+           "on a field of the value or the key; in quotes, since > is the shell's. Values"
+           "of per-CPU maps are shown for each CPU, unless --cpus says otherwise."]
     :examples [{:ref "flows"}
                {:ref "flows" :where ["bytes>1M"] :sort "-bytes" :limit 10}
                {:ref 12 :key-type :u32 :value-type [:string 16]}]

@@ -19,7 +19,7 @@
    :value {:takes "VALUE" :kind :element :doc "A value, as EDN or as bytes in hexadecimal"}
    :key-type {:takes "TYPE" :kind :type :doc "Read and write keys as this type"}
    :value-type {:takes "TYPE" :kind :type :doc "Read and write values as this type"}
-   :cpus {:takes "WHICH" :kind :cpus :doc "Of per-CPU values: each, sum, or the number of one CPU"}
+   :cpus {:takes "WHICH" :kind :cpus :doc "Per-CPU values: each, sum or CPU N; put: all or N"}
    :lock {:kind :flag :doc "Hold the value's spin lock meanwhile"}
 
    :insert {:kind :flag :doc "Only if the key is not there"}

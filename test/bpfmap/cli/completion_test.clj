@@ -54,7 +54,11 @@
         ["completion" "z"] #{"zsh"}
         ["hist" "flows" "--slots" "b"] #{"bcc" "bpftrace"}
         ["create" "/x" "--type" "lpm"] #{"lpm-trie"}
-        ["help" "wa"] #{"watch"}))))
+        ["help" "wa"] #{"watch"}
+        ["list" "--sort" "meml"] #{"memlock"}
+        ["list" "--columns" "max"] #{"max-entries"}
+        ["list" "--where" "froz"] #{"frozen="}
+        ["features" "--sort" "sin"] #{"since"}))))
 
 (deftest bash-knows-which-argument-is-being-typed
   (are [words found] (= found (apply completed "bash" words))
