@@ -5,7 +5,8 @@
 
   With the official Clojure CLI, `clojure -T:build <task>` does the same."
   (:refer-clojure :exclude [test])
-  (:require [clojure.java.io :as io]
+  (:require [clojure.edn :as edn]
+            [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.tools.build.api :as b])
   (:import (clojure.lang ExceptionInfo)
@@ -18,13 +19,15 @@
   "The version that `jar` and `install` give it; the command line prints the same."
   (str/trim (slurp "resources/bpfmap/version")))
 
-;; Paths are under target/. The first is also on the class path of deps.edn and
-;; in its :deps/prep-lib.
-(def ^:private class-dir "target/classes")
-(def ^:private stamp-file "target/javac.edn")
-(def ^:private launcher-file "target/bpfmap.jar") ; bin/bpfmap knows it
-(def ^:private jar-dir "target/jar")
-(def ^:private jar-file (format "target/%s-%s.jar" (name lib) version))
+;; Where another user can change target/, the scripts name a folder of the user's
+;; own. The scripts know the names below; the first is also on the class path of
+;; deps.edn and in its :deps/prep-lib.
+(def ^:private target (System/getProperty "bpfmap.target" "target"))
+(def ^:private class-dir (str target "/classes"))
+(def ^:private stamp-file (str target "/javac.edn"))
+(def ^:private launcher-file (str target "/bpfmap.jar"))
+(def ^:private jar-dir (str target "/jar"))
+(def ^:private jar-file (format "%s/%s-%s.jar" target (name lib) version))
 
 (def ^:private oldest-jdk
   "The first JDK whose foreign function API is final (JEP 454)."
@@ -45,7 +48,7 @@
 
     bin/clj -T:build clean"
   [_]
-  (b/delete {:path "target"}))
+  (b/delete {:path target}))
 
 (defn- compilation
   "What the classes depend on, as data: each source with the time it was changed,
@@ -244,7 +247,7 @@
   (let [input (str dir ".edn")]
     (spit (b/resolve-path input) (pr-str [(str (b/resolve-path dir)) (vec nses) clojures-own]))
     (let [{:keys [exit]} (b/process (b/java-command {:basis basis
-                                                     :cp [dir]
+                                                     :cp [dir class-dir]
                                                      :java-cmd (str (System/getProperty "java.home") "/bin/java")
                                                      :java-opts [(str "-Dbpfmap.compiling=" (b/resolve-path input))]
                                                      :main 'clojure.main
@@ -271,6 +274,11 @@
     (spit (b/resolve-path (str dir "/bpfmap/launcher.edn")) (pr-str (vec nses)))
     nses))
 
+(defn- without-target
+  "Leaves the compiled Java core out of the paths of deps.edn: it may be in another folder, and is laid out from there."
+  [deps]
+  (update deps :paths (fn [paths] (filterv #(not (str/starts-with? % "target/")) paths))))
+
 (defn launcher
   "Builds the jar that bin/bpfmap starts, target/bpfmap.jar: the command line with all it needs, compiled ahead of time and
   linked directly, so that it starts at once. The library's own jar has sources instead: see [[jar]].
@@ -278,10 +286,10 @@
     bin/clj -T:build launcher"
   [_]
   (javac nil)
-  (let [basis (b/create-basis {:aliases [:cli]})
+  (let [basis (b/create-basis {:aliases [:cli] :project (without-target (edn/read-string (slurp "deps.edn")))})
         mark (.pid (ProcessHandle/current))
-        dir (str "target/launcher." mark)
-        compiled (str "target/compiled." mark)
+        dir (str target "/launcher." mark)
+        compiled (str target "/compiled." mark)
         fresh (str launcher-file "." mark)]
     (try
       (let [nses (lay-out dir basis)]
