@@ -36,7 +36,9 @@
       (spit (str jdk "/bin/javac") "")
       (sh "chmod +x $1/bin/*" jdk)
       (f {:dir (str dir) :own own :others others :jdk jdk})
-      (finally (sh "rm -rf $1" dir)))))
+      (finally
+        ;; Root's own, which these tests have made for a JDK that is gone.
+        (sh "rm -rf $1; rm -f ~/.cache/bpfmap/start/*_on_$2.* /var/cache/bpfmap/start/*_on_$2.*" dir (str/replace jdk "/" "_"))))))
 
 (defn- launcher
   "Runs bin/bpfmap as root, with variables of the environment; with a checkout that counts as built."

@@ -35,7 +35,7 @@
   (:import (clojure.lang ExceptionInfo)
            (java.io BufferedWriter FilterReader IOException OutputStreamWriter PushbackReader Reader)
            (java.net InetAddress)
-           (java.nio.channels Channels FileChannel)
+           (java.nio.channels Channels ClosedByInterruptException FileChannel)
            (java.nio.charset StandardCharsets)
            (java.nio.file AccessDeniedException CopyOption FileSystemException Files LinkOption NoSuchFileException Path
                           StandardCopyOption StandardOpenOption)
@@ -53,6 +53,7 @@
   "An IOException as an error as data, with what was to be done."
   [^IOException e op file what]
   (let [reason (condp instance? e
+                 ClosedByInterruptException "the thread was interrupted"
                  NoSuchFileException "there is no such file or directory"
                  AccessDeniedException "permission denied"
                  FileSystemException (or (.getReason ^FileSystemException e) (ex-message e))
