@@ -29,7 +29,9 @@
   (try
     (edn/read-string {:default tagged-literal} text)
     (catch RuntimeException _
-      (refuse "Cannot read the argument as EDN: " text))))
+      (refuse "Cannot read the argument as EDN: " text))
+    (catch StackOverflowError _
+      (refuse "Cannot read the argument as EDN: it is nested too deep"))))
 
 (defn- parse
   "Splits the arguments `[f] [key value]… [map]`. A key that is a vector is a path."

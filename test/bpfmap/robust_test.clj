@@ -82,7 +82,7 @@
                         exit (binding [*err* err, *out* err]
                                (try (pod/serve (ByteArrayInputStream. bytes) (ByteArrayOutputStream.)) (catch Throwable e e)))]
                     (when-not (and (contains? #{0 1} exit) (not (str/includes? (str err) "Exception")))
-                      {:message (String. bytes "ISO-8859-1") :exit exit :err (str err)}))))
+                      {:message (String. ^bytes bytes "ISO-8859-1") :exit exit :err (str err)}))))
           (range n))))
 
 (deftest malformed-messages-end-a-pod-or-are-answered
@@ -127,10 +127,11 @@
                   good #{(entries 0) (entries 1000000)}
                   args {:a (id a) :b (id b) :file file :into (id into-map) :writable (id m) :pin pin}]
               (dotimes [_ n]
-                (let [process (.start (doto (ProcessBuilder. ^java.util.List
-                                             [(str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED" "-XX:+UseSerialGC"
+                (let [process (.start (doto (ProcessBuilder.
+                                             ^java.util.List
+                                             (vector (str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED" "-XX:+UseSerialGC"
                                               "-XX:TieredStopAtLevel=1" (str "-Dchild=" (pr-str args))
-                                              "-cp" (System/getProperty "java.class.path") "clojure.main" "-e" (pr-str child)])
+                                              "-cp" (System/getProperty "java.class.path") "clojure.main" "-e" (pr-str child)))
                                         (.redirectErrorStream true)
                                         (.redirectOutput out)))]
                   (loop [] (when (and (.isAlive process) (= "" (slurp out))) (Thread/sleep 20) (recur)))

@@ -114,7 +114,7 @@
      (for [t nodes]
        [[:typed t] (let [compiled (codec/codec t)
                        memory (.allocate (Arena/ofAuto) 64)]
-                   (fn [text] (.encode compiled (element/typed {:key t} :key text) memory 0)))]))))
+                   (fn [text] (.encode compiled (element/typed {:type :hash :key t} :key text identity) memory 0)))]))))
 
 (defn run-mutations
   "Puts `n` mutated texts through one reading each; returns those that ended in anything but data or an error of bpfmap's own."
