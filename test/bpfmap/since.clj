@@ -28,6 +28,8 @@
    :pidfd-of-a-thread "6.9"
    :struct-ops-common "6.9" ; struct bpf_struct_ops_common_value
    :tcx-links "6.6"
+   :list-heads "6.2" ; fields that the kernel refuses where it knows them
+   :timers "5.15"
    :verified-insns "5.16"
    :sizes-of-logs "5.15" ; logs of less than 128 bytes, or of more than 16 MiB
    :locked-maps-are-not-frozen "6.3"})

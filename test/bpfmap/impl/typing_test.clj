@@ -98,7 +98,7 @@
     (with-open [o ^Closeable (bpf/open (:id (bpf/info m)))]
       (is (= [[0 {:a 0}] [1 {:a 5}]] (seq o))))))
 
-(kernel-test s8-a-list-head-whose-elements-nobody-names-is-refused-with-btf-and-the-map-made-without
+(kernel-test ^{:needs [[:kernel :list-heads]]} s8-a-list-head-whose-elements-nobody-names-is-refused-with-btf-and-the-map-made-without
   (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value [:struct [:head :list-head] [:n :u64]] :max-entries 1})]
     (is (nil? (:btf-id (bpf/info m))))
     (is (str/includes? (:untyped (bpf/info m)) "the kernel did not take the types as BTF (EINVAL)"))
@@ -109,7 +109,7 @@
                                           :value [:struct [:a [:bytes 2200000]] [:b [:bits :u32 3]]]})]
       (is (str/includes? (:untyped (bpf/info m)) "is outside 0 to 16777215")))))
 
-(kernel-test s8-only-a-failure-that-btf-can-cause-makes-the-retry-without-and-only-one
+(kernel-test ^{:needs [[:kernel :list-heads] [:kernel :timers]]} s8-only-a-failure-that-btf-can-cause-makes-the-retry-without-and-only-one
   (let [create-map 0
         load-btf 18
         asked (fn [spec]
@@ -149,7 +149,7 @@
     (with-open [o ^Closeable (bpf/open (:id (bpf/info m)))]
       (is (= {1 {:n 5}} (into {} o))))))
 
-(kernel-test e3-a-take-whose-value-cannot-be-decoded-does-not-delete-it
+(kernel-test ^{:needs [[:operation :hash :take!]]} e3-a-take-whose-value-cannot-be-decoded-does-not-delete-it
   (let [seconds [:via :u64 identity #(if (< 100 %) (throw (ex-info "too many" {})) %)]]
     (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value seconds :max-entries 2})]
       (bpf/put! m 1 5)

@@ -4,6 +4,7 @@
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.impl.sys :as sys]
+            [bpfmap.since :as since]
             [bpfmap.uses :refer [inner]]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
@@ -47,7 +48,7 @@
 
 (kernel-test s3-the-size-of-a-ring-buffer-is-rounded-up-and-the-spec-says-so
   (let [page (long (sys/page-size))]
-    (doseq [type [:ringbuf :user-ringbuf]
+    (doseq [type [:ringbuf :user-ringbuf] :when (since/has? [:map-type type])
             [asked found] [[1 page] [(dec page) page] [page page] [(inc page) (* 2 page)]
                            [(* 3 page) (* 4 page)] [(* 4 page) (* 4 page)]]]
       (with-open [m ^Closeable (bpf/create {:type type :max-entries asked})]
