@@ -69,7 +69,7 @@
                    "a program is loaded as :struct-ops, with the struct's id in the kernel's BTF as :attach-btf-id and the index "
                    "of its member as :expected-attach-type")
    :task "the descriptor must be a pidfd"
-   :inode "the descriptor must be of a file"})
+   :inode "the descriptor must be of a file, and the kernel must run with the BPF LSM (bpf in /sys/kernel/security/lsm)"})
 
 (defn- must-be [kind]
   (str "the descriptor given is not open, or of another kind; " (wanted kind)))
