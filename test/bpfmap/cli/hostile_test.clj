@@ -22,8 +22,9 @@
                 {:keys [out err]} (apply bpfmap words)]]
     (testing (pr-str words)
       (is (not= "" (str out err)))
-      (doseq [text [out err]]
-        (is (not (raw? (str/replace text #"\r?\n" ""))) (pr-str (re-find #".{0,20}[\p{Cc}\p{Cf}&&[^\n]].{0,20}" text)))))))
+      (doseq [text [out err]
+              :let [raw (re-find #"[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}&&[^\n]]" (str/replace text "\r\n" "\n"))]]
+        (is (nil? raw))))))
 
 (def ^:private hostile "\u001b]0;owned\u0007\u001b[2J\u202egpj.\u009b31m\u200b\ufeff")
 
