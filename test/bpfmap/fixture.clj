@@ -73,7 +73,8 @@
 ;; --- processes and files
 
 (defn run
-  "Runs a command to its end; returns {:exit :out :err}. Kills it after 120 seconds."
+  "Runs a command to its end; returns {:exit :out :err}. Kills it after 300 seconds, which `:err` then says: an emulated
+  processor starts a JVM in two minutes."
   [command & {:keys [env dir]}]
   (let [out (File/createTempFile "bpfmap" ".out")
         err (File/createTempFile "bpfmap" ".err")
@@ -84,10 +85,13 @@
     (when dir (.directory builder (io/file dir)))
     (doseq [[k v] env] (.put (.environment builder) k v))
     (try
-      (let [process (.start builder)]
-        (when-not (.waitFor process 120 TimeUnit/SECONDS)
+      (let [process (.start builder)
+            ended? (.waitFor process 300 TimeUnit/SECONDS)]
+        (when-not ended?
           (.destroyForcibly process))
-        {:exit (.waitFor process) :out (slurp out) :err (slurp err)})
+        {:exit (.waitFor process)
+         :out (slurp out)
+         :err (cond-> (slurp err) (not ended?) (str "\nkilled, since it did not end within 300 seconds"))})
       (finally
         (.delete out)
         (.delete err)))))
