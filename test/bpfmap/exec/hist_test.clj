@@ -125,5 +125,5 @@
       [(id-of slots)] #"500 is no slot of a log2 histogram"
       [(id-of wide) "--linear" "0"] #"--linear 0: STEP is a whole number from 1"
       [(id-of wide) "--linear" "5" "--slots" "log2"] #"--linear 5: it has no powers of two"
-      [(id-of wide) "--field" "key" "--slots" "bcc"] #"--field key: it excludes :bucket and :slots"
+      [(id-of wide) "--field" "key" "--slots" "bcc"] #"--field key: it excludes --bucket and --slots"
       [(id-of wide) "--slots" "x"] #"--slots x: WAY is log2, bcc or bpftrace")))
