@@ -66,18 +66,23 @@
 
 (defn columns
   "Columns for the sides, such as `[:key :value]`, of rows; without rows, of what `trees` say, by side (see `bpfmap.cli.tree`).
+  A field whose name is one of the sides or of `others`, further fields of the rows, has the side in its title.
 
       (map :title (columns [:key :value] [{:key {:src \"10.0.0.1\"} :value 3}])) ;=> (\"src\" \"VALUE\")"
   ([sides rows] (columns sides rows nil))
-  ([sides rows trees]
+  ([sides rows trees] (columns sides rows trees nil))
+  ([sides rows trees others]
    (let [of-side (into {} (for [side sides
                                 :let [paths (side-leaves side rows trees)]]
                             [side (if (<= (count paths) (long most-columns)) paths [[side]])]))
          paths (mapcat of-side sides)
-         clashes (into #{} (comp (filter (fn [[_ n]] (< 1 (long n)))) (map key)) (frequencies (map #(title % false) paths)))]
+         clashes (into #{} (comp (filter (fn [[_ n]] (< 1 (long n)))) (map key)) (frequencies (map #(title % false) paths)))
+         taken (into #{"key" "value"} others)
+         clashes? (fn [[_ name] plain]
+                    (or (clashes plain) (and name (taken (str/lower-case (field-name name))))))]
      (map-indexed (fn [i path]
                     (let [plain (title path false)]
-                      (cond-> {:title (if (clashes plain) (title path true) plain)
+                      (cond-> {:title (if (clashes? path plain) (title path true) plain)
                                :of #(get-in % path) :cell output/element-cell
                                :side (first path) :path path
                                :least (if (next path) 12 16)}

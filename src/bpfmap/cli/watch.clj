@@ -24,12 +24,18 @@
       :gone (str "map " id " is gone: no process, program or pin has it any more"
                  (when (and pin (not= "map " other)) (str "; " pin " is " other " now"))))))
 
+(defn- seconds-text
+  "A number of seconds with all of its digits, and one behind the point at least."
+  [seconds]
+  (let [n (bigdec (double seconds))]
+    (.toPlainString (if (< (.scale n) 1) (.setScale n 1) n))))
+
 (defn- titles
   "What stands above the table."
   [{:keys [entries new changed gone elapsed] {:keys [id name type max-entries]} :map :as frame} options]
   (concat
    [(str "Map " id (when (seq name) (str " " (output/cell name))) " (" (output/cell type) "): " entries " of " max-entries " entries")
-    (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every " (views/rate-text (:interval options)) " s: "
+    (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every " (seconds-text (:interval options)) " s: "
          (if (zero? (double elapsed))
            "the first look"
            (str changed " changed, " new " new, " gone " gone"))

@@ -5,6 +5,7 @@
   types of two maps differ, or values of several CPUs are put together, it is what they read as that is compared."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.live :as live]
             [bpfmap.exec.percpu :as percpu]
             [bpfmap.exec.reading :as reading]
@@ -26,7 +27,7 @@
   "What was read of a source, with its values as `--cpus` asks for them."
   [{:keys [value-out] :as read} {:keys [per-cpu?]} which possible]
   (let [combine (if per-cpu? (percpu/picker which possible) identity)]
-    (assoc read :value-out (comp combine value-out) :combined? (and per-cpu? (not (contains? #{nil :each} which))))))
+    (assoc read :value-out (comp combine value-out) :combined? (and per-cpu? (not (contains? #{nil :each :all} which))))))
 
 (defn- of-file [file {:keys [cpus]}]
   (let [{:keys [entries inner] saved :spec} (saving/read-file file)
@@ -34,7 +35,7 @@
         {:keys [per-cpu?] :as row} (reference/row-of-type (:type spec))
         n (when per-cpu? (count (second (first entries))))]
     (combined (assoc (raw/types spec n) :spec spec :inner inner :entries (raw/snapshot (saving/in-bytes spec entries))
-                     :cpus (when (contains? #{nil :each} cpus) n))
+                     :cpus (when (contains? #{nil :each :all} cpus) n))
               row cpus (range (or n 0)))))
 
 (defn- of-map [source {:keys [cpus] :as options}]
@@ -139,17 +140,23 @@
   whatever the options leave of the rows.
 
       (diff {:old {:name \"flows\"} :seconds 1}) ;=> [{:change :changed, :key 7, :old 1, :new 3, :per-second 2.0}]"
-  [{:keys [old new seconds] :as options}]
+  [{:keys [old new seconds cpus] :as options}]
   (when (and new seconds)
     (throw (arguments/refused "diff" :seconds seconds "it is for one map, and two were given")))
   (when (and (nil? new) (file-of old))
     (throw (arguments/refused "diff" :old (file-of old) "a file does not change: give a map as NEW")))
   (let [seconds (or seconds 1.0)
         before (read-source old options)
+        with-fields (fn [after]
+                      (let [options (assoc options :fields (fields/of-changes (:spec before) (:spec after) cpus (nil? new)))]
+                        (where/check options)
+                        options))
+        _ (when-not new (with-fields before)) ; what is wrong is said before the wait
         began (System/nanoTime)
         _ (when-not new (Thread/sleep (long (* 1000 (double seconds)))))
         apart (/ (- (System/nanoTime) began) 1e9)
         after (read-source (or new old) options)
+        options (with-fields after)
         {:keys [rows same]} (compared before after (when-not new apart))
         counts (frequencies (map :change rows))]
     (with-meta (if (:sort options)

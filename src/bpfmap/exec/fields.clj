@@ -8,8 +8,10 @@
   | `:kind`     | `:number` `:boolean` `:text` `:char` `:name` `:address` `:prefix` `:mac` `:bytes` `:struct` `:list`, or `:any` if it cannot be told |
   | `:fields`   | of a struct: `[name field]` pairs, in order                                    |
   | `:aliases`  | of a struct: other names that a field has, as displayed: alias to name         |
+  | `:unlisted` | of a struct: fields that a value has only sometimes, by name                   |
   | `:of`       | of a list: the field of each element                                           |
   | `:names`    | of a name: the names that it can have, each with its number, or nil            |
+  | `:shown`    | what a table shows for some values, such as `+`: text to what it means         |
   | `:family`   | of an address or prefix: `:ipv4` or `:ipv6`                                    |
 
   Names are texts. [[bpfmap.exec.where]] reads paths by them and checks conditions against them."
@@ -95,7 +97,7 @@
 
 (defn- exact
   "Returns `[field number-of-segments]` of the longest beginning of a path that is the name of a field; nil if none is."
-  [{:keys [fields aliases]} path exact? fold]
+  [{:keys [fields aliases unlisted]} path exact? fold]
   (let [same (fn [wanted name] (= (fold wanted) (fold name)))]
     (some (fn [n]
             (let [wanted (str/join "." (take n path))]
@@ -103,35 +105,49 @@
                   (some (fn [[alias name]]
                           (when (same wanted alias)
                             (some (fn [[other field]] (when (= name other) [name field n])) fields)))
-                        aliases))))
+                        aliases)
+                  (some (fn [[name field]] (when (same wanted name) [name field n])) unlisted))))
           (if exact? [1] (range (count path) 0 -1)))))
 
-(defn- fold-case [text] (str/lower-case (str/replace text #"[ _]" "-")))
+(defn- fold-case [text] (str/lower-case (str/replace (str/replace text #"\?$" "") #"[ _]" "-")))
 
 (defn- at
-  "Returns every `[canonical-path field]` at a path of a field."
-  [{:keys [kind of] :as field} path exact? so-far]
+  "Returns every `[canonical-path field]` at a path of a field. `folds` are ways to compare names, of which the first that
+  finds one counts."
+  [{:keys [kind of] :as field} path exact? folds so-far]
   (cond
     (empty? path) [[so-far field]]
     (= :any kind) [[(into so-far path) any]]
     (= :list kind) (if (re-matches #"[0-9]{1,9}" (first path))
-                     (at of (rest path) exact? (conj so-far (first path)))
-                     (at of path exact? so-far))
-    (= :struct kind) (when-let [[name field n] (or (exact field path exact? identity) (exact field path exact? fold-case))]
-                       (at field (drop n path) exact? (conj so-far name)))
+                     (at of (rest path) exact? folds (conj so-far (first path)))
+                     (at of path exact? folds so-far))
+    (= :struct kind) (when-let [[name field n] (some #(exact field path exact? %) folds)]
+                       (at field (drop n path) exact? folds (conj so-far name)))
     :else nil))
+
+(defn- rate-path
+  "Returns the path of the rates that a table shows as `bytes/s`; nil for any other path."
+  [path]
+  (when-let [[_ name] (some->> (peek (vec path)) (re-matches #"(?is)(.+)/s"))]
+    (concat ["per-second"] (butlast path) [name])))
 
 (defn find-path
   "Returns `[path field]` of what a path means in rows with these fields: the path by its real names, and the field there.
-  Of an entry, the fields of its value and then of its key are found by themselves. Nil if there is no such field.
+  Of an entry, the fields of its value and then of its key are found by themselves, and so is `bytes/s` of its rates. Upper
+  and lower case are the same unless both are there. Nil if there is no such field.
 
       (find-path (row [[\"key\" {:kind :number}]]) [\"KEY\"]) ;=> [[\"key\"] {:kind :number}]"
   [row path]
   (let [by-name (into {} (:fields row))
         exact? (:exact (meta path))]
-    (or (first (at row path exact? []))
-        (when-let [value (by-name "value")] (first (at value path exact? ["value"])))
-        (when-let [key (by-name "key")] (first (at key path exact? ["key"]))))))
+    (or (first (at row path exact? [identity fold-case] []))
+        (some (fn [folds]
+                (some (fn [side]
+                        (when-let [field (by-name side)] (first (at field path exact? folds [side]))))
+                      ["value" "key"]))
+              [[identity] [identity fold-case]])
+        (when-let [rates (when (by-name "per-second") (rate-path path))]
+          (first (at row rates exact? [identity fold-case] []))))))
 
 (defn paths
   "Returns the paths of all fields that are not taken apart further, as texts: those of a row, in order.
@@ -166,6 +182,7 @@
     :array {:kind :list :of (of-node element)}
     (:struct :union)
     {:kind :struct
+     :unlisted {"bpfmap/padding" {:kind :bytes}}
      :fields (into []
                    (mapcat (fn [{:keys [name node]}]
                              (cond
@@ -220,3 +237,29 @@
     :number {:kind :number}
     :any any
     (nil :boolean :text :char :name :address :prefix :mac :bytes) nil))
+
+(defn- changes
+  "Returns the field of what became of an entry, by its names and the signs that a table shows for them."
+  [signs]
+  {:kind :name :names (zipmap (vals signs) (repeat nil)) :shown signs})
+
+(defn of-watched
+  "Returns the field that the rows of a frame of `watch` are, for a map with this spec, see [[of-entries]]."
+  [spec cpus]
+  (let [{:keys [fields]} (of-entries spec cpus)
+        rates (some-> (into {} fields) (get "value") of-rates)]
+    (row (cond-> (conj fields ["mark" (changes {"+" "new" "*" "changed" "-" "gone"})])
+           rates (conj ["per-second" rates]))
+         {"change" "mark"})))
+
+(defn of-changes
+  "Returns the field that the rows of `diff` are, for maps with these specs, see [[of-entries]]. `rates?` is true if they
+  have `:per-second`."
+  [old-spec new-spec cpus rates?]
+  (let [[before after] (map #(into {} (:fields (of-entries % cpus))) [old-spec new-spec])
+        side (fn [k] (if (= (before k) (after k)) (after k) any))
+        rates (when rates? (of-rates (side "value")))]
+    (row (cond-> [["change" (changes {"+" "added" "*" "changed" "-" "removed"})] ["key" (side "key")]
+                  ["old" (before "value" any)] ["new" (after "value" any)]]
+           rates (conj ["per-second" rates]))
+         {"mark" "change"})))

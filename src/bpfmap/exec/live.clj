@@ -121,11 +121,7 @@
 (defn- with-fields
   "Returns options with the `:fields` of the rows of a frame."
   [m options]
-  (let [{:keys [fields]} (:fields (reading/with-fields m options))
-        value (second (first (filter #(= "value" (first %)) fields)))]
-    (assoc options :fields (fields/row (conj fields
-                                             ["mark" {:kind :name :names {"new" nil "changed" nil "gone" nil}}]
-                                             ["per-second" (fields/of-rates value)])))))
+  (assoc options :fields (fields/of-watched (bpf/spec m) (:cpus options))))
 
 (defn- types-of
   "What is made of the bytes of an open map, for [[compared]], and the `:options` with the fields of its rows."

@@ -49,7 +49,7 @@
     (fields/row [["feature" (name-in [:map-type :map-flag :operation :element-flag :program-type])]
                  ["of" (name-in (keys rules/types))]
                  ["name" {:kind :name}]
-                 ["here" {:kind :boolean}]
+                 ["here" {:kind :boolean :shown {"?" nil}}]
                  ["since" {:kind :text}]
                  ["why" {:kind :text}]])))
 

@@ -20,7 +20,7 @@
   | the field is        | it is compared with                                                                     |
   |---------------------|-----------------------------------------------------------------------------------------|
   | a number            | a number, also as 0x1f; with K, M, G, T, P or E (or Ki, Mi …) a multiple of 1024, with KB, MB … of 1000; with ns, us, ms, s, min, h or d a time, in nanoseconds or in the unit that the field's name ends in, such as `_us` |
-  | a name (an enum, a map type, a flag) | the name, or its number; a name of the kernel's also as there: `percpu_hash` |
+  | a name (an enum, a map type, a flag) | the name, or its number; a name of the kernel's also as there: `percpu_hash`; a mark also as `+`, `*` or `-` |
   | an address or a prefix | an address; or a prefix, which holds the addresses in it                             |
   | text                | text; in quotes, it may have any character                                              |
   | bytes               | bytes in hexadecimal                                                                    |
@@ -563,7 +563,7 @@
   [text]
   (if (str/starts-with? (str/triml text) "[")
     (let [data (edn text)] (when (vector? data) data))
-    (let [[_ field op given] (re-matches #"(?s)\s*((?:\"(?:[^\"\\]|\\.)*\"|[^=<>!~\s\"])+)\s*(!=|<=|>=|!~|==|=~|=|<|>|~)\s*(.*?)\s*" text)]
+    (let [[_ field op given] (re-matches #"(?s)\s*((?:\"(?:[^\"\\]|\\.)*\"|[^=<>!~\s\"]|\s+(?=[^=<>!~\s]))+)\s*(!=|<=|>=|!~|==|=~|=|<|>|~)\s*(.*?)\s*" text)]
       (when field
         [(in-text op) field (value-text given (in-text op))]))))
 
@@ -606,7 +606,8 @@
     (let [[path given] more]
       (if row-field
         (let [real (real-path row-field path)
-              [_ field] (fields/find-path row-field path)]
+              [_ {:keys [shown] :as field}] (fields/find-path row-field path)
+              given (get shown given given)]
           (check-kind real op given field)
           [op real given field])
         [op path given nil]))))
@@ -640,7 +641,7 @@
                    (let [found (test-value op operands element x)]
                      (when-not (nil? x) (note condition x found))
                      (true? found)))]
-      (fn [row] (boolean (some holds? (values row)))))))
+      (fn [row] (boolean (some holds? (or (values row) (when field [nil]))))))))
 
 ;; --- rows
 
@@ -696,6 +697,15 @@
       where passing
       limit (take limit)
       :else (map identity))))
+
+(defn check
+  "Throws `:usage` if rows with these `:fields` lack one that `:where` or `:sort` names, or that cannot be compared so.
+
+      (check {:where [[:= [\"id\"] \"7\"]] :fields (fields/row [[\"id\" {:kind :number}]])}) ;=> nil"
+  [{:keys [where sort] row-field :fields}]
+  (run! #(resolved row-field %) where)
+  (when sort (real-path row-field (:path sort)))
+  nil)
 
 (defn column
   "What to sort by, as data: `{:path :descending?}`; nil for what is no column.

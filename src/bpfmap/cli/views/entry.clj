@@ -52,7 +52,8 @@
 (defn saved
   "A map that was written to a file."
   [{:keys [map file entries]} _options]
-  {:lines [(str (output/plural entries "entry" "entries") " of " (map-text map) " are saved in " (output/cell file))]})
+  {:lines [(str (output/plural entries "entry" "entries") " of " (map-text map)
+                (if (= 1 entries) " is" " are") " saved in " (output/cell file))]})
 
 (defn- entries-text [n]
   (output/plural n "entry" "entries"))

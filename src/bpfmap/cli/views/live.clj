@@ -31,13 +31,19 @@
 (defn- rate-cell [x]
   (cond
     (number? x) (rate-text x)
-    (vector? x) (str/join " " (map rate-text x))))
+    (vector? x) (str/join " " (map #(if (number? %) (rate-text %) (output/cell %)) x))))
+
+(defn- rate-title
+  "How a table names the rates on a path, which `--where` and `--sort` take too."
+  [path]
+  (let [names (mapv spread/field-name path)]
+    (fields/path-text (conj (pop names) (str (peek names) "/s")))))
 
 (defn rate-columns
   "Columns for the rates on these paths; the numbers of a scalar value are PER-SECOND."
   [paths]
   (for [[i path] (map-indexed vector paths)]
-    {:title (if (seq path) (str (str/join "." (map spread/field-name path)) "/s") "PER-SECOND")
+    {:title (if (seq path) (rate-title path) "PER-SECOND")
      :of #(or (rate-cell (get-in (:per-second %) path)) "")
      :path (into [:per-second] path)
      :align :right :rank (+ 0.5 i)}))
@@ -45,7 +51,7 @@
 (defn entry-columns
   "Columns of rows with a key, a value and rates where there are any: the mark, key, value, and rates on these paths."
   [rows rate-paths]
-  (let [fields (spread/columns [:key :value] rows)]
+  (let [fields (spread/columns [:key :value] rows nil ["mark" "change" "per-second"])]
     (concat [{:title "" :of #(marks (:mark %) " ")}]
             fields
             (rate-columns rate-paths))))
@@ -55,7 +61,7 @@
 (defn- side-columns [rows trees]
   (concat
    [{:title "" :of #(marks (:change %) " ")}]
-   (map #(dissoc % :rank) (spread/columns [:key] rows trees))
+   (map #(dissoc % :rank) (spread/columns [:key] rows trees ["mark" "change" "old" "new" "per-second"]))
    [{:title "OLD" :of #(if (contains? % :old) (:old %) "") :least 16}
     {:title "NEW" :of #(if (contains? % :new) (:new %) "") :least 16}]))
 
