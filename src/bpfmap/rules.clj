@@ -116,10 +116,12 @@
       (flag-set 0x401)     ;=> #{:no-prealloc :mmapable}
       (flag-set (bit-shift-left 1 30)) ;=> #{1073741824}"
   [word]
-  (into #{}
-        (comp (filter #(bit-test word %))
-              (map #(bit->flag % (bit-shift-left 1 %))))
-        (range 32)))
+  (loop [word (long word) set #{}]
+    (if (zero? word)
+      set
+      (let [bit (Long/numberOfTrailingZeros word)]
+        (recur (bit-and-not word (bit-shift-left 1 bit))
+               (if (< bit 32) (conj set (bit->flag bit (bit-shift-left 1 bit))) set))))))
 
 (defn flag-word
   "The flag word of a collection of names and numbers.

@@ -14,8 +14,8 @@ import java.util.List;
  * A zeroed {@code union bpf_attr} for one command, with the buffers it points to: for everything but the hot paths.
  *
  * <p>Only what was set counts towards the size that the kernel is told, so a field left alone does not make an older
- * kernel refuse the call. Descriptors set with {@link #fd} stay in use until {@link #close}. Used by one
- * thread.
+ * kernel refuse the call. Descriptors set with {@link #fd} stay in use until {@link #close}, and the buffers are valid
+ * until then. Used by one thread.
  *
  * <pre>{@code
  * try (Attr attr = new Attr().fd(Abi.ELEM_MAP_FD, map)) {
@@ -26,11 +26,23 @@ import java.util.List;
 public final class Attr implements AutoCloseable {
     private static final int SIZE = 168;
 
-    private final Arena arena = Arena.ofConfined();
-    private final MemorySegment attr = arena.allocate(SIZE, 8);
-    private final MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
+    /** What a scratch has room for: the attribute and the buffers of most commands. */
+    private static final long ROOM = 4096;
+
+    private final Scratch scratch = Scratch.take(ROOM);
+    private final MemorySegment attr = scratch.memory.asSlice(Scratch.ATTR, SIZE).fill((byte) 0);
+    private final MemorySegment capture = scratch.capture;
     private final List<Fd> inUse = new ArrayList<>(2);
+    private long free = Scratch.ATTR + SIZE;
     private int used;
+
+    /** For buffers that the scratch has no room for; null if there are none. */
+    private Arena arena;
+
+    /** Takes memory for one command. */
+    public Attr() {
+        scratch.preparedFor = 0; // an element operation that comes next fills in the attribute again
+    }
 
     /** Sets a field of four bytes. */
     public Attr int32(int offset, long value) {
@@ -71,7 +83,16 @@ public final class Attr implements AutoCloseable {
 
     /** A new zeroed buffer that no field points to: another buffer does. */
     public MemorySegment spare(long size) {
-        return arena.allocate(Math.max(size, 1), 8);
+        long bytes = Math.max(size, 1);
+        if (bytes <= ROOM - free) {
+            MemorySegment buffer = scratch.memory.asSlice(free, bytes).fill((byte) 0);
+            free += bytes + 7 & ~7L;
+            return buffer;
+        }
+        if (arena == null) {
+            arena = Arena.ofConfined();
+        }
+        return arena.allocate(bytes, 8);
     }
 
     /** Sets a field to the address of a new zeroed buffer, and returns the buffer. */
@@ -112,8 +133,13 @@ public final class Attr implements AutoCloseable {
     /** Frees the memory and ends the use of the descriptors. */
     @Override
     public void close() {
-        inUse.forEach(Fd::release);
+        for (int i = 0; i < inUse.size(); i++) {
+            inUse.get(i).release();
+        }
         inUse.clear();
-        arena.close();
+        if (arena != null) {
+            arena.close();
+        }
+        scratch.give();
     }
 }

@@ -101,8 +101,11 @@ public final class Native {
      * @return what the kernel returned, or the negated errno
      */
     public static long syscall(long number, long a, long b, long c, long d, long e) {
-        try (Arena arena = Arena.ofConfined()) {
-            return syscall(arena.allocate(CAPTURE_SIZE, 8), number, a, b, c, d, e);
+        Scratch s = Scratch.take(CAPTURE_SIZE);
+        try {
+            return syscall(s.capture, number, a, b, c, d, e);
+        } finally {
+            s.give();
         }
     }
 

@@ -293,16 +293,21 @@
           (vswap! known assoc id node)
           node))))
 
+(defn weighed-type-of
+  "As [[type-of]], with how many members the type has at all levels: `[type weight]`."
+  [b id]
+  (try
+    ((juxt :type :weight) (of-id {:blob b :within #{} :known (volatile! {})} id))
+    (catch ExceptionInfo e
+      ;; What no type of ours can say: an integer of three bytes, an enum with a value too large for it.
+      (throw (if (= :invalid-spec (:bpfmap/error (ex-data e)))
+               (malformed [:type id] (ex-message e))
+               e)))))
+
 (defn type-of
   "The type of an id of a blob, in the words of `bpfmap.type`.
 
   Throws `:malformed-btf` for one that has no value (`void`, a function), that
   contains itself, or does not fit in its size."
   [b id]
-  (try
-    (:type (of-id {:blob b :within #{} :known (volatile! {})} id))
-    (catch ExceptionInfo e
-      ;; What no type of ours can say: an integer of three bytes, an enum with a value too large for it.
-      (throw (if (= :invalid-spec (:bpfmap/error (ex-data e)))
-               (malformed [:type id] (ex-message e))
-               e)))))
+  (first (weighed-type-of b id)))

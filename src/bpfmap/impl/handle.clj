@@ -2,6 +2,7 @@
   "A handle of a map that there is: made of its descriptor and its spec, cloned, asked for what the kernel says, and frozen."
   (:refer-clojure :exclude [clone])
   (:require [bpfmap.codec.element :as element]
+            [bpfmap.impl.cache :as cache]
             [bpfmap.impl.memory.direct :as direct]
             [bpfmap.impl.memory.mapping :as mapping]
             [bpfmap.impl.reference :as reference]
@@ -34,21 +35,46 @@
   (when-some [refused (merge (written-blindly type) (rules/refusals type value-size access))]
     (into refused (keep (fn [op] (some->> (refused (rules/ability op)) (vector op)))) rules/made-of-others)))
 
+(deftype ^:private Parts [refusals key-codec value-codec bridge cpus row])
+
+(defn- parts-of
+  "What a handle is made of, as far as types, sizes and access decide it."
+  ^Parts [spec type value-size access]
+  (let [{:keys [ops per-cpu?] :as row} (rules/types type)
+        cpus (when per-cpu? (sys/possible-cpus))]
+    (Parts. (refusals type value-size access)
+            (when (seq ops) (element/key spec))
+            (when (seq ops) (element/value spec (count cpus)))
+            (reference/bridge spec)
+            cpus
+            row)))
+
+(def ^:private made-parts (cache/cache))
+
+(defn- parts
+  "As [[parts-of]], from a cache. What a probe of the kernel decides is not cached."
+  ^Parts [{:keys [key value types] :as spec} type value-size access]
+  (if (:conditional-since (rules/types type))
+    (parts-of spec type value-size access)
+    (cache/through made-parts 128 (cache/by-identity key value types [(:type spec) type value-size access])
+                   #(parts-of spec type value-size access))))
+
 (defn make
   "An open map of a descriptor, its identity and its spec. Elements are usable where the type's layout is known."
   ^BpfMap [fd {:keys [id type value-size]} spec access path]
-  (let [{:keys [ops per-cpu?] :as row} (rules/types type)
-        cpus (when per-cpu? (sys/possible-cpus))
-        key-codec (when (seq ops) (element/key spec))
-        value-codec (when (seq ops) (element/value spec (count cpus)))
-        size (fn [codec] (if codec (.size ^Codec codec) 0))
+  (let [parts (parts spec type value-size access)
+        key-codec (.-key-codec parts)
+        value-codec (.-value-codec parts)
         identity {:id id :name (str (:name spec)) :type type}
         mapping (mapping/mapping fd identity spec access)]
     (BpfMap. fd identity spec access
-             (refusals type value-size access)
-             (when (seq ops) (el/elements fd (size key-codec) (size value-codec)))
-             key-codec value-codec (reference/bridge spec) cpus
-             (atom (if path [path] [])) row mapping
+             (.-refusals parts)
+             (when (seq (:ops (.-row parts)))
+               (el/elements fd
+                            (if key-codec (.size ^Codec key-codec) 0)
+                            (if value-codec (.size ^Codec value-codec) 0)))
+             key-codec value-codec (.-bridge parts) (.-cpus parts)
+             (atom (if path [path] [])) (.-row parts) mapping
              (when (and mapping value-codec) (direct/layout mapping key-codec value-codec spec)))))
 
 (defn clone

@@ -2,6 +2,7 @@
   "How an open map comes to be: created from a spec, or opened by what names it."
   (:require [bpfmap.codec.element :as element]
             [bpfmap.error :as error]
+            [bpfmap.impl.cache :as cache]
             [bpfmap.impl.comparing :as comparing]
             [bpfmap.impl.handle :as handle]
             [bpfmap.impl.many :as many]
@@ -19,7 +20,6 @@
             [bpfmap.impl.typing :as typing]
             [bpfmap.rules :as rules]
             [bpfmap.spec :as spec]
-            [clojure.set :as set]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
            (java.io File)
@@ -111,7 +111,8 @@
   (check-contents spec facts)
   (let [{:keys [fd untyped]} (token/allowing facts #(create-bare (assoc spec :token %) facts))]
     (owning fd
-      (let [m (handle/make fd (maps/info fd facts nil) (cond-> (kept spec) untyped (assoc :untyped untyped)) (access-of spec) nil)]
+      (let [m (handle/make fd (assoc (select-keys spec [:type :value-size]) :id (maps/id-of fd facts))
+                           (cond-> (kept spec) untyped (assoc :untyped untyped)) (access-of spec) nil)]
         (when (seq contents)
           (fill m spec))
         (when (or freeze (spec/frozen-by-name? name))
@@ -180,11 +181,34 @@
       (throw (error/error :invalid-value (str "Unknown option " (pr-str (error/shown k)))
                           {:bpfmap/op :create :bpfmap/path [(error/shown k)] :bpfmap/hint "create takes :pin-path and :via"})))))
 
+(def ^:private completed-specs (cache/cache))
+
+(defn- completed
+  "The completed spec, which carries its BTF. Specs of the same types that differ in name alone are completed once."
+  [spec]
+  (let [complete #(typing/with-btf (spec/complete % (comparing/machine)))
+        {:keys [name key value types]} (when (error/named-map? spec) spec)
+        plain? #(or (keyword? %) (int? %) (boolean? %))]
+    (if (and (error/named-map? spec)
+             (or (nil? name) (string? name))
+             (every? (fn [[k x]]
+                       (case k
+                         (:name :key :value :types) true
+                         (:contents :inner-map :pinning :struct-ops) false
+                         :flags (and (set? x) (every? plain? x))
+                         (plain? x)))
+                     spec))
+      (cond-> (cache/through completed-specs 128
+                             (cache/by-identity key value types (dissoc spec :name :key :value :types))
+                             #(complete (dissoc spec :name)))
+        name (assoc :name name))
+      (complete spec))))
+
 (defn create
   "Creates a map from a spec, or opens the one that is pinned under its name."
   [spec options]
   (check-create-options options)
-  (let [spec (spec/complete spec (comparing/machine))
+  (let [spec (completed spec)
         facts (-> (select-keys spec [:type :numa-node]) (assoc :op :create :map (select-keys spec [:name :type])))
         spec (if (:struct-ops spec) (struct-ops/completed spec facts) spec)]
     (try
@@ -220,11 +244,13 @@
   "A handle of a descriptor just opened. The kernel does not say on which NUMA node a map is, so its spec does not either."
   [fd access options path facts]
   (owning fd
-    (let [info (maps/info fd facts nil)
-          spec (-> (select-keys info [:name :type :key-size :value-size :max-entries :flags])
-                   (update :flags #(set/difference % #{:numa-node} (:added (rules/types (:type info)))))
-                   (merge (when (:extra (rules/types (:type info))) (select-keys info [:map-extra])))
-                   (merge (select-keys options [:types]) (typing/types-of info options facts)))]
+    (let [{:keys [name type key-size value-size max-entries flags map-extra] :as info} (maps/info fd facts nil)
+          {:keys [added extra]} (rules/types type)
+          spec (cond-> {:name name :type type :key-size key-size :value-size value-size :max-entries max-entries
+                        :flags (reduce disj flags (conj added :numa-node))}
+                 (and extra map-extra) (assoc :map-extra map-extra)
+                 (contains? options :types) (assoc :types (:types options))
+                 true (into (typing/types-of info options facts)))]
       (via options (handle/make fd info spec access path)))))
 
 (defn infos

@@ -9,7 +9,8 @@
             [bpfmap.impl.sys.procfs :as procfs]
             [bpfmap.rules :as rules])
   (:import (bpfmap.sys Abi Attr Bytes ClosedFdException Cpus Descriptors Fd MemlockLimit Native)
-           (java.lang.foreign MemorySegment)))
+           (java.lang.foreign MemorySegment)
+           (java.nio.charset StandardCharsets)))
 
 (set! *warn-on-reflection* true)
 
@@ -137,8 +138,9 @@
 (defn text
   "A NUL-terminated text of at most n bytes."
   [^MemorySegment memory offset n]
-  (let [bytes (Bytes/copyOut memory offset n)]
-    (String. bytes 0 (int (count (take-while (complement zero?) bytes))) "UTF-8")))
+  (let [bytes (Bytes/copyOut memory offset n)
+        end (loop [i 0] (if (or (= i (alength bytes)) (zero? (aget bytes i))) i (recur (inc i))))]
+    (String. bytes 0 (int end) StandardCharsets/UTF_8)))
 
 (defn u32
   "A field of four bytes, as a number from 0."

@@ -2,8 +2,10 @@
   "Types on their way to the kernel and back: a map is created with BTF, and opened with the types that its BTF tells."
   (:require [bpfmap.btf :as btf]
             [bpfmap.btf.emit :as emit]
+            [bpfmap.btf.reading :as reading]
             [bpfmap.btf.writing :as writing]
             [bpfmap.error :as error]
+            [bpfmap.impl.cache :as cache]
             [bpfmap.impl.struct-ops :as struct-ops]
             [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.btf :as sys.btf]
@@ -68,6 +70,11 @@
       (when (and key value (or variable (some says-something? [key value])))
         (written [(if (= :index btf) (index-type key types) key) value] types variable)))))
 
+(defn with-btf
+  "A completed spec that carries its BTF, which is made when it is first needed. The spec may get other names, not other types."
+  [spec]
+  (vary-meta spec assoc ::btf (delay (btf-of spec nil))))
+
 (def ^:private btf-refused
   "How the kernel refuses BTF: a kind that it does not know, a name, a map type that takes none."
   #{:EINVAL :ENOTSUPP :EOPNOTSUPP :E2BIG})
@@ -80,7 +87,9 @@
   [spec facts]
   (try
     (let [load (fn [variable]
-                 (when-let [{:keys [bytes ids]} (btf-of spec variable)]
+                 (when-let [{:keys [bytes ids]} (if (or variable (nil? (::btf (meta spec))))
+                                                  (btf-of spec variable)
+                                                  (force (::btf (meta spec))))]
                    {:fd (sys.btf/load bytes (:token spec) facts) :ids ids}))]
       (if-let [variable (variable-of spec)]
         (try
@@ -117,23 +126,69 @@
 
 ;; --- back
 
+(deftype ^:private Told [key value key-size value-size ^long read-at])
+
+(def ^:private told-types
+  "Types of maps that were opened, by the ids of BTF object, key type and value type.
+
+  A BTF object never changes, but its id comes round: the kernel counts up to 2^31, and then begins with ids that are free.
+  Nobody makes so many objects within [[holds-for]], so what was read no longer ago is still what the id stands for."
+  (cache/cache))
+
+(def ^:private holds-for
+  "Nanoseconds for which the types of a BTF id hold."
+  60000000000)
+
+(def ^:private heaviest-kept
+  "Members of the largest type that is kept. A hostile program's BTF may have more, as may a few sections of variables."
+  1000)
+
+(defn- read-types
+  "The types that a BTF object has under two ids; the key's is 0 for a data section or a bloom filter, which have a value alone."
+  [btf-id key-id value-id map-type facts]
+  (let [blob (btf/parse (:bytes (sys.btf/blob btf-id facts)))
+        weigh (fn [id] (reading/weighed-type-of blob id))
+        [key key-weight] (if (= 0 key-id) [(:key (rules/types map-type)) 0] (weigh key-id))
+        [value value-weight] (weigh value-id)]
+    [(Told. key value (some-> key type/size) (type/size value) (System/nanoTime))
+     (+ (long key-weight) (long value-weight))]))
+
+(defn- told
+  "As [[read-types]], from a cache if it was read within [[holds-for]]."
+  ^Told [{:keys [btf-id btf-key-type-id btf-value-type-id type]} facts]
+  (let [key-id (or btf-key-type-id 0)
+        k [btf-id key-id btf-value-type-id type]
+        ^Told known (cache/known told-types k)]
+    (if (and known (< (- (System/nanoTime) (.-read-at known)) (long holds-for)))
+      known
+      (let [[types weight] (read-types btf-id key-id btf-value-type-id type facts)]
+        (when (<= (long weight) (long heaviest-kept))
+          (cache/keep! told-types 128 k types))
+        types))))
+
 (defn- from-btf
-  "The types that a map's BTF tells: `{:key :value}`, or `{:untyped reason}` where it does not tell them."
-  [{:keys [btf-id btf-key-type-id btf-value-type-id btf-vmlinux-value-type-id type] :as info} facts]
+  "The types that a map's BTF tells: a `Told`, or `{:untyped reason}` if it does not tell them. With `:struct-ops` for a struct of the
+  kernel's."
+  [{:keys [btf-id btf-value-type-id btf-vmlinux-value-type-id] :as info} facts]
   (when (or (and btf-id btf-value-type-id) btf-vmlinux-value-type-id)
     (try
       (if btf-vmlinux-value-type-id
-        (struct-ops/told info facts)
-        (let [blob (btf/parse (:bytes (sys.btf/blob btf-id facts)))]
-          {:key (cond
-                  btf-key-type-id (btf/type-of blob btf-key-type-id)
-                  ;; A data section has a value alone, and a bloom filter.
-                  :else (:key (rules/types type)))
-           :value (btf/type-of blob btf-value-type-id)}))
+        (let [{:keys [value] :as found} (struct-ops/told info facts)]
+          (cond-> found value (assoc :value-size (type/size value))))
+        (let [told (told info facts)]
+          {:key (.-key told) :value (.-value told) :key-size (.-key-size told) :value-size (.-value-size told)}))
       (catch ExceptionInfo e
         (if (#{:malformed-btf :permission :not-found} (:bpfmap/error (ex-data e)))
           {:untyped (ex-message e)}
           (throw e))))))
+
+(def ^:private types-of-bytes (cache/cache))
+
+(defn- bytes-type
+  "A `[:bytes n]`, the same object for the same size; nil for 0."
+  [n]
+  (when (pos? (long n))
+    (cache/through types-of-bytes 256 n #(vector :bytes n))))
 
 (defn- given
   "The type that an option gives for one side, checked; nil when it gives none."
@@ -157,14 +212,13 @@
   (let [given-key (given :key key-size options info op)
         given-value (given :value value-size options info op)
         told (when-not (and given-key given-value) (from-btf info facts))
-        usable (fn [told size]
-                 (when (and told (= size (type/size told))) told))
-        bytes (fn [size] (when (pos? (long size)) [:bytes size]))
+        told-key (when (= key-size (:key-size told)) (:key told))
+        told-value (when (= value-size (:value-size told)) (:value told))
         {:keys [type flags]} info]
-    (cond-> {:key (or given-key (usable (:key told) key-size) (rules/key-type type key-size) (bytes key-size))
+    (cond-> {:key (or given-key told-key (rules/key-type type key-size) (bytes-type key-size))
              ;; What refers to other objects reads as references, whatever anybody calls its type.
              :value (or (when (:values (rules/types type)) (spec/value-default type value-size flags))
-                        (when (:struct-ops told) (usable (:value told) value-size))
-                        given-value (usable (:value told) value-size) (spec/value-default type value-size flags) (bytes value-size))}
+                        (when (:struct-ops told) told-value)
+                        given-value told-value (spec/value-default type value-size flags) (bytes-type value-size))}
       (:struct-ops told) (assoc :struct-ops (:struct-ops told))
       (:untyped told) (assoc :untyped (:untyped told)))))

@@ -81,22 +81,25 @@
 (defn- from-info
   "What a `struct bpf_map_info` says of a map."
   [memory]
-  (let [extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)
-        optional {:btf-id (sys/u32 memory Info/MAP_BTF_ID)
-                  :btf-key-type-id (sys/u32 memory Info/MAP_BTF_KEY_TYPE_ID)
-                  :btf-value-type-id (sys/u32 memory Info/MAP_BTF_VALUE_TYPE_ID)
-                  :btf-vmlinux-value-type-id (sys/u32 memory Info/MAP_BTF_VMLINUX_VALUE_TYPE_ID)
-                  :ifindex (sys/u32 memory Info/MAP_IFINDEX)
-                  :map-extra (if (neg? extra) (+ 18446744073709551616N extra) extra)}]
-    (into {:id (sys/u32 memory Info/MAP_ID)
-           :type (rules/type-name (sys/u32 memory Info/MAP_TYPE))
-           :name (sys/text memory Info/MAP_NAME (inc Abi/NAME_LENGTH))
-           :key-size (sys/u32 memory Info/MAP_KEY_SIZE)
-           :value-size (sys/u32 memory Info/MAP_VALUE_SIZE)
-           :max-entries (sys/u32 memory Info/MAP_MAX_ENTRIES)
-           :flags (rules/flag-set (sys/u32 memory Info/MAP_MAP_FLAGS))}
-          (remove (comp zero? val))
-          optional)))
+  (let [btf-id (sys/u32 memory Info/MAP_BTF_ID)
+        key-type (sys/u32 memory Info/MAP_BTF_KEY_TYPE_ID)
+        value-type (sys/u32 memory Info/MAP_BTF_VALUE_TYPE_ID)
+        kernel-type (sys/u32 memory Info/MAP_BTF_VMLINUX_VALUE_TYPE_ID)
+        ifindex (sys/u32 memory Info/MAP_IFINDEX)
+        extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)]
+    (cond-> {:id (sys/u32 memory Info/MAP_ID)
+             :type (rules/type-name (sys/u32 memory Info/MAP_TYPE))
+             :name (sys/text memory Info/MAP_NAME (inc Abi/NAME_LENGTH))
+             :key-size (sys/u32 memory Info/MAP_KEY_SIZE)
+             :value-size (sys/u32 memory Info/MAP_VALUE_SIZE)
+             :max-entries (sys/u32 memory Info/MAP_MAX_ENTRIES)
+             :flags (rules/flag-set (sys/u32 memory Info/MAP_MAP_FLAGS))}
+      (not= 0 btf-id) (assoc :btf-id btf-id)
+      (not= 0 key-type) (assoc :btf-key-type-id key-type)
+      (not= 0 value-type) (assoc :btf-value-type-id value-type)
+      (not= 0 kernel-type) (assoc :btf-vmlinux-value-type-id kernel-type)
+      (not= 0 ifindex) (assoc :ifindex ifindex)
+      (not= 0 extra) (assoc :map-extra (if (neg? extra) (+ 18446744073709551616N extra) extra)))))
 
 (defn- from-fdinfo
   "What fdinfo says of a map, which has neither id nor name before Linux 4.13; nil where it cannot be read."
@@ -130,6 +133,16 @@
      (cond-> told
        (get fdinfo "memlock") (assoc :memlock (parse-long (get fdinfo "memlock")))
        (get fdinfo "frozen") (assoc :frozen? (= "1" (get fdinfo "frozen")))))))
+
+(defn id-of
+  "The id of an open map: the beginning of its info. Nil before Linux 4.13, which has no ids."
+  [^Fd fd facts]
+  (try
+    (objects/info "Reading the map's info" fd 8 facts (constantly nil)
+                  (fn [memory _] (sys/u32 memory Info/MAP_ID)))
+    (catch ExceptionInfo e
+      (when-not (= :EINVAL (:bpfmap/errno (ex-data e)))
+        (throw e)))))
 
 (defn by-id
   "Opens a map by its id; returns its descriptor."

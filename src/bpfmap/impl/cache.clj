@@ -1,0 +1,62 @@
+(ns bpfmap.impl.cache
+  "Bounded caches of what follows from a type, a spec or a BTF object, for maps that are opened and created often.
+
+  Types are compared by identity: two enums may be equal and list their names in another order, which decides what a
+  number reads as."
+  (:import (java.util.concurrent ConcurrentHashMap)))
+
+(set! *warn-on-reflection* true)
+
+(deftype Key [a b c others ^int hash]
+  Object
+  (hashCode [_] hash)
+  (equals [_ other]
+    (and (instance? Key other)
+         (let [^Key other other]
+           (and (identical? a (.-a other))
+                (identical? b (.-b other))
+                (identical? c (.-c other))
+                (= others (.-others other)))))))
+
+(defn by-identity
+  "A key that compares three objects by identity, and the rest by value.
+
+      (by-identity type-of-key type-of-value types [:hash 4 8])"
+  ^Key [a b c others]
+  (Key. a b c others
+        (unchecked-int (+ (hash others)
+                          (* 31 (System/identityHashCode a))
+                          (* 37 (System/identityHashCode b))
+                          (* 41 (System/identityHashCode c))))))
+
+(defn cache
+  "An empty cache; give it to [[through]]."
+  ^ConcurrentHashMap []
+  (ConcurrentHashMap.))
+
+(defn known
+  "The value of a key; nil if there is none.
+
+      (known (cache) :u32) ;=> nil"
+  [^ConcurrentHashMap c k]
+  (.get c k))
+
+(defn keep!
+  "Puts a value under a key. A cache that has `limit` entries is emptied first.
+
+      (keep! (cache) 100 :u32 4) ;=> nil"
+  [^ConcurrentHashMap c limit k value]
+  (when (<= (long limit) (.size c))
+    (.clear c))
+  (.put c k value)
+  nil)
+
+(defn through
+  "Returns the value of a key, which `make` makes if it is not there; see [[keep!]]. What `make` throws is not cached.
+
+      (through (cache) 100 :u32 #(codec :u32))"
+  [c limit k make]
+  (or (known c k)
+      (let [made (make)]
+        (keep! c limit k made)
+        made)))
