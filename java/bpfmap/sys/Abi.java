@@ -19,6 +19,7 @@ public final class Abi {
 
     /** {@code bpf(2)}; negative where this library does not know the processor. */
     public static final long SYS_BPF = number(321, 280);
+    public static final long SYS_READ = number(0, 63);
     public static final long SYS_CLOSE = number(3, 57);
     public static final long SYS_FCNTL = number(72, 25);
     public static final long SYS_IOCTL = number(16, 29);

@@ -3,6 +3,7 @@ package bpfmap.sys;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.Arrays;
 import java.util.function.ObjIntConsumer;
 
 /**
@@ -67,6 +68,43 @@ public final class Descriptors {
     public static long open(byte[] path, int flags, int mode) {
         try (Arena arena = Arena.ofConfined()) {
             return Native.syscall(Abi.SYS_OPENAT, AT_FDCWD, address(arena, path), O_CLOEXEC | flags, mode, 0);
+        }
+    }
+
+    private static final long READ_AT_ONCE = 4096;
+
+    /**
+     * Reads a small file whole, such as one of /proc: three system calls, where {@code Files} makes more and allocates.
+     *
+     * @return the bytes, or null if the file cannot be read
+     */
+    public static byte[] readFile(byte[] path) {
+        if (Native.unavailable() != null) {
+            return null;
+        }
+        long number = open(path, 0, 0);
+        if (number < 0) {
+            return null;
+        }
+        Scratch s = Scratch.take(Scratch.KEY + READ_AT_ONCE);
+        try {
+            s.preparedFor = 0;
+            byte[] all = new byte[0];
+            while (true) {
+                long n = Native.syscall(s.capture, Abi.SYS_READ, number, s.address + Scratch.KEY, READ_AT_ONCE, 0, 0);
+                if (n == -Abi.EINTR) {
+                    continue;
+                }
+                if (n <= 0) {
+                    return n == 0 ? all : null;
+                }
+                byte[] longer = Arrays.copyOf(all, all.length + (int) n);
+                MemorySegment.copy(s.memory, ValueLayout.JAVA_BYTE, Scratch.KEY, longer, all.length, (int) n);
+                all = longer;
+            }
+        } finally {
+            s.give();
+            Native.syscall(Abi.SYS_CLOSE, number, 0, 0, 0, 0);
         }
     }
 

@@ -7,7 +7,7 @@
             [bpfmap.host :as host]
             [bpfmap.rules :as rules]
             [clojure.string :as str])
-  (:import (clojure.lang ExceptionInfo)))
+  (:import (clojure.lang ExceptionInfo PersistentArrayMap)))
 
 (set! *warn-on-reflection* true)
 
@@ -17,14 +17,21 @@
   "What comes first of what is known of a map; the rest follows by name."
   [:id :type :name :key :key-size :value :value-size :max-entries :entries :memlock :frozen? :flags :pinned :held :used-by])
 
+(def ^:private first-field? (set first-fields))
+
 (defn ordered
   "The same map, with its keys in the order in which people look for them.
 
       (ordered {:name \"counts\" :id 12}) ;=> {:id 12, :name \"counts\"}"
   [info]
-  (apply array-map (mapcat #(find info %)
-                           (concat (filter #(contains? info %) first-fields)
-                                   (sort (remove (set first-fields) (keys info)))))))
+  (let [row (object-array (* 2 (count info)))
+        add (fn [i k]
+              (aset row (* 2 (long i)) k)
+              (aset row (inc (* 2 (long i))) (get info k))
+              (inc (long i)))
+        n (reduce (fn [i k] (if (contains? info k) (add i k) i)) 0 first-fields)]
+    (reduce add n (sort (into [] (remove first-field?) (keys info))))
+    (PersistentArrayMap. row)))
 
 (def ^:private cheap-bytes
   "A map of at most so many bytes of keys and values is counted for `list`."
@@ -132,17 +139,31 @@
                                 (str "the columns are " (str/join ", " (map first (:fields list-fields)))))))
     (if (= :frozen field) :frozen? field)))
 
+(defn- wanted
+  "A predicate of the keys of a row that are shown, or that a condition or the order looks at."
+  [{:keys [columns] :as options}]
+  (if (seq columns)
+    (into (set columns) (map #(column [%])) (where/fields-used options))
+    (constantly true)))
+
 (defn list-maps
   "Every map on the host, with whose it is; `:skipped` of the metadata says what was left out, and why.
+
+  With `:columns`, what takes more than a few system calls is found out only if it is shown or looked at.
 
       (list-maps {}) ;=> [{:id 12, :type :hash, :name \"counts\", … :pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
   [{:keys [count columns] :as options}]
   (let [columns (mapv column columns)
         options (assoc options :fields list-fields)
-        maps (host/maps)
-        owners-of (owners)
+        wanted (wanted (assoc options :columns columns))
+        maps (host/maps {:brief (not-any? wanted [:memlock :frozen?])})
+        found (into []
+                    (keep (fn [[k of]] (when (wanted k) [k (of)])))
+                    [[:pinned pins] [:held holders] [:used-by users]])
         row (fn [{:keys [id] :as info}]
-              (ordered (merge info {:entries (entries info count)} (owners-of id))))
+              (ordered (reduce (fn [row [k by-id]] (assoc row k (get by-id id [])))
+                               (cond-> info (wanted :entries) (assoc :entries (entries info count)))
+                               found)))
         chosen (fn [row] (apply array-map (mapcat #(vector % (get row %)) columns)))]
     (with-meta (cond->> (where/rows options (eduction (map row) maps))
                  (seq columns) (mapv chosen))

@@ -671,6 +671,15 @@
            (vreset! checked? true))
          (rf acc row))))))
 
+(defn fields-used
+  "Returns the first names of the fields that `:where` and `:sort` look at, as a set. `:fields` as in [[selecting]].
+
+      (fields-used {:where [[:> [\"held\" \"pid\"] \"1\"]] :sort (column \"-id\")}) ;=> #{\"held\" \"id\"}"
+  [{:keys [where sort] row-field :fields}]
+  (into (if sort #{(first (real-path row-field (:path sort)))} #{})
+        (map (comp first second))
+        (mapcat #(leaf-conditions (resolved row-field %)) where)))
+
 (defn selecting
   "Returns a transducer that lets pass the rows for which all of `:where` hold, and no more than `:limit`. `:fields` are
   those of the rows, if they are known: see `bpfmap.exec.fields`.

@@ -56,8 +56,12 @@
   ^Parts [{:keys [key value types] :as spec} type value-size access]
   (if (:conditional-since (rules/types type))
     (parts-of spec type value-size access)
-    (cache/through made-parts 128 (cache/by-identity key value types [(:type spec) type value-size access])
-                   #(parts-of spec type value-size access))))
+    ;; A [:bytes n] is told by the size of its side, and may be another object each time.
+    (let [seen #(if (and (vector? %) (= :bytes (nth % 0 nil))) :bytes %)]
+      (cache/through made-parts 128
+                     (cache/by-identity (seen key) (seen value) types
+                                        [(:type spec) type (:key-size spec) (:value-size spec) value-size access])
+                     #(parts-of spec type value-size access)))))
 
 (defn make
   "An open map of a descriptor, its identity and its spec. Elements are usable where the type's layout is known."

@@ -88,11 +88,12 @@
   {:map sys.maps/info, :program progs/info, :link links/info})
 
 (defn maps
-  "The infos of all maps, by ascending id."
-  []
-  (noting-skips
-   (fn [skip]
-     (lifecycle/infos :list (fn [id e] (skip {:id id} e))))))
+  "The infos of all maps, by ascending id; with `brief?`, without :memlock and :frozen?."
+  ([] (maps false))
+  ([brief?]
+   (noting-skips
+    (fn [skip]
+      (lifecycle/infos :list (fn [id e] (skip {:id id} e)) brief?)))))
 
 (defn- all
   "The infos of all objects of a kind, by ascending id."

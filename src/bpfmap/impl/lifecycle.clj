@@ -254,14 +254,15 @@
       (via options (handle/make fd info spec access path)))))
 
 (defn infos
-  "What the kernel says of every map, by ascending id; calls `skipped` with the error of each that cannot be opened."
-  [op skipped]
+  "What the kernel says of every map, by ascending id; calls `skipped` with the error of each that cannot be opened. With
+  `brief?`, without :memlock and :frozen?, which are in a file for each map."
+  [op skipped brief?]
   (let [facts {:op op}
         info (fn [id]
                (try
                  (let [fd (maps/by-id id :read-only facts)]
                    (try
-                     (maps/info fd facts)
+                     (if brief? (maps/info fd facts nil) (maps/info fd facts))
                      (finally (sys/close fd))))
                  (catch ExceptionInfo e
                    (skipped id e)

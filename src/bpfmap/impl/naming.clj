@@ -166,7 +166,8 @@
         alike (filterv #(if kept? (= name (:name %)) (shortens-to? name (:name %)))
                        (lifecycle/infos :open (fn [_ e]
                                                 (when-not (= :not-found (:bpfmap/error (ex-data e)))
-                                                  (throw e)))))
+                                                  (throw e)))
+                                       true))
         pins (delay (pins-by-map))
         found (if kept?
                 alike

@@ -17,20 +17,24 @@
    :program {:next-id Abi/BPF_PROG_GET_NEXT_ID :by-id Abi/BPF_PROG_GET_FD_BY_ID}
    :link {:next-id Abi/BPF_LINK_GET_NEXT_ID :by-id Abi/BPF_LINK_GET_FD_BY_ID}})
 
-(defn- next-id [kind id facts]
-  (sys/command (str "Listing the " (name kind) "s") facts (get-in commands [kind :next-id])
-               (fn [^Attr attr]
-                 (.int32 attr Abi/ID_START_ID id)
-                 (.int32 attr Abi/ID_NEXT_ID 0))
-               (fn [outcome ^Attr attr _]
-                 (when (zero? (long outcome)) (.int32 attr Abi/ID_NEXT_ID)))
-               #{(- Abi/ENOENT)}))
-
 (defn ids
   "The ids of all objects of a kind, ascending."
   [kind facts]
-  (let [facts (assoc facts :object kind)]
-    (into [] (take-while some?) (rest (iterate #(next-id kind % facts) 0)))))
+  (let [facts (assoc facts :object kind)
+        number (int (get-in commands [kind :next-id]))]
+    (try
+      (with-open [attr (Attr.)]
+        (loop [id 0 found (transient [])]
+          (.int32 attr Abi/ID_START_ID id)
+          (.int32 attr Abi/ID_NEXT_ID 0)
+          (let [outcome (.call attr number)]
+            (cond
+              (= outcome (- Abi/ENOENT)) (persistent! found)
+              (neg? outcome) (throw (sys/failure (str "Listing the " (name kind) "s") outcome facts))
+              :else (let [id (.int32 attr Abi/ID_NEXT_ID)]
+                      (recur id (conj! found id)))))))
+      (catch RuntimeException e
+        (throw (sys/in-context e facts))))))
 
 (defn- opened-by-id
   "Opens an object by its id; nil if the outcome is in `expected`."

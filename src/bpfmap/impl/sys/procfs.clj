@@ -2,13 +2,19 @@
   "What the kernel says in files rather than in system calls, in /proc and /sys."
   (:require [bpfmap.impl.sys.paths :as paths]
             [clojure.string :as str])
-  (:import (java.nio.charset StandardCharsets)
+  (:import (bpfmap.sys Descriptors)
+           (java.nio.charset StandardCharsets)
            (java.nio.file DirectoryIteratorException Files NoSuchFileException Path)))
 
 (set! *warn-on-reflection* true)
 
 (defn- path ^Path [s]
   (Path/of s (make-array String 0)))
+
+(defn- at-once
+  "The bytes of a file of /proc or /sys; nil if it cannot be read this way. What files there are called is ASCII."
+  ^bytes [^String file]
+  (Descriptors/readFile (.getBytes file StandardCharsets/US_ASCII)))
 
 (defn- read-file
   "The text of a file, nil where it cannot be read.
@@ -17,22 +23,35 @@
   question for the bytes available with EINVAL."
   [file]
   (try
-    (Files/readString (path file))
+    (if-let [bytes (at-once file)]
+      (String. bytes StandardCharsets/UTF_8)
+      (Files/readString (path file)))
     (catch java.io.IOException _ nil)
     (catch SecurityException _ nil)))
 
 (defn bytes-of
   "The bytes of a file; throws an IOException where it cannot be read."
   ^bytes [file]
-  (Files/readAllBytes (path file)))
+  (or (at-once file)
+      (Files/readAllBytes (path file))))
 
 (defn- colon-lines
   "Lines of `name: value` as a map of strings."
   [text]
-  (into {}
-        (keep #(when-let [colon (str/index-of % ":")]
-                 [(subs % 0 colon) (str/trim (subs % (inc (long colon))))]))
-        (some-> text str/split-lines)))
+  (if (nil? text)
+    {}
+    (let [^String text text
+          n (.length text)]
+      (loop [from 0 found (transient {})]
+        (if (<= n from)
+          (persistent! found)
+          (let [end (.indexOf text 10 from)
+                end (if (neg? end) n end)
+                colon (.indexOf text 58 from)]
+            (recur (inc end)
+                   (if (< -1 colon end)
+                     (assoc! found (.substring text from colon) (.trim (.substring text (inc colon) end)))
+                     found))))))))
 
 (defn fdinfo
   "What `/proc/thread-self/fdinfo` says about a descriptor, as a map of strings; empty where it cannot be read.
