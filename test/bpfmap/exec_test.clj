@@ -115,6 +115,24 @@
     (is (re-find #"^There is no field foo: the fields are id, type, name, key-size"
                  (:message (fixture/error-of (exec/list {:columns "name,foo"})))))))
 
+(kernel-test a-list-says-the-same-whatever-else-is-shown
+  (with-open [m ^Closeable (bpf/create {:name "exec_some" :type :hash :key :u32 :value :u64 :max-entries 8 :freeze true})
+              _ ^Closeable (bpf/create {:name "exec_others" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 1}})]
+    (let [id (:id (bpf/info m))
+          whole (first (exec/list {:where (str "id=" id)}))]
+      (is (= [id true 0 [] 1] [(:id whole) (:frozen? whole) (:entries whole) (:pinned whole) (count (:held whole))]))
+      (doseq [k (keys whole)
+              options [{:columns [k]} {:columns [k :id]} {:columns [:id k] :sort "-memlock"} {:columns [k] :sort "frozen"}]]
+        (is (= [(select-keys whole (:columns options))]
+               (map #(select-keys % (keys whole)) (exec/list (assoc options :where (str "id=" id)))))
+            options))
+      (testing "and conditions may look at what is not shown"
+        (doseq [condition ["frozen=true" "entries=0" "memlock>0" "held.command=java" "held-by.pid>0" "value=8"]]
+          (is (= [{:name "exec_some"}]
+                 (exec/list {:columns [:name] :where [(str "id=" id) condition]})) condition))
+        (doseq [condition ["frozen=false" "entries>0" "memlock<1" "held.pid=1" "used-by.id>0"]]
+          (is (= [] (exec/list {:columns [:name] :where [(str "id=" id) condition]})) condition))))))
+
 ;; --- what it says of itself
 
 (deftest docstrings-speak-of-options

@@ -29,6 +29,15 @@
       (doseq [m [a b]]
         (is (= [(dissoc (bpf/info m) :key :value)] (filter #(= (:id (bpf/info m)) (:id %)) maps)))))))
 
+(kernel-test the-brief-list-lacks-what-is-in-files-and-nothing-else
+  (with-open [a ^Closeable (bpf/create spec)
+              b ^Closeable (bpf/create (assoc spec :type :hash :freeze true))]
+    (let [ids (set (map (comp :id bpf/info) [a b]))
+          ours (fn [maps] (filter (comp ids :id) maps))]
+      (is (= (map #(dissoc % :memlock :frozen?) (ours (host/maps))) (ours (host/maps {:brief true}))))
+      (is (= 2 (count (ours (host/maps {:brief true})))))
+      (is (every? #(contains? % :frozen?) (ours (host/maps {:brief false})))))))
+
 (kernel-test p8-maps-that-vanish-meanwhile-are-skipped-and-said
   (let [over (AtomicBoolean.)
         churns (doall (repeatedly 4 (fn [] (fixture/thread #(while (not (.get over))

@@ -30,19 +30,15 @@ public final class Attr implements AutoCloseable {
     private static final long ROOM = 4096;
 
     private final Scratch scratch = Scratch.take(ROOM);
-    private final MemorySegment attr = scratch.memory.asSlice(Scratch.ATTR, SIZE).fill((byte) 0);
+    private final MemorySegment attr = scratch.clearedAttr(SIZE);
     private final MemorySegment capture = scratch.capture;
     private final List<Fd> inUse = new ArrayList<>(2);
     private long free = Scratch.ATTR + SIZE;
     private int used;
+    private boolean closed;
 
     /** For buffers that the scratch has no room for; null if there are none. */
     private Arena arena;
-
-    /** Takes memory for one command. */
-    public Attr() {
-        scratch.preparedFor = 0; // an element operation that comes next fills in the attribute again
-    }
 
     /** Sets a field of four bytes. */
     public Attr int32(int offset, long value) {
@@ -133,6 +129,10 @@ public final class Attr implements AutoCloseable {
     /** Frees the memory and ends the use of the descriptors. */
     @Override
     public void close() {
+        if (closed) {
+            return; // the scratch may be somebody else's by now
+        }
+        closed = true;
         for (int i = 0; i < inUse.size(); i++) {
             inUse.get(i).release();
         }
@@ -140,6 +140,7 @@ public final class Attr implements AutoCloseable {
         if (arena != null) {
             arena.close();
         }
+        scratch.clearedAttr(SIZE); // nothing of this command is in the attribute of an element operation
         scratch.give();
     }
 }

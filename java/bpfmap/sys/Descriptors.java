@@ -86,21 +86,25 @@ public final class Descriptors {
         if (number < 0) {
             return null;
         }
-        Scratch s = Scratch.take(Scratch.KEY + READ_AT_ONCE);
+        Scratch s = Scratch.take(READ_AT_ONCE);
         try {
-            s.preparedFor = 0;
             byte[] all = new byte[0];
+            int size = 0;
             while (true) {
-                long n = Native.syscall(s.capture, Abi.SYS_READ, number, s.address + Scratch.KEY, READ_AT_ONCE, 0, 0);
+                long room = READ_AT_ONCE - Scratch.KEY;
+                long n = Native.syscall(s.capture, Abi.SYS_READ, number, s.address + Scratch.KEY, room, 0, 0);
                 if (n == -Abi.EINTR) {
                     continue;
                 }
                 if (n <= 0) {
-                    return n == 0 ? all : null;
+                    return n == 0 ? Arrays.copyOf(all, size) : null;
                 }
-                byte[] longer = Arrays.copyOf(all, all.length + (int) n);
-                MemorySegment.copy(s.memory, ValueLayout.JAVA_BYTE, Scratch.KEY, longer, all.length, (int) n);
-                all = longer;
+                int end = size + (int) n;
+                if (all.length < end) {
+                    all = Arrays.copyOf(all, size == 0 ? end : 2 * end);
+                }
+                MemorySegment.copy(s.memory, ValueLayout.JAVA_BYTE, Scratch.KEY, all, size, (int) n);
+                size = end;
             }
         } finally {
             s.give();

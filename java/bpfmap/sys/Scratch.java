@@ -83,6 +83,13 @@ public final class Scratch {
         return taken;
     }
 
+    /** The attribute, all zero: an element operation that comes next fills it in anew, and writes its flags if it has any. */
+    MemorySegment clearedAttr(long size) {
+        preparedFor = 0;
+        flags = 0;
+        return memory.asSlice(ATTR, size).fill((byte) 0);
+    }
+
     void setFlags(long flags) {
         memory.set(JAVA_LONG, ATTR + Abi.ELEM_FLAGS, flags);
         this.flags = flags;

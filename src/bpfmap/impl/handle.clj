@@ -56,11 +56,13 @@
   ^Parts [{:keys [key value types] :as spec} type value-size access]
   (if (:conditional-since (rules/types type))
     (parts-of spec type value-size access)
-    ;; A [:bytes n] is told by the size of its side, and may be another object each time.
-    (let [seen #(if (and (vector? %) (= :bytes (nth % 0 nil))) :bytes %)]
+    ;; A [:bytes n] means the same whichever object it is.
+    (let [bytes? #(and (vector? %) (= 2 (count %)) (= :bytes (nth % 0)) (int? (nth % 1)))
+          key-bytes (when (bytes? key) key)
+          value-bytes (when (bytes? value) value)]
       (cache/through made-parts 128
-                     (cache/by-identity (seen key) (seen value) types
-                                        [(:type spec) type (:key-size spec) (:value-size spec) value-size access])
+                     (cache/by-identity (when-not key-bytes key) (when-not value-bytes value) types
+                                        [(:type spec) type key-bytes value-bytes value-size access])
                      #(parts-of spec type value-size access)))))
 
 (defn make

@@ -256,18 +256,19 @@
 (defn infos
   "What the kernel says of every map, by ascending id; calls `skipped` with the error of each that cannot be opened. With
   `brief?`, without :memlock and :frozen?, which are in a file for each map."
-  [op skipped brief?]
-  (let [facts {:op op}
-        info (fn [id]
-               (try
-                 (let [fd (maps/by-id id :read-only facts)]
-                   (try
-                     (if brief? (maps/info fd facts nil) (maps/info fd facts))
-                     (finally (sys/close fd))))
-                 (catch ExceptionInfo e
-                   (skipped id e)
-                   nil)))]
-    (into [] (keep info) (objects/ids :map facts))))
+  ([op skipped] (infos op skipped false))
+  ([op skipped brief?]
+   (let [facts {:op op}
+         info (fn [id]
+                (try
+                  (let [fd (maps/by-id id :read-only facts)]
+                    (try
+                      (if brief? (maps/info fd facts nil) (maps/info fd facts))
+                      (finally (sys/close fd))))
+                  (catch ExceptionInfo e
+                    (skipped id e)
+                    nil)))]
+     (into [] (keep info) (objects/ids :map facts)))))
 
 (defn- access
   "The access that options ask for: a descriptor that the kernel opens has just that."

@@ -75,6 +75,12 @@
   [spec]
   (vary-meta spec assoc ::btf (delay (btf-of spec nil))))
 
+(defn- kept-btf
+  "The BTF that a spec carries; nil if it has none, or if making it failed, perhaps for want of memory that there is now."
+  [spec]
+  (when-let [btf (::btf (meta spec))]
+    (try @btf (catch Throwable _ nil))))
+
 (def ^:private btf-refused
   "How the kernel refuses BTF: a kind that it does not know, a name, a map type that takes none."
   #{:EINVAL :ENOTSUPP :EOPNOTSUPP :E2BIG})
@@ -87,9 +93,8 @@
   [spec facts]
   (try
     (let [load (fn [variable]
-                 (when-let [{:keys [bytes ids]} (if (or variable (nil? (::btf (meta spec))))
-                                                  (btf-of spec variable)
-                                                  (force (::btf (meta spec))))]
+                 (when-let [{:keys [bytes ids]} (or (when-not variable (kept-btf spec))
+                                                  (btf-of spec variable))]
                    {:fd (sys.btf/load bytes (:token spec) facts) :ids ids}))]
       (if-let [variable (variable-of spec)]
         (try

@@ -99,6 +99,24 @@
     [:and] [443 80 53]
     [:or] []))
 
+(deftest the-fields-that-conditions-and-an-order-look-at
+  (let [of (fields/row [["id" {:kind :number}] ["memlock" {:kind :number}] ["name" {:kind :text}]
+                        ["held" {:kind :list :of (fields/row [["pid" {:kind :number}]])}]]
+                       {"memory" "memlock" "held-by" "held"})
+        used (fn [order & conditions]
+               (where/fields-used {:where (mapv where/condition conditions) :sort (some-> order where/column) :fields of}))]
+    (are [expected order conditions] (= expected (apply used order conditions))
+      #{} nil []
+      #{"id"} "-id" []
+      #{"memlock"} "memory" []
+      #{"held"} nil ["held-by.pid=1"]
+      #{"id" "memlock" "name"} "name" ["id>1" "memory<5"])
+    (testing "in conditions of conditions"
+      (is (= #{"id" "name" "memlock"}
+             (where/fields-used {:fields of :where [[:or [:> ["id"] "1"] [:not [:and [:= ["name"] "x"] [:> ["memory"] "2"]]]]]}))))
+    (testing "of rows whose fields are not known, as they are written"
+      (is (= #{"a" "b"} (where/fields-used {:where [(where/condition "a.x=1")] :sort (where/column "b")}))))))
+
 (deftest all-of-several-conditions-hold
   (is (= [443] (ports "packets>5" "bytes>100")))
   (is (= [443 80 53] (ports))))

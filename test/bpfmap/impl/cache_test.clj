@@ -62,7 +62,7 @@
 
 (kernel-test maps-open-with-their-own-types
   (testing "whatever was opened before"
-    (let [specs (for [[k v] (partition 2 (gen/sample types/a-struct 40))]
+    (let [specs (for [[k v] (partition 2 (gen/sample (gen/such-that #(pos? (type/size %)) types/a-struct) 40))]
                   {:type :hash :key k :value v :max-entries 8})]
       (doseq [_ (range 2) {:keys [key value] :as spec} specs]
         (with-open [m ^Closeable (bpf/create spec)
@@ -108,3 +108,49 @@
           (is (= :read-only (:bpfmap/error (fixture/error-of (bpf/put! b 1 1)))))
           (bpf/put! a 1 1)
           (is (= 1 (b 1))))))))
+
+(kernel-test whatever-is-cached-a-handle-is-of-its-own-map
+  (testing "when maps of all sorts are made, opened and closed in turn, and their ids and descriptors come round"
+    (let [shapes (for [field [:a :b]
+                       names [(array-map :A 1 :B 1) (array-map :B 1 :A 1)]
+                       name ["own_a" "own_b" nil]
+                       type [:hash :lru-hash :percpu-hash]]
+                   (cond-> {:type type :key [:struct [field :u32]] :value [:struct [field :u64] [:e [:enum :u32 names]]] :max-entries 8}
+                     name (assoc :name name)))
+          random (java.util.Random. 10)
+          shapes (vec shapes)
+          pick #(nth % (.nextInt random (count %)))
+          live (java.util.ArrayDeque.)
+          bare (fn [type] (into [] (remove map?) type)) ; without the struct's own name
+          check (fn [{:keys [spec id path entry frozen?]} ^BpfMap m access]
+                  (let [info (bpf/info m)
+                        said (bpf/spec m)]
+                    (is (= [id (:type spec) (:name spec "") frozen?] (map info [:id :type :name :frozen?])))
+                    (is (= [(:type spec) (:name spec "")] [(:type said) (str (:name said))]))
+                    (is (= (:key spec) (bare (:key said))) "the same names of fields")
+                    (is (= access (.-access m)))
+                    (is (= (if path [path] []) (bpf/pinned-paths m)))
+                    (when-not (= :write-only access)
+                      (is (= [entry] (map first (bpf/snapshot m)))))))]
+      (dotimes [i 300]
+        (when (< 12 (.size live))
+          (let [{:keys [m]} (.poll live)] (bpf/close m)))
+        (let [spec (pick shapes)
+              field (first (second (:key spec)))
+              m (bpf/create spec)
+              key {field i}
+              value {field i :e (pick [:A :B])}]
+          (if (= :percpu-hash (:type spec))
+            (bpf/put! m key value {:cpus :all})
+            (bpf/put! m key value))
+          (let [frozen? (.nextBoolean random)]
+            (when frozen? (bpf/freeze! m))
+            (.add live {:m m :spec spec :id (:id (bpf/info m)) :entry key :frozen? frozen?})))
+        (let [{:keys [m spec id] :as known} (pick (vec live))
+              access (pick [:read-write :read-only])]
+          (check known m :read-write)
+          (with-open [again ^Closeable (bpf/open id {:access access})]
+            (check known again access)
+            (is (= (bpf/snapshot m) (bpf/snapshot again)))
+            (is (= (str (:name spec)) (str (:name (bpf/info again))))))))
+      (doseq [{:keys [m]} live] (bpf/close m)))))

@@ -1,8 +1,12 @@
 (ns bpfmap.impl.sys.procfs-test
-  (:require [bpfmap.impl.sys.procfs :as procfs]
+  (:require [bpfmap.fixture :as fixture]
+            [bpfmap.impl.sys.paths :as paths]
+            [bpfmap.impl.sys.procfs :as procfs]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
-  (:import (java.nio.file Files NoSuchFileException Path)))
+  (:import (bpfmap.sys Descriptors)
+           (java.nio.file Files NoSuchFileException OpenOption Path)
+           (java.nio.file.attribute FileAttribute)))
 
 (set! *warn-on-reflection* true)
 
@@ -52,6 +56,25 @@
   (let [mounts (procfs/mounts)]
     (is (some #(= "proc" (:type %)) mounts))
     (is (= "proc" (:type ((procfs/locator mounts) "/proc/1"))))))
+
+(deftest a-small-file-is-read-whole
+  (let [file (Files/createTempFile "bpfmap" "ü" (make-array FileAttribute 0))
+        read #(Descriptors/readFile (paths/bytes-of (str %)))]
+    (try
+      (doseq [size [0 1 4031 4032 4033 8064 100001]
+              :let [bytes (byte-array (map unchecked-byte (range size)))]]
+        (Files/write ^Path file ^bytes bytes ^"[Ljava.nio.file.OpenOption;" (make-array OpenOption 0))
+        (is (= (seq bytes) (seq (read file))) size))
+      (testing "or not at all"
+        (is (nil? (read (.getParent file))) "a directory")
+        (is (nil? (read (str file "x"))) "no such file"))
+      (testing "and leaves no descriptor"
+        (let [before (fixture/settled-descriptors)]
+          (dotimes [_ 20] (read file) (read (.getParent file)) (read (str file "x")))
+          (is (= before (fixture/open-descriptors)))))
+      (finally (Files/delete file)))
+    (testing "as other ways read it"
+      (is (= (slurp "/proc/self/cmdline") (String. ^bytes (read "/proc/self/cmdline")))))))
 
 (deftest what-a-descriptor-is-of
   (are [object fdinfo] (= object (procfs/object fdinfo))
