@@ -40,7 +40,10 @@
   (with-open [m (open-hash {:name "my-flows by address"})]
     (is (= "my-flows by address" (:name (bpf/spec m))))
     (is (= "myflowsbyaddres" (:name (bpf/info m))))
-    (with-open [same ^java.io.Closeable (bpf/open {:name "my-flows by address"})]
+    (is (= :not-found (:bpfmap/error (error-of (bpf/open {:name "my-flows by address"})))) "nothing keeps such a name"))
+  (with-open [m (open-hash {:name "my_flows_by_address"})]
+    (is (= ["my_flows_by_address" "my_flows_by_add"] (map :name [(bpf/spec m) (bpf/info m)])))
+    (with-open [same ^java.io.Closeable (bpf/open {:name "my_flows_by_address"})]
       (is (= (:id (bpf/info m)) (:id (bpf/info same)))))))
 
 (kernel-test s6-a-bad-entry-of-contents-is-named-and-creates-nothing
