@@ -69,7 +69,7 @@
                    "a program is loaded as :struct-ops, with the struct's id in the kernel's BTF as :attach-btf-id and the index "
                    "of its member as :expected-attach-type")
    :task "the descriptor must be a pidfd"
-   :inode "the descriptor must be of a file, and the kernel must run with the BPF LSM (bpf in /sys/kernel/security/lsm)"})
+   :inode "the descriptor must be of a file"})
 
 (defn- must-be [kind]
   (str "the descriptor given is not open, or of another kind; " (wanted kind)))
@@ -221,6 +221,10 @@
    ;; Linux 5.10 makes such a map, and answers EBADF for every file.
    {:errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (without-bpf-lsm? %)) :error :not-supported
     :hint (fn [facts] (str "inodes have no storage here; " (bpf-lsm-hint facts)))}
+   ;; The kernel does not say which, and without securityfs its security modules are not known.
+   {:errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (nil? (:lsms %))) :error :invalid-value
+    :hint (str (must-be :inode) "; if it is one, this kernel runs without the BPF LSM: mount securityfs and see "
+               "whether /sys/kernel/security/lsm has bpf")}
    {:errno #{:EBADF :ENOTSOCK} :op elements :when hangs-on :error :invalid-value :hint (comp must-be hangs-on)}
    {:errno #{:EBADF} :op elements :when stored :error :invalid-value :hint (comp must-be stored)}
    ;; What its program is wrong with, the kernel does not say, nor, before 7.0 or so, that it is the program: kernel/bpf/cpumap.c.
