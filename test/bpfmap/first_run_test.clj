@@ -73,7 +73,7 @@
   before, and says whether there was one when it was to start a JVM."
   "#!/bin/bash
 case \"$*\" in
-  '-T:build javac') mkdir -p target && cp -R \"$COMPILED\" target/classes && touch target/javac.edn ;;
+  *'-T:build javac') mkdir -p target && cp -R \"$COMPILED\" target/classes && touch target/javac.edn ;;
   *) [[ -d target/classes ]] && echo compiled || echo 'not compiled' ;;
 esac
 ")
