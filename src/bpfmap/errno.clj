@@ -203,13 +203,15 @@
     :hint "a pin moves within one BPF file system only; pin! the map at the new path and unpin! it at the old one"}
 
    {:errno #{:E2BIG} :op #{:push!} :error :map-full
-    :hint (fn [{:keys [max-entries]}] (str "it holds its " max-entries " values; pop! some, or push! with {:overwrite true}"))}
+    :hint (fn [{:keys [max-entries]}] (str "it holds its " max-entries (if (= 1 max-entries) " value; " " values; ")
+                                                 "pop! some, or push! with {:overwrite true}"))}
    {:errno #{:E2BIG :EINVAL} :op puts :when #(and (rules/by-index? (:type %)) (nil? (stored %))) :error :out-of-range
     :hint (fn [{:keys [max-entries]}] (str "an index of this map runs from 0 to " (dec max-entries)))}
    {:errno #{:E2BIG} :op puts :when #(rules/by-index? (:type %)) :error :out-of-range
     :hint (fn [{:keys [max-entries]}] (str "an index of this map runs from 0 to " (dec max-entries)))}
    {:errno #{:E2BIG :ENOSPC} :op puts :when #(not (rules/by-index? (:type %))) :error :map-full
-    :hint (fn [{:keys [max-entries]}] (str "the map holds its " max-entries " entries; delete some, or create it with more :max-entries"))}
+    :hint (fn [{:keys [max-entries]}] (str "the map holds its " max-entries (if (= 1 max-entries) " entry; " " entries; ")
+                                                 "delete some, or create it with more :max-entries"))}
    {:errno #{:EBUSY} :op puts :when #(= :functions (stored %)) :error :busy
     :hint "a value is registered once in the life of its map, and this map has had its own; create another"}
    {:errno #{:EEXIST} :op puts :when #(= :functions (stored %)) :error :exists

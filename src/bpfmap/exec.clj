@@ -17,7 +17,7 @@
   (:refer-clojure :exclude [get list take])
   (:require [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
-            [bpfmap.exec.options :refer [options]]
+            [bpfmap.exec.options :refer [doc-of options]]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -36,7 +36,7 @@
         width (transduce (map #(count (str %))) max 0 (concat args (:options command)))]
     (for [k (concat args (:options command))
           :let [padding (.repeat " " (- (long width) (count (str k))))]]
-      (str "    " k padding "  " (in-options (:doc (options k)))
+      (str "    " k padding "  " (in-options (doc-of command k))
            (cond
              (required k) "; required"
              (contains? defaults k) (str "; " (defaults k) " unless given"))))))
@@ -55,9 +55,9 @@
   {:args->opts (vec args)
    :spec (into {}
                (for [k (concat args (:options command))
-                     :let [{:keys [doc takes kind many?]} (options k)
+                     :let [{:keys [takes kind many?]} (options k)
                            as (:as (arguments/kinds kind))]]
-                 [k (cond-> {:desc doc :coerce (if many? [as] as)}
+                 [k (cond-> {:desc (doc-of command k) :coerce (if many? [as] as)}
                       takes (assoc :ref takes)
                       (some #{k} (arguments/required command)) (assoc :require true)
                       (contains? defaults k) (assoc :default (defaults k)))]))})

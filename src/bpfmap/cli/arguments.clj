@@ -3,7 +3,7 @@
   (:require [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
-            [bpfmap.exec.options :refer [options]]
+            [bpfmap.exec.options :refer [doc-of options]]
             [clojure.string :as str]
             [clojure.tools.cli :as cli]))
 
@@ -32,9 +32,9 @@
 (defn- tool-option
   "An option of the table as tools.cli has it. Its text becomes data later, as that of `bpfmap.exec` does."
   [{:keys [defaults] :as command} k]
-  (let [{:keys [doc many?]} (options k)
+  (let [{:keys [many?]} (options k)
         needed? (some #{k} (:needs command))]
-    (cond-> [nil (option-text k) (str doc (cond
+    (cond-> [nil (option-text k) (str (doc-of command k) (cond
                                             needed? "; needed"
                                             (contains? defaults k) (str "; " (default-text (defaults k)) " unless given")))
              :id k]

@@ -67,13 +67,13 @@
    {:key :max-entries :title "MAX" :of :max-entries}
    {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock :align :right}
    {:key :frozen? :title "FROZEN" :of #(when (some? (:frozen? %)) (if (:frozen? %) "yes" "no")) :csv :frozen? :rank 5}
-   {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv (comp (all-of holder-text) :held)
+   {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv :held
     :least 14 :cut-at :middle}
-   {:key :used-by :title "USED BY" :of #(some-of (map user-text (:used-by %))) :csv (comp (all-of user-text) :used-by)
+   {:key :used-by :title "USED BY" :of #(some-of (map user-text (:used-by %))) :csv :used-by
     :least 14 :cut-at :middle :rank 2}
-   {:key :pinned :title "PINNED" :of #(some-of (:pinned %)) :csv (comp (all-of identity) :pinned)
+   {:key :pinned :title "PINNED" :of #(some-of (:pinned %)) :csv :pinned
     :least 12 :cut-at :left :rank 1}
-   {:key :flags :title "FLAGS" :of (comp flag-text :flags) :least 8 :rank 3}])
+   {:key :flags :title "FLAGS" :of (comp flag-text :flags) :csv :flags :least 8 :rank 3}])
 
 (defn- column-of
   "The column of a key of the rows; one that the table has none for shows what is there."

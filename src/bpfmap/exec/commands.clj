@@ -7,6 +7,7 @@
   | `:group`    | where help lists it                                                                     |
   | `:args`     | arguments by place, from `bpfmap.exec.options`; those in `:optional` may be missing     |
   | `:options`  | options, from there too; those in `:needs` must be given                                |
+  | `:docs`     | lines about options that mean something else here                                       |
   | `:defaults` | what stands for an option that is not given                                             |
   | `:doc`      | a line about it, without a full stop; `:text`: further lines                            |
   | `:examples` | options maps, which are shown as command lines and as calls                             |
@@ -77,6 +78,7 @@
 
    ;; --- what changes
    {:name "watch" :group "What changes" :args [:ref] :defaults {:interval 1.0}
+    :docs {:cpus "Per-CPU values: each or all, sum, or CPU N; else sum"}
     :options (into [:interval :seconds :follow :where :sort :limit :changed :cpus] typed)
     :doc "See a map change, live"
     :text ["The liveliest entries first, with the rates of their numbers; + is new,"
@@ -97,6 +99,7 @@
     :fn 'bpfmap.exec.diff/diff :view 'bpfmap.cli.views.live/diff}
    {:name "hist" :group "What changes" :args [:ref]
     :options (into [:field :bucket :slots :linear :unit :where :cpus :stream] typed)
+    :docs {:cpus "Per-CPU values: sum, or CPU N; else sum"}
     :rows? true
     :doc "Histograms of the buckets of a map, or of a field"
     :text ["A map has buckets where its values have arrays of counts, or where its keys (or"
@@ -108,6 +111,7 @@
    ;; --- changing
    {:name "put" :group "Changing" :args [:ref :key :value] :optional #{:value}
     :options (into [:insert :replace :cpus :lock :yes] typed)
+    :docs {:cpus "all: VALUE for every CPU; N: for CPU N alone"}
     :changes? true
     :doc "Write the entry of a key"
     :text ["KEY and VALUE are EDN or bytes, as for get; a map or program is a VALUE by its"

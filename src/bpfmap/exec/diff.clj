@@ -26,6 +26,7 @@
 (defn- combined
   "What was read of a source, with its values as `--cpus` asks for them."
   [{:keys [value-out] :as read} {:keys [per-cpu?]} which possible]
+  (percpu/check which (when per-cpu? possible))
   (let [combine (if per-cpu? (percpu/picker which possible) identity)]
     (assoc read :value-out (comp combine value-out) :combined? (and per-cpu? (not (contains? #{nil :each :all} which))))))
 

@@ -145,6 +145,8 @@
     (throw (arguments/refused "hist" :field (fields/path-text field) "it excludes :bucket and :slots, which are for maps of buckets")))
   (when (and linear (contains? #{:log2 :bcc} slots))
     (throw (arguments/refused "hist" :linear linear "it has no powers of two: only bpftrace numbers such buckets its own way")))
+  (when (contains? #{:each :all} cpus)
+    (throw (arguments/refused "hist" :cpus cpus "WHICH is sum, or the number of a CPU")))
   (with-open [m (reference/open options :read-only)]
     (let [cpus (or cpus :sum)
           row-field (:fields (reading/with-fields m {:cpus cpus}))

@@ -127,6 +127,7 @@
   "What is made of the bytes of an open map, for [[compared]], and the `:options` with the fields of its rows."
   [m {:keys [cpus] :as options}]
   (reading/check-dumpable m {})
+  (percpu/check cpus (reading/cpus-of m))
   (let [possible (reading/cpus-of m)
         {:keys [value-out] :as types} (raw/types (bpf/spec m) (count possible))
         value-out (if possible (comp (percpu/picker cpus possible) value-out) value-out)]

@@ -19,7 +19,7 @@
    :value {:takes "VALUE" :kind :element :doc "A value, as EDN or as bytes in hexadecimal"}
    :key-type {:takes "TYPE" :kind :type :doc "Read and write keys as this type"}
    :value-type {:takes "TYPE" :kind :type :doc "Read and write values as this type"}
-   :cpus {:takes "WHICH" :kind :cpus :doc "Per-CPU values: each, sum or CPU N; put: all or N"}
+   :cpus {:takes "WHICH" :kind :cpus :doc "Per-CPU values: each or all, sum, or CPU N; else each"}
    :lock {:kind :flag :doc "Hold the value's spin lock meanwhile"}
 
    :insert {:kind :flag :doc "Only if the key is not there"}
@@ -77,3 +77,10 @@
    ;; --- this command line
    :shell {:takes "SHELL" :kind :shell :doc "bash, zsh or fish"}
    :command {:takes "COMMAND" :kind :text :doc "The name of a command"}})
+
+(defn doc-of
+  "Returns the line about an option of a command, which may have its own: see `:docs` of `bpfmap.exec.commands`.
+
+      (doc-of {:name \"unpin\"} :yes) ;=> \"Do it, though others have the map\""
+  [command k]
+  (or (get-in command [:docs k]) (:doc (options k))))

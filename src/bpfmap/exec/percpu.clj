@@ -17,6 +17,14 @@
       (apply = values) x
       :else (vec values))))
 
+(defn check
+  "Throws `:invalid-value` if the value of one CPU is asked for of a map that has one value for each key.
+
+      (check 0 [0 1]) ;=> nil"
+  [which possible]
+  (when (and (int? which) (nil? possible))
+    (throw (error/error :invalid-value "This is no per-CPU map" {:bpfmap/hint "each key has one value"}))))
+
 (defn combiner
   "A function from the value of a per-CPU map to what `which` says: nil or `:each` as it is, `:sum` with its numbers added.
 

@@ -153,7 +153,7 @@
                  [["put" m key "18446744073709551616"] #"is not a u64"]
                  [["put" m key "x"] #"value: x is not a u64"]
                  [["put" m key "\"x\""] #"value: \"x\" is not a u64"]
-                 [["put" m "{src \"10.0.0.2\" port 1}" "1"] #"failed with E2BIG: the map holds its 1 entries"]
+                 [["put" m "{src \"10.0.0.2\" port 1}" "1"] #"failed with E2BIG: the map holds its 1 entry;"]
                  [["put" m key "1" "--lock"] #"Values of this map have no lock"]
                  [["put" m key "1" "--cpus" "all"] #"This is no per-CPU map"]
                  [["put" m key "1" "--cpus" "0"] #"This is no per-CPU map"]

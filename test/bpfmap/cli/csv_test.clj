@@ -7,13 +7,14 @@
             [bpfmap.cli.tree :as tree]
             [bpfmap.codec :as codec]
             [bpfmap.core :as bpf]
-            [bpfmap.fixture :refer [kernel-test]]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.edn-text :as edn-text]
             [bpfmap.type :as type]
             [bpfmap.type.node :as node]
             [bpfmap.types :as types]
             [clojure.data.csv :as data.csv]
             [clojure.edn :as edn]
+            [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]]
             [clojure.test.check.clojure-test :refer [defspec]]
@@ -282,3 +283,43 @@
     (is (= ["KEY" "VALUE"] (titles [{:key {:a 1} :value 1} {:key (bytes/->bytes [1]) :value 1}])))
     (is (= ["KEY" "ifindex" "program.program-id"]
            (titles [{:key 1 :value {:ifindex 1 :program nil}} {:key 2 :value {:ifindex 1 :program {:program-id 7}}}])))))
+
+(defn- read-rows
+  "Rows of cells that are not spread over columns, by the names above them."
+  [text]
+  (let [[names & rows] (parse text)]
+    (for [row rows]
+      (zipmap names (map #(read-cell % false) row)))))
+
+(defn- without-names
+  "Data with texts for names, of which a cell does not say that they are names."
+  [x]
+  (if (keyword? x) (subs (str x) 1) x))
+
+(defn- same-rows
+  "Rows as data by the names of the columns of their table."
+  [rows]
+  (for [row rows]
+    (into {} (map (fn [[k v]] [(str/replace (subs (str k) 1) "?" "") (without-names v)])) row)))
+
+(kernel-test list-features-and-hist-have-the-same-data
+  (with-open [^Closeable m (bpf/create {:name "csv" :type :hash :key :u32 :value :u32 :max-entries 8 :flags #{:no-prealloc}})]
+    (bpf/put-all! m {0 5, 1 7})
+    (let [pins [(str (fixture/new-pin) "_a b,c") (str (fixture/new-pin) "_\"quoted\"")]]
+     (try
+      (run! #(bpf/pin! m %) pins)
+      (let [terms ["--where" (str "id=" (id-of m))]
+            [row :as rows] (apply edn-of "list" terms)
+            [found] (read-rows (:out (apply bpfmap "list" "--csv" terms)))]
+        (is (= 1 (count rows)))
+        (is (= 2 (count (:pinned row))))
+        (is (seq (:held row)))
+        (is (= #{:no-prealloc} (:flags row)))
+        (is (= (select-keys (first (same-rows rows)) (keys found)) (into {} (remove (comp nil? val)) found)))
+        (is (every? #(contains? found %) ["held" "used-by" "pinned" "flags"])))
+      (finally (run! #(io/delete-file % true) pins))))
+    (is (= [[nil 0 1 5] [nil 2 3 7]]
+           (map (juxt #(% "title") #(% "from") #(% "to") #(% "count")) (read-rows (:out (bpfmap "hist" (id-of m) "--csv")))))))
+  (let [rows (edn-of "features" "--where" "feature=operation" "--where" "of=hash")]
+    (is (= (same-rows (map #(merge {:since nil :why nil} %) rows))
+           (read-rows (:out (bpfmap "features" "--where" "feature=operation" "--where" "of=hash" "--csv")))))))

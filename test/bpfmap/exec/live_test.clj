@@ -230,6 +230,8 @@
       (is (= 2 (count (re-seq #"(?m)^Map \d+ live \(hash\): 1 of 64 entries$" out))))
       (is (re-find #"every 0\.1 s: the first look; Ctrl-C ends it" out))
       (is (re-find #"every 0\.1 s: 0 changed, 0 new, 0 gone; Ctrl-C ends it" out)))
+    (is (re-find #"every 0\.02 s: " (:out (bpfmap "watch" (id-of m) "--interval" "0.02" "--seconds" "0.02"))))
+    (is (re-find #"every 3\.0 s: " (:out (bpfmap "watch" (id-of m) "--interval" "3" "--seconds" "0.02"))))
     (doseq [[format read] {"--edn" read-edn, "--json" #(json/read-str % :key-fn keyword)}]
       (let [lines (str/split-lines (:out (bpfmap "watch" (id-of m) "--interval" "0.1" "--seconds" "0.15" format)))]
         (is (= [1 1] (map (comp :entries read) lines)))))))

@@ -54,7 +54,7 @@
   [rows {:keys [where]}]
   (let [rows (if (coll? rows) rows (into [] rows))
         columns [{:title "FEATURE" :of :feature} {:title "OF" :of :of} {:title "NAME" :of :name :least 10}
-                 {:title "HERE" :of #(case (:here %) true "yes" false "no" "?")} {:title "SINCE" :of :since}
+                 {:title "HERE" :of #(case (:here %) true "yes" false "no" "?") :csv :here} {:title "SINCE" :of :since}
                  {:title "WHY" :of :why :least 8 :rank 1}]
         of-feature (fn [feature] (filter #(= feature (:feature %)) rows))]
     (if where
