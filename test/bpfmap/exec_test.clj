@@ -4,7 +4,7 @@
             [bpfmap.exec :as exec]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
-            [bpfmap.exec.options :refer [options]]
+            [bpfmap.exec.options :refer [doc-of]]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.tool :as tool]
             [clojure.edn :as edn]
@@ -34,7 +34,7 @@
       (is (= (vec args) args->opts))
       (is (= (set (concat args (:options command))) (set (keys spec))))
       (doseq [[k {:keys [desc coerce require]}] spec]
-        (is (= (:doc (options k)) desc))
+        (is (= (doc-of command k) desc))
         (is (contains? #{:string :boolean :long :double :keyword :edn} (if (vector? coerce) (first coerce) coerce)))
         (is (= (boolean (some #{k} (arguments/required command))) (boolean require)))))))
 

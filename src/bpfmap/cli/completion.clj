@@ -2,13 +2,20 @@
   "Scripts that have a shell complete commands, options and maps, made from the table of commands.
 
   What does not change is in the script. Names and ids of maps are asked of `bpfmap list` at the first TAB after it could
-  be one, and kept for five seconds, since starting a JVM takes a moment; pins and files are the shell's own."
+  be one, and kept for five seconds, since starting a JVM takes a moment; pins and files are the shell's own. Fields of the
+  map that is on the line are asked of `bpfmap completion SHELL COMMAND REF` in the same way."
   (:require [bpfmap.cli.arguments :as arguments]
+            [bpfmap.core :as bpf]
             [bpfmap.exec.commands :as commands]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.host :as host]
             [bpfmap.exec.options :refer [options]]
+            [bpfmap.exec.reference :as reference]
+            [bpfmap.exec.saving :as saving]
             [bpfmap.exec.types :as types]
+            [bpfmap.exec.where :as where]
             [bpfmap.rules :as rules]
+            [clojure.java.io :as io]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -23,15 +30,52 @@
   "The fields of the rows of commands, if they are the same for every map."
   {"list" host/list-fields "features" types/features-fields})
 
+(def ^:private fields-of-map
+  "The fields of the rows of commands about one map, by what the map's spec says."
+  {"dump" #(fields/of-entries % nil)
+   "hist" #(fields/of-entries % :sum)
+   "watch" #(fields/of-watched % :sum)
+   "diff" #(fields/of-changes % % nil true)})
+
+(def ^:private most-bytes
+  "Reading a larger file would take longer than somebody who pressed TAB waits."
+  (* 4 1024 1024))
+
+(defn- spec-of [{:keys [file] :as source}]
+  (if file
+    (when (<= (.length (io/file file)) (long most-bytes))
+      (saving/completed (:spec (saving/read-file file))))
+    (with-open [m (reference/open {:ref source} :read-only)]
+      (bpf/spec m))))
+
+(defn- field-lines
+  "The fields that a command takes for a map or file; of a key or value by themselves too, if that means the same. None if
+  there is no such map: who pressed TAB wants no error."
+  [command source]
+  (try
+    (when-let [row-field (some-> (fields-of-map command) (apply [(spec-of source)]))]
+      (let [paths (fields/paths row-field)
+            alone (for [path paths
+                        :let [[side & names] (where/path-of path)]
+                        :when (and (seq names) (#{"key" "value"} side))
+                        :let [name (fields/path-text names)]
+                        :when (= (where/path-of path) (first (fields/find-path row-field (where/path-of name))))]
+                    name)]
+        (distinct (concat alone paths))))
+    (catch Exception _ nil)))
+
 (defn- field-names [command]
   (some-> (fields-of (:name command)) :fields (->> (map first))))
 
 (defn- what-of
-  "What completes an option or argument of a command: `ref`, `file`, words after a `=`, or nothing that anybody knows."
+  "What completes an option or argument of a command: `ref`, `file`, words after a `=`, `fields-` of the map on the line
+  with what they are for, or nothing that anybody knows."
   [command k]
   (let [words #(if (seq %) (str "=" (str/join " " %)) "")
-        names (field-names command)]
-    (case (:kind (options k))
+        names (field-names command)
+        kind (:kind (options k))]
+    (case (if (and (fields-of-map (:name command)) (#{:column :where :field} kind)) :of-map kind)
+      :of-map (str "fields-" (name kind))
       :column (words (concat names (map #(str "-" %) names)))
       :columns (words names)
       :where (words (map #(str % "=") names))
@@ -76,6 +120,32 @@
        "  fi\n"
        "}\n"))
 
+(def ^:private plain-paths
+  "The command that lets through paths of fields that a shell takes as they are."
+  "env LC_ALL=C grep -E '^[A-Za-z0-9_./-]+$'")
+
+(defn- fields-functions
+  "Functions of sh: one that puts the fields of COMMAND and REF into a variable, and keeps them for five seconds, and one
+  that prints them as an option takes them."
+  [shell]
+  (str "_bpfmap_look_into() {\n"
+       "  local now; now=$(date +%s)\n"
+       "  if [ \"${_bpfmap_into:-}\" != \"$1 $2\" ] || [ $((now - _bpfmap_into_at)) -gt 5 ]; then\n"
+       "    _bpfmap_paths=\n"
+       "    if [ -n \"$2\" ]; then _bpfmap_paths=$(bpfmap completion " shell " \"$1\" \"$2\" 2>/dev/null | " plain-paths "); fi\n"
+       "    _bpfmap_into=\"$1 $2\" _bpfmap_into_at=$now\n"
+       "  fi\n"
+       "}\n"
+       "_bpfmap_fields() {\n"
+       "  if [ -n \"$_bpfmap_paths\" ]; then\n"
+       "    case $1 in\n"
+       "      fields-where) printf '%s\\n' \"$_bpfmap_paths\" | sed 's/$/=/' ;;\n"
+       "      fields-column) printf '%s\\n' \"$_bpfmap_paths\" | sed 'p;s/^/-/' ;;\n"
+       "      *) printf '%s\\n' \"$_bpfmap_paths\" ;;\n"
+       "    esac\n"
+       "  fi\n"
+       "}\n"))
+
 (defn- bash-cases [f]
   (str/join (for [{:keys [name] :as command} commands/commands]
               (str "    " name ") " (f command) " ;;\n"))))
@@ -83,14 +153,19 @@
 (defn- bash []
   (str "# bash completion of bpfmap; source it, or put it into /etc/bash_completion.d\n"
        names-function
+       (fields-functions "bash")
        "_bpfmap() {\n"
-       "  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= place=0 i what= flags=\n"
+       "  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= place=0 i what= flags= ref=\n"
        "  COMPREPLY=()\n"
-       "  for ((i = 1; i < COMP_CWORD; i++)); do\n"
+       "  for ((i = 1; i < ${#COMP_WORDS[@]}; i++)); do\n"
+       "    if ((i == COMP_CWORD)); then continue; fi\n"
        "    case ${COMP_WORDS[i]} in\n"
        "      " (str/join "|" (taking)) ") ((i++)) ;;\n"
        "      -*) ;;\n"
-       "      *) if [ -z \"$command\" ]; then command=${COMP_WORDS[i]}; else ((place++)); fi ;;\n"
+       "      '') ;;\n"
+       "      *) if [ -z \"$command\" ]; then command=${COMP_WORDS[i]}; continue; fi\n"
+       "         if [ -z \"$ref\" ]; then ref=${COMP_WORDS[i]}; fi\n"
+       "         if ((i < COMP_CWORD)); then ((place++)); fi ;;\n"
        "    esac\n"
        "  done\n"
        "  case $command in\n"
@@ -103,12 +178,15 @@
        "  case $command$before in\n"
        (str/join (for [{:keys [name] :as command} commands/commands
                        [option what] (values command)]
-                   (str "    " name option ") what=" (one-quoted what) " ;;\n")))
+                   (str "    " name option ") flags= what=" (one-quoted what) " ;;\n")))
        "    *) case $before in " (str/join "|" (taking)) ") return ;; esac ;;\n"
        "  esac\n"
-       "  case $word in -*) COMPREPLY=($(compgen -W \"$flags\" -- \"$word\")); return ;; esac\n"
+       "  if [[ $word == -* && -n $flags ]]; then COMPREPLY=($(compgen -W \"$flags\" -- \"$word\")); return; fi\n"
        "  case $what in\n"
        "    =*) COMPREPLY=($(compgen -W \"${what#=}\" -- \"$word\")) ;;\n"
+       "    fields-*) _bpfmap_look_into \"$command\" \"$ref\"\n"
+       "      if [ \"$what\" = fields-where ]; then compopt -o nospace; fi\n"
+       "      COMPREPLY=($(compgen -W \"$(_bpfmap_fields \"$what\")\" -- \"$word\")) ;;\n"
        "    ref) case $word in\n"
        "           */*|.*) compopt -o filenames; COMPREPLY=($(compgen -f -- \"$word\")) ;;\n"
        "           *) _bpfmap_look; COMPREPLY=($(compgen -W \"$_bpfmap_known\" -- \"$word\")) ;;\n"
@@ -125,6 +203,7 @@
   (cond
     (= "ref" what) "_bpfmap_refs"
     (= "file" what) "_files"
+    (str/starts-with? what "fields-") (str " _bpfmap_of_line " what)
     (str/starts-with? what "=") (str "(" (subs what 1) ")")
     :else ""))
 
@@ -141,6 +220,20 @@
   (str "#compdef bpfmap\n"
        "# zsh completion of bpfmap; put it as _bpfmap into a directory of $fpath\n"
        names-function
+       (fields-functions "zsh")
+       "_bpfmap_of_line() {\n"
+       "  local i ref=\n"
+       "  for ((i = 2; i <= $#words; i++)); do\n"
+       "    case $words[i] in\n"
+       "      (" (str/join "|" (taking)) ") ((i++)) ;;\n"
+       "      (-*|'') ;;\n"
+       "      (*) if [[ -z $ref && $i -ne $CURRENT ]]; then ref=$words[i]; fi ;;\n"
+       "    esac\n"
+       "  done\n"
+       "  _bpfmap_look_into $command $ref\n"
+       "  if [[ $1 == fields-where ]]; then compadd -S '' -- ${(f)\"$(_bpfmap_fields $1)\"}\n"
+       "  else compadd -- ${(f)\"$(_bpfmap_fields $1)\"}; fi\n"
+       "}\n"
        "_bpfmap_refs() {\n"
        "  if [[ $PREFIX == */* || $PREFIX == .* ]]; then _files; else _bpfmap_look; compadd -- ${(f)_bpfmap_known}; fi\n"
        "}\n"
@@ -161,6 +254,7 @@
   (cond
     (= "ref" what) " -a '(__bpfmap_maps)'"
     (= "file" what) " -a '(__fish_complete_path)'"
+    (str/starts-with? what "fields-") (str " -a '(__bpfmap_fields " what ")'")
     (str/starts-with? what "=") (str " -a " (one-quoted (subs what 1)))
     :else ""))
 
@@ -173,6 +267,34 @@
        "    set -g __bpfmap_at $now\n"
        "  end\n"
        "  printf '%s\\n' $__bpfmap_known\n"
+       "end\n"
+       "function __bpfmap_fields\n"
+       "  set -l command; set -l ref; set -l skip no\n"
+       "  for word in (commandline -op)[2..-1]\n"
+       "    if test $skip = yes; set skip no; continue; end\n"
+       "    switch \"$word\"\n"
+       "      case " (str/join " " (taking)) "; set skip yes\n"
+       "      case '-*' ''\n"
+       "      case '*'\n"
+       "        if test -z \"$command\"; set command $word; else if test -z \"$ref\"; set ref $word; end\n"
+       "    end\n"
+       "  end\n"
+       "  set -l now (date +%s)\n"
+       "  if test \"$__bpfmap_into\" != \"$command $ref\"; or test (math $now - $__bpfmap_into_at) -gt 5\n"
+       "    set -g __bpfmap_paths\n"
+       "    if test -n \"$ref\"\n"
+       "      set -g __bpfmap_paths (bpfmap completion fish $command $ref 2>/dev/null | " plain-paths ")\n"
+       "    end\n"
+       "    set -g __bpfmap_into \"$command $ref\"\n"
+       "    set -g __bpfmap_into_at $now\n"
+       "  end\n"
+       "  if test (count $__bpfmap_paths) -gt 0\n"
+       "    switch $argv[1]\n"
+       "      case fields-where; printf '%s=\\n' $__bpfmap_paths\n"
+       "      case fields-column; printf '%s\\n' $__bpfmap_paths; string replace -r -- '^' - $__bpfmap_paths\n"
+       "      case '*'; printf '%s\\n' $__bpfmap_paths\n"
+       "    end\n"
+       "  end\n"
        "end\n"
        "complete -c bpfmap -f\n"
        (str/join
@@ -189,10 +311,13 @@
                            (str "complete -c bpfmap " there " -l " (subs flag 2) (when takes " -x") " -d " (one-quoted doc)
                                 (fish-words (what-of command id)) "\n"))))))))
 
+(defn- script [shell]
+  (str/split-lines (case shell :bash (bash) :zsh (zsh) :fish (fish))))
+
 (defn completion
-  "The completion script of a shell.
+  "The completion script of a shell; or the fields that a command takes for a map, a line each, which the scripts ask for.
 
       (completion {:shell :bash} {})"
-  [{:keys [shell]} _request]
+  [{:keys [shell command listed]} _request]
   {:text? true
-   :lines (str/split-lines (case shell :bash (bash) :zsh (zsh) :fish (fish)))})
+   :lines (if command (when listed (field-lines command listed)) (script shell))})

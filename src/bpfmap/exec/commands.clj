@@ -187,11 +187,12 @@
    {:name "repl" :group "Else"
     :doc "Clojure with the library at hand"
     :run 'bpfmap.cli.repl/repl}
-   {:name "completion" :group "Else" :args [:shell]
+   {:name "completion" :group "Else" :args [:shell :command :listed] :optional #{:command :listed}
     :doc "A script for TAB in a shell"
     :text ["bash: source <(bpfmap completion bash). zsh: as _bpfmap in a directory of"
-           "$fpath. fish: as bpfmap.fish in ~/.config/fish/completions."]
-    :examples [{:shell :bash}]
+           "$fpath. fish: as bpfmap.fish in ~/.config/fish/completions. With COMMAND and"
+           "REF, the fields that rows of that command have for that map: TAB asks for them."]
+    :examples [{:shell :bash} {:shell :bash :command "dump" :listed "flows"}]
     :run 'bpfmap.cli.completion/completion}
    {:name "help" :group "Else" :args [:command] :optional #{:command}
     :doc "This text, or that of a command"

@@ -76,6 +76,7 @@
 
    ;; --- this command line
    :shell {:takes "SHELL" :kind :shell :doc "bash, zsh or fish"}
+   :listed {:takes "REF" :kind :source :doc "The map, or file of a saved one, whose fields are listed"}
    :command {:takes "COMMAND" :kind :text :doc "The name of a command"}})
 
 (defn doc-of

@@ -1,13 +1,14 @@
 (ns bpfmap.cli.completion-test
   "What a shell completes, asked of the shells themselves."
-  (:require [bpfmap.cli.calling :refer [bpfmap]]
+  (:require [bpfmap.cli.calling :refer [bpfmap id-of]]
             [bpfmap.cli.repl :as repl]
+            [bpfmap.core :as bpf]
             [bpfmap.exec.commands :as commands]
-            [bpfmap.fixture :as fixture]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is]])
-  (:import (java.io File)))
+  (:import (java.io Closeable File)))
 
 (set! *warn-on-reflection* true)
 
@@ -25,6 +26,10 @@
    "fish" (fn [words file]
             (str "source " file "\ncomplete -C " (pr-str (str/join " " words)) " | string split -f1 \\t\n"))})
 
+(def ^:dynamic *says*
+  "A function of the shell that stands for the command; nil for that of `maps`."
+  nil)
+
 (defn- completed
   "What a shell completes words to, the last of which is being typed."
   [shell & words]
@@ -32,7 +37,7 @@
         asking (File/createTempFile "bpfmap" ".sh")]
     (try
       (spit file (:out (bpfmap "completion" shell)))
-      (spit asking (str (maps shell) "\n" ((ask shell) (cons "bpfmap" words) file)))
+      (spit asking (str (or *says* (maps shell)) "\n" ((ask shell) (cons "bpfmap" words) file)))
       (let [{:keys [out err]} (fixture/run [shell (str asking)])]
         (is (= "" err))
         (set (remove str/blank? (str/split-lines out))))
@@ -59,6 +64,70 @@
         ["list" "--columns" "max"] #{"max-entries"}
         ["list" "--where" "froz"] #{"frozen="}
         ["features" "--sort" "sin"] #{"since"}))))
+
+(def ^:private flow-spec
+  {:name "complete" :type :hash :max-entries 8
+   :key [:struct [:src :ipv4] [:port :u16be]]
+   :value [:struct [:bytes :u64] [:port :u16] [:tx [:struct [:errors :u32]]] [:comm [:string 8]]]})
+
+(defn- field-lines [command ref]
+  (let [{:keys [exit out err]} (bpfmap "completion" "bash" command ref)]
+    (is (= [0 ""] [exit err]))
+    (remove str/blank? (str/split-lines out))))
+
+(kernel-test fields-of-a-map-are-told-by-command
+  (with-open [^Closeable m (bpf/create flow-spec)]
+    (let [own ["src" "bytes" "port" "tx.errors" "comm"]
+          whole ["key.src" "key.port" "value.bytes" "value.port" "value.tx.errors" "value.comm"]]
+      (is (= (concat own whole) (field-lines "dump" (id-of m)) (field-lines "hist" (id-of m))))
+      (is (= (concat own whole ["mark" "per-second.bytes" "per-second.port" "per-second.tx.errors"]) (field-lines "watch" (id-of m))))
+      (is (= ["src" "port" "change" "key.src" "key.port" "old.bytes" "old.port" "old.tx.errors" "old.comm" "new.bytes" "new.port"
+              "new.tx.errors" "new.comm" "per-second.bytes" "per-second.port" "per-second.tx.errors"]
+             (field-lines "diff" (id-of m))))
+      (doseq [command ["dump" "watch" "diff"] field (field-lines command (id-of m))]
+        (is (= 0 (:exit (apply bpfmap (concat [command (id-of m) "--sort" field]
+                                              (case command "watch" ["--seconds" "0.001"] "diff" ["--seconds" "0.001"] nil)))))
+            [command field])))
+    (let [file (File/createTempFile "bpfmap" ".edn")]
+      (try
+        (bpfmap "save" (id-of m) (str file))
+        (is (= (field-lines "diff" (id-of m)) (field-lines "diff" (str file))))
+        (finally (.delete file)))))
+  (doseq [[command ref] [["dump" "no-such-map"] ["dump" "4294967295"] ["diff" "/nowhere/a.edn"] ["watch" "/etc/passwd"]
+                         ["show" "1"] ["nope" "1"]]]
+    (is (= [] (field-lines command ref)))))
+
+(kernel-test shells-complete-the-fields-of-the-map-on-the-line
+  (with-open [^Closeable m (bpf/create flow-spec)]
+    (let [id (str (id-of m))
+          answers (File/createTempFile "bpfmap" ".txt")]
+      (try
+        (doseq [shell ["bash" "fish"]]
+          (if-not (fixture/executable shell)
+            (fixture/skip! (str "there is no " shell))
+            (are [words found] (let [[command] words]
+                                 (spit answers (str (:out (bpfmap "completion" shell command id)) "odd$(touch /nowhere)\n"))
+                                 (binding [*says* (case shell
+                                                    "bash" (str "bpfmap() { if [ \"$*\" = 'completion bash " command " " id "' ]; then cat " answers
+                                                                "; else return 1; fi; }")
+                                                    "fish" (str "function bpfmap; if test \"$argv\" = 'completion fish " command " " id "'; cat " answers
+                                                                "; else; return 1; end; end"))]
+                                   (or (and (= "fish" shell) (str/starts-with? (peek words) "-")) ; an option, to fish
+                                       (= found (apply completed shell (map #(if (= :id %) id %) words))))))
+              ["dump" :id "--where" "by"] #{"bytes="}
+              ["dump" :id "--sort" "by"] #{"bytes"}
+              ["dump" :id "--sort" "-by"] #{"-bytes"}
+              ["dump" :id "--limit" "5" "--where" "key."] #{"key.src=" "key.port="}
+              ["dump" :id "--where" "bytes>5" "--sort" "value.t"] #{"value.tx.errors"}
+              ["watch" :id "--sort" "-per"] #{"-per-second.bytes" "-per-second.port" "-per-second.tx.errors"}
+              ["watch" "--interval" "5" :id "--where" "ma"] #{"mark="}
+              ["diff" :id "--where" "old.b"] #{"old.bytes="}
+              ["hist" :id "--field" "by"] #{"bytes"}
+              ["hist" :id "--bucket" "po"] #{"port"}
+              ["dump" :id "--where" "odd"] #{}
+              ["dump" "nope" "--where" "by"] #{}
+              ["dump" "--where" "by"] #{})))
+        (finally (.delete answers))))))
 
 (deftest bash-knows-which-argument-is-being-typed
   (are [words found] (= found (apply completed "bash" words))
@@ -90,6 +159,29 @@
                           "print -r -- $line\n"
                           "zpty -d z\n")]
           (is (str/includes? (:out (fixture/run ["timeout" "60" "zsh" "-f" "-c" asking])) "bpfmap dump flows") "TAB completes"))
+        (finally (.delete file))))))
+
+(deftest zsh-completes-the-fields-of-the-map-on-the-line
+  (if-not (fixture/executable "zsh")
+    (fixture/skip! "there is no zsh")
+    (let [file (File/createTempFile "bpfmap" ".zsh")]
+      (try
+        (spit file (:out (bpfmap "completion" "zsh")))
+        (let [stub "bpfmap() { if [ \"$*\" = \"completion zsh dump 12\" ]; then printf \"bytes\\nsrc\\n\"; fi; }"
+              asking (str "zmodload zsh/zpty\n"
+                          "zpty z zsh -f -i\n"
+                          "zpty -w z 'PS1=\"> \"; autoload -U compinit; compinit -D; " stub "; source " file "; echo rea\"\"dy'\n"
+                          "zpty -r z line '*ready*'\n"
+                          "zpty -w -n z $'bpfmap dump 12 --where by\\t'\n"
+                          "zpty -r z line '*bytes=*'\n"
+                          "print -r -- $line\n"
+                          "zpty -w -n z $'5 --sort sr\\t'\n"
+                          "zpty -r z line '*src*'\n"
+                          "print -r -- $line\n"
+                          "zpty -d z\n")
+              {:keys [out]} (fixture/run ["timeout" "60" "zsh" "-f" "-c" asking])]
+          (is (str/includes? out "bpfmap dump 12 --where bytes="))
+          (is (str/includes? out "5 --sort src")))
         (finally (.delete file))))))
 
 (deftest the-repl-completes-names
