@@ -12,8 +12,12 @@
 
       clojure -X bpfmap.exec/list :where 'type=hash' :print :table
 
-  What goes on, `watch` and `dump` with `:stream`, is returned as something to reduce; each reduction opens the map and
-  closes it. The functions are made from the table `bpfmap.exec.commands`; their metadata has `:org.babashka/cli` too."
+  `watch`, and every command with `:stream`, returns something to reduce; each reduction opens the map and closes it. It
+  prints as the command and its options, and `datafy` makes data of it; neither opens the map:
+
+      (exec/watch {:ref \"flows\"}) ; prints #bpfmap.exec/watch {:ref {:name \"flows\"}, :interval 1.0}
+
+  The functions are made from the table `bpfmap.exec.commands`; their metadata has `:org.babashka/cli` too."
   (:refer-clojure :exclude [get list take])
   (:require [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
@@ -41,9 +45,16 @@
              (required k) "; required"
              (contains? defaults k) (str "; " (defaults k) " unless given"))))))
 
+(defn- reducible-line
+  "A line about a command that returns something to reduce."
+  [{:keys [name options reduces?]}]
+  (when-let [condition (cond reduces? "Returns" (some #{:stream} options) "With :stream, returns")]
+    (str "\n  " condition " something to reduce, which prints as #bpfmap.exec/" name " and its options.\n")))
+
 (defn- docstring [{:keys [name args doc text examples] :as command}]
   (str doc ".\n"
        (when text (str "\n" (str/join "\n" (map #(str "  " (in-options %)) text)) "\n"))
+       (reducible-line command)
        (when (or (seq args) (seq (:options command)))
          (str "\n" (str/join "\n" (option-lines command)) "\n"))
        (when examples

@@ -7,8 +7,10 @@
             [bpfmap.exec.options :refer [doc-of]]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.tool :as tool]
+            [clojure.datafy :as datafy]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
+            [clojure.pprint :as pprint]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
   (:import (java.io Closeable)))
@@ -101,6 +103,50 @@
       :csv "key,value\n1,10\n")
     (is (= "KEY  VALUE\n  1     10\n" (with-out-str (tool/dump {:ref m}))) "a tool prints")
     (is (= "[{:key 1, :value 10}]\n" (with-out-str (tool/dump {:ref m :print :edn}))))))
+
+(deftest reducible-results-print-as-their-options
+  (testing "no such map is there: nothing is opened"
+    (are [printed x] (= printed (pr-str x) (str x) (str/trim-newline (with-out-str (pprint/pprint x))))
+      "#bpfmap.exec/watch {:ref 4294967295, :interval 1.0}" (exec/watch {:ref 4294967295})
+      "#bpfmap.exec/watch {:ref {:name \"no_such\"}, :interval 0.5, :where [\"value>1\"], :sort \"-value\"}"
+      (exec/watch {:ref "no_such" :where ["value>1"] :sort "-value" :interval "0.5"})
+      "#bpfmap.exec/watch {:ref {:path \"/sys/fs/bpf/no_such\"}, :interval 1.0, :follow true}"
+      (exec/watch {:ref (io/file "/sys/fs/bpf/no_such") :follow true})
+      "#bpfmap.exec/dump {:ref 4294967295, :stream true, :key-type :u32}"
+      (exec/dump {:ref 4294967295 :stream true :key-type "u32"})))
+  (let [x (exec/watch {:ref 4294967295})
+        {:keys [command options]} (datafy/datafy x)]
+    (is (= "watch" command))
+    (is (= (pr-str x) (pr-str (exec/watch options))) "its options go in again")
+    (is (= (tagged-literal 'bpfmap.exec/watch options) (edn/read-string {:default tagged-literal} (pr-str x))))
+    (is (= {:here 1} (meta (with-meta x {:here 1}))))
+    (is (= (pr-str x) (pr-str (with-meta x {:here 1}))))
+    (is (= :not-found (:bpfmap/error (fixture/error-of (reduce conj [] x)))))))
+
+(kernel-test every-reducible-result-is-data-and-reduces
+  (with-open [m ^Closeable (bpf/create {:name "exec_reduce" :type :hash :key :u32 :value :u64 :max-entries 8
+                                        :contents {1 10, 2 20}})]
+    (let [id (:id (bpf/info m))
+          before (fixture/settled-descriptors)]
+      (doseq [[name x] {"list" (exec/list {:where "name=exec_reduce" :stream true})
+                        "features" (exec/features {:where "name=hash" :stream true})
+                        "dump" (exec/dump {:ref m :stream true})
+                        "hist" (exec/hist {:ref m :field "value" :stream true})
+                        "diff" (exec/diff {:old m :new m :stream true})
+                        "watch" (exec/watch {:ref m :seconds 0.1})}
+              :let [printed (edn/read-string {:default vector} (pr-str x))]]
+        (testing name
+          (is (= [(symbol "bpfmap.exec" name) (:options (datafy/datafy x))] printed))
+          (doseq [ref (keep (second printed) [:ref :old :new])]
+            (is (= {:id id :name "exec_reduce" :type :hash} ref)))
+          (is (vector? (into [] x)))))
+      (is (= before (fixture/open-descriptors)))
+      (testing "without an initial value, as reduce of anything"
+        (is (= 3 (:key (reduce (fn [a b] {:key (+ (:key a) (:key b))}) (exec/dump {:ref m :stream true})))))
+        (is (= :none (reduce (constantly :none) (exec/dump {:ref m :stream true :where "value>99"}))))
+        (is (= 1 (reduce (fn [_ _] (reduced 1)) (exec/dump {:ref m :stream true})))))))
+  (doseq [name ["watch" "dump" "list"]]
+    (is (str/includes? (:doc (meta (ns-resolve 'bpfmap.exec (symbol name)))) (str "prints as #bpfmap.exec/" name)))))
 
 (kernel-test what-goes-on-and-what-is-drawn-print-as-data
   (with-open [m ^Closeable (bpf/create {:name "exec_print" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10}})]

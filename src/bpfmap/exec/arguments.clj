@@ -8,6 +8,7 @@
       {:command \"dump\" :unknown :limt}"
   (:require [bpfmap.error :as error]
             [bpfmap.exec.options :refer [options]]
+            [bpfmap.exec.reducible :as reducible]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.sys.paths :as paths]
             [clojure.string :as str]
@@ -224,20 +225,44 @@
     (doseq [k (required command)]
       (when-not (contains? given k)
         (throw (lacking name k))))
-    (into (or defaults {}) (map (fn [[k x]] [k (coerce-all command k x)])) given)))
+    (with-meta (into (or defaults {}) (map (fn [[k x]] [k (coerce-all command k x)])) given)
+      {:given given})))
+
+(defn- printable
+  "Returns an option as it is printed: an open map as what it is, conditions and columns as they were given."
+  [options-given k x]
+  (cond
+    (contains? #{:where :column :columns :field} (:kind (options k))) (get options-given k x)
+    (or (instance? File x) (instance? Path x)) {:path (str x)}
+    ;; An open map is loaded with what opens maps, and has its own way to be shown.
+    (and (contains? #{:ref :source} (:kind (options k))) ((requiring-resolve 'bpfmap.core/bpf-map?) x))
+    ((requiring-resolve 'bpfmap.impl.store/identity-of) x)
+    :else x))
+
+(defn- to-print
+  "Returns the options of a command as they are printed, in its order."
+  [{:keys [args] :as command} checked]
+  (into (array-map)
+        (for [k (concat args (:options command)) :when (contains? checked k)]
+          [k (printable (:given (meta checked)) k (checked k))])))
 
 (defn- streamed
-  "Rows as something to reduce, where that was asked for and they are not yet."
-  [{:keys [stream]} result]
-  (if (and stream (coll? result))
-    (with-meta (reify IReduceInit (reduce [_ f init] (reduce f init result))) (meta result))
-    result))
+  "Returns a result as it is given to the caller: rows to reduce, if it is reduced or `:stream` asks for it, which
+  print as the command and its options."
+  [{:keys [name] :as command} {:keys [stream] :as options} result]
+  (cond
+    (and stream (coll? result))
+    (reducible/reducible name (to-print command options)
+                         (with-meta (reify IReduceInit (reduce [_ f init] (reduce f init result))) (meta result)))
+    (and (instance? IReduceInit result) (not (coll? result)))
+    (reducible/reducible name (to-print command options) result)
+    :else result))
 
 (defn perform
   "Does what a command is for with options that were checked, and returns data."
   [command options]
   (try
-    (streamed options ((requiring-resolve (:fn command)) options))
+    (streamed command options ((requiring-resolve (:fn command)) options))
     (catch ExceptionInfo e
       (throw (if (:bpfmap/usage (ex-data e))
                (ex-info (ex-message e) (update-in (ex-data e) [:bpfmap/usage :command] #(or % (:name command))) e)

@@ -12,6 +12,7 @@
   | `:doc`      | a line about it, without a full stop; `:text`: further lines                            |
   | `:examples` | options maps, which are shown as command lines and as calls                             |
   | `:rows?`    | it returns rows: `--csv` has them too                                                   |
+  | `:reduces?` | it returns something to reduce, whatever its options are                                |
   | `:changes?` | it changes a map: one of another process asks first, see `bpfmap.exec.consent`          |
   | `:fn`       | the function of one options map that does it and returns data                           |
   | `:view`     | how people see what it returned: see `bpfmap.cli.views`                                 |
@@ -77,7 +78,7 @@
     :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.cli.views.entry/entry}
 
    ;; --- what changes
-   {:name "watch" :group "What changes" :args [:ref] :defaults {:interval 1.0}
+   {:name "watch" :group "What changes" :args [:ref] :defaults {:interval 1.0} :reduces? true
     :docs {:cpus "Per-CPU values: each or all, sum, or CPU N; else sum"}
     :options (into [:interval :seconds :follow :where :sort :limit :changed :cpus] typed)
     :doc "See a map change, live"

@@ -1,0 +1,50 @@
+(ns bpfmap.exec.reducible
+  "Results of commands that are reduced instead of held in memory: `watch`, and rows with `:stream`.
+
+  Each reduction runs the command anew. Printing one, and `datafy`, show the command and its options,
+  and open nothing:
+
+      (exec/watch {:ref \"flows\"})          ; prints #bpfmap.exec/watch {:ref {:name \"flows\"}, :interval 1.0}
+      (datafy (exec/watch {:ref \"flows\"})) ;=> {:command \"watch\", :options {:ref {:name \"flows\"}, :interval 1.0}}"
+  (:require [clojure.core.protocols :as protocols])
+  (:import (clojure.lang IObj IReduce IReduceInit)
+           (java.io Writer)))
+
+(set! *warn-on-reflection* true)
+
+;; `rows` is what is reduced.
+(deftype Reducible [command options ^IReduceInit rows metadata]
+  IReduce
+  (reduce [_ f]
+    (let [result (.reduce rows (fn [acc x] (if (identical? ::none acc) x (f acc x))) ::none)]
+      (if (identical? ::none result) (f) result)))
+  (reduce [_ f init]
+    (.reduce rows f init))
+
+  IObj
+  (meta [_] metadata)
+  (withMeta [_ m] (Reducible. command options rows m))
+
+  protocols/Datafiable
+  (datafy [_] {:command command :options options})
+
+  Object
+  (toString [_] (str "#bpfmap.exec/" command " " (pr-str options))))
+
+(defmethod print-method Reducible [^Reducible x ^Writer w]
+  (.write w (str "#bpfmap.exec/" (.-command x) " "))
+  (print-method (.-options x) w))
+
+(defn reducible
+  "Returns rows to reduce that print as a command and its options. Metadata of the rows stays.
+
+      (reducible \"watch\" {:ref {:id 12}} rows) ; prints #bpfmap.exec/watch {:ref {:id 12}}"
+  [command options rows]
+  (Reducible. command options rows (meta rows)))
+
+(defn reducible?
+  "Returns true if x is a result of a command that is reduced.
+
+      (reducible? (exec/watch {:ref 12})) ;=> true"
+  [x]
+  (instance? Reducible x))
