@@ -3,11 +3,13 @@
 
   Here it runs in this process, over two pipes of the system; `bpfmap.pod.process-test` has it as a process."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.commands :as commands]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.pod :as pod]
             [bpfmap.pod-client :as client]
             [bpfmap.pod.vars :as vars]
             [clojure.edn :as edn]
+            [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
   (:import (java.io ByteArrayInputStream ByteArrayOutputStream OutputStream PushbackInputStream StringWriter)
@@ -49,7 +51,7 @@
       (binding [*ns* home]
         (refer 'clojure.core)
         (doseq [[short full] '{bpf pod.bpfmap.core, host pod.bpfmap.host, feature pod.bpfmap.feature, prog pod.bpfmap.prog
-                               type pod.bpfmap.type}]
+                               type pod.bpfmap.type, exec pod.bpfmap.exec}]
           (alias short full))
         (last (mapv eval forms)))
       (finally (remove-ns (ns-name home))))))
@@ -381,6 +383,90 @@
              '[(kind #(bpf/watch m {:every 5} prn))
                (bpf/with-open [q (bpf/create {:type :queue :value :u32 :max-entries 4})] (kind #(bpf/watch q prn)))
                (mapv #(do (bpf/put! m % %) (bpf/lookup m %)) [1 2 3])])))))
+
+;; --- commands
+
+(kernel-test the-commands-are-functions-that-return-data
+  (let [file (str (java.io.File/createTempFile "pod" ".edn"))
+        pin (fixture/new-pin)
+        other (fixture/new-pin)]
+    (try
+      (with-pod [c]
+        (is (= {:list [{:name "pod_exec" :max-entries 8}]
+                :dump [{:key 1 :value 10}]
+                :put [10 11 true]
+                :get {:key 1 :value 11}
+                :missing nil
+                :show :hash
+                :types :u64
+                :taken {:key 1 :value 11}
+                :deleted {2 20}
+                :saved 1
+                :diff []
+                :restored 1
+                :hist 1
+                :tree [pin]
+                :features true
+                :unpinned [nil nil]}
+               (script c
+                 (list 'def 'm (list 'bpf/create {:name "pod_exec" :type :hash :key :u32 :value :u64 :max-entries 8
+                                                  :contents {1 10}}))
+                 (list 'def 'where {:file file :pin pin :other other})
+                 '(let [id (:id (:form m))]
+                    (array-map ; evaluated in this order
+                     :list (exec/list {:where (str "id=" id) :columns "name,max-entries"})
+                     :dump (exec/dump {:ref m})
+                     :put ((juxt :before :value :written?) (exec/put {:ref m :key 1 :value 11}))
+                     :get (exec/get {:ref id :key "1"})
+                     :missing (exec/get {:ref m :key 7})
+                     :show (:type (exec/show {:ref m}))
+                     :types (:type (:value (exec/types {:ref m})))
+                     :taken (exec/take {:ref m :key 1})
+                     :deleted (do (bpf/put-all! m {2 20, 3 30})
+                                  (exec/delete {:ref m :key 3})
+                                  (bpf/snapshot m))
+                     :saved (:entries (exec/save {:ref m :file (:file where)}))
+                     :diff (exec/diff {:old (:file where) :new m})
+                     :restored (do (exec/pin {:ref m :path (:pin where)})
+                                   (:entries (exec/restore {:file (:file where) :pin (:other where)})))
+                     :hist (count (exec/hist {:ref m :field "value"}))
+                     :tree (filter #{(:pin where)} (map :path (exec/tree {})))
+                     :features (:here (first (exec/features {:where ["name=hash" "feature=map-type"]})))
+                     :unpinned [(do (exec/unpin {:path (:pin where)}) nil) (do (exec/unpin {:path (:other where)}) nil)]))))))
+      (finally
+        (run! io/delete-file (filter #(.exists (io/file %)) [file pin other]))))))
+
+(kernel-test a-command-that-is-refused-says-why-and-what-to-use
+  (with-pod [c]
+    (is (= [[:not-supported (str "A pod has no exec/watch: use pod.bpfmap.core/watch, which calls a function with what changes "
+                                 "in an open map")]
+            [:not-supported (str "A pod has no option :stream: leave it out; exec/dump returns all rows, and :where and "
+                                 ":limit keep them few")]
+            [:not-supported "A pod has no option :print: print what exec/list returns, such as with clojure.pprint/print-table"]
+            [:invalid-value "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
+            [:invalid-value "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
+            [:usage "show needs :ref"]
+            [:usage ":limit \"x\": N is a whole number from 0"]
+            [:not-found true]
+            [:closed true]]
+           (script c
+             (list 'def 'm (list 'bpf/create small))
+             '(def closed (bpf/clone m))
+             '(bpf/close closed)
+             '(defn error [f] (try (f) (catch Exception e [(:bpfmap/error (ex-data e)) (ex-message e)])))
+             '[(error #(exec/watch {:ref m}))
+               (error #(exec/dump {:ref m :stream true}))
+               (error #(exec/list {:print :table}))
+               (error #(exec/dump {:ref {:fd 3}}))
+               (error #(exec/diff {:old m :new {:fd 3}}))
+               (error #(exec/show {}))
+               (error #(exec/dump {:ref m :limit "x"}))
+               (assoc (error #(exec/dump {:ref "no_such_map"})) 1 true)
+               (assoc (error #(exec/dump {:ref closed})) 1 true)])))))
+
+(deftest every-command-is-offered
+  (is (= (set (map (comp symbol :name) (filter :fn commands/commands)))
+         (set (:vars (some #(when (= 'pod.bpfmap.exec (:name %)) %) vars/namespaces))))))
 
 ;; --- several threads
 

@@ -5,6 +5,7 @@
   in resources/bpfmap/pod/client.clj."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
+            [bpfmap.exec]
             [bpfmap.feature]
             [bpfmap.host]
             [bpfmap.pod.handles :as handles]
@@ -34,7 +35,10 @@
     {:name pod.bpfmap.prog :of bpfmap.prog
      :vars [load open info pin! test-run attach-raw-tracepoint]}
     {:name pod.bpfmap.type :of bpfmap.type
-     :vars [check problem size align offsets summary]}])
+     :vars [check problem size align offsets summary]}
+    {:name pod.bpfmap.exec :of bpfmap.exec
+     :vars [list show tree features types dump get watch diff hist put delete take create pin unpin freeze save restore
+            demo]}])
 
 (def left-out
   "What a pod does not offer of these namespaces, and why not."
@@ -44,7 +48,8 @@
                  explore "what leads on from its data are functions"}
     bpfmap.feature {unsupported "for errors, whose hints have it"}
     bpfmap.prog {types "a table, no function", attach-types "a table, no function"}
-    bpfmap.type {scalars "a table, no function", ->generator "a generator is no data"}})
+    bpfmap.type {scalars "a table, no function", ->generator "a generator is no data"}
+    bpfmap.exec {define-commands "a macro, for namespaces of the library's own"}})
 
 (defn- close
   "Closes a map, a program, an attachment or a watch; closing twice is fine. Returns nil."
@@ -77,6 +82,34 @@
     (watch/run w emit)
     (finally (handles/close table w))))
 
+(defn- not-here
+  "Throws `:not-supported` for something that a command does only in the process of its caller."
+  [command what hint]
+  (throw (error/error :not-supported (str "A pod has no " what) {:bpfmap/op (keyword command) :bpfmap/hint hint})))
+
+(defn- checked-options
+  "Returns the options of a command, if they mean the same in the pod's process as in its client's."
+  [command options]
+  (when (map? options)
+    (run! checked-reference (keep options [:ref :old :new :like :into]))
+    (when (:stream options)
+      (not-here command "option :stream" (str "leave it out; exec/" command " returns all rows, and :where and :limit keep them few")))
+    (when (:print options)
+      (not-here command "option :print" (str "print what exec/" command " returns, such as with clojure.pprint/print-table"))))
+  options)
+
+(defn- watch-refused
+  "Throws `:not-supported`: rows to reduce do not reach another process. Use `pod.bpfmap.core/watch` instead, which calls a
+  function with what changes in a map."
+  [& _]
+  (not-here "watch" "exec/watch" "use pod.bpfmap.core/watch, which calls a function with what changes in an open map"))
+
+(def ^:private own-commands
+  "The functions of `bpfmap.exec`, with their options checked."
+  (into {'watch {:call watch-refused :arglists '([options]) :doc (:doc (meta #'watch-refused))}}
+        (for [{:keys [of vars]} namespaces, sym vars :when (and (= 'bpfmap.exec of) (not= 'watch sym))]
+          [sym {:call (fn [_ options] ((ns-resolve 'bpfmap.exec sym) (checked-options (name sym) options)))}])))
+
 (def ^:private own
   "Functions that do what a function of the library does not in a pod. They take first the pod's part in the call: its
   `:table` of handles, and `:emit`, which sends a value before the last one."
@@ -84,7 +117,8 @@
                      'open {:call (fn [_ ref & more] (apply bpf/open (checked-reference ref) more))}
                      'watch-start {:call watch-start :arglists '([m options]) :doc (:doc (meta #'watch-start))}
                      'watch-events {:call watch-events :arglists '([watch]) :doc (:doc (meta #'watch-events)) :streams? true}}
-   'pod.bpfmap.prog {'open {:call (fn [_ ref] (prog/open (checked-reference ref)))}}})
+   'pod.bpfmap.prog {'open {:call (fn [_ ref] (prog/open (checked-reference ref)))}}
+   'pod.bpfmap.exec own-commands})
 
 (defn- of-library [ns-name var-name]
   (let [v (ns-resolve ns-name var-name)]
