@@ -162,10 +162,10 @@
 (def script (str (.getAbsolutePath (io/file "bin/pod-bpfmap"))))
 
 (defn start-process
-  "Starts bin/pod-bpfmap; returns it with a file that gets its stderr."
-  [& {:keys [dir env]}]
+  "Starts bin/pod-bpfmap; returns it with a file that gets its stderr. `before` are words that come before the command."
+  [& {:keys [dir env before]}]
   (let [err (doto (File/createTempFile "bpfmap-pod" ".err") (.deleteOnExit))
-        ^List command [script]
+        ^List command (conj (vec before) script)
         builder (doto (ProcessBuilder. command) (.redirectError err))]
     (.put (.environment builder) "BABASHKA_POD" "true")
     (doseq [[k v] env] (.put (.environment builder) k v))

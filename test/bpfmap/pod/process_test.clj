@@ -1,6 +1,7 @@
 (ns bpfmap.pod.process-test
   "bin/pod-bpfmap as a client has it: another process, whose stdout is the protocol and nothing else."
-  (:require [bpfmap.core :as bpf]
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.pod-client :as client]
             [clojure.java.io :as io]
@@ -58,6 +59,57 @@
       (finally
         (.destroyForcibly process)
         (.delete elsewhere)))))
+
+(defn- names-in
+  "The names in a directory in hexadecimal, as find and od have them."
+  [directory]
+  (:out (fixture/run ["bash" "-c" (str "find " directory " -type f -printf '%f' | od -An -v -tx1 | tr -d ' \\n'")])))
+
+(kernel-test the-locale-makes-no-difference-to-a-pod
+  (doseq [before [["env" "LC_ALL=C"] ["env" "-i"]]]
+    (testing before
+      (let [directory (doto (io/file (fixture/new-pin)) (.mkdir))
+            files (fixture/temporary-directory)
+            pin (str directory "/café")
+            file (str files "/café.edn")
+            {:keys [^Process process err] :as c} (client/start :before before)
+            core (fn [var-name & args] (client/invoke c (symbol "pod.bpfmap.core" (name var-name)) args {}))
+            exec (fn [var-name options] (client/invoke c (symbol "pod.bpfmap.exec" (name var-name)) [options] {}))]
+        (try
+          (let [m (core 'create {:name "pod_locale" :type :hash :key :u32 :value [:string 8] :max-entries 4})
+                id (:id (:form m))]
+            (with-open [raw ^Closeable (bpf/open id {:value [:bytes 8]})]
+              (core 'put! m 1 "café")
+              (is (= (bytes/->bytes "63 61 66 c3 a9 00 00 00") (raw 1)))
+              (is (= "café" (core 'lookup m 1)))
+              (exec 'put {:ref m :key 2 :value "é" :yes true})
+              (is (= (bytes/->bytes "c3 a9 00 00 00 00 00 00") (raw 2)))
+              (is (= {:key 2 :value "é"} (exec 'get {:ref m :key 2})))
+              (is (= [{:key 1 :value "café"}] (exec 'dump {:ref m :where "value=café"}))))
+            (testing "names of pins"
+              (core 'pin! m pin)
+              (is (= "636166c3a9" (names-in directory)))
+              (is (= pin (core 'pinned-path m)))
+              (is (= id (:id (:form (core 'open pin)))))
+              (is (= {:key 1 :value "café"} (exec 'get {:ref pin :key 1})))
+              (is (= [pin] (map :path (client/invoke c 'pod.bpfmap.host/pins [(str directory)] {}))))
+              (exec 'unpin {:path pin})
+              (is (= "" (names-in directory)))
+              (exec 'pin {:ref m :path pin})
+              (is (= "636166c3a9" (names-in directory))))
+            (testing "names of files"
+              (is (= file (:file (exec 'save {:ref m :file file}))))
+              (is (= "636166c3a92e65646e" (names-in files)))
+              (is (= [] (exec 'diff {:old file :new pin})))
+              (exec 'unpin {:path pin}))
+            (testing "errors"
+              (is (str/includes? (:message (error-of (core 'open (str directory "/no_café"))))
+                                 (str "there is no file " directory "/no_café")))))
+          (is (= 0 (client/stop c)))
+          (is (= "" (slurp err)))
+          (finally
+            (.destroyForcibly process)
+            (fixture/run ["bash" "-c" (str "rm -f " directory "/*; rmdir " directory "; rm -r " files)])))))))
 
 (deftest it-ends-when-its-input-does-or-is-no-protocol
   (let [started (mapv (fn [[input _ _]]
