@@ -30,8 +30,8 @@
 (def ^:private typed {:name "bench" :type :hash :key :u32 :value :u64 :max-entries 8})
 
 (def ^:private columns
-  "Those of a table of `list`, but who holds the maps: the C side does not ask that."
-  [:id :type :name :key-size :value-size :max-entries])
+  "Columns that the infos of the maps have."
+  (mapv vector ["id" "type" "name" "key-size" "value-size" "max-entries"]))
 
 (defn- rows
   "What is measured: name, name in C, operations of a slice, what to do."
@@ -50,8 +50,8 @@
   "The program of bench/lifecycle.c."
   ^File [dir]
   (let [program (io/file dir "lifecycle")
-        process (.start (doto (ProcessBuilder. ^java.util.List [(or (System/getenv "CC") "cc") "-O2" "-Wall" "-o" (str program)
-                                                                "bench/lifecycle.c"])
+        process (.start (doto (ProcessBuilder. ^java.util.List (vector (or (System/getenv "CC") "cc") "-O2" "-Wall"
+                                                                       "-o" (str program) "bench/lifecycle.c"))
                           (.redirectError ProcessBuilder$Redirect/INHERIT)))]
     (when-not (zero? (.waitFor process))
       (throw (ex-info "bench/lifecycle.c could not be compiled; the compiler's words are above" {})))
@@ -73,7 +73,7 @@
 
 (defn- measured [executor requests answers [name in-c n f]]
   (binding [*out* *err*] (println "bench:" name))
-  (let [until (+ (System/nanoTime) 8000000000)]
+  (let [until (+ (System/nanoTime) 5000000000)]
     (while (< (System/nanoTime) until) (jvm-slice executor n f)))
   (let [pairs (vec (repeatedly slices #(vector (c-slice requests answers in-c n) (jvm-slice executor n f))))
         per #(/ (report/median (map % pairs)) n)]
