@@ -357,7 +357,8 @@
   With f and init, reduces over entries (values of a queue), each taken just before f gets it. When f throws or
   returns a `reduced`, what it has not got is still in the map. Without them, many are taken with each system call
   where the kernel does that; an error has under `:bpfmap/entries` what was taken until then. What others add
-  meanwhile is taken or left, whole; nothing is lost. Needs Linux 5.14, 5.6 without f; 6.18 for `:stack-trace`.
+  meanwhile is taken or left, whole; nothing is lost but by a process that is killed: with f at most the entry that f
+  was about to get, without it all that this call has taken. Needs Linux 5.14, 5.6 without f; 6.18 for `:stack-trace`.
 
       (drain! m)                                      ;=> {1 10, 2 20}
       (drain! m (fn [sum [_ v]] (+ sum v)) 0)         ;=> 30"

@@ -12,6 +12,7 @@
   this user's (`bpfmap.nrepl.place`), and the kernel is asked who connects (`bpfmap.nrepl.listener`). Results come bounded
   (`bpfmap.nrepl.printing`). The rest is the nREPL library, which comes with the alias :nrepl. doc/nrepl.md is for users."
   (:require [bpfmap.error :as error]
+            [bpfmap.impl.waiting :as waiting]
             [bpfmap.nrepl.listener :as listener]
             [bpfmap.nrepl.place :as place]
             [bpfmap.nrepl.printing :as printing]
@@ -164,7 +165,7 @@
     (.addShutdownHook (Runtime/getRuntime) (Thread. ^Runnable (fn [] (.close ^Closeable server))))
     (some-> (:port address) leave-port)
     (announce server)
-    @(promise)))
+    (waiting/value (promise) :nrepl)))
 
 (defn- run-client [{:keys [socket]}]
   (let [path (place/in-private-directory (or socket (default-socket)) false)]

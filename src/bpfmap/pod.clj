@@ -19,6 +19,7 @@
   The end of stdin is taken for `shutdown`. What is no message ends the pod with 1, and a line on stderr."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.escape :as escape]
+            [bpfmap.impl.waiting :as waiting]
             [bpfmap.pod.bencode :as bencode]
             [bpfmap.pod.handles :as handles]
             [bpfmap.pod.payload :as payload]
@@ -173,7 +174,7 @@
   "Speaks the protocol over two streams until it is told to shut down or the input ends; returns the exit code.
 
   0 when all went well, 1 for what is no message, and for output that cannot be written. Whatever the
-  client has left open is closed, and what is still watched ends.
+  client has left open is closed, and what is still watched ends. Throws `:interrupted` when its thread is interrupted.
 
       (serve in out) ;=> 0"
   [^InputStream in out]
@@ -182,12 +183,16 @@
         pod (->Pod out table calls (promise))]
     ;; A daemon reads, because a read of stdin cannot be broken off when the output has failed.
     (.start (daemon "bpfmap-pod-input" (bound-fn [] (read-all pod in))))
-    (let [exit @(:ending pod)]
-      (.shutdown calls)
-      (handles/close-all table watch/watch?)
-      (.awaitTermination calls patience TimeUnit/SECONDS)
-      (handles/close-all table)
-      exit)))
+    (try
+      (waiting/value (:ending pod) :serve)
+      (finally
+        (.shutdown calls)
+        (handles/close-all table watch/watch?)
+        (try
+          (.awaitTermination calls patience TimeUnit/SECONDS)
+          (catch InterruptedException e
+            (throw (waiting/interrupted :serve e)))
+          (finally (handles/close-all table)))))))
 
 (defn- explain
   "Says on stderr what this is to somebody who has not started it as a pod; returns the exit code."

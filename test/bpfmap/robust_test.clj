@@ -5,13 +5,15 @@
             [bpfmap.exec.saving :as saving]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.kills :as kills]
             [bpfmap.pod :as pod]
+            [bpfmap.pod.watch :as pod.watch]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
   (:import (java.io ByteArrayInputStream ByteArrayOutputStream Closeable File)
-           (java.util Random)
-           (java.util.concurrent TimeUnit)))
+           (java.lang ProcessHandle)
+           (java.util Random)))
 
 (set! *warn-on-reflection* true)
 
@@ -62,6 +64,92 @@
                 (is (= ["a.edn"] (seq (.list (io/file dir)))) "nothing is left beside it")))
             (is (= {1 10} (bpf/snapshot m)) "and the map is still open")))))))
 
+;; --- waits
+
+(defn- interrupted-later
+  "As [[interrupted]], but of a thread that is interrupted while it waits; fails where it does not wait."
+  [f]
+  (let [result (promise)
+        thread (Thread. (fn []
+                          (deliver result [(try (f) (catch Throwable e [(:bpfmap/error (ex-data e)) (ex-message e)]))
+                                           (Thread/interrupted)])))]
+    (.start thread)
+    (is (loop [attempts 500]
+          (cond (= Thread$State/TIMED_WAITING (.getState thread)) true
+                (= Thread$State/WAITING (.getState thread)) true
+                (zero? attempts) false
+                :else (do (Thread/sleep 20) (recur (dec attempts)))))
+        "it waits")
+    (Thread/sleep 20)
+    (.interrupt thread)
+    (deref result 10000 :still-waits)))
+
+(kernel-test an-interrupt-ends-every-wait-with-an-error-as-data
+  (with-open [^Closeable m (bpf/create {:name "waits" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10}})]
+    (let [id (:id (bpf/info m))
+          silent (proxy [java.io.InputStream] [] (read ([] @(promise)) ([_ _ _] @(promise))))
+          waits {"watch" [:watch #(exec/watch {:ref id :interval 100.0 :print :edn})]
+                 "watch, reduced" [:watch #(reduce (fn [_ x] x) nil (exec/watch {:ref id :interval 100.0}))]
+                 "watch, :seconds" [:watch #(into [] (exec/watch {:ref id :seconds 90 :interval 60.0}))]
+                 "diff, :seconds" [:diff #(exec/diff {:old id :seconds 100})]
+                 "demo" [:demo #(exec/demo {:seconds 100.0})]
+                 "a pod's watch" [:watch #(pod.watch/run (pod.watch/start m {:interval 100000}) identity)]
+                 "a pod" [:serve #(pod/serve silent (ByteArrayOutputStream.))]}]
+      (doseq [[what [op f]] waits]
+        (testing what
+          (let [answer [[:interrupted (str (name op) " has not finished: the thread was interrupted")] true]]
+            (is (= answer (binding [*out* (java.io.StringWriter.)] (interrupted-later (bound-fn* f)))))
+            (is (= answer (binding [*out* (java.io.StringWriter.)] (interrupted (bound-fn* f))))
+                "when it was interrupted before, too"))))
+      (testing "and nothing stays open"
+        (is (= {1 10} (bpf/snapshot m)))
+        (is (not-any? (comp #{"bpfmap_demo"} :name)
+                      (loop [attempts 50]
+                        (let [maps (host/maps)]
+                          (if (and (some (comp #{"bpfmap_demo"} :name) maps) (pos? attempts))
+                            (do (Thread/sleep 100) (recur (dec attempts)))
+                            maps)))))))))
+
+(kernel-test an-interrupt-changes-no-answer-of-a-command
+  (with-directory
+    (fn [dir]
+      (with-open [^Closeable m (bpf/create {:name "commands" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10, 2 20}})]
+        (let [id (:id (bpf/info m))
+              file (str dir "/a.edn")
+              pin (fixture/new-pin)
+              plain (fn [x] (if (map? x) (dissoc x :memlock :pins :pinned) x))]
+          (exec/save {:ref id :file file})
+          (doseq [[what f] {"show" #(plain (exec/show {:ref id}))
+                            "list" #(map :id (exec/list {:where (str "id=" id)}))
+                            "types" #(exec/types {:ref id})
+                            "dump" #(vec (exec/dump {:ref id}))
+                            "get" #(exec/get {:ref id :key 1})
+                            "hist" #(exec/hist {:ref id})
+                            "diff of a file" #(vec (exec/diff {:old {:file file} :new id}))
+                            "tree" #(count (exec/tree {:directory (fixture/bpffs)}))
+                            "features" #(count (exec/features {}))
+                            "put" #(exec/put {:ref id :key 1 :value 10 :yes true})
+                            "take" #(do (bpf/put! m 4 40) (exec/take {:ref id :key 4 :yes true}))
+                            "delete" #(do (bpf/put! m 4 40) (exec/delete {:ref id :key 4 :yes true}))
+                            "pin, unpin" #(do (exec/pin {:ref id :path pin :yes true})
+                                              (exec/unpin {:path pin :yes true})
+                                              (.exists (io/file pin)))
+                            "restore" #(dissoc (exec/restore {:file file :into id :yes true}) :map)}]
+            (testing what
+              (is (= [(f) true] (interrupted f))))))))))
+
+(deftest every-wait-in-the-sources-is-one-that-an-interrupt-may-end
+  (let [waits #"\(Thread/sleep|\(deref \w+ \S+ |\(\.(await|awaitTermination|waitFor|join) |@\(promise"
+        ;; Threads of their own, which nobody else can interrupt; a pod that ends; and the one that keeps the answer.
+        known {"impl/waiting.clj" 3, "cli/live.clj" 2, "cli/signals.clj" 2, "cli/terminal.clj" 3,
+               "nrepl/listener.clj" 1, "pod.clj" 1, "impl/memory/folding.clj" 1, "prog.clj" 1}
+        found (into {} (for [^File file (file-seq (io/file "src/bpfmap"))
+                             :when (str/ends-with? (.getName file) ".clj")
+                             :let [n (count (re-seq waits (slurp file)))]
+                             :when (pos? n)]
+                         [(subs (str file) (count "src/bpfmap/")) n]))]
+    (is (= known found) "another wait belongs into bpfmap.impl.waiting")))
+
 ;; --- the pod
 
 (defn run-malformed
@@ -92,70 +180,48 @@
 
 ;; --- kill -9
 
-(def ^:private child
-  "What a child does over and over until it is killed: saves, restores, writes and drains; its ids and files are in the system property."
-  '(do (require '[bpfmap.core :as bpf] '[bpfmap.exec :as exec])
-       (let [{:keys [a b file into pin writable]} (read-string (System/getProperty "child"))
-             m (bpf/open writable)]
-         (println "ready")
-         (flush)
-         (loop [n 0]
-           (exec/save {:ref (if (even? n) a b) :file file})
-           (exec/restore {:file file :into into :yes true})
-           (bpf/put-all! m (for [i (range 64)] [i n]))
-           (bpf/drain! m)
-           (with-open [p (bpf/create {:name "killed" :type :array :value :u32 :max-entries 1 :pinning :by-name :pin-root pin})]
-             (bpf/unpin! p))
-           (recur (inc n))))))
-
-(defn run-kills
-  "Kills a process with SIGKILL n times while it saves, restores, writes, drains and pins; returns what was neither old nor new."
-  [n]
-  (let [found (atom [])
-        pin (fixture/bpffs)]
-    (with-directory
-      (fn [dir]
-        (let [file (str dir "/a.edn")
-              out (io/file dir "said")
-              entries (fn [from] (into {} (for [i (range 2000)] [i (+ from i)])))
-              spec {:type :hash :key :u32 :value :u64 :max-entries 4096}]
-          (with-open [^Closeable a (bpf/create (assoc spec :name "old" :contents (entries 0)))
-                      ^Closeable b (bpf/create (assoc spec :name "new" :contents (entries 1000000)))
-                      ^Closeable into-map (bpf/create (assoc spec :name "into" :contents (entries 0)))
-                      ^Closeable m (bpf/create (assoc spec :name "writes"))]
-            (let [id #(:id (bpf/info %))
-                  good #{(entries 0) (entries 1000000)}
-                  args {:a (id a) :b (id b) :file file :into (id into-map) :writable (id m) :pin pin}]
-              (dotimes [_ n]
-                (let [process (.start (doto (ProcessBuilder.
-                                             ^java.util.List
-                                             (vector (str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED" "-XX:+UseSerialGC"
-                                              "-XX:TieredStopAtLevel=1" (str "-Dchild=" (pr-str args))
-                                              "-cp" (System/getProperty "java.class.path") "clojure.main" "-e" (pr-str child)))
-                                        (.redirectErrorStream true)
-                                        (.redirectOutput out)))]
-                  (loop [] (when (and (.isAlive process) (= "" (slurp out))) (Thread/sleep 20) (recur)))
-                  (.waitFor process (long (rand-int 400)) TimeUnit/MILLISECONDS)
-                  (.destroyForcibly process)
-                  (.waitFor process)
-                  (when-not (= "ready\n" (slurp out)) (swap! found conj [:said (slurp out)]))
-                  (when (.exists (io/file file))
-                    (let [saved (try (into {} (:entries (saving/read-file file))) (catch Throwable e e))]
-                      (when-not (good saved) (swap! found conj [:file saved]))))
-                  (doseq [[k v] (bpf/snapshot into-map)]
-                    (when-not (#{k (+ 1000000 (long k))} v) (swap! found conj [:into k v])))
-                  (when-not (every? (set (range 64)) (keys (bpf/snapshot m))) (swap! found conj [:map (bpf/snapshot m)]))
-                  (let [pinned (io/file pin "killed")]
-                    (when (.exists pinned)
-                      (with-open [^Closeable p (bpf/open (str pinned))]
-                        (when-not (= :array (:type (bpf/info p))) (swap! found conj [:pin (bpf/info p)])))
-                      (.delete pinned)))))
-              (let [left (remove #{"a.edn" "said"} (.list (io/file dir)))]
-                (swap! found into (for [f left :when (not (re-find #"^\.a\.edn\.\d+\.part$" f))] [:left f]))))))))
-    @found))
-
 (kernel-test a-killed-process-leaves-the-old-or-the-new
-  (is (= [] (run-kills 3))))
+  (let [{:keys [found wrong]} (kills/run 10)]
+    (is (= [] wrong))
+    (is (= #{:save :restore :put-all! :drain! :pin-by-name :move-pin!} (set (keys found))))))
+
+(kernel-test what-a-killed-save-left-is-removed-by-the-next
+  (with-directory
+    (fn [dir]
+      (let [file (str dir "/a.edn")
+            pid (.pid (ProcessHandle/current))
+            gone (loop [pid 4000000] (if (.isPresent (ProcessHandle/of pid)) (recur (dec pid)) pid))
+            live (.pid ^ProcessHandle (.get (.parent (ProcessHandle/current))))
+            part (fn [name pid] (str "." name "." pid ".part"))
+            left (fn ^File [name millis] (doto (io/file dir name) (spit "half") (.setLastModified millis)))
+            now (System/currentTimeMillis)]
+        (left (part "a.edn" gone) now)
+        (left (part "a.edn" pid) 1000000000)
+        (left (part "a.edn" live) now)
+        (left (part "b.edn" gone) now)
+        (left ".a.edn.part" now)
+        (.mkdir (io/file dir (part "a.edn" (dec gone))))
+        (with-open [^Closeable m (bpf/create {:name "parts" :type :hash :key :u32 :value :u64
+                                              :max-entries 4 :contents {1 1}})]
+          (exec/save {:ref (:id (bpf/info m)) :file file}))
+        (is (= (sort ["a.edn" (part "a.edn" live) (part "b.edn" gone) ".a.edn.part" (part "a.edn" (dec gone))])
+               (sort (.list (io/file dir))))
+            "of other files, of processes that live, and what is no plain file stays")
+        (testing "a lock that somebody holds says that he is at it"
+          (let [^File held (left (part "a.edn" gone) now)
+                program (str "import fcntl,sys,time\n"
+                             "f=open(sys.argv[1],'r+'); fcntl.lockf(f, fcntl.LOCK_EX)\n"
+                             "print('held', flush=True); time.sleep(60)")
+                ^java.util.List command ["python3" "-c" program (str held)]
+                flock (.start (ProcessBuilder. command))]
+            (try
+              (if (= "held" (.readLine (.inputReader flock)))
+                (do (saving/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
+                    (is (.exists held)))
+                (fixture/skip! "there is no python3 to hold a lock"))
+              (finally (.waitFor (.destroyForcibly flock))))
+            (saving/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
+            (is (not (.exists held)))))))))
 
 ;; --- no room
 

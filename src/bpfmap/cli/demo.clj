@@ -3,7 +3,8 @@
   (:require [bpfmap.cli.live :as live]
             [bpfmap.cli.output :as output]
             [bpfmap.core :as bpf]
-            [bpfmap.exec.demo :as demo])
+            [bpfmap.exec.demo :as demo]
+            [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo)
            (java.io Closeable)))
 
@@ -39,7 +40,7 @@
                    (catch ExceptionInfo e (:bpfmap/error (ex-data e))))]
       (cond
         (= :not-found answer) true
-        (and (nil? answer) (pos? attempts)) (do (Thread/sleep 20) (recur (dec attempts)))
+        (and (nil? answer) (pos? attempts)) (do (waiting/sleep 20 :demo) (recur (dec attempts)))
         :else false))))
 
 (defn- view

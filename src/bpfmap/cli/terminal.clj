@@ -72,4 +72,7 @@
           (f))
         (finally
           (deliver done true)
-          (.join shower))))))
+          (try
+            (.join shower)
+            (catch InterruptedException _
+              (.interrupt (Thread/currentThread)))))))))

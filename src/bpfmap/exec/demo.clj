@@ -5,6 +5,7 @@
   reads the map while the program writes to it. Nothing is pinned, so that all goes with
   the process, however it ends."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.impl.waiting :as waiting]
             [bpfmap.prog :as prog]
             [bpfmap.syscalls :as syscalls])
   (:import (java.io Closeable)))
@@ -108,11 +109,11 @@
           show
           (let [counts (into {} m)]
             (show {:samples samples :counts counts :elapsed now :seconds seconds})
-            (deref stop (min left frame-millis) nil)
+            (waiting/value stop (min left frame-millis) nil :demo)
             (recur (with-sample samples [now counts])))
 
           :else
-          (do (deref stop left nil)
+          (do (waiting/value stop left nil :demo)
               (recur samples)))))))
 
 (defn observe

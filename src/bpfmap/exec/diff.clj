@@ -12,7 +12,8 @@
             [bpfmap.exec.reference :as reference]
             [bpfmap.exec.saving :as saving]
             [bpfmap.exec.where :as where]
-            [bpfmap.impl.raw :as raw])
+            [bpfmap.impl.raw :as raw]
+            [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo)
            (java.util HashMap Map)))
 
@@ -138,7 +139,7 @@
 (defn diff
   "What is other in `:new` than in `:old`, or in `:old` itself `:seconds` later; each a map or the file of a saved one, whose
   name ends in .edn. The metadata says how many entries were `:added`, `:changed` and `:removed`, and are the `:same`,
-  whatever the options leave of the rows.
+  whatever the options leave of the rows. Throws `:interrupted` when the thread is interrupted while it waits.
 
       (diff {:old {:name \"flows\"} :seconds 1}) ;=> [{:change :changed, :key 7, :old 1, :new 3, :per-second 2.0}]"
   [{:keys [old new seconds cpus] :as options}]
@@ -154,7 +155,7 @@
                         options))
         _ (when-not new (with-fields before)) ; what is wrong is said before the wait
         began (System/nanoTime)
-        _ (when-not new (Thread/sleep (long (* 1000 (double seconds)))))
+        _ (when-not new (waiting/sleep (* 1000 (double seconds)) :diff))
         apart (/ (- (System/nanoTime) began) 1e9)
         after (read-source (or new old) options)
         options (with-fields after)

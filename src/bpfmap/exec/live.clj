@@ -32,7 +32,8 @@
             [bpfmap.exec.reading :as reading]
             [bpfmap.exec.reference :as reference]
             [bpfmap.exec.where :as where]
-            [bpfmap.impl.raw :as raw])
+            [bpfmap.impl.raw :as raw]
+            [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo IReduceInit)
            (java.io File)
            (java.nio.file Path)
@@ -259,13 +260,13 @@
                 (= :gone (:status frame)) acc
                 (and ends (<= (double ends) (+ (double (now)) (max 0.0 (/ pause 1000.0))))) acc
                 ;; Even when a map takes longer to read than the interval, others get their turn.
-                (not= ::not-yet (deref stop (max 10 pause) ::not-yet)) acc
+                (not= ::not-yet (waiting/value stop (max 10 pause) ::not-yet :watch)) acc
                 :else (recur acc next)))))))))
 
 (defn watch
   "Frames of a map, every `:interval` seconds one, as something to reduce. The map is open while it is read, and not
   otherwise. It ends when the promise `stop` is delivered, if there is one, and when the map is gone; with `:follow` it goes
-  on with the map that is pinned, or named, in its place.
+  on with the map that is pinned, or named, in its place. Reducing throws `:interrupted` when the thread is interrupted.
 
       (reduce (fn [_ frame] (println (:changed frame))) nil (watch {:ref {:id 12} :interval 1.0 :seconds 10}))"
   ([options]

@@ -34,10 +34,11 @@
             [bpfmap.spec :as spec])
   (:import (clojure.lang ExceptionInfo)
            (java.io BufferedWriter FilterReader IOException OutputStreamWriter PushbackReader Reader)
+           (java.lang ProcessHandle)
            (java.net InetAddress)
-           (java.nio.channels Channels ClosedByInterruptException FileChannel)
+           (java.nio.channels Channels ClosedByInterruptException FileChannel OverlappingFileLockException)
            (java.nio.charset StandardCharsets)
-           (java.nio.file AccessDeniedException CopyOption FileSystemException Files LinkOption NoSuchFileException Path
+           (java.nio.file AccessDeniedException CopyOption DirectoryIteratorException FileSystemException Files LinkOption NoSuchFileException Path
                           StandardCopyOption StandardOpenOption)
            (java.nio.file.attribute FileAttribute PosixFilePermissions)
            (java.util ArrayList HashSet Map)))
@@ -75,9 +76,60 @@
   []
   (into-array FileAttribute [(PosixFilePermissions/asFileAttribute (PosixFilePermissions/fromString "rw-------"))]))
 
+;; --- what a killed process leaves
+
+(def ^:private no-attributes (make-array FileAttribute 0))
+
+(def ^:private not-followed (into-array [LinkOption/NOFOLLOW_LINKS]))
+
+(defn- own-file?
+  "Whether a path is a plain file of this user: in a folder such as /tmp nobody else can exchange it then."
+  [^Path file]
+  (and (Files/isRegularFile file not-followed)
+       (= (Files/getAttribute file "unix:uid" not-followed)
+          (Files/getAttribute (paths/->java "/proc/self") "unix:uid" (make-array LinkOption 0)))))
+
+(defn- older-than-this-process?
+  "Whether a file was last written before this process began: then an earlier one of the same id wrote it."
+  [^Path file]
+  (let [began (.orElse (.startInstant (.info (ProcessHandle/current))) nil)]
+    (and began (neg? (compare (.toInstant (Files/getLastModifiedTime file (make-array LinkOption 0))) began)))))
+
+(defn- part-name [file-name pid]
+  (str "." file-name "." pid ".part"))
+
+(defn- let-go?
+  "Whether the process that wrote a file beside its place is gone: its lock of the file is free. A process of another
+  container has an id that says nothing here."
+  [^Path part]
+  (with-open [channel (FileChannel/open part #{StandardOpenOption/WRITE LinkOption/NOFOLLOW_LINKS} no-attributes)]
+    (some? (.tryLock channel))))
+
+(defn- remove-parts
+  "Removes what processes that were killed have left beside a place. What cannot be removed stays."
+  [^Path directory file-name]
+  (try
+    (with-open [files (Files/newDirectoryStream directory ^String (part-name "*" "*"))]
+      (doseq [^Path part files
+              :let [[_ of pid] (re-matches #"\.(.+)\.(\d{1,10})\.part" (paths/file-name (paths/text (paths/of-java part))))
+                    pid (some-> pid parse-long)
+                    ours? (= pid (.pid (ProcessHandle/current)))]]
+        (try
+          (when (and (= of file-name)
+                     (own-file? part)
+                     (if ours?
+                       (older-than-this-process? part)
+                       (and (.isEmpty (ProcessHandle/of pid)) (let-go? part))))
+            (Files/deleteIfExists part))
+          (catch IOException _ nil)
+          (catch OverlappingFileLockException _ nil))))
+    (catch IOException _ nil)
+    (catch DirectoryIteratorException _ nil)))
+
 (defn write-whole
   "Calls f with a writer, and puts what it wrote into a file, in place of what was there, when all of it is on the disk.
-  What f throws leaves the file as it was. Throws `:io`.
+  What f throws leaves the file as it was. A process that is killed leaves the file as it was too, and may leave what it
+  had written beside it, under a name such as `.flows.edn.4711.part`; the next one to write the file removes that. Throws `:io`.
 
       (write-whole \"/tmp/flows.edn\" (fn [writer] (.write writer \"{}\")))"
   [file f]
@@ -86,15 +138,20 @@
         target (if (Files/exists target no-links) (.toRealPath target no-links) (.toAbsolutePath target))
         place (paths/text (paths/of-java target))
         beside (paths/->java (paths/child (paths/parent place)
-                                          (str "." (paths/file-name place) "." (.pid (java.lang.ProcessHandle/current)) ".part")))]
+                                          (part-name (paths/file-name place) (.pid (ProcessHandle/current)))))]
     (when (and (Files/exists target no-links) (not (Files/isRegularFile target no-links)))
       (throw (error/error :io (str file " cannot be written") {:bpfmap/op :save :bpfmap/file file
                                                                :bpfmap/hint "it is no plain file, and would be replaced"})))
     (try
       (try
+        (remove-parts (.getParent target) (paths/file-name place))
         (.deleteOnExit (.toFile beside)) ; for the case that a signal ends the process meanwhile
         (with-open [channel (FileChannel/open beside #{StandardOpenOption/CREATE_NEW StandardOpenOption/WRITE} (private-file))
                     writer (BufferedWriter. (OutputStreamWriter. (Channels/newOutputStream channel) StandardCharsets/UTF_8))]
+          (try
+            (.tryLock channel) ; it is free again when this process is killed
+            (catch IOException e ; some file systems have no locks
+              (when-not (.isOpen channel) (throw e))))
           (f writer)
           (.flush writer)
           (.force channel true))

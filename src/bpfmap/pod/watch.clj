@@ -15,9 +15,10 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.impl.raw :as raw]
-            [bpfmap.impl.store :as store])
+            [bpfmap.impl.store :as store]
+            [bpfmap.impl.waiting :as waiting])
   (:import (java.io Closeable)
-           (java.util.concurrent CountDownLatch TimeUnit)))
+           (java.util.concurrent CountDownLatch)))
 
 (set! *warn-on-reflection* true)
 
@@ -90,7 +91,7 @@
     (f (event {:entries (.-first-entries watch)}))
     (try
       (loop [before (.-first-entries watch) pins (.-pins watch)]
-        (when-not (.await ended (long (.-interval watch)) TimeUnit/MILLISECONDS)
+        (when-not (waiting/ended? ended (.-interval watch) :watch)
           (let [after (bpf/snapshot (.-m watch))
                 unpinned (not-empty (into [] (remove #(bpf/pinned-at? (.-m watch) %)) pins))
                 news (cond-> (changes before after) unpinned (assoc :unpinned unpinned))]
