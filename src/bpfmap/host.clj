@@ -17,12 +17,13 @@
 
   A map that vanishes meanwhile or cannot be opened is left out; the vector's
   metadata has `:skipped`, a vector of `{:id :error :message}`. With the option `:brief` the maps have no `:memlock` and
-  no `:frozen?`, which the kernel tells in a file for each map. Needs CAP_SYS_ADMIN and Linux 4.13; throws `:permission` without.
+  no `:frozen?`, which the kernel tells in a file for each map. Needs CAP_SYS_ADMIN and Linux 4.13; throws `:permission`
+  without, and `:invalid-value` for other options.
 
       (map :name (maps))               ;=> (\"counts\" \"flows\")
       (map :name (maps {:brief true})) ;=> (\"counts\" \"flows\")"
   ([] (inventory/maps))
-  ([{:keys [brief]}] (inventory/maps (boolean brief))))
+  ([options] (inventory/maps (inventory/brief? options))))
 
 (defn programs
   "Returns what the kernel says of every program on the host, as `bpfmap.prog/info` does, by ascending id.

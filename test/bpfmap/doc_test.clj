@@ -102,6 +102,31 @@
         (run! #(.delete ^java.io.File %) (reverse (file-seq demo)))
         (io/delete-file "/tmp/bpfmap-doc-flows.edn" true)))))
 
+;; --- the README's two commands
+
+(kernel-test the-readme's-commands-print-what-it-says
+  (let [text (slurp "README.md")
+        pin (io/file (fixture/bpffs) "flows")]
+    (testing "a map is made, listed and read"
+      (is (= 4 (count (re-seq #"(?m)^\$ bin/bpfmap (create|put|list|dump) " text))))
+      (try
+        (is (= [] (differing (compared text) (compared (console/evaluate text)))))
+        (finally (.delete ^java.io.File pin))))
+    (testing "demo prints a table of this form, whatever this host calls"
+      (let [[_ block] (re-find #"(?s)\$ bin/bpfmap demo --seconds 3\n(.*?)```" text)
+            {:keys [exit out err]} (bpfmap "demo" "--seconds" "1")
+            form (fn [s]
+                   (distinct
+                    (for [line (str/split-lines s) :when (not= "…" line)]
+                      (condp re-find line
+                        #"^ +NR  NAME +COUNT  PER-SECOND$" :header
+                        #"^ *\d+  \w+ +\d+ +\d+\.\d$" :row
+                        #"^Counted \d+ system calls of \d+ kinds in \d+\.\d s$" :total
+                        #"^They were in BPF map \d+ \(hash, bpfmap_demo\), which is gone now$" :map
+                        line))))]
+        (is (= 0 exit) err)
+        (is (= [:header :row :total :map] (form block) (form (str out err))))))))
+
 ;; --- command lines anywhere
 
 (def ^:private pages

@@ -9,7 +9,7 @@
             [bpfmap.since :as since]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [are is testing]])
+            [clojure.test :refer [are deftest is testing]])
   (:import (java.io Closeable File)
            (java.nio.file Files Path)
            (java.nio.file.attribute FileAttribute)
@@ -28,6 +28,14 @@
       (is (= ids (sort ids)))
       (doseq [m [a b]]
         (is (= [(dissoc (bpf/info m) :key :value)] (filter #(= (:id (bpf/info m)) (:id %)) maps)))))))
+
+(deftest options-of-a-list
+  (are [options message] (= [:invalid-value message]
+                            ((juxt :bpfmap/error :message) (error-of (host/maps options))))
+    [:brief] "Options must be a map, got [:brief]"
+    nil "Options must be a map, got nil"
+    {:breif true} "Unknown option :breif: the option is :brief"
+    {:brief 1} ":brief must be true or false, got 1"))
 
 (kernel-test the-brief-list-lacks-what-is-in-files-and-nothing-else
   (with-open [a ^Closeable (bpf/create spec)

@@ -87,6 +87,20 @@
   "By kind of object: the info of an open descriptor."
   {:map sys.maps/info, :program progs/info, :link links/info})
 
+(defn brief?
+  "Returns the option `:brief` of a list, false by default. Throws `:invalid-value` for anything but a map of it."
+  [options]
+  (let [invalid (fn [path message]
+                  (error/error :invalid-value message {:bpfmap/op :list :bpfmap/path path}))]
+    (when-not (map? options)
+      (throw (invalid [] (str "Options must be a map, got " (pr-str (error/shown options))))))
+    (doseq [[k v] options]
+      (when-not (= :brief k)
+        (throw (invalid [k] (str "Unknown option " (pr-str (error/shown k)) ": the option is :brief"))))
+      (when-not (boolean? v)
+        (throw (invalid [k] (str ":brief must be true or false, got " (pr-str (error/shown v)))))))
+    (:brief options false)))
+
 (defn maps
   "The infos of all maps, by ascending id; with `brief?`, without :memlock and :frozen?."
   ([] (maps false))
