@@ -15,8 +15,12 @@
 (def ^:private exit-text
   "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended with Ctrl-C.")
 
-(defn- with-arguments [{:keys [name args] :as command}]
-  (str/join " " (cons name (map #(arguments/argument-word command %) args))))
+(defn- with-arguments
+  "Returns a command and its arguments, of the optional ones the first: its own help has the others."
+  [{:keys [name args optional] :as command}]
+  (let [[before [optional-one]] (split-with (complement (set optional)) args)]
+    (str/join " " (cons name (map #(arguments/argument-word command %)
+                                  (concat before (when optional-one [optional-one])))))))
 
 (defn- usage [{:keys [name args] :as command}]
   (str/join " " (concat ["bpfmap" name]

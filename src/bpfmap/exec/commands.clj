@@ -93,7 +93,7 @@
    {:name "diff" :group "What changes" :args [:old :new] :optional #{:new}
     :options (into [:seconds :where :sort :limit :cpus :stream] typed)
     :rows? true
-    :doc "What is other a while later, or than in a saved map"
+    :doc "Show what changed later, or since a map was saved"
     :text ["OLD alone is looked at twice, --seconds apart (1). OLD and NEW are each a map,"
            "or the file of a saved one, whose name ends in .edn."]
     :examples [{:old "flows" :seconds 10} {:old "/root/flows.edn" :new "flows"}]
