@@ -3,6 +3,7 @@
   (:require [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.options :refer [doc-of options]]
             [clojure.string :as str]
             [clojure.tools.cli :as cli]))
@@ -79,26 +80,14 @@
           :else (wrong-usage row "--" (name option) " " (if (and (string? given) (str/blank? given)) (pr-str given) given) ": " problem))
         (catch Exception worded worded)))))
 
-(defn- distance
-  "How many letters have to be changed, added or left out to make one word of another."
-  [a b]
-  (peek (reduce (fn [row x]
-                  (reduce (fn [next-row [i y]]
-                            (conj next-row (min (inc (long (peek next-row)))
-                                                (inc (long (nth row (inc (long i)))))
-                                                (+ (long (nth row i)) (if (= x y) 0 1)))))
-                          [(inc (long (first row)))]
-                          (map-indexed vector b)))
-                (vec (range (inc (count b)))) a)))
-
 (defn- closest
   "The command that may have been meant; nil where none is like it."
   [word]
   (let [word (subs word 0 (min 20 (count word)))
         names (map :name commands/commands)]
     (or (first (filter #(and (seq word) (str/starts-with? % word)) names))
-        (let [best (apply min-key #(distance word %) names)]
-          (when (<= (long (distance word best)) 2) best)))))
+        (let [best (apply min-key #(fields/distance word %) names)]
+          (when (<= (long (fields/distance word best)) 2) best)))))
 
 (defn find-command
   "The row of a command; throws a usage error where there is none."

@@ -30,8 +30,10 @@
   [k]
   (if (keyword? k) (str/replace (subs (str k) 1) #"\?$" "") (str k)))
 
-(defn- distance
-  "Returns how many letters have to be changed, added or left out to make one word of another."
+(defn distance
+  "Returns how many letters have to be changed, added or left out to make one word of another.
+
+      (distance \"bites\" \"bytes\") ;=> 1"
   [a b]
   (peek (reduce (fn [row x]
                   (reduce (fn [next-row [i y]]
