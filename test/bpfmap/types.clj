@@ -1,11 +1,28 @@
 (ns bpfmap.types
   "Types for the tests: a generator of them, and what they are in C."
-  (:require [bpfmap.fixture :as fixture]
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.fixture :as fixture]
             [bpfmap.type :as type]
             [clojure.string :as str]
-            [clojure.test.check.generators :as gen]))
+            [clojure.test.check.generators :as gen])
+  (:import (bpfmap.sys Codec)
+           (java.lang.foreign MemorySegment ValueLayout)))
 
 (set! *warn-on-reflection* true)
+
+;; --- a codec and bytes
+
+(defn decoded
+  "Returns the value that a codec reads from a byte view."
+  [^Codec c view]
+  (.decode c (MemorySegment/ofArray (bytes/->array view)) 0))
+
+(defn encoded
+  "Returns the bytes that a codec writes for a value, over memory that is full of ones."
+  [^Codec c value]
+  (let [memory (MemorySegment/ofArray (byte-array (.size c) (byte -1)))]
+    (.encode c value memory 0)
+    (bytes/wrap (.toArray memory ValueLayout/JAVA_BYTE))))
 
 ;; --- a generator
 

@@ -16,9 +16,7 @@
             [clojure.test.check.clojure-test :refer [defspec]]
             [clojure.test.check.generators :as gen]
             [clojure.test.check.properties :as prop])
-  (:import (bpfmap.sys Codec)
-           (java.io Closeable)
-           (java.lang.foreign MemorySegment ValueLayout)
+  (:import (java.io Closeable)
            (java.util Random)))
 
 (set! *warn-on-reflection* true)
@@ -31,14 +29,6 @@
                   [2 (gen/elements [0x7f 0x80 0xff 0xf8 0xf0 0xc0 1 2])]
                   [2 (gen/choose 0 255)]]))
 
-(defn- decoded [^Codec c view]
-  (.decode c (MemorySegment/ofArray (bytes/->array view)) 0))
-
-(defn- encoded [^Codec c value]
-  (let [memory (MemorySegment/ofArray (byte-array (.size c) (byte -1)))]
-    (.encode c value memory 0)
-    (bytes/wrap (.toArray memory ValueLayout/JAVA_BYTE))))
-
 (defn- printed-forms
   "A value as `dump` prints it: in a table, as EDN, as JSON."
   [value]
@@ -50,10 +40,10 @@
   "The forms of bytes under a type that are not read back, with what they became."
   [type view]
   (let [c (codec/codec type nil [:key])
-        value (decoded c view)]
+        value (types/decoded c view)]
     (into {} (for [[form text] (printed-forms value)
                    :let [again (try
-                                 (encoded c (element/typed {:type :hash :key type} :key text identity))
+                                 (types/encoded c (element/typed {:type :hash :key type} :key text identity))
                                  (catch Exception e (ex-message e)))]
                    :when (not= view again)]
                [form [text again]]))))

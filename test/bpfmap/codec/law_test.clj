@@ -14,9 +14,7 @@
             [clojure.test.check.clojure-test :refer [defspec]]
             [clojure.test.check.generators :as gen]
             [clojure.test.check.properties :as prop])
-  (:import (bpfmap.sys Codec)
-           (java.io File)
-           (java.lang.foreign MemorySegment ValueLayout)
+  (:import (java.io File)
            (java.nio.file Files)
            (java.util Random)))
 
@@ -35,16 +33,6 @@
   (gen/frequency [[1 (gen/fmap bytes/->bytes (gen/vector (gen/choose 0 255) size))]
                   [4 (gen/fmap bytes/->bytes (gen/vector a-byte size))]]))
 
-(defn- decoded [^Codec c view]
-  (.decode c (MemorySegment/ofArray (bytes/->array view)) 0))
-
-(defn- encoded
-  "The bytes that a codec writes for a value, over memory that is full of ones."
-  [^Codec c value]
-  (let [memory (MemorySegment/ofArray (byte-array (.size c) (byte -1)))]
-    (.encode c value memory 0)
-    (bytes/wrap (.toArray memory ValueLayout/JAVA_BYTE))))
-
 (defn- read-again
   "A value through its printed form."
   [value]
@@ -53,10 +41,10 @@
 (defn- holds?
   "Whether the law holds for these bytes of a codec: directly, through what is printed, and given as a byte view."
   [c view]
-  (let [value (decoded c view)]
-    (and (= view (encoded c value))
-         (= view (encoded c (read-again value)))
-         (= view (encoded c view)))))
+  (let [value (types/decoded c view)]
+    (and (= view (types/encoded c value))
+         (= view (types/encoded c (read-again value)))
+         (= view (types/encoded c view)))))
 
 (def ^:private typed-bytes
   (gen/let [t types/any-type
@@ -88,7 +76,7 @@
 (defspec different-keys-are-different-values-and-same-keys-are-equal 1500
   (prop/for-all [[t a b] two-keys]
     (let [c (codec/key-codec t nil [])
-          [x again y] [(decoded c a) (decoded c a) (decoded c b)]]
+          [x again y] [(types/decoded c a) (types/decoded c a) (types/decoded c b)]]
       (and (= x again)
            (= (hash x) (hash again))
            (= {x 1} {again 1})
@@ -106,8 +94,8 @@
 
 (deftest numbers-that-are-equal-without-being-the-same-are-bytes-in-keys
   (are [t hex value key] (let [view (bytes/->bytes hex)]
-                            (and (= (pr-str value) (pr-str (decoded (codec/codec t) view)))
-                                 (= key (decoded (codec/key-codec t nil []) view))))
+                            (and (= (pr-str value) (pr-str (types/decoded (codec/codec t) view)))
+                                 (= key (types/decoded (codec/key-codec t nil []) view))))
     :f32le "00 00 00 80" -0.0 (bytes/->bytes "00 00 00 80")
     :f32le "00 00 00 00" 0.0 0.0
     :f32le "00 00 c0 7f" ##NaN (bytes/->bytes "00 00 c0 7f")
@@ -115,7 +103,7 @@
     :f64be "80 00 00 00 00 00 00 00" -0.0 (bytes/->bytes "80 00 00 00 00 00 00 00")
     :f64be "7f f8 00 00 00 00 00 00" ##NaN (bytes/->bytes "7f f8 00 00 00 00 00 00"))
   ;; a NaN with a payload, a signalling one, and a negative one
-  (are [t hex] (let [view (bytes/->bytes hex)] (= view (decoded (codec/codec t) view)))
+  (are [t hex] (let [view (bytes/->bytes hex)] (= view (types/decoded (codec/codec t) view)))
     :f32be "7f c0 00 01"
     :f32be "7f a0 00 00"
     :f32be "ff c0 00 00"
@@ -124,9 +112,9 @@
     :f64be "ff f8 00 00 00 00 00 00")
   (testing "a NaN is written as Java's, whatever its bits"
     (is (= (bytes/->bytes "7f f8 00 00 00 00 00 00")
-           (encoded (codec/codec :f64be) (Double/longBitsToDouble 0x7ff8000000000001))
-           (encoded (codec/codec :f64be) (Double/longBitsToDouble -2251799813685248))))
-    (is (= (bytes/->bytes "7f c0 00 00") (encoded (codec/codec :f32be) (Double/longBitsToDouble -2251799813685248))))))
+           (types/encoded (codec/codec :f64be) (Double/longBitsToDouble 0x7ff8000000000001))
+           (types/encoded (codec/codec :f64be) (Double/longBitsToDouble -2251799813685248))))
+    (is (= (bytes/->bytes "7f c0 00 00") (types/encoded (codec/codec :f32be) (Double/longBitsToDouble -2251799813685248))))))
 
 ;; ---------------------------------------------------------------- what it looks like
 
@@ -135,8 +123,8 @@
 
 (deftest unused-bits-are-shown-and-go-in-again
   (are [t hex value] (let [view (bytes/->bytes hex)]
-                        (and (= value (decoded (codec/codec t) view))
-                             (= view (encoded (codec/codec t) value))))
+                        (and (= value (types/decoded (codec/codec t) view))
+                             (= view (types/encoded (codec/codec t) value))))
     group-and-cache "01 00 00 00 00 00 00 00 02 00 00 00 00 00 00 00" {:group 1 :cache 2}
     group-and-cache "01 00 00 00 00 00 00 00 02 00 00 00 de ad be ef"
     {:group 1 :cache 2 :bpfmap/padding (bytes/->bytes "de ad be ef")}
@@ -150,11 +138,11 @@
     {:x 513 :y 1 :z 4 :bpfmap/padding (bytes/->bytes "03 00")}
     [:union {:align 4} [:x :u8]] "01 02 00 00" {:x 1 :bpfmap/padding (bytes/->bytes "02 00 00")})
   (testing "zeros may be given, and what no field takes is asked for alone"
-    (is (= (decoded (codec/codec group-and-cache) (encoded (codec/codec group-and-cache)
+    (is (= (types/decoded (codec/codec group-and-cache) (types/encoded (codec/codec group-and-cache)
                                                            {:group 1 :cache 2 :bpfmap/padding [0 0 0 0]}))
            {:group 1 :cache 2})))
   (testing "what does not fit is refused, with its place"
-    (are [t value words] (let [{:keys [message] :bpfmap/keys [path error]} (error-of (encoded (codec/codec t [:key]) value))]
+    (are [t value words] (let [{:keys [message] :bpfmap/keys [path error]} (error-of (types/encoded (codec/codec t [:key]) value))]
                            (and (= :invalid-value error) (= [:key :bpfmap/padding] path) (str/includes? message words)))
       group-and-cache {:group 1 :cache 2 :bpfmap/padding (bytes/->bytes "00")} "it takes 4 bytes, these are 1"
       group-and-cache {:group 1 :cache 2 :bpfmap/padding nil} "nil is not a [:bytes 4]: it takes bytes: those that hold unused bits, in order"
@@ -164,7 +152,7 @@
 
 (deftest texts-of-both-kinds
   (are [t hex text] (let [view (bytes/->bytes hex) value (if (vector? text) (bytes/->bytes text) text)]
-                        (and (= value (decoded (codec/codec t) view)) (= view (encoded (codec/codec t) value))))
+                        (and (= value (types/decoded (codec/codec t) view)) (= view (types/encoded (codec/codec t) value))))
     [:string 4] "74 65 73 74" "test"
     [:string 4] "74 65 00 00" "te"
     [:string 4] "00 00 00 00" ""
@@ -175,7 +163,7 @@
     [:c-string 4] "00 00 00 01" [0 0 0 1]
     [:c-string 1] "00" ""
     :bool "07" [7])
-  (are [t value words] (str/includes? (:message (error-of (encoded (codec/codec t) value))) words)
+  (are [t value words] (str/includes? (:message (error-of (types/encoded (codec/codec t) value))) words)
     [:string 4] "tests" "it takes a text of up to 4 bytes in UTF-8, this has 5"
     [:c-string 4] "test" "it takes a text of up to 3 bytes in UTF-8, this has 4"
     [:c-string 1] "a" "it takes a text of up to 0 bytes in UTF-8, this has 1"
@@ -188,7 +176,7 @@
                      [:string 3] [:c-string 3] [:bytes 3] [:ptr :u8] [:via :u32 identity identity]])
           :let [n (type/size t)
                 {:keys [message] :bpfmap/keys [error path]}
-                (error-of (encoded (codec/codec t [:value]) (bytes/->bytes (repeat (inc n) 1))))]]
+                (error-of (types/encoded (codec/codec t [:value]) (bytes/->bytes (repeat (inc n) 1))))]]
     (is (= [t :invalid-value [:value]] [t error path]))
     (is (str/ends-with? message (str "it takes " n " bytes, these are " (inc n))))))
 
@@ -196,13 +184,13 @@
   (testing "bytes that the type has no value for pass by them"
     (let [t [:via [:string 4] name keyword]
           c (codec/codec t)]
-      (is (= :ab (decoded c (bytes/->bytes "61 62 00 00"))))
-      (is (= (bytes/->bytes "61 00 62 00") (decoded c (bytes/->bytes "61 00 62 00"))))
+      (is (= :ab (types/decoded c (bytes/->bytes "61 62 00 00"))))
+      (is (= (bytes/->bytes "61 00 62 00") (types/decoded c (bytes/->bytes "61 00 62 00"))))
       (is (holds? c (bytes/->bytes "61 00 62 00")))))
   (testing "a key that they do not write as it was is bytes"
     (let [c (codec/key-codec [:via :u32 identity #(quot % 10)] nil [])]
-      (is (= 0 (decoded c (bytes/->bytes "00 00 00 00"))))
-      (is (= (bytes/->bytes "0b 00 00 00") (decoded c (bytes/->bytes "0b 00 00 00"))))
+      (is (= 0 (types/decoded c (bytes/->bytes "00 00 00 00"))))
+      (is (= (bytes/->bytes "0b 00 00 00") (types/decoded c (bytes/->bytes "0b 00 00 00"))))
       (is (every? #(holds? c (bytes/->bytes [% 0 0 0])) (range 256))))))
 
 ;; ---------------------------------------------------------------- elements of maps
@@ -216,7 +204,7 @@
 (deftest what-lies-between-the-values-of-two-cpus-is-shown
   (let [c (element/value {:type :percpu-hash :value :u32} 2)]
     (is (= [7 (bytes/->bytes "08 00 00 00 00 01 00 00")]
-           (decoded c (bytes/->bytes "07 00 00 00 00 00 00 00 08 00 00 00 00 01 00 00"))))))
+           (types/decoded c (bytes/->bytes "07 00 00 00 00 00 00 00 08 00 00 00 00 01 00 00"))))))
 
 ;; ---------------------------------------------------------------- BTF
 
