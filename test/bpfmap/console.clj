@@ -83,7 +83,8 @@
   [text]
   (-> text
       (str/replace #"\b(map|program|id|btf-id) +\d+" "$1 N")
-      (str/replace #"(?m)^ *\d{3,}(?=  [a-z])" "N")
+      (str/replace #"(?m)^ *\d+(?=  [a-z])" "N") ; an id in the first column has few digits after a reboot
+      (str/replace #"(?m)^ *ID(?=  TYPE)" "ID")
       (str/replace #"[A-Za-z]+\[\d+\]" "PROCESS")
       (str/replace #"\[20( 20)*\]" "[20 …]") ; as many as there are CPUs
       (str/replace #"(memlock +)\d+" "$1N")
