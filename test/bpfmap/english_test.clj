@@ -1,0 +1,47 @@
+(ns bpfmap.english-test
+  "The pages are in plain English: few odd constructions, and short lines."
+  (:require [bpfmap.english :as english]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :refer [deftest is testing]])
+  (:import (java.io File)))
+
+(set! *warn-on-reflection* true)
+
+(deftest counter-finds-hits
+  (is (= [] (english/hits "It returns the value, or nil if there is none.")))
+  (is (= [{:line 2 :hit "that of" :text "that"} {:line 4 :hit "What is" :text "What is read"}]
+         (english/hits "The type is\nthat\nof the map.\nWhat is read")))
+  (testing "code blocks of a page do not count"
+    (is (= [5] (map :line (english/hits (english/prose "a\n```\nwhat is it\n```\nwhoever\n"))))))
+  (is (= 250.0 (english/rate "not what it says"))))
+
+(def ^:private generated
+  "Pages that a test run writes."
+  #{"conformance.md"})
+
+(def ^:private pending
+  "Pages still to be edited."
+  #{"explore.md" "types.md" "performance.md" "pod.md" "nrepl.md" "design.md" "CHANGELOG.md" "map-types.md" "memory.md"
+    "options.md" "pins.md" "security.md" "soak.md"})
+
+(defn- pages []
+  (for [^File file (concat [(io/file "README.md") (io/file "CHANGELOG.md")] (sort (.listFiles (io/file "doc"))))
+        :let [page (.getName file)]
+        :when (and (str/ends-with? page ".md") (not (generated page)) (not (pending page)))]
+    file))
+
+(deftest pages-within-budget
+  (doseq [page (pages)
+          :let [text (english/prose (slurp page))]
+          :when (<= 300 (english/word-count text))]
+    (is (<= (english/rate text) english/budget)
+        (str "\n" (str/join "\n" (for [{:keys [line hit text]} (english/hits text)]
+                                   (str page ":" line ": \"" hit "\" in: " text)))))))
+
+(deftest short-lines
+  (doseq [page (pages)
+          [n line] (map-indexed vector (str/split-lines (english/prose (slurp page))))
+          ;; Rows of tables and lines that are one link cannot be broken.
+          :when (not (re-find #"^(\||<!--)|^\s*\S*$" line))]
+    (is (>= 100 (count line)) (str page ":" (inc n)))))
