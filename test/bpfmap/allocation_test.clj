@@ -48,7 +48,7 @@
   `(let [bytes# (least ~expected (fn [^long n#] (dotimes [_# n#] ~form)))]
      (is (as-expected? ~(double expected) bytes#) (str ~(pr-str form) ": " bytes# " bytes"))))
 
-(kernel-test raw-element-operations-allocate-nothing
+(kernel-test ^{:needs [[:jvm :c2]]} raw-element-operations-allocate-nothing
   (doseq [[type size] {:hash 8 :percpu-hash (* 8 (count (store/cpus-of (bpf/create {:type :percpu-hash :key :u32 :value :u64
                                                                                        :max-entries 1}))))}]
     (with-open [m ^Closeable (bpf/create {:type type :key-size 4 :value-size 8 :max-entries 64})]
@@ -71,7 +71,7 @@
             (allocates 0 (do (.delete elements s) (.update elements s Abi/BPF_ANY)))
             (.give s)))))))
 
-(kernel-test typed-operations-allocate-what-they-return-and-no-more
+(kernel-test ^{:needs [[:jvm :c2]]} typed-operations-allocate-what-they-return-and-no-more
   (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 64})]
     (let [k (identity 100000) v (identity 1000000)] ; too large for the JVM's cache of small numbers
       (allocates 0 (bpf/put! m k v))

@@ -281,7 +281,7 @@
             Long/MAX_VALUE (range 300))))
 
 ;; The JDK checks the memory that takes errno with an object of 40 bytes, which its compiler removes in most JVMs and not in all.
-(kernel-test e1-a-miss-allocates-nothing-but-what-the-jdk-may
+(kernel-test ^{:needs [[:jvm :c2]]} e1-a-miss-allocates-nothing-but-what-the-jdk-may
   (with-open [raw ^java.io.Closeable (bpf/create raw-spec)]
     (let [elements (Elements. (store/descriptor raw) 3 5)
           k (byte-array 3)

@@ -11,6 +11,7 @@
   | `[:batch type]`           | `:batch-since` of the type's row                                        |
   | `[:kernel name]`          | [[kernel]]                                                              |
   | `[:lsm name]`             | the active security modules                                             |
+  | `[:jvm :c2]`              | the JVM's options: what allocates nothing needs its second compiler     |
 
   [[has?]] leaves out a row of a table, [[needing]] a part of a test, and `:needs` in the metadata of a `kernel-test`'s name all of it."
   (:require [bpfmap.feature :as feature]
@@ -18,7 +19,9 @@
             [bpfmap.impl.sys :as sys]
             [bpfmap.rules :as rules]
             [clojure.java.io :as io]
-            [clojure.string :as str]))
+            [clojure.string :as str])
+  (:import (com.sun.management HotSpotDiagnosticMXBean)
+           (java.lang.management ManagementFactory)))
 
 (set! *warn-on-reflection* true)
 
@@ -62,6 +65,13 @@
                 (finally (fixture/run ["umount" (str dir)]))))
             (finally (io/delete-file dir true)))))))
 
+(defn- c2?
+  "Returns true if the JVM's options leave it the C2 compiler."
+  []
+  (let [^HotSpotDiagnosticMXBean bean (ManagementFactory/getPlatformMXBean HotSpotDiagnosticMXBean)]
+    (and (not (str/includes? (System/getProperty "java.vm.info") "interpreted"))
+         (= "4" (.getValue (.getVMOption bean "TieredStopAtLevel"))))))
+
 (defn- lacks
   "Why this kernel lacks what a row names; nil if it has it. Inodes have storage where the BPF LSM is active."
   [[table a :as row]]
@@ -71,6 +81,8 @@
       ;; Where the kernel does not list them, it is taken to have it.
       :lsm (when-not (contains? (or @security-modules #{a}) a)
              (str "row " row ": the active security modules are " (str/join ", " (sort @security-modules))))
+      :jvm (when-not (c2?)
+             (str "row " row ": this JVM runs without the C2 compiler (-XX:TieredStopAtLevel or -Xint)"))
       :conditional (when-not (:supported? (feature/conditional-write a))
                      (str "row " row " needs Linux " (since row) ", this is " release))
       (when-not (rules/at-least? release (since row))
@@ -94,7 +106,7 @@
   "Whether this kernel has all that rows name. If it does not, records a skip that names the row: for what a test leaves out."
   [& rows]
   (let [row (first (filter lacks rows))]
-    (when (and row (or (= :lsm (first row)) (rules/at-least? developed-on (since row))))
+    (when (and row (or (#{:lsm :jvm} (first row)) (rules/at-least? developed-on (since row))))
       (fixture/skip! (lacks row)))
     (nil? row)))
 
