@@ -25,7 +25,7 @@
                                            :might-contain?]
                                        :when (ops op)]
                                    (cond-> (name op) (get ops-since op) (str " (" (get ops-since op) ")")))))]
-   ["all at once" (fn [{:keys [batch batch-since]}]
+   ["batch" (fn [{:keys [batch batch-since]}]
                     (str (str/join " " (filter (set (map name batch)) ["read" "take" "write" "delete"]))
                          (when (seq batch) (str " (" batch-since ")"))))]
    ["flags" (fn [{:keys [flags requires]}]
