@@ -22,14 +22,15 @@
 
 (def ^:private pending
   "Pages still to be edited."
-  #{"performance.md" "design.md" "CHANGELOG.md"
-    "security.md" "soak.md"})
+  #{"performance.md" "design.md" "CHANGELOG.md"})
+
+(defn- all-pages []
+  (for [^File file (concat [(io/file "README.md") (io/file "CHANGELOG.md")] (sort (.listFiles (io/file "doc"))))
+        :when (str/ends-with? (.getName file) ".md")]
+    file))
 
 (defn- pages []
-  (for [^File file (concat [(io/file "README.md") (io/file "CHANGELOG.md")] (sort (.listFiles (io/file "doc"))))
-        :let [page (.getName file)]
-        :when (and (str/ends-with? page ".md") (not (generated page)) (not (pending page)))]
-    file))
+  (remove #(or (generated (.getName ^File %)) (pending (.getName ^File %))) (all-pages)))
 
 (deftest pages-within-budget
   (doseq [page (pages)
@@ -45,3 +46,21 @@
           ;; Rows of tables and lines that are one link cannot be broken.
           :when (not (re-find #"^(\||<!--)|^\s*\S*$" line))]
     (is (>= 100 (count line)) (str page ":" (inc n)))))
+
+(defn- anchors
+  "Returns the anchors of a page's headings, as GitHub makes them."
+  [page]
+  (set (for [[_ heading] (re-seq #"(?m)^#+ (.*)$" (english/prose (slurp page)))]
+         (-> (str/lower-case heading)
+             (str/replace #"[^\p{L}\p{N} _-]" "")
+             (str/replace " " "-")))))
+
+(deftest links-resolve
+  (doseq [^File page (all-pages)
+          [_ target anchor] (re-seq #"\]\(([^)#\s]*)(?:#([^)\s]*))?\)" (english/prose (slurp page)))
+          :when (not (str/starts-with? target "http"))
+          :let [file (if (= "" target) page (io/file (.getParentFile (.getAbsoluteFile page)) target))]]
+    (testing (str page ": " target "#" anchor)
+      (is (.exists ^File file))
+      (when anchor
+        (is (contains? (anchors file) anchor))))))
