@@ -63,9 +63,10 @@
 (def ^:private heading
   "# Behaviours and their tests
 
-What bpfmap promises, and which test holds each promise. The test runner writes this page at the end of a run of all
-tests in which none failed and none was skipped, from the tests' names and `test/bpfmap/behaviours.edn`; it is not
-edited by hand. The last column is where that run took place: the kernel, the machine, and the JDK.
+This page lists the behaviours that bpfmap promises, and the tests for each. It is generated from
+the names of the tests and `test/bpfmap/behaviours.edn`, at the end of a run of all tests in which
+none failed and none was skipped. Do not edit it. The last column shows the kernel, the machine and
+the JDK of that run.
 ")
 
 (defn- row [id sentence tests place]

@@ -16,21 +16,14 @@
     (is (= [5] (map :line (english/hits (english/prose "a\n```\nwhat is it\n```\nwhoever\n"))))))
   (is (= 250.0 (english/rate "not what it says"))))
 
-(def ^:private generated
-  "Pages that a test run writes."
-  #{"conformance.md"})
-
 (def ^:private long-lined
   "Pages with longer lines, for now."
   #{"design.md"})
 
-(defn- all-pages []
+(defn- pages []
   (for [^File file (concat [(io/file "README.md") (io/file "CHANGELOG.md")] (sort (.listFiles (io/file "doc"))))
         :when (str/ends-with? (.getName file) ".md")]
     file))
-
-(defn- pages []
-  (remove #(generated (.getName ^File %)) (all-pages)))
 
 (deftest pages-within-budget
   (is (< 10 (count (pages))))
@@ -57,7 +50,7 @@
              (str/replace " " "-")))))
 
 (deftest links-resolve
-  (doseq [^File page (all-pages)
+  (doseq [^File page (pages)
           [_ target anchor] (re-seq #"\]\(([^)#\s]*)(?:#([^)\s]*))?\)" (english/prose (slurp page)))
           :when (not (str/starts-with? target "http"))
           :let [file (if (= "" target) page (io/file (.getParentFile (.getAbsoluteFile page)) target))]]
