@@ -103,210 +103,313 @@
     :else "this kernel is built without it (CONFIG_BPF_LSM)"))
 
 (def ^:private explanations
-  "The first row that fits wins. `:errno` and `:op` are sets, absent where any will do;
+  "The first row that fits wins. `:row` is its name, for tests; `:errno` and `:op` are sets, absent where any will do;
   `:when` looks at the facts; `:hint` is a text or a function of the facts."
   [;; Of a thread that leads its process bpfmap has taken a pidfd of the process instead.
-   {:errno #{:EINVAL} :when #(and (:reference %) (:thread? %)) :error :not-supported
+   {:row :thread-without-pidfd
+    :errno #{:EINVAL} :when #(and (:reference %) (:thread? %)) :error :not-supported
     :hint (fn [{:keys [reference release]}]
             (str reference " is not the first of its process, and a pidfd of such a thread needs Linux 6.9"
                  (when release (str ", this is " release)) "; the first thread is {:pid n}"))}
    ;; ENOENT from Linux 6.14 on, or near it; a process that is none answers ESRCH.
-   {:errno #{:EINVAL :ENOENT} :when #(and (:reference %) (= :task (:object %))) :error :not-found
+   {:row :thread-as-process
+    :errno #{:EINVAL :ENOENT} :when #(and (:reference %) (= :task (:object %))) :error :not-found
     :hint (fn [{:keys [reference]}] (str reference " is a thread of a process; one thread is {:tid n}, from Linux 6.9 on"))}
-   {:errno #{:ENOENT :ESRCH :ENOTDIR} :when :reference :error :not-found
+   {:row :reference-gone
+    :errno #{:ENOENT :ESRCH :ENOTDIR} :when :reference :error :not-found
     :hint (fn [{:keys [reference]}] (str "there is no " reference " (any more)"))}
-   {:errno #{:EBADF} :when :reference :error :not-found
+   {:row :reference-number-closed
+    :errno #{:EBADF} :when :reference :error :not-found
     :hint (fn [{:keys [reference]}] (str "there is no " reference))}
-   {:errno #{:EPERM :EACCES} :when :reference :error :permission
+   {:row :reference-denied
+    :errno #{:EPERM :EACCES} :when :reference :error :permission
     :hint (fn [{:keys [reference]}]
             (str "this process may not open " reference "; an id takes CAP_SYS_ADMIN, a descriptor of another process "
                  "the right to trace it, a path its file's mode"))}
-   {:errno #{:EPERM} :op rules/writes :when #(= :read-only (:access %)) :error :read-only
+   {:row :opened-read-only
+    :errno #{:EPERM} :op rules/writes :when #(= :read-only (:access %)) :error :read-only
     :hint "the map was opened read-only; open it with {:access :read-write}"}
-   {:errno #{:EPERM} :op rules/reads :when #(= :write-only (:access %)) :error :write-only
+   {:row :opened-write-only
+    :errno #{:EPERM} :op rules/reads :when #(= :write-only (:access %)) :error :write-only
     :hint "the map was opened write-only; open it with {:access :read-write}"}
-   {:errno #{:EPERM} :op rules/writes :when :frozen? :error :permission
+   {:row :frozen
+    :errno #{:EPERM} :op rules/writes :when :frozen? :error :permission
     :hint "the map is frozen: user space can never change it again"}
-   {:errno #{:EPERM} :op #{:pin! :move-pin!} :when #(false? (:bpffs? %)) :error :not-bpffs :hint pin-elsewhere}
+   {:row :pin-off-bpffs
+    :errno #{:EPERM} :op #{:pin! :move-pin!} :when #(false? (:bpffs? %)) :error :not-bpffs :hint pin-elsewhere}
    ;; sysfs, in which the usual place to mount one is, answers ENOENT.
-   {:errno #{:ENOENT} :op #{:pin! :move-pin!} :when #(and (false? (:bpffs? %)) (:directory? %)) :error :not-bpffs :hint pin-elsewhere}
-   {:errno #{:EPERM :EACCES} :op #{:open} :when #(false? (:bpffs? %)) :error :not-bpffs
+   {:row :pin-on-sysfs
+    :errno #{:ENOENT} :op #{:pin! :move-pin!} :when #(and (false? (:bpffs? %)) (:directory? %)) :error :not-bpffs :hint pin-elsewhere}
+   {:row :open-off-bpffs
+    :errno #{:EPERM :EACCES} :op #{:open} :when #(false? (:bpffs? %)) :error :not-bpffs
     :hint (fn [{:keys [path]}]
             (str path " is not on a BPF file system, so nothing is pinned there"))}
    ;; The JVM may have put something there; or another handle of this process has the arena, which lies at one address only.
-   {:errno #{:EEXIST} :op #{:memory} :error :busy
+   {:row :address-taken
+    :errno #{:EEXIST} :op #{:memory} :error :busy
     :hint (str "something of this process lies at the address already: the same arena, mapped through another handle, or "
                "anything else; use that handle's memory, or create the arena with another :map-extra")}
-   {:errno #{:EINVAL :EBUSY} :op #{:memory} :when #(= :arena (:type %)) :error :busy
+   {:row :arena-elsewhere
+    :errno #{:EINVAL :EBUSY} :op #{:memory} :when #(= :arena (:type %)) :error :busy
     :hint (str "it is mapped already, by another process or handle, and lies at the same address for all of them, which the "
                "kernel does not tell; create it with the address as :map-extra, and all can map it")}
-   {:errno #{:ENOTSUPP :EOPNOTSUPP} :op #{:memory} :error :not-supported
+   {:row :memory-of-kernel-fields
+    :errno #{:ENOTSUPP :EOPNOTSUPP} :op #{:memory} :error :not-supported
     :hint "the kernel does not map values in which it keeps something for itself, such as a spin lock or a timer"}
-   {:errno #{:ENODEV} :op #{:memory} :error :not-supported :hint "mapping a map's memory needs Linux 5.5"}
-   {:errno #{:EFAULT :ENOMEM} :op #{:populate!} :error :no-memory
+   {:row :memory-before-5-5
+    :errno #{:ENODEV} :op #{:memory} :error :not-supported :hint "mapping a map's memory needs Linux 5.5"}
+   {:row :page-denied
+    :errno #{:EFAULT :ENOMEM} :op #{:populate!} :error :no-memory
     :hint (str "there is a page that the kernel cannot allocate, and reading it would end this process: the memory cgroup of "
                "the arena's creator is at its limit, or a program holds the page back")}
-   {:errno #{:ENOMEM} :op #{:memory} :error :no-memory
+   {:row :address-space-full
+    :errno #{:ENOMEM} :op #{:memory} :error :no-memory
     :hint "this process has no room for it: see its limit of address space (ulimit -v) and the sysctl vm.max_map_count"}
-   {:errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}
-   {:errno #{:EPERM} :when #(and (:user-namespace? %) (not (:path %))) :error :permission
+   {:row :capabilities-missing
+    :errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}
+   {:row :user-namespace
+    :errno #{:EPERM} :when #(and (:user-namespace? %) (not (:path %))) :error :permission
     :hint (fn [{:keys [op]}]
             (str "this process is in a user namespace, as of a container, and its capabilities do not count outside; "
                  (if (#{:create :load-btf} op)
                    (str "a BPF file system that delegates the creation of maps and the loading of BTF gives a token for it (Linux 6.9; "
                         "LIBBPF_BPF_TOKEN_PATH says where it is, /sys/fs/bpf unless set)")
                    "run it in the host's")))}
-   {:errno #{:EPERM} :op #{:create :load} :when (comp rules/charges-memlock? :release) :error :permission
+   {:row :memlock-limit
+    :errno #{:EPERM} :op #{:create :load} :when (comp rules/charges-memlock? :release) :error :permission
     :hint (str "kernels before 5.11 charge maps and programs to RLIMIT_MEMLOCK, and this process may not raise it as far as it takes; "
                "raise it (ulimit -l unlimited), or grant CAP_SYS_RESOURCE")}
-   {:errno #{:EPERM :EACCES} :op #{:unpin! :move-pin!} :when (some-fn :removing :from) :error :permission
+   {:row :unpin-denied
+    :errno #{:EPERM :EACCES} :op #{:unpin! :move-pin!} :when (some-fn :removing :from) :error :permission
     :hint (fn [{:keys [path from]}]
             (let [path (or from path)]
               (str "this user may not write in the directory of " path ", or the directory is sticky, as the root of a "
                    "BPF file system is, and " path " belongs to another user")))}
    ;; bpf(2) answers EACCES for whatever is not a pin, which is not a matter of modes.
-   {:errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins} :when #(and (:path %) (= :directory (:file-type %))) :error :not-a-pin
+   {:row :opens-directory
+    :errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins} :when #(and (:path %) (= :directory (:file-type %))) :error :not-a-pin
     :hint (fn [{:keys [path]}] (str path " is a directory"))}
-   {:errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins} :when #(and (:path %) (:passes-modes? %)) :error :not-a-pin
+   {:row :opens-kernel-file
+    :errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins} :when #(and (:path %) (:passes-modes? %)) :error :not-a-pin
     :hint (fn [{:keys [path]}]
             (str "no file mode denies this process anything: " path " is a file of the kernel's own, such as maps.debug, or a security "
                  "module denies it"))}
-   {:errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :move-pin! :pins} :when #(and (:path %) (not (:passes-modes? %))) :error :permission
+   {:row :path-denied
+    :errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :move-pin! :pins} :when #(and (:path %) (not (:passes-modes? %))) :error :permission
     :hint (fn [{:keys [path]}] (str "the file mode of " path " or of a directory above it denies this"))}
-   {:errno #{:EPERM :EACCES} :op #{:load} :error :program-rejected
-    :hint "the verifier refused the program; the end of its log says which instruction and why"}
-   {:errno #{:EPERM :EACCES} :when :unprivileged? :error :permission
+   {:row :verifier-denied
+    :errno #{:EPERM :EACCES} :op #{:load} :error :program-rejected
+    :hint "the verifier refused the program; the end of its log, where there is one, says which instruction and why"}
+   {:row :unprivileged
+    :errno #{:EPERM :EACCES} :when :unprivileged? :error :permission
     :hint (str "this process has neither CAP_BPF nor CAP_SYS_ADMIN, and what it has open does not allow this; run as root, or grant "
                "the capability (setcap, systemd's AmbientCapabilities=)")}
-   {:errno #{:EPERM :EACCES} :error :permission
+   {:row :security-module
+    :errno #{:EPERM :EACCES} :error :permission
     :hint "the process has the capabilities; look for a security module (SELinux, AppArmor, lockdown) or a seccomp filter"}
 
-   {:errno #{:ENOENT :ENOTDIR} :op #{:open :pin! :move-pin! :unpin!} :when :path :error :not-found
+   {:row :nothing-behind
+    :errno #{:ENOENT} :op #{:open} :when #(and (:path %) (= :file (:file-type %))) :error :not-found
+    :hint (fn [{:keys [path]}]
+            (str "there is a file " path ", but the kernel has no object for it; it may be one of the kernel's own, such as maps.debug"))}
+   {:row :path-missing
+    :errno #{:ENOENT :ENOTDIR} :op #{:open :pin! :move-pin! :unpin!} :when :path :error :not-found
     :hint (fn [{:keys [path op]}]
             (if (#{:pin! :move-pin!} op)
               (str "the directory of " path " does not exist")
               (str "there is no file " path)))}
-   {:errno #{:ENOENT} :op #{:pins} :error :not-found
+   {:row :pins-gone
+    :errno #{:ENOENT} :op #{:pins} :error :not-found
     :hint "its directory names it, but it is gone by now, or nothing is behind the name"}
-   {:errno #{:ENOENT} :op #{:open :list} :error :not-found
+   {:row :id-gone
+    :errno #{:ENOENT} :op #{:open :list} :error :not-found
     :hint (fn [{:keys [object]}] (str "no " (name (or object :map)) " has that id, or none has it any more"))}
-   {:errno #{:EAGAIN} :op #{:open :list} :when #(= :link (:object %)) :error :busy
+   {:row :link-being-made
+    :errno #{:EAGAIN} :op #{:open :list} :when #(= :link (:object %)) :error :busy
     :hint "the link is being made at this moment; try again"}
-   {:errno #{:EINVAL} :op #{:list} :when #(and (= :link (:object %)) (some-> (:release %) (rules/at-least? "5.8") not))
+   {:row :links-before-5-8
+    :errno #{:EINVAL} :op #{:list} :when #(and (= :link (:object %)) (some-> (:release %) (rules/at-least? "5.8") not))
     :error :not-supported :hint "links have ids from Linux 5.8 on"}
-   {:errno #{:ENOENT} :op #{:btf-by-id} :error :not-found :hint "no BTF object has that id, or none has it any more"}
-   {:errno #{:ENOENT} :op #{:attach-raw-tracepoint} :error :not-found
-    :hint "no raw tracepoint has that name; /sys/kernel/tracing/available_events lists them, without the part before the colon"}
-   {:errno #{:EEXIST} :op #{:pin! :move-pin!} :error :exists
+   {:row :btf-gone
+    :errno #{:ENOENT} :op #{:btf-by-id} :error :not-found :hint "no BTF object has that id, or none has it any more"}
+   {:row :tracepoint-missing
+    :errno #{:ENOENT} :op #{:attach-raw-tracepoint} :error :not-found
+    :hint "no raw tracepoint has that name; /sys/kernel/tracing/available_events lists them, without the part before the colon and but for those of syscalls"}
+   {:row :pin-exists
+    :errno #{:EEXIST} :op #{:pin! :move-pin!} :error :exists
     :hint (fn [{:keys [path]}] (str path " exists already; unpin it, or pin somewhere else"))}
-   {:errno #{:EXDEV} :op #{:pin! :move-pin!} :error :invalid-value
+   {:row :pin-across-file-systems
+    :errno #{:EXDEV} :op #{:pin! :move-pin!} :error :invalid-value
     :hint "a pin moves within one BPF file system only; pin! the map at the new path and unpin! it at the old one"}
 
-   {:errno #{:E2BIG} :op #{:push!} :error :map-full
+   {:row :queue-full
+    :errno #{:E2BIG} :op #{:push!} :error :map-full
     :hint (fn [{:keys [max-entries]}] (str "it holds its " max-entries (if (= 1 max-entries) " value; " " values; ")
                                                  "pop! some, or push! with {:overwrite true}"))}
-   {:errno #{:E2BIG :EINVAL} :op puts :when #(and (rules/by-index? (:type %)) (nil? (stored %))) :error :out-of-range
+   {:row :index-out-of-range
+    :errno #{:E2BIG :EINVAL} :op puts :when #(and (rules/by-index? (:type %)) (nil? (stored %))) :error :out-of-range
     :hint (fn [{:keys [max-entries]}] (str "an index of this map runs from 0 to " (dec max-entries)))}
-   {:errno #{:E2BIG} :op puts :when #(rules/by-index? (:type %)) :error :out-of-range
+   {:row :reference-index-out-of-range
+    :errno #{:E2BIG} :op puts :when #(rules/by-index? (:type %)) :error :out-of-range
     :hint (fn [{:keys [max-entries]}] (str "an index of this map runs from 0 to " (dec max-entries)))}
-   {:errno #{:E2BIG :ENOSPC} :op puts :when #(not (rules/by-index? (:type %))) :error :map-full
+   {:row :map-full
+    :errno #{:E2BIG :ENOSPC} :op puts :when #(not (rules/by-index? (:type %))) :error :map-full
     :hint (fn [{:keys [max-entries]}] (str "the map holds its " max-entries (if (= 1 max-entries) " entry; " " entries; ")
                                                  "delete some, or create it with more :max-entries"))}
-   {:errno #{:EBUSY} :op puts :when #(= :functions (stored %)) :error :busy
+   {:row :struct-registered
+    :errno #{:EBUSY} :op puts :when #(= :functions (stored %)) :error :busy
     :hint "a value is registered once in the life of its map, and this map has had its own; create another"}
-   {:errno #{:EEXIST} :op puts :when #(= :functions (stored %)) :error :exists
+   {:row :struct-name-taken
+    :errno #{:EEXIST} :op puts :when #(= :functions (stored %)) :error :exists
     :hint "the kernel has one of that name already; give it another name, or delete! the other from its map"}
    ;; Linux 6.18 returns 1, which is no errno, for a member that is the kernel's own, such as the :owner of tcp_congestion_ops.
-   {:errno #{-1} :op puts :when #(= :functions (stored %)) :error :incompatible :hint (comp wanted stored)}
-   {:errno #{:EOPNOTSUPP} :op #{:delete!} :when #(= :functions (stored %)) :error :not-supported
+   {:row :struct-member-denied
+    :errno #{-1} :op puts :when #(= :functions (stored %)) :error :incompatible :hint (comp wanted stored)}
+   {:row :struct-linked
+    :errno #{:EOPNOTSUPP} :op #{:delete!} :when #(= :functions (stored %)) :error :not-supported
     :hint "a map with the flag :link is registered and unregistered by a link; close the link, or the map if it has none"}
    ;; Linux 5.10 makes such a map, and answers EBADF for every file.
-   {:errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (without-bpf-lsm? %)) :error :not-supported
+   {:row :inodes-without-lsm
+    :errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (without-bpf-lsm? %)) :error :not-supported
     :hint (fn [facts] (str "inodes have no storage here; " (bpf-lsm-hint facts)))}
    ;; The kernel does not say which, and without securityfs its security modules are not known.
-   {:errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (nil? (:lsms %))) :error :invalid-value
+   {:row :inodes-unknown-lsm
+    :errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (nil? (:lsms %))) :error :invalid-value
     :hint (str (must-be :inode) "; if it is one, this kernel runs without the BPF LSM: mount securityfs and see "
                "whether /sys/kernel/security/lsm has bpf")}
-   {:errno #{:EBADF :ENOTSOCK} :op elements :when hangs-on :error :invalid-value :hint (comp must-be hangs-on)}
-   {:errno #{:EBADF} :op elements :when stored :error :invalid-value :hint (comp must-be stored)}
+   {:row :key-descriptor-wrong
+    :errno #{:EBADF :ENOTSOCK} :op elements :when hangs-on :error :invalid-value :hint (comp must-be hangs-on)}
+   {:row :value-descriptor-wrong
+    :errno #{:EBADF} :op elements :when stored :error :invalid-value :hint (comp must-be stored)}
    ;; What its program is wrong with, the kernel does not say, nor, before 7.0 or so, that it is the program: kernel/bpf/cpumap.c.
-   {:errno #{:ENOMEM :EINVAL} :op puts :when #(= :cpumap (:type %)) :error :incompatible
+   {:row :cpu-program-denied
+    :errno #{:ENOMEM :EINVAL} :op puts :when #(= :cpumap (:type %)) :error :incompatible
     :hint (str "the kernel does not take it: a program must be an XDP program made for CPU maps (its expected attach type); "
                "or there is no memory for the queue")}
-   {:errno #{:EOVERFLOW} :op puts :when #(= :cpumap (:type %)) :error :invalid-value
+   {:row :cpu-queue-too-long
+    :errno #{:EOVERFLOW} :op puts :when #(= :cpumap (:type %)) :error :invalid-value
     :hint "the queue of a CPU has at most 16384 places"}
-   {:errno #{:ENOBUFS} :op puts :when #(= :xdp-socket (stored %)) :error :incompatible
+   {:row :xdp-socket-without-ring
+    :errno #{:ENOBUFS} :op puts :when #(= :xdp-socket (stored %)) :error :incompatible
     :hint "an AF_XDP socket must have a receive ring or a transmit ring (setsockopt XDP_RX_RING, XDP_TX_RING)"}
-   {:errno #{:EBUSY} :op puts :when #(= :socket (stored %)) :error :busy :hint "the socket is in this map, or another of its kind, already"}
-   {:errno #{:EINVAL :EOPNOTSUPP :ENOTSUPP :EPROTOTYPE :ESOCKTNOSUPPORT :ENOTSOCK :ENODEV} :op puts :when stored :error :incompatible
+   {:row :socket-stored-already
+    :errno #{:EBUSY} :op puts :when #(= :socket (stored %)) :error :busy :hint "the socket is in this map, or another of its kind, already"}
+   {:row :value-object-denied
+    :errno #{:EINVAL :EOPNOTSUPP :ENOTSUPP :EPROTOTYPE :ESOCKTNOSUPPORT :ENOTSOCK :ENODEV} :op puts :when stored :error :incompatible
     :hint (comp wanted stored)}
-   {:errno #{:E2BIG} :op #{:create} :error :invalid-spec
+   {:row :create-too-large
+    :errno #{:E2BIG} :op #{:create} :error :invalid-spec
     :hint "key, value or :max-entries is larger than this kernel allows"}
-   {:errno #{:E2BIG} :op #{:load} :error :program-rejected :hint "the program is too long for this kernel"}
-   {:errno #{:ENOMEM} :error :no-memory
+   {:row :program-too-long
+    :errno #{:E2BIG} :op #{:load} :error :program-rejected
+    :hint (str "the program has more instructions than this kernel takes, or more than a million are run through on its paths, as by a "
+               "long loop; in the latter case there is a log that says so")}
+   {:row :no-memory
+    :errno #{:ENOMEM} :error :no-memory
     :hint (fn [{:keys [type]}]
             (str "the kernel has no memory for it; make :max-entries or the values smaller"
                  (when (= :hash type) ", or allocate on demand with :no-prealloc")))}
-   {:errno #{:ENAMETOOLONG} :error :invalid-value :hint "a part of the path is longer than 255 bytes, or the whole than 4095"}
-   {:errno #{:EMFILE} :error :too-many-files :hint "this process has reached its limit of open files (ulimit -n)"}
-   {:errno #{:ENFILE} :error :too-many-files :hint "the system has reached its limit of open files (fs.file-max)"}
-   {:errno #{:EBUSY} :op #{:freeze!} :when #(= :arena (:type %)) :error :busy
+   {:row :name-too-long
+    :errno #{:ENAMETOOLONG} :error :invalid-value :hint "a part of the path is longer than 255 bytes, or the whole than 4095"}
+   {:row :process-files
+    :errno #{:EMFILE} :error :too-many-files :hint "this process has reached its limit of open files (ulimit -n)"}
+   {:row :system-files
+    :errno #{:ENFILE} :error :too-many-files :hint "the system has reached its limit of open files (fs.file-max)"}
+   {:row :arena-mapped-before
+    :errno #{:EBUSY} :op #{:freeze!} :when #(= :arena (:type %)) :error :busy
     :hint "an arena can only be frozen before its memory is mapped for writing the first time"}
-   {:errno #{:EBUSY} :op #{:freeze!} :when :mapped-here? :error :busy
+   {:row :mapped-by-handle
+    :errno #{:EBUSY} :op #{:freeze!} :when :mapped-here? :error :busy
     :hint "this handle has its memory mapped for writing; close that first: (.close (memory m))"}
-   {:errno #{:EBUSY} :op #{:freeze!} :error :busy
+   {:row :mapped-by-others
+    :errno #{:EBUSY} :op #{:freeze!} :error :busy
     :hint (fn [{:keys [writers]}]
             (str "somebody has the map's memory mapped writable; unmap it first"
                  (when writers (str "; processes that have a map's memory mapped so, this one's or another's: " writers))))}
-   {:errno #{:EBUSY} :error :busy :hint "the kernel is using it; try again"}
-   {:errno #{:EINTR :EAGAIN} :error :interrupted :hint "a signal cut it short part-way; try again"}
+   {:row :busy
+    :errno #{:EBUSY} :error :busy :hint "the kernel is using it; try again"}
+   {:row :interrupted
+    :errno #{:EINTR :EAGAIN} :error :interrupted :hint "a signal cut it short part-way; try again"}
 
-   {:errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :op elements :when :alternative :error :not-supported :hint :alternative}
-   {:errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :when (fn [{:keys [type op release]}] (rules/since-text type op release)) :error :not-supported
+   {:row :alternative
+    :errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :op elements :when :alternative :error :not-supported :hint :alternative}
+   {:row :operation-before-its-release
+    :errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :when (fn [{:keys [type op release]}] (rules/since-text type op release)) :error :not-supported
     :hint (fn [{:keys [type op release]}] (rules/since-text type op release))}
-   {:errno #{:ENOTSUPP} :op #{:freeze!} :error :not-supported
+   {:row :freeze-of-kernel-fields
+    :errno #{:ENOTSUPP} :op #{:freeze!} :error :not-supported
     :hint "a map cannot be frozen whose values have fields that the kernel keeps for itself: spin locks, timers, kptrs and the like"}
-   {:errno #{:EINVAL} :op #{:create} :when :unsupported :error :not-supported :hint :unsupported}
-   {:errno #{:EINVAL} :op #{:create} :when #(= :stack-trace (:type %)) :error :invalid-spec
+   {:row :create-lacks
+    :errno #{:EINVAL} :op #{:create} :when :unsupported :error :not-supported :hint :unsupported}
+   {:row :stack-too-deep
+    :errno #{:EINVAL} :op #{:create} :when #(= :stack-trace (:type %)) :error :invalid-spec
     :hint "a stack has at most as many frames as the sysctl kernel.perf_event_max_stack says, 127 unless it was changed"}
-   {:errno #{:EINVAL} :op #{:create} :when :numa-node :error :invalid-spec
+   {:row :numa-node-missing
+    :errno #{:EINVAL} :op #{:create} :when :numa-node :error :invalid-spec
     :hint (fn [{:keys [numa-node]}] (str "this machine may have no node " numa-node "; /sys/devices/system/node/online says which it has"))}
-   {:errno #{:ENOTSUPP} :op #{:create} :when #(= :struct-ops (:type %)) :error :not-supported
+   {:row :struct-not-implementable
+    :errno #{:ENOTSUPP} :op #{:create} :when #(= :struct-ops (:type %)) :error :not-supported
     :hint (str "this kernel's programs cannot implement that struct; Linux 5.10 has none before it has read its own BTF, "
                "which it does when the first program is loaded")}
-   {:errno #{:EINVAL :ENOTSUPP :EOPNOTSUPP} :op #{:create} :error :invalid-spec
+   {:row :create-breaks-rule
+    :errno #{:EINVAL :ENOTSUPP :EOPNOTSUPP} :op #{:create} :error :invalid-spec
     :hint "the spec breaks a rule of its map type that bpfmap does not know of"}
-   {:op #{:load-btf} :errno #{:EINVAL :E2BIG :ENOTSUPP :EOPNOTSUPP} :error :invalid-value
+   {:row :btf-denied
+    :op #{:load-btf} :errno #{:EINVAL :E2BIG :ENOTSUPP :EOPNOTSUPP} :error :invalid-value
     :hint "this kernel does not take these types: a name is too long (512 characters), or a kind newer than it"}
-   {:op #{:load} :error :program-rejected
+   {:row :program-denied
+    :op #{:load} :error :program-rejected
     :hint "the kernel refused the program; the log, where there is one, says why"}
-   {:errno #{:EINVAL} :op #{:attach-raw-tracepoint} :error :invalid-value
+   {:row :tracepoint-of-program-type
+    :errno #{:EINVAL} :op #{:attach-raw-tracepoint} :error :invalid-value
     :hint "only a program of type :raw-tracepoint attaches to a raw tracepoint"}
-   {:errno #{:EINVAL} :op #{:test-run} :error :invalid-value
+   {:row :test-run-input
+    :errno #{:EINVAL} :op #{:test-run} :error :invalid-value
     :hint "the program type wants other input: data of 14 bytes or more for packet programs, a context and no data for raw tracepoints"}
-   {:errno #{:ENOTSUPP :EOPNOTSUPP :ENOSYS} :error :not-supported :hint "this kernel does not support it"}
-   {:errno #{:EBADF} :error :invalid-value
+   {:row :kernel-lacks
+    :errno #{:ENOTSUPP :EOPNOTSUPP :ENOSYS} :error :not-supported :hint "this kernel does not support it"}
+   {:row :descriptor-wrong
+    :errno #{:EBADF} :error :invalid-value
     :hint "a descriptor that it was given is not open (any more), or is of another kind"}
-   {:errno #{:ENOENT} :op elements :error :not-found :hint "the key, or what it names, is not there (any more)"}
-   {:errno #{:ENOENT :ENOTDIR :ESRCH} :error :not-found :hint "what it names is not there (any more)"}
-   {:errno #{:EEXIST} :error :exists :hint "there is one already: use replace! or put!, or another name"}
-   {:errno #{:EINVAL} :op elements :error :invalid-value
+   {:row :element-missing
+    :errno #{:ENOENT} :op elements :error :not-found :hint "the key, or what it names, is not there (any more)"}
+   {:row :missing
+    :errno #{:ENOENT :ENOTDIR :ESRCH} :error :not-found :hint "what it names is not there (any more)"}
+   {:row :exists
+    :errno #{:EEXIST} :error :exists :hint "there is one already: use replace! or put!, or another name"}
+   {:row :element-invalid
+    :errno #{:EINVAL} :op elements :error :invalid-value
     :hint "this map type does not take the operation, one of its options, or the key or value that was given"}
-   {:errno #{:EINVAL :E2BIG} :error :invalid-value
+   {:row :invalid
+    :errno #{:EINVAL :E2BIG} :error :invalid-value
     :hint "this kernel does not take it: it is older than what was asked for, or the object is of another kind"}
-   {:errno #{:ENOSPC :EDQUOT} :error :no-memory :hint "there is no room left for it: in the map, the file system, or what this user may use"}
-   {:errno #{:EROFS} :error :permission :hint "the file system is mounted read-only"}
-   {:errno #{:EISDIR} :error :invalid-value :hint "it is a directory"}
-   {:errno #{:ELOOP} :error :invalid-value :hint "the path leads through too many symbolic links, or round in a circle"}
-   {:errno #{:ENODEV :ENXIO} :error :not-supported :hint "there is no such device, or this kernel has nothing that does it"}
-   {:errno #{:ERANGE :EOVERFLOW :EDOM} :error :invalid-value :hint "a number is outside the range that this kernel allows"}
-   {:errno #{:EDEADLK :ETIMEDOUT} :error :busy :hint "a lock of the kernel's could not be had; try again"}
-   {:error :kernel :hint "bpfmap knows no reason for this answer; please report it"}])
+   {:row :no-space
+    :errno #{:ENOSPC :EDQUOT} :error :no-memory :hint "there is no room left for it: in the map, the file system, or what this user may use"}
+   {:row :read-only-file-system
+    :errno #{:EROFS} :error :permission :hint "the file system is mounted read-only"}
+   {:row :is-directory
+    :errno #{:EISDIR} :error :invalid-value :hint "it is a directory"}
+   {:row :symbolic-links
+    :errno #{:ELOOP} :error :invalid-value :hint "the path leads through too many symbolic links, or round in a circle"}
+   {:row :no-device
+    :errno #{:ENODEV :ENXIO} :error :not-supported :hint "there is no such device, or this kernel has nothing that does it"}
+   {:row :out-of-range
+    :errno #{:ERANGE :EOVERFLOW :EDOM} :error :invalid-value :hint "a number is outside the range that this kernel allows"}
+   {:row :lock
+    :errno #{:EDEADLK :ETIMEDOUT} :error :busy :hint "a lock of the kernel's could not be had; try again"}
+   {:row :unknown
+    :error :kernel :hint "bpfmap knows no reason for this answer; please report it"}])
 
 (defn- fits? [row {:keys [op] :as facts} errno]
   (and (or (nil? (:errno row)) ((:errno row) errno))
        (or (nil? (:op row)) ((:op row) op) ((:op row) (rules/ability op)))
        (or (nil? (:when row)) ((:when row) facts))))
+
+(defn- explaining-row
+  "Returns the row that explains an errno, given the facts."
+  [code facts]
+  (let [errno (errno-name code)]
+    (first (filter #(fits? % facts errno) explanations))))
 
 (defn explain
   "Says what an errno means, given the facts: `{:bpfmap/error kind :bpfmap/hint text}`.
@@ -319,7 +422,7 @@
 
       (:bpfmap/error (explain 7 {:op :put! :type :hash :max-entries 10})) ;=> :map-full"
   [code facts]
-  (let [row (first (filter #(fits? % facts (errno-name code)) explanations))
+  (let [row (explaining-row code facts)
         hint (:hint row)]
     {:bpfmap/error (if (= :not-a-pin (:error row)) ; of what was to be opened
                      (keyword (str "not-a-" (name (:object facts :map))))

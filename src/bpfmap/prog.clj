@@ -122,7 +122,8 @@
 
   Throws `:invalid-program` for what cannot be assembled, and `:program-rejected` with the
   verifier's log under `:bpfmap/log` for what the kernel refuses; `:closed` for a
-  closed map; `:permission` without CAP_BPF and, for tracing programs, CAP_PERFMON.
+  closed map; `:permission` without CAP_BPF and, for tracing programs, CAP_PERFMON, for those of the
+  network CAP_NET_ADMIN.
 
       (load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})"
   ^Program [program]
@@ -137,7 +138,7 @@
                         :relocations relocations
                         :expected-attach-type (attach-types expected-attach-type expected-attach-type)
                         :attach-btf-id attach-btf-id}
-                       {:op :load})]
+                       {:op :load :program-type (if (keyword? type) type (progs/type-name type))})]
     (Program. fd type (spec/kernel-name name))))
 
 (defn- check-program [program op]

@@ -257,19 +257,42 @@
     (Native/syscall (long number) (long a) (long b) (long c) (long d) (long e))))
 
 (def ^:private setresuid (if (x86-64?) 117 147))
+(def ^:private capset (if (x86-64?) 126 91))
+
+(def ^:private capability-bits
+  "Source: linux/capability.h."
+  {"CAP_DAC_OVERRIDE" 1 "CAP_NET_ADMIN" 12 "CAP_SYS_PTRACE" 19 "CAP_SYS_ADMIN" 21 "CAP_PERFMON" 38 "CAP_BPF" 39})
+
+(defn- keep-capabilities!
+  "Makes the named capabilities, and no others, the effective ones of this thread. It stays permitted all that it was."
+  [names]
+  (let [status (Files/readString (java.nio.file.Path/of "/proc/thread-self/status" (make-array String 0)))
+        permitted (Long/parseUnsignedLong (second (re-find #"CapPrm:\s+([0-9a-f]+)" status)) 16)
+        effective (long (reduce #(bit-set (long %1) (long (capability-bits %2))) 0 names))]
+    (with-open [arena (java.lang.foreign.Arena/ofConfined)]
+      (let [memory (.allocate arena 32 8)
+            set-u32! (fn [offset x] (.set memory java.lang.foreign.ValueLayout/JAVA_INT (long offset) (unchecked-int x)))]
+        ;; struct __user_cap_header_struct, and two of __user_cap_data_struct: effective, permitted, inheritable.
+        (set-u32! 0 0x20080522)
+        (doseq [[offset shift] {8 0, 20 32}]
+          (set-u32! offset (unsigned-bit-shift-right effective shift))
+          (set-u32! (+ 4 (long offset)) (unsigned-bit-shift-right permitted shift)))
+        (let [address (.address memory)]
+          (assert (zero? (long (syscall capset address (+ 8 address))))))))))
 
 (defn unprivileged
-  "Calls f on a thread whose effective user is nobody, and returns what it returns.
+  "Calls f on a thread whose effective user is nobody, and returns what it returns. The thread has the named capabilities only.
 
-  The system call, unlike the C library's function, changes the calling thread
-  alone. The thread has a capability set of its own, empty while it is nobody."
-  [f]
-  (let [result (promise)]
-    (join (thread (fn []
-                    (try
-                      (assert (zero? (long (syscall setresuid -1 65534 -1))))
-                      (deliver result [:value (try (f) (finally (syscall setresuid -1 0 -1)))])
-                      (catch Throwable e
-                        (deliver result [:thrown e]))))))
-    (let [[kind x] @result]
-      (if (= :thrown kind) (throw x) x))))
+  The system calls, unlike the C library's functions, change the calling thread alone."
+  ([f] (unprivileged [] f))
+  ([capabilities f]
+   (let [result (promise)]
+     (join (thread (fn []
+                     (try
+                       (assert (zero? (long (syscall setresuid -1 65534 -1))))
+                       (when (seq capabilities) (keep-capabilities! capabilities))
+                       (deliver result [:value (try (f) (finally (syscall setresuid -1 0 -1)))])
+                       (catch Throwable e
+                         (deliver result [:thrown e]))))))
+     (let [[kind x] @result]
+       (if (= :thrown kind) (throw x) x)))))

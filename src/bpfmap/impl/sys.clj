@@ -16,16 +16,37 @@
 
 ;; --- failures
 
-(def ^:private needed-capabilities
-  "What the kernel asks of a process, by operation. Since 5.8; before that, CAP_SYS_ADMIN for all."
-  {:create ["CAP_BPF"]
-   :load ["CAP_BPF" "CAP_PERFMON"]
-   :attach-raw-tracepoint ["CAP_PERFMON"]
+(def ^:private network-maps
+  "Map types that take CAP_NET_ADMIN: map_create in kernel/bpf/syscall.c."
+  #{:sockmap :sockhash :devmap :devmap-hash :xskmap})
+
+(def ^:private network-programs
+  "Program types that take CAP_NET_ADMIN: is_net_admin_prog_type in kernel/bpf/syscall.c."
+  #{:sched-cls :sched-act :xdp :lwt-in :lwt-out :lwt-xmit :lwt-seg6local :sk-skb :sk-msg :flow-dissector :cgroup-device
+    :cgroup-sock :cgroup-sock-addr :cgroup-sockopt :cgroup-sysctl :sock-ops :ext :netfilter})
+
+(def ^:private tracing-programs
+  "Program types that take CAP_PERFMON: is_perfmon_prog_type in kernel/bpf/syscall.c."
+  #{:kprobe :tracepoint :perf-event :raw-tracepoint :raw-tracepoint-writable :tracing :lsm :struct-ops :ext})
+
+(def ^:private capabilities-by-operation
+  "The capabilities of the operations for which objects of all types take the same."
+  {:attach-raw-tracepoint ["CAP_PERFMON"]
    :test-run ["CAP_BPF"]
    :load-btf ["CAP_BPF"]
    :btf-by-id ["CAP_SYS_ADMIN"]
    :list ["CAP_SYS_ADMIN"]
    :open ["CAP_SYS_ADMIN"]})
+
+(defn- needed-capabilities
+  "Returns the names of the capabilities that an operation takes. Since 5.8; before that, CAP_SYS_ADMIN for all."
+  [{:keys [op type program-type]}]
+  (case op
+    :create (cond-> ["CAP_BPF"] (network-maps type) (conj "CAP_NET_ADMIN"))
+    :load (cond-> ["CAP_BPF"]
+            (network-programs program-type) (conj "CAP_NET_ADMIN")
+            (tracing-programs program-type) (conj "CAP_PERFMON"))
+    (capabilities-by-operation op)))
 
 (defn fdinfo
   "What /proc says about an open descriptor, as a map of strings; empty where it cannot be read."
@@ -48,10 +69,10 @@
 
 (defn- circumstances
   "What the process and the kernel are like, as far as it can explain a failed operation."
-  [{:keys [op path fd type]}]
+  [{:keys [path fd type] :as facts}]
   {:release (procfs/kernel-release)
    :missing (when-not path ; a path is a matter of file modes
-              (seq (procfs/missing-capabilities (needed-capabilities op))))
+              (seq (procfs/missing-capabilities (needed-capabilities facts))))
    :unprivileged? (some? (seq (procfs/missing-capabilities ["CAP_BPF"])))
    :passes-modes? (procfs/passes-file-modes?)
    :user-namespace? (procfs/user-namespace?)

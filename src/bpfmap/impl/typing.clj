@@ -106,7 +106,10 @@
       ;; EPERM as well: where unprivileged users may create maps, they may still load no BTF.
       (let [{:bpfmap/keys [error errno]} (ex-data e)]
         (cond
-          (or (refused? e) (= :EPERM errno)) {:untyped (str "the kernel did not take the types as BTF (" (name errno) ")")}
+          ;; Where the map needs its types, what was lacking for them is the reason, not their absence.
+          (or (refused? e) (and (= :EPERM errno) (not= :required (:btf (rules/types (:type spec))))))
+          {:untyped (str "the kernel did not take the types as BTF (" (name errno) ")")}
+
           (= :invalid-value error) {:untyped (ex-message e)} ; too large to be written as BTF
           :else (throw e))))))
 

@@ -42,6 +42,11 @@
 (def ^:private number->type (set/map-invert types))
 (def ^:private number->attach-type (set/map-invert attach-types))
 
+(defn type-name
+  "The name of a program type's number, or the number where it has none."
+  [number]
+  (number->type number number))
+
 (defn attach-type-name
   "The name of an attach type's number, or the number where it has none."
   [number]
@@ -108,26 +113,28 @@
 
   Before Linux 4.15 programs have no names: what is too much for the kernel is tried without."
   ^Fd [program facts]
-  (loop [program program log-sizes log-sizes attempt 1]
+  (loop [program program log-sizes log-sizes attempt 1 reason nil]
     (let [{:keys [refused log] :as loaded} (load-once program (first log-sizes) facts)
-          {:bpfmap/keys [error errno]} (when refused (ex-data refused))]
+          {:bpfmap/keys [error errno]} (when refused (ex-data refused))
+          reason (if (or (nil? reason) (not= :ENOSPC errno)) refused reason)]
       (cond
         (nil? refused)
         loaded
 
         (and (= :EAGAIN errno) (< attempt attempts))
-        (recur program log-sizes (inc attempt))
+        (recur program log-sizes (inc attempt) nil)
 
         (and (= :E2BIG errno) (seq (:name program)))
-        (recur (dissoc program :name) log-sizes attempt)
+        (recur (dissoc program :name) log-sizes attempt nil)
 
         ;; ENOSPC: the log is longer than its buffer.
         (and (next log-sizes)
              (or (= :ENOSPC errno) (and (= :program-rejected error) (nil? log))))
-        (recur program (rest log-sizes) attempt)
+        (recur program (rest log-sizes) attempt reason)
 
+        ;; A log that is longer than all buffers hides the errno that there was without one.
         :else
-        (throw (with-log refused log))))))
+        (throw (with-log reason log))))))
 
 ;; --- what there is to know of one
 
