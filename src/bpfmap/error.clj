@@ -15,7 +15,7 @@
   | `:bpfmap/file`       | the file concerned, e.g. a pin path                   |
   | `:bpfmap/hint`       | what is wrong and how to mend it                      |
 
-  Kinds may be added; a kind that exists keeps its meaning."
+  [[kinds]] lists the kinds. Kinds may be added; a kind that exists keeps its meaning."
   (:require [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
   (:import (clojure.lang RT)))
@@ -28,6 +28,76 @@
   (throw (ex-info (str "The Java core of bpfmap is not compiled: run bin/clj -T:build javac in its checkout, "
                        "or clojure -X:deps prep in a project that depends on it")
                   {:bpfmap/error :not-supported})))
+
+(def kinds
+  "All kinds of errors: `{kind {:meaning text, :thrown-by text}}`.
+
+      (:meaning (kinds :map-full)) ;=> \"The map has no room for another entry.\""
+  (sorted-map
+   :ambiguous {:meaning "A name or a path matches several objects. The error lists them."
+               :thrown-by "`open`, `prog/open`, commands that take a name or a path"}
+   :bug {:meaning "An internal error of bpfmap. Please report it."
+         :thrown-by "the pod"}
+   :busy {:meaning "The object is in use, so the call cannot be done now."
+          :thrown-by "`freeze!`, `memory`, `mem/close`, `put!` on maps of sockets and struct_ops, the nREPL server"}
+   :closed {:meaning "The map, program, attachment or memory is closed."
+            :thrown-by "all functions that take one"}
+   :exists {:meaning "The target exists already."
+            :thrown-by "`pin!`, `move-pin!`, `put!` on struct_ops, the nREPL server"}
+   :incompatible {:meaning "The map does not match the spec, the saved map or the given types, or the kernel does not accept the object as a value of the map."
+                  :thrown-by "`create` with `:pinning`, `open` with types, `put!` on maps of objects, `restore`"}
+   :interrupted {:meaning "The thread was interrupted, or a signal ended the call."
+                 :thrown-by "`test-run`, `watch`, `diff`, `demo`, the pod"}
+   :invalid-edn {:meaning "The text is not EDN, or exceeds a limit."
+                 :thrown-by "all that read EDN: the command line, `restore`, the pod"}
+   :invalid-message {:meaning "The message does not follow the pod protocol."
+                     :thrown-by "the pod"}
+   :invalid-program {:meaning "The instructions of a program cannot be assembled."
+                     :thrown-by "`prog/load`, `asm/assemble`"}
+   :invalid-spec {:meaning "The spec breaks a rule of its map type. `:bpfmap/problems` has all problems."
+                  :thrown-by "`create`, `spec/complete`"}
+   :invalid-value {:meaning "An argument, key, value or option is invalid."
+                   :thrown-by "all functions"}
+   :io {:meaning "A file cannot be read or written."
+        :thrown-by "`save`, `restore`, `diff` with a saved map"}
+   :iteration-aborted {:meaning "The iteration read twice as many keys as the map can hold. `:bpfmap/so-far` has the result so far."
+                       :thrown-by "`reduce`, `entries`, `snapshot` and all that iterate"}
+   :kernel {:meaning "The kernel returned an errno for which bpfmap has no explanation."
+            :thrown-by "all functions that call the kernel"}
+   :malformed-btf {:meaning "The bytes are not valid BTF."
+                   :thrown-by "`bpfmap.btf`, `open` of a map with BTF"}
+   :map-full {:meaning "The map has no room for another entry."
+              :thrown-by "`put!`, `insert!`, `push!`, `put-all!`, `create` with `:contents`"}
+   :no-memory {:meaning "The kernel or the JVM has no memory for it."
+               :thrown-by "`create`, `put!`, `memory`, `populate!`, `restore`"}
+   :not-a-map {:meaning "The object at the path or descriptor is not a map."
+               :thrown-by "`open`, `unpin!`, commands"}
+   :not-a-program {:meaning "The object at the path or descriptor is not a program."
+                   :thrown-by "`prog/open`"}
+   :not-bpffs {:meaning "The path is not on a BPF file system."
+               :thrown-by "`pin!`, `move-pin!`, `open` by path, `host/pins`"}
+   :not-confirmed {:meaning "The map is in use by others. `:yes true` confirms the change."
+                   :thrown-by "commands that change a map"}
+   :not-found {:meaning "There is no map, program, pin, name or object like that."
+               :thrown-by "`open`, `unpin!`, `put!` with a reference, `host` functions"}
+   :not-saved {:meaning "The file is not a map saved by `save`."
+               :thrown-by "`restore`, `diff` with a saved map"}
+   :not-supported {:meaning "The map type or the kernel lacks the operation, type or option. The error names an alternative or the required version."
+                   :thrown-by "all functions"}
+   :out-of-range {:meaning "An index or an offset is beyond the end."
+                  :thrown-by "`put!` on arrays, `bpfmap.memory`"}
+   :permission {:meaning "A capability, a file mode, the frozen state or a security module denies the call."
+                :thrown-by "all functions that call the kernel"}
+   :program-rejected {:meaning "The kernel rejected the program. `:bpfmap/log` has the verifier's log."
+                      :thrown-by "`prog/load`"}
+   :read-only {:meaning "The map was opened read-only, or its memory is mapped read-only."
+               :thrown-by "all functions that write"}
+   :too-many-files {:meaning "The process or the system has reached its limit of open files."
+                    :thrown-by "all functions that open a descriptor"}
+   :usage {:meaning "A command got wrong arguments or options."
+           :thrown-by "commands"}
+   :write-only {:meaning "The map was opened write-only."
+                :thrown-by "all functions that read"}))
 
 (defn- cut [text]
   (if (< 200 (count text)) (str (subs text 0 200) "…") text))

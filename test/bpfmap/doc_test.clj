@@ -64,7 +64,7 @@
     (vec (take 10 (remove (fn [[a b]] (= a b)) (map vector (padded page) (padded printed)))))))
 
 (kernel-test the-guides-transcripts-print-what-they-say
-  (doseq [[page least] {guide 40, "doc/pins.md" 15, "doc/memory.md" 40, "doc/types.md" 30, "README.md" 7}]
+  (doseq [[page least] {guide 40, "doc/pins.md" 15, "doc/memory.md" 40, "doc/types.md" 30, "doc/errors.md" 3, "README.md" 7}]
     (let [before (do (fixture/bpffs) (fixture/settled-descriptors))
           text (slurp page)]
       (is (< least (count (re-seq #"(?m)^user=> " text))))
