@@ -1,10 +1,10 @@
-;; Compares what was saved of a map on two hosts:
+;; Compares the saved maps of two hosts:
 ;;
 ;;     one#    bpfmap save routes /tmp/one.edn
 ;;     two#    bpfmap save routes /tmp/two.edn
 ;;     bin/clj -M:exec examples/compare.clj one.edn two.edn
 ;;
-;; Exits with 0 where they have the same entries, and with 1 where not.
+;; The exit code is 0 if they have the same entries, and 1 otherwise.
 
 (require '[bpfmap.exec :as exec])
 

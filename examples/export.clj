@@ -1,16 +1,16 @@
-;; Exports a map to a JSON file, each minute, until it is ended:
+;; Exports a map to a JSON file every minute, until the script is ended:
 ;;
 ;;     bin/clj -M:exec examples/export.clj flows /var/lib/flows.json
 ;;     bin/clj -M:exec examples/export.clj flows /var/lib/flows.json 10 6     every 10 seconds, 6 times
 ;;
-;; Whoever reads the file finds one export or the next, never half of one.
+;; The file is replaced atomically, so a reader never sees a partial export.
 
 (require '[bpfmap.exec :as exec])
 
 (import '(java.nio.file CopyOption Files Path StandardCopyOption))
 
 (defn export
-  "Writes the entries of a map to a file, as JSON; returns how many there were."
+  "Writes the entries of a map to a file as JSON. Returns the number of entries."
   [ref file]
   (let [rows (volatile! nil)
         text (with-out-str (vreset! rows (exec/dump {:ref ref :print :json})))

@@ -1,16 +1,16 @@
-;; Finds the fullest maps on the host, and whose they are:
+;; Finds the fullest maps of the host, and their owners:
 ;;
 ;;     bin/clj -M:exec examples/fullest.clj
 ;;     bin/clj -M:exec examples/fullest.clj 3        the first three
 ;;
-;; Arrays are left out, since all their entries are always there; so are maps that forget what is old when they are full.
+;; Arrays are left out, because all of their entries always exist. LRU maps are left out too, because they evict entries.
 
 (require '[bpfmap.exec :as exec]
          '[bpfmap.rules :as rules]
          '[clojure.pprint :refer [print-table]])
 
 (defn fullness
-  "How full a map is, in percent; nil where that says nothing."
+  "Returns how full a map is in percent, or nil for a map that is always full or never full."
   [{:keys [type entries max-entries]}]
   (let [{:keys [every-index? full]} (rules/types type)]
     (when (and entries (pos? max-entries) (seq full) (not every-index?))

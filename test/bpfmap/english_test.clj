@@ -1,6 +1,7 @@
 (ns bpfmap.english-test
   "The pages are in plain English: few odd constructions, and short lines."
   (:require [bpfmap.english :as english]
+            [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
@@ -58,3 +59,7 @@
       (is (.exists ^File file))
       (when anchor
         (is (contains? (anchors file) anchor))))))
+
+(deftest cljdoc-has-all-pages
+  (is (= (set (map #(.getPath ^File %) (pages)))
+         (set (keep :file (filter map? (tree-seq coll? seq (edn/read-string (slurp "doc/cljdoc.edn")))))))))
