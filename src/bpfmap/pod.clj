@@ -19,6 +19,7 @@
   The end of stdin is taken for `shutdown`. What is no message ends the pod with 1, and a line on stderr."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.escape :as escape]
+            [bpfmap.impl.sys :as sys]
             [bpfmap.impl.waiting :as waiting]
             [bpfmap.pod.bencode :as bencode]
             [bpfmap.pod.handles :as handles]
@@ -118,7 +119,8 @@
         text (text-of message "args")
         args (if closed-is-nil? (payload/read-args table text nil) (payload/read-args table text))
         emit (fn [x] (send! pod {"id" (id-of message) "value" (payload/write table x)}))
-        result (apply call {:table table :emit emit} args)]
+        result (binding [sys/*refuse-number* vars/refuse-number]
+                 (apply call {:table table :emit emit} args))]
     (send! pod (cond-> {"id" (id-of message) "status" ["done"]}
                  (not streams?) (assoc "value" (payload/write table result))))))
 

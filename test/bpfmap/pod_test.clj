@@ -5,6 +5,8 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.commands :as commands]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.host :as host]
+            [bpfmap.objects :as objects]
             [bpfmap.pod :as pod]
             [bpfmap.pod-client :as client]
             [bpfmap.pod.vars :as vars]
@@ -373,6 +375,43 @@
                 (bpf/watch m {:on-error #(deliver ended [(:bpfmap/error (ex-data %)) (ex-message %)])} prn))
              '[seen (deref done 60000 :not-done) (deref ended 60000 :not-ended)])))))
 
+(kernel-test events-that-nobody-takes-are-dropped-with-their-number
+  (with-pod [c]
+    (let [stop (atom false)]
+      (with-open [changing ^java.io.Closeable (bpf/create (assoc small :contents {1 0}))]
+        (let [writer (fixture/thread #(loop [i 1]
+                                        (when-not @stop
+                                          (bpf/put! changing 1 i)
+                                          (recur (inc i)))))]
+          (try
+            (let [[events seen]
+                  (script c
+                    (list 'def 'm (list 'bpf/open (:id (bpf/info changing))))
+                    '(def seen (atom 0))
+                    '(def events (atom []))
+                    '(def free (promise))
+                    ;; Both watches see about the same number of events, and one of them waits while the other goes on.
+                    '(def slow (bpf/watch m {:interval 1} (fn [event]
+                                                            (when (= 2 (count (swap! events conj event)))
+                                                              @free))))
+                    '(def quick (bpf/watch m {:interval 1} (fn [_] (swap! seen inc))))
+                    '(while (< @seen 2500) (Thread/sleep 5))
+                    '(deliver free true)
+                    '(while (< (count @events) 1500) (Thread/sleep 5))
+                    '(bpf/close slow)
+                    '(bpf/close quick)
+                    '[@events @seen])
+                  held-up (count (take-while (complement :dropped) events))
+                  values (map #(get (:changed %) 1) (rest events))]
+              (is (= 2 held-up) "the first event after the call that waited says what it missed")
+              (is (< 100 (:dropped (nth events 2)) seen))
+              (is (= 1 (count (filter :dropped (take 1026 events)))) "the latest 1024 were kept")
+              (doseq [[[_ after] [before _] event] (map vector values (rest values) (drop 2 events))]
+                (is (or (:dropped event) (= after before)) "nothing is missing where no number says so")))
+            (finally
+              (reset! stop true)
+              (fixture/join writer))))))))
+
 (kernel-test a-watch-says-at-once-what-is-wrong-and-leaves-the-pod-free-meanwhile
   (with-pod [c]
     (is (= [:invalid-value :not-supported [1 2 3]]
@@ -463,6 +502,56 @@
                (error #(exec/dump {:ref m :limit "x"}))
                (assoc (error #(exec/dump {:ref "no_such_map"})) 1 true)
                (assoc (error #(exec/dump {:ref closed})) 1 true)])))))
+
+(kernel-test a-number-of-a-descriptor-is-refused-wherever-a-client-gives-it
+  (with-pod [c]
+    (with-open [file (objects/udp-socket)
+                inner ^java.io.Closeable (bpf/create {:type :array :value :u32 :max-entries 1})]
+      (let [refused [:invalid-value "a descriptor's number means nothing in the pod's process"]
+            own? #(= (.pid (java.lang.ProcessHandle/current)) (:pid %))
+            number (first (:fds (first (filter own? (host/holders inner)))))
+            of-this-process {:pid (.pid (java.lang.ProcessHandle/current)) :fd (:fd file)}]
+        (is (= (concat (repeat 19 refused) [{:fd 3} 1])
+               (script c
+                 '(defn error [f] (try (f) (catch Exception e [(:bpfmap/error (ex-data e))
+                                                               (re-find #"a descriptor's number means nothing in the pod's process"
+                                                                        (ex-message e))])))
+                 (list 'def 'n {:fd number})
+                 '(def outer (bpf/create {:type :hash-of-maps :key :u32 :max-entries 4
+                                          :inner-map {:type :array :value :u32 :max-entries 1}}))
+                 '(def programs (bpf/create {:type :prog-array :max-entries 4}))
+                 '(def cpus (bpf/create {:type :cpumap :value [:struct [:qsize :u32] [:program :u32]]}))
+                 '(def sockets (bpf/create {:type :sk-storage :value :u32 :flags #{:no-prealloc}}))
+                 '(def plain (bpf/create {:type :hash :key :u32 :value [:struct [:fd :u32]] :max-entries 4}))
+                 (list
+                  'concat
+                  '[(error #(bpf/open n))
+                    (error #(prog/open n))
+                    (error #(bpf/put! outer 1 n))
+                    (error #(bpf/insert! outer 1 n))
+                    (error #(bpf/replace! outer 1 n))
+                    (error #(bpf/put-all! outer {1 n}))
+                    (error #(bpf/create {:type :hash-of-maps :key :u32 :max-entries 4 :contents {1 n}
+                                         :inner-map {:type :array :value :u32 :max-entries 1}}))
+                    (error #(bpf/put! programs 1 n))
+                    (error #(bpf/put! cpus 0 {:qsize 8 :program n}))
+                    (error #(bpf/put! sockets n 1))
+                    (error #(bpf/lookup sockets n))
+                    (error #(bpf/has-key? sockets n))
+                    (error #(bpf/delete! sockets n))
+                    (error #(bpf/delete-all! sockets [n]))
+                    (error #(bpf/lookup-all sockets [n]))
+                    (error #(exec/put {:ref outer :key 1 :value n}))
+                    (error #(exec/get {:ref sockets :key n}))
+                    (error #(exec/dump {:ref n}))
+                    (error #(exec/pin {:ref n :path "/nonexistent/x"}))]
+                  (list 'vector
+                        '(do (bpf/put! plain 1 {:fd 3}) (bpf/lookup plain 1)) ; data that looks like it
+                        (list 'do (list 'bpf/put! 'sockets of-this-process 1) (list 'bpf/lookup 'sockets of-this-process)))))))
+        (testing "and the process itself may give its own"
+          (with-open [outer ^java.io.Closeable (bpf/create {:type :hash-of-maps :key :u32 :max-entries 4
+                                                            :inner-map {:type :array :value :u32 :max-entries 1}})]
+            (is (= outer (bpf/put! outer 1 {:fd number})))))))))
 
 (deftest every-command-is-offered
   (is (= (set (map (comp symbol :name) (filter :fn commands/commands)))

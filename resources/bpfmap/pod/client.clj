@@ -72,7 +72,9 @@
   | `:on-done`  | called without arguments when the watch was ended by closing           |
 
   What is called runs on a thread of its own and may use the pod itself. Events wait for their turn; what f throws
-  is printed. Throws what `snapshot` throws, and `:invalid-value` for odd options.
+  is printed. At most 1024 events wait: after that the oldest are dropped, and the next event that f gets says
+  `:dropped` with their number. Read the map again then, with `snapshot`, to see all of it. Throws what `snapshot`
+  throws, and `:invalid-value` for odd options.
 
       (def w (watch m {:interval 100} (fn [event] (prn (:changed event)))))
       (close w)"
@@ -82,16 +84,42 @@
                     (binding [*out* *err*]
                       (println message (ex-message e))))
          w (watch-start m (dissoc options :on-error :on-done))
-         turn (agent nil
-                     :error-mode :continue
-                     :error-handler (fn [_ e] (complain "What a watch calls failed:" e)))
-         in-turn (fn [f & args]
-                   (send-off turn (fn [_] (apply f args) nil)))]
+         most-waiting 1024
+         state (atom {:waiting (sorted-map), :number 0, :dropped 0, :running false})
+         add (fn [{:keys [waiting number] :as state} item]
+               (let [full (and (:event item) (<= most-waiting (count waiting)))]
+                 (cond-> (assoc state
+                                :waiting (assoc (if full (dissoc waiting (ffirst waiting)) waiting) number item)
+                                :number (inc number)
+                                :running true)
+                   full (update :dropped inc))))
+         take-one (fn [{:keys [waiting] :as state}]
+                    (if-let [[number {:keys [event]}] (first waiting)]
+                      (cond-> (assoc state :waiting (dissoc waiting number))
+                        event (assoc :dropped 0))
+                      (assoc state :running false)))
+         turn (agent nil)
+         run (fn [_]
+               (loop []
+                 (let [[{:keys [waiting dropped]}] (swap-vals! state take-one)]
+                   (when-let [[_ {:keys [call event]}] (first waiting)]
+                     (try
+                       (cond
+                         (nil? event) (call)
+                         (pos? dropped) (call (assoc event :dropped dropped))
+                         :else (call event))
+                       (catch Throwable e
+                         (complain "What a watch calls failed:" e)))
+                     (recur)))))
+         in-turn (fn [item]
+                   (let [[before] (swap-vals! state add item)]
+                     (when-not (:running before)
+                       (send-off turn run))))]
      (babashka.pods/invoke
       "pod.bpfmap.core" 'pod.bpfmap.core/watch-events [w]
-      {:handlers {:success (fn [event] (in-turn f event))
+      {:handlers {:success (fn [event] (in-turn {:call f :event event}))
                   :error (fn [{:keys [ex-message ex-data]}]
-                           (in-turn (or (:on-error options) (fn [e] (complain "A watch ended:" e)))
-                                    (ex-info ex-message ex-data)))
-                  :done (fn [] (in-turn (or (:on-done options) (fn []))))}})
+                           (let [on-error (or (:on-error options) (fn [e] (complain "A watch ended:" e)))]
+                             (in-turn {:call (fn [] (on-error (ex-info ex-message ex-data)))})))
+                  :done (fn [] (in-turn {:call (or (:on-done options) (fn []))}))}})
      w)))

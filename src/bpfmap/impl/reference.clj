@@ -61,7 +61,7 @@
   "`{:fd n}`, a descriptor of this process, or `{:pid p :fd n}`, one of another's: the number, or nil for anything else."
   [held x facts]
   (cond
-    (only? x :fd) (when (descriptor-number? (:fd x)) (:fd x))
+    (only? x :fd) (when (descriptor-number? (:fd x)) (sys/callers-number (:fd x) (:op facts)))
     (only? x :pid :fd) (let [{:keys [pid fd]} x]
                          (when (and (process-number? pid) (descriptor-number? fd))
                            (owned held (sys/descriptor-of-process pid fd facts))))))

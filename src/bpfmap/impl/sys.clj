@@ -188,9 +188,21 @@
   ^Fd [^Fd fd facts]
   (duplicated (Descriptors/duplicate fd) facts))
 
+(def ^:dynamic *refuse-number*
+  "Called with a descriptor's number and the operation if the caller is another process, in which the number is of another
+  descriptor; throws. Nil if the caller is this process."
+  nil)
+
+(defn callers-number
+  "Returns a descriptor's number that the caller gave; throws if the caller is another process."
+  [number op]
+  (when *refuse-number* (*refuse-number* number op))
+  number)
+
 (defn duplicate-number
   "Duplicates a descriptor that somebody else owns, given by its number."
   ^Fd [number facts]
+  (callers-number number (:op facts))
   (duplicated (Descriptors/duplicate (int number))
               (assoc facts :reference (str "descriptor " number " in this process"))))
 

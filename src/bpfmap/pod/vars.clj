@@ -10,7 +10,7 @@
             [bpfmap.host]
             [bpfmap.pod.handles :as handles]
             [bpfmap.pod.watch :as watch]
-            [bpfmap.prog :as prog]
+            [bpfmap.prog]
             [bpfmap.type]
             [clojure.java.io :as io]
             [clojure.string :as str])
@@ -60,13 +60,13 @@
     :else (throw (error/error :invalid-value (str "Not a handle: " (pr-str (error/shown x)))
                               {:bpfmap/op :close :bpfmap/hint "close takes what create, open, load or watch returned"}))))
 
-(defn- checked-reference
-  "A reference that means the same in the pod's process as in its client's."
-  [ref]
-  (when (and (map? ref) (contains? ref :fd))
-    (throw (error/error :invalid-value (str "A pod cannot open " (pr-str (error/shown ref)))
-                        {:bpfmap/op :open :bpfmap/hint "a descriptor's number means nothing in the pod's process"})))
-  ref)
+(defn refuse-number
+  "Throws `:invalid-value` for a descriptor of the client, given by its number."
+  [number op]
+  (throw (error/error :invalid-value (str "A pod cannot open {:fd " number "}")
+                      {:bpfmap/op op
+                       :bpfmap/hint (str "a descriptor's number means nothing in the pod's process"
+                                         (when-not (= :open op) "; use {:pid p :fd n} with the process id of its owner"))})))
 
 (defn- watch-start
   "Begins a watch for `watch`, and returns its handle."
@@ -88,10 +88,9 @@
   (throw (error/error :not-supported (str "A pod has no " what) {:bpfmap/op (keyword command) :bpfmap/hint hint})))
 
 (defn- checked-options
-  "Returns the options of a command, if they mean the same in the pod's process as in its client's."
+  "Returns the options of a command, if the pod can do what they ask for."
   [command options]
   (when (map? options)
-    (run! checked-reference (keep options [:ref :old :new :like :into]))
     (when (:stream options)
       (not-here command "option :stream" (str "leave it out; exec/" command " returns all rows, and :where and :limit keep them few")))
     (when (:print options)
@@ -114,10 +113,8 @@
   "Functions that do what a function of the library does not in a pod. They take first the pod's part in the call: its
   `:table` of handles, and `:emit`, which sends a value before the last one."
   {'pod.bpfmap.core {'close {:call close :closed-is-nil? true :arglists '([x]) :doc (:doc (meta #'close))}
-                     'open {:call (fn [_ ref & more] (apply bpf/open (checked-reference ref) more))}
                      'watch-start {:call watch-start :arglists '([m options]) :doc (:doc (meta #'watch-start))}
                      'watch-events {:call watch-events :arglists '([watch]) :doc (:doc (meta #'watch-events)) :streams? true}}
-   'pod.bpfmap.prog {'open {:call (fn [_ ref] (prog/open (checked-reference ref)))}}
    'pod.bpfmap.exec own-commands})
 
 (defn- of-library [ns-name var-name]
