@@ -196,7 +196,9 @@
             left (fn ^File [name millis] (doto (io/file dir name) (spit "half") (.setLastModified millis)))
             now (System/currentTimeMillis)]
         (left (part "a.edn" gone) now)
+        (left (part "a.edn" (str gone "-12")) now)
         (left (part "a.edn" pid) 1000000000)
+        (left (part "a.edn" (str pid "-3")) 1000000000)
         (left (part "a.edn" live) now)
         (left (part "b.edn" gone) now)
         (left ".a.edn.part" now)

@@ -296,6 +296,11 @@
        "    end\n"
        "  end\n"
        "end\n"
+       ;; To fish a word that begins with a dash is an option, even where the one before it takes a value.
+       "function __bpfmap_falling\n"
+       "  set -l words (commandline -opc)\n"
+       "  test \"$words[-1]\" = $argv[1]; and string match -q -- '-*' (commandline -ct)\n"
+       "end\n"
        "complete -c bpfmap -f\n"
        (str/join
         (for [{:keys [name doc] :as command} commands/commands
@@ -309,7 +314,11 @@
                (str/join (for [[_ option doc & {:keys [id]}] (concat (arguments/tool-options command) arguments/general-options)
                                :let [[flag takes] (str/split option #" ")]]
                            (str "complete -c bpfmap " there " -l " (subs flag 2) (when takes " -x") " -d " (one-quoted doc)
-                                (fish-words (what-of command id)) "\n"))))))))
+                                (fish-words (what-of command id)) "\n"
+                                (when (= :column (:kind (options id)))
+                                  (str "complete -c bpfmap -n "
+                                       (one-quoted (str "__fish_seen_subcommand_from " name "; and __bpfmap_falling " flag))
+                                       (fish-words (what-of command id)) "\n"))))))))))
 
 (defn- script [shell]
   (str/split-lines (case shell :bash (bash) :zsh (zsh) :fish (fish))))

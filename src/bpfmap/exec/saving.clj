@@ -41,7 +41,9 @@
            (java.nio.file AccessDeniedException CopyOption DirectoryIteratorException FileSystemException Files LinkOption NoSuchFileException Path
                           StandardCopyOption StandardOpenOption)
            (java.nio.file.attribute FileAttribute PosixFilePermissions)
-           (java.util ArrayList HashSet Map)))
+           (java.util ArrayList HashSet Map Set)
+           (java.util.concurrent ConcurrentHashMap)
+           (java.util.concurrent.atomic AtomicLong)))
 
 (set! *warn-on-reflection* true)
 
@@ -95,8 +97,27 @@
   (let [began (.orElse (.startInstant (.info (ProcessHandle/current))) nil)]
     (and began (neg? (compare (.toInstant (Files/getLastModifiedTime file (make-array LinkOption 0))) began)))))
 
-(defn- part-name [file-name pid]
-  (str "." file-name "." pid ".part"))
+(defn- part-name [file-name writer]
+  (str "." file-name "." writer ".part"))
+
+(def ^:private parts-made (AtomicLong.))
+
+(def ^:private parts-open
+  "The files that this process is writing, which it removes when a signal ends it meanwhile."
+  (delay
+    (let [files (ConcurrentHashMap/newKeySet)
+          remove-all (fn []
+                       (doseq [^Path part files]
+                         (try (Files/deleteIfExists part) (catch IOException _ nil))))]
+      (try
+        (.addShutdownHook (Runtime/getRuntime) (Thread. ^Runnable remove-all))
+        (catch IllegalStateException _ nil)) ; the process is ending already
+      files)))
+
+(defn- writer-name
+  "Returns a name for one call that writes a file, which no other call has: several threads may write one file."
+  []
+  (str (.pid (ProcessHandle/current)) "-" (.incrementAndGet ^AtomicLong parts-made)))
 
 (defn- let-go?
   "Whether the process that wrote a file beside its place is gone: its lock of the file is free. A process of another
@@ -111,7 +132,7 @@
   (try
     (with-open [files (Files/newDirectoryStream directory ^String (part-name "*" "*"))]
       (doseq [^Path part files
-              :let [[_ of pid] (re-matches #"\.(.+)\.(\d{1,10})\.part" (paths/file-name (paths/text (paths/of-java part))))
+              :let [[_ of pid] (re-matches #"\.(.+)\.(\d{1,10})(?:-\d+)?\.part" (paths/file-name (paths/text (paths/of-java part))))
                     pid (some-> pid parse-long)
                     ours? (= pid (.pid (ProcessHandle/current)))]]
         (try
@@ -129,7 +150,8 @@
 (defn write-whole
   "Calls f with a writer, and puts what it wrote into a file, in place of what was there, when all of it is on the disk.
   What f throws leaves the file as it was. A process that is killed leaves the file as it was too, and may leave what it
-  had written beside it, under a name such as `.flows.edn.4711.part`; the next one to write the file removes that. Throws `:io`.
+  had written beside it, under a name such as `.flows.edn.4711-1.part`; the next one to write the file removes that. Of several threads that write
+  one file at once, the last one to end wins. Throws `:io`.
 
       (write-whole \"/tmp/flows.edn\" (fn [writer] (.write writer \"{}\")))"
   [file f]
@@ -138,14 +160,14 @@
         target (if (Files/exists target no-links) (.toRealPath target no-links) (.toAbsolutePath target))
         place (paths/text (paths/of-java target))
         beside (paths/->java (paths/child (paths/parent place)
-                                          (part-name (paths/file-name place) (.pid (ProcessHandle/current)))))]
+                                          (part-name (paths/file-name place) (writer-name))))]
     (when (and (Files/exists target no-links) (not (Files/isRegularFile target no-links)))
       (throw (error/error :io (str file " cannot be written") {:bpfmap/op :save :bpfmap/file file
                                                                :bpfmap/hint "it is no plain file, and would be replaced"})))
     (try
       (try
         (remove-parts (.getParent target) (paths/file-name place))
-        (.deleteOnExit (.toFile beside)) ; for the case that a signal ends the process meanwhile
+        (.add ^Set @parts-open beside)
         (with-open [channel (FileChannel/open beside #{StandardOpenOption/CREATE_NEW StandardOpenOption/WRITE} (private-file))
                     writer (BufferedWriter. (OutputStreamWriter. (Channels/newOutputStream channel) StandardCharsets/UTF_8))]
           (try
@@ -158,7 +180,8 @@
         (Files/move beside target (into-array CopyOption [StandardCopyOption/ATOMIC_MOVE]))
         (sync-directory (.getParent target))
         (finally
-          (Files/deleteIfExists beside)))
+          (Files/deleteIfExists beside)
+          (.remove ^Set @parts-open beside)))
       (catch IOException e
         (throw (file-error e :save file "written"))))))
 

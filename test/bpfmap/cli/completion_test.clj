@@ -61,6 +61,9 @@
         ["create" "/x" "--type" "lpm"] #{"lpm-trie"}
         ["help" "wa"] #{"watch"}
         ["list" "--sort" "meml"] #{"memlock"}
+        ["list" "--sort" "-meml"] #{"-memlock"}
+        ["dump" "flows" "--limit" "-meml"] #{}
+        ["list" "-meml"] #{}
         ["list" "--columns" "max"] #{"max-entries"}
         ["list" "--where" "froz"] #{"frozen="}
         ["features" "--sort" "sin"] #{"since"}))))
@@ -112,8 +115,7 @@
                                                                 "; else return 1; fi; }")
                                                     "fish" (str "function bpfmap; if test \"$argv\" = 'completion fish " command " " id "'; cat " answers
                                                                 "; else; return 1; end; end"))]
-                                   (or (and (= "fish" shell) (str/starts-with? (peek words) "-")) ; an option, to fish
-                                       (= found (apply completed shell (map #(if (= :id %) id %) words))))))
+                                   (= found (apply completed shell (map #(if (= :id %) id %) words)))))
               ["dump" :id "--where" "by"] #{"bytes="}
               ["dump" :id "--sort" "by"] #{"bytes"}
               ["dump" :id "--sort" "-by"] #{"-bytes"}

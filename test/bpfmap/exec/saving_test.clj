@@ -552,3 +552,19 @@
   (with-directory [dir]
     (let [result (tc/quick-check 80 (prop/for-all [raw-map any-raw-map] (keeps-every-entry? dir raw-map)))]
       (is (:pass? result) (pr-str (:shrunk result) (:seed result))))))
+
+(deftest threads-that-write-one-file-at-once-do-not-meet
+  (let [dir (fixture/temporary-directory)
+        file (io/file dir "a.edn")
+        text (fn [thread i] (str/join "\n" (repeat 2000 (str thread "-" i))))]
+    (try
+      (fixture/in-threads 8 (fn [thread]
+                              (dotimes [i 50]
+                                (saving/write-whole (str file) (fn [^java.io.Writer w] (.write w ^String (text thread i)))))))
+      (let [lines (str/split-lines (slurp file))]
+        (is (= 2000 (count lines)))
+        (is (= 1 (count (set lines))) "one of the texts, and all of it")
+        (is (str/ends-with? (first lines) "-49")))
+      (is (= ["a.edn"] (seq (.list dir))))
+      (finally
+        (run! io/delete-file (reverse (file-seq dir)))))))
