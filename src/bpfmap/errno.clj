@@ -102,6 +102,11 @@
     (without-bpf-lsm? {:lsms lsms}) (bpf-lsm-hint {:lsms lsms})
     :else "this kernel is built without it (CONFIG_BPF_LSM)"))
 
+(defn- too-old?
+  "Returns true if a release is known to be older than the one needed."
+  [needed release]
+  (boolean (and needed release (not (rules/at-least? release needed)))))
+
 (def ^:private explanations
   "The first row that fits wins. `:row` is its name, for tests; `:errno` and `:op` are sets, absent where any will do;
   `:when` looks at the facts; `:hint` is a text or a function of the facts."
@@ -297,6 +302,11 @@
    {:row :value-object-denied
     :errno #{:EINVAL :EOPNOTSUPP :ENOTSUPP :EPROTOTYPE :ESOCKTNOSUPPORT :ENOTSOCK :ENODEV} :op puts :when stored :error :incompatible
     :hint (comp wanted stored)}
+   {:row :long-values-before-5-15
+    :errno #{:E2BIG} :op #{:create} :when (fn [{:keys [type release]}] (too-old? (:long-values-since (rules/types type)) release))
+    :error :not-supported
+    :hint (fn [{:keys [type release]}]
+            (str "values longer than a page need Linux " (:long-values-since (rules/types type)) ", this is " release))}
    {:row :create-too-large
     :errno #{:E2BIG} :op #{:create} :error :invalid-spec
     :hint "key, value or :max-entries is larger than this kernel allows"}

@@ -68,6 +68,8 @@
     12 {:op :put! :type :cpumap} :incompatible "made for CPU maps"
     22 {:op :create :type :stack-trace} :invalid-spec "kernel.perf_event_max_stack"
     7 {:op :create} :invalid-spec "larger than this kernel allows"
+    7 {:op :create :type :cgroup-storage :release "6.1.0"} :invalid-spec "larger than this kernel allows"
+    7 {:op :create :type :cgroup-storage :release "5.10.0"} :not-supported "longer than a page need Linux 5.15, this is 5.10.0"
     12 {:op :create :type :hash} :no-memory ":no-prealloc"
     12 {:op :create :type :array} :no-memory "make :max-entries or the values smaller"
     36 {:op :pin! :path "/p"} :invalid-value "longer than 255 bytes"

@@ -839,7 +839,7 @@
 (def ^:private not-tried
   "Rows that nothing here can provoke, with the reason."
   (merge
-   (zipmap [:memory-before-5-5 :memlock-limit :links-before-5-8 :operation-before-its-release]
+   (zipmap [:memory-before-5-5 :memlock-limit :links-before-5-8 :long-values-before-5-15 :operation-before-its-release]
            (repeat "for older kernels than those on which the tests run by themselves"))
    (zipmap [:opened-read-only :opened-write-only :alternative]
            (repeat "the handle refuses the operation before the kernel is asked; the row is for what it does not know"))

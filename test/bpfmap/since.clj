@@ -9,6 +9,7 @@
   | `[:operation type op]`    | `bpfmap.rules/since`, and the type's own                                |
   | `[:conditional type]`     | `bpfmap.feature/conditional-write`: stable releases have the fix of 6.13 |
   | `[:batch type]`           | `:batch-since` of the type's row                                        |
+  | `[:long-values type]`     | `:long-values-since` of the type's row                                  |
   | `[:kernel name]`          | [[kernel]]                                                              |
   | `[:lsm name]`             | the active security modules                                             |
   | `[:jvm :c2]`              | the JVM's options: what allocates nothing needs its second compiler     |
@@ -31,6 +32,7 @@
    :pidfd-of-a-thread "6.9"
    :struct-ops-common "6.9" ; struct bpf_struct_ops_common_value
    :tcx-links "6.6"
+   :sockmap-of-unix-sockets "5.15"
    :list-heads "6.2" ; fields that the kernel refuses where it knows them
    :timers "5.15"
    :verified-insns "5.16"
@@ -50,6 +52,7 @@
         :operation (newest [(:since (rules/types a)) (rules/since a b)])
         :conditional (:conditional-since (rules/types a))
         :batch (newest [(:since (rules/types a)) (:batch-since (rules/types a))])
+        :long-values (newest [(:since (rules/types a)) (:long-values-since (rules/types a))])
         :kernel (kernel a))
       (throw (ex-info "no such row" {:row [table a b]}))))
 

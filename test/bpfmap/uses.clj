@@ -29,6 +29,12 @@
 (defn- closing [& makes]
   (fn [] (mapv #(%) makes)))
 
+(defn- stream-sockets
+  "A TCP listener and a pair of Unix sockets, or a UDP socket where maps do not take those yet."
+  []
+  [(objects/tcp-listener)
+   (if (since/here? [:kernel :sockmap-of-unix-sockets]) (objects/unix-pair) (objects/udp-socket))])
+
 (defn- inner-maps [] (mapv bpf/create [inner inner]))
 
 (defn- targets [] (mapv programs/tail-target [1 2]))
@@ -113,7 +119,7 @@
     :reads (fn [put read] (= {:ifindex (:ifindex put) :program nil} read))}
    {:spec {:type :sockmap :max-entries 2} :objects (closing objects/tcp-connection objects/udp-socket)
     :keys [0 1] :values #(apply the %) :none 2 :reads cookie?}
-   {:spec {:type :sockmap :value-size 4 :max-entries 2} :objects (closing objects/tcp-listener objects/unix-pair)
+   {:spec {:type :sockmap :value-size 4 :max-entries 2} :objects stream-sockets
     :keys [0 1] :values #(apply the %)}
    {:spec {:type :cpumap :max-entries 2} :keys [0 1] :values [64 128] :none 2}
    {:spec {:type :cpumap :value-size 8 :max-entries 2} :keys [0 1] :values [{:qsize 64} {:qsize 128 :program nil}] :none 2
@@ -122,7 +128,7 @@
     :keys [0 1] :values #(apply the %)}
    {:spec {:type :sockhash :key :u64 :max-entries 2} :objects (closing objects/tcp-connection objects/udp-socket)
     :keys [7 8] :values #(apply the %) :none 9 :reads cookie?}
-   {:spec {:type :sockhash :key :u64 :value-size 4 :max-entries 2} :objects (closing objects/tcp-listener objects/unix-pair)
+   {:spec {:type :sockhash :key :u64 :value-size 4 :max-entries 2} :objects stream-sockets
     :keys [7 8] :values #(apply the %)}
    (storage-of-cgroup :cgroup-storage 8 [10 20])
    (storage-of-cgroup :cgroup-storage 16 [10 20])

@@ -197,11 +197,18 @@
       (with-key [m :delete! k false]
         (el/delete (.-elements m) (.-key-codec m) k not-there m :delete!)))))
 
+(defn- absent?
+  "Returns true if the kernel has no element under a key that it named."
+  [^BpfMap m k]
+  (identical? ::absent (el/lookup (.-elements m) (.-key-codec m) el/raw-key k ::absent el/any m :next-key)))
+
 (defn next-key
   "The key after k in the kernel's order, or the first one; nil after the last."
   [^BpfMap m k first?]
   (operating [m :next-key]
-    (el/next-key (.-elements m) (.-key-codec m) k first? m :next-key)))
+    (let [found (el/next-key (.-elements m) (.-key-codec m) k first? m :next-key)]
+      (when-not (and (some? found) (:names-absent? (store/row-of m)) (absent? m found))
+        found))))
 
 ;; ---------------------------------------------------------------- maps without keys
 

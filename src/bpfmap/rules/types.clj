@@ -74,6 +74,9 @@
 (def ^:private cgroup-local
   {:keys {8 :u64, 16 [:struct [:cgroup-id :u64] [:attach-type :u32]]} :max-entries [0 0]
    :flags (into access for-programs) :freeze? true
+   :long-values-since "5.15" ; bpf_cgroup_storage_map_alloc in kernel/bpf/local_storage.c
+   ;; cgroup_storage_get_next_key there took the head of the list for one more element. Seen on 5.10; stable releases have the fix.
+   :names-absent? true
    :ops (conj reading :replace!)
    ;; The kernel writes with BPF_ANY too, but only what is there.
    :instead {:put! "the kernel makes an element for each cgroup that a program is attached to; replace! changes it"
@@ -136,6 +139,8 @@
   | `:order`                              | `:index` or `:prefix`, where keys that come and go are gone through in an order that can be told from them |
   | `:reads-at`                           | the value size that reading needs                                    |
   | `:lock?`                              | values may have a `:spin-lock`                                       |
+  | `:long-values-since`                  | the first release whose values may be longer than a page             |
+  | `:names-absent?`                      | older kernels name a key that is not there as the one after the last |
   | `:inner?`                             | holds maps: a spec needs `:inner-map`                                |
   | `:not-inside?`                        | cannot be the inner map of another                                   |
   | `:freeze?` `:mmap`                    | whether it can be frozen; `:always` or the flag that lets it be mapped |

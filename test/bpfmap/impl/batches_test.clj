@@ -246,6 +246,7 @@
 
 (kernel-test b3-a-batch-that-fails-leaves-the-cursor-where-it-was
   (doseq [{:keys [spec] :as form} (filter #(#{:hash :array :lpm-trie :percpu-hash} (:type (:spec %))) forms)
+          :when (since/has? [:batch (:type spec)])
           taking? (if (contains? (batch form) :take) [false true] [false])]
     (testing [spec taking?]
       (with-form form

@@ -87,6 +87,13 @@
    [:local-storage :value-size] (constantly 32768)
    [:cgroup-storage :value-size] (constantly 32768)})
 
+(defn- longest
+  "The longest value, which on older kernels is a page."
+  [type most]
+  (if (since/has? [:long-values type])
+    most
+    (min most (sys/page-size))))
+
 (defn- local-storage? [use] (= :required (:btf (row-of use))))
 
 (defn- up-to-a-header? [{:keys [spec] :as use}]
@@ -94,10 +101,11 @@
 
 (defn- rule-for [{:keys [spec] :as use} column]
   (let [row (row-of use)
-        rule (or (column row) (set (keys (({:key-size :keys, :value-size :values} column) row))))]
-    (if-let [limit (limit-of-the-machine [(if (local-storage? use) :local-storage (:type spec)) column])]
-      [(first rule) (limit spec)]
-      rule)))
+        rule (or (column row) (set (keys (({:key-size :keys, :value-size :values} column) row))))
+        limit (limit-of-the-machine [(if (local-storage? use) :local-storage (:type spec)) column])]
+    (cond-> rule
+      limit (assoc 1 (limit spec))
+      (and (= :value-size column) (:long-values-since row)) (update 1 #(longest (:type spec) %)))))
 
 (kernel-test sizes-of-keys-and-values-are-accepted-up-to-the-limits-of-the-row-and-not-beyond
   (doseq [use uses :when (here? use)
@@ -118,7 +126,8 @@
   (doseq [use uses :when (and (here? use) (up-to-a-header? use))
           :let [most (second (:value-size (row-of use)))]]
     (is (= :E2BIG (try-spec use (bare use :value-size (inc (long most))))))
-    (is (= :ok (try-spec use (bare use :value-size (- (long most) 255)))))))
+    (when (since/has? [:long-values (:type (:spec use))])
+      (is (= :ok (try-spec use (bare use :value-size (- (long most) 255))))))))
 
 (kernel-test numbers-of-entries-are-accepted-down-to-the-limits-of-the-row-and-not-beyond
   (doseq [{:keys [spec] :as use} uses :when (here? use)
