@@ -147,7 +147,7 @@
   "Gives the namespace in which sessions begin short names for the library."
   []
   (when-not (io/resource "bpfmap/sys/Native.class")
-    (throw (error/error :not-found "The Java core is not compiled" {:bpfmap/op :nrepl :bpfmap/hint "bin/compiled does that"})))
+    (throw (error/error :not-found "The Java core is not compiled" {:bpfmap/op :nrepl :bpfmap/hint "run script/compile-java"})))
   (binding [*ns* (create-ns 'user)]
     (refer 'clojure.core)
     (require '[bpfmap.core :as bpf] '[bpfmap.host :as host])))

@@ -32,6 +32,9 @@
        ~@body
        (finally (delete-tree ~dir)))))
 
+(deftest bin-has-only-commands-for-users
+  (is (= #{"bpfmap" "pod-bpfmap" "test" "clj"} (set (.list (io/file "bin"))))))
+
 (def ^:private path (System/getenv "PATH"))
 
 (deftest a-fresh-checkout-compiles-itself

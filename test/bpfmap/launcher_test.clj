@@ -129,6 +129,15 @@
         (.setExecutable alone true)
         (is (= good (fixture/run [(str alone) "--version"] :env {"XDG_CACHE_HOME" "/dev/null"
                                                                  "JAVA_HOME" (System/getProperty "java.home")})))
+        (testing "whatever somebody has laid out in the folder above"
+          (let [below (doto (io/file folder "bin") .mkdir)
+                copy (io/file below "bpfmap")]
+            (doseq [file ["bpfmap" "bpfmap.jar"]]
+              (io/copy (io/file folder file) (io/file below file)))
+            (.setExecutable copy true)
+            (doseq [file ["script/trust" "script/find-jdk" "build.clj"]]
+              (doto (io/file folder file) io/make-parents (spit "echo evil; exit 3\n")))
+            (is (= good (fixture/run [(str copy) "--version"] :env {"JAVA_HOME" (System/getProperty "java.home")})))))
         (.delete (io/file folder "bpfmap.jar"))
         (is (= {:exit 1 :out "" :err "bpfmap: There is no bpfmap.jar beside this script, and no checkout around it\n"}
                (fixture/run [(str alone) "--version"])))))))
