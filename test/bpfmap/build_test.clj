@@ -55,7 +55,7 @@
         project (io/file dir "project")
         clj (str (.getAbsolutePath (io/file "bin/clj")))]
     (try
-      (doseq [part ["java" "src" "resources"]]
+      (doseq [part ["java" "src" "resources" "build"]]
         (copy-tree (io/file part) (io/file library part)))
       (doseq [file ["deps.edn" "build.clj" "LICENSE"]]
         (io/copy (io/file file) (io/file library file)))

@@ -129,7 +129,7 @@
             run #(launcher places {"XDG_CACHE_HOME" own} :script (str co "/bin/bpfmap"))
             jar-of #(second (re-find #"-jar (\S+)" (:out %)))
             elsewhere (str own "/bpfmap/target/" (str/replace co "/" "%2F") "/bpfmap.jar")]
-        (sh "mkdir -p $2/target $2/src $2/java $2/resources && cp -r $1/bin $1/script $2 && cp $1/build.clj $1/deps.edn $2 && chown 65534 $2/target" checkout co)
+        (sh "mkdir -p $2/target $2/src $2/java $2/resources && cp -r $1/bin $1/script $1/build $2 && cp $1/build.clj $1/deps.edn $2 && chown 65534 $2/target" checkout co)
         ;; Compiling takes half a minute: here it makes a file of that name.
         (spit (str co "/bin/clj") "#!/bin/bash\nfor a; do case $a in -J-Dbpfmap.target=*) echo jar >\"${a#*=}/bpfmap.jar\" ;; esac; done\n")
         (as-attacker "echo evil >$1/target/bpfmap.jar" co)
