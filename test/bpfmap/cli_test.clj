@@ -9,6 +9,7 @@
             [bpfmap.exec.options :as options]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.impl.inventory :as inventory]
             [bpfmap.impl.sys.procfs :as procfs]
             [bpfmap.prog :as prog]
             [clojure.data.json :as json]
@@ -73,7 +74,7 @@
              (of-id "id" (json-of "list")))))))
 
 (deftest list-says-what-it-left-out
-  (with-redefs [host/maps (fn [& _] (with-meta [] {:skipped [{:id 12 :error :permission :message "no"}]}))]
+  (with-redefs [inventory/maps (fn [& _] (with-meta [] {:skipped [{:id 12 :error :permission :message "no"}]}))]
     (is (= {:exit 0
             :out "ID  TYPE  NAME  KEY  VALUE  ENTRIES  MAX  MEMORY  HELD BY  USED BY  PINNED  FLAGS\n"
             :err "bpfmap: map 12 is left out: no\nno map\n"}
@@ -82,8 +83,8 @@
            (bpfmap "list" "--edn")))))
 
 (deftest memory-that-the-kernel-does-not-tell-is-a-dash
-  (with-redefs [host/maps (fn [& _] [{:id 1 :type 99 :name "" :key-size 4 :value-size 4 :max-entries 1
-                                   :flags #{1073741824}}])]
+  (with-redefs [inventory/maps (fn [& _] [{:id 1 :type 99 :name "" :key-size 4 :value-size 4 :max-entries 1
+                                           :flags #{1073741824}}])]
     (is (= ["1" "99" "-" "4" "4" "-" "1" "-" "-" "-" "-" "0x40000000"]
            (words (second (str/split-lines (:out (bpfmap "list")))))))))
 
@@ -482,7 +483,7 @@
            (select-keys (edn/read-string data) [:bpfmap/error :bpfmap/op :bpfmap/errno])))))
 
 (deftest what-bpfmap-did-not-foresee-is-one-line-too
-  (with-redefs [host/maps (fn [& _] (throw (RuntimeException. "outside" (IllegalStateException. "inside"))))]
+  (with-redefs [inventory/maps (fn [& _] (throw (RuntimeException. "outside" (IllegalStateException. "inside"))))]
     (is (= [1 "bpfmap: This is a bug in bpfmap: java.lang.IllegalStateException: inside; --verbose says where"]
            (refused "list")))
     (is (str/includes? (:err (bpfmap "list" "--verbose")) "\tat bpfmap.cli"))))

@@ -4,6 +4,7 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
+import java.util.function.BiConsumer;
 import java.util.function.ObjIntConsumer;
 
 /**
@@ -83,9 +84,10 @@ public final class Descriptors {
             return null;
         }
         long number = open(path, 0, 0);
-        if (number < 0) {
-            return null;
-        }
+        return number < 0 ? null : readAndClose(number);
+    }
+
+    private static byte[] readAndClose(long number) {
         Scratch s = Scratch.take(READ_AT_ONCE);
         try {
             byte[] all = new byte[0];
@@ -227,6 +229,49 @@ public final class Descriptors {
             return length < 0 ? null : Bytes.copyOut(buffer, 0, (int) length);
         }
     }
+
+    /**
+     * Reads each small file of a directory, such as {@code /proc/1/fdinfo}, and gives its name and its bytes.
+     * Files that are gone by then are passed over.
+     *
+     * @return 0, or the negated errno of the directory or of the first file that cannot be read; EIO if the
+     *     reason is not known
+     */
+    public static long readEach(byte[] path, BiConsumer<byte[], byte[]> file) {
+        if (Native.unavailable() != null) {
+            return -EIO;
+        }
+        long number = open(path, 0, 0);
+        if (number < 0) {
+            return number;
+        }
+        Fd directory = Fd.own(number);
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment memory = arena.allocate(NAME_MAX + 1);
+            long[] failed = {0};
+            long outcome = entries(directory, (name, type) -> {
+                if (failed[0] != 0) {
+                    return;
+                }
+                MemorySegment.copy(name, 0, memory, ValueLayout.JAVA_BYTE, 0, name.length);
+                memory.set(ValueLayout.JAVA_BYTE, name.length, (byte) 0);
+                long opened = Native.syscall(
+                    Abi.SYS_OPENAT, number, memory.address(), O_CLOEXEC, 0, 0);
+                byte[] bytes = opened < 0 ? null : readAndClose(opened);
+                if (bytes != null) {
+                    file.accept(name, bytes);
+                } else if (opened != -Abi.ENOENT) {
+                    failed[0] = opened < 0 ? opened : -EIO;
+                }
+            });
+            return outcome < 0 ? outcome : failed[0];
+        } finally {
+            directory.close();
+        }
+    }
+
+    private static final int NAME_MAX = 255; // linux/limits.h
+    private static final int EIO = 5; // asm-generic/errno-base.h
 
     private static final int ENTRIES_SIZE = 32768;
 

@@ -60,18 +60,31 @@
   (let [blanks (.repeat " " (- (long width) (count text)))]
     (if (= :right align) (str blanks text) (str text blanks))))
 
+(defn- add-blanks [^StringBuilder out ^long n]
+  (loop [n n]
+    (when (pos? n)
+      (.append out \space)
+      (recur (dec n)))))
+
 (defn- lay-out
   "Columns with the texts of their cells, the heading first, and how wide and which way they stand."
   [columns rows]
   (for [{:keys [title of align] of-value :cell :or {of-value cell} :as column} columns
-        :let [values (mapv of rows)
-              texts (into [(escape/escape-text title)] (map of-value) values)
-              align (or align (when (and (seq values) (every? number? values)) :right))]]
-    (cond-> (assoc column
-                   :texts texts
-                   :width (transduce (map count) max (:at-least column 0) texts)
-                   :align align)
-      (= :right align) (dissoc :least)))) ; a number that is cut would be another one
+        :let [title (escape/escape-text title)]]
+    ;; A loop, as in print-columns: in a JVM that has just started, each further function costs a list of
+    ;; thousands of maps its compilation.
+    (loop [rows (seq rows)
+           texts (transient [title])
+           width (max (long (:at-least column 0)) (.length title))
+           numbers? (some? rows)]
+      (if rows
+        (let [value (of (first rows))
+              ^String text (of-value value)]
+          (recur (next rows) (conj! texts text) (max width (.length text))
+                 (and numbers? (number? value))))
+        (let [align (or align (when numbers? :right))]
+          (cond-> (assoc column :texts (persistent! texts) :width width :align align)
+            (= :right align) (dissoc :least))))))) ; a number that is cut would be another one
 
 (defn- whole-numbers
   "Two ends of a text that was cut between them, without the parts of a number that the cut went through."
@@ -87,7 +100,9 @@
   six characters, or before its number in brackets. A number is never cut: what is left of it goes too."
   [text width side]
   (let [n (count text) width (long width)
-        tail (max 6 (count (re-find #"\[\d+\](?: \+\d+)?$" text)))]
+        tail (if (and (= :middle side) (< width n))
+               (max 6 (count (re-find #"\[\d+\](?: \+\d+)?$" text)))
+               0)]
     (cond
       (<= n width) text
       (= :left side) (str "…" (second (whole-numbers "" (subs text (inc (- n width))) text)))
@@ -96,11 +111,30 @@
         (str before "…" after))
       :else (str (first (whole-numbers (subs text 0 (max 0 (dec width))) "" text)) "…"))))
 
-(defn- print-columns [columns]
-  (apply mapv
-         (fn [& cells] (str/trimr (str/join "  " cells)))
-         (for [{:keys [texts width align cut-at]} columns]
-           (mapv #(pad (cut % width cut-at) width align) texts))))
+(defn- print-columns
+  "The lines of columns, without blanks at their ends."
+  [columns]
+  (let [columns (object-array columns)
+        out (StringBuilder.)
+        line (fn [^long row]
+               (.setLength out 0)
+               (dotimes [i (alength columns)]
+                 (let [{:keys [texts width align cut-at]} (aget columns i)
+                       width (long width)
+                       ^String text (nth texts row)
+                       ^String text (if (<= (.length text) width) text (cut text width cut-at))
+                       blanks (- width (.length text))]
+                   (when (pos? i) (.append out "  "))
+                   (when (= :right align) (add-blanks out blanks))
+                   (.append out text)
+                   (when-not (= :right align) (add-blanks out blanks))))
+               (str/trimr (.toString out)))]
+    (if (zero? (alength columns))
+      []
+      (loop [row 0 lines (transient [])]
+        (if (< row (count (:texts (aget columns 0))))
+          (recur (inc row) (conj! lines (line row)))
+          (persistent! lines))))))
 
 (defn table
   "The lines of a table: a heading, and one line for each row.

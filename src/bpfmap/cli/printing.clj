@@ -4,7 +4,7 @@
             [bpfmap.cli.wording :as wording]
             [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
-  (:import (java.io PrintWriter StringWriter)))
+  (:import (java.io PrintWriter StringWriter Writer)))
 
 (set! *warn-on-reflection* true)
 
@@ -21,7 +21,9 @@
   (complain-lines (escape/escape (str/join message))))
 
 (defn- print-line [line]
-  (println (escape/escape line)))
+  (doto ^Writer *out*
+    (.write (escape/escape line))
+    (.write "\n")))
 
 (defn- print-csv [columns rows]
   ((requiring-resolve 'bpfmap.cli.csv/print-rows) columns rows))

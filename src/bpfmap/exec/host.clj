@@ -1,13 +1,13 @@
 (ns bpfmap.exec.host
   "The commands about the whole host: `list` and `tree`."
-  (:require [bpfmap.core :as bpf]
-            [bpfmap.exec.arguments :as arguments]
+  (:require [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.where :as where]
             [bpfmap.host :as host]
+            [bpfmap.impl.inventory :as inventory]
             [bpfmap.rules :as rules]
             [clojure.string :as str])
-  (:import (clojure.lang ExceptionInfo PersistentArrayMap)))
+  (:import (clojure.lang PersistentArrayMap)))
 
 (set! *warn-on-reflection* true)
 
@@ -25,12 +25,17 @@
       (ordered {:name \"counts\" :id 12}) ;=> {:id 12, :name \"counts\"}"
   [info]
   (let [row (object-array (* 2 (count info)))
-        add (fn [i k]
-              (aset row (* 2 (long i)) k)
-              (aset row (inc (* 2 (long i))) (get info k))
-              (inc (long i)))
-        n (reduce (fn [i k] (if (contains? info k) (add i k) i)) 0 first-fields)]
-    (reduce add n (sort (into [] (remove first-field?) (keys info))))
+        add (fn [^long i k x]
+              (aset row i k)
+              (aset row (inc i) x)
+              (+ i 2))
+        n (long (reduce (fn [i k]
+                          (let [x (get info k ::none)]
+                            (if (identical? ::none x) i (add i k x))))
+                        0 first-fields))]
+    (when (< n (alength row))
+      (reduce (fn [i k] (add i k (get info k)))
+              n (sort (into [] (remove first-field?) (keys info)))))
     (PersistentArrayMap. row)))
 
 (def ^:private cheap-bytes
@@ -48,32 +53,34 @@
          (or (contains? batch :read) (<= (long max-entries) (long cheap-calls))))))
 
 (defn- entries
-  "How many entries a map has, nil where that would take long or nobody can tell. Without types: counting needs none."
-  [{:keys [id type key-size value-size max-entries] :as info} every?]
+  "Returns how many entries a map has, by `count-entries` if need be.
+
+  Nil if that would take long, or if they cannot be read."
+  [{:keys [type max-entries] :as info} every? count-entries]
   (let [{:keys [ops every-index?]} (rules/types type)]
     (cond
       every-index? max-entries
-      (and (:reduce ops) (or every? (cheap? info)))
-      (try
-        (with-open [m (bpf/open id {:access :read-only :key [:bytes key-size] :value [:bytes value-size]})]
-          (bpf/count-entries m))
-        (catch ExceptionInfo _ nil))))) ; it is gone, or its elements cannot be read
+      (and (:reduce ops) (or every? (cheap? info))) (count-entries))))
 
 ;; --- whose they are
 
 (defn- by-map
-  "Map ids to what `(f x)` has of them, as `[id y]` pairs, of each x."
+  "Returns map ids with a vector each, of what `(f add all x)` adds for each x.
+
+  `(add all id y)` returns all with a further y for a map."
   [f xs]
-  (reduce (fn [all [id y]] (update all id (fnil conj []) y)) {} (mapcat f xs)))
+  (let [add (fn [all id y] (assoc! all id (conj (get all id []) y)))]
+    (persistent! (reduce (fn [all x] (f add all x)) (transient {}) xs))))
 
 (defn holders
   "Map id to the processes that hold it open, as `{:pid :command}`.
 
       (get (holders) 12) ;=> [{:pid 4711 :command \"agent\"}]"
   []
-  (by-map (fn [{:keys [holds] :as process}]
-            (for [{:keys [kind id]} holds :when (= :map kind)]
-              [id (select-keys process [:pid :command])]))
+  (by-map (fn [add all {:keys [holds] :as process}]
+            (let [holder (select-keys process [:pid :command])]
+              (reduce (fn [all {:keys [kind id]}] (if (= :map kind) (add all id holder) all))
+                      all holds)))
           (host/holders)))
 
 (defn users
@@ -81,12 +88,13 @@
 
       (get (users) 12) ;=> [{:id 30 :name \"count_packets\" :type :xdp}]"
   []
-  (by-map (fn [{:keys [map-ids] :as program}]
-            (for [id map-ids] [id (select-keys program [:id :name :type])]))
+  (by-map (fn [add all {:keys [map-ids] :as program}]
+            (let [user (select-keys program [:id :name :type])]
+              (reduce (fn [all id] (add all id user)) all map-ids)))
           (host/programs)))
 
 (defn- pins []
-  (by-map (fn [{:keys [kind id path]}] (when (= :map kind) [[id path]]))
+  (by-map (fn [add all {:keys [kind id path]}] (if (= :map kind) (add all id path) all))
           (host/pins)))
 
 (defn owners
@@ -156,14 +164,16 @@
   (let [columns (mapv column columns)
         options (assoc options :fields list-fields)
         wanted (wanted (assoc options :columns columns))
-        maps (host/maps {:brief (not-any? wanted [:memlock :frozen?])})
+        entries? (wanted :entries)
+        maps (inventory/maps (not-any? wanted [:memlock :frozen?])
+                             (fn [info count-entries]
+                               (cond-> info
+                                 entries? (assoc :entries (entries info count count-entries)))))
         found (into []
                     (keep (fn [[k of]] (when (wanted k) [k (of)])))
                     [[:pinned pins] [:held holders] [:used-by users]])
         row (fn [{:keys [id] :as info}]
-              (ordered (reduce (fn [row [k by-id]] (assoc row k (get by-id id [])))
-                               (cond-> info (wanted :entries) (assoc :entries (entries info count)))
-                               found)))
+              (ordered (reduce (fn [row [k by-id]] (assoc row k (get by-id id []))) info found)))
         chosen (fn [row] (apply array-map (mapcat #(vector % (get row %)) columns)))]
     (with-meta (cond->> (where/rows options (eduction (map row) maps))
                  (seq columns) (mapv chosen))

@@ -25,8 +25,11 @@
     (loop [i start]
       (if (<= n i)
         -1
-        (let [code-point (.codePointAt text (int i))]
-          (if (unsafe? code-point) i (recur (+ i (Character/charCount code-point)))))))))
+        (let [c (int (.charAt text (unchecked-int i)))]
+          (if (and (<= 0x20 c) (< c 0x7f)) ; most texts have nothing else
+            (recur (unchecked-inc i))
+            (let [code-point (.codePointAt text (int i))]
+              (if (unsafe? code-point) i (recur (+ i (Character/charCount code-point)))))))))))
 
 (defn- append-code [^StringBuilder out character]
   (let [digits (Integer/toHexString (int character))]

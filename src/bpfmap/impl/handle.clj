@@ -49,6 +49,32 @@
             cpus
             row)))
 
+(deftype ^:private PartsKey [key value types spec-type type access
+                             ^long key-bytes ^long value-bytes value-size]
+  Object
+  (hashCode [_]
+    (unchecked-int (+ (System/identityHashCode key) (* 31 (System/identityHashCode value))
+                      (.hashCode ^Object type) key-bytes (* 31 value-bytes))))
+  (equals [_ other]
+    (and (instance? PartsKey other)
+         (let [^PartsKey other other]
+           (and (identical? key (.-key other))
+                (identical? value (.-value other))
+                (identical? types (.-types other))
+                (= key-bytes (.-key-bytes other))
+                (= value-bytes (.-value-bytes other))
+                (= type (.-type other))
+                (= spec-type (.-spec-type other))
+                (= access (.-access other))
+                (= value-size (.-value-size other)))))))
+
+(defn- bytes-of
+  "The n of a `[:bytes n]`, which means the same whichever object it is; -1 for any other type."
+  ^long [type]
+  (if (and (vector? type) (= 2 (count type)) (= :bytes (nth type 0)) (int? (nth type 1)))
+    (long (nth type 1))
+    -1))
+
 (def ^:private made-parts (cache/cache))
 
 (defn- parts
@@ -56,13 +82,11 @@
   ^Parts [{:keys [key value types] :as spec} type value-size access]
   (if (:conditional-since (rules/types type))
     (parts-of spec type value-size access)
-    ;; A [:bytes n] means the same whichever object it is.
-    (let [bytes? #(and (vector? %) (= 2 (count %)) (= :bytes (nth % 0)) (int? (nth % 1)))
-          key-bytes (when (bytes? key) key)
-          value-bytes (when (bytes? value) value)]
+    (let [key-bytes (bytes-of key)
+          value-bytes (bytes-of value)]
       (cache/through made-parts 128
-                     (cache/by-identity (when-not key-bytes key) (when-not value-bytes value) types
-                                        [(:type spec) type key-bytes value-bytes value-size access])
+                     (PartsKey. (when (neg? key-bytes) key) (when (neg? value-bytes) value) types
+                                (:type spec) type access key-bytes value-bytes value-size)
                      #(parts-of spec type value-size access)))))
 
 (defn make

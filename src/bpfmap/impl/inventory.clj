@@ -102,12 +102,15 @@
     (:brief options false)))
 
 (defn maps
-  "The infos of all maps, by ascending id; with `brief?`, without :memlock and :frozen?."
+  "Returns the infos of all maps, by ascending id; with `brief?`, without :memlock and :frozen?.
+
+  `more` makes more of each, see `bpfmap.impl.lifecycle/infos`."
   ([] (maps false))
-  ([brief?]
+  ([brief?] (maps brief? nil))
+  ([brief? more]
    (noting-skips
     (fn [skip]
-      (lifecycle/infos :list (fn [id e] (skip {:id id} e)) brief?)))))
+      (lifecycle/infos :list (fn [id e] (skip {:id id} e)) brief? more)))))
 
 (defn- all
   "The infos of all objects of a kind, by ascending id."

@@ -183,8 +183,14 @@
 
 (def ^:private completed-specs (cache/cache))
 
-(defn- completed
-  "The completed spec, which carries its BTF. Specs of the same types that differ in name alone are completed once."
+(def ^:private same-specs
+  "Completed specs by the spec itself, the same object: a program often has one for many maps."
+  (cache/cache))
+
+(defn- completed-once
+  "Returns `[completed reusable?]`: the completed spec, which carries its BTF, and whether it may be kept.
+
+  Specs of the same types that differ in name alone are completed once."
   [spec]
   (let [complete #(typing/with-btf (spec/complete % (comparing/machine)))
         {:keys [name key value types]} (when (error/named-map? spec) spec)
@@ -198,18 +204,33 @@
                          :flags (and (set? x) (every? plain? x))
                          (plain? x)))
                      spec))
-      (cond-> (cache/through completed-specs 128
-                             (cache/by-identity key value types (dissoc spec :name :key :value :types))
-                             #(complete (dissoc spec :name)))
-        name (assoc :name name))
-      (complete spec))))
+      [(cond-> (cache/through completed-specs 128
+                              (cache/by-identity key value types
+                                                 (dissoc spec :name :key :value :types))
+                              #(complete (dissoc spec :name)))
+         name (assoc :name name))
+       true]
+      [(complete spec) false])))
+
+(defn- completed
+  "Returns the completed spec, by the spec's identity if it was completed before.
+
+  Only what never changes is kept so."
+  [spec]
+  (let [k (cache/by-identity spec nil nil nil)]
+    (or (cache/known same-specs k)
+        (let [[completed reusable?] (completed-once spec)]
+          (when reusable? (cache/keep! same-specs 128 k completed))
+          completed))))
 
 (defn create
   "Creates a map from a spec, or opens the one that is pinned under its name."
   [spec options]
   (check-create-options options)
   (let [spec (completed spec)
-        facts (-> (select-keys spec [:type :numa-node]) (assoc :op :create :map (select-keys spec [:name :type])))
+        {:keys [name type numa-node]} spec
+        facts (cond-> {:op :create :type type :map (if name {:name name :type type} {:type type})}
+                numa-node (assoc :numa-node numa-node))
         spec (if (:struct-ops spec) (struct-ops/completed spec facts) spec)]
     (try
       (via options (if (= :by-name (:pinning spec))
@@ -240,35 +261,66 @@
       (throw (invalid-option [k] (str "Unknown access " (pr-str (error/shown v)))
                              (str "it is " (error/list-of (keys maps/access-flags))))))))
 
+(defn- spec-told
+  "Returns the spec of an open map, of its info and the types of key and value.
+
+  The kernel does not report on which NUMA node a map is, so its spec does not either."
+  [{:keys [name type key-size value-size max-entries flags map-extra]}
+   {:keys [key value struct-ops untyped]}
+   options]
+  (let [{:keys [added extra]} (rules/types type)]
+    (cond-> {:name name :type type :key-size key-size :value-size value-size
+             :max-entries max-entries
+             :flags (if (= #{} flags) flags (reduce disj flags (conj added :numa-node)))
+             :key key :value value}
+      (and extra map-extra) (assoc :map-extra map-extra)
+      (contains? options :types) (assoc :types (:types options))
+      struct-ops (assoc :struct-ops struct-ops)
+      untyped (assoc :untyped untyped))))
+
 (defn- adopt
-  "A handle of a descriptor just opened. The kernel does not say on which NUMA node a map is, so its spec does not either."
+  "A handle of a descriptor just opened."
   [fd access options path facts]
   (owning fd
-    (let [{:keys [name type key-size value-size max-entries flags map-extra] :as info} (maps/info fd facts nil)
-          {:keys [added extra]} (rules/types type)
-          spec (cond-> {:name name :type type :key-size key-size :value-size value-size :max-entries max-entries
-                        :flags (reduce disj flags (conj added :numa-node))}
-                 (and extra map-extra) (assoc :map-extra map-extra)
-                 (contains? options :types) (assoc :types (:types options))
-                 true (into (typing/types-of info options facts)))]
+    (let [info (maps/info fd facts nil)
+          spec (spec-told info (typing/types-of info options facts) options)]
       (via options (handle/make fd info spec access path)))))
+
+(defn- entry-count
+  "Returns how many entries an open map has; nil if they cannot be read.
+
+  Without types: counting needs none."
+  [fd info]
+  (try
+    (let [spec (spec-told info (typing/bytes-types info) nil)]
+      (many/count-entries (handle/make fd info spec :read-only nil)))
+    (catch ExceptionInfo _ nil)))
 
 (defn infos
   "What the kernel says of every map, by ascending id; calls `skipped` with the error of each that cannot be opened. With
-  `brief?`, without :memlock and :frozen?, which are in a file for each map."
+  `brief?`, without :memlock and :frozen?, which are in a file for each map.
+
+  With `more`, each map is what `(more info count-entries)` makes of its info, while the map is open:
+  `(count-entries)` is how many entries it has, nil if they cannot be read."
   ([op skipped] (infos op skipped false))
-  ([op skipped brief?]
+  ([op skipped brief?] (infos op skipped brief? nil))
+  ([op skipped brief? more]
    (let [facts {:op op}
          info (fn [id]
                 (try
                   (let [fd (maps/by-id id :read-only facts)]
                     (try
-                      (if brief? (maps/info fd facts nil) (maps/info fd facts))
+                      (let [info (if brief? (maps/info fd facts nil) (maps/info fd facts))]
+                        (if more (more info #(entry-count fd info)) info))
                       (finally (sys/close fd))))
                   (catch ExceptionInfo e
                     (skipped id e)
                     nil)))]
-     (into [] (keep info) (objects/ids :map facts)))))
+     (loop [ids (seq (objects/ids :map facts)) found (transient [])]
+       (if ids
+         (let [one (info (first ids))]
+           (recur (next ids) (if one (conj! found one) found)))
+         (persistent! found))))))
 
 (defn- access
   "The access that options ask for: a descriptor that the kernel opens has just that."

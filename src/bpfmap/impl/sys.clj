@@ -48,6 +48,14 @@
             (tracing-programs program-type) (conj "CAP_PERFMON"))
     (capabilities-by-operation op)))
 
+(defn fdinfo-text
+  "Returns the text that /proc has about an open descriptor; nil if it cannot be read."
+  [^Fd fd]
+  (let [number (.acquire fd)]
+    (try
+      (procfs/fdinfo-text number)
+      (finally (.release fd)))))
+
 (defn fdinfo
   "What /proc says about an open descriptor, as a map of strings; empty where it cannot be read."
   [^Fd fd]
@@ -87,9 +95,9 @@
   "The exception for a negated errno, explained from the facts given and the circumstances.
 
   Facts are those of `bpfmap.errno/explain`, with `:fd` for the open map. A
-  fact that costs something to find out may be a delay."
+  fact that costs something to find out may be a delay, and `what` a function of no arguments."
   ^Throwable [what result facts]
-  (errno/failure what (- (long result))
+  (errno/failure (if (fn? what) (what) what) (- (long result))
                  (merge (circumstances facts)
                         (update-vals facts force)
                         (update-vals (select-keys facts [:path :from]) paths/printed))))

@@ -134,6 +134,18 @@
 
 ;; --- back
 
+(deftype ^:private TypeIds [^long btf-id ^long key-id ^long value-id map-type]
+  Object
+  (hashCode [_]
+    (unchecked-int (+ btf-id (* 31 (+ key-id (* 31 value-id))))))
+  (equals [_ other]
+    (and (instance? TypeIds other)
+         (let [^TypeIds other other]
+           (and (= btf-id (.-btf-id other))
+                (= key-id (.-key-id other))
+                (= value-id (.-value-id other))
+                (= map-type (.-map-type other)))))))
+
 (deftype ^:private Told [key value key-size value-size ^long read-at])
 
 (def ^:private told-types
@@ -165,7 +177,7 @@
   "As [[read-types]], from a cache if it was read within [[holds-for]]."
   ^Told [{:keys [btf-id btf-key-type-id btf-value-type-id type]} facts]
   (let [key-id (or btf-key-type-id 0)
-        k [btf-id key-id btf-value-type-id type]
+        k (TypeIds. btf-id key-id btf-value-type-id type)
         ^Told known (cache/known told-types k)]
     (if (and known (< (- (System/nanoTime) (.-read-at known)) (long holds-for)))
       known
@@ -197,6 +209,15 @@
   [n]
   (when (pos? (long n))
     (cache/through types-of-bytes 256 n #(vector :bytes n))))
+
+(defn bytes-types
+  "Returns the types of a map whose key and value are read as bytes, as [[types-of]] does.
+
+  What refers to other objects is references all the same."
+  [{:keys [type key-size value-size flags]}]
+  {:key (bytes-type key-size)
+   :value (or (when (:values (rules/types type)) (spec/value-default type value-size flags))
+              (bytes-type value-size))})
 
 (defn- given
   "The type that an option gives for one side, checked; nil when it gives none."

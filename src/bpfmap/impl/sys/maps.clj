@@ -2,9 +2,12 @@
   "The commands of bpf(2) on maps, other than those on elements."
   (:require [bpfmap.impl.sys :as sys]
             [bpfmap.impl.sys.objects :as objects]
+            [bpfmap.impl.sys.procfs :as procfs]
             [bpfmap.rules :as rules])
   (:import (bpfmap.sys Abi Attr Bytes Fd Info)
-           (clojure.lang ExceptionInfo)))
+           (clojure.lang ExceptionInfo PersistentArrayMap)
+           (java.lang.foreign MemorySegment)
+           (java.util Arrays)))
 
 (set! *warn-on-reflection* true)
 
@@ -78,41 +81,68 @@
 
 (def ^:private info-size 88)
 
+(defn- add
+  "Puts a key and a value into an array at index n, unless the value is nil; returns the next index."
+  ^long [^objects fields ^long n k v]
+  (if (nil? v)
+    n
+    (do (aset fields n k)
+        (aset fields (inc n) v)
+        (+ n 2))))
+
+(defn- id-at
+  "Returns a number of four bytes; nil if it is zero, as where the field does not apply."
+  [^MemorySegment memory ^long offset]
+  (let [id (Bytes/getU32 memory offset false)]
+    (when-not (zero? id) id)))
+
 (defn- from-info
-  "What a `struct bpf_map_info` says of a map."
-  [memory]
-  (let [btf-id (sys/u32 memory Info/MAP_BTF_ID)
-        key-type (sys/u32 memory Info/MAP_BTF_KEY_TYPE_ID)
-        value-type (sys/u32 memory Info/MAP_BTF_VALUE_TYPE_ID)
-        kernel-type (sys/u32 memory Info/MAP_BTF_VMLINUX_VALUE_TYPE_ID)
-        ifindex (sys/u32 memory Info/MAP_IFINDEX)
-        extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)]
-    (cond-> {:id (sys/u32 memory Info/MAP_ID)
-             :type (rules/type-name (sys/u32 memory Info/MAP_TYPE))
-             :name (sys/text memory Info/MAP_NAME (inc Abi/NAME_LENGTH))
-             :key-size (sys/u32 memory Info/MAP_KEY_SIZE)
-             :value-size (sys/u32 memory Info/MAP_VALUE_SIZE)
-             :max-entries (sys/u32 memory Info/MAP_MAX_ENTRIES)
-             :flags (rules/flag-set (sys/u32 memory Info/MAP_MAP_FLAGS))}
-      (not= 0 btf-id) (assoc :btf-id btf-id)
-      (not= 0 key-type) (assoc :btf-key-type-id key-type)
-      (not= 0 value-type) (assoc :btf-value-type-id value-type)
-      (not= 0 kernel-type) (assoc :btf-vmlinux-value-type-id kernel-type)
-      (not= 0 ifindex) (assoc :ifindex ifindex)
-      (not= 0 extra) (assoc :map-extra (if (neg? extra) (+ 18446744073709551616N extra) extra)))))
+  "Returns what a `struct bpf_map_info` has about a map, and its fdinfo, a text or nil.
+
+  With more than eight keys the result is an array map too, because making a hash map takes as long as a
+  system call. The benchmark is `bench-lifecycle`."
+  [^MemorySegment memory fdinfo]
+  (let [fields (object-array 30)
+        extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)
+        n (add fields 0 :id (Bytes/getU32 memory Info/MAP_ID false))
+        n (add fields n :type (rules/type-name (Bytes/getU32 memory Info/MAP_TYPE false)))
+        n (add fields n :name (sys/text memory Info/MAP_NAME (inc Abi/NAME_LENGTH)))
+        n (add fields n :key-size (Bytes/getU32 memory Info/MAP_KEY_SIZE false))
+        n (add fields n :value-size (Bytes/getU32 memory Info/MAP_VALUE_SIZE false))
+        n (add fields n :max-entries (Bytes/getU32 memory Info/MAP_MAX_ENTRIES false))
+        n (add fields n :flags (rules/flag-set (Bytes/getU32 memory Info/MAP_MAP_FLAGS false)))
+        n (add fields n :btf-id (id-at memory Info/MAP_BTF_ID))
+        n (add fields n :btf-key-type-id (id-at memory Info/MAP_BTF_KEY_TYPE_ID))
+        n (add fields n :btf-value-type-id (id-at memory Info/MAP_BTF_VALUE_TYPE_ID))
+        n (add fields n :btf-vmlinux-value-type-id
+               (id-at memory Info/MAP_BTF_VMLINUX_VALUE_TYPE_ID))
+        n (add fields n :ifindex (id-at memory Info/MAP_IFINDEX))
+        n (add fields n :map-extra (cond
+                                     (zero? extra) nil
+                                     (neg? extra) (+ 18446744073709551616N extra)
+                                     :else extra))
+        n (add fields n :memlock (some-> (procfs/field fdinfo "memlock") parse-long))
+        n (add fields n :frozen? (some-> (procfs/field fdinfo "frozen") (= "1")))]
+    (PersistentArrayMap. (Arrays/copyOf fields n))))
 
 (defn- from-fdinfo
-  "What fdinfo says of a map, which has neither id nor name before Linux 4.13; nil where it cannot be read."
-  [fdinfo]
-  (when-let [type (some-> (get fdinfo "map_type") parse-long)]
-    (let [number #(or (some-> (get fdinfo %) Long/decode long) 0)]
-      {:id nil
-       :type (rules/type-name type)
-       :name ""
-       :key-size (number "key_size")
-       :value-size (number "value_size")
-       :max-entries (number "max_entries")
-       :flags (rules/flag-set (number "map_flags"))})))
+  "Returns what fdinfo has about a map; nil if it is not of a map or could not be read.
+
+  Before Linux 4.13 it has neither id nor name. With `whole?` also what [[from-info]] takes from there."
+  [fdinfo whole?]
+  (when-let [type (some-> (procfs/field fdinfo "map_type") parse-long)]
+    (let [number #(or (some-> (procfs/field fdinfo %) Long/decode long) 0)
+          memlock (when whole? (some-> (procfs/field fdinfo "memlock") parse-long))
+          frozen (when whole? (procfs/field fdinfo "frozen"))]
+      (cond-> {:id nil
+               :type (rules/type-name type)
+               :name ""
+               :key-size (number "key_size")
+               :value-size (number "value_size")
+               :max-entries (number "max_entries")
+               :flags (rules/flag-set (number "map_flags"))}
+        memlock (assoc :memlock memlock)
+        frozen (assoc :frozen? (= "1" frozen))))))
 
 (defn info
   "What the kernel says of an open map: names for type and flags, numbers as they are.
@@ -121,24 +151,22 @@
   `:memlock` (bytes) come from fdinfo, and are missing where /proc cannot be
   read. Who needs neither spares reading it with a nil. Before Linux 4.13 all comes from there, and `:id` is nil."
   ([fd facts]
-   (info fd facts (sys/fdinfo fd)))
+   (info fd facts (sys/fdinfo-text fd)))
   ([^Fd fd facts fdinfo]
-   (let [told (try
-                (objects/info "Reading the map's info" fd info-size facts (constantly nil) (fn [memory _] (from-info memory)))
-                (catch ExceptionInfo e
-                  ;; A kernel without the command.
-                  (or (when (= :EINVAL (:bpfmap/errno (ex-data e)))
-                        (from-fdinfo (or fdinfo (sys/fdinfo fd))))
-                      (throw e))))]
-     (cond-> told
-       (get fdinfo "memlock") (assoc :memlock (parse-long (get fdinfo "memlock")))
-       (get fdinfo "frozen") (assoc :frozen? (= "1" (get fdinfo "frozen")))))))
+   (try
+     (objects/info "Reading the map's info" fd info-size facts nil
+                   (fn [memory _] (from-info memory fdinfo)))
+     (catch ExceptionInfo e
+       ;; A kernel without the command.
+       (or (when (= :EINVAL (:bpfmap/errno (ex-data e)))
+             (from-fdinfo (or fdinfo (sys/fdinfo-text fd)) (some? fdinfo)))
+           (throw e))))))
 
 (defn id-of
   "The id of an open map: the beginning of its info. Nil before Linux 4.13, which has no ids."
   [^Fd fd facts]
   (try
-    (objects/info "Reading the map's info" fd 8 facts (constantly nil)
+    (objects/info "Reading the map's info" fd 8 facts nil
                   (fn [memory _] (sys/u32 memory Info/MAP_ID)))
     (catch ExceptionInfo e
       (when-not (= :EINVAL (:bpfmap/errno (ex-data e)))

@@ -39,7 +39,8 @@
 (defn- opened-by-id
   "Opens an object by its id; nil if the outcome is in `expected`."
   [kind id flags facts expected]
-  (sys/command (str "Opening " (name kind) " " id) (assoc facts :object kind) (get-in commands [kind :by-id])
+  (sys/command #(str "Opening " (name kind) " " id) (assoc facts :object kind)
+               (:by-id (commands kind))
                (fn [^Attr attr]
                  (.int32 attr Abi/ID_START_ID id)
                  (when-not (zero? (long flags)) (.int32 attr Abi/ID_OPEN_FLAGS flags)))
@@ -47,13 +48,17 @@
                  (when-not (neg? (long outcome)) (sys/own outcome attr filled)))
                expected))
 
+(def ^:private no-flags
+  "Outcomes with which a kernel refuses flags that it does not know."
+  #{(- Abi/EINVAL)})
+
 (defn by-id
   "Opens an object of a kind by its id; returns its descriptor. `flags` say which way it may be used, 0 for both.
 
   Before Linux 4.15 the kernel takes no flags, and the descriptor may be used both ways."
   (^Fd [kind id facts] (by-id kind id 0 facts))
   (^Fd [kind id flags facts]
-   (or (opened-by-id kind id flags facts (if (zero? (long flags)) #{} #{(- Abi/EINVAL)}))
+   (or (opened-by-id kind id flags facts (if (zero? (long flags)) #{} no-flags))
        (opened-by-id kind id 0 facts #{}))))
 
 (defn- asked
@@ -76,8 +81,8 @@
     outcome))
 
 (defn info
-  "Reads an object's info, of `size` bytes: `(fill attr memory)` sets where the kernel may write more, and `(result memory
-  filled)` reads what it wrote. `what` begins the message of an error.
+  "Reads an object's info, of `size` bytes: `(fill attr memory)`, if given, sets where the kernel may write more,
+  and `(result memory filled)` reads what it wrote. `what` begins the message of an error.
 
   A kernel whose struct is longer writes what there is room for. One whose struct is shorter answers E2BIG if a field that it
   lacks is set: it is asked again, each time without the last field that is set, and the fields that it lacks read as zero."
@@ -86,7 +91,7 @@
     (with-open [attr (Attr.)]
       (.fd attr Abi/INFO_BPF_FD fd)
       (let [memory (.buffer attr Abi/INFO_INFO size)
-            filled (fill attr memory)]
+            filled (when fill (fill attr memory))]
         (loop [size (long size)]
           (let [outcome (long (read-info attr memory size))
                 less (when (= outcome (- Abi/E2BIG)) (asked memory size))]

@@ -4,7 +4,8 @@
             [clojure.string :as str])
   (:import (bpfmap.sys Descriptors)
            (java.nio.charset StandardCharsets)
-           (java.nio.file DirectoryIteratorException Files NoSuchFileException Path)))
+           (java.nio.file DirectoryIteratorException Files NoSuchFileException Path)
+           (java.util.function BiConsumer)))
 
 (set! *warn-on-reflection* true)
 
@@ -53,12 +54,32 @@
                      (assoc! found (.substring text from colon) (.trim (.substring text (inc colon) end)))
                      found))))))))
 
+(defn fdinfo-text
+  "Returns the text of `/proc/thread-self/fdinfo` for a descriptor; nil if it cannot be read."
+  [descriptor]
+  (read-file (str "/proc/thread-self/fdinfo/" descriptor)))
+
+(defn field
+  "Returns the value of a field of a text of fdinfo; nil if it is missing.
+
+  The first line, `pos`, is not found.
+
+      (field \"pos:\\t0\\nfrozen:\\t0\\n\" \"frozen\") ;=> \"0\""
+  [^String text name]
+  (when text
+    (let [line (.concat (.concat "\n" ^String name) ":")
+          at (.indexOf text line)]
+      (when-not (neg? at)
+        (let [from (+ at (.length line))
+              end (.indexOf text 10 from)]
+          (.trim (.substring text from (if (neg? end) (.length text) end))))))))
+
 (defn fdinfo
   "What `/proc/thread-self/fdinfo` says about a descriptor, as a map of strings; empty where it cannot be read.
 
       (get (fdinfo 7) \"frozen\") ;=> \"0\""
   [descriptor]
-  (colon-lines (read-file (str "/proc/thread-self/fdinfo/" descriptor))))
+  (colon-lines (fdinfo-text descriptor)))
 
 (def ^:private id-fields
   "The fields of fdinfo that say what a descriptor is. The first that is there counts: a link names its program too, and
@@ -78,14 +99,16 @@
         (concat id-fields kind-fields)))
 
 (defn object
-  "What BPF object a descriptor's fdinfo is of, as `[kind id]`; nil for anything else.
+  "What BPF object a descriptor's fdinfo, a text, is of, as `[kind id]`; nil for anything else.
 
-      (object {\"map_id\" \"12\"}) ;=> [:map 12]"
-  [fdinfo]
-  (some (fn [[field kind]]
-          (when-let [id (some-> (get fdinfo field) parse-long)]
-            [kind id]))
-        id-fields))
+      (object \"pos:\\t0\\nmap_id:\\t12\\n\") ;=> [:map 12]"
+  [^String fdinfo]
+  (loop [fields (seq id-fields)]
+    (when fields
+      (let [[name kind] (first fields)]
+        (if-let [id (some-> (field fdinfo name) parse-long)]
+          [kind id]
+          (recur (next fields)))))))
 
 ;; --- processes
 
@@ -115,6 +138,17 @@
         bytes (java.util.Arrays/copyOf bytes (max 0 (dec (alength bytes))))] ; without the newline at the end
     (or (paths/utf-8 bytes) (paths/text bytes))))
 
+(defn- objects-of-files
+  "As [[objects]], by Java's own files, whose exceptions say why one cannot be read."
+  [directory]
+  (into (sorted-map)
+        (keep (fn [number]
+                (when-let [found (try
+                                   (object (text-of (str directory number)))
+                                   (catch NoSuchFileException _ nil))] ; closed meanwhile
+                  [(parse-long number) found])))
+        (names-in directory)))
+
 (defn objects
   "What BPF objects a process has descriptors of: number to `[kind id]`, ascending.
 
@@ -122,15 +156,18 @@
 
       (objects 4711) ;=> {5 [:map 12]}"
   [pid]
-  (let [directory (str "/proc/" pid "/fdinfo/")]
-    (into (sorted-map)
-          (keep (fn [number]
-                  (when-let [found (try
-                                     (object (colon-lines (text-of (str directory number))))
-                                     (catch NoSuchFileException _ nil))] ; closed meanwhile
-                    [(parse-long number) found])))
-          (names-in directory))))
-
+  (let [directory (str "/proc/" pid "/fdinfo/")
+        found (volatile! (sorted-map))
+        text (fn [^bytes bytes] (String. bytes StandardCharsets/ISO_8859_1))
+        outcome (Descriptors/readEach
+                 (.getBytes directory StandardCharsets/US_ASCII)
+                 (reify BiConsumer
+                   (accept [_ name bytes]
+                     (when-let [object (object (text bytes))]
+                       (vswap! found assoc (parse-long (text name)) object)))))]
+    (if (zero? outcome)
+      @found
+      (objects-of-files directory))))
 (defn- split-at-nuls
   "Returns the parts of bytes that end in a NUL each, as byte arrays."
   [^bytes bytes]

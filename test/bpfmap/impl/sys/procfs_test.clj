@@ -1,12 +1,15 @@
 (ns bpfmap.impl.sys.procfs-test
-  (:require [bpfmap.fixture :as fixture]
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.fixture :as fixture]
+            [bpfmap.impl.store :as store]
             [bpfmap.impl.sys.paths :as paths]
             [bpfmap.impl.sys.procfs :as procfs]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
   (:import (bpfmap.sys Descriptors)
            (java.nio.file Files NoSuchFileException OpenOption Path)
-           (java.nio.file.attribute FileAttribute)))
+           (java.nio.file.attribute FileAttribute)
+           (java.util.function BiConsumer)))
 
 (set! *warn-on-reflection* true)
 
@@ -77,14 +80,70 @@
       (is (= (slurp "/proc/self/cmdline") (String. ^bytes (read "/proc/self/cmdline")))))))
 
 (deftest what-a-descriptor-is-of
-  (are [object fdinfo] (= object (procfs/object fdinfo))
-    [:map 12] {"flags" "02" "map_type" "1" "map_id" "12"}
-    [:program 7] {"prog_id" "7" "prog_type" "1"}
-    [:link 3] {"link_id" "3" "prog_id" "7"}
+  (are [object fields] (= object (procfs/object (apply str "pos:\t0\n" (for [[k v] (partition 2 fields)]
+                                                                          (str k ":\t" v "\n")))))
+    [:map 12] ["flags" "02" "map_type" "1" "map_id" "12"]
+    [:program 7] ["prog_id" "7" "prog_type" "1"]
+    [:link 3] ["link_id" "3" "prog_id" "7"]
     ;; That of an iterator over a map's elements.
-    [:link 3] {"link_type" "iter" "link_id" "3" "prog_id" "7" "map_id" "12"}
-    nil {"flags" "02"}
-    nil {}))
+    [:link 3] ["link_type" "iter" "link_id" "3" "prog_id" "7" "map_id" "12"]
+    nil ["flags" "02" "mnt_id" "7"]
+    nil []))
+
+(deftest fields-of-fdinfo
+  (let [text "pos:\t0\nflags:\t02\nmemlock:\t4096\nfrozen:\t1"]
+    (are [value name] (= value (procfs/field text name))
+      "02" "flags"
+      "4096" "memlock"
+      "1" "frozen" ; at the end, without a newline
+      nil "lock"
+      nil "mem"
+      nil "map_id"))
+  (is (nil? (procfs/field nil "frozen")))
+  (testing "as the kernel writes them"
+    (with-open [m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 8})]
+      (let [number (.acquire ^bpfmap.sys.Fd (store/descriptor m))]
+        (try
+          (let [text (procfs/fdinfo-text number)
+                fields (procfs/fdinfo number)]
+            (is (contains? fields "map_id"))
+            (doseq [[k v] (dissoc fields "pos")]
+              (is (= v (procfs/field text k)) k)))
+          (finally (.release ^bpfmap.sys.Fd (store/descriptor m))))))))
+
+(deftest a-directory-of-small-files-is-read-whole
+  (let [directory (Files/createTempDirectory "bpfmap" (make-array FileAttribute 0))
+        each (fn [directory]
+               (let [found (atom {})
+                     outcome (Descriptors/readEach
+                              (paths/bytes-of (str directory))
+                              (reify BiConsumer
+                                (accept [_ name bytes]
+                                  (swap! found assoc (String. ^bytes name "UTF-8") (seq bytes)))))]
+                 [outcome @found]))
+        files (into {} (for [i (range 600)]
+                         [(str "ü" i (apply str (repeat (mod (* 7 i) 240) "x")))
+                          (seq (map unchecked-byte (range (* 13 i))))]))]
+    (try
+      (is (= [0 {}] (each directory)))
+      (doseq [[name bytes] files]
+        (Files/write (.resolve directory ^String name) (byte-array bytes)
+                     ^"[Ljava.nio.file.OpenOption;" (make-array OpenOption 0)))
+      (is (= [0 files] (each directory)))
+      (testing "one that cannot be read is an error, one that is gone is not"
+        (Files/createSymbolicLink (.resolve directory "gone") (.resolve directory "nowhere")
+                                  (make-array FileAttribute 0))
+        (is (= [0 files] (each directory)))
+        (Files/createDirectory (.resolve directory "inner") (make-array FileAttribute 0))
+        (is (neg? (long (first (each directory)))))
+        (Files/delete (.resolve directory "inner"))
+        (is (= -2 (first (each (str directory "x"))))))
+      (testing "and leaves no descriptor"
+        (let [before (fixture/settled-descriptors)]
+          (dotimes [_ 3] (each directory) (each (str directory "x")))
+          (is (= before (fixture/open-descriptors)))))
+      (finally
+        (run! #(.delete ^java.io.File %) (reverse (file-seq (.toFile directory))))))))
 
 (deftest processes-and-their-names
   (let [me (.pid (java.lang.ProcessHandle/current))
