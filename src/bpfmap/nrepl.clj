@@ -12,6 +12,9 @@
   this user's (`bpfmap.nrepl.place`), and the kernel is asked who connects (`bpfmap.nrepl.listener`). Results come bounded
   (`bpfmap.nrepl.printing`). The rest is the nREPL library, which comes with the alias :nrepl. doc/nrepl.md is for users."
   (:require [bpfmap.error :as error]
+            [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.paths :as paths]
+            [bpfmap.impl.sys.procfs :as procfs]
             [bpfmap.impl.waiting :as waiting]
             [bpfmap.nrepl.listener :as listener]
             [bpfmap.nrepl.place :as place]
@@ -21,10 +24,11 @@
             [clojure.string :as str]
             [clojure.tools.cli :as cli]
             [nrepl.server :as server])
-  (:import (clojure.lang ExceptionInfo)
-           (java.io Closeable IOException)
-           (java.net URI)
-           (java.nio.file Files OpenOption)
+  (:import (bpfmap.sys Fd)
+           (clojure.lang ExceptionInfo)
+           (java.io Closeable IOException OutputStream OutputStreamWriter PrintWriter)
+           (java.nio.charset StandardCharsets)
+           (java.nio.file Files OpenOption Path)
            (java.nio.file.attribute FileAttribute)))
 
 (set! *warn-on-reflection* true)
@@ -71,6 +75,11 @@
   Closeable
   (close [_] (.close ^Closeable listener)))
 
+(defn- url
+  "Returns the URL of a socket: that of its file, in another scheme, so that its bytes are the path's in every locale."
+  [^Path path]
+  (str "nrepl+unix:" (.getRawPath (.toUri path))))
+
 (defn start
   "Starts a server; returns it as a Closeable, with its `:url`. Closing it ends its connections and removes the socket.
 
@@ -94,7 +103,7 @@
             port (listener/port listener)]
         (->Server {:port port} (str "nrepl://127.0.0.1:" port) listener))
       (let [path (place/in-private-directory socket true)]
-        (->Server {:socket (str path)} (str (URI. "nrepl+unix" (str path) nil)) (listener/unix path how))))))
+        (->Server {:socket (place/text path)} (url path) (listener/unix path how))))))
 
 ;; --- the command
 
@@ -103,7 +112,7 @@
 
       (default-socket) ;=> \"/run/bpfmap/nrepl.sock\""
   []
-  (let [own (System/getenv "XDG_RUNTIME_DIR")]
+  (let [own (some-> (procfs/environment "XDG_RUNTIME_DIR") paths/argument)]
     (if (or (zero? (place/effective-user)) (str/blank? own))
       "/run/bpfmap/nrepl.sock"
       (str own "/bpfmap/nrepl.sock"))))
@@ -170,9 +179,17 @@
 (defn- run-client [{:keys [socket]}]
   (let [path (place/in-private-directory (or socket (default-socket)) false)]
     (when-not (place/answers? path)
-      (throw (error/error :not-found (str "No nREPL server is at " path)
+      (throw (error/error :not-found (str "No nREPL server is at " (place/text path))
                           {:bpfmap/op :nrepl :bpfmap/hint "bin/clj -M:nrepl starts one"})))
-    ((requiring-resolve 'nrepl.cmdline/-main) "--connect" "--socket" (str path))))
+    (let [connect (fn [path] ((requiring-resolve 'nrepl.cmdline/-main) "--connect" "--socket" path))]
+      (if-not (re-find #"[^\x00-\x7f]" (str path))
+        (connect (str path))
+        ;; nREPL's client takes a text, which Java encodes as the locale says: a descriptor of the socket has a name in ASCII.
+        (with-open [^Fd fd (sys/open-file (paths/text (paths/of-java path)) false {:op :nrepl})]
+          (let [number (.acquire fd)]
+            (try
+              (connect (str "/proc/self/fd/" number))
+              (finally (.release fd)))))))))
 
 (defn run
   "Does what the arguments say, and returns the exit code: 1 when it cannot, 2 for wrong usage. A server runs on.
@@ -197,7 +214,13 @@
         (complain (ex-message e))
         (if (= :invalid-value (:bpfmap/error (ex-data e))) 2 1)))))
 
+(defn- utf-8
+  "Returns a writer in UTF-8, whatever the locale is."
+  [out]
+  (PrintWriter. (OutputStreamWriter. ^OutputStream out StandardCharsets/UTF_8) true))
+
 (defn -main
   "Runs a server, or with --connect a client, and exits."
   [& args]
-  (System/exit (run args)))
+  (System/exit (binding [*out* (utf-8 System/out), *err* (utf-8 System/err)]
+                 (run (procfs/arguments args)))))

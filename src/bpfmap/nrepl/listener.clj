@@ -4,8 +4,12 @@
   Who is at the other end of a Unix socket the kernel says (SO_PEERCRED): the user who called connect(2). It is asked as soon
   as a connection is there, before a byte of it is read. Only root and the user of the server are let in."
   (:require [bpfmap.error :as error]
+            [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.sys.paths :as paths]
             [bpfmap.nrepl.place :as place])
-  (:import (java.io Closeable IOException)
+  (:import (bpfmap.sys Fd)
+           (java.io Closeable IOException)
+           (java.lang ProcessHandle)
            (java.net InetAddress InetSocketAddress SocketAddress StandardProtocolFamily UnixDomainSocketAddress)
            (java.nio.channels ClosedChannelException ServerSocketChannel SocketChannel)
            (java.nio.file FileSystems Files LinkOption Path)
@@ -107,6 +111,24 @@
     (catch IOException e
       (throw (error/error :busy (str what " cannot be had") {:bpfmap/op :nrepl :bpfmap/hint (ex-message e)} e)))))
 
+(defn- bind-path
+  "Binds a server to a path, or throws `:busy`.
+
+  Java makes a text of the address that the kernel tells, which fails for a path that the locale cannot name. So such a
+  socket is bound to a name in ASCII in its directory, and moved by its bytes to its own: a moved socket stays connected."
+  [^ServerSocketChannel server ^Path path]
+  (let [what (str "The socket " (place/text path))]
+    (if-not (re-find #"[^\x00-\x7f]" (str path))
+      (bind server (UnixDomainSocketAddress/of path) what)
+      (with-open [^Fd directory (sys/open-file (paths/text (paths/of-java (.getParent path))) false {:op :nrepl})]
+        (let [number (.acquire directory)
+              beside (str "/proc/self/fd/" number "/." (.pid (ProcessHandle/current)) ".sock")]
+          (try
+            (paths/remove-file beside) ; of a process that was killed in between, and had the same number
+            (bind server (UnixDomainSocketAddress/of beside) what)
+            (sys/rename beside (paths/text (paths/of-java path)) {:op :nrepl})
+            (finally (.release directory))))))))
+
 (defn unix
   "Listens on a Unix socket, whose path `bpfmap.nrepl.place` has checked, and takes those connections that may.
 
@@ -117,7 +139,7 @@
         ^ServerSocketChannel server (or-close (place/release claim)
                                       (ServerSocketChannel/open StandardProtocolFamily/UNIX))]
     (or-close (do (.close server) (place/release claim))
-      (bind server (UnixDomainSocketAddress/of path) (str "The socket " path))
+      (bind-path server path)
       (let [claim (place/mark claim)
             may? (admitted (.getParent path))]
         (listening server {:refusal #(refusal may? %) :serve serve :complain complain} #(place/release claim))))))

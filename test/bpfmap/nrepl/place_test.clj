@@ -1,6 +1,8 @@
 (ns bpfmap.nrepl.place-test
   "Where a socket may lie, and whose its name is. As root the tests make files of other users; without, some are skipped."
   (:require [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.sys.paths :as paths]
+            [bpfmap.nrepl.listener :as listener]
             [bpfmap.nrepl.place :as place]
             [clojure.java.io :as io]
             [clojure.test :refer [deftest is testing]])
@@ -215,3 +217,38 @@
           (place/release marked)
           (is (not (Files/exists socket no-links)))
           (place/release marked))))))
+
+(deftest a-place-is-bytes-whatever-its-text
+  (with-home [home]
+    (try
+      (doseq [name ["café" "odd\\xff" "two words" "a\\\\b" "tab\\x09"]
+              :let [given (str home "/" name "/" name ".sock")
+                    socket (place/in-private-directory (paths/->java given) true)]]
+        (testing given
+          (is (= (vec (paths/bytes-of given)) (vec (paths/of-java socket))))
+          (let [claim (place/claim socket)]
+            (with-open [_ ^Closeable (bound socket)]
+              (is (place/answers? socket))
+              (is (= socket (place/in-private-directory (place/text socket) false)) "what is printed names it again")
+              (let [marked (place/mark claim)]
+                (is (= :socket (:kind (#'place/status socket))))
+                (place/release marked)))
+            (is (nil? (#'place/status socket)))
+            (is (= :file (:kind (#'place/status (place/sibling socket ".lock"))))))))
+      (is (= :invalid-value (:bpfmap/error (error-of (place/in-private-directory (str home "/half\ud800/s") true)))))
+      (finally
+        (fixture/run ["find" (str home) "-mindepth" "1" "-delete"])))))
+
+(deftest a-listener-is-at-the-bytes-of-its-place
+  (with-home [home]
+    (try
+      (doseq [name ["plain" "café" "odd\\xff"]
+              :let [socket (place/in-private-directory (paths/->java (str home "/" name "/" name ".sock")) true)]]
+        (testing name
+          (with-open [_ (listener/unix socket {:serve (fn [_]) :complain (fn [_])})]
+            (is (place/answers? socket))
+            (is (= :socket (:kind (#'place/status socket))))
+            (is (= 2 (count (paths/entries (str home "/" name)))) "the socket and its lock, and nothing beside"))
+          (is (nil? (#'place/status socket)))))
+      (finally
+        (fixture/run ["find" (str home) "-mindepth" "1" "-delete"])))))
