@@ -138,7 +138,7 @@
       (remove-compiled-sources dir)
       (b/jar {:class-dir dir
               :jar-file new-jar
-              :main 'bpfmap.launcher
+              :main 'bpfmap.cli.launcher
               :manifest {"Enable-Native-Access" "ALL-UNNAMED"}})
       (when-not (.renameTo ^File (b/resolve-path new-jar) (b/resolve-path jar-file))
         (throw (ex-info (str "Cannot put the jar in " jar-file) {})))

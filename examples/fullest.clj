@@ -6,7 +6,7 @@
 ;; Arrays are left out, because all of their entries always exist. LRU maps are left out too, because they evict entries.
 
 (require '[bpfmap.exec :as exec]
-         '[bpfmap.rules :as rules]
+         '[bpfmap.impl.rules :as rules]
          '[clojure.pprint :refer [print-table]])
 
 (defn fullness

@@ -28,15 +28,15 @@
   follows. Whether a program is safe is the kernel's judgement, not made here.
   Encodings are those of RFC 9669; this namespace does no I/O."
   (:require [bpfmap.error :refer [error list-of shown]]
-            [bpfmap.isa :as isa :refer [ranges registers]]
+            [bpfmap.impl.isa :as isa :refer [ranges registers]]
             [clojure.string :as str])
   (:import (java.nio ByteBuffer ByteOrder)))
 
 (set! *warn-on-reflection* true)
 
-(def helpers "Helper functions by name, in kebab case, to number; see `bpfmap.isa`." isa/helpers)
+(def helpers "Helper functions by name, in kebab case, to number; see `bpfmap.impl.isa`." isa/helpers)
 
-(def mnemonics "What is known of each mnemonic, as data; see `bpfmap.isa`." isa/mnemonics)
+(def mnemonics "What is known of each mnemonic, as data; see `bpfmap.impl.isa`." isa/mnemonics)
 
 ;; ---------------------------------------------------------------- operands
 ;; A reader takes the context of an operand and the operand, and answers with the fields it sets: :dst, :src, :off,

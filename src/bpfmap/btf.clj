@@ -12,14 +12,13 @@
   mean; `__be32` and its like read as `:u32be`. Structs that the kernel keeps for itself read as `:spin-lock`,
   `:timer` and so on. A pointer reads as `[:ptr \"struct name\"]`.
 
-  What is written down in a blob, uninterpreted, is in `bpfmap.btf.blob`."
-  (:require [bpfmap.btf.blob :as blob]
-            [bpfmap.btf.emit :as emit]
-            [bpfmap.btf.object :as object]
-            [bpfmap.btf.reading :as reading]
-            [bpfmap.btf.writing :as writing]
-            [bpfmap.bytes :as bytes]
-            [bpfmap.error :as error]))
+  What is written down in a blob, uninterpreted, is in `bpfmap.impl.btf.blob`."
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
+            [bpfmap.impl.btf.blob :as blob]
+            [bpfmap.impl.btf.object :as object]
+            [bpfmap.impl.btf.types :as types]
+            [bpfmap.impl.btf.writer :as writer]))
 
 (set! *warn-on-reflection* true)
 
@@ -60,7 +59,7 @@
 
       (type-of b 12) ;=> [:struct {:name \"flow\"} [:src :ipv4] [:n :u64]]"
   [b id]
-  (reading/type-of (blob/check b) id))
+  (types/type-of (blob/check b) id))
 
 (def ^:private of-value
   "Kinds that a value can have."
@@ -72,7 +71,7 @@
       (type-named b \"timespec64\") ;=> [:struct {:name \"timespec64\"} …]"
   [b name]
   (when-let [id (some #(when (of-value (blob/kind b %)) %) (blob/ids-named (blob/check b) name))]
-    (reading/type-of b id)))
+    (types/type-of b id)))
 
 (defn ->btf
   "Writes types as BTF: `{:bytes byte-array :ids [id …]}`, an id for each type in order, 0 for a nil.
@@ -85,5 +84,5 @@
   [types named]
   (when-not (sequential? types)
     (throw (error/error :invalid-value (str "Not a sequence of types: " (pr-str (error/shown types))) {})))
-  (let [{:keys [records ids]} (writing/records types named)]
-    {:bytes (emit/blob records) :ids ids}))
+  (let [{:keys [records ids]} (types/records types named)]
+    {:bytes (writer/blob records) :ids ids}))

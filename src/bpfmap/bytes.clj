@@ -5,7 +5,8 @@
   (elements 0 to 255), reducible, `Comparable` (unsigned, left to right), and
   reads back from its printed form: `#bpfmap/bytes \"01 00 00 00\"`."
   (:require [bpfmap.error :as error])
-  (:import (clojure.lang Counted IHashEq ILookup IReduce IReduceInit Indexed Murmur3 Reduced Seqable)
+  (:import (clojure.lang Counted IHashEq ILookup IReduce IReduceInit Indexed Murmur3
+                         Reduced Seqable)
            (java.util Arrays HexFormat)))
 
 (set! *warn-on-reflection* true)

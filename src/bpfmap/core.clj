@@ -21,20 +21,22 @@
   options and arguments `:invalid-value`."
   (:refer-clojure :exclude [clone peek pop!])
   (:require [bpfmap.bytes :as bytes]
-            [bpfmap.impl.comparing :as comparing]
-            [bpfmap.impl.handle :as handle]
-            [bpfmap.impl.inner :as inner]
-            [bpfmap.impl.lifecycle :as lifecycle]
-            [bpfmap.impl.many :as many]
-            [bpfmap.impl.mapped :as mapped]
-            [bpfmap.impl.naming :as naming]
-            [bpfmap.impl.operations :as operations]
-            [bpfmap.impl.pinning :as pinning]
-            [bpfmap.impl.store :as store]
-            [bpfmap.impl.sys.elements :as el])
-  (:import (java.io Closeable)))
+            [bpfmap.impl.kernel.element :as element]
+            [bpfmap.impl.map.batch-ops :as batch-ops]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.map.element-ops :as element-ops]
+            [bpfmap.impl.map.lifecycle :as lifecycle]
+            [bpfmap.impl.map.mapped :as mapped]
+            [clojure.core.protocols :as protocols])
+  (:import (bpfmap.impl.map.bpf_map BpfMap)
+           (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
+
+;; The data that clojure.datafy shows is made by a namespace that is loaded on first use.
+(extend-type BpfMap
+  protocols/Datafiable
+  (datafy [m] ((requiring-resolve 'bpfmap.impl.host.explore/of-map) m)))
 
 (defn create
   "Creates a map from a spec and returns it open; with `:pinning :by-name`, opens the one that is pinned already.
@@ -71,8 +73,8 @@
 
       (open 12), (open \"/sys/fs/bpf/flows\" {:access :read-only})
       (open {:name \"counts\"} {:key :u32 :value :u64})"
-  (^Closeable [ref] (naming/open ref nil))
-  (^Closeable [ref options] (naming/open ref options)))
+  (^Closeable [ref] (lifecycle/open ref nil))
+  (^Closeable [ref options] (lifecycle/open ref options)))
 
 (defn close
   "Closes the handle; closing twice is fine. Returns nil.
@@ -81,13 +83,13 @@
   itself goes once nothing holds it.
 
       (close m)"
-  [m] (store/close m))
+  [m] (bpf-map/close m))
 
 (defn clone
   "Returns a second handle of the same map, which outlives the first and is not pinned.
 
       (with-open [m2 (clone m)] (m2 7))"
-  ^Closeable [m] (handle/clone m))
+  ^Closeable [m] (lifecycle/clone m))
 
 (defn info
   "Returns what the kernel says of the map now, as a map in the shape of a spec.
@@ -98,7 +100,7 @@
   descriptor (`:rdonly`, `:wronly`) are not among `:flags`.
 
       (:memlock (info m)) ;=> 16864"
-  [m] (handle/info m))
+  [m] (lifecycle/info m))
 
 (defn spec
   "Returns the completed spec of the map; `(create (spec m))` makes a map like it.
@@ -108,7 +110,7 @@
   empty or may not be read. Nor does it say on which NUMA node a map is.
 
       (:max-entries (spec m)) ;=> 1024"
-  [m] (inner/spec m))
+  [m] (lifecycle/spec m))
 
 (defn freeze!
   "Makes the map unchangeable from user space, for good and for every process; returns the map.
@@ -117,7 +119,7 @@
   writable, `:read-only` through such a handle. Needs Linux 5.2.
 
       (freeze! m)"
-  [m] (handle/freeze! m))
+  [m] (lifecycle/freeze! m))
 
 ;; --- pins
 
@@ -131,7 +133,7 @@
   `:permission`. Needs Linux 4.4.
 
       (pin! m \"/sys/fs/bpf/counts\")"
-  [m path] (pinning/pin! m path))
+  [m path] (lifecycle/pin! m path))
 
 (defn move-pin!
   "Moves a pin of the map to another path, in one step; returns the map.
@@ -142,8 +144,8 @@
   a path on another mount or a name with a dot, `:permission`. Needs Linux 4.4.
 
       (move-pin! m \"/sys/fs/bpf/counts\" \"/sys/fs/bpf/counts_old\")"
-  ([m to] (pinning/move-pin! m nil to))
-  ([m from to] (pinning/move-pin! m from to)))
+  ([m to] (lifecycle/move-pin! m nil to))
+  ([m from to] (lifecycle/move-pin! m from to)))
 
 (defn unpin!
   "Removes the pins that this handle knows, or the pin of the map at a path; returns the map.
@@ -154,14 +156,14 @@
 
       (unpin! m)
       (unpin! m \"/sys/fs/bpf/counts\")"
-  ([m] (pinning/unpin! m))
-  ([m path] (pinning/unpin! m path)))
+  ([m] (lifecycle/unpin! m))
+  ([m path] (lifecycle/unpin! m path)))
 
 (defn pinned-paths
   "Returns the pins that this handle knows as strings, the latest last: where it pinned its map, or opened it from.
 
       (pinned-paths m) ;=> [\"/sys/fs/bpf/counts\" \"/sys/fs/bpf/agent/counts\"]"
-  [m] @(store/pins-of m))
+  [m] @(bpf-map/pins-of m))
 
 (defn pinned-at?
   "Returns true if what is pinned at a path is this map, and false if nothing is, or something else.
@@ -171,13 +173,13 @@
   path. Needs Linux 4.13.
 
       (pinned-at? m \"/sys/fs/bpf/counts\") ;=> true"
-  [m path] (pinning/pinned-at? m path))
+  [m path] (lifecycle/pinned-at? m path))
 
 (defn pinned-path
   "Returns where this handle last pinned its map, or opened it from, as a string; nil if nowhere.
 
       (pinned-path m) ;=> \"/sys/fs/bpf/counts\""
-  [m] (last @(store/pins-of m)))
+  [m] (last @(bpf-map/pins-of m)))
 
 ;; --- elements
 
@@ -190,15 +192,15 @@
 
       (lookup m 8 :none)           ;=> :none
       (lookup m 7 nil {:cpu 0})    ;=> 21"
-  ([m k] (store/lookup m k nil))
-  ([m k not-found] (store/lookup m k not-found))
-  ([m k not-found options] (operations/lookup m k not-found options)))
+  ([m k] (bpf-map/lookup m k nil))
+  ([m k not-found] (bpf-map/lookup m k not-found))
+  ([m k not-found options] (element-ops/lookup m k not-found options)))
 
 (defn has-key?
   "Returns whether the map has the key. One system call, as [[lookup]].
 
       (has-key? m 7) ;=> true"
-  [m k] (not (identical? m (store/lookup m k m))))
+  [m k] (not (identical? m (bpf-map/lookup m k m))))
 
 (defn put!
   "Writes the entry, whether or not the key exists; returns the map. One system call. Options: `:lock`, `:cpu`, `:cpus`.
@@ -210,8 +212,8 @@
 
       (put! m 7 42)
       (put! per-cpu 7 1 {:cpus :all})"
-  ([m k v] (operations/write m :put! el/any k v nil) m)
-  ([m k v options] (operations/write m :put! el/any k v options) m))
+  ([m k v] (element-ops/write m :put! element/any k v nil) m)
+  ([m k v options] (element-ops/write m :put! element/any k v options) m))
 
 (defn insert!
   "Writes the entry if its key does not exist, as an array's always does; returns whether it did. As [[put!]] otherwise.
@@ -220,8 +222,8 @@
   case: those before 6.13, but for stable releases that have its fix.
 
       (insert! m 7 42) ;=> false"
-  ([m k v] (operations/write m :insert! el/no-exist k v nil))
-  ([m k v options] (operations/write m :insert! el/no-exist k v options)))
+  ([m k v] (element-ops/write m :insert! element/no-exist k v nil))
+  ([m k v options] (element-ops/write m :insert! element/no-exist k v options)))
 
 (defn replace!
   "Writes the entry if its key exists; returns whether it did. As [[put!]] otherwise.
@@ -230,8 +232,8 @@
   kernels either do not write the value of one CPU alone, or do not look whether the key exists when they do.
 
       (replace! m 9 1) ;=> false"
-  ([m k v] (operations/write m :replace! el/exist k v nil))
-  ([m k v options] (operations/write m :replace! el/exist k v options)))
+  ([m k v] (element-ops/write m :replace! element/exist k v nil))
+  ([m k v options] (element-ops/write m :replace! element/exist k v options)))
 
 (defn delete!
   "Deletes the key; returns whether it was there. One system call.
@@ -240,7 +242,7 @@
   a frozen map, `:read-only` through such a handle.
 
       (delete! m 7) ;=> true"
-  [m k] (operations/delete! m k))
+  [m k] (element-ops/delete! m k))
 
 (defn take!
   "Returns the value of a key and deletes it in the same step; nil, or not-found, when it is missing. Options: `:lock`.
@@ -250,9 +252,9 @@
   [[delete!]] throw.
 
       (take! m 7) ;=> 42"
-  ([m k] (operations/take! m k nil nil))
-  ([m k not-found] (operations/take! m k not-found nil))
-  ([m k not-found options] (operations/take! m k not-found options)))
+  ([m k] (element-ops/take! m k nil nil))
+  ([m k not-found] (element-ops/take! m k not-found nil))
+  ([m k not-found options] (element-ops/take! m k not-found options)))
 
 (defn next-key
   "Returns the key after k in the kernel's order, or the first one; nil after the last.
@@ -262,8 +264,8 @@
 
       (next-key m)   ;=> 7
       (next-key m 7) ;=> nil"
-  ([m] (operations/next-key m nil true))
-  ([m k] (operations/next-key m k false)))
+  ([m] (element-ops/next-key m nil true))
+  ([m k] (element-ops/next-key m k false)))
 
 ;; --- maps without keys
 
@@ -273,28 +275,28 @@
   Throws `:map-full`, unless the oldest value may go; a bloom filter is never full.
 
       (push! q {:pid 7})"
-  ([m v] (operations/push! m v nil))
-  ([m v options] (operations/push! m v options)))
+  ([m v] (element-ops/push! m v nil))
+  ([m v options] (element-ops/push! m v options)))
 
 (defn pop!
   "Returns the next value of a queue or stack and removes it; nil, or not-found, when there is none.
 
       (pop! q :empty) ;=> {:pid 7}"
-  ([m] (operations/pop! m nil))
-  ([m not-found] (operations/pop! m not-found)))
+  ([m] (element-ops/pop! m nil))
+  ([m not-found] (element-ops/pop! m not-found)))
 
 (defn peek
   "Returns the next value of a queue or stack, which stays; nil, or not-found, when there is none.
 
       (peek q :empty) ;=> :empty"
-  ([m] (operations/peek m nil))
-  ([m not-found] (operations/peek m not-found)))
+  ([m] (element-ops/peek m nil))
+  ([m not-found] (element-ops/peek m not-found)))
 
 (defn might-contain?
   "Returns whether a value may be in a bloom filter: false is certain, true is likely.
 
       (might-contain? seen \"10.0.0.1\") ;=> false"
-  [m v] (operations/might-contain? m v))
+  [m v] (element-ops/might-contain? m v))
 
 ;; --- many at once
 
@@ -309,8 +311,8 @@
   says under `:bpfmap/done` how many of the entries were, from the first on.
 
       (put-all! m {1 10, 2 20}) ;=> 2"
-  ([m entries] (many/put-all! m entries nil))
-  ([m entries options] (many/put-all! m entries options)))
+  ([m entries] (batch-ops/put-all! m entries nil))
+  ([m entries options] (batch-ops/put-all! m entries options)))
 
 (defn delete-all!
   "Deletes all keys of a collection; returns how many were there, by the kernel's answers. Errors are those of [[put-all!]].
@@ -318,14 +320,14 @@
   A key that is given twice, or that others delete meanwhile, counts once or not at all.
 
       (delete-all! m [1 2 3]) ;=> 2"
-  [m ks] (many/delete-all! m ks))
+  [m ks] (batch-ops/delete-all! m ks))
 
 (defn lookup-all
   "Returns the entries of those keys that are there, as a map; a system call for each. Options: `:lock`, `:cpu`.
 
       (lookup-all m [1 2 3]) ;=> {1 10, 2 20}"
-  ([m ks] (many/lookup-all m ks nil))
-  ([m ks options] (many/lookup-all m ks options)))
+  ([m ks] (batch-ops/lookup-all m ks nil))
+  ([m ks options] (batch-ops/lookup-all m ks options)))
 
 (defn entries
   "Returns all entries as something to `reduce`, `reduce-kv`, `into` or `seq`, as the map itself is. Options: `:lock`, `:cpu`.
@@ -335,21 +337,21 @@
   or no lock (doc/design.md). It may throw `:iteration-aborted`, with what it came to under `:bpfmap/so-far`.
 
       (into {} (entries per-cpu {:cpu 0})) ;=> {7 21}"
-  ([m] (many/entries m nil))
-  ([m options] (many/entries m options)))
+  ([m] (batch-ops/entries m nil))
+  ([m options] (batch-ops/entries m options)))
 
 (defn snapshot
   "Returns all entries as a map, in memory as large as they are. Options and errors are those of [[entries]].
 
       (snapshot m) ;=> {1 10, 2 20}"
-  ([m] (many/snapshot m nil))
-  ([m options] (many/snapshot m options)))
+  ([m] (batch-ops/snapshot m nil))
+  ([m options] (batch-ops/snapshot m options)))
 
 (defn count-entries
   "Returns how many entries there are, by reading all of them; of an array, without asking, its size.
 
       (count-entries m) ;=> 2"
-  [m] (many/count-entries m))
+  [m] (batch-ops/count-entries m))
 
 (defn drain!
   "Takes everything out of the map; returns it as a map, or of a queue or stack as a vector. Options: `:lock`.
@@ -362,10 +364,10 @@
 
       (drain! m)                                      ;=> {1 10, 2 20}
       (drain! m (fn [sum [_ v]] (+ sum v)) 0)         ;=> 30"
-  ([m] (many/drain! m nil))
-  ([m options] (many/drain! m options))
-  ([m f init] (many/drain-into m f init nil))
-  ([m f init options] (many/drain-into m f init options)))
+  ([m] (batch-ops/drain! m nil))
+  ([m options] (batch-ops/drain! m options))
+  ([m f init] (batch-ops/drain-into m f init nil))
+  ([m f init options] (batch-ops/drain-into m f init options)))
 
 (defn memory
   "Returns the memory of an array or arena, mapped: bytes, for `bpfmap.memory`, streams and buffers. Close it in the end.
@@ -381,13 +383,13 @@
   Compared is what the kernel reports: type, sizes, entries, flags, map-extra, `:freeze`. `m` is open, or what `info` returned.
 
       (spec-diff {:type :hash :key :u32 :value :u64 :max-entries 8} m) ;=> {:max-entries {:spec 8, :map 1024}}"
-  [spec m] (comparing/difference spec m))
+  [spec m] (lifecycle/difference spec m))
 
 (defn compatible?
   "Returns whether a map can be used for a spec; see [[spec-diff]].
 
       (compatible? (spec m) m) ;=> true"
-  [spec m] (nil? (comparing/difference spec m)))
+  [spec m] (nil? (lifecycle/difference spec m)))
 
 (defn ->bytes
   "Makes an immutable byte view of a byte array, a hexadecimal string or integers: a key or value without a type.
@@ -401,4 +403,4 @@
   "Returns whether x is a map of this library, open or closed.
 
       (bpf-map? m) ;=> true"
-  [x] (store/bpf-map? x))
+  [x] (bpf-map/bpf-map? x))

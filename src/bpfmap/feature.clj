@@ -17,14 +17,13 @@
   | all of these but the helpers                   | [[report]]        |
 
   What is unknown by name may be asked for by the kernel's number. Any other argument throws `:invalid-value`."
-  (:require [bpfmap.errno :as errno]
-            [bpfmap.error :as error]
-            [bpfmap.impl.probe.maps :as probe.maps]
-            [bpfmap.impl.probe.progs :as probe.progs]
-            [bpfmap.impl.sys :as sys]
-            [bpfmap.isa :as isa]
-            [bpfmap.prog :as prog]
-            [bpfmap.rules :as rules]
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.errno :as errno]
+            [bpfmap.impl.feature.probe :as probe]
+            [bpfmap.impl.isa :as isa]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.prog :as prog]
+            [bpfmap.impl.rules :as rules]
             [clojure.set :as set]
             [clojure.string :as str]))
 
@@ -60,11 +59,11 @@
 
 (defn- checked-type [type]
   (named type rules/types rules/type-name 0xffffffff
-         "a map type" "it is a name from bpfmap.rules/types, or a number"))
+         "a map type" "it is a name from bpfmap.impl.rules/types, or a number"))
 
 (defn- checked-flag [flag]
   (named flag rules/flags #(let [names (rules/flag-set %)] (when-not (next names) (first names))) 0xffffffff
-         "a create flag" "it is a name from bpfmap.rules/flags, or a power of two"))
+         "a create flag" "it is a name from bpfmap.impl.rules/flags, or a power of two"))
 
 (def ^:private number->program-type (set/map-invert prog/types))
 
@@ -78,7 +77,7 @@
   (let [number (if (keyword? helper) (isa/helpers helper) helper)]
     (if (number-to? number 0x7fffffff)
       number
-      (throw (invalid "a helper" helper "it is a name from bpfmap.isa/helpers, or a number")))))
+      (throw (invalid "a helper" helper "it is a name from bpfmap.impl.isa/helpers, or a number")))))
 
 (defn- checked-name [x names what]
   (if (contains? names x)
@@ -93,7 +92,7 @@
       (map-type :hash) ;=> {:supported? true}"
   [type]
   (let [type (checked-type type)]
-    (remembered [:map-type type] #(probe.maps/try-map type nil))))
+    (remembered [:map-type type] #(probe/try-map type nil))))
 
 (defn map-flag
   "Whether this kernel accepts a create flag on a map type; names, or numbers (of a flag its value, a power of two).
@@ -106,7 +105,7 @@
         flag (checked-flag flag)
         type-answer (map-type type)]
     (if (:supported? type-answer)
-      (remembered [:map-flag type flag] #(probe.maps/try-map type flag))
+      (remembered [:map-flag type flag] #(probe/try-map type flag))
       type-answer)))
 
 (defn operation
@@ -123,10 +122,10 @@
       (operation :array :delete)      ;=> {:supported? false}"
   [type op]
   (let [type (checked-type type)
-        op (checked-name op probe.maps/operations "an operation")
+        op (checked-name op probe/operations "an operation")
         type-answer (map-type type)]
     (if (:supported? type-answer)
-      (remembered [:operation type op] #(probe.maps/try-operation type op))
+      (remembered [:operation type op] #(probe/try-operation type op))
       type-answer)))
 
 (defn element-flag
@@ -140,8 +139,8 @@
 
       (element-flag :lock) ;=> {:supported? true}"
   [flag]
-  (let [flag (checked-name flag probe.maps/element-flags "a flag of element operations")]
-    (remembered [:element-flag flag] #(probe.maps/try-element-flag flag))))
+  (let [flag (checked-name flag probe/element-flags "a flag of element operations")]
+    (remembered [:element-flag flag] #(probe/try-element-flag flag))))
 
 (defn conditional-write
   "Returns whether this kernel checks if the key exists when a write depends on it, as `insert!` and `replace!` do, on maps of a type.
@@ -155,10 +154,10 @@
   ([type] (conditional-write type nil))
   ([type flag]
    (let [type (checked-type type)
-         flag (when (some? flag) (checked-name flag probe.maps/element-flags "a flag of element operations"))
+         flag (when (some? flag) (checked-name flag probe/element-flags "a flag of element operations"))
          answers (cond-> [(map-type type)] flag (conj (element-flag flag)))]
      (if (every? :supported? answers)
-       (remembered [:conditional-write type flag] #(probe.maps/try-conditional-write type flag))
+       (remembered [:conditional-write type flag] #(probe/try-conditional-write type flag))
        (first (remove :supported? answers))))))
 
 ;; --- programs
@@ -172,7 +171,7 @@
       (program-type :xdp) ;=> {:supported? true}"
   [type]
   (let [type (checked-program-type type)]
-    (remembered [:program-type type] #(probe.progs/try-type type (prog/types type type)))))
+    (remembered [:program-type type] #(probe/try-type type (prog/types type type)))))
 
 (defn helper
   "Whether programs of a type may call a helper function; names, or numbers.
@@ -191,7 +190,7 @@
         number (checked-helper helper)
         type-answer (bpfmap.feature/program-type type)]
     (if (:supported? type-answer)
-      (remembered [:helper type number] #(probe.progs/try-helper type (prog/types type type) number))
+      (remembered [:helper type number] #(probe/try-helper type (prog/types type type) number))
       type-answer)))
 
 ;; --- all of it
@@ -211,18 +210,18 @@
   Asked for the first time it makes about 1,000 small maps and 32 programs, one after the other: less than a second on
   Linux 6.18. After that only what was inconclusive is asked again. Helpers are left out because there are 211 for each
   program type, and each answer is a program to be verified; ask for those of one type with [[helper]] and
-  `bpfmap.isa/helpers`.
+  `bpfmap.impl.isa/helpers`.
 
       (:program-types (report))"
   []
   (let [answers (fn [ask names] (into {} (map (juxt identity ask)) names))
         map-types (answers map-type (keys rules/types))
         present (filter #(:supported? (map-types %)) (keys rules/types))]
-    {:kernel (sys/kernel-release)
+    {:kernel (call/kernel-release)
      :map-types map-types
      :map-flags (answers (fn [type] (answers #(map-flag type %) (keys rules/flags))) present)
-     :operations (answers (fn [type] (answers #(operation type %) probe.maps/operations)) present)
-     :element-flags (answers element-flag probe.maps/element-flags)
+     :operations (answers (fn [type] (answers #(operation type %) probe/operations)) present)
+     :element-flags (answers element-flag probe/element-flags)
      :program-types (answers program-type (keys prog/types))}))
 
 ;; --- for errors
@@ -234,12 +233,12 @@
   (let [row (rules/types type)]
     (str "this kernel (" release ") has no map type " type (since row)
          (when (and row release (rules/at-least? release (:since row)))
-           (str "; " (errno/left-out type (sys/security-modules)))))))
+           (str "; " (errno/left-out type (call/security-modules)))))))
 
 (defn unsupported
   "What this kernel lacks of a completed spec that it answered with EINVAL, as a hint; nil when nothing is known to be lacking."
   [{:keys [type flags]}]
-  (let [release (sys/kernel-release)
+  (let [release (call/kernel-release)
         lacking (filter #(false? (:supported? (map-flag type %))) flags)]
     (cond
       (false? (:supported? (map-type type)))
@@ -256,7 +255,7 @@
       (possible-cpus) ;=> [0 1]"
   []
   (try
-    (sys/possible-cpus)
+    (call/possible-cpus)
     (catch Exception e
       (throw (error/error :kernel "The list of possible CPUs cannot be read"
                           {:bpfmap/op :possible-cpus :bpfmap/hint (ex-message e)} e)))))

@@ -4,9 +4,9 @@
   The host goes on meanwhile. What vanishes or cannot be opened is left out of
   a list; the vector's metadata has `:skipped`, a vector that says of each what
   it was, the `:error` (as `:bpfmap/error`) and the `:message`."
-  (:require [bpfmap.impl.explore :as explore]
-            [bpfmap.impl.inventory :as inventory]
-            [bpfmap.impl.kernel-types :as kernel-types]))
+  (:require [bpfmap.impl.host.explore :as explore]
+            [bpfmap.impl.host.inventory :as inventory]
+            [bpfmap.impl.host.kernel-btf :as kernel-btf]))
 
 (set! *warn-on-reflection* true)
 
@@ -145,7 +145,7 @@
       (btf/type-named (kernel-btf) \"timespec64\")
       ;=> [:struct {:name \"timespec64\"} [:tv_sec [:typedef \"time64_t\" :s64]] [:tv_nsec :s64]]"
   []
-  (kernel-types/kernel))
+  (kernel-btf/kernel))
 
 (defn module-btf
   "Returns the BTF of a loaded kernel module, which continues that of the kernel.
@@ -154,7 +154,7 @@
 
       (btf/type-named (module-btf \"nf_conntrack\") \"nf_conn\")"
   [module]
-  (kernel-types/module module))
+  (kernel-btf/module module))
 
 (defn btf-by-id
   "Returns the BTF object of an id, such as the `:btf-id` of a map's info.
@@ -163,7 +163,7 @@
 
       (btf/type-of (btf-by-id (:btf-id (bpf/info m))) (:btf-value-type-id (bpf/info m)))"
   [id]
-  (kernel-types/by-id id))
+  (kernel-btf/by-id id))
 
 (defn load-btf
   "Loads types into the kernel as a BTF object; returns it open, as a `java.io.Closeable`.
@@ -175,4 +175,4 @@
 
       (with-open [b (load-btf [[:struct {:name \"flow\"} [:src :ipv4]]])] b)"
   ([types] (load-btf types nil))
-  ([types named] (kernel-types/load-types types named)))
+  ([types named] (kernel-btf/load-types types named)))

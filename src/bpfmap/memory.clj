@@ -30,20 +30,15 @@
   what does not fit a type, before anything is written. Needs Linux 5.5, for arenas 6.9."
   (:refer-clojure :exclude [compare-and-set!])
   (:require [bpfmap.error :as error]
-            [bpfmap.impl.mapped :as mapped]
-            [bpfmap.impl.memory.access :as access]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.map.mapped :as mapped]
             [bpfmap.impl.memory.atomic :as atomic]
-            [bpfmap.impl.memory.bulk :as bulk]
-            [bpfmap.impl.memory.folding]
+            [bpfmap.impl.memory.bytes :as bytes]
+            [bpfmap.impl.memory.layout :as layout]
             [bpfmap.impl.memory.mapping :as mapping]
-            [bpfmap.impl.memory.printing]
-            [bpfmap.impl.memory.range :as range]
-            [bpfmap.impl.memory.shape :as shape]
-            [bpfmap.impl.memory.streams :as streams]
             [bpfmap.impl.memory.variables :as variables]
-            [bpfmap.impl.memory.view :as view]
-            [bpfmap.impl.store :as store])
-  (:import (bpfmap.impl.memory.range Memory)
+            [bpfmap.impl.memory.view :as view])
+  (:import (bpfmap.impl.memory.bytes Memory)
            (java.io InputStream OutputStream)
            (java.lang.foreign MemorySegment)
            (java.nio ByteBuffer)
@@ -57,7 +52,7 @@
   "Returns whether x is memory of a map, mapped or unmapped.
 
       (memory? (bpf/memory m)) ;=> true"
-  [x] (range/memory? x))
+  [x] (bytes/memory? x))
 
 (defn size
   "Returns how many bytes memory has, or a view. As `count` of memory, but with 64 bits.
@@ -65,20 +60,20 @@
       (size memory) ;=> 8192"
   [x]
   (if (view/view? x)
-    (shape/size-of (view/shape-of x))
-    (.byteSize ^MemorySegment (.-segment (range/check x :size)))))
+    (layout/size-of (view/shape-of x))
+    (.byteSize ^MemorySegment (.-segment (bytes/check x :size)))))
 
 (defn read-only?
   "Returns whether memory can only be read.
 
       (read-only? memory) ;=> false"
-  [memory] (not (range/writable? (range/check memory :read-only?))))
+  [memory] (not (bytes/writable? (bytes/check memory :read-only?))))
 
 (defn closed?
   "Returns whether memory is unmapped.
 
       (closed? memory) ;=> false"
-  [memory] (range/closed? (range/check memory :closed?)))
+  [memory] (bytes/closed? (bytes/check memory :closed?)))
 
 (defn close
   "Unmaps memory, at once and for everybody who has it; closing twice is fine. Returns nil. `with-open` does it too.
@@ -88,26 +83,26 @@
   buffer of it, or of writing from one, and is so for a second.
 
       (close memory)"
-  [memory] (range/close (range/check memory :close)))
+  [memory] (bytes/close (bytes/check memory :close)))
 
 (defn slice
   "Returns a part of memory: from an offset, so many bytes or all that follow. It is mapped as long as the whole is.
 
       (slice memory 16 8) ;=> #<bpf-memory map 12 (counts), 8 bytes at 16 of 8192: 2a 00 00 00 00 00 00 00>"
-  ([memory offset] (range/slice (range/check memory :slice) offset nil))
-  ([memory offset size] (range/slice (range/check memory :slice) offset size)))
+  ([memory offset] (bytes/slice (bytes/check memory :slice) offset nil))
+  ([memory offset size] (bytes/slice (bytes/check memory :slice) offset size)))
 
 (defn snapshot
   "Returns a copy of what is in memory now: an immutable byte view, equal to others by content. Up to 2 GiB.
 
       (snapshot (slice memory 0 4)) ;=> #bpfmap/bytes \"2a 00 00 00\""
-  [memory] (range/snapshot (range/check memory :snapshot)))
+  [memory] (bytes/snapshot (bytes/check memory :snapshot)))
 
 (defn fill!
   "Writes one byte, -128 to 255, everywhere; returns the memory.
 
       (fill! (slice memory 0 64) 0)"
-  [memory x] (range/fill (range/check memory :fill!) x))
+  [memory x] (bytes/fill (bytes/check memory :fill!) x))
 
 (defn populate!
   "Has the kernel allocate all pages of an arena's memory, or of a slice of it, that are not there yet; returns the memory.
@@ -116,7 +111,7 @@
   process. This throws `:no-memory` instead. The memory of an array is there from the beginning.
 
       (populate! (slice memory 0 65536))"
-  [memory] (range/populate (range/check memory :populate!)))
+  [memory] (bytes/populate (bytes/check memory :populate!)))
 
 (defn copy-to
   "Copies into a primitive array, and returns it: bytes of memory, or numbers of an array view.
@@ -132,9 +127,9 @@
   ([x array] (copy-to x 0 array 0 nil))
   ([x from array] (copy-to x from array 0 nil))
   ([x from array start n]
-   (if (bulk/array-view? x)
-     (bulk/copy-to x from array start n)
-     (range/copy-to (range/check x :copy-to) from array start n))))
+   (if (view/array-view? x)
+     (view/copy-to x from array start n)
+     (bytes/copy-to (bytes/check x :copy-to) from array start n))))
 
 (defn copy-from
   "Copies a primitive array into memory, or its elements into an array view; returns what was written to.
@@ -147,9 +142,9 @@
   ([x array] (copy-from x 0 array 0 nil))
   ([x from array] (copy-from x from array 0 nil))
   ([x from array start n]
-   (if (bulk/array-view? x)
-     (bulk/copy-from x from array start n)
-     (range/copy-from (range/check x :copy-from) from array start n))))
+   (if (view/array-view? x)
+     (view/copy-from x from array start n)
+     (bytes/copy-from (bytes/check x :copy-from) from array start n))))
 
 (defn byte-buffer
   "Returns a `java.nio.ByteBuffer` over memory, in this machine's byte order; read-only where the memory is. Up to 2 GiB.
@@ -157,7 +152,7 @@
   Once the memory is unmapped, it throws `IllegalStateException`.
 
       (.getLong (byte-buffer memory) 8) ;=> 42"
-  ^ByteBuffer [memory] (range/byte-buffer (range/check memory :byte-buffer)))
+  ^ByteBuffer [memory] (bytes/byte-buffer (bytes/check memory :byte-buffer)))
 
 (defn segment
   "Returns the `java.lang.foreign.MemorySegment` of memory, for Java code; read-only where the memory is.
@@ -165,7 +160,7 @@
   Once the memory is unmapped, it throws `IllegalStateException`.
 
       (.byteSize (segment memory)) ;=> 8192"
-  ^MemorySegment [memory] (.-segment (range/check memory :segment)))
+  ^MemorySegment [memory] (.-segment (bytes/check memory :segment)))
 
 (defn input-stream
   "Returns an `InputStream` of memory, from its beginning; so does `clojure.java.io/input-stream`, and `reader` a reader.
@@ -173,7 +168,7 @@
   It can be marked and reset, and skipped in. At the end it reads -1. Closing it leaves the memory mapped.
 
       (slurp (input-stream (slice memory 0 16)))"
-  ^InputStream [memory] (streams/input-stream (range/check memory :input-stream)))
+  ^InputStream [memory] (bytes/input-stream (bytes/check memory :input-stream)))
 
 (defn output-stream
   "Returns an `OutputStream` that writes to memory, from its beginning; so does `clojure.java.io/output-stream`.
@@ -181,14 +176,14 @@
   A write that does not fit throws `:out-of-range` and writes nothing. Closing it leaves the memory mapped.
 
       (with-open [out (output-stream memory)] (clojure.java.io/copy \"hello\" out))"
-  ^OutputStream [memory] (streams/output-stream (range/check memory :output-stream)))
+  ^OutputStream [memory] (bytes/output-stream (bytes/check memory :output-stream)))
 
 (defn channel
   "Returns a `SeekableByteChannel` over memory, at position 0. It writes as much as fits, and throws `:out-of-range` where nothing
   does; it cannot be truncated.
 
       (.size (channel memory)) ;=> 8192"
-  ^SeekableByteChannel [memory] (streams/channel (range/check memory :channel)))
+  ^SeekableByteChannel [memory] (bytes/channel (bytes/check memory :channel)))
 
 ;; --- views
 
@@ -202,7 +197,7 @@
       (view memory [:struct [:packets :u64] [:bytes :u64]] 64) ;=> #<bpf-view {:packets :bytes} at 64 of map 12 (counts): {…}>"
   ([memory type] (view memory type 0 nil))
   ([memory type offset] (view memory type offset nil))
-  ([memory type offset types] (view/over (range/check memory :view) (shape/shape type types) offset :view)))
+  ([memory type offset types] (view/over (bytes/check memory :view) (layout/shape type types) offset :view)))
 
 (defn elements
   "Returns a view of the values of an open array map, by index, where they lie: eight bytes apart, or a multiple of that.
@@ -212,12 +207,12 @@
       (nth (elements m) 7) ;=> 42"
   [m]
   (let [^Memory memory (mapped/memory m)
-        {:keys [value types max-entries] :as spec} (store/spec-of m)]
+        {:keys [value types max-entries] :as spec} (bpf-map/spec-of m)]
     (when-not value
-      (throw (error/error :not-supported (str "There are no elements in the memory of " (access/described (.-source memory)))
-                          (access/data (.-source memory) :elements
+      (throw (error/error :not-supported (str "There are no elements in the memory of " (bytes/described (.-source memory)))
+                          (bytes/data (.-source memory) :elements
                                        {:bpfmap/hint "it is no array; look at its memory with view"}))))
-    (view/over memory (shape/strided value types max-entries (mapping/stride spec)) 0 :elements)))
+    (view/over memory (layout/strided value types max-entries (mapping/stride spec)) 0 :elements)))
 
 (defn at
   "Returns a view of a part: of an element by its index, of a field by its name, or of what a vector of them leads to.
@@ -250,8 +245,8 @@
 
       (vec (->array (view memory [:array :u32 3]))) ;=> [42 0 0]"
   [view]
-  (if (bulk/array-view? view)
-    (bulk/->array view)
+  (if (view/array-view? view)
+    (view/->array view)
     (throw (error/error :invalid-value (str "Not a view of an array: " (pr-str (error/shown view))) {:bpfmap/op :->array}))))
 
 (defn variables

@@ -23,12 +23,11 @@
   (:require [bpfmap.asm :as asm]
             [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
-            [bpfmap.impl.reference :as reference]
-            [bpfmap.impl.store :as store]
-            [bpfmap.impl.sys :as sys]
-            [bpfmap.impl.sys.links :as links]
-            [bpfmap.impl.sys.objects :as objects]
-            [bpfmap.impl.sys.progs :as progs]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.link :as link]
+            [bpfmap.impl.kernel.prog :as prog]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.map.references :as references]
             [bpfmap.spec :as spec])
   (:import (bpfmap.sys Fd)
            (java.io Closeable File)
@@ -38,25 +37,30 @@
 
 (def types
   "Program types by name: the kernel's `enum bpf_prog_type`, source linux/bpf.h."
-  progs/types)
+  prog/types)
 
 (def attach-types
   "Attach types by name: the kernel's `enum bpf_attach_type`, source linux/bpf.h."
-  progs/attach-types)
+  prog/attach-types)
 
 ;; A loaded program, and an attachment of one: each owns a descriptor, and goes when it is closed.
 (deftype Program [^Fd fd type name]
   Closeable
-  (close [_] (sys/close fd))
-  reference/Open
+  (close [_] (call/close fd))
+  references/Open
   (descriptor [_] fd)
   (kind [_] :program)
+  (id [_] (:id (prog/info fd {:op :info})))
   Object
   (toString [_] (str "#<bpf-program " type " " (pr-str name) (when (.isClosed fd) " closed") ">")))
 
 (deftype Attachment [^Fd fd target]
   Closeable
-  (close [_] (sys/close fd))
+  (close [_] (call/close fd))
+  references/Open
+  (descriptor [_] fd)
+  (kind [_] :link)
+  (id [_] (:id (link/info fd {:op :info})))
   Object
   (toString [_] (str "#<bpf-attachment " (pr-str target) (when (.isClosed fd) " closed") ">")))
 
@@ -97,8 +101,8 @@
                       "it is a number from 0, of a type in the kernel's BTF")))))
 
 (defn- descriptor-of [ref]
-  (if (store/bpf-map? ref)
-    (store/descriptor ref)
+  (if (bpf-map/bpf-map? ref)
+    (bpf-map/descriptor ref)
     (throw (invalid [:insns] (str "Not an open map: " (pr-str (error/shown ref)))
                     "an instruction that names a map takes one that create or open returned"))))
 
@@ -131,14 +135,14 @@
   (let [{:keys [type name license insns expected-attach-type attach-btf-id]} program
         {:keys [bytes relocations]} (asm/assemble insns)
         relocations (mapv #(assoc % :fd (descriptor-of (:ref %))) relocations)
-        fd (progs/load {:type (types type type)
+        fd (prog/load {:type (types type type)
                         :name (spec/kernel-name name)
                         :license (or license "GPL")
                         :insns bytes
                         :relocations relocations
                         :expected-attach-type (attach-types expected-attach-type expected-attach-type)
                         :attach-btf-id attach-btf-id}
-                       {:op :load :program-type (if (keyword? type) type (progs/type-name type))})]
+                       {:op :load :program-type (if (keyword? type) type (prog/type-name type))})]
     (Program. fd type (spec/kernel-name name))))
 
 (defn- check-program [program op]
@@ -153,27 +157,27 @@
 
 (defn- adopt
   "A program of a descriptor just opened."
-  ^Program [fd facts]
+  ^Program [fd ctx]
   (try
-    (let [{:keys [type name]} (progs/info fd facts)]
+    (let [{:keys [type name]} (prog/info fd ctx)]
       (Program. fd type name))
     (catch Throwable e
-      (sys/close fd)
+      (call/close fd)
       (throw e))))
 
 (defn- open-by [kind x ref]
-  (let [facts {:op :open :object :program}
+  (let [ctx {:op :open :object :program}
         number (fn [most]
                  (if (whole? x most)
                    x
                    (throw (invalid-reference ref (str "ids and descriptors are numbers from 0, an id to 4294967295 and a descriptor "
                                                       "to 2147483647")))))]
     (case kind
-      (:id :program-id) (adopt (objects/by-id :program (number 0xffffffff) facts) facts)
-      :fd (adopt (objects/of-number :program (number 0x7fffffff) facts) facts)
-      :path (let [path (objects/path-text x :open)
-                  facts (assoc facts :path path)]
-              (adopt (objects/pinned :program path facts) facts))
+      (:id :program-id) (adopt (call/by-id :program (number 0xffffffff) ctx) ctx)
+      :fd (adopt (call/of-number :program (number 0x7fffffff) ctx) ctx)
+      :path (let [path (call/path-text x :open)
+                  ctx (assoc ctx :path path)]
+              (adopt (call/pinned :program path ctx) ctx))
       (throw (invalid-reference ref "it is {:id n}, {:program-id n}, {:path p} or {:fd n}")))))
 
 (defn open
@@ -227,8 +231,8 @@
   [program]
   (let [fd (descriptor program :info)]
     (if (instance? Program program)
-      (progs/info fd {:op :info})
-      (links/info fd {:op :info}))))
+      (prog/info fd {:op :info})
+      (link/info fd {:op :info}))))
 
 (defn pin!
   "Pins a program, or an attachment, at a path below a BPF file system, so that it outlives the process; returns it.
@@ -243,8 +247,8 @@
       (pin! p \"/sys/fs/bpf/filter\")"
   [program path]
   (let [fd (descriptor program :pin!)
-        path (objects/path-text path :pin!)]
-    (objects/pin fd path {:op :pin! :path path})
+        path (call/path-text path :pin!)]
+    (call/pin fd path {:op :pin! :path path})
     program))
 
 ;; --- running and attaching
@@ -284,14 +288,14 @@
    (check-options options)
    (try
      (let [{:keys [data context repeat]} options]
-       (update (progs/test-run (.-fd program)
+       (update (prog/test-run (.-fd program)
                                {:data (some-> data bytes/->array)
                                 :context (some-> context bytes/->array)
                                 :repeat repeat}
                                {:op :test-run})
                :data #(some-> % bytes/wrap)))
      (catch clojure.lang.ExceptionInfo e
-       (throw (sys/in-context e {:op :test-run}))))))
+       (throw (call/in-context e {:op :test-run}))))))
 
 (defn attach-raw-tracepoint
   "Attaches a program of type `:raw-tracepoint`; returns the attachment. Closing it detaches.
@@ -311,5 +315,5 @@
   (when-not (and (string? tracepoint) (re-matches #"[^\u0000]+" tracepoint))
     (throw (error/error :invalid-value (str "Not the name of a tracepoint: " (pr-str (error/shown tracepoint)))
                         {:bpfmap/op :attach-raw-tracepoint})))
-  (Attachment. (progs/open-raw-tracepoint (.-fd program) tracepoint {:op :attach-raw-tracepoint})
+  (Attachment. (prog/open-raw-tracepoint (.-fd program) tracepoint {:op :attach-raw-tracepoint})
                tracepoint))

@@ -7,15 +7,15 @@
 
   | key            | what it holds                                                        |
   |----------------|----------------------------------------------------------------------|
-  | `:type`        | a name from `bpfmap.rules/types`, or a number; required              |
+  | `:type`        | a name from `bpfmap.impl.rules/types`, or a number; required              |
   | `:key` `:value`| a type (see `bpfmap.type`); or the size alone, as bytes:             |
   | `:key-size` `:value-size` | bytes                                                     |
   | `:types`       | names for types that `:key` and `:value` may use: a map              |
   | `:max-entries` | how many entries at most; `:percpu` for one for each possible CPU    |
   | `:name`        | any text; the kernel keeps 15 of its letters, digits, `_` and `.`    |
-  | `:flags`       | a set of names from `bpfmap.rules/flags`, and of numbers (bits)      |
+  | `:flags`       | a set of names from `bpfmap.impl.rules/flags`, and of numbers (bits)      |
   | `:numa-node`   | the node to allocate on; sets the flag `:numa-node`                  |
-  | `:map-extra`   | a number whose meaning is the type's: see `bpfmap.rules.types`       |
+  | `:map-extra`   | a number whose meaning is the type's: see `bpfmap.impl.rules`       |
   | `:inner-map`   | the spec of the maps that a map of maps holds; a template            |
   | `:struct-ops`  | the name of the kernel's struct that a map of this type implements, such as \"tcp_congestion_ops\" |
   | `:pinning`     | `:by-name`: use the map pinned under this name, or create it and pin it |
@@ -26,10 +26,10 @@
   `:u32`, a map of maps has values of four bytes, a ring buffer's size is
   rounded up to a power of two of pages, a perf event array has no more entries
   than there are CPUs. The values of a struct_ops map are typed when it is
-  created, by the BTF of the kernel; see `bpfmap.codec.struct-ops`."
+  created, by the BTF of the kernel; see `bpfmap.impl.codec.element`."
   (:require [bpfmap.error :as error]
-            [bpfmap.rules :as rules]
-            [bpfmap.spec.check :as check]
+            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.spec :as spec]
             [bpfmap.type :as type]
             [clojure.set :as set]
             [clojure.string :as str]))
@@ -136,7 +136,7 @@
       (problems {:type :array :key :u64 :value :u64 :max-entries 1})
       ;=> ({:path [:key] :message \"the key of :array maps has 4 bytes, not 8\"})"
   [spec]
-  (check/problems (with-defaults spec nil)))
+  (spec/problems (with-defaults spec nil)))
 
 (defn complete
   "Checks a spec and fills in what follows from it: sizes, the flag set, the names of numbers.
@@ -151,8 +151,8 @@
   ([spec] (complete spec nil))
   ([spec facts]
    (let [spec (with-defaults spec (when (error/named-map? facts) facts))]
-     (when-let [found (seq (check/problems spec))]
-       (throw (check/refusal found)))
+     (when-let [found (seq (spec/problems spec))]
+       (throw (spec/refusal found)))
      (let [{:keys [key value key-size value-size types flags numa-node inner-map]} spec
            key-size (long (or key-size (if key (type/size key types) 0)))
            value-size (long (or value-size (if value (type/size value types) 0)))]

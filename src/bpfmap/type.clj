@@ -47,7 +47,7 @@
   Without a suffix the byte order is this machine's, as in C. Integers above
   2^63-1 read as BigInt. Where types are taken, `:types` may give names to more."
   (:require [bpfmap.error :as error]
-            [bpfmap.type.node :as node]
+            [bpfmap.impl.type.node :as node]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)))
 
@@ -151,7 +151,7 @@
   ([type] (->generator type nil))
   ([type types]
    (let [generator (try
-                     (requiring-resolve 'bpfmap.type.generator/generator)
+                     (requiring-resolve 'bpfmap.impl.type.generator/generator)
                      (catch java.io.FileNotFoundException e
                        (throw (error/error :not-supported "Values cannot be generated"
                                            {:bpfmap/hint "org.clojure/test.check is not on the class path"} e))))]

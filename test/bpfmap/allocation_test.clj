@@ -2,10 +2,10 @@
   "What operations allocate: nothing where bytes are the caller's, and nothing that grows with the map."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
-            [bpfmap.impl.store :as store]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
-  (:import (bpfmap.sys Abi Elements Fd Scratch)
+  (:import (bpfmap.sys Abi CallBuffer Elements Fd)
            (com.sun.management ThreadMXBean)
            (java.io Closeable)
            (java.lang.management ManagementFactory)))
@@ -49,10 +49,10 @@
      (is (as-expected? ~(double expected) bytes#) (str ~(pr-str form) ": " bytes# " bytes"))))
 
 (kernel-test ^{:needs [[:jvm :c2]]} raw-element-operations-allocate-nothing
-  (doseq [[type size] {:hash 8 :percpu-hash (* 8 (count (store/cpus-of (bpf/create {:type :percpu-hash :key :u32 :value :u64
+  (doseq [[type size] {:hash 8 :percpu-hash (* 8 (count (bpf-map/cpus-of (bpf/create {:type :percpu-hash :key :u32 :value :u64
                                                                                        :max-entries 1}))))}]
     (with-open [m ^Closeable (bpf/create {:type type :key-size 4 :value-size 8 :max-entries 64})]
-      (let [^Fd fd (store/descriptor m)
+      (let [^Fd fd (bpf-map/descriptor m)
             elements (Elements. fd 4 size)
             k (byte-array [1 0 0 0])
             missing (byte-array [2 0 0 0])
@@ -64,7 +64,7 @@
           (allocates 0 (do (.lookupAndDelete elements k v Abi/BPF_ANY) (.update elements k v Abi/BPF_ANY)))
           (allocates 0 (do (.delete elements k) (.delete elements k) (.update elements k v Abi/BPF_ANY))))
         (testing (str type ", in place")
-          (let [^Scratch s (.take elements)]
+          (let [^CallBuffer s (.take elements)]
             (allocates 0 (.update elements s Abi/BPF_ANY))
             (allocates 0 (.lookup elements s Abi/BPF_ANY))
             (allocates 0 (do (.nextKey elements s true) (.nextKey elements s false)))

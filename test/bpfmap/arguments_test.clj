@@ -11,7 +11,7 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private namespaces
-  '[bpfmap.core bpfmap.host bpfmap.prog bpfmap.feature bpfmap.type bpfmap.btf bpfmap.spec bpfmap.codec bpfmap.bytes])
+  '[bpfmap.core bpfmap.host bpfmap.prog bpfmap.feature bpfmap.type bpfmap.btf bpfmap.spec bpfmap.impl.codec bpfmap.bytes])
 
 (def ^:private not-called
   "`unsupported` takes a spec that was checked, the constructors are what deftype makes, close is for the end."

@@ -1,10 +1,10 @@
 (ns bpfmap.btf-test
   (:require [bpfmap.btf :as btf]
-            [bpfmap.btf.blob :as blob]
-            [bpfmap.btf.emit :as emit]
-            [bpfmap.btf.writing :as writing]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.btf.blob :as blob]
+            [bpfmap.impl.btf.types :as btf-types]
+            [bpfmap.impl.btf.writer :as writer]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
             [clojure.string :as str]
@@ -65,11 +65,11 @@
            (= (places t) (places back))))))
 
 (deftest names-are-c-identifiers
-  (are [k text] (= text (writing/identifier k))
+  (are [k text] (= text (btf-types/identifier k))
     :a "a" :tx-bytes "tx_bytes" :9lives "_9lives" :is? "is_" :größe "gr__e"))
 
 (defn- of-records [& records]
-  (btf/parse (emit/blob records)))
+  (btf/parse (writer/blob records)))
 
 (def ^:private int-u32 {:kind :int :name "unsigned int" :size 4 :bits 32 :offset 0 :signed? false :char? false :bool? false})
 

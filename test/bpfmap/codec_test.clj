@@ -1,7 +1,7 @@
 (ns bpfmap.codec-test
   (:require [bpfmap.bytes :as bytes]
-            [bpfmap.codec :as codec]
             [bpfmap.fixture :refer [error-of]]
+            [bpfmap.impl.codec :as codec]
             [bpfmap.type :as type]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]]

@@ -5,7 +5,7 @@
   this process; what follows is what it printed, on either output. /sys/fs/bpf is the tests' own BPF file system meanwhile. To print a page anew:
 
       (console/rewrite! \"doc/explore.md\")"
-  (:require [bpfmap.cli :as cli]
+  (:require [bpfmap.cli.main :as main]
             [bpfmap.fixture :as fixture]
             [clojure.string :as str])
   (:import (java.io StringWriter)))
@@ -46,7 +46,7 @@
   (let [out (StringWriter.)
         here #(str/replace % "/sys/fs/bpf" directory)]
     (binding [*out* out *err* out]
-      (cli/run (map here (words line))))
+      (main/run (map here (words line))))
     (str/split-lines (str/trim-newline (str/replace (str out) directory "/sys/fs/bpf")))))
 
 (defn- again

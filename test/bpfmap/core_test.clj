@@ -3,8 +3,8 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
-            [bpfmap.impl.handle :as handle]
-            [bpfmap.impl.store :as store]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.map.lifecycle :as lifecycle]
             [bpfmap.programs :as programs]
             [bpfmap.since :as since]
             [clojure.pprint :as pprint]
@@ -131,8 +131,8 @@
 
 (kernel-test elements-of-unknown-types-are-refused-not-misread
   (with-open [m (open-hash)]
-    (let [fd (store/descriptor m)
-          unknown (handle/make fd (assoc (bpf/info m) :type 4242) (bpf/spec m) :read-write nil)]
+    (let [fd (bpf-map/descriptor m)
+          unknown (lifecycle/make fd (assoc (bpf/info m) :type 4242) (bpf/spec m) :read-write nil)]
       (doseq [f [#(unknown 0) #(bpf/put! unknown 0 0) #(bpf/delete! unknown 0) #(bpf/take! unknown 0) #(bpf/next-key unknown)
                  #(seq unknown) #(into {} unknown) #(bpf/push! unknown 0) #(bpf/drain! unknown) #(bpf/put-all! unknown {0 0})]]
         (let [{:keys [message] :bpfmap/keys [error map]} (error-of (f))]
@@ -170,7 +170,7 @@
   (with-open [m (open-hash)]
     (dotimes [i 50] (bpf/put! m i i))
     (doseq [reader [:batches :walk]
-            :let [reduction (fn [f init] (store/reduce-entries m f init {:reader reader}))]]
+            :let [reduction (fn [f init] (bpf-map/reduce-entries m f init {:reader reader}))]]
       (testing reader
         (is (= 3 (reduction (fn [n _ _] (if (= 3 n) (reduced n) (inc n))) 0)))
         (is (= "mine" (:message (error-of (reduction (fn [_ _ _] (throw (ex-info "mine" {}))) nil)))))
@@ -199,7 +199,7 @@
   (with-open [m (open-hash {:max-entries 100000})]
     (dotimes [i 50000] (bpf/put! m i i))
     (doseq [reader [:batches :walk]]
-      (let [ks (store/reduce-entries m (fn [acc k _] (conj! acc k)) (transient []) {:reader reader})
+      (let [ks (bpf-map/reduce-entries m (fn [acc k _] (conj! acc k)) (transient []) {:reader reader})
             ks (persistent! ks)]
         (is (= 50000 (count ks)) reader)
         (is (= (range 50000) (sort ks)) reader)))))
@@ -208,13 +208,13 @@
   (with-open [m (open-hash {:key :u8 :max-entries 256})]
     (dotimes [i 256] (bpf/put! m i i))
     (doseq [reader [:batches :walk]]
-      (is (= (range 256) (sort (store/reduce-entries m (fn [acc k _] (conj acc k)) [] {:reader reader})))))))
+      (is (= (range 256) (sort (bpf-map/reduce-entries m (fn [acc k _] (conj acc k)) [] {:reader reader})))))))
 
 (kernel-test b5-deleting-what-one-sees-is-safe
   (doseq [reader [:batches :walk]]
     (with-open [m (open-hash {:max-entries 2000})]
       (dotimes [i 1000] (bpf/put! m i i))
-      (let [seen (store/reduce-entries m (fn [acc k _] (bpf/delete! m k) (conj acc k)) [] {:reader reader})]
+      (let [seen (bpf-map/reduce-entries m (fn [acc k _] (bpf/delete! m k) (conj acc k)) [] {:reader reader})]
         (is (= (range 1000) (sort seen)) reader)
         (is (nil? (seq m)))))))
 
@@ -222,7 +222,7 @@
   (with-open [m ^java.io.Closeable (bpf/create (assoc array-spec :max-entries 5000))]
     (dotimes [i 5000] (bpf/put! m i (* 2 i)))
     (is (= (map (fn [i] [i (* 2 i)]) (range 5000)) (seq m)))
-    (is (= (seq m) (store/reduce-entries m (fn [acc k v] (conj acc [k v])) [] {:reader :walk})))))
+    (is (= (seq m) (bpf-map/reduce-entries m (fn [acc k v] (conj acc [k v])) [] {:reader :walk})))))
 
 (kernel-test the-walk-by-next-key-visits-every-key
   (with-open [m (open-hash)]
@@ -283,7 +283,7 @@
 ;; The JDK checks the memory that takes errno with an object of 40 bytes, which its compiler removes in most JVMs and not in all.
 (kernel-test ^{:needs [[:jvm :c2]]} e1-a-miss-allocates-nothing-but-what-the-jdk-may
   (with-open [raw ^java.io.Closeable (bpf/create raw-spec)]
-    (let [elements (Elements. (store/descriptor raw) 3 5)
+    (let [elements (Elements. (bpf-map/descriptor raw) 3 5)
           k (byte-array 3)
           v (byte-array 5)
           view (bpf/->bytes k)]

@@ -1,13 +1,13 @@
 (ns bpfmap.doc-test
   "The guide's transcripts are evaluated again, and its tables are made from the rules."
-  (:require [bpfmap.cli.arguments :as cli.arguments]
+  (:require [bpfmap.cli.arguments :as arguments]
             [bpfmap.cli.calling :refer [bpfmap]]
             [bpfmap.console :as console]
-            [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.arguments :as exec-arguments]
             [bpfmap.exec.commands :as commands]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.impl.rules :as rules]
             [bpfmap.pod-client :as pod-client]
-            [bpfmap.rules :as rules]
             [bpfmap.transcript :as transcript]
             [clojure.java.io :as io]
             [clojure.string :as str]
@@ -148,8 +148,8 @@
     (is (< 70 (count all)))
     (doseq [line all]
       (testing line
-        (let [{:keys [command options]} (cli.arguments/request (console/words line))]
-          (is (map? (arguments/checked command options))))))))
+        (let [{:keys [command options]} (arguments/request (console/words line))]
+          (is (map? (exec-arguments/checked command options))))))))
 
 (deftest every-condition-is-in-quotes
   (doseq [file (concat @pages (filter #(re-find #"\.clj$" %) (map str (mapcat #(file-seq (io/file %)) ["src" "examples"]))))

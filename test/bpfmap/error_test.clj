@@ -18,7 +18,7 @@
             (re-seq #"(?:error/error|\(error|\(refuse|:error|:bpfmap/error) :([a-z-]+)" text))))
 
 (def ^:private not-kinds
-  "A row of bpfmap.errno with :not-a-pin becomes :not-a-map or :not-a-program. :message is a key beside :error in a docstring."
+  "A row of bpfmap.impl.errno with :not-a-pin becomes :not-a-map or :not-a-program. :message is a key beside :error in a docstring."
   #{:not-a-pin :message})
 
 (deftest kinds-are-complete

@@ -2,10 +2,10 @@
   "What probes say of the running kernel, held against measurements, its release and bpftool."
   (:require [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
-            [bpfmap.impl.sys :as sys]
-            [bpfmap.isa :as isa]
+            [bpfmap.impl.isa :as isa]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.rules :as rules]
             [bpfmap.prog :as prog]
-            [bpfmap.rules :as rules]
             [clojure.set :as set]
             [clojure.string :as str]
             [clojure.test :refer [is testing]]))
@@ -13,7 +13,7 @@
 (set! *warn-on-reflection* true)
 
 (defn- newer? [row]
-  (not (rules/at-least? (sys/kernel-release) (:since row))))
+  (not (rules/at-least? (call/kernel-release) (:since row))))
 
 (kernel-test types-are-found-out-by-trying
   (let [before (fixture/settled-descriptors)]
@@ -37,7 +37,7 @@
   (is (= {:supported? true} (feature/map-flag :array :mmapable) (feature/map-flag 2 1024)))
   (is (= {:supported? true} (feature/map-flag :stack-trace :stack-build-id)))
   (testing "flags that come with a descriptor"
-    (when (rules/at-least? (sys/kernel-release) "6.9")
+    (when (rules/at-least? (call/kernel-release) "6.9")
       (is (= {:supported? true} (feature/map-flag :hash :token-fd) (feature/map-flag :struct-ops :vtype-btf-obj-fd)))
       (is (= {:supported? false} (feature/map-flag :hash :vtype-btf-obj-fd)))))
   (testing "a number that is no single flag"
@@ -94,7 +94,7 @@
 (kernel-test operations-are-those-that-were-measured
   (is (= (disj (set (keys rules/types)) :struct-ops) (set (keys measured-operations))))
   (let [before (fixture/settled-descriptors)
-        release (sys/kernel-release)
+        release (call/kernel-release)
         answered (for [[type letters] measured-operations
                        :when (:supported? (feature/map-type type))
                        :let [measured (set (keep operation-letters letters))
@@ -130,9 +130,9 @@
       (is (boolean? supported?) (str flag))
       (is (or supported? (newer? {:since since})) (str flag)))
     (is (= before (fixture/open-descriptors))))
-  (when (rules/at-least? (sys/kernel-release) "5.1")
+  (when (rules/at-least? (call/kernel-release) "5.1")
     (is (= {:supported? true} (feature/element-flag :lock))))
-  (when-not (rules/at-least? (sys/kernel-release) "6.19")
+  (when-not (rules/at-least? (call/kernel-release) "6.19")
     (is (= {:supported? false} (feature/element-flag :cpu) (feature/element-flag :all-cpus))))
   (is (str/includes? (:message (fixture/error-of (feature/element-flag :exist)))
                      "Not a flag of element operations: :exist: it is :all-cpus, :cpu or :lock")))
@@ -154,7 +154,7 @@
     (is (= before (fixture/open-descriptors))))
   ;; No configuration of a kernel with BPF lacks these.
   (is (= {:supported? true} (feature/program-type :socket-filter) (feature/program-type 1)))
-  (when (rules/at-least? (sys/kernel-release) "5.14")
+  (when (rules/at-least? (call/kernel-release) "5.14")
     (is (= {:supported? true} (feature/program-type :syscall))))
   (is (= {:supported? false} (feature/program-type 4242) (feature/program-type 0)))
   (doseq [x [nil {} "xdp" :no-such-type -1 1e9]]
@@ -238,7 +238,7 @@
         present (set (filter #(:supported? (feature/map-type %)) (keys rules/types)))]
     (is (= before (fixture/open-descriptors)))
     (is (= #{:kernel :map-types :map-flags :operations :element-flags :program-types} (set (keys report))))
-    (is (= (sys/kernel-release) (:kernel report)))
+    (is (= (call/kernel-release) (:kernel report)))
     (is (= (set (keys rules/types)) (set (keys (:map-types report)))))
     (is (= (set (keys prog/types)) (set (keys (:program-types report)))))
     (is (= present (set (keys (:map-flags report))) (set (keys (:operations report)))))
@@ -255,7 +255,7 @@
   ;; :token-fd is for every type; a flag that is newer than the kernel cannot be held against it.
   (let [asked (for [[flag row] rules/flags :when (not (or (= :token-fd flag) (newer? row)))] flag)]
     (doseq [[type {:keys [flags]}] rules/types
-            :when (and flags (rules/at-least? (sys/kernel-release) "6.18") (:supported? (feature/map-type type)))]
+            :when (and flags (rules/at-least? (call/kernel-release) "6.18") (:supported? (feature/map-type type)))]
       (is (= (set/intersection flags (set asked)) (into #{} (filter #(:supported? (feature/map-flag type %))) asked))
           (str type)))))
 

@@ -1,6 +1,6 @@
 (ns bpfmap.fixture
   "What the tests share: a BPF file system of their own, skips that are counted, threads without privileges."
-  (:require [bpfmap.impl.sys.procfs :as procfs]
+  (:require [bpfmap.impl.kernel.procfs :as procfs]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]

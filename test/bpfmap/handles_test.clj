@@ -2,8 +2,8 @@
   "What a handle is made from, and what it tells of its map: specs, infos, names, and what is refused."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
-            [bpfmap.impl.sys :as sys]
-            [bpfmap.rules :as rules]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.rules :as rules]
             [clojure.edn :as edn]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]]))
@@ -90,7 +90,7 @@
   (let [{:keys [message] :bpfmap/keys [error]} (error-of (open-hash {:flags #{0x40000000}}))]
     (is (= :not-supported error))
     (is (str/includes? message "does not take 1073741824 on :hash maps, which bpfmap does not know either")))
-  (when-not (rules/at-least? (sys/kernel-release) (:since (:rb-overwrite rules/flags)))
+  (when-not (rules/at-least? (call/kernel-release) (:since (:rb-overwrite rules/flags)))
     (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/create {:type :ringbuf :max-entries 4096 :flags #{:rb-overwrite}}))]
       (is (= :not-supported error))
       (is (str/includes? message "does not take :rb-overwrite on :ringbuf maps, which came with Linux 6.19"))))

@@ -1,11 +1,11 @@
 (ns bpfmap.hints-test
-  "Tries the hints of `bpfmap.errno` on the running kernel: each row is provoked, what it recommends is done and succeeds, and
+  "Tries the hints of `bpfmap.impl.errno` on the running kernel: each row is provoked, what it recommends is done and succeeds, and
   what it states as a fact is looked up. A row that nothing here can provoke is listed with the reason; any other fails the test."
   (:require [bpfmap.core :as bpf]
-            [bpfmap.errno :as errno]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.impl.errno :as errno]
             [bpfmap.linux :as linux]
             [bpfmap.memory :as mem]
             [bpfmap.objects :as objects]
@@ -850,7 +850,7 @@
    (zipmap [:link-being-made :busy :interrupted :lock]
            (repeat "a race of some instructions in the kernel, or a signal in them"))
    {:page-denied "the row is for a memory cgroup at its limit; bpfmap.impl.memory.mapping-test has the kernel refuse in another way"
-    :user-namespace "bpfmap.impl.token-test sees it without a token, and that the same works with one"
+    :user-namespace "bpfmap.impl.kernel.token-test sees it without a token, and that the same works with one"
     :unprivileged "every operation of this kernel that takes a capability is in the table of capabilities"
     :xdp-socket-without-ring "some kernels take such a socket"
     :system-files "it takes the limit of the whole machine, and root is above that"

@@ -3,8 +3,8 @@
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
-            [bpfmap.impl.lifecycle :as lifecycle]
-            [bpfmap.impl.sys.procfs :as procfs]
+            [bpfmap.impl.kernel.procfs :as procfs]
+            [bpfmap.impl.host.inventory :as inventory]
             [bpfmap.prog :as prog]
             [bpfmap.since :as since]
             [clojure.java.io :as io]
@@ -69,7 +69,7 @@
 (kernel-test listing-leaves-no-descriptor-open
   (with-open [_ ^Closeable (bpf/create spec)]
     (let [before (fixture/settled-descriptors)]
-      (dotimes [_ 20] (lifecycle/infos :list (fn [_ _])))
+      (dotimes [_ 20] (inventory/map-infos :list (fn [_ _])))
       (is (= before (fixture/open-descriptors))))))
 
 ;; --- programs and links

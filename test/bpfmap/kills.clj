@@ -6,7 +6,7 @@
   Prints as EDN what was found, by operation, and ends with 1 where something was neither old nor new."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
-            [bpfmap.exec.saving :as saving]
+            [bpfmap.exec.backup :as backup]
             [bpfmap.fixture :as fixture]
             [bpfmap.host :as host]
             [clojure.java.io :as io]
@@ -51,14 +51,14 @@
 (def ^:private workers
   "What processes do, by operation. `args` is what the operation's set-up returned."
   {:save
-   '(again (fn [n] (saving/save {:ref (if (even? n) (:old args) (:new args)) :file (:file args)})))
+   '(again (fn [n] (backup/save {:ref (if (even? n) (:old args) (:new args)) :file (:file args)})))
 
    :restore
    '(again
       (fn [n]
-        (saving/restore {:file (if (even? n) (:new args) (:old args)) :into (:into args)
+        (backup/restore {:file (if (even? n) (:new args) (:old args)) :into (:into args)
                          :exact true :yes true})
-        (with-open [m (bpf/open (:path (saving/restore {:file (:old args) :pin (:pin args)})))]
+        (with-open [m (bpf/open (:path (backup/restore {:file (:old args) :pin (:pin args)})))]
           (bpf/unpin! m (:pin args)))))
 
    :put-all!
@@ -102,7 +102,7 @@
    (list 'do
          (list* 'require
                 (for [lib (cond-> '[[bpfmap.core :as bpf]]
-                            (#{:save :restore} operation) (conj '[bpfmap.exec.saving :as saving]))]
+                            (#{:save :restore} operation) (conj '[bpfmap.exec.backup :as saving]))]
                   (list 'quote lib)))
          again
          of-version
@@ -134,7 +134,7 @@
   "The options that make a JVM start faster, from a cache made in a folder; none where it cannot be made."
   [dir class-path]
   (let [cache (str dir "/start")
-        trained '(do (require '[bpfmap.core :as bpf] '[bpfmap.exec.saving])
+        trained '(do (require '[bpfmap.core :as bpf] '[bpfmap.exec.backup])
                      (with-open [m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8
                                                 :contents {1 2}})]
                        (bpf/drain! m)))
@@ -221,7 +221,7 @@
                                       (when (seq others)
                                         (throw (ex-info "Left behind" {:files others :before before})))
                                       (cond-> [(judged {:old old :new new}
-                                                       (into {} (:entries (saving/read-file file))))]
+                                                       (into {} (:entries (backup/read-file file))))]
                                         (seq parts) (conj :temporary-file)))))
                           (range n))]
           (exec/save {:ref (id a) :file file})

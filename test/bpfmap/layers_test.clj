@@ -55,7 +55,7 @@
 
 (def ^:private on-demand
   "Namespaces that are loaded only when what needs them is called, by requiring-resolve."
-  '#{bpfmap.type.generator})
+  '#{bpfmap.impl.type.generator})
 
 (deftest what-is-loaded-on-demand-is-required-by-nothing
   (doseq [{:keys [ns requires]} @namespaces]
@@ -144,7 +144,7 @@
 
 (deftest a-namespace-loads-nothing-that-it-does-not-need
   ;; With everything within reach: what is loaded was asked for. Each line has the namespaces that a require added.
-  (let [nss '[bpfmap.core bpfmap.host bpfmap.feature bpfmap.prog bpfmap.btf bpfmap.type bpfmap.cli]
+  (let [nss '[bpfmap.core bpfmap.host bpfmap.feature bpfmap.prog bpfmap.btf bpfmap.type bpfmap.cli.main]
         {:keys [exit out err]} (java "-cp" (System/getProperty "java.class.path") "clojure.main" "-e"
                                      (str "(doseq [n '" (pr-str nss) "]"
                                           " (let [before (set (map ns-name (all-ns)))]"
@@ -152,8 +152,8 @@
                                           "  (println (pr-str (vec (remove before (map ns-name (all-ns))))))))"))
         [of-core :as loaded] (map (comp set edn/read-string) (str/split-lines out))]
     (is (= [0 ""] [exit err]))
-    (is (contains? of-core 'bpfmap.impl.store))
-    (is (not-any? of-core '[bpfmap.asm bpfmap.isa bpfmap.prog bpfmap.feature bpfmap.impl.probe bpfmap.host])
+    (is (contains? of-core 'bpfmap.impl.map.bpf-map))
+    (is (not-any? of-core '[bpfmap.asm bpfmap.impl.isa bpfmap.prog bpfmap.feature bpfmap.impl.feature.probe bpfmap.host])
         "maps need no assembler, unless a kernel has to be tried")
     (doseq [[n added] (map vector nss loaded), unneeded added]
       (is (not (re-find #"^(clojure\.test|clojure\.data\.|nrepl|org\.jline|bpfmap\.type\.generator)" (str unneeded)))

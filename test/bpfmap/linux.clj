@@ -2,12 +2,13 @@
   "System calls by name, for tests that need what the library has no use for: sockets, perf events, pidfds.
 
   The numbers and constants are data, which `bpfmap.objects-test` compares with the C headers."
-  (:require [bpfmap.codec :as codec]
-            [bpfmap.errno :as errno]
-            [bpfmap.fixture :as fixture])
+  (:require [bpfmap.fixture :as fixture]
+            [bpfmap.impl.codec :as codec]
+            [bpfmap.impl.errno :as errno])
   (:import (bpfmap.sys Abi Bytes Codec)
            (java.io Closeable)
-           (java.lang.foreign Arena FunctionDescriptor Linker Linker$Option MemoryLayout MemorySegment ValueLayout)
+           (java.lang.foreign Arena FunctionDescriptor Linker Linker$Option MemoryLayout
+                              MemorySegment ValueLayout)
            (java.lang.invoke MethodHandle)))
 
 (set! *warn-on-reflection* true)

@@ -1,12 +1,12 @@
 (ns bpfmap.objects-test
   "What the kernel answers when maps are given the objects that they hold or are keyed by."
   (:require [bpfmap.fixture :as fixture :refer [kernel-test]]
-            [bpfmap.impl.sys :as sys]
-            [bpfmap.impl.sys.maps :as maps]
-            [bpfmap.impl.typing :as typing]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.map :as map]
+            [bpfmap.impl.map.map-btf :as map-btf]
+            [bpfmap.impl.rules :as rules]
             [bpfmap.linux :as linux :refer [held pack said unpack]]
             [bpfmap.objects :as objects]
-            [bpfmap.rules :as rules]
             [bpfmap.since :as since]
             [clojure.java.io :as io]
             [clojure.string :as str]
@@ -36,8 +36,8 @@
   (let [{:keys [key-size value-size] :as spec}
         (merge {:type type :key-size 4 :value-size 4 :max-entries 4 :flags #{} :name nil} more)
         ^Fd fd (if (:key spec)
-                 (:fd (typing/create-with-btf spec {:op :create}))
-                 (maps/create spec {:op :create}))]
+                 (:fd (map-btf/create-with-btf spec {:op :create}))
+                 (map/create spec {:op :create}))]
     (held {:elements (Elements. fd key-size value-size) :key-size key-size :value-size value-size}
           #(.close fd))))
 
@@ -223,7 +223,7 @@
   "Runs body with a new directory to mount on; skips the test where no token can be had."
   [[dir] & body]
   `(cond
-     (not (rules/at-least? (sys/kernel-release) "6.9")) (fixture/skip! "BPF tokens are of Linux 6.9")
+     (not (rules/at-least? (call/kernel-release) "6.9")) (fixture/skip! "BPF tokens are of Linux 6.9")
      (nil? (objects/run-delegated "/" ["true"])) (fixture/skip! "no C compiler")
      :else (let [~dir (fixture/temporary-directory)]
              (try ~@body (finally (.delete ~dir))))))

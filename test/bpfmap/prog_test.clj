@@ -2,7 +2,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
-            [bpfmap.impl.sys.progs :as progs]
+            [bpfmap.impl.kernel.prog :as progs]
             [bpfmap.prog :as prog]
             [bpfmap.since :as since]
             [clojure.java.io :as io]

@@ -4,15 +4,15 @@
   Maps are open ones, as `bpfmap.core` returns them; what is loaded or attached goes when it is closed."
   (:require [bpfmap.asm :as asm]
             [bpfmap.btf :as btf]
-            [bpfmap.btf.blob :as blob]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture]
             [bpfmap.host :as host]
-            [bpfmap.impl.sys.btf :as sys.btf]
+            [bpfmap.impl.btf.blob :as blob]
+            [bpfmap.impl.kernel.btf :as sys.btf]
+            [bpfmap.impl.rules :as rules]
             [bpfmap.linux :as linux :refer [attr-field call constant held pack]]
             [bpfmap.objects :as objects]
-            [bpfmap.prog :as prog]
-            [bpfmap.rules :as rules])
+            [bpfmap.prog :as prog])
   (:import (bpfmap.prog Program)
            (bpfmap.sys Abi Attr Fd)))
 

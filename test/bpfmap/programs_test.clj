@@ -2,8 +2,8 @@
   "What the kernel puts into maps by itself, and what of it user space may touch."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
-            [bpfmap.impl.sys :as sys]
-            [bpfmap.impl.sys.maps :as maps]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.map :as map]
             [bpfmap.linux :as linux :refer [held pack said unpack]]
             [bpfmap.objects :as objects]
             [bpfmap.prog :as prog]
@@ -30,7 +30,7 @@
 
 (defn- create ^Closeable [type & {:keys [value-size room] :as more}]
   (let [spec (merge {:type type :key-size 4 :value-size 4 :max-entries 4 :flags #{} :name nil} (dissoc more :room))]
-    (of-descriptor (maps/create spec {:op :create}) (:key-size spec) (or room (:value-size spec)))))
+    (of-descriptor (map/create spec {:op :create}) (:key-size spec) (or room (:value-size spec)))))
 
 (defn- put [{:keys [^Elements elements]} k v & [flags]]
   (said (.update elements k v (or flags 0))))
@@ -59,7 +59,7 @@
     (if (bytes? value) (unpack [:array :u64 (quot (alength ^bytes value) 8)] value) value)))
 
 (kernel-test the-storage-of-a-cgroup-is-there-from-attaching-to-the-end-of-the-cgroup-or-the-program
-  (doseq [[type cpus] [[:cgroup-storage 1] [:percpu-cgroup-storage (count (sys/possible-cpus))]]
+  (doseq [[type cpus] [[:cgroup-storage 1] [:percpu-cgroup-storage (count (call/possible-cpus))]]
           key-size [8 16]]
     (testing (str type " with keys of " key-size " bytes")
       (with-open [m (create type :key-size key-size :value-size 8 :max-entries 0 :room (* 8 cpus))

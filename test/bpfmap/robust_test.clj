@@ -2,11 +2,11 @@
   "What may happen to a process at any moment: interrupts, kill -9, a full disk, no descriptors, little memory."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
-            [bpfmap.exec.saving :as saving]
+            [bpfmap.exec.backup :as backup]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.kills :as kills]
-            [bpfmap.pod :as pod]
+            [bpfmap.pod.server :as server]
             [bpfmap.pod.watch :as pod.watch]
             [clojure.java.io :as io]
             [clojure.string :as str]
@@ -94,7 +94,7 @@
                  "diff, :seconds" [:diff #(exec/diff {:old id :seconds 100})]
                  "demo" [:demo #(exec/demo {:seconds 100.0})]
                  "a pod's watch" [:watch #(pod.watch/run (pod.watch/start m {:interval 100000}) identity)]
-                 "a pod" [:serve #(pod/serve silent (ByteArrayOutputStream.))]}]
+                 "a pod" [:serve #(server/serve silent (ByteArrayOutputStream.))]}]
       (doseq [[what [op f]] waits]
         (testing what
           (let [answer [[:interrupted (str (name op) " has not finished: the thread was interrupted")] true]]
@@ -168,7 +168,7 @@
                   (let [bytes (mutate (.getBytes ^String (rand-nth seeds) "ISO-8859-1"))
                         err (java.io.StringWriter.)
                         exit (binding [*err* err, *out* err]
-                               (try (pod/serve (ByteArrayInputStream. bytes) (ByteArrayOutputStream.)) (catch Throwable e e)))]
+                               (try (server/serve (ByteArrayInputStream. bytes) (ByteArrayOutputStream.)) (catch Throwable e e)))]
                     (when-not (and (contains? #{0 1} exit) (not (str/includes? (str err) "Exception")))
                       {:message (String. ^bytes bytes "ISO-8859-1") :exit exit :err (str err)}))))
           (range n))))
@@ -218,11 +218,11 @@
                 flock (.start (ProcessBuilder. command))]
             (try
               (if (= "held" (.readLine (.inputReader flock)))
-                (do (saving/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
+                (do (backup/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
                     (is (.exists held)))
                 (fixture/skip! "there is no python3 to hold a lock"))
               (finally (.waitFor (.destroyForcibly flock))))
-            (saving/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
+            (backup/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
             (is (not (.exists held)))))))))
 
 ;; --- no room
@@ -255,7 +255,7 @@
 
 (kernel-test without-descriptors-each-operation-says-so
   (let [said (in-little "ulimit -n 40" []
-               '(do (require '[bpfmap.core :as bpf] '[bpfmap.exec :as exec] '[bpfmap.host :as host] '[bpfmap.feature :as feature] 'bpfmap.exec.saving)
+               '(do (require '[bpfmap.core :as bpf] '[bpfmap.exec :as exec] '[bpfmap.host :as host] '[bpfmap.feature :as feature] 'bpfmap.exec.backup)
                     (let [spec {:name "few" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 2}}
                           m (bpf/create spec)
                           id (:id (bpf/info m))

@@ -3,10 +3,10 @@
 
   | row                       | what is asked                                                          |
   |---------------------------|------------------------------------------------------------------------|
-  | `[:map-type type]`        | `:since` of `bpfmap.rules/types`                                        |
-  | `[:flag flag]`            | `:since` of `bpfmap.rules/flags`                                        |
-  | `[:element-flag flag]`    | `:since` of `bpfmap.rules/element-flags`                                |
-  | `[:operation type op]`    | `bpfmap.rules/since`, and the type's own                                |
+  | `[:map-type type]`        | `:since` of `bpfmap.impl.rules/types`                                        |
+  | `[:flag flag]`            | `:since` of `bpfmap.impl.rules/flags`                                        |
+  | `[:element-flag flag]`    | `:since` of `bpfmap.impl.rules/element-flags`                                |
+  | `[:operation type op]`    | `bpfmap.impl.rules/since`, and the type's own                                |
   | `[:conditional type]`     | `bpfmap.feature/conditional-write`: stable releases have the fix of 6.13 |
   | `[:batch type]`           | `:batch-since` of the type's row                                        |
   | `[:long-values type]`     | `:long-values-since` of the type's row                                  |
@@ -17,8 +17,8 @@
   [[has?]] leaves out a row of a table, [[needing]] a part of a test, and `:needs` in the metadata of a `kernel-test`'s name all of it."
   (:require [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture]
-            [bpfmap.impl.sys :as sys]
-            [bpfmap.rules :as rules]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.rules :as rules]
             [clojure.java.io :as io]
             [clojure.string :as str])
   (:import (com.sun.management HotSpotDiagnosticMXBean)
@@ -59,7 +59,7 @@
 (def ^:private security-modules
   "The active security modules; securityfs is mounted for it where it is not. Nil where the kernel has none."
   (delay
-    (or (sys/security-modules)
+    (or (call/security-modules)
         (let [dir (fixture/temporary-directory)]
           (try
             (when (zero? (long (:exit (fixture/run ["mount" "-t" "securityfs" "securityfs" (str dir)]))))
@@ -78,7 +78,7 @@
 (defn- lacks
   "Why this kernel lacks what a row names; nil if it has it. Inodes have storage where the BPF LSM is active."
   [[table a :as row]]
-  (let [release (sys/kernel-release)]
+  (let [release (call/kernel-release)]
     (case (if (and (= [:map-type :inode-storage] row) (rules/at-least? release (since row))) :inode-storage table)
       :inode-storage (lacks [:lsm "bpf"])
       ;; Where the kernel does not list them, it is taken to have it.

@@ -1,10 +1,10 @@
 (ns bpfmap.type-values-test
   "Values of types: what is written reads back, and what does not fit is refused."
   (:require [bpfmap.bytes :as bytes]
-            [bpfmap.codec :as codec]
             [bpfmap.fixture :refer [error-of]]
+            [bpfmap.impl.codec :as codec]
+            [bpfmap.impl.type.node :as node]
             [bpfmap.type :as type]
-            [bpfmap.type.node :as node]
             [bpfmap.types :as types]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]]

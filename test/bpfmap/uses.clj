@@ -3,17 +3,17 @@
   for what an operation does, past the rules of the library."
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
-            [bpfmap.impl.comparing :as comparing]
-            [bpfmap.impl.reference :as reference]
-            [bpfmap.impl.store :as store]
-            [bpfmap.impl.sys.probes :as probes]
+            [bpfmap.impl.kernel.probe :as probe]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.map.lifecycle :as lifecycle]
+            [bpfmap.impl.map.references :as references]
+            [bpfmap.impl.rules :as rules]
             [bpfmap.linux :as linux :refer [held said]]
             [bpfmap.objects :as objects]
             [bpfmap.programs :as programs]
-            [bpfmap.rules :as rules]
             [bpfmap.since :as since]
             [bpfmap.spec :as spec])
-  (:import (bpfmap.impl.store BpfMap)
+  (:import (bpfmap.impl.map.bpf_map BpfMap)
            (bpfmap.sys Bytes Codec)
            (java.io Closeable)
            (java.lang.foreign Arena)))
@@ -200,7 +200,7 @@
   "Whether the row grants an operation: the kernel need not have it yet, see [[has?]]."
   [{{:keys [type]} :spec :as use} op]
   (and (contains? (:ops (row-of use)) op)
-       (nil? (rules/alternative type op (:value-size (spec/complete (:spec use) (comparing/machine)))))))
+       (nil? (rules/alternative type op (:value-size (spec/complete (:spec use) (lifecycle/machine)))))))
 
 ;; ---------------------------------------------------------------- past the rules
 
@@ -238,13 +238,13 @@
 (defn answer
   "What the kernel says to an operation: the first refusal of its commands, or what the last one says."
   [^BpfMap m op k v]
-  (let [held (reference/holding)
+  (let [held (references/holding)
         bridge (.-bridge m)
         facts {:op op}]
     (try
-      (let [k (encoded (.-key-codec m) (if (and bridge k) (reference/key-in bridge held k facts) k))
-            v (encoded (.-value-codec m) (if (and bridge v) (reference/value-in bridge held v facts) v))
+      (let [k (encoded (.-key-codec m) (if (and bridge k) (references/key-in bridge held k facts) k))
+            v (encoded (.-value-codec m) (if (and bridge v) (references/value-in bridge held v facts) v))
             answers (for [{:keys [op flags keyless?]} (raw op)]
-                      (said (probes/operate op (store/descriptor m) {:key (when-not keyless? k) :value v :flags flags} facts)))]
+                      (said (probe/operate op (bpf-map/descriptor m) {:key (when-not keyless? k) :value v :flags flags} facts)))]
         (or (first (filter refusals answers)) (last answers)))
-      (finally (reference/let-go held)))))
+      (finally (references/release-all! held)))))

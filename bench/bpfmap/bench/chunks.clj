@@ -8,7 +8,7 @@
             [bpfmap.bench.report :as report]
             [bpfmap.bench.rows :as rows]
             [bpfmap.bench.shapes :as shapes]
-            [bpfmap.impl.store :as store])
+            [bpfmap.impl.map.bpf-map :as bpf-map])
   (:import (com.sun.management ThreadMXBean)
            (java.lang.management ManagementFactory)))
 
@@ -32,7 +32,7 @@
   "Name to a function that reads the whole map of a subject, so many entries at a time."
   [{:keys [entries typed] :as subject} chunk]
   {:raw (let [slice (raw/batch-reader (assoc subject :batch chunk))] #(slice entries 0))
-   :typed #(store/reduce-entries typed (fn [acc _ _] acc) nil {:chunk chunk})})
+   :typed #(bpf-map/reduce-entries typed (fn [acc _ _] acc) nil {:chunk chunk})})
 
 (defn- measured
   "Of one map and way: the medians in the order of [[kib]]; measured in turn, so that a slow moment hits all sizes."

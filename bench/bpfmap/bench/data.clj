@@ -10,6 +10,7 @@
            (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
+
 (set! *unchecked-math* :warn-on-boxed)
 
 ;; --- byte views

@@ -9,6 +9,7 @@
            (java.nio ByteOrder)))
 
 (set! *warn-on-reflection* true)
+
 (set! *unchecked-math* :warn-on-boxed)
 
 (defmacro in-order

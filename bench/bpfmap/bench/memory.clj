@@ -25,6 +25,7 @@
            (java.util.concurrent ExecutorService Future)))
 
 (set! *warn-on-reflection* true)
+
 (set! *unchecked-math* :warn-on-boxed)
 
 (def ^:private ^:const entries 1000000)

@@ -3,7 +3,7 @@
 
   Two threads that are to run at once then do, on a busy machine too; and the
   threads of C and of the JVM that are compared use the same cache."
-  (:require [bpfmap.syscalls :as syscalls]
+  (:require [bpfmap.impl.host.syscalls :as syscalls]
             [clojure.string :as str])
   (:import (bpfmap.sys Bytes Native)
            (java.lang.foreign Arena)

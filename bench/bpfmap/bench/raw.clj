@@ -4,9 +4,10 @@
   Each function takes a subject (see `bpfmap.bench.rows/subject`) on the thread that will run it."
   (:require [bpfmap.bench.loops :refer [in-order in-scratch low low-byte one-if passes]]
             [bpfmap.bench.shapes :refer [buffer shaped]])
-  (:import (bpfmap.sys Abi Batch Bulk Bytes Elements Order Scratch)))
+  (:import (bpfmap.sys Abi BatchReader BatchWriter Bytes CallBuffer Elements KeyOrder)))
 
 (set! *warn-on-reflection* true)
+
 (set! *unchecked-math* :warn-on-boxed)
 
 ;; --- the caller's byte arrays
@@ -77,7 +78,7 @@
 (defn lookup-in-place [subject]
   (in-place subject
     (in-order [n order]
-      (do (set-key memory Scratch/KEY n)
+      (do (set-key memory CallBuffer/KEY n)
           (if (zero? (.lookup elements s Abi/BPF_ANY))
             (low (Bytes/get64 memory value-at false))
             0)))))
@@ -85,26 +86,26 @@
 (defn miss-in-place [subject]
   (in-place subject
     (in-order [n order]
-      (do (set-key memory Scratch/KEY (+ n entries))
+      (do (set-key memory CallBuffer/KEY (+ n entries))
           (one-if (neg? (.lookup elements s Abi/BPF_ANY)))))))
 
 (defn update-in-place [subject]
   (in-place subject
     (in-order [n order]
-      (do (set-key memory Scratch/KEY n)
+      (do (set-key memory CallBuffer/KEY n)
           (set-value memory value-at n)
           (one-if (zero? (.update elements s Abi/BPF_ANY)))))))
 
 (defn delete-in-place [subject]
   (in-place subject
     (in-order [n order]
-      (do (set-key memory Scratch/KEY n)
+      (do (set-key memory CallBuffer/KEY n)
           (one-if (zero? (.delete elements s)))))))
 
 (defn take-in-place [subject]
   (in-place subject
     (in-order [n order]
-      (do (set-key memory Scratch/KEY n)
+      (do (set-key memory CallBuffer/KEY n)
           (if (zero? (.lookupAndDelete elements s Abi/BPF_ANY))
             (low (Bytes/get64 memory value-at false))
             0)))))
@@ -117,7 +118,7 @@
       (loop [i 0 sum 0]
         (if (< i count)
           (do (.nextKey elements s (zero? i))
-              (.copyFrom (.asSlice memory Scratch/KEY key-size) (.asSlice memory value-at key-size))
+              (.copyFrom (.asSlice memory CallBuffer/KEY key-size) (.asSlice memory value-at key-size))
               (.lookup elements s Abi/BPF_ANY)
               (recur (inc i) (+ sum (low (Bytes/get64 memory value-at false)))))
           sum)))))
@@ -129,7 +130,7 @@
   [{:keys [fd entries key-size value-size ^long batch]}]
   (let [stride (long value-size)]
     (passes entries
-      (with-open [reader (Batch. fd Abi/BPF_MAP_LOOKUP_BATCH key-size stride entries 0 Order/NONE batch)]
+      (with-open [reader (BatchReader. fd Abi/BPF_MAP_LOOKUP_BATCH key-size stride entries 0 KeyOrder/NONE batch)]
         (loop [sum 0]
           (let [n (.read reader)]
             (if (zero? n)
@@ -147,7 +148,7 @@
   (let [order (ints order)
         entries (long entries)]
     (fn ^long [^long count ^long first]
-      (with-open [bulk (Bulk. fd key-size (if values? value-size 0))]
+      (with-open [bulk (BatchWriter. fd key-size (if values? value-size 0))]
         (dotimes [i count]
           (collect bulk (.add bulk) (aget order (rem (+ first i) entries))))
         (loop [from 0]
@@ -161,17 +162,17 @@
   (let [key-size (long key-size) value-size (long value-size) cpus (long cpus)]
     (collected subject true
                (shaped shape
-                 (fn [^Bulk bulk ^long i ^long n]
+                 (fn [^BatchWriter bulk ^long i ^long n]
                    (let [ks (.keys bulk) vs (.values bulk)]
                      (set-key ks (* i key-size) n)
                      (set-value vs (* i value-size) n))))
-               (fn [^Bulk bulk from n] (.update bulk (int from) (int n) Abi/BPF_ANY)))))
+               (fn [^BatchWriter bulk from n] (.update bulk (int from) (int n) Abi/BPF_ANY)))))
 
 (defn delete-batch [{:keys [shape key-size] :as subject}]
   (let [key-size (long key-size) cpus 0]
     (collected subject false
                (shaped shape
-                 (fn [^Bulk bulk ^long i ^long n]
+                 (fn [^BatchWriter bulk ^long i ^long n]
                    (let [ks (.keys bulk)]
                      (set-key ks (* i key-size) n))))
-               (fn [^Bulk bulk from n] (.delete bulk (int from) (int n))))))
+               (fn [^BatchWriter bulk from n] (.delete bulk (int from) (int n))))))

@@ -7,9 +7,9 @@
             [bpfmap.bench.raw :as raw]
             [bpfmap.bench.shapes :as shapes]
             [bpfmap.core :as bpf]
-            [bpfmap.impl.store :as store])
-  (:import (bpfmap.impl.store BpfMap)
-           (bpfmap.sys Abi Batch Codec Elements)))
+            [bpfmap.impl.map.bpf-map :as bpf-map])
+  (:import (bpfmap.impl.map.bpf_map BpfMap)
+           (bpfmap.sys Abi BatchReader Codec Elements)))
 
 (set! *warn-on-reflection* true)
 
@@ -67,7 +67,7 @@
 (defn- own-batch
   "How many entries `reduce` asks for at a time, once it has begun."
   [key-size value-size entries]
-  (min entries (Batch/steadyChunk key-size value-size)))
+  (min entries (BatchReader/steadyChunk key-size value-size)))
 
 (defn rows
   "The rows of a map with so many entries, on so many threads: what [[ways]] it has of each operation that the kernel does.
@@ -101,14 +101,14 @@
         {:keys [id key-size] one-size :value-size} (bpf/info m)
         as-views {:key [:bytes key-size] :value [:bytes one-size]}
         value-size (.size ^Codec (.-value-codec m))
-        cpus (count (or (store/cpus-of m) [0]))
+        cpus (count (or (bpf-map/cpus-of m) [0]))
         key-of (shapes/key-of shape entries)
         value-of (shapes/value-of shape cpus)]
     (bpf/put-all! m (eduction (map (fn [n] [(key-of n) (value-of n)])) (range entries)))
     {:title title :shape shape :spec spec :id id :entries entries :order (shapes/order entries)
      :typed m :views (bpf/open id as-views) :as-views as-views
-     :fd (store/descriptor m)
-     :elements (Elements. (store/descriptor m) key-size value-size)
+     :fd (bpf-map/descriptor m)
+     :elements (Elements. (bpf-map/descriptor m) key-size value-size)
      :key-size key-size :value-size value-size :one-size one-size :cpus cpus
      :key-of key-of :value-of value-of :of-value (shapes/first-number shape)
      :own-batch (own-batch key-size value-size entries)}))

@@ -5,10 +5,11 @@
   [[shaped]] then makes one slice of them for each shape, as bench/baseline.c does."
   (:require [clojure.walk :as walk])
   (:import (bpfmap.sys Bytes)
-           (java.nio ByteBuffer ByteOrder)
-           (java.lang.foreign MemorySegment)))
+           (java.lang.foreign MemorySegment)
+           (java.nio ByteBuffer ByteOrder)))
 
 (set! *warn-on-reflection* true)
+
 (set! *unchecked-math* :warn-on-boxed)
 
 (def fields-of-key "A struct of 16 bytes." [:struct [:src :u32] [:dst :u32] [:ports :u32] [:protocol :u32]])

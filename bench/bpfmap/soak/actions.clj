@@ -6,7 +6,7 @@
   (:require [bpfmap.btf :as btf]
             [bpfmap.core :as bpf]
             [bpfmap.host :as host]
-            [bpfmap.impl.sys :as sys]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.prog :as prog])
   (:import (java.io Closeable)
            (java.util.concurrent ThreadLocalRandom)
@@ -37,7 +37,7 @@
    :queue {:type :queue :value :u64 :max-entries 100}
    :bloom {:type :bloom-filter :value :u64 :max-entries 500}})
 
-(def ^:private cpus (delay (count (sys/possible-cpus))))
+(def ^:private cpus (delay (count (call/possible-cpus))))
 
 (def ^:private keys-and-values
   "Kind to a random key and a random value."

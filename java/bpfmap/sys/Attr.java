@@ -14,7 +14,7 @@ import java.util.List;
  * A zeroed {@code union bpf_attr} for one command, with the buffers it points to: for everything but the hot paths.
  *
  * <p>Only what was set counts towards the size that the kernel is told, so a field left alone does not make an older
- * kernel refuse the call. Descriptors set with {@link #fd} stay in use until {@link #close}, and the buffers are valid
+ * kernel refuse the call. FileSyscalls set with {@link #fd} stay in use until {@link #close}, and the buffers are valid
  * until then. Used by one thread.
  *
  * <pre>{@code
@@ -29,11 +29,11 @@ public final class Attr implements AutoCloseable {
     /** What a scratch has room for: the attribute and the buffers of most commands. */
     private static final long ROOM = 4096;
 
-    private final Scratch scratch = Scratch.take(ROOM);
+    private final CallBuffer scratch = CallBuffer.take(ROOM);
     private final MemorySegment attr = scratch.clearedAttr(SIZE);
     private final MemorySegment capture = scratch.capture;
     private final List<Fd> inUse = new ArrayList<>(2);
-    private long free = Scratch.ATTR + SIZE;
+    private long free = CallBuffer.ATTR + SIZE;
     private int used;
     private boolean closed;
 

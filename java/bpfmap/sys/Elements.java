@@ -10,7 +10,7 @@ import java.util.concurrent.atomic.AtomicLong;
  * The element operations of one open map: one system call each, and no allocation of its own. The
  * JDK may allocate 40 bytes to check the memory that takes errno, as its compiler decides.
  *
- * <p>Each operation comes in two forms. One takes a {@link Scratch} from {@link #take} whose key and value the caller
+ * <p>Each operation comes in two forms. One takes a {@link CallBuffer} from {@link #take} whose key and value the caller
  * reads and writes in place. The other takes byte arrays and copies. All return zero, or the negated
  * errno as the kernel gave it: a missing key is {@code -ENOENT}, not an exception.
  *
@@ -26,7 +26,7 @@ public final class Elements {
     private final long valueSize;
     private final long valueOffset;
 
-    /** Names these operations in a {@link Scratch}, which must not keep a leaked map from being collected. */
+    /** Names these operations in a {@link CallBuffer}, which must not keep a leaked map from being collected. */
     private final long id = IDS.incrementAndGet();
 
     private static final AtomicLong IDS = new AtomicLong();
@@ -42,7 +42,7 @@ public final class Elements {
         this.fd = fd;
         this.keySize = keySize;
         this.valueSize = valueSize;
-        this.valueOffset = Scratch.KEY + (keySize + 7 & ~7L);
+        this.valueOffset = CallBuffer.KEY + (keySize + 7 & ~7L);
     }
 
     /** Where the value begins in the memory of {@link #take}. */
@@ -51,26 +51,26 @@ public final class Elements {
     }
 
     /** Memory for one operation, with room for two keys and a value. Must be given back on the same thread. */
-    public Scratch take() {
-        return Scratch.take(valueOffset + Math.max(valueSize, keySize));
+    public CallBuffer take() {
+        return CallBuffer.take(valueOffset + Math.max(valueSize, keySize));
     }
 
     /** Reads the value of the key, in place. Of a bloom filter, asks for the value that is there. */
-    public int lookup(Scratch s, long flags) {
+    public int lookup(CallBuffer s, long flags) {
         return call(Abi.BPF_MAP_LOOKUP_ELEM, s, flags);
     }
 
     /** Reads the value of the key and deletes both, in place. Since Linux 5.14 for hash maps. */
-    public int lookupAndDelete(Scratch s, long flags) {
+    public int lookupAndDelete(CallBuffer s, long flags) {
         return call(Abi.BPF_MAP_LOOKUP_AND_DELETE_ELEM, s, flags);
     }
 
     /** Writes the value of the key. */
-    public int update(Scratch s, long flags) {
+    public int update(CallBuffer s, long flags) {
         return call(Abi.BPF_MAP_UPDATE_ELEM, s, flags);
     }
 
-    private int call(int command, Scratch s, long flags) {
+    private int call(int command, CallBuffer s, long flags) {
         if (s.flags != flags) {
             s.setFlags(flags);
         }
@@ -78,7 +78,7 @@ public final class Elements {
     }
 
     /** Deletes the key and its value. */
-    public int delete(Scratch s) {
+    public int delete(CallBuffer s) {
         return call(Abi.BPF_MAP_DELETE_ELEM, s, Abi.ELEM_KEY + 8); // the kernel refuses a value
     }
 
@@ -87,7 +87,7 @@ public final class Elements {
      *
      * @param first ignore the key and begin at the first
      */
-    public int nextKey(Scratch s, boolean first) {
+    public int nextKey(CallBuffer s, boolean first) {
         if (!first) {
             return call(Abi.BPF_MAP_GET_NEXT_KEY, s, Abi.ELEM_VALUE + 8); // next_key lies in the place of the value
         }
@@ -105,12 +105,12 @@ public final class Elements {
      * Makes a call with so many bytes of the attribute. All but the flags is the same in each call; a call that follows
      * another of the same map on the same thread writes nothing.
      */
-    private int call(int command, Scratch s, int size) {
+    private int call(int command, CallBuffer s, int size) {
         int number = fd.acquire();
         try {
             if (s.preparedFor != id) {
                 // A map without keys refuses a pointer to one.
-                prepare(s, number, keySize == 0 ? 0 : s.address + Scratch.KEY);
+                prepare(s, number, keySize == 0 ? 0 : s.address + CallBuffer.KEY);
             }
             return makeCall(command, s, size);
         } finally {
@@ -118,15 +118,15 @@ public final class Elements {
         }
     }
 
-    private static int makeCall(int command, Scratch s, int size) {
-        return (int) Native.bpf(s.capture, command, s.address + Scratch.ATTR, size);
+    private static int makeCall(int command, CallBuffer s, int size) {
+        return (int) Native.bpf(s.capture, command, s.address + CallBuffer.ATTR, size);
     }
 
-    private void prepare(Scratch s, int number, long key) {
+    private void prepare(CallBuffer s, int number, long key) {
         MemorySegment memory = s.memory;
-        memory.set(JAVA_INT, Scratch.ATTR + Abi.ELEM_MAP_FD, number);
-        memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_KEY, key);
-        memory.set(JAVA_LONG, Scratch.ATTR + Abi.ELEM_VALUE, s.address + valueOffset);
+        memory.set(JAVA_INT, CallBuffer.ATTR + Abi.ELEM_MAP_FD, number);
+        memory.set(JAVA_LONG, CallBuffer.ATTR + Abi.ELEM_KEY, key);
+        memory.set(JAVA_LONG, CallBuffer.ATTR + Abi.ELEM_VALUE, s.address + valueOffset);
         s.preparedFor = id;
     }
 
@@ -143,9 +143,9 @@ public final class Elements {
     private int read(byte[] key, byte[] value, long flags, boolean delete) {
         require("key", key, keySize);
         require("value", value, valueSize);
-        Scratch s = take();
+        CallBuffer s = take();
         try {
-            Bytes.copyIn(key, s.memory, Scratch.KEY);
+            Bytes.copyIn(key, s.memory, CallBuffer.KEY);
             int result = delete ? lookupAndDelete(s, flags) : lookup(s, flags);
             if (result == 0) {
                 Bytes.fill(s.memory, valueOffset, value);
@@ -160,9 +160,9 @@ public final class Elements {
     public int update(byte[] key, byte[] value, long flags) {
         require("key", key, keySize);
         require("value", value, valueSize);
-        Scratch s = take();
+        CallBuffer s = take();
         try {
-            Bytes.copyIn(key, s.memory, Scratch.KEY);
+            Bytes.copyIn(key, s.memory, CallBuffer.KEY);
             Bytes.copyIn(value, s.memory, valueOffset);
             return update(s, flags);
         } finally {
@@ -173,9 +173,9 @@ public final class Elements {
     /** Deletes the key and its value. */
     public int delete(byte[] key) {
         require("key", key, keySize);
-        Scratch s = take();
+        CallBuffer s = take();
         try {
-            Bytes.copyIn(key, s.memory, Scratch.KEY);
+            Bytes.copyIn(key, s.memory, CallBuffer.KEY);
             return delete(s);
         } finally {
             s.give();

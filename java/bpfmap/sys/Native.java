@@ -101,7 +101,7 @@ public final class Native {
      * @return what the kernel returned, or the negated errno
      */
     public static long syscall(long number, long a, long b, long c, long d, long e) {
-        Scratch s = Scratch.take(CAPTURE_SIZE);
+        CallBuffer s = CallBuffer.take(CAPTURE_SIZE);
         try {
             return syscall(s.capture, number, a, b, c, d, e);
         } finally {

@@ -9,7 +9,7 @@ import java.lang.foreign.MemorySegment;
  * the key and value size. They are copies: what happens to the map meanwhile does not change them, and deleting any
  * of them does not disturb the reading. Used by one thread; closing frees the memory.
  */
-public sealed interface Reader extends AutoCloseable permits Batch, Walk {
+public sealed interface Reader extends AutoCloseable permits BatchReader, KeyIterator {
     /** What {@link #read} answers when it was thrown back to the beginning too often to come to an end. */
     int ABORTED = Integer.MIN_VALUE;
 

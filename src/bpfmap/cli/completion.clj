@@ -1,4 +1,4 @@
-(ns bpfmap.cli.completion
+(ns ^:no-doc bpfmap.cli.completion
   "Scripts that have a shell complete commands, options and maps, made from the table of commands.
 
   What does not change is in the script. Names and ids of maps are asked of `bpfmap list` at the first TAB after it could
@@ -6,15 +6,15 @@
   map that is on the line are asked of `bpfmap completion SHELL COMMAND REF` in the same way."
   (:require [bpfmap.cli.arguments :as arguments]
             [bpfmap.core :as bpf]
+            [bpfmap.exec.backup :as backup]
             [bpfmap.exec.commands :as commands]
+            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.host :as host]
             [bpfmap.exec.options :refer [options]]
-            [bpfmap.exec.reference :as reference]
-            [bpfmap.exec.saving :as saving]
+            [bpfmap.exec.query :as query]
             [bpfmap.exec.types :as types]
-            [bpfmap.exec.where :as where]
-            [bpfmap.rules :as rules]
+            [bpfmap.impl.rules :as rules]
             [clojure.java.io :as io]
             [clojure.string :as str]))
 
@@ -44,8 +44,8 @@
 (defn- spec-of [{:keys [file] :as source}]
   (if file
     (when (<= (.length (io/file file)) (long most-bytes))
-      (saving/completed (:spec (saving/read-file file))))
-    (with-open [m (reference/open {:ref source} :read-only)]
+      (backup/completed (:spec (backup/read-file file))))
+    (with-open [m (element/open {:ref source} :read-only)]
       (bpf/spec m))))
 
 (defn- field-lines
@@ -56,10 +56,10 @@
     (when-let [row-field (some-> (fields-of-map command) (apply [(spec-of source)]))]
       (let [paths (fields/paths row-field)
             alone (for [path paths
-                        :let [[side & names] (where/path-of path)]
+                        :let [[side & names] (query/path-of path)]
                         :when (and (seq names) (#{"key" "value"} side))
                         :let [name (fields/path-text names)]
-                        :when (= (where/path-of path) (first (fields/find-path row-field (where/path-of name))))]
+                        :when (= (query/path-of path) (first (fields/find-path row-field (query/path-of name))))]
                     name)]
         (distinct (concat alone paths))))
     (catch Exception _ nil)))

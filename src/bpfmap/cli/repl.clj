@@ -1,12 +1,13 @@
-(ns bpfmap.cli.repl
+(ns ^:no-doc bpfmap.cli.repl
   "The command `repl`: Clojure with the library at hand, edited and completed by JLine on a terminal."
   (:require [bpfmap.cli.live :as live]
             [bpfmap.impl.escape :as escape]
             [clojure.main :as main]
             [clojure.string :as str])
   (:import (java.io PushbackReader StringReader)
-           (org.jline.reader Candidate Completer EOFError EndOfFileException LineReader LineReader$Option LineReaderBuilder
-                             ParsedLine Parser Parser$ParseContext SyntaxError UserInterruptException)
+           (org.jline.reader Candidate Completer EOFError EndOfFileException LineReader
+                             LineReader$Option LineReaderBuilder ParsedLine Parser
+                             Parser$ParseContext SyntaxError UserInterruptException)
            (org.jline.reader.impl DefaultParser)
            (org.jline.terminal TerminalBuilder)))
 

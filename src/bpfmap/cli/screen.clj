@@ -1,4 +1,4 @@
-(ns bpfmap.cli.screen
+(ns ^:no-doc bpfmap.cli.screen
   "A terminal's screen that a command redraws in place, with JLine; what was on it comes back afterwards.
 
   The only namespace that needs JLine; it is loaded when a screen is opened."

@@ -1,8 +1,8 @@
-(ns bpfmap.cli.terminal
+(ns ^:no-doc bpfmap.cli.terminal
   "Whether there is a terminal, how large it is, and what is asked and shown there while a command runs."
   (:require [bpfmap.exec.progress :as progress]
             [bpfmap.impl.escape :as escape]
-            [bpfmap.impl.sys :as sys])
+            [bpfmap.impl.kernel.call :as call])
   (:import (java.io BufferedReader InputStreamReader)))
 
 (set! *warn-on-reflection* true)
@@ -14,12 +14,12 @@
 
       (terminal? :out) ;=> false"
   [stream]
-  (some? (sys/terminal-size (numbers stream))))
+  (some? (call/terminal-size (numbers stream))))
 
 (defn width
   "How many columns the terminal on standard output has; nil where there is none, 80 where it does not know."
   []
-  (when-let [{:keys [width]} (sys/terminal-size (numbers :out))]
+  (when-let [{:keys [width]} (call/terminal-size (numbers :out))]
     (if (pos? (long width)) width 80)))
 
 ;; --- asking

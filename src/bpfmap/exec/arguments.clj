@@ -1,4 +1,4 @@
-(ns bpfmap.exec.arguments
+(ns ^:no-doc bpfmap.exec.arguments
   "What a command is given, as data that is known to be good: text from a shell, symbols from -X, or data from a program.
 
   What is wrong throws `:usage`, with what it is about under `:bpfmap/usage`:
@@ -10,7 +10,7 @@
             [bpfmap.exec.options :refer [options]]
             [bpfmap.exec.reducible :as reducible]
             [bpfmap.impl.edn :as edn]
-            [bpfmap.impl.sys.paths :as paths]
+            [bpfmap.impl.kernel.paths :as paths]
             [clojure.string :as str]
             [clojure.walk :as walk])
   (:import (clojure.lang ExceptionInfo IReduceInit)
@@ -113,7 +113,7 @@
   "Columns as paths."
   [x]
   (let [columns (if-let [text (text x)] (parts text) (when (coll? x) x))
-        paths (map (requiring-resolve 'bpfmap.exec.where/path-of) columns)]
+        paths (map (requiring-resolve 'bpfmap.exec.query/path-of) columns)]
     (when (and (seq paths) (every? some? paths))
       (vec paths))))
 
@@ -135,18 +135,18 @@
    :path {:read read-path :expects "is a path" :as :string}
    :ref {:read ref-of :expects "is an id, a pin path or a name" :as :string}
    :source {:read read-source :expects "is an id, a pin path, a name, or a file whose name ends in .edn" :as :string}
-   :field {:read #((requiring-resolve 'bpfmap.exec.where/path-of) %) :expects "is the name of a field" :as :string}
+   :field {:read #((requiring-resolve 'bpfmap.exec.query/path-of) %) :expects "is the name of a field" :as :string}
    :shell {:read #(#{:bash :zsh :fish} (some-> (text %) keyword)) :expects "is bash, zsh or fish" :as :keyword}
    :slots {:read #(#{:log2 :bcc :bpftrace} (some-> (text %) keyword)) :expects "is log2, bcc or bpftrace" :as :keyword}
    :count {:read #(let [n (number %)] (when (and (int? n) (pos? (long n))) n))
            :expects "is a whole number from 1" :as :long}
    :type {:read read-type :problem type-problem :as :edn}
-   :where {:read #((requiring-resolve 'bpfmap.exec.where/condition) (if (symbol? %) (str %) %)) :as :string}
+   :where {:read #((requiring-resolve 'bpfmap.exec.query/condition) (if (symbol? %) (str %) %)) :as :string}
    :cpus {:read #(let [which (edn-of (or (text %) (str %)) nil)]
                    (when (or (contains? #{:each :sum :all} which) (and (int? which) (<= 0 which))) which))
           :expects "is each, sum, all or the number of a CPU" :as :keyword}
    :element {:read identity :as :string}
-   :column {:read #((requiring-resolve 'bpfmap.exec.where/column) %) :expects "is the name of a column" :as :string}
+   :column {:read #((requiring-resolve 'bpfmap.exec.query/column) %) :expects "is the name of a column" :as :string}
    :flags {:read read-flags :expects "is names with commas between them" :as :string}
    :columns {:read read-columns :expects "is names with commas between them" :as :string}
    :map-type {:read read-map-type :expects "is the name of a map type" :as :keyword}
@@ -169,7 +169,7 @@
   (usage-error (str option " " (pr-str (error/shown given)) ": " problem)
                {:command command :option option :given (error/shown given) :problem problem}))
 
-(defn lacking
+(defn missing-option
   "The `:usage` exception for an option that a command needs.
 
       (throw (lacking \"put\" :value))
@@ -224,7 +224,7 @@
                             {:command name :unknown (error/shown k)}))))
     (doseq [k (required command)]
       (when-not (contains? given k)
-        (throw (lacking name k))))
+        (throw (missing-option name k))))
     (with-meta (into (or defaults {}) (map (fn [[k x]] [k (coerce-all command k x)])) given)
       {:given given})))
 
@@ -236,7 +236,7 @@
     (or (instance? File x) (instance? Path x)) {:path (str x)}
     ;; An open map is loaded with what opens maps, and has its own way to be shown.
     (and (contains? #{:ref :source} (:kind (options k))) ((requiring-resolve 'bpfmap.core/bpf-map?) x))
-    ((requiring-resolve 'bpfmap.impl.store/identity-of) x)
+    ((requiring-resolve 'bpfmap.impl.map.bpf-map/identity-of) x)
     :else x))
 
 (defn- to-print
@@ -295,7 +295,7 @@
   (check-library format)
   (when (and (= :csv format) (not rows?))
     (throw (usage-error ":print :csv is for commands that return rows" {})))
-  (let [print-result (requiring-resolve 'bpfmap.cli.printing/print-result)]
+  (let [print-result (requiring-resolve 'bpfmap.exec.output/print-result)]
     (if view
       (print-result value ((requiring-resolve view) value options) (when-not (= :table format) format) nil)
       ;; What the command line draws is data here.

@@ -1,15 +1,14 @@
-(ns bpfmap.exec.changing
-  "The commands that change entries: `put`, `delete`, `take`, `freeze`. Those of a map of others ask first, see `bpfmap.exec.consent`."
+(ns ^:no-doc bpfmap.exec.changing
+  "The commands that change entries: `put`, `delete`, `take`, `freeze`. Those of a map of others ask first, see `bpfmap.exec.confirm`."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
-            [bpfmap.exec.consent :as consent]
-            [bpfmap.exec.element :as element]
-            [bpfmap.exec.reference :as reference]))
+            [bpfmap.exec.confirm :as confirm]
+            [bpfmap.exec.element :as element]))
 
 (set! *warn-on-reflection* true)
 
 (defn- ops-of [m]
-  (:ops (reference/row-of m)))
+  (:ops (element/row-of m)))
 
 (defn- same-map [m]
   (select-keys (bpf/info m) [:id :name :type]))
@@ -50,17 +49,17 @@
       ;=> {:map {:id 12, …}, :key 7, :before 41, :written? true, :value 42}"
   [{:keys [key value] :as options}]
   (way options)
-  (let [keyless? (with-open [m (reference/open options :read-only)]
+  (let [keyless? (with-open [m (element/open options :read-only)]
                    (contains? (ops-of m) :push!))
         options (if (and keyless? (nil? value)) (-> options (dissoc :key) (assoc :value key)) options)]
     (cond
       (and keyless? (some? (:key options)))
       (throw (arguments/refused "put" :key key "a map of this type has no keys: give the value alone"))
       (nil? (:value options))
-      (throw (arguments/lacking "put" :value)))
+      (throw (arguments/missing-option "put" :value)))
     (element/call-typed options :read-write [:key :value]
       (fn [m {:keys [value] :as typed}]
-        (consent/check m options (if keyless? "Push a value into it?" "Write an entry of it?"))
+        (confirm/check m options (if keyless? "Push a value into it?" "Write an entry of it?"))
         (if keyless?
           (do (bpf/push! m value)
               {:map (same-map m) :value value :written? true})
@@ -75,7 +74,7 @@
   [options]
   (element/call-typed options :read-write [:key]
     (fn [m {:keys [key]}]
-      (consent/check m options "Delete an entry of it?")
+      (confirm/check m options "Delete an entry of it?")
       (let [earlier (when (:delete! (ops-of m)) (before m key))]
         {:map (same-map m) :key key :before earlier :deleted? (bpf/delete! m key)}))))
 
@@ -86,7 +85,7 @@
   [options]
   (element/call-typed options :read-write [:key]
     (fn [m {:keys [key]}]
-      (consent/check m options "Take an entry out of it?")
+      (confirm/check m options "Take an entry out of it?")
       (let [pops? (:pop! (ops-of m))
             v (if pops? (bpf/pop! m ::none) (bpf/take! m key ::none))]
         (when-not (= ::none v)
@@ -97,7 +96,7 @@
 
       (freeze {:ref {:name \"limits\"}}) ;=> {:id 12, :name \"limits\", :type :array, :frozen? true}"
   [options]
-  (with-open [m (reference/open options :read-write)]
-    (consent/check m options "Freeze it, for good and for every process?")
+  (with-open [m (element/open options :read-write)]
+    (confirm/check m options "Freeze it, for good and for every process?")
     (bpf/freeze! m)
     (select-keys (bpf/info m) [:id :name :type :frozen?])))

@@ -1,4 +1,4 @@
-(ns bpfmap.exec.commands
+(ns ^:no-doc bpfmap.exec.commands
   "Every command as data: what the command line parses, completes and explains, and what `bpfmap.exec` has functions of.
 
   | key         | what it holds                                                                           |
@@ -13,10 +13,10 @@
   | `:examples` | options maps, which are shown as command lines and as calls                             |
   | `:rows?`    | it returns rows: `--csv` has them too                                                   |
   | `:reduces?` | it returns something to reduce, whatever its options are                                |
-  | `:changes?` | it changes a map: one of another process asks first, see `bpfmap.exec.consent`          |
+  | `:changes?` | it changes a map: one of another process asks first, see `bpfmap.exec.confirm`          |
   | `:fn`       | the function of one options map that does it and returns data                           |
-  | `:view`     | how people see what it returned: see `bpfmap.cli.views`                                 |
-  | `:run`      | instead of both, of what only the command line has: a function that returns a view      |")
+  | `:view`     | how people see what it returned: see `bpfmap.exec.views`                                 |
+  | `:run`      | true if the command line runs it: see `runners` in `bpfmap.cli.main`                     |")
 
 (set! *warn-on-reflection* true)
 
@@ -36,24 +36,24 @@
     :examples [{}
                {:where ["type=lru-hash" "held.command=agent"] :sort "-memlock"}
                {:columns "id,name,entries,max-entries" :where ["pinned~^/sys/fs/bpf/net"]}]
-    :fn 'bpfmap.exec.host/list-maps :view 'bpfmap.cli.views/maps}
+    :fn 'bpfmap.exec.host/list-maps :view 'bpfmap.exec.views/maps}
    {:name "show" :group "What there is" :args [:ref]
     :doc "Everything the kernel says of one map"
     :examples [{:ref "flows"} {:ref "/sys/fs/bpf/flows"}]
-    :fn 'bpfmap.exec.reading/show :view 'bpfmap.cli.views/fields}
+    :fn 'bpfmap.exec.reading/show :view 'bpfmap.exec.views/fields}
    {:name "tree" :group "What there is" :args [:directory] :optional #{:directory}
     :doc "What is pinned on the BPF file systems"
     :examples [{} {:directory "/sys/fs/bpf/net"}]
-    :fn 'bpfmap.exec.host/tree :view 'bpfmap.cli.views/tree}
+    :fn 'bpfmap.exec.host/tree :view 'bpfmap.exec.views/tree}
    {:name "features" :group "What there is" :options [:where :sort :limit :stream]
     :rows? true
     :doc "What this kernel has, found out by trying"
     :examples [{} {:where ["name=mmapable" "here=true"]}]
-    :fn 'bpfmap.exec.types/features :view 'bpfmap.cli.views.kernel/features}
+    :fn 'bpfmap.exec.types/features :view 'bpfmap.exec.views/features}
    {:name "types" :group "What is in a map" :args [:ref] :options typed
     :doc "The types of keys and values, in C and as data"
     :examples [{:ref "flows"}]
-    :fn 'bpfmap.exec.types/types :view 'bpfmap.cli.views.kernel/types}
+    :fn 'bpfmap.exec.types/types :view 'bpfmap.exec.views/types}
    {:name "dump" :group "What is in a map" :args [:ref] :options (into [:where :sort :limit :keys :cpus :stream] typed)
     :rows? true
     :doc "The entries of a map"
@@ -66,7 +66,7 @@
     :examples [{:ref "flows"}
                {:ref "flows" :where ["bytes>1M"] :sort "-bytes" :limit 10}
                {:ref 12 :key-type :u32 :value-type [:string 16]}]
-    :fn 'bpfmap.exec.reading/dump :view 'bpfmap.cli.views/entries}
+    :fn 'bpfmap.exec.reading/dump :view 'bpfmap.exec.views/entries}
 
    {:name "get" :group "What is in a map" :args [:ref :key] :optional #{:key} :options (into [:cpus :lock] typed)
     :doc "The value of a key"
@@ -75,7 +75,7 @@
            "Write -- before one that begins with a dash. Of a queue or stack without a KEY"
            "it is the next value; of a bloom filter, whether KEY may be in it."]
     :examples [{:ref "flows" :key {:src "10.0.0.1" :port 443}} {:ref "blocked" :key "10.0.0.1"}]
-    :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.cli.views.entry/entry}
+    :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.exec.views/entry}
 
    ;; --- what changes
    {:name "watch" :group "What changes" :args [:ref] :defaults {:interval 1.0} :reduces? true
@@ -89,7 +89,7 @@
            "says so. --follow goes on with the map that is pinned, or named, in its place."]
     :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}
                {:ref "/sys/fs/bpf/flows" :follow true}]
-    :fn 'bpfmap.exec.live/watch :run 'bpfmap.cli.watch/watch}
+    :fn 'bpfmap.exec.live/watch :run true}
    {:name "diff" :group "What changes" :args [:old :new] :optional #{:new}
     :options (into [:seconds :where :sort :limit :cpus :stream] typed)
     :rows? true
@@ -97,7 +97,7 @@
     :text ["OLD alone is looked at twice, --seconds apart (1). OLD and NEW are each a map,"
            "or the file of a saved one, whose name ends in .edn."]
     :examples [{:old "flows" :seconds 10} {:old "/root/flows.edn" :new "flows"}]
-    :fn 'bpfmap.exec.diff/diff :view 'bpfmap.cli.views.live/diff}
+    :fn 'bpfmap.exec.diff/diff :view 'bpfmap.exec.views/diff}
    {:name "hist" :group "What changes" :args [:ref]
     :options (into [:field :bucket :slots :linear :unit :where :cpus :stream] typed)
     :docs {:cpus "Per-CPU values: sum, or CPU N; else sum"}
@@ -107,7 +107,7 @@
            "a field of them, --bucket) are their numbers. Bucket n counts what is from 2^n"
            "on; bcc and bpftrace number them otherwise, which --slots says."]
     :examples [{:ref "hists" :unit "usecs"} {:ref "flows" :field "bytes"} {:ref "sizes" :linear 100}]
-    :fn 'bpfmap.exec.hist/hist :view 'bpfmap.cli.views.live/histograms}
+    :fn 'bpfmap.exec.hist/hist :view 'bpfmap.exec.views/histograms}
 
    ;; --- changing
    {:name "put" :group "Changing" :args [:ref :key :value] :optional #{:value}
@@ -121,18 +121,18 @@
            "alone."]
     :examples [{:ref "blocked" :key "10.0.0.1" :value 1}
                {:ref "limits" :key 0 :value {:rate 100 :burst 20} :replace true}]
-    :fn 'bpfmap.exec.changing/put :view 'bpfmap.cli.views.entry/put}
+    :fn 'bpfmap.exec.changing/put :view 'bpfmap.exec.views/put}
    {:name "delete" :group "Changing" :args [:ref :key] :options (into [:yes] typed)
     :changes? true
     :doc "Delete a key"
     :examples [{:ref "blocked" :key "10.0.0.1"}]
-    :fn 'bpfmap.exec.changing/delete :view 'bpfmap.cli.views.entry/deleted}
+    :fn 'bpfmap.exec.changing/delete :view 'bpfmap.exec.views/deleted}
    {:name "take" :group "Changing" :args [:ref :key] :optional #{:key} :options (into [:yes] typed)
     :changes? true
     :doc "Take an entry out of a map, in one step"
     :text ["Of a queue or stack, which have no keys, the next value."]
     :examples [{:ref "flows" :key 7} {:ref "jobs"}]
-    :fn 'bpfmap.exec.changing/take-entry :view 'bpfmap.cli.views.entry/entry}
+    :fn 'bpfmap.exec.changing/take-entry :view 'bpfmap.exec.views/entry}
    {:name "create" :group "Changing" :args [:path]
     :options (into [:type :max-entries :key-size :value-size :flags :name :like :spec] typed)
     :doc "Create a map, and pin it"
@@ -141,7 +141,7 @@
                {:path "/sys/fs/bpf/routes" :type :lpm-trie :key-type [:prefix :ipv4] :value-type :u32 :max-entries 64
                 :flags "no-prealloc"}
                {:path "/sys/fs/bpf/copy" :like "flows" :max-entries 10}]
-    :fn 'bpfmap.exec.pins/create :view 'bpfmap.cli.views.entry/pinned}
+    :fn 'bpfmap.exec.pins/create :view 'bpfmap.exec.views/pinned}
    {:name "pin" :group "Changing" :args [:ref :path] :options [:move :yes]
     :changes? true
     :doc "Pin a map at a path, so that it stays"
@@ -149,17 +149,17 @@
            "which moves to PATH."]
     :examples [{:ref 12 :path "/sys/fs/bpf/counts"}
                {:ref "/sys/fs/bpf/counts" :path "/sys/fs/bpf/old_counts" :move true}]
-    :fn 'bpfmap.exec.pins/pin :view 'bpfmap.cli.views.entry/pinned}
+    :fn 'bpfmap.exec.pins/pin :view 'bpfmap.exec.views/pinned}
    {:name "unpin" :group "Changing" :args [:path] :options [:yes]
     :changes? true
     :doc "Remove the pin of a map"
     :examples [{:path "/sys/fs/bpf/counts"}]
-    :fn 'bpfmap.exec.pins/unpin :view 'bpfmap.cli.views.entry/unpinned}
+    :fn 'bpfmap.exec.pins/unpin :view 'bpfmap.exec.views/unpinned}
    {:name "freeze" :group "Changing" :args [:ref] :options [:yes]
     :changes? true
     :doc "Make a map unchangeable from user space, for good"
     :examples [{:ref "limits"}]
-    :fn 'bpfmap.exec.changing/freeze :view 'bpfmap.cli.views.entry/frozen}
+    :fn 'bpfmap.exec.changing/freeze :view 'bpfmap.exec.views/frozen}
 
    ;; --- saving
    {:name "save" :group "Saving" :args [:ref :file] :options typed
@@ -168,14 +168,14 @@
            "read it. A map of maps is saved with the maps in it. A map whose contents"
            "could not be restored, such as a queue, is not saved."]
     :examples [{:ref "flows" :file "/root/flows.edn"}]
-    :fn 'bpfmap.exec.saving/save :view 'bpfmap.cli.views.entry/saved}
+    :fn 'bpfmap.exec.backup/save :view 'bpfmap.exec.views/saved}
    {:name "restore" :group "Saving" :args [:file] :options [:pin :into :exact :yes]
     :changes? true
     :doc "Make a map as it was saved, or write into one"
     :text ["Entries that are there already are skipped. What is reported is what the map"
            "has afterwards; if some of the entries are missing, the exit code is 1."]
     :examples [{:file "/root/flows.edn" :pin "/sys/fs/bpf/flows"} {:file "/root/flows.edn" :into "flows" :exact true}]
-    :fn 'bpfmap.exec.saving/restore :view 'bpfmap.cli.views.entry/restored}
+    :fn 'bpfmap.exec.backup/restore :view 'bpfmap.exec.views/restored}
 
    ;; --- this command line
    {:name "demo" :group "Else" :options [:seconds] :defaults {:seconds 5.0}
@@ -184,20 +184,20 @@
            "last second while it runs, and of the whole time when it ends. Ctrl-C ends it"
            "sooner. Nothing stays in the kernel. Needs CAP_BPF and CAP_PERFMON."]
     :examples [{:seconds 3}]
-    :fn 'bpfmap.exec.demo/demo :run 'bpfmap.cli.demo/demo}
+    :fn 'bpfmap.exec.demo/demo :run true}
    {:name "repl" :group "Else"
     :doc "Clojure with the library at hand"
-    :run 'bpfmap.cli.repl/repl}
+    :run true}
    {:name "completion" :group "Else" :args [:shell :command :listed] :optional #{:command :listed}
     :doc "A script for TAB in a shell"
     :text ["bash: source <(bpfmap completion bash). zsh: as _bpfmap in a directory of"
            "$fpath. fish: as bpfmap.fish in ~/.config/fish/completions. With COMMAND and"
            "REF, the fields that rows of that command have for that map: TAB asks for them."]
     :examples [{:shell :bash} {:shell :bash :command "dump" :listed "flows"}]
-    :run 'bpfmap.cli.completion/completion}
+    :run true}
    {:name "help" :group "Else" :args [:command] :optional #{:command}
     :doc "This text, or that of a command"
-    :run 'bpfmap.cli.help/help}])
+    :run true}])
 
 (def ^:private by-name
   (into {} (map (juxt :name identity)) commands))

@@ -1,13 +1,13 @@
-(ns bpfmap.exec.demo
+(ns ^:no-doc bpfmap.exec.demo
   "The command `demo`: a BPF program counts the system calls of the whole host in a map of this library.
 
   The program is the kernel's side of the map and this process the other: it
   reads the map while the program writes to it. Nothing is pinned, so that all goes with
   the process, however it ends."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.impl.host.syscalls :as syscalls]
             [bpfmap.impl.waiting :as waiting]
-            [bpfmap.prog :as prog]
-            [bpfmap.syscalls :as syscalls])
+            [bpfmap.prog :as prog])
   (:import (java.io Closeable)))
 
 (set! *warn-on-reflection* true)

@@ -1,18 +1,17 @@
-(ns bpfmap.exec.diff
+(ns ^:no-doc bpfmap.exec.diff
   "The command `diff`: what is other between two times, two maps, or a map and what was saved of one.
 
   Entries are compared by their bytes, so that keys that differ in padding alone are two keys, and a NaN is no change. If the
   types of two maps differ, or values of several CPUs are put together, it is what they read as that is compared."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.backup :as backup]
+            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.live :as live]
-            [bpfmap.exec.percpu :as percpu]
+            [bpfmap.exec.query :as query]
             [bpfmap.exec.reading :as reading]
-            [bpfmap.exec.reference :as reference]
-            [bpfmap.exec.saving :as saving]
-            [bpfmap.exec.where :as where]
-            [bpfmap.impl.raw :as raw]
+            [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo)
            (java.util HashMap Map)))
@@ -27,27 +26,27 @@
 (defn- combined
   "What was read of a source, with its values as `--cpus` asks for them."
   [{:keys [value-out] :as read} {:keys [per-cpu?]} which possible]
-  (percpu/check which (when per-cpu? possible))
-  (let [combine (if per-cpu? (percpu/picker which possible) identity)]
+  (element/check which (when per-cpu? possible))
+  (let [combine (if per-cpu? (element/picker which possible) identity)]
     (assoc read :value-out (comp combine value-out) :combined? (and per-cpu? (not (contains? #{nil :each :all} which))))))
 
 (defn- of-file [file {:keys [cpus]}]
-  (let [{:keys [entries inner] saved :spec} (saving/read-file file)
-        spec (saving/completed saved)
-        {:keys [per-cpu?] :as row} (reference/row-of-type (:type spec))
+  (let [{:keys [entries inner] saved :spec} (backup/read-file file)
+        spec (backup/completed saved)
+        {:keys [per-cpu?] :as row} (element/row-of-type (:type spec))
         n (when per-cpu? (count (second (first entries))))]
-    (combined (assoc (raw/types spec n) :spec spec :inner inner :entries (raw/snapshot (saving/in-bytes spec entries))
+    (combined (assoc (raw-entries/types spec n) :spec spec :inner inner :entries (raw-entries/snapshot (backup/in-bytes spec entries))
                      :cpus (when (contains? #{nil :each :all} cpus) n))
               row cpus (range (or n 0)))))
 
 (defn- of-map [source {:keys [cpus] :as options}]
-  (with-open [m (reference/open (assoc options :ref source) :read-only)]
+  (with-open [m (element/open (assoc options :ref source) :read-only)]
     (reading/check-dumpable m {})
     (let [spec (bpf/spec m)
           possible (reading/cpus-of m)]
-      (combined (assoc (raw/types spec (count possible)) :spec spec :cpus (reading/cpus-apart m cpus)
-                       :entries (raw/snapshot (raw/entries m)))
-                (reference/row-of m) cpus possible))))
+      (combined (assoc (raw-entries/types spec (count possible)) :spec spec :cpus (reading/cpus-apart m cpus)
+                       :entries (raw-entries/snapshot (raw-entries/entries m)))
+                (element/row-of m) cpus possible))))
 
 (defn- read-source
   "The entries of a map or file as bytes, and what its types make of them: `{:spec :cpus :entries :key-out :value-out}`."
@@ -59,21 +58,21 @@
 (defn- content
   "What is in a map, as data that is equal for maps that could stand for each other."
   [spec entries]
-  [(select-keys spec [:type :key-size :value-size :max-entries :flags]) (raw/snapshot entries)])
+  [(select-keys spec [:type :key-size :value-size :max-entries :flags]) (raw-entries/snapshot entries)])
 
 (defn- content-of-map
   "The content of a map that is there; nil if it is gone, or its entries are not told."
   [id]
   (try
     (with-open [m (bpf/open {:id id} {:access :read-only})]
-      (content (bpf/spec m) (raw/entries m)))
+      (content (bpf/spec m) (raw-entries/entries m)))
     (catch ExceptionInfo e
       (when-not (contains? #{:not-found :not-supported} (:bpfmap/error (ex-data e)))
         (throw e)))))
 
 (defn- content-of-saved [{:keys [spec entries]}]
-  (let [spec (saving/completed spec)]
-    (content spec (saving/in-bytes spec entries))))
+  (let [spec (backup/completed spec)]
+    (content spec (backup/in-bytes spec entries))))
 
 (defn- same-inner?
   "A test of two values of maps of maps, as data: whether they are one map, or maps with the same content."
@@ -116,11 +115,11 @@
         same (volatile! 0)
         of-old (:value-out old)
         of-new (:value-out new)
-        inner? (fn [{:keys [spec]}] (:inner? (reference/row-of-type (:type spec))))
+        inner? (fn [{:keys [spec]}] (:inner? (element/row-of-type (:type spec))))
         same? (cond
                 (and (inner? old) (inner? new)) (let [same? (same-inner? old new)] (fn [a b] (same? (of-old a) (of-new b))))
                 (and by-bytes? (not (:combined? old))) =
-                :else (fn [a b] (raw/same-data? (of-old a) (of-new b))))
+                :else (fn [a b] (raw-entries/same-data? (of-old a) (of-new b))))
         row (fn [[k v]]
               (let [was (.get before k)]
                 (if (and was (same? was v))
@@ -151,7 +150,7 @@
         before (read-source old options)
         with-fields (fn [after]
                       (let [options (assoc options :fields (fields/of-changes (:spec before) (:spec after) cpus (nil? new)))]
-                        (where/check options)
+                        (query/check options)
                         options))
         _ (when-not new (with-fields before)) ; what is wrong is said before the wait
         began (System/nanoTime)
@@ -162,6 +161,6 @@
         {:keys [rows same]} (compared before after (when-not new apart))
         counts (frequencies (map :change rows))]
     (with-meta (if (:sort options)
-                 (where/rows options rows)
-                 (where/rows (assoc options :sort {:path ["key"]}) rows))
+                 (query/rows options rows)
+                 (query/rows (assoc options :sort {:path ["key"]}) rows))
       (merge {:added 0 :changed 0 :removed 0 :same same} counts (select-keys after [:spec :cpus])))))

@@ -1,20 +1,109 @@
-(ns bpfmap.exec.element
-  "Keys and values as a user gives them: data, or text that the map's types turn into data."
+(ns ^:no-doc bpfmap.exec.element
+  "Reads references, keys and values that a person wrote, and the CPUs they are for."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
-            [bpfmap.exec.reference :as reference]
             [bpfmap.impl.edn :as edn]
-            [bpfmap.impl.sys.paths :as paths]
-            [bpfmap.rules :as rules]
-            [bpfmap.type.node :as node]
+            [bpfmap.impl.kernel.paths :as paths]
+            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.type.node :as node]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
            (java.io Closeable StringReader)
            (java.util Arrays)))
 
 (set! *warn-on-reflection* true)
+
+;; --- references
+
+(defn- with-table
+  "Returns an error about a name without the list of candidates in its text: the command line prints them as a table."
+  [e]
+  (let [{:bpfmap/keys [error candidates hint] :as data} (ex-data e)]
+    (error/error error (str/replace (ex-message e) (str ": " hint) "")
+                 (assoc data :bpfmap/hint
+                        (if (= :ambiguous error)
+                          (str "it is the name of " (count candidates) " maps; give the id of one")
+                          (str "the kernel keeps only " (pr-str (:name (first candidates))) " of it, and no map has the whole "
+                               "name in its BTF or as that of a pin; give the id of one")))
+                 e)))
+
+(defn open
+  "Opens the map that the `:ref` of a command's options names, with their types. Whoever opens it closes it. Of one that is
+  open it is a second handle.
+
+      (with-open [m (open {:ref {:name \"counts\"} :key-type :u32} :read-only)] (bpf/info m))"
+  ^java.io.Closeable [{:keys [ref key-type value-type]} access]
+  (try
+    (if (bpf/bpf-map? ref)
+      (bpf/clone ref)
+      (bpf/open ref
+                (cond-> {:access access}
+                  key-type (assoc :key key-type)
+                  value-type (assoc :value value-type))))
+    (catch ExceptionInfo e
+      (throw (if (:bpfmap/candidates (ex-data e)) (with-table e) e)))))
+
+(defn row-of-type
+  "What the rules say of a map type: its row of `bpfmap.impl.rules/types`.
+
+      (:per-cpu? (row-of-type :percpu-hash)) ;=> true"
+  [type]
+  (rules/types type))
+
+(defn row-of
+  "What the rules say of the type of an open map: its row of `bpfmap.impl.rules/types`.
+
+      (:per-cpu? (row-of m)) ;=> true"
+  [m]
+  (row-of-type (:type (bpf/spec m))))
+
+;; --- CPUs
+
+(defn- merged
+  "Several values as one: integers added, maps and vectors field by field; what is the same everywhere stays, and what
+  is not becomes a vector."
+  [values]
+  (let [[x] values]
+    (cond
+      (every? integer? values) (reduce +' values)
+      (every? float? values) (reduce + values)
+      (every? map? values) (into (empty x) (map (fn [k] [k (merged (map #(get % k) values))])) (keys x))
+      (and (every? vector? values) (apply = (map count values))) (apply mapv (fn [& xs] (merged xs)) values)
+      (apply = values) x
+      :else (vec values))))
+
+(defn check
+  "Throws `:invalid-value` if the value of one CPU is asked for of a map that has one value for each key.
+
+      (check 0 [0 1]) ;=> nil"
+  [which possible]
+  (when (and (int? which) (nil? possible))
+    (throw (error/error :invalid-value "This is no per-CPU map" {:bpfmap/hint "each key has one value"}))))
+
+(defn combiner
+  "A function from the value of a per-CPU map to what `which` says: nil or `:each` as it is, `:sum` with its numbers added.
+
+      ((combiner :sum) [{:packets 1 :name \"a\"} {:packets 2 :name \"a\"}]) ;=> {:packets 3 :name \"a\"}"
+  [which]
+  (if (= :sum which) merged identity))
+
+(defn picker
+  "A function from the value of a per-CPU map, with one for each of the `possible` CPUs, to what `which` says: as
+  [[combiner]], or the value of the CPU of this number.
+
+      ((picker 1 [0 1]) [10 20]) ;=> 20"
+  [which possible]
+  (if (int? which)
+    (let [i (.indexOf ^java.util.List (vec possible) which)]
+      (when (neg? i)
+        (throw (error/error :invalid-value (str "There is no CPU " which)
+                            {:bpfmap/hint (str "the possible CPUs are " (error/list-of possible))})))
+      #(nth % i))
+    (combiner which)))
+
+;; --- keys and values
 
 (defn- node-of [{:keys [types] :as spec} side]
   (when-some [type (get spec side)]
@@ -200,7 +289,7 @@
       :else (named text))))
 
 (defn- raw-text
-  "The bytes of a text that is not UTF-8, for a type of texts, padded to its size; see `bpfmap.impl.sys.paths/argument`. Throws
+  "The bytes of a text that is not UTF-8, for a type of texts, padded to its size; see `bpfmap.impl.kernel.paths/argument`. Throws
   `:usage` for any other type. Nil for a text that is UTF-8."
   [side text kind size]
   (when (re-find #"[\ud800-\udfff]" text) ; a lone one: a pair is one character
@@ -241,7 +330,7 @@
 (defn call-typed
   "Opens the map of a command's options, makes data of those of its `sides` that are given, and calls f with the map and them."
   [options access sides f]
-  (with-open [m (reference/open options access)]
+  (with-open [m (open options access)]
     (let [spec (bpf/spec m)
           opened (volatile! [])
           keep-open (fn [^Closeable x] (vswap! opened conj x) x)]

@@ -1,4 +1,4 @@
-(ns bpfmap.exec.fields
+(ns ^:no-doc bpfmap.exec.fields
   "The fields that rows have, known before any row is read: their names, aliases and kinds.
 
   A field is a map:
@@ -14,9 +14,9 @@
   | `:shown`    | what a table shows for some values, such as `+`: text to what it means         |
   | `:family`   | of an address or prefix: `:ipv4` or `:ipv6`                                    |
 
-  Names are texts. [[bpfmap.exec.where]] reads paths by them and checks conditions against them."
-  (:require [bpfmap.rules :as rules]
-            [bpfmap.type.node :as node]
+  Names are texts. [[bpfmap.exec.query]] reads paths by them and checks conditions against them."
+  (:require [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.type.node :as node]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)

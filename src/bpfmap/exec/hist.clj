@@ -1,4 +1,4 @@
-(ns bpfmap.exec.hist
+(ns ^:no-doc bpfmap.exec.hist
   "The command `hist`: histograms, of the buckets that a map counts in, or of the values of a field.
 
   A histogram is `{:title :kind :total :buckets}`; a bucket `{:from :to :count}`, both ends included. Buckets without
@@ -20,10 +20,10 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.query :as query]
             [bpfmap.exec.reading :as reading]
-            [bpfmap.exec.reference :as reference]
-            [bpfmap.exec.where :as where]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -106,7 +106,7 @@
 (defn- of-fields
   "A histogram of the values of a field."
   [{:keys [field linear title]} rows]
-  (let [values (mapcat #(where/values-at % field) rows)
+  (let [values (mapcat #(query/values-at % field) rows)
         slot (if linear #(Math/floorDiv (long %) (long linear)) log2-slot)
         kind (if linear :linear :log2)]
     (when-let [odd (first (remove integer? values))]
@@ -123,13 +123,13 @@
   (let [ends (checked-ends options)]
     (for [{:keys [key value]} rows]
       (histogram key (if (:linear options) :linear :log2) ends
-                 (into {} (map-indexed vector) (where/values-at {:value value} (cons "value" path)))))))
+                 (into {} (map-indexed vector) (query/values-at {:value value} (cons "value" path)))))))
 
 (defn- of-keys
   "Histograms of entries whose keys have the number of a slot: one for each of the rest of the keys."
   [{:keys [bucket] :as options} rows]
   (let [ends (checked-ends options)
-        slot (if bucket #(first (where/values-at {:key (:key %)} bucket)) :key)
+        slot (if bucket #(first (query/values-at {:key (:key %)} bucket)) :key)
         without (fn [{:keys [key]}]
                   (when bucket (not-empty (dissoc key (keyword (peek (vec bucket)))))))]
     (for [[title rows] (group-by without rows)]
@@ -147,15 +147,15 @@
     (throw (arguments/refused "hist" :linear linear "it has no powers of two: only bpftrace numbers such buckets its own way")))
   (when (contains? #{:each :all} cpus)
     (throw (arguments/refused "hist" :cpus cpus "WHICH is sum, or the number of a CPU")))
-  (with-open [m (reference/open options :read-only)]
+  (with-open [m (element/open options :read-only)]
     (let [cpus (or cpus :sum)
           row-field (:fields (reading/with-fields m {:cpus cpus}))
           title (some-> field fields/path-text) ; as it was given
-          [field bucket] (map #(when % (where/real-path row-field %)) [field bucket])
+          [field bucket] (map #(when % (query/real-path row-field %)) [field bucket])
           options (assoc options :field field :title title :bucket bucket :fields row-field)
-          rows (into [] (where/selecting (select-keys options [:where :fields])) (reading/entries m {:cpus cpus}))
+          rows (into [] (query/selecting (select-keys options [:where :fields])) (reading/entries m {:cpus cpus}))
           {:keys [key value]} (first rows)
-          of-value (some->> bucket (where/values-at {:value value}))
+          of-value (some->> bucket (query/values-at {:value value}))
           path (cond
                  (nil? bucket) (slots-path value)
                  (and (next of-value) (every? integer? of-value)) (if (= "value" (first bucket)) (rest bucket) bucket))
@@ -170,4 +170,4 @@
                        :else (throw (error/error :usage (str m " has no buckets that can be told from its types")
                                                  {:bpfmap/hint (str "--bucket NAME for the field that has them, --field NAME for the "
                                                                     "values of a field; --key-type and --value-type where it has no types")})))]
-      (vec (remove (comp empty? :buckets) (sort-by :title where/order histograms))))))
+      (vec (remove (comp empty? :buckets) (sort-by :title query/order histograms))))))

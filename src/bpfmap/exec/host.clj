@@ -1,11 +1,12 @@
-(ns bpfmap.exec.host
+(ns ^:no-doc bpfmap.exec.host
   "The commands about the whole host: `list` and `tree`."
   (:require [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.where :as where]
+            [bpfmap.exec.query :as query]
             [bpfmap.host :as host]
-            [bpfmap.impl.inventory :as inventory]
-            [bpfmap.rules :as rules]
+            [bpfmap.impl.host.inventory :as inventory]
+            [bpfmap.impl.map.lifecycle :as lifecycle]
+            [bpfmap.impl.rules :as rules]
             [clojure.string :as str])
   (:import (clojure.lang PersistentArrayMap)))
 
@@ -140,7 +141,7 @@
 
       (column [\"memory\"]) ;=> :memlock"
   [path]
-  (let [real (where/real-path list-fields path)
+  (let [real (query/real-path list-fields path)
         field (keyword (first real))]
     (when (next real)
       (throw (arguments/refused "list" :columns (fields/path-text path)
@@ -151,7 +152,7 @@
   "A predicate of the keys of a row that are shown, or that a condition or the order looks at."
   [{:keys [columns] :as options}]
   (if (seq columns)
-    (into (set columns) (map #(column [%])) (where/fields-used options))
+    (into (set columns) (map #(column [%])) (query/fields-used options))
     (constantly true)))
 
 (defn list-maps
@@ -166,16 +167,16 @@
         wanted (wanted (assoc options :columns columns))
         entries? (wanted :entries)
         maps (inventory/maps (not-any? wanted [:memlock :frozen?])
-                             (fn [info count-entries]
+                             (fn [fd info]
                                (cond-> info
-                                 entries? (assoc :entries (entries info count count-entries)))))
+                                 entries? (assoc :entries (entries info count #(lifecycle/entry-count fd info))))))
         found (into []
                     (keep (fn [[k of]] (when (wanted k) [k (of)])))
                     [[:pinned pins] [:held holders] [:used-by users]])
         row (fn [{:keys [id] :as info}]
               (ordered (reduce (fn [row [k by-id]] (assoc row k (get by-id id []))) info found)))
         chosen (fn [row] (apply array-map (mapcat #(vector % (get row %)) columns)))]
-    (with-meta (cond->> (where/rows options (eduction (map row) maps))
+    (with-meta (cond->> (query/rows options (eduction (map row) maps))
                  (seq columns) (mapv chosen))
       (meta maps))))
 

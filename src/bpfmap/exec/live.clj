@@ -1,4 +1,4 @@
-(ns bpfmap.exec.live
+(ns ^:no-doc bpfmap.exec.live
   "The command `watch`: what changes in a map while it runs, as frames to reduce.
 
   A frame is what is in the map at one time, held against the time before:
@@ -27,12 +27,11 @@
   is given as `:ref` does."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.percpu :as percpu]
+            [bpfmap.exec.query :as query]
             [bpfmap.exec.reading :as reading]
-            [bpfmap.exec.reference :as reference]
-            [bpfmap.exec.where :as where]
-            [bpfmap.impl.raw :as raw]
+            [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo IReduceInit)
            (java.io File)
@@ -109,15 +108,15 @@
     (cond
       (not (zero? by-rate)) by-rate
       (not (zero? by-mark)) by-mark
-      :else (where/order c f))))
+      :else (query/order c f))))
 
 (defn- chosen
   "The rows that the options ask for, in the order that they ask for."
   [{:keys [sort limit changed] :as options} rows]
   (let [rows (if changed (eduction (filter :mark) rows) rows)]
     (if sort
-      (where/rows options rows)
-      (where/top limit liveliness by-liveliness (eduction (where/selecting (dissoc options :limit)) rows)))))
+      (query/rows options rows)
+      (query/top limit liveliness by-liveliness (eduction (query/selecting (dissoc options :limit)) rows)))))
 
 (defn- with-fields
   "Returns options with the `:fields` of the rows of a frame."
@@ -128,15 +127,15 @@
   "What is made of the bytes of an open map, for [[compared]], and the `:options` with the fields of its rows."
   [m {:keys [cpus] :as options}]
   (reading/check-dumpable m {})
-  (percpu/check cpus (reading/cpus-of m))
+  (element/check cpus (reading/cpus-of m))
   (let [possible (reading/cpus-of m)
-        {:keys [value-out] :as types} (raw/types (bpf/spec m) (count possible))
-        value-out (if possible (comp (percpu/picker cpus possible) value-out) value-out)]
+        {:keys [value-out] :as types} (raw-entries/types (bpf/spec m) (count possible))
+        value-out (if possible (comp (element/picker cpus possible) value-out) value-out)]
     (assoc types
            :options (with-fields m options)
            :value-out value-out
            :same? (if (and possible (not= :each cpus))
-                    (fn [a b] (raw/same-data? (value-out a) (value-out b)))
+                    (fn [a b] (raw-entries/same-data? (value-out a) (value-out b)))
                     =))))
 
 ;; --- which map is looked at
@@ -149,7 +148,7 @@
   "Opens the map of a reference; nil if there is none, or it fails in one of these ways."
   [options ref kinds]
   (try
-    (reference/open (assoc options :ref ref) :read-only)
+    (element/open (assoc options :ref ref) :read-only)
     (catch ExceptionInfo e
       (when-not (contains? kinds (:bpfmap/error (ex-data e)))
         (throw e)))))
@@ -190,7 +189,7 @@
   (let [path (first (remove #(bpf/pinned-at? ref %) pins))
         here (when path (try-open {} {:path path} missing))
         other (when here (with-open [^java.io.Closeable here here] (id-of here)))]
-    (cond-> {:m (reference/open options :read-only)}
+    (cond-> {:m (element/open options :read-only)}
       path (assoc :status (if other :pin-replaced :pin-removed) :pin path :other other))))
 
 (defn- looker
@@ -202,7 +201,7 @@
               (int? ref) {:id ref}
               :else ref)
         options (assoc options :ref ref)
-        first-look (fn [] {:m (reference/open options :read-only)})]
+        first-look (fn [] {:m (element/open options :read-only)})]
     (cond
       (bpf/bpf-map? ref) (let [pins (filterv #(bpf/pinned-at? ref %) (bpf/pinned-paths ref))]
                            (fn [_] (look-at-handle options pins)))
@@ -228,7 +227,7 @@
               same-map? (= id (:id about))
               types (if same-map? types (types-of m options))
               before (when same-map? before)
-              entries (raw/snapshot (raw/entries m))
+              entries (raw-entries/snapshot (raw-entries/entries m))
               counted (volatile! {})
               count-mark (fn [{:keys [mark] :as row}]
                            (when mark (vswap! counted update mark (fnil inc 0)))

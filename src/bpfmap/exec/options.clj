@@ -1,4 +1,4 @@
-(ns bpfmap.exec.options
+(ns ^:no-doc bpfmap.exec.options
   "What commands take, as data: each option and argument once, with its name, its kind and a line about it.
 
   | key       | what it holds                                                                 |

@@ -1,12 +1,12 @@
-(ns bpfmap.exec.pins
+(ns ^:no-doc bpfmap.exec.pins
   "The commands that make maps and their names: `create`, `pin`, `unpin`."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
-            [bpfmap.exec.consent :as consent]
+            [bpfmap.exec.confirm :as confirm]
+            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.reference :as reference]
-            [bpfmap.impl.sys.paths :as paths]
-            [bpfmap.rules :as rules]
+            [bpfmap.impl.kernel.paths :as paths]
+            [bpfmap.impl.rules :as rules]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -32,7 +32,7 @@
   "The spec that the options say: that of another map or one that is given, with what stands in options of its own."
   [{:keys [path like spec name type key-type value-type key-size value-size max-entries flags]}]
   (let [base (merge (when like
-                      (with-open [m (reference/open {:ref like} :read-only)]
+                      (with-open [m (element/open {:ref like} :read-only)]
                         (bpf/spec m)))
                     spec)
         ;; A size that is given stands for bytes; a type given goes before those of the base.
@@ -76,13 +76,13 @@
 
       (pin {:ref {:id 12} :path \"/sys/fs/bpf/counts\"}) ;=> {:id 12, :name \"counts\", :type :hash, :path …}"
   [{:keys [ref path move] :as options}]
-  (with-open [m (reference/open options (if move :read-only :read-write))]
+  (with-open [m (element/open options (if move :read-only :read-write))]
     (if-not move
       (pinned m path)
       (let [from (last (bpf/pinned-paths m))]
         (when-not from
           (throw (arguments/refused "pin" :move true "it needs the path of a pin to move")))
-        (consent/check m options "Move this pin of it?")
+        (confirm/check m options "Move this pin of it?")
         (bpf/move-pin! m from path)
         (assoc (select-keys (bpf/info m) [:id :name :type]) :path (bpf/pinned-path m) :from from)))))
 
@@ -91,8 +91,8 @@
 
       (unpin {:path \"/sys/fs/bpf/counts\"}) ;=> {:id 12, :name \"counts\", :type :hash, :path …}"
   [{:keys [path] :as options}]
-  (with-open [m (reference/open {:ref {:path path}} :read-only)]
-    (consent/check m options "Remove this pin of it?")
+  (with-open [m (element/open {:ref {:path path}} :read-only)]
+    (confirm/check m options "Remove this pin of it?")
     (let [info (select-keys (bpf/info m) [:id :name :type])
           path (bpf/pinned-path m)]
       (bpf/unpin! m)

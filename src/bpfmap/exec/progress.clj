@@ -1,4 +1,4 @@
-(ns bpfmap.exec.progress
+(ns ^:no-doc bpfmap.exec.progress
   "How far a command has come, for whoever wants to show it.")
 
 (set! *warn-on-reflection* true)

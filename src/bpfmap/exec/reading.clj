@@ -1,4 +1,4 @@
-(ns bpfmap.exec.reading
+(ns ^:no-doc bpfmap.exec.reading
   "The commands that read one map: `show`, `dump` and `get`. It is opened read-only."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
@@ -6,12 +6,10 @@
             [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.host :as host]
-            [bpfmap.exec.percpu :as percpu]
             [bpfmap.exec.progress :as progress]
-            [bpfmap.exec.reference :as reference]
-            [bpfmap.exec.where :as where]
-            [bpfmap.impl.store :as store]
-            [bpfmap.rules :as rules]
+            [bpfmap.exec.query :as query]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.rules :as rules]
             [clojure.string :as str])
   (:import (clojure.lang IReduceInit)))
 
@@ -22,7 +20,7 @@
 
       (show {:ref {:name \"counts\"}}) ;=> {:id 12, :type :hash, …}"
   [options]
-  (let [{:keys [id] :as info} (with-open [m (reference/open options :read-only)]
+  (let [{:keys [id] :as info} (with-open [m (element/open options :read-only)]
                                 (bpf/info m))]
     (host/ordered (merge info ((host/owners) id))))) ; this process, which had it open, is no holder any more
 
@@ -52,8 +50,8 @@
 
       (into [] (entries m {})) ;=> [{:key 7 :value 42}]"
   [m {:keys [keys cpus] :as options}]
-  (let [{:keys [ops per-cpu?]} (reference/row-of m)
-        of-value (if per-cpu? (percpu/combiner cpus) identity)
+  (let [{:keys [ops per-cpu?]} (element/row-of m)
+        of-value (if per-cpu? (element/combiner cpus) identity)
         read-options (read-options options)]
     (if (and keys (:next-key ops) (not (:reduce ops)))
       (next-keys m)
@@ -62,7 +60,7 @@
                 (if read-options (bpf/entries m read-options) m)))))
 
 (defn with-fields
-  "Returns options with the `:fields` that the entries of an open map have, for `bpfmap.exec.where`."
+  "Returns options with the `:fields` that the entries of an open map have, for `bpfmap.exec.query`."
   [m {:keys [cpus] :as options}]
   (assoc options :fields (fields/of-entries (bpf/spec m) cpus)))
 
@@ -79,7 +77,7 @@
       (check-dumpable m {:keys true})"
   [m {:keys [keys]}]
   (let [{:keys [id name type value-size] :as info} (bpf/info m)
-        {:keys [ops]} (reference/row-of m)
+        {:keys [ops]} (element/row-of m)
         why (rules/alternative type :reduce value-size)]
     (when (and why (not (and keys (:next-key ops))))
       (throw (error/error :not-supported (str "The entries of map " (error/id-and-name info) ", " (clojure.core/name type)
@@ -93,7 +91,7 @@
 
       (cpus-of m) ;=> [0 1]"
   [m]
-  (store/cpus-of m))
+  (bpf-map/cpus-of m))
 
 (defn cpus-apart
   "Returns how many CPUs' values an entry of a map has apart, as `which` asks; nil if it has one value.
@@ -140,13 +138,13 @@
   (if stream
     (stream-of
       (fn [told f init]
-        (with-open [m (reference/open options :read-only)]
+        (with-open [m (element/open options :read-only)]
           (check-dumpable m options)
           (reset! told (about m options))
-          (transduce (comp (where/selecting (with-fields m options)) (shown options)) (completing f) init (entries m options)))))
-    (with-open [m (reference/open options :read-only)]
+          (transduce (comp (query/selecting (with-fields m options)) (shown options)) (completing f) init (entries m options)))))
+    (with-open [m (element/open options :read-only)]
       (check-dumpable m options)
-      (with-meta (into [] (shown options) (where/rows (with-fields m options) (entries m options))) (about m options)))))
+      (with-meta (into [] (shown options) (query/rows (with-fields m options) (entries m options))) (about m options)))))
 
 ;; --- one entry
 
@@ -158,7 +156,7 @@
   [{:keys [cpus] :as options}]
   (element/call-typed options :read-only [:key]
     (fn [m {:keys [key]}]
-      (let [{:keys [ops per-cpu?]} (reference/row-of m)
+      (let [{:keys [ops per-cpu?]} (element/row-of m)
             found (fn [v] (when-not (= ::none v) v))]
         (cond
           (:might-contain? ops) {:value key :might-contain? (bpf/might-contain? m key)}
@@ -166,4 +164,4 @@
           :else (let [read-options (read-options options)
                       v (if read-options (bpf/lookup m key ::none read-options) (bpf/lookup m key ::none))]
                   (when-not (= ::none v)
-                    {:key key :value (if per-cpu? ((percpu/combiner cpus) v) v)})))))))
+                    {:key key :value (if per-cpu? ((element/combiner cpus) v) v)})))))))

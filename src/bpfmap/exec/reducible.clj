@@ -1,4 +1,4 @@
-(ns bpfmap.exec.reducible
+(ns ^:no-doc bpfmap.exec.reducible
   "Results of commands that are reduced instead of held in memory: `watch`, and rows with `:stream`.
 
   Each reduction runs the command anew. Printing one, and `datafy`, show the command and its options,

@@ -1,13 +1,13 @@
-(ns bpfmap.exec.types
+(ns ^:no-doc bpfmap.exec.types
   "The commands about types and what the kernel has: `types` and `features`."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.reference :as reference]
-            [bpfmap.exec.where :as where]
+            [bpfmap.exec.query :as query]
             [bpfmap.feature :as feature]
-            [bpfmap.rules :as rules]
-            [bpfmap.type :as type]
-            [bpfmap.type.c :as c]))
+            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.type.c :as c]
+            [bpfmap.type :as type]))
 
 (set! *warn-on-reflection* true)
 
@@ -24,7 +24,7 @@
       (types {:ref {:name \"counts\"}})
       ;=> {:key {:type :u32, :c [\"__u32 key;\"], :size 4, :offsets {}}, :value {…}}"
   [options]
-  (with-open [m (reference/open options :read-only)]
+  (with-open [m (element/open options :read-only)]
     (let [spec (bpf/spec m)
           {:keys [untyped btf-id]} (bpf/info m)]
       (into (array-map :map (select-keys (bpf/info m) [:id :name :type]))
@@ -61,7 +61,7 @@
   [options]
   (let [{:keys [kernel map-types map-flags operations element-flags program-types]} (feature/report)]
     (with-meta
-      (where/rows (assoc options :fields features-fields)
+      (query/rows (assoc options :fields features-fields)
                   (concat (answers :map-type nil rules/types map-types)
                           (mapcat (fn [[type found]] (answers :map-flag type rules/flags found)) (sort-by key map-flags))
                           (mapcat (fn [[type found]] (answers :operation type nil found)) (sort-by key operations))

@@ -1,4 +1,4 @@
-(ns bpfmap.impl.cache
+(ns ^:no-doc bpfmap.impl.cache
   "Bounded caches of what follows from a type, a spec or a BTF object, for maps that are opened and created often.
 
   Types are compared by identity: two enums may be equal and list their names in another order, which decides what a

@@ -1,4 +1,4 @@
-(ns bpfmap.impl.edn
+(ns ^:no-doc bpfmap.impl.edn
   "Reads EDN that somebody else wrote: words of a command line, saved files, messages to the pod.
 
   Reading never evaluates anything, and knows no tags but `#bpfmap/bytes`, `#bpfmap/keyword`, `#inst`, `#uuid` and those that the

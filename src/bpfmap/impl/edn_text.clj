@@ -1,4 +1,4 @@
-(ns bpfmap.impl.edn-text
+(ns ^:no-doc bpfmap.impl.edn-text
   "Prints data as EDN that reads back as what it was, whatever names and texts are in it.
 
   Names of fields and of enums come from the BTF of other programs. A keyword that EDN has no literal for is printed as

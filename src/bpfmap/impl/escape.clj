@@ -1,4 +1,4 @@
-(ns bpfmap.impl.escape
+(ns ^:no-doc bpfmap.impl.escape
   "Makes text from anywhere safe to show on a terminal.
 
   Names of maps, pins, processes and fields, and what a map holds, come from other programs. Characters that

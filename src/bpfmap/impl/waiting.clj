@@ -1,4 +1,4 @@
-(ns bpfmap.impl.waiting
+(ns ^:no-doc bpfmap.impl.waiting
   "Waits that an interrupt ends with an error as data, and leaves the thread interrupted.
 
   Every wait on a thread of the user's is one of these."

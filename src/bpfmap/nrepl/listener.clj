@@ -1,16 +1,17 @@
-(ns bpfmap.nrepl.listener
+(ns ^:no-doc bpfmap.nrepl.listener
   "Taking connections: from a Unix socket those of users who may, from TCP those of this host.
 
   Who is at the other end of a Unix socket the kernel says (SO_PEERCRED): the user who called connect(2). It is asked as soon
   as a connection is there, before a byte of it is read. Only root and the user of the server are let in."
   (:require [bpfmap.error :as error]
-            [bpfmap.impl.sys :as sys]
-            [bpfmap.impl.sys.paths :as paths]
-            [bpfmap.nrepl.place :as place])
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.paths :as paths]
+            [bpfmap.nrepl.socket-dir :as socket-dir])
   (:import (bpfmap.sys Fd)
            (java.io Closeable IOException)
            (java.lang ProcessHandle)
-           (java.net InetAddress InetSocketAddress SocketAddress StandardProtocolFamily UnixDomainSocketAddress)
+           (java.net InetAddress InetSocketAddress SocketAddress StandardProtocolFamily
+                     UnixDomainSocketAddress)
            (java.nio.channels ClosedChannelException ServerSocketChannel SocketChannel)
            (java.nio.file FileSystems Files LinkOption Path)
            (java.nio.file.attribute UserPrincipal)
@@ -117,32 +118,32 @@
   Java makes a text of the address that the kernel tells, which fails for a path that the locale cannot name. So such a
   socket is bound to a name in ASCII in its directory, and moved by its bytes to its own: a moved socket stays connected."
   [^ServerSocketChannel server ^Path path]
-  (let [what (str "The socket " (place/text path))]
+  (let [what (str "The socket " (socket-dir/text path))]
     (if-not (re-find #"[^\x00-\x7f]" (str path))
       (bind server (UnixDomainSocketAddress/of path) what)
-      (with-open [^Fd directory (sys/open-file (paths/text (paths/of-java (.getParent path))) false {:op :nrepl})]
+      (with-open [^Fd directory (call/open-file (paths/text (paths/of-java (.getParent path))) false {:op :nrepl})]
         (let [number (.acquire directory)
               beside (str "/proc/self/fd/" number "/." (.pid (ProcessHandle/current)) ".sock")]
           (try
             (paths/remove-file beside) ; of a process that was killed in between, and had the same number
             (bind server (UnixDomainSocketAddress/of beside) what)
-            (sys/rename beside (paths/text (paths/of-java path)) {:op :nrepl})
+            (call/rename beside (paths/text (paths/of-java path)) {:op :nrepl})
             (finally (.release directory))))))))
 
 (defn unix
-  "Listens on a Unix socket, whose path `bpfmap.nrepl.place` has checked, and takes those connections that may.
+  "Listens on a Unix socket, whose path `bpfmap.nrepl.socket-dir` has checked, and takes those connections that may.
 
   `serve` is called with the channel of each, on a thread of its own, and `complain` with a line about what went wrong.
   Returns a Closeable, which closes the connections too, and removes the socket."
   ^Closeable [^Path path {:keys [serve complain]}]
-  (let [claim (place/claim path)
-        ^ServerSocketChannel server (or-close (place/release claim)
+  (let [claim (socket-dir/claim path)
+        ^ServerSocketChannel server (or-close (socket-dir/release claim)
                                       (ServerSocketChannel/open StandardProtocolFamily/UNIX))]
-    (or-close (do (.close server) (place/release claim))
+    (or-close (do (.close server) (socket-dir/release claim))
       (bind-path server path)
-      (let [claim (place/mark claim)
+      (let [claim (socket-dir/mark claim)
             may? (admitted (.getParent path))]
-        (listening server {:refusal #(refusal may? %) :serve serve :complain complain} #(place/release claim))))))
+        (listening server {:refusal #(refusal may? %) :serve serve :complain complain} #(socket-dir/release claim))))))
 
 (defn tcp
   "Listens on a TCP port of the loopback address, 0 for any that is free, to which any user of this host can connect.

@@ -1,4 +1,4 @@
-(ns bpfmap.nrepl.wire
+(ns ^:no-doc bpfmap.nrepl.wire
   "nREPL's messages over a channel.
 
   A channel of Java's is closed by the interrupt of a thread that writes to it, or is about to. What writes here is a session,
@@ -8,8 +8,8 @@
   (:require [nrepl.transport :as transport])
   (:import (java.io BufferedInputStream BufferedOutputStream Closeable IOException)
            (java.nio.channels Channels SocketChannel)
-           (java.util.concurrent Callable ExecutionException ExecutorService Executors Future RejectedExecutionException
-                                 ThreadFactory)))
+           (java.util.concurrent Callable ExecutionException ExecutorService Executors
+                                 Future RejectedExecutionException ThreadFactory)))
 
 (set! *warn-on-reflection* true)
 

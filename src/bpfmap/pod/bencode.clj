@@ -1,4 +1,4 @@
-(ns bpfmap.pod.bencode
+(ns ^:no-doc bpfmap.pod.bencode
   "Bencode, the format of the messages between a pod and its client.
 
   Texts, integers, lists, and dictionaries with texts as keys: `d2:op8:describee` is `{\"op\" \"describe\"}`.

@@ -1,14 +1,14 @@
-(ns bpfmap.pod.handles
+(ns ^:no-doc bpfmap.pod.handles
   "What the client of a pod has open: the pod keeps the object, the client gets a handle that stands for it.
 
   A handle is EDN, `#bpfmap/map {:handle 1, :id 12, :type :hash, :name \"counts\"}`. The number says which object it is; the
   rest is for people, and is compared, so that a handle of another pod is not taken for one of this. Numbers are not used twice:
   a handle that was closed is known as such, and the table holds nothing for it."
   (:require [bpfmap.error :as error]
-            [bpfmap.impl.store :as store]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.pod.watch :as watch]
             [bpfmap.prog :as prog])
-  (:import (bpfmap.impl.store BpfMap)
+  (:import (bpfmap.impl.map.bpf_map BpfMap)
            (bpfmap.pod.watch Watch)
            (bpfmap.prog Attachment Program)
            (java.io Closeable)
@@ -18,7 +18,7 @@
 
 (def ^:private kinds
   "What may be open, by its tag: its class, what a handle says of it beside the number, and what people call it."
-  [{:tag 'bpfmap/map :class BpfMap :facts store/identity-of :word "map"}
+  [{:tag 'bpfmap/map :class BpfMap :facts bpf-map/identity-of :word "map"}
    {:tag 'bpfmap/program :class Program :facts #(select-keys (prog/info %) [:id :type :name]) :word "program"}
    {:tag 'bpfmap/attachment :class Attachment :facts #(select-keys (prog/info %) [:id :type :tracepoint]) :word "attachment"}
    {:tag 'bpfmap/watch :class Watch :facts #(select-keys (watch/map-of %) [:id :name]) :word "watch"}])
@@ -56,9 +56,9 @@
     (locking table
       (if-let [number (.get numbers object)]
         (second (.get objects number))
-        (let [{:keys [tag facts]} (kind-of object)
+        (let [{:keys [tag ctx]} (kind-of object)
               number (inc (aget issued 0))
-              handle (tagged-literal tag (into {:handle number} (facts object)))]
+              handle (tagged-literal tag (into {:handle number} (ctx object)))]
           (aset issued 0 number)
           (.put objects number [object handle])
           (.put numbers object number)

@@ -1,4 +1,4 @@
-(ns bpfmap.pod.payload
+(ns ^:no-doc bpfmap.pod.payload
   "What a call's arguments and results are between the pod and its client: EDN, with tags for what EDN has no word for.
 
   | tag                  | stands for                                            |
@@ -13,7 +13,7 @@
             [bpfmap.impl.edn :as edn]
             [bpfmap.pod.handles :as handles]
             [clojure.string :as str])
-  (:import (bpfmap.impl.many Entries)
+  (:import (bpfmap.impl.map.batch_ops Entries)
            (clojure.lang ExceptionInfo)
            (java.io StringWriter Writer)))
 

@@ -1,4 +1,4 @@
-(ns bpfmap.pod.vars
+(ns ^:no-doc bpfmap.pod.vars
   "What a pod offers, as data: the namespaces that its client sees, and the function behind each var.
 
   The functions are the public API. What the client runs itself (macros, callbacks, readers of tags) is code that it gets,

@@ -1,4 +1,4 @@
-(ns bpfmap.pod.watch
+(ns ^:no-doc bpfmap.pod.watch
   "What changes in a map, told as it does: the entries are read again and again, and what is not as it was is an event.
 
   | key        | what it holds                                                               |
@@ -14,8 +14,8 @@
   readings is not seen."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
-            [bpfmap.impl.raw :as raw]
-            [bpfmap.impl.store :as store]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.waiting :as waiting])
   (:import (java.io Closeable)
            (java.util.concurrent CountDownLatch)))
@@ -63,7 +63,7 @@
 (defn map-of
   "What the map of a watch is: `{:id :name :type}`."
   [^Watch watch]
-  (store/identity-of (.-m watch)))
+  (bpf-map/identity-of (.-m watch)))
 
 (defn changes
   "What differs between two snapshots, as an event without its time; nil where nothing does.
@@ -75,12 +75,12 @@
          {:added (into {} (remove #(contains? before (key %))) after)
           :changed (into {} (keep (fn [[k v]]
                                     (when-let [[_ was] (find before k)]
-                                      (when-not (raw/same-data? was v) [k [was v]]))))
+                                      (when-not (raw-entries/same-data? was v) [k [was v]]))))
                          after)
           :removed (into {} (remove #(contains? after (key %))) before)})))
 
-(defn- event [facts]
-  (assoc facts :at (System/currentTimeMillis)))
+(defn- event [ctx]
+  (assoc ctx :at (System/currentTimeMillis)))
 
 (defn run
   "Calls f with each event until the watch or its map is closed; returns nil. Throws what reading the map throws.

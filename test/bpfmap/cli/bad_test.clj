@@ -1,6 +1,6 @@
 (ns bpfmap.cli.bad-test
   "Bad invocations of every command: one clear line, the right exit code, nothing on standard output, nothing half done."
-  (:require [bpfmap.cli.arguments :as cli.arguments]
+  (:require [bpfmap.cli.arguments :as cli-arguments]
             [bpfmap.cli.calling :refer [bpfmap id-of]]
             [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]

@@ -1,6 +1,6 @@
 (ns bpfmap.cli.calling
   "The command line, called within this process by the tests."
-  (:require [bpfmap.cli :as cli]
+  (:require [bpfmap.cli.main :as main]
             [bpfmap.core :as bpf]
             [bpfmap.impl.edn-text :as edn-text]
             [clojure.data.json :as json]
@@ -16,7 +16,7 @@
   [& args]
   (let [out (StringWriter.)
         err (StringWriter.)
-        exit (binding [*out* out *err* err] (cli/run (map str args)))]
+        exit (binding [*out* out *err* err] (main/run (map str args)))]
     {:exit exit :out (str out) :err (str err)}))
 
 (defn read-edn [text]

@@ -1,8 +1,8 @@
 (ns bpfmap.cli.demo-test
   "The command `demo` within this process: what it counts, and how its live table reads."
-  (:require [bpfmap.cli :as cli]
-            [bpfmap.cli.demo :as cli.demo]
-            [bpfmap.cli.signals :as signals]
+  (:require [bpfmap.cli.live :as live]
+            [bpfmap.cli.live-commands :as live-commands]
+            [bpfmap.cli.main :as main]
             [bpfmap.core :as bpf]
             [bpfmap.exec.demo :as demo]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
@@ -20,7 +20,7 @@
 (defn- bpfmap [& args]
   (let [out (StringWriter.)
         err (StringWriter.)
-        exit (binding [*out* out *err* err] (cli/run args))]
+        exit (binding [*out* out *err* err] (main/run args))]
     {:exit exit :out (str out) :err (str err)}))
 
 (defn- demo-maps []
@@ -87,10 +87,10 @@
   (let [seen (promise)
         former (Signal/handle (Signal. "HUP") (reify sun.misc.SignalHandler (handle [_ _] (deliver seen :former))))]
     (try
-      (is (= :inner (signals/handling {"HUP" #(deliver seen :inner)}
+      (is (= :inner (live/handling {"HUP" #(deliver seen :inner)}
                                       #(do (Signal/raise (Signal. "HUP")) (deref seen 5000 nil)))))
       (let [seen-again (promise)]
-        (signals/handling {"HUP" #(deliver seen-again :inner)} (constantly nil))
+        (live/handling {"HUP" #(deliver seen-again :inner)} (constantly nil))
         (Signal/raise (Signal. "HUP"))
         (is (nil? (deref seen-again 200 nil))))
       (finally (Signal/handle (Signal. "HUP") former)))))
@@ -121,12 +121,12 @@
           "  NR  NAME          COUNT  PER-SECOND"
           " 499  syscall_499      30        20.0"
           "9999  syscall_9999      1         1.0"]
-         (#'cli.demo/frame state {:height 24}))))
+         (#'live-commands/frame state {:height 24}))))
 
 (deftest the-live-table-fits-the-height
   (doseq [height (range 4 8)]
-    (is (= (min 6 height) (count (#'cli.demo/frame state {:height height})))))
-  (is (= 4 (count (#'cli.demo/frame state {:height 1}))) "the screen cuts what is below it"))
+    (is (= (min 6 height) (count (#'live-commands/frame state {:height height})))))
+  (is (= 4 (count (#'live-commands/frame state {:height 1}))) "the screen cuts what is below it"))
 
 (deftest samples-reach-back-one-second
   (let [samples (reductions #'demo/with-sample [[0.0 {}]] (for [t (range 0.25 3.0 0.25)] [t {}]))]
@@ -138,13 +138,13 @@
 (deftest the-final-table-is-the-top-that-fits-the-screen
   (let [run {:elapsed 2.0 :counts (zipmap (range 1000 1100) (range 1 101)) :map {:id 1 :type :hash :name "x"}}]
     (with-redefs [bpf/open (fn [& _] (throw (ex-info "" {:bpfmap/error :not-found})))]
-      (let [{:keys [rows closing exit]} (#'cli.demo/view run nil 24)]
+      (let [{:keys [rows closing exit]} (#'live-commands/view run nil 24)]
         (is (= 20 (count rows)))
         (is (= ["Counted 5050 system calls of 100 kinds in 2.0 s; the top 20 are above"
                 "They were in BPF map 1 (hash, x), which is gone now"]
                closing))
         (is (= 0 exit)))
-      (let [{:keys [rows closing exit]} (#'cli.demo/view run "INT" nil)]
+      (let [{:keys [rows closing exit]} (#'live-commands/view run "INT" nil)]
         (is (= 100 (count rows)))
         (is (= "Counted 5050 system calls of 100 kinds in 2.0 s" (first closing)))
         (is (= 130 exit))))))

@@ -2,11 +2,11 @@
   "What `dump` prints of a key or value, as a table, EDN or JSON, is what `get`, `put`, `delete` and `take` take for it."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :refer [bpfmap edn-of id-of refused]]
-            [bpfmap.cli.output :as output]
-            [bpfmap.codec :as codec]
             [bpfmap.core :as bpf]
             [bpfmap.exec.element :as element]
+            [bpfmap.exec.output :as output]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.impl.codec :as codec]
             [bpfmap.prog :as prog]
             [bpfmap.type :as type]
             [bpfmap.types :as types]

@@ -2,17 +2,15 @@
   "What a table shows above a column, and in front of a row, is what `--where`, `--sort` and `--columns` take."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :refer [bpfmap id-of read-edn]]
-            [bpfmap.cli.views]
-            [bpfmap.cli.views.kernel]
-            [bpfmap.cli.views.live]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.where :as where]
+            [bpfmap.exec.query :as query]
+            [bpfmap.exec.views]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.edn-text :refer [edn-text]]
-            [bpfmap.impl.raw :as raw]
+            [bpfmap.impl.map.raw-entries :as raw-entries]
             [clojure.data.csv :as csv]
             [clojure.data.json :as json]
             [clojure.string :as str]
@@ -63,7 +61,7 @@
 (defn- titles
   "The titles of the columns of a view."
   [{:keys [columns csv-columns]} value]
-  (let [as-csv (with-out-str ((requiring-resolve 'bpfmap.cli.csv/print-rows) (or csv-columns columns) value))]
+  (let [as-csv (with-out-str ((requiring-resolve 'bpfmap.exec.csv/print-rows) (or csv-columns columns) value))]
     (concat (map :title columns) (first (csv/read-csv as-csv)))))
 
 (def ^:private ^:dynamic *sorted*
@@ -88,7 +86,7 @@
   "Each column shows what a field of its title is in the same row."
   [{:keys [columns]} row row-field]
   (doseq [{:keys [title of path]} columns :when (and path (not (str/blank? title)))]
-    (let [found (fields/find-path row-field (where/path-of title))]
+    (let [found (fields/find-path row-field (query/path-of title))]
       (is (= (map #(if (keyword? %) (fields/name-of %) (str %)) path) (first found)) title))
     (is (some? (of row)))))
 
@@ -108,8 +106,8 @@
               id (id-of m)
               dumped (exec/dump (assoc options :ref id))
               two-maps (exec/diff (assoc options :old (id-of old) :new id))
-              dump-view (bpfmap.cli.views/entries dumped {})
-              diff-view (bpfmap.cli.views.live/diff two-maps {:new m})
+              dump-view (bpfmap.exec.views/entries dumped {})
+              diff-view (bpfmap.exec.views/diff two-maps {:new m})
               frame (do (reduce (fn [n frame]
                                   (if (= 1 (long n))
                                     (reduced frame)
@@ -121,9 +119,9 @@
                               rows (exec/diff (assoc options :old id :seconds (/ wait 200.0)))]
                           @change
                           (if (or (seq rows) (< 2000 wait)) rows (recur (* 2 wait)))))
-              changed-view (bpfmap.cli.views.live/diff changed {})
-              watch-columns (bpfmap.cli.views.live/entry-columns
-                             (:rows frame) (distinct (mapcat #(bpfmap.cli.views.live/numeric-paths [] (:per-second %)) (:rows frame))))
+              changed-view (bpfmap.exec.views/diff changed {})
+              watch-columns (bpfmap.exec.views/entry-columns
+                             (:rows frame) (distinct (mapcat #(bpfmap.exec.views/numeric-paths [] (:per-second %)) (:rows frame))))
               cpus (when cpus (if (= "sum" cpus) :sum 0))]
           (check-headers (with-options ["dump" id]) (titles dump-view dumped))
           (check-columns dump-view (first dumped) (fields/of-entries specs cpus))
@@ -153,7 +151,7 @@
 (kernel-test headers-of-the-host-are-names-of-fields
   (with-open [^Closeable m (create {:key :u32 :value :u32})]
     (let [rows (exec/list {:where (str "id=" (id-of m))})
-          {:keys [columns] :as view} (bpfmap.cli.views/maps (map #(assoc % :frozen? true) rows) {})
+          {:keys [columns] :as view} (bpfmap.exec.views/maps (map #(assoc % :frozen? true) rows) {})
           words ["list" "--where" (str "id=" (id-of m))]]
       (is (= 13 (count columns)))
       (binding [*sorted* 4]
@@ -163,7 +161,7 @@
         (is (= (bpfmap "list" "--where" (str "id=" (id-of m)) "--columns" title)
                (bpfmap "list" "--where" (str "id=" (id-of m)) "--columns" (str/lower-case title)))))))
   (let [rows (exec/features {:where "of=hash"})
-        view (bpfmap.cli.views.kernel/features rows {:where []})]
+        view (bpfmap.exec.views/features rows {:where []})]
     (check-headers ["features" "--where" "of=hash"] (titles view rows))))
 
 (deftest every-command-with-rows-is-tried-here
@@ -172,11 +170,11 @@
 
 (kernel-test padding-is-a-field-where-it-is-shown
   (with-open [^Closeable m (create {:key :u8 :value [:struct [:a :u8] [:b :u32]]})]
-    (with-open [^Closeable raw (raw/twin m)]
+    (with-open [^Closeable raw (raw-entries/twin m)]
       (bpf/put-all! raw [[(bytes/->bytes [1]) (bytes/->bytes "01 ff ff ff 01 00 00 00")]
                          [(bytes/->bytes [2]) (bytes/->bytes "01 00 00 00 01 00 00 00")]]))
     (let [rows (exec/dump {:ref m})]
-      (check-headers ["dump" (id-of m)] (map :title (:columns (bpfmap.cli.views/entries rows {}))))
+      (check-headers ["dump" (id-of m)] (map :title (:columns (bpfmap.exec.views/entries rows {}))))
       (is (= [1] (map :key (exec/dump {:ref m :where "bpfmap/padding='ff ff ff'"})))))))
 
 (kernel-test marks-are-compared-by-their-signs

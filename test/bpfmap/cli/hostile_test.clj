@@ -2,8 +2,8 @@
   "Names and contents that were made to steer a terminal: whatever prints them, nothing of it gets there raw."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :refer [bpfmap id-of]]
-            [bpfmap.cli.output :as output]
             [bpfmap.core :as bpf]
+            [bpfmap.exec.output :as output]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.escape-test :refer [raw?]]
             [clojure.java.io :as io]

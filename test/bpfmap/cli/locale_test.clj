@@ -6,7 +6,7 @@
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.escape :as escape]
-            [bpfmap.impl.sys.paths :as paths]
+            [bpfmap.impl.kernel.paths :as paths]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing use-fixtures]]

@@ -1,7 +1,7 @@
 (ns bpfmap.cli.output-test
   "What the command line prints, without a kernel."
   (:require [bpfmap.bytes :as bytes]
-            [bpfmap.cli.output :as output]
+            [bpfmap.exec.output :as output]
             [bpfmap.impl.edn-text :as edn-text]
             [clojure.data.json :as json]
             [clojure.edn :as edn]
@@ -119,7 +119,7 @@
     Long/MAX_VALUE "8.0E"))
 
 (deftest a-number-of-any-size-is-printed-to-its-first-digit-after-the-point
-  (are [x text] (= text (output/tenths x))
+  (are [x text] (= text (output/format-1dp x))
     0 "0.0"
     16.46 "16.5"
     -0.25 "-0.3"

@@ -1,6 +1,6 @@
 (ns bpfmap.cli.process-test
   "bin/bpfmap as a process: from where it is called, what it does to signals, pipes and the terminal."
-  (:require [bpfmap.cli :as cli]
+  (:require [bpfmap.cli.main :as main]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [clojure.edn :as edn]
@@ -33,7 +33,7 @@
         link (.toPath (io/file dir "a link"))]
     (Files/createSymbolicLink link (Path/of script (make-array String 0)) (make-array FileAttribute 0))
     (try
-      (is (= {:exit 0 :out (str "bpfmap " cli/version "\n") :err ""}
+      (is (= {:exit 0 :out (str "bpfmap " main/version "\n") :err ""}
              (fixture/run [(str link) "--version"] :dir dir)))
       (finally
         (Files/delete link)

@@ -5,7 +5,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
-            [bpfmap.impl.raw :as raw]
+            [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
             [clojure.test :refer [are deftest is]]
@@ -20,7 +20,7 @@
   "A hash map of these types with these raw entries."
   ^Closeable [key value entries]
   (let [m (bpf/create {:name "raw" :type :hash :key key :value value :max-entries 64})]
-    (with-open [^Closeable raw (raw/twin m)]
+    (with-open [^Closeable raw (raw-entries/twin m)]
       (bpf/put-all! raw (map (fn [[k v]] [(bytes/->bytes k) (bytes/->bytes v)]) entries)))
     m))
 
@@ -70,7 +70,7 @@
     (is (re-find #"There is no CPU 5000" (:message (fixture/error-of (exec/diff {:old a :new b :cpus 5000})))))))
 
 (deftest data-that-says-the-same
-  (are [same? a b] (= same? (raw/same-data? a b))
+  (are [same? a b] (= same? (raw-entries/same-data? a b))
     true ##NaN ##NaN
     false 0.0 -0.0
     true {:a [1 ##NaN]} {:a [1 ##NaN]}

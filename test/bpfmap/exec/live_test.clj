@@ -7,7 +7,7 @@
             [bpfmap.exec.live :as live]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
-            [bpfmap.impl.raw :as raw]
+            [bpfmap.impl.map.raw-entries :as raw-entries]
             [clojure.data.json :as json]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is]])
@@ -91,7 +91,7 @@
 
 (kernel-test entries-are-told-apart-by-their-bytes
   (with-open [m ^Closeable (bpf/create {:type :hash :key [:struct [:group :u64] [:cache :u32]] :value :f32 :max-entries 8})
-              raw ^Closeable (raw/twin m)]
+              raw ^Closeable (raw-entries/twin m)]
     (let [k (fn [x] (bytes/->bytes (concat (repeat 15 0) [x])))
           nan (bytes/->bytes "0000c07f")]
       (bpf/put-all! raw {(k 0) nan (k 1) nan (k 2) nan})

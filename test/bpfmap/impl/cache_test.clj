@@ -1,16 +1,16 @@
 (ns bpfmap.impl.cache-test
   "What is cached for maps that are opened and created often never makes one map read as another."
-  (:require [bpfmap.btf.emit :as emit]
-            [bpfmap.core :as bpf]
+  (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.impl.btf.writer :as writer]
             [bpfmap.impl.cache :as cache]
-            [bpfmap.impl.sys.btf :as sys.btf]
-            [bpfmap.impl.sys.maps :as maps]
+            [bpfmap.impl.kernel.btf :as btf]
+            [bpfmap.impl.kernel.map :as map]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
             [clojure.test :refer [deftest is testing]]
             [clojure.test.check.generators :as gen])
-  (:import (bpfmap.impl.store BpfMap)
+  (:import (bpfmap.impl.map.bpf_map BpfMap)
            (bpfmap.sys Fd)
            (java.io Closeable)
            (java.util.concurrent ConcurrentHashMap)))
@@ -73,9 +73,9 @@
           (is (= (keys (type/offsets (:value (bpf/spec m)))) (keys (type/offsets (:value (bpf/spec m)))))))))
     (testing "and by another type of the same BTF object"
       (let [integer (fn [name signed?] {:kind :int :name name :size 4 :bits 32 :offset 0 :signed? signed? :char? false :bool? false})]
-        (with-open [btf ^Fd (sys.btf/load (emit/blob [(integer "int" true) (integer "unsigned int" false)]) nil {:op :create})]
+        (with-open [btf ^Fd (btf/load (writer/blob [(integer "int" true) (integer "unsigned int" false)]) nil {:op :create})]
           (let [open (fn [k v]
-                       (with-open [fd ^Fd (maps/create {:type :hash :key-size 4 :value-size 4 :max-entries 1 :flags #{}
+                       (with-open [fd ^Fd (map/create {:type :hash :key-size 4 :value-size 4 :max-entries 1 :flags #{}
                                                         :name "cache" :btf {:fd btf :key k :value v}}
                                                        {:op :create})]
                          (let [number (.acquire fd)]
@@ -89,9 +89,9 @@
 (kernel-test types-of-a-btf-id-hold-for-a-minute
   (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8})]
     (let [id (:id (bpf/info m))
-          c ^ConcurrentHashMap @#'bpfmap.impl.typing/told-types
+          c ^ConcurrentHashMap @#'bpfmap.impl.map.map-btf/told-types
           k [(:btf-id (bpf/info m)) (:btf-key-type-id (bpf/info m)) (:btf-value-type-id (bpf/info m)) :hash]
-          told @#'bpfmap.impl.typing/->Told
+          told @#'bpfmap.impl.map.map-btf/->Told
           types #(with-open [m ^Closeable (bpf/open id)] ((juxt :key :value) (bpf/spec m)))]
       (is (= [:u32 :u64] (types)))
       (testing "what another object of the same id would have left there is used"

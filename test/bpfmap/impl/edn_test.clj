@@ -1,12 +1,12 @@
 (ns bpfmap.impl.edn-test
   "EDN from anywhere: read within bounds, never evaluated; whatever it is, an error of bpfmap's own is all that comes of it."
   (:require [bpfmap.bytes :as bytes]
-            [bpfmap.codec :as codec]
             [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.backup :as backup]
             [bpfmap.exec.element :as element]
-            [bpfmap.exec.saving :as saving]
-            [bpfmap.exec.where :as where]
+            [bpfmap.exec.query :as query]
             [bpfmap.fixture :as fixture :refer [error-of]]
+            [bpfmap.impl.codec :as codec]
             [bpfmap.impl.edn :as edn]
             [bpfmap.pod.handles :as handles]
             [bpfmap.pod.payload :as payload]
@@ -106,11 +106,11 @@
     (concat
      (for [[kind {:keys [read problem]}] arguments/kinds]
        [kind (fn [text] (let [data (read text)] (when (and problem (some? data)) (problem data))))])
-     [[:condition (fn [text] (doall (where/rows {:where [(where/condition text)]} [row row])))]
+     [[:condition (fn [text] (doall (query/rows {:where [(query/condition text)]} [row row])))]
       [:args (fn [text] (payload/read-args table (str "[" text "]")))]
       [:create (fn [text] (spec/complete (edn/read-text text)))]
       [:saved (fn [text] (let [file (doto (java.io.File/createTempFile "mutated" ".edn") (spit text))]
-                           (try (saving/read-file (str file)) (finally (.delete file)))))]]
+                           (try (backup/read-file (str file)) (finally (.delete file)))))]]
      (for [t nodes]
        [[:typed t] (let [compiled (codec/codec t)
                        memory (.allocate (Arena/ofAuto) 64)]

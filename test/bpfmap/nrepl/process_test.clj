@@ -1,7 +1,7 @@
 (ns bpfmap.nrepl.process-test
   "`bin/clj -M:nrepl` as a process: what it prints, how it ends, what it leaves."
   (:require [bpfmap.fixture :as fixture]
-            [bpfmap.nrepl :as nrepl]
+            [bpfmap.nrepl.server :as server]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
@@ -17,7 +17,7 @@
   [& args]
   (let [err (StringWriter.)
         code (atom nil)
-        out (with-out-str (binding [*err* err] (reset! code (nrepl/run args))))]
+        out (with-out-str (binding [*err* err] (reset! code (server/run args))))]
     [@code out (str err)]))
 
 (deftest wrong-usage-is-a-line-and-2
@@ -50,7 +50,7 @@
 (def ^:private command
   "The command with this JVM's class path, as the alias has it."
   [(str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED"
-   "-cp" (System/getProperty "java.class.path") "clojure.main" "-m" "bpfmap.nrepl"])
+   "-cp" (System/getProperty "java.class.path") "clojure.main" "-m" "bpfmap.nrepl.server"])
 
 (defn- start
   "Starts a server, and waits for what it prints: the process and the line."

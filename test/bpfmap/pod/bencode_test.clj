@@ -1,6 +1,6 @@
 (ns bpfmap.pod.bencode-test
   "Bencode against the test's own, and against that of nREPL, which Babashka uses too. What is refused, and how, is in
-  `bpfmap.pod-test`."
+  `bpfmap.pod.server-test`."
   (:require [bpfmap.fixture :as fixture :refer [error-of]]
             [bpfmap.pod-client :as client]
             [bpfmap.pod.bencode :as bencode]

@@ -6,12 +6,12 @@
             [clojure.test.check.clojure-test :refer [defspec]]
             [clojure.test.check.generators :as gen]
             [clojure.test.check.properties :as prop])
-  (:import (bpfmap.sys Cpus)))
+  (:import (bpfmap.sys PossibleCpus)))
 
 (set! *warn-on-reflection* true)
 
 (deftest l4-lists-of-cpus-parse
-  (are [text cpus] (= cpus (vec (Cpus/parse text)))
+  (are [text cpus] (= cpus (vec (PossibleCpus/parse text)))
     "0" [0]
     "0-3\n" [0 1 2 3]
     "0,3-4" [0 3 4]
@@ -19,7 +19,7 @@
 
 (deftest l4-garbage-is-an-error-that-names-it
   (doseq [text ["" "\n" "a" "0-" "-1" "3-1" "0,0" "1,0" "0-3-5" "0,,1" "0 1" "65536" "99999999999" "0x1" "٣"]]
-    (is (str/includes? (ex-message (try (Cpus/parse text) (catch IllegalArgumentException e e)))
+    (is (str/includes? (ex-message (try (PossibleCpus/parse text) (catch IllegalArgumentException e e)))
                        (str "not a list of CPUs such as 0-3 or 0,2-4: \"" (str/trim text) "\""))
         text)))
 
@@ -31,11 +31,11 @@
                            (conj runs [cpu cpu])))
                        [] cpus)
           text (str/join "," (map (fn [[a b]] (if (= a b) a (str a "-" b))) runs))]
-      (= cpus (vec (Cpus/parse text))))))
+      (= cpus (vec (PossibleCpus/parse text))))))
 
 (deftest l4-the-possible-cpus-are-the-kernel's
   (if-let [missing (fixture/kernel-missing)]
     (fixture/skip! missing)
     (do
-      (is (= (vec (Cpus/possible)) (feature/possible-cpus)))
+      (is (= (vec (PossibleCpus/possible)) (feature/possible-cpus)))
       (is (<= (.availableProcessors (Runtime/getRuntime)) (count (feature/possible-cpus)))))))

@@ -6,7 +6,7 @@
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
-  (:import (bpfmap.sys ClosedFdException Fd Scratch)
+  (:import (bpfmap.sys CallBuffer ClosedFdException Fd)
            (java.io Closeable FileInputStream)
            (java.util.concurrent Executors Future ThreadLocalRandom)
            (java.util.concurrent.atomic AtomicBoolean AtomicLong)))
@@ -85,7 +85,7 @@
 
 (kernel-test l1-a-call-in-flight-keeps-the-number-and-a-close-does-not-wait
   (let [m (create nil)
-        fd ^Fd (.-fd ^bpfmap.impl.store.BpfMap m)
+        fd ^Fd (.-fd ^bpfmap.impl.map.bpf_map.BpfMap m)
         number (.acquire fd)
         file (io/file "/proc/self/fd" (str number))
         link #(str (java.nio.file.Files/readSymbolicLink (.toPath file)))]
@@ -225,17 +225,17 @@
       (is (str/includes? message "a signal cut it short")))))
 
 (deftest scratch-memory-is-never-shared-by-two-calls-at-once
-  (let [a (Scratch/take 100)
-        b (Scratch/take 100)]
+  (let [a (CallBuffer/take 100)
+        b (CallBuffer/take 100)]
     (is (not= (.address (.-memory a)) (.address (.-memory b))) "a call inside another's preparation gets its own")
     (.give b)
     (.give a)
     (testing "and is used again"
-      (let [c (Scratch/take 100)]
+      (let [c (CallBuffer/take 100)]
         (is (= (.address (.-memory a)) (.address (.-memory c))))
         (.give c)))
     (testing "but a large one is not kept"
-      (let [large (Scratch/take 1000000)]
+      (let [large (CallBuffer/take 1000000)]
         (is (<= 1000000 (.byteSize (.-memory large))))
         (.give large)
         (is (not (.isAlive (.scope (.-memory large)))))))))

@@ -5,7 +5,7 @@
             [bpfmap.memory :as mem]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
-  (:import (bpfmap.sys Region)
+  (:import (bpfmap.sys MappedMemory)
            (java.io Closeable)
            (java.lang.foreign MemorySegment ValueLayout)
            (java.nio ByteBuffer)
@@ -38,8 +38,8 @@
     (if (or (condition) (= tries 100)) (condition) (recur (inc tries)))))
 
 (deftest what-is-no-range-is-refused
-  (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 8 bytes at -22" (Region/own -22 8 false)))
-  (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 0 bytes" (Region/own 4096 0 false))))
+  (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 8 bytes at -22" (MappedMemory/own -22 8 false)))
+  (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 0 bytes" (MappedMemory/own 4096 0 false))))
 
 (kernel-test l2-a-hundred-thousand-ranges-mapped-and-unmapped-leave-the-process-as-it-was
   (let [{[descriptors descriptors-after] :descriptors

@@ -2,7 +2,7 @@ package bpfmap.bench;
 
 import bpfmap.sys.Codec;
 import bpfmap.sys.Fd;
-import bpfmap.sys.Scratch;
+import bpfmap.sys.CallBuffer;
 import clojure.java.api.Clojure;
 import clojure.lang.IFn;
 import clojure.lang.PersistentArrayMap;
@@ -49,9 +49,9 @@ public class InsideTheJvm {
     @Setup
     public void setUp() throws IOException {
         IFn require = Clojure.var("clojure.core", "require");
-        require.invoke(Clojure.read("bpfmap.codec"));
+        require.invoke(Clojure.read("bpfmap.impl.codec"));
         require.invoke(Clojure.read("bpfmap.btf"));
-        IFn codec = Clojure.var("bpfmap.codec", "codec");
+        IFn codec = Clojure.var("bpfmap.impl.codec", "codec");
         u64 = (Codec) codec.invoke(Clojure.read(":u64"));
         struct = (Codec) codec.invoke(Clojure.read("[:struct [:a :u32] [:b :u32] [:c :u64] [:d :u64]]"));
         address = (Codec) codec.invoke(Clojure.read(":ipv4"));
@@ -118,7 +118,7 @@ public class InsideTheJvm {
 
     @Benchmark
     public long takeAndGiveMemory() {
-        Scratch s = Scratch.take(128);
+        CallBuffer s = CallBuffer.take(128);
         try {
             return s.memory.byteSize();
         } finally {

@@ -1,16 +1,17 @@
-(ns bpfmap.impl.memory.atomic
+(ns ^:no-doc bpfmap.impl.memory.atomic
   "Reading and writing a number in one step, and in an order that other threads and BPF programs can rely on."
   (:refer-clojure :exclude [compare-and-set!])
-  (:require [bpfmap.codec.misfit :as misfit]
-            [bpfmap.codec.scalar :as scalar]
-            [bpfmap.impl.memory.access :as access :refer [accessing]]
+  (:require [bpfmap.impl.codec.error :as error]
+            [bpfmap.impl.codec.scalar :as scalar]
+            [bpfmap.impl.memory.bytes :as bytes :refer [accessing]]
             [bpfmap.impl.memory.view :as view]
             [bpfmap.type :as type])
-  (:import (bpfmap.impl.memory.access Source)
+  (:import (bpfmap.impl.memory.bytes Source)
            (bpfmap.impl.memory.view ArrayView Cell)
            (bpfmap.sys Atomics)))
 
 (set! *warn-on-reflection* true)
+
 (set! *unchecked-math* :warn-on-boxed)
 
 ;; --- what can be read and written in one step
@@ -20,8 +21,8 @@
   ^Throwable [v op]
   (let [{:keys [^Source source offset]} (view/place v)
         {{:keys [swap?]} :integer :keys [type size]} (view/shape-of v)]
-    (access/invalid source op (str "Not to be read and written in one step: " (type/summary type) " at " offset
-                                   " of the memory of " (access/described source))
+    (bytes/invalid source op (str "Not to be read and written in one step: " (type/summary type) " at " offset
+                                   " of the memory of " (bytes/described source))
                     (cond
                       (not (instance? Cell v)) "atomic operations take a number; name a field or element of it"
                       (nil? (:integer (view/shape-of v))) "atomic operations take integers of 4 or 8 bytes"
@@ -39,7 +40,7 @@
 (defn- writable ^Cell [v op]
   (let [c (cell v op)]
     (when (odd? (.-atomic c))
-      (access/check-writable (.-source c) op (.-segment c)))
+      (bytes/check-writable (.-source c) op (.-segment c)))
     c))
 
 ;; --- numbers and their bits
@@ -58,7 +59,7 @@
     bits))
 
 (defn- misfit ^Throwable [^Cell c op x least most]
-  (view/failed (misfit/misfit (:type (.-shape c)) [] x (str "it takes an integer from " least " to " most))
+  (view/failed (error/misfit (:type (.-shape c)) [] x (str "it takes an integer from " least " to " most))
                (.-identity ^Source (.-source c)) op (.-path c)))
 
 (defn- low-bits

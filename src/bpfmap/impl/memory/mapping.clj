@@ -1,14 +1,14 @@
-(ns bpfmap.impl.memory.mapping
+(ns ^:no-doc bpfmap.impl.memory.mapping
   "The one mapping of an open map: made when it is first asked for, whoever asks, and again after it was closed."
-  (:require [bpfmap.codec.element :as element]
-            [bpfmap.error :as error]
-            [bpfmap.impl.memory.range :as range]
-            [bpfmap.impl.sys :as sys]
-            [bpfmap.impl.sys.maps :as maps]
-            [bpfmap.impl.sys.regions :as regions]
-            [bpfmap.rules :as rules])
-  (:import (bpfmap.impl.memory.range Memory)
-           (bpfmap.sys Fd Region)
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.codec.element :as element]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.map :as map]
+            [bpfmap.impl.kernel.memory :as memory]
+            [bpfmap.impl.memory.bytes :as bytes]
+            [bpfmap.impl.rules :as rules])
+  (:import (bpfmap.impl.memory.bytes Memory)
+           (bpfmap.sys Fd MappedMemory)
            (clojure.lang ExceptionInfo)
            (java.lang.foreign MemorySegment)
            (java.util.concurrent.atomic AtomicBoolean AtomicLong AtomicReference)))
@@ -56,23 +56,23 @@
 
 (defn- size [{:keys [type max-entries] :as spec}]
   (if (= :arena type)
-    (* (long max-entries) (long (sys/page-size)))
+    (* (long max-entries) (long (call/page-size)))
     (* (long max-entries) (stride spec))))
 
 (defn- mapped
   "The memory if it is mapped now."
   ^Memory [^Mapping mapping]
   (let [memory (.get ^AtomicReference (.-current mapping))]
-    (when (and memory (not (range/closed? memory)))
+    (when (and memory (not (bytes/closed? memory)))
       memory)))
 
 (defn- for-mapping
   "Calls f with a descriptor that the kernel maps. It maps none that is for reading alone, not even for reading (mm/mmap.c,
   do_mmap, which clears VM_SHARED; then bpf_map_mmap refuses): for that, another descriptor is opened for the moment."
-  [^Mapping mapping facts f]
+  [^Mapping mapping ctx f]
   (if (= :read-only (.-access mapping))
     (let [fd (try
-               (maps/by-id (:id (.-identity mapping)) :read-write facts)
+               (map/by-id (:id (.-identity mapping)) :read-write ctx)
                (catch ExceptionInfo e
                  (throw (error/error (:bpfmap/error (ex-data e))
                                      (str "Another descriptor of map " (:id (.-identity mapping)) " cannot be opened")
@@ -81,7 +81,7 @@
                                                  "another takes CAP_SYS_ADMIN; open the map with {:access :read-write}"))))))]
       (try
         (f fd)
-        (finally (sys/close fd))))
+        (finally (call/close fd))))
     (f (.-fd mapping))))
 
 (defn- map-now ^Memory [^Mapping mapping]
@@ -89,13 +89,13 @@
         identity (.-identity mapping)
         arena? (= :arena type)
         ^AtomicLong address (.-address mapping)
-        facts {:op :memory :map identity :type type :access (.-access mapping)}
+        ctx {:op :memory :map identity :type type :access (.-access mapping)}
         writable? (not= :read-only (.-access mapping))
-        region (for-mapping mapping facts
-                            #(regions/map-memory % (size spec) (if arena? (.get address) 0) writable? facts))]
+        region (for-mapping mapping ctx
+                            #(memory/map-memory % (size spec) (if arena? (.get address) 0) writable? ctx))]
     (when arena?
-      (.set address (.address ^MemorySegment (.segment ^Region region))))
-    (range/whole region identity arena?)))
+      (.set address (.address ^MemorySegment (.segment ^MappedMemory region))))
+    (bytes/whole region identity arena?)))
 
 (defn- ensured
   "The memory, mapped now if it is not."
@@ -126,7 +126,7 @@
   "The memory that the map's own operations go through now; nil where they take the system call."
   ^Memory [^Mapping mapping]
   (when-some [^Memory memory (.get ^AtomicReference (.-through mapping))]
-    (when-not (or (range/closed? memory) (.isClosed ^Fd (.-fd mapping)))
+    (when-not (or (bytes/closed? memory) (.isClosed ^Fd (.-fd mapping)))
       memory)))
 
 (defn like
@@ -135,7 +135,7 @@
   (when (and first (.get ^AtomicBoolean (.-wanted first)))
     (go-through mapping)))
 
-(defn let-go
+(defn release!
   "Ends what the handle itself has to do with its memory: unmaps it, unless somebody was given it."
   [^Mapping mapping]
   (when mapping
@@ -144,17 +144,17 @@
         (.set ^AtomicReference (.-through mapping) nil)
         (.set ^AtomicReference (.-current mapping) nil)
         (when (and memory (not (.get ^AtomicBoolean (.-taken mapping))))
-          (range/close memory))))))
+          (bytes/close memory))))))
 
 (defn explaining
   "Facts that explain why a map cannot be frozen now: who has its memory mapped for writing."
-  [^Mapping mapping facts]
+  [^Mapping mapping ctx]
   (if mapping
-    (assoc facts
+    (assoc ctx
            :type (:type (.-spec mapping))
-           :mapped-here? (delay (boolean (some-> (mapped mapping) range/writable?)))
-           :writers (delay (regions/writers)))
-    facts))
+           :mapped-here? (delay (boolean (some-> (mapped mapping) bytes/writable?)))
+           :writers (delay (memory/writers)))
+    ctx))
 
 (defn while-unmapped
   "Calls f. Memory that serves only the map's own operations is unmapped before, and mapped again after; what somebody was
@@ -162,7 +162,7 @@
   [^Mapping mapping f]
   (if (and mapping (.get ^AtomicBoolean (.-wanted mapping)) (not (.get ^AtomicBoolean (.-taken mapping))))
     (locking mapping
-      (let-go mapping)
+      (release! mapping)
       (try
         (f)
         (finally (go-through mapping))))

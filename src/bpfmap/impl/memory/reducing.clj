@@ -1,15 +1,16 @@
-(ns bpfmap.impl.memory.reducing
+(ns ^:no-doc bpfmap.impl.memory.reducing
   "Reductions over numbers in memory, by blocks: some hundred are copied to an array, then the function gets them.
 
   The array is in the processor's first cache, and the JIT knows its type, which it does not know of memory: so a loop
   over it is fast whatever else the program does with memory. A function of primitives, `(fn ^long [^long acc ^long
   x] …)`, is called as one, without boxes; `+` is not called at all."
-  (:require [bpfmap.codec.scalar :as scalar])
+  (:require [bpfmap.impl.codec.scalar :as scalar])
   (:import (bpfmap.sys Blocks)
            (clojure.lang IFn$DDD IFn$LLL IFn$LLO IFn$ODO IFn$OLO)
            (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
+
 (set! *unchecked-math* :warn-on-boxed)
 
 (def ^:private ^:const block-size

@@ -1,25 +1,26 @@
-(ns bpfmap.impl.memory.variables
-  "The variables of a program's data section, by name: `.bss`, `.data`, `.rodata`, each the one value of an array.
-
-  Where the section is mapped, a variable is a view. Where it cannot be, or can be mapped for reading alone though it may
-  be written to, the rest goes by system calls, which read and write the section as a whole."
-  (:require [bpfmap.codec :as codec]
-            [bpfmap.error :as error]
-            [bpfmap.impl.handle :as handle]
-            [bpfmap.impl.mapped :as mapped]
-            [bpfmap.impl.memory.range :as range]
-            [bpfmap.impl.memory.shape :as shape]
+(ns ^:no-doc bpfmap.impl.memory.variables
+  "The global variables of a data section: finds, reads and writes them by name; and prints views."
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.codec :as codec]
+            [bpfmap.impl.kernel.element :as element]
+            [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]]
+            [bpfmap.impl.map.lifecycle :as lifecycle]
+            [bpfmap.impl.map.mapped :as mapped]
+            [bpfmap.impl.memory.bytes :as bytes]
+            [bpfmap.impl.memory.layout :as layout]
             [bpfmap.impl.memory.view :as view]
-            [bpfmap.impl.store :as store :refer [operating]]
-            [bpfmap.impl.sys.elements :as el]
-            [bpfmap.type :as type])
+            [bpfmap.type :as type]
+            [clojure.pprint :as pprint])
   (:import (bpfmap.bytes ByteView)
-           (bpfmap.impl.store BpfMap)
+           (bpfmap.impl.map.bpf_map BpfMap)
+           (bpfmap.impl.memory.view ArrayView Cell StructView)
            (bpfmap.sys Codec)
            (clojure.lang IDeref ILookup)
            (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
+
+;; --- variables
 
 (declare value-of text change)
 
@@ -48,18 +49,18 @@
 
 (defn- section-bytes ^bytes [^BpfMap m op]
   (let [[index bytes] (as-bytes m)]
-    (.-array ^ByteView (el/lookup (.-elements m) index bytes 0 nil el/any m op))))
+    (.-array ^ByteView (element/lookup (.-elements m) index bytes 0 nil element/any m op))))
 
 (defn- value-of [^Variable v]
   (let [^BpfMap m (.-m v)
         {:keys [offset shape]} (.-member v)]
     (if-let [seen (.-seen v)]
       @seen
-      (operating [m :deref]
+      (with-error-context [m :deref]
         (.decode ^Codec (:codec @shape) (MemorySegment/ofArray (section-bytes m :deref)) (long offset))))))
 
 (defn- check-variable [^BpfMap m]
-  (when (:frozen? (handle/info m))
+  (when (:frozen? (lifecycle/info m))
     (throw (error/error :read-only (str "The variables of map " (:id (.-identity m)) " are constants")
                         {:bpfmap/hint "the map is frozen: user space can never change it again"}))))
 
@@ -69,8 +70,8 @@
   (let [^BpfMap m (.-m v)
         {:keys [offset shape]} (.-member v)
         [index bytes] (as-bytes m)]
-    (store/check-allowed m :put!)
-    (operating [m :write!]
+    (bpf-map/check-allowed m :put!)
+    (with-error-context [m :write!]
       (when (and (empty? path) (:kernel's? @shape))
         (throw (error/error :invalid-value (str "Not the user's to write: " (type/summary (:type @shape)))
                             {:bpfmap/hint "the kernel keeps something for itself in it"})))
@@ -79,7 +80,7 @@
         (-> (view/over-copy (.-identity m) section @shape offset (list (.-name v)))
             (view/at path :write!)
             (view/write x))
-        (el/write (.-elements m) index bytes 0 section el/any m :write!)))
+        (element/write (.-elements m) index bytes 0 section element/any m :write!)))
     v))
 
 (defn- text ^String [^Variable v]
@@ -92,7 +93,7 @@
   "The shape of a map that is a data section; throws for any other."
   [^BpfMap m]
   (let [{:keys [type max-entries value types untyped]} (.-spec m)
-        shape (when (and (= :array type) (= 1 max-entries)) (shape/shape value types))]
+        shape (when (and (= :array type) (= 1 max-entries)) (layout/shape value types))]
     (if (seq (:members shape))
       shape
       (throw (error/error :not-supported (str "Map " (:id (.-identity m)) " has no variables")
@@ -104,19 +105,24 @@
   [^BpfMap m]
   (and (contains? (:flags (.-spec m)) :rdonly-prog)
        (= :read-write (.-access m))
-       (not (:frozen? (handle/info m)))))
+       (not (:frozen? (lifecycle/info m)))))
 
 (defn variables
   "The variables of a map by name."
   [^BpfMap m]
-  (operating [m :variables]
+  (with-error-context [m :variables]
     (let [{:keys [members] :as shape} (section m)
           memory (mapped/memory-or-nil m)
           whole (when memory (view/over memory shape 0 :variables))
-          views? (and memory (or (range/writable? memory) (not (written-elsewhere? m))))]
+          views? (and memory (or (bytes/writable? memory) (not (written-elsewhere? m))))]
       (into {}
             (map (fn [[name member]]
                    [name (if views?
                            (view/at whole name :variables)
                            (Variable. m name member (when whole (view/at whole name :variables))))]))
             members))))
+
+;; --- printing
+
+(doseq [class [ArrayView Cell StructView Variable]]
+  (.addMethod ^clojure.lang.MultiFn pprint/simple-dispatch class pr))

@@ -1,26 +1,26 @@
-(ns bpfmap.impl.memory.view
-  "Windows on memory through a type: nothing is read before it is asked for, and what is asked for is read then.
-
-  A view is checked once, when it is made, to lie within its memory. A view of a part begins somewhere else in the same
-  memory, with the part's type."
-  (:require [bpfmap.codec.misfit :as misfit]
-            [bpfmap.error :as error]
-            [bpfmap.impl.memory.access :as access :refer [accessing]]
-            [bpfmap.impl.memory.range]
+(ns ^:no-doc bpfmap.impl.memory.view
+  "Mapped memory as typed values: views of structs and arrays, bulk copies, parallel folds."
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.codec.error :as misfit]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.memory :as memory]
+            [bpfmap.impl.memory.bytes :as bytes :refer [accessing]]
+            [bpfmap.impl.memory.layout :as layout]
             [bpfmap.impl.memory.reducing :as reducing]
-            [bpfmap.impl.memory.shape :as shape]
-            [bpfmap.impl.sys :as sys]
-            [bpfmap.impl.sys.regions :as regions]
             [bpfmap.type :as type]
+            [clojure.core.reducers :as reducers]
             [clojure.string :as str])
-  (:import (bpfmap.impl.memory.access Source)
-           (bpfmap.impl.memory.range Memory)
+  (:import (bpfmap.impl.memory.bytes Memory Source)
            (bpfmap.impl.memory.reducing FloatRow IntegerRow)
-           (bpfmap.sys Codec Integers)
-           (clojure.lang ArityException Counted ExceptionInfo IDeref IFn ILookup IReduce IReduceInit Indexed Seqable)
-           (java.lang.foreign MemorySegment)))
+           (bpfmap.sys Blocks Codec Integers)
+           (clojure.lang ArityException Counted ExceptionInfo IDeref IFn ILookup IReduce
+                         IReduceInit Indexed Seqable)
+           (java.lang.foreign MemorySegment)
+           (java.util.concurrent ForkJoinTask)))
 
 (set! *warn-on-reflection* true)
+
+;; --- views
 
 (declare make element-view text element field reduce-range overwrite overwrite-cell)
 
@@ -100,7 +100,7 @@
     (if (<= n Integer/MAX_VALUE)
       (int n)
       (throw (error/error :out-of-range (str "The view has " n " elements, more than Clojure counts")
-                          (access/data source :count nil)))))
+                          (bytes/data source :count nil)))))
   Indexed
   (nth [this i] (element this i))
   (nth [this i not-found] (.valAt this i not-found))
@@ -129,7 +129,7 @@
   (deref [this]
     (if (:whole? shape)
       (accessing [source :deref]
-        (.decode (shape/codec-of shape) segment offset))
+        (.decode (layout/codec-of shape) segment offset))
       (into [] this)))
   Object
   (toString [this] (text this)))
@@ -171,10 +171,10 @@
       (identical? :cell kind) (Cell. source segment offset shape (:codec shape) path (atomic-here segment offset shape))
       (identical? :struct kind) (StructView. source segment offset shape (:codec shape) path)
       :else (let [{:keys [element count stride]} shape]
-              (ArrayView. source segment offset stride count shape (shape/codec-of element) path
+              (ArrayView. source segment offset stride count shape (layout/codec-of element) path
                           (numbers segment offset stride element)
-                          (if-let [codec (shape/codec-of element)] (.integers codec) Integers/NONE)
-                          (if (and (identical? :cell (:kind element)) (zero? (rem (long stride) (shape/size-of element))))
+                          (if-let [codec (layout/codec-of element)] (.integers codec) Integers/NONE)
+                          (if (and (identical? :cell (:kind element)) (zero? (rem (long stride) (layout/size-of element))))
                             (atomic-here segment offset element)
                             0))))))
 
@@ -192,8 +192,8 @@
   "A view of a shape at an offset of memory; throws `:out-of-range` where it does not fit."
   [^Memory m shape offset op]
   (let [^Source source (.-source m)
-        at (access/within source op offset (shape/size-of shape) (.byteSize ^MemorySegment (.-segment m)))]
-    (make source (access/segment source) (+ (.-from m) (long at)) shape nil)))
+        at (bytes/within source op offset (layout/size-of shape) (.byteSize ^MemorySegment (.-segment m)))]
+    (make source (bytes/segment source) (+ (.-from m) (long at)) shape nil)))
 
 (defn over-copy
   "A view of a shape at an offset of a byte array, which is a copy of a map's memory; `path` leads to it, the last key first."
@@ -210,17 +210,17 @@
 (defn- no-part ^Throwable [v k op]
   (let [{:keys [source]} (place v)
         {:keys [kind count members] :as shape} (shape-of v)
-        what (str (pr-str (error/shown k)) " of " (in-words shape) " in the memory of " (access/described source))]
+        what (str (pr-str (error/shown k)) " of " (in-words shape) " in the memory of " (bytes/described source))]
     (case kind
       :array (if (integer? k)
                (error/error :out-of-range (str "There is no element " what)
-                            (access/data source op {:bpfmap/hint (if (zero? (long count))
+                            (bytes/data source op {:bpfmap/hint (if (zero? (long count))
                                                                    "it has no elements"
                                                                    (str "elements are 0 to " (dec (long count))))}))
-               (access/invalid source op (str "There is no element " what) "an element is named by its index"))
-      :struct (access/invalid source op (str "There is no field " what)
+               (bytes/invalid source op (str "There is no element " what) "an element is named by its index"))
+      :struct (bytes/invalid source op (str "There is no field " what)
                               (str "there are " (error/list-of (take 32 (keys members)))))
-      (access/invalid source op (str "There is no part " what) "it has no parts"))))
+      (bytes/invalid source op (str "There is no part " what) "it has no parts"))))
 
 (defn check
   "A view itself; throws `:invalid-value` for anything else."
@@ -277,7 +277,7 @@
 (defn failed
   "What writing to a view threw, as an error with the whole path, the operation and the map. The last key comes first."
   ^Throwable [^Throwable e identity op path]
-  (sys/in-context (if (seq path) (misfit/deeper e (vec (reverse (rest path))) (first path)) e)
+  (call/in-context (if (seq path) (misfit/deeper e (vec (reverse (rest path))) (first path)) e)
                   {:op op :map identity}))
 
 (defn- write-elements
@@ -287,19 +287,19 @@
         n (.-n v)]
     (when-not (and (sequential? xs) (= n (bounded-count (inc n) xs)))
       (throw (misfit/misfit (:type (.-shape v)) [] xs (str "it takes a sequence of " n " elements"))))
-    (regions/encode-each codec xs segment (.-offset v) (.-stride v))))
+    (memory/encode-each codec xs segment (.-offset v) (.-stride v))))
 
 (defn- overwrite [v x]
   (let [{:keys [source segment offset path]} (place v)
         {:keys [codec kernel's?] :as shape} (shape-of v)]
-    (access/check-writable source :write! segment)
+    (bytes/check-writable source :write! segment)
     (when kernel's?
-      (throw (access/invalid source :write! (str "Not the user's to write: " (type/summary (:type shape)))
+      (throw (bytes/invalid source :write! (str "Not the user's to write: " (type/summary (:type shape)))
                              "the kernel keeps something for itself in it, such as a spin lock; write its other fields one by one")))
     (accessing [source :write!]
       (try
         (if codec
-          (regions/encode-whole codec x segment offset)
+          (memory/encode-whole codec x segment offset)
           (write-elements v x segment))
         (catch ExceptionInfo e
           (throw (failed e (.-identity ^Source source) :write! path)))))
@@ -308,12 +308,12 @@
 (defn- overwrite-cell [^Cell c x]
   (if (:at-once? (.-shape c))
     (let [^MemorySegment segment (.-segment c)]
-      (access/check-writable (.-source c) :write! segment)
+      (bytes/check-writable (.-source c) :write! segment)
       (try
         (.encode ^Codec (.-codec c) x segment (.-offset c))
         c
         (catch ExceptionInfo e (throw (failed e (.-identity ^Source (.-source c)) :write! (.-path c))))
-        (catch IllegalStateException e (throw (access/failed (.-source c) :write! e)))))
+        (catch IllegalStateException e (throw (bytes/failed (.-source c) :write! e)))))
     (overwrite c x)))
 
 ;; --- for people
@@ -323,27 +323,155 @@
 (defn- elements-shown
   "How many elements of an array are printed: eight small ones, one large one."
   [{:keys [count element]}]
-  (min (long count) (max 1 (min 8 (quot 64 (max 1 (shape/size-of element)))))))
+  (min (long count) (max 1 (min 8 (quot 64 (max 1 (layout/size-of element)))))))
 
 (defn- content
   "What is viewed, as far as it is printed; nil where it is not."
   [v]
   (let [{:keys [kind count element whole?] :as shape} (shape-of v)]
     (if (and (= :array kind) (not whole?))
-      (when (<= (shape/size-of element) largest-shown)
+      (when (<= (layout/size-of element) largest-shown)
         (let [n (elements-shown shape)]
           (str "[" (str/join " " (map #(pr-str (nth v %)) (range n))) (when (< n (long count)) " …") "]")))
-      (when (<= (shape/size-of shape) largest-shown)
+      (when (<= (layout/size-of shape) largest-shown)
         (pr-str @v)))))
 
 (defn- text ^String [v]
   (let [{:keys [^Source source ^MemorySegment segment offset]} (place v)]
-    (str "#<bpf-view " (in-words (shape-of v)) " at " offset " of " (access/described source)
+    (str "#<bpf-view " (in-words (shape-of v)) " at " offset " of " (bytes/described source)
          (when (.isReadOnly segment) ", read-only")
          (try
            (cond
-             (access/closed? source) ", closed"
+             (bytes/source-closed? source) ", closed"
              (.-quiet? source) ""
              :else (when-let [shown (content v)] (str ": " shown)))
            (catch ExceptionInfo _ ", closed"))
          ">")))
+
+;; --- bulk copies
+
+(defn array-view?
+  "Whether x is a view of an array."
+  [x]
+  (instance? ArrayView x))
+
+(defn- check-numbers
+  "Throws for elements that are no numbers."
+  [^ArrayView v op]
+  (when-not (.-numbers v)
+    (throw (bytes/invalid (.-source v) op (str "Not numbers: elements of type " (type/summary (:type (:element (.-shape v)))))
+                           "arrays take integers of up to 8 bytes, and floating-point numbers"))))
+
+(def ^:private integer-arrays
+  {1 ["a byte array" bytes?], 2 ["a short array" #(instance? short/1 %)], 4 ["an int array" #(instance? int/1 %)]
+   8 ["a long array" #(instance? long/1 %)]})
+
+(def ^:private float-arrays
+  {4 ["a float array" #(instance? float/1 %)], 8 ["a double array" #(instance? double/1 %)]})
+
+(defn- exact
+  "The array whose elements have the size of a view's, as `[in-words test]`; nil for numbers in another order than the
+  processor's."
+  [^ArrayView v]
+  (let [{:keys [integer float]} (:element (.-shape v))
+        {:keys [size swap?]} (or integer float)]
+    (when-not swap?
+      ((if integer integer-arrays float-arrays) size))))
+
+(defn- check-exact
+  "Throws for an array that does not take elements as they are. `widest` is what is taken besides."
+  [^ArrayView v op array widest]
+  (let [[in-words fits?] (exact v)]
+    (when-not (and fits? (fits? array))
+      (throw (bytes/invalid (.-source v) op (str "Not an array for these elements: " (pr-str (error/shown array)))
+                             (if-let [taken (seq (distinct (remove nil? [in-words widest])))]
+                               (str "it takes " (error/list-of taken))
+                               "their bytes are in another order than this processor's; write! takes them"))))))
+
+(defn- fits?
+  "Whether n things from number `at` on are among `total`."
+  [at n ^long total]
+  (and (int? at) (int? n) (<= 0 (long at)) (<= 0 (long n)) (<= (long at) (- total (long n)))))
+
+(defn- how-many
+  "How many elements go from or to an array, checked on both sides."
+  [^ArrayView v op from array start n]
+  (let [length (long (java.lang.reflect.Array/getLength array))
+        n (or n (if (int? start) (max 0 (- length (long start))) 0))
+        refuse (fn [at total of]
+                 (error/error :out-of-range
+                              (str (pr-str (error/shown n)) " elements from " (pr-str (error/shown at)) " of " of " " total)
+                              (bytes/data (.-source v) op nil)))]
+    (cond
+      (not (fits? from n (.-n v))) (throw (refuse from (.-n v) "a view of"))
+      (not (fits? start n length)) (throw (refuse start length "an array of"))
+      :else n)))
+
+(defn copy-to
+  "Reads elements, from number `from` on, into an array."
+  [^ArrayView v from array start n]
+  (check-numbers v :copy-to)
+  (let [numbers (.-numbers v)
+        integers? (instance? IntegerRow numbers)
+        converted? (if integers? (instance? long/1 array) (instance? double/1 array))
+        _ (when-not converted?
+            (check-exact v :copy-to array (if integers? "a long array" "a double array")))
+        n (long (how-many v :copy-to from array start n))
+        ^MemorySegment segment (.-segment v)
+        stride (.-stride v)
+        offset (+ (.-offset v) (* (long from) stride))]
+    (accessing [(.-source v) :copy-to]
+      (cond
+        (not converted?) (Blocks/copyOut segment offset stride array (int start) (int n))
+        integers? (let [^IntegerRow xs numbers]
+                    (Blocks/longs segment offset stride (int (.-size xs)) (boolean (.-signed xs)) (boolean (.-swap xs))
+                                  ^longs array (int start) (int n)))
+        :else (let [^FloatRow xs numbers]
+                (Blocks/doubles segment offset stride (int (.-size xs)) (boolean (.-swap xs))
+                                ^doubles array (int start) (int n))))
+      array)))
+
+(defn copy-from
+  "Writes elements, from number `from` on, from an array whose elements have their size."
+  [^ArrayView v from array start n]
+  (check-numbers v :copy-from)
+  (check-exact v :copy-from array nil)
+  (let [n (long (how-many v :copy-from from array start n))
+        ^MemorySegment segment (.-segment v)
+        stride (.-stride v)]
+    (bytes/check-writable (.-source v) :copy-from segment)
+    (accessing [(.-source v) :copy-from]
+      (Blocks/copyIn array (int start) (int n) segment (+ (.-offset v) (* (long from) stride)) stride)
+      v)))
+
+(defn ->array
+  "All elements in a new array: of longs, or of doubles."
+  [^ArrayView v]
+  (let [n (.-n v)
+        integers? (instance? IntegerRow (.-numbers v))]
+    (check-numbers v :->array)
+    (when (< (- Integer/MAX_VALUE 8) n)
+      (throw (error/error :out-of-range (str "A view of " n " elements is too large for an array")
+                          (bytes/data (.-source v) :->array {:bpfmap/hint "copy-to takes a part of it at a time"}))))
+    (copy-to v 0 (if integers? (long-array n) (double-array n)) 0 n)))
+
+;; --- parallel folds
+
+(defn- fold
+  "Folds a range: halves until they have at most n elements, and one half beside the other."
+  [v n combine f from to]
+  (if (<= (- (long to) (long from)) (long n))
+    (reduce-range v f (combine) from to)
+    (let [middle (quot (+ (long from) (long to)) 2)
+          right (.fork (ForkJoinTask/adapt ^Callable (fn [] (fold v n combine f middle to))))
+          left (try
+                 (fold v n combine f from middle)
+                 (catch Throwable e
+                   (.cancel right true)
+                   (throw e)))]
+      (combine left (.join right)))))
+
+(extend-type ArrayView
+  reducers/CollFold
+  (coll-fold [v n combine f]
+    (fold v (max 1 (long n)) combine f 0 (.-n v))))

@@ -2,13 +2,13 @@
   "The one mapping of an open map: who gets it, where it is, what holds it, and which maps have none."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
-            [bpfmap.impl.memory.range :as range]
-            [bpfmap.impl.store :as store]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.memory.bytes :as bytes]
             [bpfmap.memory :as mem]
             [bpfmap.since :as since]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
-  (:import (bpfmap.sys Region)
+  (:import (bpfmap.sys MappedMemory)
            (java.io Closeable)
            (java.lang.foreign Arena ValueLayout)
            (java.nio.file Files Path)))
@@ -271,8 +271,8 @@
   (testing "what the kernel refuses to allocate is an error, not the end"
     ;; As it refuses here, it does for a cgroup at its limit: the fault handler of the arena answers with SIGSEGV.
     (with-open [m (an-arena {:flags #{:mmapable :segv-on-fault}})
-                region (Region/own (Region/map (store/descriptor m) 16384 true 0) 16384 false)]
-      (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (mem/populate! (range/whole region (store/identity-of m) true)))]
+                region (MappedMemory/own (MappedMemory/map (bpf-map/descriptor m) 16384 true 0) 16384 false)]
+      (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (mem/populate! (bytes/whole region (bpf-map/identity-of m) true)))]
         (is (= [:no-memory :EFAULT] [error errno]))
         (is (str/starts-with? message (str "Allocating pages of the memory failed with EFAULT: there is a page that the kernel cannot allocate, and "
                                            "reading it would end this process")))))))

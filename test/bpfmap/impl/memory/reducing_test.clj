@@ -1,6 +1,6 @@
 (ns bpfmap.impl.memory.reducing-test
   "Reductions over numbers in memory are those over the same numbers in a vector, whatever kind of function reduces."
-  (:require [bpfmap.codec.scalar :as scalar]
+  (:require [bpfmap.impl.codec.scalar :as scalar]
             [bpfmap.impl.memory.reducing :as reducing]
             [clojure.test :refer [deftest is testing]]
             [clojure.test.check :as check]

@@ -1,10 +1,10 @@
 (ns bpfmap.impl.memory.variables-test
   "Variables of a program by name: of one that a compiler made, in memory; and by system call where there is no mapping."
-  (:require [bpfmap.btf.emit :as emit]
-            [bpfmap.core :as bpf]
+  (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
-            [bpfmap.impl.sys.btf :as sys.btf]
-            [bpfmap.impl.sys.maps :as maps]
+            [bpfmap.impl.btf.writer :as writer]
+            [bpfmap.impl.kernel.btf :as btf]
+            [bpfmap.impl.kernel.map :as map]
             [bpfmap.memory :as mem]
             [bpfmap.prog :as prog]
             [clojure.java.io :as io]
@@ -116,8 +116,8 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
 (defn- a-section
   "A data section without a program, with these flags."
   ^Closeable [flags]
-  (with-open [btf ^Fd (sys.btf/load (emit/blob records) nil {:op :create})
-              fd ^Fd (maps/create {:type :array :key-size 4 :value-size 32 :max-entries 1 :flags flags :name "t_vars.data"
+  (with-open [btf ^Fd (btf/load (writer/blob records) nil {:op :create})
+              fd ^Fd (map/create {:type :array :key-size 4 :value-size 32 :max-entries 1 :flags flags :name "t_vars.data"
                                    :btf {:fd btf :key 0 :value 9}}
                                   {:op :create})]
     (let [number (.acquire fd)]

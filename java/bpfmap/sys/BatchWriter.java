@@ -1,0 +1,243 @@
+package bpfmap.sys;
+
+import static java.lang.foreign.ValueLayout.JAVA_BYTE;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_INT_UNALIGNED;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+import static java.lang.foreign.ValueLayout.JAVA_LONG_UNALIGNED;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.BitSet;
+
+/**
+ * Entries on their way into a map, or keys on their way out of it: collected first, then written or deleted many at a time.
+ *
+ * <p>{@code BPF_MAP_UPDATE_BATCH} and {@code BPF_MAP_DELETE_BATCH}, since Linux 5.6. Collecting everything before the first call
+ * means that an entry that cannot be encoded stops all of it, and nothing is half done. Used by one thread; closing frees
+ * the memory.
+ *
+ * <pre>{@code
+ * int i = bulk.add();
+ * ... write key and value i into bulk.keys() and bulk.values() ...
+ * int result = bulk.update(0, bulk.size(), Abi.BPF_ANY);
+ * int written = bulk.done();
+ * }</pre>
+ */
+public final class BatchWriter implements AutoCloseable {
+    private final Fd fd;
+    private final long keySize;
+    private final long valueSize;
+
+    private final Arena arena = Arena.ofConfined();
+    private final MemorySegment capture = arena.allocate(Native.CAPTURE_SIZE, 8);
+    private final MemorySegment attr = arena.allocate(Abi.BATCH_SIZE, 8);
+
+    private Arena entriesArena = Arena.ofConfined();
+    private MemorySegment keys;
+    private MemorySegment values;
+    private int capacity = 64;
+    private int size;
+    private BitSet skipped;
+
+    /**
+     * @param fd the open map
+     * @param keySize bytes of a key
+     * @param valueSize bytes that the kernel reads for one value, see {@link Elements}; 0 where only keys are collected
+     */
+    public BatchWriter(Fd fd, long keySize, long valueSize) {
+        this.fd = fd;
+        this.keySize = keySize;
+        this.valueSize = valueSize;
+        keys = entriesArena.allocate(capacity * keySize, 8);
+        values = entriesArena.allocate(capacity * valueSize, 8);
+    }
+
+    /** Makes room for one more entry and returns its index. The memory of all entries may move. */
+    public int add() {
+        if (size == capacity) {
+            grow();
+        }
+        return size++;
+    }
+
+    private void grow() {
+        int larger = Math.multiplyExact(capacity, 2);
+        Arena old = entriesArena;
+        entriesArena = Arena.ofConfined();
+        keys = entriesArena.allocate(larger * keySize, 8).copyFrom(keys);
+        values = entriesArena.allocate(larger * valueSize, 8).copyFrom(values);
+        capacity = larger;
+        old.close();
+    }
+
+    /** How many entries there are. */
+    public int size() {
+        return size;
+    }
+
+    /** The keys, at multiples of the key size; valid until the next {@link #add}. */
+    public MemorySegment keys() {
+        return keys;
+    }
+
+    /** The values, at multiples of the value size; valid until the next {@link #add}. */
+    public MemorySegment values() {
+        return values;
+    }
+
+    /**
+     * Writes entries with one call.
+     *
+     * @return 0, or the negated errno; {@link #done} says how many were written in either case
+     */
+    public int update(int from, int count, long flags) {
+        return call(Abi.BPF_MAP_UPDATE_BATCH, from, count, flags);
+    }
+
+    /** Deletes keys with one call; see {@link #update}. The kernel stops at the first that is missing. */
+    public int delete(int from, int count) {
+        return call(Abi.BPF_MAP_DELETE_BATCH, from, count, 0);
+    }
+
+    /**
+     * How many entries the last call got done. A kernel or map type without batches refuses before it looks at them, and
+     * leaves the count that it was given.
+     */
+    public int done() {
+        return attr.get(JAVA_INT, Abi.BATCH_COUNT);
+    }
+
+    private int call(int command, int from, int count, long flags) {
+        int number = fd.acquire();
+        try {
+            attr.fill((byte) 0);
+            attr.set(JAVA_LONG, Abi.BATCH_KEYS, keys.address() + from * keySize);
+            attr.set(JAVA_LONG, Abi.BATCH_VALUES, valueSize == 0 ? 0 : values.address() + from * valueSize);
+            attr.set(JAVA_INT, Abi.BATCH_COUNT, count);
+            attr.set(JAVA_INT, Abi.BATCH_MAP_FD, number);
+            attr.set(JAVA_LONG, Abi.BATCH_ELEM_FLAGS, flags);
+            return (int) Native.syscall(capture, Abi.SYS_BPF, command, attr.address(), Abi.BATCH_SIZE, 0, 0);
+        } finally {
+            fd.release();
+        }
+    }
+
+    /** Writes one entry with a call of its own, where there are no batches: 0, or the negated errno. */
+    public int updateOne(Elements elements, int i, long flags) {
+        CallBuffer s = elements.take();
+        try {
+            MemorySegment.copy(keys, i * keySize, s.memory, CallBuffer.KEY, keySize);
+            MemorySegment.copy(values, i * valueSize, s.memory, elements.valueOffset(), valueSize);
+            return elements.update(s, flags);
+        } finally {
+            s.give();
+        }
+    }
+
+    /** Deletes one key with a call of its own; see {@link #updateOne}. */
+    public int deleteOne(Elements elements, int i) {
+        CallBuffer s = elements.take();
+        try {
+            MemorySegment.copy(keys, i * keySize, s.memory, CallBuffer.KEY, keySize);
+            return elements.delete(s);
+        } finally {
+            s.give();
+        }
+    }
+
+    /** Notes that an entry was not written, so that {@link #present} does not count it. */
+    public void skip(int i) {
+        if (skipped == null) {
+            skipped = new BitSet();
+        }
+        skipped.set(i);
+    }
+
+    /**
+     * How many different keys there are among the first entries, but for those that were skipped.
+     *
+     * @param count how many entries to look at
+     * @param prefixes whether keys are prefixes, of which only the leading bits tell them apart
+     * @param elements the operations of the map, to count those that it holds now; null to count all
+     */
+    public int present(int count, boolean prefixes, Elements elements) {
+        // One more than the index of an entry, 0 where a place is free.
+        int[] table = new int[Integer.highestOneBit(Math.max(1, count)) * 4];
+        int found = 0;
+        for (int i = 0; i < count; i++) {
+            if (skipped != null && skipped.get(i)) {
+                continue;
+            }
+            int at = hash(i, prefixes) & table.length - 1;
+            while (table[at] != 0 && !sameKey(table[at] - 1, i, prefixes)) {
+                at = at + 1 & table.length - 1;
+            }
+            if (table[at] == 0) {
+                table[at] = i + 1;
+                found += elements == null || holds(elements, i) ? 1 : 0;
+            }
+        }
+        return found;
+    }
+
+    /** How many bytes of a key tell it apart as a whole. */
+    private long wholeBytes(int i, boolean prefixes) {
+        return prefixes
+            ? 4 + Math.min(Bytes.getU32(keys, i * keySize, false) >> 3, keySize - 4)
+            : keySize;
+    }
+
+    /** The bits that count of the byte after these. */
+    private int lastBits(int i, boolean prefixes, long whole) {
+        return prefixes && whole < keySize
+            ? 0xff00 >> (keys.get(JAVA_INT_UNALIGNED, i * keySize) & 7) & 0xff
+            : 0;
+    }
+
+    private int hash(int i, boolean prefixes) {
+        long base = i * keySize;
+        long whole = wholeBytes(i, prefixes);
+        long hash = whole;
+        long at = 0;
+        for (; at + 8 <= whole; at += 8) {
+            hash = (hash ^ keys.get(JAVA_LONG_UNALIGNED, base + at)) * 0x9e3779b97f4a7c15L;
+            hash ^= hash >>> 32;
+        }
+        for (; at < whole; at++) {
+            hash = (hash ^ keys.get(JAVA_BYTE, base + at)) * 0x9e3779b97f4a7c15L;
+        }
+        int bits = lastBits(i, prefixes, whole);
+        if (bits != 0) {
+            hash = (hash ^ keys.get(JAVA_BYTE, base + at) & bits) * 0x9e3779b97f4a7c15L;
+        }
+        return (int) (hash >>> 32);
+    }
+
+    private boolean sameKey(int i, int j, boolean prefixes) {
+        long a = i * keySize;
+        long b = j * keySize;
+        long whole = wholeBytes(i, prefixes);
+        if (MemorySegment.mismatch(keys, a, a + whole, keys, b, b + whole) != -1) {
+            return false;
+        }
+        int bits = lastBits(i, prefixes, whole);
+        return bits == 0 || ((keys.get(JAVA_BYTE, a + whole) ^ keys.get(JAVA_BYTE, b + whole)) & bits) == 0;
+    }
+
+    private boolean holds(Elements elements, int i) {
+        CallBuffer s = elements.take();
+        try {
+            MemorySegment.copy(keys, i * keySize, s.memory, CallBuffer.KEY, keySize);
+            return elements.lookup(s, Abi.BPF_ANY) == 0;
+        } finally {
+            s.give();
+        }
+    }
+
+    @Override
+    public void close() {
+        entriesArena.close();
+        arena.close();
+    }
+}

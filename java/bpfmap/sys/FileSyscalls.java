@@ -1,0 +1,310 @@
+package bpfmap.sys;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.Arrays;
+import java.util.function.BiConsumer;
+import java.util.function.ObjIntConsumer;
+
+/**
+ * System calls on descriptors and paths other than {@code bpf(2)}.
+ *
+ * <p>A path is bytes without a NUL. Java's own files are of no use here: in a locale that is not UTF-8 they cannot
+ * name every file.
+ */
+public final class FileSyscalls {
+    private FileSyscalls() {}
+
+    private static final int F_DUPFD_CLOEXEC = 1030; // linux/fcntl.h: F_LINUX_SPECIFIC_BASE + 6
+    private static final int AT_FDCWD = -100; // linux/fcntl.h
+    private static final int O_CLOEXEC = 02000000; // asm-generic/fcntl.h
+    private static final int O_PATH = 010000000; // asm-generic/fcntl.h
+    private static final int PIDFD_THREAD = 0200; // linux/pidfd.h: O_EXCL
+    private static final int RENAME_NOREPLACE = 1; // linux/fs.h
+    private static final int AT_SYMLINK_NOFOLLOW = 0x100; // linux/fcntl.h
+
+    private static long address(Arena arena, byte[] path) {
+        MemorySegment copy = arena.allocate(path.length + 1L);
+        MemorySegment.copy(path, 0, copy, ValueLayout.JAVA_BYTE, 0, path.length);
+        return copy.address();
+    }
+
+    /**
+     * Duplicates a descriptor: same open file, own lifetime, closed on exec.
+     *
+     * @return the new descriptor's number, or the negated errno
+     */
+    public static long duplicate(Fd fd) {
+        int number = fd.acquire();
+        try {
+            return duplicate(number);
+        } finally {
+            fd.release();
+        }
+    }
+
+    /** Duplicates a descriptor that somebody else owns. */
+    public static long duplicate(int number) {
+        return Native.syscall(Abi.SYS_FCNTL, number, F_DUPFD_CLOEXEC, 0, 0, 0);
+    }
+
+    /**
+     * Opens a file without reading it: a descriptor that says which file is meant, and is closed on exec.
+     *
+     * @param readable open it for reading after all, which the kernel asks of a cgroup's directory
+     * @return the new descriptor's number, or the negated errno
+     */
+    public static long open(byte[] path, boolean readable) {
+        return open(path, readable ? 0 : O_PATH, 0);
+    }
+
+    /**
+     * Opens or creates a file; the descriptor is closed on exec.
+     *
+     * @param flags those of {@code openat(2)}
+     * @param mode the permissions of a file that is created
+     * @return the new descriptor's number, or the negated errno
+     */
+    public static long open(byte[] path, int flags, int mode) {
+        try (Arena arena = Arena.ofConfined()) {
+            return Native.syscall(Abi.SYS_OPENAT, AT_FDCWD, address(arena, path), O_CLOEXEC | flags, mode, 0);
+        }
+    }
+
+    private static final long READ_AT_ONCE = 4096;
+
+    /**
+     * Reads a small file whole, such as one of /proc: three system calls, where {@code Files} makes more and allocates.
+     *
+     * @return the bytes, or null if the file cannot be read
+     */
+    public static byte[] readFile(byte[] path) {
+        if (Native.unavailable() != null) {
+            return null;
+        }
+        long number = open(path, 0, 0);
+        return number < 0 ? null : readAndClose(number);
+    }
+
+    private static byte[] readAndClose(long number) {
+        CallBuffer s = CallBuffer.take(READ_AT_ONCE);
+        try {
+            byte[] all = new byte[0];
+            int size = 0;
+            while (true) {
+                long room = READ_AT_ONCE - CallBuffer.KEY;
+                long n = Native.syscall(s.capture, Abi.SYS_READ, number, s.address + CallBuffer.KEY, room, 0, 0);
+                if (n == -Abi.EINTR) {
+                    continue;
+                }
+                if (n <= 0) {
+                    return n == 0 ? Arrays.copyOf(all, size) : null;
+                }
+                int end = size + (int) n;
+                if (all.length < end) {
+                    all = Arrays.copyOf(all, size == 0 ? end : 2 * end);
+                }
+                MemorySegment.copy(s.memory, ValueLayout.JAVA_BYTE, CallBuffer.KEY, all, size, (int) n);
+                size = end;
+            }
+        } finally {
+            s.give();
+            Native.syscall(Abi.SYS_CLOSE, number, 0, 0, 0, 0);
+        }
+    }
+
+    /**
+     * A descriptor of a process, or of one thread of it (since Linux 6.9).
+     *
+     * @return the new descriptor's number, or the negated errno
+     */
+    public static long pidfd(int pid, boolean thread) {
+        return Native.syscall(Abi.SYS_PIDFD_OPEN, pid, thread ? PIDFD_THREAD : 0, 0, 0, 0);
+    }
+
+    /**
+     * Duplicates a descriptor of another process, which takes the right to trace it.
+     *
+     * @return the new descriptor's number, or the negated errno
+     */
+    public static long fromProcess(Fd pidfd, int number) {
+        int process = pidfd.acquire();
+        try {
+            return Native.syscall(Abi.SYS_PIDFD_GETFD, process, number, 0, 0, 0);
+        } finally {
+            pidfd.release();
+        }
+    }
+
+    /** What {@link #fileSystem} answers for a BPF file system: linux/magic.h, BPF_FS_MAGIC. */
+    public static final long BPF_FS = 0xcafe4a11L;
+
+    private static final long STATFS_SIZE = 120; // asm-generic/statfs.h on 64-bit processors; f_type is its first word
+
+    /**
+     * The kind of file system that a file is on.
+     *
+     * @return its magic number, or the negated errno
+     */
+    public static long fileSystem(byte[] path) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment buffer = arena.allocate(STATFS_SIZE, 8);
+            long result = Native.syscall(
+                Abi.SYS_STATFS, address(arena, path), buffer.address(), 0, 0, 0);
+            return result < 0 ? result : Bytes.get64(buffer, 0, false);
+        }
+    }
+
+    private static final long TIOCGWINSZ = 0x5413; // asm-generic/ioctls.h; struct winsize: rows, columns, pixels twice
+
+    /**
+     * How many characters fit on the terminal that a descriptor of this process is.
+     *
+     * @return rows times 65536 and columns, 0 where the terminal does not know, or the negated errno: ENOTTY for no terminal
+     */
+    public static long windowSize(int number) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment size = arena.allocate(8, 2);
+            long result = Native.syscall(Abi.SYS_IOCTL, number, TIOCGWINSZ, size.address(), 0, 0);
+            return result < 0 ? result : (Bytes.getU16(size, 0, false) << 16) | Bytes.getU16(size, 2, false);
+        }
+    }
+
+    /**
+     * Renames a file in one step.
+     *
+     * @param replace whether a target that exists is replaced; else EEXIST is returned
+     * @return 0, or the negated errno
+     */
+    public static long rename(byte[] from, byte[] to, boolean replace) {
+        try (Arena arena = Arena.ofConfined()) {
+            return Native.syscall(Abi.SYS_RENAMEAT2, AT_FDCWD, address(arena, from),
+                AT_FDCWD, address(arena, to), replace ? 0 : RENAME_NOREPLACE);
+        }
+    }
+
+    /**
+     * Removes a file; not a directory.
+     *
+     * @return 0, or the negated errno
+     */
+    public static long remove(byte[] path) {
+        try (Arena arena = Arena.ofConfined()) {
+            return Native.syscall(Abi.SYS_UNLINKAT, AT_FDCWD, address(arena, path), 0, 0, 0);
+        }
+    }
+
+    private static final long STATX_SIZE = 256; // linux/stat.h, struct statx
+    private static final long STATX_MODE = 28; // stx_mode in it
+    private static final int STATX_TYPE_AND_MODE = 3; // linux/stat.h
+
+    /**
+     * The type and the permissions of a file, as {@code st_mode} of {@code stat(2)} has them. Needs Linux 4.11.
+     *
+     * @param follow whether a symbolic link stands for the file that it names
+     * @return the mode, or the negated errno
+     */
+    public static long mode(byte[] path, boolean follow) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment buffer = arena.allocate(STATX_SIZE, 8);
+            long result = Native.syscall(Abi.SYS_STATX, AT_FDCWD, address(arena, path),
+                follow ? 0 : AT_SYMLINK_NOFOLLOW, STATX_TYPE_AND_MODE, buffer.address());
+            return result < 0 ? result : Bytes.getU16(buffer, STATX_MODE, false);
+        }
+    }
+
+    private static final int PATH_MAX = 4096; // linux/limits.h
+
+    /**
+     * Reads a symbolic link.
+     *
+     * @return the path in it, or null if there is none to be read
+     */
+    public static byte[] link(byte[] path) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment buffer = arena.allocate(PATH_MAX);
+            long length = Native.syscall(
+                Abi.SYS_READLINKAT, AT_FDCWD, address(arena, path), buffer.address(), PATH_MAX, 0);
+            return length < 0 ? null : Bytes.copyOut(buffer, 0, (int) length);
+        }
+    }
+
+    /**
+     * Reads each small file of a directory, such as {@code /proc/1/fdinfo}, and gives its name and its bytes.
+     * Files that are gone by then are passed over.
+     *
+     * @return 0, or the negated errno of the directory or of the first file that cannot be read; EIO if the
+     *     reason is not known
+     */
+    public static long readEach(byte[] path, BiConsumer<byte[], byte[]> file) {
+        if (Native.unavailable() != null) {
+            return -EIO;
+        }
+        long number = open(path, 0, 0);
+        if (number < 0) {
+            return number;
+        }
+        Fd directory = Fd.own(number);
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment memory = arena.allocate(NAME_MAX + 1);
+            long[] failed = {0};
+            long outcome = entries(directory, (name, type) -> {
+                if (failed[0] != 0) {
+                    return;
+                }
+                MemorySegment.copy(name, 0, memory, ValueLayout.JAVA_BYTE, 0, name.length);
+                memory.set(ValueLayout.JAVA_BYTE, name.length, (byte) 0);
+                long opened = Native.syscall(
+                    Abi.SYS_OPENAT, number, memory.address(), O_CLOEXEC, 0, 0);
+                byte[] bytes = opened < 0 ? null : readAndClose(opened);
+                if (bytes != null) {
+                    file.accept(name, bytes);
+                } else if (opened != -Abi.ENOENT) {
+                    failed[0] = opened < 0 ? opened : -EIO;
+                }
+            });
+            return outcome < 0 ? outcome : failed[0];
+        } finally {
+            directory.close();
+        }
+    }
+
+    private static final int NAME_MAX = 255; // linux/limits.h
+    private static final int EIO = 5; // asm-generic/errno-base.h
+
+    private static final int ENTRIES_SIZE = 32768;
+
+    /**
+     * Reads a directory from where its descriptor stands, and gives each name in it, with its type as {@code readdir(3)}
+     * has it, except for {@code .} and {@code ..}.
+     *
+     * @return 0, or the negated errno
+     */
+    public static long entries(Fd directory, ObjIntConsumer<byte[]> entry) {
+        int number = directory.acquire();
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment buffer = arena.allocate(ENTRIES_SIZE, 8);
+            while (true) {
+                long length = Native.syscall(Abi.SYS_GETDENTS64, number, buffer.address(), ENTRIES_SIZE, 0, 0);
+                if (length <= 0) {
+                    return length;
+                }
+                // struct linux_dirent64: inode and offset, 8 bytes each; length of the record, 2; type, 1; name
+                for (long at = 0; at < length; at += Bytes.getU16(buffer, at + 16, false)) {
+                    int end = 0;
+                    while (buffer.get(ValueLayout.JAVA_BYTE, at + 19 + end) != 0) {
+                        end++;
+                    }
+                    byte[] name = Bytes.copyOut(buffer, at + 19, end);
+                    boolean dots = name[0] == '.' && (end == 1 || end == 2 && name[1] == '.');
+                    if (!dots) {
+                        entry.accept(name, buffer.get(ValueLayout.JAVA_BYTE, at + 18));
+                    }
+                }
+            }
+        } finally {
+            directory.release();
+        }
+    }
+}

@@ -1,0 +1,174 @@
+(ns ^:no-doc bpfmap.cli.live-commands
+  "The commands that go on until they are stopped: `watch` and `demo`."
+  (:require [bpfmap.cli.live :as live]
+            [bpfmap.cli.terminal :as terminal]
+            [bpfmap.core :as bpf]
+            [bpfmap.exec.demo :as demo]
+            [bpfmap.exec.live :as exec.live]
+            [bpfmap.exec.output :as output]
+            [bpfmap.exec.views :as views]
+            [bpfmap.impl.waiting :as waiting])
+  (:import (clojure.lang ExceptionInfo)
+           (java.io Closeable)
+           (java.time LocalTime)
+           (java.time.format DateTimeFormatter)))
+
+(set! *warn-on-reflection* true)
+
+;; --- watch
+
+(defn- status-text
+  "What became of the map of a frame, in words; nil while nothing has."
+  [{:keys [status pin other] {:keys [id name]} :map} {:keys [ref follow]}]
+  (let [pin (some-> pin output/cell)
+        other (str "map " other)]
+    (case status
+      nil nil
+      :pin-replaced (str pin " is " other " now" (when-not follow "; --follow goes on with that"))
+      :pin-removed (str "nothing is pinned at " pin " any more")
+      :followed (str "this map took the place of the one before")
+      :waiting (str "map " id " is gone; waiting for one " (if-let [path (:path ref)] (str "at " (output/cell path)) (str "named " (output/cell name))))
+      :gone (str "map " id " is gone: no process, program or pin has it any more"
+                 (when (and pin (not= "map " other)) (str "; " pin " is " other " now"))))))
+
+(defn- seconds-text
+  "A number of seconds with all of its digits, and one behind the point at least."
+  [seconds]
+  (let [n (bigdec (double seconds))]
+    (.toPlainString (if (< (.scale n) 1) (.setScale n 1) n))))
+
+(defn- titles
+  "What stands above the table."
+  [{:keys [entries new changed gone elapsed] {:keys [id name type max-entries]} :map :as frame} options]
+  (concat
+   [(str "Map " id (when (seq name) (str " " (output/cell name))) " (" (output/cell type) "): " entries " of " max-entries " entries")
+    (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every " (seconds-text (:interval options)) " s: "
+         (if (zero? (double elapsed))
+           "the first look"
+           (str changed " changed, " new " new, " gone " gone"))
+         "; Ctrl-C ends it")]
+   (some-> (status-text frame options) vector)
+   [""]))
+
+(defn- with-paths
+  "The ways to the numbers that have moved since it began: what once did keeps its column."
+  [paths rows]
+  (into paths (comp (filter :mark)
+                    (mapcat #(views/numeric-paths [] (:per-second %)))
+                    (remove (set paths))
+                    (distinct))
+        rows))
+
+(defn- steady
+  "Columns no narrower than they were, so that the table does not shake."
+  [columns widths]
+  (map (fn [{:keys [title] :as column}] (assoc column :at-least (get widths title 0))) columns))
+
+(defn- frame-lines
+  "A function of a frame and the size of the screen to lines; what changed stands out."
+  [options]
+  (let [seen (volatile! {:paths [] :widths {}})]
+    (fn [{:keys [rows] :as frame} {:keys [width height]}]
+      (let [heading (titles frame options)
+            shown (take (max 0 (- (long height) (count heading) 1)) rows)
+            {:keys [paths widths]} (vswap! seen update :paths with-paths rows)
+            columns (steady (views/entry-columns shown paths) widths)
+            {:keys [lines widths]} (output/fitted columns shown (dec (long width)))]
+        (vswap! seen update :widths #(merge-with max % widths))
+        (concat heading
+                (take 1 lines)
+                (map (fn [{:keys [mark]} line] (if mark {:style :bold :text line} line)) shown (rest lines)))))))
+
+(defn- print-frame
+  "A frame for people who read no terminal: what changed since the last."
+  [{:keys [rows elapsed] :as frame} options]
+  (run! println (butlast (titles frame options)))
+  (let [shown (if (zero? (double elapsed)) rows (filter :mark rows))]
+    (run! println (output/table (views/entry-columns shown (with-paths [] shown)) shown))
+    (println)
+    (flush)))
+
+(def ^:private most-lines "No screen has more: what is below it need not be put in order." 500)
+
+(defn watch
+  "Shows what changes in a map until `:seconds` are over, the map is gone, or Ctrl-C."
+  [{:keys [limit] :as options} {:keys [format]}]
+  (let [drawn? (and (nil? format) (live/terminal?))
+        options (cond-> options
+                  (and drawn? (nil? limit)) (assoc :limit most-lines))
+        lines-of (frame-lines options)
+        last-frame (volatile! nil)
+        {:keys [signal result height]}
+        (live/run (fn [stop show]
+                    (let [frames (eduction (map #(vreset! last-frame %)) (exec.live/watch options stop))]
+                      (cond
+                        drawn? (reduce (fn [_ frame] (show frame) frame) nil frames)
+                        format (output/print-records format frames)
+                        :else (run! #(print-frame % options) frames))))
+                  lines-of
+                  drawn?)
+        gone? (= :gone (:status @last-frame))]
+    {:text? true
+     ;; What was on the screen last stays below the prompt, as far as there is room for it.
+     :lines (when (and drawn? result height)
+              (map #(:text % %) (lines-of result {:width (or (terminal/width) 80) :height (- (long height) 1)})))
+     :notes (when gone? [(status-text @last-frame options)])
+     :exit (if gone? 1 (live/exit-code signal))}))
+
+;; --- demo
+
+(def ^:private columns
+  [{:title "NR" :of :number}
+   {:title "NAME" :of :name}
+   {:title "COUNT" :of :count :align :right}
+   {:title "PER-SECOND" :of (comp output/format-1dp :per-second) :align :right}])
+
+;; --- the live table
+
+(defn- frame
+  "The lines of the live table, for a screen of this height."
+  [{:keys [samples counts elapsed seconds] {:keys [id]} :map} {:keys [height]}]
+  (let [[before earlier] (first samples)
+        title [(str "System calls of this whole host, counted in the kernel into BPF hash map " id)
+               (str (output/format-1dp elapsed) " of " (output/format-1dp seconds) " s: " (demo/total counts) " calls of "
+                    (output/plural (count counts) "kind" "kinds") "; Ctrl-C ends it")
+               ""]
+        room (max 0 (- height (count title) 1))]
+    (into title (output/table columns (take room (demo/calls counts earlier (max 0.1 (- elapsed before))))))))
+
+;; --- one run
+
+(defn- gone?
+  "Whether the kernel has removed a map: it does so shortly after the last program that uses it went. Waits for that."
+  [id]
+  (loop [attempts 100]
+    (let [answer (try
+                   (.close ^Closeable (bpf/open id {:access :read-only}))
+                   (catch ExceptionInfo e (:bpfmap/error (ex-data e))))]
+      (cond
+        (= :not-found answer) true
+        (and (nil? answer) (pos? attempts)) (do (waiting/sleep 20 :demo) (recur (dec attempts)))
+        :else false))))
+
+(defn- view
+  "How the end of a run is seen. On a screen of some height, the table's top that fits."
+  [{:keys [elapsed] {:keys [id type name]} :map :as run} signal height]
+  (let [{:keys [total calls] :as value} (demo/result run)
+        shown (if height (take (max 1 (- height 4)) calls) calls)] ; heading, closing lines, the shell's prompt
+    {:value value
+     :columns columns :rows shown
+     :closing [(str "Counted " total " system calls of " (output/plural (count calls) "kind" "kinds")
+                    " in " (output/format-1dp elapsed) " s"
+                    (when (< (count shown) (count calls)) (str "; the top " (count shown) " are above")))
+               (str "They were in BPF map " id " (" (clojure.core/name type) ", " name "), "
+                    (if (gone? id) "which is gone now" "which the kernel is removing now"))]
+     :exit (live/exit-code signal)}))
+
+(defn demo
+  "Counts the system calls of the host for `:seconds`, or until Ctrl-C; on a terminal, shows them live meanwhile.
+
+      (:value (demo {:seconds 1.0} {:format :edn}))
+      ;=> {:map {:id 12, …}, :seconds 1.0, :total 4711, :calls [{:number 0, :name \"read\", :count 1200, …} …]}"
+  [{:keys [seconds]} {:keys [format]}]
+  (let [{:keys [result signal height]} (live/run #(demo/observe seconds %1 %2) frame (and (nil? format) (live/terminal?)))]
+    (view result signal height)))

@@ -1,0 +1,118 @@
+(ns ^:no-doc bpfmap.cli.main
+  "The command line: `bin/bpfmap`, or `clojure -M:cli`.
+
+  The table `bpfmap.exec.commands` has the commands; parsing, help, completion
+  and usage errors are read from it. What a command needs is loaded when it is called."
+  (:require [bpfmap.cli.arguments :as arguments]
+            [bpfmap.cli.terminal :as terminal]
+            [bpfmap.error :as error]
+            [bpfmap.exec.arguments :as exec.arguments]
+            [bpfmap.exec.output :as output]
+            [bpfmap.impl.kernel.procfs :as procfs]
+            [clojure.java.io :as io]
+            [clojure.string :as str])
+  (:import (clojure.lang ExceptionInfo)
+           (java.io BufferedWriter FileDescriptor FileOutputStream IOException
+                    OutputStreamWriter PrintWriter)
+           (java.nio.charset StandardCharsets)))
+
+(set! *warn-on-reflection* true)
+
+(defmacro ^:private read-version
+  "Expands to the text of the resource bpfmap/version, so that a start reads no file for it."
+  []
+  (str/trim (slurp (io/resource "bpfmap/version"))))
+
+(def version
+  "The version of bpfmap that this command line belongs to."
+  (read-version))
+
+(defn- confirmed
+  "Calls `(f options)`; where that is not confirmed, asks on a terminal, and calls it again if the answer is yes."
+  [f options]
+  (try
+    (f options)
+    (catch ExceptionInfo e
+      (let [{:bpfmap/keys [error question hint]} (ex-data e)]
+        (if (and (= :not-confirmed error) (terminal/terminal? :in) (terminal/terminal? :err))
+          (do (output/complain (str/replace (ex-message e) (str ": " hint) ""))
+              (if (terminal/ask question)
+                (f (assoc options :yes true))
+                (throw (error/error :not-confirmed "Nothing was done" {}))))
+          (throw e))))))
+
+(def ^:private runners
+  "Functions of commands that only the command line runs: each takes options and the request, and returns a view."
+  {"watch" 'bpfmap.cli.live-commands/watch
+   "demo" 'bpfmap.cli.live-commands/demo
+   "repl" 'bpfmap.cli.repl/repl
+   "completion" 'bpfmap.cli.completion/completion
+   "help" 'bpfmap.cli.arguments/help})
+
+(defn- runner [{:keys [name]}]
+  (requiring-resolve (runners name)))
+
+(defn- print-value
+  "Prints what a command returned. Where rows are only read now, and not onto a terminal, that too says how far it is."
+  [{:keys [name view]} value options format]
+  (let [print-it #(output/print-result value ((requiring-resolve view) value options) format (terminal/width))]
+    (if (or (coll? value) (terminal/terminal? :out))
+      (print-it)
+      (terminal/with-progress name print-it))))
+
+(defn- perform
+  "Does what was asked for, and prints it; returns the exit code."
+  [{:keys [command options format] :as request}]
+  (try
+    (let [checked (exec.arguments/checked command options)
+          work (fn [options]
+                 (terminal/with-progress (:name command) #(exec.arguments/perform command options)))]
+      (if (:run command)
+        (output/print-result nil ((runner command) checked request) format (terminal/width))
+        (print-value command (confirmed work checked) checked format)))
+    (catch ExceptionInfo e
+      (throw (arguments/in-words e)))))
+
+(defn run
+  "Does what the words of a command line ask for, with *out* and *err*; returns the exit code.
+
+  An IOException is thrown on: it is the output that cannot be written.
+
+      (run [\"list\" \"--edn\"]) ;=> 0"
+  [words]
+  (try
+    (let [request (arguments/request words)]
+      (if (:version request)
+        (do (println "bpfmap" version) 0)
+        (perform request)))
+    (catch IOException e
+      (throw e))
+    (catch Throwable e
+      (flush)
+      (output/print-failure e (some #{"--verbose"} words)))))
+
+(defn- run-safely
+  "Runs with an *out* that reports what cannot be written, which System/out would pass over."
+  [words]
+  (with-open [out (BufferedWriter. (OutputStreamWriter. (FileOutputStream. FileDescriptor/out)
+                                                        StandardCharsets/UTF_8))]
+    (binding [*out* out]
+      (let [exit (run words)]
+        (flush)
+        exit))))
+
+(defn -main
+  "Runs, and exits with 0 when done, 1 when it failed, 2 for wrong usage. Arguments are bytes and output is UTF-8,
+  whatever the locale."
+  [& words]
+  ;; System/err has the encoding of the locale.
+  (alter-var-root #'*err* (constantly (PrintWriter. (OutputStreamWriter. (FileOutputStream. FileDescriptor/err) StandardCharsets/UTF_8)
+                                                    true)))
+  (System/exit
+   (try
+     (run-safely (procfs/arguments words))
+     (catch IOException e
+       (if (= "Broken pipe" (ex-message e))
+         141 ; as any program that SIGPIPE ends: the reader has seen enough
+         (do (output/complain "bpfmap: The output cannot be written: " (ex-message e))
+             1))))))

@@ -1,0 +1,165 @@
+(ns ^:no-doc bpfmap.exec.csv
+  "Rows as comma-separated values (RFC 4180), with a line of names, without losing anything: what is read back is the same data.
+
+  Columns are known before any row is read, from the types of the map: a field, or an element of an array, has a column of
+  its own, named by its path, such as `value.packets` or `value.0`. So an empty map has the same columns as a full one, and no row has to be
+  kept.
+
+  | a cell                       | is                                                                        |
+  |------------------------------|---------------------------------------------------------------------------|
+  | empty                        | nothing: nil, or no such element                                          |
+  | `12` `-0.5` `NaN` `Infinity` | a number                                                                  |
+  | `true` `false`               | a boolean                                                                 |
+  | `0a ff` `0x0a`               | bytes in hexadecimal; a single byte has the `0x`                          |
+  | `\\a` `\\space`                | a character                                                               |
+  | what starts with `\"` `[` `{` `#` | EDN: a text that would be read as something else, a collection, an odd name |
+  | anything else                | the text itself; in the column of an enum, the name                       |
+
+  A key or value that does not fit its columns (one with bytes in its padding, say) stands whole, as EDN, in the first of
+  them, and the others are empty: a collection in the first of several columns is all of it. Otherwise a vector ends with its
+  last column that is not empty, and a map whose columns are all empty is nil."
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.exec.tree :as tree]
+            [bpfmap.impl.edn-text :refer [edn-text]]
+            [clojure.data.csv :as csv]
+            [clojure.string :as str])
+  (:import (java.util.regex Pattern)))
+
+(set! *warn-on-reflection* true)
+
+;; --- cells
+
+(def ^:private not-itself
+  "Texts that would be read as something else, or that do something in a spreadsheet or on a terminal."
+  (Pattern/compile
+   (str/join "|" ["(?s)[\"\\\\#\\[{(=@].*" ; EDN, and the formulas of spreadsheets
+                  "(?s)[+-].+"
+                  "(?s)\\s.*|.*\\s"
+                  "(?:[0-9]+\\.?[0-9]*|\\.[0-9]+)(?:[eE][+-]?[0-9]+)?[NM]?"
+                  "0[xX][0-9a-fA-F]*"
+                  "[0-9a-f]{2}(?: [0-9a-f]{2})+"
+                  "true|false|nil|NaN|Infinity"
+                  "(?s).*[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}\\p{Cs}].*"])))
+
+(defn- plain? [text]
+  (not (or (= "" text) (.matches (.matcher ^Pattern not-itself text)))))
+
+(defn- name-cell [k]
+  (let [text (subs (str k) 1)]
+    (if (and (plain? text) (= k (keyword text)))
+      text
+      (str "#bpfmap/keyword " (edn-text (if (= k (keyword text)) text [(namespace k) (name k)]))))))
+
+(defn- number-cell [x]
+  (if (and (float? x) (not (Double/isFinite (double x))))
+    (str (double x))
+    (str x)))
+
+(defn- bytes-cell [x]
+  (if (= 1 (count x)) (str "0x" x) (str x)))
+
+(defn cell
+  "Returns data as the text of a cell, from which it can be read back.
+
+      (cell \"curl\")   ;=> \"curl\"
+      (cell \"12\")     ;=> \"\\\"12\\\"\"
+      (cell nil)      ;=> \"\""
+  [x]
+  (cond
+    (nil? x) ""
+    (number? x) (number-cell x)
+    (string? x) (if (plain? x) x (edn-text x))
+    (keyword? x) (name-cell x)
+    (bytes/byte-view? x) (bytes-cell x)
+    :else (edn-text x)))
+
+;; --- columns
+
+(defn- name-text
+  "A name on a path: in double quotes if a reader of paths could take it for something else."
+  [k]
+  (let [text (if (keyword? k) (subs (str k) 1) (str k))]
+    (if (re-matches #"[\p{L}\p{N}_/?$@:][\p{L}\p{N}_/?$@:-]*" text)
+      text
+      (edn-text text))))
+
+(defn- names
+  "The names of the columns that a column of a table has here."
+  [{:keys [title tree name]}]
+  (let [name (or name (str/lower-case title))]
+    (map (fn [path] (str/join "." (cons name (map name-text path))))
+         (tree/paths (or tree tree/leaf)))))
+
+(defn- nothing [n] (repeat n ""))
+
+(declare spread)
+
+(defn- all-spread
+  "The cells of several `[tree value]`, nil if one does not fit."
+  [pairs]
+  (reduce (fn [cells [tree x]]
+            (if-let [more (spread tree x)]
+              (into cells more)
+              (reduced nil)))
+          [] pairs))
+
+(defn- within
+  "A tree of a part, which may lack fields if the whole may."
+  [tree partial?]
+  (cond-> tree partial? (assoc :partial? true)))
+
+(defn- spread-map [{:keys [fields partial?]} x]
+  (when (and (map? x)
+             (if partial?
+               (every? (into #{} (map first) fields) (keys x))
+               (and (= (count x) (count fields)) (every? (fn [[k]] (contains? x k)) fields))))
+    (let [cells (all-spread (map (fn [[k tree]] [(within tree partial?) (get x k)]) fields))]
+      (when-not (every? #{""} cells) cells))))
+
+(defn- spread-vector [{:keys [of leaves partial?] n :count} x]
+  (when (and (vector? x) (<= 1 (count x) (long n)))
+    (when-let [cells (all-spread (map vector (repeat (within of partial?)) x))]
+      (when-not (every? #{""} (take-last (:leaves of) cells))
+        (into cells (nothing (- (long leaves) (count cells))))))))
+
+(defn- spread
+  "The cells of a value in the columns of a tree; nil if it does not fit, and could not be read back from them. With
+  `:partial?` a map need not have all fields."
+  [{:keys [fields of leaves] :as tree} x]
+  (cond
+    (nil? x) (nothing leaves)
+    fields (spread-map tree x)
+    of (spread-vector tree x)
+    (and (coll? x) (seq x)) nil
+    :else [(cell x)]))
+
+(defn- collection?
+  "Whether a cell is a collection: in the first of several columns that would be all of the value."
+  [cell]
+  (contains? #{\{ \[} (first cell)))
+
+(defn- cells
+  "The cells of one column of a table in a row."
+  [{:keys [of csv tree]} row]
+  (let [x ((or csv of) row)]
+    (if (or (:fields tree) (:of tree))
+      (let [cells (spread tree x)]
+        (if (or (nil? cells) (collection? (first cells)))
+          (cons (cell x) (nothing (dec (long (:leaves tree)))))
+          cells))
+      [(cell x)])))
+
+(defn print-rows
+  "Prints rows, or what reduces to rows, on *out*, each as it comes: none is kept. `columns` may be a delay, for rows that
+  tell their columns only while they are reduced; one with a `:tree` (see `bpfmap.exec.tree`) has a column for each leaf.
+
+      (print-rows [{:title \"KEY\" :of :key :tree {:fields [[:src {:leaves 1}] [:dst {:leaves 1}]] :leaves 2}}]
+                  [{:key {:src 1 :dst 2}}]) ; prints key.src,key.dst and 1,2"
+  [columns rows]
+  (let [write #(csv/write-csv *out* [%])
+        heading (delay (write (mapcat names (force columns))))]
+    (run! (fn [row]
+            @heading
+            (write (mapcat #(cells % row) (force columns))))
+          rows)
+    @heading))

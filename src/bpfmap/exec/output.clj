@@ -1,0 +1,496 @@
+(ns ^:no-doc bpfmap.exec.output
+  "Prints results: columns, tables cut to a width, EDN, JSON and CSV."
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.tree :as tree]
+            [bpfmap.exec.wording :as wording]
+            [bpfmap.impl.edn-text :refer [edn-text]]
+            [bpfmap.impl.escape :as escape]
+            [clojure.string :as str])
+  (:import (clojure.lang IReduceInit)
+           (java.io PrintWriter StringWriter Writer)
+           (java.math RoundingMode)
+           (java.util LinkedHashMap)))
+
+(set! *warn-on-reflection* true)
+
+;; --- columns, formats
+
+;; --- for people
+
+;; What a map holds is anybody's, and must not steer the terminal: see bpfmap.impl.escape.
+
+(defn- human
+  "A value in Clojure's notation as people read it: integers without a suffix, bytes as hexadecimal in angle brackets."
+  [x]
+  (cond
+    (integer? x) (str x)
+    (bytes/byte-view? x) (str "<" x ">")
+    (and (map? x) (not (record? x))) (str "{" (str/join ", " (for [[k v] x] (str (human k) " " (human v)))) "}")
+    (vector? x) (str "[" (str/join " " (map human x)) "]")
+    :else (edn-text x)))
+
+(defn cell
+  "A value as the text of a table's cell: on one line, without control characters; nil as `-`.
+
+  Texts and names stand without their quotes and colons, bytes in hexadecimal, anything else about as Clojure prints it.
+
+      (cell :lru-hash)                 ;=> \"lru-hash\"
+      (cell nil)                       ;=> \"-\"
+      (cell (bytes/->bytes [10 255]))  ;=> \"0a ff\""
+  [x]
+  (cond
+    (or (integer? x) (bytes/byte-view? x)) (str x)
+    (or (nil? x) (= "" x)) "-"
+    (string? x) (escape/escape-text x)
+    (keyword? x) (escape/escape-text (subs (str x) 1))
+    :else (human x)))
+
+(def ^:private odd-text
+  "Texts that would be taken for something else if they stood alone: nothing, a quoted text, bytes."
+  #"(?s)-?|[\"#<].*|\s.*|.*\s|.*[\x00-\x1f\x7f-\x9f].*")
+
+(defn element-cell
+  "A key or value as the text of a cell, which `get` and `put` take as it stands: as [[cell]], but a text that would be read
+  as something else is in quotes.
+
+      (element-cell \"curl\") ;=> \"curl\"
+      (element-cell \"\")     ;=> \"\\\"\\\"\""
+  [x]
+  (if (and (string? x) (re-matches odd-text x))
+    (edn-text x)
+    (cell x)))
+
+(defn- pad ^String [^String text width align]
+  (let [blanks (.repeat " " (- (long width) (count text)))]
+    (if (= :right align) (str blanks text) (str text blanks))))
+
+(defn- add-blanks [^StringBuilder out ^long n]
+  (loop [n n]
+    (when (pos? n)
+      (.append out \space)
+      (recur (dec n)))))
+
+(defn- lay-out
+  "Columns with the texts of their cells, the heading first, and how wide and which way they stand."
+  [columns rows]
+  (for [{:keys [title of align] of-value :cell :or {of-value cell} :as column} columns
+        :let [title (escape/escape-text title)]]
+    ;; A loop, as in print-columns: in a JVM that has just started, each further function costs a list of
+    ;; thousands of maps its compilation.
+    (loop [rows (seq rows)
+           texts (transient [title])
+           width (max (long (:at-least column 0)) (.length title))
+           numbers? (some? rows)]
+      (if rows
+        (let [value (of (first rows))
+              ^String text (of-value value)]
+          (recur (next rows) (conj! texts text) (max width (.length text))
+                 (and numbers? (number? value))))
+        (let [align (or align (when numbers? :right))]
+          (cond-> (assoc column :texts (persistent! texts) :width width :align align)
+            (= :right align) (dissoc :least))))))) ; a number that is cut would be another one
+
+(defn- whole-numbers
+  "Two ends of a text that was cut between them, without the parts of a number that the cut went through."
+  [before after text]
+  (let [missing (subs text (count before) (- (count text) (count after)))
+        digit? #(and % (Character/isLetterOrDigit (char %)))
+        number-cut? (fn [edge inside] (and edge inside (Character/isDigit (char edge)) (digit? inside)))]
+    [(if (number-cut? (last before) (first missing)) (str/replace before #"\d+$" "") before)
+     (if (number-cut? (first after) (last missing)) (str/replace after #"^\d+" "") after)]))
+
+(defn- cut
+  "A text cut to a width, with an ellipsis where something is missing: at its end, at its beginning, or before its last
+  six characters, or before its number in brackets. A number is never cut: what is left of it goes too."
+  [text width side]
+  (let [n (count text) width (long width)
+        tail (if (and (= :middle side) (< width n))
+               (max 6 (count (re-find #"\[\d+\](?: \+\d+)?$" text)))
+               0)]
+    (cond
+      (<= n width) text
+      (= :left side) (str "…" (second (whole-numbers "" (subs text (inc (- n width))) text)))
+      (and (= :middle side) (< (inc tail) width))
+      (let [[before after] (whole-numbers (subs text 0 (- width tail 1)) (subs text (- n tail)) text)]
+        (str before "…" after))
+      :else (str (first (whole-numbers (subs text 0 (max 0 (dec width))) "" text)) "…"))))
+
+(defn- print-columns
+  "The lines of columns, without blanks at their ends."
+  [columns]
+  (let [columns (object-array columns)
+        out (StringBuilder.)
+        line (fn [^long row]
+               (.setLength out 0)
+               (dotimes [i (alength columns)]
+                 (let [{:keys [texts width align cut-at]} (aget columns i)
+                       width (long width)
+                       ^String text (nth texts row)
+                       ^String text (if (<= (.length text) width) text (cut text width cut-at))
+                       blanks (- width (.length text))]
+                   (when (pos? i) (.append out "  "))
+                   (when (= :right align) (add-blanks out blanks))
+                   (.append out text)
+                   (when-not (= :right align) (add-blanks out blanks))))
+               (str/trimr (.toString out)))]
+    (if (zero? (alength columns))
+      []
+      (loop [row 0 lines (transient [])]
+        (if (< row (count (:texts (aget columns 0))))
+          (recur (inc row) (conj! lines (line row)))
+          (persistent! lines))))))
+
+(defn table
+  "The lines of a table: a heading, and one line for each row.
+
+  `columns` is a sequence of `{:title text, :of function-of-a-row}`, with `:cell` a function to the text of what it is instead
+  of [[cell]]; with `:align :right`, or where all it holds are numbers, a column stands to the right.
+
+      (table [{:title \"ID\" :of :id} {:title \"NAME\" :of :name}] [{:id 12 :name \"counts\"}])
+      ;=> [\"ID  NAME\"
+           \"12  counts\"]"
+  [columns rows]
+  (print-columns (lay-out columns rows)))
+
+(defn- total [widths]
+  (+ (reduce + widths) (* 2 (dec (count widths)))))
+
+(defn- silent?
+  "Whether a column that may be left out says nothing."
+  [{:keys [rank texts]}]
+  (and rank (every? #{"-"} (rest texts))))
+
+(defn- without-least
+  "The columns without those of the highest `:rank`; nil where all are to stay."
+  [columns]
+  (when-let [ranks (seq (keep :rank columns))]
+    (let [most (apply max ranks)]
+      (remove #(= most (:rank %)) columns))))
+
+(defn- narrowed
+  "Columns of which the widest of those that may be cut are cut until all fit."
+  [columns width]
+  (loop [columns (vec columns)]
+    (let [over (- (long (total (map :width columns))) (long width))
+          room (fn [{:keys [least width]}] (if least (- (long width) (long least)) 0))
+          widest (apply max-key #(if (pos? (long (room (columns %)))) (:width (columns %)) -1) (range (count columns)))]
+      (if (or (<= over 0) (not (pos? (long (room (columns widest))))))
+        columns
+        (recur (update-in columns [widest :width] dec))))))
+
+(defn fitted
+  "A table for a screen of a width: `{:lines :left-out :widths}`: the titles of columns that there is no room for, and by
+  title how wide each would be. A column is no narrower than `:at-least`.
+
+  A column with a `:rank` may be left out, those without anything in them and then the highest first; one with a `:least`
+  width may be cut to it, at its end, or where `:cut-at` says so, `:left` or `:middle`.
+
+      (fitted [{:title \"ID\" :of :id} {:title \"NAME\" :of :name :least 4}] [{:id 12 :name \"counts\"}] 8)
+      ;=> {:lines [\"ID  NAME\" \"12  cou…\"], :left-out [], :widths {\"ID\" 2, \"NAME\" 6}}"
+  [columns rows width]
+  (let [columns (lay-out columns rows)
+        smallest (fn [{:keys [least width]}] (if least (min (long least) (long width)) width))]
+    (loop [kept (cond->> columns
+                  (< (long width) (long (total (map :width columns)))) (remove silent?))]
+      (let [fewer (when (< (long width) (long (total (map smallest kept)))) (without-least kept))]
+        (if fewer
+          (recur fewer)
+          {:lines (print-columns (narrowed kept width))
+           :left-out (mapv :title (remove (set kept) columns))
+           :widths (into {} (map (juxt :title :width)) columns)})))))
+
+(defn fields
+  "The lines of one thing's fields: `[name value]` pairs, the values under each other.
+
+      (fields [[:id 12] [:name \"counts\"]]) ;=> [\"id    12\" \"name  counts\"]"
+  [pairs]
+  (let [width (transduce (map (comp count cell first)) max 0 pairs)]
+    (mapv (fn [[k v]] (str (pad (cell k) width :left) "  " (cell v))) pairs)))
+
+(defn format-1dp
+  "A number, of any size, with one digit after the point. Loading Java's Formatter takes a command longer than this.
+
+      (tenths 16.46) ;=> \"16.5\""
+  [x]
+  (.toPlainString (.setScale (BigDecimal/valueOf (double x)) 1 RoundingMode/HALF_UP)))
+
+(defn human-size
+  "Bytes as people read them, in units of 1024.
+
+      (human-size 512)   ;=> \"512\"
+      (human-size 16864) ;=> \"16.5K\""
+  [n]
+  (if (< -1024 n 1024)
+    (str n)
+    (loop [x (/ n 1024.0) units ["K" "M" "G" "T" "P" "E"]]
+      ;; 1023.95 and more would round to 1024.0.
+      (if (and (<= 1023.95 (abs x)) (next units))
+        (recur (/ x 1024) (rest units))
+        (str (format-1dp x) (first units))))))
+
+(defn plural
+  "A number and its noun.
+
+      (plural 1 \"entry\" \"entries\") ;=> \"1 entry\""
+  [n one many]
+  (str n " " (if (= 1 n) one many)))
+
+;; --- for programs
+
+(defn- print-elements
+  "A vector with an element on each line, of which `print-one` prints each; what only reduces without the brackets, a
+  record a line; anything else on one line."
+  [x print-one]
+  (cond
+    (and (vector? x) (seq x))
+    (do (print "[")
+        (print-one (first x))
+        (doseq [element (rest x)]
+          (print ",\n ")
+          (print-one element))
+        (println "]"))
+
+    (and (instance? IReduceInit x) (not (coll? x)) (not (bytes/byte-view? x)))
+    (run! (fn [element]
+            (print-one element)
+            (newline)) x)
+
+    :else
+    (do (print-one x)
+        (newline))))
+
+(defn print-edn
+  "Prints a value as EDN on *out*, the elements of a vector on lines of their own; what only reduces, a record a line.
+
+      (print-edn [{:id 12}])"
+  [x]
+  (print-elements x #(print (edn-text %))))
+
+(def ^:private safe-integer
+  "The largest integer that a reader of JSON need not round: 2^53-1. Beyond it RFC 7493 (I-JSON) has integers as texts."
+  9007199254740991)
+
+(defn json-value
+  "A value as JSON has it: byte views as hexadecimal texts, sets as sorted arrays, names as texts; and integers beyond
+  2^53-1, which JavaScript, jq and others would silently round, as texts with every digit.
+
+  The question mark of `:frozen?` is left out, because to jq it would be an operator.
+
+      (json-value {:frozen? true, :flags #{:mmapable :inner-map}})
+      ;=> {\"frozen\" true, \"flags\" [\"inner-map\" \"mmapable\"]}"
+  [x]
+  (cond
+    (map? x) (reduce-kv (fn [^LinkedHashMap object k v] ; which keeps the order of the keys
+                          (let [name (if (and (vector? k) (every? #(or (keyword? %) (int? %)) k))
+                                       (fields/path-text (map fields/name-of k)) ; where a field lies
+                                       (json-value k))]
+                            (doto object
+                              (.put (if (string? name) (str/replace name #"\?$" "") (pr-str name))
+                                    (json-value v)))))
+                        (LinkedHashMap.) x)
+    (set? x) (sort-by str (map json-value x))
+    (sequential? x) (mapv json-value x)
+    (keyword? x) (subs (str x) 1)
+    (or (bytes/byte-view? x) (symbol? x) (char? x)) (str x)
+    (and (float? x) (not (Double/isFinite x))) (str x) ; "NaN", "Infinity": JSON has no such numbers
+    (and (integer? x) (not (<= (- safe-integer) x safe-integer))) (str x)
+    :else x))
+
+(defn print-json
+  "Prints a value as JSON on *out*, the elements of a vector on lines of their own; what only reduces, a record a line.
+
+      (print-json [{:id 12}])"
+  [x]
+  (let [text (requiring-resolve 'clojure.data.json/write-str)]
+    ;; The library leaves DEL as it is. What is unsafe stands in texts alone, and JSON has the same escapes.
+    (print-elements x #(print (escape/escape (text (json-value %) :escape-slash false))))))
+
+(defn print-records
+  "Prints what reduces in a format for programs, a record a line, each as soon as it is there.
+
+      (print-records :json [{:id 12} {:id 13}])"
+  [format xs]
+  (let [print-one (case format
+                    :edn print-edn
+                    :json print-json)]
+    (run! (fn [x]
+            (print-one x)
+            (flush))
+          xs)))
+
+;; --- columns of rows
+
+(def ^:private most-columns
+  "A struct of more fields than this stays in one column."
+  12)
+
+(defn- collect
+  "Adds the fields of a value to those found before: name to what is below it. ::plain is for a value that is neither nil
+  nor a map of fields."
+  [^LinkedHashMap found x]
+  (cond
+    (nil? x) nil
+    (and (map? x) (seq x))
+    (reduce-kv (fn [_ k v]
+                 (let [below (or (.get found k)
+                                 (let [below (LinkedHashMap.)] (.put found k below) below))]
+                   (collect below v)))
+               nil x)
+    :else (.put found ::plain true))
+  found)
+
+(defn- leaves
+  "The paths of the fields that were found; those in vectors stay together. Where some values have fields and others are
+  plain, they stay together too."
+  [path ^LinkedHashMap found]
+  (if (or (.isEmpty found) (.containsKey found ::plain))
+    [path]
+    (mapcat (fn [[k below]] (leaves (conj path k) below)) found)))
+
+(defn- tree-leaves
+  "The paths of the fields of a tree."
+  [path {:keys [fields]}]
+  (if fields
+    (mapcat (fn [[k tree]] (tree-leaves (conj path k) tree)) fields)
+    [path]))
+
+(defn- side-leaves
+  "The paths of the fields of one side: those of all rows, or if there are no rows those of its tree."
+  [side rows trees]
+  (if (seq rows)
+    (leaves [side] (reduce (fn [found row] (collect found (get row side))) (LinkedHashMap.) rows))
+    (tree-leaves [side] (get trees side))))
+
+(defn field-name
+  "A field's name as a title.
+
+      (field-name :tx-bytes) ;=> \"tx-bytes\""
+  [k]
+  (if (keyword? k) (subs (str k) 1) (str k)))
+
+(defn- title
+  "The names on a path, without the side where the rest says it all."
+  [[side & names] clashes?]
+  (cond
+    (empty? names) (str/upper-case (name side))
+    clashes? (fields/path-text (map field-name (cons side names)))
+    :else (fields/path-text (map field-name names))))
+
+(defn columns
+  "Columns for the sides, such as `[:key :value]`, of rows; without rows, of what `trees` say, by side (see `bpfmap.exec.tree`).
+  A field whose name is one of the sides or of `others`, further fields of the rows, has the side in its title.
+
+      (map :title (columns [:key :value] [{:key {:src \"10.0.0.1\"} :value 3}])) ;=> (\"src\" \"VALUE\")"
+  ([sides rows] (columns sides rows nil))
+  ([sides rows trees] (columns sides rows trees nil))
+  ([sides rows trees others]
+   (let [of-side (into {} (for [side sides
+                                :let [paths (side-leaves side rows trees)]]
+                            [side (if (<= (count paths) (long most-columns)) paths [[side]])]))
+         paths (mapcat of-side sides)
+         clashes (into #{} (comp (filter (fn [[_ n]] (< 1 (long n)))) (map key)) (frequencies (map #(title % false) paths)))
+         taken (into #{"key" "value"} others)
+         clashes? (fn [[_ name] plain]
+                    (or (clashes plain) (and name (taken (str/lower-case (field-name name))))))]
+     (map-indexed (fn [i path]
+                    (let [plain (title path false)]
+                      (cond-> {:title (if (clashes? path plain) (title path true) plain)
+                               :of #(get-in % path) :cell element-cell
+                               :side (first path) :path path
+                               :least (if (next path) 12 16)}
+                        (pos? (long i)) (assoc :rank i))))
+                  paths))))
+
+(defn csv-columns
+  "Columns for the sides of rows as comma-separated values: each has the tree that `trees` have for it.
+
+      (csv-columns [:key] {:key {:leaves 1}}) ;=> ({:title \"key\" :of :key :tree {:leaves 1}})"
+  [sides trees]
+  (for [side sides]
+    {:title (name side) :of side :tree (get trees side tree/leaf)}))
+
+;; --- a result
+
+(defn- complain-lines
+  "Prints lines of text on stderr, without what could steer the terminal."
+  [text]
+  (binding [*out* *err*]
+    (println (escape/escape-lines text))
+    (flush)))
+
+(defn complain
+  "Prints one line on stderr. What it says may come from anywhere, and must not steer the terminal or make a second line."
+  [& message]
+  (complain-lines (escape/escape (str/join message))))
+
+(defn- print-line [line]
+  (doto ^Writer *out*
+    (.write (escape/escape line))
+    (.write "\n")))
+
+(defn- print-csv [columns rows]
+  ((requiring-resolve 'bpfmap.exec.csv/print-rows) columns rows))
+
+(defn- print-table
+  "Prints a table for people, cut to the terminal if there is one; returns lines about what is left out. Rows that only
+  reduce are printed as they come, and are not aligned."
+  [columns rows width]
+  (if (coll? rows)
+    (if width
+      (let [{:keys [lines left-out]} (fitted columns rows width)]
+        (run! print-line lines)
+        (when (seq left-out)
+          [(str "no room for " (str/join ", " left-out)) "--csv, --edn or a wider terminal shows them"]))
+      (run! print-line (table columns rows)))
+    (run! (fn [row] (print-line (str/join "  " (map (fn [{:keys [of] own :cell}] ((or own cell) (of row))) columns)))) rows)))
+
+(defn print-result
+  "Prints what a command returned and how it is seen, in a format or for people, whose terminal may have a width; returns
+  the exit code."
+  [value {:keys [columns csv-columns rows lines text? closing notes exit] :as view} format width]
+  (let [left-out (binding [*flush-on-newline* false] ; a system call for each line would take its time
+                   (case (if text? nil format)
+                     :edn (print-edn (:value view value))
+                     :json (print-json (:value view value))
+                     :csv (print-csv (or csv-columns columns) rows)
+                     (if columns
+                       (print-table columns rows width)
+                       (run! (if text? println print-line) lines))))]
+    (flush)
+    (run! #(complain "bpfmap: " %) notes)
+    (when-not format
+      (run! complain (concat left-out (remove nil? closing))))
+    (or exit 0)))
+
+;; --- errors
+
+(defn- root-cause ^Throwable [^Throwable e]
+  (if-let [cause (ex-cause e)] (recur cause) e))
+
+(defn- candidate-columns
+  "The columns of maps that a name may mean; that of their pins if any has one."
+  [candidates]
+  (for [of [:id :type :name
+            (when (some (comp seq :pinned) candidates) #(str/join " " (:pinned %)))
+            #(str/join " " (map (fn [{:keys [command pid]}] (str command "[" pid "]")) (:held %)))]
+        :when of]
+    {:title "" :of of}))
+
+(defn print-failure
+  "Prints an error on stderr: a line, and with `verbose` its data; returns the exit code."
+  [^Throwable e verbose]
+  (let [{:bpfmap/keys [error candidates] :as data} (ex-data e)]
+    (complain-lines (str "bpfmap: " (if error
+                                      (wording/worded (ex-message e)) ; the verifier's has several lines
+                                      (escape/escape (str "This is a bug in bpfmap: " (root-cause e) "; --verbose says where")))))
+    (run! #(complain "  " %) (rest (table (candidate-columns candidates) candidates)))
+    (when verbose
+      (if error
+        (complain-lines (str/trim-newline (with-out-str (print-edn data))))
+        (let [trace (StringWriter.)]
+          (.printStackTrace e (PrintWriter. trace true))
+          (binding [*out* *err*]
+            (print (str/replace (escape/escape-lines (str trace)) "\\u0009" "\t")) ; its lines begin with a tab
+            (flush)))))
+    (if (= :usage error) 2 1)))

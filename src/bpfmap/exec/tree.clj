@@ -1,0 +1,114 @@
+(ns ^:no-doc bpfmap.exec.tree
+  "The fields of a map's keys and values as a tree, known from its types before any entry is read.
+
+  A tree is a map:
+
+  | key       | what it holds                                                             |
+  |-----------|---------------------------------------------------------------------------|
+  | `:leaves` | how many columns it has; 1 for a leaf                                     |
+  | `:integer?` | of a leaf: true if it is an integer, which has a rate                   |
+  | `:fields` | of what reads as a map: `[key tree]` pairs, in order                      |
+  | `:of` `:count` | of what reads as a vector: the tree of each element, and how many at most |"
+  (:require [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.type.node :as node]))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private most-leaves
+  "Keys or values with more leaves than this have one column."
+  1024)
+
+(def leaf
+  "The tree of a number, a text or anything else that has one column."
+  {:leaves 1})
+
+(def ^:private integer (assoc leaf :integer? true))
+
+(defn- of-fields
+  "The tree of a map; one without fields is a leaf."
+  [fields]
+  (if (seq fields)
+    {:fields (vec fields) :leaves (reduce + (map (comp :leaves second) fields))}
+    leaf))
+
+(defn- of-vector [tree n]
+  (if (pos? (long n))
+    {:of tree :count n :leaves (*' (:leaves tree) n)}
+    leaf))
+
+(declare of-node)
+
+(defn- fields-of [{:keys [members]}]
+  (mapcat (fn [{:keys [name node bits]}]
+            (cond
+              (= :private (:kind node)) nil
+              (and name bits) [[name (if (= :integer (:kind node)) integer leaf)]]
+              name [[name (of-node node)]]
+              (#{:struct :union} (:kind node)) (fields-of node)))
+          members))
+
+(defn- of-node [{:keys [kind element count] :as node}]
+  (case kind
+    (:struct :union) (of-fields (fields-of node))
+    :array (of-vector (of-node element) count)
+    (:integer :pointer) integer
+    leaf))
+
+(defn- of-type [type types]
+  (of-node (node/node type types [])))
+
+(defn- of-program-field [tree]
+  (if-let [fields (:fields tree)]
+    (of-fields (map (fn [[k tree]] [k (if (= :program k) (of-fields [[:program-id leaf]]) tree)]) fields))
+    tree))
+
+(defn- of-side
+  "The tree of one key, or one value of one CPU."
+  [{:keys [type types] :as spec} side]
+  (when-some [given (get spec side)]
+    (let [out (get-in (rules/types type) [:refers side :out])]
+      (case out
+        (:map-id :program-id :socket-cookie) (of-fields [[out leaf]])
+        :program-field (of-program-field (of-type given types))
+        :functions leaf
+        (of-type given types)))))
+
+(defn- bounded [{:keys [leaves] :as tree}]
+  (if (<= leaves most-leaves) tree leaf))
+
+(defn of-entries
+  "Returns the trees of the keys and values of a map with this spec, `{:key :value}`; a side that the map lacks is missing.
+  `cpus` is the number of CPUs whose values are read apart, nil if there is one value for each key.
+
+      (of-entries {:type :hash :key :u32 :value [:struct [:a :u8] [:b :u8]]} nil)
+      ;=> {:key {:leaves 1}, :value {:fields [[:a {:leaves 1}] [:b {:leaves 1}]], :leaves 2}}"
+  [spec cpus]
+  (let [key (of-side spec :key)
+        value (of-side spec :value)]
+    (cond-> {}
+      key (assoc :key (bounded key))
+      value (assoc :value (bounded (if cpus (of-vector value cpus) value))))))
+
+(defn rates
+  "Returns the tree of the rates of a value: its integers, and no other leaf; nil if there are none.
+
+      (rates {:fields [[:n {:leaves 1 :integer? true}] [:comm {:leaves 1}]] :leaves 2})
+      ;=> {:fields [[:n {:leaves 1 :integer? true}]], :leaves 1, :partial? true}"
+  [{:keys [fields of integer?] n :count :as tree}]
+  (cond
+    fields (when-let [kept (seq (keep (fn [[k tree]] (when-let [kept (rates tree)] [k kept])) fields))]
+             (assoc (of-fields kept) :partial? true))
+    of (when-let [kept (rates of)]
+         (of-vector kept n))
+    integer? tree))
+
+(defn paths
+  "Returns the paths of the leaves of a tree, in order.
+
+      (paths {:fields [[:a {:leaves 1}]], :leaves 1}) ;=> ([:a])"
+  ([tree] (paths [] tree))
+  ([path {:keys [fields of count]}]
+   (cond
+     fields (mapcat (fn [[k tree]] (paths (conj path k) tree)) fields)
+     of (mapcat #(paths (conj path %) of) (range count))
+     :else [path])))

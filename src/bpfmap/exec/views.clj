@@ -1,0 +1,454 @@
+(ns ^:no-doc bpfmap.exec.views
+  "Renders results for people: a table, a text or a tree for each command."
+  (:require [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.host :as host]
+            [bpfmap.exec.output :as output]
+            [bpfmap.exec.tree :as tree]
+            [clojure.pprint :as pprint]
+            [clojure.string :as str]))
+
+(set! *warn-on-reflection* true)
+
+;; --- entries
+
+(defn- map-text [{:keys [id name]}]
+  (str "map " id (when (seq name) (str " (" (output/cell name) ")"))))
+
+(defn entry
+  "A value alone, since its key is known; where there is none, that is said and the exit code is 1."
+  [found _options]
+  (cond
+    (nil? found) {:lines [] :notes ["there is no such entry"] :exit 1}
+    (contains? found :might-contain?) {:lines [(if (:might-contain? found) "maybe" "no")]}
+    :else {:lines [(output/element-cell (:value found))]}))
+
+(defn put
+  "What was written, and what was there before."
+  [{:keys [key value before written?] :as done} _options]
+  (cond
+    (not written?) {:lines []
+                    :notes [(str "nothing was written: the key is " (if (nil? before) "not there" "there already"))]
+                    :exit 1}
+    (contains? done :key) {:lines [(str (output/element-cell key) "  " (output/element-cell value)
+                                        (if (nil? before) "  (new)" (str "  (was " (output/element-cell before) ")")))]}
+    :else {:lines [(output/element-cell value)]}))
+
+(defn deleted
+  "What was deleted; where nothing was there, that is said and the exit code is 1."
+  [{:keys [key before deleted?]} _options]
+  (if deleted?
+    {:lines [(str (output/element-cell key) (when (some? before) (str "  (was " (output/element-cell before) ")")))]}
+    {:lines [] :notes ["there is no such entry"] :exit 1}))
+
+(defn pinned
+  "A map and its pin."
+  [{:keys [path from untyped] :as info} _options]
+  {:lines [(str (map-text info) " is pinned at " (output/cell path) (when from (str ", and no longer at " (output/cell from))))]
+   :notes (when untyped [untyped])})
+
+(defn unpinned
+  "A map whose pin is gone."
+  [{:keys [path] :as info} _options]
+  {:lines [(str (map-text info) " is not pinned at " (output/cell path) " any more")]})
+
+(defn frozen
+  "A map that cannot be changed any more."
+  [info _options]
+  {:lines [(str (map-text info) " is frozen")]})
+
+(defn saved
+  "A map that was written to a file."
+  [{:keys [map file entries]} _options]
+  {:lines [(str (output/plural entries "entry" "entries") " of " (map-text map)
+                (if (= 1 entries) " is" " are") " saved in " (output/cell file))]})
+
+(defn- entries-text [n]
+  (output/plural n "entry" "entries"))
+
+(defn restored
+  "A map that was made or filled from a file: what it has now. If that is not all, it is said, and the exit code is 1."
+  [{:keys [map path entries changed missing skipped deleted]} _options]
+  (let [whole? (= 0 missing changed)]
+    {:lines [(str (if whole?
+                    (str (entries-text (- (long entries) (long skipped))) " written into " (map-text map))
+                    (str entries " of " (entries-text (+ (long entries) (long changed) (long missing))) " are in " (map-text map)))
+                  (when path (str ", pinned at " (output/cell path)))
+                  (when (pos? (long skipped)) (str ", " skipped " there already"))
+                  (when (pos? (long deleted)) (str ", " deleted " deleted")))]
+     :notes (remove nil?
+                    [(when (pos? (long missing))
+                       (str (entries-text missing) (if (= 1 missing) " is" " are")
+                            " not in the map: it evicts entries to make room, or somebody deleted "
+                            (if (= 1 missing) "it" "them")))
+                     (when (pos? (long changed))
+                       (str (entries-text changed) (if (= 1 changed) " has" " have") " another value by now: somebody writes to the map"))])
+     :exit (if (pos? (long missing)) 1 0)}))
+
+;; --- features and types
+
+;; --- types
+
+(defn- type-lines [type]
+  (binding [pprint/*print-right-margin* 78]
+    (str/split-lines (with-out-str (pprint/pprint type)))))
+
+(defn- side-lines [side {:keys [type c size]}]
+  (when type
+    (concat ["" (str (name side) ", " (output/plural size "byte" "bytes") ", in C and as a type of bpfmap")]
+            (map #(str "  " %) c)
+            [""]
+            (map #(str "  " %) (type-lines type)))))
+
+(defn types
+  "The types of keys and values, in C and as data."
+  [{:keys [key value untyped] {:keys [id name type]} :map} _options]
+  {:lines (concat [(str "map " id (when (seq name) (str " (" (output/cell name) ")")) ", " (output/cell type))]
+                  (side-lines :key key)
+                  (side-lines :value value))
+   :closing (when untyped [untyped])})
+
+;; --- features
+
+(defn- wrapped
+  "Words as lines of a width."
+  [words width]
+  (reduce (fn [lines word]
+            (let [line (peek lines)]
+              (if (and line (<= (+ (count line) 1 (count word)) (long width)))
+                (conj (pop lines) (str line " " word))
+                (conj lines word))))
+          [] words))
+
+(defn- summary-lines
+  "What of some features is here, what not, and what cannot be told."
+  [title rows]
+  (let [names (fn [here] (map #(output/cell (:name %)) (filter #(= here (:here %)) rows)))]
+    (concat ["" title]
+            (for [[label here] [["here" true] ["not here" false] ["cannot be told" nil]]
+                  :let [lines (wrapped (names here) 60)]
+                  [i line] (map-indexed vector lines)]
+              (str "  " (if (zero? (long i)) label "") (.repeat " " (- 16 (count (if (zero? (long i)) label "")))) line)))))
+
+(defn features
+  "What the kernel has, in words; or the rows that were asked for."
+  [rows {:keys [where]}]
+  (let [rows (if (coll? rows) rows (into [] rows))
+        columns [{:title "FEATURE" :of :feature} {:title "OF" :of :of} {:title "NAME" :of :name :least 10}
+                 {:title "HERE" :of #(case (:here %) true "yes" false "no" "?") :csv :here} {:title "SINCE" :of :since}
+                 {:title "WHY" :of :why :least 8 :rank 1}]
+        of-feature (fn [feature] (filter #(= feature (:feature %)) rows))]
+    (if where
+      {:columns columns :rows rows :closing [(output/plural (count rows) "feature" "features")]}
+      {:csv-columns columns :rows rows
+       :lines (concat [(str "Linux " (:kernel (meta rows)))]
+                      (summary-lines "Map types" (of-feature :map-type))
+                      (summary-lines "Flags of element operations" (of-feature :element-flag))
+                      (summary-lines "Program types" (of-feature :program-type)))
+       :closing [(str (count rows) " questions were asked; what a map type can do: --where 'of=hash'")]})))
+
+;; --- live commands
+
+(defn rate-text
+  "A rate as people read it, nil as nothing.
+
+      (rate-text 1234.56) ;=> \"1234.6\""
+  [x]
+  (when (some? x)
+    (output/format-1dp x)))
+
+(def marks
+  "What stands before an entry that came, changed or went."
+  {:new "+" :added "+" :changed "*" :gone "-" :removed "-"})
+
+(defn numeric-paths
+  "The ways to the numbers in rates."
+  [path rates]
+  (cond
+    (map? rates) (mapcat (fn [[k x]] (numeric-paths (conj path k) x)) rates)
+    (nil? rates) nil
+    :else [path]))
+
+(defn- rate-cell [x]
+  (cond
+    (number? x) (rate-text x)
+    (vector? x) (str/join " " (map #(if (number? %) (rate-text %) (output/cell %)) x))))
+
+(defn- rate-title
+  "How a table names the rates on a path, which `--where` and `--sort` take too."
+  [path]
+  (let [names (mapv output/field-name path)]
+    (fields/path-text (conj (pop names) (str (peek names) "/s")))))
+
+(defn rate-columns
+  "Columns for the rates on these paths; the numbers of a scalar value are PER-SECOND."
+  [paths]
+  (for [[i path] (map-indexed vector paths)]
+    {:title (if (seq path) (rate-title path) "PER-SECOND")
+     :of #(or (rate-cell (get-in (:per-second %) path)) "")
+     :path (into [:per-second] path)
+     :align :right :rank (+ 0.5 i)}))
+
+(defn entry-columns
+  "Columns of rows with a key, a value and rates where there are any: the mark, key, value, and rates on these paths."
+  [rows rate-paths]
+  (let [fields (output/columns [:key :value] rows nil ["mark" "change" "per-second"])]
+    (concat [{:title "" :of #(marks (:mark %) " ")}]
+            fields
+            (rate-columns rate-paths))))
+
+;; --- diff
+
+(defn- side-columns [rows trees]
+  (concat
+   [{:title "" :of #(marks (:change %) " ")}]
+   (map #(dissoc % :rank) (output/columns [:key] rows trees ["mark" "change" "old" "new" "per-second"]))
+   [{:title "OLD" :of #(if (contains? % :old) (:old %) "") :least 16}
+    {:title "NEW" :of #(if (contains? % :new) (:new %) "") :least 16}]))
+
+(defn- csv-columns [{:keys [key value]} per-second?]
+  (let [rates (when per-second? (if value (tree/rates value) tree/leaf))]
+    (cond-> [{:title "change" :of :change}
+             {:title "key" :of :key :tree key}
+             {:title "old" :of :old :tree value}
+             {:title "new" :of :new :tree value}]
+      rates (conj {:title "per-second" :of :per-second :tree rates}))))
+
+(defn diff
+  "The table of `diff`."
+  [rows {:keys [new]}]
+  (let [{:keys [spec cpus same added changed removed]} (meta rows)
+        trees (when spec (tree/of-entries spec cpus))
+        rows (if (coll? rows) rows (into [] rows))
+        paths (distinct (mapcat #(numeric-paths [] (:per-second %)) rows))]
+    {:columns (concat (side-columns rows trees) (rate-columns paths))
+     :csv-columns (csv-columns trees (nil? new))
+     :rows rows
+     :closing [(str added " added, " changed " changed, " removed " removed, " same " the same"
+                    (when (< (count rows) (+ (long added) (long changed) (long removed)))
+                      (str "; " (output/plural (count rows) "row is" "rows are") " shown")))]}))
+
+;; --- histograms
+
+(def ^:private ^:const bar-width 40)
+
+(defn- bar [n most]
+  (let [stars (if (pos? most) (long (Math/round (double (/ (* (long bar-width) (bigint n)) most)))) 0)
+        stars (if (and (zero? stars) (pos? n)) 1 stars)]
+    (str "|" (.repeat "*" stars) (.repeat " " (- (long bar-width) stars)) "|")))
+
+(defn- bucket-text [{:keys [from to]}]
+  (if (nil? from) ["" "< 0"] [(str from) (str to)]))
+
+(defn histogram-lines
+  "A histogram as BPF tools draw it."
+  [{:keys [title buckets]} unit]
+  (let [ends (map bucket-text buckets)
+        most (transduce (map :count) max 0 buckets)
+        width (fn [texts least] (transduce (map count) max least texts))
+        left (width (map first ends) 6)
+        right (width (map second ends) 6)
+        counts (width (map (comp str :count) buckets) 5)
+        at-right (fn [text n] (str (.repeat " " (- (long n) (count text))) text))
+        at-left (fn [text n] (str text (.repeat " " (- (long n) (count text)))))]
+    (concat
+     (when (some? title) [(output/element-cell title)])
+     [(str (at-left (at-right unit (quot (+ left right 4 (count unit)) 2)) (+ left 4 right)) " : " (at-left "count" counts) " distribution")]
+     (for [[[from to] {n :count}] (map vector ends buckets)]
+       (str (at-right from left) (if (= "" from) "    " " -> ") (at-left to right) " : " (at-left (str n) counts) " " (bar n most))))))
+
+(defn histograms
+  "Histograms, one below the other, as BPF tools draw them. One of a field has its name as the heading of the numbers."
+  [histograms {:keys [unit field]}]
+  (let [histograms (if (coll? histograms) histograms (into [] histograms))
+        shown (if field (map #(assoc % :title nil) histograms) histograms)
+        unit (or unit (when field (fields/path-text field)) "value")]
+    {:lines (mapcat identity (interpose [""] (map #(histogram-lines % unit) shown)))
+     :rows (for [{:keys [title buckets]} histograms bucket buckets] (assoc bucket :title title))
+     :csv-columns [{:title "TITLE" :of :title} {:title "FROM" :of :from} {:title "TO" :of :to} {:title "COUNT" :of :count}]
+     :closing [(if (seq histograms)
+                 (str (output/plural (reduce +' (map :total histograms)) "count" "counts") " in "
+                      (output/plural (count histograms) "histogram" "histograms"))
+                 "nothing was counted yet")]}))
+
+;; --- lists and maps
+
+(defn- some-of
+  "The first few of what there is, in one cell; nil for nothing."
+  [texts]
+  (when (seq texts)
+    (str (first texts) (when (next texts) (str " +" (dec (count texts)))))))
+
+(defn flag-text
+  "Create flags by name, the unknown ones as numbers.
+
+      (flag-text #{:mmapable 1073741824}) ;=> \"0x40000000,mmapable\""
+  [flags]
+  (when (seq flags)
+    (str/join "," (map (fn [flag] (if (number? flag) (format "0x%x" flag) (output/cell flag)))
+                       (sort-by str flags)))))
+
+(defn holder-text
+  "A process that holds a map.
+
+      (holder-text {:pid 4711 :command \"agent\"}) ;=> \"agent[4711]\""
+  [{:keys [command pid]}]
+  (str command "[" pid "]"))
+
+(defn user-text
+  "A program that uses a map.
+
+      (user-text {:id 30 :name \"count\"}) ;=> \"count[30]\""
+  [{:keys [name id]}]
+  (str name "[" id "]"))
+
+(defn- all-of [text] #(not-empty (str/join " " (map text %))))
+
+(defn- left-out
+  "Notes about what a list has not, but for what went while it was made, which it rightly has not."
+  [found place]
+  (for [{:keys [error message] :as skipped} (:skipped (meta found)) :when (not= :not-found error)]
+    (str (place skipped) " is left out: " message)))
+
+(def ^:private map-columns
+  "The columns of `list`. A narrow terminal leaves out the highest ranks first."
+  [{:key :id :title "ID" :of :id}
+   {:key :type :title "TYPE" :of :type :least 11}
+   {:key :name :title "NAME" :of :name :least 15}
+   {:key :key-size :title "KEY" :of :key-size :rank 4}
+   {:key :value-size :title "VALUE" :of :value-size :rank 4}
+   {:key :entries :title "ENTRIES" :of :entries :align :right}
+   {:key :max-entries :title "MAX" :of :max-entries}
+   {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock :align :right}
+   {:key :frozen? :title "FROZEN" :of #(when (some? (:frozen? %)) (if (:frozen? %) "yes" "no")) :csv :frozen? :rank 5}
+   {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv :held
+    :least 14 :cut-at :middle}
+   {:key :used-by :title "USED BY" :of #(some-of (map user-text (:used-by %))) :csv :used-by
+    :least 14 :cut-at :middle :rank 2}
+   {:key :pinned :title "PINNED" :of #(some-of (:pinned %)) :csv :pinned
+    :least 12 :cut-at :left :rank 1}
+   {:key :flags :title "FLAGS" :of (comp flag-text :flags) :csv :flags :least 8 :rank 3}])
+
+(defn- column-of
+  "The column of a key of the rows; one that the table has none for shows what is there."
+  [k]
+  (or (some #(when (= k (:key %)) (dissoc % :rank)) map-columns)
+      {:key k :title (str/upper-case (fields/name-of k)) :of k}))
+
+(defn- named
+  "A column as data has it: by the name of the field."
+  [{:keys [key] :as column}]
+  (assoc column :name (fields/name-of key)))
+
+(defn maps
+  "The table of `list`; that maps are frozen is a column only if one is. As data it has every column, whatever is in it."
+  [maps {:keys [columns]}]
+  (let [chosen (map (comp column-of host/column) columns)]
+    {:columns (cond
+                columns chosen
+                (some :frozen? maps) map-columns
+                :else (remove #(= :frozen? (:key %)) map-columns))
+     :csv-columns (map named (or (seq chosen) (map (comp column-of host/column vector first) (:fields host/list-fields))))
+     :rows maps
+     :closing (when (and (empty? maps) (nil? columns)) ["no map"])
+     :notes (left-out maps #(str "map " (:id %)))}))
+
+(defn- shown-field [[field x]]
+  (case field
+    :flags [field (flag-text x)]
+    :frozen? ["frozen" (if x "yes" "no")]
+    :held ["held" ((all-of holder-text) x)]
+    :used-by ["used-by" ((all-of user-text) x)]
+    :pinned [field (not-empty (str/join " " x))]
+    [field x]))
+
+(defn fields
+  "One thing's fields, a line each."
+  [info _options]
+  {:lines (output/fields (map shown-field info))})
+
+;; --- tree
+
+(defn- directories
+  "Pins as nested maps: name to a pin, or to what is in the directory of that name."
+  [pins root]
+  (reduce (fn [tree {:keys [path] :as pin}]
+            (assoc-in tree (remove str/blank? (str/split (subs path (count root)) #"/")) pin))
+          (sorted-map) pins))
+
+(defn- pin? [x] (contains? x :path))
+
+(defn- drawn
+  "The lines of nested directories: `[text pin]`."
+  [prefix tree]
+  (let [n (count tree)]
+    (mapcat (fn [i [name x]]
+              (let [last? (= i (dec n))
+                    line (str prefix (if last? "└── " "├── ") (output/cell name))]
+                (if (pin? x)
+                  [[line x]]
+                  (cons [line nil] (drawn (str prefix (if last? "    " "│   ")) (into (sorted-map) x))))))
+            (range) tree)))
+
+(defn- common-root
+  "The directory that all pins are below."
+  [pins]
+  (let [parts (map #(butlast (str/split (:path %) #"/")) pins)
+        shared (fn [a b] (map first (take-while (fn [[x y]] (= x y)) (map vector a b))))]
+    (str/join "/" (reduce shared parts))))
+
+(defn tree
+  "The pins drawn as a tree of directories."
+  [pins {:keys [directory]}]
+  (let [unseen (left-out pins :path)
+        root (or (when (seq pins) (common-root pins)) directory)
+        lines (when (seq pins) (cons [(output/cell root) nil] (drawn "" (directories pins root))))
+        width (transduce (comp (filter second) (map (comp count first))) max 0 lines)]
+    {:lines (for [[text {:keys [kind id type name]}] lines]
+              (if kind
+                (str/trimr (str text (.repeat " " (- (long width) (count text))) "  "
+                                (clojure.core/name kind) " " id " " (output/cell type) " " (when (seq name) (output/cell name))))
+                text))
+     :closing [(cond
+                 (seq pins) (output/plural (count pins) "pin" "pins")
+                 (seq unseen) "no pin can be seen: this user may not look into them; try as root"
+                 :else "nothing is pinned")]
+     :notes unseen
+     :exit (if (and (empty? pins) (seq unseen)) 1 0)}))
+
+;; --- dump
+
+(defn- address-text
+  "Addresses as people know them.
+
+      (address-text [255]) ;=> \"0xff\""
+  [addresses]
+  (str/join " " (map #(if (integer? %) (str "0x" (.toString (biginteger %) 16)) (output/cell %)) addresses)))
+
+(defn- of-stacks
+  "Columns whose values are stacks."
+  [columns]
+  (map (fn [{:keys [side] :as column}]
+         (cond-> column (= :value side) (assoc :of (comp address-text :value))))
+       columns))
+
+(defn- trees-of
+  "The trees of the keys and values of a map, of which `:spec` and `:cpus` are known; nil of one that is not."
+  [{:keys [spec cpus]}]
+  (when spec (tree/of-entries spec cpus)))
+
+(defn entries
+  "The table of `dump`."
+  [entries {:keys [keys]}]
+  (let [sides (if keys [:key] [:key :value])
+        {:keys [type untyped] :as about} (meta entries)]
+    (if (vector? entries)
+      {:columns (cond-> (output/columns sides entries (trees-of about)) (= :stack-trace type) of-stacks)
+       :csv-columns (output/csv-columns sides (trees-of about))
+       :rows entries
+       :closing (cond-> [(output/plural (count entries) "entry" "entries")]
+                  (and untyped (seq entries))
+                  (conj (str "shown as bytes: " untyped "; --key-type and --value-type say it")))}
+      {:columns (for [side sides] {:title (str/upper-case (name side)) :of side :cell output/element-cell})
+       ;; A stream opens its map when it is reduced, and knows only then what is in it.
+       :csv-columns (delay (output/csv-columns sides (trees-of (some-> (:about about) deref))))
+       :rows entries})))

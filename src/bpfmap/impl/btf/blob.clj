@@ -1,0 +1,278 @@
+(ns ^:no-doc bpfmap.impl.btf.blob
+  "BTF (BPF Type Format) as it is written down: types by id, as data, nothing interpreted.
+
+      (def b (parse bytes))             ; e.g. of /sys/kernel/btf/vmlinux
+      (ids-named b \"task_struct\" :struct) ;=> [189]
+      (record b 189)                    ;=> {:id 189 :kind :struct :name \"task_struct\" …}
+
+  Types refer to each other by id, a place in the blob counted from 1; id 0 is
+  `void`. The BTF of a kernel module is split: it continues the ids and the strings
+  of a base, that of vmlinux. Either byte order is read.
+
+  A blob is checked when it is parsed, but for references, which are checked
+  when they are followed. Whatever the bytes are, all that is thrown for them is
+  `:malformed-btf`, with the place under `:bpfmap/path`, such as
+  `[:header :type-len]` or `[:type 17 :member 3 :type]`. A blob is immutable and may be used by many threads."
+  (:refer-clojure :exclude [resolve])
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :refer [error list-of shown]]
+            [bpfmap.impl.btf.image :as image :refer [malformed u32]]
+            [bpfmap.impl.btf.kinds :as kinds]
+            [bpfmap.impl.btf.record :as record])
+  (:import (bpfmap.bytes ByteView)
+           (bpfmap.impl.btf.image Image)
+           (java.io Writer)
+           (java.nio ByteBuffer)))
+
+(set! *warn-on-reflection* true)
+
+;; `sections` has the records of data sections whose places were filled in, by id; see [[with-sections]].
+(declare type-count)
+
+(deftype Blob [^Image image base index sections]
+  Object
+  (toString [this]
+    (str "#<btf " (type-count this) " types" (when base (str ", " (type-count base) " of them the base's")) ", "
+         (alength ^bytes (.-bytes image)) " bytes " (.order ^ByteBuffer (.-buffer image)) ">")))
+
+(defmethod print-method Blob [blob ^Writer w]
+  (.write w (str blob)))
+
+(defn- invalid ^Throwable [what x hint]
+  (error :invalid-value (str "Not " what ": " (pr-str (shown x))) {:bpfmap/value (shown x) :bpfmap/hint hint}))
+
+(defn parse
+  "Reads a BTF blob, and returns it as an object that the other functions take.
+
+  `bytes` is a byte array or a byte view. It is not copied, so nobody may write
+  to it any more. `base` is the blob that a split one continues.
+
+  Checks the header, the bounds of all types and of their entries, and the
+  offsets of all names. What a type is, is read when it is asked for.
+
+  Throws `:malformed-btf`, and `:invalid-value` for what is not bytes or not a blob.
+
+      (parse (emit/blob [{:kind :ptr :type 0}])) ;=> #<btf 1 types, 37 bytes LITTLE_ENDIAN>"
+  ([bytes]
+   (parse bytes nil))
+  ([bytes base]
+   (when-not (bytes/byte-count bytes)
+     (throw (invalid "bytes" bytes "BTF is read from a byte array or a byte view")))
+   (when-not (or (nil? base) (instance? Blob base))
+     (throw (invalid "a BTF blob" base "the base is what parse returned for vmlinux, or nil")))
+   (let [image (image/of (if (bytes? bytes) bytes (.-array ^ByteView bytes))
+                         (when base (.-image ^Blob base)))]
+     (Blob. image base (delay (image/index image)) nil))))
+
+(defn check
+  "The blob itself; throws `:invalid-value` for anything that parse did not return.
+
+      (check b) ;=> b"
+  ^Blob [b]
+  (if (instance? Blob b)
+    b
+    (throw (invalid "a BTF blob" b "it is what parse returned"))))
+
+(defn type-count
+  "The number of types, those of the base included and void not: ids are 0 to this.
+
+      (type-count (parse (emit/blob [{:kind :ptr :type 0}]))) ;=> 1"
+  ^long [^Blob b]
+  (image/type-count (.-image b)))
+
+(defn base
+  "The blob that this one continues, or nil.
+
+      (base (parse module vmlinux)) ;=> vmlinux"
+  [^Blob b]
+  (.-base b))
+
+(defn string-end
+  "The number of bytes of all strings, those of the base included: offsets of strings are 0 to this, exclusively.
+
+      (string-end (parse (emit/blob []))) ;=> 1"
+  ^long [^Blob b]
+  (.-string-end ^Image (.-image b)))
+
+(defn string
+  "The string at an offset; at 0 the empty one.
+
+  It is read as UTF-8, and U+FFFD stands for what is none. Throws `:malformed-btf` when the offset lies outside
+  the strings, and when the string is longer than 65,535 bytes.
+
+      (string b 0) ;=> \"\""
+  [^Blob b offset]
+  (when-not (int? offset)
+    (throw (invalid "an offset of a string" offset "it is an integer")))
+  (image/string (.-image b) offset))
+
+(defn- image-with
+  "The image, when it or its base has the id."
+  ^Image [^Blob b id]
+  (when-not (int? id)
+    (throw (invalid "the id of a type" id "it is an integer")))
+  (when-not (and (<= 0 (long id)) (<= (long id) (type-count b)))
+    (throw (malformed [:type id] (str "there is no such type, the last one is " (type-count b)))))
+  (.-image b))
+
+(defn record
+  "The type of an id as data; throws `:malformed-btf` when there is none.
+
+  Every record has `:id` and `:kind`, and `:name` unless it is empty: neither
+  a type without a name nor such a member or parameter has the key. Then there are:
+
+  | kind                                   | keys                                                     |
+  |----------------------------------------|----------------------------------------------------------|
+  | `:void`                                | none; its id is 0                                        |
+  | `:int`                                 | `:size :bits :offset :signed? :char? :bool?`             |
+  | `:float`                               | `:size`                                                  |
+  | `:ptr`, and the modifiers `:typedef :const :volatile :restrict :type-tag` | `:type`               |
+  | `:array`                               | `:element`, `:index` (the type of the index), `:count`   |
+  | `:struct :union`                       | `:size`, `:members` of `:name :type :bit-offset :bits`   |
+  | `:enum :enum64`                        | `:size :signed?`, `:values` of `[name value]`            |
+  | `:fwd`                                 | `:union?`                                                |
+  | `:func :var`                           | `:type :linkage`                                         |
+  | `:func-proto`                          | `:return`, `:params` of `:name :type`                    |
+  | `:datasec`                             | `:size`, `:vars` of `:type :offset :size`                |
+  | `:decl-tag`                            | `:type`, `:component`: a member or parameter, -1 for all |
+  | `:unknown`                             | `:number`, the kind's; only with a layout section        |
+
+  `:size` is in bytes, as is the `:offset` of a variable; `:bit-offset` and the
+  `:offset` of an `:int` are in bits. `:bits` of a member is 0 when it is no
+  bit-field. `:type`, `:element`, `:index` and `:return` are ids, checked to be
+  there. A last parameter of type 0 without a name stands for `...`. `:linkage` is
+  `:static`, `:global`, `:extern`, or the number of an unknown one. A tag has
+  `:attribute? true` where it stands for any attribute of C (Linux 6.15).
+
+  Before Linux 6.0 and LLVM 15 no enum said that it was signed: from such a
+  blob, -1 is read as 4294967295.
+
+      (record b 1)
+      ;=> {:id 1 :kind :int :name \"int\" :size 4 :bits 32 :offset 0 :signed? true :char? false :bool? false}"
+  [^Blob b id]
+  (let [image (image-with b id)]
+    (or (get (.-sections b) id)
+        (record/record image id))))
+
+(defn- kind-of [^Image image ^long id]
+  (if (zero? id)
+    :void
+    (let [owner (image/owner image id)
+          number (image/kind-number (u32 owner (+ 4 (image/at owner id))))]
+      (:kind (get kinds/rows number) :unknown))))
+
+(defn with-sections
+  "A blob that has other records for some data sections: id to record. The bytes stay as they are.
+
+      (:size (record (with-sections b {7 (assoc (record b 7) :size 16)}) 7)) ;=> 16"
+  [^Blob b sections]
+  (Blob. (.-image b) (.-base b) (.-index b) (not-empty sections)))
+
+(defn entries-at
+  "Where the entries of a data section begin, in bytes from the start of the blob.
+
+      (entries-at b 7) ;=> 1156"
+  ^long [^Blob b id]
+  (let [owner (image/owner (image-with b id) id)]
+    (+ 12 (image/at owner id))))
+
+(defn kind
+  "The kind of the type of an id, without reading the rest of it.
+
+      (kind b 1) ;=> :int"
+  [^Blob b id]
+  (kind-of (image-with b id) id))
+
+(defn name-of
+  "The name of the type of an id, without reading the rest of it; nil when it has none.
+
+      (name-of b 1) ;=> \"int\""
+  [^Blob b id]
+  (let [image (image-with b id)]
+    (when (pos? (long id))
+      (let [owner (image/owner image id)
+            offset (u32 owner (image/at owner id))]
+        (when (pos? offset)
+          (string b offset))))))
+
+(defn ids-named
+  "The ids of the types that have a name, ascending, as a vector; with a kind, those of it alone.
+
+  The names of the base are looked up too. The first call makes an index, two
+  arrays of ints. The empty name finds nothing.
+
+      (ids-named b \"task_struct\")         ;=> [189]
+      (ids-named b \"task_struct\" :struct) ;=> [189]"
+  ([^Blob b name]
+   (when-not (string? name)
+     (throw (invalid "the name of a type" name "it is a string")))
+   (into (if-let [base (.-base b)] (ids-named base name) [])
+         (image/ids (.-image b) @(.-index b) name)))
+  ([^Blob b name kind]
+   (when-not (or (kinds/numbers kind) (= :unknown kind))
+     (throw (invalid "a kind of types" kind (str "it is " (list-of kinds/kinds)))))
+   (filterv #(= kind (kind-of (.-image b) %)) (ids-named b name))))
+
+(def ^:private deepest
+  "How far types are followed. Compilers nest them a few deep, and the kernel gives up after 32."
+  64)
+
+(defn- follow
+  "The id in a word of a type, checked to be there."
+  ^long [^Image image ^long id ^long word key]
+  (let [owner (image/owner image id)
+        target (u32 owner (+ (image/at owner id) word))]
+    (when (< (image/type-count owner) target)
+      (throw (malformed [:type id key] (str "it is type " target ", and the last one is " (image/type-count owner)))))
+    target))
+
+(defn- too-deep ^Throwable [id]
+  (malformed [:type id] (str "it leads through more than " deepest " types: round in a cycle, or too deep")))
+
+(defn resolve
+  "The id of what a type is, without names and qualities.
+
+  Skips `:typedef`, `:const`, `:volatile`, `:restrict` and `:type-tag`. Throws
+  `:malformed-btf` for a cycle, and for more than 64 of them on each other.
+
+      (:kind (record b (resolve b (first (ids-named b \"size_t\"))))) ;=> :int"
+  [^Blob b id]
+  (let [image (image-with b id)]
+    (loop [at (long id) depth 0]
+      (cond
+        (not (kinds/modifiers (kind-of image at))) at
+        (= depth (long deepest)) (throw (too-deep id))
+        :else (recur (follow image at 8 :type) (inc depth))))))
+
+(defn- size [^Blob b start ^long id ^long depth]
+  (when (< (long deepest) depth)
+    (throw (too-deep start)))
+  (case (kind-of (.-image b) id)
+    (:int :enum :enum64 :struct :union :float :datasec)
+    (or (:size (get (.-sections b) id))
+        (let [owner (image/owner (.-image b) id)]
+          (u32 owner (+ 8 (image/at owner id)))))
+    (:typedef :const :volatile :restrict :type-tag :var)
+    (recur b start (follow (.-image b) id 8 :type) (inc depth))
+    :array
+    (when-let [each (size b start (follow (.-image b) id 12 :element) (inc depth))]
+      (let [owner (image/owner (.-image b) id)
+            n (u32 owner (+ 20 (image/at owner id)))]
+        (when (and (pos? n) (< (quot 0xffffffff n) (long each)))
+          (throw (malformed [:type id :count] (str n " elements of " each " bytes are more than 4294967295"))))
+        (* n (long each))))
+    :ptr 8
+    nil))
+
+(defn size-of
+  "The bytes that a value of a type takes; nil for what has no values.
+
+  Those are `:void`, functions and their prototypes, `:fwd`, `:decl-tag` and
+  `:unknown`, and what is made of them. A pointer takes 8 bytes, as it does in
+  BPF programs. Throws `:malformed-btf` for a cycle, for more than 64 types on
+  each other, and for 4 GiB or more.
+
+      (size-of b 1) ;=> 4"
+  [^Blob b id]
+  (image-with b id)
+  (size b id id 0))

@@ -1,0 +1,161 @@
+(ns ^:no-doc bpfmap.impl.btf.elf
+  "Reads ELF objects: sections, symbols and relocations. Compilers put BTF into a section.
+
+      (def e (parse bytes))
+      (contents e (section e \".BTF\")) ;=> a byte array
+
+  Sources: the System V ABI, chapter 4; 64-bit objects of either byte order. Whatever the bytes are, only
+  `:malformed-btf` is thrown for them."
+  (:require [bpfmap.error :as error])
+  (:import (java.nio BufferUnderflowException ByteBuffer ByteOrder)
+           (java.nio.charset StandardCharsets)
+           (java.util Arrays)))
+
+(set! *warn-on-reflection* true)
+
+(defn- malformed ^Throwable [hint]
+  (error/error :malformed-btf "Not an ELF object that can be read"
+               {:bpfmap/path [:elf] :bpfmap/hint hint}))
+
+(defmacro ^:private in-bounds
+  "Runs body; reading behind the end of the file throws `:malformed-btf`."
+  [& body]
+  `(try
+     ~@body
+     (catch IndexOutOfBoundsException _# (throw (malformed "it ends too early")))
+     (catch BufferUnderflowException _# (throw (malformed "it ends too early")))))
+
+(defn- slice
+  "A copy of bytes of the object; throws if they lie outside of it."
+  ^bytes [^bytes object offset size]
+  (when-not (and (<= 0 (long size) (alength object))
+                 (<= 0 (long offset) (- (alength object) (long size))))
+    (throw (malformed "a section lies outside the file")))
+  (Arrays/copyOfRange object (int offset) (int (+ (long offset) (long size)))))
+
+(def ^:private longest-name
+  "Bytes of the longest name that is read. The kernel takes names of 511 bytes in BTF."
+  1023)
+
+(defn- text-at
+  "The NUL-terminated name at an offset of a string table; empty if there is none."
+  [^bytes table offset]
+  (if (< -1 (long offset) (alength table))
+    (let [start (int offset)
+          limit (min (alength table) (+ start (long longest-name)))
+          end (loop [i start] (if (or (= i limit) (zero? (aget table i))) i (recur (inc i))))]
+      (String. table start (int (- end start)) StandardCharsets/UTF_8))
+    ""))
+
+(defn- u16 ^long [^ByteBuffer b ^long at]
+  (bit-and 0xffff (.getShort b (int at))))
+
+(defn- u32 ^long [^ByteBuffer b ^long at]
+  (bit-and 0xffffffff (.getInt b (int at))))
+
+(defn- headers
+  "The section headers, without names, and the index of the section that has the names."
+  [^ByteBuffer b]
+  (let [start (.getLong b 0x28)
+        each (u16 b 0x3a)
+        n (u16 b 0x3c)]
+    (when-not (and (<= 64 each) (<= 0 start (- (.capacity b) (* n each))))
+      (throw (malformed "its section headers lie outside the file")))
+    {:names (u16 b 0x3e)
+     :sections (vec (for [i (range n)
+                          :let [at (+ start (* (long i) each))]]
+                      {:index i
+                       :name-offset (u32 b at)
+                       :type (u32 b (+ at 0x04))
+                       :offset (.getLong b (int (+ at 0x18)))
+                       :size (.getLong b (int (+ at 0x20)))
+                       :link (u32 b (+ at 0x28))
+                       :info (u32 b (+ at 0x2c))}))}))
+
+(defn parse
+  "Reads the section headers of a 64-bit ELF object.
+
+  Returns `{:bytes :buffer :sections}`. A section has `:index :name :type :offset :size :link :info`.
+  The bytes are not copied. Throws `:malformed-btf` if they are not such an object.
+
+      (map :name (:sections (parse bytes))) ;=> (\"\" \".text\" \".BTF\" …)"
+  [^bytes object]
+  (when-not (and (<= 64 (alength object))
+                 (= [0x7f 0x45 0x4c 0x46 2] (map #(aget object %) (range 5))))
+    (throw (malformed "it does not begin as a 64-bit ELF file does")))
+  (in-bounds
+    (let [order (if (= 2 (aget object 5)) ByteOrder/BIG_ENDIAN ByteOrder/LITTLE_ENDIAN)
+          b (.order (ByteBuffer/wrap object) order)
+          {:keys [names sections]} (headers b)
+          table (if-let [{:keys [offset size]} (get sections names)]
+                  (slice object offset size)
+                  (byte-array 0))]
+      {:bytes object
+       :buffer b
+       :sections (mapv #(assoc % :name (text-at table (:name-offset %))) sections)})))
+
+(defn section
+  "Returns the first section of a name; nil if there is none.
+
+      (:size (section (parse bytes) \".BTF\")) ;=> 612"
+  [{:keys [sections]} section-name]
+  (first (filter #(= section-name (:name %)) sections)))
+
+(def ^:private no-bits "SHT_NOBITS: a section of zeros, which takes no bytes of the file." 8)
+
+(defn contents
+  "Returns the bytes of a section as a new array; an empty one for a section that the file has no bytes of.
+
+      (alength (contents e (section e \".BTF\"))) ;=> 612"
+  ^bytes [{:keys [bytes]} {:keys [type offset size]}]
+  (if (= no-bits type)
+    (byte-array 0)
+    (slice bytes offset size)))
+
+(defn- places
+  "Where the entries of a section of a table lie, each of `size` bytes."
+  [{:keys [bytes]} {:keys [offset] total :size} size]
+  (when-not (and (<= 0 (long total) (alength ^bytes bytes))
+                 (<= 0 (long offset) (- (alength ^bytes bytes) (long total))))
+    (throw (malformed "a section lies outside the file")))
+  (map #(+ (long offset) (* (long size) (long %))) (range (quot (long total) (long size)))))
+
+(def ^:private symbol-table "SHT_SYMTAB." 2)
+
+(defn symbols
+  "Returns the symbols of the object, in order: `{:name :value :section}`, the last the index of a section.
+
+      (filter #(= \"total\" (:name %)) (symbols e)) ;=> ({:name \"total\" :value 8 :section 7})"
+  [{:keys [buffer sections] :as object}]
+  (in-bounds
+    (if-let [{:keys [link] :as table} (first (filter #(= symbol-table (:type %)) sections))]
+      (let [names (if-let [strings (get sections link)] (contents object strings) (byte-array 0))]
+        (mapv (fn [at]
+                {:name (text-at names (u32 buffer at))
+                 :section (u16 buffer (+ (long at) 6))
+                 :value (.getLong ^ByteBuffer buffer (int (+ (long at) 8)))})
+              (places object table 24)))
+      [])))
+
+(def ^:private relocation-tables
+  "The section types SHT_RELA and SHT_REL, with the bytes of an entry. Only the first has addends."
+  {4 24, 9 16})
+
+(defn relocations
+  "Returns the relocations of a section: offset in it to `{:symbol :addend}`, the first an index of [[symbols]].
+
+  `:addend` is nil if the addend is what the bytes at the offset are.
+
+      (relocations e (section e \".BTF\")) ;=> {1160 {:symbol 10 :addend nil} …}"
+  [{:keys [sections ^ByteBuffer buffer] :as object} {:keys [index]}]
+  (in-bounds
+    (into {}
+          (for [{:keys [type info] :as table} sections
+                :let [size (relocation-tables type)]
+                :when (and size (= index info))
+                at (places object table size)
+                :let [at (long at)]]
+            ;; The symbol is the upper word of r_info.
+            [(.getLong buffer (int at))
+             {:symbol (unsigned-bit-shift-right (.getLong buffer (int (+ at 8))) 32)
+              :addend (when (= 4 type) (.getLong buffer (int (+ at 16))))}]))))

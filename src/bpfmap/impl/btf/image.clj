@@ -1,0 +1,353 @@
+(ns ^:no-doc bpfmap.impl.btf.image
+  "Reads the bytes of BTF: header, records by id, strings; and finds records by name."
+  (:require [bpfmap.error :refer [error]]
+            [bpfmap.impl.btf.kinds :as kinds]
+            [clojure.string :as str])
+  (:import (java.nio ByteBuffer ByteOrder)
+           (java.nio.charset StandardCharsets)
+           (java.util Arrays)))
+
+(set! *warn-on-reflection* true)
+
+;; --- bytes
+
+;; Ids and string offsets run through all images of a chain: those of the base come first. `fixed` and `each` say, by
+;; the number of a kind, how long its types and their entries are; `fixed` is -1 for an unknown kind.
+(deftype Image [^bytes bytes ^ByteBuffer buffer base
+                ^long first-id ^ints offsets
+                ^long first-string ^long strings-at ^long string-end
+                ^ints fixed ^ints each])
+
+(def longest-string
+  "The bytes of the longest name that is read.
+
+  Names may share their bytes, so without a bound a small blob could ask for
+  much memory. The kernel takes names of 511 bytes, and tags of any length."
+  65535)
+
+(defn malformed
+  "Makes the exception for bytes that are not well-formed BTF; `path` is the place, and `hint` what may help.
+
+      (throw (malformed [:type 17 :name] \"it lies at 99, and the strings end at 30\"))"
+  (^Throwable [path what]
+   (malformed path what nil))
+  (^Throwable [path what hint]
+   (error :malformed-btf
+          (str "Malformed BTF, " (str/join " " (map #(if (keyword? %) (name %) %) path)) ": " what)
+          {:bpfmap/path path :bpfmap/hint hint})))
+
+(def ^:private needs-base
+  "ids and strings of a module's BTF continue those of vmlinux, which must be given as the base")
+
+;; ---------------------------------------------------------------- reading
+
+(defn- word ^long [^ByteBuffer buffer ^long at]
+  (bit-and 0xffffffff (.getInt buffer (int at))))
+
+(defn u32
+  "The word at a place in the image, unsigned."
+  ^long [^Image image ^long at]
+  (word (.-buffer image) at))
+
+(defn kind-number "The number of the kind in a word of info." ^long [^long info]
+  (bit-and 0x7f (bit-shift-right info 24)))
+
+(defn vlen "The number of entries in a word of info." ^long [^long info]
+  (bit-and 0xffffff info))
+
+(defn flag? "Whether the kind's own flag is set in a word of info." [^long info]
+  (bit-test info 31))
+
+(defn type-count
+  "How many types the image and its base have, void not counted: the last id."
+  ^long [^Image image]
+  (+ (.-first-id image) -1 (alength ^ints (.-offsets image))))
+
+(defn owner
+  "The image of the chain that holds the type of an id, which must be 1 to [[type-count]]."
+  [^Image image ^long id]
+  (if (< id (.-first-id image))
+    (recur (.-base image) id)
+    image))
+
+(defn at
+  "Where the type of an id begins in its [[owner]]."
+  ^long [^Image owner ^long id]
+  (aget ^ints (.-offsets owner) (- id (.-first-id owner))))
+
+(defn string-owner
+  "The image of the chain that holds the string of an offset, which must be less than the image's string-end."
+  [^Image image ^long offset]
+  (if (< offset (.-first-string image))
+    (recur (.-base image) offset)
+    image))
+
+(defn string
+  "The string at an offset, read as UTF-8. Throws when there is none, or when it is longer than `longest-string`."
+  [^Image image ^long offset]
+  (when-not (< -1 offset (.-string-end image))
+    (throw (malformed [:string offset] (str "the strings end at " (.-string-end image))
+                      (when-not (.-base image) needs-base))))
+  (let [^Image owner (string-owner image offset)
+        ^bytes bytes (.-bytes owner)
+        from (+ (.-strings-at owner) (- offset (.-first-string owner)))
+        limit (+ from (long longest-string))]
+    ;; Strings end with a zero, which is known of the last.
+    (loop [to from]
+      (cond
+        (zero? (aget bytes to)) (String. bytes from (- to from) StandardCharsets/UTF_8)
+        (= to limit) (throw (malformed [:string offset] (str "it is longer than " longest-string " bytes")))
+        :else (recur (inc to))))))
+
+;; ---------------------------------------------------------------- the header
+
+(def ^:private header-bytes 24)
+
+(def ^:private sections
+  "The sections, and where the header has the offset and the length of each. The last is of 2026."
+  [{:section :type :field 8 :align 4}
+   {:section :str :field 16 :align 1}
+   {:section :layout :field 24 :align 4}])
+
+(defn- field-name [section part]
+  (keyword (str (name section) "-" part)))
+
+(defn- byte-order [^bytes bytes]
+  (let [start (vec (take 4 bytes))]
+    (condp = (take 2 start)
+      [(unchecked-byte 0x9f) (unchecked-byte 0xeb)] ByteOrder/LITTLE_ENDIAN
+      [(unchecked-byte 0xeb) (unchecked-byte 0x9f)] ByteOrder/BIG_ENDIAN
+      (throw (malformed [:header :magic]
+                        (if (empty? start)
+                          "there are no bytes"
+                          (str "the bytes begin with " (str/join " " (map #(format "%02x" %) (take 2 start)))
+                               ", not with 9f eb or eb 9f"))
+                        (when (= start [0x7f 0x45 0x4c 0x46])
+                          "this is an ELF file; BTF is the content of its section .BTF"))))))
+
+(defn- check-fields
+  "Checks what comes before the sections, and what comes after those that are known; returns the header's length."
+  [^bytes bytes ^ByteBuffer buffer]
+  (when (< (alength bytes) (long header-bytes))
+    (throw (malformed [:header] (str "it takes " header-bytes " bytes, and there are " (alength bytes)))))
+  (let [version (aget bytes 2)
+        flags (bit-and 0xff (aget bytes 3))
+        length (word buffer 4)
+        known (+ 8 (* 8 (count sections)))]
+    (when-not (= 1 version)
+      (throw (malformed [:header :version] (str "it is " (bit-and 0xff version) ", and only 1 is known"))))
+    (when-not (zero? flags)
+      (throw (malformed [:header :flags] (str "they are " flags ", and none are known"))))
+    (when-not (<= (long header-bytes) length (alength bytes))
+      (throw (malformed [:header :hdr-len] (str "it is " length ", outside " header-bytes " to the "
+                                                (alength bytes) " bytes there are"))))
+    (loop [i (if (< length known) (long header-bytes) known)]
+      (when (< i length)
+        (when-not (zero? (aget bytes i))
+          (throw (malformed [:header] (str "byte " i " is not zero, and what it means is not known")
+                            "this BTF is newer than the library")))
+        (recur (inc i))))
+    length))
+
+(defn- locate
+  "Checks a section's offset and length; returns it with :from and :to."
+  [^bytes bytes buffer length {:keys [section field align]}]
+  (let [[offset size] (if (<= (+ (long field) 8) (long length))
+                        [(word buffer field) (word buffer (+ (long field) 4))]
+                        [0 0])
+        room (- (alength bytes) (long length))]
+    (when-not (zero? (rem offset align))
+      (throw (malformed [:header (field-name section "off")] (str "it is " offset ", not a multiple of " align))))
+    (when (< room offset)
+      (throw (malformed [:header (field-name section "off")]
+                        (str "it is " offset ", and there are " room " bytes after the header"))))
+    (when (< room (+ offset size))
+      (throw (malformed [:header (field-name section "len")]
+                        (str "it is " size ", and there are " (- room offset) " bytes from its offset on"))))
+    {:section section :from (+ length offset) :to (+ length offset size)}))
+
+(defn- check-overlap [sections]
+  (let [sections (sort-by :from (filter #(< (:from %) (:to %)) sections))]
+    (doseq [[a b] (map vector sections (rest sections)) :when (< (:from b) (:to a))]
+      (throw (malformed [:header (field-name (:section b) "off")]
+                        (str "the section begins inside that of " (name (:section a)) "-off"))))))
+
+(defn- check-strings [^bytes bytes base {:keys [^long from ^long to]}]
+  (cond
+    (= from to) (when-not base
+                  (throw (malformed [:header :str-len] "there are no strings, not even the empty one" needs-base)))
+    (not (zero? (aget bytes (dec to)))) (throw (malformed [:strings] "the last one does not end with a zero"))
+    (not (or base (zero? (aget bytes from)))) (throw (malformed [:strings] "the first one is not empty" needs-base))))
+
+;; ---------------------------------------------------------------- the types
+
+(def ^:private known-fixed
+  (int-array 128 (into [-1] (concat (map #(+ 12 (kinds/tail-bytes %)) kinds/kinds) (repeat 127 -1)))))
+
+(def ^:private known-each
+  (int-array 128 (into [0] (map kinds/entry-bytes) kinds/kinds)))
+
+(def ^:private named-entries
+  "By the number of a kind, 1 where its entries begin with a name."
+  (int-array 128 (map #(if (= [:name :name] (first (:fields %))) 1 0) kinds/rows)))
+
+(defn- sizes
+  "Two arrays: the bytes of the types of each kind, and of an entry. A layout section tells them for unknown kinds."
+  [^bytes bytes ^Image base {:keys [^long from ^long to]}]
+  (cond
+    (not (zero? (rem (- to from) 4)))
+    (throw (malformed [:header :layout-len] (str "it is " (- to from) ", not a multiple of 4")))
+
+    (< from to)
+    (let [fixed (aclone ^ints known-fixed)
+          each (aclone ^ints known-each)]
+      (doseq [kind (range (inc (count kinds/kinds)) (min 128 (quot (- to from) 4)))
+              :let [place (+ from (* 4 (long kind)))
+                    tail (bit-and 0xff (aget bytes place))
+                    entry (bit-and 0xff (aget bytes (inc place)))]]
+        (when-not (zero? (rem (bit-or tail entry) 4))
+          (throw (malformed [:layout kind] (str "its sizes " tail " and " entry " are not multiples of 4"))))
+        (aset fixed kind (int (+ 12 tail)))
+        (aset each kind (int entry)))
+      [fixed each])
+
+    base [(.-fixed base) (.-each base)]
+    :else [known-fixed known-each]))
+
+(defn- misplaced ^Throwable [path offset end base]
+  (malformed path (str "it lies at " offset ", and the strings end at " end) (when-not base needs-base)))
+
+(defn- walk
+  "Checks the types from `from` to `to`; returns the array of their offsets."
+  [^ByteBuffer buffer base {:keys [from to]} first-id string-end [fixed each]]
+  (let [from (long from) to (long to) first-id (long first-id) string-end (long string-end)
+        ^ints fixed fixed ^ints each each ^ints named named-entries
+        offsets (int-array (quot (- to from) 12))]
+    (loop [at from i 0]
+      (if (= at to)
+        (Arrays/copyOf offsets i)
+        (let [id (+ first-id i)
+              _ (when (< (- to at) 12)
+                  (throw (malformed [:type id] (str "it takes 12 bytes at least, and the section has "
+                                                    (- to at) " left"))))
+              name-offset (word buffer at)
+              info (word buffer (+ at 4))
+              kind (kind-number info)
+              entry (aget each kind)
+              entries (+ at (aget fixed kind))
+              end (+ entries (* entry (vlen info)))]
+          (when (neg? (aget fixed kind))
+            (throw (malformed [:type id :kind] (str "it is " kind ", and 1 to " (count kinds/kinds) " are known")
+                              "how long such a type is cannot be told, and so what follows cannot be read")))
+          (when (< to end)
+            (throw (malformed [:type id] (str "it takes " (- end at) " bytes, and the section has "
+                                              (- to at) " left"))))
+          (when (<= string-end name-offset)
+            (throw (misplaced [:type id :name] name-offset string-end base)))
+          (when (= 1 (aget named kind))
+            (loop [place entries]
+              (when (< place end)
+                (when (<= string-end (word buffer place))
+                  (throw (misplaced [:type id (:entry (kinds/rows kind)) (quot (- place entries) entry) :name]
+                                    (word buffer place) string-end base)))
+                (recur (+ place entry)))))
+          (aset offsets i (int at))
+          (recur end (inc i)))))))
+
+(defn of
+  "Checks the bytes and makes their image; `base` is the image that a split one continues, or nil."
+  ^Image [^bytes bytes ^Image base]
+  (let [buffer (.order (ByteBuffer/wrap bytes) (byte-order bytes))
+        length (check-fields bytes buffer)
+        [types strings layout :as located] (mapv #(locate bytes buffer length %) sections)
+        first-id (if base (inc (type-count base)) 1)
+        first-string (if base (.-string-end base) 0)
+        string-end (+ first-string (- (:to strings) (:from strings)))]
+    (check-overlap located)
+    (check-strings bytes base strings)
+    (let [[fixed each :as sizes] (sizes bytes base layout)]
+      (Image. bytes buffer base
+              first-id (walk buffer base types first-id string-end sizes)
+              first-string (:from strings) string-end
+              fixed each))))
+
+;; --- names
+
+(deftype Index [^ints heads ^ints nexts])
+
+(def ^:private hashed-bytes
+  "How much of a name is hashed. Names may share their bytes, and the work must not grow with their product."
+  64)
+
+(defn- name-hash
+  "The hash (FNV-1a) of the bytes from a place to the first zero, or to the place `limit`."
+  ^long [^bytes bytes ^long from ^long limit]
+  (loop [i from hash 0x811c9dc5]
+    (let [b (if (< i limit) (aget bytes i) 0)]
+      (if (zero? b)
+        hash
+        (recur (inc i)
+               (bit-and 0xffffffff (* 0x01000193 (bit-xor hash (bit-and 0xff b)))))))))
+
+(defn- slot ^long [^ints heads ^long hash]
+  (bit-and (bit-xor hash (bit-shift-right hash 16)) (dec (alength heads))))
+
+(defn- name-place
+  "Where the name of a type lies in the bytes of `owner`."
+  ^long [^Image owner ^long offset]
+  (+ (.-strings-at owner) (- offset (.-first-string owner))))
+
+(defn- type-name ^long [^Image image ^long i]
+  (u32 image (aget ^ints (.-offsets image) i)))
+
+(defn index
+  "Makes the index of the types that the image holds itself, without its base's."
+  ^Index [^Image image]
+  (let [n (alength ^ints (.-offsets image))
+        heads (int-array (max 2 (Integer/highestOneBit (int (min (* 2 n) 0x40000000)))))
+        nexts (int-array n)
+        first-id (.-first-id image)]
+    ;; Backwards, so that each chain ascends.
+    (loop [i (dec n)]
+      (when (<= 0 i)
+        (let [offset (type-name image i)
+              ^Image owner (string-owner image offset)
+              ^bytes bytes (.-bytes owner)
+              place (name-place owner offset)]
+          (when-not (zero? (aget bytes place))
+            (let [limit (min (alength bytes) (+ place (long hashed-bytes)))
+                  slot (slot heads (name-hash bytes place limit))]
+              (aset nexts i (aget heads slot))
+              (aset heads slot (int (+ first-id i))))))
+        (recur (dec i))))
+    (Index. heads nexts)))
+
+(defn- named?
+  "Whether the string at an offset has just these bytes."
+  [^Image image ^long offset ^bytes wanted]
+  (let [^Image owner (string-owner image offset)
+        ^bytes bytes (.-bytes owner)
+        place (name-place owner offset)
+        n (alength wanted)]
+    (loop [i 0]
+      (let [b (aget bytes (+ place i))]
+        (cond
+          (= i n) (zero? b)
+          (= b (aget wanted i)) (recur (inc i))
+          :else false)))))
+
+(defn ids
+  "The ids, ascending, of the image's own types that have the name; empty for the empty name."
+  [^Image image ^Index index ^String name]
+  (let [wanted (.getBytes name StandardCharsets/UTF_8)
+        ^ints heads (.-heads index)
+        ^ints nexts (.-nexts index)
+        first-id (.-first-id image)
+        hash (name-hash wanted 0 (min (alength wanted) (long hashed-bytes)))]
+    (loop [id (aget heads (slot heads hash)) found (transient [])]
+      (if (zero? id)
+        (persistent! found)
+        (recur (aget nexts (- id first-id))
+               (if (named? image (type-name image (- id first-id)) wanted)
+                 (conj! found (long id))
+                 found))))))

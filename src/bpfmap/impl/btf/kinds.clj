@@ -1,0 +1,101 @@
+(ns ^:no-doc bpfmap.impl.btf.kinds
+  "The kinds of BTF types as data: what follows the twelve bytes that all types begin with.
+
+  Every type begins with three words of four bytes: the offset of its name in
+  the strings, the info (the number of entries in bits 0 to 23, the kind in
+  bits 24 to 30, a flag of the kind's own in bit 31), and a third that is a
+  size or a reference. Some kinds have a tail of fixed size, and some have as
+  many entries as the info says.
+
+  Source: <linux/btf.h>. Headers before 2026 give the number of entries the bits
+  0 to 15 and the kind the bits 24 to 28, and demand zeros for the rest.")
+
+(set! *warn-on-reflection* true)
+
+(def field-bytes
+  "The bytes that a field of each form takes.
+
+  | form         | what it is                                                    |
+  |--------------|---------------------------------------------------------------|
+  | `:name`      | the offset of a name                                          |
+  | `:reference` | the id of a type                                              |
+  | `:u32`       | a number, 0 to 2^32-1                                         |
+  | `:s32`       | a number, -2^31 to 2^31-1                                     |
+  | `:linkage`   | a place in `linkages`                                         |
+  | `:encoding`  | an integer's `:bits`, `:offset` and flags in one word         |
+  | `:place`     | a member's `:bit-offset`, and its `:bits` where the flag is set |
+  | `:value32`   | the value of an enumerator, signed where the flag is set      |
+  | `:value64`   | the same in two words, the low one first                      |"
+  {:name 4 :reference 4 :u32 4 :s32 4 :linkage 4 :encoding 4 :place 4 :value32 4 :value64 8})
+
+(def rows
+  "What is known of each kind, at its number.
+
+  `:third` is key and form of the third word. `:flag` is the key of the flag
+  that every record has, and `:mark` one that a record has only where it is set.
+  `:tail` and `:fields` are keys and forms in order, of the tail and of each
+  entry; `:entries` is the key of the entries, and `:entry` what one is called.
+  `:vlen` is the key of what the number of entries means where there are none.
+  The flag of a struct, a union or a tag has had its meaning since Linux 5.0 and
+  6.15; that of an enum since 6.0, and before then every enum looked unsigned."
+  [{:kind :void}
+   {:kind :int :third [:size :u32] :tail [[:bits :encoding]]}
+   {:kind :ptr :third [:type :reference]}
+   {:kind :array :tail [[:element :reference] [:index :reference] [:count :u32]]}
+   {:kind :struct :third [:size :u32] :entries :members :entry :member
+    :fields [[:name :name] [:type :reference] [:bit-offset :place]]}
+   {:kind :union :third [:size :u32] :entries :members :entry :member
+    :fields [[:name :name] [:type :reference] [:bit-offset :place]]}
+   {:kind :enum :third [:size :u32] :flag :signed? :entries :values :entry :value
+    :fields [[:name :name] [:value :value32]]}
+   {:kind :fwd :flag :union?}
+   {:kind :typedef :third [:type :reference]}
+   {:kind :volatile :third [:type :reference]}
+   {:kind :const :third [:type :reference]}
+   {:kind :restrict :third [:type :reference]}
+   {:kind :func :third [:type :reference] :vlen :linkage}
+   {:kind :func-proto :third [:return :reference] :entries :params :entry :param
+    :fields [[:name :name] [:type :reference]]}
+   {:kind :var :third [:type :reference] :tail [[:linkage :linkage]]}
+   {:kind :datasec :third [:size :u32] :entries :vars :entry :var
+    :fields [[:type :reference] [:offset :u32] [:size :u32]]}
+   {:kind :float :third [:size :u32]}
+   {:kind :decl-tag :third [:type :reference] :mark :attribute? :tail [[:component :s32]]}
+   {:kind :type-tag :third [:type :reference] :mark :attribute?}
+   {:kind :enum64 :third [:size :u32] :flag :signed? :entries :values :entry :value
+    :fields [[:name :name] [:value :value64]]}])
+
+(def kinds
+  "The kinds that a type can have, in the order of their numbers, from 1."
+  (mapv :kind (rest rows)))
+
+(def numbers
+  "Kind to number.
+
+      (numbers :struct) ;=> 4"
+  (zipmap kinds (iterate inc 1)))
+
+(def modifiers
+  "The kinds that give another type a name or a quality and leave it what it is."
+  #{:typedef :volatile :const :restrict :type-tag})
+
+(def linkages
+  "How functions and variables are seen from elsewhere, by number."
+  [:static :global :extern])
+
+(defn- bytes-of [fields]
+  (transduce (map (comp field-bytes second)) + fields))
+
+(defn tail-bytes
+  "The bytes between the first twelve of a kind and its entries.
+
+      (tail-bytes :array) ;=> 12"
+  [kind]
+  (bytes-of (:tail (rows (numbers kind 0)))))
+
+(defn entry-bytes
+  "The bytes of one entry of a kind, 0 where it has none.
+
+      (entry-bytes :enum64) ;=> 12"
+  [kind]
+  (bytes-of (:fields (rows (numbers kind 0)))))

@@ -1,0 +1,568 @@
+(ns ^:no-doc bpfmap.impl.btf.types
+  "Converts between types and BTF records, in both directions."
+  (:require [bpfmap.impl.btf.blob :as blob]
+            [bpfmap.impl.btf.image :refer [malformed]]
+            [bpfmap.impl.type.node :as node]
+            [clojure.string :as str])
+  (:import (clojure.lang ExceptionInfo)))
+
+(set! *warn-on-reflection* true)
+
+;; --- types that C has no word for
+
+(def ^:private byte-orders
+  (into {}
+        (for [order [:be :le] bits [16 32 64]]
+          [(keyword (str "u" bits (name order))) (str "__" (name order) bits)])))
+
+(def typedefs
+  "Type to the name of its typedef. `__be16` and their like are the kernel's own, the rest this library's."
+  (merge
+   byte-orders
+   {:ipv4 "bpfmap_ipv4" :ipv6 "bpfmap_ipv6" :mac "bpfmap_mac" :port "bpfmap_port" :ktime "bpfmap_ktime"}
+   (into {} (for [k [:s16be :s16le :s32be :s32le :s64be :s64le :u128be :u128le :s128be :s128le
+                     :f32be :f32le :f64be :f64le]]
+              [k (str "bpfmap_" (name k))]))))
+
+(def by-typedef
+  "Name of a typedef to the type that it means."
+  (into {} (map (fn [[k v]] [v k])) typedefs))
+
+(def prefix-structs
+  "Family of addresses to the name of the struct that a prefix of them is."
+  {:ipv4 "bpfmap_ipv4_prefix" :ipv6 "bpfmap_ipv6_prefix"})
+
+(def by-prefix-struct
+  "Name of a struct to the family of which it is a prefix, if it has the members of one."
+  (into {} (map (fn [[k v]] [v k])) prefix-structs))
+
+(def element-typedefs
+  "Elements of arrays that would otherwise read back as text or as bytes."
+  {:char "bpfmap_char" :u8 "bpfmap_u8"})
+
+(def plain-typedefs
+  "Names that say no more than the width of the integer behind them: they read as the integer."
+  (into #{"size_t" "ssize_t" "bool" "uchar" "ushort" "uint" "ulong" "__kernel_size_t"}
+        (for [bits [8 16 32 64 128] [before after] [["u" ""] ["s" ""] ["__u" ""] ["__s" ""] ["uint" "_t"] ["int" "_t"]
+                                                    ["u_int" "_t"]]]
+          (str before bits after))))
+
+;; --- from BTF
+
+;; Every function here returns the node of a type, with the type itself under :type, :weight, how many members it has
+;; at all levels, and :depth, its levels.
+
+(def ^:private heaviest
+  "A hostile blob can describe, in a few lines, a type that doubles with every level. The kernel's largest have some thousands."
+  100000)
+
+(def ^:private deepest 64)
+
+(declare of-id)
+
+(defn- weighed
+  "A node with what it weighs, given the nodes it is made of."
+  [node id parts]
+  (let [weight (reduce + 1 (map :weight parts))
+        depth (inc (long (reduce max 0 (map :depth parts))))]
+    (when (< (long heaviest) (long weight))
+      (throw (malformed [:type id] (str "the type has more than " heaviest " members"))))
+    (when (< (long deepest) depth)
+      (throw (malformed [:type id] (str "types are nested more than " deepest " deep"))))
+    (assoc node :weight weight :depth depth)))
+
+(def ^:private scalars
+  (into {} (map (fn [[k row]] [k (assoc row :type k :weight 1 :depth 1)])) node/scalars))
+
+(defn- leaf
+  "The node of a type that has no parts in the blob."
+  [type]
+  (or (scalars type)
+      (assoc (node/node type nil []) :weight 1 :depth 1)))
+
+(defn- integer [{:keys [size bits signed? char? bool? name]}]
+  (cond-> (leaf (cond
+                  bool? :bool
+                  (and (= 1 size) (or char? (= "char" name))) :char
+                  :else (keyword (str (if signed? "s" "u") (* 8 (long size))))))
+    ;; Old compilers say the width of a bit-field here, and not in the member.
+    (< (long bits) (* 8 (long size))) (assoc :own-bits bits)))
+
+(defn- floating [{:keys [size]}]
+  (leaf (case (long size)
+          4 :f32
+          8 :f64
+          [:bytes size]))) ; half floats and the long doubles of C
+
+(defn- c-text
+  "How C spells a type, for the target of a pointer, which is not read any further."
+  [b id depth]
+  (let [kind (if (< (long depth) 8) (blob/kind b id) :deep)
+        name #(or (blob/name-of b id) "{…}")
+        behind #(c-text b (% (blob/record b id)) (inc (long depth)))]
+    (case kind
+      :void "void"
+      (:struct :union :enum) (str (clojure.core/name kind) " " (name))
+      :enum64 (str "enum " (name))
+      :fwd (str (if (:union? (blob/record b id)) "union " "struct ") (name))
+      (:const :volatile :restrict :type-tag) (behind :type)
+      :ptr (str (behind :type) " *")
+      :array (str (behind :element) "[]")
+      :func-proto "function"
+      :deep "…"
+      (name))))
+
+(defn- pointer
+  "A pointer reads as its address, unless a tag says that it is the kernel's."
+  [{b :blob} {:keys [type]}]
+  (if (and (= :type-tag (blob/kind b type))
+           (#{"kptr" "kptr_untrusted" "percpu_kptr" "uptr"} (blob/name-of b type)))
+    (leaf :kptr)
+    (let [text (c-text b type 0)]
+      (if (= "void" text)
+        (leaf :ptr)
+        (assoc (leaf :ptr) :type [:ptr text] :target text)))))
+
+(defn- placed
+  "Members that say where they are."
+  [members]
+  (map (fn [{:keys [bits bit-offset] :as member}]
+         (assoc member :options (if bits {:bit-offset bit-offset} {:offset (quot (long bit-offset) 8)})))
+       members))
+
+(defn- form
+  "A struct or union as data, from members as nodes."
+  [kind options members]
+  (into (if (seq options) [kind options] [kind])
+        (map (fn [{:keys [name node bits options]}]
+               (cond-> [name (if bits [:bits (:type node) bits] (:type node))]
+                 options (conj options))))
+        members))
+
+(defn- own-layout
+  "The node whose members lie where C puts them by itself, if that is where the blob says; else with the places said."
+  [kind {:keys [id name size]} members]
+  (let [attempt (fn [options members]
+                  (try
+                    (when-let [node (node/of-members kind members (cond-> options name (assoc :name name)) [])]
+                      ;; Only places that are said can overlap.
+                      (when (and (= :struct kind) (some :options members)) (node/check-overlap node []))
+                      (let [options (cond-> options
+                                      (< (long (:size node)) (long size)) (assoc :size size)
+                                      name (assoc :name name))]
+                        (when (<= (long (:size node)) (long size))
+                          (assoc node :size size :type (form kind options members)))))
+                    (catch ExceptionInfo e
+                      (when-not (= :invalid-spec (:bpfmap/error (ex-data e))) (throw e)))))
+        members (mapv #(assoc % :at (:bit-offset %)) members)
+        free (mapv #(dissoc % :bit-offset) members)]
+    (weighed (or (attempt nil free)
+                 (attempt {:packed true} free)
+                 (attempt {:packed true} (placed members))
+                 (throw (malformed [:type id] (str "the members of the " (clojure.core/name kind)
+                                                   " do not fit in its " size " bytes, share a name, or overlap"))))
+             id
+             (map :node members))))
+
+(defn- member-of [context {:keys [name type bit-offset bits]}]
+  (let [{:keys [own-bits] :as node} (of-id context type)
+        bits (if (zero? (long bits)) own-bits bits)
+        ;; C has bools of one bit alone; of more bits, they are a number.
+        node (cond
+               (nil? bits) node
+               (and (< 1 (long bits)) (= :bool (:kind node))) (leaf :u8)
+               (and (= [:integer 16] ((juxt :kind :size) node)) (nil? (:order node)))
+               (leaf (if (:signed? node) :s64 :u64))
+               :else node)]
+    (cond-> {:name (some-> name keyword) :node node :bit-offset bit-offset}
+      bits (assoc :bits bits))))
+
+(defn- check-member
+  "What C lets nobody write, a blob may say all the same."
+  [id {:keys [name node bits] :as member}]
+  (let [{:keys [kind size order]} node]
+    (when-not (if bits
+                (and (#{:integer :bool :enum} kind) (nil? order)
+                     (<= (if name 1 0) (long bits) (min 64 (* 8 (long size)))))
+                (or name (#{:struct :union} kind)))
+      (throw (malformed [:type id] (if bits
+                                     (str bits " bits of a " (clojure.core/name kind) " are no bit-field")
+                                     (str "a " (clojure.core/name kind) " without a name is no member")))))
+    member))
+
+(defn- prefix
+  "The node of a prefix of addresses, for a struct with the name and the very members that one is written with."
+  [kind {:keys [name size]} members]
+  (when-let [family (when (= :struct kind) (by-prefix-struct name))]
+    (let [node (leaf [:prefix family])]
+      (when (and (= size (:size node))
+                 (= (map (fn [{:keys [name node offset]}] [name (:type node) (* 8 (long offset)) nil])
+                         (:members (:layout node)))
+                    (map (fn [{:keys [name node bit-offset bits]}] [name (:type node) bit-offset bits])
+                         members)))
+        node))))
+
+(defn- compound [context kind {:keys [id name size members] :as record}]
+  (if-let [private (some (fn [[k row]] (when (and (= name (:c-name row)) (= size (:size row))) k)) node/private-types)]
+    (leaf private)
+    (let [members (mapv #(check-member id (member-of context %)) members)]
+      (or (prefix kind record members)
+          (own-layout kind record members)))))
+
+(defn- enum [{:keys [size signed? values name]}]
+  (let [base (keyword (str (if signed? "s" "u") (* 8 (long size))))
+        type (cond-> [:enum base (apply array-map (mapcat (fn [[k v]] [(keyword k) v]) values))]
+               name (conj {:name name}))]
+    (leaf type)))
+
+(def ^:private marked-elements (set (vals element-typedefs)))
+
+(defn- bare
+  "A node behind typedefs, but for those that mark the element of an array."
+  [{:keys [type typedef target] :as node}]
+  (if (and typedef (not (marked-elements typedef)))
+    (recur target)
+    node))
+
+(defn- array [context {:keys [id element count]}]
+  (let [node (of-id context element)
+        {:keys [type typedef target]} (bare node)]
+    (cond
+      (and (= :char type) (pos? (long count))) (leaf [:string count])
+      (and (= :u8 type) (pos? (long count))) (leaf [:bytes count])
+      :else
+      (let [element (if (marked-elements typedef) target node)
+            array (node/of-array element count [])]
+        (weighed (assoc array :type [:array (:type element) count]) id [element])))))
+
+(defn- meaning
+  "The node of the type that a typedef's name stands for, if the size says so too."
+  [b {:keys [id name]}]
+  (when-let [type (by-typedef name)]
+    (let [node (leaf type)]
+      (when (= (:size node) (blob/size-of b id)) node))))
+
+(defn- typedef [{b :blob :as context} {:keys [id name type] :as record}]
+  (or
+    (meaning b record)
+    (let [target (of-id context type)]
+      (when-not name
+        (throw (malformed [:type id] "a typedef has no name")))
+      (if (and (plain-typedefs name) (keyword? (:type target)))
+        target
+        (weighed (assoc target :typedef name :type [:typedef name (:type target)] :target target) id [target])))))
+
+(defn- variable
+  "An entry of a data section as a member: its name, node and place. What is declared of a type without size has no bytes."
+  [{b :blob :as context} id {:keys [type offset]}]
+  (let [{:keys [kind name linkage] target :type} (blob/record b type)]
+    (when-not (and name (or (= :var kind) (and (= :func kind) (= :extern linkage))))
+      (throw (malformed [:type id] "a data section holds something else than variables")))
+    {:name (keyword name)
+     :node (if (and (= :extern linkage) (or (= :func kind) (nil? (blob/size-of b target))))
+             (leaf [:array :u8 0])
+             (of-id context target))
+     :extern? (= :extern linkage)
+     :bit-offset (* 8 (long offset))}))
+
+(defn- laid-out
+  "Variables that a loader has yet to place, as libbpf does it: those of the largest alignment first, then by size and name."
+  [variables]
+  (first
+   (reduce (fn [[placed ^long end] {{:keys [size align]} :node :as variable}]
+             (let [at (node/round-up end align)]
+               [(conj placed (assoc variable :bit-offset (* 8 at))) (+ at (long size))]))
+           [[] 0]
+           (sort-by (fn [{:keys [node name]}] [(- (long (:align node))) (:size node) name]) variables))))
+
+(defn- told-apart
+  "Variables in the order of their places, whose names differ: `seen`, and `seen#4` for the one at offset 4.
+
+  Each file of a program may have its own `static seen`. In a C identifier there is no `#`."
+  [variables]
+  (first
+   (reduce (fn [[members names] {:keys [name bit-offset] :as variable}]
+             (let [offset (quot (long bit-offset) 8)
+                   name (if (names name)
+                          (keyword (str (clojure.core/name name) "#" offset))
+                          name)]
+               [(conj members (assoc variable :name name)) (conj names name)]))
+           [[] #{}]
+           (sort-by :bit-offset variables))))
+
+(defn- section
+  "A data section as a struct of its variables, each at its place.
+
+  A section that has only declarations, such as `.ksyms`, has no place in an object: its size is 0."
+  [context {:keys [id name size vars] :as record}]
+  (let [variables (mapv #(variable context id %) vars)]
+    (cond
+      (pos? (long size)) (own-layout :struct record (told-apart variables))
+      (every? :extern? variables)
+      (let [members (laid-out variables)
+            end (reduce (fn [^long end {:keys [node bit-offset]}]
+                          (max end (+ (quot (long bit-offset) 8) (long (:size node)))))
+                        0 members)]
+        (own-layout :struct (assoc record :size end) (told-apart members)))
+      :else
+      (throw (malformed [:type id] (str "the size of section " name " is 0, since its variables have no places yet")
+                        "read it with parse-object, which finds the places in the object")))))
+
+(defn- of-record [context {:keys [id kind type] :as record}]
+  (case kind
+    :int (integer record)
+    :float (floating record)
+    :ptr (pointer context record)
+    :array (array context record)
+    (:struct :union) (compound context kind record)
+    (:enum :enum64) (enum record)
+    :typedef (typedef context record)
+    (:const :volatile :restrict :type-tag :var) (of-id context type)
+    :datasec (section context record)
+    (throw (malformed [:type id] (str "a " (name kind) " has no value, so it is not the type of one")))))
+
+(defn- of-id
+  "The node of an id. Many members share a type, so each is read once."
+  [{b :blob :keys [within known] :as context} id]
+  (or (get @known id)
+      (do
+        (when (or (contains? within id) (< 128 (count within)))
+          (throw (malformed [:type id] (if (contains? within id)
+                                         "the type contains itself"
+                                         "types lead through more than 128 others"))))
+        (let [node (of-record (update context :within conj id) (blob/record b id))]
+          (vswap! known assoc id node)
+          node))))
+
+(defn weighed-type-of
+  "As [[type-of]], with how many members the type has at all levels: `[type weight]`."
+  [b id]
+  (try
+    ((juxt :type :weight) (of-id {:blob b :within #{} :known (volatile! {})} id))
+    (catch ExceptionInfo e
+      ;; What no type of ours can say: an integer of three bytes, an enum with a value too large for it.
+      (throw (if (= :invalid-spec (:bpfmap/error (ex-data e)))
+               (malformed [:type id] (ex-message e))
+               e)))))
+
+(defn type-of
+  "The type of an id of a blob, in the words of `bpfmap.type`.
+
+  Throws `:malformed-btf` for one that has no value (`void`, a function), that
+  contains itself, or does not fit in its size."
+  [b id]
+  (first (weighed-type-of b id)))
+
+;; --- to BTF
+
+;; A writer is an atom {:records [...] :ids {what it was made from, id}}, with the named types, and the types `within` which
+;; a pointer's target is being added. Ids count from 1.
+
+(defn- add! [writer record]
+  (count (:records (swap! writer update :records conj record))))
+
+(defn- once!
+  "The id of what `key` stands for, which `make` adds at the first time."
+  [writer key make]
+  (or (get-in @writer [:ids key])
+      (let [id (make)]
+        (swap! writer assoc-in [:ids key] id)
+        id)))
+
+(defn identifier
+  "The C identifier that a name passes through the kernel as: what is no letter, digit or `_` becomes `_`.
+
+      (identifier :tx-bytes) ;=> \"tx_bytes\""
+  [k]
+  (let [text (str/replace (name k) #"[^A-Za-z0-9_]" "_")]
+    (if (re-find #"^[0-9]|^$" text) (str "_" text) text)))
+
+(defn- distinct-identifiers
+  "The identifiers of names, made different where two names became one: a_b, a_b_2."
+  [names]
+  (first (reduce (fn [[identifiers used] k]
+                   (let [text (some-> k identifier)
+                         text (when text
+                                (first (remove used (cons text (map #(str text "_" %) (iterate inc 2))))))]
+                     [(conj identifiers text) (conj used text)]))
+                 [[] #{}]
+                 names)))
+
+(def ^:private integer-names
+  {[1 false] "unsigned char" [1 true] "signed char" [2 false] "unsigned short" [2 true] "short" [4 false] "unsigned int"
+   [4 true] "int" [8 false] "unsigned long long" [8 true] "long long" [16 false] "unsigned __int128" [16 true] "__int128"})
+
+(defn- integer! [writer size signed?]
+  (once! writer [:int size signed?]
+         #(add! writer {:kind :int :name (integer-names [size signed?]) :size size :bits (* 8 (long size)) :offset 0
+                        :signed? signed? :char? false :bool? false})))
+
+(defn- char! [writer]
+  (once! writer :char #(add! writer {:kind :int :name "char" :size 1 :bits 8 :offset 0
+                                     :signed? true :char? false :bool? false})))
+
+(defn- bool! [writer]
+  (once! writer :bool #(add! writer {:kind :int :name "_Bool" :size 1 :bits 8 :offset 0
+                                     :signed? false :char? false :bool? true})))
+
+(defn- float! [writer size]
+  (once! writer [:float size] #(add! writer {:kind :float :name ({4 "float" 8 "double"} size) :size size})))
+
+(defn- array! [writer element n]
+  (let [index (integer! writer 4 false)]
+    (once! writer [:array element n] #(add! writer {:kind :array :element element :index index :count n}))))
+
+(defn- typedef! [writer name target]
+  (once! writer [:typedef name target] #(add! writer {:kind :typedef :name name :type target})))
+
+(declare type!)
+
+(defn- pointer-to! [writer id]
+  (once! writer [:ptr id] #(add! writer {:kind :ptr :type id})))
+
+(def ^:private integers-by-name
+  "The names that compilers give to integers: to size and sign."
+  (into (into {} (map (fn [[k v]] [v k])) integer-names)
+        {"short unsigned int" [2 false] "short int" [2 true]
+         "long unsigned int" [8 false] "unsigned long" [8 false] "long int" [8 true] "long" [8 true]
+         "long long unsigned int" [8 false] "long long int" [8 true]}))
+
+(defn- text!
+  "The id of a type that C spells so, as `bpfmap.impl.btf.types` spells the target of a pointer; 0, void, for what has no name
+  of its own. Structs, unions and enums are declared, and not defined."
+  [writer text]
+  (let [[_ behind] (re-matches #"(?s)(.+) \*" text)
+        [_ element] (re-matches #"(?s)(.+)\[\]" text)
+        [_ kind tag] (re-matches #"(struct|union|enum) ([A-Za-z_][A-Za-z0-9_]*)" text)
+        add-once! (fn [record] (once! writer [:text text] #(add! writer record)))]
+    (cond
+      (< 1000 (count text)) 0
+      behind (pointer-to! writer (text! writer behind))
+      element (let [id (text! writer element)] (if (= 0 id) 0 (array! writer id 0)))
+      (= "enum" kind) (add-once! {:kind :enum :name tag :size 4 :signed? false :values []})
+      tag (add-once! {:kind :fwd :name tag :union? (= "union" kind)})
+      (= "function" text) (add-once! {:kind :func-proto :return 0 :params []})
+      (= "char" text) (char! writer)
+      (= "_Bool" text) (bool! writer)
+      (= "float" text) (float! writer 4)
+      (= "double" text) (float! writer 8)
+      (integers-by-name text) (let [[size signed?] (integers-by-name text)]
+                                (if (= text (integer-names [size signed?]))
+                                  (integer! writer size signed?)
+                                  (add-once! {:kind :int :name text :size size :bits (* 8 (long size)) :offset 0
+                                              :signed? signed? :char? false :bool? false})))
+      ;; What it is a name for is not known.
+      (and (re-matches #"[A-Za-z_][A-Za-z0-9_]*" text) (not= "void" text)) (typedef! writer text 0)
+      :else 0)))
+
+(defn- target!
+  "The id of what a pointer points to: a type, or how C spells one. A type that leads back to itself is declared there, if it
+  has a tag, or void."
+  [writer target]
+  (cond
+    (nil? target) 0
+    (string? target) (text! writer target)
+    :else
+    (let [{:keys [named within]} @writer]
+      (if-let [{:keys [kind c-name typedef] :as node} (try (node/node target named [])
+                                                           (catch ExceptionInfo _ nil))]
+        (if (or (contains? within target) (< 16 (count within)))
+          (if (and c-name (not typedef) (#{:struct :union} kind))
+            (text! writer (str (name kind) " " (identifier c-name)))
+            0)
+          (do (swap! writer update :within (fnil conj #{}) target)
+              (try
+                (type! writer node)
+                (finally (swap! writer update :within disj target)))))
+        0))))
+
+(defn- pointer! [writer target]
+  (pointer-to! writer (target! writer target)))
+
+(defn- struct! [writer key record]
+  (once! writer key #(add! writer record)))
+
+(defn- private! [writer {:keys [c-name size align]}]
+  (if (= "void *" c-name)
+    (pointer! writer nil)
+    (let [word (if (= 4 align) (integer! writer 4 false) (integer! writer 8 false))
+          one? (= size align)
+          inside (if one? word (array! writer word (quot (long size) (long align))))]
+      (struct! writer [:private c-name]
+               {:kind :struct :name c-name :size size
+                :members [{:name (if (str/ends-with? c-name "spin_lock") "val" "__opaque")
+                           :type inside :bit-offset 0 :bits 0}]}))))
+
+(defn- ipv6! [writer]
+  (let [words (array! writer (integer! writer 4 false) 4)]
+    (struct! writer :in6_addr {:kind :struct :name "in6_addr" :size 16
+                               :members [{:name "s6_addr32" :type words :bit-offset 0 :bits 0}]})))
+
+(defn- element!
+  "An array's element. A character or byte alone would read back as text or bytes."
+  [writer {:keys [type] :as node}]
+  (if-let [name (element-typedefs type)]
+    (typedef! writer name (type! writer node))
+    (type! writer node)))
+
+(defn- enum! [writer {:keys [size order base values c-name]}]
+  (if order
+    (type! writer base)
+    (let [signed? (boolean (:signed? base))
+          record {:kind (if (= 8 size) :enum64 :enum) :size size :signed? signed?
+                  :values (mapv vector (distinct-identifiers (keys values)) (vals values))}]
+      (once! writer [:enum record c-name] #(add! writer (cond-> record c-name (assoc :name (identifier c-name))))))))
+
+(defn- members [writer {:keys [members]}]
+  (mapv (fn [{:keys [node offset bits bit-offset]} name]
+          (cond-> {:type (type! writer node)
+                   :bit-offset (if bits bit-offset (* 8 (long offset)))
+                   :bits (or bits 0)}
+            name (assoc :name name)))
+        members
+        (distinct-identifiers (map :name members))))
+
+(defn- compound! [writer {:keys [kind size c-name] :as node}]
+  (let [members (vec (sort-by :bit-offset (members writer node)))] ; the kernel wants them in order
+    (struct! writer [kind c-name size members]
+             (cond-> {:kind kind :size size :members members} c-name (assoc :name (identifier c-name))))))
+
+(defn- plain!
+  "A node without regard to what it means beyond C."
+  [writer {:keys [kind size signed? element count family layout] :as node}]
+  (case kind
+    :integer (integer! writer size (boolean signed?))
+    :float (float! writer size)
+    :bool (bool! writer)
+    :char (char! writer)
+    :pointer (pointer! writer (:target node))
+    :ipv4 (typedef! writer "__be32" (integer! writer 4 false))
+    :ipv6 (ipv6! writer)
+    :mac (array! writer (integer! writer 1 false) 6)
+    :bytes (array! writer (integer! writer 1 false) size)
+    :pad (array! writer (integer! writer 1 false) size)
+    :string (array! writer (char! writer) size)
+    :array (array! writer (element! writer element) count)
+    :enum (enum! writer node)
+    (:struct :union) (compound! writer node)
+    :prefix (compound! writer (assoc layout :c-name (prefix-structs family)))
+    :private (private! writer node)
+    :via (type! writer (:target node))))
+
+(defn- type!
+  "The id of a node's type, added with all that it needs."
+  [writer {:keys [type typedef target] :as node}]
+  (cond
+    typedef (typedef! writer (identifier typedef) (type! writer target))
+    (= :port type) (typedef! writer "bpfmap_port" (typedef! writer "__be16" (integer! writer 2 false)))
+    (typedefs type) (typedef! writer (typedefs type) (plain! writer node))
+    :else (plain! writer node)))
+
+(defn records
+  "The BTF records of types, and the id of each: `{:records [record …] :ids [id …]}`.
+
+  A nil among the types has the id 0, void."
+  [types named]
+  (let [writer (atom {:records [] :ids {} :named named})
+        ids (mapv #(if % (type! writer (node/node % named [])) 0) types)]
+    {:records (:records @writer) :ids ids}))

@@ -1,0 +1,238 @@
+(ns ^:no-doc bpfmap.impl.btf.writer
+  "Writes BTF: records of the shape that `bpfmap.impl.btf.blob/record` returns become the bytes of a blob."
+  (:require [bpfmap.error :refer [error list-of shown]]
+            [bpfmap.impl.btf.blob :as blob]
+            [bpfmap.impl.btf.image :as image]
+            [bpfmap.impl.btf.kinds :as kinds])
+  (:import (bpfmap.impl.btf.blob Blob)
+           (java.io ByteArrayOutputStream)
+           (java.nio ByteBuffer ByteOrder)
+           (java.nio.charset StandardCharsets)
+           (java.util HashMap List)))
+
+(set! *warn-on-reflection* true)
+
+;; What is written so far: the types, and the strings with the offset of each. The first string has the offset
+;; `first-string`, and types are referred to up to `last-id`.
+(deftype Writer [^ByteBuffer types ^ByteArrayOutputStream strings ^HashMap offsets ^long first-string ^long last-id])
+
+(def ^:private most-entries
+  "What all kernels take; those before 2026 know no more."
+  65535)
+
+(defn- invalid ^Throwable [path what hint]
+  (error :invalid-value (str "Cannot write BTF, at " (pr-str path) ": " what) {:bpfmap/path path :bpfmap/hint hint}))
+
+(defn- number
+  "The value under a key, checked to be an integer from low to high."
+  [m key path [low high]]
+  (let [x (get m key)]
+    (when-not (integer? x)
+      (throw (invalid (conj path key) (str (pr-str (shown x)) " is not an integer") nil)))
+    (when-not (<= low x high)
+      (throw (invalid (conj path key) (str x " is outside " low " to " high) nil)))
+    x))
+
+(defn- optional
+  "The same, but 0 where the key is not there."
+  [m key path range]
+  (if (contains? m key) (number m key path range) 0))
+
+(defn- put! [^Writer w x]
+  (.putInt ^ByteBuffer (.-types w) (unchecked-int (long x))))
+
+;; ---------------------------------------------------------------- names
+
+(defn- name-bytes ^bytes [path text]
+  (when-not (string? text)
+    (throw (invalid path (str (pr-str (shown text)) " is not a string") "leave out the name of what has none")))
+  (let [bytes (.getBytes ^String text StandardCharsets/UTF_8)]
+    (cond
+      (< (long image/longest-string) (alength bytes))
+      (throw (invalid path (str "the name has " (alength bytes) " bytes, more than " image/longest-string) nil))
+      (some zero? bytes)
+      (throw (invalid path (str (pr-str (shown text)) " contains a zero, which would end it") nil))
+      (not= text (String. bytes StandardCharsets/UTF_8))
+      (throw (invalid path (str (pr-str (shown text)) " has no form in UTF-8")
+                      "one half of a surrogate pair stands alone"))
+      :else bytes)))
+
+(defn- name-offset
+  "The offset of a name in the strings, where each stands but once. The empty one has been at 0 from the start."
+  [^Writer w path text]
+  (let [^HashMap offsets (.-offsets w)]
+    (or (.get offsets (or text ""))
+        (let [bytes (name-bytes path text)
+              ^ByteArrayOutputStream strings (.-strings w)
+              offset (+ (.-first-string w) (.size strings))]
+          (.write strings bytes 0 (alength bytes))
+          (.write strings 0)
+          (.put offsets text offset)
+          offset))))
+
+;; ---------------------------------------------------------------- fields
+
+(def ^:private u8 [0 0xff])
+(def ^:private u32 [0 0xffffffff])
+(def ^:private s32 [-0x80000000 0x7fffffff])
+(def ^:private u64 [0 0xffffffffffffffff])
+(def ^:private s64 [Long/MIN_VALUE Long/MAX_VALUE])
+
+(defn- linkage [m key path most]
+  (let [x (get m key)
+        i (.indexOf ^List kinds/linkages x)]
+    (cond
+      (<= 0 i) i
+      (integer? x) (number m key path [0 most])
+      :else (throw (invalid (conj path key) (str (pr-str (shown x)) " is not a linkage")
+                            (str "it is " (list-of kinds/linkages)))))))
+
+(def ^:private writers
+  "Form of a field to what writes it: the writer, the map, the key, the path of the map, and whether the flag is set."
+  {:name (fn [w m key path _] (put! w (name-offset w (conj path key) (get m key))))
+   :reference (fn [^Writer w m key path _]
+                (let [id (number m key path u32)]
+                  (when (< (.-last-id w) (long id))
+                    (throw (invalid (conj path key) (str "there is no type " id ", the last one is " (.-last-id w))
+                                    "types count from 1 in their order, and 0 is void")))
+                  (put! w id)))
+   :u32 (fn [w m key path _] (put! w (number m key path u32)))
+   :s32 (fn [w m key path _] (put! w (number m key path s32)))
+   :linkage (fn [w m key path _] (put! w (linkage m key path 0xffffffff)))
+   :encoding (fn [w m key path _]
+               (put! w (bit-or (long (number m key path u8))
+                               (bit-shift-left (long (optional m :offset path u8)) 16)
+                               (if (:signed? m) 0x1000000 0)
+                               (if (:char? m) 0x2000000 0)
+                               (if (:bool? m) 0x4000000 0))))
+   :place (fn [w m key path flag?]
+            (let [bits (long (optional m :bits path u8))]
+              (put! w (if flag?
+                        (bit-or (long (number m key path [0 0xffffff])) (bit-shift-left bits 24))
+                        (number m key path u32)))))
+   :value32 (fn [w m key path flag?] (put! w (number m key path (if flag? s32 u32))))
+   :value64 (fn [w m key path flag?]
+              (let [value (.longValue (biginteger (number m key path (if flag? s64 u64))))]
+                (put! w value)
+                (put! w (bit-shift-right value 32))))})
+
+(defn- write-fields [w m path fields flag?]
+  (doseq [[key form] fields]
+    ((writers form) w m key path flag?)))
+
+;; ---------------------------------------------------------------- records
+
+(defn- record-bytes
+  "The bytes that a record takes; checks that it is one, and its number of entries."
+  ^long [i record]
+  (when-not (map? record)
+    (throw (invalid [i] (str (pr-str (shown record)) " is not a record") "it is a map such as {:kind :ptr :type 1}")))
+  (let [kind (:kind record)
+        _ (when-not (kinds/numbers kind)
+            (throw (invalid [i :kind] (str (pr-str (shown kind)) " is not a kind")
+                            (if (= :void kind)
+                              "void is type 0 without being written"
+                              (str "it is " (list-of kinds/kinds))))))
+        key (:entries (kinds/rows (kinds/numbers kind)))
+        found (get record key)
+        _ (when-not (or (nil? found) (sequential? found))
+            (throw (invalid [i key] (str (pr-str (shown found)) " is not a sequence") nil)))
+        n (bounded-count (inc (long most-entries)) found)]
+    (when (< (long most-entries) n)
+      (throw (invalid [i key] (str "there are more than " most-entries) nil)))
+    (+ 12 (long (kinds/tail-bytes kind)) (* n (long (kinds/entry-bytes kind))))))
+
+(defn- entry-map
+  "An entry as a map, which an enumerator, a pair of name and value, is not."
+  [entries entry path]
+  (cond
+    (and (= :values entries) (vector? entry) (= 2 (count entry))) {:name (entry 0) :value (entry 1)}
+    (= :values entries) (throw (invalid path (str (pr-str (shown entry)) " is not a pair of a name and a value") nil))
+    (map? entry) entry
+    :else (throw (invalid path (str (pr-str (shown entry)) " is not a map") nil))))
+
+(defn- bit-field? [member]
+  (let [bits (:bits member)]
+    (and (integer? bits) (pos? bits))))
+
+(defn- write-record [w i record]
+  (let [kind (:kind record)
+        number (kinds/numbers kind)
+        {:keys [third tail entries fields flag mark vlen]} (kinds/rows number)
+        found (get record entries)
+        flag? (if (= :members entries)
+                (boolean (some bit-field? found))
+                (boolean (get record (or flag mark))))]
+    (write-fields w record [i] [[:name :name]] false)
+    (put! w (bit-or (bit-shift-left (long number) 24)
+                    (if flag? 0x80000000 0)
+                    (long (if vlen (linkage record vlen [i] most-entries) (count found)))))
+    (if third
+      (write-fields w record [i] [third] false)
+      (put! w 0))
+    (write-fields w record [i] tail flag?)
+    (when entries
+      (doseq [[j entry] (map-indexed vector found) :let [path [i entries j]]]
+        (write-fields w (entry-map entries entry path) path fields flag?)))))
+
+(defn- assembled
+  "Puts the header, the types and the strings together."
+  ^bytes [^Writer w ^ByteOrder order]
+  (let [types (.-types w)
+        strings (.toByteArray ^ByteArrayOutputStream (.-strings w))
+        length (.position ^ByteBuffer types)
+        out (doto (ByteBuffer/allocate (+ 24 length (alength strings))) (.order order))]
+    (.putShort out (unchecked-short 0xeb9f))
+    (.put out (byte 1)) ; the version; then the flags
+    (.put out (byte 0))
+    (doseq [x [24 0 length length (alength strings)]]
+      (.putInt out (int x)))
+    (.put out (.flip ^ByteBuffer types))
+    (.put out strings)
+    (.array out)))
+
+(defn blob
+  "Makes a BTF blob of a sequence of records; returns a new byte array.
+
+  A record has the shape that `bpfmap.impl.btf.blob/record` describes. Its id is its
+  place in the sequence, from 1; an `:id` is ignored. These may be left out:
+  `:name`, the flags (`:signed?` and others), `:bits` of a member, `:offset` of
+  an `:int`, and a sequence of entries that is empty.
+
+  | option        | what it is                                                     |
+  |---------------|----------------------------------------------------------------|
+  | `:byte-order` | a `java.nio.ByteOrder`, by default that of this machine        |
+  | `:base`       | the blob that this one continues: its ids and strings go before |
+
+  Reading what was written gives the same records. Whether the kernel would
+  take the types is not judged here: it wants names for some, and sizes that fit.
+
+  Throws `:invalid-value` with the place, such as `[16 :members 3 :type]`,
+  counted from 0: for a number that does not fit, a type that is not there, more
+  than 65,535 entries, and a name that is not a string or is longer than 65,535 bytes.
+
+      (blob [{:kind :int :name \"int\" :size 4 :bits 32 :signed? true}
+             {:kind :ptr :type 1}]) ;=> 24 bytes of header, 28 of types, 5 of strings"
+  (^bytes [records]
+   (blob records nil))
+  (^bytes [records {:keys [byte-order base]}]
+   (when-not (or (nil? records) (sequential? records))
+     (throw (invalid [] (str (pr-str (shown records)) " is not a sequence of records") nil)))
+   (when-not (or (nil? base) (instance? Blob base))
+     (throw (invalid [:base] (str (pr-str (shown base)) " is not a BTF blob")
+                     "it is what bpfmap.impl.btf.blob/parse returned")))
+   (let [records (vec records)
+         order (or byte-order (ByteOrder/nativeOrder))
+         total (reduce + 0 (map-indexed record-bytes records))
+         _ (when (< Integer/MAX_VALUE (long total))
+             (throw (invalid [] (str "the types take " total " bytes, and an array holds " Integer/MAX_VALUE) nil)))
+         w (Writer. (doto (ByteBuffer/allocate (int total)) (.order order))
+                    (ByteArrayOutputStream.)
+                    (HashMap. {"" 0})
+                    (if base (blob/string-end base) 0)
+                    (+ (count records) (if base (blob/type-count base) 0)))]
+     (when-not base
+       (.write ^ByteArrayOutputStream (.-strings w) 0))
+     (dotimes [i (count records)]
+       (write-record w i (records i)))
+     (assembled w order))))

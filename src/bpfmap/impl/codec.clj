@@ -1,0 +1,496 @@
+(ns ^:no-doc bpfmap.impl.codec
+  "Makes a codec from a type: structs, arrays, unions and text, and the entry points."
+  (:refer-clojure :exclude [struct])
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
+            [bpfmap.impl.codec.error :refer [deeper misfit]]
+            [bpfmap.impl.codec.scalar :as scalar :refer [view-written?]]
+            [bpfmap.impl.type.node :as node])
+  (:import (bpfmap.bytes ByteView)
+           (bpfmap.sys Bytes Codec Integers Padding)
+           (clojure.lang PersistentArrayMap PersistentHashMap PersistentVector)
+           (java.lang.foreign MemorySegment)))
+
+(set! *warn-on-reflection* true)
+
+;; --- structs, arrays, unions
+
+;; ---------------------------------------------------------------- arrays
+
+(defn- encode-element [^Codec element value memory offset path i]
+  (try
+    (.encode element value memory (long offset))
+    (catch RuntimeException e
+      (throw (deeper e path i)))))
+
+(defn array
+  "The codec of an array's node."
+  [{:keys [type element count size]} path codec]
+  ;; The element's path begins at itself; its index is known only when it fails.
+  (let [^Codec of-element (codec element [])
+        kind (.integers of-element)
+        n (long count)
+        stride (long (:size element))
+        size (long size)]
+    (reify Codec
+      (size [_] size)
+      (total [_] (.total of-element))
+      (encode [_ value memory offset]
+        (when-not (view-written? value size type path memory offset)
+          (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be endless
+            (when-not (= n given)
+              (throw (misfit type path value
+                             (str "it takes a sequence of " n " elements"
+                                  (when given (str ", this has " (if (< n (long given)) "more" given))))))))
+          (reduce (fn [^long i x]
+                    (encode-element of-element x memory (+ offset (* i stride)) path i)
+                    (inc i))
+                  0 value)))
+      (decode [_ memory offset]
+        (if (<= n 32)
+          (PersistentVector/adopt (Integers/row kind of-element (int n) stride memory offset))
+          (loop [i 0 out (transient [])]
+            (if (< i n)
+              (recur (inc i) (conj! out (.decode of-element memory (+ offset (* i stride)))))
+              (persistent! out))))))))
+
+;; ---------------------------------------------------------------- enums
+
+(defn- enum-lookup
+  "Two functions of an enum's node: a name to its number or nil, a number to its name or itself."
+  [{:keys [values names]}]
+  [#(when (keyword? %) (get values %))
+   #(get names % %)])
+
+(defn- expected-name [values]
+  (str "it takes a number, or " (error/list-of (take 16 (keys values))) (when (< 16 (count values)) " …")))
+
+(defn enum
+  "The codec of an enum's node."
+  [{:keys [type base values] :as node} path codec]
+  (let [^Codec of-base (codec base path)
+        size (.size of-base)
+        [number name] (enum-lookup node)]
+    (reify Codec
+      (size [_] size)
+      (encode [_ value memory offset]
+        (if (integer? value)
+          (.encode of-base value memory offset)
+          (when-not (view-written? value size type path memory offset)
+            (.encode of-base (or (number value) (throw (misfit type path value (expected-name values))))
+                     memory offset))))
+      (decode [_ memory offset]
+        (name (.decode of-base memory offset))))))
+
+;; ---------------------------------------------------------------- bit-fields
+
+(defn bit-field
+  "The codec of a bit-field's member. It is given the offset of its struct, and has no size of its own."
+  ^Codec [{:keys [node bits bit-offset]} path]
+  (let [bits (long bits)
+        bit-offset (long bit-offset)
+        {:keys [kind signed? values type]} node
+        n (int bits)
+        [number name] (enum-lookup node)
+        type [:bits type bits]
+        two-to #(bigint (.shiftLeft BigInteger/ONE (int %)))
+        [low high] (if signed?
+                     [(- (two-to (dec bits))) (dec (two-to (dec bits)))]
+                     [0 (dec (two-to bits))])
+        spare (- 64 n)
+        checked (fn [value]
+                  (let [value (or (number value) value)]
+                    (if (and (integer? value) (<= low value high))
+                      (.longValue ^Number value)
+                      (throw (misfit type path value
+                                     (if values (expected-name values) (str "it takes an integer from " low " to " high)))))))]
+    (reify Codec
+      (size [_] 0)
+      (encode [_ value memory offset]
+        (Bytes/putBits memory (+ (* 8 offset) bit-offset) n
+                       (if (= :bool kind)
+                         (if (boolean? value)
+                           (if (.booleanValue ^Boolean value) 1 0)
+                           (throw (misfit type path value "it takes true or false")))
+                         (long (checked value)))))
+      (decode [_ memory offset]
+        (let [raw (Bytes/getBits memory (+ (* 8 offset) bit-offset) n)]
+          (cond
+            (= :bool kind) (= 1 raw)
+            signed? (name (bit-shift-right (bit-shift-left raw spare) spare))
+            :else (name (scalar/unsigned raw))))))))
+
+;; ---------------------------------------------------------------- structs and unions
+
+(declare parts alternatives)
+
+(defn- part
+  "What a member contributes to encoding its struct: `{:name :codec :offset}` of a field; those of an anonymous struct
+  one by one; `{:choice [parts …]}` of an anonymous union, the parts of each member. Nothing for what is the kernel's."
+  [{:keys [name node offset bits] :as member} base path codec]
+  (let [at (+ (long base) (long offset))]
+    (cond
+      (= :private (:kind node)) nil
+      bits [{:name name :codec (bit-field member (conj path name)) :offset base}]
+      name [{:name name :codec (codec node (conj path name)) :offset at}]
+      (= :struct (:kind node)) (parts node at path codec)
+      (= :union (:kind node)) [{:choice (alternatives node at path codec) :offset at :size (:size node)}])))
+
+(defn- parts [{:keys [members]} base path codec]
+  (into [] (mapcat #(part % base path codec)) members))
+
+(defn- alternatives
+  "The parts of each member of a union, but of those that have none."
+  [{:keys [members]} base path codec]
+  (into [] (comp (map #(part % base path codec)) (filter seq)) members))
+
+(defn- fields
+  "All fields of parts, those of choices among them, in order."
+  [parts]
+  (mapcat #(if (:choice %) (mapcat fields (:choice %)) [%]) parts))
+
+(defn- into-map
+  "A map of names and decoded values that prints in their order; hashed once there are many."
+  [^objects names-and-values]
+  (if (<= (alength names-and-values) 128)
+    (PersistentArrayMap. names-and-values)
+    (PersistentHashMap/create names-and-values)))
+
+(defn- codecs-of
+  "The codecs of fields, as an array."
+  ^"[Lbpfmap.sys.Codec;" [fields]
+  (into-array Codec (map :codec fields)))
+
+(defn- kinds-of
+  "The kinds of integers that fields hold, as an array."
+  ^ints [fields]
+  (int-array (map #(.integers ^Codec (:codec %)) fields)))
+
+(declare encode-parts)
+
+(defn- alone
+  "The bytes of a struct with nothing but one member of a union, up to the end of the union."
+  ^bytes [parts end value type path]
+  (let [array (byte-array end)]
+    (encode-parts parts value (MemorySegment/ofArray array) 0 type path)
+    array))
+
+(defn- merged
+  "The bytes of several members together. Members that agree have the same bits where both have any, and zeros elsewhere."
+  ^bytes [^long end arrays]
+  (let [all (byte-array end)]
+    (doseq [^bytes array arrays]
+      (dotimes [i end]
+        (aset all i (unchecked-byte (bit-or (aget all i) (aget array i))))))
+    all))
+
+(defn- encode-choice
+  "Writes the members given of a union. Several must say the same, and are written together."
+  [{:keys [choice offset size]} value memory base type path]
+  (let [at (+ (long base) (long offset))
+        end (+ (long offset) (long size))
+        given-fields (fn [parts] (filter #(contains? value (:name %)) (fields parts)))
+        given (filter (comp seq given-fields) choice)]
+    (cond
+      (empty? choice) nil
+      (empty? given)
+      (throw (misfit type path value (str "it takes one of " (error/list-of (map :name (mapcat fields choice))))))
+      (nil? (next given))
+      (do (Bytes/zero memory at size)
+          (encode-parts (first given) value memory base type path))
+      :else
+      (let [arrays (mapv #(alone % end value type path) given)
+            ^bytes all (merged end arrays)]
+        (doseq [[parts ^bytes array] (map vector given arrays)
+                {:keys [^Codec codec offset]} (given-fields parts)]
+          (when-not (.equals ^Object (.decode codec (MemorySegment/ofArray array) offset)
+                             (.decode codec (MemorySegment/ofArray all) offset))
+            (throw (misfit type path value "its members say different things; give one"))))
+        (MemorySegment/copy (MemorySegment/ofArray all) (long offset) memory at (long size))))
+    (count (mapcat given-fields given))))
+
+(defn- field-value
+  "What a map has under a field's name; throws where it has nothing."
+  [value name type path]
+  (let [x (get value name ::missing)]
+    (if (identical? ::missing x)
+      (throw (misfit type (conj path name) value "every field has to be given" (str "the field " name " is missing")))
+      x)))
+
+(defn- encode-parts
+  "Writes parts from a map; returns how many of its keys they used."
+  [parts value memory base type path]
+  (reduce (fn [^long used {:keys [choice name ^Codec codec offset] :as part}]
+            (if choice
+              (+ used (long (encode-choice part value memory base type path)))
+              (do (.encode codec (field-value value name type path) memory (+ (long base) (long offset)))
+                  (inc used))))
+          0 parts))
+
+(defn- unknown-field
+  "The exception for a map with a key that is no field."
+  ^Throwable [value known type path]
+  (let [unknown (first (remove known (keys value)))]
+    (misfit type (conj path (error/shown unknown)) (get value unknown)
+            (str "there are " (error/list-of (take 32 known)))
+            (str (pr-str (error/shown unknown)) " is not a field"))))
+
+(defn- plain-map
+  "A map whose keys compare with any name, as those of a sorted one may not; throws for what is no map."
+  [value names type path]
+  (if (map? value)
+    (into {} value)
+    (throw (misfit type path value (str "it takes a map of " (error/list-of (take 32 names)))))))
+
+;; --- the bits that no field takes
+
+(defn- taken-bits
+  "The ranges of bits, `[from to]`, that the fields of a struct's or union's node take. What the kernel keeps for itself is
+  not the user's, and none of them."
+  [{:keys [members]} base]
+  (mapcat (fn [{:keys [name node offset bits bit-offset]}]
+            (let [at (+ (long base) (long offset))]
+              (cond
+                (= :private (:kind node)) nil
+                bits (let [from (+ (* 8 (long base)) (long bit-offset))] [[from (+ from (long bits))]])
+                name [[(* 8 at) (* 8 (+ at (long (:size node))))]]
+                :else (taken-bits node at))))
+          members))
+
+(defn- unused-bits
+  "The ranges of bits of a struct's or union's node that no field takes, ascending."
+  [{:keys [size] :as node}]
+  (let [[gaps end] (reduce (fn [[gaps ^long end] [^long from ^long to]]
+                             [(if (< end from) (conj gaps [end from]) gaps) (max end to)])
+                           [[] 0]
+                           (sort-by first (taken-bits node 0)))
+        all (* 8 (long size))]
+    (if (< (long end) all) (conj gaps [end all]) gaps)))
+
+(defn- padding-of
+  "The unused bits of a struct's or union's node; nil if it has none."
+  ^Padding [node]
+  (when-let [gaps (seq (unused-bits node))]
+    (Padding. (:size node) (long-array (mapcat identity gaps)))))
+
+(def padding-key
+  "The key that a struct or union has if its unused bits are not all zero."
+  :bpfmap/padding)
+
+(defn- with-padding
+  "A map of names and decoded values, and the bytes that hold unused bits."
+  [^objects names-and-values ^Padding padding memory offset]
+  (let [n (alength names-and-values)
+        more (java.util.Arrays/copyOf names-and-values (+ n 2))]
+    (aset more n padding-key)
+    (aset more (inc n) (bytes/wrap (.read padding memory (long offset))))
+    (into-map more)))
+
+(defn- write-padding
+  "Writes the unused bits that a map gives; returns how many of its keys that used."
+  [value ^Padding padding memory offset path]
+  (if (and padding (contains? value padding-key))
+    (let [given (get value padding-key)
+          n (.count padding)
+          path (conj (vec path) padding-key)
+          refuse #(misfit [:bytes n] path given %)
+          array (scalar/exactly (or (scalar/array-of given n)
+                                    (throw (refuse "it takes bytes: those that hold unused bits, in order")))
+                                [:bytes n] path given n)]
+      (when-not (.fits padding array)
+        (throw (refuse "it takes bytes with zeros for all bits that belong to fields")))
+      (.write padding array memory (long offset))
+      1)
+    0))
+
+(defn- compound [{:keys [type size] :as node} path parts zero-first?]
+  (let [size (long size)
+        all (vec (fields parts))
+        known (set (map :name all))
+        in-order (map :name all)
+        n (count all)
+        names (object-array in-order)
+        codecs (codecs-of all)
+        kinds (kinds-of all)
+        offsets (long-array (map :offset all))
+        choices? (boolean (some :choice parts))
+        padding (padding-of node)
+        total? (every? #(.total ^Codec (:codec %)) all)
+        check-used (fn [used value]
+                     (when-not (= used (count value))
+                       (throw (unknown-field value known type path))))
+        encode-map (fn [value memory offset]
+                     (when zero-first?
+                       (Bytes/zero memory (long offset) size))
+                     (let [used (long (encode-parts parts value memory offset type path))]
+                       (check-used (+ used (long (write-padding value padding memory offset path))) value)))]
+    (reify Codec
+      (size [_] size)
+      (total [_] (boolean total?))
+      (encode [_ value memory offset]
+        (cond
+          (or choices? (not (map? value)) (sorted? value))
+          (when-not (view-written? value size type path memory offset)
+            (encode-map (if (and (map? value) (not (sorted? value))) value (plain-map value in-order type path))
+                        memory offset))
+          :else
+          (do
+            (when zero-first?
+              (Bytes/zero memory offset size))
+            (loop [i 0]
+              (if (< i n)
+                (do (Integers/write (aget kinds i) (aget codecs i) (field-value value (aget names i) type path)
+                                    memory (+ offset (aget offsets i)))
+                    (recur (inc i)))
+                (when-not (== n (count value))
+                  (check-used (+ n (long (write-padding value padding memory offset path))) value)))))))
+      (decode [_ memory offset]
+        (let [names-and-values (Integers/fields names kinds codecs offsets memory offset)]
+          (if (or (nil? padding) (.isZero padding memory offset))
+            (into-map names-and-values)
+            (with-padding names-and-values padding memory offset)))))))
+
+(defn- covered?
+  "Whether the fields write every byte, so that nothing need be zeroed first."
+  [{:keys [size members]}]
+  (and (every? #(and (:name %) (not (:bits %)) (not= :private (:kind (:node %)))) members)
+       (= size (reduce + 0 (map #(:size (:node %)) members)))))
+
+(defn struct
+  "The codec of a struct's node: a map with every field, no other, those of anonymous members among them."
+  [node path codec]
+  (compound node path (parts node 0 path codec) (not (covered? node))))
+
+(defn union
+  "The codec of a union's node: read as a map of every member, written from one, or from several that agree."
+  [{:keys [size] :as node} path codec]
+  (compound node path [{:choice (alternatives node 0 path codec) :offset 0 :size size}] true))
+
+;; ---------------------------------------------------------------- functions of the user's
+
+(defn- encode-via [value {:keys [type encode]} path]
+  (try
+    (encode value)
+    (catch Exception e
+      (throw (misfit type path value (str "its encode function threw " e) nil e)))))
+
+(defn- decode-via [raw {:keys [type decode]} path]
+  (try
+    (decode raw)
+    (catch Exception e
+      (throw (misfit type path raw (str "its decode function threw " e) "it cannot be decoded" e)))))
+
+(defn via
+  "The codec of a node with functions of the user's around a type. A byte view around anything but bytes is what the type
+  has no natural value for: it passes by the functions, both ways."
+  [{:keys [target] :as node} path codec]
+  (let [^Codec of-target (codec target path)
+        size (.size of-target)
+        passes? (not (contains? #{:bytes :via} (:kind target)))]
+    (reify Codec
+      (size [_] size)
+      (total [_] false)
+      (encode [_ value memory offset]
+        (.encode of-target
+                 (if (and passes? (instance? ByteView value)) value (encode-via value node path))
+                 memory offset))
+      (decode [_ memory offset]
+        (let [raw (.decode of-target memory offset)]
+          (if (and passes? (instance? ByteView raw)) raw (decode-via raw node path)))))))
+
+(defn via-key
+  "As [[via]], in a key. A value that the user's functions do not encode to the same bytes again would be taken for another
+  key's, and is read as a byte view."
+  [{:keys [target] :as node} path codec]
+  (let [^Codec plain (via node path codec)
+        size (.size plain)
+        passes? (not (contains? #{:bytes :via} (:kind target)))
+        same-bytes? (fn [value ^MemorySegment memory offset]
+                      (let [again (MemorySegment/ofArray (byte-array size))]
+                        (try
+                          (.encode plain value again 0)
+                          (= -1 (.mismatch again (.asSlice memory (long offset) size)))
+                          (catch Exception _ false))))]
+    (if-not passes?
+      plain
+      (reify Codec
+        (size [_] size)
+        (total [_] false)
+        (encode [_ value memory offset] (.encode plain value memory offset))
+        (decode [_ memory offset]
+          (let [value (.decode plain memory offset)]
+            (if (same-bytes? value memory offset)
+              value
+              (bytes/wrap (Bytes/copyOut memory offset (int size))))))))))
+
+;; --- entry points
+
+(def ^:private makers
+  "Kind of node to what makes its codec from the node, the path, and the function that compiles its parts."
+  (let [without-parts (fn [make] (fn [node path _codec] (make node path)))]
+    {:integer (without-parts scalar/integer)
+     :float (without-parts scalar/floating)
+     :bool (without-parts scalar/bool)
+     :char (without-parts scalar/character)
+     :pointer (without-parts scalar/pointer)
+     :bytes (without-parts scalar/fixed-bytes)
+     :string (without-parts scalar/text)
+     :private (without-parts scalar/nothing)
+     :pad (without-parts scalar/nothing)
+     :ipv4 (without-parts scalar/ipv4)
+     :ipv6 (without-parts scalar/ipv6)
+     :mac (without-parts scalar/mac)
+     :prefix scalar/prefix
+     :array array
+     :struct struct
+     :union union
+     :enum enum
+     :via via}))
+
+(defn- compiler
+  "The function that compiles a node at a path, parts and all, by a table of makers."
+  [makers]
+  (fn of-node [node path]
+    ((makers (:kind node)) node path of-node)))
+
+(def ^:private of-value (compiler makers))
+
+(def ^:private of-key
+  (compiler (assoc makers
+                   :float (fn [node path _codec] (scalar/floating-key node path))
+                   :via via-key)))
+
+(deftype ^:private TypeCodec [^Codec compiled ^long integers type]
+  Codec
+  (size [_] (.size compiled))
+  (total [_] (.total compiled))
+  (integers [_] (int integers))
+  (encode [_ value memory offset] (Integers/write (int integers) compiled value memory offset))
+  (decode [_ memory offset] (Integers/read (int integers) compiled memory offset))
+  Object
+  (toString [_] (str "codec of " (pr-str type) ", " (.size compiled) " bytes")))
+
+(defn- compiled ^Codec [of-node type types path]
+  (let [^Codec compiled (of-node (node/node type types path) path)]
+    (TypeCodec. compiled (.integers compiled) type)))
+
+(defn codec
+  "Compiles a type to a `bpfmap.sys.Codec`.
+
+  `types` maps names to types. `path` is where the type stands, for error
+  messages. Throws `:invalid-spec` for a malformed type.
+
+      (.size (codec [:struct [:a :u8] [:b :u32]])) ;=> 8"
+  (^Codec [type] (codec type nil []))
+  (^Codec [type path] (codec type nil path))
+  (^Codec [type types path] (compiled of-value type types path)))
+
+(defn key-codec
+  "Compiles a type to a codec of keys: as [[codec]], and different bytes read as values that are not `=`.
+
+  That takes one thing more: a floating-point number that is -0.0, which is `=` to 0.0, or NaN, which is `=` to nothing,
+  reads as a byte view.
+
+      (.decode (key-codec :f32 nil [:key]) memory 0) ;=> #bpfmap/bytes \"00 00 00 80\""
+  ^Codec [type types path]
+  (compiled of-key type types path))

@@ -1,0 +1,200 @@
+(ns ^:no-doc bpfmap.impl.codec.element
+  "Codecs of a map's keys and values: per-CPU values, references, struct_ops."
+  (:refer-clojure :exclude [key])
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
+            [bpfmap.impl.codec :as codec]
+            [bpfmap.impl.codec.error :refer [deeper misfit]]
+            [bpfmap.impl.codec.scalar :as scalar]
+            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.type.node :as node])
+  (:import (bpfmap.bytes ByteView)
+           (bpfmap.sys Bytes Codec Integers Padding)
+           (clojure.lang PersistentVector)
+           (java.lang.foreign MemorySegment)))
+
+(set! *warn-on-reflection* true)
+
+;; --- struct_ops
+
+(defn- bare
+  "A node behind its typedefs."
+  [{:keys [typedef target] :as node}]
+  (if typedef (recur target) node))
+
+(defn- function? [node]
+  (let [{:keys [kind target]} (bare node)]
+    (and (= :pointer kind) (= "function" target))))
+
+(defn functions
+  "The names of those members of a value's `:data` that are functions; empty for a type without.
+
+      (functions [:struct [:common :u64] [:data [:struct [:init [:ptr \"function\"]] [:flags :u32]]]] nil) ;=> [:init]"
+  [type types]
+  (let [data (some #(when (= :data (:name %)) (bare (:node %))) (:members (bare (node/node type types []))))]
+    (into [] (comp (filter #(and (:name %) (function? (:node %)))) (map :name)) (:members data))))
+
+(defn- filled
+  "What is given of a struct, and zeros for what is not. A union is given whole, or not at all."
+  [node zeros given]
+  (let [{:keys [kind members]} (bare node)]
+    (if (and (= :struct kind) (map? given))
+      (reduce (fn [value {:keys [name node]}]
+                (let [names (if name [name] (node/member-names node))
+                      missing (select-keys zeros (remove #(contains? value %) names))]
+                  (cond
+                    (and name (contains? value name)) (update value name #(filled node (get zeros name) %))
+                    (and (= :union (:kind node)) (< (count missing) (count names))) value
+                    (and (nil? name) (= :struct (:kind node))) (filled node zeros value)
+                    :else (into value missing))))
+              (into {} given) ; sorted maps may have keys that do not compare with names
+              members)
+      given)))
+
+(defn codec
+  "The codec of a struct_ops value, from that of its type.
+
+      (.encode (codec (bpfmap.impl.codec/codec type) type nil) {:data {:name \"mine\" :ssthresh 7}} memory 0)"
+  ^Codec [^Codec of-type type types]
+  (let [node (node/node type types [])
+        names (functions type types)
+        zeros (delay (.decode of-type (MemorySegment/ofArray (byte-array (.size of-type))) 0))
+        referring (fn [data name] (update data name #(when-not (= 0 %) {:program-id %})))]
+    (reify Codec
+      (size [_] (.size of-type))
+      (total [_] (.total of-type))
+      (encode [_ value memory offset] (.encode of-type (filled node @zeros value) memory offset))
+      (decode [_ memory offset]
+        (cond-> (.decode of-type memory offset)
+          (seq names) (update :data #(reduce referring % names)))))))
+
+;; --- keys and values
+
+(defn stride
+  "How far apart the values of two CPUs lie, in bytes: Documentation/bpf/map_array.rst.
+
+      (stride 5) ;=> 8"
+  ^long [^long value-size]
+  (bit-and (+ value-size 7) -8))
+
+(defn- slack-of
+  "The bytes between the value of one CPU and that of the next, as padding; nil if there are none."
+  ^Padding [^long size]
+  (when (< size (stride size))
+    (Padding. (stride size) (long-array [(* 8 size) (* 8 (stride size))]))))
+
+(defn- write-one
+  "Writes the value of one CPU and the bytes up to the next one's. A byte view may have these too."
+  [^Codec of-one value memory offset]
+  (let [size (.size of-one)
+        stride (stride size)
+        offset (long offset)]
+    (if (and (instance? ByteView value) (= stride (count value)))
+      (Bytes/copyIn (.-array ^ByteView value) memory offset)
+      (do (.encode of-one value memory offset)
+          (Bytes/zero memory (+ offset size) (- stride size))))))
+
+(defn- per-cpu
+  "A codec of a value for each of n CPUs, as a vector in the order of the CPUs. The kernel keeps the bytes between two
+  values as they are written: where they are not zero, that CPU's value reads as a byte view up to the next one."
+  ^Codec [^Codec of-one type n]
+  (let [n (long n)
+        kind (.integers of-one)
+        stride (stride (.size of-one))
+        size (* n stride)
+        slack (slack-of (.size of-one))
+        with-slack (fn [values memory offset]
+                     (reduce (fn [values ^long i]
+                               (let [at (+ (long offset) (* i stride))]
+                                 (if (.isZero ^Padding slack memory at)
+                                   values
+                                   (assoc values i (bytes/wrap (Bytes/copyOut memory at (int stride)))))))
+                             values (range n)))]
+    (reify Codec
+      (size [_] size)
+      (total [_] (.total of-one))
+      (encode [_ value memory offset]
+        (when-not (scalar/view-written? value size type [:value] memory offset)
+          (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be endless
+            (when-not (= n given)
+              (throw (misfit type [:value] value
+                             (str "it takes a vector of " n " values, one for each possible CPU; "
+                                  "{:cpus :all} writes one value for every CPU")
+                             (str (pr-str (error/shown value)) (cond
+                                                                 (nil? given) " is no vector"
+                                                                 (< n (long given)) (str " has more than " n " values")
+                                                                 :else (str " has " given (if (= 1 given) " value" " values"))))))))
+          (reduce (fn [^long i x]
+                    (try
+                      (write-one of-one x memory (+ offset (* i stride)))
+                      (catch RuntimeException e
+                        (throw (deeper e [:value] i))))
+                    (inc i))
+                  0 value)))
+      (decode [_ memory offset]
+        (let [values (Integers/row kind of-one (int n) stride memory offset)
+              values (if (<= n 32)
+                       (PersistentVector/adopt values)
+                       (vec values))]
+          (if slack
+            (with-slack values memory offset)
+            values))))))
+
+(defn of-one-cpu
+  "A codec of a per-CPU value for the i-th of n CPUs alone: it writes zeros for all others.
+
+      (.size (of-one-cpu {:type :percpu-hash :value :u32} 2 0)) ;=> 16"
+  ^Codec [{:keys [value types]} n i]
+  (let [of-one ^Codec (codec/codec value types [:value])
+        stride (stride (.size of-one))
+        size (* (long n) stride)
+        at (* (long i) stride)]
+    (reify Codec
+      (size [_] size)
+      (total [_] (.total of-one))
+      (encode [_ value memory offset]
+        (Bytes/zero memory offset size)
+        (write-one of-one value memory (+ offset at)))
+      (decode [_ memory offset]
+        (.decode of-one memory (+ offset at))))))
+
+(defn- reading
+  "A codec whose values pass through a function when they are read."
+  ^Codec [^Codec codec f]
+  (reify Codec
+    (size [_] (.size codec))
+    (total [_] (.total codec))
+    (encode [_ value memory offset] (.encode codec value memory offset))
+    (decode [_ memory offset] (f (.decode codec memory offset)))))
+
+(def ^:private read-as
+  "What becomes of a number, or of a stack, that the kernel gives back."
+  {:map-id (fn [id] {:map-id id})
+   :program-id (fn [id] {:program-id id})
+   ;; Values of four bytes have no field for a program.
+   :program-field (fn [x]
+                    (if (map? x)
+                      (update x :program #(when-not (= 0 %) {:program-id %}))
+                      x))
+   :socket-cookie (fn [cookie] {:socket-cookie cookie})
+   :stack (fn [frames] (into [] (take-while #(not (or (= 0 %) (= :empty (:status %))))) frames))})
+
+(defn key
+  "The codec of a completed spec's keys; nil for a map without keys."
+  ^Codec [{:keys [key types]}]
+  (when key (codec/key-codec key types [:key])))
+
+(defn value
+  "The codec of a completed spec's values as they lie in the map; nil for a map without values.
+
+  A per-CPU value takes the stride of one for each of the possible CPUs.
+
+      (.size (value {:type :percpu-hash :value :u32} 2)) ;=> 16"
+  ^Codec [{:keys [type value types]} possible-cpus]
+  (when value
+    (let [{:keys [per-cpu? refers]} (rules/types type)
+          read-as (read-as (:out (:value refers)))]
+      (cond-> (codec/codec value types (if per-cpu? [] [:value]))
+        (= :functions (:out (:value refers))) (codec value types)
+        read-as (reading read-as)
+        per-cpu? (per-cpu value possible-cpus)))))

@@ -1,0 +1,456 @@
+(ns ^:no-doc bpfmap.impl.codec.scalar
+  "Codecs of single values: integers, floats, booleans, enums, times, and network addresses."
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.impl.codec.error :refer [misfit]]
+            [clojure.string :as str])
+  (:import (bpfmap.bytes ByteView)
+           (bpfmap.sys Bytes Codec Integers)
+           (clojure.lang BigInt)
+           (java.net Inet4Address Inet6Address InetAddress)
+           (java.nio CharBuffer)
+           (java.nio.charset CharacterCodingException StandardCharsets)
+           (java.util Arrays HexFormat)))
+
+(set! *warn-on-reflection* true)
+
+;; --- integers, floats, enums, times
+
+(defn array-of
+  "Returns the array of what can stand for n bytes, or nil. A byte array or view is not copied."
+  ^bytes [value n]
+  (cond
+    (bytes? value) value
+    (instance? ByteView value) (.-array ^ByteView value)
+    (and (sequential? value) (every? #(and (int? %) (<= -128 (long %) 255)) (take (inc (long n)) value)))
+    (bytes/->array (take (inc (long n)) value)) ; it may be endless
+    :else nil))
+
+(defn exactly
+  "Returns an array that has n bytes; throws for one that has not."
+  ^bytes [^bytes array type path value n]
+  (if (= (long n) (alength array))
+    array
+    (throw (misfit type path value (str "it takes " n " bytes, these are " (alength array))))))
+
+(defn view-written?
+  "Writes a byte view of exactly `size` bytes and returns true; returns false for any other value.
+
+  Every type takes one: it is how bytes that no natural value stands for are read, and written back."
+  [value size type path memory offset]
+  (if (instance? ByteView value)
+    (do (Bytes/copyIn (exactly (.-array ^ByteView value) type path value size) memory (long offset))
+        true)
+    false))
+
+(defn- integer-in
+  "The slow way in for an integer that is not a Long, or does not fit."
+  [value low high type path]
+  (if (and (integer? value) (<= low value high))
+    value
+    (throw (misfit type path value (str "it takes an integer from " low " to " high)))))
+
+(defn unsigned
+  "A Long as the number that its 64 bits are without a sign: a BigInt above 2^63-1.
+
+      (unsigned -1) ;=> 18446744073709551615N"
+  [^long bits]
+  (if (neg? bits)
+    (BigInt/fromBigInteger (.add (biginteger bits) (.shiftLeft BigInteger/ONE 64)))
+    bits))
+
+(defmacro ^:private integer-codec
+  "A codec whose every value fits a Long: the common case is one range check and one store."
+  [type path size low high [get & get-args] [put & put-args] kind]
+  `(reify Codec
+     (size [_#] ~size)
+     (integers [_#] ~kind)
+     (encode [_# value# memory# offset#]
+       ;; Two comparisons of two numbers: Clojure inlines those, and calls a function that boxes for one of three.
+       (if (and (instance? Long value#) (<= ~low (.longValue ^Long value#)) (<= (.longValue ^Long value#) ~high))
+         (~put memory# offset# (.longValue ^Long value#) ~@put-args)
+         (when-not (view-written? value# ~size ~type ~path memory# offset#)
+           (~put memory# offset# (.longValue ^Number (integer-in value# ~low ~high ~type ~path)) ~@put-args))))
+     (decode [_# memory# offset#]
+       (~get memory# offset# ~@get-args))))
+
+(defn- u64-codec [type path swap]
+  (let [swap (boolean swap)
+        kind (Integers/kind 8 false swap)]
+    (reify Codec
+      (size [_] 8)
+      (integers [_] kind)
+      (encode [_ value memory offset]
+        (if (and (instance? Long value) (<= 0 (.longValue ^Long value)))
+          (Bytes/put64 memory offset (.longValue ^Long value) swap)
+          (when-not (view-written? value 8 type path memory offset)
+            (Bytes/put64 memory offset (.longValue ^Number (integer-in value 0 18446744073709551615N type path)) swap))))
+      (decode [_ memory offset]
+        (unsigned (Bytes/get64 memory offset swap))))))
+
+(defn- wide-codec [type path signed? swap]
+  (let [swap (boolean swap)
+        big? (= (boolean (Bytes/swapped true)) swap) ; whether the first eight bytes are the high ones
+        high-at (if big? 0 8)
+        low-at (if big? 8 0)
+        two-to-127 (bigint (.shiftLeft BigInteger/ONE 127))
+        [least most] (if signed? [(- two-to-127) (dec two-to-127)] [0 (dec (* 2 two-to-127))])]
+    (reify Codec
+      (size [_] 16)
+      (encode [_ value memory offset]
+        (when-not (view-written? value 16 type path memory offset)
+          (let [n (biginteger (integer-in value least most type path))]
+            (Bytes/put64 memory (+ offset low-at) (.longValue n) swap)
+            (Bytes/put64 memory (+ offset high-at) (.longValue (.shiftRight n 64)) swap))))
+      (decode [_ memory offset]
+        (let [high (Bytes/get64 memory (+ offset high-at) swap)
+              high (biginteger (if signed? high (unsigned high)))
+              n (.or (.shiftLeft high 64) (biginteger (unsigned (Bytes/get64 memory (+ offset low-at) swap))))]
+          (if (< (.bitLength n) 64) (.longValue n) (BigInt/fromBigInteger n)))))))
+
+(defn- swapped? [order]
+  (case order
+    nil false
+    :be (Bytes/swapped true)
+    :le (Bytes/swapped false)))
+
+(defn integer
+  "The codec of an integer's node."
+  [{:keys [type size signed? order]} path]
+  (let [swap (boolean (swapped? order))
+        kind (Integers/kind (long size) (boolean signed?) swap)]
+    (case [size (boolean signed?)]
+      [1 false] (integer-codec type path 1 0 255 (Bytes/getU8) (Bytes/put8) kind)
+      [1 true] (integer-codec type path 1 -128 127 (Bytes/getS8) (Bytes/put8) kind)
+      [2 false] (integer-codec type path 2 0 65535 (Bytes/getU16 swap) (Bytes/put16 swap) kind)
+      [2 true] (integer-codec type path 2 -32768 32767 (Bytes/getS16 swap) (Bytes/put16 swap) kind)
+      [4 false] (integer-codec type path 4 0 4294967295 (Bytes/getU32 swap) (Bytes/put32 swap) kind)
+      [4 true] (integer-codec type path 4 -2147483648 2147483647 (Bytes/getS32 swap) (Bytes/put32 swap) kind)
+      [8 false] (u64-codec type path swap)
+      [8 true] (integer-codec type path 8 Long/MIN_VALUE Long/MAX_VALUE (Bytes/get64 swap) (Bytes/put64 swap) kind)
+      ([16 false] [16 true]) (wide-codec type path signed? swap))))
+
+(defn pointer
+  "The codec of a pointer's node: its address."
+  [{:keys [type]} path]
+  (u64-codec type path false))
+
+(defn- float-in
+  "A number as a double, refused where a finite one would become infinite."
+  [value type path size]
+  (let [x (if (number? value)
+            (double value)
+            (throw (misfit type path value "it takes a number")))]
+    (if (and (= 4 size) (Double/isFinite x) (Float/isInfinite (unchecked-float x)))
+      (throw (misfit type path value (str "it takes a number of magnitude up to " Float/MAX_VALUE)))
+      x)))
+
+(defn- float-codec
+  "A codec of numbers that read as doubles, but for those whose bits `special?` says a double does not keep."
+  [{:keys [type size order]} path special?]
+  (let [swap (boolean (swapped? order))
+        n (int size)
+        special (fn [memory offset x]
+                  (if (special? memory offset swap x)
+                    (bytes/wrap (Bytes/copyOut memory (long offset) n))
+                    x))]
+    (if (= 4 n)
+      (reify Codec
+        (size [_] 4)
+        (encode [_ value memory offset]
+          (when-not (view-written? value 4 type path memory offset)
+            (Bytes/putF32 memory offset (double (float-in value type path 4)) swap)))
+        (decode [_ memory offset]
+          (let [x (Bytes/getF32 memory offset swap)]
+            (if (and (== x x) (not (zero? x)))
+              x
+              (special memory offset x)))))
+      (reify Codec
+        (size [_] 8)
+        (encode [_ value memory offset]
+          (when-not (view-written? value 8 type path memory offset)
+            (Bytes/putF64 memory offset (double (float-in value type path 8)) swap)))
+        (decode [_ memory offset]
+          (let [x (Bytes/getF64 memory offset swap)]
+            (if (and (== x x) (not (zero? x)))
+              x
+              (special memory offset x))))))))
+
+(defn floating
+  "The codec of a floating-point number's node. A NaN other than Java's reads as a byte view."
+  [{:keys [size] :as node} path]
+  (float-codec node path
+               (if (= 4 size)
+                 (fn [memory offset swap x]
+                   (and (not (== x x)) (not (== 0x7fc00000 (Bytes/getU32 memory (long offset) (boolean swap))))))
+                 (fn [memory offset swap x]
+                   (and (not (== x x)) (not (== 0x7ff8000000000000 (Bytes/get64 memory (long offset) (boolean swap)))))))))
+
+(defn floating-key
+  "The codec of a floating-point number's node in a key. Every NaN and -0.0 read as byte views: as numbers they would not be
+  equal to themselves, or be equal to 0.0, whose bytes are others."
+  [node path]
+  (float-codec node path
+               (fn [_ _ _ x]
+                 (let [x (double x)]
+                   (or (not (== x x)) (neg? (Math/copySign 1.0 x)))))))
+
+(defn bool
+  "The codec of a truth value's node. A byte that C never writes there, 2 to 255, reads as a byte view."
+  [{:keys [type]} path]
+  (reify Codec
+    (size [_] 1)
+    (encode [_ value memory offset]
+      (if (boolean? value)
+        (Bytes/put8 memory offset (if (.booleanValue ^Boolean value) 1 0))
+        (when-not (view-written? value 1 type path memory offset)
+          (throw (misfit type path value "it takes true or false")))))
+    (decode [_ memory offset]
+      (case (Bytes/getU8 memory offset)
+        0 false
+        1 true
+        (bytes/wrap (Bytes/copyOut memory offset 1))))))
+
+(defn character
+  "The codec of a character's node."
+  [{:keys [type]} path]
+  (reify Codec
+    (size [_] 1)
+    (encode [_ value memory offset]
+      (if (and (char? value) (<= (int value) 255))
+        (Bytes/put8 memory offset (long (int value)))
+        (when-not (view-written? value 1 type path memory offset)
+          (throw (misfit type path value "it takes a character from \\u0000 to \\u00ff")))))
+    (decode [_ memory offset]
+      (char (Bytes/getU8 memory offset)))))
+
+(defn fixed-bytes
+  "The codec of a node of fixed bytes."
+  [{:keys [type size]} path]
+  (let [n (int size)]
+    (reify Codec
+      (size [_] n)
+      (encode [_ value memory offset]
+        (if-let [array (array-of value n)]
+          (Bytes/copyIn (exactly array type path value n) memory offset)
+          (throw (misfit type path value
+                         "it takes a byte array, a byte view (see ->bytes), or a sequence of integers from -128 to 255"))))
+      (decode [_ memory offset]
+        (bytes/wrap (Bytes/copyOut memory offset n))))))
+
+(defn- utf-8
+  "The bytes of a text in UTF-8; nil for one with a surrogate alone."
+  ^bytes [^String text]
+  (try
+    (let [buffer (.encode (.newEncoder StandardCharsets/UTF_8) (CharBuffer/wrap text))
+          array (byte-array (.remaining buffer))]
+      (.get buffer array)
+      array)
+    (catch CharacterCodingException _ nil)))
+
+(defn text
+  "The codec of a text's node, with zeros behind it; with `:terminated?`, at least one. Bytes that are none read as a byte
+  view, which goes in again."
+  [{:keys [type size terminated?]} path]
+  (let [n (int size)
+        terminated? (boolean terminated?)
+        most (if terminated? (dec n) n)]
+    (reify Codec
+      (size [_] n)
+      (encode [_ value memory offset]
+        (if (string? value)
+          (let [^bytes array (or (utf-8 value)
+                                 (throw (misfit type path value "it takes a text that UTF-8 can say, and this has half a character")))]
+            (cond
+              (not (neg? (.indexOf ^String value 0)))
+              (throw (misfit type path value "it takes a text without NUL characters"))
+              (< most (alength array))
+              (throw (misfit type path value
+                             (str "it takes a text of up to " most (if (= 1 most) " byte" " bytes") " in UTF-8, this has "
+                                  (alength array))))
+              :else
+              (do (Bytes/zero memory offset n)
+                  (Bytes/copyIn array memory offset))))
+          (if-let [array (array-of value n)]
+            (Bytes/copyIn (exactly array type path value n) memory offset)
+            (throw (misfit type path value "it takes a text, or bytes that are none")))))
+      (decode [_ memory offset]
+        (let [array (Bytes/copyOut memory offset n)]
+          (or (Bytes/text array terminated?) (bytes/wrap array)))))))
+
+(defn- zeros? [^bytes array]
+  (loop [i 0]
+    (or (= i (alength array))
+        (and (zero? (aget array i)) (recur (inc i))))))
+
+(defn nothing
+  "The codec of a node that is the kernel's, or a hole: written as zero, read as nil. Other bytes than zeros, which only
+  memory and maps without BTF can have there, read as a byte view."
+  [{:keys [type size]} path]
+  (let [n (int size)]
+    (reify Codec
+      (size [_] n)
+      (encode [_ value memory offset]
+        (if (nil? value)
+          (Bytes/zero memory offset n)
+          (when-not (view-written? value n type path memory offset)
+            (throw (misfit type path value "it is not the user's to write; leave it out")))))
+      (decode [_ memory offset]
+        (let [array (Bytes/copyOut memory offset n)]
+          (when-not (zeros? array)
+            (bytes/wrap array)))))))
+
+;; --- network addresses
+
+(defn- octet [^bytes array i]
+  (bit-and 0xff (aget array (int i))))
+
+(defn- text-codec
+  "A codec of n bytes that read as a text. `parse` gives an array, or nil for a text that is none."
+  [{:keys [type size]} path parse unparse expected]
+  (let [n (int size)]
+    (reify Codec
+      (size [_] n)
+      (encode [_ value memory offset]
+        (if-let [array (when (string? value) (parse value))]
+          (Bytes/copyIn array memory offset)
+          (when-not (view-written? value n type path memory offset)
+            (throw (misfit type path value expected)))))
+      (decode [_ memory offset]
+        (unparse (Bytes/copyOut memory offset n))))))
+
+(defn ipv4-bytes
+  "The four bytes of an IPv4 address in dotted form; nil for any other text.
+
+      (seq (ipv4-bytes \"10.0.0.1\")) ;=> (10 0 0 1)"
+  ^bytes [^String text]
+  ;; ofLiteral takes fewer parts too, and leading zeros, as inet_aton does, and means something else than people do.
+  (when (re-matches #"(0|[1-9]\d{0,2})(\.(0|[1-9]\d{0,2})){3}" text)
+    (try
+      (.getAddress ^InetAddress (Inet4Address/ofLiteral text))
+      (catch IllegalArgumentException _ nil))))
+
+(defn ipv4-text
+  "An IPv4 address of four bytes in dotted form."
+  [^bytes array]
+  (str (octet array 0) "." (octet array 1) "." (octet array 2) "." (octet array 3)))
+
+(defn ipv6-bytes
+  "The sixteen bytes of an IPv6 address; nil for any other text, and for one with a zone.
+
+      (last (ipv6-bytes \"::1\")) ;=> 1"
+  ^bytes [^String text]
+  (when-not (or (str/includes? text "%") (str/includes? text "["))
+    (try
+      (let [array (.getAddress ^InetAddress (Inet6Address/ofLiteral text))]
+        (if (= 4 (alength array)) ; what Java makes of ::ffff:10.0.0.1
+          (byte-array (concat (repeat 10 0) [-1 -1] array))
+          array))
+      (catch IllegalArgumentException _ nil))))
+
+(defn- longest-zeros
+  "Where the longest run of two or more zero groups begins, and how long it is; the first of equals. RFC 5952, 4.2."
+  [groups]
+  (loop [i 0 best [nil 1]]
+    (if (< i 8)
+      (let [n (count (take-while zero? (drop i groups)))]
+        (recur (+ i (max 1 n)) (if (< (second best) n) [i n] best)))
+      (when (first best) best))))
+
+(defn ipv6-text
+  "An IPv6 address of sixteen bytes as RFC 5952 writes it.
+
+      (ipv6-text (ipv6-bytes \"0:0:0:0:0:0:0:1\")) ;=> \"::1\""
+  [^bytes array]
+  (let [groups (mapv #(bit-or (bit-shift-left (octet array (* 2 %)) 8) (octet array (inc (* 2 %)))) (range 8))
+        hex #(str/join ":" (map Long/toHexString %))]
+    (if (and (every? zero? (subvec groups 0 5)) (= 0xffff (groups 5)))
+      (str "::ffff:" (ipv4-text (byte-array (drop 12 array))))
+      (if-let [[start n] (longest-zeros groups)]
+        (str (hex (subvec groups 0 start)) "::" (hex (subvec groups (+ start n))))
+        (hex groups)))))
+
+(def ^:private colons (HexFormat/ofDelimiter ":"))
+
+(defn- mac-bytes ^bytes [text]
+  (when (re-matches #"(?i)[0-9a-f]{2}(:[0-9a-f]{2}){5}" text)
+    (.parseHex ^HexFormat colons text)))
+
+(defn- mac-text [^bytes array]
+  (.formatHex ^HexFormat colons array))
+
+(defn ipv4
+  "The codec of an IPv4 address's node."
+  [node path]
+  (text-codec node path ipv4-bytes ipv4-text "it takes a text such as \"10.0.0.1\""))
+
+(defn ipv6
+  "The codec of an IPv6 address's node."
+  [node path]
+  (text-codec node path ipv6-bytes ipv6-text "it takes a text such as \"2001:db8::1\""))
+
+(defn mac
+  "The codec of an Ethernet address's node."
+  [node path]
+  (text-codec node path mac-bytes mac-text "it takes a text such as \"00:1b:21:0a:0b:0c\""))
+
+;; ---------------------------------------------------------------- prefixes
+
+(def ^:private families
+  "Of each kind of address: what reads and what writes its text, and a prefix of it for people to see."
+  {:ipv4 {:parse ipv4-bytes :unparse ipv4-text :example "10.0.0.0/8"}
+   :ipv6 {:parse ipv6-bytes :unparse ipv6-text :example "2001:db8::/32"}})
+
+(defn- network
+  "A copy of an address with zeros behind its first n bits."
+  ^bytes [^bytes array n]
+  (let [n (long n)
+        out (byte-array (alength array))]
+    (dotimes [i (alength array)]
+      (let [kept (max 0 (min 8 (- n (* 8 i))))]
+        (aset out i (unchecked-byte (bit-and (aget array i) (bit-shift-left 0xff (- 8 kept)))))))
+    out))
+
+(defn prefix-text
+  "The prefix of the first n bits of an address: `family` is :ipv4 or :ipv6, and the array has its bytes.
+
+      (prefix-text :ipv4 (ipv4-bytes \"10.1.2.3\") 8) ;=> \"10.0.0.0/8\""
+  [family array n]
+  (str ((:unparse (families family)) (network array n)) "/" n))
+
+(defn- parse-prefix
+  "The length and the address of a prefix; nil for a text that is none. Without a length it is the whole address."
+  [text parse most]
+  (when-let [[_ address digits] (re-matches #"([^/]*)(?:/(0|[1-9]\d{0,2}))?" text)]
+    (let [n (if digits (parse-long digits) most)]
+      (when (<= (long n) (long most))
+        (when-let [array (parse address)]
+          [n (network array n)])))))
+
+(def ^:private prefixlen-size "Bytes of the length, which stands before the address." 4)
+
+(defn prefix
+  "The codec of a prefix's node. Bytes that no text says, a length beyond the address or bits set behind the prefix, read
+  as the struct that they are, `{:prefixlen n :data bytes}`, which goes in again."
+  [{:keys [type size family layout]} path codec]
+  (let [{:keys [parse example]} (families family)
+        size (long size)
+        address-size (- size (long prefixlen-size))
+        most (* 8 address-size)
+        ^Codec of-layout (codec layout path)
+        expected (str "it takes a text such as " (pr-str example) ", with a length from 0 to " most)]
+    (reify Codec
+      (size [_] size)
+      (encode [_ value memory offset]
+        (if (map? value)
+          (.encode of-layout value memory offset)
+          (if-let [[n array] (when (string? value) (parse-prefix value parse most))]
+            (do (Bytes/put32 memory offset (long n) false)
+                (Bytes/copyIn array memory (+ offset (long prefixlen-size))))
+            (when-not (view-written? value size type path memory offset)
+              (throw (misfit type path value expected))))))
+      (decode [_ memory offset]
+        (let [n (Bytes/getU32 memory offset false)
+              array (Bytes/copyOut memory (+ offset (long prefixlen-size)) (int address-size))]
+          (if (and (<= n most) (Arrays/equals array (network array n)))
+            (prefix-text family array n)
+            (.decode of-layout memory offset)))))))

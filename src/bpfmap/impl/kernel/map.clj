@@ -1,0 +1,189 @@
+(ns ^:no-doc bpfmap.impl.kernel.map
+  "The commands of bpf(2) on maps, other than those on elements."
+  (:require [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.procfs :as procfs]
+            [bpfmap.impl.rules :as rules])
+  (:import (bpfmap.sys Abi Attr Bytes Fd Info)
+           (clojure.lang ExceptionInfo PersistentArrayMap)
+           (java.lang.foreign MemorySegment)
+           (java.util Arrays)))
+
+(set! *warn-on-reflection* true)
+
+(def access-flags
+  "How a descriptor may be used, and the flags that ask for it."
+  {:read-write 0, :read-only Abi/BPF_F_RDONLY, :write-only Abi/BPF_F_WRONLY})
+
+(defn- long-bits
+  "The 64 bits of an unsigned number."
+  ^long [n]
+  (.longValue (biginteger n)))
+
+(defn- descriptor
+  "Sets a field to a descriptor, or to a number that is none: how a probe asks whether the kernel looks at the field."
+  [^Attr attr offset fd]
+  (if (instance? Fd fd)
+    (.fd attr (int offset) fd)
+    (.int32 attr (int offset) (long fd))))
+
+(defn- create-once
+  "Creates a map from a completed spec; returns its descriptor.
+
+  `:btf` is `{:fd :key :value}`, the ids of types in it. `:inner-map`, `:token` and `:value-type-btf` are
+  descriptors, `:map-extra` is a number of 64 bits, `:value-type` the id of a struct of the kernel's, or of the
+  module's whose BTF is `:value-type-btf`."
+  ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf
+               inner-map map-extra value-type value-type-btf token]}
+       ctx]
+  (call/command "Creating the map" ctx Abi/BPF_MAP_CREATE
+           (fn [^Attr attr]
+             (doto attr
+               (.int32 Abi/MAP_CREATE_MAP_TYPE (rules/type-number type))
+               (.int32 Abi/MAP_CREATE_KEY_SIZE key-size)
+               (.int32 Abi/MAP_CREATE_VALUE_SIZE value-size)
+               (.int32 Abi/MAP_CREATE_MAX_ENTRIES max-entries)
+               (.int32 Abi/MAP_CREATE_MAP_FLAGS (rules/flag-word (cond-> flags token (conj :token-fd)))))
+             (when numa-node (.int32 attr Abi/MAP_CREATE_NUMA_NODE numa-node))
+             (when (seq name) (.name attr Abi/MAP_CREATE_MAP_NAME name))
+             (when btf
+               (.fd attr Abi/MAP_CREATE_BTF_FD (:fd btf))
+               (.int32 attr Abi/MAP_CREATE_BTF_KEY_TYPE_ID (:key btf))
+               (.int32 attr Abi/MAP_CREATE_BTF_VALUE_TYPE_ID (:value btf)))
+             (when inner-map (descriptor attr Abi/MAP_CREATE_INNER_MAP_FD inner-map))
+             (when (and map-extra (not (zero? (long-bits map-extra))))
+               (.int64 attr Abi/MAP_CREATE_MAP_EXTRA (long-bits map-extra)))
+             (when value-type (.int32 attr Abi/MAP_CREATE_BTF_VMLINUX_VALUE_TYPE_ID value-type))
+             (when value-type-btf (descriptor attr Abi/MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD value-type-btf))
+             (when token (descriptor attr Abi/MAP_CREATE_MAP_TOKEN_FD token)))
+           call/own))
+
+(defn create
+  "Creates a map from a completed spec; returns its descriptor. Spec and facts are those of [[create-once]].
+
+  Before Linux 4.15 maps have no names: what is too much for the kernel is tried without."
+  ^Fd [{:keys [name] :as spec} ctx]
+  (try
+    (create-once spec ctx)
+    (catch ExceptionInfo e
+      (if (and (seq name) (= :E2BIG (:bpfmap/errno (ex-data e))))
+        (create-once (dissoc spec :name) ctx)
+        (throw e)))))
+
+(defn token
+  "Creates a BPF token from the directory of a delegated BPF file system; returns its descriptor. Needs Linux 6.9."
+  ^Fd [^Fd dir ctx]
+  (call/command "Creating a BPF token" ctx Abi/BPF_TOKEN_CREATE
+           (fn [^Attr attr]
+             (.int32 attr Abi/TOKEN_CREATE_FLAGS 0)
+             (.fd attr Abi/TOKEN_CREATE_BPFFS_FD dir))
+           call/own))
+
+(def ^:private info-size 88)
+
+(defn- add
+  "Puts a key and a value into an array at index n, unless the value is nil; returns the next index."
+  ^long [^objects fields ^long n k v]
+  (if (nil? v)
+    n
+    (do (aset fields n k)
+        (aset fields (inc n) v)
+        (+ n 2))))
+
+(defn- id-at
+  "Returns a number of four bytes; nil if it is zero, as where the field does not apply."
+  [^MemorySegment memory ^long offset]
+  (let [id (Bytes/getU32 memory offset false)]
+    (when-not (zero? id) id)))
+
+(defn- from-info
+  "Returns what a `struct bpf_map_info` has about a map, and its fdinfo, a text or nil.
+
+  With more than eight keys the result is an array map too, because making a hash map takes as long as a
+  system call. The benchmark is `bench-lifecycle`."
+  [^MemorySegment memory fdinfo]
+  (let [fields (object-array 30)
+        extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)
+        n (add fields 0 :id (Bytes/getU32 memory Info/MAP_ID false))
+        n (add fields n :type (rules/type-name (Bytes/getU32 memory Info/MAP_TYPE false)))
+        n (add fields n :name (call/text memory Info/MAP_NAME (inc Abi/NAME_LENGTH)))
+        n (add fields n :key-size (Bytes/getU32 memory Info/MAP_KEY_SIZE false))
+        n (add fields n :value-size (Bytes/getU32 memory Info/MAP_VALUE_SIZE false))
+        n (add fields n :max-entries (Bytes/getU32 memory Info/MAP_MAX_ENTRIES false))
+        n (add fields n :flags (rules/flag-set (Bytes/getU32 memory Info/MAP_MAP_FLAGS false)))
+        n (add fields n :btf-id (id-at memory Info/MAP_BTF_ID))
+        n (add fields n :btf-key-type-id (id-at memory Info/MAP_BTF_KEY_TYPE_ID))
+        n (add fields n :btf-value-type-id (id-at memory Info/MAP_BTF_VALUE_TYPE_ID))
+        n (add fields n :btf-vmlinux-value-type-id
+               (id-at memory Info/MAP_BTF_VMLINUX_VALUE_TYPE_ID))
+        n (add fields n :ifindex (id-at memory Info/MAP_IFINDEX))
+        n (add fields n :map-extra (cond
+                                     (zero? extra) nil
+                                     (neg? extra) (+ 18446744073709551616N extra)
+                                     :else extra))
+        n (add fields n :memlock (some-> (procfs/field fdinfo "memlock") parse-long))
+        n (add fields n :frozen? (some-> (procfs/field fdinfo "frozen") (= "1")))]
+    (PersistentArrayMap. (Arrays/copyOf fields n))))
+
+(defn- from-fdinfo
+  "Returns what fdinfo has about a map; nil if it is not of a map or could not be read.
+
+  Before Linux 4.13 it has neither id nor name. With `whole?` also what [[from-info]] takes from there."
+  [fdinfo whole?]
+  (when-let [type (some-> (procfs/field fdinfo "map_type") parse-long)]
+    (let [number #(or (some-> (procfs/field fdinfo %) Long/decode long) 0)
+          memlock (when whole? (some-> (procfs/field fdinfo "memlock") parse-long))
+          frozen (when whole? (procfs/field fdinfo "frozen"))]
+      (cond-> {:id nil
+               :type (rules/type-name type)
+               :name ""
+               :key-size (number "key_size")
+               :value-size (number "value_size")
+               :max-entries (number "max_entries")
+               :flags (rules/flag-set (number "map_flags"))}
+        memlock (assoc :memlock memlock)
+        frozen (assoc :frozen? (= "1" frozen))))))
+
+(defn info
+  "What the kernel says of an open map: names for type and flags, numbers as they are.
+
+  Fields that are zero where they do not apply are left out. `:frozen?` and
+  `:memlock` (bytes) come from fdinfo, and are missing where /proc cannot be
+  read. Who needs neither spares reading it with a nil. Before Linux 4.13 all comes from there, and `:id` is nil."
+  ([fd ctx]
+   (info fd ctx (call/fdinfo-text fd)))
+  ([^Fd fd ctx fdinfo]
+   (try
+     (call/info "Reading the map's info" fd info-size ctx nil
+                   (fn [memory _] (from-info memory fdinfo)))
+     (catch ExceptionInfo e
+       ;; A kernel without the command.
+       (or (when (= :EINVAL (:bpfmap/errno (ex-data e)))
+             (from-fdinfo (or fdinfo (call/fdinfo-text fd)) (some? fdinfo)))
+           (throw e))))))
+
+(defn id-of
+  "The id of an open map: the beginning of its info. Nil before Linux 4.13, which has no ids."
+  [^Fd fd ctx]
+  (try
+    (call/info "Reading the map's info" fd 8 ctx nil
+                  (fn [memory _] (call/u32 memory Info/MAP_ID)))
+    (catch ExceptionInfo e
+      (when-not (= :EINVAL (:bpfmap/errno (ex-data e)))
+        (throw e)))))
+
+(defn by-id
+  "Opens a map by its id; returns its descriptor."
+  ^Fd [id access ctx]
+  (call/by-id :map id (access-flags access) ctx))
+
+(defn freeze
+  "Freezes a map. Needs Linux 5.2."
+  [^Fd fd ctx]
+  (call/command "Freezing the map" (assoc ctx :fd fd) Abi/BPF_MAP_FREEZE
+           (fn [^Attr attr] (.fd attr Abi/ELEM_MAP_FD fd))
+           (constantly nil)))
+
+(defn by-path
+  "Opens a pinned map; returns its descriptor. Throws `:not-a-map` for a program or a link."
+  ^Fd [path access ctx]
+  (call/pinned :map path (access-flags access) ctx))

@@ -1,0 +1,233 @@
+(ns ^:no-doc bpfmap.impl.kernel.prog
+  "The commands of bpf(2) on programs."
+  (:refer-clojure :exclude [load])
+  (:require [bpfmap.asm :as asm]
+            [bpfmap.impl.escape :as escape]
+            [bpfmap.impl.kernel.call :as call]
+            [clojure.set :as set]
+            [clojure.string :as str])
+  (:import (bpfmap.sys Abi Attr Bytes Fd Info)
+           (clojure.lang ExceptionInfo)
+           (java.lang.foreign MemorySegment)
+           (java.util HexFormat)))
+
+(set! *warn-on-reflection* true)
+
+;; --- names
+
+(def types
+  "Program types by name: the kernel's `enum bpf_prog_type`, source linux/bpf.h."
+  (zipmap [:socket-filter :kprobe :sched-cls :sched-act :tracepoint :xdp :perf-event :cgroup-skb :cgroup-sock
+           :lwt-in :lwt-out :lwt-xmit :sock-ops :sk-skb :cgroup-device :sk-msg :raw-tracepoint :cgroup-sock-addr
+           :lwt-seg6local :lirc-mode2 :sk-reuseport :flow-dissector :cgroup-sysctl :raw-tracepoint-writable
+           :cgroup-sockopt :tracing :struct-ops :ext :lsm :sk-lookup :syscall :netfilter]
+          (rest (range))))
+
+(def attach-types
+  "Attach types by name: the kernel's `enum bpf_attach_type`, source linux/bpf.h."
+  (zipmap [:cgroup-inet-ingress :cgroup-inet-egress :cgroup-inet-sock-create :cgroup-sock-ops :sk-skb-stream-parser
+           :sk-skb-stream-verdict :cgroup-device :sk-msg-verdict :cgroup-inet4-bind :cgroup-inet6-bind
+           :cgroup-inet4-connect :cgroup-inet6-connect :cgroup-inet4-post-bind :cgroup-inet6-post-bind
+           :cgroup-udp4-sendmsg :cgroup-udp6-sendmsg :lirc-mode2 :flow-dissector :cgroup-sysctl :cgroup-udp4-recvmsg
+           :cgroup-udp6-recvmsg :cgroup-getsockopt :cgroup-setsockopt :trace-raw-tp :trace-fentry :trace-fexit
+           :modify-return :lsm-mac :trace-iter :cgroup-inet4-getpeername :cgroup-inet6-getpeername
+           :cgroup-inet4-getsockname :cgroup-inet6-getsockname :xdp-devmap :cgroup-inet-sock-release :xdp-cpumap
+           :sk-lookup :xdp :sk-skb-verdict :sk-reuseport-select :sk-reuseport-select-or-migrate :perf-event
+           :trace-kprobe-multi :lsm-cgroup :struct-ops :netfilter :tcx-ingress :tcx-egress :trace-uprobe-multi
+           :cgroup-unix-connect :cgroup-unix-sendmsg :cgroup-unix-recvmsg :cgroup-unix-getpeername
+           :cgroup-unix-getsockname :netkit-primary :netkit-peer :trace-kprobe-session :trace-uprobe-session]
+          (range)))
+
+(def ^:private number->type (set/map-invert types))
+(def ^:private number->attach-type (set/map-invert attach-types))
+
+(defn type-name
+  "The name of a program type's number, or the number where it has none."
+  [number]
+  (number->type number number))
+
+(defn attach-type-name
+  "The name of an attach type's number, or the number where it has none."
+  [number]
+  (number->attach-type number number))
+
+;; --- loading
+
+(def ^:const attempts
+  "The verifier gives up with EAGAIN when a signal is pending; it is asked again this often. 16 times were seen not to
+  be enough for a program of two instructions, under signals every few microseconds."
+  1000)
+
+(def ^:private log-sizes
+  "Bytes for the verifier's log, by attempt: none until there is a refusal to explain. Before Linux 5.15 the kernel
+  takes at most the last (UINT_MAX >> 8)."
+  [0 0x10000 0xffffff])
+
+(defn- load-once
+  "The program's descriptor, or `{:refused exception :log text}`. A log of size 0 is not asked for."
+  [{:keys [type name license ^bytes insns relocations expected-attach-type attach-btf-id]} log-size ctx]
+  (let [log (volatile! nil)]
+    (try
+      (call/command "Loading the program" ctx Abi/BPF_PROG_LOAD
+                   (fn [^Attr attr]
+                     (let [insns (reduce (fn [bytes {:keys [slot fd]}]
+                                           (asm/patch-map-fd! bytes slot (.use attr fd)))
+                                         (aclone insns)
+                                         relocations)]
+                       (doto attr
+                         (.int32 Abi/PROG_LOAD_PROG_TYPE type)
+                         (.int32 Abi/PROG_LOAD_INSN_CNT (quot (alength ^bytes insns) 8))
+                         (.bytes Abi/PROG_LOAD_INSNS insns)
+                         (.string Abi/PROG_LOAD_LICENSE license)))
+                     (when (seq name)
+                       (.name attr Abi/PROG_LOAD_PROG_NAME name))
+                     (when expected-attach-type
+                       (.int32 attr Abi/PROG_LOAD_EXPECTED_ATTACH_TYPE expected-attach-type))
+                     (when attach-btf-id
+                       (.int32 attr Abi/PROG_LOAD_ATTACH_BTF_ID attach-btf-id))
+                     (when (pos? (long log-size))
+                       (.int32 attr Abi/PROG_LOAD_LOG_LEVEL 1)
+                       (.int32 attr Abi/PROG_LOAD_LOG_SIZE log-size)
+                       (.buffer attr Abi/PROG_LOAD_LOG_BUF log-size)))
+                   (fn [outcome attr ^MemorySegment memory]
+                     (when (neg? (long outcome))
+                       (when (pos? (long log-size))
+                         (vreset! log (call/text memory 0 log-size)))
+                       (throw (call/failure "Loading the program" outcome ctx)))
+                     (call/own outcome attr memory))
+                   neg?)
+      (catch ExceptionInfo e
+        {:refused e :log @log}))))
+
+(defn- with-log [^Throwable e log]
+  (let [lines (some-> log str/trim not-empty str/split-lines)]
+    (if lines
+      (ex-info (str (ex-message e) "\n" (str/join "\n" (map escape/escape (take-last 6 lines))))
+               (assoc (ex-data e) :bpfmap/log log)
+               e)
+      e)))
+
+(defn load
+  "Loads an assembled program; returns its descriptor. A refused one is asked for its log.
+
+  Before Linux 4.15 programs have no names: what is too much for the kernel is tried without."
+  ^Fd [program ctx]
+  (loop [program program log-sizes log-sizes attempt 1 reason nil]
+    (let [{:keys [refused log] :as loaded} (load-once program (first log-sizes) ctx)
+          {:bpfmap/keys [error errno]} (when refused (ex-data refused))
+          reason (if (or (nil? reason) (not= :ENOSPC errno)) refused reason)]
+      (cond
+        (nil? refused)
+        loaded
+
+        (and (= :EAGAIN errno) (< attempt attempts))
+        (recur program log-sizes (inc attempt) nil)
+
+        (and (= :E2BIG errno) (seq (:name program)))
+        (recur (dissoc program :name) log-sizes attempt nil)
+
+        ;; ENOSPC: the log is longer than its buffer.
+        (and (next log-sizes)
+             (or (= :ENOSPC errno) (and (= :program-rejected error) (nil? log))))
+        (recur program (rest log-sizes) attempt reason)
+
+        ;; A log that is longer than all buffers hides the errno that there was without one.
+        :else
+        (throw (with-log reason log))))))
+
+;; --- what there is to know of one
+
+(def ^:private info-size 228)
+
+(def ^:private most-maps
+  "How many ids of maps there is room for at first. The verifier takes no more in one program; more may be bound later."
+  64)
+
+(defn- named [number->name number] (number->name number number))
+
+(defn- read-info
+  "The program's info with up to `room` ids of maps, and how many there are under `:map-count`."
+  [^Fd fd room ctx]
+  (call/info
+   "Reading the program's info" fd info-size ctx
+   (fn [^Attr attr memory]
+     (let [map-ids (.spare attr (* 4 (long room)))]
+       (Bytes/put64 memory Info/PROG_MAP_IDS (.address ^MemorySegment map-ids) false)
+       (Bytes/put32 memory Info/PROG_NR_MAP_IDS (long room) false)
+       map-ids))
+   (fn [^MemorySegment memory map-ids]
+     (let [map-count (long (call/u32 memory Info/PROG_NR_MAP_IDS))
+           optional {:ifindex (call/u32 memory Info/PROG_IFINDEX)
+                     :btf-id (call/u32 memory Info/PROG_BTF_ID)
+                     :attach-btf-obj-id (call/u32 memory Info/PROG_ATTACH_BTF_OBJ_ID)
+                     :attach-btf-id (call/u32 memory Info/PROG_ATTACH_BTF_ID)
+                     :xlated-bytes (call/u32 memory Info/PROG_XLATED_PROG_LEN)
+                     :jited-bytes (call/u32 memory Info/PROG_JITED_PROG_LEN)
+                     :verified-insns (call/u32 memory Info/PROG_VERIFIED_INSNS)
+                     :run-time-ns (Bytes/get64 memory Info/PROG_RUN_TIME_NS false)
+                     :run-count (Bytes/get64 memory Info/PROG_RUN_CNT false)
+                     :recursion-misses (Bytes/get64 memory Info/PROG_RECURSION_MISSES false)}]
+       (into {:id (call/u32 memory Info/PROG_ID)
+              :type (named number->type (call/u32 memory Info/PROG_TYPE))
+              :name (call/text memory Info/PROG_NAME (inc Abi/NAME_LENGTH))
+              :tag (.formatHex (HexFormat/of) (Bytes/copyOut memory Info/PROG_TAG 8))
+              :load-time (Bytes/get64 memory Info/PROG_LOAD_TIME false)
+              :uid (call/u32 memory Info/PROG_CREATED_BY_UID)
+              :gpl-compatible? (odd? (long (call/u32 memory Info/PROG_GPL_COMPATIBLE)))
+              :map-count map-count
+              :map-ids (mapv #(call/u32 map-ids (* 4 (long %))) (range (min (long room) map-count)))}
+             (remove (comp zero? val))
+             optional)))))
+
+(defn info
+  "What the kernel says of an open program: names for its type, numbers as they are.
+
+  What is zero where it does not apply is left out."
+  [^Fd fd ctx]
+  (loop [room most-maps]
+    (let [{:keys [map-count] :as info} (read-info fd room ctx)]
+      (if (< (long room) (long map-count))
+        (recur map-count)
+        (dissoc info :map-count)))))
+
+;; --- running and attaching
+
+(defn test-run
+  "Runs a program without attaching it. A run that a signal ended is begun again only if it was a single one."
+  [^Fd fd {:keys [^bytes data ^bytes context repeat]} ctx]
+  (let [room (+ 256 (if data (alength data) 0)) ; a program may make the packet longer
+        run (fn []
+              (with-open [attr (Attr.)]
+                (.fd attr Abi/TEST_PROG_FD fd)
+                (let [out (when data
+                            (.int32 attr Abi/TEST_DATA_SIZE_IN (alength data))
+                            (.bytes attr Abi/TEST_DATA_IN data)
+                            (.int32 attr Abi/TEST_DATA_SIZE_OUT room)
+                            (.buffer attr Abi/TEST_DATA_OUT room))]
+                  (when context
+                    (.int32 attr Abi/TEST_CTX_SIZE_IN (alength context))
+                    (.bytes attr Abi/TEST_CTX_IN context))
+                  (when repeat
+                    (.int32 attr Abi/TEST_REPEAT repeat))
+                  (let [outcome (.callOnce attr Abi/BPF_PROG_TEST_RUN)]
+                    (if (neg? outcome)
+                      outcome
+                      {:return (.int32 attr Abi/TEST_RETVAL)
+                       :duration (.int32 attr Abi/TEST_DURATION)
+                       :data (when out
+                               (Bytes/copyOut out 0 (min room (.int32 attr Abi/TEST_DATA_SIZE_OUT))))})))))]
+    (loop [attempt 1]
+      (let [outcome (try (run) (catch RuntimeException e (throw (call/in-context e ctx))))]
+        (cond
+          (map? outcome) outcome
+          (and (= outcome (- Abi/EINTR)) (= 1 (or repeat 1)) (< attempt attempts)) (recur (inc attempt))
+          :else (throw (call/failure "Running the program" outcome ctx)))))))
+
+(defn open-raw-tracepoint
+  "Attaches a program to a raw tracepoint; returns the descriptor of the attachment."
+  ^Fd [^Fd fd tracepoint ctx]
+  (call/command (str "Attaching to the raw tracepoint " tracepoint) ctx Abi/BPF_RAW_TRACEPOINT_OPEN
+               (fn [^Attr attr]
+                 (.string attr Abi/RAW_TRACEPOINT_NAME tracepoint)
+                 (.fd attr Abi/RAW_TRACEPOINT_PROG_FD fd))
+               call/own))

@@ -1,0 +1,143 @@
+(ns ^:no-doc bpfmap.impl.map.raw-entries
+  "The entries of a map as bytes, which is what tells them apart, and what a spec's types make of the bytes.
+
+  Bytes are views (`bpfmap.bytes`). Those of a per-CPU value are the values of all CPUs one after the other, each on its
+  stride of eight bytes."
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
+            [bpfmap.impl.codec :as codec]
+            [bpfmap.impl.codec.element :as element]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.element :as el]
+            [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]]
+            [bpfmap.impl.rules :as rules])
+  (:import (bpfmap.bytes ByteView)
+           (bpfmap.impl.map.bpf_map BpfMap)
+           (bpfmap.sys Codec)
+           (clojure.lang IReduceInit)
+           (java.lang.foreign MemorySegment)
+           (java.util Arrays HashMap)))
+
+(set! *warn-on-reflection* true)
+
+;; --- a map as bytes
+
+(defn- as-bytes
+  "The codec of as many bytes as another has; nil for none."
+  ^Codec [^Codec codec]
+  (when codec (codec/codec [:bytes (.size codec)])))
+
+(defn twin
+  "Opens a second handle of the map, whose keys and values are bytes as they lie in the kernel. Close it.
+
+      (with-open [raw (twin m)] (into {} raw)) ;=> {#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"}"
+  ^BpfMap [^BpfMap m]
+  (with-error-context [m :clone]
+    (let [key-codec (as-bytes (.-key-codec m))
+          value-codec (as-bytes (.-value-codec m))
+          size (fn [^Codec codec] (if codec (.size codec) 0))
+          fd (call/duplicate (bpf-map/descriptor m) {:op :clone :map (bpf-map/identity-of m)})]
+      (BpfMap. fd (bpf-map/identity-of m) (.-spec m) (.-access m) (.-refusals m)
+               (el/elements fd (size key-codec) (size value-codec))
+               key-codec value-codec nil nil (atom nil) (bpf-map/row-of m) nil nil))))
+
+;; --- bytes to data and back
+
+(defn- decoder [^Codec codec]
+  (fn [^ByteView view]
+    (.decode codec (MemorySegment/ofArray ^bytes (.-array view)) 0)))
+
+(defn- number-of
+  "A reference that was read as the number that the kernel gave for it."
+  [x]
+  (cond
+    (not (map? x)) x
+    (contains? x :map-id) (:map-id x)
+    (contains? x :program-id) (:program-id x)
+    (contains? x :program) (update x :program #(if (nil? %) 0 (number-of %)))
+    :else x))
+
+(defn- encoder [^Codec codec]
+  (let [size (.size codec)]
+    (fn [x]
+      (if (= size (bytes/byte-count x))
+        (bytes/->bytes x)
+        (let [array (byte-array size)]
+          (.encode codec (number-of x) (MemorySegment/ofArray array) 0)
+          (bytes/wrap array))))))
+
+(defn types
+  "Returns what the types of a completed spec make of bytes, of a per-CPU map with values for so many CPUs:
+  `{:key-in :value-in :key-out :value-out}`, functions from data to bytes and from bytes to data. Those into bytes take bytes
+  of the right size too, and throw `:invalid-value` for anything that does not fit.
+
+      ((:key-in (types {:type :hash :key :u32 :value :u32} nil)) 7) ;=> #bpfmap/bytes \"07 00 00 00\""
+  [spec cpus]
+  (let [key-codec (element/key spec)
+        value-codec (element/value spec cpus)]
+    {:key-in (encoder key-codec) :key-out (decoder key-codec)
+     :value-in (encoder value-codec) :value-out (decoder value-codec)}))
+
+(defn- without-padding
+  "A function from the bytes of a value to the same with zeros between the values of CPUs, where nothing of anybody's lies."
+  [{:keys [type value-size]}]
+  (let [size (long value-size)
+        stride (element/stride size)]
+    (if (and (:per-cpu? (rules/types type)) (< size stride))
+      (fn [^ByteView view]
+        (let [array (aclone ^bytes (.-array view))]
+          (doseq [at (range size (alength array) stride)]
+            (Arrays/fill array (int at) (int (+ (long at) (- stride size))) (byte 0)))
+          (bytes/wrap array)))
+      identity)))
+
+;; --- all entries
+
+(defn entries
+  "Returns the entries of an open map as bytes, as something to reduce: `[key value]`, each as a view. What lies between the
+  values of CPUs is zero.
+
+      (into {} (entries m)) ;=> {#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"}"
+  [m]
+  (let [normal (without-padding (bpf-map/spec-of m))]
+    (reify IReduceInit
+      (reduce [_ f init]
+        (with-open [raw (twin m)]
+          (bpf-map/reduce-entries raw (fn [acc k v] (f acc (el/entry k (normal v)))) init nil))))))
+
+(defn snapshot
+  "Returns the entries of something that reduces to pairs of bytes, in a map of Java's.
+
+      (snapshot (entries m)) ;=> {#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"}"
+  ^HashMap [entries]
+  (let [all (HashMap.)]
+    (run! (fn [[k v]] (.put all k v)) entries)
+    all))
+
+;; --- data that says the same
+
+(defn same-data?
+  "Returns true if two values say the same: as `=`, but of floating-point numbers the bits count, so that NaN is the same as
+  NaN and -0.0 is not the same as 0.0.
+
+      (same-data? {:f ##NaN} {:f ##NaN}) ;=> true"
+  [a b]
+  (cond
+    (and (float? a) (float? b)) (zero? (Double/compare (double a) (double b)))
+    (and (map? a) (map? b)) (and (= (count a) (count b))
+                                 (every? (fn [[k v]] (same-data? v (get b k ::missing))) a))
+    (and (vector? a) (vector? b)) (and (= (count a) (count b)) (every? true? (map same-data? a b)))
+    :else (= a b)))
+
+(defn misfit-in
+  "Runs f with an entry of data; an error of its says which entry it is about.
+
+      (misfit-in :restore 7 #(key-in 7))"
+  [op k f]
+  (try
+    (f)
+    (catch clojure.lang.ExceptionInfo e
+      (throw (ex-info (str "In :contents, the entry of " (pr-str (error/shown k)) ": " (ex-message e))
+                      (assoc (ex-data e) :bpfmap/op op
+                             :bpfmap/path (into [:contents (error/shown k)] (:bpfmap/path (ex-data e))))
+                      e)))))

@@ -1,0 +1,328 @@
+(ns ^:no-doc bpfmap.impl.type.node
+  "Reads a type as data into nodes: every type checked, every member placed as C places it on this machine.
+
+  A node is a map with `:kind :size :align :type`, sizes in bytes, and what its
+  kind needs: `:signed? :order` of integers, `:values` and `:names` of an enum, `:element
+  :count` of an array, `:members` of a struct or union, `:family` and `:layout`, a struct's
+  node, of a prefix. A member has `:name` (nil when anonymous), `:node`, `:offset` in bytes, and as a bit-field `:bits`
+  and `:bit-offset`.
+
+  The rules are those of the System V ABI of x86-64, which arm64 and riscv64
+  share but for unnamed bit-fields."
+  (:require [bpfmap.error :as error])
+  (:import (java.util HashSet)))
+
+(set! *warn-on-reflection* true)
+
+(def largest-size
+  "Sizes are 32-bit numbers in the kernel's interface."
+  0xffffffff)
+
+(def ^:private deepest 64)
+
+;; ---------------------------------------------------------------- scalars
+
+(defn- integer-rows []
+  (for [bits [8 16 32 64 128]
+        signed? [false true]
+        order (if (= 8 bits) [nil] [nil :be :le])]
+    [(keyword (str (if signed? "s" "u") bits (some-> order name)))
+     {:kind :integer :size (quot bits 8) :align (quot bits 8) :signed? signed? :order order}]))
+
+(defn- float-rows []
+  (for [bits [32 64]
+        order [nil :be :le]]
+    [(keyword (str "f" bits (some-> order name)))
+     {:kind :float :size (quot bits 8) :align (quot bits 8) :order order}]))
+
+(def private-types
+  "What the kernel keeps for itself in values: shown to nobody, written as zero. Name to its struct in C, and its layout.
+  Source: linux/bpf.h and the BTF of Linux 6.18."
+  {:spin-lock     {:c-name "bpf_spin_lock" :size 4 :align 4}
+   :res-spin-lock {:c-name "bpf_res_spin_lock" :size 4 :align 4}
+   :timer         {:c-name "bpf_timer" :size 16 :align 8}
+   :wq            {:c-name "bpf_wq" :size 16 :align 8}
+   :task-work     {:c-name "bpf_task_work" :size 8 :align 8}
+   :list-head     {:c-name "bpf_list_head" :size 16 :align 8}
+   :list-node     {:c-name "bpf_list_node" :size 24 :align 8}
+   :rb-root       {:c-name "bpf_rb_root" :size 16 :align 8}
+   :rb-node       {:c-name "bpf_rb_node" :size 32 :align 8}
+   :refcount      {:c-name "bpf_refcount" :size 4 :align 4}
+   :dynptr        {:c-name "bpf_dynptr" :size 16 :align 8}
+   ;; A pointer with a type tag of its own rather than a struct.
+   :kptr          {:c-name "void *" :size 8 :align 8}})
+
+(def scalars
+  "Every type that is a keyword, as a node without its `:type`."
+  (into (sorted-map)
+        (concat (integer-rows)
+                (float-rows)
+                (for [[k row] private-types] [k (assoc row :kind :private)])
+                [[:bool {:kind :bool :size 1 :align 1}]
+                 [:char {:kind :char :size 1 :align 1}]
+                 [:ptr {:kind :pointer :size 8 :align 8}]
+                 [:ipv4 {:kind :ipv4 :size 4 :align 4}]
+                 [:ipv6 {:kind :ipv6 :size 16 :align 4}]
+                 [:mac {:kind :mac :size 6 :align 1}]
+                 [:port {:kind :integer :size 2 :align 2 :signed? false :order :be}]
+                 [:ktime {:kind :integer :size 8 :align 8 :signed? false :order nil}]])))
+
+;; ---------------------------------------------------------------- errors
+
+(defn- malformed ^Throwable [path message]
+  (error/error :invalid-spec (str path ": " message) {:bpfmap/path path}))
+
+(defmacro ^:private require-that
+  "Throws unless ok?. A macro, so that a message, which may show a whole type, is made only when it is needed."
+  [ok? path & message]
+  `(when-not ~ok?
+     (throw (malformed ~path (str ~@message)))))
+
+(defn- shown [x]
+  (pr-str (error/shown x)))
+
+(declare node*)
+
+;; ---------------------------------------------------------------- layout
+
+(defn round-up
+  "The first multiple of `to` that is not below n.
+
+      (round-up 5 4) ;=> 8"
+  ^long [^long n ^long to]
+  (* to (quot (+ n (dec to)) to)))
+
+(defn- place-bits
+  "Where a bit-field begins, in bits: where the one before ended, unless it would straddle a unit of its type."
+  ^long [packed? cursor {:keys [node bits]}]
+  (let [unit (* 8 (long (:size node)))
+        cursor (long cursor)]
+    (cond
+      (zero? (long bits)) (round-up cursor (* 8 (long (:align node)))) ; packed or not
+      packed? cursor
+      (= (quot cursor unit) (quot (+ cursor (dec (long bits))) unit)) cursor
+      :else (round-up cursor (* 8 (long (:align node)))))))
+
+(defn- own-alignment
+  "What a member asks of its struct. Unnamed bit-fields ask nothing."
+  ^long [packed? {:keys [node bits name options]}]
+  (max (long (:align options 1))
+       (if (or packed? (and bits (nil? name))) 1 (long (:align node)))))
+
+(defn- place
+  "A member at its place, and the cursor in bits behind it."
+  [packed? cursor {:keys [node bits options] :as member}]
+  (let [{:keys [offset bit-offset]} options]
+    (if bits
+      (let [at (or bit-offset (some-> offset (* 8)) (place-bits packed? cursor member))]
+        [(assoc member :bit-offset at :offset (quot (long at) 8)) (+ (long at) (long bits))])
+      (let [at (or offset (round-up (quot (+ (long cursor) 7) 8) (own-alignment packed? member)))]
+        [(assoc member :offset at) (* 8 (+ (long at) (long (:size node))))]))))
+
+(defn member-names
+  "The names of a struct's or union's fields, those of anonymous members among them."
+  [{:keys [members]}]
+  (mapcat (fn [{:keys [name node]}] (if name [name] (member-names node))) members))
+
+(defn- repeated
+  "The first of the names that was there before; nil where there is none."
+  [names]
+  (let [seen (HashSet.)]
+    (some #(when-not (.add seen %) %) names)))
+
+(defn- place-all
+  "Members at their places, and the bits they take; nil where one of them has an `:at`, in bits, and comes to lie elsewhere."
+  [kind packed? members]
+  (reduce (fn [[placed ^long end] member]
+            (let [[{:keys [at bits bit-offset offset] :as member} behind] (place packed? (if (= :union kind) 0 end) member)]
+              (if (and at (not (== (long at) (long (if bits bit-offset (* 8 (long offset)))))))
+                (reduced nil)
+                [(conj placed member) (max end (long behind))])))
+          [[] 0]
+          members))
+
+(defn- of-placed
+  "The node of a struct or union from its members at their places, and the bits they take."
+  [[placed end] kind {:keys [packed align size name]} path]
+  (let [alignment (long (reduce (fn [^long most member] (max most (own-alignment packed member))) (long (or align 1)) placed))
+        natural (round-up (quot (+ (long end) 7) 8) alignment)
+        node (cond-> {:kind kind :size (or size natural) :align alignment
+                      ;; Nameless bit-fields only hold a place.
+                      :members (into [] (remove #(or (= :pad (:kind (:node %))) (and (:bits %) (nil? (:name %))))) placed)}
+               name (assoc :c-name name))]
+    (require-that (<= natural (long (or size natural))) path
+                  "its members need " natural " bytes, more than :size " size)
+    (require-that (<= natural (long largest-size)) path "it has more than " largest-size " bytes")
+    (when-let [twice (repeated (member-names node))]
+      (throw (malformed path (str "it has two members named " twice))))
+    node))
+
+(defn of-members
+  "The node of a struct or union from its members in order: `{:name :node :options}`, with `:bits` for a bit-field, and with
+  `:at` where it has to lie, in bits, if that is known. Nil where one comes to lie elsewhere.
+
+  Throws `:invalid-spec` where they do not fit a `:size` given, or share a name."
+  [kind members {:keys [packed] :as options} path]
+  (some-> (place-all kind packed members)
+          (of-placed kind options path)))
+
+(defn of-array
+  "The node of an array of n elements. Throws `:invalid-spec` for one that is too large."
+  [element n path]
+  (let [size (*' (long (:size element)) (long n))]
+    (require-that (<= size largest-size) path "it has more than " largest-size " bytes")
+    {:kind :array :size size :align (:align element) :element element :count n}))
+
+;; ---------------------------------------------------------------- compounds
+
+(defn- power-of-two? [n]
+  (and (int? n) (pos? (long n)) (zero? (bit-and (long n) (dec (long n))))))
+
+(def ^:private member-options #{:offset :bit-offset :align})
+(def ^:private struct-options #{:packed :align :size :name})
+
+(defn- check-options [options allowed path]
+  (doseq [[k v] options]
+    (require-that (allowed k) path "unknown option " (shown k) "; there are " (error/list-of (sort allowed)))
+    (case k
+      :align (require-that (power-of-two? v) path ":align is a power of two, not " (shown v))
+      (:offset :bit-offset :size) (require-that (and (int? v) (<= 0 (long v) (long largest-size))) path
+                                                k " is a number from 0, not " (shown v))
+      :packed (require-that (boolean? v) path ":packed is true or false, not " (shown v))
+      :name (require-that (string? v) path ":name is a text, not " (shown v)))))
+
+(defn- bits-member [[_ base n :as type] name context path]
+  (require-that (= 3 (count type)) path "a bit-field is [:bits type n], not " (shown type))
+  (let [node (node* base context path)]
+    (require-that (and (#{:integer :bool :enum} (:kind node)) (nil? (:order node)) (<= (long (:size node)) 8)) path
+                  "a bit-field is of an integer type of this machine's byte order, of a bool or an enum, up to 8 bytes; not of "
+                  (shown base))
+    (require-that (and (int? n) (<= (if name 1 0) (long n) (if (= :bool (:kind node)) 1 (* 8 (long (:size node)))))) path
+                  "a bit-field of " (shown base) " has 1 to " (if (= :bool (:kind node)) 1 (* 8 (long (:size node)))) " bits, not " (shown n))
+    {:node node :bits n}))
+
+(defn- member [form context path]
+  (require-that (and (vector? form) (<= 2 (count form) 3)) path
+                "a member is [name type] or [name type options], not " (shown form))
+  (let [[name type options] (if (and (= :pad (first form)) (int? (second form)))
+                              [nil form nil]
+                              form)
+        path (if name (conj path name) path)
+        bits? (and (vector? type) (= :bits (first type)))]
+    (require-that (or (nil? name) (keyword? name)) path "a member's name is a keyword, or nil, not " (shown name))
+    (require-that (not= :bpfmap/padding name) path "no member is named :bpfmap/padding: unused bits are read under that name")
+    (require-that (or (nil? options) (map? options)) path "a member's options are a map, not " (shown options))
+    (check-options options member-options path)
+    (require-that (or bits? (nil? (:bit-offset options))) path ":bit-offset is for bit-fields; use :offset")
+    (let [placed (merge {:name name :options options}
+                        (if bits?
+                          (bits-member type name context path)
+                          {:node (node* type context path)}))]
+      (require-that (or name bits? (#{:struct :union :pad} (:kind (:node placed)))) path
+                    "only structs, unions, bit-fields and [:pad n] can do without a name, not " (shown type))
+      placed)))
+
+(defn check-overlap
+  "Throws `:invalid-spec` for members of a struct that were put onto each other: what one is given would change the other."
+  [{:keys [members]} path]
+  (reduce (fn [[^long end before] {:keys [name node offset bits bit-offset]}]
+            (let [start (long (if bits bit-offset (* 8 (long offset))))
+                  size (long (or bits (* 8 (long (:size node)))))]
+              (require-that (or (zero? size) (<= end start)) path (or name "a member") " lies where " (or before "another") " does")
+              (if (< end (+ start size)) [(+ start size) name] [end before])))
+          [0 nil]
+          (sort-by #(or (:bit-offset %) (* 8 (long (:offset %)))) members)))
+
+(defn- compound [[kind & more] context path]
+  (let [[options forms] (if (map? (first more)) [(first more) (rest more)] [nil more])]
+    (check-options options struct-options path)
+    (let [node (of-members kind (mapv #(member % context path) forms) options path)]
+      (when (= :struct kind) (check-overlap node path))
+      node)))
+
+(defn- array [[_ element n :as type] context path]
+  (require-that (= 3 (count type)) path "an array is [:array type n], not " (shown type))
+  (require-that (and (int? n) (<= 0 (long n) (long largest-size))) path "an array has a count from 0, not " (shown n))
+  (of-array (node* element context (conj path :element)) n path))
+
+(defn- enum [[_ base values options :as type] context path]
+  (require-that (and (<= 3 (count type) 4) (map? values)) path "an enum is [:enum type {name number}], not " (shown type))
+  (check-options options #{:name} path)
+  (let [node (node* base context path)
+        bits (* 8 (long (:size node)))
+        [low high] (if (:signed? node)
+                     [(- (.pow (biginteger 2) (dec bits))) (dec (.pow (biginteger 2) (dec bits)))]
+                     [0 (dec (.pow (biginteger 2) bits))])]
+    (require-that (and (= :integer (:kind node)) (<= (long (:size node)) 8)) path
+                  "an enum is of an integer type up to 8 bytes, not of " (shown base))
+    (doseq [[k v] values]
+      (require-that (keyword? k) path "the names of an enum are keywords, not " (shown k))
+      (require-that (and (integer? v) (<= low v high)) path k " does not fit " (shown base) ": " (shown v)))
+    (assoc node :kind :enum :base node :values values :c-name (:name options)
+           ;; Number to name; the first of equal numbers counts.
+           :names (reduce-kv (fn [names k v] (if (contains? names v) names (assoc names v k))) {} values))))
+
+(defn- sized [kind least]
+  (fn [[head n :as type] _ path]
+    (require-that (and (= 2 (count type)) (int? n) (<= (long least) (long n) (long largest-size))) path
+                  "[" head " n] takes one size from " least " to " largest-size ", not " (shown type))
+    {:kind kind :size n :align 1}))
+
+(defn- typedef [[_ name target :as type] context path]
+  (require-that (and (= 3 (count type)) (string? name)) path "a typedef is [:typedef \"name\" type], not " (shown type))
+  (let [node (node* target context path)]
+    (assoc node :typedef name :target node)))
+
+(defn- via [[_ target encode decode :as type] context path]
+  (require-that (and (= 4 (count type)) (ifn? encode) (ifn? decode)) path
+                "it is [:via type encode decode], with two functions, not " (shown type))
+  (let [node (node* target context path)]
+    (assoc (select-keys node [:size :align]) :kind :via :target node :encode encode :decode decode)))
+
+(defn- prefix [[_ family :as type] _ path]
+  (require-that (and (= 2 (count type)) (keyword? family) (#{:ipv4 :ipv6} family)) path
+                "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not " (shown type))
+  ;; struct bpf_lpm_trie_key of linux/bpf.h, whose data are the bytes of an address.
+  (let [data [:bytes (:size (scalars family))]
+        layout (compound [:struct [:prefixlen :u32] [:data data]] {:depth 0} path)]
+    (assoc (select-keys layout [:size :align]) :kind :prefix :family family :layout (assoc layout :type type))))
+
+(defn- pointer [[_ target :as type] _ path]
+  (require-that (= 2 (count type)) path "a pointer is :ptr or [:ptr type], not " (shown type))
+  {:kind :pointer :size 8 :align 8 :target target})
+
+(def ^:private compounds
+  {:struct compound :union compound :array array :enum enum :typedef typedef :via via :ptr pointer
+   :prefix prefix
+   :bytes (sized :bytes 1) :string (sized :string 1) :pad (sized :pad 0)
+   :c-string (fn [type context path] (assoc ((sized :string 1) type context path) :terminated? true))
+   :bits (fn [_ _ path] (throw (malformed path "[:bits type n] stands only as a member of a struct or union")))})
+
+(defn- named [type {:keys [types within] :as context} path]
+  (require-that (contains? types type) path
+                "unknown type " type "; the scalar types are " (error/list-of (keys scalars))
+                (when (seq types) (str ", the named ones " (error/list-of (sort (keys types))))))
+  (require-that (not (contains? within type)) path "the named type " type " contains itself")
+  (node* (types type) (update context :within (fnil conj #{}) type) path))
+
+(defn- node* [type {:keys [depth] :as context} path]
+  (require-that (< (long depth) (long deepest)) path "types are nested more than " deepest " deep")
+  (let [context (update context :depth inc)]
+    (assoc (cond
+             (keyword? type) (or (scalars type) (named type context path))
+             (and (vector? type) (compounds (first type))) ((compounds (first type)) type context path)
+             :else (throw (malformed path (str "a type is a keyword such as :u32 or a vector that starts with "
+                                               (error/list-of (sort (keys compounds))) ", not " (shown type)))))
+           :type type)))
+
+(defn node
+  "The node of a type; throws `:invalid-spec` that says where and why for a malformed one.
+
+  `types` maps names to types; `path` is where the type stands.
+
+      (select-keys (node [:struct [:a :u8] [:b :u32]] nil []) [:size :align])
+      ;=> {:size 8, :align 4}"
+  [type types path]
+  (require-that (or (nil? types) (and (map? types) (every? keyword? (keys types)))) path
+                "named types are a map of keywords to types, not " (shown types))
+  (node* type {:types (some->> types (into {})) :depth 0} path))
