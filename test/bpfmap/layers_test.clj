@@ -1,20 +1,22 @@
 (ns bpfmap.layers-test
-  "The rules of the house, read from the sources: layers, docstrings, reflection, loading, what the jar needs."
+  "The rules of the house, read from the sources: layers, docstrings, reflection, loading, what
+  the jar needs."
   (:require [bpfmap.fixture :as fixture]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [deftest is]])
+            [clojure.test :refer [deftest is testing]])
   (:import (java.io File)))
 
 (set! *warn-on-reflection* true)
 
 (def ^:private layers
-  "Where a namespace stands: the first that fits. Dependencies go down only, or stay."
-  [[1 #"bpfmap\.(bytes|error|errno|isa|asm|syscalls|(rules|spec|type|codec|btf)(\..*)?|impl\.(edn|edn-text|escape))"]
+  "Layers from the bottom up: a namespace is in the first that it matches."
+  [[1 #"bpfmap\.(asm|btf|bytes|error|spec|type)"]
+   [1 #"bpfmap\.impl\.(edn|edn-text|errno|escape|isa|rules|spec|host\.syscalls|(btf|codec|type)(\..*)?)"]
    [2 #"bpfmap\.(impl\..*|feature|prog|memory)"]
    [3 #"bpfmap\.(core|host)"]
-   [4 #"bpfmap\.(cli|exec|tool|pod|nrepl|launcher)(\..*)?"]])
+   [4 #"bpfmap\.(cli|exec|tool|pod|nrepl)(\..*)?"]])
 
 (defn- layer [ns-name]
   (some (fn [[n pattern]] (when (re-matches pattern (str ns-name)) n)) layers))
@@ -39,7 +41,9 @@
        {:ns ns-name
         :file file
         :requires (map #(if (sequential? %) (first %) %) (clause :require))
-        :imports (mapcat (fn [x] (if (sequential? x) (map #(str (first x) "." %) (rest x)) [(str x)])) (clause :import))}))))
+        :imports (mapcat (fn [x]
+                           (if (sequential? x) (map #(str (first x) "." %) (rest x)) [(str x)]))
+                         (clause :import))}))))
 
 (deftest every-namespace-has-a-layer-and-depends-downwards-only
   (is (< 15 (count @namespaces)))
@@ -47,6 +51,59 @@
     (is (layer ns) (str ns " stands in no layer"))
     (doseq [required requires :when (str/starts-with? (str required) "bpfmap.")]
       (is (<= (layer required) (layer ns)) (str ns " requires " required)))))
+
+(defn- resolved-later
+  "Returns the namespaces of the project that a source names in quoted symbols, such as for requiring-resolve."
+  [file known]
+  (let [text (slurp file)
+        code (str/replace text #"\"(?:[^\"\\]|\\.)*\"|\\.|;[^\n]*" "")]
+    (into (into #{} (comp (map second) (map symbol) (filter known)) (re-seq #"'(bpfmap\.[a-z0-9.-]+)" code))
+          (comp (map second) (map symbol) (filter known))
+          (re-seq #"\(symbol \"(bpfmap\.[a-z0-9.-]+)\"" text))))
+
+(def ^:private dependencies
+  "Each namespace with all that it requires or resolves later."
+  (delay
+    (let [known (set (map :ns @namespaces))]
+      (into {} (for [{:keys [ns requires file]} @namespaces]
+                 [ns (disj (into (resolved-later file known) (filter known) requires) ns)])))))
+
+(defn- cycle-from
+  "Returns a path of dependencies from a namespace back to itself, or nil."
+  [start]
+  (loop [paths [[start]] seen #{}]
+    (when-let [path (peek paths)]
+      (let [next-ones (@dependencies (peek path))]
+        (if (next-ones start)
+          (conj path start)
+          (let [new-ones (remove seen next-ones)]
+            (recur (into (pop paths) (map #(conj path %)) new-ones) (into seen new-ones))))))))
+
+(deftest no-cycles
+  (testing "dependencies have no cycle, those by requiring-resolve included"
+    (is (contains? (@dependencies 'bpfmap.core) 'bpfmap.impl.host.explore) "which is resolved later")
+    (doseq [ns (keys @dependencies)]
+      (is (nil? (cycle-from ns)) (str ns)))))
+
+(deftest resolving-goes-down
+  (testing "a namespace resolves later only what is in its layer or below"
+    (doseq [[ns needed] @dependencies, other needed]
+      (is (<= (layer other) (layer ns)) (str ns " resolves " other)))))
+
+(deftest public-namespaces
+  (testing "the top level of src/bpfmap is public and in doc/api.md; everything else is marked :no-doc"
+    (let [listed (set (map (comp symbol second) (re-seq #"(?m)^\| `(bpfmap\.[a-z.]+)`" (slurp "doc/api.md"))))
+          public? #(re-matches #"bpfmap\.[a-z]+" (str %))]
+      (is (= listed (set (filter public? (map :ns @namespaces)))))
+      (doseq [{:keys [ns file]} @namespaces :let [[_ ns-name] (ns-form file)]]
+        (is (= (boolean (:no-doc (meta ns-name))) (not (public? ns))) (str ns))))))
+
+(deftest line-length
+  (testing "code has at most 100 columns a line; the text of strings and regexes is not counted"
+    (doseq [dir ["src" "test" "bench" "dev"], ^File file (sources dir ".clj")
+            :let [text (str/replace (slurp file) #"\"(?:[^\"\\]|\\.)*\"" #(str/replace % #"[^\n]" ""))]
+            [n line] (map-indexed vector (str/split-lines text))]
+      (is (<= (count line) 100) (str file ":" (inc n))))))
 
 (deftest nothing-requires-an-edge
   (doseq [{:keys [ns requires]} @namespaces :when (< (layer ns) 4)
@@ -62,7 +119,8 @@
     (is (not-any? on-demand requires) (str ns))))
 
 (deftest below-the-edges-clojure-is-all-that-is-needed
-  (let [of-clojure #{'clojure.string 'clojure.set 'clojure.edn 'clojure.java.io 'clojure.core.protocols 'clojure.core.reducers
+  (let [of-clojure #{'clojure.string 'clojure.set 'clojure.edn 'clojure.java.io
+                     'clojure.core.protocols 'clojure.core.reducers
                      'clojure.pprint}]
     (doseq [{:keys [ns requires]} @namespaces
             :when (and (< (layer ns) 4) (not (on-demand ns)))
@@ -72,11 +130,13 @@
 (deftest the-kernel-is-called-from-one-place
   (let [harmless #{"bpfmap.sys.Bytes" "bpfmap.sys.Codec" "bpfmap.sys.Fd" "bpfmap.sys.Integers"
                    "bpfmap.sys.Padding"}
-        ;; A mapped range and what reads and writes memory: they call the kernel to unmap, and for nothing else.
-        of-memory #{"bpfmap.sys.Region" "bpfmap.sys.Atomics" "bpfmap.sys.Blocks" "bpfmap.sys.Streams"
+        ;; A mapped range and what reads and writes memory: they call the kernel to unmap, and for
+        ;; nothing else.
+        of-memory #{"bpfmap.sys.MappedMemory" "bpfmap.sys.Atomics" "bpfmap.sys.Blocks"
+                    "bpfmap.sys.Streams"
                     "bpfmap.sys.Streams$Failures"}]
     (doseq [{:keys [ns imports]} @namespaces
-            :when (not (re-matches #"bpfmap\.impl\.sys(\..*)?" (str ns)))
+            :when (not (re-matches #"bpfmap\.impl\.kernel\..*" (str ns)))
             class imports :when (str/starts-with? class "bpfmap.sys.")]
       (is (or (harmless class)
               (and (of-memory class) (re-matches #"bpfmap\.(impl\.)?memory(\..*)?" (str ns))))
@@ -88,7 +148,8 @@
   (doseq [{:keys [ns file]} @namespaces :when (= 1 (layer ns))
           ;; A resource of the class path is data of the library itself.
           :let [text (str/replace (slurp file) "(slurp (io/resource" "(resource")]
-          word [#"java\.nio\.file" #"\(slurp" #"java\.io\.File\b" #"\(spit" #"sh/sh" #"ProcessBuilder"]]
+          word [#"java\.nio\.file" #"\(slurp" #"java\.io\.File\b" #"\(spit" #"sh/sh"
+                #"ProcessBuilder"]]
     (is (not (re-find word text)) (str ns " has " word))))
 
 (deftest the-java-core-knows-no-clojure-and-one-class-knows-the-linker
@@ -96,14 +157,16 @@
     (is (< 8 (count files)))
     (doseq [^File file files :let [text (slurp file)]]
       (is (not (str/includes? text "clojure.")) (str file))
-      (is (= (= "Native.java" (.getName file)) (boolean (re-find #"\bLinker\b" text))) (str file)))))
+      (is (= (= "Native.java" (.getName file)) (boolean (re-find #"\bLinker\b" text)))
+          (str file)))))
 
 (deftest every-public-var-is-documented
   (doseq [{:keys [ns]} @namespaces :when (not (fixture/lacking ns))]
     (require ns)
     (is (:doc (meta (the-ns ns))) (str ns))
     (doseq [[sym v] (ns-publics ns)
-            :when (not (re-find #"^(->|map->)[A-Z]|\.proxy\$" (str sym)))] ; what deftype and proxy make
+            ;; What deftype and proxy make
+            :when (not (re-find #"^(->|map->)[A-Z]|\.proxy\$" (str sym)))]
       (is (:doc (meta v)) (str v)))))
 
 (deftest the-facade-gives-an-example-of-everything
@@ -131,52 +194,68 @@
 (deftest loading-everything-below-the-edges-touches-no-kernel-and-warns-of-nothing
   ;; In a JVM of its own, which says which classes it initialises.
   (let [nss (sort (remove on-demand (map :ns (filter #(< (layer (:ns %)) 4) @namespaces))))
-        {:keys [exit out err]} (java "-Xlog:class+init=info" "-cp" @library-classpath "clojure.main" "-e"
+        {:keys [exit out err]} (java "-Xlog:class+init=info" "-cp" @library-classpath "clojure.main"
+                                     "-e"
                                      (str "(set! *warn-on-reflection* true)"
                                           (str/join (map #(str "(require '" % ")") nss))
-                                          "(println \"loaded\" (count (filter #(re-find #\"^bpfmap\" (str %)) (all-ns))))"))]
+                                          "(println \"loaded\" (count (filter #(re-find "
+                                          "#\"^bpfmap\" (str %)) (all-ns))))"))]
     (is (= 0 exit) err)
     (is (= "" err) "no reflection warning, no warning of native access")
     (is (str/includes? out (str "loaded " (count nss))))
-    (is (str/includes? out "Initializing 'clojure/core__init'") "the log does say what is initialised")
+    (is (str/includes? out "Initializing 'clojure/core__init'")
+        "the log does say what is initialised")
     (is (not (re-find #"Initializing 'bpfmap/sys/Native'" out)))
     (is (not (re-find #"Initializing 'bpfmap/sys/Fd'" out)))))
 
 (deftest a-namespace-loads-nothing-that-it-does-not-need
-  ;; With everything within reach: what is loaded was asked for. Each line has the namespaces that a require added.
-  (let [nss '[bpfmap.core bpfmap.host bpfmap.feature bpfmap.prog bpfmap.btf bpfmap.type bpfmap.cli.main]
-        {:keys [exit out err]} (java "-cp" (System/getProperty "java.class.path") "clojure.main" "-e"
+  ;; With everything within reach: what is loaded was asked for. Each line has the namespaces that
+  ;; a require added.
+  (let [nss '[bpfmap.core bpfmap.host bpfmap.feature bpfmap.prog bpfmap.btf bpfmap.type
+              bpfmap.cli.main]
+        {:keys [exit out err]} (java "-cp" (System/getProperty "java.class.path") "clojure.main"
+                                     "-e"
                                      (str "(doseq [n '" (pr-str nss) "]"
                                           " (let [before (set (map ns-name (all-ns)))]"
                                           "  (require n)"
-                                          "  (println (pr-str (vec (remove before (map ns-name (all-ns))))))))"))
+                                          "  (println (pr-str (vec (remove before (map ns-name "
+                                          "(all-ns))))))))"))
         [of-core :as loaded] (map (comp set edn/read-string) (str/split-lines out))]
     (is (= [0 ""] [exit err]))
     (is (contains? of-core 'bpfmap.impl.map.bpf-map))
-    (is (not-any? of-core '[bpfmap.asm bpfmap.impl.isa bpfmap.prog bpfmap.feature bpfmap.impl.feature.probe bpfmap.host])
+    (is (not-any? of-core
+                  '[bpfmap.asm bpfmap.impl.isa bpfmap.prog bpfmap.feature bpfmap.impl.feature.probe
+                    bpfmap.host])
         "maps need no assembler, unless a kernel has to be tried")
     (doseq [[n added] (map vector nss loaded), unneeded added]
-      (is (not (re-find #"^(clojure\.test|clojure\.data\.|nrepl|org\.jline|bpfmap\.type\.generator)" (str unneeded)))
+      (is (not (re-find #"^(clojure\.test|clojure\.data\.|nrepl|org\.jline|bpfmap\.impl\.type\.generator)"
+                        (str unneeded)))
           (str n " loads " unneeded)))))
 
 (deftest without-linux-a-call-says-so
   (let [{:keys [out exit err]} (java "-Dos.name=Plan 9" "-cp" @library-classpath "clojure.main" "-e"
                                      (str "(require '[bpfmap.core :as bpf])"
-                                          "(try (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1})"
-                                          " (catch Exception e (prn (:bpfmap/error (ex-data e))) (println (ex-message e))))"))]
+                                          "(try (bpf/create {:type :hash :key :u32 :value :u32 "
+                                          ":max-entries 1})"
+                                          " (catch Exception e (prn (:bpfmap/error (ex-data e))) "
+                                          "(println (ex-message e))))"))]
     (is (= 0 exit) err)
-    (is (= [":not-supported" "The kernel cannot be called: BPF maps live in the Linux kernel; this is Plan 9"]
+    (is (= [":not-supported"
+            "The kernel cannot be called: BPF maps live in the Linux kernel; this is Plan 9"]
            (str/split-lines out)))))
 
 (deftest without-the-flag-for-native-access-a-call-names-it
-  (let [{:keys [out exit err]} (java "--illegal-native-access=deny" "-cp" @library-classpath "clojure.main" "-e"
+  (let [{:keys [out exit err]} (java "--illegal-native-access=deny" "-cp" @library-classpath
+                                     "clojure.main" "-e"
                                      (str "(require '[bpfmap.core :as bpf])"
                                           "(dotimes [_ 2]"
-                                          " (try (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1})"
+                                          " (try (bpf/create {:type :hash :key :u32 :value :u32 "
+                                          ":max-entries 1})"
                                           "  (catch Exception e (println (ex-message e)))))"))]
     (if (and (not= 0 exit) (str/includes? err "Unrecognized option"))
       (fixture/skip! "this JDK is older than --illegal-native-access (JDK 24)")
-      (is (= (repeat 2 "The kernel cannot be called: this JVM denies native access: start it with --enable-native-access=ALL-UNNAMED")
+      (is (= (repeat 2
+                     "The kernel cannot be called: this JVM denies native access: start it with --enable-native-access=ALL-UNNAMED")
              (str/split-lines out))))))
 
 (deftest the-published-library-depends-on-clojure-alone
