@@ -12,8 +12,8 @@
 (defn fullness
   "Returns how full a map is in percent, or nil for a map that is always full or never full."
   [{:keys [type entries max-entries]}]
-  (let [{:keys [every-index? full]} (rules/types type)]
-    (when (and entries (pos? max-entries) (seq full) (not every-index?))
+  (let [{:keys [every-index full]} (rules/types type)]
+    (when (and entries (pos? max-entries) (seq full) (not every-index))
       (quot (* 100 entries) max-entries))))
 
 (let [[limit] *command-line-args*]

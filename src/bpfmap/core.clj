@@ -94,7 +94,7 @@
 (defn info
   "Returns what the kernel says of the map now, as a map in the shape of a spec.
 
-  Beside the spec's keys: `:id`, `:frozen?`, `:memlock` (bytes charged to the map; both from fdinfo, absent where
+  Beside the spec's keys: `:id`, `:frozen`, `:memlock` (bytes charged to the map; both from fdinfo, absent where
   /proc cannot be read; `:id` is nil before Linux 4.13), and where they are not zero `:btf-id` with the ids of the types in it, `:ifindex`,
   `:map-extra`. `:untyped` says why the map got no BTF for its types, or why its BTF cannot be used. Flags of the
   descriptor (`:rdonly`, `:wronly`) are not among `:flags`.

@@ -47,8 +47,8 @@
 
 (defn- reducible-line
   "A line about a command that returns something to reduce."
-  [{:keys [name options reduces?]}]
-  (when-let [condition (cond reduces? "Returns" (some #{:stream} options) "With :stream, returns")]
+  [{:keys [name options reduces]}]
+  (when-let [condition (cond reduces "Returns" (some #{:stream} options) "With :stream, returns")]
     (str "\n  " condition " something to reduce, which prints as #bpfmap.exec/" name " and its options.\n")))
 
 (defn- docstring [{:keys [name args doc text examples] :as command}]
@@ -66,7 +66,7 @@
   {:args->opts (vec args)
    :spec (into {}
                (for [k (concat args (:options command))
-                     :let [{:keys [takes kind many?]} (options k)
+                     :let [{:keys [takes kind] many? :many} (options k)
                            as (:as (arguments/kinds kind))]]
                  [k (cond-> {:desc (doc-of command k) :coerce (if many? [as] as)}
                       takes (assoc :ref takes)

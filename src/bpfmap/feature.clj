@@ -2,8 +2,8 @@
   "What the running kernel has, found out by trying.
 
   A probe makes the smallest map or program that needs the feature, and lets it go again. It needs nothing but bpf(2).
-  Its answer is `{:supported? true}`, `{:supported? false}`, or, when the try failed for a reason of its own such as a
-  missing capability, or cannot tell, `{:supported? nil :why message}`. Only the first two are remembered.
+  Its answer is `{:supported true}`, `{:supported false}`, or, when the try failed for a reason of its own such as a
+  missing capability, or cannot tell, `{:supported nil :why message}`. Only the first two are remembered.
 
   | question                                       | asked by          |
   |------------------------------------------------|-------------------|
@@ -36,7 +36,7 @@
 (defn- remembered [question ask]
   (or (get @answers question)
       (let [answer (ask)]
-        (when (some? (:supported? answer))
+        (when (some? (:supported answer))
           (swap! answers assoc question answer))
         answer)))
 
@@ -89,7 +89,7 @@
 (defn map-type
   "Whether this kernel has a map type, by name or number.
 
-      (map-type :hash) ;=> {:supported? true}"
+      (map-type :hash) ;=> {:supported true}"
   [type]
   (let [type (checked-type type)]
     (remembered [:map-type type] #(probe/try-map type nil))))
@@ -99,12 +99,12 @@
 
   Of a type that the kernel lacks the answer is that of [[map-type]].
 
-      (map-flag :array :mmapable) ;=> {:supported? true}"
+      (map-flag :array :mmapable) ;=> {:supported true}"
   [type flag]
   (let [type (checked-type type)
         flag (checked-flag flag)
         type-answer (map-type type)]
-    (if (:supported? type-answer)
+    (if (:supported type-answer)
       (remembered [:map-flag type flag] #(probe/try-map type flag))
       type-answer)))
 
@@ -118,13 +118,13 @@
   takes descriptors and gives ids. Those of `:struct-ops` maps are not probed. Of a type that
   the kernel lacks the answer is that of [[map-type]].
 
-      (operation :hash :lookup-batch) ;=> {:supported? true}
-      (operation :array :delete)      ;=> {:supported? false}"
+      (operation :hash :lookup-batch) ;=> {:supported true}
+      (operation :array :delete)      ;=> {:supported false}"
   [type op]
   (let [type (checked-type type)
         op (checked-name op probe/operations "an operation")
         type-answer (map-type type)]
-    (if (:supported? type-answer)
+    (if (:supported type-answer)
       (remembered [:operation type op] #(probe/try-operation type op))
       type-answer)))
 
@@ -137,7 +137,7 @@
   | `:cpu`      | the value of one CPU, on per-CPU types                     | 7.0   |
   | `:all-cpus` | one value written for all CPUs, on per-CPU types           | 7.0   |
 
-      (element-flag :lock) ;=> {:supported? true}"
+      (element-flag :lock) ;=> {:supported true}"
   [flag]
   (let [flag (checked-name flag probe/element-flags "a flag of element operations")]
     (remembered [:element-flag flag] #(probe/try-element-flag flag))))
@@ -149,16 +149,16 @@
   value of one CPU alone is written, which `flag` asks for: `:cpu`, a flag of [[element-flag]]. Only hash types and tries can be asked about:
   of others the answer is inconclusive. Of a type or a flag that the kernel lacks the answer is no.
 
-      (conditional-write :hash)             ;=> {:supported? true}
-      (conditional-write :percpu-hash :cpu) ;=> {:supported? false}"
+      (conditional-write :hash)             ;=> {:supported true}
+      (conditional-write :percpu-hash :cpu) ;=> {:supported false}"
   ([type] (conditional-write type nil))
   ([type flag]
    (let [type (checked-type type)
          flag (when (some? flag) (checked-name flag probe/element-flags "a flag of element operations"))
          answers (cond-> [(map-type type)] flag (conj (element-flag flag)))]
-     (if (every? :supported? answers)
+     (if (every? :supported answers)
        (remembered [:conditional-write type flag] #(probe/try-conditional-write type flag))
-       (first (remove :supported? answers))))))
+       (first (remove :supported answers))))))
 
 ;; --- programs
 
@@ -168,7 +168,7 @@
   Needs CAP_BPF, and for most types CAP_PERFMON or CAP_NET_ADMIN too. The kernel looks at capabilities before it
   looks at the type, and a security module may refuse some types: the answer is then inconclusive.
 
-      (program-type :xdp) ;=> {:supported? true}"
+      (program-type :xdp) ;=> {:supported true}"
   [type]
   (let [type (checked-program-type type)]
     (remembered [:program-type type] #(probe/try-type type (prog/types type type)))))
@@ -183,13 +183,13 @@
   A no is given only to a thread with CAP_BPF and CAP_PERFMON (of `:probe-write-user`, CAP_SYS_ADMIN): the kernel hides
   helpers from others. Of a program type that the kernel lacks the answer is that of [[program-type]].
 
-      (helper :xdp :redirect-map) ;=> {:supported? true}
-      (helper :xdp :get-stackid)  ;=> {:supported? false}"
+      (helper :xdp :redirect-map) ;=> {:supported true}
+      (helper :xdp :get-stackid)  ;=> {:supported false}"
   [program-type helper]
   (let [type (checked-program-type program-type)
         number (checked-helper helper)
         type-answer (bpfmap.feature/program-type type)]
-    (if (:supported? type-answer)
+    (if (:supported type-answer)
       (remembered [:helper type number] #(probe/try-helper type (prog/types type type) number))
       type-answer)))
 
@@ -199,11 +199,11 @@
   "What this kernel has, as data: every question of this namespace but the helpers, with its answer.
 
       {:kernel \"6.18.44\"
-       :map-types {:hash {:supported? true} …}
-       :map-flags {:hash {:no-prealloc {:supported? true} …} …}
-       :operations {:hash {:lookup {:supported? true} …} …}
-       :element-flags {:lock {:supported? true} …}
-       :program-types {:xdp {:supported? true} …}}
+       :map-types {:hash {:supported true} …}
+       :map-flags {:hash {:no-prealloc {:supported true} …} …}
+       :operations {:hash {:lookup {:supported true} …} …}
+       :element-flags {:lock {:supported true} …}
+       :program-types {:xdp {:supported true} …}}
 
   `:map-flags` and `:operations` are of the map types that the kernel has. `:kernel` is nil where /proc cannot be read.
 
@@ -216,7 +216,7 @@
   []
   (let [answers (fn [ask names] (into {} (map (juxt identity ask)) names))
         map-types (answers map-type (keys rules/types))
-        present (filter #(:supported? (map-types %)) (keys rules/types))]
+        present (filter #(:supported (map-types %)) (keys rules/types))]
     {:kernel (call/kernel-release)
      :map-types map-types
      :map-flags (answers (fn [type] (answers #(map-flag type %) (keys rules/flags))) present)
@@ -239,9 +239,9 @@
   "What this kernel lacks of a completed spec that it answered with EINVAL, as a hint; nil when nothing is known to be lacking."
   [{:keys [type flags]}]
   (let [release (call/kernel-release)
-        lacking (filter #(false? (:supported? (map-flag type %))) flags)]
+        lacking (filter #(false? (:supported (map-flag type %))) flags)]
     (cond
-      (false? (:supported? (map-type type)))
+      (false? (:supported (map-type type)))
       (lacks-type type release)
       (seq lacking)
       (str "this kernel (" release ") does not take "

@@ -17,7 +17,7 @@
 
   A map that vanishes meanwhile or cannot be opened is left out; the vector's
   metadata has `:skipped`, a vector of `{:id :error :message}`. With the option `:brief` the maps have no `:memlock` and
-  no `:frozen?`, which the kernel tells in a file for each map. Needs CAP_SYS_ADMIN and Linux 4.13; throws `:permission`
+  no `:frozen`, which the kernel tells in a file for each map. Needs CAP_SYS_ADMIN and Linux 4.13; throws `:permission`
   without, and `:invalid-value` for other options.
 
       (map :name (maps))               ;=> (\"counts\" \"flows\")

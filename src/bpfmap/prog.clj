@@ -217,7 +217,7 @@
   | `:map-ids`          | the ids of the maps that it uses                                          |
   | `:load-time`        | when it was loaded, in nanoseconds of the boot clock                      |
   | `:uid`              | the number of the user who loaded it                                      |
-  | `:gpl-compatible?`  | whether its license lets it call all helpers                              |
+  | `:gpl-compatible`  | whether its license lets it call all helpers                              |
   | `:xlated-bytes` `:jited-bytes` | how long it is as the verifier left it, and as machine code; with CAP_BPF |
   | `:verified-insns`   | how many instructions the verifier went through. Linux 5.16               |
   | `:run-time-ns` `:run-count` | what it ran, while the sysctl kernel.bpf_stats_enabled is 1. Linux 5.1 |

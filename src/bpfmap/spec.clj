@@ -178,9 +178,9 @@
 
 (defn- comparable
   "What a spec and what the kernel reports have in common."
-  [{:keys [type freeze frozen?] :as spec}]
+  [{:keys [type freeze frozen] :as spec}]
   (-> spec
-      (assoc :freeze (boolean (or freeze frozen?)))
+      (assoc :freeze (boolean (or freeze frozen)))
       (update :flags #(set/difference (set %) per-descriptor (:added (rules/types type) #{})))
       (update :map-extra #(or % 0))))
 
@@ -191,7 +191,7 @@
     :value-size (not (and (:struct-ops wanted) (zero? (long (:value-size wanted)))))
     :struct-ops (and (:struct-ops wanted) (:struct-ops found))
     ;; One that is frozen will do where nothing is said; where /proc cannot be read, nobody knows.
-    :freeze (and (:freeze wanted) (some? (:frozen? found)))
+    :freeze (and (:freeze wanted) (some? (:frozen found)))
     true))
 
 (defn- complete-to-compare

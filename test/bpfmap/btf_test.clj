@@ -71,7 +71,7 @@
 (defn- of-records [& records]
   (btf/parse (writer/blob records)))
 
-(def ^:private int-u32 {:kind :int :name "unsigned int" :size 4 :bits 32 :offset 0 :signed? false :char? false :bool? false})
+(def ^:private int-u32 {:kind :int :name "unsigned int" :size 4 :bits 32 :offset 0 :signed false :char false :bool false})
 
 (deftest what-a-program's-author-wrote-reads-as-types
   (let [b (of-records int-u32                                                                        ; 1

@@ -28,9 +28,9 @@
 (def ^:private integer-types
   (into {} (filter #(= :integer (:kind (val %)))) type/scalars))
 
-(defn- bounds [{:keys [size signed?]}]
+(defn- bounds [{:keys [size signed]}]
   (let [two-to (.shiftLeft BigInteger/ONE (int (* 8 size)))]
-    (if signed?
+    (if signed
       [(- (quot (bigint two-to) 2)) (dec (quot (bigint two-to) 2))]
       [0 (dec (bigint two-to))])))
 

@@ -156,7 +156,7 @@
 
 (kernel-test a-list-has-the-columns-that-are-asked-for
   (with-open [_ ^Closeable (bpf/create {:name "exec_columns" :type :hash :key :u32 :value :u64 :max-entries 8})]
-    (is (= [{:name "exec_columns" :frozen? false}] (exec/list {:columns "name,frozen" :where "name=exec_columns"})))
+    (is (= [{:name "exec_columns" :frozen false}] (exec/list {:columns "name,frozen" :where "name=exec_columns"})))
     (is (= [{:max-entries 8 :entries 0}] (exec/list {:columns [:max-entries :entries] :where "name=exec_columns"})))
     (is (re-find #"^There is no field foo: the fields are id, type, name, key-size"
                  (:message (fixture/error-of (exec/list {:columns "name,foo"})))))))
@@ -166,12 +166,12 @@
               _ ^Closeable (bpf/create {:name "exec_others" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 1}})]
     (let [id (:id (bpf/info m))
           whole (first (exec/list {:where (str "id=" id)}))]
-      (is (= [id true 0 [] 1] [(:id whole) (:frozen? whole) (:entries whole) (:pinned whole) (count (:held whole))]))
+      (is (= [id true 0 [] 1] [(:id whole) (:frozen whole) (:entries whole) (:pinned whole) (count (:held whole))]))
       (doseq [k (keys whole)
-              :let [column (if (= :frozen? k) :frozen k)]
+              :let [column (if (= :frozen k) :frozen k)]
               options [{:columns [column]} {:columns [column :id]} {:columns [:id column] :sort "-memlock"}
                        {:columns [column] :sort "frozen"}]]
-        (is (= [(select-keys whole (replace {:frozen :frozen?} (:columns options)))]
+        (is (= [(select-keys whole (replace {:frozen :frozen} (:columns options)))]
                (exec/list (assoc options :where (str "id=" id))))
             options))
       (testing "and conditions may look at what is not shown"

@@ -24,7 +24,7 @@
              (select-keys info [:name :type :key :value :max-entries :flags :key-size :value-size])))
       (is (pos-int? (:id info)))
       (is (pos-int? (:memlock info)) "only fdinfo knows it")
-      (is (false? (:frozen? info)))
+      (is (false? (:frozen info)))
       (is (= info (edn/read-string (pr-str info)))))))
 
 (kernel-test a-spec-makes-a-map-like-the-first
@@ -69,7 +69,7 @@
 (kernel-test s7-frozen-maps-refuse-writes-and-say-that-they-are-frozen
   (doseq [change [{:name ".rodata"} {:name ".kconfig"} {:freeze true}]]
     (with-open [m (open-hash (merge {:contents {1 10}} change))]
-      (is (true? (:frozen? (bpf/info m))) change)
+      (is (true? (:frozen (bpf/info m))) change)
       (is (= {1 10} (into {} m)))
       (doseq [write [#(bpf/put! m 1 1) #(bpf/insert! m 2 1) #(bpf/replace! m 1 1) #(bpf/delete! m 1) #(bpf/take! m 1)]]
         (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (write))]
@@ -78,10 +78,10 @@
       (is (= {1 10} (into {} m)))))
   (testing "afterwards"
     (with-open [m (open-hash)]
-      (is (false? (:frozen? (bpf/info m))))
+      (is (false? (:frozen (bpf/info m))))
       (is (identical? m (bpf/freeze! m)))
       (is (identical? m (bpf/freeze! m)) "twice is fine")
-      (is (true? (:frozen? (bpf/info m)))))))
+      (is (true? (:frozen (bpf/info m)))))))
 
 (kernel-test s9-create-names-what-this-kernel-lacks
   (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (bpf/create {:type 4242 :key-size 4 :value-size 4 :max-entries 1}))]

@@ -143,7 +143,7 @@
 
 (def ^:private lacking-types
   "Map types that this kernel lacks, with specs."
-  (delay (filterv #(false? (:supported? (feature/map-type (:type %))))
+  (delay (filterv #(false? (:supported (feature/map-type (:type %))))
                   [{:type :rhash :key :u32 :value :u32 :max-entries 4 :flags #{:no-prealloc}}
                    {:type :insn-array :max-entries 4}
                    {:type :arena :max-entries 1 :flags #{:mmapable}}

@@ -42,9 +42,9 @@
               b ^Closeable (bpf/create (assoc spec :type :hash :freeze true))]
     (let [ids (set (map (comp :id bpf/info) [a b]))
           ours (fn [maps] (filter (comp ids :id) maps))]
-      (is (= (map #(dissoc % :memlock :frozen?) (ours (host/maps))) (ours (host/maps {:brief true}))))
+      (is (= (map #(dissoc % :memlock :frozen) (ours (host/maps))) (ours (host/maps {:brief true}))))
       (is (= 2 (count (ours (host/maps {:brief true})))))
-      (is (every? #(contains? % :frozen?) (ours (host/maps {:brief false})))))))
+      (is (every? #(contains? % :frozen) (ours (host/maps {:brief false})))))))
 
 (kernel-test p8-maps-that-vanish-meanwhile-are-skipped-and-said
   (let [over (AtomicBoolean.)

@@ -163,8 +163,8 @@
                   again (prog/load {:type :socket-filter :license "Proprietary"
                                     :insns (cons [:lddw :r3 other] (counting m))})]
         (let [{:keys [id tag load-time xlated-bytes verified-insns] :as info} (prog/info p)]
-          (is (= {:type :socket-filter :name "t_info" :uid 0 :gpl-compatible? true}
-                 (select-keys info [:type :name :uid :gpl-compatible?])))
+          (is (= {:type :socket-filter :name "t_info" :uid 0 :gpl-compatible true}
+                 (select-keys info [:type :name :uid :gpl-compatible])))
           (is (= #{(:id (bpf/info m)) (:id (bpf/info other))} (set (:map-ids info))))
           (is (vector? (:map-ids info)))
           (is (pos-int? id))
@@ -175,7 +175,7 @@
             (is (pos-int? verified-insns)))
           (is (not-any? #{:btf-id :ifindex :attach-btf-id} (keys info)) "what does not apply is left out")
           (is (= [info] (filter #(= id (:id %)) (host/programs))))
-          (is (= [tag false ""] ((juxt :tag :gpl-compatible? :name) (prog/info again)))
+          (is (= [tag false ""] ((juxt :tag :gpl-compatible :name) (prog/info again)))
               "the tag is that of the instructions"))))))
 
 (kernel-test what-a-program-ran-is-said-while-the-kernel-counts

@@ -86,7 +86,7 @@
              (str "row " row ": the active security modules are " (str/join ", " (sort @security-modules))))
       :jvm (when-not (c2?)
              (str "row " row ": this JVM runs without the C2 compiler (-XX:TieredStopAtLevel or -Xint)"))
-      :conditional (when-not (:supported? (feature/conditional-write a))
+      :conditional (when-not (:supported (feature/conditional-write a))
                      (str "row " row " needs Linux " (since row) ", this is " release))
       (when-not (rules/at-least? release (since row))
         (str "row " row " needs Linux " (since row) ", this is " release)))))

@@ -128,9 +128,9 @@
        "  for (size_t i = 0; i < 8 * n; i++) c += ((const unsigned char *)p)[i / 8] >> (i % 8) & 1; return c; }\n"))
 
 (defn- c-scalar [t]
-  (let [{:keys [kind size signed?]} (type/scalars t)]
+  (let [{:keys [kind size signed]} (type/scalars t)]
     (case kind
-      :integer (str (if signed? "signed " "unsigned ") ({1 "char" 2 "short" 4 "int" 8 "long" 16 "__int128"} size))
+      :integer (str (if signed "signed " "unsigned ") ({1 "char" 2 "short" 4 "int" 8 "long" 16 "__int128"} size))
       :float ({4 "float" 8 "double"} size)
       :bool "bool"
       :char "char"

@@ -167,7 +167,7 @@
 (defn here?
   "Whether this kernel has the type of a use, and can use it: 5.10 creates storages of inodes that it then cannot find."
   [{{:keys [type]} :spec}]
-  (and (:supported? (feature/map-type type))
+  (and (:supported (feature/map-type type))
        (or (not= :inode-storage type) (since/has? [:lsm "bpf"]))))
 
 (defn row-of [{{:keys [type]} :spec}]

@@ -36,7 +36,7 @@
 (defn- tool-option
   "An option of the table as tools.cli has it. Its text becomes data later, as that of `bpfmap.exec` does."
   [{:keys [defaults] :as command} k]
-  (let [{:keys [many?]} (options k)
+  (let [{many? :many} (options k)
         needed? (some #{k} (:needs command))]
     (cond-> [nil (option-text k) (str (doc-of command k) (cond
                                             needed? "; needed"
@@ -209,7 +209,7 @@
                 (conj (pop lines) (str line " \\") (str "    " part)))))
           [(str/join " " (concat ["bpfmap" name] (keep (fn [k] (when-some [x (k example)] (shell-word k x))) args)))]
           (for [[k x] example :when (not (some #{k} args))
-                one (if (:many? (options k)) x [x])]
+                one (if (:many (options k)) x [x])]
             (str "--" (clojure.core/name k) (when (:takes (options k)) (str " " (shell-word k one)))))))
 
 (defn- command-help [{:keys [args doc text examples] :as command}]

@@ -211,7 +211,7 @@
   (concat
    (for [[_ option doc & {:keys [id]}] (concat (arguments/tool-options command) arguments/general-options)
          :let [[flag takes] (str/split option #" ")]]
-     (str (when (:many? (options id)) "*") flag "[" (zsh-word doc) "]"
+     (str (when (:many (options id)) "*") flag "[" (zsh-word doc) "]"
           (when takes (str ":" takes ":" (zsh-action (what-of command id))))))
    (for [[i k] (map-indexed vector args)]
      (str (inc (long i)) (if (contains? optional k) "::" ":") (:takes (options k)) ":" (zsh-action (what-of command k))))))

@@ -196,7 +196,7 @@
 (defn- coerce-all
   "The data of an option, each of them where there may be many."
   [command option x]
-  (if (:many? (options option))
+  (if (:many (options option))
     (mapv #(coerce command option %) (if (and (sequential? x) (every? #(or (string? %) (sequential? %)) x)) x [x]))
     (coerce command option x)))
 

@@ -225,7 +225,7 @@
 (defn- spec-to-save
   "The spec of a map as it is saved. Throws `:not-supported` if it holds functions, which no file can have."
   [m]
-  (let [spec (cond-> (bpf/spec m) (:frozen? (bpf/info m)) (assoc :freeze true))]
+  (let [spec (cond-> (bpf/spec m) (:frozen (bpf/info m)) (assoc :freeze true))]
     (when (some fn? (tree-seq coll? seq spec))
       (throw (unsavable m "its types have functions, [:via …]; give --key-type or --value-type without them")))
     spec))
@@ -408,7 +408,7 @@
 
       (in-bytes spec [[7 42]]) ;=> [[#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"]]"
   [{:keys [type] :as spec} entries]
-  (let [n (when (:per-cpu? (rules/types type)) (bounded-count 0x10000 (let [v (second (first entries))] (if (coll? v) v [v]))))
+  (let [n (when (:per-cpu (rules/types type)) (bounded-count 0x10000 (let [v (second (first entries))] (if (coll? v) v [v]))))
         {:keys [key-in value-in]} (raw-entries/types spec n)]
     (mapv (fn [[k v]] (raw-entries/misfit-in :restore k #(vector (key-in k) (value-in v)))) entries)))
 

@@ -38,7 +38,7 @@
   (let [[write write-options] (way options)
         earlier (before m key)
         written (if write-options (write m key value write-options) (write m key value))]
-    {:map (same-map m) :key key :before earlier :written? (boolean written)
+    {:map (same-map m) :key key :before earlier :written (boolean written)
      :value (if (:lookup (ops-of m)) (bpf/lookup m key) value)}))
 
 (defn put
@@ -46,7 +46,7 @@
   which may be given as the key.
 
       (put {:ref {:name \"counts\"} :key 7 :value 42})
-      ;=> {:map {:id 12, …}, :key 7, :before 41, :written? true, :value 42}"
+      ;=> {:map {:id 12, …}, :key 7, :before 41, :written true, :value 42}"
   [{:keys [key value] :as options}]
   (way options)
   (let [keyless? (with-open [m (element/open options :read-only)]
@@ -62,7 +62,7 @@
         (confirm/check m options (if keyless? "Push a value into it?" "Write an entry of it?"))
         (if keyless?
           (do (bpf/push! m value)
-              {:map (same-map m) :value value :written? true})
+              {:map (same-map m) :value value :written true})
           (put-keyed m typed options))))))
 
 ;; --- delete and take
@@ -70,13 +70,13 @@
 (defn delete
   "Deletes a key, and returns what it had.
 
-      (delete {:ref {:name \"counts\"} :key 7}) ;=> {:map {:id 12, …}, :key 7, :before 42, :deleted? true}"
+      (delete {:ref {:name \"counts\"} :key 7}) ;=> {:map {:id 12, …}, :key 7, :before 42, :deleted true}"
   [options]
   (element/call-typed options :read-write [:key]
     (fn [m {:keys [key]}]
       (confirm/check m options "Delete an entry of it?")
       (let [earlier (when (:delete! (ops-of m)) (before m key))]
-        {:map (same-map m) :key key :before earlier :deleted? (bpf/delete! m key)}))))
+        {:map (same-map m) :key key :before earlier :deleted (bpf/delete! m key)}))))
 
 (defn take-entry
   "Takes the entry of a key out of a map, in one step; of a queue or stack without a key the next value. Nil where there is none.
@@ -94,9 +94,9 @@
 (defn freeze
   "Makes a map unchangeable from user space, for good.
 
-      (freeze {:ref {:name \"limits\"}}) ;=> {:id 12, :name \"limits\", :type :array, :frozen? true}"
+      (freeze {:ref {:name \"limits\"}}) ;=> {:id 12, :name \"limits\", :type :array, :frozen true}"
   [options]
   (with-open [m (element/open options :read-write)]
     (confirm/check m options "Freeze it, for good and for every process?")
     (bpf/freeze! m)
-    (select-keys (bpf/info m) [:id :name :type :frozen?])))
+    (select-keys (bpf/info m) [:id :name :type :frozen])))

@@ -12,8 +12,8 @@
   | `:doc`      | a line about it, without a full stop; `:text`: further lines                            |
   | `:examples` | options maps, which are shown as command lines and as calls                             |
   | `:rows?`    | it returns rows: `--csv` has them too                                                   |
-  | `:reduces?` | it returns something to reduce, whatever its options are                                |
-  | `:changes?` | it changes a map: one of another process asks first, see `bpfmap.exec.confirm`          |
+  | `:reduces` | it returns something to reduce, whatever its options are                                |
+  | `:changes` | it changes a map: one of another process asks first, see `bpfmap.exec.confirm`          |
   | `:fn`       | the function of one options map that does it and returns data                           |
   | `:view`     | how people see what it returned: see `bpfmap.exec.views`                                 |
   | `:run`      | true if the command line runs it: see `runners` in `bpfmap.cli.main`                     |")
@@ -78,7 +78,7 @@
     :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.exec.views/entry}
 
    ;; --- what changes
-   {:name "watch" :group "What changes" :args [:ref] :defaults {:interval 1.0} :reduces? true
+   {:name "watch" :group "What changes" :args [:ref] :defaults {:interval 1.0} :reduces true
     :docs {:cpus "Per-CPU values: each or all, sum, or CPU N; else sum"}
     :options (into [:interval :seconds :follow :where :sort :limit :changed :cpus] typed)
     :doc "See a map change, live"
@@ -113,7 +113,7 @@
    {:name "put" :group "Changing" :args [:ref :key :value] :optional #{:value}
     :options (into [:insert :replace :cpus :lock :yes] typed)
     :docs {:cpus "all: VALUE for every CPU; N: for CPU N alone"}
-    :changes? true
+    :changes true
     :doc "Write the entry of a key"
     :text ["KEY and VALUE are EDN or bytes, as for get; a map or program is a VALUE by its"
            "id, pin path or name. A per-CPU map takes a vector with a value for each CPU;"
@@ -123,12 +123,12 @@
                {:ref "limits" :key 0 :value {:rate 100 :burst 20} :replace true}]
     :fn 'bpfmap.exec.changing/put :view 'bpfmap.exec.views/put}
    {:name "delete" :group "Changing" :args [:ref :key] :options (into [:yes] typed)
-    :changes? true
+    :changes true
     :doc "Delete a key"
     :examples [{:ref "blocked" :key "10.0.0.1"}]
     :fn 'bpfmap.exec.changing/delete :view 'bpfmap.exec.views/deleted}
    {:name "take" :group "Changing" :args [:ref :key] :optional #{:key} :options (into [:yes] typed)
-    :changes? true
+    :changes true
     :doc "Take an entry out of a map, in one step"
     :text ["Of a queue or stack, which have no keys, the next value."]
     :examples [{:ref "flows" :key 7} {:ref "jobs"}]
@@ -143,7 +143,7 @@
                {:path "/sys/fs/bpf/copy" :like "flows" :max-entries 10}]
     :fn 'bpfmap.exec.pins/create :view 'bpfmap.exec.views/pinned}
    {:name "pin" :group "Changing" :args [:ref :path] :options [:move :yes]
-    :changes? true
+    :changes true
     :doc "Pin a map at a path, so that it stays"
     :text ["A pin that the map has already stays. With --move, REF is the path of a pin,"
            "which moves to PATH."]
@@ -151,12 +151,12 @@
                {:ref "/sys/fs/bpf/counts" :path "/sys/fs/bpf/old_counts" :move true}]
     :fn 'bpfmap.exec.pins/pin :view 'bpfmap.exec.views/pinned}
    {:name "unpin" :group "Changing" :args [:path] :options [:yes]
-    :changes? true
+    :changes true
     :doc "Remove the pin of a map"
     :examples [{:path "/sys/fs/bpf/counts"}]
     :fn 'bpfmap.exec.pins/unpin :view 'bpfmap.exec.views/unpinned}
    {:name "freeze" :group "Changing" :args [:ref] :options [:yes]
-    :changes? true
+    :changes true
     :doc "Make a map unchangeable from user space, for good"
     :examples [{:ref "limits"}]
     :fn 'bpfmap.exec.changing/freeze :view 'bpfmap.exec.views/frozen}
@@ -170,7 +170,7 @@
     :examples [{:ref "flows" :file "/root/flows.edn"}]
     :fn 'bpfmap.exec.backup/save :view 'bpfmap.exec.views/saved}
    {:name "restore" :group "Saving" :args [:file] :options [:pin :into :exact :yes]
-    :changes? true
+    :changes true
     :doc "Make a map as it was saved, or write into one"
     :text ["Entries that are there already are skipped. What is reported is what the map"
            "has afterwards; if some of the entries are missing, the exit code is 1."]

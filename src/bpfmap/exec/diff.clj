@@ -25,16 +25,16 @@
 
 (defn- combined
   "What was read of a source, with its values as `--cpus` asks for them."
-  [{:keys [value-out] :as read} {:keys [per-cpu?]} which possible]
-  (element/check which (when per-cpu? possible))
-  (let [combine (if per-cpu? (element/picker which possible) identity)]
-    (assoc read :value-out (comp combine value-out) :combined? (and per-cpu? (not (contains? #{nil :each :all} which))))))
+  [{:keys [value-out] :as read} {:keys [per-cpu]} which possible]
+  (element/check which (when per-cpu possible))
+  (let [combine (if per-cpu (element/picker which possible) identity)]
+    (assoc read :value-out (comp combine value-out) :combined (and per-cpu (not (contains? #{nil :each :all} which))))))
 
 (defn- of-file [file {:keys [cpus]}]
   (let [{:keys [entries inner] saved :spec} (backup/read-file file)
         spec (backup/completed saved)
-        {:keys [per-cpu?] :as row} (element/row-of-type (:type spec))
-        n (when per-cpu? (count (second (first entries))))]
+        {:keys [per-cpu] :as row} (element/row-of-type (:type spec))
+        n (when per-cpu (count (second (first entries))))]
     (combined (assoc (raw-entries/types spec n) :spec spec :inner inner :entries (raw-entries/snapshot (backup/in-bytes spec entries))
                      :cpus (when (contains? #{nil :each :all} cpus) n))
               row cpus (range (or n 0)))))
@@ -118,7 +118,7 @@
         inner? (fn [{:keys [spec]}] (:inner? (element/row-of-type (:type spec))))
         same? (cond
                 (and (inner? old) (inner? new)) (let [same? (same-inner? old new)] (fn [a b] (same? (of-old a) (of-new b))))
-                (and by-bytes? (not (:combined? old))) =
+                (and by-bytes? (not (:combined old))) =
                 :else (fn [a b] (raw-entries/same-data? (of-old a) (of-new b))))
         row (fn [[k v]]
               (let [was (.get before k)]

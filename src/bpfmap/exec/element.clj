@@ -48,14 +48,14 @@
 (defn row-of-type
   "What the rules say of a map type: its row of `bpfmap.impl.rules/types`.
 
-      (:per-cpu? (row-of-type :percpu-hash)) ;=> true"
+      (:per-cpu (row-of-type :percpu-hash)) ;=> true"
   [type]
   (rules/types type))
 
 (defn row-of
   "What the rules say of the type of an open map: its row of `bpfmap.impl.rules/types`.
 
-      (:per-cpu? (row-of m)) ;=> true"
+      (:per-cpu (row-of m)) ;=> true"
   [m]
   (row-of-type (:type (bpf/spec m))))
 

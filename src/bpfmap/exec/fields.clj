@@ -26,7 +26,7 @@
 (defn name-of
   "Returns a key of a row as the name of a field: without a colon, and without a question mark at its end.
 
-      (name-of :frozen?) ;=> \"frozen\""
+      (name-of :frozen) ;=> \"frozen\""
   [k]
   (if (keyword? k) (str/replace (subs (str k) 1) #"\?$" "") (str k)))
 
@@ -224,11 +224,11 @@
 
       (paths (of-entries {:type :hash :key :u32 :value :u64} nil)) ;=> (\"key\" \"value\")"
   [{:keys [type] :as spec} cpus]
-  (let [{:keys [per-cpu?]} (rules/types type)
+  (let [{:keys [per-cpu]} (rules/types type)
         value (of-side spec :value)]
     (row (cond-> []
            (:key spec) (conj ["key" (of-side spec :key)])
-           value (conj ["value" (if (and per-cpu? (contains? #{nil :each :all} cpus)) {:kind :list :of value} value)])))))
+           value (conj ["value" (if (and per-cpu (contains? #{nil :each :all} cpus)) {:kind :list :of value} value)])))))
 
 (defn of-rates
   "Returns the field of how fast the numbers of a value went up, which has the shape of the value."

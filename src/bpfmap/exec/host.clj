@@ -16,7 +16,7 @@
 
 (def ^:private first-fields
   "What comes first of what is known of a map; the rest follows by name."
-  [:id :type :name :key :key-size :value :value-size :max-entries :entries :memlock :frozen? :flags :pinned :held :used-by])
+  [:id :type :name :key :key-size :value :value-size :max-entries :entries :memlock :frozen :flags :pinned :held :used-by])
 
 (def ^:private first-field? (set first-fields))
 
@@ -48,8 +48,8 @@
   1024)
 
 (defn- cheap? [{:keys [type key-size value-size max-entries]}]
-  (let [{:keys [per-cpu? batch]} (rules/types type)
-        bytes (* (long max-entries) (+ (long key-size) (* (if per-cpu? 64 1) (long value-size))))]
+  (let [{:keys [per-cpu batch]} (rules/types type)
+        bytes (* (long max-entries) (+ (long key-size) (* (if per-cpu 64 1) (long value-size))))]
     (and (<= bytes (long cheap-bytes))
          (or (contains? batch :read) (<= (long max-entries) (long cheap-calls))))))
 
@@ -58,9 +58,9 @@
 
   Nil if that would take long, or if they cannot be read."
   [{:keys [type max-entries] :as info} every? count-entries]
-  (let [{:keys [ops every-index?]} (rules/types type)]
+  (let [{:keys [ops every-index]} (rules/types type)]
     (cond
-      every-index? max-entries
+      every-index max-entries
       (and (:reduce ops) (or every? (cheap? info))) (count-entries))))
 
 ;; --- whose they are
@@ -146,7 +146,7 @@
     (when (next real)
       (throw (arguments/refused "list" :columns (fields/path-text path)
                                 (str "the columns are " (str/join ", " (map first (:fields list-fields)))))))
-    (if (= :frozen field) :frozen? field)))
+    (if (= :frozen field) :frozen field)))
 
 (defn- wanted
   "A predicate of the keys of a row that are shown, or that a condition or the order looks at."
@@ -166,7 +166,7 @@
         options (assoc options :fields list-fields)
         wanted (wanted (assoc options :columns columns))
         entries? (wanted :entries)
-        maps (inventory/maps (not-any? wanted [:memlock :frozen?])
+        maps (inventory/maps (not-any? wanted [:memlock :frozen])
                              (fn [fd info]
                                (cond-> info
                                  entries? (assoc :entries (entries info count #(lifecycle/entry-count fd info))))))

@@ -6,7 +6,7 @@
   | `:takes`  | the word for its value in usage and errors; a flag takes none                 |
   | `:kind`   | a row of `bpfmap.exec.arguments/kinds`: how text becomes data                 |
   | `:of`     | for the kind `:choice`: what may be chosen                                    |
-  | `:many?`  | may be given more than once; the value is then a vector                       |
+  | `:many`  | may be given more than once; the value is then a vector                       |
   | `:doc`    | a line about it")
 
 (set! *warn-on-reflection* true)
@@ -40,7 +40,7 @@
    :spec {:takes "EDN" :kind :edn :doc "More of the spec, such as '{:map-extra 3}'"}
 
    ;; --- which rows
-   :where {:takes "TERM" :kind :where :many? true :doc "Only rows for which TERM holds; may be given again"}
+   :where {:takes "TERM" :kind :where :many true :doc "Only rows for which TERM holds; may be given again"}
    :sort {:takes "COLUMN" :kind :column :doc "By this column; -COLUMN puts the largest first"}
    :limit {:takes "N" :kind :whole :doc "N rows at most"}
    :columns {:takes "NAMES" :kind :columns :doc "These columns alone, with commas between them"}

@@ -275,9 +275,9 @@
   "A value as JSON has it: byte views as hexadecimal texts, sets as sorted arrays, names as texts; and integers beyond
   2^53-1, which JavaScript, jq and others would silently round, as texts with every digit.
 
-  The question mark of `:frozen?` is left out, because to jq it would be an operator.
+  The question mark of `:frozen` is left out, because to jq it would be an operator.
 
-      (json-value {:frozen? true, :flags #{:mmapable :inner-map}})
+      (json-value {:frozen true, :flags #{:mmapable :inner-map}})
       ;=> {\"frozen\" true, \"flags\" [\"inner-map\" \"mmapable\"]}"
   [x]
   (cond

@@ -50,8 +50,8 @@
 
       (into [] (entries m {})) ;=> [{:key 7 :value 42}]"
   [m {:keys [keys cpus] :as options}]
-  (let [{:keys [ops per-cpu?]} (element/row-of m)
-        of-value (if per-cpu? (element/combiner cpus) identity)
+  (let [{:keys [ops per-cpu]} (element/row-of m)
+        of-value (if per-cpu (element/combiner cpus) identity)
         read-options (read-options options)]
     (if (and keys (:next-key ops) (not (:reduce ops)))
       (next-keys m)
@@ -156,7 +156,7 @@
   [{:keys [cpus] :as options}]
   (element/call-typed options :read-only [:key]
     (fn [m {:keys [key]}]
-      (let [{:keys [ops per-cpu?]} (element/row-of m)
+      (let [{:keys [ops per-cpu]} (element/row-of m)
             found (fn [v] (when-not (= ::none v) v))]
         (cond
           (:might-contain? ops) {:value key :might-contain? (bpf/might-contain? m key)}
@@ -164,4 +164,4 @@
           :else (let [read-options (read-options options)
                       v (if read-options (bpf/lookup m key ::none read-options) (bpf/lookup m key ::none))]
                   (when-not (= ::none v)
-                    {:key key :value (if per-cpu? ((element/combiner cpus) v) v)})))))))
+                    {:key key :value (if per-cpu ((element/combiner cpus) v) v)})))))))

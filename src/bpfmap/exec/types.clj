@@ -38,8 +38,8 @@
 (defn- answers
   "Rows of the answers to one question about many names."
   [feature of table answers]
-  (for [[name {:keys [supported? why]}] (sort-by (comp str key) answers)]
-    (cond-> (array-map :feature feature :of of :name name :here supported?)
+  (for [[name {:keys [supported why]}] (sort-by (comp str key) answers)]
+    (cond-> (array-map :feature feature :of of :name name :here supported)
       (:since (get table name)) (assoc :since (:since (get table name)))
       why (assoc :why why))))
 

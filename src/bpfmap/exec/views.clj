@@ -24,9 +24,9 @@
 
 (defn put
   "What was written, and what was there before."
-  [{:keys [key value before written?] :as done} _options]
+  [{:keys [key value before written] :as done} _options]
   (cond
-    (not written?) {:lines []
+    (not written) {:lines []
                     :notes [(str "nothing was written: the key is " (if (nil? before) "not there" "there already"))]
                     :exit 1}
     (contains? done :key) {:lines [(str (output/element-cell key) "  " (output/element-cell value)
@@ -35,7 +35,7 @@
 
 (defn deleted
   "What was deleted; where nothing was there, that is said and the exit code is 1."
-  [{:keys [key before deleted?]} _options]
+  [{:keys [key before] deleted? :deleted} _options]
   (if deleted?
     {:lines [(str (output/element-cell key) (when (some? before) (str "  (was " (output/element-cell before) ")")))]}
     {:lines [] :notes ["there is no such entry"] :exit 1}))
@@ -319,7 +319,7 @@
    {:key :entries :title "ENTRIES" :of :entries :align :right}
    {:key :max-entries :title "MAX" :of :max-entries}
    {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock :align :right}
-   {:key :frozen? :title "FROZEN" :of #(when (some? (:frozen? %)) (if (:frozen? %) "yes" "no")) :csv :frozen? :rank 5}
+   {:key :frozen :title "FROZEN" :of #(when (some? (:frozen %)) (if (:frozen %) "yes" "no")) :csv :frozen :rank 5}
    {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv :held
     :least 14 :cut-at :middle}
    {:key :used-by :title "USED BY" :of #(some-of (map user-text (:used-by %))) :csv :used-by
@@ -345,8 +345,8 @@
   (let [chosen (map (comp column-of host/column) columns)]
     {:columns (cond
                 columns chosen
-                (some :frozen? maps) map-columns
-                :else (remove #(= :frozen? (:key %)) map-columns))
+                (some :frozen maps) map-columns
+                :else (remove #(= :frozen (:key %)) map-columns))
      :csv-columns (map named (or (seq chosen) (map (comp column-of host/column vector first) (:fields host/list-fields))))
      :rows maps
      :closing (when (and (empty? maps) (nil? columns)) ["no map"])
@@ -355,7 +355,7 @@
 (defn- shown-field [[field x]]
   (case field
     :flags [field (flag-text x)]
-    :frozen? ["frozen" (if x "yes" "no")]
+    :frozen ["frozen" (if x "yes" "no")]
     :held ["held" ((all-of holder-text) x)]
     :used-by ["used-by" ((all-of user-text) x)]
     :pinned [field (not-empty (str/join " " x))]

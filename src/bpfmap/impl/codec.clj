@@ -89,12 +89,12 @@
   ^Codec [{:keys [node bits bit-offset]} path]
   (let [bits (long bits)
         bit-offset (long bit-offset)
-        {:keys [kind signed? values type]} node
+        {:keys [kind signed values type]} node
         n (int bits)
         [number name] (enum-lookup node)
         type [:bits type bits]
         two-to #(bigint (.shiftLeft BigInteger/ONE (int %)))
-        [low high] (if signed?
+        [low high] (if signed
                      [(- (two-to (dec bits))) (dec (two-to (dec bits)))]
                      [0 (dec (two-to bits))])
         spare (- 64 n)
@@ -117,7 +117,7 @@
         (let [raw (Bytes/getBits memory (+ (* 8 offset) bit-offset) n)]
           (cond
             (= :bool kind) (= 1 raw)
-            signed? (name (bit-shift-right (bit-shift-left raw spare) spare))
+            signed (name (bit-shift-right (bit-shift-left raw spare) spare))
             :else (name (scalar/unsigned raw))))))))
 
 ;; ---------------------------------------------------------------- structs and unions

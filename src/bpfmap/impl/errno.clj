@@ -112,7 +112,7 @@
   `:when` looks at the facts; `:hint` is a text or a function of the facts."
   [;; Of a thread that leads its process bpfmap has taken a pidfd of the process instead.
    {:row :thread-without-pidfd
-    :errno #{:EINVAL} :when #(and (:reference %) (:thread? %)) :error :not-supported
+    :errno #{:EINVAL} :when #(and (:reference %) (:thread %)) :error :not-supported
     :hint (fn [{:keys [reference release]}]
             (str reference " is not the first of its process, and a pidfd of such a thread needs Linux 6.9"
                  (when release (str ", this is " release)) "; the first thread is {:pid n}"))}
@@ -138,15 +138,15 @@
     :errno #{:EPERM} :op rules/reads :when #(= :write-only (:access %)) :error :write-only
     :hint "the map was opened write-only; open it with {:access :read-write}"}
    {:row :frozen
-    :errno #{:EPERM} :op rules/writes :when :frozen? :error :permission
+    :errno #{:EPERM} :op rules/writes :when :frozen :error :permission
     :hint "the map is frozen: user space can never change it again"}
    {:row :pin-off-bpffs
-    :errno #{:EPERM} :op #{:pin! :move-pin!} :when #(false? (:bpffs? %)) :error :not-bpffs :hint pin-elsewhere}
+    :errno #{:EPERM} :op #{:pin! :move-pin!} :when #(false? (:bpffs %)) :error :not-bpffs :hint pin-elsewhere}
    ;; sysfs, in which the usual place to mount one is, answers ENOENT.
    {:row :pin-on-sysfs
-    :errno #{:ENOENT} :op #{:pin! :move-pin!} :when #(and (false? (:bpffs? %)) (:directory? %)) :error :not-bpffs :hint pin-elsewhere}
+    :errno #{:ENOENT} :op #{:pin! :move-pin!} :when #(and (false? (:bpffs %)) (:directory? %)) :error :not-bpffs :hint pin-elsewhere}
    {:row :open-off-bpffs
-    :errno #{:EPERM :EACCES} :op #{:open} :when #(false? (:bpffs? %)) :error :not-bpffs
+    :errno #{:EPERM :EACCES} :op #{:open} :when #(false? (:bpffs %)) :error :not-bpffs
     :hint (fn [{:keys [path]}]
             (str path " is not on a BPF file system, so nothing is pinned there"))}
    ;; The JVM may have put something there; or another handle of this process has the arena, which lies at one address only.
@@ -173,7 +173,7 @@
    {:row :capabilities-missing
     :errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}
    {:row :user-namespace
-    :errno #{:EPERM} :when #(and (:user-namespace? %) (not (:path %))) :error :permission
+    :errno #{:EPERM} :when #(and (:user-namespace %) (not (:path %))) :error :permission
     :hint (fn [{:keys [op]}]
             (str "this process is in a user namespace, as of a container, and its capabilities do not count outside; "
                  (if (#{:create :load-btf} op)
@@ -195,18 +195,18 @@
     :errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins} :when #(and (:path %) (= :directory (:file-type %))) :error :not-a-pin
     :hint (fn [{:keys [path]}] (str path " is a directory"))}
    {:row :opens-kernel-file
-    :errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins} :when #(and (:path %) (:passes-modes? %)) :error :not-a-pin
+    :errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins} :when #(and (:path %) (:passes-modes %)) :error :not-a-pin
     :hint (fn [{:keys [path]}]
             (str "no file mode denies this process anything: " path " is a file of the kernel's own, such as maps.debug, or a security "
                  "module denies it"))}
    {:row :path-denied
-    :errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :move-pin! :pins} :when #(and (:path %) (not (:passes-modes? %))) :error :permission
+    :errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :move-pin! :pins} :when #(and (:path %) (not (:passes-modes %))) :error :permission
     :hint (fn [{:keys [path]}] (str "the file mode of " path " or of a directory above it denies this"))}
    {:row :verifier-denied
     :errno #{:EPERM :EACCES} :op #{:load} :error :program-rejected
     :hint "the verifier refused the program; the end of its log, where there is one, says which instruction and why"}
    {:row :unprivileged
-    :errno #{:EPERM :EACCES} :when :unprivileged? :error :permission
+    :errno #{:EPERM :EACCES} :when :unprivileged :error :permission
     :hint (str "this process has neither CAP_BPF nor CAP_SYS_ADMIN, and what it has open does not allow this; run as root, or grant "
                "the capability (setcap, systemd's AmbientCapabilities=)")}
    {:row :security-module
@@ -329,7 +329,7 @@
     :errno #{:EBUSY} :op #{:freeze!} :when #(= :arena (:type %)) :error :busy
     :hint "an arena can only be frozen before its memory is mapped for writing the first time"}
    {:row :mapped-by-handle
-    :errno #{:EBUSY} :op #{:freeze!} :when :mapped-here? :error :busy
+    :errno #{:EBUSY} :op #{:freeze!} :when :mapped-here :error :busy
     :hint "this handle has its memory mapped for writing; close that first: (.close (memory m))"}
    {:row :mapped-by-others
     :errno #{:EBUSY} :op #{:freeze!} :error :busy
@@ -424,11 +424,11 @@
 (defn explain
   "Says what an errno means, given the facts: `{:bpfmap/error kind :bpfmap/hint text}`.
 
-  Facts, all optional but `:op`: `:type :max-entries :numa-node :frozen? :access :path
-  :bpffs? :directory? :alternative :unsupported :thread?` of the object, `:object` (its kind, `:map`
+  Facts, all optional but `:op`: `:type :max-entries :numa-node :frozen :access :path
+  :bpffs :directory? :alternative :unsupported :thread` of the object, `:object` (its kind, `:map`
   unless it is `:program` or `:link`), `:missing` (names of
-  capabilities the thread lacks), `:user-namespace?`, `:unprivileged-bpf-disabled`, `:release`, `:lsms` (the names of the
-  kernel's security modules), `:file-type` of the path, `:passes-modes?` and `:unprivileged?` of the process.
+  capabilities the thread lacks), `:user-namespace`, `:unprivileged-bpf-disabled`, `:release`, `:lsms` (the names of the
+  kernel's security modules), `:file-type` of the path, `:passes-modes` and `:unprivileged` of the process.
 
       (:bpfmap/error (explain 7 {:op :put! :type :hash :max-entries 10})) ;=> :map-full"
   [code ctx]

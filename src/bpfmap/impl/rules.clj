@@ -88,12 +88,12 @@
 
 (def ^:private array-row
   (merge index
-         {:batch-since "5.6" :value-size any-size :freeze? true :every-index? true :full #{:E2BIG}
+         {:batch-since "5.6" :value-size any-size :freeze? true :every-index true :full #{:E2BIG}
           :ops (into reading any-way) :batch #{:read :write} :instead always-there}))
 
 (def ^:private lru
   "What is never full. Lists for each CPU have the same number of entries: htab_map_alloc in kernel/bpf/hashtab.c."
-  {:full #{} :evicts? true :rounded {:no-common-lru :cpus}})
+  {:full #{} :evicts true :rounded {:no-common-lru :cpus}})
 
 (def ^:private hash-row
   {:key-size any-size :value-size any-size :max-entries any-size :freeze? true :full #{:E2BIG}
@@ -123,23 +123,23 @@
   | `:conditional-since`                  | the first release whose inserts and replacements look whether the key exists, where older ones do not |
   | `:batch`                              | which of `:read :take :write :delete` the kernel does many at a time |
   | `:batch-since`                        | since when it does                                                   |
-  | `:per-cpu?`                           | a value for each possible CPU, on strides of eight bytes             |
+  | `:per-cpu`                           | a value for each possible CPU, on strides of eight bytes             |
   | `:refers`                             | keys or values that are descriptors going in; what comes out         |
   | `:full`                               | how the kernel says that there is no room, or no such index          |
-  | `:every-index?`                       | every index exists always                                            |
-  | `:one-index?`                         | 0 is the only index, and the kernel's delete does not look at the key |
+  | `:every-index`                       | every index exists always                                            |
+  | `:one-index`                         | 0 is the only index, and the kernel's delete does not look at the key |
   | `:index?`                             | keys are indices, and a slot may be empty                            |
-  | `:more-places?`                       | it has room for a power of two of keys, though it reports less       |
+  | `:more-places`                       | it has room for a power of two of keys, though it reports less       |
   | `:value-multiple`                     | what value sizes are multiples of, in bytes, by the flag that makes them so, nil for all others |
   | `:element` `:elements`                | of a value that is an array: the type of an element, by flag in the same way, and how many there are where nothing is said |
-  | `:evicts?`                            | the oldest entries make room for new ones                                    |
+  | `:evicts`                            | the oldest entries make room for new ones                                    |
   | `:order`                              | `:index` or `:prefix`, where keys that come and go are gone through in an order that can be told from them |
   | `:reads-at`                           | the value size that reading needs                                    |
   | `:lock?`                              | values may have a `:spin-lock`                                       |
   | `:long-values-since`                  | the first release whose values may be longer than a page             |
   | `:names-absent?`                      | older kernels name a key that is not there as the one after the last |
   | `:inner?`                             | holds maps: a spec needs `:inner-map`                                |
-  | `:not-inside?`                        | cannot be the inner map of another                                   |
+  | `:not-inside`                        | cannot be the inner map of another                                   |
   | `:freeze?` `:mmap`                    | whether it can be frozen; `:always` or the flag that lets it be mapped |
   | `:extra` `:most-extra`                | what `:map-extra` is, and its largest number                         |"
   {:hash
@@ -150,7 +150,7 @@
                      :flags (into access (into for-programs [:mmapable :inner-map]))})
 
    :prog-array
-   (merge slots {:number 3 :since "4.2" :refers {:value {:in :program :out :program-id}} :not-inside? true})
+   (merge slots {:number 3 :since "4.2" :refers {:value {:in :program :out :program-id}} :not-inside true})
 
    :perf-event-array
    (merge slots {:number 4 :since "4.3" :btf :none :clamped :cpus
@@ -160,11 +160,11 @@
                  :instead (merge of-slots write-only-slots)})
 
    :percpu-hash
-   (merge hash-row {:number 5 :since "4.6" :value-size per-cpu-size :per-cpu? true
+   (merge hash-row {:number 5 :since "4.6" :value-size per-cpu-size :per-cpu true
                     :flags (into for-programs [:no-prealloc :rdonly :wronly :zero-seed])})
 
    :percpu-array
-   (merge array-row {:number 6 :since "4.6" :batch-since "5.13" :btf :index :value-size per-cpu-size :per-cpu? true
+   (merge array-row {:number 6 :since "4.6" :batch-since "5.13" :btf :index :value-size per-cpu-size :per-cpu true
                      :flags (into for-programs [:rdonly :wronly])})
 
    :stack-trace
@@ -175,7 +175,7 @@
                  :element {nil :u64
                            :stack-build-id [:struct [:status [:enum :s32 {:empty 0 :valid 1 :ip 2}]] [:build-id [:bytes 20]] [:offset :u64]]}
                  ;; The kernel rounds up, and does not say so: stack_map_alloc in kernel/bpf/stackmap.c.
-                 :more-places? true
+                 :more-places true
                  :flags (conj access :stack-build-id)
                  :refers {:value {:out :stack}}
                  :ops (conj reading :delete! :take! :drain!)
@@ -194,7 +194,7 @@
    (merge hash-row lru {:number 9 :since "4.10" :flags (into access (into for-programs [:no-common-lru :zero-seed]))})
 
    :lru-percpu-hash
-   (merge hash-row lru {:number 10 :since "4.10" :value-size per-cpu-size :per-cpu? true
+   (merge hash-row lru {:number 10 :since "4.10" :value-size per-cpu-size :per-cpu true
                         :flags (into for-programs [:no-common-lru :rdonly :wronly :zero-seed])})
 
    :lpm-trie
@@ -206,14 +206,14 @@
                     :instead (select-keys of-slots [:take! :drain!])})
 
    :array-of-maps
-   (merge slots {:number 12 :since "4.12" :btf :none :inner? true :not-inside? true
+   (merge slots {:number 12 :since "4.12" :btf :none :inner? true :not-inside true
                  :refers {:value {:in :map :out :map-id}}
                  :batch #{:read :write} :batch-since "5.19"
                  ;; Measured there. Older kernels try an empty slot again and again, and give up with EINTR.
                  :batch-read-since "6.18"})
 
    :hash-of-maps
-   (merge hash-row {:number 13 :since "4.12" :btf :none :inner? true :not-inside? true :value-size nil :values {4 :u32}
+   (merge hash-row {:number 13 :since "4.12" :btf :none :inner? true :not-inside true :value-size nil :values {4 :u32}
                     :refers {:value {:in :map :out :map-id}}
                     :flags (into access (into for-programs [:no-prealloc :zero-seed]))
                     :ops (disj hash-ops :take!) :ops-since {:drain! "5.19"} :batch-since "5.19"
@@ -249,13 +249,13 @@
                    :full #{:E2BIG} :flags access})
 
    :cgroup-storage
-   (merge cgroup-local {:number 19 :since "4.19" :value-size storage-size :lock? true :not-inside? true})
+   (merge cgroup-local {:number 19 :since "4.19" :value-size storage-size :lock? true :not-inside true})
 
    :reuseport-sockarray
    (merge slots sockets {:number 20 :since "4.19" :flags (into access for-programs)})
 
    :percpu-cgroup-storage
-   (merge cgroup-local {:number 21 :since "4.20" :value-size per-cpu-size :per-cpu? true :not-inside? true})
+   (merge cgroup-local {:number 21 :since "4.20" :value-size per-cpu-size :per-cpu true :not-inside true})
 
    :queue
    (merge keyless {:number 22 :since "4.20"})
@@ -277,8 +277,8 @@
 
    :struct-ops
    (merge index
-          {:number 26 :since "5.6" :btf :kernel :value-size any-size :max-entries [1 1] :every-index? true :one-index? true
-           :flags #{:link :vtype-btf-obj-fd} :not-inside? true
+          {:number 26 :since "5.6" :btf :kernel :value-size any-size :max-entries [1 1] :every-index true :one-index true
+           :flags #{:link :vtype-btf-obj-fd} :not-inside true
            :refers {:value {:in :functions :out :functions}}
            :ops slot-ops
            :instead (merge (select-keys of-slots [:take! :drain!])
@@ -313,7 +313,7 @@
                   :mmap :mmapable :extra "the address at which it is mapped"})
 
    :insn-array
-   (merge index {:number 34 :since "6.19" :btf :none :flags #{} :added #{:rdonly-prog} :full #{:E2BIG} :every-index? true :not-inside? true
+   (merge index {:number 34 :since "6.19" :btf :none :flags #{} :added #{:rdonly-prog} :full #{:E2BIG} :every-index true :not-inside true
                  :freeze? true ; a program takes only one that is frozen: bpf_insn_array_init in kernel/bpf/bpf_insn_array.c
                  :values {16 [:struct [:orig-off :u32] [:xlated-off :u32] [:jitted-off :u32] [:pad :u32]]}
                  :ops (into reading any-way)
@@ -514,8 +514,8 @@
 
       (by-index? :array) ;=> true"
   [type]
-  (let [{:keys [index? every-index?]} (types type)]
-    (boolean (or index? every-index?))))
+  (let [{:keys [index? every-index]} (types type)]
+    (boolean (or index? every-index))))
 
 (defn key-type
   "The type of the keys of a map type that leaves no choice, by their size in bytes, 0 or nil where that is not given; else nil.
@@ -538,7 +538,7 @@
   (let [n (long max-entries)]
     (cond
       (zero? n) Long/MAX_VALUE ; as many as there are objects that the elements hang on
-      (and (:more-places? (types type)) (< 1 n)) (* 2 (Long/highestOneBit (dec n)))
+      (and (:more-places (types type)) (< 1 n)) (* 2 (Long/highestOneBit (dec n)))
       :else n)))
 
 (defn value-multiple

@@ -187,7 +187,7 @@
        (map #(-> % (update :path (partial into [:inner-map])) (update :message (partial str "in :inner-map, "))) (problems inner-map))
        (when (:pinning inner-map)
          [(problem [:inner-map :pinning] "an inner map is a template here, and is not pinned")])
-       (when (:not-inside? of-inner)
+       (when (:not-inside of-inner)
          [(problem [:inner-map :type] (str "a map cannot hold " (:type inner-map) " maps"))])))))
 
 (defn- struct-ops [{:keys [type struct-ops]}]

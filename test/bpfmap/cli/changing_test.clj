@@ -97,7 +97,7 @@
     (let [id (id-of m)]
       (is (= ["7  42  (new)"] (lines-of "put" id "7" "42")))
       (is (= ["7  43  (was 42)"] (lines-of "put" id "7" "43")))
-      (is (= {:map {:id id :name "changing" :type :hash} :key 7 :before 43 :written? true :value 44} (edn-of "put" id "7" "44")))
+      (is (= {:map {:id id :name "changing" :type :hash} :key 7 :before 43 :written true :value 44} (edn-of "put" id "7" "44")))
       (is (= {"key" 7 "value" 44} (json-of "get" id "7")))
       (is (= ["44"] (lines-of "take" id "7")))
       (is (= [1 "bpfmap: there is no such entry"] (refused "take" id "7")))
@@ -238,5 +238,5 @@
       (is (= ["1  11  (was 10)"] (lines-of "put" id "1" "11" "--yes")))
       (is (= ["1  (was 11)"] (lines-of "delete" id "1" "--yes")))
       (is (= :not-confirmed (:bpfmap/error (fixture/error-of (exec/put {:ref id :key 1 :value 1})))))
-      (is (:written? (exec/put {:ref id :key 1 :value 1 :yes true})))
+      (is (:written (exec/put {:ref id :key 1 :value 1 :yes true})))
       (is (re-find #"is not pinned" (first (lines-of "unpin" path "--yes")))))))

@@ -151,7 +151,7 @@
 (kernel-test headers-of-the-host-are-names-of-fields
   (with-open [^Closeable m (create {:key :u32 :value :u32})]
     (let [rows (exec/list {:where (str "id=" (id-of m))})
-          {:keys [columns] :as view} (bpfmap.exec.views/maps (map #(assoc % :frozen? true) rows) {})
+          {:keys [columns] :as view} (bpfmap.exec.views/maps (map #(assoc % :frozen true) rows) {})
           words ["list" "--where" (str "id=" (id-of m))]]
       (is (= 13 (count columns)))
       (binding [*sorted* 4]

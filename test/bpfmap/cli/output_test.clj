@@ -160,7 +160,7 @@
 
 (deftest json-has-names-arrays-and-hexadecimal
   (are [x json] (= json (json-of x))
-    {:frozen? true :flags #{:mmapable :inner-map}} {"frozen" true "flags" ["inner-map" "mmapable"]}
+    {:frozen true :flags #{:mmapable :inner-map}} {"frozen" true "flags" ["inner-map" "mmapable"]}
     {:flags #{:mmapable 1073741824}} {"flags" [1073741824 "mmapable"]}
     {:bpfmap/error :closed} {"bpfmap/error" "closed"}
     [:bytes 4] ["bytes" 4]

@@ -60,7 +60,7 @@
           (with-open [^Closeable restored (bpf/open path {:access :read-only})]
             (is (= (bpf/snapshot m) (bpf/snapshot restored)))
             (is (= (bpf/spec m) (dissoc (bpf/spec restored) :untyped)))
-            (is (= (:frozen? (bpf/info m)) (:frozen? (bpf/info restored)))))
+            (is (= (:frozen (bpf/info m)) (:frozen (bpf/info restored)))))
           (is (= [] (exec/diff {:old file :new path})))
           (finally (io/delete-file path)))))
     (is (= ["saved.edn"] (files dir)))))
@@ -260,7 +260,7 @@
               (is (not= blue {:map-id (id-of shared)}) "and is another map")
               (is (= (contents-of outer) (contents-of restored)))
               (with-open [^Closeable frozen (bpf/open green)]
-                (is (= ["own" true] ((juxt :name :frozen?) (bpf/info frozen)))))))
+                (is (= ["own" true] ((juxt :name :frozen) (bpf/info frozen)))))))
           (testing "what is in them is compared, not which maps they are"
             (is (= [] (exec/diff {:old file :new pin :key-type [:string 8]})))
             (is (= [] (exec/diff {:old outer :new pin :key-type [:string 8]})))
@@ -415,7 +415,7 @@
     (is (= 0 (bpf/delete-all! m [1 2 3])))
     (is (= 1 (bpf/put-all! m [[1 1] [1 2]])) "the keys that the map holds")
     (is (= 1 (bpf/count-entries m)))
-    (is (= [false true] (map :deleted? [(exec/delete {:ref m :key 9}) (exec/delete {:ref m :key 1})])))))
+    (is (= [false true] (map :deleted [(exec/delete {:ref m :key 9}) (exec/delete {:ref m :key 1})])))))
 
 (defn- restore-error
   "The error of restoring a file, which must come within ten seconds."
@@ -541,7 +541,7 @@
                     (= entries (raw-entries restored))))
              ;; What was read deletes what it was read from.
              (let [[some-keys other-keys] (split-at (quot n 2) (map :key (exec/dump {:ref m})))]
-               (and (every? :deleted? (mapv #(exec/delete {:ref m :key % :yes true}) some-keys))
+               (and (every? :deleted (mapv #(exec/delete {:ref m :key % :yes true}) some-keys))
                     (every? some? (mapv #(exec/take {:ref m :key % :yes true}) other-keys))
                     (= {} (raw-entries m)))))
         (finally

@@ -148,7 +148,7 @@
   (is (= [6] (query/values-at {:value {:packets 6} :key {:packets 7}} ["packets"])))
   (is (= [7] (query/values-at {:value {:bytes 6} :key {:packets 7}} ["packets"])))
   (is (= [3 4] (query/values-at {:value [{:n 3} {:n 4}]} ["n"])))
-  (is (= [true] (query/values-at {:frozen? true} ["frozen"]))))
+  (is (= [true] (query/values-at {:frozen true} ["frozen"]))))
 
 (deftest bytes-are-written-in-hexadecimal
   (let [rows [{:key (bytes/->bytes [1 2]) :value true} {:key (bytes/->bytes [10 255]) :value false}]]

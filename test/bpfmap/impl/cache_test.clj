@@ -72,7 +72,7 @@
           (is (= (map type/size [key value]) (map type/size ((juxt :key :value) (bpf/spec again)))))
           (is (= (keys (type/offsets (:value (bpf/spec m)))) (keys (type/offsets (:value (bpf/spec m)))))))))
     (testing "and by another type of the same BTF object"
-      (let [integer (fn [name signed?] {:kind :int :name name :size 4 :bits 32 :offset 0 :signed? signed? :char? false :bool? false})]
+      (let [integer (fn [name signed?] {:kind :int :name name :size 4 :bits 32 :offset 0 :signed signed? :char false :bool false})]
         (with-open [btf ^Fd (btf/load (writer/blob [(integer "int" true) (integer "unsigned int" false)]) nil {:op :create})]
           (let [open (fn [k v]
                        (with-open [fd ^Fd (map/create {:type :hash :key-size 4 :value-size 4 :max-entries 1 :flags #{}
@@ -122,10 +122,10 @@
           pick #(nth % (.nextInt random (count %)))
           live (java.util.ArrayDeque.)
           bare (fn [type] (into [] (remove map?) type)) ; without the struct's own name
-          check (fn [{:keys [spec id path entry frozen?]} ^BpfMap m access]
+          check (fn [{:keys [spec id path entry frozen]} ^BpfMap m access]
                   (let [info (bpf/info m)
                         said (bpf/spec m)]
-                    (is (= [id (:type spec) (:name spec "") frozen?] (map info [:id :type :name :frozen?])))
+                    (is (= [id (:type spec) (:name spec "") frozen] (map info [:id :type :name :frozen])))
                     (is (= [(:type spec) (:name spec "")] [(:type said) (str (:name said))]))
                     (is (= (:key spec) (bare (:key said))) "the same names of fields")
                     (is (= access (.-access m)))
@@ -143,9 +143,9 @@
           (if (= :percpu-hash (:type spec))
             (bpf/put! m key value {:cpus :all})
             (bpf/put! m key value))
-          (let [frozen? (.nextBoolean random)]
-            (when frozen? (bpf/freeze! m))
-            (.add live {:m m :spec spec :id (:id (bpf/info m)) :entry key :frozen? frozen?})))
+          (let [frozen (.nextBoolean random)]
+            (when frozen (bpf/freeze! m))
+            (.add live {:m m :spec spec :id (:id (bpf/info m)) :entry key :frozen frozen})))
         (let [{:keys [m spec id] :as known} (pick (vec live))
               access (pick [:read-write :read-only])]
           (check known m :read-write)

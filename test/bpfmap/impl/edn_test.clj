@@ -93,7 +93,7 @@
                  3 (str (subs text 0 at) (char (.nextInt random 300)) (subs text at)))
                (dec n))))))
 
-(def ^:private row {:key {:src "10.0.0.1" :port 443} :value [1 2] :id 7 :name "x" :frozen? true :comm \a})
+(def ^:private row {:key {:src "10.0.0.1" :port 443} :value [1 2] :id 7 :name "x" :frozen true :comm \a})
 
 (def ^:private types
   [:u8 :i64 :u64 :f32 :f64 :bool :char :ipv4 :ipv6 :mac [:string 8] [:bytes 4] [:array :u16 2] [:struct [:src :ipv4] [:port :u16]]

@@ -31,16 +31,16 @@
          (and (= kind error) (str/includes? hint words)))
     1 {:op :put! :access :read-only} :read-only "opened read-only"
     1 {:op :lookup :access :write-only} :write-only "opened write-only"
-    1 {:op :put! :frozen? true} :permission "frozen"
+    1 {:op :put! :frozen true} :permission "frozen"
     1 {:op :create :missing ["CAP_BPF"]} :permission "create needs CAP_BPF, and kernel.unprivileged_bpf_disabled is 2"
     1 {:op :load :missing ["CAP_BPF" "CAP_PERFMON"]} :permission "loading a program needs CAP_BPF and CAP_PERFMON"
-    1 {:op :create :user-namespace? true} :permission "LIBBPF_BPF_TOKEN_PATH says where it is"
-    1 {:op :list :user-namespace? true} :permission "is in a user namespace, as of a container"
+    1 {:op :create :user-namespace true} :permission "LIBBPF_BPF_TOKEN_PATH says where it is"
+    1 {:op :list :user-namespace true} :permission "is in a user namespace, as of a container"
     1 {:op :create :release "5.4.0"} :permission "RLIMIT_MEMLOCK, and this process may not raise it"
     1 {:op :create :release "5.11.0"} :permission "security module"
-    1 {:op :pin! :path "/tmp/x" :bpffs? false} :not-bpffs "/tmp/x is not on a BPF file system"
-    2 {:op :pin! :path "/sys/fs/bpf/x" :bpffs? false :directory? true} :not-bpffs "mount one with `mount -t bpf bpf DIRECTORY`"
-    2 {:op :pin! :path "/no/x" :bpffs? false :directory? false} :not-found "the directory of /no/x does not exist"
+    1 {:op :pin! :path "/tmp/x" :bpffs false} :not-bpffs "/tmp/x is not on a BPF file system"
+    2 {:op :pin! :path "/sys/fs/bpf/x" :bpffs false :directory? true} :not-bpffs "mount one with `mount -t bpf bpf DIRECTORY`"
+    2 {:op :pin! :path "/no/x" :bpffs false :directory? false} :not-found "the directory of /no/x does not exist"
     13 {:op :open :path "/p"} :permission "the file mode of /p"
     7 {:op :put! :type :hash :max-entries 4} :map-full "holds its 4 entries"
     7 {:op :put! :type :array :max-entries 4} :out-of-range "from 0 to 3"
@@ -48,9 +48,9 @@
     28 {:op :put! :type :lpm-trie :max-entries 4} :map-full "holds its 4 entries"
     3 {:op :put! :reference "process 7"} :not-found "there is no process 7 (any more)"
     22 {:op :put! :reference "process 7" :object :task} :not-found "one thread is {:tid n}, from Linux 6.9 on"
-    22 {:op :put! :reference "thread 7" :object :task :thread? true :release "6.1.0"} :not-supported
+    22 {:op :put! :reference "thread 7" :object :task :thread true :release "6.1.0"} :not-supported
     "thread 7 is not the first of its process, and a pidfd of such a thread needs Linux 6.9, this is 6.1.0"
-    3 {:op :put! :reference "thread 7" :object :task :thread? true :release "6.1.0"} :not-found "there is no thread 7 (any more)"
+    3 {:op :put! :reference "thread 7" :object :task :thread true :release "6.1.0"} :not-found "there is no thread 7 (any more)"
     9 {:op :put! :reference "descriptor 3 of process 7"} :not-found "there is no descriptor 3 of process 7"
     1 {:op :put! :reference "descriptor 3 of process 7"} :permission "may not open descriptor 3 of process 7; an id takes"
     9 {:op :lookup :type :task-storage} :invalid-value "must be a pidfd"
@@ -127,11 +127,11 @@
   (doseq [op operations
           [errno code] (dissoc provoked :EXDEV)
           facts [{:type :hash :max-entries 4} {:type :array :max-entries 4} {:type :sockmap :max-entries 4} {:path "/p"}
-                 {:path "/p" :passes-modes? true} {:unprivileged? true} {:reference "descriptor 7 in this process"}]
+                 {:path "/p" :passes-modes true} {:unprivileged true} {:reference "descriptor 7 in this process"}]
           :let [{:bpfmap/keys [error hint]} (errno/explain code (merge ok {:op op} facts))]]
     (is (keyword? error))
     (is (not (str/includes? hint "report")) (str op " " errno " " facts))
-    (when (:unprivileged? facts)
+    (when (:unprivileged facts)
       (is (not (str/includes? hint "the process has the capabilities")) (str op " " errno)))
-    (when (:passes-modes? facts)
+    (when (:passes-modes facts)
       (is (not (re-find #"the file mode of" hint)) (str op " " errno)))))

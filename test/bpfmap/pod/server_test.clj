@@ -456,7 +456,7 @@
                     (array-map ; evaluated in this order
                      :list (exec/list {:where (str "id=" id) :columns "name,max-entries"})
                      :dump (exec/dump {:ref m})
-                     :put ((juxt :before :value :written?) (exec/put {:ref m :key 1 :value 11}))
+                     :put ((juxt :before :value :written) (exec/put {:ref m :key 1 :value 11}))
                      :get (exec/get {:ref id :key "1"})
                      :missing (exec/get {:ref m :key 7})
                      :show (:type (exec/show {:ref m}))

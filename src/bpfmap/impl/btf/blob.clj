@@ -124,12 +124,12 @@
   | kind                                   | keys                                                     |
   |----------------------------------------|----------------------------------------------------------|
   | `:void`                                | none; its id is 0                                        |
-  | `:int`                                 | `:size :bits :offset :signed? :char? :bool?`             |
+  | `:int`                                 | `:size :bits :offset :signed :char :bool`             |
   | `:float`                               | `:size`                                                  |
   | `:ptr`, and the modifiers `:typedef :const :volatile :restrict :type-tag` | `:type`               |
   | `:array`                               | `:element`, `:index` (the type of the index), `:count`   |
   | `:struct :union`                       | `:size`, `:members` of `:name :type :bit-offset :bits`   |
-  | `:enum :enum64`                        | `:size :signed?`, `:values` of `[name value]`            |
+  | `:enum :enum64`                        | `:size :signed`, `:values` of `[name value]`            |
   | `:fwd`                                 | `:union?`                                                |
   | `:func :var`                           | `:type :linkage`                                         |
   | `:func-proto`                          | `:return`, `:params` of `:name :type`                    |
@@ -142,13 +142,13 @@
   bit-field. `:type`, `:element`, `:index` and `:return` are ids, checked to be
   there. A last parameter of type 0 without a name stands for `...`. `:linkage` is
   `:static`, `:global`, `:extern`, or the number of an unknown one. A tag has
-  `:attribute? true` where it stands for any attribute of C (Linux 6.15).
+  `:attribute true` where it stands for any attribute of C (Linux 6.15).
 
   Before Linux 6.0 and LLVM 15 no enum said that it was signed: from such a
   blob, -1 is read as 4294967295.
 
       (record b 1)
-      ;=> {:id 1 :kind :int :name \"int\" :size 4 :bits 32 :offset 0 :signed? true :char? false :bool? false}"
+      ;=> {:id 1 :kind :int :name \"int\" :size 4 :bits 32 :offset 0 :signed true :char false :bool false}"
   [^Blob b id]
   (let [image (image-with b id)]
     (or (get (.-sections b) id)

@@ -46,7 +46,7 @@
     :fields [[:name :name] [:type :reference] [:bit-offset :place]]}
    {:kind :union :third [:size :u32] :entries :members :entry :member
     :fields [[:name :name] [:type :reference] [:bit-offset :place]]}
-   {:kind :enum :third [:size :u32] :flag :signed? :entries :values :entry :value
+   {:kind :enum :third [:size :u32] :flag :signed :entries :values :entry :value
     :fields [[:name :name] [:value :value32]]}
    {:kind :fwd :flag :union?}
    {:kind :typedef :third [:type :reference]}
@@ -60,9 +60,9 @@
    {:kind :datasec :third [:size :u32] :entries :vars :entry :var
     :fields [[:type :reference] [:offset :u32] [:size :u32]]}
    {:kind :float :third [:size :u32]}
-   {:kind :decl-tag :third [:type :reference] :mark :attribute? :tail [[:component :s32]]}
-   {:kind :type-tag :third [:type :reference] :mark :attribute?}
-   {:kind :enum64 :third [:size :u32] :flag :signed? :entries :values :entry :value
+   {:kind :decl-tag :third [:type :reference] :mark :attribute :tail [[:component :s32]]}
+   {:kind :type-tag :third [:type :reference] :mark :attribute}
+   {:kind :enum64 :third [:size :u32] :flag :signed :entries :values :entry :value
     :fields [[:name :name] [:value :value64]]}])
 
 (def kinds

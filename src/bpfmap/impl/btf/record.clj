@@ -67,9 +67,9 @@
                  (assoc m
                         :bits (bit-and word 0xff)
                         :offset (bit-and (bit-shift-right word 16) 0xff)
-                        :signed? (bit-test word 24)
-                        :char? (bit-test word 25)
-                        :bool? (bit-test word 26))))
+                        :signed (bit-test word 24)
+                        :char (bit-test word 25)
+                        :bool (bit-test word 26))))
    :place (fn [context m key at _]
             (let [word (u32 (.-image ^Context context) at)]
               (if (.-flag? ^Context context)

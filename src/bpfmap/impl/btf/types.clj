@@ -80,11 +80,11 @@
   (or (scalars type)
       (assoc (node/node type nil []) :weight 1 :depth 1)))
 
-(defn- integer [{:keys [size bits signed? char? bool? name]}]
+(defn- integer [{:keys [size bits signed name] char? :char bool? :bool}]
   (cond-> (leaf (cond
                   bool? :bool
                   (and (= 1 size) (or char? (= "char" name))) :char
-                  :else (keyword (str (if signed? "s" "u") (* 8 (long size))))))
+                  :else (keyword (str (if signed "s" "u") (* 8 (long size))))))
     ;; Old compilers say the width of a bit-field here, and not in the member.
     (< (long bits) (* 8 (long size))) (assoc :own-bits bits)))
 
@@ -172,7 +172,7 @@
                (nil? bits) node
                (and (< 1 (long bits)) (= :bool (:kind node))) (leaf :u8)
                (and (= [:integer 16] ((juxt :kind :size) node)) (nil? (:order node)))
-               (leaf (if (:signed? node) :s64 :u64))
+               (leaf (if (:signed node) :s64 :u64))
                :else node)]
     (cond-> {:name (some-> name keyword) :node node :bit-offset bit-offset}
       bits (assoc :bits bits))))
@@ -209,8 +209,8 @@
       (or (prefix kind record members)
           (own-layout kind record members)))))
 
-(defn- enum [{:keys [size signed? values name]}]
-  (let [base (keyword (str (if signed? "s" "u") (* 8 (long size))))
+(defn- enum [{:keys [size signed values name]}]
+  (let [base (keyword (str (if signed "s" "u") (* 8 (long size))))
         type (cond-> [:enum base (apply array-map (mapcat (fn [[k v]] [(keyword k) v]) values))]
                name (conj {:name name}))]
     (leaf type)))
@@ -395,15 +395,15 @@
 (defn- integer! [writer size signed?]
   (once! writer [:int size signed?]
          #(add! writer {:kind :int :name (integer-names [size signed?]) :size size :bits (* 8 (long size)) :offset 0
-                        :signed? signed? :char? false :bool? false})))
+                        :signed signed? :char false :bool false})))
 
 (defn- char! [writer]
   (once! writer :char #(add! writer {:kind :int :name "char" :size 1 :bits 8 :offset 0
-                                     :signed? true :char? false :bool? false})))
+                                     :signed true :char false :bool false})))
 
 (defn- bool! [writer]
   (once! writer :bool #(add! writer {:kind :int :name "_Bool" :size 1 :bits 8 :offset 0
-                                     :signed? false :char? false :bool? true})))
+                                     :signed false :char false :bool true})))
 
 (defn- float! [writer size]
   (once! writer [:float size] #(add! writer {:kind :float :name ({4 "float" 8 "double"} size) :size size})))
@@ -439,7 +439,7 @@
       (< 1000 (count text)) 0
       behind (pointer-to! writer (text! writer behind))
       element (let [id (text! writer element)] (if (= 0 id) 0 (array! writer id 0)))
-      (= "enum" kind) (add-once! {:kind :enum :name tag :size 4 :signed? false :values []})
+      (= "enum" kind) (add-once! {:kind :enum :name tag :size 4 :signed false :values []})
       tag (add-once! {:kind :fwd :name tag :union? (= "union" kind)})
       (= "function" text) (add-once! {:kind :func-proto :return 0 :params []})
       (= "char" text) (char! writer)
@@ -450,7 +450,7 @@
                                 (if (= text (integer-names [size signed?]))
                                   (integer! writer size signed?)
                                   (add-once! {:kind :int :name text :size size :bits (* 8 (long size)) :offset 0
-                                              :signed? signed? :char? false :bool? false})))
+                                              :signed signed? :char false :bool false})))
       ;; What it is a name for is not known.
       (and (re-matches #"[A-Za-z_][A-Za-z0-9_]*" text) (not= "void" text)) (typedef! writer text 0)
       :else 0)))
@@ -508,8 +508,8 @@
 (defn- enum! [writer {:keys [size order base values c-name]}]
   (if order
     (type! writer base)
-    (let [signed? (boolean (:signed? base))
-          record {:kind (if (= 8 size) :enum64 :enum) :size size :signed? signed?
+    (let [signed? (boolean (:signed base))
+          record {:kind (if (= 8 size) :enum64 :enum) :size size :signed signed?
                   :values (mapv vector (distinct-identifiers (keys values)) (vals values))}]
       (once! writer [:enum record c-name] #(add! writer (cond-> record c-name (assoc :name (identifier c-name))))))))
 
@@ -529,9 +529,9 @@
 
 (defn- plain!
   "A node without regard to what it means beyond C."
-  [writer {:keys [kind size signed? element count family layout] :as node}]
+  [writer {:keys [kind size signed element count family layout] :as node}]
   (case kind
-    :integer (integer! writer size (boolean signed?))
+    :integer (integer! writer size (boolean signed))
     :float (float! writer size)
     :bool (bool! writer)
     :char (char! writer)

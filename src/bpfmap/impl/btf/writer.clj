@@ -102,9 +102,9 @@
    :encoding (fn [w m key path _]
                (put! w (bit-or (long (number m key path u8))
                                (bit-shift-left (long (optional m :offset path u8)) 16)
-                               (if (:signed? m) 0x1000000 0)
-                               (if (:char? m) 0x2000000 0)
-                               (if (:bool? m) 0x4000000 0))))
+                               (if (:signed m) 0x1000000 0)
+                               (if (:char m) 0x2000000 0)
+                               (if (:bool m) 0x4000000 0))))
    :place (fn [w m key path flag?]
             (let [bits (long (optional m :bits path u8))]
               (put! w (if flag?
@@ -196,7 +196,7 @@
 
   A record has the shape that `bpfmap.impl.btf.blob/record` describes. Its id is its
   place in the sequence, from 1; an `:id` is ignored. These may be left out:
-  `:name`, the flags (`:signed?` and others), `:bits` of a member, `:offset` of
+  `:name`, the flags (`:signed` and others), `:bits` of a member, `:offset` of
   an `:int`, and a sequence of entries that is empty.
 
   | option        | what it is                                                     |
@@ -211,7 +211,7 @@
   counted from 0: for a number that does not fit, a type that is not there, more
   than 65,535 entries, and a name that is not a string or is longer than 65,535 bytes.
 
-      (blob [{:kind :int :name \"int\" :size 4 :bits 32 :signed? true}
+      (blob [{:kind :int :name \"int\" :size 4 :bits 32 :signed true}
              {:kind :ptr :type 1}]) ;=> 24 bytes of header, 28 of types, 5 of strings"
   (^bytes [records]
    (blob records nil))

@@ -192,7 +192,7 @@
       (.size (value {:type :percpu-hash :value :u32} 2)) ;=> 16"
   ^Codec [{:keys [type value types]} possible-cpus]
   (when value
-    (let [{:keys [per-cpu? refers]} (rules/types type)
+    (let [{:keys [refers] per-cpu? :per-cpu} (rules/types type)
           read-as (read-as (:out (:value refers)))]
       (cond-> (codec/codec value types (if per-cpu? [] [:value]))
         (= :functions (:out (:value refers))) (codec value types)

@@ -115,10 +115,10 @@
 
 (defn integer
   "The codec of an integer's node."
-  [{:keys [type size signed? order]} path]
+  [{:keys [type size signed order]} path]
   (let [swap (boolean (swapped? order))
-        kind (Integers/kind (long size) (boolean signed?) swap)]
-    (case [size (boolean signed?)]
+        kind (Integers/kind (long size) (boolean signed) swap)]
+    (case [size (boolean signed)]
       [1 false] (integer-codec type path 1 0 255 (Bytes/getU8) (Bytes/put8) kind)
       [1 true] (integer-codec type path 1 -128 127 (Bytes/getS8) (Bytes/put8) kind)
       [2 false] (integer-codec type path 2 0 65535 (Bytes/getU16 swap) (Bytes/put16 swap) kind)
@@ -127,7 +127,7 @@
       [4 true] (integer-codec type path 4 -2147483648 2147483647 (Bytes/getS32 swap) (Bytes/put32 swap) kind)
       [8 false] (u64-codec type path swap)
       [8 true] (integer-codec type path 8 Long/MIN_VALUE Long/MAX_VALUE (Bytes/get64 swap) (Bytes/put64 swap) kind)
-      ([16 false] [16 true]) (wide-codec type path signed? swap))))
+      ([16 false] [16 true]) (wide-codec type path signed swap))))
 
 (defn pointer
   "The codec of a pointer's node: its address."
@@ -248,12 +248,12 @@
     (catch CharacterCodingException _ nil)))
 
 (defn text
-  "The codec of a text's node, with zeros behind it; with `:terminated?`, at least one. Bytes that are none read as a byte
+  "The codec of a text's node, with zeros behind it; with `:terminated`, at least one. Bytes that are none read as a byte
   view, which goes in again."
-  [{:keys [type size terminated?]} path]
+  [{:keys [type size terminated]} path]
   (let [n (int size)
-        terminated? (boolean terminated?)
-        most (if terminated? (dec n) n)]
+        terminated (boolean terminated)
+        most (if terminated (dec n) n)]
     (reify Codec
       (size [_] n)
       (encode [_ value memory offset]
@@ -275,7 +275,7 @@
             (throw (misfit type path value "it takes a text, or bytes that are none")))))
       (decode [_ memory offset]
         (let [array (Bytes/copyOut memory offset n)]
-          (or (Bytes/text array terminated?) (bytes/wrap array)))))))
+          (or (Bytes/text array terminated) (bytes/wrap array)))))))
 
 (defn- zeros? [^bytes array]
   (loop [i 0]

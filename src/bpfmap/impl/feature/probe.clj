@@ -18,14 +18,14 @@
 
 ;; --- how a probe reads an errno
 
-(def supported "The answer yes." {:supported? true})
+(def supported "The answer yes." {:supported true})
 
-(def unsupported "The answer no." {:supported? false})
+(def unsupported "The answer no." {:supported false})
 
 (defn inconclusive
   "The answer of a probe that found out nothing, with the reason as a text."
   [why]
-  {:supported? nil :why why})
+  {:supported nil :why why})
 
 (def unsupported-errnos
   "How a kernel refuses what it does not know or have. The probes ask with arguments that are right otherwise."

@@ -99,7 +99,7 @@
 
 (defn map-infos
   "What the kernel says of every map, by ascending id; calls `skipped` with the error of each that cannot be opened. With
-  `brief?`, without :memlock and :frozen?, which are in a file for each map.
+  `brief?`, without :memlock and :frozen, which are in a file for each map.
 
   With `more`, each element is `(more fd info)`, called while the map is open."
   ([op skipped] (map-infos op skipped false))
@@ -123,7 +123,7 @@
          (persistent! found))))))
 
 (defn maps
-  "Returns the infos of all maps, by ascending id; with `brief?`, without :memlock and :frozen?.
+  "Returns the infos of all maps, by ascending id; with `brief?`, without :memlock and :frozen.
 
   `more` makes more of each, see `bpfmap.impl.map.lifecycle/infos`."
   ([] (maps false))

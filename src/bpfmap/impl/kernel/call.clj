@@ -82,15 +82,15 @@
   {:release (procfs/kernel-release)
    :missing (when-not path ; a path is a matter of file modes
               (seq (procfs/missing-capabilities (needed-capabilities ctx))))
-   :unprivileged? (some? (seq (procfs/missing-capabilities ["CAP_BPF"])))
-   :passes-modes? (procfs/passes-file-modes?)
-   :user-namespace? (procfs/user-namespace?)
+   :unprivileged (some? (seq (procfs/missing-capabilities ["CAP_BPF"])))
+   :passes-modes (procfs/passes-file-modes?)
+   :user-namespace (procfs/user-namespace?)
    :unprivileged-bpf-disabled (procfs/unprivileged-bpf-disabled)
    :lsms (when (= :inode-storage type) (procfs/security-modules))
-   :bpffs? (when path (bpffs? path))
+   :bpffs (when path (bpffs? path))
    :file-type (when path (paths/type-of path true))
    :directory? (when path (some-> (paths/parent path) paths/directory?))
-   :frozen? (when fd (= "1" (get (fdinfo fd) "frozen")))})
+   :frozen (when fd (= "1" (get (fdinfo fd) "frozen")))})
 
 (defn failure
   "The exception for a negated errno, explained from the facts given and the circumstances.
@@ -236,7 +236,7 @@
   ^Fd [pid thread? ctx]
   (let [what (str (if thread? "thread " "process ") pid)]
     (owned (pidfd-of pid thread?) (str "Opening " what)
-           (assoc ctx :reference what :object :task :thread? (boolean thread?)))))
+           (assoc ctx :reference what :object :task :thread (boolean thread?)))))
 
 (defn descriptor-of-process
   "Duplicates a descriptor of another process."

@@ -129,9 +129,9 @@
 (defn batches
   "A reader of the whole map by chunks, one system call for each. Close it.
 
-  `options` are those of [[walk]], with `:taking?` to delete what is read, and `:chunk`, how many entries to begin with."
-  ^Reader [^Fd fd key-size value-size {:keys [max-entries flags order taking? chunk]}]
-  (let [command (if taking? Abi/BPF_MAP_LOOKUP_AND_DELETE_BATCH Abi/BPF_MAP_LOOKUP_BATCH)
+  `options` are those of [[walk]], with `:taking` to delete what is read, and `:chunk`, how many entries to begin with."
+  ^Reader [^Fd fd key-size value-size {:keys [max-entries flags order taking chunk]}]
+  (let [command (if taking Abi/BPF_MAP_LOOKUP_AND_DELETE_BATCH Abi/BPF_MAP_LOOKUP_BATCH)
         order ^KeyOrder (orders order)]
     (if chunk
       (BatchReader. fd command (long key-size) (long value-size) (long max-entries) (long flags) order (long chunk))
@@ -141,9 +141,9 @@
   "A reader of the whole map key by key, for kernels and types without batches. Close it.
 
   Of `options`, `:flags` are those of every lookup, `:order` is that of the keys, a name of the rules, and with
-  `:keys-stay?` keys are indices."
-  ^Reader [^Elements es key-size value-size {:keys [max-entries flags order keys-stay?]}]
-  (KeyIterator. es (long key-size) (long value-size) (long max-entries) (long flags) ^KeyOrder (orders order) (boolean keys-stay?)))
+  `:keys-stay` keys are indices."
+  ^Reader [^Elements es key-size value-size {:keys [max-entries flags order keys-stay]}]
+  (KeyIterator. es (long key-size) (long value-size) (long max-entries) (long flags) ^KeyOrder (orders order) (boolean keys-stay)))
 
 (def ^:private no-batches
   "What a kernel or map type without batches answers to the first one."

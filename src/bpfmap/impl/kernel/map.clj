@@ -121,7 +121,7 @@
                                      (neg? extra) (+ 18446744073709551616N extra)
                                      :else extra))
         n (add fields n :memlock (some-> (procfs/field fdinfo "memlock") parse-long))
-        n (add fields n :frozen? (some-> (procfs/field fdinfo "frozen") (= "1")))]
+        n (add fields n :frozen (some-> (procfs/field fdinfo "frozen") (= "1")))]
     (PersistentArrayMap. (Arrays/copyOf fields n))))
 
 (defn- from-fdinfo
@@ -141,12 +141,12 @@
                :max-entries (number "max_entries")
                :flags (rules/flag-set (number "map_flags"))}
         memlock (assoc :memlock memlock)
-        frozen (assoc :frozen? (= "1" frozen))))))
+        frozen (assoc :frozen (= "1" frozen))))))
 
 (defn info
   "What the kernel says of an open map: names for type and flags, numbers as they are.
 
-  Fields that are zero where they do not apply are left out. `:frozen?` and
+  Fields that are zero where they do not apply are left out. `:frozen` and
   `:memlock` (bytes) come from fdinfo, and are missing where /proc cannot be
   read. Who needs neither spares reading it with a nil. Before Linux 4.13 all comes from there, and `:id` is nil."
   ([fd ctx]

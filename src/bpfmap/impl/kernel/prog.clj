@@ -173,7 +173,7 @@
               :tag (.formatHex (HexFormat/of) (Bytes/copyOut memory Info/PROG_TAG 8))
               :load-time (Bytes/get64 memory Info/PROG_LOAD_TIME false)
               :uid (call/u32 memory Info/PROG_CREATED_BY_UID)
-              :gpl-compatible? (odd? (long (call/u32 memory Info/PROG_GPL_COMPATIBLE)))
+              :gpl-compatible (odd? (long (call/u32 memory Info/PROG_GPL_COMPATIBLE)))
               :map-count map-count
               :map-ids (mapv #(call/u32 map-ids (* 4 (long %))) (range (min (long room) map-count)))}
              (remove (comp zero? val))

@@ -54,8 +54,8 @@
 (defn- held-keys
   "How many of the keys written the map holds: each once, and in a map that evicts, only those that are still there."
   [^BpfMap m bulk]
-  (let [{:keys [evicts? order]} (row m)]
-    (element/present bulk (= :prefix order) (when evicts? (.-elements m)))))
+  (let [{:keys [evicts order]} (row m)]
+    (element/present bulk (= :prefix order) (when evicts (.-elements m)))))
 
 (defn put-all!
   "Writes all entries; returns how many of their keys the map holds afterwards. Nothing is written unless all can be encoded."
@@ -172,7 +172,7 @@
   "How many entries there are."
   [^BpfMap m]
   (with-error-context [m :count-entries]
-    (if (:every-index? (row m))
+    (if (:every-index (row m))
       (:max-entries (bpf-map/spec-of m))
       (bpf-map/fold m :count-entries element/count-step 0 nil))))
 
@@ -197,7 +197,7 @@
       (fn []
         (element/fold-chunks
          (element/batches (bpf-map/descriptor m) (.size ^Codec key-codec) (.size ^Codec value-codec)
-                     (assoc (bpf-map/reading m) :flags flags :taking? true))
+                     (assoc (bpf-map/reading m) :flags flags :taking true))
          (element/entry-step key-codec value-codec (fn [_ k v] (vswap! taken assoc! k v) nil))
          nil
          (fn [outcome first? _]

@@ -86,7 +86,7 @@
 
   IReduceInit
   (reduce [this f init]
-    (reduce-entries this f init {:pairs? true}))
+    (reduce-entries this f init {:pairs true}))
 
   IReduce
   (reduce [this f]
@@ -267,7 +267,7 @@
   (let [{:keys [type]} (.-identity m)]
     {:max-entries (rules/most-keys type (:max-entries (.-spec m)))
      :order (:order (rules/types type))
-     :keys-stay? (rules/by-index? type)
+     :keys-stay (rules/by-index? type)
      :flags element/any}))
 
 (defn fold
@@ -290,18 +290,18 @@
                         (throw (broken-off m op outcome acc)))))))
 
 (defn reduce-entries
-  "Reduces over all entries with `(step acc key value)`, or with `:pairs?` `(step acc entry)`; other options are those of [[fold]]."
-  [^BpfMap m step init {:keys [pairs?] :as options}]
+  "Reduces over all entries with `(step acc key value)`, or with `:pairs` `(step acc entry)`; other options are those of [[fold]]."
+  [^BpfMap m step init {:keys [pairs] :as options}]
   (with-error-context [m :reduce]
-    (or-fallback (fast-path/reduce-entries (when (empty? (dissoc options :pairs?)) (.-direct m))
-                                         (if pairs? (fn [acc k v] (step acc (element/entry k v))) step)
+    (or-fallback (fast-path/reduce-entries (when (empty? (dissoc options :pairs)) (.-direct m))
+                                         (if pairs (fn [acc k v] (step acc (element/entry k v))) step)
                                          init)
-      (fold m :reduce ((if pairs? element/pair-step element/entry-step) (.-key-codec m) (.-value-codec m) step) init options))))
+      (fold m :reduce ((if pairs element/pair-step element/entry-step) (.-key-codec m) (.-value-codec m) step) init options))))
 
 (defn snapshot-of
   "All entries, put into an empty collection."
   [m empty-coll options]
-  (persistent! (reduce-entries m conj! (transient empty-coll) (assoc options :pairs? true))))
+  (persistent! (reduce-entries m conj! (transient empty-coll) (assoc options :pairs true))))
 
 ;; --- what a handle knows
 

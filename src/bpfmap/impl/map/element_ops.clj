@@ -118,7 +118,7 @@
 (defn- feature
   "The answer of `bpfmap.feature`, which loads an assembler, for the tries."
   [question & args]
-  (:supported? (apply (requiring-resolve (symbol "bpfmap.feature" (name question))) args)))
+  (:supported (apply (requiring-resolve (symbol "bpfmap.feature" (name question))) args)))
 
 (defn- write-cpu
   "Writes the value of one CPU. A key that is new has zeros for the others, which the kernel need not be able to do by itself.
@@ -139,7 +139,7 @@
                          (:since (:cpu rules/element-flags)) "; writing those of all CPUs for it would undo what programs count on the others "
                          "meanwhile" instead))
 
-      (or (= element/any flags) (:every-index? (bpf-map/row-of m)))
+      (or (= element/any flags) (:every-index (bpf-map/row-of m)))
       (write-cpu-alone m op k v element/any cpu)
 
       (feature :conditional-write type :cpu)
@@ -174,16 +174,16 @@
   "The answers of a delete that mean that nothing is there: an empty slot, an index beyond the end, a struct_ops value
   that was unregistered before."
   [^BpfMap m]
-  (let [{:keys [index? one-index?]} (bpf-map/row-of m)]
+  (let [{:keys [index? one-index]} (bpf-map/row-of m)]
     (cond
       index? element/empty-slot
-      one-index? element/not-registered
+      one-index element/not-registered
       :else #{})))
 
 (defn out-of-range-index?
   "Whether a key is an index beyond the only one, which the kernel would take for it in a delete."
   [^BpfMap m k]
-  (and (:one-index? (bpf-map/row-of m))
+  (and (:one-index (bpf-map/row-of m))
        (if (bytes/byte-view? k)
          (and (= 4 (count k)) (not-every? zero? k))
          (and (int? k) (<= 1 (long k) 0xffffffff)))))

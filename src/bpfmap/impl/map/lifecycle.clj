@@ -40,7 +40,7 @@
   (when-let [since (:conditional-since (rules/types type))]
     (let [release (call/kernel-release)]
       (when-not (or (some-> release (rules/at-least? since))
-                    (:supported? ((requiring-resolve 'bpfmap.feature/conditional-write) type)))
+                    (:supported ((requiring-resolve 'bpfmap.feature/conditional-write) type)))
         (let [hint (str "before Linux " since " the kernel does not look whether the key exists, and this is " release
                         "; put! writes in any case")]
           {:insert! [:not-supported hint] :replace! [:not-supported hint]})))))
@@ -56,8 +56,8 @@
 (defn- parts-of
   "What a handle is made of, as far as types, sizes and access decide it."
   ^Parts [spec type value-size access]
-  (let [{:keys [ops per-cpu?] :as row} (rules/types type)
-        cpus (when per-cpu? (call/possible-cpus))]
+  (let [{:keys [ops per-cpu] :as row} (rules/types type)
+        cpus (when per-cpu (call/possible-cpus))]
     (Parts. (refusals type value-size access)
             (when (seq ops) (element/key spec))
             (when (seq ops) (element/value spec (count cpus)))
@@ -143,7 +143,7 @@
   "Freezes the map. One that is frozen already stays so."
   [^BpfMap m]
   (with-error-context [m :freeze!]
-    (when-not (:frozen? (map/info (.-fd m) {:op :freeze! :map (.-identity m)}))
+    (when-not (:frozen (map/info (.-fd m) {:op :freeze! :map (.-identity m)}))
       (let [ctx (mapping/explaining (.-mapping m) {:op :freeze! :map (.-identity m)})]
         (mapping/while-unmapped (.-mapping m) #(map/freeze (.-fd m) ctx)))))
   m)
@@ -310,7 +310,7 @@
   [{:keys [type contents] :as spec} ctx]
   (when (seq contents)
     (let [key-codec (element/key spec)
-          value-codec (element/value spec (when (:per-cpu? (rules/types type)) (count (call/possible-cpus))))
+          value-codec (element/value spec (when (:per-cpu (rules/types type)) (count (call/possible-cpus))))
           bridge (references/bridge spec)
           held (references/holding)]
       (try

@@ -83,7 +83,7 @@
   [{:keys [type value-size]}]
   (let [size (long value-size)
         stride (element/stride size)]
-    (if (and (:per-cpu? (rules/types type)) (< size stride))
+    (if (and (:per-cpu (rules/types type)) (< size stride))
       (fn [^ByteView view]
         (let [array (aclone ^bytes (.-array view))]
           (doseq [at (range size (alength array) stride)]

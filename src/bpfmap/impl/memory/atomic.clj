@@ -20,14 +20,14 @@
   "The exception for what the processor does not read and write in one step, with the reason."
   ^Throwable [v op]
   (let [{:keys [^Source source offset]} (view/place v)
-        {{:keys [swap?]} :integer :keys [type size]} (view/shape-of v)]
+        {{:keys [swap]} :integer :keys [type size]} (view/shape-of v)]
     (bytes/invalid source op (str "Not to be read and written in one step: " (type/summary type) " at " offset
                                    " of the memory of " (bytes/described source))
                     (cond
                       (not (instance? Cell v)) "atomic operations take a number; name a field or element of it"
                       (nil? (:integer (view/shape-of v))) "atomic operations take integers of 4 or 8 bytes"
                       (not (contains? #{4 8} size)) (str "atomic operations take integers of 4 or 8 bytes, and it has " size)
-                      swap? "its bytes are not in the order of this processor"
+                      swap "its bytes are not in the order of this processor"
                       :else (str "it is not aligned to its " size " bytes")))))
 
 (defn- cell

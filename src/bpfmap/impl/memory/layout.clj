@@ -8,9 +8,9 @@
   | `:type` `:size` `:codec` | every | the type, its bytes, a `bpfmap.sys.Codec`                                     |
   | `:element` `:count` `:stride` | array | the element's shape, how many, how far apart in bytes                   |
   | `:members`  | struct            | name to `{:offset :shape}`, the shape a delay; those of anonymous members too |
-  | `:integer`  | integers up to 8 bytes | `{:size :signed? :swap?}`                                                |
+  | `:integer`  | integers up to 8 bytes | `{:size :signed :swap}`                                                |
   | `:atomic`   | cells             | the bits of an integer of 4 or 8 bytes in this machine's order, negative for a signed one; else 0 |
-  | `:float`    | floating-point    | `{:size :swap?}`                                                             |
+  | `:float`    | floating-point    | `{:size :swap}`                                                             |
   | `:at-once?` | cells             | whether the codec checks a value, then writes it with one store               |
   | `:whole?`    | arrays            | whether it is read and printed as one value all the same: bytes, a text       |
   | `:kernel's?` | every            | whether the kernel keeps something for itself in it                          |"
@@ -60,13 +60,13 @@
 
 (defn- numeric
   "What is known of a node that is a number."
-  [{:keys [kind size signed? order]}]
+  [{:keys [kind size signed order]}]
   (case kind
     :integer (when (<= (long size) 8)
-               {:integer {:size size :signed? (boolean signed?) :swap? (swapped? order)}
-                :atomic (if (and (contains? #{4 8} size) (not (swapped? order))) (* 8 (long size) (if signed? -1 1)) 0)})
-    :pointer {:integer {:size 8 :signed? false :swap? false} :atomic 64}
-    :float {:float {:size size :swap? (swapped? order)}}
+               {:integer {:size size :signed (boolean signed) :swap (swapped? order)}
+                :atomic (if (and (contains? #{4 8} size) (not (swapped? order))) (* 8 (long size) (if signed -1 1)) 0)})
+    :pointer {:integer {:size 8 :signed false :swap false} :atomic 64}
+    :float {:float {:size size :swap (swapped? order)}}
     nil))
 
 (defn- of-node [{:keys [kind type size element count] :as node} types]

@@ -152,7 +152,7 @@
   (if mapping
     (assoc ctx
            :type (:type (.-spec mapping))
-           :mapped-here? (delay (boolean (some-> (mapped mapping) bytes/writable?)))
+           :mapped-here (delay (boolean (some-> (mapped mapping) bytes/writable?)))
            :writers (delay (memory/writers)))
     ctx))
 

@@ -60,7 +60,7 @@
         (.decode ^Codec (:codec @shape) (MemorySegment/ofArray (section-bytes m :deref)) (long offset))))))
 
 (defn- check-variable [^BpfMap m]
-  (when (:frozen? (lifecycle/info m))
+  (when (:frozen (lifecycle/info m))
     (throw (error/error :read-only (str "The variables of map " (:id (.-identity m)) " are constants")
                         {:bpfmap/hint "the map is frozen: user space can never change it again"}))))
 
@@ -105,7 +105,7 @@
   [^BpfMap m]
   (and (contains? (:flags (.-spec m)) :rdonly-prog)
        (= :read-write (.-access m))
-       (not (:frozen? (lifecycle/info m)))))
+       (not (:frozen (lifecycle/info m)))))
 
 (defn variables
   "The variables of a map by name."

@@ -160,8 +160,8 @@
   "The elements of an array as numbers; nil where they are none."
   [segment offset stride {:keys [integer float]}]
   (cond
-    integer (IntegerRow. segment offset stride (:size integer) (:signed? integer) (:swap? integer))
-    float (FloatRow. segment offset stride (:size float) (:swap? float))))
+    integer (IntegerRow. segment offset stride (:size integer) (:signed integer) (:swap integer))
+    float (FloatRow. segment offset stride (:size float) (:swap float))))
 
 (defn- make
   "A view of a shape, which is known to lie within the memory."
@@ -374,8 +374,8 @@
   processor's."
   [^ArrayView v]
   (let [{:keys [integer float]} (:element (.-shape v))
-        {:keys [size swap?]} (or integer float)]
-    (when-not swap?
+        {:keys [size swap]} (or integer float)]
+    (when-not swap
       ((if integer integer-arrays float-arrays) size))))
 
 (defn- check-exact

@@ -8,20 +8,20 @@
 (def ^:private private-names
   (into {} (map (fn [[k {:keys [c-name]}]] [k (if (str/includes? c-name "*") c-name (str "struct " c-name))])) node/private-types))
 
-(defn- integer-name [{:keys [size signed? order]}]
+(defn- integer-name [{:keys [size signed order]}]
   (if (= 16 size)
-    (str (when-not signed? "unsigned ") "__int128")
-    (str "__" (if (and order (not signed?)) (name order) (if signed? "s" "u")) (* 8 (long size)))))
+    (str (when-not signed "unsigned ") "__int128")
+    (str "__" (if (and order (not signed)) (name order) (if signed "s" "u")) (* 8 (long size)))))
 
 (defn- scalar
   "A scalar's name in C, and a remark where C does not say all of it."
   [type]
-  (let [{:keys [kind size signed? order] :as node} (node/scalars type)]
+  (let [{:keys [kind size signed order] :as node} (node/scalars type)]
     (case kind
       :integer (cond
                  (= :port type) ["__be16" "a port"]
                  (= :ktime type) ["__u64" "nanoseconds of the kernel's clock"]
-                 (and order (or signed? (= 16 size))) [(integer-name node) (if (= :be order) "big-endian" "little-endian")]
+                 (and order (or signed (= 16 size))) [(integer-name node) (if (= :be order) "big-endian" "little-endian")]
                  :else [(integer-name node)])
       :float [({4 "float" 8 "double"} size) (when order (if (= :be order) "big-endian" "little-endian"))]
       :bool ["bool"]

@@ -57,16 +57,16 @@
                        bits (gen/fmap (fn [v] {name v})
                                       (if (= :bool (:kind node))
                                         gen/boolean
-                                        (gen/fmap #(get (:names node) % %) (integer-of bits (:signed? node)))))
+                                        (gen/fmap #(get (:names node) % %) (integer-of bits (:signed node)))))
                        (= :private (:kind node)) (gen/return {})
                        name (gen/fmap (fn [v] {name v}) (generator node))
                        :else (generator node))))))
 
 (defn generator
   "The generator of a type's node."
-  [{:keys [kind size signed? element count members type target family terminated?] :as node}]
+  [{:keys [kind size signed element count members type target family terminated] :as node}]
   (case kind
-    :integer (integer-of (* 8 (long size)) signed?)
+    :integer (integer-of (* 8 (long size)) signed)
     :pointer (integer-of 64 false)
     :float (float-of size)
     :bool gen/boolean
@@ -77,7 +77,7 @@
     :prefix (prefix-of family (- (long size) 4))
     :enum (enum-of node)
     :bytes (gen/fmap bytes/->bytes (octets size))
-    :string (text-of (if terminated? (dec (long size)) size))
+    :string (text-of (if terminated (dec (long size)) size))
     :array (gen/vector (generator element) count)
     :struct (members-of node)
     ;; One member decides what the others are, so one is what a user gives.

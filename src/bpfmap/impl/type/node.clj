@@ -2,7 +2,7 @@
   "Reads a type as data into nodes: every type checked, every member placed as C places it on this machine.
 
   A node is a map with `:kind :size :align :type`, sizes in bytes, and what its
-  kind needs: `:signed? :order` of integers, `:values` and `:names` of an enum, `:element
+  kind needs: `:signed :order` of integers, `:values` and `:names` of an enum, `:element
   :count` of an array, `:members` of a struct or union, `:family` and `:layout`, a struct's
   node, of a prefix. A member has `:name` (nil when anonymous), `:node`, `:offset` in bytes, and as a bit-field `:bits`
   and `:bit-offset`.
@@ -27,7 +27,7 @@
         signed? [false true]
         order (if (= 8 bits) [nil] [nil :be :le])]
     [(keyword (str (if signed? "s" "u") bits (some-> order name)))
-     {:kind :integer :size (quot bits 8) :align (quot bits 8) :signed? signed? :order order}]))
+     {:kind :integer :size (quot bits 8) :align (quot bits 8) :signed signed? :order order}]))
 
 (defn- float-rows []
   (for [bits [32 64]
@@ -64,8 +64,8 @@
                  [:ipv4 {:kind :ipv4 :size 4 :align 4}]
                  [:ipv6 {:kind :ipv6 :size 16 :align 4}]
                  [:mac {:kind :mac :size 6 :align 1}]
-                 [:port {:kind :integer :size 2 :align 2 :signed? false :order :be}]
-                 [:ktime {:kind :integer :size 8 :align 8 :signed? false :order nil}]])))
+                 [:port {:kind :integer :size 2 :align 2 :signed false :order :be}]
+                 [:ktime {:kind :integer :size 8 :align 8 :signed false :order nil}]])))
 
 ;; ---------------------------------------------------------------- errors
 
@@ -250,7 +250,7 @@
   (check-options options #{:name} path)
   (let [node (node* base context path)
         bits (* 8 (long (:size node)))
-        [low high] (if (:signed? node)
+        [low high] (if (:signed node)
                      [(- (.pow (biginteger 2) (dec bits))) (dec (.pow (biginteger 2) (dec bits)))]
                      [0 (dec (.pow (biginteger 2) bits))])]
     (require-that (and (= :integer (:kind node)) (<= (long (:size node)) 8)) path
@@ -295,7 +295,7 @@
   {:struct compound :union compound :array array :enum enum :typedef typedef :via via :ptr pointer
    :prefix prefix
    :bytes (sized :bytes 1) :string (sized :string 1) :pad (sized :pad 0)
-   :c-string (fn [type context path] (assoc ((sized :string 1) type context path) :terminated? true))
+   :c-string (fn [type context path] (assoc ((sized :string 1) type context path) :terminated true))
    :bits (fn [_ _ path] (throw (malformed path "[:bits type n] stands only as a member of a struct or union")))})
 
 (defn- named [type {:keys [types within] :as context} path]

@@ -25,7 +25,7 @@
                                    ["" "int" "pair" "low"]
                                    :order order))]]
     (is (= [{:id 0 :kind :void}
-            {:id 1 :kind :int :name "int" :size 4 :bits 32 :offset 0 :signed? true :char? false :bool? false}
+            {:id 1 :kind :int :name "int" :size 4 :bits 32 :offset 0 :signed true :char false :bool false}
             {:id 2 :kind :ptr :type 3}
             {:id 3 :kind :struct :name "pair" :size 8
              :members [{:name "low" :type 1 :bit-offset 0 :bits 3} {:type 2 :bit-offset 3 :bits 29}]}]
@@ -56,8 +56,8 @@
     (is (= [:global 9 :extern 77] (map #(:linkage (blob/record b %)) (range 1 5))))))
 
 (deftest a-tag-may-stand-for-an-attribute
-  (is (= [{:id 1 :kind :type-tag :type 0 :attribute? true}
-          {:id 2 :kind :decl-tag :type 1 :component -1 :attribute? true}]
+  (is (= [{:id 1 :kind :type-tag :type 0 :attribute true}
+          {:id 2 :kind :decl-tag :type 1 :component -1 :attribute true}]
          (samples/all-records (blob/parse (raw [0 (info :type-tag 0 1) 0, 0 (info :decl-tag 0 1) 1 -1] [""]))))))
 
 (deftest more-entries-than-the-kernel-took-before-are-read

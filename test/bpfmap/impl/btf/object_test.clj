@@ -203,7 +203,7 @@ SEC(\"socket\") int count%1$d(void *ctx)
        (is (= #{:greeting1 :greeting2} (set (keys (mem/variables rodata)))))))))
 
 (deftest names-of-variables-that-share-one
-  (let [integer {:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed? true :char? false :bool? false}
+  (let [integer {:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed true :char false :bool false}
         variable {:kind :var :name "seen" :type 1 :linkage 0}
         section (fn [& offsets]
                   (btf/type-of (btf/parse (writer/blob [integer variable

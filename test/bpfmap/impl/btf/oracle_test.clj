@@ -55,14 +55,14 @@
      (merge {:id (:id t) :kind kind}
             (case kind
               :int {:size size :bits (:nr_bits t) :offset (:bits_offset t)
-                    :signed? signed? :char? (= "CHAR" encoding) :bool? (= "BOOL" encoding)}
+                    :signed signed? :char (= "CHAR" encoding) :bool (= "BOOL" encoding)}
               :array {:element type_id :index (:index_type_id t) :count (:nr_elems t)}
               (:struct :union) {:size size
                                 :members (vec (for [m (:members t)]
                                                 (named {:type (:type_id m) :bit-offset (:bits_offset m)
                                                         :bits (:bitfield_size m 0)}
                                                        m)))}
-              (:enum :enum64) {:size size :signed? signed?
+              (:enum :enum64) {:size size :signed signed?
                                :values (vec (for [v (:values t)] [(:name v) (value (:val v))]))}
               :fwd {:union? (= "union" (:fwd_kind t))}
               (:func :var) {:type type_id :linkage (keyword (:linkage t))}
@@ -78,7 +78,7 @@
   "Checks that we read the records that bpftool dumped."
   [dumped b]
   (is (seq dumped))
-  (let [mine (map #(dissoc % :attribute?) (samples/all-records b)) ; which bpftool does not show
+  (let [mine (map #(dissoc % :attribute) (samples/all-records b)) ; which bpftool does not show
         theirs (map theirs dumped)]
     (is (= (count theirs) (count mine)))
     (is (= [] (take 3 (remove (fn [[mine theirs]] (= mine theirs)) (map vector mine theirs)))))))
@@ -273,7 +273,7 @@ SECTION(\"socket\") int prog(void *ctx) { return sub(a_global) + limit + of_conf
             (is (= [["a" 0 3] ["b" 3 5] ["c" 8 0] ["d" 16 40] ["e" 56 4]]
                    (map (juxt :name :bit-offset :bits) (:members (only "bits" :struct)))))
             (is (= [-1 4 nil] [(:component (only "of a struct" :decl-tag)) (:component (only "of a member" :decl-tag))
-                               (:attribute? (only "of a member" :decl-tag))]))
+                               (:attribute (only "of a member" :decl-tag))]))
             (is (= :extern (:linkage (only "of_kernel" :func)) (:linkage (only "of_config" :var))))
             (let [type-of (fn [name] (some #(when (= name (:name %)) (:type %)) (:members (only "all" :struct))))
                   pointer (blob/record b (type-of "fn"))]

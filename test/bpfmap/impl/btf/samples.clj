@@ -88,9 +88,9 @@
 (def every-kind
   "Types of all kinds that the kernel takes, too."
   (numbered
-   [{:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed? true :char? false :bool? false}
-    {:kind :int :name "char" :size 1 :bits 8 :offset 0 :signed? false :char? true :bool? false}
-    {:kind :int :name "_Bool" :size 1 :bits 8 :offset 0 :signed? false :char? false :bool? true}
+   [{:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed true :char false :bool false}
+    {:kind :int :name "char" :size 1 :bits 8 :offset 0 :signed false :char true :bool false}
+    {:kind :int :name "_Bool" :size 1 :bits 8 :offset 0 :signed false :char false :bool true}
     {:kind :ptr :type 0}
     {:kind :array :element 1 :index 1 :count 3}
     {:kind :struct :name "pair" :size 16
@@ -100,9 +100,9 @@
                {:name "whole" :type 1 :bit-offset 32 :bits 0}]}
     {:kind :union :name "either" :size 16
      :members [{:name "number" :type 1 :bit-offset 0 :bits 0} {:type 6 :bit-offset 0 :bits 0}]}
-    {:kind :enum :name "small" :size 4 :signed? true
+    {:kind :enum :name "small" :size 4 :signed true
      :values [["LEAST" -2147483648] ["NONE" -1] ["MOST" 2147483647]]}
-    {:kind :enum :name "mask" :size 4 :signed? false :values [["ALL" 4294967295]]}
+    {:kind :enum :name "mask" :size 4 :signed false :values [["ALL" 4294967295]]}
     {:kind :fwd :name "later" :union? false}
     {:kind :fwd :name "later_union" :union? true}
     {:kind :typedef :name "number_t" :type 15}
@@ -117,18 +117,18 @@
     {:kind :float :name "float" :size 4}
     {:kind :decl-tag :name "of the whole" :type 6 :component -1}
     {:kind :decl-tag :name "of a member" :type 6 :component 1}
-    {:kind :enum64 :name "wide" :size 8 :signed? false
+    {:kind :enum64 :name "wide" :size 8 :signed false
      :values [["ZERO" 0] ["TOP" 18446744073709551615N] ["HALF" 9223372036854775808N]]}
-    {:kind :enum64 :name "wide_signed" :size 8 :signed? true
+    {:kind :enum64 :name "wide_signed" :size 8 :signed true
      :values [["LOWEST" -9223372036854775808] ["HIGHEST" 9223372036854775807]]}
     {:kind :type-tag :name "user" :type 1}
     {:kind :ptr :type 27}]))
 
 (def attributes
   "Tags that stand for attributes, which is newer than the rest."
-  [{:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed? true :char? false :bool? false}
-   {:kind :type-tag :name "address_space(1)" :type 1 :attribute? true}
-   {:kind :decl-tag :name "pure" :type 1 :component -1 :attribute? true}])
+  [{:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed true :char false :bool false}
+   {:kind :type-tag :name "address_space(1)" :type 1 :attribute true}
+   {:kind :decl-tag :name "pure" :type 1 :component -1 :attribute true}])
 
 (def ^:private gen-name
   (gen/frequency [[6 (gen/fmap #(apply str %) (gen/vector gen/char-alphanumeric 1 12))]
@@ -169,10 +169,10 @@
   (gen/let [signed? gen/boolean
             values (gen/vector (gen/tuple (gen/one-of [gen-name (gen/return nil)]) (gen-value bits signed?)) 0 5)
             m (gen-map {:kind (gen/return kind) :size (gen/elements [1 2 4 8])})]
-    (assoc m :signed? signed? :values values)))
+    (assoc m :signed signed? :values values)))
 
 (defn- marked [g]
-  (gen/let [m g mark gen/boolean] (cond-> m mark (assoc :attribute? true))))
+  (gen/let [m g mark gen/boolean] (cond-> m mark (assoc :attribute true))))
 
 (defn gen-record
   "A generator of records of a kind whose references reach to the last id."
@@ -182,7 +182,7 @@
         linkage (gen/frequency [[6 (gen/elements kinds/linkages)] [1 (gen/choose 3 65535)]])]
     (case kind
       :int (of :size edge-u32 :bits (gen/choose 0 255) :offset (gen/choose 0 255)
-               :signed? gen/boolean :char? gen/boolean :bool? gen/boolean)
+               :signed gen/boolean :char gen/boolean :bool gen/boolean)
       :array (of :element reference :index reference :count edge-u32)
       (:struct :union) (gen/let [m (of :size edge-u32) members (gen-members reference)] (assoc m :members members))
       :enum (gen-enum kind 32)

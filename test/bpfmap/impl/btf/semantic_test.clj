@@ -39,10 +39,10 @@
 ;; --- what is taken for one
 
 (def ^:private words
-  [{:kind :int :name "unsigned int" :size 4 :bits 32 :offset 0 :signed? false}     ; 1
-   {:kind :int :name "unsigned char" :size 1 :bits 8 :offset 0 :signed? false}     ; 2
-   {:kind :int :name "char" :size 1 :bits 8 :offset 0 :signed? true}               ; 3
-   {:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed? true}               ; 4
+  [{:kind :int :name "unsigned int" :size 4 :bits 32 :offset 0 :signed false}     ; 1
+   {:kind :int :name "unsigned char" :size 1 :bits 8 :offset 0 :signed false}     ; 2
+   {:kind :int :name "char" :size 1 :bits 8 :offset 0 :signed true}               ; 3
+   {:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed true}               ; 4
    {:kind :array :element 2 :index 1 :count 4}                                     ; 5
    {:kind :array :element 2 :index 1 :count 16}                                    ; 6
    {:kind :array :element 3 :index 1 :count 4}                                     ; 7

@@ -17,7 +17,7 @@
 
 (deftest the-bytes-are-those-of-the-format
   (let [hex (fn [options] (.formatHex (HexFormat/of)
-                                      (writer/blob [{:kind :int :name "int" :size 4 :bits 32 :signed? true}
+                                      (writer/blob [{:kind :int :name "int" :size 4 :bits 32 :signed true}
                                                   {:kind :ptr :type 1}]
                                                  options)))]
     (is (= (str "9feb0100" "18000000" "00000000" "1c000000" "1c000000" "05000000"
@@ -31,7 +31,7 @@
                 "00696e7400")
            (hex big)))
     (is (= (hex nil) (hex {:byte-order (ByteOrder/nativeOrder)})))
-    (is (= [57 24 28 5] (let [n (count (writer/blob [{:kind :int :name "int" :size 4 :bits 32 :signed? true}
+    (is (= [57 24 28 5] (let [n (count (writer/blob [{:kind :int :name "int" :size 4 :bits 32 :signed true}
                                                    {:kind :ptr :type 1}]))]
                           [n 24 28 (- n 24 28)])))))
 
@@ -67,10 +67,10 @@
          (count (writer/blob [{:kind :fwd :name "same"} {:kind :fwd :name "same"} {:kind :fwd :name ""}])))))
 
 (deftest what-is-usual-may-be-left-out
-  (is (= [{:id 1 :kind :int :size 4 :bits 32 :offset 0 :signed? false :char? false :bool? false}
+  (is (= [{:id 1 :kind :int :size 4 :bits 32 :offset 0 :signed false :char false :bool false}
           {:id 2 :kind :struct :size 4 :members [{:type 1 :bit-offset 0 :bits 0}]}
           {:id 3 :kind :struct :size 0 :members []}
-          {:id 4 :kind :enum :size 4 :signed? false :values [[nil 1]]}
+          {:id 4 :kind :enum :size 4 :signed false :values [[nil 1]]}
           {:id 5 :kind :fwd :union? false}
           {:id 6 :kind :func-proto :return 0 :params []}
           {:id 7 :kind :func :type 6 :linkage :static}]
@@ -165,11 +165,11 @@
     [0 :values 0 :value] "-1 is outside 0 to 4294967295"
     [{:kind :enum :size 4 :values [["A" -1]]}]
     [0 :values 0 :value] "2147483648 is outside -2147483648 to 2147483647"
-    [{:kind :enum :size 4 :signed? true :values [["A" 2147483648]]}]
+    [{:kind :enum :size 4 :signed true :values [["A" 2147483648]]}]
     [0 :values 0 :value] "-1 is outside 0 to 18446744073709551615"
     [{:kind :enum64 :size 8 :values [["A" -1]]}]
     [0 :values 0 :value] "9223372036854775808 is outside -9223372036854775808 to 9223372036854775807"
-    [{:kind :enum64 :size 8 :signed? true :values [["A" 9223372036854775808]]}]
+    [{:kind :enum64 :size 8 :signed true :values [["A" 9223372036854775808]]}]
     [0 :values 0 :name] ":A is not a string: leave out the name of what has none"
     [{:kind :enum :size 4 :values [[:A 1]]}]
     [0 :name] "\"a\\u0000b\" contains a zero, which would end it"

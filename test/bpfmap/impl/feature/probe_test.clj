@@ -11,19 +11,19 @@
 
 (deftest a-refused-creation-is-a-no-only-if-it-says-so
   (are [answer errno] (= answer (probe/of-creation #{:EBADF} #{:E2BIG} (refusing errno)))
-    {:supported? false} :EINVAL
-    {:supported? false} :ENOTSUPP
-    {:supported? false} :EOPNOTSUPP
-    {:supported? true} :EBADF
-    {:supported? false} :E2BIG
-    {:supported? nil :why "refused"} :EPERM
-    {:supported? nil :why "refused"} :ENOMEM
-    {:supported? nil :why "refused"} nil)
+    {:supported false} :EINVAL
+    {:supported false} :ENOTSUPP
+    {:supported false} :EOPNOTSUPP
+    {:supported true} :EBADF
+    {:supported false} :E2BIG
+    {:supported nil :why "refused"} :EPERM
+    {:supported nil :why "refused"} :ENOMEM
+    {:supported nil :why "refused"} nil)
   (testing "what is known by an errno that elsewhere is a no"
-    (is (= {:supported? true} (probe/of-creation #{:ENOTSUPP} nil (refusing :ENOTSUPP))))))
+    (is (= {:supported true} (probe/of-creation #{:ENOTSUPP} nil (refusing :ENOTSUPP))))))
 
 (deftest an-operation-that-finds-no-element-is-there
-  (are [supported? outcome] (= supported? (:supported? (probe/of-operation nil outcome {:op :create})))
+  (are [supported? outcome] (= supported? (:supported (probe/of-operation nil outcome {:op :create})))
     true 0
     true -2 ; ENOENT
     true -9 ; EBADF
@@ -36,9 +36,9 @@
     nil -1 ; EPERM
     nil -12 ; ENOMEM
     nil -24) ; EMFILE
-  (is (= {:supported? true} (probe/of-operation #{:EINVAL} -22 {:op :create})))
+  (is (= {:supported true} (probe/of-operation #{:EINVAL} -22 {:op :create})))
   (is (re-find #"failed with EPERM" (:why (probe/of-operation nil -1 {:op :create})))))
 
 (kernel-test an-unknown-type-that-a-kernel-has-is-not-tried-further
-  (is (= {:supported? nil :why "bpfmap does not know what a map of type 4242 is like"}
+  (is (= {:supported nil :why "bpfmap does not know what a map of type 4242 is like"}
          (probe/try-operation 4242 :lookup))))

@@ -54,7 +54,7 @@
 
 (defn- batch [{{:keys [type]} :spec}] (:batch (rules/types type)))
 
-(defn- array? [{{:keys [type]} :spec}] (:every-index? (rules/types type)))
+(defn- array? [{{:keys [type]} :spec}] (:every-index (rules/types type)))
 
 (defn- with-form
   "Calls f with a form that has `:n`, how many entries to try, and `:entries`, a function from i to the i-th entry as a pair."
@@ -82,7 +82,7 @@
   (filter #(and (contains? (batch %) ability) (since/has? [:batch (:type (:spec %))])) forms))
 
 (kernel-test b1-every-type-that-has-batches-is-here
-  (is (= (set (for [[type {:keys [batch]}] rules/types :when (and (seq batch) (:supported? (feature/map-type type)))] type))
+  (is (= (set (for [[type {:keys [batch]}] rules/types :when (and (seq batch) (:supported (feature/map-type type)))] type))
          (set (map (comp :type :spec) forms))
          (set (map (comp :type :spec) (filter #(contains? (batch %) :read) forms))))))
 
@@ -132,7 +132,7 @@
             (doseq [size [1 7 (dec n) n (inc n) nil]]
               (testing [(:spec form) size]
                 (bpf/put-all! m (map entry (range n)))
-                (let [{:keys [sizes entries]} (chunks m size {:taking? true})]
+                (let [{:keys [sizes entries]} (chunks m size {:taking true})]
                   (exactly (all form n) entries)
                   (is (= n (reduce + sizes)))
                   (is (nil? (seq m))))))
@@ -223,7 +223,7 @@
   ;; Two places for each bucket on average, and some with many more; a map of more buckets than entries has few full ones.
   (doseq [[type flags max-entries n] [[:hash #{} 4096 4096] [:hash #{:no-prealloc} 65536 60000] [:percpu-hash #{} 4096 4000]
                                       [:lru-hash #{} 65536 8000] [:hash #{:zero-seed} 1024 1024]]
-          options [nil {:taking? true}]]
+          options [nil {:taking true}]]
     (testing [type flags options]
       (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value-size 8 :flags flags :max-entries max-entries})]
         (let [value (cond-> (bpf/->bytes (range 8)) (= :percpu-hash type) (->> (repeat (count (feature/possible-cpus))) vec))]
@@ -263,7 +263,7 @@
                             unusable ^Fd (map/by-id id :write-only {:op :open})
                             fd ^Fd (call/duplicate unusable {:op :open})
                             reader ^Reader (element/batches fd (.size key-codec) (.size value-codec)
-                                                       (merge (bpf-map/reading m) {:chunk 100 :taking? taking?}))]
+                                                       (merge (bpf-map/reading m) {:chunk 100 :taking taking?}))]
                   (is (= [:EPERM :EPERM] (repeatedly 2 #(linux/said (.read reader)))) "at the first call")
                   (is (= n (bpf/count-entries m)) "nothing was taken")
                   (let [entries (loop [entries []]
@@ -312,14 +312,14 @@
 
 (kernel-test b4-with-nothing-to-do-they-do-nothing
   (doseq [{:keys [spec room]} (concat forms [{:spec {:type :devmap-hash}} {:spec {:type :prog-array}} {:spec {:type :sockhash :key :u32}}])
-          :let [{:keys [ops every-index?]} (rules/types (:type spec))]]
+          :let [{:keys [ops every-index]} (rules/types (:type spec))]]
     (testing spec
       (with-open [m ^Closeable (bpf/create (assoc spec :max-entries (+ 2 (long (or room 0)))))]
         (doseq [nothing [nil [] {} #{} () (map identity []) (eduction (map identity) [])]]
           (is (= 0 (bpf/put-all! m nothing)))
           (is (= {} (bpf/lookup-all m nothing)))
           (when (ops :delete!) (is (= 0 (bpf/delete-all! m nothing)))))
-        (when-not every-index?
+        (when-not every-index
           (is (= {} (into {} m) (bpf/snapshot m)))
           (is (= 0 (bpf/count-entries m)))
           (is (nil? (seq (bpf/entries m)))))

@@ -48,7 +48,7 @@
                           (.exists (io/file path))
                           (deliver found (try
                                            (with-open [m ^Closeable (bpf/open path)]
-                                             [(:frozen? (bpf/info m)) (bpf/count-entries m)])
+                                             [(:frozen (bpf/info m)) (bpf/count-entries m)])
                                            (catch Exception e e)))
                           (not (.get over)) (recur))))]
         (try

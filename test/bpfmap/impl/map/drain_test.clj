@@ -37,7 +37,7 @@
 ;; ---------------------------------------------------------------- the types
 
 (kernel-test b8-every-type-that-can-be-drained-is-here
-  (is (= (set (for [[type {:keys [ops]}] rules/types :when (and (ops :drain!) (:supported? (feature/map-type type)))] type))
+  (is (= (set (for [[type {:keys [ops]}] rules/types :when (and (ops :drain!) (:supported (feature/map-type type)))] type))
          (into #{:queue :stack :stack-trace :hash-of-maps} (map (comp :type :spec)) keyed))))
 
 (kernel-test ^{:needs [[:operation :hash :take!]]} b8-draining-takes-everything

@@ -136,7 +136,7 @@
     (doseq [type per-cpu-types]
       (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value :u64 :max-entries 2})]
         (bpf/put! m 1 1 {:cpus :all})
-        (if (:supported? (feature/element-flag :cpu))
+        (if (:supported (feature/element-flag :cpu))
           (do (bpf/put! m 1 9 {:cpu 0})
               (is (= (assoc (vec (repeat n 1)) 0 9) (m 1)))
               (bpf/put! m 0 8 {:cpu (dec n)})
@@ -150,9 +150,9 @@
             (is (= (repeat n 1) (m 1)))))))))
 
 (kernel-test e7-replacing-one-cpus-value-does-not-make-the-key-on-kernels-that-do-not-look
-  (when (:supported? (feature/element-flag :cpu))
+  (when (:supported (feature/element-flag :cpu))
     (doseq [type [:percpu-hash :lru-percpu-hash]
-            :when (false? (:supported? (feature/conditional-write type :cpu)))]
+            :when (false? (:supported (feature/conditional-write type :cpu)))]
       (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value :u64 :max-entries 2 :contents {1 (vec (repeat (count (feature/possible-cpus)) 3))}})]
         (doseq [k [1 2]]
           (let [[error message] (in-words (error-of (bpf/replace! m k 9 {:cpu 0})))]
@@ -170,7 +170,7 @@
     (doseq [[type more] [[:hash nil] [:hash {:flags #{:no-prealloc}}] [:array nil] [:percpu-hash nil] [:percpu-array nil] [:lru-hash {:max-entries 64}]
                          [:lru-percpu-hash {:max-entries 64}] [:rhash {:flags #{:no-prealloc}}]
                          [:lpm-trie {:key [:prefix :ipv4] :flags #{:no-prealloc}}]]
-            :when (:supported? (feature/map-type type))
+            :when (:supported (feature/map-type type))
             :let [per-cpu? (some? (some #{type} per-cpu-types))
                   array? (contains? #{:array :percpu-array} type)
                   [k other] (if (= :lpm-trie type) ["10.0.0.0/8" "10.0.0.0/9"] [0 1])]

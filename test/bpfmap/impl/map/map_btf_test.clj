@@ -299,4 +299,4 @@ char _license[] SEC(\"license\") = \"GPL\";
             (is (= 42 (:counter (data 0)))))
           (with-open [rodata ^Closeable (bpf/open (pin "_rodata") {:access :read-only})]
             (is (= {:greeting "hello"} (dissoc (rodata 0) :bpfmap/padding))) ; what the section holds beside its variables
-            (is (true? (:frozen? (bpf/info rodata))))))))))
+            (is (true? (:frozen (bpf/info rodata))))))))))

@@ -62,7 +62,7 @@
           (let [{:keys [exit out err]} (apply bpfmap words)]
             (is (= [1 ""] [exit out]))
             (is (str/includes? err "There is no map named"))))
-        (is (= [0 false] [(bpf/count-entries m) (:frozen? (bpf/info m))]))))))
+        (is (= [0 false] [(bpf/count-entries m) (:frozen (bpf/info m))]))))))
 
 (kernel-test the-kernel's-name-and-the-whole-name-open-a-map
   (with-open [m (created (str own "calls_per_second_total") true)]

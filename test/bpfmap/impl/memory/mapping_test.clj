@@ -86,7 +86,7 @@
       (mem/close memory))
     (testing "nobody any more"
       (is (identical? twin (bpf/freeze! twin)))
-      (is (:frozen? (bpf/info m))))
+      (is (:frozen (bpf/info m))))
     (testing "a mapping for reading is in nobody's way"
       (let [memory (bpf/memory m)]
         (is (mem/read-only? memory))

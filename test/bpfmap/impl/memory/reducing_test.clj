@@ -48,13 +48,13 @@
             swap? gen/boolean
             n (gen/elements [0 1 2 7 511 512 513 1500])
             bits (gen/vector (gen/one-of [gen/large-integer (gen/elements [-1 0 1 Long/MAX_VALUE Long/MIN_VALUE])]) n)]
-    {:size size :stride (+ size gap) :offset offset :signed? signed? :swap? (and swap? (< 1 size)) :bits bits}))
+    {:size size :stride (+ size gap) :offset offset :signed signed? :swap (and swap? (< 1 size)) :bits bits}))
 
 (defn- run-of
   "The numbers as reducing takes them, and in a vector."
-  [{:keys [size stride offset signed? swap? bits]}]
-  [(IntegerRow. (lay bits offset stride size swap?) offset stride size signed? swap?)
-   (mapv #(number-of % size signed?) bits)])
+  [{:keys [size stride offset signed swap bits]}]
+  [(IntegerRow. (lay bits offset stride size swap) offset stride size signed swap)
+   (mapv #(number-of % size signed) bits)])
 
 (defn- same?
   "Whether both functions return the same, or throw the same."
@@ -86,35 +86,35 @@
                 [(fn [acc ^long x] (if (< 600 (count acc)) (reduced [:stopped acc]) (conj acc x))) []]])))))
 
 (deftest a-part-is-reduced-from-and-to-where-it-is-asked
-  (let [[numbers expected] (run-of {:size 4 :stride 8 :offset 4 :signed? false :swap? false :bits (range 2000)})]
+  (let [[numbers expected] (run-of {:size 4 :stride 8 :offset 4 :signed false :swap false :bits (range 2000)})]
     (doseq [[from to] [[0 0] [0 1] [5 5] [511 513] [512 1024] [3 2000]]]
       (is (= (subvec expected from to) (reducing/over-integers numbers conj [] from to)))
       (is (= (reduce + (subvec expected from to)) (reducing/over-integers numbers + 0 from to))))))
 
 (deftest sums-are-exact-where-machine-words-overflow
   (testing "unsigned numbers above 2^63-1 are added as they are"
-    (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed? false :swap? false :bits [-1 -1 1]})]
+    (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed false :swap false :bits [-1 -1 1]})]
       (is (= 36893488147419103231N (reducing/over-integers numbers + 0 0 3)))))
   (testing "longs that overflow throw, as + does"
-    (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed? true :swap? false :bits [Long/MAX_VALUE 1]})]
+    (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false :bits [Long/MAX_VALUE 1]})]
       (is (thrown? ArithmeticException (reducing/over-integers numbers + 0 0 2)))
       (is (= 9223372036854775808N (reducing/over-integers numbers + 0N 0 2))))
-    (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed? true :swap? false :bits (repeat 512 (bit-shift-left 1 54))})]
+    (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false :bits (repeat 512 (bit-shift-left 1 54))})]
       (is (thrown? ArithmeticException (reducing/over-integers numbers + 0 0 512)))))
   (testing "just below, they do not"
     (let [big (dec (bit-shift-left 1 52))]
       (doseq [x [big (- big)]]
-        (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed? true :swap? false :bits (repeat 1000 x)})]
+        (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false :bits (repeat 1000 x)})]
           (is (= (* 1000 x) (reducing/over-integers numbers + 0 0 1000)))
           (is (= (+ 7 (* 1000 x)) (reducing/over-integers numbers + 7 0 1000))))))))
 
 (deftest a-function-of-longs-refuses-what-is-no-long
-  (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed? false :swap? false :bits [1 -1]})]
+  (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed false :swap false :bits [1 -1]})]
     (is (thrown-with-msg? IllegalArgumentException #"out of range for long: 18446744073709551615"
                           (reducing/over-integers numbers (fn ^long [^long acc ^long x] (+ acc x)) 0 0 2)))))
 
 (deftest a-function-of-longs-with-an-init-that-is-none-is-called-as-any-other
-  (let [[numbers expected] (run-of {:size 4 :stride 4 :offset 0 :signed? true :swap? false :bits (range 10)})
+  (let [[numbers expected] (run-of {:size 4 :stride 4 :offset 0 :signed true :swap false :bits (range 10)})
         f (fn ^long [^long acc ^long x] (+ acc x))]
     (is (= (reduce f 1.0 expected) (reducing/over-integers numbers f 1.0 0 10)))))
 
@@ -145,13 +145,13 @@
 
 (deftest blocks-read-numbers-of-every-width-sign-and-order
   (holds
-   (prop/for-all [{:keys [size stride offset signed? swap? bits] :as layout} layout]
+   (prop/for-all [{:keys [size stride offset signed swap bits] :as layout} layout]
      (let [[_ expected] (run-of layout)
            n (count bits)
            out (long-array (+ n 4) -7)]
-       (Blocks/longs (lay bits offset stride size swap?) offset stride size signed? swap? out 2 n)
+       (Blocks/longs (lay bits offset stride size swap) offset stride size signed swap out 2 n)
        (and (= [-7 -7] (take 2 out) (drop (+ 2 n) out))
-            (= expected (map #(if (and (= 8 size) (not signed?)) (scalar/unsigned %) %) (take n (drop 2 out)))))))))
+            (= expected (map #(if (and (= 8 size) (not signed)) (scalar/unsigned %) %) (take n (drop 2 out)))))))))
 
 (deftest blocks-know-which-numbers-add-up-without-overflow
   (doseq [[sum signed? numbers] [[(dec (bit-shift-left 1 52)) true [0 1 -1 (dec (bit-shift-left 1 52)) -7 7]]

@@ -103,9 +103,9 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
 
 (def ^:private records
   "BTF of a section: `int a` at 0, `long b[2]` at 8, `char c[8]` at 24."
-  [{:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed? true :char? false :bool? false}       ; 1
-   {:kind :int :name "long" :size 8 :bits 64 :offset 0 :signed? true :char? false :bool? false}      ; 2
-   {:kind :int :name "char" :size 1 :bits 8 :offset 0 :signed? true :char? false :bool? false}        ; 3
+  [{:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed true :char false :bool false}       ; 1
+   {:kind :int :name "long" :size 8 :bits 64 :offset 0 :signed true :char false :bool false}      ; 2
+   {:kind :int :name "char" :size 1 :bits 8 :offset 0 :signed true :char false :bool false}        ; 3
    {:kind :array :element 2 :index 1 :count 2}                                                        ; 4
    {:kind :array :element 3 :index 1 :count 8}                                                        ; 5
    {:kind :var :name "a" :type 1 :linkage :global}                                                    ; 6

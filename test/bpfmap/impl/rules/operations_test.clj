@@ -17,7 +17,7 @@
 (kernel-test every-type-of-the-table-is-here-and-those-newer-than-the-kernel-are-refused-with-their-release
   (is (= (set (keys rules/types)) (into uses/left-out (map (comp :type :spec)) uses)))
   (doseq [{:keys [spec] :as use} uses]
-    (if (:supported? (feature/map-type (:type spec)))
+    (if (:supported (feature/map-type (:type spec)))
       (is (bpf-map/bpf-map? (doto (bpf/create spec) (bpf/close))) (str spec))
       (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/create spec))]
         (is (= :not-supported error))
@@ -35,8 +35,8 @@
 (defn- slots?
   "Whether next-key goes through all indices, filled or not."
   [{:keys [spec] :as use}]
-  (let [{:keys [every-index? index?]} (row-of use)]
-    (or every-index? (and index? (not= :stack-trace (:type spec))))))
+  (let [{:keys [every-index index?]} (row-of use)]
+    (or every-index (and index? (not= :stack-trace (:type spec))))))
 
 (def ^:private granted
   "What each operation must do: `(check m use)`, of a map in which the first value is under the first key."
@@ -54,7 +54,7 @@
              (is (= 1 (bpf/put-all! m [[k v]])))
              (there m use k v))
      :insert! (fn [m {[k k2] :keys [v v2] :values :as use}]
-                (let [every? (boolean (:every-index? (row-of use)))]
+                (let [every? (boolean (:every-index (row-of use)))]
                   (is (false? (bpf/insert! m k v2)))
                   (there m use k v)
                   (is (= (not every?) (bpf/insert! m k2 v2)))
@@ -63,8 +63,8 @@
                  (is (true? (bpf/replace! m k v2)))
                  (there m use k v2)
                  (when k2
-                   (is (= (boolean (:every-index? (row-of use))) (bpf/replace! m k2 v2)))
-                   (when-not (:every-index? (row-of use)) (gone m use k2))))
+                   (is (= (boolean (:every-index (row-of use))) (bpf/replace! m k2 v2)))
+                   (when-not (:every-index (row-of use)) (gone m use k2))))
      :delete! (fn [m {[k k2] :keys :keys [spec none] :as use}]
                 (is (true? (bpf/delete! m k)))
                 (gone m use k)
@@ -80,7 +80,7 @@
                (is (same? v (bpf/lookup m k)))
                (is (= [(bpf/lookup m k) (m k) (get m k)] (repeat 3 (bpf/lookup m k ::gone))))
                (is (true? (bpf/has-key? m k)))
-               (when (and k2 (not (:every-index? (row-of use)))) (gone m use k2))
+               (when (and k2 (not (:every-index (row-of use)))) (gone m use k2))
                (when none (gone m use none))
                (is (= {k (bpf/lookup m k)} (bpf/lookup-all m (cond-> [k] none (conj none))))))
      :next-key (fn [m {[k] :keys :as use}]
@@ -89,7 +89,7 @@
      :reduce (fn [m {[k] :keys [v] :values :keys [same? spec] :as use}]
                (let [all (into {} m)]
                  (is (same? v (all k)))
-                 (is (= (if (:every-index? (row-of use)) (:max-entries spec) 1) (count all)))
+                 (is (= (if (:every-index (row-of use)) (:max-entries spec) 1) (count all)))
                  (is (= all (bpf/snapshot m) (into {} (bpf/entries m)) (reduce-kv assoc {} m) (into {} (seq m))))
                  (is (= (count all) (bpf/count-entries m)))))
      :drain! (fn [m {[k] :keys [v] :values :keys [same?] :as use}]

@@ -256,21 +256,21 @@
 
 (kernel-test s1-maps-of-maps-need-a-map-to-hold-and-hold-those-that-the-row-says
   (doseq [{:keys [spec] :as use} uses :when (here? use)
-          :let [{:keys [inner? not-inside?]} (row-of use)
+          :let [{:keys [inner? not-inside]} (row-of use)
                 outer {:type :array-of-maps :key-size 4 :value-size 4 :max-entries 1 :flags #{} :name nil}]]
     (testing spec
       (is (= (boolean inner?) (not= :ok (raw-create (bare use)))) "without an inner map")
-      (is (= (if not-inside? #{:EINVAL :ENOTSUPP} #{:ok})
-             (conj (if not-inside? #{:EINVAL :ENOTSUPP} #{})
+      (is (= (if not-inside #{:EINVAL :ENOTSUPP} #{:ok})
+             (conj (if not-inside #{:EINVAL :ENOTSUPP} #{})
                    (try-spec use (bare use) #(raw-create (assoc outer :inner-map %))))))
-      (if not-inside?
+      (if not-inside
         (is (str/includes? (:message (error-of (bpf/create {:type :array-of-maps :max-entries 1 :inner-map spec})))
                            (str "a map cannot hold " (:type spec) " maps")))
         (is (nil? (bpf/close (bpf/create {:type :array-of-maps :max-entries 1 :inner-map spec}))))))))
 
 (kernel-test s10-a-full-map-and-an-index-beyond-the-end-are-refused-as-the-row-says
   (doseq [{:keys [spec fill] :as use} uses
-          :let [{:keys [full index? every-index? ops]} (row-of use)]
+          :let [{:keys [full index? every-index ops]} (row-of use)]
           :when (and (here? use) full (some ops [:put! :push!]))]
     (testing spec
       (used (assoc-in use [:spec :max-entries] 1)
@@ -283,6 +283,6 @@
                                      (let [{:bpfmap/keys [error errno]} (error-of (bpf/push! m v2))]
                                        (is (= [:map-full true] [error (contains? full errno)]))))
                                  (dotimes [_ 10] (bpf/push! m v)))
-                  (or index? every-index?) (is (= [:out-of-range true] (refused)))
+                  (or index? every-index) (is (= [:out-of-range true] (refused)))
                   (empty? full) (dotimes [i 5000] (bpf/put! m i v2))
                   :else (is (= [:map-full true] (refused))))))))))
