@@ -48,36 +48,38 @@
   `(let [bytes# (least ~expected (fn [^long n#] (dotimes [_# n#] ~form)))]
      (is (as-expected? ~(double expected) bytes#) (str ~(pr-str form) ": " bytes# " bytes"))))
 
-(kernel-test ^{:needs [[:jvm :c2]]} raw-element-operations-allocate-nothing
-  (doseq [[type size] {:hash 8 :percpu-hash (* 8 (count (bpf-map/cpus-of (bpf/create {:type :percpu-hash :key :u32 :value :u64
-                                                                                       :max-entries 1}))))}]
-    (with-open [m ^Closeable (bpf/create {:type type :key-size 4 :value-size 8 :max-entries 64})]
-      (let [^Fd fd (bpf-map/descriptor m)
-            elements (Elements. fd 4 size)
-            k (byte-array [1 0 0 0])
-            missing (byte-array [2 0 0 0])
-            v (byte-array size)]
-        (testing (str type ", with byte arrays")
-          (allocates 0 (.update elements k v Abi/BPF_ANY))
-          (allocates 0 (.lookup elements k v Abi/BPF_ANY))
-          (allocates 0 (.lookup elements missing v Abi/BPF_ANY))
-          (allocates 0 (do (.lookupAndDelete elements k v Abi/BPF_ANY) (.update elements k v Abi/BPF_ANY)))
-          (allocates 0 (do (.delete elements k) (.delete elements k) (.update elements k v Abi/BPF_ANY))))
-        (testing (str type ", in place")
-          (let [^CallBuffer s (.take elements)]
-            (allocates 0 (.update elements s Abi/BPF_ANY))
-            (allocates 0 (.lookup elements s Abi/BPF_ANY))
-            (allocates 0 (do (.nextKey elements s true) (.nextKey elements s false)))
-            (allocates 0 (do (.delete elements s) (.update elements s Abi/BPF_ANY)))
-            (.give s)))))))
+(kernel-test ^{:needs [[:jvm :c2]]} raw-operations
+  (testing "raw element operations allocate nothing"
+    (doseq [[type size] {:hash 8 :percpu-hash (* 8 (count (bpf-map/cpus-of (bpf/create {:type :percpu-hash :key :u32 :value :u64
+                                                                                         :max-entries 1}))))}]
+      (with-open [m ^Closeable (bpf/create {:type type :key-size 4 :value-size 8 :max-entries 64})]
+        (let [^Fd fd (bpf-map/descriptor m)
+              elements (Elements. fd 4 size)
+              k (byte-array [1 0 0 0])
+              missing (byte-array [2 0 0 0])
+              v (byte-array size)]
+          (testing (str type ", with byte arrays")
+            (allocates 0 (.update elements k v Abi/BPF_ANY))
+            (allocates 0 (.lookup elements k v Abi/BPF_ANY))
+            (allocates 0 (.lookup elements missing v Abi/BPF_ANY))
+            (allocates 0 (do (.lookupAndDelete elements k v Abi/BPF_ANY) (.update elements k v Abi/BPF_ANY)))
+            (allocates 0 (do (.delete elements k) (.delete elements k) (.update elements k v Abi/BPF_ANY))))
+          (testing (str type ", in place")
+            (let [^CallBuffer s (.take elements)]
+              (allocates 0 (.update elements s Abi/BPF_ANY))
+              (allocates 0 (.lookup elements s Abi/BPF_ANY))
+              (allocates 0 (do (.nextKey elements s true) (.nextKey elements s false)))
+              (allocates 0 (do (.delete elements s) (.update elements s Abi/BPF_ANY)))
+              (.give s))))))))
 
-(kernel-test ^{:needs [[:jvm :c2]]} typed-operations-allocate-what-they-return-and-no-more
-  (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 64})]
-    (let [k (identity 100000) v (identity 1000000)] ; too large for the JVM's cache of small numbers
-      (allocates 0 (bpf/put! m k v))
-      (allocates 24 (bpf/lookup m k)) ; a Long
-      (allocates 0 (bpf/lookup m 7))
-      (allocates 0 (do (bpf/delete! m k) (bpf/insert! m k v))))))
+(kernel-test ^{:needs [[:jvm :c2]]} typed-ops-allocation
+  (testing "typed element operations allocate only what they return"
+    (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 64})]
+      (let [k (identity 100000) v (identity 1000000)] ; too large for the JVM's cache of small numbers
+        (allocates 0 (bpf/put! m k v))
+        (allocates 24 (bpf/lookup m k)) ; a Long
+        (allocates 0 (bpf/lookup m 7))
+        (allocates 0 (do (bpf/delete! m k) (bpf/insert! m k v)))))))
 
 ;; --- a million entries in a small heap
 
@@ -100,14 +102,15 @@
        "    (println (read-all) (read-all) (bpf/count-entries m))"
        "    (println @most)))"))
 
-(kernel-test a-million-entries-are-reduced-in-a-heap-of-64-mb-and-native-memory-bounded-by-the-chunk
-  (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 1000000})]
-    (doseq [part (partition-all 100000 (range 1000000))]
-      (bpf/put-all! m (map (fn [k] [k k]) part)))
-    (let [{:keys [exit out err]} (fixture/run [(str (System/getProperty "java.home") "/bin/java")
-                                               "--enable-native-access=ALL-UNNAMED" "-Xmx64m" "-XX:NativeMemoryTracking=summary"
-                                               (str "-Dmap=" (:id (bpf/info m)))
-                                               "-cp" (System/getProperty "java.class.path") "clojure.main" "-e" reading-a-million])
-          [counts most] (take-last 2 (str/split-lines out))]
-      (is (= [0 "" "1000000 1000000 1000000"] [exit err counts]))
-      (is (< (parse-long most) (* 512 1024)) "a chunk and what opening the map took, of 12 MB that the entries have"))))
+(kernel-test million-entry-reduce
+  (testing "reduces a million entries in a 64 MB heap, with native memory bounded by the chunk"
+    (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 1000000})]
+      (doseq [part (partition-all 100000 (range 1000000))]
+        (bpf/put-all! m (map (fn [k] [k k]) part)))
+      (let [{:keys [exit out err]} (fixture/run [(str (System/getProperty "java.home") "/bin/java")
+                                                 "--enable-native-access=ALL-UNNAMED" "-Xmx64m" "-XX:NativeMemoryTracking=summary"
+                                                 (str "-Dmap=" (:id (bpf/info m)))
+                                                 "-cp" (System/getProperty "java.class.path") "clojure.main" "-e" reading-a-million])
+            [counts most] (take-last 2 (str/split-lines out))]
+        (is (= [0 "" "1000000 1000000 1000000"] [exit err counts]))
+        (is (< (parse-long most) (* 512 1024)) "a chunk and what opening the map took, of 12 MB that the entries have")))))

@@ -4,7 +4,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.prog :as prog]
-            [clojure.test :refer [is]])
+            [clojure.test :refer [is testing]])
   (:import (clojure.lang ExceptionInfo)
            (java.io Closeable)))
 
@@ -31,25 +31,26 @@
              (catch Throwable e e)))
          20000 :hang))
 
-(kernel-test no-arguments-are-answered-with-anything-but-data
-  (with-open [m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4})
-              p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
-    (let [before (fixture/settled-descriptors)
-          odd [nil 7 -1 1e9 12345678901234567890N 1/2 "x" "" :hash 'y \c true [] [1] [nil] [[:exit]] {} {:type :hash} {1 2}
-               (sorted-map "a" 1) #{} #{1} (Object.) (byte-array 3) (range 3) identity m p
-               (btf/parse (:bytes (btf/->btf [:u32] nil)))]
-          random (java.util.Random. 11)]
-      (doseq [ns namespaces
-              [sym v] (do (require ns) (ns-publics ns))
-              :when (and (fn? @v) (not (re-matches not-called (str sym)))
-                         (or (not= 'bpfmap.impl.codec ns) (#{'codec 'key-codec} sym)))
-              arglist (:arglists (meta v))
-              args (case (count arglist)
-                     0 [[]]
-                     1 (map vector odd)
-                     2 (for [a odd b odd] [a b])
-                     (repeatedly 300 (fn [] (vec (repeatedly (count arglist) #(nth odd (.nextInt random (count odd))))))))
-              :let [outcome (outcome @v args)]]
-        (when-not (#{:answer :error} outcome)
-          (is (= :answer outcome) (str sym " " (pr-str args)))))
-      (is (= before (fixture/open-descriptors))))))
+(kernel-test odd-arguments-as-data
+  (testing "every public function returns or throws data for any odd argument"
+    (with-open [m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4})
+                p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+      (let [before (fixture/settled-descriptors)
+            odd [nil 7 -1 1e9 12345678901234567890N 1/2 "x" "" :hash 'y \c true [] [1] [nil] [[:exit]] {} {:type :hash} {1 2}
+                 (sorted-map "a" 1) #{} #{1} (Object.) (byte-array 3) (range 3) identity m p
+                 (btf/parse (:bytes (btf/->btf [:u32] nil)))]
+            random (java.util.Random. 11)]
+        (doseq [ns namespaces
+                [sym v] (do (require ns) (ns-publics ns))
+                :when (and (fn? @v) (not (re-matches not-called (str sym)))
+                           (or (not= 'bpfmap.impl.codec ns) (#{'codec 'key-codec} sym)))
+                arglist (:arglists (meta v))
+                args (case (count arglist)
+                       0 [[]]
+                       1 (map vector odd)
+                       2 (for [a odd b odd] [a b])
+                       (repeatedly 300 (fn [] (vec (repeatedly (count arglist) #(nth odd (.nextInt random (count odd))))))))
+                :let [outcome (outcome @v args)]]
+          (when-not (#{:answer :error} outcome)
+            (is (= :answer outcome) (str sym " " (pr-str args)))))
+        (is (= before (fixture/open-descriptors)))))))

@@ -5,7 +5,7 @@
             [bpfmap.fixture :as fixture]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [deftest is]]
+            [clojure.test :refer [deftest is testing]]
             [clojure.test.check.generators :as gen])
   (:import (java.io ByteArrayOutputStream File)
            (java.nio ByteBuffer ByteOrder)
@@ -100,45 +100,47 @@
   "What LLVM 14 emits when it compiles, but cannot read as text. LLVM 19 reads everything."
   #"st(b|h|w|dw)|mod.*|jset.*|atomic-(fetch|xchg|cmpxchg).*")
 
-(deftest llvm-gives-the-same-bytes
-  (doseq [[target options] {"bpfel" little "bpfeb" big}
-          :let [insns (for [mnemonic (sort (keys asm/mnemonics))
-                            seed (range 30)
-                            :let [insn (gen/generate (instruction-of mnemonic) 30 seed)]
-                            :when (llvm-text insn)]
-                        insn)
-                first-try (llvm-assemble target (map llvm-text insns))
-                unread (map (vec insns) (sort (:bad-lines first-try)))
-                insns (remove (set unread) insns)
-                theirs (when first-try (llvm-assemble target (map llvm-text insns)))]]
-    (cond
-      (nil? first-try)
-      (fixture/skip! (str "no clang or llvm-mc to compare with, " target))
-      (= #{} (:bad-lines first-try))
-      (fixture/skip! (str "the LLVM here does not work for " target ": " (first (str/split-lines (:err first-try)))))
-      (nil? (:bytes theirs))
-      (is (= "assembled" (:err theirs)))
-      :else
-      (let [buffer (ByteBuffer/wrap (:bytes theirs))]
-        (when (seq unread)
-          (fixture/skip! (str "the LLVM here is too old to read " (count (distinct (map first unread)))
-                              " of the mnemonics, target " target)))
-        (is (= [] (remove #(re-matches newer-notation (name (first %))) unread)))
-        (doseq [insn insns
-                :let [mine (alone insn options)
-                      their (byte-array (alength mine))]]
-          (.get buffer their)
-          (is (= (hex their) (hex mine)) (str insn " is " (llvm-text insn))))
-        (is (zero? (.remaining buffer)))))))
+(deftest same-bytes-as-llvm
+  (testing "assembles to the same bytes as llvm-mc"
+    (doseq [[target options] {"bpfel" little "bpfeb" big}
+            :let [insns (for [mnemonic (sort (keys asm/mnemonics))
+                              seed (range 30)
+                              :let [insn (gen/generate (instruction-of mnemonic) 30 seed)]
+                              :when (llvm-text insn)]
+                          insn)
+                  first-try (llvm-assemble target (map llvm-text insns))
+                  unread (map (vec insns) (sort (:bad-lines first-try)))
+                  insns (remove (set unread) insns)
+                  theirs (when first-try (llvm-assemble target (map llvm-text insns)))]]
+      (cond
+        (nil? first-try)
+        (fixture/skip! (str "no clang or llvm-mc to compare with, " target))
+        (= #{} (:bad-lines first-try))
+        (fixture/skip! (str "the LLVM here does not work for " target ": " (first (str/split-lines (:err first-try)))))
+        (nil? (:bytes theirs))
+        (is (= "assembled" (:err theirs)))
+        :else
+        (let [buffer (ByteBuffer/wrap (:bytes theirs))]
+          (when (seq unread)
+            (fixture/skip! (str "the LLVM here is too old to read " (count (distinct (map first unread)))
+                                " of the mnemonics, target " target)))
+          (is (= [] (remove #(re-matches newer-notation (name (first %))) unread)))
+          (doseq [insn insns
+                  :let [mine (alone insn options)
+                        their (byte-array (alength mine))]]
+            (.get buffer their)
+            (is (= (hex their) (hex mine)) (str insn " is " (llvm-text insn))))
+          (is (zero? (.remaining buffer))))))))
 
-(deftest helpers-have-the-numbers-of-the-kernels-header
-  (is (= 211 (count asm/helpers) (apply max (vals asm/helpers))))
-  (is (= [1 2 3 181 211] (map asm/helpers [:map-lookup-elem :map-update-elem :map-delete-elem :loop
-                                           :cgrp-storage-delete])))
-  (let [{:keys [exit out]} (some #(run [% "-E" "-P" "-"] "#include <linux/bpf.h>\n") ["cc" "clang"])
-        [_ body] (when (= 0 exit) (re-find #"(?s)enum\s+bpf_func_id\s*\{(.*?)\}" out))]
-    (if-not body
-      (fixture/skip! "no C preprocessor with <linux/bpf.h> to compare the helpers with")
-      (doseq [[i [_ helper number]] (map-indexed vector (re-seq #"\bBPF_FUNC_(\w+)(?:\s*=\s*(\d+))?" body))
-              :when (not (#{"unspec"} helper))]
-        (is (= (if number (parse-long number) i) (asm/helpers (keyword (str/replace helper "_" "-")))) helper)))))
+(deftest helper-numbers
+  (testing "helpers have the numbers of the kernel header"
+    (is (= 211 (count asm/helpers) (apply max (vals asm/helpers))))
+    (is (= [1 2 3 181 211] (map asm/helpers [:map-lookup-elem :map-update-elem :map-delete-elem :loop
+                                             :cgrp-storage-delete])))
+    (let [{:keys [exit out]} (some #(run [% "-E" "-P" "-"] "#include <linux/bpf.h>\n") ["cc" "clang"])
+          [_ body] (when (= 0 exit) (re-find #"(?s)enum\s+bpf_func_id\s*\{(.*?)\}" out))]
+      (if-not body
+        (fixture/skip! "no C preprocessor with <linux/bpf.h> to compare the helpers with")
+        (doseq [[i [_ helper number]] (map-indexed vector (re-seq #"\bBPF_FUNC_(\w+)(?:\s*=\s*(\d+))?" body))
+                :when (not (#{"unspec"} helper))]
+          (is (= (if number (parse-long number) i) (asm/helpers (keyword (str/replace helper "_" "-")))) helper))))))

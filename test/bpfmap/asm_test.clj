@@ -54,215 +54,226 @@
   {:to :r1 :left :r1 :right :r2 :fetched :r2 :source 1 :immediate 1 :memory-from [:r1 0] :memory-to [:r1 0]
    :wide 1 :map :a-map :map-offset 0 :target 0 :helper 1})
 
-(deftest every-mnemonic-has-its-opcode
-  (is (= {:code 0xb7 :operands [:to :source] :immediate :signed32} (asm/mnemonics :mov64)))
-  (is (= (set (keys opcodes)) (set (keys asm/mnemonics))))
-  (doseq [[mnemonic [with-immediate with-register]] opcodes
-          :let [opcode (fn [operands]
-                         (bit-and 0xff (aget (alone (into [mnemonic] operands) little) 0)))
-                kinds (get-in asm/mnemonics [mnemonic :operands])]]
-    (is (= with-immediate (opcode (map plain-operand kinds))) mnemonic)
-    (when with-register
-      (is (= with-register (opcode (map (assoc plain-operand :source :r3) kinds))) mnemonic))))
+(deftest mnemonic-opcodes
+  (testing "every mnemonic has its opcode"
+    (is (= {:code 0xb7 :operands [:to :source] :immediate :signed32} (asm/mnemonics :mov64)))
+    (is (= (set (keys opcodes)) (set (keys asm/mnemonics))))
+    (doseq [[mnemonic [with-immediate with-register]] opcodes
+            :let [opcode (fn [operands]
+                           (bit-and 0xff (aget (alone (into [mnemonic] operands) little) 0)))
+                  kinds (get-in asm/mnemonics [mnemonic :operands])]]
+      (is (= with-immediate (opcode (map plain-operand kinds))) mnemonic)
+      (when with-register
+        (is (= with-register (opcode (map (assoc plain-operand :source :r3) kinds))) mnemonic)))))
 
-(deftest fields-are-where-the-standard-puts-them
-  (are [insn expected] (= expected (hex (alone insn little)))
-    [:mov64 :r1 5]                       "b701000005000000"
-    [:mov64 :r1 :r2]                     "bf21000000000000"
-    [:mov64 :r9 :r10]                    "bfa9000000000000"
-    [:mov64 :r0 -1]                      "b7000000ffffffff"
-    [:neg32 :r7]                         "8407000000000000"
-    [:be16 :r1]                          "dc01000010000000"
-    [:le64 :r1]                          "d401000040000000"
-    [:lddw :r1 0x1122334455667788]       "18010000887766550000000044332211"
-    [:lddw :r1 -1]                       "18010000ffffffff00000000ffffffff"
-    [:lddw :r1 0xffffffffffffffff]       "18010000ffffffff00000000ffffffff"
-    [:lddw :r1 0xffffffff]               "18010000ffffffff0000000000000000"
-    [:ldxb :r1 [:r2 4]]                  "7121040000000000"
-    [:ldxdw :r0 [:r10 -8]]               "79a0f8ff00000000"
-    [:stxdw [:r10 -8] :r1]               "7b1af8ff00000000"
-    [:stw [:r10 -4] 7]                   "620afcff07000000"
-    [:stb [:r10 -1] 255]                 "720affffff000000"
-    [:atomic-add64 [:r0 8] :r1]          "db10080000000000"
-    [:atomic-or64 [:r0 0] :r1]           "db10000040000000"
-    [:atomic-and32 [:r0 0] :r1]          "c310000050000000"
-    [:atomic-xor64 [:r0 0] :r1]          "db100000a0000000"
-    [:atomic-fetch-add64 [:r0 0] :r1]    "db10000001000000"
-    [:atomic-fetch-xor32 [:r0 0] :r1]    "c3100000a1000000"
-    [:atomic-xchg64 [:r0 0] :r1]         "db100000e1000000"
-    [:atomic-cmpxchg64 [:r2 0] :r1]      "db120000f1000000"
-    [:jeq :r1 5 2]                       "1501020005000000"
-    [:jsgt32 :r1 :r2 -1]                 "6e21ffff00000000"
-    [:ja 3]                              "0500030000000000"
-    [:call :map-lookup-elem]             "8500000001000000"
-    [:call 181]                          "85000000b5000000"
-    [:exit]                              "9500000000000000"))
+(deftest instruction-fields
+  (testing "encodes each field where the BPF standard puts it"
+    (are [insn expected] (= expected (hex (alone insn little)))
+      [:mov64 :r1 5]                       "b701000005000000"
+      [:mov64 :r1 :r2]                     "bf21000000000000"
+      [:mov64 :r9 :r10]                    "bfa9000000000000"
+      [:mov64 :r0 -1]                      "b7000000ffffffff"
+      [:neg32 :r7]                         "8407000000000000"
+      [:be16 :r1]                          "dc01000010000000"
+      [:le64 :r1]                          "d401000040000000"
+      [:lddw :r1 0x1122334455667788]       "18010000887766550000000044332211"
+      [:lddw :r1 -1]                       "18010000ffffffff00000000ffffffff"
+      [:lddw :r1 0xffffffffffffffff]       "18010000ffffffff00000000ffffffff"
+      [:lddw :r1 0xffffffff]               "18010000ffffffff0000000000000000"
+      [:ldxb :r1 [:r2 4]]                  "7121040000000000"
+      [:ldxdw :r0 [:r10 -8]]               "79a0f8ff00000000"
+      [:stxdw [:r10 -8] :r1]               "7b1af8ff00000000"
+      [:stw [:r10 -4] 7]                   "620afcff07000000"
+      [:stb [:r10 -1] 255]                 "720affffff000000"
+      [:atomic-add64 [:r0 8] :r1]          "db10080000000000"
+      [:atomic-or64 [:r0 0] :r1]           "db10000040000000"
+      [:atomic-and32 [:r0 0] :r1]          "c310000050000000"
+      [:atomic-xor64 [:r0 0] :r1]          "db100000a0000000"
+      [:atomic-fetch-add64 [:r0 0] :r1]    "db10000001000000"
+      [:atomic-fetch-xor32 [:r0 0] :r1]    "c3100000a1000000"
+      [:atomic-xchg64 [:r0 0] :r1]         "db100000e1000000"
+      [:atomic-cmpxchg64 [:r2 0] :r1]      "db120000f1000000"
+      [:jeq :r1 5 2]                       "1501020005000000"
+      [:jsgt32 :r1 :r2 -1]                 "6e21ffff00000000"
+      [:ja 3]                              "0500030000000000"
+      [:call :map-lookup-elem]             "8500000001000000"
+      [:call 181]                          "85000000b5000000"
+      [:exit]                              "9500000000000000")))
 
-(deftest big-endian-turns-bytes-and-registers-around
-  (are [insn expected] (= expected (hex (alone insn big)))
-    [:mov64 :r1 :r2]               "bf12000000000000"
-    [:stw [:r10 -4] 7]             "62a0fffc00000007"
-    [:lddw :r1 0x1122334455667788] "18100000556677880000000011223344"))
+(deftest big-endian-encoding
+  (testing "big-endian encoding reverses the bytes and swaps the registers"
+    (are [insn expected] (= expected (hex (alone insn big)))
+      [:mov64 :r1 :r2]               "bf12000000000000"
+      [:stw [:r10 -4] 7]             "62a0fffc00000007"
+      [:lddw :r1 0x1122334455667788] "18100000556677880000000011223344")))
 
-(deftest bytes-are-in-the-order-of-this-machine-unless-told
-  (is (= (assembled [[:stw [:r10 -4] 7]] nil)
-         (assembled [[:stw [:r10 -4] 7]] {:byte-order (ByteOrder/nativeOrder)})))
-  (is (= [-73 0 0 0 2 0 0 0 -107 0 0 0 0 0 0 0]
-         (vec (:bytes (asm/assemble [[:mov64 :r0 2] [:exit]] little))))))
+(deftest default-byte-order
+  (testing "uses the byte order of this machine by default"
+    (is (= (assembled [[:stw [:r10 -4] 7]] nil)
+           (assembled [[:stw [:r10 -4] 7]] {:byte-order (ByteOrder/nativeOrder)})))
+    (is (= [-73 0 0 0 2 0 0 0 -107 0 0 0 0 0 0 0]
+           (vec (:bytes (asm/assemble [[:mov64 :r0 2] [:exit]] little)))))))
 
-(deftest an-unsigned-immediate-is-taken-where-it-means-the-same-bits
-  (are [unsigned signed] (= (assembled [unsigned]) (assembled [signed]))
-    [:mov32 :r1 0xffffffff]    [:mov32 :r1 -1]
-    [:stw [:r10 -4] 0x80000000] [:stw [:r10 -4] -0x80000000]
-    [:lddw :r1 0x8000000000000000] [:lddw :r1 Long/MIN_VALUE]
-    [:mov64 :r1 (biginteger 7)] [:mov64 :r1 (short 7)])
-  (is (= (hex (alone [:jne32 :r1 0xfffffffe 0] little)) (hex (alone [:jne32 :r1 -2 0] little)))))
+(deftest unsigned-immediates
+  (testing "accepts an unsigned immediate if it has the same bits as the signed one"
+    (are [unsigned signed] (= (assembled [unsigned]) (assembled [signed]))
+      [:mov32 :r1 0xffffffff]    [:mov32 :r1 -1]
+      [:stw [:r10 -4] 0x80000000] [:stw [:r10 -4] -0x80000000]
+      [:lddw :r1 0x8000000000000000] [:lddw :r1 Long/MIN_VALUE]
+      [:mov64 :r1 (biginteger 7)] [:mov64 :r1 (short 7)])
+    (is (= (hex (alone [:jne32 :r1 0xfffffffe 0] little)) (hex (alone [:jne32 :r1 -2 0] little))))))
 
 ;; ---------------------------------------------------------------- maps, labels, nesting
 
-(deftest a-map-leaves-a-relocation-for-its-descriptor
-  (let [counts (Object.)
-        {:keys [bytes relocations]} (asm/assemble [[:mov64 :r0 0]
-                                                   [:lddw :r1 counts]
-                                                   [:ld-map-value :r2 counts 16]
-                                                   [:exit]])]
-    (is (= [{:slot 1 :kind :map-fd :ref counts}
-            {:slot 3 :kind :map-value :ref counts}]
-           relocations))
-    (testing "and the instruction says what the number will be"
-      (is (= (str "b700000000000000"
-                  "1811000000000000" "0000000000000000"
-                  "1822000000000000" "0000000010000000"
-                  "9500000000000000")
-             (assembled [[:mov64 :r0 0] [:lddw :r1 counts] [:ld-map-value :r2 counts 16] [:exit]]))))
-    (testing "which is patched in, and nothing else"
-      (let [before (aclone ^bytes bytes)
-            after (asm/patch-map-fd! bytes 3 77)]
-        (is (identical? bytes after))
-        (is (= 77 (-> (ByteBuffer/wrap after) (.order (ByteOrder/nativeOrder)) (.getInt 28))))
-        (is (Arrays/equals before (asm/patch-map-fd! (aclone after) 3 0)))))))
+(deftest map-leaves-relocation
+  (testing "a map reference leaves a relocation for its descriptor"
+    (let [counts (Object.)
+          {:keys [bytes relocations]} (asm/assemble [[:mov64 :r0 0]
+                                                     [:lddw :r1 counts]
+                                                     [:ld-map-value :r2 counts 16]
+                                                     [:exit]])]
+      (is (= [{:slot 1 :kind :map-fd :ref counts}
+              {:slot 3 :kind :map-value :ref counts}]
+             relocations))
+      (testing "and the instruction says what the number will be"
+        (is (= (str "b700000000000000"
+                    "1811000000000000" "0000000000000000"
+                    "1822000000000000" "0000000010000000"
+                    "9500000000000000")
+               (assembled [[:mov64 :r0 0] [:lddw :r1 counts] [:ld-map-value :r2 counts 16] [:exit]]))))
+      (testing "which is patched in, and nothing else"
+        (let [before (aclone ^bytes bytes)
+              after (asm/patch-map-fd! bytes 3 77)]
+          (is (identical? bytes after))
+          (is (= 77 (-> (ByteBuffer/wrap after) (.order (ByteOrder/nativeOrder)) (.getInt 28))))
+          (is (Arrays/equals before (asm/patch-map-fd! (aclone after) 3 0))))))))
 
-(deftest labels-stand-for-the-instruction-that-follows
-  (is (= (assembled [[:jeq :r1 0 3] [:lddw :r0 1] [:ja -4] [:exit]])
-         (assembled [:again [:jeq :r1 0 :done] [:lddw :r0 1] [:ja :again] :done [:exit]])))
-  (testing "several may share one"
-    (is (= (assembled [[:ja 0] [:exit]])
-           (assembled [[:ja :a] :b :a [:exit]])))))
+(deftest labels-name-next-insn
+  (testing "a label stands for the instruction that follows it"
+    (is (= (assembled [[:jeq :r1 0 3] [:lddw :r0 1] [:ja -4] [:exit]])
+           (assembled [:again [:jeq :r1 0 :done] [:lddw :r0 1] [:ja :again] :done [:exit]])))
+    (testing "several may share one"
+      (is (= (assembled [[:ja 0] [:exit]])
+             (assembled [[:ja :a] :b :a [:exit]]))))))
 
-(deftest nested-instructions-become-part-of-the-program
-  (let [return (fn [n] (list [:mov64 :r0 n] [:exit]))]
-    (is (= (assembled [[:jeq :r1 0 :zero] [:mov64 :r0 1] [:exit] :zero [:mov64 :r0 0] [:exit]])
-           (assembled [nil [:jeq :r1 0 :zero] (return 1) () [[] nil] (list :zero (return 0))])
-           (assembled [[[[[:jeq :r1 0 :zero]]] (return 1)] :zero (when false [:exit]) (return 0)])))))
+(deftest nested-instructions
+  (testing "flattens nested instructions into the program"
+    (let [return (fn [n] (list [:mov64 :r0 n] [:exit]))]
+      (is (= (assembled [[:jeq :r1 0 :zero] [:mov64 :r0 1] [:exit] :zero [:mov64 :r0 0] [:exit]])
+             (assembled [nil [:jeq :r1 0 :zero] (return 1) () [[] nil] (list :zero (return 0))])
+             (assembled [[[[[:jeq :r1 0 :zero]]] (return 1)] :zero (when false [:exit]) (return 0)]))))))
 
 ;; ---------------------------------------------------------------- errors
 
-(deftest what-is-malformed-is-refused-with-the-reason
-  (are [message insns]
-       (let [error (refused insns)]
-         (and (is (= :invalid-program (:bpfmap/error error)))
-              (is (= :assemble (:bpfmap/op error)))
-              (is (str/includes? (:message error) message))))
-    "there is no instruction :mov; is it :mov32 or :mov64?"              [[:mov :r1 5]]
-    "there is no instruction :jeq64; is it :jeq?"                        [[:jeq64 :r1 5 0] [:exit]]
-    "there is no instruction :frob"                                      [[:frob]]
-    "nested instructions that start with a label must be a list"         [[:loop [:exit]]]
-    "its form is [:mov64 register register-or-immediate]"                [[:mov64 :r1]]
-    "its form is [:exit]"                                                [[:exit 0]]
-    "its form is [:jeq register register-or-immediate label-or-offset]"  [[:jeq :r1 :r2]]
-    "its form is [:stw [register offset] immediate]"                     [[:stw :r10 -4 7]]
-    ":r11 is not a register, :r0 to :r10"                                [[:mov64 :r11 5]]
-    "nil is not a register"                                              [[:neg64 nil]]
-    "5 is not a register"                                                [[:stxdw [:r10 -8] 5]]
-    "\"r2\" is neither a register, :r0 to :r10, nor an integer"          [[:mov64 :r1 "r2"]]
-    "1.5 is neither a register"                                          [[:mov64 :r1 1.5]]
-    ":r1 is not an integer"                                              [[:stw [:r10 -4] :r1]]
-    "the immediate 2147483648 is outside -2147483648 to 2147483647, and its sign is extended to 64 bits; :lddw"
-    [[:mov64 :r1 0x80000000]]
-    "the immediate 4294967295 is outside -2147483648 to 2147483647"      [[:stdw [:r10 -8] 0xffffffff]]
-    "the immediate -2147483649 is outside"                               [[:jeq :r1 -0x80000001 0] [:exit]]
-    "the immediate 4294967296 is outside -2147483648 to 4294967295"      [[:mov32 :r1 0x100000000]]
-    "the immediate 65536 is outside -32768 to 65535"                     [[:sth [:r10 -2] 0x10000]]
-    "the immediate 256 is outside -128 to 255"                           [[:stb [:r10 -1] 256]]
-    "the immediate 18446744073709551616 is outside -9223372036854775808 to 18446744073709551615"
-    [[:lddw :r1 0x10000000000000000]]
-    "the offset 32768 is outside -32768 to 32767"                        [[:ldxw :r1 [:r2 32768]]]
-    "the offset -32769 is outside"                                       [[:stxw [:r2 -32769] :r1]]
-    ":r2 is not a memory operand: a register and an offset in bytes, such as [:r10 -8]"
-    [[:ldxw :r1 :r2]]
-    "[:r2] is not a memory operand"                                      [[:ldxw :r1 [:r2]]]
-    "[:r2 :r3] is not a memory operand"                                  [[:ldxw :r1 [:r2 :r3]]]
-    ":m is not a register"                                               [[:ldxw :r1 [:m 0]]]
-    "there is no label :nowhere"                                         [[:ja :nowhere] [:exit]]
-    "nil is neither a label nor an offset in slots"                      [[:ja nil] [:exit]]
-    "the jump by 32768 is outside -32768 to 32767 slots"                 [[:ja 32768] [:exit]]
-    "the jump by 40000 is outside" [[:ja :far] (repeat 40000 [:exit]) :far [:exit]]
-    "the jump by -40001 is outside"                                      [:far (repeat 40000 [:exit]) [:ja :far]]
-    "the jump to 1 leaves the program"                                   [[:ja 1] [:exit]]
-    "the jump to -2 leaves the program"                                  [[:ja -2] [:exit]]
-    "the jump to :end leaves the program"                                [[:ja :end] [:exit] :end]
-    "the jump to 1 ends inside an instruction of two slots"              [[:ja 1] [:lddw :r0 1] [:exit]]
-    "the label :a is defined twice"                                      [:a [:ja :a] :a [:exit]]
-    "a bare keyword is a label, an instruction a vector"                 [:exit]
-    "a bare keyword is a label"                                          [:mov64 :r1 5]
-    "a bare keyword is a label"                                          [:r1 [:exit]]
-    ":r10, the frame pointer, is read-only"                              [[:add64 :r10 -8]]
-    ":r10, the frame pointer, is read-only"                              [[:ldxdw :r10 [:r1 0]]]
-    ":r10, the frame pointer, is read-only"                              [[:lddw :r10 1]]
-    ":r10, the frame pointer, is read-only"                              [[:ld-map-value :r10 :m 0]]
-    ":r10, the frame pointer, is read-only"                              [[:be16 :r10]]
-    ":r10, the frame pointer, is read-only"                              [[:atomic-fetch-add64 [:r0 0] :r10]]
-    ":r2 is a register; [:mov64 …] copies one"                           [[:lddw :r1 :r2]]
-    "nil is not a map"                                                   [[:lddw :r1 nil]]
-    "1.5 is not a map"                                                   [[:lddw :r1 1.5]]
-    "3 is not a map"                                                     [[:ld-map-value :r1 3 0]]
-    "the offset -1 is outside 0 to 4294967295"                           [[:ld-map-value :r1 :m -1]]
-    ":r2 is not an offset in bytes"                                      [[:ld-map-value :r1 :m :r2]]
-    "there is no helper :bpf_map_lookup_elem; is it :map-lookup-elem?"   [[:call :bpf_map_lookup_elem]]
-    "there is no helper :frobnicate"                                     [[:call :frobnicate]]
-    "the helper's number -1 is outside 0 to 2147483647"                  [[:call -1]]
-    "\"bind\" is neither a helper's name nor its number"                 [[:call "bind"]]
-    "an instruction is a vector such as [:mov64 :r0 0], a label a keyword" [{:mov64 [:r1 5]}]
-    "an instruction is a vector such as [:mov64 :r0 0], a label a keyword" [[:exit] 5]
-    "a program has an instruction; the smallest is [[:mov64 :r0 0] [:exit]]" []
-    "a program has an instruction"                                       nil
-    "a program has an instruction"                                       [:only-a-label nil ()]
-    "a program is a sequence of instructions"                            {:exit []}))
+(deftest malformed-instructions
+  (testing "rejects malformed instructions and reports the reason"
+    (are [message insns]
+         (let [error (refused insns)]
+           (and (is (= :invalid-program (:bpfmap/error error)))
+                (is (= :assemble (:bpfmap/op error)))
+                (is (str/includes? (:message error) message))))
+      "there is no instruction :mov; is it :mov32 or :mov64?"              [[:mov :r1 5]]
+      "there is no instruction :jeq64; is it :jeq?"                        [[:jeq64 :r1 5 0] [:exit]]
+      "there is no instruction :frob"                                      [[:frob]]
+      "nested instructions that start with a label must be a list"         [[:loop [:exit]]]
+      "its form is [:mov64 register register-or-immediate]"                [[:mov64 :r1]]
+      "its form is [:exit]"                                                [[:exit 0]]
+      "its form is [:jeq register register-or-immediate label-or-offset]"  [[:jeq :r1 :r2]]
+      "its form is [:stw [register offset] immediate]"                     [[:stw :r10 -4 7]]
+      ":r11 is not a register, :r0 to :r10"                                [[:mov64 :r11 5]]
+      "nil is not a register"                                              [[:neg64 nil]]
+      "5 is not a register"                                                [[:stxdw [:r10 -8] 5]]
+      "\"r2\" is neither a register, :r0 to :r10, nor an integer"          [[:mov64 :r1 "r2"]]
+      "1.5 is neither a register"                                          [[:mov64 :r1 1.5]]
+      ":r1 is not an integer"                                              [[:stw [:r10 -4] :r1]]
+      "the immediate 2147483648 is outside -2147483648 to 2147483647, and its sign is extended to 64 bits; :lddw"
+      [[:mov64 :r1 0x80000000]]
+      "the immediate 4294967295 is outside -2147483648 to 2147483647"      [[:stdw [:r10 -8] 0xffffffff]]
+      "the immediate -2147483649 is outside"                               [[:jeq :r1 -0x80000001 0] [:exit]]
+      "the immediate 4294967296 is outside -2147483648 to 4294967295"      [[:mov32 :r1 0x100000000]]
+      "the immediate 65536 is outside -32768 to 65535"                     [[:sth [:r10 -2] 0x10000]]
+      "the immediate 256 is outside -128 to 255"                           [[:stb [:r10 -1] 256]]
+      "the immediate 18446744073709551616 is outside -9223372036854775808 to 18446744073709551615"
+      [[:lddw :r1 0x10000000000000000]]
+      "the offset 32768 is outside -32768 to 32767"                        [[:ldxw :r1 [:r2 32768]]]
+      "the offset -32769 is outside"                                       [[:stxw [:r2 -32769] :r1]]
+      ":r2 is not a memory operand: a register and an offset in bytes, such as [:r10 -8]"
+      [[:ldxw :r1 :r2]]
+      "[:r2] is not a memory operand"                                      [[:ldxw :r1 [:r2]]]
+      "[:r2 :r3] is not a memory operand"                                  [[:ldxw :r1 [:r2 :r3]]]
+      ":m is not a register"                                               [[:ldxw :r1 [:m 0]]]
+      "there is no label :nowhere"                                         [[:ja :nowhere] [:exit]]
+      "nil is neither a label nor an offset in slots"                      [[:ja nil] [:exit]]
+      "the jump by 32768 is outside -32768 to 32767 slots"                 [[:ja 32768] [:exit]]
+      "the jump by 40000 is outside" [[:ja :far] (repeat 40000 [:exit]) :far [:exit]]
+      "the jump by -40001 is outside"                                      [:far (repeat 40000 [:exit]) [:ja :far]]
+      "the jump to 1 leaves the program"                                   [[:ja 1] [:exit]]
+      "the jump to -2 leaves the program"                                  [[:ja -2] [:exit]]
+      "the jump to :end leaves the program"                                [[:ja :end] [:exit] :end]
+      "the jump to 1 ends inside an instruction of two slots"              [[:ja 1] [:lddw :r0 1] [:exit]]
+      "the label :a is defined twice"                                      [:a [:ja :a] :a [:exit]]
+      "a bare keyword is a label, an instruction a vector"                 [:exit]
+      "a bare keyword is a label"                                          [:mov64 :r1 5]
+      "a bare keyword is a label"                                          [:r1 [:exit]]
+      ":r10, the frame pointer, is read-only"                              [[:add64 :r10 -8]]
+      ":r10, the frame pointer, is read-only"                              [[:ldxdw :r10 [:r1 0]]]
+      ":r10, the frame pointer, is read-only"                              [[:lddw :r10 1]]
+      ":r10, the frame pointer, is read-only"                              [[:ld-map-value :r10 :m 0]]
+      ":r10, the frame pointer, is read-only"                              [[:be16 :r10]]
+      ":r10, the frame pointer, is read-only"                              [[:atomic-fetch-add64 [:r0 0] :r10]]
+      ":r2 is a register; [:mov64 …] copies one"                           [[:lddw :r1 :r2]]
+      "nil is not a map"                                                   [[:lddw :r1 nil]]
+      "1.5 is not a map"                                                   [[:lddw :r1 1.5]]
+      "3 is not a map"                                                     [[:ld-map-value :r1 3 0]]
+      "the offset -1 is outside 0 to 4294967295"                           [[:ld-map-value :r1 :m -1]]
+      ":r2 is not an offset in bytes"                                      [[:ld-map-value :r1 :m :r2]]
+      "there is no helper :bpf_map_lookup_elem; is it :map-lookup-elem?"   [[:call :bpf_map_lookup_elem]]
+      "there is no helper :frobnicate"                                     [[:call :frobnicate]]
+      "the helper's number -1 is outside 0 to 2147483647"                  [[:call -1]]
+      "\"bind\" is neither a helper's name nor its number"                 [[:call "bind"]]
+      "an instruction is a vector such as [:mov64 :r0 0], a label a keyword" [{:mov64 [:r1 5]}]
+      "an instruction is a vector such as [:mov64 :r0 0], a label a keyword" [[:exit] 5]
+      "a program has an instruction; the smallest is [[:mov64 :r0 0] [:exit]]" []
+      "a program has an instruction"                                       nil
+      "a program has an instruction"                                       [:only-a-label nil ()]
+      "a program is a sequence of instructions"                            {:exit []})))
 
-(deftest an-error-says-which-instruction
-  (is (= {:bpfmap/error :invalid-program
-          :bpfmap/op :assemble
-          :bpfmap/path [3]
-          :bpfmap/hint ":r12 is not a register, :r0 to :r10"
-          :message "Cannot assemble instruction 3, [:mov64 :r12 0]: :r12 is not a register, :r0 to :r10"}
-         (refused [[:mov64 :r0 0] nil :label (list [:neg64 :r0] [[:mov64 :r12 0]]) [:exit]])))
-  (testing "and an object in it is named, not printed"
-    (is (= "Cannot assemble instruction 0, [:lddw :r10 \"java.lang.Object\"]: :r10, the frame pointer, is read-only"
-           (:message (refused [[:lddw :r10 (Object.)]])))))
-  (testing "and what concerns the whole has no place"
-    (is (not (contains? (refused []) :bpfmap/path)))))
+(deftest error-position
+  (testing "an error names the instruction by its position"
+    (is (= {:bpfmap/error :invalid-program
+            :bpfmap/op :assemble
+            :bpfmap/path [3]
+            :bpfmap/hint ":r12 is not a register, :r0 to :r10"
+            :message "Cannot assemble instruction 3, [:mov64 :r12 0]: :r12 is not a register, :r0 to :r10"}
+           (refused [[:mov64 :r0 0] nil :label (list [:neg64 :r0] [[:mov64 :r12 0]]) [:exit]])))
+    (testing "and an object in it is named, not printed"
+      (is (= "Cannot assemble instruction 0, [:lddw :r10 \"java.lang.Object\"]: :r10, the frame pointer, is read-only"
+             (:message (refused [[:lddw :r10 (Object.)]])))))
+    (testing "and what concerns the whole has no place"
+      (is (not (contains? (refused []) :bpfmap/path))))))
 
-(deftest a-read-of-the-frame-pointer-is-fine
-  (is (asm/assemble [[:mov64 :r2 :r10] [:stxdw [:r10 -8] :r10] [:jeq :r10 :r10 0]
-                     [:atomic-add64 [:r10 -8] :r10] [:atomic-cmpxchg64 [:r10 -8] :r10] [:exit]])))
+(deftest frame-pointer-reads
+  (testing "accepts instructions that read the frame pointer"
+    (is (asm/assemble [[:mov64 :r2 :r10] [:stxdw [:r10 -8] :r10] [:jeq :r10 :r10 0]
+                       [:atomic-add64 [:r10 -8] :r10] [:atomic-cmpxchg64 [:r10 -8] :r10] [:exit]]))))
 
 ;; ---------------------------------------------------------------- properties
 
 (def ^:private straight-instruction
   (gen/such-that #(not-any? #{:target} (get-in asm/mnemonics [(first %) :operands])) instruction 100))
 
-(defspec an-instruction-is-one-slot-or-two 500
+(defspec instruction-size 500
   (prop/for-all [insn instruction]
     (= (if (#{:lddw :ld-map-value} (first insn)) 16 8)
        (alength (alone insn little)))))
 
-(defspec a-program-is-its-instructions-one-after-the-other 100
+(defspec program-concatenation 100
   (prop/for-all [insns (gen/not-empty (gen/vector straight-instruction))]
     (= (assembled insns)
        (apply str (map #(assembled [%]) insns))
        (assembled (map list insns)))))
 
-(defspec both-byte-orders-hold-the-same-fields 500
+(defspec same-fields-both-orders 500
   (prop/for-all [insn instruction]
     (let [fields (fn [{:keys [^ByteOrder byte-order] :as options}]
                    (let [buffer (doto (ByteBuffer/wrap (alone insn options)) (.order byte-order))
@@ -272,13 +283,13 @@
                       (when (< 8 (.capacity buffer)) (.getInt buffer 12))]))]
       (= (fields big) (fields little)))))
 
-(defspec a-wide-immediate-is-read-back 200
+(defspec wide-immediates 200
   (prop/for-all [x (integers Long/MIN_VALUE Long/MAX_VALUE)]
     (let [buffer (doto (ByteBuffer/wrap (alone [:lddw :r1 x] little)) (.order ByteOrder/LITTLE_ENDIAN))]
       (= x (bit-or (bit-shift-left (.getInt buffer 12) 32)
                    (bit-and 0xffffffff (.getInt buffer 4)))))))
 
-(defspec labels-and-offsets-give-the-same-bytes 100
+(defspec labels-and-offsets 100
   (prop/for-all [[insns jumps] (gen/let [insns (gen/not-empty (gen/vector straight-instruction))
                                          jumps (gen/vector (gen/choose 0 (dec (count insns))) (count insns))]
                                  [insns jumps])]
@@ -289,7 +300,7 @@
       (= (assembled (map (fn [insn i to] (list (label i) [:ja (label to)] insn)) insns (range) jumps))
          (assembled (map (fn [insn i to] (list [:ja (- (starts to) (starts i) 1)] insn)) insns (range) jumps))))))
 
-(defspec whatever-is-given-assembles-or-is-refused 1000
+(defspec any-input-or-error 1000
   (let [junk (gen/frequency [[4 (gen/one-of (vals operand))]
                              [1 (gen/elements [nil :a :r10 :r11 1/2 2.5 "s" [] [:r1] 0x10000000000000000N])]
                              [1 gen/any-printable-equatable]])

@@ -42,7 +42,7 @@
                              (gen/elements [low high (dec low) (inc high) (quot high 2)])]))]
     [t row n]))
 
-(defspec integers-that-fit-survive-and-others-are-refused 2000
+(defspec integers-in-range 2000
   (prop/for-all [[t row n] typed-integers]
     (let [[low high] (bounds row)
           c (codec/codec t [:value])]
@@ -53,7 +53,7 @@
           (and (= :invalid-value error) (= [:value] path) (= t type) (= n value)
                (str/includes? message (str "from " low))))))))
 
-(defspec integers-are-laid-out-as-their-order-says 1000
+(defspec integer-byte-order 1000
   (prop/for-all [[t row n] typed-integers]
     (let [[low high] (bounds row)
           size (:size row)
@@ -65,75 +65,80 @@
             (= (map long (if big? (reverse little) little))
                (seq (encoded (codec/codec t) n))))))))
 
-(defspec doubles-survive 500
+(defspec doubles-round-trip 500
   (prop/for-all [t (gen/elements [:f64 :f64be :f64le])
                  x gen/double]
     (let [c (codec/codec t)
           back (decoded c (encoded c x))]
       (or (= x back) (and (Double/isNaN x) (Double/isNaN back))))))
 
-(defspec floats-are-rounded-once 500
+(defspec floats-rounded-once 500
   (prop/for-all [t (gen/elements [:f32 :f32be :f32le])
                  x (gen/double* {:min -1e30 :max 1e30 :NaN? false :infinite? false})]
     (let [c (codec/codec t)]
       (= (double (float x)) (decoded c (encoded c x))))))
 
-(deftest the-other-scalars
-  (are [t value layout] (let [c (codec/codec t)]
-                          (and (= (bytes/->bytes layout) (encoded c value))
-                               (= value (decoded c (bytes/->bytes layout)))))
-    :bool true [1]
-    :bool false [0]
-    :char \A [65]
-    :char \ÿ [255]
-    [:bytes 3] (bytes/->bytes [1 2 3]) [1 2 3])
-  (testing "a byte that C never writes into a bool is shown, and goes in again"
-    (is (= (bytes/->bytes [7]) (decoded (codec/codec :bool) (bytes/->bytes [7]))))
-    (is (= (bytes/->bytes [7]) (encoded (codec/codec :bool) (bytes/->bytes [7]))))))
+(deftest other-scalars
+  (testing "encodes and decodes the other scalar types"
+    (are [t value layout] (let [c (codec/codec t)]
+                            (and (= (bytes/->bytes layout) (encoded c value))
+                                 (= value (decoded c (bytes/->bytes layout)))))
+      :bool true [1]
+      :bool false [0]
+      :char \A [65]
+      :char \ÿ [255]
+      [:bytes 3] (bytes/->bytes [1 2 3]) [1 2 3])
+    (testing "a byte that C never writes into a bool is shown, and goes in again"
+      (is (= (bytes/->bytes [7]) (decoded (codec/codec :bool) (bytes/->bytes [7]))))
+      (is (= (bytes/->bytes [7]) (encoded (codec/codec :bool) (bytes/->bytes [7])))))))
 
-(deftest bytes-go-in-as-arrays-views-and-integers
-  (let [c (codec/codec [:bytes 2])]
-    (is (= (bytes/->bytes [1 255])
-           (encoded c (byte-array [1 -1]))
-           (encoded c (bytes/->bytes [1 255]))
-           (encoded c [1 255])))))
+(deftest bytes-from-arrays
+  (testing "accepts byte arrays, views and integers as bytes"
+    (let [c (codec/codec [:bytes 2])]
+      (is (= (bytes/->bytes [1 255])
+             (encoded c (byte-array [1 -1]))
+             (encoded c (bytes/->bytes [1 255]))
+             (encoded c [1 255]))))))
 
-(deftest what-does-not-fit-is-refused-with-path-type-and-value
-  (are [t value hint]
-       (let [{:keys [message] :bpfmap/keys [error path type]} (error-of (encoded (codec/codec t [:value :n]) value))]
-         (and (= :invalid-value error) (= [:value :n] path) (= t type)
-              (str/starts-with? message "[:value :n]: ")
-              (str/includes? message hint)))
-    :u8 256 "an integer from 0 to 255"
-    :u8 1.0 "an integer from 0 to 255"
-    :u8 nil "an integer from 0 to 255"
-    :u8 "1" "an integer from 0 to 255"
-    :u64 -1 "an integer from 0 to 18446744073709551615"
-    :s16be 40000 "an integer from -32768 to 32767"
-    :f64 "1" "it takes a number"
-    :f32 1e300 "of magnitude up to"
-    :bool nil "true or false"
-    :bool 1 "true or false"
-    :char "a" "a character"
-    :char \Ā "a character"
-    [:bytes 2] [1] "it takes 2 bytes, these are 1"
-    [:bytes 2] (byte-array 3) "it takes 2 bytes, these are 3"
-    [:bytes 2] "0100" "see ->bytes"
-    [:bytes 2] [1 300] "integers from -128 to 255"
-    [:bytes 2] nil "a byte array"))
+(deftest misfit-path-and-type
+  (testing "rejects a value that does not fit with its path, type and value"
+    (are [t value hint]
+         (let [{:keys [message] :bpfmap/keys [error path type]} (error-of (encoded (codec/codec t [:value :n]) value))]
+           (and (= :invalid-value error) (= [:value :n] path) (= t type)
+                (str/starts-with? message "[:value :n]: ")
+                (str/includes? message hint)))
+      :u8 256 "an integer from 0 to 255"
+      :u8 1.0 "an integer from 0 to 255"
+      :u8 nil "an integer from 0 to 255"
+      :u8 "1" "an integer from 0 to 255"
+      :u64 -1 "an integer from 0 to 18446744073709551615"
+      :s16be 40000 "an integer from -32768 to 32767"
+      :f64 "1" "it takes a number"
+      :f32 1e300 "of magnitude up to"
+      :bool nil "true or false"
+      :bool 1 "true or false"
+      :char "a" "a character"
+      :char \Ā "a character"
+      [:bytes 2] [1] "it takes 2 bytes, these are 1"
+      [:bytes 2] (byte-array 3) "it takes 2 bytes, these are 3"
+      [:bytes 2] "0100" "see ->bytes"
+      [:bytes 2] [1 300] "integers from -128 to 255"
+      [:bytes 2] nil "a byte array")))
 
-(deftest malformed-types-say-where-and-what
-  (are [t words] (let [{:keys [message] :bpfmap/keys [error path]} (error-of (codec/codec t [:key]))]
-                   (and (= :invalid-spec error) (= [:key] path) (str/includes? message words)))
-    :u33 "unknown type :u33; the scalar types are "
-    [:bytes] "takes one size"
-    [:bytes 0] "takes one size"
-    [:bytes 1 2] "takes one size"
-    "u32" "a type is a keyword"
-    nil "a type is a keyword"))
+(deftest malformed-types
+  (testing "rejects a malformed type and reports where"
+    (are [t words] (let [{:keys [message] :bpfmap/keys [error path]} (error-of (codec/codec t [:key]))]
+                     (and (= :invalid-spec error) (= [:key] path) (str/includes? message words)))
+      :u33 "unknown type :u33; the scalar types are "
+      [:bytes] "takes one size"
+      [:bytes 0] "takes one size"
+      [:bytes 1 2] "takes one size"
+      "u32" "a type is a keyword"
+      nil "a type is a keyword")))
 
-(deftest a-codec-says-what-it-is
-  (is (= "codec of [:struct [:a :u8] [:b :u32]], 8 bytes" (str (codec/codec [:struct [:a :u8] [:b :u32]]))))
-  (testing "and its size is the type's"
-    (doseq [[t {:keys [size]}] type/scalars]
-      (is (= size (.size (codec/codec t)) (type/size t))))))
+(deftest codec-description
+  (testing "a codec prints its type and size"
+    (is (= "codec of [:struct [:a :u8] [:b :u32]], 8 bytes" (str (codec/codec [:struct [:a :u8] [:b :u32]]))))
+    (testing "and its size is the type's"
+      (doseq [[t {:keys [size]}] type/scalars]
+        (is (= size (.size (codec/codec t)) (type/size t)))))))

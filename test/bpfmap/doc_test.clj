@@ -46,8 +46,9 @@
   (str/replace text #"(?s)(<!-- types: [^>]*-->\n).*(<!-- end -->)"
                (fn [[_ before after]] (str before (type-table) "\n" after))))
 
-(deftest the-table-of-the-guide-is-that-of-the-rules
-  (is (= (with-table (slurp guide)) (slurp guide))))
+(deftest guide-table-is-generated
+  (testing "the table of the guide equals the generated one"
+    (is (= (with-table (slurp guide)) (slurp guide)))))
 
 (defn evaluated
   "A page with its transcripts evaluated, on the BPF file system of the tests instead of /sys/fs/bpf."
@@ -63,23 +64,25 @@
         padded (fn [lines] (take n (concat lines (repeat :missing))))]
     (vec (take 10 (remove (fn [[a b]] (= a b)) (map vector (padded page) (padded printed)))))))
 
-(kernel-test the-guides-transcripts-print-what-they-say
-  (doseq [[page least] {guide 40, "doc/pins.md" 15, "doc/memory.md" 40, "doc/types.md" 30, "doc/errors.md" 3, "README.md" 7}]
-    (let [before (do (fixture/bpffs) (fixture/settled-descriptors))
-          text (slurp page)]
-      (is (< least (count (re-seq #"(?m)^user=> " text))))
-      (is (= [] (differing (str/split-lines (transcript/comparable text))
-                           (str/split-lines (transcript/comparable (evaluated text))))))
-      (is (<= (fixture/open-descriptors) before)))))
+(kernel-test guide-transcripts
+  (testing "the transcripts of the guide print what they show"
+    (doseq [[page least] {guide 40, "doc/pins.md" 15, "doc/memory.md" 40, "doc/types.md" 30, "doc/errors.md" 3, "README.md" 7}]
+      (let [before (do (fixture/bpffs) (fixture/settled-descriptors))
+            text (slurp page)]
+        (is (< least (count (re-seq #"(?m)^user=> " text))))
+        (is (= [] (differing (str/split-lines (transcript/comparable text))
+                             (str/split-lines (transcript/comparable (evaluated text))))))
+        (is (<= (fixture/open-descriptors) before))))))
 
-(kernel-test the-pod's-transcripts-print-what-they-say
-  (let [text (slurp "doc/pod.md")]
-    (is (< 20 (count (re-seq #"(?m)^user=> " text))))
-    (try
-      (is (= [] (differing (str/split-lines (transcript/comparable text))
-                           (str/split-lines (transcript/comparable (transcript/evaluate text))))))
-      (finally
-        (is (= [0] (pod-client/stop-loaded)))))))
+(kernel-test pod-page-transcripts
+  (testing "the transcripts of the pod page print what they show"
+    (let [text (slurp "doc/pod.md")]
+      (is (< 20 (count (re-seq #"(?m)^user=> " text))))
+      (try
+        (is (= [] (differing (str/split-lines (transcript/comparable text))
+                             (str/split-lines (transcript/comparable (transcript/evaluate text))))))
+        (finally
+          (is (= [0] (pod-client/stop-loaded))))))))
 
 ;; --- the page about exploring a host
 
@@ -90,42 +93,44 @@
   [text]
   (str/split-lines (transcript/comparable (console/comparable text))))
 
-(kernel-test the-page-on-exploring-prints-what-it-says
-  (let [text (slurp exploring)
-        ^java.io.File demo (io/file (fixture/bpffs) "demo")]
-    (is (< 40 (count (re-seq #"(?m)^\$ bpfmap " text))))
-    (try
-      (.mkdir demo)
-      (is (= [] (differing (compared text) (compared (console/evaluate text)))))
-      (is (= [] (differing (compared text) (compared (transcript/evaluate text)))))
-      (finally
-        (run! #(.delete ^java.io.File %) (reverse (file-seq demo)))
-        (io/delete-file "/tmp/bpfmap-doc-flows.edn" true)))))
+(kernel-test exploring-page-commands
+  (testing "the commands of the exploring page print what it shows"
+    (let [text (slurp exploring)
+          ^java.io.File demo (io/file (fixture/bpffs) "demo")]
+      (is (< 40 (count (re-seq #"(?m)^\$ bpfmap " text))))
+      (try
+        (.mkdir demo)
+        (is (= [] (differing (compared text) (compared (console/evaluate text)))))
+        (is (= [] (differing (compared text) (compared (transcript/evaluate text)))))
+        (finally
+          (run! #(.delete ^java.io.File %) (reverse (file-seq demo)))
+          (io/delete-file "/tmp/bpfmap-doc-flows.edn" true))))))
 
 ;; --- the README's two commands
 
-(kernel-test the-readme's-commands-print-what-it-says
-  (let [text (slurp "README.md")
-        pin (io/file (fixture/bpffs) "flows")]
-    (testing "a map is made, listed and read"
-      (is (= 4 (count (re-seq #"(?m)^\$ bin/bpfmap (create|put|list|dump) " text))))
-      (try
-        (is (= [] (differing (compared text) (compared (console/evaluate text)))))
-        (finally (.delete ^java.io.File pin))))
-    (testing "demo prints a table of this form, whatever this host calls"
-      (let [[_ block] (re-find #"(?s)\$ bin/bpfmap demo --seconds 3\n(.*?)```" text)
-            {:keys [exit out err]} (bpfmap "demo" "--seconds" "1")
-            form (fn [s]
-                   (distinct
-                    (for [line (str/split-lines s) :when (not= "…" line)]
-                      (condp re-find line
-                        #"^ +NR  NAME +COUNT  PER-SECOND$" :header
-                        #"^ *\d+  \w+ +\d+ +\d+\.\d$" :row
-                        #"^Counted \d+ system calls of \d+ kinds in \d+\.\d s$" :total
-                        #"^They were in BPF map \d+ \(hash, bpfmap_demo\), which is gone now$" :map
-                        line))))]
-        (is (= 0 exit) err)
-        (is (= [:header :row :total :map] (form block) (form (str out err))))))))
+(kernel-test readme-commands
+  (testing "the commands of the README print what it shows"
+    (let [text (slurp "README.md")
+          pin (io/file (fixture/bpffs) "flows")]
+      (testing "a map is made, listed and read"
+        (is (= 4 (count (re-seq #"(?m)^\$ bin/bpfmap (create|put|list|dump) " text))))
+        (try
+          (is (= [] (differing (compared text) (compared (console/evaluate text)))))
+          (finally (.delete ^java.io.File pin))))
+      (testing "demo prints a table of this form, whatever this host calls"
+        (let [[_ block] (re-find #"(?s)\$ bin/bpfmap demo --seconds 3\n(.*?)```" text)
+              {:keys [exit out err]} (bpfmap "demo" "--seconds" "1")
+              form (fn [s]
+                     (distinct
+                      (for [line (str/split-lines s) :when (not= "…" line)]
+                        (condp re-find line
+                          #"^ +NR  NAME +COUNT  PER-SECOND$" :header
+                          #"^ *\d+  \w+ +\d+ +\d+\.\d$" :row
+                          #"^Counted \d+ system calls of \d+ kinds in \d+\.\d s$" :total
+                          #"^They were in BPF map \d+ \(hash, bpfmap_demo\), which is gone now$" :map
+                          line))))]
+          (is (= 0 exit) err)
+          (is (= [:header :row :total :map] (form block) (form (str out err)))))))))
 
 ;; --- command lines anywhere
 
@@ -143,22 +148,25 @@
         :when command]
     command))
 
-(deftest every-command-line-is-one-to-a-shell
-  (let [all (concat (mapcat #(console/commands (slurp %)) @pages) (help-examples))]
-    (is (< 70 (count all)))
-    (doseq [line all]
-      (testing line
-        (let [{:keys [command options]} (arguments/request (console/words line))]
-          (is (map? (exec-arguments/checked command options))))))))
+(deftest command-lines-parse
+  (testing "every command line in the docs parses"
+    (let [all (concat (mapcat #(console/commands (slurp %)) @pages) (help-examples))]
+      (is (< 70 (count all)))
+      (doseq [line all]
+        (testing line
+          (let [{:keys [command options]} (arguments/request (console/words line))]
+            (is (map? (exec-arguments/checked command options)))))))))
 
-(deftest every-condition-is-in-quotes
-  (doseq [file (concat @pages (filter #(re-find #"\.clj$" %) (map str (mapcat #(file-seq (io/file %)) ["src" "examples"]))))
-          found (re-seq #"--where (?!')[^\s`]+" (slurp file))]
-    (is (contains? #{"--where TERM" "--where again"} found) (str file ": " found)))
-  (doseq [found (re-seq #"--where (?!')\S+" (str/join "\n" (map #(:out (bpfmap "help" (:name %))) commands/commands)))]
-    (is (= "--where TERM" found))))
+(deftest quoted-conditions
+  (testing "every condition in the docs is quoted"
+    (doseq [file (concat @pages (filter #(re-find #"\.clj$" %) (map str (mapcat #(file-seq (io/file %)) ["src" "examples"]))))
+            found (re-seq #"--where (?!')[^\s`]+" (slurp file))]
+      (is (contains? #{"--where TERM" "--where again"} found) (str file ": " found)))
+    (doseq [found (re-seq #"--where (?!')\S+" (str/join "\n" (map #(:out (bpfmap "help" (:name %))) commands/commands)))]
+      (is (= "--where TERM" found)))))
 
-(deftest a-shell-that-does-more-than-take-words-apart-is-noticed
-  (is (= ["dump" "x" "--where" "entries>=2" ""] (console/words "dump x --where 'entries>=2' \"\"")))
-  (is (re-find #"makes files" (:message (fixture/error-of (console/words "list --where entries>=2")))))
-  (is (re-find #"does not take" (:message (fixture/error-of (console/words "list --where 'x"))))))
+(deftest shell-features-rejected
+  (testing "rejects a command line that needs more of a shell than splitting words"
+    (is (= ["dump" "x" "--where" "entries>=2" ""] (console/words "dump x --where 'entries>=2' \"\"")))
+    (is (re-find #"makes files" (:message (fixture/error-of (console/words "list --where entries>=2")))))
+    (is (re-find #"does not take" (:message (fixture/error-of (console/words "list --where 'x")))))))

@@ -10,12 +10,13 @@
 (set! *warn-on-reflection* true)
 
 (deftest counter-finds-hits
-  (is (= [] (english/hits "It returns the value, or nil if there is none.")))
-  (is (= [{:line 2 :hit "that of" :text "that"} {:line 4 :hit "What is" :text "What is read"}]
-         (english/hits "The type is\nthat\nof the map.\nWhat is read")))
-  (testing "code blocks of a page do not count"
-    (is (= [5] (map :line (english/hits (english/prose "a\n```\nwhat is it\n```\nwhoever\n"))))))
-  (is (= 250.0 (english/rate "not what it says"))))
+  (testing "the counter finds the phrases that it searches for"
+    (is (= [] (english/hits "It returns the value, or nil if there is none.")))
+    (is (= [{:line 2 :hit "that of" :text "that"} {:line 4 :hit "What is" :text "What is read"}]
+           (english/hits "The type is\nthat\nof the map.\nWhat is read")))
+    (testing "code blocks of a page do not count"
+      (is (= [5] (map :line (english/hits (english/prose "a\n```\nwhat is it\n```\nwhoever\n"))))))
+    (is (= 250.0 (english/rate "not what it says")))))
 
 (def ^:private long-lined
   "Pages with longer lines, for now."
@@ -27,20 +28,22 @@
     file))
 
 (deftest pages-within-budget
-  (is (< 10 (count (pages))))
-  (doseq [page (pages)
-          :let [text (english/prose (slurp page))]
-          :when (<= 300 (english/word-count text))]
-    (is (<= (english/rate text) english/budget)
-        (str "\n" (str/join "\n" (for [{:keys [line hit text]} (english/hits text)]
-                                   (str page ":" line ": \"" hit "\" in: " text)))))))
+  (testing "every page stays within the budget of phrases"
+    (is (< 10 (count (pages))))
+    (doseq [page (pages)
+            :let [text (english/prose (slurp page))]
+            :when (<= 300 (english/word-count text))]
+      (is (<= (english/rate text) english/budget)
+          (str "\n" (str/join "\n" (for [{:keys [line hit text]} (english/hits text)]
+                                     (str page ":" line ": \"" hit "\" in: " text))))))))
 
-(deftest short-lines
-  (doseq [^File page (pages) :when (not (long-lined (.getName page)))
-          [n line] (map-indexed vector (str/split-lines (english/prose (slurp page))))
-          ;; Rows of tables and lines that are one link cannot be broken.
-          :when (not (re-find #"^(\||<!--)|^\s*\S*$" line))]
-    (is (>= 100 (count line)) (str page ":" (inc n)))))
+(deftest short-page-lines
+  (testing "every line of the pages is short enough"
+    (doseq [^File page (pages) :when (not (long-lined (.getName page)))
+            [n line] (map-indexed vector (str/split-lines (english/prose (slurp page))))
+            ;; Rows of tables and lines that are one link cannot be broken.
+            :when (not (re-find #"^(\||<!--)|^\s*\S*$" line))]
+      (is (>= 100 (count line)) (str page ":" (inc n))))))
 
 (defn- anchors
   "Returns the anchors of a page's headings, as GitHub makes them."
@@ -51,15 +54,17 @@
              (str/replace " " "-")))))
 
 (deftest links-resolve
-  (doseq [^File page (pages)
-          [_ target anchor] (re-seq #"\]\(([^)#\s]*)(?:#([^)\s]*))?\)" (english/prose (slurp page)))
-          :when (not (str/starts-with? target "http"))
-          :let [file (if (= "" target) page (io/file (.getParentFile (.getAbsoluteFile page)) target))]]
-    (testing (str page ": " target "#" anchor)
-      (is (.exists ^File file))
-      (when anchor
-        (is (contains? (anchors file) anchor))))))
+  (testing "every link of the pages resolves"
+    (doseq [^File page (pages)
+            [_ target anchor] (re-seq #"\]\(([^)#\s]*)(?:#([^)\s]*))?\)" (english/prose (slurp page)))
+            :when (not (str/starts-with? target "http"))
+            :let [file (if (= "" target) page (io/file (.getParentFile (.getAbsoluteFile page)) target))]]
+      (testing (str page ": " target "#" anchor)
+        (is (.exists ^File file))
+        (when anchor
+          (is (contains? (anchors file) anchor)))))))
 
 (deftest cljdoc-has-all-pages
-  (is (= (set (map #(.getPath ^File %) (pages)))
-         (set (keep :file (filter map? (tree-seq coll? seq (edn/read-string (slurp "doc/cljdoc.edn")))))))))
+  (testing "cljdoc.edn lists every page"
+    (is (= (set (map #(.getPath ^File %) (pages)))
+           (set (keep :file (filter map? (tree-seq coll? seq (edn/read-string (slurp "doc/cljdoc.edn"))))))))))

@@ -4,7 +4,7 @@
             [clojure.java.io :as io]
             [clojure.set :as set]
             [clojure.string :as str]
-            [clojure.test :refer [deftest is]])
+            [clojure.test :refer [deftest is testing]])
   (:import (java.io File)))
 
 (set! *warn-on-reflection* true)
@@ -22,17 +22,19 @@
   #{:not-a-pin :message})
 
 (deftest kinds-are-complete
-  (let [found (into #{} (mapcat #(thrown (slurp %)))
-                    (filter #(str/ends-with? (.getName ^File %) ".clj") (file-seq (io/file "src"))))
-        known (set (keys error/kinds))]
-    (is (< 25 (count known)))
-    (is (= #{} (set/difference found known not-kinds)))
-    (is (= #{:not-a-map :not-a-program} (set/difference known found)) "made from the name of an object, in impl.sys.objects")))
+  (testing "the table has every error kind that the sources throw"
+    (let [found (into #{} (mapcat #(thrown (slurp %)))
+                      (filter #(str/ends-with? (.getName ^File %) ".clj") (file-seq (io/file "src"))))
+          known (set (keys error/kinds))]
+      (is (< 25 (count known)))
+      (is (= #{} (set/difference found known not-kinds)))
+      (is (= #{:not-a-map :not-a-program} (set/difference known found)) "made from the name of an object, in impl.sys.objects"))))
 
 (deftest kinds-are-described
-  (doseq [[kind {:keys [meaning thrown-by]}] error/kinds]
-    (is (re-find #"^[A-Z].*\.$" meaning) (str kind))
-    (is (seq thrown-by) (str kind))))
+  (testing "every error kind has a description"
+    (doseq [[kind {:keys [meaning thrown-by]}] error/kinds]
+      (is (re-find #"^[A-Z].*\.$" meaning) (str kind))
+      (is (seq thrown-by) (str kind)))))
 
 (defn- with-table
   "Returns the page with the table of kinds as it is now."
@@ -45,5 +47,6 @@
                       after))))
 
 (deftest page-has-the-table
-  (is (= (with-table (slurp page)) (slurp page))
-      "(spit page (with-table (slurp page))) makes the table again"))
+  (testing "the page contains the generated table of error kinds"
+    (is (= (with-table (slurp page)) (slurp page))
+        "(spit page (with-table (slurp page))) makes the table again")))

@@ -37,27 +37,28 @@
 
 (def ^:private path (System/getenv "PATH"))
 
-(deftest a-fresh-checkout-compiles-itself
-  (with-checkout [dir]
-    (testing "for a REPL, with nothing but a JDK and Maven"
-      (let [{:keys [exit out err]}
-            (fixture/run ["bin/clj" "-M:dev" "-e" "(bpf/bpf-map? nil)"] :dir dir)]
-        (is (= 0 exit) err)
-        (is (str/ends-with? out "\nfalse\n") out)
-        (is (str/includes? err "compiling the Java core, this once"))))
-    (testing "and only once"
-      (let [{:keys [exit out err]} (fixture/run ["bin/clj" "-X:exec" "features" ":print" "edn"] :dir dir)]
-        (is (= 0 exit) err)
-        (is (str/starts-with? out "[") out)
-        (is (not (str/includes? err "compiling")))))
-    (testing "without bin/clj, an error says what to do"
-      (delete-tree (io/file dir "target"))
-      (let [class-path (str/trim (:out (fixture/run ["bin/clj" "-Spath" "-M:dev"] :dir dir)))
-            java (str (System/getProperty "java.home") "/bin/java")
-            {:keys [exit err]} (fixture/run [java "-cp" class-path "clojure.main" "-e" "1"] :dir dir)]
-        (is (= 1 exit))
-        (is (str/includes? err "The Java core of bpfmap is not compiled: run bin/clj -T:build javac"))
-        (is (not (str/includes? err "ClassNotFoundException")))))))
+(deftest fresh-checkout
+  (testing "a fresh checkout compiles itself"
+    (with-checkout [dir]
+      (testing "for a REPL, with nothing but a JDK and Maven"
+        (let [{:keys [exit out err]}
+              (fixture/run ["bin/clj" "-M:dev" "-e" "(bpf/bpf-map? nil)"] :dir dir)]
+          (is (= 0 exit) err)
+          (is (str/ends-with? out "\nfalse\n") out)
+          (is (str/includes? err "compiling the Java core, this once"))))
+      (testing "and only once"
+        (let [{:keys [exit out err]} (fixture/run ["bin/clj" "-X:exec" "features" ":print" "edn"] :dir dir)]
+          (is (= 0 exit) err)
+          (is (str/starts-with? out "[") out)
+          (is (not (str/includes? err "compiling")))))
+      (testing "without bin/clj, an error says what to do"
+        (delete-tree (io/file dir "target"))
+        (let [class-path (str/trim (:out (fixture/run ["bin/clj" "-Spath" "-M:dev"] :dir dir)))
+              java (str (System/getProperty "java.home") "/bin/java")
+              {:keys [exit err]} (fixture/run [java "-cp" class-path "clojure.main" "-e" "1"] :dir dir)]
+          (is (= 1 exit))
+          (is (str/includes? err "The Java core of bpfmap is not compiled: run bin/clj -T:build javac"))
+          (is (not (str/includes? err "ClassNotFoundException"))))))))
 
 ;; --- every command, with the official CLI
 
@@ -81,31 +82,33 @@ case \"$*\" in
 esac
 ")
 
-(deftest every-documented-command-finds-the-core-compiled
-  (with-checkout [dir]
-    (let [commands (documented)
-          cli (doto (io/file dir "official/clojure") io/make-parents (spit official) (.setExecutable true))
-          env {"PATH" (str (.getParent cli) ":" path)
-               "COMPILED" (str (.getAbsolutePath (io/file "target/classes")))}]
-      (is (< 20 (count commands)) (pr-str commands))
-      (doseq [command commands]
-        (delete-tree (io/file dir "target"))
-        (let [{:keys [exit out err]} (fixture/run ["bash" "-c" command] :dir dir :env env)
-              tool? (str/includes? command " -T")]
-          (is (= 0 exit) (str command err))
-          (when-not tool?
-            (is (= "compiled\n" out) command)
-            (is (= "bpfmap: compiling the Java core, this once\n" err) command)))))))
+(deftest documented-commands
+  (testing "every documented command finds the Java core compiled"
+    (with-checkout [dir]
+      (let [commands (documented)
+            cli (doto (io/file dir "official/clojure") io/make-parents (spit official) (.setExecutable true))
+            env {"PATH" (str (.getParent cli) ":" path)
+                 "COMPILED" (str (.getAbsolutePath (io/file "target/classes")))}]
+        (is (< 20 (count commands)) (pr-str commands))
+        (doseq [command commands]
+          (delete-tree (io/file dir "target"))
+          (let [{:keys [exit out err]} (fixture/run ["bash" "-c" command] :dir dir :env env)
+                tool? (str/includes? command " -T")]
+            (is (= 0 exit) (str command err))
+            (when-not tool?
+              (is (= "compiled\n" out) command)
+              (is (= "bpfmap: compiling the Java core, this once\n" err) command))))))))
 
-(deftest what-starts-no-jvm-of-the-project-compiles-nothing
-  (with-checkout [dir]
-    (let [cli (doto (io/file dir "official/clojure") io/make-parents (spit official) (.setExecutable true))
-          env {"PATH" (str (.getParent cli) ":" path)}]
-      (doseq [command ["-Spath -M:dev" "-A:dev -Spath" "-Sdeps '{}' -P -M:dev" "-X:deps prep" "-T:build clean" "--version"]]
-        (is (= {:exit 0 :out "not compiled\n" :err ""}
-               (fixture/run ["bash" "-c" (str "bin/clj " command)] :dir dir :env env))
-            command))
-      (testing "nor does another project"
-        (let [project (doto (io/file dir "project") .mkdir)]
+(deftest commands-without-jvm
+  (testing "commands that start no JVM compile nothing"
+    (with-checkout [dir]
+      (let [cli (doto (io/file dir "official/clojure") io/make-parents (spit official) (.setExecutable true))
+            env {"PATH" (str (.getParent cli) ":" path)}]
+        (doseq [command ["-Spath -M:dev" "-A:dev -Spath" "-Sdeps '{}' -P -M:dev" "-X:deps prep" "-T:build clean" "--version"]]
           (is (= {:exit 0 :out "not compiled\n" :err ""}
-                 (fixture/run ["../bin/clj" "-M" "-e" "1"] :dir project :env env))))))))
+                 (fixture/run ["bash" "-c" (str "bin/clj " command)] :dir dir :env env))
+              command))
+        (testing "nor does another project"
+          (let [project (doto (io/file dir "project") .mkdir)]
+            (is (= {:exit 0 :out "not compiled\n" :err ""}
+                   (fixture/run ["../bin/clj" "-M" "-e" "1"] :dir project :env env)))))))))

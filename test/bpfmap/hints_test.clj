@@ -894,14 +894,16 @@
            (catch Throwable e
              (is (nil? e) (str row " " (ex-message e))))))))))
 
-(kernel-test each-hint-is-tried-on-the-kernel
-  (doseq [[row trial] (sort-by key trials)]
-    (if-let [reason (lacking row)]
-      (fixture/skip! (str (name row) ": " reason))
-      (try-row row trial))))
+(kernel-test hints-on-this-kernel
+  (testing "each hint works on this kernel"
+    (doseq [[row trial] (sort-by key trials)]
+      (if-let [reason (lacking row)]
+        (fixture/skip! (str (name row) ": " reason))
+        (try-row row trial)))))
 
-(kernel-test each-row-is-tried-or-says-why-not
-  (is (apply distinct? rows))
-  (is (= #{} (set/difference (set rows) (set (keys trials)) (set (keys not-tried)))))
-  (is (= #{} (set/difference (into (set (keys trials)) (keys not-tried)) (set rows))))
-  (is (= #{} (set/intersection (set (keys trials)) (set (keys not-tried))))))
+(kernel-test trial-for-every-row
+  (testing "each row has a trial or a reason for none"
+    (is (apply distinct? rows))
+    (is (= #{} (set/difference (set rows) (set (keys trials)) (set (keys not-tried)))))
+    (is (= #{} (set/difference (into (set (keys trials)) (keys not-tried)) (set rows))))
+    (is (= #{} (set/intersection (set (keys trials)) (set (keys not-tried)))))))

@@ -45,12 +45,13 @@
                            (if (sequential? x) (map #(str (first x) "." %) (rest x)) [(str x)]))
                          (clause :import))}))))
 
-(deftest every-namespace-has-a-layer-and-depends-downwards-only
-  (is (< 15 (count @namespaces)))
-  (doseq [{:keys [ns requires]} @namespaces]
-    (is (layer ns) (str ns " stands in no layer"))
-    (doseq [required requires :when (str/starts-with? (str required) "bpfmap.")]
-      (is (<= (layer required) (layer ns)) (str ns " requires " required)))))
+(deftest downward-dependencies
+  (testing "every namespace has a layer and requires only its layer or below"
+    (is (< 15 (count @namespaces)))
+    (doseq [{:keys [ns requires]} @namespaces]
+      (is (layer ns) (str ns " stands in no layer"))
+      (doseq [required requires :when (str/starts-with? (str required) "bpfmap.")]
+        (is (<= (layer required) (layer ns)) (str ns " requires " required))))))
 
 (defn- resolved-later
   "Returns the namespaces of the project that a source names in quoted symbols, such as for requiring-resolve."
@@ -80,106 +81,119 @@
             (recur (into (pop paths) (map #(conj path %)) new-ones) (into seen new-ones))))))))
 
 (deftest no-cycles
-  (testing "dependencies have no cycle, those by requiring-resolve included"
-    (is (contains? (@dependencies 'bpfmap.core) 'bpfmap.impl.host.explore) "which is resolved later")
-    (doseq [ns (keys @dependencies)]
-      (is (nil? (cycle-from ns)) (str ns)))))
+  (testing "dependencies have no cycle, including those by requiring-resolve"
+    (testing "dependencies have no cycle, those by requiring-resolve included"
+      (is (contains? (@dependencies 'bpfmap.core) 'bpfmap.impl.host.explore) "which is resolved later")
+      (doseq [ns (keys @dependencies)]
+        (is (nil? (cycle-from ns)) (str ns))))))
 
 (deftest resolving-goes-down
   (testing "a namespace resolves later only what is in its layer or below"
-    (doseq [[ns needed] @dependencies, other needed]
-      (is (<= (layer other) (layer ns)) (str ns " resolves " other)))))
+    (testing "a namespace resolves later only what is in its layer or below"
+      (doseq [[ns needed] @dependencies, other needed]
+        (is (<= (layer other) (layer ns)) (str ns " resolves " other))))))
 
 (deftest public-namespaces
-  (testing "the top level of src/bpfmap is public and in doc/api.md; everything else is marked :no-doc"
-    (let [listed (set (map (comp symbol second) (re-seq #"(?m)^\| `(bpfmap\.[a-z.]+)`" (slurp "doc/api.md"))))
-          public? #(re-matches #"bpfmap\.[a-z]+" (str %))]
-      (is (= listed (set (filter public? (map :ns @namespaces)))))
-      (doseq [{:keys [ns file]} @namespaces :let [[_ ns-name] (ns-form file)]]
-        (is (= (boolean (:no-doc (meta ns-name))) (not (public? ns))) (str ns))))))
+  (testing "the top level of src/bpfmap is public and everything else is marked :no-doc"
+    (testing "the top level of src/bpfmap is public and in doc/api.md; everything else is marked :no-doc"
+      (let [listed (set (map (comp symbol second) (re-seq #"(?m)^\| `(bpfmap\.[a-z.]+)`" (slurp "doc/api.md"))))
+            public? #(re-matches #"bpfmap\.[a-z]+" (str %))]
+        (is (= listed (set (filter public? (map :ns @namespaces)))))
+        (doseq [{:keys [ns file]} @namespaces :let [[_ ns-name] (ns-form file)]]
+          (is (= (boolean (:no-doc (meta ns-name))) (not (public? ns))) (str ns)))))))
 
 (deftest line-length
-  (testing "code has at most 100 columns a line; the text of strings and regexes is not counted"
-    (doseq [dir ["src" "test" "bench" "dev"], ^File file (sources dir ".clj")
-            :let [text (str/replace (slurp file) #"\"(?:[^\"\\]|\\.)*\"" #(str/replace % #"[^\n]" ""))]
-            [n line] (map-indexed vector (str/split-lines text))]
-      (is (<= (count line) 100) (str file ":" (inc n))))))
+  (testing "code has at most 100 columns a line"
+    (testing "code has at most 100 columns a line; the text of strings and regexes is not counted"
+      (doseq [dir ["src" "test" "bench" "dev"], ^File file (sources dir ".clj")
+              :let [text (str/replace (slurp file) #"\"(?:[^\"\\]|\\.)*\"" #(str/replace % #"[^\n]" ""))]
+              [n line] (map-indexed vector (str/split-lines text))]
+        (is (<= (count line) 100) (str file ":" (inc n)))))))
 
-(deftest nothing-requires-an-edge
-  (doseq [{:keys [ns requires]} @namespaces :when (< (layer ns) 4)
-          required requires]
-    (is (not= 4 (layer required)) (str ns " requires " required))))
+(deftest edges-not-required
+  (testing "no namespace below the edges requires an edge"
+    (doseq [{:keys [ns requires]} @namespaces :when (< (layer ns) 4)
+            required requires]
+      (is (not= 4 (layer required)) (str ns " requires " required)))))
 
 (def ^:private on-demand
   "Namespaces that are loaded only when what needs them is called, by requiring-resolve."
   '#{bpfmap.impl.type.generator})
 
-(deftest what-is-loaded-on-demand-is-required-by-nothing
-  (doseq [{:keys [ns requires]} @namespaces]
-    (is (not-any? on-demand requires) (str ns))))
+(deftest on-demand-namespaces
+  (testing "no namespace requires one that is loaded on demand"
+    (doseq [{:keys [ns requires]} @namespaces]
+      (is (not-any? on-demand requires) (str ns)))))
 
-(deftest below-the-edges-clojure-is-all-that-is-needed
-  (let [of-clojure #{'clojure.string 'clojure.set 'clojure.edn 'clojure.java.io
-                     'clojure.core.protocols 'clojure.core.reducers
-                     'clojure.pprint}]
-    (doseq [{:keys [ns requires]} @namespaces
-            :when (and (< (layer ns) 4) (not (on-demand ns)))
-            required requires :when (not (str/starts-with? (str required) "bpfmap."))]
-      (is (of-clojure required) (str ns " requires " required)))))
+(deftest clojure-below-the-edges
+  (testing "namespaces below the edges need only Clojure"
+    (let [of-clojure #{'clojure.string 'clojure.set 'clojure.edn 'clojure.java.io
+                       'clojure.core.protocols 'clojure.core.reducers
+                       'clojure.pprint}]
+      (doseq [{:keys [ns requires]} @namespaces
+              :when (and (< (layer ns) 4) (not (on-demand ns)))
+              required requires :when (not (str/starts-with? (str required) "bpfmap."))]
+        (is (of-clojure required) (str ns " requires " required))))))
 
-(deftest the-kernel-is-called-from-one-place
-  (let [harmless #{"bpfmap.sys.Bytes" "bpfmap.sys.Codec" "bpfmap.sys.Fd" "bpfmap.sys.Integers"
-                   "bpfmap.sys.Padding"}
-        ;; A mapped range and what reads and writes memory: they call the kernel to unmap, and for
-        ;; nothing else.
-        of-memory #{"bpfmap.sys.MappedMemory" "bpfmap.sys.Atomics" "bpfmap.sys.Blocks"
-                    "bpfmap.sys.Streams"
-                    "bpfmap.sys.Streams$Failures"}]
-    (doseq [{:keys [ns imports]} @namespaces
-            :when (not (re-matches #"bpfmap\.impl\.kernel\..*" (str ns)))
-            class imports :when (str/starts-with? class "bpfmap.sys.")]
-      (is (or (harmless class)
-              (and (of-memory class) (re-matches #"bpfmap\.(impl\.)?memory(\..*)?" (str ns))))
-          (str ns " imports " class))
-      (when (= 1 (layer ns))
-        (is (not= "bpfmap.sys.Fd" class) (str ns " imports " class))))))
+(deftest single-kernel-caller
+  (testing "only bpfmap.impl.kernel uses the classes that call the kernel"
+    (let [harmless #{"bpfmap.sys.Bytes" "bpfmap.sys.Codec" "bpfmap.sys.Fd" "bpfmap.sys.Integers"
+                     "bpfmap.sys.Padding"}
+          ;; A mapped range and what reads and writes memory: they call the kernel to unmap, and for
+          ;; nothing else.
+          of-memory #{"bpfmap.sys.MappedMemory" "bpfmap.sys.Atomics" "bpfmap.sys.Blocks"
+                      "bpfmap.sys.Streams"
+                      "bpfmap.sys.Streams$Failures"}]
+      (doseq [{:keys [ns imports]} @namespaces
+              :when (not (re-matches #"bpfmap\.impl\.kernel\..*" (str ns)))
+              class imports :when (str/starts-with? class "bpfmap.sys.")]
+        (is (or (harmless class)
+                (and (of-memory class) (re-matches #"bpfmap\.(impl\.)?memory(\..*)?" (str ns))))
+            (str ns " imports " class))
+        (when (= 1 (layer ns))
+          (is (not= "bpfmap.sys.Fd" class) (str ns " imports " class)))))))
 
-(deftest pure-namespaces-open-no-file
-  (doseq [{:keys [ns file]} @namespaces :when (= 1 (layer ns))
-          ;; A resource of the class path is data of the library itself.
-          :let [text (str/replace (slurp file) "(slurp (io/resource" "(resource")]
-          word [#"java\.nio\.file" #"\(slurp" #"java\.io\.File\b" #"\(spit" #"sh/sh"
-                #"ProcessBuilder"]]
-    (is (not (re-find word text)) (str ns " has " word))))
+(deftest pure-namespaces
+  (testing "pure namespaces open no file"
+    (doseq [{:keys [ns file]} @namespaces :when (= 1 (layer ns))
+            ;; A resource of the class path is data of the library itself.
+            :let [text (str/replace (slurp file) "(slurp (io/resource" "(resource")]
+            word [#"java\.nio\.file" #"\(slurp" #"java\.io\.File\b" #"\(spit" #"sh/sh"
+                  #"ProcessBuilder"]]
+      (is (not (re-find word text)) (str ns " has " word)))))
 
-(deftest the-java-core-knows-no-clojure-and-one-class-knows-the-linker
-  (let [files (sources "java" ".java")]
-    (is (< 8 (count files)))
-    (doseq [^File file files :let [text (slurp file)]]
-      (is (not (str/includes? text "clojure.")) (str file))
-      (is (= (= "Native.java" (.getName file)) (boolean (re-find #"\bLinker\b" text)))
-          (str file)))))
+(deftest java-core-without-clojure
+  (testing "the Java core does not use Clojure and one class uses the linker"
+    (let [files (sources "java" ".java")]
+      (is (< 8 (count files)))
+      (doseq [^File file files :let [text (slurp file)]]
+        (is (not (str/includes? text "clojure.")) (str file))
+        (is (= (= "Native.java" (.getName file)) (boolean (re-find #"\bLinker\b" text)))
+            (str file))))))
 
-(deftest every-public-var-is-documented
-  (doseq [{:keys [ns]} @namespaces :when (not (fixture/lacking ns))]
-    (require ns)
-    (is (:doc (meta (the-ns ns))) (str ns))
-    (doseq [[sym v] (ns-publics ns)
-            ;; What deftype and proxy make
-            :when (not (re-find #"^(->|map->)[A-Z]|\.proxy\$" (str sym)))]
-      (is (:doc (meta v)) (str v)))))
+(deftest documented-vars
+  (testing "every public var has a docstring"
+    (doseq [{:keys [ns]} @namespaces :when (not (fixture/lacking ns))]
+      (require ns)
+      (is (:doc (meta (the-ns ns))) (str ns))
+      (doseq [[sym v] (ns-publics ns)
+              ;; What deftype and proxy make
+              :when (not (re-find #"^(->|map->)[A-Z]|\.proxy\$" (str sym)))]
+        (is (:doc (meta v)) (str v))))))
 
-(deftest the-facade-gives-an-example-of-everything
-  (doseq [ns '[bpfmap.core bpfmap.host bpfmap.memory bpfmap.prog]
-          [_ v] (do (require ns) (ns-publics ns))
-          :when (and (fn? @v) (not (re-find #"^->[A-Z]" (name (symbol v)))))]
-    (is (re-find (re-pattern (str "\\(" (java.util.regex.Pattern/quote (name (symbol v))) "[ )]"))
-                 (:doc (meta v)))
-        (str v " shows no call of itself"))))
+(deftest facade-examples
+  (testing "every function of the facade has an example"
+    (doseq [ns '[bpfmap.core bpfmap.host bpfmap.memory bpfmap.prog]
+            [_ v] (do (require ns) (ns-publics ns))
+            :when (and (fn? @v) (not (re-find #"^->[A-Z]" (name (symbol v)))))]
+      (is (re-find (re-pattern (str "\\(" (java.util.regex.Pattern/quote (name (symbol v))) "[ )]"))
+                   (:doc (meta v)))
+          (str v " shows no call of itself")))))
 
-(deftest every-namespace-asks-for-warnings-of-reflection
-  (doseq [{:keys [ns file]} @namespaces]
-    (is (str/includes? (slurp file) "(set! *warn-on-reflection* true)") (str ns))))
+(deftest reflection-warnings
+  (testing "every namespace enables warnings for reflection"
+    (doseq [{:keys [ns file]} @namespaces]
+      (is (str/includes? (slurp file) "(set! *warn-on-reflection* true)") (str ns)))))
 
 (defn- java [& args]
   (fixture/run (concat [(str (System/getProperty "java.home") "/bin/java")] args)))
@@ -191,75 +205,80 @@
          (filter #(re-find #"/clojure-\d|spec\.alpha|core\.specs\.alpha|^src$|^resources$|target/classes$|/src$|/resources$" %))
          (str/join ":"))))
 
-(deftest loading-everything-below-the-edges-touches-no-kernel-and-warns-of-nothing
-  ;; In a JVM of its own, which says which classes it initialises.
-  (let [nss (sort (remove on-demand (map :ns (filter #(< (layer (:ns %)) 4) @namespaces))))
-        {:keys [exit out err]} (java "-Xlog:class+init=info" "-cp" @library-classpath "clojure.main"
-                                     "-e"
-                                     (str "(set! *warn-on-reflection* true)"
-                                          (str/join (map #(str "(require '" % ")") nss))
-                                          "(println \"loaded\" (count (filter #(re-find "
-                                          "#\"^bpfmap\" (str %)) (all-ns))))"))]
-    (is (= 0 exit) err)
-    (is (= "" err) "no reflection warning, no warning of native access")
-    (is (str/includes? out (str "loaded " (count nss))))
-    (is (str/includes? out "Initializing 'clojure/core__init'")
-        "the log does say what is initialised")
-    (is (not (re-find #"Initializing 'bpfmap/sys/Native'" out)))
-    (is (not (re-find #"Initializing 'bpfmap/sys/Fd'" out)))))
+(deftest loading-is-quiet
+  (testing "loading the library calls no kernel and prints no warning"
+    ;; In a JVM of its own, which says which classes it initialises.
+    (let [nss (sort (remove on-demand (map :ns (filter #(< (layer (:ns %)) 4) @namespaces))))
+          {:keys [exit out err]} (java "-Xlog:class+init=info" "-cp" @library-classpath "clojure.main"
+                                       "-e"
+                                       (str "(set! *warn-on-reflection* true)"
+                                            (str/join (map #(str "(require '" % ")") nss))
+                                            "(println \"loaded\" (count (filter #(re-find "
+                                            "#\"^bpfmap\" (str %)) (all-ns))))"))]
+      (is (= 0 exit) err)
+      (is (= "" err) "no reflection warning, no warning of native access")
+      (is (str/includes? out (str "loaded " (count nss))))
+      (is (str/includes? out "Initializing 'clojure/core__init'")
+          "the log does say what is initialised")
+      (is (not (re-find #"Initializing 'bpfmap/sys/Native'" out)))
+      (is (not (re-find #"Initializing 'bpfmap/sys/Fd'" out))))))
 
-(deftest a-namespace-loads-nothing-that-it-does-not-need
-  ;; With everything within reach: what is loaded was asked for. Each line has the namespaces that
-  ;; a require added.
-  (let [nss '[bpfmap.core bpfmap.host bpfmap.feature bpfmap.prog bpfmap.btf bpfmap.type
-              bpfmap.cli.main]
-        {:keys [exit out err]} (java "-cp" (System/getProperty "java.class.path") "clojure.main"
-                                     "-e"
-                                     (str "(doseq [n '" (pr-str nss) "]"
-                                          " (let [before (set (map ns-name (all-ns)))]"
-                                          "  (require n)"
-                                          "  (println (pr-str (vec (remove before (map ns-name "
-                                          "(all-ns))))))))"))
-        [of-core :as loaded] (map (comp set edn/read-string) (str/split-lines out))]
-    (is (= [0 ""] [exit err]))
-    (is (contains? of-core 'bpfmap.impl.map.bpf-map))
-    (is (not-any? of-core
-                  '[bpfmap.asm bpfmap.impl.isa bpfmap.prog bpfmap.feature bpfmap.impl.feature.probe
-                    bpfmap.host])
-        "maps need no assembler, unless a kernel has to be tried")
-    (doseq [[n added] (map vector nss loaded), unneeded added]
-      (is (not (re-find #"^(clojure\.test|clojure\.data\.|nrepl|org\.jline|bpfmap\.impl\.type\.generator)"
-                        (str unneeded)))
-          (str n " loads " unneeded)))))
+(deftest loaded-namespaces
+  (testing "a namespace loads only the namespaces that it needs"
+    ;; With everything within reach: what is loaded was asked for. Each line has the namespaces that
+    ;; a require added.
+    (let [nss '[bpfmap.core bpfmap.host bpfmap.feature bpfmap.prog bpfmap.btf bpfmap.type
+                bpfmap.cli.main]
+          {:keys [exit out err]} (java "-cp" (System/getProperty "java.class.path") "clojure.main"
+                                       "-e"
+                                       (str "(doseq [n '" (pr-str nss) "]"
+                                            " (let [before (set (map ns-name (all-ns)))]"
+                                            "  (require n)"
+                                            "  (println (pr-str (vec (remove before (map ns-name "
+                                            "(all-ns))))))))"))
+          [of-core :as loaded] (map (comp set edn/read-string) (str/split-lines out))]
+      (is (= [0 ""] [exit err]))
+      (is (contains? of-core 'bpfmap.impl.map.bpf-map))
+      (is (not-any? of-core
+                    '[bpfmap.asm bpfmap.impl.isa bpfmap.prog bpfmap.feature bpfmap.impl.feature.probe
+                      bpfmap.host])
+          "maps need no assembler, unless a kernel has to be tried")
+      (doseq [[n added] (map vector nss loaded), unneeded added]
+        (is (not (re-find #"^(clojure\.test|clojure\.data\.|nrepl|org\.jline|bpfmap\.impl\.type\.generator)"
+                          (str unneeded)))
+            (str n " loads " unneeded))))))
 
-(deftest without-linux-a-call-says-so
-  (let [{:keys [out exit err]} (java "-Dos.name=Plan 9" "-cp" @library-classpath "clojure.main" "-e"
-                                     (str "(require '[bpfmap.core :as bpf])"
-                                          "(try (bpf/create {:type :hash :key :u32 :value :u32 "
-                                          ":max-entries 1})"
-                                          " (catch Exception e (prn (:bpfmap/error (ex-data e))) "
-                                          "(println (ex-message e))))"))]
-    (is (= 0 exit) err)
-    (is (= [":not-supported"
-            "The kernel cannot be called: BPF maps live in the Linux kernel; this is Plan 9"]
-           (str/split-lines out)))))
-
-(deftest without-the-flag-for-native-access-a-call-names-it
-  (let [{:keys [out exit err]} (java "--illegal-native-access=deny" "-cp" @library-classpath
-                                     "clojure.main" "-e"
-                                     (str "(require '[bpfmap.core :as bpf])"
-                                          "(dotimes [_ 2]"
-                                          " (try (bpf/create {:type :hash :key :u32 :value :u32 "
-                                          ":max-entries 1})"
-                                          "  (catch Exception e (println (ex-message e)))))"))]
-    (if (and (not= 0 exit) (str/includes? err "Unrecognized option"))
-      (fixture/skip! "this JDK is older than --illegal-native-access (JDK 24)")
-      (is (= (repeat 2
-                     "The kernel cannot be called: this JVM denies native access: start it with --enable-native-access=ALL-UNNAMED")
+(deftest call-without-linux
+  (testing "a call without Linux reports it"
+    (let [{:keys [out exit err]} (java "-Dos.name=Plan 9" "-cp" @library-classpath "clojure.main" "-e"
+                                       (str "(require '[bpfmap.core :as bpf])"
+                                            "(try (bpf/create {:type :hash :key :u32 :value :u32 "
+                                            ":max-entries 1})"
+                                            " (catch Exception e (prn (:bpfmap/error (ex-data e))) "
+                                            "(println (ex-message e))))"))]
+      (is (= 0 exit) err)
+      (is (= [":not-supported"
+              "The kernel cannot be called: BPF maps live in the Linux kernel; this is Plan 9"]
              (str/split-lines out))))))
 
-(deftest the-published-library-depends-on-clojure-alone
-  (let [{:keys [deps aliases]} (edn/read-string (slurp "deps.edn"))]
-    (is (= '#{org.clojure/clojure} (set (keys deps))))
-    (is (= "1.12.6" (get-in deps '[org.clojure/clojure :mvn/version])))
-    (is (every? aliases [:build :test :cli :nrepl :bench]))))
+(deftest native-access-flag
+  (testing "a call without native access names the flag"
+    (let [{:keys [out exit err]} (java "--illegal-native-access=deny" "-cp" @library-classpath
+                                       "clojure.main" "-e"
+                                       (str "(require '[bpfmap.core :as bpf])"
+                                            "(dotimes [_ 2]"
+                                            " (try (bpf/create {:type :hash :key :u32 :value :u32 "
+                                            ":max-entries 1})"
+                                            "  (catch Exception e (println (ex-message e)))))"))]
+      (if (and (not= 0 exit) (str/includes? err "Unrecognized option"))
+        (fixture/skip! "this JDK is older than --illegal-native-access (JDK 24)")
+        (is (= (repeat 2
+                       "The kernel cannot be called: this JVM denies native access: start it with --enable-native-access=ALL-UNNAMED")
+               (str/split-lines out)))))))
+
+(deftest library-dependencies
+  (testing "the published library depends only on Clojure"
+    (let [{:keys [deps aliases]} (edn/read-string (slurp "deps.edn"))]
+      (is (= '#{org.clojure/clojure} (set (keys deps))))
+      (is (= "1.12.6" (get-in deps '[org.clojure/clojure :mvn/version])))
+      (is (every? aliases [:build :test :cli :nrepl :bench])))))

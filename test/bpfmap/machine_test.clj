@@ -2,7 +2,7 @@
   "The assembler against the machine that runs what it makes."
   (:require [bpfmap.fixture :refer [kernel-test]]
             [bpfmap.prog :as prog]
-            [clojure.test :refer [are is]]
+            [clojure.test :refer [are is testing]]
             [clojure.test.check :as check]
             [clojure.test.check.generators :as gen]
             [clojure.test.check.properties :as prop])
@@ -59,29 +59,31 @@
 
 (defn- reg [n] (keyword (str "r" n)))
 
-(kernel-test arithmetic-programs-compute-what-the-standard-says
-  (let [programs (gen/tuple (gen/vector gen/large-integer 6) (gen/vector alu-step 1 30))
-        property (prop/for-all [[start steps] programs]
-                   (let [insns (concat (map-indexed (fn [i n] [:lddw (reg i) n]) start)
-                                       (for [[op bits to [kind n]] steps]
-                                         [(keyword (str (name op) bits)) (reg to) (if (= :register kind) (reg n) n)])
-                                       [[:exit]])
-                         end (reduce (fn [regs [op bits to [kind n]]]
-                                       (assoc regs to (apply-alu op bits (regs to) (if (= :register kind) (regs n) n))))
-                                     (mapv u64 start)
-                                     steps)]
-                     (= (u32 (first end)) (returned insns))))
-        result (check/quick-check 300 property)]
-    (is (:pass? result) (pr-str (:shrunk result)))))
+(kernel-test arithmetic-as-specified
+  (testing "arithmetic programs compute what the standard specifies"
+    (let [programs (gen/tuple (gen/vector gen/large-integer 6) (gen/vector alu-step 1 30))
+          property (prop/for-all [[start steps] programs]
+                     (let [insns (concat (map-indexed (fn [i n] [:lddw (reg i) n]) start)
+                                         (for [[op bits to [kind n]] steps]
+                                           [(keyword (str (name op) bits)) (reg to) (if (= :register kind) (reg n) n)])
+                                         [[:exit]])
+                           end (reduce (fn [regs [op bits to [kind n]]]
+                                         (assoc regs to (apply-alu op bits (regs to) (if (= :register kind) (regs n) n))))
+                                       (mapv u64 start)
+                                       steps)]
+                       (= (u32 (first end)) (returned insns))))
+          result (check/quick-check 300 property)]
+      (is (:pass? result) (pr-str (:shrunk result))))))
 
-(kernel-test jumps-loads-stores-and-calls-do-what-they-say
-  (are [result insns] (= result (returned insns))
-    3 [[:mov64 :r0 0] [:mov64 :r1 3] :again [:add64 :r0 1] [:sub64 :r1 1] [:jne :r1 0 :again] [:exit]]
-    1 [[:mov64 :r0 1] [:mov64 :r1 -1] [:jslt :r1 0 :out] [:mov64 :r0 2] :out [:exit]]
-    0x34 [[:stdw [:r10 -8] 0x1234] [:ldxb :r0 [:r10 -8]] [:exit]]
-    0x3412 [[:mov64 :r0 0x1234] [:be16 :r0] [:exit]]
-    5 [[:stdw [:r10 -8] 2] [:mov64 :r1 3] [:atomic-add64 [:r10 -8] :r1] [:ldxdw :r0 [:r10 -8]] [:exit]]
-    2 [[:stdw [:r10 -8] 2] [:mov64 :r1 3] [:atomic-fetch-add64 [:r10 -8] :r1] [:mov64 :r0 :r1] [:exit]]
-    7 [[:stdw [:r10 -8] 7] [:mov64 :r1 9] [:atomic-xchg64 [:r10 -8] :r1] [:mov64 :r0 :r1] [:exit]]
-    9 [[:stdw [:r10 -8] 7] [:mov64 :r0 7] [:mov64 :r1 9] [:atomic-cmpxchg64 [:r10 -8] :r1] [:ldxdw :r0 [:r10 -8]] [:exit]]
-    1 [[:call :get-smp-processor-id] [:mov64 :r1 :r0] [:mov64 :r0 0] [:jgt :r1 4095 :out] [:mov64 :r0 1] :out [:exit]]))
+(kernel-test other-instructions
+  (testing "jumps, loads, stores and calls work as specified"
+    (are [result insns] (= result (returned insns))
+      3 [[:mov64 :r0 0] [:mov64 :r1 3] :again [:add64 :r0 1] [:sub64 :r1 1] [:jne :r1 0 :again] [:exit]]
+      1 [[:mov64 :r0 1] [:mov64 :r1 -1] [:jslt :r1 0 :out] [:mov64 :r0 2] :out [:exit]]
+      0x34 [[:stdw [:r10 -8] 0x1234] [:ldxb :r0 [:r10 -8]] [:exit]]
+      0x3412 [[:mov64 :r0 0x1234] [:be16 :r0] [:exit]]
+      5 [[:stdw [:r10 -8] 2] [:mov64 :r1 3] [:atomic-add64 [:r10 -8] :r1] [:ldxdw :r0 [:r10 -8]] [:exit]]
+      2 [[:stdw [:r10 -8] 2] [:mov64 :r1 3] [:atomic-fetch-add64 [:r10 -8] :r1] [:mov64 :r0 :r1] [:exit]]
+      7 [[:stdw [:r10 -8] 7] [:mov64 :r1 9] [:atomic-xchg64 [:r10 -8] :r1] [:mov64 :r0 :r1] [:exit]]
+      9 [[:stdw [:r10 -8] 7] [:mov64 :r0 7] [:mov64 :r1 9] [:atomic-cmpxchg64 [:r10 -8] :r1] [:ldxdw :r0 [:r10 -8]] [:exit]]
+      1 [[:call :get-smp-processor-id] [:mov64 :r1 :r0] [:mov64 :r0 0] [:jgt :r1 4095 :out] [:mov64 :r0 1] :out [:exit]])))

@@ -51,40 +51,44 @@
 (def ^:private lru-model
   (merge hash-model {:step lru-step :settle lru-settle} {:spec (assoc (:spec hash-model) :type :lru-hash)}))
 
-(kernel-test an-lru-hash-holds-what-was-put-last-and-never-more-than-its-capacity
-  (doseq [flags [#{} #{:no-common-lru}]]
-    (testing flags
-      (is (= #{} (set/difference #{[:put! :done] [:insert! true] [:insert! false] [:replace! true] [:replace! false]
-                                   [:lookup :none] [:lookup :data] [:take! :data] [:delete! true]}
-                                 (model/holds (assoc-in lru-model [:spec :flags] flags))))))))
+(kernel-test lru-hash-keeps-latest
+  (testing "an LRU hash holds the latest entries within its capacity"
+    (doseq [flags [#{} #{:no-common-lru}]]
+      (testing flags
+        (is (= #{} (set/difference #{[:put! :done] [:insert! true] [:insert! false] [:replace! true] [:replace! false]
+                                     [:lookup :none] [:lookup :data] [:take! :data] [:delete! true]}
+                                   (model/holds (assoc-in lru-model [:spec :flags] flags)))))))))
 
 ;; --- a value for each CPU
 
-(kernel-test e7-a-per-cpu-hash-behaves-as-a-map-to-vectors-does
-  (let [vectors (gen/vector value (count (feature/possible-cpus)))]
-    (doseq [flags [#{} #{:no-prealloc}]]
+(kernel-test e7-per-cpu-hash-vectors
+  (testing "a per-CPU hash behaves as a map to vectors"
+    (let [vectors (gen/vector value (count (feature/possible-cpus)))]
+      (doseq [flags [#{} #{:no-prealloc}]]
+        (testing flags
+          (is (contains? (model/holds (-> hash-model
+                                          (update :spec merge {:type :percpu-hash :flags flags})
+                                          (assoc :command (model/key-commands small-key vectors))))
+                         [:put! :map-full])))))))
+
+(kernel-test e7-per-cpu-array-vectors
+  (testing "a per-CPU array behaves as a vector of vectors"
+    (let [n (count (feature/possible-cpus))]
+      (is (= #{} (set/difference #{[:put! :done] [:put! :out-of-range] [:insert! false] [:replace! true] [:delete! :not-supported]}
+                                 (model/holds {:spec {:name "t_model" :type :percpu-array :value :u64 :max-entries 5}
+                                               :init (vec (repeat 5 (vec (repeat n 0))))
+                                               :command (model/key-commands (gen/choose 0 5) (gen/vector value n))
+                                               :step (model/array-step 5)
+                                               :contents (fn [m] (mapv val (seq m)))})))))))
+
+(kernel-test e7-lru-per-cpu-latest
+  (testing "an LRU per-CPU hash holds the latest entries"
+    (doseq [flags [#{} #{:no-common-lru}]]
       (testing flags
-        (is (contains? (model/holds (-> hash-model
-                                        (update :spec merge {:type :percpu-hash :flags flags})
-                                        (assoc :command (model/key-commands small-key vectors))))
-                       [:put! :map-full]))))))
-
-(kernel-test e7-a-per-cpu-array-behaves-as-a-vector-of-vectors-does
-  (let [n (count (feature/possible-cpus))]
-    (is (= #{} (set/difference #{[:put! :done] [:put! :out-of-range] [:insert! false] [:replace! true] [:delete! :not-supported]}
-                               (model/holds {:spec {:name "t_model" :type :percpu-array :value :u64 :max-entries 5}
-                                             :init (vec (repeat 5 (vec (repeat n 0))))
-                                             :command (model/key-commands (gen/choose 0 5) (gen/vector value n))
-                                             :step (model/array-step 5)
-                                             :contents (fn [m] (mapv val (seq m)))}))))))
-
-(kernel-test e7-an-lru-hash-of-vectors-holds-what-was-put-last
-  (doseq [flags [#{} #{:no-common-lru}]]
-    (testing flags
-      (is (contains? (model/holds (-> lru-model
-                                      (update :spec merge {:type :lru-percpu-hash :flags flags})
-                                      (assoc :command (model/key-commands small-key (gen/vector value (count (feature/possible-cpus)))))))
-                     [:lookup :data])))))
+        (is (contains? (model/holds (-> lru-model
+                                        (update :spec merge {:type :lru-percpu-hash :flags flags})
+                                        (assoc :command (model/key-commands small-key (gen/vector value (count (feature/possible-cpus)))))))
+                       [:lookup :data]))))))
 
 ;; --- longest prefix
 
@@ -122,27 +126,30 @@
                                    "10.1.2.3/32" "10.1.2.2/31" "11.0.0.0/8" "192.168.1.1/32"])
                     value)}))
 
-(deftest the-model-of-prefixes-knows-what-covers-what
-  (let [state {"0.0.0.0/0" 0 "10.0.0.0/8" 1 "10.1.2.2/31" 2}]
-    (is (= ["10.1.2.2/31" "10.0.0.0/8" "0.0.0.0/0" nil]
-           [(longest state "10.1.2.3/32") (longest state "10.1.2.0/24") (longest state "11.0.0.0/8")
-            (longest (dissoc state "0.0.0.0/0") "11.0.0.0/8")]))))
+(deftest prefix-model-longest
+  (testing "the model of prefixes finds the longest match"
+    (let [state {"0.0.0.0/0" 0 "10.0.0.0/8" 1 "10.1.2.2/31" 2}]
+      (is (= ["10.1.2.2/31" "10.0.0.0/8" "0.0.0.0/0" nil]
+             [(longest state "10.1.2.3/32") (longest state "10.1.2.0/24") (longest state "11.0.0.0/8")
+              (longest (dissoc state "0.0.0.0/0") "11.0.0.0/8")])))))
 
 ;; An old kernel may take insert! and replace! for put! on this type, and refuse to replace a value in a full map.
-(kernel-test e5-a-longest-prefix-map-finds-the-longest-that-covers-the-key
-  (is (= #{} (set/difference #{[:put! :map-full] [:insert! false] [:replace! false] [:lookup :data]
-                               [:take! :not-supported]}
-                             (model/holds lpm-model)))))
+(kernel-test e5-lpm-trie-longest-match
+  (testing "an LPM trie finds the longest prefix that covers the key"
+    (is (= #{} (set/difference #{[:put! :map-full] [:insert! false] [:replace! false] [:lookup :data]
+                                 [:take! :not-supported]}
+                               (model/holds lpm-model))))))
 
-(kernel-test e5-a-longest-prefix-map-of-ipv6-does-so-too
-  (is (= #{} (set/difference #{[:put! :map-full] [:insert! false] [:lookup :data] [:delete! true]}
-                             (model/holds (-> lpm-model
-                                              (assoc-in [:spec :key] [:prefix :ipv6])
-                                              (assoc :command (model/key-commands
-                                                               (gen/elements ["::/0" "2001:db8::/32" "2001:db8::/33" "2001:db8:8000::/33"
-                                                                              "2001:db8:1::/48" "2001:db8:1::7/128" "2001:db8:1::6/127"
-                                                                              "fe80::/10" "::1/128" "8000::/1"])
-                                                               value))))))))
+(kernel-test e5-lpm-trie-of-ipv6
+  (testing "an LPM trie of IPv6 prefixes finds the longest prefix"
+    (is (= #{} (set/difference #{[:put! :map-full] [:insert! false] [:lookup :data] [:delete! true]}
+                               (model/holds (-> lpm-model
+                                                (assoc-in [:spec :key] [:prefix :ipv6])
+                                                (assoc :command (model/key-commands
+                                                                 (gen/elements ["::/0" "2001:db8::/32" "2001:db8::/33" "2001:db8:8000::/33"
+                                                                                "2001:db8:1::/48" "2001:db8:1::7/128" "2001:db8:1::6/127"
+                                                                                "fe80::/10" "::1/128" "8000::/1"])
+                                                                 value)))))))))
 
 ;; --- queues and stacks
 
@@ -176,11 +183,13 @@
 (def ^:private every-push-and-pop
   #{[:push! :done] [:push! :map-full] [:push-over! :done] [:pop! :data] [:pop! :none] [:peek :data] [:peek :none]})
 
-(kernel-test a-queue-gives-the-oldest-value-first
-  (is (= every-push-and-pop (model/holds (keyless-model :queue first #(subvec % 1) identity)))))
+(kernel-test queue-oldest-first
+  (testing "a queue returns the oldest value first"
+    (is (= every-push-and-pop (model/holds (keyless-model :queue first #(subvec % 1) identity))))))
 
-(kernel-test a-stack-gives-the-newest-value-first
-  (is (= every-push-and-pop (model/holds (keyless-model :stack peek pop reverse)))))
+(kernel-test stack-newest-first
+  (testing "a stack returns the newest value first"
+    (is (= every-push-and-pop (model/holds (keyless-model :stack peek pop reverse))))))
 
 ;; --- maps of maps
 
@@ -224,21 +233,23 @@
                          :walk [state (zipmap (range slots) (repeat 1))]
                          (step state command)))))))
 
-(kernel-test e8-an-array-of-maps-gives-back-the-maps-that-are-in-its-slots
-  (let [inner-spec {:name "t_inner" :type :array :value :u64 :max-entries 1}
-        inner (vec (repeatedly 3 #(bpf/create inner-spec)))]
-    (try
-      (is (= #{} (set/difference #{[:put! :done] [:put! :out-of-range] [:delete! true] [:delete! false] [:lookup :data] [:lookup :none]}
-                                 (model/holds (array-of-maps-model inner-spec inner) :trials 60))))
-      (finally (run! bpf/close inner)))))
+(kernel-test e8-array-of-maps-slots
+  (testing "an array of maps returns the maps in its slots"
+    (let [inner-spec {:name "t_inner" :type :array :value :u64 :max-entries 1}
+          inner (vec (repeatedly 3 #(bpf/create inner-spec)))]
+      (try
+        (is (= #{} (set/difference #{[:put! :done] [:put! :out-of-range] [:delete! true] [:delete! false] [:lookup :data] [:lookup :none]}
+                                   (model/holds (array-of-maps-model inner-spec inner) :trials 60))))
+        (finally (run! bpf/close inner))))))
 
-(kernel-test e8-a-hash-of-maps-gives-back-the-maps-that-were-put
-  (let [inner-spec {:name "t_inner" :type :array :key :u32 :value :u64 :max-entries 1}
-        inner (vec (repeatedly 3 #(bpf/create inner-spec)))]
-    (try
-      ;; Few trials: the kernel waits for programs to let go of the old map at every write.
-      (is (contains? (model/holds (hash-of-maps-model inner-spec inner) :trials 60) [:put! :map-full]))
-      (finally (run! bpf/close inner)))))
+(kernel-test e8-hash-of-maps-values
+  (testing "a hash of maps returns the maps that were put"
+    (let [inner-spec {:name "t_inner" :type :array :key :u32 :value :u64 :max-entries 1}
+          inner (vec (repeatedly 3 #(bpf/create inner-spec)))]
+      (try
+        ;; Few trials: the kernel waits for programs to let go of the old map at every write.
+        (is (contains? (model/holds (hash-of-maps-model inner-spec inner) :trials 60) [:put! :map-full]))
+        (finally (run! bpf/close inner))))))
 
 ;; --- many at once
 
@@ -282,15 +293,16 @@
                    :drain! [{} state]
                    (step state command)))))
 
-(kernel-test many-at-once-is-as-one-after-the-other
-  (doseq [type [:hash :percpu-hash]
-          :let [v (if (= :hash type) value (gen/vector value (count (feature/possible-cpus))))]]
-    (testing type
-      (is (= #{} (set/difference #{[:put-all! :data] [:delete-all! :data] [:lookup-all :data] [:snapshot :data]
-                                   [:drain! :data]}
-                                 (model/holds (with-many (-> hash-model
-                                                             (assoc-in [:spec :type] type)
-                                                             (assoc :command (model/key-commands small-key v)))
-                                                         small-key v)))))))
-  (testing :lru-hash
-    (is (contains? (model/holds (with-many lru-model small-key value)) [:drain! :data]))))
+(kernel-test batches-like-single-calls
+  (testing "batch operations equal single operations in sequence"
+    (doseq [type [:hash :percpu-hash]
+            :let [v (if (= :hash type) value (gen/vector value (count (feature/possible-cpus))))]]
+      (testing type
+        (is (= #{} (set/difference #{[:put-all! :data] [:delete-all! :data] [:lookup-all :data] [:snapshot :data]
+                                     [:drain! :data]}
+                                   (model/holds (with-many (-> hash-model
+                                                               (assoc-in [:spec :type] type)
+                                                               (assoc :command (model/key-commands small-key v)))
+                                                           small-key v)))))))
+    (testing :lru-hash
+      (is (contains? (model/holds (with-many lru-model small-key value)) [:drain! :data])))))

@@ -16,15 +16,16 @@
 
 (set! *warn-on-reflection* true)
 
-(deftest numbers-and-constants-are-those-of-the-headers
-  (let [ours (merge linux/constants
-                    (update-keys (update-vals linux/numbers (if (fixture/x86-64?) first second)) #(str "__NR_" %)))
-        header (fixture/c-values ["sys/socket.h" "sys/syscall.h" "sys/mman.h" "fcntl.h" "linux/perf_event.h" "linux/bpf.h"
-                                  "sys/prctl.h" "linux/seccomp.h" "linux/if_xdp.h"]
-                                 (keys ours))]
-    (if header
-      (is (= ours header))
-      (fixture/skip! "no C compiler to compare the constants with"))))
+(deftest constants-match-headers
+  (testing "numbers and constants match the headers"
+    (let [ours (merge linux/constants
+                      (update-keys (update-vals linux/numbers (if (fixture/x86-64?) first second)) #(str "__NR_" %)))
+          header (fixture/c-values ["sys/socket.h" "sys/syscall.h" "sys/mman.h" "fcntl.h" "linux/perf_event.h" "linux/bpf.h"
+                                    "sys/prctl.h" "linux/seccomp.h" "linux/if_xdp.h"]
+                                   (keys ours))]
+      (if header
+        (is (= ours header))
+        (fixture/skip! "no C compiler to compare the constants with")))))
 
 ;; --- a map and its elements, without the library's own rules
 
@@ -61,161 +62,175 @@
 
 ;; --- sockets
 
-(kernel-test a-sockmap-and-a-sockhash-take-sockets-that-are-connected-listening-or-udp
-  (doseq [type [:sockmap :sockhash]
-          make [objects/tcp-connection objects/tcp-listener objects/udp-socket objects/unix-pair]]
-    (testing (str type " " make)
-      (with-open [m (create type :value-size 8)
+(kernel-test accepted-socket-kinds
+  (testing "a sockmap and a sockhash accept connected, listening and UDP sockets"
+    (doseq [type [:sockmap :sockhash]
+            make [objects/tcp-connection objects/tcp-listener objects/udp-socket objects/unix-pair]]
+      (testing (str type " " make)
+        (with-open [m (create type :value-size 8)
+                    socket ^Closeable (make)]
+          (is (= :ENOENT (look m 1)))
+          (is (= :ok (put m 1 (:fd socket))))
+          (is (= :EEXIST (put m 1 (:fd socket) noexist)))
+          (is (pos? (long (look m 1))) "what is read is not the descriptor but the socket's cookie")
+          (is (= :ok (delete m 1)))
+          (is (= :ENOENT (look m 1)))
+          (is (= ({:sockmap :EINVAL :sockhash :ENOENT} type) (delete m 1))))))))
+
+(kernel-test cookie-of-each-end
+  (testing "both ends of a connection have their own cookie"
+    (with-open [m (create :sockmap :value-size 8)
+                c ^Closeable (objects/tcp-connection)]
+      (is (= [:ok :ok] [(put m 0 (:fd c)) (put m 1 (:server c))]))
+      (is (not= (look m 0) (look m 1))))))
+
+(kernel-test rejected-sockets
+  (testing "a sockmap rejects other sockets and files"
+    (with-open [m (create :sockmap :value-size 8)
+                unbound (objects/unbound-socket)
+                file (objects/file)]
+      (is (= :EOPNOTSUPP (put m 0 (:fd unbound))))
+      (is (= :ENOTSOCK (put m 0 (:fd file))))
+      (is (= :EBADF (put m 0 100000))))))
+
+(kernel-test four-byte-socket-values
+  (testing "a socket map with 4-byte values cannot be read"
+    (doseq [[type make] {:sockmap objects/tcp-connection
+                         :sockhash objects/tcp-connection
+                         :reuseport-sockarray #(objects/reuseport-socket :tcp)}]
+      (with-open [m (create type)
                   socket ^Closeable (make)]
-        (is (= :ENOENT (look m 1)))
-        (is (= :ok (put m 1 (:fd socket))))
-        (is (= :EEXIST (put m 1 (:fd socket) noexist)))
-        (is (pos? (long (look m 1))) "what is read is not the descriptor but the socket's cookie")
-        (is (= :ok (delete m 1)))
-        (is (= :ENOENT (look m 1)))
-        (is (= ({:sockmap :EINVAL :sockhash :ENOENT} type) (delete m 1)))))))
+        (is (= :ok (put m 0 (:fd socket))) type)
+        (is (= :ENOSPC (look m 0)) type)))))
 
-(kernel-test both-ends-of-a-connection-have-cookies-of-their-own
-  (with-open [m (create :sockmap :value-size 8)
-              c ^Closeable (objects/tcp-connection)]
-    (is (= [:ok :ok] [(put m 0 (:fd c)) (put m 1 (:server c))]))
-    (is (not= (look m 0) (look m 1)))))
+(kernel-test closed-connection
+  (testing "a closed connection is removed from its sockmap"
+    (with-open [m (create :sockmap :value-size 8)]
+      (with-open [c (objects/tcp-connection)]
+        (is (= :ok (put m 0 (:fd c)))))
+      (is (= :ENOENT (look m 0))))))
 
-(kernel-test a-sockmap-refuses-other-sockets-and-other-files
-  (with-open [m (create :sockmap :value-size 8)
-              unbound (objects/unbound-socket)
-              file (objects/file)]
-    (is (= :EOPNOTSUPP (put m 0 (:fd unbound))))
-    (is (= :ENOTSOCK (put m 0 (:fd file))))
-    (is (= :EBADF (put m 0 100000)))))
+(kernel-test reuseport-sockarray
+  (testing "a reuseport array accepts each socket once and only with the option"
+    (doseq [protocol [:tcp :udp]]
+      (testing protocol
+        (with-open [m (create :reuseport-sockarray :value-size 8)
+                    socket (objects/reuseport-socket protocol)]
+          (is (= :ok (put m 0 (:fd socket))))
+          (is (= :EBUSY (put m 1 (:fd socket))))
+          (is (= :EEXIST (put m 0 (:fd socket) noexist)))
+          (is (pos? (long (look m 0))))
+          (is (= :ok (delete m 0)))
+          (is (= :ENOENT (delete m 0)))
+          (is (= :ok (put m 1 (:fd socket))) "taken out of one place, it goes into another"))))
+    (with-open [m (create :reuseport-sockarray :value-size 8)
+                listener (objects/tcp-listener)]
+      (is (= :EINVAL (put m 0 (:fd listener))) "without SO_REUSEPORT"))))
 
-(kernel-test a-map-of-sockets-whose-values-have-four-bytes-cannot-be-read
-  (doseq [[type make] {:sockmap objects/tcp-connection
-                       :sockhash objects/tcp-connection
-                       :reuseport-sockarray #(objects/reuseport-socket :tcp)}]
-    (with-open [m (create type)
-                socket ^Closeable (make)]
-      (is (= :ok (put m 0 (:fd socket))) type)
-      (is (= :ENOSPC (look m 0)) type))))
-
-(kernel-test a-closed-connection-leaves-its-sockmap
-  (with-open [m (create :sockmap :value-size 8)]
-    (with-open [c (objects/tcp-connection)]
-      (is (= :ok (put m 0 (:fd c)))))
-    (is (= :ENOENT (look m 0)))))
-
-(kernel-test a-reuseport-sockarray-takes-each-socket-once-and-only-with-the-option
-  (doseq [protocol [:tcp :udp]]
-    (testing protocol
-      (with-open [m (create :reuseport-sockarray :value-size 8)
-                  socket (objects/reuseport-socket protocol)]
-        (is (= :ok (put m 0 (:fd socket))))
-        (is (= :EBUSY (put m 1 (:fd socket))))
-        (is (= :EEXIST (put m 0 (:fd socket) noexist)))
-        (is (pos? (long (look m 0))))
-        (is (= :ok (delete m 0)))
-        (is (= :ENOENT (delete m 0)))
-        (is (= :ok (put m 1 (:fd socket))) "taken out of one place, it goes into another"))))
-  (with-open [m (create :reuseport-sockarray :value-size 8)
-              listener (objects/tcp-listener)]
-    (is (= :EINVAL (put m 0 (:fd listener))) "without SO_REUSEPORT")))
-
-(kernel-test an-xskmap-takes-af-xdp-sockets-and-is-never-read
-  (with-open [m (create :xskmap)
-              one (objects/xdp-socket)
-              other (objects/xdp-socket)
-              listener (objects/tcp-listener)]
-    (is (= :ok (put m 0 (:fd one))))
-    (is (= :ok (put m 0 (:fd one) noexist)) "the socket that is there already counts as put")
-    (is (= :EEXIST (put m 0 (:fd other) noexist)))
-    (is (= :EOPNOTSUPP (put m 1 (:fd listener))))
-    (is (= :EOPNOTSUPP (look m 0)))
-    (is (= [:ok :ok] [(delete m 0) (delete m 0)]) "deleting says nothing of what was there")))
+(kernel-test xskmap-accepts-af-xdp
+  (testing "an xskmap accepts AF_XDP sockets and cannot be read"
+    (with-open [m (create :xskmap)
+                one (objects/xdp-socket)
+                other (objects/xdp-socket)
+                listener (objects/tcp-listener)]
+      (is (= :ok (put m 0 (:fd one))))
+      (is (= :ok (put m 0 (:fd one) noexist)) "the socket that is there already counts as put")
+      (is (= :EEXIST (put m 0 (:fd other) noexist)))
+      (is (= :EOPNOTSUPP (put m 1 (:fd listener))))
+      (is (= :EOPNOTSUPP (look m 0)))
+      (is (= [:ok :ok] [(delete m 0) (delete m 0)]) "deleting says nothing of what was there"))))
 
 ;; --- perf events, devices, processors
 
-(kernel-test a-perf-event-array-takes-perf-events-and-is-never-read
-  (with-open [m (create :perf-event-array)
-              event (objects/perf-event 0)
-              file (objects/file)]
-    (is (= :ok (put m 0 (:fd event))))
-    (is (= :EINVAL (put m 0 (:fd event) noexist)))
-    (is (= :EBADF (put m 1 (:fd file))))
-    (is (= :ENOTSUPP (look m 0)))
-    (is (= [:ok :ENOENT] [(delete m 0) (delete m 0)]))))
+(kernel-test perf-event-array
+  (testing "a perf event array accepts perf events and cannot be read"
+    (with-open [m (create :perf-event-array)
+                event (objects/perf-event 0)
+                file (objects/file)]
+      (is (= :ok (put m 0 (:fd event))))
+      (is (= :EINVAL (put m 0 (:fd event) noexist)))
+      (is (= :EBADF (put m 1 (:fd file))))
+      (is (= :ENOTSUPP (look m 0)))
+      (is (= [:ok :ENOENT] [(delete m 0) (delete m 0)])))))
 
-(kernel-test a-devmap-holds-indices-of-interfaces
-  (let [lo (.getIndex (java.net.NetworkInterface/getByName "lo"))]
-    (doseq [type [:devmap :devmap-hash]]
-      (testing type
-        (with-open [m (create type)]
-          (is (= :EINVAL (put m 1 0x7ffffff0)) "no interface has the index")
-          (is (= :ok (put m 1 lo)))
-          (is (= :EEXIST (put m 1 lo noexist)))
-          (is (= lo (look m 1)))
-          (is (= [:ok ({:devmap :ok :devmap-hash :ENOENT} type)] [(delete m 1) (delete m 1)]))
-          (is (= :ENOENT (look m 1))))))))
+(kernel-test devmap-interface-indices
+  (testing "a devmap holds interface indices"
+    (let [lo (.getIndex (java.net.NetworkInterface/getByName "lo"))]
+      (doseq [type [:devmap :devmap-hash]]
+        (testing type
+          (with-open [m (create type)]
+            (is (= :EINVAL (put m 1 0x7ffffff0)) "no interface has the index")
+            (is (= :ok (put m 1 lo)))
+            (is (= :EEXIST (put m 1 lo noexist)))
+            (is (= lo (look m 1)))
+            (is (= [:ok ({:devmap :ok :devmap-hash :ENOENT} type)] [(delete m 1) (delete m 1)]))
+            (is (= :ENOENT (look m 1)))))))))
 
-(kernel-test a-cpumap-holds-sizes-of-queues-by-cpu
-  (with-open [m (create :cpumap)]
-    (is (= :ok (put m 0 192)))
-    (is (= :EEXIST (put m 0 192 noexist)))
-    (is (= 192 (look m 0)))
-    (is (= [:ok :ok] [(delete m 0) (delete m 0)]))
-    (is (= :ENOENT (look m 0)))))
+(kernel-test cpumap-queue-sizes
+  (testing "a cpumap holds queue sizes by CPU"
+    (with-open [m (create :cpumap)]
+      (is (= :ok (put m 0 192)))
+      (is (= :EEXIST (put m 0 192 noexist)))
+      (is (= 192 (look m 0)))
+      (is (= [:ok :ok] [(delete m 0) (delete m 0)]))
+      (is (= :ENOENT (look m 0))))))
 
 ;; --- cgroups
 
-(kernel-test a-cgroup-array-takes-cgroups-and-is-never-read
-  (with-open [m (create :cgroup-array)
-              cgroup (objects/cgroup)
-              file (objects/file)]
-    (is (= :ok (put m 0 (:fd cgroup))))
-    (is (= :EBADF (put m 1 (:fd file))))
-    (is (= :ENOTSUPP (look m 0)))
-    (is (= [:ok :ENOENT] [(delete m 0) (delete m 0)]))))
+(kernel-test cgroup-array-of-cgroups
+  (testing "a cgroup array accepts cgroups and cannot be read"
+    (with-open [m (create :cgroup-array)
+                cgroup (objects/cgroup)
+                file (objects/file)]
+      (is (= :ok (put m 0 (:fd cgroup))))
+      (is (= :EBADF (put m 1 (:fd file))))
+      (is (= :ENOTSUPP (look m 0)))
+      (is (= [:ok :ENOENT] [(delete m 0) (delete m 0)])))))
 
-(kernel-test a-closed-cgroup-is-gone
-  (let [cgroup (objects/cgroup)]
-    (is (.isDirectory (io/file (:path cgroup))))
-    (is (pos? (long (:id cgroup))))
-    (is (= "" (slurp (io/file (:path cgroup) "cgroup.procs"))))
-    (.close cgroup)
-    (.close cgroup)
-    (is (not (.exists (io/file (:path cgroup)))))))
+(kernel-test closed-cgroup-is-gone
+  (testing "closing a cgroup removes it"
+    (let [cgroup (objects/cgroup)]
+      (is (.isDirectory (io/file (:path cgroup))))
+      (is (pos? (long (:id cgroup))))
+      (is (= "" (slurp (io/file (:path cgroup) "cgroup.procs"))))
+      (.close cgroup)
+      (.close cgroup)
+      (is (not (.exists (io/file (:path cgroup))))))))
 
 ;; --- local storages
 
-(kernel-test a-local-storage-is-keyed-by-a-descriptor
-  (doseq [[type make refused] [[:sk-storage objects/tcp-connection :ENOTSOCK]
-                               [:sk-storage objects/udp-socket :ENOTSOCK]
-                               [:task-storage objects/this-process :EBADF]
-                               [:task-storage objects/child-process :EBADF]
-                               [:inode-storage objects/file nil]
-                               [:cgrp-storage objects/cgroup :EBADF]]
-          :when (since/has? [:map-type type])]
-    (testing (str type " " make)
-      (with-open [m (create type local-storage)
-                  object ^Closeable (make)
-                  file (objects/file)]
-        (is (= :ENOENT (look m (:fd object))))
-        (is (= :ok (put m (:fd object) 7)))
-        (is (= :EEXIST (put m (:fd object) 8 noexist)))
-        (is (= 7 (look m (:fd object))))
-        (when refused
-          (is (= [refused refused refused] [(put m (:fd file) 7) (look m (:fd file)) (delete m (:fd file))])))
-        (is (= :EBADF (look m 100000)))
-        (is (= [:ok :ENOENT] [(delete m (:fd object)) (delete m (:fd object))]))
-        (is (= :ENOENT (look m (:fd object))))))))
+(kernel-test storage-by-descriptor
+  (testing "a local storage has descriptors as keys"
+    (doseq [[type make refused] [[:sk-storage objects/tcp-connection :ENOTSOCK]
+                                 [:sk-storage objects/udp-socket :ENOTSOCK]
+                                 [:task-storage objects/this-process :EBADF]
+                                 [:task-storage objects/child-process :EBADF]
+                                 [:inode-storage objects/file nil]
+                                 [:cgrp-storage objects/cgroup :EBADF]]
+            :when (since/has? [:map-type type])]
+      (testing (str type " " make)
+        (with-open [m (create type local-storage)
+                    object ^Closeable (make)
+                    file (objects/file)]
+          (is (= :ENOENT (look m (:fd object))))
+          (is (= :ok (put m (:fd object) 7)))
+          (is (= :EEXIST (put m (:fd object) 8 noexist)))
+          (is (= 7 (look m (:fd object))))
+          (when refused
+            (is (= [refused refused refused] [(put m (:fd file) 7) (look m (:fd file)) (delete m (:fd file))])))
+          (is (= :EBADF (look m 100000)))
+          (is (= [:ok :ENOENT] [(delete m (:fd object)) (delete m (:fd object))]))
+          (is (= :ENOENT (look m (:fd object)))))))))
 
-(kernel-test ^{:needs [[:map-type :task-storage]]} a-storage-belongs-to-the-object-not-to-the-descriptor
-  (with-open [m (create :task-storage local-storage)
-              one (objects/this-process)
-              other (objects/this-process)
-              child (objects/child-process)]
-    (is (not= (:fd one) (:fd other)))
-    (is (= :ok (put m (:fd one) 7)))
-    (is (= [7 7 :ENOENT] (map #(look m (:fd %)) [one other child])))))
+(kernel-test ^{:needs [[:map-type :task-storage]]} storage-of-object
+  (testing "a storage belongs to the object and not to the descriptor"
+    (with-open [m (create :task-storage local-storage)
+                one (objects/this-process)
+                other (objects/this-process)
+                child (objects/child-process)]
+      (is (not= (:fd one) (:fd other)))
+      (is (= :ok (put m (:fd one) 7)))
+      (is (= [7 7 :ENOENT] (map #(look m (:fd %)) [one other child]))))))
 
 ;; --- tokens
 
@@ -228,33 +243,36 @@
      :else (let [~dir (fixture/temporary-directory)]
              (try ~@body (finally (.delete ~dir))))))
 
-(kernel-test a-token-stands-in-for-the-capability-that-root-of-a-user-namespace-lacks
-  (in-directory [dir]
-    (is (= {:uid 0 :without -1 :token 0 :with 0} (objects/try-token dir)) "-1 is EPERM")))
+(kernel-test token-replaces-capability
+  (testing "a token replaces the capability that a user namespace lacks"
+    (in-directory [dir]
+      (is (= {:uid 0 :without -1 :token 0 :with 0} (objects/try-token dir)) "-1 is EPERM"))))
 
-(kernel-test a-delegated-command-is-alone-with-its-file-system
-  (in-directory [dir]
-    (let [script (str "stat -f -c %T " dir "; echo $1 >&2; exit 7")
-          {:keys [exit out err]} (objects/run-delegated dir ["sh" "-c" script "sh" "to stderr"])]
-      (is (= [7 "bpf_fs\n" "to stderr\n"] [exit out err])))
-    (is (empty? (.list ^File dir)) "outside it is an empty directory")
-    (let [{:keys [exit err]} (objects/run-delegated dir ["/no/such/command"])]
-      (is (= [125 "delegated: /no/such/command: No such file or directory\n"] [exit err])))
-    (let [{:keys [exit err]} (objects/run-delegated (str dir "/none") ["true"])]
-      (is (= 125 exit))
-      (is (str/includes? err "No such file or directory")))))
+(kernel-test delegated-command
+  (testing "a delegated command runs alone with its file system"
+    (in-directory [dir]
+      (let [script (str "stat -f -c %T " dir "; echo $1 >&2; exit 7")
+            {:keys [exit out err]} (objects/run-delegated dir ["sh" "-c" script "sh" "to stderr"])]
+        (is (= [7 "bpf_fs\n" "to stderr\n"] [exit out err])))
+      (is (empty? (.list ^File dir)) "outside it is an empty directory")
+      (let [{:keys [exit err]} (objects/run-delegated dir ["/no/such/command"])]
+        (is (= [125 "delegated: /no/such/command: No such file or directory\n"] [exit err])))
+      (let [{:keys [exit err]} (objects/run-delegated (str dir "/none") ["true"])]
+        (is (= 125 exit))
+        (is (str/includes? err "No such file or directory"))))))
 
-(kernel-test this-library-runs-there-too-and-lacks-the-capability
-  (in-directory [dir]
-    (let [{:keys [exit out err]}
-          (objects/run-delegated dir [(str (System/getProperty "java.home") "/bin/java")
-                                      "--enable-native-access=ALL-UNNAMED" "-cp" (System/getProperty "java.class.path")
-                                      "clojure.main" "-e"
-                                      ;; Some maps may be made by anybody, where a sysctl allows it; BTF may not.
-                                      (str "(require '[bpfmap.host :as host])"
-                                           "(try (host/load-btf [:u32])"
-                                           " (catch Exception e (prn (:bpfmap/error (ex-data e)))))")])]
-      (is (= [0 ":permission\n" ""] [exit out err])))))
+(kernel-test delegated-library
+  (testing "the library runs there and lacks the capability"
+    (in-directory [dir]
+      (let [{:keys [exit out err]}
+            (objects/run-delegated dir [(str (System/getProperty "java.home") "/bin/java")
+                                        "--enable-native-access=ALL-UNNAMED" "-cp" (System/getProperty "java.class.path")
+                                        "clojure.main" "-e"
+                                        ;; Some maps may be made by anybody, where a sysctl allows it; BTF may not.
+                                        (str "(require '[bpfmap.host :as host])"
+                                             "(try (host/load-btf [:u32])"
+                                             " (catch Exception e (prn (:bpfmap/error (ex-data e)))))")])]
+        (is (= [0 ":permission\n" ""] [exit out err]))))))
 
 ;; --- lifetime
 
@@ -263,13 +281,14 @@
    #(objects/reuseport-socket :tcp) #(objects/reuseport-socket :udp) objects/xdp-socket #(objects/perf-event 0)
    objects/file objects/this-process objects/child-process objects/cgroup])
 
-(kernel-test what-is-made-is-closed-once
-  (let [once (fn [make]
-               (let [object ^Closeable (make)]
-                 (is (str/includes? (pr-str object) ":fd"))
-                 (.close object)
-                 (.close object)))]
-    (run! once makers) ; whatever the JVM opens at the first time
-    (let [before (fixture/settled-descriptors)]
-      (run! once makers)
-      (is (= before (fixture/open-descriptors))))))
+(kernel-test objects-closed-once
+  (testing "closing an object twice closes it once"
+    (let [once (fn [make]
+                 (let [object ^Closeable (make)]
+                   (is (str/includes? (pr-str object) ":fd"))
+                   (.close object)
+                   (.close object)))]
+      (run! once makers) ; whatever the JVM opens at the first time
+      (let [before (fixture/settled-descriptors)]
+        (run! once makers)
+        (is (= before (fixture/open-descriptors)))))))

@@ -39,113 +39,121 @@
 (defn- counter ^Closeable []
   (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1}))
 
-(kernel-test a-program-counts-into-a-map
-  (with-open [m (counter)
-              p ^Closeable (prog/load {:type :socket-filter :name "count it" :insns (counting m)})]
-    (is (= 0 (m 0)))
-    (let [{:keys [return duration data]} (prog/test-run p {:data packet :repeat 1000})]
-      (is (= 0 return))
-      (is (nat-int? duration))
-      (is (= 14 (count data))))
-    (is (= 1000 (m 0)))
-    (is (= "#<bpf-program :socket-filter \"countit\">" (pr-str p)))))
+(kernel-test counting-program
+  (testing "a program counts into a map"
+    (with-open [m (counter)
+                p ^Closeable (prog/load {:type :socket-filter :name "count it" :insns (counting m)})]
+      (is (= 0 (m 0)))
+      (let [{:keys [return duration data]} (prog/test-run p {:data packet :repeat 1000})]
+        (is (= 0 return))
+        (is (nat-int? duration))
+        (is (= 14 (count data))))
+      (is (= 1000 (m 0)))
+      (is (= "#<bpf-program :socket-filter \"countit\">" (pr-str p))))))
 
-(kernel-test a-program-holds-its-maps
-  (let [m (counter)
-        same ^Closeable (bpf/clone m)]
-    (with-open [p ^Closeable (prog/load {:type :socket-filter :insns (counting m)})]
-      (bpf/close m)
-      (prog/test-run p {:data packet})
-      (with-open [same same]
-        (is (= 1 (same 0)))))))
+(kernel-test program-holds-its-maps
+  (testing "a program keeps its maps alive"
+    (let [m (counter)
+          same ^Closeable (bpf/clone m)]
+      (with-open [p ^Closeable (prog/load {:type :socket-filter :insns (counting m)})]
+        (bpf/close m)
+        (prog/test-run p {:data packet})
+        (with-open [same same]
+          (is (= 1 (same 0))))))))
 
-(kernel-test a-map's-value-can-be-addressed-directly
-  (with-open [m (counter)]
-    (is (= 0 (returned [[:ld-map-value :r1 m 0] [:stdw [:r1 0] 77] [:mov64 :r0 0] [:exit]])))
-    (is (= 77 (m 0)))))
+(kernel-test direct-map-value
+  (testing "a program addresses the value of a map directly"
+    (with-open [m (counter)]
+      (is (= 0 (returned [[:ld-map-value :r1 m 0] [:stdw [:r1 0] 77] [:mov64 :r0 0] [:exit]])))
+      (is (= 77 (m 0))))))
 
-(kernel-test a-raw-tracepoint-program-runs-and-attaches
-  (with-open [m (counter)
-              p ^Closeable (prog/load {:type :raw-tracepoint :insns (counting m)})]
-    (prog/test-run p)
-    (is (= 1 (m 0)))
-    (with-open [a ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
-      (is (= "#<bpf-attachment \"sys_enter\">" (pr-str a)))
-      (dotimes [_ 100] (fixture/open-descriptors)))
-    (let [counted (m 0)]
-      (is (< 100 counted))
-      (Thread/sleep 20)
-      (is (= counted (m 0)) "a closed attachment counts no more"))
-    (testing "arguments come as the context"
-      (with-open [m (counter)
-                  p ^Closeable (prog/load {:type :raw-tracepoint
-                                           :insns [[:ldxdw :r3 [:r1 8]]
-                                                   [:ld-map-value :r2 m 0]
-                                                   [:stxdw [:r2 0] :r3]
-                                                   [:mov64 :r0 0]
-                                                   [:exit]]})]
-        (prog/test-run p {:context [1 0 0 0 0 0 0 0, 42 0 0 0 0 0 0 0]})
-        (is (= 42 (m 0)))))))
+(kernel-test raw-tracepoint
+  (testing "runs and attaches a raw tracepoint program"
+    (with-open [m (counter)
+                p ^Closeable (prog/load {:type :raw-tracepoint :insns (counting m)})]
+      (prog/test-run p)
+      (is (= 1 (m 0)))
+      (with-open [a ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
+        (is (= "#<bpf-attachment \"sys_enter\">" (pr-str a)))
+        (dotimes [_ 100] (fixture/open-descriptors)))
+      (let [counted (m 0)]
+        (is (< 100 counted))
+        (Thread/sleep 20)
+        (is (= counted (m 0)) "a closed attachment counts no more"))
+      (testing "arguments come as the context"
+        (with-open [m (counter)
+                    p ^Closeable (prog/load {:type :raw-tracepoint
+                                             :insns [[:ldxdw :r3 [:r1 8]]
+                                                     [:ld-map-value :r2 m 0]
+                                                     [:stxdw [:r2 0] :r3]
+                                                     [:mov64 :r0 0]
+                                                     [:exit]]})]
+          (prog/test-run p {:context [1 0 0 0 0 0 0 0, 42 0 0 0 0 0 0 0]})
+          (is (= 42 (m 0))))))))
 
-(kernel-test a-rejected-program-has-the-verifier's-log
-  (let [{:keys [message] :bpfmap/keys [error errno log op]}
-        (error-of (prog/load {:type :socket-filter :insns [[:mov64 :r0 :r5] [:exit]]}))]
-    (is (= [:program-rejected :load] [error op]))
-    (is (keyword? errno))
-    (is (str/includes? log "R5 !read_ok"))
-    (is (str/includes? message "the verifier refused the program"))
-    (is (str/includes? message "R5 !read_ok")))
-  (testing "also a log that is longer than its first buffer"
-    (let [{:bpfmap/keys [error log]}
-          (error-of (prog/load {:type :socket-filter
-                                :insns [(repeat 3000 [:mov64 :r0 1]) [:stxdw [:r10 0] :r0] [:exit]]}))]
-      (is (= :program-rejected error))
-      (is (< 65536 (count log)))
-      (is (str/includes? log "invalid")))))
+(kernel-test verifier-log-in-error
+  (testing "the error of a rejected program has the verifier log"
+    (let [{:keys [message] :bpfmap/keys [error errno log op]}
+          (error-of (prog/load {:type :socket-filter :insns [[:mov64 :r0 :r5] [:exit]]}))]
+      (is (= [:program-rejected :load] [error op]))
+      (is (keyword? errno))
+      (is (str/includes? log "R5 !read_ok"))
+      (is (str/includes? message "the verifier refused the program"))
+      (is (str/includes? message "R5 !read_ok")))
+    (testing "also a log that is longer than its first buffer"
+      (let [{:bpfmap/keys [error log]}
+            (error-of (prog/load {:type :socket-filter
+                                  :insns [(repeat 3000 [:mov64 :r0 1]) [:stxdw [:r10 0] :r0] [:exit]]}))]
+        (is (= :program-rejected error))
+        (is (< 65536 (count log)))
+        (is (str/includes? log "invalid"))))))
 
-(kernel-test what-cannot-be-loaded-is-refused-before-the-kernel-sees-it
-  (are [program words] (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/load program))]
-                         (and (= :invalid-program error) (str/includes? message words)))
-    {:type :socket_filter :insns [[:exit]]} "Unknown program type :socket_filter: it is a number, or :cgroup-device"
-    {:insns [[:exit]]} "Unknown program type nil"
-    {:type :xdp :instructions []} "Unknown key :instructions: a program has :type, :name, :license and :insns"
-    {:type :xdp :insns [[:exit]] :expected-attach-type :trace_iter} "Unknown attach type :trace_iter: it is a name"
-    {:type :xdp :insns [[:exit]] :expected-attach-type -1} "Unknown attach type -1"
-    {:type :tracing :insns [[:exit]] :attach-btf-id :vfs_read} "Not the id of a type: :vfs_read"
-    {:type :tracing :insns [[:exit]] :attach-btf-id 4294967296} "Not the id of a type: 4294967296"
-    {:type :xdp :name :x :insns [[:exit]]} ":name is a text, not :x"
-    {:type :xdp :license 1 :insns [[:exit]]} ":license is a text, not 1"
-    {:type :xdp :insns []} "a program has an instruction"
-    {:type :xdp :insns [[:lddw :r1 "counts"] [:exit]]} "Not an open map: \"counts\""))
+(kernel-test invalid-program-rejected
+  (testing "rejects invalid programs before any system call"
+    (are [program words] (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/load program))]
+                           (and (= :invalid-program error) (str/includes? message words)))
+      {:type :socket_filter :insns [[:exit]]} "Unknown program type :socket_filter: it is a number, or :cgroup-device"
+      {:insns [[:exit]]} "Unknown program type nil"
+      {:type :xdp :instructions []} "Unknown key :instructions: a program has :type, :name, :license and :insns"
+      {:type :xdp :insns [[:exit]] :expected-attach-type :trace_iter} "Unknown attach type :trace_iter: it is a name"
+      {:type :xdp :insns [[:exit]] :expected-attach-type -1} "Unknown attach type -1"
+      {:type :tracing :insns [[:exit]] :attach-btf-id :vfs_read} "Not the id of a type: :vfs_read"
+      {:type :tracing :insns [[:exit]] :attach-btf-id 4294967296} "Not the id of a type: 4294967296"
+      {:type :xdp :name :x :insns [[:exit]]} ":name is a text, not :x"
+      {:type :xdp :license 1 :insns [[:exit]]} ":license is a text, not 1"
+      {:type :xdp :insns []} "a program has an instruction"
+      {:type :xdp :insns [[:lddw :r1 "counts"] [:exit]]} "Not an open map: \"counts\"")))
 
-(kernel-test test-runs-that-the-program-type-does-not-take
-  (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
-    (are [options kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/test-run p options))]
-                                (and (= kind error) (= :test-run op) (str/includes? message words)))
-      {:data [1 2 3]} :invalid-value "data of 14 bytes or more for packet programs"
-      {:data "xyz"} :invalid-value "hexadecimal"
-      {:repeat 0} :invalid-value ":repeat is a number from 1, not 0"
-      {:input 1} :invalid-value "Unknown option :input: test-run takes :data, :context and :repeat"))
-  (testing "a type without test runs"
-    (with-open [p ^Closeable (prog/load {:type :kprobe :insns [[:mov64 :r0 0] [:exit]]})]
-      (is (= :not-supported (:bpfmap/error (error-of (prog/test-run p)))))))
-  (testing "a closed program"
-    (let [p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
-      (.close ^Closeable p)
-      (.close ^Closeable p)
-      (is (= "#<bpf-program :socket-filter \"\" closed>" (pr-str p)))
-      (is (= :closed (:bpfmap/error (error-of (prog/test-run p {:data packet}))))))))
+(kernel-test unsupported-test-runs
+  (testing "rejects test runs that the program type does not support"
+    (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+      (are [options kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/test-run p options))]
+                                  (and (= kind error) (= :test-run op) (str/includes? message words)))
+        {:data [1 2 3]} :invalid-value "data of 14 bytes or more for packet programs"
+        {:data "xyz"} :invalid-value "hexadecimal"
+        {:repeat 0} :invalid-value ":repeat is a number from 1, not 0"
+        {:input 1} :invalid-value "Unknown option :input: test-run takes :data, :context and :repeat"))
+    (testing "a type without test runs"
+      (with-open [p ^Closeable (prog/load {:type :kprobe :insns [[:mov64 :r0 0] [:exit]]})]
+        (is (= :not-supported (:bpfmap/error (error-of (prog/test-run p)))))))
+    (testing "a closed program"
+      (let [p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+        (.close ^Closeable p)
+        (.close ^Closeable p)
+        (is (= "#<bpf-program :socket-filter \"\" closed>" (pr-str p)))
+        (is (= :closed (:bpfmap/error (error-of (prog/test-run p {:data packet})))))))))
 
-(kernel-test attachments-that-cannot-be
-  (with-open [filter ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})
-              raw ^Closeable (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})]
-    (are [program tracepoint kind words]
-         (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/attach-raw-tracepoint program tracepoint))]
-           (and (= kind error) (str/includes? message words)))
-      filter "sys_enter" :invalid-value "only a program of type :raw-tracepoint"
-      raw "no_such_tracepoint" :not-found "no raw tracepoint has that name"
-      raw "" :invalid-value "Not the name of a tracepoint: \"\""
-      raw :sys_enter :invalid-value "Not the name of a tracepoint: :sys_enter")))
+(kernel-test bad-attachments
+  (testing "rejects attachments that are not possible"
+    (with-open [filter ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})
+                raw ^Closeable (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})]
+      (are [program tracepoint kind words]
+           (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/attach-raw-tracepoint program tracepoint))]
+             (and (= kind error) (str/includes? message words)))
+        filter "sys_enter" :invalid-value "only a program of type :raw-tracepoint"
+        raw "no_such_tracepoint" :not-found "no raw tracepoint has that name"
+        raw "" :invalid-value "Not the name of a tracepoint: \"\""
+        raw :sys_enter :invalid-value "Not the name of a tracepoint: :sys_enter"))))
 
 ;; --- programs that exist
 
@@ -155,54 +163,57 @@
   (let [text (Files/readString (Path/of "/proc/uptime" (make-array String 0)))]
     (* 10000000 (parse-long (str/replace (re-find #"^[0-9.]+" text) "." "")))))
 
-(kernel-test what-the-kernel-says-of-a-program
-  (with-open [m (counter)
-              other (counter)]
-    (let [before (boot-clock)]
-      (with-open [p (prog/load {:type :socket-filter :name "t_info" :insns (cons [:lddw :r3 other] (counting m))})
-                  again (prog/load {:type :socket-filter :license "Proprietary"
-                                    :insns (cons [:lddw :r3 other] (counting m))})]
-        (let [{:keys [id tag load-time xlated-bytes verified-insns] :as info} (prog/info p)]
-          (is (= {:type :socket-filter :name "t_info" :uid 0 :gpl-compatible true}
-                 (select-keys info [:type :name :uid :gpl-compatible])))
-          (is (= #{(:id (bpf/info m)) (:id (bpf/info other))} (set (:map-ids info))))
-          (is (vector? (:map-ids info)))
-          (is (pos-int? id))
-          (is (re-matches #"[0-9a-f]{16}" tag))
-          (is (<= before load-time (+ 10000000 (boot-clock))))
-          (is (zero? (mod xlated-bytes 8)))
-          (since/needing [[:kernel :verified-insns]]
-            (is (pos-int? verified-insns)))
-          (is (not-any? #{:btf-id :ifindex :attach-btf-id} (keys info)) "what does not apply is left out")
-          (is (= [info] (filter #(= id (:id %)) (host/programs))))
-          (is (= [tag false ""] ((juxt :tag :gpl-compatible :name) (prog/info again)))
-              "the tag is that of the instructions"))))))
-
-(kernel-test what-a-program-ran-is-said-while-the-kernel-counts
-  (let [sysctl (io/file "/proc/sys/kernel/bpf_stats_enabled")
-        write #(Files/writeString (.toPath sysctl) (str %) (make-array OpenOption 0))
-        was (when (.exists sysctl) (Files/readString (.toPath sysctl)))]
+(kernel-test info-of-a-program
+  (testing "returns the info of a program"
     (with-open [m (counter)
-                p (prog/load {:type :raw-tracepoint :insns (counting m)})]
-      (is (not-any? #{:run-count :run-time-ns} (keys (prog/info p))))
-      (if was
-        (try
-          (write "1\n")
-          (prog/test-run p)
-          (with-open [_ ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
-            (dotimes [_ 100] (fixture/open-descriptors)))
-          (let [{:keys [run-count run-time-ns]} (prog/info p)]
-            (is (< 100 run-count))
-            (is (< run-count run-time-ns)))
-          (finally (write was)))
-        (fixture/skip! "the kernel has no bpf_stats_enabled")))))
+                other (counter)]
+      (let [before (boot-clock)]
+        (with-open [p (prog/load {:type :socket-filter :name "t_info" :insns (cons [:lddw :r3 other] (counting m))})
+                    again (prog/load {:type :socket-filter :license "Proprietary"
+                                      :insns (cons [:lddw :r3 other] (counting m))})]
+          (let [{:keys [id tag load-time xlated-bytes verified-insns] :as info} (prog/info p)]
+            (is (= {:type :socket-filter :name "t_info" :uid 0 :gpl-compatible true}
+                   (select-keys info [:type :name :uid :gpl-compatible])))
+            (is (= #{(:id (bpf/info m)) (:id (bpf/info other))} (set (:map-ids info))))
+            (is (vector? (:map-ids info)))
+            (is (pos-int? id))
+            (is (re-matches #"[0-9a-f]{16}" tag))
+            (is (<= before load-time (+ 10000000 (boot-clock))))
+            (is (zero? (mod xlated-bytes 8)))
+            (since/needing [[:kernel :verified-insns]]
+              (is (pos-int? verified-insns)))
+            (is (not-any? #{:btf-id :ifindex :attach-btf-id} (keys info)) "what does not apply is left out")
+            (is (= [info] (filter #(= id (:id %)) (host/programs))))
+            (is (= [tag false ""] ((juxt :tag :gpl-compatible :name) (prog/info again)))
+                "the tag is that of the instructions")))))))
 
-(kernel-test a-program-that-uses-more-maps-than-there-is-room-for-at-first
-  (with-redefs-fn {#'progs/most-maps 1}
-    #(with-open [a (counter) b (counter) c (counter)
-                 p (prog/load {:type :socket-filter
-                               :insns [[:lddw :r1 a] [:lddw :r1 b] [:lddw :r1 c] [:mov64 :r0 0] [:exit]]})]
-       (is (= (map (comp :id bpf/info) [a b c]) (:map-ids (prog/info p)))))))
+(kernel-test run-statistics
+  (testing "reports run statistics while the kernel collects them"
+    (let [sysctl (io/file "/proc/sys/kernel/bpf_stats_enabled")
+          write #(Files/writeString (.toPath sysctl) (str %) (make-array OpenOption 0))
+          was (when (.exists sysctl) (Files/readString (.toPath sysctl)))]
+      (with-open [m (counter)
+                  p (prog/load {:type :raw-tracepoint :insns (counting m)})]
+        (is (not-any? #{:run-count :run-time-ns} (keys (prog/info p))))
+        (if was
+          (try
+            (write "1\n")
+            (prog/test-run p)
+            (with-open [_ ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
+              (dotimes [_ 100] (fixture/open-descriptors)))
+            (let [{:keys [run-count run-time-ns]} (prog/info p)]
+              (is (< 100 run-count))
+              (is (< run-count run-time-ns)))
+            (finally (write was)))
+          (fixture/skip! "the kernel has no bpf_stats_enabled"))))))
+
+(kernel-test many-map-ids
+  (testing "reads all map ids of a program"
+    (with-redefs-fn {#'progs/most-maps 1}
+      #(with-open [a (counter) b (counter) c (counter)
+                   p (prog/load {:type :socket-filter
+                                 :insns [[:lddw :r1 a] [:lddw :r1 b] [:lddw :r1 c] [:mov64 :r0 0] [:exit]]})]
+         (is (= (map (comp :id bpf/info) [a b c]) (:map-ids (prog/info p))))))))
 
 (defn- own-descriptor
   "The number of a descriptor of an open object. Somebody else on the host may have the object open too, for a moment."
@@ -210,92 +221,97 @@
   (some (fn [{:keys [pid fds]}] (when (= pid (.pid (java.lang.ProcessHandle/current))) (first fds)))
         (host/holders x)))
 
-(kernel-test a-program-is-opened-by-whatever-names-it
-  (let [path (fixture/new-pin)
-        before (fixture/settled-descriptors)]
-    (with-open [p (prog/load {:type :socket-filter :name "t_open" :insns [[:mov64 :r0 7] [:exit]]})]
-      (prog/pin! p path)
-      (let [{:keys [id] :as info} (prog/info p)
-            number (own-descriptor p)]
-        (doseq [ref [{:program-id id} {:id id} id path {:path path} (io/file path) (Path/of path (make-array String 0))
-                     {:fd number}]]
-          (with-open [same ^Closeable (prog/open ref)]
-            (is (= info (prog/info same)) (pr-str ref))
-            (is (= 7 (:return (prog/test-run same {:data packet}))))
-            (is (= "#<bpf-program :socket-filter \"t_open\">" (pr-str same)))))
-        (is (= info (prog/info p)) "the descriptor that was duplicated is still open")))
-    (.delete (io/file path))
-    (is (= before (fixture/open-descriptors)))))
+(kernel-test program-references
+  (testing "opens a program by every kind of reference"
+    (let [path (fixture/new-pin)
+          before (fixture/settled-descriptors)]
+      (with-open [p (prog/load {:type :socket-filter :name "t_open" :insns [[:mov64 :r0 7] [:exit]]})]
+        (prog/pin! p path)
+        (let [{:keys [id] :as info} (prog/info p)
+              number (own-descriptor p)]
+          (doseq [ref [{:program-id id} {:id id} id path {:path path} (io/file path) (Path/of path (make-array String 0))
+                       {:fd number}]]
+            (with-open [same ^Closeable (prog/open ref)]
+              (is (= info (prog/info same)) (pr-str ref))
+              (is (= 7 (:return (prog/test-run same {:data packet}))))
+              (is (= "#<bpf-program :socket-filter \"t_open\">" (pr-str same)))))
+          (is (= info (prog/info p)) "the descriptor that was duplicated is still open")))
+      (.delete (io/file path))
+      (is (= before (fixture/open-descriptors))))))
 
-(kernel-test a-pin-outlives-its-program-and-attachment
-  (let [program-path (fixture/new-pin)
-        attachment-path (fixture/new-pin)]
-    (with-open [m (counter)]
-      (try
-        (with-open [p (prog/load {:type :raw-tracepoint :insns (counting m)})
-                    a (prog/attach-raw-tracepoint p "sys_enter")]
-          (prog/pin! p program-path)
-          (prog/pin! a attachment-path))
-        (with-open [p (prog/open program-path)]
-          (is (= [(:id (bpf/info m))] (:map-ids (prog/info p)))))
-        (let [counted (m 0)]
-          (dotimes [_ 100] (fixture/open-descriptors))
-          (is (< (+ 100 counted) (m 0)) "a pinned attachment stays attached"))
-        (finally
-          (.delete (io/file program-path))
-          (.delete (io/file attachment-path)))))))
+(kernel-test pins-outlive-handles
+  (testing "a pin outlives its program and attachment"
+    (let [program-path (fixture/new-pin)
+          attachment-path (fixture/new-pin)]
+      (with-open [m (counter)]
+        (try
+          (with-open [p (prog/load {:type :raw-tracepoint :insns (counting m)})
+                      a (prog/attach-raw-tracepoint p "sys_enter")]
+            (prog/pin! p program-path)
+            (prog/pin! a attachment-path))
+          (with-open [p (prog/open program-path)]
+            (is (= [(:id (bpf/info m))] (:map-ids (prog/info p)))))
+          (let [counted (m 0)]
+            (dotimes [_ 100] (fixture/open-descriptors))
+            (is (< (+ 100 counted) (m 0)) "a pinned attachment stays attached"))
+          (finally
+            (.delete (io/file program-path))
+            (.delete (io/file attachment-path))))))))
 
-(kernel-test programs-that-cannot-be-opened
-  (let [map-path (fixture/new-pin)
-        link-path (fixture/new-pin)
-        before (fixture/settled-descriptors)]
+(kernel-test unopenable-programs
+  (testing "rejects references that are not programs"
+    (let [map-path (fixture/new-pin)
+          link-path (fixture/new-pin)
+          before (fixture/settled-descriptors)]
+      (with-open [m (counter)
+                  p (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})
+                  a (prog/attach-raw-tracepoint p "sys_enter")]
+        (bpf/pin! m map-path)
+        (prog/pin! a link-path)
+        (are [ref kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/open ref))]
+                                (and (= [kind :open] [error op]) (str/includes? message words)))
+          map-path :not-a-program (str map-path " is not a program: it is a map")
+          link-path :not-a-program (str link-path " is not a program: it is a link")
+          {:fd (own-descriptor m)} :not-a-program "is not a program: it is a map"
+          {:fd 0} :not-a-program "Descriptor 0 is not a program: it is something else"
+          0x7ffffff0 :not-found "no program has that id"
+          (str map-path "x") :not-found "there is no file"
+          "/proc/self/comm" :not-bpffs "nothing is pinned there"
+          "" :invalid-value "it is empty"
+          -1 :invalid-value "ids and descriptors are numbers from 0"
+          {:id "3"} :invalid-value "ids and descriptors are numbers from 0"
+          {:name "x"} :invalid-value "it is {:id n}, {:program-id n}, {:path p} or {:fd n}"
+          {:id 1 :fd 2} :invalid-value "open takes an id"
+          nil :invalid-value "Not a program: nil")
+        (is (= [:permission :open] ((juxt :bpfmap/error :bpfmap/op) (fixture/unprivileged #(error-of (prog/open 1)))))))
+      (.delete (io/file map-path))
+      (.delete (io/file link-path))
+      (is (= before (fixture/open-descriptors))))))
+
+(kernel-test pin-and-info-errors
+  (testing "rejects invalid pins and infos"
     (with-open [m (counter)
-                p (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})
-                a (prog/attach-raw-tracepoint p "sys_enter")]
-      (bpf/pin! m map-path)
-      (prog/pin! a link-path)
-      (are [ref kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/open ref))]
-                              (and (= [kind :open] [error op]) (str/includes? message words)))
-        map-path :not-a-program (str map-path " is not a program: it is a map")
-        link-path :not-a-program (str link-path " is not a program: it is a link")
-        {:fd (own-descriptor m)} :not-a-program "is not a program: it is a map"
-        {:fd 0} :not-a-program "Descriptor 0 is not a program: it is something else"
-        0x7ffffff0 :not-found "no program has that id"
-        (str map-path "x") :not-found "there is no file"
-        "/proc/self/comm" :not-bpffs "nothing is pinned there"
-        "" :invalid-value "it is empty"
-        -1 :invalid-value "ids and descriptors are numbers from 0"
-        {:id "3"} :invalid-value "ids and descriptors are numbers from 0"
-        {:name "x"} :invalid-value "it is {:id n}, {:program-id n}, {:path p} or {:fd n}"
-        {:id 1 :fd 2} :invalid-value "open takes an id"
-        nil :invalid-value "Not a program: nil")
-      (is (= [:permission :open] ((juxt :bpfmap/error :bpfmap/op) (fixture/unprivileged #(error-of (prog/open 1)))))))
-    (.delete (io/file map-path))
-    (.delete (io/file link-path))
-    (is (= before (fixture/open-descriptors)))))
+                p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+      (let [path (fixture/new-pin)]
+        (prog/pin! p path)
+        (are [expr kind words] (let [{:keys [message] :bpfmap/keys [error]} (error-of expr)]
+                                 (and (= kind error) (str/includes? message words)))
+          (prog/pin! p path) :exists "exists already"
+          (prog/pin! p "/tmp/t_pin") :not-bpffs "/tmp/t_pin is not on a BPF file system"
+          (prog/pin! p (str path ".x")) :invalid-value "takes no dots in a name"
+          (prog/pin! p (str (fixture/bpffs) "/none/x")) :not-found "does not exist"
+          (prog/pin! p nil) :invalid-value "it is empty"
+          (prog/pin! m path) :invalid-value "Not a program or an attachment"
+          (prog/info m) :invalid-value "Not a program or an attachment")
+        (.delete (io/file path))))
+    (let [p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+      (.close ^Closeable p)
+      (is (= :closed (:bpfmap/error (error-of (prog/info p)))))
+      (is (= :closed (:bpfmap/error (error-of (prog/pin! p (fixture/new-pin)))))))))
 
-(kernel-test pins-and-infos-that-cannot-be
-  (with-open [m (counter)
-              p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
-    (let [path (fixture/new-pin)]
-      (prog/pin! p path)
-      (are [expr kind words] (let [{:keys [message] :bpfmap/keys [error]} (error-of expr)]
-                               (and (= kind error) (str/includes? message words)))
-        (prog/pin! p path) :exists "exists already"
-        (prog/pin! p "/tmp/t_pin") :not-bpffs "/tmp/t_pin is not on a BPF file system"
-        (prog/pin! p (str path ".x")) :invalid-value "takes no dots in a name"
-        (prog/pin! p (str (fixture/bpffs) "/none/x")) :not-found "does not exist"
-        (prog/pin! p nil) :invalid-value "it is empty"
-        (prog/pin! m path) :invalid-value "Not a program or an attachment"
-        (prog/info m) :invalid-value "Not a program or an attachment")
-      (.delete (io/file path))))
-  (let [p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
-    (.close ^Closeable p)
-    (is (= :closed (:bpfmap/error (error-of (prog/info p)))))
-    (is (= :closed (:bpfmap/error (error-of (prog/pin! p (fixture/new-pin))))))))
-
-(kernel-test s10-loading-without-the-capability-says-which-is-missing
-  (let [{:keys [message] :bpfmap/keys [error]}
-        (fixture/unprivileged #(error-of (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})))]
-    (is (= :permission error))
-    (is (str/includes? message "loading a program needs CAP_BPF and CAP_PERFMON"))))
+(kernel-test s10-load-names-capability
+  (testing "loading a program names the missing capability"
+    (let [{:keys [message] :bpfmap/keys [error]}
+          (fixture/unprivileged #(error-of (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})))]
+      (is (= :permission error))
+      (is (str/includes? message "loading a program needs CAP_BPF and CAP_PERFMON")))))

@@ -58,105 +58,111 @@
   (let [value (look m k)]
     (if (bytes? value) (unpack [:array :u64 (quot (alength ^bytes value) 8)] value) value)))
 
-(kernel-test the-storage-of-a-cgroup-is-there-from-attaching-to-the-end-of-the-cgroup-or-the-program
-  (doseq [[type cpus] [[:cgroup-storage 1] [:percpu-cgroup-storage (count (call/possible-cpus))]]
-          key-size [8 16]]
-    (testing (str type " with keys of " key-size " bytes")
-      (with-open [m (create type :key-size key-size :value-size 8 :max-entries 0 :room (* 8 cpus))
-                  cgroup (objects/cgroup)]
-        (let [egress (linux/constant "BPF_CGROUP_INET_EGRESS")
-              k (if (= 8 key-size)
-                  (pack :u64 (:id cgroup))
-                  (pack [:struct [:id :u64] [:attach-type :u32] [:pad 4]] {:id (:id cgroup) :attach-type egress}))
-              zero (byte-array (* 8 cpus))]
-          (with-open [program (programs/storage-counter (:open m))]
-            (is (= :ENOENT (counts m k)))
-            (is (= :ENOENT (put m k zero)) "user space cannot make one")
-            (with-open [_ (programs/attach-to-cgroup program cgroup)]
-              (is (= 0 (apply + (counts m k))))
+(kernel-test cgroup-storage-lifetime
+  (testing "a cgroup storage exists from attaching until its cgroup or program is gone"
+    (doseq [[type cpus] [[:cgroup-storage 1] [:percpu-cgroup-storage (count (call/possible-cpus))]]
+            key-size [8 16]]
+      (testing (str type " with keys of " key-size " bytes")
+        (with-open [m (create type :key-size key-size :value-size 8 :max-entries 0 :room (* 8 cpus))
+                    cgroup (objects/cgroup)]
+          (let [egress (linux/constant "BPF_CGROUP_INET_EGRESS")
+                k (if (= 8 key-size)
+                    (pack :u64 (:id cgroup))
+                    (pack [:struct [:id :u64] [:attach-type :u32] [:pad 4]] {:id (:id cgroup) :attach-type egress}))
+                zero (byte-array (* 8 cpus))]
+            (with-open [program (programs/storage-counter (:open m))]
+              (is (= :ENOENT (counts m k)))
+              (is (= :ENOENT (put m k zero)) "user space cannot make one")
+              (with-open [_ (programs/attach-to-cgroup program cgroup)]
+                (is (= 0 (apply + (counts m k))))
+                (programs/send-from cgroup)
+                (is (= 1 (apply + (counts m k))))
+                (is (= [:ok :ok] [(put m k zero) (put m k zero exist)]))
+                (is (= 0 (apply + (counts m k))))
+                (is (= :EINVAL (put m k zero noexist)))
+                (is (= :EINVAL (delete m k)))
+                (programs/send-from cgroup)
+                (is (= 1 (apply + (counts m k)))))
               (programs/send-from cgroup)
-              (is (= 1 (apply + (counts m k))))
-              (is (= [:ok :ok] [(put m k zero) (put m k zero exist)]))
-              (is (= 0 (apply + (counts m k))))
-              (is (= :EINVAL (put m k zero noexist)))
-              (is (= :EINVAL (delete m k)))
-              (programs/send-from cgroup)
-              (is (= 1 (apply + (counts m k)))))
-            (programs/send-from cgroup)
-            (is (= 1 (apply + (counts m k))) "what is detached counts no more, and its storage stays"))
-          (is (= :ok (put m k zero))))))))
+              (is (= 1 (apply + (counts m k))) "what is detached counts no more, and its storage stays"))
+            (is (= :ok (put m k zero)))))))))
 
-(kernel-test storage-goes-with-its-cgroup
-  (with-open [m (create :cgroup-storage :key-size 8 :value-size 8 :max-entries 0)
-              program (programs/storage-counter (:open m))]
-    (let [id (with-open [cgroup (objects/cgroup)]
-               (with-open [_ (programs/attach-to-cgroup program cgroup)]
-                 (is (= [0] (counts m (pack :u64 (:id cgroup))))))
-               (:id cgroup))
-          gone? #(= :ENOENT (counts m (pack :u64 id)))]
-      ;; The kernel releases a removed cgroup when it comes to it.
-      (is (loop [tries 500]
-            (or (gone?)
-                (when (pos? tries)
-                  (Thread/sleep 10)
-                  (recur (dec tries)))))))))
+(kernel-test deleted-cgroup
+  (testing "a storage is removed with its cgroup"
+    (with-open [m (create :cgroup-storage :key-size 8 :value-size 8 :max-entries 0)
+                program (programs/storage-counter (:open m))]
+      (let [id (with-open [cgroup (objects/cgroup)]
+                 (with-open [_ (programs/attach-to-cgroup program cgroup)]
+                   (is (= [0] (counts m (pack :u64 (:id cgroup))))))
+                 (:id cgroup))
+            gone? #(= :ENOENT (counts m (pack :u64 id)))]
+        ;; The kernel releases a removed cgroup when it comes to it.
+        (is (loop [tries 500]
+              (or (gone?)
+                  (when (pos? tries)
+                    (Thread/sleep 10)
+                    (recur (dec tries))))))))))
 
 ;; --- stacks
 
-(kernel-test the-kernel-records-stacks-of-its-own
-  (with-open [m (create :stack-trace :value-size (* 8 16) :max-entries 64)]
-    (let [ids (programs/record-stacks (:open m))
-          addresses (fn [id] (take-while (complement zero?) (unpack [:array :u64 16] (look m (u32 id)))))]
-      (is (seq ids))
-      (is (every? #(< -1 % 64) ids))
-      (doseq [id ids]
-        (is (< 1 (count (addresses id))))
-        (is (every? #(< 0xffff000000000000 %) (addresses id)) "addresses in the kernel"))
-      (is (= :ENOENT (look m (u32 (first (remove (set ids) (range 64)))))))
-      (is (= :EINVAL (put m (u32 (first ids)) (byte-array 128))) "user space cannot make one")
-      (is (= [:ok :ENOENT] [(delete m (u32 (first ids))) (delete m (u32 (first ids)))])))))
+(kernel-test stacks-of-the-kernel
+  (testing "records stacks of the kernel"
+    (with-open [m (create :stack-trace :value-size (* 8 16) :max-entries 64)]
+      (let [ids (programs/record-stacks (:open m))
+            addresses (fn [id] (take-while (complement zero?) (unpack [:array :u64 16] (look m (u32 id)))))]
+        (is (seq ids))
+        (is (every? #(< -1 % 64) ids))
+        (doseq [id ids]
+          (is (< 1 (count (addresses id))))
+          (is (every? #(< 0xffff000000000000 %) (addresses id)) "addresses in the kernel"))
+        (is (= :ENOENT (look m (u32 (first (remove (set ids) (range 64)))))))
+        (is (= :EINVAL (put m (u32 (first ids)) (byte-array 128))) "user space cannot make one")
+        (is (= [:ok :ENOENT] [(delete m (u32 (first ids))) (delete m (u32 (first ids)))]))))))
 
-(kernel-test the-kernel-records-stacks-of-the-process
-  (with-open [m (create :stack-trace :value-size (* 8 16) :max-entries 64)]
-    (let [ids (programs/record-stacks (:open m) :user)]
-      (is (seq ids))
-      (doseq [id ids]
-        (is (< 0 (first (unpack [:array :u64 16] (look m (u32 id)))) 0x0001000000000000))))))
+(kernel-test stacks-of-the-process
+  (testing "records stacks of the process"
+    (with-open [m (create :stack-trace :value-size (* 8 16) :max-entries 64)]
+      (let [ids (programs/record-stacks (:open m) :user)]
+        (is (seq ids))
+        (doseq [id ids]
+          (is (< 0 (first (unpack [:array :u64 16] (look m (u32 id)))) 0x0001000000000000)))))))
 
-(kernel-test with-build-ids-a-stack-has-offsets-into-files
-  (with-open [m (create :stack-trace :value-size (* 32 16) :max-entries 64 :flags #{:stack-build-id})]
-    (let [ids (programs/record-stacks (:open m) :user)
-          entries (unpack [:array [:struct [:status :s32] [:build-id [:bytes 20]] [:offset :u64]] 16]
-                          (look m (u32 (first ids))))]
-      (is (seq ids))
-      (is (= 1 (:status (first entries))) "valid: the C library, or whatever has the system call, has a build id")
-      (is (pos? (:offset (first entries)))))))
+(kernel-test stacks-with-build-ids
+  (testing "stacks with build ids have offsets into files"
+    (with-open [m (create :stack-trace :value-size (* 32 16) :max-entries 64 :flags #{:stack-build-id})]
+      (let [ids (programs/record-stacks (:open m) :user)
+            entries (unpack [:array [:struct [:status :s32] [:build-id [:bytes 20]] [:offset :u64]] 16]
+                            (look m (u32 (first ids))))]
+        (is (seq ids))
+        (is (= 1 (:status (first entries))) "valid: the C library, or whatever has the system call, has a build id")
+        (is (pos? (:offset (first entries))))))))
 
 ;; --- tail calls
 
-(kernel-test a-tail-call-finds-the-program-that-user-space-put-there
-  (doseq [type [:socket-filter :raw-tracepoint]]
-    (testing type
-      (with-open [m (create :prog-array)
-                  target (programs/tail-target 42 type)
-                  caller (programs/tail-caller (:open m) 2 type)
-                  other (programs/tail-target 0 :xdp)]
-        (let [run #(:return (prog/test-run caller (when (= :socket-filter type) {:data (byte-array 14)})))
-              put-program (fn [k program flags]
-                            (let [fd (programs/descriptor program)
-                                  number (.acquire fd)]
-                              (try
-                                (put m (u32 k) (u32 number) flags)
-                                (finally (.release fd)))))]
-          (is (= 1 (run)))
-          (is (= :ENOENT (look m (u32 2))))
-          (is (= :EINVAL (put-program 1 other 0)) "of another type than the caller")
-          (is (= :EINVAL (put-program 2 target noexist)))
-          (is (= :ok (put-program 2 target 0)))
-          (is (= 42 (run)))
-          (is (bytes? (look m (u32 2))) "the program's id")
-          (is (= [:ok :ENOENT] [(delete m (u32 2)) (delete m (u32 2))]))
-          (is (= 1 (run))))))))
+(kernel-test tail-call-target
+  (testing "a tail call runs the program in the map"
+    (doseq [type [:socket-filter :raw-tracepoint]]
+      (testing type
+        (with-open [m (create :prog-array)
+                    target (programs/tail-target 42 type)
+                    caller (programs/tail-caller (:open m) 2 type)
+                    other (programs/tail-target 0 :xdp)]
+          (let [run #(:return (prog/test-run caller (when (= :socket-filter type) {:data (byte-array 14)})))
+                put-program (fn [k program flags]
+                              (let [fd (programs/descriptor program)
+                                    number (.acquire fd)]
+                                (try
+                                  (put m (u32 k) (u32 number) flags)
+                                  (finally (.release fd)))))]
+            (is (= 1 (run)))
+            (is (= :ENOENT (look m (u32 2))))
+            (is (= :EINVAL (put-program 1 other 0)) "of another type than the caller")
+            (is (= :EINVAL (put-program 2 target noexist)))
+            (is (= :ok (put-program 2 target 0)))
+            (is (= 42 (run)))
+            (is (bytes? (look m (u32 2))) "the program's id")
+            (is (= [:ok :ENOENT] [(delete m (u32 2)) (delete m (u32 2))]))
+            (is (= 1 (run)))))))))
 
 ;; --- struct ops
 
@@ -173,62 +179,66 @@
 (defn- struct-ops ^Closeable [type flags]
   (of-descriptor (programs/create-struct-ops type flags) 4 (:value-size type)))
 
-(kernel-test a-struct-ops-value-is-registered-by-writing-it-and-unregistered-by-deleting-it
-  (if-let [type (programs/struct-ops-type "tcp_congestion_ops")]
-    (let [unique (str "bpfmap_" (mod (.pid (ProcessHandle/current)) 10000000))
-          k (u32 0)]
-      (with-open [m (struct-ops type #{})
-                  cc (programs/congestion-control type unique)]
-        (is (= [0 (states :init)] (header m)))
-        (is (= [:ENOENT :ENOENT] [(look m (u32 1)) (delete m k)]))
-        (is (= :EINVAL (put m k (byte-array (:value-size type)))) "a value without a name")
-        (is (not (available? unique)))
-        (is (= :ok (put m k (:value cc))))
-        (try
-          (is (available? unique))
-          (is (= [1 (states :in-use)] (header m)))
-          (is (not= 0 (unpack :u64 (byte-array (take 8 (drop (:offset ((:members type) "ssthresh")) (look m k))))))
-              "the program's id where its descriptor was")
-          (is (= :EBUSY (put m k (:value cc))))
-          (finally ; a registered one outlives its map
-            (is (= :ok (delete m k)))))
-        (is (not (available? unique)))
-        (is (= [0 (states :to-be-freed)] (header m)))
-        (is (= :EBUSY (put m k (:value cc))) "never again")))
-    (fixture/skip! "this kernel has no congestion control by programs")))
+(kernel-test struct-ops-registered
+  (testing "writing a struct_ops value registers it and deleting unregisters it"
+    (if-let [type (programs/struct-ops-type "tcp_congestion_ops")]
+      (let [unique (str "bpfmap_" (mod (.pid (ProcessHandle/current)) 10000000))
+            k (u32 0)]
+        (with-open [m (struct-ops type #{})
+                    cc (programs/congestion-control type unique)]
+          (is (= [0 (states :init)] (header m)))
+          (is (= [:ENOENT :ENOENT] [(look m (u32 1)) (delete m k)]))
+          (is (= :EINVAL (put m k (byte-array (:value-size type)))) "a value without a name")
+          (is (not (available? unique)))
+          (is (= :ok (put m k (:value cc))))
+          (try
+            (is (available? unique))
+            (is (= [1 (states :in-use)] (header m)))
+            (is (not= 0 (unpack :u64 (byte-array (take 8 (drop (:offset ((:members type) "ssthresh")) (look m k))))))
+                "the program's id where its descriptor was")
+            (is (= :EBUSY (put m k (:value cc))))
+            (finally ; a registered one outlives its map
+              (is (= :ok (delete m k)))))
+          (is (not (available? unique)))
+          (is (= [0 (states :to-be-freed)] (header m)))
+          (is (= :EBUSY (put m k (:value cc))) "never again")))
+      (fixture/skip! "this kernel has no congestion control by programs"))))
 
-(kernel-test ^{:needs [[:flag :link]]} a-struct-ops-value-for-links-is-readied-by-writing-it
-  (if-let [type (programs/struct-ops-type "tcp_congestion_ops")]
-    (with-open [m (struct-ops type #{:link})
-                cc (programs/congestion-control type "bpfmap_linked")]
-      (is (= :EOPNOTSUPP (delete m (u32 0))))
-      (is (= :ok (put m (u32 0) (:value cc))))
-      (is (= [0 (states :ready)] (header m)))
-      (is (not (available? "bpfmap_linked")) "a link would register it")
-      (is (= :EBUSY (put m (u32 0) (:value cc))))
-      (is (= :EOPNOTSUPP (delete m (u32 0)))))
-    (fixture/skip! "this kernel has no congestion control by programs")))
+(kernel-test ^{:needs [[:flag :link]]} struct-ops-for-links
+  (testing "writing a struct_ops value for links makes it ready"
+    (if-let [type (programs/struct-ops-type "tcp_congestion_ops")]
+      (with-open [m (struct-ops type #{:link})
+                  cc (programs/congestion-control type "bpfmap_linked")]
+        (is (= :EOPNOTSUPP (delete m (u32 0))))
+        (is (= :ok (put m (u32 0) (:value cc))))
+        (is (= [0 (states :ready)] (header m)))
+        (is (not (available? "bpfmap_linked")) "a link would register it")
+        (is (= :EBUSY (put m (u32 0) (:value cc))))
+        (is (= :EOPNOTSUPP (delete m (u32 0)))))
+      (fixture/skip! "this kernel has no congestion control by programs"))))
 
-(kernel-test a-struct-that-programs-cannot-implement-has-no-ids
-  (is (nil? (programs/struct-ops-type "task_struct")))
-  (is (nil? (programs/struct-ops-type "no_such_struct"))))
+(kernel-test struct-without-ids
+  (testing "a struct that programs cannot implement has no type ids"
+    (is (nil? (programs/struct-ops-type "task_struct")))
+    (is (nil? (programs/struct-ops-type "no_such_struct")))))
 
 ;; --- lifetime
 
-(kernel-test nothing-is-left-open
-  (let [type (programs/struct-ops-type "tcp_congestion_ops")
-        once (fn []
-               (with-open [m (create :stack-trace :value-size 128 :max-entries 64)]
-                 (is (seq (programs/record-stacks (:open m)))))
-               (with-open [m (create :cgroup-storage :key-size 8 :value-size 8 :max-entries 0)
-                           cgroup (objects/cgroup)
-                           program (programs/storage-counter (:open m))
-                           attachment (programs/attach-to-cgroup program cgroup)]
-                 (.close attachment))
-               (when type
-                 (with-open [_ (struct-ops type #{})
-                             _ (programs/congestion-control type "bpfmap_none")])))]
-    (once)
-    (let [before (fixture/settled-descriptors)]
+(kernel-test no-descriptor-left-open
+  (testing "the helper programs leave no descriptor open"
+    (let [type (programs/struct-ops-type "tcp_congestion_ops")
+          once (fn []
+                 (with-open [m (create :stack-trace :value-size 128 :max-entries 64)]
+                   (is (seq (programs/record-stacks (:open m)))))
+                 (with-open [m (create :cgroup-storage :key-size 8 :value-size 8 :max-entries 0)
+                             cgroup (objects/cgroup)
+                             program (programs/storage-counter (:open m))
+                             attachment (programs/attach-to-cgroup program cgroup)]
+                   (.close attachment))
+                 (when type
+                   (with-open [_ (struct-ops type #{})
+                               _ (programs/congestion-control type "bpfmap_none")])))]
       (once)
-      (is (= before (fixture/open-descriptors))))))
+      (let [before (fixture/settled-descriptors)]
+        (once)
+        (is (= before (fixture/open-descriptors)))))))

@@ -37,32 +37,33 @@
       (.join))
     @result))
 
-(kernel-test an-interrupt-changes-no-answer-and-closes-nothing
-  (with-directory
-    (fn [dir]
-      (let [file (str dir "/a.edn")]
-        (with-open [^Closeable m (bpf/create {:name "interrupts" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10}})]
-          (let [id (:id (bpf/info m))
-                plain #(dissoc % :memlock)]
-            (doseq [[what f] {"info" #(plain (bpf/info m))
-                              "opening" #(with-open [^Closeable o (bpf/open id)] (bpf/spec o))
-                              "the list" #(plain (first (filter (comp #{id} :id) (host/maps))))
-                              "holders" #(map :pid (get (host/holders) id))
-                              "pins" #(count (host/pins (fixture/bpffs)))
-                              "creating" #(with-open [^Closeable o (bpf/create {:type :array :value :u32 :max-entries 1})] (bpf/snapshot o))
-                              "many" #(do (bpf/put-all! m {2 20, 3 30}) (bpf/delete-all! m [2 3]) (bpf/snapshot m))
-                              "show" #(:entries (exec/show {:ref id}))}]
-              (testing what
-                (is (= [(f) true] (interrupted f)))))
-            (testing "a file"
-              (exec/save {:ref id :file file})
-              (let [before (slurp file)
-                    message (str file " cannot be written: the thread was interrupted")]
-                (is (= [[:io message] true] (interrupted #(exec/save {:ref id :file file}))))
-                (is (= before (slurp file)))
-                (is (= [0 true] (update (interrupted #(exec/restore {:file file :into id :yes true})) 0 :changed)))
-                (is (= ["a.edn"] (seq (.list (io/file dir)))) "nothing is left beside it")))
-            (is (= {1 10} (bpf/snapshot m)) "and the map is still open")))))))
+(kernel-test interrupted-calls
+  (testing "an interrupt changes no result and closes nothing"
+    (with-directory
+      (fn [dir]
+        (let [file (str dir "/a.edn")]
+          (with-open [^Closeable m (bpf/create {:name "interrupts" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10}})]
+            (let [id (:id (bpf/info m))
+                  plain #(dissoc % :memlock)]
+              (doseq [[what f] {"info" #(plain (bpf/info m))
+                                "opening" #(with-open [^Closeable o (bpf/open id)] (bpf/spec o))
+                                "the list" #(plain (first (filter (comp #{id} :id) (host/maps))))
+                                "holders" #(map :pid (get (host/holders) id))
+                                "pins" #(count (host/pins (fixture/bpffs)))
+                                "creating" #(with-open [^Closeable o (bpf/create {:type :array :value :u32 :max-entries 1})] (bpf/snapshot o))
+                                "many" #(do (bpf/put-all! m {2 20, 3 30}) (bpf/delete-all! m [2 3]) (bpf/snapshot m))
+                                "show" #(:entries (exec/show {:ref id}))}]
+                (testing what
+                  (is (= [(f) true] (interrupted f)))))
+              (testing "a file"
+                (exec/save {:ref id :file file})
+                (let [before (slurp file)
+                      message (str file " cannot be written: the thread was interrupted")]
+                  (is (= [[:io message] true] (interrupted #(exec/save {:ref id :file file}))))
+                  (is (= before (slurp file)))
+                  (is (= [0 true] (update (interrupted #(exec/restore {:file file :into id :yes true})) 0 :changed)))
+                  (is (= ["a.edn"] (seq (.list (io/file dir)))) "nothing is left beside it")))
+              (is (= {1 10} (bpf/snapshot m)) "and the map is still open"))))))))
 
 ;; --- waits
 
@@ -84,71 +85,74 @@
     (.interrupt thread)
     (deref result 10000 :still-waits)))
 
-(kernel-test an-interrupt-ends-every-wait-with-an-error-as-data
-  (with-open [^Closeable m (bpf/create {:name "waits" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10}})]
-    (let [id (:id (bpf/info m))
-          silent (proxy [java.io.InputStream] [] (read ([] @(promise)) ([_ _ _] @(promise))))
-          waits {"watch" [:watch #(exec/watch {:ref id :interval 100.0 :print :edn})]
-                 "watch, reduced" [:watch #(reduce (fn [_ x] x) nil (exec/watch {:ref id :interval 100.0}))]
-                 "watch, :seconds" [:watch #(into [] (exec/watch {:ref id :seconds 90 :interval 60.0}))]
-                 "diff, :seconds" [:diff #(exec/diff {:old id :seconds 100})]
-                 "demo" [:demo #(exec/demo {:seconds 100.0})]
-                 "a pod's watch" [:watch #(pod.watch/run (pod.watch/start m {:interval 100000}) identity)]
-                 "a pod" [:serve #(server/serve silent (ByteArrayOutputStream.))]}]
-      (doseq [[what [op f]] waits]
-        (testing what
-          (let [answer [[:interrupted (str (name op) " has not finished: the thread was interrupted")] true]]
-            (is (= answer (binding [*out* (java.io.StringWriter.)] (interrupted-later (bound-fn* f)))))
-            (is (= answer (binding [*out* (java.io.StringWriter.)] (interrupted (bound-fn* f))))
-                "when it was interrupted before, too"))))
-      (testing "and nothing stays open"
-        (is (= {1 10} (bpf/snapshot m)))
-        (is (not-any? (comp #{"bpfmap_demo"} :name)
-                      (loop [attempts 50]
-                        (let [maps (host/maps)]
-                          (if (and (some (comp #{"bpfmap_demo"} :name) maps) (pos? attempts))
-                            (do (Thread/sleep 100) (recur (dec attempts)))
-                            maps)))))))))
+(kernel-test interrupted-waits
+  (testing "an interrupt ends every wait with an error as data"
+    (with-open [^Closeable m (bpf/create {:name "waits" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10}})]
+      (let [id (:id (bpf/info m))
+            silent (proxy [java.io.InputStream] [] (read ([] @(promise)) ([_ _ _] @(promise))))
+            waits {"watch" [:watch #(exec/watch {:ref id :interval 100.0 :print :edn})]
+                   "watch, reduced" [:watch #(reduce (fn [_ x] x) nil (exec/watch {:ref id :interval 100.0}))]
+                   "watch, :seconds" [:watch #(into [] (exec/watch {:ref id :seconds 90 :interval 60.0}))]
+                   "diff, :seconds" [:diff #(exec/diff {:old id :seconds 100})]
+                   "demo" [:demo #(exec/demo {:seconds 100.0})]
+                   "a pod's watch" [:watch #(pod.watch/run (pod.watch/start m {:interval 100000}) identity)]
+                   "a pod" [:serve #(server/serve silent (ByteArrayOutputStream.))]}]
+        (doseq [[what [op f]] waits]
+          (testing what
+            (let [answer [[:interrupted (str (name op) " has not finished: the thread was interrupted")] true]]
+              (is (= answer (binding [*out* (java.io.StringWriter.)] (interrupted-later (bound-fn* f)))))
+              (is (= answer (binding [*out* (java.io.StringWriter.)] (interrupted (bound-fn* f))))
+                  "when it was interrupted before, too"))))
+        (testing "and nothing stays open"
+          (is (= {1 10} (bpf/snapshot m)))
+          (is (not-any? (comp #{"bpfmap_demo"} :name)
+                        (loop [attempts 50]
+                          (let [maps (host/maps)]
+                            (if (and (some (comp #{"bpfmap_demo"} :name) maps) (pos? attempts))
+                              (do (Thread/sleep 100) (recur (dec attempts)))
+                              maps))))))))))
 
-(kernel-test an-interrupt-changes-no-answer-of-a-command
-  (with-directory
-    (fn [dir]
-      (with-open [^Closeable m (bpf/create {:name "commands" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10, 2 20}})]
-        (let [id (:id (bpf/info m))
-              file (str dir "/a.edn")
-              pin (fixture/new-pin)
-              plain (fn [x] (if (map? x) (dissoc x :memlock :pins :pinned) x))]
-          (exec/save {:ref id :file file})
-          (doseq [[what f] {"show" #(plain (exec/show {:ref id}))
-                            "list" #(map :id (exec/list {:where (str "id=" id)}))
-                            "types" #(exec/types {:ref id})
-                            "dump" #(vec (exec/dump {:ref id}))
-                            "get" #(exec/get {:ref id :key 1})
-                            "hist" #(exec/hist {:ref id})
-                            "diff of a file" #(vec (exec/diff {:old {:file file} :new id}))
-                            "tree" #(count (exec/tree {:directory (fixture/bpffs)}))
-                            "features" #(count (exec/features {}))
-                            "put" #(exec/put {:ref id :key 1 :value 10 :yes true})
-                            "take" #(do (bpf/put! m 4 40) (exec/take {:ref id :key 4 :yes true}))
-                            "delete" #(do (bpf/put! m 4 40) (exec/delete {:ref id :key 4 :yes true}))
-                            "pin, unpin" #(do (exec/pin {:ref id :path pin :yes true})
-                                              (exec/unpin {:path pin :yes true})
-                                              (.exists (io/file pin)))
-                            "restore" #(dissoc (exec/restore {:file file :into id :yes true}) :map)}]
-            (testing what
-              (is (= [(f) true] (interrupted f))))))))))
+(kernel-test interrupted-commands
+  (testing "an interrupt changes no result of a command"
+    (with-directory
+      (fn [dir]
+        (with-open [^Closeable m (bpf/create {:name "commands" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10, 2 20}})]
+          (let [id (:id (bpf/info m))
+                file (str dir "/a.edn")
+                pin (fixture/new-pin)
+                plain (fn [x] (if (map? x) (dissoc x :memlock :pins :pinned) x))]
+            (exec/save {:ref id :file file})
+            (doseq [[what f] {"show" #(plain (exec/show {:ref id}))
+                              "list" #(map :id (exec/list {:where (str "id=" id)}))
+                              "types" #(exec/types {:ref id})
+                              "dump" #(vec (exec/dump {:ref id}))
+                              "get" #(exec/get {:ref id :key 1})
+                              "hist" #(exec/hist {:ref id})
+                              "diff of a file" #(vec (exec/diff {:old {:file file} :new id}))
+                              "tree" #(count (exec/tree {:directory (fixture/bpffs)}))
+                              "features" #(count (exec/features {}))
+                              "put" #(exec/put {:ref id :key 1 :value 10 :yes true})
+                              "take" #(do (bpf/put! m 4 40) (exec/take {:ref id :key 4 :yes true}))
+                              "delete" #(do (bpf/put! m 4 40) (exec/delete {:ref id :key 4 :yes true}))
+                              "pin, unpin" #(do (exec/pin {:ref id :path pin :yes true})
+                                                (exec/unpin {:path pin :yes true})
+                                                (.exists (io/file pin)))
+                              "restore" #(dissoc (exec/restore {:file file :into id :yes true}) :map)}]
+              (testing what
+                (is (= [(f) true] (interrupted f)))))))))))
 
-(deftest every-wait-in-the-sources-is-one-that-an-interrupt-may-end
-  (let [waits #"\(Thread/sleep|\(deref \w+ \S+ |\(\.(await|awaitTermination|waitFor|join) |@\(promise"
-        ;; Threads of their own, which nobody else can interrupt; a pod that ends; and the one that keeps the answer.
-        known {"impl/waiting.clj" 3, "cli/live.clj" 2, "cli/signals.clj" 2, "cli/terminal.clj" 3,
-               "nrepl/listener.clj" 1, "pod.clj" 1, "impl/memory/folding.clj" 1, "prog.clj" 1}
-        found (into {} (for [^File file (file-seq (io/file "src/bpfmap"))
-                             :when (str/ends-with? (.getName file) ".clj")
-                             :let [n (count (re-seq waits (slurp file)))]
-                             :when (pos? n)]
-                         [(subs (str file) (count "src/bpfmap/")) n]))]
-    (is (= known found) "another wait belongs into bpfmap.impl.waiting")))
+(deftest known-waits-in-sources
+  (testing "every wait in the sources is a known one that an interrupt can end"
+    (let [waits #"\(Thread/sleep|\(deref \w+ \S+ |\(\.(await|awaitTermination|waitFor|join) |@\(promise"
+          ;; Threads of their own, which nobody else can interrupt; a pod that ends; and the one that keeps the answer.
+          known {"impl/waiting.clj" 3, "cli/live.clj" 2, "cli/signals.clj" 2, "cli/terminal.clj" 3,
+                 "nrepl/listener.clj" 1, "pod.clj" 1, "impl/memory/folding.clj" 1, "prog.clj" 1}
+          found (into {} (for [^File file (file-seq (io/file "src/bpfmap"))
+                               :when (str/ends-with? (.getName file) ".clj")
+                               :let [n (count (re-seq waits (slurp file)))]
+                               :when (pos? n)]
+                           [(subs (str file) (count "src/bpfmap/")) n]))]
+      (is (= known found) "another wait belongs into bpfmap.impl.waiting"))))
 
 ;; --- the pod
 
@@ -173,77 +177,81 @@
                       {:message (String. ^bytes bytes "ISO-8859-1") :exit exit :err (str err)}))))
           (range n))))
 
-(deftest malformed-messages-end-a-pod-or-are-answered
-  (let [seed (System/nanoTime)]
-    (testing (str "seed " seed)
-      (is (= [] (take 3 (run-malformed 300 seed)))))))
+(deftest malformed-messages
+  (testing "malformed messages end a pod or get an error"
+    (let [seed (System/nanoTime)]
+      (testing (str "seed " seed)
+        (is (= [] (take 3 (run-malformed 300 seed))))))))
 
 ;; --- kill -9
 
-(kernel-test a-killed-process-leaves-the-old-or-the-new
-  (let [{:keys [found wrong]} (kills/run 10)]
-    (is (= [] wrong))
-    (is (= #{:save :restore :put-all! :drain! :pin-by-name :move-pin!} (set (keys found))))))
+(kernel-test killed-process
+  (testing "a killed process leaves the old state or the new one"
+    (let [{:keys [found wrong]} (kills/run 10)]
+      (is (= [] wrong))
+      (is (= #{:save :restore :put-all! :drain! :pin-by-name :move-pin!} (set (keys found)))))))
 
-(kernel-test what-a-killed-save-left-is-removed-by-the-next
-  (with-directory
-    (fn [dir]
-      (let [file (str dir "/a.edn")
-            pid (.pid (ProcessHandle/current))
-            gone (loop [pid 4000000] (if (.isPresent (ProcessHandle/of pid)) (recur (dec pid)) pid))
-            live (.pid ^ProcessHandle (.get (.parent (ProcessHandle/current))))
-            part (fn [name pid] (str "." name "." pid ".part"))
-            left (fn ^File [name millis] (doto (io/file dir name) (spit "half") (.setLastModified millis)))
-            now (System/currentTimeMillis)]
-        (left (part "a.edn" gone) now)
-        (left (part "a.edn" (str gone "-12")) now)
-        (left (part "a.edn" pid) 1000000000)
-        (left (part "a.edn" (str pid "-3")) 1000000000)
-        (left (part "a.edn" live) now)
-        (left (part "b.edn" gone) now)
-        (left ".a.edn.part" now)
-        (.mkdir (io/file dir (part "a.edn" (dec gone))))
-        (with-open [^Closeable m (bpf/create {:name "parts" :type :hash :key :u32 :value :u64
-                                              :max-entries 4 :contents {1 1}})]
-          (exec/save {:ref (:id (bpf/info m)) :file file}))
-        (is (= (sort ["a.edn" (part "a.edn" live) (part "b.edn" gone) ".a.edn.part" (part "a.edn" (dec gone))])
-               (sort (.list (io/file dir))))
-            "of other files, of processes that live, and what is no plain file stays")
-        (testing "a lock that somebody holds says that he is at it"
-          (let [^File held (left (part "a.edn" gone) now)
-                program (str "import fcntl,sys,time\n"
-                             "f=open(sys.argv[1],'r+'); fcntl.lockf(f, fcntl.LOCK_EX)\n"
-                             "print('held', flush=True); time.sleep(60)")
-                ^java.util.List command ["python3" "-c" program (str held)]
-                flock (.start (ProcessBuilder. command))]
-            (try
-              (if (= "held" (.readLine (.inputReader flock)))
-                (do (backup/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
-                    (is (.exists held)))
-                (fixture/skip! "there is no python3 to hold a lock"))
-              (finally (.waitFor (.destroyForcibly flock))))
-            (backup/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
-            (is (not (.exists held)))))))))
+(kernel-test leftover-of-killed-save
+  (testing "the next save removes what a killed one left"
+    (with-directory
+      (fn [dir]
+        (let [file (str dir "/a.edn")
+              pid (.pid (ProcessHandle/current))
+              gone (loop [pid 4000000] (if (.isPresent (ProcessHandle/of pid)) (recur (dec pid)) pid))
+              live (.pid ^ProcessHandle (.get (.parent (ProcessHandle/current))))
+              part (fn [name pid] (str "." name "." pid ".part"))
+              left (fn ^File [name millis] (doto (io/file dir name) (spit "half") (.setLastModified millis)))
+              now (System/currentTimeMillis)]
+          (left (part "a.edn" gone) now)
+          (left (part "a.edn" (str gone "-12")) now)
+          (left (part "a.edn" pid) 1000000000)
+          (left (part "a.edn" (str pid "-3")) 1000000000)
+          (left (part "a.edn" live) now)
+          (left (part "b.edn" gone) now)
+          (left ".a.edn.part" now)
+          (.mkdir (io/file dir (part "a.edn" (dec gone))))
+          (with-open [^Closeable m (bpf/create {:name "parts" :type :hash :key :u32 :value :u64
+                                                :max-entries 4 :contents {1 1}})]
+            (exec/save {:ref (:id (bpf/info m)) :file file}))
+          (is (= (sort ["a.edn" (part "a.edn" live) (part "b.edn" gone) ".a.edn.part" (part "a.edn" (dec gone))])
+                 (sort (.list (io/file dir))))
+              "of other files, of processes that live, and what is no plain file stays")
+          (testing "a lock that somebody holds says that he is at it"
+            (let [^File held (left (part "a.edn" gone) now)
+                  program (str "import fcntl,sys,time\n"
+                               "f=open(sys.argv[1],'r+'); fcntl.lockf(f, fcntl.LOCK_EX)\n"
+                               "print('held', flush=True); time.sleep(60)")
+                  ^java.util.List command ["python3" "-c" program (str held)]
+                  flock (.start (ProcessBuilder. command))]
+              (try
+                (if (= "held" (.readLine (.inputReader flock)))
+                  (do (backup/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
+                      (is (.exists held)))
+                  (fixture/skip! "there is no python3 to hold a lock"))
+                (finally (.waitFor (.destroyForcibly flock))))
+              (backup/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
+              (is (not (.exists held))))))))))
 
 ;; --- no room
 
-(kernel-test a-full-disk-leaves-the-file-as-it-was
-  (with-directory
-    (fn [dir]
-      (let [{:keys [exit]} (fixture/run ["mount" "-t" "tmpfs" "-o" "size=64k" "tmpfs" dir])
-            file (str dir "/a.edn")]
-        (is (= 0 exit))
-        (try
-          (with-open [^Closeable small (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4 :contents {1 1}})
-                      ^Closeable large (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 20000
-                                                    :contents (into {} (for [i (range 20000)] [i i]))})]
-            (exec/save {:ref (:id (bpf/info small)) :file file})
-            (let [before (slurp file)
-                  e (fixture/error-of (exec/save {:ref (:id (bpf/info large)) :file file}))]
-              (is (= [:io (str file " cannot be written: No space left on device")] ((juxt :bpfmap/error :message) e)))
-              (is (= before (slurp file)))
-              (is (= ["a.edn"] (seq (.list (io/file dir)))))))
-          (finally (fixture/run ["umount" "-l" dir])))))))
+(kernel-test full-disk-keeps-file
+  (testing "a full disk leaves the old file"
+    (with-directory
+      (fn [dir]
+        (let [{:keys [exit]} (fixture/run ["mount" "-t" "tmpfs" "-o" "size=64k" "tmpfs" dir])
+              file (str dir "/a.edn")]
+          (is (= 0 exit))
+          (try
+            (with-open [^Closeable small (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4 :contents {1 1}})
+                        ^Closeable large (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 20000
+                                                      :contents (into {} (for [i (range 20000)] [i i]))})]
+              (exec/save {:ref (:id (bpf/info small)) :file file})
+              (let [before (slurp file)
+                    e (fixture/error-of (exec/save {:ref (:id (bpf/info large)) :file file}))]
+                (is (= [:io (str file " cannot be written: No space left on device")] ((juxt :bpfmap/error :message) e)))
+                (is (= before (slurp file)))
+                (is (= ["a.edn"] (seq (.list (io/file dir)))))))
+            (finally (fixture/run ["umount" "-l" dir]))))))))
 
 (defn- in-little
   "Runs forms in a JVM of its own, under a limit of the shell and with options of the JVM; what it prints."
@@ -253,47 +261,49 @@
                                              (concat options ["-cp" (System/getProperty "java.class.path") "clojure.main" "-e" (pr-str form)])))]
     (str out err)))
 
-(kernel-test without-descriptors-each-operation-says-so
-  (let [said (in-little "ulimit -n 40" []
-               '(do (require '[bpfmap.core :as bpf] '[bpfmap.exec :as exec] '[bpfmap.host :as host] '[bpfmap.feature :as feature] 'bpfmap.exec.backup)
-                    (let [spec {:name "few" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 2}}
-                          m (bpf/create spec)
-                          id (:id (bpf/info m))
-                          attempt (fn [what f]
-                                    (try (f) (catch Throwable e
-                                               (when-not (:bpfmap/error (ex-data e))
-                                                 (println "INTERNAL" what e)))))
-                          ops {"create" #(bpf/create spec) "open" #(bpf/open id) "clone" #(bpf/clone m) "info" #(bpf/info m)
-                               "list" #(exec/list {}) "show" #(exec/show {:ref id}) "dump" #(exec/dump {:ref id})
-                               "save" #(exec/save {:ref id :file "/tmp/bpfmap-few.edn"}) "snapshot" #(bpf/snapshot m)
-                               "holders" #(host/holders) "put-all!" #(bpf/put-all! m {1 3}) "drain!" #(bpf/drain! m)}]
-                      (doseq [[what f] ops] (attempt what f)) ; loaded, all of it
-                      (bpf/put-all! m {1 2})
-                      (let [held (loop [held []]
-                                   (if-let [o (try (bpf/clone m) (catch clojure.lang.ExceptionInfo e (println (:bpfmap/error (ex-data e)) (ex-message e))))]
-                                     (recur (conj held o))
-                                     held))]
-                        (doseq [free (range 0 4)]
-                          (when (pos? free) (bpf/close (nth held free)))
-                          (doseq [[what f] ops] (attempt what f)))
-                        (run! bpf/close held))
-                      (bpf/put-all! m {1 2})
-                      (println "DONE" (bpf/snapshot m)))))]
-    (is (str/includes? said "EMFILE") said)
-    (is (str/includes? said "DONE {1 2}") said)
-    (is (not (re-find #"INTERNAL|please report" said)) said)))
+(kernel-test no-free-descriptors
+  (testing "each operation reports a lack of descriptors"
+    (let [said (in-little "ulimit -n 40" []
+                 '(do (require '[bpfmap.core :as bpf] '[bpfmap.exec :as exec] '[bpfmap.host :as host] '[bpfmap.feature :as feature] 'bpfmap.exec.backup)
+                      (let [spec {:name "few" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 2}}
+                            m (bpf/create spec)
+                            id (:id (bpf/info m))
+                            attempt (fn [what f]
+                                      (try (f) (catch Throwable e
+                                                 (when-not (:bpfmap/error (ex-data e))
+                                                   (println "INTERNAL" what e)))))
+                            ops {"create" #(bpf/create spec) "open" #(bpf/open id) "clone" #(bpf/clone m) "info" #(bpf/info m)
+                                 "list" #(exec/list {}) "show" #(exec/show {:ref id}) "dump" #(exec/dump {:ref id})
+                                 "save" #(exec/save {:ref id :file "/tmp/bpfmap-few.edn"}) "snapshot" #(bpf/snapshot m)
+                                 "holders" #(host/holders) "put-all!" #(bpf/put-all! m {1 3}) "drain!" #(bpf/drain! m)}]
+                        (doseq [[what f] ops] (attempt what f)) ; loaded, all of it
+                        (bpf/put-all! m {1 2})
+                        (let [held (loop [held []]
+                                     (if-let [o (try (bpf/clone m) (catch clojure.lang.ExceptionInfo e (println (:bpfmap/error (ex-data e)) (ex-message e))))]
+                                       (recur (conj held o))
+                                       held))]
+                          (doseq [free (range 0 4)]
+                            (when (pos? free) (bpf/close (nth held free)))
+                            (doseq [[what f] ops] (attempt what f)))
+                          (run! bpf/close held))
+                        (bpf/put-all! m {1 2})
+                        (println "DONE" (bpf/snapshot m)))))]
+      (is (str/includes? said "EMFILE") said)
+      (is (str/includes? said "DONE {1 2}") said)
+      (is (not (re-find #"INTERNAL|please report" said)) said))))
 
-(kernel-test little-memory-is-an-error-that-says-so
-  (with-directory
-    (fn [dir]
-      (let [file (str dir "/large.edn")]
-        (spit file (str "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u64 :max-entries 9} :entries [\n"
-                        (str/join (repeat 600000 "[1 2]\n")) "]}"))
-        (let [said (in-little "true" ["-Xmx32m"]
-                     `(do (require '[bpfmap.exec :as ~'exec] '[bpfmap.core :as ~'bpf])
-                          (try (@(resolve 'exec/restore) {:file ~file :pin "/nonexistent"})
-                               (catch Throwable ~'e (println (:bpfmap/error (ex-data ~'e)) (ex-message ~'e))))
-                          (let [m# (@(resolve 'bpf/create) {:type :hash :key :u32 :value :u64 :max-entries 200000})]
-                            (@(resolve 'bpf/put-all!) m# (eduction (map (fn [i#] [i# i#])) (range 10)))
-                            (println (count (@(resolve 'bpf/snapshot) m#))))))]
-          (is (str/includes? said ":no-memory The text needs more memory than the JVM may use: give it more with the JVM's option -Xmx\n10\n") said))))))
+(kernel-test with-little-memory
+  (testing "a lack of memory is an error that names it"
+    (with-directory
+      (fn [dir]
+        (let [file (str dir "/large.edn")]
+          (spit file (str "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u64 :max-entries 9} :entries [\n"
+                          (str/join (repeat 600000 "[1 2]\n")) "]}"))
+          (let [said (in-little "true" ["-Xmx32m"]
+                       `(do (require '[bpfmap.exec :as ~'exec] '[bpfmap.core :as ~'bpf])
+                            (try (@(resolve 'exec/restore) {:file ~file :pin "/nonexistent"})
+                                 (catch Throwable ~'e (println (:bpfmap/error (ex-data ~'e)) (ex-message ~'e))))
+                            (let [m# (@(resolve 'bpf/create) {:type :hash :key :u32 :value :u64 :max-entries 200000})]
+                              (@(resolve 'bpf/put-all!) m# (eduction (map (fn [i#] [i# i#])) (range 10)))
+                              (println (count (@(resolve 'bpf/snapshot) m#))))))]
+            (is (str/includes? said ":no-memory The text needs more memory than the JVM may use: give it more with the JVM's option -Xmx\n10\n") said)))))))

@@ -2,7 +2,7 @@
   (:require [bpfmap.fixture :refer [error-of]]
             [bpfmap.spec :as spec]
             [clojure.string :as str]
-            [clojure.test :refer [are deftest is]]
+            [clojure.test :refer [are deftest is testing]]
             [clojure.test.check.clojure-test :refer [defspec]]
             [clojure.test.check.generators :as gen]
             [clojure.test.check.properties :as prop]))
@@ -11,88 +11,95 @@
 
 (def ^:private good {:type :hash :key :u32 :value :u64 :max-entries 8})
 
-(deftest a-good-spec-is-completed
-  (is (= {:type :hash :key :u32 :key-size 4 :value :u64 :value-size 8 :max-entries 8 :flags #{}}
-         (spec/complete good)))
-  (is (= {:type :array :key :u32 :key-size 4 :value [:bytes 6] :value-size 6 :max-entries 1 :flags #{:mmapable}}
-         (spec/complete {:type 2 :key-size 4 :value-size 6 :max-entries 1 :flags [1024]})))
-  (is (= #{:numa-node :no-prealloc} (:flags (spec/complete (assoc good :numa-node 0 :flags #{:no-prealloc}))))))
+(deftest valid-spec-completed
+  (testing "completes a valid spec"
+    (is (= {:type :hash :key :u32 :key-size 4 :value :u64 :value-size 8 :max-entries 8 :flags #{}}
+           (spec/complete good)))
+    (is (= {:type :array :key :u32 :key-size 4 :value [:bytes 6] :value-size 6 :max-entries 1 :flags #{:mmapable}}
+           (spec/complete {:type 2 :key-size 4 :value-size 6 :max-entries 1 :flags [1024]})))
+    (is (= #{:numa-node :no-prealloc} (:flags (spec/complete (assoc good :numa-node 0 :flags #{:no-prealloc})))))))
 
-(deftest completing-twice-changes-nothing
-  (is (= (spec/complete good) (spec/complete (spec/complete good)))))
+(deftest completing-is-idempotent
+  (testing "completing a spec twice changes nothing"
+    (is (= (spec/complete good) (spec/complete (spec/complete good))))))
 
-(deftest s9-every-refusal-names-the-rule-that-was-broken
-  (are [change path words]
-       (let [{:keys [message] :bpfmap/keys [error op] found :bpfmap/path}
-             (error-of (spec/complete (merge good change)))]
-         (and (= :invalid-spec error) (= :create op) (= path found) (str/includes? message words)))
-    {:type nil} [:type] "a spec needs :type"
-    {:type :hsah} [:type] "unknown map type :hsah; the types are :arena"
-    {:type "hash"} [:type] "a map type is a name or a number, not \"hash\""
-    {:type -1} [:type] "a map type is a name or a number"
-    {:max-entries nil} [:max-entries] "a spec needs :max-entries"
-    {:max-entries 0} [:max-entries] "from 1 to 4294967295, not 0"
-    {:max-entries 4294967296} [:max-entries] "from 1 to 4294967295"
-    {:max-entries 1.5} [:max-entries] "from 1 to 4294967295, not 1.5"
-    {:key nil} [:key] "a spec needs :key, a type such as :u32, or :key-size"
-    {:value nil} [:value] "a spec needs :value"
-    {:key :u33} [:key] "unknown type :u33"
-    {:key-size 8} [:key-size] ":key-size is 8, but :key :u32 has 4 bytes"
-    {:key nil :key-size "4"} [:key-size] "a size is a number of bytes"
-    {:key nil :key-size 0} [:key-size] "the key of :hash maps has at least 1 bytes, not 0"
-    {:type :array :key :u64} [:key] "the key of :array maps has 4 bytes, not 8"
-    {:type :array :flags #{:no-prealloc}} [:flags] ":array maps do not take :no-prealloc; they take "
-    {:flags #{:mmapable}} [:flags] ":hash maps do not take :mmapable"
-    {:flags #{:fast}} [:flags] "unknown flag :fast; the flags are "
-    {:flags :no-prealloc} [:flags] ":flags is a set of names"
-    {:flags #{"x"}} [:flags] "a flag is a name or a bit"
-    {:flags #{:numa-node}} [:numa-node] "goes with the number of a node"
-    {:numa-node -1} [:numa-node] ":numa-node is the number of a node, not -1"
-    {:name :counts} [:name] ":name is a text, not :counts"
-    {:contents [1 2]} [:contents] ":contents is a map, or a sequence of [key value] pairs"
-    {:type :ringbuf :key nil :value nil :max-entries nil} [:max-entries] "a spec needs :max-entries, its size in bytes"
-    {:freeze 1} [:freeze] ":freeze is true or false"
-    {:freeze true :value [:struct [:lock :spin-lock] [:n :u32]]} [:freeze] "cannot be frozen whose values have fields that the kernel keeps"
-    {:freeze true :value [:array [:struct [:t :timer]] 2]} [:freeze] "cannot be frozen whose values have fields that the kernel keeps"
-    {:flags #{:rdonly} :contents {1 1}} [:flags] "cannot be filled"
-    {:pining :by-name} [:pining] "unknown key :pining; a spec has "))
+(deftest s9-broken-rule-named
+  (testing "every error names the broken rule"
+    (are [change path words]
+         (let [{:keys [message] :bpfmap/keys [error op] found :bpfmap/path}
+               (error-of (spec/complete (merge good change)))]
+           (and (= :invalid-spec error) (= :create op) (= path found) (str/includes? message words)))
+      {:type nil} [:type] "a spec needs :type"
+      {:type :hsah} [:type] "unknown map type :hsah; the types are :arena"
+      {:type "hash"} [:type] "a map type is a name or a number, not \"hash\""
+      {:type -1} [:type] "a map type is a name or a number"
+      {:max-entries nil} [:max-entries] "a spec needs :max-entries"
+      {:max-entries 0} [:max-entries] "from 1 to 4294967295, not 0"
+      {:max-entries 4294967296} [:max-entries] "from 1 to 4294967295"
+      {:max-entries 1.5} [:max-entries] "from 1 to 4294967295, not 1.5"
+      {:key nil} [:key] "a spec needs :key, a type such as :u32, or :key-size"
+      {:value nil} [:value] "a spec needs :value"
+      {:key :u33} [:key] "unknown type :u33"
+      {:key-size 8} [:key-size] ":key-size is 8, but :key :u32 has 4 bytes"
+      {:key nil :key-size "4"} [:key-size] "a size is a number of bytes"
+      {:key nil :key-size 0} [:key-size] "the key of :hash maps has at least 1 bytes, not 0"
+      {:type :array :key :u64} [:key] "the key of :array maps has 4 bytes, not 8"
+      {:type :array :flags #{:no-prealloc}} [:flags] ":array maps do not take :no-prealloc; they take "
+      {:flags #{:mmapable}} [:flags] ":hash maps do not take :mmapable"
+      {:flags #{:fast}} [:flags] "unknown flag :fast; the flags are "
+      {:flags :no-prealloc} [:flags] ":flags is a set of names"
+      {:flags #{"x"}} [:flags] "a flag is a name or a bit"
+      {:flags #{:numa-node}} [:numa-node] "goes with the number of a node"
+      {:numa-node -1} [:numa-node] ":numa-node is the number of a node, not -1"
+      {:name :counts} [:name] ":name is a text, not :counts"
+      {:contents [1 2]} [:contents] ":contents is a map, or a sequence of [key value] pairs"
+      {:type :ringbuf :key nil :value nil :max-entries nil} [:max-entries] "a spec needs :max-entries, its size in bytes"
+      {:freeze 1} [:freeze] ":freeze is true or false"
+      {:freeze true :value [:struct [:lock :spin-lock] [:n :u32]]} [:freeze] "cannot be frozen whose values have fields that the kernel keeps"
+      {:freeze true :value [:array [:struct [:t :timer]] 2]} [:freeze] "cannot be frozen whose values have fields that the kernel keeps"
+      {:flags #{:rdonly} :contents {1 1}} [:flags] "cannot be filled"
+      {:pining :by-name} [:pining] "unknown key :pining; a spec has ")))
 
 (def ^:private congestion-control {:type :struct-ops :struct-ops "tcp_congestion_ops"})
 
-(deftest the-values-of-a-struct-ops-map-are-left-to-the-kernel
-  (let [completed (spec/complete congestion-control)]
-    (is (= {:type :struct-ops :struct-ops "tcp_congestion_ops" :key :u32 :key-size 4 :value nil :value-size 0 :max-entries 1 :flags #{}}
-           completed (spec/complete completed) (spec/complete (assoc congestion-control :type 26))))
-    (is (= 256 (:value-size (spec/complete (assoc congestion-control :value-size 256))))))
-  (are [spec path words] (let [problem (first (spec/problems spec))]
-                           (and (= path (:path problem)) (str/includes? (:message problem) words)))
-    {:type :struct-ops} [:struct-ops] ":struct-ops maps need :struct-ops, the name of the kernel's struct"
-    (assoc good :struct-ops "x") [:struct-ops] ":hash maps hold no struct of the kernel's"
-    (assoc congestion-control :struct-ops :tcp) [:struct-ops] "is the name of a struct of the kernel's, not :tcp"
-    (assoc congestion-control :struct-ops "struct x") [:struct-ops] "not \"struct x\""
-    (assoc congestion-control :struct-ops "") [:struct-ops] "not \"\""
-    (assoc congestion-control :max-entries 2) [:max-entries] ":max-entries of :struct-ops maps is 1, not 2"
-    (assoc congestion-control :key :u64) [:key] "has 4 bytes, not 8"
-    (assoc congestion-control :freeze true) [:freeze] "cannot be frozen"))
+(deftest struct-ops-value
+  (testing "leaves the values of a struct_ops map to the kernel"
+    (let [completed (spec/complete congestion-control)]
+      (is (= {:type :struct-ops :struct-ops "tcp_congestion_ops" :key :u32 :key-size 4 :value nil :value-size 0 :max-entries 1 :flags #{}}
+             completed (spec/complete completed) (spec/complete (assoc congestion-control :type 26))))
+      (is (= 256 (:value-size (spec/complete (assoc congestion-control :value-size 256))))))
+    (are [spec path words] (let [problem (first (spec/problems spec))]
+                             (and (= path (:path problem)) (str/includes? (:message problem) words)))
+      {:type :struct-ops} [:struct-ops] ":struct-ops maps need :struct-ops, the name of the kernel's struct"
+      (assoc good :struct-ops "x") [:struct-ops] ":hash maps hold no struct of the kernel's"
+      (assoc congestion-control :struct-ops :tcp) [:struct-ops] "is the name of a struct of the kernel's, not :tcp"
+      (assoc congestion-control :struct-ops "struct x") [:struct-ops] "not \"struct x\""
+      (assoc congestion-control :struct-ops "") [:struct-ops] "not \"\""
+      (assoc congestion-control :max-entries 2) [:max-entries] ":max-entries of :struct-ops maps is 1, not 2"
+      (assoc congestion-control :key :u64) [:key] "has 4 bytes, not 8"
+      (assoc congestion-control :freeze true) [:freeze] "cannot be frozen")))
 
-(deftest structs-are-compared-where-both-sides-tell
-  (let [info (assoc (spec/complete congestion-control) :value-size 256)]
-    (are [change info diff] (= diff (spec/diff (merge congestion-control change) info nil))
-      {} info nil
-      {} (dissoc info :struct-ops) nil
-      {:value-size 256} info nil
-      {:value-size 128} info {:value-size {:spec 128 :map 256}}
-      {:struct-ops "x"} info {:struct-ops {:spec "x" :map "tcp_congestion_ops"}}
-      {:struct-ops "x"} (dissoc info :struct-ops) nil)))
+(deftest struct-ops-compared
+  (testing "compares structs if both sides have one"
+    (let [info (assoc (spec/complete congestion-control) :value-size 256)]
+      (are [change info diff] (= diff (spec/diff (merge congestion-control change) info nil))
+        {} info nil
+        {} (dissoc info :struct-ops) nil
+        {:value-size 256} info nil
+        {:value-size 128} info {:value-size {:spec 128 :map 256}}
+        {:struct-ops "x"} info {:struct-ops {:spec "x" :map "tcp_congestion_ops"}}
+        {:struct-ops "x"} (dissoc info :struct-ops) nil))))
 
-(deftest everything-that-is-wrong-is-said-at-once
-  (let [{:keys [message] :bpfmap/keys [problems]} (error-of (spec/complete {:type :array :key :u64 :flags #{:no-prealloc}}))]
-    (is (= [[:key] [:value] [:max-entries] [:flags]] (map :path problems)))
-    (is (every? #(str/includes? message (:message %)) problems))))
+(deftest all-problems-reported
+  (testing "reports all problems at once"
+    (let [{:keys [message] :bpfmap/keys [problems]} (error-of (spec/complete {:type :array :key :u64 :flags #{:no-prealloc}}))]
+      (is (= [[:key] [:value] [:max-entries] [:flags]] (map :path problems)))
+      (is (every? #(str/includes? message (:message %)) problems)))))
 
-(deftest a-spec-is-a-map
-  (is (= [[]] (map :path (spec/problems (sorted-map "type" :hash)))))
-  (is (str/includes? (:message (error-of (spec/complete [:type :hash]))) "a spec is a map with keywords as its keys, not [:type :hash]")))
+(deftest spec-not-a-map
+  (testing "rejects a spec that is not a map"
+    (is (= [[]] (map :path (spec/problems (sorted-map "type" :hash)))))
+    (is (str/includes? (:message (error-of (spec/complete [:type :hash]))) "a spec is a map with keywords as its keys, not [:type :hash]"))))
 
 (def ^:private anything
   (gen/recursive-gen gen/container-type gen/simple-type-printable))
@@ -103,27 +110,29 @@
                             anything {:max-elements 3})]
     (merge good {:type type} change)))
 
-(defspec whatever-is-given-is-completed-or-refused-as-data 500
+(defspec any-spec-or-error 500
   (prop/for-all [given (gen/one-of [almost-specs anything])]
     (try
       (map? (spec/complete given))
       (catch clojure.lang.ExceptionInfo e
         (= :invalid-spec (:bpfmap/error (ex-data e)))))))
 
-(defspec s4-the-kernel-gets-a-name-that-it-takes 300
+(defspec s4-valid-kernel-names 300
   (prop/for-all [full gen/string]
     (let [short (spec/kernel-name full)]
       (and (re-matches #"[A-Za-z0-9_.]{0,15}" short)
            (= short (spec/kernel-name short))))))
 
-(deftest s4-names-are-filtered-and-shortened
-  (are [full short] (= short (spec/kernel-name full))
-    "counts" "counts"
-    "my-flows by address" "myflowsbyaddres"
-    "größe" "gre"
-    "" ""
-    nil ""))
+(deftest s4-kernel-name-is-shortened
+  (testing "filters and truncates names"
+    (are [full short] (= short (spec/kernel-name full))
+      "counts" "counts"
+      "my-flows by address" "myflowsbyaddres"
+      "größe" "gre"
+      "" ""
+      nil "")))
 
-(deftest s7-constant-data-sections-are-known-by-name
-  (are [name frozen?] (= frozen? (spec/frozen-by-name? name))
-    ".rodata" true ".rodata.str" true ".kconfig" true ".kconfig2" false ".kconfig.x" false ".rodata2" false ".data" false "my.rodata" false nil false))
+(deftest s7-frozen-sections
+  (testing "recognizes constant data sections by name"
+    (are [name frozen?] (= frozen? (spec/frozen-by-name? name))
+      ".rodata" true ".rodata.str" true ".kconfig" true ".kconfig2" false ".kconfig.x" false ".rodata2" false ".data" false "my.rodata" false nil false)))

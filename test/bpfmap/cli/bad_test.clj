@@ -87,25 +87,27 @@
          bad (take 1 (bad-values (:kind (options k))))]
      [(concat [name] (assoc (vec (enough command)) i bad)) (re-pattern (str "^bpfmap: " (:takes (options k)) " \""))])))
 
-(deftest what-is-no-usage-of-a-command-exits-with-2
-  (let [all (from-the-table)]
-    (is (< 200 (count (distinct (map first all)))))
-    (doseq [[words pattern] all]
-      (check words 2 pattern))))
+(deftest wrong-usage-of-commands
+  (testing "wrong usage of any command exits with 2"
+    (let [all (from-the-table)]
+      (is (< 200 (count (distinct (map first all)))))
+      (doseq [[words pattern] all]
+        (check words 2 pattern)))))
 
-(deftest what-is-no-command-exits-with-2
-  (doseq [[words pattern] [[[] #"No command was given"]
-                           [[""] #"There is no command \"\""]
-                           [["lis"] #"There is no command \"lis\"; the nearest is list;"]
-                           [["LIST"] #"There is no command \"LIST\""]
-                           [["--list"] #"Unknown option: \"--list\""]
-                           [["-x"] #"Unknown option: \"-x\""]
-                           [["dmup" "flows"] #"the nearest is dump"]
-                           [["list; rm -rf /"] #"There is no command"]
-                           [["\u001b[2J"] #"There is no command \"\\u001b\[2J\""]
-                           [["help" "nothing"] #"There is no command \"nothing\""]
-                           [["--edn"] #"No command was given"]]]
-    (check words 2 pattern)))
+(deftest unknown-command-exit-code
+  (testing "an unknown command exits with 2"
+    (doseq [[words pattern] [[[] #"No command was given"]
+                             [[""] #"There is no command \"\""]
+                             [["lis"] #"There is no command \"lis\"; the nearest is list;"]
+                             [["LIST"] #"There is no command \"LIST\""]
+                             [["--list"] #"Unknown option: \"--list\""]
+                             [["-x"] #"Unknown option: \"-x\""]
+                             [["dmup" "flows"] #"the nearest is dump"]
+                             [["list; rm -rf /"] #"There is no command"]
+                             [["\u001b[2J"] #"There is no command \"\\u001b\[2J\""]
+                             [["help" "nothing"] #"There is no command \"nothing\""]
+                             [["--edn"] #"No command was given"]]]
+      (check words 2 pattern))))
 
 ;; --- what the host has not, or not like this
 
@@ -114,130 +116,133 @@
     (Thread/sleep 100)
     (str id)))
 
-(kernel-test what-is-not-there-exits-with-1
-  (let [gone (gone-id)]
-    (doseq [{:keys [name args] :as command} commands/commands
-            :when (some #{:ref :old} args)
-            [ref pattern] [[gone #"no map has that id, or none has it any more"]
-                           ["2147483647" #"no map has that id"]
-                           ["99999999999999999999" #"Not a map"]
-                           ["no_such_map" #"There is no map named"]
-                           ["-" #"Not the name of a map|There is no map named"]
-                           ["/no/such/pin" #"there is no file"]
-                           ["/etc/passwd" #"not on a BPF file system|is not a BPF|not-bpffs|cannot be opened|failed with"]]
-            :let [more (drop 1 (enough command))]]
-      (check (concat [name ref] more) 1 pattern))))
+(kernel-test missing-object-exit-code
+  (testing "a reference to a missing object exits with 1"
+    (let [gone (gone-id)]
+      (doseq [{:keys [name args] :as command} commands/commands
+              :when (some #{:ref :old} args)
+              [ref pattern] [[gone #"no map has that id, or none has it any more"]
+                             ["2147483647" #"no map has that id"]
+                             ["99999999999999999999" #"Not a map"]
+                             ["no_such_map" #"There is no map named"]
+                             ["-" #"Not the name of a map|There is no map named"]
+                             ["/no/such/pin" #"there is no file"]
+                             ["/etc/passwd" #"not on a BPF file system|is not a BPF|not-bpffs|cannot be opened|failed with"]]
+              :let [more (drop 1 (enough command))]]
+        (check (concat [name ref] more) 1 pattern)))))
 
-(kernel-test what-does-not-fit-the-map-exits-with-1
-  (with-open [^Closeable m (bpf/create {:name "bad_m" :type :hash :key [:struct [:src :ipv4] [:port :port]] :value :u64 :max-entries 1
-                                        :contents {{:src "10.0.0.1" :port 1} 1}})
-              ^Closeable raw (bpf/create {:name "bad_raw" :type :hash :key-size 4 :value-size 8 :max-entries 1})
-              ^Closeable a (bpf/create {:name "bad_a" :type :array :value :u8 :max-entries 2})
-              ^Closeable frozen (bpf/create {:name "bad_frozen" :type :array :value :u8 :max-entries 1 :freeze true})
-              ^Closeable ring (bpf/create {:name "bad_ring" :type :ringbuf :max-entries 4096})
-              ^Closeable tasks (bpf/create {:name "bad_tasks" :type :task-storage :value :u64 :flags #{:no-prealloc}})
-              ^Closeable p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
-    (let [pin (fixture/new-pin)
-          program-pin (fixture/new-pin)
-          key "{src \"10.0.0.1\" port 1}"
-          [m raw a frozen ring tasks] (map (comp str id-of) [m raw a frozen ring tasks])]
-      (prog/pin! p program-pin)
-      (try
-        (doseq [[words pattern]
-                [[["get" m "{src \"10.0.0.1\"}"] #"the field port is missing"]
-                 [["get" m "{src \"10.0.0.1\" port 1 x 2}"] #"x is not a field: there are src or port"]
-                 [["get" m "{src \"10.0.0.1\" port 70000}"] #"70000 is not a port"]
-                 [["get" m "{src \"1.2.3\" port 1}"] #"\"1\.2\.3\" is not a ipv4"]
-                 [["get" m "nil"] #"is not a \[struct|the key"]
-                 [["put" m key "-1"] #"value: -1 is not a u64"]
-                 [["put" m key "18446744073709551616"] #"is not a u64"]
-                 [["put" m key "x"] #"value: x is not a u64"]
-                 [["put" m key "\"x\""] #"value: \"x\" is not a u64"]
-                 [["put" m "{src \"10.0.0.2\" port 1}" "1"] #"failed with E2BIG: the map holds its 1 entry;"]
-                 [["put" m key "1" "--lock"] #"Values of this map have no lock"]
-                 [["put" m key "1" "--cpus" "all"] #"This is no per-CPU map"]
-                 [["put" m key "1" "--cpus" "0"] #"This is no per-CPU map"]
-                 [["get" m key "--cpus" "0"] #"This is no per-CPU map"]
-                 [["dump" m "--cpus" "0"] #"This is no per-CPU map"]
-                 [["get" raw "01 02 03"] #"it takes 4 bytes, these are 3"]
-                 [["get" raw "hello"] #"hexadecimal wants pairs"]
-                 [["put" raw "01020304" "00"] #"it takes 8 bytes, these are 1"]
-                 [["dump" raw "--key-type" "u64"] #"it has 4 bytes, and the type has 8"]
-                 [["dump" raw "--value-type" "[array u64 2]"] #"it has 8 bytes, and the type has 16"]
-                 [["put" a "9" "1"] #"E2BIG: .*index"]
-                 [["put" a "0" "300"] #"300 is not a u8"]
-                 [["delete" a "0"] #"every index of an array always exists"]
-                 [["take" a "0"] #"every index of an array always exists"]
-                 [["put" frozen "0" "1"] #"frozen"]
-                 [["dump" ring] #"it has no entries"]
-                 [["get" ring "0"] #"has no get; it has no entries"]
-                 [["dump" tasks] #"the kernel cannot list it; `get` looks up"]
-                 [["hist" ring] #"it has no entries"]
-                 [["watch" ring "--seconds" "1"] #"it has no entries"]
-                 [["diff" ring] #"it has no entries"]
-                 [["save" ring "/tmp/x.edn"] #"cannot be saved: it has no entries"]
-                 [["show" program-pin] #"is not a map: it is a program"]
-                 [["unpin" program-pin] #"is not a map: it is a program"]
-                 [["pin" m program-pin] #"there is a file already|EEXIST"]
-                 [["pin" m "/tmp/not-bpffs"] #"BPF file system"]
-                 [["pin" m (str pin ".x")] #"takes no dots in a name"]
-                 [["pin" m "/no/such/dir/x"] #"does not exist"]
-                 [["tree" "/usr"] #"not on a BPF file system"]
-                 [["tree" "/no/such/dir"] #"cannot be read"]
-                 [["create" pin] #"a spec needs --type"]
-                 [["create" pin "--type" "hash"] #"a spec needs"]
-                 [["create" pin "--type" "hsh" "--key-type" "u32" "--value-type" "u32" "--max-entries" "1"] #"unknown|hsh"]
-                 [["create" pin "--type" "array" "--key-type" "u64" "--value-type" "u32" "--max-entries" "1"] #"the key of array maps has 4 bytes"]
-                 [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "1" "--flags" "nonsense"] #"nonsense"]
-                 [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "0"] #"max-entries"]
-                 [["create" "/tmp/x" "--type" "array" "--value-type" "u32" "--max-entries" "1"] #"BPF file system"]
-                 [["create" pin "--like" "no_such_map"] #"There is no map named"]
-                 [["restore" "/no/such/file.edn" "--pin" pin] #"there is no such file or directory"]
-                 [["restore" "/etc/passwd" "--pin" pin] #"is no saved map"]
-                 [["restore" "/tmp" "--pin" pin] #"cannot be read: it is a directory"]
-                 [["save" m "/no/such/dir/x.edn"] #"cannot be written: there is no such file or directory"]
-                 [["save" m "/tmp"] #"it is no plain file"]
-                 [["save" m "/proc/x.edn"] #"cannot be written"]
-                 [["diff" m "/no/such.edn"] #"there is no such file"]
-                 [["diff" m "no_such_map"] #"There is no map named"]]]
-          (check words 1 pattern))
-        (doseq [[words pattern]
-                [[["get" m "{src"] #"neither EDN nor bytes"]
-                 [["get" m "}"] #"neither EDN nor bytes"]
-                 [["get" m "#inst \"x\""] #"neither EDN nor bytes"]
-                 [["get" m ""] #"it is empty"]
-                 [["put" m key "{"] #"VALUE \"\{\": neither EDN nor bytes"]
-                 [["put" m key] #"put needs REF KEY \[VALUE\]|put needs"]
-                 [["put" m key "1" "--insert" "--replace"] #"excludes"]
-                 [["dump" m "--where" "nothing=1"] #"There is no field nothing: the fields are key.src, key.port, value"]
-                 [["dump" m "--sort" "nothing"] #"There is no field nothing"]
-                 [["dump" m "--stream" "--sort" "value"] #"--stream true: it prints rows as they are read"]
-                 [["list" "--where" "nothing=1"] #"There is no field nothing"]
-                 [["diff" m m "--seconds" "1"] #"--seconds 1.*: it is for one map"]
-                 [["diff" "/tmp/x.edn"] #"OLD .*: a file does not change"]
-                 [["restore" "/tmp/x.edn"] #"restore needs --pin PATH or --into REF"]
-                 [["restore" "/tmp/x.edn" "--pin" pin "--into" m] #"--into .*excludes"]
-                 [["restore" "/tmp/x.edn" "--pin" pin "--exact"] #"--exact true: it is for a map that is there"]
-                 [["hist" m "--field" "port" "--slots" "bcc"] #"it excludes"]
-                 [["hist" m] #"has no buckets"]]]
-          (check words 2 pattern))
-        (is (not (.exists (io/file pin))) "nothing was created")
-        (finally (io/delete-file program-pin))))))
+(kernel-test misfit-exit-code
+  (testing "a key or value that does not fit the map exits with 1"
+    (with-open [^Closeable m (bpf/create {:name "bad_m" :type :hash :key [:struct [:src :ipv4] [:port :port]] :value :u64 :max-entries 1
+                                          :contents {{:src "10.0.0.1" :port 1} 1}})
+                ^Closeable raw (bpf/create {:name "bad_raw" :type :hash :key-size 4 :value-size 8 :max-entries 1})
+                ^Closeable a (bpf/create {:name "bad_a" :type :array :value :u8 :max-entries 2})
+                ^Closeable frozen (bpf/create {:name "bad_frozen" :type :array :value :u8 :max-entries 1 :freeze true})
+                ^Closeable ring (bpf/create {:name "bad_ring" :type :ringbuf :max-entries 4096})
+                ^Closeable tasks (bpf/create {:name "bad_tasks" :type :task-storage :value :u64 :flags #{:no-prealloc}})
+                ^Closeable p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+      (let [pin (fixture/new-pin)
+            program-pin (fixture/new-pin)
+            key "{src \"10.0.0.1\" port 1}"
+            [m raw a frozen ring tasks] (map (comp str id-of) [m raw a frozen ring tasks])]
+        (prog/pin! p program-pin)
+        (try
+          (doseq [[words pattern]
+                  [[["get" m "{src \"10.0.0.1\"}"] #"the field port is missing"]
+                   [["get" m "{src \"10.0.0.1\" port 1 x 2}"] #"x is not a field: there are src or port"]
+                   [["get" m "{src \"10.0.0.1\" port 70000}"] #"70000 is not a port"]
+                   [["get" m "{src \"1.2.3\" port 1}"] #"\"1\.2\.3\" is not a ipv4"]
+                   [["get" m "nil"] #"is not a \[struct|the key"]
+                   [["put" m key "-1"] #"value: -1 is not a u64"]
+                   [["put" m key "18446744073709551616"] #"is not a u64"]
+                   [["put" m key "x"] #"value: x is not a u64"]
+                   [["put" m key "\"x\""] #"value: \"x\" is not a u64"]
+                   [["put" m "{src \"10.0.0.2\" port 1}" "1"] #"failed with E2BIG: the map holds its 1 entry;"]
+                   [["put" m key "1" "--lock"] #"Values of this map have no lock"]
+                   [["put" m key "1" "--cpus" "all"] #"This is no per-CPU map"]
+                   [["put" m key "1" "--cpus" "0"] #"This is no per-CPU map"]
+                   [["get" m key "--cpus" "0"] #"This is no per-CPU map"]
+                   [["dump" m "--cpus" "0"] #"This is no per-CPU map"]
+                   [["get" raw "01 02 03"] #"it takes 4 bytes, these are 3"]
+                   [["get" raw "hello"] #"hexadecimal wants pairs"]
+                   [["put" raw "01020304" "00"] #"it takes 8 bytes, these are 1"]
+                   [["dump" raw "--key-type" "u64"] #"it has 4 bytes, and the type has 8"]
+                   [["dump" raw "--value-type" "[array u64 2]"] #"it has 8 bytes, and the type has 16"]
+                   [["put" a "9" "1"] #"E2BIG: .*index"]
+                   [["put" a "0" "300"] #"300 is not a u8"]
+                   [["delete" a "0"] #"every index of an array always exists"]
+                   [["take" a "0"] #"every index of an array always exists"]
+                   [["put" frozen "0" "1"] #"frozen"]
+                   [["dump" ring] #"it has no entries"]
+                   [["get" ring "0"] #"has no get; it has no entries"]
+                   [["dump" tasks] #"the kernel cannot list it; `get` looks up"]
+                   [["hist" ring] #"it has no entries"]
+                   [["watch" ring "--seconds" "1"] #"it has no entries"]
+                   [["diff" ring] #"it has no entries"]
+                   [["save" ring "/tmp/x.edn"] #"cannot be saved: it has no entries"]
+                   [["show" program-pin] #"is not a map: it is a program"]
+                   [["unpin" program-pin] #"is not a map: it is a program"]
+                   [["pin" m program-pin] #"there is a file already|EEXIST"]
+                   [["pin" m "/tmp/not-bpffs"] #"BPF file system"]
+                   [["pin" m (str pin ".x")] #"takes no dots in a name"]
+                   [["pin" m "/no/such/dir/x"] #"does not exist"]
+                   [["tree" "/usr"] #"not on a BPF file system"]
+                   [["tree" "/no/such/dir"] #"cannot be read"]
+                   [["create" pin] #"a spec needs --type"]
+                   [["create" pin "--type" "hash"] #"a spec needs"]
+                   [["create" pin "--type" "hsh" "--key-type" "u32" "--value-type" "u32" "--max-entries" "1"] #"unknown|hsh"]
+                   [["create" pin "--type" "array" "--key-type" "u64" "--value-type" "u32" "--max-entries" "1"] #"the key of array maps has 4 bytes"]
+                   [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "1" "--flags" "nonsense"] #"nonsense"]
+                   [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "0"] #"max-entries"]
+                   [["create" "/tmp/x" "--type" "array" "--value-type" "u32" "--max-entries" "1"] #"BPF file system"]
+                   [["create" pin "--like" "no_such_map"] #"There is no map named"]
+                   [["restore" "/no/such/file.edn" "--pin" pin] #"there is no such file or directory"]
+                   [["restore" "/etc/passwd" "--pin" pin] #"is no saved map"]
+                   [["restore" "/tmp" "--pin" pin] #"cannot be read: it is a directory"]
+                   [["save" m "/no/such/dir/x.edn"] #"cannot be written: there is no such file or directory"]
+                   [["save" m "/tmp"] #"it is no plain file"]
+                   [["save" m "/proc/x.edn"] #"cannot be written"]
+                   [["diff" m "/no/such.edn"] #"there is no such file"]
+                   [["diff" m "no_such_map"] #"There is no map named"]]]
+            (check words 1 pattern))
+          (doseq [[words pattern]
+                  [[["get" m "{src"] #"neither EDN nor bytes"]
+                   [["get" m "}"] #"neither EDN nor bytes"]
+                   [["get" m "#inst \"x\""] #"neither EDN nor bytes"]
+                   [["get" m ""] #"it is empty"]
+                   [["put" m key "{"] #"VALUE \"\{\": neither EDN nor bytes"]
+                   [["put" m key] #"put needs REF KEY \[VALUE\]|put needs"]
+                   [["put" m key "1" "--insert" "--replace"] #"excludes"]
+                   [["dump" m "--where" "nothing=1"] #"There is no field nothing: the fields are key.src, key.port, value"]
+                   [["dump" m "--sort" "nothing"] #"There is no field nothing"]
+                   [["dump" m "--stream" "--sort" "value"] #"--stream true: it prints rows as they are read"]
+                   [["list" "--where" "nothing=1"] #"There is no field nothing"]
+                   [["diff" m m "--seconds" "1"] #"--seconds 1.*: it is for one map"]
+                   [["diff" "/tmp/x.edn"] #"OLD .*: a file does not change"]
+                   [["restore" "/tmp/x.edn"] #"restore needs --pin PATH or --into REF"]
+                   [["restore" "/tmp/x.edn" "--pin" pin "--into" m] #"--into .*excludes"]
+                   [["restore" "/tmp/x.edn" "--pin" pin "--exact"] #"--exact true: it is for a map that is there"]
+                   [["hist" m "--field" "port" "--slots" "bcc"] #"it excludes"]
+                   [["hist" m] #"has no buckets"]]]
+            (check words 2 pattern))
+          (is (not (.exists (io/file pin))) "nothing was created")
+          (finally (io/delete-file program-pin)))))))
 
-(kernel-test without-privileges-what-is-missing-is-said
-  (with-open [^Closeable m (bpf/create {:name "bad_nobody" :type :array :value :u8 :max-entries 1})]
-    (let [pin (fixture/new-pin)]
-      (bpf/pin! m pin)
-      (try
-        (doseq [{:keys [name args fn] :as command} commands/commands :when (and fn (not (#{"features" "tree"} name)))
-                :let [words (concat [name] (for [k args]
-                                             (case k (:ref :old) (str (id-of m)) :file "/tmp/none.edn" :path (str pin "x") "1"))
-                                    (case name
-                                      "create" ["--type" "array" "--value-type" "u8" "--max-entries" "1"]
-                                      "restore" ["--pin" (str pin "x")]
-                                      "demo" ["--seconds" "1"]
-                                      nil))]]
-          (fixture/unprivileged #(check words 1 (if (#{"restore" "unpin"} name)
-                                                  #"there is no such file|there is no file|permission"
-                                                  #"EPERM|EACCES|permission"))))
-        (finally (bpf/unpin! m))))))
+(kernel-test without-privileges
+  (testing "without privileges every command names the missing capability"
+    (with-open [^Closeable m (bpf/create {:name "bad_nobody" :type :array :value :u8 :max-entries 1})]
+      (let [pin (fixture/new-pin)]
+        (bpf/pin! m pin)
+        (try
+          (doseq [{:keys [name args fn] :as command} commands/commands :when (and fn (not (#{"features" "tree"} name)))
+                  :let [words (concat [name] (for [k args]
+                                               (case k (:ref :old) (str (id-of m)) :file "/tmp/none.edn" :path (str pin "x") "1"))
+                                      (case name
+                                        "create" ["--type" "array" "--value-type" "u8" "--max-entries" "1"]
+                                        "restore" ["--pin" (str pin "x")]
+                                        "demo" ["--seconds" "1"]
+                                        nil))]]
+            (fixture/unprivileged #(check words 1 (if (#{"restore" "unpin"} name)
+                                                    #"there is no such file|there is no file|permission"
+                                                    #"EPERM|EACCES|permission"))))
+          (finally (bpf/unpin! m)))))))

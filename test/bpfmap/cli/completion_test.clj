@@ -7,7 +7,7 @@
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [are deftest is]])
+            [clojure.test :refer [are deftest is testing]])
   (:import (java.io Closeable File)))
 
 (set! *warn-on-reflection* true)
@@ -45,28 +45,29 @@
         (.delete file)
         (.delete asking)))))
 
-(deftest shells-complete-commands-options-maps-and-choices
-  (doseq [shell ["bash" "fish"]]
-    (if-not (fixture/executable shell)
-      (fixture/skip! (str "there is no " shell))
-      (are [words found] (= found (apply completed shell words))
-        [""] (set (map :name commands/commands))
-        ["un"] #{"unpin"}
-        ["dump" "fl"] #{"flows"}
-        ["dump" "1"] #{"12" "13" "14"}
-        ["dump" "flows" "--wh"] #{"--where"}
-        ["restore" "--into" "c"] #{"counts"}
-        ["completion" "z"] #{"zsh"}
-        ["hist" "flows" "--slots" "b"] #{"bcc" "bpftrace"}
-        ["create" "/x" "--type" "lpm"] #{"lpm-trie"}
-        ["help" "wa"] #{"watch"}
-        ["list" "--sort" "meml"] #{"memlock"}
-        ["list" "--sort" "-meml"] #{"-memlock"}
-        ["dump" "flows" "--limit" "-meml"] #{}
-        ["list" "-meml"] #{}
-        ["list" "--columns" "max"] #{"max-entries"}
-        ["list" "--where" "froz"] #{"frozen="}
-        ["features" "--sort" "sin"] #{"since"}))))
+(deftest shells-complete-words
+  (testing "shells complete commands, options, maps and choices"
+    (doseq [shell ["bash" "fish"]]
+      (if-not (fixture/executable shell)
+        (fixture/skip! (str "there is no " shell))
+        (are [words found] (= found (apply completed shell words))
+          [""] (set (map :name commands/commands))
+          ["un"] #{"unpin"}
+          ["dump" "fl"] #{"flows"}
+          ["dump" "1"] #{"12" "13" "14"}
+          ["dump" "flows" "--wh"] #{"--where"}
+          ["restore" "--into" "c"] #{"counts"}
+          ["completion" "z"] #{"zsh"}
+          ["hist" "flows" "--slots" "b"] #{"bcc" "bpftrace"}
+          ["create" "/x" "--type" "lpm"] #{"lpm-trie"}
+          ["help" "wa"] #{"watch"}
+          ["list" "--sort" "meml"] #{"memlock"}
+          ["list" "--sort" "-meml"] #{"-memlock"}
+          ["dump" "flows" "--limit" "-meml"] #{}
+          ["list" "-meml"] #{}
+          ["list" "--columns" "max"] #{"max-entries"}
+          ["list" "--where" "froz"] #{"frozen="}
+          ["features" "--sort" "sin"] #{"since"})))))
 
 (def ^:private flow-spec
   {:name "complete" :type :hash :max-entries 8
@@ -78,120 +79,126 @@
     (is (= [0 ""] [exit err]))
     (remove str/blank? (str/split-lines out))))
 
-(kernel-test fields-of-a-map-are-told-by-command
-  (with-open [^Closeable m (bpf/create flow-spec)]
-    (let [own ["src" "bytes" "port" "tx.errors" "comm"]
-          whole ["key.src" "key.port" "value.bytes" "value.port" "value.tx.errors" "value.comm"]]
-      (is (= (concat own whole) (field-lines "dump" (id-of m)) (field-lines "hist" (id-of m))))
-      (is (= (concat own whole ["mark" "per-second.bytes" "per-second.port" "per-second.tx.errors"]) (field-lines "watch" (id-of m))))
-      (is (= ["src" "port" "change" "key.src" "key.port" "old.bytes" "old.port" "old.tx.errors" "old.comm" "new.bytes" "new.port"
-              "new.tx.errors" "new.comm" "per-second.bytes" "per-second.port" "per-second.tx.errors"]
-             (field-lines "diff" (id-of m))))
-      (doseq [command ["dump" "watch" "diff"] field (field-lines command (id-of m))]
-        (is (= 0 (:exit (apply bpfmap (concat [command (id-of m) "--sort" field]
-                                              (case command "watch" ["--seconds" "0.001"] "diff" ["--seconds" "0.001"] nil)))))
-            [command field])))
-    (let [file (File/createTempFile "bpfmap" ".edn")]
-      (try
-        (bpfmap "save" (id-of m) (str file))
-        (is (= (field-lines "diff" (id-of m)) (field-lines "diff" (str file))))
-        (finally (.delete file)))))
-  (doseq [[command ref] [["dump" "no-such-map"] ["dump" "4294967295"] ["diff" "/nowhere/a.edn"] ["watch" "/etc/passwd"]
-                         ["show" "1"] ["nope" "1"]]]
-    (is (= [] (field-lines command ref)))))
+(kernel-test fields-of-a-map
+  (testing "the completion command prints the fields of a map"
+    (with-open [^Closeable m (bpf/create flow-spec)]
+      (let [own ["src" "bytes" "port" "tx.errors" "comm"]
+            whole ["key.src" "key.port" "value.bytes" "value.port" "value.tx.errors" "value.comm"]]
+        (is (= (concat own whole) (field-lines "dump" (id-of m)) (field-lines "hist" (id-of m))))
+        (is (= (concat own whole ["mark" "per-second.bytes" "per-second.port" "per-second.tx.errors"]) (field-lines "watch" (id-of m))))
+        (is (= ["src" "port" "change" "key.src" "key.port" "old.bytes" "old.port" "old.tx.errors" "old.comm" "new.bytes" "new.port"
+                "new.tx.errors" "new.comm" "per-second.bytes" "per-second.port" "per-second.tx.errors"]
+               (field-lines "diff" (id-of m))))
+        (doseq [command ["dump" "watch" "diff"] field (field-lines command (id-of m))]
+          (is (= 0 (:exit (apply bpfmap (concat [command (id-of m) "--sort" field]
+                                                (case command "watch" ["--seconds" "0.001"] "diff" ["--seconds" "0.001"] nil)))))
+              [command field])))
+      (let [file (File/createTempFile "bpfmap" ".edn")]
+        (try
+          (bpfmap "save" (id-of m) (str file))
+          (is (= (field-lines "diff" (id-of m)) (field-lines "diff" (str file))))
+          (finally (.delete file)))))
+    (doseq [[command ref] [["dump" "no-such-map"] ["dump" "4294967295"] ["diff" "/nowhere/a.edn"] ["watch" "/etc/passwd"]
+                           ["show" "1"] ["nope" "1"]]]
+      (is (= [] (field-lines command ref))))))
 
-(kernel-test shells-complete-the-fields-of-the-map-on-the-line
-  (with-open [^Closeable m (bpf/create flow-spec)]
-    (let [id (str (id-of m))
-          answers (File/createTempFile "bpfmap" ".txt")]
-      (try
-        (doseq [shell ["bash" "fish"]]
-          (if-not (fixture/executable shell)
-            (fixture/skip! (str "there is no " shell))
-            (are [words found] (let [[command] words]
-                                 (spit answers (str (:out (bpfmap "completion" shell command id)) "odd$(touch /nowhere)\n"))
-                                 (binding [*says* (case shell
-                                                    "bash" (str "bpfmap() { if [ \"$*\" = 'completion bash " command " " id "' ]; then cat " answers
-                                                                "; else return 1; fi; }")
-                                                    "fish" (str "function bpfmap; if test \"$argv\" = 'completion fish " command " " id "'; cat " answers
-                                                                "; else; return 1; end; end"))]
-                                   (= found (apply completed shell (map #(if (= :id %) id %) words)))))
-              ["dump" :id "--where" "by"] #{"bytes="}
-              ["dump" :id "--sort" "by"] #{"bytes"}
-              ["dump" :id "--sort" "-by"] #{"-bytes"}
-              ["dump" :id "--limit" "5" "--where" "key."] #{"key.src=" "key.port="}
-              ["dump" :id "--where" "bytes>5" "--sort" "value.t"] #{"value.tx.errors"}
-              ["watch" :id "--sort" "-per"] #{"-per-second.bytes" "-per-second.port" "-per-second.tx.errors"}
-              ["watch" "--interval" "5" :id "--where" "ma"] #{"mark="}
-              ["diff" :id "--where" "old.b"] #{"old.bytes="}
-              ["hist" :id "--field" "by"] #{"bytes"}
-              ["hist" :id "--bucket" "po"] #{"port"}
-              ["dump" :id "--where" "odd"] #{}
-              ["dump" "nope" "--where" "by"] #{}
-              ["dump" "--where" "by"] #{})))
-        (finally (.delete answers))))))
+(kernel-test fields-in-shells
+  (testing "shells complete the fields of the map on the command line"
+    (with-open [^Closeable m (bpf/create flow-spec)]
+      (let [id (str (id-of m))
+            answers (File/createTempFile "bpfmap" ".txt")]
+        (try
+          (doseq [shell ["bash" "fish"]]
+            (if-not (fixture/executable shell)
+              (fixture/skip! (str "there is no " shell))
+              (are [words found] (let [[command] words]
+                                   (spit answers (str (:out (bpfmap "completion" shell command id)) "odd$(touch /nowhere)\n"))
+                                   (binding [*says* (case shell
+                                                      "bash" (str "bpfmap() { if [ \"$*\" = 'completion bash " command " " id "' ]; then cat " answers
+                                                                  "; else return 1; fi; }")
+                                                      "fish" (str "function bpfmap; if test \"$argv\" = 'completion fish " command " " id "'; cat " answers
+                                                                  "; else; return 1; end; end"))]
+                                     (= found (apply completed shell (map #(if (= :id %) id %) words)))))
+                ["dump" :id "--where" "by"] #{"bytes="}
+                ["dump" :id "--sort" "by"] #{"bytes"}
+                ["dump" :id "--sort" "-by"] #{"-bytes"}
+                ["dump" :id "--limit" "5" "--where" "key."] #{"key.src=" "key.port="}
+                ["dump" :id "--where" "bytes>5" "--sort" "value.t"] #{"value.tx.errors"}
+                ["watch" :id "--sort" "-per"] #{"-per-second.bytes" "-per-second.port" "-per-second.tx.errors"}
+                ["watch" "--interval" "5" :id "--where" "ma"] #{"mark="}
+                ["diff" :id "--where" "old.b"] #{"old.bytes="}
+                ["hist" :id "--field" "by"] #{"bytes"}
+                ["hist" :id "--bucket" "po"] #{"port"}
+                ["dump" :id "--where" "odd"] #{}
+                ["dump" "nope" "--where" "by"] #{}
+                ["dump" "--where" "by"] #{})))
+          (finally (.delete answers)))))))
 
-(deftest bash-knows-which-argument-is-being-typed
-  (are [words found] (= found (apply completed "bash" words))
-    ["dump" "--limit" "5" "fl"] #{"flows"}
-    ["dump" "flows" "--limit" ""] #{}
-    ["dump" "flows" "c"] #{}
-    ["get" "flows" ""] #{}
-    ["diff" "flows" "c"] #{"counts"}
-    ["save" "flows" "/etc/hostn"] #{"/etc/hostname"}
-    ["show" "/etc/hostn"] #{"/etc/hostname"}))
+(deftest bash-argument-position
+  (testing "bash completes by the position of the argument"
+    (are [words found] (= found (apply completed "bash" words))
+      ["dump" "--limit" "5" "fl"] #{"flows"}
+      ["dump" "flows" "--limit" ""] #{}
+      ["dump" "flows" "c"] #{}
+      ["get" "flows" ""] #{}
+      ["diff" "flows" "c"] #{"counts"}
+      ["save" "flows" "/etc/hostn"] #{"/etc/hostname"}
+      ["show" "/etc/hostn"] #{"/etc/hostname"})))
 
-(deftest zsh-takes-the-script
-  (if-not (fixture/executable "zsh")
-    (fixture/skip! "there is no zsh")
-    (let [file (File/createTempFile "bpfmap" ".zsh")]
-      (try
-        (spit file (:out (bpfmap "completion" "zsh")))
-        (let [{:keys [exit out err]}
-              (fixture/run ["zsh" "-f" "-c" (str "autoload -U compinit; compinit -D; source " file
-                                                 "; print -r -- $_comps[bpfmap]; whence -w _bpfmap _bpfmap_refs")])]
-          (is (= [0 "" "_bpfmap\n_bpfmap: function\n_bpfmap_refs: function\n"] [exit err out])))
-        (let [asking (str "zmodload zsh/zpty\n"
-                          "zpty z zsh -f -i\n"
-                          "zpty -w z 'PS1=\"> \"; autoload -U compinit; compinit -D; " (str/replace (maps "zsh") "'" "\"")
-                          "; source " file "; echo rea\"\"dy'\n"
-                          "zpty -r z line '*ready*'\n"
-                          "zpty -w -n z $'bpfmap dump fl\\t'\n"
-                          "zpty -r z line '*flows*'\n"
-                          "print -r -- $line\n"
-                          "zpty -d z\n")]
-          (is (str/includes? (:out (fixture/run ["timeout" "60" "zsh" "-f" "-c" asking])) "bpfmap dump flows") "TAB completes"))
-        (finally (.delete file))))))
+(deftest zsh-loads-the-script
+  (testing "zsh loads the completion script"
+    (if-not (fixture/executable "zsh")
+      (fixture/skip! "there is no zsh")
+      (let [file (File/createTempFile "bpfmap" ".zsh")]
+        (try
+          (spit file (:out (bpfmap "completion" "zsh")))
+          (let [{:keys [exit out err]}
+                (fixture/run ["zsh" "-f" "-c" (str "autoload -U compinit; compinit -D; source " file
+                                                   "; print -r -- $_comps[bpfmap]; whence -w _bpfmap _bpfmap_refs")])]
+            (is (= [0 "" "_bpfmap\n_bpfmap: function\n_bpfmap_refs: function\n"] [exit err out])))
+          (let [asking (str "zmodload zsh/zpty\n"
+                            "zpty z zsh -f -i\n"
+                            "zpty -w z 'PS1=\"> \"; autoload -U compinit; compinit -D; " (str/replace (maps "zsh") "'" "\"")
+                            "; source " file "; echo rea\"\"dy'\n"
+                            "zpty -r z line '*ready*'\n"
+                            "zpty -w -n z $'bpfmap dump fl\\t'\n"
+                            "zpty -r z line '*flows*'\n"
+                            "print -r -- $line\n"
+                            "zpty -d z\n")]
+            (is (str/includes? (:out (fixture/run ["timeout" "60" "zsh" "-f" "-c" asking])) "bpfmap dump flows") "TAB completes"))
+          (finally (.delete file)))))))
 
-(deftest zsh-completes-the-fields-of-the-map-on-the-line
-  (if-not (fixture/executable "zsh")
-    (fixture/skip! "there is no zsh")
-    (let [file (File/createTempFile "bpfmap" ".zsh")]
-      (try
-        (spit file (:out (bpfmap "completion" "zsh")))
-        (let [stub "bpfmap() { if [ \"$*\" = \"completion zsh dump 12\" ]; then printf \"bytes\\nsrc\\n\"; fi; }"
-              asking (str "zmodload zsh/zpty\n"
-                          "zpty z zsh -f -i\n"
-                          "zpty -w z 'PS1=\"> \"; autoload -U compinit; compinit -D; " stub "; source " file "; echo rea\"\"dy'\n"
-                          "zpty -r z line '*ready*'\n"
-                          "zpty -w -n z $'bpfmap dump 12 --where by\\t'\n"
-                          "zpty -r z line '*bytes=*'\n"
-                          "print -r -- $line\n"
-                          "zpty -w -n z $'5 --sort sr\\t'\n"
-                          "zpty -r z line '*src*'\n"
-                          "print -r -- $line\n"
-                          "zpty -d z\n")
-              {:keys [out]} (fixture/run ["timeout" "60" "zsh" "-f" "-c" asking])]
-          (is (str/includes? out "bpfmap dump 12 --where bytes="))
-          (is (str/includes? out "5 --sort src")))
-        (finally (.delete file))))))
+(deftest zsh-completes-fields
+  (testing "zsh completes the fields of the map on the command line"
+    (if-not (fixture/executable "zsh")
+      (fixture/skip! "there is no zsh")
+      (let [file (File/createTempFile "bpfmap" ".zsh")]
+        (try
+          (spit file (:out (bpfmap "completion" "zsh")))
+          (let [stub "bpfmap() { if [ \"$*\" = \"completion zsh dump 12\" ]; then printf \"bytes\\nsrc\\n\"; fi; }"
+                asking (str "zmodload zsh/zpty\n"
+                            "zpty z zsh -f -i\n"
+                            "zpty -w z 'PS1=\"> \"; autoload -U compinit; compinit -D; " stub "; source " file "; echo rea\"\"dy'\n"
+                            "zpty -r z line '*ready*'\n"
+                            "zpty -w -n z $'bpfmap dump 12 --where by\\t'\n"
+                            "zpty -r z line '*bytes=*'\n"
+                            "print -r -- $line\n"
+                            "zpty -w -n z $'5 --sort sr\\t'\n"
+                            "zpty -r z line '*src*'\n"
+                            "print -r -- $line\n"
+                            "zpty -d z\n")
+                {:keys [out]} (fixture/run ["timeout" "60" "zsh" "-f" "-c" asking])]
+            (is (str/includes? out "bpfmap dump 12 --where bytes="))
+            (is (str/includes? out "5 --sort src")))
+          (finally (.delete file)))))))
 
-(deftest the-repl-completes-names
-  (are [word names] (= names (repl/completions word 'bpfmap.cli.completion-test))
-    "fixture/execu" ["fixture/executable"]
-    "(fixture/execu" ["(fixture/executable"]
-    "#'commands/comm" ["#'commands/command-named" "#'commands/commands"]
-    "clojure.string/triml" ["clojure.string/triml"]
-    "fixtu" ["fixture/"]
-    "no-such-name" []
-    "" nil))
+(deftest repl-completes-names
+  (testing "the REPL completes names"
+    (are [word names] (= names (repl/completions word 'bpfmap.cli.completion-test))
+      "fixture/execu" ["fixture/executable"]
+      "(fixture/execu" ["(fixture/executable"]
+      "#'commands/comm" ["#'commands/command-named" "#'commands/commands"]
+      "clojure.string/triml" ["clojure.string/triml"]
+      "fixtu" ["fixture/"]
+      "no-such-name" []
+      "" nil)))

@@ -7,7 +7,7 @@
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [deftest is]])
+            [clojure.test :refer [deftest is testing]])
   (:import (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
@@ -21,11 +21,12 @@
    "watch" ["Per-CPU values: each or all, sum, or CPU N; else sum" #{"each" "all" "sum" "0"} "sum"]
    "hist" ["Per-CPU values: sum, or CPU N; else sum" #{"sum" "0"} "sum"]})
 
-(deftest help-says-what-is-tried-here
-  (is (= (set (keys described)) (into #{} (comp (filter #(some #{:cpus} (:options %))) (map :name)) commands/commands)))
-  (doseq [[command [text]] described]
-    (is (re-find (re-pattern (str "--cpus WHICH +" text "\n")) (:out (bpfmap "help" command))))
-    (is (str/includes? (:doc (meta (ns-resolve 'bpfmap.exec (symbol command)))) text))))
+(deftest help-describes-cpus
+  (testing "the help describes the per-CPU behaviour of every command that has --cpus"
+    (is (= (set (keys described)) (into #{} (comp (filter #(some #{:cpus} (:options %))) (map :name)) commands/commands)))
+    (doseq [[command [text]] described]
+      (is (re-find (re-pattern (str "--cpus WHICH +" text "\n")) (:out (bpfmap "help" command))))
+      (is (str/includes? (:doc (meta (ns-resolve 'bpfmap.exec (symbol command)))) text)))))
 
 (defn- per-cpu ^Closeable [contents]
   (let [m (bpf/create {:name "cpus" :type :percpu-hash :key :u32 :value :u64 :max-entries 8})]
@@ -57,56 +58,60 @@
   [x]
   (let [from (Long/highestOneBit x)] [[from (dec (* 2 from)) 1]]))
 
-(kernel-test values-are-put-together-as-help-says
-  (let [n (with-open [m (per-cpu nil)] (bpf/put! m 1 0 {:cpus :all}) (count (m 1)))
-        values (vec (range 10 (+ 10 n)))
-        sum (reduce + values)]
-    (with-open [m (per-cpu {1 values})
-                other (per-cpu {1 (vec (repeat n 1))})]
-      (doseq [[command [_ takes default]] described :when (not= "put" command)
-              which [nil "each" "all" "sum" "0" (str (dec n)) "5000"]
-              :let [found (answer command m other which)
-                    shown (if (= "hist" command) slot identity)]]
-        (is (= (case (or which default)
-                 ("each" "all") (if (contains? takes "each") values 2)
-                 "sum" (shown sum)
-                 "5000" 1
-                 (shown (values (parse-long which))))
-               found)
-            [command which])))))
+(kernel-test combined-cpu-values
+  (testing "combines the values of CPUs as the help describes"
+    (let [n (with-open [m (per-cpu nil)] (bpf/put! m 1 0 {:cpus :all}) (count (m 1)))
+          values (vec (range 10 (+ 10 n)))
+          sum (reduce + values)]
+      (with-open [m (per-cpu {1 values})
+                  other (per-cpu {1 (vec (repeat n 1))})]
+        (doseq [[command [_ takes default]] described :when (not= "put" command)
+                which [nil "each" "all" "sum" "0" (str (dec n)) "5000"]
+                :let [found (answer command m other which)
+                      shown (if (= "hist" command) slot identity)]]
+          (is (= (case (or which default)
+                   ("each" "all") (if (contains? takes "each") values 2)
+                   "sum" (shown sum)
+                   "5000" 1
+                   (shown (values (parse-long which))))
+                 found)
+              [command which]))))))
 
-(kernel-test put-writes-for-all-or-for-one
-  (with-open [m (per-cpu nil)]
-    (bpf/put! m 1 0 {:cpus :all})
-    (let [n (count (m 1))
-          put (fn [cpus] (:exit (bpfmap "put" (id-of m) "1" "7" "--yes" "--cpus" cpus)))]
-      (is (zero? (put "all")))
-      (is (= (repeat n 7) (m 1)))
+(kernel-test put-for-cpus
+  (testing "put writes the value for all CPUs or for one"
+    (with-open [m (per-cpu nil)]
       (bpf/put! m 1 0 {:cpus :all})
-      (when (zero? (put "0"))
-        (is (= (cons 7 (repeat (dec n) 0)) (m 1))))
-      (is (= [2 2 1] (map put ["each" "sum" "5000"])))
-      (is (= 1 (:exit (bpfmap "put" (id-of m) "1" "7" "--yes"))) "without --cpus it takes a vector"))))
+      (let [n (count (m 1))
+            put (fn [cpus] (:exit (bpfmap "put" (id-of m) "1" "7" "--yes" "--cpus" cpus)))]
+        (is (zero? (put "all")))
+        (is (= (repeat n 7) (m 1)))
+        (bpf/put! m 1 0 {:cpus :all})
+        (when (zero? (put "0"))
+          (is (= (cons 7 (repeat (dec n) 0)) (m 1))))
+        (is (= [2 2 1] (map put ["each" "sum" "5000"])))
+        (is (= 1 (:exit (bpfmap "put" (id-of m) "1" "7" "--yes"))) "without --cpus it takes a vector")))))
 
-(kernel-test maps-with-one-value-for-each-key-have-no-cpus
-  (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 5}})
-              ^Closeable other (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8})]
-    (doseq [command ["get" "dump" "diff" "watch"]]
-      (is (= [5 5 5 5 1] (map #(answer command m other %) [nil "each" "all" "sum" "0"])) command))
-    (is (= [(slot 5) 1] (map #(answer "hist" m other %) ["sum" "0"])))
-    (doseq [words [["diff" (id-of other) (id-of m)] ["watch" (id-of m)] ["dump" (id-of m)]]]
-      (is (re-find #"This is no per-CPU map: each key has one value" (:err (apply bpfmap (concat words ["--cpus" "0"]))))))))
+(kernel-test single-value-maps
+  (testing "maps with one value per key reject --cpus"
+    (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 5}})
+                ^Closeable other (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8})]
+      (doseq [command ["get" "dump" "diff" "watch"]]
+        (is (= [5 5 5 5 1] (map #(answer command m other %) [nil "each" "all" "sum" "0"])) command))
+      (is (= [(slot 5) 1] (map #(answer "hist" m other %) ["sum" "0"])))
+      (doseq [words [["diff" (id-of other) (id-of m)] ["watch" (id-of m)] ["dump" (id-of m)]]]
+        (is (re-find #"This is no per-CPU map: each key has one value" (:err (apply bpfmap (concat words ["--cpus" "0"])))))))))
 
-(kernel-test a-saved-map-is-compared-by-cpu-too
-  (let [n (with-open [m (per-cpu nil)] (bpf/put! m 1 0 {:cpus :all}) (count (m 1)))]
-    (with-open [m (per-cpu {1 (vec (range n))})]
-      (let [dir (fixture/temporary-directory)
-            file (str dir "/cpus.edn")]
-        (try
-          (is (= {:exit 0 :out (str "1 entry of map " (id-of m) " (cpus) is saved in " file "\n") :err ""}
-                 (bpfmap "save" (id-of m) file)))
-          (bpf/put! m 1 (vec (range 1 (inc n))))
-          (doseq [which ["each" "all"]]
-            (is (= [[(vec (range n)) (vec (range 1 (inc n)))]]
-                   (map (juxt :old :new) (edn-of "diff" file (id-of m) "--cpus" which)))))
-          (finally (run! #(io/delete-file % true) [file dir])))))))
+(kernel-test saved-map-by-cpu
+  (testing "compares a saved map by CPU"
+    (let [n (with-open [m (per-cpu nil)] (bpf/put! m 1 0 {:cpus :all}) (count (m 1)))]
+      (with-open [m (per-cpu {1 (vec (range n))})]
+        (let [dir (fixture/temporary-directory)
+              file (str dir "/cpus.edn")]
+          (try
+            (is (= {:exit 0 :out (str "1 entry of map " (id-of m) " (cpus) is saved in " file "\n") :err ""}
+                   (bpfmap "save" (id-of m) file)))
+            (bpf/put! m 1 (vec (range 1 (inc n))))
+            (doseq [which ["each" "all"]]
+              (is (= [[(vec (range n)) (vec (range 1 (inc n)))]]
+                     (map (juxt :old :new) (edn-of "diff" file (id-of m) "--cpus" which)))))
+            (finally (run! #(io/delete-file % true) [file dir]))))))))

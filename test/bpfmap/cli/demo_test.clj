@@ -9,7 +9,7 @@
             [bpfmap.host :as host]
             [clojure.data.json :as json]
             [clojure.edn :as edn]
-            [clojure.test :refer [are deftest is]])
+            [clojure.test :refer [are deftest is testing]])
   (:import (java.io Closeable StringWriter)
            (sun.misc Signal)))
 
@@ -51,61 +51,66 @@
   "No system call has it; the kernel answers ENOSYS, and no other program asks."
   499)
 
-(kernel-test no-call-is-lost-whichever-cpu-makes-it
-  (let [{:keys [exit out err]} (during-demo ["--seconds" "2" "--edn"]
-                                            (fn []
-                                              (fixture/in-threads
-                                               4 (fn [_] (dotimes [_ 5000] (fixture/syscall unused-number))))))
-        {:keys [seconds total calls] {:keys [id type name]} :map} (edn/read-string out)]
-    (is (= [0 ""] [exit err]))
-    (is (= {:number 499 :name "syscall_499" :count 20000}
-           (dissoc (first (filter #(= unused-number (:number %)) calls)) :per-second)))
-    (is (= [:hash "bpfmap_demo"] [type name]))
-    (is (<= 2 seconds))
-    (is (= total (transduce (map :count) + calls)))
-    (is (every? pos? (map :count calls)))
-    (is (apply >= (map :count calls)))
-    (is (some #{"futex" "read" "write" "bpf"} (map :name calls)))
-    (is (every? (fn [{:keys [count per-second]}] (< (abs (- per-second (/ count seconds))) 0.001)) calls))
-    (is (= :not-found (:bpfmap/error (fixture/error-of (bpf/open id)))))))
+(kernel-test all-calls-counted
+  (testing "counts every system call on every CPU"
+    (let [{:keys [exit out err]} (during-demo ["--seconds" "2" "--edn"]
+                                              (fn []
+                                                (fixture/in-threads
+                                                 4 (fn [_] (dotimes [_ 5000] (fixture/syscall unused-number))))))
+          {:keys [seconds total calls] {:keys [id type name]} :map} (edn/read-string out)]
+      (is (= [0 ""] [exit err]))
+      (is (= {:number 499 :name "syscall_499" :count 20000}
+             (dissoc (first (filter #(= unused-number (:number %)) calls)) :per-second)))
+      (is (= [:hash "bpfmap_demo"] [type name]))
+      (is (<= 2 seconds))
+      (is (= total (transduce (map :count) + calls)))
+      (is (every? pos? (map :count calls)))
+      (is (apply >= (map :count calls)))
+      (is (some #{"futex" "read" "write" "bpf"} (map :name calls)))
+      (is (every? (fn [{:keys [count per-second]}] (< (abs (- per-second (/ count seconds))) 0.001)) calls))
+      (is (= :not-found (:bpfmap/error (fixture/error-of (bpf/open id))))))))
 
-(kernel-test json-has-the-same-shape
-  (let [{:keys [exit out err]} (bpfmap "demo" "--seconds" "0.3" "--json")
-        {:strs [map seconds total calls]} (json/read-str out)]
-    (is (= [0 ""] [exit err]))
-    (is (= ["hash" "bpfmap_demo"] [(map "type") (map "name")]))
-    (is (<= 0.3 seconds))
-    (is (pos? total))
-    (is (= #{"number" "name" "count" "per-second"} (set (keys (first calls)))))))
+(kernel-test same-json-structure
+  (testing "the JSON output has the same structure as the EDN output"
+    (let [{:keys [exit out err]} (bpfmap "demo" "--seconds" "0.3" "--json")
+          {:strs [map seconds total calls]} (json/read-str out)]
+      (is (= [0 ""] [exit err]))
+      (is (= ["hash" "bpfmap_demo"] [(map "type") (map "name")]))
+      (is (<= 0.3 seconds))
+      (is (pos? total))
+      (is (= #{"number" "name" "count" "per-second"} (set (keys (first calls))))))))
 
-(kernel-test an-interrupt-ends-it-with-what-was-counted
-  (let [{:keys [exit out]} (during-demo ["--seconds" "60" "--edn"] #(Signal/raise (Signal. "INT")))]
-    (is (= 130 exit))
-    (is (pos? (:total (edn/read-string out))))))
+(kernel-test interrupt-prints-counts
+  (testing "an interrupt ends the demo and prints the counts so far"
+    (let [{:keys [exit out]} (during-demo ["--seconds" "60" "--edn"] #(Signal/raise (Signal. "INT")))]
+      (is (= 130 exit))
+      (is (pos? (:total (edn/read-string out)))))))
 
-(deftest handlers-are-gone-afterwards
-  (let [seen (promise)
-        former (Signal/handle (Signal. "HUP") (reify sun.misc.SignalHandler (handle [_ _] (deliver seen :former))))]
-    (try
-      (is (= :inner (live/handling {"HUP" #(deliver seen :inner)}
-                                      #(do (Signal/raise (Signal. "HUP")) (deref seen 5000 nil)))))
-      (let [seen-again (promise)]
-        (live/handling {"HUP" #(deliver seen-again :inner)} (constantly nil))
-        (Signal/raise (Signal. "HUP"))
-        (is (nil? (deref seen-again 200 nil))))
-      (finally (Signal/handle (Signal. "HUP") former)))))
+(deftest signal-handlers
+  (testing "restores the previous signal handlers afterwards"
+    (let [seen (promise)
+          former (Signal/handle (Signal. "HUP") (reify sun.misc.SignalHandler (handle [_ _] (deliver seen :former))))]
+      (try
+        (is (= :inner (live/handling {"HUP" #(deliver seen :inner)}
+                                        #(do (Signal/raise (Signal. "HUP")) (deref seen 5000 nil)))))
+        (let [seen-again (promise)]
+          (live/handling {"HUP" #(deliver seen-again :inner)} (constantly nil))
+          (Signal/raise (Signal. "HUP"))
+          (is (nil? (deref seen-again 200 nil))))
+        (finally (Signal/handle (Signal. "HUP") former))))))
 
 ;; --- the table
 
-(deftest calls-are-ordered-and-rated
-  (are [counts earlier seconds rows]
-       (= rows (map (juxt :number :count :per-second) (demo/calls counts earlier seconds)))
-    {39 30} {} 3.0 [[39 30 10.0]]
-    {39 30} {39 10} 2.0 [[39 30 10.0]]
-    {1 5, 0 5, 2 7} {} 1.0 [[2 7 7.0] [0 5 5.0] [1 5 5.0]]
-    {7 1} {} 3.0 [[7 1 0.333]]
-    {7 18446744073709551615N} {7 18446744073709551614N} 1.0 [[7 18446744073709551615N 1.0]]
-    {} {} 1.0 []))
+(deftest calls-sorted-with-rates
+  (testing "sorts the calls by count and computes their rates"
+    (are [counts earlier seconds rows]
+         (= rows (map (juxt :number :count :per-second) (demo/calls counts earlier seconds)))
+      {39 30} {} 3.0 [[39 30 10.0]]
+      {39 30} {39 10} 2.0 [[39 30 10.0]]
+      {1 5, 0 5, 2 7} {} 1.0 [[2 7 7.0] [0 5 5.0] [1 5 5.0]]
+      {7 1} {} 3.0 [[7 1 0.333]]
+      {7 18446744073709551615N} {7 18446744073709551614N} 1.0 [[7 18446744073709551615N 1.0]]
+      {} {} 1.0 [])))
 
 (def ^:private state
   {:samples [[1.0 {499 10}] [1.5 {499 20}]]
@@ -114,37 +119,41 @@
    :seconds 5.0
    :map {:id 12}})
 
-(deftest the-live-table-has-a-title-and-the-rates-of-the-last-second
-  (is (= ["System calls of this whole host, counted in the kernel into BPF hash map 12"
-          "2.0 of 5.0 s: 31 calls of 2 kinds; Ctrl-C ends it"
-          ""
-          "  NR  NAME          COUNT  PER-SECOND"
-          " 499  syscall_499      30        20.0"
-          "9999  syscall_9999      1         1.0"]
-         (#'live-commands/frame state {:height 24}))))
+(deftest live-table-rates
+  (testing "the live table has a title and the rates of the last second"
+    (is (= ["System calls of this whole host, counted in the kernel into BPF hash map 12"
+            "2.0 of 5.0 s: 31 calls of 2 kinds; Ctrl-C ends it"
+            ""
+            "  NR  NAME          COUNT  PER-SECOND"
+            " 499  syscall_499      30        20.0"
+            "9999  syscall_9999      1         1.0"]
+           (#'live-commands/frame state {:height 24})))))
 
-(deftest the-live-table-fits-the-height
-  (doseq [height (range 4 8)]
-    (is (= (min 6 height) (count (#'live-commands/frame state {:height height})))))
-  (is (= 4 (count (#'live-commands/frame state {:height 1}))) "the screen cuts what is below it"))
+(deftest live-table-height
+  (testing "the live table fits the height of the screen"
+    (doseq [height (range 4 8)]
+      (is (= (min 6 height) (count (#'live-commands/frame state {:height height})))))
+    (is (= 4 (count (#'live-commands/frame state {:height 1}))) "the screen cuts what is below it")))
 
-(deftest samples-reach-back-one-second
-  (let [samples (reductions #'demo/with-sample [[0.0 {}]] (for [t (range 0.25 3.0 0.25)] [t {}]))]
-    (doseq [window samples
-            :let [newest (first (peek window))]]
-      (is (<= (- newest (ffirst window)) 1.25))
-      (is (or (zero? (ffirst window)) (<= 1.0 (- newest (ffirst window))))))))
+(deftest samples-of-one-second
+  (testing "the samples reach back one second"
+    (let [samples (reductions #'demo/with-sample [[0.0 {}]] (for [t (range 0.25 3.0 0.25)] [t {}]))]
+      (doseq [window samples
+              :let [newest (first (peek window))]]
+        (is (<= (- newest (ffirst window)) 1.25))
+        (is (or (zero? (ffirst window)) (<= 1.0 (- newest (ffirst window)))))))))
 
-(deftest the-final-table-is-the-top-that-fits-the-screen
-  (let [run {:elapsed 2.0 :counts (zipmap (range 1000 1100) (range 1 101)) :map {:id 1 :type :hash :name "x"}}]
-    (with-redefs [bpf/open (fn [& _] (throw (ex-info "" {:bpfmap/error :not-found})))]
-      (let [{:keys [rows closing exit]} (#'live-commands/view run nil 24)]
-        (is (= 20 (count rows)))
-        (is (= ["Counted 5050 system calls of 100 kinds in 2.0 s; the top 20 are above"
-                "They were in BPF map 1 (hash, x), which is gone now"]
-               closing))
-        (is (= 0 exit)))
-      (let [{:keys [rows closing exit]} (#'live-commands/view run "INT" nil)]
-        (is (= 100 (count rows)))
-        (is (= "Counted 5050 system calls of 100 kinds in 2.0 s" (first closing)))
-        (is (= 130 exit))))))
+(deftest final-table-fits-screen
+  (testing "the final table has the most frequent calls that fit the screen"
+    (let [run {:elapsed 2.0 :counts (zipmap (range 1000 1100) (range 1 101)) :map {:id 1 :type :hash :name "x"}}]
+      (with-redefs [bpf/open (fn [& _] (throw (ex-info "" {:bpfmap/error :not-found})))]
+        (let [{:keys [rows closing exit]} (#'live-commands/view run nil 24)]
+          (is (= 20 (count rows)))
+          (is (= ["Counted 5050 system calls of 100 kinds in 2.0 s; the top 20 are above"
+                  "They were in BPF map 1 (hash, x), which is gone now"]
+                 closing))
+          (is (= 0 exit)))
+        (let [{:keys [rows closing exit]} (#'live-commands/view run "INT" nil)]
+          (is (= 100 (count rows)))
+          (is (= "Counted 5050 system calls of 100 kinds in 2.0 s" (first closing)))
+          (is (= 130 exit)))))))

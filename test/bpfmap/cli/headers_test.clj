@@ -14,7 +14,7 @@
             [clojure.data.csv :as csv]
             [clojure.data.json :as json]
             [clojure.string :as str]
-            [clojure.test :refer [deftest is]])
+            [clojure.test :refer [deftest is testing]])
   (:import (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
@@ -90,147 +90,156 @@
       (is (= (map #(if (keyword? %) (fields/name-of %) (str %)) path) (first found)) title))
     (is (some? (of row)))))
 
-(kernel-test headers-of-entries-are-names-of-fields
-  (doseq [[kind [spec key before after]] kinds
-          cpus (if (= :percpu-hash (:type spec)) [nil "sum" "0"] [nil])]
-    (binding [*sorted* (if (#{"plain" "structs"} kind) 100 1)]
-      (with-open [^Closeable m (create spec)
-                  ^Closeable old (create spec)]
-        (write! old spec key before)
-        (write! m spec key after)
-        (let [{key-type :key value-type :value :as specs} (bpf/spec m)
-              ;; BTF has no names that C could not have.
-              with-options #(cond-> (concat % ["--key-type" (edn-text key-type) "--value-type" (edn-text value-type)])
-                              cpus (concat ["--cpus" cpus]))
-              options (cond-> {:key-type key-type :value-type value-type} cpus (assoc :cpus cpus))
-              id (id-of m)
-              dumped (exec/dump (assoc options :ref id))
-              two-maps (exec/diff (assoc options :old (id-of old) :new id))
-              dump-view (bpfmap.exec.views/entries dumped {})
-              diff-view (bpfmap.exec.views/diff two-maps {:new m})
-              frame (do (reduce (fn [n frame]
-                                  (if (= 1 (long n))
-                                    (reduced frame)
-                                    (do (write! m spec key before) (inc (long n)))))
-                                0 (exec/watch (assoc options :ref id :interval 0.01))))
-              changed (loop [wait 30]
-                        (write! m spec key before)
-                        (let [change (future (Thread/sleep wait) (write! m spec key after))
-                              rows (exec/diff (assoc options :old id :seconds (/ wait 200.0)))]
-                          @change
-                          (if (or (seq rows) (< 2000 wait)) rows (recur (* 2 wait)))))
-              changed-view (bpfmap.exec.views/diff changed {})
-              watch-columns (bpfmap.exec.views/entry-columns
-                             (:rows frame) (distinct (mapcat #(bpfmap.exec.views/numeric-paths [] (:per-second %)) (:rows frame))))
-              cpus (when cpus (if (= "sum" cpus) :sum 0))]
-          (check-headers (with-options ["dump" id]) (titles dump-view dumped))
-          (check-columns dump-view (first dumped) (fields/of-entries specs cpus))
-          (check-headers (with-options ["diff" (id-of old) id]) (titles diff-view two-maps))
-          (check-columns diff-view (first two-maps) (fields/of-changes specs specs cpus false))
-          (is (some #(= :per-second (first (:path %))) (:columns changed-view)))
-          (check-headers (with-options ["diff" id "--seconds" "0.01"]) (titles changed-view changed))
-          (check-columns changed-view (first changed) (fields/of-changes specs specs cpus true))
-          (check-headers (with-options ["watch" id "--interval" "0.01" "--seconds" "0.02"]) (map :title watch-columns))
-          (check-columns {:columns watch-columns}
-                         (first (:rows frame)) (fields/of-watched specs (or cpus :sum))))))))
+(kernel-test entry-headers
+  (testing "the table headers of entries are field names"
+    (doseq [[kind [spec key before after]] kinds
+            cpus (if (= :percpu-hash (:type spec)) [nil "sum" "0"] [nil])]
+      (binding [*sorted* (if (#{"plain" "structs"} kind) 100 1)]
+        (with-open [^Closeable m (create spec)
+                    ^Closeable old (create spec)]
+          (write! old spec key before)
+          (write! m spec key after)
+          (let [{key-type :key value-type :value :as specs} (bpf/spec m)
+                ;; BTF has no names that C could not have.
+                with-options #(cond-> (concat % ["--key-type" (edn-text key-type) "--value-type" (edn-text value-type)])
+                                cpus (concat ["--cpus" cpus]))
+                options (cond-> {:key-type key-type :value-type value-type} cpus (assoc :cpus cpus))
+                id (id-of m)
+                dumped (exec/dump (assoc options :ref id))
+                two-maps (exec/diff (assoc options :old (id-of old) :new id))
+                dump-view (bpfmap.exec.views/entries dumped {})
+                diff-view (bpfmap.exec.views/diff two-maps {:new m})
+                frame (do (reduce (fn [n frame]
+                                    (if (= 1 (long n))
+                                      (reduced frame)
+                                      (do (write! m spec key before) (inc (long n)))))
+                                  0 (exec/watch (assoc options :ref id :interval 0.01))))
+                changed (loop [wait 30]
+                          (write! m spec key before)
+                          (let [change (future (Thread/sleep wait) (write! m spec key after))
+                                rows (exec/diff (assoc options :old id :seconds (/ wait 200.0)))]
+                            @change
+                            (if (or (seq rows) (< 2000 wait)) rows (recur (* 2 wait)))))
+                changed-view (bpfmap.exec.views/diff changed {})
+                watch-columns (bpfmap.exec.views/entry-columns
+                               (:rows frame) (distinct (mapcat #(bpfmap.exec.views/numeric-paths [] (:per-second %)) (:rows frame))))
+                cpus (when cpus (if (= "sum" cpus) :sum 0))]
+            (check-headers (with-options ["dump" id]) (titles dump-view dumped))
+            (check-columns dump-view (first dumped) (fields/of-entries specs cpus))
+            (check-headers (with-options ["diff" (id-of old) id]) (titles diff-view two-maps))
+            (check-columns diff-view (first two-maps) (fields/of-changes specs specs cpus false))
+            (is (some #(= :per-second (first (:path %))) (:columns changed-view)))
+            (check-headers (with-options ["diff" id "--seconds" "0.01"]) (titles changed-view changed))
+            (check-columns changed-view (first changed) (fields/of-changes specs specs cpus true))
+            (check-headers (with-options ["watch" id "--interval" "0.01" "--seconds" "0.02"]) (map :title watch-columns))
+            (check-columns {:columns watch-columns}
+                           (first (:rows frame)) (fields/of-watched specs (or cpus :sum)))))))))
 
-(kernel-test keys-of-data-are-names-of-fields
-  (with-open [^Closeable m (create {:key flow :value stats})]
-    (bpf/put! m {:src "10.0.0.1" :port 443} one)
-    (doseq [words [["list" "--where" (str "id=" (id-of m))] ["features" "--where" "of=hash"] ["dump" (id-of m)]]
-            :let [[row] (read-edn (:out (apply bpfmap "--edn" words)))
-                  json-row (first (json/read-str (:out (apply bpfmap "--json" words))))]
-            :let [headers (for [[k v] (concat row json-row)
-                                path (if (#{"key" "value"} (fields/name-of k)) (leaf-paths v) [[]])
-                                header [(fields/path-text (cons (fields/name-of k) path)) (if (keyword? k) (subs (str k) 1) k)]]
-                            header)]]
-      (is (< 4 (count (distinct headers))))
-      (binding [*sorted* 4]
-        (check-headers words headers)))))
+(kernel-test data-keys-are-fields
+  (testing "the keys of the output data are field names"
+    (with-open [^Closeable m (create {:key flow :value stats})]
+      (bpf/put! m {:src "10.0.0.1" :port 443} one)
+      (doseq [words [["list" "--where" (str "id=" (id-of m))] ["features" "--where" "of=hash"] ["dump" (id-of m)]]
+              :let [[row] (read-edn (:out (apply bpfmap "--edn" words)))
+                    json-row (first (json/read-str (:out (apply bpfmap "--json" words))))]
+              :let [headers (for [[k v] (concat row json-row)
+                                  path (if (#{"key" "value"} (fields/name-of k)) (leaf-paths v) [[]])
+                                  header [(fields/path-text (cons (fields/name-of k) path)) (if (keyword? k) (subs (str k) 1) k)]]
+                              header)]]
+        (is (< 4 (count (distinct headers))))
+        (binding [*sorted* 4]
+          (check-headers words headers))))))
 
-(kernel-test headers-of-the-host-are-names-of-fields
-  (with-open [^Closeable m (create {:key :u32 :value :u32})]
-    (let [rows (exec/list {:where (str "id=" (id-of m))})
-          {:keys [columns] :as view} (bpfmap.exec.views/maps (map #(assoc % :frozen true) rows) {})
-          words ["list" "--where" (str "id=" (id-of m))]]
-      (is (= 13 (count columns)))
-      (binding [*sorted* 4]
-        (check-headers words (titles view rows)))
-      (is (nil? (accepted words "--columns" (str/join "," (titles view rows)))))
-      (doseq [title ["HELD BY" "used by" "MEMORY"]]
-        (is (= (bpfmap "list" "--where" (str "id=" (id-of m)) "--columns" title)
-               (bpfmap "list" "--where" (str "id=" (id-of m)) "--columns" (str/lower-case title)))))))
-  (let [rows (exec/features {:where "of=hash"})
-        view (bpfmap.exec.views/features rows {:where []})]
-    (check-headers ["features" "--where" "of=hash"] (titles view rows))))
+(kernel-test host-headers-are-fields
+  (testing "the table headers of host lists are field names"
+    (with-open [^Closeable m (create {:key :u32 :value :u32})]
+      (let [rows (exec/list {:where (str "id=" (id-of m))})
+            {:keys [columns] :as view} (bpfmap.exec.views/maps (map #(assoc % :frozen true) rows) {})
+            words ["list" "--where" (str "id=" (id-of m))]]
+        (is (= 13 (count columns)))
+        (binding [*sorted* 4]
+          (check-headers words (titles view rows)))
+        (is (nil? (accepted words "--columns" (str/join "," (titles view rows)))))
+        (doseq [title ["HELD BY" "used by" "MEMORY"]]
+          (is (= (bpfmap "list" "--where" (str "id=" (id-of m)) "--columns" title)
+                 (bpfmap "list" "--where" (str "id=" (id-of m)) "--columns" (str/lower-case title)))))))
+    (let [rows (exec/features {:where "of=hash"})
+          view (bpfmap.exec.views/features rows {:where []})]
+      (check-headers ["features" "--where" "of=hash"] (titles view rows)))))
 
-(deftest every-command-with-rows-is-tried-here
-  (is (= #{"list" "features" "dump" "diff" "hist"} (into #{} (comp (filter :rows?) (map :name)) commands/commands))
-      "hist has no --sort, and its --where is about the entries that are counted"))
+(deftest all-row-commands-tried
+  (testing "this file tries every command that prints rows"
+    (is (= #{"list" "features" "dump" "diff" "hist"} (into #{} (comp (filter :rows?) (map :name)) commands/commands))
+        "hist has no --sort, and its --where is about the entries that are counted")))
 
-(kernel-test padding-is-a-field-where-it-is-shown
-  (with-open [^Closeable m (create {:key :u8 :value [:struct [:a :u8] [:b :u32]]})]
-    (with-open [^Closeable raw (raw-entries/twin m)]
-      (bpf/put-all! raw [[(bytes/->bytes [1]) (bytes/->bytes "01 ff ff ff 01 00 00 00")]
-                         [(bytes/->bytes [2]) (bytes/->bytes "01 00 00 00 01 00 00 00")]]))
-    (let [rows (exec/dump {:ref m})]
-      (check-headers ["dump" (id-of m)] (map :title (:columns (bpfmap.exec.views/entries rows {}))))
-      (is (= [1] (map :key (exec/dump {:ref m :where "bpfmap/padding='ff ff ff'"})))))))
+(kernel-test shown-padding-field
+  (testing "padding is a field if it is shown"
+    (with-open [^Closeable m (create {:key :u8 :value [:struct [:a :u8] [:b :u32]]})]
+      (with-open [^Closeable raw (raw-entries/twin m)]
+        (bpf/put-all! raw [[(bytes/->bytes [1]) (bytes/->bytes "01 ff ff ff 01 00 00 00")]
+                           [(bytes/->bytes [2]) (bytes/->bytes "01 00 00 00 01 00 00 00")]]))
+      (let [rows (exec/dump {:ref m})]
+        (check-headers ["dump" (id-of m)] (map :title (:columns (bpfmap.exec.views/entries rows {}))))
+        (is (= [1] (map :key (exec/dump {:ref m :where "bpfmap/padding='ff ff ff'"}))))))))
 
-(kernel-test marks-are-compared-by-their-signs
-  (with-open [^Closeable a (create {:key :u32 :value :u32 :contents {1 1, 2 2, 3 3}})
-              ^Closeable b (create {:key :u32 :value :u32 :contents {2 2, 3 4, 5 5}})]
-    (let [keys-where #(map :key (exec/diff {:old a :new b :where %}))]
-      (is (= [[5] [3] [1]] (map keys-where ["change=+" "change=*" "change=-"])))
-      (is (= [[5] [3] [1]] (map keys-where ["mark=added" "mark==changed" "CHANGE=removed"])))
-      (is (= [3 5] (keys-where "change!=-")))
-      (is (= [5] (keys-where [:= :change :added]))))
-    (let [marked (fn [where]
-                   (reduce (fn [n {:keys [rows]}]
-                             (if (= 1 (long n))
-                               (reduced (map :key rows))
-                               (do (bpf/put! a 1 9) (bpf/delete! a 2) (bpf/put! a 7 7) (inc (long n)))))
-                           0 (exec/watch {:ref a :interval 0.01 :where where})))]
-      (is (= [7] (marked "mark=+")))
-      (bpf/delete! a 7) (bpf/put! a 1 1) (bpf/put! a 2 2)
-      (is (= [1] (marked "mark=*")))
-      (bpf/delete! a 7) (bpf/put! a 1 1) (bpf/put! a 2 2)
-      (is (= [2] (marked "mark=-"))))))
+(kernel-test change-marks-as-signs
+  (testing "conditions compare the change marks by their signs"
+    (with-open [^Closeable a (create {:key :u32 :value :u32 :contents {1 1, 2 2, 3 3}})
+                ^Closeable b (create {:key :u32 :value :u32 :contents {2 2, 3 4, 5 5}})]
+      (let [keys-where #(map :key (exec/diff {:old a :new b :where %}))]
+        (is (= [[5] [3] [1]] (map keys-where ["change=+" "change=*" "change=-"])))
+        (is (= [[5] [3] [1]] (map keys-where ["mark=added" "mark==changed" "CHANGE=removed"])))
+        (is (= [3 5] (keys-where "change!=-")))
+        (is (= [5] (keys-where [:= :change :added]))))
+      (let [marked (fn [where]
+                     (reduce (fn [n {:keys [rows]}]
+                               (if (= 1 (long n))
+                                 (reduced (map :key rows))
+                                 (do (bpf/put! a 1 9) (bpf/delete! a 2) (bpf/put! a 7 7) (inc (long n)))))
+                             0 (exec/watch {:ref a :interval 0.01 :where where})))]
+        (is (= [7] (marked "mark=+")))
+        (bpf/delete! a 7) (bpf/put! a 1 1) (bpf/put! a 2 2)
+        (is (= [1] (marked "mark=*")))
+        (bpf/delete! a 7) (bpf/put! a 1 1) (bpf/put! a 2 2)
+        (is (= [2] (marked "mark=-")))))))
 
-(deftest rows-that-cannot-be-told-are-asked-for-by-what-is-shown
-  (is (zero? (:exit (bpfmap "features" "--where" "here=?"))))
-  (is (zero? (:exit (bpfmap "features" "--where" "here=yes")))))
+(deftest unknown-feature-sign
+  (testing "a condition matches an unknown result by its displayed sign"
+    (is (zero? (:exit (bpfmap "features" "--where" "here=?"))))
+    (is (zero? (:exit (bpfmap "features" "--where" "here=yes"))))))
 
 ;; --- rows that are not there yet
 
-(kernel-test fields-of-no-rows-are-known
-  (with-open [^Closeable m (create {:key flow :value [:struct [:bytes :u64] [:state [:enum :u32 {:NEW 0 :OLD 1}]]]})
-              ^Closeable n (create {:key flow :value [:struct [:bytes :u64] [:state [:enum :u32 {:NEW 0 :OLD 1}]]]})]
-    (doseq [command [["dump" (id-of m)] ["diff" (id-of m) (id-of n)] ["diff" (id-of m) "--seconds" "30"]
-                     ["watch" (id-of m) "--seconds" "0.01"]]
-            :let [[side other] (if (= "diff" (first command)) ["new." "old."] ["value." "value."])]
-            [term message] {"nope=1" #"There is no field nope"
-                            (str side "bites>1") (re-pattern (str "did you mean .*" side "bytes"))
-                            (str other "bytes=curl") #"must be compared with a number"
-                            (str side "state=MEW") #"must be compared with one of its names or their numbers.*did you mean NEW"
-                            "key.src=443" #"must be compared with an address"
-                            "src=x" #"must be compared with an address"}]
-      (let [{:keys [exit out err]} (apply bpfmap (concat command ["--where" term]))]
-        (is (= [2 ""] [exit out]) [command term])
-        (is (re-find message err)))
-      (let [{:keys [exit err]} (apply bpfmap (concat command ["--sort" "nope"]))]
-        (is (= 2 exit))
-        (is (re-find #"There is no field nope" err))))
-    (is (re-find #"change must be compared with one of its names" (:err (bpfmap "diff" (id-of m) (id-of n) "--where" "change=gone"))))
-    (is (re-find #"There is no field per-second" (:err (bpfmap "diff" (id-of m) (id-of n) "--sort" "per-second.bytes"))))
-    (is (= 2 (:exit (bpfmap "hist" (id-of m) "--field" "bytes" "--where" "bytes=curl"))))
-    (bpf/put! n {:src "10.0.0.1" :port 443} {:bytes 3 :state :OLD})
-    (doseq [where ["new.state=OLD" "new.state=1" "NEW.STATE=OLD" "new.state>NEW" "key.src=10.0.0.0/24" "src=10.0.0.1" "new.bytes>2" "old=-"]]
-      (is (= [3] (map (comp :bytes :new) (exec/diff {:old m :new n :where where}))) where))
-    (is (= [] (exec/diff {:old m :new n :where "new.state=0"})))))
+(kernel-test fields-without-rows
+  (testing "knows the fields even if there are no rows"
+    (with-open [^Closeable m (create {:key flow :value [:struct [:bytes :u64] [:state [:enum :u32 {:NEW 0 :OLD 1}]]]})
+                ^Closeable n (create {:key flow :value [:struct [:bytes :u64] [:state [:enum :u32 {:NEW 0 :OLD 1}]]]})]
+      (doseq [command [["dump" (id-of m)] ["diff" (id-of m) (id-of n)] ["diff" (id-of m) "--seconds" "30"]
+                       ["watch" (id-of m) "--seconds" "0.01"]]
+              :let [[side other] (if (= "diff" (first command)) ["new." "old."] ["value." "value."])]
+              [term message] {"nope=1" #"There is no field nope"
+                              (str side "bites>1") (re-pattern (str "did you mean .*" side "bytes"))
+                              (str other "bytes=curl") #"must be compared with a number"
+                              (str side "state=MEW") #"must be compared with one of its names or their numbers.*did you mean NEW"
+                              "key.src=443" #"must be compared with an address"
+                              "src=x" #"must be compared with an address"}]
+        (let [{:keys [exit out err]} (apply bpfmap (concat command ["--where" term]))]
+          (is (= [2 ""] [exit out]) [command term])
+          (is (re-find message err)))
+        (let [{:keys [exit err]} (apply bpfmap (concat command ["--sort" "nope"]))]
+          (is (= 2 exit))
+          (is (re-find #"There is no field nope" err))))
+      (is (re-find #"change must be compared with one of its names" (:err (bpfmap "diff" (id-of m) (id-of n) "--where" "change=gone"))))
+      (is (re-find #"There is no field per-second" (:err (bpfmap "diff" (id-of m) (id-of n) "--sort" "per-second.bytes"))))
+      (is (= 2 (:exit (bpfmap "hist" (id-of m) "--field" "bytes" "--where" "bytes=curl"))))
+      (bpf/put! n {:src "10.0.0.1" :port 443} {:bytes 3 :state :OLD})
+      (doseq [where ["new.state=OLD" "new.state=1" "NEW.STATE=OLD" "new.state>NEW" "key.src=10.0.0.0/24" "src=10.0.0.1" "new.bytes>2" "old=-"]]
+        (is (= [3] (map (comp :bytes :new) (exec/diff {:old m :new n :where where}))) where))
+      (is (= [] (exec/diff {:old m :new n :where "new.state=0"}))))))
 
-(kernel-test sides-of-different-types-have-their-own-fields
-  (with-open [^Closeable a (create {:key :u32 :value [:struct [:n :u32]] :contents {1 {:n 1}}})
-              ^Closeable b (create {:key :u64 :value [:struct [:m :u64]] :contents {1 {:m 1}}})]
-    (is (= [{:n 1}] (map :old (exec/diff {:old a :new b :where ["old.n=1" "new.m=1"]}))))
-    (is (re-find #"There is no field old.m" (:message (fixture/error-of (exec/diff {:old a :new b :where "old.m=1"})))))))
+(kernel-test sides-of-different-types
+  (testing "each side of a diff has the fields of its own types"
+    (with-open [^Closeable a (create {:key :u32 :value [:struct [:n :u32]] :contents {1 {:n 1}}})
+                ^Closeable b (create {:key :u64 :value [:struct [:m :u64]] :contents {1 {:m 1}}})]
+      (is (= [{:n 1}] (map :old (exec/diff {:old a :new b :where ["old.n=1" "new.m=1"]}))))
+      (is (re-find #"There is no field old.m" (:message (fixture/error-of (exec/diff {:old a :new b :where "old.m=1"}))))))))

@@ -31,25 +31,26 @@
                                      (gen/fmap unchecked-byte (gen/such-that (complement #{0 47}) (gen/choose 1 255)))])
                         1 8)))
 
-(deftest a-path's-text-is-its-own-and-leads-back-to-its-bytes
-  (let [{:keys [pass? shrunk]}
-        (tc/quick-check
-         3000
-         (prop/for-all [a gen-name, b gen-name]
-           (let [text (paths/text a)
-                 printed (paths/printed text)]
-             (and (Arrays/equals ^bytes a (paths/bytes-of text))
-                  (Arrays/equals ^bytes a (paths/bytes-of printed))
-                  (= printed (escape/escape printed) (escape/escape-text text))
-                  (or (Arrays/equals ^bytes a ^bytes b) (not= printed (paths/printed (paths/text b))))
-                  (Arrays/equals ^bytes a (paths/exact-bytes (paths/argument a)))
-                  (= (cons 47 a) (seq (paths/of-java (paths/->java (str "/" text))))))))
-         :seed 1)]
-    (is pass? (pr-str (some-> shrunk :smallest (->> (map vec))))))
-  (testing "what can be printed is its UTF-8"
-    (is (= ["/a/café" "/a/a\\b" "/two\nlines" "/\\xff" "/\\\\xff" "/\\\\\\\\"]
-           (map (comp paths/text byte-array)
-                [(.getBytes "/a/café") (.getBytes "/a/a\\b") (.getBytes "/two\nlines") [47 -1] (.getBytes "/\\xff") (.getBytes "/\\\\")])))))
+(deftest path-text-round-trip
+  (testing "the text of a path converts back to its bytes"
+    (let [{:keys [pass? shrunk]}
+          (tc/quick-check
+           3000
+           (prop/for-all [a gen-name, b gen-name]
+             (let [text (paths/text a)
+                   printed (paths/printed text)]
+               (and (Arrays/equals ^bytes a (paths/bytes-of text))
+                    (Arrays/equals ^bytes a (paths/bytes-of printed))
+                    (= printed (escape/escape printed) (escape/escape-text text))
+                    (or (Arrays/equals ^bytes a ^bytes b) (not= printed (paths/printed (paths/text b))))
+                    (Arrays/equals ^bytes a (paths/exact-bytes (paths/argument a)))
+                    (= (cons 47 a) (seq (paths/of-java (paths/->java (str "/" text))))))))
+           :seed 1)]
+      (is pass? (pr-str (some-> shrunk :smallest (->> (map vec))))))
+    (testing "what can be printed is its UTF-8"
+      (is (= ["/a/café" "/a/a\\b" "/two\nlines" "/\\xff" "/\\\\xff" "/\\\\\\\\"]
+             (map (comp paths/text byte-array)
+                  [(.getBytes "/a/café") (.getBytes "/a/a\\b") (.getBytes "/two\nlines") [47 -1] (.getBytes "/\\xff") (.getBytes "/\\\\")]))))))
 
 ;; --- the command line
 
@@ -122,56 +123,61 @@
       (finally
         (sh (str "rm -rf " directory "/* " files "; rmdir " directory))))))
 
-(kernel-test a-walk-through-every-kind-of-name-in-the-c-locale
-  (doseq [[bash-name printed-name] names]
-    (testing printed-name
-      (walk "env LC_ALL=C" bash-name printed-name))))
+(kernel-test names-in-c-locale
+  (testing "handles every kind of file name in the C locale"
+    (doseq [[bash-name printed-name] names]
+      (testing printed-name
+        (walk "env LC_ALL=C" bash-name printed-name)))))
 
-(kernel-test the-locale-makes-no-difference
-  (doseq [environment ["env -i" "env LC_ALL=C.UTF-8"]]
-    (testing environment
-      (walk environment "caf\\xc3\\xa9" "café")
-      (walk environment "caf\\xe9_\\xff" "caf\\xe9_\\xff"))))
+(kernel-test names-in-other-locales
+  (testing "handles file names the same in other locales"
+    (doseq [environment ["env -i" "env LC_ALL=C.UTF-8"]]
+      (testing environment
+        (walk environment "caf\\xc3\\xa9" "café")
+        (walk environment "caf\\xe9_\\xff" "caf\\xe9_\\xff")))))
 
-(kernel-test text-that-is-not-utf-8-is-stored-as-it-was-typed
-  (with-open [m ^Closeable (bpf/create {:name "locale" :type :hash :key :u32 :value [:string 8] :max-entries 4})
-              n ^Closeable (bpf/create {:name "locale" :type :hash :key :u32 :value [:struct [:name [:string 8]]] :max-entries 4})
-              raw ^Closeable (bpf/open (:id (bpf/info m)) {:value [:bytes 8]})]
-    (let [put (fn [m value] (sh (str "LC_ALL=C " script " put " (:id (bpf/info m)) " 1 $'" value "' --yes")))]
-      (is (= [0 ""] ((juxt :exit :err) (put m "caf\\xe9"))))
-      (is (= (bytes/->bytes "63 61 66 e9 00 00 00 00") (raw 1)))
-      (is (= {:exit 2 :out "" :err "bpfmap: VALUE \"{name caf\\\\xe9}\": it is not UTF-8; give the bytes of all of it in hexadecimal; see `bpfmap help put`\n"}
-             (put n "{name caf\\xe9}"))
-          "within data there are no such texts")
-      (is (= 0 (bpf/count-entries n))))))
+(kernel-test non-utf8-text-kept
+  (testing "stores text that is not UTF-8 as it was typed"
+    (with-open [m ^Closeable (bpf/create {:name "locale" :type :hash :key :u32 :value [:string 8] :max-entries 4})
+                n ^Closeable (bpf/create {:name "locale" :type :hash :key :u32 :value [:struct [:name [:string 8]]] :max-entries 4})
+                raw ^Closeable (bpf/open (:id (bpf/info m)) {:value [:bytes 8]})]
+      (let [put (fn [m value] (sh (str "LC_ALL=C " script " put " (:id (bpf/info m)) " 1 $'" value "' --yes")))]
+        (is (= [0 ""] ((juxt :exit :err) (put m "caf\\xe9"))))
+        (is (= (bytes/->bytes "63 61 66 e9 00 00 00 00") (raw 1)))
+        (is (= {:exit 2 :out "" :err "bpfmap: VALUE \"{name caf\\\\xe9}\": it is not UTF-8; give the bytes of all of it in hexadecimal; see `bpfmap help put`\n"}
+               (put n "{name caf\\xe9}"))
+            "within data there are no such texts")
+        (is (= 0 (bpf/count-entries n)))))))
 
-(kernel-test what-is-wrong-is-said-in-utf-8
-  (doseq [environment ["env LC_ALL=C" "env -i"]
-          :let [{:keys [exit err]} (sh (str environment " " script " show /sys/fs/bpf/$'no_caf\\xc3\\xa9'"))]]
-    (is (= [1 "bpfmap: Opening /sys/fs/bpf/no_café failed with ENOENT: there is no file /sys/fs/bpf/no_café\n"] [exit err]))))
+(kernel-test errors-in-utf8
+  (testing "error messages are UTF-8 in every locale"
+    (doseq [environment ["env LC_ALL=C" "env -i"]
+            :let [{:keys [exit err]} (sh (str environment " " script " show /sys/fs/bpf/$'no_caf\\xc3\\xa9'"))]]
+      (is (= [1 "bpfmap: Opening /sys/fs/bpf/no_café failed with ENOENT: there is no file /sys/fs/bpf/no_café\n"] [exit err])))))
 
 ;; --- two files that one text may mean
 
-(kernel-test a-text-that-means-two-files-is-refused
-  (let [directory (doto (io/file (fixture/new-pin)) (.mkdir))
-        exact (str directory "/a\\x62") ; this name, and the one that it stands for when printed
-        stood-for (str directory "/ab")]
-    (with-open [one ^Closeable (bpf/create {:type :array :value :u32 :max-entries 1})
-                two ^Closeable (bpf/create {:type :array :value :u32 :max-entries 1})]
-      (bpf/pin! one exact)
-      (is (= #{"615c783632"} (raw-names directory)) "a path is taken as it is")
-      (is (= (str directory "/a\\\\x62") (bpf/pinned-path one)))
-      (with-open [m ^Closeable (bpf/open exact)] (is (= (:id (bpf/info one)) (:id (bpf/info m)))))
-      (bpf/pin! two stood-for)
-      (let [{:keys [message] :bpfmap/keys [error]} (fixture/error-of (bpf/open exact))]
-        (is (= :ambiguous error))
-        (is (str/includes? message (str "there are two such files; " directory "/a\\\\x62 is that of exactly this name, and "
-                                        "\\x61\\x62 in " directory " the other"))))
-      (doseq [[path m] {(str directory "/a\\\\x62") one, (str directory "/\\x61\\x62") two}]
-        (with-open [found ^Closeable (bpf/open path)] (is (= (:id (bpf/info m)) (:id (bpf/info found))))))
-      (is (= #{(str directory "/a\\\\x62") stood-for} (set (map :path (host/pins directory)))))
-      (bpf/unpin! one)
-      (with-open [m ^Closeable (bpf/open exact)]
-        (is (= (:id (bpf/info two)) (:id (bpf/info m))) "as it would be printed"))
-      (bpf/unpin! two)
-      (.delete directory))))
+(kernel-test ambiguous-path-text
+  (testing "rejects text that names two different files"
+    (let [directory (doto (io/file (fixture/new-pin)) (.mkdir))
+          exact (str directory "/a\\x62") ; this name, and the one that it stands for when printed
+          stood-for (str directory "/ab")]
+      (with-open [one ^Closeable (bpf/create {:type :array :value :u32 :max-entries 1})
+                  two ^Closeable (bpf/create {:type :array :value :u32 :max-entries 1})]
+        (bpf/pin! one exact)
+        (is (= #{"615c783632"} (raw-names directory)) "a path is taken as it is")
+        (is (= (str directory "/a\\\\x62") (bpf/pinned-path one)))
+        (with-open [m ^Closeable (bpf/open exact)] (is (= (:id (bpf/info one)) (:id (bpf/info m)))))
+        (bpf/pin! two stood-for)
+        (let [{:keys [message] :bpfmap/keys [error]} (fixture/error-of (bpf/open exact))]
+          (is (= :ambiguous error))
+          (is (str/includes? message (str "there are two such files; " directory "/a\\\\x62 is that of exactly this name, and "
+                                          "\\x61\\x62 in " directory " the other"))))
+        (doseq [[path m] {(str directory "/a\\\\x62") one, (str directory "/\\x61\\x62") two}]
+          (with-open [found ^Closeable (bpf/open path)] (is (= (:id (bpf/info m)) (:id (bpf/info found))))))
+        (is (= #{(str directory "/a\\\\x62") stood-for} (set (map :path (host/pins directory)))))
+        (bpf/unpin! one)
+        (with-open [m ^Closeable (bpf/open exact)]
+          (is (= (:id (bpf/info two)) (:id (bpf/info m))) "as it would be printed"))
+        (bpf/unpin! two)
+        (.delete directory)))))

@@ -6,7 +6,7 @@
             [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [deftest is use-fixtures]])
+            [clojure.test :refer [deftest is testing use-fixtures]])
   (:import (java.io Closeable File)
            (java.nio.file Files Path)
            (java.nio.file.attribute FileAttribute)
@@ -28,55 +28,62 @@
 
 ;; --- where it is called from
 
-(deftest it-runs-from-any-directory-and-through-a-link
-  (let [dir (fixture/temporary-directory)
-        link (.toPath (io/file dir "a link"))]
-    (Files/createSymbolicLink link (Path/of script (make-array String 0)) (make-array FileAttribute 0))
-    (try
-      (is (= {:exit 0 :out (str "bpfmap " main/version "\n") :err ""}
-             (fixture/run [(str link) "--version"] :dir dir)))
-      (finally
-        (Files/delete link)
-        (.delete dir)))))
+(deftest runs-from-any-directory
+  (testing "runs from any directory and through a symbolic link"
+    (let [dir (fixture/temporary-directory)
+          link (.toPath (io/file dir "a link"))]
+      (Files/createSymbolicLink link (Path/of script (make-array String 0)) (make-array FileAttribute 0))
+      (try
+        (is (= {:exit 0 :out (str "bpfmap " main/version "\n") :err ""}
+               (fixture/run [(str link) "--version"] :dir dir)))
+        (finally
+          (Files/delete link)
+          (.delete dir))))))
 
-(kernel-test a-relative-pin-is-meant-from-the-user's-directory
-  (with-open [m ^Closeable (bpf/create {:name "cli_process" :type :array :key :u32 :value :u8 :max-entries 1})]
-    (let [pin (io/file (fixture/new-pin))]
-      (bpf/pin! m pin)
-      (let [{:keys [exit out err]} (fixture/run [script "show" "--edn" (str "./" (.getName pin))]
-                                                :dir (.getParent pin))]
-        (is (= [0 ""] [exit err]))
-        (is (= (:id (bpf/info m)) (:id (edn/read-string out)))))
-      (bpf/unpin! m))))
+(kernel-test relative-pin-of-user
+  (testing "resolves a relative pin from the directory of the user"
+    (with-open [m ^Closeable (bpf/create {:name "cli_process" :type :array :key :u32 :value :u8 :max-entries 1})]
+      (let [pin (io/file (fixture/new-pin))]
+        (bpf/pin! m pin)
+        (let [{:keys [exit out err]} (fixture/run [script "show" "--edn" (str "./" (.getName pin))]
+                                                  :dir (.getParent pin))]
+          (is (= [0 ""] [exit err]))
+          (is (= (:id (bpf/info m)) (:id (edn/read-string out)))))
+        (bpf/unpin! m)))))
 
-(deftest it-exits-with-the-code-of-the-command
-  (is (= {:exit 2 :out "" :err "bpfmap: list takes no argument, not also \"1\"; see `bpfmap help list`\n"}
-         (sh "$bpfmap list 1"))))
+(deftest command-exit-code
+  (testing "exits with the code of the command"
+    (is (= {:exit 2 :out "" :err "bpfmap: list takes no argument, not also \"1\"; see `bpfmap help list`\n"}
+           (sh "$bpfmap list 1")))))
 
 ;; --- pipes
 
-(kernel-test a-reader-that-has-seen-enough-is-no-error
-  (with-open [m ^Closeable (bpf/create {:name "cli_pipe" :type :array :key-size 4 :value-size 8 :max-entries 20000})]
-    (is (= {:exit 0 :out "  KEY  VALUE\n141\n" :err ""}
-           (sh (str "$bpfmap dump " (:id (bpf/info m)) " | head -n 1; echo ${PIPESTATUS[0]}"))))))
+(kernel-test closed-pipe-no-error
+  (testing "a reader that closes the pipe early is not an error"
+    (with-open [m ^Closeable (bpf/create {:name "cli_pipe" :type :array :key-size 4 :value-size 8 :max-entries 20000})]
+      (is (= {:exit 0 :out "  KEY  VALUE\n141\n" :err ""}
+             (sh (str "$bpfmap dump " (:id (bpf/info m)) " | head -n 1; echo ${PIPESTATUS[0]}")))))))
 
-(kernel-test a-reader-that-leaves-ends-a-watch
-  (with-open [m ^Closeable (bpf/create {:name "cli_pipe" :type :array :key-size 4 :value-size 8 :max-entries 5})]
-    (let [id (:id (bpf/info m))]
-      (is (= {:exit 0 :out "{\n141\n" :err ""}
-             (sh (str "$bpfmap watch " id " --interval 0.05 --json | head -c 1; code=${PIPESTATUS[0]}; echo; echo $code"))))
-)))
+(kernel-test closed-pipe-ends-watch
+  (testing "a watch ends if its reader closes the pipe"
+    (with-open [m ^Closeable (bpf/create {:name "cli_pipe" :type :array :key-size 4 :value-size 8 :max-entries 5})]
+      (let [id (:id (bpf/info m))]
+        (is (= {:exit 0 :out "{\n141\n" :err ""}
+               (sh (str "$bpfmap watch " id " --interval 0.05 --json | head -c 1; code=${PIPESTATUS[0]}; echo; echo $code"))))
+  ))))
 
-(kernel-test a-full-disk-is-an-error-of-every-format
-  (with-open [m ^Closeable (bpf/create {:name "cli_full" :type :array :key-size 4 :value-size 8 :max-entries 5})]
-    (doseq [arguments ["list" "list --edn" (str "dump " (:id (bpf/info m)) " --json")]]
+(kernel-test full-disk-all-formats
+  (testing "a full disk is an error in every output format"
+    (with-open [m ^Closeable (bpf/create {:name "cli_full" :type :array :key-size 4 :value-size 8 :max-entries 5})]
+      (doseq [arguments ["list" "list --edn" (str "dump " (:id (bpf/info m)) " --json")]]
+        (is (= {:exit 1 :out "" :err "bpfmap: The output cannot be written: No space left on device\n"}
+               (sh (str "$bpfmap " arguments " 2>&1 > /dev/full | grep -v entries >&2; exit ${PIPESTATUS[0]}"))))))))
+
+(deftest output-to-dev-full
+  (testing "reports output that cannot be written"
+    (when (.exists (io/file "/dev/full"))
       (is (= {:exit 1 :out "" :err "bpfmap: The output cannot be written: No space left on device\n"}
-             (sh (str "$bpfmap " arguments " 2>&1 > /dev/full | grep -v entries >&2; exit ${PIPESTATUS[0]}")))))))
-
-(deftest output-that-cannot-be-written-is-an-error
-  (when (.exists (io/file "/dev/full"))
-    (is (= {:exit 1 :out "" :err "bpfmap: The output cannot be written: No space left on device\n"}
-           (sh "$bpfmap help > /dev/full")))))
+             (sh "$bpfmap help > /dev/full"))))))
 
 ;; --- signals
 
@@ -113,41 +120,43 @@
         (.destroyForcibly process)
         (.delete out)))))
 
-(kernel-test a-signal-ends-the-demo-and-nothing-is-left
-  (doseq [[signal code] {"INT" 130, "TERM" 143}
-          :let [{:keys [exit out seconds]} (interrupted-demo signal)
-                {:keys [total] {:keys [id]} :map} (edn/read-string out)]]
-    (is (= code exit))
-    (is (< seconds 5))
-    (is (and total (pos? total)) "what was counted so far is printed")
-    (is (some? id))
-    (is (= :not-found (:bpfmap/error (fixture/error-of (bpf/open id)))))
-    (when-let [bpftool (fixture/executable "bpftool")]
-      (is (not (re-find (re-pattern (str "map_ids .*\\b" id "\\b"))
-                        (:out (fixture/run [bpftool "prog" "show"]))))))))
+(kernel-test signal-ends-the-demo
+  (testing "a signal ends the demo and leaves no map behind"
+    (doseq [[signal code] {"INT" 130, "TERM" 143}
+            :let [{:keys [exit out seconds]} (interrupted-demo signal)
+                  {:keys [total] {:keys [id]} :map} (edn/read-string out)]]
+      (is (= code exit))
+      (is (< seconds 5))
+      (is (and total (pos? total)) "what was counted so far is printed")
+      (is (some? id))
+      (is (= :not-found (:bpfmap/error (fixture/error-of (bpf/open id)))))
+      (when-let [bpftool (fixture/executable "bpftool")]
+        (is (not (re-find (re-pattern (str "map_ids .*\\b" id "\\b"))
+                          (:out (fixture/run [bpftool "prog" "show"])))))))))
 
 ;; --- the terminal
 
-(kernel-test on-a-terminal-the-table-is-live-and-the-terminal-comes-back
-  (if-not (fixture/executable "script")
-    (fixture/skip! "there is no `script` (bsdutils, util-linux) to make a terminal")
-    (let [dir (fixture/temporary-directory)
-          command (str "stty rows 12 cols 60; before=$(stty -g); "
-                       "$bpfmap demo --seconds 2; echo exit $?; "
-                       "[ \"$before\" = \"$(stty -g)\" ] && echo same")
-          {:keys [out]} (fixture/run ["script" "-qec" command "/dev/null"]
-                                     :dir dir :env {"bpfmap" script "TERM" "xterm" "SHELL" "/bin/sh"})
-          _ (.delete dir)
-          [live after] (str/split out #"\u001b\[\?1049l" 2)
-          frames (rest (str/split live #"\u001b\[H"))]
-      (is (str/includes? live "\u001b[?1049h") "another screen")
-      (is (< (str/index-of live "\u001b[?25l") (str/last-index-of out "\u001b[?25h")) "the cursor comes back")
-      (is (seq frames))
-      (doseq [frame frames
-              :let [lines (str/split (str/replace frame #"\u001b\[[0-9;?]*[A-Za-z]" "") #"\r*\n")]]
-        (is (<= (count lines) 12))
-        (is (every? #(< (count %) 60) lines) "nothing wraps"))
-      (is (re-find #"(?m)^Counted \d+ system calls of \d+ kinds in \d+\.\d s; the top 8 are above\r?$" after))
-      (is (str/includes? after "NAME"))
-      (is (re-find #"(?m)^exit 0\r?$" after))
-      (is (re-find #"(?m)^same\r?$" after) "the terminal's settings are what they were"))))
+(kernel-test live-table-on-terminal
+  (testing "the demo shows a live table and restores the terminal"
+    (if-not (fixture/executable "script")
+      (fixture/skip! "there is no `script` (bsdutils, util-linux) to make a terminal")
+      (let [dir (fixture/temporary-directory)
+            command (str "stty rows 12 cols 60; before=$(stty -g); "
+                         "$bpfmap demo --seconds 2; echo exit $?; "
+                         "[ \"$before\" = \"$(stty -g)\" ] && echo same")
+            {:keys [out]} (fixture/run ["script" "-qec" command "/dev/null"]
+                                       :dir dir :env {"bpfmap" script "TERM" "xterm" "SHELL" "/bin/sh"})
+            _ (.delete dir)
+            [live after] (str/split out #"\u001b\[\?1049l" 2)
+            frames (rest (str/split live #"\u001b\[H"))]
+        (is (str/includes? live "\u001b[?1049h") "another screen")
+        (is (< (str/index-of live "\u001b[?25l") (str/last-index-of out "\u001b[?25h")) "the cursor comes back")
+        (is (seq frames))
+        (doseq [frame frames
+                :let [lines (str/split (str/replace frame #"\u001b\[[0-9;?]*[A-Za-z]" "") #"\r*\n")]]
+          (is (<= (count lines) 12))
+          (is (every? #(< (count %) 60) lines) "nothing wraps"))
+        (is (re-find #"(?m)^Counted \d+ system calls of \d+ kinds in \d+\.\d s; the top 8 are above\r?$" after))
+        (is (str/includes? after "NAME"))
+        (is (re-find #"(?m)^exit 0\r?$" after))
+        (is (re-find #"(?m)^same\r?$" after) "the terminal's settings are what they were")))))

@@ -83,96 +83,100 @@
 
 ;; --- what is printed once
 
-(kernel-test what-is-printed-fits-the-terminal
-  (with-open [m (flows)]
-    (let [id (:id (bpf/info m))]
-      (doseq [width [80 200]]
-        (on-terminal [width 40]
-          (testing (str width " columns")
-            (let [[heading & rows] (run-line (str "$bpfmap list --where name=terminal_flows"))
-                  row (first rows)]
-              (is (str/includes? heading "ENTRIES"))
-              (is (str/includes? row (str id "  hash")))
-              (is (= (+ (str/index-of heading "NAME")) (str/index-of row "terminal_flows")) "columns stand under each other")
-              (is (= (if (= 80 width) 1 0) (count (filter #(str/starts-with? % "no room for ") rows)))))
-            (let [[heading & rows] (run-line (str "$bpfmap dump " id " --sort -bytes --limit 20"))]
-              (is (= 20 (count (filter #(str/starts-with? % "10.0.0.") rows))) "a row is a line: nothing wraps")
-              (is (str/includes? heading "packets"))
-              (is (str/includes? (first rows) "a-process-of-some-name-59")))
-            (when (= 80 width)
-              (let [lines (run-line (str "$bpfmap hist " id " --field bytes"))]
-                (is (apply = (map #(str/index-of % "|") (filter #(str/includes? % "|") lines))))
-                (is (< 5 (count (filter #(re-find #"\|\*+ *\|$" %) lines))))))))))))
+(kernel-test output-fits-the-terminal
+  (testing "the output fits the width of the terminal"
+    (with-open [m (flows)]
+      (let [id (:id (bpf/info m))]
+        (doseq [width [80 200]]
+          (on-terminal [width 40]
+            (testing (str width " columns")
+              (let [[heading & rows] (run-line (str "$bpfmap list --where name=terminal_flows"))
+                    row (first rows)]
+                (is (str/includes? heading "ENTRIES"))
+                (is (str/includes? row (str id "  hash")))
+                (is (= (+ (str/index-of heading "NAME")) (str/index-of row "terminal_flows")) "columns stand under each other")
+                (is (= (if (= 80 width) 1 0) (count (filter #(str/starts-with? % "no room for ") rows)))))
+              (let [[heading & rows] (run-line (str "$bpfmap dump " id " --sort -bytes --limit 20"))]
+                (is (= 20 (count (filter #(str/starts-with? % "10.0.0.") rows))) "a row is a line: nothing wraps")
+                (is (str/includes? heading "packets"))
+                (is (str/includes? (first rows) "a-process-of-some-name-59")))
+              (when (= 80 width)
+                (let [lines (run-line (str "$bpfmap hist " id " --field bytes"))]
+                  (is (apply = (map #(str/index-of % "|") (filter #(str/includes? % "|") lines))))
+                  (is (< 5 (count (filter #(re-find #"\|\*+ *\|$" %) lines)))))))))))))
 
 ;; --- what takes its time
 
-(kernel-test what-takes-more-than-a-second-says-how-far-it-is
-  (with-open [m ^Closeable (bpf/create {:name "terminal_large" :type :array :value :u64 :max-entries 1000000})]
-    (on-terminal [80 10]
-      (type-line (str "$bpfmap dump " (:id (bpf/info m)) " --stream --json > /dev/null; echo ended $?"))
-      (wait-for (line? #"^dump: \d+ entries, \d+ s$"))
-      (is (not-any? #(re-find #"^dump:" %) (wait-for (line? #"^ended 0"))) "and wipes it away"))))
+(kernel-test progress-of-slow-command
+  (testing "reports progress if a command takes more than a second"
+    (with-open [m ^Closeable (bpf/create {:name "terminal_large" :type :array :value :u64 :max-entries 1000000})]
+      (on-terminal [80 10]
+        (type-line (str "$bpfmap dump " (:id (bpf/info m)) " --stream --json > /dev/null; echo ended $?"))
+        (wait-for (line? #"^dump: \d+ entries, \d+ s$"))
+        (is (not-any? #(re-find #"^dump:" %) (wait-for (line? #"^ended 0"))) "and wipes it away")))))
 
 ;; --- what is live
 
-(kernel-test a-watch-is-live-and-gives-the-terminal-back
-  (with-open [m (flows)]
-    (let [id (:id (bpf/info m))
-          key {:src "10.0.0.7" :port 1007}]
-      (doseq [width [80 200]]
-        (on-terminal [width 20]
-          (testing (str width " columns")
-            (type-line "before=$(stty -g)")
-            (clear)
-            (type-line (str "$bpfmap watch " id " --interval 0.2; echo ended $?; [ \"$before\" = \"$(stty -g)\" ] && echo same"))
-            (wait-for (line? #"^Map \d+ terminal_flows \(hash\): 60 of 100 entries"))
-            (let [changing (future (dotimes [i 200]
-                                     (bpf/put! m key {:packets (* 10 i) :bytes (* 1000 i) :comm "changing"})
-                                     (Thread/sleep 50)))
-                  lines (wait-for (line? #"^\*  10\.0\.0\.7 +1007 .*changing"))]
-              (is (<= (count lines) 20))
-              (is (every? #(< (count %) width) lines))
-              (is (re-find #"^\*  10\.0\.0\.7" (nth lines 4)) "the liveliest entry comes first")
-              (is (str/includes? (nth lines 3) "packets/s"))
-              (tmux "resize-window" "-t" "it" "-x" 60 "-y" 12)
-              (let [lines (wait-for #(and (<= (count %) 12) (every? (fn [l] (< (count l) 60)) %) ((line? #"^\*  10\.0\.0\.7") %)))]
-                (is (re-find #"^Map" (first lines)) "the frame is drawn for the new size"))
-              (tmux "send-keys" "-t" "it" "C-c")
-              (let [lines (wait-for (line? #"^same"))]
-                (is (some #{"ended 130"} lines))
-                (is (some #(re-find #"^\*  10\.0\.0\.7" %) lines) "what was seen last stays"))
-              (future-cancel changing))))))))
+(kernel-test live-watch-on-terminal
+  (testing "a watch is live and restores the terminal"
+    (with-open [m (flows)]
+      (let [id (:id (bpf/info m))
+            key {:src "10.0.0.7" :port 1007}]
+        (doseq [width [80 200]]
+          (on-terminal [width 20]
+            (testing (str width " columns")
+              (type-line "before=$(stty -g)")
+              (clear)
+              (type-line (str "$bpfmap watch " id " --interval 0.2; echo ended $?; [ \"$before\" = \"$(stty -g)\" ] && echo same"))
+              (wait-for (line? #"^Map \d+ terminal_flows \(hash\): 60 of 100 entries"))
+              (let [changing (future (dotimes [i 200]
+                                       (bpf/put! m key {:packets (* 10 i) :bytes (* 1000 i) :comm "changing"})
+                                       (Thread/sleep 50)))
+                    lines (wait-for (line? #"^\*  10\.0\.0\.7 +1007 .*changing"))]
+                (is (<= (count lines) 20))
+                (is (every? #(< (count %) width) lines))
+                (is (re-find #"^\*  10\.0\.0\.7" (nth lines 4)) "the liveliest entry comes first")
+                (is (str/includes? (nth lines 3) "packets/s"))
+                (tmux "resize-window" "-t" "it" "-x" 60 "-y" 12)
+                (let [lines (wait-for #(and (<= (count %) 12) (every? (fn [l] (< (count l) 60)) %) ((line? #"^\*  10\.0\.0\.7") %)))]
+                  (is (re-find #"^Map" (first lines)) "the frame is drawn for the new size"))
+                (tmux "send-keys" "-t" "it" "C-c")
+                (let [lines (wait-for (line? #"^same"))]
+                  (is (some #{"ended 130"} lines))
+                  (is (some #(re-find #"^\*  10\.0\.0\.7" %) lines) "what was seen last stays"))
+                (future-cancel changing)))))))))
 
 ;; --- questions
 
-(kernel-test what-is-others'-is-asked-for
-  (let [command [script "demo" "--seconds" "100" "--edn"]
-        process (.start (doto (ProcessBuilder. ^java.util.List command)
-                          (.redirectOutput (io/file "/dev/null"))
-                          (.redirectError (io/file "/dev/null"))))
-        pid (.pid process)
-        its-map (fn [] (some (fn [{:keys [id held]}] (when (some #(= pid (:pid %)) held) id))
-                             ((requiring-resolve 'bpfmap.exec/list) {:where "name=bpfmap_demo"})))]
-    (try
-      (let [id (loop [attempts 300]
-                 (or (its-map) (when (pos? attempts) (Thread/sleep 200) (recur (dec attempts)))))
-            put (str "$bpfmap put " id " 100000 1")]
-        (is (some? id))
-        (with-open [m ^Closeable (bpf/open id)]
-          (on-terminal [160 20]
-            (type-line put)
-            (let [lines (wait-for (line? #"Write an entry of it\? \[y/N\]"))]
-              (is (some #(re-find (re-pattern (str "is not yours alone: 2 processes have it open: .*\\[" pid "\\].*; and a program uses it: bpfmap_demo")) %) lines))
-              (is (nil? (m 100000))))
-            (type-line "n")
-            (wait-for (line? #"^bpfmap: Nothing was done"))
-            (is (nil? (m 100000)))
-            (clear)
-            (type-line put)
-            (wait-for (line? #"Write an entry of it\? \[y/N\]"))
-            (type-line "yes")
-            (wait-for (line? #"^100000  1  \(new\)"))
-            (is (= 1 (m 100000)))
-            (is (some #(str/includes? % "is not yours alone") (run-line (str put " < /dev/null"))) "without a terminal it is an error")
-            (is (some #(str/includes? % "100000  2  (was 1)") (run-line (str "$bpfmap put " id " 100000 2 --yes")))))))
-      (finally (.destroy process)))))
+(kernel-test confirm-others-map
+  (testing "asks before it changes a map that another process uses"
+    (let [command [script "demo" "--seconds" "100" "--edn"]
+          process (.start (doto (ProcessBuilder. ^java.util.List command)
+                            (.redirectOutput (io/file "/dev/null"))
+                            (.redirectError (io/file "/dev/null"))))
+          pid (.pid process)
+          its-map (fn [] (some (fn [{:keys [id held]}] (when (some #(= pid (:pid %)) held) id))
+                               ((requiring-resolve 'bpfmap.exec/list) {:where "name=bpfmap_demo"})))]
+      (try
+        (let [id (loop [attempts 300]
+                   (or (its-map) (when (pos? attempts) (Thread/sleep 200) (recur (dec attempts)))))
+              put (str "$bpfmap put " id " 100000 1")]
+          (is (some? id))
+          (with-open [m ^Closeable (bpf/open id)]
+            (on-terminal [160 20]
+              (type-line put)
+              (let [lines (wait-for (line? #"Write an entry of it\? \[y/N\]"))]
+                (is (some #(re-find (re-pattern (str "is not yours alone: 2 processes have it open: .*\\[" pid "\\].*; and a program uses it: bpfmap_demo")) %) lines))
+                (is (nil? (m 100000))))
+              (type-line "n")
+              (wait-for (line? #"^bpfmap: Nothing was done"))
+              (is (nil? (m 100000)))
+              (clear)
+              (type-line put)
+              (wait-for (line? #"Write an entry of it\? \[y/N\]"))
+              (type-line "yes")
+              (wait-for (line? #"^100000  1  \(new\)"))
+              (is (= 1 (m 100000)))
+              (is (some #(str/includes? % "is not yours alone") (run-line (str put " < /dev/null"))) "without a terminal it is an error")
+              (is (some #(str/includes? % "100000  2  (was 1)") (run-line (str "$bpfmap put " id " 100000 2 --yes")))))))
+        (finally (.destroy process))))))

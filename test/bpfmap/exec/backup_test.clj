@@ -36,134 +36,144 @@
 
 (defn- files [dir] (sort (.list (io/file dir))))
 
-(kernel-test what-is-saved-comes-back
-  (with-directory [dir]
-    (doseq [spec [{:type :hash :key [:struct {:name "k"} [:src :ipv4] [:port :port]]
-                   :value [:struct {:name "v"} [:n :u64] [:s [:enum :u32 {:NEW 0 :OLD 1}]] [:c :char] [:f :f64] [:comm [:string 8]]]
-                   :max-entries 8
-                   :contents {{:src "10.0.0.1" :port 443} {:n 18446744073709551615N :s :OLD :c \" :f ##Inf :comm "a \"b\" \u001b"}
-                              {:src "10.0.0.2" :port 80} {:n 0 :s 7 :c \space :f -0.5 :comm ""}}}
-                  {:type :hash :key-size 3 :value-size 2 :max-entries 8 :contents {[1 2 255] [0 9]}}
-                  {:type :array :value :u32 :max-entries 3 :contents {1 7}}
-                  {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries 4 :flags #{:no-prealloc} :contents {"10.0.0.0/8" 1}}
-                  {:type :percpu-hash :key :u32 :value :u64 :max-entries 4}
-                  {:type :array :value :u32 :max-entries 1 :contents {0 5} :freeze true}]
-            :let [file (str dir "/saved.edn")
-                  path (fixture/new-pin)]]
-      (with-open [^Closeable m (bpf/create (assoc spec :name "saving"))]
-        (when (= :percpu-hash (:type spec)) (bpf/put! m 1 5 {:cpus :all}))
-        (is (= {:file file :map {:id (id-of m) :name "saving" :type (:type spec)} :entries (count (bpf/snapshot m))}
-               (exec/save {:ref (id-of m) :file file})))
-        (is (= (bpf/snapshot m) (into {} (:entries (backup/read-file file)))))
-        (exec/restore {:file file :pin path})
+(kernel-test save-restore-round-trip
+  (testing "a saved map is restored with the same entries and types"
+    (with-directory [dir]
+      (doseq [spec [{:type :hash :key [:struct {:name "k"} [:src :ipv4] [:port :port]]
+                     :value [:struct {:name "v"} [:n :u64] [:s [:enum :u32 {:NEW 0 :OLD 1}]] [:c :char] [:f :f64] [:comm [:string 8]]]
+                     :max-entries 8
+                     :contents {{:src "10.0.0.1" :port 443} {:n 18446744073709551615N :s :OLD :c \" :f ##Inf :comm "a \"b\" \u001b"}
+                                {:src "10.0.0.2" :port 80} {:n 0 :s 7 :c \space :f -0.5 :comm ""}}}
+                    {:type :hash :key-size 3 :value-size 2 :max-entries 8 :contents {[1 2 255] [0 9]}}
+                    {:type :array :value :u32 :max-entries 3 :contents {1 7}}
+                    {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries 4 :flags #{:no-prealloc} :contents {"10.0.0.0/8" 1}}
+                    {:type :percpu-hash :key :u32 :value :u64 :max-entries 4}
+                    {:type :array :value :u32 :max-entries 1 :contents {0 5} :freeze true}]
+              :let [file (str dir "/saved.edn")
+                    path (fixture/new-pin)]]
+        (with-open [^Closeable m (bpf/create (assoc spec :name "saving"))]
+          (when (= :percpu-hash (:type spec)) (bpf/put! m 1 5 {:cpus :all}))
+          (is (= {:file file :map {:id (id-of m) :name "saving" :type (:type spec)} :entries (count (bpf/snapshot m))}
+                 (exec/save {:ref (id-of m) :file file})))
+          (is (= (bpf/snapshot m) (into {} (:entries (backup/read-file file)))))
+          (exec/restore {:file file :pin path})
+          (try
+            (with-open [^Closeable restored (bpf/open path {:access :read-only})]
+              (is (= (bpf/snapshot m) (bpf/snapshot restored)))
+              (is (= (bpf/spec m) (dissoc (bpf/spec restored) :untyped)))
+              (is (= (:frozen (bpf/info m)) (:frozen (bpf/info restored)))))
+            (is (= [] (exec/diff {:old file :new path})))
+            (finally (io/delete-file path)))))
+      (is (= ["saved.edn"] (files dir))))))
+
+(kernel-test file-permissions
+  (testing "only the owner can read the file"
+    (with-directory [dir]
+      (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1})]
+        (exec/save {:ref (id-of m) :file (str dir "/a.edn")})
+        (is (= "rw-------" (PosixFilePermissions/toString
+                            (Files/getPosixFilePermissions (Path/of dir (into-array ["a.edn"])) (make-array LinkOption 0)))))))))
+
+(kernel-test restore-into-map
+  (testing "restores a file into an existing map"
+    (with-directory [dir]
+      (let [file (str dir "/a.edn")]
+        (with-open [^Closeable m (bpf/create {:name "into" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10, 2 20}})
+                    ^Closeable larger (bpf/create {:name "into2" :type :hash :key :u32 :value :u64 :max-entries 99 :contents {2 0, 3 0}})
+                    ^Closeable other (bpf/create {:name "into3" :type :hash :key :u64 :value :u64 :max-entries 8})]
+          (exec/save {:ref (id-of m) :file file})
+          (is (= {:entries 2 :deleted 0} (select-keys (exec/restore {:file file :into (id-of larger)}) [:entries :deleted])))
+          (is (= {1 10, 2 20, 3 0} (bpf/snapshot larger)))
+          (is (= {:entries 2 :deleted 1} (select-keys (exec/restore {:file file :into (id-of larger) :exact true}) [:entries :deleted])))
+          (is (= {1 10, 2 20} (bpf/snapshot larger)))
+          (let [[exit line] (refused "restore" file "--into" (id-of other))]
+            (is (= 1 exit))
+            (is (str/includes? line "they differ: {key-size {spec 4, map 8}}"))
+            (is (= {} (bpf/snapshot other)))))))))
+
+(deftest failed-write-keeps-file
+  (testing "a failed write leaves the old file"
+    (with-directory [dir]
+      (let [file (str dir "/a.edn")]
+        (spit file "old")
+        (is (= "broken" (:message (fixture/error-of (backup/write-whole file (fn [^BufferedWriter w]
+                                                                             (.write w (.repeat "x" 100000))
+                                                                             (throw (ex-info "broken" {}))))))))
+        (is (= "old" (slurp file)))
+        (backup/write-whole file (fn [^BufferedWriter w] (.write w "new")))
+        (is (= "new" (slurp file)))
+        (is (= ["a.edn"] (files dir)))))))
+
+(deftest link-target-is-written
+  (testing "writes the target of a symbolic link"
+    (with-directory [dir]
+      (let [path #(Path/of dir (into-array [%]))]
+        (spit (str dir "/real") "old")
+        (Files/createSymbolicLink (path "link") (path "real") (make-array FileAttribute 0))
+        (backup/write-whole (str dir "/link") (fn [^BufferedWriter w] (.write w "new")))
+        (is (= "new" (slurp (str dir "/real"))))
+        (is (Files/isSymbolicLink (path "link")))))))
+
+(kernel-test full-disk-keeps-file
+  (testing "a full disk is an error and leaves the old file"
+    (with-directory [dir]
+      (let [small (str dir "/small")]
+        (.mkdir (io/file small))
+        (is (zero? (:exit (fixture/run ["mount" "-t" "tmpfs" "-o" "size=16k" "tmpfs" small]))))
         (try
-          (with-open [^Closeable restored (bpf/open path {:access :read-only})]
-            (is (= (bpf/snapshot m) (bpf/snapshot restored)))
-            (is (= (bpf/spec m) (dissoc (bpf/spec restored) :untyped)))
-            (is (= (:frozen (bpf/info m)) (:frozen (bpf/info restored)))))
-          (is (= [] (exec/diff {:old file :new path})))
-          (finally (io/delete-file path)))))
-    (is (= ["saved.edn"] (files dir)))))
+          (let [file (str small "/flows.edn")]
+            (spit file "old")
+            (with-open [^Closeable m (bpf/create {:type :array :value :u64 :max-entries 100000})]
+              (is (= [1 (str "bpfmap: " file " cannot be written: No space left on device")] (refused "save" (id-of m) file))))
+            (is (= "old" (slurp file)))
+            (is (= ["flows.edn"] (files small)) "and nothing half-written"))
+          (finally (fixture/run ["umount" small])))))))
 
-(kernel-test a-file-is-its-owner's-alone
-  (with-directory [dir]
-    (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1})]
-      (exec/save {:ref (id-of m) :file (str dir "/a.edn")})
-      (is (= "rw-------" (PosixFilePermissions/toString
-                          (Files/getPosixFilePermissions (Path/of dir (into-array ["a.edn"])) (make-array LinkOption 0))))))))
+(kernel-test special-files-kept
+  (testing "does not replace anything that is not a regular file"
+    (with-open [^Closeable m (bpf/create {:type :array :value :u64 :max-entries 1})]
+      (doseq [file ["/dev/full" "/dev/null" "/tmp"]]
+        (is (= [1 (str "bpfmap: " file " cannot be written: it is no plain file, and would be replaced")]
+               (refused "save" (id-of m) file)))
+        (is (.exists (io/file file)))))))
 
-(kernel-test what-was-saved-goes-into-a-map-that-is-there
-  (with-directory [dir]
-    (let [file (str dir "/a.edn")]
-      (with-open [^Closeable m (bpf/create {:name "into" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10, 2 20}})
-                  ^Closeable larger (bpf/create {:name "into2" :type :hash :key :u32 :value :u64 :max-entries 99 :contents {2 0, 3 0}})
-                  ^Closeable other (bpf/create {:name "into3" :type :hash :key :u64 :value :u64 :max-entries 8})]
-        (exec/save {:ref (id-of m) :file file})
-        (is (= {:entries 2 :deleted 0} (select-keys (exec/restore {:file file :into (id-of larger)}) [:entries :deleted])))
-        (is (= {1 10, 2 20, 3 0} (bpf/snapshot larger)))
-        (is (= {:entries 2 :deleted 1} (select-keys (exec/restore {:file file :into (id-of larger) :exact true}) [:entries :deleted])))
-        (is (= {1 10, 2 20} (bpf/snapshot larger)))
-        (let [[exit line] (refused "restore" file "--into" (id-of other))]
+(deftest foreign-file-rejected
+  (testing "rejects a file that bpfmap did not save"
+    (with-directory [dir]
+      (let [file (str dir "/x.edn")
+            hint (fn [text] (spit file text) (:bpfmap/hint (fixture/error-of (backup/read-file file))))]
+        (are [text pattern] (re-find pattern (hint text))
+          "" #"writes a map with :bpfmap/saved 1"
+          "{}" #"writes a map with :bpfmap/saved 1"
+          "{:bpfmap/saved 2 :spec {} :entries []}" #"writes a map with :bpfmap/saved 1"
+          "{:bpfmap/saved 1 :spec {} :entries [[1]]}" #"writes a map with :bpfmap/saved 1"
+          "{:bpfmap/saved 1 :spec {} :entries [" #"EOF"
+          "{:bpfmap/saved 1 :spec {} :entries []} 7" #"there is more in it than one form"
+          "{:a #foo 1}" #"the tag #foo is unknown"
+          "#=(+ 1 2)" #"No dispatch macro for: ="))
+      (with-open [out (io/output-stream (str dir "/bin"))] (.write out (byte-array [-1 -2 -3])))
+      (is (= "it is no text" (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/bin"))))))
+      (is (= "there is no such file or directory" (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/none")))))))))
+
+(kernel-test failed-restore
+  (testing "a failed restore creates no map"
+    (with-directory [dir]
+      (let [file (str dir "/x.edn")
+            path (fixture/new-pin)]
+        (spit file "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u32 :max-entries 1} :entries [[1 1] [2 :x]]}")
+        (let [[exit line] (refused "restore" file "--pin" path)]
           (is (= 1 exit))
-          (is (str/includes? line "they differ: {key-size {spec 4, map 8}}"))
-          (is (= {} (bpf/snapshot other))))))))
+          (is (str/includes? line "In contents, the entry of 2: value: x is not a u32")))
+        (is (not (.exists (io/file path))))))))
 
-(deftest a-file-that-cannot-be-written-stays-as-it-was
-  (with-directory [dir]
-    (let [file (str dir "/a.edn")]
-      (spit file "old")
-      (is (= "broken" (:message (fixture/error-of (backup/write-whole file (fn [^BufferedWriter w]
-                                                                           (.write w (.repeat "x" 100000))
-                                                                           (throw (ex-info "broken" {}))))))))
-      (is (= "old" (slurp file)))
-      (backup/write-whole file (fn [^BufferedWriter w] (.write w "new")))
-      (is (= "new" (slurp file)))
-      (is (= ["a.edn"] (files dir))))))
-
-(deftest a-link-leads-to-the-file-that-is-written
-  (with-directory [dir]
-    (let [path #(Path/of dir (into-array [%]))]
-      (spit (str dir "/real") "old")
-      (Files/createSymbolicLink (path "link") (path "real") (make-array FileAttribute 0))
-      (backup/write-whole (str dir "/link") (fn [^BufferedWriter w] (.write w "new")))
-      (is (= "new" (slurp (str dir "/real"))))
-      (is (Files/isSymbolicLink (path "link"))))))
-
-(kernel-test a-full-disk-is-an-error-and-leaves-the-old-file
-  (with-directory [dir]
-    (let [small (str dir "/small")]
-      (.mkdir (io/file small))
-      (is (zero? (:exit (fixture/run ["mount" "-t" "tmpfs" "-o" "size=16k" "tmpfs" small]))))
-      (try
-        (let [file (str small "/flows.edn")]
-          (spit file "old")
-          (with-open [^Closeable m (bpf/create {:type :array :value :u64 :max-entries 100000})]
-            (is (= [1 (str "bpfmap: " file " cannot be written: No space left on device")] (refused "save" (id-of m) file))))
-          (is (= "old" (slurp file)))
-          (is (= ["flows.edn"] (files small)) "and nothing half-written"))
-        (finally (fixture/run ["umount" small]))))))
-
-(kernel-test what-is-no-plain-file-is-not-replaced
-  (with-open [^Closeable m (bpf/create {:type :array :value :u64 :max-entries 1})]
-    (doseq [file ["/dev/full" "/dev/null" "/tmp"]]
-      (is (= [1 (str "bpfmap: " file " cannot be written: it is no plain file, and would be replaced")]
-             (refused "save" (id-of m) file)))
-      (is (.exists (io/file file))))))
-
-(deftest what-was-not-saved-by-bpfmap-is-refused
-  (with-directory [dir]
-    (let [file (str dir "/x.edn")
-          hint (fn [text] (spit file text) (:bpfmap/hint (fixture/error-of (backup/read-file file))))]
-      (are [text pattern] (re-find pattern (hint text))
-        "" #"writes a map with :bpfmap/saved 1"
-        "{}" #"writes a map with :bpfmap/saved 1"
-        "{:bpfmap/saved 2 :spec {} :entries []}" #"writes a map with :bpfmap/saved 1"
-        "{:bpfmap/saved 1 :spec {} :entries [[1]]}" #"writes a map with :bpfmap/saved 1"
-        "{:bpfmap/saved 1 :spec {} :entries [" #"EOF"
-        "{:bpfmap/saved 1 :spec {} :entries []} 7" #"there is more in it than one form"
-        "{:a #foo 1}" #"the tag #foo is unknown"
-        "#=(+ 1 2)" #"No dispatch macro for: ="))
-    (with-open [out (io/output-stream (str dir "/bin"))] (.write out (byte-array [-1 -2 -3])))
-    (is (= "it is no text" (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/bin"))))))
-    (is (= "there is no such file or directory" (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/none"))))))))
-
-(kernel-test a-restore-that-fails-creates-nothing
-  (with-directory [dir]
-    (let [file (str dir "/x.edn")
-          path (fixture/new-pin)]
-      (spit file "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u32 :max-entries 1} :entries [[1 1] [2 :x]]}")
-      (let [[exit line] (refused "restore" file "--pin" path)]
-        (is (= 1 exit))
-        (is (str/includes? line "In contents, the entry of 2: value: x is not a u32")))
-      (is (not (.exists (io/file path)))))))
-
-(kernel-test a-map-that-cannot-be-listed-is-not-saved
-  (with-directory [dir]
-    (with-open [^Closeable q (bpf/create {:type :queue :value :u32 :max-entries 1 :contents [1]})]
-      (let [{:keys [exit err]} (bpfmap "save" (id-of q) (str dir "/q.edn"))]
-        (is (= 1 exit))
-        (is (str/includes? err "cannot be saved: it has no keys"))
-        (is (= [] (files dir)))))))
+(kernel-test queue-cannot-be-saved
+  (testing "does not save a map that cannot be listed"
+    (with-directory [dir]
+      (with-open [^Closeable q (bpf/create {:type :queue :value :u32 :max-entries 1 :contents [1]})]
+        (let [{:keys [exit err]} (bpfmap "save" (id-of q) (str dir "/q.edn"))]
+          (is (= 1 exit))
+          (is (str/includes? err "cannot be saved: it has no keys"))
+          (is (= [] (files dir))))))))
 
 ;; --- every type of map
 
@@ -199,223 +209,237 @@
                      [(dissoc (bpf/spec inner) :name) (bpf/snapshot inner)])
                    v))))
 
-(kernel-test a-map-of-any-type-is-saved-and-restored-or-refused
-  (with-directory [dir]
-    (let [file (str dir "/any.edn")]
-      (doseq [{{:keys [type] :as spec} :spec :as use} uses/uses :when (uses/here? use)]
-        (testing spec
-          (uses/used use
-            (fn [m _]
-              (if-let [why (refusals type)]
-                (let [[exit line] (refused "save" (id-of m) file)]
-                  (is (= 1 exit))
-                  (is (re-find why line))
-                  (is (re-find #"^bpfmap: The contents of map [0-9]+.*, cannot be saved: " line))
-                  (is (= [] (files dir))))
-                (let [pin (fixture/new-pin)
-                      before (contents-of m)]
-                  (try
-                    (is (= 0 (:exit (bpfmap "save" (id-of m) file))))
-                    (is (= 0 (:exit (bpfmap "restore" file "--pin" pin))))
-                    (with-open [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
-                      (is (seq before))
-                      (is (= before (contents-of restored)))
-                      (is (nil? (bpf/spec-diff (backup/completed (:spec (backup/read-file file))) restored))))
-                    (is (= 0 (:exit (bpfmap "restore" file "--into" pin "--exact"))))
-                    (with-open [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
-                      (is (= before (contents-of restored))))
-                    (finally
-                      (io/delete-file pin true)
-                      (io/delete-file file true))))))))))))
+(kernel-test every-type-saved
+  (testing "saves and restores a map of any type or rejects it"
+    (with-directory [dir]
+      (let [file (str dir "/any.edn")]
+        (doseq [{{:keys [type] :as spec} :spec :as use} uses/uses :when (uses/here? use)]
+          (testing spec
+            (uses/used use
+              (fn [m _]
+                (if-let [why (refusals type)]
+                  (let [[exit line] (refused "save" (id-of m) file)]
+                    (is (= 1 exit))
+                    (is (re-find why line))
+                    (is (re-find #"^bpfmap: The contents of map [0-9]+.*, cannot be saved: " line))
+                    (is (= [] (files dir))))
+                  (let [pin (fixture/new-pin)
+                        before (contents-of m)]
+                    (try
+                      (is (= 0 (:exit (bpfmap "save" (id-of m) file))))
+                      (is (= 0 (:exit (bpfmap "restore" file "--pin" pin))))
+                      (with-open [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
+                        (is (seq before))
+                        (is (= before (contents-of restored)))
+                        (is (nil? (bpf/spec-diff (backup/completed (:spec (backup/read-file file))) restored))))
+                      (is (= 0 (:exit (bpfmap "restore" file "--into" pin "--exact"))))
+                      (with-open [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
+                        (is (= before (contents-of restored))))
+                      (finally
+                        (io/delete-file pin true)
+                        (io/delete-file file true)))))))))))))
 
-(kernel-test a-value-of-the-kernels-is-not-saved
-  (is (= "to restore its value would be to register it with the kernel"
-         (#'backup/not-restored (get-in (rules/types :struct-ops) [:refers :value :out])))))
+(kernel-test struct-ops-values
+  (testing "does not save a value that the kernel owns"
+    (is (= "to restore its value would be to register it with the kernel"
+           (#'backup/not-restored (get-in (rules/types :struct-ops) [:refers :value :out]))))))
 
 ;; --- maps of maps
 
 (def ^:private inner-spec {:type :hash :key :u32 :value [:struct {:name "v"} [:n :u64]] :max-entries 8})
 
-(kernel-test maps-of-maps-are-saved-with-what-is-in-them-once
-  (with-directory [dir]
-    (let [file (str dir "/tenants.edn")
-          pin (fixture/new-pin)]
-      (with-open [^Closeable outer (bpf/create {:name "tenants" :type :hash-of-maps :key [:string 8] :max-entries 8 :inner-map inner-spec})
-                  ^Closeable shared (bpf/create (assoc inner-spec :name "shared" :contents {1 {:n 10}}))
-                  ^Closeable own (bpf/create (assoc inner-spec :name "own" :contents {2 {:n 20}, 3 {:n 30}} :freeze true))]
-        (bpf/put-all! outer {"blue" shared "red" shared "green" own})
-        (is (= {:exit 0 :out (str "3 entries of map " (id-of outer) " (tenants) are saved in " file "\n") :err ""}
-               (bpfmap "save" (id-of outer) file)))
-        (let [{:keys [inner] :as saved} (backup/read-file file)]
-          (is (= 2 (:bpfmap/saved saved)))
-          (is (= #{(id-of shared) (id-of own)} (set (keys inner))))
-          (is (= 3 (count (:entries saved)))))
-        (is (= [0 ""] ((juxt :exit :err) (bpfmap "restore" file "--pin" pin))))
-        (try
-          (with-open [^Closeable restored (bpf/open pin {:key [:string 8]})]
-            (let [{blue "blue" red "red" green "green" :as all} (bpf/snapshot restored)]
-              (is (= 3 (count all)))
-              (is (= blue red) "what was shared is")
-              (is (not= blue green))
-              (is (not= blue {:map-id (id-of shared)}) "and is another map")
-              (is (= (contents-of outer) (contents-of restored)))
-              (with-open [^Closeable frozen (bpf/open green)]
-                (is (= ["own" true] ((juxt :name :frozen) (bpf/info frozen)))))))
-          (testing "what is in them is compared, not which maps they are"
-            (is (= [] (exec/diff {:old file :new pin :key-type [:string 8]})))
-            (is (= [] (exec/diff {:old outer :new pin :key-type [:string 8]})))
-            (with-open [^Closeable in (bpf/open (get (bpf/snapshot outer) "red"))]
-              (bpf/put! in 1 {:n 11})
-              (is (= ["blue" "red"] (sort (map :key (exec/diff {:old file :new outer})))))
-              (bpf/put! in 1 {:n 10})))
-          (testing "into a map that is there, which keeps its other entries unless :exact"
-            (bpf/delete! outer "blue")
-            (bpf/put! outer "black" own)
-            (is (= {:entries 3 :changed 0 :missing 0 :skipped 0 :deleted 0}
-                   (dissoc (exec/restore {:file file :into (id-of outer)}) :map)))
-            (is (= #{"blue" "red" "green" "black"} (set (keys (bpf/snapshot outer)))))
-            (is (= {:entries 3 :changed 0 :missing 0 :skipped 0 :deleted 1}
-                   (dissoc (exec/restore {:file file :into (id-of outer) :exact true}) :map)))
-            (is (= 2 (count (distinct (vals (bpf/snapshot outer)))))))
-          (finally (io/delete-file pin)))))))
+(kernel-test inner-maps-saved-once
+  (testing "saves a map of maps with each inner map once"
+    (with-directory [dir]
+      (let [file (str dir "/tenants.edn")
+            pin (fixture/new-pin)]
+        (with-open [^Closeable outer (bpf/create {:name "tenants" :type :hash-of-maps :key [:string 8] :max-entries 8 :inner-map inner-spec})
+                    ^Closeable shared (bpf/create (assoc inner-spec :name "shared" :contents {1 {:n 10}}))
+                    ^Closeable own (bpf/create (assoc inner-spec :name "own" :contents {2 {:n 20}, 3 {:n 30}} :freeze true))]
+          (bpf/put-all! outer {"blue" shared "red" shared "green" own})
+          (is (= {:exit 0 :out (str "3 entries of map " (id-of outer) " (tenants) are saved in " file "\n") :err ""}
+                 (bpfmap "save" (id-of outer) file)))
+          (let [{:keys [inner] :as saved} (backup/read-file file)]
+            (is (= 2 (:bpfmap/saved saved)))
+            (is (= #{(id-of shared) (id-of own)} (set (keys inner))))
+            (is (= 3 (count (:entries saved)))))
+          (is (= [0 ""] ((juxt :exit :err) (bpfmap "restore" file "--pin" pin))))
+          (try
+            (with-open [^Closeable restored (bpf/open pin {:key [:string 8]})]
+              (let [{blue "blue" red "red" green "green" :as all} (bpf/snapshot restored)]
+                (is (= 3 (count all)))
+                (is (= blue red) "what was shared is")
+                (is (not= blue green))
+                (is (not= blue {:map-id (id-of shared)}) "and is another map")
+                (is (= (contents-of outer) (contents-of restored)))
+                (with-open [^Closeable frozen (bpf/open green)]
+                  (is (= ["own" true] ((juxt :name :frozen) (bpf/info frozen)))))))
+            (testing "what is in them is compared, not which maps they are"
+              (is (= [] (exec/diff {:old file :new pin :key-type [:string 8]})))
+              (is (= [] (exec/diff {:old outer :new pin :key-type [:string 8]})))
+              (with-open [^Closeable in (bpf/open (get (bpf/snapshot outer) "red"))]
+                (bpf/put! in 1 {:n 11})
+                (is (= ["blue" "red"] (sort (map :key (exec/diff {:old file :new outer})))))
+                (bpf/put! in 1 {:n 10})))
+            (testing "into a map that is there, which keeps its other entries unless :exact"
+              (bpf/delete! outer "blue")
+              (bpf/put! outer "black" own)
+              (is (= {:entries 3 :changed 0 :missing 0 :skipped 0 :deleted 0}
+                     (dissoc (exec/restore {:file file :into (id-of outer)}) :map)))
+              (is (= #{"blue" "red" "green" "black"} (set (keys (bpf/snapshot outer)))))
+              (is (= {:entries 3 :changed 0 :missing 0 :skipped 0 :deleted 1}
+                     (dissoc (exec/restore {:file file :into (id-of outer) :exact true}) :map)))
+              (is (= 2 (count (distinct (vals (bpf/snapshot outer)))))))
+            (finally (io/delete-file pin))))))))
 
-(kernel-test many-inner-maps-take-few-descriptors
-  (with-directory [dir]
-    (let [file (str dir "/many.edn")
-          spec {:type :array :value :u32 :max-entries 1}
-          pin (fixture/new-pin)
-          n 300]
-      (with-open [^Closeable outer (bpf/create {:type :array-of-maps :max-entries n :inner-map spec})]
-        (doseq [ids (partition-all 100 (range n))]
-          (let [made (mapv #(bpf/create (assoc spec :contents {0 %})) ids)]
-            (bpf/put-all! outer (map vector ids made))
-            (run! bpf/close made)))
-        (let [before (fixture/settled-descriptors)]
-          (is (= n (:entries (exec/save {:ref (id-of outer) :file file}))))
-          (is (= n (:entries (exec/restore {:file file :pin pin}))))
-          (is (<= (fixture/open-descriptors) before))
-          (with-open [^Closeable restored (bpf/open pin)]
-            (is (= (contents-of outer) (contents-of restored))))
-          (io/delete-file pin))))))
+(kernel-test many-inner-maps
+  (testing "many inner maps need few descriptors"
+    (with-directory [dir]
+      (let [file (str dir "/many.edn")
+            spec {:type :array :value :u32 :max-entries 1}
+            pin (fixture/new-pin)
+            n 300]
+        (with-open [^Closeable outer (bpf/create {:type :array-of-maps :max-entries n :inner-map spec})]
+          (doseq [ids (partition-all 100 (range n))]
+            (let [made (mapv #(bpf/create (assoc spec :contents {0 %})) ids)]
+              (bpf/put-all! outer (map vector ids made))
+              (run! bpf/close made)))
+          (let [before (fixture/settled-descriptors)]
+            (is (= n (:entries (exec/save {:ref (id-of outer) :file file}))))
+            (is (= n (:entries (exec/restore {:file file :pin pin}))))
+            (is (<= (fixture/open-descriptors) before))
+            (with-open [^Closeable restored (bpf/open pin)]
+              (is (= (contents-of outer) (contents-of restored))))
+            (io/delete-file pin)))))))
 
-(kernel-test a-map-of-maps-that-cannot-be-restored-is-not-saved
-  (with-directory [dir]
-    (let [file (str dir "/x.edn")]
-      (with-open [^Closeable outer (bpf/create {:name "outer" :type :hash-of-maps :key :u32 :max-entries 8 :inner-map {:type :queue :value :u32 :max-entries 2}})
-                  ^Closeable q (bpf/create {:name "jobs" :type :queue :value :u32 :max-entries 2})]
-        (is (re-find #"map \d+ \(outer\), hash-of-maps, cannot be saved: it is empty, and the kernel does not tell what maps it was made to hold"
-                     (second (refused "save" (id-of outer) file))))
-        (bpf/put! outer 1 q)
-        (is (re-find #"map \d+ \(jobs\), queue, cannot be saved: it has no keys" (second (refused "save" (id-of outer) file))))
-        (is (= [] (files dir)))))))
+(kernel-test queues-as-inner-maps
+  (testing "does not save a map of maps that could not be restored"
+    (with-directory [dir]
+      (let [file (str dir "/x.edn")]
+        (with-open [^Closeable outer (bpf/create {:name "outer" :type :hash-of-maps :key :u32 :max-entries 8 :inner-map {:type :queue :value :u32 :max-entries 2}})
+                    ^Closeable q (bpf/create {:name "jobs" :type :queue :value :u32 :max-entries 2})]
+          (is (re-find #"map \d+ \(outer\), hash-of-maps, cannot be saved: it is empty, and the kernel does not tell what maps it was made to hold"
+                       (second (refused "save" (id-of outer) file))))
+          (bpf/put! outer 1 q)
+          (is (re-find #"map \d+ \(jobs\), queue, cannot be saved: it has no keys" (second (refused "save" (id-of outer) file))))
+          (is (= [] (files dir))))))))
 
-(kernel-test what-an-older-version-saved-of-a-map-of-maps-is-refused-as-before
-  (with-directory [dir]
-    (let [file (str dir "/old.edn")]
-      (spit file "{:bpfmap/saved 1 :spec {:type :hash-of-maps :key :u32 :max-entries 2} :entries []}")
-      (is (re-find #"inner-map" (second (refused "restore" file "--pin" (fixture/new-pin)))))
-      (spit file "{:bpfmap/saved 2 :spec {:type :hash-of-maps :key :u32 :max-entries 2 :inner-map {:type :array :value :u32 :max-entries 1}} :entries [[1 {:map-id 7}]] :inner {}}")
-      (is (re-find #"the entry of 1 is \{map-id 7\}, which is not under inner" (second (refused "restore" file "--pin" (fixture/new-pin)))))
-      (spit file "{:bpfmap/saved 2 :spec {:type :hash} :entries []}")
-      (is (re-find #"is no saved map" (second (refused "restore" file "--pin" (fixture/new-pin))))))))
+(kernel-test older-map-of-maps
+  (testing "rejects a map of maps that an older version saved"
+    (with-directory [dir]
+      (let [file (str dir "/old.edn")]
+        (spit file "{:bpfmap/saved 1 :spec {:type :hash-of-maps :key :u32 :max-entries 2} :entries []}")
+        (is (re-find #"inner-map" (second (refused "restore" file "--pin" (fixture/new-pin)))))
+        (spit file "{:bpfmap/saved 2 :spec {:type :hash-of-maps :key :u32 :max-entries 2 :inner-map {:type :array :value :u32 :max-entries 1}} :entries [[1 {:map-id 7}]] :inner {}}")
+        (is (re-find #"the entry of 1 is \{map-id 7\}, which is not under inner" (second (refused "restore" file "--pin" (fixture/new-pin)))))
+        (spit file "{:bpfmap/saved 2 :spec {:type :hash} :entries []}")
+        (is (re-find #"is no saved map" (second (refused "restore" file "--pin" (fixture/new-pin)))))))))
 
 ;; --- names
 
-(kernel-test names-with-any-character-come-back
-  (with-directory [dir]
-    (let [file (str dir "/odd.edn")
-          pin (fixture/new-pin)
-          odd (keyword "a b")
-          state (keyword "not; \"known\"")
-          spec {:name "odd" :type :hash :key :u32 :max-entries 4
-                :value [:struct [odd :u8] [(keyword "pick.turn") :u8] [(keyword "7") [:enum :u8 {state 1 (keyword "") 2}]]]}]
-      (with-open [^Closeable m (bpf/create (assoc spec :contents {1 {odd 5 (keyword "pick.turn") 6 (keyword "7") state}}))]
-        (exec/save {:ref m :file file})
-        (exec/restore {:file file :pin pin})
-        (try
-          (with-open [^Closeable restored (bpf/open pin {:value (:value spec)})]
-            (is (= (bpf/snapshot m) (bpf/snapshot restored))))
-          (finally (io/delete-file pin)))))))
+(kernel-test odd-field-names-restored
+  (testing "field names with any character survive"
+    (with-directory [dir]
+      (let [file (str dir "/odd.edn")
+            pin (fixture/new-pin)
+            odd (keyword "a b")
+            state (keyword "not; \"known\"")
+            spec {:name "odd" :type :hash :key :u32 :max-entries 4
+                  :value [:struct [odd :u8] [(keyword "pick.turn") :u8] [(keyword "7") [:enum :u8 {state 1 (keyword "") 2}]]]}]
+        (with-open [^Closeable m (bpf/create (assoc spec :contents {1 {odd 5 (keyword "pick.turn") 6 (keyword "7") state}}))]
+          (exec/save {:ref m :file file})
+          (exec/restore {:file file :pin pin})
+          (try
+            (with-open [^Closeable restored (bpf/open pin {:value (:value spec)})]
+              (is (= (bpf/snapshot m) (bpf/snapshot restored))))
+            (finally (io/delete-file pin))))))))
 
-(kernel-test types-with-functions-are-not-saved
-  (with-directory [dir]
-    (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value [:via :u32 inc dec] :max-entries 4})]
-      (is (re-find #"its types have functions, \[:via …\]" (:bpfmap/hint (fixture/error-of (exec/save {:ref m :file (str dir "/f.edn")})))))
-      (is (= [] (files dir))))))
+(kernel-test types-with-functions
+  (testing "does not save types with functions"
+    (with-directory [dir]
+      (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value [:via :u32 inc dec] :max-entries 4})]
+        (is (re-find #"its types have functions, \[:via …\]" (:bpfmap/hint (fixture/error-of (exec/save {:ref m :file (str dir "/f.edn")})))))
+        (is (= [] (files dir)))))))
 
 ;; --- counts
 
-(kernel-test what-is-there-already-is-skipped-and-evicts-nothing
-  (with-directory [dir]
-    (let [file (str dir "/lru.edn")
-          entries (into {} (map (fn [i] [i (* 10 i)])) (range 240))]
-      (with-open [^Closeable m (bpf/create {:name "lru" :type :lru-hash :key :u32 :value :u32 :max-entries 256})]
-        (bpf/put-all! m entries)
-        (let [before (bpf/snapshot m)
-              n (count before)]
+(kernel-test skip-existing
+  (testing "skips existing entries without evicting others"
+    (with-directory [dir]
+      (let [file (str dir "/lru.edn")
+            entries (into {} (map (fn [i] [i (* 10 i)])) (range 240))]
+        (with-open [^Closeable m (bpf/create {:name "lru" :type :lru-hash :key :u32 :value :u32 :max-entries 256})]
+          (bpf/put-all! m entries)
+          (let [before (bpf/snapshot m)
+                n (count before)]
+            (exec/save {:ref m :file file})
+            (is (= {:entries n :changed 0 :missing 0 :skipped n :deleted 0}
+                   (dissoc (exec/restore {:file file :into (id-of m)}) :map)))
+            (is (= before (bpf/snapshot m)))
+            (is (= (str "0 entries written into map " (id-of m) " (lru), " n " there already\n")
+                   (:out (bpfmap "restore" file "--into" (id-of m) "--exact"))))))))))
+
+(kernel-test evicted-entries
+  (testing "does not count entries that the map evicts"
+    (with-directory [dir]
+      (let [file (str dir "/lru.edn")
+            pin (fixture/new-pin)]
+        (spit file (pr-str {:bpfmap/saved 1 :spec {:name "small" :type :lru-hash :key :u32 :value :u32 :max-entries 64}
+                            :entries (mapv #(vector % %) (range 500))}))
+        (let [{:keys [exit out err]} (bpfmap "restore" file "--pin" pin)]
+          (try
+            (with-open [^Closeable m (bpf/open pin)]
+              (let [n (count (bpf/snapshot m))]
+                (is (< 0 n 500))
+                (is (= 1 exit))
+                (is (= (str n " of 500 entries are in map " (id-of m) " (small), pinned at " pin "\n") out))
+                (is (= (str "bpfmap: " (- 500 n) " entries are not in the map: it evicts entries to make room, or somebody deleted them\n") err))
+                (is (= {:entries n :missing (- 500 n)}
+                       (let [{:keys [entries missing]} (exec/restore {:file file :into (id-of m)})]
+                         {:entries (count (filter (bpf/snapshot m) (range 500))) :missing (- 500 (count (bpf/snapshot m)))})))))
+            (finally (io/delete-file pin))))))))
+
+(kernel-test duplicate-entries
+  (testing "counts a duplicate entry of a file once"
+    (with-directory [dir]
+      (let [file (str dir "/twice.edn")
+            pin (fixture/new-pin)]
+        (spit file "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u32 :max-entries 4} :entries [[1 1] [1 2] [2 2]]}")
+        (is (= {:entries 2 :missing 0 :changed 0} (select-keys (exec/restore {:file file :pin pin}) [:entries :missing :changed])))
+        (with-open [^Closeable m (bpf/open pin)]
+          (is (= {1 2, 2 2} (bpf/snapshot m))))
+        (io/delete-file pin)))))
+
+(kernel-test other-cpu-count
+  (testing "rejects values for a different number of CPUs"
+    (with-directory [dir]
+      (let [file (str dir "/cpus.edn")]
+        (spit file "{:bpfmap/saved 1 :spec {:type :percpu-hash :key :u32 :value :u32 :max-entries 4} :entries [[1 [1 2 3 4 5 6 7]]]}")
+        (with-open [^Closeable m (bpf/create {:type :percpu-hash :key :u32 :value :u32 :max-entries 4})]
+          (is (re-find #"values are of 7 CPUs, and this host has \d+ possible CPUs" (second (refused "restore" file "--into" (id-of m)))))
+          (is (= ["removed"] (map :change (map #(update % :change name) (exec/diff {:old file :new m}))))))))))
+
+(kernel-test replace-other-entries
+  (testing "a restore can delete other entries to make room"
+    (with-directory [dir]
+      (let [file (str dir "/full.edn")]
+        (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 4 :contents {1 1, 2 2, 3 3, 4 4}})]
           (exec/save {:ref m :file file})
-          (is (= {:entries n :changed 0 :missing 0 :skipped n :deleted 0}
-                 (dissoc (exec/restore {:file file :into (id-of m)}) :map)))
-          (is (= before (bpf/snapshot m)))
-          (is (= (str "0 entries written into map " (id-of m) " (lru), " n " there already\n")
-                 (:out (bpfmap "restore" file "--into" (id-of m) "--exact")))))))))
+          (bpf/drain! m)
+          (bpf/put-all! m {5 5, 6 6, 7 7, 4 4})
+          (is (= {:entries 4 :changed 0 :missing 0 :skipped 1 :deleted 3}
+                 (dissoc (exec/restore {:file file :into (id-of m) :exact true}) :map)))
+          (is (= {1 1, 2 2, 3 3, 4 4} (bpf/snapshot m))))))))
 
-(kernel-test what-a-map-evicts-is-not-counted
-  (with-directory [dir]
-    (let [file (str dir "/lru.edn")
-          pin (fixture/new-pin)]
-      (spit file (pr-str {:bpfmap/saved 1 :spec {:name "small" :type :lru-hash :key :u32 :value :u32 :max-entries 64}
-                          :entries (mapv #(vector % %) (range 500))}))
-      (let [{:keys [exit out err]} (bpfmap "restore" file "--pin" pin)]
-        (try
-          (with-open [^Closeable m (bpf/open pin)]
-            (let [n (count (bpf/snapshot m))]
-              (is (< 0 n 500))
-              (is (= 1 exit))
-              (is (= (str n " of 500 entries are in map " (id-of m) " (small), pinned at " pin "\n") out))
-              (is (= (str "bpfmap: " (- 500 n) " entries are not in the map: it evicts entries to make room, or somebody deleted them\n") err))
-              (is (= {:entries n :missing (- 500 n)}
-                     (let [{:keys [entries missing]} (exec/restore {:file file :into (id-of m)})]
-                       {:entries (count (filter (bpf/snapshot m) (range 500))) :missing (- 500 (count (bpf/snapshot m)))})))))
-          (finally (io/delete-file pin)))))))
-
-(kernel-test an-entry-that-is-twice-in-a-file-counts-once
-  (with-directory [dir]
-    (let [file (str dir "/twice.edn")
-          pin (fixture/new-pin)]
-      (spit file "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u32 :max-entries 4} :entries [[1 1] [1 2] [2 2]]}")
-      (is (= {:entries 2 :missing 0 :changed 0} (select-keys (exec/restore {:file file :pin pin}) [:entries :missing :changed])))
-      (with-open [^Closeable m (bpf/open pin)]
-        (is (= {1 2, 2 2} (bpf/snapshot m))))
-      (io/delete-file pin))))
-
-(kernel-test values-of-other-cpus-are-refused
-  (with-directory [dir]
-    (let [file (str dir "/cpus.edn")]
-      (spit file "{:bpfmap/saved 1 :spec {:type :percpu-hash :key :u32 :value :u32 :max-entries 4} :entries [[1 [1 2 3 4 5 6 7]]]}")
-      (with-open [^Closeable m (bpf/create {:type :percpu-hash :key :u32 :value :u32 :max-entries 4})]
-        (is (re-find #"values are of 7 CPUs, and this host has \d+ possible CPUs" (second (refused "restore" file "--into" (id-of m)))))
-        (is (= ["removed"] (map :change (map #(update % :change name) (exec/diff {:old file :new m})))))))))
-
-(kernel-test strangers-make-room-for-what-was-saved
-  (with-directory [dir]
-    (let [file (str dir "/full.edn")]
-      (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 4 :contents {1 1, 2 2, 3 3, 4 4}})]
-        (exec/save {:ref m :file file})
-        (bpf/drain! m)
-        (bpf/put-all! m {5 5, 6 6, 7 7, 4 4})
-        (is (= {:entries 4 :changed 0 :missing 0 :skipped 1 :deleted 3}
-               (dissoc (exec/restore {:file file :into (id-of m) :exact true}) :map)))
-        (is (= {1 1, 2 2, 3 3, 4 4} (bpf/snapshot m)))))))
-
-(kernel-test counts-are-of-what-was-there
-  (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 8 :contents {1 1, 2 2, 3 3}})]
-    (is (= 2 (bpf/delete-all! m [1 1 2 9])))
-    (is (= 1 (count (bpf/drain! m))))
-    (is (= 0 (bpf/delete-all! m [1 2 3])))
-    (is (= 1 (bpf/put-all! m [[1 1] [1 2]])) "the keys that the map holds")
-    (is (= 1 (bpf/count-entries m)))
-    (is (= [false true] (map :deleted [(exec/delete {:ref m :key 9}) (exec/delete {:ref m :key 1})])))))
+(kernel-test counts-of-changes
+  (testing "returns the number of entries that existed"
+    (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 8 :contents {1 1, 2 2, 3 3}})]
+      (is (= 2 (bpf/delete-all! m [1 1 2 9])))
+      (is (= 1 (count (bpf/drain! m))))
+      (is (= 0 (bpf/delete-all! m [1 2 3])))
+      (is (= 1 (bpf/put-all! m [[1 1] [1 2]])) "the keys that the map holds")
+      (is (= 1 (bpf/count-entries m)))
+      (is (= [false true] (map :deleted [(exec/delete {:ref m :key 9}) (exec/delete {:ref m :key 1})]))))))
 
 (defn- restore-error
   "The error of restoring a file, which must come within ten seconds."
@@ -425,58 +449,62 @@
     (is (< (/ (- (System/nanoTime) begun) 1e9) 10) file)
     [(:bpfmap/error e) (:message e)]))
 
-(deftest what-has-no-end-is-not-restored
-  (with-directory [dir]
-    (let [fifo (str dir "/fifo")
-          sparse (str dir "/sparse.edn")]
-      (fixture/run ["mkfifo" fifo])
-      (with-open [f (java.io.RandomAccessFile. sparse "rw")] (.setLength f (* 10 1024 1024 1024)))
-      (doseq [[file kind message] [[fifo :io " cannot be read: it is a FIFO; its contents can be given as /dev/stdin"]
-                                   [dir :io " cannot be read: it is a directory"]
-                                   ["/dev/zero" :io " cannot be read: it is a device"]
-                                   ["/dev/null" :io " cannot be read: it is a device"]
-                                   [sparse :not-saved " is no saved map: the control character \\u0000"]]]
-        (is (= [kind (str file message)] (restore-error file)))))))
+(deftest endless-file-rejected
+  (testing "does not restore a file without an end"
+    (with-directory [dir]
+      (let [fifo (str dir "/fifo")
+            sparse (str dir "/sparse.edn")]
+        (fixture/run ["mkfifo" fifo])
+        (with-open [f (java.io.RandomAccessFile. sparse "rw")] (.setLength f (* 10 1024 1024 1024)))
+        (doseq [[file kind message] [[fifo :io " cannot be read: it is a FIFO; its contents can be given as /dev/stdin"]
+                                     [dir :io " cannot be read: it is a directory"]
+                                     ["/dev/zero" :io " cannot be read: it is a device"]
+                                     ["/dev/null" :io " cannot be read: it is a device"]
+                                     [sparse :not-saved " is no saved map: the control character \\u0000"]]]
+          (is (= [kind (str file message)] (restore-error file))))))))
 
-(deftest a-file-that-grows-has-an-end
-  (with-directory [dir]
-    (let [file (str dir "/growing.edn")
-          line (.getBytes "[1 2]\n")
-          stop (promise)]
-      (spit file (apply str "{:bpfmap/saved 1 :spec {} :entries [\n" (repeat 200000 "[1 2]\n")))
-      (with-open [out (java.io.FileOutputStream. file true)]
-        (let [chunk (byte-array (take (* 512 (count line)) (cycle line)))
-              writer (future (while (not (realized? stop)) (.write out chunk) (Thread/sleep 1)))]
-          (Thread/sleep 50)
+(deftest growing-file-ends
+  (testing "stops reading a file that grows"
+    (with-directory [dir]
+      (let [file (str dir "/growing.edn")
+            line (.getBytes "[1 2]\n")
+            stop (promise)]
+        (spit file (apply str "{:bpfmap/saved 1 :spec {} :entries [\n" (repeat 200000 "[1 2]\n")))
+        (with-open [out (java.io.FileOutputStream. file true)]
+          (let [chunk (byte-array (take (* 512 (count line)) (cycle line)))
+                writer (future (while (not (realized? stop)) (.write out chunk) (Thread/sleep 1)))]
+            (Thread/sleep 50)
+            (try
+              (is (= [:io (str file " cannot be read: it grew while it was read")] (restore-error file)))
+              (finally (deliver stop true)))
+            @writer))))))
+
+(deftest nested-or-evaluated-edn
+  (testing "does not restore deeply nested or evaluated EDN"
+    (with-directory [dir]
+      (doseq [[text hint] [[(apply str (repeat 100000 "[")) "more than 100 collections within one another"]
+                           ["#=(java.lang.System/exit 3)" "No dispatch macro for: ="]
+                           ["{:bpfmap/saved 1 :spec #java.util.Date [] :entries []}" "the tag #java.util.Date is unknown"]
+                           [(apply str (repeat 100000 "x")) "a number or name of more than 65536 characters"]]
+              :let [file (str dir "/nasty.edn")]]
+        (spit file text)
+        (is (= [:not-saved (str file " is no saved map: " hint)] (restore-error file)))))))
+
+(kernel-test restore-from-given-pipe
+  (testing "restores from a pipe that is given explicitly"
+    (with-directory [dir]
+      (let [file (str dir "/a.edn")
+            pin (fixture/new-pin)]
+        (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 2 :contents {1 2}})]
+          (exec/save {:ref (id-of m) :file file}))
+        (let [process (.start (ProcessBuilder. ^java.util.List (list "sleep" "100")))]
           (try
-            (is (= [:io (str file " cannot be read: it grew while it was read")] (restore-error file)))
-            (finally (deliver stop true)))
-          @writer)))))
-
-(deftest what-is-nested-or-evaluated-is-not-restored
-  (with-directory [dir]
-    (doseq [[text hint] [[(apply str (repeat 100000 "[")) "more than 100 collections within one another"]
-                         ["#=(java.lang.System/exit 3)" "No dispatch macro for: ="]
-                         ["{:bpfmap/saved 1 :spec #java.util.Date [] :entries []}" "the tag #java.util.Date is unknown"]
-                         [(apply str (repeat 100000 "x")) "a number or name of more than 65536 characters"]]
-            :let [file (str dir "/nasty.edn")]]
-      (spit file text)
-      (is (= [:not-saved (str file " is no saved map: " hint)] (restore-error file))))))
-
-(kernel-test a-pipe-that-was-given-is-restored
-  (with-directory [dir]
-    (let [file (str dir "/a.edn")
-          pin (fixture/new-pin)]
-      (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 2 :contents {1 2}})]
-        (exec/save {:ref (id-of m) :file file}))
-      (let [process (.start (ProcessBuilder. ^java.util.List (list "sleep" "100")))]
-        (try
-          (with-open [in (.getOutputStream process)] (io/copy (io/file file) in))
-          (exec/restore {:file (str "/proc/" (.pid process) "/fd/0") :pin pin})
-          (with-open [^Closeable m (bpf/open pin)] (is (= {1 2} (bpf/snapshot m))))
-          (finally
-            (.destroy process)
-            (io/delete-file pin true)))))))
+            (with-open [in (.getOutputStream process)] (io/copy (io/file file) in))
+            (exec/restore {:file (str "/proc/" (.pid process) "/fd/0") :pin pin})
+            (with-open [^Closeable m (bpf/open pin)] (is (= {1 2} (bpf/snapshot m))))
+            (finally
+              (.destroy process)
+              (io/delete-file pin true))))))))
 
 ;; --- every byte of every entry
 
@@ -548,10 +576,11 @@
           (io/delete-file pin true)
           (io/delete-file file true))))))
 
-(kernel-test every-raw-entry-is-kept-under-any-types
-  (with-directory [dir]
-    (let [result (tc/quick-check 80 (prop/for-all [raw-map any-raw-map] (keeps-every-entry? dir raw-map)))]
-      (is (:pass? result) (pr-str (:shrunk result) (:seed result))))))
+(kernel-test raw-entries-are-kept
+  (testing "keeps every raw entry under any types"
+    (with-directory [dir]
+      (let [result (tc/quick-check 80 (prop/for-all [raw-map any-raw-map] (keeps-every-entry? dir raw-map)))]
+        (is (:pass? result) (pr-str (:shrunk result) (:seed result)))))))
 
 (deftest threads-that-write-one-file-at-once-do-not-meet
   (let [dir (fixture/temporary-directory)

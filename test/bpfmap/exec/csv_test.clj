@@ -128,7 +128,7 @@
             all (gen/vector (gen/vector (gen/frequency [[3 (gen/choose 0 255)] [1 (gen/return 0)]]) size) 0 4)]
     [t (map #(byte-array (map unchecked-byte %)) all)]))
 
-(defspec what-any-type-reads-comes-back 400
+(defspec typed-values-round-trip 400
   (prop/for-all [[t arrays] typed-bytes]
     (let [c (codec/codec t)
           tree (:value (tree/of-entries {:type :hash :value t} nil))
@@ -151,11 +151,11 @@
         (vector? x) (mapv normal x)
         :else x))
 
-(defspec any-data-in-a-cell-comes-back 500
+(defspec any-data-round-trips 500
   (prop/for-all [x any-data]
     (same? (normal x) (normal (first (read-back tree/leaf false [x]))))))
 
-(defspec a-name-in-a-cell-comes-back 300
+(defspec names-in-cells 300
   (prop/for-all [text any-text]
     (let [k (keyword text)]
       (= [k] (read-back tree/leaf true [k])))))
@@ -167,46 +167,48 @@
                    {:a a :b {:c c} :d d})
                  (gen/map (gen/elements [:a :b :c :bpfmap/padding]) leaf)])))
 
-(defspec what-does-not-fit-its-columns-comes-back 500
+(defspec misfits-round-trip 500
   (prop/for-all [x misfits]
     (let [tree {:fields [[:a tree/leaf] [:b {:fields [[:c tree/leaf]] :leaves 1}] [:d {:of tree/leaf :count 2 :leaves 2}]] :leaves 4}]
       (= [x] (read-back tree nil [x])))))
 
-(deftest cells-are-told-apart
-  (are [x text] (= text (csv/cell x))
-    nil ""
-    "" "\"\""
-    "-" "-"
-    "two\nlines" "\"two\\nlines\""
-    "two\\u000alines" "two\\u000alines"
-    "\u001b" "\"\\u001b\""
-    "\\a" "\"\\\\a\""
-    \a "\\a"
-    "12" "\"12\""
-    12 "12"
-    18446744073709551615N "18446744073709551615"
-    "true" "\"true\""
-    true "true"
-    "10.0.0.1" "10.0.0.1"
-    "::1" "::1"
-    "0a ff" "\"0a ff\""
-    (bytes/->bytes [10 255]) "0a ff"
-    (bytes/->bytes [10]) "0x0a"
-    "=1+1" "\"=1+1\""
-    "-1+1" "\"-1+1\""
-    " a" "\" a\""
-    ##NaN "NaN"
-    "NaN" "\"NaN\""
-    ##-Inf "-Infinity"
-    :NEW "NEW"
-    (keyword "a b") "a b"
-    (keyword "7") "#bpfmap/keyword \"7\""
-    [1 "a"] "[1 \"a\"]"))
+(deftest distinct-cells
+  (testing "different values have different cells"
+    (are [x text] (= text (csv/cell x))
+      nil ""
+      "" "\"\""
+      "-" "-"
+      "two\nlines" "\"two\\nlines\""
+      "two\\u000alines" "two\\u000alines"
+      "\u001b" "\"\\u001b\""
+      "\\a" "\"\\\\a\""
+      \a "\\a"
+      "12" "\"12\""
+      12 "12"
+      18446744073709551615N "18446744073709551615"
+      "true" "\"true\""
+      true "true"
+      "10.0.0.1" "10.0.0.1"
+      "::1" "::1"
+      "0a ff" "\"0a ff\""
+      (bytes/->bytes [10 255]) "0a ff"
+      (bytes/->bytes [10]) "0x0a"
+      "=1+1" "\"=1+1\""
+      "-1+1" "\"-1+1\""
+      " a" "\" a\""
+      ##NaN "NaN"
+      "NaN" "\"NaN\""
+      ##-Inf "-Infinity"
+      :NEW "NEW"
+      (keyword "a b") "a b"
+      (keyword "7") "#bpfmap/keyword \"7\""
+      [1 "a"] "[1 \"a\"]")))
 
-(deftest odd-names-of-fields-are-quoted
-  (is (= "x.a,\"x.\"\"pick.turn\"\"\",\"x.\"\"b c\"\"\"\n1,2,3\n"
-         (printed [{:title "X" :of :x :tree (:value (tree/of-entries {:type :hash :value [:struct [:a :u8] [(keyword "pick.turn") :u8] [(keyword "b c") :u8]]} nil))}]
-                  [{:x {:a 1 (keyword "pick.turn") 2 (keyword "b c") 3}}]))))
+(deftest quoted-field-names
+  (testing "quotes unusual field names"
+    (is (= "x.a,\"x.\"\"pick.turn\"\"\",\"x.\"\"b c\"\"\"\n1,2,3\n"
+           (printed [{:title "X" :of :x :tree (:value (tree/of-entries {:type :hash :value [:struct [:a :u8] [(keyword "pick.turn") :u8] [(keyword "b c") :u8]]} nil))}]
+                    [{:x {:a 1 (keyword "pick.turn") 2 (keyword "b c") 3}}])))))
 
 ;; --- on the command line
 
@@ -225,64 +227,69 @@
       (do (is (empty? none))
           [k v]))))
 
-(kernel-test dump-has-the-same-data-for-every-kind-of-map
-  (doseq [spec [{:type :hash :key [:struct [:src :ipv4] [:comm [:string 8]]]
-                 :value [:struct [:n :u64] [:state [:enum :u32 {:NEW 0 :OLD 1}]] [:a [:array [:struct [:x :u8] [:y :f32]] 2]]]
-                 :contents {{:src "10.0.0.1" :comm ""} {:n 18446744073709551615N :state :OLD :a [{:x 1 :y 0.5} {:x 2 :y ##Inf}]}
-                            {:src "10.0.0.2" :comm "-"} {:n 0 :state 7 :a [{:x 0 :y -0.0} {:x 0 :y 0.0}]}
-                            {:src "10.0.0.3" :comm "a\nb"} {:n 1 :state :NEW :a [{:x 0 :y 0.0} {:x 0 :y 0.0}]}}}
-                {:type :lru-hash :key [:string 8] :value :bool :contents {"\\u000a" true, "\n" false}}
-                {:type :array :value [:struct [:b [:bytes 2]] [:c :char] [:e [:array :u8 0]]] :contents {1 {:b [1 2] :c \" :e []}}}
-                {:type :lpm-trie :key [:prefix :ipv6] :value :mac :flags #{:no-prealloc} :contents {"2001:db8::/32" "02:00:00:00:00:01"}}
-                {:type :hash :key-size 3 :value-size 1 :contents {[1 2 3] [4]}}
-                {:type :percpu-hash :key :u32 :value [:struct [:n :u32] [:comm [:string 4]]]}]]
-    (with-open [^Closeable m (bpf/create (assoc spec :max-entries 8 :name "csv"))]
-      (when (= :percpu-hash (:type spec)) (bpf/put! m 1 {:n 5 :comm ""} {:cpus :all}))
-      (testing spec
-        (is (= (bpf/snapshot m) (into {} (csv-entries m))))
-        (is (= (bpf/snapshot m) (into {} (csv-entries m "--stream"))))
-        (is (= (set (map (juxt :key :value) (edn-of "dump" (id-of m)))) (set (csv-entries m))))))))
+(kernel-test dump-csv-every-map
+  (testing "dump prints the same data as CSV for every kind of map"
+    (doseq [spec [{:type :hash :key [:struct [:src :ipv4] [:comm [:string 8]]]
+                   :value [:struct [:n :u64] [:state [:enum :u32 {:NEW 0 :OLD 1}]] [:a [:array [:struct [:x :u8] [:y :f32]] 2]]]
+                   :contents {{:src "10.0.0.1" :comm ""} {:n 18446744073709551615N :state :OLD :a [{:x 1 :y 0.5} {:x 2 :y ##Inf}]}
+                              {:src "10.0.0.2" :comm "-"} {:n 0 :state 7 :a [{:x 0 :y -0.0} {:x 0 :y 0.0}]}
+                              {:src "10.0.0.3" :comm "a\nb"} {:n 1 :state :NEW :a [{:x 0 :y 0.0} {:x 0 :y 0.0}]}}}
+                  {:type :lru-hash :key [:string 8] :value :bool :contents {"\\u000a" true, "\n" false}}
+                  {:type :array :value [:struct [:b [:bytes 2]] [:c :char] [:e [:array :u8 0]]] :contents {1 {:b [1 2] :c \" :e []}}}
+                  {:type :lpm-trie :key [:prefix :ipv6] :value :mac :flags #{:no-prealloc} :contents {"2001:db8::/32" "02:00:00:00:00:01"}}
+                  {:type :hash :key-size 3 :value-size 1 :contents {[1 2 3] [4]}}
+                  {:type :percpu-hash :key :u32 :value [:struct [:n :u32] [:comm [:string 4]]]}]]
+      (with-open [^Closeable m (bpf/create (assoc spec :max-entries 8 :name "csv"))]
+        (when (= :percpu-hash (:type spec)) (bpf/put! m 1 {:n 5 :comm ""} {:cpus :all}))
+        (testing spec
+          (is (= (bpf/snapshot m) (into {} (csv-entries m))))
+          (is (= (bpf/snapshot m) (into {} (csv-entries m "--stream"))))
+          (is (= (set (map (juxt :key :value) (edn-of "dump" (id-of m)))) (set (csv-entries m)))))))))
 
-(kernel-test columns-are-those-of-the-types-whatever-the-map-has
-  (let [heading (fn [m & args] (first (apply lines-of "dump" (id-of m) "--csv" args)))]
-    (with-open [^Closeable m (bpf/create {:type :hash :key [:struct [:a :u8] [:b [:array :u8 2]]] :value :u64 :max-entries 4})
-                ^Closeable stacks (bpf/create {:type :stack-trace :value-size 1016 :max-entries 4})
-                ^Closeable per-cpu (bpf/create {:type :percpu-hash :key :u8 :value :u8 :max-entries 4})]
-      (is (= "key.a,key.b.0,key.b.1,value" (heading m) (heading m "--stream")))
-      (is (= "key.a,key.b.0,key.b.1" (heading m "--keys") (heading m "--keys" "--stream")))
-      (is (= (str/join "," (cons "key" (map #(str "value." %) (range 127)))) (heading stacks)))
-      (is (= "key,value" (heading per-cpu "--cpus" "sum") (heading per-cpu "--cpus" "0")))
-      (bpf/put! m {:a 1 :b [2 3]} 4)
-      (is (= "key.a,key.b.0,key.b.1,value" (heading m)))
-      (is (= ["change,key.a,key.b.0,key.b.1,old,new" "added,1,2,3,,4"]
-             (with-open [^Closeable empty-one (bpf/create {:type :hash :key [:struct [:a :u8] [:b [:array :u8 2]]] :value :u64 :max-entries 4})]
-               (lines-of "diff" (id-of empty-one) (id-of m) "--csv"))))
-      (is (= ["change,key.a,key.b.0,key.b.1,old,new,per-second"] (lines-of "diff" (id-of m) "--seconds" "0.01" "--csv")))
-      (is (= ["a  b  VALUE"] (lines-of "dump" (id-of m) "--where" "value=5"))))))
+(kernel-test columns-from-types
+  (testing "the columns depend only on the types"
+    (let [heading (fn [m & args] (first (apply lines-of "dump" (id-of m) "--csv" args)))]
+      (with-open [^Closeable m (bpf/create {:type :hash :key [:struct [:a :u8] [:b [:array :u8 2]]] :value :u64 :max-entries 4})
+                  ^Closeable stacks (bpf/create {:type :stack-trace :value-size 1016 :max-entries 4})
+                  ^Closeable per-cpu (bpf/create {:type :percpu-hash :key :u8 :value :u8 :max-entries 4})]
+        (is (= "key.a,key.b.0,key.b.1,value" (heading m) (heading m "--stream")))
+        (is (= "key.a,key.b.0,key.b.1" (heading m "--keys") (heading m "--keys" "--stream")))
+        (is (= (str/join "," (cons "key" (map #(str "value." %) (range 127)))) (heading stacks)))
+        (is (= "key,value" (heading per-cpu "--cpus" "sum") (heading per-cpu "--cpus" "0")))
+        (bpf/put! m {:a 1 :b [2 3]} 4)
+        (is (= "key.a,key.b.0,key.b.1,value" (heading m)))
+        (is (= ["change,key.a,key.b.0,key.b.1,old,new" "added,1,2,3,,4"]
+               (with-open [^Closeable empty-one (bpf/create {:type :hash :key [:struct [:a :u8] [:b [:array :u8 2]]] :value :u64 :max-entries 4})]
+                 (lines-of "diff" (id-of empty-one) (id-of m) "--csv"))))
+        (is (= ["change,key.a,key.b.0,key.b.1,old,new,per-second"] (lines-of "diff" (id-of m) "--seconds" "0.01" "--csv")))
+        (is (= ["a  b  VALUE"] (lines-of "dump" (id-of m) "--where" "value=5")))))))
 
-(deftest stacks-of-any-depth-keep-their-frames
-  (let [tree (:value (tree/of-entries {:type :stack-trace :value [:array :u64 132]} nil))
-        stacks [(vec (range 1 79)) (vec (range 1 133)) [] [18446744073709551615N]]]
-    (is (= stacks (read-back tree nil stacks)))))
+(deftest stack-frames-round-trip
+  (testing "stacks of any depth keep their frames"
+    (let [tree (:value (tree/of-entries {:type :stack-trace :value [:array :u64 132]} nil))
+          stacks [(vec (range 1 79)) (vec (range 1 133)) [] [18446744073709551615N]]]
+      (is (= stacks (read-back tree nil stacks))))))
 
-(deftest rows-are-printed-as-they-come
-  (let [kept (volatile! 0)
-        tree {:fields [[:a tree/leaf] [:b tree/leaf]] :leaves 2}
-        out (java.io.StringWriter.)]
-    (binding [*out* out]
-      (csv/print-rows [{:title "X" :of :x :tree tree}]
-                      (eduction (map (fn [i]
-                                       (vswap! kept max (- i (count (str/split-lines (str out)))))
-                                       {:x {:a i :b i}}))
-                                (range 2000))))
-    (is (<= @kept 1) "a row is out before the next one is read")))
+(deftest streamed-rows
+  (testing "prints each row as it arrives"
+    (let [kept (volatile! 0)
+          tree {:fields [[:a tree/leaf] [:b tree/leaf]] :leaves 2}
+          out (java.io.StringWriter.)]
+      (binding [*out* out]
+        (csv/print-rows [{:title "X" :of :x :tree tree}]
+                        (eduction (map (fn [i]
+                                         (vswap! kept max (- i (count (str/split-lines (str out)))))
+                                         {:x {:a i :b i}}))
+                                  (range 2000))))
+      (is (<= @kept 1) "a row is out before the next one is read"))))
 
-(deftest a-table-has-the-fields-of-all-rows
-  (let [titles (fn [rows] (map :title (output/columns [:key :value] rows)))]
-    (is (= ["a" "b" "VALUE"] (titles [{:key {:a 1} :value 1} {:key {:a 1 :b 2} :value 1}])))
-    (is (= ["KEY" "VALUE"] (titles [{:key {:a 1} :value 1} {:key (bytes/->bytes [1]) :value 1}])))
-    (is (= ["KEY" "ifindex" "program.program-id"]
-           (titles [{:key 1 :value {:ifindex 1 :program nil}} {:key 2 :value {:ifindex 1 :program {:program-id 7}}}])))))
+(deftest table-columns
+  (testing "a table has the fields of all rows"
+    (let [titles (fn [rows] (map :title (output/columns [:key :value] rows)))]
+      (is (= ["a" "b" "VALUE"] (titles [{:key {:a 1} :value 1} {:key {:a 1 :b 2} :value 1}])))
+      (is (= ["KEY" "VALUE"] (titles [{:key {:a 1} :value 1} {:key (bytes/->bytes [1]) :value 1}])))
+      (is (= ["KEY" "ifindex" "program.program-id"]
+             (titles [{:key 1 :value {:ifindex 1 :program nil}} {:key 2 :value {:ifindex 1 :program {:program-id 7}}}]))))))
 
 (defn- read-rows
   "Rows of cells that are not spread over columns, by the names above them."
@@ -302,24 +309,25 @@
   (for [row rows]
     (into {} (map (fn [[k v]] [(str/replace (subs (str k) 1) "?" "") (without-names v)])) row)))
 
-(kernel-test list-features-and-hist-have-the-same-data
-  (with-open [^Closeable m (bpf/create {:name "csv" :type :hash :key :u32 :value :u32 :max-entries 8 :flags #{:no-prealloc}})]
-    (bpf/put-all! m {0 5, 1 7})
-    (let [pins [(str (fixture/new-pin) "_a b,c") (str (fixture/new-pin) "_\"quoted\"")]]
-     (try
-      (run! #(bpf/pin! m %) pins)
-      (let [terms ["--where" (str "id=" (id-of m))]
-            [row :as rows] (apply edn-of "list" terms)
-            [found] (read-rows (:out (apply bpfmap "list" "--csv" terms)))]
-        (is (= 1 (count rows)))
-        (is (= 2 (count (:pinned row))))
-        (is (seq (:held row)))
-        (is (= #{:no-prealloc} (:flags row)))
-        (is (= (select-keys (first (same-rows rows)) (keys found)) (into {} (remove (comp nil? val)) found)))
-        (is (every? #(contains? found %) ["held" "used-by" "pinned" "flags"])))
-      (finally (run! #(io/delete-file % true) pins))))
-    (is (= [[nil 0 1 5] [nil 2 3 7]]
-           (map (juxt #(% "title") #(% "from") #(% "to") #(% "count")) (read-rows (:out (bpfmap "hist" (id-of m) "--csv")))))))
-  (let [rows (edn-of "features" "--where" "feature=operation" "--where" "of=hash")]
-    (is (= (same-rows (map #(merge {:since nil :why nil} %) rows))
-           (read-rows (:out (bpfmap "features" "--where" "feature=operation" "--where" "of=hash" "--csv")))))))
+(kernel-test list-features-hist-csv
+  (testing "list, features and hist print the same data as CSV"
+    (with-open [^Closeable m (bpf/create {:name "csv" :type :hash :key :u32 :value :u32 :max-entries 8 :flags #{:no-prealloc}})]
+      (bpf/put-all! m {0 5, 1 7})
+      (let [pins [(str (fixture/new-pin) "_a b,c") (str (fixture/new-pin) "_\"quoted\"")]]
+       (try
+        (run! #(bpf/pin! m %) pins)
+        (let [terms ["--where" (str "id=" (id-of m))]
+              [row :as rows] (apply edn-of "list" terms)
+              [found] (read-rows (:out (apply bpfmap "list" "--csv" terms)))]
+          (is (= 1 (count rows)))
+          (is (= 2 (count (:pinned row))))
+          (is (seq (:held row)))
+          (is (= #{:no-prealloc} (:flags row)))
+          (is (= (select-keys (first (same-rows rows)) (keys found)) (into {} (remove (comp nil? val)) found)))
+          (is (every? #(contains? found %) ["held" "used-by" "pinned" "flags"])))
+        (finally (run! #(io/delete-file % true) pins))))
+      (is (= [[nil 0 1 5] [nil 2 3 7]]
+             (map (juxt #(% "title") #(% "from") #(% "to") #(% "count")) (read-rows (:out (bpfmap "hist" (id-of m) "--csv")))))))
+    (let [rows (edn-of "features" "--where" "feature=operation" "--where" "of=hash")]
+      (is (= (same-rows (map #(merge {:since nil :why nil} %) rows))
+             (read-rows (:out (bpfmap "features" "--where" "feature=operation" "--where" "of=hash" "--csv"))))))))

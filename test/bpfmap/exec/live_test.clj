@@ -10,33 +10,35 @@
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [clojure.data.json :as json]
             [clojure.string :as str]
-            [clojure.test :refer [are deftest is]])
+            [clojure.test :refer [are deftest is testing]])
   (:import (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
 
-(deftest rates-have-the-shape-of-the-value
-  (are [before now seconds rates] (= rates (live/rates before now seconds))
-    10 30 2.0 10.0
-    nil 30 2.0 15.0
-    30 10 2.0 -10.0
-    {:packets 1 :comm "a"} {:packets 3 :comm "b"} 1.0 {:packets 2.0}
-    nil {:packets 3} 1.0 {:packets 3.0}
-    {:a {:b 1}} {:a {:b 2}} 1.0 {:a {:b 1.0}}
-    [1 2] [2 4] 1.0 [1.0 2.0]
-    0 18446744073709551615N 1.0 18446744073709552000.0
-    18446744073709551614N 18446744073709551615N 1.0 1.0
-    "a" "b" 1.0 nil
-    {:comm "a"} {:comm "b"} 1.0 nil
-    [] [] 1.0 nil
-    ["a"] ["b"] 1.0 nil))
+(deftest rates-shaped-like-values
+  (testing "rates have the same structure as the value"
+    (are [before now seconds rates] (= rates (live/rates before now seconds))
+      10 30 2.0 10.0
+      nil 30 2.0 15.0
+      30 10 2.0 -10.0
+      {:packets 1 :comm "a"} {:packets 3 :comm "b"} 1.0 {:packets 2.0}
+      nil {:packets 3} 1.0 {:packets 3.0}
+      {:a {:b 1}} {:a {:b 2}} 1.0 {:a {:b 1.0}}
+      [1 2] [2 4] 1.0 [1.0 2.0]
+      0 18446744073709551615N 1.0 18446744073709552000.0
+      18446744073709551614N 18446744073709551615N 1.0 1.0
+      "a" "b" 1.0 nil
+      {:comm "a"} {:comm "b"} 1.0 nil
+      [] [] 1.0 nil
+      ["a"] ["b"] 1.0 nil)))
 
-(deftest entries-are-marked-by-what-became-of-them
-  (let [plain {:key-out identity :value-out identity :same? =}]
-    (is (= #{{:key 1 :value 5 :per-second 0.0} {:key 2 :value 9 :mark :changed :per-second 4.0}
-             {:key 3 :value 1 :mark :new :per-second 1.0} {:key 4 :value 7 :mark :gone}}
-           (into #{} (live/compared {1 5, 2 5, 4 7} {1 5, 2 9, 3 1} 1.0 plain))))
-    (is (= [{:key 1 :value 5}] (into [] (live/compared nil {1 5} 1.0 plain))) "the first look compares with nothing")))
+(deftest entries-marked-by-change
+  (testing "marks each entry as new, changed or gone"
+    (let [plain {:key-out identity :value-out identity :same? =}]
+      (is (= #{{:key 1 :value 5 :per-second 0.0} {:key 2 :value 9 :mark :changed :per-second 4.0}
+               {:key 3 :value 1 :mark :new :per-second 1.0} {:key 4 :value 7 :mark :gone}}
+             (into #{} (live/compared {1 5, 2 5, 4 7} {1 5, 2 9, 3 1} 1.0 plain))))
+      (is (= [{:key 1 :value 5}] (into [] (live/compared nil {1 5} 1.0 plain))) "the first look compares with nothing"))))
 
 (defn- counts ^Closeable [contents]
   (bpf/create {:name "live" :type :hash :key :u32 :value :u64 :max-entries 64 :contents contents}))
@@ -51,55 +53,60 @@
                 (do (f (count frames)) frames))))
           [] (exec/watch (assoc options :ref (id-of m)))))
 
-(kernel-test frames-tell-what-came-changed-and-went
-  (with-open [m (counts {1 10, 2 20, 3 30})]
-    (let [[first-one second-one] (changing m {:interval 0.05} 2 (fn [_]
-                                                                  (bpf/put! m 2 25)
-                                                                  (bpf/put! m 4 1)
-                                                                  (bpf/delete! m 3)))]
-      (is (= [3 0 0 0] ((juxt :entries :new :changed :gone) first-one)))
-      (is (= {:id (id-of m) :name "live" :type :hash :max-entries 64} (:map first-one)))
-      (is (= [3 1 1 1] ((juxt :entries :new :changed :gone) second-one)))
-      (is (= [[2 :changed] [4 :new] [3 :gone] [1 nil]] (map (juxt :key :mark) (:rows second-one)))
-          "the liveliest first, then what changed, then the rest")
-      (is (pos? (:interval second-one)))
-      (is (= 0.0 (:elapsed first-one))))))
-
-(kernel-test rows-are-those-that-were-asked-for
-  (with-open [m (counts {1 10, 2 20, 3 30})]
-    (let [rows (fn [options] (map :key (:rows (second (changing m (assoc options :interval 0.01) 2 (fn [_] (bpf/put! m 2 99)))))))]
-      (is (= [2] (rows {:changed true})))
-      (is (= [3 2] (rows {:where "value>20" :sort "value"})))
-      (bpf/put! m 2 20)
-      (is (= [2 1] (rows {:limit 2}))))))
-
-(kernel-test per-cpu-values-are-added-up-or-apart
-  (with-open [m ^Closeable (bpf/create {:type :percpu-array :key :u32 :value :u64 :max-entries 1})]
-    (bpf/put! m 0 3 {:cpus :all})
-    (let [cpus (count (m 0))
-          value (fn [options] (:value (first (:rows (first (changing m options 1 nil))))))]
-      (is (= (* 3 cpus) (value {})))
-      (is (= (repeat cpus 3) (value {:cpus "each"})))
-      (is (= 3 (value {:cpus 0}))))))
-
-(kernel-test a-watch-ends-when-it-is-told-and-closes-the-map
-  (with-open [m (counts {1 10})]
-    (let [before (fixture/settled-descriptors)]
-      (is (= 3 (reduce (fn [n _] (inc n)) 0 (exec/watch {:ref (id-of m) :interval 0.1 :seconds 0.25}))))
-      (is (= 1 (reduce (fn [n _] (reduced (inc n))) 0 (exec/watch {:ref (id-of m)}))))
-      (is (= before (fixture/open-descriptors))))))
-
-(kernel-test entries-are-told-apart-by-their-bytes
-  (with-open [m ^Closeable (bpf/create {:type :hash :key [:struct [:group :u64] [:cache :u32]] :value :f32 :max-entries 8})
-              raw ^Closeable (raw-entries/twin m)]
-    (let [k (fn [x] (bytes/->bytes (concat (repeat 15 0) [x])))
-          nan (bytes/->bytes "0000c07f")]
-      (bpf/put-all! raw {(k 0) nan (k 1) nan (k 2) nan})
-      (let [[first-one same third] (changing m {:interval 0.02} 3 (fn [n] (when (= 2 n) (bpf/delete! raw (k 1)) (bpf/put! raw (k 3) nan))))]
+(kernel-test frames-report-changes
+  (testing "each frame reports new, changed and deleted entries"
+    (with-open [m (counts {1 10, 2 20, 3 30})]
+      (let [[first-one second-one] (changing m {:interval 0.05} 2 (fn [_]
+                                                                    (bpf/put! m 2 25)
+                                                                    (bpf/put! m 4 1)
+                                                                    (bpf/delete! m 3)))]
         (is (= [3 0 0 0] ((juxt :entries :new :changed :gone) first-one)))
-        (is (= [3 0 0 0] ((juxt :entries :new :changed :gone) same)) "a NaN is no change")
-        (is (= [3 1 0 1] ((juxt :entries :new :changed :gone) third)))
-        (is (= 4 (count (:rows third))))))))
+        (is (= {:id (id-of m) :name "live" :type :hash :max-entries 64} (:map first-one)))
+        (is (= [3 1 1 1] ((juxt :entries :new :changed :gone) second-one)))
+        (is (= [[2 :changed] [4 :new] [3 :gone] [1 nil]] (map (juxt :key :mark) (:rows second-one)))
+            "the liveliest first, then what changed, then the rest")
+        (is (pos? (:interval second-one)))
+        (is (= 0.0 (:elapsed first-one)))))))
+
+(kernel-test selected-rows
+  (testing "a frame has the rows that were selected"
+    (with-open [m (counts {1 10, 2 20, 3 30})]
+      (let [rows (fn [options] (map :key (:rows (second (changing m (assoc options :interval 0.01) 2 (fn [_] (bpf/put! m 2 99)))))))]
+        (is (= [2] (rows {:changed true})))
+        (is (= [3 2] (rows {:where "value>20" :sort "value"})))
+        (bpf/put! m 2 20)
+        (is (= [2 1] (rows {:limit 2})))))))
+
+(kernel-test per-cpu-values
+  (testing "adds per-CPU values or shows them separately"
+    (with-open [m ^Closeable (bpf/create {:type :percpu-array :key :u32 :value :u64 :max-entries 1})]
+      (bpf/put! m 0 3 {:cpus :all})
+      (let [cpus (count (m 0))
+            value (fn [options] (:value (first (:rows (first (changing m options 1 nil))))))]
+        (is (= (* 3 cpus) (value {})))
+        (is (= (repeat cpus 3) (value {:cpus "each"})))
+        (is (= 3 (value {:cpus 0})))))))
+
+(kernel-test watch-ends-on-request
+  (testing "a watch ends on request and closes the map"
+    (with-open [m (counts {1 10})]
+      (let [before (fixture/settled-descriptors)]
+        (is (= 3 (reduce (fn [n _] (inc n)) 0 (exec/watch {:ref (id-of m) :interval 0.1 :seconds 0.25}))))
+        (is (= 1 (reduce (fn [n _] (reduced (inc n))) 0 (exec/watch {:ref (id-of m)}))))
+        (is (= before (fixture/open-descriptors)))))))
+
+(kernel-test entries-compared-by-bytes
+  (testing "distinguishes entries by their bytes"
+    (with-open [m ^Closeable (bpf/create {:type :hash :key [:struct [:group :u64] [:cache :u32]] :value :f32 :max-entries 8})
+                raw ^Closeable (raw-entries/twin m)]
+      (let [k (fn [x] (bytes/->bytes (concat (repeat 15 0) [x])))
+            nan (bytes/->bytes "0000c07f")]
+        (bpf/put-all! raw {(k 0) nan (k 1) nan (k 2) nan})
+        (let [[first-one same third] (changing m {:interval 0.02} 3 (fn [n] (when (= 2 n) (bpf/delete! raw (k 1)) (bpf/put! raw (k 3) nan))))]
+          (is (= [3 0 0 0] ((juxt :entries :new :changed :gone) first-one)))
+          (is (= [3 0 0 0] ((juxt :entries :new :changed :gone) same)) "a NaN is no change")
+          (is (= [3 1 0 1] ((juxt :entries :new :changed :gone) third)))
+          (is (= 4 (count (:rows third)))))))))
 
 ;; --- what becomes of the map
 
@@ -116,167 +123,178 @@
                 (do (f (count frames)) frames))))
           [] (exec/watch (merge {:interval 0.02} options))))
 
-(kernel-test a-watch-keeps-no-map-alive-and-says-when-it-is-gone
-  (doseq [ref [#(hash-map :id (id-of %)) (constantly "watch_gone")]]
-    (let [m ^Closeable (bpf/create {:name "watch_gone" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10}})
-          id (id-of m)
-          frames (frames-of {:ref (ref m)} (fn [n] (when (= 2 n)
-                                                     (.close m)
-                                                     (is (not (there? id)) "nothing holds it between two frames")))
-                            (constantly false))]
-      (is (= [nil nil :gone] (map :status frames)))
-      (is (= [1 1 0] (map :entries frames)))
-      (is (= id (:id (:map (last frames))))))))
-
-(kernel-test a-pin-that-goes-or-is-replaced-is-told
-  (let [pin (fixture/new-pin)]
-    (with-open [old ^Closeable (counts {1 10})
-                new ^Closeable (counts {1 20, 2 20})]
-      (bpf/pin! old pin)
-      (let [frames (frames-of {:ref pin} (fn [n] (case (int n)
-                                                   1 (bpf/unpin! old)
-                                                   2 (bpf/pin! new pin)
-                                                   3 (bpf/put! old 1 11)
-                                                   nil))
-                              #(= 4 (count %)))]
-        (is (= [nil :pin-removed :pin-replaced :pin-replaced] (map :status frames)))
-        (is (= [nil pin pin pin] (map :pin frames)))
-        (is (= [nil nil (id-of new) (id-of new)] (map :other frames)))
-        (is (apply = (id-of old) (map (comp :id :map) frames)) "it stays with the map that it began with")
-        (is (= [0 0 0 1] (map :changed frames))))
-      (is (true? (bpf/pinned-at? new pin)))
-      (is (false? (bpf/pinned-at? old pin)))
-      (bpf/unpin! new)
-      (is (false? (bpf/pinned-at? new pin))))))
-
-(kernel-test a-watch-of-a-pin-ends-when-its-map-is-gone
-  (let [pin (fixture/new-pin)
-        old (bpf/create {:type :array :value :u32 :max-entries 1})]
-    (with-open [new ^Closeable (bpf/create {:type :array :value :u32 :max-entries 1})]
-      (bpf/pin! old pin)
-      (let [frames (frames-of {:ref pin} (fn [n] (when (= 1 n)
-                                                   (bpf/unpin! old)
-                                                   (bpf/close old)
-                                                   (bpf/pin! new pin)))
+(kernel-test watch-of-closed-map
+  (testing "a watch does not keep the map alive and reports its end"
+    (doseq [ref [#(hash-map :id (id-of %)) (constantly "watch_gone")]]
+      (let [m ^Closeable (bpf/create {:name "watch_gone" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10}})
+            id (id-of m)
+            frames (frames-of {:ref (ref m)} (fn [n] (when (= 2 n)
+                                                       (.close m)
+                                                       (is (not (there? id)) "nothing holds it between two frames")))
                               (constantly false))]
-        (is (= [[nil nil] [:gone (id-of new)]] (map (juxt :status :other) frames))))
-      (bpf/unpin! new))))
+        (is (= [nil nil :gone] (map :status frames)))
+        (is (= [1 1 0] (map :entries frames)))
+        (is (= id (:id (:map (last frames)))))))))
 
-(kernel-test a-watch-follows-the-pin
-  (let [pin (fixture/new-pin)
-        old (counts {1 10})]
-    (with-open [new ^Closeable (counts {1 20, 2 20})]
-      (bpf/pin! old pin)
-      (let [ids (mapv id-of [old new])
-            frames (frames-of {:ref pin :follow true} (fn [n] (case (int n)
-                                                                1 (do (bpf/unpin! old) (bpf/close old))
-                                                                2 (bpf/pin! new pin)
-                                                                3 (bpf/put! new 2 25)
-                                                                nil))
-                              #(= 4 (count %)))]
-        (is (= [nil :waiting :followed nil] (map :status frames)))
-        (is (= [(first ids) (first ids) (second ids) (second ids)] (map (comp :id :map) frames)))
-        (is (= [[1 0 0 0] [0 0 0 0] [2 0 0 0] [2 0 1 0]] (map (juxt :entries :new :changed :gone) frames)))
-        (is (= [nil nil] (map :per-second (:rows (nth frames 2)))) "nothing is held against the map before"))
-      (bpf/unpin! new))))
+(kernel-test pin-removed-or-replaced
+  (testing "reports a pin that was removed or replaced"
+    (let [pin (fixture/new-pin)]
+      (with-open [old ^Closeable (counts {1 10})
+                  new ^Closeable (counts {1 20, 2 20})]
+        (bpf/pin! old pin)
+        (let [frames (frames-of {:ref pin} (fn [n] (case (int n)
+                                                     1 (bpf/unpin! old)
+                                                     2 (bpf/pin! new pin)
+                                                     3 (bpf/put! old 1 11)
+                                                     nil))
+                                #(= 4 (count %)))]
+          (is (= [nil :pin-removed :pin-replaced :pin-replaced] (map :status frames)))
+          (is (= [nil pin pin pin] (map :pin frames)))
+          (is (= [nil nil (id-of new) (id-of new)] (map :other frames)))
+          (is (apply = (id-of old) (map (comp :id :map) frames)) "it stays with the map that it began with")
+          (is (= [0 0 0 1] (map :changed frames))))
+        (is (true? (bpf/pinned-at? new pin)))
+        (is (false? (bpf/pinned-at? old pin)))
+        (bpf/unpin! new)
+        (is (false? (bpf/pinned-at? new pin)))))))
 
-(kernel-test a-watch-follows-a-name
-  (let [create #(bpf/create {:name "watch_name" :type :array :value :u32 :max-entries 1})
-        maps (atom [(create)])]
-    (is (= [nil :waiting :followed nil]
-           (map :status (frames-of {:ref "watch_name" :follow true}
-                                   (fn [n] (case (int n)
-                                             1 (bpf/close (first @maps))
-                                             2 (swap! maps conj (create))
-                                             nil))
-                                   #(= 4 (count %))))))
-    (run! bpf/close @maps)
-    (is (re-find #":follow true: it is for a map given by its pin path or its name" (:message (fixture/error-of (exec/watch {:ref 1 :follow true})))))))
-
-(kernel-test a-handle-that-is-watched-says-that-its-pin-went
-  (let [pin (fixture/new-pin)]
-    (with-open [m ^Closeable (counts {1 10})]
-      (bpf/pin! m pin)
-      (is (= [nil :pin-removed] (map :status (frames-of {:ref m} (fn [_] (.delete (java.io.File. ^String pin))) #(= 2 (count %)))))))))
-
-(kernel-test who-may-open-the-pin-alone-is-told-too
-  (let [pin (fixture/new-pin)
-        beside (fixture/new-pin)]
-    (with-open [old ^Closeable (counts {1 10})
-                new ^Closeable (counts {1 20})]
-      (bpf/pin! old pin)
-      (let [readable #(java.nio.file.Files/setPosixFilePermissions (java.nio.file.Path/of % (make-array String 0))
-                                                                   (java.nio.file.attribute.PosixFilePermissions/fromString %2))
-            go (promise)
-            _ (readable pin "r--r--r--")
-            _ (readable (fixture/bpffs) "rwxr-xr-x")
-            frames (future (fixture/unprivileged
-                            (fn [] (reduce (fn [frames frame] (deliver go true) (conj frames (:status frame)))
-                                           [] (exec/watch {:ref pin :interval 0.05 :seconds 5})))))]
-        (bpf/pin! new beside)
-        (readable beside "r--r--r--")
-        (deref go 2000 nil)
-        (bpf/unpin! old)
-        (bpf/move-pin! new beside pin)
-        (is (= :gone (last @frames)))
+(kernel-test pinned-map-is-gone
+  (testing "a watch of a pin ends if its map is gone"
+    (let [pin (fixture/new-pin)
+          old (bpf/create {:type :array :value :u32 :max-entries 1})]
+      (with-open [new ^Closeable (bpf/create {:type :array :value :u32 :max-entries 1})]
+        (bpf/pin! old pin)
+        (let [frames (frames-of {:ref pin} (fn [n] (when (= 1 n)
+                                                     (bpf/unpin! old)
+                                                     (bpf/close old)
+                                                     (bpf/pin! new pin)))
+                                (constantly false))]
+          (is (= [[nil nil] [:gone (id-of new)]] (map (juxt :status :other) frames))))
         (bpf/unpin! new)))))
+
+(kernel-test watch-follows-a-pin
+  (testing "a watch can follow the pin to another map"
+    (let [pin (fixture/new-pin)
+          old (counts {1 10})]
+      (with-open [new ^Closeable (counts {1 20, 2 20})]
+        (bpf/pin! old pin)
+        (let [ids (mapv id-of [old new])
+              frames (frames-of {:ref pin :follow true} (fn [n] (case (int n)
+                                                                  1 (do (bpf/unpin! old) (bpf/close old))
+                                                                  2 (bpf/pin! new pin)
+                                                                  3 (bpf/put! new 2 25)
+                                                                  nil))
+                                #(= 4 (count %)))]
+          (is (= [nil :waiting :followed nil] (map :status frames)))
+          (is (= [(first ids) (first ids) (second ids) (second ids)] (map (comp :id :map) frames)))
+          (is (= [[1 0 0 0] [0 0 0 0] [2 0 0 0] [2 0 1 0]] (map (juxt :entries :new :changed :gone) frames)))
+          (is (= [nil nil] (map :per-second (:rows (nth frames 2)))) "nothing is held against the map before"))
+        (bpf/unpin! new)))))
+
+(kernel-test watch-follows-a-name
+  (testing "a watch can follow the name to another map"
+    (let [create #(bpf/create {:name "watch_name" :type :array :value :u32 :max-entries 1})
+          maps (atom [(create)])]
+      (is (= [nil :waiting :followed nil]
+             (map :status (frames-of {:ref "watch_name" :follow true}
+                                     (fn [n] (case (int n)
+                                               1 (bpf/close (first @maps))
+                                               2 (swap! maps conj (create))
+                                               nil))
+                                     #(= 4 (count %))))))
+      (run! bpf/close @maps)
+      (is (re-find #":follow true: it is for a map given by its pin path or its name" (:message (fixture/error-of (exec/watch {:ref 1 :follow true}))))))))
+
+(kernel-test handle-without-pin
+  (testing "a watch of a handle reports the removed pin"
+    (let [pin (fixture/new-pin)]
+      (with-open [m ^Closeable (counts {1 10})]
+        (bpf/pin! m pin)
+        (is (= [nil :pin-removed] (map :status (frames-of {:ref m} (fn [_] (.delete (java.io.File. ^String pin))) #(= 2 (count %))))))))))
+
+(kernel-test unprivileged-pin
+  (testing "reports pin changes to a user who can only open the pin"
+    (let [pin (fixture/new-pin)
+          beside (fixture/new-pin)]
+      (with-open [old ^Closeable (counts {1 10})
+                  new ^Closeable (counts {1 20})]
+        (bpf/pin! old pin)
+        (let [readable #(java.nio.file.Files/setPosixFilePermissions (java.nio.file.Path/of % (make-array String 0))
+                                                                     (java.nio.file.attribute.PosixFilePermissions/fromString %2))
+              go (promise)
+              _ (readable pin "r--r--r--")
+              _ (readable (fixture/bpffs) "rwxr-xr-x")
+              frames (future (fixture/unprivileged
+                              (fn [] (reduce (fn [frames frame] (deliver go true) (conj frames (:status frame)))
+                                             [] (exec/watch {:ref pin :interval 0.05 :seconds 5})))))]
+          (bpf/pin! new beside)
+          (readable beside "r--r--r--")
+          (deref go 2000 nil)
+          (bpf/unpin! old)
+          (bpf/move-pin! new beside pin)
+          (is (= :gone (last @frames)))
+          (bpf/unpin! new))))))
 
 ;; --- on the command line
 
-(kernel-test without-a-terminal-frames-are-printed-one-after-the-other
-  (with-open [m (counts {1 10})]
-    (let [{:keys [exit out err]} (bpfmap "watch" (id-of m) "--interval" "0.1" "--seconds" "0.15")]
-      (is (= [0 ""] [exit err]))
-      (is (= 2 (count (re-seq #"(?m)^Map \d+ live \(hash\): 1 of 64 entries$" out))))
-      (is (re-find #"every 0\.1 s: the first look; Ctrl-C ends it" out))
-      (is (re-find #"every 0\.1 s: 0 changed, 0 new, 0 gone; Ctrl-C ends it" out)))
-    (is (re-find #"every 0\.02 s: " (:out (bpfmap "watch" (id-of m) "--interval" "0.02" "--seconds" "0.02"))))
-    (is (re-find #"every 3\.0 s: " (:out (bpfmap "watch" (id-of m) "--interval" "3" "--seconds" "0.02"))))
-    (doseq [[format read] {"--edn" read-edn, "--json" #(json/read-str % :key-fn keyword)}]
-      (let [lines (str/split-lines (:out (bpfmap "watch" (id-of m) "--interval" "0.1" "--seconds" "0.15" format)))]
-        (is (= [1 1] (map (comp :entries read) lines)))))))
+(kernel-test frames-without-terminal
+  (testing "without a terminal frames are printed one after the other"
+    (with-open [m (counts {1 10})]
+      (let [{:keys [exit out err]} (bpfmap "watch" (id-of m) "--interval" "0.1" "--seconds" "0.15")]
+        (is (= [0 ""] [exit err]))
+        (is (= 2 (count (re-seq #"(?m)^Map \d+ live \(hash\): 1 of 64 entries$" out))))
+        (is (re-find #"every 0\.1 s: the first look; Ctrl-C ends it" out))
+        (is (re-find #"every 0\.1 s: 0 changed, 0 new, 0 gone; Ctrl-C ends it" out)))
+      (is (re-find #"every 0\.02 s: " (:out (bpfmap "watch" (id-of m) "--interval" "0.02" "--seconds" "0.02"))))
+      (is (re-find #"every 3\.0 s: " (:out (bpfmap "watch" (id-of m) "--interval" "3" "--seconds" "0.02"))))
+      (doseq [[format read] {"--edn" read-edn, "--json" #(json/read-str % :key-fn keyword)}]
+        (let [lines (str/split-lines (:out (bpfmap "watch" (id-of m) "--interval" "0.1" "--seconds" "0.15" format)))]
+          (is (= [1 1] (map (comp :entries read) lines))))))))
 
-(kernel-test what-became-of-the-map-is-printed
-  (let [pin (fixture/new-pin)
-        old (counts {1 10})
-        id (id-of old)]
-    (with-open [new ^Closeable (counts {1 20})]
-      (bpf/pin! old pin)
-      (let [watch (future (bpfmap "watch" pin "--interval" "0.3" "--seconds" "5"))]
-        (Thread/sleep 450)
-        (bpf/unpin! old)
-        (bpf/pin! new pin)
-        (Thread/sleep 400)
-        (bpf/close old)
-        (let [{:keys [exit out err]} @watch]
-          (is (= 1 exit))
-          (is (str/includes? out (str "\n" pin " is map " (id-of new) " now; --follow goes on with that\n")))
-          (is (str/includes? out (str "Map " id " live (hash): 1 of 64 entries\n")))
-          (is (= (str "bpfmap: map " id " is gone: no process, program or pin has it any more; " pin " is map " (id-of new) " now\n") err))))
-      (let [{:keys [exit out]} (bpfmap "watch" pin "--interval" "0.01" "--seconds" "0.05" "--follow" "--edn")]
-        (is (= 0 exit))
-        (is (every? #(= (id-of new) (:id (:map (read-edn %)))) (str/split-lines out))))
-      (bpf/unpin! new))))
+(kernel-test map-status-is-printed
+  (testing "prints the status of the map"
+    (let [pin (fixture/new-pin)
+          old (counts {1 10})
+          id (id-of old)]
+      (with-open [new ^Closeable (counts {1 20})]
+        (bpf/pin! old pin)
+        (let [watch (future (bpfmap "watch" pin "--interval" "0.3" "--seconds" "5"))]
+          (Thread/sleep 450)
+          (bpf/unpin! old)
+          (bpf/pin! new pin)
+          (Thread/sleep 400)
+          (bpf/close old)
+          (let [{:keys [exit out err]} @watch]
+            (is (= 1 exit))
+            (is (str/includes? out (str "\n" pin " is map " (id-of new) " now; --follow goes on with that\n")))
+            (is (str/includes? out (str "Map " id " live (hash): 1 of 64 entries\n")))
+            (is (= (str "bpfmap: map " id " is gone: no process, program or pin has it any more; " pin " is map " (id-of new) " now\n") err))))
+        (let [{:keys [exit out]} (bpfmap "watch" pin "--interval" "0.01" "--seconds" "0.05" "--follow" "--edn")]
+          (is (= 0 exit))
+          (is (every? #(= (id-of new) (:id (:map (read-edn %)))) (str/split-lines out))))
+        (bpf/unpin! new)))))
 
-(kernel-test a-map-is-held-against-itself-a-while-later
-  (with-open [m (counts {1 10, 2 20, 3 30})]
-    (let [diff (future (exec/diff {:old (id-of m) :seconds 0.5}))]
-      (Thread/sleep 250)
-      (bpf/put! m 2 25)
-      (bpf/delete! m 3)
-      (bpf/put! m 4 1)
-      (let [rows @diff]
-        (is (= [[:changed 2 20 25] [:removed 3 30 nil] [:added 4 nil 1]] (map (juxt :change :key :old :new) rows)))
-        (is (= {:added 1 :changed 1 :removed 1 :same 1} (select-keys (meta rows) [:added :changed :removed :same])))
-        (is (< 2.0 (:per-second (first rows)) 10.1))))))
+(kernel-test diff-over-seconds
+  (testing "diff compares a map with itself some seconds later"
+    (with-open [m (counts {1 10, 2 20, 3 30})]
+      (let [diff (future (exec/diff {:old (id-of m) :seconds 0.5}))]
+        (Thread/sleep 250)
+        (bpf/put! m 2 25)
+        (bpf/delete! m 3)
+        (bpf/put! m 4 1)
+        (let [rows @diff]
+          (is (= [[:changed 2 20 25] [:removed 3 30 nil] [:added 4 nil 1]] (map (juxt :change :key :old :new) rows)))
+          (is (= {:added 1 :changed 1 :removed 1 :same 1} (select-keys (meta rows) [:added :changed :removed :same])))
+          (is (< 2.0 (:per-second (first rows)) 10.1)))))))
 
-(kernel-test a-map-is-held-against-another
-  (with-open [a (counts {1 10, 2 20})
-              b (counts {1 10, 2 25, 3 1})]
-    (is (= [{:change :changed :key 2 :old 20 :new 25} {:change :added :key 3 :new 1}]
-           (exec/diff {:old (id-of a) :new (id-of b)})))
-    (is (= {:exit 0
-            :out "   KEY  OLD  NEW\n*    2  20    25\n+    3  -      1\n"
-            :err "1 added, 1 changed, 0 removed, 1 the same\n"}
-           (bpfmap "diff" (id-of a) (id-of b))))
-    (is (= [3] (map :key (exec/diff {:old (id-of a) :new (id-of b) :where "change=added"}))))))
+(kernel-test diff-of-two-maps
+  (testing "diff compares two maps"
+    (with-open [a (counts {1 10, 2 20})
+                b (counts {1 10, 2 25, 3 1})]
+      (is (= [{:change :changed :key 2 :old 20 :new 25} {:change :added :key 3 :new 1}]
+             (exec/diff {:old (id-of a) :new (id-of b)})))
+      (is (= {:exit 0
+              :out "   KEY  OLD  NEW\n*    2  20    25\n+    3  -      1\n"
+              :err "1 added, 1 changed, 0 removed, 1 the same\n"}
+             (bpfmap "diff" (id-of a) (id-of b))))
+      (is (= [3] (map :key (exec/diff {:old (id-of a) :new (id-of b) :where "change=added"})))))))

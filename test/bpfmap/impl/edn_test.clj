@@ -21,49 +21,53 @@
 
 (set! *warn-on-reflection* true)
 
-(deftest what-is-read
-  (are [text forms] (= forms (edn/read-forms text))
-    "" []
-    "1 :a \"b\" \\c nil" [1 :a "b" \c nil]
-    "#bpfmap/bytes \"0a ff\"" [(bytes/->bytes "0a ff")]
-    "#inst \"2026-01-01\"" [#inst "2026-01-01"]
-    "; a comment (((\n{:src [1 #{2}]}" [{:src [1 #{2}]}]
-    "\\( \\[ \"((([[[\" \"\\\"(\"" [\( \[ "((([[[" "\"("])
-  (is (= 1 (edn/read-text " 1 "))))
+(deftest readable-edn-forms
+  (testing "reads EDN forms, tags and comments"
+    (are [text forms] (= forms (edn/read-forms text))
+      "" []
+      "1 :a \"b\" \\c nil" [1 :a "b" \c nil]
+      "#bpfmap/bytes \"0a ff\"" [(bytes/->bytes "0a ff")]
+      "#inst \"2026-01-01\"" [#inst "2026-01-01"]
+      "; a comment (((\n{:src [1 #{2}]}" [{:src [1 #{2}]}]
+      "\\( \\[ \"((([[[\" \"\\\"(\"" [\( \[ "((([[[" "\"("])
+    (is (= 1 (edn/read-text " 1 ")))))
 
 (def ^:private opened (str/join (repeat 100 "[")))
 
-(deftest what-is-not-read
-  (doseq [[text problem] {"" "it is empty"
-                          "1 2" "there is more than one form"
-                          "(" "EOF while reading"
-                          "#=(System/exit 3)" "No dispatch macro for: ="
-                          "#java.io.File[\"/etc/passwd\"]" "the tag #java.io.File is unknown"
-                          "#inst \"no\"" "Unrecognized date/time syntax: no"
-                          "\u0000" "the control character \\u0000"
-                          (str opened "[") "more than 100 collections within one another"
-                          (str/join (repeat 100000 "{:a ")) "more than 100 collections within one another"
-                          (str/join (repeat 50000 "#a ")) "tags or metadata nested too deep"
-                          (str/join (repeat 50000 "^:a ")) "tags or metadata nested too deep"
-                          (str/join (repeat 70000 "9")) "a number or name of more than 65536 characters"
-                          (str/join (repeat 70000 "a")) "a number or name of more than 65536 characters"}]
-    (is (= {:bpfmap/error :invalid-edn :bpfmap/problem problem :message (str "Not EDN that bpfmap reads: " problem)}
-           (dissoc (error-of (edn/read-text text)) :class))
-        (subs text 0 (min 20 (count text)))))
-  (is (some? (edn/read-text (str opened (str/join (repeat 100 "]"))))) "a hundred are read")
-  (is (= 100000 (count (edn/read-text (str "\"" (str/join (repeat 100000 "x")) "\"")))) "a string is as long as it is"))
+(deftest rejected-edn-text
+  (testing "rejects text that is not valid EDN and reports why"
+    (doseq [[text problem] {"" "it is empty"
+                            "1 2" "there is more than one form"
+                            "(" "EOF while reading"
+                            "#=(System/exit 3)" "No dispatch macro for: ="
+                            "#java.io.File[\"/etc/passwd\"]" "the tag #java.io.File is unknown"
+                            "#inst \"no\"" "Unrecognized date/time syntax: no"
+                            "\u0000" "the control character \\u0000"
+                            (str opened "[") "more than 100 collections within one another"
+                            (str/join (repeat 100000 "{:a ")) "more than 100 collections within one another"
+                            (str/join (repeat 50000 "#a ")) "tags or metadata nested too deep"
+                            (str/join (repeat 50000 "^:a ")) "tags or metadata nested too deep"
+                            (str/join (repeat 70000 "9")) "a number or name of more than 65536 characters"
+                            (str/join (repeat 70000 "a")) "a number or name of more than 65536 characters"}]
+      (is (= {:bpfmap/error :invalid-edn :bpfmap/problem problem :message (str "Not EDN that bpfmap reads: " problem)}
+             (dissoc (error-of (edn/read-text text)) :class))
+          (subs text 0 (min 20 (count text)))))
+    (is (some? (edn/read-text (str opened (str/join (repeat 100 "]"))))) "a hundred are read")
+    (is (= 100000 (count (edn/read-text (str "\"" (str/join (repeat 100000 "x")) "\"")))) "a string is as long as it is")))
 
-(deftest the-data-of-a-tag-is-refused-by-its-tag
-  (is (= :invalid-value (:bpfmap/error (error-of (edn/read-text "#bpfmap/bytes \"0g\"")))))
-  (is (= :invalid-value (:bpfmap/error (error-of (edn/read-text "#bpfmap/bytes {}"))))))
+(deftest bad-tag-data
+  (testing "the data reader of a tag rejects bad data"
+    (is (= :invalid-value (:bpfmap/error (error-of (edn/read-text "#bpfmap/bytes \"0g\"")))))
+    (is (= :invalid-value (:bpfmap/error (error-of (edn/read-text "#bpfmap/bytes {}")))))))
 
-(deftest nothing-else-reads-edn
-  ;; One reader, with one set of bounds. What is read from the class path is the library's own.
-  (doseq [file (file-seq (io/file "src")) :when (str/ends-with? (str file) ".clj")
-          :let [text (slurp file)]
-          :when (not (str/ends-with? (str file) "impl/edn.clj"))]
-    (is (or (not (re-find #"\[clojure\.edn|read-string" text)) (str/includes? text "(edn/read-string (slurp (io/resource"))
-        (str file))))
+(deftest only-one-edn-reader
+  (testing "no other namespace reads EDN"
+    ;; One reader, with one set of bounds. What is read from the class path is the library's own.
+    (doseq [file (file-seq (io/file "src")) :when (str/ends-with? (str file) ".clj")
+            :let [text (slurp file)]
+            :when (not (str/ends-with? (str file) "impl/edn.clj"))]
+      (is (or (not (re-find #"\[clojure\.edn|read-string" text)) (str/includes? text "(edn/read-string (slurp (io/resource"))
+          (str file)))))
 
 ;; --- mutated input
 
@@ -137,7 +141,8 @@
                       {:what what :text text :millis millis :wrong (some-> wrong str)}))))
           (range n))))
 
-(deftest mutated-input-ends-in-data-or-in-an-error-that-says-so
-  (let [seed (System/nanoTime)]
-    (testing (str "seed " seed)
-      (is (= [] (take 5 (run-mutations 4000 seed)))))))
+(deftest mutated-input-as-data
+  (testing "mutated input returns data or throws an error that names it"
+    (let [seed (System/nanoTime)]
+      (testing (str "seed " seed)
+        (is (= [] (take 5 (run-mutations 4000 seed))))))))

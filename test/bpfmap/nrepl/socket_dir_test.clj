@@ -52,94 +52,103 @@
 
 ;; --- the directory
 
-(deftest a-directory-that-is-not-there-is-made-private
-  (with-home [home]
-    (let [socket (io/file home "new" "nrepl.sock")]
-      (is (= (path socket) (socket-dir/in-private-directory (str socket) true)))
-      (is (= "rwx------" (mode (io/file home "new"))))
-      (is (= (path socket) (socket-dir/in-private-directory (str socket) true)) "and is good the next time"))))
+(deftest new-directory-private
+  (testing "creates a missing directory as private"
+    (with-home [home]
+      (let [socket (io/file home "new" "nrepl.sock")]
+        (is (= (path socket) (socket-dir/in-private-directory (str socket) true)))
+        (is (= "rwx------" (mode (io/file home "new"))))
+        (is (= (path socket) (socket-dir/in-private-directory (str socket) true)) "and is good the next time")))))
 
-(deftest none-is-made-for-a-client
-  (with-home [home]
-    (let [{:keys [message] :bpfmap/keys [error]} (error-of (socket-dir/in-private-directory (str home "/new/nrepl.sock") false))]
-      (is (= [:not-found (str "There is no directory " home "/new")] [error message]))
-      (is (empty? (.list home))))))
+(deftest client-directory
+  (testing "does not create the directory for a client"
+    (with-home [home]
+      (let [{:keys [message] :bpfmap/keys [error]} (error-of (socket-dir/in-private-directory (str home "/new/nrepl.sock") false))]
+        (is (= [:not-found (str "There is no directory " home "/new")] [error message]))
+        (is (empty? (.list home)))))))
 
-(deftest a-directory-that-is-open-is-refused
-  (with-home [home]
-    (let [open (doto (io/file home "open") (.mkdir))]
-      (doseq [permissions ["rwxr-xr-x" "rwx--x---" "rwx-----x" "rwx---rwx"]]
-        (set-mode open permissions)
-        (let [[error message] (refusal home (str open "/nrepl.sock"))]
-          (is (= :permission error) permissions)
-          (is (re-find #"^~/open is open to other users \(mode 0\d+\): the socket needs a directory of its own with mode 0700"
-                       message)))
-        (is (= permissions (mode open)) "and left as it is")))))
+(deftest open-directory-rejected
+  (testing "rejects a directory that others can access"
+    (with-home [home]
+      (let [open (doto (io/file home "open") (.mkdir))]
+        (doseq [permissions ["rwxr-xr-x" "rwx--x---" "rwx-----x" "rwx---rwx"]]
+          (set-mode open permissions)
+          (let [[error message] (refusal home (str open "/nrepl.sock"))]
+            (is (= :permission error) permissions)
+            (is (re-find #"^~/open is open to other users \(mode 0\d+\): the socket needs a directory of its own with mode 0700"
+                         message)))
+          (is (= permissions (mode open)) "and left as it is"))))))
 
-(kernel-test a-directory-of-another-user-is-refused
-  (with-home [home]
-    (let [theirs (doto (io/file home "theirs") (.mkdir) (set-mode "rwx------") own)]
-      (is (= [:permission "~/theirs belongs to another user (65534): the socket needs a directory of this user's"]
-             (refusal home (str theirs "/nrepl.sock"))))
-      (is (= [:permission (str "~/theirs belongs to another user (65534), who could put something else in the place of ~/theirs/own: "
-                               "choose another place")]
-             (refusal home (str theirs "/own/nrepl.sock")))))))
+(kernel-test other-owner-rejected
+  (testing "rejects a directory of another user"
+    (with-home [home]
+      (let [theirs (doto (io/file home "theirs") (.mkdir) (set-mode "rwx------") own)]
+        (is (= [:permission "~/theirs belongs to another user (65534): the socket needs a directory of this user's"]
+               (refusal home (str theirs "/nrepl.sock"))))
+        (is (= [:permission (str "~/theirs belongs to another user (65534), who could put something else in the place of ~/theirs/own: "
+                                 "choose another place")]
+               (refusal home (str theirs "/own/nrepl.sock"))))))))
 
-(deftest a-directory-below-one-that-others-write-is-refused
-  (with-home [home]
-    (let [shared (doto (io/file home "shared") (.mkdir) (set-mode "rwxrwxrwx"))]
-      (is (= [:permission (str "~/shared can be written by other users (mode 0777), who could put something else in the place of "
-                               "~/shared/own: choose another place")]
-             (refusal home (str shared "/own/nrepl.sock"))))
-      (is (empty? (.list shared)))
-      (testing "unless it is sticky, as /tmp is"
-        (fixture/run ["chmod" "+t" (str shared)])
-        (is (socket-dir/in-private-directory (str shared "/own/nrepl.sock") true))))))
+(deftest writable-parent
+  (testing "rejects a directory below one that others can write"
+    (with-home [home]
+      (let [shared (doto (io/file home "shared") (.mkdir) (set-mode "rwxrwxrwx"))]
+        (is (= [:permission (str "~/shared can be written by other users (mode 0777), who could put something else in the place of "
+                                 "~/shared/own: choose another place")]
+               (refusal home (str shared "/own/nrepl.sock"))))
+        (is (empty? (.list shared)))
+        (testing "unless it is sticky, as /tmp is"
+          (fixture/run ["chmod" "+t" (str shared)])
+          (is (socket-dir/in-private-directory (str shared "/own/nrepl.sock") true)))))))
 
-(deftest a-link-in-the-place-of-the-directory-is-refused
-  (with-home [home]
-    (let [real (doto (io/file home "real") (.mkdir) (set-mode "rwx------"))]
-      (link (io/file home "link") real)
-      (is (= [:permission "~/link is no directory: the socket needs a directory of its own"]
-             (refusal home (str home "/link/nrepl.sock")))))))
+(deftest directory-link
+  (testing "rejects a symbolic link in place of the directory"
+    (with-home [home]
+      (let [real (doto (io/file home "real") (.mkdir) (set-mode "rwx------"))]
+        (link (io/file home "link") real)
+        (is (= [:permission "~/link is no directory: the socket needs a directory of its own"]
+               (refusal home (str home "/link/nrepl.sock"))))))))
 
-(kernel-test a-link-on-the-way-is-followed-when-no-other-user-made-it
-  (with-home [home]
-    (let [real (doto (io/file home "real") (.mkdir))
-          sticky (doto (io/file home "sticky") (.mkdir))]
-      (fixture/run ["chmod" "1777" (str sticky)])
-      (link (io/file home "mine") real)
-      (is (= (path (io/file real "own" "nrepl.sock")) (socket-dir/in-private-directory (str home "/mine/own/nrepl.sock") true)))
-      (own (link (io/file sticky "theirs") real))
-      (is (= [:permission (str "~/sticky/theirs belongs to another user (65534), who could put something else in the place of "
-                               "~/sticky/theirs/own: choose another place")]
-             (refusal home (str sticky "/theirs/own/nrepl.sock"))))
-      (testing "also where a link of this user's leads through another's"
-        (link (io/file home "through") (io/file sticky "theirs"))
-        (is (= :permission (first (refusal home (str home "/through/own/nrepl.sock"))))))
-      (testing "relative ones, and those that lead upwards"
-        (Files/createSymbolicLink (path (io/file real "up")) (socket-dir/path-of "../mine/../real/.") (make-array FileAttribute 0))
-        (is (= (path (io/file real "own" "nrepl.sock")) (socket-dir/in-private-directory (str home "/mine/up/own/nrepl.sock") true))))
-      (testing "not those that go round"
-        (link (io/file home "a") (io/file home "b"))
-        (link (io/file home "b") (io/file home "a"))
-        (is (= [:invalid-value "Too many symbolic links on the way to ~/a/own"]
-               (refusal home (str home "/a/own/nrepl.sock"))))))))
+(kernel-test own-link-in-path
+  (testing "follows a link in the path unless another user created it"
+    (with-home [home]
+      (let [real (doto (io/file home "real") (.mkdir))
+            sticky (doto (io/file home "sticky") (.mkdir))]
+        (fixture/run ["chmod" "1777" (str sticky)])
+        (link (io/file home "mine") real)
+        (is (= (path (io/file real "own" "nrepl.sock")) (socket-dir/in-private-directory (str home "/mine/own/nrepl.sock") true)))
+        (own (link (io/file sticky "theirs") real))
+        (is (= [:permission (str "~/sticky/theirs belongs to another user (65534), who could put something else in the place of "
+                                 "~/sticky/theirs/own: choose another place")]
+               (refusal home (str sticky "/theirs/own/nrepl.sock"))))
+        (testing "also where a link of this user's leads through another's"
+          (link (io/file home "through") (io/file sticky "theirs"))
+          (is (= :permission (first (refusal home (str home "/through/own/nrepl.sock"))))))
+        (testing "relative ones, and those that lead upwards"
+          (Files/createSymbolicLink (path (io/file real "up")) (socket-dir/path-of "../mine/../real/.") (make-array FileAttribute 0))
+          (is (= (path (io/file real "own" "nrepl.sock")) (socket-dir/in-private-directory (str home "/mine/up/own/nrepl.sock") true))))
+        (testing "not those that go round"
+          (link (io/file home "a") (io/file home "b"))
+          (link (io/file home "b") (io/file home "a"))
+          (is (= [:invalid-value "Too many symbolic links on the way to ~/a/own"]
+                 (refusal home (str home "/a/own/nrepl.sock")))))))))
 
-(deftest a-file-in-the-place-of-the-directory-is-refused
-  (with-home [home]
-    (spit (io/file home "file") "x")
-    (is (= [:permission "~/file is no directory: the socket needs a directory of its own"]
-           (refusal home (str home "/file/nrepl.sock"))))
-    (is (= [:not-found "~/file is no directory"] (refusal home (str home "/file/own/nrepl.sock"))))))
+(deftest file-not-directory
+  (testing "rejects a file in place of the directory"
+    (with-home [home]
+      (spit (io/file home "file") "x")
+      (is (= [:permission "~/file is no directory: the socket needs a directory of its own"]
+             (refusal home (str home "/file/nrepl.sock"))))
+      (is (= [:not-found "~/file is no directory"] (refusal home (str home "/file/own/nrepl.sock")))))))
 
-(deftest what-no-socket-can-have-is-no-place
-  (with-home [home]
-    (doseq [bad ["nrepl.sock" "" "/" "/nrepl.sock" (str home "/../x/nrepl.sock") (str home "/x/..") (str home "/x\u0000/y")]]
-      (is (= :invalid-value (first (refusal home bad))) bad))
-    (is (re-find #"^The path of the socket is longer than 107 bytes: "
-                 (second (refusal home (str home "/" (apply str (repeat 60 "ü")) "/s")))))
-    (is (= [:not-found "There is no directory ~/a"] (refusal home (str home "/a/b/c/nrepl.sock"))))))
+(deftest impossible-socket-paths
+  (testing "rejects a path that a socket cannot have"
+    (with-home [home]
+      (doseq [bad ["nrepl.sock" "" "/" "/nrepl.sock" (str home "/../x/nrepl.sock") (str home "/x/..") (str home "/x\u0000/y")]]
+        (is (= :invalid-value (first (refusal home bad))) bad))
+      (is (re-find #"^The path of the socket is longer than 107 bytes: "
+                   (second (refusal home (str home "/" (apply str (repeat 60 "ü")) "/s")))))
+      (is (= [:not-found "There is no directory ~/a"] (refusal home (str home "/a/b/c/nrepl.sock")))))))
 
 ;; --- the name
 
@@ -152,71 +161,77 @@
   (doto (ServerSocketChannel/open StandardProtocolFamily/UNIX)
     (.bind (UnixDomainSocketAddress/of ^Path socket))))
 
-(deftest a-name-is-one-server's-at-a-time
-  (with-home [home]
-    (let [socket (socket-in home)
-          claim (socket-dir/claim socket)]
-      (is (= [:exists (str "An nREPL server has " socket ": connect to it, end it, or choose another --socket")]
-             ((juxt :bpfmap/error :message) (error-of (socket-dir/claim socket)))))
-      (socket-dir/release claim)
-      (socket-dir/release (socket-dir/claim socket)))))
+(deftest name-claimed-once
+  (testing "only one server can claim a socket"
+    (with-home [home]
+      (let [socket (socket-in home)
+            claim (socket-dir/claim socket)]
+        (is (= [:exists (str "An nREPL server has " socket ": connect to it, end it, or choose another --socket")]
+               ((juxt :bpfmap/error :message) (error-of (socket-dir/claim socket)))))
+        (socket-dir/release claim)
+        (socket-dir/release (socket-dir/claim socket))))))
 
-(deftest of-many-that-claim-a-name-one-gets-it
-  (with-home [home]
-    (let [socket (socket-in home)]
-      (with-open [dead (bound socket)]
-        (.close dead)
-        (is (Files/exists socket no-links) "left by one that is gone")
-        (let [claims (fixture/in-threads 8 (fn [_] (try (socket-dir/claim socket) (catch clojure.lang.ExceptionInfo _ nil))))]
-          (is (= 1 (count (remove nil? claims))))
-          (is (not (Files/exists socket no-links)))
-          (run! socket-dir/release (remove nil? claims)))))))
+(deftest concurrent-claims
+  (testing "only one of several concurrent claims succeeds"
+    (with-home [home]
+      (let [socket (socket-in home)]
+        (with-open [dead (bound socket)]
+          (.close dead)
+          (is (Files/exists socket no-links) "left by one that is gone")
+          (let [claims (fixture/in-threads 8 (fn [_] (try (socket-dir/claim socket) (catch clojure.lang.ExceptionInfo _ nil))))]
+            (is (= 1 (count (remove nil? claims))))
+            (is (not (Files/exists socket no-links)))
+            (run! socket-dir/release (remove nil? claims))))))))
 
-(deftest a-socket-that-answers-is-not-taken
-  (with-home [home]
-    (let [socket (socket-in home)]
-      (with-open [_ ^Closeable (bound socket)]
+(deftest live-socket-not-taken
+  (testing "does not take a socket that answers"
+    (with-home [home]
+      (let [socket (socket-in home)]
+        (with-open [_ ^Closeable (bound socket)]
+          (is (= :exists (:bpfmap/error (error-of (socket-dir/claim socket)))))
+          (is (socket-dir/answers? socket)))
+        (is (not (socket-dir/answers? socket)))))))
+
+(deftest regular-file-not-removed
+  (testing "does not remove a file that is not a socket"
+    (with-home [home]
+      (let [socket (socket-in home)]
+        (spit (str socket) "mine")
+        (is (= (str socket " is there already, and is no socket: remove it, or choose another --socket")
+               (:message (error-of (socket-dir/claim socket)))))
+        (is (= "mine" (slurp (str socket))))
+        (Files/delete socket)
+        (link socket (io/file home "elsewhere"))
         (is (= :exists (:bpfmap/error (error-of (socket-dir/claim socket)))))
-        (is (socket-dir/answers? socket)))
-      (is (not (socket-dir/answers? socket))))))
+        (is (Files/isSymbolicLink socket))))))
 
-(deftest what-is-no-socket-is-not-removed
-  (with-home [home]
-    (let [socket (socket-in home)]
-      (spit (str socket) "mine")
-      (is (= (str socket " is there already, and is no socket: remove it, or choose another --socket")
-             (:message (error-of (socket-dir/claim socket)))))
-      (is (= "mine" (slurp (str socket))))
-      (Files/delete socket)
-      (link socket (io/file home "elsewhere"))
-      (is (= :exists (:bpfmap/error (error-of (socket-dir/claim socket)))))
-      (is (Files/isSymbolicLink socket)))))
+(deftest lock-link-not-followed
+  (testing "does not follow a symbolic link in place of the lock"
+    (with-home [home]
+      (let [socket (socket-in home)]
+        (link (str socket ".lock") (io/file home "elsewhere"))
+        (is (= :permission (:bpfmap/error (error-of (socket-dir/claim socket)))))
+        (is (not (.exists (io/file home "elsewhere"))))))))
 
-(deftest a-lock-that-is-a-link-is-not-followed
-  (with-home [home]
-    (let [socket (socket-in home)]
-      (link (str socket ".lock") (io/file home "elsewhere"))
-      (is (= :permission (:bpfmap/error (error-of (socket-dir/claim socket)))))
-      (is (not (.exists (io/file home "elsewhere")))))))
-
-(deftest a-socket-is-removed-unless-it-is-another-by-now
-  (with-home [home]
-    (let [socket (socket-in home)
-          claim (socket-dir/claim socket)]
-      (with-open [_ ^Closeable (bound socket)]
-        (let [marked (socket-dir/mark claim)]
-          (is (= "rw-------" (mode (str socket))))
-          (Files/move socket (.resolveSibling socket "moved") (make-array java.nio.file.CopyOption 0))
-          (with-open [_ ^Closeable (bound socket)]
+(deftest replaced-socket
+  (testing "removes its socket unless another replaced it"
+    (with-home [home]
+      (let [socket (socket-in home)
+            claim (socket-dir/claim socket)]
+        (with-open [_ ^Closeable (bound socket)]
+          (let [marked (socket-dir/mark claim)]
+            (is (= "rw-------" (mode (str socket))))
+            (Files/move socket (.resolveSibling socket "moved") (make-array java.nio.file.CopyOption 0))
+            (with-open [_ ^Closeable (bound socket)]
+              (socket-dir/release marked)
+              (is (socket-dir/answers? socket) "what somebody bound there meanwhile stays")))))
+      (let [socket (.resolveSibling (socket-in home) "second")
+            claim (socket-dir/claim socket)]
+        (with-open [_ ^Closeable (bound socket)]
+          (let [marked (socket-dir/mark claim)]
             (socket-dir/release marked)
-            (is (socket-dir/answers? socket) "what somebody bound there meanwhile stays")))))
-    (let [socket (.resolveSibling (socket-in home) "second")
-          claim (socket-dir/claim socket)]
-      (with-open [_ ^Closeable (bound socket)]
-        (let [marked (socket-dir/mark claim)]
-          (socket-dir/release marked)
-          (is (not (Files/exists socket no-links)))
-          (socket-dir/release marked))))))
+            (is (not (Files/exists socket no-links)))
+            (socket-dir/release marked)))))))
 
 (deftest a-place-is-bytes-whatever-its-text
   (with-home [home]

@@ -5,7 +5,7 @@
             [bpfmap.pod-client :as client]
             [bpfmap.pod.bencode :as bencode]
             [clojure.java.io :as io]
-            [clojure.test :refer [deftest is]]
+            [clojure.test :refer [deftest is testing]]
             [clojure.test.check :as check]
             [clojure.test.check.clojure-test :refer [defspec]]
             [clojure.test.check.generators :as gen]
@@ -38,17 +38,17 @@
 (defn- in ^PushbackInputStream [^bytes bytes]
   (PushbackInputStream. (ByteArrayInputStream. bytes)))
 
-(defspec what-is-written-is-read {:num-tests 100 :max-size 40}
+(defspec written-message-round-trip {:num-tests 100 :max-size 40}
   (for-all [message message]
     (and (= message (bencode/read-message (in (written message))))
          (= message (client/decode (in (written message)))))))
 
-(defspec what-another-writes-is-read {:num-tests 50 :max-size 20}
+(defspec messages-of-other-encoder {:num-tests 50 :max-size 20}
   (for-all [messages (gen/vector message)]
     (let [stream (in (.getBytes ^String (apply str (map client/encode messages)) "ISO-8859-1"))]
       (= (conj messages nil) (vec (repeatedly (inc (count messages)) #(bencode/read-message stream)))))))
 
-(defspec anything-is-read-or-refused {:num-tests 300 :max-size 40}
+(defspec any-bytes-or-error {:num-tests 300 :max-size 40}
   (for-all [bytes (gen/fmap (fn [[text at b]]
                               (let [bytes (.getBytes ^String text "ISO-8859-1")]
                                 (doto bytes (aset (int (mod at (alength bytes))) (unchecked-byte b)))))
@@ -58,23 +58,25 @@
       (catch clojure.lang.ExceptionInfo e
         (= :invalid-message (:bpfmap/error (ex-data e)))))))
 
-(deftest it-is-nREPL's-bencode
-  (if-not (io/resource "nrepl/bencode.clj")
-    (fixture/skip! "nREPL is not on the class path")
-    (let [write (requiring-resolve 'nrepl.bencode/write-bencode)
-          read (requiring-resolve 'nrepl.bencode/read-bencode)
-          texts (fn [x] (walk/postwalk #(if (bytes? %) (String. ^bytes % "UTF-8") %) x))
-          as-theirs (fn [message]
-                      (let [out (ByteArrayOutputStream.)]
-                        (write out message)
-                        (.toByteArray out)))]
-      (is (:pass? (check/quick-check
-                   100 (for-all [message plain-message]
-                         (and (= (seq (as-theirs message)) (seq (written message)))
-                              (= message (texts (read (in (written message)))))
-                              (= message (bencode/read-message (in (as-theirs message))))))
-                   :max-size 40))))))
+(deftest same-as-nrepl-bencode
+  (testing "agrees with the bencode of nREPL"
+    (if-not (io/resource "nrepl/bencode.clj")
+      (fixture/skip! "nREPL is not on the class path")
+      (let [write (requiring-resolve 'nrepl.bencode/write-bencode)
+            read (requiring-resolve 'nrepl.bencode/read-bencode)
+            texts (fn [x] (walk/postwalk #(if (bytes? %) (String. ^bytes % "UTF-8") %) x))
+            as-theirs (fn [message]
+                        (let [out (ByteArrayOutputStream.)]
+                          (write out message)
+                          (.toByteArray out)))]
+        (is (:pass? (check/quick-check
+                     100 (for-all [message plain-message]
+                           (and (= (seq (as-theirs message)) (seq (written message)))
+                                (= message (texts (read (in (written message)))))
+                                (= message (bencode/read-message (in (as-theirs message))))))
+                     :max-size 40)))))))
 
-(deftest what-bencode-lacks-is-not-written
-  (is (= "Nothing that bencode has: 1.5" (:message (error-of (written {"a" 1.5})))))
-  (is (= "Nothing that bencode has: nil" (:message (error-of (written {"a" [nil]}))))))
+(deftest unsupported-values
+  (testing "rejects values that bencode lacks"
+    (is (= "Nothing that bencode has: 1.5" (:message (error-of (written {"a" 1.5})))))
+    (is (= "Nothing that bencode has: nil" (:message (error-of (written {"a" [nil]})))))))

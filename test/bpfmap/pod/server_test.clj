@@ -64,117 +64,126 @@
 
 ;; --- what is offered
 
-(deftest every-function-of-the-api-is-offered-or-left-out-for-a-reason
-  (doseq [{:keys [name of]} vars/namespaces]
-    (with-pod [c]
-      (let [offered (set (for [ns (get-in c [:description "namespaces"]) :when (= (str name) (ns "name"))
-                               v (ns "vars")]
-                           (symbol (v "name"))))]
-        (doseq [sym (keys (ns-publics of)) :when (not (re-find #"^(->|map->)[A-Z]" (str sym)))]
-          (is (or (offered sym) (get-in vars/left-out [of sym])) (str of "/" sym " is neither offered nor left out"))
-          (is (not (and (offered sym) (get-in vars/left-out [of sym]))) (str of "/" sym " is both")))))))
+(deftest offered-functions
+  (testing "offers every function of the API or omits it for a reason"
+    (doseq [{:keys [name of]} vars/namespaces]
+      (with-pod [c]
+        (let [offered (set (for [ns (get-in c [:description "namespaces"]) :when (= (str name) (ns "name"))
+                                 v (ns "vars")]
+                             (symbol (v "name"))))]
+          (doseq [sym (keys (ns-publics of)) :when (not (re-find #"^(->|map->)[A-Z]" (str sym)))]
+            (is (or (offered sym) (get-in vars/left-out [of sym])) (str of "/" sym " is neither offered nor left out"))
+            (is (not (and (offered sym) (get-in vars/left-out [of sym]))) (str of "/" sym " is both"))))))))
 
-(deftest it-describes-itself
-  (with-pod [c]
-    (let [{:strs [format ops readers namespaces]} (:description c)
-          var-named (fn [name] (some #(when (= name (% "name")) %) (get-in namespaces [0 "vars"])))]
-      (is (= "edn" format))
-      (is (= {"shutdown" {}} ops))
-      (is (= "pod.bpfmap.core" (get-in namespaces [0 "name"])) "the pod's name for babashka.pods/invoke")
-      (is (= #{"bpfmap/bytes" "bpfmap/map" "bpfmap/program" "bpfmap/attachment" "bpfmap/watch"} (set (keys readers))))
-      (let [{:keys [doc arglists]} (edn/read-string ((var-named "lookup") "meta"))]
-        (is (= (:doc (meta #'bpf/lookup)) doc))
-        (is (= (:arglists (meta #'bpf/lookup)) arglists)))
-      (is (= "true" ((var-named "watch-events") "async")))
-      (is (str/includes? ((var-named "with-open") "code") "(defmacro with-open"))
-      (doseq [ns namespaces, {:strs [name meta code]} (ns "vars")]
-        (is (or code (:doc (edn/read-string meta))) (str name " has no docstring"))))))
+(deftest describe-response
+  (testing "describe returns the namespaces and operations"
+    (with-pod [c]
+      (let [{:strs [format ops readers namespaces]} (:description c)
+            var-named (fn [name] (some #(when (= name (% "name")) %) (get-in namespaces [0 "vars"])))]
+        (is (= "edn" format))
+        (is (= {"shutdown" {}} ops))
+        (is (= "pod.bpfmap.core" (get-in namespaces [0 "name"])) "the pod's name for babashka.pods/invoke")
+        (is (= #{"bpfmap/bytes" "bpfmap/map" "bpfmap/program" "bpfmap/attachment" "bpfmap/watch"} (set (keys readers))))
+        (let [{:keys [doc arglists]} (edn/read-string ((var-named "lookup") "meta"))]
+          (is (= (:doc (meta #'bpf/lookup)) doc))
+          (is (= (:arglists (meta #'bpf/lookup)) arglists)))
+        (is (= "true" ((var-named "watch-events") "async")))
+        (is (str/includes? ((var-named "with-open") "code") "(defmacro with-open"))
+        (doseq [ns namespaces, {:strs [name meta code]} (ns "vars")]
+          (is (or code (:doc (edn/read-string meta))) (str name " has no docstring")))))))
 
 ;; --- scripts
 
-(kernel-test a-script-works-as-it-would-here
-  (with-pod [c]
-    (is (= [[42 nil :none true] [{7 42} 1] [true false] 42 {8 1}]
-           (script c
-             (list 'bpf/with-open ['m (list 'bpf/create small)]
-                   '(bpf/put! m 7 42)
-                   '[[(bpf/lookup m 7) (bpf/lookup m 8) (bpf/lookup m 8 :none) (bpf/has-key? m 7)]
-                     [(bpf/snapshot m) (bpf/count-entries m)]
-                     [(bpf/insert! m 8 1) (bpf/replace! m 9 1)]
-                     (bpf/take! m 7)
-                     (into {} (bpf/entries m))]))))))
+(kernel-test script-runs-as-locally
+  (testing "a script returns the same as in this process"
+    (with-pod [c]
+      (is (= [[42 nil :none true] [{7 42} 1] [true false] 42 {8 1}]
+             (script c
+               (list 'bpf/with-open ['m (list 'bpf/create small)]
+                     '(bpf/put! m 7 42)
+                     '[[(bpf/lookup m 7) (bpf/lookup m 8) (bpf/lookup m 8 :none) (bpf/has-key? m 7)]
+                       [(bpf/snapshot m) (bpf/count-entries m)]
+                       [(bpf/insert! m 8 1) (bpf/replace! m 9 1)]
+                       (bpf/take! m 7)
+                       (into {} (bpf/entries m))])))))))
 
-(kernel-test with-open-closes-what-it-opened-the-last-one-first
-  (with-pod [c]
-    (let [[outer inner thrown] (script c
-                                 '(def opened (atom []))
-                                 '(def thrown
-                                    (try
-                                      (bpf/with-open [a (bpf/create {:type :array :key :u32 :value :u32 :max-entries 1})
-                                                      b (bpf/clone a)]
-                                        (reset! opened [a b])
-                                        (bpf/put! b 7 7)) ; the array has no seventh element
-                                      (catch Exception e (:bpfmap/error (ex-data e)))))
-                                 '[(try (bpf/info (@opened 0)) (catch Exception e (:bpfmap/error (ex-data e))))
-                                   (try (bpf/info (@opened 1)) (catch Exception e (:bpfmap/error (ex-data e))))
-                                   thrown])]
-      (is (= [:closed :closed :out-of-range] [outer inner thrown])))
-    (is (= "with-open takes a vector of names and expressions"
-           (:message (error-of (script c '(try (macroexpand '(bpf/with-open [a] 1))
-                                               (catch Exception e (throw (or (ex-cause e) e)))))))))))
+(kernel-test with-open-order
+  (testing "with-open closes in reverse order"
+    (with-pod [c]
+      (let [[outer inner thrown] (script c
+                                   '(def opened (atom []))
+                                   '(def thrown
+                                      (try
+                                        (bpf/with-open [a (bpf/create {:type :array :key :u32 :value :u32 :max-entries 1})
+                                                        b (bpf/clone a)]
+                                          (reset! opened [a b])
+                                          (bpf/put! b 7 7)) ; the array has no seventh element
+                                        (catch Exception e (:bpfmap/error (ex-data e)))))
+                                   '[(try (bpf/info (@opened 0)) (catch Exception e (:bpfmap/error (ex-data e))))
+                                     (try (bpf/info (@opened 1)) (catch Exception e (:bpfmap/error (ex-data e))))
+                                     thrown])]
+        (is (= [:closed :closed :out-of-range] [outer inner thrown])))
+      (is (= "with-open takes a vector of names and expressions"
+             (:message (error-of (script c '(try (macroexpand '(bpf/with-open [a] 1))
+                                                 (catch Exception e (throw (or (ex-cause e) e))))))))))))
 
-(kernel-test what-is-open-goes-in-as-its-handle-wherever-it-stands
-  (with-pod [c]
-    (is (= [0 7 :raw-tracepoint "sys_enter" 1]
-           (script c
-             '(bpf/with-open [inner (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1 :contents {0 7}})
-                              p (prog/load {:type :raw-tracepoint :insns [[:lddw :r1 inner] [:mov64 :r0 0] [:exit]]})
-                              outer (bpf/create {:type :array-of-maps :key :u32 :max-entries 2 :contents {0 inner}
-                                                 :inner-map {:type :array :key :u32 :value :u64 :max-entries 1}})
-                              again (bpf/open (bpf/lookup outer 0) {:key :u32 :value :u64})
-                              a (prog/attach-raw-tracepoint p "sys_enter")]
-                [(:return (prog/test-run p)) (bpf/lookup again 0) (:type (prog/info p)) (:tracepoint (prog/info a))
-                 (count (host/programs-using inner))]))))))
+(kernel-test nested-handles
+  (testing "a handle can stand anywhere in the arguments"
+    (with-pod [c]
+      (is (= [0 7 :raw-tracepoint "sys_enter" 1]
+             (script c
+               '(bpf/with-open [inner (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1 :contents {0 7}})
+                                p (prog/load {:type :raw-tracepoint :insns [[:lddw :r1 inner] [:mov64 :r0 0] [:exit]]})
+                                outer (bpf/create {:type :array-of-maps :key :u32 :max-entries 2 :contents {0 inner}
+                                                   :inner-map {:type :array :key :u32 :value :u64 :max-entries 1}})
+                                again (bpf/open (bpf/lookup outer 0) {:key :u32 :value :u64})
+                                a (prog/attach-raw-tracepoint p "sys_enter")]
+                  [(:return (prog/test-run p)) (bpf/lookup again 0) (:type (prog/info p)) (:tracepoint (prog/info a))
+                   (count (host/programs-using inner))])))))))
 
-(kernel-test a-function-that-returns-its-map-returns-its-handle
-  (with-pod [c]
-    (is (= [true true]
-           (script c
-             (list 'def 'm (list 'bpf/create small))
-             '[(= m (bpf/put! m 1 1) (bpf/freeze! m)) (bpf/bpf-map? m)])))))
+(kernel-test returned-handles
+  (testing "a function that returns its map returns its handle"
+    (with-pod [c]
+      (is (= [true true]
+             (script c
+               (list 'def 'm (list 'bpf/create small))
+               '[(= m (bpf/put! m 1 1) (bpf/freeze! m)) (bpf/bpf-map? m)]))))))
 
 ;; --- what goes in and comes out
 
-(kernel-test a-value-comes-out-as-the-one-that-went-in
-  (let [value {:a 18446744073709551615N :c \space :d ##Inf :e "ü \"\\\n€" :f "10.0.0.1" :g :on :h (bpf/->bytes "00 ff 7f")}
-        spec {:type :array :key :u32 :max-entries 2
-              :value [:struct [:a :u64] [:c :char] [:d :f64] [:e [:string 16]] [:f :ipv4] [:g [:enum :u32 {:on 1}]]
-                      [:h [:bytes 3]]]}]
+(kernel-test typed-value-round-trip
+  (testing "a value reads back as it was written"
+    (let [value {:a 18446744073709551615N :c \space :d ##Inf :e "ü \"\\\n€" :f "10.0.0.1" :g :on :h (bpf/->bytes "00 ff 7f")}
+          spec {:type :array :key :u32 :max-entries 2
+                :value [:struct [:a :u64] [:c :char] [:d :f64] [:e [:string 16]] [:f :ipv4] [:g [:enum :u32 {:on 1}]]
+                        [:h [:bytes 3]]]}]
+      (with-pod [c]
+        (let [m (client/invoke c 'pod.bpfmap.core/create [spec] {})]
+          (client/invoke c 'pod.bpfmap.core/put! [m 0 value] {})
+          (is (= (assoc value :h (tagged-literal 'bpfmap/bytes "00 ff 7f"))
+                 (client/invoke c 'pod.bpfmap.core/lookup [m 0] {}))))))))
+
+(kernel-test untyped-bytes
+  (testing "untyped bytes are tagged and can be written again"
     (with-pod [c]
-      (let [m (client/invoke c 'pod.bpfmap.core/create [spec] {})]
-        (client/invoke c 'pod.bpfmap.core/put! [m 0 value] {})
-        (is (= (assoc value :h (tagged-literal 'bpfmap/bytes "00 ff 7f"))
-               (client/invoke c 'pod.bpfmap.core/lookup [m 0] {})))))))
-
-(kernel-test bytes-without-a-type-are-tagged-and-go-in-again
-  (with-pod [c]
-    (is (= [[255 0] {[255 0] [1]}]
-           (script c
-             '(bpf/with-open [m (bpf/create {:type :hash :key-size 2 :value-size 1 :max-entries 4})]
-                (bpf/put! m (bpf/->bytes "ff00") (bpf/->bytes [1]))
-                [(bpf/byte-seq (bpf/next-key m))
-                 (into {} (for [[k v] (bpf/snapshot m)]
-                            (do (bpf/put! m k v)
-                                [(bpf/byte-seq k) (bpf/byte-seq v)])))]))))))
-
-(kernel-test a-hundred-thousand-entries-go-both-ways
-  (with-pod [c]
-    (let [n 100000]
-      (is (= [n (* n (dec n))]
+      (is (= [[255 0] {[255 0] [1]}]
              (script c
-               (list 'bpf/with-open ['m (list 'bpf/create (assoc small :max-entries n))]
-                     (list 'let ['written (list 'bpf/put-all! 'm (list 'zipmap (list 'range n) (list 'range 0 (* 2 n) 2)))]
-                           '[written (reduce + (vals (bpf/snapshot m)))]))))))))
+               '(bpf/with-open [m (bpf/create {:type :hash :key-size 2 :value-size 1 :max-entries 4})]
+                  (bpf/put! m (bpf/->bytes "ff00") (bpf/->bytes [1]))
+                  [(bpf/byte-seq (bpf/next-key m))
+                   (into {} (for [[k v] (bpf/snapshot m)]
+                              (do (bpf/put! m k v)
+                                  [(bpf/byte-seq k) (bpf/byte-seq v)])))])))))))
+
+(kernel-test many-entries-both-ways
+  (testing "transfers a hundred thousand entries both ways"
+    (with-pod [c]
+      (let [n 100000]
+        (is (= [n (* n (dec n))]
+               (script c
+                 (list 'bpf/with-open ['m (list 'bpf/create (assoc small :max-entries n))]
+                       (list 'let ['written (list 'bpf/put-all! 'm (list 'zipmap (list 'range n) (list 'range 0 (* 2 n) 2)))]
+                             '[written (reduce + (vals (bpf/snapshot m)))])))))))))
 
 ;; --- errors
 
@@ -183,43 +192,45 @@
   [c form]
   (script c (list 'try form '(catch Exception e [(ex-message e) (ex-data e)]))))
 
-(kernel-test an-error-is-the-one-that-is-thrown-here
-  (with-open [m ^java.io.Closeable (bpf/create small)]
-    (with-pod [c]
-      (let [here (error-of (bpf/put! m 7 -1))
-            there (failing c (list 'bpf/with-open ['m (list 'bpf/open (:id (bpf/info m)))] '(bpf/put! m 7 -1)))]
-        (is (= [(:message here) (dissoc here :message :class)] there))
-        (is (= :invalid-value (:bpfmap/error (second there))))))))
+(kernel-test same-error-as-locally
+  (testing "an error equals the one thrown in this process"
+    (with-open [m ^java.io.Closeable (bpf/create small)]
+      (with-pod [c]
+        (let [here (error-of (bpf/put! m 7 -1))
+              there (failing c (list 'bpf/with-open ['m (list 'bpf/open (:id (bpf/info m)))] '(bpf/put! m 7 -1)))]
+          (is (= [(:message here) (dissoc here :message :class)] there))
+          (is (= :invalid-value (:bpfmap/error (second there)))))))))
 
-(kernel-test a-handle-that-stands-for-nothing-says-why
-  (with-pod [c]
-    (let [m (client/invoke c 'pod.bpfmap.core/create [small] {})
-          handle (fn [changed] (pr-str [(tagged-literal 'bpfmap/map (merge (:form m) changed)) 0]))
-          lookup (fn [args] (error-of (client/invoke-text c 'pod.bpfmap.core/lookup args)))]
-      (testing "a number that was not given out"
-        (is (= {:message (str "No open map has the handle 77: it is not of this pod; "
-                              "a handle is what create, open or load returned, as long as the pod runs")
-                :bpfmap/error :not-found}
-               (select-keys (lookup (handle {:handle 77})) [:message :bpfmap/error]))))
-      (testing "another pod's, which has the same number and stands for another map"
-        (is (= :not-found (:bpfmap/error (lookup (handle {:id 1}))))))
-      (testing "no handle"
-        (is (= "Not a handle: #bpfmap/map {:handle \"1\"}: its :handle is a number"
-               (:message (lookup "[#bpfmap/map {:handle \"1\"} 0]"))))
-        (is (= :invalid-value (:bpfmap/error (lookup "[#bpfmap/map 1 0]")))))
-      (testing "another kind of thing"
-        (is (= :not-found (:bpfmap/error (lookup (pr-str [(tagged-literal 'bpfmap/program (:form m)) 0])))))
-        (is (= "Not an open map: {:name \"pod_small\"}: it takes what create, open or clone returned"
-               (:message (lookup "[{:name \"pod_small\"} 0]"))))
-        (is (= "Not a handle: 1: close takes what create, open, load or watch returned"
-               (:message (error-of (client/invoke c 'pod.bpfmap.core/close [1] {}))))))
-      (testing "a closed one"
-        (is (nil? (client/invoke c 'pod.bpfmap.core/close [m] {})))
-        (is (= {:message (str "The map of handle " (:handle (:form m)) " is closed")
-                :bpfmap/error :closed
-                :bpfmap/map (dissoc (:form m) :handle)}
-               (dissoc (lookup (handle {})) :class)))
-        (is (nil? (client/invoke c 'pod.bpfmap.core/close [m] {})) "closing twice is fine")))))
+(kernel-test handle-of-nothing
+  (testing "an invalid handle reports the reason"
+    (with-pod [c]
+      (let [m (client/invoke c 'pod.bpfmap.core/create [small] {})
+            handle (fn [changed] (pr-str [(tagged-literal 'bpfmap/map (merge (:form m) changed)) 0]))
+            lookup (fn [args] (error-of (client/invoke-text c 'pod.bpfmap.core/lookup args)))]
+        (testing "a number that was not given out"
+          (is (= {:message (str "No open map has the handle 77: it is not of this pod; "
+                                "a handle is what create, open or load returned, as long as the pod runs")
+                  :bpfmap/error :not-found}
+                 (select-keys (lookup (handle {:handle 77})) [:message :bpfmap/error]))))
+        (testing "another pod's, which has the same number and stands for another map"
+          (is (= :not-found (:bpfmap/error (lookup (handle {:id 1}))))))
+        (testing "no handle"
+          (is (= "Not a handle: #bpfmap/map {:handle \"1\"}: its :handle is a number"
+                 (:message (lookup "[#bpfmap/map {:handle \"1\"} 0]"))))
+          (is (= :invalid-value (:bpfmap/error (lookup "[#bpfmap/map 1 0]")))))
+        (testing "another kind of thing"
+          (is (= :not-found (:bpfmap/error (lookup (pr-str [(tagged-literal 'bpfmap/program (:form m)) 0])))))
+          (is (= "Not an open map: {:name \"pod_small\"}: it takes what create, open or clone returned"
+                 (:message (lookup "[{:name \"pod_small\"} 0]"))))
+          (is (= "Not a handle: 1: close takes what create, open, load or watch returned"
+                 (:message (error-of (client/invoke c 'pod.bpfmap.core/close [1] {}))))))
+        (testing "a closed one"
+          (is (nil? (client/invoke c 'pod.bpfmap.core/close [m] {})))
+          (is (= {:message (str "The map of handle " (:handle (:form m)) " is closed")
+                  :bpfmap/error :closed
+                  :bpfmap/map (dissoc (:form m) :handle)}
+                 (dissoc (lookup (handle {})) :class)))
+          (is (nil? (client/invoke c 'pod.bpfmap.core/close [m] {})) "closing twice is fine"))))))
 
 (def ^:private bad-arguments
   "Text of arguments, and how the error begins."
@@ -237,36 +248,39 @@
    [(apply str (repeat 30000 "#a ")) "The arguments are not EDN that the pod takes: tags or metadata nested too deep"]
    ["[] []" "The arguments are not EDN that the pod takes: there is more than one form"]])
 
-(deftest arguments-that-are-none-are-answered
-  (with-pod [c]
-    (doseq [[text begins] bad-arguments
-            :let [{:keys [message] :as e} (error-of (client/invoke-text c 'pod.bpfmap.type/size text))]]
-      (is (= :invalid-value (:bpfmap/error e)) (subs text 0 (min 20 (count text))))
-      (is (str/starts-with? (str message) begins)))
-    (is (= 4 (client/invoke-text c 'pod.bpfmap.type/size "[:u32]")) "and the pod goes on")
-    (is (seq (client/invoke-text c 'pod.bpfmap.feature/possible-cpus "nil"))
-        "a client that has no arguments, as Babashka, sends nil")))
+(deftest unreadable-arguments
+  (testing "reports arguments that cannot be read"
+    (with-pod [c]
+      (doseq [[text begins] bad-arguments
+              :let [{:keys [message] :as e} (error-of (client/invoke-text c 'pod.bpfmap.type/size text))]]
+        (is (= :invalid-value (:bpfmap/error e)) (subs text 0 (min 20 (count text))))
+        (is (str/starts-with? (str message) begins)))
+      (is (= 4 (client/invoke-text c 'pod.bpfmap.type/size "[:u32]")) "and the pod goes on")
+      (is (seq (client/invoke-text c 'pod.bpfmap.feature/possible-cpus "nil"))
+          "a client that has no arguments, as Babashka, sends nil"))))
 
-(deftest a-call-of-what-there-is-not-is-answered
-  (with-pod [c]
-    (is (= "Wrong number of args (0) passed to: bpfmap.type/size"
-           (:message (error-of (client/invoke-text c 'pod.bpfmap.type/size "[]")))))
-    (is (= {:bpfmap/error :not-found :message "The pod has no var pod.bpfmap.core/eval: describe lists what it has"}
-           (select-keys (error-of (client/invoke-text c 'pod.bpfmap.core/eval "[1]")) [:bpfmap/error :message])))
-    (is (= :not-found (:bpfmap/error (error-of (client/invoke-text c 'clojure.core/eval "[1]")))))
-    (is (= :not-found (:bpfmap/error (error-of (client/invoke-text c "" "[1]")))))
-    (is (= "A pod cannot open {:fd 0}: a descriptor's number means nothing in the pod's process"
-           (:message (error-of (client/invoke-text c 'pod.bpfmap.core/open "[{:fd 0}]")))))))
+(deftest unknown-calls
+  (testing "reports a call to an unknown function"
+    (with-pod [c]
+      (is (= "Wrong number of args (0) passed to: bpfmap.type/size"
+             (:message (error-of (client/invoke-text c 'pod.bpfmap.type/size "[]")))))
+      (is (= {:bpfmap/error :not-found :message "The pod has no var pod.bpfmap.core/eval: describe lists what it has"}
+             (select-keys (error-of (client/invoke-text c 'pod.bpfmap.core/eval "[1]")) [:bpfmap/error :message])))
+      (is (= :not-found (:bpfmap/error (error-of (client/invoke-text c 'clojure.core/eval "[1]")))))
+      (is (= :not-found (:bpfmap/error (error-of (client/invoke-text c "" "[1]")))))
+      (is (= "A pod cannot open {:fd 0}: a descriptor's number means nothing in the pod's process"
+             (:message (error-of (client/invoke-text c 'pod.bpfmap.core/open "[{:fd 0}]"))))))))
 
-(deftest messages-that-ask-for-nothing-are-answered
-  (with-pod [c]
-    (let [refused (fn [message] (:message (error-of (client/settled (client/request c message)))))]
-      (is (= "The pod has no op \"eval\": it has \"describe\", \"invoke\" or \"shutdown\"" (refused {"op" "eval"})))
-      (is (= "The pod has no op nil: it has \"describe\", \"invoke\" or \"shutdown\"" (refused {})))
-      (is (= "The pod has no op [\"x\"]: it has \"describe\", \"invoke\" or \"shutdown\"" (refused {"op" ["x"]})))
-      (is (= "An invoke needs \"var\", which is a text" (refused {"op" "invoke" "args" "[]"})))
-      (is (= "An invoke needs \"args\", which is a text" (refused {"op" "invoke" "var" "pod.bpfmap.type/size" "args" 3}))))
-    (is (= "edn" (get (client/settled (client/request c {"op" "describe"})) "format")) "and the pod goes on")))
+(deftest requests-without-meaning
+  (testing "reports messages without a valid request"
+    (with-pod [c]
+      (let [refused (fn [message] (:message (error-of (client/settled (client/request c message)))))]
+        (is (= "The pod has no op \"eval\": it has \"describe\", \"invoke\" or \"shutdown\"" (refused {"op" "eval"})))
+        (is (= "The pod has no op nil: it has \"describe\", \"invoke\" or \"shutdown\"" (refused {})))
+        (is (= "The pod has no op [\"x\"]: it has \"describe\", \"invoke\" or \"shutdown\"" (refused {"op" ["x"]})))
+        (is (= "An invoke needs \"var\", which is a text" (refused {"op" "invoke" "args" "[]"})))
+        (is (= "An invoke needs \"args\", which is a text" (refused {"op" "invoke" "var" "pod.bpfmap.type/size" "args" 3}))))
+      (is (= "edn" (get (client/settled (client/request c {"op" "describe"})) "format")) "and the pod goes on"))))
 
 ;; --- input that is no protocol
 
@@ -305,76 +319,82 @@
    [(str "d2:op" (apply str (repeat 100000 "l")))
     "Not bencode that a pod takes: more than 64 lists or dictionaries within one another"]])
 
-(deftest input-that-is-no-message-ends-the-pod-with-a-line
-  (doseq [[text message] no-messages]
-    (is (= [1 "" (str "bpfmap pod: " message)] (answer-to text)))))
+(deftest garbage-ends-the-pod
+  (testing "input that is not a message ends the pod with one line"
+    (doseq [[text message] no-messages]
+      (is (= [1 "" (str "bpfmap pod: " message)] (answer-to text))))))
 
-(deftest a-request-before-the-input-ends-is-answered
-  (let [[code out err] (answer-to (client/encode {"op" "invoke" "id" "1" "var" "pod.bpfmap.type/size" "args" "[:u32]"}))]
-    (is (= [0 ""] [code err]))
-    (is (= {"id" "1" "status" ["done"] "value" "4"}
-           (client/decode (PushbackInputStream. (ByteArrayInputStream. (.getBytes ^String out))))))))
+(deftest last-request-is-answered
+  (testing "answers a request before the input ends"
+    (let [[code out err] (answer-to (client/encode {"op" "invoke" "id" "1" "var" "pod.bpfmap.type/size" "args" "[:u32]"}))]
+      (is (= [0 ""] [code err]))
+      (is (= {"id" "1" "status" ["done"] "value" "4"}
+             (client/decode (PushbackInputStream. (ByteArrayInputStream. (.getBytes ^String out)))))))))
 
-(deftest output-that-cannot-be-written-ends-the-pod
-  (let [err (StringWriter.)
-        full (proxy [OutputStream] []
-               (write ([_]) ([_ _ _] (throw (java.io.IOException. "No space left on device")))))]
-    (with-open [requests (Channels/newInputStream (.source (Pipe/open)))] ; of which nothing comes, and which does not end
-      (is (= 1 (binding [*err* err]
-                 (server/serve (java.io.SequenceInputStream.
-                             (ByteArrayInputStream. (.getBytes (client/encode {"op" "describe" "id" "1"})))
-                             requests)
-                            full)))))
-    (is (= "bpfmap pod: The output cannot be written: No space left on device\n" (str err)))))
+(deftest unwritable-output
+  (testing "ends if its output cannot be written"
+    (let [err (StringWriter.)
+          full (proxy [OutputStream] []
+                 (write ([_]) ([_ _ _] (throw (java.io.IOException. "No space left on device")))))]
+      (with-open [requests (Channels/newInputStream (.source (Pipe/open)))] ; of which nothing comes, and which does not end
+        (is (= 1 (binding [*err* err]
+                   (server/serve (java.io.SequenceInputStream.
+                               (ByteArrayInputStream. (.getBytes (client/encode {"op" "describe" "id" "1"})))
+                               requests)
+                              full)))))
+      (is (= "bpfmap pod: The output cannot be written: No space left on device\n" (str err))))))
 
 ;; --- what is left open
 
-(kernel-test what-is-open-at-the-end-is-closed
-  (doseq [end [(fn [_]) ; the end of the input
-               (fn [c] (client/send-text c (client/encode {"op" "shutdown" "id" "last"})))]]
-    (let [ids (atom nil)]
-      (with-pod [c]
-        (reset! ids (vec (repeatedly 20 #(:id (:form (client/invoke c 'pod.bpfmap.core/create [small] {}))))))
-        (with-open [m ^java.io.Closeable (bpf/open (first @ids))]
-          (is (= small (select-keys (bpf/info m) (keys small)))))
-        (end c))
-      (doseq [id @ids]
-        (is (= :not-found (:bpfmap/error (error-of (bpf/open id)))))))))
+(kernel-test handles-closed-at-end
+  (testing "closes all handles at the end"
+    (doseq [end [(fn [_]) ; the end of the input
+                 (fn [c] (client/send-text c (client/encode {"op" "shutdown" "id" "last"})))]]
+      (let [ids (atom nil)]
+        (with-pod [c]
+          (reset! ids (vec (repeatedly 20 #(:id (:form (client/invoke c 'pod.bpfmap.core/create [small] {}))))))
+          (with-open [m ^java.io.Closeable (bpf/open (first @ids))]
+            (is (= small (select-keys (bpf/info m) (keys small)))))
+          (end c))
+        (doseq [id @ids]
+          (is (= :not-found (:bpfmap/error (error-of (bpf/open id))))))))))
 
-(kernel-test a-thousand-maps-opened-and-closed-leave-nothing
-  (with-pod [c]
-    (let [m (client/invoke c 'pod.bpfmap.core/create [small] {})
-          before (fixture/settled-descriptors)]
-      (dotimes [_ 1000]
-        (client/invoke c 'pod.bpfmap.core/close [(client/invoke c 'pod.bpfmap.core/clone [m] {})] {}))
-      ;; A class that is loaded meanwhile may open a file of its own.
-      (is (< (fixture/open-descriptors) (+ before 50))))))
+(kernel-test many-opened-maps
+  (testing "a thousand opened and closed maps leave nothing"
+    (with-pod [c]
+      (let [m (client/invoke c 'pod.bpfmap.core/create [small] {})
+            before (fixture/settled-descriptors)]
+        (dotimes [_ 1000]
+          (client/invoke c 'pod.bpfmap.core/close [(client/invoke c 'pod.bpfmap.core/clone [m] {})] {}))
+        ;; A class that is loaded meanwhile may open a file of its own.
+        (is (< (fixture/open-descriptors) (+ before 50)))))))
 
 ;; --- watches
 
-(kernel-test a-watch-streams-until-the-client-ends-it
-  (with-pod [c]
-    (is (= [[{:entries {1 10} :count 1} {:added {2 20} :count 2} {:changed {2 [20 21]} :count 2} {:removed {1 10} :count 1}]
-            :done
-            [:closed "The watch of handle 2 is closed"]]
-           (script c
-             (list 'def 'm (list 'bpf/create (assoc small :contents {1 10})))
-             '(def events (java.util.concurrent.LinkedBlockingQueue.))
-             '(def done (promise))
-             '(defn event [] (dissoc (.poll events 60 java.util.concurrent.TimeUnit/SECONDS) :at))
-             ;; What it calls may itself ask the pod.
-             '(def w (bpf/watch m {:interval 5 :on-done #(deliver done :done)}
-                                (fn [e] (.put events (assoc e :count (bpf/count-entries m))))))
-             '(def seen [(event)
-                         (do (bpf/put! m 2 20) (event))
-                         (do (bpf/put! m 2 21) (event))
-                         (do (bpf/delete! m 1) (event))])
-             '(bpf/close w)
-             '(def ended (promise))
-             ;; A watch that cannot go on, as this one that is over, ends with its error.
-             '(with-redefs [pod.bpfmap.core/watch-start (constantly w)]
-                (bpf/watch m {:on-error #(deliver ended [(:bpfmap/error (ex-data %)) (ex-message %)])} prn))
-             '[seen (deref done 60000 :not-done) (deref ended 60000 :not-ended)])))))
+(kernel-test watch-streams-changes
+  (testing "a watch streams until the client ends it"
+    (with-pod [c]
+      (is (= [[{:entries {1 10} :count 1} {:added {2 20} :count 2} {:changed {2 [20 21]} :count 2} {:removed {1 10} :count 1}]
+              :done
+              [:closed "The watch of handle 2 is closed"]]
+             (script c
+               (list 'def 'm (list 'bpf/create (assoc small :contents {1 10})))
+               '(def events (java.util.concurrent.LinkedBlockingQueue.))
+               '(def done (promise))
+               '(defn event [] (dissoc (.poll events 60 java.util.concurrent.TimeUnit/SECONDS) :at))
+               ;; What it calls may itself ask the pod.
+               '(def w (bpf/watch m {:interval 5 :on-done #(deliver done :done)}
+                                  (fn [e] (.put events (assoc e :count (bpf/count-entries m))))))
+               '(def seen [(event)
+                           (do (bpf/put! m 2 20) (event))
+                           (do (bpf/put! m 2 21) (event))
+                           (do (bpf/delete! m 1) (event))])
+               '(bpf/close w)
+               '(def ended (promise))
+               ;; A watch that cannot go on, as this one that is over, ends with its error.
+               '(with-redefs [pod.bpfmap.core/watch-start (constantly w)]
+                  (bpf/watch m {:on-error #(deliver ended [(:bpfmap/error (ex-data %)) (ex-message %)])} prn))
+               '[seen (deref done 60000 :not-done) (deref ended 60000 :not-ended)]))))))
 
 (kernel-test events-that-nobody-takes-are-dropped-with-their-number
   (with-pod [c]
@@ -413,96 +433,99 @@
               (reset! stop true)
               (fixture/join writer))))))))
 
-(kernel-test a-watch-says-at-once-what-is-wrong-and-leaves-the-pod-free-meanwhile
-  (with-pod [c]
-    (is (= [:invalid-value :not-supported [1 2 3]]
-           (script c
-             (list 'def 'm (list 'bpf/create small))
-             '(defn kind [f] (try (f) (catch Exception e (:bpfmap/error (ex-data e)))))
-             '(def w (bpf/watch m {:interval 1000000} (fn [_])))
-             '[(kind #(bpf/watch m {:every 5} prn))
-               (bpf/with-open [q (bpf/create {:type :queue :value :u32 :max-entries 4})] (kind #(bpf/watch q prn)))
-               (mapv #(do (bpf/put! m % %) (bpf/lookup m %)) [1 2 3])])))))
+(kernel-test immediate-watch-errors
+  (testing "a watch reports errors at once and does not block the pod"
+    (with-pod [c]
+      (is (= [:invalid-value :not-supported [1 2 3]]
+             (script c
+               (list 'def 'm (list 'bpf/create small))
+               '(defn kind [f] (try (f) (catch Exception e (:bpfmap/error (ex-data e)))))
+               '(def w (bpf/watch m {:interval 1000000} (fn [_])))
+               '[(kind #(bpf/watch m {:every 5} prn))
+                 (bpf/with-open [q (bpf/create {:type :queue :value :u32 :max-entries 4})] (kind #(bpf/watch q prn)))
+                 (mapv #(do (bpf/put! m % %) (bpf/lookup m %)) [1 2 3])]))))))
 
 ;; --- commands
 
-(kernel-test the-commands-are-functions-that-return-data
-  (let [file (str (java.io.File/createTempFile "pod" ".edn"))
-        pin (fixture/new-pin)
-        other (fixture/new-pin)]
-    (try
-      (with-pod [c]
-        (is (= {:list [{:name "pod_exec" :max-entries 8}]
-                :dump [{:key 1 :value 10}]
-                :put [10 11 true]
-                :get {:key 1 :value 11}
-                :missing nil
-                :show :hash
-                :types :u64
-                :taken {:key 1 :value 11}
-                :deleted {2 20}
-                :saved 1
-                :diff []
-                :restored 1
-                :hist 1
-                :tree [pin]
-                :features true
-                :unpinned [nil nil]}
-               (script c
-                 (list 'def 'm (list 'bpf/create {:name "pod_exec" :type :hash :key :u32 :value :u64 :max-entries 8
-                                                  :contents {1 10}}))
-                 (list 'def 'where {:file file :pin pin :other other})
-                 '(let [id (:id (:form m))]
-                    (array-map ; evaluated in this order
-                     :list (exec/list {:where (str "id=" id) :columns "name,max-entries"})
-                     :dump (exec/dump {:ref m})
-                     :put ((juxt :before :value :written) (exec/put {:ref m :key 1 :value 11}))
-                     :get (exec/get {:ref id :key "1"})
-                     :missing (exec/get {:ref m :key 7})
-                     :show (:type (exec/show {:ref m}))
-                     :types (:type (:value (exec/types {:ref m})))
-                     :taken (exec/take {:ref m :key 1})
-                     :deleted (do (bpf/put-all! m {2 20, 3 30})
-                                  (exec/delete {:ref m :key 3})
-                                  (bpf/snapshot m))
-                     :saved (:entries (exec/save {:ref m :file (:file where)}))
-                     :diff (exec/diff {:old (:file where) :new m})
-                     :restored (do (exec/pin {:ref m :path (:pin where)})
-                                   (:entries (exec/restore {:file (:file where) :pin (:other where)})))
-                     :hist (count (exec/hist {:ref m :field "value"}))
-                     :tree (filter #{(:pin where)} (map :path (exec/tree {})))
-                     :features (:here (first (exec/features {:where ["name=hash" "feature=map-type"]})))
-                     :unpinned [(do (exec/unpin {:path (:pin where)}) nil) (do (exec/unpin {:path (:other where)}) nil)]))))))
-      (finally
-        (run! io/delete-file (filter #(.exists (io/file %)) [file pin other]))))))
+(kernel-test commands-return-data
+  (testing "the commands return data"
+    (let [file (str (java.io.File/createTempFile "pod" ".edn"))
+          pin (fixture/new-pin)
+          other (fixture/new-pin)]
+      (try
+        (with-pod [c]
+          (is (= {:list [{:name "pod_exec" :max-entries 8}]
+                  :dump [{:key 1 :value 10}]
+                  :put [10 11 true]
+                  :get {:key 1 :value 11}
+                  :missing nil
+                  :show :hash
+                  :types :u64
+                  :taken {:key 1 :value 11}
+                  :deleted {2 20}
+                  :saved 1
+                  :diff []
+                  :restored 1
+                  :hist 1
+                  :tree [pin]
+                  :features true
+                  :unpinned [nil nil]}
+                 (script c
+                   (list 'def 'm (list 'bpf/create {:name "pod_exec" :type :hash :key :u32 :value :u64 :max-entries 8
+                                                    :contents {1 10}}))
+                   (list 'def 'where {:file file :pin pin :other other})
+                   '(let [id (:id (:form m))]
+                      (array-map ; evaluated in this order
+                       :list (exec/list {:where (str "id=" id) :columns "name,max-entries"})
+                       :dump (exec/dump {:ref m})
+                       :put ((juxt :before :value :written) (exec/put {:ref m :key 1 :value 11}))
+                       :get (exec/get {:ref id :key "1"})
+                       :missing (exec/get {:ref m :key 7})
+                       :show (:type (exec/show {:ref m}))
+                       :types (:type (:value (exec/types {:ref m})))
+                       :taken (exec/take {:ref m :key 1})
+                       :deleted (do (bpf/put-all! m {2 20, 3 30})
+                                    (exec/delete {:ref m :key 3})
+                                    (bpf/snapshot m))
+                       :saved (:entries (exec/save {:ref m :file (:file where)}))
+                       :diff (exec/diff {:old (:file where) :new m})
+                       :restored (do (exec/pin {:ref m :path (:pin where)})
+                                     (:entries (exec/restore {:file (:file where) :pin (:other where)})))
+                       :hist (count (exec/hist {:ref m :field "value"}))
+                       :tree (filter #{(:pin where)} (map :path (exec/tree {})))
+                       :features (:here (first (exec/features {:where ["name=hash" "feature=map-type"]})))
+                       :unpinned [(do (exec/unpin {:path (:pin where)}) nil) (do (exec/unpin {:path (:other where)}) nil)]))))))
+        (finally
+          (run! io/delete-file (filter #(.exists (io/file %)) [file pin other])))))))
 
-(kernel-test a-command-that-is-refused-says-why-and-what-to-use
-  (with-pod [c]
-    (is (= [[:not-supported (str "A pod has no exec/watch: use pod.bpfmap.core/watch, which calls a function with what changes "
-                                 "in an open map")]
-            [:not-supported (str "A pod has no option :stream: leave it out; exec/dump returns all rows, and :where and "
-                                 ":limit keep them few")]
-            [:not-supported "A pod has no option :print: print what exec/list returns, such as with clojure.pprint/print-table"]
-            [:invalid-value "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
-            [:invalid-value "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
-            [:usage "show needs :ref"]
-            [:usage ":limit \"x\": N is a whole number from 0"]
-            [:not-found true]
-            [:closed true]]
-           (script c
-             (list 'def 'm (list 'bpf/create small))
-             '(def closed (bpf/clone m))
-             '(bpf/close closed)
-             '(defn error [f] (try (f) (catch Exception e [(:bpfmap/error (ex-data e)) (ex-message e)])))
-             '[(error #(exec/watch {:ref m}))
-               (error #(exec/dump {:ref m :stream true}))
-               (error #(exec/list {:print :table}))
-               (error #(exec/dump {:ref {:fd 3}}))
-               (error #(exec/diff {:old m :new {:fd 3}}))
-               (error #(exec/show {}))
-               (error #(exec/dump {:ref m :limit "x"}))
-               (assoc (error #(exec/dump {:ref "no_such_map"})) 1 true)
-               (assoc (error #(exec/dump {:ref closed})) 1 true)])))))
+(kernel-test rejected-commands
+  (testing "a rejected command names the alternative"
+    (with-pod [c]
+      (is (= [[:not-supported (str "A pod has no exec/watch: use pod.bpfmap.core/watch, which calls a function with what changes "
+                                   "in an open map")]
+              [:not-supported (str "A pod has no option :stream: leave it out; exec/dump returns all rows, and :where and "
+                                   ":limit keep them few")]
+              [:not-supported "A pod has no option :print: print what exec/list returns, such as with clojure.pprint/print-table"]
+              [:invalid-value "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
+              [:invalid-value "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
+              [:usage "show needs :ref"]
+              [:usage ":limit \"x\": N is a whole number from 0"]
+              [:not-found true]
+              [:closed true]]
+             (script c
+               (list 'def 'm (list 'bpf/create small))
+               '(def closed (bpf/clone m))
+               '(bpf/close closed)
+               '(defn error [f] (try (f) (catch Exception e [(:bpfmap/error (ex-data e)) (ex-message e)])))
+               '[(error #(exec/watch {:ref m}))
+                 (error #(exec/dump {:ref m :stream true}))
+                 (error #(exec/list {:print :table}))
+                 (error #(exec/dump {:ref {:fd 3}}))
+                 (error #(exec/diff {:old m :new {:fd 3}}))
+                 (error #(exec/show {}))
+                 (error #(exec/dump {:ref m :limit "x"}))
+                 (assoc (error #(exec/dump {:ref "no_such_map"})) 1 true)
+                 (assoc (error #(exec/dump {:ref closed})) 1 true)]))))))
 
 (kernel-test a-number-of-a-descriptor-is-refused-wherever-a-client-gives-it
   (with-pod [c]
@@ -554,18 +577,20 @@
                                                             :inner-map {:type :array :value :u32 :max-entries 1}})]
             (is (= outer (bpf/put! outer 1 {:fd number})))))))))
 
-(deftest every-command-is-offered
-  (is (= (set (map (comp symbol :name) (filter :fn commands/commands)))
-         (set (:vars (some #(when (= 'pod.bpfmap.exec (:name %)) %) vars/namespaces))))))
+(deftest every-command-offered
+  (testing "offers every command"
+    (is (= (set (map (comp symbol :name) (filter :fn commands/commands)))
+           (set (:vars (some #(when (= 'pod.bpfmap.exec (:name %)) %) vars/namespaces)))))))
 
 ;; --- several threads
 
-(kernel-test calls-from-several-threads-get-their-own-answers
-  (with-pod [c]
-    (let [m (client/invoke c 'pod.bpfmap.core/create [small] {})
-          call (fn [var-name & args] (client/invoke c var-name args {}))]
-      (is (= (for [t (range 8)] (repeat 50 t))
-             (fixture/in-threads 8 (fn [t]
-                                     (vec (repeatedly 50 (fn []
-                                                           (call 'pod.bpfmap.core/put! m t t)
-                                                           (call 'pod.bpfmap.core/lookup m t)))))))))))
+(kernel-test concurrent-calls
+  (testing "concurrent calls get their own results"
+    (with-pod [c]
+      (let [m (client/invoke c 'pod.bpfmap.core/create [small] {})
+            call (fn [var-name & args] (client/invoke c var-name args {}))]
+        (is (= (for [t (range 8)] (repeat 50 t))
+               (fixture/in-threads 8 (fn [t]
+                                       (vec (repeatedly 50 (fn []
+                                                             (call 'pod.bpfmap.core/put! m t t)
+                                                             (call 'pod.bpfmap.core/lookup m t))))))))))))

@@ -3,7 +3,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.pod.watch :as watch]
-            [clojure.test :refer [deftest is]])
+            [clojure.test :refer [deftest is testing]])
   (:import (java.io Closeable)
            (java.util.concurrent LinkedBlockingQueue TimeUnit)))
 
@@ -12,12 +12,13 @@
 (def ^:private small
   {:name "pod_watch" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10, 2 20}})
 
-(deftest what-changes-is-added-changed-or-removed
-  (is (= {:added {3 30} :changed {1 [10 11]} :removed {2 20}} (watch/changes {1 10, 2 20, 4 40} {1 11, 3 30, 4 40})))
-  (is (= {:changed {1 [nil false]}} (watch/changes {1 nil} {1 false})))
-  (is (= {:added {1 nil}} (watch/changes {} {1 nil})))
-  (is (nil? (watch/changes {1 10} {1 10})))
-  (is (nil? (watch/changes {1 {:f ##NaN}} {1 {:f ##NaN}}))))
+(deftest snapshot-changes
+  (testing "changes are added, changed or removed entries"
+    (is (= {:added {3 30} :changed {1 [10 11]} :removed {2 20}} (watch/changes {1 10, 2 20, 4 40} {1 11, 3 30, 4 40})))
+    (is (= {:changed {1 [nil false]}} (watch/changes {1 nil} {1 false})))
+    (is (= {:added {1 nil}} (watch/changes {} {1 nil})))
+    (is (nil? (watch/changes {1 10} {1 10})))
+    (is (nil? (watch/changes {1 {:f ##NaN}} {1 {:f ##NaN}})))))
 
 (defn- watching
   "Calls f with a map, its watch, and a function that takes the next event; returns how the watch ended."
@@ -31,53 +32,58 @@
       (.close w)
       (deref ended 60000 :not-ended))))
 
-(kernel-test events-tell-what-changed-since-the-one-before
-  (is (nil? (watching 5 (fn [m _ event]
-                          (let [{:keys [at] :as first} (event)]
-                            (is (= {:entries {1 10, 2 20}} (dissoc first :at)))
-                            (is (< (- (System/currentTimeMillis) 60000) at (inc (System/currentTimeMillis)))))
-                          (bpf/put! m 1 11)
-                          (is (= {:changed {1 [10 11]}} (dissoc (event) :at)))
-                          (bpf/delete! m 2)
-                          (is (= {:removed {2 20}} (dissoc (event) :at)))
-                          (bpf/put! m 3 30)
-                          (is (= {:added {3 30}} (dissoc (event) :at))))))))
+(kernel-test events-since-the-last
+  (testing "an event has the changes since the previous one"
+    (is (nil? (watching 5 (fn [m _ event]
+                            (let [{:keys [at] :as first} (event)]
+                              (is (= {:entries {1 10, 2 20}} (dissoc first :at)))
+                              (is (< (- (System/currentTimeMillis) 60000) at (inc (System/currentTimeMillis)))))
+                            (bpf/put! m 1 11)
+                            (is (= {:changed {1 [10 11]}} (dissoc (event) :at)))
+                            (bpf/delete! m 2)
+                            (is (= {:removed {2 20}} (dissoc (event) :at)))
+                            (bpf/put! m 3 30)
+                            (is (= {:added {3 30}} (dissoc (event) :at)))))))))
 
-(kernel-test a-pin-that-went-is-told-once
-  (let [pin (fixture/new-pin)
-        events (LinkedBlockingQueue.)]
-    (with-open [m ^Closeable (bpf/create small)
-                other ^Closeable (bpf/create small)]
-      (bpf/pin! m pin)
-      (with-open [w (watch/start m {:interval 5})]
-        (let [ended (future (watch/run w #(.put events %)))
-              event #(dissoc (.poll events 60 TimeUnit/SECONDS) :at)]
-          (is (:entries (event)))
-          (.delete (java.io.File. ^String pin))
-          (bpf/pin! other pin)
-          (is (= {:unpinned [pin]} (event)))
-          (bpf/put! m 1 11)
-          (is (= {:changed {1 [10 11]}} (event)))
-          (.close w)
-          (is (nil? @ended))))
-      (bpf/unpin! other))))
+(kernel-test removed-pin-reported-once
+  (testing "reports a removed pin once"
+    (let [pin (fixture/new-pin)
+          events (LinkedBlockingQueue.)]
+      (with-open [m ^Closeable (bpf/create small)
+                  other ^Closeable (bpf/create small)]
+        (bpf/pin! m pin)
+        (with-open [w (watch/start m {:interval 5})]
+          (let [ended (future (watch/run w #(.put events %)))
+                event #(dissoc (.poll events 60 TimeUnit/SECONDS) :at)]
+            (is (:entries (event)))
+            (.delete (java.io.File. ^String pin))
+            (bpf/pin! other pin)
+            (is (= {:unpinned [pin]} (event)))
+            (bpf/put! m 1 11)
+            (is (= {:changed {1 [10 11]}} (event)))
+            (.close w)
+            (is (nil? @ended))))
+        (bpf/unpin! other)))))
 
-(kernel-test closing-it-ends-it-at-once-however-long-its-interval
-  (is (nil? (watching 86400000 (fn [_ _ event] (is (:entries (event))))))))
+(kernel-test close-ends-at-once
+  (testing "closing ends the watch regardless of its interval"
+    (is (nil? (watching 86400000 (fn [_ _ event] (is (:entries (event)))))))))
 
-(kernel-test closing-the-map-ends-it
-  (is (nil? (watching 5 (fn [m w event]
-                          (event)
-                          (bpf/close m)
-                          (is (watch/watch? w)))))))
+(kernel-test closed-map-ends-watch
+  (testing "closing the map ends the watch"
+    (is (nil? (watching 5 (fn [m w event]
+                            (event)
+                            (bpf/close m)
+                            (is (watch/watch? w))))))))
 
-(kernel-test what-cannot-be-watched-says-so-at-once
-  (with-open [q ^Closeable (bpf/create {:type :queue :value :u32 :max-entries 4})
-              m ^Closeable (bpf/create small)]
-    (is (= :not-supported (:bpfmap/error (error-of (watch/start q nil)))))
-    (is (= :invalid-value (:bpfmap/error (error-of (watch/start {:name "x"} nil)))))
-    (is (= "Unknown option :intervall: watch takes :interval, in milliseconds"
-           (:message (error-of (watch/start m {:intervall 3})))))
-    (is (= "Not an interval: 0: it is a number of milliseconds, from 1 to 86400000"
-           (:message (error-of (watch/start m {:interval 0})))))
-    (is (= "Options are a map, not 5" (:message (error-of (watch/start m 5)))))))
+(kernel-test unwatchable-rejected
+  (testing "rejects what cannot be watched at once"
+    (with-open [q ^Closeable (bpf/create {:type :queue :value :u32 :max-entries 4})
+                m ^Closeable (bpf/create small)]
+      (is (= :not-supported (:bpfmap/error (error-of (watch/start q nil)))))
+      (is (= :invalid-value (:bpfmap/error (error-of (watch/start {:name "x"} nil)))))
+      (is (= "Unknown option :intervall: watch takes :interval, in milliseconds"
+             (:message (error-of (watch/start m {:intervall 3})))))
+      (is (= "Not an interval: 0: it is a number of milliseconds, from 1 to 86400000"
+             (:message (error-of (watch/start m {:interval 0})))))
+      (is (= "Options are a map, not 5" (:message (error-of (watch/start m 5))))))))

@@ -43,140 +43,149 @@
             (contains? expected answer) (recur (inc i))
             :else (throw (ex-info "a call reached something else than its map" {:answer answer :n n}))))))))
 
-(kernel-test l1-a-million-calls-while-maps-are-closed-and-descriptors-reused
-  (let [total (AtomicLong.)
-        over (AtomicBoolean.)
-        ;; An array, because a lookup in a hash map may miss a key whose value is replaced meanwhile.
-        create-array (fn [n]
-                       (create {:type :array :contents (into {} (map (juxt identity #(+ n %))) (range 16))}))
-        ;; Decoys take the numbers that a close gives back: maps of the same shape with other values, and files.
-        decoys (doall
-                (for [_ (range 2)]
-                  (fixture/thread
-                   (fn []
-                     (while (not (.get over))
-                       (if (zero? (.nextInt (ThreadLocalRandom/current) 2))
-                         (with-open [m ^Closeable (create-array 1000000)]
-                           (bpf/put! m 3 1000001))
-                         (with-open [_ (FileInputStream. "/dev/null")])))))))]
-    (try
-      (loop [round 0]
-        (when (< (.get total) 1000000)
-          (let [n (* 100 round)
-                m (create-array n)
-                closer (fixture/thread (fn []
-                                         (let [until (+ (.get total) (.nextInt (ThreadLocalRandom/current) 20000))
-                                               deadline (+ (System/nanoTime) 50000000)]
-                                           (while (and (< (.get total) until) (< (System/nanoTime) deadline))
-                                             (Thread/onSpinWait)))
-                                         (bpf/close m)))]
-            (fixture/in-threads 16 (fn [_]
-                                     (loop []
-                                       (let [made (long (work m n 100))]
-                                         (.addAndGet total made)
-                                         (when (= 100 made)
-                                           (recur))))))
-            (fixture/join closer))
-          (recur (inc round))))
-      (finally
-        (.set over true)
-        (run! fixture/join decoys)))
-    (is (<= 1000000 (.get total)))))
+(kernel-test l1-million-calls
+  (testing "a million calls are safe while maps are closed and descriptors reused"
+    (let [total (AtomicLong.)
+          over (AtomicBoolean.)
+          ;; An array, because a lookup in a hash map may miss a key whose value is replaced meanwhile.
+          create-array (fn [n]
+                         (create {:type :array :contents (into {} (map (juxt identity #(+ n %))) (range 16))}))
+          ;; Decoys take the numbers that a close gives back: maps of the same shape with other values, and files.
+          decoys (doall
+                  (for [_ (range 2)]
+                    (fixture/thread
+                     (fn []
+                       (while (not (.get over))
+                         (if (zero? (.nextInt (ThreadLocalRandom/current) 2))
+                           (with-open [m ^Closeable (create-array 1000000)]
+                             (bpf/put! m 3 1000001))
+                           (with-open [_ (FileInputStream. "/dev/null")])))))))]
+      (try
+        (loop [round 0]
+          (when (< (.get total) 1000000)
+            (let [n (* 100 round)
+                  m (create-array n)
+                  closer (fixture/thread (fn []
+                                           (let [until (+ (.get total) (.nextInt (ThreadLocalRandom/current) 20000))
+                                                 deadline (+ (System/nanoTime) 50000000)]
+                                             (while (and (< (.get total) until) (< (System/nanoTime) deadline))
+                                               (Thread/onSpinWait)))
+                                           (bpf/close m)))]
+              (fixture/in-threads 16 (fn [_]
+                                       (loop []
+                                         (let [made (long (work m n 100))]
+                                           (.addAndGet total made)
+                                           (when (= 100 made)
+                                             (recur))))))
+              (fixture/join closer))
+            (recur (inc round))))
+        (finally
+          (.set over true)
+          (run! fixture/join decoys)))
+      (is (<= 1000000 (.get total))))))
 
-(kernel-test l1-a-call-in-flight-keeps-the-number-and-a-close-does-not-wait
-  (let [m (create nil)
-        fd ^Fd (.-fd ^bpfmap.impl.map.bpf_map.BpfMap m)
-        number (.acquire fd)
-        file (io/file "/proc/self/fd" (str number))
-        link #(str (java.nio.file.Files/readSymbolicLink (.toPath file)))]
-    (is (= "anon_inode:bpf-map" (link)))
-    (bpf/close m)
-    (is (= "anon_inode:bpf-map" (link)) "a call in flight still has it")
-    (is (thrown? ClosedFdException (.acquire fd)))
-    (is (= :closed (:bpfmap/error (error-of (m 1)))))
-    (.release fd)
-    (is (not= "anon_inode:bpf-map" (try (link) (catch java.io.IOException _ "gone"))))
-    (is (str/includes? (str fd) "(closed)"))))
-
-(kernel-test l2-closing-twice-is-fine
-  (let [m (create nil)
-        before (fixture/settled-descriptors)]
-    (bpf/close m)
-    (with-open [other (create nil)]
+(kernel-test l1-close-during-call
+  (testing "a running call keeps its descriptor and close does not wait"
+    (let [m (create nil)
+          fd ^Fd (.-fd ^bpfmap.impl.map.bpf_map.BpfMap m)
+          number (.acquire fd)
+          file (io/file "/proc/self/fd" (str number))
+          link #(str (java.nio.file.Files/readSymbolicLink (.toPath file)))]
+      (is (= "anon_inode:bpf-map" (link)))
       (bpf/close m)
-      (is (nil? (other 1)) "the second close did not close another's descriptor"))
-    (is (= (dec before) (fixture/open-descriptors)))))
+      (is (= "anon_inode:bpf-map" (link)) "a call in flight still has it")
+      (is (thrown? ClosedFdException (.acquire fd)))
+      (is (= :closed (:bpfmap/error (error-of (m 1)))))
+      (.release fd)
+      (is (not= "anon_inode:bpf-map" (try (link) (catch java.io.IOException _ "gone"))))
+      (is (str/includes? (str fd) "(closed)")))))
 
-(kernel-test l2-every-operation-on-a-closed-map-says-so
-  (let [m (create {:name "t_closed"})
-        id (:id (bpf/info m))]
-    (bpf/close m)
-    (doseq [[op f] {:lookup #(m 1) :put! #(bpf/put! m 1 1) :insert! #(bpf/insert! m 1 1) :replace! #(bpf/replace! m 1 1)
-                    :delete! #(bpf/delete! m 1) :take! #(bpf/take! m 1) :next-key #(bpf/next-key m) :reduce #(seq m)
-                    :info #(bpf/info m) :freeze! #(bpf/freeze! m) :clone #(bpf/clone m) :pin! #(bpf/pin! m (fixture/new-pin))
-                    :load #(prog/load {:type :socket-filter :insns [[:lddw :r1 m] [:mov64 :r0 0] [:exit]]})}]
-      (let [{:keys [message] :bpfmap/keys [error map] found :bpfmap/op} (error-of (f))]
-        (is (= [:closed op] [error found]))
-        (when (not= :load op)
-          (is (= {:id id :name "t_closed" :type :hash} map))
-          (is (= (str "Map " id " (t_closed) is closed: it was closed before or during this call; open it again") message)))))
-    (is (= {:name "t_closed"} (select-keys (bpf/spec m) [:name])) "what needs no kernel still answers")))
+(kernel-test l2-closing-twice
+  (testing "closing a map twice is not an error"
+    (let [m (create nil)
+          before (fixture/settled-descriptors)]
+      (bpf/close m)
+      (with-open [other (create nil)]
+        (bpf/close m)
+        (is (nil? (other 1)) "the second close did not close another's descriptor"))
+      (is (= (dec before) (fixture/open-descriptors))))))
 
-(kernel-test l2-a-hundred-thousand-rounds-leave-descriptors-and-memory-flat
-  (let [{[descriptors descriptors-after] :descriptors [kilobytes kilobytes-after :as resident] :kilobytes}
-        (fixture/kept-by-rounds [] '(with-open [m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 1})]
-                                      (bpf/put! m 1 1)
-                                      (m 1)))]
-    (is (= descriptors descriptors-after))
-    (is (< (- kilobytes-after kilobytes) 16384) (str "resident kB before and after: " resident))))
+(kernel-test l2-calls-on-closed-map
+  (testing "every operation on a closed map throws :closed"
+    (let [m (create {:name "t_closed"})
+          id (:id (bpf/info m))]
+      (bpf/close m)
+      (doseq [[op f] {:lookup #(m 1) :put! #(bpf/put! m 1 1) :insert! #(bpf/insert! m 1 1) :replace! #(bpf/replace! m 1 1)
+                      :delete! #(bpf/delete! m 1) :take! #(bpf/take! m 1) :next-key #(bpf/next-key m) :reduce #(seq m)
+                      :info #(bpf/info m) :freeze! #(bpf/freeze! m) :clone #(bpf/clone m) :pin! #(bpf/pin! m (fixture/new-pin))
+                      :load #(prog/load {:type :socket-filter :insns [[:lddw :r1 m] [:mov64 :r0 0] [:exit]]})}]
+        (let [{:keys [message] :bpfmap/keys [error map] found :bpfmap/op} (error-of (f))]
+          (is (= [:closed op] [error found]))
+          (when (not= :load op)
+            (is (= {:id id :name "t_closed" :type :hash} map))
+            (is (= (str "Map " id " (t_closed) is closed: it was closed before or during this call; open it again") message)))))
+      (is (= {:name "t_closed"} (select-keys (bpf/spec m) [:name])) "what needs no kernel still answers"))))
 
-(kernel-test l2-failures-leave-descriptors-flat
-  (let [before (fixture/settled-descriptors)]
-    (dotimes [_ 200]
-      (outcome #(create {:contents {1 1 2 2} :max-entries 1}))
-      (outcome #(create {:type 4242 :key-size 4 :value-size 4 :key nil :value nil}))
-      (outcome #(bpf/open 0x7ffffff0))
-      (outcome #(bpf/open "/dev/null"))
-      (outcome #(prog/load {:type :socket-filter :insns [[:exit]]}))
-      (with-open [m (create nil)]
-        (outcome #(bpf/open (:id (bpf/info m)) {:key :u64}))
-        (outcome #(reduce (fn [_ _] (throw (IllegalStateException.))) nil m))))
-    (is (= before (fixture/open-descriptors)))))
+(kernel-test l2-many-maps-leave-nothing
+  (testing "a hundred thousand maps leave descriptors and memory unchanged"
+    (let [{[descriptors descriptors-after] :descriptors [kilobytes kilobytes-after :as resident] :kilobytes}
+          (fixture/kept-by-rounds [] '(with-open [m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 1})]
+                                        (bpf/put! m 1 1)
+                                        (m 1)))]
+      (is (= descriptors descriptors-after))
+      (is (< (- kilobytes-after kilobytes) 16384) (str "resident kB before and after: " resident)))))
 
-(kernel-test l3-a-map-dropped-without-close-is-closed-by-the-collector
-  (let [before (fixture/settled-descriptors)]
-    (dotimes [_ 500] (create nil))
-    (is (< (+ before 100) (fixture/open-descriptors)))
-    (loop [tries 0]
-      (System/gc)
-      (Thread/sleep 50)
-      (when (and (< before (fixture/settled-descriptors)) (< tries 100))
-        (recur (inc tries))))
-    (is (= before (fixture/open-descriptors)))))
+(kernel-test l2-descriptors-after-failures
+  (testing "failures leave no descriptor open"
+    (let [before (fixture/settled-descriptors)]
+      (dotimes [_ 200]
+        (outcome #(create {:contents {1 1 2 2} :max-entries 1}))
+        (outcome #(create {:type 4242 :key-size 4 :value-size 4 :key nil :value nil}))
+        (outcome #(bpf/open 0x7ffffff0))
+        (outcome #(bpf/open "/dev/null"))
+        (outcome #(prog/load {:type :socket-filter :insns [[:exit]]}))
+        (with-open [m (create nil)]
+          (outcome #(bpf/open (:id (bpf/info m)) {:key :u64}))
+          (outcome #(reduce (fn [_ _] (throw (IllegalStateException.))) nil m))))
+      (is (= before (fixture/open-descriptors))))))
 
-(kernel-test l3-a-map-in-use-is-not-collected-during-a-call
-  (let [over (AtomicBoolean.)
-        collector (fixture/thread #(while (not (.get over)) (System/gc)))]
-    (try
-      (is (every? true?
-                  (fixture/in-threads 4 (fn [i]
-                                          (every? true?
-                                                  (repeatedly 300 #(= {1 i} (into {} (create {:contents {1 i}})))))))))
-      (finally
-        (.set over true)
-        (fixture/join collector)))))
+(kernel-test l3-unreachable-map
+  (testing "the collector closes a map that was not closed"
+    (let [before (fixture/settled-descriptors)]
+      (dotimes [_ 500] (create nil))
+      (is (< (+ before 100) (fixture/open-descriptors)))
+      (loop [tries 0]
+        (System/gc)
+        (Thread/sleep 50)
+        (when (and (< before (fixture/settled-descriptors)) (< tries 100))
+          (recur (inc tries))))
+      (is (= before (fixture/open-descriptors))))))
 
-(kernel-test l5-virtual-threads-call-as-others-do
-  (with-open [m (create {:max-entries 1000})
-              executor (Executors/newVirtualThreadPerTaskExecutor)]
-    (let [answers (mapv (fn [i]
-                          (.submit executor ^Callable (fn []
-                                                        (bpf/put! m (mod i 1000) (mod i 1000))
-                                                        (Thread/yield)
-                                                        (= (mod i 1000) (m (mod i 1000))))))
-                        (range 20000))]
-      (is (every? true? (map #(.get ^Future %) answers)))
-      (is (= 1000 (count (seq m)))))))
+(kernel-test l3-map-in-use-kept
+  (testing "a map in use is not collected during a call"
+    (let [over (AtomicBoolean.)
+          collector (fixture/thread #(while (not (.get over)) (System/gc)))]
+      (try
+        (is (every? true?
+                    (fixture/in-threads 4 (fn [i]
+                                            (every? true?
+                                                    (repeatedly 300 #(= {1 i} (into {} (create {:contents {1 i}})))))))))
+        (finally
+          (.set over true)
+          (fixture/join collector))))))
+
+(kernel-test l5-virtual-threads
+  (testing "virtual threads can call maps"
+    (with-open [m (create {:max-entries 1000})
+                executor (Executors/newVirtualThreadPerTaskExecutor)]
+      (let [answers (mapv (fn [i]
+                            (.submit executor ^Callable (fn []
+                                                          (bpf/put! m (mod i 1000) (mod i 1000))
+                                                          (Thread/yield)
+                                                          (= (mod i 1000) (m (mod i 1000))))))
+                          (range 20000))]
+        (is (every? true? (map #(.get ^Future %) answers)))
+        (is (= 1000 (count (seq m))))))))
 
 (def ^:private gettid (if (fixture/x86-64?) 186 178))
 (def ^:private tgkill (if (fixture/x86-64?) 234 131))
@@ -205,40 +214,44 @@
         (fixture/join sender)
         (sun.misc.Signal/handle (sun.misc.Signal. "URG") old)))))
 
-(kernel-test l5-signals-do-not-break-calls
-  (with-open [m (create nil)]
-    (let [[answers sent] (under-signals
-                          (fn []
-                            (dotimes [i 100000] (bpf/put! m (mod i 16) i))
-                            (dotimes [_ 50]
-                              (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 3] [:exit]]})]
-                                (assert (= 3 (:return (prog/test-run p {:data (byte-array 14)}))))))
-                            (into {} m)))]
-      (is (= 16 (count answers)))
-      (is (< 100 sent)))))
+(kernel-test l5-signals-during-calls
+  (testing "signals do not break calls"
+    (with-open [m (create nil)]
+      (let [[answers sent] (under-signals
+                            (fn []
+                              (dotimes [i 100000] (bpf/put! m (mod i 16) i))
+                              (dotimes [_ 50]
+                                (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 3] [:exit]]})]
+                                  (assert (= 3 (:return (prog/test-run p {:data (byte-array 14)}))))))
+                              (into {} m)))]
+        (is (= 16 (count answers)))
+        (is (< 100 sent))))))
 
-(kernel-test l5-a-long-test-run-that-a-signal-ends-says-so
-  (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
-    (let [[{:keys [message] :bpfmap/keys [error errno]} _]
-          (under-signals #(error-of (prog/test-run p {:data (byte-array 14) :repeat 0x7fffffff})))]
-      (is (= [:interrupted :EINTR] [error errno]))
-      (is (str/includes? message "a signal cut it short")))))
+(kernel-test l5-interrupted-test-run
+  (testing "a test run that a signal ends throws :interrupted"
+    (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+      (let [[{:keys [message] :bpfmap/keys [error errno]} _]
+            (under-signals #(error-of (prog/test-run p {:data (byte-array 14) :repeat 0x7fffffff})))]
+        (is (= [:interrupted :EINTR] [error errno]))
+        (is (str/includes? message "a signal cut it short"))))))
 
-(deftest scratch-memory-is-never-shared-by-two-calls-at-once
-  (let [a (CallBuffer/take 100)
-        b (CallBuffer/take 100)]
-    (is (not= (.address (.-memory a)) (.address (.-memory b))) "a call inside another's preparation gets its own")
-    (.give b)
-    (.give a)
-    (testing "and is used again"
-      (let [c (CallBuffer/take 100)]
-        (is (= (.address (.-memory a)) (.address (.-memory c))))
-        (.give c)))
-    (testing "but a large one is not kept"
-      (let [large (CallBuffer/take 1000000)]
-        (is (<= 1000000 (.byteSize (.-memory large))))
-        (.give large)
-        (is (not (.isAlive (.scope (.-memory large)))))))))
+(deftest call-buffers-not-shared
+  (testing "concurrent calls never share a call buffer, and large ones are not kept"
+    (let [a (CallBuffer/take 100)
+          b (CallBuffer/take 100)]
+      (is (not= (.address (.-memory a)) (.address (.-memory b))) "a call inside another's preparation gets its own")
+      (.give b)
+      (.give a)
+      (testing "and is used again"
+        (let [c (CallBuffer/take 100)]
+          (is (= (.address (.-memory a)) (.address (.-memory c))))
+          (.give c)))
+      (testing "but a large one is not kept"
+        (let [large (CallBuffer/take 1000000)]
+          (is (<= 1000000 (.byteSize (.-memory large))))
+          (.give large)
+          (is (not (.isAlive (.scope (.-memory large))))))))))
 
-(deftest a-negative-number-is-no-descriptor
-  (is (thrown-with-msg? IllegalArgumentException #"not a file descriptor: -9" (Fd/own -9))))
+(deftest negative-descriptor
+  (testing "rejects a negative descriptor"
+    (is (thrown-with-msg? IllegalArgumentException #"not a file descriptor: -9" (Fd/own -9)))))

@@ -37,72 +37,77 @@
     (Thread/sleep 50)
     (if (or (condition) (= tries 100)) (condition) (recur (inc tries)))))
 
-(deftest what-is-no-range-is-refused
-  (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 8 bytes at -22" (MappedMemory/own -22 8 false)))
-  (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 0 bytes" (MappedMemory/own 4096 0 false))))
+(deftest invalid-range-rejected
+  (testing "rejects a range that is not valid"
+    (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 8 bytes at -22" (MappedMemory/own -22 8 false)))
+    (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 0 bytes" (MappedMemory/own 4096 0 false)))))
 
-(kernel-test l2-a-hundred-thousand-ranges-mapped-and-unmapped-leave-the-process-as-it-was
-  (let [{[descriptors descriptors-after] :descriptors
-         [kilobytes kilobytes-after :as resident] :kilobytes
-         mappings :mappings}
-        (fixture/kept-by-rounds '[m (bpf/create {:type :array :key :u32 :value :u64 :max-entries 512 :flags #{:mmapable}})]
-                                '(with-open [memory (bpf/memory m)]
-                                   (memory 0)))]
-    (is (= descriptors descriptors-after))
-    (is (= [0 0] mappings))
-    (is (< (- kilobytes-after kilobytes) 16384) (str "resident kB before and after: " resident))))
+(kernel-test l2-many-ranges-leave-nothing
+  (testing "a hundred thousand mappings leave the process unchanged"
+    (let [{[descriptors descriptors-after] :descriptors
+           [kilobytes kilobytes-after :as resident] :kilobytes
+           mappings :mappings}
+          (fixture/kept-by-rounds '[m (bpf/create {:type :array :key :u32 :value :u64 :max-entries 512 :flags #{:mmapable}})]
+                                  '(with-open [memory (bpf/memory m)]
+                                     (memory 0)))]
+      (is (= descriptors descriptors-after))
+      (is (= [0 0] mappings))
+      (is (< (- kilobytes-after kilobytes) 16384) (str "resident kB before and after: " resident)))))
 
-(kernel-test l3-a-range-that-nobody-closed-is-unmapped-by-the-collector
-  (with-open [m (an-array nil 62)]
-    (dotimes [_ 200]
-      (with-open [twin (bpf/clone m)]
-        (is (= 0 ((bpf/memory twin) 0)))))
-    (is (< 100 (mapped 62)))
-    (is (settled #(= 0 (mapped 62))))))
+(kernel-test l3-unreachable-range
+  (testing "the collector unmaps a range that was not closed"
+    (with-open [m (an-array nil 62)]
+      (dotimes [_ 200]
+        (with-open [twin (bpf/clone m)]
+          (is (= 0 ((bpf/memory twin) 0)))))
+      (is (< 100 (mapped 62)))
+      (is (settled #(= 0 (mapped 62)))))))
 
-(kernel-test l3-what-was-made-of-a-range-keeps-it-mapped
-  (let [keep-only (fn [make]
-                    (with-open [m (an-array {:contents {1 77}} 63)]
-                      (make (bpf/memory m))))]
-    (doseq [[what make read] [["a slice" #(mem/slice % 8 8) #(% 0)]
-                              ["a view" #(mem/view % :u64 8) deref]
-                              ["a buffer" mem/byte-buffer #(.getLong ^ByteBuffer % 8)]
-                              ["a slice of a buffer" #(.slice ^ByteBuffer (mem/byte-buffer %)) #(.get ^ByteBuffer % 8)]
-                              ["a segment" #(.asSlice ^MemorySegment (mem/segment %) 8)
-                               #(.get ^MemorySegment % ValueLayout/JAVA_LONG 0)]
-                              ["a stream" mem/input-stream #(last (.readNBytes ^java.io.InputStream % 9))]]]
-      (testing what
-        (let [holder (object-array [(keep-only make)])]
-          (dotimes [_ 5] (System/gc) (Thread/sleep 20))
-          (is (= 1 (mapped 63)))
-          (is (= 77 (read (aget holder 0))))
-          (aset holder 0 nil)
-          (is (settled #(= 0 (mapped 63)))))))))
+(kernel-test l3-derived-objects
+  (testing "objects derived from a range keep it mapped"
+    (let [keep-only (fn [make]
+                      (with-open [m (an-array {:contents {1 77}} 63)]
+                        (make (bpf/memory m))))]
+      (doseq [[what make read] [["a slice" #(mem/slice % 8 8) #(% 0)]
+                                ["a view" #(mem/view % :u64 8) deref]
+                                ["a buffer" mem/byte-buffer #(.getLong ^ByteBuffer % 8)]
+                                ["a slice of a buffer" #(.slice ^ByteBuffer (mem/byte-buffer %)) #(.get ^ByteBuffer % 8)]
+                                ["a segment" #(.asSlice ^MemorySegment (mem/segment %) 8)
+                                 #(.get ^MemorySegment % ValueLayout/JAVA_LONG 0)]
+                                ["a stream" mem/input-stream #(last (.readNBytes ^java.io.InputStream % 9))]]]
+        (testing what
+          (let [holder (object-array [(keep-only make)])]
+            (dotimes [_ 5] (System/gc) (Thread/sleep 20))
+            (is (= 1 (mapped 63)))
+            (is (= 77 (read (aget holder 0))))
+            (aset holder 0 nil)
+            (is (settled #(= 0 (mapped 63))))))))))
 
-(kernel-test a-range-that-the-kernel-reads-into-is-not-unmapped-under-it
-  (with-open [m (an-array nil)]
-    (let [memory (bpf/memory m)
-          pipe (Pipe/open)
-          buffer (mem/byte-buffer (mem/slice memory 0 8))
-          reader (fixture/thread #(.read (.source pipe) ^ByteBuffer buffer))
-          waiting? #(str/includes? (str/join (map str (.getStackTrace ^Thread reader))) "read0")]
-      (while (not (waiting?)) (Thread/sleep 1))
-      (testing "closing it waits a while, then says what is the matter, and changes nothing"
-        (let [{:keys [message] :bpfmap/keys [error op map]} (error-of (mem/close memory))]
-          (is (= [:busy :close (select-keys (bpf/info m) [:id :name :type])] [error op map]))
-          (is (re-find #"^The memory of map \d+ cannot be unmapped now: a thread reads a file or socket into a buffer of it" message))
-          (is (not (mem/closed? memory)))
-          (is (= 0 (memory 0)))))
-      (testing "once the kernel is done, it is closed"
-        (.write ^Pipe$SinkChannel (.sink pipe) (ByteBuffer/wrap (byte-array [1 2 3])))
-        (fixture/join reader)
-        (is (= [1 2 3 0] (seq (mem/slice memory 0 4))))
-        (mem/close memory)
-        (is (mem/closed? memory)))
-      (testing "and a buffer of it is refused by the next read"
-        (is (thrown? IllegalStateException (.read (.source pipe) (.clear buffer)))))
-      (.close (.sink pipe))
-      (.close (.source pipe)))))
+(kernel-test range-in-use-kept
+  (testing "a range is not unmapped while the kernel reads into it"
+    (with-open [m (an-array nil)]
+      (let [memory (bpf/memory m)
+            pipe (Pipe/open)
+            buffer (mem/byte-buffer (mem/slice memory 0 8))
+            reader (fixture/thread #(.read (.source pipe) ^ByteBuffer buffer))
+            waiting? #(str/includes? (str/join (map str (.getStackTrace ^Thread reader))) "read0")]
+        (while (not (waiting?)) (Thread/sleep 1))
+        (testing "closing it waits a while, then says what is the matter, and changes nothing"
+          (let [{:keys [message] :bpfmap/keys [error op map]} (error-of (mem/close memory))]
+            (is (= [:busy :close (select-keys (bpf/info m) [:id :name :type])] [error op map]))
+            (is (re-find #"^The memory of map \d+ cannot be unmapped now: a thread reads a file or socket into a buffer of it" message))
+            (is (not (mem/closed? memory)))
+            (is (= 0 (memory 0)))))
+        (testing "once the kernel is done, it is closed"
+          (.write ^Pipe$SinkChannel (.sink pipe) (ByteBuffer/wrap (byte-array [1 2 3])))
+          (fixture/join reader)
+          (is (= [1 2 3 0] (seq (mem/slice memory 0 4))))
+          (mem/close memory)
+          (is (mem/closed? memory)))
+        (testing "and a buffer of it is refused by the next read"
+          (is (thrown? IllegalStateException (.read (.source pipe) (.clear buffer)))))
+        (.close (.sink pipe))
+        (.close (.source pipe))))))
 
 ;; --- closing under way
 
@@ -188,73 +193,75 @@
   (let [memory (bpf/memory m)]
     [memory (mem/view memory [:array :u64 entries])]))
 
-(kernel-test m5-ten-million-accesses-while-memory-is-closed-and-its-place-taken-by-others
-  ;; The decoys are mapped where the memory was a moment ago: an access that came too late would read their numbers.
-  (with-open [m (an-array {:contents (contents)})
-              decoy (an-array nil)]
-    (let [current (AtomicReference. (mapped-anew m))
+(kernel-test m5-access-while-closing
+  (testing "accesses are safe while memory is closed and replaced"
+    ;; The decoys are mapped where the memory was a moment ago: an access that came too late would read their numbers.
+    (with-open [m (an-array {:contents (contents)})
+                decoy (an-array nil)]
+      (let [current (AtomicReference. (mapped-anew m))
+            over (AtomicBoolean.)
+            closes (AtomicLong.)
+            places (atom {:same 0 :other 0})
+            failure (AtomicReference.)
+            address #(.address (mem/segment %))
+            closer (fixture/thread
+                    (noting failure
+                      (while (not (.get over))
+                        (Thread/sleep 0 (.nextInt (ThreadLocalRandom/current) 999999))
+                        (let [[memory _] (.get current)
+                              place (address memory)]
+                          (mem/close memory)
+                          (with-open [other ^Closeable (bpf/memory decoy)]
+                            (swap! places update (if (= place (address other)) :same :other) inc)
+                            (Thread/yield)
+                            (.set current (mapped-anew m))
+                            (.incrementAndGet closes))))))]
+        (try
+          (let [refused (accessing current 10000000 #(< 100 (.get closes)))]
+            (is (nil? (.get failure)))
+            (is (< 100 (.get closes)) "it was closed under way")
+            (is (< 0 (long refused)) "and accesses met it")
+            (is (< 0 (long (:same @places))) (str "the decoys lay where it had been: " @places)))
+          (finally
+            (.set over true)
+            (fixture/join closer)
+            (mem/close (first (.get current)))))))))
+
+(kernel-test m5-access-while-freezing
+  (testing "accesses are safe while maps are frozen between mappings"
+    (let [new-map #(an-array {:contents (contents)})
+          current (AtomicReference.)
           over (AtomicBoolean.)
-          closes (AtomicLong.)
-          places (atom {:same 0 :other 0})
+          frozen (AtomicLong.)
           failure (AtomicReference.)
-          address #(.address (mem/segment %))
-          closer (fixture/thread
-                  (noting failure
-                    (while (not (.get over))
-                      (Thread/sleep 0 (.nextInt (ThreadLocalRandom/current) 999999))
-                      (let [[memory _] (.get current)
-                            place (address memory)]
-                        (mem/close memory)
-                        (with-open [other ^Closeable (bpf/memory decoy)]
-                          (swap! places update (if (= place (address other)) :same :other) inc)
-                          (Thread/yield)
-                          (.set current (mapped-anew m))
-                          (.incrementAndGet closes))))))]
+          show (fn [m] (.set current (mapped-anew m)))
+          freezer (let [first-map (new-map)]
+                    (show first-map)
+                    (fixture/thread
+                     (noting failure
+                       (loop [m first-map]
+                         (let [[memory _] (.get current)]
+                           (Thread/sleep 0 (.nextInt (ThreadLocalRandom/current) 999999))
+                           (assert (= :busy (outcome #(bpf/freeze! m))) "it is mapped writable")
+                           (mem/close memory)
+                           (bpf/freeze! m)
+                           (.incrementAndGet frozen)
+                           (show m) ; read-only by now
+                           (Thread/sleep 0 (.nextInt (ThreadLocalRandom/current) 500000))
+                           (assert (mem/read-only? (first (.get current))))
+                           (if (.get over)
+                             (bpf/close m)
+                             (let [next-map (new-map)
+                                   [read-only _] (.get current)]
+                               (show next-map)
+                               (bpf/close m)
+                               (mem/close read-only)
+                               (recur next-map))))))))]
       (try
-        (let [refused (accessing current 10000000 #(< 100 (.get closes)))]
-          (is (nil? (.get failure)))
-          (is (< 100 (.get closes)) "it was closed under way")
-          (is (< 0 (long refused)) "and accesses met it")
-          (is (< 0 (long (:same @places))) (str "the decoys lay where it had been: " @places)))
+        (accessing current 1000000 #(or (.get failure) (< 50 (.get frozen))))
+        (is (nil? (.get failure)))
+        (is (< 50 (.get frozen)))
         (finally
           (.set over true)
-          (fixture/join closer)
+          (fixture/join freezer)
           (mem/close (first (.get current))))))))
-
-(kernel-test m5-a-million-accesses-while-maps-are-frozen-between-unmapping-and-mapping
-  (let [new-map #(an-array {:contents (contents)})
-        current (AtomicReference.)
-        over (AtomicBoolean.)
-        frozen (AtomicLong.)
-        failure (AtomicReference.)
-        show (fn [m] (.set current (mapped-anew m)))
-        freezer (let [first-map (new-map)]
-                  (show first-map)
-                  (fixture/thread
-                   (noting failure
-                     (loop [m first-map]
-                       (let [[memory _] (.get current)]
-                         (Thread/sleep 0 (.nextInt (ThreadLocalRandom/current) 999999))
-                         (assert (= :busy (outcome #(bpf/freeze! m))) "it is mapped writable")
-                         (mem/close memory)
-                         (bpf/freeze! m)
-                         (.incrementAndGet frozen)
-                         (show m) ; read-only by now
-                         (Thread/sleep 0 (.nextInt (ThreadLocalRandom/current) 500000))
-                         (assert (mem/read-only? (first (.get current))))
-                         (if (.get over)
-                           (bpf/close m)
-                           (let [next-map (new-map)
-                                 [read-only _] (.get current)]
-                             (show next-map)
-                             (bpf/close m)
-                             (mem/close read-only)
-                             (recur next-map))))))))]
-    (try
-      (accessing current 1000000 #(or (.get failure) (< 50 (.get frozen))))
-      (is (nil? (.get failure)))
-      (is (< 50 (.get frozen)))
-      (finally
-        (.set over true)
-        (fixture/join freezer)
-        (mem/close (first (.get current)))))))

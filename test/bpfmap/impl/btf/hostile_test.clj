@@ -7,7 +7,7 @@
             [bpfmap.impl.btf.writer :as writer]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [deftest is]]
+            [clojure.test :refer [deftest is testing]]
             [clojure.test.check.generators :as gen])
   (:import (java.nio ByteBuffer ByteOrder)
            (java.util Arrays SplittableRandom)))
@@ -116,62 +116,67 @@
                  records (if (zero? i) samples/every-kind (gen/generate (samples/gen-records (+ 2 i) n) 30 i))]]
        {:bytes (writer/blob records (assoc order :base base)) :order (:byte-order order) :base base}))))
 
-(deftest a-hundred-thousand-broken-blobs-give-data-or-malformed-btf
-  (let [outcomes
-        (reduce
-         (fn [{:keys [worst-ms worst-ratio] :as outcomes} i]
-           (let [random (SplittableRandom. i)
-                 {:keys [bytes order base]} (@seeds (.nextInt random (count @seeds)))
-                 bytes (broken bytes order random)
-                 {:keys [result ms] allocated :bytes}
-                 (samples/cost #(try (try-one bytes base random)
-                                     (catch Throwable e [:thrown i e])))
-                 ratio (/ allocated (+ 1024.0 (alength ^bytes bytes)))]
-             (cond-> (assoc outcomes :worst-ms (max worst-ms ms) :worst-ratio (max worst-ratio ratio))
-               (vector? result) (update :thrown conj result)
-               (= :malformed result) (update :refused inc)
-               (and (number? result) (zero? result)) (update :whole inc)
-               (and (number? result) (pos? result)) (update :in-part inc))))
-         {:worst-ms 0 :worst-ratio 0 :thrown [] :refused 0 :whole 0 :in-part 0}
-         (range blobs))]
-    (is (= [] (take 3 (:thrown outcomes))))
-    (is (= blobs (+ (:refused outcomes) (:whole outcomes) (:in-part outcomes))))
-    (is (every? #(< (/ blobs 20) (% outcomes)) [:refused :whole :in-part]) "the mutations reach everywhere")
-    (is (< (:worst-ms outcomes) 500))
-    (is (< (:worst-ratio outcomes) 500) "memory, by byte of the blob")))
+(deftest random-mutations
+  (testing "a hundred thousand broken blobs return data or throw malformed-BTF"
+    (let [outcomes
+          (reduce
+           (fn [{:keys [worst-ms worst-ratio] :as outcomes} i]
+             (let [random (SplittableRandom. i)
+                   {:keys [bytes order base]} (@seeds (.nextInt random (count @seeds)))
+                   bytes (broken bytes order random)
+                   {:keys [result ms] allocated :bytes}
+                   (samples/cost #(try (try-one bytes base random)
+                                       (catch Throwable e [:thrown i e])))
+                   ratio (/ allocated (+ 1024.0 (alength ^bytes bytes)))]
+               (cond-> (assoc outcomes :worst-ms (max worst-ms ms) :worst-ratio (max worst-ratio ratio))
+                 (vector? result) (update :thrown conj result)
+                 (= :malformed result) (update :refused inc)
+                 (and (number? result) (zero? result)) (update :whole inc)
+                 (and (number? result) (pos? result)) (update :in-part inc))))
+           {:worst-ms 0 :worst-ratio 0 :thrown [] :refused 0 :whole 0 :in-part 0}
+           (range blobs))]
+      (is (= [] (take 3 (:thrown outcomes))))
+      (is (= blobs (+ (:refused outcomes) (:whole outcomes) (:in-part outcomes))))
+      (is (every? #(< (/ blobs 20) (% outcomes)) [:refused :whole :in-part]) "the mutations reach everywhere")
+      (is (< (:worst-ms outcomes) 500))
+      (is (< (:worst-ratio outcomes) 500) "memory, by byte of the blob"))))
 
-(deftest the-kernels-own-blob-may-be-broken
-  (if-not (.canRead (io/file samples/vmlinux))
-    (fixture/skip! (str "this kernel has no " samples/vmlinux))
-    (let [bytes (samples/read-bytes samples/vmlinux)]
-      (dotimes [i 40]
-        (let [random (SplittableRandom. i)
-              bytes (broken bytes (ByteOrder/nativeOrder) random)
-              {:keys [result ms] allocated :bytes} (samples/cost #(try-one bytes nil random))]
-          (is (some? result))
-          (is (< ms 2000))
-          (is (< allocated (+ 1e6 (* 2 (alength bytes))))))))))
+(deftest mutated-kernel-blob
+  (testing "a broken blob of the kernel returns data or throws malformed-BTF"
+    (if-not (.canRead (io/file samples/vmlinux))
+      (fixture/skip! (str "this kernel has no " samples/vmlinux))
+      (let [bytes (samples/read-bytes samples/vmlinux)]
+        (dotimes [i 40]
+          (let [random (SplittableRandom. i)
+                bytes (broken bytes (ByteOrder/nativeOrder) random)
+                {:keys [result ms] allocated :bytes} (samples/cost #(try-one bytes nil random))]
+            (is (some? result))
+            (is (< ms 2000))
+            (is (< allocated (+ 1e6 (* 2 (alength bytes)))))))))))
 
-(deftest any-bytes-at-all-give-data-or-malformed-btf
-  (dotimes [i 10000]
-    (let [random (SplittableRandom. i)
-          bytes (byte-array (.nextInt random 80))]
-      (.nextBytes random bytes)
-      ;; Most would end at the magic.
-      (dotimes [j (min (alength bytes) (.nextInt random 9))]
-        (aset bytes j (unchecked-byte (aget (int-array [0x9f 0xeb 1 0 24 0 0 0]) j))))
-      (is (some? (try-one bytes nil random))))))
+(deftest random-bytes-as-blob
+  (testing "any bytes return data or throw malformed-BTF"
+    (dotimes [i 10000]
+      (let [random (SplittableRandom. i)
+            bytes (byte-array (.nextInt random 80))]
+        (.nextBytes random bytes)
+        ;; Most would end at the magic.
+        (dotimes [j (min (alength bytes) (.nextInt random 9))]
+          (aset bytes j (unchecked-byte (aget (int-array [0x9f 0xeb 1 0 24 0 0 0]) j))))
+        (is (some? (try-one bytes nil random)))))))
 
-(deftest a-blob-cut-short-anywhere-is-malformed
-  (let [bytes (writer/blob samples/every-kind)]
-    (dotimes [n (alength bytes)]
-      (is (= :malformed (attempt (blob/parse (Arrays/copyOf bytes n)))) n))))
+(deftest truncated-blob
+  (testing "a blob truncated at any byte is malformed"
+    (let [bytes (writer/blob samples/every-kind)]
+      (dotimes [n (alength bytes)]
+        (is (= :malformed (attempt (blob/parse (Arrays/copyOf bytes n)))) n)))))
 
-(deftest every-bit-of-a-small-blob-may-be-wrong
-  (let [bytes (writer/blob samples/every-kind)
-        n (* 8 (alength bytes))]
-    (is (= n (count (for [i (range n)
-                          :let [bytes (aclone bytes)
-                                at (int (quot i 8))]]
-                      (do (aset bytes at (unchecked-byte (bit-flip (aget bytes at) (rem i 8))))
-                          (try-one bytes nil (SplittableRandom. i)))))))))
+(deftest every-bit-flipped
+  (testing "any flipped bit returns data or throws malformed-BTF"
+    (let [bytes (writer/blob samples/every-kind)
+          n (* 8 (alength bytes))]
+      (is (= n (count (for [i (range n)
+                            :let [bytes (aclone bytes)
+                                  at (int (quot i 8))]]
+                        (do (aset bytes at (unchecked-byte (bit-flip (aget bytes at) (rem i 8))))
+                            (try-one bytes nil (SplittableRandom. i))))))))))

@@ -88,9 +88,10 @@
      (do ~@body)
      (fixture/skip! "bpftool is not installed")))
 
-(vmlinux-test the-whole-kernel-is-read-as-bpftool-reads-it
-  (with-bpftool
-    (agree (dump vmlinux) @kernel)))
+(vmlinux-test whole-kernel-btf
+  (testing "reads the whole BTF of the kernel as bpftool does"
+    (with-bpftool
+      (agree (dump vmlinux) @kernel))))
 
 (defn- with-file
   "Calls f with a file of these bytes."
@@ -101,66 +102,72 @@
       (f file)
       (finally (.delete file)))))
 
-(deftest bpftool-reads-what-we-write
-  (with-bpftool
-    (doseq [order [samples/little samples/big]
-            :let [bytes (writer/blob samples/every-kind order)]]
-      (with-file bytes #(agree (dump %) (blob/parse bytes))))
-    (testing "split blobs"
-      (let [base-bytes (writer/blob samples/every-kind)
-            base (blob/parse base-bytes)
-            n (count samples/every-kind)
-            split (writer/blob [{:kind :ptr :type 6} {:kind :struct :name "more" :size 8
-                                                    :members [{:name "p" :type (+ n 1) :bit-offset 0}]}]
-                             {:base base})]
-        (with-file base-bytes
-          (fn [base-file]
-            (with-file split
-              #(agree (dump % "-B" (str base-file)) (blob/parse split base)))))))))
+(deftest bpftool-reads-our-blobs
+  (testing "bpftool reads the blobs that the writer writes"
+    (with-bpftool
+      (doseq [order [samples/little samples/big]
+              :let [bytes (writer/blob samples/every-kind order)]]
+        (with-file bytes #(agree (dump %) (blob/parse bytes))))
+      (testing "split blobs"
+        (let [base-bytes (writer/blob samples/every-kind)
+              base (blob/parse base-bytes)
+              n (count samples/every-kind)
+              split (writer/blob [{:kind :ptr :type 6} {:kind :struct :name "more" :size 8
+                                                      :members [{:name "p" :type (+ n 1) :bit-offset 0}]}]
+                               {:base base})]
+          (with-file base-bytes
+            (fn [base-file]
+              (with-file split
+                #(agree (dump % "-B" (str base-file)) (blob/parse split base))))))))))
 
 ;; ---------------------------------------------------------------- the kernel
 
-(vmlinux-test the-kernels-types-survive-being-written
-  (let [records (samples/all-records @kernel)]
-    (is (= records (samples/all-records (blob/parse (writer/blob records)))))))
+(vmlinux-test kernel-round-trip
+  (testing "the types of the kernel survive being written"
+    (let [records (samples/all-records @kernel)]
+      (is (= records (samples/all-records (blob/parse (writer/blob records))))))))
 
-(vmlinux-test names-of-the-kernel-find-their-types
-  (let [[id & more] (blob/ids-named @kernel "task_struct" :struct)
-        {:keys [size members]} (blob/record @kernel id)]
-    (is (nil? more))
-    (is (= size (blob/size-of @kernel id)))
-    (is (some #(= "pid" (:name %)) members))
-    (is (= :int (blob/kind @kernel (blob/resolve @kernel (first (blob/ids-named @kernel "size_t" :typedef))))))
-    (is (= :float (:kind (blob/record @kernel (first (blob/ids-named @kernel "double" :float))) :float)))
-    (testing "every name finds every type that has it"
-      (let [by-name (group-by :name (samples/all-records @kernel))]
-        (is (= [] (take 3 (remove (fn [[name records]]
-                                    (or (nil? name) (= (map :id records) (blob/ids-named @kernel name))))
-                                  by-name))))))))
+(vmlinux-test kernel-types-by-name
+  (testing "finds the types of the kernel by name"
+    (let [[id & more] (blob/ids-named @kernel "task_struct" :struct)
+          {:keys [size members]} (blob/record @kernel id)]
+      (is (nil? more))
+      (is (= size (blob/size-of @kernel id)))
+      (is (some #(= "pid" (:name %)) members))
+      (is (= :int (blob/kind @kernel (blob/resolve @kernel (first (blob/ids-named @kernel "size_t" :typedef))))))
+      (is (= :float (:kind (blob/record @kernel (first (blob/ids-named @kernel "double" :float))) :float)))
+      (testing "every name finds every type that has it"
+        (let [by-name (group-by :name (samples/all-records @kernel))]
+          (is (= [] (take 3 (remove (fn [[name records]]
+                                      (or (nil? name) (= (map :id records) (blob/ids-named @kernel name))))
+                                    by-name)))))))))
 
-(vmlinux-test everything-in-the-kernel-resolves-and-has-its-size
-  (let [sizes (reduce (fn [sizes id]
-                        (blob/resolve @kernel id)
-                        (update sizes [(blob/kind @kernel id) (some? (blob/size-of @kernel id))] (fnil inc 0)))
-                      {}
-                      (range (inc (blob/type-count @kernel))))]
-    (is (= [] (filter sizes [[:struct false] [:int false] [:ptr false] [:enum false] [:func true] [:fwd true]])))))
+(vmlinux-test kernel-types-resolve
+  (testing "resolves every type of the kernel and knows its size"
+    (let [sizes (reduce (fn [sizes id]
+                          (blob/resolve @kernel id)
+                          (update sizes [(blob/kind @kernel id) (some? (blob/size-of @kernel id))] (fnil inc 0)))
+                        {}
+                        (range (inc (blob/type-count @kernel))))]
+      (is (= [] (filter sizes [[:struct false] [:int false] [:ptr false] [:enum false] [:func true] [:fwd true]]))))))
 
-(vmlinux-test the-kernels-types-are-read-in-a-moment
-  ;; 300 ms is the promise, a small part of it the habit.
-  (let [bytes (samples/read-bytes vmlinux)
-        id (first (blob/ids-named @kernel "task_struct" :struct))
-        parse (samples/median-ms 15 #(blob/parse bytes))
-        find-one (samples/median-ms 15 #(blob/ids-named (blob/parse bytes) "task_struct"))
-        record (samples/median-ms 200 #(blob/record @kernel id))]
-    (is (< parse 300))
-    (is (< find-one 300))
-    (is (< record 1))))
+(vmlinux-test kernel-btf-parse-time
+  (testing "parses the BTF of the kernel in milliseconds"
+    ;; 300 ms is the promise, a small part of it the habit.
+    (let [bytes (samples/read-bytes vmlinux)
+          id (first (blob/ids-named @kernel "task_struct" :struct))
+          parse (samples/median-ms 15 #(blob/parse bytes))
+          find-one (samples/median-ms 15 #(blob/ids-named (blob/parse bytes) "task_struct"))
+          record (samples/median-ms 200 #(blob/record @kernel id))]
+      (is (< parse 300))
+      (is (< find-one 300))
+      (is (< record 1)))))
 
-(vmlinux-test the-kernels-types-cost-little-memory
-  (let [bytes (samples/read-bytes vmlinux)
-        {:keys [result] allocated :bytes} (samples/cost #(doto (blob/parse bytes) (blob/ids-named "task_struct")))]
-    (is (< allocated (alength bytes)) (str result))))
+(vmlinux-test kernel-btf-parse-memory
+  (testing "parsing the BTF of the kernel needs little memory"
+    (let [bytes (samples/read-bytes vmlinux)
+          {:keys [result] allocated :bytes} (samples/cost #(doto (blob/parse bytes) (blob/ids-named "task_struct")))]
+      (is (< allocated (alength bytes)) (str result)))))
 
 ;; ---------------------------------------------------------------- compilers
 
@@ -176,37 +183,38 @@ int only_here_fn(struct only_here *m, struct list_head *h) { return m->a + (h->n
   []
   (take 5 (filter #(not= "vmlinux" (.getName ^File %)) (.listFiles (io/file "/sys/kernel/btf")))))
 
-(vmlinux-test split-btf-of-pahole-and-of-modules-is-read-as-bpftool-reads-it
-  (let [[cc pahole] (map fixture/executable ["cc" "pahole"])
-        dir (fixture/temporary-directory)
-        c (io/file dir "module.c")
-        object (str (io/file dir "module.o"))]
-    (try
-      (spit c source-of-a-module)
-      (cond
-        (not (and cc pahole @bpftool)) (fixture/skip! "cc, pahole and bpftool are not all installed")
-        (not (zero? (:exit (fixture/run [cc "-g" "-c" (str c) "-o" object]))))
-        (fixture/skip! "the C compiler makes no object here")
-        (not (zero? (:exit (fixture/run [pahole "-J" "--btf_base" vmlinux object]))))
-        (fixture/skip! "this pahole makes no split BTF (1.24 does)")
-        :else
-        (let [b (blob/parse (samples/elf-section (samples/read-bytes object) ".BTF") @kernel)
-              [id] (blob/ids-named b "only_here" :struct)
-              [list-head] (blob/ids-named @kernel "list_head" :struct)
-              members (:members (blob/record b id))]
-          (agree (dump object "-B" vmlinux) b)
-          (is (< (blob/type-count @kernel) id))
-          (is (= [list-head] (blob/ids-named b "list_head" :struct)) "the kernel's own, not another one")
-          (is (= {:name "l" :type list-head :bit-offset 0 :bits 0} (first members)))
-          (is (= [["NARROW" -1] ["WIDE" 0x100000001]]
-                 (map vec (:values (blob/record b (:type (second members)))))))
-          (is (= 40 (blob/size-of b id)))
-          (doseq [module (modules)
-                  :let [b (blob/parse (samples/read-bytes module) @kernel)]]
-            (agree (dump module "-B" vmlinux) b)
-            (is (< (blob/type-count @kernel) (blob/type-count b))))))
-      (finally
-        (run! #(.delete ^File %) (reverse (file-seq dir)))))))
+(vmlinux-test split-btf-like-bpftool
+  (testing "reads the split BTF of pahole and modules as bpftool does"
+    (let [[cc pahole] (map fixture/executable ["cc" "pahole"])
+          dir (fixture/temporary-directory)
+          c (io/file dir "module.c")
+          object (str (io/file dir "module.o"))]
+      (try
+        (spit c source-of-a-module)
+        (cond
+          (not (and cc pahole @bpftool)) (fixture/skip! "cc, pahole and bpftool are not all installed")
+          (not (zero? (:exit (fixture/run [cc "-g" "-c" (str c) "-o" object]))))
+          (fixture/skip! "the C compiler makes no object here")
+          (not (zero? (:exit (fixture/run [pahole "-J" "--btf_base" vmlinux object]))))
+          (fixture/skip! "this pahole makes no split BTF (1.24 does)")
+          :else
+          (let [b (blob/parse (samples/elf-section (samples/read-bytes object) ".BTF") @kernel)
+                [id] (blob/ids-named b "only_here" :struct)
+                [list-head] (blob/ids-named @kernel "list_head" :struct)
+                members (:members (blob/record b id))]
+            (agree (dump object "-B" vmlinux) b)
+            (is (< (blob/type-count @kernel) id))
+            (is (= [list-head] (blob/ids-named b "list_head" :struct)) "the kernel's own, not another one")
+            (is (= {:name "l" :type list-head :bit-offset 0 :bits 0} (first members)))
+            (is (= [["NARROW" -1] ["WIDE" 0x100000001]]
+                   (map vec (:values (blob/record b (:type (second members)))))))
+            (is (= 40 (blob/size-of b id)))
+            (doseq [module (modules)
+                    :let [b (blob/parse (samples/read-bytes module) @kernel)]]
+              (agree (dump module "-B" vmlinux) b)
+              (is (< (blob/type-count @kernel) (blob/type-count b))))))
+        (finally
+          (run! #(.delete ^File %) (reverse (file-seq dir))))))))
 
 (def ^:private source
   "#define DECL(x) __attribute__((btf_decl_tag(x)))
@@ -254,32 +262,33 @@ SECTION(\"socket\") int prog(void *ctx) { return sub(a_global) + limit + of_conf
     (when (zero? (:exit (fixture/run [clang "-g" "-O2" "-target" "bpf" "-c" (str c) "-o" (str object)])))
       {:file object :bytes (samples/elf-section (samples/read-bytes object) ".BTF")})))
 
-(deftest what-clang-compiles-is-read-as-bpftool-reads-it
-  (let [clang (fixture/executable "clang")
-        dir (fixture/temporary-directory)]
-    (try
-      (let [{:keys [file bytes]} (when clang (compiled dir clang))]
-        (cond
-          (nil? bytes) (fixture/skip! "no clang that compiles C with BTF tags for BPF (14 or newer)")
-          (nil? @bpftool) (fixture/skip! "bpftool is not installed")
-          :else
-          (let [b (blob/parse bytes)
-                only (fn [name kind] (let [[id :as ids] (blob/ids-named b name kind)]
-                                       (is (= 1 (count ids)) name)
-                                       (blob/record b id)))]
-            (agree (dump file) b)
-            (is (= [] (remove (set (map :kind (samples/all-records b))) (remove #{:enum64} kinds/kinds)))
-                "the source has types of all kinds, but that enums of 64 bits need LLVM 16")
-            (is (= [["a" 0 3] ["b" 3 5] ["c" 8 0] ["d" 16 40] ["e" 56 4]]
-                   (map (juxt :name :bit-offset :bits) (:members (only "bits" :struct)))))
-            (is (= [-1 4 nil] [(:component (only "of a struct" :decl-tag)) (:component (only "of a member" :decl-tag))
-                               (:attribute (only "of a member" :decl-tag))]))
-            (is (= :extern (:linkage (only "of_kernel" :func)) (:linkage (only "of_config" :var))))
-            (let [type-of (fn [name] (some #(when (= name (:name %)) (:type %)) (:members (only "all" :struct))))
-                  pointer (blob/record b (type-of "fn"))]
-              (is (= {:type 0} (peek (:params (blob/record b (:type pointer))))) "three dots")
-              (is (= 48 (blob/size-of b (type-of "m"))) "int m[3][4]"))
-            (is (nil? (blob/size-of b (blob/resolve b (:id (only "missing" :fwd))))))
-            (is (= (samples/all-records b) (samples/all-records (blob/parse (writer/blob (samples/all-records b)))))))))
-      (finally
-        (run! #(.delete ^File %) (reverse (file-seq dir)))))))
+(deftest clang-btf-like-bpftool
+  (testing "reads the BTF of clang as bpftool does"
+    (let [clang (fixture/executable "clang")
+          dir (fixture/temporary-directory)]
+      (try
+        (let [{:keys [file bytes]} (when clang (compiled dir clang))]
+          (cond
+            (nil? bytes) (fixture/skip! "no clang that compiles C with BTF tags for BPF (14 or newer)")
+            (nil? @bpftool) (fixture/skip! "bpftool is not installed")
+            :else
+            (let [b (blob/parse bytes)
+                  only (fn [name kind] (let [[id :as ids] (blob/ids-named b name kind)]
+                                         (is (= 1 (count ids)) name)
+                                         (blob/record b id)))]
+              (agree (dump file) b)
+              (is (= [] (remove (set (map :kind (samples/all-records b))) (remove #{:enum64} kinds/kinds)))
+                  "the source has types of all kinds, but that enums of 64 bits need LLVM 16")
+              (is (= [["a" 0 3] ["b" 3 5] ["c" 8 0] ["d" 16 40] ["e" 56 4]]
+                     (map (juxt :name :bit-offset :bits) (:members (only "bits" :struct)))))
+              (is (= [-1 4 nil] [(:component (only "of a struct" :decl-tag)) (:component (only "of a member" :decl-tag))
+                                 (:attribute (only "of a member" :decl-tag))]))
+              (is (= :extern (:linkage (only "of_kernel" :func)) (:linkage (only "of_config" :var))))
+              (let [type-of (fn [name] (some #(when (= name (:name %)) (:type %)) (:members (only "all" :struct))))
+                    pointer (blob/record b (type-of "fn"))]
+                (is (= {:type 0} (peek (:params (blob/record b (:type pointer))))) "three dots")
+                (is (= 48 (blob/size-of b (type-of "m"))) "int m[3][4]"))
+              (is (nil? (blob/size-of b (blob/resolve b (:id (only "missing" :fwd))))))
+              (is (= (samples/all-records b) (samples/all-records (blob/parse (writer/blob (samples/all-records b)))))))))
+        (finally
+          (run! #(.delete ^File %) (reverse (file-seq dir))))))))

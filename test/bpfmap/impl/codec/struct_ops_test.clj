@@ -3,7 +3,7 @@
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.codec.element :as element]
             [bpfmap.type :as type]
-            [clojure.test :refer [are deftest is]]
+            [clojure.test :refer [are deftest is testing]]
             [clojure.test.check.clojure-test :refer [defspec]]
             [clojure.test.check.generators :as gen]
             [clojure.test.check.properties :as prop])
@@ -47,55 +47,60 @@
 
 (def ^:private zeros (decoded of-type (byte-array (type/size value-type))))
 
-(deftest functions-are-the-members-that-point-to-them
-  (is (= [:init :release] (element/functions value-type nil)))
-  (is (= [:init :release] (element/functions [:typedef "t" (assoc wrapper 3 [:data :x])] {:x x})))
-  (are [type] (= [] (element/functions type nil))
-    :u64
-    [:bytes 256]
-    [:struct [:init [:ptr "function"]]]
-    [:struct [:data [:struct [:init [:ptr "struct function"]] [:more :ptr]]]]))
+(deftest function-pointer-members
+  (testing "finds the members that point to functions"
+    (is (= [:init :release] (element/functions value-type nil)))
+    (is (= [:init :release] (element/functions [:typedef "t" (assoc wrapper 3 [:data :x])] {:x x})))
+    (are [type] (= [] (element/functions type nil))
+      :u64
+      [:bytes 256]
+      [:struct [:init [:ptr "function"]]]
+      [:struct [:data [:struct [:init [:ptr "struct function"]] [:more :ptr]]]])))
 
-(deftest what-is-not-given-is-zero
-  (are [given path->value] (= (reduce-kv assoc-in zeros path->value) (decoded of-type (encoded c given)))
-    {} {}
-    {:data {}} {}
-    {:data {:init 7}} {[:data :init] 7}
-    {:common {:state :in-use}} {[:common :state] :in-use}
-    {:data {:name "mine" :high 31}} {[:data :name] "mine" [:data :high] 31}
-    {:data {:b 5}} {[:data :b] 5}
-    {:data {:list {:prev 9}}} {[:data :list :prev] 9}
-    (sorted-map :data (sorted-map :slots [1 2 3])) {[:data :slots] [1 2 3]}))
+(deftest omitted-members
+  (testing "omitted members are zero"
+    (are [given path->value] (= (reduce-kv assoc-in zeros path->value) (decoded of-type (encoded c given)))
+      {} {}
+      {:data {}} {}
+      {:data {:init 7}} {[:data :init] 7}
+      {:common {:state :in-use}} {[:common :state] :in-use}
+      {:data {:name "mine" :high 31}} {[:data :name] "mine" [:data :high] 31}
+      {:data {:b 5}} {[:data :b] 5}
+      {:data {:list {:prev 9}}} {[:data :list :prev] 9}
+      (sorted-map :data (sorted-map :slots [1 2 3])) {[:data :slots] [1 2 3]})))
 
-(deftest a-union-is-given-by-one-of-its-members
-  (let [of (fn [data] (select-keys (:data (decoded of-type (encoded c {:data data}))) [:n :half :other :u]))]
-    (is (= {:n 1 :half 1 :other 0 :u {:c 0 :d 0}} (of {:n 1})))
-    (is (= {:n 0x200000001 :half 1 :other 2 :u {:c 0 :d 0}} (of {:half 1 :other 2})))
-    (is (= {:c 0x34 :d 0x1234} (:u (of {:u {:d 0x1234}}))))))
+(deftest union-from-one-member
+  (testing "a union is given by one of its members"
+    (let [of (fn [data] (select-keys (:data (decoded of-type (encoded c {:data data}))) [:n :half :other :u]))]
+      (is (= {:n 1 :half 1 :other 0 :u {:c 0 :d 0}} (of {:n 1})))
+      (is (= {:n 0x200000001 :half 1 :other 2 :u {:c 0 :d 0}} (of {:half 1 :other 2})))
+      (is (= {:c 0x34 :d 0x1234} (:u (of {:u {:d 0x1234}})))))))
 
-(deftest what-does-not-fit-is-refused
-  (are [value path] (= [:invalid-value path] ((juxt :bpfmap/error :bpfmap/path) (error-of (encoded c value))))
-    7 [:value]
-    nil [:value]
-    {:dta {}} [:value :dta]
-    {:data 7} [:value :data]
-    {:data {:inti 7}} [:value :data :inti]
-    {:data {nil 7}} [:value :data nil]
-    {:data {"init" 7}} [:value :data "init"]
-    (sorted-map "data" {}) [:value "data"]
-    {:data {:slots [1]}} [:value :data :slots]
-    {:data {:u {}}} [:value :data :u]))
+(deftest misfits-are-rejected
+  (testing "rejects values that do not fit"
+    (are [value path] (= [:invalid-value path] ((juxt :bpfmap/error :bpfmap/path) (error-of (encoded c value))))
+      7 [:value]
+      nil [:value]
+      {:dta {}} [:value :dta]
+      {:data 7} [:value :data]
+      {:data {:inti 7}} [:value :data :inti]
+      {:data {nil 7}} [:value :data nil]
+      {:data {"init" 7}} [:value :data "init"]
+      (sorted-map "data" {}) [:value "data"]
+      {:data {:slots [1]}} [:value :data :slots]
+      {:data {:u {}}} [:value :data :u])))
 
-(deftest programs-read-as-references
-  (is (= {:init {:program-id 7} :release nil :owner 9}
-         (select-keys (:data (decoded c (encoded c {:data {:init 7 :owner 9}}))) [:init :release :owner])))
-  (is (= 7 (let [^Codec plain (codec/codec :u8)] (decoded (element/codec plain :u8 nil) (byte-array [7])))) "without any, nothing changes"))
+(deftest programs-as-references
+  (testing "programs read as references"
+    (is (= {:init {:program-id 7} :release nil :owner 9}
+           (select-keys (:data (decoded c (encoded c {:data {:init 7 :owner 9}}))) [:init :release :owner])))
+    (is (= 7 (let [^Codec plain (codec/codec :u8)] (decoded (element/codec plain :u8 nil) (byte-array [7])))) "without any, nothing changes")))
 
-(defspec a-whole-value-is-written-as-it-is 100
+(defspec whole-value-unchanged 100
   (prop/for-all [value (type/->generator value-type)]
     (java.util.Arrays/equals ^bytes (encoded of-type value) ^bytes (encoded c value))))
 
-(defspec a-part-of-a-value-is-that-part-and-zeros 100
+(defspec partial-values 100
   (let [parts [:init :release :owner :name :low :high :list :slots]]
     (prop/for-all [value (type/->generator value-type)
                    kept (gen/set (gen/elements parts))]

@@ -11,7 +11,7 @@
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.prog :as prog]
             [clojure.string :as str]
-            [clojure.test :refer [deftest is]])
+            [clojure.test :refer [deftest is testing]])
   (:import (bpfmap.prog Program)
            (bpfmap.sys Abi Attr Bytes Fd)
            (java.io Closeable)
@@ -20,16 +20,17 @@
 
 (set! *warn-on-reflection* true)
 
-(deftest names-have-the-numbers-of-the-header
-  (doseq [[prefix names] {"BPF_LINK_TYPE_" link/types, "BPF_PROG_TYPE_" progs/types, "BPF_" progs/attach-types}
-          :let [in-c #(str prefix (str/replace (str/upper-case (name %)) "-" "_"))
-                header (fixture/c-values ["linux/bpf.h"] (map in-c (keys names)))]]
-    (if-not header
-      (fixture/skip! "no C compiler to compare the numbers with")
-      (do
-        (is (< 5 (count header)) (str "the header knows some of " prefix))
-        (doseq [[k number] names :when (contains? header (in-c k))]
-          (is (= number (header (in-c k))) (str k)))))))
+(deftest numbers-match-c-header
+  (testing "link and attach types match the kernel header"
+    (doseq [[prefix names] {"BPF_LINK_TYPE_" link/types, "BPF_PROG_TYPE_" progs/types, "BPF_" progs/attach-types}
+            :let [in-c #(str prefix (str/replace (str/upper-case (name %)) "-" "_"))
+                  header (fixture/c-values ["linux/bpf.h"] (map in-c (keys names)))]]
+      (if-not header
+        (fixture/skip! "no C compiler to compare the numbers with")
+        (do
+          (is (< 5 (count header)) (str "the header knows some of " prefix))
+          (doseq [[k number] names :when (contains? header (in-c k))]
+            (is (= number (header (in-c k))) (str k))))))))
 
 ;; --- links made by hand
 
@@ -76,47 +77,53 @@
       (is (= [info] (filter #(= (:id info) (:id %)) (host/links)))))
     (finally (call/close fd))))
 
-(kernel-test a-raw-tracepoint's-link-names-it
-  (with-open [p (loaded :raw-tracepoint)
-              a ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
-    (is (= {:type :raw-tracepoint :tracepoint "sys_enter" :program-id (:id (prog/info p))}
-           (dissoc (prog/info a) :id)))
-    (is (= [(prog/info a)] (filter #(= (:id (prog/info a)) (:id %)) (host/links))))))
+(kernel-test raw-tracepoint-link
+  (testing "the link of a raw tracepoint reports its name"
+    (with-open [p (loaded :raw-tracepoint)
+                a ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
+      (is (= {:type :raw-tracepoint :tracepoint "sys_enter" :program-id (:id (prog/info p))}
+             (dissoc (prog/info a) :id)))
+      (is (= [(prog/info a)] (filter #(= (:id (prog/info a)) (:id %)) (host/links)))))))
 
-(kernel-test an-iterator's-link-names-its-target
-  (with-open [p (loaded :tracing :expected-attach-type :trace-iter :attach-btf-id (function-id "bpf_iter_bpf_map"))]
-    (is (= (function-id "bpf_iter_bpf_map") (:attach-btf-id (prog/info p))))
-    (is (pos-int? (:attach-btf-obj-id (prog/info p))))
-    (checked-link (link p {8 (prog/attach-types :trace-iter)}) p {:type :iter :target "bpf_map"})))
+(kernel-test iterator-link-target
+  (testing "the link of an iterator reports its target"
+    (with-open [p (loaded :tracing :expected-attach-type :trace-iter :attach-btf-id (function-id "bpf_iter_bpf_map"))]
+      (is (= (function-id "bpf_iter_bpf_map") (:attach-btf-id (prog/info p))))
+      (is (pos-int? (:attach-btf-obj-id (prog/info p))))
+      (checked-link (link p {8 (prog/attach-types :trace-iter)}) p {:type :iter :target "bpf_map"}))))
 
-(kernel-test an-iterator-over-a-map-is-a-link-although-it-names-the-map
-  (with-open [m (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1})
-              p (loaded :tracing :expected-attach-type :trace-iter :attach-btf-id (function-id "bpf_iter_bpf_map_elem"))
-              attr (Attr.)]
-    (.fd attr 0 (.-fd p))
-    (.int32 attr 8 (prog/attach-types :trace-iter))
-    (let [info (.buffer attr 16 16)] ; union bpf_iter_link_info
-      (Bytes/put32 info 0 (.use attr (bpf-map/descriptor m)) false)
-      (.int32 attr 24 16))
-    (checked-link (owned (.call attr link-create)) p {:type :iter :target "bpf_map_elem" :map-id (:id (bpf/info m))})))
+(kernel-test map-iterator-link
+  (testing "an iterator over a map is listed as a link"
+    (with-open [m (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1})
+                p (loaded :tracing :expected-attach-type :trace-iter :attach-btf-id (function-id "bpf_iter_bpf_map_elem"))
+                attr (Attr.)]
+      (.fd attr 0 (.-fd p))
+      (.int32 attr 8 (prog/attach-types :trace-iter))
+      (let [info (.buffer attr 16 16)] ; union bpf_iter_link_info
+        (Bytes/put32 info 0 (.use attr (bpf-map/descriptor m)) false)
+        (.int32 attr 24 16))
+      (checked-link (owned (.call attr link-create)) p {:type :iter :target "bpf_map_elem" :map-id (:id (bpf/info m))}))))
 
-(kernel-test the-link-of-a-network-namespace-names-it
-  (with-open [p (loaded :flow-dissector)
-              ns (directory "/proc/self/ns/net")]
-    (checked-link (link p {4 (.acquire ns) 8 (prog/attach-types :flow-dissector)}) p
-                  {:type :netns :netns-ino (inode "/proc/self/ns/net") :attach-type :flow-dissector})
-    (.release ns)))
+(kernel-test network-namespace-link
+  (testing "the link of a network namespace reports its inode"
+    (with-open [p (loaded :flow-dissector)
+                ns (directory "/proc/self/ns/net")]
+      (checked-link (link p {4 (.acquire ns) 8 (prog/attach-types :flow-dissector)}) p
+                    {:type :netns :netns-ino (inode "/proc/self/ns/net") :attach-type :flow-dissector})
+      (.release ns))))
 
-(kernel-test ^{:needs [[:kernel :tcx-links]]} the-link-of-a-device-names-it
-  (with-open [p (prog/load {:type :sched-cls :insns [[:mov64 :r0 -1] [:exit]]})] ; TCX_NEXT: as if it were not there
-    (checked-link (link p {4 1 8 (prog/attach-types :tcx-ingress)}) p
-                  {:type :tcx :ifindex 1 :attach-type :tcx-ingress})))
+(kernel-test ^{:needs [[:kernel :tcx-links]]} network-device-link
+  (testing "the link of a device reports its index"
+    (with-open [p (prog/load {:type :sched-cls :insns [[:mov64 :r0 -1] [:exit]]})] ; TCX_NEXT: as if it were not there
+      (checked-link (link p {4 1 8 (prog/attach-types :tcx-ingress)}) p
+                    {:type :tcx :ifindex 1 :attach-type :tcx-ingress}))))
 
-(kernel-test the-link-of-a-cgroup-names-it
-  (if-let [path (:path (first (filter #(= "cgroup2" (:type %)) (procfs/mounts))))]
-    (with-open [p (prog/load {:type :cgroup-sock :insns [[:mov64 :r0 1] [:exit]]}) ; allows what is asked
-                cgroup (directory path)]
-      (checked-link (link p {4 (.acquire cgroup) 8 (prog/attach-types :cgroup-inet-sock-create)}) p
-                    {:type :cgroup :cgroup-id (inode path) :attach-type :cgroup-inet-sock-create})
-      (.release cgroup))
-    (fixture/skip! "no cgroup2 file system is mounted")))
+(kernel-test cgroup-link-id
+  (testing "the link of a cgroup reports its id"
+    (if-let [path (:path (first (filter #(= "cgroup2" (:type %)) (procfs/mounts))))]
+      (with-open [p (prog/load {:type :cgroup-sock :insns [[:mov64 :r0 1] [:exit]]}) ; allows what is asked
+                  cgroup (directory path)]
+        (checked-link (link p {4 (.acquire cgroup) 8 (prog/attach-types :cgroup-inet-sock-create)}) p
+                      {:type :cgroup :cgroup-id (inode path) :attach-type :cgroup-inet-sock-create})
+        (.release cgroup))
+      (fixture/skip! "no cgroup2 file system is mounted"))))

@@ -4,7 +4,7 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.rules :as rules]
             [clojure.edn :as edn]
-            [clojure.test :refer [deftest is]])
+            [clojure.test :refer [deftest is testing]])
   (:import (java.nio.file Files Path)))
 
 (set! *warn-on-reflection* true)
@@ -43,16 +43,19 @@
 
 (def ^:private unlimited ["unlimited" "unlimited"])
 
-(kernel-test more-memory-than-the-limit-is-to-be-had-and-the-limit-is-raised-only-where-the-kernel-charges-it
-  (let [charged? (rules/charges-memlock? (call/kernel-release))
-        [before then maps after] (in-a-process 64 64 much)]
-    (is (= [["65536" "65536"] ["65536" "65536"] 8] [before then maps]))
-    (is (= (if charged? unlimited ["65536" "65536"]) after))))
+(kernel-test raise-memlock
+  (testing "raises the memlock limit only if the kernel charges memory to it"
+    (let [charged? (rules/charges-memlock? (call/kernel-release))
+          [before then maps after] (in-a-process 64 64 much)]
+      (is (= [["65536" "65536"] ["65536" "65536"] 8] [before then maps]))
+      (is (= (if charged? unlimited ["65536" "65536"]) after)))))
 
-(deftest which-kernels-charge
-  (is (= [true true false false false] (map rules/charges-memlock? ["4.19.0" "5.10.0-32-cloud-amd64" "5.11.0" "6.18.44" nil]))))
+(deftest charging-kernels
+  (testing "recognizes the kernels that charge memory to the limit"
+    (is (= [true true false false false] (map rules/charges-memlock? ["4.19.0" "5.10.0-32-cloud-amd64" "5.11.0" "6.18.44" nil])))))
 
-(kernel-test the-limit-is-raised-as-far-as-it-may-be
-  (is (= (if (may-raise?) [true true unlimited] [false false ["131072" "131072"]])
-         (in-a-process 64 128 `(do (require 'bpfmap.impl.kernel.call)
-                                   [(bpfmap.sys.MemlockLimit/raise) (bpfmap.sys.MemlockLimit/raise) ~limit])))))
+(kernel-test highest-limit
+  (testing "raises the limit as far as the process may"
+    (is (= (if (may-raise?) [true true unlimited] [false false ["131072" "131072"]])
+           (in-a-process 64 128 `(do (require 'bpfmap.impl.kernel.call)
+                                     [(bpfmap.sys.MemlockLimit/raise) (bpfmap.sys.MemlockLimit/raise) ~limit]))))))

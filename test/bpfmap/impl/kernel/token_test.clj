@@ -6,7 +6,7 @@
             [bpfmap.objects :as objects]
             [clojure.edn :as edn]
             [clojure.string :as str]
-            [clojure.test :refer [is]]))
+            [clojure.test :refer [is testing]]))
 
 (set! *warn-on-reflection* true)
 
@@ -60,31 +60,39 @@
        " (with-open [m (bpf/create spec options)] (bpf/put! m 1 11)"
        "  (with-open [n (bpf/create spec options)] [(apply = (map (comp :id bpf/info) [m n])) (into {} n)]))))"))
 
-(token-test p3-a-token-of-the-delegated-file-system-lets-maps-be-created-with-their-types-and-pinned [dir]
-  (is (= [[[:hash true nil #{} {"10.0.0.1" {:packets 1 :bytes 2}}]
-           [:array true nil #{} {0 0, 1 5}]
-           [:hash-of-maps false nil #{} nil]
-           [:percpu-array true nil #{} nil]
-           [:lpm-trie true nil #{:no-prealloc} {"10.0.0.0/8" 1}]
-           [:ringbuf false nil #{} nil]]
-          [true {1 11}]]
-         (in-there dir dir (str "[" (creating specs) "(let [dir " (pr-str dir) "]" by-name ")]")))))
+(token-test p3-create-with-token
+  (testing "a token allows typed and pinned maps in a user namespace"
+    [dir]
+    (is (= [[[:hash true nil #{} {"10.0.0.1" {:packets 1 :bytes 2}}]
+             [:array true nil #{} {0 0, 1 5}]
+             [:hash-of-maps false nil #{} nil]
+             [:percpu-array true nil #{} nil]
+             [:lpm-trie true nil #{:no-prealloc} {"10.0.0.0/8" 1}]
+             [:ringbuf false nil #{} nil]]
+            [true {1 11}]]
+           (in-there dir dir (str "[" (creating specs) "(let [dir " (pr-str dir) "]" by-name ")]"))))))
 
 (def ^:private loading
   "Code that loads types into the kernel by themselves."
   "(said (with-open [b (host/load-btf [[:struct {:name \"flow\"} [:src :ipv4]]])] (str b)))")
 
-(token-test types-alone-are-loaded-with-a-token-too [dir]
-  (is (= "#<bpf-btf>" (in-there dir dir loading)))
-  (let [[error message] (in-there dir "" loading)]
-    (is (= :permission error))
-    (is (str/includes? message "LIBBPF_BPF_TOKEN_PATH says where it is"))))
+(token-test load-btf-with-token
+  (testing "a token allows loading types alone"
+    [dir]
+    (is (= "#<bpf-btf>" (in-there dir dir loading)))
+    (let [[error message] (in-there dir "" loading)]
+      (is (= :permission error))
+      (is (str/includes? message "LIBBPF_BPF_TOKEN_PATH says where it is")))))
 
-(token-test a-token-is-looked-for-where-bpf-file-systems-usually-are [_]
-  (is (= [:hash true] (take 2 (first (in-there "/sys/fs/bpf" nil (creating specs)))))))
+(token-test default-token-path
+  (testing "finds a token at the usual mount point"
+    [_]
+    (is (= [:hash true] (take 2 (first (in-there "/sys/fs/bpf" nil (creating specs))))))))
 
-(token-test s10-without-a-token-the-error-says-that-capabilities-of-a-namespace-do-not-count [dir]
-  (doseq [[error message] (in-there dir "" (creating (take 2 specs)))]
-    (is (= :permission error))
-    (is (str/includes? (str message) "this process is in a user namespace"))
-    (is (str/includes? (str message) "LIBBPF_BPF_TOKEN_PATH says where it is, /sys/fs/bpf unless set"))))
+(token-test s10-missing-token-explained
+  (testing "without a token the error explains namespace capabilities"
+    [dir]
+    (doseq [[error message] (in-there dir "" (creating (take 2 specs)))]
+      (is (= :permission error))
+      (is (str/includes? (str message) "this process is in a user namespace"))
+      (is (str/includes? (str message) "LIBBPF_BPF_TOKEN_PATH says where it is, /sys/fs/bpf unless set")))))

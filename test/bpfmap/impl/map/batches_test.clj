@@ -81,10 +81,11 @@
 (defn- granted [ability]
   (filter #(and (contains? (batch %) ability) (since/has? [:batch (:type (:spec %))])) forms))
 
-(kernel-test b1-every-type-that-has-batches-is-here
-  (is (= (set (for [[type {:keys [batch]}] rules/types :when (and (seq batch) (:supported (feature/map-type type)))] type))
-         (set (map (comp :type :spec) forms))
-         (set (map (comp :type :spec) (filter #(contains? (batch %) :read) forms))))))
+(kernel-test b1-covered-types
+  (testing "these tests cover every type that has batches"
+    (is (= (set (for [[type {:keys [batch]}] rules/types :when (and (seq batch) (:supported (feature/map-type type)))] type))
+           (set (map (comp :type :spec) forms))
+           (set (map (comp :type :spec) (filter #(contains? (batch %) :read) forms)))))))
 
 (defn- chunks
   "Reads a map by chunks that begin with `size` entries: `{:sizes how many came each time :entries [[key value] …]}`."
@@ -106,131 +107,138 @@
   (is (= (count expected) (count entries)))
   (is (= expected (into {} entries))))
 
-(kernel-test b1-all-is-read-in-batches-of-any-size-and-the-last-is-as-long-as-it-is
-  (doseq [form (granted :read)]
-    (with-form form
-      (fn [{:keys [n entry] :as form}]
-        (with-map form n
-          (fn [m]
-            (bpf/put-all! m (map entry (range n)))
-            (doseq [size [1 2 7 100 (dec n) n (inc n) (* 2 n) nil]]
-              (testing [(:spec form) size]
-                (let [{:keys [sizes entries]} (chunks m size nil)]
-                  (exactly (all form n) entries)
-                  (is (= n (reduce + sizes)))
-                  (when (and size (array? form))
-                    (is (= (remove zero? (concat (repeat (quot n size) size) [(rem n size)])) sizes))))))
-            (is (= (all form n) (into {} m) (bpf/snapshot m)))
-            (is (= n (bpf/count-entries m)))))))))
-
-(kernel-test b1-all-is-taken-in-batches-of-any-size-and-none-is-left
-  (doseq [form (granted :take)]
-    (with-form form
-      (fn [{:keys [n entry] :as form}]
-        (with-map form n
-          (fn [m]
-            (doseq [size [1 7 (dec n) n (inc n) nil]]
-              (testing [(:spec form) size]
-                (bpf/put-all! m (map entry (range n)))
-                (let [{:keys [sizes entries]} (chunks m size {:taking true})]
-                  (exactly (all form n) entries)
-                  (is (= n (reduce + sizes)))
-                  (is (nil? (seq m))))))
-            (bpf/put-all! m (map entry (range n)))
-            (is (= (all form n) (bpf/drain! m)))
-            (is (= [{} 0] [(bpf/drain! m) (bpf/count-entries m)]))))))))
-
-(kernel-test b1-writing-stops-where-the-kernel-stops-and-says-exactly-how-far-it-came
-  (doseq [form (granted :write)]
-    (testing (:spec form)
+(kernel-test b1-read-batch-sizes
+  (testing "reads all entries in batches of any size"
+    (doseq [form (granted :read)]
       (with-form form
         (fn [{:keys [n entry] :as form}]
           (with-map form n
             (fn [m]
-              (is (= n (bpf/put-all! m (map entry (range n)))))
-              (is (= (all form n) (into {} m)))
-              (is (= n (bpf/put-all! m (all form n))) "over what is there")
-              (is (= (all form n) (into {} m)))))
-          (when-not (:room form)
-            (doseq [fits [0 1 (quot n 2) (dec n)]]
-              ;; A map has at least one place, in which something else is when none is to fit.
-              (with-map form (max 1 fits)
-                (fn [m]
-                  (let [keyed? (not (or (array? form) (= :array-of-maps (:type (:spec form)))))
-                        other (when (and keyed? (zero? fits)) (entry n))
-                        _ (when other (bpf/put-all! m [other]))
-                        given (if (or keyed? (pos? fits)) (range n) (range 1 n)) ; an array's only index is 0
-                        {:keys [message] :bpfmap/keys [error done]} (error-of (bpf/put-all! m (map entry given)))]
-                    (is (= [(if keyed? :map-full :out-of-range) fits] [error done]))
-                    (is (str/includes? message (str "; " fits " of " (count given) " were done")))
-                    (when (pos? fits)
-                      (is (= (all form fits) (into {} m)) "the first of them, and no other"))
-                    (when other
-                      (is (= [(first other)] (keys (into {} m)))))))))))))))
+              (bpf/put-all! m (map entry (range n)))
+              (doseq [size [1 2 7 100 (dec n) n (inc n) (* 2 n) nil]]
+                (testing [(:spec form) size]
+                  (let [{:keys [sizes entries]} (chunks m size nil)]
+                    (exactly (all form n) entries)
+                    (is (= n (reduce + sizes)))
+                    (when (and size (array? form))
+                      (is (= (remove zero? (concat (repeat (quot n size) size) [(rem n size)])) sizes))))))
+              (is (= (all form n) (into {} m) (bpf/snapshot m)))
+              (is (= n (bpf/count-entries m))))))))))
 
-(kernel-test b1-deleting-goes-on-past-keys-that-are-missing-and-counts-those-that-were-there
-  (doseq [form (granted :delete)]
-    (testing (:spec form)
+(kernel-test b1-take-batch-sizes
+  (testing "takes all entries in batches of any size and leaves none"
+    (doseq [form (granted :take)]
       (with-form form
         (fn [{:keys [n entry] :as form}]
           (with-map form n
             (fn [m]
-              (let [key (comp first entry)
-                    put #(bpf/put-all! m (map entry %))]
-                (put (remove #(zero? (mod % 3)) (range n)))
-                (is (= (count (remove #(zero? (mod % 3)) (range n))) (bpf/delete-all! m (map key (range n)))))
-                (is (= {} (into {} m)))
-                (put (range n))
-                (is (= n (bpf/delete-all! m (map key (range n)))))
-                (put (range n))
-                (is (= 5 (bpf/delete-all! m (map key [3 1 4 1 5 9 (+ n 5) 3]))) "what is named twice is there once")
-                (is (= (apply dissoc (all form n) (map key [3 1 4 5 9])) (into {} m)))))))))))
+              (doseq [size [1 7 (dec n) n (inc n) nil]]
+                (testing [(:spec form) size]
+                  (bpf/put-all! m (map entry (range n)))
+                  (let [{:keys [sizes entries]} (chunks m size {:taking true})]
+                    (exactly (all form n) entries)
+                    (is (= n (reduce + sizes)))
+                    (is (nil? (seq m))))))
+              (bpf/put-all! m (map entry (range n)))
+              (is (= (all form n) (bpf/drain! m)))
+              (is (= [{} 0] [(bpf/drain! m) (bpf/count-entries m)])))))))))
 
-(kernel-test b1-more-than-go-with-one-call-are-written-and-deleted-too
-  (let [n 150001] ; one call takes 65536
-    (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u32 :max-entries n})]
-      (is (= n (bpf/put-all! m (map (juxt identity inc) (range n)))))
-      (is (= n (bpf/count-entries m)))
-      (is (= 150000 (m 149999)))
-      (let [{:bpfmap/keys [error done]} (error-of (bpf/put-all! m (map (juxt identity identity) (range 10 (+ n 10)))))]
-        (is (= [:map-full (- n 10)] [error done])))
-      (is (= (- n 100000) (bpf/delete-all! m (range 100000 (+ n 100000)))) "that many there were")
-      (is (= (set (range 100000)) (set (keys (into {} m))))))))
+(kernel-test b1-partial-write-progress
+  (testing "a write that fails reports exactly how many entries were written"
+    (doseq [form (granted :write)]
+      (testing (:spec form)
+        (with-form form
+          (fn [{:keys [n entry] :as form}]
+            (with-map form n
+              (fn [m]
+                (is (= n (bpf/put-all! m (map entry (range n)))))
+                (is (= (all form n) (into {} m)))
+                (is (= n (bpf/put-all! m (all form n))) "over what is there")
+                (is (= (all form n) (into {} m)))))
+            (when-not (:room form)
+              (doseq [fits [0 1 (quot n 2) (dec n)]]
+                ;; A map has at least one place, in which something else is when none is to fit.
+                (with-map form (max 1 fits)
+                  (fn [m]
+                    (let [keyed? (not (or (array? form) (= :array-of-maps (:type (:spec form)))))
+                          other (when (and keyed? (zero? fits)) (entry n))
+                          _ (when other (bpf/put-all! m [other]))
+                          given (if (or keyed? (pos? fits)) (range n) (range 1 n)) ; an array's only index is 0
+                          {:keys [message] :bpfmap/keys [error done]} (error-of (bpf/put-all! m (map entry given)))]
+                      (is (= [(if keyed? :map-full :out-of-range) fits] [error done]))
+                      (is (str/includes? message (str "; " fits " of " (count given) " were done")))
+                      (when (pos? fits)
+                        (is (= (all form fits) (into {} m)) "the first of them, and no other"))
+                      (when other
+                        (is (= [(first other)] (keys (into {} m))))))))))))))))
 
-(kernel-test ^{:needs [[:operation :hash :take!]]} b1-b4-many-go-with-one-system-call-where-the-kernel-has-batches-and-with-one-each-elsewhere
-  (let [n 1000
-        [lookup update delete take-out read-many take-many write-many delete-many] [1 2 3 21 24 25 26 27]
-        entries (zipmap (range n) (repeat 1))]
-    (doseq [[type made-of] {:hash {:put [write-many 1] :read [read-many 1] :take [take-many 1] :delete [delete-many 1]}
-                            :devmap-hash {:put [update n] :read [lookup (* 2 n)] :delete [delete n]}}
-            :let [commands (fn [[number times] f]
-                             (is (= times (get (programs/commands-made f) number)) (str type " " number)))]]
-      (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value :u32 :max-entries n})]
-        (commands (:put made-of) #(bpf/put-all! m entries))
-        (commands (:read made-of) #(into {} m))
-        (commands (:read made-of) #(bpf/count-entries m))
-        (commands (:delete made-of) #(do (bpf/put-all! m entries) (bpf/delete-all! m (range n))))
-        (when (:take made-of)
-          (commands (:take made-of) #(do (bpf/put-all! m entries) (bpf/drain! m)))
-          (commands [take-out n] #(do (bpf/put-all! m entries) (bpf/drain! m (fn [_ _]) nil))))))
-    (testing "and with none where there is nothing to do, or nothing that fits"
+(kernel-test b1-delete-missing-keys
+  (testing "deletion continues after missing keys and counts the deleted"
+    (doseq [form (granted :delete)]
+      (testing (:spec form)
+        (with-form form
+          (fn [{:keys [n entry] :as form}]
+            (with-map form n
+              (fn [m]
+                (let [key (comp first entry)
+                      put #(bpf/put-all! m (map entry %))]
+                  (put (remove #(zero? (mod % 3)) (range n)))
+                  (is (= (count (remove #(zero? (mod % 3)) (range n))) (bpf/delete-all! m (map key (range n)))))
+                  (is (= {} (into {} m)))
+                  (put (range n))
+                  (is (= n (bpf/delete-all! m (map key (range n)))))
+                  (put (range n))
+                  (is (= 5 (bpf/delete-all! m (map key [3 1 4 1 5 9 (+ n 5) 3]))) "what is named twice is there once")
+                  (is (= (apply dissoc (all form n) (map key [3 1 4 5 9])) (into {} m))))))))))))
+
+(kernel-test b1-more-than-one-syscall
+  (testing "writes and deletes more entries than fit in one call"
+    (let [n 150001] ; one call takes 65536
       (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u32 :max-entries n})]
-        (is (= {} (programs/commands-made #(do (bpf/put-all! m []) (bpf/delete-all! m []) (bpf/lookup-all m [])
-                                               (error-of (bpf/put-all! m [[1 1] [2 -1]]))
-                                               (error-of (bpf/delete-all! m [1 :x]))))))))))
+        (is (= n (bpf/put-all! m (map (juxt identity inc) (range n)))))
+        (is (= n (bpf/count-entries m)))
+        (is (= 150000 (m 149999)))
+        (let [{:bpfmap/keys [error done]} (error-of (bpf/put-all! m (map (juxt identity identity) (range 10 (+ n 10)))))]
+          (is (= [:map-full (- n 10)] [error done])))
+        (is (= (- n 100000) (bpf/delete-all! m (range 100000 (+ n 100000)))) "that many there were")
+        (is (= (set (range 100000)) (set (keys (into {} m)))))))))
 
-(kernel-test b2-a-batch-smaller-than-a-bucket-grows-and-goes-on-from-the-same-cursor
-  ;; Two places for each bucket on average, and some with many more; a map of more buckets than entries has few full ones.
-  (doseq [[type flags max-entries n] [[:hash #{} 4096 4096] [:hash #{:no-prealloc} 65536 60000] [:percpu-hash #{} 4096 4000]
-                                      [:lru-hash #{} 65536 8000] [:hash #{:zero-seed} 1024 1024]]
-          options [nil {:taking true}]]
-    (testing [type flags options]
-      (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value-size 8 :flags flags :max-entries max-entries})]
-        (let [value (cond-> (bpf/->bytes (range 8)) (= :percpu-hash type) (->> (repeat (count (feature/possible-cpus))) vec))]
-          (bpf/put-all! m (for [i (range n)] [i value]))
-          (let [{:keys [sizes entries]} (chunks m 1 options)]
-            (is (< 1 (apply max sizes)) "it began with one, and had to grow")
-            (is (= (range n) (sort (map first entries))) "each is seen once")))))))
+(kernel-test ^{:needs [[:operation :hash :take!]]} b1-b4-syscalls-per-batch
+  (testing "uses one system call per batch, or one per entry without batches"
+    (let [n 1000
+          [lookup update delete take-out read-many take-many write-many delete-many] [1 2 3 21 24 25 26 27]
+          entries (zipmap (range n) (repeat 1))]
+      (doseq [[type made-of] {:hash {:put [write-many 1] :read [read-many 1] :take [take-many 1] :delete [delete-many 1]}
+                              :devmap-hash {:put [update n] :read [lookup (* 2 n)] :delete [delete n]}}
+              :let [commands (fn [[number times] f]
+                               (is (= times (get (programs/commands-made f) number)) (str type " " number)))]]
+        (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value :u32 :max-entries n})]
+          (commands (:put made-of) #(bpf/put-all! m entries))
+          (commands (:read made-of) #(into {} m))
+          (commands (:read made-of) #(bpf/count-entries m))
+          (commands (:delete made-of) #(do (bpf/put-all! m entries) (bpf/delete-all! m (range n))))
+          (when (:take made-of)
+            (commands (:take made-of) #(do (bpf/put-all! m entries) (bpf/drain! m)))
+            (commands [take-out n] #(do (bpf/put-all! m entries) (bpf/drain! m (fn [_ _]) nil))))))
+      (testing "and with none where there is nothing to do, or nothing that fits"
+        (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u32 :max-entries n})]
+          (is (= {} (programs/commands-made #(do (bpf/put-all! m []) (bpf/delete-all! m []) (bpf/lookup-all m [])
+                                                 (error-of (bpf/put-all! m [[1 1] [2 -1]]))
+                                                 (error-of (bpf/delete-all! m [1 :x])))))))))))
+
+(kernel-test b2-small-batch-grows
+  (testing "grows a batch smaller than a bucket and continues at the same cursor"
+    ;; Two places for each bucket on average, and some with many more; a map of more buckets than entries has few full ones.
+    (doseq [[type flags max-entries n] [[:hash #{} 4096 4096] [:hash #{:no-prealloc} 65536 60000] [:percpu-hash #{} 4096 4000]
+                                        [:lru-hash #{} 65536 8000] [:hash #{:zero-seed} 1024 1024]]
+            options [nil {:taking true}]]
+      (testing [type flags options]
+        (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value-size 8 :flags flags :max-entries max-entries})]
+          (let [value (cond-> (bpf/->bytes (range 8)) (= :percpu-hash type) (->> (repeat (count (feature/possible-cpus))) vec))]
+            (bpf/put-all! m (for [i (range n)] [i value]))
+            (let [{:keys [sizes entries]} (chunks m 1 options)]
+              (is (< 1 (apply max sizes)) "it began with one, and had to grow")
+              (is (= (range n) (sort (map first entries))) "each is seen once"))))))))
 
 ;; ---------------------------------------------------------------- a batch that fails
 
@@ -244,86 +252,89 @@
   [fd other]
   (linux/call "dup3" (number-of other) (number-of fd) (linux/constant "O_CLOEXEC")))
 
-(kernel-test b3-a-batch-that-fails-leaves-the-cursor-where-it-was
-  (doseq [{:keys [spec] :as form} (filter #(#{:hash :array :lpm-trie :percpu-hash} (:type (:spec %))) forms)
-          :when (since/has? [:batch (:type spec)])
-          taking? (if (contains? (batch form) :take) [false true] [false])]
-    (testing [spec taking?]
-      (with-form form
-        (fn [{:keys [n entry] :as form}]
-          (with-map form n
-            (fn [^BpfMap m]
-              (bpf/put-all! m (map entry (range n)))
-              (let [id (:id (bpf/info m))
-                    key-codec ^Codec (.-key-codec m)
-                    value-codec ^Codec (.-value-codec m)
-                    step (element/entry-step key-codec value-codec (fn [acc k v] (conj acc [k v])))]
-                (with-open [usable ^Fd (map/by-id id :read-write {:op :open})
-                            ;; The kernel refuses every reading of it.
-                            unusable ^Fd (map/by-id id :write-only {:op :open})
-                            fd ^Fd (call/duplicate unusable {:op :open})
-                            reader ^Reader (element/batches fd (.size key-codec) (.size value-codec)
-                                                       (merge (bpf-map/reading m) {:chunk 100 :taking taking?}))]
-                  (is (= [:EPERM :EPERM] (repeatedly 2 #(linux/said (.read reader)))) "at the first call")
-                  (is (= n (bpf/count-entries m)) "nothing was taken")
-                  (let [entries (loop [entries []]
-                                  (become fd usable)
-                                  (let [found (.read reader)
-                                        entries (step entries reader found)]
-                                    (become fd unusable)
-                                    (if (zero? found)
-                                      entries
-                                      ;; Between any two, but after the last, when there is nothing to ask for any more.
-                                      (do (is (contains? #{:EPERM :ok} (linux/said (.read reader))))
-                                          (recur entries)))))]
-                    (exactly (all form n) entries)
-                    (is (= (if taking? 0 n) (bpf/count-entries m)))))))))))))
+(kernel-test b3-failed-batch-cursor
+  (testing "a failed batch keeps the cursor"
+    (doseq [{:keys [spec] :as form} (filter #(#{:hash :array :lpm-trie :percpu-hash} (:type (:spec %))) forms)
+            :when (since/has? [:batch (:type spec)])
+            taking? (if (contains? (batch form) :take) [false true] [false])]
+      (testing [spec taking?]
+        (with-form form
+          (fn [{:keys [n entry] :as form}]
+            (with-map form n
+              (fn [^BpfMap m]
+                (bpf/put-all! m (map entry (range n)))
+                (let [id (:id (bpf/info m))
+                      key-codec ^Codec (.-key-codec m)
+                      value-codec ^Codec (.-value-codec m)
+                      step (element/entry-step key-codec value-codec (fn [acc k v] (conj acc [k v])))]
+                  (with-open [usable ^Fd (map/by-id id :read-write {:op :open})
+                              ;; The kernel refuses every reading of it.
+                              unusable ^Fd (map/by-id id :write-only {:op :open})
+                              fd ^Fd (call/duplicate unusable {:op :open})
+                              reader ^Reader (element/batches fd (.size key-codec) (.size value-codec)
+                                                         (merge (bpf-map/reading m) {:chunk 100 :taking taking?}))]
+                    (is (= [:EPERM :EPERM] (repeatedly 2 #(linux/said (.read reader)))) "at the first call")
+                    (is (= n (bpf/count-entries m)) "nothing was taken")
+                    (let [entries (loop [entries []]
+                                    (become fd usable)
+                                    (let [found (.read reader)
+                                          entries (step entries reader found)]
+                                      (become fd unusable)
+                                      (if (zero? found)
+                                        entries
+                                        ;; Between any two, but after the last, when there is nothing to ask for any more.
+                                        (do (is (contains? #{:EPERM :ok} (linux/said (.read reader))))
+                                            (recur entries)))))]
+                      (exactly (all form n) entries)
+                      (is (= (if taking? 0 n) (bpf/count-entries m))))))))))))))
 
 ;; ---------------------------------------------------------------- without batches
 
-(kernel-test b4-where-the-kernel-has-no-batches-the-same-calls-go-element-by-element
-  (doseq [{:keys [spec few] :as form} forms]
-    (testing spec
-      (with-redefs [rules/types (update rules/types (:type spec) dissoc :batch)] ; as on an older kernel
-        (with-form (cond-> form few (assoc :few 7))
-          (fn [{:keys [n entry] :as form}]
-            (let [{:keys [ops]} (rules/types (:type spec))
-                  key (comp first entry)]
-              (with-map form n
-                (fn [m]
-                  (is (= n (bpf/put-all! m (map entry (range n)))))
-                  (is (= (all form n) (into {} m) (bpf/snapshot m) (into {} (bpf/entries m)) (into {} (seq m))))
-                  (is (= n (bpf/count-entries m)))
-                  (when-not (:index? (rules/types (:type spec)))
-                    (is (= (select-keys (all form n) (map key [0 3 5])) (bpf/lookup-all m (map key [0 3 (+ n 4096) 5])))))
-                  (when (ops :delete!)
-                    (is (= 3 (bpf/delete-all! m (map key [3 1 (+ n 9) 3 4]))))
-                    (is (= (apply dissoc (all form n) (map key [3 1 4])) (into {} m))))
-                  (when (and (ops :drain!) (not (:drains (rules/types (:type spec)))) (since/has? [:operation (:type spec) :drain!]))
-                    (bpf/put-all! m (map entry (range n)))
-                    (is (= (all form n) (bpf/drain! m)))
-                    (is (= [{} 0] [(into {} m) (bpf/count-entries m)])))))
-              (when (and (contains? (set ops) :delete!) (not (:room form)) (not (:index? (rules/types (:type spec)))))
-                (with-map form 5
+(kernel-test b4-without-batches
+  (testing "the same functions work entry by entry without batches"
+    (doseq [{:keys [spec few] :as form} forms]
+      (testing spec
+        (with-redefs [rules/types (update rules/types (:type spec) dissoc :batch)] ; as on an older kernel
+          (with-form (cond-> form few (assoc :few 7))
+            (fn [{:keys [n entry] :as form}]
+              (let [{:keys [ops]} (rules/types (:type spec))
+                    key (comp first entry)]
+                (with-map form n
                   (fn [m]
-                    (let [{:bpfmap/keys [error done]} (error-of (bpf/put-all! m (map entry (range n))))]
-                      (is (= [:map-full 5] [error done]))
-                      (is (= (all form 5) (into {} m))))))))))))))
+                    (is (= n (bpf/put-all! m (map entry (range n)))))
+                    (is (= (all form n) (into {} m) (bpf/snapshot m) (into {} (bpf/entries m)) (into {} (seq m))))
+                    (is (= n (bpf/count-entries m)))
+                    (when-not (:index? (rules/types (:type spec)))
+                      (is (= (select-keys (all form n) (map key [0 3 5])) (bpf/lookup-all m (map key [0 3 (+ n 4096) 5])))))
+                    (when (ops :delete!)
+                      (is (= 3 (bpf/delete-all! m (map key [3 1 (+ n 9) 3 4]))))
+                      (is (= (apply dissoc (all form n) (map key [3 1 4])) (into {} m))))
+                    (when (and (ops :drain!) (not (:drains (rules/types (:type spec)))) (since/has? [:operation (:type spec) :drain!]))
+                      (bpf/put-all! m (map entry (range n)))
+                      (is (= (all form n) (bpf/drain! m)))
+                      (is (= [{} 0] [(into {} m) (bpf/count-entries m)])))))
+                (when (and (contains? (set ops) :delete!) (not (:room form)) (not (:index? (rules/types (:type spec)))))
+                  (with-map form 5
+                    (fn [m]
+                      (let [{:bpfmap/keys [error done]} (error-of (bpf/put-all! m (map entry (range n))))]
+                        (is (= [:map-full 5] [error done]))
+                        (is (= (all form 5) (into {} m)))))))))))))))
 
-(kernel-test b4-with-nothing-to-do-they-do-nothing
-  (doseq [{:keys [spec room]} (concat forms [{:spec {:type :devmap-hash}} {:spec {:type :prog-array}} {:spec {:type :sockhash :key :u32}}])
-          :let [{:keys [ops every-index]} (rules/types (:type spec))]]
-    (testing spec
-      (with-open [m ^Closeable (bpf/create (assoc spec :max-entries (+ 2 (long (or room 0)))))]
-        (doseq [nothing [nil [] {} #{} () (map identity []) (eduction (map identity) [])]]
-          (is (= 0 (bpf/put-all! m nothing)))
-          (is (= {} (bpf/lookup-all m nothing)))
-          (when (ops :delete!) (is (= 0 (bpf/delete-all! m nothing)))))
-        (when-not every-index
-          (is (= {} (into {} m) (bpf/snapshot m)))
-          (is (= 0 (bpf/count-entries m)))
-          (is (nil? (seq (bpf/entries m)))))
-        (when (and (ops :drain!) (since/has? [:operation (:type spec) :drain!]))
-          (is (= {} (bpf/drain! m)))
-          (when-not (:drains (rules/types (:type spec)))
-            (is (= :init (bpf/drain! m (fn [_ _] :called) :init)))))))))
+(kernel-test b4-empty-input
+  (testing "does nothing for empty input"
+    (doseq [{:keys [spec room]} (concat forms [{:spec {:type :devmap-hash}} {:spec {:type :prog-array}} {:spec {:type :sockhash :key :u32}}])
+            :let [{:keys [ops every-index]} (rules/types (:type spec))]]
+      (testing spec
+        (with-open [m ^Closeable (bpf/create (assoc spec :max-entries (+ 2 (long (or room 0)))))]
+          (doseq [nothing [nil [] {} #{} () (map identity []) (eduction (map identity) [])]]
+            (is (= 0 (bpf/put-all! m nothing)))
+            (is (= {} (bpf/lookup-all m nothing)))
+            (when (ops :delete!) (is (= 0 (bpf/delete-all! m nothing)))))
+          (when-not every-index
+            (is (= {} (into {} m) (bpf/snapshot m)))
+            (is (= 0 (bpf/count-entries m)))
+            (is (nil? (seq (bpf/entries m)))))
+          (when (and (ops :drain!) (since/has? [:operation (:type spec) :drain!]))
+            (is (= {} (bpf/drain! m)))
+            (when-not (:drains (rules/types (:type spec)))
+              (is (= :init (bpf/drain! m (fn [_ _] :called) :init))))))))))

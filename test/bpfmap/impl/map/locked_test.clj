@@ -61,37 +61,39 @@
     [(fn [n] {:n n :rest (value-of n)}) bpf/replace! :rest]
     [value-of bpf/put! identity]))
 
-(kernel-test e6-every-type-whose-values-may-have-a-lock-reads-and-writes-under-it
-  (is (= (set (keys forms)) (set (for [[type {:keys [lock?]}] rules/types :when lock?] type))))
-  (doseq [[type with-map] forms :when (since/has? [:map-type type])]
-    (testing type
-      (with-map
-        (fn [m [k k2]]
-          (let [[value put! _] (putting type)
-                {:keys [ops]} (rules/types type)]
-            (put! m k (value 5) held)
-            (is (= (value 5) (bpf/lookup m k nil held) (m k)))
-            (is (= {k (value 5)} (bpf/lookup-all m [k] held)))
-            (is (true? (bpf/replace! m k (value 6) held)))
-            (is (= (value 6) (bpf/lookup m k nil held)))
-            (when (ops :put!)
-              (is (= 2 (bpf/put-all! m [[k (value 7)] [k2 (value 8)]] held)))
-              (is (= [(value 7) (value 8)] (map #(bpf/lookup m % nil held) [k k2]))))
-            (when (ops :reduce)
-              (is (= (value (if (ops :put!) 7 6)) (get (bpf/snapshot m held) k) (get (into {} (bpf/entries m held)) k))))
-            (testing "and the lock is not in the value"
-              (is (not (re-find #":lock" (pr-str (m k)))))
-              (is (= [:invalid-value :lock]
-                     ((juxt :bpfmap/error (comp last :bpfmap/path))
-                      (error-of (put! m k (if (= :cgroup-storage type)
-                                            (assoc-in (value 1) [:rest :lock] 0)
-                                            (assoc (value 1) :lock 0))))))))))))))
+(kernel-test e6-every-lock-type
+  (testing "every type with locks reads and writes under the lock"
+    (is (= (set (keys forms)) (set (for [[type {:keys [lock?]}] rules/types :when lock?] type))))
+    (doseq [[type with-map] forms :when (since/has? [:map-type type])]
+      (testing type
+        (with-map
+          (fn [m [k k2]]
+            (let [[value put! _] (putting type)
+                  {:keys [ops]} (rules/types type)]
+              (put! m k (value 5) held)
+              (is (= (value 5) (bpf/lookup m k nil held) (m k)))
+              (is (= {k (value 5)} (bpf/lookup-all m [k] held)))
+              (is (true? (bpf/replace! m k (value 6) held)))
+              (is (= (value 6) (bpf/lookup m k nil held)))
+              (when (ops :put!)
+                (is (= 2 (bpf/put-all! m [[k (value 7)] [k2 (value 8)]] held)))
+                (is (= [(value 7) (value 8)] (map #(bpf/lookup m % nil held) [k k2]))))
+              (when (ops :reduce)
+                (is (= (value (if (ops :put!) 7 6)) (get (bpf/snapshot m held) k) (get (into {} (bpf/entries m held)) k))))
+              (testing "and the lock is not in the value"
+                (is (not (re-find #":lock" (pr-str (m k)))))
+                (is (= [:invalid-value :lock]
+                       ((juxt :bpfmap/error (comp last :bpfmap/path))
+                        (error-of (put! m k (if (= :cgroup-storage type)
+                                              (assoc-in (value 1) [:rest :lock] 0)
+                                              (assoc (value 1) :lock 0)))))))))))))))
 
-(kernel-test e6-the-lock-word-is-zero-for-whoever-reads-the-bytes
-  (with-open [m ^Closeable (bpf/create {:type :array :value locked :max-entries 1})]
-    (bpf/put! m 0 (value-of 0x01010101) held)
-    (with-open [raw ^Closeable (bpf/open (:id (bpf/info m)) {:value [:bytes (:value-size (bpf/spec m))]})]
-      (is (= [0 0 0 0] (map #(nth (raw 0) %) (range 4 8)))))))
+(kernel-test e6-lock-word-reads-zero
+  (testing "the lock word reads as zero in raw bytes"
+    (with-open [m ^Closeable (bpf/create {:type :array :value locked :max-entries 1})]
+      (bpf/put! m 0 (value-of 0x01010101) held)
+      (with-open [raw ^Closeable (bpf/open (:id (bpf/info m)) {:value [:bytes (:value-size (bpf/spec m))]})]
+        (is (= [0 0 0 0] (map #(nth (raw 0) %) (range 4 8))))))))
 
 (defn- while-writing
   "Calls f while two threads write values under the lock to the keys of a map."
@@ -109,60 +111,64 @@
         (.set over true)
         (run! fixture/join writers)))))
 
-(kernel-test e6-a-value-read-under-the-lock-is-one-that-was-written-under-it
-  (doseq [[type with-map] forms :when (since/has? [:map-type type])]
-    (testing type
-      (with-map
-        (fn [m ks]
-          (let [[value put! of-value] (putting type)]
-            (doseq [k ks] (put! m k (value 0) held)) ; so that it is there, and written in place from now on
-            (while-writing m ks value #(bpf/replace! %1 %2 %3 held)
+(kernel-test e6-whole-locked-values
+  (testing "a value read under the lock is never half-written"
+    (doseq [[type with-map] forms :when (since/has? [:map-type type])]
+      (testing type
+        (with-map
+          (fn [m ks]
+            (let [[value put! of-value] (putting type)]
+              (doseq [k ks] (put! m k (value 0) held)) ; so that it is there, and written in place from now on
+              (while-writing m ks value #(bpf/replace! %1 %2 %3 held)
+                (fn []
+                  (dotimes [i 1000]
+                    (is (whole? (of-value (bpf/lookup m (nth ks (mod i 2)) nil held))))))))))))))
+
+(kernel-test e6-locked-batches
+  (testing "reads and writes many values under the lock"
+    (doseq [spec [{:type :hash :key :u32 :value locked :max-entries 64}
+                  {:type :array :value locked :max-entries 64}]]
+      (testing spec
+        (with-open [m ^Closeable (bpf/create spec)]
+          (let [ks (vec (range 64))
+                all (fn [n] (zipmap ks (repeat (value-of n))))]
+            (is (= 64 (bpf/put-all! m (all 0) held)))
+            (while-writing m ks value-of (fn [m _ v] (bpf/put-all! m (zipmap ks (repeat v)) held))
               (fn []
-                (dotimes [i 1000]
-                  (is (whole? (of-value (bpf/lookup m (nth ks (mod i 2)) nil held)))))))))))))
+                (dotimes [_ 60]
+                  (doseq [read [#(bpf/snapshot m held) #(into {} (bpf/entries m held)) #(bpf/lookup-all m ks held)
+                                #(bpf-map/reduce-entries m assoc {} {:reader :walk :flags 4})]
+                          :let [entries (read)]]
+                    (is (= 64 (count entries)))
+                    (is (every? whole? (vals entries)))))))
+            (when (= :hash (:type spec))
+              (let [taken (bpf/take! m 0 nil held)
+                    drained (bpf/drain! m held)]
+                (is (every? whole? (cons taken (vals drained))))
+                (is (= 63 (count drained)))
+                (is (nil? (seq m))))
+              (bpf/put-all! m (all 3) held)
+              (is (= (all 3) (bpf/drain! m conj {} held))))))))))
 
-(kernel-test e6-many-at-once-are-read-and-written-under-the-lock-too
-  (doseq [spec [{:type :hash :key :u32 :value locked :max-entries 64}
-                {:type :array :value locked :max-entries 64}]]
-    (testing spec
-      (with-open [m ^Closeable (bpf/create spec)]
-        (let [ks (vec (range 64))
-              all (fn [n] (zipmap ks (repeat (value-of n))))]
-          (is (= 64 (bpf/put-all! m (all 0) held)))
-          (while-writing m ks value-of (fn [m _ v] (bpf/put-all! m (zipmap ks (repeat v)) held))
-            (fn []
-              (dotimes [_ 60]
-                (doseq [read [#(bpf/snapshot m held) #(into {} (bpf/entries m held)) #(bpf/lookup-all m ks held)
-                              #(bpf-map/reduce-entries m assoc {} {:reader :walk :flags 4})]
-                        :let [entries (read)]]
-                  (is (= 64 (count entries)))
-                  (is (every? whole? (vals entries)))))))
-          (when (= :hash (:type spec))
-            (let [taken (bpf/take! m 0 nil held)
-                  drained (bpf/drain! m held)]
-              (is (every? whole? (cons taken (vals drained))))
-              (is (= 63 (count drained)))
-              (is (nil? (seq m))))
-            (bpf/put-all! m (all 3) held)
-            (is (= (all 3) (bpf/drain! m conj {} held)))))))))
+(kernel-test e6-lock-flag-without-lock
+  (testing "rejects the lock flag if the value has no lock"
+    (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4})
+                q ^Closeable (bpf/create {:type :percpu-hash :key :u32 :value :u64 :max-entries 4})]
+      (doseq [[map hint] [[m "a value to be locked has a field of type :spin-lock; open the map with the type of its values"]
+                          [q "a map of type :percpu-hash has no spin locks"]]
+              ask [#(bpf/lookup map 1 nil held) #(bpf/put! map 1 1 held) #(bpf/insert! map 1 1 held) #(bpf/replace! map 1 1 held)
+                   #(bpf/take! map 1 nil held) #(bpf/put-all! map {1 1} held) #(bpf/lookup-all map [1] held) #(bpf/entries map held)
+                   #(bpf/snapshot map held) #(bpf/drain! map held) #(bpf/drain! map conj {} held)]]
+        (let [{:keys [message] :bpfmap/keys [error path]} (error-of (ask))]
+          (is (= [:invalid-value [:lock]] [error path]))
+          (is (str/includes? message "Values of this map have no lock: :u64"))
+          (is (str/includes? message hint))))
+      (is (str/includes? (:message (error-of (bpf/lookup m 1 nil {:lock 1}))) ":lock is true or false, not 1"))
+      (is (nil? (bpf/lookup m 1 nil {:lock false}))))))
 
-(kernel-test e6-without-a-lock-there-is-nothing-to-hold
-  (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4})
-              q ^Closeable (bpf/create {:type :percpu-hash :key :u32 :value :u64 :max-entries 4})]
-    (doseq [[map hint] [[m "a value to be locked has a field of type :spin-lock; open the map with the type of its values"]
-                        [q "a map of type :percpu-hash has no spin locks"]]
-            ask [#(bpf/lookup map 1 nil held) #(bpf/put! map 1 1 held) #(bpf/insert! map 1 1 held) #(bpf/replace! map 1 1 held)
-                 #(bpf/take! map 1 nil held) #(bpf/put-all! map {1 1} held) #(bpf/lookup-all map [1] held) #(bpf/entries map held)
-                 #(bpf/snapshot map held) #(bpf/drain! map held) #(bpf/drain! map conj {} held)]]
-      (let [{:keys [message] :bpfmap/keys [error path]} (error-of (ask))]
-        (is (= [:invalid-value [:lock]] [error path]))
-        (is (str/includes? message "Values of this map have no lock: :u64"))
-        (is (str/includes? message hint))))
-    (is (str/includes? (:message (error-of (bpf/lookup m 1 nil {:lock 1}))) ":lock is true or false, not 1"))
-    (is (nil? (bpf/lookup m 1 nil {:lock false})))))
-
-(kernel-test ^{:needs [[:kernel :locked-maps-are-not-frozen]]} e6-a-map-with-locks-cannot-be-frozen
-  (with-open [m ^Closeable (bpf/create {:type :array :value locked :max-entries 1})]
-    (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/freeze! m))]
-      (is (= [:not-supported :freeze!] [error op]))
-      (is (str/includes? message "values have fields that the kernel keeps for itself: spin locks")))))
+(kernel-test ^{:needs [[:kernel :locked-maps-are-not-frozen]]} e6-freeze-with-locks
+  (testing "a map with locks cannot be frozen"
+    (with-open [m ^Closeable (bpf/create {:type :array :value locked :max-entries 1})]
+      (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/freeze! m))]
+        (is (= [:not-supported :freeze!] [error op]))
+        (is (str/includes? message "values have fields that the kernel keeps for itself: spin locks"))))))

@@ -133,61 +133,66 @@
           (f m k v)))
       (finally (run! (fn [^Closeable object] (.close object)) objects)))))
 
-(kernel-test e10-what-does-not-fit-is-refused-with-what-would
-  (let [before (fixture/settled-descriptors)]
-    (doseq [[spec _ _ kind words :as misfit] misfits :when (since/has? [:map-type (:type spec)])
-            write [bpf/put! (fn [m k v] (bpf/put-all! m [[k v]]))]]
-      (with-misfit misfit
-        (fn [m k v]
-          (testing [(:type spec) k v]
-            (let [{:keys [message] :bpfmap/keys [error op map]} (error-of (write m k v))]
-              (is (= kind error))
-              (is (#{:put! :put-all!} op))
-              (is (= (:type spec) (:type map)) "the error names the map that was asked")
-              (doseq [text words]
-                (is (str/includes? message text))))))))
-    (is (= before (fixture/open-descriptors)))))
+(kernel-test e10-misfits-name-expected
+  (testing "rejects values that do not fit and names the accepted ones"
+    (let [before (fixture/settled-descriptors)]
+      (doseq [[spec _ _ kind words :as misfit] misfits :when (since/has? [:map-type (:type spec)])
+              write [bpf/put! (fn [m k v] (bpf/put-all! m [[k v]]))]]
+        (with-misfit misfit
+          (fn [m k v]
+            (testing [(:type spec) k v]
+              (let [{:keys [message] :bpfmap/keys [error op map]} (error-of (write m k v))]
+                (is (= kind error))
+                (is (#{:put! :put-all!} op))
+                (is (= (:type spec) (:type map)) "the error names the map that was asked")
+                (doseq [text words]
+                  (is (str/includes? message text))))))))
+      (is (= before (fixture/open-descriptors))))))
 
-(kernel-test e10-a-wrong-key-is-refused-by-what-reads-and-deletes-too
-  (let [keyed (filter (comp :no-prealloc :flags first) misfits)]
-    (is (< 6 (count keyed)))
-    (doseq [[spec _ _ kind words :as misfit] keyed :when (since/has? [:map-type (:type spec)])
-            f [bpf/lookup bpf/delete! bpf/has-key? #(bpf/lookup-all %1 [%2]) #(bpf/delete-all! %1 [%2])]]
-      (with-misfit misfit
-        (fn [m k _]
-          (testing [(:type spec) k]
-            (let [[error message] (in-words (error-of (f m k)))]
-              (is (= kind error))
-              (doseq [text words]
-                (is (str/includes? message text))))))))))
+(kernel-test e10-wrong-key-rejected
+  (testing "reads and deletes also reject a wrong key"
+    (let [keyed (filter (comp :no-prealloc :flags first) misfits)]
+      (is (< 6 (count keyed)))
+      (doseq [[spec _ _ kind words :as misfit] keyed :when (since/has? [:map-type (:type spec)])
+              f [bpf/lookup bpf/delete! bpf/has-key? #(bpf/lookup-all %1 [%2]) #(bpf/delete-all! %1 [%2])]]
+        (with-misfit misfit
+          (fn [m k _]
+            (testing [(:type spec) k]
+              (let [[error message] (in-words (error-of (f m k)))]
+                (is (= kind error))
+                (doseq [text words]
+                  (is (str/includes? message text)))))))))))
 
-(kernel-test e9-programs-of-one-map-are-of-one-type
-  (with-open [m ^Closeable (bpf/create {:type :prog-array :max-entries 2})
-              one (programs/tail-target 1)
-              other (programs/tail-target 1 :xdp)]
-    (bpf/put! m 0 one)
-    (let [[error message] (in-words (error-of (bpf/put! m 1 other)))]
-      (is (= :incompatible error))
-      (is (str/includes? message "all programs of one map are of one type, that of the first stored")))))
+(kernel-test e9-program-types
+  (testing "all programs of one map have the same type"
+    (with-open [m ^Closeable (bpf/create {:type :prog-array :max-entries 2})
+                one (programs/tail-target 1)
+                other (programs/tail-target 1 :xdp)]
+      (bpf/put! m 0 one)
+      (let [[error message] (in-words (error-of (bpf/put! m 1 other)))]
+        (is (= :incompatible error))
+        (is (str/includes? message "all programs of one map are of one type, that of the first stored"))))))
 
-(kernel-test e10-a-socket-is-in-one-array-of-a-reuseport-group-once
-  (with-open [m ^Closeable (bpf/create {:type :reuseport-sockarray :max-entries 2})
-              socket (objects/reuseport-socket :tcp)]
-    (bpf/put! m 0 {:fd (:fd socket)})
-    (let [[error message] (in-words (error-of (bpf/put! m 1 {:fd (:fd socket)})))]
-      (is (= :busy error))
-      (is (str/includes? message "the socket is in this map, or another of its kind, already")))
-    (is (true? (bpf/delete! m 0)))
-    (bpf/put! m 1 {:fd (:fd socket)})
-    (is (= [1] (keys (into {} m))))))
+(kernel-test e10-reuseport-socket
+  (testing "a socket is in a reuseport array at most once"
+    (with-open [m ^Closeable (bpf/create {:type :reuseport-sockarray :max-entries 2})
+                socket (objects/reuseport-socket :tcp)]
+      (bpf/put! m 0 {:fd (:fd socket)})
+      (let [[error message] (in-words (error-of (bpf/put! m 1 {:fd (:fd socket)})))]
+        (is (= :busy error))
+        (is (str/includes? message "the socket is in this map, or another of its kind, already")))
+      (is (true? (bpf/delete! m 0)))
+      (bpf/put! m 1 {:fd (:fd socket)})
+      (is (= [1] (keys (into {} m)))))))
 
-(kernel-test without-the-right-to-open-what-is-referred-to-the-error-says-which
-  (with-open [maps ^Closeable (bpf/create array-of-maps)
-              a (inner-map 1)
-              other (objects/others-process)]
-    (doseq [[m k v words] [[maps 0 {:map-id (:id (bpf/info a))} (str "may not open map " (:id (bpf/info a)) "; an id takes CAP_SYS_ADMIN")]
-                           [maps 0 {:pid (:pid other) :fd 0} (str "may not open descriptor 0 of process " (:pid other) ";")]]
-            :let [[error message] (in-words (fixture/unprivileged #(error-of (bpf/put! m k v))))]]
-      (is (= :permission error))
-      (is (str/includes? message words)))
-    (is (= {} (into {} maps)))))
+(kernel-test may-not-open-referenced
+  (testing "the error names the object that the process may not open"
+    (with-open [maps ^Closeable (bpf/create array-of-maps)
+                a (inner-map 1)
+                other (objects/others-process)]
+      (doseq [[m k v words] [[maps 0 {:map-id (:id (bpf/info a))} (str "may not open map " (:id (bpf/info a)) "; an id takes CAP_SYS_ADMIN")]
+                             [maps 0 {:pid (:pid other) :fd 0} (str "may not open descriptor 0 of process " (:pid other) ";")]]
+              :let [[error message] (in-words (fixture/unprivileged #(error-of (bpf/put! m k v))))]]
+        (is (= :permission error))
+        (is (str/includes? message words)))
+      (is (= {} (into {} maps))))))

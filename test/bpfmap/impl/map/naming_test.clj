@@ -39,76 +39,80 @@
 
 ;; --- what was seen
 
-(kernel-test a-name-that-shares-15-bytes-is-another-map
-  (doseq [typed? [true false]
-          [there asked] [["calls_per_second_total" "calls_per_second_errors"]
-                         ["calls_per_second_total" "calls_per_second_totals"]
-                         ["calls_per_second_total" "calls_per_second_tota"]
-                         ["calls_per_second_total" "calls_per_seconds"]
-                         ["flowsx" "flo-wsx"] ["flo-wsx" "flows-x"] ["my_flows" "my_flows "] ["my_flows" "my_flöws"]]
-          :let [there (str own there) asked (str own asked)]]
-    (testing [there asked]
-      (with-open [m (created there typed?)]
-        (let [{:keys [message] :bpfmap/keys [error candidates]} (error-of (bpf/open {:name asked}))]
-          (is (= :not-found error))
-          (is (str/starts-with? message (str "There is no map named " (pr-str asked) ": ")))
-          (when (= (:name (bpf/info m)) (:name (first candidates)))
-            (is (str/includes? message (str (id-of m) " (not pinned; held by java[" (.pid (ProcessHandle/current)) "])")))
-            (is (= [{:id (id-of m) :name (:name (bpf/info m)) :type :hash :pinned []
-                     :held [{:pid (.pid (ProcessHandle/current)) :command "java"}]}]
-                   (map #(update % :held (partial filterv (comp #{(.pid (ProcessHandle/current))} :pid))) candidates)))))
-        (doseq [words [["put" asked "1" "1"] ["delete" asked "1"] ["freeze" asked] ["get" asked "1"] ["take" asked "1"] ["dump" asked]
-                       ["show" asked] ["pin" asked (fixture/new-pin)] ["save" asked "/tmp/bpfmap-never"] ["hist" asked]]]
-          (let [{:keys [exit out err]} (apply bpfmap words)]
-            (is (= [1 ""] [exit out]))
-            (is (str/includes? err "There is no map named"))))
-        (is (= [0 false] [(bpf/count-entries m) (:frozen (bpf/info m))]))))))
+(kernel-test shared-15-byte-prefix
+  (testing "a name that shares the first 15 bytes is another map"
+    (doseq [typed? [true false]
+            [there asked] [["calls_per_second_total" "calls_per_second_errors"]
+                           ["calls_per_second_total" "calls_per_second_totals"]
+                           ["calls_per_second_total" "calls_per_second_tota"]
+                           ["calls_per_second_total" "calls_per_seconds"]
+                           ["flowsx" "flo-wsx"] ["flo-wsx" "flows-x"] ["my_flows" "my_flows "] ["my_flows" "my_flöws"]]
+            :let [there (str own there) asked (str own asked)]]
+      (testing [there asked]
+        (with-open [m (created there typed?)]
+          (let [{:keys [message] :bpfmap/keys [error candidates]} (error-of (bpf/open {:name asked}))]
+            (is (= :not-found error))
+            (is (str/starts-with? message (str "There is no map named " (pr-str asked) ": ")))
+            (when (= (:name (bpf/info m)) (:name (first candidates)))
+              (is (str/includes? message (str (id-of m) " (not pinned; held by java[" (.pid (ProcessHandle/current)) "])")))
+              (is (= [{:id (id-of m) :name (:name (bpf/info m)) :type :hash :pinned []
+                       :held [{:pid (.pid (ProcessHandle/current)) :command "java"}]}]
+                     (map #(update % :held (partial filterv (comp #{(.pid (ProcessHandle/current))} :pid))) candidates)))))
+          (doseq [words [["put" asked "1" "1"] ["delete" asked "1"] ["freeze" asked] ["get" asked "1"] ["take" asked "1"] ["dump" asked]
+                         ["show" asked] ["pin" asked (fixture/new-pin)] ["save" asked "/tmp/bpfmap-never"] ["hist" asked]]]
+            (let [{:keys [exit out err]} (apply bpfmap words)]
+              (is (= [1 ""] [exit out]))
+              (is (str/includes? err "There is no map named"))))
+          (is (= [0 false] [(bpf/count-entries m) (:frozen (bpf/info m))])))))))
 
-(kernel-test the-kernel's-name-and-the-whole-name-open-a-map
-  (with-open [m (created (str own "calls_per_second_total") true)]
-    (is (= [(id-of m) (id-of m)] (map (comp opened (partial str own)) ["calls_per_second_total" (subs "calls_per_second" 0 (- 15 (count own)))])))
-    (with-open [other (created (str own "calls_per_second_errors") true)]
-      (is (= [(id-of m) (id-of other) :ambiguous]
-             (map (comp opened (partial str own)) ["calls_per_second_total" "calls_per_second_errors"
-                                                         (subs "calls_per_second" 0 (- 15 (count own)))]))
-          "the name that they share is that of both"))))
+(kernel-test short-or-full-name
+  (testing "opens a map by its kernel name or full name"
+    (with-open [m (created (str own "calls_per_second_total") true)]
+      (is (= [(id-of m) (id-of m)] (map (comp opened (partial str own)) ["calls_per_second_total" (subs "calls_per_second" 0 (- 15 (count own)))])))
+      (with-open [other (created (str own "calls_per_second_errors") true)]
+        (is (= [(id-of m) (id-of other) :ambiguous]
+               (map (comp opened (partial str own)) ["calls_per_second_total" "calls_per_second_errors"
+                                                           (subs "calls_per_second" 0 (- 15 (count own)))]))
+            "the name that they share is that of both")))))
 
-(kernel-test a-pin's-file-name-is-a-whole-name
-  (let [directory (new-directory)
-        pinned (pin-at directory (str own "packets_by_address"))
-        shown (pin-at directory (str own "flo-wsx"))]
-    (with-open [a (created (str own "packets_by address") false) ; a name that no variable has
-                b (created (str own "packets_by-addresses") false)
-                c (created (str own "flowsx") false)]
-      (bpf/pin! a pinned)
-      (bpf/pin! c shown)
-      (is (= [(id-of a) :not-found (id-of c) (id-of c)]
-             (map (comp opened (partial str own)) ["packets_by_address" "packets_by_addresses" "flo-wsx" "flowsx"])))
-      (testing "which is another one's as well"
-        (bpf/pin! b (pin-at (doto (io/file directory "below") (.mkdir)) (str own "packets_by_address")))
-        (let [{:keys [message] :bpfmap/keys [error candidates]} (error-of (bpf/open {:name (str own "packets_by_address")}))]
-          (is (= :ambiguous error))
-          (is (= [[(id-of a) [pinned]] [(id-of b) [(str directory "/below/" own "packets_by_address")]]]
-                 (map (juxt :id :pinned) candidates)))
-          (is (str/includes? message (str "it is the name of maps " (id-of a) ", " (id-of b) "; open one by its id: "
-                                          (id-of a) " (pinned at " pinned "; held by ")))
-          (let [{:keys [err]} (bpfmap "dump" (str own "packets_by_address"))
-                [line & table] (str/split-lines err)]
-            (is (= (str "bpfmap: There is more than one map named \"" own "packets_by_address\": it is the name of 2 maps; give the id of one")
-                   line))
-            (is (every? (fn [[row {:keys [id pinned]}]] (and (str/includes? row (str id)) (str/includes? row (first pinned))))
-                        (map vector table candidates)))))
-        (bpf/unpin! b))
-      (run! bpf/unpin! [a c])
-      (run! #(.delete ^File %) (reverse (file-seq directory))))))
+(kernel-test pin-file-name
+  (testing "the file name of a pin is a full name"
+    (let [directory (new-directory)
+          pinned (pin-at directory (str own "packets_by_address"))
+          shown (pin-at directory (str own "flo-wsx"))]
+      (with-open [a (created (str own "packets_by address") false) ; a name that no variable has
+                  b (created (str own "packets_by-addresses") false)
+                  c (created (str own "flowsx") false)]
+        (bpf/pin! a pinned)
+        (bpf/pin! c shown)
+        (is (= [(id-of a) :not-found (id-of c) (id-of c)]
+               (map (comp opened (partial str own)) ["packets_by_address" "packets_by_addresses" "flo-wsx" "flowsx"])))
+        (testing "which is another one's as well"
+          (bpf/pin! b (pin-at (doto (io/file directory "below") (.mkdir)) (str own "packets_by_address")))
+          (let [{:keys [message] :bpfmap/keys [error candidates]} (error-of (bpf/open {:name (str own "packets_by_address")}))]
+            (is (= :ambiguous error))
+            (is (= [[(id-of a) [pinned]] [(id-of b) [(str directory "/below/" own "packets_by_address")]]]
+                   (map (juxt :id :pinned) candidates)))
+            (is (str/includes? message (str "it is the name of maps " (id-of a) ", " (id-of b) "; open one by its id: "
+                                            (id-of a) " (pinned at " pinned "; held by ")))
+            (let [{:keys [err]} (bpfmap "dump" (str own "packets_by_address"))
+                  [line & table] (str/split-lines err)]
+              (is (= (str "bpfmap: There is more than one map named \"" own "packets_by_address\": it is the name of 2 maps; give the id of one")
+                     line))
+              (is (every? (fn [[row {:keys [id pinned]}]] (and (str/includes? row (str id)) (str/includes? row (first pinned))))
+                          (map vector table candidates)))))
+          (bpf/unpin! b))
+        (run! bpf/unpin! [a c])
+        (run! #(.delete ^File %) (reverse (file-seq directory)))))))
 
-(kernel-test a-pin-of-another-name-does-not-name-a-map
-  (let [directory (new-directory)]
-    (with-open [m (created (str own "x") false)]
-      (bpf/pin! m (pin-at directory (str own "requests_per_second")))
-      (is (= :not-found (opened (str own "requests_per_second"))) "the kernel's name would be another")
-      (bpf/unpin! m)
-      (.delete directory))))
+(kernel-test foreign-pin-name
+  (testing "a pin with another name does not name the map"
+    (let [directory (new-directory)]
+      (with-open [m (created (str own "x") false)]
+        (bpf/pin! m (pin-at directory (str own "requests_per_second")))
+        (is (= :not-found (opened (str own "requests_per_second"))) "the kernel's name would be another")
+        (bpf/unpin! m)
+        (.delete directory)))))
 
 ;; --- a model: names that share what the kernel keeps, some pinned, some typed
 
@@ -130,28 +134,29 @@
                        (or pinned? (re-matches #"[A-Za-z_]\w{15,}" name))))]
       id)))
 
-(kernel-test a-name-opens-the-map-of-that-name-or-nothing
-  (let [{:keys [pass? shrunk]}
-        (tc/quick-check
-         60
-         (prop/for-all [specs gen-maps]
-           (let [directory (new-directory)
-                 maps (doall (for [[i [name typed? pinned?]] (map-indexed vector specs)]
-                               (let [m (created name typed?)
-                                     below (io/file directory (str i))]
-                                 (when (and pinned? (not (str/includes? name ".")))
-                                   (.mkdir below)
-                                   (bpf/pin! m (str below "/" name)))
-                                 [m (id-of m) name typed? (and pinned? (not (str/includes? name ".")))])))]
-             (try
-               (every? (fn [asked]
-                         (let [ids (expected (map rest maps) asked)]
-                           (= (case (count ids) 0 :not-found 1 (first ids) :ambiguous) (opened asked))))
-                       (distinct (concat (map first specs) (map #(str own %) ["same_fifteen_bytes_3" "same_fifteen_bytes" "sh-ort"]))))
-               (finally
-                 (doseq [[m] maps] (bpf/unpin! m) (bpf/close m))
-                 (run! #(.delete ^File %) (reverse (file-seq directory))))))))]
-    (is pass? (pr-str shrunk))))
+(kernel-test any-map-name
+  (testing "a name opens the only map of that name or throws an error"
+    (let [{:keys [pass? shrunk]}
+          (tc/quick-check
+           60
+           (prop/for-all [specs gen-maps]
+             (let [directory (new-directory)
+                   maps (doall (for [[i [name typed? pinned?]] (map-indexed vector specs)]
+                                 (let [m (created name typed?)
+                                       below (io/file directory (str i))]
+                                   (when (and pinned? (not (str/includes? name ".")))
+                                     (.mkdir below)
+                                     (bpf/pin! m (str below "/" name)))
+                                   [m (id-of m) name typed? (and pinned? (not (str/includes? name ".")))])))]
+               (try
+                 (every? (fn [asked]
+                           (let [ids (expected (map rest maps) asked)]
+                             (= (case (count ids) 0 :not-found 1 (first ids) :ambiguous) (opened asked))))
+                         (distinct (concat (map first specs) (map #(str own %) ["same_fifteen_bytes_3" "same_fifteen_bytes" "sh-ort"]))))
+                 (finally
+                   (doseq [[m] maps] (bpf/unpin! m) (bpf/close m))
+                   (run! #(.delete ^File %) (reverse (file-seq directory))))))))]
+      (is pass? (pr-str shrunk)))))
 
 ;; --- as libbpf leaves it
 
@@ -176,41 +181,42 @@
        + !!lookup(&same_definition_one, &k) + !!lookup(&same_definition_two, &k) + a_counter;
    }")
 
-(kernel-test a-map-that-libbpf-loaded-is-named-by-its-variable
-  (let [clang (fixture/executable "clang")
-        bpftool (fixture/executable "bpftool")]
-    (if-not (and clang bpftool)
-      (fixture/skip! "there is no clang and bpftool to compile and load an object")
-      (let [dir (fixture/temporary-directory)
-            source (io/file dir "names.c")
-            object (str (io/file dir "names.o"))
-            pin (fixture/new-pin)
-            run (fn [& command]
-                  (let [{:keys [exit err]} (fixture/run command)]
-                    (is (= 0 exit) err)))]
-        (try
-          (spit source (str/replace object-source #"libbpf_per|same_def|statistics" #(str own %)))
-          (run clang "-target" "bpf" "-g" "-O2" "-c" (str source) "-o" object)
-          (run bpftool "prog" "load" object pin)
-          (let [value-size (fn [name] (with-open [m ^Closeable (bpf/open {:name name})]
-                                        [(:value-size (bpf/info m)) (:max-entries (bpf/info m))]))]
-            (is (= [8 4] (value-size (str own "libbpf_per_second_errors"))))
-            (is (= [4 4] (value-size (str own "libbpf_per_second_total"))))
-            (is (= [4 8] (value-size (str own "libbpf_per_second_sum"))) "which differs in its size alone")
-            (is (= :not-found (opened (str own "libbpf_per_second_totals"))))
-            (is (= :ambiguous (opened (subs (str own "libbpf_per_second") 0 15))))
-            (is (= [4 1] (value-size (str ".data." own "statistics-of-all"))) "a data section")
-            (is (= :not-found (opened (str ".data." own "statistics_of_all"))))
-            (testing "maps that differ in nothing cannot be told apart"
-              (is (= [:not-found :not-found] (map opened [(str own "same_definition_one") (str own "same_definition_two")])))
-              (is (= 2 (count (:bpfmap/candidates (error-of (bpf/open {:name (str own "same_definition_one")}))))))
-              (let [[one two] (sort (map :id (filter #(= (subs (str own "same_definition") 0 15) (:name %)) (host/maps))))
-                    pin (str (new-directory) "/" own "same_definition_two")]
-                (with-open [m ^Closeable (bpf/open two)]
-                  (bpf/pin! m pin)
-                  (is (= [:not-found two] (map opened [(str own "same_definition_one") (str own "same_definition_two")])) (str one " has no pin"))
-                  (bpf/unpin! m)
-                  (.delete (.getParentFile (io/file pin)))))))
-          (finally
-            (.delete (io/file pin))
-            (run! #(.delete ^File %) (reverse (file-seq dir)))))))))
+(kernel-test libbpf-variable
+  (testing "a map loaded by libbpf has the name of its variable"
+    (let [clang (fixture/executable "clang")
+          bpftool (fixture/executable "bpftool")]
+      (if-not (and clang bpftool)
+        (fixture/skip! "there is no clang and bpftool to compile and load an object")
+        (let [dir (fixture/temporary-directory)
+              source (io/file dir "names.c")
+              object (str (io/file dir "names.o"))
+              pin (fixture/new-pin)
+              run (fn [& command]
+                    (let [{:keys [exit err]} (fixture/run command)]
+                      (is (= 0 exit) err)))]
+          (try
+            (spit source (str/replace object-source #"libbpf_per|same_def|statistics" #(str own %)))
+            (run clang "-target" "bpf" "-g" "-O2" "-c" (str source) "-o" object)
+            (run bpftool "prog" "load" object pin)
+            (let [value-size (fn [name] (with-open [m ^Closeable (bpf/open {:name name})]
+                                          [(:value-size (bpf/info m)) (:max-entries (bpf/info m))]))]
+              (is (= [8 4] (value-size (str own "libbpf_per_second_errors"))))
+              (is (= [4 4] (value-size (str own "libbpf_per_second_total"))))
+              (is (= [4 8] (value-size (str own "libbpf_per_second_sum"))) "which differs in its size alone")
+              (is (= :not-found (opened (str own "libbpf_per_second_totals"))))
+              (is (= :ambiguous (opened (subs (str own "libbpf_per_second") 0 15))))
+              (is (= [4 1] (value-size (str ".data." own "statistics-of-all"))) "a data section")
+              (is (= :not-found (opened (str ".data." own "statistics_of_all"))))
+              (testing "maps that differ in nothing cannot be told apart"
+                (is (= [:not-found :not-found] (map opened [(str own "same_definition_one") (str own "same_definition_two")])))
+                (is (= 2 (count (:bpfmap/candidates (error-of (bpf/open {:name (str own "same_definition_one")}))))))
+                (let [[one two] (sort (map :id (filter #(= (subs (str own "same_definition") 0 15) (:name %)) (host/maps))))
+                      pin (str (new-directory) "/" own "same_definition_two")]
+                  (with-open [m ^Closeable (bpf/open two)]
+                    (bpf/pin! m pin)
+                    (is (= [:not-found two] (map opened [(str own "same_definition_one") (str own "same_definition_two")])) (str one " has no pin"))
+                    (bpf/unpin! m)
+                    (.delete (.getParentFile (io/file pin)))))))
+            (finally
+              (.delete (io/file pin))
+              (run! #(.delete ^File %) (reverse (file-seq dir))))))))))

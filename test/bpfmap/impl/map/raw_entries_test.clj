@@ -152,40 +152,45 @@
    [:prefix :ipv4] [:prefix :ipv6] [:array :f32 3] [:array [:struct [:p :u8] [:q :u16]] 2] [:union [:f :f32] [:n :u32] [:s [:string 3]]]
    [:struct [:name [:string 4]] [:in [:struct [:x :bool] [:y :f64]]]] [:struct [:lock :spin-lock] [:n :u16]]])
 
-(kernel-test the-named-types-conserve-raw-entries
-  (doseq [kind hash-kinds, t named-types]
-    (testing [(:type kind) t]
-      (is (nil? (holds-under kind t t (hash t))))))
-  (testing "keys that functions of the user's do not keep apart"
-    (is (nil? (holds-under (first hash-kinds) [:via :u32 identity #(quot (long %) 7)] :u32 7)))))
+(kernel-test named-types-keep-entries
+  (testing "operations under the named types keep every raw entry"
+    (doseq [kind hash-kinds, t named-types]
+      (testing [(:type kind) t]
+        (is (nil? (holds-under kind t t (hash t))))))
+    (testing "keys that functions of the user's do not keep apart"
+      (is (nil? (holds-under (first hash-kinds) [:via :u32 identity #(quot (long %) 7)] :u32 7))))))
 
-(kernel-test any-types-conserve-raw-entries
-  (let [small (gen/such-that #(< 0 (long (type/size %)) 300) types/any-type 200)]
-    (dotimes [seed 60]
-      (let [key-type (gen/generate small 20 seed)
-            value-type (gen/generate small 20 (+ 1000 seed))]
-        (when-let [failed (holds-under (first hash-kinds) key-type value-type seed)]
-          (is (= [] failed) (pr-str key-type value-type)))))))
+(kernel-test any-types-keep-entries
+  (testing "operations under any types keep every raw entry"
+    (let [small (gen/such-that #(< 0 (long (type/size %)) 300) types/any-type 200)]
+      (dotimes [seed 60]
+        (let [key-type (gen/generate small 20 seed)
+              value-type (gen/generate small 20 (+ 1000 seed))]
+          (when-let [failed (holds-under (first hash-kinds) key-type value-type seed)]
+            (is (= [] failed) (pr-str key-type value-type))))))))
 
-(kernel-test values-of-every-cpu-conserve-their-bytes
-  (let [kind {:type :percpu-hash :takes? true :drains? true :cpus (count (feature/possible-cpus))}]
-    (doseq [t [:u8 :u32 :u64 [:string 5] [:struct [:a :u64] [:b :u32]] [:bytes 12] :f32]]
+(kernel-test per-cpu-bytes-kept
+  (testing "per-CPU values keep their bytes"
+    (let [kind {:type :percpu-hash :takes? true :drains? true :cpus (count (feature/possible-cpus))}]
+      (doseq [t [:u8 :u32 :u64 [:string 5] [:struct [:a :u64] [:b :u32]] [:bytes 12] :f32]]
+        (testing t
+          (is (nil? (holds-under kind :u32 t (hash t)))))))))
+
+(kernel-test prefixes-keep-raw-entries
+  (testing "operations under prefix types keep every raw entry"
+    (doseq [t [[:prefix :ipv4] [:prefix :ipv6] [:struct [:prefixlen :u32] [:data [:array :bool 4]]]]]
       (testing t
-        (is (nil? (holds-under kind :u32 t (hash t))))))))
+        (is (nil? (holds-under {:type :lpm-trie :flags #{:no-prealloc} :keys-of raw-prefixes} t :f64 (hash t))))))))
 
-(kernel-test prefixes-conserve-raw-entries
-  (doseq [t [[:prefix :ipv4] [:prefix :ipv6] [:struct [:prefixlen :u32] [:data [:array :bool 4]]]]]
-    (testing t
-      (is (nil? (holds-under {:type :lpm-trie :flags #{:no-prealloc} :keys-of raw-prefixes} t :f64 (hash t)))))))
-
-(kernel-test queues-conserve-raw-values
-  (doseq [t [[:struct [:proto :u8] [:addr :u32]] [:string 8] :f32 :bool]]
-    (testing t
-      (let [random (Random. 3)
-            values (vec (repeatedly 50 #(random-bytes random (type/size t))))]
-        (with-maps {:type :queue :value-size (type/size t) :max-entries 100} {:value t}
-          (fn [raw m raw-other other]
-            (doseq [take-all [bpf/drain! #(bpf/drain! % conj [])]]
-              (run! #(bpf/push! raw %) values)
-              (run! #(bpf/push! other %) (take-all m))
-              (is (= values (bpf/drain! raw-other))))))))))
+(kernel-test queues-keep-raw-values
+  (testing "operations on queues keep every raw value"
+    (doseq [t [[:struct [:proto :u8] [:addr :u32]] [:string 8] :f32 :bool]]
+      (testing t
+        (let [random (Random. 3)
+              values (vec (repeatedly 50 #(random-bytes random (type/size t))))]
+          (with-maps {:type :queue :value-size (type/size t) :max-entries 100} {:value t}
+            (fn [raw m raw-other other]
+              (doseq [take-all [bpf/drain! #(bpf/drain! % conj [])]]
+                (run! #(bpf/push! raw %) values)
+                (run! #(bpf/push! other %) (take-all m))
+                (is (= values (bpf/drain! raw-other)))))))))))

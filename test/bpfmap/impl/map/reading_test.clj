@@ -44,18 +44,19 @@
                 (str (str/join "." (map #(bit-and 255 (bit-shift-right word %)) [24 16 8 0])) "/" length)))
             (gen/tuple (gen/choose 0 255) (gen/choose 0 15) (gen/choose 0 32))))
 
-(kernel-test prefixes-come-in-the-order-that-bpfmap-takes-them-to-come-in
-  (with-open [m (lpm-trie 4096)]
-    (dotimes [_ 25]
-      (bpf/put-all! m (zipmap (gen/sample prefix 120) (range)))
-      (let [ks (mapv #(linux/pack [:prefix :ipv4] %) (keys-by-walking m))]
-        (is (< 10 (count ks)))
-        (doseq [[i a] (map-indexed vector ks) [j b] (map-indexed vector ks)]
-          (when-not (= (< (long j) (long i)) (after? KeyOrder/PREFIX a b))
-            (is (= (< (long j) (long i)) (after? KeyOrder/PREFIX a b)) [(vec a) (vec b)]))))
-      (bpf/delete-all! m (keys-by-walking m)))))
+(kernel-test order-of-prefixes
+  (testing "prefixes arrive in the expected order"
+    (with-open [m (lpm-trie 4096)]
+      (dotimes [_ 25]
+        (bpf/put-all! m (zipmap (gen/sample prefix 120) (range)))
+        (let [ks (mapv #(linux/pack [:prefix :ipv4] %) (keys-by-walking m))]
+          (is (< 10 (count ks)))
+          (doseq [[i a] (map-indexed vector ks) [j b] (map-indexed vector ks)]
+            (when-not (= (< (long j) (long i)) (after? KeyOrder/PREFIX a b))
+              (is (= (< (long j) (long i)) (after? KeyOrder/PREFIX a b)) [(vec a) (vec b)]))))
+        (bpf/delete-all! m (keys-by-walking m))))))
 
-(defspec indices-come-in-the-order-of-unsigned-numbers 200
+(defspec order-of-array-indices 200
   (prop/for-all [a (gen/choose 0 0xffffffff) b (gen/choose 0 0xffffffff)]
     (= (< (long b) (long a)) (after? KeyOrder/INDEX (linux/pack :u32 a) (linux/pack :u32 b)))))
 
@@ -73,42 +74,45 @@
 (defn- readers [{{:keys [type]} :spec}]
   (if (= :devmap-hash type) [{:reader :walk}] [nil {:reader :batches :chunk 10} {:reader :walk}]))
 
-(kernel-test b5-deleting-any-of-what-one-has-seen-neither-skips-nor-begins-anew
-  (let [n 600]
-    (doseq [{:keys [spec key value] :as form} changing
-            options (readers form)
-            delete? [(constantly true) even? odd? #(= 9 (mod % 10)) #(= 127 (mod % 128)) #(< 590 %)]] ; the last of a chunk among them
-      (testing [spec options]
-        (with-open [m ^Closeable (bpf/create (assoc spec :max-entries 20000))]
-          (bpf/put-all! m (map #(vector (key %) value) (range n)))
-          (let [seen (read-keys m options (fn [k i] (when (delete? i) (bpf/delete! m k))))]
-            (is (= (sort (map key (range n))) (sort seen)))
-            (is (= (count (remove delete? (range n))) (bpf/count-entries m)))))))))
+(kernel-test b5-delete-while-reading
+  (testing "deleting entries that were read neither skips nor restarts"
+    (let [n 600]
+      (doseq [{:keys [spec key value] :as form} changing
+              options (readers form)
+              delete? [(constantly true) even? odd? #(= 9 (mod % 10)) #(= 127 (mod % 128)) #(< 590 %)]] ; the last of a chunk among them
+        (testing [spec options]
+          (with-open [m ^Closeable (bpf/create (assoc spec :max-entries 20000))]
+            (bpf/put-all! m (map #(vector (key %) value) (range n)))
+            (let [seen (read-keys m options (fn [k i] (when (delete? i) (bpf/delete! m k))))]
+              (is (= (sort (map key (range n))) (sort seen)))
+              (is (= (count (remove delete? (range n))) (bpf/count-entries m))))))))))
 
-(kernel-test b5-a-trie-of-many-chunks-shows-what-is-left-once
-  (with-open [m (lpm-trie 100000)]
-    (bpf/put-all! m (for [i (range 40000)] [(str "10." (quot i 256) "." (mod i 256) ".0/24") i]))
-    (let [seen (reduce (fn [acc [k v]] (when (odd? v) (bpf/delete! m k)) (conj acc v)) [] m)]
-      (is (= (range 40000) (sort seen)))
-      (is (= 20000 (bpf/count-entries m))))))
+(kernel-test b5-trie-of-many-chunks
+  (testing "a large trie yields its remaining entries once"
+    (with-open [m (lpm-trie 100000)]
+      (bpf/put-all! m (for [i (range 40000)] [(str "10." (quot i 256) "." (mod i 256) ".0/24") i]))
+      (let [seen (reduce (fn [acc [k v]] (when (odd? v) (bpf/delete! m k)) (conj acc v)) [] m)]
+        (is (= (range 40000) (sort seen)))
+        (is (= 20000 (bpf/count-entries m)))))))
 
 (def ^:private ^:const at-once "How many keys a walk hands out before it asks for more." 128)
 
-(kernel-test b5-a-walk-goes-on-when-the-key-is-gone-at-which-it-stood
-  (doseq [{:keys [spec key value]} [(first changing) (last changing)]
-          [case gone] {"the key after the chunk" [at-once]
-                       "and the last of the chunk" [at-once (dec at-once)]
-                       "and all but the first" (range 1 (inc at-once))
-                       "all that was seen and the next" (range 0 (inc at-once))
-                       "all but the last" (range 0 999)}]
-    (testing [(:type spec) case]
-      (with-open [m ^Closeable (bpf/create (assoc spec :max-entries 2000))]
-        (bpf/put-all! m (map #(vector (key %) value) (range 1000)))
-        (let [order (keys-by-walking m)
-              seen (read-keys m {:reader :walk}
-                              (fn [_ i] (when (= (dec at-once) i) (bpf/delete-all! m (map order gone)))))]
-          (is (= (concat (take at-once order) (remove (set (map order gone)) (drop at-once order)))
-                 seen)))))))
+(kernel-test b5-cursor-key-is-deleted
+  (testing "iteration continues if the key of the cursor is deleted"
+    (doseq [{:keys [spec key value]} [(first changing) (last changing)]
+            [case gone] {"the key after the chunk" [at-once]
+                         "and the last of the chunk" [at-once (dec at-once)]
+                         "and all but the first" (range 1 (inc at-once))
+                         "all that was seen and the next" (range 0 (inc at-once))
+                         "all but the last" (range 0 999)}]
+      (testing [(:type spec) case]
+        (with-open [m ^Closeable (bpf/create (assoc spec :max-entries 2000))]
+          (bpf/put-all! m (map #(vector (key %) value) (range 1000)))
+          (let [order (keys-by-walking m)
+                seen (read-keys m {:reader :walk}
+                                (fn [_ i] (when (= (dec at-once) i) (bpf/delete-all! m (map order gone)))))]
+            (is (= (concat (take at-once order) (remove (set (map order gone)) (drop at-once order)))
+                   seen))))))))
 
 (defn- counted-cgroup
   "A cgroup that has an element in the map of a program."
@@ -117,25 +121,26 @@
         attachment (programs/attach-to-cgroup program cgroup)]
     (linux/held {:id (:id cgroup)} #(run! (fn [^Closeable x] (.close x)) [attachment cgroup]))))
 
-(kernel-test b6-storages-that-go-with-their-cgroup-do-not-end-the-reading-of-the-others
-  ;; Large values, so that few make a chunk: 8 of them.
-  (with-open [m ^Closeable (bpf/create {:type :cgroup-storage :key-size 8 :value [:struct [:n :u64] [:rest [:bytes 32000]]]})
-              program (programs/storage-counter m)]
-    (let [cgroups (vec (repeatedly 20 #(counted-cgroup program)))
-          by-id (into {} (map (juxt :id identity)) cgroups)]
-      (try
-        (let [order (keys-by-walking m)
-              seen (read-keys m nil (fn [_ i]
-                                      (when (= 7 i)
-                                        (.close ^Closeable (by-id (order 8)))
-                                        ;; The kernel takes its time.
-                                        (loop [tries 500]
-                                          (when (and (m (order 8)) (pos? tries))
-                                            (Thread/sleep 10)
-                                            (recur (dec tries)))))))]
-          (is (= (set (keys by-id)) (set order)))
-          (is (= (remove #{(order 8)} order) seen) "the kernel says that nothing follows a storage that is gone"))
-        (finally (run! (fn [^Closeable cgroup] (.close cgroup)) cgroups))))))
+(kernel-test b6-vanishing-cgroups
+  (testing "storages that disappear do not end the iteration"
+    ;; Large values, so that few make a chunk: 8 of them.
+    (with-open [m ^Closeable (bpf/create {:type :cgroup-storage :key-size 8 :value [:struct [:n :u64] [:rest [:bytes 32000]]]})
+                program (programs/storage-counter m)]
+      (let [cgroups (vec (repeatedly 20 #(counted-cgroup program)))
+            by-id (into {} (map (juxt :id identity)) cgroups)]
+        (try
+          (let [order (keys-by-walking m)
+                seen (read-keys m nil (fn [_ i]
+                                        (when (= 7 i)
+                                          (.close ^Closeable (by-id (order 8)))
+                                          ;; The kernel takes its time.
+                                          (loop [tries 500]
+                                            (when (and (m (order 8)) (pos? tries))
+                                              (Thread/sleep 10)
+                                              (recur (dec tries)))))))]
+            (is (= (set (keys by-id)) (set order)))
+            (is (= (remove #{(order 8)} order) seen) "the kernel says that nothing follows a storage that is gone"))
+          (finally (run! (fn [^Closeable cgroup] (.close cgroup)) cgroups)))))))
 
 ;; ---------------------------------------------------------------- changed by others
 
@@ -188,46 +193,48 @@
 (defn- missing [stay seen]
   (into #{} (remove seen) stay))
 
-(kernel-test b6-what-stays-is-read-while-others-write-and-the-reading-ends
-  (doseq [{:keys [spec value stay come-and-go] :as form} (map forms-of written)
-          [options rounds holds?] (ways form)]
-    (testing [spec options]
-      (with-open [m ^Closeable (bpf/create (assoc spec :max-entries 16384))]
-        (bpf/put-all! m (map #(vector % (value 1)) stay))
-        (while-writing m (assoc form :rewrite? (holds? :rewritten))
-          (fn []
-            (dotimes [_ rounds]
-              (let [entries (bpf-map/reduce-entries m (fn [acc k v] (conj acc [k v])) [] options)
-                    seen (frequencies (map first entries))
-                    missed (missing stay seen)]
-                (if (holds? :mostly)
-                  (is (empty? (filter missed (missing stay (into #{} (map key) m)))) "what one reading lost the next has")
-                  (is (empty? missed) "all that stayed is there"))
-                (is (empty? (remove (set (concat stay come-and-go)) (keys seen))) "and nothing that never was")
-                (when (holds? :once)
-                  (is (empty? (filter #(< 1 (seen % 0)) stay)) "twice"))
-                (when (= pair-of value)
-                  (is (every? (fn [[_ {:keys [a b]}]] (= a b)) (filter #(contains? (set stay) (first %)) entries))
-                      "as one wrote it"))))
-            (when-not (holds? :mostly)
-              (is (empty? (missing stay (bpf/snapshot m))))
-              (is (<= (count stay) (bpf/count-entries m) (+ (count stay) (count come-and-go)))))))))))
+(kernel-test b6-concurrent-writes
+  (testing "reads all stable entries while others write"
+    (doseq [{:keys [spec value stay come-and-go] :as form} (map forms-of written)
+            [options rounds holds?] (ways form)]
+      (testing [spec options]
+        (with-open [m ^Closeable (bpf/create (assoc spec :max-entries 16384))]
+          (bpf/put-all! m (map #(vector % (value 1)) stay))
+          (while-writing m (assoc form :rewrite? (holds? :rewritten))
+            (fn []
+              (dotimes [_ rounds]
+                (let [entries (bpf-map/reduce-entries m (fn [acc k v] (conj acc [k v])) [] options)
+                      seen (frequencies (map first entries))
+                      missed (missing stay seen)]
+                  (if (holds? :mostly)
+                    (is (empty? (filter missed (missing stay (into #{} (map key) m)))) "what one reading lost the next has")
+                    (is (empty? missed) "all that stayed is there"))
+                  (is (empty? (remove (set (concat stay come-and-go)) (keys seen))) "and nothing that never was")
+                  (when (holds? :once)
+                    (is (empty? (filter #(< 1 (seen % 0)) stay)) "twice"))
+                  (when (= pair-of value)
+                    (is (every? (fn [[_ {:keys [a b]}]] (= a b)) (filter #(contains? (set stay) (first %)) entries))
+                        "as one wrote it"))))
+              (when-not (holds? :mostly)
+                (is (empty? (missing stay (bpf/snapshot m))))
+                (is (<= (count stay) (bpf/count-entries m) (+ (count stay) (count come-and-go))))))))))))
 
-(kernel-test b6-a-reading-that-never-comes-to-an-end-is-aborted-with-what-was-seen
-  ;; Of each chunk all that was seen and the key to come are deleted, and others put: the kernel begins anew each time.
-  (let [fresh (atom 0)
-        put-fresh! (fn [m] (let [from (swap! fresh + 200)] (bpf/put-all! m (zipmap (range from (+ from 200)) (range)))))
-        again! (fn [m i] (when (= (dec at-once) (mod i at-once)) (bpf/drain! m) (put-fresh! m)))]
-    (with-redefs [rules/types (update rules/types :hash dissoc :batch)] ; as on a kernel without batches
-      (doseq [[case read whole?] [["reduced" (fn [m] (reduce (fn [acc e] (again! m (count acc)) (conj acc e)) [] m)) vector?]
-                                  ;; It is a transient meanwhile.
-                                  ["into a map" (fn [m] (into {} (map-indexed (fn [i e] (again! m i) e)) m)) map?]]]
-        (testing case
-          (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 200})]
-            (put-fresh! m)
-            (let [{:keys [message] :bpfmap/keys [error op so-far]} (error-of (read m))]
-              (is (= [:iteration-aborted :reduce] [error op]))
-              (is (str/includes? message "others delete keys faster than they can be followed; what was seen until then is under :bpfmap/so-far"))
-              (is (whole? so-far))
-              (is (= (count so-far) (count (into {} so-far))) "no key twice")
-              (is (<= at-once (count so-far) 400) "up to twice as many as there can be"))))))))
+(kernel-test b6-endless-restarts
+  (testing "aborts after too many restarts with the entries that it read"
+    ;; Of each chunk all that was seen and the key to come are deleted, and others put: the kernel begins anew each time.
+    (let [fresh (atom 0)
+          put-fresh! (fn [m] (let [from (swap! fresh + 200)] (bpf/put-all! m (zipmap (range from (+ from 200)) (range)))))
+          again! (fn [m i] (when (= (dec at-once) (mod i at-once)) (bpf/drain! m) (put-fresh! m)))]
+      (with-redefs [rules/types (update rules/types :hash dissoc :batch)] ; as on a kernel without batches
+        (doseq [[case read whole?] [["reduced" (fn [m] (reduce (fn [acc e] (again! m (count acc)) (conj acc e)) [] m)) vector?]
+                                    ;; It is a transient meanwhile.
+                                    ["into a map" (fn [m] (into {} (map-indexed (fn [i e] (again! m i) e)) m)) map?]]]
+          (testing case
+            (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 200})]
+              (put-fresh! m)
+              (let [{:keys [message] :bpfmap/keys [error op so-far]} (error-of (read m))]
+                (is (= [:iteration-aborted :reduce] [error op]))
+                (is (str/includes? message "others delete keys faster than they can be followed; what was seen until then is under :bpfmap/so-far"))
+                (is (whole? so-far))
+                (is (= (count so-far) (count (into {} so-far))) "no key twice")
+                (is (<= at-once (count so-far) 400) "up to twice as many as there can be")))))))))

@@ -64,25 +64,27 @@
       (update outcome 0 str/replace #"map \d+" "map N")
       outcome)))
 
-(kernel-test m1-a-map-through-memory-answers-as-one-through-system-calls
-  (doseq [[change a-value] [[nil a-value] [{:value :u64} a-number] [{:value :s32} a-number] [{:value :u16be} a-number]]]
-    (let [holds? (fn [commands]
-                   (with-open [direct (create change through)
-                               ordinary (create change nil)]
-                     (every? (fn [command] (= (perform ordinary command) (perform direct command))) commands)))
-          {:keys [pass?] :as result} (check/quick-check 100 (prop/for-all [commands (commands a-value)] (holds? commands)))]
-      (is pass? (pr-str change (select-keys result [:seed :shrunk]))))))
+(kernel-test m1-memory-like-system-calls
+  (testing "a map through memory returns the same as through system calls"
+    (doseq [[change a-value] [[nil a-value] [{:value :u64} a-number] [{:value :s32} a-number] [{:value :u16be} a-number]]]
+      (let [holds? (fn [commands]
+                     (with-open [direct (create change through)
+                                 ordinary (create change nil)]
+                       (every? (fn [command] (= (perform ordinary command) (perform direct command))) commands)))
+            {:keys [pass?] :as result} (check/quick-check 100 (prop/for-all [commands (commands a-value)] (holds? commands)))]
+        (is pass? (pr-str change (select-keys result [:seed :shrunk])))))))
 
-(kernel-test keys-may-be-of-any-type
-  (doseq [[t in out] [[[:enum :u32 {:rx 0 :tx 1}] [:rx :tx 5 0] [:rx :tx nil nil]]
-                      [:u32be [0x01000000 0 7] [0x01000000 0 nil]]
-                      [:ipv4 ["1.0.0.0" "0.0.0.0" "7.0.0.0"] nil]]]
-    (with-open [direct (create {:key t :max-entries 2} through)
-                ordinary (create {:key t :max-entries 2} nil)]
-      (doseq [k in]
-        (is (= (perform ordinary [:put! k {:n 7 :name "x"}]) (perform direct [:put! k {:n 7 :name "x"}])) [t k])
-        (is (= (perform ordinary [:get k]) (perform direct [:get k])) [t k]))
-      (is (= (into {} ordinary) (into {} direct)) out))))
+(kernel-test keys-of-any-type
+  (testing "keys can have any type"
+    (doseq [[t in out] [[[:enum :u32 {:rx 0 :tx 1}] [:rx :tx 5 0] [:rx :tx nil nil]]
+                        [:u32be [0x01000000 0 7] [0x01000000 0 nil]]
+                        [:ipv4 ["1.0.0.0" "0.0.0.0" "7.0.0.0"] nil]]]
+      (with-open [direct (create {:key t :max-entries 2} through)
+                  ordinary (create {:key t :max-entries 2} nil)]
+        (doseq [k in]
+          (is (= (perform ordinary [:put! k {:n 7 :name "x"}]) (perform direct [:put! k {:n 7 :name "x"}])) [t k])
+          (is (= (perform ordinary [:get k]) (perform direct [:get k])) [t k]))
+        (is (= (into {} ordinary) (into {} direct)) out)))))
 
 ;; --- without system calls
 
@@ -110,123 +112,131 @@
           (f)
           (- @n before))))))
 
-(kernel-test elements-are-read-and-written-without-system-calls
-  (with-open [direct (create through)
-              ordinary (create nil)]
-    (let [work (fn [m]
-                 (dotimes [i 100]
-                   (bpf/put! m (mod i 8) {:n i :name "x"})
-                   (get m (mod i 8))
-                   (m (mod i 8)))
-                 (into {} m))]
-      (is (= (work direct) (work ordinary)))
-      (is (= 0 (calls-of #(work direct))))
-      (is (<= 300 (calls-of #(work ordinary)))))
-    (testing "but for what is not in memory"
-      (is (= 1 (calls-of #(direct 8))) "an index beyond the end")
-      (is (= 1 (calls-of #(bpf/next-key direct)))))))
+(kernel-test no-system-calls
+  (testing "reads and writes elements without system calls"
+    (with-open [direct (create through)
+                ordinary (create nil)]
+      (let [work (fn [m]
+                   (dotimes [i 100]
+                     (bpf/put! m (mod i 8) {:n i :name "x"})
+                     (get m (mod i 8))
+                     (m (mod i 8)))
+                   (into {} m))]
+        (is (= (work direct) (work ordinary)))
+        (is (= 0 (calls-of #(work direct))))
+        (is (<= 300 (calls-of #(work ordinary)))))
+      (testing "but for what is not in memory"
+        (is (= 1 (calls-of #(direct 8))) "an index beyond the end")
+        (is (= 1 (calls-of #(bpf/next-key direct))))))))
 
 ;; --- the life of the mapping
 
-(kernel-test the-mapping-is-the-map's-own-unless-somebody-asked-for-it
-  (let [pages 75 ; a size that no other mapping of this process has
-        address #(Long/parseUnsignedLong % 16)
-        mapped (fn []
-                 (count (filter (fn [[_ from to]] (= (* pages 4096) (- (address to) (address from))))
-                                (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) .* anon_inode:bpf-map$"
-                                        (Files/readString (Path/of "/proc/self/maps" (make-array String 0)))))))]
-    (let [m (create {:max-entries (* pages 256)} through)]
-      (bpf/put! m 1 {:n 1 :name ""})
-      (is (= 1 (mapped)))
-      (bpf/close m)
-      (is (= 0 (mapped)) "it goes with the map")
-      (is (= :closed (:bpfmap/error (error-of (m 1)))))
-      (is (= :closed (:bpfmap/error (error-of (bpf/put! m 1 {:n 1 :name ""})))))
-      (is (= :closed (:bpfmap/error (error-of (into {} m))))))
-    (let [m (create through)
-          memory (bpf/memory m)]
-      (bpf/put! m 1 {:n 7 :name ""})
-      (bpf/close m)
-      (is (= 7 @(mem/view memory :u64 16)) "but not while somebody has it")
-      (is (= :closed (:bpfmap/error (error-of (m 1)))))
-      (mem/close memory))))
+(kernel-test private-mapping-closed
+  (testing "closes the mapping with the map unless somebody requested the memory"
+    (let [pages 75 ; a size that no other mapping of this process has
+          address #(Long/parseUnsignedLong % 16)
+          mapped (fn []
+                   (count (filter (fn [[_ from to]] (= (* pages 4096) (- (address to) (address from))))
+                                  (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) .* anon_inode:bpf-map$"
+                                          (Files/readString (Path/of "/proc/self/maps" (make-array String 0)))))))]
+      (let [m (create {:max-entries (* pages 256)} through)]
+        (bpf/put! m 1 {:n 1 :name ""})
+        (is (= 1 (mapped)))
+        (bpf/close m)
+        (is (= 0 (mapped)) "it goes with the map")
+        (is (= :closed (:bpfmap/error (error-of (m 1)))))
+        (is (= :closed (:bpfmap/error (error-of (bpf/put! m 1 {:n 1 :name ""})))))
+        (is (= :closed (:bpfmap/error (error-of (into {} m))))))
+      (let [m (create through)
+            memory (bpf/memory m)]
+        (bpf/put! m 1 {:n 7 :name ""})
+        (bpf/close m)
+        (is (= 7 @(mem/view memory :u64 16)) "but not while somebody has it")
+        (is (= :closed (:bpfmap/error (error-of (m 1)))))
+        (mem/close memory)))))
 
-(kernel-test unmapping-the-memory-brings-back-the-system-calls
-  (with-open [m (create through)]
-    (bpf/put! m 1 {:n 7 :name "a"})
-    (mem/close (bpf/memory m))
-    (is (= {:n 7 :name "a"} (m 1)))
-    (is (= 1 (calls-of #(m 1))))
-    (bpf/put! m 1 {:n 8 :name "b"})
-    (is (= {:n 8 :name "b"} (get (into {} m) 1)))
-    (testing "until it is mapped again"
-      (with-open [memory ^Closeable (bpf/memory m)]
-        (is (= 8 @(mem/view memory :u64 16)))
-        (is (= 0 (calls-of #(m 1))))))))
-
-(kernel-test m5-freezing-a-map-that-goes-through-memory
-  (testing "unmaps its memory for the moment, and reads it afterwards"
+(kernel-test unmapped-memory
+  (testing "uses system calls again after the memory is unmapped"
     (with-open [m (create through)]
       (bpf/put! m 1 {:n 7 :name "a"})
-      (is (identical? m (bpf/freeze! m)))
+      (mem/close (bpf/memory m))
+      (is (= {:n 7 :name "a"} (m 1)))
+      (is (= 1 (calls-of #(m 1))))
+      (bpf/put! m 1 {:n 8 :name "b"})
+      (is (= {:n 8 :name "b"} (get (into {} m) 1)))
+      (testing "until it is mapped again"
+        (with-open [memory ^Closeable (bpf/memory m)]
+          (is (= 8 @(mem/view memory :u64 16)))
+          (is (= 0 (calls-of #(m 1)))))))))
+
+(kernel-test m5-freeze-remaps-memory
+  (testing "freezing unmaps the memory and maps it again for reading"
+    (testing "unmaps its memory for the moment, and reads it afterwards"
+      (with-open [m (create through)]
+        (bpf/put! m 1 {:n 7 :name "a"})
+        (is (identical? m (bpf/freeze! m)))
+        (is (= {:n 7 :name "a"} (m 1)))
+        (is (= 0 (calls-of #(m 1))))
+        (is (= [:permission :put!] ((juxt :bpfmap/error :bpfmap/op) (error-of (bpf/put! m 1 {:n 8 :name ""})))))))
+    (testing "but leaves it mapped where somebody has it"
+      (with-open [m (create through)]
+        (let [memory (bpf/memory m)]
+          (is (re-find #"this handle has its memory mapped for writing; close that first" (:message (error-of (bpf/freeze! m)))))
+          (is (= 0 (memory 0)))
+          (mem/close memory)
+          (bpf/freeze! m)
+          (is (= 0 (:n (m 1)))))))))
+
+(kernel-test contents-and-freeze
+  (testing "writes the contents and freezes before mapping"
+    (with-open [m (create {:contents {1 {:n 7 :name "a"}} :freeze true} through)]
       (is (= {:n 7 :name "a"} (m 1)))
       (is (= 0 (calls-of #(m 1))))
-      (is (= [:permission :put!] ((juxt :bpfmap/error :bpfmap/op) (error-of (bpf/put! m 1 {:n 8 :name ""})))))))
-  (testing "but leaves it mapped where somebody has it"
-    (with-open [m (create through)]
-      (let [memory (bpf/memory m)]
-        (is (re-find #"this handle has its memory mapped for writing; close that first" (:message (error-of (bpf/freeze! m)))))
-        (is (= 0 (memory 0)))
-        (mem/close memory)
-        (bpf/freeze! m)
-        (is (= 0 (:n (m 1))))))))
+      (is (= :permission (:bpfmap/error (error-of (bpf/put! m 1 {:n 7 :name "a"}))))))))
 
-(kernel-test contents-and-freezing-come-before-the-mapping
-  (with-open [m (create {:contents {1 {:n 7 :name "a"}} :freeze true} through)]
-    (is (= {:n 7 :name "a"} (m 1)))
-    (is (= 0 (calls-of #(m 1))))
-    (is (= :permission (:bpfmap/error (error-of (bpf/put! m 1 {:n 7 :name "a"})))))))
+(kernel-test clones-use-memory-too
+  (testing "clones and opened maps also use the memory"
+    (with-open [m (create through)
+                twin (bpf/clone m)
+                opened (bpf/open (:id (bpf/info m)) through)
+                reader (bpf/open (:id (bpf/info m)) {:via :memory :access :read-only})]
+      (bpf/put! twin 1 {:n 7 :name "a"})
+      (doseq [x [m twin opened reader]]
+        (is (= {:n 7 :name "a"} (x 1)))
+        (is (= 0 (calls-of #(x 1)))))
+      (is (= :read-only (:bpfmap/error (error-of (bpf/put! reader 1 {:n 8 :name ""})))))
+      (testing "but a clone of an ordinary one does not"
+        (with-open [ordinary (create nil)
+                    twin (bpf/clone ordinary)]
+          (is (= 1 (calls-of #(twin 1)))))))))
 
-(kernel-test clones-and-maps-that-are-opened-go-through-memory-too
-  (with-open [m (create through)
-              twin (bpf/clone m)
-              opened (bpf/open (:id (bpf/info m)) through)
-              reader (bpf/open (:id (bpf/info m)) {:via :memory :access :read-only})]
-    (bpf/put! twin 1 {:n 7 :name "a"})
-    (doseq [x [m twin opened reader]]
-      (is (= {:n 7 :name "a"} (x 1)))
-      (is (= 0 (calls-of #(x 1)))))
-    (is (= :read-only (:bpfmap/error (error-of (bpf/put! reader 1 {:n 8 :name ""})))))
-    (testing "but a clone of an ordinary one does not"
-      (with-open [ordinary (create nil)
-                  twin (bpf/clone ordinary)]
-        (is (= 1 (calls-of #(twin 1))))))))
+(kernel-test pinned-by-name
+  (testing "a map pinned by name uses the memory if found or created"
+    (let [options {:via :memory :pin-path (fixture/bpffs)}
+          change {:name "t_direct_pin" :pinning :by-name}]
+      (with-open [made (create change options)
+                  found (create change options)]
+        (bpf/put! made 1 {:n 7 :name "a"})
+        (is (= (:id (bpf/info made)) (:id (bpf/info found))))
+        (is (= [0 0] [(calls-of #(made 1)) (calls-of #(found 1))]))
+        (is (= 7 (:n (found 1))))
+        (bpf/unpin! made)))))
 
-(kernel-test pinned-by-name-it-goes-through-memory-whether-found-or-made
-  (let [options {:via :memory :pin-path (fixture/bpffs)}
-        change {:name "t_direct_pin" :pinning :by-name}]
-    (with-open [made (create change options)
-                found (create change options)]
-      (bpf/put! made 1 {:n 7 :name "a"})
-      (is (= (:id (bpf/info made)) (:id (bpf/info found))))
-      (is (= [0 0] [(calls-of #(made 1)) (calls-of #(found 1))]))
-      (is (= 7 (:n (found 1))))
-      (bpf/unpin! made))))
-
-(kernel-test maps-without-memory-refuse-it
-  (let [before (fixture/settled-descriptors)]
-    (doseq [[spec hint] [[{:type :hash :key :u32 :value :u64 :max-entries 1}
-                          "a map of type :hash has no memory to map; those of type :arena or :array have"]
-                         [{:type :array :key :u32 :value :u64 :max-entries 1}
-                          "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
-                         [{:type :arena :max-entries 1 :flags #{:mmapable}}
-                          "it has no elements that could be read and written there; (memory m) gives its memory"]]
-            :when (since/has? [:map-type (:type spec)])]
-      (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/create spec through))]
-        (is (= [:not-supported :create] [error op]))
-        (is (str/ends-with? message (str "cannot be mapped: " hint)))))
-    (is (<= (fixture/open-descriptors) before) "the map that was made is gone again"))
-  (doseq [f [#(bpf/create spec {:via :syscall}) #(bpf/open 1 {:via true})]]
-    (let [{:keys [message] :bpfmap/keys [error path]} (error-of (f))]
-      (is (= [:invalid-value [:via]] [error path]))
-      (is (re-find #"^:via is :memory, not " message)))))
+(kernel-test maps-without-memory
+  (testing "rejects the memory option for maps that cannot be mapped"
+    (let [before (fixture/settled-descriptors)]
+      (doseq [[spec hint] [[{:type :hash :key :u32 :value :u64 :max-entries 1}
+                            "a map of type :hash has no memory to map; those of type :arena or :array have"]
+                           [{:type :array :key :u32 :value :u64 :max-entries 1}
+                            "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
+                           [{:type :arena :max-entries 1 :flags #{:mmapable}}
+                            "it has no elements that could be read and written there; (memory m) gives its memory"]]
+              :when (since/has? [:map-type (:type spec)])]
+        (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/create spec through))]
+          (is (= [:not-supported :create] [error op]))
+          (is (str/ends-with? message (str "cannot be mapped: " hint)))))
+      (is (<= (fixture/open-descriptors) before) "the map that was made is gone again"))
+    (doseq [f [#(bpf/create spec {:via :syscall}) #(bpf/open 1 {:via true})]]
+      (let [{:keys [message] :bpfmap/keys [error path]} (error-of (f))]
+        (is (= [:invalid-value [:via]] [error path]))
+        (is (re-find #"^:via is :memory, not " message))))))

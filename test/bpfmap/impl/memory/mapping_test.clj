@@ -33,128 +33,135 @@
 (defn- address ^long [memory]
   (.address (mem/segment memory)))
 
-(kernel-test m6-threads-that-ask-first-together-get-the-same-mapping
-  (let [pages 77 ; a size that no other mapping of this process has
-        of-that-size (fn [] (count (filter (fn [[from to]] (= (* pages 4096) (- (long to) (long from)))) (mappings))))]
-    (dotimes [_ 20]
-      (with-open [m (an-array {:max-entries (* pages 512)})]
-        (let [memories (fixture/in-threads 16 (fn [_] (bpf/memory m)))]
-          (is (= 1 (count (distinct (map #(System/identityHashCode %) memories)))))
-          (is (= 1 (of-that-size)))
-          (is (identical? (first memories) (bpf/memory m)))
-          (mem/close (first memories))
-          (is (= 0 (of-that-size))))))))
+(kernel-test m6-concurrent-first-calls
+  (testing "concurrent first calls get the same mapping"
+    (let [pages 77 ; a size that no other mapping of this process has
+          of-that-size (fn [] (count (filter (fn [[from to]] (= (* pages 4096) (- (long to) (long from)))) (mappings))))]
+      (dotimes [_ 20]
+        (with-open [m (an-array {:max-entries (* pages 512)})]
+          (let [memories (fixture/in-threads 16 (fn [_] (bpf/memory m)))]
+            (is (= 1 (count (distinct (map #(System/identityHashCode %) memories)))))
+            (is (= 1 (of-that-size)))
+            (is (identical? (first memories) (bpf/memory m)))
+            (mem/close (first memories))
+            (is (= 0 (of-that-size)))))))))
 
-(kernel-test m6-the-mapping-outlives-the-handle
-  (let [m (an-array {:contents {1 7}})
-        memory (bpf/memory m)
-        v (mem/elements m)]
-    (bpf/close m)
-    (is (= 7 (v 1)))
-    (mem/add! v 1 1)
-    (is (= [8 8] [(v 1) (memory 8)]))
-    (is (= :closed (:bpfmap/error (error-of (bpf/memory m)))) "but a closed handle gives none any more")
-    (is (= :closed (:bpfmap/error (error-of (mem/elements m)))))
-    (mem/close memory)
-    (is (= :closed (:bpfmap/error (error-of (v 1)))))))
+(kernel-test m6-mapping-outlives-handle
+  (testing "the mapping stays valid after the handle is closed"
+    (let [m (an-array {:contents {1 7}})
+          memory (bpf/memory m)
+          v (mem/elements m)]
+      (bpf/close m)
+      (is (= 7 (v 1)))
+      (mem/add! v 1 1)
+      (is (= [8 8] [(v 1) (memory 8)]))
+      (is (= :closed (:bpfmap/error (error-of (bpf/memory m)))) "but a closed handle gives none any more")
+      (is (= :closed (:bpfmap/error (error-of (mem/elements m)))))
+      (mem/close memory)
+      (is (= :closed (:bpfmap/error (error-of (v 1))))))))
 
-(kernel-test m5-closed-memory-is-mapped-anew-when-it-is-asked-for
-  (with-open [m (an-array {:contents {1 7}})]
-    (let [first-time (bpf/memory m)]
-      (mem/close first-time)
-      (let [second-time (bpf/memory m)]
-        (is (not (identical? first-time second-time)))
-        (is (= [7 true false] [(second-time 8) (mem/closed? first-time) (mem/closed? second-time)]))
+(kernel-test m5-closed-memory-mapped-again
+  (testing "closed memory is mapped again on request"
+    (with-open [m (an-array {:contents {1 7}})]
+      (let [first-time (bpf/memory m)]
         (mem/close first-time)
-        (is (= 7 (second-time 8)) "closing the first one again leaves the second")
-        (mem/close second-time)))))
+        (let [second-time (bpf/memory m)]
+          (is (not (identical? first-time second-time)))
+          (is (= [7 true false] [(second-time 8) (mem/closed? first-time) (mem/closed? second-time)]))
+          (mem/close first-time)
+          (is (= 7 (second-time 8)) "closing the first one again leaves the second")
+          (mem/close second-time))))))
 
-(kernel-test m5-freezing-says-what-holds-the-memory
-  (with-open [m (an-array)
-              twin (bpf/clone m)]
-    (let [memory (bpf/memory m)]
-      (testing "this handle"
-        (let [{:keys [message] :bpfmap/keys [error errno op]} (error-of (bpf/freeze! m))]
-          (is (= [:busy :EBUSY :freeze!] [error errno op]))
-          (is (= (str "Freezing the map failed with EBUSY: this handle has its memory mapped for writing; close that first: "
-                      "(.close (memory m))")
-                 message))))
-      (testing "another one of this process"
-        (is (re-find (re-pattern (str "somebody has the map's memory mapped writable; unmap it first; processes that have a map's memory "
-                                      "mapped so, this one's or another's: .*" (.pid (java.lang.ProcessHandle/current)) " \\(this one\\)"))
-                     (:message (error-of (bpf/freeze! twin))))))
-      (mem/close memory))
-    (testing "nobody any more"
-      (is (identical? twin (bpf/freeze! twin)))
-      (is (:frozen (bpf/info m))))
-    (testing "a mapping for reading is in nobody's way"
+(kernel-test m5-freeze-while-mapped
+  (testing "freeze! reports what holds the memory"
+    (with-open [m (an-array)
+                twin (bpf/clone m)]
       (let [memory (bpf/memory m)]
-        (is (mem/read-only? memory))
-        (is (identical? m (bpf/freeze! m)))
-        (mem/close memory)))))
-
-(kernel-test m3-what-cannot-be-written-is-mapped-for-reading
-  (doseq [[what change] {"frozen" {:freeze true}, "only read by programs" {:flags #{:mmapable :rdonly-prog}}}]
-    (testing what
-      (with-open [m (an-array (merge {:contents {1 7}} change))]
+        (testing "this handle"
+          (let [{:keys [message] :bpfmap/keys [error errno op]} (error-of (bpf/freeze! m))]
+            (is (= [:busy :EBUSY :freeze!] [error errno op]))
+            (is (= (str "Freezing the map failed with EBUSY: this handle has its memory mapped for writing; close that first: "
+                        "(.close (memory m))")
+                   message))))
+        (testing "another one of this process"
+          (is (re-find (re-pattern (str "somebody has the map's memory mapped writable; unmap it first; processes that have a map's memory "
+                                        "mapped so, this one's or another's: .*" (.pid (java.lang.ProcessHandle/current)) " \\(this one\\)"))
+                       (:message (error-of (bpf/freeze! twin))))))
+        (mem/close memory))
+      (testing "nobody any more"
+        (is (identical? twin (bpf/freeze! twin)))
+        (is (:frozen (bpf/info m))))
+      (testing "a mapping for reading is in nobody's way"
         (let [memory (bpf/memory m)]
           (is (mem/read-only? memory))
-          (is (= #{"r-"} (set (keep (fn [[from _ mode]] (when (= from (address memory)) mode)) (mappings)))))
-          (is (= 7 (memory 8)))
-          (is (str/includes? (pr-str memory) ", read-only"))
-          (when (= "only read by programs" what)
-            (bpf/put! m 1 8)
-            (is (= 8 (memory 8)) "what system calls may write is seen"))
+          (is (identical? m (bpf/freeze! m)))
           (mem/close memory))))))
 
-(kernel-test m3-a-handle-for-reading-maps-for-reading
-  (with-open [m (an-array {:contents {1 7}})
-              reader (bpf/open (:id (bpf/info m)) {:access :read-only})]
-    (let [before (fixture/settled-descriptors)
-          memory (bpf/memory reader)]
-      (is (= [true 7] [(mem/read-only? memory) (memory 8)]))
-      (is (= :read-only (:bpfmap/error (error-of (mem/fill! memory 0)))))
-      (bpf/put! m 1 8)
-      (is (= 8 (memory 8)))
-      (bpf/freeze! m)
-      (mem/close memory)
-      (is (<= (fixture/open-descriptors) before) "the descriptor that was mapped is closed again")))
-  (testing "which takes the right to open another descriptor of the map"
-    (with-open [m (an-array)
-                reader (bpf/open (:id (bpf/info m)) {:access :read-only})]
-      (let [{:keys [message] :bpfmap/keys [error op errno]} (fixture/unprivileged #(error-of (bpf/memory reader)))]
-        (is (= [:permission :memory :EPERM] [error op errno]))
-        (is (= (str "Another descriptor of map " (:id (bpf/info m)) " cannot be opened: the kernel maps no descriptor that is for reading alone, "
-                    "and opening another takes CAP_SYS_ADMIN; open the map with {:access :read-write}")
-               message))))))
+(kernel-test m3-read-only-map-mapping
+  (testing "a map that cannot be written is mapped for reading"
+    (doseq [[what change] {"frozen" {:freeze true}, "only read by programs" {:flags #{:mmapable :rdonly-prog}}}]
+      (testing what
+        (with-open [m (an-array (merge {:contents {1 7}} change))]
+          (let [memory (bpf/memory m)]
+            (is (mem/read-only? memory))
+            (is (= #{"r-"} (set (keep (fn [[from _ mode]] (when (= from (address memory)) mode)) (mappings)))))
+            (is (= 7 (memory 8)))
+            (is (str/includes? (pr-str memory) ", read-only"))
+            (when (= "only read by programs" what)
+              (bpf/put! m 1 8)
+              (is (= 8 (memory 8)) "what system calls may write is seen"))
+            (mem/close memory)))))))
 
-(kernel-test maps-without-memory-to-map-say-why
-  (doseq [[spec hint] [[{:type :hash :key :u32 :value :u64 :max-entries 1}
-                        "a map of type :hash has no memory to map; those of type :arena or :array have"]
-                       [{:type :percpu-array :key :u32 :value :u64 :max-entries 1}
-                        "a map of type :percpu-array has no memory to map; those of type :arena or :array have"]
-                       [{:type :array :key :u32 :value :u64 :max-entries 1}
-                        "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
-                       [{:type :ringbuf :max-entries 4096}
-                        "its memory is a ring of records, which makes sense only to who reads them in order"]
-                       [{:type :arena :max-entries 1 :flags #{:mmapable :segv-on-fault}}
-                        (str "an arena created :segv-on-fault kills the process that reads a page of it which no program has allocated; "
-                             "create it without")]]
-          :when (since/has? [:map-type (:type spec)])]
-    (with-open [m (bpf/create (assoc spec :name "t_none"))]
-      (let [{:keys [message] :bpfmap/keys [error op map]} (error-of (bpf/memory m))]
-        (is (= [:not-supported :memory (select-keys (bpf/info m) [:id :name :type])] [error op map]))
-        (is (= (str "The memory of map " (:id (bpf/info m)) " (t_none) cannot be mapped: " hint) message)))))
-  (with-open [m (an-array)
-              writer (bpf/open (:id (bpf/info m)) {:access :write-only})]
-    (is (= :write-only (:bpfmap/error (error-of (bpf/memory writer))))))
-  (with-open [m (an-array {:value [:struct [:lock :spin-lock] [:n :u32]]})]
-    (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (bpf/memory m))]
-      (is (= [:not-supported :ENOTSUPP] [error errno]))
-      (is (= (str "Mapping the memory failed with ENOTSUPP: the kernel does not map values in which it keeps something for itself, such as a "
-                  "spin lock or a timer")
-             message))))
-  (is (= :invalid-value (:bpfmap/error (error-of (bpf/memory 7))))))
+(kernel-test m3-read-only-handle
+  (testing "a read-only handle maps for reading"
+    (with-open [m (an-array {:contents {1 7}})
+                reader (bpf/open (:id (bpf/info m)) {:access :read-only})]
+      (let [before (fixture/settled-descriptors)
+            memory (bpf/memory reader)]
+        (is (= [true 7] [(mem/read-only? memory) (memory 8)]))
+        (is (= :read-only (:bpfmap/error (error-of (mem/fill! memory 0)))))
+        (bpf/put! m 1 8)
+        (is (= 8 (memory 8)))
+        (bpf/freeze! m)
+        (mem/close memory)
+        (is (<= (fixture/open-descriptors) before) "the descriptor that was mapped is closed again")))
+    (testing "which takes the right to open another descriptor of the map"
+      (with-open [m (an-array)
+                  reader (bpf/open (:id (bpf/info m)) {:access :read-only})]
+        (let [{:keys [message] :bpfmap/keys [error op errno]} (fixture/unprivileged #(error-of (bpf/memory reader)))]
+          (is (= [:permission :memory :EPERM] [error op errno]))
+          (is (= (str "Another descriptor of map " (:id (bpf/info m)) " cannot be opened: the kernel maps no descriptor that is for reading alone, "
+                      "and opening another takes CAP_SYS_ADMIN; open the map with {:access :read-write}")
+                 message)))))))
+
+(kernel-test maps-without-memory
+  (testing "reports why a map has no memory to map"
+    (doseq [[spec hint] [[{:type :hash :key :u32 :value :u64 :max-entries 1}
+                          "a map of type :hash has no memory to map; those of type :arena or :array have"]
+                         [{:type :percpu-array :key :u32 :value :u64 :max-entries 1}
+                          "a map of type :percpu-array has no memory to map; those of type :arena or :array have"]
+                         [{:type :array :key :u32 :value :u64 :max-entries 1}
+                          "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
+                         [{:type :ringbuf :max-entries 4096}
+                          "its memory is a ring of records, which makes sense only to who reads them in order"]
+                         [{:type :arena :max-entries 1 :flags #{:mmapable :segv-on-fault}}
+                          (str "an arena created :segv-on-fault kills the process that reads a page of it which no program has allocated; "
+                               "create it without")]]
+            :when (since/has? [:map-type (:type spec)])]
+      (with-open [m (bpf/create (assoc spec :name "t_none"))]
+        (let [{:keys [message] :bpfmap/keys [error op map]} (error-of (bpf/memory m))]
+          (is (= [:not-supported :memory (select-keys (bpf/info m) [:id :name :type])] [error op map]))
+          (is (= (str "The memory of map " (:id (bpf/info m)) " (t_none) cannot be mapped: " hint) message)))))
+    (with-open [m (an-array)
+                writer (bpf/open (:id (bpf/info m)) {:access :write-only})]
+      (is (= :write-only (:bpfmap/error (error-of (bpf/memory writer))))))
+    (with-open [m (an-array {:value [:struct [:lock :spin-lock] [:n :u32]]})]
+      (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (bpf/memory m))]
+        (is (= [:not-supported :ENOTSUPP] [error errno]))
+        (is (= (str "Mapping the memory failed with ENOTSUPP: the kernel does not map values in which it keeps something for itself, such as a "
+                    "spin lock or a timer")
+               message))))
+    (is (= :invalid-value (:bpfmap/error (error-of (bpf/memory 7)))))))
 
 (def ^:private prlimit64 (if (fixture/x86-64?) 302 261))
 (def ^:private rlimit-as 9)
@@ -175,14 +182,15 @@
             (.set limits ValueLayout/JAVA_LONG 0 before)
             (call (.address limits) 0)))))))
 
-(kernel-test ^{:needs [[:map-type :arena]]} without-room-for-it-mapping-says-so
-  (with-open [m (an-arena {:max-entries 0x100000})] ; 4 GiB
-    (let [{:keys [message] :bpfmap/keys [error errno]} (with-address-space 2000000 #(error-of (bpf/memory m)))]
-      (is (= [:no-memory :ENOMEM] [error errno]))
-      (is (= (str "Mapping the memory failed with ENOMEM: this process has no room for it: see its limit of address space (ulimit -v) and the "
-                  "sysctl vm.max_map_count")
-             message)))
-    (mem/close (bpf/memory m))))
+(kernel-test ^{:needs [[:map-type :arena]]} no-address-space
+  (testing "reports a lack of address space"
+    (with-open [m (an-arena {:max-entries 0x100000})] ; 4 GiB
+      (let [{:keys [message] :bpfmap/keys [error errno]} (with-address-space 2000000 #(error-of (bpf/memory m)))]
+        (is (= [:no-memory :ENOMEM] [error errno]))
+        (is (= (str "Mapping the memory failed with ENOMEM: this process has no room for it: see its limit of address space (ulimit -v) and the "
+                    "sysctl vm.max_map_count")
+               message)))
+      (mem/close (bpf/memory m)))))
 
 ;; --- arenas
 
@@ -190,47 +198,50 @@
   "An address that nothing else has: between the heap and the libraries, aligned to 4 GiB."
   0x7c0000000000)
 
-(kernel-test ^{:needs [[:map-type :arena]]} m7-an-arena-lies-at-the-address-of-its-map-extra
-  (with-open [m (an-arena {:map-extra a-place})]
-    (let [memory (bpf/memory m)]
-      (is (= [a-place 16384] [(address memory) (mem/size memory)]))
-      (mem/write! (mem/view memory :u64 16376) 7)
-      (is (= 7 (memory 16376)))
-      (testing "another handle of the same process cannot map it there too"
-        (with-open [twin (bpf/clone m)]
-          (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (bpf/memory twin))]
-            (is (= [:busy :EEXIST] [error errno]))
-            (is (re-find #"something of this process lies at the address already: the same arena, mapped through another handle, or anything else" message)))))
-      (testing "after it is closed it can, and finds what was there"
+(kernel-test ^{:needs [[:map-type :arena]]} m7-arena-address
+  (testing "an arena is mapped at the address in its map-extra"
+    (with-open [m (an-arena {:map-extra a-place})]
+      (let [memory (bpf/memory m)]
+        (is (= [a-place 16384] [(address memory) (mem/size memory)]))
+        (mem/write! (mem/view memory :u64 16376) 7)
+        (is (= 7 (memory 16376)))
+        (testing "another handle of the same process cannot map it there too"
+          (with-open [twin (bpf/clone m)]
+            (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (bpf/memory twin))]
+              (is (= [:busy :EEXIST] [error errno]))
+              (is (re-find #"something of this process lies at the address already: the same arena, mapped through another handle, or anything else" message)))))
+        (testing "after it is closed it can, and finds what was there"
+          (mem/close memory)
+          (with-open [twin (bpf/clone m)]
+            (let [again (bpf/memory twin)]
+              (is (= [a-place 7] [(address again) (again 16376)]))
+              (mem/close again))))))))
+
+(kernel-test ^{:needs [[:map-type :arena]]} m7-arena-keeps-address
+  (testing "an arena without an address stays where it was first mapped"
+    (with-open [m (an-arena nil)]
+      (let [memory (bpf/memory m)
+            place (address memory)]
+        (mem/write! (mem/view memory :u64) 7)
         (mem/close memory)
+        (let [again (bpf/memory m)]
+          (is (= [place 7] [(address again) (again 0)]))
+          (mem/close again)))
+      (testing "which another handle does not know"
         (with-open [twin (bpf/clone m)]
-          (let [again (bpf/memory twin)]
-            (is (= [a-place 7] [(address again) (again 16376)]))
-            (mem/close again)))))))
+          (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/memory twin))]
+            (is (= :busy error))
+            (is (re-find #"it is mapped already, by another process or handle, and lies at the same address for all of them" message))))))))
 
-(kernel-test ^{:needs [[:map-type :arena]]} m7-without-one-it-stays-where-it-was-first
-  (with-open [m (an-arena nil)]
-    (let [memory (bpf/memory m)
-          place (address memory)]
-      (mem/write! (mem/view memory :u64) 7)
-      (mem/close memory)
-      (let [again (bpf/memory m)]
-        (is (= [place 7] [(address again) (again 0)]))
-        (mem/close again)))
-    (testing "which another handle does not know"
-      (with-open [twin (bpf/clone m)]
-        (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/memory twin))]
-          (is (= :busy error))
-          (is (re-find #"it is mapped already, by another process or handle, and lies at the same address for all of them" message)))))))
-
-(kernel-test ^{:needs [[:map-type :arena]]} m7-nothing-of-the-process-is-ever-replaced-by-an-arena
-  (with-open [other (an-array)]
-    (let [taken (bpf/memory other)]
-      (mem/fill! taken 7)
-      (with-open [m (an-arena {:max-entries 1 :map-extra (address taken)})]
-        (is (= [:busy :EEXIST] ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/memory m)))))
-        (is (every? #{7} taken)))
-      (mem/close taken))))
+(kernel-test ^{:needs [[:map-type :arena]]} m7-arena-replaces-nothing
+  (testing "mapping an arena never replaces another mapping"
+    (with-open [other (an-array)]
+      (let [taken (bpf/memory other)]
+        (mem/fill! taken 7)
+        (with-open [m (an-arena {:max-entries 1 :map-extra (address taken)})]
+          (is (= [:busy :EEXIST] ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/memory m)))))
+          (is (every? #{7} taken)))
+        (mem/close taken)))))
 
 (defn- resident
   "How many kilobytes of mapped memory this process has pages for."
@@ -238,52 +249,55 @@
   (parse-long (second (re-find (re-pattern (str "(?s)\\b" (Long/toHexString (address memory)) "-.*?\\nRss: +(\\d+) kB"))
                                (Files/readString (Path/of "/proc/self/smaps" (make-array String 0)))))))
 
-(kernel-test ^{:needs [[:map-type :arena]]} printing-an-arena-allocates-nothing-in-it
-  (with-open [m (an-arena nil)]
-    (let [memory (bpf/memory m)
-          v (mem/view memory [:array :u64 4] 8)]
-      (is (= (str "#<bpf-memory map " (:id (bpf/info m)) " (t_arena), 16384 bytes at 0>") (pr-str memory)))
-      (is (= (str "#<bpf-view [:array :u64 4] at 8 of map " (:id (bpf/info m)) " (t_arena)>") (pr-str v)))
-      (is (= 0 (resident memory)))
-      (is (= 0 (v 0)))
-      (is (= 4 (resident memory)) "as reading does")
-      (mem/close memory))))
+(kernel-test ^{:needs [[:map-type :arena]]} printing-arena-no-page
+  (testing "printing an arena allocates no page"
+    (with-open [m (an-arena nil)]
+      (let [memory (bpf/memory m)
+            v (mem/view memory [:array :u64 4] 8)]
+        (is (= (str "#<bpf-memory map " (:id (bpf/info m)) " (t_arena), 16384 bytes at 0>") (pr-str memory)))
+        (is (= (str "#<bpf-view [:array :u64 4] at 8 of map " (:id (bpf/info m)) " (t_arena)>") (pr-str v)))
+        (is (= 0 (resident memory)))
+        (is (= 0 (v 0)))
+        (is (= 4 (resident memory)) "as reading does")
+        (mem/close memory)))))
 
-(kernel-test ^{:needs [[:map-type :arena]]} pages-of-an-arena-are-allocated-when-that-is-asked-for
-  (with-open [m (an-arena nil)]
-    (let [memory (bpf/memory m)]
-      (is (identical? memory (mem/populate! memory)))
-      (is (= 16 (resident memory)))
-      (mem/close memory)
-      (is (= [:closed :populate!] ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/populate! memory)))))))
-  (testing "of a slice, only its own"
+(kernel-test ^{:needs [[:map-type :arena]]} populate-arena
+  (testing "populate! allocates the pages of an arena"
     (with-open [m (an-arena nil)]
       (let [memory (bpf/memory m)]
-        (mem/populate! (mem/slice memory 4095 2))
-        (is (= 8 (resident memory)))
-        (mem/populate! (mem/slice memory 12288 0))
-        (is (= 8 (resident memory)))
-        (mem/close memory))))
-  (testing "memory that is there, or is read-only, stays as it is"
-    (with-open [m (an-array {:contents {1 7} :freeze true})
-                memory ^Closeable (bpf/memory m)]
-      (is (= 7 ((mem/populate! memory) 8)))))
-  (testing "what the kernel refuses to allocate is an error, not the end"
-    ;; As it refuses here, it does for a cgroup at its limit: the fault handler of the arena answers with SIGSEGV.
-    (with-open [m (an-arena {:flags #{:mmapable :segv-on-fault}})
-                region (MappedMemory/own (MappedMemory/map (bpf-map/descriptor m) 16384 true 0) 16384 false)]
-      (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (mem/populate! (bytes/whole region (bpf-map/identity-of m) true)))]
-        (is (= [:no-memory :EFAULT] [error errno]))
-        (is (str/starts-with? message (str "Allocating pages of the memory failed with EFAULT: there is a page that the kernel cannot allocate, and "
-                                           "reading it would end this process")))))))
+        (is (identical? memory (mem/populate! memory)))
+        (is (= 16 (resident memory)))
+        (mem/close memory)
+        (is (= [:closed :populate!] ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/populate! memory)))))))
+    (testing "of a slice, only its own"
+      (with-open [m (an-arena nil)]
+        (let [memory (bpf/memory m)]
+          (mem/populate! (mem/slice memory 4095 2))
+          (is (= 8 (resident memory)))
+          (mem/populate! (mem/slice memory 12288 0))
+          (is (= 8 (resident memory)))
+          (mem/close memory))))
+    (testing "memory that is there, or is read-only, stays as it is"
+      (with-open [m (an-array {:contents {1 7} :freeze true})
+                  memory ^Closeable (bpf/memory m)]
+        (is (= 7 ((mem/populate! memory) 8)))))
+    (testing "what the kernel refuses to allocate is an error, not the end"
+      ;; As it refuses here, it does for a cgroup at its limit: the fault handler of the arena answers with SIGSEGV.
+      (with-open [m (an-arena {:flags #{:mmapable :segv-on-fault}})
+                  region (MappedMemory/own (MappedMemory/map (bpf-map/descriptor m) 16384 true 0) 16384 false)]
+        (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (mem/populate! (bytes/whole region (bpf-map/identity-of m) true)))]
+          (is (= [:no-memory :EFAULT] [error errno]))
+          (is (str/starts-with? message (str "Allocating pages of the memory failed with EFAULT: there is a page that the kernel cannot allocate, and "
+                                             "reading it would end this process"))))))))
 
-(kernel-test ^{:needs [[:map-type :arena]]} m5-an-arena-is-frozen-before-it-is-first-mapped-or-never
-  (with-open [m (an-arena nil)]
-    (mem/close (bpf/memory m))
-    (is (= "Freezing the map failed with EBUSY: an arena can only be frozen before its memory is mapped for writing the first time"
-           (:message (error-of (bpf/freeze! m))))))
-  (with-open [m (an-arena {:freeze true})]
-    (let [memory (bpf/memory m)]
-      (is (mem/read-only? memory))
-      (is (= 0 (memory 0)))
-      (mem/close memory))))
+(kernel-test ^{:needs [[:map-type :arena]]} m5-arena-freeze-before-map
+  (testing "an arena can only be frozen before its first mapping"
+    (with-open [m (an-arena nil)]
+      (mem/close (bpf/memory m))
+      (is (= "Freezing the map failed with EBUSY: an arena can only be frozen before its memory is mapped for writing the first time"
+             (:message (error-of (bpf/freeze! m))))))
+    (with-open [m (an-arena {:freeze true})]
+      (let [memory (bpf/memory m)]
+        (is (mem/read-only? memory))
+        (is (= 0 (memory 0)))
+        (mem/close memory)))))

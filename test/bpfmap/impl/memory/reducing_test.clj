@@ -66,104 +66,114 @@
                     (catch IllegalArgumentException e [:refused (ex-message e)])))]
     (= (outcome f) (outcome g))))
 
-(deftest every-kind-of-function-reduces-as-over-a-vector
-  (holds
-   (prop/for-all [layout layout]
-     (let [[numbers expected] (run-of layout)
-           n (count expected)]
-       (every? (fn [[f init]]
-                 (same? #(reducing/over-integers numbers f init 0 n) #(reduce f init expected)))
-               [[conj []]
-                [+ 0] [+ 5] [+ -7] [+ 0N] [+ 0.5] [+ Long/MAX_VALUE]
-                [+' 0]
-                [max 0]
-                [(fn ^long [^long acc ^long x] (bit-xor (unchecked-multiply 31 acc) x)) 1]
-                [(fn ^long [^long acc ^long x] (+ acc x)) 0]
-                [(fn [acc ^long x] (conj acc x)) []]
-                [(fn [^long acc ^long x] (bit-xor acc x)) 0]
-                [(fn [^long acc ^long x] (if (< 100 x) (reduced acc) (max acc x))) 0]
-                [(fn [acc x] (if (< 20 (count acc)) (reduced acc) (conj acc x))) []]
-                [(fn [acc ^long x] (if (< 600 (count acc)) (reduced [:stopped acc]) (conj acc x))) []]])))))
+(deftest any-function-like-vector
+  (testing "reduces with any function as over a vector"
+    (holds
+     (prop/for-all [layout layout]
+       (let [[numbers expected] (run-of layout)
+             n (count expected)]
+         (every? (fn [[f init]]
+                   (same? #(reducing/over-integers numbers f init 0 n) #(reduce f init expected)))
+                 [[conj []]
+                  [+ 0] [+ 5] [+ -7] [+ 0N] [+ 0.5] [+ Long/MAX_VALUE]
+                  [+' 0]
+                  [max 0]
+                  [(fn ^long [^long acc ^long x] (bit-xor (unchecked-multiply 31 acc) x)) 1]
+                  [(fn ^long [^long acc ^long x] (+ acc x)) 0]
+                  [(fn [acc ^long x] (conj acc x)) []]
+                  [(fn [^long acc ^long x] (bit-xor acc x)) 0]
+                  [(fn [^long acc ^long x] (if (< 100 x) (reduced acc) (max acc x))) 0]
+                  [(fn [acc x] (if (< 20 (count acc)) (reduced acc) (conj acc x))) []]
+                  [(fn [acc ^long x] (if (< 600 (count acc)) (reduced [:stopped acc]) (conj acc x))) []]]))))))
 
-(deftest a-part-is-reduced-from-and-to-where-it-is-asked
-  (let [[numbers expected] (run-of {:size 4 :stride 8 :offset 4 :signed false :swap false :bits (range 2000)})]
-    (doseq [[from to] [[0 0] [0 1] [5 5] [511 513] [512 1024] [3 2000]]]
-      (is (= (subvec expected from to) (reducing/over-integers numbers conj [] from to)))
-      (is (= (reduce + (subvec expected from to)) (reducing/over-integers numbers + 0 from to))))))
+(deftest reduce-part-of-elements
+  (testing "reduces a range of the elements"
+    (let [[numbers expected] (run-of {:size 4 :stride 8 :offset 4 :signed false :swap false :bits (range 2000)})]
+      (doseq [[from to] [[0 0] [0 1] [5 5] [511 513] [512 1024] [3 2000]]]
+        (is (= (subvec expected from to) (reducing/over-integers numbers conj [] from to)))
+        (is (= (reduce + (subvec expected from to)) (reducing/over-integers numbers + 0 from to)))))))
 
-(deftest sums-are-exact-where-machine-words-overflow
-  (testing "unsigned numbers above 2^63-1 are added as they are"
-    (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed false :swap false :bits [-1 -1 1]})]
-      (is (= 36893488147419103231N (reducing/over-integers numbers + 0 0 3)))))
-  (testing "longs that overflow throw, as + does"
-    (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false :bits [Long/MAX_VALUE 1]})]
-      (is (thrown? ArithmeticException (reducing/over-integers numbers + 0 0 2)))
-      (is (= 9223372036854775808N (reducing/over-integers numbers + 0N 0 2))))
-    (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false :bits (repeat 512 (bit-shift-left 1 54))})]
-      (is (thrown? ArithmeticException (reducing/over-integers numbers + 0 0 512)))))
-  (testing "just below, they do not"
-    (let [big (dec (bit-shift-left 1 52))]
-      (doseq [x [big (- big)]]
-        (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false :bits (repeat 1000 x)})]
-          (is (= (* 1000 x) (reducing/over-integers numbers + 0 0 1000)))
-          (is (= (+ 7 (* 1000 x)) (reducing/over-integers numbers + 7 0 1000))))))))
+(deftest sums-beyond-machine-words
+  (testing "sums are exact if machine words overflow"
+    (testing "unsigned numbers above 2^63-1 are added as they are"
+      (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed false :swap false :bits [-1 -1 1]})]
+        (is (= 36893488147419103231N (reducing/over-integers numbers + 0 0 3)))))
+    (testing "longs that overflow throw, as + does"
+      (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false :bits [Long/MAX_VALUE 1]})]
+        (is (thrown? ArithmeticException (reducing/over-integers numbers + 0 0 2)))
+        (is (= 9223372036854775808N (reducing/over-integers numbers + 0N 0 2))))
+      (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false :bits (repeat 512 (bit-shift-left 1 54))})]
+        (is (thrown? ArithmeticException (reducing/over-integers numbers + 0 0 512)))))
+    (testing "just below, they do not"
+      (let [big (dec (bit-shift-left 1 52))]
+        (doseq [x [big (- big)]]
+          (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false :bits (repeat 1000 x)})]
+            (is (= (* 1000 x) (reducing/over-integers numbers + 0 0 1000)))
+            (is (= (+ 7 (* 1000 x)) (reducing/over-integers numbers + 7 0 1000)))))))))
 
-(deftest a-function-of-longs-refuses-what-is-no-long
-  (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed false :swap false :bits [1 -1]})]
-    (is (thrown-with-msg? IllegalArgumentException #"out of range for long: 18446744073709551615"
-                          (reducing/over-integers numbers (fn ^long [^long acc ^long x] (+ acc x)) 0 0 2)))))
+(deftest primitive-overflow
+  (testing "a function of longs rejects a number that is not a long"
+    (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed false :swap false :bits [1 -1]})]
+      (is (thrown-with-msg? IllegalArgumentException #"out of range for long: 18446744073709551615"
+                            (reducing/over-integers numbers (fn ^long [^long acc ^long x] (+ acc x)) 0 0 2))))))
 
-(deftest a-function-of-longs-with-an-init-that-is-none-is-called-as-any-other
-  (let [[numbers expected] (run-of {:size 4 :stride 4 :offset 0 :signed true :swap false :bits (range 10)})
-        f (fn ^long [^long acc ^long x] (+ acc x))]
-    (is (= (reduce f 1.0 expected) (reducing/over-integers numbers f 1.0 0 10)))))
+(deftest primitive-other-init
+  (testing "a function of longs with another init is called as usual"
+    (let [[numbers expected] (run-of {:size 4 :stride 4 :offset 0 :signed true :swap false :bits (range 10)})
+          f (fn ^long [^long acc ^long x] (+ acc x))]
+      (is (= (reduce f 1.0 expected) (reducing/over-integers numbers f 1.0 0 10))))))
 
-(deftest floating-point-numbers-reduce-as-over-a-vector
-  (holds
-   (prop/for-all [size (gen/elements [4 8])
-                  gap (gen/elements [0 4])
-                  swap? gen/boolean
-                  n (gen/elements [0 1 3 512 700])
-                  seed gen/large-integer]
-     (let [random (java.util.Random. seed)
-           xs (vec (repeatedly n #(double (.nextFloat random))))
-           stride (+ size gap)
-           memory (MemorySegment/ofArray (byte-array (+ 16 (* n stride))))
-           _ (dotimes [i n]
-               (if (= 8 size)
-                 (Bytes/putF64 memory (* i stride) (xs i) swap?)
-                 (Bytes/putF32 memory (* i stride) (xs i) swap?)))
-           numbers (FloatRow. memory 0 stride size swap?)]
-       (every? (fn [[f init]] (= (reduce f init xs) (reducing/over-floats numbers f init 0 n)))
-               [[conj []] [+ 0.0] [+ 0] [max 0.0]
-                [(fn ^double [^double acc ^double x] (- x acc)) 0.5]
-                [(fn [acc ^double x] (if (< 5 (count acc)) (reduced acc) (conj acc x))) []]])))))
+(deftest floats-like-vector
+  (testing "reduces floating-point numbers as over a vector"
+    (holds
+     (prop/for-all [size (gen/elements [4 8])
+                    gap (gen/elements [0 4])
+                    swap? gen/boolean
+                    n (gen/elements [0 1 3 512 700])
+                    seed gen/large-integer]
+       (let [random (java.util.Random. seed)
+             xs (vec (repeatedly n #(double (.nextFloat random))))
+             stride (+ size gap)
+             memory (MemorySegment/ofArray (byte-array (+ 16 (* n stride))))
+             _ (dotimes [i n]
+                 (if (= 8 size)
+                   (Bytes/putF64 memory (* i stride) (xs i) swap?)
+                   (Bytes/putF32 memory (* i stride) (xs i) swap?)))
+             numbers (FloatRow. memory 0 stride size swap?)]
+         (every? (fn [[f init]] (= (reduce f init xs) (reducing/over-floats numbers f init 0 n)))
+                 [[conj []] [+ 0.0] [+ 0] [max 0.0]
+                  [(fn ^double [^double acc ^double x] (- x acc)) 0.5]
+                  [(fn [acc ^double x] (if (< 5 (count acc)) (reduced acc) (conj acc x))) []]]))))))
 
-(deftest anything-else-is-read-one-by-one
-  (is (= [0 1 2 3] (reducing/over-elements identity conj [] 0 4)))
-  (is (= [0 1] (reducing/over-elements identity (fn [acc x] (if (= 2 x) (reduced acc) (conj acc x))) [] 0 9))))
+(deftest other-elements
+  (testing "reads other elements one by one"
+    (is (= [0 1 2 3] (reducing/over-elements identity conj [] 0 4)))
+    (is (= [0 1] (reducing/over-elements identity (fn [acc x] (if (= 2 x) (reduced acc) (conj acc x))) [] 0 9)))))
 
-(deftest blocks-read-numbers-of-every-width-sign-and-order
-  (holds
-   (prop/for-all [{:keys [size stride offset signed swap bits] :as layout} layout]
-     (let [[_ expected] (run-of layout)
-           n (count bits)
-           out (long-array (+ n 4) -7)]
-       (Blocks/longs (lay bits offset stride size swap) offset stride size signed swap out 2 n)
-       (and (= [-7 -7] (take 2 out) (drop (+ 2 n) out))
-            (= expected (map #(if (and (= 8 size) (not signed)) (scalar/unsigned %) %) (take n (drop 2 out)))))))))
+(deftest blocks-read-every-width
+  (testing "Blocks reads numbers of every width, sign and order"
+    (holds
+     (prop/for-all [{:keys [size stride offset signed swap bits] :as layout} layout]
+       (let [[_ expected] (run-of layout)
+             n (count bits)
+             out (long-array (+ n 4) -7)]
+         (Blocks/longs (lay bits offset stride size swap) offset stride size signed swap out 2 n)
+         (and (= [-7 -7] (take 2 out) (drop (+ 2 n) out))
+              (= expected (map #(if (and (= 8 size) (not signed)) (scalar/unsigned %) %) (take n (drop 2 out))))))))))
 
-(deftest blocks-know-which-numbers-add-up-without-overflow
-  (doseq [[sum signed? numbers] [[(dec (bit-shift-left 1 52)) true [0 1 -1 (dec (bit-shift-left 1 52)) -7 7]]
-                                 [(- (bit-shift-left 1 52)) true [(- (bit-shift-left 1 52))]]
-                                 [Blocks/TOO_LARGE true [(bit-shift-left 1 52)]]
-                                 [Blocks/TOO_LARGE true [0 0 0 (dec (- (bit-shift-left 1 52)))]]
-                                 [(+ 6 (bit-shift-left 1 52)) false [0 7 (dec (bit-shift-left 1 52))]]
-                                 [Blocks/TOO_LARGE false [-1]]
-                                 [Blocks/TOO_LARGE false [1 2 Long/MIN_VALUE]]
-                                 [0 true []]]]
-    (is (= sum (Blocks/sum (long-array numbers) (count numbers) signed?)) numbers)))
+(deftest overflow-detection
+  (testing "Blocks detects which numbers add up without overflow"
+    (doseq [[sum signed? numbers] [[(dec (bit-shift-left 1 52)) true [0 1 -1 (dec (bit-shift-left 1 52)) -7 7]]
+                                   [(- (bit-shift-left 1 52)) true [(- (bit-shift-left 1 52))]]
+                                   [Blocks/TOO_LARGE true [(bit-shift-left 1 52)]]
+                                   [Blocks/TOO_LARGE true [0 0 0 (dec (- (bit-shift-left 1 52)))]]
+                                   [(+ 6 (bit-shift-left 1 52)) false [0 7 (dec (bit-shift-left 1 52))]]
+                                   [Blocks/TOO_LARGE false [-1]]
+                                   [Blocks/TOO_LARGE false [1 2 Long/MIN_VALUE]]
+                                   [0 true []]]]
+      (is (= sum (Blocks/sum (long-array numbers) (count numbers) signed?)) numbers))))
 
-(deftest an-odd-size-is-no-integer's
-  (is (thrown-with-msg? IllegalArgumentException #"not the size of an integer: 3"
-                        (Blocks/longs (MemorySegment/ofArray (byte-array 8)) 0 3 3 false false (long-array 1) 0 1))))
+(deftest odd-size-rejected
+  (testing "rejects a size that no integer has"
+    (is (thrown-with-msg? IllegalArgumentException #"not the size of an integer: 3"
+                          (Blocks/longs (MemorySegment/ofArray (byte-array 8)) 0 3 3 false false (long-array 1) 0 1)))))

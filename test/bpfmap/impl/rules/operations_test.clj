@@ -14,14 +14,15 @@
 
 (set! *warn-on-reflection* true)
 
-(kernel-test every-type-of-the-table-is-here-and-those-newer-than-the-kernel-are-refused-with-their-release
-  (is (= (set (keys rules/types)) (into uses/left-out (map (comp :type :spec)) uses)))
-  (doseq [{:keys [spec] :as use} uses]
-    (if (:supported (feature/map-type (:type spec)))
-      (is (bpf-map/bpf-map? (doto (bpf/create spec) (bpf/close))) (str spec))
-      (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/create spec))]
-        (is (= :not-supported error))
-        (is (str/includes? message (str " has no map type " (:type spec) ", which came with Linux " (:since (row-of use)))))))))
+(kernel-test every-type-or-release
+  (testing "every type is covered, and a type newer than the kernel is rejected with its release"
+    (is (= (set (keys rules/types)) (into uses/left-out (map (comp :type :spec)) uses)))
+    (doseq [{:keys [spec] :as use} uses]
+      (if (:supported (feature/map-type (:type spec)))
+        (is (bpf-map/bpf-map? (doto (bpf/create spec) (bpf/close))) (str spec))
+        (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/create spec))]
+          (is (= :not-supported error))
+          (is (str/includes? message (str " has no map type " (:type spec) ", which came with Linux " (:since (row-of use))))))))))
 
 ;; ---------------------------------------------------------------- what is granted
 
@@ -111,14 +112,15 @@
                        (is (false? (bpf/might-contain? m v)))
                        (bpf/push! m v)
                        (is (true? (bpf/might-contain? m v))))}))
-(kernel-test e10-every-operation-that-a-row-grants-does-what-it-says
-  (is (= (set (keys granted)) rules/operations))
-  (let [before (fixture/settled-descriptors)]
-    (doseq [use uses :when (here? use)
-            [op check] granted :when (and (grants? use op) (uses/has? use op))]
-      (testing (str (:spec use) " " op)
-        (used use check)))
-    (is (= before (fixture/open-descriptors)))))
+(kernel-test e10-granted-operations-work
+  (testing "every operation that a row grants works"
+    (is (= (set (keys granted)) rules/operations))
+    (let [before (fixture/settled-descriptors)]
+      (doseq [use uses :when (here? use)
+              [op check] granted :when (and (grants? use op) (uses/has? use op))]
+        (testing (str (:spec use) " " op)
+          (used use check)))
+      (is (= before (fixture/open-descriptors))))))
 
 ;; ---------------------------------------------------------------- what is denied
 
@@ -138,20 +140,21 @@
    :pop! [(fn [m _ _] (bpf/pop! m))]
    :peek [(fn [m _ _] (bpf/peek m))]
    :might-contain? [(fn [m _ v] (bpf/might-contain? m v))]})
-(kernel-test e11-what-a-type-lacks-is-refused-by-its-name-with-the-alternative
-  (doseq [{:keys [spec] :as use} uses :when (here? use)]
-    (used use
-          (fn [m {[k] :keys [v] :values}]
-            (doseq [op rules/operations :when (not (grants? use op))
-                    ask (asked op)
-                    :let [{:keys [message] :bpfmap/keys [error map] said-op :bpfmap/op} (error-of (ask m k v))]]
-              (testing (str spec " " op)
-                (is (= :not-supported error))
-                (is (= op (rules/ability said-op)))
-                (is (= (:type spec) (:type map)))
-                (is (str/includes? message (str "a map of type " (:type spec) " has no ")))
-                (is (str/includes? message (name said-op)))
-                (is (str/includes? message (rules/alternative (:type spec) op (:value-size (bpf/spec m)))))))))))
+(kernel-test e11-lacking-operation-named
+  (testing "names an unsupported operation and its alternative"
+    (doseq [{:keys [spec] :as use} uses :when (here? use)]
+      (used use
+            (fn [m {[k] :keys [v] :values}]
+              (doseq [op rules/operations :when (not (grants? use op))
+                      ask (asked op)
+                      :let [{:keys [message] :bpfmap/keys [error map] said-op :bpfmap/op} (error-of (ask m k v))]]
+                (testing (str spec " " op)
+                  (is (= :not-supported error))
+                  (is (= op (rules/ability said-op)))
+                  (is (= (:type spec) (:type map)))
+                  (is (str/includes? message (str "a map of type " (:type spec) " has no ")))
+                  (is (str/includes? message (name said-op)))
+                  (is (str/includes? message (rules/alternative (:type spec) op (:value-size (bpf/spec m))))))))))))
 (def ^:private denied-though-the-kernel-answers
   "What a row denies and the kernel does not refuse: what it says to that, with a key that is not there where there are two,
   and why it is denied. "
@@ -166,39 +169,41 @@
    [:stack :might-contain?] [:ENOENT "the same command is peek"]
    [:bloom-filter :peek] [:ENOENT "the same command is might-contain?"]})
 
-(kernel-test e11-what-a-row-denies-the-kernel-denies-too
-  (let [before (fixture/settled-descriptors)
-        excepted (atom #{})]
-    (doseq [{{:keys [type]} :spec :as use} uses :when (here? use)
-            op rules/operations :when (not (grants? use op))]
-      (used use
-            (fn [m {[k k2] :keys [v v2] :values}]
-              (let [writes? (#{:insert! :replace!} op)
-                    found (answer m op (if writes? (or k2 k) k) (if writes? (or v2 v) v))]
-                (if-let [[expected] (denied-though-the-kernel-answers [type op])]
-                  (do (swap! excepted conj [type op])
-                      (is (= expected found) (str (:spec use) " " op)))
-                  (is (refusals found) (str (:spec use) " " op)))))))
-    (is (= (set (filter (fn [[type]] (since/has? [:map-type type])) (keys denied-though-the-kernel-answers))) @excepted))
-    (is (= before (fixture/open-descriptors)))))
+(kernel-test e11-kernel-agrees
+  (testing "the kernel rejects every operation that a row denies"
+    (let [before (fixture/settled-descriptors)
+          excepted (atom #{})]
+      (doseq [{{:keys [type]} :spec :as use} uses :when (here? use)
+              op rules/operations :when (not (grants? use op))]
+        (used use
+              (fn [m {[k k2] :keys [v v2] :values}]
+                (let [writes? (#{:insert! :replace!} op)
+                      found (answer m op (if writes? (or k2 k) k) (if writes? (or v2 v) v))]
+                  (if-let [[expected] (denied-though-the-kernel-answers [type op])]
+                    (do (swap! excepted conj [type op])
+                        (is (= expected found) (str (:spec use) " " op)))
+                    (is (refusals found) (str (:spec use) " " op)))))))
+      (is (= (set (filter (fn [[type]] (since/has? [:map-type type])) (keys denied-though-the-kernel-answers))) @excepted))
+      (is (= before (fixture/open-descriptors))))))
 
 ;; ---------------------------------------------------------------- odd arguments
 
-(kernel-test e3-odd-keys-and-values-are-answered-or-refused-as-data-by-every-type
-  (let [before (fixture/settled-descriptors)
-        seen (volatile! #{})]
-    (doseq [use uses :when (here? use)]
-      (used use
-            (fn [m {[k] :keys [v] :values}]
-              (let [odd [nil -1 4294967295 1e9 1/2 "" "x" :x 'y \c true [] [nil] {} {:fd -1} {:fd "x"} {:pid 0x7ffffff0} {:tid -1}
-                         {:pid 1 :fd -1} {:map-id -1} {:program-id nil} {:ifindex 1 :program m} {:program {}} {1 2}
-                         (sorted-map "a" 1) #{} (Object.) (byte-array 3) identity m]]
-                (doseq [op rules/operations
-                        ask (asked op)
-                        [k v] (concat (for [x odd] [x v]) (for [x odd] [k x]))]
-                  (let [outcome (try (ask m k v) :answer (catch Throwable e (or (:bpfmap/error (ex-data e)) e)))]
-                    (vswap! seen conj outcome)
-                    (when-not (keyword? outcome)
-                      (is (= :answer outcome) (pr-str (:spec use) op k v)))))))))
-    (is (set/subset? #{:answer :invalid-value :not-supported :not-found :incompatible} @seen))
-    (is (= before (fixture/open-descriptors)))))
+(kernel-test e3-odd-keys-and-values
+  (testing "every type answers or rejects odd keys and values as data"
+    (let [before (fixture/settled-descriptors)
+          seen (volatile! #{})]
+      (doseq [use uses :when (here? use)]
+        (used use
+              (fn [m {[k] :keys [v] :values}]
+                (let [odd [nil -1 4294967295 1e9 1/2 "" "x" :x 'y \c true [] [nil] {} {:fd -1} {:fd "x"} {:pid 0x7ffffff0} {:tid -1}
+                           {:pid 1 :fd -1} {:map-id -1} {:program-id nil} {:ifindex 1 :program m} {:program {}} {1 2}
+                           (sorted-map "a" 1) #{} (Object.) (byte-array 3) identity m]]
+                  (doseq [op rules/operations
+                          ask (asked op)
+                          [k v] (concat (for [x odd] [x v]) (for [x odd] [k x]))]
+                    (let [outcome (try (ask m k v) :answer (catch Throwable e (or (:bpfmap/error (ex-data e)) e)))]
+                      (vswap! seen conj outcome)
+                      (when-not (keyword? outcome)
+                        (is (= :answer outcome) (pr-str (:spec use) op k v)))))))))
+      (is (set/subset? #{:answer :invalid-value :not-supported :not-found :incompatible} @seen))
+      (is (= before (fixture/open-descriptors))))))

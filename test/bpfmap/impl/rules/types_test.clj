@@ -107,41 +107,44 @@
       limit (assoc 1 (limit spec))
       (and (= :value-size column) (:long-values-since row)) (update 1 #(longest (:type spec) %)))))
 
-(kernel-test sizes-of-keys-and-values-are-accepted-up-to-the-limits-of-the-row-and-not-beyond
-  (doseq [use uses :when (here? use)
-          column [:key-size :value-size]
-          :let [[inside outside] (inside-and-outside (rule-for use column))
-                step (rules/value-multiple (:type (:spec use)) (:flags (:spec use)))
-                outside (cond->> outside (and (= :value-size column) (up-to-a-header? use)) (filter #(< (long %) 32768)))
-                try-size #(try-spec use (bare use column %))]]
-    (testing (str (:spec use) " " column)
-      (doseq [n inside :when (or (= :key-size column) (zero? (rem (long n) (long step))))]
-        (is (= :ok (try-size n)) n))
-      (doseq [n outside]
-        (is (#{:EINVAL :E2BIG} (try-size n)) n))
-      (when (and (= :value-size column) (< 1 (long step)))
-        (is (= :EINVAL (try-size (+ (long step) 4))))))))
+(kernel-test element-size-limits
+  (testing "accepts key and value sizes exactly within the limits of the row"
+    (doseq [use uses :when (here? use)
+            column [:key-size :value-size]
+            :let [[inside outside] (inside-and-outside (rule-for use column))
+                  step (rules/value-multiple (:type (:spec use)) (:flags (:spec use)))
+                  outside (cond->> outside (and (= :value-size column) (up-to-a-header? use)) (filter #(< (long %) 32768)))
+                  try-size #(try-spec use (bare use column %))]]
+      (testing (str (:spec use) " " column)
+        (doseq [n inside :when (or (= :key-size column) (zero? (rem (long n) (long step))))]
+          (is (= :ok (try-size n)) n))
+        (doseq [n outside]
+          (is (#{:EINVAL :E2BIG} (try-size n)) n))
+        (when (and (= :value-size column) (< 1 (long step)))
+          (is (= :EINVAL (try-size (+ (long step) 4)))))))))
 
-(kernel-test a-storage-takes-values-of-almost-as-much-as-the-row-says
-  (doseq [use uses :when (and (here? use) (up-to-a-header? use))
-          :let [most (second (:value-size (row-of use)))]]
-    (is (= :E2BIG (try-spec use (bare use :value-size (inc (long most))))))
-    (when (since/has? [:long-values (:type (:spec use))])
-      (is (= :ok (try-spec use (bare use :value-size (- (long most) 255))))))))
+(kernel-test storage-value-limit
+  (testing "a storage accepts values of almost the limit of the row"
+    (doseq [use uses :when (and (here? use) (up-to-a-header? use))
+            :let [most (second (:value-size (row-of use)))]]
+      (is (= :E2BIG (try-spec use (bare use :value-size (inc (long most))))))
+      (when (since/has? [:long-values (:type (:spec use))])
+        (is (= :ok (try-spec use (bare use :value-size (- (long most) 255)))))))))
 
-(kernel-test numbers-of-entries-are-accepted-down-to-the-limits-of-the-row-and-not-beyond
-  (doseq [{:keys [spec] :as use} uses :when (here? use)
-          :let [{[least most] :max-entries :keys [rounded clamped]} (row-of use)
-                try-entries #(try-spec use (bare use :max-entries %))]]
-    (testing spec
-      (cond
-        (= 0 most) (is (= [:ok :EINVAL] (map try-entries [0 1])))
-        (contains? rounded nil) (is (= [:ok :ok :EINVAL :EINVAL :EINVAL :EINVAL] (map try-entries [4096 16384 least 4095 12288 (inc (long most))])))
-        :else
-        (do (is (= :ok (try-entries least)))
-            (is (= :EINVAL (try-entries 0)))
-            (when-not (or (vague most) clamped)
-              (is (= [:ok :E2BIG] (map try-entries [most (inc (long most))])))))))))
+(kernel-test max-entries-limits
+  (testing "accepts entry counts exactly down to the limits of the row"
+    (doseq [{:keys [spec] :as use} uses :when (here? use)
+            :let [{[least most] :max-entries :keys [rounded clamped]} (row-of use)
+                  try-entries #(try-spec use (bare use :max-entries %))]]
+      (testing spec
+        (cond
+          (= 0 most) (is (= [:ok :EINVAL] (map try-entries [0 1])))
+          (contains? rounded nil) (is (= [:ok :ok :EINVAL :EINVAL :EINVAL :EINVAL] (map try-entries [4096 16384 least 4095 12288 (inc (long most))])))
+          :else
+          (do (is (= :ok (try-entries least)))
+              (is (= :EINVAL (try-entries 0)))
+              (when-not (or (vague most) clamped)
+                (is (= [:ok :E2BIG] (map try-entries [most (inc (long most))]))))))))))
 
 (def ^:private companions
   "What a flag needs beside it to be accepted."
@@ -152,137 +155,145 @@
   "Flags that the kernel takes alone, and not together."
   #{#{:no-common-lru :numa-node}})
 
-(kernel-test each-flag-of-the-row-is-accepted-and-each-other-refused
-  (doseq [use uses :when (here? use)
-          [flag {:keys [since]}] rules/flags
-          :let [row (row-of use)
-                given (conj (set (:flags (:spec use))) flag)
-                spec (bare use (merge {:flags given} ((companions flag (constantly nil)))))
-                found (try-spec use spec)]]
-    (testing (str (:spec use) " " flag)
-      (if (and (contains? (:flags row) flag)
-               (not-any? #(set/subset? % given) clashes)
-               (rules/at-least? (call/kernel-release) since))
-        (is (= :ok found))
-        (is (#{:EINVAL :ENOTSUPP :EBADF :EPERM} found)))
-      (is (= (and (contains? (set/union (:flags row) (:added row)) flag) (not-any? #(set/subset? % given) clashes))
-             (not-any? #(#{[:flags] [:numa-node]} (:path %))
-                       (spec/problems (merge (dissoc (:spec use) :value-size :value)
-                                             {:flags given :numa-node (when (= :numa-node flag) 0)}))))))))
+(kernel-test accepted-flags
+  (testing "accepts exactly the flags of the row"
+    (doseq [use uses :when (here? use)
+            [flag {:keys [since]}] rules/flags
+            :let [row (row-of use)
+                  given (conj (set (:flags (:spec use))) flag)
+                  spec (bare use (merge {:flags given} ((companions flag (constantly nil)))))
+                  found (try-spec use spec)]]
+      (testing (str (:spec use) " " flag)
+        (if (and (contains? (:flags row) flag)
+                 (not-any? #(set/subset? % given) clashes)
+                 (rules/at-least? (call/kernel-release) since))
+          (is (= :ok found))
+          (is (#{:EINVAL :ENOTSUPP :EBADF :EPERM} found)))
+        (is (= (and (contains? (set/union (:flags row) (:added row)) flag) (not-any? #(set/subset? % given) clashes))
+               (not-any? #(#{[:flags] [:numa-node]} (:path %))
+                         (spec/problems (merge (dissoc (:spec use) :value-size :value)
+                                               {:flags given :numa-node (when (= :numa-node flag) 0)})))))))))
 
-(kernel-test a-flag-that-is-required-is-required-and-one-that-is-added-is-added
-  (doseq [{:keys [spec] :as use} uses :when (here? use)
-          :let [{:keys [requires added]} (row-of use)]]
-    (testing spec
-      (when-not (contains? (:flags spec) :stack-build-id) ; without it the value would be too long
-        (is (= (empty? requires) (= :ok (try-spec use (bare use :flags #{}))))))
-      (doseq [flag requires]
-        (is (= :EINVAL (try-spec use (bare use :flags (disj (set (:flags spec)) flag)))))
-        (is (str/includes? (:message (error-of (bpf/create (update spec :flags disj flag)))) (str "maps need the flag " flag))))
-      (is (= (into (set (:flags spec)) added)
-             (try-spec use (bare use) #(:flags (map/info % facts)))))
-      (doseq [flag added]
-        (is (= :EINVAL (try-spec use (bare use :flags #{flag}))) "the kernel adds it, and does not take it")
-        (with-open [m ^Closeable (bpf/create (update spec :flags (fnil conj #{}) flag))]
-          (is (= #{} (:flags (bpf/spec m))))
-          (is (= #{flag} (:flags (bpf/info m)))))))))
+(kernel-test required-flags
+  (testing "required flags are required and added flags are added"
+    (doseq [{:keys [spec] :as use} uses :when (here? use)
+            :let [{:keys [requires added]} (row-of use)]]
+      (testing spec
+        (when-not (contains? (:flags spec) :stack-build-id) ; without it the value would be too long
+          (is (= (empty? requires) (= :ok (try-spec use (bare use :flags #{}))))))
+        (doseq [flag requires]
+          (is (= :EINVAL (try-spec use (bare use :flags (disj (set (:flags spec)) flag)))))
+          (is (str/includes? (:message (error-of (bpf/create (update spec :flags disj flag)))) (str "maps need the flag " flag))))
+        (is (= (into (set (:flags spec)) added)
+               (try-spec use (bare use) #(:flags (map/info % facts)))))
+        (doseq [flag added]
+          (is (= :EINVAL (try-spec use (bare use :flags #{flag}))) "the kernel adds it, and does not take it")
+          (with-open [m ^Closeable (bpf/create (update spec :flags (fnil conj #{}) flag))]
+            (is (= #{} (:flags (bpf/spec m))))
+            (is (= #{flag} (:flags (bpf/info m))))))))))
 
-(kernel-test s8-the-types-of-a-map-are-kept-as-btf-where-the-row-says-so-and-refused-where-not
-  (doseq [{:keys [spec] :as use} uses :when (here? use)
-          :let [{:keys [btf]} (row-of use)
-                {:keys [key value key-size value-size]} (spec/complete spec (lifecycle/machine))
-                kept #(:btf-id (map/info % facts))
-                with-types (fn [types] (try-spec use (bare use :btf types) kept))]]
-    (testing spec
-      (with-open [m ^Closeable (bpf/create spec)]
-        (is (= (not= :none btf) (some? (:btf-id (bpf/info m)))))
-        (is (nil? (:untyped (bpf/info m)))))
-      (case btf
-        :none (is (#{:EINVAL :ENOTSUPP} (with-types [(own-bytes (max 4 (long key-size))) (own-bytes (max 4 (long value-size)))])))
-        :required (do (is (= :EINVAL (with-types nil)))
-                      (is (int? (with-types [:u32 value])))
-                      (is (= :EINVAL (with-types [[:struct [:fd :u32]] value]))))
-        :index (do (is (int? (with-types [:u32 value])))
-                   (is (= :EINVAL (with-types [[:struct [:index :u32]] value]))))
-        :value (do (is (int? (with-types [nil value])))
-                   (is (= :EINVAL (with-types [:u32 value]))))
-        nil (do (is (int? (with-types [key value])))
-                ;; That of a cgroup's storage is a number, or one certain struct.
-                (when-not (:keys (row-of use))
-                  (is (int? (with-types [[:struct [:bytes [:bytes key-size]]] value])) "any key")))))))
+(kernel-test s8-btf-by-row
+  (testing "accepts BTF exactly if the row grants it"
+    (doseq [{:keys [spec] :as use} uses :when (here? use)
+            :let [{:keys [btf]} (row-of use)
+                  {:keys [key value key-size value-size]} (spec/complete spec (lifecycle/machine))
+                  kept #(:btf-id (map/info % facts))
+                  with-types (fn [types] (try-spec use (bare use :btf types) kept))]]
+      (testing spec
+        (with-open [m ^Closeable (bpf/create spec)]
+          (is (= (not= :none btf) (some? (:btf-id (bpf/info m)))))
+          (is (nil? (:untyped (bpf/info m)))))
+        (case btf
+          :none (is (#{:EINVAL :ENOTSUPP} (with-types [(own-bytes (max 4 (long key-size))) (own-bytes (max 4 (long value-size)))])))
+          :required (do (is (= :EINVAL (with-types nil)))
+                        (is (int? (with-types [:u32 value])))
+                        (is (= :EINVAL (with-types [[:struct [:fd :u32]] value]))))
+          :index (do (is (int? (with-types [:u32 value])))
+                     (is (= :EINVAL (with-types [[:struct [:index :u32]] value]))))
+          :value (do (is (int? (with-types [nil value])))
+                     (is (= :EINVAL (with-types [:u32 value]))))
+          nil (do (is (int? (with-types [key value])))
+                  ;; That of a cgroup's storage is a number, or one certain struct.
+                  (when-not (:keys (row-of use))
+                    (is (int? (with-types [[:struct [:bytes [:bytes key-size]]] value])) "any key"))))))))
 
 (def ^:private batches
   {:read :lookup-batch, :take :lookup-and-delete-batch, :write :update-batch, :delete :delete-batch})
 
-(kernel-test batches-and-freezing-are-there-where-the-row-says-so
-  (doseq [{:keys [spec] :as use} uses :when (here? use)
-          :let [{:keys [batch freeze? batch-read-since]} (row-of use)
-                ask (fn [op] (try-spec use (bare use) #(said (probe/operate op % {} facts))))]]
-    (testing spec
-      (doseq [[name op] batches
-              :let [granted? (and (contains? batch name) (since/has? [:batch (:type spec)]))]]
-        (is (= granted? (= :ok (ask op))) op))
-      (is (= (if freeze? :ok :ENOTSUPP) (ask :freeze)))
-      (is (or (nil? batch-read-since) (contains? batch :read))))))
+(kernel-test batches-and-freezing
+  (testing "batches and freezing work exactly if the row grants them"
+    (doseq [{:keys [spec] :as use} uses :when (here? use)
+            :let [{:keys [batch freeze? batch-read-since]} (row-of use)
+                  ask (fn [op] (try-spec use (bare use) #(said (probe/operate op % {} facts))))]]
+      (testing spec
+        (doseq [[name op] batches
+                :let [granted? (and (contains? batch name) (since/has? [:batch (:type spec)]))]]
+          (is (= granted? (= :ok (ask op))) op))
+        (is (= (if freeze? :ok :ENOTSUPP) (ask :freeze)))
+        (is (or (nil? batch-read-since) (contains? batch :read)))))))
 
 (def ^:private locked [:struct [:lock :spin-lock] [:n :u32]])
 
-(kernel-test a-spin-lock-is-accepted-where-the-row-says-so
-  (doseq [{:keys [spec] :as use} uses :when (here? use)
-          :let [{:keys [lock? values]} (row-of use)
-                key (:key (spec/complete spec (lifecycle/machine)))]]
-    (testing spec
-      (is (= (boolean lock?) (= :ok (try-spec use (bare use :value-size 8 :btf [key locked])))))
-      (when-not (or values (= [0 0] (:value-size (row-of use))))
-        (is (= (boolean lock?)
-               (not-any? #(str/includes? (:message %) "have no :spin-lock") (spec/problems (assoc spec :value locked)))))))))
+(kernel-test spin-lock-by-row
+  (testing "accepts a spin lock exactly if the row grants it"
+    (doseq [{:keys [spec] :as use} uses :when (here? use)
+            :let [{:keys [lock? values]} (row-of use)
+                  key (:key (spec/complete spec (lifecycle/machine)))]]
+      (testing spec
+        (is (= (boolean lock?) (= :ok (try-spec use (bare use :value-size 8 :btf [key locked])))))
+        (when-not (or values (= [0 0] (:value-size (row-of use))))
+          (is (= (boolean lock?)
+                 (not-any? #(str/includes? (:message %) "have no :spin-lock") (spec/problems (assoc spec :value locked))))))))))
 
-(kernel-test memory-is-mapped-where-the-row-says-so
-  (doseq [{:keys [spec] :as use} uses :when (here? use)
-          :let [{:keys [mmap flags requires]} (row-of use)
-                maps? (fn [flags]
-                        (try-spec use (bare use :flags flags)
-                                  (fn [^Fd fd]
-                                    (let [number (.acquire fd)]
-                                      (try
-                                        (linux/maps-page? number (call/page-size))
-                                        (finally (.release fd)))))))]]
-    (testing spec
-      (when-not (contains? requires :mmapable)
-        (is (= (= :always mmap) (maps? (:flags spec #{}))) "without the flag"))
-      (when (contains? flags :mmapable)
-        (is (= :mmapable mmap))
-        (is (true? (maps? (conj (set (:flags spec)) :mmapable))))))))
+(kernel-test mmap-by-row
+  (testing "maps memory exactly if the row grants it"
+    (doseq [{:keys [spec] :as use} uses :when (here? use)
+            :let [{:keys [mmap flags requires]} (row-of use)
+                  maps? (fn [flags]
+                          (try-spec use (bare use :flags flags)
+                                    (fn [^Fd fd]
+                                      (let [number (.acquire fd)]
+                                        (try
+                                          (linux/maps-page? number (call/page-size))
+                                          (finally (.release fd)))))))]]
+      (testing spec
+        (when-not (contains? requires :mmapable)
+          (is (= (= :always mmap) (maps? (:flags spec #{}))) "without the flag"))
+        (when (contains? flags :mmapable)
+          (is (= :mmapable mmap))
+          (is (true? (maps? (conj (set (:flags spec)) :mmapable)))))))))
 
-(kernel-test s1-maps-of-maps-need-a-map-to-hold-and-hold-those-that-the-row-says
-  (doseq [{:keys [spec] :as use} uses :when (here? use)
-          :let [{:keys [inner? not-inside]} (row-of use)
-                outer {:type :array-of-maps :key-size 4 :value-size 4 :max-entries 1 :flags #{} :name nil}]]
-    (testing spec
-      (is (= (boolean inner?) (not= :ok (raw-create (bare use)))) "without an inner map")
-      (is (= (if not-inside #{:EINVAL :ENOTSUPP} #{:ok})
-             (conj (if not-inside #{:EINVAL :ENOTSUPP} #{})
-                   (try-spec use (bare use) #(raw-create (assoc outer :inner-map %))))))
-      (if not-inside
-        (is (str/includes? (:message (error-of (bpf/create {:type :array-of-maps :max-entries 1 :inner-map spec})))
-                           (str "a map cannot hold " (:type spec) " maps")))
-        (is (nil? (bpf/close (bpf/create {:type :array-of-maps :max-entries 1 :inner-map spec}))))))))
+(kernel-test s1-inner-maps-by-row
+  (testing "maps of maps require an inner map of an allowed type"
+    (doseq [{:keys [spec] :as use} uses :when (here? use)
+            :let [{:keys [inner? not-inside]} (row-of use)
+                  outer {:type :array-of-maps :key-size 4 :value-size 4 :max-entries 1 :flags #{} :name nil}]]
+      (testing spec
+        (is (= (boolean inner?) (not= :ok (raw-create (bare use)))) "without an inner map")
+        (is (= (if not-inside #{:EINVAL :ENOTSUPP} #{:ok})
+               (conj (if not-inside #{:EINVAL :ENOTSUPP} #{})
+                     (try-spec use (bare use) #(raw-create (assoc outer :inner-map %))))))
+        (if not-inside
+          (is (str/includes? (:message (error-of (bpf/create {:type :array-of-maps :max-entries 1 :inner-map spec})))
+                             (str "a map cannot hold " (:type spec) " maps")))
+          (is (nil? (bpf/close (bpf/create {:type :array-of-maps :max-entries 1 :inner-map spec})))))))))
 
-(kernel-test s10-a-full-map-and-an-index-beyond-the-end-are-refused-as-the-row-says
-  (doseq [{:keys [spec fill] :as use} uses
-          :let [{:keys [full index? every-index ops]} (row-of use)]
-          :when (and (here? use) full (some ops [:put! :push!]))]
-    (testing spec
-      (used (assoc-in use [:spec :max-entries] 1)
-            (fn [m {[_ k2] :keys [v v2] :values}]
-              (let [refused #(let [{:bpfmap/keys [error errno]} (error-of (bpf/put! m k2 v2))]
-                               [error (contains? full errno)])]
-                (cond
-                  (ops :push!) (if (seq full)
-                                 (do (bpf/push! m v)
-                                     (let [{:bpfmap/keys [error errno]} (error-of (bpf/push! m v2))]
-                                       (is (= [:map-full true] [error (contains? full errno)]))))
-                                 (dotimes [_ 10] (bpf/push! m v)))
-                  (or index? every-index) (is (= [:out-of-range true] (refused)))
-                  (empty? full) (dotimes [i 5000] (bpf/put! m i v2))
-                  :else (is (= [:map-full true] (refused))))))))))
+(kernel-test s10-full-map-or-bad-index
+  (testing "the errors for a full map and a bad index match the row"
+    (doseq [{:keys [spec fill] :as use} uses
+            :let [{:keys [full index? every-index ops]} (row-of use)]
+            :when (and (here? use) full (some ops [:put! :push!]))]
+      (testing spec
+        (used (assoc-in use [:spec :max-entries] 1)
+              (fn [m {[_ k2] :keys [v v2] :values}]
+                (let [refused #(let [{:bpfmap/keys [error errno]} (error-of (bpf/put! m k2 v2))]
+                                 [error (contains? full errno)])]
+                  (cond
+                    (ops :push!) (if (seq full)
+                                   (do (bpf/push! m v)
+                                       (let [{:bpfmap/keys [error errno]} (error-of (bpf/push! m v2))]
+                                         (is (= [:map-full true] [error (contains? full errno)]))))
+                                   (dotimes [_ 10] (bpf/push! m v)))
+                    (or index? every-index) (is (= [:out-of-range true] (refused)))
+                    (empty? full) (dotimes [i 5000] (bpf/put! m i v2))
+                    :else (is (= [:map-full true] (refused)))))))))))
