@@ -25,7 +25,8 @@
   [& conditions]
   (print-table [:id :type :name :entries :max-entries :memlock :held]
                (for [row (exec/list {:where (seq conditions)})]
-                 (update row :held #(mapv (fn [{:keys [command pid]}] (str command "[" pid "]")) %)))))
+                 (update row :held
+                         #(mapv (fn [{:keys [command pid]}] (str command "[" pid "]")) %)))))
 
 (defn explore
   "The host as data that `nav` leads on from."
@@ -35,7 +36,8 @@
 (defn scratch
   "A new hash map to try things on; close it afterwards."
   []
-  (bpf/create {:name "scratch" :type :hash :key :u32 :value :u64 :max-entries 1024 :contents {7 42}}))
+  (bpf/create {:name "scratch" :type :hash :key :u32 :value :u64 :max-entries 1024
+               :contents {7 42}}))
 
 (defn- scan [tracker]
   (dir/scan-dirs tracker ["src"]))
@@ -59,4 +61,5 @@
       (throw error)
       (::track/load scanned))))
 
-(println "(maps) (explore) (scratch) (reload); bpf host exec prog type feature are at hand, (doc bpf/open) tells more")
+(println
+ "(maps) (explore) (scratch) (reload); bpf host exec prog type feature are at hand, (doc bpf/open) tells more")

@@ -8,8 +8,9 @@
       bin/clj -M:bench --sizes 1000,100000 --threads 1
       bin/clj -M:bench --rounds 3             everything, in 3 rounds instead of 5
 
-  Needs the right to make BPF maps and to open them by id (run it as root), and a C compiler. `bpfmap.bench.rows` says
-  what is measured, doc/performance.md how to read it. What is measured in part is written there with --write only."
+  Needs the right to make BPF maps and to open them by id (run it as root), and a C compiler.
+  `bpfmap.bench.rows` says what is measured, doc/performance.md how to read it. What is measured
+  in part is written there with --write only."
   (:require [bpfmap.bench.measure :as measure]
             [bpfmap.bench.page :as page]
             [bpfmap.bench.report :as report]
@@ -50,7 +51,8 @@
           (let [[k reader] option
                 value (when reader (reader (first more)))]
             (when-not value
-              (throw (ex-info (str "unclear: " (str/join " " (take 2 (cons arg more))) "; it takes --quick, --only TEXT, "
+              (throw (ex-info (str "unclear: " (str/join " " (take 2 (cons arg more)))
+                                   "; it takes --quick, --only TEXT, "
                                    "--map TEXT, --sizes N,N, --threads N,N, --rounds N, --write")
                               {})))
             (recur (rest more) (assoc parsed k value))))))))
@@ -69,8 +71,11 @@
            (concat [["command" (str "`" (command-line args) "`")]]
                    machine
                    [["rounds" rounds]
-                    ["undisturbed slices" (format "%.0f %%" (* 100 (report/median (map :undisturbed summaries))))]
-                    ["it took" (str (minutes took) ", of which the garbage collector had " (format "%.1f s" (/ collected 1e3)))]]))
+                    ["undisturbed slices"
+                     (format "%.0f %%" (* 100 (report/median (map :undisturbed summaries))))]
+                    ["it took"
+                     (str (minutes took) ", of which the garbage collector had "
+                          (format "%.1f s" (/ collected 1e3)))]]))
           [""]
           (targets/table summaries)
           [""]

@@ -1,6 +1,6 @@
 (ns bpfmap.soak
-  "Does everything that bpfmap can do, at random, from several threads, for as long as it is told, and says each minute what that
-  costs. Whatever grows there would grow in a service.
+  "Does everything that bpfmap can do, at random, from several threads, for as long as it is told,
+  and says each minute what that costs. Whatever grows there would grow in a service.
 
       bin/clj -M:soak 10       ten minutes; as root
 
@@ -25,7 +25,8 @@
 ;; --- what it costs
 
 (defn- native-memory
-  "The JVM's own account of its native memory in bytes, by category; see `-XX:NativeMemoryTracking` in deps.edn."
+  "The JVM's own account of its native memory in bytes, by category; see
+  `-XX:NativeMemoryTracking` in deps.edn."
   []
   (let [report (str (.invoke (ManagementFactory/getPlatformMBeanServer)
                              (ObjectName. "com.sun.management:type=DiagnosticCommand")
@@ -42,7 +43,8 @@
     (* 1024 (parse-long (second (re-find #"VmRSS:\s+(\d+)" status))))))
 
 (defn- costs
-  "What the process holds, after a collection: what nobody can reach any more is given back by then."
+  "What the process holds, after a collection: what nobody can reach any more is given back by
+  then."
   []
   (dotimes [_ 2]
     (System/gc)
@@ -55,9 +57,11 @@
      :native (reduce + (vals (dissoc native "Java Heap")))}))
 
 (def ^:private growth
-  "By how much each may have grown from the second minute to the last, in its own unit: what a garbage collector's own books and a JIT
-  compiler still do by then, and handles that are open just then."
-  {:descriptors 12, :resident (* 48 1024 1024), :heap (* 8 1024 1024), :foreign (* 256 1024), :native (* 32 1024 1024)})
+  "By how much each may have grown from the second minute to the last, in its own unit: what a
+  garbage collector's own books and a JIT compiler still do by then, and handles that are open
+  just then."
+  {:descriptors 12, :resident (* 48 1024 1024), :heap (* 8 1024 1024), :foreign (* 256 1024)
+   :native (* 32 1024 1024)})
 
 ;; --- the threads
 
@@ -104,7 +108,9 @@
       (finally (.delete (File. dir))))))
 
 (defn- world [pins]
-  (let [names (into {} (map (fn [kind] [kind (str "sk" (.pid (ProcessHandle/current)) (name kind))])) (keys actions/specs))
+  (let [names (into {}
+                    (map (fn [kind] [kind (str "sk" (.pid (ProcessHandle/current)) (name kind))]))
+                    (keys actions/specs))
         open (fn [[kind spec]] [kind (atom (bpf/create (assoc spec :name (names kind))))])]
     {:maps (into {} (map open) actions/specs)
      :names (update-vals names #(subs % 0 (min 15 (count %))))
@@ -114,7 +120,8 @@
 ;; --- the report
 
 (def ^:private columns
-  [["minute" 6] ["operations" 11] ["errors" 9] ["descriptors" 11] ["resident" 9] ["heap" 8] ["foreign" 9] ["native" 8]])
+  [["minute" 6] ["operations" 11] ["errors" 9] ["descriptors" 11] ["resident" 9] ["heap" 8]
+   ["foreign" 9] ["native" 8]])
 
 (defn- mib [bytes] (format "%.1f" (/ bytes 1048576.0)))
 
@@ -142,14 +149,19 @@
 (defn- soak
   "Runs for so many minutes; returns what was wrong, as lines."
   [minutes pins]
-  (let [books {:operations (LongAdder.) :errors (ConcurrentHashMap.) :over (AtomicBoolean.) :bad (AtomicBoolean.)}
-        {:keys [^LongAdder operations ^ConcurrentHashMap errors ^AtomicBoolean over ^AtomicBoolean bad]} books
+  (let [books {:operations (LongAdder.) :errors (ConcurrentHashMap.) :over (AtomicBoolean.)
+               :bad (AtomicBoolean.)}
+        {:keys [^LongAdder operations ^ConcurrentHashMap errors ^AtomicBoolean over
+                ^AtomicBoolean bad]} books
         world (world pins)
         begun (System/nanoTime)
         elapsed #(/ (- (System/nanoTime) begun) 60e9)]
-    (println (str threads " threads, JDK " (Runtime/version) ", heap of at most " (mib (.maxMemory (Runtime/getRuntime))) " MiB"))
-    (println "Resident, heap after a collection, and native memory without the heap in MiB; foreign, which is that of maps' keys and")
-    (println "values, in KiB. Native and foreign are the JVM's own accounts (NativeMemoryTracking). Below each minute: errors by kind.")
+    (println (str threads " threads, JDK " (Runtime/version) ", heap of at most "
+                  (mib (.maxMemory (Runtime/getRuntime))) " MiB"))
+    (println
+     "Resident, heap after a collection, and native memory without the heap in MiB; foreign, which is that of maps' keys and")
+    (println
+     "values, in KiB. Native and foreign are the JVM's own accounts (NativeMemoryTracking). Below each minute: errors by kind.")
     (println)
     (println (line (map first columns)))
     (let [workers (doall (repeatedly threads #(worker world books)))

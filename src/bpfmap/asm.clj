@@ -34,14 +34,17 @@
 
 (set! *warn-on-reflection* true)
 
-(def helpers "Helper functions by name, in kebab case, to number; see `bpfmap.impl.isa`." isa/helpers)
+(def helpers
+  "Helper functions by name, in kebab case, to number; see `bpfmap.impl.isa`."
+  isa/helpers)
 
 (def mnemonics "What is known of each mnemonic, as data; see `bpfmap.impl.isa`." isa/mnemonics)
 
-;; ---------------------------------------------------------------- operands
-;; A reader takes the context of an operand and the operand, and answers with the fields it sets: :dst, :src, :off,
-;; :imm, :next (the immediate of a second slot), :code (bits to add), :kind and :ref (a relocation). When it cannot,
-;; it answers with a string that says why, which ends the error's message.
+;; ---------------------------------------------------------------- operands A reader takes the
+;; context of an operand and the operand, and answers with the fields it sets: :dst, :src, :off,
+;; :imm, :next (the immediate of a second slot), :code (bits to add), :kind and :ref (a
+;; relocation). When it cannot, it answers with a string that says why, which ends the error's
+;; message.
 
 (defn- in-range? [range x]
   (let [[low high] (ranges range)]
@@ -74,7 +77,8 @@
 (defn- memory [field]
   (fn [context x]
     (if-not (and (vector? x) (= 2 (count x)) (integer? (second x)))
-      (str (pr-str (shown x)) " is not a memory operand: a register and an offset in bytes, such as [:r10 -8]")
+      (str (pr-str (shown x))
+           " is not a memory operand: a register and an offset in bytes, such as [:r10 -8]")
       (let [[base off] x
             fields ((register field) context base)]
         (cond
@@ -131,7 +135,9 @@
 
 (defn- helper [_ x]
   (cond
-    (integer? x) (if (in-range? :unsigned31 x) {:imm x} (outside "the helper's number" x :unsigned31))
+    (integer? x) (if (in-range? :unsigned31 x)
+                   {:imm x}
+                   (outside "the helper's number" x :unsigned31))
     (helpers x) {:imm (helpers x)}
     (keyword? x) (str "there is no helper " x (suggestions helpers x))
     :else (str (pr-str (shown x)) " is neither a helper's name nor its number")))
@@ -170,7 +176,8 @@
 
 (defn- label-problem [labels label]
   (cond
-    (or (mnemonics label) (registers label)) "a bare keyword is a label, an instruction a vector, such as [:exit]"
+    (or (mnemonics label)
+        (registers label)) "a bare keyword is a label, an instruction a vector, such as [:exit]"
     (labels label) (str "the label " label " is defined twice")))
 
 (defn- row-problem [insn]
@@ -215,13 +222,16 @@
              fields-or-problem (read context operand)]
          (if (string? fields-or-problem)
            (throw (invalid index insn fields-or-problem))
-           ;; Operands set fields of their own, except that a register as the source adds a bit to the opcode.
+           ;; Operands set fields of their own, except that a register as the source adds a bit to
+           ;; the opcode.
            (merge-with + fields fields-or-problem))))
      (merge (select-keys item [:slot]) (select-keys row [:code :imm :slots]))
      (map vector (:operands row) (rest insn)))))
 
-(defn- write-slot! [^ByteBuffer buffer {:keys [code dst src off imm] :or {code 0 dst 0 src 0 off 0 imm 0}}]
-  ;; The two registers share a byte as bit fields of C, which the order of bytes turns around as well.
+(defn- write-slot!
+  [^ByteBuffer buffer {:keys [code dst src off imm] :or {code 0 dst 0 src 0 off 0 imm 0}}]
+  ;; The two registers share a byte as bit fields of C, which the order of bytes turns around as
+  ;; well.
   (let [[low high] (if (= ByteOrder/BIG_ENDIAN (.order buffer)) [src dst] [dst src])]
     (.put buffer (unchecked-byte (long code)))
     (.put buffer (unchecked-byte (+ (long low) (* 16 (long high)))))
@@ -265,15 +275,18 @@
      (throw (invalid nil insns "a program is a sequence of instructions")))
    (let [{:keys [insns end] :as program} (layout (mapcat flat insns))
          _ (when (zero? end)
-             (throw (invalid nil [] "a program has an instruction; the smallest is [[:mov64 :r0 0] [:exit]]")))
+             (throw (invalid nil []
+                             "a program has an instruction; the smallest is [[:mov64 :r0 0] [:exit]]")))
          encoded (mapv #(encode program %) insns)
-         buffer (doto (ByteBuffer/allocate (* 8 end)) (.order (or byte-order (ByteOrder/nativeOrder))))]
+         buffer (doto (ByteBuffer/allocate (* 8 end))
+                  (.order (or byte-order (ByteOrder/nativeOrder))))]
      (doseq [fields encoded]
        (write-slot! buffer fields)
        (when (:slots fields)
          (write-slot! buffer {:imm (:next fields 0)})))
      {:bytes (.array buffer)
-      :relocations (into [] (comp (filter :kind) (map #(select-keys % [:slot :kind :ref]))) encoded)})))
+      :relocations (into [] (comp (filter :kind) (map #(select-keys % [:slot :kind :ref])))
+                         encoded)})))
 
 (defn patch-map-fd!
   "Writes a map's descriptor into the instruction at a slot, and returns the same array.

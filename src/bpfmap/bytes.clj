@@ -94,7 +94,8 @@
     (try
       (.parseHex (HexFormat/of) digits)
       (catch IllegalArgumentException _
-        (throw (invalid text "hexadecimal wants pairs of digits, such as \"0a 00\" or \"0x0a00\""))))))
+        (throw (invalid text
+                        "hexadecimal wants pairs of digits, such as \"0a 00\" or \"0x0a00\""))))))
 
 (defn- integers->array ^bytes [xs]
   (byte-array
@@ -116,10 +117,12 @@
     (byte-view? x) (aclone ^bytes (.-array ^ByteView x))
     (string? x) (parse-hex x)
     (sequential? x) (integers->array x)
-    :else (throw (invalid x "bytes are a byte array, a byte view, a hexadecimal string, or a sequence of integers"))))
+    :else (throw (invalid x
+                          "bytes are a byte array, a byte view, a hexadecimal string, or a sequence of integers"))))
 
 (defn ->bytes
-  "Makes a byte view of a byte array, a hexadecimal string, or a sequence of integers from -128 to 255.
+  "Makes a byte view of a byte array, a hexadecimal string, or a sequence of integers from -128 to
+  255.
 
   Copies, so that later writes to an array do not show. Throws
   `:invalid-value` for anything else.

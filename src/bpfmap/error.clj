@@ -22,12 +22,14 @@
 
 (set! *warn-on-reflection* true)
 
-;; Nearly every namespace requires this one before it imports a class of the Java core. Without this check, what is missing
-;; would be the first class that somebody imports.
+;; Nearly every namespace requires this one before it imports a class of the Java core. Without
+;; this check, what is missing would be the first class that somebody imports.
 (when-not (.getResource (RT/baseLoader) "bpfmap/sys/Codec.class")
-  (throw (ex-info (str "The Java core of bpfmap is not compiled: run bin/clj -T:build javac in its checkout, "
-                       "or clojure -X:deps prep in a project that depends on it")
-                  {:bpfmap/error :not-supported})))
+  (throw
+   (ex-info
+    (str "The Java core of bpfmap is not compiled: run bin/clj -T:build javac in its checkout, "
+         "or clojure -X:deps prep in a project that depends on it")
+            {:bpfmap/error :not-supported})))
 
 (def kinds
   "All kinds of errors: `{kind {:meaning text, :thrown-by text}}`.
@@ -44,8 +46,9 @@
             :thrown-by "all functions that take one"}
    :exists {:meaning "The target exists already."
             :thrown-by "`pin!`, `move-pin!`, `put!` on struct_ops, the nREPL server"}
-   :incompatible {:meaning "The map does not match the spec, the saved map or the given types, or the kernel does not accept the object as a value of the map."
-                  :thrown-by "`create` with `:pinning`, `open` with types, `put!` on maps of objects, `restore`"}
+   :incompatible
+   {:meaning "The map does not match the spec, the saved map or the given types, or the kernel does not accept the object as a value of the map."
+    :thrown-by "`create` with `:pinning`, `open` with types, `put!` on maps of objects, `restore`"}
    :interrupted {:meaning "The thread was interrupted, or a signal ended the call."
                  :thrown-by "`test-run`, `watch`, `diff`, `demo`, the pod"}
    :invalid-edn {:meaning "The text is not EDN, or exceeds a limit."
@@ -54,14 +57,16 @@
                      :thrown-by "the pod"}
    :invalid-program {:meaning "The instructions of a program cannot be assembled."
                      :thrown-by "`prog/load`, `asm/assemble`"}
-   :invalid-spec {:meaning "The spec breaks a rule of its map type. `:bpfmap/problems` has all problems."
-                  :thrown-by "`create`, `spec/complete`"}
+   :invalid-spec
+   {:meaning "The spec breaks a rule of its map type. `:bpfmap/problems` has all problems."
+    :thrown-by "`create`, `spec/complete`"}
    :invalid-value {:meaning "An argument, key, value or option is invalid."
                    :thrown-by "all functions"}
    :io {:meaning "A file cannot be read or written."
         :thrown-by "`save`, `restore`, `diff` with a saved map"}
-   :iteration-aborted {:meaning "The iteration read twice as many keys as the map can hold. `:bpfmap/so-far` has the result so far."
-                       :thrown-by "`reduce`, `entries`, `snapshot` and all that iterate"}
+   :iteration-aborted
+   {:meaning "The iteration read twice as many keys as the map can hold. `:bpfmap/so-far` has the result so far."
+    :thrown-by "`reduce`, `entries`, `snapshot` and all that iterate"}
    :kernel {:meaning "The kernel returned an errno for which bpfmap has no explanation."
             :thrown-by "all functions that call the kernel"}
    :malformed-btf {:meaning "The bytes are not valid BTF."
@@ -82,14 +87,17 @@
                :thrown-by "`open`, `unpin!`, `put!` with a reference, `host` functions"}
    :not-saved {:meaning "The file is not a map saved by `save`."
                :thrown-by "`restore`, `diff` with a saved map"}
-   :not-supported {:meaning "The map type or the kernel lacks the operation, type or option. The error names an alternative or the required version."
-                   :thrown-by "all functions"}
+   :not-supported
+   {:meaning "The map type or the kernel lacks the operation, type or option. The error names an alternative or the required version."
+    :thrown-by "all functions"}
    :out-of-range {:meaning "An index or an offset is beyond the end."
                   :thrown-by "`put!` on arrays, `bpfmap.memory`"}
-   :permission {:meaning "A capability, a file mode, the frozen state or a security module denies the call."
-                :thrown-by "all functions that call the kernel"}
-   :program-rejected {:meaning "The kernel rejected the program. `:bpfmap/log` has the verifier's log."
-                      :thrown-by "`prog/load`"}
+   :permission
+   {:meaning "A capability, a file mode, the frozen state or a security module denies the call."
+    :thrown-by "all functions that call the kernel"}
+   :program-rejected
+   {:meaning "The kernel rejected the program. `:bpfmap/log` has the verifier's log."
+    :thrown-by "`prog/load`"}
    :read-only {:meaning "The map was opened read-only, or its memory is mapped read-only."
                :thrown-by "all functions that write"}
    :too-many-files {:meaning "The process or the system has reached its limit of open files."
@@ -138,7 +146,8 @@
      (ex-info (escape/escape (cond-> message hint (str ": " hint))) data cause))))
 
 (defn id-and-name
-  "A map as messages name it, after the word: its id, and its name if it has one. Before Linux 4.13 maps have no ids.
+  "A map as messages name it, after the word: its id, and its name if it has one. Before Linux
+  4.13 maps have no ids.
 
       (id-and-name {:id 12 :name \"counts\"}) ;=> \"12 (counts)\""
   [{:keys [id name]}]
@@ -148,7 +157,8 @@
     :else "without an id"))
 
 (defn named-map?
-  "Whether x is a map whose keys are all keywords, so that looking one up is safe: a sorted map may have keys that do not compare.
+  "Whether x is a map whose keys are all keywords, so that looking one up is safe: a sorted map
+  may have keys that do not compare.
 
       (named-map? {:lock true}) ;=> true"
   [x]

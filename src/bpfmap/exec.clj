@@ -1,23 +1,27 @@
 (ns bpfmap.exec
-  "The commands as functions of one options map that return data: for `clojure -X` and `-T`, and for scripts.
+  "The commands as functions of one options map that return data: for `clojure -X` and `-T`, and
+  for scripts.
 
       (require '[bpfmap.exec :as exec])
 
       (exec/dump {:ref \"flows\" :limit 10}) ;=> [{:key {:src \"10.0.0.1\", :port 443}, :value 1} …]
 
-  Each takes the options that the command line has, as keywords, and its arguments by their names in small letters.
-  Values may be data, or the texts and symbols that a shell gives. What is wrong with them throws
-  `:bpfmap/error :usage` before anything is done. Besides, `:print` prints what is returned, as `:table`, `:edn`, `:json`
-  (with org.clojure/data.json on the class path) or `:csv` (org.clojure/data.csv):
+  Each takes the options that the command line has, as keywords, and its arguments by their names
+  in small letters. Values may be data, or the texts and symbols that a shell gives. What is wrong
+  with them throws `:bpfmap/error :usage` before anything is done. Besides, `:print` prints what
+  is returned, as `:table`, `:edn`, `:json` (with org.clojure/data.json on the class path) or
+  `:csv` (org.clojure/data.csv):
 
       clojure -X bpfmap.exec/list :where 'type=hash' :print :table
 
-  `watch`, and every command with `:stream`, returns something to reduce; each reduction opens the map and closes it. It
-  prints as the command and its options, and `datafy` makes data of it; neither opens the map:
+  `watch`, and every command with `:stream`, returns something to reduce; each reduction opens the
+  map and closes it. It prints as the command and its options, and `datafy` makes data of it;
+  neither opens the map:
 
       (exec/watch {:ref \"flows\"}) ; prints #bpfmap.exec/watch {:ref {:name \"flows\"}, :interval 1.0}
 
-  The functions are made from the table `bpfmap.exec.commands`; their metadata has `:org.babashka/cli` too."
+  The functions are made from the table `bpfmap.exec.commands`; their metadata has
+  `:org.babashka/cli` too."
   (:refer-clojure :exclude [get list take])
   (:require [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
@@ -27,7 +31,8 @@
 (set! *warn-on-reflection* true)
 
 (defn- in-options
-  "Text for the command line as a docstring has it: options by their keywords, and neither quotes nor dashes of a shell."
+  "Text for the command line as a docstring has it: options by their keywords, and neither quotes
+  nor dashes of a shell."
   [text]
   (-> text
       (str/replace #"'?-COLUMN" "\"-COLUMN\"")
@@ -49,7 +54,8 @@
   "A line about a command that returns something to reduce."
   [{:keys [name options reduces]}]
   (when-let [condition (cond reduces "Returns" (some #{:stream} options) "With :stream, returns")]
-    (str "\n  " condition " something to reduce, which prints as #bpfmap.exec/" name " and its options.\n")))
+    (str "\n  " condition " something to reduce, which prints as #bpfmap.exec/" name
+         " and its options.\n")))
 
 (defn- docstring [{:keys [name args doc text examples] :as command}]
   (str doc ".\n"
@@ -74,7 +80,8 @@
                       (contains? defaults k) (assoc :default (defaults k)))]))})
 
 (defmacro define-commands
-  "Defines a function for each command that `bpfmap.exec` has, which calls it with the options given over `defaults`.
+  "Defines a function for each command that `bpfmap.exec` has, which calls it with the options
+  given over `defaults`.
 
       (define-commands {:print :table})"
   [defaults]

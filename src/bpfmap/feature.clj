@@ -1,9 +1,10 @@
 (ns bpfmap.feature
   "What the running kernel has, found out by trying.
 
-  A probe makes the smallest map or program that needs the feature, and lets it go again. It needs nothing but bpf(2).
-  Its answer is `{:supported true}`, `{:supported false}`, or, when the try failed for a reason of its own such as a
-  missing capability, or cannot tell, `{:supported nil :why message}`. Only the first two are remembered.
+  A probe makes the smallest map or program that needs the feature, and lets it go again. It needs
+  nothing but bpf(2). Its answer is `{:supported true}`, `{:supported false}`, or, when the try
+  failed for a reason of its own such as a missing capability, or cannot tell, `{:supported nil
+  :why message}`. Only the first two are remembered.
 
   | question                                       | asked by          |
   |------------------------------------------------|-------------------|
@@ -16,7 +17,8 @@
   | a helper in programs of a type                 | [[helper]]        |
   | all of these but the helpers                   | [[report]]        |
 
-  What is unknown by name may be asked for by the kernel's number. Any other argument throws `:invalid-value`."
+  What is unknown by name may be asked for by the kernel's number. Any other argument throws
+  `:invalid-value`."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.errno :as errno]
             [bpfmap.impl.feature.probe :as probe]
@@ -62,7 +64,8 @@
          "a map type" "it is a name from bpfmap.impl.rules/types, or a number"))
 
 (defn- checked-flag [flag]
-  (named flag rules/flags #(let [names (rules/flag-set %)] (when-not (next names) (first names))) 0xffffffff
+  (named flag rules/flags #(let [names (rules/flag-set %)] (when-not (next names) (first names)))
+         0xffffffff
          "a create flag" "it is a name from bpfmap.impl.rules/flags, or a power of two"))
 
 (def ^:private number->program-type (set/map-invert prog/types))
@@ -77,7 +80,8 @@
   (let [number (if (keyword? helper) (isa/helpers helper) helper)]
     (if (number-to? number 0x7fffffff)
       number
-      (throw (invalid "a helper" helper "it is a name from bpfmap.impl.isa/helpers, or a number")))))
+      (throw (invalid "a helper" helper
+                      "it is a name from bpfmap.impl.isa/helpers, or a number")))))
 
 (defn- checked-name [x names what]
   (if (contains? names x)
@@ -95,7 +99,8 @@
     (remembered [:map-type type] #(probe/try-map type nil))))
 
 (defn map-flag
-  "Whether this kernel accepts a create flag on a map type; names, or numbers (of a flag its value, a power of two).
+  "Whether this kernel accepts a create flag on a map type; names, or numbers (of a flag its
+  value, a power of two).
 
   Of a type that the kernel lacks the answer is that of [[map-type]].
 
@@ -111,12 +116,12 @@
 (defn operation
   "Whether this kernel has an operation on maps of a type, by name or number.
 
-  Operations are `:lookup :update :delete :next-key :lookup-and-delete :freeze`, and in one system call for many elements
-  `:lookup-batch :lookup-and-delete-batch :update-batch :delete-batch`.
+  Operations are `:lookup :update :delete :next-key :lookup-and-delete :freeze`, and in one system
+  call for many elements `:lookup-batch :lookup-and-delete-batch :update-batch :delete-batch`.
 
-  An operation that works with restrictions counts as one: a queue's `:lookup` looks at its head, an array of programs
-  takes descriptors and gives ids. Those of `:struct-ops` maps are not probed. Of a type that
-  the kernel lacks the answer is that of [[map-type]].
+  An operation that works with restrictions counts as one: a queue's `:lookup` looks at its head,
+  an array of programs takes descriptors and gives ids. Those of `:struct-ops` maps are not
+  probed. Of a type that the kernel lacks the answer is that of [[map-type]].
 
       (operation :hash :lookup-batch) ;=> {:supported true}
       (operation :array :delete)      ;=> {:supported false}"
@@ -143,18 +148,21 @@
     (remembered [:element-flag flag] #(probe/try-element-flag flag))))
 
 (defn conditional-write
-  "Returns whether this kernel checks if the key exists when a write depends on it, as `insert!` and `replace!` do, on maps of a type.
+  "Returns whether this kernel checks if the key exists when a write depends on it, as `insert!`
+  and `replace!` do, on maps of a type.
 
-  Before 6.13, and the stable releases that have its fix, a trie is written in any case. From 7.0 on a per-CPU hash is, where the
-  value of one CPU alone is written, which `flag` asks for: `:cpu`, a flag of [[element-flag]]. Only hash types and tries can be asked about:
-  of others the answer is inconclusive. Of a type or a flag that the kernel lacks the answer is no.
+  Before 6.13, and the stable releases that have its fix, a trie is written in any case. From 7.0
+  on a per-CPU hash is, where the value of one CPU alone is written, which `flag` asks for:
+  `:cpu`, a flag of [[element-flag]]. Only hash types and tries can be asked about: of others the
+  answer is inconclusive. Of a type or a flag that the kernel lacks the answer is no.
 
       (conditional-write :hash)             ;=> {:supported true}
       (conditional-write :percpu-hash :cpu) ;=> {:supported false}"
   ([type] (conditional-write type nil))
   ([type flag]
    (let [type (checked-type type)
-         flag (when (some? flag) (checked-name flag probe/element-flags "a flag of element operations"))
+         flag (when (some? flag)
+                (checked-name flag probe/element-flags "a flag of element operations"))
          answers (cond-> [(map-type type)] flag (conj (element-flag flag)))]
      (if (every? :supported answers)
        (remembered [:conditional-write type flag] #(probe/try-conditional-write type flag))
@@ -165,8 +173,9 @@
 (defn program-type
   "Whether this kernel has a program type, by name or number.
 
-  Needs CAP_BPF, and for most types CAP_PERFMON or CAP_NET_ADMIN too. The kernel looks at capabilities before it
-  looks at the type, and a security module may refuse some types: the answer is then inconclusive.
+  Needs CAP_BPF, and for most types CAP_PERFMON or CAP_NET_ADMIN too. The kernel looks at
+  capabilities before it looks at the type, and a security module may refuse some types: the
+  answer is then inconclusive.
 
       (program-type :xdp) ;=> {:supported true}"
   [type]
@@ -176,12 +185,14 @@
 (defn helper
   "Whether programs of a type may call a helper function; names, or numbers.
 
-  The type is probed as it is attached most plainly: of `:cgroup-sock-addr` programs, which may call more at some hooks
-  than at others, it is those of IPv4's bind. For `:tracing`, `:lsm`, `:ext` and `:struct-ops` programs the answer is
-  inconclusive: what they may call depends on what they are loaded for. The program is said to be under the GPL.
+  The type is probed as it is attached most plainly: of `:cgroup-sock-addr` programs, which may
+  call more at some hooks than at others, it is those of IPv4's bind. For `:tracing`, `:lsm`,
+  `:ext` and `:struct-ops` programs the answer is inconclusive: what they may call depends on what
+  they are loaded for. The program is said to be under the GPL.
 
-  A no is given only to a thread with CAP_BPF and CAP_PERFMON (of `:probe-write-user`, CAP_SYS_ADMIN): the kernel hides
-  helpers from others. Of a program type that the kernel lacks the answer is that of [[program-type]].
+  A no is given only to a thread with CAP_BPF and CAP_PERFMON (of `:probe-write-user`,
+  CAP_SYS_ADMIN): the kernel hides helpers from others. Of a program type that the kernel lacks
+  the answer is that of [[program-type]].
 
       (helper :xdp :redirect-map) ;=> {:supported true}
       (helper :xdp :get-stackid)  ;=> {:supported false}"
@@ -205,12 +216,13 @@
        :element-flags {:lock {:supported true} …}
        :program-types {:xdp {:supported true} …}}
 
-  `:map-flags` and `:operations` are of the map types that the kernel has. `:kernel` is nil where /proc cannot be read.
+  `:map-flags` and `:operations` are of the map types that the kernel has. `:kernel` is nil where
+  /proc cannot be read.
 
-  Asked for the first time it makes about 1,000 small maps and 32 programs, one after the other: less than a second on
-  Linux 6.18. After that only what was inconclusive is asked again. Helpers are left out because there are 211 for each
-  program type, and each answer is a program to be verified; ask for those of one type with [[helper]] and
-  `bpfmap.impl.isa/helpers`.
+  Asked for the first time it makes about 1,000 small maps and 32 programs, one after the other:
+  less than a second on Linux 6.18. After that only what was inconclusive is asked again. Helpers
+  are left out because there are 211 for each program type, and each answer is a program to be
+  verified; ask for those of one type with [[helper]] and `bpfmap.impl.isa/helpers`.
 
       (:program-types (report))"
   []
@@ -236,7 +248,8 @@
            (str "; " (errno/left-out type (call/security-modules)))))))
 
 (defn unsupported
-  "What this kernel lacks of a completed spec that it answered with EINVAL, as a hint; nil when nothing is known to be lacking."
+  "What this kernel lacks of a completed spec that it answered with EINVAL, as a hint; nil when
+  nothing is known to be lacking."
   [{:keys [type flags]}]
   (let [release (call/kernel-release)
         lacking (filter #(false? (:supported (map-flag type %))) flags)]
@@ -245,10 +258,12 @@
       (lacks-type type release)
       (seq lacking)
       (str "this kernel (" release ") does not take "
-           (str/join "; nor " (map #(str % " on " type " maps" (since (rules/flags %))) lacking))))))
+           (str/join "; nor "
+                     (map #(str % " on " type " maps" (since (rules/flags %))) lacking))))))
 
 (defn possible-cpus
-  "The numbers of the CPUs that the kernel may ever bring up, ascending: a per-CPU map has a value for each.
+  "The numbers of the CPUs that the kernel may ever bring up, ascending: a per-CPU map has a value
+  for each.
 
   Throws `:kernel` when the kernel's list cannot be read; that is not remembered.
 

@@ -1,5 +1,6 @@
 (ns bpfmap.host
-  "Everything of BPF on this host: maps, programs and links by id, what is pinned, who holds it, and the kernel's types.
+  "Everything of BPF on this host: maps, programs and links by id, what is pinned, who holds it,
+  and the kernel's types.
 
   The host goes on meanwhile. What vanishes or cannot be opened is left out of
   a list; the vector's metadata has `:skipped`, a vector that says of each what
@@ -13,12 +14,13 @@
 ;; --- by id
 
 (defn maps
-  "Returns what the kernel says of every map on the host, as `bpfmap.core/info` does, by ascending id.
+  "Returns what the kernel says of every map on the host, as `bpfmap.core/info` does, by ascending
+  id.
 
-  A map that vanishes meanwhile or cannot be opened is left out; the vector's
-  metadata has `:skipped`, a vector of `{:id :error :message}`. With the option `:brief` the maps have no `:memlock` and
-  no `:frozen`, which the kernel tells in a file for each map. Needs CAP_SYS_ADMIN and Linux 4.13; throws `:permission`
-  without, and `:invalid-value` for other options.
+  A map that vanishes meanwhile or cannot be opened is left out; the vector's metadata has
+  `:skipped`, a vector of `{:id :error :message}`. With the option `:brief` the maps have no
+  `:memlock` and no `:frozen`, which the kernel tells in a file for each map. Needs CAP_SYS_ADMIN
+  and Linux 4.13; throws `:permission` without, and `:invalid-value` for other options.
 
       (map :name (maps))               ;=> (\"counts\" \"flows\")
       (map :name (maps {:brief true})) ;=> (\"counts\" \"flows\")"
@@ -26,7 +28,8 @@
   ([options] (inventory/maps (inventory/brief? options))))
 
 (defn programs
-  "Returns what the kernel says of every program on the host, as `bpfmap.prog/info` does, by ascending id.
+  "Returns what the kernel says of every program on the host, as `bpfmap.prog/info` does, by
+  ascending id.
 
   Those left out are in the metadata, `:skipped`, as `{:id :error :message}`. Needs
   CAP_SYS_ADMIN and Linux 4.13; throws `:permission` without.
@@ -36,7 +39,8 @@
   (inventory/programs))
 
 (defn links
-  "Returns what the kernel says of every link on the host, by ascending id: what holds programs where they run.
+  "Returns what the kernel says of every link on the host, by ascending id: what holds programs
+  where they run.
 
   | key           | what it holds                                                                   |
   |---------------|---------------------------------------------------------------------------------|
@@ -50,12 +54,12 @@
   | `:target-obj-id` `:target-btf-id` | of a tracing link: the BTF object (or the program) and the function in it |
   | `:cgroup-id` `:netns-ino` `:ifindex` | the cgroup, network namespace or device                  |
 
-  Types are `:raw-tracepoint`, `:tracing`, `:cgroup`, `:iter`, `:netns`, `:xdp`, `:perf-event`, `:kprobe-multi`,
-  `:struct-ops`, `:netfilter`, `:tcx`, `:uprobe-multi`, `:netkit` and `:sockmap`.
+  Types are `:raw-tracepoint`, `:tracing`, `:cgroup`, `:iter`, `:netns`, `:xdp`, `:perf-event`,
+  `:kprobe-multi`, `:struct-ops`, `:netfilter`, `:tcx`, `:uprobe-multi`, `:netkit` and `:sockmap`.
 
-  What does not apply is left out. Those that are left out as a whole are in the metadata, `:skipped`, as
-  `{:id :error :message}`. Programs attached without a link are in no list. Needs CAP_SYS_ADMIN and Linux
-  5.8; throws `:permission`, `:not-supported`.
+  What does not apply is left out. Those that are left out as a whole are in the metadata,
+  `:skipped`, as `{:id :error :message}`. Programs attached without a link are in no list. Needs
+  CAP_SYS_ADMIN and Linux 5.8; throws `:permission`, `:not-supported`.
 
       (first (links)) ;=> {:id 1 :type :iter :program-id 2 :target \"bpf_map\"}"
   []
@@ -85,7 +89,8 @@
 ;; --- who uses what
 
 (defn holders
-  "Returns the processes that have an object open: a vector of `{:pid :command :fds}`, by ascending pid.
+  "Returns the processes that have an object open: a vector of `{:pid :command :fds}`, by
+  ascending pid.
 
   `ref` is a map's id, `{:map-id n}`, `{:program-id n}`, `{:link-id n}`, or an open
   map, program or attachment; this process is then among the holders.
@@ -100,7 +105,8 @@
   has, the answer is empty. Throws `:invalid-value` for what is no reference,
   `:closed` for a closed program or attachment.
 
-  Without a reference, it is every process that holds anything, with what it holds under `:holds`, in one pass over /proc.
+  Without a reference, it is every process that holds anything, with what it holds under `:holds`,
+  in one pass over /proc.
 
       (holders 12) ;=> [{:pid 4711 :command \"java\" :fds [7 9]}]
       (holders)    ;=> [{:pid 4711 :command \"java\" :holds [{:kind :map :id 12}]}]"
@@ -110,8 +116,8 @@
 (defn programs-using
   "Returns those of [[programs]] that use a map, given as an open map, its id, or `{:map-id n}`.
 
-  A program names the maps that its instructions do, and those bound to it; a map within another is not among them.
-  Programs that cannot be opened are in the metadata, `:skipped`. Throws
+  A program names the maps that its instructions do, and those bound to it; a map within another
+  is not among them. Programs that cannot be opened are in the metadata, `:skipped`. Throws
   `:invalid-value` for what is no map, `:permission` without CAP_SYS_ADMIN. Needs Linux 4.15.
 
       (map :name (programs-using 12)) ;=> (\"count_packets\")"
@@ -121,12 +127,14 @@
 ;; --- going from one to the next
 
 (defn explore
-  "Returns what there is on the host, `{:maps :programs :links :pins}`, as data that `clojure.datafy` goes on from.
+  "Returns what there is on the host, `{:maps :programs :links :pins}`, as data that
+  `clojure.datafy` goes on from.
 
-  `nav` leads from a map to its `:entries` (all of them) and the programs it is `:used-by`, from an entry whose value
-  names an inner map or a program to that, from a program's `:map-ids` to the maps, from a link or pin to what it
-  holds. `datafy` of a map, of one of these or of an open one, has the first 100 entries. Nothing stays open. What
-  cannot be read is `{:error :message}`. Needs what [[maps]] needs.
+  `nav` leads from a map to its `:entries` (all of them) and the programs it is `:used-by`, from
+  an entry whose value names an inner map or a program to that, from a program's `:map-ids` to the
+  maps, from a link or pin to what it holds. `datafy` of a map, of one of these or of an open one,
+  has the first 100 entries. Nothing stays open. What cannot be read is `{:error :message}`. Needs
+  what [[maps]] needs.
 
       (require '[clojure.datafy :refer [datafy nav]])
       (let [maps (:maps (explore))]

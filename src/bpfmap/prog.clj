@@ -73,7 +73,8 @@
 (defn- whole? [x most]
   (and (int? x) (<= 0 (long x) (long most))))
 
-(def ^:private keys-of-a-program #{:type :name :license :insns :expected-attach-type :attach-btf-id})
+(def ^:private keys-of-a-program
+  #{:type :name :license :insns :expected-attach-type :attach-btf-id})
 
 (defn- check [program]
   (when-not (map? program)
@@ -94,10 +95,12 @@
     (when-not (or (nil? expected-attach-type)
                   (attach-types expected-attach-type)
                   (whole? expected-attach-type 0xffffffff))
-      (throw (invalid [:expected-attach-type] (str "Unknown attach type " (pr-str (error/shown expected-attach-type)))
+      (throw (invalid [:expected-attach-type]
+                      (str "Unknown attach type " (pr-str (error/shown expected-attach-type)))
                       "it is a name from attach-types, or a number")))
     (when-not (or (nil? attach-btf-id) (whole? attach-btf-id 0xffffffff))
-      (throw (invalid [:attach-btf-id] (str "Not the id of a type: " (pr-str (error/shown attach-btf-id)))
+      (throw (invalid [:attach-btf-id]
+                      (str "Not the id of a type: " (pr-str (error/shown attach-btf-id)))
                       "it is a number from 0, of a type in the kernel's BTF")))))
 
 (defn- descriptor-of [ref]
@@ -118,8 +121,8 @@
   | `:expected-attach-type` | a name from [[attach-types]], or a number. Needs Linux 4.17       |
   | `:attach-btf-id`        | a type's id in the kernel's BTF. Needs Linux 5.5                 |
 
-  The last two are for types that need them: the function that a tracing program is for; the struct that a
-  struct_ops program is for, and the index of its member there.
+  The last two are for types that need them: the function that a tracing program is for; the
+  struct that a struct_ops program is for, and the index of its member there.
 
   The program holds its maps: closing them here does not take them from it.
   It goes when it is closed and nothing is attached.
@@ -140,7 +143,8 @@
                         :license (or license "GPL")
                         :insns bytes
                         :relocations relocations
-                        :expected-attach-type (attach-types expected-attach-type expected-attach-type)
+                        :expected-attach-type (attach-types
+                                               expected-attach-type expected-attach-type)
                         :attach-btf-id attach-btf-id}
                        {:op :load :program-type (if (keyword? type) type (prog/type-name type))})]
     (Program. fd type (spec/kernel-name name))))
@@ -153,7 +157,8 @@
 ;; --- programs that exist
 
 (defn- invalid-reference [ref hint]
-  (error/error :invalid-value (str "Not a program: " (pr-str (error/shown ref))) {:bpfmap/op :open :bpfmap/hint hint}))
+  (error/error :invalid-value (str "Not a program: " (pr-str (error/shown ref)))
+               {:bpfmap/op :open :bpfmap/hint hint}))
 
 (defn- adopt
   "A program of a descriptor just opened."
@@ -170,8 +175,11 @@
         number (fn [most]
                  (if (whole? x most)
                    x
-                   (throw (invalid-reference ref (str "ids and descriptors are numbers from 0, an id to 4294967295 and a descriptor "
-                                                      "to 2147483647")))))]
+                   (throw (invalid-reference ref
+                                             (str
+                                              "ids and descriptors are numbers from 0, an id to "
+                                              "4294967295 and a descriptor "
+                                                  "to 2147483647")))))]
     (case kind
       (:id :program-id) (adopt (call/by-id :program (number 0xffffffff) ctx) ctx)
       :fd (adopt (call/of-number :program (number 0x7fffffff) ctx) ctx)
@@ -186,9 +194,9 @@
   `{:id n}`, `{:program-id n}` and `{:path p}` say the same in more words. A
   descriptor is duplicated: yours stays yours.
 
-  Throws `:not-found`; `:not-a-program` for a pinned map or link, whose hint says which; `:invalid-value`
-  for a bad reference; `:not-bpffs` for a path on another file system. By id it needs Linux 4.13 and CAP_SYS_ADMIN; by
-  path, Linux 4.4 and the file's permission.
+  Throws `:not-found`; `:not-a-program` for a pinned map or link, whose hint says which;
+  `:invalid-value` for a bad reference; `:not-bpffs` for a path on another file system. By id it
+  needs Linux 4.13 and CAP_SYS_ADMIN; by path, Linux 4.4 and the file's permission.
 
       (open {:program-id 12})
       (open \"/sys/fs/bpf/filter\")"
@@ -197,13 +205,15 @@
     (int? ref) (open-by :id ref ref)
     (or (string? ref) (instance? Path ref) (instance? File ref)) (open-by :path ref ref)
     (and (map? ref) (= 1 (count ref))) (open-by (key (first ref)) (val (first ref)) ref)
-    :else (throw (invalid-reference ref "open takes an id, a pin path, {:program-id n} or {:fd n}"))))
+    :else (throw (invalid-reference ref
+                                    "open takes an id, a pin path, {:program-id n} or {:fd n}"))))
 
 (defn- descriptor ^Fd [object op]
   (cond
     (instance? Program object) (.-fd ^Program object)
     (instance? Attachment object) (.-fd ^Attachment object)
-    :else (throw (error/error :invalid-value (str "Not a program or an attachment: " (pr-str (error/shown object)))
+    :else (throw (error/error :invalid-value
+                              (str "Not a program or an attachment: " (pr-str (error/shown object)))
                               {:bpfmap/op op
                                :bpfmap/hint "it takes what load, open or attach-raw-tracepoint returned"}))))
 
@@ -224,8 +234,8 @@
   | `:recursion-misses` | how often it did not run because it ran already. Linux 5.12               |
   | `:btf-id` `:attach-btf-id` `:attach-btf-obj-id` `:ifindex` | as numbers                         |
 
-  What does not apply, or is zero where nothing was counted, is left out. Of an attachment, it is what
-  `bpfmap.host/links` says of it. Throws `:closed`. Needs Linux 4.13; 5.8 for an attachment.
+  What does not apply, or is zero where nothing was counted, is left out. Of an attachment, it is
+  what `bpfmap.host/links` says of it. Throws `:closed`. Needs Linux 4.13; 5.8 for an attachment.
 
       (:map-ids (info p)) ;=> [12]"
   [program]
@@ -235,7 +245,8 @@
       (link/info fd {:op :info}))))
 
 (defn pin!
-  "Pins a program, or an attachment, at a path below a BPF file system, so that it outlives the process; returns it.
+  "Pins a program, or an attachment, at a path below a BPF file system, so that it outlives the
+  process; returns it.
 
   A pinned attachment stays attached. Removing the file removes the pin. A
   path may be a string, a `java.io.File` or a `java.nio.file.Path`.
@@ -255,15 +266,18 @@
 
 (defn- check-options [options]
   (let [refuse (fn [path message hint]
-                 (throw (error/error :invalid-value message {:bpfmap/op :test-run :bpfmap/path path :bpfmap/hint hint})))]
+                 (throw (error/error :invalid-value message
+                                     {:bpfmap/op :test-run :bpfmap/path path :bpfmap/hint hint})))]
     (when-not (or (nil? options) (map? options))
       (refuse [] (str "Options are a map, not " (pr-str (error/shown options))) nil))
     (doseq [k (keys options)]
       (when-not (#{:data :context :repeat} k)
-        (refuse [(error/shown k)] (str "Unknown option " (pr-str (error/shown k))) "test-run takes :data, :context and :repeat")))
+        (refuse [(error/shown k)] (str "Unknown option " (pr-str (error/shown k)))
+                "test-run takes :data, :context and :repeat")))
     (let [{:keys [repeat]} options]
       (when-not (or (nil? repeat) (and (int? repeat) (<= 1 repeat 0x7fffffff)))
-        (refuse [:repeat] (str ":repeat is a number from 1, not " (pr-str (error/shown repeat))) nil)))))
+        (refuse [:repeat] (str ":repeat is a number from 1, not " (pr-str (error/shown repeat)))
+                nil)))))
 
 (defn test-run
   "Runs a loaded program once, or `:repeat` times, without attaching it; returns what came out.
@@ -306,14 +320,15 @@
   `tracepoint` is a name such as \"sys_enter\", as in
   /sys/kernel/tracing/available_events without the part before the colon.
 
-  Throws `:not-found` for a name that this kernel lacks, `:invalid-value` for a program of another type,
-  `:permission` without CAP_PERFMON. Needs Linux 4.17.
+  Throws `:not-found` for a name that this kernel lacks, `:invalid-value` for a program of another
+  type, `:permission` without CAP_PERFMON. Needs Linux 4.17.
 
       (with-open [_ (attach-raw-tracepoint p \"sys_enter\")] (Thread/sleep 1000))"
   ^Attachment [^Program program tracepoint]
   (check-program program :attach-raw-tracepoint)
   (when-not (and (string? tracepoint) (re-matches #"[^\u0000]+" tracepoint))
-    (throw (error/error :invalid-value (str "Not the name of a tracepoint: " (pr-str (error/shown tracepoint)))
+    (throw (error/error :invalid-value
+                        (str "Not the name of a tracepoint: " (pr-str (error/shown tracepoint)))
                         {:bpfmap/op :attach-raw-tracepoint})))
   (Attachment. (prog/open-raw-tracepoint (.-fd program) tracepoint {:op :attach-raw-tracepoint})
                tracepoint))

@@ -1,5 +1,6 @@
 (ns bpfmap.spec
-  "Map specs as data: checked against the rules of their type, and completed, before the kernel sees them.
+  "Map specs as data: checked against the rules of their type, and completed, before the kernel
+  sees them.
 
   A spec is a plain map:
 
@@ -37,7 +38,8 @@
 (set! *warn-on-reflection* true)
 
 (defn kernel-name
-  "The name that the kernel keeps of a full name: its letters, digits, `_` and `.`, the first 15 of them.
+  "The name that the kernel keeps of a full name: its letters, digits, `_` and `.`, the first 15
+  of them.
 
       (kernel-name \"my-flows by address\") ;=> \"myflowsbyaddres\""
   [full-name]
@@ -45,8 +47,8 @@
     (subs kept 0 (min 15 (count kept)))))
 
 (defn frozen-by-name?
-  "Returns true if a map of this name is frozen once it is filled: the data sections `.rodata`, `.rodata.…` and `.kconfig`,
-  which programs take for constant.
+  "Returns true if a map of this name is frozen once it is filled: the data sections `.rodata`,
+  `.rodata.…` and `.kconfig`, which programs take for constant.
 
       (frozen-by-name? \".rodata.str\") ;=> true"
   [full-name]
@@ -57,7 +59,8 @@
 ;; --- what follows from the rules
 
 (defn value-default
-  "The type of the values of a map type, by their size in bytes, where they have a type of their own; else nil.
+  "The type of the values of a map type, by their size in bytes, where they have a type of their
+  own; else nil.
 
       (value-default :devmap 4 #{}) ;=> :u32"
   [type value-size flags]
@@ -71,7 +74,13 @@
             size (type/size element)]
         (cond
           (nil? given) [:array element elements]
-          (and (int? given) (pos? (long given)) (zero? (rem (long given) size))) [:array element (quot (long given) size)])))))
+          (and
+           (int?
+            given) (pos?
+                    (long
+                     given)) (zero?
+                              (rem
+                               (long given) size))) [:array element (quot (long given) size)])))))
 
 (defn- with-types
   "Fills in the types of keys and values that leave no choice; a size of 0 says none there."
@@ -90,9 +99,10 @@
       (and (= 0 value-size) (or value-type (= :kernel (:btf row)))) (dissoc :value-size))))
 
 (def ^:private roundings
-  "How a number of entries is rounded, by what a row calls it: the fact of the machine that it takes, the largest number
-  for which there is such a size, and the function of both."
-  {:pages [:page-size 0x80000000 (fn [n page] (loop [size (long page)] (if (<= (long n) size) size (recur (* 2 size)))))]
+  "How a number of entries is rounded, by what a row calls it: the fact of the machine that it
+  takes, the largest number for which there is such a size, and the function of both."
+  {:pages [:page-size 0x80000000
+           (fn [n page] (loop [size (long page)] (if (<= (long n) size) size (recur (* 2 size)))))]
    ;; Upwards where that is a number of 32 bits, else downwards.
    :cpus [:possible-cpus 0xffffffff (fn [n cpus]
                                       (let [down (- (long n) (rem (long n) (long cpus)))
@@ -114,7 +124,9 @@
         n (cond
             (and (= :percpu max-entries) possible-cpus) possible-cpus
             (and clamped possible-cpus (or (nil? max-entries) (and (int? max-entries)
-                                                                   (or (= 0 max-entries) (< possible-cpus max-entries)))))
+                                                                   (or (= 0 max-entries)
+                                                                       (< possible-cpus
+                                                                          max-entries)))))
             possible-cpus
             (and (nil? max-entries) least (= least most)) least
             :else (rounded max-entries spec facts))]
@@ -141,10 +153,11 @@
 (defn complete
   "Checks a spec and fills in what follows from it: sizes, the flag set, the names of numbers.
 
-  `facts` are those of the machine, `{:possible-cpus n :page-size bytes}`; without them, what depends
-  on them stays as it is. Returns a new spec in which `:type :key :value :key-size :value-size
-  :max-entries :flags` are all there, but for the value of a struct_ops map, which only the kernel knows. Throws `:invalid-spec` with every problem under
-  `:bpfmap/problems`, before anything is created.
+  `facts` are those of the machine, `{:possible-cpus n :page-size bytes}`; without them, what
+  depends on them stays as it is. Returns a new spec in which `:type :key :value :key-size
+  :value-size :max-entries :flags` are all there, but for the value of a struct_ops map, which
+  only the kernel knows. Throws `:invalid-spec` with every problem under `:bpfmap/problems`,
+  before anything is created.
 
       (complete {:type 1 :key :u32 :value-size 2 :max-entries 8})
       ;=> {:type :hash, :key :u32, :key-size 4, :value [:bytes 2], :value-size 2, …}"
@@ -162,7 +175,8 @@
                       :key (or key (when (pos? key-size) [:bytes key-size]))
                       :value (or value (when (pos? value-size) [:bytes value-size]))
                       :max-entries (:max-entries spec 0)
-                      ;; A spec made of what the kernel says has what it adds; it does not take that back.
+                      ;; A spec made of what the kernel says has what it adds; it does not take
+                      ;; that back.
                       :flags (cond-> (set/difference (rules/flag-set (rules/flag-word flags))
                                                      (:added (rules/types (:type spec))))
                                numa-node (conj :numa-node)))
@@ -170,7 +184,8 @@
 
 ;; --- comparing
 
-(def ^:private compared [:type :key-size :value-size :max-entries :flags :map-extra :struct-ops :freeze])
+(def ^:private compared
+  [:type :key-size :value-size :max-entries :flags :map-extra :struct-ops :freeze])
 
 (def ^:private per-descriptor
   "Flags that say how a descriptor may be used, and are no property of the map."
@@ -195,25 +210,31 @@
     true))
 
 (defn- complete-to-compare
-  "As [[complete]]. Of an opened map of maps the kernel does not say what it was made to hold, and that is not compared."
+  "As [[complete]]. Of an opened map of maps the kernel does not say what it was made to hold, and
+  that is not compared."
   [spec facts]
-  (complete (if (and (error/named-map? spec) (nil? (:inner-map spec)) (:inner? (rules/types (:type (with-defaults spec nil)))))
+  (complete (if (and (error/named-map? spec)
+                     (nil? (:inner-map spec))
+                     (:inner? (rules/types (:type (with-defaults spec nil)))))
               (assoc spec :inner-map {:type :array :value-size 4 :max-entries 1})
               spec)
             facts))
 
 (defn diff
-  "Where a spec and an existing map differ: key to `{:spec x :map y}`; nil where the map can be used for the spec.
+  "Where a spec and an existing map differ: key to `{:spec x :map y}`; nil where the map can be
+  used for the spec.
 
-  `info` is what the kernel reports. The spec is completed first, so sizes are compared as the kernel rounds them; flags of a
-  descriptor and those that the kernel adds do not count, nor do types of the same size. A map that is not frozen differs from a
-  spec that asks for it.
+  `info` is what the kernel reports. The spec is completed first, so sizes are compared as the
+  kernel rounds them; flags of a descriptor and those that the kernel adds do not count, nor do
+  types of the same size. A map that is not frozen differs from a spec that asks for it.
 
       (diff {:type :hash :key :u32 :value :u64 :max-entries 8} info nil)
       ;=> {:max-entries {:spec 8, :map 16}}"
   [spec info facts]
   (when-not (and (error/named-map? info) (:type info))
-    (throw (error/error :invalid-value (str "Not what the kernel says of a map: " (pr-str (error/shown info))) {:bpfmap/op :spec-diff})))
+    (throw (error/error :invalid-value
+                        (str "Not what the kernel says of a map: " (pr-str (error/shown info)))
+                        {:bpfmap/op :spec-diff})))
   (let [wanted (comparable (complete-to-compare spec facts))
         ;; On which node a map is, the kernel does not tell, and a spec that names none takes any.
         anywhere #(cond-> % (not (:numa-node wanted)) (update :flags disj :numa-node))

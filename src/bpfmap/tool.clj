@@ -1,6 +1,6 @@
 (ns bpfmap.tool
-  "The functions of `bpfmap.exec` as a tool of the Clojure CLI, which prints nothing by itself: these print what they return,
-  as a table unless `:print` says otherwise.
+  "The functions of `bpfmap.exec` as a tool of the Clojure CLI, which prints nothing by itself:
+  these print what they return, as a table unless `:print` says otherwise.
 
       clojure -Ttools install-latest :lib io.github.bpfmap/bpfmap :as bpfmap
       clojure -Tbpfmap list

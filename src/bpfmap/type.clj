@@ -105,7 +105,8 @@
                     at (+ (long base) (long offset))]
                 (cond->> (node-offsets node at path)
                   name (cons [path (if bits
-                                     {:bit-offset (+ (* 8 (long base)) (long bit-offset)) :bits bits}
+                                     {:bit-offset (+ (* 8 (long base)) (long bit-offset))
+                                      :bits bits}
                                      {:offset at :size (:size node)})]))))
             members)
     :array (when (pos? (long count)) (node-offsets element base (conj path 0)))

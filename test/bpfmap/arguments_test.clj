@@ -1,5 +1,6 @@
 (ns bpfmap.arguments-test
-  "Every public function with arguments that nobody means: an answer or an error as data, never anything else, never a hang."
+  "Every public function with arguments that nobody means: an answer or an error as data, never
+  anything else, never a hang."
   (:require [bpfmap.btf :as btf]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
@@ -11,10 +12,12 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private namespaces
-  '[bpfmap.core bpfmap.host bpfmap.prog bpfmap.feature bpfmap.type bpfmap.btf bpfmap.spec bpfmap.impl.codec bpfmap.bytes])
+  '[bpfmap.core bpfmap.host bpfmap.prog bpfmap.feature bpfmap.type bpfmap.btf bpfmap.spec
+    bpfmap.impl.codec bpfmap.bytes])
 
 (def ^:private not-called
-  "`unsupported` takes a spec that was checked, the constructors are what deftype makes, close is for the end."
+  "`unsupported` takes a spec that was checked, the constructors are what deftype makes, close is
+  for the end."
   #"^->[A-Z].*|unsupported|close|kernel-btf")
 
 (defn- outcome
@@ -36,7 +39,8 @@
     (with-open [m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4})
                 p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
       (let [before (fixture/settled-descriptors)
-            odd [nil 7 -1 1e9 12345678901234567890N 1/2 "x" "" :hash 'y \c true [] [1] [nil] [[:exit]] {} {:type :hash} {1 2}
+            odd [nil 7 -1 1e9 12345678901234567890N 1/2 "x" "" :hash 'y \c true [] [1] [nil]
+                 [[:exit]] {} {:type :hash} {1 2}
                  (sorted-map "a" 1) #{} #{1} (Object.) (byte-array 3) (range 3) identity m p
                  (btf/parse (:bytes (btf/->btf [:u32] nil)))]
             random (java.util.Random. 11)]
@@ -49,7 +53,10 @@
                        0 [[]]
                        1 (map vector odd)
                        2 (for [a odd b odd] [a b])
-                       (repeatedly 300 (fn [] (vec (repeatedly (count arglist) #(nth odd (.nextInt random (count odd))))))))
+                       (repeatedly 300
+                                   (fn []
+                                     (vec (repeatedly (count arglist)
+                                                      #(nth odd (.nextInt random (count odd))))))))
                 :let [outcome (outcome @v args)]]
           (when-not (#{:answer :error} outcome)
             (is (= :answer outcome) (str sym " " (pr-str args)))))

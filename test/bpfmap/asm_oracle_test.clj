@@ -36,12 +36,14 @@
         size (fn [at] (.getLong buffer (int (+ at 0x20))))
         names (offset (section (.getShort buffer 0x3e)))
         named? (fn [at] (let [start (int (+ names (.getInt buffer (int at))))]
-                          (= ".text" (String. elf start (min 5 (- (alength elf) start)) "US-ASCII"))))
+                          (= ".text"
+                             (String. elf start (min 5 (- (alength elf) start)) "US-ASCII"))))
         at (first (filter named? (map section (range (.getShort buffer 0x3c)))))]
     (Arrays/copyOfRange elf (int (offset at)) (int (+ (offset at) (size at))))))
 
 (defn- llvm-assemble
-  "What LLVM makes of lines of its BPF assembly: `{:bytes b}`, `{:bad-lines #{index}}`, or nil without LLVM."
+  "What LLVM makes of lines of its BPF assembly: `{:bytes b}`, `{:bad-lines #{index}}`, or nil
+  without LLVM."
   [target lines]
   (let [object (File/createTempFile "bpfmap" ".o")
         path (.getPath object)]
@@ -49,19 +51,24 @@
       (when-let [{:keys [exit err]}
                  (some #(run % (str/join "\n" (concat lines [""])))
                        (concat
-                        ;; Debian installs several side by side, under names with their number: the newest reads most.
+                        ;; Debian installs several side by side, under names with their number:
+                        ;; the newest reads most.
                         (for [mc (conj (mapv #(str "llvm-mc-" %) (range 25 14 -1)) "llvm-mc")]
                           [mc (str "-triple=" target) "-mcpu=v4" "-filetype=obj" "-" "-o" path])
-                        [["clang" (str "--target=" target) "-mcpu=v4" "-c" "-x" "assembler" "-" "-o" path]]))]
+                        [["clang" (str "--target=" target) "-mcpu=v4" "-c" "-x" "assembler" "-" "-o"
+                          path]]))]
         (if (zero? exit)
           {:bytes (text-section (Files/readAllBytes (.toPath object)))}
-          {:bad-lines (into #{} (map #(dec (parse-long (second %)))) (re-seq #":(\d+):\d+: error:" err))
+          {:bad-lines (into #{} (map #(dec (parse-long (second %))))
+                            (re-seq #":(\d+):\d+: error:" err))
            :err err}))
       (finally (.delete object)))))
 
 (def ^:private signs
-  {"add" "+=" "sub" "-=" "mul" "*=" "div" "/=" "or" "|=" "and" "&=" "lsh" "<<=" "rsh" ">>=" "mod" "%=" "xor" "^="
-   "mov" "=" "arsh" "s>>=" "jeq" "==" "jgt" ">" "jge" ">=" "jset" "&" "jne" "!=" "jsgt" "s>" "jsge" "s>=" "jlt" "<"
+  {"add" "+=" "sub" "-=" "mul" "*=" "div" "/=" "or" "|=" "and" "&=" "lsh" "<<=" "rsh" ">>="
+   "mod" "%=" "xor" "^="
+   "mov" "=" "arsh" "s>>=" "jeq" "==" "jgt" ">" "jge" ">=" "jset" "&" "jne" "!=" "jsgt" "s>"
+   "jsge" "s>=" "jlt" "<"
    "jle" "<=" "jslt" "s<" "jsle" "s<="})
 
 (defn- llvm-text
@@ -83,14 +90,18 @@
       [:to :memory-from] (str (plain a) " = *" (pointer b))
       [:memory-to :right] (case op
                             "stx" (str "*" (pointer a) " = " (plain b))
-                            "atomic-cmpxchg" (str (if wide? "r0 = cmpxchg_64(" "w0 = cmpxchg32_32(") (at a)
+                            "atomic-cmpxchg" (str (if wide? "r0 = cmpxchg_64(" "w0 = cmpxchg32_32(")
+                                                  (at a)
                                                   (if wide? ", r0, " ", w0, ") (sized b) ")")
                             (str "lock *" (pointer a) " " (signs (subs op 7)) " " (sized b)))
       [:memory-to :fetched] (if (= "atomic-xchg" op)
-                              (str (sized b) " = " (if wide? "xchg_64(" "xchg32_32(") (at a) ", " (sized b) ")")
-                              (str (sized b) " = " (str/replace op "-" "_") "(" (pointer a) ", " (sized b) ")"))
+                              (str (sized b) " = " (if wide? "xchg_64(" "xchg32_32(") (at a) ", "
+                                   (sized b) ")")
+                              (str (sized b) " = " (str/replace op "-" "_") "(" (pointer a) ", "
+                                   (sized b) ")"))
       [:memory-to :immediate] (str "*" (pointer a) " = " b)
-      [:left :source :target] (str "if " (sized a) " " (signs op) " " (sized b) " goto " (format "%+d" c))
+      [:left :source :target] (str "if " (sized a) " " (signs op) " " (sized b) " goto "
+                                   (format "%+d" c))
       [:target] (str "goto " (format "%+d" a))
       [:helper] (str "call " (asm/helpers a a))
       [] "exit"
@@ -116,13 +127,15 @@
         (nil? first-try)
         (fixture/skip! (str "no clang or llvm-mc to compare with, " target))
         (= #{} (:bad-lines first-try))
-        (fixture/skip! (str "the LLVM here does not work for " target ": " (first (str/split-lines (:err first-try)))))
+        (fixture/skip! (str "the LLVM here does not work for " target ": "
+                            (first (str/split-lines (:err first-try)))))
         (nil? (:bytes theirs))
         (is (= "assembled" (:err theirs)))
         :else
         (let [buffer (ByteBuffer/wrap (:bytes theirs))]
           (when (seq unread)
-            (fixture/skip! (str "the LLVM here is too old to read " (count (distinct (map first unread)))
+            (fixture/skip! (str "the LLVM here is too old to read "
+                                (count (distinct (map first unread)))
                                 " of the mnemonics, target " target)))
           (is (= [] (remove #(re-matches newer-notation (name (first %))) unread)))
           (doseq [insn insns
@@ -135,12 +148,17 @@
 (deftest helper-numbers
   (testing "helpers have the numbers of the kernel header"
     (is (= 211 (count asm/helpers) (apply max (vals asm/helpers))))
-    (is (= [1 2 3 181 211] (map asm/helpers [:map-lookup-elem :map-update-elem :map-delete-elem :loop
-                                             :cgrp-storage-delete])))
-    (let [{:keys [exit out]} (some #(run [% "-E" "-P" "-"] "#include <linux/bpf.h>\n") ["cc" "clang"])
+    (is (= [1 2 3 181 211]
+           (map asm/helpers [:map-lookup-elem :map-update-elem :map-delete-elem :loop
+                             :cgrp-storage-delete])))
+    (let [{:keys [exit out]} (some #(run [% "-E" "-P" "-"] "#include <linux/bpf.h>\n")
+                                   ["cc" "clang"])
           [_ body] (when (= 0 exit) (re-find #"(?s)enum\s+bpf_func_id\s*\{(.*?)\}" out))]
       (if-not body
         (fixture/skip! "no C preprocessor with <linux/bpf.h> to compare the helpers with")
-        (doseq [[i [_ helper number]] (map-indexed vector (re-seq #"\bBPF_FUNC_(\w+)(?:\s*=\s*(\d+))?" body))
+        (doseq [[i [_ helper number]] (map-indexed vector
+                                                   (re-seq #"\bBPF_FUNC_(\w+)(?:\s*=\s*(\d+))?"
+                                                           body))
                 :when (not (#{"unspec"} helper))]
-          (is (= (if number (parse-long number) i) (asm/helpers (keyword (str/replace helper "_" "-")))) helper))))))
+          (is (= (if number (parse-long number) i)
+                 (asm/helpers (keyword (str/replace helper "_" "-")))) helper))))))

@@ -25,7 +25,8 @@
 ;; ---------------------------------------------------------------- encodings
 
 (def ^:private opcodes
-  "Opcodes by hand from the tables of RFC 9669: with an immediate (or the only one), then with a register."
+  "Opcodes by hand from the tables of RFC 9669: with an immediate (or the only one), then with a
+  register."
   {:add64 [0x07 0x0f] :sub64 [0x17 0x1f] :mul64 [0x27 0x2f] :div64 [0x37 0x3f] :or64 [0x47 0x4f]
    :and64 [0x57 0x5f] :lsh64 [0x67 0x6f] :rsh64 [0x77 0x7f] :neg64 [0x87] :mod64 [0x97 0x9f]
    :xor64 [0xa7 0xaf] :mov64 [0xb7 0xbf] :arsh64 [0xc7 0xcf]
@@ -38,20 +39,24 @@
    :stw [0x62] :sth [0x6a] :stb [0x72] :stdw [0x7a]
    :stxw [0x63] :stxh [0x6b] :stxb [0x73] :stxdw [0x7b]
    :atomic-add64 [0xdb] :atomic-or64 [0xdb] :atomic-and64 [0xdb] :atomic-xor64 [0xdb]
-   :atomic-fetch-add64 [0xdb] :atomic-fetch-or64 [0xdb] :atomic-fetch-and64 [0xdb] :atomic-fetch-xor64 [0xdb]
+   :atomic-fetch-add64 [0xdb] :atomic-fetch-or64 [0xdb] :atomic-fetch-and64 [0xdb]
+   :atomic-fetch-xor64 [0xdb]
    :atomic-xchg64 [0xdb] :atomic-cmpxchg64 [0xdb]
    :atomic-add32 [0xc3] :atomic-or32 [0xc3] :atomic-and32 [0xc3] :atomic-xor32 [0xc3]
-   :atomic-fetch-add32 [0xc3] :atomic-fetch-or32 [0xc3] :atomic-fetch-and32 [0xc3] :atomic-fetch-xor32 [0xc3]
+   :atomic-fetch-add32 [0xc3] :atomic-fetch-or32 [0xc3] :atomic-fetch-and32 [0xc3]
+   :atomic-fetch-xor32 [0xc3]
    :atomic-xchg32 [0xc3] :atomic-cmpxchg32 [0xc3]
    :ja [0x05] :jeq [0x15 0x1d] :jgt [0x25 0x2d] :jge [0x35 0x3d] :jset [0x45 0x4d] :jne [0x55 0x5d]
-   :jsgt [0x65 0x6d] :jsge [0x75 0x7d] :jlt [0xa5 0xad] :jle [0xb5 0xbd] :jslt [0xc5 0xcd] :jsle [0xd5 0xdd]
+   :jsgt [0x65 0x6d] :jsge [0x75 0x7d] :jlt [0xa5 0xad] :jle [0xb5 0xbd] :jslt [0xc5 0xcd]
+   :jsle [0xd5 0xdd]
    :jeq32 [0x16 0x1e] :jgt32 [0x26 0x2e] :jge32 [0x36 0x3e] :jset32 [0x46 0x4e] :jne32 [0x56 0x5e]
    :jsgt32 [0x66 0x6e] :jsge32 [0x76 0x7e] :jlt32 [0xa6 0xae] :jle32 [0xb6 0xbe] :jslt32 [0xc6 0xce]
    :jsle32 [0xd6 0xde]
    :call [0x85] :exit [0x95]})
 
 (def ^:private plain-operand
-  {:to :r1 :left :r1 :right :r2 :fetched :r2 :source 1 :immediate 1 :memory-from [:r1 0] :memory-to [:r1 0]
+  {:to :r1 :left :r1 :right :r2 :fetched :r2 :source 1 :immediate 1 :memory-from [:r1 0]
+   :memory-to [:r1 0]
    :wide 1 :map :a-map :map-offset 0 :target 0 :helper 1})
 
 (deftest mnemonic-opcodes
@@ -140,7 +145,8 @@
                     "1811000000000000" "0000000000000000"
                     "1822000000000000" "0000000010000000"
                     "9500000000000000")
-               (assembled [[:mov64 :r0 0] [:lddw :r1 counts] [:ld-map-value :r2 counts 16] [:exit]]))))
+               (assembled [[:mov64 :r0 0] [:lddw :r1 counts] [:ld-map-value :r2 counts 16]
+                           [:exit]]))))
       (testing "which is patched in, and nothing else"
         (let [before (aclone ^bytes bytes)
               after (asm/patch-map-fd! bytes 3 77)]
@@ -161,7 +167,8 @@
     (let [return (fn [n] (list [:mov64 :r0 n] [:exit]))]
       (is (= (assembled [[:jeq :r1 0 :zero] [:mov64 :r0 1] [:exit] :zero [:mov64 :r0 0] [:exit]])
              (assembled [nil [:jeq :r1 0 :zero] (return 1) () [[] nil] (list :zero (return 0))])
-             (assembled [[[[[:jeq :r1 0 :zero]]] (return 1)] :zero (when false [:exit]) (return 0)]))))))
+             (assembled [[[[[:jeq :r1 0 :zero]]] (return 1)] :zero (when false [:exit])
+                         (return 0)]))))))
 
 ;; ---------------------------------------------------------------- errors
 
@@ -173,7 +180,8 @@
                 (is (= :assemble (:bpfmap/op error)))
                 (is (str/includes? (:message error) message))))
       "there is no instruction :mov; is it :mov32 or :mov64?"              [[:mov :r1 5]]
-      "there is no instruction :jeq64; is it :jeq?"                        [[:jeq64 :r1 5 0] [:exit]]
+      "there is no instruction :jeq64; is it :jeq?"
+         [[:jeq64 :r1 5 0] [:exit]]
       "there is no instruction :frob"                                      [[:frob]]
       "nested instructions that start with a label must be a list"         [[:loop [:exit]]]
       "its form is [:mov64 register register-or-immediate]"                [[:mov64 :r1]]
@@ -188,15 +196,20 @@
       ":r1 is not an integer"                                              [[:stw [:r10 -4] :r1]]
       "the immediate 2147483648 is outside -2147483648 to 2147483647, and its sign is extended to 64 bits; :lddw"
       [[:mov64 :r1 0x80000000]]
-      "the immediate 4294967295 is outside -2147483648 to 2147483647"      [[:stdw [:r10 -8] 0xffffffff]]
-      "the immediate -2147483649 is outside"                               [[:jeq :r1 -0x80000001 0] [:exit]]
-      "the immediate 4294967296 is outside -2147483648 to 4294967295"      [[:mov32 :r1 0x100000000]]
-      "the immediate 65536 is outside -32768 to 65535"                     [[:sth [:r10 -2] 0x10000]]
+      "the immediate 4294967295 is outside -2147483648 to 2147483647"
+         [[:stdw [:r10 -8] 0xffffffff]]
+      "the immediate -2147483649 is outside"
+         [[:jeq :r1 -0x80000001 0] [:exit]]
+      "the immediate 4294967296 is outside -2147483648 to 4294967295"
+         [[:mov32 :r1 0x100000000]]
+      "the immediate 65536 is outside -32768 to 65535"
+         [[:sth [:r10 -2] 0x10000]]
       "the immediate 256 is outside -128 to 255"                           [[:stb [:r10 -1] 256]]
       "the immediate 18446744073709551616 is outside -9223372036854775808 to 18446744073709551615"
       [[:lddw :r1 0x10000000000000000]]
       "the offset 32768 is outside -32768 to 32767"                        [[:ldxw :r1 [:r2 32768]]]
-      "the offset -32769 is outside"                                       [[:stxw [:r2 -32769] :r1]]
+      "the offset -32769 is outside"
+         [[:stxw [:r2 -32769] :r1]]
       ":r2 is not a memory operand: a register and an offset in bytes, such as [:r10 -8]"
       [[:ldxw :r1 :r2]]
       "[:r2] is not a memory operand"                                      [[:ldxw :r1 [:r2]]]
@@ -206,11 +219,13 @@
       "nil is neither a label nor an offset in slots"                      [[:ja nil] [:exit]]
       "the jump by 32768 is outside -32768 to 32767 slots"                 [[:ja 32768] [:exit]]
       "the jump by 40000 is outside" [[:ja :far] (repeat 40000 [:exit]) :far [:exit]]
-      "the jump by -40001 is outside"                                      [:far (repeat 40000 [:exit]) [:ja :far]]
+      "the jump by -40001 is outside"
+         [:far (repeat 40000 [:exit]) [:ja :far]]
       "the jump to 1 leaves the program"                                   [[:ja 1] [:exit]]
       "the jump to -2 leaves the program"                                  [[:ja -2] [:exit]]
       "the jump to :end leaves the program"                                [[:ja :end] [:exit] :end]
-      "the jump to 1 ends inside an instruction of two slots"              [[:ja 1] [:lddw :r0 1] [:exit]]
+      "the jump to 1 ends inside an instruction of two slots"
+         [[:ja 1] [:lddw :r0 1] [:exit]]
       "the label :a is defined twice"                                      [:a [:ja :a] :a [:exit]]
       "a bare keyword is a label, an instruction a vector"                 [:exit]
       "a bare keyword is a label"                                          [:mov64 :r1 5]
@@ -218,16 +233,21 @@
       ":r10, the frame pointer, is read-only"                              [[:add64 :r10 -8]]
       ":r10, the frame pointer, is read-only"                              [[:ldxdw :r10 [:r1 0]]]
       ":r10, the frame pointer, is read-only"                              [[:lddw :r10 1]]
-      ":r10, the frame pointer, is read-only"                              [[:ld-map-value :r10 :m 0]]
+      ":r10, the frame pointer, is read-only"
+         [[:ld-map-value :r10 :m 0]]
       ":r10, the frame pointer, is read-only"                              [[:be16 :r10]]
-      ":r10, the frame pointer, is read-only"                              [[:atomic-fetch-add64 [:r0 0] :r10]]
+      ":r10, the frame pointer, is read-only"
+         [[:atomic-fetch-add64 [:r0 0] :r10]]
       ":r2 is a register; [:mov64 …] copies one"                           [[:lddw :r1 :r2]]
       "nil is not a map"                                                   [[:lddw :r1 nil]]
       "1.5 is not a map"                                                   [[:lddw :r1 1.5]]
       "3 is not a map"                                                     [[:ld-map-value :r1 3 0]]
-      "the offset -1 is outside 0 to 4294967295"                           [[:ld-map-value :r1 :m -1]]
-      ":r2 is not an offset in bytes"                                      [[:ld-map-value :r1 :m :r2]]
-      "there is no helper :bpf_map_lookup_elem; is it :map-lookup-elem?"   [[:call :bpf_map_lookup_elem]]
+      "the offset -1 is outside 0 to 4294967295"
+         [[:ld-map-value :r1 :m -1]]
+      ":r2 is not an offset in bytes"
+         [[:ld-map-value :r1 :m :r2]]
+      "there is no helper :bpf_map_lookup_elem; is it :map-lookup-elem?"
+         [[:call :bpf_map_lookup_elem]]
       "there is no helper :frobnicate"                                     [[:call :frobnicate]]
       "the helper's number -1 is outside 0 to 2147483647"                  [[:call -1]]
       "\"bind\" is neither a helper's name nor its number"                 [[:call "bind"]]
@@ -247,20 +267,24 @@
             :message "Cannot assemble instruction 3, [:mov64 :r12 0]: :r12 is not a register, :r0 to :r10"}
            (refused [[:mov64 :r0 0] nil :label (list [:neg64 :r0] [[:mov64 :r12 0]]) [:exit]])))
     (testing "and an object in it is named, not printed"
-      (is (= "Cannot assemble instruction 0, [:lddw :r10 \"java.lang.Object\"]: :r10, the frame pointer, is read-only"
-             (:message (refused [[:lddw :r10 (Object.)]])))))
+      (is
+       (=
+        "Cannot assemble instruction 0, [:lddw :r10 \"java.lang.Object\"]: :r10, the frame pointer, is read-only"
+          (:message (refused [[:lddw :r10 (Object.)]])))))
     (testing "and what concerns the whole has no place"
       (is (not (contains? (refused []) :bpfmap/path))))))
 
 (deftest frame-pointer-reads
   (testing "accepts instructions that read the frame pointer"
     (is (asm/assemble [[:mov64 :r2 :r10] [:stxdw [:r10 -8] :r10] [:jeq :r10 :r10 0]
-                       [:atomic-add64 [:r10 -8] :r10] [:atomic-cmpxchg64 [:r10 -8] :r10] [:exit]]))))
+                       [:atomic-add64 [:r10 -8] :r10] [:atomic-cmpxchg64 [:r10 -8] :r10]
+                       [:exit]]))))
 
 ;; ---------------------------------------------------------------- properties
 
 (def ^:private straight-instruction
-  (gen/such-that #(not-any? #{:target} (get-in asm/mnemonics [(first %) :operands])) instruction 100))
+  (gen/such-that #(not-any? #{:target} (get-in asm/mnemonics [(first %) :operands])) instruction
+                 100))
 
 (defspec instruction-size 500
   (prop/for-all [insn instruction]
@@ -279,30 +303,37 @@
                    (let [buffer (doto (ByteBuffer/wrap (alone insn options)) (.order byte-order))
                          registers (bit-and 0xff (.get buffer 1))
                          pair [(quot registers 16) (mod registers 16)]]
-                     [(.get buffer 0) (if (= big options) pair (rseq pair)) (.getShort buffer 2) (.getInt buffer 4)
+                     [(.get buffer 0) (if (= big options) pair (rseq pair)) (.getShort buffer 2)
+                      (.getInt buffer 4)
                       (when (< 8 (.capacity buffer)) (.getInt buffer 12))]))]
       (= (fields big) (fields little)))))
 
 (defspec wide-immediates 200
   (prop/for-all [x (integers Long/MIN_VALUE Long/MAX_VALUE)]
-    (let [buffer (doto (ByteBuffer/wrap (alone [:lddw :r1 x] little)) (.order ByteOrder/LITTLE_ENDIAN))]
+    (let [buffer (doto (ByteBuffer/wrap (alone [:lddw :r1 x] little))
+                   (.order ByteOrder/LITTLE_ENDIAN))]
       (= x (bit-or (bit-shift-left (.getInt buffer 12) 32)
                    (bit-and 0xffffffff (.getInt buffer 4)))))))
 
 (defspec labels-and-offsets 100
   (prop/for-all [[insns jumps] (gen/let [insns (gen/not-empty (gen/vector straight-instruction))
-                                         jumps (gen/vector (gen/choose 0 (dec (count insns))) (count insns))]
+                                         jumps (gen/vector
+                                                (gen/choose 0 (dec (count insns))) (count insns))]
                                  [insns jumps])]
     ;; Before each instruction stands a jump to the given one's own jump.
     (let [slots (reductions + (map #(+ 1 (get-in asm/mnemonics [(first %) :slots] 1)) insns))
           starts (vec (cons 0 slots))
           label #(keyword (str "at-" %))]
-      (= (assembled (map (fn [insn i to] (list (label i) [:ja (label to)] insn)) insns (range) jumps))
-         (assembled (map (fn [insn i to] (list [:ja (- (starts to) (starts i) 1)] insn)) insns (range) jumps))))))
+      (= (assembled (map (fn [insn i to] (list (label i) [:ja (label to)] insn)) insns (range)
+                         jumps))
+         (assembled (map (fn [insn i to] (list [:ja (- (starts to) (starts i) 1)] insn)) insns
+                         (range) jumps))))))
 
 (defspec any-input-or-error 1000
   (let [junk (gen/frequency [[4 (gen/one-of (vals operand))]
-                             [1 (gen/elements [nil :a :r10 :r11 1/2 2.5 "s" [] [:r1] 0x10000000000000000N])]
+                             [1
+                              (gen/elements [nil :a :r10 :r11 1/2 2.5 "s" [] [:r1]
+                                             0x10000000000000000N])]
                              [1 gen/any-printable-equatable]])
         insn (gen/let [mnemonic (gen/elements (sort (keys asm/mnemonics)))
                        operands (gen/vector junk 0 4)]
@@ -314,4 +345,5 @@
           (let [{:bpfmap/keys [error path hint]} (ex-data e)]
             (and (= :invalid-program error)
                  (string? hint)
-                 (or (nat-int? (first path)) (str/starts-with? hint "a program has an instruction")))))))))
+                 (or (nat-int? (first path))
+                     (str/starts-with? hint "a program has an instruction")))))))))

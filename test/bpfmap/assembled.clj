@@ -1,5 +1,6 @@
 (ns bpfmap.assembled
-  "Instructions as the tests of the assembler make them: bytes of them, and generators of good ones."
+  "Instructions as the tests of the assembler make them: bytes of them, and generators of good
+  ones."
   (:require [bpfmap.asm :as asm]
             [clojure.test.check.generators :as gen])
   (:import (java.nio ByteOrder)
@@ -38,7 +39,8 @@
 
 (def operand
   "Generators of good operands by kind; immediates are those that LLVM takes as well."
-  {:to (register-up-to 9) :left (register-up-to 10) :right (register-up-to 10) :fetched (register-up-to 9)
+  {:to (register-up-to 9) :left (register-up-to 10) :right (register-up-to 10)
+   :fetched (register-up-to 9)
    :source (gen/one-of [(register-up-to 10) signed-32])
    :memory-from memory :memory-to memory
    :wide (integers Long/MIN_VALUE Long/MAX_VALUE)
@@ -48,7 +50,8 @@
 
 (defn instruction-of [mnemonic]
   (let [{:keys [operands] range :immediate} (asm/mnemonics mnemonic)
-        immediate (get {:bits8 (integers -0x80 0x7f) :bits16 (integers -0x8000 0x7fff)} range signed-32)]
+        immediate (get {:bits8 (integers -0x80 0x7f) :bits16 (integers -0x8000 0x7fff)} range
+                       signed-32)]
     (gen/fmap #(into [mnemonic] %)
               (apply gen/tuple (map (assoc operand :immediate immediate) operands)))))
 

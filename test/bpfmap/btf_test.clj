@@ -24,13 +24,18 @@
     (doseq [t [:u8 :u16 :u32 :u64 :u128 :s8 :s16 :s32 :s64 :s128 :f32 :f64 :bool :char :ptr
                :u16be :u32be :u64be :u16le :s32be :s64le :u128be :f32be :f64le
                :ipv4 :ipv6 :mac :port :ktime
-               [:prefix :ipv4] [:prefix :ipv6] [:array [:prefix :ipv4] 3] [:typedef "net" [:prefix :ipv6]]
+               [:prefix :ipv4] [:prefix :ipv6] [:array [:prefix :ipv4] 3]
+               [:typedef "net" [:prefix :ipv6]]
                [:struct {:name "route"} [:to [:prefix :ipv4]] [:via :ipv4]]
-               :spin-lock :timer :wq :list-head :list-node :rb-root :rb-node :refcount :dynptr :res-spin-lock :task-work
-               [:bytes 3] [:string 16] [:array :u32 3] [:array [:array :u16 2] 3] [:array :char 4] [:array :u8 4] [:array :ipv4 2]
+               :spin-lock :timer :wq :list-head :list-node :rb-root :rb-node :refcount :dynptr
+               :res-spin-lock :task-work
+               [:bytes 3] [:string 16] [:array :u32 3] [:array [:array :u16 2] 3] [:array :char 4]
+               [:array :u8 4] [:array :ipv4 2]
                [:array :u32 0]
-               [:enum :u32 (array-map :A 0 :B 7)] [:enum :s32 (array-map :A -1) {:name "sign"}] [:enum :u8 (array-map :A 255)]
-               [:enum :u64 (array-map :BIG 18446744073709551615N)] [:enum :s64 (array-map :SMALL Long/MIN_VALUE)]
+               [:enum :u32 (array-map :A 0 :B 7)] [:enum :s32 (array-map :A -1) {:name "sign"}]
+               [:enum :u8 (array-map :A 255)]
+               [:enum :u64 (array-map :BIG 18446744073709551615N)]
+               [:enum :s64 (array-map :SMALL Long/MIN_VALUE)]
                [:typedef "pid_t" :s32] [:typedef "addr" :ipv4] [:typedef "v" [:array :u32 4]]
                [:struct [:a :u8] [:b :u64] [:c [:string 5]]]
                [:struct {:name "flow"} [:src :ipv4] [:dst :ipv4] [:sport :port]]
@@ -74,25 +79,43 @@
 (defn- of-records [& records]
   (btf/parse (writer/blob records)))
 
-(def ^:private int-u32 {:kind :int :name "unsigned int" :size 4 :bits 32 :offset 0 :signed false :char false :bool false})
+(def ^:private int-u32
+  {:kind :int :name "unsigned int" :size 4 :bits 32 :offset 0 :signed false :char false
+   :bool false})
 
 (deftest types-of-a-program
   (testing "reads types that the author of a program wrote"
-    (let [b (of-records int-u32                                                                        ; 1
-                        {:kind :typedef :name "__be32" :type 1}                                        ; 2
-                        {:kind :const :type 2}                                                         ; 3
-                        {:kind :struct :name "task" :size 8 :members [{:name "next" :type 5 :bit-offset 0 :bits 0}]} ; 4
-                        {:kind :ptr :type 4}                                                           ; 5
-                        {:kind :type-tag :name "kptr" :type 4}                                         ; 6
-                        {:kind :ptr :type 6}                                                           ; 7
-                        {:kind :var :name "count" :type 1 :linkage 1}                                  ; 8
-                        {:kind :datasec :name ".data" :size 24 :vars [{:type 8 :offset 16 :size 4}]}   ; 9
-                        {:kind :func-proto :return 0 :params []}                                       ; 10
-                        {:kind :ptr :type 10}                                                          ; 11
-                        {:kind :fwd :name "later" :union? false}                                       ; 12
-                        {:kind :ptr :type 12}                                                          ; 13
-                        {:kind :ptr :type 5}                                                           ; 14
-                        {:kind :float :name "half" :size 2})]                                          ; 15
+    ;; 1
+    (let [b (of-records int-u32
+                        ;; 2
+                        {:kind :typedef :name "__be32" :type 1}
+                        ;; 3
+                        {:kind :const :type 2}
+                        ;; 4
+                        {:kind :struct :name "task" :size 8
+                         :members [{:name "next" :type 5 :bit-offset 0 :bits 0}]}
+                        ;; 5
+                        {:kind :ptr :type 4}
+                        ;; 6
+                        {:kind :type-tag :name "kptr" :type 4}
+                        ;; 7
+                        {:kind :ptr :type 6}
+                        ;; 8
+                        {:kind :var :name "count" :type 1 :linkage 1}
+                        ;; 9
+                        {:kind :datasec :name ".data" :size 24 :vars [{:type 8 :offset 16 :size 4}]}
+                        ;; 10
+                        {:kind :func-proto :return 0 :params []}
+                        ;; 11
+                        {:kind :ptr :type 10}
+                        ;; 12
+                        {:kind :fwd :name "later" :union? false}
+                        ;; 13
+                        {:kind :ptr :type 12}
+                        ;; 14
+                        {:kind :ptr :type 5}
+                        ;; 15
+                        {:kind :float :name "half" :size 2})]
       (are [id t] (= t (btf/type-of b id))
         3 :u32be
         4 [:struct {:name "task"} [:next [:ptr "struct task"]]]
@@ -109,31 +132,49 @@
 (deftest blobs-without-type
   (testing "rejects a blob that describes no type and reports where"
     (are [id path words records]
-         (let [{:keys [message] found :bpfmap/path :bpfmap/keys [error]} (error-of (btf/type-of (apply of-records records) id))]
-           (and (= :malformed-btf error) (= path (vec (take (count path) found))) (str/includes? message words)))
+         (let [{:keys [message] found :bpfmap/path
+                :bpfmap/keys [error]} (error-of (btf/type-of (apply of-records records) id))]
+           (and (= :malformed-btf error)
+                (= path (vec (take (count path) found)))
+                (str/includes? message words)))
       0 [:type 0] "a void has no value" [int-u32]
       9 [:type 9] "" [int-u32]
       2 [:type 2] "a func-proto has no value" [int-u32 {:kind :func-proto :return 0 :params []}]
       1 [:type 1] "the type contains itself" [{:kind :typedef :name "a" :type 1}]
-      1 [:type 1] "the type contains itself" [{:kind :struct :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
-      2 [:type 2] "do not fit in its 2 bytes" [int-u32 {:kind :struct :name "a" :size 2 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
-      2 [:type 2] "share a name, or overlap" [int-u32 {:kind :union :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
-                                                                                       {:name "a" :type 1 :bit-offset 0 :bits 0}]}]
-      2 [:type 2] "share a name, or overlap" [int-u32 {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
-                                                                                                 {:name "b" :type 1 :bit-offset 16 :bits 0}]}]
-      2 [:type 2] "without a name is no member" [int-u32 {:kind :struct :name "a" :size 4 :members [{:type 1 :bit-offset 0 :bits 0}]}]
-      2 [:type 2] "33 bits of a integer are no bit-field" [int-u32 {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 33}]}]
-      2 [:type 2] "more than 4294967295 bytes" [int-u32 {:kind :array :element 1 :index 1 :count 4000000000}]
+      1 [:type 1] "the type contains itself"
+         [{:kind :struct :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
+      2 [:type 2] "do not fit in its 2 bytes"
+         [int-u32
+          {:kind :struct :name "a" :size 2 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
+      2 [:type 2] "share a name, or overlap"
+         [int-u32
+          {:kind :union :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
+                                           {:name "a" :type 1 :bit-offset 0 :bits 0}]}]
+      2 [:type 2] "share a name, or overlap"
+         [int-u32
+          {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
+                                                     {:name "b" :type 1 :bit-offset 16 :bits 0}]}]
+      2 [:type 2] "without a name is no member"
+         [int-u32 {:kind :struct :name "a" :size 4 :members [{:type 1 :bit-offset 0 :bits 0}]}]
+      2 [:type 2] "33 bits of a integer are no bit-field"
+         [int-u32
+          {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 33}]}]
+      2 [:type 2] "more than 4294967295 bytes"
+         [int-u32 {:kind :array :element 1 :index 1 :count 4000000000}]
       2 [:type 2] "a typedef has no name" [int-u32 {:kind :typedef :type 1}]
-      2 [:type 2] "something else than variables" [int-u32 {:kind :datasec :name ".data" :size 4 :vars [{:type 1 :offset 0 :size 4}]}])))
+      2 [:type 2] "something else than variables"
+         [int-u32 {:kind :datasec :name ".data" :size 4 :vars [{:type 1 :offset 0 :size 4}]}])))
 
 (deftest exponential-types
   (testing "rejects a type that doubles at every level without expanding it"
     (let [levels (for [i (range 60)]
                    {:kind :struct :name (str "s" i) :size (if (< i 25) (bit-shift-left 4 i) 0)
                     :members [{:name "a" :type (inc i) :bit-offset 0 :bits 0}
-                              {:name "b" :type (inc i) :bit-offset (* 8 (if (< i 25) (bit-shift-left 4 (dec i)) 0)) :bits 0}]})
-          b (apply of-records int-u32 (map #(update % :members (fn [ms] (if (odd? (count ms)) ms ms))) (rest levels)))
+                              {:name "b" :type (inc i)
+                               :bit-offset (* 8 (if (< i 25) (bit-shift-left 4 (dec i)) 0))
+                               :bits 0}]})
+          b (apply of-records int-u32
+                   (map #(update % :members (fn [ms] (if (odd? (count ms)) ms ms))) (rest levels)))
           begun (System/nanoTime)
           {:bpfmap/keys [error]} (error-of (btf/type-of b 40))]
       (is (= :malformed-btf error))
@@ -150,10 +191,14 @@
                         ;; The header stays, so that most get as far as the types.
                         (dotimes [_ (inc (.nextInt random 4))]
                           (when (< 24 n)
-                            (aset bytes (+ 24 (.nextInt random (- n 24))) (unchecked-byte (.nextInt random 256)))))
+                            (aset bytes (+ 24 (.nextInt random (- n 24)))
+                                  (unchecked-byte (.nextInt random 256)))))
                         (try
                           (let [b (btf/parse bytes)]
-                            (type/check (btf/type-of b (inc (.nextInt random (max 1 (blob/type-count b))))))
+                            (type/check (btf/type-of b
+                                                     (inc
+                                                      (.nextInt
+                                                       random (max 1 (blob/type-count b))))))
                             :type)
                           (catch clojure.lang.ExceptionInfo e
                             (or (:bpfmap/error (ex-data e)) e))
@@ -169,17 +214,25 @@
             [c object] (map #(java.io.File. dir ^String %) ["types.c" "types.o"])]
         (try
           (spit c "struct flow { unsigned int src; char comm[16]; } f;")
-          (is (= 0 (:exit (fixture/run [clang "-g" "-target" "bpf" "-c" (str c) "-o" (str object)]))))
+          (is (= 0
+                 (:exit (fixture/run [clang "-g" "-target" "bpf" "-c" (str c) "-o" (str object)]))))
           (let [bytes (java.nio.file.Files/readAllBytes (.toPath ^java.io.File object))]
-            (is (= [:struct {:name "flow"} [:src :u32] [:comm [:string 16]]] (btf/type-named (btf/parse-object bytes) "flow")))
+            (is (= [:struct {:name "flow"} [:src :u32] [:comm [:string 16]]]
+                   (btf/type-named (btf/parse-object bytes) "flow")))
             (testing "however it is broken, an error as data"
               (let [random (java.util.Random. 3)]
                 (dotimes [_ 2000]
                   (let [broken (aclone bytes)]
-                    (dotimes [_ 3] (aset broken (.nextInt random (alength broken)) (unchecked-byte (.nextInt random))))
-                    (let [broken (if (.nextBoolean random) broken (java.util.Arrays/copyOf broken (.nextInt random (alength broken))))
+                    (dotimes [_ 3]
+                      (aset broken (.nextInt random (alength broken))
+                            (unchecked-byte (.nextInt random))))
+                    (let [broken (if (.nextBoolean random)
+                                   broken
+                                   (java.util.Arrays/copyOf
+                                    broken (.nextInt random (alength broken))))
                           outcome (try (btf/parse-object broken) :read
-                                       (catch clojure.lang.ExceptionInfo e (:bpfmap/error (ex-data e))))]
+                                       (catch clojure.lang.ExceptionInfo e
+                                         (:bpfmap/error (ex-data e))))]
                       (when-not (#{:read :malformed-btf} outcome)
                         (is (= :malformed-btf outcome)))))))))
           (finally
@@ -189,7 +242,8 @@
 (deftest absurd-sections
   (testing "rejects a section with an absurd size or offset"
     (let [object (fn [offset size]
-                   (let [b (.order (java.nio.ByteBuffer/allocate 128) java.nio.ByteOrder/LITTLE_ENDIAN)]
+                   (let [b (.order (java.nio.ByteBuffer/allocate 128)
+                                   java.nio.ByteOrder/LITTLE_ENDIAN)]
                      (.put b (byte-array [0x7f 0x45 0x4c 0x46 2 1]))
                      (.putLong b 0x28 64)
                      (.putShort b 0x3a 64)
@@ -197,9 +251,11 @@
                      (.putLong b (+ 64 0x18) offset)
                      (.putLong b (+ 64 0x20) size)
                      (.array b)))]
-      (doseq [[offset size] [[Long/MAX_VALUE 1] [1 Long/MAX_VALUE] [Long/MAX_VALUE Long/MAX_VALUE] [Long/MIN_VALUE Long/MIN_VALUE]
+      (doseq [[offset size] [[Long/MAX_VALUE 1] [1 Long/MAX_VALUE] [Long/MAX_VALUE Long/MAX_VALUE]
+                             [Long/MIN_VALUE Long/MIN_VALUE]
                              [-1 1] [0 -1] [129 0] [0 129] [1 128]]]
-        (is (= ["Not an ELF object that can be read: a section lies outside the file" :malformed-btf]
+        (is (= ["Not an ELF object that can be read: a section lies outside the file"
+                :malformed-btf]
                ((juxt :message :bpfmap/error) (error-of (btf/parse-object (object offset size)))))
             (str offset " " size)))
       (testing "and one that fits exactly is taken"
@@ -207,18 +263,24 @@
 
 (deftest not-an-object-file
   (testing "rejects bytes that are not an object file"
-    (is (str/includes? (:message (error-of (btf/parse-object (byte-array 100)))) "does not begin as a 64-bit ELF file does"))))
+    (is (str/includes? (:message (error-of (btf/parse-object (byte-array 100))))
+                       "does not begin as a 64-bit ELF file does"))))
 
 (deftest types-of-running-kernel
   (testing "reads the types of the running kernel"
     (if-not (.exists (java.io.File. "/sys/kernel/btf/vmlinux"))
       (fixture/skip! "this kernel shows no BTF of its own")
-      (let [b (btf/parse (java.nio.file.Files/readAllBytes (java.nio.file.Path/of "/sys/kernel/btf/vmlinux" (make-array String 0))))]
-        (is (= [:struct {:name "list_head"} [:next [:ptr "struct list_head"]] [:prev [:ptr "struct list_head"]]]
+      (let
+        [b (btf/parse
+            (java.nio.file.Files/readAllBytes
+             (java.nio.file.Path/of "/sys/kernel/btf/vmlinux" (make-array String 0))))]
+        (is (= [:struct {:name "list_head"} [:next [:ptr "struct list_head"]]
+                [:prev [:ptr "struct list_head"]]]
                (btf/type-named b "list_head")))
         (is (= :spin-lock (btf/type-named b "bpf_spin_lock")))
         (testing "every struct and union of it reads, and has its size"
-          (let [ids (filter #(#{:struct :union :enum :enum64 :typedef :array} (blob/kind b %)) (range 1 (inc (blob/type-count b))))]
+          (let [ids (filter #(#{:struct :union :enum :enum64 :typedef :array} (blob/kind b %))
+                            (range 1 (inc (blob/type-count b))))]
             (is (< 10000 (count ids)))
             (doseq [id (take-nth 7 ids)
                     :let [size (blob/size-of b id)]
@@ -239,11 +301,16 @@
 (deftest pointers-keep-targets
   (testing "pointers keep their targets"
     (testing "as C spells them, they read back as they were written"
-      (doseq [text ["struct task_struct" "union u" "enum e" "function" "char" "int" "unsigned int" "long" "long unsigned int" "unsigned long long"
-                    "_Bool" "double" "char *" "struct task_struct * *" "int[]" "size_t" "unsigned __int128"]]
-        (is (= [:struct [:p [:ptr text]] [:q [:ptr text]]] (through-btf [:struct [:p [:ptr text]] [:q [:ptr text]]] nil)))))
+      (doseq [text ["struct task_struct" "union u" "enum e" "function" "char" "int" "unsigned int"
+                    "long" "long unsigned int" "unsigned long long"
+                    "_Bool" "double" "char *" "struct task_struct * *" "int[]" "size_t"
+                    "unsigned __int128"]]
+        (is (= [:struct [:p [:ptr text]] [:q [:ptr text]]]
+               (through-btf [:struct [:p [:ptr text]] [:q [:ptr text]]] nil)))))
     (testing "types of this library's read back as C spells them"
-      (are [t text] (= [:ptr text] (through-btf [:ptr t] {:node [:struct {:name "node"} [:next [:ptr :node]] [:n :u32]]}))
+      (are [t text]
+        (= [:ptr text]
+           (through-btf [:ptr t] {:node [:struct {:name "node"} [:next [:ptr :node]] [:n :u32]]}))
         :u8 "unsigned char"
         :s64 "long long"
         :f64 "double"
@@ -255,7 +322,8 @@
         [:struct {:name "flow"} [:a :u8]] "struct flow"
         :node "struct node"))
     (testing "what has no name is void"
-      (is (= :ptr (through-btf [:ptr "void"] nil) (through-btf [:ptr "a b"] nil) (through-btf [:ptr "struct {…}"] nil)
+      (is (= :ptr (through-btf [:ptr "void"] nil) (through-btf [:ptr "a b"] nil)
+             (through-btf [:ptr "struct {…}"] nil)
              (through-btf [:ptr [:enum]] nil) (through-btf :ptr nil))))
     (testing "the target is there, for other tools"
       (let [{:keys [bytes ids]} (btf/->btf [[:ptr [:struct {:name "flow"} [:a :u8] [:b :u64]]]] nil)
@@ -265,10 +333,13 @@
 
 (kernel-test kernel-pointers
   (testing "the kernel accepts pointer types and returns them unchanged"
-    (doseq [t [[:ptr "struct task_struct"] [:ptr "function"] [:ptr :u32] [:ptr [:struct {:name "flow"} [:a :u8]]] [:ptr "pid_t"] [:ptr "enum e"]
+    (doseq [t [[:ptr "struct task_struct"] [:ptr "function"] [:ptr :u32]
+               [:ptr [:struct {:name "flow"} [:a :u8]]] [:ptr "pid_t"] [:ptr "enum e"]
                [:ptr "char *"] [:ptr "int[]"] [:ptr :node]]
             :let [types {:node [:struct {:name "node"} [:next [:ptr :node]]]}]]
-      (with-open [m ^java.io.Closeable (bpf/create {:type :hash :key :u32 :value [:struct [:p t] [:n :u64]] :types types :max-entries 1})
+      (with-open [m ^java.io.Closeable (bpf/create {:type :hash :key :u32
+                                                    :value [:struct [:p t] [:n :u64]] :types types
+                                                    :max-entries 1})
                   again ^java.io.Closeable (bpf/open (:id (bpf/info m)))]
         (is (nil? (:untyped (bpf/info m))) t)
         (is (= (through-btf [:struct [:p t] [:n :u64]] types) (:value (bpf/spec again))))))))

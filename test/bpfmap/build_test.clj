@@ -10,7 +10,8 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private main-job
-  "The library's main job in a few lines, or that it can be loaded where there are no privileges for more."
+  "The library's main job in a few lines, or that it can be loaded where there are no privileges
+  for more."
   (if (fixture/kernel-missing)
     "(require 'bpfmap.core) (println {7 42})"
     "(require '[bpfmap.core :as bpf])
@@ -21,7 +22,9 @@
 (def ^:private classpath (System/getProperty "java.class.path"))
 
 (def ^:private clojure-alone
-  (str/join ":" (filter #(re-find #"/clojure-\d|spec\.alpha|core\.specs\.alpha" %) (str/split classpath #":"))))
+  (str/join ":"
+            (filter #(re-find #"/clojure-\d|spec\.alpha|core\.specs\.alpha" %)
+                    (str/split classpath #":"))))
 
 (deftest jar-needs-only-clojure
   (testing "the jar works with Clojure alone"
@@ -31,16 +34,24 @@
       (with-open [jar (JarFile. ^String jar-path)]
         (let [manifest (.getMainAttributes (.getManifest jar))
               entries (set (map str (enumeration-seq (.entries jar))))
-              pom (slurp (.getInputStream jar (.getEntry jar "META-INF/maven/io.github.bpfmap/bpfmap/pom.xml")))]
+              pom (slurp (.getInputStream jar
+                                          (.getEntry jar
+                                                     "META-INF/maven/io.github.bpfmap/bpfmap/pom.xml")))]
           (is (= "bpfmap" (.getValue manifest "Automatic-Module-Name")))
           (is (= "ALL-UNNAMED" (.getValue manifest "Enable-Native-Access")))
-          (is (every? entries ["bpfmap/core.clj" "bpfmap/sys/Native.class" "data_readers.clj" "META-INF/LICENSE"]))
+          (is (every? entries
+                      ["bpfmap/core.clj" "bpfmap/sys/Native.class" "data_readers.clj"
+                       "META-INF/LICENSE"]))
           (is (not-any? #(re-find #"_test|test_runner|\.java$" %) entries))
-          (is (= ["clojure"] (map second (re-seq #"<dependency>\s*<groupId>[^<]*</groupId>\s*<artifactId>([^<]*)" pom))))
+          (is (= ["clojure"]
+                 (map second
+                      (re-seq #"<dependency>\s*<groupId>[^<]*</groupId>\s*<artifactId>([^<]*)"
+                              pom))))
           (is (str/includes? pom "MIT"))))
       (let [{:keys [exit out err]} (fixture/run [(str (System/getProperty "java.home") "/bin/java")
                                                  "--enable-native-access=ALL-UNNAMED"
-                                                 "-cp" (str jar-path ":" clojure-alone) "clojure.main" "-e" main-job])]
+                                                 "-cp" (str jar-path ":" clojure-alone)
+                                                 "clojure.main" "-e" main-job])]
         (is (= [0 "{7 42}\n" ""] [exit out err]))))))
 
 (defn- copy-tree [^File from ^File to]
@@ -73,7 +84,8 @@
             (is (= 0 exit) (str out err)))
           (is (.exists (io/file library "target/classes/bpfmap/sys/Native.class"))))
         (testing "after"
-          (let [{:keys [exit out err]} (fixture/run [clj "-J--enable-native-access=ALL-UNNAMED" "-M" "-e" main-job] :dir project)]
+          (let [{:keys [exit out err]} (fixture/run [clj "-J--enable-native-access=ALL-UNNAMED" "-M"
+                                                     "-e" main-job] :dir project)]
             (is (= [0 "{7 42}\n"] [exit out]) err)))
         (finally
           (run! #(.delete ^File %) (reverse (file-seq dir))))))))

@@ -69,7 +69,8 @@
 (deftest hexadecimal-formats
   (testing "reads hexadecimal in every common notation"
     (is (= #{(bytes/->bytes [10 0 255])}
-           (into #{} (map bytes/->bytes) ["0a00ff" "0A 00 FF" "0a:00:ff" "0x0a00ff" "0x0a 0x00 0xff"])))))
+           (into #{} (map bytes/->bytes)
+                 ["0a00ff" "0A 00 FF" "0a:00:ff" "0x0a00ff" "0x0a 0x00 0xff"])))))
 
 (deftest values-not-bytes
   (testing "rejects values that are not bytes and reports the value"
@@ -78,11 +79,13 @@
         (is (= :invalid-value error))
         (is (str/includes? message "hexadecimal wants pairs of digits"))))
     (testing "an element out of range"
-      (is (str/includes? (:message (error-of (bytes/->bytes [256]))) "an integer from -128 to 255")))
+      (is (str/includes? (:message (error-of (bytes/->bytes [256])))
+                         "an integer from -128 to 255")))
     (testing "something else"
       (is (str/includes? (:message (error-of (bytes/->bytes 7))) "bytes are a byte array")))))
 
 (deftest print-length-limits
   (testing "printing honours *print-length*"
-    (is (= "#bpfmap/bytes \"00 00 …\"" (binding [*print-length* 2] (pr-str (bytes/->bytes (byte-array 1000))))))
+    (is (= "#bpfmap/bytes \"00 00 …\""
+           (binding [*print-length* 2] (pr-str (bytes/->bytes (byte-array 1000))))))
     (is (= "#bpfmap/bytes \"01\"\n" (with-out-str (pprint/pprint (bytes/->bytes [1])))))))

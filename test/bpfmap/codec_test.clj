@@ -61,7 +61,8 @@
                    (and (nil? (:order row)) (= ByteOrder/BIG_ENDIAN (ByteOrder/nativeOrder))))]
       (or (not (<= low n high))
           (let [modulo (mod n (bigint (.shiftLeft BigInteger/ONE (int (* 8 size)))))
-                little (map #(mod (quot modulo (bigint (.shiftLeft BigInteger/ONE (int (* 8 %))))) 256) (range size))]
+                little (map #(mod (quot modulo (bigint (.shiftLeft BigInteger/ONE (int (* 8 %)))))
+                                  256) (range size))]
             (= (map long (if big? (reverse little) little))
                (seq (encoded (codec/codec t) n))))))))
 
@@ -103,7 +104,9 @@
 (deftest misfit-path-and-type
   (testing "rejects a value that does not fit with its path, type and value"
     (are [t value hint]
-         (let [{:keys [message] :bpfmap/keys [error path type]} (error-of (encoded (codec/codec t [:value :n]) value))]
+         (let [{:keys [message]
+                :bpfmap/keys [error path type]} (error-of
+                                                 (encoded (codec/codec t [:value :n]) value))]
            (and (= :invalid-value error) (= [:value :n] path) (= t type)
                 (str/starts-with? message "[:value :n]: ")
                 (str/includes? message hint)))
@@ -127,8 +130,9 @@
 
 (deftest malformed-types
   (testing "rejects a malformed type and reports where"
-    (are [t words] (let [{:keys [message] :bpfmap/keys [error path]} (error-of (codec/codec t [:key]))]
-                     (and (= :invalid-spec error) (= [:key] path) (str/includes? message words)))
+    (are [t words]
+      (let [{:keys [message] :bpfmap/keys [error path]} (error-of (codec/codec t [:key]))]
+        (and (= :invalid-spec error) (= [:key] path) (str/includes? message words)))
       :u33 "unknown type :u33; the scalar types are "
       [:bytes] "takes one size"
       [:bytes 0] "takes one size"
@@ -138,7 +142,8 @@
 
 (deftest codec-description
   (testing "a codec prints its type and size"
-    (is (= "codec of [:struct [:a :u8] [:b :u32]], 8 bytes" (str (codec/codec [:struct [:a :u8] [:b :u32]]))))
+    (is (= "codec of [:struct [:a :u8] [:b :u32]], 8 bytes"
+           (str (codec/codec [:struct [:a :u8] [:b :u32]]))))
     (testing "and its size is the type's"
       (doseq [[t {:keys [size]}] type/scalars]
         (is (= size (.size (codec/codec t)) (type/size t)))))))

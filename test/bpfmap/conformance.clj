@@ -1,5 +1,6 @@
 (ns bpfmap.conformance
-  "Which promised behaviour is held by which test: reads it from the names of tests and what became of them.
+  "Which promised behaviour is held by which test: reads it from the names of tests and what
+  became of them.
 
   The behaviours are data, in behaviours.edn. Outcomes are a map of test, as a
   symbol, to :passed, :failed or :skipped."
@@ -34,7 +35,8 @@
           outcomes))
 
 (defn judge
-  "What the outcomes of a full run say of the behaviours, as texts: `:failures` fail it, `:warnings` are to be read.
+  "What the outcomes of a full run say of the behaviours, as texts: `:failures` fail it,
+  `:warnings` are to be read.
 
   A behaviour needs a test that passed. One whose tests were skipped is not
   held either, but the skip is counted already, and where it happens is no
@@ -55,8 +57,11 @@
                          (str "behaviour " id " is pending, but there is none")))
      :warnings (concat (when (seq pending)
                          [(str "behaviours without a test: " (str/join " " pending))])
-                       (when-let [done (seq (filter #(and (held? %) (contains? (:pending promised) %)) ids))]
-                         [(str "no longer pending, so take them from behaviours.edn: " (str/join " " done))]))}))
+                       (when-let
+                         [done (seq (filter #(and (held? %) (contains? (:pending promised) %))
+                                            ids))]
+                         [(str "no longer pending, so take them from behaviours.edn: "
+                               (str/join " " done))]))}))
 
 ;; --- the page
 
@@ -77,16 +82,18 @@ the JDK of that run.
        " | " place " |\n"))
 
 (defn page
-  "The text of doc/conformance.md. `host` is `{:release :arch :jdk}`: what `uname -r` and `uname -m` print, and the
-  JDK's feature version."
+  "The text of doc/conformance.md. `host` is `{:release :arch :jdk}`: what `uname -r` and `uname
+  -m` print, and the JDK's feature version."
   [promised outcomes {:keys [release arch jdk]}]
   (let [tests (tests-by-id promised outcomes)
-        place (str "Linux " (or (re-find #"^\d+\.\d+(?:\.\d+)?" release) release) " " arch ", JDK " jdk)]
+        place (str "Linux " (or (re-find #"^\d+\.\d+(?:\.\d+)?" release) release) " " arch ", JDK "
+                   jdk)]
     (str heading
          (str/join
           (for [{:keys [group behaviours]} (:groups promised)]
             (str "\n## " group "\n\n| id | behaviour | tests | on |\n|---|---|---|---|\n"
                  (str/join
                   (for [[id sentence] behaviours
-                        :let [passed (for [[test outcome] (tests id) :when (= :passed outcome)] test)]]
+                        :let [passed
+                              (for [[test outcome] (tests id) :when (= :passed outcome)] test)]]
                     (row id sentence passed (if (seq passed) place "-"))))))))))

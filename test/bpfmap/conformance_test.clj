@@ -7,7 +7,8 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private promised
-  {:groups [{:group "Elements" :behaviours [["e1" "A miss is an answer."] ["e2" "Inserting says whether it did."]]}
+  {:groups [{:group "Elements"
+             :behaviours [["e1" "A miss is an answer."] ["e2" "Inserting says whether it did."]]}
             {:group "Lifetime" :behaviours [["l1" "Closing is safe."]]}]
    :pending #{}})
 
@@ -40,7 +41,8 @@
     (testing "one that passed is enough"
       (is (empty? (:failures (conformance/judge promised (assoc held 'a-test/e1-more :failed))))))
     (testing "a skip is counted as a skip"
-      (is (empty? (:failures (conformance/judge promised (assoc held 'b-test/l1-closing :skipped))))))))
+      (is (empty? (:failures (conformance/judge promised
+                                                (assoc held 'b-test/l1-closing :skipped))))))))
 
 (deftest pending-behaviours
   (testing "warns about pending behaviours"
@@ -91,8 +93,10 @@
     (let [{:keys [groups pending]} @conformance/promised
           behaviours (mapcat :behaviours groups)]
       (is (= ["Specs" "Pins" "Elements" "Bulk operations" "Memory" "Lifetime"] (map :group groups)))
-      (is (= (concat (map #(str "s" %) (range 1 13)) (map #(str "p" %) (range 1 10)) (map #(str "e" %) (range 1 12))
-                     (map #(str "b" %) (range 1 9)) (map #(str "m" %) (range 1 10)) (map #(str "l" %) (range 1 6)))
+      (is (= (concat (map #(str "s" %) (range 1 13)) (map #(str "p" %) (range 1 10))
+                     (map #(str "e" %) (range 1 12))
+                     (map #(str "b" %) (range 1 9)) (map #(str "m" %) (range 1 10))
+                     (map #(str "l" %) (range 1 6)))
              (map first behaviours)))
       (is (set? pending))
       (doseq [[id sentence] behaviours]

@@ -1,8 +1,10 @@
 (ns bpfmap.console
   "Transcripts of a shell in Markdown: run again, and compared with what they say was printed.
 
-  In a fenced block of `console` a line that begins with `$ bpfmap ` or `$ bin/bpfmap ` is a command, taken apart by a real shell and called within
-  this process; what follows is what it printed, on either output. /sys/fs/bpf is the tests' own BPF file system meanwhile. To print a page anew:
+  In a fenced block of `console` a line that begins with `$ bpfmap ` or `$ bin/bpfmap ` is a
+  command, taken apart by a real shell and called within this process; what follows is what it
+  printed, on either output. /sys/fs/bpf is the tests' own BPF file system meanwhile. To print a
+  page anew:
 
       (console/rewrite! \"doc/explore.md\")"
   (:require [bpfmap.cli.main :as main]
@@ -15,12 +17,14 @@
 (def ^:private prompt #"^\$ (?:bin/)?bpfmap ")
 
 (defn words
-  "Returns the words that a shell makes of the rest of a command line. Throws if the shell does more than that: writes a
-  file, as `entries>=2` without quotes would, or puts names of files in place of a pattern."
+  "Returns the words that a shell makes of the rest of a command line. Throws if the shell does
+  more than that: writes a file, as `entries>=2` without quotes would, or puts names of files in
+  place of a pattern."
   [line]
   (let [dir (fixture/temporary-directory)]
     (try
-      (let [{:keys [exit out err]} (fixture/run ["bash" "-c" (str "set -u; printf '%s\\0' " line)] :dir dir)
+      (let [{:keys [exit out err]} (fixture/run ["bash" "-c" (str "set -u; printf '%s\\0' " line)]
+                                                :dir dir)
             made (seq (.list dir))]
         (when-not (= [0 ""] [exit err])
           (throw (ex-info (str "The shell does not take " line ": " err) {})))
@@ -31,12 +35,15 @@
         (run! #(.delete ^java.io.File %) (reverse (file-seq dir)))))))
 
 (defn commands
-  "Returns the command lines of bpfmap in the transcripts of a page, without the prompt and what the shell does with their output:
-  every fenced block counts, of `console` and of `text`."
+  "Returns the command lines of bpfmap in the transcripts of a page, without the prompt and what
+  the shell does with their output: every fenced block counts, of `console` and of `text`."
   [text]
   (for [[_ block] (re-seq #"(?ms)^```(?:console|text|sh)?\n(.*?)^```" text)
         line (str/split-lines block)
-        :let [command (re-find #"^\$ (?:bin/)?bpfmap (.*)$|^bpfmap (completion .*)$|^source <\(bpfmap ([^)]*)\)" line)]
+        :let [command
+              (re-find
+               #"^\$ (?:bin/)?bpfmap (.*)$|^bpfmap (completion .*)$|^source <\(bpfmap ([^)]*)\)"
+               line)]
         :when command]
     (str/replace (some identity (rest command)) #"\s+(<|>|#).*$" "")))
 
@@ -69,7 +76,8 @@
         (cond
           (nil? line) (str (str/join "\n" out) "\n")
           (and (not inside?) (= "```console" line)) (recur more true [] (conj out line))
-          (and inside? (= "```" line)) (recur more false [] (conj (into out (again block directory)) line))
+          (and inside? (= "```" line)) (recur more false []
+                                              (conj (into out (again block directory)) line))
           inside? (recur more true (conj block line) out)
           :else (recur more false [] (conj out line)))))))
 
@@ -79,11 +87,13 @@
   (spit file (evaluate (slurp file))))
 
 (defn comparable
-  "A page without what differs from run to run: ids, processes, sizes in memory, times, and how columns are set for them."
+  "A page without what differs from run to run: ids, processes, sizes in memory, times, and how
+  columns are set for them."
   [text]
   (-> text
       (str/replace #"\b(map|program|id|btf-id) +\d+" "$1 N")
-      (str/replace #"(?m)^ *\d+(?=  [a-z])" "N") ; an id in the first column has few digits after a reboot
+      ;; An id in the first column has few digits after a reboot
+      (str/replace #"(?m)^ *\d+(?=  [a-z])" "N")
       (str/replace #"(?m)^ *ID(?=  TYPE)" "ID")
       (str/replace #"[A-Za-z]+\[\d+\]" "PROCESS")
       (str/replace #"\[20( 20)*\]" "[20 …]") ; as many as there are CPUs

@@ -64,7 +64,10 @@
                 raw ^java.io.Closeable (bpf/create raw-spec)]
       (bpf/put! m 1 10)
       (are [expr path] (let [{found :bpfmap/path :bpfmap/keys [error op map]} (error-of expr)]
-                         (and (= :invalid-value error) (= path found) (keyword? op) (= (:id (bpf/info m)) (:id map))))
+                         (and (= :invalid-value error)
+                              (= path found)
+                              (keyword? op)
+                              (= (:id (bpf/info m)) (:id map))))
         (m -1) [:key]
         (m "1") [:key]
         (m nil) [:key]
@@ -76,12 +79,18 @@
         (bpf/take! m -1) [:key]
         (bpf/next-key m nil) [:key])
       (is (= {1 10} (into {} m)) "nothing changed")
-      (is (= {} (programs/commands-made #(doseq [f [(fn [] (m -1)) (fn [] (bpf/put! m 1 -1)) (fn [] (bpf/delete! m :k))
-                                                    (fn [] (bpf/take! m -1)) (fn [] (bpf/next-key m nil))]]
-                                           (error-of (f)))))
+      (is (= {}
+             (programs/commands-made #(doseq [f
+                                              [(fn [] (m -1)) (fn [] (bpf/put! m 1 -1))
+                                               (fn [] (bpf/delete! m :k))
+                                               (fn [] (bpf/take! m -1))
+                                               (fn [] (bpf/next-key m nil))]]
+                                        (error-of (f)))))
           "the kernel was not even asked")
-      (is (str/includes? (:message (error-of (bpf/put! raw [1 2] [1 2 3 4 5]))) "it takes 3 bytes, these are 2"))
-      (is (str/includes? (:message (error-of (bpf/put! raw [1 2 3] (byte-array 6)))) "it takes 5 bytes, these are 6"))
+      (is (str/includes? (:message (error-of (bpf/put! raw [1 2] [1 2 3 4 5])))
+                         "it takes 3 bytes, these are 2"))
+      (is (str/includes? (:message (error-of (bpf/put! raw [1 2 3] (byte-array 6))))
+                         "it takes 5 bytes, these are 6"))
       (is (empty? (seq raw))))))
 
 (kernel-test untyped-elements
@@ -107,7 +116,8 @@
 
 (kernel-test large-keys-and-values
   (testing "large keys and values are written and read"
-    (with-open [m ^java.io.Closeable (bpf/create {:type :hash :key-size 300 :value-size 300000 :max-entries 2})]
+    (with-open [m ^java.io.Closeable (bpf/create {:type :hash :key-size 300 :value-size 300000
+                                                  :max-entries 2})]
       (let [k (vec (range 44 (+ 44 256))) k (mapv #(mod % 128) (concat k (range 44)))
             v (byte-array 300000 (map unchecked-byte (range 300000)))]
         (bpf/put! m k v)
@@ -142,13 +152,17 @@
   (testing "rejects element operations on a map of unknown type"
     (with-open [m (open-hash)]
       (let [fd (bpf-map/descriptor m)
-            unknown (lifecycle/make fd (assoc (bpf/info m) :type 4242) (bpf/spec m) :read-write nil)]
-        (doseq [f [#(unknown 0) #(bpf/put! unknown 0 0) #(bpf/delete! unknown 0) #(bpf/take! unknown 0) #(bpf/next-key unknown)
-                   #(seq unknown) #(into {} unknown) #(bpf/push! unknown 0) #(bpf/drain! unknown) #(bpf/put-all! unknown {0 0})]]
+            unknown (lifecycle/make fd (assoc (bpf/info m) :type 4242) (bpf/spec m) :read-write
+                                    nil)]
+        (doseq [f [#(unknown 0) #(bpf/put! unknown 0 0) #(bpf/delete! unknown 0)
+                   #(bpf/take! unknown 0) #(bpf/next-key unknown)
+                   #(seq unknown) #(into {} unknown) #(bpf/push! unknown 0) #(bpf/drain! unknown)
+                   #(bpf/put-all! unknown {0 0})]]
           (let [{:keys [message] :bpfmap/keys [error map]} (error-of (f))]
             (is (= :not-supported error))
             (is (= 4242 (:type map)))
-            (is (str/includes? message "does not know how elements of this type lie in memory"))))))))
+            (is (str/includes? message
+                               "does not know how elements of this type lie in memory"))))))))
 
 ;; --- collections
 
@@ -168,7 +182,8 @@
         (let [seen (atom #{})]
           (run! #(swap! seen conj (key %)) m)
           (is (= (set (range 10)) @seen)))
-        (is (= expected (apply merge (reduce (fn [a b] (if (map? a) (conj a b) (conj {} a b))) m) [])))))))
+        (is (= expected
+               (apply merge (reduce (fn [a b] (if (map? a) (conj a b) (conj {} a b))) m) [])))))))
 
 (kernel-test b5-reduce-empty-map
   (testing "reducing an empty map returns the initial value"
@@ -186,10 +201,15 @@
               :let [reduction (fn [f init] (bpf-map/reduce-entries m f init {:reader reader}))]]
         (testing reader
           (is (= 3 (reduction (fn [n _ _] (if (= 3 n) (reduced n) (inc n))) 0)))
-          (is (= "mine" (:message (error-of (reduction (fn [_ _ _] (throw (ex-info "mine" {}))) nil)))))
-          (is (= 2500 (reduction (fn [n _ _] (reduction (fn [n _ _] (inc n)) n)) 0)) "one within another")
+          (is (= "mine"
+                 (:message (error-of (reduction (fn [_ _ _] (throw (ex-info "mine" {}))) nil)))))
+          (is (= 2500 (reduction (fn [n _ _] (reduction (fn [n _ _] (inc n)) n)) 0))
+              "one within another")
           (is (= (repeat 8 (* 100 (reduce + (range 50))))
-                 (fixture/in-threads 8 (fn [_] (reduce (fn [n _] (reduction (fn [n _ v] (+ n v)) n)) 0 (range 100))))))))
+                 (fixture/in-threads 8
+                                     (fn [_]
+                                       (reduce (fn [n _] (reduction (fn [n _ v] (+ n v)) n)) 0
+                                               (range 100))))))))
       (is (= 3 (reduce (fn [n _] (if (= 3 n) (reduced n) (inc n))) 0 m)))
       (is (= :stop (reduce-kv (fn [_ _ _] (reduced :stop)) nil m))))))
 
@@ -207,14 +227,16 @@
           (dotimes [_ 5000] (round))
           (System/gc)
           (let [after (fixture/status "VmRSS")]
-            (is (< (- after before) 65536) (str "resident kB before " before ", after " after))))))))
+            (is (< (- after before) 65536)
+                (str "resident kB before " before ", after " after))))))))
 
 (kernel-test reduce-many-entries
   (testing "visits each of many entries once"
     (with-open [m (open-hash {:max-entries 100000})]
       (dotimes [i 50000] (bpf/put! m i i))
       (doseq [reader [:batches :walk]]
-        (let [ks (bpf-map/reduce-entries m (fn [acc k _] (conj! acc k)) (transient []) {:reader reader})
+        (let [ks (bpf-map/reduce-entries m (fn [acc k _] (conj! acc k)) (transient [])
+                                         {:reader reader})
               ks (persistent! ks)]
           (is (= 50000 (count ks)) reader)
           (is (= (range 50000) (sort ks)) reader))))))
@@ -224,14 +246,17 @@
     (with-open [m (open-hash {:key :u8 :max-entries 256})]
       (dotimes [i 256] (bpf/put! m i i))
       (doseq [reader [:batches :walk]]
-        (is (= (range 256) (sort (bpf-map/reduce-entries m (fn [acc k _] (conj acc k)) [] {:reader reader}))))))))
+        (is (= (range 256)
+               (sort (bpf-map/reduce-entries m (fn [acc k _] (conj acc k)) []
+                                             {:reader reader}))))))))
 
 (kernel-test b5-delete-while-reducing
   (testing "deleting entries during a reduction skips none"
     (doseq [reader [:batches :walk]]
       (with-open [m (open-hash {:max-entries 2000})]
         (dotimes [i 1000] (bpf/put! m i i))
-        (let [seen (bpf-map/reduce-entries m (fn [acc k _] (bpf/delete! m k) (conj acc k)) [] {:reader reader})]
+        (let [seen (bpf-map/reduce-entries m (fn [acc k _] (bpf/delete! m k) (conj acc k)) []
+                                           {:reader reader})]
           (is (= (range 1000) (sort seen)) reader)
           (is (nil? (seq m))))))))
 
@@ -240,13 +265,15 @@
     (with-open [m ^java.io.Closeable (bpf/create (assoc array-spec :max-entries 5000))]
       (dotimes [i 5000] (bpf/put! m i (* 2 i)))
       (is (= (map (fn [i] [i (* 2 i)]) (range 5000)) (seq m)))
-      (is (= (seq m) (bpf-map/reduce-entries m (fn [acc k v] (conj acc [k v])) [] {:reader :walk}))))))
+      (is (= (seq m)
+             (bpf-map/reduce-entries m (fn [acc k v] (conj acc [k v])) [] {:reader :walk}))))))
 
 (kernel-test next-key-visits-all
   (testing "iterating with next-key visits every key"
     (with-open [m (open-hash)]
       (dotimes [i 10] (bpf/put! m i i))
-      (is (= (set (range 10)) (set (take-while some? (iterate #(bpf/next-key m %) (bpf/next-key m)))))))))
+      (is (= (set (range 10))
+             (set (take-while some? (iterate #(bpf/next-key m %) (bpf/next-key m)))))))))
 
 (kernel-test map-is-an-identity
   (testing "a map is compared by identity"
@@ -271,9 +298,12 @@
 (kernel-test not-an-open-map
   (testing "rejects anything that is not an open map as data"
     (doseq [x [nil 7 {} "counts" (Object.)]
-            [op f] {:lookup #(bpf/lookup % 1) :put! #(bpf/put! % 1 1) :insert! #(bpf/insert! % 1 1) :replace! #(bpf/replace! % 1 1)
-                    :delete! #(bpf/delete! % 1) :take! #(bpf/take! % 1) :next-key bpf/next-key :info bpf/info :spec bpf/spec
-                    :freeze! bpf/freeze! :clone bpf/clone :pin! #(bpf/pin! % "/x") :unpin! bpf/unpin!
+            [op f] {:lookup #(bpf/lookup % 1) :put! #(bpf/put! % 1 1) :insert! #(bpf/insert! % 1 1)
+                    :replace! #(bpf/replace! % 1 1)
+                    :delete! #(bpf/delete! % 1) :take! #(bpf/take! % 1) :next-key bpf/next-key
+                    :info bpf/info :spec bpf/spec
+                    :freeze! bpf/freeze! :clone bpf/clone :pin! #(bpf/pin! % "/x")
+                    :unpin! bpf/unpin!
                     :pinned-path bpf/pinned-path :has-key? #(bpf/has-key? % 1) :close bpf/close}]
       (let [{:keys [message] :bpfmap/keys [error]} (error-of (f x))]
         (is (= :invalid-value error) (str op))
@@ -293,17 +323,21 @@
 ;; --- what a miss costs
 
 (defn- allocated
-  "The fewest bytes that this thread allocates in 10,000 calls of f, of up to 300 tries: compiling it takes some."
+  "The fewest bytes that this thread allocates in 10,000 calls of f, of up to 300 tries: compiling
+  it takes some."
   [f]
-  (let [threads ^com.sun.management.ThreadMXBean (java.lang.management.ManagementFactory/getThreadMXBean)]
+  (let
+    [threads ^com.sun.management.ThreadMXBean (java.lang.management.ManagementFactory/getThreadMXBean)]
     (reduce (fn [fewest _]
               (let [before (.getCurrentThreadAllocatedBytes threads)]
                 (dotimes [_ 10000] (f))
-                (let [bytes (min (long fewest) (- (.getCurrentThreadAllocatedBytes threads) before))]
+                (let [bytes (min (long fewest)
+                                 (- (.getCurrentThreadAllocatedBytes threads) before))]
                   (if (< bytes 1000) (reduced bytes) bytes))))
             Long/MAX_VALUE (range 300))))
 
-;; The JDK checks the memory that takes errno with an object of 40 bytes, which its compiler removes in most JVMs and not in all.
+;; The JDK checks the memory that takes errno with an object of 40 bytes, which its compiler
+;; removes in most JVMs and not in all.
 (kernel-test ^{:needs [[:jvm :c2]]} e1-miss-allocation
   (testing "a lookup of a missing key allocates nothing"
     (with-open [raw ^java.io.Closeable (bpf/create raw-spec)]
@@ -318,7 +352,8 @@
                           "a map of plain bytes" #(raw view :none)
                           "and its delete" #(bpf/delete! raw view)}]
           (let [for-each (/ (allocated f) 10000.0)]
-            (is (or (> 0.1 for-each) (> 0.1 (abs (- for-each 40)))) (str case ": " for-each " bytes"))))))))
+            (is (or (> 0.1 for-each) (> 0.1 (abs (- for-each 40))))
+                (str case ": " for-each " bytes"))))))))
 
 ;; --- as a collection
 
@@ -334,14 +369,16 @@
       (is (= {1 10 2 20} (select-keys m [1 2 3])))
       (testing "a key that does not fit is refused as by get"
         (is (= :invalid-value (:bpfmap/error (error-of (contains? m -1)))
-               (:bpfmap/error (error-of (find m -1))) (:bpfmap/error (error-of (select-keys m [:x]))))))
+               (:bpfmap/error (error-of (find m -1)))
+               (:bpfmap/error (error-of (select-keys m [:x]))))))
       (testing "it is no collection and no transient: it is compared by identity, and not counted"
         (is (= [false false false false] ((juxt coll? map? associative? counted?) m)))
         (is (not= m {1 10 2 20}))
         (is (not= {1 10 2 20} m))
         (is (instance? UnsupportedOperationException (try (count m) (catch Exception e e))))
         (doseq [f [#(assoc! m 1 2) #(conj! m [1 2]) #(persistent! m)]]
-          (is (= [:not-supported "use put! or put-all! to write, and snapshot to read all entries as a map"]
+          (is (= [:not-supported
+                  "use put! or put-all! to write, and snapshot to read all entries as a map"]
                  ((juxt :bpfmap/error :bpfmap/hint) (error-of (f))))))
         (is (= {1 10 2 20} (into {} m)))))
     (with-open [a (open-array)]
@@ -360,21 +397,31 @@
         (is (= {1 11 2 20} (into {} m))))
       (with-open [a (open-array)]
         (is (= 1 (bpf/put-all! a [[0 1] [0 2]]))))
-      (with-open [t ^java.io.Closeable (bpf/create {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries 64
+      (with-open [t ^java.io.Closeable (bpf/create {:type :lpm-trie :key [:prefix :ipv4] :value :u32
+                                                      :max-entries 64
                                                       :flags #{:no-prealloc}})]
-        (is (= 3 (bpf/put-all! t [["10.0.0.0/8" 1] [{:prefixlen 8 :data [10 1 2 3]} 2] ["10.0.0.0/9" 3] ["10.128.0.0/9" 4]])))
+        (is (= 3
+               (bpf/put-all! t
+                             [["10.0.0.0/8" 1] [{:prefixlen 8 :data [10 1 2 3]} 2] ["10.0.0.0/9" 3]
+                              ["10.128.0.0/9" 4]])))
         (is (= 3 (bpf/count-entries t)))
-        (is (= 10 (bpf/put-all! t (for [n (range 23 33), host [0 1] :when (or (zero? host) (< n 32))]
-                                    [{:prefixlen n :data [172 16 0 host]} n]))))
+        (is (= 10
+               (bpf/put-all! t (for [n (range 23 33), host [0 1] :when (or (zero? host) (< n 32))]
+                                 [{:prefixlen n :data [172 16 0 host]} n]))))
         (is (= 13 (bpf/count-entries t)))))
     (testing "what was evicted is not there"
       (doseq [type [:lru-hash :lru-percpu-hash], flags [#{} #{:no-common-lru}], n [10 240 1000 5000]
-              :let [value (if (= :lru-hash type) identity #(vec (repeat (count (feature/possible-cpus)) %)))]]
-        (with-open [m ^java.io.Closeable (bpf/create {:type type :key :u32 :value :u64 :max-entries 256 :flags flags})]
+              :let [value
+                    (if (= :lru-hash type)
+                      identity
+                      #(vec (repeat (count (feature/possible-cpus)) %)))]]
+        (with-open [m ^java.io.Closeable (bpf/create {:type type :key :u32 :value :u64
+                                                      :max-entries 256 :flags flags})]
           (dotimes [_ 3] ; over what is there, too
             (let [entries (for [i (range n)] [i (value i)])
                   written (bpf/put-all! m entries)]
-              (is (= written (bpf/count-entries m) (count (bpf/lookup-all m (range n)))) [type flags n])))
+              (is (= written (bpf/count-entries m) (count (bpf/lookup-all m (range n))))
+                  [type flags n])))
           (bpf/put-all! m (for [i (range 10000 10100)] [i (value i)]))
           (let [mine (set (range n))
                 written (bpf/put-all! m (for [i (range n)] [i (value i)]))]

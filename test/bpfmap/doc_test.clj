@@ -21,16 +21,22 @@
   [["type" #(str "`" (:type %) "`")]
    ["Linux" :since]
    ["operations" (fn [{:keys [ops ops-since]}]
-                   (str/join " " (for [op [:lookup :put! :insert! :replace! :delete! :take! :next-key :reduce :drain! :push! :pop! :peek
-                                           :might-contain?]
-                                       :when (ops op)]
-                                   (cond-> (name op) (get ops-since op) (str " (" (get ops-since op) ")")))))]
+                   (str/join " "
+                             (for [op [:lookup :put! :insert! :replace! :delete! :take! :next-key
+                                       :reduce :drain! :push! :pop! :peek
+                                       :might-contain?]
+                                   :when (ops op)]
+                               (cond-> (name op)
+                                 (get ops-since op) (str " (" (get ops-since op) ")")))))]
    ["batch" (fn [{:keys [batch batch-since]}]
-                    (str (str/join " " (filter (set (map name batch)) ["read" "take" "write" "delete"]))
+                    (str (str/join " "
+                                   (filter (set (map name batch)) ["read" "take" "write" "delete"]))
                          (when (seq batch) (str " (" batch-since ")"))))]
    ["flags" (fn [{:keys [flags requires]}]
               (str/join " " (for [flag (sort-by #(:bit (rules/flags %)) flags)]
-                              (if (contains? requires flag) (str "**" (name flag) "**") (name flag)))))]])
+                              (if (contains? requires flag)
+                                (str "**" (name flag) "**")
+                                (name flag)))))]])
 
 (defn type-table
   "The table of the guide: a row for each type, by number. Flags that a type needs are bold."
@@ -51,14 +57,16 @@
     (is (= (with-table (slurp guide)) (slurp guide)))))
 
 (defn evaluated
-  "A page with its transcripts evaluated, on the BPF file system of the tests instead of /sys/fs/bpf."
+  "A page with its transcripts evaluated, on the BPF file system of the tests instead of
+  /sys/fs/bpf."
   [text]
   (-> (str/replace text "/sys/fs/bpf" (fixture/bpffs))
       transcript/evaluate
       (str/replace (fixture/bpffs) "/sys/fs/bpf")))
 
 (defn- differing
-  "Returns the lines of a page that are not what was printed, up to ten pairs, from the first that differs."
+  "Returns the lines of a page that are not what was printed, up to ten pairs, from the first that
+  differs."
   [page printed]
   (let [n (max (count page) (count printed))
         padded (fn [lines] (take n (concat lines (repeat :missing))))]
@@ -66,7 +74,8 @@
 
 (kernel-test guide-transcripts
   (testing "the transcripts of the guide print what they show"
-    (doseq [[page least] {guide 40, "doc/pins.md" 15, "doc/memory.md" 40, "doc/types.md" 30, "doc/errors.md" 3, "README.md" 7}]
+    (doseq [[page least] {guide 40, "doc/pins.md" 15, "doc/memory.md" 40, "doc/types.md" 30
+                          "doc/errors.md" 3, "README.md" 7}]
       (let [before (do (fixture/bpffs) (fixture/settled-descriptors))
             text (slurp page)]
         (is (< least (count (re-seq #"(?m)^user=> " text))))
@@ -135,7 +144,8 @@
 ;; --- command lines anywhere
 
 (def ^:private pages
-  (delay (into ["README.md"] (filter #(str/ends-with? % ".md")) (sort (map str (.listFiles (io/file "doc")))))))
+  (delay (into ["README.md"] (filter #(str/ends-with? % ".md"))
+               (sort (map str (.listFiles (io/file "doc")))))))
 
 (defn- help-examples
   "The command lines that `bpfmap help` has as examples, each on one line."
@@ -159,14 +169,21 @@
 
 (deftest quoted-conditions
   (testing "every condition in the docs is quoted"
-    (doseq [file (concat @pages (filter #(re-find #"\.clj$" %) (map str (mapcat #(file-seq (io/file %)) ["src" "examples"]))))
+    (doseq [file (concat @pages
+                         (filter #(re-find #"\.clj$" %)
+                                 (map str (mapcat #(file-seq (io/file %)) ["src" "examples"]))))
             found (re-seq #"--where (?!')[^\s`]+" (slurp file))]
       (is (contains? #{"--where TERM" "--where again"} found) (str file ": " found)))
-    (doseq [found (re-seq #"--where (?!')\S+" (str/join "\n" (map #(:out (bpfmap "help" (:name %))) commands/commands)))]
+    (doseq [found (re-seq #"--where (?!')\S+"
+                          (str/join "\n"
+                                    (map #(:out (bpfmap "help" (:name %))) commands/commands)))]
       (is (= "--where TERM" found)))))
 
 (deftest shell-features-rejected
   (testing "rejects a command line that needs more of a shell than splitting words"
-    (is (= ["dump" "x" "--where" "entries>=2" ""] (console/words "dump x --where 'entries>=2' \"\"")))
-    (is (re-find #"makes files" (:message (fixture/error-of (console/words "list --where entries>=2")))))
-    (is (re-find #"does not take" (:message (fixture/error-of (console/words "list --where 'x")))))))
+    (is (= ["dump" "x" "--where" "entries>=2" ""]
+           (console/words "dump x --where 'entries>=2' \"\"")))
+    (is (re-find #"makes files"
+                 (:message (fixture/error-of (console/words "list --where entries>=2")))))
+    (is (re-find #"does not take"
+                 (:message (fixture/error-of (console/words "list --where 'x")))))))

@@ -8,8 +8,9 @@
 (set! *warn-on-reflection* true)
 
 (def odd
-  "The constructions to avoid. Each has a plain form: \"what is read\" is \"the result\", \"is no number\" is \"is not a number\",
-  \"5 unless given\" is \"default: 5\", \"those that match\" is \"rows that match\"."
+  "The constructions to avoid. Each has a plain form: \"what is read\" is \"the result\", \"is no
+  number\" is \"is not a number\", \"5 unless given\" is \"default: 5\", \"those that match\" is
+  \"rows that match\"."
   (re-pattern (str "(?i)" (str/join "|" ["\\bwhat (?:is|has|was|goes|it)\\b"
                                          "\\bis no [a-z]+"
                                          "unless given"
@@ -24,7 +25,8 @@
   3.0)
 
 (defn prose
-  "Returns the text of a Markdown page with its code blocks blanked out. Line numbers stay the same."
+  "Returns the text of a Markdown page with its code blocks blanked out. Line numbers stay the
+  same."
   [page]
   (str/replace page #"(?ms)^```.*?^```" #(apply str (repeat (count (filter #{\newline} %)) "\n"))))
 
@@ -37,7 +39,8 @@
   (inc (count (filter #{\newline} (subs text 0 index)))))
 
 (defn hits
-  "Returns the odd constructions in a text, in order: `[{:line :hit :text} …]`. A construction may span two lines."
+  "Returns the odd constructions in a text, in order: `[{:line :hit :text} …]`. A construction may
+  span two lines."
   [text]
   (let [flat (str/replace text "\n" " ")
         lines (str/split-lines text)

@@ -23,7 +23,8 @@
   #{"design.md"})
 
 (defn- pages []
-  (for [^File file (concat [(io/file "README.md") (io/file "CHANGELOG.md")] (sort (.listFiles (io/file "doc"))))
+  (for [^File file (concat [(io/file "README.md") (io/file "CHANGELOG.md")]
+                           (sort (.listFiles (io/file "doc"))))
         :when (str/ends-with? (.getName file) ".md")]
     file))
 
@@ -56,9 +57,13 @@
 (deftest links-resolve
   (testing "every link of the pages resolves"
     (doseq [^File page (pages)
-            [_ target anchor] (re-seq #"\]\(([^)#\s]*)(?:#([^)\s]*))?\)" (english/prose (slurp page)))
+            [_ target anchor] (re-seq #"\]\(([^)#\s]*)(?:#([^)\s]*))?\)"
+                                      (english/prose (slurp page)))
             :when (not (str/starts-with? target "http"))
-            :let [file (if (= "" target) page (io/file (.getParentFile (.getAbsoluteFile page)) target))]]
+            :let [file
+                  (if (= "" target)
+                    page
+                    (io/file (.getParentFile (.getAbsoluteFile page)) target))]]
       (testing (str page ": " target "#" anchor)
         (is (.exists ^File file))
         (when anchor
@@ -67,4 +72,6 @@
 (deftest cljdoc-has-all-pages
   (testing "cljdoc.edn lists every page"
     (is (= (set (map #(.getPath ^File %) (pages)))
-           (set (keep :file (filter map? (tree-seq coll? seq (edn/read-string (slurp "doc/cljdoc.edn"))))))))))
+           (set (keep :file
+                      (filter map?
+                              (tree-seq coll? seq (edn/read-string (slurp "doc/cljdoc.edn"))))))))))

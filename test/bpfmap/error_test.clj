@@ -1,5 +1,6 @@
 (ns bpfmap.error-test
-  "The table of error kinds has all kinds that the sources throw, and the page about errors has the table."
+  "The table of error kinds has all kinds that the sources throw, and the page about errors has
+  the table."
   (:require [bpfmap.error :as error]
             [clojure.java.io :as io]
             [clojure.set :as set]
@@ -18,17 +19,20 @@
             (re-seq #"(?:error/error|\(error|\(refuse|:error|:bpfmap/error) :([a-z-]+)" text))))
 
 (def ^:private not-kinds
-  "A row of bpfmap.impl.errno with :not-a-pin becomes :not-a-map or :not-a-program. :message is a key beside :error in a docstring."
+  "A row of bpfmap.impl.errno with :not-a-pin becomes :not-a-map or :not-a-program. :message is a
+  key beside :error in a docstring."
   #{:not-a-pin :message})
 
 (deftest kinds-are-complete
   (testing "the table has every error kind that the sources throw"
     (let [found (into #{} (mapcat #(thrown (slurp %)))
-                      (filter #(str/ends-with? (.getName ^File %) ".clj") (file-seq (io/file "src"))))
+                      (filter #(str/ends-with? (.getName ^File %) ".clj")
+                              (file-seq (io/file "src"))))
           known (set (keys error/kinds))]
       (is (< 25 (count known)))
       (is (= #{} (set/difference found known not-kinds)))
-      (is (= #{:not-a-map :not-a-program} (set/difference known found)) "made from the name of an object, in impl.sys.objects"))))
+      (is (= #{:not-a-map :not-a-program} (set/difference known found))
+          "made from the name of an object, in impl.sys.objects"))))
 
 (deftest kinds-are-described
   (testing "every error kind has a description"

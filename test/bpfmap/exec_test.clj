@@ -1,5 +1,6 @@
 (ns bpfmap.exec-test
-  "The commands as functions of one options map: what they take, from a program, from a shell, as a tool."
+  "The commands as functions of one options map: what they take, from a program, from a shell, as
+  a tool."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.arguments :as arguments]
@@ -33,13 +34,15 @@
 (deftest babashka-cli-spec
   (testing "the metadata for babashka.cli matches the table"
     (doseq [{:keys [name fn args] :as command} commands/commands :when fn
-            :let [{:keys [args->opts spec]} (:org.babashka/cli (meta (ns-resolve 'bpfmap.exec (symbol name))))]]
+            :let [{:keys [args->opts spec]}
+                  (:org.babashka/cli (meta (ns-resolve 'bpfmap.exec (symbol name))))]]
       (testing name
         (is (= (vec args) args->opts))
         (is (= (set (concat args (:options command))) (set (keys spec))))
         (doseq [[k {:keys [desc coerce require]}] spec]
           (is (= (doc-of command k) desc))
-          (is (contains? #{:string :boolean :long :double :keyword :edn} (if (vector? coerce) (first coerce) coerce)))
+          (is (contains? #{:string :boolean :long :double :keyword :edn}
+                         (if (vector? coerce) (first coerce) coerce)))
           (is (= (boolean (some #{k} (arguments/required command))) (boolean require))))))))
 
 ;; --- what they take
@@ -64,17 +67,24 @@
       ":ref \"\": REF is an id, a pin path or a name" (exec/show {:ref ""})
       ":sort 7: COLUMN is the name of a column" (exec/list {:sort 7})
       ":key-type \"u33\": unknown type :u33" (try (exec/dump {:ref 1 :key-type "u33"})
-                                                 (catch Exception e (throw (ex-info (first (str/split (ex-message e) #";")) (ex-data e)))))
-      "put needs :value" (with-open [m ^Closeable (bpf/create {:type :array :value :u8 :max-entries 1})]
-                           (exec/put {:ref m :key 0}))
+                                                 (catch Exception e
+                                                   (throw
+                                                    (ex-info
+                                                     (first (str/split (ex-message e) #";"))
+                                                     (ex-data e)))))
+      "put needs :value"
+      (with-open [m ^Closeable (bpf/create {:type :array :value :u8 :max-entries 1})]
+        (exec/put {:ref m :key 0}))
       "restore needs :pin or :into" (exec/restore {:file "/x"})
       ":print is :table, :edn, :json or :csv, not \"xml\"" (exec/list {:print "xml"})
-      ":print :csv is for commands that return rows" (with-open [m ^Closeable (bpf/create {:type :array :value :u8 :max-entries 1})]
-                                                       (exec/show {:ref m :print :csv})))))
+      ":print :csv is for commands that return rows"
+      (with-open [m ^Closeable (bpf/create {:type :array :value :u8 :max-entries 1})]
+        (exec/show {:ref m :print :csv})))))
 
 (kernel-test option-formats
   (testing "strings, symbols and data mean the same"
-    (with-open [m ^Closeable (bpf/create {:name "exec_same" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10, 2 20}})]
+    (with-open [m ^Closeable (bpf/create {:name "exec_same" :type :hash :key :u32 :value :u64
+                                          :max-entries 8 :contents {1 10, 2 20}})]
       (let [id (:id (bpf/info m))]
         (are [options] (= [{:key 2 :value 20}] (exec/dump options))
           {:ref id :where "value>10"}
@@ -86,7 +96,8 @@
           {:ref {:id id} :sort '-value :limit '1}
           {:ref id :key-type "u32" :value-type 'u64 :where "key=2"}
           {:ref m :where ["value>10" [:< :value 100]]})
-        (is (= [{:key 2}] (exec/dump {:ref id :keys true :where "value>10"})) "conditions see the whole entry")
+        (is (= [{:key 2}] (exec/dump {:ref id :keys true :where "value>10"}))
+            "conditions see the whole entry")
         (is (= [{:key 2}] (exec/dump {:ref id :keys "true" :where "key=2"})))))))
 
 (kernel-test stream-reads-anew
@@ -100,9 +111,11 @@
 
 (kernel-test print-option-formats
   (testing "returns data and prints it in the requested format"
-    (with-open [m ^Closeable (bpf/create {:name "exec_print" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10}})]
+    (with-open [m ^Closeable (bpf/create {:name "exec_print" :type :hash :key :u32 :value :u64
+                                          :max-entries 8 :contents {1 10}})]
       (is (= "" (with-out-str (is (= [{:key 1 :value 10}] (exec/dump {:ref m}))))))
-      (are [format text] (= text (with-out-str (is (= [{:key 1 :value 10}] (exec/dump {:ref m :print format})))))
+      (are [format text]
+        (= text (with-out-str (is (= [{:key 1 :value 10}] (exec/dump {:ref m :print format})))))
         :table "KEY  VALUE\n  1     10\n"
         "edn" "[{:key 1, :value 10}]\n"
         'json "[{\"key\":1,\"value\":10}]\n"
@@ -113,7 +126,8 @@
 (deftest reducible-printing
   (testing "a reducible result prints as its options"
     (testing "no such map is there: nothing is opened"
-      (are [printed x] (= printed (pr-str x) (str x) (str/trim-newline (with-out-str (pprint/pprint x))))
+      (are [printed x]
+        (= printed (pr-str x) (str x) (str/trim-newline (with-out-str (pprint/pprint x))))
         "#bpfmap.exec/watch {:ref 4294967295, :interval 1.0}" (exec/watch {:ref 4294967295})
         "#bpfmap.exec/watch {:ref {:name \"no_such\"}, :interval 0.5, :where [\"value>1\"], :sort \"-value\"}"
         (exec/watch {:ref "no_such" :where ["value>1"] :sort "-value" :interval "0.5"})
@@ -125,14 +139,16 @@
           {:keys [command options]} (datafy/datafy x)]
       (is (= "watch" command))
       (is (= (pr-str x) (pr-str (exec/watch options))) "its options go in again")
-      (is (= (tagged-literal 'bpfmap.exec/watch options) (edn/read-string {:default tagged-literal} (pr-str x))))
+      (is (= (tagged-literal 'bpfmap.exec/watch options)
+             (edn/read-string {:default tagged-literal} (pr-str x))))
       (is (= {:here 1} (meta (with-meta x {:here 1}))))
       (is (= (pr-str x) (pr-str (with-meta x {:here 1}))))
       (is (= :not-found (:bpfmap/error (fixture/error-of (reduce conj [] x))))))))
 
 (kernel-test reducible-results
   (testing "every reducible result is data and can be reduced"
-    (with-open [m ^Closeable (bpf/create {:name "exec_reduce" :type :hash :key :u32 :value :u64 :max-entries 8
+    (with-open [m ^Closeable (bpf/create {:name "exec_reduce" :type :hash :key :u32 :value :u64
+                                          :max-entries 8
                                           :contents {1 10, 2 20}})]
       (let [id (:id (bpf/info m))
             before (fixture/settled-descriptors)]
@@ -150,47 +166,66 @@
             (is (vector? (into [] x)))))
         (is (= before (fixture/open-descriptors)))
         (testing "without an initial value, as reduce of anything"
-          (is (= 3 (:key (reduce (fn [a b] {:key (+ (:key a) (:key b))}) (exec/dump {:ref m :stream true})))))
-          (is (= :none (reduce (constantly :none) (exec/dump {:ref m :stream true :where "value>99"}))))
+          (is (= 3
+                 (:key (reduce (fn [a b] {:key (+ (:key a) (:key b))})
+                               (exec/dump {:ref m :stream true})))))
+          (is (= :none
+                 (reduce (constantly :none) (exec/dump {:ref m :stream true :where "value>99"}))))
           (is (= 1 (reduce (fn [_ _] (reduced 1)) (exec/dump {:ref m :stream true})))))))
     (doseq [name ["watch" "dump" "list"]]
-      (is (str/includes? (:doc (meta (ns-resolve 'bpfmap.exec (symbol name)))) (str "prints as #bpfmap.exec/" name))))))
+      (is (str/includes? (:doc (meta (ns-resolve 'bpfmap.exec (symbol name))))
+                         (str "prints as #bpfmap.exec/" name))))))
 
 (kernel-test watch-and-demo-data
   (testing "watch and demo also print as data"
-    (with-open [m ^Closeable (bpf/create {:name "exec_print" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10}})]
-      (let [lines (str/split-lines (with-out-str (exec/watch {:ref m :seconds 0.15 :interval 0.1 :print :edn})))]
+    (with-open [m ^Closeable (bpf/create {:name "exec_print" :type :hash :key :u32 :value :u64
+                                          :max-entries 8 :contents {1 10}})]
+      (let
+        [lines (str/split-lines
+                (with-out-str (exec/watch {:ref m :seconds 0.15 :interval 0.1 :print :edn})))]
         (is (= [1 1] (map (comp :entries edn/read-string) lines))))
-      (is (= #{:map :seconds :total :calls} (set (keys (edn/read-string (with-out-str (exec/demo {:seconds 0.2 :print :table}))))))))))
+      (is (= #{:map :seconds :total :calls}
+             (set
+              (keys (edn/read-string (with-out-str (exec/demo {:seconds 0.2 :print :table}))))))))))
 
 (kernel-test list-chosen-columns
   (testing "list has the requested columns"
-    (with-open [_ ^Closeable (bpf/create {:name "exec_columns" :type :hash :key :u32 :value :u64 :max-entries 8})]
-      (is (= [{:name "exec_columns" :frozen false}] (exec/list {:columns "name,frozen" :where "name=exec_columns"})))
-      (is (= [{:max-entries 8 :entries 0}] (exec/list {:columns [:max-entries :entries] :where "name=exec_columns"})))
+    (with-open [_ ^Closeable (bpf/create {:name "exec_columns" :type :hash :key :u32 :value :u64
+                                          :max-entries 8})]
+      (is (= [{:name "exec_columns" :frozen false}]
+             (exec/list {:columns "name,frozen" :where "name=exec_columns"})))
+      (is (= [{:max-entries 8 :entries 0}]
+             (exec/list {:columns [:max-entries :entries] :where "name=exec_columns"})))
       (is (re-find #"^There is no field foo: the fields are id, type, name, key-size"
                    (:message (fixture/error-of (exec/list {:columns "name,foo"}))))))))
 
 (kernel-test list-rows-independent
   (testing "list reports the same regardless of the other columns"
-    (with-open [m ^Closeable (bpf/create {:name "exec_some" :type :hash :key :u32 :value :u64 :max-entries 8 :freeze true})
-                _ ^Closeable (bpf/create {:name "exec_others" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 1}})]
+    (with-open [m ^Closeable (bpf/create {:name "exec_some" :type :hash :key :u32 :value :u64
+                                          :max-entries 8 :freeze true})
+                _ ^Closeable (bpf/create {:name "exec_others" :type :hash :key :u32 :value :u64
+                                          :max-entries 8 :contents {1 1}})]
       (let [id (:id (bpf/info m))
             whole (first (exec/list {:where (str "id=" id)}))]
-        (is (= [id true 0 [] 1] [(:id whole) (:frozen whole) (:entries whole) (:pinned whole) (count (:held whole))]))
+        (is (= [id true 0 [] 1]
+               [(:id whole) (:frozen whole) (:entries whole) (:pinned whole)
+                (count (:held whole))]))
         (doseq [k (keys whole)
                 :let [column (if (= :frozen k) :frozen k)]
-                options [{:columns [column]} {:columns [column :id]} {:columns [:id column] :sort "-memlock"}
+                options [{:columns [column]} {:columns [column :id]}
+                         {:columns [:id column] :sort "-memlock"}
                          {:columns [column] :sort "frozen"}]]
           (is (= [(select-keys whole (replace {:frozen :frozen} (:columns options)))]
                  (exec/list (assoc options :where (str "id=" id))))
               options))
         (testing "and conditions may look at what is not shown"
-          (doseq [condition ["frozen=true" "entries=0" "memlock>0" "held.command=java" "held-by.pid>0" "value=8"]]
+          (doseq [condition ["frozen=true" "entries=0" "memlock>0" "held.command=java"
+                             "held-by.pid>0" "value=8"]]
             (is (= [{:name "exec_some"}]
                    (exec/list {:columns [:name] :where [(str "id=" id) condition]})) condition))
           (doseq [condition ["frozen=false" "entries>0" "memlock<1" "held.pid=1" "used-by.id>0"]]
-            (is (= [] (exec/list {:columns [:name] :where [(str "id=" id) condition]})) condition)))))))
+            (is (= [] (exec/list {:columns [:name] :where [(str "id=" id) condition]}))
+                condition)))))))
 
 ;; --- what it says of itself
 
@@ -203,24 +238,32 @@
 (deftest missing-library
   (testing "an output format names its missing library"
     (let [{:keys [exit out err]}
-          (fixture/run [(str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED"
-                        "-cp" (str/join ":" (remove #(re-find #"data\.(json|csv)" %) (str/split (System/getProperty "java.class.path") #":")))
+          (fixture/run [(str (System/getProperty "java.home") "/bin/java")
+                        "--enable-native-access=ALL-UNNAMED"
+                        "-cp"
+                        (str/join ":"
+                                  (remove #(re-find #"data\.(json|csv)" %)
+                                          (str/split (System/getProperty "java.class.path") #":")))
                         "clojure.main" "-e"
                         (str "(require '[bpfmap.exec :as exec])"
                              "(doseq [format [:json :csv]]"
-                             "  (try (exec/features {:where [:= :name :hash] :print format}) (catch Exception e (println (ex-message e)))))")])]
+                             "  (try (exec/features {:where [:= :name :hash] :print format}) "
+                             "(catch Exception e (println (ex-message e)))))")])]
       (is (= [0 ""] [exit err]))
-      (is (= [":print :json needs org.clojure/data.json, which is not on the class path" ":print :csv needs org.clojure/data.csv, which is not on the class path"]
+      (is (= [":print :json needs org.clojure/data.json, which is not on the class path"
+              ":print :csv needs org.clojure/data.csv, which is not on the class path"]
              (map #(first (str/split % #": in a checkout")) (str/split-lines out)))))))
 
 ;; --- from a shell
 
 (kernel-test clojure-x-and-tool
   (testing "the functions work with clojure -X and -T"
-    (with-open [m ^Closeable (bpf/create {:name "exec_shell" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10, 2 20}})]
+    (with-open [m ^Closeable (bpf/create {:name "exec_shell" :type :hash :key :u32 :value :u64
+                                          :max-entries 8 :contents {1 10, 2 20}})]
       (let [id (str (:id (bpf/info m)))
             clj (str (.getAbsolutePath (io/file "bin/clj")))
-            {:keys [exit out err]} (fixture/run [clj "-X:exec" "dump" ":ref" id ":where" "[:> :value 10]" ":print" "edn"])]
+            {:keys [exit out err]} (fixture/run [clj "-X:exec" "dump" ":ref" id ":where"
+                                                 "[:> :value 10]" ":print" "edn"])]
         (is (= 0 exit) err)
         (is (= [{:key 2 :value 20}] (edn/read-string out)))
         (let [dir (fixture/temporary-directory)
@@ -228,8 +271,10 @@
           (try
             (.mkdir tools)
             (spit (io/file tools "bpfmap.edn")
-                  (pr-str {:lib 'io.github.bpfmap/bpfmap :coord {:local/root (str (.getAbsolutePath (io/file ".")))}}))
-            (let [{:keys [exit out err]} (fixture/run [clj "-Tbpfmap" "get" ":ref" id ":key" "2"] :env {"CLJ_CONFIG" (str dir)} :dir dir)]
+                  (pr-str {:lib 'io.github.bpfmap/bpfmap
+                           :coord {:local/root (str (.getAbsolutePath (io/file ".")))}}))
+            (let [{:keys [exit out err]} (fixture/run [clj "-Tbpfmap" "get" ":ref" id ":key" "2"]
+                                                      :env {"CLJ_CONFIG" (str dir)} :dir dir)]
               (is (= 0 exit) err)
               (is (= "20\n" out)))
             (finally

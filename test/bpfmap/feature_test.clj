@@ -31,7 +31,8 @@
         (is (= (feature/map-type type) (feature/map-type number)) (str type))))
     (doseq [x [nil {} "hash" :no-such-type -1 1e9]]
       (is (= :invalid-value (:bpfmap/error (fixture/error-of (feature/map-type x)))) (pr-str x)))
-    (is (str/includes? (:message (fixture/error-of (feature/map-flag :hash :fast))) "Not a create flag: :fast"))))
+    (is (str/includes? (:message (fixture/error-of (feature/map-flag :hash :fast)))
+                       "Not a create flag: :fast"))))
 
 (kernel-test map-flags-by-probing
   (testing "detects map flags by probing"
@@ -40,11 +41,13 @@
     (is (= {:supported true} (feature/map-flag :stack-trace :stack-build-id)))
     (testing "flags that come with a descriptor"
       (when (rules/at-least? (call/kernel-release) "6.9")
-        (is (= {:supported true} (feature/map-flag :hash :token-fd) (feature/map-flag :struct-ops :vtype-btf-obj-fd)))
+        (is (= {:supported true} (feature/map-flag :hash :token-fd)
+               (feature/map-flag :struct-ops :vtype-btf-obj-fd)))
         (is (= {:supported false} (feature/map-flag :hash :vtype-btf-obj-fd)))))
     (testing "a number that is no single flag"
       (doseq [x [0 3 -1]]
-        (is (str/starts-with? (:message (fixture/error-of (feature/map-flag :hash x))) (str "Not a create flag: " x ": it is")))))
+        (is (str/starts-with? (:message (fixture/error-of (feature/map-flag :hash x)))
+                              (str "Not a create flag: " x ": it is")))))
     (is (= {:supported false} (feature/map-flag :hash 0x40000000)))
     (is (= {:supported false} (feature/map-flag :hash :mmapable)))
     (is (= {:supported false} (feature/map-flag 4242 :mmapable)))))
@@ -56,8 +59,8 @@
    \l :lookup-batch \u :update-batch \d :delete-batch \x :lookup-and-delete-batch})
 
 (def ^:private measured-operations
-  "The operations of each type, as measured on Linux 6.18 with programs in C. Of the last two, which are newer, as
-  in the kernel's sources."
+  "The operations of each type, as measured on Linux 6.18 with programs in C. Of the last two,
+  which are newer, as in the kernel's sources."
   {:hash                  "LUDNXF ludx"
    :array                 "LUN  F lu"
    :prog-array            "LUDN F"
@@ -101,8 +104,12 @@
           answered (for [[type letters] measured-operations
                          :when (:supported (feature/map-type type))
                          :let [measured (set (keep operation-letters letters))
-                               answers (into {} (map (juxt identity #(feature/operation type %))) (vals operation-letters))
-                               found (set (keep (fn [[op {:keys [supported]}]] (when supported op)) answers))]]
+                               answers
+                               (into {} (map (juxt identity #(feature/operation type %)))
+                                     (vals operation-letters))
+                               found
+                               (set (keep (fn [[op {:keys [supported]}]] (when supported op))
+                                          answers))]]
                      (testing type
                        (is (every? (comp some? :supported) (vals answers)))
                        ;; Kernels gain operations and lose none.
@@ -164,7 +171,8 @@
       (is (= {:supported true} (feature/program-type :syscall))))
     (is (= {:supported false} (feature/program-type 4242) (feature/program-type 0)))
     (doseq [x [nil {} "xdp" :no-such-type -1 1e9]]
-      (is (= :invalid-value (:bpfmap/error (fixture/error-of (feature/program-type x)))) (pr-str x)))))
+      (is (= :invalid-value (:bpfmap/error (fixture/error-of (feature/program-type x))))
+          (pr-str x)))))
 
 (kernel-test helpers-by-verifier-log
   (testing "detects helpers from the log of the verifier"
@@ -172,12 +180,15 @@
           plain (filter #(:supported (feature/program-type %)) (remove targeted (keys prog/types)))]
       (is (< 10 (count plain)))
       (doseq [type plain]
-        (is (= {:supported true} (feature/helper type :map-lookup-elem) (feature/helper type 1)) (str type))
+        (is (= {:supported true} (feature/helper type :map-lookup-elem) (feature/helper type 1))
+            (str type))
         (is (= {:supported false} (feature/helper type 999999) (feature/helper type 0)) (str type)))
       (is (= before (fixture/open-descriptors))))
     (testing "the same helper, other types"
-      (is (= {:supported true} (feature/helper :raw-tracepoint :get-stackid) (feature/helper :xdp :redirect-map)))
-      (is (= {:supported false} (feature/helper :xdp :get-stackid) (feature/helper :socket-filter :redirect-map))))
+      (is (= {:supported true} (feature/helper :raw-tracepoint :get-stackid)
+             (feature/helper :xdp :redirect-map)))
+      (is (= {:supported false} (feature/helper :xdp :get-stackid)
+             (feature/helper :socket-filter :redirect-map))))
     (testing "helpers of programs for one function or struct"
       (doseq [type targeted :let [{:keys [supported why]} (feature/program-type type)]]
         (if supported
@@ -185,18 +196,21 @@
           (is (= why (:why (feature/helper type :map-lookup-elem)))))))
     (is (= {:supported false} (feature/helper 4242 :map-lookup-elem)))
     (doseq [x [nil {} "loop" :no-such-helper -1 1e9 0x80000000]]
-      (is (= :invalid-value (:bpfmap/error (fixture/error-of (feature/helper :xdp x)))) (pr-str x)))))
+      (is (= :invalid-value (:bpfmap/error (fixture/error-of (feature/helper :xdp x))))
+          (pr-str x)))))
 
 (kernel-test agrees-with-the-verifier
   (testing "program types and helpers agree with what the verifier loads"
     (doseq [[type helper] [[:socket-filter :ktime-get-ns]
                            [:xdp :get-smp-processor-id]
                            [:raw-tracepoint :get-current-pid-tgid]]]
-      (with-open [p ^java.io.Closeable (prog/load {:type type :insns [[:call helper] [:mov64 :r0 0] [:exit]]})]
+      (with-open [p ^java.io.Closeable (prog/load {:type type
+                                                   :insns [[:call helper] [:mov64 :r0 0] [:exit]]})]
         (is (some? p))
         (is (= {:supported true} (feature/program-type type) (feature/helper type helper)))))
     (let [insns [[:call :get-stackid] [:mov64 :r0 0] [:exit]]]
-      (is (= :program-rejected (:bpfmap/error (fixture/error-of (prog/load {:type :xdp :insns insns}))))))))
+      (is (= :program-rejected
+             (:bpfmap/error (fixture/error-of (prog/load {:type :xdp :insns insns}))))))))
 
 ;; --- bpftool
 
@@ -204,37 +218,45 @@
   (keyword (str/replace name "_" "-")))
 
 (defn- bpftool-says
-  "What bpftool found: `{:map_type {name available?} :program_type … :helpers {program-type #{name}}}`."
+  "What bpftool found: `{:map_type {name available?} :program_type … :helpers {program-type
+  #{name}}}`."
   [text]
   (let [available (fn [what] (into {} (map (fn [[_ name answer]] [(kebab name) (= "is" answer)]))
-                                   (re-seq (re-pattern (str "eBPF " what " (\\w+) (is NOT|is) available")) text)))]
+                                   (re-seq
+                                    (re-pattern (str "eBPF " what " (\\w+) (is NOT|is) available"))
+                                    text)))]
     {:map-types (available "map_type")
      :program-types (available "program_type")
      :helpers (into {}
                     (map (fn [[_ type lines]]
-                           [(kebab type) (into #{} (map (comp kebab second)) (re-seq #"- bpf_(\w+)" lines))]))
+                           [(kebab type)
+                            (into #{} (map (comp kebab second)) (re-seq #"- bpf_(\w+)" lines))]))
                     (re-seq #"helpers supported for program type (\w+):\n((?:\t- .*\n)*)" text))}))
 
 (kernel-test agrees-with-bpftool
   (testing "bpftool detects the same features"
     (if-let [bpftool (fixture/executable "bpftool")]
-      (let [{:keys [map-types program-types helpers]} (bpftool-says (:out (fixture/run [bpftool "feature" "probe"])))]
+      (let [{:keys [map-types program-types
+                    helpers]} (bpftool-says (:out (fixture/run [bpftool "feature" "probe"])))]
         (is (< 20 (count map-types)))
         (is (< 20 (count program-types)))
         (doseq [[type available?] map-types]
           (is (= {:supported available?} (feature/map-type type)) (str type)))
-        (doseq [[type available?] program-types :let [{:keys [supported]} (feature/program-type type)]]
+        (doseq [[type available?] program-types
+                :let [{:keys [supported]} (feature/program-type type)]]
           ;; bpftool loads these for a function, and takes any refusal but one for a no.
           (when-not (and (targeted type) (not available?))
             (is (= available? supported) (str type))))
         (doseq [type [:socket-filter :xdp :raw-tracepoint]
                 :let [listed (helpers type)
-                      ours (into #{} (filter #(:supported (feature/helper type %))) (keys isa/helpers))
+                      ours
+                      (into #{} (filter #(:supported (feature/helper type %))) (keys isa/helpers))
                       ;; A bpftool older than the kernel knows fewer helpers by name.
                       named (reduce into #{} (vals helpers))]]
           (is (< 30 (count ours) (count isa/helpers))) ; 39 on 5.10, more than 50 from 6.1 on
           (is (set/subset? (set/intersection ours named) listed) (str type))
-          ;; One that does not understand the verifier's newer words lists all helpers for all types.
+          ;; One that does not understand the verifier's newer words lists all helpers for all
+          ;; types.
           (when-not (contains? (helpers :xdp) :get-stackid)
             (is (= (set/intersection ours named) listed) (str type)))))
       (fixture/skip! "no bpftool to compare with"))))
@@ -247,7 +269,8 @@
           report (feature/report)
           present (set (filter #(:supported (feature/map-type %)) (keys rules/types)))]
       (is (= before (fixture/open-descriptors)))
-      (is (= #{:kernel :map-types :map-flags :operations :element-flags :program-types} (set (keys report))))
+      (is (= #{:kernel :map-types :map-flags :operations :element-flags :program-types}
+             (set (keys report))))
       (is (= (call/kernel-release) (:kernel report)))
       (is (= (set (keys rules/types)) (set (keys (:map-types report)))))
       (is (= (set (keys prog/types)) (set (keys (:program-types report)))))
@@ -264,10 +287,14 @@
 (kernel-test flags-by-type
   (testing "each type accepts the flags that the rules list"
     ;; :token-fd is for every type; a flag that is newer than the kernel cannot be held against it.
-    (let [asked (for [[flag row] rules/flags :when (not (or (= :token-fd flag) (newer? row)))] flag)]
+    (let [asked (for [[flag row] rules/flags :when (not (or (= :token-fd flag) (newer? row)))]
+                  flag)]
       (doseq [[type {:keys [flags]}] rules/types
-              :when (and flags (rules/at-least? (call/kernel-release) "6.18") (:supported (feature/map-type type)))]
-        (is (= (set/intersection flags (set asked)) (into #{} (filter #(:supported (feature/map-flag type %))) asked))
+              :when (and flags
+                         (rules/at-least? (call/kernel-release) "6.18")
+                         (:supported (feature/map-type type)))]
+        (is (= (set/intersection flags (set asked))
+               (into #{} (filter #(:supported (feature/map-flag type %))) asked))
             (str type))))))
 
 ;; --- what a probe cannot find out
@@ -313,7 +340,9 @@
     (is (nil? (feature/unsupported {:type :hash :flags #{:no-prealloc}})))
     (is (str/includes? (feature/unsupported {:type 4242 :flags #{}})
                        "has no map type 4242, which bpfmap does not know either"))
-    (is (str/includes? (feature/unsupported {:type :hash :flags #{:no-prealloc 0x20000000 0x40000000}})
+    (is (str/includes? (feature/unsupported {:type :hash
+                                             :flags #{:no-prealloc 0x20000000 0x40000000}})
                        "does not take"))
     (when (newer? (:rhash rules/types))
-      (is (str/includes? (feature/unsupported {:type :rhash :flags #{}}) "has no map type :rhash, which came with Linux 7.2")))))
+      (is (str/includes? (feature/unsupported {:type :rhash :flags #{}})
+                         "has no map type :rhash, which came with Linux 7.2")))))

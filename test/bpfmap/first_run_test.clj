@@ -47,7 +47,8 @@
           (is (str/ends-with? out "\nfalse\n") out)
           (is (str/includes? err "compiling the Java core, this once"))))
       (testing "and only once"
-        (let [{:keys [exit out err]} (fixture/run ["bin/clj" "-X:exec" "features" ":print" "edn"] :dir dir)]
+        (let [{:keys [exit out err]} (fixture/run ["bin/clj" "-X:exec" "features" ":print" "edn"]
+                                                  :dir dir)]
           (is (= 0 exit) err)
           (is (str/starts-with? out "[") out)
           (is (not (str/includes? err "compiling")))))
@@ -55,9 +56,11 @@
         (delete-tree (io/file dir "target"))
         (let [class-path (str/trim (:out (fixture/run ["bin/clj" "-Spath" "-M:dev"] :dir dir)))
               java (str (System/getProperty "java.home") "/bin/java")
-              {:keys [exit err]} (fixture/run [java "-cp" class-path "clojure.main" "-e" "1"] :dir dir)]
+              {:keys [exit err]} (fixture/run [java "-cp" class-path "clojure.main" "-e" "1"] :dir
+                                              dir)]
           (is (= 1 exit))
-          (is (str/includes? err "The Java core of bpfmap is not compiled: run bin/clj -T:build javac"))
+          (is (str/includes? err
+                             "The Java core of bpfmap is not compiled: run bin/clj -T:build javac"))
           (is (not (str/includes? err "ClassNotFoundException"))))))))
 
 ;; --- every command, with the official CLI
@@ -65,16 +68,17 @@
 (defn- documented
   "The commands with bin/clj in the documentation, each as a line for a shell."
   []
-  (->> (cons (io/file "README.md") (concat (.listFiles (io/file "doc")) (.listFiles (io/file "examples"))
-                                           [(io/file "dev/user.clj") (io/file "deps.edn")]))
+  (->> (cons (io/file "README.md")
+             (concat (.listFiles (io/file "doc")) (.listFiles (io/file "examples"))
+                     [(io/file "dev/user.clj") (io/file "deps.edn")]))
        (mapcat #(re-seq #"bin/clj [^`\n,;]*" (slurp %)))
        (map #(str/trim (str/replace % #"  .*| -->.*|, .*|\.$|\)\.?$" "")))
        distinct
        sort))
 
 (def ^:private official
-  "Stands in for the official `clojure`, with tools.deps: it prepares the Java core as that does, from what was compiled
-  before, and says whether there was one when it was to start a JVM."
+  "Stands in for the official `clojure`, with tools.deps: it prepares the Java core as that does,
+  from what was compiled before, and says whether there was one when it was to start a JVM."
   "#!/bin/bash
 case \"$*\" in
   *'-T:build javac') mkdir -p target && cp -R \"$COMPILED\" target/classes && touch target/javac.edn ;;
@@ -86,7 +90,10 @@ esac
   (testing "every documented command finds the Java core compiled"
     (with-checkout [dir]
       (let [commands (documented)
-            cli (doto (io/file dir "official/clojure") io/make-parents (spit official) (.setExecutable true))
+            cli (doto (io/file dir "official/clojure")
+                  io/make-parents
+                  (spit official)
+                  (.setExecutable true))
             env {"PATH" (str (.getParent cli) ":" path)
                  "COMPILED" (str (.getAbsolutePath (io/file "target/classes")))}]
         (is (< 20 (count commands)) (pr-str commands))
@@ -102,9 +109,13 @@ esac
 (deftest commands-without-jvm
   (testing "commands that start no JVM compile nothing"
     (with-checkout [dir]
-      (let [cli (doto (io/file dir "official/clojure") io/make-parents (spit official) (.setExecutable true))
+      (let [cli (doto (io/file dir "official/clojure")
+                  io/make-parents
+                  (spit official)
+                  (.setExecutable true))
             env {"PATH" (str (.getParent cli) ":" path)}]
-        (doseq [command ["-Spath -M:dev" "-A:dev -Spath" "-Sdeps '{}' -P -M:dev" "-X:deps prep" "-T:build clean" "--version"]]
+        (doseq [command ["-Spath -M:dev" "-A:dev -Spath" "-Sdeps '{}' -P -M:dev" "-X:deps prep"
+                         "-T:build clean" "--version"]]
           (is (= {:exit 0 :out "not compiled\n" :err ""}
                  (fixture/run ["bash" "-c" (str "bin/clj " command)] :dir dir :env env))
               command))

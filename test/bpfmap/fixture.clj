@@ -1,5 +1,6 @@
 (ns bpfmap.fixture
-  "What the tests share: a BPF file system of their own, skips that are counted, threads without privileges."
+  "What the tests share: a BPF file system of their own, skips that are counted, threads without
+  privileges."
   (:require [bpfmap.impl.kernel.procfs :as procfs]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
@@ -34,20 +35,23 @@
         (str "without " (str/join ", " missing) " (run as root)"))))
 
 (defmacro kernel-test
-  "A deftest that needs the kernel; skipped, with the reason, where it cannot be used. Metadata of the name, `:needs`, has rows of
-  `bpfmap.since`: without what one of them names it is skipped too."
+  "A deftest that needs the kernel; skipped, with the reason, where it cannot be used. Metadata of
+  the name, `:needs`, has rows of `bpfmap.since`: without what one of them names it is skipped
+  too."
   [name & body]
   (let [needs (:needs (meta name))]
     `(t/deftest ~(vary-meta name dissoc :needs)
        (if-let [missing# (or (kernel-missing)
-                             ~@(when needs [`(apply (requiring-resolve 'bpfmap.since/lacking) ~needs)]))]
+                             ~@(when needs
+                                 [`(apply (requiring-resolve 'bpfmap.since/lacking) ~needs)]))]
          (skip! missing#)
          (do ~@body)))))
 
 ;; --- libraries that may be missing
 
 (defn lacking
-  "Why a namespace cannot be loaded here, for want of a library that not every machine can get; nil when it can."
+  "Why a namespace cannot be loaded here, for want of a library that not every machine can get;
+  nil when it can."
   [ns-name]
   (when (and (re-find #"^bpfmap\.nrepl([.-].*)?$" (str ns-name))
              (nil? (io/resource "nrepl/core.clj")))
@@ -56,7 +60,8 @@
 ;; --- errors
 
 (defn caught
-  "Calls f, returns the data of what it throws with the message under :message; fails the test if it does not throw."
+  "Calls f, returns the data of what it throws with the message under :message; fails the test if
+  it does not throw."
   [f]
   (try
     (let [result (f)]
@@ -73,8 +78,8 @@
 ;; --- processes and files
 
 (defn run
-  "Runs a command to its end; returns {:exit :out :err}. Kills it after 300 seconds, which `:err` then says: an emulated
-  processor starts a JVM in two minutes."
+  "Runs a command to its end; returns {:exit :out :err}. Kills it after 300 seconds, which `:err`
+  then says: an emulated processor starts a JVM in two minutes."
   [command & {:keys [env dir]}]
   (let [out (File/createTempFile "bpfmap" ".out")
         err (File/createTempFile "bpfmap" ".err")
@@ -91,7 +96,8 @@
           (.destroyForcibly process))
         {:exit (.waitFor process)
          :out (slurp out)
-         :err (cond-> (slurp err) (not ended?) (str "\nkilled, since it did not end within 300 seconds"))})
+         :err (cond-> (slurp err)
+                (not ended?) (str "\nkilled, since it did not end within 300 seconds"))})
       (finally
         (.delete out)
         (.delete err)))))
@@ -137,8 +143,8 @@
 ;; --- the C compiler as an oracle
 
 (defn c-values
-  "The values of C expressions as the compiler here sees them, as a map; the expressions that it does not know are left
-  out. Nil where there is no compiler.
+  "The values of C expressions as the compiler here sees them, as a map; the expressions that it
+  does not know are left out. Nil where there is no compiler.
 
       (c-values [\"linux/bpf.h\"] [\"BPF_ANY\" \"BPF_NEWER_THAN_THE_HEADER\"]) ;=> {\"BPF_ANY\" 0}"
   [headers expressions]
@@ -148,16 +154,25 @@
           program (str (io/file dir "values"))]
       (try
         (loop [expressions (vec expressions) attempt 1]
-          (spit source (str (apply str (for [h (concat ["stdio.h" "stddef.h" "errno.h"] headers)] (str "#include <" h ">\n")))
-                            "int main(void) {\n#line 1\n"
-                            (apply str (for [e expressions] (str "printf(\"%lld\\n\", (long long)(" e "));\n")))
-                            "return 0; }\n"))
+          (spit source
+                (str (apply str
+                            (for [h (concat ["stdio.h" "stddef.h" "errno.h"] headers)]
+                              (str "#include <" h ">\n")))
+                     "int main(void) {\n#line 1\n"
+                     (apply str
+                            (for [e expressions]
+                              (str "printf(\"%lld\\n\", (long long)(" e "));\n")))
+                     "return 0; }\n"))
           (let [{:keys [exit err]} (run [cc "-o" program (str source)])
-                unknown (into #{} (map (comp dec parse-long second)) (re-seq #"values\.c:(\d+):\d+: error" err))]
+                unknown (into #{} (map (comp dec parse-long second))
+                              (re-seq #"values\.c:(\d+):\d+: error" err))]
             (cond
-              (zero? exit) (zipmap expressions (map parse-long (str/split-lines (:out (run [program])))))
-              (or (empty? unknown) (= 5 attempt)) (throw (ex-info (str "the C compiler failed: " err) {}))
-              :else (recur (into [] (keep-indexed #(when-not (unknown %1) %2)) expressions) (inc attempt)))))
+              (zero? exit) (zipmap expressions
+                                   (map parse-long (str/split-lines (:out (run [program])))))
+              (or (empty? unknown)
+                  (= 5 attempt)) (throw (ex-info (str "the C compiler failed: " err) {}))
+              :else (recur (into [] (keep-indexed #(when-not (unknown %1) %2)) expressions)
+                           (inc attempt)))))
         (finally
           (run! #(.delete ^File %) (reverse (file-seq dir))))))))
 
@@ -183,7 +198,8 @@
         threads (mapv (fn [i]
                         (thread (fn []
                                   @go
-                                  (deliver (results i) (try [:value (f i)] (catch Throwable e [:thrown e]))))))
+                                  (deliver (results i)
+                                           (try [:value (f i)] (catch Throwable e [:thrown e]))))))
                       (range n))]
     (deliver go true)
     (run! join threads)
@@ -200,8 +216,9 @@
   (count (.list (File. "/proc/self/fd"))))
 
 (defn settled-descriptors
-  "How many descriptors this process has open once what earlier tests dropped is collected, so that none of it is collected
-  between this count and a later one. The later one is `open-descriptors`: a collection then would hide what was not closed."
+  "How many descriptors this process has open once what earlier tests dropped is collected, so
+  that none of it is collected between this count and a later one. The later one is
+  `open-descriptors`: a collection then would hide what was not closed."
   []
   (loop [before -1, tries 0]
     (System/gc)
@@ -220,14 +237,16 @@
 (defn mapped-maps
   "How many mappings of BPF maps this process has."
   []
-  (count (re-seq #"anon_inode:bpf-map" (Files/readString (java.nio.file.Path/of "/proc/self/maps" (make-array String 0))))))
+  (count (re-seq #"anon_inode:bpf-map"
+                 (Files/readString
+                  (java.nio.file.Path/of "/proc/self/maps" (make-array String 0))))))
 
 (defn kept-by-rounds
-  "What a hundred thousand rounds leave behind: before and after in pairs, `:descriptors`, `:mappings` of BPF maps, and
-  `:kilobytes` of resident memory.
+  "What a hundred thousand rounds leave behind: before and after in pairs, `:descriptors`,
+  `:mappings` of BPF maps, and `:kilobytes` of resident memory.
 
-  `setup` is bindings and `round` the code of a round, as data. They run in a JVM of their own, whose heap has one size and
-  is all touched from the beginning, so that it cannot be what grows."
+  `setup` is bindings and `round` the code of a round, as data. They run in a JVM of their own,
+  whose heap has one size and is all touched from the beginning, so that it cannot be what grows."
   [setup round]
   (let [code `(do
                 (require '[bpfmap.core :as ~'bpf] '[bpfmap.fixture :as ~'fixture])
@@ -241,9 +260,11 @@
                              (fixture/settled-descriptors)
                              (prn (zipmap [:descriptors :mappings :kilobytes]
                                     (map vector ~'before (cons ~'descriptors (~'memory))))))))))
-        {:keys [exit out err]} (run [(str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED"
+        {:keys [exit out err]} (run [(str (System/getProperty "java.home") "/bin/java")
+                                     "--enable-native-access=ALL-UNNAMED"
                                      "-Xms64m" "-Xmx64m" "-XX:+AlwaysPreTouch"
-                                     "-cp" (System/getProperty "java.class.path") "clojure.main" "-e" (pr-str code)])]
+                                     "-cp" (System/getProperty "java.class.path") "clojure.main"
+                                     "-e" (pr-str code)])]
     (when-not (zero? exit)
       (throw (ex-info (str "the rounds failed: " err) {})))
     (edn/read-string out)))
@@ -261,18 +282,25 @@
 
 (def ^:private capability-bits
   "Source: linux/capability.h."
-  {"CAP_DAC_OVERRIDE" 1 "CAP_NET_ADMIN" 12 "CAP_SYS_PTRACE" 19 "CAP_SYS_ADMIN" 21 "CAP_PERFMON" 38 "CAP_BPF" 39})
+  {"CAP_DAC_OVERRIDE" 1 "CAP_NET_ADMIN" 12 "CAP_SYS_PTRACE" 19 "CAP_SYS_ADMIN" 21 "CAP_PERFMON" 38
+   "CAP_BPF" 39})
 
 (defn- keep-capabilities!
-  "Makes the named capabilities, and no others, the effective ones of this thread. It stays permitted all that it was."
+  "Makes the named capabilities, and no others, the effective ones of this thread. It stays
+  permitted all that it was."
   [names]
-  (let [status (Files/readString (java.nio.file.Path/of "/proc/thread-self/status" (make-array String 0)))
-        permitted (Long/parseUnsignedLong (second (re-find #"CapPrm:\s+([0-9a-f]+)" status)) 16)
-        effective (long (reduce #(bit-set (long %1) (long (capability-bits %2))) 0 names))]
+  (let
+    [status (Files/readString (java.nio.file.Path/of "/proc/thread-self/status"
+                                                     (make-array String 0)))
+     permitted (Long/parseUnsignedLong (second (re-find #"CapPrm:\s+([0-9a-f]+)" status)) 16)
+     effective (long (reduce #(bit-set (long %1) (long (capability-bits %2))) 0 names))]
     (with-open [arena (java.lang.foreign.Arena/ofConfined)]
       (let [memory (.allocate arena 32 8)
-            set-u32! (fn [offset x] (.set memory java.lang.foreign.ValueLayout/JAVA_INT (long offset) (unchecked-int x)))]
-        ;; struct __user_cap_header_struct, and two of __user_cap_data_struct: effective, permitted, inheritable.
+            set-u32! (fn [offset x]
+                       (.set memory java.lang.foreign.ValueLayout/JAVA_INT (long offset)
+                             (unchecked-int x)))]
+        ;; struct __user_cap_header_struct, and two of __user_cap_data_struct: effective,
+        ;; permitted, inheritable.
         (set-u32! 0 0x20080522)
         (doseq [[offset shift] {8 0, 20 32}]
           (set-u32! offset (unsigned-bit-shift-right effective shift))
@@ -281,7 +309,8 @@
           (assert (zero? (long (syscall capset address (+ 8 address))))))))))
 
 (defn unprivileged
-  "Calls f on a thread whose effective user is nobody, and returns what it returns. The thread has the named capabilities only.
+  "Calls f on a thread whose effective user is nobody, and returns what it returns. The thread has
+  the named capabilities only.
 
   The system calls, unlike the C library's functions, change the calling thread alone."
   ([f] (unprivileged [] f))

@@ -1,5 +1,6 @@
 (ns bpfmap.handles-test
-  "What a handle is made from, and what it tells of its map: specs, infos, names, and what is refused."
+  "What a handle is made from, and what it tells of its map: specs, infos, names, and what is
+  refused."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.impl.kernel.call :as call]
@@ -22,7 +23,8 @@
     (with-open [m (open-hash {:flags #{:no-prealloc}})]
       (let [info (bpf/info m)]
         (is (= (assoc hash-spec :flags #{:no-prealloc} :key-size 4 :value-size 8)
-               (select-keys info [:name :type :key :value :max-entries :flags :key-size :value-size])))
+               (select-keys info
+                            [:name :type :key :value :max-entries :flags :key-size :value-size])))
         (is (pos-int? (:id info)))
         (is (pos-int? (:memlock info)) "only fdinfo knows it")
         (is (false? (:frozen info)))
@@ -30,20 +32,24 @@
 
 (kernel-test spec-recreates-the-map
   (testing "the spec of a map creates an equal map"
-    (with-open [m (open-hash {:flags #{:no-prealloc} :name "a long name-with more than the kernel takes"})
+    (with-open [m (open-hash {:flags #{:no-prealloc}
+                              :name "a long name-with more than the kernel takes"})
                 same ^java.io.Closeable (bpf/create (bpf/spec m))]
       (is (= (bpf/spec m) (bpf/spec same)))
-      (is (= (dissoc (bpf/info m) :id :btf-id :memlock) (dissoc (bpf/info same) :id :btf-id :memlock)))
+      (is (= (dissoc (bpf/info m) :id :btf-id :memlock)
+             (dissoc (bpf/info same) :id :btf-id :memlock)))
       (with-open [opened ^java.io.Closeable (bpf/open (:id (bpf/info m)))
                   again ^java.io.Closeable (bpf/create (bpf/spec opened))]
-        (is (= (dissoc (bpf/info opened) :id :btf-id :memlock) (dissoc (bpf/info again) :id :btf-id :memlock)))))))
+        (is (= (dissoc (bpf/info opened) :id :btf-id :memlock)
+               (dissoc (bpf/info again) :id :btf-id :memlock)))))))
 
 (kernel-test s4-short-and-full-name
   (testing "the kernel has the shortened name and the spec the full one"
     (with-open [m (open-hash {:name "my-flows by address"})]
       (is (= "my-flows by address" (:name (bpf/spec m))))
       (is (= "myflowsbyaddres" (:name (bpf/info m))))
-      (is (= :not-found (:bpfmap/error (error-of (bpf/open {:name "my-flows by address"})))) "nothing keeps such a name"))
+      (is (= :not-found (:bpfmap/error (error-of (bpf/open {:name "my-flows by address"}))))
+          "nothing keeps such a name"))
     (with-open [m (open-hash {:name "my_flows_by_address"})]
       (is (= ["my_flows_by_address" "my_flows_by_add"] (map :name [(bpf/spec m) (bpf/info m)])))
       (with-open [same ^java.io.Closeable (bpf/open {:name "my_flows_by_address"})]
@@ -58,7 +64,9 @@
       (is (str/starts-with? message "In :contents, the entry of 2: [:value]: -1 is not a :u64"))
       (is (= [:contents "x" :key] (:bpfmap/path (error-of (open-hash {:contents {"x" 1}})))))
       (testing "one that only the kernel can refuse"
-        (let [{:keys [message] :bpfmap/keys [error]} (error-of (open-hash {:max-entries 1 :contents [[1 1] [2 2]]}))]
+        (let [{:keys [message]
+               :bpfmap/keys [error]} (error-of
+                                      (open-hash {:max-entries 1 :contents [[1 1] [2 2]]}))]
           (is (= :map-full error))
           (is (str/starts-with? message "In :contents, the entry of 2: put-all! on map"))))
       (is (= before (fixture/open-descriptors))))))
@@ -77,7 +85,8 @@
       (with-open [m (open-hash (merge {:contents {1 10}} change))]
         (is (true? (:frozen (bpf/info m))) change)
         (is (= {1 10} (into {} m)))
-        (doseq [write [#(bpf/put! m 1 1) #(bpf/insert! m 2 1) #(bpf/replace! m 1 1) #(bpf/delete! m 1) #(bpf/take! m 1)]]
+        (doseq [write [#(bpf/put! m 1 1) #(bpf/insert! m 2 1) #(bpf/replace! m 1 1)
+                       #(bpf/delete! m 1) #(bpf/take! m 1)]]
           (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (write))]
             (is (= [:permission :EPERM] [error errno]))
             (is (str/includes? message "the map is frozen"))))
@@ -91,26 +100,39 @@
 
 (kernel-test s9-unsupported-create
   (testing "create names the feature that this kernel lacks"
-    (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (bpf/create {:type 4242 :key-size 4 :value-size 4 :max-entries 1}))]
+    (let [{:keys [message]
+           :bpfmap/keys [error
+                         errno]} (error-of
+                                  (bpf/create {:type 4242 :key-size 4 :value-size 4
+                                               :max-entries 1}))]
       (is (= [:not-supported :EINVAL] [error errno]))
       (is (str/includes? message "has no map type 4242, which bpfmap does not know either")))
     (let [{:keys [message] :bpfmap/keys [error]} (error-of (open-hash {:flags #{0x40000000}}))]
       (is (= :not-supported error))
-      (is (str/includes? message "does not take 1073741824 on :hash maps, which bpfmap does not know either")))
+      (is (str/includes? message
+                         "does not take 1073741824 on :hash maps, which bpfmap does not know either")))
     (when-not (rules/at-least? (call/kernel-release) (:since (:rb-overwrite rules/flags)))
-      (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/create {:type :ringbuf :max-entries 4096 :flags #{:rb-overwrite}}))]
+      (let [{:keys [message]
+             :bpfmap/keys [error]} (error-of
+                                    (bpf/create {:type :ringbuf :max-entries 4096
+                                                 :flags #{:rb-overwrite}}))]
         (is (= :not-supported error))
-        (is (str/includes? message "does not take :rb-overwrite on :ringbuf maps, which came with Linux 6.19"))))
+        (is (str/includes? message
+                           "does not take :rb-overwrite on :ringbuf maps, which came with Linux 6.19"))))
     (testing "what only the kernel can refuse"
-      (is (str/includes? (:message (error-of (open-hash {:numa-node 77}))) "this machine may have no node 77;"))
-      (is (= :invalid-spec (:bpfmap/error (error-of (bpf/create {:type :array :key :u32 :value-size 0xffffffff :max-entries 1})))))
+      (is (str/includes? (:message (error-of (open-hash {:numa-node 77})))
+                         "this machine may have no node 77;"))
+      (is (= :invalid-spec
+             (:bpfmap/error (error-of (bpf/create {:type :array :key :u32 :value-size 0xffffffff
+                                                   :max-entries 1})))))
       (let [{:bpfmap/keys [error hint]} (error-of (open-hash {:max-entries 0xffffffff}))]
         (is (#{:no-memory :invalid-spec} error))
         (is (re-find #"smaller|larger" hint))))))
 
 (kernel-test s9-s10-create-capability
   (testing "create names the missing capability"
-    (let [{:keys [message] :bpfmap/keys [error errno]} (fixture/unprivileged #(error-of (open-hash)))]
+    (let [{:keys [message]
+           :bpfmap/keys [error errno]} (fixture/unprivileged #(error-of (open-hash)))]
       (is (= [:permission :EPERM] [error errno]))
       (is (str/includes? message "create needs CAP_BPF"))
       (is (str/includes? message "kernel.unprivileged_bpf_disabled is"))
@@ -121,7 +143,8 @@
     (with-open [m (open-hash)]
       (let [id (:id (bpf/info m))]
         (doseq [ref [id {:name "t_hash"}]]
-          (let [{:keys [message] :bpfmap/keys [error]} (fixture/unprivileged #(error-of (bpf/open ref)))]
+          (let [{:keys [message]
+                 :bpfmap/keys [error]} (fixture/unprivileged #(error-of (bpf/open ref)))]
             (is (= :permission error))
             (is (str/includes? message "open needs CAP_SYS_ADMIN"))))))))
 
@@ -140,10 +163,13 @@
   (testing "rejects invalid options and references"
     (with-open [m (open-hash)]
       (let [id (:id (bpf/info m))]
-        (are [ref options words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/open ref options))]
-                                   (and (= :invalid-value error) (= :open op) (str/includes? message words)))
-          id {:acess :read-only} "Unknown option :acess: open takes :access, :key, :value, :types and :via"
-          id {:access :rdonly} "Unknown access :rdonly: it is :read-write, :read-only or :write-only"
+        (are [ref options words]
+          (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/open ref options))]
+            (and (= :invalid-value error) (= :open op) (str/includes? message words)))
+          id {:acess :read-only}
+          "Unknown option :acess: open takes :access, :key, :value, :types and :via"
+          id {:access :rdonly}
+          "Unknown access :rdonly: it is :read-write, :read-only or :write-only"
           id [:access] "Options are a map"
           :x nil "open takes an id, a pin path, {:name n} or {:fd n}"
           -1 nil "Not a map: -1: ids and descriptors are numbers from 0"

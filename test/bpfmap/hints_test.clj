@@ -1,6 +1,7 @@
 (ns bpfmap.hints-test
-  "Tries the hints of `bpfmap.impl.errno` on the running kernel: each row is provoked, what it recommends is done and succeeds, and
-  what it states as a fact is looked up. A row that nothing here can provoke is listed with the reason; any other fails the test."
+  "Tries the hints of `bpfmap.impl.errno` on the running kernel: each row is provoked, what it
+  recommends is done and succeeds, and what it states as a fact is looked up. A row that nothing
+  here can provoke is listed with the reason; any other fails the test."
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
@@ -38,7 +39,9 @@
         explain errno/explain]
     (with-redefs [errno/explain (fn [code facts]
                                   (let [explanation (explain code facts)]
-                                    (swap! explained conj [(:row (#'errno/explaining-row code facts)) (:bpfmap/hint explanation)])
+                                    (swap! explained conj
+                                           [(:row (#'errno/explaining-row code facts))
+                                            (:bpfmap/hint explanation)])
                                     explanation))]
       (binding [*explained* explained]
         (f)))))
@@ -46,7 +49,8 @@
 (def ^:private ^:dynamic *row* nil)
 
 (defn- refused
-  "Calls f, which the kernel has to refuse for the reason of the row that is tried; returns the hint."
+  "Calls f, which the kernel has to refuse for the reason of the row that is tried; returns the
+  hint."
   [f]
   (let [{:keys [message] :bpfmap/keys [hint]} (fixture/caught f)]
     (is (= *row* (first (last (filter #(= hint (second %)) @*explained*)))) message)
@@ -74,7 +78,9 @@
 
 (defn- create ^Closeable [spec] (bpf/create spec))
 
-(defn- hash-map-of ^Closeable [n] (create {:name "t_hints" :type :hash :key :u32 :value :u64 :max-entries n}))
+(defn- hash-map-of
+  ^Closeable [n]
+  (create {:name "t_hints" :type :hash :key :u32 :value :u64 :max-entries n}))
 
 (defn- id-of [m] (:id (bpf/info m)))
 
@@ -154,16 +160,21 @@
   {:data {:name name :ssthresh ssthresh :cong_avoid cong-avoid :undo_cwnd undo-cwnd}})
 
 (defn- with-struct-ops
-  "Calls f with a function that makes a STRUCT_OPS map with flags, and one that makes a value for it by its name's suffix."
+  "Calls f with a function that makes a STRUCT_OPS map with flags, and one that makes a value for
+  it by its name's suffix."
   [f]
   (let [{:keys [id members]} (programs/struct-ops-type "tcp_congestion_ops")
         op (fn [member n] (prog/load {:type :struct-ops :name member :insns [[:mov64 :r0 n] [:exit]]
-                                      :attach-btf-id id :expected-attach-type (:index (members member))}))]
+                                      :attach-btf-id id
+                                      :expected-attach-type (:index (members member))}))]
     (with-open [ssthresh ^Closeable (op "ssthresh" 2)
                 cong-avoid ^Closeable (op "cong_avoid" 0)
                 undo-cwnd ^Closeable (op "undo_cwnd" 10)]
-      (f (fn [flags] (create {:name "t_cc" :type :struct-ops :struct-ops "tcp_congestion_ops" :flags flags}))
-         (fn [suffix] (struct-value (str "hints" suffix "_" (mod this-pid 10000000)) ssthresh cong-avoid undo-cwnd))))))
+      (f (fn [flags]
+           (create {:name "t_cc" :type :struct-ops :struct-ops "tcp_congestion_ops" :flags flags}))
+         (fn [suffix]
+           (struct-value (str "hints" suffix "_" (mod this-pid 10000000)) ssthresh cong-avoid
+                         undo-cwnd))))))
 
 (def ^:private has-struct-ops? (delay (some? (programs/struct-ops-type "tcp_congestion_ops"))))
 
@@ -179,7 +190,8 @@
         (with-other-thread
           (fn [tid]
             (with-open [m (storage :task-storage)]
-              (says (refusal (bpf/put! m {:tid tid} 1)) "thread " tid "the first thread is {:pid n}")
+              (says (refusal (bpf/put! m {:tid tid} 1)) "thread " tid
+                    "the first thread is {:pid n}")
               (works (bpf/put! m {:pid this-pid} 1))))))))
 
    :thread-as-process
@@ -211,7 +223,8 @@
    :reference-denied
    (fn []
      (with-open [inner (create {:type :array :value :u32 :max-entries 1})
-                 outer (create {:type :array-of-maps :max-entries 2 :inner-map {:type :array :value :u32 :max-entries 1}})
+                 outer (create {:type :array-of-maps :max-entries 2
+                                :inner-map {:type :array :value :u32 :max-entries 1}})
                  processes (storage :task-storage)
                  groups (create {:type :cgroup-array :max-entries 2})
                  group (objects/cgroup)
@@ -230,14 +243,19 @@
          (let [put #(bpf/put! groups 1 {:pid (:pid other) :fd 0})]
            (says (fixture/unprivileged #(refused put)) "the right to trace it")
            ;; It may be had now; that it is /dev/null is another matter.
-           (let [{:bpfmap/keys [error]} (fixture/unprivileged ["CAP_SYS_PTRACE"] #(fixture/caught put))]
+           (let
+             [{:bpfmap/keys [error]} (fixture/unprivileged
+                                      ["CAP_SYS_PTRACE"] #(fixture/caught put))]
              (is (= :invalid-value error)))))))
 
    :frozen
    (fn []
-     (with-open [m (create {:type :hash :key :u32 :value :u64 :max-entries 2 :contents {1 1} :freeze true})
+     (with-open [m (create {:type :hash :key :u32 :value :u64 :max-entries 2 :contents {1 1}
+                            :freeze true})
                  again ^Closeable (bpf/open (id-of m))]
-       (doseq [m [m again], write [#(bpf/put! m 1 2) #(bpf/delete! m 1) #(bpf/take! m 1) #(bpf/put-all! m {1 2})]]
+       (doseq [m [m again]
+               write [#(bpf/put! m 1 2) #(bpf/delete! m 1) #(bpf/take! m 1)
+                      #(bpf/put-all! m {1 2})]]
          (says (refused write) "frozen"))
        (is (= {1 1} (into {} again)))))
 
@@ -249,7 +267,9 @@
            (let [hint (refusal (bpf/pin! m (str dir "/x")))]
              (says hint (str dir "/x is not on a BPF file system") "mount -t bpf bpf DIRECTORY")
              (try
-               (apply shell (str/split (str/replace (second (re-find #"`(.*)`" hint)) "DIRECTORY" dir) #" "))
+               (apply shell
+                      (str/split (str/replace (second (re-find #"`(.*)`" hint)) "DIRECTORY" dir)
+                                 #" "))
                (works (do (bpf/pin! m (str dir "/x")) (bpf/unpin! m)))
                (finally (fixture/run ["umount" "-l" dir]))))))))
 
@@ -283,13 +303,17 @@
      (let [spec {:type :arena :max-entries 1 :flags #{:mmapable}}
            in-another-process (fn [m]
                                 (let [code `(do (require '[bpfmap.core :as ~'bpf])
-                                                (print (try ((~'bpf/memory (~'bpf/open ~(id-of m))) 0)
-                                                            (catch Exception ~'e (:bpfmap/hint (ex-data ~'e)))))
+                                                (print
+                                                 (try ((~'bpf/memory (~'bpf/open ~(id-of m))) 0)
+                                                      (catch Exception ~'e
+                                                        (:bpfmap/hint (ex-data ~'e)))))
                                                 (flush))
                                       java (str (System/getProperty "java.home") "/bin/java")
                                       classes (System/getProperty "java.class.path")
-                                      ran (fixture/run [java "--enable-native-access=ALL-UNNAMED" "-XX:TieredStopAtLevel=1"
-                                                        "-cp" classes "clojure.main" "-e" (pr-str code)])]
+                                      ran (fixture/run
+                                           [java "--enable-native-access=ALL-UNNAMED"
+                                            "-XX:TieredStopAtLevel=1"
+                                            "-cp" classes "clojure.main" "-e" (pr-str code)])]
                                   (last (str/split-lines (:out ran)))))]
        (with-open [m (create spec)
                    twin ^Closeable (bpf/clone m)
@@ -310,7 +334,9 @@
    :address-space-full
    (fn []
      (with-open [m (create {:type :arena :max-entries 0x100000 :flags #{:mmapable}})]
-       (says (with-limit 9 (* 1024 (+ 2000000 (long (fixture/status "VmSize")))) #(refusal (bpf/memory m))) "ulimit -v")
+       (says (with-limit 9
+               (* 1024 (+ 2000000 (long (fixture/status "VmSize"))))
+               #(refusal (bpf/memory m))) "ulimit -v")
        (works (bpf/memory m))))
 
    :capabilities-missing
@@ -329,28 +355,39 @@
                            (for [spec [{:type :hash :key :u32 :value :u64 :max-entries 1}
                                        {:type :array :value :u64 :max-entries 1}
                                        {:type :queue :value :u64 :max-entries 1}
-                                       {:type :lpm-trie :key [:prefix :ipv4] :value :u64 :max-entries 1 :flags #{:no-prealloc}}
+                                       {:type :lpm-trie :key [:prefix :ipv4] :value :u64
+                                        :max-entries 1 :flags #{:no-prealloc}}
                                        {:type :task-storage :value :u64 :flags #{:no-prealloc}}
                                        {:type :sk-storage :value :u64 :flags #{:no-prealloc}}
-                                       {:type :array-of-maps :max-entries 1 :inner-map {:type :array :value :u32 :max-entries 1}}
-                                       {:type :sockhash :key :u32 :max-entries 1} {:type :ringbuf :max-entries 4096}
-                                       {:type :prog-array :max-entries 1} {:type :stack-trace :max-entries 1}
-                                       {:type :devmap :max-entries 1} {:type :devmap-hash :max-entries 1} {:type :cpumap}
-                                       {:type :xskmap :max-entries 1} {:type :sockmap :max-entries 1}
-                                       {:type :reuseport-sockarray :max-entries 1} {:type :cgroup-array :max-entries 1}]]
+                                       {:type :array-of-maps :max-entries 1
+                                        :inner-map {:type :array :value :u32 :max-entries 1}}
+                                       {:type :sockhash :key :u32 :max-entries 1}
+                                       {:type :ringbuf :max-entries 4096}
+                                       {:type :prog-array :max-entries 1}
+                                       {:type :stack-trace :max-entries 1}
+                                       {:type :devmap :max-entries 1}
+                                       {:type :devmap-hash :max-entries 1} {:type :cpumap}
+                                       {:type :xskmap :max-entries 1}
+                                       {:type :sockmap :max-entries 1}
+                                       {:type :reuseport-sockarray :max-entries 1}
+                                       {:type :cgroup-array :max-entries 1}]]
                              [(str "create " (:type spec)) #(bpf/create spec)])
                            (for [type program-types]
                              [(str "load " type) #(program type)]))]
            (testing what
              (let [hint (fixture/unprivileged #(refused f))
                    needed (re-seq #"CAP_\w+" (first (str/split hint #";")))
-                   again (fixture/unprivileged needed (bound-fn [] (try (f) (catch Exception e e))))]
+                   again (fixture/unprivileged needed
+                                               (bound-fn [] (try (f) (catch Exception e e))))]
                (is (seq needed))
-               (is (not= :permission (:bpfmap/error (ex-data again))) "what the hint asks for is enough")
+               (is (not= :permission (:bpfmap/error (ex-data again)))
+                   "what the hint asks for is enough")
                (is (not= :EPERM (:bpfmap/errno (ex-data again))) "what the hint asks for is enough")
                (when (instance? Closeable again) (.close ^Closeable again))
                (doseq [one needed :when (and (next needed) (not= "CAP_SYS_ADMIN" one))]
-                 (is (= :EPERM (:bpfmap/errno (fixture/unprivileged (remove #{one} needed) #(fixture/caught f))))
+                 (is (= :EPERM
+                        (:bpfmap/errno
+                         (fixture/unprivileged (remove #{one} needed) #(fixture/caught f))))
                      (str "each of it is needed: " one)))))))))
 
    :unpin-denied
@@ -359,11 +396,16 @@
        (with-open [m (hash-map-of 1)]
          (bpf/pin! m path)
          (mode! path "rw-rw-rw-")
-         (says (fixture/unprivileged #(with-open [again ^Closeable (bpf/open path)] (refusal (bpf/unpin! again)))) path)
-         (says (fixture/unprivileged #(with-open [again ^Closeable (bpf/open path)] (refusal (bpf/move-pin! again (str path "m"))))) path)
-         (is (str/includes? (:out (shell "stat" "-c" "%A %u" (fixture/bpffs))) "t") "the directory is sticky")
+         (says (fixture/unprivileged #(with-open [again ^Closeable (bpf/open path)]
+                                        (refusal (bpf/unpin! again)))) path)
+         (says (fixture/unprivileged #(with-open [again ^Closeable (bpf/open path)]
+                                        (refusal (bpf/move-pin! again (str path "m"))))) path)
+         (is (str/includes? (:out (shell "stat" "-c" "%A %u" (fixture/bpffs))) "t")
+             "the directory is sticky")
          (shell "chown" "65534" path)
-         (works (fixture/unprivileged #(with-open [again ^Closeable (bpf/open path)] (bpf/unpin! again) nil))))))
+         (works (fixture/unprivileged #(with-open [again ^Closeable (bpf/open path)]
+                                         (bpf/unpin! again)
+                                         nil))))))
 
    :opens-directory
    (fn []
@@ -375,7 +417,8 @@
      (let [path (fixture/new-pin)]
        (with-open [m (hash-map-of 1)]
          (bpf/pin! m path)
-         (says (linux/on-a-kernel-that-refuses [{:arguments {0 7} :errno 13}] ; BPF_OBJ_GET, as a security module does
+         ;; BPF_OBJ_GET, as a security module does
+         (says (linux/on-a-kernel-that-refuses [{:arguments {0 7} :errno 13}]
                                                (bound-fn [] (refusal (bpf/open path))))
                "no file mode denies this process anything" "or a security module denies it")
          (works (bpf/open path))
@@ -386,8 +429,10 @@
      (let [path (fixture/new-pin)]
        (with-open [m (hash-map-of 1)]
          (bpf/pin! m path)
-         ;; BPF_OBJ_GET of maps.debug was seen to answer so, where the kernel has not loaded its iterators.
-         (says (linux/on-a-kernel-that-refuses [{:arguments {0 7} :errno 2}] (bound-fn [] (refusal (bpf/open path))))
+         ;; BPF_OBJ_GET of maps.debug was seen to answer so, where the kernel has not loaded its
+         ;; iterators.
+         (says (linux/on-a-kernel-that-refuses [{:arguments {0 7} :errno 2}]
+                                               (bound-fn [] (refusal (bpf/open path))))
                (str "there is a file " path) "such as maps.debug")
          (is (.exists (io/file path)))
          (bpf/unpin! m))))
@@ -407,7 +452,8 @@
              (bpf/pin! m (str dir "/x"))
              (mode! (str dir "/x") "rw-rw-rw-")
              (mode! dir "rwx------")
-             (says (fixture/unprivileged #(refusal (bpf/open (str dir "/x")))) "or of a directory above it")
+             (says (fixture/unprivileged #(refusal (bpf/open (str dir "/x"))))
+                   "or of a directory above it")
              (mode! dir "rwxr-xr-x")
              (works (fixture/unprivileged #(bpf/open (str dir "/x"))))
              (bpf/unpin! m)
@@ -435,7 +481,8 @@
          (bpf/pin! m path)
          (works (bpf/open path))
          (bpf/unpin! m)
-         (says (refusal (bpf/pin! m (str path "/x"))) (str "the directory of " path "/x does not exist"))
+         (says (refusal (bpf/pin! m (str path "/x")))
+               (str "the directory of " path "/x does not exist"))
          (.mkdir (io/file path))
          (works (do (bpf/pin! m (str path "/x")) (bpf/unpin! m) nil))
          (.delete (io/file path)))))
@@ -443,7 +490,8 @@
    :pins-gone
    (fn []
      (let [path (.toPath (io/file (fixture/new-pin)))]
-       (Files/createSymbolicLink path (Path/of (str path "-none") (make-array String 0)) (make-array FileAttribute 0))
+       (Files/createSymbolicLink path (Path/of (str path "-none") (make-array String 0))
+                                 (make-array FileAttribute 0))
        (try
          (reset! *explained* [])
          (host/pins (fixture/bpffs))
@@ -466,8 +514,12 @@
        (says (refusal (prog/attach-raw-tracepoint p "no_such_tracepoint")) "available_events")
        (with-mount "tracefs" "rw"
          (fn [dir]
-           (let [events (keep #(next (re-matches #"([^:]+):(.+)" %)) (str/split-lines (:out (shell "cat" (str dir "/available_events")))))
-                 attaches? (fn [event] (try (.close ^Closeable (prog/attach-raw-tracepoint p event)) true (catch Exception _ false)))]
+           (let [events (keep #(next (re-matches #"([^:]+):(.+)" %))
+                              (str/split-lines (:out (shell "cat" (str dir "/available_events")))))
+                 attaches? (fn [event]
+                             (try (.close ^Closeable (prog/attach-raw-tracepoint p event))
+                               true
+                               (catch Exception _ false)))]
              (is (< 100 (count events)))
              (is (= [] (for [[system event] (take-nth 20 events) ; attaching takes some milliseconds
                              :when (and (not= "syscalls" system) (not (attaches? event)))]
@@ -495,7 +547,8 @@
          (let [path (fixture/new-pin)]
            (with-open [m (hash-map-of 1)]
              (bpf/pin! m path)
-             (says (refusal (bpf/move-pin! m (str dir "/x"))) "pin! the map at the new path and unpin! it at the old one")
+             (says (refusal (bpf/move-pin! m (str dir "/x")))
+                   "pin! the map at the new path and unpin! it at the old one")
              (works (do (bpf/pin! m (str dir "/x")) (bpf/unpin! m path) nil))
              (is (= [(str dir "/x")] (bpf/pinned-paths m)))
              (bpf/unpin! m))))))
@@ -513,10 +566,13 @@
 
    :index-out-of-range
    (fn []
-     (doseq [spec [{:type :array :value :u32 :max-entries 4} {:type :percpu-array :value :u32 :max-entries 4}]
+     (doseq [spec [{:type :array :value :u32 :max-entries 4}
+                   {:type :percpu-array :value :u32 :max-entries 4}]
              write [bpf/put! bpf/replace!]]
        (with-open [m (create spec)]
-         (let [value (if (= :percpu-array (:type spec)) (vec (repeat (count (feature/possible-cpus)) 1)) 1)]
+         (let [value (if (= :percpu-array (:type spec))
+                       (vec (repeat (count (feature/possible-cpus)) 1))
+                       1)]
            (says (refusal (write m 4 value)) "from 0 to 3")
            (works (do (write m 3 value) nil))))))
 
@@ -566,7 +622,8 @@
                      third ^Closeable (map-of #{})]
            (bpf/put! m 0 (value-of "a"))
            (try
-             (says (refusal (bpf/put! other 0 (value-of "a"))) "give it another name, or delete! the other")
+             (says (refusal (bpf/put! other 0 (value-of "a")))
+                   "give it another name, or delete! the other")
              (works (do (bpf/put! other 0 (value-of "b")) nil))
              (finally (bpf/delete! m 0) (bpf/delete! other 0)))
            (works (do (bpf/put! third 0 (value-of "a")) nil))
@@ -621,7 +678,8 @@
                  other (create {:type :reuseport-sockarray :max-entries 2})
                  socket (objects/reuseport-socket :udp)]
        (bpf/put! m 0 {:fd (:fd socket)})
-       (says (refusal (bpf/put! other 0 {:fd (:fd socket)})) "is in this map, or another of its kind, already")
+       (says (refusal (bpf/put! other 0 {:fd (:fd socket)}))
+             "is in this map, or another of its kind, already")
        (bpf/delete! m 0)
        (works (do (bpf/put! other 0 {:fd (:fd socket)}) nil))))
 
@@ -651,13 +709,15 @@
                      longer (create (assoc inner :max-entries 9))]
            (if (seq flags)
              (works (do (bpf/put! m 1 longer) nil))
-             (says (refusal (bpf/put! m 1 longer)) "max-entries of an array unless both were created with :inner-map")))))
+             (says (refusal (bpf/put! m 1 longer))
+                   "max-entries of an array unless both were created with :inner-map")))))
      (with-open [m (create {:type :prog-array :max-entries 2})
                  first-one (program :socket-filter)
                  other (program :xdp)
                  alike (program :socket-filter)]
        (bpf/put! m 0 first-one)
-       (says (refusal (bpf/put! m 1 other)) "all programs of one map are of one type, that of the first stored")
+       (says (refusal (bpf/put! m 1 other))
+             "all programs of one map are of one type, that of the first stored")
        (works (do (bpf/put! m 1 alike) nil)))
      (with-open [m (create {:type :devmap :max-entries 2})]
        (says (refusal (bpf/put! m 0 0x7ffffff0)) "the interface of that index")
@@ -666,13 +726,15 @@
    :create-too-large
    (fn []
      (let [spec {:type :hash :key :u32 :max-entries 1}]
-       (says (refusal (create (assoc spec :value [:bytes 0x7ffffff0]))) "larger than this kernel allows")
+       (says (refusal (create (assoc spec :value [:bytes 0x7ffffff0])))
+             "larger than this kernel allows")
        (works (create (assoc spec :value [:bytes 4096])))))
 
    :program-too-long
    (fn []
      (let [looping (fn [n] {:type :socket-filter
-                            :insns [[:mov64 :r0 0] :again [:add64 :r0 1] [:jlt :r0 n :again] [:exit]]})
+                            :insns [[:mov64 :r0 0] :again [:add64 :r0 1] [:jlt :r0 n :again]
+                                    [:exit]]})
            log (volatile! nil)
            hint (refusal (try (prog/load (looping 2000000))
                               (catch Exception e
@@ -702,14 +764,18 @@
    (fn []
      (with-open [m (hash-map-of 1)]
        (let [id (id-of m)
-             operations {"create" #(hash-map-of 1) "clone" #(bpf/clone m) "open" #(bpf/open id) "load" #(program :socket-filter)}
-             run-all (fn [] (mapv (fn [[what f]] [what (try (f) (catch Exception e e))]) operations))
-             close-all (fn [ran] (doseq [[_ x] ran :when (instance? Closeable x)] (.close ^Closeable x)))]
+             operations {"create" #(hash-map-of 1) "clone" #(bpf/clone m) "open" #(bpf/open id)
+                         "load" #(program :socket-filter)}
+             run-all (fn []
+                       (mapv (fn [[what f]] [what (try (f) (catch Exception e e))]) operations))
+             close-all (fn [ran]
+                         (doseq [[_ x] ran :when (instance? Closeable x)] (.close ^Closeable x)))]
          (close-all (run-all)) ; all is loaded
          (try (hash-map-of 0) (catch Exception _)) ; what explains errors too
          (let [ran (with-limit 7 3 run-all)]
            (doseq [[what x] ran]
-             (is (and (= :EMFILE (:bpfmap/errno (ex-data x))) (str/includes? (:bpfmap/hint (ex-data x)) "ulimit -n")) what)
+             (is (and (= :EMFILE (:bpfmap/errno (ex-data x)))
+                      (str/includes? (:bpfmap/hint (ex-data x)) "ulimit -n")) what)
              (is (some #{[:process-files (:bpfmap/hint (ex-data x))]} @*explained*)))
            (close-all ran))
          (doseq [[what f] operations]
@@ -766,7 +832,8 @@
    (fn []
      (let [spec {:type :hash :key :u32 :value :u64 :max-entries 1}
            online (parse-long (re-find #"\d+" (slurp "/sys/devices/system/node/online")))]
-       (says (refusal (create (assoc spec :numa-node 63))) "may have no node 63" "/sys/devices/system/node/online")
+       (says (refusal (create (assoc spec :numa-node 63))) "may have no node 63"
+             "/sys/devices/system/node/online")
        (works (create (assoc spec :numa-node online)))))
 
    :btf-denied
@@ -778,23 +845,29 @@
    :program-denied
    (fn []
      (says (refusal (program :tracing)) "the log, where there is one, says why")
-     (is (some? (:bpfmap/log (fixture/caught #(prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:ja -1] [:exit]]})))))
+     (is
+      (some? (:bpfmap/log (fixture/caught #(prog/load {:type :socket-filter
+                                                       :insns [[:mov64 :r0 0] [:ja -1]
+                                                               [:exit]]})))))
      (works (program :socket-filter)))
 
    :tracepoint-of-program-type
    (fn []
      (with-open [wrong (program :socket-filter)
                  right (program :raw-tracepoint)]
-       (says (refusal (prog/attach-raw-tracepoint wrong "sys_enter")) "only a program of type :raw-tracepoint")
+       (says (refusal (prog/attach-raw-tracepoint wrong "sys_enter"))
+             "only a program of type :raw-tracepoint")
        (works (prog/attach-raw-tracepoint right "sys_enter"))))
 
    :test-run-input
    (fn []
      (with-open [packets (program :socket-filter)
                  raw (program :raw-tracepoint)]
-       (says (refusal (prog/test-run packets {:data (vec (repeat 13 0))})) "data of 14 bytes or more")
+       (says (refusal (prog/test-run packets {:data (vec (repeat 13 0))}))
+             "data of 14 bytes or more")
        (works (prog/test-run packets {:data (vec (repeat 14 0))}))
-       (says (refusal (prog/test-run raw {:data (vec (repeat 14 0))})) "a context and no data for raw tracepoints")
+       (says (refusal (prog/test-run raw {:data (vec (repeat 14 0))}))
+             "a context and no data for raw tracepoints")
        (works (prog/test-run raw {:context (vec (repeat 64 0))}))))
 
    :kernel-lacks
@@ -805,7 +878,8 @@
    :create-breaks-rule
    (fn []
      (let [spec {:type :arena :max-entries 1 :flags #{:mmapable}}]
-       (says (refusal (create (assoc spec :map-extra 4097))) "a rule of its map type that bpfmap does not know of")
+       (says (refusal (create (assoc spec :map-extra 4097)))
+             "a rule of its map type that bpfmap does not know of")
        (works (create (assoc spec :map-extra 0x7b4000000000)))))
 
    :struct-member-denied
@@ -813,7 +887,8 @@
      (with-struct-ops
        (fn [map-of value-of]
          (with-open [m ^Closeable (map-of #{})]
-           (says (refusal (bpf/put! m 0 (assoc-in (value-of "m") [:data :owner] 1))) "only those that the kernel takes")
+           (says (refusal (bpf/put! m 0 (assoc-in (value-of "m") [:data :owner] 1)))
+                 "only those that the kernel takes")
            (works (do (bpf/put! m 0 (value-of "m")) nil))
            (bpf/delete! m 0)))))
 
@@ -839,12 +914,16 @@
 (def ^:private not-tried
   "Rows that nothing here can provoke, with the reason."
   (merge
-   (zipmap [:memory-before-5-5 :memlock-limit :links-before-5-8 :long-values-before-5-15 :operation-before-its-release]
+   (zipmap [:memory-before-5-5 :memlock-limit :links-before-5-8 :long-values-before-5-15
+            :operation-before-its-release]
            (repeat "for older kernels than those on which the tests run by themselves"))
    (zipmap [:opened-read-only :opened-write-only :alternative]
-           (repeat "the handle refuses the operation before the kernel is asked; the row is for what it does not know"))
-   (zipmap [:element-invalid :element-missing :descriptor-wrong :invalid :missing :exists :is-directory :struct-not-implementable]
-           (repeat "what is known to be answered so is refused before, or explained by a row above; this is for the rest"))
+           (repeat
+            "the handle refuses the operation before the kernel is asked; the row is for what it does not know"))
+   (zipmap [:element-invalid :element-missing :descriptor-wrong :invalid :missing :exists
+            :is-directory :struct-not-implementable]
+           (repeat
+            "what is known to be answered so is refused before, or explained by a row above; this is for the rest"))
    (zipmap [:inodes-without-lsm :inodes-unknown-lsm]
            (repeat "only a kernel without the BPF LSM answers so, and most have it"))
    (zipmap [:link-being-made :busy :interrupted :lock]
@@ -879,9 +958,13 @@
   "Why a row cannot be tried on this kernel, or nil."
   [row]
   (cond
-    (and (str/starts-with? (name row) "struct-") (not @has-struct-ops?)) "this kernel has no congestion control by programs"
-    (and (= :create-lacks row) (empty? @lacking-types)) "this kernel lacks no type that has a spec here"
-    (and (= :numa-node-missing row) (not (.exists (io/file "/sys/devices/system/node/online")))) "this kernel has no NUMA nodes"
+    (and (str/starts-with? (name row) "struct-")
+         (not @has-struct-ops?)) "this kernel has no congestion control by programs"
+    (and (= :create-lacks row)
+         (empty? @lacking-types)) "this kernel lacks no type that has a spec here"
+    (and (= :numa-node-missing row)
+         (not
+          (.exists (io/file "/sys/devices/system/node/online")))) "this kernel has no NUMA nodes"
     (needs row) (since/lacking (needs row))))
 
 (defn- try-row [row trial]

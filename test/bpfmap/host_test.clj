@@ -28,7 +28,8 @@
         (is (vector? maps))
         (is (= ids (sort ids)))
         (doseq [m [a b]]
-          (is (= [(dissoc (bpf/info m) :key :value)] (filter #(= (:id (bpf/info m)) (:id %)) maps))))))))
+          (is (= [(dissoc (bpf/info m) :key :value)]
+                 (filter #(= (:id (bpf/info m)) (:id %)) maps))))))))
 
 (deftest list-options-checked
   (testing "rejects invalid options of a list"
@@ -45,7 +46,8 @@
                 b ^Closeable (bpf/create (assoc spec :type :hash :freeze true))]
       (let [ids (set (map (comp :id bpf/info) [a b]))
             ours (fn [maps] (filter (comp ids :id) maps))]
-        (is (= (map #(dissoc % :memlock :frozen) (ours (host/maps))) (ours (host/maps {:brief true}))))
+        (is (= (map #(dissoc % :memlock :frozen) (ours (host/maps)))
+               (ours (host/maps {:brief true}))))
         (is (= 2 (count (ours (host/maps {:brief true})))))
         (is (every? #(contains? % :frozen) (ours (host/maps {:brief false}))))))))
 
@@ -85,7 +87,8 @@
 (defn- filter-program
   "A loaded packet program that names the maps."
   ^Closeable [name & maps]
-  (prog/load {:type :socket-filter :name name :insns (concat (for [m maps] [:lddw :r1 m]) nothing)}))
+  (prog/load {:type :socket-filter :name name
+              :insns (concat (for [m maps] [:lddw :r1 m]) nothing)}))
 
 (kernel-test programs-and-links
   (testing "lists all programs and links by ascending id"
@@ -104,7 +107,8 @@
   (testing "skips and reports programs that disappear during the listing"
     (let [over (AtomicBoolean.)
           churns (doall (repeatedly 4 (fn [] (fixture/thread #(while (not (.get over))
-                                                                (.close (filter-program "t_churn")))))))
+                                                                (.close
+                                                                 (filter-program "t_churn")))))))
           deadline (+ (System/nanoTime) 20000000000)]
       (try
         (let [skipped (first (filter #(or (seq %) (< deadline (System/nanoTime)))
@@ -152,11 +156,14 @@
           (is (identical? p (prog/pin! p (str below "/program"))))
           (is (identical? a (prog/pin! a (io/file top "z"))))
           (doseq [[link to] {"loop" top, "again" (str top "/z")}]
-            (Files/createSymbolicLink (.toPath (io/file top link)) (.toPath (io/file to)) (make-array FileAttribute 0)))
-          (let [expected [{:path (str top "/a map") :kind :map :id (:id (bpf/info m)) :name "t_host" :type :array}
+            (Files/createSymbolicLink (.toPath (io/file top link)) (.toPath (io/file to))
+                                      (make-array FileAttribute 0)))
+          (let [expected [{:path (str top "/a map") :kind :map :id (:id (bpf/info m)) :name "t_host"
+                           :type :array}
                           {:path (str below "/program") :kind :program :id (:id (prog/info p))
                            :name "t_pinned" :type :socket-filter}
-                          {:path (str top "/z") :kind :link :id (:id (prog/info a)) :type :raw-tracepoint}]
+                          {:path (str top "/z") :kind :link :id (:id (prog/info a))
+                           :type :raw-tracepoint}]
                 before (fixture/settled-descriptors)
                 found (host/pins top)]
             (is (= expected found))
@@ -219,7 +226,8 @@
     (let [root (fixture/temporary-directory)
           ;; The kernel writes the blank, the newline and the backslash of this name in octal.
           dir (doto (io/file root "b p\nf\\040s") .mkdir)
-          pinned (fn [path] (with-open [m ^Closeable (bpf/create spec)] (bpf/pin! m path) (str path)))
+          pinned (fn [path]
+                   (with-open [m ^Closeable (bpf/create spec)] (bpf/pin! m path) (str path)))
           paths #(map :path (host/pins root))]
       (try
         (is (= :not-bpffs (:bpfmap/error (error-of (host/pins root)))))
@@ -249,8 +257,9 @@
 
 (kernel-test directory-without-pins
   (testing "a directory that can have no pins is an error"
-    (are [dir kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (host/pins dir))]
-                            (and (= [kind :pins] [error op]) (str/includes? message words)))
+    (are [dir kind words]
+      (let [{:keys [message] :bpfmap/keys [error op]} (error-of (host/pins dir))]
+        (and (= [kind :pins] [error op]) (str/includes? message words)))
       "/proc" :not-bpffs "it is not on a BPF file system, and none is mounted below it"
       "/no/such/directory" :not-found "/no/such/directory cannot be read"
       "/proc/self/comm" :not-found "it is no directory"
@@ -278,14 +287,16 @@
         (is (= fds (sort fds)))
         (doseq [fd fds]
           (is (= "anon_inode:bpf-map"
-                 (str (Files/readSymbolicLink (Path/of (str "/proc/self/fd/" fd) (make-array String 0)))))))
+                 (str (Files/readSymbolicLink (Path/of (str "/proc/self/fd/" fd)
+                                                       (make-array String 0)))))))
         (is (= held (host/holders id) (host/holders {:map-id id})))
         (is (vector? (:skipped (meta held)))))
       (doseq [[object ref] [[p {:program-id (:id (prog/info p))}]
                             [q {:program-id (:id (prog/info q))}]
                             [a {:link-id (:id (prog/info a))}]]
               :let [held (host/holders object)]]
-        (is (= [[me 1]] (map (juxt :pid (comp count :fds)) held)) "a link is no descriptor of its program")
+        (is (= [[me 1]] (map (juxt :pid (comp count :fds)) held))
+            "a link is no descriptor of its program")
         (is (= held (host/holders ref))))
       (is (= [] (host/holders 0x7ffffff0))))))
 
@@ -298,7 +309,8 @@
             {:keys [command holds]} (first (filter #(= me (:pid %)) held))]
         (is (= (procfs/command me) command))
         (is (apply < (map :pid held)))
-        (is (= 1 (count (filter #{{:kind :map :id (:id (bpf/info m2))}} holds))) "two handles of one map are one")
+        (is (= 1 (count (filter #{{:kind :map :id (:id (bpf/info m2))}} holds)))
+            "two handles of one map are one")
         (is (some #{{:kind :program :id (:id (prog/info p))}} holds))
         (is (vector? (:skipped (meta held))))))))
 
@@ -309,12 +321,14 @@
         (let [held (fixture/unprivileged #(host/holders m))
               denied (first (filter #(= :permission (:error %)) (:skipped (meta held))))]
           (is (pos-int? (:pid denied)))
-          (is (= (str "Process " (:pid denied) " cannot be read: this user may not look into it") (:message denied)))))
+          (is (= (str "Process " (:pid denied) " cannot be read: this user may not look into it")
+                 (:message denied)))))
       (testing "ended"
         (with-redefs [procfs/processes (constantly [0 me])]
           (let [held (host/holders m)]
             (is (= [me] (map :pid held)))
-            (is (= [{:pid 0 :error :not-found :message "Process 0 cannot be read: it is not there, or no longer"}]
+            (is (= [{:pid 0 :error :not-found
+                     :message "Process 0 cannot be read: it is not there, or no longer"}]
                    (:skipped (meta held))))))))))
 
 (kernel-test programs-using-a-map
@@ -335,7 +349,8 @@
   (testing "rejects references that mean nothing"
     (are [expr words] (let [{:keys [message] :bpfmap/keys [error]} (error-of expr)]
                         (and (= :invalid-value error) (str/includes? message words)))
-      (host/holders "x") "Not a reference: \"x\": it is the id of a map, {:map-id n}, {:program-id n}"
+      (host/holders "x")
+      "Not a reference: \"x\": it is the id of a map, {:map-id n}, {:program-id n}"
       (host/holders -1) "Not a reference: -1"
       (host/holders {:id 3}) "Not a reference: {:id 3}"
       (host/holders {:map-id "3"}) "Not a reference"
@@ -350,20 +365,24 @@
 
 (kernel-test btf-of-the-kernel
   (testing "reads the BTF of the kernel"
-    (is (= [:struct {:name "list_head"} [:next [:ptr "struct list_head"]] [:prev [:ptr "struct list_head"]]]
+    (is (= [:struct {:name "list_head"} [:next [:ptr "struct list_head"]]
+            [:prev [:ptr "struct list_head"]]]
            (btf/type-named (host/kernel-btf) "list_head")))
     (testing "also as an object, whose id the kernel gives"
       (since/needing [[:kernel :vmlinux-btf-object]]
         (let [id (first (filter #(= (str (host/kernel-btf))
-                                    (try (str (host/btf-by-id %)) (catch clojure.lang.ExceptionInfo _ nil)))
+                                    (try (str (host/btf-by-id %))
+                                      (catch clojure.lang.ExceptionInfo _ nil)))
                                 (range 1 5)))]
           (is (some? id) "vmlinux is among the first"))))))
 
 (kernel-test map-btf-by-id
   (testing "reads the BTF of a map by its id"
-    (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value [:struct {:name "v"} [:ip :ipv4]] :max-entries 1})]
+    (with-open [m ^Closeable (bpf/create {:type :hash :key :u32
+                                          :value [:struct {:name "v"} [:ip :ipv4]] :max-entries 1})]
       (let [{:keys [btf-id btf-value-type-id]} (bpf/info m)]
-        (is (= [:struct {:name "v"} [:ip :ipv4]] (btf/type-of (host/btf-by-id btf-id) btf-value-type-id)))))))
+        (is (= [:struct {:name "v"} [:ip :ipv4]]
+               (btf/type-of (host/btf-by-id btf-id) btf-value-type-id)))))))
 
 (kernel-test load-btf-without-map
   (testing "loads types without a map"
@@ -384,6 +403,7 @@
       (host/module-btf "no_such_module") :not-found "There is no BTF of no_such_module"
       (host/module-btf "../x") :invalid-value "Not the name of a module"
       (host/load-btf :u32) :invalid-value "Not a sequence of types: :u32"
-      (host/load-btf [[:struct {:name (str/join (repeat 1000 "a"))} [:a :u8]]]) :invalid-value "this kernel does not take these types"
+      (host/load-btf [[:struct {:name (str/join (repeat 1000 "a"))} [:a :u8]]]) :invalid-value
+      "this kernel does not take these types"
       (fixture/unprivileged #(host/load-btf [:u32])) :permission "CAP_BPF"
       (fixture/unprivileged #(host/btf-by-id 1)) :permission "CAP_SYS_ADMIN")))

@@ -1,9 +1,11 @@
 (ns bpfmap.kills
-  "Kills processes with SIGKILL at random moments of what they do over and over, and looks at what is there then.
+  "Kills processes with SIGKILL at random moments of what they do over and over, and looks at what
+  is there then.
 
       bin/clj -M:test:kills 1000        as root; two at a time
 
-  Prints as EDN what was found, by operation, and ends with 1 where something was neither old nor new."
+  Prints as EDN what was found, by operation, and ends with 1 where something was neither old nor
+  new."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.backup :as backup]
@@ -22,7 +24,9 @@
 
 (def ^:private longest-millis "From when a process says that it is at it until it is killed." 50)
 
-(def ^:private four "A value that shows when it is half of one and half of another." [:array :u64 4])
+(def ^:private four
+  "A value that shows when it is half of one and half of another."
+  [:array :u64 4])
 
 (defn- entries
   "Entries of keys from `from` on, whose values say which entries they are."
@@ -113,7 +117,8 @@
 (def ^:private jar "target/bpfmap.jar")
 
 (defn- class-path
-  "The jar of the command line, which starts fastest; where it is not to be had, that of this process."
+  "The jar of the command line, which starts fastest; where it is not to be had, that of this
+  process."
   []
   (let [{:keys [exit]} (fixture/run ["bin/bpfmap" "--version"])
         file (io/file jar)
@@ -131,7 +136,8 @@
       (into ["-cp" class-path "clojure.main" "-e" program])))
 
 (defn- with-cache
-  "The options that make a JVM start faster, from a cache made in a folder; none where it cannot be made."
+  "The options that make a JVM start faster, from a cache made in a folder; none where it cannot
+  be made."
   [dir class-path]
   (let [cache (str dir "/start")
         trained '(do (require '[bpfmap.core :as bpf] '[bpfmap.exec.backup])
@@ -144,7 +150,8 @@
     (if (and (= 0 exit) (.exists (io/file cache))) [(str "-XX:AOTCache=" cache)] [])))
 
 (defn- kill-one
-  "Starts a process, kills it at a random moment after it is at it; returns its id. Throws where it ended by itself."
+  "Starts a process, kills it at a random moment after it is at it; returns its id. Throws where
+  it ended by itself."
   [command dir]
   (let [said (io/file dir "said")
         process (.start (doto (ProcessBuilder. ^List command)
@@ -175,7 +182,8 @@
   "Which of the permitted, by name, x is; fails with what else it is."
   [permitted x]
   (or (some (fn [[name y]] (when (= x y) name)) permitted)
-      (throw (ex-info "Neither old nor new" {:is (if (coll? x) (take 5 x) x) :count (when (coll? x) (count x))}))))
+      (throw (ex-info "Neither old nor new"
+                      {:is (if (coll? x) (take 5 x) x) :count (when (coll? x) (count x))}))))
 
 (defn- of-values
   "Which entries are in a map of which each may be old or new, as a name; fails for any other."
@@ -201,15 +209,16 @@
   (filterv #(str/ends-with? % ".part") (.list (io/file dir))))
 
 (defmulti ^:private rounds
-  "Calls `kill`, with the arguments for the process, n times, and after each looks at what is there; returns what
-  was found as `{name count}`."
+  "Calls `kill`, with the arguments for the process, n times, and after each looks at what is
+  there; returns what was found as `{name count}`."
   (fn [operation _dir _n _kill] operation))
 
 (defmethod rounds :save [_ dir n kill]
   (let [old (entries 2000 0 1)
         new (entries 2000 1000 2)
         file (str dir "/a.edn")]
-    (with-maps [(assoc spec :name "kills_old" :contents old) (assoc spec :name "kills_new" :contents new)]
+    (with-maps [(assoc spec :name "kills_old" :contents old)
+                (assoc spec :name "kills_new" :contents new)]
       (fn [a b]
         (let [found (into []
                           (mapcat (fn [_]
@@ -219,9 +228,11 @@
                                           others (remove #{"a.edn" (str ".a.edn." pid ".part")}
                                                          (.list (io/file dir)))]
                                       (when (seq others)
-                                        (throw (ex-info "Left behind" {:files others :before before})))
+                                        (throw
+                                         (ex-info "Left behind" {:files others :before before})))
                                       (cond-> [(judged {:old old :new new}
-                                                       (into {} (:entries (backup/read-file file))))]
+                                                       (into {}
+                                                             (:entries (backup/read-file file))))]
                                         (seq parts) (conj :temporary-file)))))
                           (range n))]
           (exec/save {:ref (id a) :file file})
@@ -234,7 +245,8 @@
         new (entries 2000 1000 2)
         [old-file new-file] [(str dir "/old.edn") (str dir "/new.edn")]
         pin (fixture/new-pin)]
-    (with-maps [(assoc spec :name "kills_old" :contents old) (assoc spec :name "kills_new" :contents new)
+    (with-maps [(assoc spec :name "kills_old" :contents old)
+                (assoc spec :name "kills_new" :contents new)
                 (assoc spec :name "kills_into" :contents old)]
       (fn [a b into-map]
         (exec/save {:ref (id a) :file old-file})
@@ -249,7 +261,8 @@
                (range n)))))))
 
 (defmethod rounds :put-all! [_ _ n kill]
-  (with-maps [(assoc spec :name "kills_hash") (assoc spec :name "kills_array" :type :array :max-entries 4000)]
+  (with-maps [(assoc spec :name "kills_hash")
+              (assoc spec :name "kills_array" :type :array :max-entries 4000)]
     (fn [hash array]
       (frequencies
        (for [i (range n)
@@ -351,8 +364,8 @@
         left))))
 
 (defn run
-  "Kills n processes, and some more where n is not a multiple of ten; returns `{:rounds :seconds :found {operation {name count}} :wrong}`,
-  where `:wrong` is what was neither old nor new."
+  "Kills n processes, and some more where n is not a multiple of ten; returns `{:rounds :seconds
+  :found {operation {name count}} :wrong}`, where `:wrong` is what was neither old nor new."
   [n]
   (let [base (fixture/temporary-directory)
         began (System/nanoTime)]

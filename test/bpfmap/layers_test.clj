@@ -13,7 +13,8 @@
 (def ^:private layers
   "Layers from the bottom up: a namespace is in the first that it matches."
   [[1 #"bpfmap\.(asm|btf|bytes|error|spec|type)"]
-   [1 #"bpfmap\.impl\.(edn|edn-text|errno|escape|isa|rules|spec|host\.syscalls|(btf|codec|type)(\..*)?)"]
+   [1
+    #"bpfmap\.impl\.(edn|edn-text|errno|escape|isa|rules|spec|host\.syscalls|(btf|codec|type)(\..*)?)"]
    [2 #"bpfmap\.(impl\..*|feature|prog|memory)"]
    [3 #"bpfmap\.(core|host)"]
    [4 #"bpfmap\.(cli|exec|tool|pod|nrepl)(\..*)?"]])
@@ -54,11 +55,13 @@
         (is (<= (layer required) (layer ns)) (str ns " requires " required))))))
 
 (defn- resolved-later
-  "Returns the namespaces of the project that a source names in quoted symbols, such as for requiring-resolve."
+  "Returns the namespaces of the project that a source names in quoted symbols, such as for
+  requiring-resolve."
   [file known]
   (let [text (slurp file)
         code (str/replace text #"\"(?:[^\"\\]|\\.)*\"|\\.|;[^\n]*" "")]
-    (into (into #{} (comp (map second) (map symbol) (filter known)) (re-seq #"'(bpfmap\.[a-z0-9.-]+)" code))
+    (into (into #{} (comp (map second) (map symbol) (filter known))
+                (re-seq #"'(bpfmap\.[a-z0-9.-]+)" code))
           (comp (map second) (map symbol) (filter known))
           (re-seq #"\(symbol \"(bpfmap\.[a-z0-9.-]+)\"" text))))
 
@@ -83,7 +86,8 @@
 (deftest no-cycles
   (testing "dependencies have no cycle, including those by requiring-resolve"
     (testing "dependencies have no cycle, those by requiring-resolve included"
-      (is (contains? (@dependencies 'bpfmap.core) 'bpfmap.impl.host.explore) "which is resolved later")
+      (is (contains? (@dependencies 'bpfmap.core) 'bpfmap.impl.host.explore)
+          "which is resolved later")
       (doseq [ns (keys @dependencies)]
         (is (nil? (cycle-from ns)) (str ns))))))
 
@@ -95,8 +99,10 @@
 
 (deftest public-namespaces
   (testing "the top level of src/bpfmap is public and everything else is marked :no-doc"
-    (testing "the top level of src/bpfmap is public and in doc/api.md; everything else is marked :no-doc"
-      (let [listed (set (map (comp symbol second) (re-seq #"(?m)^\| `(bpfmap\.[a-z.]+)`" (slurp "doc/api.md"))))
+    (testing
+      "the top level of src/bpfmap is public and in doc/api.md; everything else is marked :no-doc"
+      (let [listed (set (map (comp symbol second)
+                             (re-seq #"(?m)^\| `(bpfmap\.[a-z.]+)`" (slurp "doc/api.md"))))
             public? #(re-matches #"bpfmap\.[a-z]+" (str %))]
         (is (= listed (set (filter public? (map :ns @namespaces)))))
         (doseq [{:keys [ns file]} @namespaces :let [[_ ns-name] (ns-form file)]]
@@ -106,7 +112,8 @@
   (testing "code has at most 100 columns a line"
     (testing "code has at most 100 columns a line; the text of strings and regexes is not counted"
       (doseq [dir ["src" "test" "bench" "dev"], ^File file (sources dir ".clj")
-              :let [text (str/replace (slurp file) #"\"(?:[^\"\\]|\\.)*\"" #(str/replace % #"[^\n]" ""))]
+              :let [text
+                    (str/replace (slurp file) #"\"(?:[^\"\\]|\\.)*\"" #(str/replace % #"[^\n]" ""))]
               [n line] (map-indexed vector (str/split-lines text))]
         (is (<= (count line) 100) (str file ":" (inc n)))))))
 
@@ -202,14 +209,17 @@
   "What a program sees that depends on the library: Clojure, and nothing of the edges."
   (delay
     (->> (str/split (System/getProperty "java.class.path") #":")
-         (filter #(re-find #"/clojure-\d|spec\.alpha|core\.specs\.alpha|^src$|^resources$|target/classes$|/src$|/resources$" %))
+         (filter
+          #(re-find
+            #"/clojure-\d|spec\.alpha|core\.specs\.alpha|^src$|^resources$|target/classes$|/src$|/resources$" %))
          (str/join ":"))))
 
 (deftest loading-is-quiet
   (testing "loading the library calls no kernel and prints no warning"
     ;; In a JVM of its own, which says which classes it initialises.
     (let [nss (sort (remove on-demand (map :ns (filter #(< (layer (:ns %)) 4) @namespaces))))
-          {:keys [exit out err]} (java "-Xlog:class+init=info" "-cp" @library-classpath "clojure.main"
+          {:keys [exit out err]} (java "-Xlog:class+init=info" "-cp" @library-classpath
+                                       "clojure.main"
                                        "-e"
                                        (str "(set! *warn-on-reflection* true)"
                                             (str/join (map #(str "(require '" % ")") nss))
@@ -240,17 +250,22 @@
       (is (= [0 ""] [exit err]))
       (is (contains? of-core 'bpfmap.impl.map.bpf-map))
       (is (not-any? of-core
-                    '[bpfmap.asm bpfmap.impl.isa bpfmap.prog bpfmap.feature bpfmap.impl.feature.probe
+                    '[bpfmap.asm bpfmap.impl.isa bpfmap.prog bpfmap.feature
+                      bpfmap.impl.feature.probe
                       bpfmap.host])
           "maps need no assembler, unless a kernel has to be tried")
       (doseq [[n added] (map vector nss loaded), unneeded added]
-        (is (not (re-find #"^(clojure\.test|clojure\.data\.|nrepl|org\.jline|bpfmap\.impl\.type\.generator)"
-                          (str unneeded)))
+        (is
+         (not
+          (re-find
+           #"^(clojure\.test|clojure\.data\.|nrepl|org\.jline|bpfmap\.impl\.type\.generator)"
+                   (str unneeded)))
             (str n " loads " unneeded))))))
 
 (deftest call-without-linux
   (testing "a call without Linux reports it"
-    (let [{:keys [out exit err]} (java "-Dos.name=Plan 9" "-cp" @library-classpath "clojure.main" "-e"
+    (let [{:keys [out exit err]} (java "-Dos.name=Plan 9" "-cp" @library-classpath "clojure.main"
+                                       "-e"
                                        (str "(require '[bpfmap.core :as bpf])"
                                             "(try (bpf/create {:type :hash :key :u32 :value :u32 "
                                             ":max-entries 1})"

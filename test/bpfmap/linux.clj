@@ -1,5 +1,6 @@
 (ns bpfmap.linux
-  "System calls by name, for tests that need what the library has no use for: sockets, perf events, pidfds.
+  "System calls by name, for tests that need what the library has no use for: sockets, perf
+  events, pidfds.
 
   The numbers and constants are data, which `bpfmap.objects-test` compares with the C headers."
   (:require [bpfmap.fixture :as fixture]
@@ -15,25 +16,32 @@
 
 (def numbers
   "System calls by name: the number on x86-64, and that of the generic table of arm64 and riscv64."
-  {"accept4" [288 242], "bind" [49 200], "close" [3 57], "connect" [42 203], "dup3" [292 24], "getsockname" [51 204]
-   "gettid" [186 178], "listen" [50 201], "munmap" [11 215], "openat" [257 56], "perf_event_open" [298 241]
-   "pidfd_open" [434 434], "prctl" [157 167], "seccomp" [317 277], "setsockopt" [54 208], "socket" [41 198], "socketpair" [53 199]})
+  {"accept4" [288 242], "bind" [49 200], "close" [3 57], "connect" [42 203], "dup3" [292 24]
+   "getsockname" [51 204]
+   "gettid" [186 178], "listen" [50 201], "munmap" [11 215], "openat" [257 56]
+   "perf_event_open" [298 241]
+   "pidfd_open" [434 434], "prctl" [157 167], "seccomp" [317 277], "setsockopt" [54 208]
+   "socket" [41 198], "socketpair" [53 199]})
 
 (def constants
   "Expressions of C to their values, the same on all these processors."
-  {"AF_INET" 2, "AF_UNIX" 1, "AF_XDP" 44, "SOCK_STREAM" 1, "SOCK_DGRAM" 2, "SOCK_RAW" 3, "SOCK_CLOEXEC" 02000000
+  {"AF_INET" 2, "AF_UNIX" 1, "AF_XDP" 44, "SOCK_STREAM" 1, "SOCK_DGRAM" 2, "SOCK_RAW" 3
+   "SOCK_CLOEXEC" 02000000
    "SOL_SOCKET" 1, "SO_REUSEPORT" 15, "SOL_XDP" 283, "XDP_RX_RING" 2, "XDP_TX_RING" 3
    "PROT_READ" 1, "MAP_SHARED" 1
    "AT_FDCWD" -100, "O_RDONLY" 0, "O_CLOEXEC" 02000000
-   "PERF_TYPE_SOFTWARE" 1, "PERF_COUNT_SW_BPF_OUTPUT" 10, "PERF_SAMPLE_RAW" 1024, "PERF_FLAG_FD_CLOEXEC" 8
+   "PERF_TYPE_SOFTWARE" 1, "PERF_COUNT_SW_BPF_OUTPUT" 10, "PERF_SAMPLE_RAW" 1024
+   "PERF_FLAG_FD_CLOEXEC" 8
    "PERF_ATTR_SIZE_VER0" 64
    "BPF_PROG_ATTACH" 8, "BPF_PROG_DETACH" 9, "BPF_CGROUP_INET_EGRESS" 1, "BPF_F_ALLOW_MULTI" 2
    "BPF_F_USER_STACK" 256
-   "PR_SET_NO_NEW_PRIVS" 38, "SECCOMP_SET_MODE_FILTER" 1, "SECCOMP_RET_ALLOW" 0x7fff0000, "SECCOMP_RET_ERRNO" 0x50000
+   "PR_SET_NO_NEW_PRIVS" 38, "SECCOMP_SET_MODE_FILTER" 1, "SECCOMP_RET_ALLOW" 0x7fff0000
+   "SECCOMP_RET_ERRNO" 0x50000
    "offsetof(struct seccomp_data, nr)" 0, "offsetof(struct seccomp_data, args)" 16
    "offsetof(union bpf_attr, target_fd)" 0, "offsetof(union bpf_attr, attach_bpf_fd)" 4
    "offsetof(union bpf_attr, attach_type)" 8, "offsetof(union bpf_attr, attach_flags)" 12
-   "offsetof(union bpf_attr, expected_attach_type)" 68, "offsetof(union bpf_attr, attach_btf_id)" 108
+   "offsetof(union bpf_attr, expected_attach_type)" 68
+   "offsetof(union bpf_attr, attach_btf_id)" 108
    "offsetof(union bpf_attr, btf_vmlinux_value_type_id)" 60})
 
 (defn constant
@@ -63,7 +71,8 @@
   (.decode ^Codec (codec/codec type) (MemorySegment/ofArray bytes) 0))
 
 (defn- in-memory
-  "What stands for an argument in the system call: a number itself, the address of a copy of anything else."
+  "What stands for an argument in the system call: a number itself, the address of a copy of
+  anything else."
   [^Arena arena x]
   (cond
     (bytes? x) (let [memory (.allocate arena (max 1 (alength ^bytes x)) 8)]
@@ -75,7 +84,8 @@
 (defn answer
   "Makes a system call; returns what the kernel answers, a negated errno included.
 
-  A byte array is passed by its address and holds afterwards what the kernel wrote there; a text is passed with a NUL."
+  A byte array is passed by its address and holds afterwards what the kernel wrote there; a text
+  is passed with a NUL."
   [name & args]
   (with-open [arena (Arena/ofConfined)]
     (let [[x86 generic] (numbers name)
@@ -86,7 +96,8 @@
       result)))
 
 (defn said
-  "What the kernel answered by name: `:ok` for 0, else the name of the errno, or its number where it has none here."
+  "What the kernel answered by name: `:ok` for 0, else the name of the errno, or its number where
+  it has none here."
   [answer]
   (if (zero? (long answer)) :ok (errno/errno-name (- (long answer)))))
 
@@ -113,20 +124,26 @@
         word #(vector load 0 0 %)
         argument #(word (+ (long (constant "offsetof(struct seccomp_data, args)")) (* 8 (long %))))
         of-rule (fn [{:keys [call arguments longer-than errno]}]
-                  (let [tests (concat [[(word (constant "offsetof(struct seccomp_data, nr)")) jump-if-equal (or call Abi/SYS_BPF)]]
+                  (let [tests (concat [[(word (constant "offsetof(struct seccomp_data, nr)"))
+                                        jump-if-equal (or call Abi/SYS_BPF)]]
                                       (for [[i x] arguments] [(argument i) jump-if-equal x])
-                                      (when longer-than [[(argument 2) jump-if-greater longer-than]]))
+                                      (when longer-than
+                                        [[(argument 2) jump-if-greater longer-than]]))
                         end (* 2 (count tests))]
-                    (concat (mapcat (fn [i [load test k]] [load [test 0 (- end (* 2 (long i)) 1) k]]) (range) tests)
-                            [[return 0 0 (bit-or (long (constant "SECCOMP_RET_ERRNO")) (long errno))]])))]
+                    (concat (mapcat (fn [i [load test k]]
+                                      [load [test 0 (- end (* 2 (long i)) 1) k]]) (range) tests)
+                            [[return 0 0
+                              (bit-or (long (constant "SECCOMP_RET_ERRNO")) (long errno))]])))]
     (concat (mapcat of-rule rules) [[return 0 0 (constant "SECCOMP_RET_ALLOW")]])))
 
 (defn on-a-kernel-that-refuses
-  "Calls f on a thread of its own on which the kernel refuses system calls, and returns what it returns.
+  "Calls f on a thread of its own on which the kernel refuses system calls, and returns what it
+  returns.
 
-  `rules` are maps of the number of an `:errno` and what it is the answer to: `:arguments`, the lower halves of arguments by
-  their index, of the `:call` with a number, bpf(2) unless that is given; and `:longer-than`, where only a longer `union bpf_attr` is
-  refused, as one with a field is that the kernel does not know. A seccomp filter answers in the kernel's place."
+  `rules` are maps of the number of an `:errno` and what it is the answer to: `:arguments`, the
+  lower halves of arguments by their index, of the `:call` with a number, bpf(2) unless that is
+  given; and `:longer-than`, where only a longer `union bpf_attr` is refused, as one with a field
+  is that the kernel does not know. A seccomp filter answers in the kernel's place."
   [rules f]
   (let [code (refusing rules)
         result (promise)]
@@ -139,9 +156,11 @@
                      (let [filter (.allocate arena (* 8 (count code)) 8)
                            program (.allocate arena 16 8)]
                        (doseq [[i [op jt jf k]] (map-indexed vector code)]
-                         (Bytes/copyIn (pack [:struct [:code :u16] [:jt :u8] [:jf :u8] [:k :u32]] {:code op :jt jt :jf jf :k k})
+                         (Bytes/copyIn (pack [:struct [:code :u16] [:jt :u8] [:jf :u8] [:k :u32]]
+                                             {:code op :jt jt :jf jf :k k})
                                        filter (* 8 (long i))))
-                       (Bytes/copyIn (pack [:struct [:length :u64] [:filter :u64]] {:length (count code) :filter (.address filter)})
+                       (Bytes/copyIn (pack [:struct [:length :u64] [:filter :u64]]
+                                           {:length (count code) :filter (.address filter)})
                                      program 0)
                        (call "prctl" (constant "PR_SET_NO_NEW_PRIVS") 1 0 0 0)
                        (call "seccomp" (constant "SECCOMP_SET_MODE_FILTER") 0 (.address program))))
@@ -160,22 +179,28 @@
           number ValueLayout/JAVA_INT]
       (.downcallHandle linker
                        ^MemorySegment (.get (.find (.defaultLookup linker) "mmap"))
-                       (FunctionDescriptor/of word (into-array MemoryLayout [word word number number number word]))
+                       (FunctionDescriptor/of word
+                                              (into-array
+                                               MemoryLayout [word word number number number word]))
                        (make-array Linker$Option 0)))))
 
 (defn maps-page?
-  "Whether the kernel maps the first `size` bytes of a descriptor's file for reading, shared. They are unmapped at once."
+  "Whether the kernel maps the first `size` bytes of a descriptor's file for reading, shared. They
+  are unmapped at once."
   [fd size]
   (let [address (.invokeWithArguments ^MethodHandle @mmap
-                                      ^java.util.List (list 0 (long size) (int (constant "PROT_READ"))
-                                                            (int (constant "MAP_SHARED")) (int fd) 0))]
+                                      ^java.util.List (list 0 (long size)
+                                                            (int (constant "PROT_READ"))
+                                                            (int (constant "MAP_SHARED")) (int fd)
+                                                            0))]
     (when-not (= -1 address)
       (call "munmap" address size))
     (not= -1 address)))
 
 ;; --- what is held
 
-;; Whatever a test made, with the number of its descriptor under :fd; closing it undoes the making, once.
+;; Whatever a test made, with the number of its descriptor under :fd; closing it undoes the
+;; making, once.
 (defrecord Held [fd undo]
   Closeable
   (close [_] @undo))

@@ -1,5 +1,6 @@
 (ns bpfmap.memory-test
-  "What memory is for: programs, threads and system calls that share it; sizes of more than 4 GiB; the examples of the docstrings."
+  "What memory is for: programs, threads and system calls that share it; sizes of more than 4 GiB;
+  the examples of the docstrings."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.memory :as mem]
@@ -14,16 +15,20 @@
 
 (kernel-test m1-mapping-and-lookups
   (testing "a mapping and lookups show the same values at once"
-    ;; One thread writes the even elements through memory and reads the odd ones by system call, the other the reverse: each
-    ;; element only ever grows, and what a thread wrote it reads back the other way at once.
-    (with-open [m (bpf/create {:type :array :key :u32 :value :u64 :max-entries 64 :flags #{:mmapable}})]
+    ;; One thread writes the even elements through memory and reads the odd ones by system call,
+    ;; the other the reverse: each element only ever grows, and what a thread wrote it reads back
+    ;; the other way at once.
+    (with-open [m (bpf/create {:type :array :key :u32 :value :u64 :max-entries 64
+                               :flags #{:mmapable}})]
       (let [v (mem/elements m)
             through-memory {:read #(nth v %) :write #(mem/write! v %1 %2)}
             by-system-call {:read #(m %) :write #(bpf/put! m %1 %2)}
             rounds 5000
             faults (fixture/in-threads
                     2 (fn [i]
-                        (let [[mine theirs] (if (zero? (long i)) [through-memory by-system-call] [by-system-call through-memory])
+                        (let [[mine theirs] (if (zero? (long i))
+                                              [through-memory by-system-call]
+                                              [by-system-call through-memory])
                               own (range i 64 2)
                               others (range (- 1 (long i)) 64 2)]
                           (loop [round 1 seen (zipmap others (repeat 0)) faults []]
@@ -40,7 +45,8 @@
                                          (< x (seen k2)) (conj [:back k2 x])))))))))]
         (is (= [[] []] faults))
         (is (= (mapv m (range 64)) @v (vals (sort (into {} m)))))
-        (is (every? #(< (- rounds 32) % (inc rounds)) v) "each element was written in one of the last rounds")
+        (is (every? #(< (- rounds 32) % (inc rounds)) v)
+            "each element was written in one of the last rounds")
         (mem/close (bpf/memory m))))))
 
 ;; --- sizes
@@ -48,26 +54,32 @@
 (defn- available-memory
   "How many bytes of memory this host could give a process now."
   []
-  (* 1024 (parse-long (second (re-find #"MemAvailable:\s+(\d+)" (Files/readString (Path/of "/proc/meminfo" (make-array String 0))))))))
+  (* 1024
+     (parse-long (second (re-find #"MemAvailable:\s+(\d+)"
+                                  (Files/readString
+                                   (Path/of "/proc/meminfo" (make-array String 0))))))))
 
 (def ^:private four-gib 0x100000000)
 
 (kernel-test m4-arena-of-4-gib
   (testing "an arena of 4 GiB is accessible to its last word"
     ;; Sparse: a page is there once it is touched.
-    (with-open [m (bpf/create {:name "t_large" :type :arena :max-entries 0x100000 :flags #{:mmapable} :map-extra 0x7a0000000000})]
+    (with-open [m (bpf/create {:name "t_large" :type :arena :max-entries 0x100000
+                               :flags #{:mmapable} :map-extra 0x7a0000000000})]
       (let [memory (bpf/memory m)
             last-word (mem/view memory :u64 (- four-gib 8))]
         (is (= [four-gib 0x7a0000000000] [(mem/size memory) (.address (mem/segment memory))]))
         (doseq [at [0 0x7fffffff 0x80000000 0xffffffff]]
           (is (= 0 (memory at)))
           (mem/fill! (mem/slice memory at 1) 7)
-          (is (= 7 (memory at) (get memory at) (.read (doto (mem/input-stream memory) (.skip at))))))
+          (is (= 7 (memory at) (get memory at)
+                 (.read (doto (mem/input-stream memory) (.skip at))))))
         (mem/fill! (mem/slice memory (- four-gib 8)) 0)
         (mem/add! last-word 77)
         (is (= 77 @last-word (memory (- four-gib 8))))
         (is (= [:none nil] [(memory four-gib :none) (get memory four-gib)]))
-        (doseq [f [#(memory four-gib) #(mem/view memory :u64 (- four-gib 7)) #(mem/slice memory 1 four-gib)
+        (doseq [f [#(memory four-gib) #(mem/view memory :u64 (- four-gib 7))
+                   #(mem/slice memory 1 four-gib)
                    #(count memory) #(seq memory) #(mem/snapshot memory) #(mem/byte-buffer memory)]]
           (is (= :out-of-range (:bpfmap/error (error-of (f))))))
         (let [channel (mem/channel memory)]
@@ -81,8 +93,10 @@
     (let [n (+ 0x20000000 16)
           available (available-memory)]
       (if (< available (* 2 four-gib))
-        (println "  no array of 4 GiB is made, since this host has" (quot available 1048576) "MiB available; the arena of 4 GiB is tested all the same")
-        (with-open [m (bpf/create {:name "t_large" :type :array :key :u32 :value :u64 :max-entries n :flags #{:mmapable}})]
+        (println "  no array of 4 GiB is made, since this host has" (quot available 1048576)
+                 "MiB available; the arena of 4 GiB is tested all the same")
+        (with-open [m (bpf/create {:name "t_large" :type :array :key :u32 :value :u64 :max-entries n
+                                   :flags #{:mmapable}})]
           (let [memory (bpf/memory m)
                 v (mem/elements m)
                 end (* 8 n)]
@@ -94,7 +108,8 @@
             (is (= 155 (reduce + (mem/view memory [:array :u64 16] four-gib))))
             (is (= [78 77] (seq (mem/copy-to v (- n 2) (long-array 2)))))
             (is (= 78 @(mem/add! (mem/view memory :u64 (- end 8)) 1)))
-            (is (str/starts-with? (pr-str (mem/at v (dec n))) (str "#<bpf-view :u64 at " (- end 8) " of map")))
+            (is (str/starts-with? (pr-str (mem/at v (dec n)))
+                                  (str "#<bpf-view :u64 at " (- end 8) " of map")))
             (doseq [f [#(memory end) #(nth v n) #(mem/view memory :u64 (- end 7)) #(mem/at v n)]]
               (is (= :out-of-range (:bpfmap/error (error-of (f))))))
             (is (nil? (m n)))
@@ -114,16 +129,24 @@
 
 (kernel-test m9-no-increment-is-lost
   (testing "increments of a running program and eight threads are not lost"
-    (with-open [m (bpf/create {:type :array :key :u32 :value [:struct [:wide :u64] [:narrow :u32]] :max-entries 1 :flags #{:mmapable}})
+    (with-open [m (bpf/create {:type :array :key :u32 :value [:struct [:wide :u64] [:narrow :u32]]
+                               :max-entries 1 :flags #{:mmapable}})
                 run ^Closeable (prog/load {:type :socket-filter :insns (counting m)})
                 traced ^Closeable (prog/load {:type :raw-tracepoint
                                               :insns (into [[:mov64 :r6 :r1]
                                                             [:call :get-current-pid-tgid]
                                                             [:rsh64 :r0 32]
-                                                            [:jne32 :r0 (.pid (java.lang.ProcessHandle/current)) :out]
+                                                            [:jne32 :r0
+                                                             (.pid
+                                                              (java.lang.ProcessHandle/current))
+                                                             :out]
                                                             [:ldxdw :r7 [:r6 8]]
-                                                            [:jne :r7 (if (fixture/x86-64?) 102 174) :out]] ; getuid, which nobody else here calls
-                                                           (concat (drop-last 2 (counting m)) [:out [:mov64 :r0 0] [:exit]]))})]
+                                                            ;; Getuid, which nobody else here calls
+                                                            [:jne :r7 (if (fixture/x86-64?) 102 174)
+                                                             :out]]
+                                                           (concat (drop-last 2 (counting m))
+                                                                   [:out [:mov64 :r0 0]
+                                                                    [:exit]]))})]
       (let [v (mem/at (mem/elements m) 0)
             wide (mem/at v :wide)
             narrow (mem/at v :narrow)
@@ -171,10 +194,14 @@
 
 (kernel-test docstring-examples
   (testing "the docstring examples return what they show"
-    (with-open [m (bpf/create {:name "counts" :type :array :key :u32 :value :u64 :max-entries 1024 :flags #{:mmapable}})
-                flows (bpf/create {:name "flows" :type :array :key :u32 :value [:struct [:packets :u64] [:bytes :u64]] :max-entries 16
+    (with-open [m (bpf/create {:name "counts" :type :array :key :u32 :value :u64 :max-entries 1024
+                               :flags #{:mmapable}})
+                flows (bpf/create {:name "flows" :type :array :key :u32
+                                   :value [:struct [:packets :u64] [:bytes :u64]] :max-entries 16
                                    :flags #{:mmapable}})
-                section (bpf/create {:type :array :key :u32 :value [:struct [:packets :u64] [:state :u32] [:owner :u32]] :max-entries 1
+                section (bpf/create {:type :array :key :u32
+                                     :value [:struct [:packets :u64] [:state :u32] [:owner :u32]]
+                                     :max-entries 1
                                      :flags #{:mmapable}})]
       (let [home (create-ns (gensym "examples"))
             memory (bpf/memory m)
@@ -187,7 +214,8 @@
                     (bpf/put! flows 7 {:packets 1 :bytes 60})
                     (bpf/put! flows 4 {:packets 1 :bytes 60})
                     (bpf/put! section 0 {:packets 42 :state 0 :owner 0}))
-            bindings {'m m, 'memory memory, 'counts counts, 'flows (mem/elements flows), 'bss section, 'data section
+            bindings {'m m, 'memory memory, 'counts counts, 'flows (mem/elements flows)
+                      'bss section, 'data section
                       'state (mem/at (mem/elements section) 0), 'flags (mem/view memory :u32)}
             printed #(str/replace (pr-str %) #"map \d+" "map 12")
             tried (atom 0)]

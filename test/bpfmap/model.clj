@@ -1,8 +1,9 @@
 (ns bpfmap.model
   "Maps of the running kernel against models of them.
 
-  Random commands go to a map and to a model in Clojure, one after the other. Both must answer alike and, after every
-  command, hold the same. What does not is shrunk to the shortest sequence that shows it.
+  Random commands go to a map and to a model in Clojure, one after the other. Both must answer
+  alike and, after every command, hold the same. What does not is shrunk to the shortest sequence
+  that shows it.
 
   A model is data:
 
@@ -18,9 +19,9 @@
 
   A command must make sense in every state, since shrinking leaves out earlier ones.
 
-  The contents must equal the state, unless there is a `:settle`. It is given `{:contents :command :answer}` (no
-  command before the first), and returns the state to go on from, or nil where the contents cannot be. So the model of
-  a map that evicts what it likes learns what is left."
+  The contents must equal the state, unless there is a `:settle`. It is given `{:contents :command
+  :answer}` (no command before the first), and returns the state to go on from, or nil where the
+  contents cannot be. So the model of a map that evicts what it likes learns what is left."
   (:require [bpfmap.core :as bpf]
             [clojure.string :as str]
             [clojure.test :as t]
@@ -35,7 +36,8 @@
 ;; --- what commands do
 
 (defn- walk
-  "The keys as next-key finds them, with how often it finds each. An endless walk ends after 1000 steps."
+  "The keys as next-key finds them, with how often it finds each. An endless walk ends after 1000
+  steps."
   [m]
   (->> (iterate #(bpf/next-key m %) (bpf/next-key m))
        (take-while some?)
@@ -43,7 +45,8 @@
        frequencies))
 
 (def operations
-  "What the commands do that every map with keys has. A missing key answers :none, what returns the map :done."
+  "What the commands do that every map with keys has. A missing key answers :none, what returns
+  the map :done."
   {:lookup    (fn [m k] (bpf/lookup m k :none))
    :has-key?  bpf/has-key?
    :put!      (fn [m k v] (if (identical? m (bpf/put! m k v)) :done :not-the-map))
@@ -84,7 +87,8 @@
         :replace! (if there? [(assoc state k v) true] [state false])
         :delete! [(dissoc state k) there?]
         :take! [(dissoc state k) (get state k :none)]
-        ;; The order is the kernel's own: after the last key comes none, after an unknown key the first.
+        ;; The order is the kernel's own: after the last key comes none, after an unknown key the
+        ;; first.
         :next-key [state (if (and there? (= 2 (count command)))
                            #(or (nil? %) (and (not= k %) (contains? state %)))
                            #(if (empty? state) (nil? %) (contains? state %)))]
@@ -92,14 +96,17 @@
         (:entries :reduce-kv) [state (zipmap (seq state) (repeat 1))]))))
 
 (defn array-step
-  "The step of an array: every index exists, from the beginning to the end; none beyond can be made. Its state is a vector."
+  "The step of an array: every index exists, from the beginning to the end; none beyond can be
+  made. Its state is a vector."
   [length]
   (fn [state [op i v :as command]]
     (let [there? (and i (< i length))]
       (case op
         :lookup [state (if there? (state i) :none)]
         :has-key? [state there?]
-        (:put! :replace!) (if there? [(assoc state i v) (if (= :put! op) :done true)] [state :out-of-range])
+        (:put! :replace!) (if there?
+                            [(assoc state i v) (if (= :put! op) :done true)]
+                            [state :out-of-range])
         :insert! [state (if there? false :out-of-range)]
         (:delete! :take!) [state :not-supported]
         :next-key [state (cond (or (= 1 (count command)) (not there?)) 0
@@ -137,9 +144,11 @@
 (defn trial
   "Gives the commands to a fresh map and to the model.
 
-  Returns `{:trace [[command answer] …]}`, and at the first difference ends with it as `:difference`:
-  `{:of :answer or :contents, :found what the map says, :expected what the model says}`."
-  [{:keys [spec init step contents settle] :or {contents #(into {} %) settle equal} :as model} commands]
+  Returns `{:trace [[command answer] …]}`, and at the first difference ends with it as
+  `:difference`: `{:of :answer or :contents, :found what the map says, :expected what the model
+  says}`."
+  [{:keys [spec init step contents settle] :or {contents #(into {} %) settle equal} :as model}
+   commands]
   (let [operations (merge operations (:operations model))]
     (with-open [m ^Closeable (bpf/create spec)]
       (loop [state init observed {} trace [] commands (seq commands)]
@@ -165,11 +174,13 @@
   (if (or (nil? answer) (boolean? answer) (keyword? answer)) answer :data))
 
 (defn check
-  "Tries a model with random commands: `:trials` times (200) up to `:most` commands (40), from `:seed`.
+  "Tries a model with random commands: `:trials` times (200) up to `:most` commands (40), from
+  `:seed`.
 
-  Returns `{:pass? true :seen #{[operation answer] …}}`, where an answer that is neither nil, a boolean nor a keyword
-  is :data. Or `{:pass? false :seed n :from n}` with the `:trace` and `:difference` of the shortest sequence found, see
-  [[trial]]; `:from` is how many commands there were before shrinking."
+  Returns `{:pass? true :seen #{[operation answer] …}}`, where an answer that is neither nil, a
+  boolean nor a keyword is :data. Or `{:pass? false :seed n :from n}` with the `:trace` and
+  `:difference` of the shortest sequence found, see [[trial]]; `:from` is how many commands there
+  were before shrinking."
   [model & {:keys [trials most seed] :or {trials 200 most 40}}]
   (let [seen (volatile! #{})
         property (prop/for-all [commands (gen/vector (:command model) 0 most)]
@@ -178,11 +189,13 @@
                      (reify results/Result
                        (pass? [_] (nil? difference))
                        (result-data [_] outcome))))
-        {:keys [pass? fail shrunk seed]} (check/quick-check trials property :seed (or seed (System/nanoTime)))]
+        {:keys [pass? fail shrunk seed]} (check/quick-check
+                                          trials property :seed (or seed (System/nanoTime)))]
     (if pass?
       {:pass? true :seen @seen}
       ;; Without a difference it was the model that threw.
-      (merge {:pass? false :seed seed :from (count (first fail)) :commands (first (:smallest shrunk))}
+      (merge {:pass? false :seed seed :from (count (first fail))
+              :commands (first (:smallest shrunk))}
              (:result-data shrunk)))))
 
 (defn- said [x]
@@ -198,7 +211,8 @@
     (str "seed " seed ", shrunk from " from " commands
 "
          (if-not difference
-           (str "  the model throws for " (pr-str commands) ": " (:clojure.test.check.properties/error outcome))
+           (str "  the model throws for " (pr-str commands) ": "
+                (:clojure.test.check.properties/error outcome))
            (str (str/join (for [[command answer] trace]
                             (str "  " (pr-str command) " answers " (said answer) "
 ")))
@@ -209,7 +223,8 @@
                                  "  but the model says " (said expected))))))))
 
 (defn holds
-  "Asserts that map and model agree; returns which answers were seen, see [[check]] for them and for the options."
+  "Asserts that map and model agree; returns which answers were seen, see [[check]] for them and
+  for the options."
   [model & options]
   (let [{:keys [seen] :as outcome} (apply check model options)]
     (t/is (:pass? outcome) (explain outcome))

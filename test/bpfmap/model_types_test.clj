@@ -1,6 +1,6 @@
 (ns bpfmap.model-types-test
-  "The other map types against their models: what evicts, what has a value for each CPU, prefixes, queues, maps of
-  maps; and the operations on many entries at once."
+  "The other map types against their models: what evicts, what has a value for each CPU, prefixes,
+  queues, maps of maps; and the operations on many entries at once."
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :refer [kernel-test]]
@@ -27,8 +27,9 @@
 ;; --- least recently used: a relation, since what is evicted is the kernel's choice
 
 (defn- lru-step
-  "What was in the map after the last command is known, so what does not write answers as a hash does. A write first
-  finds a place, for which it may evict any entry, also the one that it is about: then it meets no such key any more."
+  "What was in the map after the last command is known, so what does not write answers as a hash
+  does. A write first finds a place, for which it may evict any entry, also the one that it is
+  about: then it meets no such key any more."
   [state [op k v :as command]]
   (case op
     :put! [(assoc state k v) :done]
@@ -37,7 +38,8 @@
     ((model/hash-step ##Inf) state command)))
 
 (defn- lru-settle
-  "All that is there was put last with that value, what was just written is there, and the capacity holds."
+  "All that is there was put last with that value, what was just written is there, and the
+  capacity holds."
   [state {:keys [contents answer] [op k v] :command}]
   (let [wrote? (or (= :put! op) (and (#{:insert! :replace!} op) (true? answer)))
         state (if wrote? (assoc state k v) state)]
@@ -49,15 +51,18 @@
       contents)))
 
 (def ^:private lru-model
-  (merge hash-model {:step lru-step :settle lru-settle} {:spec (assoc (:spec hash-model) :type :lru-hash)}))
+  (merge hash-model {:step lru-step :settle lru-settle}
+         {:spec (assoc (:spec hash-model) :type :lru-hash)}))
 
 (kernel-test lru-hash-keeps-latest
   (testing "an LRU hash holds the latest entries within its capacity"
     (doseq [flags [#{} #{:no-common-lru}]]
       (testing flags
-        (is (= #{} (set/difference #{[:put! :done] [:insert! true] [:insert! false] [:replace! true] [:replace! false]
-                                     [:lookup :none] [:lookup :data] [:take! :data] [:delete! true]}
-                                   (model/holds (assoc-in lru-model [:spec :flags] flags)))))))))
+        (is (= #{}
+               (set/difference #{[:put! :done] [:insert! true] [:insert! false] [:replace! true]
+                                 [:replace! false]
+                                 [:lookup :none] [:lookup :data] [:take! :data] [:delete! true]}
+                               (model/holds (assoc-in lru-model [:spec :flags] flags)))))))))
 
 ;; --- a value for each CPU
 
@@ -74,12 +79,16 @@
 (kernel-test e7-per-cpu-array-vectors
   (testing "a per-CPU array behaves as a vector of vectors"
     (let [n (count (feature/possible-cpus))]
-      (is (= #{} (set/difference #{[:put! :done] [:put! :out-of-range] [:insert! false] [:replace! true] [:delete! :not-supported]}
-                                 (model/holds {:spec {:name "t_model" :type :percpu-array :value :u64 :max-entries 5}
-                                               :init (vec (repeat 5 (vec (repeat n 0))))
-                                               :command (model/key-commands (gen/choose 0 5) (gen/vector value n))
-                                               :step (model/array-step 5)
-                                               :contents (fn [m] (mapv val (seq m)))})))))))
+      (is (= #{}
+             (set/difference #{[:put! :done] [:put! :out-of-range] [:insert! false] [:replace! true]
+                               [:delete! :not-supported]}
+                             (model/holds {:spec {:name "t_model" :type :percpu-array :value :u64
+                                                  :max-entries 5}
+                                           :init (vec (repeat 5 (vec (repeat n 0))))
+                                           :command (model/key-commands
+                                                     (gen/choose 0 5) (gen/vector value n))
+                                           :step (model/array-step 5)
+                                           :contents (fn [m] (mapv val (seq m)))})))))))
 
 (kernel-test e7-lru-per-cpu-latest
   (testing "an LRU per-CPU hash holds the latest entries"
@@ -87,7 +96,11 @@
       (testing flags
         (is (contains? (model/holds (-> lru-model
                                         (update :spec merge {:type :lru-percpu-hash :flags flags})
-                                        (assoc :command (model/key-commands small-key (gen/vector value (count (feature/possible-cpus)))))))
+                                        (assoc :command
+                                               (model/key-commands
+                                                small-key
+                                                (gen/vector
+                                                 value (count (feature/possible-cpus)))))))
                        [:lookup :data]))))))
 
 ;; --- longest prefix
@@ -96,8 +109,10 @@
   "A prefix as its bits, a text of 0 and 1: one covers another when it begins it."
   [prefix]
   (let [[address length] (str/split prefix #"/")
-        bits (->> (.getAddress (java.net.InetAddress/getByName address)) ; a literal: nothing is looked up
-                  (map #(str/replace (format "%8s" (Long/toBinaryString (bit-and 0xff (long %)))) " " "0"))
+        ;; A literal: nothing is looked up
+        bits (->> (.getAddress (java.net.InetAddress/getByName address))
+                  (map #(str/replace (format "%8s" (Long/toBinaryString (bit-and 0xff (long %))))
+                                     " " "0"))
                   str/join)]
     (subs bits 0 (parse-long length))))
 
@@ -122,7 +137,8 @@
                  :key [:prefix :ipv4] :value :u64}
           :step lpm-step
           :command (model/key-commands
-                    (gen/elements ["0.0.0.0/0" "10.0.0.0/8" "10.0.0.0/9" "10.128.0.0/9" "10.1.0.0/16" "10.1.2.0/24"
+                    (gen/elements ["0.0.0.0/0" "10.0.0.0/8" "10.0.0.0/9" "10.128.0.0/9"
+                                   "10.1.0.0/16" "10.1.2.0/24"
                                    "10.1.2.3/32" "10.1.2.2/31" "11.0.0.0/8" "192.168.1.1/32"])
                     value)}))
 
@@ -130,15 +146,18 @@
   (testing "the model of prefixes finds the longest match"
     (let [state {"0.0.0.0/0" 0 "10.0.0.0/8" 1 "10.1.2.2/31" 2}]
       (is (= ["10.1.2.2/31" "10.0.0.0/8" "0.0.0.0/0" nil]
-             [(longest state "10.1.2.3/32") (longest state "10.1.2.0/24") (longest state "11.0.0.0/8")
+             [(longest state "10.1.2.3/32") (longest state "10.1.2.0/24")
+              (longest state "11.0.0.0/8")
               (longest (dissoc state "0.0.0.0/0") "11.0.0.0/8")])))))
 
-;; An old kernel may take insert! and replace! for put! on this type, and refuse to replace a value in a full map.
+;; An old kernel may take insert! and replace! for put! on this type, and refuse to replace a
+;; value in a full map.
 (kernel-test e5-lpm-trie-longest-match
   (testing "an LPM trie finds the longest prefix that covers the key"
-    (is (= #{} (set/difference #{[:put! :map-full] [:insert! false] [:replace! false] [:lookup :data]
-                                 [:take! :not-supported]}
-                               (model/holds lpm-model))))))
+    (is (= #{}
+           (set/difference #{[:put! :map-full] [:insert! false] [:replace! false] [:lookup :data]
+                             [:take! :not-supported]}
+                           (model/holds lpm-model))))))
 
 (kernel-test e5-lpm-trie-of-ipv6
   (testing "an LPM trie of IPv6 prefixes finds the longest prefix"
@@ -146,9 +165,15 @@
                                (model/holds (-> lpm-model
                                                 (assoc-in [:spec :key] [:prefix :ipv6])
                                                 (assoc :command (model/key-commands
-                                                                 (gen/elements ["::/0" "2001:db8::/32" "2001:db8::/33" "2001:db8:8000::/33"
-                                                                                "2001:db8:1::/48" "2001:db8:1::7/128" "2001:db8:1::6/127"
-                                                                                "fe80::/10" "::1/128" "8000::/1"])
+                                                                 (gen/elements
+                                                                  ["::/0" "2001:db8::/32"
+                                                                   "2001:db8::/33"
+                                                                   "2001:db8:8000::/33"
+                                                                   "2001:db8:1::/48"
+                                                                   "2001:db8:1::7/128"
+                                                                   "2001:db8:1::6/127"
+                                                                   "fe80::/10" "::1/128"
+                                                                   "8000::/1"])
                                                                  value)))))))))
 
 ;; --- queues and stacks
@@ -160,8 +185,9 @@
    :peek  (fn [m] (bpf/peek m :none))})
 
 (defn- keyless-model
-  "`end` takes the next value to be popped from a vector of what was pushed, `others` the rest. All there is can be read
-  only by popping it; what was popped is pushed again, in the order that restores it."
+  "`end` takes the next value to be popped from a vector of what was pushed, `others` the rest.
+  All there is can be read only by popping it; what was popped is pushed again, in the order that
+  restores it."
   [type end others order]
   {:spec {:name "t_model" :type type :value :u64 :max-entries 4}
    :init []
@@ -176,12 +202,14 @@
              :pop! (if (empty? state) [state :none] [(others state) (end state)])
              :peek [state (if (empty? state) :none (end state))]))
    :contents (fn [m]
-               (let [pushed (vec (order (take-while #(not= :none %) (repeatedly #(bpf/pop! m :none)))))]
+               (let [pushed (vec (order (take-while #(not= :none %)
+                                                    (repeatedly #(bpf/pop! m :none)))))]
                  (run! #(bpf/push! m %) pushed)
                  pushed))})
 
 (def ^:private every-push-and-pop
-  #{[:push! :done] [:push! :map-full] [:push-over! :done] [:pop! :data] [:pop! :none] [:peek :data] [:peek :none]})
+  #{[:push! :done] [:push! :map-full] [:push-over! :done] [:pop! :data] [:pop! :none] [:peek :data]
+    [:peek :none]})
 
 (kernel-test queue-oldest-first
   (testing "a queue returns the oldest value first"
@@ -194,7 +222,8 @@
 ;; --- maps of maps
 
 (defn- hash-of-maps-model
-  "Values are numbers of `inner` maps: the map is given the open map, and what it gives back is opened to see which."
+  "Values are numbers of `inner` maps: the map is given the open map, and what it gives back is
+  opened to see which."
   [inner-spec inner]
   (let [numbers (zipmap (map (comp :id bpf/info) inner) (range))
         number-of (fn [reference]
@@ -202,18 +231,26 @@
                       (numbers (:id (bpf/info m)))))
         numbered (fn [m] (update-vals (into {} m) number-of))]
     (merge hash-model
-           {:spec (-> (:spec hash-model) (dissoc :value) (assoc :type :hash-of-maps :inner-map inner-spec))
+           {:spec (-> (:spec hash-model)
+                      (dissoc :value)
+                      (assoc :type :hash-of-maps :inner-map inner-spec))
             :command (model/key-commands small-key (gen/choose 0 (dec (count inner))))
             :contents numbered
             :step (fn [state [op :as command]]
-                    (if (= :take! op) [state :not-supported] ((model/hash-step capacity) state command)))
-            :operations {:lookup (fn [m k] (let [v (bpf/lookup m k :none)] (if (= :none v) v (number-of v))))
+                    (if (= :take! op)
+                      [state :not-supported]
+                      ((model/hash-step capacity) state command)))
+            :operations {:lookup (fn [m k]
+                                   (let [v (bpf/lookup m k :none)]
+                                     (if (= :none v) v (number-of v))))
                          :put! (fn [m k n] (bpf/put! m k (inner n)) :done)
                          :insert! (fn [m k n] (bpf/insert! m k (inner n)))
                          :replace! (fn [m k n] (bpf/replace! m k (inner n)))
                          :entries (fn [m] (frequencies (for [[k v] (seq m)] [k (number-of v)])))
                          :reduce-kv (fn [m]
-                                      (frequencies (reduce-kv (fn [acc k v] (conj acc [k (number-of v)])) [] m)))}})))
+                                      (frequencies
+                                       (reduce-kv (fn [acc k v] (conj acc [k (number-of v)])) []
+                                                  m)))}})))
 
 (def ^:private slots "How many an array of maps has." 5)
 
@@ -228,8 +265,12 @@
                        (case op
                          (:insert! :replace! :take!) [state :not-supported]
                          :put! (if (< i slots) (step state command) [state :out-of-range])
-                         ;; It goes through all slots, filled or not, and begins anew beyond the end.
-                         :next-key [state (cond (or (= 1 (count command)) (= slots i)) 0 (= i (dec slots)) nil :else (inc i))]
+                         ;; It goes through all slots, filled or not, and begins anew beyond the
+                         ;; end.
+                         :next-key [state
+                                    (cond (or (= 1 (count command)) (= slots i)) 0
+                                      (= i (dec slots)) nil
+                                      :else (inc i))]
                          :walk [state (zipmap (range slots) (repeat 1))]
                          (step state command)))))))
 
@@ -238,8 +279,10 @@
     (let [inner-spec {:name "t_inner" :type :array :value :u64 :max-entries 1}
           inner (vec (repeatedly 3 #(bpf/create inner-spec)))]
       (try
-        (is (= #{} (set/difference #{[:put! :done] [:put! :out-of-range] [:delete! true] [:delete! false] [:lookup :data] [:lookup :none]}
-                                   (model/holds (array-of-maps-model inner-spec inner) :trials 60))))
+        (is (= #{}
+               (set/difference #{[:put! :done] [:put! :out-of-range] [:delete! true]
+                                 [:delete! false] [:lookup :data] [:lookup :none]}
+                               (model/holds (array-of-maps-model inner-spec inner) :trials 60))))
         (finally (run! bpf/close inner))))))
 
 (kernel-test e8-hash-of-maps-values
@@ -248,7 +291,8 @@
           inner (vec (repeatedly 3 #(bpf/create inner-spec)))]
       (try
         ;; Few trials: the kernel waits for programs to let go of the old map at every write.
-        (is (contains? (model/holds (hash-of-maps-model inner-spec inner) :trials 60) [:put! :map-full]))
+        (is (contains? (model/holds (hash-of-maps-model inner-spec inner) :trials 60)
+                       [:put! :map-full]))
         (finally (run! bpf/close inner))))))
 
 ;; --- many at once
@@ -275,15 +319,19 @@
           entries))
 
 (defn- with-many
-  "The model with the operations on many entries. Writing many is writing one after the other, up to the first failure."
+  "The model with the operations on many entries. Writing many is writing one after the other, up
+  to the first failure."
   [{:keys [step] :as model} k v]
   (assoc model
          :operations many
          :command (gen/frequency [[2 (:command model)]
-                                  [1 (gen/one-of [(gen/tuple (gen/return :put-all!) (gen/map k v {:max-elements 4}))
-                                                  (gen/tuple (gen/return :delete-all!) (gen/vector k 0 4))
-                                                  (gen/tuple (gen/return :lookup-all) (gen/vector k 0 4))
-                                                  (gen/tuple (gen/elements [:snapshot :drain!]))])]])
+                                  [1
+                                   (gen/one-of
+                                    [(gen/tuple (gen/return :put-all!)
+                                                (gen/map k v {:max-elements 4}))
+                                     (gen/tuple (gen/return :delete-all!) (gen/vector k 0 4))
+                                     (gen/tuple (gen/return :lookup-all) (gen/vector k 0 4))
+                                     (gen/tuple (gen/elements [:snapshot :drain!]))])]])
          :step (fn [state [op x :as command]]
                  (case op
                    :put-all! (put-all step state x)
@@ -298,11 +346,14 @@
     (doseq [type [:hash :percpu-hash]
             :let [v (if (= :hash type) value (gen/vector value (count (feature/possible-cpus))))]]
       (testing type
-        (is (= #{} (set/difference #{[:put-all! :data] [:delete-all! :data] [:lookup-all :data] [:snapshot :data]
-                                     [:drain! :data]}
-                                   (model/holds (with-many (-> hash-model
-                                                               (assoc-in [:spec :type] type)
-                                                               (assoc :command (model/key-commands small-key v)))
-                                                           small-key v)))))))
+        (is (= #{}
+               (set/difference #{[:put-all! :data] [:delete-all! :data] [:lookup-all :data]
+                                 [:snapshot :data]
+                                 [:drain! :data]}
+                               (model/holds (with-many (-> hash-model
+                                                           (assoc-in [:spec :type] type)
+                                                           (assoc :command
+                                                                  (model/key-commands small-key v)))
+                                                       small-key v)))))))
     (testing :lru-hash
       (is (contains? (model/holds (with-many lru-model small-key value)) [:drain! :data])))))

@@ -1,6 +1,6 @@
 (ns bpfmap.objects
-  "Kernel objects for the maps that hold them or are keyed by them: sockets, perf events, cgroups, processes, files;
-  and a user namespace with a BPF file system for tokens.
+  "Kernel objects for the maps that hold them or are keyed by them: sockets, perf events, cgroups,
+  processes, files; and a user namespace with a BPF file system for tokens.
 
   Each object is a map with the number of its descriptor under `:fd`, and goes when it is closed."
   (:require [bpfmap.fixture :as fixture]
@@ -77,7 +77,8 @@
   "Two connected UNIX stream sockets: `{:fd :peer}`."
   ^java.io.Closeable []
   (let [pair (byte-array 8)]
-    (call "socketpair" (constant "AF_UNIX") (bit-or (constant "SOCK_STREAM") (constant "SOCK_CLOEXEC")) 0 pair)
+    (call "socketpair" (constant "AF_UNIX")
+          (bit-or (constant "SOCK_STREAM") (constant "SOCK_CLOEXEC")) 0 pair)
     (let [[fd peer] (unpack [:array :s32 2] pair)]
       (held {:fd fd :peer peer} #(close fd peer)))))
 
@@ -91,7 +92,8 @@
     (of-number fd :port (port-of fd))))
 
 (defn xdp-socket
-  "An AF_XDP socket with a receive ring, or with the rings given: `{:fd}`. An XSKMAP takes it without memory and without an interface."
+  "An AF_XDP socket with a receive ring, or with the rings given: `{:fd}`. An XSKMAP takes it
+  without memory and without an interface."
   (^java.io.Closeable [] (xdp-socket ["XDP_RX_RING"]))
   (^java.io.Closeable [rings]
    (let [fd (socket "AF_XDP" "SOCK_RAW")]
@@ -107,7 +109,8 @@
   [:struct [:type :u32] [:size :u32] [:config :u64] [:period :u64] [:sample :u64] [:pad 32]])
 
 (defn perf-event
-  "A software event of a CPU into which programs write, as PERF_EVENT_ARRAY holds them: `{:fd :cpu}`."
+  "A software event of a CPU into which programs write, as PERF_EVENT_ARRAY holds them: `{:fd
+  :cpu}`."
   ^java.io.Closeable [cpu]
   (let [attr (pack perf-event-attr {:type (constant "PERF_TYPE_SOFTWARE")
                                     :size (constant "PERF_ATTR_SIZE_VER0")
@@ -119,7 +122,8 @@
 ;; --- files and processes
 
 (defn- open-file [path]
-  (call "openat" (constant "AT_FDCWD") (str path) (bit-or (constant "O_RDONLY") (constant "O_CLOEXEC"))))
+  (call "openat" (constant "AT_FDCWD") (str path)
+        (bit-or (constant "O_RDONLY") (constant "O_CLOEXEC"))))
 
 (defn file
   "A temporary file, open for reading: `{:path :fd}`."
@@ -139,10 +143,12 @@
     (of-number (pidfd-of pid) :pid pid)))
 
 (defn child-process
-  "A child process that sleeps, started by words in front of that: by a pidfd, `{:pid :fd :process}`. Closing it ends the child."
+  "A child process that sleeps, started by words in front of that: by a pidfd, `{:pid :fd
+  :process}`. Closing it ends the child."
   ^java.io.Closeable [& words]
   (let [nothing (File. "/dev/null")
-        process (.start (doto (ProcessBuilder. ^java.util.List (concat words ["sleep" "600"])) ; without pipes, which the JVM closes when it likes
+        ;; Without pipes, which the JVM closes when it likes
+        process (.start (doto (ProcessBuilder. ^java.util.List (concat words ["sleep" "600"]))
                           (.redirectInput nothing)
                           (.redirectOutput nothing)
                           (.redirectError nothing)))
@@ -156,7 +162,8 @@
         (throw e)))))
 
 (defn others-process
-  "A child process of another user, as [[child-process]]: who is neither that user nor privileged may not trace it."
+  "A child process of another user, as [[child-process]]: who is neither that user nor privileged
+  may not trace it."
   ^java.io.Closeable []
   (let [{:keys [pid] :as child} (child-process "setpriv" "--reuid=65533" "--clear-groups")]
     (loop [tries 0]
@@ -197,14 +204,17 @@
   (loop [tries 500]
     (when-not (.delete dir)
       (if (zero? tries)
-        (throw (ex-info (str "the cgroup is still in use: " dir) {:processes (slurp (io/file dir "cgroup.procs"))}))
+        (throw (ex-info (str "the cgroup is still in use: " dir)
+                        {:processes (slurp (io/file dir "cgroup.procs"))}))
         (do (Thread/sleep 10)
             (recur (dec tries)))))))
 
 (defn cgroup
-  "A new cgroup without processes: `{:path :fd :id}`, the id that programs see. Closing it removes it."
+  "A new cgroup without processes: `{:path :fd :id}`, the id that programs see. Closing it removes
+  it."
   ^java.io.Closeable []
-  (let [dir (io/file @cgroup2 (str "bpfmap-test-" (.pid (ProcessHandle/current)) "-" (swap! names inc)))]
+  (let [dir (io/file @cgroup2
+                     (str "bpfmap-test-" (.pid (ProcessHandle/current)) "-" (swap! names inc)))]
     (when-not (.mkdir dir)
       (throw (ex-info (str "cannot make the cgroup " dir) {})))
     (try
@@ -227,17 +237,20 @@
             program (io/file dir "delegated")
             {:keys [exit err]} (fixture/run [cc "-O1" "-Wall" "-Wextra" "-o" (str program)
                                              (str (io/file (io/resource "bpfmap/delegated.c")))])]
-        (.addShutdownHook (Runtime/getRuntime) (Thread. ^Runnable (fn [] (.delete program) (.delete dir))))
+        (.addShutdownHook (Runtime/getRuntime)
+                          (Thread. ^Runnable (fn [] (.delete program) (.delete dir))))
         (when-not (zero? exit)
           (throw (ex-info (str "the C compiler failed: " err) {})))
         (str program)))))
 
 (defn run-delegated
-  "Runs a command as root of a new user namespace, in which a directory is a BPF file system that delegates everything.
+  "Runs a command as root of a new user namespace, in which a directory is a BPF file system that
+  delegates everything.
 
-  Outside the command has no capability at all: what it makes of BPF it makes with a token of that file system, which
-  nobody else sees. Files belong to whom they do outside. Returns `{:exit :out :err}`, an exit of 125 when the command
-  was not begun, as on Linux before 6.9; nil where there is no C compiler.
+  Outside the command has no capability at all: what it makes of BPF it makes with a token of that
+  file system, which nobody else sees. Files belong to whom they do outside. Returns `{:exit :out
+  :err}`, an exit of 125 when the command was not begun, as on Linux before 6.9; nil where there
+  is no C compiler.
 
       (run-delegated \"/tmp/bpffs\" [\"ls\" \"/tmp/bpffs\"])"
   [dir command]
@@ -247,8 +260,8 @@
 (defn try-token
   "What the kernel answers in there, 0 or a negated errno: `{:without n :token n :with n :uid 0}`.
 
-  They are for creating a map without a token, for creating the token, and for creating the map with it. Nil where
-  there is no C compiler; throws what went wrong before."
+  They are for creating a map without a token, for creating the token, and for creating the map
+  with it. Nil where there is no C compiler; throws what went wrong before."
   [dir]
   (when-let [program @delegated]
     (let [{:keys [exit out err]} (run-delegated dir [program "--try-token" (str dir)])]

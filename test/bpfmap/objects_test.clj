@@ -19,8 +19,10 @@
 (deftest constants-match-headers
   (testing "numbers and constants match the headers"
     (let [ours (merge linux/constants
-                      (update-keys (update-vals linux/numbers (if (fixture/x86-64?) first second)) #(str "__NR_" %)))
-          header (fixture/c-values ["sys/socket.h" "sys/syscall.h" "sys/mman.h" "fcntl.h" "linux/perf_event.h" "linux/bpf.h"
+                      (update-keys (update-vals linux/numbers (if (fixture/x86-64?) first second))
+                                   #(str "__NR_" %)))
+          header (fixture/c-values ["sys/socket.h" "sys/syscall.h" "sys/mman.h" "fcntl.h"
+                                    "linux/perf_event.h" "linux/bpf.h"
                                     "sys/prctl.h" "linux/seccomp.h" "linux/if_xdp.h"]
                                    (keys ours))]
       (if header
@@ -46,7 +48,8 @@
   ({4 :u32 8 :u64} size))
 
 (defn- put [{:keys [^Elements elements key-size value-size]} k v & [flags]]
-  (said (.update elements (pack (number-type key-size) k) (pack (number-type value-size) v) (or flags 0))))
+  (said (.update elements (pack (number-type key-size) k) (pack (number-type value-size) v)
+                 (or flags 0))))
 
 (defn- look
   "The value as a number, or the name of an errno."
@@ -217,7 +220,8 @@
           (is (= :EEXIST (put m (:fd object) 8 noexist)))
           (is (= 7 (look m (:fd object))))
           (when refused
-            (is (= [refused refused refused] [(put m (:fd file) 7) (look m (:fd file)) (delete m (:fd file))])))
+            (is (= [refused refused refused]
+                   [(put m (:fd file) 7) (look m (:fd file)) (delete m (:fd file))])))
           (is (= :EBADF (look m 100000)))
           (is (= [:ok :ENOENT] [(delete m (:fd object)) (delete m (:fd object))]))
           (is (= :ENOENT (look m (:fd object)))))))))
@@ -238,7 +242,8 @@
   "Runs body with a new directory to mount on; skips the test where no token can be had."
   [[dir] & body]
   `(cond
-     (not (rules/at-least? (call/kernel-release) "6.9")) (fixture/skip! "BPF tokens are of Linux 6.9")
+     (not (rules/at-least? (call/kernel-release)
+                           "6.9")) (fixture/skip! "BPF tokens are of Linux 6.9")
      (nil? (objects/run-delegated "/" ["true"])) (fixture/skip! "no C compiler")
      :else (let [~dir (fixture/temporary-directory)]
              (try ~@body (finally (.delete ~dir))))))
@@ -266,19 +271,24 @@
     (in-directory [dir]
       (let [{:keys [exit out err]}
             (objects/run-delegated dir [(str (System/getProperty "java.home") "/bin/java")
-                                        "--enable-native-access=ALL-UNNAMED" "-cp" (System/getProperty "java.class.path")
+                                        "--enable-native-access=ALL-UNNAMED" "-cp"
+                                        (System/getProperty "java.class.path")
                                         "clojure.main" "-e"
-                                        ;; Some maps may be made by anybody, where a sysctl allows it; BTF may not.
+                                        ;; Some maps may be made by anybody, where a sysctl allows
+                                        ;; it; BTF may not.
                                         (str "(require '[bpfmap.host :as host])"
                                              "(try (host/load-btf [:u32])"
-                                             " (catch Exception e (prn (:bpfmap/error (ex-data e)))))")])]
+                                             " (catch Exception e (prn (:bpfmap/error (ex-data "
+                                             "e)))))")])]
         (is (= [0 ":permission\n" ""] [exit out err]))))))
 
 ;; --- lifetime
 
 (def ^:private makers
-  [objects/tcp-listener objects/udp-socket objects/unbound-socket objects/tcp-connection objects/unix-pair
-   #(objects/reuseport-socket :tcp) #(objects/reuseport-socket :udp) objects/xdp-socket #(objects/perf-event 0)
+  [objects/tcp-listener objects/udp-socket objects/unbound-socket objects/tcp-connection
+   objects/unix-pair
+   #(objects/reuseport-socket :tcp) #(objects/reuseport-socket :udp) objects/xdp-socket
+   #(objects/perf-event 0)
    objects/file objects/this-process objects/child-process objects/cgroup])
 
 (kernel-test objects-closed-once

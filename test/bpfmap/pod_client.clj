@@ -1,6 +1,6 @@
 (ns bpfmap.pod-client
-  "A client of pods, as Babashka is one: its own bencode, a thread that reads the answers, and namespaces made from what
-  `describe` answers, with the client-side code evaluated in them.
+  "A client of pods, as Babashka is one: its own bencode, a thread that reads the answers, and
+  namespaces made from what `describe` answers, with the client-side code evaluated in them.
 
   Vars of pods find their client by `babashka.pods/invoke`, as the code that pods send calls it."
   (:require [bpfmap.fixture :as fixture]
@@ -18,7 +18,9 @@
 (defn encode
   "The bytes of a message, as a string of their Latin-1."
   ^String [x]
-  (let [text (fn [s] (let [s (String. (.getBytes ^String s "UTF-8") "ISO-8859-1")] (str (count s) ":" s)))]
+  (let [text (fn [s]
+               (let [s (String. (.getBytes ^String s "UTF-8") "ISO-8859-1")]
+                 (str (count s) ":" s)))]
     (cond
       (string? x) (text x)
       (integer? x) (str "i" x "e")
@@ -100,7 +102,8 @@
      waiter)))
 
 (defn settled
-  "What a promise of an answer holds; throws what it is when that is an exception, and when it does not come."
+  "What a promise of an answer holds; throws what it is when that is an exception, and when it
+  does not come."
   [waiter]
   (let [answer (deref waiter 60000 (ex-info "No answer within 60 seconds" {}))]
     (if (instance? Throwable answer)
@@ -151,8 +154,11 @@
     (let [description (decode (:in client))
           client (assoc client
                         :description description
-                        :readers (into {} (map (fn [[tag sym]] [(symbol tag) (fn [form] ((resolve (symbol sym)) form))]))
-                                       (description "readers")))]
+                        :readers
+                        (into {}
+                              (map (fn [[tag sym]]
+                                     [(symbol tag) (fn [form] ((resolve (symbol sym)) form))]))
+                              (description "readers")))]
       (load-namespaces client)
       (fixture/thread #(read-answers client))
       client)))
@@ -162,7 +168,8 @@
 (def script (str (.getAbsolutePath (io/file "bin/pod-bpfmap"))))
 
 (defn start-process
-  "Starts bin/pod-bpfmap; returns it with a file that gets its stderr. `before` are words that come before the command."
+  "Starts bin/pod-bpfmap; returns it with a file that gets its stderr. `before` are words that
+  come before the command."
   [& {:keys [dir env before]}]
   (let [err (doto (File/createTempFile "bpfmap-pod" ".err") (.deleteOnExit))
         ^List command (conj (vec before) script)

@@ -42,7 +42,8 @@
 (kernel-test counting-program
   (testing "a program counts into a map"
     (with-open [m (counter)
-                p ^Closeable (prog/load {:type :socket-filter :name "count it" :insns (counting m)})]
+                p ^Closeable (prog/load {:type :socket-filter :name "count it"
+                                         :insns (counting m)})]
       (is (= 0 (m 0)))
       (let [{:keys [return duration data]} (prog/test-run p {:data packet :repeat 1000})]
         (is (= 0 return))
@@ -103,19 +104,24 @@
     (testing "also a log that is longer than its first buffer"
       (let [{:bpfmap/keys [error log]}
             (error-of (prog/load {:type :socket-filter
-                                  :insns [(repeat 3000 [:mov64 :r0 1]) [:stxdw [:r10 0] :r0] [:exit]]}))]
+                                  :insns [(repeat 3000 [:mov64 :r0 1]) [:stxdw [:r10 0] :r0]
+                                          [:exit]]}))]
         (is (= :program-rejected error))
         (is (< 65536 (count log)))
         (is (str/includes? log "invalid"))))))
 
 (kernel-test invalid-program-rejected
   (testing "rejects invalid programs before any system call"
-    (are [program words] (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/load program))]
-                           (and (= :invalid-program error) (str/includes? message words)))
-      {:type :socket_filter :insns [[:exit]]} "Unknown program type :socket_filter: it is a number, or :cgroup-device"
+    (are [program words]
+      (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/load program))]
+        (and (= :invalid-program error) (str/includes? message words)))
+      {:type :socket_filter :insns [[:exit]]}
+      "Unknown program type :socket_filter: it is a number, or :cgroup-device"
       {:insns [[:exit]]} "Unknown program type nil"
-      {:type :xdp :instructions []} "Unknown key :instructions: a program has :type, :name, :license and :insns"
-      {:type :xdp :insns [[:exit]] :expected-attach-type :trace_iter} "Unknown attach type :trace_iter: it is a name"
+      {:type :xdp :instructions []}
+      "Unknown key :instructions: a program has :type, :name, :license and :insns"
+      {:type :xdp :insns [[:exit]] :expected-attach-type :trace_iter}
+      "Unknown attach type :trace_iter: it is a name"
       {:type :xdp :insns [[:exit]] :expected-attach-type -1} "Unknown attach type -1"
       {:type :tracing :insns [[:exit]] :attach-btf-id :vfs_read} "Not the id of a type: :vfs_read"
       {:type :tracing :insns [[:exit]] :attach-btf-id 4294967296} "Not the id of a type: 4294967296"
@@ -127,12 +133,14 @@
 (kernel-test unsupported-test-runs
   (testing "rejects test runs that the program type does not support"
     (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
-      (are [options kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/test-run p options))]
-                                  (and (= kind error) (= :test-run op) (str/includes? message words)))
+      (are [options kind words]
+        (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/test-run p options))]
+          (and (= kind error) (= :test-run op) (str/includes? message words)))
         {:data [1 2 3]} :invalid-value "data of 14 bytes or more for packet programs"
         {:data "xyz"} :invalid-value "hexadecimal"
         {:repeat 0} :invalid-value ":repeat is a number from 1, not 0"
-        {:input 1} :invalid-value "Unknown option :input: test-run takes :data, :context and :repeat"))
+        {:input 1} :invalid-value
+        "Unknown option :input: test-run takes :data, :context and :repeat"))
     (testing "a type without test runs"
       (with-open [p ^Closeable (prog/load {:type :kprobe :insns [[:mov64 :r0 0] [:exit]]})]
         (is (= :not-supported (:bpfmap/error (error-of (prog/test-run p)))))))
@@ -148,7 +156,8 @@
     (with-open [filter ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})
                 raw ^Closeable (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})]
       (are [program tracepoint kind words]
-           (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/attach-raw-tracepoint program tracepoint))]
+           (let [{:keys [message]
+                  :bpfmap/keys [error]} (error-of (prog/attach-raw-tracepoint program tracepoint))]
              (and (= kind error) (str/includes? message words)))
         filter "sys_enter" :invalid-value "only a program of type :raw-tracepoint"
         raw "no_such_tracepoint" :not-found "no raw tracepoint has that name"
@@ -168,7 +177,8 @@
     (with-open [m (counter)
                 other (counter)]
       (let [before (boot-clock)]
-        (with-open [p (prog/load {:type :socket-filter :name "t_info" :insns (cons [:lddw :r3 other] (counting m))})
+        (with-open [p (prog/load {:type :socket-filter :name "t_info"
+                                  :insns (cons [:lddw :r3 other] (counting m))})
                     again (prog/load {:type :socket-filter :license "Proprietary"
                                       :insns (cons [:lddw :r3 other] (counting m))})]
           (let [{:keys [id tag load-time xlated-bytes verified-insns] :as info} (prog/info p)]
@@ -182,7 +192,8 @@
             (is (zero? (mod xlated-bytes 8)))
             (since/needing [[:kernel :verified-insns]]
               (is (pos-int? verified-insns)))
-            (is (not-any? #{:btf-id :ifindex :attach-btf-id} (keys info)) "what does not apply is left out")
+            (is (not-any? #{:btf-id :ifindex :attach-btf-id} (keys info))
+                "what does not apply is left out")
             (is (= [info] (filter #(= id (:id %)) (host/programs))))
             (is (= [tag false ""] ((juxt :tag :gpl-compatible :name) (prog/info again)))
                 "the tag is that of the instructions")))))))
@@ -212,11 +223,13 @@
     (with-redefs-fn {#'progs/most-maps 1}
       #(with-open [a (counter) b (counter) c (counter)
                    p (prog/load {:type :socket-filter
-                                 :insns [[:lddw :r1 a] [:lddw :r1 b] [:lddw :r1 c] [:mov64 :r0 0] [:exit]]})]
+                                 :insns [[:lddw :r1 a] [:lddw :r1 b] [:lddw :r1 c] [:mov64 :r0 0]
+                                         [:exit]]})]
          (is (= (map (comp :id bpf/info) [a b c]) (:map-ids (prog/info p))))))))
 
 (defn- own-descriptor
-  "The number of a descriptor of an open object. Somebody else on the host may have the object open too, for a moment."
+  "The number of a descriptor of an open object. Somebody else on the host may have the object
+  open too, for a moment."
   [x]
   (some (fn [{:keys [pid fds]}] (when (= pid (.pid (java.lang.ProcessHandle/current))) (first fds)))
         (host/holders x)))
@@ -225,11 +238,13 @@
   (testing "opens a program by every kind of reference"
     (let [path (fixture/new-pin)
           before (fixture/settled-descriptors)]
-      (with-open [p (prog/load {:type :socket-filter :name "t_open" :insns [[:mov64 :r0 7] [:exit]]})]
+      (with-open [p (prog/load {:type :socket-filter :name "t_open"
+                                :insns [[:mov64 :r0 7] [:exit]]})]
         (prog/pin! p path)
         (let [{:keys [id] :as info} (prog/info p)
               number (own-descriptor p)]
-          (doseq [ref [{:program-id id} {:id id} id path {:path path} (io/file path) (Path/of path (make-array String 0))
+          (doseq [ref [{:program-id id} {:id id} id path {:path path} (io/file path)
+                       (Path/of path (make-array String 0))
                        {:fd number}]]
             (with-open [same ^Closeable (prog/open ref)]
               (is (= info (prog/info same)) (pr-str ref))
@@ -268,8 +283,9 @@
                   a (prog/attach-raw-tracepoint p "sys_enter")]
         (bpf/pin! m map-path)
         (prog/pin! a link-path)
-        (are [ref kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/open ref))]
-                                (and (= [kind :open] [error op]) (str/includes? message words)))
+        (are [ref kind words]
+          (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/open ref))]
+            (and (= [kind :open] [error op]) (str/includes? message words)))
           map-path :not-a-program (str map-path " is not a program: it is a map")
           link-path :not-a-program (str link-path " is not a program: it is a link")
           {:fd (own-descriptor m)} :not-a-program "is not a program: it is a map"
@@ -283,7 +299,8 @@
           {:name "x"} :invalid-value "it is {:id n}, {:program-id n}, {:path p} or {:fd n}"
           {:id 1 :fd 2} :invalid-value "open takes an id"
           nil :invalid-value "Not a program: nil")
-        (is (= [:permission :open] ((juxt :bpfmap/error :bpfmap/op) (fixture/unprivileged #(error-of (prog/open 1)))))))
+        (is (= [:permission :open]
+               ((juxt :bpfmap/error :bpfmap/op) (fixture/unprivileged #(error-of (prog/open 1)))))))
       (.delete (io/file map-path))
       (.delete (io/file link-path))
       (is (= before (fixture/open-descriptors))))))
@@ -312,6 +329,7 @@
 (kernel-test s10-load-names-capability
   (testing "loading a program names the missing capability"
     (let [{:keys [message] :bpfmap/keys [error]}
-          (fixture/unprivileged #(error-of (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})))]
+          (fixture/unprivileged #(error-of (prog/load {:type :raw-tracepoint
+                                                       :insns [[:mov64 :r0 0] [:exit]]})))]
       (is (= :permission error))
       (is (str/includes? message "loading a program needs CAP_BPF and CAP_PERFMON")))))

@@ -1,7 +1,9 @@
 (ns bpfmap.programs
-  "What makes the kernel itself fill a map: programs in a cgroup, stacks, tail calls, congestion control.
+  "What makes the kernel itself fill a map: programs in a cgroup, stacks, tail calls, congestion
+  control.
 
-  Maps are open ones, as `bpfmap.core` returns them; what is loaded or attached goes when it is closed."
+  Maps are open ones, as `bpfmap.core` returns them; what is loaded or attached goes when it is
+  closed."
   (:require [bpfmap.asm :as asm]
             [bpfmap.btf :as btf]
             [bpfmap.core :as bpf]
@@ -36,8 +38,8 @@
 ;; --- programs in a cgroup
 
 (defn storage-counter
-  "A program that counts the packets of a cgroup in its own element of a CGROUP_STORAGE or PERCPU_CGROUP_STORAGE map,
-  whose value begins with a u64."
+  "A program that counts the packets of a cgroup in its own element of a CGROUP_STORAGE or
+  PERCPU_CGROUP_STORAGE map, whose value begins with a u64."
   ^java.io.Closeable [m]
   (prog/load {:type :cgroup-skb
               :insns [[:lddw :r1 m]
@@ -49,7 +51,8 @@
                       [:exit]]}))
 
 (defn- cgroup-attachment [^Fd program cgroup number flags]
-  (command (if (= "BPF_PROG_ATTACH" number) "attaching to a cgroup" "detaching from a cgroup") (constant number)
+  (command (if (= "BPF_PROG_ATTACH" number) "attaching to a cgroup" "detaching from a cgroup")
+           (constant number)
            (fn [^Attr attr]
              (.int32 attr (attr-field "target_fd") (:fd cgroup))
              (.fd attr (attr-field "attach_bpf_fd") program)
@@ -57,10 +60,11 @@
              (.int32 attr (attr-field "attach_flags") flags))))
 
 (defn attach-to-cgroup
-  "Attaches a program of type `:cgroup-skb` to what a cgroup sends; closing what this returns detaches it.
+  "Attaches a program of type `:cgroup-skb` to what a cgroup sends; closing what this returns
+  detaches it.
 
-  `cgroup` is what `bpfmap.objects/cgroup` returned, and is closed after this.
-  The element of a cgroup's storage is there from now on, and goes with the cgroup or with the program."
+  `cgroup` is what `bpfmap.objects/cgroup` returned, and is closed after this. The element of a
+  cgroup's storage is there from now on, and goes with the cgroup or with the program."
   ^java.io.Closeable [program cgroup]
   (let [fd (descriptor program)]
     (cgroup-attachment fd cgroup "BPF_PROG_ATTACH" (constant "BPF_F_ALLOW_MULTI"))
@@ -71,7 +75,8 @@
                (finally (.release fd)))))))
 
 (defn send-from
-  "Sends one UDP packet over loopback from a process in the cgroup. The socket belongs to the cgroup too."
+  "Sends one UDP packet over loopback from a process in the cgroup. The socket belongs to the
+  cgroup too."
   [cgroup]
   (with-open [receiver (objects/udp-socket)]
     (let [{:keys [exit err]} (fixture/run ["bash" "-c" (str "echo $$ >\"$0/cgroup.procs\" && "
@@ -83,12 +88,15 @@
 ;; --- stacks
 
 (defn record-stacks
-  "Makes the kernel put stacks of this thread into a STACK_TRACE map; returns their ids, one or more.
+  "Makes the kernel put stacks of this thread into a STACK_TRACE map; returns their ids, one or
+  more.
 
-  They are the stacks at which system calls begin: those in the kernel, or with `:user` those of the process."
+  They are the stacks at which system calls begin: those in the kernel, or with `:user` those of
+  the process."
   ([m] (record-stacks m :kernel))
   ([m where]
-   (with-open [ids ^java.io.Closeable (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 64})
+   (with-open [ids ^java.io.Closeable (bpf/create {:type :hash :key :u32 :value :u32
+                                                   :max-entries 64})
                p ^java.io.Closeable
                (prog/load {:type :raw-tracepoint
                            :insns [[:mov64 :r6 :r1]
@@ -96,7 +104,8 @@
                                    [:jne32 :r0 (call "gettid") :out] ; the low half is the thread
                                    [:mov64 :r1 :r6]
                                    [:lddw :r2 m]
-                                   [:mov64 :r3 ({:kernel 0 :user (constant "BPF_F_USER_STACK")} where)]
+                                   [:mov64 :r3
+                                    ({:kernel 0 :user (constant "BPF_F_USER_STACK")} where)]
                                    [:call :get-stackid]
                                    [:jslt :r0 0 :out]
                                    [:stxw [:r10 -4] :r0]
@@ -118,7 +127,8 @@
 ;; --- system calls
 
 (def ^:private first-argument
-  "Where `struct pt_regs` has the first argument of a system call, and the number of bpf(2): on x86-64, and on arm64."
+  "Where `struct pt_regs` has the first argument of a system call, and the number of bpf(2): on
+  x86-64, and on arm64."
   (if (fixture/x86-64?) [112 321] [0 280]))
 
 (defn- commands-counter
@@ -151,17 +161,23 @@
                         [:exit]]})))
 
 (defn commands-made
-  "Which commands of bpf(2) this thread gives while f runs, by number, and how often: `{0 1}` is one map created.
+  "Which commands of bpf(2) this thread gives while f runs, by number, and how often: `{0 1}` is
+  one map created.
 
-  A program counts them, so that not even one that fails is missed; but the kernel does not run it for a call that comes while it
-  runs for another on the same CPU. Then f is called again, so it must be something that can be repeated."
+  A program counts them, so that not even one that fails is missed; but the kernel does not run it
+  for a call that comes while it runs for another on the same CPU. Then f is called again, so it
+  must be something that can be repeated."
   [f]
   (loop [tries 100]
-    (let [[counts misses] (with-open [counts ^java.io.Closeable (bpf/create {:type :array :value :u64 :max-entries 64})
-                                      p (commands-counter counts)]
-                            (with-open [_ ^java.io.Closeable (prog/attach-raw-tracepoint p "sys_enter")]
-                              (f))
-                            [(into {} (remove (comp zero? val)) counts) (:recursion-misses (prog/info p) 0)])]
+    (let [[counts
+           misses] (with-open
+                     [counts ^java.io.Closeable (bpf/create
+                                                 {:type :array :value :u64 :max-entries 64})
+                      p (commands-counter counts)]
+                     (with-open [_ ^java.io.Closeable (prog/attach-raw-tracepoint p "sys_enter")]
+                       (f))
+                     [(into {} (remove (comp zero? val)) counts)
+                      (:recursion-misses (prog/info p) 0)])]
       (if (or (zero? misses) (zero? tries))
         counts
         (recur (dec tries))))))
@@ -175,7 +191,8 @@
    (prog/load {:type type :insns [[:mov64 :r0 n] [:exit]]})))
 
 (defn tail-caller
-  "A program that goes on with the program at an index of a PROG_ARRAY, and returns 1 if there is none."
+  "A program that goes on with the program at an index of a PROG_ARRAY, and returns 1 if there is
+  none."
   (^java.io.Closeable [m index] (tail-caller m index :socket-filter))
   (^java.io.Closeable [m index type]
    (prog/load {:type type
@@ -188,16 +205,19 @@
 ;; --- struct ops
 
 (defn struct-ops-type
-  "What the kernel's BTF says of a struct that programs can implement, such as \"tcp_congestion_ops\"; nil for others.
+  "What the kernel's BTF says of a struct that programs can implement, such as
+  \"tcp_congestion_ops\"; nil for others.
 
-  `:value-id` and `:value-size` are those of the wrapper that a STRUCT_OPS map holds, `:id` that of the struct in it.
-  `:members` maps the name of each of the struct's members to `{:index :offset}`, the offset from the wrapper's start."
+  `:value-id` and `:value-size` are those of the wrapper that a STRUCT_OPS map holds, `:id` that
+  of the struct in it. `:members` maps the name of each of the struct's members to `{:index
+  :offset}`, the offset from the wrapper's start."
   [struct]
   (let [b (host/kernel-btf)
         value-id (first (blob/ids-named b (str "bpf_struct_ops_" struct) :struct))
         id (first (blob/ids-named b struct :struct))]
     (when (and value-id id)
-      (let [data (some #(when (= "data" (:name %)) (:bit-offset %)) (:members (blob/record b value-id)))]
+      (let [data (some #(when (= "data" (:name %)) (:bit-offset %))
+                       (:members (blob/record b value-id)))]
         {:value-id value-id
          :value-size (blob/size-of b value-id)
          :id id
@@ -207,7 +227,8 @@
                         (:members (blob/record b id)))}))))
 
 (defn create-struct-ops
-  "Creates the STRUCT_OPS map of a [[struct-ops-type]]; flags are names such as `:link`. Returns its descriptor.
+  "Creates the STRUCT_OPS map of a [[struct-ops-type]]; flags are names such as `:link`. Returns
+  its descriptor.
 
   The kernel wants some BTF object with it, though it looks up the type in its own."
   ^Fd [{:keys [value-id value-size]} flags]
@@ -238,10 +259,11 @@
                  (.int32 (attr-field "attach_btf_id") id))))))
 
 (defn congestion-control
-  "A TCP congestion control of programs that do nothing: `{:value bytes :fds numbers}`, the value registers it when it
-  is written at index 0 of a STRUCT_OPS map. `name` has at most 15 bytes.
+  "A TCP congestion control of programs that do nothing: `{:value bytes :fds numbers}`, the value
+  registers it when it is written at index 0 of a STRUCT_OPS map. `name` has at most 15 bytes.
 
-  Without the flag `:link` it stays registered, also when the map is closed, until index 0 is deleted."
+  Without the flag `:link` it stays registered, also when the map is closed, until index 0 is
+  deleted."
   ^java.io.Closeable [{:keys [value-size members] :as type} ^String name]
   (let [value (byte-array value-size)
         copy-to (fn [^bytes bytes member]

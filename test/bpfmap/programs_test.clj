@@ -19,7 +19,8 @@
 ;; --- a map and its elements, without the library's own rules
 
 (defn- of-descriptor
-  "A raw map: its elements, with values as large as the kernel writes them, and the same map opened for programs."
+  "A raw map: its elements, with values as large as the kernel writes them, and the same map
+  opened for programs."
   ^Closeable [^Fd fd key-size value-size]
   (let [number (.acquire fd)
         ^Closeable opened (try
@@ -29,7 +30,8 @@
           #(do (.close opened) (.close fd)))))
 
 (defn- create ^Closeable [type & {:keys [value-size room] :as more}]
-  (let [spec (merge {:type type :key-size 4 :value-size 4 :max-entries 4 :flags #{} :name nil} (dissoc more :room))]
+  (let [spec (merge {:type type :key-size 4 :value-size 4 :max-entries 4 :flags #{} :name nil}
+                    (dissoc more :room))]
     (of-descriptor (map/create spec {:op :create}) (:key-size spec) (or room (:value-size spec)))))
 
 (defn- put [{:keys [^Elements elements]} k v & [flags]]
@@ -68,7 +70,8 @@
           (let [egress (linux/constant "BPF_CGROUP_INET_EGRESS")
                 k (if (= 8 key-size)
                     (pack :u64 (:id cgroup))
-                    (pack [:struct [:id :u64] [:attach-type :u32] [:pad 4]] {:id (:id cgroup) :attach-type egress}))
+                    (pack [:struct [:id :u64] [:attach-type :u32] [:pad 4]]
+                          {:id (:id cgroup) :attach-type egress}))
                 zero (byte-array (* 8 cpus))]
             (with-open [program (programs/storage-counter (:open m))]
               (is (= :ENOENT (counts m k)))
@@ -84,7 +87,8 @@
                 (programs/send-from cgroup)
                 (is (= 1 (apply + (counts m k)))))
               (programs/send-from cgroup)
-              (is (= 1 (apply + (counts m k))) "what is detached counts no more, and its storage stays"))
+              (is (= 1 (apply + (counts m k)))
+                  "what is detached counts no more, and its storage stays"))
             (is (= :ok (put m k zero)))))))))
 
 (kernel-test deleted-cgroup
@@ -109,7 +113,9 @@
   (testing "records stacks of the kernel"
     (with-open [m (create :stack-trace :value-size (* 8 16) :max-entries 64)]
       (let [ids (programs/record-stacks (:open m))
-            addresses (fn [id] (take-while (complement zero?) (unpack [:array :u64 16] (look m (u32 id)))))]
+            addresses (fn [id]
+                        (take-while (complement zero?)
+                                    (unpack [:array :u64 16] (look m (u32 id)))))]
         (is (seq ids))
         (is (every? #(< -1 % 64) ids))
         (doseq [id ids]
@@ -129,12 +135,15 @@
 
 (kernel-test stacks-with-build-ids
   (testing "stacks with build ids have offsets into files"
-    (with-open [m (create :stack-trace :value-size (* 32 16) :max-entries 64 :flags #{:stack-build-id})]
+    (with-open [m (create :stack-trace :value-size (* 32 16) :max-entries 64 :flags
+                          #{:stack-build-id})]
       (let [ids (programs/record-stacks (:open m) :user)
-            entries (unpack [:array [:struct [:status :s32] [:build-id [:bytes 20]] [:offset :u64]] 16]
+            entries (unpack [:array [:struct [:status :s32] [:build-id [:bytes 20]] [:offset :u64]]
+                             16]
                             (look m (u32 (first ids))))]
         (is (seq ids))
-        (is (= 1 (:status (first entries))) "valid: the C library, or whatever has the system call, has a build id")
+        (is (= 1 (:status (first entries)))
+            "valid: the C library, or whatever has the system call, has a build id")
         (is (pos? (:offset (first entries))))))))
 
 ;; --- tail calls
@@ -147,7 +156,9 @@
                     target (programs/tail-target 42 type)
                     caller (programs/tail-caller (:open m) 2 type)
                     other (programs/tail-target 0 :xdp)]
-          (let [run #(:return (prog/test-run caller (when (= :socket-filter type) {:data (byte-array 14)})))
+          (let [run #(:return (prog/test-run caller
+                                             (when (= :socket-filter type)
+                                               {:data (byte-array 14)})))
                 put-program (fn [k program flags]
                               (let [fd (programs/descriptor program)
                                     number (.acquire fd)]
@@ -194,7 +205,11 @@
           (try
             (is (available? unique))
             (is (= [1 (states :in-use)] (header m)))
-            (is (not= 0 (unpack :u64 (byte-array (take 8 (drop (:offset ((:members type) "ssthresh")) (look m k))))))
+            (is (not= 0
+                      (unpack :u64
+                              (byte-array (take 8
+                                                (drop (:offset ((:members type) "ssthresh"))
+                                                      (look m k))))))
                 "the program's id where its descriptor was")
             (is (= :EBUSY (put m k (:value cc))))
             (finally ; a registered one outlives its map

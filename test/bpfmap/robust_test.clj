@@ -1,5 +1,6 @@
 (ns bpfmap.robust-test
-  "What may happen to a process at any moment: interrupts, kill -9, a full disk, no descriptors, little memory."
+  "What may happen to a process at any moment: interrupts, kill -9, a full disk, no descriptors,
+  little memory."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.backup :as backup]
@@ -26,13 +27,17 @@
 ;; --- interrupts
 
 (defn- interrupted
-  "What f returns, or the error that it throws, on a thread that was interrupted; and whether the thread still is."
+  "What f returns, or the error that it throws, on a thread that was interrupted; and whether the
+  thread still is."
   [f]
   (let [result (promise)]
     (doto (Thread. (fn []
                      (.interrupt (Thread/currentThread))
-                     (deliver result [(try (f) (catch Throwable e [(:bpfmap/error (ex-data e) (class e)) (ex-message e)]))
-                                      (Thread/interrupted)])))
+                     (deliver result
+                              [(try (f)
+                                 (catch Throwable e
+                                   [(:bpfmap/error (ex-data e) (class e)) (ex-message e)]))
+                               (Thread/interrupted)])))
       (.start)
       (.join))
     @result))
@@ -42,7 +47,8 @@
     (with-directory
       (fn [dir]
         (let [file (str dir "/a.edn")]
-          (with-open [^Closeable m (bpf/create {:name "interrupts" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10}})]
+          (with-open [^Closeable m (bpf/create {:name "interrupts" :type :hash :key :u32 :value :u64
+                                                :max-entries 64 :contents {1 10}})]
             (let [id (:id (bpf/info m))
                   plain #(dissoc % :memlock)]
               (doseq [[what f] {"info" #(plain (bpf/info m))
@@ -50,8 +56,14 @@
                                 "the list" #(plain (first (filter (comp #{id} :id) (host/maps))))
                                 "holders" #(map :pid (get (host/holders) id))
                                 "pins" #(count (host/pins (fixture/bpffs)))
-                                "creating" #(with-open [^Closeable o (bpf/create {:type :array :value :u32 :max-entries 1})] (bpf/snapshot o))
-                                "many" #(do (bpf/put-all! m {2 20, 3 30}) (bpf/delete-all! m [2 3]) (bpf/snapshot m))
+                                "creating" #(with-open
+                                              [^Closeable o
+                                               (bpf/create
+                                                {:type :array :value :u32 :max-entries 1})]
+                                              (bpf/snapshot o))
+                                "many" #(do (bpf/put-all! m {2 20, 3 30})
+                                            (bpf/delete-all! m [2 3])
+                                            (bpf/snapshot m))
                                 "show" #(:entries (exec/show {:ref id}))}]
                 (testing what
                   (is (= [(f) true] (interrupted f)))))
@@ -61,19 +73,25 @@
                       message (str file " cannot be written: the thread was interrupted")]
                   (is (= [[:io message] true] (interrupted #(exec/save {:ref id :file file}))))
                   (is (= before (slurp file)))
-                  (is (= [0 true] (update (interrupted #(exec/restore {:file file :into id :yes true})) 0 :changed)))
+                  (is (= [0 true]
+                         (update (interrupted #(exec/restore {:file file :into id :yes true})) 0
+                                 :changed)))
                   (is (= ["a.edn"] (seq (.list (io/file dir)))) "nothing is left beside it")))
               (is (= {1 10} (bpf/snapshot m)) "and the map is still open"))))))))
 
 ;; --- waits
 
 (defn- interrupted-later
-  "As [[interrupted]], but of a thread that is interrupted while it waits; fails where it does not wait."
+  "As [[interrupted]], but of a thread that is interrupted while it waits; fails where it does not
+  wait."
   [f]
   (let [result (promise)
         thread (Thread. (fn []
-                          (deliver result [(try (f) (catch Throwable e [(:bpfmap/error (ex-data e)) (ex-message e)]))
-                                           (Thread/interrupted)])))]
+                          (deliver result
+                                   [(try (f)
+                                      (catch Throwable e
+                                        [(:bpfmap/error (ex-data e)) (ex-message e)]))
+                                    (Thread/interrupted)])))]
     (.start thread)
     (is (loop [attempts 500]
           (cond (= Thread$State/TIMED_WAITING (.getState thread)) true
@@ -87,20 +105,28 @@
 
 (kernel-test interrupted-waits
   (testing "an interrupt ends every wait with an error as data"
-    (with-open [^Closeable m (bpf/create {:name "waits" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10}})]
+    (with-open [^Closeable m (bpf/create {:name "waits" :type :hash :key :u32 :value :u64
+                                          :max-entries 64 :contents {1 10}})]
       (let [id (:id (bpf/info m))
             silent (proxy [java.io.InputStream] [] (read ([] @(promise)) ([_ _ _] @(promise))))
             waits {"watch" [:watch #(exec/watch {:ref id :interval 100.0 :print :edn})]
-                   "watch, reduced" [:watch #(reduce (fn [_ x] x) nil (exec/watch {:ref id :interval 100.0}))]
-                   "watch, :seconds" [:watch #(into [] (exec/watch {:ref id :seconds 90 :interval 60.0}))]
+                   "watch, reduced" [:watch
+                                     #(reduce (fn [_ x] x) nil
+                                              (exec/watch {:ref id :interval 100.0}))]
+                   "watch, :seconds" [:watch
+                                      #(into [] (exec/watch {:ref id :seconds 90 :interval 60.0}))]
                    "diff, :seconds" [:diff #(exec/diff {:old id :seconds 100})]
                    "demo" [:demo #(exec/demo {:seconds 100.0})]
-                   "a pod's watch" [:watch #(pod.watch/run (pod.watch/start m {:interval 100000}) identity)]
+                   "a pod's watch" [:watch
+                                    #(pod.watch/run (pod.watch/start m {:interval 100000})
+                                                    identity)]
                    "a pod" [:serve #(server/serve silent (ByteArrayOutputStream.))]}]
         (doseq [[what [op f]] waits]
           (testing what
-            (let [answer [[:interrupted (str (name op) " has not finished: the thread was interrupted")] true]]
-              (is (= answer (binding [*out* (java.io.StringWriter.)] (interrupted-later (bound-fn* f)))))
+            (let [answer [[:interrupted
+                           (str (name op) " has not finished: the thread was interrupted")] true]]
+              (is (= answer
+                     (binding [*out* (java.io.StringWriter.)] (interrupted-later (bound-fn* f)))))
               (is (= answer (binding [*out* (java.io.StringWriter.)] (interrupted (bound-fn* f))))
                   "when it was interrupted before, too"))))
         (testing "and nothing stays open"
@@ -116,7 +142,8 @@
   (testing "an interrupt changes no result of a command"
     (with-directory
       (fn [dir]
-        (with-open [^Closeable m (bpf/create {:name "commands" :type :hash :key :u32 :value :u64 :max-entries 64 :contents {1 10, 2 20}})]
+        (with-open [^Closeable m (bpf/create {:name "commands" :type :hash :key :u32 :value :u64
+                                              :max-entries 64 :contents {1 10, 2 20}})]
           (let [id (:id (bpf/info m))
                 file (str dir "/a.edn")
                 pin (fixture/new-pin)
@@ -133,47 +160,58 @@
                               "features" #(count (exec/features {}))
                               "put" #(exec/put {:ref id :key 1 :value 10 :yes true})
                               "take" #(do (bpf/put! m 4 40) (exec/take {:ref id :key 4 :yes true}))
-                              "delete" #(do (bpf/put! m 4 40) (exec/delete {:ref id :key 4 :yes true}))
+                              "delete" #(do (bpf/put! m 4 40)
+                                            (exec/delete {:ref id :key 4 :yes true}))
                               "pin, unpin" #(do (exec/pin {:ref id :path pin :yes true})
                                                 (exec/unpin {:path pin :yes true})
                                                 (.exists (io/file pin)))
-                              "restore" #(dissoc (exec/restore {:file file :into id :yes true}) :map)}]
+                              "restore" #(dissoc (exec/restore {:file file :into id :yes true})
+                                                 :map)}]
               (testing what
                 (is (= [(f) true] (interrupted f)))))))))))
 
 (deftest known-waits-in-sources
   (testing "every wait in the sources is a known one that an interrupt can end"
-    (let [waits #"\(Thread/sleep|\(deref \w+ \S+ |\(\.(await|awaitTermination|waitFor|join) |@\(promise"
-          ;; Threads of their own, which nobody else can interrupt; a pod that ends; and the one that keeps the answer.
-          known {"impl/waiting.clj" 3, "cli/live.clj" 2, "cli/signals.clj" 2, "cli/terminal.clj" 3,
-                 "nrepl/listener.clj" 1, "pod.clj" 1, "impl/memory/folding.clj" 1, "prog.clj" 1}
-          found (into {} (for [^File file (file-seq (io/file "src/bpfmap"))
-                               :when (str/ends-with? (.getName file) ".clj")
-                               :let [n (count (re-seq waits (slurp file)))]
-                               :when (pos? n)]
-                           [(subs (str file) (count "src/bpfmap/")) n]))]
+    (let
+      [waits #"\(Thread/sleep|\(deref \w+ \S+ |\(\.(await|awaitTermination|waitFor|join) |@\(promise"
+       ;; Threads of their own, which nobody else can interrupt; a pod that ends; and the one
+       ;; that keeps the answer.
+       known {"impl/waiting.clj" 3, "cli/live.clj" 2, "cli/signals.clj" 2, "cli/terminal.clj" 3,
+              "nrepl/listener.clj" 1, "pod.clj" 1, "impl/memory/folding.clj" 1, "prog.clj" 1}
+       found (into {} (for [^File file (file-seq (io/file "src/bpfmap"))
+                            :when (str/ends-with? (.getName file) ".clj")
+                            :let [n (count (re-seq waits (slurp file)))]
+                            :when (pos? n)]
+                        [(subs (str file) (count "src/bpfmap/")) n]))]
       (is (= known found) "another wait belongs into bpfmap.impl.waiting"))))
 
 ;; --- the pod
 
 (defn run-malformed
-  "Has a pod read n streams, each a message that was made invalid at random; returns those that did not end in an answer or in exit code 1 or 0."
+  "Has a pod read n streams, each a message that was made invalid at random; returns those that
+  did not end in an answer or in exit code 1 or 0."
   [n seed]
   (let [random (Random. seed)
-        seeds ["d2:op8:describee" "d2:op6:invoke2:id1:13:var21:pod.bpfmap.type/size4:args6:[:u32]e" "d2:op8:shutdowne"
+        seeds ["d2:op8:describee" "d2:op6:invoke2:id1:13:var21:pod.bpfmap.type/size4:args6:[:u32]e"
+               "d2:op8:shutdowne"
                "d2:op6:invoke2:id1:24:args5:[nil]3:var31:pod.bpfmap.feature/possible-cpuse"]
         mutate (fn [^bytes message]
                  (let [message (aclone message)]
                    (dotimes [_ (inc (.nextInt random 4))]
-                     (aset message (.nextInt random (alength message)) (unchecked-byte (.nextInt random 256))))
-                   (if (zero? (.nextInt random 3)) (java.util.Arrays/copyOf message (.nextInt random (alength message))) message)))]
+                     (aset message (.nextInt random (alength message))
+                           (unchecked-byte (.nextInt random 256))))
+                   (if (zero? (.nextInt random 3))
+                     (java.util.Arrays/copyOf message (.nextInt random (alength message)))
+                     message)))]
     (into []
           (keep (fn [_]
                   (let [bytes (mutate (.getBytes ^String (rand-nth seeds) "ISO-8859-1"))
                         err (java.io.StringWriter.)
                         exit (binding [*err* err, *out* err]
-                               (try (server/serve (ByteArrayInputStream. bytes) (ByteArrayOutputStream.)) (catch Throwable e e)))]
-                    (when-not (and (contains? #{0 1} exit) (not (str/includes? (str err) "Exception")))
+                               (try (server/serve (ByteArrayInputStream. bytes)
+                                                  (ByteArrayOutputStream.)) (catch Throwable e e)))]
+                    (when-not (and (contains? #{0 1} exit)
+                                   (not (str/includes? (str err) "Exception")))
                       {:message (String. ^bytes bytes "ISO-8859-1") :exit exit :err (str err)}))))
           (range n))))
 
@@ -197,10 +235,12 @@
       (fn [dir]
         (let [file (str dir "/a.edn")
               pid (.pid (ProcessHandle/current))
-              gone (loop [pid 4000000] (if (.isPresent (ProcessHandle/of pid)) (recur (dec pid)) pid))
+              gone (loop [pid 4000000]
+                     (if (.isPresent (ProcessHandle/of pid)) (recur (dec pid)) pid))
               live (.pid ^ProcessHandle (.get (.parent (ProcessHandle/current))))
               part (fn [name pid] (str "." name "." pid ".part"))
-              left (fn ^File [name millis] (doto (io/file dir name) (spit "half") (.setLastModified millis)))
+              left (fn ^File [name millis]
+                     (doto (io/file dir name) (spit "half") (.setLastModified millis)))
               now (System/currentTimeMillis)]
           (left (part "a.edn" gone) now)
           (left (part "a.edn" (str gone "-12")) now)
@@ -213,7 +253,8 @@
           (with-open [^Closeable m (bpf/create {:name "parts" :type :hash :key :u32 :value :u64
                                                 :max-entries 4 :contents {1 1}})]
             (exec/save {:ref (:id (bpf/info m)) :file file}))
-          (is (= (sort ["a.edn" (part "a.edn" live) (part "b.edn" gone) ".a.edn.part" (part "a.edn" (dec gone))])
+          (is (= (sort ["a.edn" (part "a.edn" live) (part "b.edn" gone) ".a.edn.part"
+                        (part "a.edn" (dec gone))])
                  (sort (.list (io/file dir))))
               "of other files, of processes that live, and what is no plain file stays")
           (testing "a lock that somebody holds says that he is at it"
@@ -242,44 +283,64 @@
               file (str dir "/a.edn")]
           (is (= 0 exit))
           (try
-            (with-open [^Closeable small (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4 :contents {1 1}})
-                        ^Closeable large (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 20000
-                                                      :contents (into {} (for [i (range 20000)] [i i]))})]
+            (with-open [^Closeable small (bpf/create {:type :hash :key :u32 :value :u64
+                                                      :max-entries 4 :contents {1 1}})
+                        ^Closeable large (bpf/create {:type :hash :key :u32 :value :u64
+                                                      :max-entries 20000
+                                                      :contents (into {}
+                                                                      (for [i (range 20000)]
+                                                                        [i i]))})]
               (exec/save {:ref (:id (bpf/info small)) :file file})
               (let [before (slurp file)
                     e (fixture/error-of (exec/save {:ref (:id (bpf/info large)) :file file}))]
-                (is (= [:io (str file " cannot be written: No space left on device")] ((juxt :bpfmap/error :message) e)))
+                (is (= [:io (str file " cannot be written: No space left on device")]
+                       ((juxt :bpfmap/error :message) e)))
                 (is (= before (slurp file)))
                 (is (= ["a.edn"] (seq (.list (io/file dir)))))))
             (finally (fixture/run ["umount" "-l" dir]))))))))
 
 (defn- in-little
-  "Runs forms in a JVM of its own, under a limit of the shell and with options of the JVM; what it prints."
+  "Runs forms in a JVM of its own, under a limit of the shell and with options of the JVM; what it
+  prints."
   [limit options form]
-  (let [{:keys [out err]} (fixture/run (into ["bash" "-c" (str limit "; exec \"$@\"") "bash" (str (System/getProperty "java.home") "/bin/java")
-                                              "--enable-native-access=ALL-UNNAMED" "-XX:+UseSerialGC"]
-                                             (concat options ["-cp" (System/getProperty "java.class.path") "clojure.main" "-e" (pr-str form)])))]
+  (let [{:keys [out
+                err]} (fixture/run (into ["bash" "-c" (str limit "; exec \"$@\"") "bash"
+                                          (str (System/getProperty "java.home") "/bin/java")
+                                          "--enable-native-access=ALL-UNNAMED" "-XX:+UseSerialGC"]
+                                         (concat options
+                                                 ["-cp" (System/getProperty "java.class.path")
+                                                  "clojure.main" "-e" (pr-str form)])))]
     (str out err)))
 
 (kernel-test no-free-descriptors
   (testing "each operation reports a lack of descriptors"
     (let [said (in-little "ulimit -n 40" []
-                 '(do (require '[bpfmap.core :as bpf] '[bpfmap.exec :as exec] '[bpfmap.host :as host] '[bpfmap.feature :as feature] 'bpfmap.exec.backup)
-                      (let [spec {:name "few" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 2}}
+                 '(do (require '[bpfmap.core :as bpf] '[bpfmap.exec :as exec]
+                               '[bpfmap.host :as host] '[bpfmap.feature :as feature]
+                               'bpfmap.exec.backup)
+                      (let [spec {:name "few" :type :hash :key :u32 :value :u64 :max-entries 8
+                                  :contents {1 2}}
                             m (bpf/create spec)
                             id (:id (bpf/info m))
                             attempt (fn [what f]
                                       (try (f) (catch Throwable e
                                                  (when-not (:bpfmap/error (ex-data e))
                                                    (println "INTERNAL" what e)))))
-                            ops {"create" #(bpf/create spec) "open" #(bpf/open id) "clone" #(bpf/clone m) "info" #(bpf/info m)
-                                 "list" #(exec/list {}) "show" #(exec/show {:ref id}) "dump" #(exec/dump {:ref id})
-                                 "save" #(exec/save {:ref id :file "/tmp/bpfmap-few.edn"}) "snapshot" #(bpf/snapshot m)
-                                 "holders" #(host/holders) "put-all!" #(bpf/put-all! m {1 3}) "drain!" #(bpf/drain! m)}]
+                            ops {"create" #(bpf/create spec) "open" #(bpf/open id)
+                                 "clone" #(bpf/clone m) "info" #(bpf/info m)
+                                 "list" #(exec/list {}) "show" #(exec/show {:ref id})
+                                 "dump" #(exec/dump {:ref id})
+                                 "save" #(exec/save {:ref id :file "/tmp/bpfmap-few.edn"})
+                                 "snapshot" #(bpf/snapshot m)
+                                 "holders" #(host/holders) "put-all!" #(bpf/put-all! m {1 3})
+                                 "drain!" #(bpf/drain! m)}]
                         (doseq [[what f] ops] (attempt what f)) ; loaded, all of it
                         (bpf/put-all! m {1 2})
                         (let [held (loop [held []]
-                                     (if-let [o (try (bpf/clone m) (catch clojure.lang.ExceptionInfo e (println (:bpfmap/error (ex-data e)) (ex-message e))))]
+                                     (if-let [o (try (bpf/clone m)
+                                                  (catch clojure.lang.ExceptionInfo e
+                                                    (println
+                                                     (:bpfmap/error (ex-data e)) (ex-message e))))]
                                        (recur (conj held o))
                                        held))]
                           (doseq [free (range 0 4)]
@@ -297,13 +358,22 @@
     (with-directory
       (fn [dir]
         (let [file (str dir "/large.edn")]
-          (spit file (str "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u64 :max-entries 9} :entries [\n"
-                          (str/join (repeat 600000 "[1 2]\n")) "]}"))
+          (spit file
+                (str
+                 "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u64 :max-entries 9} "
+                 ":entries [\n"
+                     (str/join (repeat 600000 "[1 2]\n")) "]}"))
           (let [said (in-little "true" ["-Xmx32m"]
                        `(do (require '[bpfmap.exec :as ~'exec] '[bpfmap.core :as ~'bpf])
                             (try (@(resolve 'exec/restore) {:file ~file :pin "/nonexistent"})
-                                 (catch Throwable ~'e (println (:bpfmap/error (ex-data ~'e)) (ex-message ~'e))))
-                            (let [m# (@(resolve 'bpf/create) {:type :hash :key :u32 :value :u64 :max-entries 200000})]
-                              (@(resolve 'bpf/put-all!) m# (eduction (map (fn [i#] [i# i#])) (range 10)))
+                                 (catch Throwable ~'e
+                                   (println (:bpfmap/error (ex-data ~'e)) (ex-message ~'e))))
+                            (let
+                              [m# (@(resolve
+                                     'bpf/create) {:type :hash :key :u32 :value :u64
+                                                   :max-entries 200000})]
+                              (@(resolve
+                                 'bpf/put-all!) m# (eduction (map (fn [i#] [i# i#])) (range 10)))
                               (println (count (@(resolve 'bpf/snapshot) m#))))))]
-            (is (str/includes? said ":no-memory The text needs more memory than the JVM may use: give it more with the JVM's option -Xmx\n10\n") said)))))))
+            (is (str/includes? said
+                               ":no-memory The text needs more memory than the JVM may use: give it more with the JVM's option -Xmx\n10\n") said)))))))

@@ -14,7 +14,8 @@
   | `[:lsm name]`             | the active security modules                                             |
   | `[:jvm :c2]`              | the JVM's options: what allocates nothing needs its second compiler     |
 
-  [[has?]] leaves out a row of a table, [[needing]] a part of a test, and `:needs` in the metadata of a `kernel-test`'s name all of it."
+  [[has?]] leaves out a row of a table, [[needing]] a part of a test, and `:needs` in the metadata
+  of a `kernel-test`'s name all of it."
   (:require [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture]
             [bpfmap.impl.kernel.call :as call]
@@ -57,12 +58,14 @@
       (throw (ex-info "no such row" {:row [table a b]}))))
 
 (def ^:private security-modules
-  "The active security modules; securityfs is mounted for it where it is not. Nil where the kernel has none."
+  "The active security modules; securityfs is mounted for it where it is not. Nil where the kernel
+  has none."
   (delay
     (or (call/security-modules)
         (let [dir (fixture/temporary-directory)]
           (try
-            (when (zero? (long (:exit (fixture/run ["mount" "-t" "securityfs" "securityfs" (str dir)]))))
+            (when (zero? (long (:exit (fixture/run ["mount" "-t" "securityfs" "securityfs"
+                                                    (str dir)]))))
               (try
                 (set (str/split (str/trim (:out (fixture/run ["cat" (str dir "/lsm")]))) #","))
                 (finally (fixture/run ["umount" (str dir)]))))
@@ -76,16 +79,21 @@
          (= "4" (.getValue (.getVMOption bean "TieredStopAtLevel"))))))
 
 (defn- lacks
-  "Why this kernel lacks what a row names; nil if it has it. Inodes have storage where the BPF LSM is active."
+  "Why this kernel lacks what a row names; nil if it has it. Inodes have storage where the BPF LSM
+  is active."
   [[table a :as row]]
   (let [release (call/kernel-release)]
-    (case (if (and (= [:map-type :inode-storage] row) (rules/at-least? release (since row))) :inode-storage table)
+    (case (if (and (= [:map-type :inode-storage] row) (rules/at-least? release (since row)))
+            :inode-storage
+            table)
       :inode-storage (lacks [:lsm "bpf"])
       ;; Where the kernel does not list them, it is taken to have it.
       :lsm (when-not (contains? (or @security-modules #{a}) a)
-             (str "row " row ": the active security modules are " (str/join ", " (sort @security-modules))))
+             (str "row " row ": the active security modules are "
+                  (str/join ", " (sort @security-modules))))
       :jvm (when-not (c2?)
-             (str "row " row ": this JVM runs without the C2 compiler (-XX:TieredStopAtLevel or -Xint)"))
+             (str "row " row
+                  ": this JVM runs without the C2 compiler (-XX:TieredStopAtLevel or -Xint)"))
       :conditional (when-not (:supported (feature/conditional-write a))
                      (str "row " row " needs Linux " (since row) ", this is " release))
       (when-not (rules/at-least? release (since row))
@@ -106,7 +114,8 @@
   "6.18")
 
 (defn has?
-  "Whether this kernel has all that rows name. If it does not, records a skip that names the row: for what a test leaves out."
+  "Whether this kernel has all that rows name. If it does not, records a skip that names the row:
+  for what a test leaves out."
   [& rows]
   (let [row (first (filter lacks rows))]
     (when (and row (or (#{:lsm :jvm} (first row)) (rules/at-least? developed-on (since row))))

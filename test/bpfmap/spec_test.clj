@@ -15,9 +15,11 @@
   (testing "completes a valid spec"
     (is (= {:type :hash :key :u32 :key-size 4 :value :u64 :value-size 8 :max-entries 8 :flags #{}}
            (spec/complete good)))
-    (is (= {:type :array :key :u32 :key-size 4 :value [:bytes 6] :value-size 6 :max-entries 1 :flags #{:mmapable}}
+    (is (= {:type :array :key :u32 :key-size 4 :value [:bytes 6] :value-size 6 :max-entries 1
+            :flags #{:mmapable}}
            (spec/complete {:type 2 :key-size 4 :value-size 6 :max-entries 1 :flags [1024]})))
-    (is (= #{:numa-node :no-prealloc} (:flags (spec/complete (assoc good :numa-node 0 :flags #{:no-prealloc})))))))
+    (is (= #{:numa-node :no-prealloc}
+           (:flags (spec/complete (assoc good :numa-node 0 :flags #{:no-prealloc})))))))
 
 (deftest completing-is-idempotent
   (testing "completing a spec twice changes nothing"
@@ -28,7 +30,10 @@
     (are [change path words]
          (let [{:keys [message] :bpfmap/keys [error op] found :bpfmap/path}
                (error-of (spec/complete (merge good change)))]
-           (and (= :invalid-spec error) (= :create op) (= path found) (str/includes? message words)))
+           (and (= :invalid-spec error)
+                (= :create op)
+                (= path found)
+                (str/includes? message words)))
       {:type nil} [:type] "a spec needs :type"
       {:type :hsah} [:type] "unknown map type :hsah; the types are :arena"
       {:type "hash"} [:type] "a map type is a name or a number, not \"hash\""
@@ -44,7 +49,8 @@
       {:key nil :key-size "4"} [:key-size] "a size is a number of bytes"
       {:key nil :key-size 0} [:key-size] "the key of :hash maps has at least 1 bytes, not 0"
       {:type :array :key :u64} [:key] "the key of :array maps has 4 bytes, not 8"
-      {:type :array :flags #{:no-prealloc}} [:flags] ":array maps do not take :no-prealloc; they take "
+      {:type :array :flags #{:no-prealloc}} [:flags]
+         ":array maps do not take :no-prealloc; they take "
       {:flags #{:mmapable}} [:flags] ":hash maps do not take :mmapable"
       {:flags #{:fast}} [:flags] "unknown flag :fast; the flags are "
       {:flags :no-prealloc} [:flags] ":flags is a set of names"
@@ -53,10 +59,13 @@
       {:numa-node -1} [:numa-node] ":numa-node is the number of a node, not -1"
       {:name :counts} [:name] ":name is a text, not :counts"
       {:contents [1 2]} [:contents] ":contents is a map, or a sequence of [key value] pairs"
-      {:type :ringbuf :key nil :value nil :max-entries nil} [:max-entries] "a spec needs :max-entries, its size in bytes"
+      {:type :ringbuf :key nil :value nil :max-entries nil} [:max-entries]
+         "a spec needs :max-entries, its size in bytes"
       {:freeze 1} [:freeze] ":freeze is true or false"
-      {:freeze true :value [:struct [:lock :spin-lock] [:n :u32]]} [:freeze] "cannot be frozen whose values have fields that the kernel keeps"
-      {:freeze true :value [:array [:struct [:t :timer]] 2]} [:freeze] "cannot be frozen whose values have fields that the kernel keeps"
+      {:freeze true :value [:struct [:lock :spin-lock] [:n :u32]]} [:freeze]
+         "cannot be frozen whose values have fields that the kernel keeps"
+      {:freeze true :value [:array [:struct [:t :timer]] 2]} [:freeze]
+         "cannot be frozen whose values have fields that the kernel keeps"
       {:flags #{:rdonly} :contents {1 1}} [:flags] "cannot be filled"
       {:pining :by-name} [:pining] "unknown key :pining; a spec has ")))
 
@@ -65,17 +74,23 @@
 (deftest struct-ops-value
   (testing "leaves the values of a struct_ops map to the kernel"
     (let [completed (spec/complete congestion-control)]
-      (is (= {:type :struct-ops :struct-ops "tcp_congestion_ops" :key :u32 :key-size 4 :value nil :value-size 0 :max-entries 1 :flags #{}}
-             completed (spec/complete completed) (spec/complete (assoc congestion-control :type 26))))
+      (is (= {:type :struct-ops :struct-ops "tcp_congestion_ops" :key :u32 :key-size 4 :value nil
+              :value-size 0 :max-entries 1 :flags #{}}
+             completed (spec/complete completed)
+             (spec/complete (assoc congestion-control :type 26))))
       (is (= 256 (:value-size (spec/complete (assoc congestion-control :value-size 256))))))
     (are [spec path words] (let [problem (first (spec/problems spec))]
-                             (and (= path (:path problem)) (str/includes? (:message problem) words)))
-      {:type :struct-ops} [:struct-ops] ":struct-ops maps need :struct-ops, the name of the kernel's struct"
+                             (and (= path (:path problem))
+                                  (str/includes? (:message problem) words)))
+      {:type :struct-ops} [:struct-ops]
+      ":struct-ops maps need :struct-ops, the name of the kernel's struct"
       (assoc good :struct-ops "x") [:struct-ops] ":hash maps hold no struct of the kernel's"
-      (assoc congestion-control :struct-ops :tcp) [:struct-ops] "is the name of a struct of the kernel's, not :tcp"
+      (assoc congestion-control :struct-ops :tcp) [:struct-ops]
+      "is the name of a struct of the kernel's, not :tcp"
       (assoc congestion-control :struct-ops "struct x") [:struct-ops] "not \"struct x\""
       (assoc congestion-control :struct-ops "") [:struct-ops] "not \"\""
-      (assoc congestion-control :max-entries 2) [:max-entries] ":max-entries of :struct-ops maps is 1, not 2"
+      (assoc congestion-control :max-entries 2) [:max-entries]
+      ":max-entries of :struct-ops maps is 1, not 2"
       (assoc congestion-control :key :u64) [:key] "has 4 bytes, not 8"
       (assoc congestion-control :freeze true) [:freeze] "cannot be frozen")))
 
@@ -92,21 +107,26 @@
 
 (deftest all-problems-reported
   (testing "reports all problems at once"
-    (let [{:keys [message] :bpfmap/keys [problems]} (error-of (spec/complete {:type :array :key :u64 :flags #{:no-prealloc}}))]
+    (let [{:keys [message]
+           :bpfmap/keys [problems]} (error-of
+                                     (spec/complete {:type :array :key :u64
+                                                     :flags #{:no-prealloc}}))]
       (is (= [[:key] [:value] [:max-entries] [:flags]] (map :path problems)))
       (is (every? #(str/includes? message (:message %)) problems)))))
 
 (deftest spec-not-a-map
   (testing "rejects a spec that is not a map"
     (is (= [[]] (map :path (spec/problems (sorted-map "type" :hash)))))
-    (is (str/includes? (:message (error-of (spec/complete [:type :hash]))) "a spec is a map with keywords as its keys, not [:type :hash]"))))
+    (is (str/includes? (:message (error-of (spec/complete [:type :hash])))
+                       "a spec is a map with keywords as its keys, not [:type :hash]"))))
 
 (def ^:private anything
   (gen/recursive-gen gen/container-type gen/simple-type-printable))
 
 (def ^:private almost-specs
   (gen/let [type (gen/elements [:hash :array :lpm-trie 1 99 nil :x])
-            change (gen/map (gen/elements [:key :value :key-size :value-size :max-entries :flags :name :contents :freeze :numa-node])
+            change (gen/map (gen/elements [:key :value :key-size :value-size :max-entries :flags
+                                           :name :contents :freeze :numa-node])
                             anything {:max-elements 3})]
     (merge good {:type type} change)))
 
@@ -135,4 +155,5 @@
 (deftest s7-frozen-sections
   (testing "recognizes constant data sections by name"
     (are [name frozen?] (= frozen? (spec/frozen-by-name? name))
-      ".rodata" true ".rodata.str" true ".kconfig" true ".kconfig2" false ".kconfig.x" false ".rodata2" false ".data" false "my.rodata" false nil false)))
+      ".rodata" true ".rodata.str" true ".kconfig" true ".kconfig2" false ".kconfig.x" false
+      ".rodata2" false ".data" false "my.rodata" false nil false)))

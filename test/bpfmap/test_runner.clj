@@ -73,7 +73,9 @@
                                                (swap! outcomes assoc (:var m) :passed))
                            :end-test-var (let [seconds (seconds-since @begun)]
                                            (when (< slow seconds)
-                                             (println (format "  %.1f s %s" seconds (:name (meta (:var m)))))))
+                                             (println
+                                              (format "  %.1f s %s" seconds
+                                                      (:name (meta (:var m)))))))
                            (:fail :error) (failed!)
                            nil)
                          (report m))]
@@ -109,7 +111,8 @@
     {:release release :arch arch :jdk (.feature (Runtime/version))}))
 
 (defn- promises
-  "What the outcomes of all tests say of the promised behaviours: further outcomes. Writes the page that lists them."
+  "What the outcomes of all tests say of the promised behaviours: further outcomes. Writes the
+  page that lists them."
   [outcomes]
   (let [outcomes (update-keys outcomes symbol)
         {:keys [failures warnings]} (conformance/judge @conformance/promised outcomes)]
@@ -137,7 +140,8 @@
   (let [outcomes (run words)
         _ (println)
         outcomes (if (empty? words) (merge outcomes (promises outcomes)) outcomes)
-        {:keys [passed failed skipped] :or {passed 0 failed 0 skipped 0}} (frequencies (vals outcomes))]
+        {:keys [passed failed skipped]
+         :or {passed 0 failed 0 skipped 0}} (frequencies (vals outcomes))]
     (doseq [[test reason] @fixture/skips]
       (println "SKIPPED" (str (:name (meta test)) ":") reason))
     (doseq [[test outcome] outcomes :when (= :failed outcome)]
@@ -145,6 +149,8 @@
     (println (format "%d passed, %d failed, %d skipped" passed failed skipped))
     (flush)
     (shutdown-agents)
-    (System/exit (if (or (pos? failed) (zero? (+ passed skipped)) (and (skips-fail?) (pos? skipped)))
+    (System/exit (if (or (pos? failed)
+                         (zero? (+ passed skipped))
+                         (and (skips-fail?) (pos? skipped)))
                    1
                    0))))

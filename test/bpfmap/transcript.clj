@@ -1,7 +1,8 @@
 (ns bpfmap.transcript
   "Transcripts of a REPL in Markdown: evaluated again, and compared with what they say was printed.
 
-  In a fenced block of Clojure a line that begins with `user=> ` begins a form; what follows the form is what it printed. To print a page anew:
+  In a fenced block of Clojure a line that begins with `user=> ` begins a form; what follows the
+  form is what it printed. To print a page anew:
 
       (transcript/rewrite! \"doc/map-types.md\")"
   (:require [clojure.main :as main]
@@ -78,7 +79,9 @@
             (cond
               (nil? line) (str (str/join "\n" out) "\n")
               (and (not inside?) (= "```clojure" line)) (recur more true [] (conj out line))
-              (and inside? (= "```" line)) (recur more false [] (conj (into out (mapcat again) (steps block)) line))
+              (and inside? (= "```" line)) (recur more false []
+                                                  (conj (into out (mapcat again) (steps block))
+                                                        line))
               inside? (recur more true (conj block line) out)
               :else (recur more false [] (conj out line))))))
       (finally (remove-ns (ns-name home))))))

@@ -22,7 +22,8 @@
   (vec (.toArray m java.lang.foreign.ValueLayout/JAVA_BYTE)))
 
 (defn- as-given?
-  "Whether a value read back says all that was given. A union gives more than the one member it was written from."
+  "Whether a value read back says all that was given. A union gives more than the one member it
+  was written from."
   [given back]
   (cond
     (map? given) (and (map? back) (every? (fn [[k v]] (as-given? v (get back k))) given))
@@ -51,16 +52,21 @@
     (:struct :union)
     (reduce (fn [masks {:keys [node offset bits bit-offset]}]
               (if bits
-                (reduce (fn [masks bit] (update masks (+ base (quot bit 8)) bit-or (bit-shift-left 1 (rem bit 8))))
+                (reduce (fn [masks bit]
+                          (update masks (+ base (quot bit 8)) bit-or
+                                  (bit-shift-left 1 (rem bit 8))))
                         masks (range bit-offset (+ bit-offset bits)))
                 (covered node masks (+ base offset))))
             masks members)
-    :array (reduce (fn [masks i] (covered element masks (+ base (* i (:size element))))) masks (range count))
+    :array (reduce (fn [masks i] (covered element masks (+ base (* i (:size element))))) masks
+                   (range count))
     (:private :pad) masks
     (reduce #(assoc %1 %2 0xff) masks (range base (+ base size)))))
 
 (defspec padding-written-as-zero 300
-  (prop/for-all [[t v] (gen/such-that (fn [[t _]] (not (str/includes? (pr-str t) ":union"))) typed-value 100)]
+  (prop/for-all [[t v]
+                 (gen/such-that (fn [[t _]] (not (str/includes? (pr-str t) ":union"))) typed-value
+                                100)]
     (let [c (codec/codec t)
           m (memory (.size c))
           masks (covered (node/node t nil []) (vec (repeat (.size c) 0)) 0)]
@@ -112,7 +118,8 @@
 (deftest unions-from-one-member
   (testing "unions read as all members and are written from one"
     (let [t [:union [:n :u32] [:bytes [:bytes 4]] [:small :u8]]]
-      (is (= {:n 0x01020304 :bytes (bytes/->bytes "04030201") :small 4} (read-back t {:n 0x01020304})))
+      (is (= {:n 0x01020304 :bytes (bytes/->bytes "04030201") :small 4}
+             (read-back t {:n 0x01020304})))
       (is (= {:n 5 :bytes (bytes/->bytes "05000000") :small 5} (read-back t {:small 5})))
       (is (= (read-back t {:n 5}) (read-back t (read-back t {:n 5}))) "what was read goes in again")
       (let [{:keys [message]} (error-of (encoded t {:n 1 :small 2}))]
@@ -123,7 +130,8 @@
     (let [t [:struct [:lock :spin-lock] [:n :u32]]]
       (is (= {:n 7} (read-back t {:n 7})))
       (is (= (bytes/->bytes "00 00 00 00 07 00 00 00") (encoded t {:n 7})))
-      (is (str/includes? (:message (error-of (encoded t {:lock 1 :n 7}))) ":lock is not a field: there are :n")))))
+      (is (str/includes? (:message (error-of (encoded t {:lock 1 :n 7})))
+                         ":lock is not a field: there are :n")))))
 
 (deftest type-with-own-functions
   (testing "a type can have custom functions"
@@ -131,11 +139,14 @@
       (is (= {:age 3} (read-back [:struct [:age seconds]] {:age 3})))
       (is (false? (.total (codec/codec [:array seconds 2]))))
       (is (true? (.total (codec/codec [:array :u64 2]))))
-      (let [{:keys [message] :bpfmap/keys [error path]} (error-of (encoded [:struct [:age seconds]] {:age "x"}))]
+      (let [{:keys [message]
+             :bpfmap/keys [error path]} (error-of (encoded [:struct [:age seconds]] {:age "x"}))]
         (is (= [:invalid-value [:value :age]] [error path]))
         (is (str/includes? message "its encode function threw java.lang.ClassCastException")))
-      (is (instance? ClassCastException (ex-cause (try (encoded seconds "x") (catch Exception e e)))))
-      (let [{:keys [message] :bpfmap/keys [error]} (error-of (read-back [:via :u8 identity #(/ 1 %)] 0))]
+      (is (instance? ClassCastException
+                     (ex-cause (try (encoded seconds "x") (catch Exception e e)))))
+      (let [{:keys [message]
+             :bpfmap/keys [error]} (error-of (read-back [:via :u8 identity #(/ 1 %)] 0))]
         (is (= :invalid-value error))
         (is (str/includes? message "its decode function threw java.lang.ArithmeticException"))))))
 
@@ -143,14 +154,19 @@
   (testing "rejects a value that does not fit with its path, type and value"
     (are [t v path words]
          (let [{:keys [message] found :bpfmap/path :bpfmap/keys [error]} (error-of (encoded t v))]
-           (and (= :invalid-value error) (= path found) (str/starts-with? message (str path ": ")) (str/includes? message words)))
+           (and (= :invalid-value error)
+                (= path found)
+                (str/starts-with? message (str path ": "))
+                (str/includes? message words)))
       [:struct [:a :u8]] {} [:value :a] "the field :a is missing: every field has to be given"
       [:struct [:a :u8]] {:a 1 :b 2} [:value :b] ":b is not a field: there are :a"
       [:struct [:a :u8]] [1] [:value] "it takes a map of :a"
       [:struct [:a :u8]] nil [:value] "it takes a map of :a"
       [:struct [:a [:struct [:b :u8]]]] {:a {:b 256}} [:value :a :b] "256 is not a :u8"
-      [:struct [:a [:array [:struct [:b [:array :u8 2]]] 2]]] {:a [{:b [1 2]} {:b [1 -1]}]} [:value :a 1 :b 1] "-1 is not a :u8"
-      [:struct [:a [:array [:struct [:b :u8]] 2]]] {:a [{:b 1} {}]} [:value :a 1 :b] "the field :b is missing"
+      [:struct [:a [:array [:struct [:b [:array :u8 2]]] 2]]] {:a [{:b [1 2]} {:b [1 -1]}]}
+         [:value :a 1 :b 1] "-1 is not a :u8"
+      [:struct [:a [:array [:struct [:b :u8]] 2]]] {:a [{:b 1} {}]} [:value :a 1 :b]
+         "the field :b is missing"
       [:struct [nil [:struct [:a :u8]]]] {:a -1} [:value :a] "-1 is not a :u8"
       [:struct [nil [:union [:a :u8] [:b :u8]]]] {} [:value] "it takes one of :a or :b"
       [:union [:a :u8]] {:c 1} [:value] "it takes one of :a"
@@ -159,12 +175,14 @@
       [:array :u8 2] (range) [:value] "it takes a sequence of 2 elements, this has more"
       [:bytes 2] (range) [:value] "it takes 2 bytes, these are 3"
       [:string 4] "\ud800" [:value] "this has half a character"
-      [:union [nil [:struct [:a :u32] [:b :u32]]] [:c :u64]] {:a 1} [:value :b] "the field :b is missing"
+      [:union [nil [:struct [:a :u32] [:b :u32]]] [:c :u64]] {:a 1} [:value :b]
+         "the field :b is missing"
       [:struct [:a :u8]] (sorted-map "a" 1) [:value :a] "the field :a is missing"
       :ipv4 "010.0.0.1" [:value] "it takes a text such as"
       [:array :u8 2] 7 [:value] "it takes a sequence of 2 elements"
       [:array :u8 2] [1 256] [:value 1] "256 is not a :u8"
-      [:struct [:a [:bits :u8 3]]] {:a 8} [:value :a] "8 is not a [:bits :u8 3]: it takes an integer from 0 to 7"
+      [:struct [:a [:bits :u8 3]]] {:a 8} [:value :a]
+         "8 is not a [:bits :u8 3]: it takes an integer from 0 to 7"
       [:struct [:a [:bits :s8 3]]] {:a 4} [:value :a] "it takes an integer from -4 to 3"
       [:struct [:a [:bits :bool 1]]] {:a 1} [:value :a] "it takes true or false"
       [:enum :u8 {:A 1}] :B [:value] ":B is not a [:enum :u8 {:A 1}]: it takes a number, or :A"
@@ -174,13 +192,18 @@
       [:string 3] "a\u0000" [:value] "it takes a text without NUL characters"
       [:string 3] [1 2] [:value] "it takes 3 bytes, these are 2"
       [:string 3] 7 [:value] "it takes a text, or bytes that are none"
-      [:struct [:net [:prefix :ipv4]]] {:net "10.0.0.0/33"} [:value :net] "\"10.0.0.0/33\" is not a [:prefix :ipv4]: it takes a text such as \"10.0.0.0/8\", with a length from 0 to 32"
-      [:prefix :ipv6] "::/129" [:value] "it takes a text such as \"2001:db8::/32\", with a length from 0 to 128"
-      [:prefix :ipv4] nil [:value] "nil is not a [:prefix :ipv4]: it takes a text such as \"10.0.0.0/8\""
+      [:struct [:net [:prefix :ipv4]]] {:net "10.0.0.0/33"} [:value :net]
+         "\"10.0.0.0/33\" is not a [:prefix :ipv4]: it takes a text such as \"10.0.0.0/8\", with a length from 0 to 32"
+      [:prefix :ipv6] "::/129" [:value]
+         "it takes a text such as \"2001:db8::/32\", with a length from 0 to 128"
+      [:prefix :ipv4] nil [:value]
+         "nil is not a [:prefix :ipv4]: it takes a text such as \"10.0.0.0/8\""
       [:prefix :ipv4] {:prefixlen 8} [:value :data] "the field :data is missing"
-      [:prefix :ipv4] {:prefixlen 4294967296 :data [10 0 0 0]} [:value :prefixlen] "from 0 to 4294967295"
+      [:prefix :ipv4] {:prefixlen 4294967296 :data [10 0 0 0]} [:value :prefixlen]
+         "from 0 to 4294967295"
       [:prefix :ipv4] {:prefixlen 8 :data [10 0 0]} [:value :data] "it takes 4 bytes, these are 3"
-      [:prefix :ipv4] {:prefixlen 8 :data [10 0 0 0] :family 4} [:value :family] ":family is not a field: there are :prefixlen or :data"
+      [:prefix :ipv4] {:prefixlen 8 :data [10 0 0 0] :family 4} [:value :family]
+         ":family is not a field: there are :prefixlen or :data"
       [:prefix :ipv4] (sorted-map "a" 1) [:value :prefixlen] "the field :prefixlen is missing"
       :ipv4 "10.0.0" [:value] "it takes a text such as \"10.0.0.1\""
       :ipv4 "10.0.0.256" [:value] "it takes a text such as"

@@ -51,7 +51,9 @@
             members (gen/vector (gen/frequency
                                  [[10 (gen/fmap #(vector ::name %) inner)]
                                   [3 (gen/fmap #(vector ::name %) bit-field)]
-                                  [1 (gen/let [n (gen/elements [2 4 8 16]) t inner] [::name t {:align n}])]
+                                  [1
+                                   (gen/let [n (gen/elements [2 4 8 16]) t inner]
+                                     [::name t {:align n}])]
                                   [1 (gen/fmap #(vector nil [:bits :u32 %]) (gen/choose 0 9))]
                                   [1 (gen/fmap #(vector :pad %) (gen/choose 1 5))]
                                   [2 (gen/let [k (gen/elements [:struct :union])
@@ -78,7 +80,8 @@
             (nth (iterate (fn [inner]
                             (gen/frequency [[3 leaf]
                                             [4 (compound inner)]
-                                            [2 (gen/let [t inner n (gen/choose 0 4)] [:array t n])]]))
+                                            [2
+                                             (gen/let [t inner n (gen/choose 0 4)] [:array t n])]]))
                           leaf)
                  4)))
 
@@ -95,25 +98,35 @@
     (into [kind (assoc options :size (+ (type/size type) (* n align)))] members)))
 
 (def any-type
-  "Generates types nested to depth 4, with what C has no word for: fields of the kernel's, sizes and places of their own."
+  "Generates types nested to depth 4, with what C has no word for: fields of the kernel's, sizes
+  and places of their own."
   (let [leaf (gen/frequency [[12 leaf]
-                             [1 (gen/elements (vec (filter #(= :private (:kind (type/scalars %))) (keys type/scalars))))]
+                             [1
+                              (gen/elements
+                               (vec (filter #(= :private (:kind (type/scalars %)))
+                                            (keys type/scalars))))]
                              [1 (gen/fmap #(vector :typedef "t" %) leaf)]])]
     (gen/one-of [(nested leaf)
                  (gen/let [t (gen/fmap with-names (compound leaf)) n (gen/choose 0 3)] (larger t n))
                  (gen/let [ts (gen/vector leaf 1 4) gaps (gen/vector (gen/choose 0 9) 4)]
                    (loop [members [] at 0 [t & more] ts [gap & gaps] gaps]
                      (if t
-                       (recur (conj members [(keyword (str "f" (count members))) t {:offset (+ at (long gap))}])
+                       (recur (conj members
+                                    [(keyword (str "f" (count members))) t
+                                     {:offset (+ at (long gap))}])
                               (+ at (long gap) (long (type/size t))) more gaps)
                        (into [:struct {:packed true}] members))))])))
 
 (def a-struct
   "Generates structs and unions nested to depth 4."
-  (gen/fmap with-names (compound (nth (iterate (fn [inner] (gen/frequency [[3 leaf] [2 (compound inner)]
-                                                                           [1 (gen/let [t inner n (gen/choose 0 3)] [:array t n])]]))
-                                               leaf)
-                                      3))))
+  (gen/fmap with-names
+            (compound (nth (iterate (fn [inner] (gen/frequency [[3 leaf] [2 (compound inner)]
+                                                                [1
+                                                                 (gen/let
+                                                                   [t inner n (gen/choose 0 3)]
+                                                                   [:array t n])]]))
+                                    leaf)
+                           3))))
 
 ;; --- in C
 
@@ -123,14 +136,17 @@
        "typedef struct { unsigned int prefixlen; unsigned char data[4]; } prefix4;\n"
        "typedef struct { unsigned int prefixlen; unsigned char data[16]; } prefix6;\n"
        "static long long first(const void *p, size_t n) {\n"
-       "  for (size_t i = 0; i < 8 * n; i++) if (((const unsigned char *)p)[i / 8] >> (i % 8) & 1) return i;\n  return -1; }\n"
+       "  for (size_t i = 0; i < 8 * n; i++) if (((const unsigned char *)p)[i / 8] >> (i % 8) & 1) "
+       "return i;\n  return -1; }\n"
        "static int ones(const void *p, size_t n) { int c = 0;\n"
-       "  for (size_t i = 0; i < 8 * n; i++) c += ((const unsigned char *)p)[i / 8] >> (i % 8) & 1; return c; }\n"))
+       "  for (size_t i = 0; i < 8 * n; i++) c += ((const unsigned char *)p)[i / 8] >> (i % 8) & "
+       "1; return c; }\n"))
 
 (defn- c-scalar [t]
   (let [{:keys [kind size signed]} (type/scalars t)]
     (case kind
-      :integer (str (if signed "signed " "unsigned ") ({1 "char" 2 "short" 4 "int" 8 "long" 16 "__int128"} size))
+      :integer (str (if signed "signed " "unsigned ")
+                    ({1 "char" 2 "short" 4 "int" 8 "long" 16 "__int128"} size))
       :float ({4 "float" 8 "double"} size)
       :bool "bool"
       :char "char"
@@ -142,12 +158,14 @@
 (declare c-declaration)
 
 (defn- attributes [{:keys [packed align]}]
-  (str (when packed " __attribute__((packed))") (when align (str " __attribute__((aligned(" align ")))"))))
+  (str (when packed " __attribute__((packed))")
+       (when align (str " __attribute__((aligned(" align ")))"))))
 
 (defn- c-member [[name t options]]
   (cond
     (and (= :pad name) (int? t)) (str "unsigned char " (gensym "pad") "[" t "];")
-    (= :bits (when (vector? t) (first t))) (str (c-scalar (second t)) " " (some-> name clojure.core/name) " : " (nth t 2)
+    (= :bits (when (vector? t) (first t))) (str (c-scalar (second t)) " "
+                                                (some-> name clojure.core/name) " : " (nth t 2)
                                                 (attributes options) ";")
     :else (str (c-declaration t (some-> name clojure.core/name)) (attributes options) ";")))
 
@@ -157,7 +175,8 @@
     (let [[head a b] t]
       (case head
         (:struct :union) (let [[options members] (if (map? a) [a (drop 2 t)] [nil (rest t)])]
-                           (str (clojure.core/name head) " {" (str/join " " (map c-member members)) "}"
+                           (str (clojure.core/name head) " {" (str/join " " (map c-member members))
+                                "}"
                                 (attributes options) " " name))
         :array (c-declaration a (str name "[" b "]"))
         :bytes (str "unsigned char " name "[" a "]")
@@ -175,14 +194,19 @@
           (mapcat (fn [[path {:keys [bits]}]]
                     (let [at (c-path path)]
                       (if bits
-                        [[[i path :bit-offset] (str "({ " tag " x; memset(&x, 0, sizeof x); x." at " = -1; first(&x, sizeof x); })")]
-                         [[i path :bits] (str "({ " tag " x; memset(&x, 0, sizeof x); x." at " = -1; ones(&x, sizeof x); })")]]
+                        [[[i path :bit-offset]
+                          (str "({ " tag " x; memset(&x, 0, sizeof x); x." at
+                               " = -1; first(&x, sizeof x); })")]
+                         [[i path :bits]
+                          (str "({ " tag " x; memset(&x, 0, sizeof x); x." at
+                               " = -1; ones(&x, sizeof x); })")]]
                         [[[i path :offset] (str "offsetof(" tag ", " at ")")]
                          [[i path :size] (str "sizeof(((" tag " *)0)->" at ")")]]))))
           (type/offsets t))))
 
 (defn c-layouts
-  "What the C compiler here says of types: a sequence of `{:type :size :align :offsets}`; nil without a compiler."
+  "What the C compiler here says of types: a sequence of `{:type :size :align :offsets}`; nil
+  without a compiler."
   [types]
   (when-let [cc (or (fixture/executable "gcc") (fixture/executable "cc"))]
     (let [dir (fixture/temporary-directory)
@@ -191,16 +215,22 @@
           asked (mapcat questions (range) types)]
       (try
         (spit source (str prelude
-                          (str/join (map-indexed (fn [i t] (str "typedef " (c-declaration t (str "T" i)) ";\n")) types))
+                          (str/join (map-indexed (fn [i t]
+                                                   (str "typedef " (c-declaration t (str "T" i))
+                                                        ";\n")) types))
                           ;; A function for each type: the compiler is slow on one large function.
                           (str/join (for [[i group] (group-by ffirst asked)]
                                       (str "static void t" i "(void) {\n"
-                                           (str/join (map (fn [[_ e]] (str "printf(\"%lld\\n\", (long long)" e ");\n")) group))
+                                           (str/join
+                                            (map (fn [[_ e]]
+                                                   (str "printf(\"%lld\\n\", (long long)" e ");\n"))
+                                                 group))
                                            "}\n")))
                           "int main(void) {\n"
                           (str/join (map (fn [i] (str "t" i "();\n")) (range (count types))))
                           "return 0; }\n"))
-        (let [{:keys [exit err]} (fixture/run [cc "-w" "-O0" "-std=gnu11" "-o" program (str source)])]
+        (let [{:keys [exit err]} (fixture/run [cc "-w" "-O0" "-std=gnu11" "-o" program
+                                               (str source)])]
           (when-not (zero? exit) (throw (ex-info (str "the C compiler failed: " err) {})))
           (let [answers (map parse-long (str/split-lines (:out (fixture/run [program]))))
                 of-type (group-by ffirst (map (fn [[k _] v] [k v]) asked answers))]

@@ -25,10 +25,12 @@
                       (process cc "-O2" "-Wall" "-pthread" "-o" program source)
                       (catch IOException _
                         (throw (ex-info (str "the baseline needs a C compiler, and there is no `" cc
-                                             "`: install one, or name one in the environment variable CC")
+                                             "`: install one, or name one in the environment "
+                                             "variable CC")
                                         {}))))]
       (when-not (zero? (.waitFor ^Process compiling))
-        (throw (ex-info (str "`" cc "` could not compile bench/baseline.c; its own words are above") {}))))))
+        (throw (ex-info (str "`" cc "` could not compile bench/baseline.c; its own words are above")
+                        {}))))))
 
 (defn- delete-all [^File dir]
   (run! #(.delete ^File %) (reverse (file-seq dir))))
@@ -50,7 +52,8 @@
     (try
       (compile-to program)
       (let [running ^Process (apply process program processors)]
-        (->Baseline running (io/reader (.getInputStream running)) (io/writer (.getOutputStream running)) dir))
+        (->Baseline running (io/reader (.getInputStream running))
+                    (io/writer (.getOutputStream running)) dir))
       (catch Throwable e
         (delete-all dir)
         (throw e)))))
@@ -64,7 +67,8 @@
                  (.readLine answers)
                  (catch IOException _))]
     (when-not answer
-      (throw (ex-info (str "the baseline ended at " (pr-str (first words)) "; its own words are above") {})))
+      (throw (ex-info (str "the baseline ended at " (pr-str (first words))
+                           "; its own words are above") {})))
     (str/split answer #" ")))
 
 (defn use-map
@@ -73,7 +77,7 @@
   (ask c "map" id (name shape) entries value-size))
 
 (defn slice
-  "Has the baseline make one slice of a row from a place in the order of the keys on; returns `:cpu` and `:wall` in
-  nanoseconds, and `:sum`."
+  "Has the baseline make one slice of a row from a place in the order of the keys on; returns
+  `:cpu` and `:wall` in nanoseconds, and `:sum`."
   [c {:keys [in-c threads count batch]} first]
   (zipmap [:cpu :wall :sum] (map parse-long (ask c in-c threads count first batch))))

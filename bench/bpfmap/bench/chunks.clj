@@ -1,5 +1,6 @@
 (ns bpfmap.bench.chunks
-  "Measures what it costs to read a whole map in chunks of different sizes: why `bpfmap.sys.Batch` grows as it does.
+  "Measures what it costs to read a whole map in chunks of different sizes: why `bpfmap.sys.Batch`
+  grows as it does.
 
       bin/clj -M:bench:bench-chunks            and into doc/performance.md
       bin/clj -M:bench:bench-chunks --print    printed only"
@@ -17,7 +18,8 @@
 (def ^:private kib [1 4 16 32 64 128 256 1024 4096])
 (def ^:private sizes [1000 100000 1000000])
 (def ^:private rounds 7)
-(def ^:private kinds (filter (comp #{"hash 4→8" "hash 16→32 struct" "array 4→8"} :title) shapes/maps))
+(def ^:private kinds
+  (filter (comp #{"hash 4→8" "hash 16→32 struct" "array 4→8"} :title) shapes/maps))
 
 (defn- per-entry
   "Nanoseconds of processor time for each entry that a function reads, n of them at once."
@@ -35,7 +37,8 @@
    :typed #(bpf-map/reduce-entries typed (fn [acc _ _] acc) nil {:chunk chunk})})
 
 (defn- measured
-  "Of one map and way: the medians in the order of [[kib]]; measured in turn, so that a slow moment hits all sizes."
+  "Of one map and way: the medians in the order of [[kib]]; measured in turn, so that a slow
+  moment hits all sizes."
   [{:keys [entries key-size value-size] :as subject} way]
   (let [fs (for [k kib] (way (ways subject (max 1 (quot (* 1024 k) (+ key-size value-size))))))
         fs (vec fs)]
@@ -45,7 +48,8 @@
 
 (defn- lines []
   (report/table
-   (concat [["map" :title] ["entries" (comp report/number-shown :entries) true] ["read" (comp name :way)]]
+   (concat [["map" :title] ["entries" (comp report/number-shown :entries) true]
+            ["read" (comp name :way)]]
            (map-indexed (fn [i k] [(if (< k 1024) (str k " KiB") (str (quot k 1024) " MiB"))
                                    #(report/number-shown (nth (:ns %) i)) true])
                         kib))
@@ -53,7 +57,9 @@
     (for [kind kinds, entries sizes
           row (let [subject (rows/subject kind entries)]
                 (try
-                  (mapv (fn [way] {:title (:title kind) :entries entries :way way :ns (measured subject way)}) [:raw :typed])
+                  (mapv (fn [way]
+                          {:title (:title kind) :entries entries :way way
+                           :ns (measured subject way)}) [:raw :typed])
                   (finally (rows/close subject))))]
       row))))
 

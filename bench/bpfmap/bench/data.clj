@@ -1,5 +1,6 @@
 (ns bpfmap.bench.data
-  "Slices of `bpfmap.core`: byte views and typed data. The caller's own keys and values, made anew each time, are part of it.
+  "Slices of `bpfmap.core`: byte views and typed data. The caller's own keys and values, made anew
+  each time, are part of it.
 
   Each function takes a subject (see `bpfmap.bench.rows/subject`) on the thread that will run it."
   (:require [bpfmap.bench.loops :refer [in-order low low-of-view one-if passes times]]
@@ -21,7 +22,8 @@
   `(bytes/wrap (aclone ~(vary-meta array assoc :tag 'bytes))))
 
 (defmacro ^:private with-views
-  "A slice by shape on a handle whose keys and values are byte views. `(value-view)` is what is written: a vector for a per-CPU map."
+  "A slice by shape on a handle whose keys and values are byte views. `(value-view)` is what is
+  written: a vector for a per-CPU map."
   [subject slice]
   `(let [{:keys [~'shape ~'order ~'entries ~'key-size ~'cpus ~'one-size] ~'m :views} ~subject
          ~'entries (long ~'entries)
@@ -71,7 +73,8 @@
 ;; --- typed data
 
 (defmacro ^:private typed
-  "A slice with functions from an index to a key and to a value, and one from a value to its number."
+  "A slice with functions from an index to a key and to a value, and one from a value to its
+  number."
   [subject slice]
   `(let [{:keys [~'order ~'entries ~'of-value] ~'m :typed} ~subject
          ~'entries (long ~'entries)
@@ -130,7 +133,8 @@
     (passes entries (count (into {} m)))))
 
 (defmacro ^:private given
-  "What a caller hands over as a collection: an expression of each of `count` indices in their order, from `first` on."
+  "What a caller hands over as a collection: an expression of each of `count` indices in their
+  order, from `first` on."
   [[n order count first] expression]
   `(let [order# (ints ~order)
          entries# (alength order#)

@@ -4,7 +4,8 @@
       bin/clj -M:bench:bench-jmh              everything, and into doc/performance.md
       bin/clj -M:bench:bench-jmh decode       the benchmarks whose name matches, printed only
 
-  Needs a kernel that tells its types, /sys/kernel/btf/vmlinux. doc/performance.md says how to read it."
+  Needs a kernel that tells its types, /sys/kernel/btf/vmlinux. doc/performance.md says how to
+  read it."
   (:require [bpfmap.bench.page :as page]
             [bpfmap.bench.report :as report]
             [clojure.java.io :as io]
@@ -21,7 +22,8 @@
   [["decodeU64" "decode a :u64" "decodeU64Yardstick" "box a long"]
    ["encodeU64" "encode a :u64"]
    ["decodeStruct" "decode a struct of four integers" "decodeStructYardstick" "make the same map"]
-   ["encodeStruct" "encode a struct of four integers" "encodeStructYardstick" "look its four fields up"]
+   ["encodeStruct" "encode a struct of four integers" "encodeStructYardstick"
+    "look its four fields up"]
    ["decodeArrayOfEight" "decode an array of eight :u32"]
    ["decodeAddress" "decode an :ipv4"]
    ["takeAndGiveMemory" "memory for an element operation"]
@@ -36,8 +38,10 @@
   (.mkdirs (io/file classes))
   (let [sources (filter #(str/ends-with? % ".java") (map str (file-seq (io/file "bench/java"))))
         exit (.run (ToolProvider/getSystemJavaCompiler) nil nil nil
-                   (into-array String (concat ["-d" classes "-classpath" (System/getProperty "java.class.path") "-proc:full"]
-                                              sources)))]
+                   (into-array String
+                               (concat ["-d" classes "-classpath"
+                                        (System/getProperty "java.class.path") "-proc:full"]
+                                       sources)))]
     (when-not (zero? exit)
       (throw (ex-info "the benchmarks could not be compiled; javac's own words are above" {})))))
 
@@ -53,18 +57,22 @@
     (try
       (when-not (zero? (.waitFor (.start (.inheritIO (ProcessBuilder. ^java.util.List command)))))
         (throw (ex-info "JMH failed; its own words are above" {})))
-      (mapv #(mapv (fn [cell] (str/replace cell "\"" "")) (str/split % #",")) (rest (str/split-lines (slurp results))))
+      (mapv #(mapv (fn [cell] (str/replace cell "\"" "")) (str/split % #","))
+            (rest (str/split-lines (slurp results))))
       (finally (.delete results)))))
 
 (defn- numbers
-  "Benchmark to `{:ns :error :bytes}`, from JMH's rows: name, mode, threads, samples, score, error, unit."
+  "Benchmark to `{:ns :error :bytes}`, from JMH's rows: name, mode, threads, samples, score,
+  error, unit."
   [rows]
   (reduce (fn [acc [benchmark _ _ _ score error]]
             (let [[_ name kind] (re-matches #".*\.InsideTheJvm\.(\w+)(?::·?(.*))?" benchmark)]
               (cond
                 (nil? name) acc
-                (nil? kind) (update acc name assoc :ns (parse-double score) :error (parse-double error))
-                (str/ends-with? kind "alloc.rate.norm") (assoc-in acc [name :bytes] (parse-double score))
+                (nil? kind) (update acc name assoc :ns (parse-double score) :error
+                                    (parse-double error))
+                (str/ends-with?
+                 kind "alloc.rate.norm") (assoc-in acc [name :bytes] (parse-double score))
                 :else acc)))
           {} rows))
 
@@ -87,7 +95,8 @@
   [& [pattern]]
   (try
     (compile-benchmarks)
-    (let [lines (concat (report/facts (report/machine)) [""] (lines (numbers (run-benchmarks pattern))))]
+    (let [lines (concat (report/facts (report/machine)) [""]
+                        (lines (numbers (run-benchmarks pattern))))]
       (run! println lines)
       (when-not pattern
         (page/write "bin/clj -M:bench:bench-jmh" lines)))

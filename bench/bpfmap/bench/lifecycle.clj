@@ -1,11 +1,13 @@
 (ns bpfmap.bench.lifecycle
-  "Measures what opening, creating and listing maps costs beside the same in C by bare bpf(2), in the same run.
+  "Measures what opening, creating and listing maps costs beside the same in C by bare bpf(2), in
+  the same run.
 
       bin/clj -M:bench:bench-lifecycle            and into doc/performance.md
       bin/clj -M:bench:bench-lifecycle --print    printed only
 
-  Needs the right to make BPF maps and to open them by id (run it as root), and a C compiler. Slices of C and of the JVM
-  alternate; the table has the medians of all. Time is processor time of the one thread that works."
+  Needs the right to make BPF maps and to open them by id (run it as root), and a C compiler.
+  Slices of C and of the JVM alternate; the table has the medians of all. Time is processor time
+  of the one thread that works."
   (:require [bpfmap.bench.page :as page]
             [bpfmap.bench.processor :as processor]
             [bpfmap.bench.report :as report]
@@ -50,11 +52,15 @@
   "The program of bench/lifecycle.c."
   ^File [dir]
   (let [program (io/file dir "lifecycle")
-        process (.start (doto (ProcessBuilder. ^java.util.List (vector (or (System/getenv "CC") "cc") "-O2" "-Wall"
-                                                                       "-o" (str program) "bench/lifecycle.c"))
-                          (.redirectError ProcessBuilder$Redirect/INHERIT)))]
+        process (.start
+                 (doto
+                   (ProcessBuilder.
+                    ^java.util.List (vector (or (System/getenv "CC") "cc") "-O2" "-Wall"
+                                            "-o" (str program) "bench/lifecycle.c"))
+                   (.redirectError ProcessBuilder$Redirect/INHERIT)))]
     (when-not (zero? (.waitFor process))
-      (throw (ex-info "bench/lifecycle.c could not be compiled; the compiler's words are above" {})))
+      (throw (ex-info "bench/lifecycle.c could not be compiled; the compiler's words are above"
+                      {})))
     program))
 
 (defn- c-slice [^Writer requests ^BufferedReader answers operation n]
@@ -75,9 +81,12 @@
   (binding [*out* *err*] (println "bench:" name))
   (let [until (+ (System/nanoTime) 5000000000)]
     (while (< (System/nanoTime) until) (jvm-slice executor n f)))
-  (let [pairs (vec (repeatedly slices #(vector (c-slice requests answers in-c n) (jvm-slice executor n f))))
+  (let [pairs (vec (repeatedly slices
+                               #(vector (c-slice requests answers in-c n)
+                                        (jvm-slice executor n f))))
         per #(/ (report/median (map % pairs)) n)]
-    {:name name :c (per first) :jvm (per second) :ratio (report/median (map (fn [[c jvm]] (/ (double jvm) c)) pairs))}))
+    {:name name :c (per first) :jvm (per second)
+     :ratio (report/median (map (fn [[c jvm]] (/ (double jvm) c)) pairs))}))
 
 (defn- microseconds [ns] (report/number-shown (/ ns 1000.0)))
 
@@ -88,8 +97,10 @@
                   with-types ^Closeable (bpf/create typed)]
         (let [cpu (first (processor/allowed))
               ids (map (comp :id bpf/info) [plain with-types])
-              process (.start (doto (ProcessBuilder. ^java.util.List (mapv str (list* (compiled dir) cpu ids)))
-                                (.redirectError ProcessBuilder$Redirect/INHERIT)))
+              process (.start
+                       (doto
+                         (ProcessBuilder. ^java.util.List (mapv str (list* (compiled dir) cpu ids)))
+                         (.redirectError ProcessBuilder$Redirect/INHERIT)))
               [executor] (processor/threads 1 [cpu])
               rows (rows plain with-types)]
           (with-open [requests ^Writer (io/writer (.getOutputStream process))

@@ -1,9 +1,11 @@
 (ns bpfmap.bench.loops
-  "The loops around what is measured, as macros: each slice is then one function whose locals are primitive.
+  "The loops around what is measured, as macros: each slice is then one function whose locals are
+  primitive.
 
-  A slice is a function of a count and of a place in the order of the keys, all longs, which sums what was read. What is
-  summed is evaluated before the sum is put on the JVM's stack: the JIT does not replace a loop that runs while something
-  lies there, and one that it had to give up once would be interpreted from then on."
+  A slice is a function of a count and of a place in the order of the keys, all longs, which sums
+  what was read. What is summed is evaluated before the sum is put on the JVM's stack: the JIT
+  does not replace a loop that runs while something lies there, and one that it had to give up
+  once would be interpreted from then on."
   (:require [bpfmap.bytes])
   (:import (bpfmap.bytes ByteView)
            (java.nio ByteOrder)))
@@ -13,7 +15,8 @@
 (set! *unchecked-math* :warn-on-boxed)
 
 (defmacro in-order
-  "A slice: sums an expression over `count` indices in their order, which begins again behind its end.
+  "A slice: sums an expression over `count` indices in their order, which begins again behind its
+  end.
 
       (in-order [n order] (+ n 1))"
   [[n order] expression]
@@ -45,7 +48,8 @@
   `(passes 1 ~expression))
 
 (defmacro in-scratch
-  "A slice that keeps one `bpfmap.sys.Scratch` of some `bpfmap.sys.Elements` for all its operations."
+  "A slice that keeps one `bpfmap.sys.Scratch` of some `bpfmap.sys.Elements` for all its
+  operations."
   [[scratch elements] slice]
   `(fn ^{:tag ~'long} [^{:tag ~'long} count# ^{:tag ~'long} first#]
      (let [~scratch (.take ~elements)]
@@ -69,7 +73,8 @@
   (if (= ByteOrder/LITTLE_ENDIAN (ByteOrder/nativeOrder)) 0 7))
 
 (defn low-of-view
-  "The low byte of the number that a byte view begins with; of the first of them, if there are several."
+  "The low byte of the number that a byte view begins with; of the first of them, if there are
+  several."
   ^long [view]
   (let [view (if (vector? view) (nth view 0) view)]
     (low (aget ^bytes (.-array ^ByteView view) low-byte))))

@@ -25,7 +25,8 @@
     (- (.getCurrentThreadAllocatedBytes thread) bytes)))
 
 (defn- work
-  "One thread's part of a slice: processor and wall time in nanoseconds, bytes allocated, and the sum."
+  "One thread's part of a slice: processor and wall time in nanoseconds, bytes allocated, and the
+  sum."
   [subject {:keys [slice count batch restores?]} first ^CountDownLatch not-ready]
   (let [thread ^ThreadMXBean (ManagementFactory/getThreadMXBean)
         run (slice (assoc subject :batch batch))
@@ -48,18 +49,22 @@
       done)))
 
 (defn- jvm-slice
-  "Makes one slice of a row on as many executors as it has threads; returns what [[work]] does, added up."
+  "Makes one slice of a row on as many executors as it has threads; returns what [[work]] does,
+  added up."
   [executors subject {:keys [threads count entries] :as row} first]
   (let [not-ready (CountDownLatch. threads)
         part (fn [i executor]
                (.submit ^ExecutorService executor
-                        ^Callable (fn [] (work subject row (rem (+ first (* i count)) entries) not-ready))))]
+                        ^Callable (fn []
+                                    (work subject row (rem (+ first (* i count)) entries)
+                                          not-ready))))]
     (->> (mapv part (range threads) executors)
          (map (fn [^Future part] (.get part)))
          (apply merge-with +))))
 
 (defn- pair
-  "The `i`th slice of C and of the JVM, as `bpfmap.bench.report` takes them; which comes first alternates."
+  "The `i`th slice of C and of the JVM, as `bpfmap.bench.report` takes them; which comes first
+  alternates."
   [c executors subject {:keys [operation way threads count entries] :as row} i]
   (let [first (rem (* i threads count) entries)
         ask-c #(baseline/slice c row first)
@@ -81,8 +86,9 @@
 ;; --- native memory
 
 (defn native-memory
-  "Bytes of native memory that the program has allocated through the foreign function API, as the JVM's own accounts have
-  it (`-XX:NativeMemoryTracking=summary`, category Other); nil where they are off."
+  "Bytes of native memory that the program has allocated through the foreign function API, as the
+  JVM's own accounts have it (`-XX:NativeMemoryTracking=summary`, category Other); nil where they
+  are off."
   []
   (let [report (.invoke (ManagementFactory/getPlatformMBeanServer)
                         (ObjectName. "com.sun.management:type=DiagnosticCommand")
@@ -103,7 +109,8 @@
 (def ^:private warm-up-entries 1000)
 
 (defn- warm-up
-  "Short slices, so that the JIT compiles each loop as a whole, not only from its middle on; then full ones."
+  "Short slices, so that the JIT compiles each loop as a whole, not only from its middle on; then
+  full ones."
   [executors subject row]
   (let [row (rows/sized row subject)
         begun (System/nanoTime)]
@@ -122,20 +129,22 @@
 (defn- row-measured [c executors subject rounds {:keys [slices] :as row}]
   (let [row (rows/sized row subject)
         before (native-memory)
-        _ (pair c executors subject row 0) ; unmeasured: this map's memory, and the branches of its sizes
+        ;; Unmeasured: this map's memory, and the branches of its sizes
+        _ (pair c executors subject row 0)
         pairs (mapv #(pair c executors subject row %) (range (* slices rounds)))
         after (native-memory)]
     (assoc (report/summary row (partition slices pairs))
            :native (when before (- after before)))))
 
 (defn measure
-  "Measures the rows of kinds of maps, at each of the sizes and on each of the numbers of threads; returns their summaries
-  (see `bpfmap.bench.report/summary`).
+  "Measures the rows of kinds of maps, at each of the sizes and on each of the numbers of threads;
+  returns their summaries (see `bpfmap.bench.report/summary`).
 
-  A round alternates slices of C and of the JVM, each of a few milliseconds: the median of many short ones is
-  little disturbed by what else the machine does. All rows are warmed up on a small map before any is measured, so that the JIT
-  compiles the code they share for every type of key and value, as it has to in a service. `wanted?` says which rows;
-  `progress` is called with a line of text now and then."
+  A round alternates slices of C and of the JVM, each of a few milliseconds: the median of many
+  short ones is little disturbed by what else the machine does. All rows are warmed up on a small
+  map before any is measured, so that the JIT compiles the code they share for every type of key
+  and value, as it has to in a service. `wanted?` says which rows; `progress` is called with a
+  line of text now and then."
   [{:keys [kinds sizes threads rounds wanted? progress]}]
   (with-open [c (baseline/start (processor/allowed))]
     (let [executors (processor/threads (reduce max threads) (processor/allowed))

@@ -1,7 +1,8 @@
 (ns bpfmap.bench.page
   "doc/performance.md: prose by hand, and between it what the commands have measured.
 
-  A command owns what stands between `<!-- measured: COMMAND -->` and the next `<!-- /measured -->`."
+  A command owns what stands between `<!-- measured: COMMAND -->` and the next `<!-- /measured
+  -->`."
   (:require [clojure.java.io :as io]
             [clojure.string :as str]))
 
@@ -22,7 +23,8 @@
         from (str/index-of text begin)
         to (when from (str/index-of text end from))]
     (when-not to
-      (throw (ex-info (str file " has no place for `" command "`: it lacks " begin " with " end " after it") {})))
+      (throw (ex-info (str file " has no place for `" command "`: it lacks " begin " with " end
+                           " after it") {})))
     (str (subs text 0 (+ from (count begin))) "\n\n"
          (str/join "\n" lines) "\n\n"
          (subs text to))))

@@ -13,7 +13,8 @@
 ;; --- the caller's byte arrays
 
 (defmacro ^:private with-arrays
-  "A slice by shape, with arrays of a key and a value and buffers over them, and what a subject holds."
+  "A slice by shape, with arrays of a key and a value and buffers over them, and what a subject
+  holds."
   [subject slice]
   `(let [{:keys [~'shape ~'order ~'entries ~'key-size ~'value-size ~'cpus]} ~subject
          ~(vary-meta 'elements assoc :tag `Elements) (:elements ~subject)
@@ -118,7 +119,8 @@
       (loop [i 0 sum 0]
         (if (< i count)
           (do (.nextKey elements s (zero? i))
-              (.copyFrom (.asSlice memory CallBuffer/KEY key-size) (.asSlice memory value-at key-size))
+              (.copyFrom (.asSlice memory CallBuffer/KEY key-size)
+                         (.asSlice memory value-at key-size))
               (.lookup elements s Abi/BPF_ANY)
               (recur (inc i) (+ sum (low (Bytes/get64 memory value-at false)))))
           sum)))))
@@ -130,7 +132,8 @@
   [{:keys [fd entries key-size value-size ^long batch]}]
   (let [stride (long value-size)]
     (passes entries
-      (with-open [reader (BatchReader. fd Abi/BPF_MAP_LOOKUP_BATCH key-size stride entries 0 KeyOrder/NONE batch)]
+      (with-open [reader (BatchReader. fd Abi/BPF_MAP_LOOKUP_BATCH key-size stride entries 0
+                                       KeyOrder/NONE batch)]
         (loop [sum 0]
           (let [n (.read reader)]
             (if (zero? n)
@@ -138,12 +141,14 @@
               (let [values (.values reader)
                     sum (long (loop [i 0 sum sum]
                                 (if (< i n)
-                                  (recur (inc i) (+ sum (low (Bytes/get64 values (* stride i) false))))
+                                  (recur (inc i)
+                                         (+ sum (low (Bytes/get64 values (* stride i) false))))
                                   sum)))]
                 (recur sum)))))))))
 
 (defn- collected
-  "A slice that collects keys, and values too, with `collect`, and hands each full batch to `flush`; returns the count."
+  "A slice that collects keys, and values too, with `collect`, and hands each full batch to
+  `flush`; returns the count."
   [{:keys [fd order entries key-size value-size ^long batch]} values? collect flush]
   (let [order (ints order)
         entries (long entries)]

@@ -26,15 +26,17 @@
   (< disturbance 1.05))
 
 (defn- round
-  "The medians of a round's pairs; of those alone during which nobody else took the processor, where there are any."
+  "The medians of a round's pairs; of those alone during which nobody else took the processor,
+  where there are any."
   [pairs]
   (medians (or (seq (filter undisturbed? pairs)) pairs)))
 
 (defn summary
   "What a row comes to, from its rounds, each of which is a sequence of pairs of slices.
 
-  A pair is `{:c ns :jvm ns :bytes b :disturbance x}`, per operation; the last is wall time over processor time. The
-  `:ratio` is the median of the rounds' own ratios, and `:low` and `:high` are the extremes of these; `:undisturbed` is a share of 1."
+  A pair is `{:c ns :jvm ns :bytes b :disturbance x}`, per operation; the last is wall time over
+  processor time. The `:ratio` is the median of the rounds' own ratios, and `:low` and `:high` are
+  the extremes of these; `:undisturbed` is a share of 1."
   [row rounds]
   (let [pairs (apply concat rounds)
         rounds (map round rounds)
@@ -59,8 +61,8 @@
     :else (format "%,.0f" (double x))))
 
 (defn table
-  "The lines of a table in Markdown, aligned to be read as it is. A column is its heading, how a row is shown under it, and
-  whether that is a number."
+  "The lines of a table in Markdown, aligned to be read as it is. A column is its heading, how a
+  row is shown under it, and whether that is a number."
   [columns rows]
   (let [cells (cons (map first columns)
                     (for [row rows]
@@ -74,7 +76,8 @@
                     " |"))
         rule (str "|"
                   (str/join "|" (map (fn [width [_ _ number?]]
-                                       (str (str/join (repeat (inc width) "-")) (if number? ":" "-")))
+                                       (str (str/join (repeat (inc width) "-"))
+                                            (if number? ":" "-")))
                                      widths columns))
                   "|")]
     (list* (line (first cells)) rule (map line (rest cells)))))
@@ -88,7 +91,8 @@
   (format "%,d" n))
 
 (defn- map-columns
-  "The columns of the table of a map. A row there is `{:operation :way :threads :at}`: under the last are summaries by size."
+  "The columns of the table of a map. A row there is `{:operation :way :threads :at}`: under the
+  last are summaries by size."
   [sizes]
   (let [at-all (fn [shown k] (fn [{:keys [at]}] (str/join " / " (map #(shown (k (at %))) sizes))))]
     (concat [["operation" :operation]
@@ -105,7 +109,8 @@
               true]])))
 
 (defn map-tables
-  "A heading and a table for each map, of summaries that belong to several maps, sizes and numbers of threads."
+  "A heading and a table for each map, of summaries that belong to several maps, sizes and numbers
+  of threads."
   [summaries]
   (let [sizes (sort (distinct (map :entries summaries)))]
     (for [of-map (partition-by :map summaries)
@@ -124,14 +129,16 @@
 ;; --- the machine
 
 (defn machine
-  "What and when it is measured on, as pairs of a name and a text. The load is that before the measurement."
+  "What and when it is measured on, as pairs of a name and a text. The load is that before the
+  measurement."
   []
   (let [cpuinfo (try (Files/readString (Path/of "/proc/cpuinfo" (make-array String 0)))
                      (catch java.io.IOException _ ""))
         load (.getSystemLoadAverage (ManagementFactory/getOperatingSystemMXBean))]
     [["date" (str (LocalDate/now ZoneOffset/UTC))]
-     ["processor" (str (or (second (re-find #"model name\s*:\s*(.+)" cpuinfo)) (System/getProperty "os.arch"))
-                       ", " (.availableProcessors (Runtime/getRuntime)) " of them")]
+     ["processor"
+      (str (or (second (re-find #"model name\s*:\s*(.+)" cpuinfo)) (System/getProperty "os.arch"))
+           ", " (.availableProcessors (Runtime/getRuntime)) " of them")]
      ["kernel" (str (System/getProperty "os.name") " " (System/getProperty "os.version"))]
      ["JDK" (str (System/getProperty "java.vm.name") " " (System/getProperty "java.vm.version"))]
      ["load by others" (format "%.1f" load)]]))

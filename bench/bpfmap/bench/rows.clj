@@ -1,8 +1,9 @@
 (ns bpfmap.bench.rows
   "What is measured: each row is one operation, done one way, beside its counterpart in C.
 
-  A way's slice takes the subject on the thread that will run it, and returns a function of a count and of a place in
-  the order of the keys, which makes so many operations and returns the sum that bench/baseline.c returns for the same."
+  A way's slice takes the subject on the thread that will run it, and returns a function of a
+  count and of a place in the order of the keys, which makes so many operations and returns the
+  sum that bench/baseline.c returns for the same."
   (:require [bpfmap.bench.data :as data]
             [bpfmap.bench.raw :as raw]
             [bpfmap.bench.shapes :as shapes]
@@ -22,7 +23,8 @@
    :views "byte views"
    :typed "typed"})
 
-;; Operations per slice: so many that a slice takes some milliseconds, and of what deletes, no more than there are.
+;; Operations per slice: so many that a slice takes some milliseconds, and of what deletes, no
+;; more than there are.
 (defn- five-thousand [_entries _threads] 5000)
 (defn- at-most-all [entries threads] (min 5000 (quot entries threads)))
 (defn- from-the-beginning [entries _threads] (min 5000 entries))
@@ -33,30 +35,38 @@
 (def ^:private table
   "Operation, its name in C, operations per slice, and each way of doing it."
   [["lookup, hit" "lookup-hit" five-thousand
-    {:arrays raw/lookup-arrays :in-place raw/lookup-in-place :views data/lookup-views :typed data/lookup-typed}]
+    {:arrays raw/lookup-arrays :in-place raw/lookup-in-place :views data/lookup-views
+     :typed data/lookup-typed}]
    ["lookup, miss" "lookup-miss" five-thousand
-    {:arrays raw/miss-arrays :in-place raw/miss-in-place :views data/miss-views :typed data/miss-typed}]
+    {:arrays raw/miss-arrays :in-place raw/miss-in-place :views data/miss-views
+     :typed data/miss-typed}]
    ["update" "update" five-thousand
-    {:arrays raw/update-arrays :in-place raw/update-in-place :views data/update-views :typed data/update-typed}]
+    {:arrays raw/update-arrays :in-place raw/update-in-place :views data/update-views
+     :typed data/update-typed}]
    ["delete" "delete" at-most-all
-    {:arrays raw/delete-arrays :in-place raw/delete-in-place :views data/delete-views :typed data/delete-typed}]
+    {:arrays raw/delete-arrays :in-place raw/delete-in-place :views data/delete-views
+     :typed data/delete-typed}]
    ["take" "take" at-most-all
-    {:arrays raw/take-arrays :in-place raw/take-in-place :views data/take-views :typed data/take-typed}]
+    {:arrays raw/take-arrays :in-place raw/take-in-place :views data/take-views
+     :typed data/take-typed}]
    ["next key and lookup" "walk" from-the-beginning
     {:in-place raw/walk-in-place :typed data/walk-typed}]
    ["batch read, 64 at a time" "read-batch" (whole 20000) {:reader raw/batch-reader} 64]
    ["batch read, 1,024 at a time" "read-batch" (whole 20000) {:reader raw/batch-reader} 1024]
    ["batch read, 16,384 at a time" "read-batch" (whole 20000) {:reader raw/batch-reader} 16384]
-   ["reduce" "read-batch" (whole 20000) {:reader raw/batch-reader :views data/reduce-views :typed data/reduce-typed} :own]
+   ["reduce" "read-batch" (whole 20000)
+    {:reader raw/batch-reader :views data/reduce-views :typed data/reduce-typed} :own]
    ["reduce-kv" "read-batch" (whole 20000) {:typed data/reduce-kv-typed} :own]
    ["into {}" "read-batch" (whole 5000) {:typed data/into-typed} :own]
    ["batch write" "write-batch" at-most-all {:bulk raw/write-batch :typed data/put-all-typed} 4096]
-   ["batch delete" "delete-batch" at-most-all {:bulk raw/delete-batch :typed data/delete-all-typed} 4096]
+   ["batch delete" "delete-batch" at-most-all {:bulk raw/delete-batch :typed data/delete-all-typed}
+    4096]
    ["open by id, close" "open-close" handles {:views data/open-views :typed data/open-typed}]
    ["create, close" "create-close" creations {:views data/create-views :typed data/create-typed}]])
 
 (def ^:private slices-for
-  "How many slices make a round, by how many operations have to be made in each: long ones are steady."
+  "How many slices make a round, by how many operations have to be made in each: long ones are
+  steady."
   [[20000 7] [200000 3] [Long/MAX_VALUE 1]])
 
 (def ^:private lacking
@@ -70,9 +80,11 @@
   (min entries (BatchReader/steadyChunk key-size value-size)))
 
 (defn rows
-  "The rows of a map with so many entries, on so many threads: what [[ways]] it has of each operation that the kernel does.
+  "The rows of a map with so many entries, on so many threads: what [[ways]] it has of each
+  operation that the kernel does.
 
-  Beside `:operation`, `:way`, `:threads`, `:entries` and `:map`, each has what [[bpfmap.bench.measure/measure]] needs."
+  Beside `:operation`, `:way`, `:threads`, `:entries` and `:map`, each has what
+  [[bpfmap.bench.measure/measure]] needs."
   [{:keys [title shape spec]} entries threads]
   (for [[operation in-c count-of ways-of batch] table
         :when (not (contains? (lacking (:type spec)) in-c))
@@ -80,7 +92,8 @@
         :let [slice (ways-of way)
               n (count-of entries threads)]
         :when (and slice
-                   ;; The kernel reads a trie entry by entry, each from its root: a million take many seconds.
+                   ;; The kernel reads a trie entry by entry, each from its root: a million take
+                   ;; many seconds.
                    (not (and (= :prefix shape) (= "read-batch" in-c) (< 100000 entries)))
                    ;; A per-CPU value is a vector, and typed as such.
                    (not (and (= :percpu shape) (= "update" operation) (= :views way))))]
@@ -92,7 +105,8 @@
 ;; --- the map of a row
 
 (defn subject
-  "Makes a map of a kind with so many entries, fills it, and returns it in every form that a row may want. Close it with [[close]].
+  "Makes a map of a kind with so many entries, fills it, and returns it in every form that a row
+  may want. Close it with [[close]].
 
   `:typed` is the map, `:views` a handle of it whose keys and values are byte views."
   [{:keys [title shape spec]} entries]

@@ -1,8 +1,9 @@
 (ns bpfmap.bench.shapes
   "The maps that everything is measured on, and how an index becomes a key and a value of each.
 
-  A shape is said once for the compiler, as forms that write a key or a value into a byte buffer or into native memory;
-  [[shaped]] then makes one slice of them for each shape, as bench/baseline.c does."
+  A shape is said once for the compiler, as forms that write a key or a value into a byte buffer
+  or into native memory; [[shaped]] then makes one slice of them for each shape, as
+  bench/baseline.c does."
   (:require [clojure.walk :as walk])
   (:import (bpfmap.sys Bytes)
            (java.lang.foreign MemorySegment)
@@ -12,13 +13,19 @@
 
 (set! *unchecked-math* :warn-on-boxed)
 
-(def fields-of-key "A struct of 16 bytes." [:struct [:src :u32] [:dst :u32] [:ports :u32] [:protocol :u32]])
-(def fields-of-value "A struct of 32 bytes." [:struct [:packets :u64] [:bytes :u64] [:first :u64] [:last :u64]])
+(def fields-of-key
+  "A struct of 16 bytes."
+  [:struct [:src :u32] [:dst :u32] [:ports :u32] [:protocol :u32]])
+(def fields-of-value
+  "A struct of 32 bytes."
+  [:struct [:packets :u64] [:bytes :u64] [:first :u64] [:last :u64]])
 
 (def maps
-  "Every kind of map that is measured: what the report calls it, its shape, and its spec but for the number of entries."
+  "Every kind of map that is measured: what the report calls it, its shape, and its spec but for
+  the number of entries."
   [{:title "hash 4→8" :shape :word :spec {:type :hash :key :u32 :value :u64}}
-   {:title "hash 16→32 struct" :shape :fields :spec {:type :hash :key fields-of-key :value fields-of-value}}
+   {:title "hash 16→32 struct" :shape :fields
+    :spec {:type :hash :key fields-of-key :value fields-of-value}}
    {:title "array 4→8" :shape :word :spec {:type :array :key :u32 :value :u64}}
    {:title "per-CPU hash 4→8" :shape :percpu :spec {:type :percpu-hash :key :u32 :value :u64}}
    {:title "LPM trie 8→8" :shape :prefix
@@ -81,15 +88,16 @@
   {:word '[(w to at n)]
    :prefix '[(w to at n)]
    :percpu '[(dotimes [c cpus] (w to (+ at (* 8 c)) (+ n c)))]
-   :fields '[(w to at n) (w to (+ at 8) (+ n 1)) (w to (+ at 16) (+ n 2)) (w to (+ at 24) (+ n 3))]})
+   :fields '[(w to at n) (w to (+ at 8) (+ n 1)) (w to (+ at 16) (+ n 2))
+             (w to (+ at 24) (+ n 3))]})
 
 (defn- writing [forms w [_ to at n]]
   `(let [~'n (long ~n)]
      ~@(walk/postwalk-replace {'w w 'to to 'at at} forms)))
 
 (defn- expanded
-  "A form with what stands for the bytes of a shape in it replaced: `(put-key b n)`, `(put-value b n)` of a buffer, and
-  `(set-key memory at n)`, `(set-value memory at n)` of native memory."
+  "A form with what stands for the bytes of a shape in it replaced: `(put-key b n)`, `(put-value b
+  n)` of a buffer, and `(set-key memory at n)`, `(set-value memory at n)` of native memory."
   [form shape]
   (walk/postwalk
    (fn [x]
@@ -105,7 +113,8 @@
    form))
 
 (defmacro shaped
-  "The form as compiled for the shape that a subject has. A local `cpus`, a long, says how many words a per-CPU value has."
+  "The form as compiled for the shape that a subject has. A local `cpus`, a long, says how many
+  words a per-CPU value has."
   [shape form]
   `(case ~shape
      ~@(mapcat (fn [s] [s (expanded form s)]) (keys keys-written))))
@@ -119,7 +128,8 @@
        (bit-and 0xff (bit-shift-right n 8)) "." (bit-and 0xff n) "/32"))
 
 (defn key-of
-  "A function from an index to the key as data. The texts of prefixes are made beforehand, up to twice the entries."
+  "A function from an index to the key as data. The texts of prefixes are made beforehand, up to
+  twice the entries."
   [shape ^long entries]
   (case shape
     (:word :percpu) (fn [^long n] n)

@@ -48,8 +48,11 @@
   [dir name options]
   (let [conf (str (io/file dir (str name ".conf")))
         cache (str (io/file dir (str name ".aot")))]
-    (milliseconds (concat [java] options ["-XX:AOTMode=record" (str "-XX:AOTConfiguration=" conf)] one))
-    (milliseconds (concat [java] options ["-XX:AOTMode=create" (str "-XX:AOTConfiguration=" conf) (str "-XX:AOTCache=" cache)]
+    (milliseconds (concat [java] options ["-XX:AOTMode=record" (str "-XX:AOTConfiguration=" conf)]
+                          one))
+    (milliseconds (concat [java] options
+                          ["-XX:AOTMode=create" (str "-XX:AOTConfiguration=" conf)
+                           (str "-XX:AOTCache=" cache)]
                           (take 2 one)))
     (concat [java] options [(str "-XX:AOTCache=" cache)] one)))
 
@@ -64,7 +67,8 @@
                   ["clojure.main -e 1, with the same options" (with-cache dir "same" options)]
                   ["bin/bpfmap --version" ["bin/bpfmap" "--version"]]
                   ["bin/bpfmap list" ["bin/bpfmap" "list"]]]
-        _ (run! (comp milliseconds second) commands) ; compiles, makes the cache, and has the files in memory
+        ;; Compiles, makes the cache, and has the files in memory
+        _ (run! (comp milliseconds second) commands)
         times (measured commands)
         of (fn [name] (report/median (times name)))
         least (fn [name] (reduce min (times name)))]
@@ -81,7 +85,8 @@
   [& args]
   (let [dir (.toFile (Files/createTempDirectory "bpfmap-start" (make-array FileAttribute 0)))]
     (try
-      (let [lines (concat (report/facts (report/machine)) [(str "- rounds: " rounds)] [""] (lines dir))]
+      (let [lines (concat (report/facts (report/machine)) [(str "- rounds: " rounds)] [""]
+                          (lines dir))]
         (run! println lines)
         (when (empty? args)
           (page/write "bin/clj -M:bench:bench-start" lines)))

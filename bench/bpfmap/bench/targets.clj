@@ -22,16 +22,19 @@
         all))
 
 (defn- beside-one-thread
-  "By how much the ratio to C is larger on two threads than on one; nil where one of them was not measured."
+  "By how much the ratio to C is larger on two threads than on one; nil where one of them was not
+  measured."
   [{:keys [ratio] :as row} all]
   (some (fn [other]
           (when (and (= 1 (:threads other))
-                     (= (map row [:map :entries :operation :way]) (map other [:map :entries :operation :way])))
+                     (= (map row [:map :entries :operation :way])
+                        (map other [:map :entries :operation :way])))
             (/ ratio (:ratio other))))
         all))
 
 (def ^:private targets
-  "What is meant, which rows it is about, the number of a row, and its bound. A number may be nil, of rows that say nothing."
+  "What is meant, which rows it is about, the number of a row, and its bound. A number may be nil,
+  of rows that say nothing."
   [{:what "raw lookup, update, delete: ratio"
     :rows (rows-with :way #{:arrays :in-place} :operation elements :threads #{1})
     :at-most 1.05}
@@ -51,11 +54,13 @@
     :rows (rows-with :way #{:typed} :operation #{"reduce"} :map structs :threads #{1})
     :at-most 1.6}
    {:what "reduce of a hash, raw or scalar: times faster than next key and lookup in C"
-    :rows (rows-with :way #{:reader :views :typed} :operation #{"reduce"} :map #{"hash 4→8"} :threads #{1})
+    :rows (rows-with :way #{:reader :views :typed} :operation #{"reduce"} :map #{"hash 4→8"}
+                     :threads #{1})
     :number beside-walk
     :at-least 2.5}
    {:what "two threads: growth of the ratio"
-    :rows (rows-with :way #{:arrays :in-place :typed :reader} :operation (conj elements "reduce") :threads #{2})
+    :rows (rows-with :way #{:arrays :in-place :typed :reader} :operation (conj elements "reduce")
+                     :threads #{2})
     :number beside-one-thread
     :at-most 1.10}
    {:what "raw elements: bytes allocated"
@@ -63,7 +68,8 @@
     :number (fn [{:keys [bytes]} _] (if (< bytes 0.05) 0.0 bytes))
     :at-most 0.0}])
 
-(defn- judged [{:keys [what rows number at-most at-least] :or {number (fn [row _] (:ratio row))}} summaries]
+(defn- judged
+  [{:keys [what rows number at-most at-least] :or {number (fn [row _] (:ratio row))}} summaries]
   (let [numbers (for [row (filter rows summaries)
                       :let [x (number row summaries)]
                       :when x]
@@ -81,7 +87,8 @@
        :good? (good? [(report/median (map first numbers))])})))
 
 (defn table
-  "The lines of a table that says of each target whether the median of its rows meets it, and how many rows do."
+  "The lines of a table that says of each target whether the median of its rows meets it, and how
+  many rows do."
   [summaries]
   (report/table [["target" :what]
                  ["bound" :bound]

@@ -1,8 +1,10 @@
 (ns bpfmap.soak.actions
-  "What the soak does, as a table: each action is done by several threads at once, on maps that others use, close and change.
+  "What the soak does, as a table: each action is done by several threads at once, on maps that
+  others use, close and change.
 
-  An action is a function of the world, `{:maps :names :pins :ids}`: the maps by kind, each an atom with an open handle that
-  anybody may close and replace; their names; a directory for pins, on a BPF file system; a counter. It may throw what it throws."
+  An action is a function of the world, `{:maps :names :pins :ids}`: the maps by kind, each an
+  atom with an open handle that anybody may close and replace; their names; a directory for pins,
+  on a BPF file system; a counter. It may throw what it throws."
   (:require [bpfmap.btf :as btf]
             [bpfmap.core :as bpf]
             [bpfmap.host :as host]
@@ -44,7 +46,8 @@
   {:scalar [#(random 600) #(random 1000000)]
    :struct [#(hash-map :src (str "10.0.0." (random 250)) :port (random 4) :protocol 6)
             #(hash-map :packets (random 1000) :bytes (random 1000000) :first 1 :last 2)]
-   :bytes [#(byte-array [0 0 (random 3) (unchecked-byte (random 256))]) #(byte-array 100 (byte (random 100)))]
+   :bytes [#(byte-array [0 0 (random 3) (unchecked-byte (random 256))])
+           #(byte-array 100 (byte (random 100)))]
    :lru [#(random 2000) #(random 1000000)]
    :array [#(random 600) #(random 1000000)]
    :per-cpu [#(random 600) #(vec (repeatedly @cpus (fn [] (random 1000))))]
@@ -115,9 +118,15 @@
    (fn [_] (with-open [m (bpf/create (specs :scalar))] (bpf/pin! m "/tmp/not-a-bpf-file-system")))
    (fn [_] (with-open [m (bpf/create (specs :scalar))] (.close ^Closeable m) (bpf/lookup m 1)))
    (fn [_] (with-open [m (bpf/create (specs :scalar))] (bpf/freeze! m) (bpf/put! m 1 1)))
-   (fn [world] (with-open [m (bpf/open (:id (bpf/info (handle world :scalar))) {:access :read-only})] (bpf/put! m 1 1)))
-   (fn [world] (with-open [m (bpf/open (:id (bpf/info (handle world :scalar))) {:key :u32 :value odd-throws})] (into {} m)))
-   (fn [world] (reduce (fn [_ _] (throw (ex-info "the user's" {:bpfmap/error :the-user's}))) nil (handle world :lru)))
+   (fn [world]
+     (with-open [m (bpf/open (:id (bpf/info (handle world :scalar))) {:access :read-only})]
+       (bpf/put! m 1 1)))
+   (fn [world]
+     (with-open [m (bpf/open (:id (bpf/info (handle world :scalar))) {:key :u32 :value odd-throws})]
+       (into {} m)))
+   (fn [world]
+     (reduce (fn [_ _] (throw (ex-info "the user's" {:bpfmap/error :the-user's}))) nil
+             (handle world :lru)))
    (fn [_] (prog/load {:type :socket-filter :insns [[:mov64 :r0 :r9] [:exit]]}))])
 
 (def actions
@@ -132,11 +141,23 @@
    :take! [10 (on-any (fn [m k _] (bpf/take! m k)))]
    :next-key [10 (on-any (fn [m k _] (bpf/next-key m) (bpf/next-key m k)))]
    :put-all! [2 (fn [world] (let [[m entries] (some-entries world)] (bpf/put-all! m entries)))]
-   :delete-all! [2 (fn [world] (let [[m entries] (some-entries world)] (bpf/delete-all! m (map first entries))))]
-   :lookup-all [1 (fn [world] (let [[m entries] (some-entries world)] (bpf/lookup-all m (map first entries))))]
+   :delete-all! [2
+                 (fn [world]
+                   (let [[m entries] (some-entries world)]
+                     (bpf/delete-all! m (map first entries))))]
+   :lookup-all [1
+                (fn [world]
+                  (let [[m entries] (some-entries world)] (bpf/lookup-all m (map first entries))))]
    :reduce [3 (on-any (fn [m _ _] (reduce (fn [^long n _] (inc n)) 0 m)))]
-   :reduce-in-part [2 (on-any (fn [m _ _] (reduce (fn [n entry] (if (< (random 10) 1) (reduced entry) n)) nil m)))]
-   :reduce-deleting [1 (of-kind :scalar (fn [m] (reduce-kv (fn [n k _] (when (< (random 10) 1) (bpf/delete! m k)) n) 0 m)))]
+   :reduce-in-part [2
+                    (on-any (fn [m _ _]
+                              (reduce (fn [n entry] (if (< (random 10) 1) (reduced entry) n)) nil
+                                      m)))]
+   :reduce-deleting [1
+                     (of-kind :scalar
+                              (fn [m]
+                                (reduce-kv (fn [n k _] (when (< (random 10) 1) (bpf/delete! m k)) n)
+                                           0 m)))]
    :into [2 (on-any (fn [m _ _] (into {} m)))]
    :seq [1 (on-any (fn [m _ _] (first m)))]
    :snapshot [1 (on-any (fn [m _ _] (bpf/snapshot m)))]
@@ -146,16 +167,24 @@
    :push! [10 (of-kind :queue (fn [m] (bpf/push! m (random 100))))]
    :pop! [8 (of-kind :queue (fn [m] (bpf/pop! m)))]
    :peek [3 (of-kind :queue (fn [m] (bpf/peek m)))]
-   :bloom [5 (of-kind :bloom (fn [m] (bpf/push! m (random 1000)) (bpf/might-contain? m (random 1000))))]
+   :bloom [5
+           (of-kind :bloom
+                    (fn [m] (bpf/push! m (random 1000)) (bpf/might-contain? m (random 1000))))]
    :info [3 (on-any (fn [m _ _] (bpf/info m) (bpf/spec m) (str m)))]
    :reopen [3 reopen]
    :create [2 create-and-use]
-   :leak [1 (fn [_] (bpf/create {:type :array :key :u32 :value :u32 :max-entries 1}))] ; nobody closes it: the collector does
+   ;; Nobody closes it: the collector does
+   :leak [1 (fn [_] (bpf/create {:type :array :key :u32 :value :u32 :max-entries 1}))]
    :pin! [1 pin-and-open]
-   :open-by-name [1 (fn [{:keys [names]}] (with-open [m ^Closeable (bpf/open {:name (names :array)})] (bpf/info m)))]
+   :open-by-name [1
+                  (fn [{:keys [names]}]
+                    (with-open [m ^Closeable (bpf/open {:name (names :array)})] (bpf/info m)))]
    :list [1 (fn [_] (count (host/maps)))]
-   :program [1 (fn [_] (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 7] [:exit]]})]
-                         (prog/test-run p {:data (byte-array 14)})))]
+   :program [1
+             (fn [_]
+               (with-open [p ^Closeable (prog/load {:type :socket-filter
+                                                    :insns [[:mov64 :r0 7] [:exit]]})]
+                 (prog/test-run p {:data (byte-array 14)})))]
    :btf [1 (fn [_] (btf/parse (:bytes (btf/->btf [flow traffic] nil))))]
    :failure [5 (fn [world] ((failures (random (count failures))) world))]})
 

@@ -34,13 +34,16 @@
   (if (and (double? x) (== x (long x))) (str (long x)) (str x)))
 
 (defn- tool-option
-  "An option of the table as tools.cli has it. Its text becomes data later, as that of `bpfmap.exec` does."
+  "An option of the table as tools.cli has it. Its text becomes data later, as that of
+  `bpfmap.exec` does."
   [{:keys [defaults] :as command} k]
   (let [{many? :many} (options k)
         needed? (some #{k} (:needs command))]
     (cond-> [nil (option-text k) (str (doc-of command k) (cond
                                             needed? "; needed"
-                                            (contains? defaults k) (str "; " (default-text (defaults k)) " unless given")))
+                                            (contains?
+                                             defaults k) (str "; " (default-text (defaults k))
+                                                              " unless given")))
              :id k]
       many? (conj :multi true :update-fn (fnil conj [])))))
 
@@ -77,10 +80,14 @@
       e
       (try
         (cond
-          (some (set missing) args) (wrong-usage row command " needs " (str/join " " (map word args)))
+          (some (set missing) args) (wrong-usage row command " needs "
+                                                 (str/join " " (map word args)))
           missing (wrong-usage row command " needs " (str/join " or " (map option-text missing)))
-          (some #{option} args) (wrong-usage row (:takes (options option)) " " (pr-str given) ": " problem)
-          :else (wrong-usage row "--" (name option) " " (if (and (string? given) (str/blank? given)) (pr-str given) given) ": " problem))
+          (some #{option} args) (wrong-usage row (:takes (options option)) " " (pr-str given) ": "
+                                             problem)
+          :else (wrong-usage row "--" (name option) " "
+                             (if (and (string? given) (str/blank? given)) (pr-str given) given) ": "
+                             problem))
         (catch Exception worded worded)))))
 
 (defn- closest
@@ -125,33 +132,43 @@
   [{:keys [name args] :as command} given]
   (when (< (count args) (count given))
     (wrong-usage command name " takes "
-                 (if (seq args) (str "only " (str/join " " (map #(argument-word command %) args))) "no argument")
+                 (if (seq args)
+                   (str "only " (str/join " " (map #(argument-word command %) args)))
+                   "no argument")
                  ", not also " (pr-str (nth given (count args)))))
   (zipmap args given))
 
 (def ^:private formats [:edn :json :csv])
 
 (defn request
-  "What the words ask for: `{:command :options :format :verbose :version}`; `:options` are those of the command, not yet
-  checked, and `:format` is nil where people read.
+  "What the words ask for: `{:command :options :format :verbose :version}`; `:options` are those
+  of the command, not yet checked, and `:format` is nil where people read.
 
       (request [\"show\" \"12\" \"--edn\"]) ;=> {:command {:name \"show\" …} :options {:ref \"12\"} :format :edn}"
   [words]
-  (let [{[name & words] :arguments general :options} (parsed nil words general-options :in-order true)
-        command (some-> name find-command)
-        {:keys [arguments options]} (parsed command words (into (if command (tool-options command) []) general-options))
-        all (merge options general)
-        format (filter all formats)
-        flags (select-keys all [:verbose])]
+  (let
+    [{[name & words] :arguments general :options} (parsed nil words general-options :in-order true)
+     command (some-> name find-command)
+     {:keys [arguments options]} (parsed command words
+                                         (into (if command (tool-options command) [])
+                                               general-options))
+     all (merge options general)
+     format (filter all formats)
+     flags (select-keys all [:verbose])]
     (cond
       (:version all) {:version true}
-      (:help all) (merge flags {:command (commands/command-named "help") :options (when command {:command name})})
+      (:help all) (merge flags
+                         {:command (commands/command-named "help")
+                          :options (when command {:command name})})
       (nil? command) (wrong-usage nil "No command was given")
-      (next format) (wrong-usage command (str/join " and " (map #(str "--" (clojure.core/name %)) format)) " exclude each other")
+      (next format) (wrong-usage command
+                                 (str/join " and " (map #(str "--" (clojure.core/name %)) format))
+                                 " exclude each other")
       :else (merge flags
                    {:command command
                     :format (first format)
-                    :options (merge (select-keys options (:options command)) (by-place command arguments))}))))
+                    :options (merge (select-keys options (:options command))
+                                    (by-place command arguments))}))))
 
 ;; --- help
 
@@ -162,7 +179,8 @@
   "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended with Ctrl-C.")
 
 (defn- with-arguments
-  "Returns a command and its arguments, of the optional ones the first: its own help has the others."
+  "Returns a command and its arguments, of the optional ones the first: its own help has the
+  others."
   [{:keys [name args optional] :as command}]
   (let [[before [optional-one]] (split-with (complement (set optional)) args)]
     (str/join " " (cons name (map #(argument-word command %)
@@ -181,7 +199,8 @@
 
 (defn- general-help []
   (let [lines (zipmap commands/commands
-                      (output/fields (for [command commands/commands] [(with-arguments command) (:doc command)])))]
+                      (output/fields (for [command commands/commands]
+                                       [(with-arguments command) (:doc command)])))]
     (concat ["bpfmap: eBPF maps as data" "" "Usage: bpfmap COMMAND [ARGUMENT ...] [OPTION ...]"]
             (mapcat (fn [group]
                       (concat ["" (:group (first group))] (indented (map lines group))))
@@ -191,7 +210,8 @@
             ["" ref-text exit-text])))
 
 (defn- shell-word
-  "A value as a word of the shell that means it. A condition is always in quotes, for `>` and `~` would do something else without."
+  "A value as a word of the shell that means it. A condition is always in quotes, for `>` and `~`
+  would do something else without."
   [k x]
   (let [text (if (or (string? x) (keyword? x)) (output/cell x) (pr-str x))
         text (if (coll? x) (str/replace text #"(?<=[\[ ]):" "") text)]
@@ -207,10 +227,13 @@
               (if (< (+ (count line) (count part)) 74)
                 (conj (pop lines) (str line " " part))
                 (conj (pop lines) (str line " \\") (str "    " part)))))
-          [(str/join " " (concat ["bpfmap" name] (keep (fn [k] (when-some [x (k example)] (shell-word k x))) args)))]
+          [(str/join " "
+                     (concat ["bpfmap" name]
+                             (keep (fn [k] (when-some [x (k example)] (shell-word k x))) args)))]
           (for [[k x] example :when (not (some #{k} args))
                 one (if (:many (options k)) x [x])]
-            (str "--" (clojure.core/name k) (when (:takes (options k)) (str " " (shell-word k one)))))))
+            (str "--" (clojure.core/name k)
+                 (when (:takes (options k)) (str " " (shell-word k one)))))))
 
 (defn- command-help [{:keys [args doc text examples] :as command}]
   (let [own (tool-options command)]
@@ -219,7 +242,8 @@
             (when (seq own) (list* "" "Options" (option-lines own)))
             ["" "Options of every command"]
             (option-lines general-options)
-            (when examples (list* "" "Examples" (indented (mapcat #(example-lines command %) examples))))
+            (when examples
+              (list* "" "Examples" (indented (mapcat #(example-lines command %) examples))))
             (when (some #{:ref} args) ["" ref-text]))))
 
 (defn help

@@ -1,9 +1,10 @@
 (ns ^:no-doc bpfmap.cli.completion
   "Scripts that have a shell complete commands, options and maps, made from the table of commands.
 
-  What does not change is in the script. Names and ids of maps are asked of `bpfmap list` at the first TAB after it could
-  be one, and kept for five seconds, since starting a JVM takes a moment; pins and files are the shell's own. Fields of the
-  map that is on the line are asked of `bpfmap completion SHELL COMMAND REF` in the same way."
+  What does not change is in the script. Names and ids of maps are asked of `bpfmap list` at the
+  first TAB after it could be one, and kept for five seconds, since starting a JVM takes a moment;
+  pins and files are the shell's own. Fields of the map that is on the line are asked of `bpfmap
+  completion SHELL COMMAND REF` in the same way."
   (:require [bpfmap.cli.arguments :as arguments]
             [bpfmap.core :as bpf]
             [bpfmap.exec.backup :as backup]
@@ -49,8 +50,8 @@
       (bpf/spec m))))
 
 (defn- field-lines
-  "The fields that a command takes for a map or file; of a key or value by themselves too, if that means the same. None if
-  there is no such map: who pressed TAB wants no error."
+  "The fields that a command takes for a map or file; of a key or value by themselves too, if that
+  means the same. None if there is no such map: who pressed TAB wants no error."
   [command source]
   (try
     (when-let [row-field (some-> (fields-of-map command) (apply [(spec-of source)]))]
@@ -59,7 +60,8 @@
                         :let [[side & names] (query/path-of path)]
                         :when (and (seq names) (#{"key" "value"} side))
                         :let [name (fields/path-text names)]
-                        :when (= (query/path-of path) (first (fields/find-path row-field (query/path-of name))))]
+                        :when (= (query/path-of path)
+                                 (first (fields/find-path row-field (query/path-of name))))]
                     name)]
         (distinct (concat alone paths))))
     (catch Exception _ nil)))
@@ -68,8 +70,8 @@
   (some-> (fields-of (:name command)) :fields (->> (map first))))
 
 (defn- what-of
-  "What completes an option or argument of a command: `ref`, `file`, words after a `=`, `fields-` of the map on the line
-  with what they are for, or nothing that anybody knows."
+  "What completes an option or argument of a command: `ref`, `file`, words after a `=`, `fields-`
+  of the map on the line with what they are for, or nothing that anybody knows."
   [command k]
   (let [words #(if (seq %) (str "=" (str/join " " %)) "")
         names (field-names command)
@@ -107,15 +109,18 @@
   (str "'" (str/replace text "'" "'\\''") "'"))
 
 (def ^:private plain-names
-  "The command that lets through names a shell takes as they are. Others may hold `$(…)`, which completion would run."
+  "The command that lets through names a shell takes as they are. Others may hold `$(…)`, which
+  completion would run."
   "env LC_ALL=C grep -E '^[A-Za-z0-9_.-]+$'")
 
 (def ^:private names-function
-  "A function of sh that puts the ids and names of maps into a variable, and keeps them for five seconds. Not in a subshell."
+  "A function of sh that puts the ids and names of maps into a variable, and keeps them for five
+  seconds. Not in a subshell."
   (str "_bpfmap_look() {\n"
        "  local now; now=$(date +%s)\n"
        "  if [ -z \"${_bpfmap_at:-}\" ] || [ $((now - _bpfmap_at)) -gt 5 ]; then\n"
-       "    _bpfmap_known=$(bpfmap list --csv --columns id,name 2>/dev/null | tail -n +2 | tr -d '\\r' | tr ',' '\\n' | " plain-names " | sort -u)\n"
+       "    _bpfmap_known=$(bpfmap list --csv --columns id,name 2>/dev/null | tail -n +2 | tr -d "
+       "'\\r' | tr ',' '\\n' | " plain-names " | sort -u)\n"
        "    _bpfmap_at=$now\n"
        "  fi\n"
        "}\n"))
@@ -125,14 +130,15 @@
   "env LC_ALL=C grep -E '^[A-Za-z0-9_./-]+$'")
 
 (defn- fields-functions
-  "Functions of sh: one that puts the fields of COMMAND and REF into a variable, and keeps them for five seconds, and one
-  that prints them as an option takes them."
+  "Functions of sh: one that puts the fields of COMMAND and REF into a variable, and keeps them
+  for five seconds, and one that prints them as an option takes them."
   [shell]
   (str "_bpfmap_look_into() {\n"
        "  local now; now=$(date +%s)\n"
        "  if [ \"${_bpfmap_into:-}\" != \"$1 $2\" ] || [ $((now - _bpfmap_into_at)) -gt 5 ]; then\n"
        "    _bpfmap_paths=\n"
-       "    if [ -n \"$2\" ]; then _bpfmap_paths=$(bpfmap completion " shell " \"$1\" \"$2\" 2>/dev/null | " plain-paths "); fi\n"
+       "    if [ -n \"$2\" ]; then _bpfmap_paths=$(bpfmap completion " shell
+       " \"$1\" \"$2\" 2>/dev/null | " plain-paths "); fi\n"
        "    _bpfmap_into=\"$1 $2\" _bpfmap_into_at=$now\n"
        "  fi\n"
        "}\n"
@@ -155,7 +161,8 @@
        names-function
        (fields-functions "bash")
        "_bpfmap() {\n"
-       "  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= place=0 i what= flags= ref=\n"
+       "  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= place=0 "
+       "i what= flags= ref=\n"
        "  COMPREPLY=()\n"
        "  for ((i = 1; i < ${#COMP_WORDS[@]}; i++)); do\n"
        "    if ((i == COMP_CWORD)); then continue; fi\n"
@@ -181,7 +188,8 @@
                    (str "    " name option ") flags= what=" (one-quoted what) " ;;\n")))
        "    *) case $before in " (str/join "|" (taking)) ") return ;; esac ;;\n"
        "  esac\n"
-       "  if [[ $word == -* && -n $flags ]]; then COMPREPLY=($(compgen -W \"$flags\" -- \"$word\")); return; fi\n"
+       "  if [[ $word == -* && -n $flags ]]; then COMPREPLY=($(compgen -W \"$flags\" -- "
+       "\"$word\")); return; fi\n"
        "  case $what in\n"
        "    =*) COMPREPLY=($(compgen -W \"${what#=}\" -- \"$word\")) ;;\n"
        "    fields-*) _bpfmap_look_into \"$command\" \"$ref\"\n"
@@ -209,12 +217,14 @@
 
 (defn- zsh-argument-lines [{:keys [args optional] :as command}]
   (concat
-   (for [[_ option doc & {:keys [id]}] (concat (arguments/tool-options command) arguments/general-options)
+   (for [[_ option doc & {:keys [id]}] (concat (arguments/tool-options command)
+                                               arguments/general-options)
          :let [[flag takes] (str/split option #" ")]]
      (str (when (:many (options id)) "*") flag "[" (zsh-word doc) "]"
           (when takes (str ":" takes ":" (zsh-action (what-of command id))))))
    (for [[i k] (map-indexed vector args)]
-     (str (inc (long i)) (if (contains? optional k) "::" ":") (:takes (options k)) ":" (zsh-action (what-of command k))))))
+     (str (inc (long i)) (if (contains? optional k) "::" ":") (:takes (options k)) ":"
+          (zsh-action (what-of command k))))))
 
 (defn- zsh []
   (str "#compdef bpfmap\n"
@@ -235,17 +245,22 @@
        "  else compadd -- ${(f)\"$(_bpfmap_fields $1)\"}; fi\n"
        "}\n"
        "_bpfmap_refs() {\n"
-       "  if [[ $PREFIX == */* || $PREFIX == .* ]]; then _files; else _bpfmap_look; compadd -- ${(f)_bpfmap_known}; fi\n"
+       "  if [[ $PREFIX == */* || $PREFIX == .* ]]; then _files; else _bpfmap_look; compadd -- "
+       "${(f)_bpfmap_known}; fi\n"
        "}\n"
        "_bpfmap() {\n"
        "  local -a commands\n"
-       "  commands=(" (str/join " " (for [{:keys [name doc]} commands/commands] (one-quoted (str name ":" (zsh-word doc))))) ")\n"
+       "  commands=("
+       (str/join " "
+                 (for [{:keys [name doc]} commands/commands]
+                   (one-quoted (str name ":" (zsh-word doc))))) ")\n"
        "  if (( CURRENT == 2 )); then _describe command commands; return; fi\n"
        "  local command=$words[2]\n"
        "  shift words; (( CURRENT-- ))\n"
        "  case $command in\n"
        (str/join (for [{:keys [name] :as command} commands/commands]
-                   (str "    " name ") _arguments " (str/join " " (map one-quoted (zsh-argument-lines command))) " ;;\n")))
+                   (str "    " name ") _arguments "
+                        (str/join " " (map one-quoted (zsh-argument-lines command))) " ;;\n")))
        "  esac\n"
        "}\n"
        "if [ \"$funcstack[1]\" = _bpfmap ]; then _bpfmap \"$@\"; else compdef _bpfmap bpfmap; fi\n"))
@@ -263,7 +278,8 @@
        "function __bpfmap_maps\n"
        "  set -l now (date +%s)\n"
        "  if not set -q __bpfmap_at; or test (math $now - $__bpfmap_at) -gt 5\n"
-       "    set -g __bpfmap_known (bpfmap list --csv --columns id,name 2>/dev/null | tail -n +2 | tr -d '\\r' | tr ',' '\\n' | " plain-names " | sort -u)\n"
+       "    set -g __bpfmap_known (bpfmap list --csv --columns id,name 2>/dev/null | tail -n +2 | "
+       "tr -d '\\r' | tr ',' '\\n' | " plain-names " | sort -u)\n"
        "    set -g __bpfmap_at $now\n"
        "  end\n"
        "  printf '%s\\n' $__bpfmap_known\n"
@@ -276,14 +292,17 @@
        "      case " (str/join " " (taking)) "; set skip yes\n"
        "      case '-*' ''\n"
        "      case '*'\n"
-       "        if test -z \"$command\"; set command $word; else if test -z \"$ref\"; set ref $word; end\n"
+       "        if test -z \"$command\"; set command $word; else if test -z \"$ref\"; set ref "
+       "$word; end\n"
        "    end\n"
        "  end\n"
        "  set -l now (date +%s)\n"
-       "  if test \"$__bpfmap_into\" != \"$command $ref\"; or test (math $now - $__bpfmap_into_at) -gt 5\n"
+       "  if test \"$__bpfmap_into\" != \"$command $ref\"; or test (math $now - $__bpfmap_into_at) "
+       "-gt 5\n"
        "    set -g __bpfmap_paths\n"
        "    if test -n \"$ref\"\n"
-       "      set -g __bpfmap_paths (bpfmap completion fish $command $ref 2>/dev/null | " plain-paths ")\n"
+       "      set -g __bpfmap_paths (bpfmap completion fish $command $ref 2>/dev/null | "
+       plain-paths ")\n"
        "    end\n"
        "    set -g __bpfmap_into \"$command $ref\"\n"
        "    set -g __bpfmap_into_at $now\n"
@@ -291,12 +310,14 @@
        "  if test (count $__bpfmap_paths) -gt 0\n"
        "    switch $argv[1]\n"
        "      case fields-where; printf '%s=\\n' $__bpfmap_paths\n"
-       "      case fields-column; printf '%s\\n' $__bpfmap_paths; string replace -r -- '^' - $__bpfmap_paths\n"
+       "      case fields-column; printf '%s\\n' $__bpfmap_paths; string replace -r -- '^' - "
+       "$__bpfmap_paths\n"
        "      case '*'; printf '%s\\n' $__bpfmap_paths\n"
        "    end\n"
        "  end\n"
        "end\n"
-       ;; To fish a word that begins with a dash is an option, even where the one before it takes a value.
+       ;; To fish a word that begins with a dash is an option, even where the one before it takes
+       ;; a value.
        "function __bpfmap_falling\n"
        "  set -l words (commandline -opc)\n"
        "  test \"$words[-1]\" = $argv[1]; and string match -q -- '-*' (commandline -ct)\n"
@@ -308,23 +329,31 @@
                     args (set (places command))]]
           (str "complete -c bpfmap -n __fish_use_subcommand -a " name " -d " (one-quoted doc) "\n"
                (when (args "ref") (str "complete -c bpfmap " there " -a '(__bpfmap_maps)' -F\n"))
-               (when (and (args "file") (not (args "ref"))) (str "complete -c bpfmap " there " -F\n"))
+               (when (and (args "file") (not (args "ref")))
+                 (str "complete -c bpfmap " there " -F\n"))
                (str/join (for [what args :when (str/starts-with? what "=")]
-                           (str "complete -c bpfmap " there " -a " (one-quoted (subs what 1)) "\n")))
-               (str/join (for [[_ option doc & {:keys [id]}] (concat (arguments/tool-options command) arguments/general-options)
+                           (str "complete -c bpfmap " there " -a " (one-quoted (subs what 1))
+                                "\n")))
+               (str/join (for [[_ option doc &
+                                {:keys [id]}] (concat (arguments/tool-options command)
+                                                      arguments/general-options)
                                :let [[flag takes] (str/split option #" ")]]
-                           (str "complete -c bpfmap " there " -l " (subs flag 2) (when takes " -x") " -d " (one-quoted doc)
+                           (str "complete -c bpfmap " there " -l " (subs flag 2) (when takes " -x")
+                                " -d " (one-quoted doc)
                                 (fish-words (what-of command id)) "\n"
                                 (when (= :column (:kind (options id)))
                                   (str "complete -c bpfmap -n "
-                                       (one-quoted (str "__fish_seen_subcommand_from " name "; and __bpfmap_falling " flag))
+                                       (one-quoted
+                                        (str "__fish_seen_subcommand_from " name
+                                             "; and __bpfmap_falling " flag))
                                        (fish-words (what-of command id)) "\n"))))))))))
 
 (defn- script [shell]
   (str/split-lines (case shell :bash (bash) :zsh (zsh) :fish (fish))))
 
 (defn completion
-  "The completion script of a shell; or the fields that a command takes for a map, a line each, which the scripts ask for.
+  "The completion script of a shell; or the fields that a command takes for a map, a line each,
+  which the scripts ask for.
 
       (completion {:shell :bash} {})"
   [{:keys [shell command listed]} _request]

@@ -1,8 +1,9 @@
 (ns ^:no-doc bpfmap.cli.launcher
-  "The main class of `target/bpfmap.jar`, which `bin/bpfmap` starts: the command line without `clojure.main`.
+  "The main class of `target/bpfmap.jar`, which `bin/bpfmap` starts: the command line without
+  `clojure.main`.
 
-  With the system property `bpfmap.training`, it first loads every namespace that a command may need, so that the JVM
-  keeps them in its cache."
+  With the system property `bpfmap.training`, it first loads every namespace that a command may
+  need, so that the JVM keeps them in its cache."
   (:require [clojure.edn :as edn]
             [clojure.java.io :as io])
   (:gen-class))

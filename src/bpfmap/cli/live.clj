@@ -13,14 +13,16 @@
   {"HUP" 1, "INT" 2, "TERM" 15})
 
 (defn- install
-  "Sets the handler of a signal; returns the former one, nil where the JVM leaves the signal to the system (-Xrs)."
+  "Sets the handler of a signal; returns the former one, nil where the JVM leaves the signal to
+  the system (-Xrs)."
   [name handler]
   (try
     (Signal/handle (Signal. name) handler)
     (catch IllegalArgumentException _ nil)))
 
 (defn handling
-  "Calls f and returns what it returns; meanwhile each named signal calls its function, on another thread.
+  "Calls f and returns what it returns; meanwhile each named signal calls its function, on another
+  thread.
 
       (handling {\"INT\" #(deliver stop \"INT\")} #(deref stop 1000 nil))"
   [handlers f]
@@ -50,7 +52,8 @@
   (boolean (some-> (System/console) .isTerminal)))
 
 (defn- on-screen
-  "Calls f with a function that draws the lines of a state; returns what f returns, and the height of the screen if there was one."
+  "Calls f with a function that draws the lines of a state; returns what f returns, and the height
+  of the screen if there was one."
   [f frame]
   (let [[open size draw suspended close] (map #(requiring-resolve (symbol "bpfmap.cli.screen" %))
                                               ["open" "size" "draw" "suspended" "close"])
@@ -67,9 +70,9 @@
 (defn run
   "Calls `(f stop show)` and returns `{:result :signal :height}`.
 
-  `stop` is a promise, delivered when a signal asks for the end; `show` draws a
-  state, as lines that `(frame state {:width :height})` makes of it, and is nil unless `drawn?`. `:signal`
-  is the name of the signal, `:height` that of the screen, where there was one.
+  `stop` is a promise, delivered when a signal asks for the end; `show` draws a state, as lines
+  that `(frame state {:width :height})` makes of it, and is nil unless `drawn?`. `:signal` is the
+  name of the signal, `:height` that of the screen, where there was one.
 
       (run (fn [stop show] (deref stop 1000 nil)) nil false) ;=> {:result nil, :signal nil, :height nil}"
   [f frame drawn?]

@@ -27,7 +27,10 @@
       :pin-replaced (str pin " is " other " now" (when-not follow "; --follow goes on with that"))
       :pin-removed (str "nothing is pinned at " pin " any more")
       :followed (str "this map took the place of the one before")
-      :waiting (str "map " id " is gone; waiting for one " (if-let [path (:path ref)] (str "at " (output/cell path)) (str "named " (output/cell name))))
+      :waiting (str "map " id " is gone; waiting for one "
+                    (if-let [path (:path ref)]
+                      (str "at " (output/cell path))
+                      (str "named " (output/cell name))))
       :gone (str "map " id " is gone: no process, program or pin has it any more"
                  (when (and pin (not= "map " other)) (str "; " pin " is " other " now"))))))
 
@@ -39,10 +42,13 @@
 
 (defn- titles
   "What stands above the table."
-  [{:keys [entries new changed gone elapsed] {:keys [id name type max-entries]} :map :as frame} options]
+  [{:keys [entries new changed gone elapsed] {:keys [id name type max-entries]} :map :as frame}
+   options]
   (concat
-   [(str "Map " id (when (seq name) (str " " (output/cell name))) " (" (output/cell type) "): " entries " of " max-entries " entries")
-    (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every " (seconds-text (:interval options)) " s: "
+   [(str "Map " id (when (seq name) (str " " (output/cell name))) " (" (output/cell type) "): "
+         entries " of " max-entries " entries")
+    (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every "
+         (seconds-text (:interval options)) " s: "
          (if (zero? (double elapsed))
            "the first look"
            (str changed " changed, " new " new, " gone " gone"))
@@ -77,7 +83,8 @@
         (vswap! seen update :widths #(merge-with max % widths))
         (concat heading
                 (take 1 lines)
-                (map (fn [{:keys [mark]} line] (if mark {:style :bold :text line} line)) shown (rest lines)))))))
+                (map (fn [{:keys [mark]} line] (if mark {:style :bold :text line} line)) shown
+                     (rest lines)))))))
 
 (defn- print-frame
   "A frame for people who read no terminal: what changed since the last."
@@ -100,7 +107,8 @@
         last-frame (volatile! nil)
         {:keys [signal result height]}
         (live/run (fn [stop show]
-                    (let [frames (eduction (map #(vreset! last-frame %)) (exec.live/watch options stop))]
+                    (let [frames (eduction (map #(vreset! last-frame %))
+                                           (exec.live/watch options stop))]
                       (cond
                         drawn? (reduce (fn [_ frame] (show frame) frame) nil frames)
                         format (output/print-records format frames)
@@ -111,7 +119,8 @@
     {:text? true
      ;; What was on the screen last stays below the prompt, as far as there is room for it.
      :lines (when (and drawn? result height)
-              (map #(:text % %) (lines-of result {:width (or (terminal/width) 80) :height (- (long height) 1)})))
+              (map #(:text % %)
+                   (lines-of result {:width (or (terminal/width) 80) :height (- (long height) 1)})))
      :notes (when gone? [(status-text @last-frame options)])
      :exit (if gone? 1 (live/exit-code signal))}))
 
@@ -130,16 +139,20 @@
   [{:keys [samples counts elapsed seconds] {:keys [id]} :map} {:keys [height]}]
   (let [[before earlier] (first samples)
         title [(str "System calls of this whole host, counted in the kernel into BPF hash map " id)
-               (str (output/format-1dp elapsed) " of " (output/format-1dp seconds) " s: " (demo/total counts) " calls of "
+               (str (output/format-1dp elapsed) " of " (output/format-1dp seconds) " s: "
+                    (demo/total counts) " calls of "
                     (output/plural (count counts) "kind" "kinds") "; Ctrl-C ends it")
                ""]
         room (max 0 (- height (count title) 1))]
-    (into title (output/table columns (take room (demo/calls counts earlier (max 0.1 (- elapsed before))))))))
+    (into title
+          (output/table columns
+                        (take room (demo/calls counts earlier (max 0.1 (- elapsed before))))))))
 
 ;; --- one run
 
 (defn- gone?
-  "Whether the kernel has removed a map: it does so shortly after the last program that uses it went. Waits for that."
+  "Whether the kernel has removed a map: it does so shortly after the last program that uses it
+  went. Waits for that."
   [id]
   (loop [attempts 100]
     (let [answer (try
@@ -154,21 +167,26 @@
   "How the end of a run is seen. On a screen of some height, the table's top that fits."
   [{:keys [elapsed] {:keys [id type name]} :map :as run} signal height]
   (let [{:keys [total calls] :as value} (demo/result run)
-        shown (if height (take (max 1 (- height 4)) calls) calls)] ; heading, closing lines, the shell's prompt
+        ;; Heading, closing lines, the shell's prompt
+        shown (if height (take (max 1 (- height 4)) calls) calls)]
     {:value value
      :columns columns :rows shown
-     :closing [(str "Counted " total " system calls of " (output/plural (count calls) "kind" "kinds")
+     :closing [(str "Counted " total " system calls of "
+                    (output/plural (count calls) "kind" "kinds")
                     " in " (output/format-1dp elapsed) " s"
-                    (when (< (count shown) (count calls)) (str "; the top " (count shown) " are above")))
+                    (when (< (count shown) (count calls))
+                      (str "; the top " (count shown) " are above")))
                (str "They were in BPF map " id " (" (clojure.core/name type) ", " name "), "
                     (if (gone? id) "which is gone now" "which the kernel is removing now"))]
      :exit (live/exit-code signal)}))
 
 (defn demo
-  "Counts the system calls of the host for `:seconds`, or until Ctrl-C; on a terminal, shows them live meanwhile.
+  "Counts the system calls of the host for `:seconds`, or until Ctrl-C; on a terminal, shows them
+  live meanwhile.
 
       (:value (demo {:seconds 1.0} {:format :edn}))
       ;=> {:map {:id 12, …}, :seconds 1.0, :total 4711, :calls [{:number 0, :name \"read\", :count 1200, …} …]}"
   [{:keys [seconds]} {:keys [format]}]
-  (let [{:keys [result signal height]} (live/run #(demo/observe seconds %1 %2) frame (and (nil? format) (live/terminal?)))]
+  (let [{:keys [result signal height]} (live/run #(demo/observe seconds %1 %2) frame
+                                                 (and (nil? format) (live/terminal?)))]
     (view result signal height)))

@@ -28,7 +28,8 @@
   (read-version))
 
 (defn- confirmed
-  "Calls `(f options)`; where that is not confirmed, asks on a terminal, and calls it again if the answer is yes."
+  "Calls `(f options)`; where that is not confirmed, asks on a terminal, and calls it again if the
+  answer is yes."
   [f options]
   (try
     (f options)
@@ -42,7 +43,8 @@
           (throw e))))))
 
 (def ^:private runners
-  "Functions of commands that only the command line runs: each takes options and the request, and returns a view."
+  "Functions of commands that only the command line runs: each takes options and the request, and
+  returns a view."
   {"watch" 'bpfmap.cli.live-commands/watch
    "demo" 'bpfmap.cli.live-commands/demo
    "repl" 'bpfmap.cli.repl/repl
@@ -53,9 +55,11 @@
   (requiring-resolve (runners name)))
 
 (defn- print-value
-  "Prints what a command returned. Where rows are only read now, and not onto a terminal, that too says how far it is."
+  "Prints what a command returned. Where rows are only read now, and not onto a terminal, that too
+  says how far it is."
   [{:keys [name view]} value options format]
-  (let [print-it #(output/print-result value ((requiring-resolve view) value options) format (terminal/width))]
+  (let [print-it #(output/print-result value ((requiring-resolve view) value options) format
+                                       (terminal/width))]
     (if (or (coll? value) (terminal/terminal? :out))
       (print-it)
       (terminal/with-progress name print-it))))
@@ -66,7 +70,8 @@
   (try
     (let [checked (exec.arguments/checked command options)
           work (fn [options]
-                 (terminal/with-progress (:name command) #(exec.arguments/perform command options)))]
+                 (terminal/with-progress (:name command)
+                   #(exec.arguments/perform command options)))]
       (if (:run command)
         (output/print-result nil ((runner command) checked request) format (terminal/width))
         (print-value command (confirmed work checked) checked format)))
@@ -102,12 +107,15 @@
         exit))))
 
 (defn -main
-  "Runs, and exits with 0 when done, 1 when it failed, 2 for wrong usage. Arguments are bytes and output is UTF-8,
-  whatever the locale."
+  "Runs, and exits with 0 when done, 1 when it failed, 2 for wrong usage. Arguments are bytes and
+  output is UTF-8, whatever the locale."
   [& words]
   ;; System/err has the encoding of the locale.
-  (alter-var-root #'*err* (constantly (PrintWriter. (OutputStreamWriter. (FileOutputStream. FileDescriptor/err) StandardCharsets/UTF_8)
-                                                    true)))
+  (alter-var-root #'*err*
+                  (constantly
+                   (PrintWriter. (OutputStreamWriter. (FileOutputStream. FileDescriptor/err)
+                                                      StandardCharsets/UTF_8)
+                                 true)))
   (System/exit
    (try
      (run-safely (procfs/arguments words))

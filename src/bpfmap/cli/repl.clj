@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.cli.repl
-  "The command `repl`: Clojure with the library at hand, edited and completed by JLine on a terminal."
+  "The command `repl`: Clojure with the library at hand, edited and completed by JLine on a
+  terminal."
   (:require [bpfmap.cli.live :as live]
             [bpfmap.impl.escape :as escape]
             [clojure.main :as main]
@@ -15,7 +16,8 @@
 
 (def ^:private aliases
   "What the REPL has at hand, by a short name."
-  '{bpf bpfmap.core, host bpfmap.host, exec bpfmap.exec, prog bpfmap.prog, type bpfmap.type, feature bpfmap.feature})
+  '{bpf bpfmap.core, host bpfmap.host, exec bpfmap.exec, prog bpfmap.prog, type bpfmap.type
+    feature bpfmap.feature})
 
 (def ^:private greeting
   ["(exec/list {}) has all maps, (bpf/open 12) opens one, (doc bpf/open) tells more;"
@@ -61,14 +63,16 @@
         (.parse words line cursor context)))))
 
 (defn completions
-  "The names that a word may become in a namespace: those of an alias after its slash, else what is referred to and the aliases.
+  "The names that a word may become in a namespace: those of an alias after its slash, else what
+  is referred to and the aliases.
 
       (completions \"bpf/pu\" 'user) ;=> (\"bpf/push!\" \"bpf/put!\" \"bpf/put-all!\")"
   [word ns]
   (let [[_ open word] (re-matches #"(?s)([\(\[\{'@#\^`~]*)(.*)" word)
         [alias name] (when (str/includes? word "/") (str/split word #"/" 2))
         names (if alias
-                (when-let [target (or (get (ns-aliases ns) (symbol alias)) (find-ns (symbol alias)))]
+                (when-let [target (or (get (ns-aliases ns) (symbol alias))
+                                      (find-ns (symbol alias)))]
                   (map #(str alias "/" %) (keys (ns-publics target))))
                 (concat (map str (keys (ns-map ns))) (map #(str % "/") (keys (ns-aliases ns)))))]
     (when (seq word)
@@ -78,11 +82,16 @@
   (reify Completer
     (complete [_ _reader line candidates]
       (doseq [name (completions (.word ^ParsedLine line) (ns-name *ns*))]
-        (.add ^java.util.List candidates (Candidate. name name nil nil nil nil (not (str/ends-with? name "/"))))))))
+        (.add ^java.util.List candidates
+              (Candidate. name name nil nil nil nil (not (str/ends-with? name "/"))))))))
 
 (defn- line-reader ^LineReader []
   (-> (LineReaderBuilder/builder)
-      (.terminal (-> (TerminalBuilder/builder) (.system true) (.encoding java.nio.charset.StandardCharsets/UTF_8) (.provider "ffm") (.build)))
+      (.terminal (-> (TerminalBuilder/builder)
+                     (.system true)
+                     (.encoding java.nio.charset.StandardCharsets/UTF_8)
+                     (.provider "ffm")
+                     (.build)))
       (.parser (parser))
       (.completer (completer))
       (.option LineReader$Option/DISABLE_EVENT_EXPANSION true)
@@ -112,7 +121,8 @@
                         (recur)))))))))
 
 (defn- print-result
-  "Prints a result as `prn` does, without what would steer the terminal: maps hold what other programs wrote."
+  "Prints a result as `prn` does, without what would steer the terminal: maps hold what other
+  programs wrote."
   [x]
   (println (escape/escape-edn (pr-str x))))
 
@@ -121,6 +131,7 @@
   [_options _request]
   (binding [*ns* *ns* *print-length* nil]
     (if (live/terminal?)
-      (main/repl :init init :print print-result :read (reading (line-reader)) :prompt (constantly nil) :need-prompt (constantly false))
+      (main/repl :init init :print print-result :read (reading (line-reader)) :prompt
+                 (constantly nil) :need-prompt (constantly false))
       (main/repl :init init :print print-result)))
   {:text? true :lines []})

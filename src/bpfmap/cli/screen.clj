@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.cli.screen
-  "A terminal's screen that a command redraws in place, with JLine; what was on it comes back afterwards.
+  "A terminal's screen that a command redraws in place, with JLine; what was on it comes back
+  afterwards.
 
   The only namespace that needs JLine; it is loaded when a screen is opened."
   (:require [bpfmap.impl.escape :as escape]
@@ -37,8 +38,9 @@
   (.setAttributes terminal original))
 
 (defn open
-  "Opens the terminal's screen for drawing: another than the one with the shell, without a cursor, and what is typed
-  does not show. Returns nil where the terminal cannot be drawn on. Closing gives all back."
+  "Opens the terminal's screen for drawing: another than the one with the shell, without a cursor,
+  and what is typed does not show. Returns nil where the terminal cannot be drawn on. Closing
+  gives all back."
   []
   (when-let [^Terminal terminal
              (try
@@ -85,8 +87,8 @@
     (when style (put terminal InfoCmp$Capability/exit_attribute_mode))))
 
 (defn draw
-  "Draws lines from the top of the screen, each cut to its width, in one write. A line is a text, or `{:style :text}`
-  where the style is `:bold`."
+  "Draws lines from the top of the screen, each cut to its width, in one write. A line is a text,
+  or `{:style :text}` where the style is `:bold`."
   [{:keys [^Terminal terminal lock] :as screen} lines]
   (locking lock
     (let [{:keys [width height]} (size screen)]

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.cli.terminal
-  "Whether there is a terminal, how large it is, and what is asked and shown there while a command runs."
+  "Whether there is a terminal, how large it is, and what is asked and shown there while a command
+  runs."
   (:require [bpfmap.exec.progress :as progress]
             [bpfmap.impl.escape :as escape]
             [bpfmap.impl.kernel.call :as call])
@@ -17,7 +18,8 @@
   (some? (call/terminal-size (numbers stream))))
 
 (defn width
-  "How many columns the terminal on standard output has; nil where there is none, 80 where it does not know."
+  "How many columns the terminal on standard output has; nil where there is none, 80 where it does
+  not know."
   []
   (when-let [{:keys [width]} (call/terminal-size (numbers :out))]
     (if (pos? (long width)) width 80)))
@@ -48,7 +50,8 @@
         (let [seconds (quot (- (System/nanoTime) begun) 1000000000)
               [counted n] @state]
           (binding [*out* *err*]
-            (print (str clear (escape/escape what) ": " (when n (str n " " counted ", ")) seconds " s"))
+            (print (str clear (escape/escape what) ": " (when n (str n " " counted ", ")) seconds
+                        " s"))
             (flush))
           (when (= ::not-yet (deref done frame-millis ::not-yet))
             (recur))))

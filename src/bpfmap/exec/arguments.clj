@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.exec.arguments
-  "What a command is given, as data that is known to be good: text from a shell, symbols from -X, or data from a program.
+  "What a command is given, as data that is known to be good: text from a shell, symbols from -X,
+  or data from a program.
 
   What is wrong throws `:usage`, with what it is about under `:bpfmap/usage`:
 
@@ -30,14 +31,16 @@
     (keyword? x) (subs (str x) 1)))
 
 (defn with-keywords
-  "A form in which symbols do for keywords, as a shell gives them. What is no plain collection, such as an open map, stays.
+  "A form in which symbols do for keywords, as a shell gives them. What is no plain collection,
+  such as an open map, stays.
 
       (with-keywords '{src 1}) ;=> {:src 1}"
   [form]
   (walk/postwalk #(if (symbol? %) (keyword %) %) form))
 
 (defn- edn-of
-  "The one form that a text is, where symbols do for keywords, as in `{src 1}`; not-edn for a text that is none."
+  "The one form that a text is, where symbols do for keywords, as in `{src 1}`; not-edn for a text
+  that is none."
   [text not-edn]
   (try
     (with-keywords (edn/read-text text))
@@ -49,8 +52,8 @@
     (when (number? x) x)))
 
 (defn- read-path
-  "A path as the user means it, as text that `bpfmap.core/open` takes. A relative one is meant from the system property
-  bpfmap.directory, if that is set."
+  "A path as the user means it, as text that `bpfmap.core/open` takes. A relative one is meant
+  from the system property bpfmap.directory, if that is set."
   [x]
   (let [path (or (text x) (when (or (instance? File x) (instance? Path x)) (str x)))]
     (when-not (str/blank? path)
@@ -60,8 +63,9 @@
           (paths/child directory path))))))
 
 (defn ref-of
-  "Returns what names a map, as `bpfmap.core/open` takes it: digits are an id, a text with a slash is a path, any other a
-  name. A row of `list` is the map that it is about; an open map, and what `bpfmap.core/open` takes, is what it is.
+  "Returns what names a map, as `bpfmap.core/open` takes it: digits are an id, a text with a slash
+  is a path, any other a name. A row of `list` is the map that it is about; an open map, and what
+  `bpfmap.core/open` takes, is what it is.
 
       (ref-of \"12\") ;=> {:id 12}"
   [x]
@@ -74,20 +78,23 @@
     (if (and (map? x) (:id x)) {:id (:id x)} x)))
 
 (defn- read-source
-  "What names a map, or the file of a saved one, whose name ends in .edn: the kernel takes no dot in the name of a pin."
+  "What names a map, or the file of a saved one, whose name ends in .edn: the kernel takes no dot
+  in the name of a pin."
   [x]
   (if (some-> (text x) (str/ends-with? ".edn"))
     (some->> (read-path x) (hash-map :file))
     (ref-of x)))
 
 (defn- type-problem
-  "What is wrong with a type; nil for a good one. The path of what is wrong as a whole is empty, and left out."
+  "What is wrong with a type; nil for a good one. The path of what is wrong as a whole is empty,
+  and left out."
   [type]
   (some-> ((requiring-resolve 'bpfmap.type/problem) type)
           (str/replace #"^\[\]: " "")))
 
 (defn- read-type
-  "A type: EDN, where a symbol does for a keyword. Text that is no EDN stays text, which is no type."
+  "A type: EDN, where a symbol does for a keyword. Text that is no EDN stays text, which is no
+  type."
   [x]
   (if (or (string? x) (symbol? x))
     (edn-of (str x) (str x))
@@ -107,7 +114,8 @@
   "Flags by name, also as the kernel spells them; numbers of flags that have no name stay."
   [x]
   (when-let [names (read-names (if (coll? x) (map #(if (int? %) (str %) %) x) x))]
-    (mapv #(or (parse-long (name %)) (keyword ((requiring-resolve 'bpfmap.exec.fields/kernel-name) (name %)))) names)))
+    (mapv #(or (parse-long (name %))
+               (keyword ((requiring-resolve 'bpfmap.exec.fields/kernel-name) (name %)))) names)))
 
 (defn- read-columns
   "Columns as paths."
@@ -126,27 +134,35 @@
       (ident? x) (keyword ((requiring-resolve 'bpfmap.exec.fields/kernel-name) (name x))))))
 
 (def kinds
-  "How an option of a kind becomes data: `:read` returns nil for what is none, and what it is stands in `:expects`, after
-  the word of the option; or it throws, or `:problem` says what is wrong with what was read. `:as` is the kind's name in babashka.cli."
+  "How an option of a kind becomes data: `:read` returns nil for what is none, and what it is
+  stands in `:expects`, after the word of the option; or it throws, or `:problem` says what is
+  wrong with what was read. `:as` is the kind's name in babashka.cli."
   {:flag {:read #(let [x (if (string? %) (edn-of % nil) %)] (when (boolean? x) x))
           :expects "is true or false" :as :boolean}
    :edn {:read #(if-let [text (text %)] (edn-of text nil) %) :expects "is one form" :as :edn}
    :text {:read text :expects "is a text" :as :string}
    :path {:read read-path :expects "is a path" :as :string}
    :ref {:read ref-of :expects "is an id, a pin path or a name" :as :string}
-   :source {:read read-source :expects "is an id, a pin path, a name, or a file whose name ends in .edn" :as :string}
-   :field {:read #((requiring-resolve 'bpfmap.exec.query/path-of) %) :expects "is the name of a field" :as :string}
-   :shell {:read #(#{:bash :zsh :fish} (some-> (text %) keyword)) :expects "is bash, zsh or fish" :as :keyword}
-   :slots {:read #(#{:log2 :bcc :bpftrace} (some-> (text %) keyword)) :expects "is log2, bcc or bpftrace" :as :keyword}
+   :source {:read read-source
+            :expects "is an id, a pin path, a name, or a file whose name ends in .edn" :as :string}
+   :field {:read #((requiring-resolve 'bpfmap.exec.query/path-of) %)
+           :expects "is the name of a field" :as :string}
+   :shell {:read #(#{:bash :zsh :fish} (some-> (text %) keyword)) :expects "is bash, zsh or fish"
+           :as :keyword}
+   :slots {:read #(#{:log2 :bcc :bpftrace} (some-> (text %) keyword))
+           :expects "is log2, bcc or bpftrace" :as :keyword}
    :count {:read #(let [n (number %)] (when (and (int? n) (pos? (long n))) n))
            :expects "is a whole number from 1" :as :long}
    :type {:read read-type :problem type-problem :as :edn}
-   :where {:read #((requiring-resolve 'bpfmap.exec.query/condition) (if (symbol? %) (str %) %)) :as :string}
+   :where {:read #((requiring-resolve 'bpfmap.exec.query/condition) (if (symbol? %) (str %) %))
+           :as :string}
    :cpus {:read #(let [which (edn-of (or (text %) (str %)) nil)]
-                   (when (or (contains? #{:each :sum :all} which) (and (int? which) (<= 0 which))) which))
+                   (when (or (contains? #{:each :sum :all} which) (and (int? which) (<= 0 which)))
+                     which))
           :expects "is each, sum, all or the number of a CPU" :as :keyword}
    :element {:read identity :as :string}
-   :column {:read #((requiring-resolve 'bpfmap.exec.query/column) %) :expects "is the name of a column" :as :string}
+   :column {:read #((requiring-resolve 'bpfmap.exec.query/column) %)
+            :expects "is the name of a column" :as :string}
    :flags {:read read-flags :expects "is names with commas between them" :as :string}
    :columns {:read read-columns :expects "is names with commas between them" :as :string}
    :map-type {:read read-map-type :expects "is the name of a map type" :as :keyword}
@@ -161,8 +177,8 @@
   (error/error :usage message {:bpfmap/usage about}))
 
 (defn refused
-  "The `:usage` exception for an option that a command does not take as it was given. The command may be nil where it is
-  not known; [[call]] adds it.
+  "The `:usage` exception for an option that a command does not take as it was given. The command
+  may be nil where it is not known; [[call]] adds it.
 
       (throw (refused \"dump\" :limit \"x\" \"N is a whole number from 0\"))"
   [command option given problem]
@@ -175,7 +191,8 @@
       (throw (lacking \"put\" :value))
       (throw (lacking \"restore\" :pin :into)) ; one of them"
   [command & options]
-  (usage-error (str command " needs " (str/join " or " options)) {:command command :missing options}))
+  (usage-error (str command " needs " (str/join " or " options))
+               {:command command :missing options}))
 
 (defn- coerce
   "The data of one option; throws `:usage` for what is none."
@@ -197,7 +214,8 @@
   "The data of an option, each of them where there may be many."
   [command option x]
   (if (:many (options option))
-    (mapv #(coerce command option %) (if (and (sequential? x) (every? #(or (string? %) (sequential? %)) x)) x [x]))
+    (mapv #(coerce command option %)
+          (if (and (sequential? x) (every? #(or (string? %) (sequential? %)) x)) x [x]))
     (coerce command option x)))
 
 (defn required
@@ -229,13 +247,15 @@
       {:given given})))
 
 (defn- printable
-  "Returns an option as it is printed: an open map as what it is, conditions and columns as they were given."
+  "Returns an option as it is printed: an open map as what it is, conditions and columns as they
+  were given."
   [options-given k x]
   (cond
     (contains? #{:where :column :columns :field} (:kind (options k))) (get options-given k x)
     (or (instance? File x) (instance? Path x)) {:path (str x)}
     ;; An open map is loaded with what opens maps, and has its own way to be shown.
-    (and (contains? #{:ref :source} (:kind (options k))) ((requiring-resolve 'bpfmap.core/bpf-map?) x))
+    (and (contains? #{:ref :source} (:kind (options k)))
+         ((requiring-resolve 'bpfmap.core/bpf-map?) x))
     ((requiring-resolve 'bpfmap.impl.map.bpf-map/identity-of) x)
     :else x))
 
@@ -247,13 +267,14 @@
           [k (printable (:given (meta checked)) k (checked k))])))
 
 (defn- streamed
-  "Returns a result as it is given to the caller: rows to reduce, if it is reduced or `:stream` asks for it, which
-  print as the command and its options."
+  "Returns a result as it is given to the caller: rows to reduce, if it is reduced or `:stream`
+  asks for it, which print as the command and its options."
   [{:keys [name] :as command} {:keys [stream] :as options} result]
   (cond
     (and stream (coll? result))
     (reducible/reducible name (to-print command options)
-                         (with-meta (reify IReduceInit (reduce [_ f init] (reduce f init result))) (meta result)))
+                         (with-meta (reify IReduceInit (reduce [_ f init] (reduce f init result)))
+                           (meta result)))
     (and (instance? IReduceInit result) (not (coll? result)))
     (reducible/reducible name (to-print command options) result)
     :else result))
@@ -265,7 +286,8 @@
     (streamed command options ((requiring-resolve (:fn command)) options))
     (catch ExceptionInfo e
       (throw (if (:bpfmap/usage (ex-data e))
-               (ex-info (ex-message e) (update-in (ex-data e) [:bpfmap/usage :command] #(or % (:name command))) e)
+               (ex-info (ex-message e)
+                        (update-in (ex-data e) [:bpfmap/usage :command] #(or % (:name command))) e)
                e)))))
 
 (def formats
@@ -284,8 +306,12 @@
     (try
       (require ns-name)
       (catch java.io.FileNotFoundException e
-        (throw (error/error :usage (str ":print " format " needs " library ", which is not on the class path")
-                            {:bpfmap/hint (str "in a checkout of bpfmap start with the alias :exec (bin/clj -X:exec); elsewhere add "
+        (throw (error/error :usage
+                            (str ":print " format " needs " library
+                                 ", which is not on the class path")
+                            {:bpfmap/hint (str
+                                           "in a checkout of bpfmap start with the alias :exec "
+                                           "(bin/clj -X:exec); elsewhere add "
                                                library " to an alias of deps.edn")}
                             e))))))
 
@@ -297,7 +323,8 @@
     (throw (usage-error ":print :csv is for commands that return rows" {})))
   (let [print-result (requiring-resolve 'bpfmap.exec.output/print-result)]
     (if view
-      (print-result value ((requiring-resolve view) value options) (when-not (= :table format) format) nil)
+      (print-result value ((requiring-resolve view) value options)
+                    (when-not (= :table format) format) nil)
       ;; What the command line draws is data here.
       (print-result value {} (if (= :table format) :edn format) nil)))
   value)
@@ -310,14 +337,15 @@
   (if (or (nil? given) (map? given)) (merge defaults given) given))
 
 (defn call
-  "Does what a command is for, and returns data; with `:print` prints it too, as one of [[formats]]. Throws `:usage` for bad
-  options before anything else.
+  "Does what a command is for, and returns data; with `:print` prints it too, as one of
+  [[formats]]. Throws `:usage` for bad options before anything else.
 
       (call (commands/command-named \"show\") {:ref \"counts\"}) ;=> {:id 12, :type :hash, …}"
   [command given]
   (let [format (when (map? given) (some-> (:print given) text keyword))
         options (checked command (if (map? given) (dissoc given :print) given))]
     (when (and (:print given) (not (some #{format} formats)))
-      (throw (usage-error (str ":print is " (error/list-of formats) ", not " (pr-str (error/shown (:print given)))) {})))
+      (throw (usage-error (str ":print is " (error/list-of formats) ", not "
+                               (pr-str (error/shown (:print given)))) {})))
     (cond->> (perform command options)
       format (print-as command options format))))

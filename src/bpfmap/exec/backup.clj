@@ -12,7 +12,8 @@
       …
       ]}
 
-  A file of a map of maps has `:bpfmap/saved 2`, and the maps in it once each, by their ids at that time:
+  A file of a map of maps has `:bpfmap/saved 2`, and the maps in it once each, by their ids at
+  that time:
 
       :inner {12 {:spec {…} :entries [
       …
@@ -64,7 +65,8 @@
                  AccessDeniedException "permission denied"
                  FileSystemException (or (.getReason ^FileSystemException e) (ex-message e))
                  (ex-message e))]
-    (error/error :io (str file " cannot be " what) {:bpfmap/op op :bpfmap/file file :bpfmap/hint reason} e)))
+    (error/error :io (str file " cannot be " what)
+                 {:bpfmap/op op :bpfmap/file file :bpfmap/hint reason} e)))
 
 ;; --- writing
 
@@ -72,14 +74,19 @@
   "Has a directory's names on the disk. Some file systems cannot, and need not."
   [^Path directory]
   (try
-    (with-open [channel (FileChannel/open directory (into-array StandardOpenOption [StandardOpenOption/READ]))]
+    (with-open [channel (FileChannel/open directory
+                                          (into-array StandardOpenOption
+                                                      [StandardOpenOption/READ]))]
       (.force channel true))
     (catch IOException _ nil)))
 
 (defn- private-file
-  "Attributes of a file that its owner alone may read: what is in a map may be nobody else's business."
+  "Attributes of a file that its owner alone may read: what is in a map may be nobody else's
+  business."
   []
-  (into-array FileAttribute [(PosixFilePermissions/asFileAttribute (PosixFilePermissions/fromString "rw-------"))]))
+  (into-array FileAttribute
+              [(PosixFilePermissions/asFileAttribute
+                (PosixFilePermissions/fromString "rw-------"))]))
 
 ;; --- what a killed process leaves
 
@@ -88,17 +95,21 @@
 (def ^:private not-followed (into-array [LinkOption/NOFOLLOW_LINKS]))
 
 (defn- own-file?
-  "Whether a path is a plain file of this user: in a folder such as /tmp nobody else can exchange it then."
+  "Whether a path is a plain file of this user: in a folder such as /tmp nobody else can exchange
+  it then."
   [^Path file]
   (and (Files/isRegularFile file not-followed)
        (= (Files/getAttribute file "unix:uid" not-followed)
           (Files/getAttribute (paths/->java "/proc/self") "unix:uid" (make-array LinkOption 0)))))
 
 (defn- older-than-this-process?
-  "Whether a file was last written before this process began: then an earlier one of the same id wrote it."
+  "Whether a file was last written before this process began: then an earlier one of the same id
+  wrote it."
   [^Path file]
   (let [began (.orElse (.startInstant (.info (ProcessHandle/current))) nil)]
-    (and began (neg? (compare (.toInstant (Files/getLastModifiedTime file (make-array LinkOption 0))) began)))))
+    (and began
+         (neg? (compare (.toInstant (Files/getLastModifiedTime file (make-array LinkOption 0)))
+                        began)))))
 
 (defn- part-name [file-name writer]
   (str "." file-name "." writer ".part"))
@@ -118,15 +129,17 @@
       files)))
 
 (defn- writer-name
-  "Returns a name for one call that writes a file, which no other call has: several threads may write one file."
+  "Returns a name for one call that writes a file, which no other call has: several threads may
+  write one file."
   []
   (str (.pid (ProcessHandle/current)) "-" (.incrementAndGet ^AtomicLong parts-made)))
 
 (defn- let-go?
-  "Whether the process that wrote a file beside its place is gone: its lock of the file is free. A process of another
-  container has an id that says nothing here."
+  "Whether the process that wrote a file beside its place is gone: its lock of the file is free. A
+  process of another container has an id that says nothing here."
   [^Path part]
-  (with-open [channel (FileChannel/open part #{StandardOpenOption/WRITE LinkOption/NOFOLLOW_LINKS} no-attributes)]
+  (with-open [channel (FileChannel/open part #{StandardOpenOption/WRITE LinkOption/NOFOLLOW_LINKS}
+                                        no-attributes)]
     (some? (.tryLock channel))))
 
 (defn- remove-parts
@@ -135,7 +148,9 @@
   (try
     (with-open [files (Files/newDirectoryStream directory ^String (part-name "*" "*"))]
       (doseq [^Path part files
-              :let [[_ of pid] (re-matches #"\.(.+)\.(\d{1,10})(?:-\d+)?\.part" (paths/file-name (paths/text (paths/of-java part))))
+              :let [[_ of pid]
+                    (re-matches #"\.(.+)\.(\d{1,10})(?:-\d+)?\.part"
+                                (paths/file-name (paths/text (paths/of-java part))))
                     pid (some-> pid parse-long)
                     ours? (= pid (.pid (ProcessHandle/current)))]]
         (try
@@ -151,16 +166,19 @@
     (catch DirectoryIteratorException _ nil)))
 
 (defn write-whole
-  "Calls f with a writer, and puts what it wrote into a file, in place of what was there, when all of it is on the disk.
-  What f throws leaves the file as it was. A process that is killed leaves the file as it was too, and may leave what it
-  had written beside it, under a name such as `.flows.edn.4711-1.part`; the next one to write the file removes that. Of several threads that write
-  one file at once, the last one to end wins. Throws `:io`.
+  "Calls f with a writer, and puts what it wrote into a file, in place of what was there, when all
+  of it is on the disk. What f throws leaves the file as it was. A process that is killed leaves
+  the file as it was too, and may leave what it had written beside it, under a name such as
+  `.flows.edn.4711-1.part`; the next one to write the file removes that. Of several threads that
+  write one file at once, the last one to end wins. Throws `:io`.
 
       (write-whole \"/tmp/flows.edn\" (fn [writer] (.write writer \"{}\")))"
   [file f]
   (let [target (path-of file)
         no-links (make-array LinkOption 0)
-        target (if (Files/exists target no-links) (.toRealPath target no-links) (.toAbsolutePath target))
+        target (if (Files/exists target no-links)
+                 (.toRealPath target no-links)
+                 (.toAbsolutePath target))
         place (paths/text (paths/of-java target))
         beside (paths/->java (paths/child (paths/parent place)
                                           (part-name (paths/file-name place) (writer-name))))]
@@ -171,8 +189,12 @@
       (try
         (remove-parts (.getParent target) (paths/file-name place))
         (.add ^Set @parts-open beside)
-        (with-open [channel (FileChannel/open beside #{StandardOpenOption/CREATE_NEW StandardOpenOption/WRITE} (private-file))
-                    writer (BufferedWriter. (OutputStreamWriter. (Channels/newOutputStream channel) StandardCharsets/UTF_8))]
+        (with-open [channel (FileChannel/open beside
+                                              #{StandardOpenOption/CREATE_NEW
+                                                StandardOpenOption/WRITE} (private-file))
+                    writer (BufferedWriter.
+                            (OutputStreamWriter. (Channels/newOutputStream channel)
+                                                 StandardCharsets/UTF_8))]
           (try
             (.tryLock channel) ; it is free again when this process is killed
             (catch IOException e ; some file systems have no locks
@@ -214,20 +236,25 @@
           (str "nothing could restore them: " (rules/alternative type :put! value-size))))))
 
 (defn- unsavable ^Throwable [m why]
-  (error/error :not-supported (str "The contents of map " (error/id-and-name (bpf/info m)) ", " (name (:type (bpf/spec m)))
-                                   ", cannot be saved")
-               {:bpfmap/op :save :bpfmap/map (select-keys (bpf/info m) [:id :name :type]) :bpfmap/hint why}))
+  (error/error :not-supported
+               (str "The contents of map " (error/id-and-name (bpf/info m)) ", "
+                    (name (:type (bpf/spec m)))
+                    ", cannot be saved")
+               {:bpfmap/op :save :bpfmap/map (select-keys (bpf/info m) [:id :name :type])
+                :bpfmap/hint why}))
 
 (defn- check-savable [m]
   (when-let [why (why-unsavable m)]
     (throw (unsavable m why))))
 
 (defn- spec-to-save
-  "The spec of a map as it is saved. Throws `:not-supported` if it holds functions, which no file can have."
+  "The spec of a map as it is saved. Throws `:not-supported` if it holds functions, which no file
+  can have."
   [m]
   (let [spec (cond-> (bpf/spec m) (:frozen (bpf/info m)) (assoc :freeze true))]
     (when (some fn? (tree-seq coll? seq spec))
-      (throw (unsavable m "its types have functions, [:via …]; give --key-type or --value-type without them")))
+      (throw (unsavable m
+                        "its types have functions, [:via …]; give --key-type or --value-type without them")))
     spec))
 
 ;; --- maps of maps
@@ -249,11 +276,13 @@
         (throw e)))))
 
 (defn- with-template
-  "The spec of a map of maps with the spec of what it holds, which the kernel tells only by a map that is in it."
+  "The spec of a map of maps with the spec of what it holds, which the kernel tells only by a map
+  that is in it."
   [spec m ids]
   (cond
     (:inner-map spec) spec
-    (empty? ids) (throw (unsavable m "it is empty, and the kernel does not tell what maps it was made to hold"))
+    (empty? ids) (throw (unsavable m
+                                   "it is empty, and the kernel does not tell what maps it was made to hold"))
     :else (with-open [inner (open-inner (first ids))]
             (assoc spec :inner-map (dissoc (spec-to-save inner) :name :freeze :pinning)))))
 
@@ -293,8 +322,9 @@
     (write-line writer (str "{:bpfmap/saved " (if ids 2 1) "\n :at " (edn-text (java.util.Date.))
                             (when host (str "\n :host " (edn-text host)))))
     (.write writer (str " :spec " (edn-text spec) "\n :entries "))
-    (let [written (write-entries writer (eduction (if ids (filter (comp (set ids) :map-id val)) identity)
-                                                  (progress/counting "entries") m))]
+    (let [written (write-entries writer
+                                 (eduction (if ids (filter (comp (set ids) :map-id val)) identity)
+                                           (progress/counting "entries") m))]
       (when ids (write-inner writer ids))
       (write-line writer "}")
       written)))
@@ -302,8 +332,8 @@
 (defn save
   "Writes a map's spec and contents to a file; of a map of maps, also those of the maps in it.
 
-  Throws `:not-supported` for a map whose contents could not be restored: the kernel does not tell them, or nobody but a
-  program can write them.
+  Throws `:not-supported` for a map whose contents could not be restored: the kernel does not tell
+  them, or nobody but a program can write them.
 
       (save {:ref {:name \"flows\"} :file \"/root/flows.edn\"}) ;=> {:file \"/root/flows.edn\", :map {…}, :entries 20}"
   [{:keys [file] :as options}]
@@ -311,7 +341,8 @@
     (check-savable m)
     (let [saved (volatile! 0)]
       (write-whole file (fn [writer] (vreset! saved (write-map writer m))))
-      {:file (call/path-text file :save) :map (select-keys (bpf/info m) [:id :name :type]) :entries @saved})))
+      {:file (call/path-text file :save) :map (select-keys (bpf/info m) [:id :name :type])
+       :entries @saved})))
 
 ;; --- reading
 
@@ -320,8 +351,9 @@
        (every? #(and (vector? %) (= 2 (count %))) (:entries x))))
 
 (defn- refuse-special
-  "Throws `:io` for a file that has no end of its own: a directory, a device, or a FIFO, which would be waited for. Pipes that
-  the process was given, such as /dev/stdin and those of `<(…)`, are read."
+  "Throws `:io` for a file that has no end of its own: a directory, a device, or a FIFO, which
+  would be waited for. Pipes that the process was given, such as /dev/stdin and those of `<(…)`,
+  are read."
   [file]
   (let [path (path-of file)
         follow (make-array LinkOption 0)
@@ -336,10 +368,12 @@
                0140000 "it is a socket"
                nil)]
     (when hint
-      (throw (error/error :io (str file " cannot be read") {:bpfmap/op :restore :bpfmap/file file :bpfmap/hint hint})))))
+      (throw (error/error :io (str file " cannot be read")
+                          {:bpfmap/op :restore :bpfmap/file file :bpfmap/hint hint})))))
 
 (defn- no-longer-than
-  "A reader of at most `most` bytes of a file, so that one which grows meanwhile has an end. Throws an IOException beyond."
+  "A reader of at most `most` bytes of a file, so that one which grows meanwhile has an end.
+  Throws an IOException beyond."
   ^Reader [^Reader below ^long most]
   (let [left (volatile! most)]
     (proxy [FilterReader] [below]
@@ -362,12 +396,14 @@
     (edn/bounded-reader (if regular? (no-longer-than reader (Files/size path)) reader))))
 
 (defn read-file
-  "What was saved in a file: `{:spec :entries …}`, with `:inner` of a map of maps. Throws `:io` for one that cannot be read, and `:not-saved` for any other.
+  "What was saved in a file: `{:spec :entries …}`, with `:inner` of a map of maps. Throws `:io`
+  for one that cannot be read, and `:not-saved` for any other.
 
       (:spec (read-file \"/root/flows.edn\")) ;=> {:name \"flows\", :type :lru-hash, …}"
   [file]
   (let [wrong (fn [hint cause]
-                (throw (error/error :not-saved (str file " is no saved map") {:bpfmap/op :restore :bpfmap/file file :bpfmap/hint hint}
+                (throw (error/error :not-saved (str file " is no saved map")
+                                    {:bpfmap/op :restore :bpfmap/file file :bpfmap/hint hint}
                                     cause)))
         data (try
                (with-open [^PushbackReader reader (file-reader file)]
@@ -384,7 +420,9 @@
     (when-not (and (saved-map? data)
                    (case (str (:bpfmap/saved data))
                      "1" true
-                     "2" (and (map? (:inner data)) (every? int? (keys (:inner data))) (every? saved-map? (vals (:inner data))))
+                     "2" (and (map? (:inner data))
+                              (every? int? (keys (:inner data)))
+                              (every? saved-map? (vals (:inner data))))
                      false))
       (wrong "`bpfmap save` writes a map with :bpfmap/saved 1, :spec and :entries" nil))
     data))
@@ -395,7 +433,8 @@
       (:key-size (completed {:type :hash :key :u32 :value :u32 :max-entries 1})) ;=> 4"
   [{:keys [type inner-map] :as spec}]
   (spec/complete (cond-> (dissoc spec :pinning)
-                   ;; Some files of maps of maps lack it. What those were made to hold says nothing about entries.
+                   ;; Some files of maps of maps lack it. What those were made to hold says
+                   ;; nothing about entries.
                    (and (:inner? (rules/types type)) (nil? inner-map))
                    (assoc :inner-map {:type :array :value-size 4 :max-entries 1}))
                  (lifecycle/machine)))
@@ -403,28 +442,33 @@
 ;; --- restoring
 
 (defn in-bytes
-  "Returns the entries of a file as bytes, in order; of a per-CPU map there are as many CPUs as its first value has. Throws
-  `:invalid-value` for an entry that does not fit the completed spec.
+  "Returns the entries of a file as bytes, in order; of a per-CPU map there are as many CPUs as
+  its first value has. Throws `:invalid-value` for an entry that does not fit the completed spec.
 
       (in-bytes spec [[7 42]]) ;=> [[#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"]]"
   [{:keys [type] :as spec} entries]
-  (let [n (when (:per-cpu (rules/types type)) (bounded-count 0x10000 (let [v (second (first entries))] (if (coll? v) v [v]))))
+  (let [n (when (:per-cpu (rules/types type))
+            (bounded-count 0x10000 (let [v (second (first entries))] (if (coll? v) v [v]))))
         {:keys [key-in value-in]} (raw-entries/types spec n)]
-    (mapv (fn [[k v]] (raw-entries/misfit-in :restore k #(vector (key-in k) (value-in v)))) entries)))
+    (mapv (fn [[k v]] (raw-entries/misfit-in :restore k #(vector (key-in k) (value-in v))))
+          entries)))
 
 (defn- check-cpus
   "Throws `:incompatible` for values of other CPUs than this host has."
   [m entries]
   (when-let [cpus (reading/cpus-of m)]
-    (when-let [other (some (fn [[_ v]] (when-not (= (count cpus) (when (vector? v) (count v))) v)) entries)]
+    (when-let [other (some (fn [[_ v]] (when-not (= (count cpus) (when (vector? v) (count v))) v))
+                           entries)]
       (throw (error/error :incompatible "What was saved does not go into a map of this host"
                           {:bpfmap/op :restore
-                           :bpfmap/hint (str "values are of " (if (vector? other) (count other) "no") " CPUs, and this host has "
+                           :bpfmap/hint (str "values are of "
+                                             (if (vector? other) (count other) "no")
+                                             " CPUs, and this host has "
                                              (count cpus) " possible CPUs")})))))
 
 (defn- against
-  "Holds what is in a map against entries that were saved, as bytes: `{:same #{keys} :changed n :missing n :strangers [keys]}`.
-  Values do not count unless `values?`."
+  "Holds what is in a map against entries that were saved, as bytes: `{:same #{keys} :changed n
+  :missing n :strangers [keys]}`. Values do not count unless `values?`."
   [m ^Map saved values?]
   (let [same (HashSet.)
         strangers (ArrayList.)
@@ -436,11 +480,12 @@
                 (or (not values?) (= was v)) (.add same k)
                 :else (vswap! changed inc))))
           (raw-entries/entries m))
-    {:same same :changed @changed :missing (- (.size saved) (.size same) (long @changed)) :strangers strangers}))
+    {:same same :changed @changed :missing (- (.size saved) (.size same) (long @changed))
+     :strangers strangers}))
 
 (defn- put-inner
-  "Makes the maps that entries of a map of maps had, and puts them; some hundred at a time, since each takes a descriptor.
-  A map that has several entries is made once."
+  "Makes the maps that entries of a map of maps had, and puts them; some hundred at a time, since
+  each takes a descriptor. A map that has several entries is made once."
   [m entries inner]
   (doseq [ids (partition-all 256 (distinct (map (comp :map-id second) entries)))]
     (let [made (volatile! {})]
@@ -457,7 +502,8 @@
   (doseq [[k v] entries :when (not (contains? inner (:map-id v)))]
     (throw (error/error :not-saved (str file " is no saved map")
                         {:bpfmap/op :restore :bpfmap/file file
-                         :bpfmap/hint (str "the entry of " (edn-text k) " is " (edn-text v) ", which is not under :inner")}))))
+                         :bpfmap/hint (str "the entry of " (edn-text k) " is " (edn-text v)
+                                           ", which is not under :inner")}))))
 
 (defn- write-entries-into
   "Writes entries into a map, given as they were saved and as bytes."
@@ -477,12 +523,15 @@
      :entries (count same) :changed changed :missing missing :skipped skipped :deleted deleted}))
 
 (defn- into-existing
-  "Puts what was saved into a map that is there, but for entries that are there already; with `:exact` deletes before that
-  what was not saved."
+  "Puts what was saved into a map that is there, but for entries that are there already; with
+  `:exact` deletes before that what was not saved."
   [{:keys [into exact file] :as options} {:keys [spec entries inner] :as saved}]
   (with-open [m (element/open (assoc options :ref into) :read-write)]
-    (when-let [difference (not-empty (select-keys (bpf/spec-diff (completed spec) m) [:type :key-size :value-size]))]
-      (throw (error/error :incompatible (str "What was saved does not go into map " (error/id-and-name (bpf/info m)))
+    (when-let [difference (not-empty (select-keys (bpf/spec-diff (completed spec) m)
+                                                  [:type :key-size :value-size]))]
+      (throw (error/error :incompatible
+                          (str "What was saved does not go into map "
+                               (error/id-and-name (bpf/info m)))
                           {:bpfmap/op :restore :bpfmap/diff difference
                            :bpfmap/hint (str "they differ: " (pr-str difference))})))
     (when inner (check-inner file entries inner))
@@ -498,7 +547,8 @@
                       (with-open [twin (raw-entries/twin m)] (bpf/delete-all! twin strangers))
                       0)]
         (write-entries-into m
-                            (keep (fn [[entry raw]] (when (other? raw) entry)) (map vector entries in-bytes))
+                            (keep (fn [[entry raw]] (when (other? raw) entry))
+                                  (map vector entries in-bytes))
                             (filter other? in-bytes)
                             saved)
         (outcome m by-key (nil? inner) (count same) deleted)))))
@@ -520,11 +570,12 @@
             (throw e)))))))
 
 (defn restore
-  "Makes a map as it was saved and pins it at `:pin`, or writes what was saved `:into` a map that is there. Entries that are
-  there already are skipped.
+  "Makes a map as it was saved and pins it at `:pin`, or writes what was saved `:into` a map that
+  is there. Entries that are there already are skipped.
 
-  Returns what the map has afterwards: `:entries`, how many of those saved; `:missing`, how many it has not, since it evicts some when it is
-  full or others deleted them; `:changed`, how many have another value by then. `:skipped` were there before, and `:deleted` were not in the file.
+  Returns what the map has afterwards: `:entries`, how many of those saved; `:missing`, how many
+  it has not, since it evicts some when it is full or others deleted them; `:changed`, how many
+  have another value by then. `:skipped` were there before, and `:deleted` were not in the file.
 
       (restore {:file \"/root/flows.edn\" :pin \"/sys/fs/bpf/flows\"})
       ;=> {:map {:id 12 …}, :path \"/sys/fs/bpf/flows\", :entries 20, :changed 0, :missing 0, :skipped 0, :deleted 0}"
@@ -540,4 +591,5 @@
       (into-existing options saved)
       (with-open [m (made file saved)]
         (bpf/pin! m pin)
-        (assoc (outcome m (raw-entries/snapshot (in-bytes (completed spec) entries)) (nil? inner) 0 0) :path (bpf/pinned-path m))))))
+        (assoc (outcome m (raw-entries/snapshot (in-bytes (completed spec) entries)) (nil? inner) 0
+                        0) :path (bpf/pinned-path m))))))

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.exec.changing
-  "The commands that change entries: `put`, `delete`, `take`, `freeze`. Those of a map of others ask first, see `bpfmap.exec.confirm`."
+  "The commands that change entries: `put`, `delete`, `take`, `freeze`. Those of a map of others
+  ask first, see `bpfmap.exec.confirm`."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.confirm :as confirm]
@@ -42,8 +43,8 @@
      :value (if (:lookup (ops-of m)) (bpf/lookup m key) value)}))
 
 (defn put
-  "Writes the entry of a key, and returns what was there before; into a queue, a stack or a bloom filter pushes a value,
-  which may be given as the key.
+  "Writes the entry of a key, and returns what was there before; into a queue, a stack or a bloom
+  filter pushes a value, which may be given as the key.
 
       (put {:ref {:name \"counts\"} :key 7 :value 42})
       ;=> {:map {:id 12, …}, :key 7, :before 41, :written true, :value 42}"
@@ -51,10 +52,13 @@
   (way options)
   (let [keyless? (with-open [m (element/open options :read-only)]
                    (contains? (ops-of m) :push!))
-        options (if (and keyless? (nil? value)) (-> options (dissoc :key) (assoc :value key)) options)]
+        options (if (and keyless? (nil? value))
+                  (-> options (dissoc :key) (assoc :value key))
+                  options)]
     (cond
       (and keyless? (some? (:key options)))
-      (throw (arguments/refused "put" :key key "a map of this type has no keys: give the value alone"))
+      (throw (arguments/refused "put" :key key
+                                "a map of this type has no keys: give the value alone"))
       (nil? (:value options))
       (throw (arguments/missing-option "put" :value)))
     (element/call-typed options :read-write [:key :value]
@@ -79,7 +83,8 @@
         {:map (same-map m) :key key :before earlier :deleted (bpf/delete! m key)}))))
 
 (defn take-entry
-  "Takes the entry of a key out of a map, in one step; of a queue or stack without a key the next value. Nil where there is none.
+  "Takes the entry of a key out of a map, in one step; of a queue or stack without a key the next
+  value. Nil where there is none.
 
       (take-entry {:ref {:name \"counts\"} :key 7}) ;=> {:key 7, :value 42}"
   [options]

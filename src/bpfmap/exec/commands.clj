@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.exec.commands
-  "Every command as data: what the command line parses, completes and explains, and what `bpfmap.exec` has functions of.
+  "Every command as data: what the command line parses, completes and explains, and what
+  `bpfmap.exec` has functions of.
 
   | key         | what it holds                                                                           |
   |-------------|-----------------------------------------------------------------------------------------|
@@ -54,7 +55,8 @@
     :doc "The types of keys and values, in C and as data"
     :examples [{:ref "flows"}]
     :fn 'bpfmap.exec.types/types :view 'bpfmap.exec.views/types}
-   {:name "dump" :group "What is in a map" :args [:ref] :options (into [:where :sort :limit :keys :cpus :stream] typed)
+   {:name "dump" :group "What is in a map" :args [:ref]
+    :options (into [:where :sort :limit :keys :cpus :stream] typed)
     :rows? true
     :doc "The entries of a map"
     :text ["They are read by the types that the map's BTF tells; where it has none, bytes"
@@ -68,7 +70,8 @@
                {:ref 12 :key-type :u32 :value-type [:string 16]}]
     :fn 'bpfmap.exec.reading/dump :view 'bpfmap.exec.views/entries}
 
-   {:name "get" :group "What is in a map" :args [:ref :key] :optional #{:key} :options (into [:cpus :lock] typed)
+   {:name "get" :group "What is in a map" :args [:ref :key] :optional #{:key}
+    :options (into [:cpus :lock] typed)
     :doc "The value of a key"
     :text ["KEY is what dump prints of it, as a table, EDN or JSON: 7, 10.0.0.1 or"
            "'{src \"10.0.0.1\" port 443}'; or bytes in hexadecimal, such as '0a 00 00 01'."
@@ -106,7 +109,8 @@
     :text ["A map has buckets where its values have arrays of counts, or where its keys (or"
            "a field of them, --bucket) are their numbers. Bucket n counts what is from 2^n"
            "on; bcc and bpftrace number them otherwise, which --slots says."]
-    :examples [{:ref "hists" :unit "usecs"} {:ref "flows" :field "bytes"} {:ref "sizes" :linear 100}]
+    :examples [{:ref "hists" :unit "usecs"} {:ref "flows" :field "bytes"}
+               {:ref "sizes" :linear 100}]
     :fn 'bpfmap.exec.hist/hist :view 'bpfmap.exec.views/histograms}
 
    ;; --- changing
@@ -137,8 +141,10 @@
     :options (into [:type :max-entries :key-size :value-size :flags :name :like :spec] typed)
     :doc "Create a map, and pin it"
     :text ["A map lives as long as something holds it: this one, the pin."]
-    :examples [{:path "/sys/fs/bpf/counts" :type :hash :key-type :u32 :value-type :u64 :max-entries 1024}
-               {:path "/sys/fs/bpf/routes" :type :lpm-trie :key-type [:prefix :ipv4] :value-type :u32 :max-entries 64
+    :examples [{:path "/sys/fs/bpf/counts" :type :hash :key-type :u32 :value-type :u64
+                :max-entries 1024}
+               {:path "/sys/fs/bpf/routes" :type :lpm-trie :key-type [:prefix :ipv4]
+                :value-type :u32 :max-entries 64
                 :flags "no-prealloc"}
                {:path "/sys/fs/bpf/copy" :like "flows" :max-entries 10}]
     :fn 'bpfmap.exec.pins/create :view 'bpfmap.exec.views/pinned}
@@ -174,7 +180,8 @@
     :doc "Make a map as it was saved, or write into one"
     :text ["Entries that are there already are skipped. What is reported is what the map"
            "has afterwards; if some of the entries are missing, the exit code is 1."]
-    :examples [{:file "/root/flows.edn" :pin "/sys/fs/bpf/flows"} {:file "/root/flows.edn" :into "flows" :exact true}]
+    :examples [{:file "/root/flows.edn" :pin "/sys/fs/bpf/flows"}
+               {:file "/root/flows.edn" :into "flows" :exact true}]
     :fn 'bpfmap.exec.backup/restore :view 'bpfmap.exec.views/restored}
 
    ;; --- this command line

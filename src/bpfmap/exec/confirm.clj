@@ -1,8 +1,9 @@
 (ns ^:no-doc bpfmap.exec.confirm
-  "What changes a map that others use is done only when it was said to be meant: by `:yes`, or when asked.
+  "What changes a map that others use is done only when it was said to be meant: by `:yes`, or
+  when asked.
 
-  A map is another's when another process has it open or a program uses it. One that is only pinned, or held by this
-  process alone, is nobody else's."
+  A map is another's when another process has it open or a program uses it. One that is only
+  pinned, or held by this process alone, is nobody else's."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec.host :as host]
@@ -13,7 +14,8 @@
 
 (defn- named [n one many names]
   (when (pos? (long n))
-    (str (if (= 1 n) one (str n " " many)) ": " (str/join ", " (take 5 names)) (when (< 5 (long n)) ", …"))))
+    (str (if (= 1 n) one (str n " " many)) ": " (str/join ", " (take 5 names))
+         (when (< 5 (long n)) ", …"))))
 
 (defn- other-users
   "Who else has a map, in words; nil for nobody."
@@ -22,13 +24,15 @@
         held (remove #(= this (:pid %)) (get (host/holders) id))
         used (get (host/users) id)]
     (not-empty
-     (str/join "; and " (remove nil? [(named (count held) "a process has it open" "processes have it open"
-                                             (map #(str (:command %) "[" (:pid %) "]") held))
-                                      (named (count used) "a program uses it" "programs use it"
-                                             (map #(str (not-empty (:name %)) "[" (:id %) "]") used))])))))
+     (str/join "; and "
+               (remove nil? [(named (count held) "a process has it open" "processes have it open"
+                                    (map #(str (:command %) "[" (:pid %) "]") held))
+                             (named (count used) "a program uses it" "programs use it"
+                                    (map #(str (not-empty (:name %)) "[" (:id %) "]") used))])))))
 
 (defn check
-  "Throws `:not-confirmed` if a map is another's and the options do not say `:yes`. Under `:bpfmap/question` is what to ask.
+  "Throws `:not-confirmed` if a map is another's and the options do not say `:yes`. Under
+  `:bpfmap/question` is what to ask.
 
       (check m {:yes true} \"Put an entry into it?\")"
   [m {:keys [yes]} question]

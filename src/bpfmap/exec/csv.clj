@@ -1,9 +1,10 @@
 (ns ^:no-doc bpfmap.exec.csv
-  "Rows as comma-separated values (RFC 4180), with a line of names, without losing anything: what is read back is the same data.
+  "Rows as comma-separated values (RFC 4180), with a line of names, without losing anything: what
+  is read back is the same data.
 
-  Columns are known before any row is read, from the types of the map: a field, or an element of an array, has a column of
-  its own, named by its path, such as `value.packets` or `value.0`. So an empty map has the same columns as a full one, and no row has to be
-  kept.
+  Columns are known before any row is read, from the types of the map: a field, or an element of
+  an array, has a column of its own, named by its path, such as `value.packets` or `value.0`. So
+  an empty map has the same columns as a full one, and no row has to be kept.
 
   | a cell                       | is                                                                        |
   |------------------------------|---------------------------------------------------------------------------|
@@ -15,9 +16,10 @@
   | what starts with `\"` `[` `{` `#` | EDN: a text that would be read as something else, a collection, an odd name |
   | anything else                | the text itself; in the column of an enum, the name                       |
 
-  A key or value that does not fit its columns (one with bytes in its padding, say) stands whole, as EDN, in the first of
-  them, and the others are empty: a collection in the first of several columns is all of it. Otherwise a vector ends with its
-  last column that is not empty, and a map whose columns are all empty is nil."
+  A key or value that does not fit its columns (one with bytes in its padding, say) stands whole,
+  as EDN, in the first of them, and the others are empty: a collection in the first of several
+  columns is all of it. Otherwise a vector ends with its last column that is not empty, and a map
+  whose columns are all empty is nil."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.exec.tree :as tree]
             [bpfmap.impl.edn-text :refer [edn-text]]
@@ -30,7 +32,8 @@
 ;; --- cells
 
 (def ^:private not-itself
-  "Texts that would be read as something else, or that do something in a spreadsheet or on a terminal."
+  "Texts that would be read as something else, or that do something in a spreadsheet or on a
+  terminal."
   (Pattern/compile
    (str/join "|" ["(?s)[\"\\\\#\\[{(=@].*" ; EDN, and the formulas of spreadsheets
                   "(?s)[+-].+"
@@ -123,8 +126,8 @@
         (into cells (nothing (- (long leaves) (count cells))))))))
 
 (defn- spread
-  "The cells of a value in the columns of a tree; nil if it does not fit, and could not be read back from them. With
-  `:partial?` a map need not have all fields."
+  "The cells of a value in the columns of a tree; nil if it does not fit, and could not be read
+  back from them. With `:partial?` a map need not have all fields."
   [{:keys [fields of leaves] :as tree} x]
   (cond
     (nil? x) (nothing leaves)
@@ -150,8 +153,9 @@
       [(cell x)])))
 
 (defn print-rows
-  "Prints rows, or what reduces to rows, on *out*, each as it comes: none is kept. `columns` may be a delay, for rows that
-  tell their columns only while they are reduced; one with a `:tree` (see `bpfmap.exec.tree`) has a column for each leaf.
+  "Prints rows, or what reduces to rows, on *out*, each as it comes: none is kept. `columns` may
+  be a delay, for rows that tell their columns only while they are reduced; one with a `:tree`
+  (see `bpfmap.exec.tree`) has a column for each leaf.
 
       (print-rows [{:title \"KEY\" :of :key :tree {:fields [[:src {:leaves 1}] [:dst {:leaves 1}]] :leaves 2}}]
                   [{:key {:src 1 :dst 2}}]) ; prints key.src,key.dst and 1,2"

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.exec.demo
-  "The command `demo`: a BPF program counts the system calls of the whole host in a map of this library.
+  "The command `demo`: a BPF program counts the system calls of the whole host in a map of this
+  library.
 
   The program is the kernel's side of the map and this process the other: it
   reads the map while the program writes to it. Nothing is pinned, so that all goes with
@@ -27,7 +28,8 @@
    [:call :map-lookup-elem]])
 
 (defn- instructions
-  "What the program does at the raw tracepoint sys_enter, whose arguments are the registers and the call's number."
+  "What the program does at the raw tracepoint sys_enter, whose arguments are the registers and
+  the call's number."
   [m]
   [[:ldxdw :r6 [:r1 8]]
    [:stxw [:r10 -4] :r6]
@@ -55,7 +57,8 @@
 ;; --- counts as data
 
 (defn calls
-  "What was counted, the most frequent first: `{:number :name :count :per-second}` of each system call.
+  "What was counted, the most frequent first: `{:number :name :count :per-second}` of each system
+  call.
 
   The rate is of what came since the `earlier` counts, in so many seconds.
 
@@ -65,7 +68,8 @@
          {:number number
           :name (syscalls/syscall-name number)
           :count n
-          :per-second (/ (Math/round (double (/ (* 1000 (- n (earlier number 0))) seconds))) 1000.0)})
+          :per-second (/ (Math/round (double (/ (* 1000 (- n (earlier number 0))) seconds)))
+                         1000.0)})
        (sort-by (juxt (comp - :count) :number))
        vec))
 
@@ -94,8 +98,8 @@
         samples))))
 
 (defn- watch
-  "Waits until `stop` is delivered or the seconds are over; returns how many there were. Meanwhile calls `show`, if
-  given, with what there is to show, over and over."
+  "Waits until `stop` is delivered or the seconds are over; returns how many there were. Meanwhile
+  calls `show`, if given, with what there is to show, over and over."
   [m seconds stop show]
   (let [began (System/nanoTime)
         elapsed #(/ (- (System/nanoTime) began) 1e9)]
@@ -117,8 +121,8 @@
               (recur samples)))))))
 
 (defn observe
-  "Counts until `stop` is delivered or the seconds are over. Returns `{:map :elapsed :counts}`, the map gone or about
-  to go."
+  "Counts until `stop` is delivered or the seconds are over. Returns `{:map :elapsed :counts}`,
+  the map gone or about to go."
   [seconds stop show]
   (with-open [^Closeable m (bpf/create map-spec)
               ^Closeable program (prog/load {:type :raw-tracepoint

@@ -1,8 +1,10 @@
 (ns ^:no-doc bpfmap.exec.diff
-  "The command `diff`: what is other between two times, two maps, or a map and what was saved of one.
+  "The command `diff`: what is other between two times, two maps, or a map and what was saved of
+  one.
 
-  Entries are compared by their bytes, so that keys that differ in padding alone are two keys, and a NaN is no change. If the
-  types of two maps differ, or values of several CPUs are put together, it is what they read as that is compared."
+  Entries are compared by their bytes, so that keys that differ in padding alone are two keys, and
+  a NaN is no change. If the types of two maps differ, or values of several CPUs are put together,
+  it is what they read as that is compared."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.backup :as backup]
@@ -28,14 +30,16 @@
   [{:keys [value-out] :as read} {:keys [per-cpu]} which possible]
   (element/check which (when per-cpu possible))
   (let [combine (if per-cpu (element/picker which possible) identity)]
-    (assoc read :value-out (comp combine value-out) :combined (and per-cpu (not (contains? #{nil :each :all} which))))))
+    (assoc read :value-out (comp combine value-out) :combined
+           (and per-cpu (not (contains? #{nil :each :all} which))))))
 
 (defn- of-file [file {:keys [cpus]}]
   (let [{:keys [entries inner] saved :spec} (backup/read-file file)
         spec (backup/completed saved)
         {:keys [per-cpu] :as row} (element/row-of-type (:type spec))
         n (when per-cpu (count (second (first entries))))]
-    (combined (assoc (raw-entries/types spec n) :spec spec :inner inner :entries (raw-entries/snapshot (backup/in-bytes spec entries))
+    (combined (assoc (raw-entries/types spec n) :spec spec :inner inner :entries
+                     (raw-entries/snapshot (backup/in-bytes spec entries))
                      :cpus (when (contains? #{nil :each :all} cpus) n))
               row cpus (range (or n 0)))))
 
@@ -44,12 +48,14 @@
     (reading/check-dumpable m {})
     (let [spec (bpf/spec m)
           possible (reading/cpus-of m)]
-      (combined (assoc (raw-entries/types spec (count possible)) :spec spec :cpus (reading/cpus-apart m cpus)
+      (combined (assoc (raw-entries/types spec (count possible)) :spec spec :cpus
+                       (reading/cpus-apart m cpus)
                        :entries (raw-entries/snapshot (raw-entries/entries m)))
                 (element/row-of m) cpus possible))))
 
 (defn- read-source
-  "The entries of a map or file as bytes, and what its types make of them: `{:spec :cpus :entries :key-out :value-out}`."
+  "The entries of a map or file as bytes, and what its types make of them: `{:spec :cpus :entries
+  :key-out :value-out}`."
   [source options]
   (if-let [file (file-of source)] (of-file file options) (of-map source options)))
 
@@ -58,7 +64,8 @@
 (defn- content
   "What is in a map, as data that is equal for maps that could stand for each other."
   [spec entries]
-  [(select-keys spec [:type :key-size :value-size :max-entries :flags]) (raw-entries/snapshot entries)])
+  [(select-keys spec [:type :key-size :value-size :max-entries :flags])
+   (raw-entries/snapshot entries)])
 
 (defn- content-of-map
   "The content of a map that is there; nil if it is gone, or its entries are not told."
@@ -75,10 +82,14 @@
     (content spec (backup/in-bytes spec entries))))
 
 (defn- same-inner?
-  "A test of two values of maps of maps, as data: whether they are one map, or maps with the same content."
+  "A test of two values of maps of maps, as data: whether they are one map, or maps with the same
+  content."
   [old new]
   (let [content-in (fn [{:keys [inner]}]
-                     (memoize (fn [id] (if inner (some-> (get inner id) content-of-saved) (content-of-map id)))))
+                     (memoize (fn [id]
+                                (if inner
+                                  (some-> (get inner id) content-of-saved)
+                                  (content-of-map id)))))
         old-content (content-in old)
         new-content (content-in new)]
     (fn [{a :map-id} {b :map-id}]
@@ -92,7 +103,8 @@
   (and (vector? type) (= :bytes (first type))))
 
 (defn- same-layout?
-  "Whether the bytes of two sources mean the same: their types are the same, or at least one has none."
+  "Whether the bytes of two sources mean the same: their types are the same, or at least one has
+  none."
   [a b]
   (every? (fn [[side size]]
             (and (= (size a) (size b))
@@ -107,7 +119,8 @@
     (assoc source :entries all :key-out identity :value-out identity)))
 
 (defn- compared
-  "What is other in the second of two sources that were read, as `{:rows :same}`; `:per-second` where seconds lie between them."
+  "What is other in the second of two sources that were read, as `{:rows :same}`; `:per-second`
+  where seconds lie between them."
   [old new seconds]
   (let [by-bytes? (same-layout? (:spec old) (:spec new))
         [old new] (if by-bytes? [old new] (map read-as-data [old new]))
@@ -117,7 +130,8 @@
         of-new (:value-out new)
         inner? (fn [{:keys [spec]}] (:inner? (element/row-of-type (:type spec))))
         same? (cond
-                (and (inner? old) (inner? new)) (let [same? (same-inner? old new)] (fn [a b] (same? (of-old a) (of-new b))))
+                (and (inner? old) (inner? new)) (let [same? (same-inner? old new)]
+                                                  (fn [a b] (same? (of-old a) (of-new b))))
                 (and by-bytes? (not (:combined old))) =
                 :else (fn [a b] (raw-entries/same-data? (of-old a) (of-new b))))
         row (fn [[k v]]
@@ -136,20 +150,24 @@
     {:rows (into changed removed) :same @same}))
 
 (defn diff
-  "What is other in `:new` than in `:old`, or in `:old` itself `:seconds` later; each a map or the file of a saved one, whose
-  name ends in .edn. The metadata says how many entries were `:added`, `:changed` and `:removed`, and are the `:same`,
-  whatever the options leave of the rows. Throws `:interrupted` when the thread is interrupted while it waits.
+  "What is other in `:new` than in `:old`, or in `:old` itself `:seconds` later; each a map or the
+  file of a saved one, whose name ends in .edn. The metadata says how many entries were `:added`,
+  `:changed` and `:removed`, and are the `:same`, whatever the options leave of the rows. Throws
+  `:interrupted` when the thread is interrupted while it waits.
 
       (diff {:old {:name \"flows\"} :seconds 1}) ;=> [{:change :changed, :key 7, :old 1, :new 3, :per-second 2.0}]"
   [{:keys [old new seconds cpus] :as options}]
   (when (and new seconds)
     (throw (arguments/refused "diff" :seconds seconds "it is for one map, and two were given")))
   (when (and (nil? new) (file-of old))
-    (throw (arguments/refused "diff" :old (file-of old) "a file does not change: give a map as NEW")))
+    (throw (arguments/refused "diff" :old (file-of old)
+                              "a file does not change: give a map as NEW")))
   (let [seconds (or seconds 1.0)
         before (read-source old options)
         with-fields (fn [after]
-                      (let [options (assoc options :fields (fields/of-changes (:spec before) (:spec after) cpus (nil? new)))]
+                      (let [options (assoc options :fields
+                                           (fields/of-changes
+                                            (:spec before) (:spec after) cpus (nil? new)))]
                         (query/check options)
                         options))
         _ (when-not new (with-fields before)) ; what is wrong is said before the wait
@@ -163,4 +181,5 @@
     (with-meta (if (:sort options)
                  (query/rows options rows)
                  (query/rows (assoc options :sort {:path ["key"]}) rows))
-      (merge {:added 0 :changed 0 :removed 0 :same same} counts (select-keys after [:spec :cpus])))))
+      (merge {:added 0 :changed 0 :removed 0 :same same} counts
+             (select-keys after [:spec :cpus])))))

@@ -18,20 +18,22 @@
 ;; --- references
 
 (defn- with-table
-  "Returns an error about a name without the list of candidates in its text: the command line prints them as a table."
+  "Returns an error about a name without the list of candidates in its text: the command line
+  prints them as a table."
   [e]
   (let [{:bpfmap/keys [error candidates hint] :as data} (ex-data e)]
     (error/error error (str/replace (ex-message e) (str ": " hint) "")
                  (assoc data :bpfmap/hint
                         (if (= :ambiguous error)
                           (str "it is the name of " (count candidates) " maps; give the id of one")
-                          (str "the kernel keeps only " (pr-str (:name (first candidates))) " of it, and no map has the whole "
+                          (str "the kernel keeps only " (pr-str (:name (first candidates)))
+                               " of it, and no map has the whole "
                                "name in its BTF or as that of a pin; give the id of one")))
                  e)))
 
 (defn open
-  "Opens the map that the `:ref` of a command's options names, with their types. Whoever opens it closes it. Of one that is
-  open it is a second handle.
+  "Opens the map that the `:ref` of a command's options names, with their types. Whoever opens it
+  closes it. Of one that is open it is a second handle.
 
       (with-open [m (open {:ref {:name \"counts\"} :key-type :u32} :read-only)] (bpf/info m))"
   ^java.io.Closeable [{:keys [ref key-type value-type]} access]
@@ -62,36 +64,42 @@
 ;; --- CPUs
 
 (defn- merged
-  "Several values as one: integers added, maps and vectors field by field; what is the same everywhere stays, and what
-  is not becomes a vector."
+  "Several values as one: integers added, maps and vectors field by field; what is the same
+  everywhere stays, and what is not becomes a vector."
   [values]
   (let [[x] values]
     (cond
       (every? integer? values) (reduce +' values)
       (every? float? values) (reduce + values)
-      (every? map? values) (into (empty x) (map (fn [k] [k (merged (map #(get % k) values))])) (keys x))
-      (and (every? vector? values) (apply = (map count values))) (apply mapv (fn [& xs] (merged xs)) values)
+      (every? map? values) (into (empty x) (map (fn [k] [k (merged (map #(get % k) values))]))
+                                 (keys x))
+      (and
+       (every?
+        vector? values) (apply = (map count values))) (apply mapv (fn [& xs] (merged xs)) values)
       (apply = values) x
       :else (vec values))))
 
 (defn check
-  "Throws `:invalid-value` if the value of one CPU is asked for of a map that has one value for each key.
+  "Throws `:invalid-value` if the value of one CPU is asked for of a map that has one value for
+  each key.
 
       (check 0 [0 1]) ;=> nil"
   [which possible]
   (when (and (int? which) (nil? possible))
-    (throw (error/error :invalid-value "This is no per-CPU map" {:bpfmap/hint "each key has one value"}))))
+    (throw (error/error :invalid-value "This is no per-CPU map"
+                        {:bpfmap/hint "each key has one value"}))))
 
 (defn combiner
-  "A function from the value of a per-CPU map to what `which` says: nil or `:each` as it is, `:sum` with its numbers added.
+  "A function from the value of a per-CPU map to what `which` says: nil or `:each` as it is,
+  `:sum` with its numbers added.
 
       ((combiner :sum) [{:packets 1 :name \"a\"} {:packets 2 :name \"a\"}]) ;=> {:packets 3 :name \"a\"}"
   [which]
   (if (= :sum which) merged identity))
 
 (defn picker
-  "A function from the value of a per-CPU map, with one for each of the `possible` CPUs, to what `which` says: as
-  [[combiner]], or the value of the CPU of this number.
+  "A function from the value of a per-CPU map, with one for each of the `possible` CPUs, to what
+  `which` says: as [[combiner]], or the value of the CPU of this number.
 
       ((picker 1 [0 1]) [10 20]) ;=> 20"
   [which possible]
@@ -99,7 +107,8 @@
     (let [i (.indexOf ^java.util.List (vec possible) which)]
       (when (neg? i)
         (throw (error/error :invalid-value (str "There is no CPU " which)
-                            {:bpfmap/hint (str "the possible CPUs are " (error/list-of possible))})))
+                            {:bpfmap/hint (str "the possible CPUs are "
+                                               (error/list-of possible))})))
       #(nth % i))
     (combiner which)))
 
@@ -112,10 +121,12 @@
 ;; --- bytes
 
 (defn- hex-bytes
-  "Returns the bytes of a text such as `0a 00 00 00` or `0a:00:00:00` that has so many; of one such as 0x0a000000 or 0a000000
-  too if `plain?`. Nil for any other text."
+  "Returns the bytes of a text such as `0a 00 00 00` or `0a:00:00:00` that has so many; of one
+  such as 0x0a000000 or 0a000000 too if `plain?`. Nil for any other text."
   [text size plain?]
-  (when (re-matches (if plain? #"(?i)(0x)?([0-9a-f]{2})+|[0-9a-f]{2}([ :][0-9a-f]{2})*" #"(?i)[0-9a-f]{2}([ :][0-9a-f]{2})+") text)
+  (when (re-matches (if plain?
+                      #"(?i)(0x)?([0-9a-f]{2})+|[0-9a-f]{2}([ :][0-9a-f]{2})*"
+                      #"(?i)[0-9a-f]{2}([ :][0-9a-f]{2})+") text)
     (let [found (bytes/->bytes text)]
       (when (= size (count found)) found))))
 
@@ -155,7 +166,8 @@
           x)))
 
 (defn- coerced
-  "Returns what EDN or JSON has for a value of a type as the data that its codec takes; anything else as it is."
+  "Returns what EDN or JSON has for a value of a type as the data that its codec takes; anything
+  else as it is."
   [{:keys [kind size element values] :as node} x]
   (let [text (as-name x)
         raw (when (and (string? x) (not= :bytes kind)) (hex-bytes x size (plain-hex? node)))]
@@ -168,12 +180,18 @@
               (and (int? x) (<= 0 (long x) 9)) (first (str x))
               :else x)
       :enum (or raw
-                (when text (if (contains? values (keyword text)) (keyword text) (or (number-of text) (keyword text))))
+                (when text
+                  (if (contains? values (keyword text))
+                    (keyword text)
+                    (or (number-of text) (keyword text))))
                 x)
       (:string :c-string) (or raw text x)
       (:ipv4 :ipv6 :mac) (or raw text x)
       :prefix (cond
-                (map? x) (into {} (map (fn [[k v]] [(if-let [name (as-name k)] (keyword name) k) (if (string? v) (bytes/->bytes v) v)])) x)
+                (map? x) (into {}
+                               (map (fn [[k v]]
+                                      [(if-let [name (as-name k)] (keyword name) k)
+                                       (if (string? v) (bytes/->bytes v) v)])) x)
                 :else (or raw text x))
       :bytes (if (string? x) (or (hex-bytes x size true) x) x)
       (:struct :union) (cond raw raw (map? x) (coerced-map node x) :else x)
@@ -183,31 +201,35 @@
 ;; --- text
 
 (defn- readable
-  "Returns a text as EDN has it: bytes that a table shows in angle brackets within a value are written with their tag."
+  "Returns a text as EDN has it: bytes that a table shows in angle brackets within a value are
+  written with their tag."
   [text]
   (str/replace text #"\"(?:[^\"\\]|\\.)*\"|\\.[a-z0-9]*|<((?:[0-9a-f]{2})(?: [0-9a-f]{2})*)>"
                (fn [[found hex]] (if hex (str "#bpfmap/bytes \"" hex "\"") found))))
 
 (defn- json-form
-  "Returns the data of a text with an object in JSON; nil for any other, or if no reader of JSON is there. EDN would read
-  `{\"a\":1}` too, with a keyword :1."
+  "Returns the data of a text with an object in JSON; nil for any other, or if no reader of JSON
+  is there. EDN would read `{\"a\":1}` too, with a keyword :1."
   [text]
   (when (re-find #"[\[{,]\s*\"(?:[^\"\\]|\\.)*\"\s*:" text)
-    (when-let [read-str (try (requiring-resolve 'clojure.data.json/read-str) (catch Exception _ nil))]
+    (when-let [read-str (try (requiring-resolve 'clojure.data.json/read-str)
+                          (catch Exception _ nil))]
       (try
         (slurp (edn/bounded-reader (StringReader. text))) ; throws for what is nested too deep
         (read-str text)
         (catch Exception _ nil)))))
 
 (defn- form-of
-  "Returns the one form that a text is, in EDN or JSON; symbols do for keywords. Throws `:usage` for any other text."
+  "Returns the one form that a text is, in EDN or JSON; symbols do for keywords. Throws `:usage`
+  for any other text."
   [side text]
   (or (json-form text)
       (try
         (arguments/with-keywords (edn/read-text (readable text)))
         (catch ExceptionInfo e
           (throw (arguments/refused nil side text (str "neither EDN nor bytes in hexadecimal: "
-                                                       (:bpfmap/problem (ex-data e) (ex-message e)))))))))
+                                                       (:bpfmap/problem
+                                                        (ex-data e) (ex-message e)))))))))
 
 (defn- quoted? [text]
   (and (str/starts-with? text "\"") (str/ends-with? text "\"") (< 1 (count text))))
@@ -262,11 +284,14 @@
     (case (count found)
       0 (throw (error/error :not-found (str "There is no program named " (pr-str name)) {}))
       1 {:program-id (:id (first found))}
-      (throw (error/error :ambiguous (str "There are " (count found) " programs named " (pr-str name))
-                          {:bpfmap/hint (str "give the id of one: " (error/list-of (map :id found)))})))))
+      (throw (error/error :ambiguous
+                          (str "There are " (count found) " programs named " (pr-str name))
+                          {:bpfmap/hint (str "give the id of one: "
+                                             (error/list-of (map :id found)))})))))
 
 (defn- reference
-  "Returns a map or program given by its id, pin or name as what the element takes. What is opened for it goes through `keep`."
+  "Returns a map or program given by its id, pin or name as what the element takes. What is opened
+  for it goes through `keep`."
   [kind side x keep]
   (let [named (if (= :map kind)
                 #(keep (bpf/open {:name %} {:access :read-write}))
@@ -289,8 +314,9 @@
       :else (named text))))
 
 (defn- raw-text
-  "The bytes of a text that is not UTF-8, for a type of texts, padded to its size; see `bpfmap.impl.kernel.paths/argument`. Throws
-  `:usage` for any other type. Nil for a text that is UTF-8."
+  "The bytes of a text that is not UTF-8, for a type of texts, padded to its size; see
+  `bpfmap.impl.kernel.paths/argument`. Throws `:usage` for any other type. Nil for a text that is
+  UTF-8."
   [side text kind size]
   (when (re-find #"[\ud800-\udfff]" text) ; a lone one: a pair is one character
     (let [bytes (paths/exact-bytes text)]
@@ -301,9 +327,10 @@
                                   "it is not UTF-8; give the bytes of all of it in hexadecimal"))))))
 
 (defn typed
-  "Returns what a text is as the key or value of a map with this spec; data stays as it is, but for texts and symbols in the
-  places of names. What `dump` prints is taken, as a table, EDN or JSON has it. Bytes in hexadecimal, which any type takes,
-  come as a byte view. What is opened for a reference goes through `keep`, a function that returns it.
+  "Returns what a text is as the key or value of a map with this spec; data stays as it is, but
+  for texts and symbols in the places of names. What `dump` prints is taken, as a table, EDN or
+  JSON has it. Bytes in hexadecimal, which any type takes, come as a byte view. What is opened for
+  a reference goes through `keep`, a function that returns it.
 
       (typed {:key :ipv4} :key \"10.0.0.1\" identity) ;=> \"10.0.0.1\"
       (typed {:key :u32} :key \"7\" identity)         ;=> 7
@@ -323,12 +350,14 @@
               (form-of side text)))))
 
 (defn- side-of
-  "The side of a spec that types what was given: a bloom filter has no keys, and is asked for values."
+  "The side of a spec that types what was given: a bloom filter has no keys, and is asked for
+  values."
   [spec side]
   (if (and (= :key side) (nil? (:key spec))) :value side))
 
 (defn call-typed
-  "Opens the map of a command's options, makes data of those of its `sides` that are given, and calls f with the map and them."
+  "Opens the map of a command's options, makes data of those of its `sides` that are given, and
+  calls f with the map and them."
   [options access sides f]
   (with-open [m (open options access)]
     (let [spec (bpf/spec m)

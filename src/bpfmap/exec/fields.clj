@@ -24,7 +24,8 @@
 ;; --- names
 
 (defn name-of
-  "Returns a key of a row as the name of a field: without a colon, and without a question mark at its end.
+  "Returns a key of a row as the name of a field: without a colon, and without a question mark at
+  its end.
 
       (name-of :frozen) ;=> \"frozen\""
   [k]
@@ -62,7 +63,8 @@
     (into [] (comp (map second) (take 3)) (sort-by first scored))))
 
 (defn kernel-name
-  "Returns a name of the kernel's, such as BPF_MAP_TYPE_PERCPU_HASH or percpu_hash, as it is called here.
+  "Returns a name of the kernel's, such as BPF_MAP_TYPE_PERCPU_HASH or percpu_hash, as it is
+  called here.
 
       (kernel-name \"BPF_MAP_TYPE_PERCPU_HASH\") ;=> \"percpu-hash\"
       (kernel-name \"no_prealloc\")              ;=> \"no-prealloc\""
@@ -74,8 +76,8 @@
 ;; --- paths as text
 
 (defn quoted
-  "Returns a name as a path has it: in double quotes if it has other characters than letters, digits, _, - and /, or could
-  be read as something else.
+  "Returns a name as a path has it: in double quotes if it has other characters than letters,
+  digits, _, - and /, or could be read as something else.
 
       (quoted \"src\")       ;=> \"src\"
       (quoted \"pick.turn\") ;=> \"\\\"pick.turn\\\"\""
@@ -98,7 +100,8 @@
 (declare row)
 
 (defn- exact
-  "Returns `[field number-of-segments]` of the longest beginning of a path that is the name of a field; nil if none is."
+  "Returns `[field number-of-segments]` of the longest beginning of a path that is the name of a
+  field; nil if none is."
   [{:keys [fields aliases unlisted]} path exact? fold]
   (let [same (fn [wanted name] (= (fold wanted) (fold name)))]
     (some (fn [n]
@@ -106,7 +109,8 @@
               (or (some (fn [[name field]] (when (same wanted name) [name field n])) fields)
                   (some (fn [[alias name]]
                           (when (same wanted alias)
-                            (some (fn [[other field]] (when (= name other) [name field n])) fields)))
+                            (some (fn [[other field]] (when (= name other) [name field n]))
+                                  fields)))
                         aliases)
                   (some (fn [[name field]] (when (same wanted name) [name field n])) unlisted))))
           (if exact? [1] (range (count path) 0 -1)))))
@@ -114,8 +118,8 @@
 (defn- fold-case [text] (str/lower-case (str/replace (str/replace text #"\?$" "") #"[ _]" "-")))
 
 (defn- at
-  "Returns every `[canonical-path field]` at a path of a field. `folds` are ways to compare names, of which the first that
-  finds one counts."
+  "Returns every `[canonical-path field]` at a path of a field. `folds` are ways to compare names,
+  of which the first that finds one counts."
   [{:keys [kind of] :as field} path exact? folds so-far]
   (cond
     (empty? path) [[so-far field]]
@@ -134,9 +138,10 @@
     (concat ["per-second"] (butlast path) [name])))
 
 (defn find-path
-  "Returns `[path field]` of what a path means in rows with these fields: the path by its real names, and the field there.
-  Of an entry, the fields of its value and then of its key are found by themselves, and so is `bytes/s` of its rates. Upper
-  and lower case are the same unless both are there. Nil if there is no such field.
+  "Returns `[path field]` of what a path means in rows with these fields: the path by its real
+  names, and the field there. Of an entry, the fields of its value and then of its key are found
+  by themselves, and so is `bytes/s` of its rates. Upper and lower case are the same unless both
+  are there. Nil if there is no such field.
 
       (find-path (row [[\"key\" {:kind :number}]]) [\"KEY\"]) ;=> [[\"key\"] {:kind :number}]"
   [row path]
@@ -145,20 +150,23 @@
     (or (first (at row path exact? [identity fold-case] []))
         (some (fn [folds]
                 (some (fn [side]
-                        (when-let [field (by-name side)] (first (at field path exact? folds [side]))))
+                        (when-let [field (by-name side)]
+                          (first (at field path exact? folds [side]))))
                       ["value" "key"]))
               [[identity] [identity fold-case]])
         (when-let [rates (when (by-name "per-second") (rate-path path))]
           (first (at row rates exact? [identity fold-case] []))))))
 
 (defn paths
-  "Returns the paths of all fields that are not taken apart further, as texts: those of a row, in order.
+  "Returns the paths of all fields that are not taken apart further, as texts: those of a row, in
+  order.
 
       (paths (row [[\"key\" {:kind :number}]])) ;=> (\"key\")"
   ([field] (map path-text (paths field [])))
   ([{:keys [kind fields of] :as field} so-far]
    (cond
-     (and (= :struct kind) (seq fields)) (mapcat (fn [[name field]] (paths field (conj so-far name))) fields)
+     (and (= :struct kind)
+          (seq fields)) (mapcat (fn [[name field]] (paths field (conj so-far name))) fields)
      (and (= :list kind) (= :struct (:kind of))) (cons so-far (paths of so-far))
      (empty? so-far) (when-not (= :any (:kind field)) [so-far])
      :else [so-far])))
@@ -219,8 +227,8 @@
           (of-node (node/node given types [side]))))))
 
 (defn of-entries
-  "Returns the field that entries of a map with this spec are as rows, `{:key :value}`. `cpus` is how per-CPU values are
-  read: `:each` as a list, otherwise as one value.
+  "Returns the field that entries of a map with this spec are as rows, `{:key :value}`. `cpus` is
+  how per-CPU values are read: `:each` as a list, otherwise as one value.
 
       (paths (of-entries {:type :hash :key :u32 :value :u64} nil)) ;=> (\"key\" \"value\")"
   [{:keys [type] :as spec} cpus]
@@ -228,25 +236,32 @@
         value (of-side spec :value)]
     (row (cond-> []
            (:key spec) (conj ["key" (of-side spec :key)])
-           value (conj ["value" (if (and per-cpu (contains? #{nil :each :all} cpus)) {:kind :list :of value} value)])))))
+           value (conj ["value"
+                        (if (and per-cpu (contains? #{nil :each :all} cpus))
+                          {:kind :list :of value}
+                          value)])))))
 
 (defn of-rates
   "Returns the field of how fast the numbers of a value went up, which has the shape of the value."
   [{:keys [kind fields of] :as field}]
   (case kind
-    :struct (row (into [] (keep (fn [[name field]] (when-let [rates (of-rates field)] [name rates]))) fields))
+    :struct (row (into []
+                       (keep (fn [[name field]] (when-let [rates (of-rates field)] [name rates])))
+                       fields))
     :list (when-let [rates (of-rates of)] {:kind :list :of rates})
     :number {:kind :number}
     :any any
     (nil :boolean :text :char :name :address :prefix :mac :bytes) nil))
 
 (defn- changes
-  "Returns the field of what became of an entry, by its names and the signs that a table shows for them."
+  "Returns the field of what became of an entry, by its names and the signs that a table shows for
+  them."
   [signs]
   {:kind :name :names (zipmap (vals signs) (repeat nil)) :shown signs})
 
 (defn of-watched
-  "Returns the field that the rows of a frame of `watch` are, for a map with this spec, see [[of-entries]]."
+  "Returns the field that the rows of a frame of `watch` are, for a map with this spec, see
+  [[of-entries]]."
   [spec cpus]
   (let [{:keys [fields]} (of-entries spec cpus)
         rates (some-> (into {} fields) (get "value") of-rates)]
@@ -255,13 +270,14 @@
          {"change" "mark"})))
 
 (defn of-changes
-  "Returns the field that the rows of `diff` are, for maps with these specs, see [[of-entries]]. `rates?` is true if they
-  have `:per-second`."
+  "Returns the field that the rows of `diff` are, for maps with these specs, see [[of-entries]].
+  `rates?` is true if they have `:per-second`."
   [old-spec new-spec cpus rates?]
   (let [[before after] (map #(into {} (:fields (of-entries % cpus))) [old-spec new-spec])
         side (fn [k] (if (= (before k) (after k)) (after k) any))
         rates (when rates? (of-rates (side "value")))]
-    (row (cond-> [["change" (changes {"+" "added" "*" "changed" "-" "removed"})] ["key" (side "key")]
+    (row (cond-> [["change" (changes {"+" "added" "*" "changed" "-" "removed"})]
+                  ["key" (side "key")]
                   ["old" (before "value" any)] ["new" (after "value" any)]]
            rates (conj ["per-second" rates]))
          {"mark" "change"})))

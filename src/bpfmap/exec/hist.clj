@@ -1,8 +1,8 @@
 (ns ^:no-doc bpfmap.exec.hist
   "The command `hist`: histograms, of the buckets that a map counts in, or of the values of a field.
 
-  A histogram is `{:title :kind :total :buckets}`; a bucket `{:from :to :count}`, both ends included. Buckets without
-  counts between others are there, those at the ends are not.
+  A histogram is `{:title :kind :total :buckets}`; a bucket `{:from :to :count}`, both ends
+  included. Buckets without counts between others are there, those at the ends are not.
 
   Where a map has buckets it is one of these, found by its types and chosen by the options:
 
@@ -14,9 +14,11 @@
 
   `:bucket` also names the array of a value, where it has several.
 
-  A slot n counts, by `:slots`, what is from 2^n to 2^(n+1)-1 (`:log2`, of libbpf-tools, where slot 0 has 0 too), from 2^(n-1) to
-  2^n-1 (`:bcc`), from 2^(n-2) to 2^(n-1)-1 (`:bpftrace`, where slot 0 counts the negative and slot 1 the zeros), or what
-  lies between n and n+1 times `:linear`; with `:bpftrace`, whose slot 0 counts what is below all others, between n-1 and n times."
+  A slot n counts, by `:slots`, what is from 2^n to 2^(n+1)-1 (`:log2`, of libbpf-tools, where
+  slot 0 has 0 too), from 2^(n-1) to 2^n-1 (`:bcc`), from 2^(n-2) to 2^(n-1)-1 (`:bpftrace`, where
+  slot 0 counts the negative and slot 1 the zeros), or what lies between n and n+1 times
+  `:linear`; with `:bpftrace`, whose slot 0 counts what is below all others, between n-1 and n
+  times."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
@@ -40,7 +42,8 @@
   [(whole (power n)) (whole (dec (bigint (power (inc (long n))))))])
 
 (def slot-ends
-  "How a slot's number says what it counts: by `:slots`, a function of the number to `[from to]`; nil for what is no slot."
+  "How a slot's number says what it counts: by `:slots`, a function of the number to `[from to]`;
+  nil for what is no slot."
   {:log2 (fn [n] (cond (zero? (long n)) [0 1] (<= 1 n 128) (log2-ends n)))
    :bcc (fn [n] (cond (zero? (long n)) [0 0] (= 1 n) [0 1] (<= 2 n 129) (log2-ends (dec (long n)))))
    :bpftrace (fn [n] (case (long n)
@@ -69,7 +72,9 @@
                 []
                 (let [[least most] (apply (juxt min max) (keys counted))]
                   (when (< 10000 (- most least))
-                    (throw (error/error :usage (str "From the first bucket to the last there would be " (inc (- most least)) " lines")
+                    (throw (error/error :usage
+                                        (str "From the first bucket to the last there would be "
+                                             (inc (- most least)) " lines")
                                         {:bpfmap/hint "take a larger step: --linear STEP"})))
                   (into [] (for [n (range least (inc most))
                                  :let [[from to] (ends n)]]
@@ -85,7 +90,8 @@
     (let [ends (slot-ends (or slots :log2))]
       (fn [n]
         (or (ends n)
-            (throw (error/error :usage (str n " is no slot of a " (name (or slots :log2)) " histogram")
+            (throw (error/error :usage
+                                (str n " is no slot of a " (name (or slots :log2)) " histogram")
                                 {:bpfmap/hint "--linear STEP for buckets of one width, --field NAME for values"})))))))
 
 ;; --- which map is which
@@ -93,8 +99,8 @@
 (defn- counts? [x] (and (vector? x) (< 1 (count x)) (every? integer? x)))
 
 (defn- slots-path
-  "The way to the array of counts in a value, `[]` where it is the value itself; nil where there is none, or more than one
-  and none is called slots."
+  "The way to the array of counts in a value, `[]` where it is the value itself; nil where there
+  is none, or more than one and none is called slots."
   [value]
   (if (map? value)
     (let [found (filter #(counts? (get value %)) (keys value))]
@@ -110,11 +116,15 @@
         slot (if linear #(Math/floorDiv (long %) (long linear)) log2-slot)
         kind (if linear :linear :log2)]
     (when-let [odd (first (remove integer? values))]
-      (throw (error/error :usage (str "The field " (fields/path-text field) " must hold integers, got " (pr-str (error/shown odd))) {})))
+      (throw (error/error :usage
+                          (str "The field " (fields/path-text field) " must hold integers, got "
+                               (pr-str (error/shown odd))) {})))
     (when (and (seq rows) (empty? values))
       (throw (error/error :usage (str "There is no field " (fields/path-text field)) {})))
     [(histogram title kind
-                (if linear (linear-ends linear) #(if (neg? (long %)) [nil -1] ((slot-ends :log2) %)))
+                (if linear
+                  (linear-ends linear)
+                  #(if (neg? (long %)) [nil -1] ((slot-ends :log2) %)))
                 (frequencies (map slot values)))]))
 
 (defn- of-arrays
@@ -123,10 +133,12 @@
   (let [ends (checked-ends options)]
     (for [{:keys [key value]} rows]
       (histogram key (if (:linear options) :linear :log2) ends
-                 (into {} (map-indexed vector) (query/values-at {:value value} (cons "value" path)))))))
+                 (into {} (map-indexed vector)
+                       (query/values-at {:value value} (cons "value" path)))))))
 
 (defn- of-keys
-  "Histograms of entries whose keys have the number of a slot: one for each of the rest of the keys."
+  "Histograms of entries whose keys have the number of a slot: one for each of the rest of the
+  keys."
   [{:keys [bucket] :as options} rows]
   (let [ends (checked-ends options)
         slot (if bucket #(first (query/values-at {:key (:key %)} bucket)) :key)
@@ -134,7 +146,8 @@
                   (when bucket (not-empty (dissoc key (keyword (peek (vec bucket)))))))]
     (for [[title rows] (group-by without rows)]
       (histogram title (if (:linear options) :linear :log2) ends
-                 (reduce (fn [counts row] (update counts (slot row) (fnil +' 0) (:value row))) {} rows)))))
+                 (reduce (fn [counts row] (update counts (slot row) (fnil +' 0) (:value row))) {}
+                         rows)))))
 
 (defn hist
   "Histograms of a map: of the buckets that it has, or of the values of `:field`.
@@ -142,9 +155,11 @@
       (hist {:ref {:name \"hists\"}}) ;=> [{:title 0, :kind :log2, :total 12, :buckets [{:from 4, :to 7, :count 12}]}]"
   [{:keys [field bucket slots linear cpus] :as options}]
   (when (and field (or bucket slots))
-    (throw (arguments/refused "hist" :field (fields/path-text field) "it excludes :bucket and :slots, which are for maps of buckets")))
+    (throw (arguments/refused "hist" :field (fields/path-text field)
+                              "it excludes :bucket and :slots, which are for maps of buckets")))
   (when (and linear (contains? #{:log2 :bcc} slots))
-    (throw (arguments/refused "hist" :linear linear "it has no powers of two: only bpftrace numbers such buckets its own way")))
+    (throw (arguments/refused "hist" :linear linear
+                              "it has no powers of two: only bpftrace numbers such buckets its own way")))
   (when (contains? #{:each :all} cpus)
     (throw (arguments/refused "hist" :cpus cpus "WHICH is sum, or the number of a CPU")))
   (with-open [m (element/open options :read-only)]
@@ -153,12 +168,18 @@
           title (some-> field fields/path-text) ; as it was given
           [field bucket] (map #(when % (query/real-path row-field %)) [field bucket])
           options (assoc options :field field :title title :bucket bucket :fields row-field)
-          rows (into [] (query/selecting (select-keys options [:where :fields])) (reading/entries m {:cpus cpus}))
+          rows (into [] (query/selecting (select-keys options [:where :fields]))
+                     (reading/entries m {:cpus cpus}))
           {:keys [key value]} (first rows)
           of-value (some->> bucket (query/values-at {:value value}))
           path (cond
                  (nil? bucket) (slots-path value)
-                 (and (next of-value) (every? integer? of-value)) (if (= "value" (first bucket)) (rest bucket) bucket))
+                 (and
+                  (next
+                   of-value) (every?
+                              integer? of-value)) (if (= "value" (first bucket))
+                                                    (rest bucket)
+                                                    bucket))
           histograms (cond
                        field (of-fields options rows)
                        (empty? rows) []
@@ -166,8 +187,16 @@
                        (or bucket (integer? key))
                        (if (integer? value)
                          (of-keys options rows)
-                         (throw (error/error :usage (str "The values of " m " are no counts") {:bpfmap/hint "--field NAME for the values of a field"})))
-                       :else (throw (error/error :usage (str m " has no buckets that can be told from its types")
-                                                 {:bpfmap/hint (str "--bucket NAME for the field that has them, --field NAME for the "
-                                                                    "values of a field; --key-type and --value-type where it has no types")})))]
+                         (throw (error/error :usage (str "The values of " m " are no counts")
+                                             {:bpfmap/hint "--field NAME for the values of a field"})))
+                       :else (throw (error/error :usage
+                                                 (str m
+                                                      " has no buckets that can be told from its "
+                                                      "types")
+                                                 {:bpfmap/hint (str
+                                                                "--bucket NAME for the field that "
+                                                                "has them, --field NAME for the "
+                                                                    "values of a field; --key-type "
+                                                                    "and --value-type where it has "
+                                                                    "no types")})))]
       (vec (remove (comp empty? :buckets) (sort-by :title query/order histograms))))))

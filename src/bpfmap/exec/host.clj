@@ -16,7 +16,8 @@
 
 (def ^:private first-fields
   "What comes first of what is known of a map; the rest follows by name."
-  [:id :type :name :key :key-size :value :value-size :max-entries :entries :memlock :frozen :flags :pinned :held :used-by])
+  [:id :type :name :key :key-size :value :value-size :max-entries :entries :memlock :frozen :flags
+   :pinned :held :used-by])
 
 (def ^:private first-field? (set first-fields))
 
@@ -112,10 +113,12 @@
 ;; --- the commands
 
 (def list-fields
-  "The fields of a row of `list`, which are its columns: see `bpfmap.exec.fields`. What a table shows above a column is an alias."
+  "The fields of a row of `list`, which are its columns: see `bpfmap.exec.fields`. What a table
+  shows above a column is an alias."
   (let [number {:kind :number}
         text {:kind :text}
-        name-in (fn [table value] {:kind :name :names (into {} (map (fn [[k row]] [(name k) (value row)])) table)})]
+        name-in (fn [table value]
+                  {:kind :name :names (into {} (map (fn [[k row]] [(name k) (value row)])) table)})]
     (fields/row [["id" number]
                  ["type" (name-in rules/types :number)]
                  ["name" text]
@@ -128,16 +131,20 @@
                  ["flags" {:kind :list :of (name-in rules/flags (constantly nil))}]
                  ["pinned" {:kind :list :of text}]
                  ["held" {:kind :list :of (fields/row [["pid" number] ["command" text]])}]
-                 ["used-by" {:kind :list :of (fields/row [["id" number] ["name" text] ["type" {:kind :name}]])}]
+                 ["used-by"
+                  {:kind :list
+                   :of (fields/row [["id" number] ["name" text] ["type" {:kind :name}]])}]
                  ["btf-id" number]
                  ["btf-key-type-id" number]
                  ["btf-value-type-id" number]
                  ["map-extra" number]
                  ["ifindex" number]]
-                {"key" "key-size" "value" "value-size" "max" "max-entries" "memory" "memlock" "held-by" "held"})))
+                {"key" "key-size" "value" "value-size" "max" "max-entries" "memory" "memlock"
+                 "held-by" "held"})))
 
 (defn column
-  "Returns the key of a row that a column of `list` shows, by its name or an alias, as a path. Throws `:usage` for any other.
+  "Returns the key of a row that a column of `list` shows, by its name or an alias, as a path.
+  Throws `:usage` for any other.
 
       (column [\"memory\"]) ;=> :memlock"
   [path]
@@ -145,7 +152,8 @@
         field (keyword (first real))]
     (when (next real)
       (throw (arguments/refused "list" :columns (fields/path-text path)
-                                (str "the columns are " (str/join ", " (map first (:fields list-fields)))))))
+                                (str "the columns are "
+                                     (str/join ", " (map first (:fields list-fields)))))))
     (if (= :frozen field) :frozen field)))
 
 (defn- wanted
@@ -156,9 +164,11 @@
     (constantly true)))
 
 (defn list-maps
-  "Every map on the host, with whose it is; `:skipped` of the metadata says what was left out, and why.
+  "Every map on the host, with whose it is; `:skipped` of the metadata says what was left out, and
+  why.
 
-  With `:columns`, what takes more than a few system calls is found out only if it is shown or looked at.
+  With `:columns`, what takes more than a few system calls is found out only if it is shown or
+  looked at.
 
       (list-maps {}) ;=> [{:id 12, :type :hash, :name \"counts\", … :pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
   [{:keys [count columns] :as options}]
@@ -169,7 +179,9 @@
         maps (inventory/maps (not-any? wanted [:memlock :frozen])
                              (fn [fd info]
                                (cond-> info
-                                 entries? (assoc :entries (entries info count #(lifecycle/entry-count fd info))))))
+                                 entries? (assoc :entries
+                                                 (entries
+                                                  info count #(lifecycle/entry-count fd info))))))
         found (into []
                     (keep (fn [[k of]] (when (wanted k) [k (of)])))
                     [[:pinned pins] [:held holders] [:used-by users]])

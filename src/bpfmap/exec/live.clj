@@ -12,8 +12,9 @@
   | `:status`     | what became of the map, see below; missing while nothing has                      |
   | `:pin` `:other` | the path that it was opened by, and the id of the map that is pinned there now  |
 
-  `:mark` is `:new`, `:changed` or `:gone`, or missing. `:per-second` has the shape of the value, with rates where that
-  has integers; it is missing in the first frame. Entries are told apart by their bytes.
+  `:mark` is `:new`, `:changed` or `:gone`, or missing. `:per-second` has the shape of the value,
+  with rates where that has integers; it is missing in the first frame. Entries are told apart by
+  their bytes.
 
   | `:status`       | what it says                                                                    |
   |-----------------|---------------------------------------------------------------------------------|
@@ -23,8 +24,8 @@
   | `:waiting`      | the map is gone, and none has taken its place yet                               |
   | `:gone`         | the map is gone: no process, program or pin has it. It is the last frame        |
 
-  The map is open while it is read, and not between two frames, so that a watch keeps no map alive. Only a handle that
-  is given as `:ref` does."
+  The map is open while it is read, and not between two frames, so that a watch keeps no map
+  alive. Only a handle that is given as `:ref` does."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.element :as element]
@@ -48,19 +49,26 @@
   (if (< (abs x) 1e12) (/ (Math/round (* 1000 x)) 1000.0) x))
 
 (defn rates
-  "How fast the integers of a value went up, in so many seconds: a value of rates, nil where there is none. What was not
-  there before counts from 0.
+  "How fast the integers of a value went up, in so many seconds: a value of rates, nil where there
+  is none. What was not there before counts from 0.
 
       (rates {:packets 10 :comm \"a\"} {:packets 30 :comm \"a\"} 2.0) ;=> {:packets 10.0}"
   [before now seconds]
   (cond
     (integer? now) (when (or (nil? before) (integer? before))
-                     (rounded (/ (double (- (bigint now) (bigint (or before 0)))) (double seconds))))
-    (map? now) (not-empty (into (empty now) (keep (fn [[k x]] (when-some [rate (rates (when (map? before) (get before k)) x seconds)]
-                                                                [k rate])))
+                     (rounded (/ (double (- (bigint now) (bigint (or before 0))))
+                                 (double seconds))))
+    (map? now) (not-empty (into (empty now)
+                                (keep (fn [[k x]]
+                                        (when-some
+                                          [rate (rates (when (map? before) (get before k)) x
+                                                       seconds)]
+                                          [k rate])))
                                 now))
     (vector? now) (when (seq now)
-                    (let [all (map-indexed (fn [i x] (rates (when (vector? before) (nth before i nil)) x seconds)) now)]
+                    (let [all (map-indexed (fn [i x]
+                                             (rates (when (vector? before) (nth before i nil)) x
+                                                    seconds)) now)]
                       (when (every? some? all) (vec all))))))
 
 (defn- activity
@@ -75,9 +83,10 @@
 ;; --- frames
 
 (defn compared
-  "The entries of now as rows to reduce, held against those before, if there were any; and those that went. None is made
-  before it is asked for: of a large map most are not kept. Entries are bytes, of which `:key-out` and `:value-out` make
-  data, and `:same?` tells whether two values are the same.
+  "The entries of now as rows to reduce, held against those before, if there were any; and those
+  that went. None is made before it is asked for: of a large map most are not kept. Entries are
+  bytes, of which `:key-out` and `:value-out` make data, and `:same?` tells whether two values are
+  the same.
 
       (into [] (compared {7 1} {7 3} 2.0 {:key-out identity :value-out identity :same? =}))
       ;=> [{:key 7 :value 3 :mark :changed :per-second 1.0}]"
@@ -94,11 +103,13 @@
       (eduction (map (fn [[k raw]] {:key (key-out k) :value (value-out raw)})) now)
       (eduction cat [(eduction (map row) now)
                      (eduction (remove (fn [[k _]] (.containsKey now k)))
-                               (map (fn [[k raw]] {:key (key-out k) :value (value-out raw) :mark :gone}))
+                               (map (fn [[k raw]]
+                                      {:key (key-out k) :value (value-out raw) :mark :gone}))
                                before)]))))
 
 (defn- liveliness
-  "What rows are ordered by unless the options say: the liveliest first; then what changed, then by key."
+  "What rows are ordered by unless the options say: the liveliest first; then what changed, then
+  by key."
   [{:keys [key mark per-second]}]
   [(- (double (activity per-second))) (if mark 0 1) key])
 
@@ -116,7 +127,8 @@
   (let [rows (if changed (eduction (filter :mark) rows) rows)]
     (if sort
       (query/rows options rows)
-      (query/top limit liveliness by-liveliness (eduction (query/selecting (dissoc options :limit)) rows)))))
+      (query/top limit liveliness by-liveliness
+                 (eduction (query/selecting (dissoc options :limit)) rows)))))
 
 (defn- with-fields
   "Returns options with the `:fields` of the rows of a frame."
@@ -124,7 +136,8 @@
   (assoc options :fields (fields/of-watched (bpf/spec m) (:cpus options))))
 
 (defn- types-of
-  "What is made of the bytes of an open map, for [[compared]], and the `:options` with the fields of its rows."
+  "What is made of the bytes of an open map, for [[compared]], and the `:options` with the fields
+  of its rows."
   [m {:keys [cpus] :as options}]
   (reading/check-dumpable m {})
   (element/check cpus (reading/cpus-of m))
@@ -193,8 +206,8 @@
       path (assoc :status (if other :pin-replaced :pin-removed) :pin path :other other))))
 
 (defn- looker
-  "A function of the id of the map at the last look, nil at the first, that opens it again: `{:m :status :pin :other}`,
-  without `:m` if it is gone."
+  "A function of the id of the map at the last look, nil at the first, that opens it again: `{:m
+  :status :pin :other}`, without `:m` if it is gone."
   [{:keys [ref] :as options}]
   (let [ref (cond
               (or (instance? Path ref) (instance? File ref)) {:path (str ref)}
@@ -206,7 +219,9 @@
       (bpf/bpf-map? ref) (let [pins (filterv #(bpf/pinned-at? ref %) (bpf/pinned-paths ref))]
                            (fn [_] (look-at-handle options pins)))
       (:path ref) (fn [id] (if id (look-at-pin options (:path ref) id) (first-look)))
-      (and (map? ref) (some ref [:id :map-id :name])) (fn [id] (if id (look-at-name options id) (first-look)))
+      (and
+       (map? ref) (some ref [:id :map-id :name])) (fn [id]
+                                                    (if id (look-at-name options id) (first-look)))
       :else (fn [_] (first-look)))))
 
 (defn- look
@@ -232,17 +247,19 @@
               count-mark (fn [{:keys [mark] :as row}]
                            (when mark (vswap! counted update mark (fnil inc 0)))
                            row)
-              rows (chosen (:options types) (eduction (map count-mark) (compared before entries apart types)))
+              rows (chosen (:options types)
+                           (eduction (map count-mark) (compared before entries apart types)))
               marks @counted]
           {:frame (merge {:map about} told
                          {:entries (count entries)
                           :new (:new marks 0) :changed (:changed marks 0) :gone (:gone marks 0)
                           :rows rows})
-           :next {:id (:id about) :before entries :taken at :types types :about about :began (or began at)}})))))
+           :next {:id (:id about) :before entries :taken at :types types :about about
+                  :began (or began at)}})))))
 
 (defn- frames
-  "The frames of a map as something to reduce: every `:interval` seconds one, until `:seconds` are over, the map is gone, or
-  the promise `stop` is delivered."
+  "The frames of a map as something to reduce: every `:interval` seconds one, until `:seconds` are
+  over, the map is gone, or the promise `stop` is delivered."
   [{:keys [interval seconds] :as options} stop]
   (let [now #(/ (- (System/nanoTime)) -1e9)]
     (reify IReduceInit
@@ -263,14 +280,19 @@
                 :else (recur acc next)))))))))
 
 (defn watch
-  "Frames of a map, every `:interval` seconds one, as something to reduce. The map is open while it is read, and not
-  otherwise. It ends when the promise `stop` is delivered, if there is one, and when the map is gone; with `:follow` it goes
-  on with the map that is pinned, or named, in its place. Reducing throws `:interrupted` when the thread is interrupted.
+  "Frames of a map, every `:interval` seconds one, as something to reduce. The map is open while
+  it is read, and not otherwise. It ends when the promise `stop` is delivered, if there is one,
+  and when the map is gone; with `:follow` it goes on with the map that is pinned, or named, in
+  its place. Reducing throws `:interrupted` when the thread is interrupted.
 
       (reduce (fn [_ frame] (println (:changed frame))) nil (watch {:ref {:id 12} :interval 1.0 :seconds 10}))"
   ([options]
    (watch options (promise)))
   ([{:keys [cpus ref follow] :as options} stop]
-   (when (and follow (not (or (instance? Path ref) (instance? File ref) (and (map? ref) (or (:path ref) (:name ref))))))
-     (throw (arguments/refused "watch" :follow true "it is for a map given by its pin path or its name: an id does not come back")))
+   (when (and follow
+              (not (or (instance? Path ref)
+                       (instance? File ref)
+                       (and (map? ref) (or (:path ref) (:name ref))))))
+     (throw (arguments/refused "watch" :follow true
+                               "it is for a map given by its pin path or its name: an id does not come back")))
    (frames (assoc options :cpus (or cpus :sum)) stop)))

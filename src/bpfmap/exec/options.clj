@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.exec.options
-  "What commands take, as data: each option and argument once, with its name, its kind and a line about it.
+  "What commands take, as data: each option and argument once, with its name, its kind and a line
+  about it.
 
   | key       | what it holds                                                                 |
   |-----------|-------------------------------------------------------------------------------|
@@ -40,7 +41,8 @@
    :spec {:takes "EDN" :kind :edn :doc "More of the spec, such as '{:map-extra 3}'"}
 
    ;; --- which rows
-   :where {:takes "TERM" :kind :where :many true :doc "Only rows for which TERM holds; may be given again"}
+   :where {:takes "TERM" :kind :where :many true
+           :doc "Only rows for which TERM holds; may be given again"}
    :sort {:takes "COLUMN" :kind :column :doc "By this column; -COLUMN puts the largest first"}
    :limit {:takes "N" :kind :whole :doc "N rows at most"}
    :columns {:takes "NAMES" :kind :columns :doc "These columns alone, with commas between them"}
@@ -76,11 +78,13 @@
 
    ;; --- this command line
    :shell {:takes "SHELL" :kind :shell :doc "bash, zsh or fish"}
-   :listed {:takes "REF" :kind :source :doc "The map, or file of a saved one, whose fields are listed"}
+   :listed {:takes "REF" :kind :source
+            :doc "The map, or file of a saved one, whose fields are listed"}
    :command {:takes "COMMAND" :kind :text :doc "The name of a command"}})
 
 (defn doc-of
-  "Returns the line about an option of a command, which may have its own: see `:docs` of `bpfmap.exec.commands`.
+  "Returns the line about an option of a command, which may have its own: see `:docs` of
+  `bpfmap.exec.commands`.
 
       (doc-of {:name \"unpin\"} :yes) ;=> \"Do it, though others have the map\""
   [command k]

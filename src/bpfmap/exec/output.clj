@@ -21,19 +21,24 @@
 ;; What a map holds is anybody's, and must not steer the terminal: see bpfmap.impl.escape.
 
 (defn- human
-  "A value in Clojure's notation as people read it: integers without a suffix, bytes as hexadecimal in angle brackets."
+  "A value in Clojure's notation as people read it: integers without a suffix, bytes as
+  hexadecimal in angle brackets."
   [x]
   (cond
     (integer? x) (str x)
     (bytes/byte-view? x) (str "<" x ">")
-    (and (map? x) (not (record? x))) (str "{" (str/join ", " (for [[k v] x] (str (human k) " " (human v)))) "}")
+    (and (map? x) (not (record? x))) (str "{"
+                                          (str/join ", "
+                                                    (for [[k v] x] (str (human k) " " (human v))))
+                                          "}")
     (vector? x) (str "[" (str/join " " (map human x)) "]")
     :else (edn-text x)))
 
 (defn cell
   "A value as the text of a table's cell: on one line, without control characters; nil as `-`.
 
-  Texts and names stand without their quotes and colons, bytes in hexadecimal, anything else about as Clojure prints it.
+  Texts and names stand without their quotes and colons, bytes in hexadecimal, anything else about
+  as Clojure prints it.
 
       (cell :lru-hash)                 ;=> \"lru-hash\"
       (cell nil)                       ;=> \"-\"
@@ -51,8 +56,8 @@
   #"(?s)-?|[\"#<].*|\s.*|.*\s|.*[\x00-\x1f\x7f-\x9f].*")
 
 (defn element-cell
-  "A key or value as the text of a cell, which `get` and `put` take as it stands: as [[cell]], but a text that would be read
-  as something else is in quotes.
+  "A key or value as the text of a cell, which `get` and `put` take as it stands: as [[cell]], but
+  a text that would be read as something else is in quotes.
 
       (element-cell \"curl\") ;=> \"curl\"
       (element-cell \"\")     ;=> \"\\\"\\\"\""
@@ -76,8 +81,8 @@
   [columns rows]
   (for [{:keys [title of align] of-value :cell :or {of-value cell} :as column} columns
         :let [title (escape/escape-text title)]]
-    ;; A loop, as in print-columns: in a JVM that has just started, each further function costs a list of
-    ;; thousands of maps its compilation.
+    ;; A loop, as in print-columns: in a JVM that has just started, each further function costs a
+    ;; list of thousands of maps its compilation.
     (loop [rows (seq rows)
            texts (transient [title])
            width (max (long (:at-least column 0)) (.length title))
@@ -92,17 +97,20 @@
             (= :right align) (dissoc :least))))))) ; a number that is cut would be another one
 
 (defn- whole-numbers
-  "Two ends of a text that was cut between them, without the parts of a number that the cut went through."
+  "Two ends of a text that was cut between them, without the parts of a number that the cut went
+  through."
   [before after text]
   (let [missing (subs text (count before) (- (count text) (count after)))
         digit? #(and % (Character/isLetterOrDigit (char %)))
-        number-cut? (fn [edge inside] (and edge inside (Character/isDigit (char edge)) (digit? inside)))]
+        number-cut? (fn [edge inside]
+                      (and edge inside (Character/isDigit (char edge)) (digit? inside)))]
     [(if (number-cut? (last before) (first missing)) (str/replace before #"\d+$" "") before)
      (if (number-cut? (first after) (last missing)) (str/replace after #"^\d+" "") after)]))
 
 (defn- cut
-  "A text cut to a width, with an ellipsis where something is missing: at its end, at its beginning, or before its last
-  six characters, or before its number in brackets. A number is never cut: what is left of it goes too."
+  "A text cut to a width, with an ellipsis where something is missing: at its end, at its
+  beginning, or before its last six characters, or before its number in brackets. A number is
+  never cut: what is left of it goes too."
   [text width side]
   (let [n (count text) width (long width)
         tail (if (and (= :middle side) (< width n))
@@ -112,7 +120,8 @@
       (<= n width) text
       (= :left side) (str "…" (second (whole-numbers "" (subs text (inc (- n width))) text)))
       (and (= :middle side) (< (inc tail) width))
-      (let [[before after] (whole-numbers (subs text 0 (- width tail 1)) (subs text (- n tail)) text)]
+      (let [[before after] (whole-numbers (subs text 0 (- width tail 1)) (subs text (- n tail))
+                                          text)]
         (str before "…" after))
       :else (str (first (whole-numbers (subs text 0 (max 0 (dec width))) "" text)) "…"))))
 
@@ -144,8 +153,9 @@
 (defn table
   "The lines of a table: a heading, and one line for each row.
 
-  `columns` is a sequence of `{:title text, :of function-of-a-row}`, with `:cell` a function to the text of what it is instead
-  of [[cell]]; with `:align :right`, or where all it holds are numbers, a column stands to the right.
+  `columns` is a sequence of `{:title text, :of function-of-a-row}`, with `:cell` a function to
+  the text of what it is instead of [[cell]]; with `:align :right`, or where all it holds are
+  numbers, a column stands to the right.
 
       (table [{:title \"ID\" :of :id} {:title \"NAME\" :of :name}] [{:id 12 :name \"counts\"}])
       ;=> [\"ID  NAME\"
@@ -174,17 +184,19 @@
   (loop [columns (vec columns)]
     (let [over (- (long (total (map :width columns))) (long width))
           room (fn [{:keys [least width]}] (if least (- (long width) (long least)) 0))
-          widest (apply max-key #(if (pos? (long (room (columns %)))) (:width (columns %)) -1) (range (count columns)))]
+          widest (apply max-key #(if (pos? (long (room (columns %)))) (:width (columns %)) -1)
+                        (range (count columns)))]
       (if (or (<= over 0) (not (pos? (long (room (columns widest))))))
         columns
         (recur (update-in columns [widest :width] dec))))))
 
 (defn fitted
-  "A table for a screen of a width: `{:lines :left-out :widths}`: the titles of columns that there is no room for, and by
-  title how wide each would be. A column is no narrower than `:at-least`.
+  "A table for a screen of a width: `{:lines :left-out :widths}`: the titles of columns that there
+  is no room for, and by title how wide each would be. A column is no narrower than `:at-least`.
 
-  A column with a `:rank` may be left out, those without anything in them and then the highest first; one with a `:least`
-  width may be cut to it, at its end, or where `:cut-at` says so, `:left` or `:middle`.
+  A column with a `:rank` may be left out, those without anything in them and then the highest
+  first; one with a `:least` width may be cut to it, at its end, or where `:cut-at` says so,
+  `:left` or `:middle`.
 
       (fitted [{:title \"ID\" :of :id} {:title \"NAME\" :of :name :least 4}] [{:id 12 :name \"counts\"}] 8)
       ;=> {:lines [\"ID  NAME\" \"12  cou…\"], :left-out [], :widths {\"ID\" 2, \"NAME\" 6}}"
@@ -209,7 +221,8 @@
     (mapv (fn [[k v]] (str (pad (cell k) width :left) "  " (cell v))) pairs)))
 
 (defn format-1dp
-  "A number, of any size, with one digit after the point. Loading Java's Formatter takes a command longer than this.
+  "A number, of any size, with one digit after the point. Loading Java's Formatter takes a command
+  longer than this.
 
       (tenths 16.46) ;=> \"16.5\""
   [x]
@@ -239,8 +252,8 @@
 ;; --- for programs
 
 (defn- print-elements
-  "A vector with an element on each line, of which `print-one` prints each; what only reduces without the brackets, a
-  record a line; anything else on one line."
+  "A vector with an element on each line, of which `print-one` prints each; what only reduces
+  without the brackets, a record a line; anything else on one line."
   [x print-one]
   (cond
     (and (vector? x) (seq x))
@@ -261,19 +274,22 @@
         (newline))))
 
 (defn print-edn
-  "Prints a value as EDN on *out*, the elements of a vector on lines of their own; what only reduces, a record a line.
+  "Prints a value as EDN on *out*, the elements of a vector on lines of their own; what only
+  reduces, a record a line.
 
       (print-edn [{:id 12}])"
   [x]
   (print-elements x #(print (edn-text %))))
 
 (def ^:private safe-integer
-  "The largest integer that a reader of JSON need not round: 2^53-1. Beyond it RFC 7493 (I-JSON) has integers as texts."
+  "The largest integer that a reader of JSON need not round: 2^53-1. Beyond it RFC 7493 (I-JSON)
+  has integers as texts."
   9007199254740991)
 
 (defn json-value
-  "A value as JSON has it: byte views as hexadecimal texts, sets as sorted arrays, names as texts; and integers beyond
-  2^53-1, which JavaScript, jq and others would silently round, as texts with every digit.
+  "A value as JSON has it: byte views as hexadecimal texts, sets as sorted arrays, names as texts;
+  and integers beyond 2^53-1, which JavaScript, jq and others would silently round, as texts with
+  every digit.
 
   The question mark of `:frozen` is left out, because to jq it would be an operator.
 
@@ -283,7 +299,8 @@
   (cond
     (map? x) (reduce-kv (fn [^LinkedHashMap object k v] ; which keeps the order of the keys
                           (let [name (if (and (vector? k) (every? #(or (keyword? %) (int? %)) k))
-                                       (fields/path-text (map fields/name-of k)) ; where a field lies
+                                       ;; Where a field lies
+                                       (fields/path-text (map fields/name-of k))
                                        (json-value k))]
                             (doto object
                               (.put (if (string? name) (str/replace name #"\?$" "") (pr-str name))
@@ -298,12 +315,14 @@
     :else x))
 
 (defn print-json
-  "Prints a value as JSON on *out*, the elements of a vector on lines of their own; what only reduces, a record a line.
+  "Prints a value as JSON on *out*, the elements of a vector on lines of their own; what only
+  reduces, a record a line.
 
       (print-json [{:id 12}])"
   [x]
   (let [text (requiring-resolve 'clojure.data.json/write-str)]
-    ;; The library leaves DEL as it is. What is unsafe stands in texts alone, and JSON has the same escapes.
+    ;; The library leaves DEL as it is. What is unsafe stands in texts alone, and JSON has the
+    ;; same escapes.
     (print-elements x #(print (escape/escape (text (json-value %) :escape-slash false))))))
 
 (defn print-records
@@ -326,8 +345,8 @@
   12)
 
 (defn- collect
-  "Adds the fields of a value to those found before: name to what is below it. ::plain is for a value that is neither nil
-  nor a map of fields."
+  "Adds the fields of a value to those found before: name to what is below it. ::plain is for a
+  value that is neither nil nor a map of fields."
   [^LinkedHashMap found x]
   (cond
     (nil? x) nil
@@ -341,8 +360,8 @@
   found)
 
 (defn- leaves
-  "The paths of the fields that were found; those in vectors stay together. Where some values have fields and others are
-  plain, they stay together too."
+  "The paths of the fields that were found; those in vectors stay together. Where some values have
+  fields and others are plain, they stay together too."
   [path ^LinkedHashMap found]
   (if (or (.isEmpty found) (.containsKey found ::plain))
     [path]
@@ -356,7 +375,8 @@
     [path]))
 
 (defn- side-leaves
-  "The paths of the fields of one side: those of all rows, or if there are no rows those of its tree."
+  "The paths of the fields of one side: those of all rows, or if there are no rows those of its
+  tree."
   [side rows trees]
   (if (seq rows)
     (leaves [side] (reduce (fn [found row] (collect found (get row side))) (LinkedHashMap.) rows))
@@ -378,8 +398,9 @@
     :else (fields/path-text (map field-name names))))
 
 (defn columns
-  "Columns for the sides, such as `[:key :value]`, of rows; without rows, of what `trees` say, by side (see `bpfmap.exec.tree`).
-  A field whose name is one of the sides or of `others`, further fields of the rows, has the side in its title.
+  "Columns for the sides, such as `[:key :value]`, of rows; without rows, of what `trees` say, by
+  side (see `bpfmap.exec.tree`). A field whose name is one of the sides or of `others`, further
+  fields of the rows, has the side in its title.
 
       (map :title (columns [:key :value] [{:key {:src \"10.0.0.1\"} :value 3}])) ;=> (\"src\" \"VALUE\")"
   ([sides rows] (columns sides rows nil))
@@ -389,7 +410,8 @@
                                 :let [paths (side-leaves side rows trees)]]
                             [side (if (<= (count paths) (long most-columns)) paths [[side]])]))
          paths (mapcat of-side sides)
-         clashes (into #{} (comp (filter (fn [[_ n]] (< 1 (long n)))) (map key)) (frequencies (map #(title % false) paths)))
+         clashes (into #{} (comp (filter (fn [[_ n]] (< 1 (long n)))) (map key))
+                       (frequencies (map #(title % false) paths)))
          taken (into #{"key" "value"} others)
          clashes? (fn [[_ name] plain]
                     (or (clashes plain) (and name (taken (str/lower-case (field-name name))))))]
@@ -403,7 +425,8 @@
                   paths))))
 
 (defn csv-columns
-  "Columns for the sides of rows as comma-separated values: each has the tree that `trees` have for it.
+  "Columns for the sides of rows as comma-separated values: each has the tree that `trees` have
+  for it.
 
       (csv-columns [:key] {:key {:leaves 1}}) ;=> ({:title \"key\" :of :key :tree {:leaves 1}})"
   [sides trees]
@@ -420,7 +443,8 @@
     (flush)))
 
 (defn complain
-  "Prints one line on stderr. What it says may come from anywhere, and must not steer the terminal or make a second line."
+  "Prints one line on stderr. What it says may come from anywhere, and must not steer the terminal
+  or make a second line."
   [& message]
   (complain-lines (escape/escape (str/join message))))
 
@@ -433,23 +457,28 @@
   ((requiring-resolve 'bpfmap.exec.csv/print-rows) columns rows))
 
 (defn- print-table
-  "Prints a table for people, cut to the terminal if there is one; returns lines about what is left out. Rows that only
-  reduce are printed as they come, and are not aligned."
+  "Prints a table for people, cut to the terminal if there is one; returns lines about what is
+  left out. Rows that only reduce are printed as they come, and are not aligned."
   [columns rows width]
   (if (coll? rows)
     (if width
       (let [{:keys [lines left-out]} (fitted columns rows width)]
         (run! print-line lines)
         (when (seq left-out)
-          [(str "no room for " (str/join ", " left-out)) "--csv, --edn or a wider terminal shows them"]))
+          [(str "no room for " (str/join ", " left-out))
+           "--csv, --edn or a wider terminal shows them"]))
       (run! print-line (table columns rows)))
-    (run! (fn [row] (print-line (str/join "  " (map (fn [{:keys [of] own :cell}] ((or own cell) (of row))) columns)))) rows)))
+    (run! (fn [row]
+            (print-line (str/join "  "
+                                  (map (fn [{:keys [of] own :cell}] ((or own cell) (of row)))
+                                       columns)))) rows)))
 
 (defn print-result
-  "Prints what a command returned and how it is seen, in a format or for people, whose terminal may have a width; returns
-  the exit code."
+  "Prints what a command returned and how it is seen, in a format or for people, whose terminal
+  may have a width; returns the exit code."
   [value {:keys [columns csv-columns rows lines text? closing notes exit] :as view} format width]
-  (let [left-out (binding [*flush-on-newline* false] ; a system call for each line would take its time
+  ;; A system call for each line would take its time
+  (let [left-out (binding [*flush-on-newline* false]
                    (case (if text? nil format)
                      :edn (print-edn (:value view value))
                      :json (print-json (:value view value))
@@ -482,8 +511,11 @@
   [^Throwable e verbose]
   (let [{:bpfmap/keys [error candidates] :as data} (ex-data e)]
     (complain-lines (str "bpfmap: " (if error
-                                      (wording/worded (ex-message e)) ; the verifier's has several lines
-                                      (escape/escape (str "This is a bug in bpfmap: " (root-cause e) "; --verbose says where")))))
+                                      ;; The verifier's has several lines
+                                      (wording/worded (ex-message e))
+                                      (escape/escape
+                                       (str "This is a bug in bpfmap: " (root-cause e)
+                                            "; --verbose says where")))))
     (run! #(complain "  " %) (rest (table (candidate-columns candidates) candidates)))
     (when verbose
       (if error
@@ -491,6 +523,7 @@
         (let [trace (StringWriter.)]
           (.printStackTrace e (PrintWriter. trace true))
           (binding [*out* *err*]
-            (print (str/replace (escape/escape-lines (str trace)) "\\u0009" "\t")) ; its lines begin with a tab
+            ;; Its lines begin with a tab
+            (print (str/replace (escape/escape-lines (str trace)) "\\u0009" "\t"))
             (flush)))))
     (if (= :usage error) 2 1)))

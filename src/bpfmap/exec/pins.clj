@@ -20,16 +20,20 @@
   (assoc (select-keys (bpf/info m) [:id :name :type]) :path (bpf/pinned-path m)))
 
 (defn- kernel-names
-  "Returns a spec in which map types and flags, those of inner maps too, may be spelt as the kernel does."
+  "Returns a spec in which map types and flags, those of inner maps too, may be spelt as the
+  kernel does."
   [{:keys [type flags inner-map] :as spec}]
-  (let [named #(if (and (keyword? %1) (not (contains? %2 %1))) (keyword (fields/kernel-name (subs (str %1) 1))) %1)]
+  (let [named #(if (and (keyword? %1) (not (contains? %2 %1)))
+                 (keyword (fields/kernel-name (subs (str %1) 1)))
+                 %1)]
     (cond-> spec
       type (assoc :type (named type rules/types))
       (coll? flags) (assoc :flags (into #{} (map #(named % rules/flags)) flags))
       (map? inner-map) (update :inner-map kernel-names))))
 
 (defn- spec-of
-  "The spec that the options say: that of another map or one that is given, with what stands in options of its own."
+  "The spec that the options say: that of another map or one that is given, with what stands in
+  options of its own."
   [{:keys [path like spec name type key-type value-type key-size value-size max-entries flags]}]
   (let [base (merge (when like
                       (with-open [m (element/open {:ref like} :read-only)]
@@ -40,21 +44,25 @@
                (or key-type key-size) (dissoc :key :key-size)
                (or value-type value-size) (dissoc :value :value-size))
         given (into {} (remove (comp nil? val))
-                    {:type type :key key-type :value value-type :key-size key-size :value-size value-size
+                    {:type type :key key-type :value value-type :key-size key-size
+                     :value-size value-size
                      :max-entries max-entries :flags (some-> flags set)})]
     (kernel-names (merge {:name (paths/file-name path)} base given (when name {:name name})))))
 
 (defn- forgotten
-  "Returns what a map that was made with types does not keep of them, in words; nil if it keeps all."
+  "Returns what a map that was made with types does not keep of them, in words; nil if it keeps
+  all."
   [path {:keys [key-type value-type]}]
   (with-open [m (bpf/open path {:access :read-only})]
     (let [{:keys [key value] :as spec} (bpf/spec m)
           bytes? #(and (vector? %) (= :bytes (first %)))
-          lost (for [[given kept option] [[key-type key "--key-type"] [value-type value "--value-type"]]
+          lost (for [[given kept option] [[key-type key "--key-type"]
+                                          [value-type value "--value-type"]]
                      :when (and given (not (bytes? given)) (bytes? kept))]
                  (str option " " (if (keyword? given) (name given) (str "'" (pr-str given) "'"))))]
       (when (seq lost)
-        (str "a " (name (:type spec)) " map does not keep its types in the kernel: give " (str/join " and " lost)
+        (str "a " (name (:type spec)) " map does not keep its types in the kernel: give "
+             (str/join " and " lost)
              " to dump, get and put too")))))
 
 (defn create
@@ -64,15 +72,17 @@
       ;=> {:id 12, :name \"counts\", :type :hash, :path \"/sys/fs/bpf/counts\"}"
   [{:keys [path spec] :as options}]
   (when-not (or (nil? spec) (and (map? spec) (every? keyword? (keys spec))))
-    (throw (arguments/refused "create" :spec spec "EDN is a map with keywords, such as {:map-extra 3}")))
+    (throw (arguments/refused "create" :spec spec
+                              "EDN is a map with keywords, such as {:map-extra 3}")))
   (with-open [m (bpf/create (dissoc (spec-of options) :pinning))]
     (let [info (pinned m path)
-          untyped (when (or (:key-type options) (:value-type options)) (forgotten (:path info) options))]
+          untyped (when (or (:key-type options) (:value-type options))
+                    (forgotten (:path info) options))]
       (cond-> info untyped (assoc :untyped untyped)))))
 
 (defn pin
-  "Pins a map at a path. A pin that it has already stays, unless `:move` is true: then `:ref` is the path of that pin, and
-  the pin moves.
+  "Pins a map at a path. A pin that it has already stays, unless `:move` is true: then `:ref` is
+  the path of that pin, and the pin moves.
 
       (pin {:ref {:id 12} :path \"/sys/fs/bpf/counts\"}) ;=> {:id 12, :name \"counts\", :type :hash, :path …}"
   [{:keys [ref path move] :as options}]
@@ -84,7 +94,8 @@
           (throw (arguments/refused "pin" :move true "it needs the path of a pin to move")))
         (confirm/check m options "Move this pin of it?")
         (bpf/move-pin! m from path)
-        (assoc (select-keys (bpf/info m) [:id :name :type]) :path (bpf/pinned-path m) :from from)))))
+        (assoc (select-keys (bpf/info m) [:id :name :type]) :path (bpf/pinned-path m) :from
+               from)))))
 
 (defn unpin
   "Removes the pin of a map. The map goes when nothing else holds it.

@@ -4,7 +4,8 @@
 (set! *warn-on-reflection* true)
 
 (def ^:dynamic *report*
-  "Called now and then with what there is to count, and how many there were: `(f \"entries\" 4096)`. Nil where nobody looks."
+  "Called now and then with what there is to count, and how many there were: `(f \"entries\"
+  4096)`. Nil where nobody looks."
   nil)
 
 (def ^:private ^:const every "Rows between two reports." 4096)

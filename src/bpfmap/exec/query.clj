@@ -11,9 +11,11 @@
   | `f~x` `f=~x` `f!~x`       | `[:matches f x]` `[:not [:matches f x]]` | the regular expression x is found in the field's text |
   |                           | `[:and c …]` `[:or c …]` `[:not c]` | all, one or none of the conditions hold |
 
-  A field is a name, or a path with dots: `key.src`, `value.0.packets`, `held.command`. The name of a field of an entry's
-  value, or else of its key, is enough: `bytes`. A name that has a dot itself is found as it is, and goes before a path; in double
-  quotes a name may have any character, and a path with quotes means each of its names alone: `value.\"pick.turn\"`, `\"pick\".turn`.
+  A field is a name, or a path with dots: `key.src`, `value.0.packets`, `held.command`. The name
+  of a field of an entry's value, or else of its key, is enough: `bytes`. A name that has a dot
+  itself is found as it is, and goes before a path; in double quotes a name may have any
+  character, and a path with quotes means each of its names alone: `value.\"pick.turn\"`,
+  `\"pick\".turn`.
 
   What a field is compared with depends on what the field is:
 
@@ -27,7 +29,8 @@
   | a list              | one of its elements, or anything that one of these has: `held=agent`, `held=4711`       |
   | missing             | `-` or `nil`                                                                            |
 
-  Anything else is an error that says what the field can be compared with, and so is a field that there is not. Nothing is evaluated."
+  Anything else is an error that says what the field can be compared with, and so is a field that
+  there is not. Nothing is evaluated."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.exec.fields :as fields]
@@ -43,8 +46,8 @@
 ;; --- paths
 
 (defn- segments
-  "Returns the names of a path in text; nil if it is malformed. Where one is in quotes, each is what it is, as its metadata
-  says, `:exact`."
+  "Returns the names of a path in text; nil if it is malformed. Where one is in quotes, each is
+  what it is, as its metadata says, `:exact`."
   [text]
   (let [exact? (str/includes? text "\"")
         part #"\"((?:[^\"\\]|\\.)*)\"|([^.\"]+)"]
@@ -66,23 +69,27 @@
       (path-of \"value.\\\"pick.turn\\\"\") ;=> [\"value\" \"pick.turn\"]"
   [field]
   (let [path (cond
-               (keyword? field) (let [text (subs (str field) 1)] (or (segments text) ^:exact [text]))
+               (keyword? field) (let [text (subs (str field) 1)]
+                                  (or (segments text) ^:exact [text]))
                (symbol? field) (path-of (str field))
                (string? field) (segments field)
-               (and (sequential? field) (every? #(or (keyword? %) (string? %) (symbol? %) (int? %)) field))
+               (and (sequential? field)
+                    (every? #(or (keyword? %) (string? %) (symbol? %) (int? %)) field))
                (with-meta (mapv #(if (keyword? %) (subs (str %) 1) (str %)) field) {:exact true}))]
     (when (and (seq path) (not-any? str/blank? path))
       path)))
 
 (defn- names-of
-  "Returns what a name on a path may be called in a map, and its number as an index; made once for each path."
+  "Returns what a name on a path may be called in a map, and its number as an index; made once for
+  each path."
   [name]
   {:keys [(keyword name) (keyword (str name "?")) name (parse-long name)]
    :index (when (re-matches #"[0-9]{1,9}" name) (parse-long name))})
 
 (defn- ways
-  "Returns the ways on from a place on a path: `[names ways]` pairs, of which the first takes the longest name that the
-  path's next names can be together, and so a whole name goes before a path; of an exact path each name is one."
+  "Returns the ways on from a place on a path: `[names ways]` pairs, of which the first takes the
+  longest name that the path's next names can be together, and so a whole name goes before a path;
+  of an exact path each name is one."
   [path exact?]
   (when (seq path)
     (mapv (fn [n] [(names-of (str/join "." (take n path))) (ways (drop n path) exact?)])
@@ -126,7 +133,8 @@
           (seq (follow (:key row) ways))))))
 
 (defn values-at
-  "Returns all that a row has at a path: of an entry, also what its value or else its key has there. Nil if there is nothing.
+  "Returns all that a row has at a path: of an entry, also what its value or else its key has
+  there. Nil if there is nothing.
 
       (values-at {:key 7 :value {:packets 3}} [\"packets\"]) ;=> (3)"
   [row path]
@@ -140,11 +148,12 @@
     (error/error :usage (str "There is no field " text)
                  {:bpfmap/hint (if (seq near)
                                  (str "did you mean " (error/list-of near) "?")
-                                 (str "the fields are " (str/join ", " (take 24 names)) (when (< 24 (count names)) ", …")))})))
+                                 (str "the fields are " (str/join ", " (take 24 names))
+                                      (when (< 24 (count names)) ", …")))})))
 
 (defn real-path
-  "Returns a path by the real names of the fields that a command's rows have; the path as it is if they are not known.
-  Throws `:usage` with the nearest names for a field that there is not.
+  "Returns a path by the real names of the fields that a command's rows have; the path as it is if
+  they are not known. Throws `:usage` with the nearest names for a field that there is not.
 
       (real-path (fields/row [[\"memlock\" {:kind :number}]] {\"memory\" \"memlock\"}) [\"memory\"]) ;=> [\"memlock\"]"
   [row-field path]
@@ -159,7 +168,8 @@
     [(fields/path-text prefix)]))
 
 (defn- check-field
-  "Throws `:usage` if a row has no such field, nor could have: nothing on the way to it is nil or empty."
+  "Throws `:usage` if a row has no such field, nor could have: nothing on the way to it is nil or
+  empty."
   [row path]
   (when-not (or (values-at row path)
                 (some #(some nil? (values-at row (take % path))) (range 1 (count path))))
@@ -205,7 +215,8 @@
       :else (compare (text-of a) (text-of b)))))
 
 (defn order
-  "Compares any two fields: nothing, false and true, numbers, NaN, texts, bytes, and all else by what it prints as.
+  "Compares any two fields: nothing, false and true, numbers, NaN, texts, bytes, and all else by
+  what it prints as.
 
       (sort order [\"b\" 10 9 nil \"a\"]) ;=> (nil 9 10 \"a\" \"b\")"
   [a b]
@@ -229,18 +240,21 @@
                         decimal (.pow (biginteger 1000) (int (inc (long i))))
                         letters (cond-> [letter] (not= "M" letter) (conj (str/lower-case letter)))]
                     (for [letter letters
-                          [unit factor] {letter binary, (str letter "i") binary, (str letter "iB") binary, (str letter "B") decimal}]
+                          [unit factor] {letter binary, (str letter "i") binary
+                                         (str letter "iB") binary, (str letter "B") decimal}]
                       [unit (bigint factor)]))))
         (map-indexed vector ["K" "M" "G" "T" "P" "E"])))
 
 (def ^:private times
   "Units of time in nanoseconds."
   (let [second 1000000000N]
-    {"ns" 1N "us" 1000N "µs" 1000N "μs" 1000N "ms" 1000000N "s" second "sec" second "min" (* 60 second) "h" (* 3600 second)
+    {"ns" 1N "us" 1000N "µs" 1000N "μs" 1000N "ms" 1000000N "s" second "sec" second
+     "min" (* 60 second) "h" (* 3600 second)
      "d" (* 86400 second)}))
 
 (defn- time-of-name
-  "Returns the nanoseconds of one unit of a field that is a time: by the end of its name, or else one."
+  "Returns the nanoseconds of one unit of a field that is a time: by the end of its name, or else
+  one."
   [name]
   (condp re-find (str name)
     #"(?i)(^|[_. -])(us|usecs?|micros|microseconds)$" 1000N
@@ -248,7 +262,8 @@
     #"(?i)((^|[_. -])(secs?|seconds)|[_. -]s)$" 1000000000N
     1N))
 
-(def ^:private plain-number #"(?x) ([+-]?) (?: 0[xX]([0-9a-fA-F]+) | ((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?) \s* ([a-zA-Zµμ]*) )")
+(def ^:private plain-number
+  #"(?x) ([+-]?) (?: 0[xX]([0-9a-fA-F]+) | ((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?) \s* ([a-zA-Zµμ]*) )")
 
 (defn- number-of
   "Returns the number that a text is, for a field of this name; nil if it is not one."
@@ -259,24 +274,29 @@
           ("Infinity" "Inf" "##Inf") ##Inf
           ("-Infinity" "-Inf" "##-Inf") ##-Inf
           nil)
-        (when-let [[_ sign hex digits unit] (when (<= (count text) 400) (re-matches plain-number text))]
+        (when-let [[_ sign hex digits unit] (when (<= (count text) 400)
+                                              (re-matches plain-number text))]
           (let [signed #(if (= "-" sign) (- %) %)
                 exponent (some-> digits (->> (re-find #"[eE]([+-]?\d+)$")) second parse-long)]
             (cond
-              hex (signed (let [n (BigInteger. ^String hex 16)] (if (< (.bitLength n) 64) (.longValue n) (bigint n))))
+              hex (signed (let [n (BigInteger. ^String hex 16)]
+                            (if (< (.bitLength n) 64) (.longValue n) (bigint n))))
               (< 400 (abs (long (or exponent 0)))) nil
               :else
-              (when-let [factor (or (sizes unit) (some-> (times unit) (/ (time-of-name field-name))))]
+              (when-let [factor (or (sizes unit)
+                                    (some-> (times unit) (/ (time-of-name field-name))))]
                 (let [plain? (and (= 1 factor) (re-find #"[.eE]" digits))
                       n (* (bigdec (str/replace digits #"\.$" "")) (bigdec 1))]
                   (signed (if plain?
                             (Double/parseDouble digits)
                             (let [n (* (rationalize n) factor)]
-                              (if (integer? n) (if (<= n Long/MAX_VALUE) (long n) (bigint n)) (double n)))))))))))))
+                              (if (integer? n)
+                                (if (<= n Long/MAX_VALUE) (long n) (bigint n))
+                                (double n)))))))))))))
 
 (defn- network-of
-  "Returns the address or prefix that a text is, or the data of a prefix: `{:address array :bits n :whole?}`; nil if it is
-  not one."
+  "Returns the address or prefix that a text is, or the data of a prefix: `{:address array :bits n
+  :whole?}`; nil if it is not one."
   [x]
   (cond
     (string? x)
@@ -298,7 +318,8 @@
   (.shiftRight (BigInteger. 1 array) (int (- (* 8 (alength array)) (long n)))))
 
 (defn- same-network?
-  "Returns true if two addresses are the same, one lies in the other, which is a prefix, or both are the same prefix."
+  "Returns true if two addresses are the same, one lies in the other, which is a prefix, or both
+  are the same prefix."
   [x given]
   (let [^bytes a (:address x) ^bytes b (:address given)]
     (and (= (alength a) (alength b))
@@ -334,23 +355,29 @@
 (def ^:private kernel-style #"[a-z0-9]+(-[a-z0-9]+)*")
 
 (defn- name-like?
-  "Returns true if a name is what was given: itself, or one of the kernel's that was written as there."
+  "Returns true if a name is what was given: itself, or one of the kernel's that was written as
+  there."
   [name given]
   (or (= name given)
       (and (re-matches kernel-style name) (= name (fields/kernel-name given)))))
 
 (defn- operands
-  "Returns what was given to compare a field of this name with, once as each kind: a map of kind to a delay, of nil if it
-  cannot be of that kind."
+  "Returns what was given to compare a field of this name with, once as each kind: a map of kind
+  to a delay, of nil if it cannot be of that kind."
   [given field-name]
   (let [text (given-text given)]
     {:number (delay (cond (number? given) given text (number-of text field-name)))
-     :boolean (delay (cond (boolean? given) given text ({"true" true "yes" true "false" false "no" false} text)))
+     :boolean (delay (cond (boolean? given) given
+                       text ({"true" true "yes" true "false" false "no" false} text)))
      :text (delay text)
      :network (delay (some-> text network-of))
      :mac (delay (some-> text mac-of))
      :bytes (delay (cond (bytes/byte-view? given) given
-                         text (try (bytes/->bytes (if-let [[_ inside] (re-matches #"#bpfmap/bytes \"(.*)\"" text)] inside text))
+                         text (try
+                                (bytes/->bytes
+                                 (if-let [[_ inside] (re-matches #"#bpfmap/bytes \"(.*)\"" text)]
+                                   inside
+                                   text))
                                    (catch Exception _ nil))))
      :map (delay (cond (map? given) given text (edn-map text)))
      :missing? (or (nil? given) (contains? missing text))
@@ -384,7 +411,8 @@
     (and name id) (str name "[" id "]")))
 
 (defn- test-name
-  "Whether a name compares with what was given, itself or by its number. Names without an order compare by alphabet."
+  "Whether a name compares with what was given, itself or by its number. Names without an order
+  compare by alphabet."
   [op x names operands]
   (let [x-number (if (number? x) x (get names (fields/name-of x)))
         text @(:text operands)
@@ -393,7 +421,9 @@
                            (or (get names text)
                                (some (fn [[name n]] (when (name-like? name text) n)) names))))
         equal? (or (and text (not (number? x)) (name-like? (text-of x) text))
-                   (and x-number given-number (zero? (long (order-of-numbers x-number given-number)))))]
+                   (and x-number
+                        given-number
+                        (zero? (long (order-of-numbers x-number given-number)))))]
     (cond
       (= := op) (if (or equal? text given-number) (boolean equal?) ::misfit)
       (and x-number given-number) (compared op (order-of-numbers x-number given-number))
@@ -417,22 +447,28 @@
 (defn- test-value
   "Returns true or false for one thing at a field; ::misfit if the two cannot be compared."
   [op operands {:keys [kind names member?]} x]
-  (let [with (fn [k f] (if-some [given @(k operands)] (f given) (if (:missing? operands) false ::misfit)))]
+  (let [with (fn [k f]
+               (if-some [given @(k operands)] (f given) (if (:missing? operands) false ::misfit)))]
     (cond
       (nil? x) (and (= := op) (:missing? operands))
       (boolean? x) (with :boolean #(if (= := op) (= x %) ::misfit))
       (or names (ident? x)) (test-name op x names operands)
       (number? x) (with :number #(numbers-compared op x %))
       (string? x) (test-text op x operands kind)
-      (char? x) (with :text #(if (= 1 (count %)) (compared op (compare (str x) %)) (= (pr-str x) %)))
+      (char? x) (with :text
+                      #(if (= 1 (count %)) (compared op (compare (str x) %)) (= (pr-str x) %)))
       (bytes/byte-view? x) (if-some [given @(:bytes operands)]
                              (compared op (compare x given))
                              ;; Text whose bytes no text stands for is bytes.
-                             (if (contains? #{:bytes :any nil} kind) (if (:missing? operands) false ::misfit) false))
+                             (if (contains? #{:bytes :any nil} kind)
+                               (if (:missing? operands) false ::misfit)
+                               false))
       (map? x) (cond
                  @(:map operands) (if (= := op) (= x @(:map operands)) ::misfit)
-                 (network-of x) (with :network #(if (= := op) (same-network? (network-of x) %) ::misfit))
-                 ;; What a list has is matched by what it has itself; so is what has one field alone, such as a reference.
+                 (network-of x) (with :network
+                                      #(if (= := op) (same-network? (network-of x) %) ::misfit))
+                 ;; What a list has is matched by what it has itself; so is what has one field
+                 ;; alone, such as a reference.
                  (and (= := op) (or member? (shown-as x) (= 1 (count x))))
                  (let [found (map #(test-value op operands nil %) (leaves x))]
                    (cond
@@ -451,7 +487,9 @@
       (boolean
        (cond
          (nil? x) false
-         (map? x) (or (some-> (shown-as x) found?) (some found? (remove nil? (leaves x))) (found? x))
+         (map? x) (or (some-> (shown-as x) found?)
+                      (some found? (remove nil? (leaves x)))
+                      (found? x))
          :else (found? x))))))
 
 ;; --- what is right for a field
@@ -489,23 +527,32 @@
        (str whole " has no order: " (name op) " is for numbers, names, addresses, text and bytes")
        (str whole " must be compared with "
             (case kind
-              (:address :prefix) (str "an address or a prefix, such as " (first examples) " or " (second examples))
+              (:address :prefix) (str "an address or a prefix, such as " (first examples) " or "
+                                      (second examples))
               :name (if (seq names) "one of its names or their numbers" "a name")
               (right kind "something of its own kind"))
             ", got " (text-of (error/shown given))))
      {:bpfmap/hint
       (case kind
         :struct (when (seq inside)
-                  (str "name a field of it, such as " (error/list-of (take 3 (map #(str whole (subs % (count (fields/quoted (peek (vec path)))))) inside)))))
+                  (str "name a field of it, such as "
+                       (error/list-of (take 3
+                                            (map #(str whole
+                                                       (subs %
+                                                             (count
+                                                               (fields/quoted (peek (vec path))))))
+                                                 inside)))))
         :name (when (seq names)
                 (let [near (fields/nearest (fields/kernel-name (text-of given)) (keys names))]
                   (if (seq near)
                     (str "did you mean " (error/list-of near) "?")
-                    (str "the names are " (str/join ", " (take 16 (sort (keys names)))) (when (< 16 (count names)) ", …")))))
+                    (str "the names are " (str/join ", " (take 16 (sort (keys names))))
+                         (when (< 16 (count names)) ", …")))))
         nil)})))
 
 (defn- check-kind
-  "Throws `:usage` if what was given cannot be compared with a field, or with one of the elements of a list."
+  "Throws `:usage` if what was given cannot be compared with a field, or with one of the elements
+  of a list."
   [path op given {:keys [kind of names fields] :as field}]
   (let [{:keys [missing?] :as operands} (operands given (peek (vec path)))
         fits? (fn [k] (some? @(k operands)))
@@ -515,22 +562,30 @@
         :list (if (= :struct (:kind of))
                 (when unordered? (throw (mismatch path op given of)))
                 (check-kind path op given of))
-        (:any :text) (when (and (= :text kind) (not (fits? :text))) (throw (mismatch path op given field)))
+        (:any :text) (when (and (= :text kind) (not (fits? :text)))
+                       (throw (mismatch path op given field)))
         :number (when-not (fits? :number) (throw (mismatch path op given field)))
-        :boolean (when (or unordered? (not (fits? :boolean))) (throw (mismatch path op given field)))
+        :boolean (when (or unordered? (not (fits? :boolean)))
+                   (throw (mismatch path op given field)))
         :char (when-not (fits? :text) (throw (mismatch path op given field)))
         :bytes (when-not (fits? :bytes) (throw (mismatch path op given field)))
         (:address :prefix) (let [{:keys [^bytes address]} @(:network operands)]
                              (when-not (or (and address (or (nil? (:family field))
-                                                            (= (alength address) ({:ipv4 4 :ipv6 16} (:family field)))))
+                                                            (= (alength address)
+                                                               ({:ipv4 4
+                                                                 :ipv6 16} (:family field)))))
                                            (fits? :map) (bytes/byte-view? given)
-                                           (and (fits? :bytes) (not (fits? :network)) (string? given) (re-find #"[ :x]" given)
+                                           (and (fits? :bytes)
+                                                (not (fits? :network))
+                                                (string? given)
+                                                (re-find #"[ :x]" given)
                                                 (not= :ipv6 (:family field))))
                                (throw (mismatch path op given field))))
         :mac (when-not (or (fits? :mac) (fits? :bytes)) (throw (mismatch path op given field)))
         :name (when-not (or (fits? :number)
                             (and (fits? :text)
-                                 (or (empty? names) (some #(name-like? % @(:text operands)) (keys names)))))
+                                 (or (empty? names)
+                                     (some #(name-like? % @(:text operands)) (keys names)))))
                 (throw (mismatch path op given field)))
         :struct (when-not (or (fits? :map)
                               (and (not unordered?) (= 1 (count fields))))
@@ -539,12 +594,14 @@
 ;; --- conditions
 
 (def ^:private in-text
-  {"=" :=, "==" :=, "!=" :not=, "<" :<, "<=" :<=, ">" :>, ">=" :>=, "~" :matches, "=~" :matches, "!~" :not-matches})
+  {"=" :=, "==" :=, "!=" :not=, "<" :<, "<=" :<=, ">" :>, ">=" :>=, "~" :matches, "=~" :matches
+   "!~" :not-matches})
 
 (defn- wrong [& message] (throw (ex-info (str/join message) {})))
 
 (defn- value-text
-  "Returns what stands behind an operator: without quotes, if it has them. Throws an exception for what looks like more than one condition."
+  "Returns what stands behind an operator: without quotes, if it has them. Throws an exception for
+  what looks like more than one condition."
   [text op]
   (let [[_ double-quoted] (re-matches #"(?s)\"((?:[^\"\\]|\\.)*)\"" text)
         [_ single-quoted] (re-matches #"(?s)'([^']*)'" text)]
@@ -552,10 +609,12 @@
       double-quoted (let [x (edn text)] (if (string? x) x double-quoted))
       single-quoted single-quoted
       (contains? #{:matches :not-matches} op) text
-      (re-find #"^[=<>!~]" text) (wrong (pr-str (subs text 0 1)) " after the operator: operators are = == != < <= > >= ~ =~ and !~; "
+      (re-find #"^[=<>!~]" text) (wrong (pr-str (subs text 0 1))
+                                        " after the operator: operators are = == != < <= > >= ~ =~ and !~; "
                                         "put a value that begins with one in double quotes")
       (and (re-find #"\s(&&|\|\||(?i:and|or))\s" text) (re-find #"[=<>~]" text))
-      (wrong "it has more than one condition: give --where again for each, or '[:or [:= a 1] [:> b 2]]'")
+      (wrong
+       "it has more than one condition: give --where again for each, or '[:or [:= a 1] [:> b 2]]'")
       :else text)))
 
 (defn- parse-text
@@ -563,7 +622,9 @@
   [text]
   (if (str/starts-with? (str/triml text) "[")
     (let [data (edn text)] (when (vector? data) data))
-    (let [[_ field op given] (re-matches #"(?s)\s*((?:\"(?:[^\"\\]|\\.)*\"|[^=<>!~\s\"]|\s+(?=[^=<>!~\s]))+)\s*(!=|<=|>=|!~|==|=~|=|<|>|~)\s*(.*?)\s*" text)]
+    (let [[_ field op
+           given] (re-matches
+                   #"(?s)\s*((?:\"(?:[^\"\\]|\\.)*\"|[^=<>!~\s\"]|\s+(?=[^=<>!~\s]))+)\s*(!=|<=|>=|!~|==|=~|=|<|>|~)\s*(.*?)\s*" text)]
       (when field
         [(in-text op) field (value-text given (in-text op))]))))
 
@@ -586,20 +647,24 @@
           (try
             (re-pattern (if (instance? Pattern given) given (text-of given)))
             (catch PatternSyntaxException e
-              (wrong "the regular expression " (pr-str (text-of given)) " is not well formed: " (.getDescription e)))))
+              (wrong "the regular expression " (pr-str (text-of given)) " is not well formed: "
+                     (.getDescription e)))))
         [op path given])
-      (wrong "a condition is like 'bytes>1000', src=10.0.0.1, name~^cali or '[:or [:> :bytes 1000] [:= :src \"10.0.0.1\"]]'"))))
+      (wrong
+       "a condition is like 'bytes>1000', src=10.0.0.1, name~^cali or '[:or [:> :bytes 1000] [:= :src \"10.0.0.1\"]]'"))))
 
 (defn condition
-  "Returns a condition as checked data; throws an exception whose message says what is wrong with it.
+  "Returns a condition as checked data; throws an exception whose message says what is wrong with
+  it.
 
       (condition \"bytes>1000\") ;=> [:> [\"bytes\"] \"1000\"]"
   [x]
   (checked (if (string? x) (parse-text x) x)))
 
 (defn- resolved
-  "Returns a condition whose paths are the real ones of the fields of rows, with each field behind; throws `:usage` for a
-  field that there is not, or that cannot be compared with what was given. Of rows whose fields are not known nothing is."
+  "Returns a condition whose paths are the real ones of the fields of rows, with each field
+  behind; throws `:usage` for a field that there is not, or that cannot be compared with what was
+  given. Of rows whose fields are not known nothing is."
   [row-field [op & more]]
   (if (contains? #{:and :or :not} op)
     (into [op] (map #(resolved row-field %)) more)
@@ -623,7 +688,8 @@
   (if (= :list (:kind field)) (recur (assoc (:of field) :member? true)) field))
 
 (defn- test-of
-  "Returns a test of rows. `note` is called with each leaf condition that met something it can, or cannot, be compared with."
+  "Returns a test of rows. `note` is called with each leaf condition that met something it can, or
+  cannot, be compared with."
   [[op & more :as condition] note]
   (case op
     :and (let [tests (mapv #(test-of % note) more)] (fn [row] (every? #(% row) tests)))
@@ -646,7 +712,8 @@
 ;; --- rows
 
 (defn- misfits
-  "Returns `[note check]`: what is noted of comparisons, and a check that throws if one met only what it cannot be compared with."
+  "Returns `[note check]`: what is noted of comparisons, and a check that throws if one met only
+  what it cannot be compared with."
   []
   (let [seen (volatile! {})]
     [(fn [condition x found]
@@ -658,7 +725,8 @@
            (throw (mismatch path op given {:kind (kind-of-value (first met))})))))]))
 
 (defn- checking-fields
-  "A transducer that holds the fields of conditions against the first row, since all rows of a command have the same."
+  "A transducer that holds the fields of conditions against the first row, since all rows of a
+  command have the same."
   [paths]
   (fn [rf]
     (let [checked? (volatile! false)]
@@ -672,7 +740,8 @@
          (rf acc row))))))
 
 (defn fields-used
-  "Returns the first names of the fields that `:where` and `:sort` look at, as a set. `:fields` as in [[selecting]].
+  "Returns the first names of the fields that `:where` and `:sort` look at, as a set. `:fields` as
+  in [[selecting]].
 
       (fields-used {:where [[:> [\"held\" \"pid\"] \"1\"]] :sort (column \"-id\")}) ;=> #{\"held\" \"id\"}"
   [{:keys [where sort] row-field :fields}]
@@ -681,11 +750,11 @@
         (mapcat #(leaf-conditions (resolved row-field %)) where)))
 
 (defn selecting
-  "Returns a transducer that lets pass the rows for which all of `:where` hold, and no more than `:limit`. `:fields` are
-  those of the rows, if they are known: see `bpfmap.exec.fields`.
+  "Returns a transducer that lets pass the rows for which all of `:where` hold, and no more than
+  `:limit`. `:fields` are those of the rows, if they are known: see `bpfmap.exec.fields`.
 
-  A field that there is not, or that cannot be compared with what was given, throws `:usage`: before the first row if the
-  fields are known, else when the rows are through.
+  A field that there is not, or that cannot be compared with what was given, throws `:usage`:
+  before the first row if the fields are known, else when the rows are through.
 
       (into [] (selecting {:where [[:> [\"value\"] \"5\"]]}) [{:key 1 :value 9} {:key 2 :value 3}])
       ;=> [{:key 1 :value 9}]"
@@ -700,7 +769,8 @@
                       ([acc row] (if (every? #(% row) tests) (rf acc row) acc)))))
         passing (if row-field
                   passing
-                  (comp (checking-fields (map second (mapcat leaf-conditions conditions))) passing))]
+                  (comp (checking-fields (map second (mapcat leaf-conditions conditions)))
+                        passing))]
     (cond
       (and where limit) (comp passing (take limit))
       where passing
@@ -708,7 +778,8 @@
       :else (map identity))))
 
 (defn check
-  "Throws `:usage` if rows with these `:fields` lack one that `:where` or `:sort` names, or that cannot be compared so.
+  "Throws `:usage` if rows with these `:fields` lack one that `:where` or `:sort` names, or that
+  cannot be compared so.
 
       (check {:where [[:= [\"id\"] \"7\"]] :fields (fields/row [[\"id\" {:kind :number}]])}) ;=> nil"
   [{:keys [where sort] row-field :fields}]
@@ -728,15 +799,16 @@
       {:path path :descending? descending?})))
 
 (defn- worst-first
-  "An order of `[key number row]` in which what comes last in `order` comes first, and of equals the later."
+  "An order of `[key number row]` in which what comes last in `order` comes first, and of equals
+  the later."
   [order]
   (fn [[a i] [b j]]
     (let [by-key (long (order b a))]
       (if (zero? by-key) (compare j i) by-key))))
 
 (defn top
-  "The first n of what is reducible in an order of what `(f row)` is, or all in that order where n is nil. Of a million rows
-  no more than n are kept, and each is looked into once.
+  "The first n of what is reducible in an order of what `(f row)` is, or all in that order where n
+  is nil. Of a million rows no more than n are kept, and each is looked into once.
 
       (top 2 identity compare [3 1 2]) ;=> [1 2]"
   [n f order reducible]
@@ -754,7 +826,8 @@
         (vec rows)))))
 
 (defn- sort-key
-  "Returns a function of what is at a field to what it is put in order by: an address is, by its bytes."
+  "Returns a function of what is at a field to what it is put in order by: an address is, by its
+  bytes."
   [{:keys [kind]}]
   (if (contains? #{:address :prefix} kind)
     (fn [x]
@@ -764,14 +837,15 @@
     identity))
 
 (defn rows
-  "The rows of something reducible that the options ask for, as a vector: `:where`, `:sort`, `:limit`. NaN comes last,
-  whichever way they are sorted. `:fields` as in [[selecting]].
+  "The rows of something reducible that the options ask for, as a vector: `:where`, `:sort`,
+  `:limit`. NaN comes last, whichever way they are sorted. `:fields` as in [[selecting]].
 
       (rows {:sort (column \"id\") :limit 1} [{:id 2} {:id 1}]) ;=> [{:id 1}]"
   [{:keys [sort limit] row-field :fields :as options} reducible]
   (if-let [{:keys [path descending?]} sort]
     (let [path (real-path row-field path)
-          key-of (sort-key (when row-field (element-field (second (fields/find-path row-field path)))))
+          key-of (sort-key (when row-field
+                             (element-field (second (fields/find-path row-field path)))))
           values (getter path)
           checked? (volatile! (some? row-field))]
       (top limit

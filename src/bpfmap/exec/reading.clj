@@ -22,12 +22,14 @@
   [options]
   (let [{:keys [id] :as info} (with-open [m (element/open options :read-only)]
                                 (bpf/info m))]
-    (host/ordered (merge info ((host/owners) id))))) ; this process, which had it open, is no holder any more
+    ;; This process, which had it open, is no holder any more
+    (host/ordered (merge info ((host/owners) id)))))
 
 ;; --- dump
 
 (defn- next-keys
-  "The keys of a map that tells nothing else, as rows; no more than it can have, since others may delete meanwhile."
+  "The keys of a map that tells nothing else, as rows; no more than it can have, since others may
+  delete meanwhile."
   [m]
   (let [{:keys [type max-entries]} (bpf/spec m)]
     (reify IReduceInit
@@ -46,7 +48,8 @@
     lock (assoc :lock true)))
 
 (defn entries
-  "The entries of an open map as rows to reduce: `{:key :value}`; with `:keys` of a map that tells only those, the keys alone.
+  "The entries of an open map as rows to reduce: `{:key :value}`; with `:keys` of a map that tells
+  only those, the keys alone.
 
       (into [] (entries m {})) ;=> [{:key 7 :value 42}]"
   [m {:keys [keys cpus] :as options}]
@@ -60,7 +63,8 @@
                 (if read-options (bpf/entries m read-options) m)))))
 
 (defn with-fields
-  "Returns options with the `:fields` that the entries of an open map have, for `bpfmap.exec.query`."
+  "Returns options with the `:fields` that the entries of an open map have, for
+  `bpfmap.exec.query`."
   [m {:keys [cpus] :as options}]
   (assoc options :fields (fields/of-entries (bpf/spec m) cpus)))
 
@@ -72,7 +76,8 @@
    [:lookup "`get` looks up an object that you know"]])
 
 (defn check-dumpable
-  "Throws `:not-supported` for a map of which the kernel does not tell the entries, with why and what there is instead.
+  "Throws `:not-supported` for a map of which the kernel does not tell the entries, with why and
+  what there is instead.
 
       (check-dumpable m {:keys true})"
   [m {:keys [keys]}]
@@ -80,11 +85,16 @@
         {:keys [ops]} (element/row-of m)
         why (rules/alternative type :reduce value-size)]
     (when (and why (not (and keys (:next-key ops))))
-      (throw (error/error :not-supported (str "The entries of map " (error/id-and-name info) ", " (clojure.core/name type)
-                                              ", cannot be read")
+      (throw (error/error :not-supported
+                          (str "The entries of map " (error/id-and-name info) ", "
+                               (clojure.core/name type)
+                               ", cannot be read")
                           {:bpfmap/op :dump :bpfmap/map {:id id :name name :type type}
                            :bpfmap/hint (str/join "; " (remove nil? [(first (str/split why #"; "))
-                                                                    (some (fn [[op hint]] (when (contains? ops op) hint)) instead)]))})))))
+                                                                    (some (fn [[op hint]]
+                                                                            (when (contains? ops op)
+                                                                              hint))
+                                                                          instead)]))})))))
 
 (defn cpus-of
   "Returns the possible CPUs of a per-CPU map; nil for any other.
@@ -94,7 +104,8 @@
   (bpf-map/cpus-of m))
 
 (defn cpus-apart
-  "Returns how many CPUs' values an entry of a map has apart, as `which` asks; nil if it has one value.
+  "Returns how many CPUs' values an entry of a map has apart, as `which` asks; nil if it has one
+  value.
 
       (cpus-apart m :sum) ;=> nil"
   [m which]
@@ -102,8 +113,8 @@
     (some-> (cpus-of m) count)))
 
 (defn- about
-  "What those who see entries need to know of the map: its type and spec, on how many CPUs there are values, and why keys
-  and values are bytes where they are."
+  "What those who see entries need to know of the map: its type and spec, on how many CPUs there
+  are values, and why keys and values are bytes where they are."
   [m {:keys [cpus]}]
   (let [{:keys [type key value untyped]} (bpf/info m)
         bytes? #(and (vector? %) (= :bytes (first %)))]
@@ -119,8 +130,8 @@
   (map (if keys #(select-keys % [:key]) identity)))
 
 (defn- stream-of
-  "Something to reduce by `(f told step init)`. Its metadata has `:about`, an atom in which each reduction puts at its
-  beginning what [[about]] says."
+  "Something to reduce by `(f told step init)`. Its metadata has `:about`, an atom in which each
+  reduction puts at its beginning what [[about]] says."
   [f]
   (let [told (atom nil)]
     (with-meta (reify IReduceInit
@@ -128,29 +139,33 @@
       {:about told})))
 
 (defn dump
-  "The entries of a map, in the kernel's order; with `:stream` as something to reduce, which opens the map meanwhile.
-  The metadata has the map's `:type` and `:spec`, and `:untyped` why they are bytes.
+  "The entries of a map, in the kernel's order; with `:stream` as something to reduce, which opens
+  the map meanwhile. The metadata has the map's `:type` and `:spec`, and `:untyped` why they are
+  bytes.
 
       (dump {:ref {:name \"counts\"} :key-type :u32 :value-type :u64}) ;=> [{:key 7, :value 42}]"
   [{:keys [stream sort] :as options}]
   (when (and stream sort)
-    (throw (arguments/refused "dump" :stream true "it prints rows as they are read, and :sort needs all of them first")))
+    (throw (arguments/refused "dump" :stream true
+                              "it prints rows as they are read, and :sort needs all of them first")))
   (if stream
     (stream-of
       (fn [told f init]
         (with-open [m (element/open options :read-only)]
           (check-dumpable m options)
           (reset! told (about m options))
-          (transduce (comp (query/selecting (with-fields m options)) (shown options)) (completing f) init (entries m options)))))
+          (transduce (comp (query/selecting (with-fields m options)) (shown options)) (completing f)
+                     init (entries m options)))))
     (with-open [m (element/open options :read-only)]
       (check-dumpable m options)
-      (with-meta (into [] (shown options) (query/rows (with-fields m options) (entries m options))) (about m options)))))
+      (with-meta (into [] (shown options) (query/rows (with-fields m options) (entries m options)))
+        (about m options)))))
 
 ;; --- one entry
 
 (defn get-entry
-  "The entry of a key; of a queue or stack without a key the next value, of a bloom filter whether it may have a value. Nil
-  where there is none.
+  "The entry of a key; of a queue or stack without a key the next value, of a bloom filter whether
+  it may have a value. Nil where there is none.
 
       (get-entry {:ref {:name \"counts\"} :key 7}) ;=> {:key 7, :value 42}"
   [{:keys [cpus] :as options}]
@@ -162,6 +177,8 @@
           (:might-contain? ops) {:value key :might-contain? (bpf/might-contain? m key)}
           (:peek ops) (when-some [v (found (bpf/peek m ::none))] {:value v})
           :else (let [read-options (read-options options)
-                      v (if read-options (bpf/lookup m key ::none read-options) (bpf/lookup m key ::none))]
+                      v (if read-options
+                          (bpf/lookup m key ::none read-options)
+                          (bpf/lookup m key ::none))]
                   (when-not (= ::none v)
                     {:key key :value (if per-cpu ((element/combiner cpus) v) v)})))))))

@@ -1,8 +1,8 @@
 (ns ^:no-doc bpfmap.exec.reducible
   "Results of commands that are reduced instead of held in memory: `watch`, and rows with `:stream`.
 
-  Each reduction runs the command anew. Printing one, and `datafy`, show the command and its options,
-  and open nothing:
+  Each reduction runs the command anew. Printing one, and `datafy`, show the command and its
+  options, and open nothing:
 
       (exec/watch {:ref \"flows\"})          ; prints #bpfmap.exec/watch {:ref {:name \"flows\"}, :interval 1.0}
       (datafy (exec/watch {:ref \"flows\"})) ;=> {:command \"watch\", :options {:ref {:name \"flows\"}, :interval 1.0}}"

@@ -59,7 +59,8 @@
 
 (defn- of-program-field [tree]
   (if-let [fields (:fields tree)]
-    (of-fields (map (fn [[k tree]] [k (if (= :program k) (of-fields [[:program-id leaf]]) tree)]) fields))
+    (of-fields (map (fn [[k tree]] [k (if (= :program k) (of-fields [[:program-id leaf]]) tree)])
+                    fields))
     tree))
 
 (defn- of-side
@@ -77,8 +78,9 @@
   (if (<= leaves most-leaves) tree leaf))
 
 (defn of-entries
-  "Returns the trees of the keys and values of a map with this spec, `{:key :value}`; a side that the map lacks is missing.
-  `cpus` is the number of CPUs whose values are read apart, nil if there is one value for each key.
+  "Returns the trees of the keys and values of a map with this spec, `{:key :value}`; a side that
+  the map lacks is missing. `cpus` is the number of CPUs whose values are read apart, nil if there
+  is one value for each key.
 
       (of-entries {:type :hash :key :u32 :value [:struct [:a :u8] [:b :u8]]} nil)
       ;=> {:key {:leaves 1}, :value {:fields [[:a {:leaves 1}] [:b {:leaves 1}]], :leaves 2}}"
@@ -96,7 +98,8 @@
       ;=> {:fields [[:n {:leaves 1 :integer? true}]], :leaves 1, :partial? true}"
   [{:keys [fields of integer?] n :count :as tree}]
   (cond
-    fields (when-let [kept (seq (keep (fn [[k tree]] (when-let [kept (rates tree)] [k kept])) fields))]
+    fields (when-let [kept (seq (keep (fn [[k tree]] (when-let [kept (rates tree)] [k kept]))
+                                      fields))]
              (assoc (of-fields kept) :partial? true))
     of (when-let [kept (rates of)]
          (of-vector kept n))

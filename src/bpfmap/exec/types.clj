@@ -31,7 +31,10 @@
             (remove (comp nil? second))
             [[:key (side spec :key)]
              [:value (side spec :value)]
-             [:untyped (or untyped (when-not btf-id "the map has no BTF: nobody told the kernel what is in it"))]]))))
+             [:untyped
+              (or untyped
+                  (when-not btf-id
+                    "the map has no BTF: nobody told the kernel what is in it"))]]))))
 
 ;; --- features
 
@@ -54,17 +57,21 @@
                  ["why" {:kind :text}]])))
 
 (defn features
-  "What this kernel has, a row for each question: map types, create flags and operations of each, flags of element
-  operations, program types. `:here` is nil where a try could not tell, and `:why` says why.
+  "What this kernel has, a row for each question: map types, create flags and operations of each,
+  flags of element operations, program types. `:here` is nil where a try could not tell, and
+  `:why` says why.
 
       (features {}) ;=> [{:feature :map-type, :of nil, :name :hash, :here true, :since \"3.19\"} …]"
   [options]
-  (let [{:keys [kernel map-types map-flags operations element-flags program-types]} (feature/report)]
+  (let [{:keys [kernel map-types map-flags operations element-flags
+                program-types]} (feature/report)]
     (with-meta
       (query/rows (assoc options :fields features-fields)
                   (concat (answers :map-type nil rules/types map-types)
-                          (mapcat (fn [[type found]] (answers :map-flag type rules/flags found)) (sort-by key map-flags))
-                          (mapcat (fn [[type found]] (answers :operation type nil found)) (sort-by key operations))
+                          (mapcat (fn [[type found]] (answers :map-flag type rules/flags found))
+                                  (sort-by key map-flags))
+                          (mapcat (fn [[type found]] (answers :operation type nil found))
+                                  (sort-by key operations))
                           (answers :element-flag nil nil element-flags)
                           (answers :program-type nil nil program-types)))
       {:kernel kernel})))

@@ -27,23 +27,28 @@
   [{:keys [key value before written] :as done} _options]
   (cond
     (not written) {:lines []
-                    :notes [(str "nothing was written: the key is " (if (nil? before) "not there" "there already"))]
+                    :notes [(str "nothing was written: the key is "
+                                 (if (nil? before) "not there" "there already"))]
                     :exit 1}
     (contains? done :key) {:lines [(str (output/element-cell key) "  " (output/element-cell value)
-                                        (if (nil? before) "  (new)" (str "  (was " (output/element-cell before) ")")))]}
+                                        (if (nil? before)
+                                          "  (new)"
+                                          (str "  (was " (output/element-cell before) ")")))]}
     :else {:lines [(output/element-cell value)]}))
 
 (defn deleted
   "What was deleted; where nothing was there, that is said and the exit code is 1."
   [{:keys [key before] deleted? :deleted} _options]
   (if deleted?
-    {:lines [(str (output/element-cell key) (when (some? before) (str "  (was " (output/element-cell before) ")")))]}
+    {:lines [(str (output/element-cell key)
+                  (when (some? before) (str "  (was " (output/element-cell before) ")")))]}
     {:lines [] :notes ["there is no such entry"] :exit 1}))
 
 (defn pinned
   "A map and its pin."
   [{:keys [path from untyped] :as info} _options]
-  {:lines [(str (map-text info) " is pinned at " (output/cell path) (when from (str ", and no longer at " (output/cell from))))]
+  {:lines [(str (map-text info) " is pinned at " (output/cell path)
+                (when from (str ", and no longer at " (output/cell from))))]
    :notes (when untyped [untyped])})
 
 (defn unpinned
@@ -66,12 +71,16 @@
   (output/plural n "entry" "entries"))
 
 (defn restored
-  "A map that was made or filled from a file: what it has now. If that is not all, it is said, and the exit code is 1."
+  "A map that was made or filled from a file: what it has now. If that is not all, it is said, and
+  the exit code is 1."
   [{:keys [map path entries changed missing skipped deleted]} _options]
   (let [whole? (= 0 missing changed)]
     {:lines [(str (if whole?
-                    (str (entries-text (- (long entries) (long skipped))) " written into " (map-text map))
-                    (str entries " of " (entries-text (+ (long entries) (long changed) (long missing))) " are in " (map-text map)))
+                    (str (entries-text (- (long entries) (long skipped))) " written into "
+                         (map-text map))
+                    (str entries " of "
+                         (entries-text (+ (long entries) (long changed) (long missing))) " are in "
+                         (map-text map)))
                   (when path (str ", pinned at " (output/cell path)))
                   (when (pos? (long skipped)) (str ", " skipped " there already"))
                   (when (pos? (long deleted)) (str ", " deleted " deleted")))]
@@ -81,7 +90,8 @@
                             " not in the map: it evicts entries to make room, or somebody deleted "
                             (if (= 1 missing) "it" "them")))
                      (when (pos? (long changed))
-                       (str (entries-text changed) (if (= 1 changed) " has" " have") " another value by now: somebody writes to the map"))])
+                       (str (entries-text changed) (if (= 1 changed) " has" " have")
+                            " another value by now: somebody writes to the map"))])
      :exit (if (pos? (long missing)) 1 0)}))
 
 ;; --- features and types
@@ -94,7 +104,9 @@
 
 (defn- side-lines [side {:keys [type c size]}]
   (when type
-    (concat ["" (str (name side) ", " (output/plural size "byte" "bytes") ", in C and as a type of bpfmap")]
+    (concat [""
+             (str (name side) ", " (output/plural size "byte" "bytes")
+                  ", in C and as a type of bpfmap")]
             (map #(str "  " %) c)
             [""]
             (map #(str "  " %) (type-lines type)))))
@@ -102,7 +114,8 @@
 (defn types
   "The types of keys and values, in C and as data."
   [{:keys [key value untyped] {:keys [id name type]} :map} _options]
-  {:lines (concat [(str "map " id (when (seq name) (str " (" (output/cell name) ")")) ", " (output/cell type))]
+  {:lines (concat [(str "map " id (when (seq name) (str " (" (output/cell name) ")")) ", "
+                        (output/cell type))]
                   (side-lines :key key)
                   (side-lines :value value))
    :closing (when untyped [untyped])})
@@ -127,14 +140,17 @@
             (for [[label here] [["here" true] ["not here" false] ["cannot be told" nil]]
                   :let [lines (wrapped (names here) 60)]
                   [i line] (map-indexed vector lines)]
-              (str "  " (if (zero? (long i)) label "") (.repeat " " (- 16 (count (if (zero? (long i)) label "")))) line)))))
+              (str "  " (if (zero? (long i)) label "")
+                   (.repeat " " (- 16 (count (if (zero? (long i)) label "")))) line)))))
 
 (defn features
   "What the kernel has, in words; or the rows that were asked for."
   [rows {:keys [where]}]
   (let [rows (if (coll? rows) rows (into [] rows))
-        columns [{:title "FEATURE" :of :feature} {:title "OF" :of :of} {:title "NAME" :of :name :least 10}
-                 {:title "HERE" :of #(case (:here %) true "yes" false "no" "?") :csv :here} {:title "SINCE" :of :since}
+        columns [{:title "FEATURE" :of :feature} {:title "OF" :of :of}
+                 {:title "NAME" :of :name :least 10}
+                 {:title "HERE" :of #(case (:here %) true "yes" false "no" "?") :csv :here}
+                 {:title "SINCE" :of :since}
                  {:title "WHY" :of :why :least 8 :rank 1}]
         of-feature (fn [feature] (filter #(= feature (:feature %)) rows))]
     (if where
@@ -144,7 +160,8 @@
                       (summary-lines "Map types" (of-feature :map-type))
                       (summary-lines "Flags of element operations" (of-feature :element-flag))
                       (summary-lines "Program types" (of-feature :program-type)))
-       :closing [(str (count rows) " questions were asked; what a map type can do: --where 'of=hash'")]})))
+       :closing [(str (count rows)
+                      " questions were asked; what a map type can do: --where 'of=hash'")]})))
 
 ;; --- live commands
 
@@ -189,7 +206,8 @@
      :align :right :rank (+ 0.5 i)}))
 
 (defn entry-columns
-  "Columns of rows with a key, a value and rates where there are any: the mark, key, value, and rates on these paths."
+  "Columns of rows with a key, a value and rates where there are any: the mark, key, value, and
+  rates on these paths."
   [rows rate-paths]
   (let [fields (output/columns [:key :value] rows nil ["mark" "change" "per-second"])]
     (concat [{:title "" :of #(marks (:mark %) " ")}]
@@ -201,7 +219,8 @@
 (defn- side-columns [rows trees]
   (concat
    [{:title "" :of #(marks (:change %) " ")}]
-   (map #(dissoc % :rank) (output/columns [:key] rows trees ["mark" "change" "old" "new" "per-second"]))
+   (map #(dissoc % :rank)
+        (output/columns [:key] rows trees ["mark" "change" "old" "new" "per-second"]))
    [{:title "OLD" :of #(if (contains? % :old) (:old %) "") :least 16}
     {:title "NEW" :of #(if (contains? % :new) (:new %) "") :least 16}]))
 
@@ -232,7 +251,9 @@
 (def ^:private ^:const bar-width 40)
 
 (defn- bar [n most]
-  (let [stars (if (pos? most) (long (Math/round (double (/ (* (long bar-width) (bigint n)) most)))) 0)
+  (let [stars (if (pos? most)
+                (long (Math/round (double (/ (* (long bar-width) (bigint n)) most))))
+                0)
         stars (if (and (zero? stars) (pos? n)) 1 stars)]
     (str "|" (.repeat "*" stars) (.repeat " " (- (long bar-width) stars)) "|")))
 
@@ -252,19 +273,23 @@
         at-left (fn [text n] (str text (.repeat " " (- (long n) (count text)))))]
     (concat
      (when (some? title) [(output/element-cell title)])
-     [(str (at-left (at-right unit (quot (+ left right 4 (count unit)) 2)) (+ left 4 right)) " : " (at-left "count" counts) " distribution")]
+     [(str (at-left (at-right unit (quot (+ left right 4 (count unit)) 2)) (+ left 4 right)) " : "
+           (at-left "count" counts) " distribution")]
      (for [[[from to] {n :count}] (map vector ends buckets)]
-       (str (at-right from left) (if (= "" from) "    " " -> ") (at-left to right) " : " (at-left (str n) counts) " " (bar n most))))))
+       (str (at-right from left) (if (= "" from) "    " " -> ") (at-left to right) " : "
+            (at-left (str n) counts) " " (bar n most))))))
 
 (defn histograms
-  "Histograms, one below the other, as BPF tools draw them. One of a field has its name as the heading of the numbers."
+  "Histograms, one below the other, as BPF tools draw them. One of a field has its name as the
+  heading of the numbers."
   [histograms {:keys [unit field]}]
   (let [histograms (if (coll? histograms) histograms (into [] histograms))
         shown (if field (map #(assoc % :title nil) histograms) histograms)
         unit (or unit (when field (fields/path-text field)) "value")]
     {:lines (mapcat identity (interpose [""] (map #(histogram-lines % unit) shown)))
      :rows (for [{:keys [title buckets]} histograms bucket buckets] (assoc bucket :title title))
-     :csv-columns [{:title "TITLE" :of :title} {:title "FROM" :of :from} {:title "TO" :of :to} {:title "COUNT" :of :count}]
+     :csv-columns [{:title "TITLE" :of :title} {:title "FROM" :of :from} {:title "TO" :of :to}
+                   {:title "COUNT" :of :count}]
      :closing [(if (seq histograms)
                  (str (output/plural (reduce +' (map :total histograms)) "count" "counts") " in "
                       (output/plural (count histograms) "histogram" "histograms"))
@@ -318,8 +343,10 @@
    {:key :value-size :title "VALUE" :of :value-size :rank 4}
    {:key :entries :title "ENTRIES" :of :entries :align :right}
    {:key :max-entries :title "MAX" :of :max-entries}
-   {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock :align :right}
-   {:key :frozen :title "FROZEN" :of #(when (some? (:frozen %)) (if (:frozen %) "yes" "no")) :csv :frozen :rank 5}
+   {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock
+    :align :right}
+   {:key :frozen :title "FROZEN" :of #(when (some? (:frozen %)) (if (:frozen %) "yes" "no"))
+    :csv :frozen :rank 5}
    {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv :held
     :least 14 :cut-at :middle}
    {:key :used-by :title "USED BY" :of #(some-of (map user-text (:used-by %))) :csv :used-by
@@ -340,14 +367,18 @@
   (assoc column :name (fields/name-of key)))
 
 (defn maps
-  "The table of `list`; that maps are frozen is a column only if one is. As data it has every column, whatever is in it."
+  "The table of `list`; that maps are frozen is a column only if one is. As data it has every
+  column, whatever is in it."
   [maps {:keys [columns]}]
   (let [chosen (map (comp column-of host/column) columns)]
     {:columns (cond
                 columns chosen
                 (some :frozen maps) map-columns
                 :else (remove #(= :frozen (:key %)) map-columns))
-     :csv-columns (map named (or (seq chosen) (map (comp column-of host/column vector first) (:fields host/list-fields))))
+     :csv-columns (map named
+                       (or (seq chosen)
+                           (map (comp column-of host/column vector first)
+                                (:fields host/list-fields))))
      :rows maps
      :closing (when (and (empty? maps) (nil? columns)) ["no map"])
      :notes (left-out maps #(str "map " (:id %)))}))
@@ -386,7 +417,8 @@
                     line (str prefix (if last? "└── " "├── ") (output/cell name))]
                 (if (pin? x)
                   [[line x]]
-                  (cons [line nil] (drawn (str prefix (if last? "    " "│   ")) (into (sorted-map) x))))))
+                  (cons [line nil]
+                        (drawn (str prefix (if last? "    " "│   ")) (into (sorted-map) x))))))
             (range) tree)))
 
 (defn- common-root
@@ -406,7 +438,8 @@
     {:lines (for [[text {:keys [kind id type name]}] lines]
               (if kind
                 (str/trimr (str text (.repeat " " (- (long width) (count text))) "  "
-                                (clojure.core/name kind) " " id " " (output/cell type) " " (when (seq name) (output/cell name))))
+                                (clojure.core/name kind) " " id " " (output/cell type) " "
+                                (when (seq name) (output/cell name))))
                 text))
      :closing [(cond
                  (seq pins) (output/plural (count pins) "pin" "pins")
@@ -422,7 +455,9 @@
 
       (address-text [255]) ;=> \"0xff\""
   [addresses]
-  (str/join " " (map #(if (integer? %) (str "0x" (.toString (biginteger %) 16)) (output/cell %)) addresses)))
+  (str/join " "
+            (map #(if (integer? %) (str "0x" (.toString (biginteger %) 16)) (output/cell %))
+                 addresses)))
 
 (defn- of-stacks
   "Columns whose values are stacks."
@@ -432,7 +467,8 @@
        columns))
 
 (defn- trees-of
-  "The trees of the keys and values of a map, of which `:spec` and `:cpus` are known; nil of one that is not."
+  "The trees of the keys and values of a map, of which `:spec` and `:cpus` are known; nil of one
+  that is not."
   [{:keys [spec cpus]}]
   (when spec (tree/of-entries spec cpus)))
 
@@ -442,13 +478,15 @@
   (let [sides (if keys [:key] [:key :value])
         {:keys [type untyped] :as about} (meta entries)]
     (if (vector? entries)
-      {:columns (cond-> (output/columns sides entries (trees-of about)) (= :stack-trace type) of-stacks)
+      {:columns (cond-> (output/columns sides entries (trees-of about))
+                  (= :stack-trace type) of-stacks)
        :csv-columns (output/csv-columns sides (trees-of about))
        :rows entries
        :closing (cond-> [(output/plural (count entries) "entry" "entries")]
                   (and untyped (seq entries))
                   (conj (str "shown as bytes: " untyped "; --key-type and --value-type say it")))}
-      {:columns (for [side sides] {:title (str/upper-case (name side)) :of side :cell output/element-cell})
+      {:columns (for [side sides]
+                  {:title (str/upper-case (name side)) :of side :cell output/element-cell})
        ;; A stream opens its map when it is reduced, and knows only then what is in it.
        :csv-columns (delay (output/csv-columns sides (trees-of (some-> (:about about) deref))))
        :rows entries})))

@@ -1,13 +1,16 @@
 (ns ^:no-doc bpfmap.exec.wording
-  "Messages of errors in the words of a command line: commands and options, where the library has functions and keywords."
+  "Messages of errors in the words of a command line: commands and options, where the library has
+  functions and keywords."
   (:require [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
 
 (def ^:private spec-options
   "Keys of a spec, and the options of `create` for them."
-  {"type" "--type" "key" "--key-type" "value" "--value-type" "key-size" "--key-size" "value-size" "--value-size"
-   "max-entries" "--max-entries" "flags" "--flags" "name" "--name" "inner-map" "inner-map (of --spec)" "map-extra" "map-extra (of --spec)"})
+  {"type" "--type" "key" "--key-type" "value" "--value-type" "key-size" "--key-size"
+   "value-size" "--value-size"
+   "max-entries" "--max-entries" "flags" "--flags" "name" "--name"
+   "inner-map" "inner-map (of --spec)" "map-extra" "map-extra (of --spec)"})
 
 (def ^:private printed
   "How open maps and the like are printed, and what they are called."
@@ -18,7 +21,8 @@
 (def ^:private replacements
   "What is replaced, in this order: patterns, and what stands for them."
   [[#":(?:yes|keys|cpus|sort|pin|into|exact) \((--[a-z]+)\)" "$1"]
-   [#"a keyword such as :(\w+) or a vector that starts with" "a name such as $1 or a list in brackets that starts with"]
+   [#"a keyword such as :(\w+) or a vector that starts with"
+    "a name such as $1 or a list in brackets that starts with"]
    [#"^(?:lookup|peek|might-contain\?|has-key\?) on " "get on "]
    [#"^(?:reduce|snapshot|entries|count-entries) on " "dump on "]
    [#"^next-key on " "dump --keys on "]
@@ -30,19 +34,22 @@
    [#"\{:lock true\}" "--lock"]
    [#"; open it with \{:access :read-write\}" ""]
    [#"an open map, \{:map-id n\} or \{:fd n\}" "a map: its id, its pin path or its name"]
-   [#"a loaded program, \{:program-id n\} or \{:fd n\}" "a program: its id, its pin path or its name"]
+   [#"a loaded program, \{:program-id n\} or \{:fd n\}"
+    "a program: its id, its pin path or its name"]
    [#", or \{:fd n\}(?:, a pidfd)?" ""]
    [#"lookup, then put! a zero value" "get it, then put a zero value"]
    [#"snapshot it, then put-all! zeros" "dump it, then put zeros"]
    [#"snapshot, then delete-all!" "dump it, then delete the keys"]
    [#"lookup and delete! the objects that you know" "get and delete the objects that you know"]
    [#"lookup, then delete!" "get, then delete"]
-   [#"use put! or put-all! to write, and snapshot to read all entries as a map" "put writes, dump reads"]
+   [#"use put! or put-all! to write, and snapshot to read all entries as a map"
+    "put writes, dump reads"]
    [#"put! it, after has-key\? if that matters" "put it, after get if that matters"]
    [#"use push!, pop! and peek" "put, take and get it without a KEY"]
    [#"use push! and might-contain\?" "put and get a VALUE"]
    [#"next-key gives the indices" "dump --keys has the indices"]
-   [#"pin! the map at the new path and unpin! it at the old one" "pin the map at the new path and unpin the old one"]
+   [#"pin! the map at the new path and unpin! it at the old one"
+    "pin the map at the new path and unpin the old one"]
    [#"\(create \{\.\.\.\}\)" "create"]
    [#"\binsert!" "put --insert"]
    [#"\breplace!" "put --replace"]
@@ -60,13 +67,15 @@
   "Places in given data as names: `[:key :src]` is key.src."
   [text]
   (str/replace text #"(?:^|(?<=: ))\[((?::[^\s\]]+|\d+)(?: (?::[^\s\]]+|\d+))*)\]: "
-               (fn [[_ names]] (str (str/join "." (map #(str/replace % #"^:" "") (str/split names #" "))) ": "))))
+               (fn [[_ names]]
+                 (str (str/join "." (map #(str/replace % #"^:" "") (str/split names #" "))) ": "))))
 
 (defn- spec-words
   "Keys of a spec as options."
   [text]
   (if (re-find #"\bspec\b" text)
-    (str/replace text #"(?<=[\s(,]):([a-z-]+)(?=[\s,;:.)]|$)" (fn [[found k]] (get spec-options k found)))
+    (str/replace text #"(?<=[\s(,]):([a-z-]+)(?=[\s,;:.)]|$)"
+                 (fn [[found k]] (get spec-options k found)))
     text))
 
 (defn- replaced [text patterns]
@@ -82,11 +91,13 @@
         (str/join (conj out (f (subs text from))))))))
 
 (defn worded
-  "Returns the message of an error in the words of a command line. What stands in quotes is the user's, and stays.
+  "Returns the message of an error in the words of a command line. What stands in quotes is the
+  user's, and stays.
 
       (worded \"[:key :port]: 70000 is not a :port: it takes an integer from 0 to 65535\")
       ;=> \"key.port: 70000 is not a port: it takes an integer from 0 to 65535\""
   [message]
   (unquoted (path-words (replaced message printed))
             #(-> (spec-words (replaced % replacements))
-                 (str/replace #"(?<=[\s\[({]|^):(?=[a-zA-Z])" "")))) ; types, fields and map types have no colons
+                 ;; Types, fields and map types have no colons
+                 (str/replace #"(?<=[\s\[({]|^):(?=[a-zA-Z])" ""))))

@@ -1,8 +1,9 @@
 (ns ^:no-doc bpfmap.impl.cache
-  "Bounded caches of what follows from a type, a spec or a BTF object, for maps that are opened and created often.
+  "Bounded caches of what follows from a type, a spec or a BTF object, for maps that are opened
+  and created often.
 
-  Types are compared by identity: two enums may be equal and list their names in another order, which decides what a
-  number reads as."
+  Types are compared by identity: two enums may be equal and list their names in another order,
+  which decides what a number reads as."
   (:import (java.util.concurrent ConcurrentHashMap)))
 
 (set! *warn-on-reflection* true)
@@ -52,7 +53,8 @@
   nil)
 
 (defn through
-  "Returns the value of a key, which `make` makes if it is not there; see [[keep!]]. What `make` throws is not cached.
+  "Returns the value of a key, which `make` makes if it is not there; see [[keep!]]. What `make`
+  throws is not cached.
 
       (through (cache) 100 :u32 #(codec :u32))"
   [c limit k make]

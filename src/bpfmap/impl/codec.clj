@@ -41,7 +41,8 @@
             (when-not (= n given)
               (throw (misfit type path value
                              (str "it takes a sequence of " n " elements"
-                                  (when given (str ", this has " (if (< n (long given)) "more" given))))))))
+                                  (when given
+                                    (str ", this has " (if (< n (long given)) "more" given))))))))
           (reduce (fn [^long i x]
                     (encode-element of-element x memory (+ offset (* i stride)) path i)
                     (inc i))
@@ -63,7 +64,8 @@
    #(get names % %)])
 
 (defn- expected-name [values]
-  (str "it takes a number, or " (error/list-of (take 16 (keys values))) (when (< 16 (count values)) " …")))
+  (str "it takes a number, or " (error/list-of (take 16 (keys values)))
+       (when (< 16 (count values)) " …")))
 
 (defn enum
   "The codec of an enum's node."
@@ -77,7 +79,8 @@
         (if (integer? value)
           (.encode of-base value memory offset)
           (when-not (view-written? value size type path memory offset)
-            (.encode of-base (or (number value) (throw (misfit type path value (expected-name values))))
+            (.encode of-base
+                     (or (number value) (throw (misfit type path value (expected-name values))))
                      memory offset))))
       (decode [_ memory offset]
         (name (.decode of-base memory offset))))))
@@ -85,7 +88,8 @@
 ;; ---------------------------------------------------------------- bit-fields
 
 (defn bit-field
-  "The codec of a bit-field's member. It is given the offset of its struct, and has no size of its own."
+  "The codec of a bit-field's member. It is given the offset of its struct, and has no size of its
+  own."
   ^Codec [{:keys [node bits bit-offset]} path]
   (let [bits (long bits)
         bit-offset (long bit-offset)
@@ -103,7 +107,9 @@
                     (if (and (integer? value) (<= low value high))
                       (.longValue ^Number value)
                       (throw (misfit type path value
-                                     (if values (expected-name values) (str "it takes an integer from " low " to " high)))))))]
+                                     (if values
+                                       (expected-name values)
+                                       (str "it takes an integer from " low " to " high)))))))]
     (reify Codec
       (size [_] 0)
       (encode [_ value memory offset]
@@ -125,8 +131,9 @@
 (declare parts alternatives)
 
 (defn- part
-  "What a member contributes to encoding its struct: `{:name :codec :offset}` of a field; those of an anonymous struct
-  one by one; `{:choice [parts …]}` of an anonymous union, the parts of each member. Nothing for what is the kernel's."
+  "What a member contributes to encoding its struct: `{:name :codec :offset}` of a field; those of
+  an anonymous struct one by one; `{:choice [parts …]}` of an anonymous union, the parts of each
+  member. Nothing for what is the kernel's."
   [{:keys [name node offset bits] :as member} base path codec]
   (let [at (+ (long base) (long offset))]
     (cond
@@ -134,7 +141,9 @@
       bits [{:name name :codec (bit-field member (conj path name)) :offset base}]
       name [{:name name :codec (codec node (conj path name)) :offset at}]
       (= :struct (:kind node)) (parts node at path codec)
-      (= :union (:kind node)) [{:choice (alternatives node at path codec) :offset at :size (:size node)}])))
+      (= :union
+         (:kind node)) [{:choice (alternatives node at path codec) :offset at
+                         :size (:size node)}])))
 
 (defn- parts [{:keys [members]} base path codec]
   (into [] (mapcat #(part % base path codec)) members))
@@ -176,7 +185,8 @@
     array))
 
 (defn- merged
-  "The bytes of several members together. Members that agree have the same bits where both have any, and zeros elsewhere."
+  "The bytes of several members together. Members that agree have the same bits where both have
+  any, and zeros elsewhere."
   ^bytes [^long end arrays]
   (let [all (byte-array end)]
     (doseq [^bytes array arrays]
@@ -194,7 +204,8 @@
     (cond
       (empty? choice) nil
       (empty? given)
-      (throw (misfit type path value (str "it takes one of " (error/list-of (map :name (mapcat fields choice))))))
+      (throw (misfit type path value
+                     (str "it takes one of " (error/list-of (map :name (mapcat fields choice))))))
       (nil? (next given))
       (do (Bytes/zero memory at size)
           (encode-parts (first given) value memory base type path))
@@ -214,7 +225,8 @@
   [value name type path]
   (let [x (get value name ::missing)]
     (if (identical? ::missing x)
-      (throw (misfit type (conj path name) value "every field has to be given" (str "the field " name " is missing")))
+      (throw (misfit type (conj path name) value "every field has to be given"
+                     (str "the field " name " is missing")))
       x)))
 
 (defn- encode-parts
@@ -223,7 +235,8 @@
   (reduce (fn [^long used {:keys [choice name ^Codec codec offset] :as part}]
             (if choice
               (+ used (long (encode-choice part value memory base type path)))
-              (do (.encode codec (field-value value name type path) memory (+ (long base) (long offset)))
+              (do (.encode codec (field-value value name type path) memory
+                           (+ (long base) (long offset)))
                   (inc used))))
           0 parts))
 
@@ -236,7 +249,8 @@
             (str (pr-str (error/shown unknown)) " is not a field"))))
 
 (defn- plain-map
-  "A map whose keys compare with any name, as those of a sorted one may not; throws for what is no map."
+  "A map whose keys compare with any name, as those of a sorted one may not; throws for what is no
+  map."
   [value names type path]
   (if (map? value)
     (into {} value)
@@ -245,14 +259,15 @@
 ;; --- the bits that no field takes
 
 (defn- taken-bits
-  "The ranges of bits, `[from to]`, that the fields of a struct's or union's node take. What the kernel keeps for itself is
-  not the user's, and none of them."
+  "The ranges of bits, `[from to]`, that the fields of a struct's or union's node take. What the
+  kernel keeps for itself is not the user's, and none of them."
   [{:keys [members]} base]
   (mapcat (fn [{:keys [name node offset bits bit-offset]}]
             (let [at (+ (long base) (long offset))]
               (cond
                 (= :private (:kind node)) nil
-                bits (let [from (+ (* 8 (long base)) (long bit-offset))] [[from (+ from (long bits))]])
+                bits (let [from (+ (* 8 (long base)) (long bit-offset))]
+                       [[from (+ from (long bits))]])
                 name [[(* 8 at) (* 8 (+ at (long (:size node))))]]
                 :else (taken-bits node at))))
           members))
@@ -295,7 +310,9 @@
           path (conj (vec path) padding-key)
           refuse #(misfit [:bytes n] path given %)
           array (scalar/exactly (or (scalar/array-of given n)
-                                    (throw (refuse "it takes bytes: those that hold unused bits, in order")))
+                                    (throw
+                                     (refuse
+                                      "it takes bytes: those that hold unused bits, in order")))
                                 [:bytes n] path given n)]
       (when-not (.fits padding array)
         (throw (refuse "it takes bytes with zeros for all bits that belong to fields")))
@@ -323,7 +340,8 @@
                      (when zero-first?
                        (Bytes/zero memory (long offset) size))
                      (let [used (long (encode-parts parts value memory offset type path))]
-                       (check-used (+ used (long (write-padding value padding memory offset path))) value)))]
+                       (check-used (+ used (long (write-padding value padding memory offset path)))
+                                   value)))]
     (reify Codec
       (size [_] size)
       (total [_] (boolean total?))
@@ -331,7 +349,9 @@
         (cond
           (or choices? (not (map? value)) (sorted? value))
           (when-not (view-written? value size type path memory offset)
-            (encode-map (if (and (map? value) (not (sorted? value))) value (plain-map value in-order type path))
+            (encode-map (if (and (map? value) (not (sorted? value)))
+                          value
+                          (plain-map value in-order type path))
                         memory offset))
           :else
           (do
@@ -339,11 +359,13 @@
               (Bytes/zero memory offset size))
             (loop [i 0]
               (if (< i n)
-                (do (Integers/write (aget kinds i) (aget codecs i) (field-value value (aget names i) type path)
+                (do (Integers/write (aget kinds i) (aget codecs i)
+                                    (field-value value (aget names i) type path)
                                     memory (+ offset (aget offsets i)))
                     (recur (inc i)))
                 (when-not (== n (count value))
-                  (check-used (+ n (long (write-padding value padding memory offset path))) value)))))))
+                  (check-used (+ n (long (write-padding value padding memory offset path)))
+                              value)))))))
       (decode [_ memory offset]
         (let [names-and-values (Integers/fields names kinds codecs offsets memory offset)]
           (if (or (nil? padding) (.isZero padding memory offset))
@@ -357,12 +379,14 @@
        (= size (reduce + 0 (map #(:size (:node %)) members)))))
 
 (defn struct
-  "The codec of a struct's node: a map with every field, no other, those of anonymous members among them."
+  "The codec of a struct's node: a map with every field, no other, those of anonymous members
+  among them."
   [node path codec]
   (compound node path (parts node 0 path codec) (not (covered? node))))
 
 (defn union
-  "The codec of a union's node: read as a map of every member, written from one, or from several that agree."
+  "The codec of a union's node: read as a map of every member, written from one, or from several
+  that agree."
   [{:keys [size] :as node} path codec]
   (compound node path [{:choice (alternatives node 0 path codec) :offset 0 :size size}] true))
 
@@ -378,11 +402,12 @@
   (try
     (decode raw)
     (catch Exception e
-      (throw (misfit type path raw (str "its decode function threw " e) "it cannot be decoded" e)))))
+      (throw (misfit type path raw (str "its decode function threw " e) "it cannot be decoded"
+                     e)))))
 
 (defn via
-  "The codec of a node with functions of the user's around a type. A byte view around anything but bytes is what the type
-  has no natural value for: it passes by the functions, both ways."
+  "The codec of a node with functions of the user's around a type. A byte view around anything but
+  bytes is what the type has no natural value for: it passes by the functions, both ways."
   [{:keys [target] :as node} path codec]
   (let [^Codec of-target (codec target path)
         size (.size of-target)
@@ -399,8 +424,8 @@
           (if (and passes? (instance? ByteView raw)) raw (decode-via raw node path)))))))
 
 (defn via-key
-  "As [[via]], in a key. A value that the user's functions do not encode to the same bytes again would be taken for another
-  key's, and is read as a byte view."
+  "As [[via]], in a key. A value that the user's functions do not encode to the same bytes again
+  would be taken for another key's, and is read as a byte view."
   [{:keys [target] :as node} path codec]
   (let [^Codec plain (via node path codec)
         size (.size plain)
@@ -426,7 +451,8 @@
 ;; --- entry points
 
 (def ^:private makers
-  "Kind of node to what makes its codec from the node, the path, and the function that compiles its parts."
+  "Kind of node to what makes its codec from the node, the path, and the function that compiles
+  its parts."
   (let [without-parts (fn [make] (fn [node path _codec] (make node path)))]
     {:integer (without-parts scalar/integer)
      :float (without-parts scalar/floating)
@@ -486,10 +512,11 @@
   (^Codec [type types path] (compiled of-value type types path)))
 
 (defn key-codec
-  "Compiles a type to a codec of keys: as [[codec]], and different bytes read as values that are not `=`.
+  "Compiles a type to a codec of keys: as [[codec]], and different bytes read as values that are
+  not `=`.
 
-  That takes one thing more: a floating-point number that is -0.0, which is `=` to 0.0, or NaN, which is `=` to nothing,
-  reads as a byte view.
+  That takes one thing more: a floating-point number that is -0.0, which is `=` to 0.0, or NaN,
+  which is `=` to nothing, reads as a byte view.
 
       (.decode (key-codec :f32 nil [:key]) memory 0) ;=> #bpfmap/bytes \"00 00 00 80\""
   ^Codec [type types path]

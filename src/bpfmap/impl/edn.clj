@@ -1,10 +1,11 @@
 (ns ^:no-doc bpfmap.impl.edn
   "Reads EDN that somebody else wrote: words of a command line, saved files, messages to the pod.
 
-  Reading never evaluates anything, and knows no tags but `#bpfmap/bytes`, `#bpfmap/keyword`, `#inst`, `#uuid` and those that the
-  caller names.
-  It is bounded: [[deepest]] collections within one another, and [[longest-token]] characters in a number or name. Anything
-  that is not EDN, or not within the bounds, throws `:invalid-edn`. Everything in bpfmap that reads EDN reads it here."
+  Reading never evaluates anything, and knows no tags but `#bpfmap/bytes`, `#bpfmap/keyword`,
+  `#inst`, `#uuid` and those that the caller names. It is bounded: [[deepest]] collections within
+  one another, and [[longest-token]] characters in a number or name. Anything that is not EDN, or
+  not within the bounds, throws `:invalid-edn`. Everything in bpfmap that reads EDN reads it
+  here."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.edn-text :as edn-text]
             [clojure.edn :as edn])
@@ -24,7 +25,8 @@
 (defn- invalid
   ([problem] (invalid problem nil))
   ([problem cause]
-   (error/error :invalid-edn (str "Not EDN that bpfmap reads: " problem) {:bpfmap/problem problem} cause)))
+   (error/error :invalid-edn (str "Not EDN that bpfmap reads: " problem) {:bpfmap/problem problem}
+                cause)))
 
 ;; --- the bounds
 
@@ -50,7 +52,8 @@
       (40 91 123) (let [d (inc (aget state depth))]
                     (token-ends)
                     (when (< (long deepest) d)
-                      (throw (invalid (str "more than " deepest " collections within one another"))))
+                      (throw (invalid (str "more than " deepest
+                                           " collections within one another"))))
                     (aset state depth (int d)))
       (41 93 125) (do (token-ends) (aset state depth (int (max 0 (dec (aget state depth))))))
       (if (or (= c 44) (Character/isWhitespace (int c)))
@@ -81,8 +84,8 @@
           (recur (inc i)))))))
 
 (defn bounded-reader
-  "Returns a PushbackReader of EDN within the bounds, for [[read-form]]; reading from it throws `:invalid-edn` beyond them.
-  Closing it closes the reader below.
+  "Returns a PushbackReader of EDN within the bounds, for [[read-form]]; reading from it throws
+  `:invalid-edn` beyond them. Closing it closes the reader below.
 
       (read-form (bounded-reader (StringReader. \"[1 2]\")) {}) ;=> [1 2]"
   ^PushbackReader [^Reader below]
@@ -102,7 +105,8 @@
   (throw (invalid (str "the tag #" tag " is unknown"))))
 
 (defn read-form
-  "Reads the next form of a reader that [[bounded-reader]] made; returns `:eof` of the options at its end.
+  "Reads the next form of a reader that [[bounded-reader]] made; returns `:eof` of the options at
+  its end.
 
   | option     | what it holds                                               |
   |------------|-------------------------------------------------------------|
@@ -110,18 +114,22 @@
   | `:default` | a function of an unknown tag and its form; default: throws   |
   | `:eof`     | what is returned at the end; default: throws                |
 
-  Throws `:invalid-edn`, and `:no-memory` for what does not fit into the JVM's heap. An IOException is thrown on.
+  Throws `:invalid-edn`, and `:no-memory` for what does not fit into the JVM's heap. An
+  IOException is thrown on.
 
       (read-form (bounded-reader (StringReader. \"\")) {:eof nil}) ;=> nil"
   [^PushbackReader reader {:keys [readers default] :as options}]
   (try
-    (edn/read (assoc options :readers (merge edn-text/readers readers) :default (or default unknown-tag))
+    (edn/read (assoc options :readers (merge edn-text/readers readers) :default
+                     (or default unknown-tag))
               reader)
     (catch ExceptionInfo e
       (throw (if (:bpfmap/error (ex-data e)) e (invalid (ex-message e) e))))
     (catch RuntimeException e
       ;; What a tag's function throws comes wrapped.
-      (throw (if (:bpfmap/error (ex-data (ex-cause e))) (ex-cause e) (invalid (or (ex-message e) (str (class e))) e))))
+      (throw (if (:bpfmap/error (ex-data (ex-cause e)))
+               (ex-cause e)
+               (invalid (or (ex-message e) (str (class e))) e))))
     (catch StackOverflowError e
       (throw (invalid "tags or metadata nested too deep" e)))
     (catch OutOfMemoryError e
@@ -142,8 +150,8 @@
          (if (identical? end form) forms (recur (conj forms form))))))))
 
 (defn read-text
-  "Reads the one form that a text is; the options are those of [[read-form]]. Throws `:invalid-edn` for a text without a
-  form, or with more than one.
+  "Reads the one form that a text is; the options are those of [[read-form]]. Throws
+  `:invalid-edn` for a text without a form, or with more than one.
 
       (read-text \"{:src 1}\") ;=> {:src 1}"
   ([text] (read-text text {}))

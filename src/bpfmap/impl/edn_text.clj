@@ -1,9 +1,10 @@
 (ns ^:no-doc bpfmap.impl.edn-text
   "Prints data as EDN that reads back as what it was, whatever names and texts are in it.
 
-  Names of fields and of enums come from the BTF of other programs. A keyword that EDN has no literal for is printed as
-  `#bpfmap/keyword \"a b\"`, and control characters are printed as `\\uXXXX`, so that text from anywhere cannot steer a
-  terminal. [[readers]] has the functions of the tags."
+  Names of fields and of enums come from the BTF of other programs. A keyword that EDN has no
+  literal for is printed as `#bpfmap/keyword \"a b\"`, and control characters are printed as
+  `\\uXXXX`, so that text from anywhere cannot steer a terminal. [[readers]] has the functions of
+  the tags."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.impl.escape :as escape])
   (:import (clojure.lang Keyword)))
@@ -18,12 +19,18 @@
   (re-pattern (str ":(?:" plain-name "/)?(?![0-9])" plain-name)))
 
 (defn- ->keyword
-  "Returns the keyword that `#bpfmap/keyword` stands for: of a text, or of a vector of namespace and name."
+  "Returns the keyword that `#bpfmap/keyword` stands for: of a text, or of a vector of namespace
+  and name."
   [x]
   (cond
     (string? x) (keyword x)
-    (and (vector? x) (= 2 (count x)) (every? #(or (nil? %) (string? %)) x) (string? (second x))) (apply keyword x)
-    :else (throw (IllegalArgumentException. (str "#bpfmap/keyword takes a text, or [namespace name], got " (pr-str x))))))
+    (and (vector? x)
+         (= 2 (count x))
+         (every? #(or (nil? %) (string? %)) x)
+         (string? (second x))) (apply keyword x)
+    :else (throw
+           (IllegalArgumentException. (str "#bpfmap/keyword takes a text, or [namespace name], got "
+                                           (pr-str x))))))
 
 (def readers
   "Functions of the tags of bpfmap, for `clojure.edn/read`: `#bpfmap/bytes` and `#bpfmap/keyword`."
@@ -36,7 +43,8 @@
         same? (= k (keyword whole))]
     (if (and same? (re-matches plain-keyword text))
       text
-      (str "#bpfmap/keyword " (escape/escape-edn (pr-str (if same? whole [(namespace k) (name k)])))))))
+      (str "#bpfmap/keyword "
+           (escape/escape-edn (pr-str (if same? whole [(namespace k) (name k)])))))))
 
 (declare write)
 
@@ -69,7 +77,8 @@
 
       (edn-text {:a 1, (keyword \"b c\") \"\\u001b\"}) ;=> \"{:a 1, #bpfmap/keyword \\\"b c\\\" \\\"\\\\u001b\\\"}\""
   ^String [x]
-  (binding [*print-namespace-maps* false, *print-length* nil, *print-level* nil, *print-meta* false, *print-readably* true]
+  (binding [*print-namespace-maps* false, *print-length* nil, *print-level* nil, *print-meta* false
+            *print-readably* true]
     (let [out (StringBuilder.)]
       (write out x)
       (str out))))

@@ -47,26 +47,38 @@
   (get-in (rules/types type) [:refers :value :in]))
 
 (defn- hangs-on
-  "What the elements of a map type hang on, given as keys that are descriptors: a key of [[wanted]], or nil."
+  "What the elements of a map type hang on, given as keys that are descriptors: a key of
+  [[wanted]], or nil."
   [{:keys [type]}]
   (get-in (rules/types type) [:refers :key :in]))
 
 (def ^:private wanted
   "What the kernel wants of an object that a map stores or is keyed by."
-  {:map (str "what is stored must be a map like the :inner-map of the spec: type, key-size, value-size and flags, and max-entries "
+  {:map (str
+         "what is stored must be a map like the :inner-map of the spec: type, key-size, value-size "
+         "and flags, and max-entries "
              "of an array unless both were created with :inner-map among their flags")
-   :program (str "what is stored must be a program; all programs of one map are of one type, that of the first stored, "
+   :program (str
+             "what is stored must be a program; all programs of one map are of one type, that of "
+             "the first stored, "
                  "and not attached elsewhere in a way that forbids it")
-   :program-field (str "the interface of that index, or the CPU of that number, must exist, and a program must be an XDP program "
+   :program-field (str
+                   "the interface of that index, or the CPU of that number, must exist, and a "
+                   "program must be an XDP program "
                        "made for this kind of map (its expected attach type)")
    :socket "the socket must be one of this map's kind: TCP listening or established, UDP bound, or a reuseport group's"
    :xdp-socket "the socket must be an AF_XDP socket"
    :perf-event "the descriptor must be of a perf event that programs can write to"
    :cgroup "the directory must be one of a cgroup2 hierarchy"
-   :functions (str "give the members that the struct must have (tcp_congestion_ops: a :name, :ssthresh, :undo_cwnd, and :cong_avoid or "
-                   ":cong_control), and of the others that are no functions only those that the kernel takes: "
-                   "nothing that counts or links, such as :common, or :refcnt, :state and :list where the struct has them at its top; "
-                   "a program is loaded as :struct-ops, with the struct's id in the kernel's BTF as :attach-btf-id and the index "
+   :functions (str
+               "give the members that the struct must have (tcp_congestion_ops: a :name, "
+               ":ssthresh, :undo_cwnd, and :cong_avoid or "
+                   ":cong_control), and of the others that are no functions only those that the "
+                   "kernel takes: "
+                   "nothing that counts or links, such as :common, or :refcnt, :state and :list "
+                   "where the struct has them at its top; "
+                   "a program is loaded as :struct-ops, with the struct's id in the kernel's BTF "
+                   "as :attach-btf-id and the index "
                    "of its member as :expected-attach-type")
    :task "the descriptor must be a pidfd"
    :inode "the descriptor must be of a file"})
@@ -81,7 +93,8 @@
        "; run as root, or grant the capability (setcap, systemd's AmbientCapabilities=)"))
 
 (defn- pin-elsewhere [{:keys [path]}]
-  (str path " is not on a BPF file system; mount one with `mount -t bpf bpf DIRECTORY` and pin below it"))
+  (str path
+       " is not on a BPF file system; mount one with `mount -t bpf bpf DIRECTORY` and pin below it"))
 
 (defn- without-bpf-lsm?
   "Whether the kernel is known to run without the BPF LSM."
@@ -89,11 +102,13 @@
   (and lsms (not (contains? lsms "bpf"))))
 
 (defn- bpf-lsm-hint [{:keys [lsms]}]
-  (str "this kernel runs without the BPF LSM: /sys/kernel/security/lsm has " (str/join ", " (sort lsms))
+  (str "this kernel runs without the BPF LSM: /sys/kernel/security/lsm has "
+       (str/join ", " (sort lsms))
        "; boot it with bpf in lsm="))
 
 (defn left-out
-  "Returns why a kernel may lack a map type that is older than it: a hint. `lsms` are the names of its security modules, or nil.
+  "Returns why a kernel may lack a map type that is older than it: a hint. `lsms` are the names of
+  its security modules, or nil.
 
       (left-out :xskmap nil) ;=> \"this kernel is built without it\""
   [type lsms]
@@ -108,18 +123,21 @@
   (boolean (and needed release (not (rules/at-least? release needed)))))
 
 (def ^:private explanations
-  "The first row that fits wins. `:row` is its name, for tests; `:errno` and `:op` are sets, absent where any will do;
-  `:when` looks at the facts; `:hint` is a text or a function of the facts."
+  "The first row that fits wins. `:row` is its name, for tests; `:errno` and `:op` are sets,
+  absent where any will do; `:when` looks at the facts; `:hint` is a text or a function of the
+  facts."
   [;; Of a thread that leads its process bpfmap has taken a pidfd of the process instead.
    {:row :thread-without-pidfd
     :errno #{:EINVAL} :when #(and (:reference %) (:thread %)) :error :not-supported
     :hint (fn [{:keys [reference release]}]
-            (str reference " is not the first of its process, and a pidfd of such a thread needs Linux 6.9"
+            (str reference
+                 " is not the first of its process, and a pidfd of such a thread needs Linux 6.9"
                  (when release (str ", this is " release)) "; the first thread is {:pid n}"))}
    ;; ENOENT from Linux 6.14 on, or near it; a process that is none answers ESRCH.
    {:row :thread-as-process
     :errno #{:EINVAL :ENOENT} :when #(and (:reference %) (= :task (:object %))) :error :not-found
-    :hint (fn [{:keys [reference]}] (str reference " is a thread of a process; one thread is {:tid n}, from Linux 6.9 on"))}
+    :hint (fn [{:keys [reference]}]
+            (str reference " is a thread of a process; one thread is {:tid n}, from Linux 6.9 on"))}
    {:row :reference-gone
     :errno #{:ENOENT :ESRCH :ENOTDIR} :when :reference :error :not-found
     :hint (fn [{:keys [reference]}] (str "there is no " reference " (any more)"))}
@@ -129,7 +147,8 @@
    {:row :reference-denied
     :errno #{:EPERM :EACCES} :when :reference :error :permission
     :hint (fn [{:keys [reference]}]
-            (str "this process may not open " reference "; an id takes CAP_SYS_ADMIN, a descriptor of another process "
+            (str "this process may not open " reference
+                 "; an id takes CAP_SYS_ADMIN, a descriptor of another process "
                  "the right to trace it, a path its file's mode"))}
    {:row :opened-read-only
     :errno #{:EPERM} :op rules/writes :when #(= :read-only (:access %)) :error :read-only
@@ -141,31 +160,42 @@
     :errno #{:EPERM} :op rules/writes :when :frozen :error :permission
     :hint "the map is frozen: user space can never change it again"}
    {:row :pin-off-bpffs
-    :errno #{:EPERM} :op #{:pin! :move-pin!} :when #(false? (:bpffs %)) :error :not-bpffs :hint pin-elsewhere}
+    :errno #{:EPERM} :op #{:pin! :move-pin!} :when #(false? (:bpffs %)) :error :not-bpffs
+    :hint pin-elsewhere}
    ;; sysfs, in which the usual place to mount one is, answers ENOENT.
    {:row :pin-on-sysfs
-    :errno #{:ENOENT} :op #{:pin! :move-pin!} :when #(and (false? (:bpffs %)) (:directory? %)) :error :not-bpffs :hint pin-elsewhere}
+    :errno #{:ENOENT} :op #{:pin! :move-pin!} :when #(and (false? (:bpffs %)) (:directory? %))
+    :error :not-bpffs :hint pin-elsewhere}
    {:row :open-off-bpffs
     :errno #{:EPERM :EACCES} :op #{:open} :when #(false? (:bpffs %)) :error :not-bpffs
     :hint (fn [{:keys [path]}]
             (str path " is not on a BPF file system, so nothing is pinned there"))}
-   ;; The JVM may have put something there; or another handle of this process has the arena, which lies at one address only.
+   ;; The JVM may have put something there; or another handle of this process has the arena, which
+   ;; lies at one address only.
    {:row :address-taken
     :errno #{:EEXIST} :op #{:memory} :error :busy
-    :hint (str "something of this process lies at the address already: the same arena, mapped through another handle, or "
-               "anything else; use that handle's memory, or create the arena with another :map-extra")}
+    :hint (str
+           "something of this process lies at the address already: the same arena, mapped through "
+           "another handle, or "
+               "anything else; use that handle's memory, or create the arena with another "
+               ":map-extra")}
    {:row :arena-elsewhere
     :errno #{:EINVAL :EBUSY} :op #{:memory} :when #(= :arena (:type %)) :error :busy
-    :hint (str "it is mapped already, by another process or handle, and lies at the same address for all of them, which the "
+    :hint (str
+           "it is mapped already, by another process or handle, and lies at the same address for "
+           "all of them, which the "
                "kernel does not tell; create it with the address as :map-extra, and all can map it")}
    {:row :memory-of-kernel-fields
     :errno #{:ENOTSUPP :EOPNOTSUPP} :op #{:memory} :error :not-supported
     :hint "the kernel does not map values in which it keeps something for itself, such as a spin lock or a timer"}
    {:row :memory-before-5-5
-    :errno #{:ENODEV} :op #{:memory} :error :not-supported :hint "mapping a map's memory needs Linux 5.5"}
+    :errno #{:ENODEV} :op #{:memory} :error :not-supported
+    :hint "mapping a map's memory needs Linux 5.5"}
    {:row :page-denied
     :errno #{:EFAULT :ENOMEM} :op #{:populate!} :error :no-memory
-    :hint (str "there is a page that the kernel cannot allocate, and reading it would end this process: the memory cgroup of "
+    :hint (str
+           "there is a page that the kernel cannot allocate, and reading it would end this "
+           "process: the memory cgroup of "
                "the arena's creator is at its limit, or a program holds the page back")}
    {:row :address-space-full
     :errno #{:ENOMEM} :op #{:memory} :error :no-memory
@@ -175,39 +205,55 @@
    {:row :user-namespace
     :errno #{:EPERM} :when #(and (:user-namespace %) (not (:path %))) :error :permission
     :hint (fn [{:keys [op]}]
-            (str "this process is in a user namespace, as of a container, and its capabilities do not count outside; "
+            (str
+             "this process is in a user namespace, as of a container, and its capabilities do not "
+             "count outside; "
                  (if (#{:create :load-btf} op)
-                   (str "a BPF file system that delegates the creation of maps and the loading of BTF gives a token for it (Linux 6.9; "
+                   (str
+                    "a BPF file system that delegates the creation of maps and the loading of BTF "
+                    "gives a token for it (Linux 6.9; "
                         "LIBBPF_BPF_TOKEN_PATH says where it is, /sys/fs/bpf unless set)")
                    "run it in the host's")))}
    {:row :memlock-limit
-    :errno #{:EPERM} :op #{:create :load} :when (comp rules/charges-memlock? :release) :error :permission
-    :hint (str "kernels before 5.11 charge maps and programs to RLIMIT_MEMLOCK, and this process may not raise it as far as it takes; "
+    :errno #{:EPERM} :op #{:create :load} :when (comp rules/charges-memlock? :release)
+    :error :permission
+    :hint (str
+           "kernels before 5.11 charge maps and programs to RLIMIT_MEMLOCK, and this process may "
+           "not raise it as far as it takes; "
                "raise it (ulimit -l unlimited), or grant CAP_SYS_RESOURCE")}
    {:row :unpin-denied
-    :errno #{:EPERM :EACCES} :op #{:unpin! :move-pin!} :when (some-fn :removing :from) :error :permission
+    :errno #{:EPERM :EACCES} :op #{:unpin! :move-pin!} :when (some-fn :removing :from)
+    :error :permission
     :hint (fn [{:keys [path from]}]
             (let [path (or from path)]
-              (str "this user may not write in the directory of " path ", or the directory is sticky, as the root of a "
+              (str "this user may not write in the directory of " path
+                   ", or the directory is sticky, as the root of a "
                    "BPF file system is, and " path " belongs to another user")))}
    ;; bpf(2) answers EACCES for whatever is not a pin, which is not a matter of modes.
    {:row :opens-directory
-    :errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins} :when #(and (:path %) (= :directory (:file-type %))) :error :not-a-pin
+    :errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins}
+    :when #(and (:path %) (= :directory (:file-type %))) :error :not-a-pin
     :hint (fn [{:keys [path]}] (str path " is a directory"))}
    {:row :opens-kernel-file
-    :errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins} :when #(and (:path %) (:passes-modes %)) :error :not-a-pin
+    :errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins}
+    :when #(and (:path %) (:passes-modes %)) :error :not-a-pin
     :hint (fn [{:keys [path]}]
-            (str "no file mode denies this process anything: " path " is a file of the kernel's own, such as maps.debug, or a security "
+            (str "no file mode denies this process anything: " path
+                 " is a file of the kernel's own, such as maps.debug, or a security "
                  "module denies it"))}
    {:row :path-denied
-    :errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :move-pin! :pins} :when #(and (:path %) (not (:passes-modes %))) :error :permission
-    :hint (fn [{:keys [path]}] (str "the file mode of " path " or of a directory above it denies this"))}
+    :errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :move-pin! :pins}
+    :when #(and (:path %) (not (:passes-modes %))) :error :permission
+    :hint (fn [{:keys [path]}]
+            (str "the file mode of " path " or of a directory above it denies this"))}
    {:row :verifier-denied
     :errno #{:EPERM :EACCES} :op #{:load} :error :program-rejected
     :hint "the verifier refused the program; the end of its log, where there is one, says which instruction and why"}
    {:row :unprivileged
     :errno #{:EPERM :EACCES} :when :unprivileged :error :permission
-    :hint (str "this process has neither CAP_BPF nor CAP_SYS_ADMIN, and what it has open does not allow this; run as root, or grant "
+    :hint (str
+           "this process has neither CAP_BPF nor CAP_SYS_ADMIN, and what it has open does not "
+           "allow this; run as root, or grant "
                "the capability (setcap, systemd's AmbientCapabilities=)")}
    {:row :security-module
     :errno #{:EPERM :EACCES} :error :permission
@@ -216,7 +262,9 @@
    {:row :nothing-behind
     :errno #{:ENOENT} :op #{:open} :when #(and (:path %) (= :file (:file-type %))) :error :not-found
     :hint (fn [{:keys [path]}]
-            (str "there is a file " path ", but the kernel has no object for it; it may be one of the kernel's own, such as maps.debug"))}
+            (str "there is a file " path
+                 ", but the kernel has no object for it; it may be one of the kernel's own, such "
+                 "as maps.debug"))}
    {:row :path-missing
     :errno #{:ENOENT :ENOTDIR} :op #{:open :pin! :move-pin! :unpin!} :when :path :error :not-found
     :hint (fn [{:keys [path op]}]
@@ -228,15 +276,18 @@
     :hint "its directory names it, but it is gone by now, or nothing is behind the name"}
    {:row :id-gone
     :errno #{:ENOENT} :op #{:open :list} :error :not-found
-    :hint (fn [{:keys [object]}] (str "no " (name (or object :map)) " has that id, or none has it any more"))}
+    :hint (fn [{:keys [object]}]
+            (str "no " (name (or object :map)) " has that id, or none has it any more"))}
    {:row :link-being-made
     :errno #{:EAGAIN} :op #{:open :list} :when #(= :link (:object %)) :error :busy
     :hint "the link is being made at this moment; try again"}
    {:row :links-before-5-8
-    :errno #{:EINVAL} :op #{:list} :when #(and (= :link (:object %)) (some-> (:release %) (rules/at-least? "5.8") not))
+    :errno #{:EINVAL} :op #{:list}
+    :when #(and (= :link (:object %)) (some-> (:release %) (rules/at-least? "5.8") not))
     :error :not-supported :hint "links have ids from Linux 5.8 on"}
    {:row :btf-gone
-    :errno #{:ENOENT} :op #{:btf-by-id} :error :not-found :hint "no BTF object has that id, or none has it any more"}
+    :errno #{:ENOENT} :op #{:btf-by-id} :error :not-found
+    :hint "no BTF object has that id, or none has it any more"}
    {:row :tracepoint-missing
     :errno #{:ENOENT} :op #{:attach-raw-tracepoint} :error :not-found
     :hint "no raw tracepoint has that name; /sys/kernel/tracing/available_events lists them, without the part before the colon and but for those of syscalls"}
@@ -249,47 +300,61 @@
 
    {:row :queue-full
     :errno #{:E2BIG} :op #{:push!} :error :map-full
-    :hint (fn [{:keys [max-entries]}] (str "it holds its " max-entries (if (= 1 max-entries) " value; " " values; ")
-                                                 "pop! some, or push! with {:overwrite true}"))}
+    :hint (fn [{:keys [max-entries]}]
+            (str "it holds its " max-entries (if (= 1 max-entries) " value; " " values; ")
+                       "pop! some, or push! with {:overwrite true}"))}
    {:row :index-out-of-range
-    :errno #{:E2BIG :EINVAL} :op puts :when #(and (rules/by-index? (:type %)) (nil? (stored %))) :error :out-of-range
-    :hint (fn [{:keys [max-entries]}] (str "an index of this map runs from 0 to " (dec max-entries)))}
+    :errno #{:E2BIG :EINVAL} :op puts :when #(and (rules/by-index? (:type %)) (nil? (stored %)))
+    :error :out-of-range
+    :hint (fn [{:keys [max-entries]}]
+            (str "an index of this map runs from 0 to " (dec max-entries)))}
    {:row :reference-index-out-of-range
     :errno #{:E2BIG} :op puts :when #(rules/by-index? (:type %)) :error :out-of-range
-    :hint (fn [{:keys [max-entries]}] (str "an index of this map runs from 0 to " (dec max-entries)))}
+    :hint (fn [{:keys [max-entries]}]
+            (str "an index of this map runs from 0 to " (dec max-entries)))}
    {:row :map-full
     :errno #{:E2BIG :ENOSPC} :op puts :when #(not (rules/by-index? (:type %))) :error :map-full
-    :hint (fn [{:keys [max-entries]}] (str "the map holds its " max-entries (if (= 1 max-entries) " entry; " " entries; ")
-                                                 "delete some, or create it with more :max-entries"))}
+    :hint (fn [{:keys [max-entries]}]
+            (str "the map holds its " max-entries (if (= 1 max-entries) " entry; " " entries; ")
+                       "delete some, or create it with more :max-entries"))}
    {:row :struct-registered
     :errno #{:EBUSY} :op puts :when #(= :functions (stored %)) :error :busy
     :hint "a value is registered once in the life of its map, and this map has had its own; create another"}
    {:row :struct-name-taken
     :errno #{:EEXIST} :op puts :when #(= :functions (stored %)) :error :exists
     :hint "the kernel has one of that name already; give it another name, or delete! the other from its map"}
-   ;; Linux 6.18 returns 1, which is no errno, for a member that is the kernel's own, such as the :owner of tcp_congestion_ops.
+   ;; Linux 6.18 returns 1, which is no errno, for a member that is the kernel's own, such as the
+   ;; :owner of tcp_congestion_ops.
    {:row :struct-member-denied
-    :errno #{-1} :op puts :when #(= :functions (stored %)) :error :incompatible :hint (comp wanted stored)}
+    :errno #{-1} :op puts :when #(= :functions (stored %)) :error :incompatible
+    :hint (comp wanted stored)}
    {:row :struct-linked
     :errno #{:EOPNOTSUPP} :op #{:delete!} :when #(= :functions (stored %)) :error :not-supported
     :hint "a map with the flag :link is registered and unregistered by a link; close the link, or the map if it has none"}
    ;; Linux 5.10 makes such a map, and answers EBADF for every file.
    {:row :inodes-without-lsm
-    :errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (without-bpf-lsm? %)) :error :not-supported
+    :errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (without-bpf-lsm? %))
+    :error :not-supported
     :hint (fn [ctx] (str "inodes have no storage here; " (bpf-lsm-hint ctx)))}
    ;; The kernel does not say which, and without securityfs its security modules are not known.
    {:row :inodes-unknown-lsm
-    :errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (nil? (:lsms %))) :error :invalid-value
-    :hint (str (must-be :inode) "; if it is one, this kernel runs without the BPF LSM: mount securityfs and see "
+    :errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (nil? (:lsms %)))
+    :error :invalid-value
+    :hint (str (must-be :inode)
+               "; if it is one, this kernel runs without the BPF LSM: mount securityfs and see "
                "whether /sys/kernel/security/lsm has bpf")}
    {:row :key-descriptor-wrong
-    :errno #{:EBADF :ENOTSOCK} :op elements :when hangs-on :error :invalid-value :hint (comp must-be hangs-on)}
+    :errno #{:EBADF :ENOTSOCK} :op elements :when hangs-on :error :invalid-value
+    :hint (comp must-be hangs-on)}
    {:row :value-descriptor-wrong
     :errno #{:EBADF} :op elements :when stored :error :invalid-value :hint (comp must-be stored)}
-   ;; What its program is wrong with, the kernel does not say, nor, before 7.0 or so, that it is the program: kernel/bpf/cpumap.c.
+   ;; What its program is wrong with, the kernel does not say, nor, before 7.0 or so, that it is
+   ;; the program: kernel/bpf/cpumap.c.
    {:row :cpu-program-denied
     :errno #{:ENOMEM :EINVAL} :op puts :when #(= :cpumap (:type %)) :error :incompatible
-    :hint (str "the kernel does not take it: a program must be an XDP program made for CPU maps (its expected attach type); "
+    :hint (str
+           "the kernel does not take it: a program must be an XDP program made for CPU maps (its "
+           "expected attach type); "
                "or there is no memory for the queue")}
    {:row :cpu-queue-too-long
     :errno #{:EOVERFLOW} :op puts :when #(= :cpumap (:type %)) :error :invalid-value
@@ -298,21 +363,27 @@
     :errno #{:ENOBUFS} :op puts :when #(= :xdp-socket (stored %)) :error :incompatible
     :hint "an AF_XDP socket must have a receive ring or a transmit ring (setsockopt XDP_RX_RING, XDP_TX_RING)"}
    {:row :socket-stored-already
-    :errno #{:EBUSY} :op puts :when #(= :socket (stored %)) :error :busy :hint "the socket is in this map, or another of its kind, already"}
+    :errno #{:EBUSY} :op puts :when #(= :socket (stored %)) :error :busy
+    :hint "the socket is in this map, or another of its kind, already"}
    {:row :value-object-denied
-    :errno #{:EINVAL :EOPNOTSUPP :ENOTSUPP :EPROTOTYPE :ESOCKTNOSUPPORT :ENOTSOCK :ENODEV} :op puts :when stored :error :incompatible
+    :errno #{:EINVAL :EOPNOTSUPP :ENOTSUPP :EPROTOTYPE :ESOCKTNOSUPPORT :ENOTSOCK :ENODEV} :op puts
+    :when stored :error :incompatible
     :hint (comp wanted stored)}
    {:row :long-values-before-5-15
-    :errno #{:E2BIG} :op #{:create} :when (fn [{:keys [type release]}] (too-old? (:long-values-since (rules/types type)) release))
+    :errno #{:E2BIG} :op #{:create}
+    :when (fn [{:keys [type release]}] (too-old? (:long-values-since (rules/types type)) release))
     :error :not-supported
     :hint (fn [{:keys [type release]}]
-            (str "values longer than a page need Linux " (:long-values-since (rules/types type)) ", this is " release))}
+            (str "values longer than a page need Linux " (:long-values-since (rules/types type))
+                 ", this is " release))}
    {:row :create-too-large
     :errno #{:E2BIG} :op #{:create} :error :invalid-spec
     :hint "key, value or :max-entries is larger than this kernel allows"}
    {:row :program-too-long
     :errno #{:E2BIG} :op #{:load} :error :program-rejected
-    :hint (str "the program has more instructions than this kernel takes, or more than a million are run through on its paths, as by a "
+    :hint (str
+           "the program has more instructions than this kernel takes, or more than a million are "
+           "run through on its paths, as by a "
                "long loop; in the latter case there is a log that says so")}
    {:row :no-memory
     :errno #{:ENOMEM} :error :no-memory
@@ -320,11 +391,14 @@
             (str "the kernel has no memory for it; make :max-entries or the values smaller"
                  (when (= :hash type) ", or allocate on demand with :no-prealloc")))}
    {:row :name-too-long
-    :errno #{:ENAMETOOLONG} :error :invalid-value :hint "a part of the path is longer than 255 bytes, or the whole than 4095"}
+    :errno #{:ENAMETOOLONG} :error :invalid-value
+    :hint "a part of the path is longer than 255 bytes, or the whole than 4095"}
    {:row :process-files
-    :errno #{:EMFILE} :error :too-many-files :hint "this process has reached its limit of open files (ulimit -n)"}
+    :errno #{:EMFILE} :error :too-many-files
+    :hint "this process has reached its limit of open files (ulimit -n)"}
    {:row :system-files
-    :errno #{:ENFILE} :error :too-many-files :hint "the system has reached its limit of open files (fs.file-max)"}
+    :errno #{:ENFILE} :error :too-many-files
+    :hint "the system has reached its limit of open files (fs.file-max)"}
    {:row :arena-mapped-before
     :errno #{:EBUSY} :op #{:freeze!} :when #(= :arena (:type %)) :error :busy
     :hint "an arena can only be frozen before its memory is mapped for writing the first time"}
@@ -335,16 +409,20 @@
     :errno #{:EBUSY} :op #{:freeze!} :error :busy
     :hint (fn [{:keys [writers]}]
             (str "somebody has the map's memory mapped writable; unmap it first"
-                 (when writers (str "; processes that have a map's memory mapped so, this one's or another's: " writers))))}
+                 (when writers
+                   (str "; processes that have a map's memory mapped so, this one's or another's: "
+                        writers))))}
    {:row :busy
     :errno #{:EBUSY} :error :busy :hint "the kernel is using it; try again"}
    {:row :interrupted
     :errno #{:EINTR :EAGAIN} :error :interrupted :hint "a signal cut it short part-way; try again"}
 
    {:row :alternative
-    :errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :op elements :when :alternative :error :not-supported :hint :alternative}
+    :errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :op elements :when :alternative :error :not-supported
+    :hint :alternative}
    {:row :operation-before-its-release
-    :errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :when (fn [{:keys [type op release]}] (rules/since-text type op release)) :error :not-supported
+    :errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL}
+    :when (fn [{:keys [type op release]}] (rules/since-text type op release)) :error :not-supported
     :hint (fn [{:keys [type op release]}] (rules/since-text type op release))}
    {:row :freeze-of-kernel-fields
     :errno #{:ENOTSUPP} :op #{:freeze!} :error :not-supported
@@ -356,10 +434,14 @@
     :hint "a stack has at most as many frames as the sysctl kernel.perf_event_max_stack says, 127 unless it was changed"}
    {:row :numa-node-missing
     :errno #{:EINVAL} :op #{:create} :when :numa-node :error :invalid-spec
-    :hint (fn [{:keys [numa-node]}] (str "this machine may have no node " numa-node "; /sys/devices/system/node/online says which it has"))}
+    :hint (fn [{:keys [numa-node]}]
+            (str "this machine may have no node " numa-node
+                 "; /sys/devices/system/node/online says which it has"))}
    {:row :struct-not-implementable
     :errno #{:ENOTSUPP} :op #{:create} :when #(= :struct-ops (:type %)) :error :not-supported
-    :hint (str "this kernel's programs cannot implement that struct; Linux 5.10 has none before it has read its own BTF, "
+    :hint (str
+           "this kernel's programs cannot implement that struct; Linux 5.10 has none before it has "
+           "read its own BTF, "
                "which it does when the first program is loaded")}
    {:row :create-breaks-rule
     :errno #{:EINVAL :ENOTSUPP :EOPNOTSUPP} :op #{:create} :error :invalid-spec
@@ -377,16 +459,20 @@
     :errno #{:EINVAL} :op #{:test-run} :error :invalid-value
     :hint "the program type wants other input: data of 14 bytes or more for packet programs, a context and no data for raw tracepoints"}
    {:row :kernel-lacks
-    :errno #{:ENOTSUPP :EOPNOTSUPP :ENOSYS} :error :not-supported :hint "this kernel does not support it"}
+    :errno #{:ENOTSUPP :EOPNOTSUPP :ENOSYS} :error :not-supported
+    :hint "this kernel does not support it"}
    {:row :descriptor-wrong
     :errno #{:EBADF} :error :invalid-value
     :hint "a descriptor that it was given is not open (any more), or is of another kind"}
    {:row :element-missing
-    :errno #{:ENOENT} :op elements :error :not-found :hint "the key, or what it names, is not there (any more)"}
+    :errno #{:ENOENT} :op elements :error :not-found
+    :hint "the key, or what it names, is not there (any more)"}
    {:row :missing
-    :errno #{:ENOENT :ENOTDIR :ESRCH} :error :not-found :hint "what it names is not there (any more)"}
+    :errno #{:ENOENT :ENOTDIR :ESRCH} :error :not-found
+    :hint "what it names is not there (any more)"}
    {:row :exists
-    :errno #{:EEXIST} :error :exists :hint "there is one already: use replace! or put!, or another name"}
+    :errno #{:EEXIST} :error :exists
+    :hint "there is one already: use replace! or put!, or another name"}
    {:row :element-invalid
     :errno #{:EINVAL} :op elements :error :invalid-value
     :hint "this map type does not take the operation, one of its options, or the key or value that was given"}
@@ -394,19 +480,24 @@
     :errno #{:EINVAL :E2BIG} :error :invalid-value
     :hint "this kernel does not take it: it is older than what was asked for, or the object is of another kind"}
    {:row :no-space
-    :errno #{:ENOSPC :EDQUOT} :error :no-memory :hint "there is no room left for it: in the map, the file system, or what this user may use"}
+    :errno #{:ENOSPC :EDQUOT} :error :no-memory
+    :hint "there is no room left for it: in the map, the file system, or what this user may use"}
    {:row :read-only-file-system
     :errno #{:EROFS} :error :permission :hint "the file system is mounted read-only"}
    {:row :is-directory
     :errno #{:EISDIR} :error :invalid-value :hint "it is a directory"}
    {:row :symbolic-links
-    :errno #{:ELOOP} :error :invalid-value :hint "the path leads through too many symbolic links, or round in a circle"}
+    :errno #{:ELOOP} :error :invalid-value
+    :hint "the path leads through too many symbolic links, or round in a circle"}
    {:row :no-device
-    :errno #{:ENODEV :ENXIO} :error :not-supported :hint "there is no such device, or this kernel has nothing that does it"}
+    :errno #{:ENODEV :ENXIO} :error :not-supported
+    :hint "there is no such device, or this kernel has nothing that does it"}
    {:row :out-of-range
-    :errno #{:ERANGE :EOVERFLOW :EDOM} :error :invalid-value :hint "a number is outside the range that this kernel allows"}
+    :errno #{:ERANGE :EOVERFLOW :EDOM} :error :invalid-value
+    :hint "a number is outside the range that this kernel allows"}
    {:row :lock
-    :errno #{:EDEADLK :ETIMEDOUT} :error :busy :hint "a lock of the kernel's could not be had; try again"}
+    :errno #{:EDEADLK :ETIMEDOUT} :error :busy
+    :hint "a lock of the kernel's could not be had; try again"}
    {:row :unknown
     :error :kernel :hint "bpfmap knows no reason for this answer; please report it"}])
 
@@ -424,11 +515,11 @@
 (defn explain
   "Says what an errno means, given the facts: `{:bpfmap/error kind :bpfmap/hint text}`.
 
-  Facts, all optional but `:op`: `:type :max-entries :numa-node :frozen :access :path
-  :bpffs :directory? :alternative :unsupported :thread` of the object, `:object` (its kind, `:map`
-  unless it is `:program` or `:link`), `:missing` (names of
-  capabilities the thread lacks), `:user-namespace`, `:unprivileged-bpf-disabled`, `:release`, `:lsms` (the names of the
-  kernel's security modules), `:file-type` of the path, `:passes-modes` and `:unprivileged` of the process.
+  Facts, all optional but `:op`: `:type :max-entries :numa-node :frozen :access :path :bpffs
+  :directory? :alternative :unsupported :thread` of the object, `:object` (its kind, `:map` unless
+  it is `:program` or `:link`), `:missing` (names of capabilities the thread lacks),
+  `:user-namespace`, `:unprivileged-bpf-disabled`, `:release`, `:lsms` (the names of the kernel's
+  security modules), `:file-type` of the path, `:passes-modes` and `:unprivileged` of the process.
 
       (:bpfmap/error (explain 7 {:op :put! :type :hash :max-entries 10})) ;=> :map-full"
   [code ctx]

@@ -1,10 +1,11 @@
 (ns ^:no-doc bpfmap.impl.escape
   "Makes text from anywhere safe to show on a terminal.
 
-  Names of maps, pins, processes and fields, and what a map holds, come from other programs. Characters that
-  steer a terminal, reorder a line or cannot be seen are written as `\\uXXXX`: controls (C0, DEL and C1, so
-  every escape sequence), format characters (bidirectional overrides, zero-width and tag characters), line and
-  paragraph separators, and surrogates without a partner. Every edge of bpfmap escapes with this namespace alone."
+  Names of maps, pins, processes and fields, and what a map holds, come from other programs.
+  Characters that steer a terminal, reorder a line or cannot be seen are written as `\\uXXXX`:
+  controls (C0, DEL and C1, so every escape sequence), format characters (bidirectional overrides,
+  zero-width and tag characters), line and paragraph separators, and surrogates without a partner.
+  Every edge of bpfmap escapes with this namespace alone."
   (:import (java.lang Character StringBuilder)))
 
 (set! *warn-on-reflection* true)
@@ -38,8 +39,8 @@
     (.append out digits)))
 
 (defn- replace-unsafe
-  "Returns the text with each unsafe character from index `at` on replaced. `(before out)` is called first,
-  with what was written so far."
+  "Returns the text with each unsafe character from index `at` on replaced. `(before out)` is
+  called first, with what was written so far."
   [^String text at before keep?]
   (let [out (StringBuilder. (+ 16 (.length text)))]
     (loop [done 0 at (long at)]
@@ -63,8 +64,8 @@
     (if (neg? at) text (replace-unsafe text at before keep?))))
 
 (defn escape
-  "Returns a text in which each unsafe character is written as `\\uXXXX`. Text that is safe is returned as it is, so
-  escaping twice changes nothing.
+  "Returns a text in which each unsafe character is written as `\\uXXXX`. Text that is safe is
+  returned as it is, so escaping twice changes nothing.
 
       (escape \"two\\nlines\") ;=> \"two\\\\u000alines\""
   ^String [text]
@@ -87,8 +88,9 @@
   (dotimes [_ n] (.append out \\)))
 
 (defn escape-text
-  "Like [[escape]], for a value on its own, such as a table's cell. Different texts stay different: backslashes before
-  what looks like an escape, and before an escape, are doubled. [[unescape-text]] is the inverse.
+  "Like [[escape]], for a value on its own, such as a table's cell. Different texts stay
+  different: backslashes before what looks like an escape, and before an escape, are doubled.
+  [[unescape-text]] is the inverse.
 
       (escape-text \"a\\nb\")      ;=> \"a\\\\u000ab\"
       (escape-text \"a\\\\u000ab\") ;=> \"a\\\\\\\\u000ab\"
@@ -119,9 +121,13 @@
         (str (.append out ^String text (int done) (.length ^String text)))))))
 
 (defn escape-edn
-  "Like [[escape]], for text that `pr-str` made: strings and characters in it still read as what they were.
+  "Like [[escape]], for text that `pr-str` made: strings and characters in it still read as what
+  they were.
 
       (escape-edn (pr-str \"a\\u001b\")) ;=> \"\\\"a\\\\u001b\\\"\""
   ^String [printed]
-  ;; An unsafe character in a string follows an even number of backslashes; one that is a character literal follows one.
-  (escape-with printed #(when (odd? (backslashes-before %)) (.setLength ^StringBuilder % (dec (.length ^StringBuilder %)))) never))
+  ;; An unsafe character in a string follows an even number of backslashes; one that is a
+  ;; character literal follows one.
+  (escape-with printed
+               #(when (odd? (backslashes-before %))
+                  (.setLength ^StringBuilder % (dec (.length ^StringBuilder %)))) never))

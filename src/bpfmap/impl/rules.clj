@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.impl.rules
-  "Map types as data: one row for each, with its sizes, flags and operations; and questions about rows."
+  "Map types as data: one row for each, with its sizes, flags and operations; and questions about
+  rows."
   (:require [clojure.set :as set]))
 
 (set! *warn-on-reflection* true)
@@ -49,7 +50,8 @@
    :instead {:else "it has no keys; use push!, pop! and peek"}})
 
 (def ^:private storage-size
-  "A value that hangs on an object: 64 KiB less the kernel's own header, which has 128 bytes on 6.18."
+  "A value that hangs on an object: 64 KiB less the kernel's own header, which has 128 bytes on
+  6.18."
   [1 65535])
 
 (def ^:private local-storage
@@ -72,7 +74,8 @@
   {:keys {8 :u64, 16 [:struct [:cgroup-id :u64] [:attach-type :u32]]} :max-entries [0 0]
    :flags (into access for-programs) :freeze? true
    :long-values-since "5.15" ; bpf_cgroup_storage_map_alloc in kernel/bpf/local_storage.c
-   ;; cgroup_storage_get_next_key there took the head of the list for one more element. Seen on 5.10; stable releases have the fix.
+   ;; cgroup_storage_get_next_key there took the head of the list for one more element. Seen on
+   ;; 5.10; stable releases have the fix.
    :names-absent? true
    :ops (conj reading :replace!)
    ;; The kernel writes with BPF_ANY too, but only what is there.
@@ -83,7 +86,8 @@
              :drain! "an element goes when its program is detached from the cgroup"}})
 
 (def ^:private buffer
-  {:entries "its size in bytes" :key-size [0 0] :value-size [0 0] :btf :none :freeze? true :ops #{} :max-entries any-size
+  {:entries "its size in bytes" :key-size [0 0] :value-size [0 0] :btf :none :freeze? true :ops #{}
+   :max-entries any-size
    :instead {:else "it has no entries; programs and user space share its memory"}})
 
 (def ^:private array-row
@@ -92,7 +96,8 @@
           :ops (into reading any-way) :batch #{:read :write} :instead always-there}))
 
 (def ^:private lru
-  "What is never full. Lists for each CPU have the same number of entries: htab_map_alloc in kernel/bpf/hashtab.c."
+  "What is never full. Lists for each CPU have the same number of entries: htab_map_alloc in
+  kernel/bpf/hashtab.c."
   {:full #{} :evicts true :rounded {:no-common-lru :cpus}})
 
 (def ^:private hash-row
@@ -101,7 +106,8 @@
 
 (def ^:private slots
   (merge index
-         {:values {4 :u32} :flags access :freeze? true :ops slot-ops :full #{:E2BIG} :instead of-slots :index? true}))
+         {:values {4 :u32} :flags access :freeze? true :ops slot-ops :full #{:E2BIG}
+          :instead of-slots :index? true}))
 
 ;; ---------------------------------------------------------------- the rows
 
@@ -143,14 +149,18 @@
   | `:freeze?` `:mmap`                    | whether it can be frozen; `:always` or the flag that lets it be mapped |
   | `:extra` `:most-extra`                | what `:map-extra` is, and its largest number                         |"
   {:hash
-   (merge hash-row {:number 1 :since "3.19" :lock? true :flags (into access (into for-programs [:no-prealloc :zero-seed]))})
+   (merge hash-row
+          {:number 1 :since "3.19" :lock? true
+           :flags (into access (into for-programs [:no-prealloc :zero-seed]))})
 
    :array
    (merge array-row {:number 2 :since "3.19" :btf :index :lock? true :mmap :mmapable
                      :flags (into access (into for-programs [:mmapable :inner-map]))})
 
    :prog-array
-   (merge slots {:number 3 :since "4.2" :refers {:value {:in :program :out :program-id}} :not-inside true})
+   (merge slots
+          {:number 3 :since "4.2" :refers {:value {:in :program :out :program-id}}
+           :not-inside true})
 
    :perf-event-array
    (merge slots {:number 4 :since "4.3" :btf :none :clamped :cpus
@@ -164,17 +174,22 @@
                     :flags (into for-programs [:no-prealloc :rdonly :wronly :zero-seed])})
 
    :percpu-array
-   (merge array-row {:number 6 :since "4.6" :batch-since "5.13" :btf :index :value-size per-cpu-size :per-cpu true
-                     :flags (into for-programs [:rdonly :wronly])})
+   (merge array-row
+          {:number 6 :since "4.6" :batch-since "5.13" :btf :index :value-size per-cpu-size
+           :per-cpu true
+           :flags (into for-programs [:rdonly :wronly])})
 
    :stack-trace
    (merge index {:number 7 :since "4.6" :btf :none :freeze? true :index? true :order :index
-                 :value-size [8 20971520] ; as many frames as the sysctl kernel.perf_event_max_stack may ever allow
+                 ;; As many frames as the sysctl kernel.perf_event_max_stack may ever allow
+                 :value-size [8 20971520]
                  :value-multiple {nil 8, :stack-build-id 32}
                  :elements 127 ; perf_event_max_stack, unless somebody changed that sysctl
                  :element {nil :u64
-                           :stack-build-id [:struct [:status [:enum :s32 {:empty 0 :valid 1 :ip 2}]] [:build-id [:bytes 20]] [:offset :u64]]}
-                 ;; The kernel rounds up, and does not say so: stack_map_alloc in kernel/bpf/stackmap.c.
+                           :stack-build-id [:struct [:status [:enum :s32 {:empty 0 :valid 1 :ip 2}]]
+                                            [:build-id [:bytes 20]] [:offset :u64]]}
+                 ;; The kernel rounds up, and does not say so: stack_map_alloc in
+                 ;; kernel/bpf/stackmap.c.
                  :more-places true
                  :flags (conj access :stack-build-id)
                  :refers {:value {:out :stack}}
@@ -191,7 +206,9 @@
                  :instead (merge of-slots write-only-slots)})
 
    :lru-hash
-   (merge hash-row lru {:number 9 :since "4.10" :flags (into access (into for-programs [:no-common-lru :zero-seed]))})
+   (merge hash-row lru
+          {:number 9 :since "4.10"
+           :flags (into access (into for-programs [:no-common-lru :zero-seed]))})
 
    :lru-percpu-hash
    (merge hash-row lru {:number 10 :since "4.10" :value-size per-cpu-size :per-cpu true
@@ -200,8 +217,10 @@
    :lpm-trie
    (merge hash-row {:number 11 :since "4.11" :key-size [5 260] :full #{:ENOSPC} :order :prefix
                     :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
-                    :ops (disj hash-ops :take! :drain!) :batch #{:read :write :delete} :batch-since "5.13"
-                    ;; trie_update_elem in kernel/bpf/lpm_trie.c, or a stable release that has its fix.
+                    :ops (disj hash-ops :take! :drain!) :batch #{:read :write :delete}
+                    :batch-since "5.13"
+                    ;; trie_update_elem in kernel/bpf/lpm_trie.c, or a stable release that has its
+                    ;; fix.
                     :conditional-since "6.13"
                     :instead (select-keys of-slots [:take! :drain!])})
 
@@ -209,23 +228,26 @@
    (merge slots {:number 12 :since "4.12" :btf :none :inner? true :not-inside true
                  :refers {:value {:in :map :out :map-id}}
                  :batch #{:read :write} :batch-since "5.19"
-                 ;; Measured there. Older kernels try an empty slot again and again, and give up with EINTR.
+                 ;; Measured there. Older kernels try an empty slot again and again, and give up
+                 ;; with EINTR.
                  :batch-read-since "6.18"})
 
    :hash-of-maps
-   (merge hash-row {:number 13 :since "4.12" :btf :none :inner? true :not-inside true :value-size nil :values {4 :u32}
-                    :refers {:value {:in :map :out :map-id}}
-                    :flags (into access (into for-programs [:no-prealloc :zero-seed]))
-                    :ops (disj hash-ops :take!) :ops-since {:drain! "5.19"} :batch-since "5.19"
-                    :drains :whole ; by batches, which cannot be stopped half-way
-                    :instead (select-keys of-slots [:take!])})
+   (merge hash-row
+          {:number 13 :since "4.12" :btf :none :inner? true :not-inside true :value-size nil
+           :values {4 :u32}
+           :refers {:value {:in :map :out :map-id}}
+           :flags (into access (into for-programs [:no-prealloc :zero-seed]))
+           :ops (disj hash-ops :take!) :ops-since {:drain! "5.19"} :batch-since "5.19"
+           :drains :whole ; by batches, which cannot be stopped half-way
+           :instead (select-keys of-slots [:take!])})
 
    :devmap
    (merge slots {:number 14 :since "4.14" :btf :none :added #{:rdonly-prog}
                  :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
                  :refers {:value {:in :program-field :out :program-field}}
-                 ;; The kernel takes every index for one that exists, though it may be empty: it refuses to insert
-                 ;; and replaces what is not there. What would lie is denied.
+                 ;; The kernel takes every index for one that exists, though it may be empty: it
+                 ;; refuses to insert and replaces what is not there. What would lie is denied.
                  :instead of-slots})
 
    :sockmap
@@ -245,17 +267,20 @@
                  :instead (merge (select-keys of-slots [:take! :drain!]) write-only-slots)})
 
    :sockhash
-   (merge sockets {:number 18 :since "4.18" :btf :none :key-size [1 512] :max-entries any-size :freeze? true
-                   :full #{:E2BIG} :flags access})
+   (merge sockets
+          {:number 18 :since "4.18" :btf :none :key-size [1 512] :max-entries any-size :freeze? true
+           :full #{:E2BIG} :flags access})
 
    :cgroup-storage
-   (merge cgroup-local {:number 19 :since "4.19" :value-size storage-size :lock? true :not-inside true})
+   (merge cgroup-local
+          {:number 19 :since "4.19" :value-size storage-size :lock? true :not-inside true})
 
    :reuseport-sockarray
    (merge slots sockets {:number 20 :since "4.19" :flags (into access for-programs)})
 
    :percpu-cgroup-storage
-   (merge cgroup-local {:number 21 :since "4.20" :value-size per-cpu-size :per-cpu true :not-inside true})
+   (merge cgroup-local
+          {:number 21 :since "4.20" :value-size per-cpu-size :per-cpu true :not-inside true})
 
    :queue
    (merge keyless {:number 22 :since "4.20"})
@@ -267,17 +292,19 @@
    (merge local-storage {:number 24 :since "5.2" :refers {:key {:in :socket}}})
 
    :devmap-hash
-   (merge hash-row {:number 25 :since "5.4" :btf :none :added #{:rdonly-prog} :key-size [4 4] :key :u32
-                    :value-size nil :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
-                    :refers {:value {:in :program-field :out :program-field}}
-                    :flags access :batch #{} :batch-since nil
-                    ;; The kernel "replaces" what is not there too.
-                    :ops (disj hash-ops :replace! :take! :drain!)
-                    :instead (select-keys of-slots [:replace! :take! :drain!])})
+   (merge hash-row
+          {:number 25 :since "5.4" :btf :none :added #{:rdonly-prog} :key-size [4 4] :key :u32
+           :value-size nil :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
+           :refers {:value {:in :program-field :out :program-field}}
+           :flags access :batch #{} :batch-since nil
+           ;; The kernel "replaces" what is not there too.
+           :ops (disj hash-ops :replace! :take! :drain!)
+           :instead (select-keys of-slots [:replace! :take! :drain!])})
 
    :struct-ops
    (merge index
-          {:number 26 :since "5.6" :btf :kernel :value-size any-size :max-entries [1 1] :every-index true :one-index true
+          {:number 26 :since "5.6" :btf :kernel :value-size any-size :max-entries [1 1]
+           :every-index true :one-index true
            :flags #{:link :vtype-btf-obj-fd} :not-inside true
            :refers {:value {:in :functions :out :functions}}
            :ops slot-ops
@@ -287,7 +314,9 @@
                             :replace! "what is registered cannot be changed; delete! it, and put! the new value into a new map"})})
 
    :ringbuf
-   (merge buffer {:number 27 :since "5.8" :rounded {nil :pages} :max-entries [1 0x80000000] :flags #{:numa-node :rb-overwrite} :mmap :always})
+   (merge buffer
+          {:number 27 :since "5.8" :rounded {nil :pages} :max-entries [1 0x80000000]
+           :flags #{:numa-node :rb-overwrite} :mmap :always})
 
    :inode-storage
    (merge local-storage {:number 28 :since "5.10" :refers {:key {:in :inode}}})
@@ -296,33 +325,44 @@
    (merge local-storage {:number 29 :since "5.11" :refers {:key {:in :task}}})
 
    :bloom-filter
-   (merge keyless {:number 30 :since "5.16" :btf :value :flags (into access (conj for-programs :zero-seed))
-                   :full #{} :extra "how many hash functions, 0 for the kernel's choice, at most 15" :most-extra 15
-                   :ops #{:push! :might-contain?}
-                   :instead {:else "it only knows whether a value may be in it; use push! and might-contain?"}})
+   (merge keyless
+          {:number 30 :since "5.16" :btf :value :flags (into access (conj for-programs :zero-seed))
+           :full #{} :extra "how many hash functions, 0 for the kernel's choice, at most 15"
+           :most-extra 15
+           :ops #{:push! :might-contain?}
+           :instead {:else "it only knows whether a value may be in it; use push! and might-contain?"}})
 
    :user-ringbuf
-   (merge buffer {:number 31 :since "6.1" :rounded {nil :pages} :max-entries [1 0x80000000] :flags #{:numa-node} :mmap :always})
+   (merge buffer
+          {:number 31 :since "6.1" :rounded {nil :pages} :max-entries [1 0x80000000]
+           :flags #{:numa-node} :mmap :always})
 
    :cgrp-storage
    (merge local-storage {:number 32 :since "6.2" :refers {:key {:in :cgroup}}})
 
    :arena
-   (merge buffer {:number 33 :since "6.9" :entries "its size in pages" :flags #{:mmapable :segv-on-fault :no-user-conv} :requires #{:mmapable}
-                  :max-entries [1 0x100000] ; pages of 4 KiB: 4 GiB
-                  :mmap :mmapable :extra "the address at which it is mapped"})
+   (merge buffer
+          {:number 33 :since "6.9" :entries "its size in pages"
+           :flags #{:mmapable :segv-on-fault :no-user-conv} :requires #{:mmapable}
+           :max-entries [1 0x100000] ; pages of 4 KiB: 4 GiB
+           :mmap :mmapable :extra "the address at which it is mapped"})
 
    :insn-array
-   (merge index {:number 34 :since "6.19" :btf :none :flags #{} :added #{:rdonly-prog} :full #{:E2BIG} :every-index true :not-inside true
-                 :freeze? true ; a program takes only one that is frozen: bpf_insn_array_init in kernel/bpf/bpf_insn_array.c
-                 :values {16 [:struct [:orig-off :u32] [:xlated-off :u32] [:jitted-off :u32] [:pad :u32]]}
-                 :ops (into reading any-way)
-                 :instead always-there})
+   (merge index
+          {:number 34 :since "6.19" :btf :none :flags #{} :added #{:rdonly-prog} :full #{:E2BIG}
+           :every-index true :not-inside true
+           ;; A program takes only one that is frozen: bpf_insn_array_init in
+           ;; kernel/bpf/bpf_insn_array.c
+           :freeze? true
+           :values {16 [:struct [:orig-off :u32] [:xlated-off :u32] [:jitted-off :u32] [:pad :u32]]}
+           :ops (into reading any-way)
+           :instead always-there})
 
    :rhash
-   (merge hash-row {:number 35 :since "7.2" :key-size [1 65535] :max-entries [1 0x80000000] :lock? true
-                    :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
-                    :extra "how many entries to make room for at first, at most 65535" :most-extra 65535})})
+   (merge hash-row
+          {:number 35 :since "7.2" :key-size [1 65535] :max-entries [1 0x80000000] :lock? true
+           :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
+           :extra "how many entries to make room for at first, at most 65535" :most-extra 65535})})
 
 ;; --- questions about rows
 
@@ -350,8 +390,9 @@
    :rb-overwrite     {:bit 19 :since "6.19"}})
 
 (def element-flags
-  "Flags of element operations by name: `:value` is what the kernel takes, `:since` the first Linux release, `:by` how bpfmap
-  is asked for it. Since a queue has no keys, `:exist` stands for something else there."
+  "Flags of element operations by name: `:value` is what the kernel takes, `:since` the first
+  Linux release, `:by` how bpfmap is asked for it. Since a queue has no keys, `:exist` stands for
+  something else there."
   {:any      {:value 0 :since "3.19" :by "put!, push!"}
    :noexist  {:value 1 :since "3.19" :by "insert!"}
    :exist    {:value 2 :since "3.19" :by "replace!, and push! with {:overwrite true}"}
@@ -371,7 +412,8 @@
 (declare ability at-least?)
 
 (defn since
-  "The first Linux release that has an operation on maps of a type, as far as the tables tell; nil if it came with the type.
+  "The first Linux release that has an operation on maps of a type, as far as the tables tell; nil
+  if it came with the type.
 
       (since :stack-trace :drain!) ;=> \"6.18\"
       (since :hash :take!)         ;=> \"5.14\""
@@ -380,7 +422,8 @@
     (or (get-in types [type :ops-since op]) (commands op))))
 
 (defn since-text
-  "What an operation needs on maps of a type, if the release that runs is older: a hint. Nil if it is not, or nothing is known of it.
+  "What an operation needs on maps of a type, if the release that runs is older: a hint. Nil if it
+  is not, or nothing is known of it.
 
       (since-text :stack-trace :take! \"6.12.4\") ;=> \"it needs Linux 6.18, this is 6.12.4\""
   [type op release]
@@ -389,8 +432,10 @@
       (str "it needs Linux " needed ", this is " release))))
 
 (def operations
-  "Every operation on elements, by the name of its function; `:reduce` is any that reads all entries."
-  #{:lookup :put! :insert! :replace! :delete! :take! :next-key :reduce :drain! :push! :pop! :peek :might-contain?})
+  "Every operation on elements, by the name of its function; `:reduce` is any that reads all
+  entries."
+  #{:lookup :put! :insert! :replace! :delete! :take! :next-key :reduce :drain! :push! :pop! :peek
+    :might-contain?})
 
 (def reads
   "The operations that a handle for writing only does not do."
@@ -443,7 +488,8 @@
              (completing bit-or) 0 flags-given))
 
 (defn has-flag?
-  "Whether a flag is among those given, by its name or as a bit. What is given need not be well-formed.
+  "Whether a flag is among those given, by its name or as a bit. What is given need not be
+  well-formed.
 
       (has-flag? #{:no-prealloc} :no-prealloc) ;=> true
       (has-flag? [1] :no-prealloc)             ;=> true"
@@ -454,14 +500,16 @@
                    flags-given))))
 
 (defn by-flag
-  "What a row says by flags: the value of the first flag that is among those given, else that of nil.
+  "What a row says by flags: the value of the first flag that is among those given, else that of
+  nil.
 
       (by-flag {:stack-build-id 32, nil 8} #{:stack-build-id}) ;=> 32"
   [values flags-given]
   (get values (first (filter #(and % (has-flag? flags-given %)) (keys values)))))
 
 (def ^:private abilities
-  {:put-all! :put!, :delete-all! :delete!, :lookup-all :lookup, :snapshot :reduce, :count-entries :reduce, :entries :reduce})
+  {:put-all! :put!, :delete-all! :delete!, :lookup-all :lookup, :snapshot :reduce
+   :count-entries :reduce, :entries :reduce})
 
 (defn ability
   "The operation of [[operations]] that another one is made of.
@@ -482,27 +530,34 @@
    :might-contain? "it has keys; use has-key?"})
 
 (defn alternative
-  "What to do instead of an operation that a map of this type and value size lacks; nil when it has it.
+  "What to do instead of an operation that a map of this type and value size lacks; nil when it
+  has it.
 
       (alternative :array :delete! 8) ;=> \"every index of an array always exists; …\""
   [type op value-size]
   (let [op (ability op)
         {:keys [ops instead reads-at freeze?] :as row} (types type)]
     (cond
-      (= :freeze! op) (when (and row (not freeze?)) (get instead op "maps of this type cannot be frozen")) ; which is not about elements
+      ;; Which is not about elements
+      (= :freeze! op) (when (and row (not freeze?))
+                        (get instead op "maps of this type cannot be frozen"))
       (nil? row) "bpfmap does not know how elements of this type lie in memory"
       (not (ops op)) (or (get instead op) (:else instead) (keyed-instead op))
       (and reads-at (not= reads-at value-size) (#{:lookup :reduce} op))
-      (str "the kernel tells the cookies of its sockets only where values have " reads-at " bytes"))))
+      (str "the kernel tells the cookies of its sockets only where values have " reads-at
+           " bytes"))))
 
 (defn refusals
-  "The operations that a handle of a map of this type and value size never does, opened for `access`: op to [kind hint].
+  "The operations that a handle of a map of this type and value size never does, opened for
+  `access`: op to [kind hint].
 
       (:freeze! (refusals :hash 8 :read-only)) ;=> [:read-only \"the map was opened read-only; …\"]"
   [type value-size access]
   (let [[barred hint] (case access
-                        :read-only [writes "the map was opened read-only; open it with {:access :read-write}"]
-                        :write-only [reads "the map was opened write-only; open it with {:access :read-write}"]
+                        :read-only [writes
+                                    "the map was opened read-only; open it with {:access :read-write}"]
+                        :write-only [reads
+                                     "the map was opened write-only; open it with {:access :read-write}"]
                         nil)]
     (into (into {} (map #(vector % [access hint])) barred)
           (keep #(when-let [instead (alternative type % value-size)]
@@ -518,7 +573,8 @@
     (boolean (or index? every-index))))
 
 (defn key-type
-  "The type of the keys of a map type that leaves no choice, by their size in bytes, 0 or nil where that is not given; else nil.
+  "The type of the keys of a map type that leaves no choice, by their size in bytes, 0 or nil
+  where that is not given; else nil.
 
       (key-type :array nil)         ;=> :u32
       (key-type :cgroup-storage 8)  ;=> :u64"
@@ -557,7 +613,8 @@
     (not (neg? (compare (numbers release) (numbers version))))))
 
 (defn charges-memlock?
-  "Returns true if a kernel release charges maps and programs to RLIMIT_MEMLOCK, as those before 5.11 do.
+  "Returns true if a kernel release charges maps and programs to RLIMIT_MEMLOCK, as those before
+  5.11 do.
 
       (charges-memlock? \"5.10.0-32-amd64\") ;=> true"
   [release]

@@ -11,7 +11,8 @@
   "The error of a wait that an interrupt ended, for an operation; interrupts the thread anew."
   ^Throwable [op cause]
   (.interrupt (Thread/currentThread))
-  (error/error :interrupted (str (name op) " has not finished: the thread was interrupted") {:bpfmap/op op} cause))
+  (error/error :interrupted (str (name op) " has not finished: the thread was interrupted")
+               {:bpfmap/op op} cause))
 
 (defmacro ^:private waiting [op & body]
   `(try
@@ -27,7 +28,8 @@
   (waiting op (Thread/sleep (long millis))))
 
 (defn value
-  "The value of a promise; with a time in milliseconds, `none` when it is over. Throws `:interrupted`.
+  "The value of a promise; with a time in milliseconds, `none` when it is over. Throws
+  `:interrupted`.
 
       (value (promise) 20 nil :watch) ;=> nil"
   ([promise op]

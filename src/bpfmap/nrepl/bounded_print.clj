@@ -1,8 +1,9 @@
 (ns ^:no-doc bpfmap.nrepl.bounded-print
-  "An nREPL middleware: results come bounded, so that a map of a million entries does not fill the editor.
+  "An nREPL middleware: results come bounded, so that a map of a million entries does not fill the
+  editor.
 
-  Only the printing of a result is bounded. What the code itself prints or writes is not, since a file that `spit` wrote would
-  then lack what is behind the bound, and nothing would say so.
+  Only the printing of a result is bounded. What the code itself prints or writes is not, since a
+  file that `spit` wrote would then lack what is behind the bound, and nothing would say so.
 
   | bound           | unless asked for otherwise | who asks for otherwise                                      |
   |-----------------|----------------------------|-------------------------------------------------------------|
@@ -21,7 +22,8 @@
 (def ^:const default-quota "Characters of a result that are sent." 100000)
 
 (defn- printer
-  "The function of a printer that a client has named; nil for one that cannot be found, and for none."
+  "The function of a printer that a client has named; nil for one that cannot be found, and for
+  none."
   [sym]
   (when sym
     (try
@@ -29,7 +31,8 @@
       (catch Exception _ nil))))
 
 (defn print-bounded
-  "Prints a value as the client asked for, or else as the session does, within the bounds. What nREPL calls a print function.
+  "Prints a value as the client asked for, or else as the session does, within the bounds. What
+  nREPL calls a print function.
 
       (print-bounded (range) *out* nil)"
   [value writer {:keys [print options]}]
@@ -40,7 +43,8 @@
       (print/*print-fn* value writer))))
 
 (defn- bounded
-  "A request with the bounds put into it. A printer that cannot be found is left for nREPL to complain of."
+  "A request with the bounds put into it. A printer that cannot be found is left for nREPL to
+  complain of."
   [{::print/keys [print options quota] :as msg}]
   (cond-> msg
     (or (nil? print) (printer print))

@@ -1,8 +1,9 @@
 (ns ^:no-doc bpfmap.nrepl.listener
   "Taking connections: from a Unix socket those of users who may, from TCP those of this host.
 
-  Who is at the other end of a Unix socket the kernel says (SO_PEERCRED): the user who called connect(2). It is asked as soon
-  as a connection is there, before a byte of it is read. Only root and the user of the server are let in."
+  Who is at the other end of a Unix socket the kernel says (SO_PEERCRED): the user who called
+  connect(2). It is asked as soon as a connection is there, before a byte of it is read. Only root
+  and the user of the server are let in."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.paths :as paths]
@@ -21,7 +22,9 @@
 
 (set! *warn-on-reflection* true)
 
-(def ^:private ^:const pause "Milliseconds to wait after a connection could not be taken, such as for want of descriptors." 200)
+(def ^:private ^:const pause
+  "Milliseconds to wait after a connection could not be taken, such as for want of descriptors."
+  200)
 
 ;; --- who may
 
@@ -31,7 +34,8 @@
   (.user ^UnixDomainPrincipal (.getOption channel ExtendedSocketOptions/SO_PEERCRED)))
 
 (defn- admitted
-  "The users who may connect: root, and whose the directory is, which was found to be this process's. They compare by number."
+  "The users who may connect: root, and whose the directory is, which was found to be this
+  process's. They compare by number."
   [^Path directory]
   (let [users (.getUserPrincipalLookupService (FileSystems/getDefault))]
     (set [(.lookupPrincipalByName users "0")
@@ -42,7 +46,8 @@
   [may? channel]
   (let [user (user-of channel)]
     (when-not (may? user)
-      (str "A connection of the user " user " was refused: only root and the server's own user are let in"))))
+      (str "A connection of the user " user
+           " was refused: only root and the server's own user are let in"))))
 
 ;; --- taking connections
 
@@ -64,7 +69,8 @@
   [^SocketChannel channel ^Set connections {:keys [refusal serve complain]}]
   (if-let [why (try
                  (refusal channel)
-                 (catch IOException e (str "A connection was refused: nobody can tell whose it is: " (ex-message e))))]
+                 (catch IOException e
+                   (str "A connection was refused: nobody can tell whose it is: " (ex-message e))))]
     (do (.close channel)
         (complain why))
     (do (.add connections channel)
@@ -77,7 +83,8 @@
                       (.close channel))))))))
 
 (defn- take-all
-  "Takes connections until the socket is closed. A failure to take one does not end that: it may be for want of descriptors."
+  "Takes connections until the socket is closed. A failure to take one does not end that: it may
+  be for want of descriptors."
   [^ServerSocketChannel server connections {:keys [complain] :as how}]
   (when (try
           (take-one (.accept server) connections how)
@@ -110,31 +117,37 @@
   (try
     (.bind server address)
     (catch IOException e
-      (throw (error/error :busy (str what " cannot be had") {:bpfmap/op :nrepl :bpfmap/hint (ex-message e)} e)))))
+      (throw (error/error :busy (str what " cannot be had")
+                          {:bpfmap/op :nrepl :bpfmap/hint (ex-message e)} e)))))
 
 (defn- bind-path
   "Binds a server to a path, or throws `:busy`.
 
-  Java makes a text of the address that the kernel tells, which fails for a path that the locale cannot name. So such a
-  socket is bound to a name in ASCII in its directory, and moved by its bytes to its own: a moved socket stays connected."
+  Java makes a text of the address that the kernel tells, which fails for a path that the locale
+  cannot name. So such a socket is bound to a name in ASCII in its directory, and moved by its
+  bytes to its own: a moved socket stays connected."
   [^ServerSocketChannel server ^Path path]
   (let [what (str "The socket " (socket-dir/text path))]
     (if-not (re-find #"[^\x00-\x7f]" (str path))
       (bind server (UnixDomainSocketAddress/of path) what)
-      (with-open [^Fd directory (call/open-file (paths/text (paths/of-java (.getParent path))) false {:op :nrepl})]
+      (with-open [^Fd directory (call/open-file (paths/text (paths/of-java (.getParent path))) false
+                                                {:op :nrepl})]
         (let [number (.acquire directory)
               beside (str "/proc/self/fd/" number "/." (.pid (ProcessHandle/current)) ".sock")]
           (try
-            (paths/remove-file beside) ; of a process that was killed in between, and had the same number
+            ;; Of a process that was killed in between, and had the same number
+            (paths/remove-file beside)
             (bind server (UnixDomainSocketAddress/of beside) what)
             (call/rename beside (paths/text (paths/of-java path)) {:op :nrepl})
             (finally (.release directory))))))))
 
 (defn unix
-  "Listens on a Unix socket, whose path `bpfmap.nrepl.socket-dir` has checked, and takes those connections that may.
+  "Listens on a Unix socket, whose path `bpfmap.nrepl.socket-dir` has checked, and takes those
+  connections that may.
 
-  `serve` is called with the channel of each, on a thread of its own, and `complain` with a line about what went wrong.
-  Returns a Closeable, which closes the connections too, and removes the socket."
+  `serve` is called with the channel of each, on a thread of its own, and `complain` with a line
+  about what went wrong. Returns a Closeable, which closes the connections too, and removes the
+  socket."
   ^Closeable [^Path path {:keys [serve complain]}]
   (let [claim (socket-dir/claim path)
         ^ServerSocketChannel server (or-close (socket-dir/release claim)
@@ -143,10 +156,12 @@
       (bind-path server path)
       (let [claim (socket-dir/mark claim)
             may? (admitted (.getParent path))]
-        (listening server {:refusal #(refusal may? %) :serve serve :complain complain} #(socket-dir/release claim))))))
+        (listening server {:refusal #(refusal may? %) :serve serve :complain complain}
+                   #(socket-dir/release claim))))))
 
 (defn tcp
-  "Listens on a TCP port of the loopback address, 0 for any that is free, to which any user of this host can connect.
+  "Listens on a TCP port of the loopback address, 0 for any that is free, to which any user of
+  this host can connect.
 
   As [[unix]] otherwise."
   ^Closeable [port {:keys [serve complain]}]

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.nrepl.server
-  "An nREPL server for a process that is root: a REPL in it, for editors, that no other user of the host reaches.
+  "An nREPL server for a process that is root: a REPL in it, for editors, that no other user of
+  the host reaches.
 
       bin/clj -M:nrepl
 
@@ -8,9 +9,10 @@
       (def server (nrepl/start {:socket \"/run/my-agent/nrepl.sock\"}))
       (.close server)
 
-  Whoever connects runs code as the user of this process. Therefore it is a Unix socket, in a directory of mode 0700 that is
-  this user's (`bpfmap.nrepl.socket-dir`), and the kernel is asked who connects (`bpfmap.nrepl.listener`). Results come bounded
-  (`bpfmap.nrepl.bounded-print`). The rest is the nREPL library, which comes with the alias :nrepl. doc/nrepl.md is for users."
+  Whoever connects runs code as the user of this process. Therefore it is a Unix socket, in a
+  directory of mode 0700 that is this user's (`bpfmap.nrepl.socket-dir`), and the kernel is asked
+  who connects (`bpfmap.nrepl.listener`). Results come bounded (`bpfmap.nrepl.bounded-print`). The
+  rest is the nREPL library, which comes with the alias :nrepl. doc/nrepl.md is for users."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.paths :as paths]
@@ -48,7 +50,8 @@
       (server/handle handler transport)
       (catch IOException _) ; the client has gone, or the server was closed
       (catch Throwable e
-        (complain (str "A connection was closed, since what came was no message: " (first (str/split-lines (str e)))))))))
+        (complain (str "A connection was closed, since what came was no message: "
+                       (first (str/split-lines (str e)))))))))
 
 (defn- refuse [message hint]
   (throw (error/error :invalid-value message {:bpfmap/op :nrepl :bpfmap/hint hint})))
@@ -56,17 +59,20 @@
 (defn- check [{:keys [socket port trust-all-local-users] :as options}]
   (doseq [k (keys options)]
     (when-not (#{:socket :port :trust-all-local-users} k)
-      (refuse (str "Unknown option " (pr-str (error/shown k))) "start takes :socket, or :port and :trust-all-local-users")))
+      (refuse (str "Unknown option " (pr-str (error/shown k)))
+              "start takes :socket, or :port and :trust-all-local-users")))
   (cond
     (and socket (or port trust-all-local-users))
     (refuse "A server has a socket or a port, not both" nil)
     (and port (not trust-all-local-users))
-    (refuse "A TCP port is open to every user and program of this host, who could then run code as this process's user"
+    (refuse
+     "A TCP port is open to every user and program of this host, who could then run code as this process's user"
             "leave out the port, for a socket that only this user reaches; or say :trust-all-local-users true as well")
     (and trust-all-local-users (not port))
     (refuse ":trust-all-local-users is of a :port, and there is none" nil)
     (and port (not (and (int? port) (<= 0 (long port) 65535))))
-    (refuse (str "Not a port: " (pr-str (error/shown port))) "it is a number from 0 to 65535; 0 takes any that is free")
+    (refuse (str "Not a port: " (pr-str (error/shown port)))
+            "it is a number from 0 to 65535; 0 takes any that is free")
     (not (or socket port))
     (refuse "A server needs a :socket" nil)))
 
@@ -76,12 +82,14 @@
   (close [_] (.close ^Closeable listener)))
 
 (defn- url
-  "Returns the URL of a socket: that of its file, in another scheme, so that its bytes are the path's in every locale."
+  "Returns the URL of a socket: that of its file, in another scheme, so that its bytes are the
+  path's in every locale."
   [^Path path]
   (str "nrepl+unix:" (.getRawPath (.toUri path))))
 
 (defn start
-  "Starts a server; returns it as a Closeable, with its `:url`. Closing it ends its connections and removes the socket.
+  "Starts a server; returns it as a Closeable, with its `:url`. Closing it ends its connections
+  and removes the socket.
 
   | option                   | what it is                                                                       |
   |--------------------------|----------------------------------------------------------------------------------|
@@ -89,9 +97,9 @@
   | `:port`                  | a TCP port of 127.0.0.1 instead, 0 for any; only together with the next          |
   | `:trust-all-local-users` | true: every user and program of this host may run code as this process's user    |
 
-  A socket of a server that is gone is replaced. Throws `:exists` where one is alive, or another file is there; `:permission`
-  where other users could reach the socket or put another in its place; `:busy` for a port that is taken; `:invalid-value` for
-  odd options.
+  A socket of a server that is gone is replaced. Throws `:exists` where one is alive, or another
+  file is there; `:permission` where other users could reach the socket or put another in its
+  place; `:busy` for a port that is taken; `:invalid-value` for odd options.
 
       (start {:socket \"/run/my-agent/nrepl.sock\"})"
   ^Server [{:keys [socket port] :as options}]
@@ -108,7 +116,8 @@
 ;; --- the command
 
 (defn default-socket
-  "Where the server listens unless told otherwise: /run/bpfmap/nrepl.sock for root, else in the user's runtime directory.
+  "Where the server listens unless told otherwise: /run/bpfmap/nrepl.sock for root, else in the
+  user's runtime directory.
 
       (default-socket) ;=> \"/run/bpfmap/nrepl.sock\""
   []
@@ -118,11 +127,13 @@
       (str own "/bpfmap/nrepl.sock"))))
 
 (def ^:private options
-  [["-s" "--socket PATH" "Where to listen, or with --connect what to connect to; in a directory of its own"]
+  [["-s" "--socket PATH"
+    "Where to listen, or with --connect what to connect to; in a directory of its own"]
    ["-c" "--connect" "Be a client on the terminal instead: a REPL in the server's process"]
    [nil "--port PORT" "Listen on a TCP port of 127.0.0.1, for editors that know no sockets"
     :parse-fn #(or (parse-long %) %)]
-   [nil "--trust-all-local-users" "Needed for --port: everybody on this host may run code as this user"]
+   [nil "--trust-all-local-users"
+    "Needed for --port: everybody on this host may run code as this user"]
    ["-h" "--help" "Print this"]])
 
 (defn- help [summary]
@@ -143,7 +154,8 @@
   (flush))
 
 (defn- leave-port
-  "Leaves the port where editors look for it, in this directory, as long as the process runs. What is there is not touched."
+  "Leaves the port where editors look for it, in this directory, as long as the process runs. What
+  is there is not touched."
   [port]
   (try
     (let [file (Files/createFile (socket-dir/path-of ".nrepl-port") (make-array FileAttribute 0))]
@@ -156,7 +168,8 @@
   "Gives the namespace in which sessions begin short names for the library."
   []
   (when-not (io/resource "bpfmap/sys/Native.class")
-    (throw (error/error :not-found "The Java core is not compiled" {:bpfmap/op :nrepl :bpfmap/hint "run script/compile-java"})))
+    (throw (error/error :not-found "The Java core is not compiled"
+                        {:bpfmap/op :nrepl :bpfmap/hint "run script/compile-java"})))
   (binding [*ns* (create-ns 'user)]
     (refer 'clojure.core)
     (require '[bpfmap.core :as bpf] '[bpfmap.host :as host])))
@@ -165,7 +178,8 @@
   "Runs a server until a signal ends the process."
   [{:keys [port trust-all-local-users] :as given}]
   (when (and port (not trust-all-local-users))
-    (refuse "--port is open to every user and program of this host, who could then run code as this user"
+    (refuse
+     "--port is open to every user and program of this host, who could then run code as this user"
             "leave it out, for a socket that only this user reaches; or add --trust-all-local-users"))
   (prepare-user)
   (let [{:keys [address] :as server} (start (if (or port trust-all-local-users)
@@ -181,10 +195,12 @@
     (when-not (socket-dir/answers? path)
       (throw (error/error :not-found (str "No nREPL server is at " (socket-dir/text path))
                           {:bpfmap/op :nrepl :bpfmap/hint "bin/clj -M:nrepl starts one"})))
-    (let [connect (fn [path] ((requiring-resolve 'nrepl.cmdline/-main) "--connect" "--socket" path))]
+    (let [connect (fn [path]
+                    ((requiring-resolve 'nrepl.cmdline/-main) "--connect" "--socket" path))]
       (if-not (re-find #"[^\x00-\x7f]" (str path))
         (connect (str path))
-        ;; nREPL's client takes a text, which Java encodes as the locale says: a descriptor of the socket has a name in ASCII.
+        ;; nREPL's client takes a text, which Java encodes as the locale says: a descriptor of the
+        ;; socket has a name in ASCII.
         (with-open [^Fd fd (call/open-file (paths/text (paths/of-java path)) false {:op :nrepl})]
           (let [number (.acquire fd)]
             (try
@@ -192,11 +208,13 @@
               (finally (.release fd)))))))))
 
 (defn run
-  "Does what the arguments say, and returns the exit code: 1 when it cannot, 2 for wrong usage. A server runs on.
+  "Does what the arguments say, and returns the exit code: 1 when it cannot, 2 for wrong usage. A
+  server runs on.
 
       (run [\"--socket\" \"/run/my-agent/nrepl.sock\"])"
   [args]
-  (let [{:keys [errors arguments summary] {:keys [connect port trust-all-local-users] :as given} :options}
+  (let [{:keys [errors arguments summary]
+         {:keys [connect port trust-all-local-users] :as given} :options}
         (cli/parse-opts args options)
         wrong (cond
                 errors (first errors)

@@ -1,10 +1,11 @@
 (ns ^:no-doc bpfmap.nrepl.wire
   "nREPL's messages over a channel.
 
-  A channel of Java's is closed by the interrupt of a thread that writes to it, or is about to. What writes here is a session,
-  and to interrupt a session is a thing that editors do: its connection would be gone with it. So another thread writes,
-  which nobody interrupts, while the session waits. Nor is the channel given to nREPL itself, whose writer of channels (in 1.0)
-  takes a short write for a whole one."
+  A channel of Java's is closed by the interrupt of a thread that writes to it, or is about to.
+  What writes here is a session, and to interrupt a session is a thing that editors do: its
+  connection would be gone with it. So another thread writes, which nobody interrupts, while the
+  session waits. Nor is the channel given to nREPL itself, whose writer of channels (in 1.0) takes
+  a short write for a whole one."
   (:require [nrepl.transport :as transport])
   (:import (java.io BufferedInputStream BufferedOutputStream Closeable IOException)
            (java.nio.channels Channels SocketChannel)
@@ -20,7 +21,8 @@
         (.setDaemon true)))))
 
 (defn- await-done
-  "Waits for what another thread does, however often this one is interrupted; throws what that threw."
+  "Waits for what another thread does, however often this one is interrupted; throws what that
+  threw."
   [^Future future]
   (loop [interrupted? false]
     (if (try

@@ -1,10 +1,12 @@
 (ns ^:no-doc bpfmap.pod.bencode
   "Bencode, the format of the messages between a pod and its client.
 
-  Texts, integers, lists, and dictionaries with texts as keys: `d2:op8:describee` is `{\"op\" \"describe\"}`.
+  Texts, integers, lists, and dictionaries with texts as keys: `d2:op8:describee` is `{\"op\"
+  \"describe\"}`.
 
-  Reading is strict and bounded. What is no bencode is refused at its first wrong byte, where a reader that takes anything
-  for a digit would wait for the rest of a message that never was one; and a length that is only claimed takes no memory."
+  Reading is strict and bounded. What is no bencode is refused at its first wrong byte, where a
+  reader that takes anything for a digit would wait for the rest of a message that never was one;
+  and a length that is only claimed takes no memory."
   (:require [bpfmap.error :as error])
   (:import (java.io ByteArrayOutputStream InputStream OutputStream)
            (java.nio ByteBuffer)
@@ -58,7 +60,8 @@
 (defn- digit? [^long b] (<= 48 b 57))
 
 (defn- number
-  "The number that stands before a byte that ends it; `sign` is \"\" or \"-\". `first` is its first digit, read before."
+  "The number that stands before a byte that ends it; `sign` is \"\" or \"-\". `first` is its
+  first digit, read before."
   ^long [source sign first end]
   (loop [digits (StringBuilder. ^String sign) b (long first)]
     (cond
@@ -66,7 +69,9 @@
                    (recur (.append digits (char b)) (byte-of source))
                    (refuse "Not bencode: a number that does not fit into 64 bits"))
       (not= b (int end)) (refuse (str "Not bencode: " (shown b) " within a number"))
-      (re-matches #"-?|-0|-?0.+" digits) (refuse (str "Not bencode: a number that is written " (pr-str (str digits))))
+      (re-matches #"-?|-0|-?0.+"
+                  digits) (refuse (str "Not bencode: a number that is written "
+                                       (pr-str (str digits))))
       :else (or (parse-long (str digits))
                 (refuse "Not bencode: a number that does not fit into 64 bits")))))
 
@@ -89,7 +94,8 @@
   "What stands up to the `e` that ends a list or a dictionary."
   [source depth]
   (when (< (long deepest) (long depth))
-    (refuse (str "Not bencode that a pod takes: more than " deepest " lists or dictionaries within one another")))
+    (refuse (str "Not bencode that a pod takes: more than " deepest
+                 " lists or dictionaries within one another")))
   (loop [found (transient [])]
     (let [b (byte-of source)]
       (if (= b (int \e))
@@ -112,10 +118,11 @@
     (text source b)))
 
 (defn read-message
-  "Reads the next message, a dictionary: a map from text to texts, integers, vectors and maps. Nil where the input ends.
+  "Reads the next message, a dictionary: a map from text to texts, integers, vectors and maps. Nil
+  where the input ends.
 
-  Throws `:invalid-message` for anything else, also for input that ends within a message; what follows in the input cannot
-  be read then.
+  Throws `:invalid-message` for anything else, also for input that ends within a message; what
+  follows in the input cannot be read then.
 
       (read-message in) ;=> {\"op\" \"describe\"}"
   [^InputStream in]
@@ -151,10 +158,12 @@
     (sequential? x) (do (.write out (int \l))
                         (run! #(write-value out %) x)
                         (.write out (int \e)))
-    :else (throw (error/error :invalid-value (str "Nothing that bencode has: " (pr-str (error/shown x))) nil))))
+    :else (throw (error/error :invalid-value
+                              (str "Nothing that bencode has: " (pr-str (error/shown x))) nil))))
 
 (defn write-message
-  "Writes a message, a map from text to texts, integers, sequences and maps, in one piece, and flushes.
+  "Writes a message, a map from text to texts, integers, sequences and maps, in one piece, and
+  flushes.
 
       (write-message out {\"id\" \"1\" \"status\" [\"done\"]})"
   [^OutputStream out message]

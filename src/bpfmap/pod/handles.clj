@@ -1,9 +1,11 @@
 (ns ^:no-doc bpfmap.pod.handles
-  "What the client of a pod has open: the pod keeps the object, the client gets a handle that stands for it.
+  "What the client of a pod has open: the pod keeps the object, the client gets a handle that
+  stands for it.
 
-  A handle is EDN, `#bpfmap/map {:handle 1, :id 12, :type :hash, :name \"counts\"}`. The number says which object it is; the
-  rest is for people, and is compared, so that a handle of another pod is not taken for one of this. Numbers are not used twice:
-  a handle that was closed is known as such, and the table holds nothing for it."
+  A handle is EDN, `#bpfmap/map {:handle 1, :id 12, :type :hash, :name \"counts\"}`. The number
+  says which object it is; the rest is for people, and is compared, so that a handle of another
+  pod is not taken for one of this. Numbers are not used twice: a handle that was closed is known
+  as such, and the table holds nothing for it."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.pod.watch :as watch]
@@ -17,11 +19,15 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private kinds
-  "What may be open, by its tag: its class, what a handle says of it beside the number, and what people call it."
+  "What may be open, by its tag: its class, what a handle says of it beside the number, and what
+  people call it."
   [{:tag 'bpfmap/map :class BpfMap :facts bpf-map/identity-of :word "map"}
-   {:tag 'bpfmap/program :class Program :facts #(select-keys (prog/info %) [:id :type :name]) :word "program"}
-   {:tag 'bpfmap/attachment :class Attachment :facts #(select-keys (prog/info %) [:id :type :tracepoint]) :word "attachment"}
-   {:tag 'bpfmap/watch :class Watch :facts #(select-keys (watch/map-of %) [:id :name]) :word "watch"}])
+   {:tag 'bpfmap/program :class Program :facts #(select-keys (prog/info %) [:id :type :name])
+    :word "program"}
+   {:tag 'bpfmap/attachment :class Attachment
+    :facts #(select-keys (prog/info %) [:id :type :tracepoint]) :word "attachment"}
+   {:tag 'bpfmap/watch :class Watch :facts #(select-keys (watch/map-of %) [:id :name])
+    :word "watch"}])
 
 (def tags
   "The tags of handles, as symbols."
@@ -30,7 +36,8 @@
 (defn- kind-of [object]
   (some #(when (instance? (:class %) object) %) kinds))
 
-;; `objects` maps a number to [object handle], `numbers` an object to its number. Both are guarded by the table itself.
+;; `objects` maps a number to [object handle], `numbers` an object to its number. Both are guarded
+;; by the table itself.
 (deftype Table [^Map objects ^Map numbers ^longs issued])
 
 (defn table
@@ -46,7 +53,8 @@
   (some? (kind-of x)))
 
 (defn handle
-  "The handle of an object, as a tagged literal. An object that has none gets one, and is the table's to close.
+  "The handle of an object, as a tagged literal. An object that has none gets one, and is the
+  table's to close.
 
       (handle table m) ;=> #bpfmap/map {:handle 1, :id 12, :type :hash, :name \"counts\"}"
   [^Table table object]
@@ -68,16 +76,19 @@
   (some #(when (= tag (:tag %)) (:word %)) kinds))
 
 (defn- no-handle [tag form hint]
-  (error/error :invalid-value (str "Not a handle: #" tag " " (pr-str (error/shown form))) {:bpfmap/hint hint}))
+  (error/error :invalid-value (str "Not a handle: #" tag " " (pr-str (error/shown form)))
+               {:bpfmap/hint hint}))
 
 (defn- of-another-pod [tag form]
   (error/error :not-found (str "No open " (word tag) " has the handle " (:handle form))
                {:bpfmap/hint "it is not of this pod; a handle is what create, open or load returned, as long as the pod runs"}))
 
 (defn object
-  "The object of a handle, as its tag and form; `when-closed` where the handle was closed, or else it throws `:closed`.
+  "The object of a handle, as its tag and form; `when-closed` where the handle was closed, or else
+  it throws `:closed`.
 
-  Throws `:not-found` for a handle that this pod has not given out, `:invalid-value` for what is none.
+  Throws `:not-found` for a handle that this pod has not given out, `:invalid-value` for what is
+  none.
 
       (object table 'bpfmap/map {:handle 1 :id 12 :type :hash :name \"counts\"})"
   ([table tag form]

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.pod.server
-  "A Babashka pod: the public API for scripts, as another process that they talk to. `bin/pod-bpfmap` starts it.
+  "A Babashka pod: the public API for scripts, as another process that they talk to.
+  `bin/pod-bpfmap` starts it.
 
       (require '[babashka.pods :as pods])
       (pods/load-pod \"pod-bpfmap\")
@@ -7,8 +8,8 @@
       (bpf/with-open [m (bpf/open {:name \"flows\"} {:access :read-only})]
         (bpf/count-entries m))
 
-  It speaks the pod protocol (https://github.com/babashka/pods): messages in bencode on stdin and stdout, payloads in EDN.
-  Each call runs on a thread of its own. doc/pod.md is for users.
+  It speaks the pod protocol (https://github.com/babashka/pods): messages in bencode on stdin and
+  stdout, payloads in EDN. Each call runs on a thread of its own. doc/pod.md is for users.
 
   | op         | what is answered                                                                            |
   |------------|---------------------------------------------------------------------------------------------|
@@ -16,7 +17,8 @@
   | `invoke`   | `value`, or `ex-message` and `ex-data` with the status `error`; `done` with the last answer |
   | `shutdown` | nothing: calls that are under way may end, everything is closed, the pod ends with 0        |
 
-  The end of stdin is taken for `shutdown`. What is no message ends the pod with 1, and a line on stderr."
+  The end of stdin is taken for `shutdown`. What is no message ends the pod with 1, and a line on
+  stderr."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.escape :as escape]
             [bpfmap.impl.kernel.call :as call]
@@ -42,11 +44,13 @@
 
 ;; --- answers
 
-;; `out` is written by one thread at a time. `ending` is a promise of the exit code, kept as soon as the pod has to end.
+;; `out` is written by one thread at a time. `ending` is a promise of the exit code, kept as soon
+;; as the pod has to end.
 (defrecord Pod [out table ^ExecutorService calls ending])
 
 (defn- give-up
-  "Ends the pod with 1, and says why; once, since the first reason has the others follow. Returns nil."
+  "Ends the pod with 1, and says why; once, since the first reason has the others follow. Returns
+  nil."
   [{:keys [ending]} & message]
   (locking ending
     (when-not (realized? ending)
@@ -110,7 +114,9 @@
   (let [x (get message field)]
     (if (string? x)
       x
-      (throw (error/error :invalid-message (str "An " (get message "op") " needs " (pr-str field) ", which is a text") nil)))))
+      (throw (error/error :invalid-message
+                          (str "An " (get message "op") " needs " (pr-str field)
+                               ", which is a text") nil)))))
 
 (defn- call
   "Calls what a message invokes, and sends what it returns."
@@ -144,7 +150,8 @@
     (if-let [f (ops op)]
       (f pod message)
       (throw (error/error :invalid-message (str "The pod has no op " (pr-str (error/shown op)))
-                          {:bpfmap/hint (str "it has " (error/list-of (map pr-str (sort (keys ops)))))})))))
+                          {:bpfmap/hint (str "it has "
+                                             (error/list-of (map pr-str (sort (keys ops)))))})))))
 
 ;; --- running
 
@@ -173,10 +180,12 @@
       (deliver ending 0))))
 
 (defn serve
-  "Speaks the protocol over two streams until it is told to shut down or the input ends; returns the exit code.
+  "Speaks the protocol over two streams until it is told to shut down or the input ends; returns
+  the exit code.
 
-  0 when all went well, 1 for what is no message, and for output that cannot be written. Whatever the
-  client has left open is closed, and what is still watched ends. Throws `:interrupted` when its thread is interrupted.
+  0 when all went well, 1 for what is no message, and for output that cannot be written. Whatever
+  the client has left open is closed, and what is still watched ends. Throws `:interrupted` when
+  its thread is interrupted.
 
       (serve in out) ;=> 0"
   [^InputStream in out]
@@ -199,11 +208,13 @@
 (defn- explain
   "Says on stderr what this is to somebody who has not started it as a pod; returns the exit code."
   [message]
-  (complain message "; it is a Babashka pod: (babashka.pods/load-pod \"bin/pod-bpfmap\"), see doc/pod.md")
+  (complain message
+            "; it is a Babashka pod: (babashka.pods/load-pod \"bin/pod-bpfmap\"), see doc/pod.md")
   2)
 
 (defn -main
-  "Runs the pod on stdin and stdout, and exits. Nothing else gets to either: what is printed goes to stderr."
+  "Runs the pod on stdin and stdout, and exits. Nothing else gets to either: what is printed goes
+  to stderr."
   [& args]
   (let [in (BufferedInputStream. (FileInputStream. FileDescriptor/in))
         out (FileOutputStream. FileDescriptor/out)]
@@ -213,5 +224,8 @@
     (System/exit (binding [*out* *err*]
                    (cond
                      args (explain "It takes no arguments")
-                     (= "socket" (System/getenv "BABASHKA_POD_TRANSPORT")) (explain "It has no socket, only stdin and stdout")
+                     (= "socket"
+                        (System/getenv
+                         "BABASHKA_POD_TRANSPORT")) (explain
+                                                     "It has no socket, only stdin and stdout")
                      :else (serve in out))))))

@@ -1,8 +1,9 @@
 (ns ^:no-doc bpfmap.pod.vars
-  "What a pod offers, as data: the namespaces that its client sees, and the function behind each var.
+  "What a pod offers, as data: the namespaces that its client sees, and the function behind each
+  var.
 
-  The functions are the public API. What the client runs itself (macros, callbacks, readers of tags) is code that it gets,
-  in resources/bpfmap/pod/client.clj."
+  The functions are the public API. What the client runs itself (macros, callbacks, readers of
+  tags) is code that it gets, in resources/bpfmap/pod/client.clj."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec]
@@ -22,28 +23,34 @@
 ;; --- what is offered
 
 (def namespaces
-  "The namespaces of a pod, the first one first: its name at the client, and the functions of this library in it."
+  "The namespaces of a pod, the first one first: its name at the client, and the functions of this
+  library in it."
   '[{:name pod.bpfmap.core :of bpfmap.core
-     :vars [create open clone info spec freeze! pin! move-pin! unpin! pinned-path pinned-at? pinned-paths
-            lookup has-key? put! insert! replace! delete! take! next-key push! pop! peek might-contain?
+     :vars [create open clone info spec freeze! pin! move-pin! unpin! pinned-path pinned-at?
+            pinned-paths
+            lookup has-key? put! insert! replace! delete! take! next-key push! pop! peek
+            might-contain?
             put-all! delete-all! lookup-all entries snapshot count-entries drain!
             spec-diff compatible? ->bytes]}
     {:name pod.bpfmap.host :of bpfmap.host
      :vars [maps programs links pins holders programs-using]}
     {:name pod.bpfmap.feature :of bpfmap.feature
-     :vars [map-type map-flag operation element-flag conditional-write program-type helper report possible-cpus]}
+     :vars [map-type map-flag operation element-flag conditional-write program-type helper report
+            possible-cpus]}
     {:name pod.bpfmap.prog :of bpfmap.prog
      :vars [load open info pin! test-run attach-raw-tracepoint]}
     {:name pod.bpfmap.type :of bpfmap.type
      :vars [check problem size align offsets summary]}
     {:name pod.bpfmap.exec :of bpfmap.exec
-     :vars [list show tree features types dump get watch diff hist put delete take create pin unpin freeze save restore
+     :vars [list show tree features types dump get watch diff hist put delete take create pin unpin
+            freeze save restore
             demo]}])
 
 (def left-out
   "What a pod does not offer of these namespaces, and why not."
   '{bpfmap.core {memory "shared memory does not reach another process as EDN"}
-    bpfmap.host {kernel-btf "a BTF object is megabytes, and no data", module-btf "as kernel-btf", btf-by-id "as kernel-btf"
+    bpfmap.host {kernel-btf "a BTF object is megabytes, and no data", module-btf "as kernel-btf"
+                 btf-by-id "as kernel-btf"
                  load-btf "as kernel-btf"
                  explore "what leads on from its data are functions"}
     bpfmap.feature {unsupported "for errors, whose hints have it"}
@@ -58,7 +65,8 @@
     (nil? x) nil ; it was closed before
     (handles/openable? x) (handles/close table x)
     :else (throw (error/error :invalid-value (str "Not a handle: " (pr-str (error/shown x)))
-                              {:bpfmap/op :close :bpfmap/hint "close takes what create, open, load or watch returned"}))))
+                              {:bpfmap/op :close
+                               :bpfmap/hint "close takes what create, open, load or watch returned"}))))
 
 (defn refuse-number
   "Throws `:invalid-value` for a descriptor of the client, given by its number."
@@ -66,7 +74,8 @@
   (throw (error/error :invalid-value (str "A pod cannot open {:fd " number "}")
                       {:bpfmap/op op
                        :bpfmap/hint (str "a descriptor's number means nothing in the pod's process"
-                                         (when-not (= :open op) "; use {:pid p :fd n} with the process id of its owner"))})))
+                                         (when-not (= :open op)
+                                           "; use {:pid p :fd n} with the process id of its owner"))})))
 
 (defn- watch-start
   "Begins a watch for `watch`, and returns its handle."
@@ -77,7 +86,8 @@
   "Sends the events of a watch, until it ends."
   [{:keys [table emit]} w]
   (when-not (watch/watch? w)
-    (throw (error/error :invalid-value (str "Not a watch: " (pr-str (error/shown w))) {:bpfmap/op :watch})))
+    (throw (error/error :invalid-value (str "Not a watch: " (pr-str (error/shown w)))
+                        {:bpfmap/op :watch})))
   (try
     (watch/run w emit)
     (finally (handles/close table w))))
@@ -85,36 +95,49 @@
 (defn- not-here
   "Throws `:not-supported` for something that a command does only in the process of its caller."
   [command what hint]
-  (throw (error/error :not-supported (str "A pod has no " what) {:bpfmap/op (keyword command) :bpfmap/hint hint})))
+  (throw (error/error :not-supported (str "A pod has no " what)
+                      {:bpfmap/op (keyword command) :bpfmap/hint hint})))
 
 (defn- checked-options
   "Returns the options of a command, if the pod can do what they ask for."
   [command options]
   (when (map? options)
     (when (:stream options)
-      (not-here command "option :stream" (str "leave it out; exec/" command " returns all rows, and :where and :limit keep them few")))
+      (not-here command "option :stream"
+                (str "leave it out; exec/" command
+                     " returns all rows, and :where and :limit keep them few")))
     (when (:print options)
-      (not-here command "option :print" (str "print what exec/" command " returns, such as with clojure.pprint/print-table"))))
+      (not-here command "option :print"
+                (str "print what exec/" command
+                     " returns, such as with clojure.pprint/print-table"))))
   options)
 
 (defn- watch-refused
-  "Throws `:not-supported`: rows to reduce do not reach another process. Use `pod.bpfmap.core/watch` instead, which calls a
-  function with what changes in a map."
+  "Throws `:not-supported`: rows to reduce do not reach another process. Use
+  `pod.bpfmap.core/watch` instead, which calls a function with what changes in a map."
   [& _]
-  (not-here "watch" "exec/watch" "use pod.bpfmap.core/watch, which calls a function with what changes in an open map"))
+  (not-here "watch" "exec/watch"
+            "use pod.bpfmap.core/watch, which calls a function with what changes in an open map"))
 
 (def ^:private own-commands
   "The functions of `bpfmap.exec`, with their options checked."
   (into {'watch {:call watch-refused :arglists '([options]) :doc (:doc (meta #'watch-refused))}}
-        (for [{:keys [of vars]} namespaces, sym vars :when (and (= 'bpfmap.exec of) (not= 'watch sym))]
-          [sym {:call (fn [_ options] ((ns-resolve 'bpfmap.exec sym) (checked-options (name sym) options)))}])))
+        (for [{:keys [of vars]} namespaces, sym vars
+              :when (and (= 'bpfmap.exec of) (not= 'watch sym))]
+          [sym
+           {:call (fn [_ options]
+                    ((ns-resolve 'bpfmap.exec sym) (checked-options (name sym) options)))}])))
 
 (def ^:private own
-  "Functions that do what a function of the library does not in a pod. They take first the pod's part in the call: its
-  `:table` of handles, and `:emit`, which sends a value before the last one."
-  {'pod.bpfmap.core {'close {:call close :closed-is-nil? true :arglists '([x]) :doc (:doc (meta #'close))}
-                     'watch-start {:call watch-start :arglists '([m options]) :doc (:doc (meta #'watch-start))}
-                     'watch-events {:call watch-events :arglists '([watch]) :doc (:doc (meta #'watch-events)) :streams? true}}
+  "Functions that do what a function of the library does not in a pod. They take first the pod's
+  part in the call: its `:table` of handles, and `:emit`, which sends a value before the last
+  one."
+  {'pod.bpfmap.core {'close {:call close :closed-is-nil? true :arglists '([x])
+                             :doc (:doc (meta #'close))}
+                     'watch-start {:call watch-start :arglists '([m options])
+                                   :doc (:doc (meta #'watch-start))}
+                     'watch-events {:call watch-events :arglists '([watch])
+                                    :doc (:doc (meta #'watch-events)) :streams? true}}
    'pod.bpfmap.exec own-commands})
 
 (defn- of-library [ns-name var-name]
@@ -131,7 +154,8 @@
                             (own name))])))
 
 (defn function
-  "What stands behind a var, by its full name: `{:call :streams? :closed-is-nil?}`. Throws `:not-found` for any other.
+  "What stands behind a var, by its full name: `{:call :streams? :closed-is-nil?}`. Throws
+  `:not-found` for any other.
 
       ((:call (function \"pod.bpfmap.core/put!\")) pod m 7 42)"
   [full-name]

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.pod.watch
-  "What changes in a map, told as it does: the entries are read again and again, and what is not as it was is an event.
+  "What changes in a map, told as it does: the entries are read again and again, and what is not
+  as it was is an event.
 
   | key        | what it holds                                                               |
   |------------|-----------------------------------------------------------------------------|
@@ -10,8 +11,8 @@
   | `:removed` | entries whose key is gone, with the last value seen                         |
   | `:unpinned` | paths of the handle's pins that were the map's, and are not any more: nothing is pinned there, or another map |
 
-  What does not apply is left out, and where nothing has changed there is no event. What comes and goes between two
-  readings is not seen."
+  What does not apply is left out, and where nothing has changed there is no event. What comes and
+  goes between two readings is not seen."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.impl.map.bpf-map :as bpf-map]
@@ -25,7 +26,8 @@
 (def ^:private ^:const default-interval "Milliseconds between two readings." 1000)
 (def ^:private ^:const longest-interval "Milliseconds: a day." 86400000)
 
-;; A watch of a map: closing it ends it. `first-entries` was read when it began, `pins` are the paths that held the map then.
+;; A watch of a map: closing it ends it. `first-entries` was read when it began, `pins` are the
+;; paths that held the map then.
 (deftype Watch [m interval first-entries pins ^CountDownLatch ended]
   Closeable
   (close [_] (.countDown ended)))
@@ -37,7 +39,8 @@
   (when-not (or (nil? options) (error/named-map? options))
     (throw (invalid [] (str "Options are a map, not " (pr-str (error/shown options))) nil)))
   (doseq [k (keys options) :when (not= :interval k)]
-    (throw (invalid [k] (str "Unknown option " (pr-str k)) "watch takes :interval, in milliseconds")))
+    (throw (invalid [k] (str "Unknown option " (pr-str k))
+                    "watch takes :interval, in milliseconds")))
   (let [interval (get options :interval default-interval)]
     (when-not (and (int? interval) (<= 1 (long interval) (long longest-interval)))
       (throw (invalid [:interval] (str "Not an interval: " (pr-str (error/shown interval)))
@@ -47,13 +50,14 @@
 (defn start
   "Begins to watch a map: reads it once, so that what cannot be watched says so at once.
 
-  `:interval` of the options is how many milliseconds pass between two readings, 1000 unless given. Throws what
-  `bpfmap.core/snapshot` does, and `:invalid-value` for odd options.
+  `:interval` of the options is how many milliseconds pass between two readings, 1000 unless
+  given. Throws what `bpfmap.core/snapshot` does, and `:invalid-value` for odd options.
 
       (start m {:interval 100})"
   ^Watch [m options]
   (let [interval (checked-interval options)]
-    (Watch. m interval (bpf/snapshot m) (filterv #(bpf/pinned-at? m %) (bpf/pinned-paths m)) (CountDownLatch. 1))))
+    (Watch. m interval (bpf/snapshot m) (filterv #(bpf/pinned-at? m %) (bpf/pinned-paths m))
+            (CountDownLatch. 1))))
 
 (defn watch?
   "Whether x is a watch, under way or ended."
@@ -83,7 +87,8 @@
   (assoc ctx :at (System/currentTimeMillis)))
 
 (defn run
-  "Calls f with each event until the watch or its map is closed; returns nil. Throws what reading the map throws.
+  "Calls f with each event until the watch or its map is closed; returns nil. Throws what reading
+  the map throws.
 
       (run watch println)"
   [^Watch watch f]

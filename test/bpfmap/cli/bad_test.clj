@@ -1,5 +1,6 @@
 (ns bpfmap.cli.bad-test
-  "Bad invocations of every command: one clear line, the right exit code, nothing on standard output, nothing half done."
+  "Bad invocations of every command: one clear line, the right exit code, nothing on standard
+  output, nothing half done."
   (:require [bpfmap.cli.arguments :as cli-arguments]
             [bpfmap.cli.calling :refer [bpfmap id-of]]
             [bpfmap.core :as bpf]
@@ -16,8 +17,8 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private of-clojure
-  "What no message of the command line has: names of functions, keywords, options maps, and how Clojure prints things. What
-  the user gave stands in quotes, or is what the message is about."
+  "What no message of the command line has: names of functions, keywords, options maps, and how
+  Clojure prints things. What the user gave stands in quotes, or is what the message is about."
   #"\b(?:reduce|put!|insert!|replace!|delete!|take!|drain!|push!|pop!|peek|snapshot|lookup|next-key|has-key\?|might-contain\?|put-all!|delete-all!|nil)(?![\w-])|\{:|#<|#object|(?<![\w\"']):[a-z]")
 
 (defn- without-given
@@ -28,7 +29,8 @@
           (sort-by (comp - count str) (filter #(< 1 (count (str %))) words))))
 
 (defn- check
-  "Runs a bad invocation: the exit code is as it should be, and what is said is one line that a person can use."
+  "Runs a bad invocation: the exit code is as it should be, and what is said is one line that a
+  person can use."
   [words code pattern]
   (let [{:keys [exit out err]} (apply bpfmap words)
         line (str/trim-newline err)]
@@ -41,7 +43,8 @@
       (is (not (re-find of-clojure (without-given line words))) line)
       (is (< 15 (count line) 1200))
       (when (= 2 code)
-        (is (re-find #"; see `bpfmap help[a-z ]*`$|There is no field|^bpfmap: .*: [^:]*$" line) line))
+        (is (re-find #"; see `bpfmap help[a-z ]*`$|There is no field|^bpfmap: .*: [^:]*$" line)
+            line))
       (is (re-find pattern line)))))
 
 ;; --- from the table: whatever the command
@@ -57,8 +60,10 @@
 
 (def ^:private bad-values
   "What is none, by the kind of option."
-  {:ref [""] :source [""] :path [""] :type ["u33" "[bytes" "" "[struct [a u8] [a u8]]"] :whole ["x" "-1" "1.5" ""] :count ["0" "x"]
-   :positive ["0" "x" "-3"] :where ["" "a" "a~(" "[:x :a 1]" "[" ">5"] :column ["" "-"] :columns ["" ",," "a,\"b"] :flags ["" ",,"] :cpus ["some" "-1" ""]
+  {:ref [""] :source [""] :path [""] :type ["u33" "[bytes" "" "[struct [a u8] [a u8]]"]
+   :whole ["x" "-1" "1.5" ""] :count ["0" "x"]
+   :positive ["0" "x" "-3"] :where ["" "a" "a~(" "[:x :a 1]" "[" ">5"] :column ["" "-"]
+   :columns ["" ",," "a,\"b"] :flags ["" ",,"] :cpus ["some" "-1" ""]
    :slots ["log10"] :field ["" "a..b"] :edn ["[" "1 2"] :map-type ["(" "1.5"] :shell ["csh"]})
 
 (defn- from-the-table
@@ -77,15 +82,18 @@
      [(concat [name] (enough command) ["--csv"]) #"Unknown option: \"--csv\""])
    (for [{:keys [name] :as command} commands/commands
          k (:options command) :when (:takes (options k))]
-     [(concat [name] (enough command) [(str "--" (clojure.core/name k))]) #"Missing required argument for"])
+     [(concat [name] (enough command) [(str "--" (clojure.core/name k))])
+      #"Missing required argument for"])
    (for [{:keys [name] :as command} commands/commands
          k (:options command)
          bad (bad-values (:kind (options k)))]
-     [(concat [name] (enough command) [(str "--" (clojure.core/name k)) bad]) (re-pattern (str "^bpfmap: --" (clojure.core/name k) " "))])
+     [(concat [name] (enough command) [(str "--" (clojure.core/name k)) bad])
+      (re-pattern (str "^bpfmap: --" (clojure.core/name k) " "))])
    (for [{:keys [name args optional] :as command} commands/commands
          [i k] (map-indexed vector args)
          bad (take 1 (bad-values (:kind (options k))))]
-     [(concat [name] (assoc (vec (enough command)) i bad)) (re-pattern (str "^bpfmap: " (:takes (options k)) " \""))])))
+     [(concat [name] (assoc (vec (enough command)) i bad))
+      (re-pattern (str "^bpfmap: " (:takes (options k)) " \""))])))
 
 (deftest wrong-usage-of-commands
   (testing "wrong usage of any command exits with 2"
@@ -112,7 +120,8 @@
 ;; --- what the host has not, or not like this
 
 (defn- gone-id []
-  (let [id (with-open [^Closeable m (bpf/create {:type :array :value :u8 :max-entries 1})] (id-of m))]
+  (let [id (with-open [^Closeable m (bpf/create {:type :array :value :u8 :max-entries 1})]
+             (id-of m))]
     (Thread/sleep 100)
     (str id)))
 
@@ -127,19 +136,25 @@
                              ["no_such_map" #"There is no map named"]
                              ["-" #"Not the name of a map|There is no map named"]
                              ["/no/such/pin" #"there is no file"]
-                             ["/etc/passwd" #"not on a BPF file system|is not a BPF|not-bpffs|cannot be opened|failed with"]]
+                             ["/etc/passwd"
+                              #"not on a BPF file system|is not a BPF|not-bpffs|cannot be opened|failed with"]]
               :let [more (drop 1 (enough command))]]
         (check (concat [name ref] more) 1 pattern)))))
 
 (kernel-test misfit-exit-code
   (testing "a key or value that does not fit the map exits with 1"
-    (with-open [^Closeable m (bpf/create {:name "bad_m" :type :hash :key [:struct [:src :ipv4] [:port :port]] :value :u64 :max-entries 1
+    (with-open [^Closeable m (bpf/create {:name "bad_m" :type :hash
+                                          :key [:struct [:src :ipv4] [:port :port]] :value :u64
+                                          :max-entries 1
                                           :contents {{:src "10.0.0.1" :port 1} 1}})
-                ^Closeable raw (bpf/create {:name "bad_raw" :type :hash :key-size 4 :value-size 8 :max-entries 1})
+                ^Closeable raw (bpf/create {:name "bad_raw" :type :hash :key-size 4 :value-size 8
+                                            :max-entries 1})
                 ^Closeable a (bpf/create {:name "bad_a" :type :array :value :u8 :max-entries 2})
-                ^Closeable frozen (bpf/create {:name "bad_frozen" :type :array :value :u8 :max-entries 1 :freeze true})
+                ^Closeable frozen (bpf/create {:name "bad_frozen" :type :array :value :u8
+                                               :max-entries 1 :freeze true})
                 ^Closeable ring (bpf/create {:name "bad_ring" :type :ringbuf :max-entries 4096})
-                ^Closeable tasks (bpf/create {:name "bad_tasks" :type :task-storage :value :u64 :flags #{:no-prealloc}})
+                ^Closeable tasks (bpf/create {:name "bad_tasks" :type :task-storage :value :u64
+                                              :flags #{:no-prealloc}})
                 ^Closeable p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
       (let [pin (fixture/new-pin)
             program-pin (fixture/new-pin)
@@ -149,7 +164,8 @@
         (try
           (doseq [[words pattern]
                   [[["get" m "{src \"10.0.0.1\"}"] #"the field port is missing"]
-                   [["get" m "{src \"10.0.0.1\" port 1 x 2}"] #"x is not a field: there are src or port"]
+                   [["get" m "{src \"10.0.0.1\" port 1 x 2}"]
+                    #"x is not a field: there are src or port"]
                    [["get" m "{src \"10.0.0.1\" port 70000}"] #"70000 is not a port"]
                    [["get" m "{src \"1.2.3\" port 1}"] #"\"1\.2\.3\" is not a ipv4"]
                    [["get" m "nil"] #"is not a \[struct|the key"]
@@ -157,7 +173,8 @@
                    [["put" m key "18446744073709551616"] #"is not a u64"]
                    [["put" m key "x"] #"value: x is not a u64"]
                    [["put" m key "\"x\""] #"value: \"x\" is not a u64"]
-                   [["put" m "{src \"10.0.0.2\" port 1}" "1"] #"failed with E2BIG: the map holds its 1 entry;"]
+                   [["put" m "{src \"10.0.0.2\" port 1}" "1"]
+                    #"failed with E2BIG: the map holds its 1 entry;"]
                    [["put" m key "1" "--lock"] #"Values of this map have no lock"]
                    [["put" m key "1" "--cpus" "all"] #"This is no per-CPU map"]
                    [["put" m key "1" "--cpus" "0"] #"This is no per-CPU map"]
@@ -167,7 +184,8 @@
                    [["get" raw "hello"] #"hexadecimal wants pairs"]
                    [["put" raw "01020304" "00"] #"it takes 8 bytes, these are 1"]
                    [["dump" raw "--key-type" "u64"] #"it has 4 bytes, and the type has 8"]
-                   [["dump" raw "--value-type" "[array u64 2]"] #"it has 8 bytes, and the type has 16"]
+                   [["dump" raw "--value-type" "[array u64 2]"]
+                    #"it has 8 bytes, and the type has 16"]
                    [["put" a "9" "1"] #"E2BIG: .*index"]
                    [["put" a "0" "300"] #"300 is not a u8"]
                    [["delete" a "0"] #"every index of an array always exists"]
@@ -190,16 +208,23 @@
                    [["tree" "/no/such/dir"] #"cannot be read"]
                    [["create" pin] #"a spec needs --type"]
                    [["create" pin "--type" "hash"] #"a spec needs"]
-                   [["create" pin "--type" "hsh" "--key-type" "u32" "--value-type" "u32" "--max-entries" "1"] #"unknown|hsh"]
-                   [["create" pin "--type" "array" "--key-type" "u64" "--value-type" "u32" "--max-entries" "1"] #"the key of array maps has 4 bytes"]
-                   [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "1" "--flags" "nonsense"] #"nonsense"]
-                   [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "0"] #"max-entries"]
-                   [["create" "/tmp/x" "--type" "array" "--value-type" "u32" "--max-entries" "1"] #"BPF file system"]
+                   [["create" pin "--type" "hsh" "--key-type" "u32" "--value-type" "u32"
+                     "--max-entries" "1"] #"unknown|hsh"]
+                   [["create" pin "--type" "array" "--key-type" "u64" "--value-type" "u32"
+                     "--max-entries" "1"] #"the key of array maps has 4 bytes"]
+                   [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "1"
+                     "--flags" "nonsense"] #"nonsense"]
+                   [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "0"]
+                    #"max-entries"]
+                   [["create" "/tmp/x" "--type" "array" "--value-type" "u32" "--max-entries" "1"]
+                    #"BPF file system"]
                    [["create" pin "--like" "no_such_map"] #"There is no map named"]
-                   [["restore" "/no/such/file.edn" "--pin" pin] #"there is no such file or directory"]
+                   [["restore" "/no/such/file.edn" "--pin" pin]
+                    #"there is no such file or directory"]
                    [["restore" "/etc/passwd" "--pin" pin] #"is no saved map"]
                    [["restore" "/tmp" "--pin" pin] #"cannot be read: it is a directory"]
-                   [["save" m "/no/such/dir/x.edn"] #"cannot be written: there is no such file or directory"]
+                   [["save" m "/no/such/dir/x.edn"]
+                    #"cannot be written: there is no such file or directory"]
                    [["save" m "/tmp"] #"it is no plain file"]
                    [["save" m "/proc/x.edn"] #"cannot be written"]
                    [["diff" m "/no/such.edn"] #"there is no such file"]
@@ -213,15 +238,18 @@
                    [["put" m key "{"] #"VALUE \"\{\": neither EDN nor bytes"]
                    [["put" m key] #"put needs REF KEY \[VALUE\]|put needs"]
                    [["put" m key "1" "--insert" "--replace"] #"excludes"]
-                   [["dump" m "--where" "nothing=1"] #"There is no field nothing: the fields are key.src, key.port, value"]
+                   [["dump" m "--where" "nothing=1"]
+                    #"There is no field nothing: the fields are key.src, key.port, value"]
                    [["dump" m "--sort" "nothing"] #"There is no field nothing"]
-                   [["dump" m "--stream" "--sort" "value"] #"--stream true: it prints rows as they are read"]
+                   [["dump" m "--stream" "--sort" "value"]
+                    #"--stream true: it prints rows as they are read"]
                    [["list" "--where" "nothing=1"] #"There is no field nothing"]
                    [["diff" m m "--seconds" "1"] #"--seconds 1.*: it is for one map"]
                    [["diff" "/tmp/x.edn"] #"OLD .*: a file does not change"]
                    [["restore" "/tmp/x.edn"] #"restore needs --pin PATH or --into REF"]
                    [["restore" "/tmp/x.edn" "--pin" pin "--into" m] #"--into .*excludes"]
-                   [["restore" "/tmp/x.edn" "--pin" pin "--exact"] #"--exact true: it is for a map that is there"]
+                   [["restore" "/tmp/x.edn" "--pin" pin "--exact"]
+                    #"--exact true: it is for a map that is there"]
                    [["hist" m "--field" "port" "--slots" "bcc"] #"it excludes"]
                    [["hist" m] #"has no buckets"]]]
             (check words 2 pattern))
@@ -230,15 +258,22 @@
 
 (kernel-test without-privileges
   (testing "without privileges every command names the missing capability"
-    (with-open [^Closeable m (bpf/create {:name "bad_nobody" :type :array :value :u8 :max-entries 1})]
+    (with-open [^Closeable m (bpf/create {:name "bad_nobody" :type :array :value :u8
+                                          :max-entries 1})]
       (let [pin (fixture/new-pin)]
         (bpf/pin! m pin)
         (try
-          (doseq [{:keys [name args fn] :as command} commands/commands :when (and fn (not (#{"features" "tree"} name)))
+          (doseq [{:keys [name args fn] :as command} commands/commands
+                  :when (and fn (not (#{"features" "tree"} name)))
                   :let [words (concat [name] (for [k args]
-                                               (case k (:ref :old) (str (id-of m)) :file "/tmp/none.edn" :path (str pin "x") "1"))
+                                               (case k
+                                                 (:ref :old) (str (id-of m))
+                                                 :file "/tmp/none.edn"
+                                                 :path (str pin "x")
+                                                 "1"))
                                       (case name
-                                        "create" ["--type" "array" "--value-type" "u8" "--max-entries" "1"]
+                                        "create" ["--type" "array" "--value-type" "u8"
+                                                  "--max-entries" "1"]
                                         "restore" ["--pin" (str pin "x")]
                                         "demo" ["--seconds" "1"]
                                         nil))]]

@@ -18,9 +18,11 @@
 
 (kernel-test edn-text-or-byte-keys
   (testing "a key is given as EDN, text or bytes"
-    (with-open [flows (a-map {:key [:struct [:src :ipv4] [:port :port]] :value :u64 :contents {{:src "10.0.0.1" :port 443} 7}})
+    (with-open [flows (a-map {:key [:struct [:src :ipv4] [:port :port]] :value :u64
+                              :contents {{:src "10.0.0.1" :port 443} 7}})
                 hosts (a-map {:key :ipv4 :value :u64 :contents {"10.0.0.1" 7}})
-                nets (a-map {:type :lpm-trie :key [:prefix :ipv4] :value :u64 :flags #{:no-prealloc} :contents {"10.0.0.0/8" 7}})
+                nets (a-map {:type :lpm-trie :key [:prefix :ipv4] :value :u64 :flags #{:no-prealloc}
+                             :contents {"10.0.0.0/8" 7}})
                 names (a-map {:key [:string 8] :value :u64 :contents {"a b" 7, "7" 7, ":x" 7}})
                 macs (a-map {:key :mac :value :u64 :contents {"00:1b:21:0a:0b:0c" 7}})
                 states (a-map {:key [:enum :u32 {:NEW 1}] :value :u64 :contents {:NEW 7}})
@@ -63,7 +65,8 @@
 
 (kernel-test exec-keys-as-data
   (testing "the exec functions also accept keys as data"
-    (with-open [m (a-map {:key [:struct [:src :ipv4] [:port :port]] :value :u64 :contents {{:src "10.0.0.1" :port 443} 7}})]
+    (with-open [m (a-map {:key [:struct [:src :ipv4] [:port :port]] :value :u64
+                          :contents {{:src "10.0.0.1" :port 443} 7}})]
       (are [key] (= 7 (:value (exec/get {:ref (id-of m) :key key})))
         {:src "10.0.0.1" :port 443}
         '{src "10.0.0.1" port 443}
@@ -101,7 +104,8 @@
       (let [id (id-of m)]
         (is (= ["7  42  (new)"] (lines-of "put" id "7" "42")))
         (is (= ["7  43  (was 42)"] (lines-of "put" id "7" "43")))
-        (is (= {:map {:id id :name "changing" :type :hash} :key 7 :before 43 :written true :value 44} (edn-of "put" id "7" "44")))
+        (is (= {:map {:id id :name "changing" :type :hash} :key 7 :before 43 :written true
+                :value 44} (edn-of "put" id "7" "44")))
         (is (= {"key" 7 "value" 44} (json-of "get" id "7")))
         (is (= ["44"] (lines-of "take" id "7")))
         (is (= [1 "bpfmap: there is no such entry"] (refused "take" id "7")))
@@ -116,14 +120,17 @@
     (with-open [m (a-map {:key :s32 :value :s64 :contents {-1 -10}})]
       (is (= ["-10"] (lines-of "get" (id-of m) "-1")))
       (is (= ["-2  -20  (new)"] (lines-of "put" (id-of m) "-2" "-20")))
-      (is (= [{:key -2 :value -20}] (edn-of "dump" (id-of m) "--where" "key<-1" "--sort" "-value"))))))
+      (is (= [{:key -2 :value -20}]
+             (edn-of "dump" (id-of m) "--where" "key<-1" "--sort" "-value"))))))
 
 (kernel-test insert-and-replace
   (testing "--insert and --replace write only if the key is absent or present"
     (with-open [m (a-map {:key :u32 :value :u64 :contents {1 10}})]
       (let [id (id-of m)]
-        (is (= [1 "bpfmap: nothing was written: the key is there already"] (refused "put" id "1" "11" "--insert")))
-        (is (= [1 "bpfmap: nothing was written: the key is not there"] (refused "put" id "2" "11" "--replace")))
+        (is (= [1 "bpfmap: nothing was written: the key is there already"]
+               (refused "put" id "1" "11" "--insert")))
+        (is (= [1 "bpfmap: nothing was written: the key is not there"]
+               (refused "put" id "2" "11" "--replace")))
         (is (= {1 10} (bpf/snapshot m)))
         (is (= ["2  11  (new)"] (lines-of "put" id "2" "11" "--insert")))
         (is (= [2 "bpfmap: --insert true: it excludes --replace; see `bpfmap help put`"]
@@ -139,7 +146,8 @@
         (is (= ["7"] (lines-of "get" id "1" "--cpus" "0")))
         (is (= [{:key 1 :value (* 7 cpus)}] (edn-of "dump" id "--cpus" "sum")))
         (is (= [{:key 1 :value (vec (repeat cpus 7))}] (edn-of "dump" id)))
-        (is (re-find #"it takes a vector of \d+ values, one for each possible CPU" (second (refused "put" id "1" "7"))))
+        (is (re-find #"it takes a vector of \d+ values, one for each possible CPU"
+                     (second (refused "put" id "1" "7"))))
         (is (re-find #"There is no CPU 9999" (second (refused "dump" id "--cpus" "9999"))))
         (is (= 2 (first (refused "put" id "1" "7" "--cpus" "sum"))))))))
 
@@ -152,7 +160,8 @@
         (is (= ["1"] (lines-of "take" id "--value-type" "u32")))
         (is (= ["07 00 00 00"] (lines-of "take" id)))
         (is (= [1 "bpfmap: there is no such entry"] (refused "take" id)))
-        (is (= [2 "bpfmap: KEY \"1\": a map of this type has no keys: give the value alone; see `bpfmap help put`"]
+        (is (= [2
+                "bpfmap: KEY \"1\": a map of this type has no keys: give the value alone; see `bpfmap help put`"]
                (refused "put" id "1" "2")))
         (is (re-find #"`get` has its next value, `take` takes it" (second (refused "dump" id))))))))
 
@@ -168,7 +177,8 @@
     (with-open [jumps ^Closeable (bpf/create {:type :prog-array :max-entries 2})
                 p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
       (let [program (:id (prog/info p))]
-        (is (= [(str "1  {:program-id " program "}  (new)")] (lines-of "put" (id-of jumps) "1" (str "{:program-id " program "}"))))
+        (is (= [(str "1  {:program-id " program "}  (new)")]
+               (lines-of "put" (id-of jumps) "1" (str "{:program-id " program "}"))))
         (is (= [{:key 1 :value {:program-id program}}] (edn-of "dump" (id-of jumps))))))))
 
 ;; --- maps and pins
@@ -178,17 +188,23 @@
     (let [path (fixture/new-pin)
           copy (fixture/new-pin)]
       (is (re-matches #"map \d+ \(pin\d+\) is pinned at .*"
-                      (first (lines-of "create" path "--type" "lru-hash" "--key-type" "ipv4" "--value-type" "[struct [n u64]]"
+                      (first (lines-of "create" path "--type" "lru-hash" "--key-type" "ipv4"
+                                       "--value-type" "[struct [n u64]]"
                                        "--max-entries" "16" "--flags" "no-common-lru"))))
       (with-open [m ^Closeable (bpf/open path)]
-        (is (= {:type :lru-hash :key :ipv4 :value [:struct [:n :u64]] :max-entries 16 :flags #{:no-common-lru}}
+        (is (= {:type :lru-hash :key :ipv4 :value [:struct [:n :u64]] :max-entries 16
+                :flags #{:no-common-lru}}
                (select-keys (bpf/spec m) [:type :key :value :max-entries :flags])))
-        (is (= "copied" (:name (exec/create {:path copy :like path :max-entries 4 :name "copied"}))))
+        (is (= "copied"
+               (:name (exec/create {:path copy :like path :max-entries 4 :name "copied"}))))
         (with-open [c ^Closeable (bpf/open copy)]
           (is (= (assoc (bpf/spec m) :max-entries 4 :name "copied") (bpf/spec c))))
         (is (= [{:path copy} {:path path}]
-               (map #(select-keys % [:path]) (sort-by #(not= copy (:path %)) (filter #(#{path copy} (:path %)) (exec/tree {}))))))
-        (is (str/includes? (str/join "\n" (lines-of "tree" (fixture/bpffs))) (str "map " (id-of m) " lru-hash"))))
+               (map #(select-keys % [:path])
+                    (sort-by #(not= copy (:path %))
+                             (filter #(#{path copy} (:path %)) (exec/tree {}))))))
+        (is (str/includes? (str/join "\n" (lines-of "tree" (fixture/bpffs)))
+                           (str "map " (id-of m) " lru-hash"))))
       (is (re-find #"is not pinned at" (first (lines-of "unpin" copy))))
       (is (re-find #"is not pinned at" (first (lines-of "unpin" path))))
       (is (re-find #"there is no file" (second (refused "unpin" path)))))))
@@ -198,21 +214,26 @@
     (let [[a b c] (repeatedly fixture/new-pin)
           there? #(.exists (java.io.File. ^String %))]
       (with-open [m (a-map {:key :u32 :value :u64})
-                  program ^Closeable (prog/load {:type :socket-filter :name "uses_it" :insns [[:lddw :r1 m] [:mov64 :r0 0] [:exit]]})]
+                  program ^Closeable (prog/load {:type :socket-filter :name "uses_it"
+                                                 :insns [[:lddw :r1 m] [:mov64 :r0 0] [:exit]]})]
         (bpf/pin! m a)
         (is (= [(str "map " (id-of m) " (changing) is pinned at " b)] (lines-of "pin" a b)))
-        (is (= [true true] (map there? [a b])) "a map in use gets another pin without a question, and keeps the first")
+        (is (= [true true] (map there? [a b]))
+            "a map in use gets another pin without a question, and keeps the first")
         (is (re-find #"EEXIST.* exists already" (second (refused "pin" a b))))
         (let [[exit line] (refused "pin" a c "--move")]
           (is (= 1 exit))
           (is (re-find #"is not yours alone: a program uses it: uses_it\[\d+\]" line)))
         (is (= [true true false] (map there? [a b c])))
-        (is (= [(str "map " (id-of m) " (changing) is pinned at " c ", and no longer at " a)] (lines-of "pin" a c "--move" "--yes")))
+        (is (= [(str "map " (id-of m) " (changing) is pinned at " c ", and no longer at " a)]
+               (lines-of "pin" a c "--move" "--yes")))
         (is (= [false true true] (map there? [a b c])))
         (is (= [2 "bpfmap: --move true: it needs the path of a pin to move; see `bpfmap help pin`"]
                (refused "pin" (id-of m) a "--move")))
         (.close program)
-        (is (= {:path b :from c} (select-keys (do (exec/unpin {:path b}) (exec/pin {:ref c :path b :move true})) [:path :from]))
+        (is (= {:path b :from c}
+               (select-keys (do (exec/unpin {:path b}) (exec/pin {:ref c :path b :move true}))
+                            [:path :from]))
             "a map that nobody else has moves without a question")
         (exec/unpin {:path b})))))
 
@@ -223,10 +244,12 @@
                                       :inner-map {:type :array :value :u32 :max-entries 1}}})
       (is (= :hash-of-maps (:type (exec/show {:ref path}))))
       (exec/unpin {:path path})
-      (is (= [2 "bpfmap: --spec [1]: EDN is a map with keywords, such as {map-extra 3}; see `bpfmap help create`"]
+      (is (= [2
+              "bpfmap: --spec [1]: EDN is a map with keywords, such as {map-extra 3}; see `bpfmap help create`"]
              (refused "create" path "--spec" "[1]")))
       (is (re-find #"a spec needs --type" (second (refused "create" path))))
-      (is (re-find #"unknown map type" (str/lower-case (second (refused "create" path "--type" "hsh"))))))))
+      (is (re-find #"unknown map type"
+                   (str/lower-case (second (refused "create" path "--type" "hsh"))))))))
 
 (kernel-test frozen-map-rejects-writes
   (testing "a frozen map rejects writes"
@@ -239,19 +262,24 @@
 (kernel-test confirm-map-in-use
   (testing "changes a map that a program uses only after confirmation"
     (with-open [m (a-map {:key :u32 :value :u64 :contents {1 10}})
-                _ ^Closeable (prog/load {:type :socket-filter :name "uses_it" :insns [[:lddw :r1 m] [:mov64 :r0 0] [:exit]]})]
+                _ ^Closeable (prog/load {:type :socket-filter :name "uses_it"
+                                         :insns [[:lddw :r1 m] [:mov64 :r0 0] [:exit]]})]
       (let [id (str (id-of m))
             path (fixture/new-pin)]
         (bpf/pin! m path)
-        (doseq [args [["put" id "1" "11"] ["put" id "2" "11" "--insert"] ["delete" id "1"] ["take" id "1"] ["freeze" id] ["unpin" path]]
+        (doseq [args [["put" id "1" "11"] ["put" id "2" "11" "--insert"] ["delete" id "1"]
+                      ["take" id "1"] ["freeze" id] ["unpin" path]]
                 :let [[exit line] (apply refused args)]]
           (is (= 1 exit))
-          (is (re-matches #"bpfmap: Map \d+ \(changing\) is not yours alone: a program uses it: uses_it\[\d+\]: give --yes if this is meant"
-                          line)))
+          (is
+           (re-matches
+            #"bpfmap: Map \d+ \(changing\) is not yours alone: a program uses it: uses_it\[\d+\]: give --yes if this is meant"
+                       line)))
         (is (= {1 10} (bpf/snapshot m)))
         (is (= ["10"] (lines-of "get" id "1")) "reading asks nobody")
         (is (= ["1  11  (was 10)"] (lines-of "put" id "1" "11" "--yes")))
         (is (= ["1  (was 11)"] (lines-of "delete" id "1" "--yes")))
-        (is (= :not-confirmed (:bpfmap/error (fixture/error-of (exec/put {:ref id :key 1 :value 1})))))
+        (is (= :not-confirmed
+               (:bpfmap/error (fixture/error-of (exec/put {:ref id :key 1 :value 1})))))
         (is (:written (exec/put {:ref id :key 1 :value 1 :yes true})))
         (is (re-find #"is not pinned" (first (lines-of "unpin" path "--yes"))))))))

@@ -19,12 +19,16 @@
    "fish" "function bpfmap; printf 'id,name\\r\\n12,flows\\r\\n13,counts\\r\\n14,\\r\\n'; end"})
 
 (def ^:private ask
-  "How a shell is asked what it completes a line to, by shell: a script, in which the words are a list and SCRIPT the file."
+  "How a shell is asked what it completes a line to, by shell: a script, in which the words are a
+  list and SCRIPT the file."
   {"bash" (fn [words file]
-            (str "source " file "\ncompopt() { :; }\nCOMP_WORDS=(" (str/join " " (map pr-str words)) ")\n"
-                 "COMP_CWORD=$((${#COMP_WORDS[@]}-1))\n_bpfmap\nprintf '%s\\n' \"${COMPREPLY[@]}\"\n"))
+            (str "source " file "\ncompopt() { :; }\nCOMP_WORDS=(" (str/join " " (map pr-str words))
+                 ")\n"
+                 "COMP_CWORD=$((${#COMP_WORDS[@]}-1))\n_bpfmap\nprintf '%s\\n' "
+                 "\"${COMPREPLY[@]}\"\n"))
    "fish" (fn [words file]
-            (str "source " file "\ncomplete -C " (pr-str (str/join " " words)) " | string split -f1 \\t\n"))})
+            (str "source " file "\ncomplete -C " (pr-str (str/join " " words))
+                 " | string split -f1 \\t\n"))})
 
 (def ^:dynamic *says*
   "A function of the shell that stands for the command; nil for that of `maps`."
@@ -85,20 +89,28 @@
       (let [own ["src" "bytes" "port" "tx.errors" "comm"]
             whole ["key.src" "key.port" "value.bytes" "value.port" "value.tx.errors" "value.comm"]]
         (is (= (concat own whole) (field-lines "dump" (id-of m)) (field-lines "hist" (id-of m))))
-        (is (= (concat own whole ["mark" "per-second.bytes" "per-second.port" "per-second.tx.errors"]) (field-lines "watch" (id-of m))))
-        (is (= ["src" "port" "change" "key.src" "key.port" "old.bytes" "old.port" "old.tx.errors" "old.comm" "new.bytes" "new.port"
-                "new.tx.errors" "new.comm" "per-second.bytes" "per-second.port" "per-second.tx.errors"]
+        (is (= (concat own whole
+                       ["mark" "per-second.bytes" "per-second.port" "per-second.tx.errors"])
+               (field-lines "watch" (id-of m))))
+        (is (= ["src" "port" "change" "key.src" "key.port" "old.bytes" "old.port" "old.tx.errors"
+                "old.comm" "new.bytes" "new.port"
+                "new.tx.errors" "new.comm" "per-second.bytes" "per-second.port"
+                "per-second.tx.errors"]
                (field-lines "diff" (id-of m))))
         (doseq [command ["dump" "watch" "diff"] field (field-lines command (id-of m))]
           (is (= 0 (:exit (apply bpfmap (concat [command (id-of m) "--sort" field]
-                                                (case command "watch" ["--seconds" "0.001"] "diff" ["--seconds" "0.001"] nil)))))
+                                                (case command
+                                                  "watch" ["--seconds" "0.001"]
+                                                  "diff" ["--seconds" "0.001"]
+                                                  nil)))))
               [command field])))
       (let [file (File/createTempFile "bpfmap" ".edn")]
         (try
           (bpfmap "save" (id-of m) (str file))
           (is (= (field-lines "diff" (id-of m)) (field-lines "diff" (str file))))
           (finally (.delete file)))))
-    (doseq [[command ref] [["dump" "no-such-map"] ["dump" "4294967295"] ["diff" "/nowhere/a.edn"] ["watch" "/etc/passwd"]
+    (doseq [[command ref] [["dump" "no-such-map"] ["dump" "4294967295"] ["diff" "/nowhere/a.edn"]
+                           ["watch" "/etc/passwd"]
                            ["show" "1"] ["nope" "1"]]]
       (is (= [] (field-lines command ref))))))
 
@@ -112,19 +124,29 @@
             (if-not (fixture/executable shell)
               (fixture/skip! (str "there is no " shell))
               (are [words found] (let [[command] words]
-                                   (spit answers (str (:out (bpfmap "completion" shell command id)) "odd$(touch /nowhere)\n"))
+                                   (spit answers
+                                         (str (:out (bpfmap "completion" shell command id))
+                                              "odd$(touch /nowhere)\n"))
                                    (binding [*says* (case shell
-                                                      "bash" (str "bpfmap() { if [ \"$*\" = 'completion bash " command " " id "' ]; then cat " answers
+                                                      "bash" (str
+                                                              "bpfmap() { if [ \"$*\" = "
+                                                              "'completion bash " command " " id
+                                                              "' ]; then cat " answers
                                                                   "; else return 1; fi; }")
-                                                      "fish" (str "function bpfmap; if test \"$argv\" = 'completion fish " command " " id "'; cat " answers
+                                                      "fish" (str
+                                                              "function bpfmap; if test \"$argv\" "
+                                                              "= 'completion fish " command " " id
+                                                              "'; cat " answers
                                                                   "; else; return 1; end; end"))]
-                                     (= found (apply completed shell (map #(if (= :id %) id %) words)))))
+                                     (= found
+                                        (apply completed shell (map #(if (= :id %) id %) words)))))
                 ["dump" :id "--where" "by"] #{"bytes="}
                 ["dump" :id "--sort" "by"] #{"bytes"}
                 ["dump" :id "--sort" "-by"] #{"-bytes"}
                 ["dump" :id "--limit" "5" "--where" "key."] #{"key.src=" "key.port="}
                 ["dump" :id "--where" "bytes>5" "--sort" "value.t"] #{"value.tx.errors"}
-                ["watch" :id "--sort" "-per"] #{"-per-second.bytes" "-per-second.port" "-per-second.tx.errors"}
+                ["watch" :id "--sort" "-per"]
+                #{"-per-second.bytes" "-per-second.port" "-per-second.tx.errors"}
                 ["watch" "--interval" "5" :id "--where" "ma"] #{"mark="}
                 ["diff" :id "--where" "old.b"] #{"old.bytes="}
                 ["hist" :id "--field" "by"] #{"bytes"}
@@ -154,18 +176,21 @@
           (spit file (:out (bpfmap "completion" "zsh")))
           (let [{:keys [exit out err]}
                 (fixture/run ["zsh" "-f" "-c" (str "autoload -U compinit; compinit -D; source " file
-                                                   "; print -r -- $_comps[bpfmap]; whence -w _bpfmap _bpfmap_refs")])]
+                                                   "; print -r -- $_comps[bpfmap]; whence -w "
+                                                   "_bpfmap _bpfmap_refs")])]
             (is (= [0 "" "_bpfmap\n_bpfmap: function\n_bpfmap_refs: function\n"] [exit err out])))
           (let [asking (str "zmodload zsh/zpty\n"
                             "zpty z zsh -f -i\n"
-                            "zpty -w z 'PS1=\"> \"; autoload -U compinit; compinit -D; " (str/replace (maps "zsh") "'" "\"")
+                            "zpty -w z 'PS1=\"> \"; autoload -U compinit; compinit -D; "
+                            (str/replace (maps "zsh") "'" "\"")
                             "; source " file "; echo rea\"\"dy'\n"
                             "zpty -r z line '*ready*'\n"
                             "zpty -w -n z $'bpfmap dump fl\\t'\n"
                             "zpty -r z line '*flows*'\n"
                             "print -r -- $line\n"
                             "zpty -d z\n")]
-            (is (str/includes? (:out (fixture/run ["timeout" "60" "zsh" "-f" "-c" asking])) "bpfmap dump flows") "TAB completes"))
+            (is (str/includes? (:out (fixture/run ["timeout" "60" "zsh" "-f" "-c" asking]))
+                               "bpfmap dump flows") "TAB completes"))
           (finally (.delete file)))))))
 
 (deftest zsh-completes-fields
@@ -175,19 +200,21 @@
       (let [file (File/createTempFile "bpfmap" ".zsh")]
         (try
           (spit file (:out (bpfmap "completion" "zsh")))
-          (let [stub "bpfmap() { if [ \"$*\" = \"completion zsh dump 12\" ]; then printf \"bytes\\nsrc\\n\"; fi; }"
-                asking (str "zmodload zsh/zpty\n"
-                            "zpty z zsh -f -i\n"
-                            "zpty -w z 'PS1=\"> \"; autoload -U compinit; compinit -D; " stub "; source " file "; echo rea\"\"dy'\n"
-                            "zpty -r z line '*ready*'\n"
-                            "zpty -w -n z $'bpfmap dump 12 --where by\\t'\n"
-                            "zpty -r z line '*bytes=*'\n"
-                            "print -r -- $line\n"
-                            "zpty -w -n z $'5 --sort sr\\t'\n"
-                            "zpty -r z line '*src*'\n"
-                            "print -r -- $line\n"
-                            "zpty -d z\n")
-                {:keys [out]} (fixture/run ["timeout" "60" "zsh" "-f" "-c" asking])]
+          (let
+            [stub "bpfmap() { if [ \"$*\" = \"completion zsh dump 12\" ]; then printf \"bytes\\nsrc\\n\"; fi; }"
+             asking (str "zmodload zsh/zpty\n"
+                         "zpty z zsh -f -i\n"
+                         "zpty -w z 'PS1=\"> \"; autoload -U compinit; compinit -D; " stub
+                         "; source " file "; echo rea\"\"dy'\n"
+                         "zpty -r z line '*ready*'\n"
+                         "zpty -w -n z $'bpfmap dump 12 --where by\\t'\n"
+                         "zpty -r z line '*bytes=*'\n"
+                         "print -r -- $line\n"
+                         "zpty -w -n z $'5 --sort sr\\t'\n"
+                         "zpty -r z line '*src*'\n"
+                         "print -r -- $line\n"
+                         "zpty -d z\n")
+             {:keys [out]} (fixture/run ["timeout" "60" "zsh" "-f" "-c" asking])]
             (is (str/includes? out "bpfmap dump 12 --where bytes="))
             (is (str/includes? out "5 --sort src")))
           (finally (.delete file)))))))

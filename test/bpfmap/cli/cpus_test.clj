@@ -1,5 +1,6 @@
 (ns bpfmap.cli.cpus-test
-  "`--cpus` does what the help of each command says, for each of its values and on a map that is not per-CPU."
+  "`--cpus` does what the help of each command says, for each of its values and on a map that is
+  not per-CPU."
   (:require [bpfmap.cli.calling :refer [bpfmap edn-of id-of read-edn]]
             [bpfmap.core :as bpf]
             [bpfmap.exec]
@@ -13,7 +14,8 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private described
-  "What help says of `--cpus`, by command, and the values that it takes. What is behind `else` is the default."
+  "What help says of `--cpus`, by command, and the values that it takes. What is behind `else` is
+  the default."
   {"put" ["all: VALUE for every CPU; N: for CPU N alone" #{"all" "0"} nil]
    "get" ["Per-CPU values: each or all, sum, or CPU N; else each" #{"each" "all" "sum" "0"} "each"]
    "dump" ["Per-CPU values: each or all, sum, or CPU N; else each" #{"each" "all" "sum" "0"} "each"]
@@ -23,7 +25,8 @@
 
 (deftest help-describes-cpus
   (testing "the help describes the per-CPU behaviour of every command that has --cpus"
-    (is (= (set (keys described)) (into #{} (comp (filter #(some #{:cpus} (:options %))) (map :name)) commands/commands)))
+    (is (= (set (keys described))
+           (into #{} (comp (filter #(some #{:cpus} (:options %))) (map :name)) commands/commands)))
     (doseq [[command [text]] described]
       (is (re-find (re-pattern (str "--cpus WHICH +" text "\n")) (:out (bpfmap "help" command))))
       (is (str/includes? (:doc (meta (ns-resolve 'bpfmap.exec (symbol command)))) text)))))
@@ -89,17 +92,20 @@
         (when (zero? (put "0"))
           (is (= (cons 7 (repeat (dec n) 0)) (m 1))))
         (is (= [2 2 1] (map put ["each" "sum" "5000"])))
-        (is (= 1 (:exit (bpfmap "put" (id-of m) "1" "7" "--yes"))) "without --cpus it takes a vector")))))
+        (is (= 1 (:exit (bpfmap "put" (id-of m) "1" "7" "--yes")))
+            "without --cpus it takes a vector")))))
 
 (kernel-test single-value-maps
   (testing "maps with one value per key reject --cpus"
-    (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 5}})
+    (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8
+                                          :contents {1 5}})
                 ^Closeable other (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8})]
       (doseq [command ["get" "dump" "diff" "watch"]]
         (is (= [5 5 5 5 1] (map #(answer command m other %) [nil "each" "all" "sum" "0"])) command))
       (is (= [(slot 5) 1] (map #(answer "hist" m other %) ["sum" "0"])))
       (doseq [words [["diff" (id-of other) (id-of m)] ["watch" (id-of m)] ["dump" (id-of m)]]]
-        (is (re-find #"This is no per-CPU map: each key has one value" (:err (apply bpfmap (concat words ["--cpus" "0"])))))))))
+        (is (re-find #"This is no per-CPU map: each key has one value"
+                     (:err (apply bpfmap (concat words ["--cpus" "0"])))))))))
 
 (kernel-test saved-map-by-cpu
   (testing "compares a saved map by CPU"
@@ -108,7 +114,8 @@
         (let [dir (fixture/temporary-directory)
               file (str dir "/cpus.edn")]
           (try
-            (is (= {:exit 0 :out (str "1 entry of map " (id-of m) " (cpus) is saved in " file "\n") :err ""}
+            (is (= {:exit 0 :out (str "1 entry of map " (id-of m) " (cpus) is saved in " file "\n")
+                    :err ""}
                    (bpfmap "save" (id-of m) file)))
             (bpf/put! m 1 (vec (range 1 (inc n))))
             (doseq [which ["each" "all"]]

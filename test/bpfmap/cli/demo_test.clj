@@ -56,7 +56,10 @@
     (let [{:keys [exit out err]} (during-demo ["--seconds" "2" "--edn"]
                                               (fn []
                                                 (fixture/in-threads
-                                                 4 (fn [_] (dotimes [_ 5000] (fixture/syscall unused-number))))))
+                                                 4
+                                                 (fn [_]
+                                                   (dotimes [_ 5000]
+                                                     (fixture/syscall unused-number))))))
           {:keys [seconds total calls] {:keys [id type name]} :map} (edn/read-string out)]
       (is (= [0 ""] [exit err]))
       (is (= {:number 499 :name "syscall_499" :count 20000}
@@ -67,7 +70,8 @@
       (is (every? pos? (map :count calls)))
       (is (apply >= (map :count calls)))
       (is (some #{"futex" "read" "write" "bpf"} (map :name calls)))
-      (is (every? (fn [{:keys [count per-second]}] (< (abs (- per-second (/ count seconds))) 0.001)) calls))
+      (is (every? (fn [{:keys [count per-second]}] (< (abs (- per-second (/ count seconds))) 0.001))
+                  calls))
       (is (= :not-found (:bpfmap/error (fixture/error-of (bpf/open id))))))))
 
 (kernel-test same-json-structure
@@ -82,17 +86,21 @@
 
 (kernel-test interrupt-prints-counts
   (testing "an interrupt ends the demo and prints the counts so far"
-    (let [{:keys [exit out]} (during-demo ["--seconds" "60" "--edn"] #(Signal/raise (Signal. "INT")))]
+    (let [{:keys [exit out]} (during-demo ["--seconds" "60" "--edn"]
+                                          #(Signal/raise (Signal. "INT")))]
       (is (= 130 exit))
       (is (pos? (:total (edn/read-string out)))))))
 
 (deftest signal-handlers
   (testing "restores the previous signal handlers afterwards"
     (let [seen (promise)
-          former (Signal/handle (Signal. "HUP") (reify sun.misc.SignalHandler (handle [_ _] (deliver seen :former))))]
+          former (Signal/handle (Signal. "HUP")
+                                (reify sun.misc.SignalHandler
+                                  (handle [_ _] (deliver seen :former))))]
       (try
         (is (= :inner (live/handling {"HUP" #(deliver seen :inner)}
-                                        #(do (Signal/raise (Signal. "HUP")) (deref seen 5000 nil)))))
+                                        #(do (Signal/raise (Signal. "HUP"))
+                                             (deref seen 5000 nil)))))
         (let [seen-again (promise)]
           (live/handling {"HUP" #(deliver seen-again :inner)} (constantly nil))
           (Signal/raise (Signal. "HUP"))
@@ -133,7 +141,8 @@
   (testing "the live table fits the height of the screen"
     (doseq [height (range 4 8)]
       (is (= (min 6 height) (count (#'live-commands/frame state {:height height})))))
-    (is (= 4 (count (#'live-commands/frame state {:height 1}))) "the screen cuts what is below it")))
+    (is (= 4 (count (#'live-commands/frame state {:height 1})))
+        "the screen cuts what is below it")))
 
 (deftest samples-of-one-second
   (testing "the samples reach back one second"
@@ -145,7 +154,8 @@
 
 (deftest final-table-fits-screen
   (testing "the final table has the most frequent calls that fit the screen"
-    (let [run {:elapsed 2.0 :counts (zipmap (range 1000 1100) (range 1 101)) :map {:id 1 :type :hash :name "x"}}]
+    (let [run {:elapsed 2.0 :counts (zipmap (range 1000 1100) (range 1 101))
+               :map {:id 1 :type :hash :name "x"}}]
       (with-redefs [bpf/open (fn [& _] (throw (ex-info "" {:bpfmap/error :not-found})))]
         (let [{:keys [rows closing exit]} (#'live-commands/view run nil 24)]
           (is (= 20 (count rows)))

@@ -1,5 +1,6 @@
 (ns bpfmap.cli.elements-test
-  "What `dump` prints of a key or value, as a table, EDN or JSON, is what `get`, `put`, `delete` and `take` take for it."
+  "What `dump` prints of a key or value, as a table, EDN or JSON, is what `get`, `put`, `delete`
+  and `take` take for it."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :refer [bpfmap edn-of id-of refused]]
             [bpfmap.core :as bpf]
@@ -43,13 +44,16 @@
         value (types/decoded c view)]
     (into {} (for [[form text] (printed-forms value)
                    :let [again (try
-                                 (types/encoded c (element/typed {:type :hash :key type} :key text identity))
+                                 (types/encoded c
+                                                (element/typed
+                                                 {:type :hash :key type} :key text identity))
                                  (catch Exception e (ex-message e)))]
                    :when (not= view again)]
                [form [text again]]))))
 
 (def ^:private type-and-bytes
-  (gen/let [type (gen/such-that #(pos? (long (type/size %))) (gen/one-of [types/a-type types/any-type]) 100)
+  (gen/let [type (gen/such-that #(pos? (long (type/size %)))
+                                (gen/one-of [types/a-type types/any-type]) 100)
             view (gen/fmap bytes/->bytes (gen/vector a-byte (type/size type)))]
     [type view]))
 
@@ -72,11 +76,16 @@
 (defn- random-keys [^Random random size]
   (let [likely [0 0 0 0 0x7f 0x80 0xff 0xf8 45 34 35 48 97 98 1 2]]
     (vec (distinct (repeatedly 5 #(bytes/->bytes (repeatedly size (fn [] (if (.nextBoolean random)
-                                                                             (nth likely (.nextInt random (count likely)))
-                                                                             (.nextInt random 256))))))))))
+                                                                             (nth likely
+                                                                                  (.nextInt
+                                                                                   random
+                                                                                   (count likely)))
+                                                                             (.nextInt
+                                                                              random 256))))))))))
 
 (defn- table-keys
-  "The keys of the table of a dump whose values are numbers, by value; nil if they have columns of their own."
+  "The keys of the table of a dump whose values are numbers, by value; nil if they have columns of
+  their own."
   [out]
   (let [[heading & lines] (str/split-lines out)]
     (when (re-find #"^ *KEY +VALUE$" heading)
@@ -91,13 +100,15 @@
       (doseq [key-type key-types
               :let [size (type/size key-type)
                     raw-keys (random-keys random size)]]
-        (with-open [^Closeable m (bpf/create {:name "dumped" :type :hash :key-size size :value :u32 :max-entries 64})]
+        (with-open [^Closeable m (bpf/create {:name "dumped" :type :hash :key-size size :value :u32
+                                              :max-entries 64})]
           (doseq [[i k] (map-indexed vector raw-keys)] (bpf/put! m k i))
           (let [id (id-of m)
                 typed ["--key-type" (pr-str key-type) "--value-type" "u32"]
-                dumped (fn [& more] (let [{:keys [exit out err]} (apply bpfmap "dump" id (concat typed more))]
-                                      (is (= 0 exit) err)
-                                      out))
+                dumped (fn [& more]
+                         (let [{:keys [exit out err]} (apply bpfmap "dump" id (concat typed more))]
+                           (is (= 0 exit) err)
+                           out))
                 forms (concat (for [{:keys [key value]} (apply edn-of "dump" id typed)]
                                 [value (str/trim-newline (with-out-str (output/print-edn key)))])
                               (for [{:strs [key value]} (json/read-str (dumped "--json"))]
@@ -105,12 +116,15 @@
                               (table-keys (dumped)))]
             (is (<= (* 2 (count raw-keys)) (count forms)))
             (doseq [[value text] forms
-                    :let [{:keys [exit out err]} (apply bpfmap "get" (concat typed [id "--" text]))]]
+                    :let [{:keys [exit out err]}
+                          (apply bpfmap "get" (concat typed [id "--" text]))]]
               (testing (str (pr-str key-type) " " text)
                 (is (= [0 (str value "\n")] [exit out]) err)
                 (vswap! found inc)))
-            (doseq [[i k] (take 2 (map-indexed vector raw-keys)) ; each asks who has the map, which takes its time
-                    :let [text (some (fn [[value text]] (when (= i value) text)) (drop (mod i 2) forms))
+            ;; Each asks who has the map, which takes its time
+            (doseq [[i k] (take 2 (map-indexed vector raw-keys))
+                    :let [text
+                          (some (fn [[value text]] (when (= i value) text)) (drop (mod i 2) forms))
                           command (if (even? i) "delete" "take")]]
               (testing (str command " " (pr-str key-type) " " text)
                 (is (= 0 (:exit (apply bpfmap command (concat typed [id "--" text])))))
@@ -119,9 +133,13 @@
 
 (kernel-test key-notations
   (testing "accepts keys as bytes, hexadecimal, EDN or JSON"
-    (with-open [^Closeable texts (bpf/create {:name "texts" :type :hash :key [:string 4] :value :u64 :max-entries 4})
-                ^Closeable nets (bpf/create {:name "nets" :type :lpm-trie :key [:prefix :ipv4] :value :u64 :max-entries 4 :flags #{:no-prealloc}})
-                ^Closeable hosts (bpf/create {:name "hosts" :type :hash :key [:struct [:ip :ipv4] [:mac :mac]] :value :u64 :max-entries 4})]
+    (with-open [^Closeable texts (bpf/create {:name "texts" :type :hash :key [:string 4] :value :u64
+                                              :max-entries 4})
+                ^Closeable nets (bpf/create {:name "nets" :type :lpm-trie :key [:prefix :ipv4]
+                                             :value :u64 :max-entries 4 :flags #{:no-prealloc}})
+                ^Closeable hosts (bpf/create {:name "hosts" :type :hash
+                                              :key [:struct [:ip :ipv4] [:mac :mac]] :value :u64
+                                              :max-entries 4})]
       (are [m key value] (and (= 0 (:exit (bpfmap "put" (id-of m) key value)))
                               (= (str value "\n") (:out (bpfmap "get" (id-of m) key))))
         texts "abcd" 1
@@ -137,29 +155,40 @@
         hosts "0a 00 00 01 00 1b 21 0a 0b 0c 00 00" 11
         hosts "{ip \"0a 00 00 01\" mac \"00 1b 21 0a 0b 0c\"}" 12)
       (is (= "2\n" (:out (bpfmap "get" (id-of texts) "abc"))))
-      (is (= "12\n" (:out (bpfmap "get" (id-of hosts) "{ip \"10.0.0.1\" mac \"00:1b:21:0a:0b:0c\"}")))))))
+      (is (= "12\n"
+             (:out (bpfmap "get" (id-of hosts) "{ip \"10.0.0.1\" mac \"00:1b:21:0a:0b:0c\"}")))))))
 
 (kernel-test map-or-program-value
   (testing "a map or program value is given by id, pin or name"
-    (with-open [^Closeable inner (bpf/create {:name "el_inner" :type :array :value :u8 :max-entries 1})
+    (with-open [^Closeable inner (bpf/create {:name "el_inner" :type :array :value :u8
+                                              :max-entries 1})
                 ^Closeable outer (bpf/create {:name "el_outer" :type :array-of-maps :max-entries 8
                                               :inner-map {:type :array :value :u8 :max-entries 1}})
-                ^Closeable program (prog/load {:type :socket-filter :name "el_prog" :insns [[:mov64 :r0 0] [:exit]]})
-                ^Closeable programs (bpf/create {:name "el_programs" :type :prog-array :max-entries 8})]
+                ^Closeable program (prog/load {:type :socket-filter :name "el_prog"
+                                               :insns [[:mov64 :r0 0] [:exit]]})
+                ^Closeable programs (bpf/create {:name "el_programs" :type :prog-array
+                                                 :max-entries 8})]
       (let [pin (fixture/new-pin)
             program-pin (fixture/new-pin)
             program-id (:id (prog/info program))]
         (bpf/pin! inner pin)
         (prog/pin! program program-pin)
         (try
-          (doseq [[i value] (map-indexed vector [(id-of inner) pin "el_inner" (str "{:map-id " (id-of inner) "}") (str "{\"map-id\":" (id-of inner) "}")])]
+          (doseq [[i value] (map-indexed vector
+                                         [(id-of inner) pin "el_inner"
+                                          (str "{:map-id " (id-of inner) "}")
+                                          (str "{\"map-id\":" (id-of inner) "}")])]
             (is (= 0 (:exit (bpfmap "put" (id-of outer) i value))) value)
             (is (= {:map-id (id-of inner)} (:value (edn-of "get" (id-of outer) i))) value))
-          (doseq [[i value] (map-indexed vector [program-id program-pin "el_prog" (str "{:program-id " program-id "}")])]
+          (doseq [[i value] (map-indexed vector
+                                         [program-id program-pin "el_prog"
+                                          (str "{:program-id " program-id "}")])]
             (is (= 0 (:exit (bpfmap "put" (id-of programs) i value))) value)
             (is (= {:program-id program-id} (:value (edn-of "get" (id-of programs) i))) value))
-          (is (= [1 "bpfmap: There is no map named \"el_none\": no map on this host has the name"] (refused "put" (id-of outer) 0 "el_none")))
-          (is (= [1 "bpfmap: There is no program named \"el_none\""] (refused "put" (id-of programs) 0 "el_none")))
+          (is (= [1 "bpfmap: There is no map named \"el_none\": no map on this host has the name"]
+                 (refused "put" (id-of outer) 0 "el_none")))
+          (is (= [1 "bpfmap: There is no program named \"el_none\""]
+                 (refused "put" (id-of programs) 0 "el_none")))
           (finally
             (bpf/unpin! inner)
             (.delete (java.io.File. ^String program-pin))))))))

@@ -1,5 +1,6 @@
 (ns bpfmap.cli.headers-test
-  "What a table shows above a column, and in front of a row, is what `--where`, `--sort` and `--columns` take."
+  "What a table shows above a column, and in front of a row, is what `--where`, `--sort` and
+  `--columns` take."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :refer [bpfmap id-of read-edn]]
             [bpfmap.core :as bpf]
@@ -23,7 +24,9 @@
   (bpf/create (merge {:name "headers" :type :hash :max-entries 16} options)))
 
 (def ^:private flow [:struct [:src :ipv4] [:port :u16be]])
-(def ^:private stats [:struct [:bytes :u64] [(keyword "pick.turn") :u64] [:tx [:struct [:a.b :u32] [:errors :u32]]] [:comm [:string 8]]])
+(def ^:private stats
+  [:struct [:bytes :u64] [(keyword "pick.turn") :u64] [:tx [:struct [:a.b :u32] [:errors :u32]]]
+   [:comm [:string 8]]])
 
 (def ^:private one {:bytes 1000 (keyword "pick.turn") 5 :tx {:a.b 1 :errors 2} :comm "curl"})
 (def ^:private two (assoc one :bytes 3000 (keyword "pick.turn") 6 :tx {:a.b 8 :errors 9}))
@@ -32,17 +35,25 @@
   "Maps by what is odd about their names: a spec, a key, and two values that differ in each number."
   {"plain" [{:key :u32 :value :u64} 7 1 2]
    "structs" [{:key flow :value stats} {:src "10.0.0.1" :port 443} one two]
-   "the same names" [{:key [:struct [:n :u32] [:id :u32]] :value [:struct [:n :u32] [:m :u32]]} {:n 1 :id 2} {:n 1 :m 1} {:n 2 :m 2}]
-   "names of columns" [{:key [:struct [:key :u32] [:value :u32] [:old :u32] [:NEW :u32] [:change :u32]]
+   "the same names" [{:key [:struct [:n :u32] [:id :u32]] :value [:struct [:n :u32] [:m :u32]]}
+                     {:n 1 :id 2} {:n 1 :m 1} {:n 2 :m 2}]
+   "names of columns" [{:key [:struct [:key :u32] [:value :u32] [:old :u32] [:NEW :u32]
+                              [:change :u32]]
                         :value [:struct [:KEY :u32] [:mark :u32] [:per-second :u32]]}
-                       {:key 1 :value 2 :old 3 :NEW 4 :change 5} {:KEY 1 :mark 1 :per-second 1} {:KEY 3 :mark 3 :per-second 3}]
-   "names in two cases" [{:key [:struct [:SRC :u32] [:dst :u32]] :value [:struct [:src :u32] [:DST :u32]]}
+                       {:key 1 :value 2 :old 3 :NEW 4 :change 5} {:KEY 1 :mark 1 :per-second 1}
+                       {:KEY 3 :mark 3 :per-second 3}]
+   "names in two cases" [{:key [:struct [:SRC :u32] [:dst :u32]]
+                          :value [:struct [:src :u32] [:DST :u32]]}
                          {:SRC 1 :dst 2} {:src 1 :DST 1} {:src 2 :DST 2}]
-   "odd names" [{:key [:struct [(keyword "a b") :u32] [(keyword "a=b") :u32]] :value [:struct [(keyword "x>y") :u32] [(keyword "q\"q") :u32]]}
-                {(keyword "a b") 1 (keyword "a=b") 2} {(keyword "x>y") 1 (keyword "q\"q") 1} {(keyword "x>y") 2 (keyword "q\"q") 2}]
-   "an array" [{:key :u32 :value [:struct [:counts [:array :u32 2]] [:all [:array [:struct [:n :u32]] 2]]]}
+   "odd names" [{:key [:struct [(keyword "a b") :u32] [(keyword "a=b") :u32]]
+                 :value [:struct [(keyword "x>y") :u32] [(keyword "q\"q") :u32]]}
+                {(keyword "a b") 1 (keyword "a=b") 2} {(keyword "x>y") 1 (keyword "q\"q") 1}
+                {(keyword "x>y") 2 (keyword "q\"q") 2}]
+   "an array" [{:key :u32
+                :value [:struct [:counts [:array :u32 2]] [:all [:array [:struct [:n :u32]] 2]]]}
                1 {:counts [1 2] :all [{:n 1} {:n 2}]} {:counts [3 4] :all [{:n 5} {:n 6}]}]
-   "values of CPUs" [{:type :percpu-hash :key :u32 :value [:struct [:n :u64] [:m :u64]]} 1 {:n 1 :m 1} {:n 2 :m 2}]})
+   "values of CPUs" [{:type :percpu-hash :key :u32 :value [:struct [:n :u64] [:m :u64]]} 1
+                     {:n 1 :m 1} {:n 2 :m 2}]})
 
 (defn- write! [m {:keys [type]} key value]
   (if (= :percpu-hash type) (bpf/put! m key value {:cpus :all}) (bpf/put! m key value)))
@@ -61,7 +72,9 @@
 (defn- titles
   "The titles of the columns of a view."
   [{:keys [columns csv-columns]} value]
-  (let [as-csv (with-out-str ((requiring-resolve 'bpfmap.exec.csv/print-rows) (or csv-columns columns) value))]
+  (let
+    [as-csv (with-out-str
+              ((requiring-resolve 'bpfmap.exec.csv/print-rows) (or csv-columns columns) value))]
     (concat (map :title columns) (first (csv/read-csv as-csv)))))
 
 (def ^:private ^:dynamic *sorted*
@@ -101,7 +114,9 @@
           (write! m spec key after)
           (let [{key-type :key value-type :value :as specs} (bpf/spec m)
                 ;; BTF has no names that C could not have.
-                with-options #(cond-> (concat % ["--key-type" (edn-text key-type) "--value-type" (edn-text value-type)])
+                with-options #(cond-> (concat %
+                                              ["--key-type" (edn-text key-type) "--value-type"
+                                               (edn-text value-type)])
                                 cpus (concat ["--cpus" cpus]))
                 options (cond-> {:key-type key-type :value-type value-type} cpus (assoc :cpus cpus))
                 id (id-of m)
@@ -122,16 +137,21 @@
                             (if (or (seq rows) (< 2000 wait)) rows (recur (* 2 wait)))))
                 changed-view (bpfmap.exec.views/diff changed {})
                 watch-columns (bpfmap.exec.views/entry-columns
-                               (:rows frame) (distinct (mapcat #(bpfmap.exec.views/numeric-paths [] (:per-second %)) (:rows frame))))
+                               (:rows frame)
+                               (distinct
+                                (mapcat #(bpfmap.exec.views/numeric-paths [] (:per-second %))
+                                        (:rows frame))))
                 cpus (when cpus (if (= "sum" cpus) :sum 0))]
             (check-headers (with-options ["dump" id]) (titles dump-view dumped))
             (check-columns dump-view (first dumped) (fields/of-entries specs cpus))
             (check-headers (with-options ["diff" (id-of old) id]) (titles diff-view two-maps))
             (check-columns diff-view (first two-maps) (fields/of-changes specs specs cpus false))
             (is (some #(= :per-second (first (:path %))) (:columns changed-view)))
-            (check-headers (with-options ["diff" id "--seconds" "0.01"]) (titles changed-view changed))
+            (check-headers (with-options ["diff" id "--seconds" "0.01"])
+                           (titles changed-view changed))
             (check-columns changed-view (first changed) (fields/of-changes specs specs cpus true))
-            (check-headers (with-options ["watch" id "--interval" "0.01" "--seconds" "0.02"]) (map :title watch-columns))
+            (check-headers (with-options ["watch" id "--interval" "0.01" "--seconds" "0.02"])
+                           (map :title watch-columns))
             (check-columns {:columns watch-columns}
                            (first (:rows frame)) (fields/of-watched specs (or cpus :sum)))))))))
 
@@ -139,12 +159,16 @@
   (testing "the keys of the output data are field names"
     (with-open [^Closeable m (create {:key flow :value stats})]
       (bpf/put! m {:src "10.0.0.1" :port 443} one)
-      (doseq [words [["list" "--where" (str "id=" (id-of m))] ["features" "--where" "of=hash"] ["dump" (id-of m)]]
+      (doseq [words [["list" "--where" (str "id=" (id-of m))] ["features" "--where" "of=hash"]
+                     ["dump" (id-of m)]]
               :let [[row] (read-edn (:out (apply bpfmap "--edn" words)))
                     json-row (first (json/read-str (:out (apply bpfmap "--json" words))))]
               :let [headers (for [[k v] (concat row json-row)
-                                  path (if (#{"key" "value"} (fields/name-of k)) (leaf-paths v) [[]])
-                                  header [(fields/path-text (cons (fields/name-of k) path)) (if (keyword? k) (subs (str k) 1) k)]]
+                                  path (if (#{"key" "value"} (fields/name-of k))
+                                         (leaf-paths v)
+                                         [[]])
+                                  header [(fields/path-text (cons (fields/name-of k) path))
+                                          (if (keyword? k) (subs (str k) 1) k)]]
                               header)]]
         (is (< 4 (count (distinct headers))))
         (binding [*sorted* 4]
@@ -154,7 +178,8 @@
   (testing "the table headers of host lists are field names"
     (with-open [^Closeable m (create {:key :u32 :value :u32})]
       (let [rows (exec/list {:where (str "id=" (id-of m))})
-            {:keys [columns] :as view} (bpfmap.exec.views/maps (map #(assoc % :frozen true) rows) {})
+            {:keys [columns] :as view} (bpfmap.exec.views/maps
+                                        (map #(assoc % :frozen true) rows) {})
             words ["list" "--where" (str "id=" (id-of m))]]
         (is (= 13 (count columns)))
         (binding [*sorted* 4]
@@ -162,14 +187,16 @@
         (is (nil? (accepted words "--columns" (str/join "," (titles view rows)))))
         (doseq [title ["HELD BY" "used by" "MEMORY"]]
           (is (= (bpfmap "list" "--where" (str "id=" (id-of m)) "--columns" title)
-                 (bpfmap "list" "--where" (str "id=" (id-of m)) "--columns" (str/lower-case title)))))))
+                 (bpfmap "list" "--where" (str "id=" (id-of m)) "--columns"
+                         (str/lower-case title)))))))
     (let [rows (exec/features {:where "of=hash"})
           view (bpfmap.exec.views/features rows {:where []})]
       (check-headers ["features" "--where" "of=hash"] (titles view rows)))))
 
 (deftest all-row-commands-tried
   (testing "this file tries every command that prints rows"
-    (is (= #{"list" "features" "dump" "diff" "hist"} (into #{} (comp (filter :rows?) (map :name)) commands/commands))
+    (is (= #{"list" "features" "dump" "diff" "hist"}
+           (into #{} (comp (filter :rows?) (map :name)) commands/commands))
         "hist has no --sort, and its --where is about the entries that are counted")))
 
 (kernel-test shown-padding-field
@@ -179,7 +206,8 @@
         (bpf/put-all! raw [[(bytes/->bytes [1]) (bytes/->bytes "01 ff ff ff 01 00 00 00")]
                            [(bytes/->bytes [2]) (bytes/->bytes "01 00 00 00 01 00 00 00")]]))
       (let [rows (exec/dump {:ref m})]
-        (check-headers ["dump" (id-of m)] (map :title (:columns (bpfmap.exec.views/entries rows {}))))
+        (check-headers ["dump" (id-of m)]
+                       (map :title (:columns (bpfmap.exec.views/entries rows {}))))
         (is (= [1] (map :key (exec/dump {:ref m :where "bpfmap/padding='ff ff ff'"}))))))))
 
 (kernel-test change-marks-as-signs
@@ -195,7 +223,10 @@
                      (reduce (fn [n {:keys [rows]}]
                                (if (= 1 (long n))
                                  (reduced (map :key rows))
-                                 (do (bpf/put! a 1 9) (bpf/delete! a 2) (bpf/put! a 7 7) (inc (long n)))))
+                                 (do (bpf/put! a 1 9)
+                                     (bpf/delete! a 2)
+                                     (bpf/put! a 7 7)
+                                     (inc (long n)))))
                              0 (exec/watch {:ref a :interval 0.01 :where where})))]
         (is (= [7] (marked "mark=+")))
         (bpf/delete! a 7) (bpf/put! a 1 1) (bpf/put! a 2 2)
@@ -212,15 +243,22 @@
 
 (kernel-test fields-without-rows
   (testing "knows the fields even if there are no rows"
-    (with-open [^Closeable m (create {:key flow :value [:struct [:bytes :u64] [:state [:enum :u32 {:NEW 0 :OLD 1}]]]})
-                ^Closeable n (create {:key flow :value [:struct [:bytes :u64] [:state [:enum :u32 {:NEW 0 :OLD 1}]]]})]
-      (doseq [command [["dump" (id-of m)] ["diff" (id-of m) (id-of n)] ["diff" (id-of m) "--seconds" "30"]
+    (with-open [^Closeable m (create {:key flow
+                                      :value [:struct [:bytes :u64]
+                                              [:state [:enum :u32 {:NEW 0 :OLD 1}]]]})
+                ^Closeable n (create {:key flow
+                                      :value [:struct [:bytes :u64]
+                                              [:state [:enum :u32 {:NEW 0 :OLD 1}]]]})]
+      (doseq [command [["dump" (id-of m)] ["diff" (id-of m) (id-of n)]
+                       ["diff" (id-of m) "--seconds" "30"]
                        ["watch" (id-of m) "--seconds" "0.01"]]
-              :let [[side other] (if (= "diff" (first command)) ["new." "old."] ["value." "value."])]
+              :let [[side other]
+                    (if (= "diff" (first command)) ["new." "old."] ["value." "value."])]
               [term message] {"nope=1" #"There is no field nope"
                               (str side "bites>1") (re-pattern (str "did you mean .*" side "bytes"))
                               (str other "bytes=curl") #"must be compared with a number"
-                              (str side "state=MEW") #"must be compared with one of its names or their numbers.*did you mean NEW"
+                              (str side
+                                   "state=MEW") #"must be compared with one of its names or their numbers.*did you mean NEW"
                               "key.src=443" #"must be compared with an address"
                               "src=x" #"must be compared with an address"}]
         (let [{:keys [exit out err]} (apply bpfmap (concat command ["--where" term]))]
@@ -229,11 +267,14 @@
         (let [{:keys [exit err]} (apply bpfmap (concat command ["--sort" "nope"]))]
           (is (= 2 exit))
           (is (re-find #"There is no field nope" err))))
-      (is (re-find #"change must be compared with one of its names" (:err (bpfmap "diff" (id-of m) (id-of n) "--where" "change=gone"))))
-      (is (re-find #"There is no field per-second" (:err (bpfmap "diff" (id-of m) (id-of n) "--sort" "per-second.bytes"))))
+      (is (re-find #"change must be compared with one of its names"
+                   (:err (bpfmap "diff" (id-of m) (id-of n) "--where" "change=gone"))))
+      (is (re-find #"There is no field per-second"
+                   (:err (bpfmap "diff" (id-of m) (id-of n) "--sort" "per-second.bytes"))))
       (is (= 2 (:exit (bpfmap "hist" (id-of m) "--field" "bytes" "--where" "bytes=curl"))))
       (bpf/put! n {:src "10.0.0.1" :port 443} {:bytes 3 :state :OLD})
-      (doseq [where ["new.state=OLD" "new.state=1" "NEW.STATE=OLD" "new.state>NEW" "key.src=10.0.0.0/24" "src=10.0.0.1" "new.bytes>2" "old=-"]]
+      (doseq [where ["new.state=OLD" "new.state=1" "NEW.STATE=OLD" "new.state>NEW"
+                     "key.src=10.0.0.0/24" "src=10.0.0.1" "new.bytes>2" "old=-"]]
         (is (= [3] (map (comp :bytes :new) (exec/diff {:old m :new n :where where}))) where))
       (is (= [] (exec/diff {:old m :new n :where "new.state=0"}))))))
 
@@ -242,4 +283,5 @@
     (with-open [^Closeable a (create {:key :u32 :value [:struct [:n :u32]] :contents {1 {:n 1}}})
                 ^Closeable b (create {:key :u64 :value [:struct [:m :u64]] :contents {1 {:m 1}}})]
       (is (= [{:n 1}] (map :old (exec/diff {:old a :new b :where ["old.n=1" "new.m=1"]}))))
-      (is (re-find #"There is no field old.m" (:message (fixture/error-of (exec/diff {:old a :new b :where "old.m=1"}))))))))
+      (is (re-find #"There is no field old.m"
+                   (:message (fixture/error-of (exec/diff {:old a :new b :where "old.m=1"}))))))))

@@ -1,5 +1,6 @@
 (ns bpfmap.cli.launcher-test
-  "bin/bpfmap as something to start: the compiled jar, and the JVM's cache, whatever state that is in."
+  "bin/bpfmap as something to start: the compiled jar, and the JVM's cache, whatever state that is
+  in."
   (:require [bpfmap.cli.main :as main]
             [bpfmap.fixture :as fixture]
             [clojure.java.io :as io]
@@ -12,7 +13,8 @@
 
 (def ^:private script (str (.getAbsolutePath (io/file "bin/bpfmap"))))
 
-(use-fixtures :once (fn [tests] (fixture/run [script "--version"]) (tests))) ; compiled, if it was not
+;; Compiled, if it was not
+(use-fixtures :once (fn [tests] (fixture/run [script "--version"]) (tests)))
 
 (def ^:private good {:exit 0 :out (str "bpfmap " main/version "\n") :err ""})
 
@@ -24,8 +26,10 @@
 (defn- java-command
   "The command with which the script starts the JVM, as words; from what bash prints of it."
   [folder]
-  (let [{:keys [err]} (fixture/run ["bash" "-x" script "--version"] :env {"XDG_CACHE_HOME" (str folder)})]
-    (str/split (subs (last (filter #(str/starts-with? % "+ exec ") (str/split-lines err))) 7) #" ")))
+  (let [{:keys [err]} (fixture/run ["bash" "-x" script "--version"] :env
+                                   {"XDG_CACHE_HOME" (str folder)})]
+    (str/split (subs (last (filter #(str/starts-with? % "+ exec ") (str/split-lines err))) 7)
+               #" ")))
 
 (defn- cache-in ^File [folder]
   (first (filter #(str/ends-with? (.getName ^File %) ".cache") (file-seq (io/file folder)))))
@@ -42,7 +46,9 @@
   (let [log (io/file folder "classes.log")
         command (remove #{"-Xlog:disable"} (java-command folder))]
     (fixture/run (into [(first command) (str "-Xlog:class+load:file=" log)] (rest command)))
-    (let [shared (into {} (keep #(let [[_ class source] (re-find #"\] (\S+) source: (.*)" %)] (when class [class source])))
+    (let [shared (into {}
+                       (keep #(let [[_ class source] (re-find #"\] (\S+) source: (.*)" %)]
+                                (when class [class source])))
                        (str/split-lines (slurp log)))]
       (filter #(str/includes? (get shared % "") "shared objects file") classes))))
 
@@ -56,7 +62,9 @@
           (is (= good (version folder)))
           (is (= made (.lastModified (cache-in folder))) "it is not made again"))
         (is (= ["clojure.core__init" "bpfmap.cli.launcher" "bpfmap.cli__init"]
-               (from-the-cache folder ["clojure.core__init" "bpfmap.cli.launcher" "bpfmap.cli__init"])))))))
+               (from-the-cache folder
+                               ["clojure.core__init" "bpfmap.cli.launcher"
+                                "bpfmap.cli__init"])))))))
 
 (deftest cache-of-removed-jar
   (testing "removes the cache of a jar that is gone"
@@ -65,7 +73,8 @@
         (let [caches (io/file folder "bpfmap/start")
               names (fn [] (filter #(str/includes? % "gone") (.list caches)))]
           (.mkdirs caches)
-          (doseq [[suffix text] {"cache" "40 MB" "cache.lock" "" "cache.state" "/no/such folder/gone.jar 1 2.0 2.0 3\n/usr 1 2.0 2.0 3\n"}]
+          (doseq [[suffix text] {"cache" "40 MB" "cache.lock" ""
+                                 "cache.state" "/no/such folder/gone.jar 1 2.0 2.0 3\n/usr 1 2.0 2.0 3\n"}]
             (spit (io/file caches (str "gone." suffix)) text))
           (is (= 3 (count (names))))
           (is (= good (version folder)))
@@ -87,10 +96,13 @@
         (let [cache (cache-in folder)
               whole (.length cache)
               modified (.lastModified cache)]
-          (doseq [[how break] {"with a hole, and dated back" #(do (overwrite cache) (.setLastModified cache modified))
-                               "cut off" #(with-open [f (RandomAccessFile. ^File cache "rw")] (.setLength f 100000))
-                               "not a cache" #(spit cache "no cache")
-                               "gone" #(.delete cache)}]
+          (doseq [[how
+                   break] {"with a hole, and dated back" #(do (overwrite cache)
+                                                              (.setLastModified cache modified))
+                           "cut off" #(with-open [f (RandomAccessFile. ^File cache "rw")]
+                                        (.setLength f 100000))
+                           "not a cache" #(spit cache "no cache")
+                           "gone" #(.delete cache)}]
             (testing how
               (break)
               (is (= good (version folder)))
@@ -110,20 +122,26 @@
         (is (= (repeat 3 good) (fixture/in-threads 3 (fn [_] (version folder)))))
         (is (= good (version folder)))
         (is (= 1 (count (filter #(str/ends-with? (str %) ".cache") (file-seq folder)))))
-        (is (= [] (filter #(re-find #"\.(new|conf)$" (str %)) (file-seq folder))) "nothing is left behind")))))
+        (is (= [] (filter #(re-find #"\.(new|conf)$" (str %)) (file-seq folder)))
+            "nothing is left behind")))))
 
 (deftest compiled-code-in-jar
   (testing "the jar contains every namespace that commands load in compiled form"
     (version "/dev/null")
     (with-open [jar (JarFile. "target/bpfmap.jar")]
       (let [entries (set (map str (enumeration-seq (.entries jar))))
-            has-source? (fn [entry] (some #(entries (str/replace entry "__init.class" %)) [".clj" ".cljc"]))
+            has-source? (fn [entry]
+                          (some #(entries (str/replace entry "__init.class" %)) [".clj" ".cljc"]))
             compiled (filter #(str/ends-with? % "__init.class") entries)]
-        (is (every? entries ["bpfmap/launcher.class" "bpfmap/cli__init.class" "bpfmap/core__init.class" "bpfmap/sys/Native.class"
-                             "clojure/data/json__init.class" "clojure/tools/cli__init.class" "META-INF/LICENSE"]))
+        (is (every? entries
+                    ["bpfmap/launcher.class" "bpfmap/cli__init.class" "bpfmap/core__init.class"
+                     "bpfmap/sys/Native.class"
+                     "clojure/data/json__init.class" "clojure/tools/cli__init.class"
+                     "META-INF/LICENSE"]))
         (is (= [] (filter has-source? compiled)) "of source and class, the newer would be loaded")
         (is (not-any? #(re-find #"^(clojure/test/check|nrepl/)" %) entries))
-        (is (= "bpfmap.cli.launcher" (.getValue (.getMainAttributes (.getManifest jar)) "Main-Class")))))))
+        (is (= "bpfmap.cli.launcher"
+               (.getValue (.getMainAttributes (.getManifest jar)) "Main-Class")))))))
 
 (deftest jar-works-standalone
   (testing "the jar and its launcher work without the checkout"
@@ -135,7 +153,8 @@
         (let [alone (io/file folder "bpfmap")]
           (.setExecutable alone true)
           (is (= good (fixture/run [(str alone) "--version"] :env {"XDG_CACHE_HOME" "/dev/null"
-                                                                   "JAVA_HOME" (System/getProperty "java.home")})))
+                                                                   "JAVA_HOME" (System/getProperty
+                                                                                "java.home")})))
           (testing "whatever somebody has laid out in the folder above"
             (let [below (doto (io/file folder "bin") .mkdir)
                   copy (io/file below "bpfmap")]
@@ -144,7 +163,10 @@
               (.setExecutable copy true)
               (doseq [file ["script/trust" "script/find-jdk" "build.clj"]]
                 (doto (io/file folder file) io/make-parents (spit "echo evil; exit 3\n")))
-              (is (= good (fixture/run [(str copy) "--version"] :env {"JAVA_HOME" (System/getProperty "java.home")})))))
+              (is (= good
+                     (fixture/run [(str copy) "--version"] :env
+                                  {"JAVA_HOME" (System/getProperty "java.home")})))))
           (.delete (io/file folder "bpfmap.jar"))
-          (is (= {:exit 1 :out "" :err "bpfmap: There is no bpfmap.jar beside this script, and no checkout around it\n"}
+          (is (= {:exit 1 :out ""
+                  :err "bpfmap: There is no bpfmap.jar beside this script, and no checkout around it\n"}
                  (fixture/run [(str alone) "--version"]))))))))

@@ -1,5 +1,6 @@
 (ns bpfmap.cli.locale-test
-  "Arguments, paths and output are bytes, whatever the locale. The command line runs as a process, as a shell starts it."
+  "Arguments, paths and output are bytes, whatever the locale. The command line runs as a process,
+  as a shell starts it."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :as calling]
             [bpfmap.core :as bpf]
@@ -28,7 +29,9 @@
   "Bytes without a NUL and a slash, many of them such as escapes have."
   (gen/fmap byte-array
             (gen/vector (gen/one-of [(gen/fmap #(byte (int %)) (gen/elements "\\\\xu0d8cafF\n"))
-                                     (gen/fmap unchecked-byte (gen/such-that (complement #{0 47}) (gen/choose 1 255)))])
+                                     (gen/fmap unchecked-byte
+                                               (gen/such-that
+                                                (complement #{0 47}) (gen/choose 1 255)))])
                         1 8)))
 
 (deftest path-text-round-trip
@@ -42,7 +45,8 @@
                (and (Arrays/equals ^bytes a (paths/bytes-of text))
                     (Arrays/equals ^bytes a (paths/bytes-of printed))
                     (= printed (escape/escape printed) (escape/escape-text text))
-                    (or (Arrays/equals ^bytes a ^bytes b) (not= printed (paths/printed (paths/text b))))
+                    (or (Arrays/equals ^bytes a ^bytes b)
+                        (not= printed (paths/printed (paths/text b))))
                     (Arrays/equals ^bytes a (paths/exact-bytes (paths/argument a)))
                     (= (cons 47 a) (seq (paths/of-java (paths/->java (str "/" text))))))))
            :seed 1)]
@@ -50,7 +54,8 @@
     (testing "what can be printed is its UTF-8"
       (is (= ["/a/café" "/a/a\\b" "/two\nlines" "/\\xff" "/\\\\xff" "/\\\\\\\\"]
              (map (comp paths/text byte-array)
-                  [(.getBytes "/a/café") (.getBytes "/a/a\\b") (.getBytes "/two\nlines") [47 -1] (.getBytes "/\\xff") (.getBytes "/\\\\")]))))))
+                  [(.getBytes "/a/café") (.getBytes "/a/a\\b") (.getBytes "/two\nlines") [47 -1]
+                   (.getBytes "/\\xff") (.getBytes "/\\\\")]))))))
 
 ;; --- the command line
 
@@ -77,7 +82,9 @@
 (defn- raw-names
   "The names in a directory in hexadecimal, as find and od have them."
   [directory]
-  (set (for [line (str/split-lines (:out (sh (str "find " directory " -type f -printf '%f\\0' | od -An -v -tx1 -w1 | tr -d ' \\n' | sed 's/00/\\n/g'"))))
+  (set (for [line (str/split-lines (:out (sh (str "find " directory
+                                                  " -type f -printf '%f\\0' | od -An -v -tx1 -w1 | "
+                                                  "tr -d ' \\n' | sed 's/00/\\n/g'"))))
              :when (seq line)]
          line)))
 
@@ -94,11 +101,13 @@
         path (str directory "/$'" bash-name "'")
         printed-path (str directory "/" printed-name)
         done (fn [& words]
-               (let [{:keys [exit out err]} (sh (str environment " " script " " (str/join " " words)))]
+               (let [{:keys [exit out err]} (sh (str environment " " script " "
+                                                     (str/join " " words)))]
                  (is (= [0 ""] [exit (str/replace err #"^1 pin\n$" "")]) (str words))
                  out))]
     (try
-      (with-open [m ^Closeable (bpf/create {:name "locale" :type :hash :key :u32 :value [:string 8] :max-entries 4})
+      (with-open [m ^Closeable (bpf/create {:name "locale" :type :hash :key :u32 :value [:string 8]
+                                            :max-entries 4})
                   raw ^Closeable (bpf/open (:id (bpf/info m)) {:value [:bytes 8]})]
         (let [id (:id (bpf/info m))]
           (is (= (str "map " id " (locale) is pinned at " printed-path "\n") (done "pin" id path)))
@@ -109,15 +118,19 @@
           (let [[{shown :path}] (calling/read-edn (done "tree" directory "--edn"))]
             (is (= printed-path (paths/printed shown)))
             (is (str/includes? (done "tree" directory) (str "─ " printed-name " ")))
-            (is (= [shown] (:pinned (first (filter #(= id (:id %)) (calling/read-edn (done "list" "--edn")))))))
+            (is (= [shown]
+                   (:pinned (first (filter #(= id (:id %))
+                                           (calling/read-edn (done "list" "--edn")))))))
             (doseq [what-was-printed [shown printed-path]]
               (with-open [again ^Closeable (bpf/open what-was-printed)]
                 (is (= id (:id (bpf/info again))))))
             (when (re-matches #"\p{ASCII}*" printed-name)
               (is (= "café\n" (done "get" (str "'" printed-path "'") 1)))))
-          (is (str/includes? (done "save" path (str files "/$'" bash-name "'.edn")) (str files "/" printed-name ".edn")))
+          (is (str/includes? (done "save" path (str files "/$'" bash-name "'.edn"))
+                             (str files "/" printed-name ".edn")))
           (is (= #{(str (hex-of bash-name) "2e65646e")} (raw-names files)) "and nothing beside it")
-          (is (str/includes? (done "diff" (str files "/$'" bash-name "'.edn") path "--edn") "[]") "it is read again")
+          (is (str/includes? (done "diff" (str files "/$'" bash-name "'.edn") path "--edn") "[]")
+              "it is read again")
           (is (str/includes? (done "unpin" path "--yes") (str "is not pinned at " printed-path)))
           (is (= #{} (raw-names directory)))))
       (finally
@@ -138,13 +151,17 @@
 
 (kernel-test non-utf8-text-kept
   (testing "stores text that is not UTF-8 as it was typed"
-    (with-open [m ^Closeable (bpf/create {:name "locale" :type :hash :key :u32 :value [:string 8] :max-entries 4})
-                n ^Closeable (bpf/create {:name "locale" :type :hash :key :u32 :value [:struct [:name [:string 8]]] :max-entries 4})
+    (with-open [m ^Closeable (bpf/create {:name "locale" :type :hash :key :u32 :value [:string 8]
+                                          :max-entries 4})
+                n ^Closeable (bpf/create {:name "locale" :type :hash :key :u32
+                                          :value [:struct [:name [:string 8]]] :max-entries 4})
                 raw ^Closeable (bpf/open (:id (bpf/info m)) {:value [:bytes 8]})]
-      (let [put (fn [m value] (sh (str "LC_ALL=C " script " put " (:id (bpf/info m)) " 1 $'" value "' --yes")))]
+      (let [put (fn [m value]
+                  (sh (str "LC_ALL=C " script " put " (:id (bpf/info m)) " 1 $'" value "' --yes")))]
         (is (= [0 ""] ((juxt :exit :err) (put m "caf\\xe9"))))
         (is (= (bytes/->bytes "63 61 66 e9 00 00 00 00") (raw 1)))
-        (is (= {:exit 2 :out "" :err "bpfmap: VALUE \"{name caf\\\\xe9}\": it is not UTF-8; give the bytes of all of it in hexadecimal; see `bpfmap help put`\n"}
+        (is (= {:exit 2 :out ""
+                :err "bpfmap: VALUE \"{name caf\\\\xe9}\": it is not UTF-8; give the bytes of all of it in hexadecimal; see `bpfmap help put`\n"}
                (put n "{name caf\\xe9}"))
             "within data there are no such texts")
         (is (= 0 (bpf/count-entries n)))))))
@@ -152,8 +169,10 @@
 (kernel-test errors-in-utf8
   (testing "error messages are UTF-8 in every locale"
     (doseq [environment ["env LC_ALL=C" "env -i"]
-            :let [{:keys [exit err]} (sh (str environment " " script " show /sys/fs/bpf/$'no_caf\\xc3\\xa9'"))]]
-      (is (= [1 "bpfmap: Opening /sys/fs/bpf/no_café failed with ENOENT: there is no file /sys/fs/bpf/no_café\n"] [exit err])))))
+            :let [{:keys [exit err]}
+                  (sh (str environment " " script " show /sys/fs/bpf/$'no_caf\\xc3\\xa9'"))]]
+      (is (= [1
+              "bpfmap: Opening /sys/fs/bpf/no_café failed with ENOENT: there is no file /sys/fs/bpf/no_café\n"] [exit err])))))
 
 ;; --- two files that one text may mean
 
@@ -171,10 +190,13 @@
         (bpf/pin! two stood-for)
         (let [{:keys [message] :bpfmap/keys [error]} (fixture/error-of (bpf/open exact))]
           (is (= :ambiguous error))
-          (is (str/includes? message (str "there are two such files; " directory "/a\\\\x62 is that of exactly this name, and "
-                                          "\\x61\\x62 in " directory " the other"))))
+          (is (str/includes? message
+                             (str "there are two such files; " directory
+                                  "/a\\\\x62 is that of exactly this name, and "
+                                  "\\x61\\x62 in " directory " the other"))))
         (doseq [[path m] {(str directory "/a\\\\x62") one, (str directory "/\\x61\\x62") two}]
-          (with-open [found ^Closeable (bpf/open path)] (is (= (:id (bpf/info m)) (:id (bpf/info found))))))
+          (with-open [found ^Closeable (bpf/open path)]
+            (is (= (:id (bpf/info m)) (:id (bpf/info found))))))
         (is (= #{(str directory "/a\\\\x62") stood-for} (set (map :path (host/pins directory)))))
         (bpf/unpin! one)
         (with-open [m ^Closeable (bpf/open exact)]

@@ -78,7 +78,8 @@
 (deftest table-fits-the-screen
   (testing "a table fits the width of the screen"
     (are [width lines left-out] (= {:lines lines :left-out left-out}
-                                   (select-keys (output/fitted wide [row] width) [:lines :left-out]))
+                                   (select-keys (output/fitted wide [row] width)
+                                                [:lines :left-out]))
       80 ["    ID  NAME         PATH           HELD                 NONE"
           "123456  a-long-name  /sys/fs/bpf/x  agent-of-mine[4711]  -"] []
       57 ["    ID  NAME         PATH           HELD"
@@ -96,16 +97,22 @@
 
 (deftest number-is-never-cut
   (testing "never truncates a number"
-    (is (= ["      N" "1234567"] (:lines (output/fitted [{:title "N" :of :n :least 2}] [{:n 1234567}] 3))))))
+    (is (= ["      N" "1234567"]
+           (:lines (output/fitted [{:title "N" :of :n :least 2}] [{:n 1234567}] 3))))))
 
 (defspec no-partial-numbers 300
-  (prop/for-all [words (gen/not-empty (gen/vector (gen/one-of [gen/nat (gen/fmap #(str "agent[" % "] +2") (gen/choose 1 10000000))
-                                                               (gen/fmap #(str "{:a " % "}") gen/large-integer)
-                                                               (gen/fmap #(str "/x/" %) (gen/choose 0 999999))]) 1 3))
+  (prop/for-all [words
+                 (gen/not-empty
+                  (gen/vector (gen/one-of [gen/nat
+                                           (gen/fmap #(str "agent[" % "] +2")
+                                                     (gen/choose 1 10000000))
+                                           (gen/fmap #(str "{:a " % "}") gen/large-integer)
+                                           (gen/fmap #(str "/x/" %) (gen/choose 0 999999))]) 1 3))
                  width (gen/choose 1 40)
                  side (gen/elements [nil :left :middle])]
     (let [text (str/join " " words)
-          line (second (:lines (output/fitted [{:title "N" :of identity :least 1 :cut-at side}] [text] width)))
+          line (second (:lines (output/fitted [{:title "N" :of identity :least 1 :cut-at side}]
+                                              [text] width)))
           numbers (set (re-seq #"\d+" text))]
       (every? numbers (re-seq #"\d+" line)))))
 
@@ -145,23 +152,29 @@
   (json/read-str (with-out-str (output/print-json x)) :bigdec true))
 
 (def ^:private scalars
-  (gen/one-of [gen/large-integer gen/boolean gen/keyword (gen/fmap keyword gen/string) gen/string-ascii gen/size-bounded-bigint
+  (gen/one-of [gen/large-integer gen/boolean gen/keyword (gen/fmap keyword gen/string)
+               gen/string-ascii gen/size-bounded-bigint
                (gen/fmap bytes/wrap gen/bytes) (gen/return nil)]))
 
 (defspec edn-output-reads-back 200
-  (prop/for-all [x (gen/recursive-gen #(gen/one-of [(gen/vector %) (gen/map gen/keyword %) (gen/set scalars)]) scalars)]
+  (prop/for-all [x
+                 (gen/recursive-gen #(gen/one-of [(gen/vector %) (gen/map gen/keyword %)
+                                                  (gen/set scalars)]) scalars)]
     (= x (edn-of x))))
 
 (defspec edn-output-escaped 200
   (prop/for-all [x (gen/vector
-                    (gen/one-of [(gen/fmap str/join (gen/vector (gen/elements [\\ \" \u001b \u0000 \u009b \a])))
+                    (gen/one-of [(gen/fmap str/join
+                                           (gen/vector
+                                            (gen/elements [\\ \" \u001b \u0000 \u009b \a])))
                                  (gen/fmap char (gen/choose 0 255))]))]
     (and (= x (edn-of x))
          (not (re-find #"[\x00-\x09\x0b-\x1f\x7f-\x9f]" (with-out-str (output/print-edn x)))))))
 
 (deftest edn-element-per-line
   (testing "EDN output has one element per line"
-    (is (= "[{:id 1}\n ,{:id 2}]\n" (str/replace (with-out-str (output/print-edn [{:id 1} {:id 2}])) ",\n " "\n ,")))
+    (is (= "[{:id 1}\n ,{:id 2}]\n"
+           (str/replace (with-out-str (output/print-edn [{:id 1} {:id 2}])) ",\n " "\n ,")))
     (is (= "[]\n" (with-out-str (output/print-edn []))))
     (is (= "{:bpfmap/error :closed}\n" (with-out-str (output/print-edn {:bpfmap/error :closed}))))))
 

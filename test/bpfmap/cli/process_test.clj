@@ -1,5 +1,6 @@
 (ns bpfmap.cli.process-test
-  "bin/bpfmap as a process: from where it is called, what it does to signals, pipes and the terminal."
+  "bin/bpfmap as a process: from where it is called, what it does to signals, pipes and the
+  terminal."
   (:require [bpfmap.cli.main :as main]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
@@ -18,13 +19,15 @@
 (def ^:private script
   (str (.getAbsolutePath (io/file "bin/bpfmap"))))
 
-;; Where the command line is not compiled yet, the first run says so; that is not what these tests are about.
+;; Where the command line is not compiled yet, the first run says so; that is not what these tests
+;; are about.
 (use-fixtures :once (fn [tests] (fixture/run [script "--version"]) (tests)))
 
 (defn- sh
   "Runs a line of bash, in which $bpfmap is the command."
   [line & {:as options}]
-  (apply fixture/run ["bash" "-c" line] (mapcat identity (update options :env merge {"bpfmap" script}))))
+  (apply fixture/run ["bash" "-c" line]
+         (mapcat identity (update options :env merge {"bpfmap" script}))))
 
 ;; --- where it is called from
 
@@ -32,7 +35,8 @@
   (testing "runs from any directory and through a symbolic link"
     (let [dir (fixture/temporary-directory)
           link (.toPath (io/file dir "a link"))]
-      (Files/createSymbolicLink link (Path/of script (make-array String 0)) (make-array FileAttribute 0))
+      (Files/createSymbolicLink link (Path/of script (make-array String 0))
+                                (make-array FileAttribute 0))
       (try
         (is (= {:exit 0 :out (str "bpfmap " main/version "\n") :err ""}
                (fixture/run [(str link) "--version"] :dir dir)))
@@ -42,7 +46,8 @@
 
 (kernel-test relative-pin-of-user
   (testing "resolves a relative pin from the directory of the user"
-    (with-open [m ^Closeable (bpf/create {:name "cli_process" :type :array :key :u32 :value :u8 :max-entries 1})]
+    (with-open [m ^Closeable (bpf/create {:name "cli_process" :type :array :key :u32 :value :u8
+                                          :max-entries 1})]
       (let [pin (io/file (fixture/new-pin))]
         (bpf/pin! m pin)
         (let [{:keys [exit out err]} (fixture/run [script "show" "--edn" (str "./" (.getName pin))]
@@ -53,36 +58,46 @@
 
 (deftest command-exit-code
   (testing "exits with the code of the command"
-    (is (= {:exit 2 :out "" :err "bpfmap: list takes no argument, not also \"1\"; see `bpfmap help list`\n"}
+    (is (= {:exit 2 :out ""
+            :err "bpfmap: list takes no argument, not also \"1\"; see `bpfmap help list`\n"}
            (sh "$bpfmap list 1")))))
 
 ;; --- pipes
 
 (kernel-test closed-pipe-no-error
   (testing "a reader that closes the pipe early is not an error"
-    (with-open [m ^Closeable (bpf/create {:name "cli_pipe" :type :array :key-size 4 :value-size 8 :max-entries 20000})]
+    (with-open [m ^Closeable (bpf/create {:name "cli_pipe" :type :array :key-size 4 :value-size 8
+                                          :max-entries 20000})]
       (is (= {:exit 0 :out "  KEY  VALUE\n141\n" :err ""}
-             (sh (str "$bpfmap dump " (:id (bpf/info m)) " | head -n 1; echo ${PIPESTATUS[0]}")))))))
+             (sh (str "$bpfmap dump " (:id (bpf/info m))
+                      " | head -n 1; echo ${PIPESTATUS[0]}")))))))
 
 (kernel-test closed-pipe-ends-watch
   (testing "a watch ends if its reader closes the pipe"
-    (with-open [m ^Closeable (bpf/create {:name "cli_pipe" :type :array :key-size 4 :value-size 8 :max-entries 5})]
+    (with-open [m ^Closeable (bpf/create {:name "cli_pipe" :type :array :key-size 4 :value-size 8
+                                          :max-entries 5})]
       (let [id (:id (bpf/info m))]
         (is (= {:exit 0 :out "{\n141\n" :err ""}
-               (sh (str "$bpfmap watch " id " --interval 0.05 --json | head -c 1; code=${PIPESTATUS[0]}; echo; echo $code"))))
+               (sh (str "$bpfmap watch " id
+                        " --interval 0.05 --json | head -c 1; code=${PIPESTATUS[0]}; echo; echo "
+                        "$code"))))
   ))))
 
 (kernel-test full-disk-all-formats
   (testing "a full disk is an error in every output format"
-    (with-open [m ^Closeable (bpf/create {:name "cli_full" :type :array :key-size 4 :value-size 8 :max-entries 5})]
+    (with-open [m ^Closeable (bpf/create {:name "cli_full" :type :array :key-size 4 :value-size 8
+                                          :max-entries 5})]
       (doseq [arguments ["list" "list --edn" (str "dump " (:id (bpf/info m)) " --json")]]
-        (is (= {:exit 1 :out "" :err "bpfmap: The output cannot be written: No space left on device\n"}
-               (sh (str "$bpfmap " arguments " 2>&1 > /dev/full | grep -v entries >&2; exit ${PIPESTATUS[0]}"))))))))
+        (is (= {:exit 1 :out ""
+                :err "bpfmap: The output cannot be written: No space left on device\n"}
+               (sh (str "$bpfmap " arguments
+                        " 2>&1 > /dev/full | grep -v entries >&2; exit ${PIPESTATUS[0]}"))))))))
 
 (deftest output-to-dev-full
   (testing "reports output that cannot be written"
     (when (.exists (io/file "/dev/full"))
-      (is (= {:exit 1 :out "" :err "bpfmap: The output cannot be written: No space left on device\n"}
+      (is (= {:exit 1 :out ""
+              :err "bpfmap: The output cannot be written: No space left on device\n"}
              (sh "$bpfmap help > /dev/full"))))))
 
 ;; --- signals
@@ -97,7 +112,8 @@
         (.listFiles (io/file "/proc" (str pid) "fdinfo"))))
 
 (defn- interrupted-demo
-  "Starts the demo for a minute, sends it a signal once it counts; {:exit :out :seconds}, the seconds it took to end."
+  "Starts the demo for a minute, sends it a signal once it counts; {:exit :out :seconds}, the
+  seconds it took to end."
   [signal]
   (let [out (File/createTempFile "bpfmap" ".out")
         ^List command [script "demo" "--seconds" "60" "--edn"]
@@ -145,18 +161,24 @@
                          "$bpfmap demo --seconds 2; echo exit $?; "
                          "[ \"$before\" = \"$(stty -g)\" ] && echo same")
             {:keys [out]} (fixture/run ["script" "-qec" command "/dev/null"]
-                                       :dir dir :env {"bpfmap" script "TERM" "xterm" "SHELL" "/bin/sh"})
+                                       :dir dir :env
+                                       {"bpfmap" script "TERM" "xterm" "SHELL" "/bin/sh"})
             _ (.delete dir)
             [live after] (str/split out #"\u001b\[\?1049l" 2)
             frames (rest (str/split live #"\u001b\[H"))]
         (is (str/includes? live "\u001b[?1049h") "another screen")
-        (is (< (str/index-of live "\u001b[?25l") (str/last-index-of out "\u001b[?25h")) "the cursor comes back")
+        (is (< (str/index-of live "\u001b[?25l") (str/last-index-of out "\u001b[?25h"))
+            "the cursor comes back")
         (is (seq frames))
         (doseq [frame frames
-                :let [lines (str/split (str/replace frame #"\u001b\[[0-9;?]*[A-Za-z]" "") #"\r*\n")]]
+                :let [lines
+                      (str/split (str/replace frame #"\u001b\[[0-9;?]*[A-Za-z]" "") #"\r*\n")]]
           (is (<= (count lines) 12))
           (is (every? #(< (count %) 60) lines) "nothing wraps"))
-        (is (re-find #"(?m)^Counted \d+ system calls of \d+ kinds in \d+\.\d s; the top 8 are above\r?$" after))
+        (is
+         (re-find
+          #"(?m)^Counted \d+ system calls of \d+ kinds in \d+\.\d s; the top 8 are above\r?$"
+          after))
         (is (str/includes? after "NAME"))
         (is (re-find #"(?m)^exit 0\r?$" after))
         (is (re-find #"(?m)^same\r?$" after) "the terminal's settings are what they were")))))

@@ -1,5 +1,6 @@
 (ns bpfmap.cli.terminal-test
-  "The command line on a terminal: `list`, `hist` and `watch` at 80 and 200 columns, Ctrl-C, a new size, questions, progress."
+  "The command line on a terminal: `list`, `hist` and `watch` at 80 and 200 columns, Ctrl-C, a new
+  size, questions, progress."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [clojure.java.io :as io]
@@ -48,7 +49,8 @@
 (defn- line? [pattern] (fn [lines] (some #(re-find pattern %) lines)))
 
 (defmacro ^:private on-terminal
-  "Runs body with a terminal of so many columns and lines, in which a shell waits whose $bpfmap is the command."
+  "Runs body with a terminal of so many columns and lines, in which a shell waits whose $bpfmap is
+  the command."
   [[width height] & body]
   `(if-not (fixture/executable "tmux")
      (fixture/skip! "there is no tmux to make a terminal")
@@ -75,11 +77,13 @@
     (take-while #(not (str/starts-with? % "ended")) (drop-while #(str/starts-with? % "$") lines))))
 
 (defn- flows ^Closeable []
-  (bpf/create {:name "terminal_flows" :type :hash :max-entries 100 :key [:struct [:src :ipv4] [:port :port]]
+  (bpf/create {:name "terminal_flows" :type :hash :max-entries 100
+               :key [:struct [:src :ipv4] [:port :port]]
                :value [:struct [:packets :u64] [:bytes :u64] [:comm [:string 32]]]
                :contents (into {} (for [i (range 60)]
                                     [{:src (str "10.0.0." i) :port (+ 1000 i)}
-                                     {:packets i :bytes (* i i i) :comm (str "a-process-of-some-name-" i)}]))}))
+                                     {:packets i :bytes (* i i i)
+                                      :comm (str "a-process-of-some-name-" i)}]))}))
 
 ;; --- what is printed once
 
@@ -94,10 +98,14 @@
                     row (first rows)]
                 (is (str/includes? heading "ENTRIES"))
                 (is (str/includes? row (str id "  hash")))
-                (is (= (+ (str/index-of heading "NAME")) (str/index-of row "terminal_flows")) "columns stand under each other")
-                (is (= (if (= 80 width) 1 0) (count (filter #(str/starts-with? % "no room for ") rows)))))
-              (let [[heading & rows] (run-line (str "$bpfmap dump " id " --sort -bytes --limit 20"))]
-                (is (= 20 (count (filter #(str/starts-with? % "10.0.0.") rows))) "a row is a line: nothing wraps")
+                (is (= (+ (str/index-of heading "NAME")) (str/index-of row "terminal_flows"))
+                    "columns stand under each other")
+                (is (= (if (= 80 width) 1 0)
+                       (count (filter #(str/starts-with? % "no room for ") rows)))))
+              (let [[heading &
+                     rows] (run-line (str "$bpfmap dump " id " --sort -bytes --limit 20"))]
+                (is (= 20 (count (filter #(str/starts-with? % "10.0.0.") rows)))
+                    "a row is a line: nothing wraps")
                 (is (str/includes? heading "packets"))
                 (is (str/includes? (first rows) "a-process-of-some-name-59")))
               (when (= 80 width)
@@ -109,11 +117,14 @@
 
 (kernel-test progress-of-slow-command
   (testing "reports progress if a command takes more than a second"
-    (with-open [m ^Closeable (bpf/create {:name "terminal_large" :type :array :value :u64 :max-entries 1000000})]
+    (with-open [m ^Closeable (bpf/create {:name "terminal_large" :type :array :value :u64
+                                          :max-entries 1000000})]
       (on-terminal [80 10]
-        (type-line (str "$bpfmap dump " (:id (bpf/info m)) " --stream --json > /dev/null; echo ended $?"))
+        (type-line (str "$bpfmap dump " (:id (bpf/info m))
+                        " --stream --json > /dev/null; echo ended $?"))
         (wait-for (line? #"^dump: \d+ entries, \d+ s$"))
-        (is (not-any? #(re-find #"^dump:" %) (wait-for (line? #"^ended 0"))) "and wipes it away")))))
+        (is (not-any? #(re-find #"^dump:" %) (wait-for (line? #"^ended 0")))
+            "and wipes it away")))))
 
 ;; --- what is live
 
@@ -127,10 +138,14 @@
             (testing (str width " columns")
               (type-line "before=$(stty -g)")
               (clear)
-              (type-line (str "$bpfmap watch " id " --interval 0.2; echo ended $?; [ \"$before\" = \"$(stty -g)\" ] && echo same"))
+              (type-line (str "$bpfmap watch " id
+                              " --interval 0.2; echo ended $?; [ \"$before\" = \"$(stty -g)\" ] && "
+                              "echo same"))
               (wait-for (line? #"^Map \d+ terminal_flows \(hash\): 60 of 100 entries"))
               (let [changing (future (dotimes [i 200]
-                                       (bpf/put! m key {:packets (* 10 i) :bytes (* 1000 i) :comm "changing"})
+                                       (bpf/put! m key
+                                                 {:packets (* 10 i) :bytes (* 1000 i)
+                                                  :comm "changing"})
                                        (Thread/sleep 50)))
                     lines (wait-for (line? #"^\*  10\.0\.0\.7 +1007 .*changing"))]
                 (is (<= (count lines) 20))
@@ -138,7 +153,9 @@
                 (is (re-find #"^\*  10\.0\.0\.7" (nth lines 4)) "the liveliest entry comes first")
                 (is (str/includes? (nth lines 3) "packets/s"))
                 (tmux "resize-window" "-t" "it" "-x" 60 "-y" 12)
-                (let [lines (wait-for #(and (<= (count %) 12) (every? (fn [l] (< (count l) 60)) %) ((line? #"^\*  10\.0\.0\.7") %)))]
+                (let [lines (wait-for #(and (<= (count %) 12)
+                                            (every? (fn [l] (< (count l) 60)) %)
+                                            ((line? #"^\*  10\.0\.0\.7") %)))]
                   (is (re-find #"^Map" (first lines)) "the frame is drawn for the new size"))
                 (tmux "send-keys" "-t" "it" "C-c")
                 (let [lines (wait-for (line? #"^same"))]
@@ -156,7 +173,8 @@
                             (.redirectError (io/file "/dev/null"))))
           pid (.pid process)
           its-map (fn [] (some (fn [{:keys [id held]}] (when (some #(= pid (:pid %)) held) id))
-                               ((requiring-resolve 'bpfmap.exec/list) {:where "name=bpfmap_demo"})))]
+                               ((requiring-resolve
+                                 'bpfmap.exec/list) {:where "name=bpfmap_demo"})))]
       (try
         (let [id (loop [attempts 300]
                    (or (its-map) (when (pos? attempts) (Thread/sleep 200) (recur (dec attempts)))))
@@ -166,7 +184,11 @@
             (on-terminal [160 20]
               (type-line put)
               (let [lines (wait-for (line? #"Write an entry of it\? \[y/N\]"))]
-                (is (some #(re-find (re-pattern (str "is not yours alone: 2 processes have it open: .*\\[" pid "\\].*; and a program uses it: bpfmap_demo")) %) lines))
+                (is
+                 (some
+                  #(re-find (re-pattern (str "is not yours alone: 2 processes have it open: .*\\["
+                                             pid "\\].*; and a program uses it: bpfmap_demo")) %)
+                  lines))
                 (is (nil? (m 100000))))
               (type-line "n")
               (wait-for (line? #"^bpfmap: Nothing was done"))
@@ -177,6 +199,8 @@
               (type-line "yes")
               (wait-for (line? #"^100000  1  \(new\)"))
               (is (= 1 (m 100000)))
-              (is (some #(str/includes? % "is not yours alone") (run-line (str put " < /dev/null"))) "without a terminal it is an error")
-              (is (some #(str/includes? % "100000  2  (was 1)") (run-line (str "$bpfmap put " id " 100000 2 --yes")))))))
+              (is (some #(str/includes? % "is not yours alone") (run-line (str put " < /dev/null")))
+                  "without a terminal it is an error")
+              (is (some #(str/includes? % "100000  2  (was 1)")
+                        (run-line (str "$bpfmap put " id " 100000 2 --yes")))))))
         (finally (.destroy process))))))

@@ -40,20 +40,25 @@
   (testing "a saved map is restored with the same entries and types"
     (with-directory [dir]
       (doseq [spec [{:type :hash :key [:struct {:name "k"} [:src :ipv4] [:port :port]]
-                     :value [:struct {:name "v"} [:n :u64] [:s [:enum :u32 {:NEW 0 :OLD 1}]] [:c :char] [:f :f64] [:comm [:string 8]]]
+                     :value [:struct {:name "v"} [:n :u64] [:s [:enum :u32 {:NEW 0 :OLD 1}]]
+                             [:c :char] [:f :f64] [:comm [:string 8]]]
                      :max-entries 8
-                     :contents {{:src "10.0.0.1" :port 443} {:n 18446744073709551615N :s :OLD :c \" :f ##Inf :comm "a \"b\" \u001b"}
+                     :contents {{:src "10.0.0.1" :port 443} {:n 18446744073709551615N :s :OLD :c \"
+                                                             :f ##Inf :comm "a \"b\" \u001b"}
                                 {:src "10.0.0.2" :port 80} {:n 0 :s 7 :c \space :f -0.5 :comm ""}}}
-                    {:type :hash :key-size 3 :value-size 2 :max-entries 8 :contents {[1 2 255] [0 9]}}
+                    {:type :hash :key-size 3 :value-size 2 :max-entries 8
+                     :contents {[1 2 255] [0 9]}}
                     {:type :array :value :u32 :max-entries 3 :contents {1 7}}
-                    {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries 4 :flags #{:no-prealloc} :contents {"10.0.0.0/8" 1}}
+                    {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries 4
+                     :flags #{:no-prealloc} :contents {"10.0.0.0/8" 1}}
                     {:type :percpu-hash :key :u32 :value :u64 :max-entries 4}
                     {:type :array :value :u32 :max-entries 1 :contents {0 5} :freeze true}]
               :let [file (str dir "/saved.edn")
                     path (fixture/new-pin)]]
         (with-open [^Closeable m (bpf/create (assoc spec :name "saving"))]
           (when (= :percpu-hash (:type spec)) (bpf/put! m 1 5 {:cpus :all}))
-          (is (= {:file file :map {:id (id-of m) :name "saving" :type (:type spec)} :entries (count (bpf/snapshot m))}
+          (is (= {:file file :map {:id (id-of m) :name "saving" :type (:type spec)}
+                  :entries (count (bpf/snapshot m))}
                  (exec/save {:ref (id-of m) :file file})))
           (is (= (bpf/snapshot m) (into {} (:entries (backup/read-file file)))))
           (exec/restore {:file file :pin path})
@@ -72,19 +77,27 @@
       (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1})]
         (exec/save {:ref (id-of m) :file (str dir "/a.edn")})
         (is (= "rw-------" (PosixFilePermissions/toString
-                            (Files/getPosixFilePermissions (Path/of dir (into-array ["a.edn"])) (make-array LinkOption 0)))))))))
+                            (Files/getPosixFilePermissions
+                             (Path/of dir (into-array ["a.edn"])) (make-array LinkOption 0)))))))))
 
 (kernel-test restore-into-map
   (testing "restores a file into an existing map"
     (with-directory [dir]
       (let [file (str dir "/a.edn")]
-        (with-open [^Closeable m (bpf/create {:name "into" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10, 2 20}})
-                    ^Closeable larger (bpf/create {:name "into2" :type :hash :key :u32 :value :u64 :max-entries 99 :contents {2 0, 3 0}})
-                    ^Closeable other (bpf/create {:name "into3" :type :hash :key :u64 :value :u64 :max-entries 8})]
+        (with-open [^Closeable m (bpf/create {:name "into" :type :hash :key :u32 :value :u64
+                                              :max-entries 8 :contents {1 10, 2 20}})
+                    ^Closeable larger (bpf/create {:name "into2" :type :hash :key :u32 :value :u64
+                                                   :max-entries 99 :contents {2 0, 3 0}})
+                    ^Closeable other (bpf/create {:name "into3" :type :hash :key :u64 :value :u64
+                                                  :max-entries 8})]
           (exec/save {:ref (id-of m) :file file})
-          (is (= {:entries 2 :deleted 0} (select-keys (exec/restore {:file file :into (id-of larger)}) [:entries :deleted])))
+          (is (= {:entries 2 :deleted 0}
+                 (select-keys (exec/restore {:file file :into (id-of larger)})
+                              [:entries :deleted])))
           (is (= {1 10, 2 20, 3 0} (bpf/snapshot larger)))
-          (is (= {:entries 2 :deleted 1} (select-keys (exec/restore {:file file :into (id-of larger) :exact true}) [:entries :deleted])))
+          (is (= {:entries 2 :deleted 1}
+                 (select-keys (exec/restore {:file file :into (id-of larger) :exact true})
+                              [:entries :deleted])))
           (is (= {1 10, 2 20} (bpf/snapshot larger)))
           (let [[exit line] (refused "restore" file "--into" (id-of other))]
             (is (= 1 exit))
@@ -97,8 +110,12 @@
       (let [file (str dir "/a.edn")]
         (spit file "old")
         (is (= "broken" (:message (fixture/error-of (backup/write-whole file (fn [^BufferedWriter w]
-                                                                             (.write w (.repeat "x" 100000))
-                                                                             (throw (ex-info "broken" {}))))))))
+                                                                             (.write w
+                                                                                     (.repeat
+                                                                                      "x" 100000))
+                                                                             (throw
+                                                                              (ex-info
+                                                                               "broken" {}))))))))
         (is (= "old" (slurp file)))
         (backup/write-whole file (fn [^BufferedWriter w] (.write w "new")))
         (is (= "new" (slurp file)))
@@ -124,7 +141,8 @@
           (let [file (str small "/flows.edn")]
             (spit file "old")
             (with-open [^Closeable m (bpf/create {:type :array :value :u64 :max-entries 100000})]
-              (is (= [1 (str "bpfmap: " file " cannot be written: No space left on device")] (refused "save" (id-of m) file))))
+              (is (= [1 (str "bpfmap: " file " cannot be written: No space left on device")]
+                     (refused "save" (id-of m) file))))
             (is (= "old" (slurp file)))
             (is (= ["flows.edn"] (files small)) "and nothing half-written"))
           (finally (fixture/run ["umount" small])))))))
@@ -133,7 +151,9 @@
   (testing "does not replace anything that is not a regular file"
     (with-open [^Closeable m (bpf/create {:type :array :value :u64 :max-entries 1})]
       (doseq [file ["/dev/full" "/dev/null" "/tmp"]]
-        (is (= [1 (str "bpfmap: " file " cannot be written: it is no plain file, and would be replaced")]
+        (is (= [1
+                (str "bpfmap: " file
+                     " cannot be written: it is no plain file, and would be replaced")]
                (refused "save" (id-of m) file)))
         (is (.exists (io/file file)))))))
 
@@ -141,7 +161,9 @@
   (testing "rejects a file that bpfmap did not save"
     (with-directory [dir]
       (let [file (str dir "/x.edn")
-            hint (fn [text] (spit file text) (:bpfmap/hint (fixture/error-of (backup/read-file file))))]
+            hint (fn [text]
+                   (spit file text)
+                   (:bpfmap/hint (fixture/error-of (backup/read-file file))))]
         (are [text pattern] (re-find pattern (hint text))
           "" #"writes a map with :bpfmap/saved 1"
           "{}" #"writes a map with :bpfmap/saved 1"
@@ -153,14 +175,16 @@
           "#=(+ 1 2)" #"No dispatch macro for: ="))
       (with-open [out (io/output-stream (str dir "/bin"))] (.write out (byte-array [-1 -2 -3])))
       (is (= "it is no text" (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/bin"))))))
-      (is (= "there is no such file or directory" (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/none")))))))))
+      (is (= "there is no such file or directory"
+             (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/none")))))))))
 
 (kernel-test failed-restore
   (testing "a failed restore creates no map"
     (with-directory [dir]
       (let [file (str dir "/x.edn")
             path (fixture/new-pin)]
-        (spit file "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u32 :max-entries 1} :entries [[1 1] [2 :x]]}")
+        (spit file
+              "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u32 :max-entries 1} :entries [[1 1] [2 :x]]}")
         (let [[exit line] (refused "restore" file "--pin" path)]
           (is (= 1 exit))
           (is (str/includes? line "In contents, the entry of 2: value: x is not a u32")))
@@ -228,12 +252,15 @@
                     (try
                       (is (= 0 (:exit (bpfmap "save" (id-of m) file))))
                       (is (= 0 (:exit (bpfmap "restore" file "--pin" pin))))
-                      (with-open [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
+                      (with-open
+                        [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
                         (is (seq before))
                         (is (= before (contents-of restored)))
-                        (is (nil? (bpf/spec-diff (backup/completed (:spec (backup/read-file file))) restored))))
+                        (is (nil? (bpf/spec-diff (backup/completed (:spec (backup/read-file file)))
+                                                 restored))))
                       (is (= 0 (:exit (bpfmap "restore" file "--into" pin "--exact"))))
-                      (with-open [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
+                      (with-open
+                        [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
                         (is (= before (contents-of restored))))
                       (finally
                         (io/delete-file pin true)
@@ -246,18 +273,25 @@
 
 ;; --- maps of maps
 
-(def ^:private inner-spec {:type :hash :key :u32 :value [:struct {:name "v"} [:n :u64]] :max-entries 8})
+(def ^:private inner-spec
+  {:type :hash :key :u32 :value [:struct {:name "v"} [:n :u64]] :max-entries 8})
 
 (kernel-test inner-maps-saved-once
   (testing "saves a map of maps with each inner map once"
     (with-directory [dir]
       (let [file (str dir "/tenants.edn")
             pin (fixture/new-pin)]
-        (with-open [^Closeable outer (bpf/create {:name "tenants" :type :hash-of-maps :key [:string 8] :max-entries 8 :inner-map inner-spec})
-                    ^Closeable shared (bpf/create (assoc inner-spec :name "shared" :contents {1 {:n 10}}))
-                    ^Closeable own (bpf/create (assoc inner-spec :name "own" :contents {2 {:n 20}, 3 {:n 30}} :freeze true))]
+        (with-open [^Closeable outer (bpf/create {:name "tenants" :type :hash-of-maps
+                                                  :key [:string 8] :max-entries 8
+                                                  :inner-map inner-spec})
+                    ^Closeable shared (bpf/create
+                                       (assoc inner-spec :name "shared" :contents {1 {:n 10}}))
+                    ^Closeable own (bpf/create (assoc inner-spec :name "own" :contents
+                                                      {2 {:n 20}, 3 {:n 30}} :freeze true))]
           (bpf/put-all! outer {"blue" shared "red" shared "green" own})
-          (is (= {:exit 0 :out (str "3 entries of map " (id-of outer) " (tenants) are saved in " file "\n") :err ""}
+          (is (= {:exit 0
+                  :out (str "3 entries of map " (id-of outer) " (tenants) are saved in " file "\n")
+                  :err ""}
                  (bpfmap "save" (id-of outer) file)))
           (let [{:keys [inner] :as saved} (backup/read-file file)]
             (is (= 2 (:bpfmap/saved saved)))
@@ -299,7 +333,8 @@
             spec {:type :array :value :u32 :max-entries 1}
             pin (fixture/new-pin)
             n 300]
-        (with-open [^Closeable outer (bpf/create {:type :array-of-maps :max-entries n :inner-map spec})]
+        (with-open [^Closeable outer (bpf/create {:type :array-of-maps :max-entries n
+                                                  :inner-map spec})]
           (doseq [ids (partition-all 100 (range n))]
             (let [made (mapv #(bpf/create (assoc spec :contents {0 %})) ids)]
               (bpf/put-all! outer (map vector ids made))
@@ -316,24 +351,35 @@
   (testing "does not save a map of maps that could not be restored"
     (with-directory [dir]
       (let [file (str dir "/x.edn")]
-        (with-open [^Closeable outer (bpf/create {:name "outer" :type :hash-of-maps :key :u32 :max-entries 8 :inner-map {:type :queue :value :u32 :max-entries 2}})
-                    ^Closeable q (bpf/create {:name "jobs" :type :queue :value :u32 :max-entries 2})]
-          (is (re-find #"map \d+ \(outer\), hash-of-maps, cannot be saved: it is empty, and the kernel does not tell what maps it was made to hold"
-                       (second (refused "save" (id-of outer) file))))
+        (with-open [^Closeable outer (bpf/create {:name "outer" :type :hash-of-maps :key :u32
+                                                  :max-entries 8
+                                                  :inner-map {:type :queue :value :u32
+                                                              :max-entries 2}})
+                    ^Closeable q (bpf/create {:name "jobs" :type :queue :value :u32
+                                              :max-entries 2})]
+          (is
+           (re-find
+            #"map \d+ \(outer\), hash-of-maps, cannot be saved: it is empty, and the kernel does not tell what maps it was made to hold"
+                    (second (refused "save" (id-of outer) file))))
           (bpf/put! outer 1 q)
-          (is (re-find #"map \d+ \(jobs\), queue, cannot be saved: it has no keys" (second (refused "save" (id-of outer) file))))
+          (is (re-find #"map \d+ \(jobs\), queue, cannot be saved: it has no keys"
+                       (second (refused "save" (id-of outer) file))))
           (is (= [] (files dir))))))))
 
 (kernel-test older-map-of-maps
   (testing "rejects a map of maps that an older version saved"
     (with-directory [dir]
       (let [file (str dir "/old.edn")]
-        (spit file "{:bpfmap/saved 1 :spec {:type :hash-of-maps :key :u32 :max-entries 2} :entries []}")
+        (spit file
+              "{:bpfmap/saved 1 :spec {:type :hash-of-maps :key :u32 :max-entries 2} :entries []}")
         (is (re-find #"inner-map" (second (refused "restore" file "--pin" (fixture/new-pin)))))
-        (spit file "{:bpfmap/saved 2 :spec {:type :hash-of-maps :key :u32 :max-entries 2 :inner-map {:type :array :value :u32 :max-entries 1}} :entries [[1 {:map-id 7}]] :inner {}}")
-        (is (re-find #"the entry of 1 is \{map-id 7\}, which is not under inner" (second (refused "restore" file "--pin" (fixture/new-pin)))))
+        (spit file
+              "{:bpfmap/saved 2 :spec {:type :hash-of-maps :key :u32 :max-entries 2 :inner-map {:type :array :value :u32 :max-entries 1}} :entries [[1 {:map-id 7}]] :inner {}}")
+        (is (re-find #"the entry of 1 is \{map-id 7\}, which is not under inner"
+                     (second (refused "restore" file "--pin" (fixture/new-pin)))))
         (spit file "{:bpfmap/saved 2 :spec {:type :hash} :entries []}")
-        (is (re-find #"is no saved map" (second (refused "restore" file "--pin" (fixture/new-pin)))))))))
+        (is (re-find #"is no saved map"
+                     (second (refused "restore" file "--pin" (fixture/new-pin)))))))))
 
 ;; --- names
 
@@ -345,8 +391,11 @@
             odd (keyword "a b")
             state (keyword "not; \"known\"")
             spec {:name "odd" :type :hash :key :u32 :max-entries 4
-                  :value [:struct [odd :u8] [(keyword "pick.turn") :u8] [(keyword "7") [:enum :u8 {state 1 (keyword "") 2}]]]}]
-        (with-open [^Closeable m (bpf/create (assoc spec :contents {1 {odd 5 (keyword "pick.turn") 6 (keyword "7") state}}))]
+                  :value [:struct [odd :u8] [(keyword "pick.turn") :u8]
+                          [(keyword "7") [:enum :u8 {state 1 (keyword "") 2}]]]}]
+        (with-open [^Closeable m (bpf/create (assoc spec :contents
+                                                    {1 {odd 5 (keyword "pick.turn") 6
+                                                        (keyword "7") state}}))]
           (exec/save {:ref m :file file})
           (exec/restore {:file file :pin pin})
           (try
@@ -357,8 +406,11 @@
 (kernel-test types-with-functions
   (testing "does not save types with functions"
     (with-directory [dir]
-      (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value [:via :u32 inc dec] :max-entries 4})]
-        (is (re-find #"its types have functions, \[:via …\]" (:bpfmap/hint (fixture/error-of (exec/save {:ref m :file (str dir "/f.edn")})))))
+      (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value [:via :u32 inc dec]
+                                            :max-entries 4})]
+        (is (re-find #"its types have functions, \[:via …\]"
+                     (:bpfmap/hint
+                      (fixture/error-of (exec/save {:ref m :file (str dir "/f.edn")})))))
         (is (= [] (files dir)))))))
 
 ;; --- counts
@@ -368,7 +420,8 @@
     (with-directory [dir]
       (let [file (str dir "/lru.edn")
             entries (into {} (map (fn [i] [i (* 10 i)])) (range 240))]
-        (with-open [^Closeable m (bpf/create {:name "lru" :type :lru-hash :key :u32 :value :u32 :max-entries 256})]
+        (with-open [^Closeable m (bpf/create {:name "lru" :type :lru-hash :key :u32 :value :u32
+                                              :max-entries 256})]
           (bpf/put-all! m entries)
           (let [before (bpf/snapshot m)
                 n (count before)]
@@ -384,19 +437,25 @@
     (with-directory [dir]
       (let [file (str dir "/lru.edn")
             pin (fixture/new-pin)]
-        (spit file (pr-str {:bpfmap/saved 1 :spec {:name "small" :type :lru-hash :key :u32 :value :u32 :max-entries 64}
-                            :entries (mapv #(vector % %) (range 500))}))
+        (spit file
+              (pr-str {:bpfmap/saved 1
+                       :spec {:name "small" :type :lru-hash :key :u32 :value :u32 :max-entries 64}
+                       :entries (mapv #(vector % %) (range 500))}))
         (let [{:keys [exit out err]} (bpfmap "restore" file "--pin" pin)]
           (try
             (with-open [^Closeable m (bpf/open pin)]
               (let [n (count (bpf/snapshot m))]
                 (is (< 0 n 500))
                 (is (= 1 exit))
-                (is (= (str n " of 500 entries are in map " (id-of m) " (small), pinned at " pin "\n") out))
-                (is (= (str "bpfmap: " (- 500 n) " entries are not in the map: it evicts entries to make room, or somebody deleted them\n") err))
+                (is (= (str n " of 500 entries are in map " (id-of m) " (small), pinned at " pin
+                            "\n") out))
+                (is (= (str "bpfmap: " (- 500 n)
+                            " entries are not in the map: it evicts entries to make room, or "
+                            "somebody deleted them\n") err))
                 (is (= {:entries n :missing (- 500 n)}
                        (let [{:keys [entries missing]} (exec/restore {:file file :into (id-of m)})]
-                         {:entries (count (filter (bpf/snapshot m) (range 500))) :missing (- 500 (count (bpf/snapshot m)))})))))
+                         {:entries (count (filter (bpf/snapshot m) (range 500)))
+                          :missing (- 500 (count (bpf/snapshot m)))})))))
             (finally (io/delete-file pin))))))))
 
 (kernel-test duplicate-entries
@@ -404,8 +463,10 @@
     (with-directory [dir]
       (let [file (str dir "/twice.edn")
             pin (fixture/new-pin)]
-        (spit file "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u32 :max-entries 4} :entries [[1 1] [1 2] [2 2]]}")
-        (is (= {:entries 2 :missing 0 :changed 0} (select-keys (exec/restore {:file file :pin pin}) [:entries :missing :changed])))
+        (spit file
+              "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u32 :max-entries 4} :entries [[1 1] [1 2] [2 2]]}")
+        (is (= {:entries 2 :missing 0 :changed 0}
+               (select-keys (exec/restore {:file file :pin pin}) [:entries :missing :changed])))
         (with-open [^Closeable m (bpf/open pin)]
           (is (= {1 2, 2 2} (bpf/snapshot m))))
         (io/delete-file pin)))))
@@ -414,16 +475,21 @@
   (testing "rejects values for a different number of CPUs"
     (with-directory [dir]
       (let [file (str dir "/cpus.edn")]
-        (spit file "{:bpfmap/saved 1 :spec {:type :percpu-hash :key :u32 :value :u32 :max-entries 4} :entries [[1 [1 2 3 4 5 6 7]]]}")
-        (with-open [^Closeable m (bpf/create {:type :percpu-hash :key :u32 :value :u32 :max-entries 4})]
-          (is (re-find #"values are of 7 CPUs, and this host has \d+ possible CPUs" (second (refused "restore" file "--into" (id-of m)))))
-          (is (= ["removed"] (map :change (map #(update % :change name) (exec/diff {:old file :new m}))))))))))
+        (spit file
+              "{:bpfmap/saved 1 :spec {:type :percpu-hash :key :u32 :value :u32 :max-entries 4} :entries [[1 [1 2 3 4 5 6 7]]]}")
+        (with-open [^Closeable m (bpf/create {:type :percpu-hash :key :u32 :value :u32
+                                              :max-entries 4})]
+          (is (re-find #"values are of 7 CPUs, and this host has \d+ possible CPUs"
+                       (second (refused "restore" file "--into" (id-of m)))))
+          (is (= ["removed"]
+                 (map :change (map #(update % :change name) (exec/diff {:old file :new m}))))))))))
 
 (kernel-test replace-other-entries
   (testing "a restore can delete other entries to make room"
     (with-directory [dir]
       (let [file (str dir "/full.edn")]
-        (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 4 :contents {1 1, 2 2, 3 3, 4 4}})]
+        (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 4
+                                              :contents {1 1, 2 2, 3 3, 4 4}})]
           (exec/save {:ref m :file file})
           (bpf/drain! m)
           (bpf/put-all! m {5 5, 6 6, 7 7, 4 4})
@@ -433,13 +499,15 @@
 
 (kernel-test counts-of-changes
   (testing "returns the number of entries that existed"
-    (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 8 :contents {1 1, 2 2, 3 3}})]
+    (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 8
+                                          :contents {1 1, 2 2, 3 3}})]
       (is (= 2 (bpf/delete-all! m [1 1 2 9])))
       (is (= 1 (count (bpf/drain! m))))
       (is (= 0 (bpf/delete-all! m [1 2 3])))
       (is (= 1 (bpf/put-all! m [[1 1] [1 2]])) "the keys that the map holds")
       (is (= 1 (bpf/count-entries m)))
-      (is (= [false true] (map :deleted [(exec/delete {:ref m :key 9}) (exec/delete {:ref m :key 1})]))))))
+      (is (= [false true]
+             (map :deleted [(exec/delete {:ref m :key 9}) (exec/delete {:ref m :key 1})]))))))
 
 (defn- restore-error
   "The error of restoring a file, which must come within ten seconds."
@@ -456,11 +524,13 @@
             sparse (str dir "/sparse.edn")]
         (fixture/run ["mkfifo" fifo])
         (with-open [f (java.io.RandomAccessFile. sparse "rw")] (.setLength f (* 10 1024 1024 1024)))
-        (doseq [[file kind message] [[fifo :io " cannot be read: it is a FIFO; its contents can be given as /dev/stdin"]
-                                     [dir :io " cannot be read: it is a directory"]
-                                     ["/dev/zero" :io " cannot be read: it is a device"]
-                                     ["/dev/null" :io " cannot be read: it is a device"]
-                                     [sparse :not-saved " is no saved map: the control character \\u0000"]]]
+        (doseq [[file kind
+                 message] [[fifo :io
+                            " cannot be read: it is a FIFO; its contents can be given as /dev/stdin"]
+                           [dir :io " cannot be read: it is a directory"]
+                           ["/dev/zero" :io " cannot be read: it is a device"]
+                           ["/dev/null" :io " cannot be read: it is a device"]
+                           [sparse :not-saved " is no saved map: the control character \\u0000"]]]
           (is (= [kind (str file message)] (restore-error file))))))))
 
 (deftest growing-file-ends
@@ -475,17 +545,22 @@
                 writer (future (while (not (realized? stop)) (.write out chunk) (Thread/sleep 1)))]
             (Thread/sleep 50)
             (try
-              (is (= [:io (str file " cannot be read: it grew while it was read")] (restore-error file)))
+              (is (= [:io (str file " cannot be read: it grew while it was read")]
+                     (restore-error file)))
               (finally (deliver stop true)))
             @writer))))))
 
 (deftest nested-or-evaluated-edn
   (testing "does not restore deeply nested or evaluated EDN"
     (with-directory [dir]
-      (doseq [[text hint] [[(apply str (repeat 100000 "[")) "more than 100 collections within one another"]
-                           ["#=(java.lang.System/exit 3)" "No dispatch macro for: ="]
-                           ["{:bpfmap/saved 1 :spec #java.util.Date [] :entries []}" "the tag #java.util.Date is unknown"]
-                           [(apply str (repeat 100000 "x")) "a number or name of more than 65536 characters"]]
+      (doseq [[text
+               hint] [[(apply str (repeat 100000 "["))
+                       "more than 100 collections within one another"]
+                      ["#=(java.lang.System/exit 3)" "No dispatch macro for: ="]
+                      ["{:bpfmap/saved 1 :spec #java.util.Date [] :entries []}"
+                       "the tag #java.util.Date is unknown"]
+                      [(apply str (repeat 100000 "x"))
+                       "a number or name of more than 65536 characters"]]
               :let [file (str dir "/nasty.edn")]]
         (spit file text)
         (is (= [:not-saved (str file " is no saved map: " hint)] (restore-error file)))))))
@@ -495,7 +570,8 @@
     (with-directory [dir]
       (let [file (str dir "/a.edn")
             pin (fixture/new-pin)]
-        (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 2 :contents {1 2}})]
+        (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 2
+                                              :contents {1 2}})]
           (exec/save {:ref (id-of m) :file file}))
         (let [process (.start (ProcessBuilder. ^java.util.List (list "sleep" "100")))]
           (try
@@ -514,22 +590,29 @@
 (defn- spread-bytes
   "The bytes of a per-CPU value: those of each CPU on its stride."
   [size cpus xs]
-  (mapcat #(concat (take size (drop (* size %) (cycle xs))) (repeat (- (element/stride size) size) 0)) (range cpus)))
+  (mapcat #(concat (take size (drop (* size %) (cycle xs)))
+                   (repeat (- (element/stride size) size) 0)) (range cpus)))
 
 (def ^:private any-raw-map
-  "A type of map, types for its keys and values, raw entries and others that it may have besides. Keys differ in few bytes, and
-  many have the same in all that their value shows."
+  "A type of map, types for its keys and values, raw entries and others that it may have besides.
+  Keys differ in few bytes, and many have the same in all that their value shows."
   (gen/let [map-type (gen/elements [:hash :hash :lru-hash :percpu-hash])
             key (sized-type 48)
             value (sized-type 48)
             base (gen/vector (gen/one-of [(gen/return 0) (gen/choose 0 255)]) (type/size key))
-            a-key (gen/return (gen/fmap (fn [[i x]] (bytes/->bytes (assoc base (mod i (count base)) x)))
+            a-key (gen/return (gen/fmap (fn [[i x]]
+                                          (bytes/->bytes (assoc base (mod i (count base)) x)))
                                         (gen/tuple gen/nat (gen/choose 0 255))))
             a-value (gen/return (gen/fmap (fn [xs]
                                             (bytes/->bytes (if (= :percpu-hash map-type)
-                                                             (spread-bytes (type/size value) (count (feature/possible-cpus)) xs)
+                                                             (spread-bytes
+                                                              (type/size value)
+                                                              (count (feature/possible-cpus)) xs)
                                                              xs)))
-                                          (gen/vector (gen/frequency [[1 (gen/return 0)] [2 (gen/choose 0 255)]]) (type/size value))))
+                                          (gen/vector
+                                           (gen/frequency
+                                            [[1 (gen/return 0)] [2 (gen/choose 0 255)]])
+                                           (type/size value))))
             entries (gen/map a-key a-value {:max-elements 16})
             others (gen/map a-key a-value {:max-elements 4})]
     {:spec {:name "any" :type map-type :key key :value value :max-entries 4096}
@@ -543,7 +626,8 @@
     (bpf/put-all! twin entries)))
 
 (defn- keeps-every-entry?
-  "Whether `save`, `restore`, `diff`, `watch`, `delete` and `take` see and keep each raw entry once."
+  "Whether `save`, `restore`, `diff`, `watch`, `delete` and `take` see and keep each raw entry
+  once."
   [dir {:keys [spec entries others]}]
   (let [file (str dir "/any.edn")
         pin (fixture/new-pin)
@@ -562,8 +646,10 @@
                        (counts (exec/diff {:old file :new pin}))
                        (counts (exec/diff {:old (id-of m) :new pin})))
                     (do (put-raw! restored others) true)
-                    (= {:added (count others) :changed 0 :removed 0 :same n} (counts (exec/diff {:old file :new pin})))
-                    (= (+ n (count others)) (:entries (first (into [] (take 1) (exec/watch {:ref pin})))))
+                    (= {:added (count others) :changed 0 :removed 0 :same n}
+                       (counts (exec/diff {:old file :new pin})))
+                    (= (+ n (count others))
+                       (:entries (first (into [] (take 1) (exec/watch {:ref pin})))))
                     (= {:entries n :changed 0 :missing 0 :skipped n :deleted (count others)}
                        (dissoc (exec/restore {:file file :into pin :exact true :yes true}) :map))
                     (= entries (raw-entries restored))))
@@ -579,7 +665,8 @@
 (kernel-test raw-entries-are-kept
   (testing "keeps every raw entry under any types"
     (with-directory [dir]
-      (let [result (tc/quick-check 80 (prop/for-all [raw-map any-raw-map] (keeps-every-entry? dir raw-map)))]
+      (let [result (tc/quick-check 80
+                     (prop/for-all [raw-map any-raw-map] (keeps-every-entry? dir raw-map)))]
         (is (:pass? result) (pr-str (:shrunk result) (:seed result)))))))
 
 (deftest threads-that-write-one-file-at-once-do-not-meet
@@ -589,7 +676,9 @@
     (try
       (fixture/in-threads 8 (fn [thread]
                               (dotimes [i 50]
-                                (backup/write-whole (str file) (fn [^java.io.Writer w] (.write w ^String (text thread i)))))))
+                                (backup/write-whole (str file)
+                                                    (fn [^java.io.Writer w]
+                                                      (.write w ^String (text thread i)))))))
       (let [lines (str/split-lines (slurp file))]
         (is (= 2000 (count lines)))
         (is (= 1 (count (set lines))) "one of the texts, and all of it")

@@ -1,5 +1,6 @@
 (ns bpfmap.exec.csv-test
-  "Comma-separated values say everything: what is read back by the rules of bpfmap.exec.csv is the same data."
+  "Comma-separated values say everything: what is read back by the rules of bpfmap.exec.csv is the
+  same data."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :refer [bpfmap edn-of id-of lines-of]]
             [bpfmap.core :as bpf]
@@ -103,7 +104,8 @@
   [a b]
   (cond
     (and (float? a) (float? b)) (.equals (Double/valueOf (double a)) (Double/valueOf (double b)))
-    (and (map? a) (map? b)) (and (= (set (keys a)) (set (keys b))) (every? (fn [[k v]] (same? v (get b k))) a))
+    (and (map? a) (map? b)) (and (= (set (keys a)) (set (keys b)))
+                                 (every? (fn [[k v]] (same? v (get b k))) a))
     (and (vector? a) (vector? b)) (and (= (count a) (count b)) (every? true? (map same? a b)))
     :else (= a b)))
 
@@ -125,7 +127,8 @@
 (def ^:private typed-bytes
   (gen/let [t types/a-type
             size (gen/return (type/size t))
-            all (gen/vector (gen/vector (gen/frequency [[3 (gen/choose 0 255)] [1 (gen/return 0)]]) size) 0 4)]
+            all (gen/vector (gen/vector (gen/frequency [[3 (gen/choose 0 255)] [1 (gen/return 0)]])
+                                        size) 0 4)]
     [t (map #(byte-array (map unchecked-byte %)) all)]))
 
 (defspec typed-values-round-trip 400
@@ -136,12 +139,17 @@
       (every? true? (map same? xs (read-back tree (names-of (node/node t nil [])) xs))))))
 
 (def ^:private any-text
-  (gen/fmap str/join (gen/vector (gen/one-of [gen/char (gen/elements ["\u001b" "\u202e" "\"" "\\" "\\u000a" "\n" "," "-" "=" " " ":" "0" "a" "é" "😀"])]))))
+  (gen/fmap str/join
+            (gen/vector (gen/one-of [gen/char
+                                     (gen/elements ["\u001b" "\u202e" "\"" "\\" "\\u000a" "\n" ","
+                                                    "-" "=" " " ":" "0" "a" "é" "😀"])]))))
 
 (def ^:private any-data
   (gen/recursive-gen #(gen/one-of [(gen/vector %) (gen/map (gen/fmap keyword any-text) %)])
-                     (gen/one-of [any-text gen/large-integer gen/size-bounded-bigint gen/double gen/boolean gen/char
-                                  (gen/fmap bytes/wrap (gen/not-empty gen/bytes)) (gen/return nil)])))
+                     (gen/one-of [any-text gen/large-integer gen/size-bounded-bigint gen/double
+                                  gen/boolean gen/char
+                                  (gen/fmap bytes/wrap (gen/not-empty gen/bytes))
+                                  (gen/return nil)])))
 
 (defn- normal
   "Integers as a reader has them."
@@ -162,14 +170,16 @@
 
 (def ^:private misfits
   "Values that a tree of `{:a, :b {:c}, :d [2]}` need not have room for."
-  (let [leaf (gen/one-of [(gen/return nil) gen/small-integer any-text (gen/return []) (gen/return [1]) (gen/return {:x 1})])]
+  (let [leaf (gen/one-of [(gen/return nil) gen/small-integer any-text (gen/return [])
+                          (gen/return [1]) (gen/return {:x 1})])]
     (gen/one-of [(gen/let [a leaf c leaf d (gen/vector leaf 0 4)]
                    {:a a :b {:c c} :d d})
                  (gen/map (gen/elements [:a :b :c :bpfmap/padding]) leaf)])))
 
 (defspec misfits-round-trip 500
   (prop/for-all [x misfits]
-    (let [tree {:fields [[:a tree/leaf] [:b {:fields [[:c tree/leaf]] :leaves 1}] [:d {:of tree/leaf :count 2 :leaves 2}]] :leaves 4}]
+    (let [tree {:fields [[:a tree/leaf] [:b {:fields [[:c tree/leaf]] :leaves 1}]
+                         [:d {:of tree/leaf :count 2 :leaves 2}]] :leaves 4}]
       (= [x] (read-back tree nil [x])))))
 
 (deftest distinct-cells
@@ -207,7 +217,11 @@
 (deftest quoted-field-names
   (testing "quotes unusual field names"
     (is (= "x.a,\"x.\"\"pick.turn\"\"\",\"x.\"\"b c\"\"\"\n1,2,3\n"
-           (printed [{:title "X" :of :x :tree (:value (tree/of-entries {:type :hash :value [:struct [:a :u8] [(keyword "pick.turn") :u8] [(keyword "b c") :u8]]} nil))}]
+           (printed [{:title "X" :of :x
+                      :tree (:value (tree/of-entries {:type :hash
+                                                      :value [:struct [:a :u8]
+                                                              [(keyword "pick.turn") :u8]
+                                                              [(keyword "b c") :u8]]} nil))}]
                     [{:x {:a 1 (keyword "pick.turn") 2 (keyword "b c") 3}}])))))
 
 ;; --- on the command line
@@ -216,9 +230,13 @@
   "The entries of an open map as the command line prints them as comma-separated values, read back."
   [m & args]
   (let [spec (bpf/spec m)
-        trees (tree/of-entries spec (when (str/includes? (str (:type spec)) "percpu") (count (val (first (bpf/snapshot m))))))
+        trees (tree/of-entries spec
+                               (when (str/includes? (str (:type spec)) "percpu")
+                                 (count (val (first (bpf/snapshot m))))))
         names (fn [side] (let [n (names-of (node/node (side spec) (:types spec) []))]
-                           (if (and (= :value side) (str/includes? (str (:type spec)) "percpu")) {:of n} n)))
+                           (if (and (= :value side) (str/includes? (str (:type spec)) "percpu"))
+                             {:of n}
+                             n)))
         {:keys [exit out]} (apply bpfmap "dump" (id-of m) "--csv" args)]
     (is (= 0 exit))
     (for [row (rest (parse out))
@@ -230,13 +248,20 @@
 (kernel-test dump-csv-every-map
   (testing "dump prints the same data as CSV for every kind of map"
     (doseq [spec [{:type :hash :key [:struct [:src :ipv4] [:comm [:string 8]]]
-                   :value [:struct [:n :u64] [:state [:enum :u32 {:NEW 0 :OLD 1}]] [:a [:array [:struct [:x :u8] [:y :f32]] 2]]]
-                   :contents {{:src "10.0.0.1" :comm ""} {:n 18446744073709551615N :state :OLD :a [{:x 1 :y 0.5} {:x 2 :y ##Inf}]}
-                              {:src "10.0.0.2" :comm "-"} {:n 0 :state 7 :a [{:x 0 :y -0.0} {:x 0 :y 0.0}]}
-                              {:src "10.0.0.3" :comm "a\nb"} {:n 1 :state :NEW :a [{:x 0 :y 0.0} {:x 0 :y 0.0}]}}}
-                  {:type :lru-hash :key [:string 8] :value :bool :contents {"\\u000a" true, "\n" false}}
-                  {:type :array :value [:struct [:b [:bytes 2]] [:c :char] [:e [:array :u8 0]]] :contents {1 {:b [1 2] :c \" :e []}}}
-                  {:type :lpm-trie :key [:prefix :ipv6] :value :mac :flags #{:no-prealloc} :contents {"2001:db8::/32" "02:00:00:00:00:01"}}
+                   :value [:struct [:n :u64] [:state [:enum :u32 {:NEW 0 :OLD 1}]]
+                           [:a [:array [:struct [:x :u8] [:y :f32]] 2]]]
+                   :contents {{:src "10.0.0.1" :comm ""} {:n 18446744073709551615N :state :OLD
+                                                          :a [{:x 1 :y 0.5} {:x 2 :y ##Inf}]}
+                              {:src "10.0.0.2" :comm "-"} {:n 0 :state 7
+                                                           :a [{:x 0 :y -0.0} {:x 0 :y 0.0}]}
+                              {:src "10.0.0.3" :comm "a\nb"} {:n 1 :state :NEW
+                                                              :a [{:x 0 :y 0.0} {:x 0 :y 0.0}]}}}
+                  {:type :lru-hash :key [:string 8] :value :bool
+                   :contents {"\\u000a" true, "\n" false}}
+                  {:type :array :value [:struct [:b [:bytes 2]] [:c :char] [:e [:array :u8 0]]]
+                   :contents {1 {:b [1 2] :c \" :e []}}}
+                  {:type :lpm-trie :key [:prefix :ipv6] :value :mac :flags #{:no-prealloc}
+                   :contents {"2001:db8::/32" "02:00:00:00:00:01"}}
                   {:type :hash :key-size 3 :value-size 1 :contents {[1 2 3] [4]}}
                   {:type :percpu-hash :key :u32 :value [:struct [:n :u32] [:comm [:string 4]]]}]]
       (with-open [^Closeable m (bpf/create (assoc spec :max-entries 8 :name "csv"))]
@@ -244,14 +269,18 @@
         (testing spec
           (is (= (bpf/snapshot m) (into {} (csv-entries m))))
           (is (= (bpf/snapshot m) (into {} (csv-entries m "--stream"))))
-          (is (= (set (map (juxt :key :value) (edn-of "dump" (id-of m)))) (set (csv-entries m)))))))))
+          (is (= (set (map (juxt :key :value) (edn-of "dump" (id-of m))))
+                 (set (csv-entries m)))))))))
 
 (kernel-test columns-from-types
   (testing "the columns depend only on the types"
     (let [heading (fn [m & args] (first (apply lines-of "dump" (id-of m) "--csv" args)))]
-      (with-open [^Closeable m (bpf/create {:type :hash :key [:struct [:a :u8] [:b [:array :u8 2]]] :value :u64 :max-entries 4})
-                  ^Closeable stacks (bpf/create {:type :stack-trace :value-size 1016 :max-entries 4})
-                  ^Closeable per-cpu (bpf/create {:type :percpu-hash :key :u8 :value :u8 :max-entries 4})]
+      (with-open [^Closeable m (bpf/create {:type :hash :key [:struct [:a :u8] [:b [:array :u8 2]]]
+                                            :value :u64 :max-entries 4})
+                  ^Closeable stacks (bpf/create {:type :stack-trace :value-size 1016
+                                                 :max-entries 4})
+                  ^Closeable per-cpu (bpf/create {:type :percpu-hash :key :u8 :value :u8
+                                                  :max-entries 4})]
         (is (= "key.a,key.b.0,key.b.1,value" (heading m) (heading m "--stream")))
         (is (= "key.a,key.b.0,key.b.1" (heading m "--keys") (heading m "--keys" "--stream")))
         (is (= (str/join "," (cons "key" (map #(str "value." %) (range 127)))) (heading stacks)))
@@ -259,9 +288,13 @@
         (bpf/put! m {:a 1 :b [2 3]} 4)
         (is (= "key.a,key.b.0,key.b.1,value" (heading m)))
         (is (= ["change,key.a,key.b.0,key.b.1,old,new" "added,1,2,3,,4"]
-               (with-open [^Closeable empty-one (bpf/create {:type :hash :key [:struct [:a :u8] [:b [:array :u8 2]]] :value :u64 :max-entries 4})]
+               (with-open
+                 [^Closeable empty-one (bpf/create {:type :hash
+                                                    :key [:struct [:a :u8] [:b [:array :u8 2]]]
+                                                    :value :u64 :max-entries 4})]
                  (lines-of "diff" (id-of empty-one) (id-of m) "--csv"))))
-        (is (= ["change,key.a,key.b.0,key.b.1,old,new,per-second"] (lines-of "diff" (id-of m) "--seconds" "0.01" "--csv")))
+        (is (= ["change,key.a,key.b.0,key.b.1,old,new,per-second"]
+               (lines-of "diff" (id-of m) "--seconds" "0.01" "--csv")))
         (is (= ["a  b  VALUE"] (lines-of "dump" (id-of m) "--where" "value=5")))))))
 
 (deftest stack-frames-round-trip
@@ -289,7 +322,8 @@
       (is (= ["a" "b" "VALUE"] (titles [{:key {:a 1} :value 1} {:key {:a 1 :b 2} :value 1}])))
       (is (= ["KEY" "VALUE"] (titles [{:key {:a 1} :value 1} {:key (bytes/->bytes [1]) :value 1}])))
       (is (= ["KEY" "ifindex" "program.program-id"]
-             (titles [{:key 1 :value {:ifindex 1 :program nil}} {:key 2 :value {:ifindex 1 :program {:program-id 7}}}]))))))
+             (titles [{:key 1 :value {:ifindex 1 :program nil}}
+                      {:key 2 :value {:ifindex 1 :program {:program-id 7}}}]))))))
 
 (defn- read-rows
   "Rows of cells that are not spread over columns, by the names above them."
@@ -311,7 +345,8 @@
 
 (kernel-test list-features-hist-csv
   (testing "list, features and hist print the same data as CSV"
-    (with-open [^Closeable m (bpf/create {:name "csv" :type :hash :key :u32 :value :u32 :max-entries 8 :flags #{:no-prealloc}})]
+    (with-open [^Closeable m (bpf/create {:name "csv" :type :hash :key :u32 :value :u32
+                                          :max-entries 8 :flags #{:no-prealloc}})]
       (bpf/put-all! m {0 5, 1 7})
       (let [pins [(str (fixture/new-pin) "_a b,c") (str (fixture/new-pin) "_\"quoted\"")]]
        (try
@@ -323,11 +358,14 @@
           (is (= 2 (count (:pinned row))))
           (is (seq (:held row)))
           (is (= #{:no-prealloc} (:flags row)))
-          (is (= (select-keys (first (same-rows rows)) (keys found)) (into {} (remove (comp nil? val)) found)))
+          (is (= (select-keys (first (same-rows rows)) (keys found))
+                 (into {} (remove (comp nil? val)) found)))
           (is (every? #(contains? found %) ["held" "used-by" "pinned" "flags"])))
         (finally (run! #(io/delete-file % true) pins))))
       (is (= [[nil 0 1 5] [nil 2 3 7]]
-             (map (juxt #(% "title") #(% "from") #(% "to") #(% "count")) (read-rows (:out (bpfmap "hist" (id-of m) "--csv")))))))
+             (map (juxt #(% "title") #(% "from") #(% "to") #(% "count"))
+                  (read-rows (:out (bpfmap "hist" (id-of m) "--csv")))))))
     (let [rows (edn-of "features" "--where" "feature=operation" "--where" "of=hash")]
       (is (= (same-rows (map #(merge {:since nil :why nil} %) rows))
-             (read-rows (:out (bpfmap "features" "--where" "feature=operation" "--where" "of=hash" "--csv"))))))))
+             (read-rows (:out (bpfmap "features" "--where" "feature=operation" "--where" "of=hash"
+                                      "--csv"))))))))

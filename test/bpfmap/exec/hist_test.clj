@@ -48,25 +48,31 @@
 (kernel-test slot-array-per-entry
   (testing "an array of slots in a value is one histogram per entry"
     (with-open [m (map-of :u32 [:struct [:slots [:array :u32 8]] [:comm [:string 16]]]
-                          {1 {:slots [0 0 3 0 9 0 0 0] :comm "a"}, 2 {:slots [0 0 0 0 0 0 0 0] :comm "b"}
+                          {1 {:slots [0 0 3 0 9 0 0 0] :comm "a"}
+                           2 {:slots [0 0 0 0 0 0 0 0] :comm "b"}
                            0 {:slots [1 0 0 0 0 0 0 0] :comm "c"}})]
       (let [[one two :as all] (exec/hist {:ref (id-of m)})]
         (is (= [0 1] (map :title all)) "empty ones are left out")
         (is (= [[0 1 1]] (buckets one)))
-        (is (= [[4 7 3] [8 15 0] [16 31 9]] (buckets two)) "a gap is shown, what is empty at the ends is not")
+        (is (= [[4 7 3] [8 15 0] [16 31 9]] (buckets two))
+            "a gap is shown, what is empty at the ends is not")
         (is (= 12 (:total two))))
-      (is (= [[20 29 3] [30 39 0] [40 49 9]] (buckets (second (exec/hist {:ref (id-of m) :linear 10})))))
-      (is (= [[2 3 3] [4 7 0] [8 15 9]] (buckets (second (exec/hist {:ref (id-of m) :slots :bcc}))))))))
+      (is (= [[20 29 3] [30 39 0] [40 49 9]]
+             (buckets (second (exec/hist {:ref (id-of m) :linear 10})))))
+      (is (= [[2 3 3] [4 7 0] [8 15 9]]
+             (buckets (second (exec/hist {:ref (id-of m) :slots :bcc}))))))))
 
 (kernel-test keys-are-slots
   (testing "keys that are slots form one histogram"
-    (with-open [m ^Closeable (bpf/create {:type :percpu-hash :key :u64 :value :u64 :max-entries 64})]
+    (with-open [m ^Closeable (bpf/create {:type :percpu-hash :key :u64 :value :u64
+                                          :max-entries 64})]
       (doseq [[slot n] {1 5, 3 7}] (bpf/put! m slot n {:cpus :all}))
       (let [cpus (count (bpf/lookup m 1))]
         (is (= [[0 0 (* 5 cpus)] [1 1 0] [2 3 (* 7 cpus)]]
                (buckets (first (exec/hist {:ref (id-of m) :slots "bpftrace"})))))
         (is (= [[0 9 5] [10 19 0] [20 29 7]]
-               (buckets (first (exec/hist {:ref (id-of m) :slots 'bpftrace :linear 10 :cpus 0})))))))))
+               (buckets (first (exec/hist {:ref (id-of m) :slots 'bpftrace :linear 10
+                                           :cpus 0})))))))))
 
 (kernel-test slot-field-of-key
   (testing "a key field is the slot and the other fields separate the histograms"
@@ -75,13 +81,17 @@
       (let [found (exec/hist {:ref (id-of m) :bucket "slot"})]
         (is (= [{:comm "a"} {:comm "b"}] (map :title found)))
         (is (= [[2 3 2] [4 7 0] [8 15 1]] (buckets (first found)))))
-      (is (= [{:comm "b"}] (map :title (exec/hist {:ref (id-of m) :bucket "key.slot" :where "comm=b"})))))))
+      (is (= [{:comm "b"}]
+             (map :title (exec/hist {:ref (id-of m) :bucket "key.slot" :where "comm=b"})))))))
 
 (kernel-test several-arrays
   (testing "a value with several arrays requires the name of one"
-    (with-open [m (map-of :u32 [:struct [:a [:array :u32 3]] [:b [:array [:struct [:n [:array :u64 2]]] 2]]]
+    (with-open [m (map-of :u32
+                          [:struct [:a [:array :u32 3]]
+                           [:b [:array [:struct [:n [:array :u64 2]]] 2]]]
                           {1 {:a [0 2 0] :b [{:n [5 0]} {:n [0 6]}]}})]
-      (is (= [[2 3 2]] (buckets (first (exec/hist {:ref (id-of m)})))) "of one only array of integers it is that")
+      (is (= [[2 3 2]] (buckets (first (exec/hist {:ref (id-of m)}))))
+          "of one only array of integers it is that")
       (is (= [[2 3 6]] (buckets (first (exec/hist {:ref (id-of m) :bucket "b.1.n"})))))
       (is (= [[0 1 5]] (buckets (first (exec/hist {:ref (id-of m) :bucket "value.b.0.n"}))))))))
 
@@ -89,11 +99,15 @@
   (testing "counts the values of a field"
     (with-open [m (map-of :u32 [:struct [:bytes :u64] [:delta :s32]]
                           (into {} (for [i (range 10)] [i {:bytes (* i 100) :delta (- i 2)}])))]
-      (is (= [[0 1 1] [2 3 0] [4 7 0] [8 15 0] [16 31 0] [32 63 0] [64 127 1] [128 255 1] [256 511 3] [512 1023 4]]
+      (is (= [[0 1 1] [2 3 0] [4 7 0] [8 15 0] [16 31 0] [32 63 0] [64 127 1] [128 255 1]
+              [256 511 3] [512 1023 4]]
              (buckets (first (exec/hist {:ref (id-of m) :field :bytes})))))
-      (is (= [[nil -1 2] [0 1 2] [2 3 2] [4 7 4]] (buckets (first (exec/hist {:ref (id-of m) :field "value.delta"})))))
-      (is (= [[-5 -1 2] [0 4 5] [5 9 3]] (buckets (first (exec/hist {:ref (id-of m) :field "delta" :linear 5})))))
-      (is (= [[0 7 8] [8 15 2]] (buckets (first (exec/hist {:ref (id-of m) :field "key" :linear 8}))))))))
+      (is (= [[nil -1 2] [0 1 2] [2 3 2] [4 7 4]]
+             (buckets (first (exec/hist {:ref (id-of m) :field "value.delta"})))))
+      (is (= [[-5 -1 2] [0 4 5] [5 9 3]]
+             (buckets (first (exec/hist {:ref (id-of m) :field "delta" :linear 5})))))
+      (is (= [[0 7 8] [8 15 2]]
+             (buckets (first (exec/hist {:ref (id-of m) :field "key" :linear 8}))))))))
 
 (kernel-test drawn-like-bpf-tools
   (testing "draws a histogram in the style of the BPF tools"
@@ -104,14 +118,17 @@
               "     8 -> 15     : 10    |**********                              |"
               "    16 -> 31     : 40    |****************************************|"]
              (lines-of "hist" (id-of m) "--unit" "usecs")))
-      (is (= ["title,from,to,count" "7,4,7,1" "7,8,15,10" "7,16,31,40"] (lines-of "hist" (id-of m) "--csv"))))))
+      (is (= ["title,from,to,count" "7,4,7,1" "7,8,15,10" "7,16,31,40"]
+             (lines-of "hist" (id-of m) "--csv"))))))
 
 (kernel-test large-numbers-aligned
   (testing "large numbers stay aligned and exact"
-    (with-open [m (map-of :u32 [:array :u64 64] {1 (into (vec (repeat 63 0)) [18446744073709551615N])})]
+    (with-open [m (map-of :u32 [:array :u64 64]
+                          {1 (into (vec (repeat 63 0)) [18446744073709551615N])})]
       (let [[_ heading line] (lines-of "hist" (id-of m))]
         (is (= (str/index-of heading ":") (str/index-of line ":")))
-        (is (str/includes? line "9223372036854775808 -> 18446744073709551615 : 18446744073709551615 |***"))))))
+        (is (str/includes? line
+                           "9223372036854775808 -> 18446744073709551615 : 18446744073709551615 |***"))))))
 
 (kernel-test nothing-counted-yet
   (testing "reports if nothing has been counted"
@@ -135,5 +152,6 @@
         [(id-of slots)] #"500 is no slot of a log2 histogram"
         [(id-of wide) "--linear" "0"] #"--linear 0: STEP is a whole number from 1"
         [(id-of wide) "--linear" "5" "--slots" "log2"] #"--linear 5: it has no powers of two"
-        [(id-of wide) "--field" "key" "--slots" "bcc"] #"--field key: it excludes --bucket and --slots"
+        [(id-of wide) "--field" "key" "--slots" "bcc"]
+        #"--field key: it excludes --bucket and --slots"
         [(id-of wide) "--slots" "x"] #"--slots x: WAY is log2, bcc or bpftrace"))))

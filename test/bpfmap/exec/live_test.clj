@@ -1,5 +1,6 @@
 (ns bpfmap.exec.live-test
-  "What changes between two looks at a map: rates, marks, frames; and the command line's `watch` and `diff`."
+  "What changes between two looks at a map: rates, marks, frames; and the command line's `watch`
+  and `diff`."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :refer [bpfmap id-of read-edn]]
             [bpfmap.core :as bpf]
@@ -38,7 +39,8 @@
       (is (= #{{:key 1 :value 5 :per-second 0.0} {:key 2 :value 9 :mark :changed :per-second 4.0}
                {:key 3 :value 1 :mark :new :per-second 1.0} {:key 4 :value 7 :mark :gone}}
              (into #{} (live/compared {1 5, 2 5, 4 7} {1 5, 2 9, 3 1} 1.0 plain))))
-      (is (= [{:key 1 :value 5}] (into [] (live/compared nil {1 5} 1.0 plain))) "the first look compares with nothing"))))
+      (is (= [{:key 1 :value 5}] (into [] (live/compared nil {1 5} 1.0 plain)))
+          "the first look compares with nothing"))))
 
 (defn- counts ^Closeable [contents]
   (bpf/create {:name "live" :type :hash :key :u32 :value :u64 :max-entries 64 :contents contents}))
@@ -71,7 +73,10 @@
 (kernel-test selected-rows
   (testing "a frame has the rows that were selected"
     (with-open [m (counts {1 10, 2 20, 3 30})]
-      (let [rows (fn [options] (map :key (:rows (second (changing m (assoc options :interval 0.01) 2 (fn [_] (bpf/put! m 2 99)))))))]
+      (let [rows (fn [options]
+                   (map :key
+                        (:rows (second (changing m (assoc options :interval 0.01) 2
+                                                 (fn [_] (bpf/put! m 2 99)))))))]
         (is (= [2] (rows {:changed true})))
         (is (= [3 2] (rows {:where "value>20" :sort "value"})))
         (bpf/put! m 2 20)
@@ -79,7 +84,8 @@
 
 (kernel-test per-cpu-values
   (testing "adds per-CPU values or shows them separately"
-    (with-open [m ^Closeable (bpf/create {:type :percpu-array :key :u32 :value :u64 :max-entries 1})]
+    (with-open [m ^Closeable (bpf/create {:type :percpu-array :key :u32 :value :u64
+                                          :max-entries 1})]
       (bpf/put! m 0 3 {:cpus :all})
       (let [cpus (count (m 0))
             value (fn [options] (:value (first (:rows (first (changing m options 1 nil))))))]
@@ -91,18 +97,25 @@
   (testing "a watch ends on request and closes the map"
     (with-open [m (counts {1 10})]
       (let [before (fixture/settled-descriptors)]
-        (is (= 3 (reduce (fn [n _] (inc n)) 0 (exec/watch {:ref (id-of m) :interval 0.1 :seconds 0.25}))))
+        (is (= 3
+               (reduce (fn [n _] (inc n)) 0
+                       (exec/watch {:ref (id-of m) :interval 0.1 :seconds 0.25}))))
         (is (= 1 (reduce (fn [n _] (reduced (inc n))) 0 (exec/watch {:ref (id-of m)}))))
         (is (= before (fixture/open-descriptors)))))))
 
 (kernel-test entries-compared-by-bytes
   (testing "distinguishes entries by their bytes"
-    (with-open [m ^Closeable (bpf/create {:type :hash :key [:struct [:group :u64] [:cache :u32]] :value :f32 :max-entries 8})
+    (with-open [m ^Closeable (bpf/create {:type :hash :key [:struct [:group :u64] [:cache :u32]]
+                                          :value :f32 :max-entries 8})
                 raw ^Closeable (raw-entries/twin m)]
       (let [k (fn [x] (bytes/->bytes (concat (repeat 15 0) [x])))
             nan (bytes/->bytes "0000c07f")]
         (bpf/put-all! raw {(k 0) nan (k 1) nan (k 2) nan})
-        (let [[first-one same third] (changing m {:interval 0.02} 3 (fn [n] (when (= 2 n) (bpf/delete! raw (k 1)) (bpf/put! raw (k 3) nan))))]
+        (let [[first-one same third] (changing m {:interval 0.02} 3
+                                               (fn [n]
+                                                 (when (= 2 n)
+                                                   (bpf/delete! raw (k 1))
+                                                   (bpf/put! raw (k 3) nan))))]
           (is (= [3 0 0 0] ((juxt :entries :new :changed :gone) first-one)))
           (is (= [3 0 0 0] ((juxt :entries :new :changed :gone) same)) "a NaN is no change")
           (is (= [3 1 0 1] ((juxt :entries :new :changed :gone) third)))
@@ -114,7 +127,8 @@
   (some #(= id (:id %)) (host/maps)))
 
 (defn- frames-of
-  "Frames of a watch until `(enough? frames)`; before each look but the first, `(f number)` is called."
+  "Frames of a watch until `(enough? frames)`; before each look but the first, `(f number)` is
+  called."
   [options f enough?]
   (reduce (fn [frames frame]
             (let [frames (conj frames frame)]
@@ -126,11 +140,13 @@
 (kernel-test watch-of-closed-map
   (testing "a watch does not keep the map alive and reports its end"
     (doseq [ref [#(hash-map :id (id-of %)) (constantly "watch_gone")]]
-      (let [m ^Closeable (bpf/create {:name "watch_gone" :type :hash :key :u32 :value :u64 :max-entries 8 :contents {1 10}})
+      (let [m ^Closeable (bpf/create {:name "watch_gone" :type :hash :key :u32 :value :u64
+                                      :max-entries 8 :contents {1 10}})
             id (id-of m)
             frames (frames-of {:ref (ref m)} (fn [n] (when (= 2 n)
                                                        (.close m)
-                                                       (is (not (there? id)) "nothing holds it between two frames")))
+                                                       (is (not (there? id))
+                                                           "nothing holds it between two frames")))
                               (constantly false))]
         (is (= [nil nil :gone] (map :status frames)))
         (is (= [1 1 0] (map :entries frames)))
@@ -151,7 +167,8 @@
           (is (= [nil :pin-removed :pin-replaced :pin-replaced] (map :status frames)))
           (is (= [nil pin pin pin] (map :pin frames)))
           (is (= [nil nil (id-of new) (id-of new)] (map :other frames)))
-          (is (apply = (id-of old) (map (comp :id :map) frames)) "it stays with the map that it began with")
+          (is (apply = (id-of old) (map (comp :id :map) frames))
+              "it stays with the map that it began with")
           (is (= [0 0 0 1] (map :changed frames))))
         (is (true? (bpf/pinned-at? new pin)))
         (is (false? (bpf/pinned-at? old pin)))
@@ -180,15 +197,18 @@
         (bpf/pin! old pin)
         (let [ids (mapv id-of [old new])
               frames (frames-of {:ref pin :follow true} (fn [n] (case (int n)
-                                                                  1 (do (bpf/unpin! old) (bpf/close old))
+                                                                  1 (do (bpf/unpin! old)
+                                                                        (bpf/close old))
                                                                   2 (bpf/pin! new pin)
                                                                   3 (bpf/put! new 2 25)
                                                                   nil))
                                 #(= 4 (count %)))]
           (is (= [nil :waiting :followed nil] (map :status frames)))
           (is (= [(first ids) (first ids) (second ids) (second ids)] (map (comp :id :map) frames)))
-          (is (= [[1 0 0 0] [0 0 0 0] [2 0 0 0] [2 0 1 0]] (map (juxt :entries :new :changed :gone) frames)))
-          (is (= [nil nil] (map :per-second (:rows (nth frames 2)))) "nothing is held against the map before"))
+          (is (= [[1 0 0 0] [0 0 0 0] [2 0 0 0] [2 0 1 0]]
+                 (map (juxt :entries :new :changed :gone) frames)))
+          (is (= [nil nil] (map :per-second (:rows (nth frames 2))))
+              "nothing is held against the map before"))
         (bpf/unpin! new)))))
 
 (kernel-test watch-follows-a-name
@@ -203,14 +223,18 @@
                                                nil))
                                      #(= 4 (count %))))))
       (run! bpf/close @maps)
-      (is (re-find #":follow true: it is for a map given by its pin path or its name" (:message (fixture/error-of (exec/watch {:ref 1 :follow true}))))))))
+      (is (re-find #":follow true: it is for a map given by its pin path or its name"
+                   (:message (fixture/error-of (exec/watch {:ref 1 :follow true}))))))))
 
 (kernel-test handle-without-pin
   (testing "a watch of a handle reports the removed pin"
     (let [pin (fixture/new-pin)]
       (with-open [m ^Closeable (counts {1 10})]
         (bpf/pin! m pin)
-        (is (= [nil :pin-removed] (map :status (frames-of {:ref m} (fn [_] (.delete (java.io.File. ^String pin))) #(= 2 (count %))))))))))
+        (is (= [nil :pin-removed]
+               (map :status
+                    (frames-of {:ref m} (fn [_] (.delete (java.io.File. ^String pin)))
+                               #(= 2 (count %))))))))))
 
 (kernel-test unprivileged-pin
   (testing "reports pin changes to a user who can only open the pin"
@@ -219,14 +243,19 @@
       (with-open [old ^Closeable (counts {1 10})
                   new ^Closeable (counts {1 20})]
         (bpf/pin! old pin)
-        (let [readable #(java.nio.file.Files/setPosixFilePermissions (java.nio.file.Path/of % (make-array String 0))
-                                                                     (java.nio.file.attribute.PosixFilePermissions/fromString %2))
-              go (promise)
-              _ (readable pin "r--r--r--")
-              _ (readable (fixture/bpffs) "rwxr-xr-x")
-              frames (future (fixture/unprivileged
-                              (fn [] (reduce (fn [frames frame] (deliver go true) (conj frames (:status frame)))
-                                             [] (exec/watch {:ref pin :interval 0.05 :seconds 5})))))]
+        (let
+          [readable #(java.nio.file.Files/setPosixFilePermissions
+                      (java.nio.file.Path/of % (make-array String 0))
+                                                                  (java.nio.file.attribute.PosixFilePermissions/fromString %2))
+           go (promise)
+           _ (readable pin "r--r--r--")
+           _ (readable (fixture/bpffs) "rwxr-xr-x")
+           frames (future (fixture/unprivileged
+                           (fn []
+                             (reduce (fn [frames frame]
+                                       (deliver go true)
+                                       (conj frames (:status frame)))
+                                     [] (exec/watch {:ref pin :interval 0.05 :seconds 5})))))]
           (bpf/pin! new beside)
           (readable beside "r--r--r--")
           (deref go 2000 nil)
@@ -245,10 +274,13 @@
         (is (= 2 (count (re-seq #"(?m)^Map \d+ live \(hash\): 1 of 64 entries$" out))))
         (is (re-find #"every 0\.1 s: the first look; Ctrl-C ends it" out))
         (is (re-find #"every 0\.1 s: 0 changed, 0 new, 0 gone; Ctrl-C ends it" out)))
-      (is (re-find #"every 0\.02 s: " (:out (bpfmap "watch" (id-of m) "--interval" "0.02" "--seconds" "0.02"))))
-      (is (re-find #"every 3\.0 s: " (:out (bpfmap "watch" (id-of m) "--interval" "3" "--seconds" "0.02"))))
+      (is (re-find #"every 0\.02 s: "
+                   (:out (bpfmap "watch" (id-of m) "--interval" "0.02" "--seconds" "0.02"))))
+      (is (re-find #"every 3\.0 s: "
+                   (:out (bpfmap "watch" (id-of m) "--interval" "3" "--seconds" "0.02"))))
       (doseq [[format read] {"--edn" read-edn, "--json" #(json/read-str % :key-fn keyword)}]
-        (let [lines (str/split-lines (:out (bpfmap "watch" (id-of m) "--interval" "0.1" "--seconds" "0.15" format)))]
+        (let [lines (str/split-lines (:out (bpfmap "watch" (id-of m) "--interval" "0.1" "--seconds"
+                                                   "0.15" format)))]
           (is (= [1 1] (map (comp :entries read) lines))))))))
 
 (kernel-test map-status-is-printed
@@ -266,10 +298,14 @@
           (bpf/close old)
           (let [{:keys [exit out err]} @watch]
             (is (= 1 exit))
-            (is (str/includes? out (str "\n" pin " is map " (id-of new) " now; --follow goes on with that\n")))
+            (is (str/includes? out
+                               (str "\n" pin " is map " (id-of new)
+                                    " now; --follow goes on with that\n")))
             (is (str/includes? out (str "Map " id " live (hash): 1 of 64 entries\n")))
-            (is (= (str "bpfmap: map " id " is gone: no process, program or pin has it any more; " pin " is map " (id-of new) " now\n") err))))
-        (let [{:keys [exit out]} (bpfmap "watch" pin "--interval" "0.01" "--seconds" "0.05" "--follow" "--edn")]
+            (is (= (str "bpfmap: map " id " is gone: no process, program or pin has it any more; "
+                        pin " is map " (id-of new) " now\n") err))))
+        (let [{:keys [exit out]} (bpfmap "watch" pin "--interval" "0.01" "--seconds" "0.05"
+                                         "--follow" "--edn")]
           (is (= 0 exit))
           (is (every? #(= (id-of new) (:id (:map (read-edn %)))) (str/split-lines out))))
         (bpf/unpin! new)))))
@@ -283,8 +319,10 @@
         (bpf/delete! m 3)
         (bpf/put! m 4 1)
         (let [rows @diff]
-          (is (= [[:changed 2 20 25] [:removed 3 30 nil] [:added 4 nil 1]] (map (juxt :change :key :old :new) rows)))
-          (is (= {:added 1 :changed 1 :removed 1 :same 1} (select-keys (meta rows) [:added :changed :removed :same])))
+          (is (= [[:changed 2 20 25] [:removed 3 30 nil] [:added 4 nil 1]]
+                 (map (juxt :change :key :old :new) rows)))
+          (is (= {:added 1 :changed 1 :removed 1 :same 1}
+                 (select-keys (meta rows) [:added :changed :removed :same])))
           (is (< 2.0 (:per-second (first rows)) 10.1)))))))
 
 (kernel-test diff-of-two-maps

@@ -73,15 +73,21 @@
       "packets=ten" "packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got ten"
       "packets>1q" "packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got 1q"
       "packets>1m" "packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got 1m"
-      "packets>10.0.0.1" "packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got 10.0.0.1"
+      "packets>10.0.0.1"
+      "packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got 10.0.0.1"
       "key=443" "key must be compared with a map in EDN, got 443"
       "key>443" "key has no order: > is for numbers, names, addresses, text and bytes"
-      [:= :packets true] "packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got true")
+      [:= :packets true]
+      "packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got true")
     (are [condition message] (= message (:message (fixture/error-of (query/condition condition))))
-      "packets=>5" "\">\" after the operator: operators are = == != < <= > >= ~ =~ and !~; put a value that begins with one in double quotes"
-      "packets===5" "\"=\" after the operator: operators are = == != < <= > >= ~ =~ and !~; put a value that begins with one in double quotes"
-      "packets>1 && bytes>2" "it has more than one condition: give --where again for each, or '[:or [:= a 1] [:> b 2]]'"
-      "packets>1 or bytes>2" "it has more than one condition: give --where again for each, or '[:or [:= a 1] [:> b 2]]'")))
+      "packets=>5"
+      "\">\" after the operator: operators are = == != < <= > >= ~ =~ and !~; put a value that begins with one in double quotes"
+      "packets===5"
+      "\"=\" after the operator: operators are = == != < <= > >= ~ =~ and !~; put a value that begins with one in double quotes"
+      "packets>1 && bytes>2"
+      "it has more than one condition: give --where again for each, or '[:or [:= a 1] [:> b 2]]'"
+      "packets>1 or bytes>2"
+      "it has more than one condition: give --where again for each, or '[:or [:= a 1] [:> b 2]]'")))
 
 (deftest condition-as-data
   (testing "conditions as data can be combined with and, or and not"
@@ -108,7 +114,8 @@
                           ["held" {:kind :list :of (fields/row [["pid" {:kind :number}]])}]]
                          {"memory" "memlock" "held-by" "held"})
           used (fn [order & conditions]
-                 (query/fields-used {:where (mapv query/condition conditions) :sort (some-> order query/column) :fields of}))]
+                 (query/fields-used {:where (mapv query/condition conditions)
+                                     :sort (some-> order query/column) :fields of}))]
       (are [expected order conditions] (= expected (apply used order conditions))
         #{} nil []
         #{"id"} "-id" []
@@ -117,9 +124,14 @@
         #{"id" "memlock" "name"} "name" ["id>1" "memory<5"])
       (testing "in conditions of conditions"
         (is (= #{"id" "name" "memlock"}
-               (query/fields-used {:fields of :where [[:or [:> ["id"] "1"] [:not [:and [:= ["name"] "x"] [:> ["memory"] "2"]]]]]}))))
+               (query/fields-used {:fields of
+                                   :where [[:or [:> ["id"] "1"]
+                                            [:not
+                                             [:and [:= ["name"] "x"] [:> ["memory"] "2"]]]]]}))))
       (testing "of rows whose fields are not known, as they are written"
-        (is (= #{"a" "b"} (query/fields-used {:where [(query/condition "a.x=1")] :sort (query/column "b")})))))))
+        (is (= #{"a" "b"}
+               (query/fields-used {:where [(query/condition "a.x=1")]
+                                   :sort (query/column "b")})))))))
 
 (deftest several-conditions
   (testing "a row must match all conditions"
@@ -128,7 +140,8 @@
 
 (deftest condition-on-a-list
   (testing "a condition on a list matches if one item matches"
-    (let [rows [{:id 1 :held [{:pid 7 :command "agent"} {:pid 8 :command "java"}] :pinned ["/sys/fs/bpf/a"] :flags #{:mmapable}}
+    (let [rows [{:id 1 :held [{:pid 7 :command "agent"} {:pid 8 :command "java"}]
+                 :pinned ["/sys/fs/bpf/a"] :flags #{:mmapable}}
                 {:id 2 :held [] :pinned [] :flags #{}}]]
       (are [condition ids] (= ids (map :id (chosen rows condition)))
         "held.command=java" [1]
@@ -159,7 +172,8 @@
 
 (deftest bytes-in-hexadecimal
   (testing "conditions compare bytes in hexadecimal"
-    (let [rows [{:key (bytes/->bytes [1 2]) :value true} {:key (bytes/->bytes [10 255]) :value false}]]
+    (let [rows [{:key (bytes/->bytes [1 2]) :value true}
+                {:key (bytes/->bytes [10 255]) :value false}]]
       (are [condition values] (= values (map :value (chosen rows condition)))
         "key=01 02" [true]
         "key=0aff" [false]
@@ -170,9 +184,12 @@
 
 (deftest unknown-fields
   (testing "an unknown field is an error that lists the fields"
-    (is (= "There is no field foo: the fields are key.src, key.port, value.packets, value.bytes, value.state"
-           (:message (fixture/error-of (ports "foo=1")))))
-    (is (= :usage (:bpfmap/error (fixture/error-of (query/rows {:sort (query/column "foo")} flows)))))
+    (is
+     (=
+      "There is no field foo: the fields are key.src, key.port, value.packets, value.bytes, value.state"
+        (:message (fixture/error-of (ports "foo=1")))))
+    (is (= :usage
+           (:bpfmap/error (fixture/error-of (query/rows {:sort (query/column "foo")} flows)))))
     (is (= [] (chosen [] "foo=1")) "of no rows nobody knows")))
 
 (deftest malformed-conditions
@@ -183,9 +200,11 @@
       [:not] ":not takes one condition"
       [:= {} 1] "{} is not a field"
       [:= "a..b" 1] "\"a..b\" is not a field")
-    (doseq [condition ["" "bytes" "bytes 1000" ">5" "[" "[:foo :a 1]" "[]" [:eval "(+ 1 2)"] nil 7 {:a 1}]]
+    (doseq [condition ["" "bytes" "bytes 1000" ">5" "[" "[:foo :a 1]" "[]" [:eval "(+ 1 2)"] nil 7
+                       {:a 1}]]
       (testing (pr-str condition)
-        (is (re-find #"^a condition is like 'bytes>1000'" (:message (fixture/error-of (query/condition condition)))))))))
+        (is (re-find #"^a condition is like 'bytes>1000'"
+                     (:message (fixture/error-of (query/condition condition)))))))))
 
 (deftest no-evaluation
   (testing "never evaluates a condition"
@@ -202,7 +221,8 @@
       (is (= [80 443 53] (by "bytes")))
       (is (= [53 443 80] (by "-bytes") (by :-bytes) (by '-value.bytes)))
       (is (= [443 80 53] (by "src")))
-      (is (= [53 443] (map (comp :port :key) (query/rows {:sort (query/column "-bytes") :limit 2} flows))))
+      (is (= [53 443]
+             (map (comp :port :key) (query/rows {:sort (query/column "-bytes") :limit 2} flows))))
       (is (nil? (query/column "")))
       (is (nil? (query/column "-")))
       (is (nil? (query/column 7))))))
@@ -210,7 +230,10 @@
 (deftest limit-stops-reading
   (testing "a limit stops the reading"
     (let [read (volatile! 0)]
-      (is (= [0 1 2] (map :key (query/rows {:limit 3} (eduction (map (fn [i] (vswap! read inc) {:key i})) (range 100))))))
+      (is (= [0 1 2]
+             (map :key
+                  (query/rows {:limit 3}
+                              (eduction (map (fn [i] (vswap! read inc) {:key i})) (range 100))))))
       (is (= 3 @read)))
     (is (= [] (query/rows {:limit 0} flows)))))
 
@@ -221,11 +244,14 @@
       (doseq [n [0 1 7 150 1000 nil]
               column ["n" "-n"]
               :let [all (sort-by :n (if (= "n" column) compare #(compare %2 %1)) rows)]]
-        (is (= (if n (take n all) all) (query/rows {:sort (query/column column) :limit n} rows)))))))
+        (is (= (if n (take n all) all)
+               (query/rows {:sort (query/column column) :limit n} rows)))))))
 
 (def ^:private anything
-  (gen/one-of [gen/small-integer gen/large-integer gen/size-bounded-bigint gen/double gen/string-ascii gen/keyword gen/boolean
-               (gen/return nil) gen/char-ascii (gen/fmap bytes/wrap gen/bytes) (gen/vector gen/small-integer)
+  (gen/one-of [gen/small-integer gen/large-integer gen/size-bounded-bigint gen/double
+               gen/string-ascii gen/keyword gen/boolean
+               (gen/return nil) gen/char-ascii (gen/fmap bytes/wrap gen/bytes)
+               (gen/vector gen/small-integer)
                (gen/map gen/keyword gen/small-integer)]))
 
 (defspec total-order-of-values 300
@@ -241,16 +267,23 @@
   (fields/of-entries
    {:type :hash
     :key [:struct [:src :ipv4] [:dst :ipv6] [:route [:prefix :ipv4]] [:mac :mac]]
-    :value [:struct [:n :u64] [:ok :bool] [:state [:enum :u32 {:NEW 1 :OLD 2}]] [:comm [:string 16]] [:raw [:bytes 2]]
-            [:c :char] [:delta_us :u64] [:at :ktime] [:counts [:array :u32 2]] [:parts [:array [:struct [:p :u8] [:q :u8]] 2]] [:inner [:struct [:n2 :u8]]] [:both [:struct [:x :u8] [:y :u8]]]]}
+    :value [:struct [:n :u64] [:ok :bool] [:state [:enum :u32 {:NEW 1 :OLD 2}]] [:comm [:string 16]]
+            [:raw [:bytes 2]]
+            [:c :char] [:delta_us :u64] [:at :ktime] [:counts [:array :u32 2]]
+            [:parts [:array [:struct [:p :u8] [:q :u8]] 2]] [:inner [:struct [:n2 :u8]]]
+            [:both [:struct [:x :u8] [:y :u8]]]]}
    nil))
 
 (def ^:private typed-rows
   [{:key {:src "10.0.0.1" :dst "2001:db8::1" :route "10.0.0.0/8" :mac "00:1b:21:0a:0b:0c"}
-    :value {:n 1500 :ok true :state :NEW :comm "curl" :raw (bytes/->bytes [1 2]) :c \a :delta_us 3000 :at 5000000 :counts [1 2] :parts [{:p 1 :q 2} {:p 3 :q 4}]
+    :value {:n 1500 :ok true :state :NEW :comm "curl" :raw (bytes/->bytes [1 2]) :c \a
+            :delta_us 3000 :at 5000000 :counts [1 2] :parts [{:p 1 :q 2} {:p 3 :q 4}]
             :inner {:n2 1} :both {:x 1 :y 2}}}
-   {:key {:src "10.0.1.1" :dst "2001:db8:1::1" :route {:prefixlen 8 :data (bytes/->bytes [11 1 2 3])} :mac "00:1b:21:0a:0b:0d"}
-    :value {:n 2000 :ok false :state 7 :comm (bytes/->bytes (repeat 16 65)) :raw (bytes/->bytes [10 255]) :c \b :delta_us 1000 :at 1 :counts [3 4] :parts [{:p 5 :q 6} {:p 7 :q 8}]
+   {:key {:src "10.0.1.1" :dst "2001:db8:1::1"
+          :route {:prefixlen 8 :data (bytes/->bytes [11 1 2 3])} :mac "00:1b:21:0a:0b:0d"}
+    :value {:n 2000 :ok false :state 7 :comm (bytes/->bytes (repeat 16 65))
+            :raw (bytes/->bytes [10 255]) :c \b :delta_us 1000 :at 1 :counts [3 4]
+            :parts [{:p 5 :q 6} {:p 7 :q 8}]
             :inner {:n2 2} :both {:x 3 :y 4}}}])
 
 (defn- typed-found [condition]
@@ -316,28 +349,45 @@
   (testing "reports an invalid comparison even if there are no rows"
     (are [condition message] (= [message message]
                                 (for [rows [typed-rows []]]
-                                  (:message (fixture/error-of (query/rows {:where [(query/condition condition)] :fields typed} rows)))))
+                                  (:message
+                                   (fixture/error-of
+                                    (query/rows {:where [(query/condition condition)] :fields typed}
+                                                rows)))))
       "n=many" "value.n must be compared with a number, such as 10, 0x1f, 64K or 5ms, got many"
       "ok=maybe" "value.ok must be compared with true or false, got maybe"
       "ok>false" "value.ok has no order: > is for numbers, names, addresses, text and bytes"
-      "state=NEWW" "value.state must be compared with one of its names or their numbers, got NEWW: did you mean NEW?"
-      "state=xyzzy" "value.state must be compared with one of its names or their numbers, got xyzzy: the names are NEW, OLD"
-      "src=curl" "key.src must be compared with an address or a prefix, such as 10.0.0.1 or 10.0.0.0/24, got curl"
-      "src=::1" "key.src must be compared with an address or a prefix, such as 10.0.0.1 or 10.0.0.0/24, got ::1"
-      "src=10.0.0" "key.src must be compared with an address or a prefix, such as 10.0.0.1 or 10.0.0.0/24, got 10.0.0"
-      "dst=10.0.0.1" "key.dst must be compared with an address or a prefix, such as 2001:db8::1 or 2001:db8::/32, got 10.0.0.1"
+      "state=NEWW"
+      "value.state must be compared with one of its names or their numbers, got NEWW: did you mean NEW?"
+      "state=xyzzy"
+      "value.state must be compared with one of its names or their numbers, got xyzzy: the names are NEW, OLD"
+      "src=curl"
+      "key.src must be compared with an address or a prefix, such as 10.0.0.1 or 10.0.0.0/24, got curl"
+      "src=::1"
+      "key.src must be compared with an address or a prefix, such as 10.0.0.1 or 10.0.0.0/24, got ::1"
+      "src=10.0.0"
+      "key.src must be compared with an address or a prefix, such as 10.0.0.1 or 10.0.0.0/24, got 10.0.0"
+      "dst=10.0.0.1"
+      "key.dst must be compared with an address or a prefix, such as 2001:db8::1 or 2001:db8::/32, got 10.0.0.1"
       "mac=7" "key.mac must be compared with a MAC address, such as 00:1b:21:0a:0b:0c, got 7"
       "raw=xyz" "value.raw must be compared with bytes in hexadecimal, such as '01 00', got xyz"
-      "both=3" "value.both must be compared with a map in EDN, got 3: name a field of it, such as value.both.x or value.both.y"
+      "both=3"
+      "value.both must be compared with a map in EDN, got 3: name a field of it, such as value.both.x or value.both.y"
       "counts=x" "value.counts must be compared with a number, such as 10, 0x1f, 64K or 5ms, got x"
       [:= :comm 5] "value.comm must be compared with text, got 5"
       "stat=1" "There is no field stat: did you mean value.state?"
-      "xyzzy=1" (str "There is no field xyzzy: the fields are key.src, key.dst, key.route, key.mac, value.n, value.ok, value.state, "
-                     "value.comm, value.raw, value.c, value.delta_us, value.at, value.counts, value.parts, value.parts.p, value.parts.q, "
-                     "value.inner.n2, value.both.x, value.both.y"))
+      "xyzzy=1"
+      (str
+       "There is no field xyzzy: the fields are key.src, key.dst, key.route, key.mac, value.n, "
+       "value.ok, value.state, "
+           "value.comm, value.raw, value.c, value.delta_us, value.at, value.counts, value.parts, "
+           "value.parts.p, value.parts.q, "
+           "value.inner.n2, value.both.x, value.both.y"))
     (is (= "There is no field portt: did you mean key.port?"
            (:message (fixture/error-of (query/rows {:sort (query/column "portt")
-                                                    :fields (fields/of-entries {:type :hash :key [:struct [:port :port]] :value :u8} nil)}
+                                                    :fields (fields/of-entries
+                                                             {:type :hash
+                                                              :key [:struct [:port :port]]
+                                                              :value :u8} nil)}
                                                    [])))))))
 
 (deftest kernel-spelling-of-names
@@ -355,24 +405,42 @@
 
 (deftest odd-field-names
   (testing "a field name can have any character"
-    (let [rows [{:key 1 :value {(keyword "pick.turn") 5 :pick {:turn 6 :other 7} (keyword "a b") 8 (keyword "a=b") 9 (keyword "q\"t") 10}}]
+    (let [rows [{:key 1
+                 :value {(keyword "pick.turn") 5 :pick {:turn 6 :other 7} (keyword "a b") 8
+                         (keyword "a=b") 9 (keyword "q\"t") 10}}]
           fields (fields/row [["key" {:kind :number}]
-                              ["value" (fields/row (into [["pick" (fields/row [["turn" {:kind :number}] ["other" {:kind :number}]])]]
-                                                         (for [k ["pick.turn" "a b" "a=b" "q\"t"]] [k {:kind :number}])))]])]
+                              ["value"
+                               (fields/row (into [["pick"
+                                                   (fields/row
+                                                    [["turn" {:kind :number}]
+                                                     ["other" {:kind :number}]])]]
+                                                 (for [k ["pick.turn" "a b" "a=b" "q\"t"]]
+                                                   [k {:kind :number}])))]])]
       (doseq [fields [nil fields]
-              [path n] {"pick.turn" 5, "value.pick.turn" 5, "\"pick.turn\"" 5, "value.\"pick.turn\"" 5, "\"pick\".\"turn\"" 6, "value.\"pick\".turn" 6
-                        "pick.other" 7, "\"a b\"" 8, "value.\"a b\"" 8, "\"a=b\"" 9, "\"q\\\"t\"" 10}]
+              [path n] {"pick.turn" 5, "value.pick.turn" 5, "\"pick.turn\"" 5
+                        "value.\"pick.turn\"" 5, "\"pick\".\"turn\"" 6, "value.\"pick\".turn" 6
+                        "pick.other" 7, "\"a b\"" 8, "value.\"a b\"" 8, "\"a=b\"" 9
+                        "\"q\\\"t\"" 10}]
         (testing path
-          (is (= 1 (count (query/rows {:where [(query/condition (str path "=" n))] :fields fields} rows))))
-          (is (= 1 (count (query/rows {:where [(query/condition [:= path n])] :fields fields} rows))))
-          (is (= 0 (count (query/rows {:where [(query/condition (str path "=" (inc n)))] :fields fields} rows))))
+          (is (= 1
+                 (count (query/rows {:where [(query/condition (str path "=" n))] :fields fields}
+                                    rows))))
+          (is (= 1
+                 (count (query/rows {:where [(query/condition [:= path n])] :fields fields} rows))))
+          (is (= 0
+                 (count (query/rows {:where [(query/condition (str path "=" (inc n)))]
+                                     :fields fields} rows))))
           (is (= [n] (query/values-at (first rows) (query/real-path fields (query/path-of path)))))
-          (is (= 1 (count (query/rows {:sort (query/column (str "-" path)) :fields fields} rows))))))
-      (is (= #{"key" "value.pick.turn" "value.pick.other" "value.\"pick.turn\"" "value.\"a b\"" "value.\"a=b\"" "value.\"q\\\"t\""}
+          (is (= 1
+                 (count (query/rows {:sort (query/column (str "-" path)) :fields fields} rows))))))
+      (is (= #{"key" "value.pick.turn" "value.pick.other" "value.\"pick.turn\"" "value.\"a b\""
+               "value.\"a=b\"" "value.\"q\\\"t\""}
              (set (fields/paths fields)))))))
 
 (defspec path-text-round-trip 300
-  (prop/for-all [path (gen/not-empty (gen/vector (gen/such-that #(not (str/blank? %)) (gen/not-empty gen/string))))]
+  (prop/for-all [path
+                 (gen/not-empty
+                  (gen/vector (gen/such-that #(not (str/blank? %)) (gen/not-empty gen/string))))]
     (= path (query/path-of (fields/path-text path)))))
 
 (deftest nan-sorts-last
@@ -388,11 +456,15 @@
   (testing "sorts addresses by their numbers"
     (let [rows (map (fn [x] {:key x :value 1}) ["10.0.0.10" "9.0.0.1" "10.0.0.9" "100.0.0.1"])]
       (is (= ["9.0.0.1" "10.0.0.9" "10.0.0.10" "100.0.0.1"]
-             (map :key (query/rows {:sort (query/column "key") :fields (fields/of-entries {:type :hash :key :ipv4 :value :u8} nil)} rows)))))))
+             (map :key
+                  (query/rows {:sort (query/column "key")
+                               :fields (fields/of-entries {:type :hash :key :ipv4 :value :u8} nil)}
+                              rows)))))))
 
 (deftest nearest-names
   (testing "suggests only the nearest names"
-    (are [word near] (= near (fields/nearest word ["memlock" "max-entries" "key-size" "entries" "name" "type"]))
+    (are [word near]
+      (= near (fields/nearest word ["memlock" "max-entries" "key-size" "entries" "name" "type"]))
       "memlok" ["memlock"]
       "max_entries" ["max-entries"]
       "entrys" ["entries"]

@@ -9,9 +9,11 @@
 (deftest message-in-cli-words
   (testing "rewords a message in terms of commands and options"
     (are [message words] (= words (wording/worded message))
-      "[:key :port]: 70000 is not a :port: it takes an integer from 0 to 65535" "key.port: 70000 is not a port: it takes an integer from 0 to 65535"
+      "[:key :port]: 70000 is not a :port: it takes an integer from 0 to 65535"
+      "key.port: 70000 is not a port: it takes an integer from 0 to 65535"
       "[:value 3 :b]: x" "value.3.b: x"
-      "The map spec cannot be used: a spec needs :type and :max-entries" "The map spec cannot be used: a spec needs --type and --max-entries"
+      "The map spec cannot be used: a spec needs :type and :max-entries"
+      "The map spec cannot be used: a spec needs --type and --max-entries"
       "#<bpf-map 12 :hash \"flows\" :u32 -> :u64> has no buckets" "map 12 (flows) has no buckets"
       "give :yes (--yes) if this is meant" "give --yes if this is meant"
       "{:cpus :all} writes one value for every CPU" "--cpus all writes one value for every CPU"
@@ -23,4 +25,5 @@
     (doseq [[type {:keys [instead]}] rules/types
             [_ hint] instead
             :let [words (wording/worded hint)]]
-      (is (not (re-find #"\b[a-z-]+[!?](?!\w)|(?<![\w\"']):[a-z]|\{:" words)) (str type ": " words)))))
+      (is (not (re-find #"\b[a-z-]+[!?](?!\w)|(?<![\w\"']):[a-z]|\{:" words))
+          (str type ": " words)))))

@@ -59,43 +59,58 @@
               (bpf/put! m 1 1)
               (is (= read (m 1)))))))
       (testing "and a bad one is refused after a good one"
-        (doseq [change [{:name :keyword} {:max-entries -1} {:flags #{:nonsense}} {:freeze 7} {:max-entries (range)}]]
+        (doseq [change [{:name :keyword} {:max-entries -1} {:flags #{:nonsense}} {:freeze 7}
+                        {:max-entries (range)}]]
           (with-open [_ ^Closeable (bpf/create base)]
-            (is (= :invalid-spec (:bpfmap/error (fixture/error-of (bpf/create (merge base change))))) change)))))))
+            (is (= :invalid-spec
+                   (:bpfmap/error (fixture/error-of (bpf/create (merge base change)))))
+                change)))))))
 
 (kernel-test types-of-a-map
   (testing "a map opens with its own types"
     (testing "whatever was opened before"
-      (let [specs (for [[k v] (partition 2 (gen/sample (gen/such-that #(pos? (type/size %)) types/a-struct) 40))]
+      (let [specs (for [[k v] (partition 2
+                                         (gen/sample
+                                          (gen/such-that #(pos? (type/size %)) types/a-struct) 40))]
                     {:type :hash :key k :value v :max-entries 8})]
         (doseq [_ (range 2) {:keys [key value] :as spec} specs]
           (with-open [m ^Closeable (bpf/create spec)
                       again ^Closeable (bpf/open (:id (bpf/info m)))
                       third ^Closeable (bpf/open (:id (bpf/info m)))]
             (is (= (bpf/spec again) (bpf/spec third)))
-            (is (= (map type/size [key value]) (map type/size ((juxt :key :value) (bpf/spec again)))))
-            (is (= (keys (type/offsets (:value (bpf/spec m)))) (keys (type/offsets (:value (bpf/spec m)))))))))
+            (is (= (map type/size [key value])
+                   (map type/size ((juxt :key :value) (bpf/spec again)))))
+            (is (= (keys (type/offsets (:value (bpf/spec m))))
+                   (keys (type/offsets (:value (bpf/spec m)))))))))
       (testing "and by another type of the same BTF object"
-        (let [integer (fn [name signed?] {:kind :int :name name :size 4 :bits 32 :offset 0 :signed signed? :char false :bool false})]
-          (with-open [btf ^Fd (btf/load (writer/blob [(integer "int" true) (integer "unsigned int" false)]) nil {:op :create})]
+        (let [integer (fn [name signed?]
+                        {:kind :int :name name :size 4 :bits 32 :offset 0 :signed signed?
+                         :char false :bool false})]
+          (with-open [btf ^Fd (btf/load (writer/blob [(integer "int" true)
+                                                      (integer "unsigned int" false)]) nil
+                                        {:op :create})]
             (let [open (fn [k v]
-                         (with-open [fd ^Fd (map/create {:type :hash :key-size 4 :value-size 4 :max-entries 1 :flags #{}
-                                                          :name "cache" :btf {:fd btf :key k :value v}}
-                                                         {:op :create})]
+                         (with-open
+                           [fd ^Fd (map/create {:type :hash :key-size 4 :value-size 4 :max-entries 1
+                                                 :flags #{}
+                                                 :name "cache" :btf {:fd btf :key k :value v}}
+                                                {:op :create})]
                            (let [number (.acquire fd)]
                              (try
                                (with-open [m ^Closeable (bpf/open {:fd number})]
                                  ((juxt :key :value) (bpf/spec m)))
                                (finally (.release fd))))))]
               (doseq [_ (range 2)]
-                (is (= [[:s32 :u32] [:u32 :s32] [:s32 :s32]] [(open 1 2) (open 2 1) (open 1 1)]))))))))))
+                (is (= [[:s32 :u32] [:u32 :s32] [:s32 :s32]]
+                       [(open 1 2) (open 2 1) (open 1 1)]))))))))))
 
 (kernel-test btf-id-expiry
   (testing "types that are cached by BTF id expire after a minute"
     (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8})]
       (let [id (:id (bpf/info m))
             c ^ConcurrentHashMap @#'bpfmap.impl.map.map-btf/told-types
-            k [(:btf-id (bpf/info m)) (:btf-key-type-id (bpf/info m)) (:btf-value-type-id (bpf/info m)) :hash]
+            k [(:btf-id (bpf/info m)) (:btf-key-type-id (bpf/info m))
+               (:btf-value-type-id (bpf/info m)) :hash]
             told @#'bpfmap.impl.map.map-btf/->Told
             types #(with-open [m ^Closeable (bpf/open id)] ((juxt :key :value) (bpf/spec m)))]
         (is (= [:u32 :u64] (types)))
@@ -116,12 +131,14 @@
 
 (kernel-test handles-and-caches
   (testing "caches never return the types of another map"
-    (testing "when maps of all sorts are made, opened and closed in turn, and their ids and descriptors come round"
+    (testing
+      "when maps of all sorts are made, opened and closed in turn, and their ids and descriptors come round"
       (let [shapes (for [field [:a :b]
                          names [(array-map :A 1 :B 1) (array-map :B 1 :A 1)]
                          name ["own_a" "own_b" nil]
                          type [:hash :lru-hash :percpu-hash]]
-                     (cond-> {:type type :key [:struct [field :u32]] :value [:struct [field :u64] [:e [:enum :u32 names]]] :max-entries 8}
+                     (cond-> {:type type :key [:struct [field :u32]]
+                              :value [:struct [field :u64] [:e [:enum :u32 names]]] :max-entries 8}
                        name (assoc :name name)))
             random (java.util.Random. 10)
             shapes (vec shapes)
@@ -131,7 +148,8 @@
             check (fn [{:keys [spec id path entry frozen]} ^BpfMap m access]
                     (let [info (bpf/info m)
                           said (bpf/spec m)]
-                      (is (= [id (:type spec) (:name spec "") frozen] (map info [:id :type :name :frozen])))
+                      (is (= [id (:type spec) (:name spec "") frozen]
+                             (map info [:id :type :name :frozen])))
                       (is (= [(:type spec) (:name spec "")] [(:type said) (str (:name said))]))
                       (is (= (:key spec) (bare (:key said))) "the same names of fields")
                       (is (= access (.-access m)))

@@ -1,5 +1,6 @@
 (ns bpfmap.impl.edn-test
-  "EDN from anywhere: read within bounds, never evaluated; whatever it is, an error of bpfmap's own is all that comes of it."
+  "EDN from anywhere: read within bounds, never evaluated; whatever it is, an error of bpfmap's
+  own is all that comes of it."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.backup :as backup]
@@ -44,16 +45,21 @@
                             "#inst \"no\"" "Unrecognized date/time syntax: no"
                             "\u0000" "the control character \\u0000"
                             (str opened "[") "more than 100 collections within one another"
-                            (str/join (repeat 100000 "{:a ")) "more than 100 collections within one another"
+                            (str/join (repeat 100000
+                                              "{:a ")) "more than 100 collections within one another"
                             (str/join (repeat 50000 "#a ")) "tags or metadata nested too deep"
                             (str/join (repeat 50000 "^:a ")) "tags or metadata nested too deep"
-                            (str/join (repeat 70000 "9")) "a number or name of more than 65536 characters"
-                            (str/join (repeat 70000 "a")) "a number or name of more than 65536 characters"}]
-      (is (= {:bpfmap/error :invalid-edn :bpfmap/problem problem :message (str "Not EDN that bpfmap reads: " problem)}
+                            (str/join (repeat 70000
+                                              "9")) "a number or name of more than 65536 characters"
+                            (str/join (repeat 70000
+                                              "a")) "a number or name of more than 65536 characters"}]
+      (is (= {:bpfmap/error :invalid-edn :bpfmap/problem problem
+              :message (str "Not EDN that bpfmap reads: " problem)}
              (dissoc (error-of (edn/read-text text)) :class))
           (subs text 0 (min 20 (count text)))))
     (is (some? (edn/read-text (str opened (str/join (repeat 100 "]"))))) "a hundred are read")
-    (is (= 100000 (count (edn/read-text (str "\"" (str/join (repeat 100000 "x")) "\"")))) "a string is as long as it is")))
+    (is (= 100000 (count (edn/read-text (str "\"" (str/join (repeat 100000 "x")) "\""))))
+        "a string is as long as it is")))
 
 (deftest bad-tag-data
   (testing "the data reader of a tag rejects bad data"
@@ -66,23 +72,33 @@
     (doseq [file (file-seq (io/file "src")) :when (str/ends-with? (str file) ".clj")
             :let [text (slurp file)]
             :when (not (str/ends-with? (str file) "impl/edn.clj"))]
-      (is (or (not (re-find #"\[clojure\.edn|read-string" text)) (str/includes? text "(edn/read-string (slurp (io/resource"))
+      (is (or (not (re-find #"\[clojure\.edn|read-string" text))
+              (str/includes? text "(edn/read-string (slurp (io/resource"))
           (str file)))))
 
 ;; --- mutated input
 
 (def ^:private seeds
-  ["{:src \"10.0.0.1\", :port 443}" "[:struct [:a :u8] [:b [:bits :u32 5]]]" "#bpfmap/bytes \"0a ff\"" "18446744073709551615"
-   "[1.5e300 -0.0 ##NaN ##Inf 1/3 7N 1e400M]" "[:and [:> :bytes 1000] [:matches :comm \"^ssh\"]]" "value.packets<=7"
-   "{:type :hash :key :u32 :value [:array :u8 4] :max-entries 8}" "#inst \"2026-01-01T00:00:00.000-00:00\"" "0a:00:00:00"
-   "#uuid \"00000000-0000-0000-0000-000000000000\"" "[#{1 2} (a b) \\c \\u0041 :x/y]" "10.0.0.0/24" "0x0a000000" "^{:a 1} [b]"
-   "[#bpfmap/map {:handle 1 :id 2} {:cpus :all}]" "[:enum {:A 1 :B 2}]" "[:union [:a :u8] [:b :ipv6]]" "fe80::1%eth0" "\"café\""
-   "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u32 :max-entries 1} :entries [[1 2]]}" "de:ad:be:ef:00:01"])
+  ["{:src \"10.0.0.1\", :port 443}" "[:struct [:a :u8] [:b [:bits :u32 5]]]"
+   "#bpfmap/bytes \"0a ff\"" "18446744073709551615"
+   "[1.5e300 -0.0 ##NaN ##Inf 1/3 7N 1e400M]" "[:and [:> :bytes 1000] [:matches :comm \"^ssh\"]]"
+   "value.packets<=7"
+   "{:type :hash :key :u32 :value [:array :u8 4] :max-entries 8}"
+   "#inst \"2026-01-01T00:00:00.000-00:00\"" "0a:00:00:00"
+   "#uuid \"00000000-0000-0000-0000-000000000000\"" "[#{1 2} (a b) \\c \\u0041 :x/y]" "10.0.0.0/24"
+   "0x0a000000" "^{:a 1} [b]"
+   "[#bpfmap/map {:handle 1 :id 2} {:cpus :all}]" "[:enum {:A 1 :B 2}]"
+   "[:union [:a :u8] [:b :ipv6]]" "fe80::1%eth0" "\"café\""
+   "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u32 :max-entries 1} :entries [[1 2]]}"
+   "de:ad:be:ef:00:01"])
 
 (def ^:private pieces
-  ["(" ")" "[" "]" "{" "}" "#{" "#" "^" "\\" "\"" ":" "/" "-" "+" "." "e9" "N" "M" "1e999999999M" "1e-999999999M" "99999999999999999999"
-   "#_" "#=" "#\"" "##NaN" "~" "@" "'" "`" "%" "&" "nil" "true" "\u0000" "\u001b[2J" "\n" "\ud800" "\u202e" "," ";" "0x" "#inst" "#a"
-   "[:array :u8 99999999999]" "[:bits :u64 65]" "{nil nil}" "[:string -1]" ":key" "<" ">=" "~((((" "a.b.c" "1/0" "-9223372036854775809"])
+  ["(" ")" "[" "]" "{" "}" "#{" "#" "^" "\\" "\"" ":" "/" "-" "+" "." "e9" "N" "M" "1e999999999M"
+   "1e-999999999M" "99999999999999999999"
+   "#_" "#=" "#\"" "##NaN" "~" "@" "'" "`" "%" "&" "nil" "true" "\u0000" "\u001b[2J" "\n" "\ud800"
+   "\u202e" "," ";" "0x" "#inst" "#a"
+   "[:array :u8 99999999999]" "[:bits :u64 65]" "{nil nil}" "[:string -1]" ":key" "<" ">=" "~(((("
+   "a.b.c" "1/0" "-9223372036854775809"])
 
 (defn- mutated [^Random random ^String text]
   (loop [text text n (inc (.nextInt random 4))]
@@ -97,10 +113,12 @@
                  3 (str (subs text 0 at) (char (.nextInt random 300)) (subs text at)))
                (dec n))))))
 
-(def ^:private row {:key {:src "10.0.0.1" :port 443} :value [1 2] :id 7 :name "x" :frozen true :comm \a})
+(def ^:private row
+  {:key {:src "10.0.0.1" :port 443} :value [1 2] :id 7 :name "x" :frozen true :comm \a})
 
 (def ^:private types
-  [:u8 :i64 :u64 :f32 :f64 :bool :char :ipv4 :ipv6 :mac [:string 8] [:bytes 4] [:array :u16 2] [:struct [:src :ipv4] [:port :u16]]
+  [:u8 :i64 :u64 :f32 :f64 :bool :char :ipv4 :ipv6 :mac [:string 8] [:bytes 4] [:array :u16 2]
+   [:struct [:src :ipv4] [:port :u16]]
    [:union [:a :u32] [:b [:bytes 4]]] [:enum {:A 1 :B 2}] [:prefix :ipv4]])
 
 (defn- readings
@@ -113,15 +131,19 @@
      [[:condition (fn [text] (doall (query/rows {:where [(query/condition text)]} [row row])))]
       [:args (fn [text] (payload/read-args table (str "[" text "]")))]
       [:create (fn [text] (spec/complete (edn/read-text text)))]
-      [:saved (fn [text] (let [file (doto (java.io.File/createTempFile "mutated" ".edn") (spit text))]
-                           (try (backup/read-file (str file)) (finally (.delete file)))))]]
+      [:saved
+       (fn [text] (let [file (doto (java.io.File/createTempFile "mutated" ".edn") (spit text))]
+                    (try (backup/read-file (str file)) (finally (.delete file)))))]]
      (for [t nodes]
        [[:typed t] (let [compiled (codec/codec t)
                        memory (.allocate (Arena/ofAuto) 64)]
-                   (fn [text] (.encode compiled (element/typed {:type :hash :key t} :key text identity) memory 0)))]))))
+                   (fn [text]
+                     (.encode compiled (element/typed {:type :hash :key t} :key text identity)
+                              memory 0)))]))))
 
 (defn run-mutations
-  "Puts `n` mutated texts through one reading each; returns those that ended in anything but data or an error of bpfmap's own."
+  "Puts `n` mutated texts through one reading each; returns those that ended in anything but data
+  or an error of bpfmap's own."
   [n seed]
   (let [random (Random. seed)
         all (vec (readings (handles/table)))]
@@ -134,7 +156,8 @@
                                 (f text)
                                 nil
                                 (catch ExceptionInfo e
-                                  (when-not (or (:bpfmap/error (ex-data e)) (#{:where :condition} what)) e))
+                                  (when-not (or (:bpfmap/error (ex-data e))
+                                                (#{:where :condition} what)) e))
                                 (catch Throwable e e))
                         millis (quot (- (System/nanoTime) begun) 1000000)]
                     (when (or wrong (< 2000 millis))

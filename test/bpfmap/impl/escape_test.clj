@@ -14,11 +14,14 @@
 (def ^:private nasty
   "Texts of characters that need care, and of some that do not."
   (gen/fmap str/join
-            (gen/vector (gen/elements ["\\" "\"" "u" "u001b" "\\u000a" "\u001b" "\u0000" "\u009b" "\u007f" "\n" "\u202e" "\u200b"
-                                       "\u00ad" "\ufeff" "\u2028" "\ud800" "\udc00" "\udb40\udc41" "😀" "é" "a" " " "漢"]))))
+            (gen/vector (gen/elements ["\\" "\"" "u" "u001b" "\\u000a" "\u001b" "\u0000" "\u009b"
+                                       "\u007f" "\n" "\u202e" "\u200b"
+                                       "\u00ad" "\ufeff" "\u2028" "\ud800" "\udc00" "\udb40\udc41"
+                                       "😀" "é" "a" " " "漢"]))))
 
 (defn raw?
-  "Whether a text has a character that must not reach a terminal; said by a regular expression, not by what is tested."
+  "Whether a text has a character that must not reach a terminal; said by a regular expression,
+  not by what is tested."
   [text]
   (boolean (re-find #"[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]" text)))
 
@@ -35,7 +38,8 @@
       "\ud800" "\\ud800"
       "\u007f" "\\u007f")
     (is (= "a\nb\\u001b" (escape/escape-lines "a\nb\u001b")))
-    (is (= ["a\\u000ab" "a\\\\u000ab"] (map escape/escape-text ["a\nb" "a\\u000ab"])) "a line feed and what looks like one")))
+    (is (= ["a\\u000ab" "a\\\\u000ab"] (map escape/escape-text ["a\nb" "a\\u000ab"]))
+        "a line feed and what looks like one")))
 
 (defspec nothing-unsafe-is-left 500
   (prop/for-all [text nasty]
@@ -57,4 +61,6 @@
 
 (deftest escaped-error-messages
   (testing "error messages are escaped"
-    (is (= "No map \\u001b]0;owned\\u0007\\u000ax: \\u202e" (ex-message (error/error :not-found "No map \u001b]0;owned\u0007\nx" {:bpfmap/hint "\u202e"}))))))
+    (is (= "No map \\u001b]0;owned\\u0007\\u000ax: \\u202e"
+           (ex-message (error/error :not-found "No map \u001b]0;owned\u0007\nx"
+                                    {:bpfmap/hint "\u202e"}))))))

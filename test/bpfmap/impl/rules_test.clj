@@ -14,10 +14,13 @@
 
 (deftest header-numbers
   (testing "the numbers match the kernel header"
-    (let [types (into {} (map (fn [[k row]] [(c-name "BPF_MAP_TYPE_" k) (:number row)])) rules/types)
-          flags (into {} (map (fn [[k row]] [(c-name "BPF_F_" k) (bit-shift-left 1 (:bit row))])) rules/flags)
+    (let [types (into {} (map (fn [[k row]] [(c-name "BPF_MAP_TYPE_" k) (:number row)]))
+                      rules/types)
+          flags (into {} (map (fn [[k row]] [(c-name "BPF_F_" k) (bit-shift-left 1 (:bit row))]))
+                      rules/flags)
           element-flags (into {} (map (fn [[k {:keys [value]}]]
-                                        [(c-name (if (#{:any :noexist :exist} k) "BPF_" "BPF_F_") k) value]))
+                                        [(c-name (if (#{:any :noexist :exist} k) "BPF_" "BPF_F_") k)
+                                         value]))
                               rules/element-flags)
           ours (merge types flags element-flags)
           header (fixture/c-values ["linux/bpf.h"] (keys ours))]
@@ -57,7 +60,8 @@
 
 (deftest alternative-is-named
   (testing "a denied operation names its alternative"
-    (are [type op value-size words] (str/includes? (str (rules/alternative type op value-size)) words)
+    (are [type op value-size words]
+      (str/includes? (str (rules/alternative type op value-size)) words)
       :array :delete! 8 "put! a zero value"
       :array :push! 8 "use put!"
       :queue :lookup 8 "use push!, pop! and peek"
@@ -108,11 +112,13 @@
       (is (every? rules/operations ops) (str type))
       (is (every? #{:read :take :write :delete} batch) (str type))
       (is (contains? #{nil :none :required :index :value :kernel} btf) (str type))
-      (is (and (or key-size (:keys row)) max-entries (or (:value-size row) (:values row))) (str type)))))
+      (is (and (or key-size (:keys row)) max-entries (or (:value-size row) (:values row)))
+          (str type)))))
 
 (deftest refusals-by-type
   (testing "a handle rejects what its type or access does not allow"
-    (is (= #{:push! :pop! :peek :might-contain?} (set (keys (rules/refusals :hash 8 :read-write)))) "what is for maps without keys")
+    (is (= #{:push! :pop! :peek :might-contain?} (set (keys (rules/refusals :hash 8 :read-write))))
+        "what is for maps without keys")
     (are [type access op refusal] (= refusal (first (get (rules/refusals type 8 access) op)))
       :hash :read-only :put! :read-only
       :hash :read-only :freeze! :read-only
@@ -141,4 +147,5 @@
       nil :no-prealloc false
       "no-prealloc" :no-prealloc false
       [nil 1.5 -1 "x"] :no-prealloc false)
-    (is (= [32 8 8] (map #(rules/by-flag {:stack-build-id 32 nil 8} %) [[:stack-build-id] [] nil])))))
+    (is (= [32 8 8]
+           (map #(rules/by-flag {:stack-build-id 32 nil 8} %) [[:stack-build-id] [] nil])))))

@@ -23,29 +23,41 @@
 (deftest usage-error-exit-code
   (testing "wrong usage prints one line and exits with 2"
     (doseq [[args complaint]
-            [[["--port" "7888"] (str "--port is open to every user and program of this host, who could then run code as this user: "
-                                     "leave it out, for a socket that only this user reaches; or add --trust-all-local-users")]
+            [[["--port" "7888"]
+              (str
+               "--port is open to every user and program of this host, who could then run code as "
+               "this user: "
+                   "leave it out, for a socket that only this user reaches; or add "
+                   "--trust-all-local-users")]
              [["--trust-all-local-users"] "--trust-all-local-users is for a --port; see --help"]
-             [["--port" "x" "--trust-all-local-users"] "Not a port: \"x\": it is a number from 0 to 65535; 0 takes any that is free"]
-             [["--port" "1" "--trust-all-local-users" "--socket" "/run/x/y"] "A server has a socket or a port, not both"]
+             [["--port" "x" "--trust-all-local-users"]
+              "Not a port: \"x\": it is a number from 0 to 65535; 0 takes any that is free"]
+             [["--port" "1" "--trust-all-local-users" "--socket" "/run/x/y"]
+              "A server has a socket or a port, not both"]
              [["--bind" "0.0.0.0"] "Unknown option: \"--bind\"; see --help"]
              [["7888"] "It takes no argument, such as \"7888\"; see --help"]
              [["--socket"] "Missing required argument for \"--socket PATH\"; see --help"]
              [["--connect" "--port" "1"] "--connect is to a --socket; see --help"]
-             [["--socket" "x/y"] (str "Not a place for a socket: \"x/y\": it is an absolute path, without \"..\", to a file in a directory "
-                                      "that is the socket's own")]]]
+             [["--socket" "x/y"]
+              (str
+               "Not a place for a socket: \"x/y\": it is an absolute path, without \"..\", to a "
+               "file in a directory "
+                   "that is the socket's own")]]]
       (is (= [2 "" (str "bpfmap nrepl: " complaint "\n")] (apply run args))))))
 
 (deftest other-error-exit-code
   (testing "an error prints one line and exits with 1"
-    (is (= [1 "" "bpfmap nrepl: There is no directory /nowhere\n"] (run "--socket" "/nowhere/own/nrepl.sock")))
-    (is (= [1 "" "bpfmap nrepl: There is no directory /nowhere\n"] (run "--connect" "--socket" "/nowhere/own/nrepl.sock")))))
+    (is (= [1 "" "bpfmap nrepl: There is no directory /nowhere\n"]
+           (run "--socket" "/nowhere/own/nrepl.sock")))
+    (is (= [1 "" "bpfmap nrepl: There is no directory /nowhere\n"]
+           (run "--connect" "--socket" "/nowhere/own/nrepl.sock")))))
 
 (deftest help-lists-options
   (testing "the help lists the options"
     (let [[code out err] (run "--help")]
       (is (= [0 ""] [code err]))
-      (doseq [option ["--socket PATH" "--connect" "--port PORT" "--trust-all-local-users" "/nrepl.sock"]]
+      (doseq [option ["--socket PATH" "--connect" "--port PORT" "--trust-all-local-users"
+                      "/nrepl.sock"]]
         (is (str/includes? out option))))))
 
 ;; --- processes
@@ -73,21 +85,28 @@
           socket (str home "/own/nrepl.sock")
           [^Process killed line] (start "--socket" socket)]
       (try
-        (is (= (str "nREPL server started on socket nrepl+unix:" socket) line) "as nREPL's own server says it")
+        (is (= (str "nREPL server started on socket nrepl+unix:" socket) line)
+            "as nREPL's own server says it")
         (testing "another does not take its place"
-          (is (= [1 "" (str "bpfmap nrepl: An nREPL server has " socket ": connect to it, end it, or choose another --socket\n")]
+          (is (= [1 ""
+                  (str "bpfmap nrepl: An nREPL server has " socket
+                       ": connect to it, end it, or choose another --socket\n")]
                  (run "--socket" socket))))
         (testing "nREPL's client on the terminal, the namespaces of the library at hand"
-          (let [{:keys [exit out]} (fixture/run ["bash" "-c" (str "printf '(+ 1 2)\\n(map bpf/bpf-map? [1])\\n' | "
-                                                                 (str/join " " (map #(str "'" % "'") command))
-                                                                 " --connect --socket " socket)])]
+          (let [{:keys [exit out]} (fixture/run ["bash" "-c"
+                                                 (str
+                                                  "printf '(+ 1 2)\\n(map bpf/bpf-map? [1])\\n' | "
+                                                     (str/join " " (map #(str "'" % "'") command))
+                                                     " --connect --socket " socket)])]
             (is (= 0 exit))
             (is (str/includes? out "user=> 3\nuser=> (false)\n"))))
         (testing "killed, it leaves the socket, and the next one replaces it"
           (.destroyForcibly killed)
           (is (= 137 (ended killed)))
           (is (.exists (io/file socket)))
-          (is (= [1 "" (str "bpfmap nrepl: No nREPL server is at " socket ": bin/clj -M:nrepl starts one\n")]
+          (is (= [1 ""
+                  (str "bpfmap nrepl: No nREPL server is at " socket
+                       ": bin/clj -M:nrepl starts one\n")]
                  (run "--connect" "--socket" socket)))
           (let [[^Process next line] (start "--socket" socket)]
             (is (str/ends-with? line socket))

@@ -1,7 +1,9 @@
 (ns bpfmap.nrepl.server-test
-  "The server over a real socket, with nREPL's own client: who gets in, what is printed, what is left behind.
+  "The server over a real socket, with nREPL's own client: who gets in, what is printed, what is
+  left behind.
 
-  `bpfmap.nrepl.socket-dir-test` has where a socket may lie, `bpfmap.nrepl.process-test` the command."
+  `bpfmap.nrepl.socket-dir-test` has where a socket may lie, `bpfmap.nrepl.process-test` the
+  command."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.nrepl.bounded-print :as bounded-print]
@@ -27,7 +29,8 @@
     (server/start {:socket socket})))
 
 (defn- with-server*
-  "Calls f with a server in a new directory, the path of its socket, and what it has said; deletes the directory."
+  "Calls f with a server in a new directory, the path of its socket, and what it has said; deletes
+  the directory."
   [f]
   (let [home (fixture/temporary-directory)
         socket (str home "/own/nrepl.sock")
@@ -56,7 +59,8 @@
     (if value (last value) answer)))
 
 (defn- set-mode [file permissions]
-  (Files/setPosixFilePermissions (.toPath (io/file file)) (PosixFilePermissions/fromString permissions)))
+  (Files/setPosixFilePermissions (.toPath (io/file file))
+                                 (PosixFilePermissions/fromString permissions)))
 
 (defn- soon
   "Whether something comes to be true within a minute."
@@ -73,17 +77,22 @@
   (testing "an nREPL client evaluates code and has sessions"
     (with-server [server socket _]
       (is (= (str "nrepl+unix:" socket) (:url server)))
-      (is (= "rw-------" (PosixFilePermissions/toString (Files/getPosixFilePermissions (.toPath (io/file socket))
-                                                                                       (make-array LinkOption 0)))))
+      (is (= "rw-------"
+             (PosixFilePermissions/toString
+              (Files/getPosixFilePermissions (.toPath (io/file socket))
+                                             (make-array LinkOption 0)))))
       (with-open [t ^Closeable (client/connect :socket socket)]
         (is (= "3" (evaluated t "(+ 1 2)")))
         (let [id (session t)]
           (evaluated t "(def answer 42)" :session id)
           (is (= "42" (evaluated t "answer" :session id)))
           (is (= {:out "hi\n" :value ["nil"]}
-                 (select-keys (answers t {:op "eval" :code "(println \"hi\")" :session id}) [:out :value])))
-          (is (str/includes? (:err (answers t {:op "eval" :code "(/ 1 0)" :session id})) "Divide by zero"))
-          (is (every? (:ops (answers t {:op "describe"})) [:clone :eval :load-file :interrupt :completions :lookup :stdin]))
+                 (select-keys (answers t {:op "eval" :code "(println \"hi\")" :session id})
+                              [:out :value])))
+          (is (str/includes? (:err (answers t {:op "eval" :code "(/ 1 0)" :session id}))
+                             "Divide by zero"))
+          (is (every? (:ops (answers t {:op "describe"}))
+                      [:clone :eval :load-file :interrupt :completions :lookup :stdin]))
           (is (contains? (:status (answers t {:op "close" :session id})) "session-closed")))))))
 
 (deftest interrupt-ends-evaluation
@@ -92,7 +101,10 @@
       (with-open [t ^Closeable (client/connect :socket socket)]
         (let [id (session t)
               c (client/client t 60000)
-              running (client/message c {:op "eval" :code "(do (println :begun) (Thread/sleep 600000))" :session id :id "long"})]
+              running (client/message c
+                                      {:op "eval"
+                                       :code "(do (println :begun) (Thread/sleep 600000))"
+                                       :session id :id "long"})]
           (is (= ":begun\n" (:out (first running))))
           (client/message c {:op "interrupt" :session id})
           (is (contains? (:status (client/combine-responses running)) "interrupted"))
@@ -101,12 +113,16 @@
 (kernel-test maps-from-a-session
   (testing "a session can open and read maps"
     (with-server [_ socket _]
-      (with-open [m ^Closeable (bpf/create {:name "nrepl_flows" :type :hash :key :u32 :value :u64 :max-entries 2000})
+      (with-open [m ^Closeable (bpf/create {:name "nrepl_flows" :type :hash :key :u32 :value :u64
+                                            :max-entries 2000})
                   t ^Closeable (client/connect :socket socket)]
         (bpf/put-all! m (zipmap (range 2000) (range)))
         (let [id (session t)]
-          (evaluated t (str "(require '[bpfmap.core :as bpf]) (def m (bpf/open " (:id (bpf/info m)) "))") :session id)
-          (is (= (str "#<bpf-map " (:id (bpf/info m)) " :hash \"nrepl_flows\" :u32 -> :u64>") (evaluated t "m" :session id))
+          (evaluated t
+                     (str "(require '[bpfmap.core :as bpf]) (def m (bpf/open " (:id (bpf/info m))
+                          "))") :session id)
+          (is (= (str "#<bpf-map " (:id (bpf/info m)) " :hash \"nrepl_flows\" :u32 -> :u64>")
+                 (evaluated t "m" :session id))
               "a map is a line, whatever is in it")
           (testing "what is in it comes bounded"
             (doseq [code ["(into {} m)" "(bpf/snapshot m)" "(seq m)" "(reduce conj [] m)"]]
@@ -115,7 +131,9 @@
                 (is (= 100 (count (re-seq #"\d+ \d+" text))) code))))
           (testing "and is whole where it is used"
             (is (= "2000" (evaluated t "(count (into {} m))" :session id)))
-            (is (= "true" (evaluated t "(= 2000 (count (read-string (pr-str (into {} m)))))" :session id))))
+            (is (= "true"
+                   (evaluated t "(= 2000 (count (read-string (pr-str (into {} m)))))" :session
+                              id))))
           (evaluated t "(bpf/close m)" :session id))))))
 
 ;; --- printing
@@ -129,12 +147,18 @@
           (is (= (str "(" (str/join " " (range 100)) " ...)") (value "(range)")))
           (is (str/ends-with? (value "(iterate inc 0)") " 99 ...)"))
           (is (= "#" (last (re-seq #"#" (value "(nth (iterate vector 1) 1000)")))))
-          (let [{:keys [value status]} (answers t {:op "eval" :code "(apply str (repeat 1000000 \\x))" :session id})]
+          (let [{:keys [value status]} (answers t
+                                                {:op "eval" :code "(apply str (repeat 1000000 \\x))"
+                                                 :session id})]
             (is (= bounded-print/default-quota (count (last value))))
             (is (contains? status "nrepl.middleware.print/truncated")))
-          (is (= bounded-print/default-quota (count (value "(repeat (repeat (repeat (repeat :x))))"))))
-          (is (= "(0 1 2 ...)" (do (value "(set! *print-length* 3)") (value "(range)"))) "the session says how long")
-          (is (= 1000 (count (re-seq #"\d+" (do (value "(set! *print-length* 1000)") (value "(range)"))))))
+          (is (= bounded-print/default-quota
+                 (count (value "(repeat (repeat (repeat (repeat :x))))"))))
+          (is (= "(0 1 2 ...)" (do (value "(set! *print-length* 3)") (value "(range)")))
+              "the session says how long")
+          (is (= 1000
+                 (count (re-seq #"\d+"
+                                (do (value "(set! *print-length* 1000)") (value "(range)"))))))
           (is (= "[[#]]" (do (value "(set! *print-level* 2)") (value "[[[1]]]"))))
           (is (= "3" (value "(+ 1 2)")) "and it goes on"))))))
 
@@ -150,25 +174,35 @@
   (testing "uses the printer of the client within the limits"
     (with-server [_ socket _]
       (with-open [t ^Closeable (client/connect :socket socket)]
-        (let [value (fn [code & {:as more}] (evaluated t code (update-keys more #(keyword "nrepl.middleware.print" (name %)))))]
-          (is (= 101 (count (str/split-lines (value "(range)" :print "nrepl.util.print/pprint" :options {:right-margin 2})))))
-          (is (= "(0 1 ...)" (value "(range)" :print "nrepl.util.print/pr" :options {:print-length 2})) "its options come first")
+        (let [value (fn [code & {:as more}]
+                      (evaluated t code
+                                 (update-keys more #(keyword "nrepl.middleware.print" (name %)))))]
+          (is (= 101
+                 (count (str/split-lines (value "(range)" :print "nrepl.util.print/pprint" :options
+                                                {:right-margin 2})))))
+          (is (= "(0 1 ...)"
+                 (value "(range)" :print "nrepl.util.print/pr" :options {:print-length 2}))
+              "its options come first")
           (is (= 10 (count (value "(range)" :quota 10))) "and its quota")
           (is (= (value "(range)") (value "(range)" :stream? 1)))
           (is (= "nrepl.middleware.print/error"
-                 (first (:status (answers t {:op "eval" :code "1" :nrepl.middleware.print/print "no.such/printer"}))))
+                 (first (:status (answers t
+                                          {:op "eval" :code "1"
+                                           :nrepl.middleware.print/print "no.such/printer"}))))
               "a printer that is not there is nREPL's to complain of"))))))
 
 (deftest load-file-result-limited
   (testing "limits the printed result of a loaded file"
     (with-server [_ socket _]
       (with-open [t ^Closeable (client/connect :socket socket)]
-        (is (str/ends-with? (last (:value (answers t {:op "load-file" :file "(range)"}))) " 99 ...)"))))))
+        (is (str/ends-with? (last (:value (answers t {:op "load-file" :file "(range)"})))
+                            " 99 ...)"))))))
 
 ;; --- who gets in
 
 (def ^:private knock
-  "A Perl program that connects to a socket, asks for an evaluation, and prints what comes, or why nothing does."
+  "A Perl program that connects to a socket, asks for an evaluation, and prints what comes, or why
+  nothing does."
   (str "use Socket; socket(my $s, PF_UNIX, SOCK_STREAM, 0) or die; "
        "connect($s, sockaddr_un($ARGV[0])) or do { print qq(connect: $!\\n); exit };"
        "$SIG{PIPE} = 'IGNORE'; syswrite($s, $ARGV[1]); my $all = '';"
@@ -181,7 +215,8 @@
   (let [perl (fixture/executable "perl")
         command [perl "-e" knock socket (str "d4:code" (count code) ":" code "2:op4:evale")]]
     (:out (fixture/run (if user
-                         (into ["setpriv" "--reuid" user "--regid" user "--clear-groups" "--"] command)
+                         (into ["setpriv" "--reuid" user "--regid" user "--clear-groups" "--"]
+                               command)
                          command)))))
 
 (kernel-test other-user-rejected
@@ -205,9 +240,12 @@
           (testing "and the kernel says who connects, when the socket is opened as well"
             (set-mode socket "rwxrwxrwx")
             (is (= "user 65534: nothing\n" (knocking "65534" socket touch)))
-            (is (soon #(re-find (re-pattern (str "^bpfmap nrepl: A connection of the user \\S+ was refused: "
-                                                 "only root and the server's own user are let in\n$"))
-                                (str said))))
+            (is
+             (soon
+              #(re-find
+                (re-pattern (str "^bpfmap nrepl: A connection of the user \\S+ was refused: "
+                                 "only root and the server's own user are let in\n$"))
+                        (str said))))
             (is (soon #(zero? (listener/connection-count (:listener server))))))
           (testing "a user without a name as well"
             (is (= "user 54321: nothing\n" (knocking "54321" socket touch)))
@@ -236,18 +274,26 @@
 
 (deftest tcp-needs-two-options
   (testing "rejects TCP unless two options allow it"
-    (is (= (str "A TCP port is open to every user and program of this host, who could then run code as this process's user: "
-                "leave out the port, for a socket that only this user reaches; or say :trust-all-local-users true as well")
-           (:message (error-of (server/start {:port 0})))))
-    (doseq [[options message] [[{:trust-all-local-users true} ":trust-all-local-users is of a :port, and there is none"]
-                               [{:socket "/run/x/y" :port 1 :trust-all-local-users true}
-                                "A server has a socket or a port, not both"]
-                               [{:port 65536 :trust-all-local-users true}
-                                "Not a port: 65536: it is a number from 0 to 65535; 0 takes any that is free"]
-                               [{:port 0 :trust-all-local-users true :bind "0.0.0.0"}
-                                "Unknown option :bind: start takes :socket, or :port and :trust-all-local-users"]
-                               [{} "A server needs a :socket"]]]
-      (is (= [:invalid-value message] ((juxt :bpfmap/error :message) (error-of (server/start options))))))))
+    (is
+     (=
+      (str
+       "A TCP port is open to every user and program of this host, who could then run code as this "
+       "process's user: "
+           "leave out the port, for a socket that only this user reaches; or say "
+           ":trust-all-local-users true as well")
+        (:message (error-of (server/start {:port 0})))))
+    (doseq [[options
+             message] [[{:trust-all-local-users true}
+                        ":trust-all-local-users is of a :port, and there is none"]
+                       [{:socket "/run/x/y" :port 1 :trust-all-local-users true}
+                        "A server has a socket or a port, not both"]
+                       [{:port 65536 :trust-all-local-users true}
+                        "Not a port: 65536: it is a number from 0 to 65535; 0 takes any that is free"]
+                       [{:port 0 :trust-all-local-users true :bind "0.0.0.0"}
+                        "Unknown option :bind: start takes :socket, or :port and :trust-all-local-users"]
+                       [{} "A server needs a :socket"]]]
+      (is (= [:invalid-value message]
+             ((juxt :bpfmap/error :message) (error-of (server/start options))))))))
 
 (deftest tcp-on-loopback-only
   (testing "TCP listens only on the loopback address"
@@ -256,13 +302,17 @@
         (is (= (str "nrepl://127.0.0.1:" port) (:url server)))
         (with-open [t ^Closeable (client/url-connect (:url server))]
           (is (= "3" (evaluated t "(+ 1 2)"))))
-        (is (= ["0100007F"] (distinct (keep #(second (re-find (re-pattern (format "^ *\\d+: (\\w+):%04X .* 0A " port)) %))
-                                            (mapcat #(str/split-lines (Files/readString (.toPath (io/file %))))
-                                                    ["/proc/net/tcp" "/proc/net/tcp6"]))))
+        (is (= ["0100007F"]
+               (distinct
+                (keep #(second (re-find (re-pattern (format "^ *\\d+: (\\w+):%04X .* 0A " port)) %))
+                      (mapcat #(str/split-lines (Files/readString (.toPath (io/file %))))
+                              ["/proc/net/tcp" "/proc/net/tcp6"]))))
             "as the kernel has it: 127.0.0.1")
         (testing "a port that is taken"
           (is (= [:busy (str "The port " port " cannot be had: Address already in use")]
-                 ((juxt :bpfmap/error :message) (error-of (server/start {:port port :trust-all-local-users true}))))))))))
+                 ((juxt :bpfmap/error
+                        :message) (error-of
+                                   (server/start {:port port :trust-all-local-users true}))))))))))
 
 ;; --- what goes wrong, and what is left
 
@@ -271,12 +321,14 @@
     (with-server [server socket said]
       (with-open [t ^Closeable (client/connect :socket socket)]
         (is (= "3" (evaluated t "(+ 1 2)")))
-        (doseq [^String garbage ["hello:" "i99999999999999999999e" "-5:x" "99999999999999:x" "d1:ai1e" "ll"]]
+        (doseq [^String garbage ["hello:" "i99999999999999999999e" "-5:x" "99999999999999:x"
+                                 "d1:ai1e" "ll"]]
           (with-open [channel (SocketChannel/open (UnixDomainSocketAddress/of ^String socket))]
             (.write channel (ByteBuffer/wrap (.getBytes garbage)))
             (.shutdownOutput channel)
             (is (= -1 (.read channel (ByteBuffer/allocate 100))) garbage)))
-        (is (every? #(str/starts-with? % "bpfmap nrepl: A connection was closed, since what came was no message: ")
+        (is (every? #(str/starts-with? %
+                                       "bpfmap nrepl: A connection was closed, since what came was no message: ")
                     (remove empty? (str/split-lines (str said)))))
         (is (= "3" (evaluated t "(+ 1 2)")))
         (is (soon #(= 1 (listener/connection-count (:listener server)))))))))
@@ -284,7 +336,8 @@
 (deftest close-removes-socket
   (testing "closing the server ends its connections and removes the socket"
     (let [gone (with-server [server socket _]
-                 (with-open [channel (SocketChannel/open (UnixDomainSocketAddress/of ^String socket))]
+                 (with-open
+                   [channel (SocketChannel/open (UnixDomainSocketAddress/of ^String socket))]
                    (is (soon #(= 1 (listener/connection-count (:listener server)))))
                    (.close ^Closeable server)
                    (is (= -1 (.read channel (ByteBuffer/allocate 100))))
@@ -304,7 +357,9 @@
           socket (str home "/own/nrepl.sock")]
       (try
         (Files/createDirectory (.toPath (io/file home "own"))
-                               (into-array [(PosixFilePermissions/asFileAttribute (PosixFilePermissions/fromString "rwx------"))]))
+                               (into-array
+                                [(PosixFilePermissions/asFileAttribute
+                                  (PosixFilePermissions/fromString "rwx------"))]))
         (with-open [dead (ServerSocketChannel/open StandardProtocolFamily/UNIX)]
           (.bind dead (UnixDomainSocketAddress/of socket)))
         (is (.exists (io/file socket)))

@@ -1,5 +1,6 @@
 (ns bpfmap.nrepl.socket-dir-test
-  "Where a socket may lie, and whose its name is. As root the tests make files of other users; without, some are skipped."
+  "Where a socket may lie, and whose its name is. As root the tests make files of other users;
+  without, some are skipped."
   (:require [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.nrepl.listener :as listener]
@@ -33,7 +34,8 @@
   (fixture/run ["chown" "-h" "65534" (str file)]))
 
 (defn- with-home*
-  "Calls f with a directory that only this user can write, below one that all can, as /tmp; deletes it afterwards."
+  "Calls f with a directory that only this user can write, below one that all can, as /tmp;
+  deletes it afterwards."
   [f]
   (let [home (fixture/temporary-directory)]
     (try
@@ -47,7 +49,8 @@
 (defn- refusal
   "Kind and message of what is wrong with a place, the home in it written ~."
   [home socket]
-  (let [{:keys [message] :bpfmap/keys [error]} (error-of (socket-dir/in-private-directory socket true))]
+  (let [{:keys [message]
+         :bpfmap/keys [error]} (error-of (socket-dir/in-private-directory socket true))]
     [error (.replace (str message) (str home) "~")]))
 
 ;; --- the directory
@@ -58,12 +61,16 @@
       (let [socket (io/file home "new" "nrepl.sock")]
         (is (= (path socket) (socket-dir/in-private-directory (str socket) true)))
         (is (= "rwx------" (mode (io/file home "new"))))
-        (is (= (path socket) (socket-dir/in-private-directory (str socket) true)) "and is good the next time")))))
+        (is (= (path socket) (socket-dir/in-private-directory (str socket) true))
+            "and is good the next time")))))
 
 (deftest client-directory
   (testing "does not create the directory for a client"
     (with-home [home]
-      (let [{:keys [message] :bpfmap/keys [error]} (error-of (socket-dir/in-private-directory (str home "/new/nrepl.sock") false))]
+      (let [{:keys [message]
+             :bpfmap/keys [error]} (error-of
+                                    (socket-dir/in-private-directory
+                                     (str home "/new/nrepl.sock") false))]
         (is (= [:not-found (str "There is no directory " home "/new")] [error message]))
         (is (empty? (.list home)))))))
 
@@ -75,26 +82,35 @@
           (set-mode open permissions)
           (let [[error message] (refusal home (str open "/nrepl.sock"))]
             (is (= :permission error) permissions)
-            (is (re-find #"^~/open is open to other users \(mode 0\d+\): the socket needs a directory of its own with mode 0700"
-                         message)))
+            (is
+             (re-find
+              #"^~/open is open to other users \(mode 0\d+\): the socket needs a directory of its own with mode 0700"
+                      message)))
           (is (= permissions (mode open)) "and left as it is"))))))
 
 (kernel-test other-owner-rejected
   (testing "rejects a directory of another user"
     (with-home [home]
       (let [theirs (doto (io/file home "theirs") (.mkdir) (set-mode "rwx------") own)]
-        (is (= [:permission "~/theirs belongs to another user (65534): the socket needs a directory of this user's"]
+        (is (= [:permission
+                "~/theirs belongs to another user (65534): the socket needs a directory of this user's"]
                (refusal home (str theirs "/nrepl.sock"))))
-        (is (= [:permission (str "~/theirs belongs to another user (65534), who could put something else in the place of ~/theirs/own: "
-                                 "choose another place")]
+        (is (= [:permission
+                (str
+                 "~/theirs belongs to another user (65534), who could put something else in the "
+                 "place of ~/theirs/own: "
+                     "choose another place")]
                (refusal home (str theirs "/own/nrepl.sock"))))))))
 
 (deftest writable-parent
   (testing "rejects a directory below one that others can write"
     (with-home [home]
       (let [shared (doto (io/file home "shared") (.mkdir) (set-mode "rwxrwxrwx"))]
-        (is (= [:permission (str "~/shared can be written by other users (mode 0777), who could put something else in the place of "
-                                 "~/shared/own: choose another place")]
+        (is (= [:permission
+                (str
+                 "~/shared can be written by other users (mode 0777), who could put something else "
+                 "in the place of "
+                     "~/shared/own: choose another place")]
                (refusal home (str shared "/own/nrepl.sock"))))
         (is (empty? (.list shared)))
         (testing "unless it is sticky, as /tmp is"
@@ -116,17 +132,24 @@
             sticky (doto (io/file home "sticky") (.mkdir))]
         (fixture/run ["chmod" "1777" (str sticky)])
         (link (io/file home "mine") real)
-        (is (= (path (io/file real "own" "nrepl.sock")) (socket-dir/in-private-directory (str home "/mine/own/nrepl.sock") true)))
+        (is (= (path (io/file real "own" "nrepl.sock"))
+               (socket-dir/in-private-directory (str home "/mine/own/nrepl.sock") true)))
         (own (link (io/file sticky "theirs") real))
-        (is (= [:permission (str "~/sticky/theirs belongs to another user (65534), who could put something else in the place of "
-                                 "~/sticky/theirs/own: choose another place")]
+        (is (= [:permission
+                (str
+                 "~/sticky/theirs belongs to another user (65534), who could put something else in "
+                 "the place of "
+                     "~/sticky/theirs/own: choose another place")]
                (refusal home (str sticky "/theirs/own/nrepl.sock"))))
         (testing "also where a link of this user's leads through another's"
           (link (io/file home "through") (io/file sticky "theirs"))
           (is (= :permission (first (refusal home (str home "/through/own/nrepl.sock"))))))
         (testing "relative ones, and those that lead upwards"
-          (Files/createSymbolicLink (path (io/file real "up")) (socket-dir/path-of "../mine/../real/.") (make-array FileAttribute 0))
-          (is (= (path (io/file real "own" "nrepl.sock")) (socket-dir/in-private-directory (str home "/mine/up/own/nrepl.sock") true))))
+          (Files/createSymbolicLink (path (io/file real "up"))
+                                    (socket-dir/path-of "../mine/../real/.")
+                                    (make-array FileAttribute 0))
+          (is (= (path (io/file real "own" "nrepl.sock"))
+                 (socket-dir/in-private-directory (str home "/mine/up/own/nrepl.sock") true))))
         (testing "not those that go round"
           (link (io/file home "a") (io/file home "b"))
           (link (io/file home "b") (io/file home "a"))
@@ -139,16 +162,19 @@
       (spit (io/file home "file") "x")
       (is (= [:permission "~/file is no directory: the socket needs a directory of its own"]
              (refusal home (str home "/file/nrepl.sock"))))
-      (is (= [:not-found "~/file is no directory"] (refusal home (str home "/file/own/nrepl.sock")))))))
+      (is (= [:not-found "~/file is no directory"]
+             (refusal home (str home "/file/own/nrepl.sock")))))))
 
 (deftest impossible-socket-paths
   (testing "rejects a path that a socket cannot have"
     (with-home [home]
-      (doseq [bad ["nrepl.sock" "" "/" "/nrepl.sock" (str home "/../x/nrepl.sock") (str home "/x/..") (str home "/x\u0000/y")]]
+      (doseq [bad ["nrepl.sock" "" "/" "/nrepl.sock" (str home "/../x/nrepl.sock")
+                   (str home "/x/..") (str home "/x\u0000/y")]]
         (is (= :invalid-value (first (refusal home bad))) bad))
       (is (re-find #"^The path of the socket is longer than 107 bytes: "
                    (second (refusal home (str home "/" (apply str (repeat 60 "ü")) "/s")))))
-      (is (= [:not-found "There is no directory ~/a"] (refusal home (str home "/a/b/c/nrepl.sock")))))))
+      (is (= [:not-found "There is no directory ~/a"]
+             (refusal home (str home "/a/b/c/nrepl.sock")))))))
 
 ;; --- the name
 
@@ -166,7 +192,9 @@
     (with-home [home]
       (let [socket (socket-in home)
             claim (socket-dir/claim socket)]
-        (is (= [:exists (str "An nREPL server has " socket ": connect to it, end it, or choose another --socket")]
+        (is (= [:exists
+                (str "An nREPL server has " socket
+                     ": connect to it, end it, or choose another --socket")]
                ((juxt :bpfmap/error :message) (error-of (socket-dir/claim socket)))))
         (socket-dir/release claim)
         (socket-dir/release (socket-dir/claim socket))))))
@@ -178,7 +206,10 @@
         (with-open [dead (bound socket)]
           (.close dead)
           (is (Files/exists socket no-links) "left by one that is gone")
-          (let [claims (fixture/in-threads 8 (fn [_] (try (socket-dir/claim socket) (catch clojure.lang.ExceptionInfo _ nil))))]
+          (let [claims (fixture/in-threads 8
+                                           (fn [_]
+                                             (try (socket-dir/claim socket)
+                                               (catch clojure.lang.ExceptionInfo _ nil))))]
             (is (= 1 (count (remove nil? claims))))
             (is (not (Files/exists socket no-links)))
             (run! socket-dir/release (remove nil? claims))))))))
@@ -197,7 +228,8 @@
     (with-home [home]
       (let [socket (socket-in home)]
         (spit (str socket) "mine")
-        (is (= (str socket " is there already, and is no socket: remove it, or choose another --socket")
+        (is (= (str socket
+                    " is there already, and is no socket: remove it, or choose another --socket")
                (:message (error-of (socket-dir/claim socket)))))
         (is (= "mine" (slurp (str socket))))
         (Files/delete socket)
@@ -221,7 +253,8 @@
         (with-open [_ ^Closeable (bound socket)]
           (let [marked (socket-dir/mark claim)]
             (is (= "rw-------" (mode (str socket))))
-            (Files/move socket (.resolveSibling socket "moved") (make-array java.nio.file.CopyOption 0))
+            (Files/move socket (.resolveSibling socket "moved")
+                        (make-array java.nio.file.CopyOption 0))
             (with-open [_ ^Closeable (bound socket)]
               (socket-dir/release marked)
               (is (socket-dir/answers? socket) "what somebody bound there meanwhile stays")))))
@@ -244,13 +277,16 @@
           (let [claim (socket-dir/claim socket)]
             (with-open [_ ^Closeable (bound socket)]
               (is (socket-dir/answers? socket))
-              (is (= socket (socket-dir/in-private-directory (socket-dir/text socket) false)) "what is printed names it again")
+              (is (= socket (socket-dir/in-private-directory (socket-dir/text socket) false))
+                  "what is printed names it again")
               (let [marked (socket-dir/mark claim)]
                 (is (= :socket (:kind (#'socket-dir/status socket))))
                 (socket-dir/release marked)))
             (is (nil? (#'socket-dir/status socket)))
             (is (= :file (:kind (#'socket-dir/status (socket-dir/sibling socket ".lock"))))))))
-      (is (= :invalid-value (:bpfmap/error (error-of (socket-dir/in-private-directory (str home "/half\ud800/s") true)))))
+      (is (= :invalid-value
+             (:bpfmap/error
+              (error-of (socket-dir/in-private-directory (str home "/half\ud800/s") true)))))
       (finally
         (fixture/run ["find" (str home) "-mindepth" "1" "-delete"])))))
 
@@ -258,12 +294,15 @@
   (with-home [home]
     (try
       (doseq [name ["plain" "café" "odd\\xff"]
-              :let [socket (socket-dir/in-private-directory (paths/->java (str home "/" name "/" name ".sock")) true)]]
+              :let [socket
+                    (socket-dir/in-private-directory
+                     (paths/->java (str home "/" name "/" name ".sock")) true)]]
         (testing name
           (with-open [_ (listener/unix socket {:serve (fn [_]) :complain (fn [_])})]
             (is (socket-dir/answers? socket))
             (is (= :socket (:kind (#'socket-dir/status socket))))
-            (is (= 2 (count (paths/entries (str home "/" name)))) "the socket and its lock, and nothing beside"))
+            (is (= 2 (count (paths/entries (str home "/" name))))
+                "the socket and its lock, and nothing beside"))
           (is (nil? (#'socket-dir/status socket)))))
       (finally
         (fixture/run ["find" (str home) "-mindepth" "1" "-delete"])))))

@@ -1,6 +1,6 @@
 (ns bpfmap.pod.bencode-test
-  "Bencode against the test's own, and against that of nREPL, which Babashka uses too. What is refused, and how, is in
-  `bpfmap.pod.server-test`."
+  "Bencode against the test's own, and against that of nREPL, which Babashka uses too. What is
+  refused, and how, is in `bpfmap.pod.server-test`."
   (:require [bpfmap.fixture :as fixture :refer [error-of]]
             [bpfmap.pod-client :as client]
             [bpfmap.pod.bencode :as bencode]
@@ -27,7 +27,8 @@
   (message-of text (gen/one-of [gen/large-integer (gen/elements [Long/MAX_VALUE Long/MIN_VALUE])])))
 
 (def ^:private plain-message
-  "What nREPL has no trouble with: it sorts keys that are not ASCII by signed bytes, and cannot read the lowest number."
+  "What nREPL has no trouble with: it sorts keys that are not ASCII by signed bytes, and cannot
+  read the lowest number."
   (message-of gen/string-ascii gen/large-integer))
 
 (defn- written ^bytes [message]
@@ -46,13 +47,16 @@
 (defspec messages-of-other-encoder {:num-tests 50 :max-size 20}
   (for-all [messages (gen/vector message)]
     (let [stream (in (.getBytes ^String (apply str (map client/encode messages)) "ISO-8859-1"))]
-      (= (conj messages nil) (vec (repeatedly (inc (count messages)) #(bencode/read-message stream)))))))
+      (= (conj messages nil)
+         (vec (repeatedly (inc (count messages)) #(bencode/read-message stream)))))))
 
 (defspec any-bytes-or-error {:num-tests 300 :max-size 40}
   (for-all [bytes (gen/fmap (fn [[text at b]]
                               (let [bytes (.getBytes ^String text "ISO-8859-1")]
-                                (doto bytes (aset (int (mod at (alength bytes))) (unchecked-byte b)))))
-                            (gen/tuple (gen/fmap client/encode message) gen/nat (gen/choose 0 255)))]
+                                (doto bytes
+                                  (aset (int (mod at (alength bytes))) (unchecked-byte b)))))
+                            (gen/tuple (gen/fmap client/encode message) gen/nat
+                                       (gen/choose 0 255)))]
     (try
       (map? (bencode/read-message (in bytes)))
       (catch clojure.lang.ExceptionInfo e

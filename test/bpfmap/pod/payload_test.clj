@@ -23,9 +23,11 @@
 
 (defspec any-data-round-trips 200
   (for-all [x (gen/recursive-gen #(gen/one-of [(gen/vector %) (gen/map % %) (gen/set %)])
-                                 (gen/one-of [gen/small-integer gen/size-bounded-bigint gen/string gen/boolean gen/keyword
+                                 (gen/one-of [gen/small-integer gen/size-bounded-bigint gen/string
+                                              gen/boolean gen/keyword
                                               gen/symbol gen/uuid gen/char (gen/return nil)
-                                              (gen/fmap bytes/->bytes (gen/vector (gen/choose 0 255)))]))]
+                                              (gen/fmap
+                                               bytes/->bytes (gen/vector (gen/choose 0 255)))]))]
     (= x (through x))))
 
 (deftest special-numbers
@@ -36,7 +38,8 @@
 
 (deftest print-settings-ignored
   (testing "the print settings of the server do not affect the client"
-    (binding [*print-length* 1, *print-level* 1, *print-readably* false, *print-namespace-maps* true]
+    (binding [*print-length* 1, *print-level* 1, *print-readably* false
+              *print-namespace-maps* true]
       (is (= [[1 2] {:a/b "c"}] (through [[1 2] {:a/b "c"}]))))))
 
 (deftest metadata-of-skipped-objects
@@ -48,6 +51,7 @@
 (deftest not-data-not-sent
   (testing "rejects values that are not data"
     (doseq [x [(Object.) (byte-array 2) inc (keyword "a b") (keyword "a}") (symbol "\"") (atom 1)]]
-      (is (= :not-supported (:bpfmap/error (error-of (payload/write (handles/table) [x])))) (pr-str x)))
+      (is (= :not-supported (:bpfmap/error (error-of (payload/write (handles/table) [x]))))
+          (pr-str x)))
     (is (= "The result has something that a pod cannot send: \"java.lang.Object\": it is no data"
            (:message (error-of (payload/write (handles/table) {:a (Object.)})))))))

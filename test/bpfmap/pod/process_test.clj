@@ -1,5 +1,6 @@
 (ns bpfmap.pod.process-test
-  "bin/pod-bpfmap as a client has it: another process, whose stdout is the protocol and nothing else."
+  "bin/pod-bpfmap as a client has it: another process, whose stdout is the protocol and nothing
+  else."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
@@ -18,8 +19,11 @@
 (kernel-test started-by-babashka
   (testing "runs as Babashka starts it"
     (let [elsewhere (fixture/temporary-directory)
-          {:keys [^Process process err] :as c} (client/start :dir elsewhere :env {"JAVA_TOOL_OPTIONS" "-Dbpfmap.nothing=1"})
-          call (fn [var-name & args] (client/invoke c (symbol "pod.bpfmap.core" (name var-name)) args {}))
+          {:keys [^Process process err] :as c} (client/start
+                                                :dir elsewhere :env
+                                                {"JAVA_TOOL_OPTIONS" "-Dbpfmap.nothing=1"})
+          call (fn [var-name & args]
+                 (client/invoke c (symbol "pod.bpfmap.core" (name var-name)) args {}))
           spec {:name "pod_process" :type :hash :key :u32 :value :u64 :max-entries 64}]
       (try
         (testing "two processes, one map"
@@ -55,7 +59,8 @@
         (testing "what is open when it shuts down is closed"
           (let [id (:id (:form (call 'create spec)))]
             (is (= 0 (client/stop c)))
-            (is (= :end (deref (:ended c) 60000 :not-ended)) "and all that it wrote were whole messages")
+            (is (= :end (deref (:ended c) 60000 :not-ended))
+                "and all that it wrote were whole messages")
             (is (= :not-found (:bpfmap/error (error-of (bpf/open id)))))))
         (finally
           (.destroyForcibly process)
@@ -64,7 +69,9 @@
 (defn- names-in
   "The names in a directory in hexadecimal, as find and od have them."
   [directory]
-  (:out (fixture/run ["bash" "-c" (str "find " directory " -type f -printf '%f' | od -An -v -tx1 | tr -d ' \\n'")])))
+  (:out (fixture/run ["bash" "-c"
+                      (str "find " directory
+                           " -type f -printf '%f' | od -An -v -tx1 | tr -d ' \\n'")])))
 
 (kernel-test pod-in-every-locale
   (testing "handles file names the same in every locale"
@@ -75,10 +82,14 @@
               pin (str directory "/café")
               file (str files "/café.edn")
               {:keys [^Process process err] :as c} (client/start :before before)
-              core (fn [var-name & args] (client/invoke c (symbol "pod.bpfmap.core" (name var-name)) args {}))
-              exec (fn [var-name options] (client/invoke c (symbol "pod.bpfmap.exec" (name var-name)) [options] {}))]
+              core (fn [var-name & args]
+                     (client/invoke c (symbol "pod.bpfmap.core" (name var-name)) args {}))
+              exec (fn [var-name options]
+                     (client/invoke c (symbol "pod.bpfmap.exec" (name var-name)) [options] {}))]
           (try
-            (let [m (core 'create {:name "pod_locale" :type :hash :key :u32 :value [:string 8] :max-entries 4})
+            (let [m (core 'create
+                          {:name "pod_locale" :type :hash :key :u32 :value [:string 8]
+                           :max-entries 4})
                   id (:id (:form m))]
               (with-open [raw ^Closeable (bpf/open id {:value [:bytes 8]})]
                 (core 'put! m 1 "café")
@@ -94,7 +105,8 @@
                 (is (= pin (core 'pinned-path m)))
                 (is (= id (:id (:form (core 'open pin)))))
                 (is (= {:key 1 :value "café"} (exec 'get {:ref pin :key 1})))
-                (is (= [pin] (map :path (client/invoke c 'pod.bpfmap.host/pins [(str directory)] {}))))
+                (is (= [pin]
+                       (map :path (client/invoke c 'pod.bpfmap.host/pins [(str directory)] {}))))
                 (exec 'unpin {:path pin})
                 (is (= "" (names-in directory)))
                 (exec 'pin {:ref m :path pin})
@@ -111,7 +123,9 @@
             (is (= "" (slurp err)))
             (finally
               (.destroyForcibly process)
-              (fixture/run ["bash" "-c" (str "rm -f " directory "/*; rmdir " directory "; rm -r " files)]))))))))
+              (fixture/run ["bash" "-c"
+                            (str "rm -f " directory "/*; rmdir " directory "; rm -r "
+                                 files)]))))))))
 
 (deftest ends-with-its-input
   (testing "ends with its input or at an invalid message"
@@ -134,11 +148,13 @@
       (doto ^OutputStream (.getOutputStream process)
         (.write (.getBytes (client/encode {"op" "describe" "id" "1"})))
         (.flush))
-      (is (= [1 "bpfmap pod: The output cannot be written: Broken pipe\n"] [(client/exit pod) (slurp err)])))))
+      (is (= [1 "bpfmap pod: The output cannot be written: Broken pipe\n"]
+             [(client/exit pod) (slurp err)])))))
 
 (deftest started-by-hand
   (testing "explains itself if it is started by hand"
-    (let [ends "; it is a Babashka pod: (babashka.pods/load-pod \"bin/pod-bpfmap\"), see doc/pod.md\n"]
+    (let
+      [ends "; it is a Babashka pod: (babashka.pods/load-pod \"bin/pod-bpfmap\"), see doc/pod.md\n"]
       (is (= {:exit 2 :out "" :err (str "bpfmap pod: It takes no arguments" ends)}
              (fixture/run [client/script "--help"])))
       (is (= {:exit 2 :out "" :err (str "bpfmap pod: It has no socket, only stdin and stdout" ends)}

@@ -1,7 +1,9 @@
 (ns bpfmap.pod.server-test
-  "The pod as its client sees it: what it offers, what goes in and comes out, what it does with what is wrong.
+  "The pod as its client sees it: what it offers, what goes in and comes out, what it does with
+  what is wrong.
 
-  Here it runs in this process, over two pipes of the system; `bpfmap.pod.process-test` has it as a process."
+  Here it runs in this process, over two pipes of the system; `bpfmap.pod.process-test` has it as
+  a process."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.commands :as commands]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
@@ -21,7 +23,8 @@
 (set! *warn-on-reflection* true)
 
 (defn- with-pod*
-  "Calls f with a client of a pod, then lets the input end; returns the exit code and what went to stderr."
+  "Calls f with a client of a pod, then lets the input end; returns the exit code and what went to
+  stderr."
   [f]
   (let [requests (Pipe/open)
         answers (Pipe/open)
@@ -30,8 +33,11 @@
         server (fixture/thread
                 (fn []
                   (with-open [out (Channels/newOutputStream (.sink answers))]
-                    (deliver code (binding [*err* err] (server/serve (Channels/newInputStream (.source requests)) out))))))
-        client (client/over (Channels/newInputStream (.source answers)) (Channels/newOutputStream (.sink requests)))]
+                    (deliver code
+                             (binding [*err* err]
+                               (server/serve (Channels/newInputStream (.source requests)) out))))))
+        client (client/over (Channels/newInputStream (.source answers))
+                            (Channels/newOutputStream (.sink requests)))]
     (try
       (f client)
       (finally
@@ -47,13 +53,15 @@
   `(is (= [0 ""] (with-pod* (fn [~client] ~@body)))))
 
 (defn- script
-  "Evaluates forms as a script of the pod's client would be, one after the other; returns the last value."
+  "Evaluates forms as a script of the pod's client would be, one after the other; returns the last
+  value."
   [_client & forms]
   (let [home (create-ns (gensym "script"))]
     (try
       (binding [*ns* home]
         (refer 'clojure.core)
-        (doseq [[short full] '{bpf pod.bpfmap.core, host pod.bpfmap.host, feature pod.bpfmap.feature, prog pod.bpfmap.prog
+        (doseq [[short full] '{bpf pod.bpfmap.core, host pod.bpfmap.host, feature pod.bpfmap.feature
+                               prog pod.bpfmap.prog
                                type pod.bpfmap.type, exec pod.bpfmap.exec}]
           (alias short full))
         (last (mapv eval forms)))
@@ -68,22 +76,28 @@
   (testing "offers every function of the API or omits it for a reason"
     (doseq [{:keys [name of]} vars/namespaces]
       (with-pod [c]
-        (let [offered (set (for [ns (get-in c [:description "namespaces"]) :when (= (str name) (ns "name"))
+        (let [offered (set (for [ns (get-in c [:description "namespaces"])
+                                 :when (= (str name) (ns "name"))
                                  v (ns "vars")]
                              (symbol (v "name"))))]
           (doseq [sym (keys (ns-publics of)) :when (not (re-find #"^(->|map->)[A-Z]" (str sym)))]
-            (is (or (offered sym) (get-in vars/left-out [of sym])) (str of "/" sym " is neither offered nor left out"))
-            (is (not (and (offered sym) (get-in vars/left-out [of sym]))) (str of "/" sym " is both"))))))))
+            (is (or (offered sym) (get-in vars/left-out [of sym]))
+                (str of "/" sym " is neither offered nor left out"))
+            (is (not (and (offered sym) (get-in vars/left-out [of sym])))
+                (str of "/" sym " is both"))))))))
 
 (deftest describe-response
   (testing "describe returns the namespaces and operations"
     (with-pod [c]
       (let [{:strs [format ops readers namespaces]} (:description c)
-            var-named (fn [name] (some #(when (= name (% "name")) %) (get-in namespaces [0 "vars"])))]
+            var-named (fn [name]
+                        (some #(when (= name (% "name")) %) (get-in namespaces [0 "vars"])))]
         (is (= "edn" format))
         (is (= {"shutdown" {}} ops))
-        (is (= "pod.bpfmap.core" (get-in namespaces [0 "name"])) "the pod's name for babashka.pods/invoke")
-        (is (= #{"bpfmap/bytes" "bpfmap/map" "bpfmap/program" "bpfmap/attachment" "bpfmap/watch"} (set (keys readers))))
+        (is (= "pod.bpfmap.core" (get-in namespaces [0 "name"]))
+            "the pod's name for babashka.pods/invoke")
+        (is (= #{"bpfmap/bytes" "bpfmap/map" "bpfmap/program" "bpfmap/attachment" "bpfmap/watch"}
+               (set (keys readers))))
         (let [{:keys [doc arglists]} (edn/read-string ((var-named "lookup") "meta"))]
           (is (= (:doc (meta #'bpf/lookup)) doc))
           (is (= (:arglists (meta #'bpf/lookup)) arglists)))
@@ -114,31 +128,41 @@
                                    '(def opened (atom []))
                                    '(def thrown
                                       (try
-                                        (bpf/with-open [a (bpf/create {:type :array :key :u32 :value :u32 :max-entries 1})
-                                                        b (bpf/clone a)]
+                                        (bpf/with-open
+                                          [a (bpf/create
+                                              {:type :array :key :u32 :value :u32 :max-entries 1})
+                                           b (bpf/clone a)]
                                           (reset! opened [a b])
                                           (bpf/put! b 7 7)) ; the array has no seventh element
                                         (catch Exception e (:bpfmap/error (ex-data e)))))
-                                   '[(try (bpf/info (@opened 0)) (catch Exception e (:bpfmap/error (ex-data e))))
-                                     (try (bpf/info (@opened 1)) (catch Exception e (:bpfmap/error (ex-data e))))
+                                   '[(try (bpf/info (@opened 0))
+                                       (catch Exception e (:bpfmap/error (ex-data e))))
+                                     (try (bpf/info (@opened 1))
+                                       (catch Exception e (:bpfmap/error (ex-data e))))
                                      thrown])]
         (is (= [:closed :closed :out-of-range] [outer inner thrown])))
       (is (= "with-open takes a vector of names and expressions"
              (:message (error-of (script c '(try (macroexpand '(bpf/with-open [a] 1))
-                                                 (catch Exception e (throw (or (ex-cause e) e))))))))))))
+                                                 (catch Exception e
+                                                   (throw (or (ex-cause e) e))))))))))))
 
 (kernel-test nested-handles
   (testing "a handle can stand anywhere in the arguments"
     (with-pod [c]
       (is (= [0 7 :raw-tracepoint "sys_enter" 1]
              (script c
-               '(bpf/with-open [inner (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1 :contents {0 7}})
-                                p (prog/load {:type :raw-tracepoint :insns [[:lddw :r1 inner] [:mov64 :r0 0] [:exit]]})
-                                outer (bpf/create {:type :array-of-maps :key :u32 :max-entries 2 :contents {0 inner}
-                                                   :inner-map {:type :array :key :u32 :value :u64 :max-entries 1}})
+               '(bpf/with-open [inner (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1
+                                                   :contents {0 7}})
+                                p (prog/load {:type :raw-tracepoint
+                                              :insns [[:lddw :r1 inner] [:mov64 :r0 0] [:exit]]})
+                                outer (bpf/create {:type :array-of-maps :key :u32 :max-entries 2
+                                                   :contents {0 inner}
+                                                   :inner-map {:type :array :key :u32 :value :u64
+                                                               :max-entries 1}})
                                 again (bpf/open (bpf/lookup outer 0) {:key :u32 :value :u64})
                                 a (prog/attach-raw-tracepoint p "sys_enter")]
-                  [(:return (prog/test-run p)) (bpf/lookup again 0) (:type (prog/info p)) (:tracepoint (prog/info a))
+                  [(:return (prog/test-run p)) (bpf/lookup again 0) (:type (prog/info p))
+                   (:tracepoint (prog/info a))
                    (count (host/programs-using inner))])))))))
 
 (kernel-test returned-handles
@@ -153,9 +177,11 @@
 
 (kernel-test typed-value-round-trip
   (testing "a value reads back as it was written"
-    (let [value {:a 18446744073709551615N :c \space :d ##Inf :e "ü \"\\\n€" :f "10.0.0.1" :g :on :h (bpf/->bytes "00 ff 7f")}
+    (let [value {:a 18446744073709551615N :c \space :d ##Inf :e "ü \"\\\n€" :f "10.0.0.1" :g :on
+                 :h (bpf/->bytes "00 ff 7f")}
           spec {:type :array :key :u32 :max-entries 2
-                :value [:struct [:a :u64] [:c :char] [:d :f64] [:e [:string 16]] [:f :ipv4] [:g [:enum :u32 {:on 1}]]
+                :value [:struct [:a :u64] [:c :char] [:d :f64] [:e [:string 16]] [:f :ipv4]
+                        [:g [:enum :u32 {:on 1}]]
                         [:h [:bytes 3]]]}]
       (with-pod [c]
         (let [m (client/invoke c 'pod.bpfmap.core/create [spec] {})]
@@ -168,7 +194,8 @@
     (with-pod [c]
       (is (= [[255 0] {[255 0] [1]}]
              (script c
-               '(bpf/with-open [m (bpf/create {:type :hash :key-size 2 :value-size 1 :max-entries 4})]
+               '(bpf/with-open [m (bpf/create {:type :hash :key-size 2 :value-size 1
+                                               :max-entries 4})]
                   (bpf/put! m (bpf/->bytes "ff00") (bpf/->bytes [1]))
                   [(bpf/byte-seq (bpf/next-key m))
                    (into {} (for [[k v] (bpf/snapshot m)]
@@ -182,7 +209,10 @@
         (is (= [n (* n (dec n))]
                (script c
                  (list 'bpf/with-open ['m (list 'bpf/create (assoc small :max-entries n))]
-                       (list 'let ['written (list 'bpf/put-all! 'm (list 'zipmap (list 'range n) (list 'range 0 (* 2 n) 2)))]
+                       (list 'let
+                             ['written
+                              (list 'bpf/put-all! 'm
+                                    (list 'zipmap (list 'range n) (list 'range 0 (* 2 n) 2)))]
                              '[written (reduce + (vals (bpf/snapshot m)))])))))))))
 
 ;; --- errors
@@ -197,7 +227,9 @@
     (with-open [m ^java.io.Closeable (bpf/create small)]
       (with-pod [c]
         (let [here (error-of (bpf/put! m 7 -1))
-              there (failing c (list 'bpf/with-open ['m (list 'bpf/open (:id (bpf/info m)))] '(bpf/put! m 7 -1)))]
+              there (failing c
+                             (list 'bpf/with-open ['m (list 'bpf/open (:id (bpf/info m)))]
+                                   '(bpf/put! m 7 -1)))]
           (is (= [(:message here) (dissoc here :message :class)] there))
           (is (= :invalid-value (:bpfmap/error (second there)))))))))
 
@@ -205,11 +237,13 @@
   (testing "an invalid handle reports the reason"
     (with-pod [c]
       (let [m (client/invoke c 'pod.bpfmap.core/create [small] {})
-            handle (fn [changed] (pr-str [(tagged-literal 'bpfmap/map (merge (:form m) changed)) 0]))
+            handle (fn [changed]
+                     (pr-str [(tagged-literal 'bpfmap/map (merge (:form m) changed)) 0]))
             lookup (fn [args] (error-of (client/invoke-text c 'pod.bpfmap.core/lookup args)))]
         (testing "a number that was not given out"
           (is (= {:message (str "No open map has the handle 77: it is not of this pod; "
-                                "a handle is what create, open or load returned, as long as the pod runs")
+                                "a handle is what create, open or load returned, as long as the "
+                                "pod runs")
                   :bpfmap/error :not-found}
                  (select-keys (lookup (handle {:handle 77})) [:message :bpfmap/error]))))
         (testing "another pod's, which has the same number and stands for another map"
@@ -219,9 +253,11 @@
                  (:message (lookup "[#bpfmap/map {:handle \"1\"} 0]"))))
           (is (= :invalid-value (:bpfmap/error (lookup "[#bpfmap/map 1 0]")))))
         (testing "another kind of thing"
-          (is (= :not-found (:bpfmap/error (lookup (pr-str [(tagged-literal 'bpfmap/program (:form m)) 0])))))
-          (is (= "Not an open map: {:name \"pod_small\"}: it takes what create, open or clone returned"
-                 (:message (lookup "[{:name \"pod_small\"} 0]"))))
+          (is (= :not-found
+                 (:bpfmap/error (lookup (pr-str [(tagged-literal 'bpfmap/program (:form m)) 0])))))
+          (is
+           (= "Not an open map: {:name \"pod_small\"}: it takes what create, open or clone returned"
+              (:message (lookup "[{:name \"pod_small\"} 0]"))))
           (is (= "Not a handle: 1: close takes what create, open, load or watch returned"
                  (:message (error-of (client/invoke c 'pod.bpfmap.core/close [1] {}))))))
         (testing "a closed one"
@@ -239,20 +275,25 @@
    ["7" "The arguments of a call are a vector"]
    ["{}" "The arguments of a call are a vector"]
    ["[#=(System/exit 3)]" "The arguments are not EDN that the pod takes: No dispatch macro for: ="]
-   ["[#java.io.File[\"/etc/passwd\"]]" "The arguments have a tag that the pod does not know: #java.io.File"]
-   ["[#object[\"[B\" 0x1 \"[B@1\"]]" "The arguments have something that is no data: functions, arrays"]
+   ["[#java.io.File[\"/etc/passwd\"]]"
+    "The arguments have a tag that the pod does not know: #java.io.File"]
+   ["[#object[\"[B\" 0x1 \"[B@1\"]]"
+    "The arguments have something that is no data: functions, arrays"]
    ["[#bpfmap/bytes \"0g\"]" "Not bytes: \"0g\""]
    ["[\\nope]" "The arguments are not EDN that the pod takes: Unsupported character"]
    ["[1/0]" "The arguments are not EDN that the pod takes: Divide by zero"]
-   [(apply str (repeat 100000 "[")) "The arguments are not EDN that the pod takes: more than 100 collections within one another"]
-   [(apply str (repeat 30000 "#a ")) "The arguments are not EDN that the pod takes: tags or metadata nested too deep"]
+   [(apply str (repeat 100000 "["))
+    "The arguments are not EDN that the pod takes: more than 100 collections within one another"]
+   [(apply str (repeat 30000 "#a "))
+    "The arguments are not EDN that the pod takes: tags or metadata nested too deep"]
    ["[] []" "The arguments are not EDN that the pod takes: there is more than one form"]])
 
 (deftest unreadable-arguments
   (testing "reports arguments that cannot be read"
     (with-pod [c]
       (doseq [[text begins] bad-arguments
-              :let [{:keys [message] :as e} (error-of (client/invoke-text c 'pod.bpfmap.type/size text))]]
+              :let [{:keys [message] :as e}
+                    (error-of (client/invoke-text c 'pod.bpfmap.type/size text))]]
         (is (= :invalid-value (:bpfmap/error e)) (subs text 0 (min 20 (count text))))
         (is (str/starts-with? (str message) begins)))
       (is (= 4 (client/invoke-text c 'pod.bpfmap.type/size "[:u32]")) "and the pod goes on")
@@ -264,8 +305,10 @@
     (with-pod [c]
       (is (= "Wrong number of args (0) passed to: bpfmap.type/size"
              (:message (error-of (client/invoke-text c 'pod.bpfmap.type/size "[]")))))
-      (is (= {:bpfmap/error :not-found :message "The pod has no var pod.bpfmap.core/eval: describe lists what it has"}
-             (select-keys (error-of (client/invoke-text c 'pod.bpfmap.core/eval "[1]")) [:bpfmap/error :message])))
+      (is (= {:bpfmap/error :not-found
+              :message "The pod has no var pod.bpfmap.core/eval: describe lists what it has"}
+             (select-keys (error-of (client/invoke-text c 'pod.bpfmap.core/eval "[1]"))
+                          [:bpfmap/error :message])))
       (is (= :not-found (:bpfmap/error (error-of (client/invoke-text c 'clojure.core/eval "[1]")))))
       (is (= :not-found (:bpfmap/error (error-of (client/invoke-text c "" "[1]")))))
       (is (= "A pod cannot open {:fd 0}: a descriptor's number means nothing in the pod's process"
@@ -274,13 +317,19 @@
 (deftest requests-without-meaning
   (testing "reports messages without a valid request"
     (with-pod [c]
-      (let [refused (fn [message] (:message (error-of (client/settled (client/request c message)))))]
-        (is (= "The pod has no op \"eval\": it has \"describe\", \"invoke\" or \"shutdown\"" (refused {"op" "eval"})))
-        (is (= "The pod has no op nil: it has \"describe\", \"invoke\" or \"shutdown\"" (refused {})))
-        (is (= "The pod has no op [\"x\"]: it has \"describe\", \"invoke\" or \"shutdown\"" (refused {"op" ["x"]})))
+      (let [refused (fn [message]
+                      (:message (error-of (client/settled (client/request c message)))))]
+        (is (= "The pod has no op \"eval\": it has \"describe\", \"invoke\" or \"shutdown\""
+               (refused {"op" "eval"})))
+        (is (= "The pod has no op nil: it has \"describe\", \"invoke\" or \"shutdown\""
+               (refused {})))
+        (is (= "The pod has no op [\"x\"]: it has \"describe\", \"invoke\" or \"shutdown\""
+               (refused {"op" ["x"]})))
         (is (= "An invoke needs \"var\", which is a text" (refused {"op" "invoke" "args" "[]"})))
-        (is (= "An invoke needs \"args\", which is a text" (refused {"op" "invoke" "var" "pod.bpfmap.type/size" "args" 3}))))
-      (is (= "edn" (get (client/settled (client/request c {"op" "describe"})) "format")) "and the pod goes on"))))
+        (is (= "An invoke needs \"args\", which is a text"
+               (refused {"op" "invoke" "var" "pod.bpfmap.type/size" "args" 3}))))
+      (is (= "edn" (get (client/settled (client/request c {"op" "describe"})) "format"))
+          "and the pod goes on"))))
 
 ;; --- input that is no protocol
 
@@ -326,20 +375,25 @@
 
 (deftest last-request-is-answered
   (testing "answers a request before the input ends"
-    (let [[code out err] (answer-to (client/encode {"op" "invoke" "id" "1" "var" "pod.bpfmap.type/size" "args" "[:u32]"}))]
+    (let [[code out
+           err] (answer-to (client/encode {"op" "invoke" "id" "1" "var" "pod.bpfmap.type/size"
+                                           "args" "[:u32]"}))]
       (is (= [0 ""] [code err]))
       (is (= {"id" "1" "status" ["done"] "value" "4"}
-             (client/decode (PushbackInputStream. (ByteArrayInputStream. (.getBytes ^String out)))))))))
+             (client/decode
+              (PushbackInputStream. (ByteArrayInputStream. (.getBytes ^String out)))))))))
 
 (deftest unwritable-output
   (testing "ends if its output cannot be written"
     (let [err (StringWriter.)
           full (proxy [OutputStream] []
                  (write ([_]) ([_ _ _] (throw (java.io.IOException. "No space left on device")))))]
-      (with-open [requests (Channels/newInputStream (.source (Pipe/open)))] ; of which nothing comes, and which does not end
+      ;; Of which nothing comes, and which does not end
+      (with-open [requests (Channels/newInputStream (.source (Pipe/open)))]
         (is (= 1 (binding [*err* err]
                    (server/serve (java.io.SequenceInputStream.
-                               (ByteArrayInputStream. (.getBytes (client/encode {"op" "describe" "id" "1"})))
+                               (ByteArrayInputStream.
+                                (.getBytes (client/encode {"op" "describe" "id" "1"})))
                                requests)
                               full)))))
       (is (= "bpfmap pod: The output cannot be written: No space left on device\n" (str err))))))
@@ -352,7 +406,11 @@
                  (fn [c] (client/send-text c (client/encode {"op" "shutdown" "id" "last"})))]]
       (let [ids (atom nil)]
         (with-pod [c]
-          (reset! ids (vec (repeatedly 20 #(:id (:form (client/invoke c 'pod.bpfmap.core/create [small] {}))))))
+          (reset! ids
+                  (vec (repeatedly 20
+                                   #(:id
+                                     (:form
+                                      (client/invoke c 'pod.bpfmap.core/create [small] {}))))))
           (with-open [m ^java.io.Closeable (bpf/open (first @ids))]
             (is (= small (select-keys (bpf/info m) (keys small)))))
           (end c))
@@ -365,7 +423,8 @@
       (let [m (client/invoke c 'pod.bpfmap.core/create [small] {})
             before (fixture/settled-descriptors)]
         (dotimes [_ 1000]
-          (client/invoke c 'pod.bpfmap.core/close [(client/invoke c 'pod.bpfmap.core/clone [m] {})] {}))
+          (client/invoke c 'pod.bpfmap.core/close [(client/invoke c 'pod.bpfmap.core/clone [m] {})]
+                         {}))
         ;; A class that is loaded meanwhile may open a file of its own.
         (is (< (fixture/open-descriptors) (+ before 50)))))))
 
@@ -374,7 +433,8 @@
 (kernel-test watch-streams-changes
   (testing "a watch streams until the client ends it"
     (with-pod [c]
-      (is (= [[{:entries {1 10} :count 1} {:added {2 20} :count 2} {:changed {2 [20 21]} :count 2} {:removed {1 10} :count 1}]
+      (is (= [[{:entries {1 10} :count 1} {:added {2 20} :count 2} {:changed {2 [20 21]} :count 2}
+               {:removed {1 10} :count 1}]
               :done
               [:closed "The watch of handle 2 is closed"]]
              (script c
@@ -393,7 +453,10 @@
                '(def ended (promise))
                ;; A watch that cannot go on, as this one that is over, ends with its error.
                '(with-redefs [pod.bpfmap.core/watch-start (constantly w)]
-                  (bpf/watch m {:on-error #(deliver ended [(:bpfmap/error (ex-data %)) (ex-message %)])} prn))
+                  (bpf/watch m
+                             {:on-error #(deliver ended
+                                                  [(:bpfmap/error (ex-data %)) (ex-message %)])}
+                             prn))
                '[seen (deref done 60000 :not-done) (deref ended 60000 :not-ended)]))))))
 
 (kernel-test events-that-nobody-takes-are-dropped-with-their-number
@@ -411,9 +474,12 @@
                     '(def seen (atom 0))
                     '(def events (atom []))
                     '(def free (promise))
-                    ;; Both watches see about the same number of events, and one of them waits while the other goes on.
+                    ;; Both watches see about the same number of events, and one of them waits
+                    ;; while the other goes on.
                     '(def slow (bpf/watch m {:interval 1} (fn [event]
-                                                            (when (= 2 (count (swap! events conj event)))
+                                                            (when (= 2
+                                                                     (count
+                                                                       (swap! events conj event)))
                                                               @free))))
                     '(def quick (bpf/watch m {:interval 1} (fn [_] (swap! seen inc))))
                     '(while (< @seen 2500) (Thread/sleep 5))
@@ -427,8 +493,10 @@
               (is (= 2 held-up) "the first event after the call that waited says what it missed")
               (is (< 100 (:dropped (nth events 2)) seen))
               (is (= 1 (count (filter :dropped (take 1026 events)))) "the latest 1024 were kept")
-              (doseq [[[_ after] [before _] event] (map vector values (rest values) (drop 2 events))]
-                (is (or (:dropped event) (= after before)) "nothing is missing where no number says so")))
+              (doseq
+                [[[_ after] [before _] event] (map vector values (rest values) (drop 2 events))]
+                (is (or (:dropped event) (= after before))
+                    "nothing is missing where no number says so")))
             (finally
               (reset! stop true)
               (fixture/join writer))))))))
@@ -442,7 +510,8 @@
                '(defn kind [f] (try (f) (catch Exception e (:bpfmap/error (ex-data e)))))
                '(def w (bpf/watch m {:interval 1000000} (fn [_])))
                '[(kind #(bpf/watch m {:every 5} prn))
-                 (bpf/with-open [q (bpf/create {:type :queue :value :u32 :max-entries 4})] (kind #(bpf/watch q prn)))
+                 (bpf/with-open [q (bpf/create {:type :queue :value :u32 :max-entries 4})]
+                   (kind #(bpf/watch q prn)))
                  (mapv #(do (bpf/put! m % %) (bpf/lookup m %)) [1 2 3])]))))))
 
 ;; --- commands
@@ -471,8 +540,10 @@
                   :features true
                   :unpinned [nil nil]}
                  (script c
-                   (list 'def 'm (list 'bpf/create {:name "pod_exec" :type :hash :key :u32 :value :u64 :max-entries 8
-                                                    :contents {1 10}}))
+                   (list 'def 'm
+                         (list 'bpf/create
+                               {:name "pod_exec" :type :hash :key :u32 :value :u64 :max-entries 8
+                                :contents {1 10}}))
                    (list 'def 'where {:file file :pin pin :other other})
                    '(let [id (:id (:form m))]
                       (array-map ; evaluated in this order
@@ -490,24 +561,37 @@
                        :saved (:entries (exec/save {:ref m :file (:file where)}))
                        :diff (exec/diff {:old (:file where) :new m})
                        :restored (do (exec/pin {:ref m :path (:pin where)})
-                                     (:entries (exec/restore {:file (:file where) :pin (:other where)})))
+                                     (:entries
+                                      (exec/restore {:file (:file where) :pin (:other where)})))
                        :hist (count (exec/hist {:ref m :field "value"}))
                        :tree (filter #{(:pin where)} (map :path (exec/tree {})))
-                       :features (:here (first (exec/features {:where ["name=hash" "feature=map-type"]})))
-                       :unpinned [(do (exec/unpin {:path (:pin where)}) nil) (do (exec/unpin {:path (:other where)}) nil)]))))))
+                       :features
+                       (:here (first (exec/features {:where ["name=hash" "feature=map-type"]})))
+                       :unpinned
+                       [(do (exec/unpin {:path (:pin where)}) nil)
+                        (do (exec/unpin {:path (:other where)}) nil)]))))))
         (finally
           (run! io/delete-file (filter #(.exists (io/file %)) [file pin other])))))))
 
 (kernel-test rejected-commands
   (testing "a rejected command names the alternative"
     (with-pod [c]
-      (is (= [[:not-supported (str "A pod has no exec/watch: use pod.bpfmap.core/watch, which calls a function with what changes "
-                                   "in an open map")]
-              [:not-supported (str "A pod has no option :stream: leave it out; exec/dump returns all rows, and :where and "
-                                   ":limit keep them few")]
-              [:not-supported "A pod has no option :print: print what exec/list returns, such as with clojure.pprint/print-table"]
-              [:invalid-value "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
-              [:invalid-value "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
+      (is (= [[:not-supported
+               (str
+                "A pod has no exec/watch: use pod.bpfmap.core/watch, which calls a function with "
+                "what changes "
+                    "in an open map")]
+              [:not-supported
+               (str
+                "A pod has no option :stream: leave it out; exec/dump returns all rows, and :where "
+                "and "
+                    ":limit keep them few")]
+              [:not-supported
+               "A pod has no option :print: print what exec/list returns, such as with clojure.pprint/print-table"]
+              [:invalid-value
+               "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
+              [:invalid-value
+               "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
               [:usage "show needs :ref"]
               [:usage ":limit \"x\": N is a whole number from 0"]
               [:not-found true]
@@ -516,7 +600,9 @@
                (list 'def 'm (list 'bpf/create small))
                '(def closed (bpf/clone m))
                '(bpf/close closed)
-               '(defn error [f] (try (f) (catch Exception e [(:bpfmap/error (ex-data e)) (ex-message e)])))
+               '(defn error
+                  [f]
+                  (try (f) (catch Exception e [(:bpfmap/error (ex-data e)) (ex-message e)])))
                '[(error #(exec/watch {:ref m}))
                  (error #(exec/dump {:ref m :stream true}))
                  (error #(exec/list {:print :table}))
@@ -538,15 +624,18 @@
         (is (= (concat (repeat 19 refused) [{:fd 3} 1])
                (script c
                  '(defn error [f] (try (f) (catch Exception e [(:bpfmap/error (ex-data e))
-                                                               (re-find #"a descriptor's number means nothing in the pod's process"
+                                                               (re-find
+                                                                #"a descriptor's number means nothing in the pod's process"
                                                                         (ex-message e))])))
                  (list 'def 'n {:fd number})
                  '(def outer (bpf/create {:type :hash-of-maps :key :u32 :max-entries 4
                                           :inner-map {:type :array :value :u32 :max-entries 1}}))
                  '(def programs (bpf/create {:type :prog-array :max-entries 4}))
-                 '(def cpus (bpf/create {:type :cpumap :value [:struct [:qsize :u32] [:program :u32]]}))
+                 '(def cpus
+                    (bpf/create {:type :cpumap :value [:struct [:qsize :u32] [:program :u32]]}))
                  '(def sockets (bpf/create {:type :sk-storage :value :u32 :flags #{:no-prealloc}}))
-                 '(def plain (bpf/create {:type :hash :key :u32 :value [:struct [:fd :u32]] :max-entries 4}))
+                 '(def plain
+                    (bpf/create {:type :hash :key :u32 :value [:struct [:fd :u32]] :max-entries 4}))
                  (list
                   'concat
                   '[(error #(bpf/open n))
@@ -555,7 +644,8 @@
                     (error #(bpf/insert! outer 1 n))
                     (error #(bpf/replace! outer 1 n))
                     (error #(bpf/put-all! outer {1 n}))
-                    (error #(bpf/create {:type :hash-of-maps :key :u32 :max-entries 4 :contents {1 n}
+                    (error #(bpf/create {:type :hash-of-maps :key :u32 :max-entries 4
+                                         :contents {1 n}
                                          :inner-map {:type :array :value :u32 :max-entries 1}}))
                     (error #(bpf/put! programs 1 n))
                     (error #(bpf/put! cpus 0 {:qsize 8 :program n}))
@@ -570,11 +660,15 @@
                     (error #(exec/dump {:ref n}))
                     (error #(exec/pin {:ref n :path "/nonexistent/x"}))]
                   (list 'vector
-                        '(do (bpf/put! plain 1 {:fd 3}) (bpf/lookup plain 1)) ; data that looks like it
-                        (list 'do (list 'bpf/put! 'sockets of-this-process 1) (list 'bpf/lookup 'sockets of-this-process)))))))
+                        ;; Data that looks like it
+                        '(do (bpf/put! plain 1 {:fd 3}) (bpf/lookup plain 1))
+                        (list 'do (list 'bpf/put! 'sockets of-this-process 1)
+                              (list 'bpf/lookup 'sockets of-this-process)))))))
         (testing "and the process itself may give its own"
-          (with-open [outer ^java.io.Closeable (bpf/create {:type :hash-of-maps :key :u32 :max-entries 4
-                                                            :inner-map {:type :array :value :u32 :max-entries 1}})]
+          (with-open
+            [outer ^java.io.Closeable (bpf/create {:type :hash-of-maps :key :u32 :max-entries 4
+                                                   :inner-map {:type :array :value :u32
+                                                               :max-entries 1}})]
             (is (= outer (bpf/put! outer 1 {:fd number})))))))))
 
 (deftest every-command-offered
@@ -593,4 +687,5 @@
                (fixture/in-threads 8 (fn [t]
                                        (vec (repeatedly 50 (fn []
                                                              (call 'pod.bpfmap.core/put! m t t)
-                                                             (call 'pod.bpfmap.core/lookup m t))))))))))))
+                                                             (call 'pod.bpfmap.core/lookup m
+                                                                   t))))))))))))

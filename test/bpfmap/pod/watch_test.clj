@@ -14,20 +14,23 @@
 
 (deftest snapshot-changes
   (testing "changes are added, changed or removed entries"
-    (is (= {:added {3 30} :changed {1 [10 11]} :removed {2 20}} (watch/changes {1 10, 2 20, 4 40} {1 11, 3 30, 4 40})))
+    (is (= {:added {3 30} :changed {1 [10 11]} :removed {2 20}}
+           (watch/changes {1 10, 2 20, 4 40} {1 11, 3 30, 4 40})))
     (is (= {:changed {1 [nil false]}} (watch/changes {1 nil} {1 false})))
     (is (= {:added {1 nil}} (watch/changes {} {1 nil})))
     (is (nil? (watch/changes {1 10} {1 10})))
     (is (nil? (watch/changes {1 {:f ##NaN}} {1 {:f ##NaN}})))))
 
 (defn- watching
-  "Calls f with a map, its watch, and a function that takes the next event; returns how the watch ended."
+  "Calls f with a map, its watch, and a function that takes the next event; returns how the watch
+  ended."
   [interval f]
   (let [events (LinkedBlockingQueue.)
         ended (promise)]
     (with-open [m ^Closeable (bpf/create small)
                 w (watch/start m {:interval interval})]
-      (fixture/thread (fn [] (deliver ended (try (watch/run w #(.put events %)) (catch Throwable e e)))))
+      (fixture/thread (fn []
+                        (deliver ended (try (watch/run w #(.put events %)) (catch Throwable e e)))))
       (f m w #(.poll events 60 TimeUnit/SECONDS))
       (.close w)
       (deref ended 60000 :not-ended))))
@@ -37,7 +40,8 @@
     (is (nil? (watching 5 (fn [m _ event]
                             (let [{:keys [at] :as first} (event)]
                               (is (= {:entries {1 10, 2 20}} (dissoc first :at)))
-                              (is (< (- (System/currentTimeMillis) 60000) at (inc (System/currentTimeMillis)))))
+                              (is (< (- (System/currentTimeMillis) 60000) at
+                                     (inc (System/currentTimeMillis)))))
                             (bpf/put! m 1 11)
                             (is (= {:changed {1 [10 11]}} (dissoc (event) :at)))
                             (bpf/delete! m 2)

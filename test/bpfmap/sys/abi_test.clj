@@ -12,10 +12,13 @@
   (fn [field] (str "offsetof(" struct ", " field ")")))
 
 (def ^:private in-c
-  "Prefix of a constant to what it is in C, from the rest of its name in lower case. The first that fits counts."
+  "Prefix of a constant to what it is in C, from the rest of its name in lower case. The first
+  that fits counts."
   [["MAP_CREATE_" (offset "union bpf_attr")]
    ["MAP_INFO_" (offset "struct bpf_map_info")]
-   ["PROG_INFO_GPL_COMPATIBLE" (constantly "offsetof(struct bpf_prog_info, ifindex) + sizeof(((struct bpf_prog_info *)0)->ifindex)")]
+   ["PROG_INFO_GPL_COMPATIBLE"
+    (constantly
+     "offsetof(struct bpf_prog_info, ifindex) + sizeof(((struct bpf_prog_info *)0)->ifindex)")]
    ["PROG_INFO_" (offset "struct bpf_prog_info")]
    ["LINK_INFO_RAW_TRACEPOINT_" #((offset "struct bpf_link_info") (str "raw_tracepoint." %))]
    ["LINK_INFO_TRACING_" #((offset "struct bpf_link_info") (str "tracing." %))]
@@ -28,7 +31,9 @@
    ["PROG_LOAD_" (offset "union bpf_attr")]
    ["BTF_LOAD_" (offset "union bpf_attr")]
    ["BTF_INFO_" (offset "struct bpf_btf_info")]
-   ["BATCH_SIZE" (constantly "offsetof(union bpf_attr, batch.flags) + sizeof(((union bpf_attr *)0)->batch.flags)")]
+   ["BATCH_SIZE"
+    (constantly
+     "offsetof(union bpf_attr, batch.flags) + sizeof(((union bpf_attr *)0)->batch.flags)")]
    ["BATCH_" #((offset "union bpf_attr") (str "batch." %))]
    ["ELEM_" (offset "union bpf_attr")]
    ["OBJ_" (offset "union bpf_attr")]
@@ -66,8 +71,10 @@
           ;; Internal to the kernel: no header that user space sees has it.
           unseen #{"ENOTSUPP"}
           ;; Compared where the header is new enough to have them.
-          newer #{"BPF_F_CPU" "BPF_F_ALL_CPUS" "BPF_TOKEN_CREATE" "TOKEN_CREATE_FLAGS" "TOKEN_CREATE_BPFFS_FD"
-                  "MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD" "MAP_CREATE_MAP_TOKEN_FD" "BTF_LOAD_BTF_FLAGS" "BTF_LOAD_BTF_TOKEN_FD"}]
+          newer #{"BPF_F_CPU" "BPF_F_ALL_CPUS" "BPF_TOKEN_CREATE" "TOKEN_CREATE_FLAGS"
+                  "TOKEN_CREATE_BPFFS_FD"
+                  "MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD" "MAP_CREATE_MAP_TOKEN_FD" "BTF_LOAD_BTF_FLAGS"
+                  "BTF_LOAD_BTF_TOKEN_FD"}]
       (if-not header
         (fixture/skip! "no C compiler to compare the constants with")
         (doseq [[constant value] ours

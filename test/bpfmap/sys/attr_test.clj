@@ -1,5 +1,6 @@
 (ns bpfmap.sys.attr-test
-  "The attributes of commands share the thread's memory with element operations, and neither sees what the other left."
+  "The attributes of commands share the thread's memory with element operations, and neither sees
+  what the other left."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :refer [kernel-test]]
             [clojure.test :refer [deftest is testing]])
@@ -47,7 +48,8 @@
                              (with-open [c (Attr.)]
                                (filled c 3 300)
                                (Native/syscall Abi/SYS_CLOSE -1 0 0 0 0))
-                             [(set (values a)) (set (values b)) (every? #(of? % 1) of-a) (every? #(of? % 2) of-b)])))))))
+                             [(set (values a)) (set (values b)) (every? #(of? % 1) of-a)
+                              (every? #(of? % 2) of-b)])))))))
       (is (= [#{1} #{2} true true] @seen)))))
 
 (deftest attribute-closed-twice
@@ -69,7 +71,8 @@
                 other ^Closeable (bpf/create {:type :array :key :u32 :value :u64 :max-entries 8})]
       (let [commands [(fn [] (with-open [attr (Attr.)] (filled attr 0x7f7f7f7f 64)))
                       #(bpf/info m)
-                      #(bpf/close (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8 :name "attr"}))
+                      #(bpf/close (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8
+                                               :name "attr"}))
                       #(bpf/close (bpf/open (:id (bpf/info m))))
                       #(bpf/put! other 1 2)
                       #(get m 7)

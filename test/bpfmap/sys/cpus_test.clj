@@ -20,8 +20,10 @@
 
 (deftest l4-malformed-cpu-list
   (testing "rejects a malformed list of CPUs and names it"
-    (doseq [text ["" "\n" "a" "0-" "-1" "3-1" "0,0" "1,0" "0-3-5" "0,,1" "0 1" "65536" "99999999999" "0x1" "٣"]]
-      (is (str/includes? (ex-message (try (PossibleCpus/parse text) (catch IllegalArgumentException e e)))
+    (doseq [text ["" "\n" "a" "0-" "-1" "3-1" "0,0" "1,0" "0-3-5" "0,,1" "0 1" "65536" "99999999999"
+                  "0x1" "٣"]]
+      (is (str/includes? (ex-message (try (PossibleCpus/parse text)
+                                       (catch IllegalArgumentException e e)))
                          (str "not a list of CPUs such as 0-3 or 0,2-4: \"" (str/trim text) "\""))
           text))))
 

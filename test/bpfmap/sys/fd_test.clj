@@ -23,8 +23,8 @@
   (try (f) (catch clojure.lang.ExceptionInfo e (:bpfmap/error (ex-data e)))))
 
 (defn- work
-  "Calls at random on an array of 16 in which k has the value k + n, until it is closed or `calls` were made.
-  Returns how many were made; throws for an answer that is not this map's."
+  "Calls at random on an array of 16 in which k has the value k + n, until it is closed or `calls`
+  were made. Returns how many were made; throws for an answer that is not this map's."
   [m n calls]
   (let [random (ThreadLocalRandom/current)]
     (loop [i 0]
@@ -36,21 +36,27 @@
                                   0 [(outcome #(bpf/put! m k right)) #{m}]
                                   1 [(outcome #(bpf/insert! m k right)) #{false}]
                                   2 [(outcome #(bpf/next-key m k)) #{(when (< k 15) (inc k))}]
-                                  3 [(outcome #(reduce-kv (fn [_ k v] (or (= v (+ k n)) (reduced :wrong))) true m)) #{true}]
+                                  3 [(outcome
+                                      #(reduce-kv (fn [_ k v] (or (= v (+ k n)) (reduced :wrong)))
+                                                  true m)) #{true}]
                                   [(outcome #(m k)) #{right}])]
           (cond
             (= :closed answer) (inc i)
             (contains? expected answer) (recur (inc i))
-            :else (throw (ex-info "a call reached something else than its map" {:answer answer :n n}))))))))
+            :else (throw (ex-info "a call reached something else than its map"
+                                  {:answer answer :n n}))))))))
 
 (kernel-test l1-million-calls
   (testing "a million calls are safe while maps are closed and descriptors reused"
     (let [total (AtomicLong.)
           over (AtomicBoolean.)
-          ;; An array, because a lookup in a hash map may miss a key whose value is replaced meanwhile.
+          ;; An array, because a lookup in a hash map may miss a key whose value is replaced
+          ;; meanwhile.
           create-array (fn [n]
-                         (create {:type :array :contents (into {} (map (juxt identity #(+ n %))) (range 16))}))
-          ;; Decoys take the numbers that a close gives back: maps of the same shape with other values, and files.
+                         (create {:type :array
+                                  :contents (into {} (map (juxt identity #(+ n %))) (range 16))}))
+          ;; Decoys take the numbers that a close gives back: maps of the same shape with other
+          ;; values, and files.
           decoys (doall
                   (for [_ (range 2)]
                     (fixture/thread
@@ -66,9 +72,13 @@
             (let [n (* 100 round)
                   m (create-array n)
                   closer (fixture/thread (fn []
-                                           (let [until (+ (.get total) (.nextInt (ThreadLocalRandom/current) 20000))
-                                                 deadline (+ (System/nanoTime) 50000000)]
-                                             (while (and (< (.get total) until) (< (System/nanoTime) deadline))
+                                           (let
+                                             [until (+ (.get total)
+                                                       (.nextInt (ThreadLocalRandom/current) 20000))
+                                              deadline (+ (System/nanoTime) 50000000)]
+                                             (while
+                                               (and (< (.get total) until)
+                                                    (< (System/nanoTime) deadline))
                                                (Thread/onSpinWait)))
                                            (bpf/close m)))]
               (fixture/in-threads 16 (fn [_]
@@ -115,25 +125,37 @@
     (let [m (create {:name "t_closed"})
           id (:id (bpf/info m))]
       (bpf/close m)
-      (doseq [[op f] {:lookup #(m 1) :put! #(bpf/put! m 1 1) :insert! #(bpf/insert! m 1 1) :replace! #(bpf/replace! m 1 1)
-                      :delete! #(bpf/delete! m 1) :take! #(bpf/take! m 1) :next-key #(bpf/next-key m) :reduce #(seq m)
-                      :info #(bpf/info m) :freeze! #(bpf/freeze! m) :clone #(bpf/clone m) :pin! #(bpf/pin! m (fixture/new-pin))
-                      :load #(prog/load {:type :socket-filter :insns [[:lddw :r1 m] [:mov64 :r0 0] [:exit]]})}]
+      (doseq [[op f] {:lookup #(m 1) :put! #(bpf/put! m 1 1) :insert! #(bpf/insert! m 1 1)
+                      :replace! #(bpf/replace! m 1 1)
+                      :delete! #(bpf/delete! m 1) :take! #(bpf/take! m 1)
+                      :next-key #(bpf/next-key m) :reduce #(seq m)
+                      :info #(bpf/info m) :freeze! #(bpf/freeze! m) :clone #(bpf/clone m)
+                      :pin! #(bpf/pin! m (fixture/new-pin))
+                      :load #(prog/load {:type :socket-filter
+                                         :insns [[:lddw :r1 m] [:mov64 :r0 0] [:exit]]})}]
         (let [{:keys [message] :bpfmap/keys [error map] found :bpfmap/op} (error-of (f))]
           (is (= [:closed op] [error found]))
           (when (not= :load op)
             (is (= {:id id :name "t_closed" :type :hash} map))
-            (is (= (str "Map " id " (t_closed) is closed: it was closed before or during this call; open it again") message)))))
-      (is (= {:name "t_closed"} (select-keys (bpf/spec m) [:name])) "what needs no kernel still answers"))))
+            (is (= (str "Map " id
+                        " (t_closed) is closed: it was closed before or during this call; open it "
+                        "again") message)))))
+      (is (= {:name "t_closed"} (select-keys (bpf/spec m) [:name]))
+          "what needs no kernel still answers"))))
 
 (kernel-test l2-many-maps-leave-nothing
   (testing "a hundred thousand maps leave descriptors and memory unchanged"
-    (let [{[descriptors descriptors-after] :descriptors [kilobytes kilobytes-after :as resident] :kilobytes}
-          (fixture/kept-by-rounds [] '(with-open [m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 1})]
-                                        (bpf/put! m 1 1)
-                                        (m 1)))]
+    (let [{[descriptors descriptors-after] :descriptors
+           [kilobytes kilobytes-after :as resident] :kilobytes}
+          (fixture/kept-by-rounds []
+                                  '(with-open
+                                     [m (bpf/create {:type :hash :key :u32 :value :u64
+                                                     :max-entries 1})]
+                                     (bpf/put! m 1 1)
+                                     (m 1)))]
       (is (= descriptors descriptors-after))
-      (is (< (- kilobytes-after kilobytes) 16384) (str "resident kB before and after: " resident)))))
+      (is (< (- kilobytes-after kilobytes) 16384)
+          (str "resident kB before and after: " resident)))))
 
 (kernel-test l2-descriptors-after-failures
   (testing "failures leave no descriptor open"
@@ -169,7 +191,10 @@
         (is (every? true?
                     (fixture/in-threads 4 (fn [i]
                                             (every? true?
-                                                    (repeatedly 300 #(= {1 i} (into {} (create {:contents {1 i}})))))))))
+                                                    (repeatedly
+                                                     300
+                                                     #(= {1 i}
+                                                         (into {} (create {:contents {1 i}})))))))))
         (finally
           (.set over true)
           (fixture/join collector))))))
@@ -189,12 +214,15 @@
 
 (def ^:private gettid (if (fixture/x86-64?) 186 178))
 (def ^:private tgkill (if (fixture/x86-64?) 234 131))
-(def ^:private sigurg "A signal that is ignored unless somebody asks for it, but interrupts once there is a handler." 23)
+(def ^:private sigurg
+  "A signal that is ignored unless somebody asks for it, but interrupts once there is a handler."
+  23)
 
 (defn- under-signals
   "Calls f on a thread that is sent a signal every few microseconds; returns [result signals]."
   [f]
-  (let [old (sun.misc.Signal/handle (sun.misc.Signal. "URG") (reify sun.misc.SignalHandler (handle [_ _])))
+  (let [old (sun.misc.Signal/handle (sun.misc.Signal. "URG")
+                                    (reify sun.misc.SignalHandler (handle [_ _])))
         tid (promise)
         over (AtomicBoolean.)
         sent (AtomicLong.)
@@ -221,8 +249,12 @@
                             (fn []
                               (dotimes [i 100000] (bpf/put! m (mod i 16) i))
                               (dotimes [_ 50]
-                                (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 3] [:exit]]})]
-                                  (assert (= 3 (:return (prog/test-run p {:data (byte-array 14)}))))))
+                                (with-open
+                                  [p ^Closeable (prog/load
+                                                 {:type :socket-filter
+                                                  :insns [[:mov64 :r0 3] [:exit]]})]
+                                  (assert (= 3
+                                             (:return (prog/test-run p {:data (byte-array 14)}))))))
                               (into {} m)))]
         (is (= 16 (count answers)))
         (is (< 100 sent))))))
@@ -231,7 +263,8 @@
   (testing "a test run that a signal ends throws :interrupted"
     (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
       (let [[{:keys [message] :bpfmap/keys [error errno]} _]
-            (under-signals #(error-of (prog/test-run p {:data (byte-array 14) :repeat 0x7fffffff})))]
+            (under-signals #(error-of (prog/test-run p
+                                                     {:data (byte-array 14) :repeat 0x7fffffff})))]
         (is (= [:interrupted :EINTR] [error errno]))
         (is (str/includes? message "a signal cut it short"))))))
 
@@ -239,7 +272,8 @@
   (testing "concurrent calls never share a call buffer, and large ones are not kept"
     (let [a (CallBuffer/take 100)
           b (CallBuffer/take 100)]
-      (is (not= (.address (.-memory a)) (.address (.-memory b))) "a call inside another's preparation gets its own")
+      (is (not= (.address (.-memory a)) (.address (.-memory b)))
+          "a call inside another's preparation gets its own")
       (.give b)
       (.give a)
       (testing "and is used again"

@@ -1,5 +1,6 @@
 (ns bpfmap.sys.region-test
-  "A mapped range goes when it is closed, or when nobody can reach it; an access to it never faults."
+  "A mapped range goes when it is closed, or when nobody can reach it; an access to it never
+  faults."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.memory :as mem]
@@ -17,17 +18,20 @@
 (set! *warn-on-reflection* true)
 
 (defn- mapped
-  "How many BPF maps of so many pages this process has mapped. Each test has a size of its own, since others may leave
-  mappings to the collector."
+  "How many BPF maps of so many pages this process has mapped. Each test has a size of its own,
+  since others may leave mappings to the collector."
   [pages]
-  (count (filter (fn [[_ from to]] (= (* 4096 (long pages)) (- (Long/parseUnsignedLong to 16) (Long/parseUnsignedLong from 16))))
+  (count (filter (fn [[_ from to]]
+                   (= (* 4096 (long pages))
+                      (- (Long/parseUnsignedLong to 16) (Long/parseUnsignedLong from 16))))
                  (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) .* anon_inode:bpf-map$"
                          (Files/readString (Path/of "/proc/self/maps" (make-array String 0)))))))
 
 (defn- an-array
   "An array of 512 entries, or of so many pages."
   (^Closeable [change]
-   (bpf/create (merge {:type :array :key :u32 :value :u64 :max-entries 512 :flags #{:mmapable}} change)))
+   (bpf/create (merge {:type :array :key :u32 :value :u64 :max-entries 512 :flags #{:mmapable}}
+                      change)))
   (^Closeable [change pages]
    (an-array (merge change {:max-entries (* 512 (long pages))}))))
 
@@ -39,20 +43,25 @@
 
 (deftest invalid-range-rejected
   (testing "rejects a range that is not valid"
-    (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 8 bytes at -22" (MappedMemory/own -22 8 false)))
-    (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 0 bytes" (MappedMemory/own 4096 0 false)))))
+    (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 8 bytes at -22"
+                          (MappedMemory/own -22 8 false)))
+    (is (thrown-with-msg? IllegalArgumentException #"not a mapped range: 0 bytes"
+                          (MappedMemory/own 4096 0 false)))))
 
 (kernel-test l2-many-ranges-leave-nothing
   (testing "a hundred thousand mappings leave the process unchanged"
     (let [{[descriptors descriptors-after] :descriptors
            [kilobytes kilobytes-after :as resident] :kilobytes
            mappings :mappings}
-          (fixture/kept-by-rounds '[m (bpf/create {:type :array :key :u32 :value :u64 :max-entries 512 :flags #{:mmapable}})]
+          (fixture/kept-by-rounds '[m
+                                    (bpf/create {:type :array :key :u32 :value :u64 :max-entries 512
+                                                 :flags #{:mmapable}})]
                                   '(with-open [memory (bpf/memory m)]
                                      (memory 0)))]
       (is (= descriptors descriptors-after))
       (is (= [0 0] mappings))
-      (is (< (- kilobytes-after kilobytes) 16384) (str "resident kB before and after: " resident)))))
+      (is (< (- kilobytes-after kilobytes) 16384)
+          (str "resident kB before and after: " resident)))))
 
 (kernel-test l3-unreachable-range
   (testing "the collector unmaps a range that was not closed"
@@ -71,10 +80,12 @@
       (doseq [[what make read] [["a slice" #(mem/slice % 8 8) #(% 0)]
                                 ["a view" #(mem/view % :u64 8) deref]
                                 ["a buffer" mem/byte-buffer #(.getLong ^ByteBuffer % 8)]
-                                ["a slice of a buffer" #(.slice ^ByteBuffer (mem/byte-buffer %)) #(.get ^ByteBuffer % 8)]
+                                ["a slice of a buffer" #(.slice ^ByteBuffer (mem/byte-buffer %))
+                                 #(.get ^ByteBuffer % 8)]
                                 ["a segment" #(.asSlice ^MemorySegment (mem/segment %) 8)
                                  #(.get ^MemorySegment % ValueLayout/JAVA_LONG 0)]
-                                ["a stream" mem/input-stream #(last (.readNBytes ^java.io.InputStream % 9))]]]
+                                ["a stream" mem/input-stream
+                                 #(last (.readNBytes ^java.io.InputStream % 9))]]]
         (testing what
           (let [holder (object-array [(keep-only make)])]
             (dotimes [_ 5] (System/gc) (Thread/sleep 20))
@@ -95,7 +106,9 @@
         (testing "closing it waits a while, then says what is the matter, and changes nothing"
           (let [{:keys [message] :bpfmap/keys [error op map]} (error-of (mem/close memory))]
             (is (= [:busy :close (select-keys (bpf/info m) [:id :name :type])] [error op map]))
-            (is (re-find #"^The memory of map \d+ cannot be unmapped now: a thread reads a file or socket into a buffer of it" message))
+            (is
+             (re-find
+              #"^The memory of map \d+ cannot be unmapped now: a thread reads a file or socket into a buffer of it" message))
             (is (not (mem/closed? memory)))
             (is (= 0 (memory 0)))))
         (testing "once the kernel is done, it is closed"
@@ -130,7 +143,8 @@
     (catch IllegalStateException e (if (= "Already closed" (ex-message e)) :closed (throw e)))))
 
 (defn- access
-  "One access to memory by a way chosen at random; returns whether the memory was open. Throws for a number that is not this map's."
+  "One access to memory by a way chosen at random; returns whether the memory was open. Throws for
+  a number that is not this map's."
   [memory view]
   (let [random (ThreadLocalRandom/current)
         i (.nextInt random entries)
@@ -138,7 +152,8 @@
         [answer allowed]
         (case (.nextInt random 16)
           0 [(outcome #(reduce + view)) #{expected-sum}]
-          1 [(outcome #(reduce (fn ^long [^long acc ^long x] (unchecked-add acc x)) 0 view)) #{expected-sum}]
+          1 [(outcome #(reduce (fn ^long [^long acc ^long x] (unchecked-add acc x)) 0 view))
+             #{expected-sum}]
           2 [(outcome #(vec (mem/copy-to view i (long-array 1)))) #{[x]}]
           3 [(outcome #(mem/get-acquire view i)) #{x}]
           4 [(outcome #(mem/fetch-add! view i 0)) #{x :read-only}]
@@ -148,19 +163,22 @@
           8 [(outcome #(.get (mem/segment memory) ValueLayout/JAVA_LONG_UNALIGNED (* 8 i))) #{x}]
           9 [(outcome #(with-open [in (mem/input-stream memory)]
                          (.skip in (* 8 i))
-                         (.getLong (.order (ByteBuffer/wrap (.readNBytes in 8)) (java.nio.ByteOrder/nativeOrder)))))
+                         (.getLong (.order (ByteBuffer/wrap (.readNBytes in 8))
+                                           (java.nio.ByteOrder/nativeOrder)))))
              #{x}]
           10 [(outcome #(memory (+ 8 (* 8 i) -8))) #{(bit-and 0xff x)}]
-          11 [(outcome #(do (mem/copy-from view i (long-array [x])) :written)) #{:written :read-only}]
+          11 [(outcome #(do (mem/copy-from view i (long-array [x])) :written))
+              #{:written :read-only}]
           [(outcome #(nth view i)) #{x}])]
     (cond
       (= :closed answer) false
       (contains? allowed answer) true
-      :else (throw (ex-info "an access reached something else than its map" {:answer answer :index i :expected x})))))
+      :else (throw (ex-info "an access reached something else than its map"
+                            {:answer answer :index i :expected x})))))
 
 (defn- accessing
-  "Accesses on eight threads to whatever memory `current` holds, until there were so many and `enough?` says so, or two minutes
-  are over. Returns how many were refused as closed."
+  "Accesses on eight threads to whatever memory `current` holds, until there were so many and
+  `enough?` says so, or two minutes are over. Returns how many were refused as closed."
   [^AtomicReference current total enough?]
   (let [done (AtomicLong.)
         refused (AtomicLong.)
@@ -195,7 +213,8 @@
 
 (kernel-test m5-access-while-closing
   (testing "accesses are safe while memory is closed and replaced"
-    ;; The decoys are mapped where the memory was a moment ago: an access that came too late would read their numbers.
+    ;; The decoys are mapped where the memory was a moment ago: an access that came too late would
+    ;; read their numbers.
     (with-open [m (an-array {:contents (contents)})
                 decoy (an-array nil)]
       (let [current (AtomicReference. (mapped-anew m))

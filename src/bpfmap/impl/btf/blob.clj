@@ -9,10 +9,10 @@
   `void`. The BTF of a kernel module is split: it continues the ids and the strings
   of a base, that of vmlinux. Either byte order is read.
 
-  A blob is checked when it is parsed, but for references, which are checked
-  when they are followed. Whatever the bytes are, all that is thrown for them is
-  `:malformed-btf`, with the place under `:bpfmap/path`, such as
-  `[:header :type-len]` or `[:type 17 :member 3 :type]`. A blob is immutable and may be used by many threads."
+  A blob is checked when it is parsed, but for references, which are checked when they are
+  followed. Whatever the bytes are, all that is thrown for them is `:malformed-btf`, with the
+  place under `:bpfmap/path`, such as `[:header :type-len]` or `[:type 17 :member 3 :type]`. A
+  blob is immutable and may be used by many threads."
   (:refer-clojure :exclude [resolve])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :refer [error list-of shown]]
@@ -26,20 +26,23 @@
 
 (set! *warn-on-reflection* true)
 
-;; `sections` has the records of data sections whose places were filled in, by id; see [[with-sections]].
+;; `sections` has the records of data sections whose places were filled in, by id; see
+;; [[with-sections]].
 (declare type-count)
 
 (deftype Blob [^Image image base index sections]
   Object
   (toString [this]
-    (str "#<btf " (type-count this) " types" (when base (str ", " (type-count base) " of them the base's")) ", "
+    (str "#<btf " (type-count this) " types"
+         (when base (str ", " (type-count base) " of them the base's")) ", "
          (alength ^bytes (.-bytes image)) " bytes " (.order ^ByteBuffer (.-buffer image)) ">")))
 
 (defmethod print-method Blob [blob ^Writer w]
   (.write w (str blob)))
 
 (defn- invalid ^Throwable [what x hint]
-  (error :invalid-value (str "Not " what ": " (pr-str (shown x))) {:bpfmap/value (shown x) :bpfmap/hint hint}))
+  (error :invalid-value (str "Not " what ": " (pr-str (shown x)))
+         {:bpfmap/value (shown x) :bpfmap/hint hint}))
 
 (defn parse
   "Reads a BTF blob, and returns it as an object that the other functions take.
@@ -88,7 +91,8 @@
   (.-base b))
 
 (defn string-end
-  "The number of bytes of all strings, those of the base included: offsets of strings are 0 to this, exclusively.
+  "The number of bytes of all strings, those of the base included: offsets of strings are 0 to
+  this, exclusively.
 
       (string-end (parse (emit/blob []))) ;=> 1"
   ^long [^Blob b]
@@ -97,8 +101,8 @@
 (defn string
   "The string at an offset; at 0 the empty one.
 
-  It is read as UTF-8, and U+FFFD stands for what is none. Throws `:malformed-btf` when the offset lies outside
-  the strings, and when the string is longer than 65,535 bytes.
+  It is read as UTF-8, and U+FFFD stands for what is none. Throws `:malformed-btf` when the offset
+  lies outside the strings, and when the string is longer than 65,535 bytes.
 
       (string b 0) ;=> \"\""
   [^Blob b offset]
@@ -223,11 +227,14 @@
   (let [owner (image/owner image id)
         target (u32 owner (+ (image/at owner id) word))]
     (when (< (image/type-count owner) target)
-      (throw (malformed [:type id key] (str "it is type " target ", and the last one is " (image/type-count owner)))))
+      (throw (malformed [:type id key]
+                        (str "it is type " target ", and the last one is "
+                             (image/type-count owner)))))
     target))
 
 (defn- too-deep ^Throwable [id]
-  (malformed [:type id] (str "it leads through more than " deepest " types: round in a cycle, or too deep")))
+  (malformed [:type id]
+             (str "it leads through more than " deepest " types: round in a cycle, or too deep")))
 
 (defn resolve
   "The id of what a type is, without names and qualities.
@@ -259,7 +266,8 @@
       (let [owner (image/owner (.-image b) id)
             n (u32 owner (+ 20 (image/at owner id)))]
         (when (and (pos? n) (< (quot 0xffffffff n) (long each)))
-          (throw (malformed [:type id :count] (str n " elements of " each " bytes are more than 4294967295"))))
+          (throw (malformed [:type id :count]
+                            (str n " elements of " each " bytes are more than 4294967295"))))
         (* n (long each))))
     :ptr 8
     nil))

@@ -4,8 +4,8 @@
       (def e (parse bytes))
       (contents e (section e \".BTF\")) ;=> a byte array
 
-  Sources: the System V ABI, chapter 4; 64-bit objects of either byte order. Whatever the bytes are, only
-  `:malformed-btf` is thrown for them."
+  Sources: the System V ABI, chapter 4; 64-bit objects of either byte order. Whatever the bytes
+  are, only `:malformed-btf` is thrown for them."
   (:require [bpfmap.error :as error])
   (:import (java.nio BufferUnderflowException ByteBuffer ByteOrder)
            (java.nio.charset StandardCharsets)
@@ -75,8 +75,8 @@
 (defn parse
   "Reads the section headers of a 64-bit ELF object.
 
-  Returns `{:bytes :buffer :sections}`. A section has `:index :name :type :offset :size :link :info`.
-  The bytes are not copied. Throws `:malformed-btf` if they are not such an object.
+  Returns `{:bytes :buffer :sections}`. A section has `:index :name :type :offset :size :link
+  :info`. The bytes are not copied. Throws `:malformed-btf` if they are not such an object.
 
       (map :name (:sections (parse bytes))) ;=> (\"\" \".text\" \".BTF\" …)"
   [^bytes object]
@@ -104,7 +104,8 @@
 (def ^:private no-bits "SHT_NOBITS: a section of zeros, which takes no bytes of the file." 8)
 
 (defn contents
-  "Returns the bytes of a section as a new array; an empty one for a section that the file has no bytes of.
+  "Returns the bytes of a section as a new array; an empty one for a section that the file has no
+  bytes of.
 
       (alength (contents e (section e \".BTF\"))) ;=> 612"
   ^bytes [{:keys [bytes]} {:keys [type offset size]}]
@@ -123,7 +124,8 @@
 (def ^:private symbol-table "SHT_SYMTAB." 2)
 
 (defn symbols
-  "Returns the symbols of the object, in order: `{:name :value :section}`, the last the index of a section.
+  "Returns the symbols of the object, in order: `{:name :value :section}`, the last the index of a
+  section.
 
       (filter #(= \"total\" (:name %)) (symbols e)) ;=> ({:name \"total\" :value 8 :section 7})"
   [{:keys [buffer sections] :as object}]
@@ -142,7 +144,8 @@
   {4 24, 9 16})
 
 (defn relocations
-  "Returns the relocations of a section: offset in it to `{:symbol :addend}`, the first an index of [[symbols]].
+  "Returns the relocations of a section: offset in it to `{:symbol :addend}`, the first an index
+  of [[symbols]].
 
   `:addend` is nil if the addend is what the bytes at the offset are.
 

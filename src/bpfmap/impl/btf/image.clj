@@ -11,8 +11,9 @@
 
 ;; --- bytes
 
-;; Ids and string offsets run through all images of a chain: those of the base come first. `fixed` and `each` say, by
-;; the number of a kind, how long its types and their entries are; `fixed` is -1 for an unknown kind.
+;; Ids and string offsets run through all images of a chain: those of the base come first. `fixed`
+;; and `each` say, by the number of a kind, how long its types and their entries are; `fixed` is
+;; -1 for an unknown kind.
 (deftype Image [^bytes bytes ^ByteBuffer buffer base
                 ^long first-id ^ints offsets
                 ^long first-string ^long strings-at ^long string-end
@@ -26,7 +27,8 @@
   65535)
 
 (defn malformed
-  "Makes the exception for bytes that are not well-formed BTF; `path` is the place, and `hint` what may help.
+  "Makes the exception for bytes that are not well-formed BTF; `path` is the place, and `hint`
+  what may help.
 
       (throw (malformed [:type 17 :name] \"it lies at 99, and the strings end at 30\"))"
   (^Throwable [path what]
@@ -76,14 +78,16 @@
   (aget ^ints (.-offsets owner) (- id (.-first-id owner))))
 
 (defn string-owner
-  "The image of the chain that holds the string of an offset, which must be less than the image's string-end."
+  "The image of the chain that holds the string of an offset, which must be less than the image's
+  string-end."
   [^Image image ^long offset]
   (if (< offset (.-first-string image))
     (recur (.-base image) offset)
     image))
 
 (defn string
-  "The string at an offset, read as UTF-8. Throws when there is none, or when it is longer than `longest-string`."
+  "The string at an offset, read as UTF-8. Throws when there is none, or when it is longer than
+  `longest-string`."
   [^Image image ^long offset]
   (when-not (< -1 offset (.-string-end image))
     (throw (malformed [:string offset] (str "the strings end at " (.-string-end image))
@@ -96,7 +100,9 @@
     (loop [to from]
       (cond
         (zero? (aget bytes to)) (String. bytes from (- to from) StandardCharsets/UTF_8)
-        (= to limit) (throw (malformed [:string offset] (str "it is longer than " longest-string " bytes")))
+        (= to
+           limit) (throw (malformed [:string offset]
+                                    (str "it is longer than " longest-string " bytes")))
         :else (recur (inc to))))))
 
 ;; ---------------------------------------------------------------- the header
@@ -120,22 +126,26 @@
       (throw (malformed [:header :magic]
                         (if (empty? start)
                           "there are no bytes"
-                          (str "the bytes begin with " (str/join " " (map #(format "%02x" %) (take 2 start)))
+                          (str "the bytes begin with "
+                               (str/join " " (map #(format "%02x" %) (take 2 start)))
                                ", not with 9f eb or eb 9f"))
                         (when (= start [0x7f 0x45 0x4c 0x46])
                           "this is an ELF file; BTF is the content of its section .BTF"))))))
 
 (defn- check-fields
-  "Checks what comes before the sections, and what comes after those that are known; returns the header's length."
+  "Checks what comes before the sections, and what comes after those that are known; returns the
+  header's length."
   [^bytes bytes ^ByteBuffer buffer]
   (when (< (alength bytes) (long header-bytes))
-    (throw (malformed [:header] (str "it takes " header-bytes " bytes, and there are " (alength bytes)))))
+    (throw (malformed [:header]
+                      (str "it takes " header-bytes " bytes, and there are " (alength bytes)))))
   (let [version (aget bytes 2)
         flags (bit-and 0xff (aget bytes 3))
         length (word buffer 4)
         known (+ 8 (* 8 (count sections)))]
     (when-not (= 1 version)
-      (throw (malformed [:header :version] (str "it is " (bit-and 0xff version) ", and only 1 is known"))))
+      (throw (malformed [:header :version]
+                        (str "it is " (bit-and 0xff version) ", and only 1 is known"))))
     (when-not (zero? flags)
       (throw (malformed [:header :flags] (str "they are " flags ", and none are known"))))
     (when-not (<= (long header-bytes) length (alength bytes))
@@ -157,13 +167,15 @@
                         [0 0])
         room (- (alength bytes) (long length))]
     (when-not (zero? (rem offset align))
-      (throw (malformed [:header (field-name section "off")] (str "it is " offset ", not a multiple of " align))))
+      (throw (malformed [:header (field-name section "off")]
+                        (str "it is " offset ", not a multiple of " align))))
     (when (< room offset)
       (throw (malformed [:header (field-name section "off")]
                         (str "it is " offset ", and there are " room " bytes after the header"))))
     (when (< room (+ offset size))
       (throw (malformed [:header (field-name section "len")]
-                        (str "it is " size ", and there are " (- room offset) " bytes from its offset on"))))
+                        (str "it is " size ", and there are " (- room offset)
+                             " bytes from its offset on"))))
     {:section section :from (+ length offset) :to (+ length offset size)}))
 
 (defn- check-overlap [sections]
@@ -175,14 +187,22 @@
 (defn- check-strings [^bytes bytes base {:keys [^long from ^long to]}]
   (cond
     (= from to) (when-not base
-                  (throw (malformed [:header :str-len] "there are no strings, not even the empty one" needs-base)))
-    (not (zero? (aget bytes (dec to)))) (throw (malformed [:strings] "the last one does not end with a zero"))
-    (not (or base (zero? (aget bytes from)))) (throw (malformed [:strings] "the first one is not empty" needs-base))))
+                  (throw (malformed [:header :str-len]
+                                    "there are no strings, not even the empty one" needs-base)))
+    (not
+     (zero? (aget bytes (dec to)))) (throw (malformed [:strings]
+                                                      "the last one does not end with a zero"))
+    (not
+     (or
+      base (zero?
+            (aget bytes from)))) (throw (malformed [:strings] "the first one is not empty"
+                                                   needs-base))))
 
 ;; ---------------------------------------------------------------- the types
 
 (def ^:private known-fixed
-  (int-array 128 (into [-1] (concat (map #(+ 12 (kinds/tail-bytes %)) kinds/kinds) (repeat 127 -1)))))
+  (int-array 128
+             (into [-1] (concat (map #(+ 12 (kinds/tail-bytes %)) kinds/kinds) (repeat 127 -1)))))
 
 (def ^:private known-each
   (int-array 128 (into [0] (map kinds/entry-bytes) kinds/kinds)))
@@ -192,7 +212,8 @@
   (int-array 128 (map #(if (= [:name :name] (first (:fields %))) 1 0) kinds/rows)))
 
 (defn- sizes
-  "Two arrays: the bytes of the types of each kind, and of an entry. A layout section tells them for unknown kinds."
+  "Two arrays: the bytes of the types of each kind, and of an entry. A layout section tells them
+  for unknown kinds."
   [^bytes bytes ^Image base {:keys [^long from ^long to]}]
   (cond
     (not (zero? (rem (- to from) 4)))
@@ -206,7 +227,8 @@
                     tail (bit-and 0xff (aget bytes place))
                     entry (bit-and 0xff (aget bytes (inc place)))]]
         (when-not (zero? (rem (bit-or tail entry) 4))
-          (throw (malformed [:layout kind] (str "its sizes " tail " and " entry " are not multiples of 4"))))
+          (throw (malformed [:layout kind]
+                            (str "its sizes " tail " and " entry " are not multiples of 4"))))
         (aset fixed kind (int (+ 12 tail)))
         (aset each kind (int entry)))
       [fixed each])
@@ -215,7 +237,8 @@
     :else [known-fixed known-each]))
 
 (defn- misplaced ^Throwable [path offset end base]
-  (malformed path (str "it lies at " offset ", and the strings end at " end) (when-not base needs-base)))
+  (malformed path (str "it lies at " offset ", and the strings end at " end)
+             (when-not base needs-base)))
 
 (defn- walk
   "Checks the types from `from` to `to`; returns the array of their offsets."
@@ -228,8 +251,9 @@
         (Arrays/copyOf offsets i)
         (let [id (+ first-id i)
               _ (when (< (- to at) 12)
-                  (throw (malformed [:type id] (str "it takes 12 bytes at least, and the section has "
-                                                    (- to at) " left"))))
+                  (throw (malformed [:type id]
+                                    (str "it takes 12 bytes at least, and the section has "
+                                         (- to at) " left"))))
               name-offset (word buffer at)
               info (word buffer (+ at 4))
               kind (kind-number info)
@@ -237,7 +261,8 @@
               entries (+ at (aget fixed kind))
               end (+ entries (* entry (vlen info)))]
           (when (neg? (aget fixed kind))
-            (throw (malformed [:type id :kind] (str "it is " kind ", and 1 to " (count kinds/kinds) " are known")
+            (throw (malformed [:type id :kind]
+                              (str "it is " kind ", and 1 to " (count kinds/kinds) " are known")
                               "how long such a type is cannot be told, and so what follows cannot be read")))
           (when (< to end)
             (throw (malformed [:type id] (str "it takes " (- end at) " bytes, and the section has "
@@ -248,7 +273,8 @@
             (loop [place entries]
               (when (< place end)
                 (when (<= string-end (word buffer place))
-                  (throw (misplaced [:type id (:entry (kinds/rows kind)) (quot (- place entries) entry) :name]
+                  (throw (misplaced [:type id (:entry (kinds/rows kind))
+                                     (quot (- place entries) entry) :name]
                                     (word buffer place) string-end base)))
                 (recur (+ place entry)))))
           (aset offsets i (int at))
@@ -276,7 +302,8 @@
 (deftype Index [^ints heads ^ints nexts])
 
 (def ^:private hashed-bytes
-  "How much of a name is hashed. Names may share their bytes, and the work must not grow with their product."
+  "How much of a name is hashed. Names may share their bytes, and the work must not grow with
+  their product."
   64)
 
 (defn- name-hash

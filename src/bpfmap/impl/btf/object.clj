@@ -1,8 +1,10 @@
 (ns ^:no-doc bpfmap.impl.btf.object
-  "Reads the BTF of an object file, with the sizes of data sections and the places of their variables.
+  "Reads the BTF of an object file, with the sizes of data sections and the places of their
+  variables.
 
-  A compiler leaves both out of the BTF: it writes zeros, and relocations that say which symbol has the place. A
-  loader fills them in. So does this, from the section headers, the relocations and the symbols."
+  A compiler leaves both out of the BTF: it writes zeros, and relocations that say which symbol
+  has the place. A loader fills them in. So does this, from the section headers, the relocations
+  and the symbols."
   (:require [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.elf :as elf]
             [bpfmap.impl.btf.image :refer [malformed]]))
@@ -10,9 +12,11 @@
 (set! *warn-on-reflection* true)
 
 (defn- place
-  "Where a variable lies: `{:section index :offset bytes}`; nil if neither a relocation nor a symbol has it.
+  "Where a variable lies: `{:section index :offset bytes}`; nil if neither a relocation nor a
+  symbol has it.
 
-  `at` is where its offset stands in the BTF. Without a relocation, a static variable lies where the BTF says."
+  `at` is where its offset stands in the BTF. Without a relocation, a static variable lies where
+  the BTF says."
   [{:keys [relocations symbols by-name]} {:keys [name linkage]} at offset section]
   (let [{:keys [addend] :as relocation} (relocations at)
         by-relocation (when relocation (get symbols (:symbol relocation)))
@@ -26,8 +30,8 @@
 (defn- with-places
   "The record of a data section without a size with that size and the places of its variables.
 
-  Variables that lie in another section of the object are left out: a constant without a name for the linker is
-  merged with others of the same value."
+  Variables that lie in another section of the object are left out: a constant without a name for
+  the linker is merged with others of the same value."
   [b {:keys [id vars] :as record} {:keys [index] bytes :size} object]
   (let [start (blob/entries-at b id)]
     (when-not (<= 0 (long bytes) 0xffffffff)

@@ -7,7 +7,8 @@
 
 (set! *warn-on-reflection* true)
 
-;; What the fields of one record share. `seen` holds the names by offset, and `room` how many more bytes they may take.
+;; What the fields of one record share. `seen` holds the names by offset, and `room` how many more
+;; bytes they may take.
 (deftype Context [^Image image id row flag? ^HashMap seen ^longs room])
 
 (def ^:private spare-room 65536)
@@ -30,7 +31,8 @@
               ^longs room (.-room context)]
           (aset room 0 (- (aget room 0) (.length text)))
           (when (neg? (aget room 0))
-            (throw (malformed [:type (.-id context)] "its names overlap, and are together longer than all strings")))
+            (throw (malformed [:type (.-id context)]
+                              "its names overlap, and are together longer than all strings")))
           (when-not (.isEmpty text)
             (.put seen offset text)
             text)))))
@@ -51,14 +53,16 @@
       value)))
 
 (def ^:private readers
-  "Form of a field to what reads it: context, the map so far, the key, the place, and the index of the entry or nil."
+  "Form of a field to what reads it: context, the map so far, the key, the place, and the index of
+  the entry or nil."
   {:name (fn [context m key at _]
            (if-let [text (name-at context (u32 (.-image ^Context context) at))]
              (assoc m key text)
              m))
    :reference (fn [context m key at i] (assoc m key (reference context at i key)))
    :u32 (fn [context m key at _] (assoc m key (u32 (.-image ^Context context) at)))
-   :s32 (fn [context m key at _] (assoc m key (long (unchecked-int (u32 (.-image ^Context context) at)))))
+   :s32 (fn [context m key at _]
+          (assoc m key (long (unchecked-int (u32 (.-image ^Context context) at)))))
    :linkage (fn [context m key at _]
               (let [n (u32 (.-image ^Context context) at)]
                 (assoc m key (get kinds/linkages n n))))
@@ -81,7 +85,8 @@
    :value64 (fn [context m key at _] (assoc m key (value64 context at)))})
 
 (defn- compiled
-  "Fields as `[key reader bytes]`, so that what a form means is looked up once and not for each member of a struct."
+  "Fields as `[key reader bytes]`, so that what a form means is looked up once and not for each
+  member of a struct."
   [fields]
   (mapv (fn [[key form]] [key (readers form) (kinds/field-bytes form)]) fields))
 
@@ -111,7 +116,8 @@
       (if (< i n)
         (let [entry (read-fields context {} fields (+ at (* i step)) i)]
           ;; An enumerator is a pair, since that is how people write one.
-          (recur (inc i) (conj! done (if (= :values entries) [(:name entry) (:value entry)] entry))))
+          (recur (inc i)
+                 (conj! done (if (= :values entries) [(:name entry) (:value entry)] entry))))
         (persistent! done)))))
 
 (defn record
@@ -122,10 +128,12 @@
     (let [^Image owner (image/owner image id)
           at (image/at owner id)
           info (u32 owner (+ at 4))
-          {:keys [kind third tail tail-bytes entries flag mark vlen] :as row} (get rows (image/kind-number info))
+          {:keys [kind third tail tail-bytes entries flag mark vlen] :as row} (get rows
+                                                                                   (image/kind-number info))
           flag? (image/flag? info)
           context (Context. owner id row flag? (HashMap.)
-                            (doto (long-array 1) (aset 0 (+ (.-string-end owner) (long spare-room)))))
+                            (doto (long-array 1)
+                              (aset 0 (+ (.-string-end owner) (long spare-room)))))
           m (read-fields context {:id id :kind (or kind :unknown)} name-field at nil)]
       (cond-> m
         (nil? row) (assoc :number (image/kind-number info))
@@ -134,4 +142,5 @@
         (and mark flag?) (assoc mark true)
         vlen (assoc vlen (get kinds/linkages (image/vlen info) (image/vlen info)))
         row (as-> m (read-fields context m tail (+ at 12) nil))
-        entries (assoc entries (read-entries context (+ at 12 (long tail-bytes)) (image/vlen info)))))))
+        entries (assoc entries
+                       (read-entries context (+ at 12 (long tail-bytes)) (image/vlen info)))))))

@@ -16,10 +16,12 @@
           [(keyword (str "u" bits (name order))) (str "__" (name order) bits)])))
 
 (def typedefs
-  "Type to the name of its typedef. `__be16` and their like are the kernel's own, the rest this library's."
+  "Type to the name of its typedef. `__be16` and their like are the kernel's own, the rest this
+  library's."
   (merge
    byte-orders
-   {:ipv4 "bpfmap_ipv4" :ipv6 "bpfmap_ipv6" :mac "bpfmap_mac" :port "bpfmap_port" :ktime "bpfmap_ktime"}
+   {:ipv4 "bpfmap_ipv4" :ipv6 "bpfmap_ipv6" :mac "bpfmap_mac" :port "bpfmap_port"
+    :ktime "bpfmap_ktime"}
    (into {} (for [k [:s16be :s16le :s32be :s32le :s64be :s64le :u128be :u128le :s128be :s128le
                      :f32be :f32le :f64be :f64le]]
               [k (str "bpfmap_" (name k))]))))
@@ -43,17 +45,19 @@
 (def plain-typedefs
   "Names that say no more than the width of the integer behind them: they read as the integer."
   (into #{"size_t" "ssize_t" "bool" "uchar" "ushort" "uint" "ulong" "__kernel_size_t"}
-        (for [bits [8 16 32 64 128] [before after] [["u" ""] ["s" ""] ["__u" ""] ["__s" ""] ["uint" "_t"] ["int" "_t"]
-                                                    ["u_int" "_t"]]]
+        (for [bits [8 16 32 64 128]
+              [before after] [["u" ""] ["s" ""] ["__u" ""] ["__s" ""] ["uint" "_t"] ["int" "_t"]
+                              ["u_int" "_t"]]]
           (str before bits after))))
 
 ;; --- from BTF
 
-;; Every function here returns the node of a type, with the type itself under :type, :weight, how many members it has
-;; at all levels, and :depth, its levels.
+;; Every function here returns the node of a type, with the type itself under :type, :weight, how
+;; many members it has at all levels, and :depth, its levels.
 
 (def ^:private heaviest
-  "A hostile blob can describe, in a few lines, a type that doubles with every level. The kernel's largest have some thousands."
+  "A hostile blob can describe, in a few lines, a type that doubles with every level. The kernel's
+  largest have some thousands."
   100000)
 
 (def ^:private deepest 64)
@@ -127,7 +131,8 @@
   "Members that say where they are."
   [members]
   (map (fn [{:keys [bits bit-offset] :as member}]
-         (assoc member :options (if bits {:bit-offset bit-offset} {:offset (quot (long bit-offset) 8)})))
+         (assoc member :options
+                (if bits {:bit-offset bit-offset} {:offset (quot (long bit-offset) 8)})))
        members))
 
 (defn- form
@@ -140,13 +145,16 @@
         members))
 
 (defn- own-layout
-  "The node whose members lie where C puts them by itself, if that is where the blob says; else with the places said."
+  "The node whose members lie where C puts them by itself, if that is where the blob says; else
+  with the places said."
   [kind {:keys [id name size]} members]
   (let [attempt (fn [options members]
                   (try
-                    (when-let [node (node/of-members kind members (cond-> options name (assoc :name name)) [])]
+                    (when-let [node (node/of-members kind members
+                                                     (cond-> options name (assoc :name name)) [])]
                       ;; Only places that are said can overlap.
-                      (when (and (= :struct kind) (some :options members)) (node/check-overlap node []))
+                      (when (and (= :struct kind) (some :options members))
+                        (node/check-overlap node []))
                       (let [options (cond-> options
                                       (< (long (:size node)) (long size)) (assoc :size size)
                                       name (assoc :name name))]
@@ -160,7 +168,8 @@
                  (attempt {:packed true} free)
                  (attempt {:packed true} (placed members))
                  (throw (malformed [:type id] (str "the members of the " (clojure.core/name kind)
-                                                   " do not fit in its " size " bytes, share a name, or overlap"))))
+                                                   " do not fit in its " size
+                                                   " bytes, share a name, or overlap"))))
              id
              (map :node members))))
 
@@ -186,24 +195,30 @@
                      (<= (if name 1 0) (long bits) (min 64 (* 8 (long size)))))
                 (or name (#{:struct :union} kind)))
       (throw (malformed [:type id] (if bits
-                                     (str bits " bits of a " (clojure.core/name kind) " are no bit-field")
-                                     (str "a " (clojure.core/name kind) " without a name is no member")))))
+                                     (str bits " bits of a " (clojure.core/name kind)
+                                          " are no bit-field")
+                                     (str "a " (clojure.core/name kind)
+                                          " without a name is no member")))))
     member))
 
 (defn- prefix
-  "The node of a prefix of addresses, for a struct with the name and the very members that one is written with."
+  "The node of a prefix of addresses, for a struct with the name and the very members that one is
+  written with."
   [kind {:keys [name size]} members]
   (when-let [family (when (= :struct kind) (by-prefix-struct name))]
     (let [node (leaf [:prefix family])]
       (when (and (= size (:size node))
-                 (= (map (fn [{:keys [name node offset]}] [name (:type node) (* 8 (long offset)) nil])
+                 (= (map (fn [{:keys [name node offset]}]
+                           [name (:type node) (* 8 (long offset)) nil])
                          (:members (:layout node)))
-                    (map (fn [{:keys [name node bit-offset bits]}] [name (:type node) bit-offset bits])
+                    (map (fn [{:keys [name node bit-offset bits]}]
+                           [name (:type node) bit-offset bits])
                          members)))
         node))))
 
 (defn- compound [context kind {:keys [id name size members] :as record}]
-  (if-let [private (some (fn [[k row]] (when (and (= name (:c-name row)) (= size (:size row))) k)) node/private-types)]
+  (if-let [private (some (fn [[k row]] (when (and (= name (:c-name row)) (= size (:size row))) k))
+                         node/private-types)]
     (leaf private)
     (let [members (mapv #(check-member id (member-of context %)) members)]
       (or (prefix kind record members)
@@ -250,10 +265,12 @@
         (throw (malformed [:type id] "a typedef has no name")))
       (if (and (plain-typedefs name) (keyword? (:type target)))
         target
-        (weighed (assoc target :typedef name :type [:typedef name (:type target)] :target target) id [target])))))
+        (weighed (assoc target :typedef name :type [:typedef name (:type target)] :target target) id
+                 [target])))))
 
 (defn- variable
-  "An entry of a data section as a member: its name, node and place. What is declared of a type without size has no bytes."
+  "An entry of a data section as a member: its name, node and place. What is declared of a type
+  without size has no bytes."
   [{b :blob :as context} id {:keys [type offset]}]
   (let [{:keys [kind name linkage] target :type} (blob/record b type)]
     (when-not (and name (or (= :var kind) (and (= :func kind) (= :extern linkage))))
@@ -266,17 +283,20 @@
      :bit-offset (* 8 (long offset))}))
 
 (defn- laid-out
-  "Variables that a loader has yet to place, as libbpf does it: those of the largest alignment first, then by size and name."
+  "Variables that a loader has yet to place, as libbpf does it: those of the largest alignment
+  first, then by size and name."
   [variables]
   (first
    (reduce (fn [[placed ^long end] {{:keys [size align]} :node :as variable}]
              (let [at (node/round-up end align)]
                [(conj placed (assoc variable :bit-offset (* 8 at))) (+ at (long size))]))
            [[] 0]
-           (sort-by (fn [{:keys [node name]}] [(- (long (:align node))) (:size node) name]) variables))))
+           (sort-by (fn [{:keys [node name]}] [(- (long (:align node))) (:size node) name])
+                    variables))))
 
 (defn- told-apart
-  "Variables in the order of their places, whose names differ: `seen`, and `seen#4` for the one at offset 4.
+  "Variables in the order of their places, whose names differ: `seen`, and `seen#4` for the one at
+  offset 4.
 
   Each file of a program may have its own `static seen`. In a C identifier there is no `#`."
   [variables]
@@ -305,7 +325,9 @@
                         0 members)]
         (own-layout :struct (assoc record :size end) (told-apart members)))
       :else
-      (throw (malformed [:type id] (str "the size of section " name " is 0, since its variables have no places yet")
+      (throw (malformed [:type id]
+                        (str "the size of section " name
+                             " is 0, since its variables have no places yet")
                         "read it with parse-object, which finds the places in the object")))))
 
 (defn- of-record [context {:keys [id kind type] :as record}]
@@ -319,7 +341,8 @@
     :typedef (typedef context record)
     (:const :volatile :restrict :type-tag :var) (of-id context type)
     :datasec (section context record)
-    (throw (malformed [:type id] (str "a " (name kind) " has no value, so it is not the type of one")))))
+    (throw (malformed [:type id]
+                      (str "a " (name kind) " has no value, so it is not the type of one")))))
 
 (defn- of-id
   "The node of an id. Many members share a type, so each is read once."
@@ -340,7 +363,8 @@
   (try
     ((juxt :type :weight) (of-id {:blob b :within #{} :known (volatile! {})} id))
     (catch ExceptionInfo e
-      ;; What no type of ours can say: an integer of three bytes, an enum with a value too large for it.
+      ;; What no type of ours can say: an integer of three bytes, an enum with a value too large
+      ;; for it.
       (throw (if (= :invalid-spec (:bpfmap/error (ex-data e)))
                (malformed [:type id] (ex-message e))
                e)))))
@@ -355,8 +379,8 @@
 
 ;; --- to BTF
 
-;; A writer is an atom {:records [...] :ids {what it was made from, id}}, with the named types, and the types `within` which
-;; a pointer's target is being added. Ids count from 1.
+;; A writer is an atom {:records [...] :ids {what it was made from, id}}, with the named types,
+;; and the types `within` which a pointer's target is being added. Ids count from 1.
 
 (defn- add! [writer record]
   (count (:records (swap! writer update :records conj record))))
@@ -370,7 +394,8 @@
         id)))
 
 (defn identifier
-  "The C identifier that a name passes through the kernel as: what is no letter, digit or `_` becomes `_`.
+  "The C identifier that a name passes through the kernel as: what is no letter, digit or `_`
+  becomes `_`.
 
       (identifier :tx-bytes) ;=> \"tx_bytes\""
   [k]
@@ -383,19 +408,25 @@
   (first (reduce (fn [[identifiers used] k]
                    (let [text (some-> k identifier)
                          text (when text
-                                (first (remove used (cons text (map #(str text "_" %) (iterate inc 2))))))]
+                                (first (remove used
+                                               (cons text
+                                                     (map #(str text "_" %) (iterate inc 2))))))]
                      [(conj identifiers text) (conj used text)]))
                  [[] #{}]
                  names)))
 
 (def ^:private integer-names
-  {[1 false] "unsigned char" [1 true] "signed char" [2 false] "unsigned short" [2 true] "short" [4 false] "unsigned int"
-   [4 true] "int" [8 false] "unsigned long long" [8 true] "long long" [16 false] "unsigned __int128" [16 true] "__int128"})
+  {[1 false] "unsigned char" [1 true] "signed char" [2 false] "unsigned short" [2 true] "short"
+   [4 false] "unsigned int"
+   [4 true] "int" [8 false] "unsigned long long" [8 true] "long long" [16 false] "unsigned __int128"
+   [16 true] "__int128"})
 
 (defn- integer! [writer size signed?]
   (once! writer [:int size signed?]
-         #(add! writer {:kind :int :name (integer-names [size signed?]) :size size :bits (* 8 (long size)) :offset 0
-                        :signed signed? :char false :bool false})))
+         #(add! writer
+                {:kind :int :name (integer-names [size signed?]) :size size :bits (* 8 (long size))
+                 :offset 0
+                 :signed signed? :char false :bool false})))
 
 (defn- char! [writer]
   (once! writer :char #(add! writer {:kind :int :name "char" :size 1 :bits 8 :offset 0
@@ -406,11 +437,13 @@
                                      :signed false :char false :bool true})))
 
 (defn- float! [writer size]
-  (once! writer [:float size] #(add! writer {:kind :float :name ({4 "float" 8 "double"} size) :size size})))
+  (once! writer [:float size]
+         #(add! writer {:kind :float :name ({4 "float" 8 "double"} size) :size size})))
 
 (defn- array! [writer element n]
   (let [index (integer! writer 4 false)]
-    (once! writer [:array element n] #(add! writer {:kind :array :element element :index index :count n}))))
+    (once! writer [:array element n]
+           #(add! writer {:kind :array :element element :index index :count n}))))
 
 (defn- typedef! [writer name target]
   (once! writer [:typedef name target] #(add! writer {:kind :typedef :name name :type target})))
@@ -428,8 +461,9 @@
          "long long unsigned int" [8 false] "long long int" [8 true]}))
 
 (defn- text!
-  "The id of a type that C spells so, as `bpfmap.impl.btf.types` spells the target of a pointer; 0, void, for what has no name
-  of its own. Structs, unions and enums are declared, and not defined."
+  "The id of a type that C spells so, as `bpfmap.impl.btf.types` spells the target of a pointer;
+  0, void, for what has no name of its own. Structs, unions and enums are declared, and not
+  defined."
   [writer text]
   (let [[_ behind] (re-matches #"(?s)(.+) \*" text)
         [_ element] (re-matches #"(?s)(.+)\[\]" text)
@@ -449,15 +483,16 @@
       (integers-by-name text) (let [[size signed?] (integers-by-name text)]
                                 (if (= text (integer-names [size signed?]))
                                   (integer! writer size signed?)
-                                  (add-once! {:kind :int :name text :size size :bits (* 8 (long size)) :offset 0
+                                  (add-once! {:kind :int :name text :size size
+                                              :bits (* 8 (long size)) :offset 0
                                               :signed signed? :char false :bool false})))
       ;; What it is a name for is not known.
       (and (re-matches #"[A-Za-z_][A-Za-z0-9_]*" text) (not= "void" text)) (typedef! writer text 0)
       :else 0)))
 
 (defn- target!
-  "The id of what a pointer points to: a type, or how C spells one. A type that leads back to itself is declared there, if it
-  has a tag, or void."
+  "The id of what a pointer points to: a type, or how C spells one. A type that leads back to
+  itself is declared there, if it has a tag, or void."
   [writer target]
   (cond
     (nil? target) 0
@@ -511,7 +546,8 @@
     (let [signed? (boolean (:signed base))
           record {:kind (if (= 8 size) :enum64 :enum) :size size :signed signed?
                   :values (mapv vector (distinct-identifiers (keys values)) (vals values))}]
-      (once! writer [:enum record c-name] #(add! writer (cond-> record c-name (assoc :name (identifier c-name))))))))
+      (once! writer [:enum record c-name]
+             #(add! writer (cond-> record c-name (assoc :name (identifier c-name))))))))
 
 (defn- members [writer {:keys [members]}]
   (mapv (fn [{:keys [node offset bits bit-offset]} name]
@@ -525,7 +561,8 @@
 (defn- compound! [writer {:keys [kind size c-name] :as node}]
   (let [members (vec (sort-by :bit-offset (members writer node)))] ; the kernel wants them in order
     (struct! writer [kind c-name size members]
-             (cond-> {:kind kind :size size :members members} c-name (assoc :name (identifier c-name))))))
+             (cond-> {:kind kind :size size :members members}
+               c-name (assoc :name (identifier c-name))))))
 
 (defn- plain!
   "A node without regard to what it means beyond C."
@@ -554,7 +591,8 @@
   [writer {:keys [type typedef target] :as node}]
   (cond
     typedef (typedef! writer (identifier typedef) (type! writer target))
-    (= :port type) (typedef! writer "bpfmap_port" (typedef! writer "__be16" (integer! writer 2 false)))
+    (= :port type) (typedef! writer "bpfmap_port"
+                             (typedef! writer "__be16" (integer! writer 2 false)))
     (typedefs type) (typedef! writer (typedefs type) (plain! writer node))
     :else (plain! writer node)))
 

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.impl.btf.writer
-  "Writes BTF: records of the shape that `bpfmap.impl.btf.blob/record` returns become the bytes of a blob."
+  "Writes BTF: records of the shape that `bpfmap.impl.btf.blob/record` returns become the bytes of
+  a blob."
   (:require [bpfmap.error :refer [error list-of shown]]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.image :as image]
@@ -12,16 +13,19 @@
 
 (set! *warn-on-reflection* true)
 
-;; What is written so far: the types, and the strings with the offset of each. The first string has the offset
-;; `first-string`, and types are referred to up to `last-id`.
-(deftype Writer [^ByteBuffer types ^ByteArrayOutputStream strings ^HashMap offsets ^long first-string ^long last-id])
+;; What is written so far: the types, and the strings with the offset of each. The first string
+;; has the offset `first-string`, and types are referred to up to `last-id`.
+(deftype Writer
+  [^ByteBuffer types ^ByteArrayOutputStream strings ^HashMap offsets ^long first-string
+   ^long last-id])
 
 (def ^:private most-entries
   "What all kernels take; those before 2026 know no more."
   65535)
 
 (defn- invalid ^Throwable [path what hint]
-  (error :invalid-value (str "Cannot write BTF, at " (pr-str path) ": " what) {:bpfmap/path path :bpfmap/hint hint}))
+  (error :invalid-value (str "Cannot write BTF, at " (pr-str path) ": " what)
+         {:bpfmap/path path :bpfmap/hint hint}))
 
 (defn- number
   "The value under a key, checked to be an integer from low to high."
@@ -45,11 +49,14 @@
 
 (defn- name-bytes ^bytes [path text]
   (when-not (string? text)
-    (throw (invalid path (str (pr-str (shown text)) " is not a string") "leave out the name of what has none")))
+    (throw (invalid path (str (pr-str (shown text)) " is not a string")
+                    "leave out the name of what has none")))
   (let [bytes (.getBytes ^String text StandardCharsets/UTF_8)]
     (cond
       (< (long image/longest-string) (alength bytes))
-      (throw (invalid path (str "the name has " (alength bytes) " bytes, more than " image/longest-string) nil))
+      (throw (invalid path
+                      (str "the name has " (alength bytes) " bytes, more than "
+                           image/longest-string) nil))
       (some zero? bytes)
       (throw (invalid path (str (pr-str (shown text)) " contains a zero, which would end it") nil))
       (not= text (String. bytes StandardCharsets/UTF_8))
@@ -58,7 +65,8 @@
       :else bytes)))
 
 (defn- name-offset
-  "The offset of a name in the strings, where each stands but once. The empty one has been at 0 from the start."
+  "The offset of a name in the strings, where each stands but once. The empty one has been at 0
+  from the start."
   [^Writer w path text]
   (let [^HashMap offsets (.-offsets w)]
     (or (.get offsets (or text ""))
@@ -88,12 +96,14 @@
                             (str "it is " (list-of kinds/linkages)))))))
 
 (def ^:private writers
-  "Form of a field to what writes it: the writer, the map, the key, the path of the map, and whether the flag is set."
+  "Form of a field to what writes it: the writer, the map, the key, the path of the map, and
+  whether the flag is set."
   {:name (fn [w m key path _] (put! w (name-offset w (conj path key) (get m key))))
    :reference (fn [^Writer w m key path _]
                 (let [id (number m key path u32)]
                   (when (< (.-last-id w) (long id))
-                    (throw (invalid (conj path key) (str "there is no type " id ", the last one is " (.-last-id w))
+                    (throw (invalid (conj path key)
+                                    (str "there is no type " id ", the last one is " (.-last-id w))
                                     "types count from 1 in their order, and 0 is void")))
                   (put! w id)))
    :u32 (fn [w m key path _] (put! w (number m key path u32)))
@@ -126,7 +136,8 @@
   "The bytes that a record takes; checks that it is one, and its number of entries."
   ^long [i record]
   (when-not (map? record)
-    (throw (invalid [i] (str (pr-str (shown record)) " is not a record") "it is a map such as {:kind :ptr :type 1}")))
+    (throw (invalid [i] (str (pr-str (shown record)) " is not a record")
+                    "it is a map such as {:kind :ptr :type 1}")))
   (let [kind (:kind record)
         _ (when-not (kinds/numbers kind)
             (throw (invalid [i :kind] (str (pr-str (shown kind)) " is not a kind")
@@ -147,7 +158,10 @@
   [entries entry path]
   (cond
     (and (= :values entries) (vector? entry) (= 2 (count entry))) {:name (entry 0) :value (entry 1)}
-    (= :values entries) (throw (invalid path (str (pr-str (shown entry)) " is not a pair of a name and a value") nil))
+    (= :values
+       entries) (throw (invalid path
+                                (str (pr-str (shown entry)) " is not a pair of a name and a value")
+                                nil))
     (map? entry) entry
     :else (throw (invalid path (str (pr-str (shown entry)) " is not a map") nil))))
 
@@ -225,7 +239,9 @@
          order (or byte-order (ByteOrder/nativeOrder))
          total (reduce + 0 (map-indexed record-bytes records))
          _ (when (< Integer/MAX_VALUE (long total))
-             (throw (invalid [] (str "the types take " total " bytes, and an array holds " Integer/MAX_VALUE) nil)))
+             (throw (invalid []
+                             (str "the types take " total " bytes, and an array holds "
+                                  Integer/MAX_VALUE) nil)))
          w (Writer. (doto (ByteBuffer/allocate (int total)) (.order order))
                     (ByteArrayOutputStream.)
                     (HashMap. {"" 0})

@@ -31,7 +31,8 @@
 
       (functions [:struct [:common :u64] [:data [:struct [:init [:ptr \"function\"]] [:flags :u32]]]] nil) ;=> [:init]"
   [type types]
-  (let [data (some #(when (= :data (:name %)) (bare (:node %))) (:members (bare (node/node type types []))))]
+  (let [data (some #(when (= :data (:name %)) (bare (:node %)))
+                   (:members (bare (node/node type types []))))]
     (into [] (comp (filter #(and (:name %) (function? (:node %)))) (map :name)) (:members data))))
 
 (defn- filled
@@ -43,7 +44,9 @@
                 (let [names (if name [name] (node/member-names node))
                       missing (select-keys zeros (remove #(contains? value %) names))]
                   (cond
-                    (and name (contains? value name)) (update value name #(filled node (get zeros name) %))
+                    (and
+                     name (contains?
+                           value name)) (update value name #(filled node (get zeros name) %))
                     (and (= :union (:kind node)) (< (count missing) (count names))) value
                     (and (nil? name) (= :struct (:kind node))) (filled node zeros value)
                     :else (into value missing))))
@@ -95,8 +98,9 @@
           (Bytes/zero memory (+ offset size) (- stride size))))))
 
 (defn- per-cpu
-  "A codec of a value for each of n CPUs, as a vector in the order of the CPUs. The kernel keeps the bytes between two
-  values as they are written: where they are not zero, that CPU's value reads as a byte view up to the next one."
+  "A codec of a value for each of n CPUs, as a vector in the order of the CPUs. The kernel keeps
+  the bytes between two values as they are written: where they are not zero, that CPU's value
+  reads as a byte view up to the next one."
   ^Codec [^Codec of-one type n]
   (let [n (long n)
         kind (.integers of-one)
@@ -108,7 +112,8 @@
                                (let [at (+ (long offset) (* i stride))]
                                  (if (.isZero ^Padding slack memory at)
                                    values
-                                   (assoc values i (bytes/wrap (Bytes/copyOut memory at (int stride)))))))
+                                   (assoc values i
+                                          (bytes/wrap (Bytes/copyOut memory at (int stride)))))))
                              values (range n)))]
     (reify Codec
       (size [_] size)
@@ -122,8 +127,14 @@
                                   "{:cpus :all} writes one value for every CPU")
                              (str (pr-str (error/shown value)) (cond
                                                                  (nil? given) " is no vector"
-                                                                 (< n (long given)) (str " has more than " n " values")
-                                                                 :else (str " has " given (if (= 1 given) " value" " values"))))))))
+                                                                 (< n
+                                                                    (long
+                                                                     given)) (str " has more than "
+                                                                                  n " values")
+                                                                 :else (str " has " given
+                                                                            (if (= 1 given)
+                                                                              " value"
+                                                                              " values"))))))))
           (reduce (fn [^long i x]
                     (try
                       (write-one of-one x memory (+ offset (* i stride)))

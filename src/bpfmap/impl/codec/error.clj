@@ -27,10 +27,13 @@
             cause)))
 
 (defn deeper
-  "The same error seen from one level further out: its path begins with k. Other exceptions stay as they are."
+  "The same error seen from one level further out: its path begins with k. Other exceptions stay
+  as they are."
   ^Throwable [^Throwable e path k]
   (let [data (ex-data e)]
-    (if (and (instance? ExceptionInfo e) (= :invalid-value (:bpfmap/error data)) (:bpfmap/path data))
+    (if (and (instance? ExceptionInfo e)
+             (= :invalid-value (:bpfmap/error data))
+             (:bpfmap/path data))
       (let [old-path (:bpfmap/path data)
             ;; What the message said behind its path and before its hint is said again.
             text (ex-message e)

@@ -21,7 +21,8 @@
   (cond
     (bytes? value) value
     (instance? ByteView value) (.-array ^ByteView value)
-    (and (sequential? value) (every? #(and (int? %) (<= -128 (long %) 255)) (take (inc (long n)) value)))
+    (and (sequential? value)
+         (every? #(and (int? %) (<= -128 (long %) 255)) (take (inc (long n)) value)))
     (bytes/->array (take (inc (long n)) value)) ; it may be endless
     :else nil))
 
@@ -35,7 +36,8 @@
 (defn view-written?
   "Writes a byte view of exactly `size` bytes and returns true; returns false for any other value.
 
-  Every type takes one: it is how bytes that no natural value stands for are read, and written back."
+  Every type takes one: it is how bytes that no natural value stands for are read, and written
+  back."
   [value size type path memory offset]
   (if (instance? ByteView value)
     (do (Bytes/copyIn (exactly (.-array ^ByteView value) type path value size) memory (long offset))
@@ -65,11 +67,15 @@
      (size [_#] ~size)
      (integers [_#] ~kind)
      (encode [_# value# memory# offset#]
-       ;; Two comparisons of two numbers: Clojure inlines those, and calls a function that boxes for one of three.
-       (if (and (instance? Long value#) (<= ~low (.longValue ^Long value#)) (<= (.longValue ^Long value#) ~high))
+       ;; Two comparisons of two numbers: Clojure inlines those, and calls a function that boxes
+       ;; for one of three.
+       (if (and (instance? Long value#)
+                (<= ~low (.longValue ^Long value#))
+                (<= (.longValue ^Long value#) ~high))
          (~put memory# offset# (.longValue ^Long value#) ~@put-args)
          (when-not (view-written? value# ~size ~type ~path memory# offset#)
-           (~put memory# offset# (.longValue ^Number (integer-in value# ~low ~high ~type ~path)) ~@put-args))))
+           (~put memory# offset# (.longValue ^Number (integer-in value# ~low ~high ~type ~path))
+                 ~@put-args))))
      (decode [_# memory# offset#]
        (~get memory# offset# ~@get-args))))
 
@@ -83,13 +89,16 @@
         (if (and (instance? Long value) (<= 0 (.longValue ^Long value)))
           (Bytes/put64 memory offset (.longValue ^Long value) swap)
           (when-not (view-written? value 8 type path memory offset)
-            (Bytes/put64 memory offset (.longValue ^Number (integer-in value 0 18446744073709551615N type path)) swap))))
+            (Bytes/put64 memory offset
+                         (.longValue ^Number (integer-in value 0 18446744073709551615N type path))
+                         swap))))
       (decode [_ memory offset]
         (unsigned (Bytes/get64 memory offset swap))))))
 
 (defn- wide-codec [type path signed? swap]
   (let [swap (boolean swap)
-        big? (= (boolean (Bytes/swapped true)) swap) ; whether the first eight bytes are the high ones
+        ;; Whether the first eight bytes are the high ones
+        big? (= (boolean (Bytes/swapped true)) swap)
         high-at (if big? 0 8)
         low-at (if big? 8 0)
         two-to-127 (bigint (.shiftLeft BigInteger/ONE 127))
@@ -104,7 +113,8 @@
       (decode [_ memory offset]
         (let [high (Bytes/get64 memory (+ offset high-at) swap)
               high (biginteger (if signed? high (unsigned high)))
-              n (.or (.shiftLeft high 64) (biginteger (unsigned (Bytes/get64 memory (+ offset low-at) swap))))]
+              n (.or (.shiftLeft high 64)
+                     (biginteger (unsigned (Bytes/get64 memory (+ offset low-at) swap))))]
           (if (< (.bitLength n) 64) (.longValue n) (BigInt/fromBigInteger n)))))))
 
 (defn- swapped? [order]
@@ -124,9 +134,11 @@
       [2 false] (integer-codec type path 2 0 65535 (Bytes/getU16 swap) (Bytes/put16 swap) kind)
       [2 true] (integer-codec type path 2 -32768 32767 (Bytes/getS16 swap) (Bytes/put16 swap) kind)
       [4 false] (integer-codec type path 4 0 4294967295 (Bytes/getU32 swap) (Bytes/put32 swap) kind)
-      [4 true] (integer-codec type path 4 -2147483648 2147483647 (Bytes/getS32 swap) (Bytes/put32 swap) kind)
+      [4 true] (integer-codec type path 4 -2147483648 2147483647 (Bytes/getS32 swap)
+                              (Bytes/put32 swap) kind)
       [8 false] (u64-codec type path swap)
-      [8 true] (integer-codec type path 8 Long/MIN_VALUE Long/MAX_VALUE (Bytes/get64 swap) (Bytes/put64 swap) kind)
+      [8 true] (integer-codec type path 8 Long/MIN_VALUE Long/MAX_VALUE (Bytes/get64 swap)
+                              (Bytes/put64 swap) kind)
       ([16 false] [16 true]) (wide-codec type path signed swap))))
 
 (defn pointer
@@ -145,7 +157,8 @@
       x)))
 
 (defn- float-codec
-  "A codec of numbers that read as doubles, but for those whose bits `special?` says a double does not keep."
+  "A codec of numbers that read as doubles, but for those whose bits `special?` says a double does
+  not keep."
   [{:keys [type size order]} path special?]
   (let [swap (boolean (swapped? order))
         n (int size)
@@ -181,13 +194,16 @@
   (float-codec node path
                (if (= 4 size)
                  (fn [memory offset swap x]
-                   (and (not (== x x)) (not (== 0x7fc00000 (Bytes/getU32 memory (long offset) (boolean swap))))))
+                   (and (not (== x x))
+                        (not (== 0x7fc00000 (Bytes/getU32 memory (long offset) (boolean swap))))))
                  (fn [memory offset swap x]
-                   (and (not (== x x)) (not (== 0x7ff8000000000000 (Bytes/get64 memory (long offset) (boolean swap)))))))))
+                   (and (not (== x x))
+                        (not (== 0x7ff8000000000000
+                                 (Bytes/get64 memory (long offset) (boolean swap)))))))))
 
 (defn floating-key
-  "The codec of a floating-point number's node in a key. Every NaN and -0.0 read as byte views: as numbers they would not be
-  equal to themselves, or be equal to 0.0, whose bytes are others."
+  "The codec of a floating-point number's node in a key. Every NaN and -0.0 read as byte views: as
+  numbers they would not be equal to themselves, or be equal to 0.0, whose bytes are others."
   [node path]
   (float-codec node path
                (fn [_ _ _ x]
@@ -195,7 +211,8 @@
                    (or (not (== x x)) (neg? (Math/copySign 1.0 x)))))))
 
 (defn bool
-  "The codec of a truth value's node. A byte that C never writes there, 2 to 255, reads as a byte view."
+  "The codec of a truth value's node. A byte that C never writes there, 2 to 255, reads as a byte
+  view."
   [{:keys [type]} path]
   (reify Codec
     (size [_] 1)
@@ -248,8 +265,8 @@
     (catch CharacterCodingException _ nil)))
 
 (defn text
-  "The codec of a text's node, with zeros behind it; with `:terminated`, at least one. Bytes that are none read as a byte
-  view, which goes in again."
+  "The codec of a text's node, with zeros behind it; with `:terminated`, at least one. Bytes that
+  are none read as a byte view, which goes in again."
   [{:keys [type size terminated]} path]
   (let [n (int size)
         terminated (boolean terminated)
@@ -259,13 +276,15 @@
       (encode [_ value memory offset]
         (if (string? value)
           (let [^bytes array (or (utf-8 value)
-                                 (throw (misfit type path value "it takes a text that UTF-8 can say, and this has half a character")))]
+                                 (throw (misfit type path value
+                                                "it takes a text that UTF-8 can say, and this has half a character")))]
             (cond
               (not (neg? (.indexOf ^String value 0)))
               (throw (misfit type path value "it takes a text without NUL characters"))
               (< most (alength array))
               (throw (misfit type path value
-                             (str "it takes a text of up to " most (if (= 1 most) " byte" " bytes") " in UTF-8, this has "
+                             (str "it takes a text of up to " most (if (= 1 most) " byte" " bytes")
+                                  " in UTF-8, this has "
                                   (alength array))))
               :else
               (do (Bytes/zero memory offset n)
@@ -283,8 +302,8 @@
         (and (zero? (aget array i)) (recur (inc i))))))
 
 (defn nothing
-  "The codec of a node that is the kernel's, or a hole: written as zero, read as nil. Other bytes than zeros, which only
-  memory and maps without BTF can have there, read as a byte view."
+  "The codec of a node that is the kernel's, or a hole: written as zero, read as nil. Other bytes
+  than zeros, which only memory and maps without BTF can have there, read as a byte view."
   [{:keys [type size]} path]
   (let [n (int size)]
     (reify Codec
@@ -323,7 +342,8 @@
 
       (seq (ipv4-bytes \"10.0.0.1\")) ;=> (10 0 0 1)"
   ^bytes [^String text]
-  ;; ofLiteral takes fewer parts too, and leading zeros, as inet_aton does, and means something else than people do.
+  ;; ofLiteral takes fewer parts too, and leading zeros, as inet_aton does, and means something
+  ;; else than people do.
   (when (re-matches #"(0|[1-9]\d{0,2})(\.(0|[1-9]\d{0,2})){3}" text)
     (try
       (.getAddress ^InetAddress (Inet4Address/ofLiteral text))
@@ -348,7 +368,8 @@
       (catch IllegalArgumentException _ nil))))
 
 (defn- longest-zeros
-  "Where the longest run of two or more zero groups begins, and how long it is; the first of equals. RFC 5952, 4.2."
+  "Where the longest run of two or more zero groups begins, and how long it is; the first of
+  equals. RFC 5952, 4.2."
   [groups]
   (loop [i 0 best [nil 1]]
     (if (< i 8)
@@ -361,7 +382,8 @@
 
       (ipv6-text (ipv6-bytes \"0:0:0:0:0:0:0:1\")) ;=> \"::1\""
   [^bytes array]
-  (let [groups (mapv #(bit-or (bit-shift-left (octet array (* 2 %)) 8) (octet array (inc (* 2 %)))) (range 8))
+  (let [groups (mapv #(bit-or (bit-shift-left (octet array (* 2 %)) 8) (octet array (inc (* 2 %))))
+                     (range 8))
         hex #(str/join ":" (map Long/toHexString %))]
     (if (and (every? zero? (subvec groups 0 5)) (= 0xffff (groups 5)))
       (str "::ffff:" (ipv4-text (byte-array (drop 12 array))))
@@ -396,7 +418,8 @@
 ;; ---------------------------------------------------------------- prefixes
 
 (def ^:private families
-  "Of each kind of address: what reads and what writes its text, and a prefix of it for people to see."
+  "Of each kind of address: what reads and what writes its text, and a prefix of it for people to
+  see."
   {:ipv4 {:parse ipv4-bytes :unparse ipv4-text :example "10.0.0.0/8"}
    :ipv6 {:parse ipv6-bytes :unparse ipv6-text :example "2001:db8::/32"}})
 
@@ -411,14 +434,16 @@
     out))
 
 (defn prefix-text
-  "The prefix of the first n bits of an address: `family` is :ipv4 or :ipv6, and the array has its bytes.
+  "The prefix of the first n bits of an address: `family` is :ipv4 or :ipv6, and the array has its
+  bytes.
 
       (prefix-text :ipv4 (ipv4-bytes \"10.1.2.3\") 8) ;=> \"10.0.0.0/8\""
   [family array n]
   (str ((:unparse (families family)) (network array n)) "/" n))
 
 (defn- parse-prefix
-  "The length and the address of a prefix; nil for a text that is none. Without a length it is the whole address."
+  "The length and the address of a prefix; nil for a text that is none. Without a length it is the
+  whole address."
   [text parse most]
   (when-let [[_ address digits] (re-matches #"([^/]*)(?:/(0|[1-9]\d{0,2}))?" text)]
     (let [n (if digits (parse-long digits) most)]
@@ -429,15 +454,17 @@
 (def ^:private prefixlen-size "Bytes of the length, which stands before the address." 4)
 
 (defn prefix
-  "The codec of a prefix's node. Bytes that no text says, a length beyond the address or bits set behind the prefix, read
-  as the struct that they are, `{:prefixlen n :data bytes}`, which goes in again."
+  "The codec of a prefix's node. Bytes that no text says, a length beyond the address or bits set
+  behind the prefix, read as the struct that they are, `{:prefixlen n :data bytes}`, which goes in
+  again."
   [{:keys [type size family layout]} path codec]
   (let [{:keys [parse example]} (families family)
         size (long size)
         address-size (- size (long prefixlen-size))
         most (* 8 address-size)
         ^Codec of-layout (codec layout path)
-        expected (str "it takes a text such as " (pr-str example) ", with a length from 0 to " most)]
+        expected (str "it takes a text such as " (pr-str example) ", with a length from 0 to "
+                      most)]
     (reify Codec
       (size [_] size)
       (encode [_ value memory offset]

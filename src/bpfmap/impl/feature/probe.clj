@@ -28,7 +28,8 @@
   {:supported nil :why why})
 
 (def unsupported-errnos
-  "How a kernel refuses what it does not know or have. The probes ask with arguments that are right otherwise."
+  "How a kernel refuses what it does not know or have. The probes ask with arguments that are
+  right otherwise."
   #{:EINVAL :ENOTSUPP :EOPNOTSUPP})
 
 (def ^:private of-the-process
@@ -49,7 +50,8 @@
 (defn of-creation
   "The answer that `create` gives, a function that returns a descriptor or throws.
 
-  An errno in `known-by` counts as a yes, one in `unknown-by` as a no, besides those that always do."
+  An errno in `known-by` counts as a yes, one in `unknown-by` as a no, besides those that always
+  do."
   [known-by unknown-by create]
   (try
     (call/close (create))
@@ -64,8 +66,8 @@
 (defn of-operation
   "The answer that the outcome of an operation on an element gives.
 
-  Other than creating, an operation may fail for want of the element: such errors come from behind the place
-  where the kernel looks whether the map type has the operation."
+  Other than creating, an operation may fail for want of the element: such errors come from behind
+  the place where the kernel looks whether the map type has the operation."
   [known-by outcome ctx]
   (let [errno (errno-of outcome)]
     (cond
@@ -79,8 +81,9 @@
 ;; --- the smallest maps
 
 (def ^:private nobodys
-  "A descriptor that no process has: it is above the highest limit of open files. The kernel refuses it with EBADF, once it
-  has looked whether there is anything to do with it. A negative number will not do: socket maps answer EINVAL."
+  "A descriptor that no process has: it is above the highest limit of open files. The kernel
+  refuses it with EBADF, once it has looked whether there is anything to do with it. A negative
+  number will not do: socket maps answer EINVAL."
   0x7fffffff)
 
 (def ^:private local-storage
@@ -90,9 +93,10 @@
 (def ^:private smallest
   "Where the smallest map of a type is not one entry of four bytes each.
 
-  Besides the keys of a spec: `:needs`, what must be made first; `:known-by`, errno values that only a kernel with the
-  type gives; `:key` and `:value`, what an operation is tried with where 0 would not do: a number in the
-  first four bytes. `:max-entries` may be a function, of what this machine is like."
+  Besides the keys of a spec: `:needs`, what must be made first; `:known-by`, errno values that
+  only a kernel with the type gives; `:key` and `:value`, what an operation is tried with where 0
+  would not do: a number in the first four bytes. `:max-entries` may be a function, of what this
+  machine is like."
   {:prog-array {:value nobodys}
    :perf-event-array {:value nobodys}
    :stack-trace {:value-size 8}
@@ -110,8 +114,9 @@
    :stack {:key-size 0}
    :sk-storage local-storage
    :devmap-hash {:value 1} ; the loopback device, which every network namespace has as its first
-   ;; Its value is a struct of the kernel's. The kernel answers ENOTSUPP to the id of a type that is no such
-   ;; struct (kernel/bpf/bpf_struct_ops.c), and E2BIG before 5.6, when the attribute had no field for it.
+   ;; Its value is a struct of the kernel's. The kernel answers ENOTSUPP to the id of a type that
+   ;; is no such struct (kernel/bpf/bpf_struct_ops.c), and E2BIG before 5.6, when the attribute
+   ;; had no field for it.
    :struct-ops {:value-type 1 :known-by #{:ENOTSUPP} :unknown-by #{:E2BIG}}
    :ringbuf {:key-size 0 :value-size 0 :max-entries call/page-size}
    :inode-storage local-storage
@@ -124,7 +129,8 @@
    :rhash {:flags #{:no-prealloc}}})
 
 (def ^:private companions
-  "What must be in a spec for a flag to be looked at. Where that is a descriptor, EBADF comes only from a kernel that looks."
+  "What must be in a spec for a flag to be looked at. Where that is a descriptor, EBADF comes only
+  from a kernel that looks."
   {:stack-build-id {:value-size 32} ; struct bpf_stack_build_id
    :token-fd {:token nobodys :known-by #{:EBADF}}
    :vtype-btf-obj-fd {:value-type-btf nobodys :known-by #{:EBADF}}})
@@ -132,7 +138,8 @@
 (defn- spec-of
   "The spec of the smallest map of a type, with a flag unless that is nil."
   [type flag]
-  (let [spec (merge {:key-size 4 :value-size 4 :max-entries 1 :flags #{} :known-by #{} :unknown-by #{}}
+  (let [spec (merge {:key-size 4 :value-size 4 :max-entries 1 :flags #{} :known-by #{}
+                     :unknown-by #{}}
                     (smallest type)
                     {:type type})
         spec (update spec :max-entries #(if (fn? %) (%) %))
@@ -178,27 +185,31 @@
   probe/operations)
 
 (def ^:private ambiguous
-  "Operations whose EINVAL does not mean that the type lacks them, but that there is no such element.
-  Source: sock_map_delete_elem in net/core/sock_map.c; it came with the type."
+  "Operations whose EINVAL does not mean that the type lacks them, but that there is no such
+  element. Source: sock_map_delete_elem in net/core/sock_map.c; it came with the type."
   {[:sockmap :delete] #{:EINVAL}})
 
 (def ^:private value-room
-  "Bytes for a value. The kernel moves one of eight bytes for each possible CPU, and is never built for more than 8192."
+  "Bytes for a value. The kernel moves one of eight bytes for each possible CPU, and is never
+  built for more than 8192."
   (* 8 8192))
 
 (defn- bytes-of
   "A byte array of a size that begins with a number of four bytes; nil for size 0."
   [size number]
   (when (pos? (long size))
-    (.array (.putInt (.order (ByteBuffer/allocate (int size)) (ByteOrder/nativeOrder)) (int number)))))
+    (.array (.putInt (.order (ByteBuffer/allocate (int size)) (ByteOrder/nativeOrder))
+                     (int number)))))
 
 (defn- operate [fd op {:keys [key-size key value]} flags]
   (probe/operate op fd
-                  {:key (bytes-of key-size (or key 0)) :value (bytes-of value-room (or value 0)) :flags flags}
+                  {:key (bytes-of key-size (or key 0)) :value (bytes-of value-room (or value 0))
+                   :flags flags}
                   ctx))
 
 (defn- with-map
-  "Calls `f` with the descriptor that `make` returns, and closes it; a refusal to make it says nothing of what was asked."
+  "Calls `f` with the descriptor that `make` returns, and closes it; a refusal to make it says
+  nothing of what was asked."
   [make f]
   (try
     (let [fd (make)]
@@ -215,7 +226,8 @@
       (inconclusive (str "bpfmap does not know what a map of type " type " is like"))
 
       (= :struct-ops type)
-      (inconclusive "a map of type :struct-ops has the type of a struct of the kernel, and is not probed further")
+      (inconclusive
+       "a map of type :struct-ops has the type of a struct of the kernel, and is not probed further")
 
       :else
       (with-map #(create spec)
@@ -232,8 +244,9 @@
   [:struct [:lock :spin-lock] [:n :u32]])
 
 (defn try-conditional-write
-  "Whether the kernel looks whether the key exists before a write that depends on it, on maps of a type, with a flag of
-  [[element-flags]] beside it unless that is nil. It is tried with BPF_EXIST and a key that does not exist."
+  "Whether the kernel looks whether the key exists before a write that depends on it, on maps of a
+  type, with a flag of [[element-flags]] beside it unless that is nil. It is tried with BPF_EXIST
+  and a key that does not exist."
   [type flag]
   (let [spec (spec-of type nil)
         bits (bit-or (long (:value (rules/element-flags :exist)))
@@ -261,9 +274,10 @@
 (def ^:private needs
   "What the smallest program of a type has besides its instructions, by the type's name.
 
-  `:attach-type` is a number of `enum bpf_attach_type`, linux/bpf.h. The kernel looks at it while loading where it
-  decides what the program is given. No function or struct of the kernel is named for the types that are loaded for
-  one: the verifier says that it is missing, which tells that it knows the type."
+  `:attach-type` is a number of `enum bpf_attach_type`, linux/bpf.h. The kernel looks at it while
+  loading where it decides what the program is given. No function or struct of the kernel is named
+  for the types that are loaded for one: the verifier says that it is missing, which tells that it
+  knows the type."
   {:kprobe {:kernel-version true} ; before Linux 5.0
    :cgroup-sock-addr {:attach-type 8} ; BPF_CGROUP_INET4_BIND
    :lirc-mode2 {:attach-type 16} ; BPF_LIRC_MODE2
@@ -274,7 +288,8 @@
    :netfilter {:attach-type 45}}) ; BPF_NETFILTER
 
 (def ^:private targeted
-  "Types whose helpers depend on the function or struct that a program is loaded for, and why they are not probed."
+  "Types whose helpers depend on the function or struct that a program is loaded for, and why they
+  are not probed."
   {:tracing "which helpers it may call depends on the function that it traces"
    :lsm "which helpers it may call depends on the hook that it is for"
    :ext "it may call the helpers of the program that it replaces a function of"
@@ -287,7 +302,8 @@
     (+ (* 65536 (long major)) (* 256 (long minor)) (min 255 (long (or patch 0))))))
 
 (defn- load-smallest
-  "Loads instructions as a program of a type, a name or a number: `{:errno name-or-nil :outcome number :log text}`."
+  "Loads instructions as a program of a type, a name or a number: `{:errno name-or-nil :outcome
+  number :log text}`."
   [type number insns]
   (let [{:keys [kernel-version] :as needs} (needs type)
         program (cond-> (assoc needs :type number :insns (:bytes (asm/assemble insns)))
@@ -306,7 +322,8 @@
   "The answer of a program that could not be loaded for a reason of the process."
   [{:keys [outcome]}]
   ;; A refusal that has no log is none of the verifier's, to which errors of :load ascribe it.
-  (why "Loading a program to probe with" outcome {:op (if (missing "CAP_BPF" "CAP_PERFMON") :load :feature)}))
+  (why "Loading a program to probe with" outcome
+       {:op (if (missing "CAP_BPF" "CAP_PERFMON") :load :feature)}))
 
 (defn try-type
   "Whether the kernel has a program type: its name, if it has one, and its number."
@@ -324,17 +341,19 @@
 ;; --- helpers
 
 (def ^:private refusals
-  "How the verifier says that there is no such helper, or not for this program type. The first is said of numbers that
-  no type knows; of the others older kernels say the second, newer ones the third.
-  Source: check_helper_call in kernel/bpf/verifier.c."
+  "How the verifier says that there is no such helper, or not for this program type. The first is
+  said of numbers that no type knows; of the others older kernels say the second, newer ones the
+  third. Source: check_helper_call in kernel/bpf/verifier.c."
   #"invalid func |unknown func |program of this type cannot use helper ")
 
 (def ^:private hiding
-  "Capabilities that a helper needs besides CAP_BPF and CAP_PERFMON. Without them the kernel says that there is none."
+  "Capabilities that a helper needs besides CAP_BPF and CAP_PERFMON. Without them the kernel says
+  that there is none."
   {36 ["CAP_SYS_ADMIN"]}) ; probe-write-user
 
 (defn called
-  "What the verifier's log of a program that calls a helper says: `:known`, `:unknown`, or nil where it says neither."
+  "What the verifier's log of a program that calls a helper says: `:known`, `:unknown`, or nil
+  where it says neither."
   [errno log]
   (cond
     (nil? errno) :known
@@ -357,4 +376,5 @@
                    unsupported)
         (if (str/blank? log)
           (why-refused loaded)
-          (inconclusive (str "the verifier did not come to the call: " (first (str/split-lines log)))))))))
+          (inconclusive (str "the verifier did not come to the call: "
+                             (first (str/split-lines log)))))))))

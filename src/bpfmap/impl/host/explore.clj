@@ -1,8 +1,10 @@
 (ns ^:no-doc bpfmap.impl.host.explore
-  "What there is on a host as data that leads on: `clojure.datafy/datafy` shows what a thing is, `nav` goes to what it
-  names, from the host to its maps, from a map to its entries, from an entry to the map or program in it.
+  "What there is on a host as data that leads on: `clojure.datafy/datafy` shows what a thing is,
+  `nav` goes to what it names, from the host to its maps, from a map to its entries, from an entry
+  to the map or program in it.
 
-  Everything here is plain data with metadata; nothing stays open. Entries are read when they are shown, and bounded."
+  Everything here is plain data with metadata; nothing stays open. Entries are read when they are
+  shown, and bounded."
   (:require [bpfmap.impl.host.inventory :as inventory]
             [bpfmap.impl.map.batch-ops :as batch-ops]
             [bpfmap.impl.map.bpf-map :as bpf-map]
@@ -48,7 +50,8 @@
   {:error (:bpfmap/error (ex-data e)) :message (ex-message e)})
 
 (defmacro ^:private or-error
-  "Runs body; what it throws as data is the value, as `{:error :message}`: what is looked at may be gone."
+  "Runs body; what it throws as data is the value, as `{:error :message}`: what is looked at may
+  be gone."
   [& body]
   `(try
      ~@body
@@ -68,11 +71,13 @@
     (all-leading entry (into [] (if n (take n) identity) (batch-ops/entries m nil)))))
 
 (defn- opened
-  "Calls f with a map, opened read-only for the time; `info` has its id, and its types where they are known."
+  "Calls f with a map, opened read-only for the time; `info` has its id, and its types where they
+  are known."
   [info f]
   (with-open [^Closeable m (lifecycle/open (:id info) (into {:access :read-only}
                                                             (remove (comp nil? val))
-                                                            (select-keys info [:key :value :types])))]
+                                                            (select-keys
+                                                             info [:key :value :types])))]
     (f m)))
 
 (defn- map-nav [{:keys [id] :as info}]
@@ -88,7 +93,8 @@
   (let [id (:id info)]
     (leading (into info (remove (comp nil? val))
                    {:entries (or-error (read-entries m shown-entries))
-                    :used-by (or-error (mapv #(select-keys % [:id :name :type]) (inventory/programs-using id)))})
+                    :used-by (or-error (mapv #(select-keys % [:id :name :type])
+                                             (inventory/programs-using id)))})
              {:nav (map-nav (merge info (select-keys (bpf-map/spec-of m) [:types])))})))
 
 (defn- map-row

@@ -20,23 +20,28 @@
 (set! *warn-on-reflection* true)
 
 (defn- noting-skips
-  "Calls f with a function of a place and the exception that it met; returns f's vector with those in its metadata."
+  "Calls f with a function of a place and the exception that it met; returns f's vector with those
+  in its metadata."
   [f]
   (let [skipped (volatile! [])
         found (f (fn [place e]
-                   (vswap! skipped conj (assoc place :error (:bpfmap/error (ex-data e)) :message (ex-message e)))))]
+                   (vswap! skipped conj
+                           (assoc place :error (:bpfmap/error (ex-data e)) :message
+                                  (ex-message e)))))]
     (vary-meta found assoc :skipped @skipped)))
 
 (defn- unreadable
   "The exception for a file that cannot be read."
   [what op file kind hint cause]
-  (error/error kind (str what " cannot be read") {:bpfmap/op op :bpfmap/file file :bpfmap/hint hint} cause))
+  (error/error kind (str what " cannot be read") {:bpfmap/op op :bpfmap/file file :bpfmap/hint hint}
+               cause))
 
 (def ^:private no-file "it is not there, or no longer")
 (def ^:private no-permission "this user may not look into it")
 
 (defn- file-error
-  "An IOException as an error as data. The kernel answers ESRCH, which Java has no name for, when a process ends."
+  "An IOException as an error as data. The kernel answers ESRCH, which Java has no name for, when
+  a process ends."
   [^IOException e what op file]
   (let [[kind hint] (condp instance? e
                       NoSuchFileException [:not-found no-file]
@@ -56,8 +61,10 @@
                         :ENOENT [:not-found no-file]
                         :ENOTDIR [:not-found "it is no directory"]
                         (:EACCES :EPERM) [:permission no-permission]
-                        (:EMFILE :ENFILE) [:too-many-files "no descriptor is left (ulimit -n, fs.file-max)"]
-                        [:kernel (str "the kernel answered " (if (keyword? errno) (name errno) errno))])]
+                        (:EMFILE :ENFILE) [:too-many-files
+                                           "no descriptor is left (ulimit -n, fs.file-max)"]
+                        [:kernel
+                         (str "the kernel answered " (if (keyword? errno) (name errno) errno))])]
       (throw (unreadable (paths/printed path) :pins path kind hint nil)))))
 
 (defmacro ^:private reading-file
@@ -84,7 +91,8 @@
   {:map map/info, :program progs/info, :link link/info})
 
 (defn brief?
-  "Returns the option `:brief` of a list, false by default. Throws `:invalid-value` for anything but a map of it."
+  "Returns the option `:brief` of a list, false by default. Throws `:invalid-value` for anything
+  but a map of it."
   [options]
   (let [invalid (fn [path message]
                   (error/error :invalid-value message {:bpfmap/op :list :bpfmap/path path}))]
@@ -92,14 +100,15 @@
       (throw (invalid [] (str "Options must be a map, got " (pr-str (error/shown options))))))
     (doseq [[k v] options]
       (when-not (= :brief k)
-        (throw (invalid [k] (str "Unknown option " (pr-str (error/shown k)) ": the option is :brief"))))
+        (throw (invalid [k]
+                        (str "Unknown option " (pr-str (error/shown k)) ": the option is :brief"))))
       (when-not (boolean? v)
         (throw (invalid [k] (str ":brief must be true or false, got " (pr-str (error/shown v)))))))
     (:brief options false)))
 
 (defn map-infos
-  "What the kernel says of every map, by ascending id; calls `skipped` with the error of each that cannot be opened. With
-  `brief?`, without :memlock and :frozen, which are in a file for each map.
+  "What the kernel says of every map, by ascending id; calls `skipped` with the error of each that
+  cannot be opened. With `brief?`, without :memlock and :frozen, which are in a file for each map.
 
   With `more`, each element is `(more fd info)`, called while the map is open."
   ([op skipped] (map-infos op skipped false))
@@ -168,8 +177,11 @@
     (try
       (let [kind (call/kind-or-throw fd path ctx)]
         (when (= :other kind)
-          (throw (error/error :not-supported (str (paths/printed path) " holds something that bpfmap does not know")
-                              {:bpfmap/op :pins :bpfmap/file path :bpfmap/hint "it is no map, program or link"})))
+          (throw (error/error :not-supported
+                              (str (paths/printed path)
+                                   " holds something that bpfmap does not know")
+                              {:bpfmap/op :pins :bpfmap/file path
+                               :bpfmap/hint "it is no map, program or link"})))
         (into {:path path :kind kind}
               (select-keys ((info-of kind) fd ctx) [:id :name :type])))
       (finally (call/close fd)))))
@@ -180,10 +192,12 @@
   (loop [[{:keys [path type]} & more] [{:path directory :type :directory}] found []]
     (case type
       nil found
-      :file (recur more (if-let [pin (skipping skip {:path path} (pin path))] (conj found pin) found))
+      :file (recur more
+                   (if-let [pin (skipping skip {:path path} (pin path))] (conj found pin) found))
       :directory (if (and (mount-point? path) (not= path directory))
                    (recur more found)
-                   (recur (concat (skipping skip {:path path} (checked (paths/entries path) path)) more) found))
+                   (recur (concat (skipping skip {:path path} (checked (paths/entries path) path))
+                                  more) found))
       (if (int? type) ; it is gone, or nobody may look at it
         (do (skipping skip {:path path} (checked type path))
             (recur more found))
@@ -199,7 +213,8 @@
   (let [text (call/path-text directory :pins)
         real (checked (paths/real-path text) text)]
     (when-not real
-      (throw (unreadable text :pins text :kernel "where it is cannot be told: /proc is not mounted" nil)))
+      (throw (unreadable text :pins text :kernel "where it is cannot be told: /proc is not mounted"
+                         nil)))
     (when-not (= :directory (checked (paths/type-of real true) text))
       (checked -20 text)) ; ENOTDIR
     real))
@@ -227,7 +242,8 @@
 ;; --- who holds what
 
 (defn- invalid [ref op hint]
-  (error/error :invalid-value (str "Not a reference: " (pr-str (error/shown ref))) {:bpfmap/op op :bpfmap/hint hint}))
+  (error/error :invalid-value (str "Not a reference: " (pr-str (error/shown ref)))
+               {:bpfmap/op op :bpfmap/hint hint}))
 
 (def ^:private id-keys {:map-id :map, :program-id :program, :link-id :link})
 
@@ -240,11 +256,14 @@
       (id? ref) [:map ref]
       (and (map? ref) (= 1 (count ref)) (id-keys (key (first ref))) (id? (val (first ref))))
       [(id-keys (key (first ref))) (val (first ref))]
-      :else (throw (invalid ref op (str "it is the id of a map, {:map-id n}, {:program-id n} or {:link-id n}, "
-                                        "or a map, program or attachment that is open here"))))))
+      :else (throw (invalid ref op
+                            (str
+                             "it is the id of a map, {:map-id n}, {:program-id n} or {:link-id n}, "
+                                 "or a map, program or attachment that is open here"))))))
 
 (defn- in-processes
-  "Calls f with each process's number, and puts what it returns for each into a vector; a nil is left out."
+  "Calls f with each process's number, and puts what it returns for each into a vector; a nil is
+  left out."
   [f]
   (let [processes (reading-file "The list of processes" :holders "/proc" (procfs/processes))]
     (noting-skips
@@ -266,7 +285,8 @@
          {:pid pid :command (procfs/command pid) :fds (vec fds)})))))
 
 (defn all-holders
-  "The processes that have a descriptor of anything of BPF, with what they hold, by ascending number."
+  "The processes that have a descriptor of anything of BPF, with what they hold, by ascending
+  number."
   []
   (in-processes
    (fn [pid]
@@ -279,6 +299,7 @@
   [ref]
   (let [[kind id] (reference ref :programs-using)]
     (when-not (= :map kind)
-      (throw (invalid ref :programs-using "it takes a map: an id, {:map-id n}, or one that is open here")))
+      (throw (invalid ref :programs-using
+                      "it takes a map: an id, {:map-id n}, or one that is open here")))
     (let [programs (programs)]
       (with-meta (filterv #(some #{id} (:map-ids %)) programs) (meta programs)))))

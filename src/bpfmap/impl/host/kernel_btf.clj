@@ -33,7 +33,8 @@
   "The BTF of a module, on that of the kernel."
   [module]
   (when-not (and (string? module) (re-matches #"[A-Za-z0-9_]+" module) (not= "vmlinux" module))
-    (throw (error/error :invalid-value (str "Not the name of a module: " (pr-str (error/shown module)))
+    (throw (error/error :invalid-value
+                        (str "Not the name of a module: " (pr-str (error/shown module)))
                         {:bpfmap/op :module-btf})))
   (btf/parse (file :module-btf module) (kernel)))
 
@@ -41,7 +42,8 @@
   "The BTF object of an id; a module's is on that of the kernel."
   [id]
   (when-not (and (int? id) (<= 0 (long id) 0xffffffff))
-    (throw (error/error :invalid-value (str "Not an id: " (pr-str (error/shown id))) {:bpfmap/op :btf-by-id})))
+    (throw (error/error :invalid-value (str "Not an id: " (pr-str (error/shown id)))
+                        {:bpfmap/op :btf-by-id})))
   (let [{:keys [bytes name kernel?]} (sys.btf/blob id {:op :btf-by-id})]
     (if (and kernel? (not= "vmlinux" name))
       (btf/parse bytes (kernel))
@@ -61,7 +63,9 @@
   "Types as a BTF object of the kernel."
   ^Closeable [types named]
   (when-not (sequential? types)
-    (throw (error/error :invalid-value (str "Not a sequence of types: " (pr-str (error/shown types))) {:bpfmap/op :load-btf})))
+    (throw (error/error :invalid-value
+                        (str "Not a sequence of types: " (pr-str (error/shown types)))
+                        {:bpfmap/op :load-btf})))
   (let [{:keys [bytes]} (btf/->btf types named)
         ctx {:op :load-btf}]
     (Loaded. (token/allowing ctx #(sys.btf/load bytes % ctx)))))

@@ -1,12 +1,14 @@
 (ns ^:no-doc bpfmap.impl.host.syscalls
-  "Names of system calls by number. The numbers are the kernel's, and differ from one architecture to the next."
+  "Names of system calls by number. The numbers are the kernel's, and differ from one architecture
+  to the next."
   (:require [clojure.edn :as edn]
             [clojure.java.io :as io]))
 
 (set! *warn-on-reflection* true)
 
 (def ^:private tables
-  "Architecture, as the JVM's `os.arch` names it, to number to name. Read when a name is first asked for."
+  "Architecture, as the JVM's `os.arch` names it, to number to name. Read when a name is first
+  asked for."
   (delay (edn/read-string (slurp (io/resource "bpfmap/syscalls.edn")))))
 
 (defn syscall-name

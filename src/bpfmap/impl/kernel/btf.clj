@@ -9,7 +9,8 @@
 (set! *warn-on-reflection* true)
 
 (defn load
-  "Loads a blob into the kernel; returns its descriptor. Needs Linux 4.18. `token` is the descriptor of a BPF token, or nil."
+  "Loads a blob into the kernel; returns its descriptor. Needs Linux 4.18. `token` is the
+  descriptor of a BPF token, or nil."
   ^Fd [^bytes blob ^Fd token ctx]
   (call/command "Loading the BTF" ctx Abi/BPF_BTF_LOAD
                (fn [^Attr attr]
@@ -22,18 +23,21 @@
 
 (defn- by-id ^Fd [id ctx]
   ;; Ids take capabilities, whatever the map was opened by.
-  (call/command (str "Opening BTF " id) (-> ctx (dissoc :path) (assoc :op :btf-by-id)) Abi/BPF_BTF_GET_FD_BY_ID
+  (call/command (str "Opening BTF " id) (-> ctx (dissoc :path) (assoc :op :btf-by-id))
+               Abi/BPF_BTF_GET_FD_BY_ID
                (fn [^Attr attr] (.int32 attr Abi/ID_START_ID id))
                call/own))
 
 (def ^:private info-size
-  "Bytes. Before Linux 5.11 the struct has 16, without name and :kernel?: that of the kernel itself is no object there."
+  "Bytes. Before Linux 5.11 the struct has 16, without name and :kernel?: that of the kernel
+  itself is no object there."
   32)
 
 (def ^:private longest-name "Bytes; the kernel names modules, and they have shorter names." 64)
 
 (defn- info
-  "What the kernel says of a BTF object, having copied up to `room` bytes of it: `{:size :name :kernel? :bytes}`."
+  "What the kernel says of a BTF object, having copied up to `room` bytes of it: `{:size :name
+  :kernel? :bytes}`."
   [^Fd fd room ctx]
   (call/info
    "Reading the BTF" fd info-size ctx
@@ -53,7 +57,8 @@
         :bytes (Bytes/copyOut copy 0 (int (min (long room) (long size))))}))))
 
 (defn blob
-  "The blob of a BTF object by its id: `{:bytes byte-array :name text :kernel? boolean}`. Needs CAP_SYS_ADMIN.
+  "The blob of a BTF object by its id: `{:bytes byte-array :name text :kernel? boolean}`. Needs
+  CAP_SYS_ADMIN.
 
   That of the kernel itself, named vmlinux, or of a module is `:kernel?`."
   [id ctx]

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.impl.kernel.call
-  "Makes one bpf(2) command of an attribute: data or an error out; and the commands that all kinds of object share."
+  "Makes one bpf(2) command of an attribute: data or an error out; and the commands that all kinds
+  of object share."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.errno :as errno]
             [bpfmap.impl.kernel.paths :as paths]
@@ -23,12 +24,14 @@
 
 (def ^:private network-programs
   "Program types that take CAP_NET_ADMIN: is_net_admin_prog_type in kernel/bpf/syscall.c."
-  #{:sched-cls :sched-act :xdp :lwt-in :lwt-out :lwt-xmit :lwt-seg6local :sk-skb :sk-msg :flow-dissector :cgroup-device
+  #{:sched-cls :sched-act :xdp :lwt-in :lwt-out :lwt-xmit :lwt-seg6local :sk-skb :sk-msg
+    :flow-dissector :cgroup-device
     :cgroup-sock :cgroup-sock-addr :cgroup-sockopt :cgroup-sysctl :sock-ops :ext :netfilter})
 
 (def ^:private tracing-programs
   "Program types that take CAP_PERFMON: is_perfmon_prog_type in kernel/bpf/syscall.c."
-  #{:kprobe :tracepoint :perf-event :raw-tracepoint :raw-tracepoint-writable :tracing :lsm :struct-ops :ext})
+  #{:kprobe :tracepoint :perf-event :raw-tracepoint :raw-tracepoint-writable :tracing :lsm
+    :struct-ops :ext})
 
 (def ^:private capabilities-by-operation
   "The capabilities of the operations for which objects of all types take the same."
@@ -40,7 +43,8 @@
    :open ["CAP_SYS_ADMIN"]})
 
 (defn- needed-capabilities
-  "Returns the names of the capabilities that an operation takes. Since 5.8; before that, CAP_SYS_ADMIN for all."
+  "Returns the names of the capabilities that an operation takes. Since 5.8; before that,
+  CAP_SYS_ADMIN for all."
   [{:keys [op type program-type]}]
   (case op
     :create (cond-> ["CAP_BPF"] (network-maps type) (conj "CAP_NET_ADMIN"))
@@ -66,7 +70,8 @@
       (finally (.release fd)))))
 
 (defn- bpffs?
-  "Returns true if a file, or the nearest directory above it that exists, is on a BPF file system; nil if that cannot be told."
+  "Returns true if a file, or the nearest directory above it that exists, is on a BPF file system;
+  nil if that cannot be told."
   [path]
   (loop [path path]
     (let [answer (FileSyscalls/fileSystem (paths/bytes-of path))]
@@ -110,7 +115,8 @@
                 :bpfmap/hint "it was closed before or during this call; open it again"}))
 
 (defn in-context
-  "Turns what layer 0 throws into errors as data, and adds the operation and the map to errors that lack them."
+  "Turns what layer 0 throws into errors as data, and adds the operation and the map to errors
+  that lack them."
   ^Throwable [^Throwable e {:keys [op map] :as ctx}]
   (let [data (ex-data e)]
     (cond
@@ -122,7 +128,9 @@
                    {:bpfmap/op op :bpfmap/hint (Native/unavailable)} e)
 
       (and (:bpfmap/error data) op (nil? (:bpfmap/op data)))
-      (doto ^Throwable (ex-info (ex-message e) (cond-> (assoc data :bpfmap/op op) map (assoc :bpfmap/map map)) (ex-cause e))
+      (doto ^Throwable (ex-info (ex-message e)
+                                (cond-> (assoc data :bpfmap/op op) map (assoc :bpfmap/map map))
+                                (ex-cause e))
         (.setStackTrace (.getStackTrace e)))
 
       :else e)))
@@ -134,8 +142,8 @@
   #{Abi/BPF_MAP_CREATE Abi/BPF_PROG_LOAD})
 
 (defn- call
-  "Makes the call. One that RLIMIT_MEMLOCK may have refused is made again once the limit is raised: a process of the JVM cannot
-  be told to raise it itself, and libbpf does the same."
+  "Makes the call. One that RLIMIT_MEMLOCK may have refused is made again once the limit is
+  raised: a process of the JVM cannot be told to raise it itself, and libbpf does the same."
   [^Attr attr number]
   (let [outcome (.call attr (int number))]
     (if (and (== outcome (- Abi/EPERM))
@@ -146,8 +154,9 @@
       outcome)))
 
 (defn command
-  "Makes one call of bpf(2): `fill` sets the fields of an attribute, `result` reads the outcome from the call's
-  number, the attribute, and what fill returned. A negated errno in `expected` counts as an outcome too."
+  "Makes one call of bpf(2): `fill` sets the fields of an attribute, `result` reads the outcome
+  from the call's number, the attribute, and what fill returned. A negated errno in `expected`
+  counts as an outcome too."
   ([what ctx number fill result] (command what ctx number fill result #{}))
   ([what ctx number fill result expected]
    (try
@@ -198,8 +207,8 @@
   (duplicated (FileSyscalls/duplicate fd) ctx))
 
 (def ^:dynamic *refuse-number*
-  "Called with a descriptor's number and the operation if the caller is another process, in which the number is of another
-  descriptor; throws. Nil if the caller is this process."
+  "Called with a descriptor's number and the operation if the caller is another process, in which
+  the number is of another descriptor; throws. Nil if the caller is this process."
   nil)
 
 (defn callers-number
@@ -216,13 +225,16 @@
               (assoc ctx :reference (str "descriptor " number " in this process"))))
 
 (defn open-file
-  "Opens a file or directory for what it is, not for what is in it. A cgroup's directory has to be readable."
+  "Opens a file or directory for what it is, not for what is in it. A cgroup's directory has to be
+  readable."
   ^Fd [path directory? ctx]
-  (owned (FileSyscalls/open (paths/bytes-of path) (boolean directory?)) (str "Opening " (paths/printed path)) (assoc ctx :reference (paths/printed path))))
+  (owned (FileSyscalls/open (paths/bytes-of path) (boolean directory?))
+         (str "Opening " (paths/printed path)) (assoc ctx :reference (paths/printed path))))
 
 (defn- pidfd-of
-  "The number of a pidfd, or the negated errno. Before Linux 6.9 there is none of a thread: of the one that leads its process, one of
-  the process stands for it, as it does for the kernel's storages."
+  "The number of a pidfd, or the negated errno. Before Linux 6.9 there is none of a thread: of the
+  one that leads its process, one of the process stands for it, as it does for the kernel's
+  storages."
   [pid thread?]
   (let [outcome (FileSyscalls/pidfd (int pid) (boolean thread?))]
     (if (and thread? (= outcome (- Abi/EINVAL)))
@@ -243,7 +255,8 @@
   ^Fd [pid number ctx]
   (let [process (pidfd pid false ctx)]
     (try
-      (owned (FileSyscalls/fromProcess process (int number)) (str "Opening descriptor " number " of process " pid)
+      (owned (FileSyscalls/fromProcess process (int number))
+             (str "Opening descriptor " number " of process " pid)
              (assoc ctx :reference (str "descriptor " number " of process " pid)))
       (finally (close process)))))
 
@@ -252,7 +265,9 @@
   [from to ctx]
   (let [outcome (FileSyscalls/rename (paths/bytes-of from) (paths/bytes-of to) false)]
     (when (neg? outcome)
-      (throw (failure (str "Moving " (paths/printed from) " to " (paths/printed to)) outcome ctx)))))
+      (throw (failure (str "Moving " (paths/printed from) " to " (paths/printed to))
+               outcome
+               ctx)))))
 
 (defn remove-file
   "Removes a file; returns true if it was there."
@@ -261,7 +276,9 @@
     (cond
       (zero? outcome) true
       (= (- Abi/ENOENT) outcome) false
-      :else (throw (failure (str what " " (paths/printed path)) outcome (assoc ctx :removing true))))))
+      :else (throw (failure (str what " " (paths/printed path))
+                     outcome
+                     (assoc ctx :removing true))))))
 
 (defn kind
   "What a descriptor is: `:map`, `:program`, `:link`, `:other`, or nil where /proc cannot be read."
@@ -270,7 +287,8 @@
     (or (procfs/kind info) :other)))
 
 (defn access
-  "Which way a descriptor may be used: `:read-write`, `:read-only` or `:write-only`; nil where /proc cannot be read."
+  "Which way a descriptor may be used: `:read-write`, `:read-only` or `:write-only`; nil where
+  /proc cannot be read."
   [fd]
   (when-let [flags (get (fdinfo fd) "flags")]
     (case (bit-and 3 (Long/parseLong flags 8))
@@ -279,7 +297,8 @@
       :read-write)))
 
 (defn terminal-size
-  "How many characters fit on the terminal that a descriptor of this process, given by its number, is: `{:width :height}`.
+  "How many characters fit on the terminal that a descriptor of this process, given by its number,
+  is: `{:width :height}`.
 
   Zeros where the terminal does not know, nil where the descriptor is no terminal."
   [number]
@@ -333,7 +352,9 @@
           (let [outcome (.call attr number)]
             (cond
               (= outcome (- Abi/ENOENT)) (persistent! found)
-              (neg? outcome) (throw (failure (str "Listing the " (name kind-or-throw) "s") outcome ctx))
+              (neg? outcome) (throw (failure (str "Listing the " (name kind-or-throw) "s")
+                                      outcome
+                                      ctx))
               :else (let [id (.int32 attr Abi/ID_NEXT_ID)]
                       (recur id (conj! found id)))))))
       (catch RuntimeException e
@@ -356,7 +377,8 @@
   #{(- Abi/EINVAL)})
 
 (defn by-id
-  "Opens an object of a kind by its id; returns its descriptor. `flags` say which way it may be used, 0 for both.
+  "Opens an object of a kind by its id; returns its descriptor. `flags` say which way it may be
+  used, 0 for both.
 
   Before Linux 4.15 the kernel takes no flags, and the descriptor may be used both ways."
   (^Fd [kind-or-throw id ctx] (by-id kind-or-throw id 0 ctx))
@@ -365,7 +387,8 @@
        (opened-by-id kind-or-throw id 0 ctx #{}))))
 
 (defn- asked
-  "The bytes of an info before its last 32 bits that are not zero, if any are: what to ask for if all was too much."
+  "The bytes of an info before its last 32 bits that are not zero, if any are: what to ask for if
+  all was too much."
   [^MemorySegment memory ^long size]
   (loop [size size]
     (when (<= 4 size)
@@ -374,8 +397,8 @@
         (- size 4)))))
 
 (defn- read-info
-  "One call for an info of at most `size` bytes: 0 or the negated errno. Of a struct that has fewer bytes, or whose end was
-  not asked for, the rest is zero."
+  "One call for an info of at most `size` bytes: 0 or the negated errno. Of a struct that has
+  fewer bytes, or whose end was not asked for, the rest is zero."
   [^Attr attr ^MemorySegment memory ^long size]
   (.int32 attr Abi/INFO_INFO_LEN size)
   (let [outcome (.call attr Abi/BPF_OBJ_GET_INFO_BY_FD)]
@@ -384,11 +407,13 @@
     outcome))
 
 (defn info
-  "Reads an object's info, of `size` bytes: `(fill attr memory)`, if given, sets where the kernel may write more,
-  and `(result memory filled)` reads what it wrote. `what` begins the message of an error.
+  "Reads an object's info, of `size` bytes: `(fill attr memory)`, if given, sets where the kernel
+  may write more, and `(result memory filled)` reads what it wrote. `what` begins the message of
+  an error.
 
-  A kernel whose struct is longer writes what there is room for. One whose struct is shorter answers E2BIG if a field that it
-  lacks is set: it is asked again, each time without the last field that is set, and the fields that it lacks read as zero."
+  A kernel whose struct is longer writes what there is room for. One whose struct is shorter
+  answers E2BIG if a field that it lacks is set: it is asked again, each time without the last
+  field that is set, and the fields that it lacks read as zero."
   [what ^Fd fd size ctx fill result]
   (try
     (with-open [attr (Attr.)]
@@ -408,14 +433,19 @@
 ;; --- pins
 
 (defn path-text
-  "Returns the text of a path that a user gave, see `bpfmap.impl.kernel.paths`; throws `:invalid-value` for one that the kernel
-  cannot take, and `:ambiguous` if two files may be meant."
+  "Returns the text of a path that a user gave, see `bpfmap.impl.kernel.paths`; throws
+  `:invalid-value` for one that the kernel cannot take, and `:ambiguous` if two files may be
+  meant."
   [file op]
   (let [given (str file)
         refuse (fn [kind-or-throw hint]
-                 (throw (error/error kind-or-throw (str (if (= :ambiguous kind-or-throw) "Two paths are meant by " "Not a path: ")
-                                               (pr-str (error/shown given)))
-                                     {:bpfmap/op op :bpfmap/file (error/shown given) :bpfmap/hint hint})))]
+                 (throw (error/error kind-or-throw
+                                     (str (if (= :ambiguous kind-or-throw)
+                                            "Two paths are meant by "
+                                            "Not a path: ")
+                                 (pr-str (error/shown given)))
+                                     {:bpfmap/op op :bpfmap/file (error/shown given)
+                                      :bpfmap/hint hint})))]
     (cond
       (str/blank? given) (refuse :invalid-value "it is empty")
       (str/includes? given "\u0000") (refuse :invalid-value "it has a NUL character")
@@ -451,7 +481,8 @@
                expected))
 
 (defn by-path
-  "Opens whatever is pinned at a path; returns its descriptor. `flags` say which way it may be used, reading unless given."
+  "Opens whatever is pinned at a path; returns its descriptor. `flags` say which way it may be
+  used, reading unless given."
   (^Fd [path ctx] (by-path path Abi/BPF_F_RDONLY ctx))
   (^Fd [path flags ctx]
    (or (get-pinned path flags ctx #{(- Abi/EINVAL)})
@@ -461,7 +492,8 @@
 ;; --- telling them apart
 
 (defn kind-or-throw
-  "What a descriptor is: `:map`, `:program` or `:link`, or `:other`. Where that cannot be told, the error names `place`."
+  "What a descriptor is: `:map`, `:program` or `:link`, or `:other`. Where that cannot be told,
+  the error names `place`."
   [^Fd fd place ctx]
   (or (kind fd)
       (throw (error/error :kernel (str "What " place " is cannot be told")
@@ -475,16 +507,21 @@
   (try
     (let [found (kind-or-throw fd place ctx)]
       (when (not= wanted found)
-        (throw (error/error (keyword (str "not-a-" (name wanted))) (str place " is not a " (name wanted))
+        (throw (error/error (keyword (str "not-a-" (name wanted)))
+                            (str place " is not a " (name wanted))
                             {:bpfmap/op (:op ctx) :bpfmap/file (:path ctx)
-                             :bpfmap/hint (str "it is " (if (= :other found) "something else" (str "a " (name found))))})))
+                             :bpfmap/hint (str "it is "
+                                               (if (= :other found)
+                                                 "something else"
+                                                 (str "a " (name found))))})))
       fd)
     (catch Throwable e
       (close fd)
       (throw e))))
 
 (defn pinned
-  "Opens the object of a kind that is pinned at a path; throws `:not-a-program` and its like for another kind."
+  "Opens the object of a kind that is pinned at a path; throws `:not-a-program` and its like for
+  another kind."
   (^Fd [wanted path ctx] (checked (by-path path ctx) wanted (paths/printed path) ctx))
   (^Fd [wanted path flags ctx] (checked (by-path path flags ctx) wanted (paths/printed path) ctx)))
 

@@ -31,7 +31,8 @@
   (bit-or Abi/BPF_F_CPU (bit-shift-left number 32)))
 
 (def empty-slot
-  "What the kernel answers to deleting an empty slot, or an index beyond the end, of the maps whose keys are indices."
+  "What the kernel answers to deleting an empty slot, or an index beyond the end, of the maps
+  whose keys are indices."
   #{(- Abi/EINVAL) (- Abi/E2BIG)})
 
 (def not-registered
@@ -42,7 +43,8 @@
 (def ^:private ^:const present (- Abi/EEXIST))
 
 (defn elements
-  "The element operations of an open map, for the functions below. Sizes are those of the codecs; a key of 0 bytes is none."
+  "The element operations of an open map, for the functions below. Sizes are those of the codecs;
+  a key of 0 bytes is none."
   ^Elements [^Fd fd key-size value-size]
   (Elements. fd key-size value-size))
 
@@ -85,7 +87,8 @@
   [outcome flags origin op]
   (let [outcome (long outcome)]
     (if (or (== absent outcome)
-            ;; Without the flag it is about something else: a name that a struct_ops value would register.
+            ;; Without the flag it is about something else: a name that a struct_ops value would
+            ;; register.
             (and (== present outcome) (only-new? flags)))
       false
       (throw (failure origin op outcome)))))
@@ -99,7 +102,8 @@
       (not-written outcome flags origin op))))
 
 (defn delete
-  "Deletes a key; whether it was there. `none` makes of the origin a set of answers that mean the same as a missing key."
+  "Deletes a key; whether it was there. `none` makes of the origin a set of answers that mean the
+  same as a missing key."
   [^Elements es ^Codec key-codec k none origin op]
   (let [outcome (ElementOps/delete es key-codec k)]
     (cond
@@ -129,21 +133,25 @@
 (defn batches
   "A reader of the whole map by chunks, one system call for each. Close it.
 
-  `options` are those of [[walk]], with `:taking` to delete what is read, and `:chunk`, how many entries to begin with."
+  `options` are those of [[walk]], with `:taking` to delete what is read, and `:chunk`, how many
+  entries to begin with."
   ^Reader [^Fd fd key-size value-size {:keys [max-entries flags order taking chunk]}]
   (let [command (if taking Abi/BPF_MAP_LOOKUP_AND_DELETE_BATCH Abi/BPF_MAP_LOOKUP_BATCH)
         order ^KeyOrder (orders order)]
     (if chunk
-      (BatchReader. fd command (long key-size) (long value-size) (long max-entries) (long flags) order (long chunk))
-      (BatchReader. fd command (long key-size) (long value-size) (long max-entries) (long flags) order))))
+      (BatchReader. fd command (long key-size) (long value-size) (long max-entries) (long flags)
+                    order (long chunk))
+      (BatchReader. fd command (long key-size) (long value-size) (long max-entries) (long flags)
+                    order))))
 
 (defn walk
   "A reader of the whole map key by key, for kernels and types without batches. Close it.
 
-  Of `options`, `:flags` are those of every lookup, `:order` is that of the keys, a name of the rules, and with
-  `:keys-stay` keys are indices."
+  Of `options`, `:flags` are those of every lookup, `:order` is that of the keys, a name of the
+  rules, and with `:keys-stay` keys are indices."
   ^Reader [^Elements es key-size value-size {:keys [max-entries flags order keys-stay]}]
-  (KeyIterator. es (long key-size) (long value-size) (long max-entries) (long flags) ^KeyOrder (orders order) (boolean keys-stay)))
+  (KeyIterator. es (long key-size) (long value-size) (long max-entries) (long flags)
+                ^KeyOrder (orders order) (boolean keys-stay)))
 
 (def ^:private no-batches
   "What a kernel or map type without batches answers to the first one."
@@ -160,9 +168,11 @@
   (== Reader/ABORTED (long outcome)))
 
 (defn fold-chunks
-  "Folds `(chunk-step acc reader n)` over the chunks of a reader, n entries each. Stops at a `reduced`. Closes the reader.
+  "Folds `(chunk-step acc reader n)` over the chunks of a reader, n entries each. Stops at a
+  `reduced`. Closes the reader.
 
-  `refused` is called with the negated errno, whether it was the first answer, and acc; what it returns is the result."
+  `refused` is called with the negated errno, whether it was the first answer, and acc; what it
+  returns is the result."
   [^Reader reader chunk-step init refused]
   (with-open [reader reader]
     (loop [acc init first? true]
@@ -177,7 +187,8 @@
               (recur acc false))))))))
 
 (defmacro ^:private each-entry
-  "The step of [[fold-chunks]] that makes a new acc of `acc`, a key `k` and a value `v`, decoded, for each entry."
+  "The step of [[fold-chunks]] that makes a new acc of `acc`, a key `k` and a value `v`, decoded,
+  for each entry."
   [[acc k v key-codec value-codec] expression]
   `(let [key-size# (.size ~key-codec)
          value-size# (.size ~value-codec)
@@ -190,7 +201,8 @@
            (if (or (== i# ~'n) (reduced? ~acc))
              ~acc
              (let [~k (Integers/read key-kind# ~key-codec keys# (unchecked-multiply i# key-size#))
-                   ~v (Integers/read value-kind# ~value-codec values# (unchecked-multiply i# value-size#))]
+                   ~v (Integers/read value-kind# ~value-codec values#
+                                     (unchecked-multiply i# value-size#))]
                (recur (unchecked-inc i#) ~expression))))))))
 
 (defn entry-step
@@ -204,7 +216,8 @@
   (each-entry [acc k v key-codec value-codec] (f acc (MapEntry/create k v))))
 
 (def raw-key
-  "A codec of keys that are given as the memory that holds their bytes: what acts on keys that were read acts on these."
+  "A codec of keys that are given as the memory that holds their bytes: what acts on keys that
+  were read acts on these."
   (reify Codec
     (size [_] 0)
     (encode [_ value memory offset]
@@ -212,7 +225,8 @@
     (decode [_ _memory _offset] nil)))
 
 (defn key-step
-  "The step of [[fold-chunks]] that calls `(step acc key raw)` with each decoded key, and its bytes for [[raw-key]]."
+  "The step of [[fold-chunks]] that calls `(step acc key raw)` with each decoded key, and its
+  bytes for [[raw-key]]."
   [^Codec key-codec step]
   (let [key-size (.size key-codec)]
     (fn [acc ^Reader reader ^long n]
@@ -221,7 +235,8 @@
           (if (or (== i n) (reduced? acc))
             acc
             (let [at (* i key-size)]
-              (recur (inc i) (step acc (.decode key-codec keys at) (.asSlice keys at key-size))))))))))
+              (recur (inc i)
+                     (step acc (.decode key-codec keys at) (.asSlice keys at key-size))))))))))
 
 (defn count-step
   "The step of [[fold-chunks]] that counts entries, and decodes none."
@@ -231,7 +246,8 @@
 ;; --- many on their way in or out
 
 (defn bulk
-  "A place to collect entries, or keys where there is no value codec, before they are written or deleted. Close it."
+  "A place to collect entries, or keys where there is no value codec, before they are written or
+  deleted. Close it."
   ^BatchWriter [^Fd fd ^Codec key-codec ^Codec value-codec]
   (BatchWriter. fd (.size key-codec) (if value-codec (.size value-codec) 0)))
 
@@ -258,7 +274,8 @@
           :else [done outcome])))))
 
 (defn- all-at-once
-  "Calls `many` with ranges of entries, past keys that are missing; goes over to `one` where the kernel has no batches."
+  "Calls `many` with ranges of entries, past keys that are missing; goes over to `one` where the
+  kernel has no batches."
   [^BatchWriter bulk many one]
   (loop [i 0 done 0]
     (if (= i (.size bulk))
@@ -269,13 +286,16 @@
         (cond
           (zero? outcome) (recur (+ i n) (+ done n))
           ;; Refused before it began: the count is still the one given.
-          (and (= now n) (no-batches? outcome)) (if (zero? i) (one-by-one bulk 0 one) [done outcome])
+          (and (= now n) (no-batches? outcome)) (if (zero? i)
+                                                  (one-by-one bulk 0 one)
+                                                  [done outcome])
           (= now n) [done outcome]
           (== absent outcome) (do (.skip bulk (int (+ i now))) (recur (+ i now 1) (+ done now)))
           :else [(+ done now) outcome])))))
 
 (defn write-bulk
-  "Writes all that was collected; returns how many were written and 0, or the negated errno that ended it.
+  "Writes all that was collected; returns how many were written and 0, or the negated errno that
+  ended it.
 
   Without `batches?`, or where the kernel has none, one by one."
   [^BatchWriter bulk ^Elements es batches? flags]
@@ -286,15 +306,18 @@
       (one-by-one bulk 0 one))))
 
 (defn present
-  "How many different keys there are among all that were written of a bulk. Of an LPM trie's, `prefixes?`, only the leading
-  bits count; with `es`, only those count that the map holds now."
+  "How many different keys there are among all that were written of a bulk. Of an LPM trie's,
+  `prefixes?`, only the leading bits count; with `es`, only those count that the map holds now."
   [^BatchWriter bulk prefixes? ^Elements es]
   (.present bulk (.size bulk) (boolean prefixes?) es))
 
 (defn delete-bulk
-  "Deletes all keys that were collected; returns how many were there and 0, or the negated errno that ended it."
+  "Deletes all keys that were collected; returns how many were there and 0, or the negated errno
+  that ended it."
   [^BatchWriter bulk ^Elements es batches? none]
-  (let [one (fn [i] (let [outcome (.deleteOne bulk es (int i))] (if (contains? none outcome) absent outcome)))]
+  (let [one (fn [i]
+              (let [outcome (.deleteOne bulk es (int i))]
+                (if (contains? none outcome) absent outcome)))]
     (if batches?
       (all-at-once bulk (fn [i n] (.delete bulk (int i) (int n))) one)
       (one-by-one bulk 0 one))))

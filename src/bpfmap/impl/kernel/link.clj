@@ -10,7 +10,8 @@
 
 (def types
   "Link types by name: the kernel's `enum bpf_link_type`, source linux/bpf.h."
-  (zipmap [:raw-tracepoint :tracing :cgroup :iter :netns :xdp :perf-event :kprobe-multi :struct-ops :netfilter :tcx
+  (zipmap [:raw-tracepoint :tracing :cgroup :iter :netns :xdp :perf-event :kprobe-multi :struct-ops
+           :netfilter :tcx
            :uprobe-multi :netkit :sockmap]
           (rest (range))))
 
@@ -24,8 +25,8 @@
    :attach-type [:attach-type Info/LINK_NETNS_ATTACH_TYPE]})
 
 (def ^:private details
-  "By link type: what its part of the union holds, as `[kind offset]`. Links of many functions and of perf events are not
-  unfolded."
+  "By link type: what its part of the union holds, as `[kind offset]`. Links of many functions and
+  of perf events are not unfolded."
   {:tracing {:attach-type [:attach-type Info/LINK_TRACING_ATTACH_TYPE]
              :target-obj-id [:u32 Info/LINK_TRACING_TARGET_OBJ_ID]
              :target-btf-id [:u32 Info/LINK_TRACING_TARGET_BTF_ID]}
@@ -44,7 +45,8 @@
 
 (def ^:private texts
   "By link type: the text that it has, as `[key offset offset-of-its-length]`."
-  {:raw-tracepoint [:tracepoint Info/LINK_RAW_TRACEPOINT_TP_NAME Info/LINK_RAW_TRACEPOINT_TP_NAME_LEN]
+  {:raw-tracepoint [:tracepoint Info/LINK_RAW_TRACEPOINT_TP_NAME
+                    Info/LINK_RAW_TRACEPOINT_TP_NAME_LEN]
    :iter [:target Info/LINK_ITER_TARGET_NAME Info/LINK_ITER_TARGET_NAME_LEN]})
 
 (def ^:private longest-text "Bytes, those of the longest symbol in the kernel, with its NUL." 512)
@@ -67,13 +69,15 @@
    (fn [memory _]
      (let [number (call/u32 memory Info/LINK_TYPE)
            type (number->type number number)
-           optional (update-vals (assoc (details type) :program-id [:u32 Info/LINK_PROG_ID]) #(value memory %))]
+           optional (update-vals (assoc (details type) :program-id [:u32 Info/LINK_PROG_ID])
+                                 #(value memory %))]
        (into {:id (call/u32 memory Info/LINK_ID) :type type}
              (remove (comp nil? val))
              optional)))))
 
 (defn- read-text
-  "The text of the info. A link that has none would take the address of the buffer for something else."
+  "The text of the info. A link that has none would take the address of the buffer for something
+  else."
   [^Fd fd [_ offset length-offset] ctx]
   (call/info
    "Reading the link's info" fd info-size ctx
@@ -86,7 +90,8 @@
      (call/text buffer 0 longest-text))))
 
 (defn info
-  "What the kernel says of an open link: `:id`, `:type`, `:program-id`, and what its type has. Needs Linux 5.8.
+  "What the kernel says of an open link: `:id`, `:type`, `:program-id`, and what its type has.
+  Needs Linux 5.8.
 
   What is zero where it does not apply is left out."
   [^Fd fd ctx]

@@ -20,7 +20,8 @@
   (.longValue (biginteger n)))
 
 (defn- descriptor
-  "Sets a field to a descriptor, or to a number that is none: how a probe asks whether the kernel looks at the field."
+  "Sets a field to a descriptor, or to a number that is none: how a probe asks whether the kernel
+  looks at the field."
   [^Attr attr offset fd]
   (if (instance? Fd fd)
     (.fd attr (int offset) fd)
@@ -29,9 +30,9 @@
 (defn- create-once
   "Creates a map from a completed spec; returns its descriptor.
 
-  `:btf` is `{:fd :key :value}`, the ids of types in it. `:inner-map`, `:token` and `:value-type-btf` are
-  descriptors, `:map-extra` is a number of 64 bits, `:value-type` the id of a struct of the kernel's, or of the
-  module's whose BTF is `:value-type-btf`."
+  `:btf` is `{:fd :key :value}`, the ids of types in it. `:inner-map`, `:token` and
+  `:value-type-btf` are descriptors, `:map-extra` is a number of 64 bits, `:value-type` the id of
+  a struct of the kernel's, or of the module's whose BTF is `:value-type-btf`."
   ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf
                inner-map map-extra value-type value-type-btf token]}
        ctx]
@@ -42,7 +43,8 @@
                (.int32 Abi/MAP_CREATE_KEY_SIZE key-size)
                (.int32 Abi/MAP_CREATE_VALUE_SIZE value-size)
                (.int32 Abi/MAP_CREATE_MAX_ENTRIES max-entries)
-               (.int32 Abi/MAP_CREATE_MAP_FLAGS (rules/flag-word (cond-> flags token (conj :token-fd)))))
+               (.int32 Abi/MAP_CREATE_MAP_FLAGS
+                       (rules/flag-word (cond-> flags token (conj :token-fd)))))
              (when numa-node (.int32 attr Abi/MAP_CREATE_NUMA_NODE numa-node))
              (when (seq name) (.name attr Abi/MAP_CREATE_MAP_NAME name))
              (when btf
@@ -53,12 +55,14 @@
              (when (and map-extra (not (zero? (long-bits map-extra))))
                (.int64 attr Abi/MAP_CREATE_MAP_EXTRA (long-bits map-extra)))
              (when value-type (.int32 attr Abi/MAP_CREATE_BTF_VMLINUX_VALUE_TYPE_ID value-type))
-             (when value-type-btf (descriptor attr Abi/MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD value-type-btf))
+             (when value-type-btf
+               (descriptor attr Abi/MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD value-type-btf))
              (when token (descriptor attr Abi/MAP_CREATE_MAP_TOKEN_FD token)))
            call/own))
 
 (defn create
-  "Creates a map from a completed spec; returns its descriptor. Spec and facts are those of [[create-once]].
+  "Creates a map from a completed spec; returns its descriptor. Spec and facts are those of
+  [[create-once]].
 
   Before Linux 4.15 maps have no names: what is too much for the kernel is tried without."
   ^Fd [{:keys [name] :as spec} ctx]
@@ -70,7 +74,8 @@
         (throw e)))))
 
 (defn token
-  "Creates a BPF token from the directory of a delegated BPF file system; returns its descriptor. Needs Linux 6.9."
+  "Creates a BPF token from the directory of a delegated BPF file system; returns its descriptor.
+  Needs Linux 6.9."
   ^Fd [^Fd dir ctx]
   (call/command "Creating a BPF token" ctx Abi/BPF_TOKEN_CREATE
            (fn [^Attr attr]
@@ -81,7 +86,8 @@
 (def ^:private info-size 88)
 
 (defn- add
-  "Puts a key and a value into an array at index n, unless the value is nil; returns the next index."
+  "Puts a key and a value into an array at index n, unless the value is nil; returns the next
+  index."
   ^long [^objects fields ^long n k v]
   (if (nil? v)
     n
@@ -98,8 +104,8 @@
 (defn- from-info
   "Returns what a `struct bpf_map_info` has about a map, and its fdinfo, a text or nil.
 
-  With more than eight keys the result is an array map too, because making a hash map takes as long as a
-  system call. The benchmark is `bench-lifecycle`."
+  With more than eight keys the result is an array map too, because making a hash map takes as
+  long as a system call. The benchmark is `bench-lifecycle`."
   [^MemorySegment memory fdinfo]
   (let [fields (object-array 30)
         extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)
@@ -127,7 +133,8 @@
 (defn- from-fdinfo
   "Returns what fdinfo has about a map; nil if it is not of a map or could not be read.
 
-  Before Linux 4.13 it has neither id nor name. With `whole?` also what [[from-info]] takes from there."
+  Before Linux 4.13 it has neither id nor name. With `whole?` also what [[from-info]] takes from
+  there."
   [fdinfo whole?]
   (when-let [type (some-> (procfs/field fdinfo "map_type") parse-long)]
     (let [number #(or (some-> (procfs/field fdinfo %) Long/decode long) 0)
@@ -146,9 +153,9 @@
 (defn info
   "What the kernel says of an open map: names for type and flags, numbers as they are.
 
-  Fields that are zero where they do not apply are left out. `:frozen` and
-  `:memlock` (bytes) come from fdinfo, and are missing where /proc cannot be
-  read. Who needs neither spares reading it with a nil. Before Linux 4.13 all comes from there, and `:id` is nil."
+  Fields that are zero where they do not apply are left out. `:frozen` and `:memlock` (bytes) come
+  from fdinfo, and are missing where /proc cannot be read. Who needs neither spares reading it
+  with a nil. Before Linux 4.13 all comes from there, and `:id` is nil."
   ([fd ctx]
    (info fd ctx (call/fdinfo-text fd)))
   ([^Fd fd ctx fdinfo]

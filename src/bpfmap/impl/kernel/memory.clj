@@ -11,12 +11,13 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private no-writing
-  "How the kernel refuses to map for writing what can be mapped for reading: a frozen map; one that programs only read.
-  Source: kernel/bpf/syscall.c, bpf_map_mmap."
+  "How the kernel refuses to map for writing what can be mapped for reading: a frozen map; one
+  that programs only read. Source: kernel/bpf/syscall.c, bpf_map_mmap."
   #{(- Abi/EPERM) (- Abi/EACCES)})
 
 (defn map-memory
-  "Maps the memory of a map, for reading alone where it cannot be written, or is not to be. `address` is where to, 0 for anywhere.
+  "Maps the memory of a map, for reading alone where it cannot be written, or is not to be.
+  `address` is where to, 0 for anywhere.
 
   Needs Linux 5.5, and 6.9 for an arena."
   ^MappedMemory [^Fd fd size address writable? ctx]
@@ -40,7 +41,8 @@
       (throw (call/failure "Allocating pages of the memory" outcome ctx)))))
 
 (defn encode-whole
-  "Writes a value into memory once all of it is known to fit: nothing is written of one that does not."
+  "Writes a value into memory once all of it is known to fit: nothing is written of one that does
+  not."
   [^Codec codec value ^MemorySegment memory offset]
   (let [size (.size codec)
         s (CallBuffer/take (+ CallBuffer/KEY size))]
@@ -50,7 +52,8 @@
       (finally (.give s)))))
 
 (defn encode-each
-  "Writes values into memory, `stride` bytes apart, once all of them are known to fit. What lies between them stays."
+  "Writes values into memory, `stride` bytes apart, once all of them are known to fit. What lies
+  between them stays."
   [^Codec codec values ^MemorySegment memory offset stride]
   (let [size (.size codec)
         n (count values)
@@ -64,19 +67,22 @@
                 (inc i))
               0 values)
       (dotimes [i n]
-        (MemorySegment/copy (.-memory s) (+ CallBuffer/KEY (* i size)) memory (+ (long offset) (* i (long stride))) size))
+        (MemorySegment/copy (.-memory s) (+ CallBuffer/KEY (* i size)) memory
+                            (+ (long offset) (* i (long stride))) size))
       (finally (.give s)))))
 
 (defn- maps-writable?
-  "Whether a process has the memory of some BPF map mapped for writing; false where that cannot be read."
+  "Whether a process has the memory of some BPF map mapped for writing; false where that cannot be
+  read."
   [pid]
   (try
-    (boolean (re-find #"(?m)^\S+ rw.s .*anon_inode:bpf-map" (String. (procfs/bytes-of (str "/proc/" pid "/maps")))))
+    (boolean (re-find #"(?m)^\S+ rw.s .*anon_inode:bpf-map"
+                      (String. (procfs/bytes-of (str "/proc/" pid "/maps")))))
     (catch IOException _ false)))
 
 (defn writers
-  "The processes that have the memory of a BPF map, whichever, mapped for writing, in words: `\"4711 (agent)\"`; nil where
-  none is seen.
+  "The processes that have the memory of a BPF map, whichever, mapped for writing, in words:
+  `\"4711 (agent)\"`; nil where none is seen.
 
   The kernel does not tell which map it is."
   []

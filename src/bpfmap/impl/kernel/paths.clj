@@ -1,9 +1,10 @@
 (ns ^:no-doc bpfmap.impl.kernel.paths
   "Paths as bytes, as the kernel has them, and as text, as people and programs read them.
 
-  The text of a path is its UTF-8. If it is not UTF-8, or would be misread when printed, `\\xHH` stands for a byte
-  and `\\\\` for a backslash. [[bytes-of]] gets the bytes back from the text, and from the text as [[printed]]; neither
-  depends on the locale. [[resolve]] reads what a user gives: a path as it is, or one as it was printed."
+  The text of a path is its UTF-8. If it is not UTF-8, or would be misread when printed, `\\xHH`
+  stands for a byte and `\\\\` for a backslash. [[bytes-of]] gets the bytes back from the text,
+  and from the text as [[printed]]; neither depends on the locale. [[resolve]] reads what a user
+  gives: a path as it is, or one as it was printed."
   (:refer-clojure :exclude [resolve])
   (:require [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
@@ -30,7 +31,8 @@
     (catch CharacterCodingException _ nil)))
 
 (def ^:private escapes
-  "What stands for something else in a path as it is printed: a backslash, a byte, a character, or the two halves of one."
+  "What stands for something else in a path as it is printed: a backslash, a byte, a character, or
+  the two halves of one."
   #"\\\\|\\x[0-9a-fA-F]{2}|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4}")
 
 (defn printed
@@ -53,7 +55,8 @@
       0)))
 
 (defn- spelled-out
-  "Returns bytes as text with escapes; its backslashes are doubled, so that none is taken for an escape."
+  "Returns bytes as text with escapes; its backslashes are doubled, so that none is taken for an
+  escape."
   [^bytes bytes]
   (let [out (StringBuilder.)]
     (loop [i 0]
@@ -75,8 +78,9 @@
     (- (long code) 0xdc00)))
 
 (defn exact-bytes
-  "Returns the bytes of a text in UTF-8, without reading escapes; a character of [[argument]] is the byte it stands for.
-  Returns nil if the text has another lone surrogate, which no bytes have."
+  "Returns the bytes of a text in UTF-8, without reading escapes; a character of [[argument]] is
+  the byte it stands for. Returns nil if the text has another lone surrogate, which no bytes
+  have."
   ^bytes [^String text]
   (if (not-any? #(Character/isSurrogate %) text)
     (.getBytes text StandardCharsets/UTF_8)
@@ -108,13 +112,16 @@
               (cond
                 (= "\\\\" found) (.write out (int \\))
                 (= \x (nth found 1)) (.write out (int (Long/parseLong (subs found 2) 16)))
-                :else (.writeBytes out (exact-bytes (apply str (map #(char (Long/parseLong (second %) 16))
-                                                                    (re-seq #"u(.{4})" found)))))))
+                :else (.writeBytes out
+                                   (exact-bytes (apply str
+                                                       (map #(char (Long/parseLong (second %) 16))
+                                                            (re-seq #"u(.{4})" found)))))))
             (recur (.end matcher)))))
       (.toByteArray out))))
 
 (defn text
-  "Returns the text of a path given as bytes. No other path has this text, nor is printed as this one.
+  "Returns the text of a path given as bytes. No other path has this text, nor is printed as this
+  one.
 
       (text (.getBytes \"/sys/fs/bpf/café\"))    ;=> \"/sys/fs/bpf/café\"
       (text (byte-array [0x2f 0x61 0xff])) ;=> \"/a\\\\xff\""
@@ -133,8 +140,8 @@
     (Arrays/copyOf bytes (inc (alength bytes)))))
 
 (defn argument
-  "Returns the text of an argument of a command line. A byte that is not UTF-8 becomes a lone surrogate, U+DC80 to U+DCFF,
-  from which [[exact-bytes]] gets it back.
+  "Returns the text of an argument of a command line. A byte that is not UTF-8 becomes a lone
+  surrogate, U+DC80 to U+DCFF, from which [[exact-bytes]] gets it back.
 
       (argument (.getBytes \"café\")) ;=> \"café\""
   [^bytes bytes]
@@ -152,7 +159,8 @@
 ;; --- a path and its parts
 
 (defn parent
-  "Returns the directory that a path is in, \".\" for a name alone, or nil for the root and for \".\".
+  "Returns the directory that a path is in, \".\" for a name alone, or nil for the root and for
+  \".\".
 
       (parent \"/sys/fs/bpf/flows\") ;=> \"/sys/fs/bpf\""
   [path]
@@ -181,14 +189,15 @@
 ;; --- files
 
 (def ^:private types
-  "Types of files: the bits of `st_mode`, and what `readdir(3)` calls them. Source: linux/stat.h, dirent.h."
+  "Types of files: the bits of `st_mode`, and what `readdir(3)` calls them. Source: linux/stat.h,
+  dirent.h."
   {010 :file, 004 :directory, 012 :link})
 
 (defn- type-of-mode [mode] (types (bit-shift-right (long mode) 12) :other))
 
 (defn type-of
-  "Returns the type of a file, `:file`, `:directory`, `:link` or `:other`; or the negated errno. A symbolic link is `:link`
-  unless `follow?` is true."
+  "Returns the type of a file, `:file`, `:directory`, `:link` or `:other`; or the negated errno. A
+  symbolic link is `:link` unless `follow?` is true."
   [path follow?]
   (let [mode (FileSyscalls/mode (bytes-of path) (boolean follow?))]
     (if (neg? mode) mode (type-of-mode mode))))
@@ -218,7 +227,9 @@
                          (accept [_ name type]
                            (let [path (Arrays/copyOf base (+ (alength base) (alength ^bytes name)))]
                              (System/arraycopy name 0 path (alength base) (alength ^bytes name))
-                             (vswap! found conj! {:path (text path) :type (types type (if (zero? type) :unknown :other))})))))]
+                             (vswap! found conj!
+                                     {:path (text path)
+                                      :type (types type (if (zero? type) :unknown :other))})))))]
           (if (neg? outcome)
             outcome
             (mapv (fn [{:keys [path type] :as entry}]
@@ -226,7 +237,8 @@
                   (persistent! @found))))))))
 
 (defn real-path
-  "Returns the path of a file without symbolic links, or the negated errno; nil if /proc cannot tell."
+  "Returns the path of a file without symbolic links, or the negated errno; nil if /proc cannot
+  tell."
   [path]
   (let [number (FileSyscalls/open (bytes-of path) false)]
     (if (neg? number)
@@ -240,12 +252,14 @@
 ;; --- what a user gives
 
 (defn path?
-  "Returns true if x is a kind of object that can be a path: a string, a `java.io.File` or a `java.nio.file.Path`."
+  "Returns true if x is a kind of object that can be a path: a string, a `java.io.File` or a
+  `java.nio.file.Path`."
   [x]
   (or (string? x) (instance? File x) (instance? Path x)))
 
 (defn of-java
-  "Returns the bytes of a `java.nio.file.Path`. Its text has them only in a locale that can name the file."
+  "Returns the bytes of a `java.nio.file.Path`. Its text has them only in a locale that can name
+  the file."
   ^bytes [^Path file]
   (if-not (re-find #"[^\x00-\x7f]" (str file))
     (exact-bytes (str file))
@@ -255,7 +269,8 @@
       (.toByteArray out))))
 
 (defn ->java
-  "Returns a `java.nio.file.Path` of a path, which names the same file in every locale. A path that is not ASCII becomes absolute."
+  "Returns a `java.nio.file.Path` of a path, which names the same file in every locale. A path
+  that is not ASCII becomes absolute."
   ^Path [path]
   (if-not (re-find #"[^\x00-\x7f]|\\" path)
     (Path/of path (make-array String 0))
@@ -280,8 +295,9 @@
 (defn resolve
   "Returns the text of the path that a user gave: a path as it is, or one as [[text]] prints it.
 
-  Of a path in which `\\xHH`, `\\uHHHH` or `\\\\` occurs, the file of exactly that name is meant if it exists, else that of the name as
-  it was printed. If both exist, `refuse` is called with a hint. Returns nil for a text that has no bytes."
+  Of a path in which `\\xHH`, `\\uHHHH` or `\\\\` occurs, the file of exactly that name is meant
+  if it exists, else that of the name as it was printed. If both exist, `refuse` is called with a
+  hint. Returns nil for a text that has no bytes."
   [file refuse]
   (when-let [given (given-bytes file)]
     (let [exact (text given)]
@@ -291,8 +307,11 @@
           (cond
             (= exact as-printed) exact
             (there? exact) (if (there? as-printed)
-                             (refuse (str "there are two such files; " (printed exact) " is that of exactly this name, and "
-                                          (str/join (map escaped-byte (bytes-of (file-name as-printed)))) " in "
+                             (refuse (str "there are two such files; " (printed exact)
+                                          " is that of exactly this name, and "
+                                          (str/join
+                                           (map escaped-byte (bytes-of (file-name as-printed))))
+                                          " in "
                                           (printed (or (parent as-printed) ".")) " the other"))
                              exact)
             (there? as-printed) as-printed

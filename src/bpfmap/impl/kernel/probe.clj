@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.impl.kernel.probe
-  "Commands of bpf(2) as probes make them: what the kernel answers is the result, a number from 0 or a negated errno.
+  "Commands of bpf(2) as probes make them: what the kernel answers is the result, a number from 0
+  or a negated errno.
 
   Nothing is thrown for a refusal, and nothing is encoded: keys and values are bytes."
   (:require [bpfmap.impl.kernel.call :as call]
@@ -26,7 +27,8 @@
   (-> (conj (set (keys element-commands)) :freeze) (into (keys batch-commands))))
 
 (def element-flags
-  "Flags of element operations by name: the operation that tells whether the kernel has them, and their bits.
+  "Flags of element operations by name: the operation that tells whether the kernel has them, and
+  their bits.
 
   The number of a CPU stands in the upper 32 bits, so that `:cpu` asks for CPU 0."
   (into {} (for [[flag op] {:lock :lookup, :cpu :lookup, :all-cpus :update}]
@@ -36,9 +38,11 @@
   (call/command "Probing" ctx command fill (fn [outcome _ _] outcome) neg?))
 
 (defn operate
-  "Makes an operation on an open map. `:key` and `:value` are byte arrays, the key nil for a map without keys; `:flags` bits.
+  "Makes an operation on an open map. `:key` and `:value` are byte arrays, the key nil for a map
+  without keys; `:flags` bits.
 
-  A batch is one of no elements: the kernel looks first whether the type has it, and then finds nothing to do."
+  A batch is one of no elements: the kernel looks first whether the type has it, and then finds
+  nothing to do."
   [op ^Fd fd {:keys [key value flags]} ctx]
   (cond
     (= :freeze op)
@@ -64,7 +68,8 @@
 (defn load-program
   "Loads a program and lets it go again: `{:outcome number :log text}`.
 
-  `:kernel-version` is that of `LINUX_VERSION_CODE`, `:attach-type` a number of `enum bpf_attach_type`."
+  `:kernel-version` is that of `LINUX_VERSION_CODE`, `:attach-type` a number of `enum
+  bpf_attach_type`."
   [{:keys [type ^bytes insns attach-type kernel-version sleepable]} ctx]
   (call/command "Probing" ctx Abi/BPF_PROG_LOAD
                (fn [^Attr attr]

@@ -13,7 +13,8 @@
   (Path/of s (make-array String 0)))
 
 (defn- at-once
-  "The bytes of a file of /proc or /sys; nil if it cannot be read this way. What files there are called is ASCII."
+  "The bytes of a file of /proc or /sys; nil if it cannot be read this way. What files there are
+  called is ASCII."
   ^bytes [^String file]
   (FileSyscalls/readFile (.getBytes file StandardCharsets/US_ASCII)))
 
@@ -51,7 +52,8 @@
                 colon (.indexOf text 58 from)]
             (recur (inc end)
                    (if (< -1 colon end)
-                     (assoc! found (.substring text from colon) (.trim (.substring text (inc colon) end)))
+                     (assoc! found (.substring text from colon)
+                             (.trim (.substring text (inc colon) end)))
                      found))))))))
 
 (defn fdinfo-text
@@ -75,15 +77,16 @@
           (.trim (.substring text from (if (neg? end) (.length text) end))))))))
 
 (defn fdinfo
-  "What `/proc/thread-self/fdinfo` says about a descriptor, as a map of strings; empty where it cannot be read.
+  "What `/proc/thread-self/fdinfo` says about a descriptor, as a map of strings; empty where it
+  cannot be read.
 
       (get (fdinfo 7) \"frozen\") ;=> \"0\""
   [descriptor]
   (colon-lines (fdinfo-text descriptor)))
 
 (def ^:private id-fields
-  "The fields of fdinfo that say what a descriptor is. The first that is there counts: a link names its program too, and
-  one of an iterator, a struct_ops or a sockmap its map."
+  "The fields of fdinfo that say what a descriptor is. The first that is there counts: a link
+  names its program too, and one of an iterator, a struct_ops or a sockmap its map."
   [["link_id" :link] ["map_id" :map] ["prog_id" :program]])
 
 (def ^:private kind-fields
@@ -91,7 +94,8 @@
   [["map_type" :map] ["prog_type" :program]])
 
 (defn kind
-  "What kind of BPF object a descriptor's fdinfo is of: `:map`, `:program` or `:link`; nil for anything else.
+  "What kind of BPF object a descriptor's fdinfo is of: `:map`, `:program` or `:link`; nil for
+  anything else.
 
       (kind {\"map_type\" \"1\"}) ;=> :map"
   [fdinfo]
@@ -127,15 +131,18 @@
   (String. (bytes-of file) StandardCharsets/UTF_8))
 
 (defn processes
-  "The numbers of the processes in sight, ascending; throws an IOException where /proc cannot be read."
+  "The numbers of the processes in sight, ascending; throws an IOException where /proc cannot be
+  read."
   []
   (into [] (sort (keep parse-long (names-in "/proc")))))
 
 (defn command
-  "The name of a process as the kernel keeps it, at most 15 bytes, with escapes if it is not UTF-8; throws an IOException where it cannot be read."
+  "The name of a process as the kernel keeps it, at most 15 bytes, with escapes if it is not
+  UTF-8; throws an IOException where it cannot be read."
   [pid]
   (let [bytes (bytes-of (str "/proc/" pid "/comm"))
-        bytes (java.util.Arrays/copyOf bytes (max 0 (dec (alength bytes))))] ; without the newline at the end
+        ;; Without the newline at the end
+        bytes (java.util.Arrays/copyOf bytes (max 0 (dec (alength bytes))))]
     (or (paths/utf-8 bytes) (paths/text bytes))))
 
 (defn- objects-of-files
@@ -174,12 +181,14 @@
   (loop [from 0, at 0, parts []]
     (cond
       (= at (alength bytes)) parts
-      (zero? (aget bytes at)) (recur (inc at) (inc at) (conj parts (java.util.Arrays/copyOfRange bytes from at)))
+      (zero? (aget bytes at)) (recur (inc at) (inc at)
+                                     (conj parts (java.util.Arrays/copyOfRange bytes from at)))
       :else (recur from (inc at) parts))))
 
 (defn arguments
-  "Returns the arguments of this process as it was given them, where `words` is what the JVM made of them: in a locale that is
-  not UTF-8 it replaces what it cannot decode. See `bpfmap.impl.kernel.paths/argument`; words that are not this process's stay.
+  "Returns the arguments of this process as it was given them, where `words` is what the JVM made
+  of them: in a locale that is not UTF-8 it replaces what it cannot decode. See
+  `bpfmap.impl.kernel.paths/argument`; words that are not this process's stay.
 
       (arguments [\"put\" \"m\" \"1\" \"caf\uFFFD\uFFFD\"]) ;=> [\"put\" \"m\" \"1\" \"café\"]"
   [words]
@@ -193,7 +202,8 @@
       (vec words))))
 
 (defn environment
-  "Returns the bytes of an environment variable of this process, whatever the locale is; nil if it is not set.
+  "Returns the bytes of an environment variable of this process, whatever the locale is; nil if it
+  is not set.
 
       (String. (environment \"HOME\")) ;=> \"/root\""
   ^bytes [name]
@@ -214,8 +224,8 @@
   (str/replace text #"\\([0-7]{3})" (fn [[_ octal]] (str (char (Long/parseLong octal 8))))))
 
 (defn parse-mounts
-  "The lines of a mountinfo as `{:id :parent :path :type}`: `:path` is where the mount is, `:type` its file system. A
-  character of the text is a byte of the file.
+  "The lines of a mountinfo as `{:id :parent :path :type}`: `:path` is where the mount is, `:type`
+  its file system. A character of the text is a byte of the file.
 
       (parse-mounts \"43 42 0:39 / /sys/fs/bpf rw - bpf bpf rw\")
       ;=> [{:id 43 :parent 42 :path \"/sys/fs/bpf\" :type \"bpf\"}]"
@@ -228,7 +238,8 @@
                   (when file-system
                     {:id (parse-long id)
                      :parent (parse-long parent)
-                     :path (paths/text (.getBytes ^String (unescaped path) StandardCharsets/ISO_8859_1))
+                     :path (paths/text (.getBytes ^String (unescaped path)
+                                                  StandardCharsets/ISO_8859_1))
                      :type (first (str/split file-system #" "))}))))
         (str/split-lines text)))
 
@@ -246,10 +257,11 @@
     (reductions (fn [above part] (str (when (not= "/" above) above) "/" part)) "/" parts)))
 
 (defn locator
-  "A function of a path without symbolic links that gives the mount in which it is; nil outside of all.
+  "A function of a path without symbolic links that gives the mount in which it is; nil outside of
+  all.
 
-  A path is followed as the kernel does: from the root down, at each directory through whatever is mounted
-  there, one on top of the other.
+  A path is followed as the kernel does: from the root down, at each directory through whatever is
+  mounted there, one on top of the other.
 
       (:type ((locator (mounts)) \"/sys/fs/bpf/flows\")) ;=> \"bpf\""
   [mounts]
@@ -282,7 +294,8 @@
       (if (held? "CAP_SYS_ADMIN") () (remove held? names)))))
 
 (defn passes-file-modes?
-  "Returns true if the calling thread has CAP_DAC_OVERRIDE, so that no file mode denies it anything; nil if that cannot be read."
+  "Returns true if the calling thread has CAP_DAC_OVERRIDE, so that no file mode denies it
+  anything; nil if that cannot be read."
   []
   (when-let [effective (get (colon-lines (read-file "/proc/thread-self/status")) "CapEff")]
     (bit-test (java.lang.Long/parseUnsignedLong effective 16) 1))) ; linux/capability.h
@@ -295,7 +308,8 @@
   (some-> (read-file "/proc/sys/kernel/osrelease") str/trim))
 
 (defn security-modules
-  "The names of the kernel's active security modules as a set; nil where they cannot be read: securityfs need not be mounted.
+  "The names of the kernel's active security modules as a set; nil where they cannot be read:
+  securityfs need not be mounted.
 
       (security-modules) ;=> #{\"capability\" \"lockdown\" \"bpf\"}"
   []
@@ -306,8 +320,8 @@
   "user:[4026531837]")
 
 (defn user-namespace?
-  "Whether this process is in a user namespace of its own, as in many containers: capabilities that it has there do not count
-  for BPF. False where /proc cannot tell."
+  "Whether this process is in a user namespace of its own, as in many containers: capabilities
+  that it has there do not count for BPF. False where /proc cannot tell."
   []
   (try
     (not= first-user-namespace (str (Files/readSymbolicLink (path "/proc/thread-self/ns/user"))))
@@ -321,13 +335,15 @@
 (def ^:private ^:const at-pagesz "Source: linux/auxvec.h, AT_PAGESZ." 6)
 
 (defn page-size
-  "Bytes of a page of memory, as the kernel told this process when it began; 4096 where that cannot be read.
+  "Bytes of a page of memory, as the kernel told this process when it began; 4096 where that
+  cannot be read.
 
       (page-size) ;=> 4096"
   []
   (let [^java.nio.LongBuffer words
         (try
-          (.asLongBuffer (.order (java.nio.ByteBuffer/wrap (bytes-of "/proc/self/auxv")) (java.nio.ByteOrder/nativeOrder)))
+          (.asLongBuffer (.order (java.nio.ByteBuffer/wrap (bytes-of "/proc/self/auxv"))
+                                 (java.nio.ByteOrder/nativeOrder)))
           (catch java.io.IOException _ (java.nio.LongBuffer/allocate 0)))]
     (loop [i 0]
       (cond

@@ -17,25 +17,37 @@
 
 (def types
   "Program types by name: the kernel's `enum bpf_prog_type`, source linux/bpf.h."
-  (zipmap [:socket-filter :kprobe :sched-cls :sched-act :tracepoint :xdp :perf-event :cgroup-skb :cgroup-sock
-           :lwt-in :lwt-out :lwt-xmit :sock-ops :sk-skb :cgroup-device :sk-msg :raw-tracepoint :cgroup-sock-addr
-           :lwt-seg6local :lirc-mode2 :sk-reuseport :flow-dissector :cgroup-sysctl :raw-tracepoint-writable
+  (zipmap [:socket-filter :kprobe :sched-cls :sched-act :tracepoint :xdp :perf-event :cgroup-skb
+           :cgroup-sock
+           :lwt-in :lwt-out :lwt-xmit :sock-ops :sk-skb :cgroup-device :sk-msg :raw-tracepoint
+           :cgroup-sock-addr
+           :lwt-seg6local :lirc-mode2 :sk-reuseport :flow-dissector :cgroup-sysctl
+           :raw-tracepoint-writable
            :cgroup-sockopt :tracing :struct-ops :ext :lsm :sk-lookup :syscall :netfilter]
           (rest (range))))
 
 (def attach-types
   "Attach types by name: the kernel's `enum bpf_attach_type`, source linux/bpf.h."
-  (zipmap [:cgroup-inet-ingress :cgroup-inet-egress :cgroup-inet-sock-create :cgroup-sock-ops :sk-skb-stream-parser
-           :sk-skb-stream-verdict :cgroup-device :sk-msg-verdict :cgroup-inet4-bind :cgroup-inet6-bind
-           :cgroup-inet4-connect :cgroup-inet6-connect :cgroup-inet4-post-bind :cgroup-inet6-post-bind
-           :cgroup-udp4-sendmsg :cgroup-udp6-sendmsg :lirc-mode2 :flow-dissector :cgroup-sysctl :cgroup-udp4-recvmsg
-           :cgroup-udp6-recvmsg :cgroup-getsockopt :cgroup-setsockopt :trace-raw-tp :trace-fentry :trace-fexit
+  (zipmap [:cgroup-inet-ingress :cgroup-inet-egress :cgroup-inet-sock-create :cgroup-sock-ops
+           :sk-skb-stream-parser
+           :sk-skb-stream-verdict :cgroup-device :sk-msg-verdict :cgroup-inet4-bind
+           :cgroup-inet6-bind
+           :cgroup-inet4-connect :cgroup-inet6-connect :cgroup-inet4-post-bind
+           :cgroup-inet6-post-bind
+           :cgroup-udp4-sendmsg :cgroup-udp6-sendmsg :lirc-mode2 :flow-dissector :cgroup-sysctl
+           :cgroup-udp4-recvmsg
+           :cgroup-udp6-recvmsg :cgroup-getsockopt :cgroup-setsockopt :trace-raw-tp :trace-fentry
+           :trace-fexit
            :modify-return :lsm-mac :trace-iter :cgroup-inet4-getpeername :cgroup-inet6-getpeername
-           :cgroup-inet4-getsockname :cgroup-inet6-getsockname :xdp-devmap :cgroup-inet-sock-release :xdp-cpumap
-           :sk-lookup :xdp :sk-skb-verdict :sk-reuseport-select :sk-reuseport-select-or-migrate :perf-event
-           :trace-kprobe-multi :lsm-cgroup :struct-ops :netfilter :tcx-ingress :tcx-egress :trace-uprobe-multi
+           :cgroup-inet4-getsockname :cgroup-inet6-getsockname :xdp-devmap :cgroup-inet-sock-release
+           :xdp-cpumap
+           :sk-lookup :xdp :sk-skb-verdict :sk-reuseport-select :sk-reuseport-select-or-migrate
+           :perf-event
+           :trace-kprobe-multi :lsm-cgroup :struct-ops :netfilter :tcx-ingress :tcx-egress
+           :trace-uprobe-multi
            :cgroup-unix-connect :cgroup-unix-sendmsg :cgroup-unix-recvmsg :cgroup-unix-getpeername
-           :cgroup-unix-getsockname :netkit-primary :netkit-peer :trace-kprobe-session :trace-uprobe-session]
+           :cgroup-unix-getsockname :netkit-primary :netkit-peer :trace-kprobe-session
+           :trace-uprobe-session]
           (range)))
 
 (def ^:private number->type (set/map-invert types))
@@ -54,18 +66,20 @@
 ;; --- loading
 
 (def ^:const attempts
-  "The verifier gives up with EAGAIN when a signal is pending; it is asked again this often. 16 times were seen not to
-  be enough for a program of two instructions, under signals every few microseconds."
+  "The verifier gives up with EAGAIN when a signal is pending; it is asked again this often. 16
+  times were seen not to be enough for a program of two instructions, under signals every few
+  microseconds."
   1000)
 
 (def ^:private log-sizes
-  "Bytes for the verifier's log, by attempt: none until there is a refusal to explain. Before Linux 5.15 the kernel
-  takes at most the last (UINT_MAX >> 8)."
+  "Bytes for the verifier's log, by attempt: none until there is a refusal to explain. Before
+  Linux 5.15 the kernel takes at most the last (UINT_MAX >> 8)."
   [0 0x10000 0xffffff])
 
 (defn- load-once
   "The program's descriptor, or `{:refused exception :log text}`. A log of size 0 is not asked for."
-  [{:keys [type name license ^bytes insns relocations expected-attach-type attach-btf-id]} log-size ctx]
+  [{:keys [type name license ^bytes insns relocations expected-attach-type attach-btf-id]} log-size
+   ctx]
   (let [log (volatile! nil)]
     (try
       (call/command "Loading the program" ctx Abi/BPF_PROG_LOAD
@@ -140,7 +154,8 @@
 (def ^:private info-size 228)
 
 (def ^:private most-maps
-  "How many ids of maps there is room for at first. The verifier takes no more in one program; more may be bound later."
+  "How many ids of maps there is room for at first. The verifier takes no more in one program;
+  more may be bound later."
   64)
 
 (defn- named [number->name number] (number->name number number))
@@ -175,7 +190,8 @@
               :uid (call/u32 memory Info/PROG_CREATED_BY_UID)
               :gpl-compatible (odd? (long (call/u32 memory Info/PROG_GPL_COMPATIBLE)))
               :map-count map-count
-              :map-ids (mapv #(call/u32 map-ids (* 4 (long %))) (range (min (long room) map-count)))}
+              :map-ids (mapv #(call/u32 map-ids (* 4 (long %)))
+                             (range (min (long room) map-count)))}
              (remove (comp zero? val))
              optional)))))
 
@@ -193,7 +209,8 @@
 ;; --- running and attaching
 
 (defn test-run
-  "Runs a program without attaching it. A run that a signal ended is begun again only if it was a single one."
+  "Runs a program without attaching it. A run that a signal ended is begun again only if it was a
+  single one."
   [^Fd fd {:keys [^bytes data ^bytes context repeat]} ctx]
   (let [room (+ 256 (if data (alength data) 0)) ; a program may make the packet longer
         run (fn []
@@ -215,12 +232,16 @@
                       {:return (.int32 attr Abi/TEST_RETVAL)
                        :duration (.int32 attr Abi/TEST_DURATION)
                        :data (when out
-                               (Bytes/copyOut out 0 (min room (.int32 attr Abi/TEST_DATA_SIZE_OUT))))})))))]
+                               (Bytes/copyOut out 0
+                                              (min room
+                                                   (.int32 attr Abi/TEST_DATA_SIZE_OUT))))})))))]
     (loop [attempt 1]
       (let [outcome (try (run) (catch RuntimeException e (throw (call/in-context e ctx))))]
         (cond
           (map? outcome) outcome
-          (and (= outcome (- Abi/EINTR)) (= 1 (or repeat 1)) (< attempt attempts)) (recur (inc attempt))
+          (and (= outcome (- Abi/EINTR))
+               (= 1 (or repeat 1))
+               (< attempt attempts)) (recur (inc attempt))
           :else (throw (call/failure "Running the program" outcome ctx)))))))
 
 (defn open-raw-tracepoint

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.impl.kernel.token
-  "BPF tokens: a BPF file system that an administrator delegated to a container lets it create maps without CAP_BPF.
+  "BPF tokens: a BPF file system that an administrator delegated to a container lets it create
+  maps without CAP_BPF.
 
   Since Linux 6.9. The file system is the one at /sys/fs/bpf, or where the environment variable
   LIBBPF_BPF_TOKEN_PATH says, as libbpf has it; empty, that variable turns tokens off."
@@ -28,7 +29,8 @@
       (catch ExceptionInfo _ nil))))
 
 (defn allowing
-  "Calls f with nil, and again with a token where it fails for want of permission and there is a token."
+  "Calls f with nil, and again with a token where it fails for want of permission and there is a
+  token."
   [ctx f]
   (try
     (f nil)

@@ -45,20 +45,23 @@
   (try
     (f)
     (catch ExceptionInfo e
-      (throw (ex-info (str "Number " i ": " (ex-message e)) (assoc (ex-data e) :bpfmap/index i) e)))))
+      (throw (ex-info (str "Number " i ": " (ex-message e)) (assoc (ex-data e) :bpfmap/index i)
+                      e)))))
 
 (defn- check-reducible [m op xs]
   (when-not (or (nil? xs) (coll? xs) (instance? IReduceInit xs) (instance? Iterable xs))
     (throw (not-many m op "a collection" xs))))
 
 (defn- held-keys
-  "How many of the keys written the map holds: each once, and in a map that evicts, only those that are still there."
+  "How many of the keys written the map holds: each once, and in a map that evicts, only those
+  that are still there."
   [^BpfMap m bulk]
   (let [{:keys [evicts order]} (row m)]
     (element/present bulk (= :prefix order) (when evicts (.-elements m)))))
 
 (defn put-all!
-  "Writes all entries; returns how many of their keys the map holds afterwards. Nothing is written unless all can be encoded."
+  "Writes all entries; returns how many of their keys the map holds afterwards. Nothing is written
+  unless all can be encoded."
   [^BpfMap m entries options]
   (with-error-context [m :put-all!]
     (let [flags (element-ops/check-options m :put-all! options)
@@ -82,7 +85,8 @@
                     (inc i))
                   0 entries)
           (finished m :put-all!
-                    (element/write-bulk bulk (.-elements m) (contains? (:batch (row m)) :write) flags)
+                    (element/write-bulk bulk (.-elements m) (contains? (:batch (row m)) :write)
+                                        flags)
                     (.size bulk))
           (held-keys m bulk)
           (finally (references/release-all! held)))))))
@@ -99,13 +103,16 @@
         (try
           (reduce (fn [^long i k]
                     (when-not (element-ops/out-of-range-index? m k)
-                      (indexed i #(let [k (if bridge (bpf-map/key-in m :delete-all! held k ::absent) k)]
-                                    (when-not (identical? ::absent k)
-                                      (element/collect bulk key-codec nil k nil)))))
+                      (indexed i
+                               #(let [k
+                                      (if bridge (bpf-map/key-in m :delete-all! held k ::absent) k)]
+                                  (when-not (identical? ::absent k)
+                                    (element/collect bulk key-codec nil k nil)))))
                     (inc i))
                   0 ks)
           (let [done (finished m :delete-all!
-                               (element/delete-bulk bulk (.-elements m) (contains? (:batch (row m)) :delete)
+                               (element/delete-bulk bulk (.-elements m)
+                                               (contains? (:batch (row m)) :delete)
                                                (element-ops/not-there m))
                                (.size bulk))]
             ;; A slot that is named twice is deleted twice, as far as the kernel says.
@@ -134,7 +141,8 @@
 (deftype Entries [m fold-options of-value]
   IReduceInit
   (reduce [_ f init]
-    (bpf-map/reduce-entries m (fn [acc k v] (f acc (element/entry k (of-value v)))) init fold-options))
+    (bpf-map/reduce-entries m (fn [acc k v] (f acc (element/entry k (of-value v)))) init
+                            fold-options))
   IReduce
   (reduce [this f]
     (reduce f (seq this)))
@@ -179,16 +187,19 @@
 ;; ---------------------------------------------------------------- draining
 
 (defn- with-taken
-  "Runs f; what an error finds taken already is in it, whatever it is, since it is no longer in the map."
+  "Runs f; what an error finds taken already is in it, whatever it is, since it is no longer in
+  the map."
   [^BpfMap m taken f]
   (try
     (f)
     (catch Throwable e
       (let [e (call/in-context e {:op :drain! :map (bpf-map/identity-of m)})]
-        (throw (ex-info (ex-message e) (assoc (ex-data e) :bpfmap/entries (persistent! @taken)) e))))))
+        (throw (ex-info (ex-message e) (assoc (ex-data e) :bpfmap/entries (persistent! @taken))
+                        e))))))
 
 (defn- drain-chunks
-  "Takes everything with a system call for each chunk of entries. No function of the user's runs between taking and keeping."
+  "Takes everything with a system call for each chunk of entries. No function of the user's runs
+  between taking and keeping."
   [^BpfMap m flags]
   (let [key-codec (.-key-codec m)
         value-codec (.-value-codec m)
@@ -207,12 +218,13 @@
         (some-> @taken persistent!)))))
 
 (defn- drain-each
-  "Takes entries one by one and reduces over them with `(step acc key value raw)`, each handed on before the next is taken.
-  Entries are taken by the bytes of their keys, `raw`."
+  "Takes entries one by one and reduces over them with `(step acc key value raw)`, each handed on
+  before the next is taken. Entries are taken by the bytes of their keys, `raw`."
   [^BpfMap m step init flags]
   (let [key-codec (.-key-codec m)
         value-codec (.-value-codec m)
-        take-out (fn [codec k] (element/take-out (.-elements m) codec value-codec k ::gone flags m :drain!))]
+        take-out (fn [codec k]
+                   (element/take-out (.-elements m) codec value-codec k ::gone flags m :drain!))]
     (if (nil? key-codec)
       ;; As many as there can be: somebody may push as fast as this pops.
       (loop [acc init n (long (:max-entries (bpf-map/spec-of m)))]
@@ -228,11 +240,13 @@
                   init nil))))
 
 (defn- add-taken
-  "Adds an entry to what was taken. A key that is there already, as functions of the user's may make one of several, is kept
-  as its bytes."
+  "Adds an entry to what was taken. A key that is there already, as functions of the user's may
+  make one of several, is kept as its bytes."
   [taken k v ^MemorySegment raw]
   (assoc! taken
-          (if (identical? ::none (get taken k ::none)) k (bytes/wrap (Bytes/copyOut raw 0 (int (.byteSize raw)))))
+          (if (identical? ::none (get taken k ::none))
+            k
+            (bytes/wrap (Bytes/copyOut raw 0 (int (.byteSize raw)))))
           v))
 
 (defn drain!
@@ -242,23 +256,31 @@
     (let [flags (element-ops/check-options m :drain! options)
           keyless? (nil? (.-key-codec m))
           {:keys [batch]} (row m)]
-      ;; What cannot be decoded must not be taken, so only types that decode anything are taken in chunks.
-      (or (when (and (contains? batch :take) (.total ^Codec (.-key-codec m)) (.total ^Codec (.-value-codec m)))
+      ;; What cannot be decoded must not be taken, so only types that decode anything are taken in
+      ;; chunks.
+      (or (when (and (contains? batch :take)
+                     (.total ^Codec (.-key-codec m))
+                     (.total ^Codec (.-value-codec m)))
             (drain-chunks m flags))
           (let [taken (volatile! (transient (if keyless? [] {})))]
             (with-taken m taken
               (fn []
-                (drain-each m (fn [_ k v raw] (vswap! taken #(if keyless? (conj! % v) (add-taken % k v raw))) nil) nil flags)
+                (drain-each m
+                            (fn [_ k v raw]
+                              (vswap! taken #(if keyless? (conj! % v) (add-taken % k v raw)))
+                              nil) nil flags)
                 (persistent! @taken))))))))
 
 (defn drain-into
-  "Takes entries one by one and reduces over them with `(f acc entry)`; of a map without keys, over values."
+  "Takes entries one by one and reduces over them with `(f acc entry)`; of a map without keys,
+  over values."
   [^BpfMap m f init options]
   (with-error-context [m :drain!]
     (let [flags (element-ops/check-options m :drain! options)]
       (when (= :whole (:drains (row m)))
         (bpf-map/refuse m :drain! :not-supported
-                      (str "a map of type " (:type (bpf-map/identity-of m)) " is drained as a whole, since the kernel takes no single entry "
+                      (str "a map of type " (:type (bpf-map/identity-of m))
+                           " is drained as a whole, since the kernel takes no single entry "
                            "and its value in one step: (drain! m)")))
       (drain-each m (if (nil? (.-key-codec m))
                       (fn [acc _ v _] (f acc v))

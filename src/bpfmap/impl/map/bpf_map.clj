@@ -35,11 +35,14 @@
     (str (when key (str " " (in-words :key key) " ->"))
          (when value (str " " (in-words :value value))))))
 
-;; `identity` is {:id :name :type}. `refusals` maps the operations that this handle never does to [kind hint].
-;; `elements` is nil where a type's layout is not known, `bridge` where neither key nor value is a reference, `cpus` where values
-;; are not per-CPU. `pins` is an atom with the paths of the pins, the latest last, `row` what the rules say of the type. `mapping` is nil where a map has
-;; no memory to map, `direct` where its elements are not in it.
-(deftype BpfMap [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pins row mapping direct]
+;; `identity` is {:id :name :type}. `refusals` maps the operations that this handle never does to
+;; [kind hint]. `elements` is nil where a type's layout is not known, `bridge` where neither key
+;; nor value is a reference, `cpus` where values are not per-CPU. `pins` is an atom with the paths
+;; of the pins, the latest last, `row` what the rules say of the type. `mapping` is nil where a
+;; map has no memory to map, `direct` where its elements are not in it.
+(deftype BpfMap
+  [^Fd fd identity spec access refusals elements key-codec value-codec bridge cpus pins row mapping
+   direct]
   element/Origin
   (failure [_ op outcome]
     (call/failure (described identity op) outcome
@@ -60,8 +63,8 @@
   (valAt [this k] (lookup this k nil))
   (valAt [this k not-found] (lookup this k not-found))
 
-  ;; For `contains?`, `find` and `select-keys`, which take nothing else that is not a collection or a java.util.Map. Those would
-  ;; be counted, compared and printed by asking the kernel.
+  ;; For `contains?`, `find` and `select-keys`, which take nothing else that is not a collection
+  ;; or a java.util.Map. Those would be counted, compared and printed by asking the kernel.
   ITransientAssociative2
   (containsKey [this k] (not (identical? this (lookup this k this))))
   (entryAt [this k]
@@ -106,7 +109,8 @@
 
   Object
   (toString [_]
-    (str "#<bpf-map " (when-let [id (:id identity)] (str id " ")) (:type identity) " " (pr-str (:name identity))
+    (str "#<bpf-map " (when-let [id (:id identity)] (str id " ")) (:type identity) " "
+         (pr-str (:name identity))
          (kept spec) (when (.isClosed fd) " closed") ">")))
 
 (defmethod print-method BpfMap [m ^java.io.Writer w]
@@ -145,7 +149,8 @@
   [x op]
   (when-not (instance? BpfMap x)
     (throw (error/error :invalid-value (str "Not an open map: " (pr-str (error/shown x)))
-                        {:bpfmap/op op :bpfmap/hint "it takes what create, open or clone returned"}))))
+                        {:bpfmap/op op
+                         :bpfmap/hint "it takes what create, open or clone returned"}))))
 
 (defn check-allowed
   "Throws unless this handle does an operation."
@@ -153,7 +158,8 @@
   (check-open-map m op)
   (when-some [[kind hint] (get (.-refusals m) op)]
     (refuse m op kind (cond->> hint
-                        (= :not-supported kind) (str "a map of type " (:type (.-identity m)) " has no " (name op) "; ")))))
+                        (= :not-supported kind) (str "a map of type " (:type (.-identity m))
+                                                     " has no " (name op) "; ")))))
 
 (defn failed
   "What an operation throws when its body threw: an error as data, with the operation and the map."
@@ -161,7 +167,8 @@
   (call/in-context e {:op op :map (.-identity m)}))
 
 (defmacro with-error-context
-  "Runs an operation unless this handle refuses it; errors thrown get the operation and the map. Short, for the JIT."
+  "Runs an operation unless this handle refuses it; errors thrown get the operation and the map.
+  Short, for the JIT."
   [[m op] & body]
   `(do
      (check-allowed ~m ~op)
@@ -176,7 +183,8 @@
   (= :not-found (:bpfmap/error (ex-data e))))
 
 (defn key-in
-  "A key as its codec takes it, its reference resolved into `held`; `absent` where it names what does not exist (any more)."
+  "A key as its codec takes it, its reference resolved into `held`; `absent` where it names what
+  does not exist (any more)."
   [^BpfMap m op held k absent]
   (try
     (references/key-in (.-bridge m) held k {:op op :map (.-identity m)})
@@ -184,7 +192,8 @@
       (if (not-there? e) absent (throw e)))))
 
 (defn via-key
-  "Calls f with a key whose reference is resolved; `absent` where it names what does not exist (any more)."
+  "Calls f with a key whose reference is resolved; `absent` where it names what does not exist
+  (any more)."
   [^BpfMap m op k absent f]
   (let [held (references/holding)]
     (try
@@ -203,20 +212,23 @@
       (finally (references/release-all! held)))))
 
 (defmacro with-key
-  "Runs body with the key k as its codec takes it; see [[via-key]]. Costs nothing where keys are no references."
+  "Runs body with the key k as its codec takes it; see [[via-key]]. Costs nothing where keys are
+  no references."
   [[m op k absent] body]
   `(if (nil? (.-bridge ~(vary-meta m assoc :tag `BpfMap)))
      ~body
      (via-key ~m ~op ~k ~absent (fn [~k] ~body))))
 
 (defmacro with-entry
-  "Runs body with the key k and the value v as their codecs take them. Costs nothing where they are no references."
+  "Runs body with the key k and the value v as their codecs take them. Costs nothing where they
+  are no references."
   [[m op k v] body]
   `(if (nil? (.-bridge ~(vary-meta m assoc :tag `BpfMap)))
      ~body
      (via-entry ~m ~op ~k ~v (fn [~k ~v] ~body))))
 
-;; --- reading: what the collection interfaces need; the rest is in bpfmap.impl.map.element-ops and bpfmap.impl.map.batch-ops
+;; --- reading: what the collection interfaces need; the rest is in bpfmap.impl.map.element-ops
+;; and bpfmap.impl.map.batch-ops
 
 (defn lookup
   "The value of a key, or not-found."
@@ -224,26 +236,32 @@
   (with-error-context [m :lookup]
     (or-fallback (fast-path/lookup (.-direct m) k)
       (with-key [m :lookup k not-found]
-        (element/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k not-found element/any m :lookup)))))
+        (element/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k not-found element/any m
+                        :lookup)))))
 
 (defn- not-transient
   "Throws: a map is no transient collection, though it can be asked for a key as one can."
   [^BpfMap m]
-  (throw (error/error :not-supported (str "Map " (error/id-and-name (.-identity m)) " is not a transient collection")
+  (throw (error/error :not-supported
+                      (str "Map " (error/id-and-name (.-identity m))
+                           " is not a transient collection")
                       {:bpfmap/map (.-identity m)
                        :bpfmap/hint "use put! or put-all! to write, and snapshot to read all entries as a map"})))
 
 (defn- aborted
-  "The exception for a reading that others threw back to the beginning too often, with what it came to. Nobody goes on with
-  that, so that of a transient is made persistent."
+  "The exception for a reading that others threw back to the beginning too often, with what it
+  came to. Nobody goes on with that, so that of a transient is made persistent."
   [^BpfMap m op so-far]
   (error/error :iteration-aborted (str (described (.-identity m) op) " was aborted")
                {:bpfmap/op op
                 :bpfmap/map (.-identity m)
-                :bpfmap/so-far (if (and (instance? ITransientCollection so-far) (not (instance? BpfMap so-far)))
+                :bpfmap/so-far (if (and (instance? ITransientCollection so-far)
+                                        (not (instance? BpfMap so-far)))
                                   (persistent! so-far)
                                   so-far)
-                :bpfmap/hint (str "others delete keys faster than they can be followed; what was seen until then is under "
+                :bpfmap/hint (str
+                              "others delete keys faster than they can be followed; what was seen "
+                              "until then is under "
                                   ":bpfmap/so-far; try again")}))
 
 (defn- batches?
@@ -273,8 +291,8 @@
 (defn fold
   "Folds a step of `bpfmap.impl.kernel.element` over the chunks of a map.
 
-  Of `options`, `:reader` is `:batches`, `:walk`, or nil for the better one; `:flags` are those of every lookup, `:chunk` is how many
-  entries to read at a time."
+  Of `options`, `:reader` is `:batches`, `:walk`, or nil for the better one; `:flags` are those of
+  every lookup, `:chunk` is how many entries to read at a time."
   [^BpfMap m op step init {:keys [reader] :as options}]
   (let [key-size (.size ^Codec (.-key-codec m))
         value-size (.size ^Codec (.-value-codec m))
@@ -290,13 +308,18 @@
                         (throw (broken-off m op outcome acc)))))))
 
 (defn reduce-entries
-  "Reduces over all entries with `(step acc key value)`, or with `:pairs` `(step acc entry)`; other options are those of [[fold]]."
+  "Reduces over all entries with `(step acc key value)`, or with `:pairs` `(step acc entry)`;
+  other options are those of [[fold]]."
   [^BpfMap m step init {:keys [pairs] :as options}]
   (with-error-context [m :reduce]
     (or-fallback (fast-path/reduce-entries (when (empty? (dissoc options :pairs)) (.-direct m))
-                                         (if pairs (fn [acc k v] (step acc (element/entry k v))) step)
+                                         (if pairs
+                                           (fn [acc k v] (step acc (element/entry k v)))
+                                           step)
                                          init)
-      (fold m :reduce ((if pairs element/pair-step element/entry-step) (.-key-codec m) (.-value-codec m) step) init options))))
+      (fold m :reduce
+            ((if pairs element/pair-step element/entry-step) (.-key-codec m) (.-value-codec m) step)
+            init options))))
 
 (defn snapshot-of
   "All entries, put into an empty collection."

@@ -33,14 +33,17 @@
 
 (defn- invalid [^BpfMap m op path message hint]
   (error/error :invalid-value message
-               {:bpfmap/op op :bpfmap/map (bpf-map/identity-of m) :bpfmap/path path :bpfmap/hint hint}))
+               {:bpfmap/op op :bpfmap/map (bpf-map/identity-of m) :bpfmap/path path
+                :bpfmap/hint hint}))
 
 (defn- check-lock [^BpfMap m op lock]
   (when-not (boolean? lock)
-    (throw (invalid m op [:lock] (str ":lock is true or false, not " (pr-str (error/shown lock))) nil)))
+    (throw (invalid m op [:lock] (str ":lock is true or false, not " (pr-str (error/shown lock)))
+                    nil)))
   (let [{:keys [value types type]} (bpf-map/spec-of m)]
     (when (and lock (not (spec/locked-value? value types)))
-      (throw (invalid m op [:lock] (str "Values of this map have no lock: " (pr-str (error/shown value)))
+      (throw (invalid m op [:lock]
+                      (str "Values of this map have no lock: " (pr-str (error/shown value)))
                       (if (:lock? (rules/types type))
                         "a value to be locked has a field of type :spin-lock; open the map with the type of its values"
                         (str "a map of type " type " has no spin locks")))))))
@@ -48,7 +51,8 @@
 (defn- check-cpu [^BpfMap m op {:keys [cpu cpus] :as options}]
   (let [possible (bpf-map/cpus-of m)]
     (when-not possible
-      (throw (invalid m op [(if (contains? options :cpu) :cpu :cpus)] "This is no per-CPU map" "each key has one value")))
+      (throw (invalid m op [(if (contains? options :cpu) :cpu :cpus)] "This is no per-CPU map"
+                      "each key has one value")))
     (when (and (contains? options :cpu) (contains? options :cpus))
       (throw (invalid m op [:cpu] ":cpu and :cpus exclude each other" nil)))
     (when (and (contains? options :cpu) (not (some #{cpu} possible)))
@@ -58,11 +62,14 @@
       (throw (invalid m op [:cpus] (str ":cpus is :all, not " (pr-str (error/shown cpus))) nil)))))
 
 (defn check-options
-  "Throws for options that an operation does not take, or that do not fit the map; returns the flags that they ask for."
+  "Throws for options that an operation does not take, or that do not fit the map; returns the
+  flags that they ask for."
   [^BpfMap m op options]
   (cond
     (nil? options) element/any
-    (not (map? options)) (throw (invalid m op [] (str "Options are a map, not " (pr-str (error/shown options))) nil))
+    (not (map? options)) (throw (invalid m op []
+                                         (str "Options are a map, not "
+                                              (pr-str (error/shown options))) nil))
     :else
     (let [known (options-of op)]
       (doseq [k (keys options)]
@@ -96,7 +103,8 @@
   (with-error-context [m :lookup]
     (let [flags (check-options m :lookup options)
           found (with-key [m :lookup k ::absent]
-                  (element/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k ::absent flags m :lookup))]
+                  (element/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k ::absent flags
+                                  m :lookup))]
       (if (identical? ::absent found)
         not-found
         ((cpu-value m options) found)))))
@@ -106,13 +114,15 @@
   [^BpfMap m k not-found options]
   (with-error-context [m :take!]
     (let [flags (check-options m :take! options)]
-      (element/take-out (.-elements m) (.-key-codec m) (.-value-codec m) k not-found flags m :take!))))
+      (element/take-out (.-elements m) (.-key-codec m) (.-value-codec m) k not-found flags m
+                        :take!))))
 
 (defn- write-cpu-alone
   "Writes the value of one CPU by BPF_F_CPU, with the flags given."
   [^BpfMap m op k v flags cpu]
   (let [{:keys [value types value-size key-size]} (bpf-map/spec-of m)]
-    (element/write (element/elements (bpf-map/descriptor m) key-size value-size) (.-key-codec m) (codec/codec value types [:value])
+    (element/write (element/elements (bpf-map/descriptor m) key-size value-size) (.-key-codec m)
+              (codec/codec value types [:value])
               k v (bit-or (long flags) (element/cpu cpu)) m op)))
 
 (defn- feature
@@ -121,22 +131,30 @@
   (:supported (apply (requiring-resolve (symbol "bpfmap.feature" (name question))) args)))
 
 (defn- write-cpu
-  "Writes the value of one CPU. A key that is new has zeros for the others, which the kernel need not be able to do by itself.
-  For one that exists it must be: reading all, changing one and writing all would undo what programs write to the others meanwhile.
+  "Writes the value of one CPU. A key that is new has zeros for the others, which the kernel need
+  not be able to do by itself. For one that exists it must be: reading all, changing one and
+  writing all would undo what programs write to the others meanwhile.
 
-  With BPF_F_CPU kernels do not look whether the key exists (seen on 7.2): there is no writing one CPU's value of a key only if it is there."
+  With BPF_F_CPU kernels do not look whether the key exists (seen on 7.2): there is no writing one
+  CPU's value of a key only if it is there."
   [^BpfMap m op k v flags cpu]
   (let [{:keys [type] :as spec} (bpf-map/spec-of m)
         cpus (bpf-map/cpus-of m)
         instead "; write a whole vector, or {:cpus :all}"]
     (cond
       (element/only-new? flags)
-      (element/write (.-elements m) (.-key-codec m) (codec-element/of-one-cpu spec (count cpus) (.indexOf ^java.util.List cpus cpu)) k v flags m op)
+      (element/write (.-elements m) (.-key-codec m)
+                     (codec-element/of-one-cpu spec (count cpus)
+                                               (.indexOf ^java.util.List cpus cpu)) k v flags m op)
 
       (not (feature :element-flag :cpu))
       (bpf-map/refuse m op :not-supported
-                    (str "this kernel (" (call/kernel-release) ") does not write the value of one CPU alone (BPF_F_CPU), which came with Linux "
-                         (:since (:cpu rules/element-flags)) "; writing those of all CPUs for it would undo what programs count on the others "
+                    (str "this kernel (" (call/kernel-release)
+                         ") does not write the value of one CPU alone (BPF_F_CPU), which came with "
+                         "Linux "
+                         (:since (:cpu rules/element-flags))
+                         "; writing those of all CPUs for it would undo what programs count on the "
+                         "others "
                          "meanwhile" instead))
 
       (or (= element/any flags) (:every-index (bpf-map/row-of m)))
@@ -147,8 +165,11 @@
 
       :else
       (bpf-map/refuse m op :not-supported
-                    (str "this kernel (" (call/kernel-release) ") does not look whether the key exists when it writes the value of one CPU alone "
-                         "(BPF_F_CPU): it would make the entry" instead ", or put! it if it may be made")))))
+                    (str "this kernel (" (call/kernel-release)
+                         ") does not look whether the key exists when it writes the value of one "
+                         "CPU alone "
+                         "(BPF_F_CPU): it would make the entry" instead
+                         ", or put! it if it may be made")))))
 
 (defn- write-plain [^BpfMap m op flags k v]
   (with-entry [m op k v]
@@ -171,8 +192,8 @@
       (write-with m op flags k v options))))
 
 (defn not-there
-  "The answers of a delete that mean that nothing is there: an empty slot, an index beyond the end, a struct_ops value
-  that was unregistered before."
+  "The answers of a delete that mean that nothing is there: an empty slot, an index beyond the
+  end, a struct_ops value that was unregistered before."
   [^BpfMap m]
   (let [{:keys [index? one-index]} (bpf-map/row-of m)]
     (cond
@@ -200,7 +221,9 @@
 (defn- absent?
   "Returns true if the kernel has no element under a key that it named."
   [^BpfMap m k]
-  (identical? ::absent (element/lookup (.-elements m) (.-key-codec m) element/raw-key k ::absent element/any m :next-key)))
+  (identical? ::absent
+              (element/lookup (.-elements m) (.-key-codec m) element/raw-key k ::absent element/any
+                              m :next-key)))
 
 (defn next-key
   "The key after k in the kernel's order, or the first one; nil after the last."
@@ -217,7 +240,8 @@
   [^BpfMap m v options]
   (with-error-context [m :push!]
     (check-options m :push! options)
-    (element/write (.-elements m) nil (.-value-codec m) nil v (if (:overwrite options) element/exist element/any) m :push!))
+    (element/write (.-elements m) nil (.-value-codec m) nil v
+                   (if (:overwrite options) element/exist element/any) m :push!))
   m)
 
 (defn pop!

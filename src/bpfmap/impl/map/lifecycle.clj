@@ -33,23 +33,28 @@
 ;; --- handles
 
 (defn- written-blindly
-  "What a kernel that does not look whether the key exists refuses, where the rules know such kernels: op to [kind hint].
+  "What a kernel that does not look whether the key exists refuses, where the rules know such
+  kernels: op to [kind hint].
 
-  A stable release may have the fix, so the kernel is tried. Where it cannot be, nothing is promised."
+  A stable release may have the fix, so the kernel is tried. Where it cannot be, nothing is
+  promised."
   [type]
   (when-let [since (:conditional-since (rules/types type))]
     (let [release (call/kernel-release)]
       (when-not (or (some-> release (rules/at-least? since))
                     (:supported ((requiring-resolve 'bpfmap.feature/conditional-write) type)))
-        (let [hint (str "before Linux " since " the kernel does not look whether the key exists, and this is " release
+        (let [hint (str "before Linux " since
+                        " the kernel does not look whether the key exists, and this is " release
                         "; put! writes in any case")]
           {:insert! [:not-supported hint] :replace! [:not-supported hint]})))))
 
 (defn- refusals
-  "What a handle refuses, by the name of each operation: those that are made of others too, so that asking is one step."
+  "What a handle refuses, by the name of each operation: those that are made of others too, so
+  that asking is one step."
   [type value-size access]
   (when-some [refused (merge (written-blindly type) (rules/refusals type value-size access))]
-    (into refused (keep (fn [op] (some->> (refused (rules/ability op)) (vector op)))) rules/made-of-others)))
+    (into refused (keep (fn [op] (some->> (refused (rules/ability op)) (vector op))))
+          rules/made-of-others)))
 
 (deftype ^:private Parts [refusals key-codec value-codec bridge cpus row])
 
@@ -106,7 +111,8 @@
                      #(parts-of spec type value-size access)))))
 
 (defn make
-  "An open map of a descriptor, its identity and its spec. Elements are usable where the type's layout is known."
+  "An open map of a descriptor, its identity and its spec. Elements are usable where the type's
+  layout is known."
   ^BpfMap [fd {:keys [id type value-size]} spec access path]
   (let [parts (parts spec type value-size access)
         key-codec (.-key-codec parts)
@@ -121,7 +127,8 @@
                             (if value-codec (.size ^Codec value-codec) 0)))
              key-codec value-codec (.-bridge parts) (.-cpus parts)
              (atom (if path [path] [])) (.-row parts) mapping
-             (when (and mapping value-codec) (fast-path/layout mapping key-codec value-codec spec)))))
+             (when (and mapping value-codec)
+               (fast-path/layout mapping key-codec value-codec spec)))))
 
 (defn clone
   "A second handle of the same map: own lifetime, not pinned."
@@ -136,7 +143,8 @@
   "What the kernel says of the map now, with the types of key and value."
   [^BpfMap m]
   (with-error-context [m :info]
-    (merge (into {} (filter (comp some? val)) (select-keys (.-spec m) [:key :value :struct-ops :untyped]))
+    (merge (into {} (filter (comp some? val))
+                 (select-keys (.-spec m) [:key :value :struct-ops :untyped]))
            (map/info (.-fd m) {:op :info :map (.-identity m)}))))
 
 (defn freeze!
@@ -163,7 +171,8 @@
 ;; --- pins
 
 (defn- pinned-there?
-  "Whether a path still holds this map. Somebody may have removed the pin, and pinned another map at the path."
+  "Whether a path still holds this map. Somebody may have removed the pin, and pinned another map
+  at the path."
   [m path op]
   (try
     (let [fd (map/by-path path :read-only {:op op :path path})]
@@ -179,26 +188,31 @@
   "Returns true if the pin at a path is this map."
   [m file]
   (bpf-map/check-open-map m :pinned-at?)
-  (pinned-there? m (call/path-text file :pinned-at?) :open)) ; it opens what is there, and may fail as that does
+  ;; It opens what is there, and may fail as that does
+  (pinned-there? m (call/path-text file :pinned-at?) :open))
 
 (defn incompatible
   "The exception for a pinned map that a spec cannot use, with every difference."
   ^Throwable [path difference ctx]
-  (error/error :incompatible (str "The map pinned at " (paths/printed path) " is not the one of the spec")
+  (error/error :incompatible
+               (str "The map pinned at " (paths/printed path) " is not the one of the spec")
                {:bpfmap/op (:op ctx)
                 :bpfmap/file path
                 :bpfmap/diff difference
                 :bpfmap/hint (str/join "; " (for [[k {:keys [spec map]}] (sort-by key difference)]
-                                              (str k " is " (pr-str map) ", the spec has " (pr-str spec))))}))
+                                              (str k " is " (pr-str map) ", the spec has "
+                                                   (pr-str spec))))}))
 
 (defn unusable
-  "The exception for a path at which there is neither a map to open nor room for a pin, time and again."
+  "The exception for a path at which there is neither a map to open nor room for a pin, time and
+  again."
   ^Throwable [path]
   (if (= :link (paths/type-of path false))
     (error/error :exists (str (paths/printed path) " is a symbolic link to nothing")
                  {:bpfmap/file path :bpfmap/hint "nothing can be pinned in its place; remove it"})
     (error/error :busy (str "The pin " (paths/printed path) " comes and goes")
-                 {:bpfmap/file path :bpfmap/hint "others create and remove it at the same time; try again"})))
+                 {:bpfmap/file path
+                  :bpfmap/hint "others create and remove it at the same time; try again"})))
 
 (defn- without [pins path]
   (into [] (remove #{path}) pins))
@@ -218,21 +232,30 @@
 (defn- not-a-pin
   "The exception for a path that is not a pin of the map."
   [m path op]
-  (error/error :not-found (str (paths/printed path) " is not a pin of map " (error/id-and-name (bpf-map/identity-of m)))
+  (error/error :not-found
+               (str (paths/printed path) " is not a pin of map "
+                    (error/id-and-name (bpf-map/identity-of m)))
                {:bpfmap/op op :bpfmap/file path :bpfmap/map (bpf-map/identity-of m)
                 :bpfmap/hint "nothing is there, or something else is pinned there"}))
 
 (defn- only-pin
-  "Returns the one pin that the handle knows; throws `:not-found` or `:ambiguous` if there is none or more than one."
+  "Returns the one pin that the handle knows; throws `:not-found` or `:ambiguous` if there is none
+  or more than one."
   [m pins]
   (let [refuse (fn [kind message hint]
-                 (throw (error/error kind message {:bpfmap/op :move-pin! :bpfmap/map (bpf-map/identity-of m) :bpfmap/hint hint})))]
+                 (throw (error/error kind message
+                                     {:bpfmap/op :move-pin! :bpfmap/map (bpf-map/identity-of m)
+                                      :bpfmap/hint hint})))]
     (case (count pins)
-      0 (refuse :not-found (str "This handle has no pin of map " (error/id-and-name (bpf-map/identity-of m)))
+      0 (refuse :not-found
+                (str "This handle has no pin of map " (error/id-and-name (bpf-map/identity-of m)))
                 "give the path of the pin to move, (move-pin! m from to)")
       1 (first pins)
-      (refuse :ambiguous (str "This handle has " (count pins) " pins of map " (error/id-and-name (bpf-map/identity-of m)))
-              (str "give the one to move, (move-pin! m from to): " (str/join ", " (map paths/printed pins)))))))
+      (refuse :ambiguous
+              (str "This handle has " (count pins) " pins of map "
+                   (error/id-and-name (bpf-map/identity-of m)))
+              (str "give the one to move, (move-pin! m from to): "
+                   (str/join ", " (map paths/printed pins)))))))
 
 (defn move-pin!
   "Moves a pin of the map to another path, in one step; that of the handle if `from` is nil."
@@ -255,7 +278,8 @@
   "Removes a pin if it still holds the map; returns true if it did."
   [m path]
   (when (pinned-there? m path :unpin!)
-    (call/remove-file path "Removing the pin" {:op :unpin! :path path :map (bpf-map/identity-of m)})))
+    (call/remove-file path "Removing the pin"
+                      {:op :unpin! :path path :map (bpf-map/identity-of m)})))
 
 (defn unpin!
   "Removes the pins that the handle knows and that still hold the map; or the one at a path."
@@ -296,27 +320,33 @@
   `(try
      ~@body
      (catch ExceptionInfo e#
-       (throw (ex-info (str "In :contents, the entry of " (pr-str (error/shown ~k)) ": " (ex-message e#))
+       (throw (ex-info (str "In :contents, the entry of " (pr-str (error/shown ~k)) ": "
+                            (ex-message e#))
                        (assoc (ex-data e#)
                               :bpfmap/op :create
-                              :bpfmap/path (into [:contents (error/shown ~k)] (:bpfmap/path (ex-data e#))))
+                              :bpfmap/path
+                              (into [:contents (error/shown ~k)] (:bpfmap/path (ex-data e#))))
                        e#)))))
 
 (defn- keyless? [{:keys [type]}]
   (contains? (:ops (rules/types type)) :push!))
 
 (defn- check-contents
-  "Throws for the first entry of a completed spec's :contents that does not fit, before anything is created."
+  "Throws for the first entry of a completed spec's :contents that does not fit, before anything
+  is created."
   [{:keys [type contents] :as spec} ctx]
   (when (seq contents)
     (let [key-codec (element/key spec)
-          value-codec (element/value spec (when (:per-cpu (rules/types type)) (count (call/possible-cpus))))
+          value-codec (element/value spec
+                                     (when (:per-cpu (rules/types type))
+                                       (count (call/possible-cpus))))
           bridge (references/bridge spec)
           held (references/holding)]
       (try
         (doseq [[k v] (if (keyless? spec) (map-indexed vector contents) contents)]
           (naming-entry k
-            (when key-codec (el/check key-codec (if bridge (references/key-in bridge held k ctx) k)))
+            (when key-codec
+              (el/check key-codec (if bridge (references/key-in bridge held k ctx) k)))
             (el/check value-codec (if bridge (references/value-in bridge held v ctx) v))))
         (finally (references/release-all! held))))))
 
@@ -336,8 +366,12 @@
   "Creates a map from a completed spec and returns `{:fd :untyped}`: nothing is in it yet."
   [{:keys [name inner-map token struct-ops] :as spec} ctx]
   (let [template (some-> inner-map (assoc :token token) (create-bare ctx) :fd)
-        create #(map-btf/create-with-btf (assoc spec :name (spec/kernel-name name) :whole-name name :inner-map template)
-                                        (assoc ctx :unsupported (delay ((requiring-resolve 'bpfmap.feature/unsupported) spec))))]
+        create #(map-btf/create-with-btf (assoc spec :name (spec/kernel-name name) :whole-name name
+                                                :inner-map template)
+                                        (assoc ctx :unsupported
+                                               (delay
+                                                ((requiring-resolve
+                                                  'bpfmap.feature/unsupported) spec))))]
     (try
       (if struct-ops
         (struct-ops/reading-kernel-btf create ctx)
@@ -364,7 +398,8 @@
   (let [{:keys [fd untyped]} (token/allowing ctx #(create-bare (assoc spec :token %) ctx))]
     (owning fd
       (let [m (make fd (assoc (select-keys spec [:type :value-size]) :id (map/id-of fd ctx))
-                           (cond-> (kept spec) untyped (assoc :untyped untyped)) (access-of spec) nil)]
+                           (cond-> (kept spec) untyped (assoc :untyped untyped)) (access-of spec)
+                           nil)]
         (when (seq contents)
           (fill m spec))
         (when (or freeze (spec/frozen-by-name? name))
@@ -374,7 +409,8 @@
 (declare open-path)
 
 (defn- reuse
-  "The map that is pinned at a path, as one of a spec's; throws `:incompatible` with all that differs."
+  "The map that is pinned at a path, as one of a spec's; throws `:incompatible` with all that
+  differs."
   [spec path ctx]
   (let [m (open-path path {:access (access-of spec)})]
     (owning (bpf-map/descriptor m)
@@ -425,13 +461,16 @@
 
 (defn- check-create-options [options]
   (when-not (or (nil? options) (map? options))
-    (throw (error/error :invalid-value (str "Options are a map, not " (pr-str (error/shown options))) {:bpfmap/op :create})))
+    (throw (error/error :invalid-value
+                        (str "Options are a map, not " (pr-str (error/shown options)))
+                        {:bpfmap/op :create})))
   (doseq [[k v] options]
     (case k
       :pin-path (call/path-text v :create)
       :via (check-via :create v)
       (throw (error/error :invalid-value (str "Unknown option " (pr-str (error/shown k)))
-                          {:bpfmap/op :create :bpfmap/path [(error/shown k)] :bpfmap/hint "create takes :pin-path and :via"})))))
+                          {:bpfmap/op :create :bpfmap/path [(error/shown k)]
+                           :bpfmap/hint "create takes :pin-path and :via"})))))
 
 (def ^:private completed-specs (cache/cache))
 
@@ -440,7 +479,8 @@
   (cache/cache))
 
 (defn- completed-once
-  "Returns `[completed reusable?]`: the completed spec, which carries its BTF, and whether it may be kept.
+  "Returns `[completed reusable?]`: the completed spec, which carries its BTF, and whether it may
+  be kept.
 
   Specs of the same types that differ in name alone are completed once."
   [spec]
@@ -506,7 +546,8 @@
     (throw (invalid-option [] (str "Options are a map, not " (pr-str (error/shown options))) nil)))
   (doseq [[k v] options]
     (when-not (#{:access :key :value :types :via} k)
-      (throw (invalid-option [k] (str "Unknown option " (pr-str k)) "open takes :access, :key, :value, :types and :via")))
+      (throw (invalid-option [k] (str "Unknown option " (pr-str k))
+                             "open takes :access, :key, :value, :types and :via")))
     (when (= :via k)
       (check-via :open v))
     (when (and (= :access k) (not (map/access-flags v)))
@@ -568,7 +609,9 @@
              (catch ExceptionInfo e
                (if (and (= :not-found (:bpfmap/error (ex-data e))) (not (str/includes? path "/")))
                  (throw (error/error :not-found (str "There is no file " path)
-                                     (assoc (ex-data e) :bpfmap/hint (str "to open a map by its name: (open {:name " (pr-str path) "})"))))
+                                     (assoc (ex-data e) :bpfmap/hint
+                                            (str "to open a map by its name: (open {:name "
+                                                 (pr-str path) "})"))))
                  (throw e))))]
     (adopt fd (access options) options path ctx)))
 
@@ -601,8 +644,8 @@
 ;; --- the spec of an open map
 
 (defn- inner-spec
-  "Returns the spec of the first map that a map of maps holds, or nil if it holds none or none can be opened. The kernel takes only
-  maps that are like the one for which the map of maps was made."
+  "Returns the spec of the first map that a map of maps holds, or nil if it holds none or none can
+  be opened. The kernel takes only maps that are like the one for which the map of maps was made."
   [m]
   (try
     (when-let [{:keys [map-id]} (reduce (fn [_ [_ value]] (reduced value)) nil m)]

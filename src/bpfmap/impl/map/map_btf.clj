@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.impl.map.map-btf
-  "Types on their way to the kernel and back: a map is created with BTF, and opened with the types that its BTF tells."
+  "Types on their way to the kernel and back: a map is created with BTF, and opened with the types
+  that its BTF tells."
   (:require [bpfmap.btf :as btf]
             [bpfmap.error :as error]
             [bpfmap.impl.btf.types :as types]
@@ -28,21 +29,25 @@
   (if (= :integer (:kind (node/node key types []))) key :u32))
 
 (defn- with-variable
-  "Adds a variable of a map's name to BTF records, in the section .maps, as libbpf loads it: the kernel itself keeps 15
-  characters of a name. See `bpfmap.impl.map.naming`."
+  "Adds a variable of a map's name to BTF records, in the section .maps, as libbpf loads it: the
+  kernel itself keeps 15 characters of a name. See `bpfmap.impl.map.naming`."
   [{:keys [records ids]} name]
   (let [n (count records)
         pointers (map (fn [id] {:kind :ptr :type id}) ids)
-        members (map-indexed (fn [i field] {:name field :type (+ n 1 i) :bit-offset (* 64 i) :bits 0}) ["key" "value"])]
+        members (map-indexed (fn [i field]
+                               {:name field :type (+ n 1 i) :bit-offset (* 64 i) :bits 0})
+                             ["key" "value"])]
     {:ids ids
      :records (into records
                     (concat pointers
                             [{:kind :struct :size 16 :members (vec members)}
                              {:kind :var :name name :type (+ n 3) :linkage :global}
-                             {:kind :datasec :name ".maps" :size 16 :vars [{:type (+ n 4) :offset 0 :size 16}]}]))}))
+                             {:kind :datasec :name ".maps" :size 16
+                              :vars [{:type (+ n 4) :offset 0 :size 16}]}]))}))
 
 (defn- written
-  "The BTF of a key's and a value's type: `{:bytes :ids}`; with the variable of a map's whole name, if that is given."
+  "The BTF of a key's and a value's type: `{:bytes :ids}`; with the variable of a map's whole
+  name, if that is given."
   [types named variable]
   (if variable
     (let [{:keys [records ids]} (with-variable (types/records types named) variable)]
@@ -52,12 +57,14 @@
 (defn- variable-of
   "The whole name of a spec that the kernel would cut, if a variable can have it."
   [{:keys [whole-name]}]
-  (when (and (string? whole-name) (< 15 (count whole-name)) (re-matches #"[A-Za-z_][A-Za-z0-9_]{0,510}" whole-name))
+  (when (and (string? whole-name)
+             (< 15 (count whole-name))
+             (re-matches #"[A-Za-z_][A-Za-z0-9_]{0,510}" whole-name))
     whole-name))
 
 (defn- btf-of
-  "The BTF of a spec, where its type takes any and its key or value says more than bytes, or its name is to be kept; nil
-  otherwise."
+  "The BTF of a spec, where its type takes any and its key or value says more than bytes, or its
+  name is to be kept; nil otherwise."
   [{:keys [type key value types]} variable]
   (let [{:keys [btf]} (rules/types type)]
     (case btf
@@ -70,12 +77,14 @@
         (written [(if (= :index btf) (index-type key types) key) value] types variable)))))
 
 (defn with-btf
-  "A completed spec that carries its BTF, which is made when it is first needed. The spec may get other names, not other types."
+  "A completed spec that carries its BTF, which is made when it is first needed. The spec may get
+  other names, not other types."
   [spec]
   (vary-meta spec assoc ::btf (delay (btf-of spec nil))))
 
 (defn- kept-btf
-  "The BTF that a spec carries; nil if it has none, or if making it failed, perhaps for want of memory that there is now."
+  "The BTF that a spec carries; nil if it has none, or if making it failed, perhaps for want of
+  memory that there is now."
   [spec]
   (when-let [btf (::btf (meta spec))]
     (try @btf (catch Throwable _ nil))))
@@ -88,7 +97,8 @@
   (btf-refused (:bpfmap/errno (ex-data e))))
 
 (defn- loaded
-  "The BTF of a spec in the kernel: `{:fd :ids}`, `{:untyped reason}` where there can be none, nil where none is needed."
+  "The BTF of a spec in the kernel: `{:fd :ids}`, `{:untyped reason}` where there can be none, nil
+  where none is needed."
   [spec ctx]
   (try
     (let [load (fn [variable]
@@ -105,19 +115,23 @@
       ;; EPERM as well: where unprivileged users may create maps, they may still load no BTF.
       (let [{:bpfmap/keys [error errno]} (ex-data e)]
         (cond
-          ;; Where the map needs its types, what was lacking for them is the reason, not their absence.
-          (or (refused? e) (and (= :EPERM errno) (not= :required (:btf (rules/types (:type spec))))))
+          ;; Where the map needs its types, what was lacking for them is the reason, not their
+          ;; absence.
+          (or (refused? e)
+              (and (= :EPERM errno) (not= :required (:btf (rules/types (:type spec))))))
           {:untyped (str "the kernel did not take the types as BTF (" (name errno) ")")}
 
           (= :invalid-value error) {:untyped (ex-message e)} ; too large to be written as BTF
           :else (throw e))))))
 
 (defn create-with-btf
-  "Creates a map from a completed spec, with BTF if that can be; returns `{:fd :untyped}`, the latter why it has none.
+  "Creates a map from a completed spec, with BTF if that can be; returns `{:fd :untyped}`, the
+  latter why it has none.
 
   The one retry without BTF follows a failure that BTF can cause, and no other."
   [spec ctx]
-  (let [without (dissoc ctx :unsupported) ; what this kernel lacks is found out only if all else fails
+  ;; What this kernel lacks is found out only if all else fails
+  (let [without (dissoc ctx :unsupported)
         {btf :fd :keys [ids untyped]} (loaded spec without)]
     (if-not btf
       {:fd (map/create spec ctx) :untyped untyped}
@@ -127,7 +141,8 @@
         (catch ExceptionInfo e
           (if (refused? e)
             {:fd (map/create spec ctx)
-             :untyped (str "the kernel refused the types of key and value for this map (" (name (:bpfmap/errno (ex-data e))) ")")}
+             :untyped (str "the kernel refused the types of key and value for this map ("
+                           (name (:bpfmap/errno (ex-data e))) ")")}
             (throw e)))
         (finally (call/close btf))))))
 
@@ -150,8 +165,9 @@
 (def ^:private told-types
   "Types of maps that were opened, by the ids of BTF object, key type and value type.
 
-  A BTF object never changes, but its id comes round: the kernel counts up to 2^31, and then begins with ids that are free.
-  Nobody makes so many objects within [[holds-for]], so what was read no longer ago is still what the id stands for."
+  A BTF object never changes, but its id comes round: the kernel counts up to 2^31, and then
+  begins with ids that are free. Nobody makes so many objects within [[holds-for]], so what was
+  read no longer ago is still what the id stands for."
   (cache/cache))
 
 (def ^:private holds-for
@@ -159,11 +175,13 @@
   60000000000)
 
 (def ^:private heaviest-kept
-  "Members of the largest type that is kept. A hostile program's BTF may have more, as may a few sections of variables."
+  "Members of the largest type that is kept. A hostile program's BTF may have more, as may a few
+  sections of variables."
   1000)
 
 (defn- read-types
-  "The types that a BTF object has under two ids; the key's is 0 for a data section or a bloom filter, which have a value alone."
+  "The types that a BTF object has under two ids; the key's is 0 for a data section or a bloom
+  filter, which have a value alone."
   [btf-id key-id value-id map-type ctx]
   (let [blob (btf/parse (:bytes (sys.btf/blob btf-id ctx)))
         weigh (fn [id] (types/weighed-type-of blob id))
@@ -186,8 +204,8 @@
         types))))
 
 (defn- from-btf
-  "The types that a map's BTF tells: a `Told`, or `{:untyped reason}` if it does not tell them. With `:struct-ops` for a struct of the
-  kernel's."
+  "The types that a map's BTF tells: a `Told`, or `{:untyped reason}` if it does not tell them.
+  With `:struct-ops` for a struct of the kernel's."
   [{:keys [btf-id btf-value-type-id btf-vmlinux-value-type-id] :as info} ctx]
   (when (or (and btf-id btf-value-type-id) btf-vmlinux-value-type-id)
     (try
@@ -195,7 +213,8 @@
         (let [{:keys [value] :as found} (struct-ops/told info ctx)]
           (cond-> found value (assoc :value-size (type/size value))))
         (let [told (told info ctx)]
-          {:key (.-key told) :value (.-value told) :key-size (.-key-size told) :value-size (.-value-size told)}))
+          {:key (.-key told) :value (.-value told) :key-size (.-key-size told)
+           :value-size (.-value-size told)}))
       (catch ExceptionInfo e
         (if (#{:malformed-btf :permission :not-found} (:bpfmap/error (ex-data e)))
           {:untyped (ex-message e)}
@@ -224,18 +243,20 @@
   (when-let [given (side options)]
     (when (not= size (:size (node/node given types [side])))
       (throw (error/error :incompatible
-                          (str "The " (name side) " of map " (:id info) " cannot be a " (pr-str (error/shown given)))
+                          (str "The " (name side) " of map " (:id info) " cannot be a "
+                               (pr-str (error/shown given)))
                           {:bpfmap/op op
                            :bpfmap/map (select-keys info [:id :name :type])
                            :bpfmap/path [side]
-                           :bpfmap/hint (str "it has " size " bytes, and the type has " (type/size given types))})))
+                           :bpfmap/hint (str "it has " size " bytes, and the type has "
+                                             (type/size given types))})))
     given))
 
 (defn types-of
   "The types for a map just opened: those that the options give, else those of its BTF, else bytes.
 
-  Returns `{:key :value}`, with `:struct-ops` where the value is a struct of the kernel's, and `:untyped`, a reason, where
-  there is BTF that cannot be used."
+  Returns `{:key :value}`, with `:struct-ops` where the value is a struct of the kernel's, and
+  `:untyped`, a reason, where there is BTF that cannot be used."
   [{:keys [key-size value-size] :as info} options {:keys [op] :as ctx}]
   (let [given-key (given :key key-size options info op)
         given-value (given :value value-size options info op)
@@ -245,8 +266,12 @@
         {:keys [type flags]} info]
     (cond-> {:key (or given-key told-key (rules/key-type type key-size) (bytes-type key-size))
              ;; What refers to other objects reads as references, whatever anybody calls its type.
-             :value (or (when (:values (rules/types type)) (spec/value-default type value-size flags))
+             :value (or (when (:values (rules/types type))
+                          (spec/value-default type value-size flags))
                         (when (:struct-ops told) told-value)
-                        given-value told-value (spec/value-default type value-size flags) (bytes-type value-size))}
+                        given-value
+                        told-value
+                        (spec/value-default type value-size flags)
+                        (bytes-type value-size))}
       (:struct-ops told) (assoc :struct-ops (:struct-ops told))
       (:untyped told) (assoc :untyped (:untyped told)))))

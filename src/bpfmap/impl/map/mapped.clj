@@ -10,7 +10,8 @@
 
 (defn- refuse [^BpfMap m [kind hint]]
   (let [identity (bpf-map/identity-of m)]
-    (throw (error/error kind (str "The memory of map " (error/id-and-name identity) " cannot be mapped")
+    (throw (error/error kind
+                        (str "The memory of map " (error/id-and-name identity) " cannot be mapped")
                         {:bpfmap/op :memory :bpfmap/map identity :bpfmap/hint hint}))))
 
 (defn- check-mappable [^BpfMap m]
@@ -40,6 +41,8 @@
   (with-error-context [m :memory]
     (check-mappable m)
     (when-not (.-direct m)
-      (refuse m [:not-supported "it has no elements that could be read and written there; (memory m) gives its memory"]))
+      (refuse m
+              [:not-supported
+               "it has no elements that could be read and written there; (memory m) gives its memory"]))
     (mapping/go-through (.-mapping m)))
   m)

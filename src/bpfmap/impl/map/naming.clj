@@ -1,9 +1,10 @@
 (ns ^:no-doc bpfmap.impl.map.naming
   "Finds the map of a name.
 
-  The kernel keeps 15 characters of a name, and only letters, digits, `_` and `.`. A name that it keeps as it is is compared
-  with what the kernel reports. Any other is compared with whole names: that of the map's variable in its BTF, as libbpf
-  loads it, and the file names of its pins. Without such a name a map is never opened by a name that was cut."
+  The kernel keeps 15 characters of a name, and only letters, digits, `_` and `.`. A name that it
+  keeps as it is is compared with what the kernel reports. Any other is compared with whole names:
+  that of the map's variable in its BTF, as libbpf loads it, and the file names of its pins.
+  Without such a name a map is never opened by a name that was cut."
   (:require [bpfmap.btf :as btf]
             [bpfmap.error :as error]
             [bpfmap.impl.btf.blob :as blob]
@@ -21,7 +22,8 @@
 ;; --- the kernel's name of a whole name
 
 (defn- replaced
-  "Returns the kernel's name of a data section as libbpf makes it: what is not a letter, digit, `_` or `.` becomes `_`."
+  "Returns the kernel's name of a data section as libbpf makes it: what is not a letter, digit,
+  `_` or `.` becomes `_`."
   [whole]
   (let [text (str/replace whole #"[^A-Za-z0-9_.]" "_")]
     (subs text 0 (min 15 (count text)))))
@@ -42,19 +44,22 @@
     (when (= :ptr kind) type)))
 
 (defn- number-in
-  "Returns the number of a member that was written as `__uint(name, number)`: a pointer to an array of that many."
+  "Returns the number of a member that was written as `__uint(name, number)`: a pointer to an
+  array of that many."
   [b member]
   (when-let [id (pointed-at b member)]
     (let [{:keys [kind count]} (blob/record b id)]
       (when (= :array kind) count))))
 
 (defn- definition
-  "Returns what a variable of `.maps` says of its map: `{:type :max-entries :flags :key :value}`, numbers and ids of types."
+  "Returns what a variable of `.maps` says of its map: `{:type :max-entries :flags :key :value}`,
+  numbers and ids of types."
   [b var-id]
   (let [{:keys [kind members]} (blob/record b (blob/resolve b (:type (blob/record b var-id))))
         member (when (#{:struct :union} kind) (into {} (map (juxt :name identity)) members))
         of (fn [f name] (some->> (get member name) (f b)))]
-    {:type (of number-in "type") :max-entries (of number-in "max_entries") :flags (of number-in "map_flags")
+    {:type (of number-in "type") :max-entries (of number-in "max_entries")
+     :flags (of number-in "map_flags")
      :key (of pointed-at "key") :value (of pointed-at "value")}))
 
 (defn- of-info
@@ -67,7 +72,8 @@
   (every? #(= (get info % 0) (or (get definition %) 0)) ks))
 
 (defn- variable-names
-  "Returns the names of the variables of `.maps` that may be those of a map: one name if that can be told."
+  "Returns the names of the variables of `.maps` that may be those of a map: one name if that can
+  be told."
   [b {:keys [name] :as info}]
   (let [variables (for [section (blob/ids-named b ".maps" :datasec)
                         {:keys [type]} (:vars (blob/record b section))
@@ -83,7 +89,8 @@
                 variables)))))
 
 (defn- annotated-name
-  "Returns the name in a struct `____btf_map_NAME`, by which older programs say which types a map has, or nil."
+  "Returns the name in a struct `____btf_map_NAME`, by which older programs say which types a map
+  has, or nil."
   [b {:keys [name btf-key-type-id btf-value-type-id]}]
   (first
    (for [id (range 1 (inc (blob/type-count b)))
@@ -116,17 +123,21 @@
   "Returns the id of each pinned map with the paths of its pins; nil if pins cannot be read."
   []
   (try
-    (reduce (fn [found {:keys [kind id path]}] (if (= :map kind) (update found id (fnil conj []) path) found))
+    (reduce (fn [found {:keys [kind id path]}]
+              (if (= :map kind) (update found id (fnil conj []) path) found))
             {} (inventory/pins))
     (catch ExceptionInfo _ nil)))
 
 (defn- holders-by-map
-  "Returns the id of each map that is open with the processes that have it open; nil if that cannot be read."
+  "Returns the id of each map that is open with the processes that have it open; nil if that
+  cannot be read."
   []
   (try
     (reduce (fn [found {:keys [holds] :as process}]
               (reduce (fn [found {:keys [kind id]}]
-                        (if (= :map kind) (update found id (fnil conj []) (select-keys process [:pid :command])) found))
+                        (if (= :map kind)
+                          (update found id (fnil conj []) (select-keys process [:pid :command]))
+                          found))
                       found holds))
             {} (inventory/all-holders))
     (catch ExceptionInfo _ nil)))
@@ -136,13 +147,16 @@
   [infos pins]
   (let [held (holders-by-map)]
     (for [{:keys [id] :as info} infos]
-      (assoc (select-keys info [:id :name :type]) :pinned (get pins id []) :held (get held id [])))))
+      (assoc (select-keys info [:id :name :type]) :pinned (get pins id []) :held
+             (get held id [])))))
 
 (defn- described
   "Returns the text of a candidate: its id, its pins and its holders."
   [{:keys [id pinned held]}]
-  (str id " (" (if (seq pinned) (str "pinned at " (str/join ", " (map paths/printed pinned))) "not pinned")
-       (when (seq held) (str "; held by " (str/join ", " (map #(str (:command %) "[" (:pid %) "]") held)))) ")"))
+  (str id " ("
+       (if (seq pinned) (str "pinned at " (str/join ", " (map paths/printed pinned))) "not pinned")
+       (when (seq held)
+         (str "; held by " (str/join ", " (map #(str (:command %) "[" (:pid %) "]") held)))) ")"))
 
 ;; --- a name's map
 
@@ -154,12 +168,14 @@
         (some-> (paths/exact-bytes name) (Arrays/equals (paths/bytes-of file-name))))))
 
 (defn id-of
-  "Returns the id of the one map of a name. A map that cannot be looked at might be another one, unless it is gone."
+  "Returns the id of the one map of a name. A map that cannot be looked at might be another one,
+  unless it is gone."
   [given]
   (let [name (str given)
         kernel-name (spec/kernel-name name)
         _ (when (empty? kernel-name)
-            (throw (error/error :invalid-value (str "Not the name of a map: " (pr-str (error/shown given)))
+            (throw (error/error :invalid-value
+                                (str "Not the name of a map: " (pr-str (error/shown given)))
                                 {:bpfmap/op :open :bpfmap/path [:name]
                                  :bpfmap/hint "the kernel keeps letters, digits, `_` and `.` of a name, and here it keeps nothing"})))
         kept? (= name kernel-name)
@@ -180,15 +196,22 @@
                    (throw (error/error kind (str message " " (pr-str name))
                                        {:bpfmap/op :open
                                         :bpfmap/candidates candidates
-                                        :bpfmap/hint (hint (str (str/join ", " (map described (take 8 candidates)))
-                                                                (when (< 8 (count candidates)) ", …")))}))))]
+                                        :bpfmap/hint (hint
+                                                      (str
+                                                       (str/join
+                                                        ", " (map described (take 8 candidates)))
+                                                           (when (< 8 (count candidates))
+                                                             ", …")))}))))]
     (cond
       (next found)
       (refuse :ambiguous "There is more than one map named" found
-              #(str "it is the name of maps " (str/join ", " (map :id found)) "; open one by its id: " %))
+              #(str "it is the name of maps " (str/join ", " (map :id found))
+                    "; open one by its id: " %))
       (seq found) (:id (first found))
       (seq alike)
       (refuse :not-found "There is no map named" alike
-              #(str "the kernel keeps only " (pr-str (:name (first alike))) " of it, and no map has the whole name in its BTF or as "
+              #(str "the kernel keeps only " (pr-str (:name (first alike)))
+                    " of it, and no map has the whole name in its BTF or as "
                     "that of a pin; open one by its id: " %))
-      :else (refuse :not-found "There is no map named" nil (constantly "no map on this host has the name")))))
+      :else (refuse :not-found "There is no map named" nil
+                    (constantly "no map on this host has the name")))))

@@ -1,8 +1,9 @@
 (ns ^:no-doc bpfmap.impl.map.raw-entries
-  "The entries of a map as bytes, which is what tells them apart, and what a spec's types make of the bytes.
+  "The entries of a map as bytes, which is what tells them apart, and what a spec's types make of
+  the bytes.
 
-  Bytes are views (`bpfmap.bytes`). Those of a per-CPU value are the values of all CPUs one after the other, each on its
-  stride of eight bytes."
+  Bytes are views (`bpfmap.bytes`). Those of a per-CPU value are the values of all CPUs one after
+  the other, each on its stride of eight bytes."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.codec :as codec]
@@ -28,7 +29,8 @@
   (when codec (codec/codec [:bytes (.size codec)])))
 
 (defn twin
-  "Opens a second handle of the map, whose keys and values are bytes as they lie in the kernel. Close it.
+  "Opens a second handle of the map, whose keys and values are bytes as they lie in the kernel.
+  Close it.
 
       (with-open [raw (twin m)] (into {} raw)) ;=> {#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"}"
   ^BpfMap [^BpfMap m]
@@ -67,9 +69,10 @@
           (bytes/wrap array))))))
 
 (defn types
-  "Returns what the types of a completed spec make of bytes, of a per-CPU map with values for so many CPUs:
-  `{:key-in :value-in :key-out :value-out}`, functions from data to bytes and from bytes to data. Those into bytes take bytes
-  of the right size too, and throw `:invalid-value` for anything that does not fit.
+  "Returns what the types of a completed spec make of bytes, of a per-CPU map with values for so
+  many CPUs: `{:key-in :value-in :key-out :value-out}`, functions from data to bytes and from
+  bytes to data. Those into bytes take bytes of the right size too, and throw `:invalid-value` for
+  anything that does not fit.
 
       ((:key-in (types {:type :hash :key :u32 :value :u32} nil)) 7) ;=> #bpfmap/bytes \"07 00 00 00\""
   [spec cpus]
@@ -79,7 +82,8 @@
      :value-in (encoder value-codec) :value-out (decoder value-codec)}))
 
 (defn- without-padding
-  "A function from the bytes of a value to the same with zeros between the values of CPUs, where nothing of anybody's lies."
+  "A function from the bytes of a value to the same with zeros between the values of CPUs, where
+  nothing of anybody's lies."
   [{:keys [type value-size]}]
   (let [size (long value-size)
         stride (element/stride size)]
@@ -94,8 +98,8 @@
 ;; --- all entries
 
 (defn entries
-  "Returns the entries of an open map as bytes, as something to reduce: `[key value]`, each as a view. What lies between the
-  values of CPUs is zero.
+  "Returns the entries of an open map as bytes, as something to reduce: `[key value]`, each as a
+  view. What lies between the values of CPUs is zero.
 
       (into {} (entries m)) ;=> {#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"}"
   [m]
@@ -117,8 +121,8 @@
 ;; --- data that says the same
 
 (defn same-data?
-  "Returns true if two values say the same: as `=`, but of floating-point numbers the bits count, so that NaN is the same as
-  NaN and -0.0 is not the same as 0.0.
+  "Returns true if two values say the same: as `=`, but of floating-point numbers the bits count,
+  so that NaN is the same as NaN and -0.0 is not the same as 0.0.
 
       (same-data? {:f ##NaN} {:f ##NaN}) ;=> true"
   [a b]
@@ -137,7 +141,9 @@
   (try
     (f)
     (catch clojure.lang.ExceptionInfo e
-      (throw (ex-info (str "In :contents, the entry of " (pr-str (error/shown k)) ": " (ex-message e))
+      (throw (ex-info (str "In :contents, the entry of " (pr-str (error/shown k)) ": "
+                           (ex-message e))
                       (assoc (ex-data e) :bpfmap/op op
-                             :bpfmap/path (into [:contents (error/shown k)] (:bpfmap/path (ex-data e))))
+                             :bpfmap/path
+                             (into [:contents (error/shown k)] (:bpfmap/path (ex-data e))))
                       e)))))

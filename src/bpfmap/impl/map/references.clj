@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.impl.map.references
-  "What map types store or are keyed by as descriptors: maps, programs, sockets, tasks, cgroups, files.
+  "What map types store or are keyed by as descriptors: maps, programs, sockets, tasks, cgroups,
+  files.
 
   A reference is resolved to a descriptor's number for the time of one call. What it took to
   get the number is in use until the call is over, and what was opened for it is closed then."
@@ -53,12 +54,14 @@
 (defn- process-number? [n] (and (int? n) (<= 1 (long n) 0x7fffffff)))
 
 (defn- only?
-  "Whether x is data with just these keys. An open map is none: to look for a key in it is to ask the kernel."
+  "Whether x is data with just these keys. An open map is none: to look for a key in it is to ask
+  the kernel."
   [x & ks]
   (and (map? x) (= (set ks) (set (keys x)))))
 
 (defn- of-fd
-  "`{:fd n}`, a descriptor of this process, or `{:pid p :fd n}`, one of another's: the number, or nil for anything else."
+  "`{:fd n}`, a descriptor of this process, or `{:pid p :fd n}`, one of another's: the number, or
+  nil for anything else."
   [held x ctx]
   (cond
     (only? x :fd) (when (descriptor-number? (:fd x)) (call/callers-number (:fd x) (:op ctx)))
@@ -67,14 +70,17 @@
                            (owned held (call/descriptor-of-process pid fd ctx))))))
 
 (defn- of-open
-  "The number of an open object of the kind wanted. That one which is closed is named, not the map that was to hold it."
+  "The number of an open object of the kind wanted. That one which is closed is named, not the map
+  that was to hold it."
   [held wanted x]
   (when (and (satisfies? Open x) (= wanted (kind x)))
     (try
       (in-use held (descriptor x))
       (catch RuntimeException e
         (throw (error/error :closed (str "The " (name wanted) " given is closed: " x)
-                            {:bpfmap/path [:value] :bpfmap/hint "it was closed before or during this call; open it again"} e))))))
+                            {:bpfmap/path [:value]
+                             :bpfmap/hint "it was closed before or during this call; open it again"}
+                            e))))))
 
 (defn- of-id
   "The number of an object given by its id alone, under the key k."
@@ -120,13 +126,15 @@
   (let [fd "{:fd n}, a descriptor of this process, or {:pid p :fd n}, one of another's"]
     {:map [of-map "an open map, {:map-id n} or {:fd n}"]
      :program [of-program "a loaded program, {:program-id n} or {:fd n}"]
-     :program-field [of-program-field "a map with :program, a loaded program or {:program-id n}, which may be left out"]
+     :program-field [of-program-field
+                     "a map with :program, a loaded program or {:program-id n}, which may be left out"]
      :socket [of-fd (str "a socket: " fd)]
      :xdp-socket [of-fd (str "an AF_XDP socket: " fd)]
      :perf-event [of-fd (str "a perf event: " fd)]
      :cgroup [(of-file true) "a cgroup: the path of its directory, or {:fd n}"]
      :inode [(of-file false) "a file: its path, or {:fd n}"]
-     :task [of-task "a task: a process id, {:pid n}, {:tid n} for one thread, or {:fd n}, a pidfd"]}))
+     :task [of-task
+            "a task: a process id, {:pid n}, {:tid n} for one thread, or {:fd n}, a pidfd"]}))
 
 (defn- resolver
   "A function of `held`, a reference and facts to what the codec takes."
@@ -138,14 +146,19 @@
                          (str (pr-str (error/shown x)) " is no reference of this kind")))))))
 
 (defn- functions-resolver
-  "As [[resolver]], for the programs that a struct_ops value has where the kernel's struct has functions; nil stands for none."
+  "As [[resolver]], for the programs that a struct_ops value has where the kernel's struct has
+  functions; nil stands for none."
   [{:keys [value types]}]
-  (let [resolve (into {} (for [name (element/functions value types)] [name (resolver :program [:value :data name])]))]
+  (let [resolve (into {}
+                      (for [name (element/functions value types)]
+                        [name (resolver :program [:value :data name])]))]
     (fn [held x ctx]
       (if (and (error/named-map? x) (error/named-map? (:data x)))
         (update x :data #(reduce-kv (fn [data name resolve]
                                       (if (contains? data name)
-                                        (update data name (fn [program] (if (nil? program) 0 (resolve held program ctx))))
+                                        (update data name
+                                                (fn [program]
+                                                  (if (nil? program) 0 (resolve held program ctx))))
                                         data))
                                     % resolve))
         x))))
@@ -153,7 +166,8 @@
 (deftype Bridge [key value])
 
 (defn bridge
-  "How the references in keys and values of a completed spec's map are resolved; nil for a type that has none."
+  "How the references in keys and values of a completed spec's map are resolved; nil for a type
+  that has none."
   ^Bridge [{:keys [type] :as spec}]
   (let [{:keys [key value]} (:refers (rules/types type))
         as-is (fn [_ x _] x)]

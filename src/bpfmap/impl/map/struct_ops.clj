@@ -17,15 +17,18 @@
 (def ^:private prefix "bpf_struct_ops_")
 
 (defn- implemented
-  "The name of the struct that a type is the wrapper of; nil for any other type. Not all that have the prefix are wrappers."
+  "The name of the struct that a type is the wrapper of; nil for any other type. Not all that have
+  the prefix are wrappers."
   [b id]
   (let [name (when (= :struct (blob/kind b id)) (blob/name-of b id))]
     (when (and name (str/starts-with? name prefix))
-      (let [data (some #(when (= "data" (:name %)) (blob/name-of b (:type %))) (:members (blob/record b id)))]
+      (let [data (some #(when (= "data" (:name %)) (blob/name-of b (:type %)))
+                       (:members (blob/record b id)))]
         (when (= name (str prefix data)) data)))))
 
 (defn- names
-  "The names of all structs that programs can implement. It goes through the whole BTF: a tenth of a second."
+  "The names of all structs that programs can implement. It goes through the whole BTF: a tenth of
+  a second."
   [b]
   (sort (distinct (keep #(implemented b %) (range 1 (inc (blob/type-count b)))))))
 
@@ -33,13 +36,19 @@
   "The id of the wrapper of a struct; throws `:not-found` with the names that there are."
   [b name]
   (or (some #(when (= name (implemented b %)) %) (blob/ids-named b (str prefix name) :struct))
-      (throw (error/error :not-found (str "This kernel has no struct " name " that programs can implement")
+      (throw (error/error :not-found
+                          (str "This kernel has no struct " name " that programs can implement")
                           {:bpfmap/path [:struct-ops]
-                           :bpfmap/hint (str "the names are in the kernel's BTF, those of the structs " prefix "… without that; here "
-                                             (if-let [names (seq (names b))] (error/list-of names) "there are none"))}))))
+                           :bpfmap/hint (str
+                                         "the names are in the kernel's BTF, those of the structs "
+                                         prefix "… without that; here "
+                                             (if-let [names (seq (names b))]
+                                               (error/list-of names)
+                                               "there are none"))}))))
 
 (defn completed
-  "A completed spec with the type and size of its values, and as `:value-type` the id of that type in the kernel's BTF."
+  "A completed spec with the type and size of its values, and as `:value-type` the id of that type
+  in the kernel's BTF."
   [{:keys [struct-ops value-size flags] :as spec} ctx]
   (when (:vtype-btf-obj-fd flags)
     (throw (error/error :not-supported "A struct of a kernel module cannot be implemented from here"
@@ -51,7 +60,8 @@
           size (blob/size-of b id)]
       (when-not (contains? #{0 size} value-size)
         (throw (spec/refusal [{:path [:value]
-                                :message (str "the struct " prefix struct-ops " of this kernel has " size " bytes, not " value-size
+                                :message (str "the struct " prefix struct-ops " of this kernel has "
+                                              size " bytes, not " value-size
                                               "; leave :value and :value-size out")}])))
       (assoc spec :value (btf/type-of b id) :value-size size :value-type id))
     (catch ExceptionInfo e
@@ -71,13 +81,15 @@
   (byte-array (map unchecked-byte [0xb7 0 0 0 0 0 0 0, 0x95 0 0 0 0 0 0 0])))
 
 (defn reading-kernel-btf
-  "Calls `create`, which creates a map of the type. Where the kernel answers ENOTSUPP, a program is loaded, closed, and `create` called
-  again: Linux 5.10 reads its own BTF with the first program, and has no structs until then."
+  "Calls `create`, which creates a map of the type. Where the kernel answers ENOTSUPP, a program
+  is loaded, closed, and `create` called again: Linux 5.10 reads its own BTF with the first
+  program, and has no structs until then."
   [create ctx]
   (try
     (create)
     (catch ExceptionInfo e
       (if (and (= :ENOTSUPP (:bpfmap/errno (ex-data e)))
-               (nat-int? (:outcome (probe/load-program {:type 1 :insns two-instructions} ctx)))) ; a socket filter
+               ;; A socket filter
+               (nat-int? (:outcome (probe/load-program {:type 1 :insns two-instructions} ctx))))
         (create)
         (throw e)))))

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.impl.memory.atomic
-  "Reading and writing a number in one step, and in an order that other threads and BPF programs can rely on."
+  "Reading and writing a number in one step, and in an order that other threads and BPF programs
+  can rely on."
   (:refer-clojure :exclude [compare-and-set!])
   (:require [bpfmap.impl.codec.error :as error]
             [bpfmap.impl.codec.scalar :as scalar]
@@ -21,12 +22,20 @@
   ^Throwable [v op]
   (let [{:keys [^Source source offset]} (view/place v)
         {{:keys [swap]} :integer :keys [type size]} (view/shape-of v)]
-    (bytes/invalid source op (str "Not to be read and written in one step: " (type/summary type) " at " offset
-                                   " of the memory of " (bytes/described source))
+    (bytes/invalid source op
+                    (str "Not to be read and written in one step: " (type/summary type) " at "
+                          offset
+                          " of the memory of " (bytes/described source))
                     (cond
-                      (not (instance? Cell v)) "atomic operations take a number; name a field or element of it"
-                      (nil? (:integer (view/shape-of v))) "atomic operations take integers of 4 or 8 bytes"
-                      (not (contains? #{4 8} size)) (str "atomic operations take integers of 4 or 8 bytes, and it has " size)
+                      (not (instance? Cell
+                                      v)) "atomic operations take a number; name a field or element of it"
+                      (nil?
+                       (:integer
+                        (view/shape-of v))) "atomic operations take integers of 4 or 8 bytes"
+                      (not (contains? #{4 8}
+                                      size)) (str
+                                              "atomic operations take integers of 4 or 8 bytes, "
+                                              "and it has " size)
                       swap "its bytes are not in the order of this processor"
                       :else (str "it is not aligned to its " size " bytes")))))
 
@@ -59,7 +68,8 @@
     bits))
 
 (defn- misfit ^Throwable [^Cell c op x least most]
-  (view/failed (error/misfit (:type (.-shape c)) [] x (str "it takes an integer from " least " to " most))
+  (view/failed (error/misfit (:type (.-shape c)) [] x
+                             (str "it takes an integer from " least " to " most))
                (.-identity ^Source (.-source c)) op (.-path c)))
 
 (defn- low-bits
@@ -78,7 +88,9 @@
         64 (if (neg? n) (throw (misfit c op x 0 18446744073709551615N)) n)
         -64 n
         32 (if (== n (bit-and 0xffffffff n)) n (throw (misfit c op x 0 4294967295)))
-        (if (== n (unchecked-int n)) n (throw (misfit c op x Integer/MIN_VALUE Integer/MAX_VALUE)))))
+        (if (== n (unchecked-int n))
+          n
+          (throw (misfit c op x Integer/MIN_VALUE Integer/MAX_VALUE)))))
     (long (case (.-atomic c)
             64 (low-bits c op x 0 18446744073709551615N)
             -64 (low-bits c op x Long/MIN_VALUE Long/MAX_VALUE)
@@ -89,7 +101,8 @@
   "The bits of a number to add or to combine with: of either sign, whatever the cell's is."
   ^long [^Cell c op x]
   (if (and (instance? Long x) (or (wide? c)
-                                  (and (<= Integer/MIN_VALUE (.longValue ^Long x)) (<= (.longValue ^Long x) 0xffffffff))))
+                                  (and (<= Integer/MIN_VALUE (.longValue ^Long x))
+                                       (<= (.longValue ^Long x) 0xffffffff))))
     (.longValue ^Long x)
     (long (if (wide? c)
             (low-bits c op x Long/MIN_VALUE 18446744073709551615N)
@@ -105,12 +118,14 @@
      (~of-32 (.-segment ~c) (.-offset ~c) ~@(map (fn [b] `(unchecked-int ~b)) bits))))
 
 (defmacro ^:private quickly-or
-  "What `result` makes of what a method returns for an unsigned integer of 64 bits that can be written, given Longs: the
-  common case, with no call of a function in it. For all else, `slowly`. `fits` is what the Longs have to satisfy besides.
+  "What `result` makes of what a method returns for an unsigned integer of 64 bits that can be
+  written, given Longs: the common case, with no call of a function in it. For all else, `slowly`.
+  `fits` is what the Longs have to satisfy besides.
 
   `v` is a cell or, with a `path` that is no nil, an array of which that is the index.
 
-  It ends with `accessing`, since a `try` that is not the last thing of a function is made a function of its own."
+  It ends with `accessing`, since a `try` that is not the last thing of a function is made a
+  function of its own."
   [[v path op method & longs] fits result slowly]
   (let [primitive (fn [x] `(.longValue ~(vary-meta x assoc :tag `Long)))
         c (vary-meta v assoc :tag (if path `ArrayView `Cell))]
@@ -119,11 +134,14 @@
               ~@(for [x longs] `(instance? Long ~x))
               ~@(for [x longs] `(~fits ~(primitive x)))
               ~@(when path
-                  [`(instance? Long ~path) `(<= 0 ~(primitive path)) `(< ~(primitive path) (.-n ~c))]))
+                  [`(instance? Long ~path) `(<= 0 ~(primitive path))
+                   `(< ~(primitive path) (.-n ~c))]))
        (accessing [(.-source ~c) ~op]
          (~result ~(if path `(view/part ~v ~path) v)
                   (~method (.-segment ~c)
-                           ~(if path `(+ (.-offset ~c) (* ~(primitive path) (.-stride ~c))) `(.-offset ~c))
+                           ~(if path
+                              `(+ (.-offset ~c) (* ~(primitive path) (.-stride ~c)))
+                              `(.-offset ~c))
                            ~@(map primitive longs))))
        ~slowly)))
 
@@ -190,23 +208,50 @@
           (quickly-or [~'v ~'path ~op ~(first methods) ~'x] ~fits ~result
             (~slowly (view/at ~'v ~'path ~op) ~'x)))))))
 
-(def-changing exchange! [value-bits no-sign] [number from-bits] "Writes a number and returns the one before."
+(def-changing exchange!
+  [value-bits no-sign]
+  [number from-bits]
+  "Writes a number and returns the one before."
   [Atomics/getAndSet64 Atomics/getAndSet32])
 
-(def-changing add! [word-bits any-bits] [view-itself view-itself] "Adds to the number, modulo its width; returns the view."
+(def-changing add!
+  [word-bits any-bits]
+  [view-itself view-itself]
+  "Adds to the number, modulo its width; returns the view."
   [Atomics/getAndAdd64 Atomics/getAndAdd32])
-(def-changing bit-or! [word-bits any-bits] [view-itself view-itself] "Sets bits of the number; returns the view."
+(def-changing bit-or!
+  [word-bits any-bits]
+  [view-itself view-itself]
+  "Sets bits of the number; returns the view."
   [Atomics/getAndOr64 Atomics/getAndOr32])
-(def-changing bit-and! [word-bits any-bits] [view-itself view-itself] "Keeps only some bits of the number; returns the view."
+(def-changing bit-and!
+  [word-bits any-bits]
+  [view-itself view-itself]
+  "Keeps only some bits of the number; returns the view."
   [Atomics/getAndAnd64 Atomics/getAndAnd32])
-(def-changing bit-xor! [word-bits any-bits] [view-itself view-itself] "Turns bits of the number around; returns the view."
+(def-changing bit-xor!
+  [word-bits any-bits]
+  [view-itself view-itself]
+  "Turns bits of the number around; returns the view."
   [Atomics/getAndXor64 Atomics/getAndXor32])
 
-(def-changing fetch-add! [word-bits any-bits] [number from-bits] "As [[add!]]; returns the number before."
+(def-changing fetch-add!
+  [word-bits any-bits]
+  [number from-bits]
+  "As [[add!]]; returns the number before."
   [Atomics/getAndAdd64 Atomics/getAndAdd32])
-(def-changing fetch-or! [word-bits any-bits] [number from-bits] "As [[bit-or!]]; returns the number before."
+(def-changing fetch-or!
+  [word-bits any-bits]
+  [number from-bits]
+  "As [[bit-or!]]; returns the number before."
   [Atomics/getAndOr64 Atomics/getAndOr32])
-(def-changing fetch-and! [word-bits any-bits] [number from-bits] "As [[bit-and!]]; returns the number before."
+(def-changing fetch-and!
+  [word-bits any-bits]
+  [number from-bits]
+  "As [[bit-and!]]; returns the number before."
   [Atomics/getAndAnd64 Atomics/getAndAnd32])
-(def-changing fetch-xor! [word-bits any-bits] [number from-bits] "As [[bit-xor!]]; returns the number before."
+(def-changing fetch-xor!
+  [word-bits any-bits]
+  [number from-bits]
+  "As [[bit-xor!]]; returns the number before."
   [Atomics/getAndXor64 Atomics/getAndXor32])

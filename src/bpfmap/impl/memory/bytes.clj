@@ -19,9 +19,10 @@
 
 ;; --- bounds and errors
 
-;; Whose memory it is: the mapping; `identity`, the map's {:id :name :type}; `size`, the bytes of all of it. `quiet?` says
-;; that reading changes something, so that printing must not do it: a page of an arena is allocated when it is first read.
-;; Of a copy of a map's memory `region` is nil.
+;; Whose memory it is: the mapping; `identity`, the map's {:id :name :type}; `size`, the bytes of
+;; all of it. `quiet?` says that reading changes something, so that printing must not do it: a
+;; page of an arena is allocated when it is first read. Of a copy of a map's memory `region` is
+;; nil.
 (deftype Source [^MappedMemory region identity ^long size quiet?])
 
 (defn described
@@ -47,11 +48,12 @@
   (.segment ^MappedMemory (.-region source)))
 
 (defn closed
-  "The exception for an access to memory that is unmapped. What the JDK throws is not its cause: it would say no more, and a
-  REPL shows the cause alone."
+  "The exception for an access to memory that is unmapped. What the JDK throws is not its cause:
+  it would say no more, and a REPL shows the cause alone."
   ^Throwable [source op]
   (error/error :closed (str "The memory of " (described source) " is closed")
-               (data source op {:bpfmap/hint "it was unmapped before or during this access; (memory m) maps it again"})))
+               (data source op
+                     {:bpfmap/hint "it was unmapped before or during this access; (memory m) maps it again"})))
 
 (defn check-open
   "Throws `:closed` for memory that is unmapped, where nothing of it is read that would."
@@ -62,13 +64,15 @@
 (defn failed
   "What an access threw, as an error of this library where it is one that memory throws."
   ^Throwable [source op ^Throwable e]
-  ;; No subclass: those are other people's. The JDK throws just this when the arena of a segment is closed.
+  ;; No subclass: those are other people's. The JDK throws just this when the arena of a segment
+  ;; is closed.
   (if (and (identical? IllegalStateException (class e)) (source-closed? source))
     (closed source op)
     e))
 
 (defmacro accessing
-  "Runs body, which reads or writes memory of a source; that it was unmapped meanwhile becomes `:closed`."
+  "Runs body, which reads or writes memory of a source; that it was unmapped meanwhile becomes
+  `:closed`."
   [[source op] & body]
   `(try
      ~@body
@@ -79,20 +83,24 @@
   "The exception for `size` bytes at an offset of memory that has only `total`."
   ^Throwable [source op offset size total]
   (error/error :out-of-range
-               (str size (if (= 1 size) " byte" " bytes") " at " offset " of the memory of " (described source))
+               (str size (if (= 1 size) " byte" " bytes") " at " offset " of the memory of "
+                    (described source))
                (data source op {:bpfmap/hint (str "it has " total " bytes here, so that "
                                                   (if (<= (bigint size) total)
                                                     (str "an offset runs from 0 to " (- total size))
                                                     "they fit nowhere"))})))
 
 (defn within
-  "An offset at which `size` bytes lie within memory of `total` bytes; throws `:out-of-range` for any other.
+  "An offset at which `size` bytes lie within memory of `total` bytes; throws `:out-of-range` for
+  any other.
 
   Any integer may be given, of any size."
   [source op offset size total]
   (cond
     (not (and (integer? offset) (integer? size)))
-    (throw (error/error :invalid-value (str "Not a number of bytes: " (pr-str (error/shown (if (integer? offset) size offset))))
+    (throw (error/error :invalid-value
+                        (str "Not a number of bytes: "
+                             (pr-str (error/shown (if (integer? offset) size offset))))
                         (data source op {:bpfmap/hint "offsets and sizes are integers from 0"})))
     (and (int? offset) (int? size)
          (<= 0 (long offset)) (<= 0 (long size)) (<= (long offset) (- (long total) (long size))))
@@ -106,9 +114,13 @@
   (when (.isReadOnly segment)
     (throw (if (source-closed? source)
              (closed source op)
-             (error/error :read-only (str "The memory of " (described source) " is mapped for reading alone")
-                          (data source op {:bpfmap/hint (str "the map is frozen, or created :rdonly-prog, or was opened "
-                                                             "read-only")}))))))
+             (error/error :read-only
+                          (str "The memory of " (described source) " is mapped for reading alone")
+                          (data source op
+                                {:bpfmap/hint (str
+                                               "the map is frozen, or created :rdonly-prog, or was "
+                                               "opened "
+                                                   "read-only")}))))))
 
 (defn invalid
   "The exception for an argument that makes no sense."
@@ -119,7 +131,8 @@
 
 (declare byte-at reduce-bytes snapshot close text)
 
-;; `segment` is the range, which begins at the offset `from` of all of the map's memory. A part owns nothing.
+;; `segment` is the range, which begins at the offset `from` of all of the map's memory. A part
+;; owns nothing.
 (deftype Memory [^Source source ^MemorySegment segment ^long from part?]
   Counted
   (count [_]
@@ -127,8 +140,10 @@
       (if (<= size Integer/MAX_VALUE)
         (int size)
         (throw (error/error :out-of-range
-                            (str "The memory of " (described source) " has " size " bytes, more than Clojure counts")
-                            (data source :count {:bpfmap/hint "bpfmap.memory/size says how many"}))))))
+                            (str "The memory of " (described source) " has " size
+                                 " bytes, more than Clojure counts")
+                            (data source :count
+                                  {:bpfmap/hint "bpfmap.memory/size says how many"}))))))
 
   Indexed
   (nth [this i] (byte-at this :nth i))
@@ -188,7 +203,8 @@
   (if (instance? Memory x)
     x
     (throw (error/error :invalid-value (str "Not the memory of a map: " (pr-str (error/shown x)))
-                        {:bpfmap/op op :bpfmap/hint "it takes what (memory m) or (slice mem …) returned"}))))
+                        {:bpfmap/op op
+                         :bpfmap/hint "it takes what (memory m) or (slice mem …) returned"}))))
 
 (defn closed?
   "Whether memory is unmapped."
@@ -209,7 +225,8 @@
 (defn- reduce-bytes [^Memory m f init from]
   (let [^MemorySegment segment (.-segment m)]
     (accessing [(.-source m) :reduce]
-      (reducing/over-integers (IntegerRow. segment 0 1 1 false false) f init from (.byteSize segment)))))
+      (reducing/over-integers (IntegerRow. segment 0 1 1 false false) f init from
+                              (.byteSize segment)))))
 
 (defn- as-int
   "A size as Java takes it in arrays and buffers."
@@ -217,8 +234,10 @@
   (if (<= (long size) (- Integer/MAX_VALUE 8))
     (int size)
     (throw (error/error :out-of-range
-                        (str size " bytes of the memory of " (described (.-source m)) " are too many for " what)
-                        (data (.-source m) op {:bpfmap/hint "it takes less than 2 GiB; slice the memory first"})))))
+                        (str size " bytes of the memory of " (described (.-source m))
+                             " are too many for " what)
+                        (data (.-source m) op
+                              {:bpfmap/hint "it takes less than 2 GiB; slice the memory first"})))))
 
 (defn snapshot
   "A copy of what is in memory now, as an immutable byte view."
@@ -254,15 +273,21 @@
   [^Memory m]
   (when (.-part? m)
     (throw (error/error :not-supported
-                        (str "Only all of the memory of " (described (.-source m)) " can be closed, and this is a part of it")
-                        (data (.-source m) :close {:bpfmap/hint "close what (memory m) returned"}))))
+                        (str "Only all of the memory of " (described (.-source m))
+                             " can be closed, and this is a part of it")
+                        (data (.-source m) :close
+                              {:bpfmap/hint "close what (memory m) returned"}))))
   (try
     (.close ^MappedMemory (.-region ^Source (.-source m)))
     (catch IllegalStateException _
-      (throw (error/error :busy (str "The memory of " (described (.-source m)) " cannot be unmapped now")
+      (throw (error/error :busy
+                          (str "The memory of " (described (.-source m)) " cannot be unmapped now")
                           (data (.-source m) :close
-                                       {:bpfmap/hint (str "a thread reads a file or socket into a buffer of it, or writes from one, "
-                                                          "and has not come back; end that, then close again")}))))))
+                                       {:bpfmap/hint (str
+                                                      "a thread reads a file or socket into a "
+                                                      "buffer of it, or writes from one, "
+                                                          "and has not come back; end that, then "
+                                                          "close again")}))))))
 
 ;; --- bytes in and out
 
@@ -288,11 +313,17 @@
                              "it takes a byte array, or one of shorts, ints, longs, floats, doubles or chars")))
     (let [length (long (java.lang.reflect.Array/getLength array))
           n (or n (if (and (int? start) (<= 0 (long start) length)) (- length (long start)) 0))]
-      (when-not (and (int? start) (int? n) (<= 0 (long start) length) (<= 0 (long n) (- length (long start))))
-        (throw (error/error :out-of-range (str "An array of " length " elements has no " (pr-str (error/shown n)) " from "
-                                               (pr-str (error/shown start)))
+      (when-not (and (int? start)
+                     (int? n)
+                     (<= 0 (long start) length)
+                     (<= 0 (long n) (- length (long start))))
+        (throw (error/error :out-of-range
+                            (str "An array of " length " elements has no " (pr-str (error/shown n))
+                                 " from "
+                                 (pr-str (error/shown start)))
                             (data source op nil))))
-      [(within source op offset (* width (long n)) (.byteSize ^MemorySegment (.-segment m))) start n])))
+      [(within source op offset (* width (long n)) (.byteSize ^MemorySegment (.-segment m))) start
+       n])))
 
 (defn copy-to
   "Copies bytes of memory into a primitive array, as they are."
@@ -331,14 +362,17 @@
         ^MemorySegment segment (.-segment m)
         size (.byteSize segment)
         shown (min size (long most))]
-    (str "#<bpf-memory " (described source) ", " size (if (= 1 size) " byte" " bytes") " at " (.-from m)
+    (str "#<bpf-memory " (described source) ", " size (if (= 1 size) " byte" " bytes") " at "
+         (.-from m)
          (when-not (= size (.-size source)) (str " of " (.-size source)))
          (when (.isReadOnly segment) ", read-only")
          (try
            (cond
              (source-closed? source) ", closed"
              (.-quiet? source) ""
-             :else (str ": " (.formatHex (HexFormat/ofDelimiter " ") (Bytes/copyOut segment 0 (int shown)))
+             :else (str ": "
+                        (.formatHex (HexFormat/ofDelimiter " ")
+                                    (Bytes/copyOut segment 0 (int shown)))
                         (when (< shown size) " …")))
            (catch IllegalStateException _ ", closed"))
          ">")))
@@ -346,8 +380,10 @@
 ;; --- Java streams
 
 (defn- no-room ^Throwable [^Source source op n]
-  (error/error :out-of-range (str "There is no room for " n (if (= 1 n) " more byte" " more bytes") " in the memory of "
-                                  (described source))
+  (error/error :out-of-range
+               (str "There is no room for " n (if (= 1 n) " more byte" " more bytes")
+                    " in the memory of "
+                    (described source))
                (data source op {:bpfmap/hint "memory does not grow"})))
 
 (defn- failures
@@ -369,8 +405,8 @@
   (Streams/output (.-segment m) (failures (.-source m) :write)))
 
 (defn channel
-  "A channel over memory, whose position may be anywhere from 0. It writes what fits, as channels do, and throws where nothing
-  does."
+  "A channel over memory, whose position may be anywhere from 0. It writes what fits, as channels
+  do, and throws where nothing does."
   ^SeekableByteChannel [^Memory m]
   (let [^Source source (.-source m)
         ^MemorySegment segment (.-segment m)
@@ -419,7 +455,9 @@
       (truncate [this to]
         (check-channel)
         (when (< to size)
-          (throw (error/error :not-supported (str "The memory of " (described source) " cannot be cut to " to " bytes")
+          (throw (error/error :not-supported
+                              (str "The memory of " (described source) " cannot be cut to " to
+                                   " bytes")
                               (data source :truncate {:bpfmap/hint "a map keeps its size"}))))
         (when (< to (.get place))
           (.set place to))

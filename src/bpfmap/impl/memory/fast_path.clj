@@ -1,8 +1,9 @@
 (ns ^:no-doc bpfmap.impl.memory.fast-path
-  "Elements of an array read and written in its memory, in place of a system call, for a map opened `{:via :memory}`.
+  "Elements of an array read and written in its memory, in place of a system call, for a map
+  opened `{:via :memory}`.
 
-  Whatever is not plain goes the ordinary way, so that it comes to the same: an index beyond the end, a map that is closed
-  or can only be read, memory that was unmapped. `elsewhere` says so."
+  Whatever is not plain goes the ordinary way, so that it comes to the same: an index beyond the
+  end, a map that is closed or can only be read, memory that was unmapped. `elsewhere` says so."
   (:require [bpfmap.impl.kernel.memory :as memory]
             [bpfmap.impl.memory.bytes :as bytes]
             [bpfmap.impl.memory.layout :as layout]
@@ -16,7 +17,8 @@
 (set! *warn-on-reflection* true)
 
 (defmacro or-fallback
-  "What a call of this namespace's answers; or what `ordinary` does, where the call says elsewhere or there is no layout.
+  "What a call of this namespace's answers; or what `ordinary` does, where the call says elsewhere
+  or there is no layout.
 
       (or-elsewhere (lookup layout k) (by-system-call k))"
   [[f layout & args] ordinary]
@@ -24,9 +26,12 @@
          answer# (if (nil? layout#) ::elsewhere (~f layout# ~@args))]
      (if (identical? ::elsewhere answer#) ~ordinary answer#)))
 
-;; Where the elements lie. `kind` is that of the values' codec, for `bpfmap.sys.Integers`. `plain-key?` says that a key is its
-;; index, `writes?` that user space may write every byte of a value.
-(deftype Layout [^Mapping mapping ^Codec key-codec ^Codec value-codec ^long kind ^long entries ^long stride plain-key? writes?])
+;; Where the elements lie. `kind` is that of the values' codec, for `bpfmap.sys.Integers`.
+;; `plain-key?` says that a key is its index, `writes?` that user space may write every byte of a
+;; value.
+(deftype Layout
+  [^Mapping mapping ^Codec key-codec ^Codec value-codec ^long kind ^long entries ^long stride
+   plain-key? writes?])
 
 (defn layout
   "Where the elements of an array lie in its memory."
@@ -57,7 +62,8 @@
       (.decode ^Codec (.-key-codec l) four 0))))
 
 (defn- unless-unmapped
-  "What to answer to an exception: that it is done elsewhere if the memory was unmapped meanwhile, else the exception."
+  "What to answer to an exception: that it is done elsewhere if the memory was unmapped meanwhile,
+  else the exception."
   [^Memory memory op e]
   (let [failure (bytes/failed (.-source memory) op e)]
     (if (identical? e failure) (throw e) ::elsewhere)))

@@ -1,6 +1,6 @@
 (ns ^:no-doc bpfmap.impl.memory.layout
-  "What a view needs to know of a type: its codec, where its parts lie, and whether it is a number that the processor
-  reads and writes in one piece.
+  "What a view needs to know of a type: its codec, where its parts lie, and whether it is a number
+  that the processor reads and writes in one piece.
 
   | field        | of                | what it holds                                                                |
   |-------------|-------------------|------------------------------------------------------------------------------|
@@ -21,7 +21,9 @@
 (set! *warn-on-reflection* true)
 
 ;; A record, since views ask it for its fields with every part that is looked at.
-(defrecord Shape [kind type size codec kernel's? element count stride members integer float atomic at-once? whole?])
+(defrecord Shape
+  [kind type size codec kernel's? element count stride members integer float atomic at-once?
+   whole?])
 
 (declare of-node shape)
 
@@ -43,7 +45,8 @@
 (defn- bit-field
   "The shape of a bit-field, whose codec is given the offset of its struct."
   [{:keys [node bits] :as member}]
-  (map->Shape {:kind :cell :type [:bits (:type node) bits] :size 0 :atomic 0 :at-once? true :kernel's? false
+  (map->Shape {:kind :cell :type [:bits (:type node) bits] :size 0 :atomic 0 :at-once? true
+               :kernel's? false
                :codec (codec/bit-field member [])}))
 
 (defn- members-of
@@ -64,7 +67,9 @@
   (case kind
     :integer (when (<= (long size) 8)
                {:integer {:size size :signed (boolean signed) :swap (swapped? order)}
-                :atomic (if (and (contains? #{4 8} size) (not (swapped? order))) (* 8 (long size) (if signed -1 1)) 0)})
+                :atomic (if (and (contains? #{4 8} size) (not (swapped? order)))
+                          (* 8 (long size) (if signed -1 1))
+                          0)})
     :pointer {:integer {:size 8 :signed false :swap false} :atomic 64}
     :float {:float {:size size :swap (swapped? order)}}
     nil))
@@ -73,7 +78,8 @@
   (map->Shape
    (merge {:type type :size size :codec (codec/codec type types []) :kernel's? (kernel's? node)}
           (case kind
-            :array {:kind :array :element (of-node element types) :count count :stride (:size element)}
+            :array {:kind :array :element (of-node element types) :count count
+                    :stride (:size element)}
             ;; An array of bytes or characters in C.
             :bytes {:kind :array :element (shape :u8 nil) :count size :stride 1 :whole? true}
             :string {:kind :array :element (shape :char nil) :count size :stride 1 :whole? true}
@@ -91,10 +97,12 @@
   (of-node (node/node type types []) types))
 
 (defn strided
-  "The shape of n elements of a type that lie `stride` bytes apart, which may be more than they have."
+  "The shape of n elements of a type that lie `stride` bytes apart, which may be more than they
+  have."
   [type types n stride]
   (let [element (shape type types)]
-    (map->Shape {:kind :array :type [:array type n] :size (* (long n) (long stride)) :kernel's? (:kernel's? element)
+    (map->Shape {:kind :array :type [:array type n] :size (* (long n) (long stride))
+                 :kernel's? (:kernel's? element)
                  :element element :count n :stride stride})))
 
 (defn size-of

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.impl.memory.mapping
-  "The one mapping of an open map: made when it is first asked for, whoever asks, and again after it was closed."
+  "The one mapping of an open map: made when it is first asked for, whoever asks, and again after
+  it was closed."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.codec.element :as element]
             [bpfmap.impl.kernel.call :as call]
@@ -15,11 +16,12 @@
 
 (set! *warn-on-reflection* true)
 
-;; `current` holds the memory that was mapped last, if any. `through` holds it where the map's own operations go through it,
-;; as they do once that is `wanted`. `taken` says that somebody was given it, who then has to close it. `address` is where an
-;; arena was, and has to be again.
+;; `current` holds the memory that was mapped last, if any. `through` holds it where the map's own
+;; operations go through it, as they do once that is `wanted`. `taken` says that somebody was
+;; given it, who then has to close it. `address` is where an arena was, and has to be again.
 (deftype Mapping [^Fd fd identity spec access
-                  ^AtomicReference current ^AtomicReference through ^AtomicBoolean wanted ^AtomicBoolean taken
+                  ^AtomicReference current ^AtomicReference through ^AtomicBoolean wanted
+                  ^AtomicBoolean taken
                   ^AtomicLong address])
 
 (defn mapping
@@ -36,16 +38,24 @@
   (let [{:keys [mmap]} (rules/types type)]
     (cond
       (= :always mmap)
-      [:not-supported "its memory is a ring of records, which makes sense only to who reads them in order"]
+      [:not-supported
+       "its memory is a ring of records, which makes sense only to who reads them in order"]
       (nil? mmap)
       [:not-supported (str "a map of type " type " has no memory to map; those of type "
-                           (error/list-of (sort (for [[type row] rules/types :when (= :mmapable (:mmap row))] type))) " have")]
+                           (error/list-of (sort (for [[type row] rules/types
+                                                      :when (= :mmapable (:mmap row))] type)))
+                           " have")]
       (not (contains? flags :mmapable))
-      [:not-supported "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
-      ;; There a thread that touches a page that no program has allocated is sent a SIGSEGV, which the JVM does not survive.
+      [:not-supported
+       "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
+      ;; There a thread that touches a page that no program has allocated is sent a SIGSEGV, which
+      ;; the JVM does not survive.
       (contains? flags :segv-on-fault)
-      [:not-supported (str "an arena created :segv-on-fault kills the process that reads a page of it which no program has "
-                           "allocated; create it without")]
+      [:not-supported
+       (str
+        "an arena created :segv-on-fault kills the process that reads a page of it which no "
+        "program has "
+            "allocated; create it without")]
       (= :write-only access)
       [:write-only "the map was opened write-only; open it with {:access :read-write}"])))
 
@@ -67,18 +77,23 @@
       memory)))
 
 (defn- for-mapping
-  "Calls f with a descriptor that the kernel maps. It maps none that is for reading alone, not even for reading (mm/mmap.c,
-  do_mmap, which clears VM_SHARED; then bpf_map_mmap refuses): for that, another descriptor is opened for the moment."
+  "Calls f with a descriptor that the kernel maps. It maps none that is for reading alone, not
+  even for reading (mm/mmap.c, do_mmap, which clears VM_SHARED; then bpf_map_mmap refuses): for
+  that, another descriptor is opened for the moment."
   [^Mapping mapping ctx f]
   (if (= :read-only (.-access mapping))
     (let [fd (try
                (map/by-id (:id (.-identity mapping)) :read-write ctx)
                (catch ExceptionInfo e
                  (throw (error/error (:bpfmap/error (ex-data e))
-                                     (str "Another descriptor of map " (:id (.-identity mapping)) " cannot be opened")
+                                     (str "Another descriptor of map " (:id (.-identity mapping))
+                                          " cannot be opened")
                                      (assoc (ex-data e) :bpfmap/hint
-                                            (str "the kernel maps no descriptor that is for reading alone, and opening "
-                                                 "another takes CAP_SYS_ADMIN; open the map with {:access :read-write}"))))))]
+                                            (str
+                                             "the kernel maps no descriptor that is for reading "
+                                             "alone, and opening "
+                                                 "another takes CAP_SYS_ADMIN; open the map with "
+                                                 "{:access :read-write}"))))))]
       (try
         (f fd)
         (finally (call/close fd))))
@@ -92,7 +107,8 @@
         ctx {:op :memory :map identity :type type :access (.-access mapping)}
         writable? (not= :read-only (.-access mapping))
         region (for-mapping mapping ctx
-                            #(memory/map-memory % (size spec) (if arena? (.get address) 0) writable? ctx))]
+                            #(memory/map-memory % (size spec) (if arena? (.get address) 0) writable?
+                                                ctx))]
     (when arena?
       (.set address (.address ^MemorySegment (.segment ^MappedMemory region))))
     (bytes/whole region identity arena?)))
@@ -117,7 +133,8 @@
   (ensured mapping))
 
 (defn go-through
-  "Maps the memory for the map's own operations, which go through it from now on while it is mapped."
+  "Maps the memory for the map's own operations, which go through it from now on while it is
+  mapped."
   [^Mapping mapping]
   (.set ^AtomicBoolean (.-wanted mapping) true)
   (.set ^AtomicReference (.-through mapping) (ensured mapping)))
@@ -157,10 +174,12 @@
     ctx))
 
 (defn while-unmapped
-  "Calls f. Memory that serves only the map's own operations is unmapped before, and mapped again after; what somebody was
-  given stays."
+  "Calls f. Memory that serves only the map's own operations is unmapped before, and mapped again
+  after; what somebody was given stays."
   [^Mapping mapping f]
-  (if (and mapping (.get ^AtomicBoolean (.-wanted mapping)) (not (.get ^AtomicBoolean (.-taken mapping))))
+  (if (and mapping
+           (.get ^AtomicBoolean (.-wanted mapping))
+           (not (.get ^AtomicBoolean (.-taken mapping))))
     (locking mapping
       (release! mapping)
       (try

@@ -1,9 +1,11 @@
 (ns ^:no-doc bpfmap.impl.memory.reducing
-  "Reductions over numbers in memory, by blocks: some hundred are copied to an array, then the function gets them.
+  "Reductions over numbers in memory, by blocks: some hundred are copied to an array, then the
+  function gets them.
 
-  The array is in the processor's first cache, and the JIT knows its type, which it does not know of memory: so a loop
-  over it is fast whatever else the program does with memory. A function of primitives, `(fn ^long [^long acc ^long
-  x] …)`, is called as one, without boxes; `+` is not called at all."
+  The array is in the processor's first cache, and the JIT knows its type, which it does not know
+  of memory: so a loop over it is fast whatever else the program does with memory. A function of
+  primitives, `(fn ^long [^long acc ^long x] …)`, is called as one, without boxes; `+` is not
+  called at all."
   (:require [bpfmap.impl.codec.scalar :as scalar])
   (:import (bpfmap.sys Blocks)
            (clojure.lang IFn$DDD IFn$LLL IFn$LLO IFn$ODO IFn$OLO)
@@ -22,8 +24,8 @@
 (deftype FloatRow [^MemorySegment segment ^long offset ^long stride ^long size swap])
 
 (defmacro ^:private over-blocks
-  "Folds an expression over blocks: the numbers from `from` up to `to` are read into `block`, n at a time. Stops at a
-  `reduced`, if the expression can give one."
+  "Folds an expression over blocks: the numbers from `from` up to `to` are read into `block`, n at
+  a time. Stops at a `reduced`, if the expression can give one."
   [[acc init block n] [from to fill] expression stops?]
   (let [i (gensym "i")]
     `(loop [~i (long ~from) ~acc ~init]
@@ -56,11 +58,13 @@
          (recur (inc i#) ~expression)))))
 
 (defn- read-longs [^IntegerRow xs ^long from ^longs block ^long n]
-  (Blocks/longs (.-segment xs) (+ (.-offset xs) (* from (.-stride xs))) (.-stride xs) (int (.-size xs))
+  (Blocks/longs (.-segment xs) (+ (.-offset xs) (* from (.-stride xs))) (.-stride xs)
+                (int (.-size xs))
                 (boolean (.-signed xs)) (boolean (.-swap xs)) block 0 (int n)))
 
 (defn- read-doubles [^FloatRow xs ^long from ^doubles block ^long n]
-  (Blocks/doubles (.-segment xs) (+ (.-offset xs) (* from (.-stride xs))) (.-stride xs) (int (.-size xs))
+  (Blocks/doubles (.-segment xs) (+ (.-offset xs) (* from (.-stride xs))) (.-stride xs)
+                  (int (.-size xs))
                   (boolean (.-swap xs)) block 0 (int n)))
 
 ;; Each loop over a block is a function of its own, so that the JIT compiles it as a whole.
@@ -69,7 +73,8 @@
   (in-block [acc acc x] [block n] (.invokePrim f acc x)))
 
 (defn- wide-to-long
-  "As [[longs-to-long]], of unsigned numbers of 64 bits: one above 2^63-1 is no long, and f says so itself."
+  "As [[longs-to-long]], of unsigned numbers of 64 bits: one above 2^63-1 is no long, and f says
+  so itself."
   ^long [^IFn$LLL f ^long acc ^longs block ^long n]
   (in-block [acc acc x] [block n]
     (if (neg? x)
@@ -77,7 +82,8 @@
       (.invokePrim f acc x))))
 
 (defn- longs-to-boxed
-  "As [[longs-to-object]], of a function that takes the accumulator as a long too, but returns any object."
+  "As [[longs-to-object]], of a function that takes the accumulator as a long too, but returns any
+  object."
   [^IFn$LLO f acc ^longs block ^long n]
   (in-block-until-reduced [acc acc x] [block n]
     (if (instance? Long acc)
@@ -91,7 +97,9 @@
   (in-block-until-reduced [acc acc x] [block n] (f acc x)))
 
 (defn- wide-to-any [f acc ^longs block ^long n]
-  (in-block-until-reduced [acc acc x] [block n] (f acc (if (neg? x) (scalar/unsigned x) (Long/valueOf x)))))
+  (in-block-until-reduced [acc acc x]
+    [block n]
+    (f acc (if (neg? x) (scalar/unsigned x) (Long/valueOf x)))))
 
 (defn- doubles-to-double ^double [^IFn$DDD f ^double acc ^doubles block ^long n]
   (in-block [acc acc x] [block n] (.invokePrim f acc x)))
@@ -127,24 +135,29 @@
         block (long-array block-size)]
     (cond
       (and (identical? + f) (instance? Long init))
-      (over-blocks [acc init block n] [from to (read-longs xs)] (sum-of-block acc block n wide?) false)
+      (over-blocks [acc init block n] [from to (read-longs xs)] (sum-of-block acc block n wide?)
+                   false)
 
       (and (instance? IFn$LLL f) (instance? Long init))
       (if wide?
-        (over-blocks [acc (.longValue ^Long init) block n] [from to (read-longs xs)] (wide-to-long f acc block n) false)
-        (over-blocks [acc (.longValue ^Long init) block n] [from to (read-longs xs)] (longs-to-long f acc block n) false))
+        (over-blocks [acc (.longValue ^Long init) block n] [from to (read-longs xs)]
+                     (wide-to-long f acc block n) false)
+        (over-blocks [acc (.longValue ^Long init) block n] [from to (read-longs xs)]
+                     (longs-to-long f acc block n) false))
 
       wide?
       (over-blocks [acc init block n] [from to (read-longs xs)] (wide-to-any f acc block n) true)
 
       (instance? IFn$OLO f)
-      (over-blocks [acc init block n] [from to (read-longs xs)] (longs-to-object f acc block n) true)
+      (over-blocks [acc init block n] [from to (read-longs xs)] (longs-to-object f acc block n)
+                   true)
 
       (instance? IFn$LLO f)
       (over-blocks [acc init block n] [from to (read-longs xs)] (longs-to-boxed f acc block n) true)
 
       :else
-      (over-blocks [acc init block n] [from to (read-longs xs)] (longs-to-any f acc block n) true))))
+      (over-blocks [acc init block n] [from to (read-longs xs)] (longs-to-any f acc block n)
+                   true))))
 
 (defn over-floats
   "Reduces over the floating-point numbers from number `from` up to `to`."
@@ -152,16 +165,20 @@
   (let [block (double-array block-size)]
     (cond
       (and (identical? + f) (instance? Double init))
-      (over-blocks [acc (.doubleValue ^Double init) block n] [from to (read-doubles xs)] (sum-of-doubles acc block n) false)
+      (over-blocks [acc (.doubleValue ^Double init) block n] [from to (read-doubles xs)]
+                   (sum-of-doubles acc block n) false)
 
       (and (instance? IFn$DDD f) (instance? Double init))
-      (over-blocks [acc (.doubleValue ^Double init) block n] [from to (read-doubles xs)] (doubles-to-double f acc block n) false)
+      (over-blocks [acc (.doubleValue ^Double init) block n] [from to (read-doubles xs)]
+                   (doubles-to-double f acc block n) false)
 
       (instance? IFn$ODO f)
-      (over-blocks [acc init block n] [from to (read-doubles xs)] (doubles-to-object f acc block n) true)
+      (over-blocks [acc init block n] [from to (read-doubles xs)] (doubles-to-object f acc block n)
+                   true)
 
       :else
-      (over-blocks [acc init block n] [from to (read-doubles xs)] (doubles-to-any f acc block n) true))))
+      (over-blocks [acc init block n] [from to (read-doubles xs)] (doubles-to-any f acc block n)
+                   true))))
 
 (defn over-elements
   "Reduces over what `(element i)` returns for each i from `from` up to `to`."

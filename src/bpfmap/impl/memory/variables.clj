@@ -24,7 +24,8 @@
 
 (declare value-of text change)
 
-;; `seen` is a view for reading, nil where the section is not mapped. `member` is {:offset :shape}, the shape a delay.
+;; `seen` is a view for reading, nil where the section is not mapped. `member` is {:offset
+;; :shape}, the shape a delay.
 (deftype Variable [^BpfMap m name member seen]
   IDeref
   (deref [this] (value-of this))
@@ -57,15 +58,18 @@
     (if-let [seen (.-seen v)]
       @seen
       (with-error-context [m :deref]
-        (.decode ^Codec (:codec @shape) (MemorySegment/ofArray (section-bytes m :deref)) (long offset))))))
+        (.decode ^Codec (:codec @shape) (MemorySegment/ofArray (section-bytes m :deref))
+                 (long offset))))))
 
 (defn- check-variable [^BpfMap m]
   (when (:frozen (lifecycle/info m))
-    (throw (error/error :read-only (str "The variables of map " (:id (.-identity m)) " are constants")
+    (throw (error/error :read-only
+                        (str "The variables of map " (:id (.-identity m)) " are constants")
                         {:bpfmap/hint "the map is frozen: user space can never change it again"}))))
 
 (defn- change
-  "Reads the section, changes one variable, or the part of it that a path leads to, and writes the section back."
+  "Reads the section, changes one variable, or the part of it that a path leads to, and writes the
+  section back."
   [^Variable v path x]
   (let [^BpfMap m (.-m v)
         {:keys [offset shape]} (.-member v)
@@ -73,7 +77,8 @@
     (bpf-map/check-allowed m :put!)
     (with-error-context [m :write!]
       (when (and (empty? path) (:kernel's? @shape))
-        (throw (error/error :invalid-value (str "Not the user's to write: " (type/summary (:type @shape)))
+        (throw (error/error :invalid-value
+                            (str "Not the user's to write: " (type/summary (:type @shape)))
                             {:bpfmap/hint "the kernel keeps something for itself in it"})))
       (check-variable m)
       (let [section (section-bytes m :write!)]
@@ -97,11 +102,16 @@
     (if (seq (:members shape))
       shape
       (throw (error/error :not-supported (str "Map " (:id (.-identity m)) " has no variables")
-                          {:bpfmap/hint (str "they are in a data section, an array with a single value, whose BTF names them"
-                                             (when untyped (str "; and its BTF cannot be used: " untyped)))})))))
+                          {:bpfmap/hint (str
+                                         "they are in a data section, an array with a single "
+                                         "value, whose BTF names them"
+                                             (when untyped
+                                               (str "; and its BTF cannot be used: "
+                                                    untyped)))})))))
 
 (defn- written-elsewhere?
-  "Whether a section that is mapped for reading alone can be written to all the same: one that only programs do not write to."
+  "Whether a section that is mapped for reading alone can be written to all the same: one that
+  only programs do not write to."
   [^BpfMap m]
   (and (contains? (:flags (.-spec m)) :rdonly-prog)
        (= :read-write (.-access m))
@@ -119,7 +129,8 @@
             (map (fn [[name member]]
                    [name (if views?
                            (view/at whole name :variables)
-                           (Variable. m name member (when whole (view/at whole name :variables))))]))
+                           (Variable. m name member
+                                      (when whole (view/at whole name :variables))))]))
             members))))
 
 ;; --- printing

@@ -27,21 +27,25 @@
 (defprotocol View
   "What is seen of memory through a type."
   (shape-of [view] "The shape of what is viewed.")
-  (place [view] "Where it is: `{:source :segment :offset :path}`, the path from the first view, the last key first.")
+  (place [view]
+         "Where it is: `{:source :segment :offset :path}`, the path from the first view, the last key first.")
   (part [view k] "A view of an element or field, nil where there is none."))
 
 (defprotocol Writable
-  "What a value can be written over: a view, and what is not mapped but can be written to all the same."
-  (write [place x] "Writes a value over what is there; nothing is written of one that does not fit."))
+  "What a value can be written over: a view, and what is not mapped but can be written to all the
+  same."
+  (write [place x]
+    "Writes a value over what is there; nothing is written of one that does not fit."))
 
 (defprotocol Elsewhere
   "What is not mapped, and written to by system calls."
   (write-part [place path x] "Writes a value over a part of what is there."))
 
-;; `segment` is all of the map's memory, `offset` where the view begins in it. `atomic` says how the processor reads and
-;; writes it in one step: the bits of an integer, one more where it is read-only, negative where it is signed; 0 for what it
-;; does not.
-(deftype Cell [^Source source ^MemorySegment segment ^long offset shape ^Codec codec path ^long atomic]
+;; `segment` is all of the map's memory, `offset` where the view begins in it. `atomic` says how
+;; the processor reads and writes it in one step: the bits of an integer, one more where it is
+;; read-only, negative where it is signed; 0 for what it does not.
+(deftype Cell
+  [^Source source ^MemorySegment segment ^long offset shape ^Codec codec path ^long atomic]
   View
   (shape-of [_] shape)
   (place [_] {:source source :segment segment :offset offset :path path})
@@ -82,11 +86,13 @@
   Object
   (toString [this] (text this)))
 
-;; `numbers` is the elements as numbers, for `bpfmap.impl.memory.reducing` and bulk copies; nil where they are none.
-;; `kind` is that of their codec, for `bpfmap.sys.Integers`; `atomic` that of each of them as a cell, 0 where they are none
-;; or are not all alike.
-(deftype ArrayView [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape ^Codec codec path numbers
-                    ^long kind ^long atomic]
+;; `numbers` is the elements as numbers, for `bpfmap.impl.memory.reducing` and bulk copies; nil
+;; where they are none. `kind` is that of their codec, for `bpfmap.sys.Integers`; `atomic` that of
+;; each of them as a cell, 0 where they are none or are not all alike.
+(deftype ArrayView
+  [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape ^Codec codec path
+   numbers
+   ^long kind ^long atomic]
   View
   (shape-of [_] shape)
   (place [_] {:source source :segment segment :offset offset :path path})
@@ -99,7 +105,8 @@
   (count [_]
     (if (<= n Integer/MAX_VALUE)
       (int n)
-      (throw (error/error :out-of-range (str "The view has " n " elements, more than Clojure counts")
+      (throw (error/error :out-of-range
+                          (str "The view has " n " elements, more than Clojure counts")
                           (bytes/data source :count nil)))))
   Indexed
   (nth [this i] (element this i))
@@ -168,13 +175,15 @@
   [source segment offset shape path]
   (let [kind (:kind shape)]
     (cond
-      (identical? :cell kind) (Cell. source segment offset shape (:codec shape) path (atomic-here segment offset shape))
+      (identical? :cell kind) (Cell. source segment offset shape (:codec shape) path
+                                     (atomic-here segment offset shape))
       (identical? :struct kind) (StructView. source segment offset shape (:codec shape) path)
       :else (let [{:keys [element count stride]} shape]
               (ArrayView. source segment offset stride count shape (layout/codec-of element) path
                           (numbers segment offset stride element)
                           (if-let [codec (layout/codec-of element)] (.integers codec) Integers/NONE)
-                          (if (and (identical? :cell (:kind element)) (zero? (rem (long stride) (layout/size-of element))))
+                          (if (and (identical? :cell (:kind element))
+                                   (zero? (rem (long stride) (layout/size-of element))))
                             (atomic-here segment offset element)
                             0))))))
 
@@ -192,13 +201,16 @@
   "A view of a shape at an offset of memory; throws `:out-of-range` where it does not fit."
   [^Memory m shape offset op]
   (let [^Source source (.-source m)
-        at (bytes/within source op offset (layout/size-of shape) (.byteSize ^MemorySegment (.-segment m)))]
+        at (bytes/within source op offset (layout/size-of shape)
+                         (.byteSize ^MemorySegment (.-segment m)))]
     (make source (bytes/segment source) (+ (.-from m) (long at)) shape nil)))
 
 (defn over-copy
-  "A view of a shape at an offset of a byte array, which is a copy of a map's memory; `path` leads to it, the last key first."
+  "A view of a shape at an offset of a byte array, which is a copy of a map's memory; `path` leads
+  to it, the last key first."
   [identity ^bytes array shape offset path]
-  (make (Source. nil identity (alength array) false) (MemorySegment/ofArray array) (long offset) shape path))
+  (make (Source. nil identity (alength array) false) (MemorySegment/ofArray array) (long offset)
+        shape path))
 
 (defn- in-words
   "The type of a shape, in a few words."
@@ -210,14 +222,17 @@
 (defn- no-part ^Throwable [v k op]
   (let [{:keys [source]} (place v)
         {:keys [kind count members] :as shape} (shape-of v)
-        what (str (pr-str (error/shown k)) " of " (in-words shape) " in the memory of " (bytes/described source))]
+        what (str (pr-str (error/shown k)) " of " (in-words shape) " in the memory of "
+                  (bytes/described source))]
     (case kind
       :array (if (integer? k)
                (error/error :out-of-range (str "There is no element " what)
                             (bytes/data source op {:bpfmap/hint (if (zero? (long count))
                                                                    "it has no elements"
-                                                                   (str "elements are 0 to " (dec (long count))))}))
-               (bytes/invalid source op (str "There is no element " what) "an element is named by its index"))
+                                                                   (str "elements are 0 to "
+                                                                        (dec (long count))))}))
+               (bytes/invalid source op (str "There is no element " what)
+                              "an element is named by its index"))
       :struct (bytes/invalid source op (str "There is no field " what)
                               (str "there are " (error/list-of (take 32 (keys members)))))
       (bytes/invalid source op (str "There is no part " what) "it has no parts"))))
@@ -229,10 +244,12 @@
     (view? x) x
     (satisfies? Writable x)
     (throw (error/error :not-supported (str "Not in memory: " x)
-                        {:bpfmap/op op :bpfmap/hint "it is read and written by system calls, so that it only takes @, get and write!"}))
+                        {:bpfmap/op op
+                         :bpfmap/hint "it is read and written by system calls, so that it only takes @, get and write!"}))
     :else
     (throw (error/error :invalid-value (str "Not a view: " (pr-str (error/shown x)))
-                        {:bpfmap/op op :bpfmap/hint "it takes what (view mem type), (elements m) or (variables m) returned"}))))
+                        {:bpfmap/op op
+                         :bpfmap/hint "it takes what (view mem type), (elements m) or (variables m) returned"}))))
 
 (defn- part-of [v k op]
   (or (part v k) (throw (no-part v k op))))
@@ -250,7 +267,8 @@
 (defn- element [^ArrayView v i]
   (if (and (int? i) (<= 0 (long i)) (< (long i) (.-n v)))
     (accessing [(.-source v) :nth]
-      (Integers/read (int (.-kind v)) (.-codec v) (.-segment v) (+ (.-offset v) (* (long i) (.-stride v)))))
+      (Integers/read (int (.-kind v)) (.-codec v) (.-segment v)
+                     (+ (.-offset v) (* (long i) (.-stride v)))))
     (throw (no-part v i :nth))))
 
 (defn- field [^StructView v k not-found]
@@ -270,23 +288,28 @@
                     segment (.-segment v)
                     offset (.-offset v)
                     stride (.-stride v)]
-                (reducing/over-elements (fn [^long i] (.decode codec segment (+ offset (* i stride)))) f init from to))))))
+                (reducing/over-elements (fn [^long i]
+                                          (.decode codec segment (+ offset (* i stride)))) f init
+                                        from to))))))
 
 ;; --- writing
 
 (defn failed
-  "What writing to a view threw, as an error with the whole path, the operation and the map. The last key comes first."
+  "What writing to a view threw, as an error with the whole path, the operation and the map. The
+  last key comes first."
   ^Throwable [^Throwable e identity op path]
   (call/in-context (if (seq path) (misfit/deeper e (vec (reverse (rest path))) (first path)) e)
                   {:op op :map identity}))
 
 (defn- write-elements
-  "Writes all elements of a view whose elements lie further apart than in C, once all of them are known to fit."
+  "Writes all elements of a view whose elements lie further apart than in C, once all of them are
+  known to fit."
   [^ArrayView v xs segment]
   (let [codec (.-codec v)
         n (.-n v)]
     (when-not (and (sequential? xs) (= n (bounded-count (inc n) xs)))
-      (throw (misfit/misfit (:type (.-shape v)) [] xs (str "it takes a sequence of " n " elements"))))
+      (throw (misfit/misfit (:type (.-shape v)) [] xs
+                            (str "it takes a sequence of " n " elements"))))
     (memory/encode-each codec xs segment (.-offset v) (.-stride v))))
 
 (defn- overwrite [v x]
@@ -294,7 +317,8 @@
         {:keys [codec kernel's?] :as shape} (shape-of v)]
     (bytes/check-writable source :write! segment)
     (when kernel's?
-      (throw (bytes/invalid source :write! (str "Not the user's to write: " (type/summary (:type shape)))
+      (throw (bytes/invalid source :write!
+                             (str "Not the user's to write: " (type/summary (:type shape)))
                              "the kernel keeps something for itself in it, such as a spin lock; write its other fields one by one")))
     (accessing [source :write!]
       (try
@@ -312,7 +336,8 @@
       (try
         (.encode ^Codec (.-codec c) x segment (.-offset c))
         c
-        (catch ExceptionInfo e (throw (failed e (.-identity ^Source (.-source c)) :write! (.-path c))))
+        (catch ExceptionInfo e
+          (throw (failed e (.-identity ^Source (.-source c)) :write! (.-path c))))
         (catch IllegalStateException e (throw (bytes/failed (.-source c) :write! e)))))
     (overwrite c x)))
 
@@ -332,7 +357,8 @@
     (if (and (= :array kind) (not whole?))
       (when (<= (layout/size-of element) largest-shown)
         (let [n (elements-shown shape)]
-          (str "[" (str/join " " (map #(pr-str (nth v %)) (range n))) (when (< n (long count)) " …") "]")))
+          (str "[" (str/join " " (map #(pr-str (nth v %)) (range n))) (when (< n (long count)) " …")
+               "]")))
       (when (<= (layout/size-of shape) largest-shown)
         (pr-str @v)))))
 
@@ -359,19 +385,22 @@
   "Throws for elements that are no numbers."
   [^ArrayView v op]
   (when-not (.-numbers v)
-    (throw (bytes/invalid (.-source v) op (str "Not numbers: elements of type " (type/summary (:type (:element (.-shape v)))))
+    (throw (bytes/invalid (.-source v) op
+                           (str "Not numbers: elements of type "
+                                (type/summary (:type (:element (.-shape v)))))
                            "arrays take integers of up to 8 bytes, and floating-point numbers"))))
 
 (def ^:private integer-arrays
-  {1 ["a byte array" bytes?], 2 ["a short array" #(instance? short/1 %)], 4 ["an int array" #(instance? int/1 %)]
+  {1 ["a byte array" bytes?], 2 ["a short array" #(instance? short/1 %)]
+   4 ["an int array" #(instance? int/1 %)]
    8 ["a long array" #(instance? long/1 %)]})
 
 (def ^:private float-arrays
   {4 ["a float array" #(instance? float/1 %)], 8 ["a double array" #(instance? double/1 %)]})
 
 (defn- exact
-  "The array whose elements have the size of a view's, as `[in-words test]`; nil for numbers in another order than the
-  processor's."
+  "The array whose elements have the size of a view's, as `[in-words test]`; nil for numbers in
+  another order than the processor's."
   [^ArrayView v]
   (let [{:keys [integer float]} (:element (.-shape v))
         {:keys [size swap]} (or integer float)]
@@ -383,7 +412,8 @@
   [^ArrayView v op array widest]
   (let [[in-words fits?] (exact v)]
     (when-not (and fits? (fits? array))
-      (throw (bytes/invalid (.-source v) op (str "Not an array for these elements: " (pr-str (error/shown array)))
+      (throw (bytes/invalid (.-source v) op
+                             (str "Not an array for these elements: " (pr-str (error/shown array)))
                              (if-let [taken (seq (distinct (remove nil? [in-words widest])))]
                                (str "it takes " (error/list-of taken))
                                "their bytes are in another order than this processor's; write! takes them"))))))
@@ -400,7 +430,8 @@
         n (or n (if (int? start) (max 0 (- length (long start))) 0))
         refuse (fn [at total of]
                  (error/error :out-of-range
-                              (str (pr-str (error/shown n)) " elements from " (pr-str (error/shown at)) " of " of " " total)
+                              (str (pr-str (error/shown n)) " elements from "
+                                   (pr-str (error/shown at)) " of " of " " total)
                               (bytes/data (.-source v) op nil)))]
     (cond
       (not (fits? from n (.-n v))) (throw (refuse from (.-n v) "a view of"))
@@ -424,7 +455,8 @@
       (cond
         (not converted?) (Blocks/copyOut segment offset stride array (int start) (int n))
         integers? (let [^IntegerRow xs numbers]
-                    (Blocks/longs segment offset stride (int (.-size xs)) (boolean (.-signed xs)) (boolean (.-swap xs))
+                    (Blocks/longs segment offset stride (int (.-size xs)) (boolean (.-signed xs))
+                                  (boolean (.-swap xs))
                                   ^longs array (int start) (int n)))
         :else (let [^FloatRow xs numbers]
                 (Blocks/doubles segment offset stride (int (.-size xs)) (boolean (.-swap xs))
@@ -441,7 +473,8 @@
         stride (.-stride v)]
     (bytes/check-writable (.-source v) :copy-from segment)
     (accessing [(.-source v) :copy-from]
-      (Blocks/copyIn array (int start) (int n) segment (+ (.-offset v) (* (long from) stride)) stride)
+      (Blocks/copyIn array (int start) (int n) segment (+ (.-offset v) (* (long from) stride))
+                     stride)
       v)))
 
 (defn ->array
@@ -452,7 +485,8 @@
     (check-numbers v :->array)
     (when (< (- Integer/MAX_VALUE 8) n)
       (throw (error/error :out-of-range (str "A view of " n " elements is too large for an array")
-                          (bytes/data (.-source v) :->array {:bpfmap/hint "copy-to takes a part of it at a time"}))))
+                          (bytes/data (.-source v) :->array
+                                      {:bpfmap/hint "copy-to takes a part of it at a time"}))))
     (copy-to v 0 (if integers? (long-array n) (double-array n)) 0 n)))
 
 ;; --- parallel folds

@@ -6,7 +6,10 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private private-names
-  (into {} (map (fn [[k {:keys [c-name]}]] [k (if (str/includes? c-name "*") c-name (str "struct " c-name))])) node/private-types))
+  (into {}
+        (map (fn [[k {:keys [c-name]}]]
+               [k (if (str/includes? c-name "*") c-name (str "struct " c-name))]))
+        node/private-types))
 
 (defn- integer-name [{:keys [size signed order]}]
   (if (= 16 size)
@@ -21,9 +24,13 @@
       :integer (cond
                  (= :port type) ["__be16" "a port"]
                  (= :ktime type) ["__u64" "nanoseconds of the kernel's clock"]
-                 (and order (or signed (= 16 size))) [(integer-name node) (if (= :be order) "big-endian" "little-endian")]
+                 (and order (or signed (= 16 size))) [(integer-name node)
+                                                      (if (= :be order)
+                                                        "big-endian"
+                                                        "little-endian")]
                  :else [(integer-name node)])
-      :float [({4 "float" 8 "double"} size) (when order (if (= :be order) "big-endian" "little-endian"))]
+      :float [({4 "float" 8 "double"} size)
+              (when order (if (= :be order) "big-endian" "little-endian"))]
       :bool ["bool"]
       :char ["char"]
       :pointer ["void *"]
@@ -64,9 +71,11 @@
   (let [bits (when (and (vector? type) (= :bits (first type))) type)
         declarator (if name (identifier name) "")
         lines (if bits
-                (let [[_ base n] bits] (declared types base (str declarator (when name " ") ": " n)))
+                (let [[_ base n] bits]
+                  (declared types base (str declarator (when name " ") ": " n)))
                 (declared types type declarator))
-        at (or (some->> (:offset options) (str "at byte ")) (some->> (:bit-offset options) (str "at bit ")))]
+        at (or (some->> (:offset options) (str "at byte "))
+               (some->> (:bit-offset options) (str "at bit ")))]
     (ended lines (attributes options) at)))
 
 (defn- pad
@@ -87,10 +96,12 @@
         tail (str "}" (attributes options))]
     (-> [head]
         (into (map #(str "    " %)) (mapcat identity (members types forms)))
-        (conj (str (spaced tail declarator) (remark (some->> (:size options) (str "bytes in all: "))))))))
+        (conj (str (spaced tail declarator)
+                   (remark (some->> (:size options) (str "bytes in all: "))))))))
 
 (defn- enumeration
-  "An enum, which in C has four bytes; one of another size is its integer, and its names are a remark."
+  "An enum, which in C has four bytes; one of another size is its integer, and its names are a
+  remark."
   [types [_ base values options] declarator]
   (let [constants (str/join ", " (for [[k v] (sort-by val values)] (str (identifier k) " = " v)))]
     (if (= 4 (:size (node/node base types [])))
@@ -99,7 +110,8 @@
         [(str line (remark (str "enum" (some->> (:name options) (str " ")) ": " constants)))]))))
 
 (defn- declared
-  "The lines of a declaration: what stands before and around the declarator. A remark ends the last."
+  "The lines of a declaration: what stands before and around the declarator. A remark ends the
+  last."
   [types type declarator]
   (if (keyword? type)
     (if (node/scalars type)
@@ -114,7 +126,8 @@
         :bytes [(str "__u8 " declarator "[" a "]")]
         (:string :c-string) [(str "char " declarator "[" a "]")]
         :pad [(str "__u8 " declarator "[" a "]")]
-        :prefix (compound types [:struct [:prefixlen :u32] [:data [:bytes ({:ipv4 4 :ipv6 16} a)]]] declarator)
+        :prefix (compound types [:struct [:prefixlen :u32] [:data [:bytes ({:ipv4 4 :ipv6 16} a)]]]
+                          declarator)
         :ptr [(spaced (if (string? a) (str a " *") "void *") declarator)]
         :typedef [(spaced a declarator)]
         :via (declared types a declarator)))))

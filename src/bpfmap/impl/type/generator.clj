@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.impl.type.generator
-  "Generators of values for types. The only namespace of the library that needs test.check; see `bpfmap.type/->generator`."
+  "Generators of values for types. The only namespace of the library that needs test.check; see
+  `bpfmap.type/->generator`."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.codec.scalar :as scalar]
@@ -22,11 +23,13 @@
     (gen/fmap fit (gen/one-of [gen/small-integer
                                gen/large-integer
                                gen/size-bounded-bigint
-                               (gen/elements [0 1 -1 half (dec (bigint half)) (dec (bigint high))])]))))
+                               (gen/elements [0 1 -1 half (dec (bigint half))
+                                              (dec (bigint high))])]))))
 
 (defn- float-of [size]
   (if (= 4 size)
-    (gen/fmap #(double (float %)) (gen/double* {:min -3.0e38 :max 3.0e38 :NaN? false :infinite? false}))
+    (gen/fmap #(double (float %))
+              (gen/double* {:min -3.0e38 :max 3.0e38 :NaN? false :infinite? false}))
     (gen/double* {:NaN? false :infinite? true})))
 
 (defn- text-of
@@ -36,7 +39,8 @@
               (let [s (str/replace s "\u0000" "")]
                 (first (filter #(<= (alength (.getBytes ^String % StandardCharsets/UTF_8)) (long n))
                                (iterate #(subs % 0 (dec (count %))) s)))))
-            (gen/one-of [gen/string-alphanumeric (gen/fmap str/join (gen/vector (gen/elements ["a" "ö" "€" "z"]) 0 n))])))
+            (gen/one-of [gen/string-alphanumeric
+                         (gen/fmap str/join (gen/vector (gen/elements ["a" "ö" "€" "z"]) 0 n))])))
 
 (defn- octets [n]
   (gen/vector (gen/choose 0 255) n))
@@ -47,7 +51,8 @@
 
 (defn- enum-of [{:keys [values names base]}]
   (gen/fmap #(get names % %)
-            (gen/one-of (cond-> [(generator base)] (seq values) (conj (gen/elements (vals values)))))))
+            (gen/one-of (cond-> [(generator base)]
+                          (seq values) (conj (gen/elements (vals values)))))))
 
 (defn- members-of [{:keys [members]}]
   (gen/fmap #(into (array-map) cat %)
@@ -57,7 +62,8 @@
                        bits (gen/fmap (fn [v] {name v})
                                       (if (= :bool (:kind node))
                                         gen/boolean
-                                        (gen/fmap #(get (:names node) % %) (integer-of bits (:signed node)))))
+                                        (gen/fmap #(get (:names node) % %)
+                                                  (integer-of bits (:signed node)))))
                        (= :private (:kind node)) (gen/return {})
                        name (gen/fmap (fn [v] {name v}) (generator node))
                        :else (generator node))))))
@@ -85,6 +91,10 @@
              (gen/one-of (for [member usable] (members-of {:members [member]})))
              (gen/return {}))
     (:private :pad) (gen/return nil)
-    :via (throw (error/error :not-supported (str "Values of " (pr-str (error/shown type)) " cannot be generated")
-                             {:bpfmap/hint (str "only its author knows which they are; generate those of "
-                                                (pr-str (error/shown (:type target))) " and decode them")}))))
+    :via (throw (error/error :not-supported
+                             (str "Values of " (pr-str (error/shown type)) " cannot be generated")
+                             {:bpfmap/hint (str
+                                            "only its author knows which they are; generate those "
+                                            "of "
+                                                (pr-str (error/shown (:type target)))
+                                            " and decode them")}))))

@@ -1,11 +1,12 @@
 (ns ^:no-doc bpfmap.impl.type.node
-  "Reads a type as data into nodes: every type checked, every member placed as C places it on this machine.
+  "Reads a type as data into nodes: every type checked, every member placed as C places it on this
+  machine.
 
-  A node is a map with `:kind :size :align :type`, sizes in bytes, and what its
-  kind needs: `:signed :order` of integers, `:values` and `:names` of an enum, `:element
-  :count` of an array, `:members` of a struct or union, `:family` and `:layout`, a struct's
-  node, of a prefix. A member has `:name` (nil when anonymous), `:node`, `:offset` in bytes, and as a bit-field `:bits`
-  and `:bit-offset`.
+  A node is a map with `:kind :size :align :type`, sizes in bytes, and what its kind needs:
+  `:signed :order` of integers, `:values` and `:names` of an enum, `:element :count` of an array,
+  `:members` of a struct or union, `:family` and `:layout`, a struct's node, of a prefix. A member
+  has `:name` (nil when anonymous), `:node`, `:offset` in bytes, and as a bit-field `:bits` and
+  `:bit-offset`.
 
   The rules are those of the System V ABI of x86-64, which arm64 and riscv64
   share but for unnamed bit-fields."
@@ -36,8 +37,8 @@
      {:kind :float :size (quot bits 8) :align (quot bits 8) :order order}]))
 
 (def private-types
-  "What the kernel keeps for itself in values: shown to nobody, written as zero. Name to its struct in C, and its layout.
-  Source: linux/bpf.h and the BTF of Linux 6.18."
+  "What the kernel keeps for itself in values: shown to nobody, written as zero. Name to its
+  struct in C, and its layout. Source: linux/bpf.h and the BTF of Linux 6.18."
   {:spin-lock     {:c-name "bpf_spin_lock" :size 4 :align 4}
    :res-spin-lock {:c-name "bpf_res_spin_lock" :size 4 :align 4}
    :timer         {:c-name "bpf_timer" :size 16 :align 8}
@@ -73,7 +74,8 @@
   (error/error :invalid-spec (str path ": " message) {:bpfmap/path path}))
 
 (defmacro ^:private require-that
-  "Throws unless ok?. A macro, so that a message, which may show a whole type, is made only when it is needed."
+  "Throws unless ok?. A macro, so that a message, which may show a whole type, is made only when
+  it is needed."
   [ok? path & message]
   `(when-not ~ok?
      (throw (malformed ~path (str ~@message)))))
@@ -93,7 +95,8 @@
   (* to (quot (+ n (dec to)) to)))
 
 (defn- place-bits
-  "Where a bit-field begins, in bits: where the one before ended, unless it would straddle a unit of its type."
+  "Where a bit-field begins, in bits: where the one before ended, unless it would straddle a unit
+  of its type."
   ^long [packed? cursor {:keys [node bits]}]
   (let [unit (* 8 (long (:size node)))
         cursor (long cursor)]
@@ -131,10 +134,15 @@
     (some #(when-not (.add seen %) %) names)))
 
 (defn- place-all
-  "Members at their places, and the bits they take; nil where one of them has an `:at`, in bits, and comes to lie elsewhere."
+  "Members at their places, and the bits they take; nil where one of them has an `:at`, in bits,
+  and comes to lie elsewhere."
   [kind packed? members]
   (reduce (fn [[placed ^long end] member]
-            (let [[{:keys [at bits bit-offset offset] :as member} behind] (place packed? (if (= :union kind) 0 end) member)]
+            (let
+              [[{:keys [at bits bit-offset offset] :as member} behind] (place packed?
+                                                                              (if (= :union kind)
+                                                                                0
+                                                                                end) member)]
               (if (and at (not (== (long at) (long (if bits bit-offset (* 8 (long offset)))))))
                 (reduced nil)
                 [(conj placed member) (max end (long behind))])))
@@ -144,11 +152,14 @@
 (defn- of-placed
   "The node of a struct or union from its members at their places, and the bits they take."
   [[placed end] kind {:keys [packed align size name]} path]
-  (let [alignment (long (reduce (fn [^long most member] (max most (own-alignment packed member))) (long (or align 1)) placed))
+  (let [alignment (long (reduce (fn [^long most member] (max most (own-alignment packed member)))
+                                (long (or align 1)) placed))
         natural (round-up (quot (+ (long end) 7) 8) alignment)
         node (cond-> {:kind kind :size (or size natural) :align alignment
                       ;; Nameless bit-fields only hold a place.
-                      :members (into [] (remove #(or (= :pad (:kind (:node %))) (and (:bits %) (nil? (:name %))))) placed)}
+                      :members (into []
+                                     (remove #(or (= :pad (:kind (:node %)))
+                                                  (and (:bits %) (nil? (:name %))))) placed)}
                name (assoc :c-name name))]
     (require-that (<= natural (long (or size natural))) path
                   "its members need " natural " bytes, more than :size " size)
@@ -158,8 +169,9 @@
     node))
 
 (defn of-members
-  "The node of a struct or union from its members in order: `{:name :node :options}`, with `:bits` for a bit-field, and with
-  `:at` where it has to lie, in bits, if that is known. Nil where one comes to lie elsewhere.
+  "The node of a struct or union from its members in order: `{:name :node :options}`, with `:bits`
+  for a bit-field, and with `:at` where it has to lie, in bits, if that is known. Nil where one
+  comes to lie elsewhere.
 
   Throws `:invalid-spec` where they do not fit a `:size` given, or share a name."
   [kind members {:keys [packed] :as options} path]
@@ -183,10 +195,12 @@
 
 (defn- check-options [options allowed path]
   (doseq [[k v] options]
-    (require-that (allowed k) path "unknown option " (shown k) "; there are " (error/list-of (sort allowed)))
+    (require-that (allowed k) path "unknown option " (shown k) "; there are "
+                  (error/list-of (sort allowed)))
     (case k
       :align (require-that (power-of-two? v) path ":align is a power of two, not " (shown v))
-      (:offset :bit-offset :size) (require-that (and (int? v) (<= 0 (long v) (long largest-size))) path
+      (:offset :bit-offset :size) (require-that (and (int? v) (<= 0 (long v) (long largest-size)))
+                                                path
                                                 k " is a number from 0, not " (shown v))
       :packed (require-that (boolean? v) path ":packed is true or false, not " (shown v))
       :name (require-that (string? v) path ":name is a text, not " (shown v)))))
@@ -194,11 +208,16 @@
 (defn- bits-member [[_ base n :as type] name context path]
   (require-that (= 3 (count type)) path "a bit-field is [:bits type n], not " (shown type))
   (let [node (node* base context path)]
-    (require-that (and (#{:integer :bool :enum} (:kind node)) (nil? (:order node)) (<= (long (:size node)) 8)) path
+    (require-that (and (#{:integer :bool :enum} (:kind node))
+                       (nil? (:order node))
+                       (<= (long (:size node)) 8)) path
                   "a bit-field is of an integer type of this machine's byte order, of a bool or an enum, up to 8 bytes; not of "
                   (shown base))
-    (require-that (and (int? n) (<= (if name 1 0) (long n) (if (= :bool (:kind node)) 1 (* 8 (long (:size node)))))) path
-                  "a bit-field of " (shown base) " has 1 to " (if (= :bool (:kind node)) 1 (* 8 (long (:size node)))) " bits, not " (shown n))
+    (require-that (and (int? n)
+                       (<= (if name 1 0) (long n)
+                           (if (= :bool (:kind node)) 1 (* 8 (long (:size node)))))) path
+                  "a bit-field of " (shown base) " has 1 to "
+                  (if (= :bool (:kind node)) 1 (* 8 (long (:size node)))) " bits, not " (shown n))
     {:node node :bits n}))
 
 (defn- member [form context path]
@@ -209,26 +228,33 @@
                               form)
         path (if name (conj path name) path)
         bits? (and (vector? type) (= :bits (first type)))]
-    (require-that (or (nil? name) (keyword? name)) path "a member's name is a keyword, or nil, not " (shown name))
-    (require-that (not= :bpfmap/padding name) path "no member is named :bpfmap/padding: unused bits are read under that name")
-    (require-that (or (nil? options) (map? options)) path "a member's options are a map, not " (shown options))
+    (require-that (or (nil? name) (keyword? name)) path "a member's name is a keyword, or nil, not "
+                  (shown name))
+    (require-that (not= :bpfmap/padding name) path
+                  "no member is named :bpfmap/padding: unused bits are read under that name")
+    (require-that (or (nil? options) (map? options)) path "a member's options are a map, not "
+                  (shown options))
     (check-options options member-options path)
-    (require-that (or bits? (nil? (:bit-offset options))) path ":bit-offset is for bit-fields; use :offset")
+    (require-that (or bits? (nil? (:bit-offset options))) path
+                  ":bit-offset is for bit-fields; use :offset")
     (let [placed (merge {:name name :options options}
                         (if bits?
                           (bits-member type name context path)
                           {:node (node* type context path)}))]
       (require-that (or name bits? (#{:struct :union :pad} (:kind (:node placed)))) path
-                    "only structs, unions, bit-fields and [:pad n] can do without a name, not " (shown type))
+                    "only structs, unions, bit-fields and [:pad n] can do without a name, not "
+                    (shown type))
       placed)))
 
 (defn check-overlap
-  "Throws `:invalid-spec` for members of a struct that were put onto each other: what one is given would change the other."
+  "Throws `:invalid-spec` for members of a struct that were put onto each other: what one is given
+  would change the other."
   [{:keys [members]} path]
   (reduce (fn [[^long end before] {:keys [name node offset bits bit-offset]}]
             (let [start (long (if bits bit-offset (* 8 (long offset))))
                   size (long (or bits (* 8 (long (:size node)))))]
-              (require-that (or (zero? size) (<= end start)) path (or name "a member") " lies where " (or before "another") " does")
+              (require-that (or (zero? size) (<= end start)) path (or name "a member")
+                            " lies where " (or before "another") " does")
               (if (< end (+ start size)) [(+ start size) name] [end before])))
           [0 nil]
           (sort-by #(or (:bit-offset %) (* 8 (long (:offset %)))) members)))
@@ -242,11 +268,13 @@
 
 (defn- array [[_ element n :as type] context path]
   (require-that (= 3 (count type)) path "an array is [:array type n], not " (shown type))
-  (require-that (and (int? n) (<= 0 (long n) (long largest-size))) path "an array has a count from 0, not " (shown n))
+  (require-that (and (int? n) (<= 0 (long n) (long largest-size))) path
+                "an array has a count from 0, not " (shown n))
   (of-array (node* element context (conj path :element)) n path))
 
 (defn- enum [[_ base values options :as type] context path]
-  (require-that (and (<= 3 (count type) 4) (map? values)) path "an enum is [:enum type {name number}], not " (shown type))
+  (require-that (and (<= 3 (count type) 4) (map? values)) path
+                "an enum is [:enum type {name number}], not " (shown type))
   (check-options options #{:name} path)
   (let [node (node* base context path)
         bits (* 8 (long (:size node)))
@@ -257,19 +285,25 @@
                   "an enum is of an integer type up to 8 bytes, not of " (shown base))
     (doseq [[k v] values]
       (require-that (keyword? k) path "the names of an enum are keywords, not " (shown k))
-      (require-that (and (integer? v) (<= low v high)) path k " does not fit " (shown base) ": " (shown v)))
+      (require-that (and (integer? v) (<= low v high)) path k " does not fit " (shown base) ": "
+                    (shown v)))
     (assoc node :kind :enum :base node :values values :c-name (:name options)
            ;; Number to name; the first of equal numbers counts.
-           :names (reduce-kv (fn [names k v] (if (contains? names v) names (assoc names v k))) {} values))))
+           :names
+           (reduce-kv (fn [names k v] (if (contains? names v) names (assoc names v k))) {}
+                      values))))
 
 (defn- sized [kind least]
   (fn [[head n :as type] _ path]
-    (require-that (and (= 2 (count type)) (int? n) (<= (long least) (long n) (long largest-size))) path
-                  "[" head " n] takes one size from " least " to " largest-size ", not " (shown type))
+    (require-that (and (= 2 (count type)) (int? n) (<= (long least) (long n) (long largest-size)))
+                  path
+                  "[" head " n] takes one size from " least " to " largest-size ", not "
+                  (shown type))
     {:kind kind :size n :align 1}))
 
 (defn- typedef [[_ name target :as type] context path]
-  (require-that (and (= 3 (count type)) (string? name)) path "a typedef is [:typedef \"name\" type], not " (shown type))
+  (require-that (and (= 3 (count type)) (string? name)) path
+                "a typedef is [:typedef \"name\" type], not " (shown type))
   (let [node (node* target context path)]
     (assoc node :typedef name :target node)))
 
@@ -277,7 +311,8 @@
   (require-that (and (= 4 (count type)) (ifn? encode) (ifn? decode)) path
                 "it is [:via type encode decode], with two functions, not " (shown type))
   (let [node (node* target context path)]
-    (assoc (select-keys node [:size :align]) :kind :via :target node :encode encode :decode decode)))
+    (assoc (select-keys node [:size :align]) :kind :via :target node :encode encode :decode
+           decode)))
 
 (defn- prefix [[_ family :as type] _ path]
   (require-that (and (= 2 (count type)) (keyword? family) (#{:ipv4 :ipv6} family)) path
@@ -285,7 +320,8 @@
   ;; struct bpf_lpm_trie_key of linux/bpf.h, whose data are the bytes of an address.
   (let [data [:bytes (:size (scalars family))]
         layout (compound [:struct [:prefixlen :u32] [:data data]] {:depth 0} path)]
-    (assoc (select-keys layout [:size :align]) :kind :prefix :family family :layout (assoc layout :type type))))
+    (assoc (select-keys layout [:size :align]) :kind :prefix :family family :layout
+           (assoc layout :type type))))
 
 (defn- pointer [[_ target :as type] _ path]
   (require-that (= 2 (count type)) path "a pointer is :ptr or [:ptr type], not " (shown type))
@@ -296,7 +332,8 @@
    :prefix prefix
    :bytes (sized :bytes 1) :string (sized :string 1) :pad (sized :pad 0)
    :c-string (fn [type context path] (assoc ((sized :string 1) type context path) :terminated true))
-   :bits (fn [_ _ path] (throw (malformed path "[:bits type n] stands only as a member of a struct or union")))})
+   :bits (fn [_ _ path]
+           (throw (malformed path "[:bits type n] stands only as a member of a struct or union")))})
 
 (defn- named [type {:keys [types within] :as context} path]
   (require-that (contains? types type) path
@@ -310,9 +347,14 @@
   (let [context (update context :depth inc)]
     (assoc (cond
              (keyword? type) (or (scalars type) (named type context path))
-             (and (vector? type) (compounds (first type))) ((compounds (first type)) type context path)
-             :else (throw (malformed path (str "a type is a keyword such as :u32 or a vector that starts with "
-                                               (error/list-of (sort (keys compounds))) ", not " (shown type)))))
+             (and
+              (vector? type) (compounds (first type))) ((compounds (first type)) type context path)
+             :else (throw (malformed path
+                                     (str
+                                      "a type is a keyword such as :u32 or a vector that starts "
+                                      "with "
+                                          (error/list-of (sort (keys compounds))) ", not "
+                                      (shown type)))))
            :type type)))
 
 (defn node

@@ -26,10 +26,12 @@
                                      ["" "int" "pair" "low"]
                                      :order order))]]
       (is (= [{:id 0 :kind :void}
-              {:id 1 :kind :int :name "int" :size 4 :bits 32 :offset 0 :signed true :char false :bool false}
+              {:id 1 :kind :int :name "int" :size 4 :bits 32 :offset 0 :signed true :char false
+               :bool false}
               {:id 2 :kind :ptr :type 3}
               {:id 3 :kind :struct :name "pair" :size 8
-               :members [{:name "low" :type 1 :bit-offset 0 :bits 3} {:type 2 :bit-offset 3 :bits 29}]}]
+               :members [{:name "low" :type 1 :bit-offset 0 :bits 3}
+                         {:type 2 :bit-offset 3 :bits 29}]}]
              (map #(blob/record b %) (range 4))))
       (is (= 3 (blob/type-count b)))
       (is (nil? (blob/base b)))
@@ -45,31 +47,40 @@
 
 (deftest enumerator-width-and-sign
   (testing "enumerators have the width and sign of their enum"
-    (let [values (fn [& words] (map second (:values (blob/record (blob/parse (raw words [""])) 1))))]
+    (let [values (fn [& words]
+                   (map second (:values (blob/record (blob/parse (raw words [""])) 1))))]
       (is (= [4294967295 0] (values 0 (info :enum 2 0) 4, 0 u32-max, 0 0)))
-      (is (= [-1 -2147483648 2147483647] (values 0 (info :enum 3 1) 4, 0 u32-max, 0 0x80000000, 0 0x7fffffff)))
+      (is (= [-1 -2147483648 2147483647]
+             (values 0 (info :enum 3 1) 4, 0 u32-max, 0 0x80000000, 0 0x7fffffff)))
       (is (= [18446744073709551615 9223372036854775808 4294967296]
              (values 0 (info :enum64 3 0) 8, 0 u32-max u32-max, 0 0 0x80000000, 0 0 1)))
       (is (= [-1 Long/MIN_VALUE 4294967295]
              (values 0 (info :enum64 3 1) 8, 0 u32-max u32-max, 0 0 0x80000000, 0 u32-max 0)))
-      (is (= [clojure.lang.BigInt Long] (map class (values 0 (info :enum64 2 0) 8, 0 0 0x80000000, 0 5 0)))))))
+      (is (= [clojure.lang.BigInt Long]
+             (map class (values 0 (info :enum64 2 0) 8, 0 0 0x80000000, 0 5 0)))))))
 
 (deftest unknown-linkage
   (testing "an unknown linkage keeps its number"
-    (let [b (blob/parse (raw [0 (info :func 1) 0, 0 (info :func 9) 0, 0 (info :var) 0 2, 0 (info :var) 0 77] [""]))]
+    (let [b (blob/parse (raw [0 (info :func 1) 0, 0 (info :func 9) 0, 0 (info :var) 0 2, 0
+                              (info :var) 0 77] [""]))]
       (is (= [:global 9 :extern 77] (map #(:linkage (blob/record b %)) (range 1 5)))))))
 
 (deftest tags-for-attributes
   (testing "a tag can stand for an attribute"
     (is (= [{:id 1 :kind :type-tag :type 0 :attribute true}
             {:id 2 :kind :decl-tag :type 1 :component -1 :attribute true}]
-           (samples/all-records (blob/parse (raw [0 (info :type-tag 0 1) 0, 0 (info :decl-tag 0 1) 1 -1] [""])))))))
+           (samples/all-records (blob/parse (raw [0 (info :type-tag 0 1) 0, 0 (info :decl-tag 0 1) 1
+                                                  -1] [""])))))))
 
 (deftest many-parameters
   (testing "reads more entries than older kernels accept"
-    (is (= 65536 (count (:params (blob/record (blob/parse (raw (concat [0 (info :func-proto 65536) 0] (repeat 131072 0))
-                                                               [""]))
-                                              1)))))))
+    (is (= 65536
+           (count
+             (:params
+              (blob/record (blob/parse (raw (concat [0 (info :func-proto 65536) 0]
+                                                    (repeat 131072 0))
+                                            [""]))
+                           1)))))))
 
 (deftest arrays-and-views
   (testing "parses a byte array or a byte view"
@@ -86,13 +97,17 @@
                          message))]
       (are [message f] (= message (said f))
         "Not bytes: \"9f eb\": BTF is read from a byte array or a byte view" #(blob/parse "9f eb")
-        "Not a BTF blob: 1: the base is what parse returned for vmlinux, or nil" #(blob/parse (writer/blob []) 1)
+        "Not a BTF blob: 1: the base is what parse returned for vmlinux, or nil"
+        #(blob/parse (writer/blob []) 1)
         "Not the id of a type: nil: it is an integer" #(blob/record b nil)
         "Not the id of a type: \"1\": it is an integer" #(blob/size-of b "1")
         "Not an offset of a string: :x: it is an integer" #(blob/string b :x)
         "Not the name of a type: :int: it is a string" #(blob/ids-named b :int)
-        (str "Not a kind of types: :class: it is :int, :ptr, :array, :struct, :union, :enum, :fwd, :typedef, :volatile, "
-             ":const, :restrict, :func, :func-proto, :var, :datasec, :float, :decl-tag, :type-tag or :enum64")
+        (str
+         "Not a kind of types: :class: it is :int, :ptr, :array, :struct, :union, :enum, :fwd, "
+         ":typedef, :volatile, "
+             ":const, :restrict, :func, :func-proto, :var, :datasec, :float, :decl-tag, :type-tag "
+             "or :enum64")
         #(blob/ids-named b "a" :class)))))
 
 ;; ---------------------------------------------------------------- names
@@ -101,28 +116,32 @@
   (testing "finds ids by name in ascending order"
     (let [b (blob/parse (writer/blob [{:kind :struct :name "same" :size 0} {:kind :ptr :type 0}
                                     {:kind :typedef :name "same" :type 1} {:kind :fwd :name "sam"}
-                                    {:kind :struct :name "same" :size 1} {:kind :fwd :name "größe"}]))]
+                                    {:kind :struct :name "same" :size 1}
+                                    {:kind :fwd :name "größe"}]))]
       (is (= [1 3 5] (blob/ids-named b "same")))
       (is (vector? (blob/ids-named b "same")))
       (is (= [1 5] (blob/ids-named b "same" :struct)))
       (is (= [3] (blob/ids-named b "same" :typedef)))
       (is (= [4] (blob/ids-named b "sam")))
       (is (= [6] (blob/ids-named b "größe")))
-      (is (= [] (blob/ids-named b "s") (blob/ids-named b "samey") (blob/ids-named b "") (blob/ids-named b "sam\u0000")
+      (is (= [] (blob/ids-named b "s") (blob/ids-named b "samey") (blob/ids-named b "")
+             (blob/ids-named b "sam\u0000")
              (blob/ids-named b (apply str (repeat 500 "x")))))
       (is (= [] (blob/ids-named (blob/parse (writer/blob [])) "same"))))))
 
 (deftest long-names-distinguished
   (testing "distinguishes names longer than the hashed prefix"
     (let [long-name (apply str (repeat 100 "long"))
-          b (blob/parse (writer/blob (for [end ["a" "b" "" "a"]] {:kind :fwd :name (str long-name end)})))]
+          b (blob/parse (writer/blob (for [end ["a" "b" "" "a"]]
+                                       {:kind :fwd :name (str long-name end)})))]
       (is (= [1 4] (blob/ids-named b (str long-name "a"))))
       (is (= [3] (blob/ids-named b long-name)))
       (is (= [] (blob/ids-named b (subs long-name 0 64)))))))
 
 (deftest concurrent-lookup
   (testing "many threads find the same ids"
-    (let [b (blob/parse (writer/blob (for [i (range 5000)] {:kind :fwd :name (str "name" (mod i 1000))})))]
+    (let [b (blob/parse (writer/blob (for [i (range 5000)]
+                                       {:kind :fwd :name (str "name" (mod i 1000))})))]
       (is (= (repeat 8 [8 1008 2008 3008 4008])
              (fixture/in-threads 8 (fn [_] (blob/ids-named b "name7"))))))))
 
@@ -168,12 +187,14 @@
                                     {:kind :array :element 3 :index 1 :count 2}
                                     {:kind :var :name "v" :type 4 :linkage :static}
                                     {:kind :ptr :type 5}]))]
-      (is (= [[:type 2] "Malformed BTF, type 2: it leads through more than 64 types: round in a cycle, or too deep"]
+      (is (= [[:type 2]
+              "Malformed BTF, type 2: it leads through more than 64 types: round in a cycle, or too deep"]
              (refused (blob/resolve b 2))
              (refused (blob/size-of b 2))))
       (is (= [:type 3] (first (refused (blob/size-of b 3)))))
       (is (= [:type 4] (first (refused (blob/size-of b 4)))))
-      (is (= [3 8 5] [(blob/resolve b 3) (blob/size-of b 5) (blob/resolve b 5)]) "a pointer to itself is no cycle"))))
+      (is (= [3 8 5] [(blob/resolve b 3) (blob/size-of b 5) (blob/resolve b 5)])
+          "a pointer to itself is no cycle"))))
 
 (deftest sizes-beyond-32-bits
   (testing "rejects sizes of more than 32 bits"
@@ -190,10 +211,12 @@
 ;; ---------------------------------------------------------------- split
 
 (def ^:private base-records
-  (samples/numbered [{:kind :fwd :name "shared" :union? false} {:kind :struct :name "of_base" :size 8 :members []}]))
+  (samples/numbered [{:kind :fwd :name "shared" :union? false}
+                     {:kind :struct :name "of_base" :size 8 :members []}]))
 
 (def ^:private split-records
-  (samples/numbered [{:kind :ptr :type 2} {:kind :fwd :name "shared" :union? true} {:kind :const :type 5}
+  (samples/numbered [{:kind :ptr :type 2} {:kind :fwd :name "shared" :union? true}
+                     {:kind :const :type 5}
                      {:kind :array :element 2 :index 0 :count 3}]
                     3))
 
@@ -221,7 +244,8 @@
           b (blob/parse (raw [1 (info :typedef) 1, 6 (info :fwd) 0] ["own"]) base)
           stringless (blob/parse (raw [1 (info :typedef) 1] "") base)]
       (is (= [["name" "own"] [1 2] [3]]
-             [(map #(:name (blob/record b %)) [2 3]) (blob/ids-named b "name") (blob/ids-named b "own")]))
+             [(map #(:name (blob/record b %)) [2 3]) (blob/ids-named b "name")
+              (blob/ids-named b "own")]))
       (is (= [1 2] (blob/ids-named stringless "name")))
       (testing "and there may be a third on top"
         (let [third (blob/parse (raw [10 (info :const) 3, 6 (info :const) 4] ["top"]) b)]
@@ -237,7 +261,8 @@
       (is (= [[:strings] (str "Malformed BTF, strings: the first one is not empty: " needs-base)]
              (refused (blob/parse split))))
       (testing "with a base, an offset that is too large is no sign of that"
-        (is (= [[:type 3 :name] "Malformed BTF, type 3 name: it lies at 99, and the strings end at 18"]
+        (is (= [[:type 3 :name]
+                "Malformed BTF, type 3 name: it lies at 99, and the strings end at 18"]
                (refused (blob/parse (raw [99 (info :ptr) 0] ["" ""]) base))))))))
 
 ;; ---------------------------------------------------------------- tables
@@ -247,11 +272,13 @@
     (let [c-name #(str "BTF_KIND_" (str/replace (str/upper-case (name %)) "-" "_"))
           values (fixture/c-values ["linux/btf.h"]
                                    (concat (map c-name kinds/kinds)
-                                           ["BTF_FUNC_STATIC" "BTF_FUNC_GLOBAL" "BTF_FUNC_EXTERN" "BTF_VAR_STATIC"
+                                           ["BTF_FUNC_STATIC" "BTF_FUNC_GLOBAL" "BTF_FUNC_EXTERN"
+                                            "BTF_VAR_STATIC"
                                             "BTF_VAR_GLOBAL_ALLOCATED" "BTF_VAR_GLOBAL_EXTERN"
                                             "sizeof(struct btf_array)" "sizeof(struct btf_member)"
                                             "sizeof(struct btf_enum)" "sizeof(struct btf_enum64)"
-                                            "sizeof(struct btf_param)" "sizeof(struct btf_var_secinfo)"]))]
+                                            "sizeof(struct btf_param)"
+                                            "sizeof(struct btf_var_secinfo)"]))]
       (if (empty? values)
         (fixture/skip! "no C compiler with <linux/btf.h> to compare the kinds with")
         (do
@@ -264,10 +291,12 @@
             (is (= linkage (kinds/linkages (values c))) c))
           (doseq [[c bytes] {"array" (kinds/tail-bytes :array) "member" (kinds/entry-bytes :struct)
                              "enum" (kinds/entry-bytes :enum) "enum64" (kinds/entry-bytes :enum64)
-                             "param" (kinds/entry-bytes :func-proto) "var_secinfo" (kinds/entry-bytes :datasec)}
+                             "param" (kinds/entry-bytes :func-proto)
+                             "var_secinfo" (kinds/entry-bytes :datasec)}
                   :let [size (values (str "sizeof(struct btf_" c ")"))] :when size]
             (is (= size bytes) c))))
-      (is (= [4 12 12] [(kinds/numbers :struct) (kinds/tail-bytes :array) (kinds/entry-bytes :enum64)]))
+      (is (= [4 12 12]
+             [(kinds/numbers :struct) (kinds/tail-bytes :array) (kinds/entry-bytes :enum64)]))
       (is (= 19 (count kinds/kinds))))))
 
 (deftest parsing-keeps-bytes

@@ -14,13 +14,16 @@
 
 (deftest malformed-header
   (testing "rejects a malformed header"
-    (are [path message bytes] (= [path (str "Malformed BTF, " message)] (refused (blob/parse bytes)))
+    (are [path message bytes]
+      (= [path (str "Malformed BTF, " message)] (refused (blob/parse bytes)))
       [:header :magic] "header magic: there are no bytes"
       (byte-array 0)
       [:header :magic] "header magic: the bytes begin with 9f, not with 9f eb or eb 9f"
       (byte-array [0x9f])
-      [:header :magic] (str "header magic: the bytes begin with 7f 45, not with 9f eb or eb 9f: this is an ELF file; "
-                            "BTF is the content of its section .BTF")
+      [:header :magic]
+      (str
+       "header magic: the bytes begin with 7f 45, not with 9f eb or eb 9f: this is an ELF file; "
+           "BTF is the content of its section .BTF")
       (byte-array [0x7f 0x45 0x4c 0x46 2])
       [:header] "header: it takes 24 bytes, and there are 3"
       (byte-array (map unchecked-byte [0x9f 0xeb 1]))
@@ -34,23 +37,29 @@
       (raw [] [""] :header {:hdr-len 26})
       [:header :hdr-len] "header hdr-len: it is 4294967295, outside 24 to the 25 bytes there are"
       (raw [] [""] :header {:hdr-len u32-max})
-      [:header] "header: byte 26 is not zero, and what it means is not known: this BTF is newer than the library"
+      [:header]
+      "header: byte 26 is not zero, and what it means is not known: this BTF is newer than the library"
       (raw [] ["" "" "\7" "" "" ""] :header {:hdr-len 28 :str-off 2 :str-len 1})
-      [:header] "header: byte 35 is not zero, and what it means is not known: this BTF is newer than the library"
-      (raw [] ["" "" "" "\7"] :header {:layout-len 0 :layout-off 0 :hdr-len 36 :str-off 0 :str-len 1})
+      [:header]
+      "header: byte 35 is not zero, and what it means is not known: this BTF is newer than the library"
+      (raw [] ["" "" "" "\7"] :header
+           {:layout-len 0 :layout-off 0 :hdr-len 36 :str-off 0 :str-len 1})
       [:header :type-off] "header type-off: it is 2, not a multiple of 4"
       (raw [0 (info :ptr) 0] [""] :header {:type-off 2})
-      [:header :type-off] "header type-off: it is 4294967292, and there are 1 bytes after the header"
+      [:header :type-off]
+      "header type-off: it is 4294967292, and there are 1 bytes after the header"
       (raw [] [""] :header {:type-off 0xfffffffc :type-len 4})
       [:header :type-len] "header type-len: it is 16, and there are 13 bytes from its offset on"
       (raw [0 (info :ptr) 0] [""] :header {:type-len 16})
-      [:header :type-len] "header type-len: it is 4294967295, and there are 13 bytes from its offset on"
+      [:header :type-len]
+      "header type-len: it is 4294967295, and there are 13 bytes from its offset on"
       (raw [0 (info :ptr) 0] [""] :header {:type-len u32-max})
       [:header :str-off] "header str-off: it is 4294967295, and there are 13 bytes after the header"
       (raw [0 (info :ptr) 0] [""] :header {:str-off u32-max})
       [:header :str-len] "header str-len: it is 2, and there are 1 bytes from its offset on"
       (raw [0 (info :ptr) 0] [""] :header {:str-len 2})
-      [:header :str-len] (str "header str-len: there are no strings, not even the empty one: " needs-base)
+      [:header :str-len]
+      (str "header str-len: there are no strings, not even the empty one: " needs-base)
       (raw [0 (info :ptr) 0] "")
       [:header :str-off] "header str-off: the section begins inside that of type-off"
       (raw [0 (info :ptr) 0] [""] :header {:str-off 8})
@@ -81,7 +90,8 @@
 
 (deftest type-exceeds-section
   (testing "rejects a type that exceeds its section"
-    (are [path message words] (= [path (str "Malformed BTF, " message)] (refused (blob/parse (raw words ["" "a"]))))
+    (are [path message words]
+      (= [path (str "Malformed BTF, " message)] (refused (blob/parse (raw words ["" "a"]))))
       [:type 1] "type 1: it takes 12 bytes at least, and the section has 8 left"
       [0 (info :ptr)]
       [:type 2] "type 2: it takes 12 bytes at least, and the section has 4 left"
@@ -94,7 +104,8 @@
       [0 (info :enum64 0xffffff) 0]
       [:type 1 :name] (str "type 1 name: it lies at 3, and the strings end at 3: " needs-base)
       [3 (info :ptr) 0]
-      [:type 1 :name] (str "type 1 name: it lies at 4294967295, and the strings end at 3: " needs-base)
+      [:type 1 :name]
+      (str "type 1 name: it lies at 4294967295, and the strings end at 3: " needs-base)
       [u32-max (info :ptr) 0])
     (are [path words] (= path (first (refused (blob/parse (raw words ["" "a"])))))
       [:type 1 :member 1 :name] [0 (info :struct 2) 8, 1 0 0, 3 0 0]
@@ -107,7 +118,8 @@
   (testing "an unknown kind is an error with its number"
     (doseq [kind [0 20 31 127]]
       (is (= [[:type 2 :kind]
-              (str "Malformed BTF, type 2 kind: it is " kind ", and 1 to 19 are known: how long such a type is cannot be "
+              (str "Malformed BTF, type 2 kind: it is " kind
+                   ", and 1 to 19 are known: how long such a type is cannot be "
                    "told, and so what follows cannot be read")]
              (refused (blob/parse (raw [0 (info :ptr) 0, 0 (info kind) 0] [""]))))))))
 
@@ -116,23 +128,27 @@
     (let [layout (concat (repeat 80 0) [4 8 0 0])
           words [1 (info 20 2) 0, 11, 12 13, 14 15, 0 (info :ptr) 1]
           b (blob/parse (raw words ["" "new" "" "" ""] :header {:layout-len 84} :extra layout))]
-      (is (= [{:id 1 :kind :unknown :number 20 :name "new"} {:id 2 :kind :ptr :type 1}] (samples/all-records b)))
+      (is (= [{:id 1 :kind :unknown :number 20 :name "new"} {:id 2 :kind :ptr :type 1}]
+             (samples/all-records b)))
       (is (= [:unknown nil 1] [(blob/kind b 1) (blob/size-of b 1) (blob/resolve b 1)]))
       (is (= [1] (blob/ids-named b "new") (blob/ids-named b "new" :unknown)))
       (testing "a split blob may leave it to its base"
         (is (= 4 (blob/type-count (blob/parse (raw words "") b)))))
       (testing "and it covers only the kinds that it lists"
-        (is (= [:type 1 :kind] (first (refused (blob/parse (raw [0 (info 21) 0] ["" "" "" ""] :header {:layout-len 84}
-                                                                :extra layout))))))))))
+        (is (= [:type 1 :kind]
+               (first (refused (blob/parse (raw [0 (info 21) 0] ["" "" "" ""] :header
+                                                {:layout-len 84}
+                                                :extra layout))))))))))
 
 (deftest reference-checked-on-use
   (testing "checks a reference when it is followed"
     (is (= {:id 1 :kind :ptr :type 1} (blob/record (blob/parse (raw [0 (info :ptr) 1] [""])) 1)))
     (is (= [[:type 1 :type] "Malformed BTF, type 1 type: it is type 2, and the last one is 1"]
            (refused (blob/record (blob/parse (raw [0 (info :ptr) 2] [""])) 1))))
-    (are [path words] (= [path (str "Malformed BTF, " (str/join " " (map #(if (keyword? %) (name %) %) path))
-                                    ": it is type 9, and the last one is 1")]
-                         (refused (blob/record (blob/parse (raw words ["" "a"])) 1)))
+    (are [path words]
+      (= [path (str "Malformed BTF, " (str/join " " (map #(if (keyword? %) (name %) %) path))
+                    ": it is type 9, and the last one is 1")]
+         (refused (blob/record (blob/parse (raw words ["" "a"])) 1)))
       [:type 1 :type] [0 (info :ptr) 9]
       [:type 1 :type] [0 (info :decl-tag) 9 0]
       [:type 1 :return] [0 (info :func-proto) 9]
@@ -141,17 +157,22 @@
       [:type 1 :member 1 :type] [0 (info :struct 2) 8, 0 1 0, 0 9 0]
       [:type 1 :param 0 :type] [0 (info :func-proto 1) 0, 0 9]
       [:type 1 :var 0 :type] [0 (info :datasec 1) 0, 9 0 0])
-    (let [b (blob/parse (raw [0 (info :typedef) u32-max, 0 (info :array) 0 4 0 1, 0 (info :const) 1] [""]))]
-      (is (= [[:type 1 :type] "Malformed BTF, type 1 type: it is type 4294967295, and the last one is 3"]
-             (refused (blob/resolve b 1)) (refused (blob/resolve b 3)) (refused (blob/size-of b 3))))
-      (is (= [[:type 2 :element] "Malformed BTF, type 2 element: it is type 4, and the last one is 3"]
+    (let [b (blob/parse (raw [0 (info :typedef) u32-max, 0 (info :array) 0 4 0 1, 0 (info :const) 1]
+                             [""]))]
+      (is (= [[:type 1 :type]
+              "Malformed BTF, type 1 type: it is type 4294967295, and the last one is 3"]
+             (refused (blob/resolve b 1)) (refused (blob/resolve b 3))
+             (refused (blob/size-of b 3))))
+      (is (= [[:type 2 :element]
+              "Malformed BTF, type 2 element: it is type 4, and the last one is 3"]
              (refused (blob/size-of b 2)))))))
 
 (deftest missing-type-id
   (testing "an id out of range is an error that names it"
     (let [b (blob/parse (writer/blob [{:kind :ptr :type 0}]))]
       (doseq [f [blob/record blob/kind blob/resolve blob/size-of] id [2 -1 Long/MAX_VALUE]]
-        (is (= [[:type id] (str "Malformed BTF, type " id ": there is no such type, the last one is 1")]
+        (is (= [[:type id]
+                (str "Malformed BTF, type " id ": there is no such type, the last one is 1")]
                (refused (f b id))))))))
 
 (deftest missing-string-offset
@@ -175,12 +196,16 @@
   (testing "overlapping names do not multiply the memory"
     (let [n 65535
           text (apply str (repeat n "x"))
-          b (blob/parse (raw (concat [0 (info :enum n) 4] (interleave (range 1 (inc n)) (repeat 0))) ["" text]))
+          b (blob/parse (raw (concat [0 (info :enum n) 4] (interleave (range 1 (inc n)) (repeat 0)))
+                             ["" text]))
           {:keys [result bytes]} (samples/cost #(refused (blob/record b 1)))]
-      (is (= [[:type 1] "Malformed BTF, type 1: its names overlap, and are together longer than all strings"] result))
+      (is (= [[:type 1]
+              "Malformed BTF, type 1: its names overlap, and are together longer than all strings"]
+             result))
       (is (< bytes 10e6) "and not 2 GiB")
       (testing "a name that occurs twice is no overlap"
-        (let [b (blob/parse (raw (concat [0 (info :enum 60000) 4] (flatten (repeat 60000 [1 0]))) ["" "abc"]))]
+        (let [b (blob/parse (raw (concat [0 (info :enum 60000) 4] (flatten (repeat 60000 [1 0])))
+                                 ["" "abc"]))]
           (is (= 60000 (count (:values (blob/record b 1))))))))))
 
 (deftest index-of-shared-names

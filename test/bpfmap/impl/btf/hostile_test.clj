@@ -1,6 +1,6 @@
 (ns bpfmap.impl.btf.hostile-test
-  "Blobs that are broken on purpose: whatever the bytes, the answer is data or `:malformed-btf`, soon and in little
-  memory."
+  "Blobs that are broken on purpose: whatever the bytes, the answer is data or `:malformed-btf`,
+  soon and in little memory."
   (:require [bpfmap.fixture :as fixture]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.samples :as samples]
@@ -20,9 +20,11 @@
 
 (def ^:private words
   "Words that mean something somewhere."
-  (long-array (concat [0 1 2 3 4 8 12 20 23 24 25 28 32 63 64 65 255 256 65535 65536 0xffffff 0x1000000 0x7ffffffc
+  (long-array (concat [0 1 2 3 4 8 12 20 23 24 25 28 32 63 64 65 255 256 65535 65536 0xffffff
+                       0x1000000 0x7ffffffc
                        0x7fffffff 0x80000000 0xfffffff4 0xfffffffc 0xfffffffe 0xffffffff]
-                      (for [kind (range 21) vlen [0 1 3 0xffff] flag [0 1]] (samples/info kind vlen flag)))))
+                      (for [kind (range 21) vlen [0 1 3 0xffff] flag [0 1]]
+                        (samples/info kind vlen flag)))))
 
 (defn- put-word! [^bytes bytes ^long at ^long x ^ByteOrder order]
   (when (<= 0 at (- (alength bytes) 4))
@@ -44,21 +46,26 @@
         bytes
         (recur (case (.nextInt random 16)
                  0 (Arrays/copyOf bytes (int (place)))                             ; cut short
-                 1 (Arrays/copyOf bytes (int (+ length (.nextInt random 64))))     ; longer, with zeros
-                 2 (do (put-word! bytes (* 4 (.nextInt random 8)) (word) order)    ; a field of the header
+                 ;; Longer, with zeros
+                 1 (Arrays/copyOf bytes (int (+ length (.nextInt random 64))))
+                 ;; A field of the header
+                 2 (do (put-word! bytes (* 4 (.nextInt random 8)) (word) order)
                        bytes)
-                 (3 4 5) (let [from (int (word-place))                             ; a piece over another
+                 ;; A piece over another
+                 (3 4 5) (let [from (int (word-place))
                                to (int (word-place))
                                n (min (.nextInt random 48) (- length (max from to)))]
                            (System/arraycopy bytes from bytes to n)
                            bytes)
                  (6 7 8) (do (put-word! bytes (word-place) (word) order)           ; a word
                              bytes)
-                 (9 10 11) (do (put-word! bytes (word-place) (.nextInt random 40) order) ; a small one: an id, a size
+                 ;; A small one: an id, a size
+                 (9 10 11) (do (put-word! bytes (word-place) (.nextInt random 40) order)
                                bytes)
                  (do (when (pos? length)                                           ; a bit
                        (let [i (int (place))]
-                         (aset bytes i (unchecked-byte (bit-flip (aget bytes i) (.nextInt random 8))))))
+                         (aset bytes i
+                               (unchecked-byte (bit-flip (aget bytes i) (.nextInt random 8))))))
                      bytes))
                (dec n))))))
 
@@ -84,7 +91,9 @@
               (let [record (attempt (blob/record b id))
                     answers [record (attempt (blob/resolve b id)) (attempt (blob/size-of b id))
                              (attempt (blob/kind b id))
-                             (attempt (blob/string b (.nextInt random (int (inc (blob/string-end b))))))]
+                             (attempt (blob/string b
+                                                   (.nextInt
+                                                    random (int (inc (blob/string-end b))))))]
                     name (when (map? record) (:name record))]
                 (when name
                   (assert (or (some #{id} (blob/ids-named b name (:kind record)))
@@ -103,18 +112,24 @@
       (walk b random))))
 
 (def ^:private seeds
-  "Blobs to break: of all kinds, generated, in both byte orders, split ones with their base, one with a layout."
+  "Blobs to break: of all kinds, generated, in both byte orders, split ones with their base, one
+  with a layout."
   (delay
     (into
-     [{:bytes (samples/raw [1 (samples/info 20 2) 0, 11, 12 13, 14 15, 0 (samples/info :ptr) 1] ["" "new" "" "" ""]
+     [{:bytes (samples/raw [1 (samples/info 20 2) 0, 11, 12 13, 14 15, 0 (samples/info :ptr) 1]
+                           ["" "new" "" "" ""]
                            :header {:layout-len 84} :extra (concat (repeat 80 0) [4 8 0 0]))
        :order ByteOrder/LITTLE_ENDIAN}]
      (for [order [samples/little samples/big]
            i (range 20)
            :let [base (when (< 13 i) (blob/parse (writer/blob samples/every-kind order)))
                  n (if base (blob/type-count base) 0)
-                 records (if (zero? i) samples/every-kind (gen/generate (samples/gen-records (+ 2 i) n) 30 i))]]
-       {:bytes (writer/blob records (assoc order :base base)) :order (:byte-order order) :base base}))))
+                 records
+                 (if (zero? i)
+                   samples/every-kind
+                   (gen/generate (samples/gen-records (+ 2 i) n) 30 i))]]
+       {:bytes (writer/blob records (assoc order :base base)) :order (:byte-order order)
+        :base base}))))
 
 (deftest random-mutations
   (testing "a hundred thousand broken blobs return data or throw malformed-BTF"
@@ -128,7 +143,8 @@
                    (samples/cost #(try (try-one bytes base random)
                                        (catch Throwable e [:thrown i e])))
                    ratio (/ allocated (+ 1024.0 (alength ^bytes bytes)))]
-               (cond-> (assoc outcomes :worst-ms (max worst-ms ms) :worst-ratio (max worst-ratio ratio))
+               (cond-> (assoc outcomes :worst-ms (max worst-ms ms) :worst-ratio
+                              (max worst-ratio ratio))
                  (vector? result) (update :thrown conj result)
                  (= :malformed result) (update :refused inc)
                  (and (number? result) (zero? result)) (update :whole inc)
@@ -137,7 +153,8 @@
            (range blobs))]
       (is (= [] (take 3 (:thrown outcomes))))
       (is (= blobs (+ (:refused outcomes) (:whole outcomes) (:in-part outcomes))))
-      (is (every? #(< (/ blobs 20) (% outcomes)) [:refused :whole :in-part]) "the mutations reach everywhere")
+      (is (every? #(< (/ blobs 20) (% outcomes)) [:refused :whole :in-part])
+          "the mutations reach everywhere")
       (is (< (:worst-ms outcomes) 500))
       (is (< (:worst-ratio outcomes) 500) "memory, by byte of the blob"))))
 

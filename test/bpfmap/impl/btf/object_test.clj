@@ -1,5 +1,6 @@
 (ns bpfmap.impl.btf.object-test
-  "Data sections of object files, held against the same sections as libbpf places them in the kernel."
+  "Data sections of object files, held against the same sections as libbpf places them in the
+  kernel."
   (:require [bpfmap.btf :as btf]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
@@ -63,7 +64,9 @@
         (doseq [section [".data" ".bss" ".rodata" ".maps"]]
           (let [{:keys [message] :bpfmap/keys [error hint]} (error-of (btf/type-named b section))]
             (is (= :malformed-btf error))
-            (is (str/includes? message (str "the size of section " section " is 0, since its variables have no places yet")))
+            (is (str/includes? message
+                               (str "the size of section " section
+                                    " is 0, since its variables have no places yet")))
             (is (str/includes? (str hint) "read it with parse-object")))))
       (testing "sections of declarations have none in the object either"
         (doseq [section [".ksyms" ".kconfig"]]
@@ -77,10 +80,12 @@
           sections (keys expected)
           ;; Where it matters: the section headers, .BTF, its relocations, the symbols.
           e (elf/parse bytes)
-          ranges (conj (for [s [".BTF" ".rel.BTF" ".symtab"] :let [{:keys [offset size]} (elf/section e s)]]
+          ranges (conj (for [s [".BTF" ".rel.BTF" ".symtab"]
+                             :let [{:keys [offset size]} (elf/section e s)]]
                          [offset size])
                        [0 64]
-                       (let [start (.getLong ^java.nio.ByteBuffer (:buffer e) 0x28)] [start (- n start)]))
+                       (let [start (.getLong ^java.nio.ByteBuffer (:buffer e) 0x28)]
+                         [start (- n start)]))
           outcomes (frequencies
                     (for [_ (range 5000)]
                       (let [broken (aclone bytes)]
@@ -125,18 +130,21 @@
                              vector
                              ["int a; long b = 1; static char c[3] = \"ab\"; const volatile short d = 2;
                              int f(void) { return a + b + c[a & 1]++ + d; }"
-                              "static int x, y; static long z = 4; struct { char a; long b; } s[3] = {{1, 2}};
-                             int f(void) { return x++ + y-- + z++ + s[x & 1].b++; }"
-                              "int in_section __attribute__((section(\".data.own\"))) = 1; _Bool flags[5]; double unused;
-                             int f(void) { static int calls; return ++calls + in_section + flags[calls & 3]; }"])]
+                              "static int x, y; static long z = 4; struct { char a; long b; } s[3]
+                             = {{1, 2}}; int f(void) { return x++ + y-- + z++ + s[x & 1].b++; }"
+                              "int in_section __attribute__((section(\".data.own\"))) = 1; _Bool
+                             flags[5]; double unused; int f(void) { static int calls; return
+                             ++calls + in_section + flags[calls & 3]; }"])]
            (spit (file "s.c") source)
            (compile-c (file "s.c") (file "s.o") level)
            (run (fixture/executable "bpftool") "gen" "object" (file "l.o") (file "s.o"))
            (let [[compiled linked] (map #(btf/parse-object (bytes-of (file %))) ["s.o" "l.o"])
-                 sections (filter #(= :datasec (blob/kind linked %)) (range 1 (inc (blob/type-count linked))))]
+                 sections (filter #(= :datasec (blob/kind linked %))
+                                  (range 1 (inc (blob/type-count linked))))]
              (is (seq sections))
              (doseq [id sections :let [section (blob/name-of linked id)]]
-               (is (= (btf/type-of linked id) (btf/type-named compiled section)) (str i level " " section))))))))))
+               (is (= (btf/type-of linked id) (btf/type-named compiled section))
+                   (str i level " " section))))))))))
 
 (def ^:private part
   "One of two files of a program, each with a `seen` of its own, and one in a function."
@@ -158,12 +166,14 @@ SEC(\"socket\") int count%1$d(void *ctx)
 ")
 
 (defn- loaded
-  "Has a program of two files compiled, linked and loaded; calls f with its object and its maps by section."
+  "Has a program of two files compiled, linked and loaded; calls f with its object and its maps by
+  section."
   [f]
   (in-directory
    (fn [file]
      (doseq [i [1 2]]
-       (spit (file (str i ".c")) (format part i (if (= 1 i) "char LICENSE[] SEC(\"license\") = \"GPL\";" "")))
+       (spit (file (str i ".c"))
+             (format part i (if (= 1 i) "char LICENSE[] SEC(\"license\") = \"GPL\";" "")))
        (compile-c (file (str i ".c")) (file (str i ".o")) "-O2" "-Wno-ignored-attributes"))
      (run (fixture/executable "bpftool") "gen" "object" (file "t_two.o") (file "1.o") (file "2.o"))
      (let [pins (str (fixture/new-pin) "-dir")
@@ -193,28 +203,36 @@ SEC(\"socket\") int count%1$d(void *ctx)
              (is (= (places t) (places (:value (bpf/spec m)))) section)))
          (testing "and are told apart by their offsets"
            (is (= #{:quiet :quiet#4} (set (keys (mem/variables bss)))))
-           (let [{:keys [seen total1 total2] turn1 :count1.turn turn2 :count2.turn :as variables} (mem/variables data)
-                 other (first (keep (fn [[k v]] (when (re-matches #":seen#\d+" (str k)) v)) variables))]
+           (let [{:keys [seen total1 total2] turn1 :count1.turn turn2 :count2.turn
+                  :as variables} (mem/variables data)
+                 other (first (keep (fn [[k v]] (when (re-matches #":seen#\d+" (str k)) v))
+                                    variables))]
              (is (= 6 (count variables)))
              (is (= [1 2 10 20 1 2] (map deref [seen other total1 total2 turn1 turn2])))
              (testing "and written separately"
                (mem/write! other 77)
                (mem/write! turn2 8)
                (is (= [1 77 10 20 1 8] (map deref [seen other total1 total2 turn1 turn2])))
-               (is (= [1 77] [((data 0) :seen) (some (fn [[k v]] (when (str/starts-with? (str k) ":seen#") v)) (data 0))])))))
+               (is (= [1 77]
+                      [((data 0) :seen)
+                       (some (fn [[k v]] (when (str/starts-with? (str k) ":seen#") v))
+                             (data 0))])))))
          (testing "constants of the kernel's configuration lie where the loader put them"
-           (is (= {:CONFIG_HZ [0 8] :LINUX_KERNEL_VERSION [8 4] :CONFIG_BPF [12 1]} (places (:value (bpf/spec kconfig)))))
+           (is (= {:CONFIG_HZ [0 8] :LINUX_KERNEL_VERSION [8 4] :CONFIG_BPF [12 1]}
+                  (places (:value (bpf/spec kconfig)))))
            (is (pos? (long (:LINUX_KERNEL_VERSION (kconfig 0))))))
          (is (= #{:greeting1 :greeting2} (set (keys (mem/variables rodata))))))))))
 
 (deftest names-of-shared-variables
   (testing "variables that share a name are named by their offsets"
-    (let [integer {:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed true :char false :bool false}
+    (let [integer {:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed true :char false
+                   :bool false}
           variable {:kind :var :name "seen" :type 1 :linkage 0}
           section (fn [& offsets]
                     (btf/type-of (btf/parse (writer/blob [integer variable
                                                         {:kind :datasec :name ".data" :size 12
-                                                         :vars (for [o offsets] {:type 2 :offset o :size 4})}]))
+                                                         :vars (for [o offsets]
+                                                                 {:type 2 :offset o :size 4})}]))
                                  3))]
       (is (= [:struct {:name ".data"} [:seen :s32] [:seen#4 :s32] [:seen#8 :s32]] (section 0 4 8)))
       (testing "in the order of their places"

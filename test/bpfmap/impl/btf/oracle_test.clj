@@ -32,7 +32,8 @@
 (defn- dump
   "What bpftool reads from a file, as data; nil when it cannot."
   [file & options]
-  (let [{:keys [exit out]} (fixture/run (concat [@bpftool "-j"] options ["btf" "dump" "file" (str file)]))]
+  (let [{:keys [exit out]} (fixture/run (concat [@bpftool "-j"] options
+                                                ["btf" "dump" "file" (str file)]))]
     (when (zero? exit)
       (get (json/read-str out :key-fn keyword) :types))))
 
@@ -49,7 +50,8 @@
         value (fn [x] ; bpftool extends the sign of what it then prints as unsigned
                 (if signed?
                   x
-                  (let [x (.and (biginteger x) (biginteger (dec (bigint (.pow (biginteger 2) bits)))))]
+                  (let [x (.and (biginteger x)
+                                (biginteger (dec (bigint (.pow (biginteger 2) bits)))))]
                     (if (< 63 (.bitLength x)) (bigint x) (.longValue x)))))]
     (named
      (merge {:id (:id t) :kind kind}
@@ -59,16 +61,19 @@
               :array {:element type_id :index (:index_type_id t) :count (:nr_elems t)}
               (:struct :union) {:size size
                                 :members (vec (for [m (:members t)]
-                                                (named {:type (:type_id m) :bit-offset (:bits_offset m)
+                                                (named {:type (:type_id m)
+                                                        :bit-offset (:bits_offset m)
                                                         :bits (:bitfield_size m 0)}
                                                        m)))}
               (:enum :enum64) {:size size :signed signed?
                                :values (vec (for [v (:values t)] [(:name v) (value (:val v))]))}
               :fwd {:union? (= "union" (:fwd_kind t))}
               (:func :var) {:type type_id :linkage (keyword (:linkage t))}
-              :func-proto {:return (:ret_type_id t) :params (vec (for [p (:params t)] (named {:type (:type_id p)} p)))}
+              :func-proto {:return (:ret_type_id t)
+                           :params (vec (for [p (:params t)] (named {:type (:type_id p)} p)))}
               :datasec {:size size
-                        :vars (vec (for [v (:vars t)] {:type (:type_id v) :offset (:offset v) :size (:size v)}))}
+                        :vars (vec (for [v (:vars t)]
+                                     {:type (:type_id v) :offset (:offset v) :size (:size v)}))}
               :float {:size size}
               :decl-tag {:type type_id :component (:component_idx t)}
               {:type type_id}))
@@ -113,7 +118,8 @@
               base (blob/parse base-bytes)
               n (count samples/every-kind)
               split (writer/blob [{:kind :ptr :type 6} {:kind :struct :name "more" :size 8
-                                                      :members [{:name "p" :type (+ n 1) :bit-offset 0}]}]
+                                                      :members [{:name "p" :type (+ n 1)
+                                                                 :bit-offset 0}]}]
                                {:base base})]
           (with-file base-bytes
             (fn [base-file]
@@ -134,22 +140,30 @@
       (is (nil? more))
       (is (= size (blob/size-of @kernel id)))
       (is (some #(= "pid" (:name %)) members))
-      (is (= :int (blob/kind @kernel (blob/resolve @kernel (first (blob/ids-named @kernel "size_t" :typedef))))))
-      (is (= :float (:kind (blob/record @kernel (first (blob/ids-named @kernel "double" :float))) :float)))
+      (is (= :int
+             (blob/kind @kernel
+                        (blob/resolve @kernel (first (blob/ids-named @kernel "size_t" :typedef))))))
+      (is (= :float
+             (:kind (blob/record @kernel (first (blob/ids-named @kernel "double" :float))) :float)))
       (testing "every name finds every type that has it"
         (let [by-name (group-by :name (samples/all-records @kernel))]
           (is (= [] (take 3 (remove (fn [[name records]]
-                                      (or (nil? name) (= (map :id records) (blob/ids-named @kernel name))))
+                                      (or (nil? name)
+                                          (= (map :id records) (blob/ids-named @kernel name))))
                                     by-name)))))))))
 
 (vmlinux-test kernel-types-resolve
   (testing "resolves every type of the kernel and knows its size"
     (let [sizes (reduce (fn [sizes id]
                           (blob/resolve @kernel id)
-                          (update sizes [(blob/kind @kernel id) (some? (blob/size-of @kernel id))] (fnil inc 0)))
+                          (update sizes [(blob/kind @kernel id) (some? (blob/size-of @kernel id))]
+                                  (fnil inc 0)))
                         {}
                         (range (inc (blob/type-count @kernel))))]
-      (is (= [] (filter sizes [[:struct false] [:int false] [:ptr false] [:enum false] [:func true] [:fwd true]]))))))
+      (is (= []
+             (filter sizes
+                     [[:struct false] [:int false] [:ptr false] [:enum false] [:func true]
+                      [:fwd true]]))))))
 
 (vmlinux-test kernel-btf-parse-time
   (testing "parses the BTF of the kernel in milliseconds"
@@ -166,7 +180,9 @@
 (vmlinux-test kernel-btf-parse-memory
   (testing "parsing the BTF of the kernel needs little memory"
     (let [bytes (samples/read-bytes vmlinux)
-          {:keys [result] allocated :bytes} (samples/cost #(doto (blob/parse bytes) (blob/ids-named "task_struct")))]
+          {:keys [result]
+           allocated :bytes} (samples/cost #(doto (blob/parse bytes)
+                                              (blob/ids-named "task_struct")))]
       (is (< allocated (alength bytes)) (str result)))))
 
 ;; ---------------------------------------------------------------- compilers
@@ -192,7 +208,9 @@ int only_here_fn(struct only_here *m, struct list_head *h) { return m->a + (h->n
       (try
         (spit c source-of-a-module)
         (cond
-          (not (and cc pahole @bpftool)) (fixture/skip! "cc, pahole and bpftool are not all installed")
+          (not (and cc
+                    pahole
+                    @bpftool)) (fixture/skip! "cc, pahole and bpftool are not all installed")
           (not (zero? (:exit (fixture/run [cc "-g" "-c" (str c) "-o" object]))))
           (fixture/skip! "the C compiler makes no object here")
           (not (zero? (:exit (fixture/run [pahole "-J" "--btf_base" vmlinux object]))))
@@ -204,7 +222,8 @@ int only_here_fn(struct only_here *m, struct list_head *h) { return m->a + (h->n
                 members (:members (blob/record b id))]
             (agree (dump object "-B" vmlinux) b)
             (is (< (blob/type-count @kernel) id))
-            (is (= [list-head] (blob/ids-named b "list_head" :struct)) "the kernel's own, not another one")
+            (is (= [list-head] (blob/ids-named b "list_head" :struct))
+                "the kernel's own, not another one")
             (is (= {:name "l" :type list-head :bit-offset 0 :bits 0} (first members)))
             (is (= [["NARROW" -1] ["WIDE" 0x100000001]]
                    (map vec (:values (blob/record b (:type (second members)))))))
@@ -217,16 +236,12 @@ int only_here_fn(struct only_here *m, struct list_head *h) { return m->a + (h->n
           (run! #(.delete ^File %) (reverse (file-seq dir))))))))
 
 (def ^:private source
-  "#define DECL(x) __attribute__((btf_decl_tag(x)))
-#define TYPE(x) __attribute__((btf_type_tag(x)))
-#define SECTION(x) __attribute__((section(x)))
-enum color { RED, GREEN = 7, BLUE = -1 };
-enum wide { NARROW = 1, WIDE = 0x100000001ULL };
-struct missing; union missing_too;
-typedef unsigned char u8;
-struct bits { int a : 3; unsigned b : 5; u8 c; long long d : 40; enum color e : 4; } DECL(\"of a struct\");
-union number { int i; float f; double d; struct { char x, y; }; };
-struct all {
+  "#define DECL(x) __attribute__((btf_decl_tag(x))) #define TYPE(x)
+__attribute__((btf_type_tag(x))) #define SECTION(x) __attribute__((section(x))) enum color { RED,
+GREEN = 7, BLUE = -1 }; enum wide { NARROW = 1, WIDE = 0x100000001ULL }; struct missing; union
+missing_too; typedef unsigned char u8; struct bits { int a : 3; unsigned b : 5; u8 c; long long d
+: 40; enum color e : 4; } DECL(\"of a struct\"); union number { int i; float f; double d; struct {
+char x, y; }; }; struct all {
   const volatile int *restrict p;
   struct missing *q;
   union missing_too *r;
@@ -254,12 +269,14 @@ SECTION(\"socket\") int prog(void *ctx) { return sub(a_global) + limit + of_conf
 ")
 
 (defn- compiled
-  "The BTF of the source for a BPF target, as {:file of the object, :bytes}; nil without a clang that can do it."
+  "The BTF of the source for a BPF target, as {:file of the object, :bytes}; nil without a clang
+  that can do it."
   [dir clang]
   (let [c (io/file dir "all.c")
         object (io/file dir "all.o")]
     (spit c source)
-    (when (zero? (:exit (fixture/run [clang "-g" "-O2" "-target" "bpf" "-c" (str c) "-o" (str object)])))
+    (when (zero? (:exit (fixture/run [clang "-g" "-O2" "-target" "bpf" "-c" (str c) "-o"
+                                      (str object)])))
       {:file object :bytes (samples/elf-section (samples/read-bytes object) ".BTF")})))
 
 (deftest clang-btf-like-bpftool
@@ -269,7 +286,8 @@ SECTION(\"socket\") int prog(void *ctx) { return sub(a_global) + limit + of_conf
       (try
         (let [{:keys [file bytes]} (when clang (compiled dir clang))]
           (cond
-            (nil? bytes) (fixture/skip! "no clang that compiles C with BTF tags for BPF (14 or newer)")
+            (nil?
+             bytes) (fixture/skip! "no clang that compiles C with BTF tags for BPF (14 or newer)")
             (nil? @bpftool) (fixture/skip! "bpftool is not installed")
             :else
             (let [b (blob/parse bytes)
@@ -277,18 +295,26 @@ SECTION(\"socket\") int prog(void *ctx) { return sub(a_global) + limit + of_conf
                                          (is (= 1 (count ids)) name)
                                          (blob/record b id)))]
               (agree (dump file) b)
-              (is (= [] (remove (set (map :kind (samples/all-records b))) (remove #{:enum64} kinds/kinds)))
+              (is (= []
+                     (remove (set (map :kind (samples/all-records b)))
+                             (remove #{:enum64} kinds/kinds)))
                   "the source has types of all kinds, but that enums of 64 bits need LLVM 16")
               (is (= [["a" 0 3] ["b" 3 5] ["c" 8 0] ["d" 16 40] ["e" 56 4]]
                      (map (juxt :name :bit-offset :bits) (:members (only "bits" :struct)))))
-              (is (= [-1 4 nil] [(:component (only "of a struct" :decl-tag)) (:component (only "of a member" :decl-tag))
-                                 (:attribute (only "of a member" :decl-tag))]))
-              (is (= :extern (:linkage (only "of_kernel" :func)) (:linkage (only "of_config" :var))))
-              (let [type-of (fn [name] (some #(when (= name (:name %)) (:type %)) (:members (only "all" :struct))))
+              (is (= [-1 4 nil]
+                     [(:component (only "of a struct" :decl-tag))
+                      (:component (only "of a member" :decl-tag))
+                      (:attribute (only "of a member" :decl-tag))]))
+              (is (= :extern (:linkage (only "of_kernel" :func))
+                     (:linkage (only "of_config" :var))))
+              (let [type-of (fn [name]
+                              (some #(when (= name (:name %)) (:type %))
+                                    (:members (only "all" :struct))))
                     pointer (blob/record b (type-of "fn"))]
                 (is (= {:type 0} (peek (:params (blob/record b (:type pointer))))) "three dots")
                 (is (= 48 (blob/size-of b (type-of "m"))) "int m[3][4]"))
               (is (nil? (blob/size-of b (blob/resolve b (:id (only "missing" :fwd))))))
-              (is (= (samples/all-records b) (samples/all-records (blob/parse (writer/blob (samples/all-records b)))))))))
+              (is (= (samples/all-records b)
+                     (samples/all-records (blob/parse (writer/blob (samples/all-records b)))))))))
         (finally
           (run! #(.delete ^File %) (reverse (file-seq dir))))))))

@@ -1,5 +1,6 @@
 (ns bpfmap.impl.btf.samples
-  "What the tests of BTF share: blobs from words, records of all kinds, generators, and a reader of ELF sections."
+  "What the tests of BTF share: blobs from words, records of all kinds, generators, and a reader
+  of ELF sections."
   (:require [bpfmap.fixture :refer [error-of]]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.kinds :as kinds]
@@ -57,13 +58,17 @@
   ([kind] (info kind 0))
   ([kind vlen] (info kind vlen 0))
   ([kind vlen flag]
-   (bit-or (bit-shift-left (long (kinds/numbers kind kind)) 24) (long vlen) (bit-shift-left (long flag) 31))))
+   (bit-or (bit-shift-left (long (kinds/numbers kind kind)) 24) (long vlen)
+           (bit-shift-left (long flag) 31))))
 
 (defn raw
-  "A blob from words of types, and the strings: a vector of them, or text that says itself where they end. `header`
-  replaces fields of the header, which has room for the layout when :layout-len is among them; `extra` follows."
+  "A blob from words of types, and the strings: a vector of them, or text that says itself where
+  they end. `header` replaces fields of the header, which has room for the layout when :layout-len
+  is among them; `extra` follows."
   ^bytes [words strings & {:keys [order header extra] :or {order ByteOrder/LITTLE_ENDIAN}}]
-  (let [^String text (if (string? strings) strings (apply str (mapcat #(vector % (char 0)) strings)))
+  (let [^String text (if (string? strings)
+                       strings
+                       (apply str (mapcat #(vector % (char 0)) strings)))
         text (.getBytes text StandardCharsets/UTF_8)
         extra (byte-array extra)
         types (* 4 (count words))
@@ -94,9 +99,11 @@
     {:kind :ptr :type 0}
     {:kind :array :element 1 :index 1 :count 3}
     {:kind :struct :name "pair" :size 16
-     :members [{:name "left" :type 1 :bit-offset 0 :bits 0} {:name "right" :type 4 :bit-offset 64 :bits 0}]}
+     :members [{:name "left" :type 1 :bit-offset 0 :bits 0}
+               {:name "right" :type 4 :bit-offset 64 :bits 0}]}
     {:kind :struct :size 8
-     :members [{:name "low" :type 1 :bit-offset 0 :bits 3} {:name "high" :type 1 :bit-offset 3 :bits 29}
+     :members [{:name "low" :type 1 :bit-offset 0 :bits 3}
+               {:name "high" :type 1 :bit-offset 3 :bits 29}
                {:name "whole" :type 1 :bit-offset 32 :bits 0}]}
     {:kind :union :name "either" :size 16
      :members [{:name "number" :type 1 :bit-offset 0 :bits 0} {:type 6 :bit-offset 0 :bits 0}]}
@@ -109,11 +116,13 @@
     {:kind :volatile :type 1}
     {:kind :const :type 14}
     {:kind :restrict :type 4}
-    {:kind :func-proto :return 1 :params [{:name "first" :type 1} {:name "second" :type 4} {:type 0}]}
+    {:kind :func-proto :return 1
+     :params [{:name "first" :type 1} {:name "second" :type 4} {:type 0}]}
     {:kind :func :name "call" :type 17 :linkage :global}
     {:kind :var :name "counter" :type 13 :linkage :static}
     {:kind :var :name "total" :type 25 :linkage :global}
-    {:kind :datasec :name ".data" :size 12 :vars [{:type 19 :offset 0 :size 4} {:type 20 :offset 4 :size 8}]}
+    {:kind :datasec :name ".data" :size 12
+     :vars [{:type 19 :offset 0 :size 4} {:type 20 :offset 4 :size 8}]}
     {:kind :float :name "float" :size 4}
     {:kind :decl-tag :name "of the whole" :type 6 :component -1}
     {:kind :decl-tag :name "of a member" :type 6 :component 1}
@@ -137,7 +146,9 @@
 
 (def ^:private edge-u32
   (gen/frequency [[4 (gen/choose 0 200)]
-                  [1 (gen/elements [0 1 255 256 65535 65536 0xffffff 0x1000000 0x7fffffff 0x80000000 0xffffffff])]]))
+                  [1
+                   (gen/elements [0 1 255 256 65535 65536 0xffffff 0x1000000 0x7fffffff 0x80000000
+                                  0xffffffff])]]))
 
 (defn- canonical
   "An integer as it is read: of 64 bits, but beyond those a BigInt."
@@ -147,8 +158,11 @@
 (defn- gen-value [bits signed?]
   (let [values (bigint (.pow (biginteger 2) (int bits)))
         [low high] (if signed? [(- (/ values 2)) (dec (/ values 2))] [0 (dec values)])]
-    (gen/fmap canonical (gen/one-of [(gen/elements (map canonical [low high (dec high) 0 1])) (gen/choose 0 127)
-                                     (gen/fmap #(+ low (mod (bigint %) (inc (- high low)))) gen/large-integer)]))))
+    (gen/fmap canonical
+              (gen/one-of [(gen/elements (map canonical [low high (dec high) 0 1]))
+                           (gen/choose 0 127)
+                           (gen/fmap #(+ low (mod (bigint %) (inc (- high low))))
+                                     gen/large-integer)]))))
 
 (defn- gen-map
   "A map of generators, where the name may be missing."
@@ -167,7 +181,8 @@
 
 (defn- gen-enum [kind bits]
   (gen/let [signed? gen/boolean
-            values (gen/vector (gen/tuple (gen/one-of [gen-name (gen/return nil)]) (gen-value bits signed?)) 0 5)
+            values (gen/vector (gen/tuple (gen/one-of [gen-name (gen/return nil)])
+                                          (gen-value bits signed?)) 0 5)
             m (gen-map {:kind (gen/return kind) :size (gen/elements [1 2 4 8])})]
     (assoc m :signed signed? :values values)))
 
@@ -184,23 +199,27 @@
       :int (of :size edge-u32 :bits (gen/choose 0 255) :offset (gen/choose 0 255)
                :signed gen/boolean :char gen/boolean :bool gen/boolean)
       :array (of :element reference :index reference :count edge-u32)
-      (:struct :union) (gen/let [m (of :size edge-u32) members (gen-members reference)] (assoc m :members members))
+      (:struct :union) (gen/let [m (of :size edge-u32) members (gen-members reference)]
+                         (assoc m :members members))
       :enum (gen-enum kind 32)
       :enum64 (gen-enum kind 64)
       :fwd (of :union? gen/boolean)
       (:ptr :typedef :volatile :const :restrict) (of :type reference)
       :type-tag (marked (of :type reference))
-      :decl-tag (marked (of :type reference :component (gen/one-of [(gen/choose -1 8) (gen-value 32 true)])))
+      :decl-tag (marked (of :type reference :component
+                            (gen/one-of [(gen/choose -1 8) (gen-value 32 true)])))
       (:func :var) (of :type reference :linkage linkage)
       :func-proto (gen/let [m (of :return reference)
                             params (gen/vector (gen-map {:type reference}) 0 5)]
                     (assoc m :params params))
       :datasec (of :size edge-u32
-                   :vars (gen/vector (gen/hash-map :type reference :offset edge-u32 :size edge-u32) 0 5))
+                   :vars
+                   (gen/vector (gen/hash-map :type reference :offset edge-u32 :size edge-u32) 0 5))
       :float (of :size edge-u32))))
 
 (defn gen-records
-  "A generator of up to `most` records, as they are read, for a blob that follows a base of so many types."
+  "A generator of up to `most` records, as they are read, for a blob that follows a base of so
+  many types."
   ([most] (gen-records most 0))
   ([most base-count]
    (gen/let [kinds (gen/vector (gen/elements kinds/kinds) 0 most)
@@ -221,10 +240,13 @@
         strings (from (.getShort b 62))
         text (fn [from]
                (loop [to from]
-                 (if (zero? (aget elf to)) (String. elf (int from) (int (- to from))) (recur (inc to)))))]
+                 (if (zero? (aget elf to))
+                   (String. elf (int from) (int (- to from)))
+                   (recur (inc to)))))]
     (some (fn [i]
             (when (= wanted (text (+ strings (.getInt b (place i)))))
-              (java.util.Arrays/copyOfRange elf (int (from i)) (int (+ (from i) (.getLong b (+ (place i) 32)))))))
+              (java.util.Arrays/copyOfRange elf (int (from i))
+                                            (int (+ (from i) (.getLong b (+ (place i) 32)))))))
           (range n))))
 
 ;; ---------------------------------------------------------------- cost
@@ -232,7 +254,8 @@
 (def ^:private ^ThreadMXBean threads (ManagementFactory/getThreadMXBean))
 
 (defn cost
-  "What calling f takes of this thread: {:result :bytes :ms}, memory allocated and time of the processor."
+  "What calling f takes of this thread: {:result :bytes :ms}, memory allocated and time of the
+  processor."
   [f]
   (let [bytes (.getCurrentThreadAllocatedBytes threads)
         time (.getCurrentThreadCpuTime threads)

@@ -27,16 +27,20 @@
             record (blob/record b (first ids))]
         (is (= [:struct (types/prefix-structs family) size]
                ((juxt :kind :name :size) record)))
-        (is (= [["prefixlen" 0 0] ["data" 32 0]] (map (juxt :name :bit-offset :bits) (:members record))))
+        (is (= [["prefixlen" 0 0] ["data" 32 0]]
+               (map (juxt :name :bit-offset :bits) (:members record))))
         (is (= [:u32 [:bytes (- size 4)]] (map #(btf/type-of b (:type %)) (:members record))))))))
 
 (deftest shared-prefix-struct
   (testing "all uses of a prefix share one struct"
-    (let [{:keys [bytes ids]} (btf/->btf [[:prefix :ipv4] [:struct [:net [:prefix :ipv4]] [:six [:prefix :ipv6]]] [:prefix :ipv4]] nil)
+    (let [{:keys [bytes ids]} (btf/->btf [[:prefix :ipv4]
+                                          [:struct [:net [:prefix :ipv4]] [:six [:prefix :ipv6]]]
+                                          [:prefix :ipv4]] nil)
           b (btf/parse bytes)]
       (is (= (first ids) (last ids)))
       (is (= 1 (count (blob/ids-named b "bpfmap_ipv4_prefix"))))
-      (is (= [:struct [:net [:prefix :ipv4]] [:six [:prefix :ipv6]]] (btf/type-of b (second ids)))))))
+      (is (= [:struct [:net [:prefix :ipv4]] [:six [:prefix :ipv6]]]
+             (btf/type-of b (second ids)))))))
 
 ;; --- what is taken for one
 
@@ -56,19 +60,26 @@
    {:kind :array :element 2 :index 1 :count 0}])                                   ; 13
 
 (defn- read-as
-  "The type of a struct or union as data, given as `[name type bit-offset bits]`, from a blob that holds it."
+  "The type of a struct or union as data, given as `[name type bit-offset bits]`, from a blob that
+  holds it."
   [kind name size & members]
   (let [records (conj words {:kind kind :name name :size size
                              :members (for [[name type bit-offset bits] members]
-                                        {:name name :type type :bit-offset bit-offset :bits (or bits 0)})})]
+                                        {:name name :type type :bit-offset bit-offset
+                                         :bits (or bits 0)})})]
     (btf/type-of (btf/parse (writer/blob records)) (count records))))
 
 (deftest equal-struct-is-prefix
   (testing "a struct of that name and layout reads as a prefix"
-    (is (= [:prefix :ipv4] (read-as :struct "bpfmap_ipv4_prefix" 8 ["prefixlen" 1 0] ["data" 5 32])))
-    (is (= [:prefix :ipv4] (read-as :struct "bpfmap_ipv4_prefix" 8 ["prefixlen" 9 0] ["data" 11 32])) "in the kernel's words")
-    (is (= [:prefix :ipv4] (read-as :struct "bpfmap_ipv4_prefix" 8 ["prefixlen" 12 0] ["data" 5 32])))
-    (is (= [:prefix :ipv6] (read-as :struct "bpfmap_ipv6_prefix" 20 ["prefixlen" 1 0] ["data" 6 32])))))
+    (is (= [:prefix :ipv4]
+           (read-as :struct "bpfmap_ipv4_prefix" 8 ["prefixlen" 1 0] ["data" 5 32])))
+    (is (= [:prefix :ipv4]
+           (read-as :struct "bpfmap_ipv4_prefix" 8 ["prefixlen" 9 0] ["data" 11 32]))
+        "in the kernel's words")
+    (is (= [:prefix :ipv4]
+           (read-as :struct "bpfmap_ipv4_prefix" 8 ["prefixlen" 12 0] ["data" 5 32])))
+    (is (= [:prefix :ipv6]
+           (read-as :struct "bpfmap_ipv6_prefix" 20 ["prefixlen" 1 0] ["data" 6 32])))))
 
 (deftest other-layout-is-struct
   (testing "a struct of that name with another layout stays a struct"
@@ -93,11 +104,13 @@
       :struct "bpfmap_ipv4_prefix" 8 [["prefixlen" 1 0] ["data" 1 32]]
       [:struct {:name "bpfmap_ipv4_prefix"} [:prefixlen [:bits :u32 32]] [:data [:bytes 4]]]
       :struct "bpfmap_ipv4_prefix" 8 [["prefixlen" 1 0 32] ["data" 5 32]]
-      [:struct {:packed true :name "bpfmap_ipv4_prefix"} [:prefixlen :u32 {:offset 0}] [:data [:bytes 4] {:offset 8}]]
+      [:struct {:packed true :name "bpfmap_ipv4_prefix"} [:prefixlen :u32 {:offset 0}]
+       [:data [:bytes 4] {:offset 8}]]
       :struct "bpfmap_ipv4_prefix" 12 [["prefixlen" 1 0] ["data" 5 64]]
       [:struct {:size 8 :name "bpfmap_ipv4_prefix"} [:prefixlen :u32]]
       :struct "bpfmap_ipv4_prefix" 8 [["prefixlen" 1 0]]
-      [:struct {:name "bpfmap_ipv4_prefix"} [:prefixlen :u32] [:data [:bytes 4]] [:more [:array :u8 0]]]
+      [:struct {:name "bpfmap_ipv4_prefix"} [:prefixlen :u32] [:data [:bytes 4]]
+       [:more [:array :u8 0]]]
       :struct "bpfmap_ipv4_prefix" 8 [["prefixlen" 1 0] ["data" 5 32] ["more" 13 64]]
       [:union {:size 8 :name "bpfmap_ipv4_prefix"} [:prefixlen :u32] [:data [:bytes 4]]]
       :union "bpfmap_ipv4_prefix" 8 [["prefixlen" 1 0] ["data" 5 0]])))
@@ -120,10 +133,13 @@
           (spit c (str "typedef unsigned int __u32; typedef unsigned char __u8;\n"
                        "struct bpfmap_ipv4_prefix { __u32 prefixlen; __u8 data[4]; };\n"
                        "struct bpfmap_ipv6_prefix { __u32 prefixlen; __u8 data[16]; };\n"
-                       "struct route { struct bpfmap_ipv4_prefix from; struct bpfmap_ipv6_prefix to; } r;\n"))
-          (is (= 0 (:exit (fixture/run [clang "-g" "-target" "bpf" "-c" (str c) "-o" (str object)]))))
+                       "struct route { struct bpfmap_ipv4_prefix from; struct bpfmap_ipv6_prefix "
+                       "to; } r;\n"))
+          (is (= 0
+                 (:exit (fixture/run [clang "-g" "-target" "bpf" "-c" (str c) "-o" (str object)]))))
           (is (= [:struct {:name "route"} [:from [:prefix :ipv4]] [:to [:prefix :ipv6]]]
-                 (btf/type-named (btf/parse-object (Files/readAllBytes (.toPath ^File object))) "route")))
+                 (btf/type-named (btf/parse-object (Files/readAllBytes (.toPath ^File object)))
+                                 "route")))
           (finally
             (run! #(.delete ^File %) (reverse (file-seq dir))))))
       (fixture/skip! "no clang to make an object with"))))
@@ -135,7 +151,8 @@
 (defn- trie
   "The completed spec of a trie with a type of key."
   [key key-size]
-  {:type :lpm-trie :key key :value :u32 :key-size key-size :value-size 4 :max-entries 8 :flags #{:no-prealloc} :name nil})
+  {:type :lpm-trie :key key :value :u32 :key-size key-size :value-size 4 :max-entries 8
+   :flags #{:no-prealloc} :name nil})
 
 (defn- with-map
   "Calls f with what `create-with-btf` makes of a spec, and the info of the map; closes it."
@@ -162,10 +179,12 @@
       (fn [{:keys [untyped]} info]
         (is (nil? untyped))
         (is (= [:typedef "net_t" [:prefix :ipv4]] (:key (map-btf/types-of info {} {:op :open}))))))
-    (doseq [key [[:array :u32 2] :u64 [:typedef "net_t" [:bytes 8]] [:union [:net [:prefix :ipv4]]]]]
+    (doseq [key [[:array :u32 2] :u64 [:typedef "net_t" [:bytes 8]]
+                 [:union [:net [:prefix :ipv4]]]]]
       (with-map (trie key 8)
         (fn [{:keys [untyped]} info]
-          (is (= "the kernel refused the types of key and value for this map (EINVAL)" untyped) (pr-str key))
+          (is (= "the kernel refused the types of key and value for this map (EINVAL)" untyped)
+              (pr-str key))
           (is (nil? (:btf-id info))))))))
 
 (defn- encoded [t value]
@@ -188,13 +207,17 @@
     (if-let [bpftool (fixture/executable "bpftool")]
       (with-map (trie [:prefix :ipv4] 8)
         (fn [_ {:keys [id]}]
-          (let [run (fn [command & args] (fixture/run (concat [bpftool "-j" "map" command "id" (str id)] args)))
+          (let [run (fn [command & args]
+                      (fixture/run (concat [bpftool "-j" "map" command "id" (str id)] args)))
                 key-of #(concat ["key" "hex"] (hex (encoded [:prefix :ipv4] %)))
-                put (fn [k v] (:exit (apply run "update" (concat (key-of k) ["value" "hex"] (hex (encoded :u32 v))))))
+                put (fn [k v]
+                      (:exit (apply run "update"
+                                    (concat (key-of k) ["value" "hex"] (hex (encoded :u32 v))))))
                 found #(let [{:keys [exit out]} (apply run "lookup" (key-of %))]
                          (when (zero? exit) (decoded :u32 (get (json/read-str out) "value"))))
                 dump #(json/read-str (:out (run "dump")))
-                keys-there #(set (map (fn [entry] (decoded [:prefix :ipv4] (get entry "key"))) (dump)))]
+                keys-there #(set (map (fn [entry] (decoded [:prefix :ipv4] (get entry "key")))
+                                      (dump)))]
             (is (= [0 0 0] [(put "10.0.0.0/8" 1) (put "10.1.2.3/16" 2) (put "192.168.0.1" 3)]))
             (is (= #{"10.0.0.0/8" "10.1.0.0/16" "192.168.0.1/32"} (keys-there)))
             (testing "other tools see fields"
@@ -204,9 +227,11 @@
                      (set (map #(get % "formatted") (dump))))))
             (testing "the longest prefix is found, whatever stands behind the one asked for"
               (is (= [2 1 1 1 3 nil]
-                     (map found ["10.1.9.9" "10.9.9.9" "10.0.0.0/8" {:prefixlen 8 :data [10 255 0 0]}
-                                 "192.168.0.1" "192.168.0.0/24"]))))
-            (testing "what another writer left behind a prefix is shown, is the same key, and is overwritten"
+                     (map found
+                          ["10.1.9.9" "10.9.9.9" "10.0.0.0/8" {:prefixlen 8 :data [10 255 0 0]}
+                           "192.168.0.1" "192.168.0.0/24"]))))
+            (testing
+              "what another writer left behind a prefix is shown, is the same key, and is overwritten"
               (is (= 0 (put {:prefixlen 8 :data [10 1 2 3]} 4)))
               (is (contains? (keys-there) (decoded [:prefix :ipv4] (map str [8 0 0 0 10 1 2 3]))))
               (is (= 3 (count (keys-there))) "it took the place of 10.0.0.0/8")

@@ -18,7 +18,8 @@
 (deftest bytes-of-the-format
   (testing "writes the bytes of the BTF format"
     (let [hex (fn [options] (.formatHex (HexFormat/of)
-                                        (writer/blob [{:kind :int :name "int" :size 4 :bits 32 :signed true}
+                                        (writer/blob [{:kind :int :name "int" :size 4 :bits 32
+                                                       :signed true}
                                                     {:kind :ptr :type 1}]
                                                    options)))]
       (is (= (str "9feb0100" "18000000" "00000000" "1c000000" "1c000000" "05000000"
@@ -32,9 +33,10 @@
                   "00696e7400")
              (hex big)))
       (is (= (hex nil) (hex {:byte-order (ByteOrder/nativeOrder)})))
-      (is (= [57 24 28 5] (let [n (count (writer/blob [{:kind :int :name "int" :size 4 :bits 32 :signed true}
-                                                     {:kind :ptr :type 1}]))]
-                            [n 24 28 (- n 24 28)]))))))
+      (is (= [57 24 28 5]
+             (let [n (count (writer/blob [{:kind :int :name "int" :size 4 :bits 32 :signed true}
+                                        {:kind :ptr :type 1}]))]
+               [n 24 28 (- n 24 28)]))))))
 
 (deftest every-kind-reads-back
   (testing "records of every kind can be read back"
@@ -67,7 +69,8 @@
 (deftest name-is-written-once
   (testing "writes a name once"
     (is (= (+ 24 36 1 5)
-           (count (writer/blob [{:kind :fwd :name "same"} {:kind :fwd :name "same"} {:kind :fwd :name ""}]))))))
+           (count (writer/blob [{:kind :fwd :name "same"} {:kind :fwd :name "same"}
+                                {:kind :fwd :name ""}]))))))
 
 (deftest default-fields-omitted
   (testing "fields with default values can be omitted"
@@ -90,7 +93,9 @@
 
 (deftest bit-field-flag
   (testing "sets the bit-field flag only if there are bit fields"
-    (let [flag (fn [members] (bit-test (aget (writer/blob [{:kind :struct :size 8 :members members}] little) 31) 7))]
+    (let [flag (fn [members]
+                 (bit-test (aget (writer/blob [{:kind :struct :size 8 :members members}] little) 31)
+                           7))]
       (is (false? (flag [{:type 0 :bit-offset 0xffffffff}])))
       (is (true? (flag [{:type 0 :bit-offset 0} {:type 0 :bit-offset 8 :bits 1}]))))))
 
@@ -104,7 +109,9 @@
 ;; ---------------------------------------------------------------- what cannot be written
 
 (def ^:private kinds-listed
-  (str "it is :int, :ptr, :array, :struct, :union, :enum, :fwd, :typedef, :volatile, :const, :restrict, :func, "
+  (str
+   "it is :int, :ptr, :array, :struct, :union, :enum, :fwd, :typedef, :volatile, :const, "
+   ":restrict, :func, "
        ":func-proto, :var, :datasec, :float, :decl-tag, :type-tag or :enum64"))
 
 (defn- refusal [{:keys [message] :bpfmap/keys [error path]}]
@@ -114,7 +121,8 @@
 (deftest bad-record-with-position
   (testing "an invalid record is an error with its position"
     (are [path message records]
-         (= [path (str "Cannot write BTF, at " (pr-str path) ": " message)] (refusal (error-of (writer/blob records))))
+         (= [path (str "Cannot write BTF, at " (pr-str path) ": " message)]
+            (refusal (error-of (writer/blob records))))
       [] "{:kind :ptr} is not a sequence of records"
       {:kind :ptr}
       [1] "7 is not a record: it is a map such as {:kind :ptr :type 1}"
@@ -133,7 +141,8 @@
       [{:kind :ptr :type 1.5}]
       [0 :type] "-1 is outside 0 to 4294967295"
       [{:kind :ptr :type -1}]
-      [0 :type] "there is no type 2, the last one is 1: types count from 1 in their order, and 0 is void"
+      [0 :type]
+         "there is no type 2, the last one is 1: types count from 1 in their order, and 0 is void"
       [{:kind :ptr :type 2}]
       [0 :size] "4294967296 is outside 0 to 4294967295"
       [{:kind :float :size 4294967296}]
@@ -160,12 +169,14 @@
       [0 :members 1 :bit-offset] "nil is not an integer"
       [{:kind :struct :size 1 :members [{:type 0 :bit-offset 0} {:type 0}]}]
       [0 :members 1 :bit-offset] "16777216 is outside 0 to 16777215"
-      [{:kind :struct :size 1 :members [{:type 0 :bit-offset 0 :bits 1} {:type 0 :bit-offset 16777216}]}]
+      [{:kind :struct :size 1
+        :members [{:type 0 :bit-offset 0 :bits 1} {:type 0 :bit-offset 16777216}]}]
       [0 :members 0 :bits] "\"3\" is not an integer"
       [{:kind :struct :size 1 :members [{:type 0 :bit-offset 0 :bits "3"}]}]
       [0 :members 0 :bits] "256 is outside 0 to 255"
       [{:kind :struct :size 1 :members [{:type 0 :bit-offset 0 :bits 256}]}]
-      [0 :members 0 :type] "there is no type 5, the last one is 1: types count from 1 in their order, and 0 is void"
+      [0 :members 0 :type]
+         "there is no type 5, the last one is 1: types count from 1 in their order, and 0 is void"
       [{:kind :union :size 1 :members [{:type 5 :bit-offset 0}]}]
       [0 :values 0] "{:name \"A\", :value 1} is not a pair of a name and a value"
       [{:kind :enum :size 4 :values [{:name "A" :value 1}]}]
@@ -175,13 +186,15 @@
       [{:kind :enum :size 4 :signed true :values [["A" 2147483648]]}]
       [0 :values 0 :value] "-1 is outside 0 to 18446744073709551615"
       [{:kind :enum64 :size 8 :values [["A" -1]]}]
-      [0 :values 0 :value] "9223372036854775808 is outside -9223372036854775808 to 9223372036854775807"
+      [0 :values 0 :value]
+         "9223372036854775808 is outside -9223372036854775808 to 9223372036854775807"
       [{:kind :enum64 :size 8 :signed true :values [["A" 9223372036854775808]]}]
       [0 :values 0 :name] ":A is not a string: leave out the name of what has none"
       [{:kind :enum :size 4 :values [[:A 1]]}]
       [0 :name] "\"a\\u0000b\" contains a zero, which would end it"
       [{:kind :fwd :name "a\u0000b"}]
-      [0 :params 0 :name] "\"\\ud83d\" has no form in UTF-8: one half of a surrogate pair stands alone"
+      [0 :params 0 :name]
+         "\"\\ud83d\" has no form in UTF-8: one half of a surrogate pair stands alone"
       [{:kind :func-proto :return 0 :params [{:name "\ud83d" :type 0}]}]
       [0 :name] "the name has 65536 bytes, more than 65535"
       [{:kind :fwd :name (apply str (repeat 65536 "x"))}]
@@ -213,12 +226,14 @@
       (.set attr ValueLayout/JAVA_INT 24 (int 1))
       (let [fd (long (fixture/syscall bpf load-command (.address attr) 32))]
         (if (neg? fd)
-          (str "errno " (- fd) ": " (str/join "\n" (take-last 3 (str/split-lines (.getString log 0)))))
+          (str "errno " (- fd) ": "
+               (str/join "\n" (take-last 3 (str/split-lines (.getString log 0)))))
           (do (fixture/syscall close fd) nil))))))
 
 (kernel-test kernel-loads-all-kinds
   (testing "the kernel loads types of every kind"
     (is (nil? (load-into-kernel (writer/blob every-kind))))
     (is (nil? (load-into-kernel (writer/blob [{:kind :ptr :type 0}]))))
-    (is (re-find #"(?s)^errno 22: .*Invalid name" (load-into-kernel (writer/blob [{:kind :ptr :name "p" :type 0}])))
+    (is (re-find #"(?s)^errno 22: .*Invalid name"
+                 (load-into-kernel (writer/blob [{:kind :ptr :name "p" :type 0}])))
         "it does look")))

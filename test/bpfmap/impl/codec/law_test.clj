@@ -1,6 +1,6 @@
 (ns bpfmap.impl.codec.law-test
-  "The law of the codecs: writing what was read gives the same bytes, for every type and whatever the bytes; and different
-  keys read as different values."
+  "The law of the codecs: writing what was read gives the same bytes, for every type and whatever
+  the bytes; and different keys read as different values."
   (:require [bpfmap.btf :as btf]
             [bpfmap.bytes :as bytes]
             [bpfmap.fixture :as fixture :refer [error-of]]
@@ -39,7 +39,8 @@
   (edn/read-string {:readers {'bpfmap/bytes bytes/->bytes}} (pr-str value)))
 
 (defn- holds?
-  "Whether the law holds for these bytes of a codec: directly, through what is printed, and given as a byte view."
+  "Whether the law holds for these bytes of a codec: directly, through what is printed, and given
+  as a byte view."
   [c view]
   (let [value (types/decoded c view)]
     (and (= view (types/encoded c value))
@@ -69,7 +70,9 @@
 (def ^:private two-keys
   (gen/let [t (gen/such-that #(pos? (long (type/size %))) types/any-type 100)
             a (bytes-of (type/size t))
-            b (gen/frequency [[3 (gen/fmap #(changed a %) (gen/choose 0 (dec (* 8 (long (type/size t))))))]
+            b (gen/frequency [[3
+                               (gen/fmap #(changed a %)
+                                         (gen/choose 0 (dec (* 8 (long (type/size t))))))]
                               [1 (bytes-of (type/size t))]])]
     [t a b]))
 
@@ -116,7 +119,8 @@
       (is (= (bytes/->bytes "7f f8 00 00 00 00 00 00")
              (types/encoded (codec/codec :f64be) (Double/longBitsToDouble 0x7ff8000000000001))
              (types/encoded (codec/codec :f64be) (Double/longBitsToDouble -2251799813685248))))
-      (is (= (bytes/->bytes "7f c0 00 00") (types/encoded (codec/codec :f32be) (Double/longBitsToDouble -2251799813685248)))))))
+      (is (= (bytes/->bytes "7f c0 00 00")
+             (types/encoded (codec/codec :f32be) (Double/longBitsToDouble -2251799813685248)))))))
 
 ;; ---------------------------------------------------------------- what it looks like
 
@@ -131,32 +135,48 @@
       group-and-cache "01 00 00 00 00 00 00 00 02 00 00 00 00 00 00 00" {:group 1 :cache 2}
       group-and-cache "01 00 00 00 00 00 00 00 02 00 00 00 de ad be ef"
       {:group 1 :cache 2 :bpfmap/padding (bytes/->bytes "de ad be ef")}
-      [:struct [:proto :u8] [:addr :u32]] "06 00 ff 00 01 00 00 00" {:proto 6 :addr 1 :bpfmap/padding (bytes/->bytes "00 ff 00")}
+      [:struct [:proto :u8] [:addr :u32]] "06 00 ff 00 01 00 00 00"
+      {:proto 6 :addr 1 :bpfmap/padding (bytes/->bytes "00 ff 00")}
       bits "21 10 00 80" {:a 1 :b 1 :bpfmap/padding (bytes/->bytes "10 00 80")}
       bits "21 00 00 00" {:a 1 :b 1}
-      [:struct [:lock :spin-lock] [:n :u32]] "01 00 00 00 07 00 00 00" {:n 7 :bpfmap/padding (bytes/->bytes "01 00 00 00")}
-      [:struct [:in [:struct [:a :u8] [:b :u16]]] [:c :u64]] "01 02 03 00 04 00 00 00 05 00 00 00 00 00 00 00"
-      {:in {:a 1 :b 3 :bpfmap/padding (bytes/->bytes "02")} :c 5 :bpfmap/padding (bytes/->bytes "04 00 00 00")}
+      [:struct [:lock :spin-lock] [:n :u32]] "01 00 00 00 07 00 00 00"
+      {:n 7 :bpfmap/padding (bytes/->bytes "01 00 00 00")}
+      [:struct [:in [:struct [:a :u8] [:b :u16]]] [:c :u64]]
+      "01 02 03 00 04 00 00 00 05 00 00 00 00 00 00 00"
+      {:in {:a 1 :b 3 :bpfmap/padding (bytes/->bytes "02")} :c 5
+       :bpfmap/padding (bytes/->bytes "04 00 00 00")}
       [:struct [nil [:union [:x :u16] [:y :u8]]] [:z :u32]] "01 02 03 00 04 00 00 00"
       {:x 513 :y 1 :z 4 :bpfmap/padding (bytes/->bytes "03 00")}
       [:union {:align 4} [:x :u8]] "01 02 00 00" {:x 1 :bpfmap/padding (bytes/->bytes "02 00 00")})
     (testing "zeros may be given, and what no field takes is asked for alone"
-      (is (= (types/decoded (codec/codec group-and-cache) (types/encoded (codec/codec group-and-cache)
-                                                             {:group 1 :cache 2 :bpfmap/padding [0 0 0 0]}))
+      (is (= (types/decoded (codec/codec group-and-cache)
+                            (types/encoded (codec/codec group-and-cache)
+                               {:group 1 :cache 2 :bpfmap/padding [0 0 0 0]}))
              {:group 1 :cache 2})))
     (testing "what does not fit is refused, with its place"
-      (are [t value words] (let [{:keys [message] :bpfmap/keys [path error]} (error-of (types/encoded (codec/codec t [:key]) value))]
-                             (and (= :invalid-value error) (= [:key :bpfmap/padding] path) (str/includes? message words)))
-        group-and-cache {:group 1 :cache 2 :bpfmap/padding (bytes/->bytes "00")} "it takes 4 bytes, these are 1"
-        group-and-cache {:group 1 :cache 2 :bpfmap/padding nil} "nil is not a [:bytes 4]: it takes bytes: those that hold unused bits, in order"
-        bits {:a 1 :b 1 :bpfmap/padding [1 0 0]} "it takes bytes with zeros for all bits that belong to fields"
-        [:struct [:a :u8]] {:a 1 :bpfmap/padding [0]} ":bpfmap/padding is not a field: there are :a"))
-    (is (str/includes? (:message (error-of (codec/codec [:struct [:bpfmap/padding :u8]]))) "no member is named :bpfmap/padding"))))
+      (are [t value words]
+        (let [{:keys [message]
+               :bpfmap/keys [path error]} (error-of (types/encoded (codec/codec t [:key]) value))]
+          (and (= :invalid-value error)
+               (= [:key :bpfmap/padding] path)
+               (str/includes? message words)))
+        group-and-cache {:group 1 :cache 2 :bpfmap/padding (bytes/->bytes "00")}
+        "it takes 4 bytes, these are 1"
+        group-and-cache {:group 1 :cache 2 :bpfmap/padding nil}
+        "nil is not a [:bytes 4]: it takes bytes: those that hold unused bits, in order"
+        bits {:a 1 :b 1 :bpfmap/padding [1 0 0]}
+        "it takes bytes with zeros for all bits that belong to fields"
+        [:struct [:a :u8]] {:a 1 :bpfmap/padding [0]}
+        ":bpfmap/padding is not a field: there are :a"))
+    (is (str/includes? (:message (error-of (codec/codec [:struct [:bpfmap/padding :u8]])))
+                       "no member is named :bpfmap/padding"))))
 
 (deftest both-kinds-of-text
   (testing "both kinds of text survive the round trip"
-    (are [t hex text] (let [view (bytes/->bytes hex) value (if (vector? text) (bytes/->bytes text) text)]
-                          (and (= value (types/decoded (codec/codec t) view)) (= view (types/encoded (codec/codec t) value))))
+    (are [t hex text]
+      (let [view (bytes/->bytes hex) value (if (vector? text) (bytes/->bytes text) text)]
+          (and (= value (types/decoded (codec/codec t) view))
+               (= view (types/encoded (codec/codec t) value))))
       [:string 4] "74 65 73 74" "test"
       [:string 4] "74 65 00 00" "te"
       [:string 4] "00 00 00 00" ""
@@ -167,7 +187,8 @@
       [:c-string 4] "00 00 00 01" [0 0 0 1]
       [:c-string 1] "00" ""
       :bool "07" [7])
-    (are [t value words] (str/includes? (:message (error-of (types/encoded (codec/codec t) value))) words)
+    (are [t value words]
+      (str/includes? (:message (error-of (types/encoded (codec/codec t) value))) words)
       [:string 4] "tests" "it takes a text of up to 4 bytes in UTF-8, this has 5"
       [:c-string 4] "test" "it takes a text of up to 3 bytes in UTF-8, this has 4"
       [:c-string 1] "a" "it takes a text of up to 0 bytes in UTF-8, this has 1"
@@ -177,11 +198,14 @@
 (deftest view-of-wrong-size
   (testing "every type rejects a byte view of another size"
     (doseq [t (concat (keys type/scalars)
-                      [[:struct [:a :u8] [:b :u32]] [:union [:a :u16]] [:array :u8 3] [:enum :u8 {:A 1}] [:prefix :ipv4]
-                       [:string 3] [:c-string 3] [:bytes 3] [:ptr :u8] [:via :u32 identity identity]])
+                      [[:struct [:a :u8] [:b :u32]] [:union [:a :u16]] [:array :u8 3]
+                       [:enum :u8 {:A 1}] [:prefix :ipv4]
+                       [:string 3] [:c-string 3] [:bytes 3] [:ptr :u8]
+                       [:via :u32 identity identity]])
             :let [n (type/size t)
                   {:keys [message] :bpfmap/keys [error path]}
-                  (error-of (types/encoded (codec/codec t [:value]) (bytes/->bytes (repeat (inc n) 1))))]]
+                  (error-of (types/encoded (codec/codec t [:value])
+                                           (bytes/->bytes (repeat (inc n) 1))))]]
       (is (= [t :invalid-value [:value]] [t error path]))
       (is (str/ends-with? message (str "it takes " n " bytes, these are " (inc n)))))))
 
@@ -202,16 +226,18 @@
 ;; ---------------------------------------------------------------- elements of maps
 
 (defspec per-cpu-bytes-kept 300
-  (prop/for-all [[t view] (gen/let [t (gen/such-that #(pos? (long (type/size %))) types/any-type 100)
-                                    view (bytes-of (* 3 (element/stride (type/size t))))]
-                            [t view])]
+  (prop/for-all [[t view]
+                 (gen/let [t (gen/such-that #(pos? (long (type/size %))) types/any-type 100)
+                           view (bytes-of (* 3 (element/stride (type/size t))))]
+                   [t view])]
     (holds? (element/value {:type :percpu-hash :value t} 3) view)))
 
 (deftest per-cpu-padding
   (testing "shows nonzero bytes between the values of two CPUs"
     (let [c (element/value {:type :percpu-hash :value :u32} 2)]
       (is (= [7 (bytes/->bytes "08 00 00 00 00 01 00 00")]
-             (types/decoded c (bytes/->bytes "07 00 00 00 00 00 00 00 08 00 00 00 00 01 00 00")))))))
+             (types/decoded c
+                            (bytes/->bytes "07 00 00 00 00 00 00 00 08 00 00 00 00 01 00 00")))))))
 
 ;; ---------------------------------------------------------------- BTF
 

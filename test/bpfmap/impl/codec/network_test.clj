@@ -32,7 +32,8 @@
 (defn- raw
   "The bytes of the kernel's struct: a length in this machine's byte order, and an address."
   [n address]
-  (into (vec (.array (.putInt (.order (ByteBuffer/allocate 4) (ByteOrder/nativeOrder)) (unchecked-int n)))) address))
+  (into (vec (.array (.putInt (.order (ByteBuffer/allocate 4) (ByteOrder/nativeOrder))
+                              (unchecked-int n)))) address))
 
 (defn- network-of
   "An address, a vector of bytes, with its last bits zero: as a number, shifted out and in again."
@@ -65,7 +66,8 @@
 (defspec any-bytes-round-trip 3000
   (prop/for-all [[[family address] n clear?]
                  (gen/tuple an-address
-                            (gen/one-of [(gen/choose 0 140) (gen/choose -0x80000000 0x7fffffff) (gen/elements [-1 32 33 128 129])])
+                            (gen/one-of [(gen/choose 0 140) (gen/choose -0x80000000 0x7fffffff)
+                                         (gen/elements [-1 32 33 128 129])])
                             gen/boolean)]
     (let [{:keys [bits]} (families family)
           t [:prefix family]
@@ -87,19 +89,27 @@
 (deftest generated-lengths
   (testing "the generator produces every prefix length"
     (is (= (set (range 33))
-           (set (map #(parse-long (last (str/split % #"/"))) (gen/sample (type/->generator [:prefix :ipv4]) 2000)))))))
+           (set (map #(parse-long (last (str/split % #"/")))
+                     (gen/sample (type/->generator [:prefix :ipv4]) 2000)))))))
 
 (deftest malformed-prefixes
   (testing "rejects text that is not a prefix"
-    (doseq [[family texts] {:ipv4 ["" "/" "/8" "10.0.0.0/" "10.0.0.0/33" "10.0.0.0/08" "10.0.0.0/00" "10.0.0.0/+8" "10.0.0.0/-1"
-                                   "10.0.0.0/ 8" "10.0.0.0 /8" " 10.0.0.0/8" "10.0.0.0/8 " "10.0.0.0/8\n" "10.0.0.0/8/8" "10.0.0.0//8"
-                                   "10.0.0.0/x" "10.0.0.0/0x8" "10.0.0.0/8.0" "10.0.0.0/255.0.0.0" "10.0.0.0/99999999999999999999"
-                                   "10.0.0.0/٨" "10/8" "10.0.0/8" "010.0.0.0/8" "10.0.0.256/8" "2001:db8::/32" "::/0" "x/8"]
-                            :ipv6 ["" "/" "/8" "::/" "::/129" "::/032" "::/+1" "::/-1" "::/ 1" ":: /1" " ::/1" "::/1 " "::/1\n" "::/1/1"
-                                   "::/1000" "[::]/1" "fe80::1%eth0/64" ":/1" "10.0.0.0/8" "x::/8"]}
+    (doseq [[family
+             texts] {:ipv4 ["" "/" "/8" "10.0.0.0/" "10.0.0.0/33" "10.0.0.0/08" "10.0.0.0/00"
+                            "10.0.0.0/+8" "10.0.0.0/-1"
+                            "10.0.0.0/ 8" "10.0.0.0 /8" " 10.0.0.0/8" "10.0.0.0/8 " "10.0.0.0/8\n"
+                            "10.0.0.0/8/8" "10.0.0.0//8"
+                            "10.0.0.0/x" "10.0.0.0/0x8" "10.0.0.0/8.0" "10.0.0.0/255.0.0.0"
+                            "10.0.0.0/99999999999999999999"
+                            "10.0.0.0/٨" "10/8" "10.0.0/8" "010.0.0.0/8" "10.0.0.256/8"
+                            "2001:db8::/32" "::/0" "x/8"]
+                     :ipv6 ["" "/" "/8" "::/" "::/129" "::/032" "::/+1" "::/-1" "::/ 1" ":: /1"
+                            " ::/1" "::/1 " "::/1\n" "::/1/1"
+                            "::/1000" "[::]/1" "fe80::1%eth0/64" ":/1" "10.0.0.0/8" "x::/8"]}
             text texts
             :let [t [:prefix family]
-                  {:keys [message] :bpfmap/keys [error path type value hint]} (error-of (encoded t text))
+                  {:keys [message] :bpfmap/keys [error path type value hint]}
+                  (error-of (encoded t text))
                   {:keys [bits example]} (families family)]]
       (testing (pr-str t text)
         (is (= [:invalid-value [:key] t text] [error path type value]))
@@ -108,7 +118,10 @@
 
 (defspec any-text-or-error 3000
   (prop/for-all [[family text] (gen/tuple (gen/elements [:ipv4 :ipv6])
-                                          (gen/fmap str/join (gen/vector (gen/elements (map str "0123456789afF.:/%+- ١\n")) 0 24)))]
+                                          (gen/fmap str/join
+                                                    (gen/vector
+                                                     (gen/elements
+                                                      (map str "0123456789afF.:/%+- ١\n")) 0 24)))]
     (let [t [:prefix family]
           array (try (encoded t text)
                      (catch clojure.lang.ExceptionInfo e
@@ -125,7 +138,9 @@
       :ipv4 {:prefixlen 4294967295 :data (bytes/->bytes [0 0 0 0])} (raw -1 [0 0 0 0])
       :ipv6 {:prefixlen 129 :data (bytes/->bytes (range 16))} (raw 129 (range 16)))
     (testing "and the struct of a text is that text"
-      (is (= "10.0.0.0/8" (decoded [:prefix :ipv4] (encoded [:prefix :ipv4] {:prefixlen 8 :data [10 0 0 0]})))))))
+      (is (= "10.0.0.0/8"
+             (decoded [:prefix :ipv4]
+                      (encoded [:prefix :ipv4] {:prefixlen 8 :data [10 0 0 0]})))))))
 
 (deftest prefix-codecs-are-total
   (testing "prefix codecs decode any bytes"

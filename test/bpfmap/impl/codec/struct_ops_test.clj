@@ -59,7 +59,8 @@
 
 (deftest omitted-members
   (testing "omitted members are zero"
-    (are [given path->value] (= (reduce-kv assoc-in zeros path->value) (decoded of-type (encoded c given)))
+    (are [given path->value]
+      (= (reduce-kv assoc-in zeros path->value) (decoded of-type (encoded c given)))
       {} {}
       {:data {}} {}
       {:data {:init 7}} {[:data :init] 7}
@@ -71,14 +72,17 @@
 
 (deftest union-from-one-member
   (testing "a union is given by one of its members"
-    (let [of (fn [data] (select-keys (:data (decoded of-type (encoded c {:data data}))) [:n :half :other :u]))]
+    (let [of (fn [data]
+               (select-keys (:data (decoded of-type (encoded c {:data data})))
+                            [:n :half :other :u]))]
       (is (= {:n 1 :half 1 :other 0 :u {:c 0 :d 0}} (of {:n 1})))
       (is (= {:n 0x200000001 :half 1 :other 2 :u {:c 0 :d 0}} (of {:half 1 :other 2})))
       (is (= {:c 0x34 :d 0x1234} (:u (of {:u {:d 0x1234}})))))))
 
 (deftest misfits-are-rejected
   (testing "rejects values that do not fit"
-    (are [value path] (= [:invalid-value path] ((juxt :bpfmap/error :bpfmap/path) (error-of (encoded c value))))
+    (are [value path]
+      (= [:invalid-value path] ((juxt :bpfmap/error :bpfmap/path) (error-of (encoded c value))))
       7 [:value]
       nil [:value]
       {:dta {}} [:value :dta]
@@ -93,8 +97,12 @@
 (deftest programs-as-references
   (testing "programs read as references"
     (is (= {:init {:program-id 7} :release nil :owner 9}
-           (select-keys (:data (decoded c (encoded c {:data {:init 7 :owner 9}}))) [:init :release :owner])))
-    (is (= 7 (let [^Codec plain (codec/codec :u8)] (decoded (element/codec plain :u8 nil) (byte-array [7])))) "without any, nothing changes")))
+           (select-keys (:data (decoded c (encoded c {:data {:init 7 :owner 9}})))
+                        [:init :release :owner])))
+    (is (= 7
+           (let [^Codec plain (codec/codec :u8)]
+             (decoded (element/codec plain :u8 nil) (byte-array [7]))))
+        "without any, nothing changes")))
 
 (defspec whole-value-unchanged 100
   (prop/for-all [value (type/->generator value-type)]

@@ -27,7 +27,8 @@
 
 (deftest mount-of-a-path
   (testing "finds the mount of a path as the kernel does"
-    (let [located (fn [path & lines] (:id ((procfs/locator (procfs/parse-mounts (apply mountinfo lines))) path)))
+    (let [located (fn [path & lines]
+                    (:id ((procfs/locator (procfs/parse-mounts (apply mountinfo lines))) path)))
           root "27 1 0:1 / / rw - ext4 x rw"
           bpf "43 27 0:39 / /bpf rw - bpf bpf rw"]
       (are [id path more] (= id (apply located path root bpf more))
@@ -37,25 +38,37 @@
         43 "/bpf/a/b" []
         27 "/bpfx" [])
       (testing "the last of several on top of each other"
-        (are [path id] (= id (located path root bpf "50 43 0:50 / /bpf rw - tmpfs t rw" "51 50 0:51 / /bpf rw - bpf t rw"))
+        (are [path id]
+          (= id
+             (located path root bpf "50 43 0:50 / /bpf rw - tmpfs t rw"
+                      "51 50 0:51 / /bpf rw - bpf t rw"))
           "/bpf" 51
           "/bpf/a" 51
           "/" 27))
       (testing "not one below a directory that another mount hides"
-        (are [path id] (= id (located path root bpf "50 43 0:50 / /bpf/sub rw - bpf t rw" "51 43 0:51 / /bpf rw - bpf t rw"))
+        (are [path id]
+          (= id
+             (located path root bpf "50 43 0:50 / /bpf/sub rw - bpf t rw"
+                      "51 43 0:51 / /bpf rw - bpf t rw"))
           "/bpf/sub" 51
           "/bpf/sub/a" 51))
       (testing "with another root on top of the first"
-        (are [path id] (= id (located path root bpf "50 27 0:50 / / rw - overlay o rw" "51 50 0:51 / /bpf rw - bpf t rw"))
+        (are [path id]
+          (= id
+             (located path root bpf "50 27 0:50 / / rw - overlay o rw"
+                      "51 50 0:51 / /bpf rw - bpf t rw"))
           "/" 50
           "/bpf" 51))
       (testing "in a root directory that is no mount itself"
-        (are [path id] (= id (located path "60 59 0:60 / /bpf rw - bpf b rw" "61 60 0:61 / /bpf/p rw - proc p rw"))
+        (are [path id]
+          (= id
+             (located path "60 59 0:60 / /bpf rw - bpf b rw" "61 60 0:61 / /bpf/p rw - proc p rw"))
           "/" nil
           "/bpf" 60
           "/bpf/p/1" 61))
       (testing "a first root that is its own parent"
-        (is (= 2 (located "/bpf" "1 1 0:1 / / rw - rootfs r rw" "2 1 0:2 / /bpf rw - bpf b rw")))))))
+        (is (= 2
+               (located "/bpf" "1 1 0:1 / / rw - rootfs r rw" "2 1 0:2 / /bpf rw - bpf b rw")))))))
 
 (deftest mounts-of-this-process
   (testing "reads the mounts of this process"
@@ -70,7 +83,8 @@
       (try
         (doseq [size [0 1 4031 4032 4033 8064 100001]
                 :let [bytes (byte-array (map unchecked-byte (range size)))]]
-          (Files/write ^Path file ^bytes bytes ^"[Ljava.nio.file.OpenOption;" (make-array OpenOption 0))
+          (Files/write ^Path file ^bytes bytes
+                       ^"[Ljava.nio.file.OpenOption;" (make-array OpenOption 0))
           (is (= (seq bytes) (seq (read file))) size))
         (testing "or not at all"
           (is (nil? (read (.getParent file))) "a directory")
@@ -85,8 +99,9 @@
 
 (deftest object-from-fdinfo
   (testing "fdinfo gives the kind and id of an object"
-    (are [object fields] (= object (procfs/object (apply str "pos:\t0\n" (for [[k v] (partition 2 fields)]
-                                                                            (str k ":\t" v "\n")))))
+    (are [object fields]
+      (= object (procfs/object (apply str "pos:\t0\n" (for [[k v] (partition 2 fields)]
+                                                         (str k ":\t" v "\n")))))
       [:map 12] ["flags" "02" "map_type" "1" "map_id" "12"]
       [:program 7] ["prog_id" "7" "prog_type" "1"]
       [:link 3] ["link_id" "3" "prog_id" "7"]
@@ -156,6 +171,7 @@
           all (procfs/processes)]
       (is (some #{me} all))
       (is (= all (sort all)))
-      (is (= (str/trim (Files/readString (Path/of "/proc/self/comm" (make-array String 0)))) (procfs/command me)))
+      (is (= (str/trim (Files/readString (Path/of "/proc/self/comm" (make-array String 0))))
+             (procfs/command me)))
       (is (thrown? NoSuchFileException (procfs/command 0)))
       (is (thrown? NoSuchFileException (procfs/objects 0))))))

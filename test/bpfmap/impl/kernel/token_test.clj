@@ -1,5 +1,6 @@
 (ns bpfmap.impl.kernel.token-test
-  "Maps created with a BPF token, by this library in a user namespace in which it has no capability of its own."
+  "Maps created with a BPF token, by this library in a user namespace in which it has no
+  capability of its own."
   (:require [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.rules :as rules]
@@ -11,17 +12,21 @@
 (set! *warn-on-reflection* true)
 
 (defn- in-there
-  "What code evaluates to in a JVM in there, where `dir` is a delegated BPF file system and `variable` is LIBBPF_BPF_TOKEN_PATH;
-  not set where that is nil. `(said x)` is x, or of what it throws the kind and the message."
+  "What code evaluates to in a JVM in there, where `dir` is a delegated BPF file system and
+  `variable` is LIBBPF_BPF_TOKEN_PATH; not set where that is nil. `(said x)` is x, or of what it
+  throws the kind and the message."
   [dir variable code]
   (let [{:keys [exit out err]}
         (objects/run-delegated
          dir (concat ["env" "-u" "LIBBPF_BPF_TOKEN_PATH"]
                      (when variable [(str "LIBBPF_BPF_TOKEN_PATH=" variable)])
-                     [(str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED"
-                      "-XX:TieredStopAtLevel=1" "-cp" (System/getProperty "java.class.path") "clojure.main" "-e"
+                     [(str (System/getProperty "java.home") "/bin/java")
+                      "--enable-native-access=ALL-UNNAMED"
+                      "-XX:TieredStopAtLevel=1" "-cp" (System/getProperty "java.class.path")
+                      "clojure.main" "-e"
                       (str "(require '[bpfmap.core :as bpf] '[bpfmap.host :as host])"
-                           "(defmacro said [x] `(try ~x (catch Exception e# [(:bpfmap/error (ex-data e#)) (ex-message e#)])))"
+                           "(defmacro said [x] `(try ~x (catch Exception e# [(:bpfmap/error "
+                           "(ex-data e#)) (ex-message e#)])))"
                            "(prn " code ")")]))]
     (is (= [0 ""] [exit err]))
     (edn/read-string (last (str/split-lines out)))))
@@ -31,7 +36,8 @@
   [name [dir] & body]
   `(kernel-test ~name
      (cond
-       (not (rules/at-least? (call/kernel-release) "6.9")) (fixture/skip! "BPF tokens are of Linux 6.9")
+       (not (rules/at-least? (call/kernel-release)
+                             "6.9")) (fixture/skip! "BPF tokens are of Linux 6.9")
        (nil? (objects/run-delegated "/" ["true"])) (fixture/skip! "no C compiler")
        :else (let [~dir (str (fixture/temporary-directory))]
                (try ~@body (finally (.delete (java.io.File. ~dir))))))))
@@ -41,24 +47,32 @@
   [{:type :hash :key :ipv4 :value [:struct [:packets :u64] [:bytes :u64]] :max-entries 8
     :contents {"10.0.0.1" {:packets 1 :bytes 2}}}
    {:type :array :value :u64 :max-entries 2 :contents {1 5} :freeze true}
-   {:type :hash-of-maps :key :u32 :max-entries 2 :inner-map {:type :array :value :u64 :max-entries 1}}
+   {:type :hash-of-maps :key :u32 :max-entries 2
+    :inner-map {:type :array :value :u64 :max-entries 1}}
    {:type :percpu-array :value :u32 :max-entries 1}
-   {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries 4 :flags #{:no-prealloc} :contents {"10.0.0.0/8" 1}}
+   {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries 4 :flags #{:no-prealloc}
+    :contents {"10.0.0.0/8" 1}}
    {:type :ringbuf :max-entries 4096}])
 
 (defn- creating
-  "Code that creates the map of each spec and says what the kernel knows of it, and what is in it where it was filled."
+  "Code that creates the map of each spec and says what the kernel knows of it, and what is in it
+  where it was filled."
   [specs]
   (str "(mapv (fn [spec] (said (with-open [m (bpf/create spec)]"
-       " (conj ((juxt :type (comp some? :btf-id) :untyped) (bpf/info m)) (:flags (bpf/spec m)) (when (:contents spec) (into {} m))))))"
+       " (conj ((juxt :type (comp some? :btf-id) :untyped) (bpf/info m)) (:flags (bpf/spec m)) "
+       "(when (:contents spec) (into {} m))))))"
        " '" (pr-str specs) ")"))
 
 (def ^:private by-name
-  "Code that creates a map by its name in `dir`, and again: whether it is the same, and what is in it."
-  (str "(said (let [spec {:name \"t_tok\" :type :hash :key :u32 :value :u64 :max-entries 4 :pinning :by-name :contents {1 10}}"
+  "Code that creates a map by its name in `dir`, and again: whether it is the same, and what is in
+  it."
+  (str
+   "(said (let [spec {:name \"t_tok\" :type :hash :key :u32 :value :u64 :max-entries 4 :pinning "
+   ":by-name :contents {1 10}}"
        "            options {:pin-path dir}]"
        " (with-open [m (bpf/create spec options)] (bpf/put! m 1 11)"
-       "  (with-open [n (bpf/create spec options)] [(apply = (map (comp :id bpf/info) [m n])) (into {} n)]))))"))
+       "  (with-open [n (bpf/create spec options)] [(apply = (map (comp :id bpf/info) [m n])) "
+       "(into {} n)]))))"))
 
 (token-test p3-create-with-token
   (testing "a token allows typed and pinned maps in a user namespace"
@@ -70,7 +84,8 @@
              [:lpm-trie true nil #{:no-prealloc} {"10.0.0.0/8" 1}]
              [:ringbuf false nil #{} nil]]
             [true {1 11}]]
-           (in-there dir dir (str "[" (creating specs) "(let [dir " (pr-str dir) "]" by-name ")]"))))))
+           (in-there dir dir
+                     (str "[" (creating specs) "(let [dir " (pr-str dir) "]" by-name ")]"))))))
 
 (def ^:private loading
   "Code that loads types into the kernel by themselves."
@@ -95,4 +110,5 @@
     (doseq [[error message] (in-there dir "" (creating (take 2 specs)))]
       (is (= :permission error))
       (is (str/includes? (str message) "this process is in a user namespace"))
-      (is (str/includes? (str message) "LIBBPF_BPF_TOKEN_PATH says where it is, /sys/fs/bpf unless set")))))
+      (is (str/includes? (str message)
+                         "LIBBPF_BPF_TOKEN_PATH says where it is, /sys/fs/bpf unless set")))))

@@ -1,6 +1,7 @@
 (ns bpfmap.impl.map.batches-test
-  "Many elements with one system call, on every map type whose kernel side has it: what is read, taken, written and deleted,
-  and how much of it, down to the last batch that is not full; and the same calls where the kernel has no batches."
+  "Many elements with one system call, on every map type whose kernel side has it: what is read,
+  taken, written and deleted, and how much of it, down to the last batch that is not full; and the
+  same calls where the kernel has no batches."
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
@@ -31,24 +32,30 @@
   [i]
   (str "10." (quot i 256) "." (mod i 256) "." (if (even? i) "0/24" "7/32")))
 
-(def ^:private n "How many entries a map is tried with: not a power of two, and no multiple of a chunk below." 1003)
+(def ^:private n
+  "How many entries a map is tried with: not a power of two, and no multiple of a chunk below."
+  1003)
 
 (def ^:private forms
-  "Forms of maps: the spec but for `:max-entries`, the i-th key, and a value for i; `:keep` makes what values are made of, and
-  `:read` is how a value reads. `:room` is how many more entries a map has room for than it needs, lest it evict any."
+  "Forms of maps: the spec but for `:max-entries`, the i-th key, and a value for i; `:keep` makes
+  what values are made of, and `:read` is how a value reads. `:room` is how many more entries a
+  map has room for than it needs, lest it evict any."
   (let [plain {:key identity :value identity}]
     [(assoc plain :spec {:type :hash :key :u32 :value :u64})
      (assoc plain :spec {:type :hash :key :u32 :value :u64 :flags #{:no-prealloc}})
      {:spec {:type :hash :key-size 5 :value-size 3}
       :key #(bpf/->bytes [1 2 3 (quot % 256) (mod % 256)]) :value #(bpf/->bytes [(mod % 256) 0 7])}
      (assoc plain :spec {:type :array :value :u64})
-     {:spec {:type :array :value [:bytes 5]} :key identity :value #(bpf/->bytes [(mod % 256) 2 3 4 (quot % 256)])}
+     {:spec {:type :array :value [:bytes 5]} :key identity
+      :value #(bpf/->bytes [(mod % 256) 2 3 4 (quot % 256)])}
      {:spec {:type :percpu-hash :key :u64 :value :u32} :key identity :value cpus}
-     {:spec {:type :percpu-array :value [:bytes 5]} :key identity :value #(cpus (bpf/->bytes [(mod % 256) 2 3 4 (quot % 256)]))}
+     {:spec {:type :percpu-array :value [:bytes 5]} :key identity
+      :value #(cpus (bpf/->bytes [(mod % 256) 2 3 4 (quot % 256)]))}
      (assoc plain :spec {:type :lru-hash :key :u32 :value :u64} :room 4096)
      (assoc plain :spec {:type :lru-hash :key :u32 :value :u64 :flags #{:no-common-lru}} :room 4096)
      {:spec {:type :lru-percpu-hash :key :u32 :value :u64} :key identity :value cpus :room 4096}
-     {:spec {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :flags #{:no-prealloc}} :key prefix :value identity}
+     {:spec {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :flags #{:no-prealloc}} :key prefix
+      :value identity}
      {:spec {:type :array-of-maps :inner-map inner} :keep true :few 43}
      {:spec {:type :hash-of-maps :key :u64 :inner-map inner} :keep true :few 43}]))
 
@@ -57,7 +64,8 @@
 (defn- array? [{{:keys [type]} :spec}] (:every-index (rules/types type)))
 
 (defn- with-form
-  "Calls f with a form that has `:n`, how many entries to try, and `:entries`, a function from i to the i-th entry as a pair."
+  "Calls f with a form that has `:n`, how many entries to try, and `:entries`, a function from i
+  to the i-th entry as a pair."
   [{:keys [key value few] keep? :keep :as form} f]
   (if keep?
     (let [held (mapv (fn [_] (bpf/create inner)) (range 3))
@@ -83,18 +91,21 @@
 
 (kernel-test b1-covered-types
   (testing "these tests cover every type that has batches"
-    (is (= (set (for [[type {:keys [batch]}] rules/types :when (and (seq batch) (:supported (feature/map-type type)))] type))
+    (is (= (set (for [[type {:keys [batch]}] rules/types
+                      :when (and (seq batch) (:supported (feature/map-type type)))] type))
            (set (map (comp :type :spec) forms))
            (set (map (comp :type :spec) (filter #(contains? (batch %) :read) forms)))))))
 
 (defn- chunks
-  "Reads a map by chunks that begin with `size` entries: `{:sizes how many came each time :entries [[key value] …]}`."
+  "Reads a map by chunks that begin with `size` entries: `{:sizes how many came each time :entries
+  [[key value] …]}`."
   [^BpfMap m size options]
   (let [sizes (volatile! [])
         key-codec ^Codec (.-key-codec m)
         value-codec ^Codec (.-value-codec m)
         step (element/entry-step key-codec value-codec (fn [acc k v] (conj acc [k v])))]
-    {:entries (element/fold-chunks (element/batches (bpf-map/descriptor m) (.size key-codec) (.size value-codec)
+    {:entries (element/fold-chunks (element/batches (bpf-map/descriptor m) (.size key-codec)
+                                          (.size value-codec)
                                           (merge (bpf-map/reading m) {:chunk size} options))
                               (fn [acc reader n] (vswap! sizes conj n) (step acc reader n))
                               []
@@ -121,7 +132,8 @@
                     (exactly (all form n) entries)
                     (is (= n (reduce + sizes)))
                     (when (and size (array? form))
-                      (is (= (remove zero? (concat (repeat (quot n size) size) [(rem n size)])) sizes))))))
+                      (is (= (remove zero? (concat (repeat (quot n size) size) [(rem n size)]))
+                             sizes))))))
               (is (= (all form n) (into {} m) (bpf/snapshot m)))
               (is (= n (bpf/count-entries m))))))))))
 
@@ -163,8 +175,10 @@
                     (let [keyed? (not (or (array? form) (= :array-of-maps (:type (:spec form)))))
                           other (when (and keyed? (zero? fits)) (entry n))
                           _ (when other (bpf/put-all! m [other]))
-                          given (if (or keyed? (pos? fits)) (range n) (range 1 n)) ; an array's only index is 0
-                          {:keys [message] :bpfmap/keys [error done]} (error-of (bpf/put-all! m (map entry given)))]
+                          ;; An array's only index is 0
+                          given (if (or keyed? (pos? fits)) (range n) (range 1 n))
+                          {:keys [message]
+                           :bpfmap/keys [error done]} (error-of (bpf/put-all! m (map entry given)))]
                       (is (= [(if keyed? :map-full :out-of-range) fits] [error done]))
                       (is (str/includes? message (str "; " fits " of " (count given) " were done")))
                       (when (pos? fits)
@@ -183,12 +197,14 @@
                 (let [key (comp first entry)
                       put #(bpf/put-all! m (map entry %))]
                   (put (remove #(zero? (mod % 3)) (range n)))
-                  (is (= (count (remove #(zero? (mod % 3)) (range n))) (bpf/delete-all! m (map key (range n)))))
+                  (is (= (count (remove #(zero? (mod % 3)) (range n)))
+                         (bpf/delete-all! m (map key (range n)))))
                   (is (= {} (into {} m)))
                   (put (range n))
                   (is (= n (bpf/delete-all! m (map key (range n)))))
                   (put (range n))
-                  (is (= 5 (bpf/delete-all! m (map key [3 1 4 1 5 9 (+ n 5) 3]))) "what is named twice is there once")
+                  (is (= 5 (bpf/delete-all! m (map key [3 1 4 1 5 9 (+ n 5) 3])))
+                      "what is named twice is there once")
                   (is (= (apply dissoc (all form n) (map key [3 1 4 5 9])) (into {} m))))))))))))
 
 (kernel-test b1-more-than-one-syscall
@@ -198,7 +214,11 @@
         (is (= n (bpf/put-all! m (map (juxt identity inc) (range n)))))
         (is (= n (bpf/count-entries m)))
         (is (= 150000 (m 149999)))
-        (let [{:bpfmap/keys [error done]} (error-of (bpf/put-all! m (map (juxt identity identity) (range 10 (+ n 10)))))]
+        (let
+          [{:bpfmap/keys [error done]} (error-of
+                                        (bpf/put-all! m
+                                                      (map (juxt identity identity)
+                                                           (range 10 (+ n 10)))))]
           (is (= [:map-full (- n 10)] [error done])))
         (is (= (- n 100000) (bpf/delete-all! m (range 100000 (+ n 100000)))) "that many there were")
         (is (= (set (range 100000)) (set (keys (into {} m)))))))))
@@ -206,12 +226,16 @@
 (kernel-test ^{:needs [[:operation :hash :take!]]} b1-b4-syscalls-per-batch
   (testing "uses one system call per batch, or one per entry without batches"
     (let [n 1000
-          [lookup update delete take-out read-many take-many write-many delete-many] [1 2 3 21 24 25 26 27]
+          [lookup update delete take-out read-many take-many write-many delete-many] [1 2 3 21 24 25
+                                                                                      26 27]
           entries (zipmap (range n) (repeat 1))]
-      (doseq [[type made-of] {:hash {:put [write-many 1] :read [read-many 1] :take [take-many 1] :delete [delete-many 1]}
-                              :devmap-hash {:put [update n] :read [lookup (* 2 n)] :delete [delete n]}}
+      (doseq [[type
+               made-of] {:hash {:put [write-many 1] :read [read-many 1] :take [take-many 1]
+                                :delete [delete-many 1]}
+                         :devmap-hash {:put [update n] :read [lookup (* 2 n)] :delete [delete n]}}
               :let [commands (fn [[number times] f]
-                               (is (= times (get (programs/commands-made f) number)) (str type " " number)))]]
+                               (is (= times (get (programs/commands-made f) number))
+                                   (str type " " number)))]]
         (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value :u32 :max-entries n})]
           (commands (:put made-of) #(bpf/put-all! m entries))
           (commands (:read made-of) #(into {} m))
@@ -222,19 +246,26 @@
             (commands [take-out n] #(do (bpf/put-all! m entries) (bpf/drain! m (fn [_ _]) nil))))))
       (testing "and with none where there is nothing to do, or nothing that fits"
         (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u32 :max-entries n})]
-          (is (= {} (programs/commands-made #(do (bpf/put-all! m []) (bpf/delete-all! m []) (bpf/lookup-all m [])
-                                                 (error-of (bpf/put-all! m [[1 1] [2 -1]]))
-                                                 (error-of (bpf/delete-all! m [1 :x])))))))))))
+          (is (= {}
+                 (programs/commands-made #(do (bpf/put-all! m [])
+                                              (bpf/delete-all! m [])
+                                              (bpf/lookup-all m [])
+                                              (error-of (bpf/put-all! m [[1 1] [2 -1]]))
+                                              (error-of (bpf/delete-all! m [1 :x])))))))))))
 
 (kernel-test b2-small-batch-grows
   (testing "grows a batch smaller than a bucket and continues at the same cursor"
-    ;; Two places for each bucket on average, and some with many more; a map of more buckets than entries has few full ones.
-    (doseq [[type flags max-entries n] [[:hash #{} 4096 4096] [:hash #{:no-prealloc} 65536 60000] [:percpu-hash #{} 4096 4000]
+    ;; Two places for each bucket on average, and some with many more; a map of more buckets than
+    ;; entries has few full ones.
+    (doseq [[type flags max-entries n] [[:hash #{} 4096 4096] [:hash #{:no-prealloc} 65536 60000]
+                                        [:percpu-hash #{} 4096 4000]
                                         [:lru-hash #{} 65536 8000] [:hash #{:zero-seed} 1024 1024]]
             options [nil {:taking true}]]
       (testing [type flags options]
-        (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value-size 8 :flags flags :max-entries max-entries})]
-          (let [value (cond-> (bpf/->bytes (range 8)) (= :percpu-hash type) (->> (repeat (count (feature/possible-cpus))) vec))]
+        (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value-size 8 :flags flags
+                                              :max-entries max-entries})]
+          (let [value (cond-> (bpf/->bytes (range 8))
+                        (= :percpu-hash type) (->> (repeat (count (feature/possible-cpus))) vec))]
             (bpf/put-all! m (for [i (range n)] [i value]))
             (let [{:keys [sizes entries]} (chunks m 1 options)]
               (is (< 1 (apply max sizes)) "it began with one, and had to grow")
@@ -248,13 +279,15 @@
     number))
 
 (defn- become
-  "Makes the descriptor `fd` one of the same file as `other`, as if another handle had been opened under its number."
+  "Makes the descriptor `fd` one of the same file as `other`, as if another handle had been opened
+  under its number."
   [fd other]
   (linux/call "dup3" (number-of other) (number-of fd) (linux/constant "O_CLOEXEC")))
 
 (kernel-test b3-failed-batch-cursor
   (testing "a failed batch keeps the cursor"
-    (doseq [{:keys [spec] :as form} (filter #(#{:hash :array :lpm-trie :percpu-hash} (:type (:spec %))) forms)
+    (doseq [{:keys [spec]
+             :as form} (filter #(#{:hash :array :lpm-trie :percpu-hash} (:type (:spec %))) forms)
             :when (since/has? [:batch (:type spec)])
             taking? (if (contains? (batch form) :take) [false true] [false])]
       (testing [spec taking?]
@@ -266,14 +299,18 @@
                 (let [id (:id (bpf/info m))
                       key-codec ^Codec (.-key-codec m)
                       value-codec ^Codec (.-value-codec m)
-                      step (element/entry-step key-codec value-codec (fn [acc k v] (conj acc [k v])))]
+                      step (element/entry-step key-codec value-codec
+                                               (fn [acc k v] (conj acc [k v])))]
                   (with-open [usable ^Fd (map/by-id id :read-write {:op :open})
                               ;; The kernel refuses every reading of it.
                               unusable ^Fd (map/by-id id :write-only {:op :open})
                               fd ^Fd (call/duplicate unusable {:op :open})
-                              reader ^Reader (element/batches fd (.size key-codec) (.size value-codec)
-                                                         (merge (bpf-map/reading m) {:chunk 100 :taking taking?}))]
-                    (is (= [:EPERM :EPERM] (repeatedly 2 #(linux/said (.read reader)))) "at the first call")
+                              reader ^Reader (element/batches
+                                              fd (.size key-codec) (.size value-codec)
+                                                         (merge (bpf-map/reading m)
+                                                                {:chunk 100 :taking taking?}))]
+                    (is (= [:EPERM :EPERM] (repeatedly 2 #(linux/said (.read reader))))
+                        "at the first call")
                     (is (= n (bpf/count-entries m)) "nothing was taken")
                     (let [entries (loop [entries []]
                                     (become fd usable)
@@ -282,8 +319,10 @@
                                       (become fd unusable)
                                       (if (zero? found)
                                         entries
-                                        ;; Between any two, but after the last, when there is nothing to ask for any more.
-                                        (do (is (contains? #{:EPERM :ok} (linux/said (.read reader))))
+                                        ;; Between any two, but after the last, when there is
+                                        ;; nothing to ask for any more.
+                                        (do
+                                         (is (contains? #{:EPERM :ok} (linux/said (.read reader))))
                                             (recur entries)))))]
                       (exactly (all form n) entries)
                       (is (= (if taking? 0 n) (bpf/count-entries m))))))))))))))
@@ -294,7 +333,8 @@
   (testing "the same functions work entry by entry without batches"
     (doseq [{:keys [spec few] :as form} forms]
       (testing spec
-        (with-redefs [rules/types (update rules/types (:type spec) dissoc :batch)] ; as on an older kernel
+        ;; As on an older kernel
+        (with-redefs [rules/types (update rules/types (:type spec) dissoc :batch)]
           (with-form (cond-> form few (assoc :few 7))
             (fn [{:keys [n entry] :as form}]
               (let [{:keys [ops]} (rules/types (:type spec))
@@ -302,27 +342,37 @@
                 (with-map form n
                   (fn [m]
                     (is (= n (bpf/put-all! m (map entry (range n)))))
-                    (is (= (all form n) (into {} m) (bpf/snapshot m) (into {} (bpf/entries m)) (into {} (seq m))))
+                    (is (= (all form n) (into {} m) (bpf/snapshot m) (into {} (bpf/entries m))
+                           (into {} (seq m))))
                     (is (= n (bpf/count-entries m)))
                     (when-not (:index? (rules/types (:type spec)))
-                      (is (= (select-keys (all form n) (map key [0 3 5])) (bpf/lookup-all m (map key [0 3 (+ n 4096) 5])))))
+                      (is (= (select-keys (all form n) (map key [0 3 5]))
+                             (bpf/lookup-all m (map key [0 3 (+ n 4096) 5])))))
                     (when (ops :delete!)
                       (is (= 3 (bpf/delete-all! m (map key [3 1 (+ n 9) 3 4]))))
                       (is (= (apply dissoc (all form n) (map key [3 1 4])) (into {} m))))
-                    (when (and (ops :drain!) (not (:drains (rules/types (:type spec)))) (since/has? [:operation (:type spec) :drain!]))
+                    (when (and (ops :drain!)
+                               (not (:drains (rules/types (:type spec))))
+                               (since/has? [:operation (:type spec) :drain!]))
                       (bpf/put-all! m (map entry (range n)))
                       (is (= (all form n) (bpf/drain! m)))
                       (is (= [{} 0] [(into {} m) (bpf/count-entries m)])))))
-                (when (and (contains? (set ops) :delete!) (not (:room form)) (not (:index? (rules/types (:type spec)))))
+                (when (and (contains? (set ops) :delete!)
+                           (not (:room form))
+                           (not (:index? (rules/types (:type spec)))))
                   (with-map form 5
                     (fn [m]
-                      (let [{:bpfmap/keys [error done]} (error-of (bpf/put-all! m (map entry (range n))))]
+                      (let
+                        [{:bpfmap/keys [error done]} (error-of
+                                                      (bpf/put-all! m (map entry (range n))))]
                         (is (= [:map-full 5] [error done]))
                         (is (= (all form 5) (into {} m)))))))))))))))
 
 (kernel-test b4-empty-input
   (testing "does nothing for empty input"
-    (doseq [{:keys [spec room]} (concat forms [{:spec {:type :devmap-hash}} {:spec {:type :prog-array}} {:spec {:type :sockhash :key :u32}}])
+    (doseq [{:keys [spec room]} (concat forms
+                                        [{:spec {:type :devmap-hash}} {:spec {:type :prog-array}}
+                                         {:spec {:type :sockhash :key :u32}}])
             :let [{:keys [ops every-index]} (rules/types (:type spec))]]
       (testing spec
         (with-open [m ^Closeable (bpf/create (assoc spec :max-entries (+ 2 (long (or room 0)))))]

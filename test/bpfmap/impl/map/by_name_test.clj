@@ -1,5 +1,6 @@
 (ns bpfmap.impl.map.by-name-test
-  "Maps pinned by name: made once, used by all who have the same spec, and complete before anybody sees them."
+  "Maps pinned by name: made once, used by all who have the same spec, and complete before anybody
+  sees them."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.impl.map.lifecycle :as lifecycle]
@@ -39,7 +40,8 @@
     (let [n 20000
           contents (zipmap (range n) (range))]
       (dotimes [_ 5]
-        (let [spec (named {:type :hash :key :u32 :value :u32 :max-entries n :contents contents :freeze true})
+        (let [spec (named {:type :hash :key :u32 :value :u32 :max-entries n :contents contents
+                           :freeze true})
               path (str (pin-file spec))
               found (promise)
               over (AtomicBoolean.)
@@ -55,7 +57,8 @@
           (try
             (with-open [m (create spec)]
               (is (= path (bpf/pinned-path m)))
-              (is (= [true n] (deref found 60000 :never)) "as it was at the first moment at which it could be opened")
+              (is (= [true n] (deref found 60000 :never))
+                  "as it was at the first moment at which it could be opened")
               (bpf/unpin! m))
             (finally
               (.set over true)
@@ -64,11 +67,16 @@
 (kernel-test s5-failed-fill-no-pin
   (testing "a map that cannot be filled leaves no pin and no map"
     (let [before (fixture/settled-descriptors)]
-      (doseq [[spec words] [[(assoc counts :contents [[1 1] [2 -1]]) "the entry of 2: [:value]: -1 is not a :u64"]
-                            ;; These only the kernel can refuse, when the map is there already.
-                            [(assoc counts :max-entries 1 :contents [[1 1] [2 2]]) "the entry of 2: put-all! on map"]
-                            [{:type :queue :value :u32 :max-entries 2 :contents [1 2 3]} "the entry of 2: push! on map"]
-                            [{:type :devmap :max-entries 2 :contents {0 1, 1 999999}} "the entry of 1: put-all! on map"]]
+      (doseq [[spec
+               words] [[(assoc counts :contents [[1 1] [2 -1]])
+                        "the entry of 2: [:value]: -1 is not a :u64"]
+                       ;; These only the kernel can refuse, when the map is there already.
+                       [(assoc counts :max-entries 1 :contents [[1 1] [2 2]])
+                        "the entry of 2: put-all! on map"]
+                       [{:type :queue :value :u32 :max-entries 2 :contents [1 2 3]}
+                        "the entry of 2: push! on map"]
+                       [{:type :devmap :max-entries 2 :contents {0 1, 1 999999}}
+                        "the entry of 1: put-all! on map"]]
               :let [spec (named spec)
                     {:keys [message]} (error-of (create spec))]]
         (is (str/includes? message words))
@@ -86,7 +94,8 @@
    {:type :user-ringbuf :max-entries 1}
    {:type :perf-event-array :max-entries 100000} ; cut to the CPUs
    {:type :cpumap}
-   {:type :lru-hash :key :u32 :value :u32 :max-entries 5 :flags #{:no-common-lru}} ; rounded up to a multiple of the CPUs
+   ;; Rounded up to a multiple of the CPUs
+   {:type :lru-hash :key :u32 :value :u32 :max-entries 5 :flags #{:no-common-lru}}
    {:type :lru-percpu-hash :key :u32 :value :u32 :max-entries 5 :flags [2]}
    {:type :stack-trace :max-entries 5}
    {:type :bloom-filter :value :u32 :max-entries 5}
@@ -97,7 +106,8 @@
    {:type :lpm-trie :key [:prefix :ipv4] :value :u8 :max-entries 3 :flags #{:no-prealloc}}
    {:type :queue :value :u32 :max-entries 3}
    {:type :hash :key :u8 :value :u8 :max-entries 3 :numa-node 0}
-   {:type :array :value :u32 :max-entries 2 :flags #{:rdonly}} ; flags of a descriptor, which no map has
+   ;; Flags of a descriptor, which no map has
+   {:type :array :value :u32 :max-entries 2 :flags #{:rdonly}}
    {:type :array :value :u32 :max-entries 2 :flags #{:wronly}}
    {:type :hash :key-size 3 :value-size 5 :max-entries 2}
    {:type :array :value [:struct [:lock :spin-lock] [:n :u32]] :max-entries 1}
@@ -125,7 +135,8 @@
       (with-open [m (create spec)
                   again (create spec)]
         (is (= (id m) (id again)))
-        (is (= ["a-name-of-more-than-fifteen-bytes" "anameofmorethan"] [(:name (bpf/spec again)) (:name (bpf/info again))]))
+        (is (= ["a-name-of-more-than-fifteen-bytes" "anameofmorethan"]
+               [(:name (bpf/spec again)) (:name (bpf/info again))]))
         (bpf/unpin! m)))))
 
 (kernel-test p4-existing-contents
@@ -153,23 +164,31 @@
       (with-open [m (create spec)]
         (bpf/put! m 1 10)
         (doseq [[change diff words]
-                [[{:max-entries 9} {:max-entries {:spec 9 :map 8}} ":max-entries is 8, the spec has 9"]
+                [[{:max-entries 9} {:max-entries {:spec 9 :map 8}}
+                  ":max-entries is 8, the spec has 9"]
                  [{:key :u64} {:key-size {:spec 8 :map 4}} ":key-size is 4, the spec has 8"]
                  [{:key :u64 :value :u32 :max-entries 9 :flags #{:no-prealloc}}
-                  {:key-size {:spec 8 :map 4} :value-size {:spec 4 :map 8} :max-entries {:spec 9 :map 8} :flags {:spec #{:no-prealloc} :map #{}}}
+                  {:key-size {:spec 8 :map 4} :value-size {:spec 4 :map 8}
+                   :max-entries {:spec 9 :map 8} :flags {:spec #{:no-prealloc} :map #{}}}
                   ":flags is #{}, the spec has #{:no-prealloc}; :key-size is 4, the spec has 8; :max-entries is 8, the spec has 9; :value-size is 8, the spec has 4"]
-                 [{:type :lru-hash} {:type {:spec :lru-hash :map :hash}} ":type is :hash, the spec has :lru-hash"]
+                 [{:type :lru-hash} {:type {:spec :lru-hash :map :hash}}
+                  ":type is :hash, the spec has :lru-hash"]
                  [{:type :queue :key nil :freeze true}
-                  {:type {:spec :queue :map :hash} :key-size {:spec 0 :map 4} :freeze {:spec true :map false}}
+                  {:type {:spec :queue :map :hash} :key-size {:spec 0 :map 4}
+                   :freeze {:spec true :map false}}
                   ":freeze is false, the spec has true"]
                  [{:type :bloom-filter :key nil :map-extra 3}
-                  {:type {:spec :bloom-filter :map :hash} :key-size {:spec 0 :map 4} :map-extra {:spec 3 :map 0}}
+                  {:type {:spec :bloom-filter :map :hash} :key-size {:spec 0 :map 4}
+                   :map-extra {:spec 3 :map 0}}
                   ":map-extra is 0, the spec has 3"]]
-                :let [{:keys [message] :bpfmap/keys [error op file] found :bpfmap/diff} (error-of (create (merge spec change)))]]
+                :let [{:keys [message] :bpfmap/keys [error op file] found :bpfmap/diff}
+                      (error-of (create (merge spec change)))]]
           (testing change
             (is (= [:incompatible :create (str (pin-file spec))] [error op file]))
             (is (= diff found))
-            (is (str/includes? message (str "The map pinned at " (pin-file spec) " is not the one of the spec: ")))
+            (is (str/includes? message
+                               (str "The map pinned at " (pin-file spec)
+                                    " is not the one of the spec: ")))
             (is (str/includes? message words))))
         (is (= {1 10} (into {} m)) "and it is left alone")
         (is (.exists (pin-file spec)))
@@ -183,10 +202,13 @@
           dangling (named counts)
           directory (named counts)]
       (testing "a link to nothing"
-        (Files/createSymbolicLink (.toPath (pin-file dangling)) (.toPath (io/file "/nowhere")) (make-array FileAttribute 0))
+        (Files/createSymbolicLink (.toPath (pin-file dangling)) (.toPath (io/file "/nowhere"))
+                                  (make-array FileAttribute 0))
         (let [[error op message] (refused dangling)]
           (is (= [:exists :create] [error op]))
-          (is (= (str (pin-file dangling) " is a symbolic link to nothing: nothing can be pinned in its place; remove it") message)))
+          (is (= (str (pin-file dangling)
+                      " is a symbolic link to nothing: nothing can be pinned in its place; remove "
+                      "it") message)))
         (.delete (pin-file dangling)))
       (testing "a directory"
         (.mkdir (pin-file directory))
@@ -197,7 +219,9 @@
       (testing "no directory for it"
         (doseq [[pin-path error words] [[(str dir "/nodir") :not-found "nodir/t_x does not exist"]
                                         ["/tmp" :not-bpffs "/tmp/t_x is not on a BPF file system"]]]
-          (let [{:keys [message] :as data} (error-of (bpf/create (assoc counts :name "t_x" :pinning :by-name) {:pin-path pin-path}))]
+          (let [{:keys [message]
+                 :as data} (error-of (bpf/create (assoc counts :name "t_x" :pinning :by-name)
+                                                 {:pin-path pin-path}))]
             (is (= [error :create] ((juxt :bpfmap/error :bpfmap/op) data)))
             (is (str/includes? message words))))))))
 
@@ -227,14 +251,18 @@
                                                                      (with-open [m (create spec)]
                                                                        (bpf/put! m 1 1)
                                                                        (m 1))
-                                                                     (catch clojure.lang.ExceptionInfo e
-                                                                       (:bpfmap/error (ex-data e))))))))
+                                                                     (catch
+                                                                       clojure.lang.ExceptionInfo e
+                                                                       (:bpfmap/error
+                                                                        (ex-data e))))))))
                      (finally (.set over true)
                               (fixture/join remover)))]
       (is (= #{1} (disj (set (apply concat outcomes)) :busy)) "nothing but that")
       ;; It gives up so rarely that nobody has seen it; this is what it would say.
-      (is (= "The pin /sys/fs/bpf/x comes and goes: others create and remove it at the same time; try again"
-             (ex-message (lifecycle/unusable "/sys/fs/bpf/x"))))
+      (is
+       (=
+        "The pin /sys/fs/bpf/x comes and goes: others create and remove it at the same time; try again"
+          (ex-message (lifecycle/unusable "/sys/fs/bpf/x"))))
       (.delete (pin-file spec)))))
 
 (kernel-test p3-concurrent-processes
@@ -243,14 +271,19 @@
           rounds 20
           code (str "(require '[bpfmap.core :as bpf] '[clojure.java.io :as io])"
                     ;; They wait for each other, since JVMs start when they like.
-                    "(spit (io/file (System/getProperty \"ready\") (str (.pid (java.lang.ProcessHandle/current)))) \"\")"
-                    "(while (> 3 (count (.list (io/file (System/getProperty \"ready\"))))) (Thread/sleep 1))"
+                    "(spit (io/file (System/getProperty \"ready\") (str (.pid "
+                    "(java.lang.ProcessHandle/current)))) \"\")"
+                    "(while (> 3 (count (.list (io/file (System/getProperty \"ready\"))))) "
+                    "(Thread/sleep 1))"
                     "(prn (vec (for [i (range " rounds ")]"
-                    " (with-open [m (bpf/create (update (quote " (pr-str spec) ") :name str \"_\" i) {:pin-path " (pr-str (fixture/bpffs)) "})]"
+                    " (with-open [m (bpf/create (update (quote " (pr-str spec)
+                    ") :name str \"_\" i) {:pin-path " (pr-str (fixture/bpffs)) "})]"
                     "  [(:id (bpf/info m)) (into {} m)]))))")
           ready (fixture/temporary-directory)
-          java [(str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED" "-XX:TieredStopAtLevel=1"
-                (str "-Dready=" ready) "-cp" (System/getProperty "java.class.path") "clojure.main" "-e" code]]
+          java [(str (System/getProperty "java.home") "/bin/java")
+                "--enable-native-access=ALL-UNNAMED" "-XX:TieredStopAtLevel=1"
+                (str "-Dready=" ready) "-cp" (System/getProperty "java.class.path") "clojure.main"
+                "-e" code]]
       (try
         (let [outputs (fixture/in-threads 3 (fn [_] (fixture/run java)))]
           (is (= ["" "" ""] (map :err outputs)))

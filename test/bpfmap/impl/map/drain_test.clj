@@ -1,5 +1,6 @@
 (ns bpfmap.impl.map.drain-test
-  "Taking everything out of a map: what was taken and what is left is all that was put, whatever happens meanwhile."
+  "Taking everything out of a map: what was taken and what is left is all that was put, whatever
+  happens meanwhile."
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
@@ -19,10 +20,12 @@
 (defn- cpus [n] (vec (repeat (count (feature/possible-cpus)) n)))
 
 (def ^:private keyed
-  "Maps with keys that can be drained one by one: the spec but for `:max-entries`, and a value for i, whose key is i."
+  "Maps with keys that can be drained one by one: the spec but for `:max-entries`, and a value for
+  i, whose key is i."
   [{:spec {:type :hash :key :u32 :value pair} :value pair-of}
    {:spec {:type :hash :key :u32 :value pair :flags #{:no-prealloc}} :value pair-of}
-   {:spec {:type :hash :key :u32 :value [:via :u64 inc dec]} :value identity} ; what need not decode is not taken by chunks
+   ;; What need not decode is not taken by chunks
+   {:spec {:type :hash :key :u32 :value [:via :u64 inc dec]} :value identity}
    {:spec {:type :percpu-hash :key :u64 :value :u32} :value cpus}
    {:spec {:type :lru-hash :key :u32 :value pair} :value pair-of}
    {:spec {:type :lru-percpu-hash :key :u32 :value :u64} :value cpus}])
@@ -38,7 +41,8 @@
 
 (kernel-test b8-covered-types
   (testing "these tests cover every type that can be drained"
-    (is (= (set (for [[type {:keys [ops]}] rules/types :when (and (ops :drain!) (:supported (feature/map-type type)))] type))
+    (is (= (set (for [[type {:keys [ops]}] rules/types
+                      :when (and (ops :drain!) (:supported (feature/map-type type)))] type))
            (into #{:queue :stack :stack-trace :hash-of-maps} (map (comp :type :spec)) keyed)))))
 
 (kernel-test ^{:needs [[:operation :hash :take!]]} b8-drain-takes-everything
@@ -75,7 +79,8 @@
                       (vswap! given conj entry)
                       (when (= n (count @given)) (throw (IllegalStateException. "mine"))))]
               (bpf/put-all! m all)
-              (is (= [IllegalStateException "mine"] ((juxt :class :message) (error-of (bpf/drain! m f nil)))))
+              (is (= [IllegalStateException "mine"]
+                     ((juxt :class :message) (error-of (bpf/drain! m f nil)))))
               (is (= n (count @given)))
               (is (= (- 1000 n) (bpf/count-entries m)))
               (is (= all (into (into {} m) @given)) "together they are all")
@@ -84,11 +89,15 @@
     (doseq [type [:queue :stack]
             n [1 50 100]]
       (testing [type n]
-        (with-open [m ^Closeable (bpf/create {:type type :value :u64 :max-entries 100 :contents (range 100)})]
+        (with-open [m ^Closeable (bpf/create {:type type :value :u64 :max-entries 100
+                                              :contents (range 100)})]
           (let [given (volatile! [])]
             (is (= "mine" (:message (error-of (bpf/drain! m (fn [_ v]
-                                                              (when (= n (count (vswap! given conj v)))
-                                                                (throw (IllegalStateException. "mine"))))
+                                                              (when (= n
+                                                                       (count
+                                                                         (vswap! given conj v)))
+                                                                (throw
+                                                                 (IllegalStateException. "mine"))))
                                                             nil)))))
             (is (= n (count @given)))
             (is (= (range 100) (sort (concat @given (bpf/drain! m)))))))))))
@@ -100,11 +109,15 @@
         (with-map form
           (fn [m]
             (bpf/put-all! m (entries form (range 100)))
-            (let [taken (bpf/drain! m (fn [acc e] (let [acc (conj acc e)] (if (= 30 (count acc)) (reduced acc) acc))) {})]
+            (let [taken (bpf/drain! m
+                                    (fn [acc e]
+                                      (let [acc (conj acc e)]
+                                        (if (= 30 (count acc)) (reduced acc) acc))) {})]
               (is (= 30 (count taken)))
               (is (= (entries form (range 100)) (merge taken (into {} m))))
               (is (= 70 (bpf/count-entries m))))))))
-    (with-open [m ^Closeable (bpf/create {:type :queue :value :u64 :max-entries 9 :contents (range 9)})]
+    (with-open [m ^Closeable (bpf/create {:type :queue :value :u64 :max-entries 9
+                                          :contents (range 9)})]
       (is (= 3 (bpf/drain! m (fn [acc v] (if (= 2 v) (reduced (+ acc v)) (+ acc v))) 0)))
       (is (= (range 3 9) (bpf/drain! m))))))
 
@@ -116,7 +129,10 @@
       (let [all (into {} m)
             given (volatile! {})]
         (is (seq all))
-        (error-of (bpf/drain! m (fn [_ e] (vswap! given conj e) (throw (IllegalStateException. "mine"))) nil))
+        (error-of (bpf/drain! m
+                              (fn [_ e]
+                                (vswap! given conj e)
+                                (throw (IllegalStateException. "mine"))) nil))
         (is (= 1 (count @given)))
         (is (= all (merge @given (into {} m))))
         (is (= (apply dissoc all (keys @given)) (bpf/drain! m)))
@@ -125,12 +141,14 @@
 (kernel-test ^{:needs [[:operation :hash-of-maps :drain!]]} b8-drain-maps-of-maps
   (testing "drains a map of maps as a whole or not at all"
     (let [inner {:type :array :value :u64 :max-entries 1}]
-      (with-open [m ^Closeable (bpf/create {:type :hash-of-maps :key :u32 :max-entries 8 :inner-map inner})
+      (with-open [m ^Closeable (bpf/create {:type :hash-of-maps :key :u32 :max-entries 8
+                                            :inner-map inner})
                   i ^Closeable (bpf/create inner)]
         (bpf/put-all! m {1 i, 2 i})
         (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/drain! m conj []))]
           (is (= [:not-supported :drain!] [error op]))
-          (is (str/includes? message "a map of type :hash-of-maps is drained as a whole, since the kernel takes no single entry"))
+          (is (str/includes? message
+                             "a map of type :hash-of-maps is drained as a whole, since the kernel takes no single entry"))
           (is (str/includes? message "(drain! m)")))
         (let [reference {:map-id (:id (bpf/info i))}]
           (is (= {1 reference, 2 reference} (bpf/drain! m)))
@@ -149,7 +167,8 @@
       (with-open [o ^Closeable (bpf/open (:id (bpf/info m)) {:value small})]
         (let [{:bpfmap/keys [error op entries]} (error-of (bpf/drain! o))]
           (is (= [:invalid-value :drain!] [error op]))
-          (is (= (assoc (zipmap (range 50) (range)) 7 5000) (merge entries (into {} m))) "nothing is lost")
+          (is (= (assoc (zipmap (range 50) (range)) 7 5000) (merge entries (into {} m)))
+              "nothing is lost")
           (is (= 50 (+ (count entries) (bpf/count-entries m))))
           (is (= 5000 (m 7))))))))
 
@@ -159,13 +178,18 @@
           closed (volatile! 0)]
       (doseq [type [:hash :queue]
               _ (range 10)]
-        (with-open [m ^Closeable (bpf/create {:type type :key-size (if (= :queue type) 0 4) :value :u32 :max-entries n})]
+        (with-open [m ^Closeable (bpf/create {:type type :key-size (if (= :queue type) 0 4)
+                                              :value :u32 :max-entries n})]
           (if (= :queue type)
             (dotimes [i n] (bpf/push! m i))
-            (bpf/put-all! m (eduction (map (fn [i] [(bpf/->bytes (linux/pack :u32 i)) i])) (range n))))
+            (bpf/put-all! m
+                          (eduction (map (fn [i] [(bpf/->bytes (linux/pack :u32 i)) i]))
+                                    (range n))))
           (let [c (bpf/clone m)
                 taken (promise)
-                drainer (fixture/thread #(deliver taken (try {:all (bpf/drain! c)} (catch Exception e (ex-data e)))))]
+                drainer (fixture/thread #(deliver taken
+                                                  (try {:all (bpf/drain! c)}
+                                                    (catch Exception e (ex-data e)))))]
             (Thread/sleep 0 (int (rand-int 999999)))
             (bpf/close c)
             (fixture/join drainer)
@@ -180,7 +204,8 @@
 
 (kernel-test ^{:needs [[:operation :hash :take!]]} b8-drain-of-frozen-map
   (testing "a rejected drain takes nothing"
-    (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4 :contents {1 1} :freeze true})]
+    (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4
+                                          :contents {1 1} :freeze true})]
       (doseq [drain [#(bpf/drain! m) #(bpf/drain! m conj [])]]
         (let [{:bpfmap/keys [error entries]} (error-of (drain))]
           (is (= :permission error))
@@ -197,11 +222,13 @@
           (fn [m]
             (bpf/put-all! m (entries form (range 500)))
             (let [taken (bpf/drain! m (fn [acc [k _ :as e]]
-                                        (when (< k 1000) (bpf/put! m (+ 1000 k) ((:value form) (+ 1000 k))))
+                                        (when (< k 1000)
+                                          (bpf/put! m (+ 1000 k) ((:value form) (+ 1000 k))))
                                         (conj acc e))
                                     [])]
               (is (= (count taken) (count (distinct (map first taken)))))
-              (is (= (entries form (concat (range 500) (range 1000 1500))) (merge (into {} taken) (into {} m)))))))))))
+              (is (= (entries form (concat (range 500) (range 1000 1500)))
+                     (merge (into {} taken) (into {} m)))))))))))
 
 (kernel-test ^{:needs [[:operation :hash :take!]]} b8-concurrent-drains
   (testing "concurrent drains take each entry once"
@@ -210,14 +237,19 @@
         (with-map form
           (fn [m]
             (bpf/put-all! m (entries form (range 4000)))
-            (let [taken (fixture/in-threads 4 (fn [i] (seq (if (even? i) (bpf/drain! m) (bpf/drain! m conj [])))))]
+            (let [taken (fixture/in-threads 4
+                                            (fn [i]
+                                              (seq (if (even? i)
+                                                     (bpf/drain! m)
+                                                     (bpf/drain! m conj [])))))]
               (is (= 4000 (reduce + (map count taken))))
               (is (= (entries form (range 4000)) (into {} cat taken)))
               (is (nil? (seq m))))))))))
 
 (defn- while-putting
-  "Calls f while two threads put entries into a map of the keys from 0 to n-1: one puts keys that are new, the other those
-  that f took out already. Returns what f returned, and how many entries each put, as `[result new again]`."
+  "Calls f while two threads put entries into a map of the keys from 0 to n-1: one puts keys that
+  are new, the other those that f took out already. Returns what f returned, and how many entries
+  each put, as `[result new again]`."
   [m n f]
   (let [over (AtomicBoolean.)
         most 200000
@@ -234,7 +266,8 @@
                           (let [k (.nextInt random (int n))]
                             (recur (inc i) (if (bpf/insert! m k (pair-of k)) (inc done) done)))
                           done))))
-        counts (mapv (fn [put] (let [done (promise)] [(fixture/thread #(deliver done (put))) done])) [put-new put-again])]
+        counts (mapv (fn [put] (let [done (promise)] [(fixture/thread #(deliver done (put))) done]))
+                     [put-new put-again])]
     (try
       (into [(f)] (do (.set over true) (map (fn [[_ done]] @done) counts)))
       (finally
@@ -244,17 +277,21 @@
 (kernel-test ^{:needs [[:operation :hash :take!]]} b8-concurrent-writers
   (testing "draining a million entries during writes loses none"
     (let [n 1000000]
-      (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value pair :max-entries (* 2 n) :flags #{:no-prealloc}})]
+      (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value pair :max-entries (* 2 n)
+                                            :flags #{:no-prealloc}})]
         (doseq [[case drain] [["as a whole" (fn [] (bpf/drain! m))]
-                              ["with a function" (fn [] (persistent! (bpf/drain! m conj! (transient {}))))]]]
+                              ["with a function"
+                               (fn [] (persistent! (bpf/drain! m conj! (transient {}))))]]]
           (testing case
             (is (= n (bpf/put-all! m (eduction (map (juxt identity pair-of)) (range n)))))
             (let [[taken added again] (while-putting m n drain)
                   left (into {} m)]
               (is (and (pos? added) (pos? again)) "they did write")
-              (is (= (+ n added again) (+ (count taken) (count left))) "nothing is lost, and nothing is there twice")
+              (is (= (+ n added again) (+ (count taken) (count left)))
+                  "nothing is lost, and nothing is there twice")
               (is (every? (fn [[k v]] (= (pair-of k) v)) taken) "each is whole")
               (is (every? (fn [[k v]] (= (pair-of k) v)) left))
-              (is (every? #(contains? taken %) (range n)) "what was there from the beginning was taken")
+              (is (every? #(contains? taken %) (range n))
+                  "what was there from the beginning was taken")
               (is (every? #(or (contains? taken %) (contains? left %)) (range n (+ n added)))))
             (bpf/drain! m)))))))

@@ -1,6 +1,6 @@
 (ns bpfmap.impl.map.element-ops-test
-  "Operations on single elements where the map type gives keys or values a meaning of their own: prefixes, CPUs, and the
-  objects that a storage hangs on."
+  "Operations on single elements where the map type gives keys or values a meaning of their own:
+  prefixes, CPUs, and the objects that a storage hangs on."
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
@@ -27,21 +27,26 @@
 
 (def ^:private longest
   "Keys to the route that is found."
-  {:ipv4 {"10.1.2.3/32" 32, "10.1.2.4/32" 16, "10.1.2.3/24" 16, "10.2.0.0/16" 8, "10.0.0.0/8" 8, "10.0.0.0/7" 0, "192.168.0.1/32" 0
+  {:ipv4 {"10.1.2.3/32" 32, "10.1.2.4/32" 16, "10.1.2.3/24" 16, "10.2.0.0/16" 8, "10.0.0.0/8" 8
+          "10.0.0.0/7" 0, "192.168.0.1/32" 0
           "10.1.2.3" 32, "10.9.9.9" 8}
-   :ipv6 {"2001:db8:1::7/128" 128, "2001:db8:1::8/128" 48, "2001:db8:2::/48" 32, "2001:db8::/31" 0, "::1/128" 0
+   :ipv6 {"2001:db8:1::7/128" 128, "2001:db8:1::8/128" 48, "2001:db8:2::/48" 32, "2001:db8::/31" 0
+          "::1/128" 0
           "2001:db8:1::7" 128, "2001:db9::1" 0}})
 
 (kernel-test e5-longest-prefix-lookup
   (testing "finds the longest matching prefix and deletes exact ones"
     (doseq [[address entries] routes]
       (testing address
-        (with-open [m ^Closeable (bpf/create {:type :lpm-trie :key [:prefix address] :value :u32 :max-entries 8
+        (with-open [m ^Closeable (bpf/create {:type :lpm-trie :key [:prefix address] :value :u32
+                                              :max-entries 8
                                               :flags #{:no-prealloc} :contents entries})]
           (is (= entries (into {} m) (bpf/snapshot m)) "prefixes come out as they went in")
           (is (= (longest address) (into {} (map (fn [k] [k (m k)])) (keys (longest address)))))
           (let [[everything wide narrow host] (keys entries)
-                keys-by-walking (take 20 (take-while some? (iterate #(bpf/next-key m %) (bpf/next-key m))))]
+                keys-by-walking (take 20
+                                      (take-while some?
+                                                  (iterate #(bpf/next-key m %) (bpf/next-key m))))]
             (is (= (sort (keys entries)) (sort keys-by-walking)))
             (testing "deleting is exact"
               (is (false? (bpf/delete! m (str (first (str/split host #"/")) "/31"))))
@@ -54,11 +59,13 @@
                 (is (false? (bpf/replace! m (str (first (str/split narrow #"/")) "/20") 97)))
                 (is (= 99 (m narrow))))
               (bpf/put! m narrow 99))
-            (is (= 4 (bpf/delete-all! m (conj (keys entries) (str/replace everything "/0" "/3")))) "those that are there")
+            (is (= 4 (bpf/delete-all! m (conj (keys entries) (str/replace everything "/0" "/3"))))
+                "those that are there")
             (is (nil? (m host)))
             (is (nil? (m everything)))))))
     (testing "what is no prefix"
-      (with-open [m ^Closeable (bpf/create {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries 8 :flags #{:no-prealloc}})]
+      (with-open [m ^Closeable (bpf/create {:type :lpm-trie :key [:prefix :ipv4] :value :u32
+                                            :max-entries 8 :flags #{:no-prealloc}})]
         (doseq [k ["10.0.0.0/33" "10.0.0/8" "::1/128" "10.0.0.0/" "" nil 7 {}]]
           (is (= :invalid-value (:bpfmap/error (error-of (bpf/put! m k 1)))) (pr-str k)))))))
 
@@ -81,10 +88,12 @@
               :let [value (mapv (fn [cpu] (bpf/->bytes (repeat size (inc cpu)))) (range n))
                     stride (* 8 (quot (+ size 7) 8))]]
         (testing [type size]
-          (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value-size size :max-entries 4})]
+          (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value-size size
+                                                :max-entries 4})]
             (bpf/put! m 1 value)
             (is (= value (m 1) ((into {} m) 1)))
-            (is (= (mapcat (fn [cpu] (concat (repeat size (inc cpu)) (repeat (- stride size) 0))) (range n))
+            (is (= (mapcat (fn [cpu] (concat (repeat size (inc cpu)) (repeat (- stride size) 0)))
+                           (range n))
                    (stored m (linux/pack :u32 1) (* n stride))))))))))
 
 (kernel-test e7-wrong-cpu-count
@@ -97,8 +106,11 @@
           (doseq [v [[] (range (dec n)) (range (inc n)) (range) 7 nil {} "xy" #{1 2}]]
             (let [[error message] (in-words (error-of (write m 1 v)))]
               (is (= :invalid-value error))
-              (is (str/includes? message (str "it takes a vector of " n " values, one for each possible CPU")))))
-          (is (= [:value 1] (:bpfmap/path (error-of (write m 1 (assoc (vec (range n)) 1 :x))))) "the CPU whose value does not fit")
+              (is (str/includes? message
+                                 (str "it takes a vector of " n
+                                      " values, one for each possible CPU")))))
+          (is (= [:value 1] (:bpfmap/path (error-of (write m 1 (assoc (vec (range n)) 1 :x)))))
+              "the CPU whose value does not fit")
           (is (= (range n) (m 1))))))))
 
 (kernel-test e7-one-cpu-or-all
@@ -107,7 +119,10 @@
       (doseq [type per-cpu-types]
         (testing type
           (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value :u64
-                                                :max-entries (if (= :lru-percpu-hash type) 4096 2)})] ; so that none is evicted
+                                                ;; So that none is evicted
+                                                :max-entries (if (= :lru-percpu-hash type)
+                                                               4096
+                                                               2)})]
             (bpf/put! m 1 (vec cpus))
             (doseq [cpu cpus]
               (is (= cpu (bpf/lookup m 1 nil {:cpu cpu})))
@@ -132,8 +147,10 @@
                 (is (= :invalid-value error))
                 (is (str/includes? message words)))))))
       (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 2})]
-        (doseq [f [#(bpf/lookup m 1 nil {:cpu 0}) #(bpf/put! m 1 1 {:cpu 0}) #(bpf/put! m 1 1 {:cpus :all}) #(bpf/snapshot m {:cpu 0})]]
-          (is (= [:invalid-value "This is no per-CPU map: each key has one value"] (in-words (error-of (f))))))))))
+        (doseq [f [#(bpf/lookup m 1 nil {:cpu 0}) #(bpf/put! m 1 1 {:cpu 0})
+                   #(bpf/put! m 1 1 {:cpus :all}) #(bpf/snapshot m {:cpu 0})]]
+          (is (= [:invalid-value "This is no per-CPU map: each key has one value"]
+                 (in-words (error-of (f))))))))))
 
 (kernel-test e7-write-one-cpu-only
   (testing "writes the value of one CPU or rejects the option"
@@ -145,11 +162,13 @@
             (do (bpf/put! m 1 9 {:cpu 0})
                 (is (= (assoc (vec (repeat n 1)) 0 9) (m 1)))
                 (bpf/put! m 0 8 {:cpu (dec n)})
-                (is (= (assoc (vec (repeat n 0)) (dec n) 8) (m 0)) "a key that is new has zeros for the others"))
+                (is (= (assoc (vec (repeat n 0)) (dec n) 8) (m 0))
+                    "a key that is new has zeros for the others"))
             (doseq [write [bpf/put! bpf/replace!]]
               (let [[error message] (in-words (error-of (write m 1 9 {:cpu 0})))]
                 (is (= :not-supported error))
-                (is (str/includes? message "does not write the value of one CPU alone (BPF_F_CPU), which came with Linux 7.0"))
+                (is (str/includes? message
+                                   "does not write the value of one CPU alone (BPF_F_CPU), which came with Linux 7.0"))
                 (is (not (str/includes? message "has no put!")))
                 (is (str/includes? message "write a whole vector, or {:cpus :all}")))
               (is (= (repeat n 1) (m 1))))))))))
@@ -159,11 +178,15 @@
     (when (:supported (feature/element-flag :cpu))
       (doseq [type [:percpu-hash :lru-percpu-hash]
               :when (false? (:supported (feature/conditional-write type :cpu)))]
-        (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value :u64 :max-entries 2 :contents {1 (vec (repeat (count (feature/possible-cpus)) 3))}})]
+        (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value :u64 :max-entries 2
+                                              :contents {1 (vec
+                                                            (repeat (count (feature/possible-cpus))
+                                                                    3))}})]
           (doseq [k [1 2]]
             (let [[error message] (in-words (error-of (bpf/replace! m k 9 {:cpu 0})))]
               (is (= :not-supported error))
-              (is (str/includes? message "does not look whether the key exists when it writes the value of one CPU alone (BPF_F_CPU): it would make the entry"))))
+              (is (str/includes? message
+                                 "does not look whether the key exists when it writes the value of one CPU alone (BPF_F_CPU): it would make the entry"))))
           (is (= #{[3]} (set (map distinct (vals (into {} m))))))))
       (with-open [m ^Closeable (bpf/create {:type :percpu-array :value :u64 :max-entries 1})]
         (is (true? (bpf/replace! m 0 9 {:cpu 0})) "every index of an array exists")
@@ -174,7 +197,8 @@
   (testing "every write returns what happened"
     (let [cpus (count (feature/possible-cpus))
           all (fn [n] (vec (repeat cpus n)))]
-      (doseq [[type more] [[:hash nil] [:hash {:flags #{:no-prealloc}}] [:array nil] [:percpu-hash nil] [:percpu-array nil] [:lru-hash {:max-entries 64}]
+      (doseq [[type more] [[:hash nil] [:hash {:flags #{:no-prealloc}}] [:array nil]
+                           [:percpu-hash nil] [:percpu-array nil] [:lru-hash {:max-entries 64}]
                            [:lru-percpu-hash {:max-entries 64}] [:rhash {:flags #{:no-prealloc}}]
                            [:lpm-trie {:key [:prefix :ipv4] :flags #{:no-prealloc}}]]
               :when (:supported (feature/map-type type))
@@ -185,7 +209,9 @@
               there? (if array? [true] [true false])
               [op write] {:insert! bpf/insert! :replace! bpf/replace! :put! bpf/put!}]
         (testing [type more options op (if there? "there" "not there")]
-          (with-open [m ^Closeable (bpf/create (merge {:type type :key :u32 :value :u64 :max-entries 4} more))] ; room, since some kernels want more than they keep
+          ;; Room, since some kernels want more than they keep
+          (with-open [m ^Closeable (bpf/create (merge {:type type :key :u32 :value :u64
+                                                       :max-entries 4} more))]
             (doseq [k (cond-> [other] there? (conj k))]
               (bpf/put! m k (if per-cpu? (all 5) 5)))
             (let [before (into {} m)
@@ -209,20 +235,24 @@
                 :else
                 (do (is (= before after))
                     (is (= :not-supported answer))
-                    (is (or (contains? options :cpu) (= :lpm-trie type)) "only these are not to be had everywhere"))))))))))
+                    (is (or (contains? options :cpu) (= :lpm-trie type))
+                        "only these are not to be had everywhere"))))))))))
 
 (kernel-test e7-new-key-one-cpu
   (testing "a new key has zeros for the other CPUs"
     (let [cpus (feature/possible-cpus)]
       (doseq [type [:percpu-hash :lru-percpu-hash]
               cpu cpus]
-        (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value [:struct [:n :u64] [:name [:string 5]]] :max-entries 64})]
+        (with-open [m ^Closeable (bpf/create {:type type :key :u32
+                                              :value [:struct [:n :u64] [:name [:string 5]]]
+                                              :max-entries 64})]
           (is (true? (bpf/insert! m 1 {:n 9 :name "nine"} {:cpu cpu})))
           (is (= (mapv #(if (= cpu %) {:n 9 :name "nine"} {:n 0 :name ""}) cpus) (m 1)))
           (is (= 9 (:n (bpf/lookup m 1 nil {:cpu cpu}))))
           (is (false? (bpf/insert! m 1 {:n 7 :name ""} {:cpu cpu})) "it exists now")
           (is (= 9 (:n (nth (m 1) (.indexOf ^java.util.List cpus cpu)))))
-          (is (= [:value :n] (:bpfmap/path (error-of (bpf/insert! m 2 {:n -1 :name ""} {:cpu cpu})))))
+          (is (= [:value :n]
+                 (:bpfmap/path (error-of (bpf/insert! m 2 {:n -1 :name ""} {:cpu cpu})))))
           (is (= [1] (keys (bpf/snapshot m))))))
       (with-open [m ^Closeable (bpf/create {:type :percpu-array :value :u64 :max-entries 1})]
         (is (false? (bpf/insert! m 0 1 {:cpu 0})) "every index of an array exists")
@@ -251,10 +281,14 @@
              (doseq [pid [this-pid (:pid child)]]
                (is (true? (bpf/insert! m {:tid pid} 1)) "the thread that leads its process")
                (is (= 1 (m {:pid pid}) (m pid))))
-             (is (= [:not-supported :EINVAL] ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/put! m {:tid worker} 1)))))
+             (is (= [:not-supported :EINVAL]
+                    ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/put! m {:tid worker} 1)))))
              (is (str/includes? (:message (error-of (bpf/put! m {:tid worker} 1)))
-                                (str "thread " worker " is not the first of its process, and a pidfd of such a thread needs Linux 6.9, this is ")))
-             (is (str/includes? (:message (error-of (bpf/put! m {:tid 0x7ffffff0} 1))) "there is no thread 2147483632 (any more)")))))
+                                (str "thread " worker
+                                     " is not the first of its process, and a pidfd of such a "
+                                     "thread needs Linux 6.9, this is ")))
+             (is (str/includes? (:message (error-of (bpf/put! m {:tid 0x7ffffff0} 1)))
+                                "there is no thread 2147483632 (any more)")))))
         (finally
           (deliver done true)
           (fixture/join thread))))))
@@ -268,12 +302,16 @@
               (fn [{:keys [fd pid]}] [pid {:pid pid} {:tid pid} {:fd fd} {:pid this-pid :fd fd}])]
              [:inode-storage objects/file objects/file
               (fn [{:keys [fd ^String path]}]
-                [path (java.io.File. path) (.toPath (java.io.File. path)) {:fd fd} {:pid this-pid :fd fd}])]
+                [path (java.io.File. path) (.toPath (java.io.File. path)) {:fd fd}
+                 {:pid this-pid :fd fd}])]
              [:cgrp-storage objects/cgroup objects/cgroup
               (fn [{:keys [fd ^String path]}]
-                [path (java.io.File. path) (.toPath (java.io.File. path)) {:fd fd} {:pid this-pid :fd fd}])]
-             [:sk-storage objects/tcp-connection objects/tcp-listener (fn [{:keys [fd]}] [{:fd fd} {:pid this-pid :fd fd}])]
-             [:sk-storage objects/unix-pair objects/unix-pair (fn [{:keys [fd]}] [{:fd fd} {:pid this-pid :fd fd}])]]
+                [path (java.io.File. path) (.toPath (java.io.File. path)) {:fd fd}
+                 {:pid this-pid :fd fd}])]
+             [:sk-storage objects/tcp-connection objects/tcp-listener
+              (fn [{:keys [fd]}] [{:fd fd} {:pid this-pid :fd fd}])]
+             [:sk-storage objects/unix-pair objects/unix-pair
+              (fn [{:keys [fd]}] [{:fd fd} {:pid this-pid :fd fd}])]]
             :when (since/has? [:map-type type])]
       (testing [type make]
         (with-open [m (storage type)
@@ -292,10 +330,13 @@
                 (is (= {k (+ 20 i)} (bpf/lookup-all m [k])))
                 (is (nil? (bpf/lookup m {:fd (:fd other)})) "and no other")
                 (is (= (if (even? i) [true false] [1 0])
-                       (if (even? i) [(bpf/delete! m k) (bpf/delete! m k)] [(bpf/delete-all! m [k]) (bpf/delete-all! m [k])])))))
+                       (if (even? i)
+                         [(bpf/delete! m k) (bpf/delete! m k)]
+                         [(bpf/delete-all! m [k]) (bpf/delete-all! m [k])])))))
             (is (= before (fixture/open-descriptors)))))))))
 
-(kernel-test ^{:needs [[:map-type :task-storage] [:kernel :pidfd-of-a-thread]]} e10-storage-of-a-thread
+(kernel-test ^{:needs [[:map-type :task-storage]
+                       [:kernel :pidfd-of-a-thread]]} e10-storage-of-a-thread
   (testing "a thread has its own storage"
     (with-open [m (storage :task-storage)]
       (let [tid (promise)
@@ -317,17 +358,24 @@
     (let [gone-pid (with-open [child (objects/child-process)] (:pid child))
           gone-path (with-open [file (objects/file)] (:path file))
           gone-cgroup (with-open [cgroup (objects/cgroup)] (:path cgroup))]
-      (doseq [[type ks words] [[:task-storage [gone-pid {:pid gone-pid}] (str "there is no process " gone-pid " (any more)")]
-                               [:task-storage [{:tid gone-pid}] (str "there is no thread " gone-pid " (any more)")]
-                               [:task-storage [{:pid gone-pid :fd 3}] (str "there is no process " gone-pid " (any more)")]
-                               [:task-storage [{:pid this-pid :fd 99999}] (str "there is no descriptor 99999 of process " this-pid)]
-                               [:inode-storage [gone-path (str gone-path "/x")] (str "there is no " gone-path)]
-                               [:cgrp-storage [gone-cgroup] (str "there is no " gone-cgroup " (any more)")]]
+      (doseq [[type ks
+               words] [[:task-storage [gone-pid {:pid gone-pid}]
+                        (str "there is no process " gone-pid " (any more)")]
+                       [:task-storage [{:tid gone-pid}]
+                        (str "there is no thread " gone-pid " (any more)")]
+                       [:task-storage [{:pid gone-pid :fd 3}]
+                        (str "there is no process " gone-pid " (any more)")]
+                       [:task-storage [{:pid this-pid :fd 99999}]
+                        (str "there is no descriptor 99999 of process " this-pid)]
+                       [:inode-storage [gone-path (str gone-path "/x")]
+                        (str "there is no " gone-path)]
+                       [:cgrp-storage [gone-cgroup] (str "there is no " gone-cgroup " (any more)")]]
               :when (since/has? [:map-type type])
               k ks]
         (testing [type k]
           (with-open [m (storage type)]
-            (is (= [nil ::gone false false] [(m k) (bpf/lookup m k ::gone) (bpf/has-key? m k) (bpf/delete! m k)]))
+            (is (= [nil ::gone false false]
+                   [(m k) (bpf/lookup m k ::gone) (bpf/has-key? m k) (bpf/delete! m k)]))
             (is (= [{} 0] [(bpf/lookup-all m [k]) (bpf/delete-all! m [k])]))
             (doseq [write [bpf/put! bpf/insert! bpf/replace! (fn [m k v] (bpf/put-all! m [[k v]]))]]
               (let [[error message] (in-words (error-of (write m k 1)))]
@@ -337,14 +385,16 @@
 (kernel-test e10-cgroup-storage-counts
   (testing "reads and replaces the counters in the storage of a cgroup"
     (doseq [[type key-size value] [[:cgroup-storage 8 identity] [:cgroup-storage 16 identity]
-                                   [:percpu-cgroup-storage 8 #(apply + %)] [:percpu-cgroup-storage 16 #(apply + %)]]]
+                                   [:percpu-cgroup-storage 8 #(apply + %)]
+                                   [:percpu-cgroup-storage 16 #(apply + %)]]]
       (testing [type key-size]
         (with-open [m ^Closeable (bpf/create {:type type :key-size key-size :value :u64})
                     cgroup (objects/cgroup)
                     program (programs/storage-counter m)]
           (let [k (if (= 8 key-size)
                     (:id cgroup)
-                    {:cgroup-id (:id cgroup) :attach-type (linux/constant "BPF_CGROUP_INET_EGRESS")})]
+                    {:cgroup-id (:id cgroup)
+                     :attach-type (linux/constant "BPF_CGROUP_INET_EGRESS")})]
             (is (nil? (m k)))
             (with-open [_ (programs/attach-to-cgroup program cgroup)]
               (is (= 0 (value (m k))))
@@ -355,7 +405,8 @@
                 (is (true? (bpf/replace! m k 40)))
                 (is (true? (bpf/replace! m k 40 {:cpus :all}))))
               (programs/send-from cgroup)
-              (is (= (inc (if (= identity value) 40 (* 40 (count (feature/possible-cpus))))) (value (m k)))))))))))
+              (is (= (inc (if (= identity value) 40 (* 40 (count (feature/possible-cpus)))))
+                     (value (m k)))))))))))
 
 (kernel-test ^{:needs [[:operation :stack-trace :drain!]]} e10-stack-actual-length
   (testing "a stack has its actual length"

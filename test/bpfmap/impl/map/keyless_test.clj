@@ -31,20 +31,24 @@
     (doseq [type [:queue :stack]]
       (testing type
         (with-open [m (open type)]
-          (is (= [nil nil :none :none] [(bpf/pop! m) (bpf/peek m) (bpf/pop! m :none) (bpf/peek m :none)]))
+          (is (= [nil nil :none :none]
+                 [(bpf/pop! m) (bpf/peek m) (bpf/pop! m :none) (bpf/peek m :none)]))
           (is (= [] (bpf/drain! m)))
           (bpf/push! m (job-of 0))
           (bpf/pop! m)
-          (is (= [nil :none] [(bpf/pop! m) (bpf/peek m :none)]) "also when it was not always empty"))))))
+          (is (= [nil :none] [(bpf/pop! m) (bpf/peek m :none)])
+              "also when it was not always empty"))))))
 
 (kernel-test e4-full-queue-or-overwrite
   (testing "a full queue throws :map-full or drops its oldest value on request"
     (doseq [[type left] {:queue [2 3 4] :stack [4 3 2]}]
       (testing type
         (with-open [m (open type :contents (map job-of [1 2 3]))]
-          (let [{:keys [message] :bpfmap/keys [error errno op map]} (error-of (bpf/push! m (job-of 4)))]
+          (let [{:keys [message]
+                 :bpfmap/keys [error errno op map]} (error-of (bpf/push! m (job-of 4)))]
             (is (= [:map-full :E2BIG :push! type] [error errno op (:type map)]))
-            (is (str/includes? message "it holds its 3 values; pop! some, or push! with {:overwrite true}")))
+            (is (str/includes? message
+                               "it holds its 3 values; pop! some, or push! with {:overwrite true}")))
           (is (= :map-full (:bpfmap/error (error-of (bpf/push! m (job-of 4) {:overwrite false})))))
           (is (identical? m (bpf/push! m (job-of 4) {:overwrite true})))
           (is (= (map job-of left) (bpf/drain! m)))
@@ -53,7 +57,8 @@
 
 (kernel-test ^{:needs [[:map-type :bloom-filter]]} e4-bloom-filter-results
   (testing "a Bloom filter returns no or maybe"
-    (with-open [m ^Closeable (bpf/create {:type :bloom-filter :value :ipv4 :max-entries 1000 :map-extra 4})]
+    (with-open [m ^Closeable (bpf/create {:type :bloom-filter :value :ipv4 :max-entries 1000
+                                          :map-extra 4})]
       (let [put (map #(str "10.0." (quot % 256) "." (mod % 256)) (range 1000))
             others (map #(str "10.1." (quot % 256) "." (mod % 256)) (range 1000))]
         (is (not-any? #(bpf/might-contain? m %) put) "nothing is in it yet: that is certain")
@@ -66,23 +71,31 @@
         (is (every? #(bpf/might-contain? m %) put) "it is never full, but knows less and less")))
     (testing "as many hash functions as it may have"
       (doseq [n [0 1 15]]
-        (with-open [m ^Closeable (bpf/create {:type :bloom-filter :value :u32 :max-entries 10 :map-extra n})]
+        (with-open [m ^Closeable (bpf/create {:type :bloom-filter :value :u32 :max-entries 10
+                                              :map-extra n})]
           (bpf/push! m 7)
           (is (true? (bpf/might-contain? m 7)))))
-      (is (str/includes? (:message (error-of (bpf/create {:type :bloom-filter :value :u32 :max-entries 10 :map-extra 16})))
-                         ":map-extra of :bloom-filter maps is how many hash functions, 0 for the kernel's choice, at most 15, not 16")))))
+      (is
+       (str/includes? (:message (error-of (bpf/create {:type :bloom-filter :value :u32
+                                                       :max-entries 10 :map-extra 16})))
+                      ":map-extra of :bloom-filter maps is how many hash functions, 0 for the kernel's choice, at most 15, not 16")))))
 
 (kernel-test e4-keys-rejected
   (testing "keyless maps reject keys"
     (doseq [type [:queue :stack :bloom-filter] :when (since/has? [:map-type type])]
       (testing type
-        (is (str/includes? (:message (error-of (open type :key :u32))) (str type " maps have no key")))
-        (is (str/includes? (:message (error-of (open type :contents {1 (job-of 1)}))) (str ":contents of " type " maps is a sequence of values")))
+        (is (str/includes? (:message (error-of (open type :key :u32)))
+                           (str type " maps have no key")))
+        (is (str/includes? (:message (error-of (open type :contents {1 (job-of 1)})))
+                           (str ":contents of " type " maps is a sequence of values")))
         (with-open [m (open type)]
           (is (= [0 nil] ((juxt :key-size :key) (bpf/spec m))))
-          (doseq [ask [#(bpf/lookup m 0) #(m 0) #(bpf/has-key? m 0) #(bpf/put! m 0 (job-of 1)) #(bpf/insert! m 0 (job-of 1))
-                       #(bpf/replace! m 0 (job-of 1)) #(bpf/delete! m 0) #(bpf/take! m 0) #(bpf/next-key m) #(seq m)
-                       #(bpf/put-all! m {0 (job-of 1)}) #(bpf/delete-all! m [0]) #(bpf/lookup-all m [0]) #(bpf/snapshot m)
+          (doseq [ask [#(bpf/lookup m 0) #(m 0) #(bpf/has-key? m 0) #(bpf/put! m 0 (job-of 1))
+                       #(bpf/insert! m 0 (job-of 1))
+                       #(bpf/replace! m 0 (job-of 1)) #(bpf/delete! m 0) #(bpf/take! m 0)
+                       #(bpf/next-key m) #(seq m)
+                       #(bpf/put-all! m {0 (job-of 1)}) #(bpf/delete-all! m [0])
+                       #(bpf/lookup-all m [0]) #(bpf/snapshot m)
                        #(bpf/count-entries m)]
                   :let [{:keys [message] :bpfmap/keys [error]} (error-of (ask))]]
             (is (= :not-supported error))
@@ -93,12 +106,16 @@
     (doseq [type [:queue :stack :bloom-filter] :when (since/has? [:map-type type])]
       (testing type
         (with-open [m (open type)]
-          (doseq [[v path] [[nil [:value]] [7 [:value]] [{:pid 1} [:value :name]] [{:pid -1 :name ""} [:value :pid]] [{:pid 1 :name "" :x 1} [:value :x]]]
-                  f (if (= :bloom-filter type) [#(bpf/push! m %) #(bpf/might-contain? m %)] [#(bpf/push! m %) #(bpf/push! m % {:overwrite true})])]
+          (doseq [[v path] [[nil [:value]] [7 [:value]] [{:pid 1} [:value :name]]
+                            [{:pid -1 :name ""} [:value :pid]] [{:pid 1 :name "" :x 1} [:value :x]]]
+                  f (if (= :bloom-filter type)
+                      [#(bpf/push! m %) #(bpf/might-contain? m %)]
+                      [#(bpf/push! m %) #(bpf/push! m % {:overwrite true})])]
             (is (= [:invalid-value path] ((juxt :bpfmap/error :bpfmap/path) (error-of (f v))))))
           (when-not (= :bloom-filter type)
             (is (nil? (bpf/peek m)) "nothing was pushed"))
-          (is (= :invalid-value (:bpfmap/error (error-of (bpf/push! m (job-of 1) {:lock true})))) "there are no locks either"))))))
+          (is (= :invalid-value (:bpfmap/error (error-of (bpf/push! m (job-of 1) {:lock true}))))
+              "there are no locks either"))))))
 
 (kernel-test e4-concurrent-pops
   (testing "concurrent threads pop each value once"
@@ -110,4 +127,5 @@
                                                  (dotimes [n 10000] (bpf/push! m (+ (* i 10000) n)))
                                                  (vec (repeatedly 5000 #(bpf/pop! m))))))]
             (is (= (concat (range 10000) (range 20000 30000))
-                   (sort (concat (remove nil? (apply concat (filter vector? popped))) (bpf/drain! m)))))))))))
+                   (sort (concat (remove nil? (apply concat (filter vector? popped)))
+                                 (bpf/drain! m)))))))))))

@@ -61,8 +61,11 @@
           (is (= [[a] true false] [(bpf/pinned-paths m) (there? a) (there? b)]))
           (bpf/pin! m b)
           (bpf/unpin! m)
-          (is (= [[] nil false false] [(bpf/pinned-paths m) (bpf/pinned-path m) (there? a) (there? b)]))
-          (is (= [:not-found (str b " is not a pin of map " (:id (bpf/info m)) " (t_pins): nothing is there, or something else is pinned there")]
+          (is (= [[] nil false false]
+                 [(bpf/pinned-paths m) (bpf/pinned-path m) (there? a) (there? b)]))
+          (is (= [:not-found
+                  (str b " is not a pin of map " (:id (bpf/info m))
+                       " (t_pins): nothing is there, or something else is pinned there")]
                  ((juxt :bpfmap/error :message) (error-of (bpf/unpin! m b))))))))))
 
 (kernel-test p1-pin-moved-on-request
@@ -71,14 +74,16 @@
           refusal (juxt :bpfmap/error :bpfmap/op :message)]
       (with-open [m (create) other (create)]
         (is (= [:not-found :move-pin! (str "This handle has no pin of map " (:id (bpf/info m))
-                                           " (t_pins): give the path of the pin to move, (move-pin! m from to)")]
+                                           " (t_pins): give the path of the pin to move, "
+                                           "(move-pin! m from to)")]
                (refusal (error-of (bpf/move-pin! m a)))))
         (bpf/pin! m a)
         (is (identical? m (bpf/move-pin! m b)))
         (is (= [[b] false true] [(bpf/pinned-paths m) (there? a) (there? b)]))
         (bpf/pin! m a)
         (is (= [:ambiguous :move-pin! (str "This handle has 2 pins of map " (:id (bpf/info m))
-                                           " (t_pins): give the one to move, (move-pin! m from to): " b ", " a)]
+                                           " (t_pins): give the one to move, (move-pin! m from "
+                                           "to): " b ", " a)]
                (refusal (error-of (bpf/move-pin! m c)))))
         (bpf/move-pin! m b c)
         (is (= [[a c] true false true] [(bpf/pinned-paths m) (there? a) (there? b) (there? c)]))
@@ -87,10 +92,13 @@
         (bpf/pin! other b)
         (testing "refused, the pin stays where it was"
           (is (= [:exists :move-pin!] (take 2 (refusal (error-of (bpf/move-pin! m c b))))))
-          (is (= [:not-found :move-pin!] (take 2 (refusal (error-of (bpf/move-pin! m b (fixture/new-pin))))) )
+          (is (= [:not-found :move-pin!]
+                 (take 2 (refusal (error-of (bpf/move-pin! m b (fixture/new-pin))))) )
               "what is there is not a pin of this map")
-          (is (= [:invalid-value :move-pin!] (take 2 (refusal (error-of (bpf/move-pin! m c (str b ".x")))))))
-          (is (= [:not-found :move-pin!] (take 2 (refusal (error-of (bpf/move-pin! m c (str b "_no/such")))))))
+          (is (= [:invalid-value :move-pin!]
+                 (take 2 (refusal (error-of (bpf/move-pin! m c (str b ".x")))))))
+          (is (= [:not-found :move-pin!]
+                 (take 2 (refusal (error-of (bpf/move-pin! m c (str b "_no/such")))))))
           (is (= [[a c] true true true] [(bpf/pinned-paths m) (there? a) (there? b) (there? c)])))
         (testing "a handle that did not make the pin moves it by its path"
           (with-open [again (bpf/open (:id (bpf/info m)))]
@@ -110,7 +118,8 @@
         (doseq [pin! [#(bpf/pin! other a) #(do (bpf/pin! other b) (bpf/pin! other a))]]
           (let [{:keys [message] :bpfmap/keys [error errno file]} (error-of (pin!))]
             (is (= [:exists :EEXIST a] [error errno file]))
-            (is (str/includes? message (str a " exists already; unpin it, or pin somewhere else")))))
+            (is (str/includes? message
+                               (str a " exists already; unpin it, or pin somewhere else")))))
         (is (= b (bpf/pinned-path other)) "a refused pin leaves the other where it was")
         (is (.exists (io/file b)))
         (run! bpf/unpin! [m other])))))
@@ -118,14 +127,17 @@
 (kernel-test p1-bad-pin-paths
   (testing "rejects paths where nothing can be pinned"
     (with-open [m (create)]
-      (are [path kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/pin! m path))]
-                               (and (= kind error) (= :pin! op) (str/includes? message words)))
+      (are [path kind words]
+        (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/pin! m path))]
+          (and (= kind error) (= :pin! op) (str/includes? message words)))
         "" :invalid-value "Not a path: \"\": it is empty"
         " " :invalid-value "it is empty"
         ;; sysfs and proc refuse in words of their own.
-        "/sys/kernel/bpfmap-pin" :not-bpffs "is not on a BPF file system; mount one with `mount -t bpf"
+        "/sys/kernel/bpfmap-pin" :not-bpffs
+        "is not on a BPF file system; mount one with `mount -t bpf"
         "/proc/bpfmap-pin" :not-bpffs "is not on a BPF file system"
-        "/tmp/bpfmap-pin" :not-bpffs "/tmp/bpfmap-pin is not on a BPF file system; mount one with `mount -t bpf"
+        "/tmp/bpfmap-pin" :not-bpffs
+        "/tmp/bpfmap-pin is not on a BPF file system; mount one with `mount -t bpf"
         "/nowhere/at/all" :not-found "the directory of /nowhere/at/all does not exist"
         (str (fixture/bpffs) "/a.b") :invalid-value "takes no dots in a name"
         (str (fixture/bpffs) "/no/such") :not-found "does not exist")
@@ -191,7 +203,8 @@
       (.mkdir dir)
       (with-open [m (create)]
         (bpf/pin! m path)
-        (let [{:keys [message] :bpfmap/keys [error file op]} (fixture/unprivileged #(error-of (bpf/unpin! m)))]
+        (let [{:keys [message]
+               :bpfmap/keys [error file op]} (fixture/unprivileged #(error-of (bpf/unpin! m)))]
           (is (= [:permission path :unpin!] [error file op]))
           (is (str/includes? message (str "the file mode of " path))))
         (is (= path (bpf/pinned-path m)) "a failure leaves it pinned")
@@ -210,7 +223,8 @@
               (with-open [r (open-map ref {:access :read-only :key :u32 :value :u64})]
                 (is (= 10 (r 1)))
                 (is (= 10 (get (into {} r) 1)))
-                (doseq [write [#(bpf/put! r 1 1) #(bpf/insert! r 2 1) #(bpf/replace! r 1 1) #(bpf/delete! r 1)
+                (doseq [write [#(bpf/put! r 1 1) #(bpf/insert! r 2 1) #(bpf/replace! r 1 1)
+                               #(bpf/delete! r 1)
                                #(bpf/take! r 1) #(bpf/freeze! r)]]
                   (let [{:keys [message] :bpfmap/keys [error map]} (error-of (write))]
                     (is (= [:read-only id] [error (:id map)]))
@@ -230,13 +244,16 @@
 
 (kernel-test p6-descriptor-access
   (testing "the kernel rejects operations that the descriptor does not allow"
-    ;; The handle refuses first; here the descriptor's own restriction is seen through a handle that believes otherwise.
+    ;; The handle refuses first; here the descriptor's own restriction is seen through a handle
+    ;; that believes otherwise.
     (with-open [m (create)]
       (let [id (:id (bpf/info m))
             fd (map/by-id id :read-only {:op :open})
-            handle ((requiring-resolve 'bpfmap.impl.map.lifecycle/make) fd (bpf/info m) (bpf/spec m) :read-write nil)]
+            handle ((requiring-resolve
+                     'bpfmap.impl.map.lifecycle/make) fd (bpf/info m) (bpf/spec m) :read-write nil)]
         (with-open [handle ^Closeable handle]
-          (is (= [:permission :EPERM] ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/put! handle 1 1))))))))))
+          (is (= [:permission :EPERM]
+                 ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/put! handle 1 1))))))))))
 
 (kernel-test p6-one-direction-maps
   (testing "maps created for one direction reject the other"
@@ -262,7 +279,8 @@
         (let [before (fixture/settled-descriptors)]
           (doseq [[path what] [[program-path "it is a program"] [link-path "it is a link"]]
                   access [:read-write :read-only :write-only]]
-            (let [{:keys [message] :bpfmap/keys [error file]} (error-of (bpf/open path {:access access}))]
+            (let [{:keys [message]
+                   :bpfmap/keys [error file]} (error-of (bpf/open path {:access access}))]
               (is (= [:not-a-map path] [error file]))
               (is (= (str path " is not a map: " what) message))))
           (is (= before (fixture/open-descriptors))))
@@ -282,7 +300,8 @@
     (let [path (fixture/new-pin)]
       (with-open [m (create)]
         (bpf/pin! m path)
-        (let [{:keys [message] :bpfmap/keys [error errno]} (fixture/unprivileged #(error-of (bpf/open path)))]
+        (let [{:keys [message]
+               :bpfmap/keys [error errno]} (fixture/unprivileged #(error-of (bpf/open path)))]
           (is (= :permission error))
           (is (#{:EACCES :EPERM} errno))
           (is (str/includes? message (str "the file mode of " path))))
@@ -318,11 +337,15 @@
     (with-open [a ^Closeable (bpf/create (assoc spec :name "t_twice"))
                 b ^Closeable (bpf/create (assoc spec :name "t_twice"))]
       (let [ids (sort (map (comp :id bpf/info) [a b]))
-            {:keys [message] :bpfmap/keys [error candidates]} (error-of (bpf/open {:name "t_twice"}))]
+            {:keys [message]
+             :bpfmap/keys [error candidates]} (error-of (bpf/open {:name "t_twice"}))]
         (is (= :ambiguous error))
-        (is (= (map #(hash-map :id % :name "t_twice" :type :hash :pinned []) ids) (map #(dissoc % :held) candidates)))
-        (is (every? #(some #{(.pid (java.lang.ProcessHandle/current))} (map :pid (:held %))) candidates))
-        (is (str/includes? message (str "it is the name of maps " (first ids) ", " (second ids))))))))
+        (is (= (map #(hash-map :id % :name "t_twice" :type :hash :pinned []) ids)
+               (map #(dissoc % :held) candidates)))
+        (is (every? #(some #{(.pid (java.lang.ProcessHandle/current))} (map :pid (:held %)))
+                    candidates))
+        (is (str/includes? message
+                           (str "it is the name of maps " (first ids) ", " (second ids))))))))
 
 (kernel-test descriptor-copy
   (testing "opening a descriptor duplicates it and leaves the original open"
@@ -338,8 +361,10 @@
       (with-open [file (java.io.RandomAccessFile. "/dev/null" "r")]
         (let [before (fixture/settled-descriptors)
               number (some (fn [^File link]
-                             (when (= "/dev/null" (try (str (java.nio.file.Files/readSymbolicLink (.toPath link)))
-                                                       (catch java.io.IOException _)))
+                             (when (= "/dev/null"
+                                      (try
+                                        (str (java.nio.file.Files/readSymbolicLink (.toPath link)))
+                                           (catch java.io.IOException _)))
                                (parse-long (.getName link))))
                            (.listFiles (io/file "/proc/self/fd")))
               {:keys [message] :bpfmap/keys [error]} (error-of (bpf/open {:fd number}))]
@@ -347,7 +372,8 @@
           (is (= :not-a-map error))
           (is (= (str "Descriptor " number " is not a map: it is something else") message))
           (is (= before (fixture/open-descriptors)))))
-      (is (= [:not-found :EBADF] ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/open {:fd 0x7ffffff}))))))))
+      (is (= [:not-found :EBADF]
+             ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/open {:fd 0x7ffffff}))))))))
 
 (kernel-test pinned-at-compares-maps
   (testing "pinned-at? compares the pinned map with the handle"

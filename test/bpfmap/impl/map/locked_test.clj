@@ -30,13 +30,15 @@
   {:lock true})
 
 (def ^:private forms
-  "The types whose values may have a lock: a spec, and a function that calls f with a map and two of its keys."
+  "The types whose values may have a lock: a spec, and a function that calls f with a map and two
+  of its keys."
   (let [two (fn [spec ks] (fn [f] (with-open [m ^Closeable (bpf/create spec)] (f m ks))))
         storage (fn [type make ks]
                   (fn [f]
-                    (with-open [m ^Closeable (bpf/create {:type type :value locked :flags #{:no-prealloc}})
-                                a ^Closeable (make)
-                                b ^Closeable (make)]
+                    (with-open
+                      [m ^Closeable (bpf/create {:type type :value locked :flags #{:no-prealloc}})
+                       a ^Closeable (make)
+                       b ^Closeable (make)]
                       (f m (mapv ks [a b])))))]
     {:hash (two {:type :hash :key :u32 :value locked :max-entries 4} [7 8])
      :rhash (two {:type :rhash :key :u32 :value locked :max-entries 4 :flags #{:no-prealloc}} [7 8])
@@ -46,13 +48,16 @@
      :task-storage (storage :task-storage objects/child-process :pid)
      :cgrp-storage (storage :cgrp-storage objects/cgroup :path)
      :cgroup-storage (fn [f]
-                       (with-open [m ^Closeable (bpf/create {:type :cgroup-storage :key-size 8 :value [:struct [:n :u64] [:rest locked]]})
-                                   program (programs/storage-counter m)]
+                       (with-open
+                         [m ^Closeable (bpf/create {:type :cgroup-storage :key-size 8
+                                                    :value [:struct [:n :u64] [:rest locked]]})
+                          program (programs/storage-counter m)]
                          (let [cgroups (vec (repeatedly 2 objects/cgroup))
                                attachments (mapv #(programs/attach-to-cgroup program %) cgroups)]
                            (try
                              (f m (mapv :id cgroups))
-                             (finally (run! (fn [^Closeable x] (.close x)) (concat attachments cgroups)))))))}))
+                             (finally (run! (fn [^Closeable x] (.close x))
+                                            (concat attachments cgroups)))))))}))
 
 (defn- putting
   "The value as the type has it, the operation that writes it, and the way back."
@@ -79,7 +84,8 @@
                 (is (= 2 (bpf/put-all! m [[k (value 7)] [k2 (value 8)]] held)))
                 (is (= [(value 7) (value 8)] (map #(bpf/lookup m % nil held) [k k2]))))
               (when (ops :reduce)
-                (is (= (value (if (ops :put!) 7 6)) (get (bpf/snapshot m held) k) (get (into {} (bpf/entries m held)) k))))
+                (is (= (value (if (ops :put!) 7 6)) (get (bpf/snapshot m held) k)
+                       (get (into {} (bpf/entries m held)) k))))
               (testing "and the lock is not in the value"
                 (is (not (re-find #":lock" (pr-str (m k)))))
                 (is (= [:invalid-value :lock]
@@ -92,7 +98,8 @@
   (testing "the lock word reads as zero in raw bytes"
     (with-open [m ^Closeable (bpf/create {:type :array :value locked :max-entries 1})]
       (bpf/put! m 0 (value-of 0x01010101) held)
-      (with-open [raw ^Closeable (bpf/open (:id (bpf/info m)) {:value [:bytes (:value-size (bpf/spec m))]})]
+      (with-open [raw ^Closeable (bpf/open (:id (bpf/info m))
+                                           {:value [:bytes (:value-size (bpf/spec m))]})]
         (is (= [0 0 0 0] (map #(nth (raw 0) %) (range 4 8))))))))
 
 (defn- while-writing
@@ -118,7 +125,8 @@
         (with-map
           (fn [m ks]
             (let [[value put! of-value] (putting type)]
-              (doseq [k ks] (put! m k (value 0) held)) ; so that it is there, and written in place from now on
+              ;; So that it is there, and written in place from now on
+              (doseq [k ks] (put! m k (value 0) held))
               (while-writing m ks value #(bpf/replace! %1 %2 %3 held)
                 (fn []
                   (dotimes [i 1000]
@@ -136,7 +144,8 @@
             (while-writing m ks value-of (fn [m _ v] (bpf/put-all! m (zipmap ks (repeat v)) held))
               (fn []
                 (dotimes [_ 60]
-                  (doseq [read [#(bpf/snapshot m held) #(into {} (bpf/entries m held)) #(bpf/lookup-all m ks held)
+                  (doseq [read [#(bpf/snapshot m held) #(into {} (bpf/entries m held))
+                                #(bpf/lookup-all m ks held)
                                 #(bpf-map/reduce-entries m assoc {} {:reader :walk :flags 4})]
                           :let [entries (read)]]
                     (is (= 64 (count entries)))
@@ -154,16 +163,21 @@
   (testing "rejects the lock flag if the value has no lock"
     (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4})
                 q ^Closeable (bpf/create {:type :percpu-hash :key :u32 :value :u64 :max-entries 4})]
-      (doseq [[map hint] [[m "a value to be locked has a field of type :spin-lock; open the map with the type of its values"]
-                          [q "a map of type :percpu-hash has no spin locks"]]
-              ask [#(bpf/lookup map 1 nil held) #(bpf/put! map 1 1 held) #(bpf/insert! map 1 1 held) #(bpf/replace! map 1 1 held)
-                   #(bpf/take! map 1 nil held) #(bpf/put-all! map {1 1} held) #(bpf/lookup-all map [1] held) #(bpf/entries map held)
+      (doseq [[map
+               hint] [[m
+                       "a value to be locked has a field of type :spin-lock; open the map with the type of its values"]
+                      [q "a map of type :percpu-hash has no spin locks"]]
+              ask [#(bpf/lookup map 1 nil held) #(bpf/put! map 1 1 held) #(bpf/insert! map 1 1 held)
+                   #(bpf/replace! map 1 1 held)
+                   #(bpf/take! map 1 nil held) #(bpf/put-all! map {1 1} held)
+                   #(bpf/lookup-all map [1] held) #(bpf/entries map held)
                    #(bpf/snapshot map held) #(bpf/drain! map held) #(bpf/drain! map conj {} held)]]
         (let [{:keys [message] :bpfmap/keys [error path]} (error-of (ask))]
           (is (= [:invalid-value [:lock]] [error path]))
           (is (str/includes? message "Values of this map have no lock: :u64"))
           (is (str/includes? message hint))))
-      (is (str/includes? (:message (error-of (bpf/lookup m 1 nil {:lock 1}))) ":lock is true or false, not 1"))
+      (is (str/includes? (:message (error-of (bpf/lookup m 1 nil {:lock 1})))
+                         ":lock is true or false, not 1"))
       (is (nil? (bpf/lookup m 1 nil {:lock false}))))))
 
 (kernel-test ^{:needs [[:kernel :locked-maps-are-not-frozen]]} e6-freeze-with-locks
@@ -171,4 +185,5 @@
     (with-open [m ^Closeable (bpf/create {:type :array :value locked :max-entries 1})]
       (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/freeze! m))]
         (is (= [:not-supported :freeze!] [error op]))
-        (is (str/includes? message "values have fields that the kernel keeps for itself: spin locks"))))))
+        (is (str/includes? message
+                           "values have fields that the kernel keeps for itself: spin locks"))))))

@@ -30,7 +30,8 @@
 (def ^:private a-program "it takes a loaded program, {:program-id n} or {:fd n}")
 
 (def ^:private misfits
-  "What is put where: the spec, the objects needed, the entry as a function of them, and what is said."
+  "What is put where: the spec, the objects needed, the entry as a function of them, and what is
+  said."
   (let [maps array-of-maps
         progs {:type :prog-array :max-entries 2}
         sockets {:type :sockmap :max-entries 2}
@@ -38,17 +39,21 @@
         object (fn [k] (fn [o] [k {:fd (:fd o)}]))
         keyed (fn [o] [{:fd (:fd o)} 1])]
     [;; not even a reference
-     [maps [] (constantly [0 7]) :invalid-value ["[:value]: 7 is no reference of this kind" an-open-map]]
+     [maps [] (constantly [0 7]) :invalid-value
+      ["[:value]: 7 is no reference of this kind" an-open-map]]
      [maps [] (constantly [0 nil]) :invalid-value [an-open-map]]
      [maps [] (constantly [0 {:map-id -1}]) :invalid-value [an-open-map]]
      [maps [] (constantly [0 {:map-id 1 :fd 1}]) :invalid-value [an-open-map]]
-     [maps [#(programs/tail-target 1)] (fn [p] [0 p]) :invalid-value ["#<bpf-program :socket-filter" an-open-map]]
+     [maps [#(programs/tail-target 1)] (fn [p] [0 p]) :invalid-value
+      ["#<bpf-program :socket-filter" an-open-map]]
      [progs [#(inner-map 1)] (fn [m] [0 m]) :invalid-value ["#<bpf-map" a-program]]
      [progs [] (constantly [0 {:fd -1}]) :invalid-value [a-program]]
      [sockets [] (constantly [0 {:socket-cookie 3}]) :invalid-value
       ["{:socket-cookie 3}" "it takes a socket: {:fd n}, a descriptor of this process"]]
-     [{:type :xskmap :max-entries 2} [] (constantly [0 "x"]) :invalid-value ["it takes an AF_XDP socket: {:fd n}"]]
-     [{:type :perf-event-array} [] (constantly [0 {}]) :invalid-value ["it takes a perf event: {:fd n}"]]
+     [{:type :xskmap :max-entries 2} [] (constantly [0 "x"]) :invalid-value
+      ["it takes an AF_XDP socket: {:fd n}"]]
+     [{:type :perf-event-array} [] (constantly [0 {}]) :invalid-value
+      ["it takes a perf event: {:fd n}"]]
      [{:type :cgroup-array :max-entries 2} [] (constantly [0 :x]) :invalid-value
       ["it takes a cgroup: the path of its directory, or {:fd n}"]]
      [(storage :inode-storage) [] (constantly [7 1]) :invalid-value
@@ -59,7 +64,8 @@
      [(storage :sk-storage) [] (constantly [7 1]) :invalid-value ["it takes a socket"]]
      [{:type :devmap :value-size 8 :max-entries 1} [] (constantly [0 7]) :invalid-value
       ["is not a [:struct [:ifindex :u32]"]]
-     [{:type :devmap :value-size 8 :max-entries 1} [] (constantly [0 {:ifindex 1 :program 7}]) :invalid-value
+     [{:type :devmap :value-size 8 :max-entries 1} [] (constantly [0 {:ifindex 1 :program 7}])
+      :invalid-value
       ["it takes a map with :program, a loaded program or {:program-id n}, which may be left out"]]
      ;; closed
      [maps [#(doto (inner-map 1) (bpf/close))] (fn [m] [0 m]) :closed
@@ -71,9 +77,11 @@
      [sockets [] (constantly [0 {:fd 99999}]) :invalid-value
       ["the descriptor given is not open, or of another kind; the socket must be"]]
      ;; of another kind
-     [maps [objects/file] (object 0) :incompatible ["EINVAL" "what is stored must be a map like the :inner-map"]]
+     [maps [objects/file] (object 0) :incompatible
+      ["EINVAL" "what is stored must be a map like the :inner-map"]]
      [progs [objects/file] (object 0) :incompatible ["EINVAL" "what is stored must be a program"]]
-     [sockets [objects/file] (object 0) :incompatible ["ENOTSOCK" "the socket must be one of this map's kind"]]
+     [sockets [objects/file] (object 0) :incompatible
+      ["ENOTSOCK" "the socket must be one of this map's kind"]]
      [{:type :xskmap :max-entries 2} [objects/tcp-listener] (object 0) :incompatible
       ["EOPNOTSUPP" "the socket must be an AF_XDP socket"]]
      [{:type :perf-event-array} [objects/file] (object 0) :invalid-value
@@ -82,11 +90,14 @@
       ["EBADF" "one of a cgroup2 hierarchy"]]
      [{:type :cgroup-array :max-entries 2} [objects/file] (fn [f] [0 (:path f)]) :invalid-value
       ["one of a cgroup2 hierarchy"]]
-     [{:type :cgroup-array :max-entries 2} [] (constantly [0 "/"]) :invalid-value ["one of a cgroup2 hierarchy"]]
+     [{:type :cgroup-array :max-entries 2} [] (constantly [0 "/"]) :invalid-value
+      ["one of a cgroup2 hierarchy"]]
      [(storage :task-storage) [objects/file] keyed :invalid-value
       ["EBADF" "not open, or of another kind; the descriptor must be a pidfd"]]
-     [(storage :cgrp-storage) [objects/file] keyed :invalid-value ["EBADF" "one of a cgroup2 hierarchy"]]
-     [(storage :sk-storage) [objects/file] keyed :invalid-value ["ENOTSOCK" "of another kind; the socket must be"]]
+     [(storage :cgrp-storage) [objects/file] keyed :invalid-value
+      ["EBADF" "one of a cgroup2 hierarchy"]]
+     [(storage :sk-storage) [objects/file] keyed :invalid-value
+      ["ENOTSOCK" "of another kind; the socket must be"]]
      [(storage :inode-storage) [] (constantly [{:fd 99999} 1]) :invalid-value
       ["EBADF" "the descriptor must be of a file"]]
      ;; of the right kind, but not as the map wants it
@@ -98,27 +109,36 @@
       ["EINVAL" "the interface of that index"]]
      [{:type :devmap-hash :max-entries 2} [] (constantly [7 0x7ffffff0]) :incompatible
       ["EINVAL" "the interface of that index"]]
-     [{:type :devmap :value-size 8 :max-entries 2} [#(programs/tail-target 1)] (fn [p] [0 {:ifindex 1 :program p}]) :incompatible
+     [{:type :devmap :value-size 8 :max-entries 2} [#(programs/tail-target 1)]
+      (fn [p] [0 {:ifindex 1 :program p}]) :incompatible
       ["EINVAL" "a program must be an XDP program made for this kind of map"]]
-     [{:type :cpumap :value-size 8} [#(programs/tail-target 1)] (fn [p] [0 {:qsize 8 :program p}]) :incompatible
+     [{:type :cpumap :value-size 8} [#(programs/tail-target 1)] (fn [p] [0 {:qsize 8 :program p}])
+      :incompatible
       ["a program must be an XDP program made for CPU maps"]]
      [{:type :cpumap} [] (constantly [0 20000]) :invalid-value ["EOVERFLOW" "at most 16384 places"]]
      ;; not there
-     [maps [] (constantly [0 {:map-id 0x7ffffff0}]) :not-found ["there is no map 2147483632 (any more)"]]
-     [progs [] (constantly [0 {:program-id 0x7ffffff0}]) :not-found ["there is no program 2147483632 (any more)"]]
+     [maps [] (constantly [0 {:map-id 0x7ffffff0}]) :not-found
+      ["there is no map 2147483632 (any more)"]]
+     [progs [] (constantly [0 {:program-id 0x7ffffff0}]) :not-found
+      ["there is no program 2147483632 (any more)"]]
      [{:type :cgroup-array :max-entries 2} [] (constantly [0 "/no/such/cgroup"]) :not-found
       ["there is no /no/such/cgroup"]]
-     [sockets [] (constantly [0 {:pid this-pid :fd 99999}]) :not-found ["there is no descriptor 99999 of process"]]
-     [sockets [] (constantly [0 {:pid 0x7ffffff0 :fd 1}]) :not-found ["there is no process 2147483632 (any more)"]]
+     [sockets [] (constantly [0 {:pid this-pid :fd 99999}]) :not-found
+      ["there is no descriptor 99999 of process"]]
+     [sockets [] (constantly [0 {:pid 0x7ffffff0 :fd 1}]) :not-found
+      ["there is no process 2147483632 (any more)"]]
      ;; beyond the end
      [maps [#(inner-map 1)] (fn [m] [600 m]) :out-of-range ["from 0 to 599"]]
      [progs [#(programs/tail-target 1)] (fn [p] [2 p]) :out-of-range ["from 0 to 1"]]
      [sockets [objects/tcp-listener] (object 2) :out-of-range ["from 0 to 1"]]
      [{:type :xskmap :max-entries 2} [objects/xdp-socket] (object 2) :out-of-range ["from 0 to 1"]]
-     [{:type :reuseport-sockarray :max-entries 2} [#(objects/reuseport-socket :udp)] (object 2) :out-of-range
+     [{:type :reuseport-sockarray :max-entries 2} [#(objects/reuseport-socket :udp)] (object 2)
+      :out-of-range
       ["from 0 to 1"]]
-     [{:type :perf-event-array :max-entries 1} [#(objects/perf-event 0)] (object 1) :out-of-range ["from 0 to 0"]]
-     [{:type :cgroup-array :max-entries 2} [objects/cgroup] (fn [c] [2 (:path c)]) :out-of-range ["from 0 to 1"]]
+     [{:type :perf-event-array :max-entries 1} [#(objects/perf-event 0)] (object 1) :out-of-range
+      ["from 0 to 0"]]
+     [{:type :cgroup-array :max-entries 2} [objects/cgroup] (fn [c] [2 (:path c)]) :out-of-range
+      ["from 0 to 1"]]
      [{:type :devmap :max-entries 2} [] (constantly [2 1]) :out-of-range ["from 0 to 1"]]
      [{:type :cpumap} [] (constantly [(count (feature/possible-cpus)) 8]) :out-of-range
       ["an index of this map runs from 0"]]]))
@@ -154,7 +174,8 @@
     (let [keyed (filter (comp :no-prealloc :flags first) misfits)]
       (is (< 6 (count keyed)))
       (doseq [[spec _ _ kind words :as misfit] keyed :when (since/has? [:map-type (:type spec)])
-              f [bpf/lookup bpf/delete! bpf/has-key? #(bpf/lookup-all %1 [%2]) #(bpf/delete-all! %1 [%2])]]
+              f [bpf/lookup bpf/delete! bpf/has-key? #(bpf/lookup-all %1 [%2])
+                 #(bpf/delete-all! %1 [%2])]]
         (with-misfit misfit
           (fn [m k _]
             (testing [(:type spec) k]
@@ -171,7 +192,8 @@
       (bpf/put! m 0 one)
       (let [[error message] (in-words (error-of (bpf/put! m 1 other)))]
         (is (= :incompatible error))
-        (is (str/includes? message "all programs of one map are of one type, that of the first stored"))))))
+        (is (str/includes? message
+                           "all programs of one map are of one type, that of the first stored"))))))
 
 (kernel-test e10-reuseport-socket
   (testing "a socket is in a reuseport array at most once"
@@ -190,8 +212,11 @@
     (with-open [maps ^Closeable (bpf/create array-of-maps)
                 a (inner-map 1)
                 other (objects/others-process)]
-      (doseq [[m k v words] [[maps 0 {:map-id (:id (bpf/info a))} (str "may not open map " (:id (bpf/info a)) "; an id takes CAP_SYS_ADMIN")]
-                             [maps 0 {:pid (:pid other) :fd 0} (str "may not open descriptor 0 of process " (:pid other) ";")]]
+      (doseq [[m k v
+               words] [[maps 0 {:map-id (:id (bpf/info a))}
+                        (str "may not open map " (:id (bpf/info a)) "; an id takes CAP_SYS_ADMIN")]
+                       [maps 0 {:pid (:pid other) :fd 0}
+                        (str "may not open descriptor 0 of process " (:pid other) ";")]]
               :let [[error message] (in-words (fixture/unprivileged #(error-of (bpf/put! m k v))))]]
         (is (= :permission error))
         (is (str/includes? message words)))

@@ -46,20 +46,28 @@
                            ["calls_per_second_total" "calls_per_second_totals"]
                            ["calls_per_second_total" "calls_per_second_tota"]
                            ["calls_per_second_total" "calls_per_seconds"]
-                           ["flowsx" "flo-wsx"] ["flo-wsx" "flows-x"] ["my_flows" "my_flows "] ["my_flows" "my_flöws"]]
+                           ["flowsx" "flo-wsx"] ["flo-wsx" "flows-x"] ["my_flows" "my_flows "]
+                           ["my_flows" "my_flöws"]]
             :let [there (str own there) asked (str own asked)]]
       (testing [there asked]
         (with-open [m (created there typed?)]
-          (let [{:keys [message] :bpfmap/keys [error candidates]} (error-of (bpf/open {:name asked}))]
+          (let [{:keys [message]
+                 :bpfmap/keys [error candidates]} (error-of (bpf/open {:name asked}))]
             (is (= :not-found error))
             (is (str/starts-with? message (str "There is no map named " (pr-str asked) ": ")))
             (when (= (:name (bpf/info m)) (:name (first candidates)))
-              (is (str/includes? message (str (id-of m) " (not pinned; held by java[" (.pid (ProcessHandle/current)) "])")))
+              (is (str/includes? message
+                                 (str (id-of m) " (not pinned; held by java["
+                                      (.pid (ProcessHandle/current)) "])")))
               (is (= [{:id (id-of m) :name (:name (bpf/info m)) :type :hash :pinned []
                        :held [{:pid (.pid (ProcessHandle/current)) :command "java"}]}]
-                     (map #(update % :held (partial filterv (comp #{(.pid (ProcessHandle/current))} :pid))) candidates)))))
-          (doseq [words [["put" asked "1" "1"] ["delete" asked "1"] ["freeze" asked] ["get" asked "1"] ["take" asked "1"] ["dump" asked]
-                         ["show" asked] ["pin" asked (fixture/new-pin)] ["save" asked "/tmp/bpfmap-never"] ["hist" asked]]]
+                     (map #(update % :held
+                                   (partial filterv (comp #{(.pid (ProcessHandle/current))} :pid)))
+                          candidates)))))
+          (doseq [words [["put" asked "1" "1"] ["delete" asked "1"] ["freeze" asked]
+                         ["get" asked "1"] ["take" asked "1"] ["dump" asked]
+                         ["show" asked] ["pin" asked (fixture/new-pin)]
+                         ["save" asked "/tmp/bpfmap-never"] ["hist" asked]]]
             (let [{:keys [exit out err]} (apply bpfmap words)]
               (is (= [1 ""] [exit out]))
               (is (str/includes? err "There is no map named"))))
@@ -68,11 +76,14 @@
 (kernel-test short-or-full-name
   (testing "opens a map by its kernel name or full name"
     (with-open [m (created (str own "calls_per_second_total") true)]
-      (is (= [(id-of m) (id-of m)] (map (comp opened (partial str own)) ["calls_per_second_total" (subs "calls_per_second" 0 (- 15 (count own)))])))
+      (is (= [(id-of m) (id-of m)]
+             (map (comp opened (partial str own))
+                  ["calls_per_second_total" (subs "calls_per_second" 0 (- 15 (count own)))])))
       (with-open [other (created (str own "calls_per_second_errors") true)]
         (is (= [(id-of m) (id-of other) :ambiguous]
-               (map (comp opened (partial str own)) ["calls_per_second_total" "calls_per_second_errors"
-                                                           (subs "calls_per_second" 0 (- 15 (count own)))]))
+               (map (comp opened (partial str own))
+                    ["calls_per_second_total" "calls_per_second_errors"
+                           (subs "calls_per_second" 0 (- 15 (count own)))]))
             "the name that they share is that of both")))))
 
 (kernel-test pin-file-name
@@ -86,20 +97,31 @@
         (bpf/pin! a pinned)
         (bpf/pin! c shown)
         (is (= [(id-of a) :not-found (id-of c) (id-of c)]
-               (map (comp opened (partial str own)) ["packets_by_address" "packets_by_addresses" "flo-wsx" "flowsx"])))
+               (map (comp opened (partial str own))
+                    ["packets_by_address" "packets_by_addresses" "flo-wsx" "flowsx"])))
         (testing "which is another one's as well"
-          (bpf/pin! b (pin-at (doto (io/file directory "below") (.mkdir)) (str own "packets_by_address")))
-          (let [{:keys [message] :bpfmap/keys [error candidates]} (error-of (bpf/open {:name (str own "packets_by_address")}))]
+          (bpf/pin! b
+                    (pin-at (doto (io/file directory "below") (.mkdir))
+                            (str own "packets_by_address")))
+          (let [{:keys [message]
+                 :bpfmap/keys [error
+                               candidates]} (error-of
+                                             (bpf/open {:name (str own "packets_by_address")}))]
             (is (= :ambiguous error))
-            (is (= [[(id-of a) [pinned]] [(id-of b) [(str directory "/below/" own "packets_by_address")]]]
+            (is (= [[(id-of a) [pinned]]
+                    [(id-of b) [(str directory "/below/" own "packets_by_address")]]]
                    (map (juxt :id :pinned) candidates)))
-            (is (str/includes? message (str "it is the name of maps " (id-of a) ", " (id-of b) "; open one by its id: "
-                                            (id-of a) " (pinned at " pinned "; held by ")))
+            (is (str/includes? message
+                               (str "it is the name of maps " (id-of a) ", " (id-of b)
+                                    "; open one by its id: "
+                                    (id-of a) " (pinned at " pinned "; held by ")))
             (let [{:keys [err]} (bpfmap "dump" (str own "packets_by_address"))
                   [line & table] (str/split-lines err)]
-              (is (= (str "bpfmap: There is more than one map named \"" own "packets_by_address\": it is the name of 2 maps; give the id of one")
+              (is (= (str "bpfmap: There is more than one map named \"" own
+                          "packets_by_address\": it is the name of 2 maps; give the id of one")
                      line))
-              (is (every? (fn [[row {:keys [id pinned]}]] (and (str/includes? row (str id)) (str/includes? row (first pinned))))
+              (is (every? (fn [[row {:keys [id pinned]}]]
+                            (and (str/includes? row (str id)) (str/includes? row (first pinned))))
                           (map vector table candidates)))))
           (bpf/unpin! b))
         (run! bpf/unpin! [a c])
@@ -110,15 +132,18 @@
     (let [directory (new-directory)]
       (with-open [m (created (str own "x") false)]
         (bpf/pin! m (pin-at directory (str own "requests_per_second")))
-        (is (= :not-found (opened (str own "requests_per_second"))) "the kernel's name would be another")
+        (is (= :not-found (opened (str own "requests_per_second")))
+            "the kernel's name would be another")
         (bpf/unpin! m)
         (.delete directory)))))
 
 ;; --- a model: names that share what the kernel keeps, some pinned, some typed
 
 (def ^:private gen-maps
-  (gen/vector (gen/tuple (gen/elements (mapv #(str own %) ["same_fifteen_by" "same_fifteen_bytes" "same_fifteen_bytes_2" "same_fifteen_by_"
-                                        "same-fifteen_bytes" "same_fifteen_bytesé" "short" "sh-ort" "sh.ort"]))
+  (gen/vector (gen/tuple (gen/elements (mapv #(str own %)
+                                             ["same_fifteen_by" "same_fifteen_bytes"
+                           "same_fifteen_bytes_2" "same_fifteen_by_"
+                           "same-fifteen_bytes" "same_fifteen_bytesé" "short" "sh-ort" "sh.ort"]))
                          gen/boolean ; typed
                          gen/boolean) ; pinned under its name
               1 6))
@@ -147,12 +172,17 @@
                                    (when (and pinned? (not (str/includes? name ".")))
                                      (.mkdir below)
                                      (bpf/pin! m (str below "/" name)))
-                                   [m (id-of m) name typed? (and pinned? (not (str/includes? name ".")))])))]
+                                   [m (id-of m) name typed?
+                                    (and pinned? (not (str/includes? name ".")))])))]
                (try
                  (every? (fn [asked]
                            (let [ids (expected (map rest maps) asked)]
-                             (= (case (count ids) 0 :not-found 1 (first ids) :ambiguous) (opened asked))))
-                         (distinct (concat (map first specs) (map #(str own %) ["same_fifteen_bytes_3" "same_fifteen_bytes" "sh-ort"]))))
+                             (= (case (count ids) 0 :not-found 1 (first ids) :ambiguous)
+                                (opened asked))))
+                         (distinct (concat (map first specs)
+                                           (map #(str own %)
+                                                ["same_fifteen_bytes_3" "same_fifteen_bytes"
+                                                 "sh-ort"]))))
                  (finally
                    (doseq [[m] maps] (bpf/unpin! m) (bpf/close m))
                    (run! #(.delete ^File %) (reverse (file-seq directory))))))))]
@@ -161,21 +191,21 @@
 ;; --- as libbpf leaves it
 
 (def ^:private object-source
-  "#define SEC(n) __attribute__((section(n), used))
-   #define __uint(name, val) int (*name)[val]
-   #define __type(name, val) typeof(val) *name
-   static void *(*lookup)(void *, const void *) = (void *)1;
-   struct { __uint(type, 1); __uint(max_entries, 4); __type(key, unsigned int); __type(value, unsigned long long); }
+  "#define SEC(n) __attribute__((section(n), used)) #define __uint(name, val) int (*name)[val]
+   #define __type(name, val) typeof(val) *name static void *(*lookup)(void *, const void *) =
+   (void *)1; struct { __uint(type, 1); __uint(max_entries, 4); __type(key, unsigned int);
+   __type(value, unsigned long long); }
      libbpf_per_second_errors SEC(\".maps\");
-   struct { __uint(type, 1); __uint(max_entries, 4); __type(key, unsigned int); __type(value, unsigned int); }
+   struct { __uint(type, 1); __uint(max_entries, 4); __type(key, unsigned int); __type(value,
+   unsigned int); }
      libbpf_per_second_total SEC(\".maps\");
-   struct { __uint(type, 1); __uint(max_entries, 8); __type(key, unsigned int); __type(value, unsigned int); }
+   struct { __uint(type, 1); __uint(max_entries, 8); __type(key, unsigned int); __type(value,
+   unsigned int); }
      libbpf_per_second_sum SEC(\".maps\");
-   struct twin { __uint(type, 1); __uint(max_entries, 4); __type(key, unsigned int); __type(value, unsigned int); };
-   struct twin same_definition_one SEC(\".maps\"), same_definition_two SEC(\".maps\");
-   unsigned int a_counter SEC(\".data.statistics-of-all\") = 7;
-   char _license[] SEC(\"license\") = \"GPL\";
-   SEC(\"socket\") int looks_up(void *ctx) {
+   struct twin { __uint(type, 1); __uint(max_entries, 4); __type(key, unsigned int); __type(value,
+   unsigned int); }; struct twin same_definition_one SEC(\".maps\"), same_definition_two
+   SEC(\".maps\"); unsigned int a_counter SEC(\".data.statistics-of-all\") = 7; char _license[]
+   SEC(\"license\") = \"GPL\"; SEC(\"socket\") int looks_up(void *ctx) {
      unsigned int k = 0;
      return !!lookup(&libbpf_per_second_errors, &k) + !!lookup(&libbpf_per_second_total, &k) + !!lookup(&libbpf_per_second_sum, &k)
        + !!lookup(&same_definition_one, &k) + !!lookup(&same_definition_two, &k) + a_counter;
@@ -199,22 +229,35 @@
             (run clang "-target" "bpf" "-g" "-O2" "-c" (str source) "-o" object)
             (run bpftool "prog" "load" object pin)
             (let [value-size (fn [name] (with-open [m ^Closeable (bpf/open {:name name})]
-                                          [(:value-size (bpf/info m)) (:max-entries (bpf/info m))]))]
+                                          [(:value-size (bpf/info m))
+                                           (:max-entries (bpf/info m))]))]
               (is (= [8 4] (value-size (str own "libbpf_per_second_errors"))))
               (is (= [4 4] (value-size (str own "libbpf_per_second_total"))))
-              (is (= [4 8] (value-size (str own "libbpf_per_second_sum"))) "which differs in its size alone")
+              (is (= [4 8] (value-size (str own "libbpf_per_second_sum")))
+                  "which differs in its size alone")
               (is (= :not-found (opened (str own "libbpf_per_second_totals"))))
               (is (= :ambiguous (opened (subs (str own "libbpf_per_second") 0 15))))
               (is (= [4 1] (value-size (str ".data." own "statistics-of-all"))) "a data section")
               (is (= :not-found (opened (str ".data." own "statistics_of_all"))))
               (testing "maps that differ in nothing cannot be told apart"
-                (is (= [:not-found :not-found] (map opened [(str own "same_definition_one") (str own "same_definition_two")])))
-                (is (= 2 (count (:bpfmap/candidates (error-of (bpf/open {:name (str own "same_definition_one")}))))))
-                (let [[one two] (sort (map :id (filter #(= (subs (str own "same_definition") 0 15) (:name %)) (host/maps))))
+                (is (= [:not-found :not-found]
+                       (map opened
+                            [(str own "same_definition_one") (str own "same_definition_two")])))
+                (is (= 2
+                       (count
+                         (:bpfmap/candidates
+                          (error-of (bpf/open {:name (str own "same_definition_one")}))))))
+                (let [[one
+                       two] (sort (map :id
+                                       (filter #(= (subs (str own "same_definition") 0 15)
+                                                   (:name %)) (host/maps))))
                       pin (str (new-directory) "/" own "same_definition_two")]
                   (with-open [m ^Closeable (bpf/open two)]
                     (bpf/pin! m pin)
-                    (is (= [:not-found two] (map opened [(str own "same_definition_one") (str own "same_definition_two")])) (str one " has no pin"))
+                    (is (= [:not-found two]
+                           (map opened
+                                [(str own "same_definition_one") (str own "same_definition_two")]))
+                        (str one " has no pin"))
                     (bpf/unpin! m)
                     (.delete (.getParentFile (io/file pin)))))))
             (finally

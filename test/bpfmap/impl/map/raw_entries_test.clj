@@ -1,6 +1,6 @@
 (ns bpfmap.impl.map.raw-entries-test
-  "Nothing is merged, lost or counted wrongly, whatever the bytes that others left in a map: the multiset of raw entries is
-  what every operation on what was read conserves."
+  "Nothing is merged, lost or counted wrongly, whatever the bytes that others left in a map: the
+  multiset of raw entries is what every operation on what was read conserves."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
@@ -25,27 +25,31 @@
                                   (.nextInt random 256)))))
 
 (defn- relatives
-  "Bytes and others that differ from them in one bit each: keys that would be one if that bit meant nothing."
+  "Bytes and others that differ from them in one bit each: keys that would be one if that bit
+  meant nothing."
   [^Random random view n]
   (into [view]
         (repeatedly n #(let [array (bytes/->array view)
                              i (.nextInt random (alength array))]
-                         (aset array i (unchecked-byte (bit-xor (aget array i) (bit-shift-left 1 (.nextInt random 8)))))
+                         (aset array i
+                               (unchecked-byte
+                                (bit-xor (aget array i) (bit-shift-left 1 (.nextInt random 8)))))
                          (bytes/wrap array)))))
 
 (defn- raw-keys [random n]
   (distinct (mapcat #(relatives random % 8) (repeatedly 5 #(random-bytes random n)))))
 
 (defn- raw-prefixes
-  "Keys of an LPM trie that the kernel takes: any length up to that of the address, and any bits behind it. What a trie
-  compares of them differs."
+  "Keys of an LPM trie that the kernel takes: any length up to that of the address, and any bits
+  behind it. What a trie compares of them differs."
   [^Random random n]
   (let [address (- (long n) 4)]
     (vals (into {}
                 (map (fn [view]
                        (let [length (.nextInt random (int (inc (* 8 address))))
                              view (bytes/->bytes (concat [length 0 0 0] (drop 4 view)))
-                             bits (mapcat (fn [x] (map #(bit-test x %) (range 7 -1 -1))) (drop 4 view))]
+                             bits (mapcat (fn [x] (map #(bit-test x %) (range 7 -1 -1)))
+                                          (drop 4 view))]
                          [(take length bits) view])))
                 (raw-keys random n)))))
 
@@ -71,7 +75,8 @@
       (recur (conj found k) (bpf/next-key m k)))))
 
 (defn- conserved?
-  "Whether all operations on what is read under types conserve raw entries; a vector of what did not."
+  "Whether all operations on what is read under types conserve raw entries; a vector of what did
+  not."
   [raw m other raw-other {:keys [type takes? drains?]} entries]
   (let [n (count entries)
         failed (volatile! [])
@@ -89,7 +94,8 @@
     (check :lookup-all (= n (count (bpf/lookup-all m ks))))
     (check :put-all! (and (= n (bpf/put-all! other (bpf/snapshot m)))
                           (= before (raw-entries raw-other))))
-    (check :put! (do (doseq [[k v] (bpf/snapshot m)] (bpf/put! m k v)) (= before (raw-entries raw))))
+    (check :put!
+           (do (doseq [[k v] (bpf/snapshot m)] (bpf/put! m k v)) (= before (raw-entries raw))))
     (check :printed (= before (do (bpf/delete-all! raw-other (keys before))
                                   (doseq [[k v] m]
                                     (bpf/put! other (read-again k) (read-again v)))
@@ -99,7 +105,9 @@
     (check :delete! (and (every? #(true? (bpf/delete! m %)) (mapv key m)) (= {} (raw-entries raw))))
     (refill)
     (when takes?
-      (check :take! (and (every? #(not= ::none (bpf/take! m % ::none)) (mapv key m)) (= {} (raw-entries raw)))))
+      (check :take!
+             (and (every? #(not= ::none (bpf/take! m % ::none)) (mapv key m))
+                  (= {} (raw-entries raw)))))
     (when drains?
       (refill)
       (let [drained (bpf/drain! m)]
@@ -116,7 +124,8 @@
     @failed))
 
 (defn- with-maps
-  "Calls f with two maps of bytes, and each again under types: `(f raw typed raw-other typed-other)`."
+  "Calls f with two maps of bytes, and each again under types: `(f raw typed raw-other
+  typed-other)`."
   [spec types f]
   (let [by-id #(bpf/open (:id (bpf/info %)) types)]
     (with-open [raw ^Closeable (bpf/create spec)
@@ -131,9 +140,11 @@
   (let [random (Random. seed)
         key-size (type/size key-type)
         value-size (type/size value-type)
-        raw-value (fn [] (random-bytes random (if cpus (* cpus (quot (+ value-size 7) 8) 8) value-size)))
+        raw-value (fn []
+                    (random-bytes random (if cpus (* cpus (quot (+ value-size 7) 8) 8) value-size)))
         entries (into {} (map (fn [k] [k (raw-value)])) ((or keys-of raw-keys) random key-size))]
-    (with-maps (cond-> {:type type :key-size key-size :value-size value-size :max-entries (* 64 (count entries))}
+    (with-maps (cond-> {:type type :key-size key-size :value-size value-size
+                        :max-entries (* 64 (count entries))}
                  flags (assoc :flags flags))
       {:key key-type :value value-type}
       (fn [raw m raw-other other]
@@ -148,9 +159,12 @@
   [[:struct [:group :u64] [:cache :u32]]
    [:struct [:proto :u8] [:addr :u32]]
    [:struct [:a [:bits :u32 5]] [:b [:bits :u32 7]]]
-   [:string 8] [:c-string 8] :f32 :f64 :f32be :bool :char [:enum :u8 {:A 1 :B 2}] :u128 :s128be :port :ipv4 :ipv6 :mac
-   [:prefix :ipv4] [:prefix :ipv6] [:array :f32 3] [:array [:struct [:p :u8] [:q :u16]] 2] [:union [:f :f32] [:n :u32] [:s [:string 3]]]
-   [:struct [:name [:string 4]] [:in [:struct [:x :bool] [:y :f64]]]] [:struct [:lock :spin-lock] [:n :u16]]])
+   [:string 8] [:c-string 8] :f32 :f64 :f32be :bool :char [:enum :u8 {:A 1 :B 2}] :u128 :s128be
+   :port :ipv4 :ipv6 :mac
+   [:prefix :ipv4] [:prefix :ipv6] [:array :f32 3] [:array [:struct [:p :u8] [:q :u16]] 2]
+   [:union [:f :f32] [:n :u32] [:s [:string 3]]]
+   [:struct [:name [:string 4]] [:in [:struct [:x :bool] [:y :f64]]]]
+   [:struct [:lock :spin-lock] [:n :u16]]])
 
 (kernel-test named-types-keep-entries
   (testing "operations under the named types keep every raw entry"
@@ -171,16 +185,19 @@
 
 (kernel-test per-cpu-bytes-kept
   (testing "per-CPU values keep their bytes"
-    (let [kind {:type :percpu-hash :takes? true :drains? true :cpus (count (feature/possible-cpus))}]
+    (let [kind {:type :percpu-hash :takes? true :drains? true
+                :cpus (count (feature/possible-cpus))}]
       (doseq [t [:u8 :u32 :u64 [:string 5] [:struct [:a :u64] [:b :u32]] [:bytes 12] :f32]]
         (testing t
           (is (nil? (holds-under kind :u32 t (hash t)))))))))
 
 (kernel-test prefixes-keep-raw-entries
   (testing "operations under prefix types keep every raw entry"
-    (doseq [t [[:prefix :ipv4] [:prefix :ipv6] [:struct [:prefixlen :u32] [:data [:array :bool 4]]]]]
+    (doseq [t [[:prefix :ipv4] [:prefix :ipv6]
+               [:struct [:prefixlen :u32] [:data [:array :bool 4]]]]]
       (testing t
-        (is (nil? (holds-under {:type :lpm-trie :flags #{:no-prealloc} :keys-of raw-prefixes} t :f64 (hash t))))))))
+        (is (nil? (holds-under {:type :lpm-trie :flags #{:no-prealloc} :keys-of raw-prefixes} t :f64
+                               (hash t))))))))
 
 (kernel-test queues-keep-raw-values
   (testing "operations on queues keep every raw value"

@@ -32,16 +32,20 @@
 ;; ---------------------------------------------------------------- the order of prefixes
 
 (defn- lpm-trie ^Closeable [most]
-  (bpf/create {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries most :flags #{:no-prealloc}}))
+  (bpf/create {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries most
+               :flags #{:no-prealloc}}))
 
 (defn- after? [^KeyOrder order a b]
-  (.after order (MemorySegment/ofArray ^bytes a) 0 (MemorySegment/ofArray ^bytes b) 0 (alength ^bytes a)))
+  (.after order (MemorySegment/ofArray ^bytes a) 0 (MemorySegment/ofArray ^bytes b) 0
+          (alength ^bytes a)))
 
 (def ^:private prefix
   "Prefixes of few bits that differ, so that many cover others."
   (gen/fmap (fn [[a b length]]
-              (let [word (bit-and (bit-or (bit-shift-left (long a) 24) (long b)) (bit-shift-left -1 (- 32 (long length))) 0xffffffff)]
-                (str (str/join "." (map #(bit-and 255 (bit-shift-right word %)) [24 16 8 0])) "/" length)))
+              (let [word (bit-and (bit-or (bit-shift-left (long a) 24) (long b))
+                                  (bit-shift-left -1 (- 32 (long length))) 0xffffffff)]
+                (str (str/join "." (map #(bit-and 255 (bit-shift-right word %)) [24 16 8 0])) "/"
+                     length)))
             (gen/tuple (gen/choose 0 255) (gen/choose 0 15) (gen/choose 0 32))))
 
 (kernel-test order-of-prefixes
@@ -79,7 +83,9 @@
     (let [n 600]
       (doseq [{:keys [spec key value] :as form} changing
               options (readers form)
-              delete? [(constantly true) even? odd? #(= 9 (mod % 10)) #(= 127 (mod % 128)) #(< 590 %)]] ; the last of a chunk among them
+              ;; The last of a chunk among them
+              delete? [(constantly true) even? odd? #(= 9 (mod % 10)) #(= 127 (mod % 128))
+                       #(< 590 %)]]
         (testing [spec options]
           (with-open [m ^Closeable (bpf/create (assoc spec :max-entries 20000))]
             (bpf/put-all! m (map #(vector (key %) value) (range n)))
@@ -110,8 +116,10 @@
           (bpf/put-all! m (map #(vector (key %) value) (range 1000)))
           (let [order (keys-by-walking m)
                 seen (read-keys m {:reader :walk}
-                                (fn [_ i] (when (= (dec at-once) i) (bpf/delete-all! m (map order gone)))))]
-            (is (= (concat (take at-once order) (remove (set (map order gone)) (drop at-once order)))
+                                (fn [_ i]
+                                  (when (= (dec at-once) i) (bpf/delete-all! m (map order gone)))))]
+            (is (= (concat (take at-once order)
+                           (remove (set (map order gone)) (drop at-once order)))
                    seen))))))))
 
 (defn- counted-cgroup
@@ -124,7 +132,8 @@
 (kernel-test b6-vanishing-cgroups
   (testing "storages that disappear do not end the iteration"
     ;; Large values, so that few make a chunk: 8 of them.
-    (with-open [m ^Closeable (bpf/create {:type :cgroup-storage :key-size 8 :value [:struct [:n :u64] [:rest [:bytes 32000]]]})
+    (with-open [m ^Closeable (bpf/create {:type :cgroup-storage :key-size 8
+                                          :value [:struct [:n :u64] [:rest [:bytes 32000]]]})
                 program (programs/storage-counter m)]
       (let [cgroups (vec (repeatedly 20 #(counted-cgroup program)))
             by-id (into {} (map (juxt :id identity)) cgroups)]
@@ -139,13 +148,15 @@
                                               (Thread/sleep 10)
                                               (recur (dec tries)))))))]
             (is (= (set (keys by-id)) (set order)))
-            (is (= (remove #{(order 8)} order) seen) "the kernel says that nothing follows a storage that is gone"))
+            (is (= (remove #{(order 8)} order) seen)
+                "the kernel says that nothing follows a storage that is gone"))
           (finally (run! (fn [^Closeable cgroup] (.close cgroup)) cgroups)))))))
 
 ;; ---------------------------------------------------------------- changed by others
 
 (defn- while-writing
-  "Calls f while threads put and delete keys of `come-and-go` in a map, and put those of `stay` again where `rewrite?`."
+  "Calls f while threads put and delete keys of `come-and-go` in a map, and put those of `stay`
+  again where `rewrite?`."
   [m {:keys [stay come-and-go value rewrite?]} f]
   (let [over (AtomicBoolean.)
         any (fn [^Random random xs] (nth xs (.nextInt random (count xs))))
@@ -153,8 +164,11 @@
                                      (fixture/thread
                                       #(let [random (Random.)]
                                          (while (not (.get over))
-                                           (bpf/put! m (any random come-and-go) (value (.nextInt random 1000)))
-                                           (when rewrite? (bpf/put! m (any random stay) (value (.nextInt random 1000))))
+                                           (bpf/put! m (any random come-and-go)
+                                                     (value (.nextInt random 1000)))
+                                           (when rewrite?
+                                             (bpf/put! m (any random stay)
+                                                       (value (.nextInt random 1000))))
                                            (bpf/delete! m (any random come-and-go))))))))]
     (try
       (f)
@@ -167,7 +181,8 @@
 (defn- cpus [n] (vec (repeat (count (feature/possible-cpus)) n)))
 
 (def ^:private written
-  "Maps that others write to while they are read; `:whole?` tells whether a value is one that was written."
+  "Maps that others write to while they are read; `:whole?` tells whether a value is one that was
+  written."
   [{:spec {:type :hash :key :u32 :value pair} :value pair-of}
    {:spec {:type :hash :key :u32 :value pair :flags #{:no-prealloc}} :value pair-of}
    {:spec {:type :percpu-hash :key :u32 :value :u64} :value cpus}
@@ -180,15 +195,20 @@
   (assoc form :stay (mapv key (range 200)) :come-and-go (mapv key (range 1000 1200))))
 
 (defn- ways
-  "How a map is read: `[options rounds]`, and what may be said of it: `:once` where each key that stays is seen once, `:rewritten`
-  where that holds for keys that are written again too, `:mostly` where the kernel itself loses one at times."
+  "How a map is read: `[options rounds]`, and what may be said of it: `:once` where each key that
+  stays is seen once, `:rewritten` where that holds for keys that are written again too, `:mostly`
+  where the kernel itself loses one at times."
   [{{:keys [type]} :spec}]
   (case type
-    ;; The kernel goes through a trie without a lock, and may take a turn too many while a node is replaced.
-    :lpm-trie [[nil 40 #{:once :rewritten :mostly}] [{:reader :batches :chunk 3} 10 #{:once :rewritten :mostly}] [{:reader :walk} 10 #{:once :mostly}]]
+    ;; The kernel goes through a trie without a lock, and may take a turn too many while a node is
+    ;; replaced.
+    :lpm-trie [[nil 40 #{:once :rewritten :mostly}]
+               [{:reader :batches :chunk 3} 10 #{:once :rewritten :mostly}]
+               [{:reader :walk} 10 #{:once :mostly}]]
     :devmap-hash [[nil 20 #{}]]
     ;; Key by key it may lose one that is written again meanwhile, which moves to the front.
-    [[nil 40 #{:once :rewritten}] [{:reader :batches :chunk 1} 10 #{:once :rewritten}] [{:reader :walk} 10 #{}]]))
+    [[nil 40 #{:once :rewritten}] [{:reader :batches :chunk 1} 10 #{:once :rewritten}]
+     [{:reader :walk} 10 #{}]]))
 
 (defn- missing [stay seen]
   (into #{} (remove seen) stay))
@@ -207,34 +227,48 @@
                       seen (frequencies (map first entries))
                       missed (missing stay seen)]
                   (if (holds? :mostly)
-                    (is (empty? (filter missed (missing stay (into #{} (map key) m)))) "what one reading lost the next has")
+                    (is (empty? (filter missed (missing stay (into #{} (map key) m))))
+                        "what one reading lost the next has")
                     (is (empty? missed) "all that stayed is there"))
-                  (is (empty? (remove (set (concat stay come-and-go)) (keys seen))) "and nothing that never was")
+                  (is (empty? (remove (set (concat stay come-and-go)) (keys seen)))
+                      "and nothing that never was")
                   (when (holds? :once)
                     (is (empty? (filter #(< 1 (seen % 0)) stay)) "twice"))
                   (when (= pair-of value)
-                    (is (every? (fn [[_ {:keys [a b]}]] (= a b)) (filter #(contains? (set stay) (first %)) entries))
+                    (is (every? (fn [[_ {:keys [a b]}]] (= a b))
+                                (filter #(contains? (set stay) (first %)) entries))
                         "as one wrote it"))))
               (when-not (holds? :mostly)
                 (is (empty? (missing stay (bpf/snapshot m))))
-                (is (<= (count stay) (bpf/count-entries m) (+ (count stay) (count come-and-go))))))))))))
+                (is (<= (count stay) (bpf/count-entries m)
+                        (+ (count stay) (count come-and-go))))))))))))
 
 (kernel-test b6-endless-restarts
   (testing "aborts after too many restarts with the entries that it read"
-    ;; Of each chunk all that was seen and the key to come are deleted, and others put: the kernel begins anew each time.
+    ;; Of each chunk all that was seen and the key to come are deleted, and others put: the kernel
+    ;; begins anew each time.
     (let [fresh (atom 0)
-          put-fresh! (fn [m] (let [from (swap! fresh + 200)] (bpf/put-all! m (zipmap (range from (+ from 200)) (range)))))
+          put-fresh! (fn [m]
+                       (let [from (swap! fresh + 200)]
+                         (bpf/put-all! m (zipmap (range from (+ from 200)) (range)))))
           again! (fn [m i] (when (= (dec at-once) (mod i at-once)) (bpf/drain! m) (put-fresh! m)))]
-      (with-redefs [rules/types (update rules/types :hash dissoc :batch)] ; as on a kernel without batches
-        (doseq [[case read whole?] [["reduced" (fn [m] (reduce (fn [acc e] (again! m (count acc)) (conj acc e)) [] m)) vector?]
-                                    ;; It is a transient meanwhile.
-                                    ["into a map" (fn [m] (into {} (map-indexed (fn [i e] (again! m i) e)) m)) map?]]]
+      ;; As on a kernel without batches
+      (with-redefs [rules/types (update rules/types :hash dissoc :batch)]
+        (doseq [[case read
+                 whole?] [["reduced"
+                           (fn [m] (reduce (fn [acc e] (again! m (count acc)) (conj acc e)) [] m))
+                           vector?]
+                          ;; It is a transient meanwhile.
+                          ["into a map" (fn [m] (into {} (map-indexed (fn [i e] (again! m i) e)) m))
+                           map?]]]
           (testing case
-            (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 200})]
+            (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u32
+                                                  :max-entries 200})]
               (put-fresh! m)
               (let [{:keys [message] :bpfmap/keys [error op so-far]} (error-of (read m))]
                 (is (= [:iteration-aborted :reduce] [error op]))
-                (is (str/includes? message "others delete keys faster than they can be followed; what was seen until then is under :bpfmap/so-far"))
+                (is (str/includes? message
+                                   "others delete keys faster than they can be followed; what was seen until then is under :bpfmap/so-far"))
                 (is (whole? so-far))
                 (is (= (count so-far) (count (into {} so-far))) "no key twice")
                 (is (<= at-once (count so-far) 400) "up to twice as many as there can be")))))))))

@@ -50,7 +50,8 @@
                 before (fixture/settled-descriptors)]
             (is (identical? m (bpf/put! m 3 a)))
             (is (= {:map-id id} (m 3) (get m 3) (bpf/lookup m 3)))
-            (is (= {3 {:map-id id}} (into {} m) (bpf/snapshot m) (bpf/lookup-all m [3 4])) "empty slots are passed over")
+            (is (= {3 {:map-id id}} (into {} m) (bpf/snapshot m) (bpf/lookup-all m [3 4]))
+                "empty slots are passed over")
             (is (= 1 (bpf/count-entries m)))
             (with-open [again ^Closeable (bpf/open (m 3))]
               (is (= 41 (again 0)))
@@ -82,12 +83,14 @@
           (bpf/delete! m 3)
           (let [[error message] (eventually #(try
                                                (bpf/close (bpf/open reference))
-                                               (catch clojure.lang.ExceptionInfo e [(:bpfmap/error (ex-data e)) (ex-message e)])))]
+                                               (catch clojure.lang.ExceptionInfo e
+                                                 [(:bpfmap/error (ex-data e)) (ex-message e)])))]
             (is (= :not-found error))
             (is (str/includes? message "no map has that id, or none has it any more")))
           (let [[error message] (in-words (error-of (bpf/put! m 3 reference)))]
             (is (= :not-found error))
-            (is (str/includes? message (str "there is no map " (:map-id reference) " (any more)")))))))))
+            (is (str/includes? message
+                               (str "there is no map " (:map-id reference) " (any more)")))))))))
 
 (kernel-test e8-vanishing-inner-maps
   (testing "inner maps that disappear do not end the iteration"
@@ -127,7 +130,9 @@
           (try
             (dotimes [_ 20]
               (doseq [reader [:batches :walk]
-                      :let [seen (bpf-map/reduce-entries m (fn [acc k _] (conj acc k)) [] {:reader reader})]]
+                      :let [seen
+                            (bpf-map/reduce-entries m (fn [acc k _] (conj acc k)) []
+                                                    {:reader reader})]]
                 (is (every? (set seen) stable))
                 (is (apply distinct? seen))))
             (finally (reset! stop true) (fixture/join churn))))))))
@@ -135,14 +140,17 @@
 (kernel-test e8-incompatible-map
   (testing "rejects an incompatible inner map and lists the required properties"
     (doseq [spec outers
-            other [(assoc inner :max-entries 2) (assoc inner :value :u32) (assoc inner :flags #{:mmapable})
+            other [(assoc inner :max-entries 2) (assoc inner :value :u32)
+                   (assoc inner :flags #{:mmapable})
                    {:type :hash :key :u32 :value :u64 :max-entries 1}]]
       (with-open [m ^Closeable (bpf/create spec)
                   wrong ^Closeable (bpf/create other)]
-        (doseq [write (cond-> [bpf/put! (fn [m k v] (bpf/put-all! m {k v}))] (= :hash-of-maps (:type spec)) (conj bpf/insert!))]
+        (doseq [write (cond-> [bpf/put! (fn [m k v] (bpf/put-all! m {k v}))]
+                        (= :hash-of-maps (:type spec)) (conj bpf/insert!))]
           (let [[error message] (in-words (error-of (write m 3 wrong)))]
             (is (= :incompatible error))
-            (is (str/includes? message "what is stored must be a map like the :inner-map of the spec: type, key-size"))))
+            (is (str/includes? message
+                               "what is stored must be a map like the :inner-map of the spec: type, key-size"))))
         (is (= {} (into {} m)))))
     (testing "arrays of any length, where both say so"
       (let [inner (assoc inner :flags #{:inner-map})]
@@ -155,8 +163,10 @@
   (testing "stores an open map without opening it again"
     (testing "whatever its keys are"
       (with-open [m ^Closeable (bpf/create {:type :hash-of-maps :key :u32 :max-entries 2
-                                            :inner-map {:type :hash :key [:string 8] :value :u32 :max-entries 2}})
-                  a ^Closeable (bpf/create {:type :hash :key [:string 8] :value :u32 :max-entries 2})
+                                            :inner-map {:type :hash :key [:string 8] :value :u32
+                                                        :max-entries 2}})
+                  a ^Closeable (bpf/create {:type :hash :key [:string 8] :value :u32
+                                            :max-entries 2})
                   write-only ^Closeable (bpf/open (:id (bpf/info a)) {:access :write-only})]
         (bpf/put! m 1 a)
         (bpf/put! m 2 write-only)

@@ -1,5 +1,6 @@
 (ns bpfmap.impl.map.refusals-test
-  "What the running kernel refuses, and whether what is said of it is true: as root, and as a user without privileges."
+  "What the running kernel refuses, and whether what is said of it is true: as root, and as a user
+  without privileges."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
@@ -17,7 +18,8 @@
   (bpf/create {:name "t_refused" :type :hash :key :u32 :value :u64 :max-entries 4}))
 
 (defn- open-to-all [path]
-  (Files/setPosixFilePermissions (.toPath (io/file path)) (PosixFilePermissions/fromString "rw-rw-rw-")))
+  (Files/setPosixFilePermissions (.toPath (io/file path))
+                                 (PosixFilePermissions/fromString "rw-rw-rw-")))
 
 (kernel-test not-a-descriptor
   (testing "a number that is not a descriptor throws :not-found"
@@ -30,26 +32,30 @@
 (kernel-test ids-of-32-bits
   (testing "handles ids of 32 bits"
     (doseq [id [0x7fffffff 0x80000000 0xfffffffe 0xffffffff]]
-      (is (= [:not-found :ENOENT] ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/open id)))) (str id))
+      (is (= [:not-found :ENOENT] ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/open id))))
+          (str id))
       (is (= :not-found (:bpfmap/error (error-of (bpf/open {:map-id id})))))
       (is (= :not-found (:bpfmap/error (error-of (prog/open id)))))
       (is (= :not-found (:bpfmap/error (error-of (prog/open {:program-id id})))))
       (is (= :not-found (:bpfmap/error (error-of (host/btf-by-id id)))))
       (is (= [] (host/holders id) (host/holders {:program-id id}) (host/programs-using id)))
       (with-open [outer ^Closeable (bpf/create {:type :hash-of-maps :key :u32 :max-entries 2
-                                                :inner-map {:type :array :value :u32 :max-entries 1}})]
+                                                :inner-map {:type :array :value :u32
+                                                            :max-entries 1}})]
         (is (= :not-found (:bpfmap/error (error-of (bpf/put! outer 1 {:map-id id})))))))
     (doseq [wrong [-1 0x100000000]]
       (is (= :invalid-value (:bpfmap/error (error-of (bpf/open wrong)))))
       (is (= :invalid-value (:bpfmap/error (error-of (prog/open wrong)))))
       (is (= :invalid-value (:bpfmap/error (error-of (host/holders wrong))))))
-    (is (str/includes? (:message (error-of (bpf/open {:fd 0x80000000}))) "a descriptor to 2147483647"))))
+    (is (str/includes? (:message (error-of (bpf/open {:fd 0x80000000})))
+                       "a descriptor to 2147483647"))))
 
 (kernel-test directory-instead-of-pin
   (testing "the error for a directory names it as one"
     (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/open (fixture/bpffs)))]
       (is (= :not-a-map error))
-      (is (= (str "Opening " (fixture/bpffs) " failed with EACCES: " (fixture/bpffs) " is a directory") message)))
+      (is (= (str "Opening " (fixture/bpffs) " failed with EACCES: " (fixture/bpffs)
+                  " is a directory") message)))
     (is (= :not-a-program (:bpfmap/error (error-of (prog/open (fixture/bpffs))))))))
 
 (kernel-test unprivileged-user
@@ -61,17 +67,22 @@
               refused (fn [f] (fixture/unprivileged #(error-of (f))))]
           (testing "by id it takes a capability, and no file mode"
             (are [f words] (let [{:keys [message] :bpfmap/keys [error]} (refused f)]
-                             (and (= :permission error) (str/includes? message words) (not (str/includes? message "file mode"))))
+                             (and (= :permission error)
+                                  (str/includes? message words)
+                                  (not (str/includes? message "file mode"))))
               #(bpf/open id) "open needs CAP_SYS_ADMIN"
               #(bpf/open {:name "t_refused"}) "CAP_SYS_ADMIN"
               #(host/maps) "list needs CAP_SYS_ADMIN"
               #(prog/open 1) "CAP_SYS_ADMIN"
               #(host/btf-by-id (:btf-id (bpf/info m))) "btf-by-id needs CAP_SYS_ADMIN"
-              #(bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1}) "create needs CAP_BPF"
+              #(bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1})
+              "create needs CAP_BPF"
               #(host/load-btf [:u32]) "load-btf needs CAP_BPF"
-              #(prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]}) "loading a program needs CAP_BPF"))
+              #(prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})
+              "loading a program needs CAP_BPF"))
           (testing "a pin that others may not open"
-            (is (str/includes? (:message (refused #(bpf/open path))) (str "the file mode of " path))))
+            (is (str/includes? (:message (refused #(bpf/open path)))
+                               (str "the file mode of " path))))
           (testing "one that they may open, but not remove or move, since the directory is sticky"
             (open-to-all path)
             (let [[untyped unpin move] (fixture/unprivileged
@@ -80,11 +91,14 @@
                                             (error-of (bpf/unpin! again))
                                             (error-of (bpf/move-pin! again (str path "_moved")))]))
                   words "this user may not write in the directory of "]
-              (is (str/includes? untyped "btf-by-id needs CAP_SYS_ADMIN") "its types take a capability of their own")
+              (is (str/includes? untyped "btf-by-id needs CAP_SYS_ADMIN")
+                  "its types take a capability of their own")
               (is (= [:permission :permission] (map :bpfmap/error [unpin move])))
-              (is (str/starts-with? (:message unpin) (str "Removing the pin " path " failed with E")))
+              (is (str/starts-with? (:message unpin)
+                                    (str "Removing the pin " path " failed with E")))
               (is (str/includes? (:message unpin) (str words path)))
-              (is (str/starts-with? (:message move) (str "Moving " path " to " path "_moved failed with E")))
+              (is (str/starts-with? (:message move)
+                                    (str "Moving " path " to " path "_moved failed with E")))
               (is (str/includes? (:message move) (str words path)))))
           (is (.exists (io/file path)))
           (bpf/unpin! m))))))
@@ -98,21 +112,30 @@
    {:type :hash :key :u8 :value :u8 :max-entries 4 :flags #{:no-prealloc :rdonly-prog}}
    {:type :array :value :u64 :max-entries 4 :flags #{:mmapable}}
    {:type :array :value :u64 :max-entries 4 :numa-node 0 :flags #{:inner-map}}
-   {:type :percpu-hash :key :u32 :value :u64 :max-entries 4} {:type :percpu-array :value :u64 :max-entries 4}
-   {:type :lru-hash :key :u32 :value :u64 :max-entries 5 :flags #{:no-common-lru}} {:type :lru-hash :key :u32 :value :u64 :max-entries 4 :numa-node 0}
+   {:type :percpu-hash :key :u32 :value :u64 :max-entries 4}
+   {:type :percpu-array :value :u64 :max-entries 4}
+   {:type :lru-hash :key :u32 :value :u64 :max-entries 5 :flags #{:no-common-lru}}
+   {:type :lru-hash :key :u32 :value :u64 :max-entries 4 :numa-node 0}
    {:type :lru-percpu-hash :key :u32 :value :u64 :max-entries 4}
    {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries 4 :flags #{:no-prealloc}}
-   {:type :prog-array :max-entries 4} {:type :perf-event-array :max-entries 1} {:type :cgroup-array :max-entries 4}
+   {:type :prog-array :max-entries 4} {:type :perf-event-array :max-entries 1}
+   {:type :cgroup-array :max-entries 4}
    {:type :stack-trace :max-entries 4}
    {:type :array-of-maps :max-entries 4 :inner-map {:type :array :value :u32 :max-entries 2}}
-   {:type :hash-of-maps :key :u32 :max-entries 4 :numa-node 0 :inner-map {:type :hash :key :u8 :value :u8 :max-entries 2}}
-   {:type :devmap :max-entries 4} {:type :devmap-hash :max-entries 4} {:type :cpumap} {:type :xskmap :max-entries 4}
-   {:type :sockmap :max-entries 4} {:type :sockhash :key :u32 :max-entries 4} {:type :reuseport-sockarray :max-entries 4}
+   {:type :hash-of-maps :key :u32 :max-entries 4 :numa-node 0
+    :inner-map {:type :hash :key :u8 :value :u8 :max-entries 2}}
+   {:type :devmap :max-entries 4} {:type :devmap-hash :max-entries 4} {:type :cpumap}
+   {:type :xskmap :max-entries 4}
+   {:type :sockmap :max-entries 4} {:type :sockhash :key :u32 :max-entries 4}
+   {:type :reuseport-sockarray :max-entries 4}
    {:type :cgroup-storage :value :u32} {:type :percpu-cgroup-storage :value :u32}
    {:type :queue :value :u32 :max-entries 4} {:type :stack :value :u32 :max-entries 4}
-   {:type :sk-storage :value :u32 :flags #{:no-prealloc}} {:type :task-storage :value :u32 :flags #{:no-prealloc}}
-   {:type :inode-storage :value :u32 :flags #{:no-prealloc}} {:type :cgrp-storage :value :u32 :flags #{:no-prealloc}}
-   {:type :ringbuf :max-entries 4096} {:type :user-ringbuf :max-entries 4096} {:type :bloom-filter :value :u32 :max-entries 4 :map-extra 3}
+   {:type :sk-storage :value :u32 :flags #{:no-prealloc}}
+   {:type :task-storage :value :u32 :flags #{:no-prealloc}}
+   {:type :inode-storage :value :u32 :flags #{:no-prealloc}}
+   {:type :cgrp-storage :value :u32 :flags #{:no-prealloc}}
+   {:type :ringbuf :max-entries 4096} {:type :user-ringbuf :max-entries 4096}
+   {:type :bloom-filter :value :u32 :max-entries 4 :map-extra 3}
    {:type :arena :max-entries 2 :flags #{:mmapable}}])
 
 (kernel-test spec-fits-map
@@ -130,12 +153,14 @@
               (is (= :invalid-spec (:bpfmap/error (error-of (bpf/create (bpf/spec opened))))))
               (with-open [held ^Closeable (bpf/create inner)]
                 (bpf/put! m 1 held))
-              (is (= (select-keys inner [:type :max-entries]) (select-keys (:inner-map (bpf/spec opened)) [:type :max-entries]))))
+              (is (= (select-keys inner [:type :max-entries])
+                     (select-keys (:inner-map (bpf/spec opened)) [:type :max-entries]))))
             (doseq [from [m opened]]
               (with-open [again ^Closeable (bpf/create (bpf/spec from))]
                 (is (= (dissoc (bpf/info m) :id :btf-id :memlock :key :value)
                        (cond-> (dissoc (bpf/info again) :id :btf-id :memlock :key :value)
-                         (:numa-node spec) (assoc :flags (:flags (bpf/info m))))) ; the node is not told
+                         ;; The node is not told
+                         (:numa-node spec) (assoc :flags (:flags (bpf/info m)))))
                     "the same but for what is each map's own, and types where the kernel takes none")
                 (is (bpf/compatible? (bpf/spec again) m)))))
           (catch clojure.lang.ExceptionInfo e

@@ -39,10 +39,12 @@
   (str "bpfmap" suffix "_" (mod (.pid (ProcessHandle/current)) 10000000)))
 
 (defn- registered? [name]
-  (contains? (set (str/split (slurp "/proc/sys/net/ipv4/tcp_available_congestion_control") #"\s+")) name))
+  (contains? (set (str/split (slurp "/proc/sys/net/ipv4/tcp_available_congestion_control") #"\s+"))
+             name))
 
 (defn- in-common
-  "A value in which the kernel's own fields are `fields`; they stand at its top where the kernel has no struct for them."
+  "A value in which the kernel's own fields are `fields`; they stand at its top where the kernel
+  has no struct for them."
   [value fields]
   (if (since/here? [:kernel :struct-ops-common])
     (assoc value :common fields)
@@ -62,7 +64,8 @@
        (fixture/skip! "this kernel has no congestion control by programs"))))
 
 (defmacro ^:private with-programs
-  "Runs body with `ssthresh`, `cong-avoid` and `undo-cwnd` loaded, and unregisters what it put into the map `m`."
+  "Runs body with `ssthresh`, `cong-avoid` and `undo-cwnd` loaded, and unregisters what it put
+  into the map `m`."
   [[m] & body]
   `(with-open [~'ssthresh (op "ssthresh" 2)
                ~'cong-avoid (op "cong_avoid" 0)
@@ -80,11 +83,15 @@
           (is (= #{nil} (set (map (:data (m 0)) [:ssthresh :cong_avoid :undo_cwnd :init]))))
           (is (= "" (get-in (m 0) [:data :name])))
           (is (not (registered? name)))
-          (is (= m (bpf/put! m 0 {:data {:name name :ssthresh ssthresh :cong_avoid {:program-id (:id (prog/info cong-avoid))}
-                                         :undo_cwnd undo-cwnd :init nil}})))
+          (is (= m
+                 (bpf/put! m 0
+                           {:data {:name name :ssthresh ssthresh
+                                   :cong_avoid {:program-id (:id (prog/info cong-avoid))}
+                                   :undo_cwnd undo-cwnd :init nil}})))
           (is (registered? name))
           (let [{:keys [data] :as value} (m 0)]
-            (is (= {:refcnt {:refs {:counter 1}} :state :BPF_STRUCT_OPS_STATE_INUSE} (common value)))
+            (is (= {:refcnt {:refs {:counter 1}} :state :BPF_STRUCT_OPS_STATE_INUSE}
+                   (common value)))
             (is (= {:name name :init nil :flags 0
                     :ssthresh {:program-id (:id (prog/info ssthresh))}
                     :cong_avoid {:program-id (:id (prog/info cong-avoid))}
@@ -93,7 +100,9 @@
             (with-open [p ^Closeable (prog/open (:ssthresh data))]
               (is (= "ssthresh" (:name (prog/info p))) "what is read can be opened")))
           (is (= {0 (m 0)} (into {} m) (bpf/snapshot m) (bpf/lookup-all m [0 1])))
-          (is (= [1 0 nil nil false] [(bpf/count-entries m) (bpf/next-key m) (bpf/next-key m 0) (m 1) (bpf/has-key? m 1)]))
+          (is (= [1 0 nil nil false]
+                 [(bpf/count-entries m) (bpf/next-key m) (bpf/next-key m 0) (m 1)
+                  (bpf/has-key? m 1)]))
           (testing "of another key, which the kernel would not look at"
             (is (= [false 0] [(bpf/delete! m 1) (bpf/delete-all! m [1 4294967295])]))
             (is (= [:key] (:bpfmap/path (error-of (bpf/delete! m -1)))))
@@ -101,7 +110,8 @@
           (is (true? (bpf/delete! m 0)))
           (is (not (registered? name)))
           (is (= :BPF_STRUCT_OPS_STATE_TOBEFREE (state m)))
-          (is (= [false 0] [(bpf/delete! m 0) (bpf/delete-all! m [0])]) "it is not there any more"))))))
+          (is (= [false 0] [(bpf/delete! m 0) (bpf/delete-all! m [0])])
+              "it is not there any more"))))))
 
 (struct-ops-test kernel-errors-explained
   (testing "explains why the kernel rejects a struct"
@@ -109,23 +119,34 @@
       (with-open [m (create)
                   other (create)]
         (with-programs [m]
-          (let [value {:data {:name name :ssthresh ssthresh :cong_avoid cong-avoid :undo_cwnd undo-cwnd}}]
-            (are [k value error words] (let [{:keys [message] found :bpfmap/error op :bpfmap/op} (error-of (bpf/put! m k value))]
-                                         (and (= [error :put!] [found op]) (str/includes? message words)))
-              0 {:data {:name name}} :incompatible "tcp_congestion_ops: a :name, :ssthresh, :undo_cwnd"
-              0 (assoc-in value [:data :init] ssthresh) :incompatible "the index of its member as :expected-attach-type"
-              0 (in-common value {:state 1}) :incompatible "nothing that counts or links, such as :common"
+          (let [value {:data {:name name :ssthresh ssthresh :cong_avoid cong-avoid
+                              :undo_cwnd undo-cwnd}}]
+            (are [k value error words]
+              (let [{:keys [message] found :bpfmap/error
+                     op :bpfmap/op} (error-of (bpf/put! m k value))]
+                (and (= [error :put!] [found op]) (str/includes? message words)))
+              0 {:data {:name name}} :incompatible
+              "tcp_congestion_ops: a :name, :ssthresh, :undo_cwnd"
+              0 (assoc-in value [:data :init] ssthresh) :incompatible
+              "the index of its member as :expected-attach-type"
+              0 (in-common value {:state 1}) :incompatible
+              "nothing that counts or links, such as :common"
               0 (assoc-in value [:data :owner] 1) :incompatible "only those that the kernel takes"
               1 value :out-of-range "from 0 to 0"
-              0 (assoc-in value [:data :init] 7) :invalid-value "[:value :data :init]: 7 is no reference of this kind: it takes a loaded program"
+              0 (assoc-in value [:data :init] 7) :invalid-value
+              "[:value :data :init]: 7 is no reference of this kind: it takes a loaded program"
               0 (assoc-in value [:data :init] m) :invalid-value "it takes a loaded program"
               0 (assoc-in value [:data :init] {:program-id 0x7fffffff}) :not-found "there is no"
               0 (assoc-in value [:data :start] ssthresh) :invalid-value ":start is not a field"
-              0 (assoc-in value [:data :name] "a name beyond fifteen bytes") :invalid-value "[:value :data :name]")
+              0 (assoc-in value [:data :name] "a name beyond fifteen bytes") :invalid-value
+              "[:value :data :name]")
             (is (= :BPF_STRUCT_OPS_STATE_INIT (state m)) "nothing was registered")
             (bpf/put! m 0 value)
             (testing "a second time"
-              (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/put! m 0 (assoc-in value [:data :name] (unique "c"))))]
+              (let [{:keys [message]
+                     :bpfmap/keys [error]} (error-of
+                                            (bpf/put! m 0
+                                                      (assoc-in value [:data :name] (unique "c"))))]
                 (is (= :busy error))
                 (is (str/includes? message "registered once in the life of its map"))))
             (testing "a name that is taken"
@@ -135,7 +156,8 @@
                 (is (= :exists error))
                 (is (str/includes? message "the kernel has one of that name already")))))
           (bpf/delete! m 0)
-          (is (= :busy (:bpfmap/error (error-of (bpf/put! m 0 {:data {:name name}})))) "never again"))
+          (is (= :busy (:bpfmap/error (error-of (bpf/put! m 0 {:data {:name name}}))))
+              "never again"))
         (testing "operations that the type lacks"
           (are [expr words] (let [{:keys [message] :bpfmap/keys [error]} (error-of expr)]
                               (and (= :not-supported error) (str/includes? message words)))
@@ -149,16 +171,23 @@
 (struct-ops-test e11-denied-operations
   (testing "the kernel rejects what the rules deny for struct_ops"
     (let [{:keys [ops instead]} (rules/types :struct-ops)
-          commands {:insert! [:update 1], :replace! [:update 2], :take! [:lookup-and-delete], :drain! [:lookup-and-delete]
-                    :push! [:update 0 :keyless], :pop! [:lookup-and-delete 0 :keyless], :peek [:lookup 0 :keyless]
+          commands {:insert! [:update 1], :replace! [:update 2], :take! [:lookup-and-delete]
+                    :drain! [:lookup-and-delete]
+                    :push! [:update 0 :keyless], :pop! [:lookup-and-delete 0 :keyless]
+                    :peek [:lookup 0 :keyless]
                     :might-contain? [:lookup 0 :keyless]}]
       (is (= #{:lookup :put! :delete! :next-key :reduce} ops) "which other tests here use")
       (is (= (set/difference rules/operations ops) (set (keys commands))))
       (with-open [m (create)]
         (doseq [[op [command flags keyless]] commands
-                :let [asked {:key (when-not keyless (byte-array 4)) :value (byte-array 4096) :flags flags}]]
-          (is (contains? uses/refusals (linux/said (probe/operate command (bpf-map/descriptor m) asked {:op op}))) op))
-        (is (= :ENOTSUPP (linux/said (probe/operate :freeze (bpf-map/descriptor m) {} {:op :freeze!}))))
+                :let [asked
+                      {:key (when-not keyless (byte-array 4)) :value (byte-array 4096)
+                       :flags flags}]]
+          (is (contains? uses/refusals
+                         (linux/said (probe/operate command (bpf-map/descriptor m) asked {:op op})))
+              op))
+        (is (= :ENOTSUPP
+               (linux/said (probe/operate :freeze (bpf-map/descriptor m) {} {:op :freeze!}))))
         (is (contains? instead :freeze!))
         (doseq [op [:lookup-batch :lookup-and-delete-batch :update-batch :delete-batch]]
           (is (= :ENOTSUPP (linux/said (probe/operate op (bpf-map/descriptor m) {} {:op op}))) op))
@@ -170,7 +199,8 @@
       (with-open [ssthresh (op "ssthresh" 2)
                   cong-avoid (op "cong_avoid" 0)
                   undo-cwnd (op "undo_cwnd" 10)]
-        (let [value {:data {:name name :ssthresh ssthresh :cong_avoid cong-avoid :undo_cwnd undo-cwnd}}]
+        (let [value {:data {:name name :ssthresh ssthresh :cong_avoid cong-avoid
+                            :undo_cwnd undo-cwnd}}]
           (with-open [m (create {:flags #{:link} :contents {0 value}})]
             (is (= :BPF_STRUCT_OPS_STATE_READY (state m)))
             (is (not (registered? name)) "a link would register it")
@@ -187,7 +217,9 @@
         (bpf/pin! m pin)
         (try
           (with-programs [m]
-            (bpf/put! m 0 {:data {:name name :ssthresh ssthresh :cong_avoid cong-avoid :undo_cwnd undo-cwnd}})
+            (bpf/put! m 0
+                      {:data {:name name :ssthresh ssthresh :cong_avoid cong-avoid
+                              :undo_cwnd undo-cwnd}})
             (doseq [ref [(:id (bpf/info m)) pin]]
               (with-open [o ^Closeable (bpf/open ref)]
                 (is (= (m 0) (o 0)))
@@ -225,21 +257,26 @@
             (is (= (:id (bpf/info m)) (:id (bpf/info same)))))
           (when (programs/struct-ops-type "bpf_dummy_ops")
             (is (= {:spec "bpf_dummy_ops" :map "tcp_congestion_ops"}
-                   (:struct-ops (:bpfmap/diff (error-of (bpf/create (assoc spec :struct-ops "bpf_dummy_ops") options)))))))
+                   (:struct-ops
+                    (:bpfmap/diff
+                     (error-of (bpf/create (assoc spec :struct-ops "bpf_dummy_ops") options)))))))
           (finally (bpf/unpin! m)))))))
 
 (struct-ops-test spec-cannot-be-created
   (testing "rejects specs that cannot be created"
-    (are [change error words] (let [{:keys [message] found :bpfmap/error :bpfmap/keys [op]} (error-of (create change))]
-                                (and (= [error :create] [found op]) (str/includes? message words)))
+    (are [change error words]
+      (let [{:keys [message] found :bpfmap/error :bpfmap/keys [op]} (error-of (create change))]
+        (and (= [error :create] [found op]) (str/includes? message words)))
       {:struct-ops "tcp_ops"} :not-found "those of the structs bpf_struct_ops_… without that; here "
       ;; The kernel has a struct bpf_struct_ops_map, which is something else.
       {:struct-ops "map"} :not-found "no struct map that programs can implement"
-      {:value-size 8} :invalid-spec (str "has " (:value-size (programs/struct-ops-type "tcp_congestion_ops")) " bytes, not 8")
+      {:value-size 8} :invalid-spec
+      (str "has " (:value-size (programs/struct-ops-type "tcp_congestion_ops")) " bytes, not 8")
       {:value :u64} :invalid-spec "leave :value and :value-size out"
       {:flags #{:vtype-btf-obj-fd}} :not-supported "leave :vtype-btf-obj-fd out"
       {:freeze true} :invalid-spec "cannot be frozen"
-      {:contents {0 {:data {:init "x"}}}} :invalid-value "In :contents, the entry of 0: [:value :data :init]"
+      {:contents {0 {:data {:init "x"}}}} :invalid-value
+      "In :contents, the entry of 0: [:value :data :init]"
       {:contents {0 {:data {:nme "x"}}}} :invalid-value "[:value :data :nme]: :nme is not a field"
       {:contents {0 {:data {:name "x"}}}} :incompatible "tcp_congestion_ops: a :name")))
 
@@ -248,9 +285,14 @@
     (let [once (fn [name]
                  (with-open [m (create)]
                    (with-programs [m]
-                     (bpf/put! m 0 {:data {:name name :ssthresh ssthresh :cong_avoid {:program-id (:id (prog/info cong-avoid))}
-                                           :undo_cwnd undo-cwnd}})
-                     (error-of (bpf/put! m 0 {:data {:cong_avoid {:program-id (:id (prog/info cong-avoid))} :init 7}}))
+                     (bpf/put! m 0
+                               {:data {:name name :ssthresh ssthresh
+                                       :cong_avoid {:program-id (:id (prog/info cong-avoid))}
+                                       :undo_cwnd undo-cwnd}})
+                     (error-of (bpf/put! m 0
+                                         {:data {:cong_avoid {:program-id (:id
+                                                                           (prog/info cong-avoid))}
+                                                 :init 7}}))
                      (with-open [o ^Closeable (bpf/open (:id (bpf/info m)))]
                        (state o))))
                  (error-of (create {:struct-ops "tcp_ops"}))

@@ -1,5 +1,6 @@
 (ns bpfmap.impl.memory.atomic-test
-  "Numbers read and written in one step: what each operation leaves and returns, and what none of them takes."
+  "Numbers read and written in one step: what each operation leaves and returns, and what none of
+  them takes."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.memory :as mem]
@@ -16,7 +17,8 @@
 (defn- an-array
   (^Closeable [] (an-array nil))
   (^Closeable [change]
-   (bpf/create (merge {:name "t_atomic" :type :array :key :u32 :value :u64 :max-entries 8 :flags #{:mmapable}} change))))
+   (bpf/create (merge {:name "t_atomic" :type :array :key :u32 :value :u64 :max-entries 8
+                       :flags #{:mmapable}} change))))
 
 (defn- shown [text]
   (str/replace text #"map \d+" "map N"))
@@ -24,7 +26,8 @@
 ;; --- a model: integers that wrap around
 
 (def ^:private types
-  {:u32 [32 false], :s32 [32 true], :u64 [64 false], :s64 [64 true], :ktime [64 false], :ptr [64 false]})
+  {:u32 [32 false], :s32 [32 true], :u64 [64 false], :s64 [64 true], :ktime [64 false]
+   :ptr [64 false]})
 
 (defn- wrapped
   "An integer as so many bits hold it."
@@ -46,9 +49,11 @@
   [shape]
   (let [[low high] (range-of shape)]
     (gen/let [x (gen/one-of [(gen/fmap #(wrapped % shape) gen/large-integer)
-                             (gen/fmap #(wrapped (* % 4611686018427387904N) shape) gen/small-integer)
+                             (gen/fmap #(wrapped (* % 4611686018427387904N) shape)
+                                       gen/small-integer)
                              (gen/elements [low high 0 1])])
-              guise (gen/elements [identity #(if (<= Long/MIN_VALUE % Long/MAX_VALUE) (long %) %) biginteger bigint])]
+              guise (gen/elements [identity #(if (<= Long/MIN_VALUE % Long/MAX_VALUE) (long %) %)
+                                   biginteger bigint])]
       (guise x))))
 
 (defn- apply-model
@@ -94,13 +99,16 @@
           ;; What is added or combined with may be of either sign.
           word (gen/one-of [n (gen/fmap #(wrapped % [(first shape) true]) n)])]
       (gen/tuple (gen/return t)
-                 (gen/vector (gen/one-of [(gen/tuple (gen/elements [:write :set-release! :exchange!]) n)
-                                          (gen/tuple (gen/elements [:add! :bit-or! :bit-and! :bit-xor! :fetch-add! :fetch-or! :fetch-and!
-                                                                    :fetch-xor!])
-                                                     word)
-                                          (gen/tuple (gen/return :compare-and-set!) n n)
-                                          (gen/return [:get-acquire])
-                                          (gen/return [:compare-and-set! :now 7])])
+                 (gen/vector
+                  (gen/one-of [(gen/tuple (gen/elements [:write :set-release! :exchange!]) n)
+                               (gen/tuple
+                                (gen/elements [:add! :bit-or! :bit-and! :bit-xor! :fetch-add!
+                                               :fetch-or! :fetch-and!
+                                               :fetch-xor!])
+                                          word)
+                               (gen/tuple (gen/return :compare-and-set!) n n)
+                               (gen/return [:get-acquire])
+                               (gen/return [:compare-and-set! :now 7])])
                              1 30)))))
 
 (kernel-test wrapping-integers
@@ -114,14 +122,18 @@
                        (loop [now 0N [command & more] commands]
                          (if-not command
                            ;; Nothing around it was written.
-                           (every? zero? (concat (mem/slice memory 0 16) (mem/slice memory (+ 16 (quot (first shape) 8)))))
+                           (every? zero?
+                                   (concat (mem/slice memory 0 16)
+                                           (mem/slice memory (+ 16 (quot (first shape) 8)))))
                            (let [command (mapv #(if (= :now %) now %) command)
                                  [after expected] (apply-model shape now command)
                                  answer (perform cell command)]
-                             (and (= (if (number? expected) (bigint expected) expected) (if (number? answer) (bigint answer) answer))
+                             (and (= (if (number? expected) (bigint expected) expected)
+                                     (if (number? answer) (bigint answer) answer))
                                   (= (bigint after) (bigint @cell) (bigint (mem/get-acquire cell)))
                                   (recur (bigint after) more)))))))
-            {:keys [pass?] :as result} (check/quick-check 300 (prop/for-all [trial a-trial] (holds? trial)))]
+            {:keys [pass?] :as result} (check/quick-check
+                                        300 (prop/for-all [trial a-trial] (holds? trial)))]
         (is pass? (pr-str (select-keys result [:seed :shrunk])))))))
 
 (kernel-test long-or-bigint-numbers
@@ -140,9 +152,12 @@
         (is (= [5 5] [@(mem/add! v [3 :b 1] 5) (mem/get-acquire v [3 :b 1])]))
         (is (= 5 (mem/exchange! v [3 :b 1] 6)))
         (is (true? (mem/compare-and-set! v [3 :b 1] 6 8)))
-        (is (= [9 8 11] [@(mem/bit-or! v [3 :b 1] 1) @(mem/bit-and! v [3 :b 1] -2) @(mem/bit-xor! v [3 :b 1] 3)]))
+        (is (= [9 8 11]
+               [@(mem/bit-or! v [3 :b 1] 1) @(mem/bit-and! v [3 :b 1] -2)
+                @(mem/bit-xor! v [3 :b 1] 3)]))
         (is (= [11 12 13 9 11]
-               [(mem/fetch-add! v [3 :b 1] 1) (mem/fetch-or! v [3 :b 1] 1) (mem/fetch-and! v [3 :b 1] 9)
+               [(mem/fetch-add! v [3 :b 1] 1) (mem/fetch-or! v [3 :b 1] 1)
+                (mem/fetch-and! v [3 :b 1] 9)
                 (mem/fetch-xor! v [3 :b 1] 2) @(mem/at v [3 :b 1])]))
         (is (= 11 @(mem/set-release! v [3 :b 1] 11)))
         (is (= {:a 0 :b [0 11]} (m 3)))
@@ -158,28 +173,41 @@
                                 [:u64 9 "it is not aligned to its 8 bytes"]
                                 [:u32 2 "it is not aligned to its 4 bytes"]
                                 [:s32 5 "it is not aligned to its 4 bytes"]
-                                [:u8 0 "atomic operations take integers of 4 or 8 bytes, and it has 1"]
-                                [:s16 0 "atomic operations take integers of 4 or 8 bytes, and it has 2"]
+                                [:u8 0
+                                 "atomic operations take integers of 4 or 8 bytes, and it has 1"]
+                                [:s16 0
+                                 "atomic operations take integers of 4 or 8 bytes, and it has 2"]
                                 [:u128 0 "atomic operations take integers of 4 or 8 bytes"]
                                 [:f64 0 "atomic operations take integers of 4 or 8 bytes"]
                                 [:bool 0 "atomic operations take integers of 4 or 8 bytes"]
-                                [[:enum :u32 {:a 1}] 0 "atomic operations take integers of 4 or 8 bytes"]
-                                [[:struct [:a :u64]] 0 "atomic operations take a number; name a field or element of it"]
-                                [[:array :u64 1] 0 "atomic operations take a number; name a field or element of it"]
-                                [(keyword (str "u64" other-order)) 0 "its bytes are not in the order of this processor"]]
-                [op f] {:add! #(mem/add! % 1), :get-acquire mem/get-acquire, :set-release! #(mem/set-release! % 1)
+                                [[:enum :u32 {:a 1}] 0
+                                 "atomic operations take integers of 4 or 8 bytes"]
+                                [[:struct [:a :u64]] 0
+                                 "atomic operations take a number; name a field or element of it"]
+                                [[:array :u64 1] 0
+                                 "atomic operations take a number; name a field or element of it"]
+                                [(keyword (str "u64" other-order)) 0
+                                 "its bytes are not in the order of this processor"]]
+                [op f] {:add! #(mem/add! % 1), :get-acquire mem/get-acquire
+                        :set-release! #(mem/set-release! % 1)
                         :exchange! #(mem/exchange! % 1)
-                        :compare-and-set! #(mem/compare-and-set! % 0 1), :bit-or! #(mem/bit-or! % 1), :bit-and! #(mem/bit-and! % 1)
-                        :bit-xor! #(mem/bit-xor! % 1), :fetch-add! #(mem/fetch-add! % 1), :fetch-or! #(mem/fetch-or! % 1)
+                        :compare-and-set! #(mem/compare-and-set! % 0 1), :bit-or! #(mem/bit-or! % 1)
+                        :bit-and! #(mem/bit-and! % 1)
+                        :bit-xor! #(mem/bit-xor! % 1), :fetch-add! #(mem/fetch-add! % 1)
+                        :fetch-or! #(mem/fetch-or! % 1)
                         :fetch-and! #(mem/fetch-and! % 1), :fetch-xor! #(mem/fetch-xor! % 1)}]
           (testing [t offset op]
-            (let [{:keys [message] :bpfmap/keys [error] found :bpfmap/op} (error-of (f (mem/view memory t offset)))]
+            (let [{:keys [message] :bpfmap/keys [error]
+                   found :bpfmap/op} (error-of (f (mem/view memory t offset)))]
               (is (= [:invalid-value op] [error found]))
               (is (str/starts-with? message "Not to be read and written in one step: "))
               (is (str/ends-with? message (str ": " why)))))))
       (testing "bit-fields have no width of their own"
-        (is (= :invalid-value (:bpfmap/error (error-of (mem/add! (mem/view memory [:struct [:a [:bits :u32 32]]]) :a 1))))))
-      (is (= "Not a view: 7: it takes what (view mem type), (elements m) or (variables m) returned" (:message (error-of (mem/add! 7 1)))))
+        (is (= :invalid-value
+               (:bpfmap/error (error-of (mem/add! (mem/view memory [:struct [:a [:bits :u32 32]]])
+                                                  :a 1))))))
+      (is (= "Not a view: 7: it takes what (view mem type), (elements m) or (variables m) returned"
+             (:message (error-of (mem/add! 7 1)))))
       (is (every? zero? memory)))))
 
 (kernel-test misfits-before-writing
@@ -188,21 +216,31 @@
                 memory ^Closeable (bpf/memory m)]
       (are [op t x message] (= [:invalid-value op message]
                                (let [e (error-of ((case op
-                                                    :set-release! mem/set-release!, :exchange! mem/exchange!
+                                                    :set-release! mem/set-release!
+                                                    :exchange! mem/exchange!
                                                     :add! mem/add!, :bit-or! mem/bit-or!
-                                                    :compare-and-set! #(mem/compare-and-set! %1 0 %2))
+                                                    :compare-and-set! #(mem/compare-and-set!
+                                                                        %1 0 %2))
                                                   (mem/view memory t) x))]
                                  [(:bpfmap/error e) (:bpfmap/op e) (:message e)]))
         :set-release! :u64 -1 "-1 is not a :u64: it takes an integer from 0 to 18446744073709551615"
-        :set-release! :u64 18446744073709551616N "18446744073709551616N is not a :u64: it takes an integer from 0 to 18446744073709551615"
+        :set-release! :u64 18446744073709551616N
+        "18446744073709551616N is not a :u64: it takes an integer from 0 to 18446744073709551615"
         :exchange! :u64 -1 "-1 is not a :u64: it takes an integer from 0 to 18446744073709551615"
-        :exchange! :u32 4294967296 "4294967296 is not a :u32: it takes an integer from 0 to 4294967295"
-        :compare-and-set! :s32 2147483648 "2147483648 is not a :s32: it takes an integer from -2147483648 to 2147483647"
-        :exchange! :s64 9223372036854775808N "9223372036854775808N is not a :s64: it takes an integer from -9223372036854775808 to 9223372036854775807"
-        :add! :u64 18446744073709551616N "18446744073709551616N is not a :u64: it takes an integer from -9223372036854775808 to 18446744073709551615"
-        :add! :u32 4294967296 "4294967296 is not a :u32: it takes an integer from -2147483648 to 4294967295"
-        :add! :u64 1.0 "1.0 is not a :u64: it takes an integer from -9223372036854775808 to 18446744073709551615"
-        :bit-or! :u64 nil "nil is not a :u64: it takes an integer from -9223372036854775808 to 18446744073709551615")
+        :exchange! :u32 4294967296
+        "4294967296 is not a :u32: it takes an integer from 0 to 4294967295"
+        :compare-and-set! :s32 2147483648
+        "2147483648 is not a :s32: it takes an integer from -2147483648 to 2147483647"
+        :exchange! :s64 9223372036854775808N
+        "9223372036854775808N is not a :s64: it takes an integer from -9223372036854775808 to 9223372036854775807"
+        :add! :u64 18446744073709551616N
+        "18446744073709551616N is not a :u64: it takes an integer from -9223372036854775808 to 18446744073709551615"
+        :add! :u32 4294967296
+        "4294967296 is not a :u32: it takes an integer from -2147483648 to 4294967295"
+        :add! :u64 1.0
+        "1.0 is not a :u64: it takes an integer from -9223372036854775808 to 18446744073709551615"
+        :bit-or! :u64 nil
+        "nil is not a :u64: it takes an integer from -9223372036854775808 to 18446744073709551615")
       (let [v (mem/view memory [:struct [:value [:array [:struct [:x :u32]] 2]]])]
         (is (= [:value 1 :x] (:bpfmap/path (error-of (mem/exchange! v [:value 1 :x] -1))))))
       (is (every? zero? memory)))))
@@ -211,9 +249,12 @@
   (testing "rejects read-only and closed memory"
     (with-open [m (an-array {:contents {0 7} :freeze true})]
       (let [memory (bpf/memory m)
-            operations {:add! #(mem/add! % 1), :set-release! #(mem/set-release! % 1), :exchange! #(mem/exchange! % 1)
-                        :compare-and-set! #(mem/compare-and-set! % 0 1), :bit-or! #(mem/bit-or! % 1), :bit-and! #(mem/bit-and! % 1)
-                        :bit-xor! #(mem/bit-xor! % 1), :fetch-add! #(mem/fetch-add! % 1), :fetch-or! #(mem/fetch-or! % 1)
+            operations {:add! #(mem/add! % 1), :set-release! #(mem/set-release! % 1)
+                        :exchange! #(mem/exchange! % 1)
+                        :compare-and-set! #(mem/compare-and-set! % 0 1), :bit-or! #(mem/bit-or! % 1)
+                        :bit-and! #(mem/bit-and! % 1)
+                        :bit-xor! #(mem/bit-xor! % 1), :fetch-add! #(mem/fetch-add! % 1)
+                        :fetch-or! #(mem/fetch-or! % 1)
                         :fetch-and! #(mem/fetch-and! % 1), :fetch-xor! #(mem/fetch-xor! % 1)}
             cells (map #(mem/view memory %) [:u64 :s64 :u32 :s32])]
         (doseq [cell cells]
@@ -229,12 +270,14 @@
             cells (map #(mem/view memory %) [:u64 :s64 :u32 :s32])]
         (mem/close memory)
         (doseq [cell cells
-                f [#(mem/add! % 1) mem/get-acquire #(mem/set-release! % 1) #(mem/compare-and-set! % 1 2)]]
+                f [#(mem/add! % 1) mem/get-acquire #(mem/set-release! % 1)
+                   #(mem/compare-and-set! % 1 2)]]
           (is (= :closed (:bpfmap/error (error-of (f cell))))))))))
 
 (kernel-test release-and-acquire
   (testing "an acquire sees everything written before the release"
-    ;; One thread writes a row of numbers and then, with release, which row it is. Whoever sees that number sees all of the row.
+    ;; One thread writes a row of numbers and then, with release, which row it is. Whoever sees
+    ;; that number sees all of the row.
     (with-open [m (an-array {:max-entries 65})]
       (let [v (mem/elements m)
             rounds 20000
@@ -249,7 +292,9 @@
                               (let [round (mem/get-acquire v 0)]
                                 (cond
                                   (= round seen) (do (Thread/onSpinWait) (recur seen))
-                                  (not-every? #(= round (v (inc %))) (range 8)) [:torn round (mapv v (range 9))]
+                                  (not-every?
+                                   #(=
+                                     round (v (inc %))) (range 8)) [:torn round (mapv v (range 9))]
                                   :else (do (mem/set-release! v 64 round)
                                             (if (= rounds round) :all-seen (recur round)))))))))]
         (is (= :all-seen seen))

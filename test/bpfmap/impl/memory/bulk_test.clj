@@ -13,7 +13,8 @@
 
 (kernel-test numbers-to-arrays
   (testing "copies numbers of every type to arrays"
-    (with-open [m (bpf/create {:type :array :key :u32 :value [:bytes 64] :max-entries 1 :flags #{:mmapable}})
+    (with-open [m (bpf/create {:type :array :key :u32 :value [:bytes 64] :max-entries 1
+                               :flags #{:mmapable}})
                 memory ^Closeable (bpf/memory m)]
       (doseq [[t xs exact as-they-are] [[:u8 [0 1 255] byte-array [0 1 -1]]
                                         [:s8 [0 1 -128] byte-array [0 1 -128]]
@@ -21,7 +22,8 @@
                                         [:s16 [0 -2 32767] short-array [0 -2 32767]]
                                         [:u32 [0 1 4294967295] int-array [0 1 -1]]
                                         [:s32 [0 -2 5] int-array [0 -2 5]]
-                                        [:u64 [0 1 9223372036854775807] long-array [0 1 9223372036854775807]]
+                                        [:u64 [0 1 9223372036854775807] long-array
+                                         [0 1 9223372036854775807]]
                                         [:s64 [0 -1 7] long-array [0 -1 7]]
                                         [:ktime [1 2 3] long-array [1 2 3]]
                                         [:port [80 443 1] nil nil]
@@ -50,11 +52,13 @@
 
 (kernel-test elements-with-gaps
   (testing "copies elements with gaps to arrays"
-    (with-open [m (bpf/create {:type :array :key :u32 :value :u16 :max-entries 1000 :flags #{:mmapable}
+    (with-open [m (bpf/create {:type :array :key :u32 :value :u16 :max-entries 1000
+                               :flags #{:mmapable}
                                :contents (into {} (map (juxt identity identity)) (range 1000))})
                 memory ^Closeable (bpf/memory m)]
       (let [v (mem/elements m)]
-        (is (= (range 1000) (seq (mem/->array v)) (seq (mem/copy-to v (short-array 1000))) (seq (mem/copy-to v (long-array 1000)))))
+        (is (= (range 1000) (seq (mem/->array v)) (seq (mem/copy-to v (short-array 1000)))
+               (seq (mem/copy-to v (long-array 1000)))))
         (is (= [500 501] (seq (mem/copy-to v 500 (short-array 2)))))
         (mem/fill! memory 255)
         (mem/copy-from v (short-array 1000))
@@ -63,35 +67,54 @@
 
 (kernel-test mismatched-arrays
   (testing "rejects arrays that do not match the elements"
-    (with-open [m (bpf/create {:name "t_bulk" :type :array :key :u32 :value :u32 :max-entries 8 :flags #{:mmapable}})
+    (with-open [m (bpf/create {:name "t_bulk" :type :array :key :u32 :value :u32 :max-entries 8
+                               :flags #{:mmapable}})
                 memory ^Closeable (bpf/memory m)]
       (let [v (mem/elements m)
             swapped (mem/view memory [:array (keyword (str "u32" other-order)) 2])]
         (are [kind message f] (= [kind message] ((juxt :bpfmap/error :message) (error-of (f))))
-          :invalid-value "Not an array for these elements: \"[D\": it takes an int array or a long array" #(mem/copy-to v (double-array 1))
-          :invalid-value "Not an array for these elements: \"byte[1]\": it takes an int array or a long array" #(mem/copy-to v (byte-array 1))
-          :invalid-value "Not an array for these elements: [1]: it takes an int array or a long array" #(mem/copy-to v [1])
-          :invalid-value "Not an array for these elements: \"[J\": it takes an int array" #(mem/copy-from v (long-array 1))
-          :invalid-value "Not an array for these elements: \"[I\": it takes a long array" #(mem/copy-to swapped (int-array 1))
-          :invalid-value (str "Not an array for these elements: \"[I\": their bytes are in another order than this processor's; write! takes them")
+          :invalid-value
+          "Not an array for these elements: \"[D\": it takes an int array or a long array"
+          #(mem/copy-to v (double-array 1))
+          :invalid-value
+          "Not an array for these elements: \"byte[1]\": it takes an int array or a long array"
+          #(mem/copy-to v (byte-array 1))
+          :invalid-value
+          "Not an array for these elements: [1]: it takes an int array or a long array"
+          #(mem/copy-to v [1])
+          :invalid-value "Not an array for these elements: \"[J\": it takes an int array"
+          #(mem/copy-from v (long-array 1))
+          :invalid-value "Not an array for these elements: \"[I\": it takes a long array"
+          #(mem/copy-to swapped (int-array 1))
+          :invalid-value
+          (str
+           "Not an array for these elements: \"[I\": their bytes are in another order than this "
+           "processor's; write! takes them")
           #(mem/copy-from swapped (int-array 1))
-          :invalid-value "Not numbers: elements of type :bool: arrays take integers of up to 8 bytes, and floating-point numbers"
+          :invalid-value
+          "Not numbers: elements of type :bool: arrays take integers of up to 8 bytes, and floating-point numbers"
           #(mem/copy-to (mem/view memory [:array :bool 2]) (byte-array 2))
-          :invalid-value "Not numbers: elements of type :u128: arrays take integers of up to 8 bytes, and floating-point numbers"
+          :invalid-value
+          "Not numbers: elements of type :u128: arrays take integers of up to 8 bytes, and floating-point numbers"
           #(mem/->array (mem/view memory [:array :u128 2]))
           :invalid-value "Not a view of an array: 7" #(mem/->array 7)
           :out-of-range "9 elements from 0 of a view of 8" #(mem/copy-to v (int-array 9))
           :out-of-range "1 elements from 8 of a view of 8" #(mem/copy-to v 8 (int-array 1))
           :out-of-range "1 elements from -1 of a view of 8" #(mem/copy-from v -1 (int-array 1))
           :out-of-range "2 elements from 3 of an array of 4" #(mem/copy-to v 0 (int-array 4) 3 2)
-          :out-of-range "1 elements from 9223372036854775808N of a view of 8" #(mem/copy-to v 9223372036854775808N (int-array 1)))
+          :out-of-range "1 elements from 9223372036854775808N of a view of 8"
+          #(mem/copy-to v 9223372036854775808N (int-array 1)))
         (is (= 0 (count (mem/copy-to v 8 (int-array 0)))) "nothing at the very end is fine")))))
 
 (kernel-test m3-m5-read-only-or-closed
   (testing "rejects read-only and closed memory"
-    (with-open [m (bpf/create {:type :array :key :u32 :value :u32 :max-entries 8 :flags #{:mmapable} :freeze true})]
+    (with-open [m (bpf/create {:type :array :key :u32 :value :u32 :max-entries 8 :flags #{:mmapable}
+                               :freeze true})]
       (let [v (mem/elements m)]
-        (is (= [:read-only :copy-from] ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/copy-from v (int-array 1))))))
+        (is (= [:read-only :copy-from]
+               ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/copy-from v (int-array 1))))))
         (mem/close (bpf/memory m))
-        (is (= [:closed :copy-from] ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/copy-from v (int-array 1))))))
-        (is (= [:closed :copy-to] ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/copy-to v (int-array 1))))))))))
+        (is (= [:closed :copy-from]
+               ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/copy-from v (int-array 1))))))
+        (is (= [:closed :copy-to]
+               ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/copy-to v (int-array 1))))))))))

@@ -1,5 +1,6 @@
 (ns bpfmap.impl.memory.fast-path-test
-  "A map opened `{:via :memory}` answers as any other does, without a system call for what lies in its memory."
+  "A map opened `{:via :memory}` answers as any other does, without a system call for what lies in
+  its memory."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.memory :as mem]
@@ -16,7 +17,8 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private spec
-  {:name "t_direct" :type :array :key :u32 :value [:struct [:n :u64] [:name [:string 5]]] :max-entries 8 :flags #{:mmapable}})
+  {:name "t_direct" :type :array :key :u32 :value [:struct [:n :u64] [:name [:string 5]]]
+   :max-entries 8 :flags #{:mmapable}})
 
 (defn- create
   (^Closeable [options] (create nil options))
@@ -27,32 +29,48 @@
 ;; --- the same results
 
 (def ^:private a-key
-  (gen/one-of [(gen/choose 0 7) (gen/elements [8 4294967295 4294967296 -1 nil :a "7" 1.0 3N (int 3)])]))
+  (gen/one-of [(gen/choose 0 7)
+               (gen/elements [8 4294967295 4294967296 -1 nil :a "7" 1.0 3N (int 3)])]))
 
 (def ^:private a-value
-  (gen/one-of [(gen/let [n (gen/choose 0 1000) name (gen/elements ["" "ab" "abcd"])] {:n n :name name})
-               (gen/elements [{:n -1 :name ""} {:n 1 :name "abcde"} {:n 1} nil 7 {:n 18446744073709551615N :name "x"}])]))
+  (gen/one-of [(gen/let [n (gen/choose 0 1000) name (gen/elements ["" "ab" "abcd"])]
+                 {:n n :name name})
+               (gen/elements [{:n -1 :name ""} {:n 1 :name "abcde"} {:n 1} nil 7
+                              {:n 18446744073709551615N :name "x"}])]))
 
 (def ^:private a-number
-  (gen/elements [0 1 255 65536 4294967295 4294967296 9223372036854775807 9223372036854775808N 18446744073709551615N
+  (gen/elements [0 1 255 65536 4294967295 4294967296 9223372036854775807 9223372036854775808N
+                 18446744073709551615N
                  18446744073709551616N -1 (int 7) 7N 1.5 "7" nil]))
 
 (defn- commands [a-value]
-  (gen/vector (gen/one-of [(gen/tuple (gen/elements [:get :call :lookup :has-key? :next-key :delete!]) a-key)
+  (gen/vector (gen/one-of [(gen/tuple (gen/elements [:get :call :lookup :has-key? :next-key
+                                                     :delete!]) a-key)
                            (gen/tuple (gen/elements [:put! :insert! :replace!]) a-key a-value)
-                           (gen/tuple (gen/elements [:reduce :seq :reduce-kv :snapshot :count :entries :reduced :throwing]))
-                           (gen/tuple (gen/return :put-all!) (gen/map (gen/choose 0 8) a-value {:max-elements 3}))
+                           (gen/tuple (gen/elements [:reduce :seq :reduce-kv :snapshot :count
+                                                     :entries :reduced :throwing]))
+                           (gen/tuple (gen/return :put-all!)
+                                      (gen/map (gen/choose 0 8) a-value {:max-elements 3}))
                            (gen/tuple (gen/return :lookup-all) (gen/vector (gen/choose 0 9) 0 3))])
               1 25))
 
 (defn- perform [m [op k v]]
   (let [outcome (try
                   (case op
-                    :get (get m k :none), :call (m k), :lookup (bpf/lookup m k :none), :has-key? (bpf/has-key? m k)
+                    :get (get m k :none)
+                    :call (m k)
+                    :lookup (bpf/lookup m k :none)
+                    :has-key? (bpf/has-key? m k)
                     :next-key (bpf/next-key m k), :delete! (bpf/delete! m k)
-                    :put! (identical? m (bpf/put! m k v)), :insert! (bpf/insert! m k v), :replace! (bpf/replace! m k v)
-                    :reduce (into {} m), :seq (vec (seq m)), :reduce-kv (reduce-kv (fn [acc k v] (conj acc [k v])) [] m)
-                    :snapshot (bpf/snapshot m), :count (bpf/count-entries m), :entries (into [] (map key) (bpf/entries m))
+                    :put! (identical? m (bpf/put! m k v))
+                    :insert! (bpf/insert! m k v)
+                    :replace! (bpf/replace! m k v)
+                    :reduce (into {} m)
+                    :seq (vec (seq m))
+                    :reduce-kv (reduce-kv (fn [acc k v] (conj acc [k v])) [] m)
+                    :snapshot (bpf/snapshot m)
+                    :count (bpf/count-entries m)
+                    :entries (into [] (map key) (bpf/entries m))
                     :reduced (reduce (fn [n [k _]] (if (= 3 k) (reduced [:stopped n]) (inc n))) 0 m)
                     :throwing (reduce (fn [_ _] (throw (IllegalStateException. "mine"))) nil m)
                     :put-all! (bpf/put-all! m k), :lookup-all (bpf/lookup-all m k))
@@ -66,12 +84,18 @@
 
 (kernel-test m1-memory-like-system-calls
   (testing "a map through memory returns the same as through system calls"
-    (doseq [[change a-value] [[nil a-value] [{:value :u64} a-number] [{:value :s32} a-number] [{:value :u16be} a-number]]]
+    (doseq [[change a-value] [[nil a-value] [{:value :u64} a-number] [{:value :s32} a-number]
+                              [{:value :u16be} a-number]]]
       (let [holds? (fn [commands]
                      (with-open [direct (create change through)
                                  ordinary (create change nil)]
-                       (every? (fn [command] (= (perform ordinary command) (perform direct command))) commands)))
-            {:keys [pass?] :as result} (check/quick-check 100 (prop/for-all [commands (commands a-value)] (holds? commands)))]
+                       (every? (fn [command]
+                                 (= (perform ordinary command) (perform direct command)))
+                               commands)))
+            {:keys [pass?] :as result} (check/quick-check
+                                        100
+                                        (prop/for-all [commands (commands a-value)]
+                                          (holds? commands)))]
         (is pass? (pr-str change (select-keys result [:seed :shrunk])))))))
 
 (kernel-test keys-of-any-type
@@ -82,7 +106,8 @@
       (with-open [direct (create {:key t :max-entries 2} through)
                   ordinary (create {:key t :max-entries 2} nil)]
         (doseq [k in]
-          (is (= (perform ordinary [:put! k {:n 7 :name "x"}]) (perform direct [:put! k {:n 7 :name "x"}])) [t k])
+          (is (= (perform ordinary [:put! k {:n 7 :name "x"}])
+                 (perform direct [:put! k {:n 7 :name "x"}])) [t k])
           (is (= (perform ordinary [:get k]) (perform direct [:get k])) [t k]))
         (is (= (into {} ordinary) (into {} direct)) out)))))
 
@@ -91,13 +116,18 @@
 (def ^:private bpf-number (if (fixture/x86-64?) 321 280))
 
 (defn- calls-of
-  "How many calls of bpf(2) this thread makes while f runs: a program at the tracepoint of system calls counts them."
+  "How many calls of bpf(2) this thread makes while f runs: a program at the tracepoint of system
+  calls counts them."
   [f]
-  (with-open [counts (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1 :flags #{:mmapable}})
+  (with-open [counts (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1
+                                  :flags #{:mmapable}})
               p ^Closeable (prog/load {:type :raw-tracepoint
                                        :insns [[:mov64 :r6 :r1]
                                                [:call :get-current-pid-tgid]
-                                               [:jne32 :r0 (fixture/syscall (if (fixture/x86-64?) 186 178)) :out] ; gettid
+                                               ;; Gettid
+                                               [:jne32 :r0
+                                                (fixture/syscall (if (fixture/x86-64?) 186 178))
+                                                :out]
                                                [:ldxdw :r7 [:r6 8]] ; the number of the call
                                                [:jne :r7 bpf-number :out]
                                                [:ld-map-value :r1 counts 0]
@@ -136,9 +166,11 @@
     (let [pages 75 ; a size that no other mapping of this process has
           address #(Long/parseUnsignedLong % 16)
           mapped (fn []
-                   (count (filter (fn [[_ from to]] (= (* pages 4096) (- (address to) (address from))))
+                   (count (filter (fn [[_ from to]]
+                                    (= (* pages 4096) (- (address to) (address from))))
                                   (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) .* anon_inode:bpf-map$"
-                                          (Files/readString (Path/of "/proc/self/maps" (make-array String 0)))))))]
+                                          (Files/readString
+                                           (Path/of "/proc/self/maps" (make-array String 0)))))))]
       (let [m (create {:max-entries (* pages 256)} through)]
         (bpf/put! m 1 {:n 1 :name ""})
         (is (= 1 (mapped)))
@@ -177,11 +209,13 @@
         (is (identical? m (bpf/freeze! m)))
         (is (= {:n 7 :name "a"} (m 1)))
         (is (= 0 (calls-of #(m 1))))
-        (is (= [:permission :put!] ((juxt :bpfmap/error :bpfmap/op) (error-of (bpf/put! m 1 {:n 8 :name ""})))))))
+        (is (= [:permission :put!]
+               ((juxt :bpfmap/error :bpfmap/op) (error-of (bpf/put! m 1 {:n 8 :name ""})))))))
     (testing "but leaves it mapped where somebody has it"
       (with-open [m (create through)]
         (let [memory (bpf/memory m)]
-          (is (re-find #"this handle has its memory mapped for writing; close that first" (:message (error-of (bpf/freeze! m)))))
+          (is (re-find #"this handle has its memory mapped for writing; close that first"
+                       (:message (error-of (bpf/freeze! m)))))
           (is (= 0 (memory 0)))
           (mem/close memory)
           (bpf/freeze! m)

@@ -1,5 +1,6 @@
 (ns bpfmap.impl.memory.mapping-test
-  "The one mapping of an open map: who gets it, where it is, what holds it, and which maps have none."
+  "The one mapping of an open map: who gets it, where it is, what holds it, and which maps have
+  none."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.impl.map.bpf-map :as bpf-map]
@@ -18,7 +19,8 @@
 (defn- an-array
   (^Closeable [] (an-array nil))
   (^Closeable [change]
-   (bpf/create (merge {:name "t_mapping" :type :array :key :u32 :value :u64 :max-entries 512 :flags #{:mmapable}} change))))
+   (bpf/create (merge {:name "t_mapping" :type :array :key :u32 :value :u64 :max-entries 512
+                       :flags #{:mmapable}} change))))
 
 (defn- an-arena ^Closeable [change]
   (bpf/create (merge {:name "t_arena" :type :arena :max-entries 4 :flags #{:mmapable}} change)))
@@ -26,7 +28,8 @@
 (defn- mappings
   "Where this process has the memory of BPF maps mapped: addresses with `rw` or `r-`."
   []
-  (set (map (fn [[_ from to mode]] [(Long/parseUnsignedLong from 16) (Long/parseUnsignedLong to 16) mode])
+  (set (map (fn [[_ from to mode]]
+              [(Long/parseUnsignedLong from 16) (Long/parseUnsignedLong to 16) mode])
             (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) (r[w-]).* anon_inode:bpf-map$"
                     (Files/readString (Path/of "/proc/self/maps" (make-array String 0)))))))
 
@@ -36,7 +39,10 @@
 (kernel-test m6-concurrent-first-calls
   (testing "concurrent first calls get the same mapping"
     (let [pages 77 ; a size that no other mapping of this process has
-          of-that-size (fn [] (count (filter (fn [[from to]] (= (* pages 4096) (- (long to) (long from)))) (mappings))))]
+          of-that-size (fn []
+                         (count (filter (fn [[from to]]
+                                          (= (* pages 4096) (- (long to) (long from))))
+                                        (mappings))))]
       (dotimes [_ 20]
         (with-open [m (an-array {:max-entries (* pages 512)})]
           (let [memories (fixture/in-threads 16 (fn [_] (bpf/memory m)))]
@@ -55,7 +61,8 @@
       (is (= 7 (v 1)))
       (mem/add! v 1 1)
       (is (= [8 8] [(v 1) (memory 8)]))
-      (is (= :closed (:bpfmap/error (error-of (bpf/memory m)))) "but a closed handle gives none any more")
+      (is (= :closed (:bpfmap/error (error-of (bpf/memory m))))
+          "but a closed handle gives none any more")
       (is (= :closed (:bpfmap/error (error-of (mem/elements m)))))
       (mem/close memory)
       (is (= :closed (:bpfmap/error (error-of (v 1))))))))
@@ -67,7 +74,8 @@
         (mem/close first-time)
         (let [second-time (bpf/memory m)]
           (is (not (identical? first-time second-time)))
-          (is (= [7 true false] [(second-time 8) (mem/closed? first-time) (mem/closed? second-time)]))
+          (is (= [7 true false]
+                 [(second-time 8) (mem/closed? first-time) (mem/closed? second-time)]))
           (mem/close first-time)
           (is (= 7 (second-time 8)) "closing the first one again leaves the second")
           (mem/close second-time))))))
@@ -80,13 +88,23 @@
         (testing "this handle"
           (let [{:keys [message] :bpfmap/keys [error errno op]} (error-of (bpf/freeze! m))]
             (is (= [:busy :EBUSY :freeze!] [error errno op]))
-            (is (= (str "Freezing the map failed with EBUSY: this handle has its memory mapped for writing; close that first: "
-                        "(.close (memory m))")
-                   message))))
+            (is
+             (=
+              (str
+               "Freezing the map failed with EBUSY: this handle has its memory mapped for writing; "
+               "close that first: "
+                   "(.close (memory m))")
+                message))))
         (testing "another one of this process"
-          (is (re-find (re-pattern (str "somebody has the map's memory mapped writable; unmap it first; processes that have a map's memory "
-                                        "mapped so, this one's or another's: .*" (.pid (java.lang.ProcessHandle/current)) " \\(this one\\)"))
-                       (:message (error-of (bpf/freeze! twin))))))
+          (is
+           (re-find
+            (re-pattern
+             (str
+              "somebody has the map's memory mapped writable; unmap it first; processes that have "
+              "a map's memory "
+                  "mapped so, this one's or another's: .*" (.pid (java.lang.ProcessHandle/current))
+              " \\(this one\\)"))
+                    (:message (error-of (bpf/freeze! twin))))))
         (mem/close memory))
       (testing "nobody any more"
         (is (identical? twin (bpf/freeze! twin)))
@@ -99,12 +117,15 @@
 
 (kernel-test m3-read-only-map-mapping
   (testing "a map that cannot be written is mapped for reading"
-    (doseq [[what change] {"frozen" {:freeze true}, "only read by programs" {:flags #{:mmapable :rdonly-prog}}}]
+    (doseq [[what change] {"frozen" {:freeze true}
+                           "only read by programs" {:flags #{:mmapable :rdonly-prog}}}]
       (testing what
         (with-open [m (an-array (merge {:contents {1 7}} change))]
           (let [memory (bpf/memory m)]
             (is (mem/read-only? memory))
-            (is (= #{"r-"} (set (keep (fn [[from _ mode]] (when (= from (address memory)) mode)) (mappings)))))
+            (is (= #{"r-"}
+                   (set (keep (fn [[from _ mode]] (when (= from (address memory)) mode))
+                              (mappings)))))
             (is (= 7 (memory 8)))
             (is (str/includes? (pr-str memory) ", read-only"))
             (when (= "only read by programs" what)
@@ -124,14 +145,19 @@
         (is (= 8 (memory 8)))
         (bpf/freeze! m)
         (mem/close memory)
-        (is (<= (fixture/open-descriptors) before) "the descriptor that was mapped is closed again")))
+        (is (<= (fixture/open-descriptors) before)
+            "the descriptor that was mapped is closed again")))
     (testing "which takes the right to open another descriptor of the map"
       (with-open [m (an-array)
                   reader (bpf/open (:id (bpf/info m)) {:access :read-only})]
-        (let [{:keys [message] :bpfmap/keys [error op errno]} (fixture/unprivileged #(error-of (bpf/memory reader)))]
+        (let [{:keys [message]
+               :bpfmap/keys [error op
+                             errno]} (fixture/unprivileged #(error-of (bpf/memory reader)))]
           (is (= [:permission :memory :EPERM] [error op errno]))
-          (is (= (str "Another descriptor of map " (:id (bpf/info m)) " cannot be opened: the kernel maps no descriptor that is for reading alone, "
-                      "and opening another takes CAP_SYS_ADMIN; open the map with {:access :read-write}")
+          (is (= (str "Another descriptor of map " (:id (bpf/info m))
+                      " cannot be opened: the kernel maps no descriptor that is for reading alone, "
+                      "and opening another takes CAP_SYS_ADMIN; open the map with {:access "
+                      ":read-write}")
                  message)))))))
 
 (kernel-test maps-without-memory
@@ -145,22 +171,30 @@
                          [{:type :ringbuf :max-entries 4096}
                           "its memory is a ring of records, which makes sense only to who reads them in order"]
                          [{:type :arena :max-entries 1 :flags #{:mmapable :segv-on-fault}}
-                          (str "an arena created :segv-on-fault kills the process that reads a page of it which no program has allocated; "
+                          (str
+                           "an arena created :segv-on-fault kills the process that reads a page of "
+                           "it which no program has allocated; "
                                "create it without")]]
             :when (since/has? [:map-type (:type spec)])]
       (with-open [m (bpf/create (assoc spec :name "t_none"))]
         (let [{:keys [message] :bpfmap/keys [error op map]} (error-of (bpf/memory m))]
-          (is (= [:not-supported :memory (select-keys (bpf/info m) [:id :name :type])] [error op map]))
-          (is (= (str "The memory of map " (:id (bpf/info m)) " (t_none) cannot be mapped: " hint) message)))))
+          (is (= [:not-supported :memory (select-keys (bpf/info m) [:id :name :type])]
+                 [error op map]))
+          (is (= (str "The memory of map " (:id (bpf/info m)) " (t_none) cannot be mapped: " hint)
+                 message)))))
     (with-open [m (an-array)
                 writer (bpf/open (:id (bpf/info m)) {:access :write-only})]
       (is (= :write-only (:bpfmap/error (error-of (bpf/memory writer))))))
     (with-open [m (an-array {:value [:struct [:lock :spin-lock] [:n :u32]]})]
       (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (bpf/memory m))]
         (is (= [:not-supported :ENOTSUPP] [error errno]))
-        (is (= (str "Mapping the memory failed with ENOTSUPP: the kernel does not map values in which it keeps something for itself, such as a "
-                    "spin lock or a timer")
-               message))))
+        (is
+         (=
+          (str
+           "Mapping the memory failed with ENOTSUPP: the kernel does not map values in which it "
+           "keeps something for itself, such as a "
+               "spin lock or a timer")
+            message))))
     (is (= :invalid-value (:bpfmap/error (error-of (bpf/memory 7)))))))
 
 (def ^:private prlimit64 (if (fixture/x86-64?) 302 261))
@@ -174,7 +208,8 @@
           call (fn [new old] (is (= 0 (fixture/syscall prlimit64 0 rlimit-as new old))))]
       (call 0 (.address limits))
       (let [before (.get limits ValueLayout/JAVA_LONG 0)]
-        (.set limits ValueLayout/JAVA_LONG 0 (* 1024 (+ (long kilobytes) (long (fixture/status "VmSize")))))
+        (.set limits ValueLayout/JAVA_LONG 0
+              (* 1024 (+ (long kilobytes) (long (fixture/status "VmSize")))))
         (try
           (call (.address limits) 0)
           (f)
@@ -185,11 +220,17 @@
 (kernel-test ^{:needs [[:map-type :arena]]} no-address-space
   (testing "reports a lack of address space"
     (with-open [m (an-arena {:max-entries 0x100000})] ; 4 GiB
-      (let [{:keys [message] :bpfmap/keys [error errno]} (with-address-space 2000000 #(error-of (bpf/memory m)))]
+      (let
+        [{:keys [message] :bpfmap/keys [error errno]} (with-address-space 2000000
+                                                        #(error-of (bpf/memory m)))]
         (is (= [:no-memory :ENOMEM] [error errno]))
-        (is (= (str "Mapping the memory failed with ENOMEM: this process has no room for it: see its limit of address space (ulimit -v) and the "
-                    "sysctl vm.max_map_count")
-               message)))
+        (is
+         (=
+          (str
+           "Mapping the memory failed with ENOMEM: this process has no room for it: see its limit "
+           "of address space (ulimit -v) and the "
+               "sysctl vm.max_map_count")
+            message)))
       (mem/close (bpf/memory m)))))
 
 ;; --- arenas
@@ -209,7 +250,9 @@
           (with-open [twin (bpf/clone m)]
             (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (bpf/memory twin))]
               (is (= [:busy :EEXIST] [error errno]))
-              (is (re-find #"something of this process lies at the address already: the same arena, mapped through another handle, or anything else" message)))))
+              (is
+               (re-find
+                #"something of this process lies at the address already: the same arena, mapped through another handle, or anything else" message)))))
         (testing "after it is closed it can, and finds what was there"
           (mem/close memory)
           (with-open [twin (bpf/clone m)]
@@ -231,7 +274,9 @@
         (with-open [twin (bpf/clone m)]
           (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/memory twin))]
             (is (= :busy error))
-            (is (re-find #"it is mapped already, by another process or handle, and lies at the same address for all of them" message))))))))
+            (is
+             (re-find
+              #"it is mapped already, by another process or handle, and lies at the same address for all of them" message))))))))
 
 (kernel-test ^{:needs [[:map-type :arena]]} m7-arena-replaces-nothing
   (testing "mapping an arena never replaces another mapping"
@@ -246,16 +291,20 @@
 (defn- resident
   "How many kilobytes of mapped memory this process has pages for."
   [memory]
-  (parse-long (second (re-find (re-pattern (str "(?s)\\b" (Long/toHexString (address memory)) "-.*?\\nRss: +(\\d+) kB"))
-                               (Files/readString (Path/of "/proc/self/smaps" (make-array String 0)))))))
+  (parse-long (second (re-find (re-pattern (str "(?s)\\b" (Long/toHexString (address memory))
+                                                "-.*?\\nRss: +(\\d+) kB"))
+                               (Files/readString
+                                (Path/of "/proc/self/smaps" (make-array String 0)))))))
 
 (kernel-test ^{:needs [[:map-type :arena]]} printing-arena-no-page
   (testing "printing an arena allocates no page"
     (with-open [m (an-arena nil)]
       (let [memory (bpf/memory m)
             v (mem/view memory [:array :u64 4] 8)]
-        (is (= (str "#<bpf-memory map " (:id (bpf/info m)) " (t_arena), 16384 bytes at 0>") (pr-str memory)))
-        (is (= (str "#<bpf-view [:array :u64 4] at 8 of map " (:id (bpf/info m)) " (t_arena)>") (pr-str v)))
+        (is (= (str "#<bpf-memory map " (:id (bpf/info m)) " (t_arena), 16384 bytes at 0>")
+               (pr-str memory)))
+        (is (= (str "#<bpf-view [:array :u64 4] at 8 of map " (:id (bpf/info m)) " (t_arena)>")
+               (pr-str v)))
         (is (= 0 (resident memory)))
         (is (= 0 (v 0)))
         (is (= 4 (resident memory)) "as reading does")
@@ -268,7 +317,8 @@
         (is (identical? memory (mem/populate! memory)))
         (is (= 16 (resident memory)))
         (mem/close memory)
-        (is (= [:closed :populate!] ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/populate! memory)))))))
+        (is (= [:closed :populate!]
+               ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/populate! memory)))))))
     (testing "of a slice, only its own"
       (with-open [m (an-arena nil)]
         (let [memory (bpf/memory m)]
@@ -282,20 +332,31 @@
                   memory ^Closeable (bpf/memory m)]
         (is (= 7 ((mem/populate! memory) 8)))))
     (testing "what the kernel refuses to allocate is an error, not the end"
-      ;; As it refuses here, it does for a cgroup at its limit: the fault handler of the arena answers with SIGSEGV.
+      ;; As it refuses here, it does for a cgroup at its limit: the fault handler of the arena
+      ;; answers with SIGSEGV.
       (with-open [m (an-arena {:flags #{:mmapable :segv-on-fault}})
-                  region (MappedMemory/own (MappedMemory/map (bpf-map/descriptor m) 16384 true 0) 16384 false)]
-        (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (mem/populate! (bytes/whole region (bpf-map/identity-of m) true)))]
+                  region (MappedMemory/own (MappedMemory/map (bpf-map/descriptor m) 16384 true 0)
+                                           16384 false)]
+        (let [{:keys [message]
+               :bpfmap/keys [error
+                             errno]} (error-of
+                                      (mem/populate!
+                                       (bytes/whole region (bpf-map/identity-of m) true)))]
           (is (= [:no-memory :EFAULT] [error errno]))
-          (is (str/starts-with? message (str "Allocating pages of the memory failed with EFAULT: there is a page that the kernel cannot allocate, and "
-                                             "reading it would end this process"))))))))
+          (is (str/starts-with? message
+                                (str
+                                 "Allocating pages of the memory failed with EFAULT: there is a "
+                                 "page that the kernel cannot allocate, and "
+                                     "reading it would end this process"))))))))
 
 (kernel-test ^{:needs [[:map-type :arena]]} m5-arena-freeze-before-map
   (testing "an arena can only be frozen before its first mapping"
     (with-open [m (an-arena nil)]
       (mem/close (bpf/memory m))
-      (is (= "Freezing the map failed with EBUSY: an arena can only be frozen before its memory is mapped for writing the first time"
-             (:message (error-of (bpf/freeze! m))))))
+      (is
+       (=
+        "Freezing the map failed with EBUSY: an arena can only be frozen before its memory is mapped for writing the first time"
+          (:message (error-of (bpf/freeze! m))))))
     (with-open [m (an-arena {:freeze true})]
       (let [memory (bpf/memory m)]
         (is (mem/read-only? memory))

@@ -15,8 +15,12 @@
   "A map of n bytes, a multiple of 8, which are 0, 1, 2 … and begin anew after 255."
   (^Closeable [n] (an-array n nil))
   (^Closeable [n change]
-   (bpf/create (merge {:name "t_range" :type :array :key :u32 :value [:bytes 8] :max-entries (quot n 8) :flags #{:mmapable}
-                       :contents (into {} (map (fn [i] [i (mapv #(bit-and 0xff (+ (* 8 i) %)) (range 8))])) (range (quot n 8)))}
+   (bpf/create (merge {:name "t_range" :type :array :key :u32 :value [:bytes 8]
+                       :max-entries (quot n 8) :flags #{:mmapable}
+                       :contents (into {}
+                                       (map (fn [i]
+                                              [i (mapv #(bit-and 0xff (+ (* 8 i) %)) (range 8))]))
+                                       (range (quot n 8)))}
                       change))))
 
 (defn- shown
@@ -32,10 +36,12 @@
         (is (= 512 (count memory) (mem/size memory)))
         (is (= 255 (nth memory 255) (memory 255) (get memory 255) (apply memory [255])))
         (is (= expected (into [] memory) (vec (seq memory)) (reduce conj [] memory)))
-        (is (= (reduce + expected) (reduce + memory) (reduce + 0 memory) (transduce (map inc) + -512 memory)))
+        (is (= (reduce + expected) (reduce + memory) (reduce + 0 memory)
+               (transduce (map inc) + -512 memory)))
         (is (= [0 1 2] (reduce (fn [acc x] (if (= 3 x) (reduced acc) (conj acc x))) [] memory)))
         (testing "what is not there has a default where one is given"
-          (is (= [:none :none :none nil] [(nth memory 512 :none) (memory -1 :none) (get memory :x :none) (get memory 512)]))
+          (is (= [:none :none :none nil]
+                 [(nth memory 512 :none) (memory -1 :none) (get memory :x :none) (get memory 512)]))
           (is (= :none (apply memory [512 :none]))))
         (testing "it is called as a vector is"
           (is (thrown? clojure.lang.ArityException (apply memory [1 2 3])))
@@ -75,7 +81,8 @@
         (is (= [11 255 255 24] [(memory 11) (memory 12) (memory 23) (memory 24)]))
         (let [{:keys [message] :bpfmap/keys [error op]} (error-of (mem/close part))]
           (is (= [:not-supported :close] [error op]))
-          (is (= (str "Only all of the memory of map " (:id (bpf/info m)) " (t_range) can be closed, and this is a part of it: "
+          (is (= (str "Only all of the memory of map " (:id (bpf/info m))
+                      " (t_range) can be closed, and this is a part of it: "
                       "close what (memory m) returned")
                  message)))
         (mem/close memory)
@@ -91,20 +98,28 @@
           (is (= 63 (memory 63) (nth memory 63)))
           (is (= 56 (first (mem/copy-to memory 56 (byte-array 8)))))
           (is (= 8 (mem/size (mem/slice memory 56 8)))))
-        (doseq [[what f] {"nth" #(nth memory 64), "nth below" #(nth memory -1), "call" #(memory 64), "call below" #(memory -1)
-                          "call far" #(memory far), "call farther" #(memory farther), "call least" #(memory Long/MIN_VALUE)
-                          "slice" #(mem/slice memory 65), "slice below" #(mem/slice memory -1), "slice too long" #(mem/slice memory 57 8)
-                          "slice of overflow" #(mem/slice memory far far), "slice of a negative size" #(mem/slice memory 8 -8)
+        (doseq [[what f] {"nth" #(nth memory 64), "nth below" #(nth memory -1), "call" #(memory 64)
+                          "call below" #(memory -1)
+                          "call far" #(memory far), "call farther" #(memory farther)
+                          "call least" #(memory Long/MIN_VALUE)
+                          "slice" #(mem/slice memory 65), "slice below" #(mem/slice memory -1)
+                          "slice too long" #(mem/slice memory 57 8)
+                          "slice of overflow" #(mem/slice memory far far)
+                          "slice of a negative size" #(mem/slice memory 8 -8)
                           "slice far" #(mem/slice memory farther 1)
                           "of a slice" #(nth (mem/slice memory 8 8) 8)
-                          "copy-to" #(mem/copy-to memory (byte-array 65)), "copy-to behind" #(mem/copy-to memory 57 (long-array 1))
-                          "copy-to below" #(mem/copy-to memory -1 (byte-array 1)), "copy-to far" #(mem/copy-to memory far (byte-array 1))
+                          "copy-to" #(mem/copy-to memory (byte-array 65))
+                          "copy-to behind" #(mem/copy-to memory 57 (long-array 1))
+                          "copy-to below" #(mem/copy-to memory -1 (byte-array 1))
+                          "copy-to far" #(mem/copy-to memory far (byte-array 1))
                           "copy-from" #(mem/copy-from memory 57 (byte-array 8))
                           "copy-from far" #(mem/copy-from memory farther (byte-array 8))
                           "of the array" #(mem/copy-to memory 0 (byte-array 4) 3 2)
                           "of the array below" #(mem/copy-to memory 0 (byte-array 4) -1 2)
-                          "of the array far" #(mem/copy-from memory 0 (byte-array 4) 3 Integer/MAX_VALUE)
-                          "view" #(mem/view memory :u64 57), "view below" #(mem/view memory :u64 -8), "view far" #(mem/view memory :u64 far)
+                          "of the array far" #(mem/copy-from
+                                               memory 0 (byte-array 4) 3 Integer/MAX_VALUE)
+                          "view" #(mem/view memory :u64 57), "view below" #(mem/view memory :u64 -8)
+                          "view far" #(mem/view memory :u64 far)
                           "view too large" #(mem/view memory [:array :u64 9])}]
           (testing what
             (is (= [:out-of-range (select-keys (bpf/info m) [:id :name :type])]
@@ -122,15 +137,19 @@
   (testing "rejects invalid arguments"
     (with-open [m (an-array 16)
                 memory ^Closeable (bpf/memory m)]
-      (are [message f] (= [:invalid-value message] (let [e (error-of (f))] [(:bpfmap/error e) (shown (:message e))]))
+      (are [message f]
+        (= [:invalid-value message]
+           (let [e (error-of (f))] [(:bpfmap/error e) (shown (:message e))]))
         "Not a number of bytes: :a: offsets and sizes are integers from 0" #(memory :a)
         "Not a number of bytes: 1.5: offsets and sizes are integers from 0" #(mem/slice memory 1.5)
         "Not a byte: 256: it is an integer from -128 to 255" #(mem/fill! memory 256)
         "Not a byte: \\a: it is an integer from -128 to 255" #(mem/fill! memory \a)
         "Not an array of numbers: [1 2]: it takes a byte array, or one of shorts, ints, longs, floats, doubles or chars"
         #(mem/copy-to memory [1 2])
-        "Not the memory of a map: 7: it takes what (memory m) or (slice mem …) returned" #(mem/snapshot 7)
-        "Not the memory of a map: nil: it takes what (memory m) or (slice mem …) returned" #(mem/close nil)))))
+        "Not the memory of a map: 7: it takes what (memory m) or (slice mem …) returned"
+        #(mem/snapshot 7)
+        "Not the memory of a map: nil: it takes what (memory m) or (slice mem …) returned"
+        #(mem/close nil)))))
 
 (kernel-test primitive-array-copies
   (testing "copies arrays of every primitive type"
@@ -142,13 +161,15 @@
           (is (= [0x0100 0x0302] (map int (mem/copy-to memory (char-array 2)))))
           (is (= [0x0201] (seq (mem/copy-to memory 1 (short-array 1)))))
           (is (= [0x07060504] (seq (mem/copy-to memory 4 (int-array 1)))))
-          (is (= [0x0706050403020100 0x0f0e0d0c0b0a0908] (seq (mem/copy-to memory (long-array 2)))))))
+          (is (= [0x0706050403020100 0x0f0e0d0c0b0a0908]
+                 (seq (mem/copy-to memory (long-array 2)))))))
       (testing "a part of the array, and what was around it stays"
         (is (= [9 0 1 9] (seq (mem/copy-to memory 0 (byte-array [9 9 9 9]) 1 2)))))
       (testing "and the other way round"
         (is (= memory (mem/copy-from memory 8 (double-array [1.5 -2.5]))))
         (is (= [1.5 -2.5] (seq (mem/copy-to memory 8 (double-array 2)))))
-        (is (= [0.5] (seq (mem/copy-to (mem/copy-from memory 1 (float-array [0.5])) 1 (float-array 1)))))
+        (is (= [0.5]
+               (seq (mem/copy-to (mem/copy-from memory 1 (float-array [0.5])) 1 (float-array 1)))))
         (mem/copy-from memory (byte-array [1 2 3 4]) )
         (mem/copy-from memory 0 (byte-array [7 8 9]) 1 1)
         (is (= [8 2 3 4] (take 4 memory)))
@@ -161,7 +182,8 @@
                 memory ^Closeable (bpf/memory m)]
       (let [buffer (mem/byte-buffer memory)]
         (is (= [64 0 (ByteOrder/nativeOrder) false true]
-               [(.capacity buffer) (.position buffer) (.order buffer) (.isReadOnly buffer) (.isDirect buffer)]))
+               [(.capacity buffer) (.position buffer) (.order buffer) (.isReadOnly buffer)
+                (.isDirect buffer)]))
         (.putLong buffer 8 77)
         (is (= 77 @(mem/view memory :u64 8)))
         (mem/write! (mem/view memory :u64 8) 78)
@@ -181,38 +203,47 @@
                 memory ^Closeable (bpf/memory m)]
       (are [text x] (= text (shown (pr-str x)))
         "#<bpf-memory map N (t_range), 64 bytes at 0: 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f …>" memory
-        "#<bpf-memory map N (t_range), 8 bytes at 8 of 64: 08 09 0a 0b 0c 0d 0e 0f>" (mem/slice memory 8 8)
+        "#<bpf-memory map N (t_range), 8 bytes at 8 of 64: 08 09 0a 0b 0c 0d 0e 0f>"
+        (mem/slice memory 8 8)
         "#<bpf-memory map N (t_range), 1 byte at 63 of 64: 3f>" (mem/slice memory 63)
         "#<bpf-memory map N (t_range), 0 bytes at 64 of 64: >" (mem/slice memory 64))
       (is (= (pr-str memory) (str memory)))
       (testing "as many bytes as *print-length* says"
         (binding [*print-length* 3]
-          (is (= "#<bpf-memory map N (t_range), 64 bytes at 0: 00 01 02 …>" (shown (pr-str memory)))))
+          (is (= "#<bpf-memory map N (t_range), 64 bytes at 0: 00 01 02 …>"
+                 (shown (pr-str memory)))))
         (binding [*print-length* 64]
           (is (str/ends-with? (pr-str memory) "3e 3f>"))))
       (mem/close memory)
       (is (= "#<bpf-memory map N (t_range), 64 bytes at 0, closed>" (shown (pr-str memory)))))
     (with-open [m (an-array 16 {:name nil :freeze true})
                 memory ^Closeable (bpf/memory m)]
-      (is (= "#<bpf-memory map N, 16 bytes at 0, read-only: 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f>" (shown (pr-str memory)))))))
+      (is
+       (=
+        "#<bpf-memory map N, 16 bytes at 0, read-only: 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f>" (shown (pr-str memory)))))))
 
 (kernel-test m5-access-to-closed-memory
   (testing "every access to closed memory throws :closed"
     (with-open [m (an-array 64)]
       (let [memory (bpf/memory m)
             part (mem/slice memory 8 8)
-            message (str "The memory of map " (:id (bpf/info m)) " (t_range) is closed: it was unmapped before or during this access; "
+            message (str "The memory of map " (:id (bpf/info m))
+                         " (t_range) is closed: it was unmapped before or during this access; "
                          "(memory m) maps it again")]
         (mem/close memory)
         (is (nil? (mem/close memory)) "closing twice is fine")
         (is (mem/closed? memory))
-        (doseq [[op f] {:nth #(memory 0), :get #(get memory 0), :reduce #(reduce + 0 memory), :seq #(seq memory)
+        (doseq [[op f] {:nth #(memory 0), :get #(get memory 0), :reduce #(reduce + 0 memory)
+                        :seq #(seq memory)
                         :snapshot #(mem/snapshot memory)
-                        :slice #(mem/slice memory 0), :fill! #(mem/fill! memory 0), :copy-to #(mem/copy-to memory (byte-array 1))
-                        :copy-from #(mem/copy-from memory (byte-array 1)), :byte-buffer #(mem/byte-buffer memory)
+                        :slice #(mem/slice memory 0), :fill! #(mem/fill! memory 0)
+                        :copy-to #(mem/copy-to memory (byte-array 1))
+                        :copy-from #(mem/copy-from memory (byte-array 1))
+                        :byte-buffer #(mem/byte-buffer memory)
                         :view #(mem/view memory :u64 64)}]
           (testing op
-            (is (= [:closed op message] ((juxt :bpfmap/error :bpfmap/op :message) (error-of (f)))))))
+            (is (= [:closed op message]
+                   ((juxt :bpfmap/error :bpfmap/op :message) (error-of (f)))))))
         (is (= :closed (:bpfmap/error (error-of (part 0)))))
         (testing "what needs no access still answers"
           (is (= [64 8] [(mem/size memory) (count part)]))
@@ -223,11 +254,14 @@
     (with-open [m (an-array 16 {:freeze true})
                 memory ^Closeable (bpf/memory m)]
       (is (mem/read-only? memory))
-      (doseq [[op f] {:fill! #(mem/fill! memory 0), :copy-from #(mem/copy-from memory (byte-array 1))
+      (doseq [[op f] {:fill! #(mem/fill! memory 0)
+                      :copy-from #(mem/copy-from memory (byte-array 1))
                       :output-stream #(mem/output-stream memory)
                       :write! #(mem/write! (mem/view memory :u8) 1)}]
         (testing op
-          (is (= [:read-only op (str "The memory of map " (:id (bpf/info m)) " (t_range) is mapped for reading alone: the map is frozen, or "
-                                     "created :rdonly-prog, or was opened read-only")]
+          (is (= [:read-only op
+                  (str "The memory of map " (:id (bpf/info m))
+                       " (t_range) is mapped for reading alone: the map is frozen, or "
+                       "created :rdonly-prog, or was opened read-only")]
                  ((juxt :bpfmap/error :bpfmap/op :message) (error-of (f)))))))
       (is (= (range 16) (seq memory))))))

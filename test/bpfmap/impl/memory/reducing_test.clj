@@ -1,5 +1,6 @@
 (ns bpfmap.impl.memory.reducing-test
-  "Reductions over numbers in memory are those over the same numbers in a vector, whatever kind of function reduces."
+  "Reductions over numbers in memory are those over the same numbers in a vector, whatever kind of
+  function reduces."
   (:require [bpfmap.impl.codec.scalar :as scalar]
             [bpfmap.impl.memory.reducing :as reducing]
             [clojure.test :refer [deftest is testing]]
@@ -30,7 +31,8 @@
 (defn- lay
   "Memory in which numbers lie, given as longs whose low bits count."
   ^MemorySegment [numbers offset stride size swap?]
-  (let [memory (MemorySegment/ofArray (byte-array (+ (long offset) (* (long stride) (count numbers)) 8) (repeat (byte 0x55))))]
+  (let [memory (MemorySegment/ofArray (byte-array (+ (long offset) (* (long stride) (count numbers))
+                                                     8) (repeat (byte 0x55))))]
     (doseq [[i bits] (map-indexed vector numbers)
             :let [at (+ (long offset) (* (long i) (long stride)))]]
       (case (long size)
@@ -47,8 +49,11 @@
             signed? gen/boolean
             swap? gen/boolean
             n (gen/elements [0 1 2 7 511 512 513 1500])
-            bits (gen/vector (gen/one-of [gen/large-integer (gen/elements [-1 0 1 Long/MAX_VALUE Long/MIN_VALUE])]) n)]
-    {:size size :stride (+ size gap) :offset offset :signed signed? :swap (and swap? (< 1 size)) :bits bits}))
+            bits (gen/vector (gen/one-of [gen/large-integer
+                                          (gen/elements [-1 0 1 Long/MAX_VALUE Long/MIN_VALUE])])
+                             n)]
+    {:size size :stride (+ size gap) :offset offset :signed signed? :swap (and swap? (< 1 size))
+     :bits bits}))
 
 (defn- run-of
   "The numbers as reducing takes them, and in a vector."
@@ -84,30 +89,38 @@
                   [(fn [^long acc ^long x] (bit-xor acc x)) 0]
                   [(fn [^long acc ^long x] (if (< 100 x) (reduced acc) (max acc x))) 0]
                   [(fn [acc x] (if (< 20 (count acc)) (reduced acc) (conj acc x))) []]
-                  [(fn [acc ^long x] (if (< 600 (count acc)) (reduced [:stopped acc]) (conj acc x))) []]]))))))
+                  [(fn [acc ^long x] (if (< 600 (count acc)) (reduced [:stopped acc]) (conj acc x)))
+                   []]]))))))
 
 (deftest reduce-part-of-elements
   (testing "reduces a range of the elements"
-    (let [[numbers expected] (run-of {:size 4 :stride 8 :offset 4 :signed false :swap false :bits (range 2000)})]
+    (let [[numbers
+           expected] (run-of {:size 4 :stride 8 :offset 4 :signed false :swap false
+                              :bits (range 2000)})]
       (doseq [[from to] [[0 0] [0 1] [5 5] [511 513] [512 1024] [3 2000]]]
         (is (= (subvec expected from to) (reducing/over-integers numbers conj [] from to)))
-        (is (= (reduce + (subvec expected from to)) (reducing/over-integers numbers + 0 from to)))))))
+        (is (= (reduce + (subvec expected from to))
+               (reducing/over-integers numbers + 0 from to)))))))
 
 (deftest sums-beyond-machine-words
   (testing "sums are exact if machine words overflow"
     (testing "unsigned numbers above 2^63-1 are added as they are"
-      (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed false :swap false :bits [-1 -1 1]})]
+      (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed false :swap false
+                               :bits [-1 -1 1]})]
         (is (= 36893488147419103231N (reducing/over-integers numbers + 0 0 3)))))
     (testing "longs that overflow throw, as + does"
-      (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false :bits [Long/MAX_VALUE 1]})]
+      (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false
+                               :bits [Long/MAX_VALUE 1]})]
         (is (thrown? ArithmeticException (reducing/over-integers numbers + 0 0 2)))
         (is (= 9223372036854775808N (reducing/over-integers numbers + 0N 0 2))))
-      (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false :bits (repeat 512 (bit-shift-left 1 54))})]
+      (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false
+                               :bits (repeat 512 (bit-shift-left 1 54))})]
         (is (thrown? ArithmeticException (reducing/over-integers numbers + 0 0 512)))))
     (testing "just below, they do not"
       (let [big (dec (bit-shift-left 1 52))]
         (doseq [x [big (- big)]]
-          (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false :bits (repeat 1000 x)})]
+          (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed true :swap false
+                                   :bits (repeat 1000 x)})]
             (is (= (* 1000 x) (reducing/over-integers numbers + 0 0 1000)))
             (is (= (+ 7 (* 1000 x)) (reducing/over-integers numbers + 7 0 1000)))))))))
 
@@ -115,11 +128,14 @@
   (testing "a function of longs rejects a number that is not a long"
     (let [[numbers] (run-of {:size 8 :stride 8 :offset 0 :signed false :swap false :bits [1 -1]})]
       (is (thrown-with-msg? IllegalArgumentException #"out of range for long: 18446744073709551615"
-                            (reducing/over-integers numbers (fn ^long [^long acc ^long x] (+ acc x)) 0 0 2))))))
+                            (reducing/over-integers numbers (fn ^long [^long acc ^long x] (+ acc x))
+                                                    0 0 2))))))
 
 (deftest primitive-other-init
   (testing "a function of longs with another init is called as usual"
-    (let [[numbers expected] (run-of {:size 4 :stride 4 :offset 0 :signed true :swap false :bits (range 10)})
+    (let [[numbers
+           expected] (run-of {:size 4 :stride 4 :offset 0 :signed true :swap false
+                              :bits (range 10)})
           f (fn ^long [^long acc ^long x] (+ acc x))]
       (is (= (reduce f 1.0 expected) (reducing/over-integers numbers f 1.0 0 10))))))
 
@@ -148,7 +164,9 @@
 (deftest other-elements
   (testing "reads other elements one by one"
     (is (= [0 1 2 3] (reducing/over-elements identity conj [] 0 4)))
-    (is (= [0 1] (reducing/over-elements identity (fn [acc x] (if (= 2 x) (reduced acc) (conj acc x))) [] 0 9)))))
+    (is (= [0 1]
+           (reducing/over-elements identity (fn [acc x] (if (= 2 x) (reduced acc) (conj acc x))) []
+                                   0 9)))))
 
 (deftest blocks-read-every-width
   (testing "Blocks reads numbers of every width, sign and order"
@@ -159,21 +177,25 @@
              out (long-array (+ n 4) -7)]
          (Blocks/longs (lay bits offset stride size swap) offset stride size signed swap out 2 n)
          (and (= [-7 -7] (take 2 out) (drop (+ 2 n) out))
-              (= expected (map #(if (and (= 8 size) (not signed)) (scalar/unsigned %) %) (take n (drop 2 out))))))))))
+              (= expected
+                 (map #(if (and (= 8 size) (not signed)) (scalar/unsigned %) %)
+                      (take n (drop 2 out))))))))))
 
 (deftest overflow-detection
   (testing "Blocks detects which numbers add up without overflow"
-    (doseq [[sum signed? numbers] [[(dec (bit-shift-left 1 52)) true [0 1 -1 (dec (bit-shift-left 1 52)) -7 7]]
-                                   [(- (bit-shift-left 1 52)) true [(- (bit-shift-left 1 52))]]
-                                   [Blocks/TOO_LARGE true [(bit-shift-left 1 52)]]
-                                   [Blocks/TOO_LARGE true [0 0 0 (dec (- (bit-shift-left 1 52)))]]
-                                   [(+ 6 (bit-shift-left 1 52)) false [0 7 (dec (bit-shift-left 1 52))]]
-                                   [Blocks/TOO_LARGE false [-1]]
-                                   [Blocks/TOO_LARGE false [1 2 Long/MIN_VALUE]]
-                                   [0 true []]]]
+    (doseq [[sum signed?
+             numbers] [[(dec (bit-shift-left 1 52)) true [0 1 -1 (dec (bit-shift-left 1 52)) -7 7]]
+                       [(- (bit-shift-left 1 52)) true [(- (bit-shift-left 1 52))]]
+                       [Blocks/TOO_LARGE true [(bit-shift-left 1 52)]]
+                       [Blocks/TOO_LARGE true [0 0 0 (dec (- (bit-shift-left 1 52)))]]
+                       [(+ 6 (bit-shift-left 1 52)) false [0 7 (dec (bit-shift-left 1 52))]]
+                       [Blocks/TOO_LARGE false [-1]]
+                       [Blocks/TOO_LARGE false [1 2 Long/MIN_VALUE]]
+                       [0 true []]]]
       (is (= sum (Blocks/sum (long-array numbers) (count numbers) signed?)) numbers))))
 
 (deftest odd-size-rejected
   (testing "rejects a size that no integer has"
     (is (thrown-with-msg? IllegalArgumentException #"not the size of an integer: 3"
-                          (Blocks/longs (MemorySegment/ofArray (byte-array 8)) 0 3 3 false false (long-array 1) 0 1)))))
+                          (Blocks/longs (MemorySegment/ofArray (byte-array 8)) 0 3 3 false false
+                                        (long-array 1) 0 1)))))

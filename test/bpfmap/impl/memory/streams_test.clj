@@ -1,5 +1,6 @@
 (ns bpfmap.impl.memory.streams-test
-  "Memory behind Java's interfaces: the contracts of streams and channels, and what clojure.java.io makes of them."
+  "Memory behind Java's interfaces: the contracts of streams and channels, and what
+  clojure.java.io makes of them."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :refer [error-of kernel-test]]
             [bpfmap.memory :as mem]
@@ -16,8 +17,10 @@
   "A map of 32 bytes, 0 to 31, or frozen."
   (^Closeable [] (an-array nil))
   (^Closeable [change]
-   (bpf/create (merge {:name "t_streams" :type :array :key :u32 :value [:bytes 8] :max-entries 4 :flags #{:mmapable}
-                       :contents (into {} (map (fn [i] [i (range (* 8 i) (* 8 (inc i)))])) (range 4))}
+   (bpf/create (merge {:name "t_streams" :type :array :key :u32 :value [:bytes 8] :max-entries 4
+                       :flags #{:mmapable}
+                       :contents (into {} (map (fn [i] [i (range (* 8 i) (* 8 (inc i)))]))
+                                       (range 4))}
                       change))))
 
 (defn- bytes-of ^bytes [& xs] (byte-array xs))
@@ -40,7 +43,9 @@
           (let [array (byte-array 10)]
             (is (= 6 (.read in array)))
             (is (= [26 31 0] [(aget array 0) (aget array 5) (aget array 6)])))
-          (is (= [-1 -1 0 0 0] [(.read in) (.read in (byte-array 3)) (.read in (byte-array 0)) (.available in) (.skip in 9)]))
+          (is (= [-1 -1 0 0 0]
+                 [(.read in) (.read in (byte-array 3)) (.read in (byte-array 0)) (.available in)
+                  (.skip in 9)]))
           (is (= 0 (count (.readAllBytes in)))))
         (testing "it can be marked and reset"
           (is (.markSupported in))
@@ -74,7 +79,9 @@
         (is (= [44 1 2 3 8 5] (take 6 memory)) "300 is written as its low byte")
         (let [{:keys [message] :bpfmap/keys [error op]} (error-of (.write out (byte-array 28)))]
           (is (= [:out-of-range :write] [error op]))
-          (is (re-find #"^There is no room for 28 more bytes in the memory of map \d+ \(t_streams\): memory does not grow$" message)))
+          (is
+           (re-find
+            #"^There is no room for 28 more bytes in the memory of map \d+ \(t_streams\): memory does not grow$" message)))
         (is (= [5 6] [(memory 5) (memory 6)]) "nothing of it was written")
         (.write out (byte-array 27))
         (is (re-find #"no room for 1 more byte in" (:message (error-of (.write out 1)))))
@@ -159,7 +166,8 @@
   (testing "streams and channels reject writes to read-only memory"
     (with-open [m (an-array {:freeze true})
                 memory ^Closeable (bpf/memory m)]
-      (is (= [:read-only :output-stream] ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/output-stream memory)))))
+      (is (= [:read-only :output-stream]
+             ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/output-stream memory)))))
       (is (= :read-only (:bpfmap/error (error-of (io/output-stream memory)))))
       (let [channel (mem/channel memory)]
         (is (= 8 (.read channel (ByteBuffer/allocate 8))))
@@ -175,10 +183,13 @@
             full (doto (mem/output-stream memory) (.write (byte-array 32)))
             channel (mem/channel memory)]
         (mem/close memory)
-        (doseq [[what f] {"read" #(.read in), "read into" #(.read in (byte-array 3)), "available" #(.available in), "skip" #(.skip in 1)
+        (doseq [[what f] {"read" #(.read in), "read into" #(.read in (byte-array 3))
+                          "available" #(.available in), "skip" #(.skip in 1)
                           "at the end" #(.read ended)
-                          "write" #(.write out 1), "write all" #(.write out (byte-array 3)), "where nothing fits" #(.write full 1)
-                          "channel" #(.read channel (ByteBuffer/allocate 1)), "size" #(.size channel)
+                          "write" #(.write out 1), "write all" #(.write out (byte-array 3))
+                          "where nothing fits" #(.write full 1)
+                          "channel" #(.read channel (ByteBuffer/allocate 1))
+                          "size" #(.size channel)
                           "channel, write" #(.write channel (ByteBuffer/allocate 1))}]
           (testing what
             (is (= :closed (:bpfmap/error (error-of (f)))))))

@@ -1,5 +1,6 @@
 (ns bpfmap.impl.memory.variables-test
-  "Variables of a program by name: of one that a compiler made, in memory; and by system call where there is no mapping."
+  "Variables of a program by name: of one that a compiler made, in memory; and by system call
+  where there is no mapping."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.impl.btf.writer :as writer]
@@ -47,11 +48,15 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
         file #(str (io/file dir %))
         run (fn [& command]
               (let [{:keys [exit err]} (fixture/run command)]
-                (when-not (zero? (long exit)) (throw (ex-info (str (first command) " failed: " err) {})))))
-        headers (str "/usr/include/" ({"amd64" "x86_64"} (System/getProperty "os.arch") (System/getProperty "os.arch")) "-linux-gnu")]
+                (when-not (zero? (long exit))
+                  (throw (ex-info (str (first command) " failed: " err) {})))))
+        headers (str "/usr/include/"
+                     ({"amd64" "x86_64"} (System/getProperty "os.arch")
+                                         (System/getProperty "os.arch")) "-linux-gnu")]
     (try
       (spit (file "t_vars.c") source)
-      (run (fixture/executable "clang") "-target" "bpf" "-g" "-O2" (str "-I" headers) "-c" (file "t_vars.c") "-o" (file "t_vars.o"))
+      (run (fixture/executable "clang") "-target" "bpf" "-g" "-O2" (str "-I" headers) "-c"
+           (file "t_vars.c") "-o" (file "t_vars.o"))
       (run (fixture/executable "bpftool") "prog" "load" (file "t_vars.o") pin)
       (finally
         (run! #(.delete ^java.io.File %) (reverse (file-seq dir)))))))
@@ -65,7 +70,9 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
         (with-open [p ^Closeable (prog/open pin)]
           (let [section (fn [suffix]
                           (some #(let [m (bpf/open %)]
-                                   (if (str/ends-with? (:name (bpf/info m)) suffix) m (do (bpf/close m) nil)))
+                                   (if (str/ends-with? (:name (bpf/info m)) suffix)
+                                     m
+                                     (do (bpf/close m) nil)))
                                 (:map-ids (prog/info p))))
                 run #(:return (prog/test-run p {:data (byte-array 14) :repeat %}))]
             (with-open [bss ^Closeable (section ".bss")
@@ -77,7 +84,8 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
                 (is (= [#{:packets :last} #{:limit :enabled} #{:threshold :greeting}]
                        (map #(set (keys (mem/variables %))) [bss data rodata])))
                 (testing "are read as the program leaves them"
-                  (is (= [0 10 true 7 "hello"] (map deref [packets limit enabled threshold greeting])))
+                  (is (= [0 10 true 7 "hello"]
+                         (map deref [packets limit enabled threshold greeting])))
                   (is (= 7 (run 5)))
                   (is (= [5 [{:a 0 :b 0} {:a 5 :b 10}]] [@packets @last]))
                   (is (= [5 {:a 5 :b 10}] [(get-in last [1 :a]) (nth last 1)])))
@@ -92,7 +100,8 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
                   (is (= 100 @packets)))
                 (testing "but constants are read-only"
                   (doseq [[v x] {threshold 8, greeting "bye"}]
-                    (is (= [:read-only :write!] ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/write! v x))))))
+                    (is (= [:read-only :write!]
+                           ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/write! v x))))))
                   (is (= :read-only (:bpfmap/error (error-of (mem/add! threshold 1))))))
                 (testing "and values are checked"
                   (is (= :invalid-value (:bpfmap/error (error-of (mem/write! limit -1))))))
@@ -104,21 +113,31 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
 
 (def ^:private records
   "BTF of a section: `int a` at 0, `long b[2]` at 8, `char c[8]` at 24."
-  [{:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed true :char false :bool false}       ; 1
-   {:kind :int :name "long" :size 8 :bits 64 :offset 0 :signed true :char false :bool false}      ; 2
-   {:kind :int :name "char" :size 1 :bits 8 :offset 0 :signed true :char false :bool false}        ; 3
-   {:kind :array :element 2 :index 1 :count 2}                                                        ; 4
-   {:kind :array :element 3 :index 1 :count 8}                                                        ; 5
-   {:kind :var :name "a" :type 1 :linkage :global}                                                    ; 6
-   {:kind :var :name "b" :type 4 :linkage :global}                                                    ; 7
-   {:kind :var :name "c" :type 5 :linkage :global}                                                    ; 8
-   {:kind :datasec :name ".data" :size 32 :vars [{:type 6 :offset 0 :size 4} {:type 7 :offset 8 :size 16} {:type 8 :offset 24 :size 8}]}])
+  ;; 1
+  [{:kind :int :name "int" :size 4 :bits 32 :offset 0 :signed true :char false :bool false}
+   ;; 2
+   {:kind :int :name "long" :size 8 :bits 64 :offset 0 :signed true :char false :bool false}
+   ;; 3
+   {:kind :int :name "char" :size 1 :bits 8 :offset 0 :signed true :char false :bool false}
+   ;; 4
+   {:kind :array :element 2 :index 1 :count 2}
+   ;; 5
+   {:kind :array :element 3 :index 1 :count 8}
+   ;; 6
+   {:kind :var :name "a" :type 1 :linkage :global}
+   ;; 7
+   {:kind :var :name "b" :type 4 :linkage :global}
+   ;; 8
+   {:kind :var :name "c" :type 5 :linkage :global}
+   {:kind :datasec :name ".data" :size 32
+    :vars [{:type 6 :offset 0 :size 4} {:type 7 :offset 8 :size 16} {:type 8 :offset 24 :size 8}]}])
 
 (defn- a-section
   "A data section without a program, with these flags."
   ^Closeable [flags]
   (with-open [btf ^Fd (btf/load (writer/blob records) nil {:op :create})
-              fd ^Fd (map/create {:type :array :key-size 4 :value-size 32 :max-entries 1 :flags flags :name "t_vars.data"
+              fd ^Fd (map/create {:type :array :key-size 4 :value-size 32 :max-entries 1
+                                   :flags flags :name "t_vars.data"
                                    :btf {:fd btf :key 0 :value 9}}
                                   {:op :create})]
     (let [number (.acquire fd)]
@@ -141,7 +160,9 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
         (testing "values are checked before anything is written"
           (let [{:keys [message] :bpfmap/keys [error op path]} (error-of (mem/write! a 2147483648))]
             (is (= [:invalid-value :write! [:a]] [error op path]))
-            (is (= "[:a]: 2147483648 is not a :s32: it takes an integer from -2147483648 to 2147483647" message)))
+            (is
+             (= "[:a]: 2147483648 is not a :s32: it takes an integer from -2147483648 to 2147483647"
+                message)))
           (is (= [:b 1] (:bpfmap/path (error-of (mem/write! b [1 :x])))))
           (is (= {:a -7 :b [1 -2] :c "abc"} (m 0))))
         (testing "they print without being read"
@@ -150,7 +171,9 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
         (testing "nothing is done in one step"
           (let [{:keys [message] :bpfmap/keys [error]} (error-of (mem/add! a 1))]
             (is (= :not-supported error))
-            (is (re-find #"^Not in memory: #<bpf-variable :a :s32 of map \d+ \(t_vars.data\)>: it is read and written by system calls" message))))
+            (is
+             (re-find
+              #"^Not in memory: #<bpf-variable :a :s32 of map \d+ \(t_vars.data\)>: it is read and written by system calls" message))))
         (testing "once frozen, they are constants"
           (bpf/freeze! m)
           (is (= -7 @a))
@@ -158,7 +181,8 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
             (is (= [:read-only :write!] [error op]))
             (is (re-find #"^The variables of map \d+ are constants: the map is frozen" message))))
         (bpf/close m)
-        (is (= [:closed :closed] (map #(:bpfmap/error (error-of (%))) [#(deref a) #(mem/write! a 1)])))))))
+        (is (= [:closed :closed]
+               (map #(:bpfmap/error (error-of (%))) [#(deref a) #(mem/write! a 1)])))))))
 
 (kernel-test read-only-handle
   (testing "variables of a read-only handle reject writes"
@@ -191,9 +215,12 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
       (with-open [m (bpf/create spec)]
         (let [{:keys [message] :bpfmap/keys [error op]} (error-of (mem/variables m))]
           (is (= [:not-supported :variables] [error op]))
-          (is (re-find #"^Map \d+ has no variables: they are in a data section, an array with a single value, whose BTF names them$" message)))))
+          (is
+           (re-find
+            #"^Map \d+ has no variables: they are in a data section, an array with a single value, whose BTF names them$" message)))))
     (testing "but an array of one struct is as good as one"
-      (with-open [m (bpf/create {:type :array :key :u32 :value [:struct [:a :u32]] :max-entries 1 :flags #{:mmapable}})]
+      (with-open [m (bpf/create {:type :array :key :u32 :value [:struct [:a :u32]] :max-entries 1
+                                 :flags #{:mmapable}})]
         (mem/write! (:a (mem/variables m)) 7)
         (is (= {:a 7} (m 0)))
         (mem/close (bpf/memory m))))))
@@ -202,8 +229,11 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
 
 (kernel-test byte-elements-written
   (testing "reads and writes variables of bytes by element"
-    (with-open [m ^Closeable (bpf/create {:name ".bss" :type :array :key :u32 :max-entries 1 :flags #{:mmapable}
-                                          :value [:struct [:a [:bytes 8]] [:n :u32] [:name [:string 4]] [:two [:array [:bytes 2] 2]]]})
+    (with-open [m ^Closeable (bpf/create {:name ".bss" :type :array :key :u32 :max-entries 1
+                                          :flags #{:mmapable}
+                                          :value [:struct [:a [:bytes 8]] [:n :u32]
+                                                  [:name [:string 4]]
+                                                  [:two [:array [:bytes 2] 2]]]})
                 memory ^Closeable (bpf/memory m)]
       (is memory)
       (let [{:keys [a name two]} (mem/variables m)]
@@ -222,18 +252,23 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
           (mem/write! name [0] \X)
           (is (= ["Xbcd" \d] [@name (nth name 3)])))
         (testing "they print as they read"
-          (is (str/ends-with? (pr-str a) (str " (.bss): #bpfmap/bytes \"00 01 02 03 04 05 06 07\">")))
+          (is (str/ends-with? (pr-str a)
+                              (str " (.bss): #bpfmap/bytes \"00 01 02 03 04 05 06 07\">")))
           (is (str/includes? (pr-str a) "[:bytes 8] at 0 of ")))
         (testing "what does not fit is refused"
-          (is (= "[:a 7]: 256 is not a :u8: it takes an integer from 0 to 255" (:message (error-of (mem/write! a [7] 256)))))
-          (is (str/starts-with? (:message (error-of (mem/write! a [8] 1))) "There is no element 8 of [:bytes 8] in the memory of map "))
+          (is (= "[:a 7]: 256 is not a :u8: it takes an integer from 0 to 255"
+                 (:message (error-of (mem/write! a [7] 256)))))
+          (is (str/starts-with? (:message (error-of (mem/write! a [8] 1)))
+                                "There is no element 8 of [:bytes 8] in the memory of map "))
           (is (= "[:a]: \"01\" is not a [:bytes 8]: it takes 8 bytes, these are 1"
                  (:message (error-of (mem/write! a (bpf/->bytes [1])))))))))))
 
 (kernel-test elements-unmapped
   (testing "writes elements of variables without memory"
     (with-open [m ^Closeable (bpf/create {:name ".bss" :type :array :key :u32 :max-entries 1
-                                          :value [:struct [:n :u32] [:a [:bytes 8]] [:pair [:array [:struct [:x :u8] [:y :u16]] 2]]]})]
+                                          :value [:struct [:n :u32] [:a [:bytes 8]]
+                                                  [:pair
+                                                   [:array [:struct [:x :u8] [:y :u16]] 2]]]})]
       (let [{:keys [n a pair]} (mem/variables m)]
         (mem/write! n 5)
         (is (identical? a (mem/write! a [7] 255)))
@@ -241,7 +276,11 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
         (mem/write! pair [1 :y] 9)
         (is (= {:n 5 :a (bpf/->bytes [1 0 0 0 0 0 0 255]) :pair [{:x 0 :y 0} {:x 0 :y 9}]} (m 0)))
         (is (= [255 9] [(get a 7) (get-in pair [1 :y])]))
-        (is (= "[:a 7]: 256 is not a :u8: it takes an integer from 0 to 255" (:message (error-of (mem/write! a [7] 256)))))
-        (is (= "[:pair 1 :x]: -1 is not a :u8: it takes an integer from 0 to 255" (:message (error-of (mem/write! pair [1 :x] -1)))))
-        (is (str/starts-with? (:message (error-of (mem/write! a [8] 1))) "There is no element 8 of [:bytes 8] in the memory of map "))
-        (is (str/starts-with? (:message (error-of (mem/write! n [0] 1))) "There is no part 0 of :u32 in the memory of map "))))))
+        (is (= "[:a 7]: 256 is not a :u8: it takes an integer from 0 to 255"
+               (:message (error-of (mem/write! a [7] 256)))))
+        (is (= "[:pair 1 :x]: -1 is not a :u8: it takes an integer from 0 to 255"
+               (:message (error-of (mem/write! pair [1 :x] -1)))))
+        (is (str/starts-with? (:message (error-of (mem/write! a [8] 1)))
+                              "There is no element 8 of [:bytes 8] in the memory of map "))
+        (is (str/starts-with? (:message (error-of (mem/write! n [0] 1)))
+                              "There is no part 0 of :u32 in the memory of map "))))))

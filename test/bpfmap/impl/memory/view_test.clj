@@ -1,5 +1,6 @@
 (ns bpfmap.impl.memory.view-test
-  "Views read what a lookup reads and write what a put! writes, for every type; and say what does not fit before they write."
+  "Views read what a lookup reads and write what a put! writes, for every type; and say what does
+  not fit before they write."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :refer [error-of kernel-test]]
             [bpfmap.memory :as mem]
@@ -17,7 +18,8 @@
 (set! *warn-on-reflection* true)
 
 (defn- an-array ^Closeable [value n change]
-  (bpf/create (merge {:name "t_view" :type :array :key :u32 :value value :max-entries n :flags #{:mmapable}} change)))
+  (bpf/create (merge {:name "t_view" :type :array :key :u32 :value value :max-entries n
+                      :flags #{:mmapable}} change)))
 
 (defn- shown [text]
   (str/replace text #"map \d+" "map N"))
@@ -59,25 +61,31 @@
       (mem/write! elements 1 a)
       (mem/write! (alone 2) b)
       (let [[a b] [(m 0) (m 2)]] ; as they are read, which may say more than was written
-        (and (same? a (m 1) (nth elements 0) (nth elements 1) @(mem/at elements 1) @(alone 0) @(alone 1))
+        (and (same? a (m 1) (nth elements 0) (nth elements 1) @(mem/at elements 1) @(alone 0)
+                    @(alone 1))
              (same? b (nth elements 2) @(alone 2))
              (same? [a a b] (vec elements) @elements (reduce conj [] elements) (vec (seq elements)))
              ;; Fields and elements one by one.
-             (every? (fn [path] (same? (get-in b path) @(mem/at elements (into [2] path)) (get-in elements (into [2] path))))
+             (every? (fn [path]
+                       (same? (get-in b path) @(mem/at elements (into [2] path))
+                              (get-in elements (into [2] path))))
                      (leaves b []))
              (do (mem/write! elements [b a b])
                  (same? [b a b] (mapv m (range 3)))))))))
 
 (kernel-test m1-views-agree-with-lookups
   (testing "views of any type agree with the operations of the map"
-    (let [{:keys [pass?] :as result} (check/quick-check 150 (prop/for-all [x a-value-type] (agrees? x)) :max-size 60)]
+    (let
+      [{:keys [pass?] :as result} (check/quick-check 150 (prop/for-all [x a-value-type] (agrees? x))
+                                                     :max-size 60)]
       (is pass? (pr-str (select-keys result [:seed :shrunk]))))))
 
 ;; --- arrays
 
 (kernel-test m8-element-strides
   (testing "elements have a stride of a multiple of 8 bytes"
-    (doseq [[t stride] [[:u8 8] [:u16 8] [:u32 8] [:u64 8] [[:bytes 9] 16] [[:struct [:a :u64] [:b :u32]] 16] [[:array :u8 17] 24]]]
+    (doseq [[t stride] [[:u8 8] [:u16 8] [:u32 8] [:u64 8] [[:bytes 9] 16]
+                        [[:struct [:a :u64] [:b :u32]] 16] [[:array :u8 17] 24]]]
       (testing t
         (with-open [m (an-array t 5 nil)
                     memory ^Closeable (bpf/memory m)]
@@ -90,29 +98,35 @@
 
 (kernel-test array-view-folds
   (testing "a view of an array is indexed, reducible and foldable"
-    (with-open [m (an-array :u32 5000 {:contents (into {} (map (juxt identity #(* 3 %))) (range 5000))})]
+    (with-open [m (an-array :u32 5000
+                            {:contents (into {} (map (juxt identity #(* 3 %))) (range 5000))})]
       (let [v (mem/elements m)
             expected (mapv #(* 3 %) (range 5000))]
-        (is (= [3 3 3 :none nil :none] [(nth v 1) (v 1) (get v 1) (v 5000 :none) (get v -1) (nth v 5000 :none)]))
+        (is (= [3 3 3 :none nil :none]
+               [(nth v 1) (v 1) (get v 1) (v 5000 :none) (get v -1) (nth v 5000 :none)]))
         (is (= [3 :none] [(apply v [1]) (apply v [:x :none])]))
         (is (thrown? clojure.lang.ArityException (apply v [1 2 3])))
         (is (= expected (into [] v) (vec (seq v)) @v))
-        (is (= (reduce + expected) (reduce + v) (reduce + 0 v) (reducers/fold + v) (reducers/fold 64 + + v)))
-        (is (= (frequencies expected) (reducers/fold 100 (reducers/monoid (partial merge-with +) hash-map)
-                                                     (fn [acc x] (update acc x (fnil inc 0))) v)))
+        (is (= (reduce + expected) (reduce + v) (reduce + 0 v) (reducers/fold + v)
+               (reducers/fold 64 + + v)))
+        (is (= (frequencies expected)
+               (reducers/fold 100 (reducers/monoid (partial merge-with +) hash-map)
+                              (fn [acc x] (update acc x (fnil inc 0))) v)))
         (is (= 3 (transduce (comp (filter odd?) (take 1)) + 0 v)))
         (testing "a fold that throws throws"
           (let [f (fn ([] 0) ([_ x] (if (= 9000 x) (throw (IllegalStateException. "enough")) 0)))]
             (is (thrown-with-msg? IllegalStateException #"enough" (reducers/fold 64 + f v)))))
         (testing "one with no elements"
           (let [none (mem/view (bpf/memory m) [:array :u64 0] 8)]
-            (is (= [0 0 [] nil 0] [(count none) (reduce + none) @none (seq none) (reducers/fold + none)]))
+            (is (= [0 0 [] nil 0]
+                   [(count none) (reduce + none) @none (seq none) (reducers/fold + none)]))
             (is (re-find #"it has no elements" (:message (error-of (nth none 0)))))))
         (mem/close (bpf/memory m))))))
 
 (kernel-test struct-view-by-field
   (testing "a view of a struct is looked up by field"
-    (with-open [m (an-array [:struct [:a :u32] [nil [:union [:n :u32] [:half [:array :u16 2]]]] [:low [:bits :u8 3]] [:high [:bits :u8 5]]
+    (with-open [m (an-array [:struct [:a :u32] [nil [:union [:n :u32] [:half [:array :u16 2]]]]
+                             [:low [:bits :u8 3]] [:high [:bits :u8 5]]
                              [:inner [:struct [:x :s16] [:label [:string 6]]]]]
                             2 nil)
                 memory ^Closeable (bpf/memory m)]
@@ -135,21 +149,30 @@
 
 (kernel-test misfit-writes-nothing
   (testing "writes nothing if the value does not fit"
-    (with-open [m (an-array [:struct [:a :u8] [:b [:array :u16 2]] [:c [:c-string 4]]] 3 {:contents {1 {:a 1 :b [2 3] :c "abc"}}})]
+    (with-open [m (an-array [:struct [:a :u8] [:b [:array :u16 2]] [:c [:c-string 4]]] 3
+                            {:contents {1 {:a 1 :b [2 3] :c "abc"}}})]
       (let [v (mem/elements m)
             id (:id (bpf/info m))
             before (mapv m (range 3))]
-        (are [path message f] (= [:invalid-value :write! path message {:id id :name "t_view" :type :array}]
-                                 ((juxt :bpfmap/error :bpfmap/op :bpfmap/path :message :bpfmap/map) (error-of (f))))
-          [1 :a] "[1 :a]: 256 is not a :u8: it takes an integer from 0 to 255" #(mem/write! v [1 :a] 256)
-          [1 :b 1] "[1 :b 1]: -1 is not a :u16: it takes an integer from 0 to 65535" #(mem/write! v 1 {:a 9 :b [9 -1] :c ""})
-          [1 :b 1] "[1 :b 1]: -1 is not a :u16: it takes an integer from 0 to 65535" #(mem/write! v [1 :b] [9 -1])
-          [1 :b 0] "[1 :b 0]: :x is not a :u16: it takes an integer from 0 to 65535" #(mem/write! (mem/at v 1) [:b 0] :x)
-          [1 :c] "[1 :c]: the field :c is missing: every field has to be given" #(mem/write! v 1 {:a 9 :b [9 9]})
-          [1 :c] "[1 :c]: \"abcd\" is not a [:c-string 4]: it takes a text of up to 3 bytes in UTF-8, this has 4" #(mem/write! v [1 :c] "abcd")
+        (are [path message f]
+          (= [:invalid-value :write! path message {:id id :name "t_view" :type :array}]
+             ((juxt :bpfmap/error :bpfmap/op :bpfmap/path :message :bpfmap/map) (error-of (f))))
+          [1 :a] "[1 :a]: 256 is not a :u8: it takes an integer from 0 to 255"
+          #(mem/write! v [1 :a] 256)
+          [1 :b 1] "[1 :b 1]: -1 is not a :u16: it takes an integer from 0 to 65535"
+          #(mem/write! v 1 {:a 9 :b [9 -1] :c ""})
+          [1 :b 1] "[1 :b 1]: -1 is not a :u16: it takes an integer from 0 to 65535"
+          #(mem/write! v [1 :b] [9 -1])
+          [1 :b 0] "[1 :b 0]: :x is not a :u16: it takes an integer from 0 to 65535"
+          #(mem/write! (mem/at v 1) [:b 0] :x)
+          [1 :c] "[1 :c]: the field :c is missing: every field has to be given"
+          #(mem/write! v 1 {:a 9 :b [9 9]})
+          [1 :c]
+          "[1 :c]: \"abcd\" is not a [:c-string 4]: it takes a text of up to 3 bytes in UTF-8, this has 4" #(mem/write! v [1 :c] "abcd")
           [2 :a] "[2 :a]: 300 is not a :u8: it takes an integer from 0 to 255"
           #(mem/write! v [{:a 9 :b [9 9] :c ""} {:a 9 :b [9 9] :c ""} {:a 300 :b [9 9] :c ""}]))
-        (is (re-find #"it takes a sequence of 3 elements" (:message (error-of (mem/write! v [1 2])))))
+        (is (re-find #"it takes a sequence of 3 elements"
+                     (:message (error-of (mem/write! v [1 2])))))
         (is (= before (mapv m (range 3))))
         (mem/close (bpf/memory m))))))
 
@@ -157,21 +180,38 @@
   (testing "a path that leads nowhere reports where it ends"
     (with-open [m (an-array [:struct [:a :u8] [:b [:array :u16 2]]] 3 nil)]
       (let [v (mem/elements m)]
-        (are [kind message f] (= [kind message] (let [e (error-of (f))] [(:bpfmap/error e) (shown (:message e))]))
-          :out-of-range "There is no element 3 of [:array {:a :b} 3] in the memory of map N (t_view): elements are 0 to 2"
+        (are [kind message f]
+          (= [kind message] (let [e (error-of (f))] [(:bpfmap/error e) (shown (:message e))]))
+          :out-of-range
+          "There is no element 3 of [:array {:a :b} 3] in the memory of map N (t_view): elements are 0 to 2"
           #(mem/at v 3)
-          :out-of-range "There is no element 2 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1" #(mem/at v [0 :b 2])
-          :out-of-range "There is no element -1 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1" #(nth (mem/at v [0 :b]) -1)
-          :out-of-range "There is no element 18446744073709551616N of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1"
+          :out-of-range
+          "There is no element 2 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1" #(mem/at v [0 :b 2])
+          :out-of-range
+          "There is no element -1 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1" #(nth (mem/at v [0 :b]) -1)
+          :out-of-range
+          "There is no element 18446744073709551616N of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1"
           #((mem/at v [0 :b]) 18446744073709551616N)
-          :invalid-value "There is no element :a of [:array :u16 2] in the memory of map N (t_view): an element is named by its index"
+          :invalid-value
+          "There is no element :a of [:array :u16 2] in the memory of map N (t_view): an element is named by its index"
           #(mem/write! v [0 :b :a] 1)
-          :invalid-value "There is no field :c of {:a :b} in the memory of map N (t_view): there are :a or :b" #(mem/write! v [0 :c] 1)
-          :invalid-value "There is no part :x of :u8 in the memory of map N (t_view): it has no parts" #(mem/at v [0 :a :x])
-          :invalid-value "Not a view: 7: it takes what (view mem type), (elements m) or (variables m) returned" #(mem/at 7 0)
-          :invalid-value "Not a view: 7: it takes what (view mem type), (elements m) or (variables m) returned" #(mem/write! 7 0)
-          :invalid-spec (str "[]: a type is a keyword such as :u32 or a vector that starts with :array, :bits, :bytes, :c-string, :enum, :pad, :prefix, "
-                             ":ptr, :string, :struct, :typedef, :union or :via, not 7")
+          :invalid-value
+          "There is no field :c of {:a :b} in the memory of map N (t_view): there are :a or :b"
+          #(mem/write! v [0 :c] 1)
+          :invalid-value
+          "There is no part :x of :u8 in the memory of map N (t_view): it has no parts"
+          #(mem/at v [0 :a :x])
+          :invalid-value
+          "Not a view: 7: it takes what (view mem type), (elements m) or (variables m) returned"
+          #(mem/at 7 0)
+          :invalid-value
+          "Not a view: 7: it takes what (view mem type), (elements m) or (variables m) returned"
+          #(mem/write! 7 0)
+          :invalid-spec
+          (str
+           "[]: a type is a keyword such as :u32 or a vector that starts with :array, :bits, "
+           ":bytes, :c-string, :enum, :pad, :prefix, "
+               ":ptr, :string, :struct, :typedef, :union or :via, not 7")
           #(mem/view (bpf/memory m) 7))
         (mem/close (bpf/memory m))))))
 
@@ -179,16 +219,23 @@
   (testing "rejects writes to fields of the kernel"
     (with-open [m (an-array [:bytes 16] 1 nil)
                 memory ^Closeable (bpf/memory m)]
-      (let [v (mem/view memory [:struct [:lock :spin-lock] [:n :u32] [:timers [:array [:struct [:t :task-work]] 1]]])]
+      (let [v (mem/view memory
+                        [:struct [:lock :spin-lock] [:n :u32]
+                         [:timers [:array [:struct [:t :task-work]] 1]]])]
         (mem/fill! memory 1)
         (testing "what is there all the same is no field"
-          (is (= {:n 0x01010101 :timers [{:bpfmap/padding (bpf/->bytes (repeat 8 1))}] :bpfmap/padding (bpf/->bytes [1 1 1 1])} @v)))
+          (is (= {:n 0x01010101 :timers [{:bpfmap/padding (bpf/->bytes (repeat 8 1))}]
+                  :bpfmap/padding (bpf/->bytes [1 1 1 1])} @v)))
         (mem/write! v :n 7)
         (let [{:keys [message] :bpfmap/keys [error]} (error-of (mem/write! v {:n 8 :timers [{}]}))]
           (is (= :invalid-value error))
-          (is (= (str "Not the user's to write: {:lock :n :timers}: the kernel keeps something for itself in it, such as a spin lock; "
-                      "write its other fields one by one")
-                 message)))
+          (is
+           (=
+            (str
+             "Not the user's to write: {:lock :n :timers}: the kernel keeps something for itself "
+             "in it, such as a spin lock; "
+                 "write its other fields one by one")
+              message)))
         (is (= [1 1 1 1 7 0 0 0 1] (take 9 memory)))))))
 
 (kernel-test named-types-in-views
@@ -209,18 +256,22 @@
             v (mem/elements m)]
         (mem/write! v [1 :a] 7)
         (are [text x] (= text (shown (pr-str x)))
-          (str "#<bpf-view [:array struct flow 100] at 0 of map N (t_view): [{:a 0, :b [0 0]} {:a 7, :b [0 0]}"
+          (str
+           "#<bpf-view [:array struct flow 100] at 0 of map N (t_view): [{:a 0, :b [0 0]} {:a 7, "
+           ":b [0 0]}"
                (str/join (repeat 6 " {:a 0, :b [0 0]}")) " …]>")
           v
           "#<bpf-view struct flow at 8 of map N (t_view): {:a 7, :b [0 0]}>" (mem/at v 1)
           "#<bpf-view :u8 at 8 of map N (t_view): 7>" (mem/at v [1 :a])
           "#<bpf-view [:array :u16 2] at 10 of map N (t_view): [0 0]>" (mem/at v [1 :b])
-          "#<bpf-view [:array [:bytes 600] 1] at 0 of map N (t_view)>" (mem/view memory [:array [:bytes 600] 1])
+          "#<bpf-view [:array [:bytes 600] 1] at 0 of map N (t_view)>"
+          (mem/view memory [:array [:bytes 600] 1])
           "#<bpf-view [:bytes 600] at 8 of map N (t_view)>" (mem/view memory [:bytes 600] 8)
           "#<bpf-view [:array [:bytes 40] 9] at 0 of map N (t_view): [#bpfmap/bytes \"00 00 00 00 00 00 00 00 07 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00\" …]>"
           (mem/view memory [:array [:bytes 40] 9]))
         (mem/close memory)
-        (is (= "#<bpf-view :u8 at 8 of map N (t_view), closed>" (shown (pr-str (mem/at v [1 :a])))))))))
+        (is (= "#<bpf-view :u8 at 8 of map N (t_view), closed>"
+               (shown (pr-str (mem/at v [1 :a])))))))))
 
 (kernel-test pretty-printed-views
   (testing "pretty-prints a view as it prints"
@@ -239,10 +290,13 @@
             cell (mem/at v 1)
             pair (mem/view memory [:struct [:a :u64] [:b :u32]])]
         (is (= [7 7 [0 7 0 0]] [(v 1) @cell @v]))
-        (is (= [:read-only :write!] ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/write! v 1 8)))))
+        (is (= [:read-only :write!]
+               ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/write! v 1 8)))))
         (is (str/includes? (pr-str cell) ", read-only: 7>"))
         (mem/close memory)
-        (doseq [[what f] {"nth" #(nth v 0), "get" #(get v 0), "reduce" #(reduce + 0 v), "fold" #(reducers/fold + v), "seq" #(seq v), "deref" #(deref v)
-                          "cell" #(deref cell), "struct" #(deref pair), "field" #(:a pair), "write!" #(mem/write! v 1 8)}]
+        (doseq [[what f] {"nth" #(nth v 0), "get" #(get v 0), "reduce" #(reduce + 0 v)
+                          "fold" #(reducers/fold + v), "seq" #(seq v), "deref" #(deref v)
+                          "cell" #(deref cell), "struct" #(deref pair), "field" #(:a pair)
+                          "write!" #(mem/write! v 1 8)}]
           (testing what
             (is (= :closed (:bpfmap/error (error-of (f)))))))))))

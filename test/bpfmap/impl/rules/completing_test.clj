@@ -1,5 +1,6 @@
 (ns bpfmap.impl.rules.completing-test
-  "Specs that say less than the kernel needs, or another size than it takes, and what becomes of them."
+  "Specs that say less than the kernel needs, or another size than it takes, and what becomes of
+  them."
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
@@ -14,13 +15,15 @@
 
 (kernel-test s1-map-of-maps-template
   (testing "a map of maps has 4-byte values and closes its template"
-    (doseq [spec [{:type :array-of-maps :max-entries 2} {:type :hash-of-maps :key :u64 :max-entries 2}]
+    (doseq [spec [{:type :array-of-maps :max-entries 2}
+                  {:type :hash-of-maps :key :u64 :max-entries 2}]
             :let [spec (assoc spec :inner-map (assoc inner :contents {0 5} :freeze true))
                   before (fixture/settled-descriptors)]]
       (testing spec
         (doseq [more [{} {:value-size 0} {:value-size 4} {:value :u32}]]
           (with-open [m ^Closeable (bpf/create (merge spec more))]
-            (is (= [4 4 :u32] [(:value-size (bpf/spec m)) (:value-size (bpf/info m)) (:value (bpf/spec m))]))
+            (is (= [4 4 :u32]
+                   [(:value-size (bpf/spec m)) (:value-size (bpf/info m)) (:value (bpf/spec m))]))
             (is (= {} (into {} m)) "the template is in no slot")
             (is (= (inc before) (fixture/open-descriptors)) "and not open")
             (with-open [again ^Closeable (bpf/create (bpf/spec m))]
@@ -30,7 +33,8 @@
                               [{:value :u64} "has 4 bytes, not 8"]
                               [{:inner-map nil} "need :inner-map"]
                               [{:inner-map {:type :hash}} "in :inner-map, a spec needs :key"]
-                              [{:inner-map (assoc inner :name "x" :pinning :by-name)} "is a template here, and is not pinned"]]]
+                              [{:inner-map (assoc inner :name "x" :pinning :by-name)}
+                               "is a template here, and is not pinned"]]]
           (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/create (merge spec more)))]
             (is (= :invalid-spec error))
             (is (str/includes? message words))))))))
@@ -38,15 +42,20 @@
 (kernel-test s2-entries-limited-by-cpus
   (testing "perf event arrays and CPU maps are limited to the possible CPUs"
     (let [n (count (feature/possible-cpus))]
-      (doseq [[type values] {:perf-event-array [{} {:key-size 0 :value-size 0} {:key-size 4 :value-size 4} {:key :u32 :value :u32}]
-                             :cpumap [{} {:value-size 4} {:value-size 8}]}
+      (doseq [[type
+               values] {:perf-event-array [{} {:key-size 0 :value-size 0}
+                                           {:key-size 4 :value-size 4} {:key :u32 :value :u32}]
+                        :cpumap [{} {:value-size 4} {:value-size 8}]}
               sizes values
               [asked found] [[nil n] [0 n] [(+ n 1000) n] [:percpu n] [1 1]]]
         (testing [type sizes asked]
-          (with-open [m ^Closeable (bpf/create (merge {:type type} sizes (when asked {:max-entries asked})))]
+          (with-open [m ^Closeable (bpf/create (merge {:type type} sizes
+                                                      (when asked {:max-entries asked})))]
             (is (= found (:max-entries (bpf/spec m)) (:max-entries (bpf/info m))))
-            (is (= [4 (if (= 8 (:value-size sizes)) 8 4)] ((juxt :key-size :value-size) (bpf/info m)))))))
-      (is (str/includes? (:message (error-of (bpf/create {:type :perf-event-array :value-size 8}))) "has 4 bytes, not 8")))))
+            (is (= [4 (if (= 8 (:value-size sizes)) 8 4)]
+                   ((juxt :key-size :value-size) (bpf/info m)))))))
+      (is (str/includes? (:message (error-of (bpf/create {:type :perf-event-array :value-size 8})))
+                         "has 4 bytes, not 8")))))
 
 (kernel-test s3-ring-buffer-size-rounded
   (testing "rounds the size of a ring buffer up in the spec"
@@ -58,4 +67,5 @@
           (is (= found (:max-entries (bpf/spec m)) (:max-entries (bpf/info m))) [type asked])
           (is (bpf/compatible? {:type type :max-entries asked} m))))
       (doseq [n [0 -1 0x80000001 nil]]
-        (is (= :invalid-spec (:bpfmap/error (error-of (bpf/create {:type :ringbuf :max-entries n})))) n)))))
+        (is (= :invalid-spec
+               (:bpfmap/error (error-of (bpf/create {:type :ringbuf :max-entries n})))) n)))))

@@ -1,6 +1,6 @@
 (ns bpfmap.impl.rules.operations-test
-  "Every row of the table of map types against the running kernel: what it grants is used, and what it denies is refused by the library
-  by its name, and by the kernel too."
+  "Every row of the table of map types against the running kernel: what it grants is used, and
+  what it denies is refused by the library by its name, and by the kernel too."
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
@@ -22,7 +22,9 @@
         (is (bpf-map/bpf-map? (doto (bpf/create spec) (bpf/close))) (str spec))
         (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/create spec))]
           (is (= :not-supported error))
-          (is (str/includes? message (str " has no map type " (:type spec) ", which came with Linux " (:since (row-of use))))))))))
+          (is (str/includes? message
+                             (str " has no map type " (:type spec) ", which came with Linux "
+                                  (:since (row-of use))))))))))
 
 ;; ---------------------------------------------------------------- what is granted
 
@@ -40,8 +42,10 @@
     (or every-index (and index? (not= :stack-trace (:type spec))))))
 
 (def ^:private granted
-  "What each operation must do: `(check m use)`, of a map in which the first value is under the first key."
-  (let [reads? (fn [m use] (nil? (rules/alternative (:type (:spec use)) :lookup (:value-size (bpf/spec m)))))
+  "What each operation must do: `(check m use)`, of a map in which the first value is under the
+  first key."
+  (let [reads? (fn [m use]
+                 (nil? (rules/alternative (:type (:spec use)) :lookup (:value-size (bpf/spec m)))))
         there (fn [m {:keys [same?] :as use} k v]
                 (when (reads? m use)
                   (is (same? v (bpf/lookup m k)))))
@@ -91,7 +95,8 @@
                (let [all (into {} m)]
                  (is (same? v (all k)))
                  (is (= (if (:every-index (row-of use)) (:max-entries spec) 1) (count all)))
-                 (is (= all (bpf/snapshot m) (into {} (bpf/entries m)) (reduce-kv assoc {} m) (into {} (seq m))))
+                 (is (= all (bpf/snapshot m) (into {} (bpf/entries m)) (reduce-kv assoc {} m)
+                        (into {} (seq m))))
                  (is (= (count all) (bpf/count-entries m)))))
      :drain! (fn [m {[k] :keys [v] :values :keys [same?] :as use}]
                (when-not k (bpf/push! m v))
@@ -126,14 +131,17 @@
 
 (def ^:private asked
   "Each operation as the library is asked for it, and whatever else is made of it."
-  {:lookup [(fn [m k _] (bpf/lookup m k)) (fn [m k _] (m k)) (fn [m k _] (bpf/has-key? m k)) (fn [m k _] (bpf/lookup-all m [k]))]
-   :put! [(fn [m k v] (bpf/put! m k v)) (fn [m k v] (bpf/put-all! m [[k v]])) (fn [m _ _] (bpf/put-all! m {}))]
+  {:lookup [(fn [m k _] (bpf/lookup m k)) (fn [m k _] (m k)) (fn [m k _] (bpf/has-key? m k))
+            (fn [m k _] (bpf/lookup-all m [k]))]
+   :put! [(fn [m k v] (bpf/put! m k v)) (fn [m k v] (bpf/put-all! m [[k v]]))
+          (fn [m _ _] (bpf/put-all! m {}))]
    :insert! [(fn [m k v] (bpf/insert! m k v))]
    :replace! [(fn [m k v] (bpf/replace! m k v))]
    :delete! [(fn [m k _] (bpf/delete! m k)) (fn [m k _] (bpf/delete-all! m [k]))]
    :take! [(fn [m k _] (bpf/take! m k))]
    :next-key [(fn [m _ _] (bpf/next-key m)) (fn [m k _] (bpf/next-key m k))]
-   :reduce [(fn [m _ _] (into {} m)) (fn [m _ _] (seq m)) (fn [m _ _] (reduce-kv assoc {} m)) (fn [m _ _] (bpf/snapshot m))
+   :reduce [(fn [m _ _] (into {} m)) (fn [m _ _] (seq m)) (fn [m _ _] (reduce-kv assoc {} m))
+            (fn [m _ _] (bpf/snapshot m))
             (fn [m _ _] (into {} (bpf/entries m))) (fn [m _ _] (bpf/count-entries m))]
    :drain! [(fn [m _ _] (bpf/drain! m)) (fn [m _ _] (bpf/drain! m conj []))]
    :push! [(fn [m _ v] (bpf/push! m v))]
@@ -147,17 +155,20 @@
             (fn [m {[k] :keys [v] :values}]
               (doseq [op rules/operations :when (not (grants? use op))
                       ask (asked op)
-                      :let [{:keys [message] :bpfmap/keys [error map] said-op :bpfmap/op} (error-of (ask m k v))]]
+                      :let [{:keys [message] :bpfmap/keys [error map] said-op :bpfmap/op}
+                            (error-of (ask m k v))]]
                 (testing (str spec " " op)
                   (is (= :not-supported error))
                   (is (= op (rules/ability said-op)))
                   (is (= (:type spec) (:type map)))
                   (is (str/includes? message (str "a map of type " (:type spec) " has no ")))
                   (is (str/includes? message (name said-op)))
-                  (is (str/includes? message (rules/alternative (:type spec) op (:value-size (bpf/spec m))))))))))))
+                  (is (str/includes? message
+                                     (rules/alternative
+                                      (:type spec) op (:value-size (bpf/spec m))))))))))))
 (def ^:private denied-though-the-kernel-answers
-  "What a row denies and the kernel does not refuse: what it says to that, with a key that is not there where there are two,
-  and why it is denied. "
+  "What a row denies and the kernel does not refuse: what it says to that, with a key that is not
+  there where there are two, and why it is denied. "
   {[:devmap :insert!] [:EEXIST "an empty slot counts as there: nothing can be inserted"]
    [:devmap :replace!] [:ok "an empty slot counts as there: what is not there is \"replaced\""]
    [:cpumap :insert!] [:EEXIST "as :devmap"]
@@ -183,7 +194,8 @@
                     (do (swap! excepted conj [type op])
                         (is (= expected found) (str (:spec use) " " op)))
                     (is (refusals found) (str (:spec use) " " op)))))))
-      (is (= (set (filter (fn [[type]] (since/has? [:map-type type])) (keys denied-though-the-kernel-answers))) @excepted))
+      (is (= (set (filter (fn [[type]] (since/has? [:map-type type]))
+                          (keys denied-though-the-kernel-answers))) @excepted))
       (is (= before (fixture/open-descriptors))))))
 
 ;; ---------------------------------------------------------------- odd arguments
@@ -195,13 +207,17 @@
       (doseq [use uses :when (here? use)]
         (used use
               (fn [m {[k] :keys [v] :values}]
-                (let [odd [nil -1 4294967295 1e9 1/2 "" "x" :x 'y \c true [] [nil] {} {:fd -1} {:fd "x"} {:pid 0x7ffffff0} {:tid -1}
-                           {:pid 1 :fd -1} {:map-id -1} {:program-id nil} {:ifindex 1 :program m} {:program {}} {1 2}
+                (let [odd [nil -1 4294967295 1e9 1/2 "" "x" :x 'y \c true [] [nil] {} {:fd -1}
+                           {:fd "x"} {:pid 0x7ffffff0} {:tid -1}
+                           {:pid 1 :fd -1} {:map-id -1} {:program-id nil} {:ifindex 1 :program m}
+                           {:program {}} {1 2}
                            (sorted-map "a" 1) #{} (Object.) (byte-array 3) identity m]]
                   (doseq [op rules/operations
                           ask (asked op)
                           [k v] (concat (for [x odd] [x v]) (for [x odd] [k x]))]
-                    (let [outcome (try (ask m k v) :answer (catch Throwable e (or (:bpfmap/error (ex-data e)) e)))]
+                    (let [outcome (try (ask m k v)
+                                    :answer
+                                    (catch Throwable e (or (:bpfmap/error (ex-data e)) e)))]
                       (vswap! seen conj outcome)
                       (when-not (keyword? outcome)
                         (is (= :answer outcome) (pr-str (:spec use) op k v)))))))))

@@ -1,5 +1,6 @@
 (ns bpfmap.impl.rules.types-test
-  "What the table of map types says of creating, against the running kernel: its numbers are those that the kernel draws the line at."
+  "What the table of map types says of creating, against the running kernel: its numbers are those
+  that the kernel draws the line at."
   (:require [bpfmap.btf :as btf]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :refer [error-of kernel-test]]
@@ -31,21 +32,25 @@
   ({4 :u32 8 :u64} n [:struct [:bytes [:bytes n]]]))
 
 (defn- raw-create
-  "Creates a map with what is in a spec and nothing else, `:btf` the types of key and value; calls f with its descriptor.
-  The name of an errno where the kernel refuses; else what f returns, `:ok` without f."
+  "Creates a map with what is in a spec and nothing else, `:btf` the types of key and value; calls
+  f with its descriptor. The name of an errno where the kernel refuses; else what f returns, `:ok`
+  without f."
   ([spec] (raw-create spec (constantly :ok)))
   ([{:keys [btf] :as spec} f]
    (let [{:keys [bytes ids]} (when btf (btf/->btf btf nil))
          ^Fd blob (when bytes (sys.btf/load bytes nil facts))]
      (try
-       (let [fd (map/create (assoc spec :btf (when blob {:fd blob :key (first ids) :value (second ids)})) facts)]
+       (let [fd (map/create (assoc spec :btf
+                                   (when blob {:fd blob :key (first ids) :value (second ids)}))
+                            facts)]
          (try (f fd) (finally (call/close fd))))
        (catch ExceptionInfo e
          (or (:bpfmap/errno (ex-data e)) (throw e)))
        (finally (some-> blob call/close))))))
 
 (defn- bare
-  "The spec of a use as the kernel needs it at least, with changes: with BTF where that is required."
+  "The spec of a use as the kernel needs it at least, with changes: with BTF where that is
+  required."
   [{:keys [spec] :as use} & {:as changes}]
   (let [spec (-> (spec/complete spec (lifecycle/machine))
                  (select-keys [:type :key-size :value-size :max-entries :flags])
@@ -65,7 +70,8 @@
      (raw-create spec f))))
 
 (def ^:private vague
-  "Limits that are no limits of the type: as many as there is memory for, or far more than a test should ask for."
+  "Limits that are no limits of the type: as many as there is memory for, or far more than a test
+  should ask for."
   #{0xffffffff 0x80000000})
 
 (defn- inside-and-outside
@@ -76,13 +82,18 @@
                  (into #{(first rule)} (remove vague) [(second rule)]))]
     [inside (into #{}
                   (remove #(or (neg? (long %))
-                               (if (set? rule) (rule %) (<= (long (first rule)) (long %) (long (second rule))))))
+                               (if (set? rule)
+                                 (rule %)
+                                 (<= (long (first rule)) (long %) (long (second rule))))))
                   (mapcat (fn [n] [(dec (long n)) (inc (long n))]) inside))]))
 
 (def ^:private limit-of-the-machine
-  "Rules whose upper end is loose in the row, since it is the machine's or the kernel's build: what it is here."
-  {[:stack-trace :value-size] #(let [frames (parse-long (str/trim (slurp "/proc/sys/kernel/perf_event_max_stack")))]
-                                 (* frames (if (contains? (:flags %) :stack-build-id) 32 8)))
+  "Rules whose upper end is loose in the row, since it is the machine's or the kernel's build:
+  what it is here."
+  {[:stack-trace
+    :value-size] #(let [frames
+                        (parse-long (str/trim (slurp "/proc/sys/kernel/perf_event_max_stack")))]
+                    (* frames (if (contains? (:flags %) :stack-build-id) 32 8)))
    ;; Everything up to a header whose size is no business of user space; see the test below.
    [:local-storage :value-size] (constantly 32768)
    [:cgroup-storage :value-size] (constantly 32768)})
@@ -113,7 +124,9 @@
             column [:key-size :value-size]
             :let [[inside outside] (inside-and-outside (rule-for use column))
                   step (rules/value-multiple (:type (:spec use)) (:flags (:spec use)))
-                  outside (cond->> outside (and (= :value-size column) (up-to-a-header? use)) (filter #(< (long %) 32768)))
+                  outside
+                  (cond->> outside
+                    (and (= :value-size column) (up-to-a-header? use)) (filter #(< (long %) 32768)))
                   try-size #(try-spec use (bare use column %))]]
       (testing (str (:spec use) " " column)
         (doseq [n inside :when (or (= :key-size column) (zero? (rem (long n) (long step))))]
@@ -139,7 +152,9 @@
       (testing spec
         (cond
           (= 0 most) (is (= [:ok :EINVAL] (map try-entries [0 1])))
-          (contains? rounded nil) (is (= [:ok :ok :EINVAL :EINVAL :EINVAL :EINVAL] (map try-entries [4096 16384 least 4095 12288 (inc (long most))])))
+          (contains? rounded
+                     nil) (is (= [:ok :ok :EINVAL :EINVAL :EINVAL :EINVAL]
+                                 (map try-entries [4096 16384 least 4095 12288 (inc (long most))])))
           :else
           (do (is (= :ok (try-entries least)))
               (is (= :EINVAL (try-entries 0)))
@@ -169,10 +184,12 @@
                  (rules/at-least? (call/kernel-release) since))
           (is (= :ok found))
           (is (#{:EINVAL :ENOTSUPP :EBADF :EPERM} found)))
-        (is (= (and (contains? (set/union (:flags row) (:added row)) flag) (not-any? #(set/subset? % given) clashes))
+        (is (= (and (contains? (set/union (:flags row) (:added row)) flag)
+                    (not-any? #(set/subset? % given) clashes))
                (not-any? #(#{[:flags] [:numa-node]} (:path %))
                          (spec/problems (merge (dissoc (:spec use) :value-size :value)
-                                               {:flags given :numa-node (when (= :numa-node flag) 0)})))))))))
+                                               {:flags given
+                                                :numa-node (when (= :numa-node flag) 0)})))))))))
 
 (kernel-test required-flags
   (testing "required flags are required and added flags are added"
@@ -183,11 +200,13 @@
           (is (= (empty? requires) (= :ok (try-spec use (bare use :flags #{}))))))
         (doseq [flag requires]
           (is (= :EINVAL (try-spec use (bare use :flags (disj (set (:flags spec)) flag)))))
-          (is (str/includes? (:message (error-of (bpf/create (update spec :flags disj flag)))) (str "maps need the flag " flag))))
+          (is (str/includes? (:message (error-of (bpf/create (update spec :flags disj flag))))
+                             (str "maps need the flag " flag))))
         (is (= (into (set (:flags spec)) added)
                (try-spec use (bare use) #(:flags (map/info % facts)))))
         (doseq [flag added]
-          (is (= :EINVAL (try-spec use (bare use :flags #{flag}))) "the kernel adds it, and does not take it")
+          (is (= :EINVAL (try-spec use (bare use :flags #{flag})))
+              "the kernel adds it, and does not take it")
           (with-open [m ^Closeable (bpf/create (update spec :flags (fnil conj #{}) flag))]
             (is (= #{} (:flags (bpf/spec m))))
             (is (= #{flag} (:flags (bpf/info m))))))))))
@@ -204,7 +223,9 @@
           (is (= (not= :none btf) (some? (:btf-id (bpf/info m)))))
           (is (nil? (:untyped (bpf/info m)))))
         (case btf
-          :none (is (#{:EINVAL :ENOTSUPP} (with-types [(own-bytes (max 4 (long key-size))) (own-bytes (max 4 (long value-size)))])))
+          :none (is (#{:EINVAL
+                       :ENOTSUPP} (with-types [(own-bytes (max 4 (long key-size)))
+                                               (own-bytes (max 4 (long value-size)))])))
           :required (do (is (= :EINVAL (with-types nil)))
                         (is (int? (with-types [:u32 value])))
                         (is (= :EINVAL (with-types [[:struct [:fd :u32]] value]))))
@@ -215,10 +236,12 @@
           nil (do (is (int? (with-types [key value])))
                   ;; That of a cgroup's storage is a number, or one certain struct.
                   (when-not (:keys (row-of use))
-                    (is (int? (with-types [[:struct [:bytes [:bytes key-size]]] value])) "any key"))))))))
+                    (is (int? (with-types [[:struct [:bytes [:bytes key-size]]] value]))
+                        "any key"))))))))
 
 (def ^:private batches
-  {:read :lookup-batch, :take :lookup-and-delete-batch, :write :update-batch, :delete :delete-batch})
+  {:read :lookup-batch, :take :lookup-and-delete-batch, :write :update-batch
+   :delete :delete-batch})
 
 (kernel-test batches-and-freezing
   (testing "batches and freezing work exactly if the row grants them"
@@ -243,7 +266,8 @@
         (is (= (boolean lock?) (= :ok (try-spec use (bare use :value-size 8 :btf [key locked])))))
         (when-not (or values (= [0 0] (:value-size (row-of use))))
           (is (= (boolean lock?)
-                 (not-any? #(str/includes? (:message %) "have no :spin-lock") (spec/problems (assoc spec :value locked))))))))))
+                 (not-any? #(str/includes? (:message %) "have no :spin-lock")
+                           (spec/problems (assoc spec :value locked))))))))))
 
 (kernel-test mmap-by-row
   (testing "maps memory exactly if the row grants it"
@@ -267,16 +291,21 @@
   (testing "maps of maps require an inner map of an allowed type"
     (doseq [{:keys [spec] :as use} uses :when (here? use)
             :let [{:keys [inner? not-inside]} (row-of use)
-                  outer {:type :array-of-maps :key-size 4 :value-size 4 :max-entries 1 :flags #{} :name nil}]]
+                  outer
+                  {:type :array-of-maps :key-size 4 :value-size 4 :max-entries 1 :flags #{}
+                   :name nil}]]
       (testing spec
         (is (= (boolean inner?) (not= :ok (raw-create (bare use)))) "without an inner map")
         (is (= (if not-inside #{:EINVAL :ENOTSUPP} #{:ok})
                (conj (if not-inside #{:EINVAL :ENOTSUPP} #{})
                      (try-spec use (bare use) #(raw-create (assoc outer :inner-map %))))))
         (if not-inside
-          (is (str/includes? (:message (error-of (bpf/create {:type :array-of-maps :max-entries 1 :inner-map spec})))
-                             (str "a map cannot hold " (:type spec) " maps")))
-          (is (nil? (bpf/close (bpf/create {:type :array-of-maps :max-entries 1 :inner-map spec})))))))))
+          (is
+           (str/includes?
+            (:message (error-of (bpf/create {:type :array-of-maps :max-entries 1 :inner-map spec})))
+                          (str "a map cannot hold " (:type spec) " maps")))
+          (is (nil? (bpf/close (bpf/create {:type :array-of-maps :max-entries 1
+                                            :inner-map spec})))))))))
 
 (kernel-test s10-full-map-or-bad-index
   (testing "the errors for a full map and a bad index match the row"
@@ -291,7 +320,8 @@
                   (cond
                     (ops :push!) (if (seq full)
                                    (do (bpf/push! m v)
-                                       (let [{:bpfmap/keys [error errno]} (error-of (bpf/push! m v2))]
+                                       (let
+                                         [{:bpfmap/keys [error errno]} (error-of (bpf/push! m v2))]
                                          (is (= [:map-full true] [error (contains? full errno)]))))
                                    (dotimes [_ 10] (bpf/push! m v)))
                     (or index? every-index) (is (= [:out-of-range true] (refused)))

@@ -56,13 +56,16 @@
             "        __u8 x;"
             "    } in[2] __attribute__((aligned(8)));"
             "} __attribute__((packed)) key;"]
-           (c/declaration [:struct {:name "flow" :packed true} [:tx-bytes :u64] [:syn [:bits :u32 1]] [nil [:bits :u32 0]]
-                           [nil [:union [:a :u8] [:b :u16be]]] [:pad 3] [:in [:array [:struct [:x :u8]] 2] {:align 8}]]
+           (c/declaration [:struct {:name "flow" :packed true} [:tx-bytes :u64]
+                           [:syn [:bits :u32 1]] [nil [:bits :u32 0]]
+                           [nil [:union [:a :u8] [:b :u16be]]] [:pad 3]
+                           [:in [:array [:struct [:x :u8]] 2] {:align 8}]]
                           "key" nil)))))
 
 (deftest named-types-expanded
   (testing "a named type is replaced by its definition"
-    (is (= ["struct {" "    __u32 id;" "} key;"] (c/declaration [:struct [:id :user]] "key" {:user :u32})))))
+    (is (= ["struct {" "    __u32 id;" "} key;"]
+           (c/declaration [:struct [:id :user]] "key" {:user :u32})))))
 
 (deftest malformed-types
   (testing "rejects a malformed type"
@@ -79,7 +82,8 @@
                    types)))
 
 (def ^:private prelude
-  (str "#include <stdbool.h>\n#include <stddef.h>\n#include <linux/types.h>\n#include <linux/in6.h>\n"))
+  (str
+   "#include <stdbool.h>\n#include <stddef.h>\n#include <linux/types.h>\n#include <linux/in6.h>\n"))
 
 (deftest c-compiler-layout
   (testing "a C compiler lays out the declaration as the type"
@@ -95,13 +99,16 @@
                        (fn [i t]
                          (str (str/join "\n" (c/declaration t (str "t" i) nil)) "\n"
                               "_Static_assert(sizeof(t" i ") == " (type/size t) ", \"size\");\n"
-                              "_Static_assert(_Alignof(__typeof__(t" i ")) == " (type/align t) ", \"align\");\n"
+                              "_Static_assert(_Alignof(__typeof__(t" i ")) == " (type/align t)
+                              ", \"align\");\n"
                               (str/join (for [[path {:keys [offset]}] (type/offsets t)
                                               :when (and offset (every? keyword? path))]
-                                          (str "_Static_assert(offsetof(__typeof__(t" i "), " (str/join "." (map name path)) ") == " offset
+                                          (str "_Static_assert(offsetof(__typeof__(t" i "), "
+                                               (str/join "." (map name path)) ") == " offset
                                                ", \"offset\");\n")))))
                        made))))
-          (let [{:keys [exit err]} (fixture/run [cc "-w" "-std=gnu11" "-c" "-o" "/dev/null" (str source)])]
+          (let [{:keys [exit err]} (fixture/run [cc "-w" "-std=gnu11" "-c" "-o" "/dev/null"
+                                                 (str source)])]
             (is (zero? exit) err))
           (finally
             (run! #(.delete ^java.io.File %) (reverse (file-seq dir))))))
