@@ -143,6 +143,7 @@
                         :license (or license "GPL")
                         :insns bytes
                         :relocations relocations
+                       :patch! asm/patch-map-fd!
                         :expected-attach-type (attach-types
                                                expected-attach-type expected-attach-type)
                         :attach-btf-id attach-btf-id}

@@ -10,7 +10,9 @@
             [clojure.pprint :as pprint]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]])
-  (:import (bpfmap.sys Elements)))
+  (:import (com.sun.management ThreadMXBean)
+           (java.lang.management ManagementFactory)
+           (bpfmap.sys Elements)))
 
 (set! *warn-on-reflection* true)
 
@@ -326,8 +328,7 @@
   "The fewest bytes that this thread allocates in 10,000 calls of f, of up to 300 tries: compiling
   it takes some."
   [f]
-  (let
-    [threads ^com.sun.management.ThreadMXBean (java.lang.management.ManagementFactory/getThreadMXBean)]
+  (let [^ThreadMXBean threads (ManagementFactory/getThreadMXBean)]
     (reduce (fn [fewest _]
               (let [before (.getCurrentThreadAllocatedBytes threads)]
                 (dotimes [_ 10000] (f))

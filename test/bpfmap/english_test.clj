@@ -18,10 +18,6 @@
       (is (= [5] (map :line (english/hits (english/prose "a\n```\nwhat is it\n```\nwhoever\n"))))))
     (is (= 250.0 (english/rate "not what it says")))))
 
-(def ^:private long-lined
-  "Pages with longer lines, for now."
-  #{"design.md"})
-
 (defn- pages []
   (for [^File file (concat [(io/file "README.md") (io/file "CHANGELOG.md")]
                            (sort (.listFiles (io/file "doc"))))
@@ -40,7 +36,7 @@
 
 (deftest short-page-lines
   (testing "every line of the pages is short enough"
-    (doseq [^File page (pages) :when (not (long-lined (.getName page)))
+    (doseq [^File page (pages)
             [n line] (map-indexed vector (str/split-lines (english/prose (slurp page))))
             ;; Rows of tables and lines that are one link cannot be broken.
             :when (not (re-find #"^(\||<!--)|^\s*\S*$" line))]

@@ -64,9 +64,9 @@
     (locking table
       (if-let [number (.get numbers object)]
         (second (.get objects number))
-        (let [{:keys [tag ctx]} (kind-of object)
+        (let [{:keys [tag facts]} (kind-of object)
               number (inc (aget issued 0))
-              handle (tagged-literal tag (into {:handle number} (ctx object)))]
+              handle (tagged-literal tag (into {:handle number} (facts object)))]
           (aset issued 0 number)
           (.put objects number [object handle])
           (.put numbers object number)

@@ -12,7 +12,8 @@
             [clojure.data.json :as json]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
-  (:import (java.io Closeable)))
+  (:import (java.io Closeable)
+           (java.nio.file.attribute PosixFilePermissions)))
 
 (set! *warn-on-reflection* true)
 
@@ -246,7 +247,7 @@
         (let
           [readable #(java.nio.file.Files/setPosixFilePermissions
                       (java.nio.file.Path/of % (make-array String 0))
-                                                                  (java.nio.file.attribute.PosixFilePermissions/fromString %2))
+                      (PosixFilePermissions/fromString %2))
            go (promise)
            _ (readable pin "r--r--r--")
            _ (readable (fixture/bpffs) "rwxr-xr-x")

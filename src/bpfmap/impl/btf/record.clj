@@ -128,8 +128,8 @@
     (let [^Image owner (image/owner image id)
           at (image/at owner id)
           info (u32 owner (+ at 4))
-          {:keys [kind third tail tail-bytes entries flag mark vlen] :as row} (get rows
-                                                                                   (image/kind-number info))
+          row (get rows (image/kind-number info))
+          {:keys [kind third tail tail-bytes entries flag mark vlen]} row
           flag? (image/flag? info)
           context (Context. owner id row flag? (HashMap.)
                             (doto (long-array 1)

@@ -134,7 +134,7 @@
 (defn maps
   "Returns the infos of all maps, by ascending id; with `brief?`, without :memlock and :frozen.
 
-  `more` makes more of each, see `bpfmap.impl.map.lifecycle/infos`."
+  `more` is passed to [[map-infos]]."
   ([] (maps false))
   ([brief?] (maps brief? nil))
   ([brief? more]

@@ -1,8 +1,7 @@
 (ns ^:no-doc bpfmap.impl.kernel.prog
   "The commands of bpf(2) on programs."
   (:refer-clojure :exclude [load])
-  (:require [bpfmap.asm :as asm]
-            [bpfmap.impl.escape :as escape]
+  (:require [bpfmap.impl.escape :as escape]
             [bpfmap.impl.kernel.call :as call]
             [clojure.set :as set]
             [clojure.string :as str])
@@ -78,14 +77,14 @@
 
 (defn- load-once
   "The program's descriptor, or `{:refused exception :log text}`. A log of size 0 is not asked for."
-  [{:keys [type name license ^bytes insns relocations expected-attach-type attach-btf-id]} log-size
-   ctx]
+  [{:keys [type name license ^bytes insns relocations patch! expected-attach-type attach-btf-id]}
+   log-size ctx]
   (let [log (volatile! nil)]
     (try
       (call/command "Loading the program" ctx Abi/BPF_PROG_LOAD
                    (fn [^Attr attr]
                      (let [insns (reduce (fn [bytes {:keys [slot fd]}]
-                                           (asm/patch-map-fd! bytes slot (.use attr fd)))
+                                           (patch! bytes slot (.use attr fd)))
                                          (aclone insns)
                                          relocations)]
                        (doto attr
