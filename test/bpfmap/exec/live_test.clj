@@ -314,6 +314,7 @@
 (kernel-test diff-over-seconds
   (testing "diff compares a map with itself some seconds later"
     (with-open [m (counts {1 10, 2 20, 3 30})]
+      (exec/diff {:old (id-of m) :seconds 0.01}) ; loads what a first look needs
       (let [diff (future (exec/diff {:old (id-of m) :seconds 0.5}))]
         (Thread/sleep 250)
         (bpf/put! m 2 25)
