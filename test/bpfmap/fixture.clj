@@ -10,6 +10,7 @@
            (java.io File)
            (java.nio.file Files)
            (java.nio.file.attribute FileAttribute)
+           (java.security SecureRandom)
            (java.util.concurrent TimeUnit)))
 
 (set! *warn-on-reflection* true)
@@ -218,8 +219,10 @@
 (defn settled-descriptors
   "How many descriptors this process has open once what earlier tests dropped is collected, so
   that none of it is collected between this count and a later one. The later one is
-  `open-descriptors`: a collection then would hide what was not closed."
+  `open-descriptors`: a collection then would hide what was not closed. The JVM keeps two for its
+  random numbers, from the first temporary file on: they are opened before."
   []
+  (.nextInt (SecureRandom.))
   (loop [before -1, tries 0]
     (System/gc)
     (Thread/sleep 20)

@@ -928,7 +928,8 @@
            (repeat "only a kernel without the BPF LSM answers so, and most have it"))
    (zipmap [:link-being-made :busy :interrupted :lock]
            (repeat "a race of some instructions in the kernel, or a signal in them"))
-   {:page-denied "the row is for a memory cgroup at its limit; bpfmap.impl.memory.mapping-test has the kernel refuse in another way"
+   {:arena-too-large "where pages have 4 KiB, the spec is refused; the row is for larger ones"
+    :page-denied "the row is for a memory cgroup at its limit; bpfmap.impl.memory.mapping-test has the kernel refuse in another way"
     :user-namespace "bpfmap.impl.kernel.token-test sees it without a token, and that the same works with one"
     :unprivileged "every operation of this kernel that takes a capability is in the table of capabilities"
     :xdp-socket-without-ring "some kernels take such a socket"

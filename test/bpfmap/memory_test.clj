@@ -3,6 +3,7 @@
   the examples of the docstrings."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.memory :as mem]
             [bpfmap.prog :as prog]
             [clojure.string :as str]
@@ -64,7 +65,8 @@
 (kernel-test m4-arena-of-4-gib
   (testing "an arena of 4 GiB is accessible to its last word"
     ;; Sparse: a page is there once it is touched.
-    (with-open [m (bpf/create {:name "t_large" :type :arena :max-entries 0x100000
+    (with-open [m (bpf/create {:name "t_large" :type :arena
+                               :max-entries (quot four-gib (call/page-size))
                                :flags #{:mmapable} :map-extra 0x7a0000000000})]
       (let [memory (bpf/memory m)
             last-word (mem/view memory :u64 (- four-gib 8))]

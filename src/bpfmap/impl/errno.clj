@@ -376,6 +376,10 @@
     :hint (fn [{:keys [type release]}]
             (str "values longer than a page need Linux " (:long-values-since (rules/types type))
                  ", this is " release))}
+   {:row :arena-too-large
+    :errno #{:E2BIG} :op #{:create} :when #(= :arena (:type %)) :error :invalid-spec
+    :hint (str "an arena has at most 4 GiB, and :max-entries counts pages, which have more than "
+               "4 KiB on some machines")}
    {:row :create-too-large
     :errno #{:E2BIG} :op #{:create} :error :invalid-spec
     :hint "key, value or :max-entries is larger than this kernel allows"}

@@ -344,7 +344,7 @@
    (merge buffer
           {:number 33 :since "6.9" :entries "its size in pages"
            :flags #{:mmapable :segv-on-fault :no-user-conv} :requires #{:mmapable}
-           :max-entries [1 0x100000] ; pages of 4 KiB: 4 GiB
+           :max-entries [1 0x100000] ; 4 GiB in pages of 4 KiB; fewer where pages are larger
            :mmap :mmapable :extra "the address at which it is mapped"})
 
    :insn-array

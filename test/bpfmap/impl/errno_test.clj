@@ -91,6 +91,7 @@
       12 {:op :put! :type :cpumap} :incompatible "made for CPU maps"
       22 {:op :create :type :stack-trace} :invalid-spec "kernel.perf_event_max_stack"
       7 {:op :create} :invalid-spec "larger than this kernel allows"
+      7 {:op :create :type :arena} :invalid-spec "at most 4 GiB"
       7 {:op :create :type :cgroup-storage :release "6.1.0"} :invalid-spec
          "larger than this kernel allows"
       7 {:op :create :type :cgroup-storage :release "5.10.0"} :not-supported

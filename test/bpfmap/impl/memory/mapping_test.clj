@@ -3,6 +3,7 @@
   none."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.memory.bytes :as bytes]
             [bpfmap.memory :as mem]
@@ -25,6 +26,11 @@
 (defn- an-arena ^Closeable [change]
   (bpf/create (merge {:name "t_arena" :type :arena :max-entries 4 :flags #{:mmapable}} change)))
 
+(defn- pages
+  "Returns the size of n pages in bytes."
+  ^long [n]
+  (* (long n) (long (call/page-size))))
+
 (defn- mappings
   "Where this process has the memory of BPF maps mapped: addresses with `rw` or `r-`."
   []
@@ -38,13 +44,13 @@
 
 (kernel-test m6-concurrent-first-calls
   (testing "concurrent first calls get the same mapping"
-    (let [pages 77 ; a size that no other mapping of this process has
+    (let [size (pages 77) ; no other mapping of this process has it
           of-that-size (fn []
                          (count (filter (fn [[from to]]
-                                          (= (* pages 4096) (- (long to) (long from))))
+                                          (= size (- (long to) (long from))))
                                         (mappings))))]
       (dotimes [_ 20]
-        (with-open [m (an-array {:max-entries (* pages 512)})]
+        (with-open [m (an-array {:max-entries (quot size 8)})]
           (let [memories (fixture/in-threads 16 (fn [_] (bpf/memory m)))]
             (is (= 1 (count (distinct (map #(System/identityHashCode %) memories)))))
             (is (= 1 (of-that-size)))
@@ -219,7 +225,7 @@
 
 (kernel-test ^{:needs [[:map-type :arena]]} no-address-space
   (testing "reports a lack of address space"
-    (with-open [m (an-arena {:max-entries 0x100000})] ; 4 GiB
+    (with-open [m (an-arena {:max-entries (quot 0x100000000 (pages 1))})] ; 4 GiB
       (let
         [{:keys [message] :bpfmap/keys [error errno]} (with-address-space 2000000
                                                         #(error-of (bpf/memory m)))]
@@ -243,9 +249,9 @@
   (testing "an arena is mapped at the address in its map-extra"
     (with-open [m (an-arena {:map-extra a-place})]
       (let [memory (bpf/memory m)]
-        (is (= [a-place 16384] [(address memory) (mem/size memory)]))
-        (mem/write! (mem/view memory :u64 16376) 7)
-        (is (= 7 (memory 16376)))
+        (is (= [a-place (pages 4)] [(address memory) (mem/size memory)]))
+        (mem/write! (mem/view memory :u64 (- (pages 4) 8)) 7)
+        (is (= 7 (memory (- (pages 4) 8))))
         (testing "another handle of the same process cannot map it there too"
           (with-open [twin (bpf/clone m)]
             (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (bpf/memory twin))]
@@ -257,7 +263,7 @@
           (mem/close memory)
           (with-open [twin (bpf/clone m)]
             (let [again (bpf/memory twin)]
-              (is (= [a-place 7] [(address again) (again 16376)]))
+              (is (= [a-place 7] [(address again) (again (- (pages 4) 8))]))
               (mem/close again))))))))
 
 (kernel-test ^{:needs [[:map-type :arena]]} m7-arena-keeps-address
@@ -289,25 +295,26 @@
         (mem/close taken)))))
 
 (defn- resident
-  "How many kilobytes of mapped memory this process has pages for."
+  "How many bytes of mapped memory this process has pages for."
   [memory]
-  (parse-long (second (re-find (re-pattern (str "(?s)\\b" (Long/toHexString (address memory))
-                                                "-.*?\\nRss: +(\\d+) kB"))
-                               (Files/readString
-                                (Path/of "/proc/self/smaps" (make-array String 0)))))))
+  (* 1024
+     (parse-long (second (re-find (re-pattern (str "(?s)\\b" (Long/toHexString (address memory))
+                                                   "-.*?\\nRss: +(\\d+) kB"))
+                                  (Files/readString
+                                   (Path/of "/proc/self/smaps" (make-array String 0))))))))
 
 (kernel-test ^{:needs [[:map-type :arena]]} printing-arena-no-page
   (testing "printing an arena allocates no page"
     (with-open [m (an-arena nil)]
       (let [memory (bpf/memory m)
             v (mem/view memory [:array :u64 4] 8)]
-        (is (= (str "#<bpf-memory map " (:id (bpf/info m)) " (t_arena), 16384 bytes at 0>")
+        (is (= (str "#<bpf-memory map " (:id (bpf/info m)) " (t_arena), " (pages 4) " bytes at 0>")
                (pr-str memory)))
         (is (= (str "#<bpf-view [:array :u64 4] at 8 of map " (:id (bpf/info m)) " (t_arena)>")
                (pr-str v)))
         (is (= 0 (resident memory)))
         (is (= 0 (v 0)))
-        (is (= 4 (resident memory)) "as reading does")
+        (is (= (pages 1) (resident memory)) "as reading does")
         (mem/close memory)))))
 
 (kernel-test ^{:needs [[:map-type :arena]]} populate-arena
@@ -315,17 +322,17 @@
     (with-open [m (an-arena nil)]
       (let [memory (bpf/memory m)]
         (is (identical? memory (mem/populate! memory)))
-        (is (= 16 (resident memory)))
+        (is (= (pages 4) (resident memory)))
         (mem/close memory)
         (is (= [:closed :populate!]
                ((juxt :bpfmap/error :bpfmap/op) (error-of (mem/populate! memory)))))))
     (testing "of a slice, only its own"
       (with-open [m (an-arena nil)]
         (let [memory (bpf/memory m)]
-          (mem/populate! (mem/slice memory 4095 2))
-          (is (= 8 (resident memory)))
-          (mem/populate! (mem/slice memory 12288 0))
-          (is (= 8 (resident memory)))
+          (mem/populate! (mem/slice memory (dec (pages 1)) 2))
+          (is (= (pages 2) (resident memory)))
+          (mem/populate! (mem/slice memory (pages 3) 0))
+          (is (= (pages 2) (resident memory)))
           (mem/close memory))))
     (testing "memory that is there, or is read-only, stays as it is"
       (with-open [m (an-array {:contents {1 7} :freeze true})
@@ -335,8 +342,9 @@
       ;; As it refuses here, it does for a cgroup at its limit: the fault handler of the arena
       ;; answers with SIGSEGV.
       (with-open [m (an-arena {:flags #{:mmapable :segv-on-fault}})
-                  region (MappedMemory/own (MappedMemory/map (bpf-map/descriptor m) 16384 true 0)
-                                           16384 false)]
+                  region (MappedMemory/own
+                          (MappedMemory/map (bpf-map/descriptor m) (pages 4) true 0)
+                          (pages 4) false)]
         (let [{:keys [message]
                :bpfmap/keys [error
                              errno]} (error-of
