@@ -55,3 +55,50 @@
   "Returns the number of odd constructions per 1,000 words of a text."
   [text]
   (/ (* 1000.0 (count (hits text))) (max 1 (word-count text))))
+
+;; --- sources
+
+(def ^:private token
+  "Regular expressions, strings, characters and comments of Clojure code. Only strings have a
+  group."
+  #"(?s)#\"[^\"\\]*+(?:\\.[^\"\\]*+)*+\"|(\"[^\"\\]*+(?:\\.[^\"\\]*+)*+\")|\\.|;[^\n]*+")
+
+(defn strings
+  "Returns the string literals of Clojure code, in order: `[{:line :text} …]`.
+
+      (strings \"(str \\\"a b\\\" x)\") ;=> [{:line 1 :text \"a b\"}]"
+  [code]
+  (let [matcher (re-matcher token code)]
+    (loop [found []]
+      (if (.find matcher)
+        (recur (if-let [literal (.group matcher 1)]
+                 (conj found {:line (line-of code (.start matcher))
+                              :text (subs literal 1 (dec (count literal)))})
+                 found))
+        found))))
+
+(def ^:private no-verb
+  "Words that end in s, but that are not the verb of a first line."
+  #{"As" "Is" "Its" "This" "Whose" "Names" "Types" "Kinds" "Options" "Maps" "Rows" "Words" "Flags"
+    "Classes" "Facts" "Values" "Keys" "Fields" "Always" "Unless" "Besides" "Perhaps"})
+
+(def ^:private no-beginning
+  "Words that the first line of no docstring begins with."
+  #{"What" "Whether" "How" "Whose" "Where" "That" "As" "Is" "This" "Its" "Who" "Why" "When" "Which"
+    "Whatever" "Whoever"})
+
+(defn first-line-problem
+  "Returns what is wrong with the first line of a docstring, or nil. `verb?` is true if the line
+  must begin with a verb, as for functions and macros.
+
+      (first-line-problem \"What it has\" true) ;=> \"must begin with a verb in the third person\""
+  [doc verb?]
+  (let [[line] (str/split-lines (str doc))
+        word (first (re-seq #"[\w'-]+" (str line)))]
+    (cond
+      (< 80 (count line)) "must have at most 80 columns"
+      (not (re-find #"[.:]$" line)) "must be one sentence that ends with a full stop or a colon"
+      (re-find #"(?<!\b(?:e\.g|i\.e|etc|vs))[.?!] +[A-Z]" line) "must be one sentence"
+      (contains? no-beginning word) (str "must not begin with " word)
+      (and verb? (or (contains? no-verb word) (not (str/ends-with? (str word) "s"))))
+      "must begin with a verb in the third person")))

@@ -1,6 +1,7 @@
 (ns bpfmap.english-test
-  "The pages are in plain English: few odd constructions, and short lines."
+  "Pages, docstrings and messages are in plain English: few odd constructions, and short lines."
   (:require [bpfmap.english :as english]
+            [bpfmap.fixture :as fixture]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]
@@ -71,3 +72,221 @@
            (set (keep :file
                       (filter map?
                               (tree-seq coll? seq (edn/read-string (slurp "doc/cljdoc.edn"))))))))))
+
+;; --- docstrings and messages
+
+(def ^:private exempt
+  "Namespaces whose docstrings do not yet begin as they must."
+  '#{bpfmap.asm
+     bpfmap.btf
+     bpfmap.bytes
+     bpfmap.core
+     bpfmap.error
+     bpfmap.feature
+     bpfmap.host
+     bpfmap.impl.btf.blob
+     bpfmap.impl.btf.elf
+     bpfmap.impl.btf.image
+     bpfmap.impl.btf.kinds
+     bpfmap.impl.btf.record
+     bpfmap.impl.btf.types
+     bpfmap.impl.cache
+     bpfmap.impl.codec
+     bpfmap.impl.codec.element
+     bpfmap.impl.codec.error
+     bpfmap.impl.codec.scalar
+     bpfmap.impl.edn
+     bpfmap.impl.edn-text
+     bpfmap.impl.errno
+     bpfmap.impl.escape
+     bpfmap.impl.isa
+     bpfmap.impl.rules
+     bpfmap.impl.spec
+     bpfmap.impl.type.c
+     bpfmap.impl.type.generator
+     bpfmap.impl.type.node
+     bpfmap.impl.waiting
+     bpfmap.memory
+     bpfmap.prog
+     bpfmap.spec
+     bpfmap.type
+     bpfmap.impl.feature.probe
+     bpfmap.impl.host.explore
+     bpfmap.impl.host.inventory
+     bpfmap.impl.host.kernel-btf
+     bpfmap.impl.host.syscalls
+     bpfmap.impl.kernel.btf
+     bpfmap.impl.kernel.call
+     bpfmap.impl.kernel.element
+     bpfmap.impl.kernel.link
+     bpfmap.impl.kernel.map
+     bpfmap.impl.kernel.memory
+     bpfmap.impl.kernel.paths
+     bpfmap.impl.kernel.probe
+     bpfmap.impl.kernel.procfs
+     bpfmap.impl.kernel.prog
+     bpfmap.impl.kernel.token
+     bpfmap.impl.map.batch-ops
+     bpfmap.impl.map.bpf-map
+     bpfmap.impl.map.element-ops
+     bpfmap.impl.map.lifecycle
+     bpfmap.impl.map.map-btf
+     bpfmap.impl.map.mapped
+     bpfmap.impl.map.naming
+     bpfmap.impl.map.raw-entries
+     bpfmap.impl.map.references
+     bpfmap.impl.map.struct-ops
+     bpfmap.impl.memory.atomic
+     bpfmap.impl.memory.bytes
+     bpfmap.impl.memory.fast-path
+     bpfmap.impl.memory.layout
+     bpfmap.impl.memory.mapping
+     bpfmap.impl.memory.variables
+     bpfmap.impl.memory.view
+     bpfmap.cli.arguments
+     bpfmap.cli.completion
+     bpfmap.cli.live
+     bpfmap.cli.live-commands
+     bpfmap.cli.main
+     bpfmap.cli.repl
+     bpfmap.cli.screen
+     bpfmap.cli.terminal
+     bpfmap.exec
+     bpfmap.exec.arguments
+     bpfmap.exec.backup
+     bpfmap.exec.changing
+     bpfmap.exec.commands
+     bpfmap.exec.confirm
+     bpfmap.exec.csv
+     bpfmap.exec.demo
+     bpfmap.exec.diff
+     bpfmap.exec.element
+     bpfmap.exec.fields
+     bpfmap.exec.hist
+     bpfmap.exec.host
+     bpfmap.exec.live
+     bpfmap.exec.options
+     bpfmap.exec.output
+     bpfmap.exec.pins
+     bpfmap.exec.progress
+     bpfmap.exec.query
+     bpfmap.exec.reading
+     bpfmap.exec.reducible
+     bpfmap.exec.tree
+     bpfmap.exec.types
+     bpfmap.exec.views
+     bpfmap.exec.wording
+     bpfmap.pod.bencode
+     bpfmap.pod.handles
+     bpfmap.pod.payload
+     bpfmap.pod.server
+     bpfmap.pod.vars
+     bpfmap.pod.watch
+     bpfmap.tool
+     bpfmap.nrepl.wire
+     bpfmap.nrepl.bounded-print
+     bpfmap.nrepl.listener
+     bpfmap.nrepl.socket-dir
+     bpfmap.nrepl.server})
+
+(def ^:private exempt-folders
+  "Folders that are not yet within the budget of phrases."
+  #{"src/bpfmap"
+    "src/bpfmap/cli"
+    "src/bpfmap/exec"
+    "src/bpfmap/impl"
+    "src/bpfmap/impl/btf"
+    "src/bpfmap/impl/codec"
+    "src/bpfmap/impl/feature"
+    "src/bpfmap/impl/host"
+    "src/bpfmap/impl/kernel"
+    "src/bpfmap/impl/map"
+    "src/bpfmap/impl/memory"
+    "src/bpfmap/impl/type"
+    "src/bpfmap/nrepl"
+    "src/bpfmap/pod"})
+
+(defn- sources
+  "Returns the namespaces of src with their files: `[{:ns :file :folder} …]`."
+  []
+  (for [^File file (sort (file-seq (io/file "src")))
+        :when (str/ends-with? (.getName file) ".clj")
+        :let [[_ ns-name] (re-find #"\(ns (?:\^\S+ )?(\S+)" (slurp file))]
+        :when (and ns-name (not (fixture/lacking (symbol ns-name))))]
+    {:ns (symbol ns-name) :file file :folder (.getParent file)}))
+
+(defn- documented
+  "Returns the documented vars of a namespace, private ones too, and the namespace itself."
+  [ns-name]
+  (require ns-name)
+  (into [(the-ns ns-name)]
+        ;; What deftype and proxy make has no docstring of its own.
+        (remove #(re-find #"^(->|map->)[A-Z]|\.proxy\$" (name (symbol %))))
+        (filter #(:doc (meta %)) (sort-by #(:line (meta %)) (vals (ns-interns ns-name))))))
+
+(defn- function? [v]
+  (or (:macro (meta v)) (fn? @v) (instance? clojure.lang.MultiFn @v)))
+
+(deftest first-line-checker
+  (testing "the checker of first lines accepts verbs and rejects everything else"
+    (doseq [line ["Returns true if it does." "Opens a map, then:"
+                  "Throws `:busy`, e.g. for arenas."]]
+      (is (nil? (english/first-line-problem line true)) line))
+    (doseq [line ["What it has." "Whether it does." "The kernel's name." "A map." "Names of fields."
+                  "Returns true if it does" "Returns x. Throws y."
+                  (str "Returns " (apply str (repeat 80 "x")) ".")]]
+      (is (some? (english/first-line-problem line true)) line))
+    (is (nil? (english/first-line-problem "Names of fields, by number." false)))
+    (is (some? (english/first-line-problem "How fields are named." false)))))
+
+(deftest docstring-first-lines
+  (testing "the first line of every public docstring is a short sentence, of functions with a verb"
+    (let [nss (map :ns (sources))]
+      (is (< 100 (count nss)))
+      (is (= #{} (reduce disj exempt nss)) "only namespaces that exist are exempt")
+      (doseq [ns-name nss :when (not (contains? exempt ns-name))
+              v (rest (documented ns-name)) :when (not (:private (meta v)))
+              :let [{:keys [doc line file]} (meta v)]]
+        (is (nil? (english/first-line-problem doc (function? v)))
+            (str file ":" line ": " (symbol v) ": " (first (str/split-lines doc))))))))
+
+(defn- docstrings
+  "Returns the docstrings below a folder: `[{:file :line :text} …]`."
+  [{:keys [ns file]}]
+  (for [v (documented ns)]
+    {:file file :line (:line (meta v) 1) :text (:doc (meta v))}))
+
+(defn- messages
+  "Returns the string literals of a file that are text, and no docstring."
+  [{:keys [ns file]}]
+  (let [docs (set (map (comp :doc meta) (documented ns)))]
+    (for [{:keys [text] :as string} (english/strings (slurp file))
+          :when (and (str/includes? text " ")
+                     (not (docs (str/replace text "\\\"" "\""))))]
+      (assoc string :file file))))
+
+(defn- check-budget
+  "Asserts that texts of one folder stay within the budget."
+  [folder texts]
+  (let [odd (for [{:keys [file line text]} texts
+                  found (english/hits text)]
+              (str file ":" (+ (long line) (long (:line found)) -1) ": \"" (:hit found) "\" in: "
+                   (str/trim (:text found))))
+        words (reduce + (map (comp english/word-count :text) texts))]
+    (is (<= (/ (* 1000.0 (count odd)) (max 1 words)) english/budget)
+        (str "\n" folder ": " (count odd) " in " words " words\n" (str/join "\n" odd)))))
+
+(deftest strings-finds-literals
+  (testing "the scanner finds strings, and skips characters, comments and regular expressions"
+    (is (= [{:line 1 :text "a b"} {:line 3 :text "c \\\" d"}]
+           (english/strings "(str \"a b\" \\\" #\"no\" ; \"no\"\n\n \"c \\\" d\")")))))
+
+(deftest docstrings-within-budget
+  (testing "the docstrings of every folder stay within the budget of phrases"
+    (doseq [[folder files] (group-by :folder (sources)) :when (not (exempt-folders folder))]
+      (check-budget folder (mapcat docstrings files)))))
+
+(deftest messages-within-budget
+  (testing "the messages of every folder stay within the budget of phrases"
+    (doseq [[folder files] (group-by :folder (sources)) :when (not (exempt-folders folder))]
+      (check-budget folder (mapcat messages files)))))
