@@ -382,23 +382,29 @@
   [m] (batch-ops/count-entries m))
 
 (defn drain!
-  "Takes everything out of the map; returns it as a map, or of a queue or stack as a vector.
-  Options: `:lock`.
+  "Takes all entries out of the map and returns them as a map, or the values of a queue or stack
+  as a vector. Options: `:lock`.
 
-  With f and init, reduces over entries (values of a queue), each taken just before f gets it.
-  When f throws or returns a `reduced`, what it has not got is still in the map. Without them,
-  many are taken with each system call where the kernel does that; an error has under
-  `:bpfmap/entries` what was taken until then. What others add meanwhile is taken or left, whole;
-  nothing is lost but by a process that is killed: with f at most the entry that f was about to
-  get, without it all that this call has taken. Needs Linux 5.14, 5.6 without f; 6.18 for
-  `:stack-trace`.
+  Many are taken with each system call if the kernel supports it. An error has the entries taken
+  so far under `:bpfmap/entries`. Entries that others add during the call are taken or left, whole.
+  If the process is killed, the entries that this call has taken are lost. Hash maps need Linux 5.6
+  (5.14 with a `[:via …]` type), `:stack-trace` 6.18.
 
-      (drain! m)                                      ;=> {1 10, 2 20}
-      (drain! m (fn [sum [_ v]] (+ sum v)) 0)         ;=> 30"
+      (drain! m) ;=> {1 10, 2 20}"
   ([m] (batch-ops/drain! m nil))
-  ([m options] (batch-ops/drain! m options))
-  ([m f init] (batch-ops/drain-into m f init nil))
-  ([m f init options] (batch-ops/drain-into m f init options)))
+  ([m options] (batch-ops/drain! m options)))
+
+(defn drain-into!
+  "Reduces over entries (values of a queue or stack) and takes each out of the map just before f
+  gets it. Options: `:lock`.
+
+  If f throws or returns a `reduced`, the entries that it did not get are still in the map. Entries
+  that others add during the call are taken or left, whole. If the process is killed, at most the
+  entry that f was about to get is lost. Needs Linux 5.14, 6.18 for `:stack-trace`.
+
+      (drain-into! m (fn [sum [_ v]] (+ sum v)) 0) ;=> 30"
+  ([m f init] (batch-ops/drain-into! m f init nil))
+  ([m f init options] (batch-ops/drain-into! m f init options)))
 
 (defn memory
   "Returns the memory of an array or arena, mapped: bytes, for `bpfmap.memory`, streams and

@@ -78,13 +78,13 @@
         (let [tell (fn [ks]
                      (.write out (.getBytes (apply str (map (fn [k] (str k "\n")) ks)) "UTF-8")))
               one (fn [_ [k _]] (tell [k]))]
-          (bpf/drain! other one nil)
+          (bpf/drain-into! other one nil)
           (bpf/drain! other)
           (.truncate (.getChannel out) 0)
           (println "ready")
           (flush)
           (if (:each args)
-            (bpf/drain! m one nil)
+            (bpf/drain-into! m one nil)
             (tell (keys (bpf/drain! m))))
           (Thread/sleep 60000))))
 

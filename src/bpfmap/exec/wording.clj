@@ -53,7 +53,7 @@
    [#"\(create \{\.\.\.\}\)" "create"]
    [#"\binsert!" "put --insert"]
    [#"\breplace!" "put --replace"]
-   [#"\b(?:take!|drain!|pop!)" "take"]
+   [#"\b(?:take!|drain(?:-into)?!|pop!)" "take"]
    [#"\b(put|delete|freeze|unpin|pin)(?:-all)?!" "$1"]
    [#"\bpush!" "put"]
    [#"\bmight-contain\?" "get"]

@@ -509,7 +509,7 @@
 
 (def ^:private abilities
   {:put-all! :put!, :delete-all! :delete!, :lookup-all :lookup, :snapshot :reduce
-   :count-entries :reduce, :entries :reduce})
+   :count-entries :reduce, :entries :reduce, :drain-into! :drain!})
 
 (defn ability
   "The operation of [[operations]] that another one is made of.

@@ -48,7 +48,8 @@
 
 (def left-out
   "What a pod does not offer of these namespaces, and why not."
-  '{bpfmap.core {memory "shared memory does not reach another process as EDN"}
+  '{bpfmap.core {drain-into! "functions do not reach another process; drain! returns all entries"
+                 memory "shared memory does not reach another process as EDN"}
     bpfmap.host {kernel-btf "a BTF object is megabytes, and no data", module-btf "as kernel-btf"
                  btf-by-id "as kernel-btf"
                  load-btf "as kernel-btf"

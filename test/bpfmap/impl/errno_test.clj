@@ -147,7 +147,7 @@
   [:create :open :clone :info :freeze! :pin! :move-pin! :unpin! :memory :populate! :lookup :put!
    :insert! :replace! :delete! :take!
    :next-key :push! :pop! :peek :might-contain? :put-all! :delete-all! :lookup-all :entries :drain!
-   :reduce :list :pins
+   :drain-into! :reduce :list :pins
    :load :load-btf :btf-by-id :attach-raw-tracepoint :test-run])
 
 (def ^:private provoked

@@ -220,11 +220,11 @@
 (defn- drain-each
   "Takes entries one by one and reduces over them with `(step acc key value raw)`, each handed on
   before the next is taken. Entries are taken by the bytes of their keys, `raw`."
-  [^BpfMap m step init flags]
+  [^BpfMap m op step init flags]
   (let [key-codec (.-key-codec m)
         value-codec (.-value-codec m)
         take-out (fn [codec k]
-                   (element/take-out (.-elements m) codec value-codec k ::gone flags m :drain!))]
+                   (element/take-out (.-elements m) codec value-codec k ::gone flags m op))]
     (if (nil? key-codec)
       ;; As many as there can be: somebody may push as fast as this pops.
       (loop [acc init n (long (:max-entries (bpf-map/spec-of m)))]
@@ -233,7 +233,7 @@
             acc
             (let [acc (step acc nil v nil)]
               (if (reduced? acc) (unreduced acc) (recur acc (dec n)))))))
-      (bpf-map/fold m :drain!
+      (bpf-map/fold m op
                   (element/key-step key-codec (fn [acc k raw]
                                            (let [v (take-out element/raw-key raw)]
                                              (if (identical? ::gone v) acc (step acc k v raw)))))
@@ -265,24 +265,24 @@
           (let [taken (volatile! (transient (if keyless? [] {})))]
             (with-taken m taken
               (fn []
-                (drain-each m
+                (drain-each m :drain!
                             (fn [_ k v raw]
                               (vswap! taken #(if keyless? (conj! % v) (add-taken % k v raw)))
                               nil) nil flags)
                 (persistent! @taken))))))))
 
-(defn drain-into
+(defn drain-into!
   "Takes entries one by one and reduces over them with `(f acc entry)`; of a map without keys,
   over values."
   [^BpfMap m f init options]
-  (with-error-context [m :drain!]
-    (let [flags (element-ops/check-options m :drain! options)]
+  (with-error-context [m :drain-into!]
+    (let [flags (element-ops/check-options m :drain-into! options)]
       (when (= :whole (:drains (row m)))
-        (bpf-map/refuse m :drain! :not-supported
+        (bpf-map/refuse m :drain-into! :not-supported
                       (str "a map of type " (:type (bpf-map/identity-of m))
                            " is drained as a whole, since the kernel takes no single entry "
                            "and its value in one step: (drain! m)")))
-      (drain-each m (if (nil? (.-key-codec m))
+      (drain-each m :drain-into! (if (nil? (.-key-codec m))
                       (fn [acc _ v _] (f acc v))
                       (fn [acc k v _] (f acc (element/entry k v))))
                   init flags))))

@@ -29,7 +29,8 @@
    :lookup-all #{:lock :cpu}
    :entries #{:lock :cpu}
    :snapshot #{:lock :cpu}
-   :drain! #{:lock}})
+   :drain! #{:lock}
+   :drain-into! #{:lock}})
 
 (defn- invalid [^BpfMap m op path message hint]
   (error/error :invalid-value message

@@ -243,7 +243,8 @@
           (commands (:delete made-of) #(do (bpf/put-all! m entries) (bpf/delete-all! m (range n))))
           (when (:take made-of)
             (commands (:take made-of) #(do (bpf/put-all! m entries) (bpf/drain! m)))
-            (commands [take-out n] #(do (bpf/put-all! m entries) (bpf/drain! m (fn [_ _]) nil))))))
+            (commands [take-out n]
+                      #(do (bpf/put-all! m entries) (bpf/drain-into! m (fn [_ _]) nil))))))
       (testing "and with none where there is nothing to do, or nothing that fits"
         (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u32 :max-entries n})]
           (is (= {}
@@ -387,4 +388,4 @@
           (when (and (ops :drain!) (since/has? [:operation (:type spec) :drain!]))
             (is (= {} (bpf/drain! m)))
             (when-not (:drains (rules/types (:type spec)))
-              (is (= :init (bpf/drain! m (fn [_ _] :called) :init))))))))))
+              (is (= :init (bpf/drain-into! m (fn [_ _] :called) :init))))))))))

@@ -52,14 +52,14 @@
       (testing [spec n]
         (with-map form
           (fn [m]
-            (doseq [drain [bpf/drain! #(bpf/drain! % conj {})]]
+            (doseq [drain [bpf/drain! #(bpf/drain-into! % conj {})]]
               (bpf/put-all! m (entries form (range n)))
               (is (= (entries form (range n)) (drain m)))
               (is (= [{} 0 {}] [(into {} m) (bpf/count-entries m) (drain m)])))))))
     (doseq [[type order] {:queue identity :stack reverse}]
       (testing type
         (with-open [m ^Closeable (bpf/create {:type type :value pair :max-entries 1000})]
-          (doseq [drain [bpf/drain! #(bpf/drain! % conj [])]]
+          (doseq [drain [bpf/drain! #(bpf/drain-into! % conj [])]]
             (dotimes [i 1000] (bpf/push! m (pair-of i)))
             (is (= (map pair-of (order (range 1000))) (drain m)))
             (is (= [] (drain m)))))))))
@@ -80,19 +80,20 @@
                       (when (= n (count @given)) (throw (IllegalStateException. "mine"))))]
               (bpf/put-all! m all)
               (is (= [IllegalStateException "mine"]
-                     ((juxt :class :message) (error-of (bpf/drain! m f nil)))))
+                     ((juxt :class :message) (error-of (bpf/drain-into! m f nil)))))
               (is (= n (count @given)))
               (is (= (- 1000 n) (bpf/count-entries m)))
               (is (= all (into (into {} m) @given)) "together they are all")
               (vreset! given [])
-              (is (= (- 1000 n) (count (bpf/drain! m conj []))) "and the rest can be drained"))))))
+              (is (= (- 1000 n) (count (bpf/drain-into! m conj [])))
+                  "and the rest can be drained"))))))
     (doseq [type [:queue :stack]
             n [1 50 100]]
       (testing [type n]
         (with-open [m ^Closeable (bpf/create {:type type :value :u64 :max-entries 100
                                               :contents (range 100)})]
           (let [given (volatile! [])]
-            (is (= "mine" (:message (error-of (bpf/drain! m (fn [_ v]
+            (is (= "mine" (:message (error-of (bpf/drain-into! m (fn [_ v]
                                                               (when (= n
                                                                        (count
                                                                          (vswap! given conj v)))
@@ -109,7 +110,7 @@
         (with-map form
           (fn [m]
             (bpf/put-all! m (entries form (range 100)))
-            (let [taken (bpf/drain! m
+            (let [taken (bpf/drain-into! m
                                     (fn [acc e]
                                       (let [acc (conj acc e)]
                                         (if (= 30 (count acc)) (reduced acc) acc))) {})]
@@ -118,7 +119,7 @@
               (is (= 70 (bpf/count-entries m))))))))
     (with-open [m ^Closeable (bpf/create {:type :queue :value :u64 :max-entries 9
                                           :contents (range 9)})]
-      (is (= 3 (bpf/drain! m (fn [acc v] (if (= 2 v) (reduced (+ acc v)) (+ acc v))) 0)))
+      (is (= 3 (bpf/drain-into! m (fn [acc v] (if (= 2 v) (reduced (+ acc v)) (+ acc v))) 0)))
       (is (= (range 3 9) (bpf/drain! m))))))
 
 (kernel-test ^{:needs [[:operation :stack-trace :drain!]]} b8-drain-recorded-stacks
@@ -129,7 +130,7 @@
       (let [all (into {} m)
             given (volatile! {})]
         (is (seq all))
-        (error-of (bpf/drain! m
+        (error-of (bpf/drain-into! m
                               (fn [_ e]
                                 (vswap! given conj e)
                                 (throw (IllegalStateException. "mine"))) nil))
@@ -145,8 +146,8 @@
                                             :inner-map inner})
                   i ^Closeable (bpf/create inner)]
         (bpf/put-all! m {1 i, 2 i})
-        (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/drain! m conj []))]
-          (is (= [:not-supported :drain!] [error op]))
+        (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/drain-into! m conj []))]
+          (is (= [:not-supported :drain-into!] [error op]))
           (is (str/includes? message
                              "a map of type :hash-of-maps is drained as a whole, since the kernel takes no single entry"))
           (is (str/includes? message "(drain! m)")))
@@ -206,7 +207,7 @@
   (testing "a rejected drain takes nothing"
     (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 4
                                           :contents {1 1} :freeze true})]
-      (doseq [drain [#(bpf/drain! m) #(bpf/drain! m conj [])]]
+      (doseq [drain [#(bpf/drain! m) #(bpf/drain-into! m conj [])]]
         (let [{:bpfmap/keys [error entries]} (error-of (drain))]
           (is (= :permission error))
           (is (empty? entries))))
@@ -221,7 +222,7 @@
         (with-map form
           (fn [m]
             (bpf/put-all! m (entries form (range 500)))
-            (let [taken (bpf/drain! m (fn [acc [k _ :as e]]
+            (let [taken (bpf/drain-into! m (fn [acc [k _ :as e]]
                                         (when (< k 1000)
                                           (bpf/put! m (+ 1000 k) ((:value form) (+ 1000 k))))
                                         (conj acc e))
@@ -241,7 +242,7 @@
                                             (fn [i]
                                               (seq (if (even? i)
                                                      (bpf/drain! m)
-                                                     (bpf/drain! m conj [])))))]
+                                                     (bpf/drain-into! m conj [])))))]
               (is (= 4000 (reduce + (map count taken))))
               (is (= (entries form (range 4000)) (into {} cat taken)))
               (is (nil? (seq m))))))))))
@@ -281,7 +282,7 @@
                                             :flags #{:no-prealloc}})]
         (doseq [[case drain] [["as a whole" (fn [] (bpf/drain! m))]
                               ["with a function"
-                               (fn [] (persistent! (bpf/drain! m conj! (transient {}))))]]]
+                               (fn [] (persistent! (bpf/drain-into! m conj! (transient {}))))]]]
           (testing case
             (is (= n (bpf/put-all! m (eduction (map (juxt identity pair-of)) (range n)))))
             (let [[taken added again] (while-putting m n drain)

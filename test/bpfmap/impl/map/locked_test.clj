@@ -157,7 +157,7 @@
                 (is (= 63 (count drained)))
                 (is (nil? (seq m))))
               (bpf/put-all! m (all 3) held)
-              (is (= (all 3) (bpf/drain! m conj {} held))))))))))
+              (is (= (all 3) (bpf/drain-into! m conj {} held))))))))))
 
 (kernel-test e6-lock-flag-without-lock
   (testing "rejects the lock flag if the value has no lock"
@@ -171,7 +171,8 @@
                    #(bpf/replace! map 1 1 held)
                    #(bpf/take! map 1 nil held) #(bpf/put-all! map {1 1} held)
                    #(bpf/lookup-all map [1] held) #(bpf/entries map held)
-                   #(bpf/snapshot map held) #(bpf/drain! map held) #(bpf/drain! map conj {} held)]]
+                   #(bpf/snapshot map held) #(bpf/drain! map held)
+                   #(bpf/drain-into! map conj {} held)]]
         (let [{:keys [message] :bpfmap/keys [error path]} (error-of (ask))]
           (is (= [:invalid-value [:lock]] [error path]))
           (is (str/includes? message "Values of this map have no lock: :u64"))

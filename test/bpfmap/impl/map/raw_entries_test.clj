@@ -114,7 +114,7 @@
         (check :drain! (and (= n (count drained)) (= {} (raw-entries raw))))
         (check :drained (= n (bpf/put-all! m drained)))
         (check :drained-bytes (= before (raw-entries raw))))
-      (let [drained (bpf/drain! m conj [])]
+      (let [drained (bpf/drain-into! m conj [])]
         (check :drain-with-f (and (= n (count drained)) (= {} (raw-entries raw))))
         (bpf/put-all! m drained)
         (check :drained-with-f (= before (raw-entries raw)))))
@@ -207,7 +207,7 @@
               values (vec (repeatedly 50 #(random-bytes random (type/size t))))]
           (with-maps {:type :queue :value-size (type/size t) :max-entries 100} {:value t}
             (fn [raw m raw-other other]
-              (doseq [take-all [bpf/drain! #(bpf/drain! % conj [])]]
+              (doseq [take-all [bpf/drain! #(bpf/drain-into! % conj [])]]
                 (run! #(bpf/push! raw %) values)
                 (run! #(bpf/push! other %) (take-all m))
                 (is (= values (bpf/drain! raw-other)))))))))))

@@ -143,7 +143,7 @@
    :reduce [(fn [m _ _] (into {} m)) (fn [m _ _] (seq m)) (fn [m _ _] (reduce-kv assoc {} m))
             (fn [m _ _] (bpf/snapshot m))
             (fn [m _ _] (into {} (bpf/entries m))) (fn [m _ _] (bpf/count-entries m))]
-   :drain! [(fn [m _ _] (bpf/drain! m)) (fn [m _ _] (bpf/drain! m conj []))]
+   :drain! [(fn [m _ _] (bpf/drain! m)) (fn [m _ _] (bpf/drain-into! m conj []))]
    :push! [(fn [m _ v] (bpf/push! m v))]
    :pop! [(fn [m _ _] (bpf/pop! m))]
    :peek [(fn [m _ _] (bpf/peek m))]
