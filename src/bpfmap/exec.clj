@@ -1,27 +1,27 @@
 (ns bpfmap.exec
-  "The commands as functions of one options map that return data: for `clojure -X` and `-T`, and
-  for scripts.
+  "Runs the commands of the command line as functions: each takes one options map and returns data.
+  For scripts, and for `clojure -X` and `-T`.
 
       (require '[bpfmap.exec :as exec])
 
       (exec/dump {:ref \"flows\" :limit 10}) ;=> [{:key {:src \"10.0.0.1\", :port 443}, :value 1} …]
 
-  Each takes the options that the command line has, as keywords, and its arguments by their names
-  in small letters. Values may be data, or the texts and symbols that a shell gives. What is wrong
-  with them throws `:bpfmap/error :usage` before anything is done. Besides, `:print` prints what
-  is returned, as `:table`, `:edn`, `:json` (with org.clojure/data.json on the class path) or
-  `:csv` (org.clojure/data.csv):
+  Options and positional arguments of the command line are keys of the map: `--limit 10` is `:limit
+  10`, REF is `:ref`. Values are data, or the strings and symbols that a shell passes. An invalid
+  option throws `:bpfmap/error :usage` before anything is done. `:print` prints the result too, as
+  `:table`, `:edn`, `:json` (requires org.clojure/data.json) or `:csv` (requires
+  org.clojure/data.csv):
 
       clojure -X bpfmap.exec/list :where 'type=hash' :print :table
 
-  `watch`, and every command with `:stream`, returns something to reduce; each reduction opens the
-  map and closes it. It prints as the command and its options, and `datafy` makes data of it;
-  neither opens the map:
+  `watch`, and every command with `:stream`, returns a reducible. Each reduction opens the map and
+  closes it. Printing a reducible shows the command and its options, `datafy` returns them as data.
+  Neither opens the map:
 
       (exec/watch {:ref \"flows\"}) ; prints #bpfmap.exec/watch {:ref {:name \"flows\"}, :interval 1.0}
 
-  The functions are made from the table `bpfmap.exec.commands`; their metadata has
-  `:org.babashka/cli` too."
+  The functions are generated from the table `bpfmap.exec.commands`. Their metadata has a spec for
+  babashka.cli, under `:org.babashka/cli`."
   (:refer-clojure :exclude [get list take])
   (:require [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
@@ -31,15 +31,14 @@
 (set! *warn-on-reflection* true)
 
 (defn- in-options
-  "Text for the command line as a docstring has it: options by their keywords, and neither quotes
-  nor dashes of a shell."
+  "Returns a help text with options as keywords: `:limit` for `--limit`."
   [text]
   (-> text
       (str/replace #"'?-COLUMN" "\"-COLUMN\"")
       (str/replace #"--([a-z]+(?:-[a-z]+)*)" ":$1")))
 
 (defn- option-lines
-  "A line about each option of a command."
+  "Returns one line for each argument and option of a command."
   [{:keys [args defaults] :as command}]
   (let [required (set (arguments/required command))
         width (transduce (map #(count (str %))) max 0 (concat args (:options command)))]
@@ -47,18 +46,25 @@
           :let [padding (.repeat " " (- (long width) (count (str k))))]]
       (str "    " k padding "  " (in-options (doc-of command k))
            (cond
-             (required k) "; required"
-             (contains? defaults k) (str "; " (defaults k) " unless given"))))))
+             (required k) " (required)"
+             (contains? defaults k) (str " (default: " (defaults k) ")"))))))
 
 (defn- reducible-line
-  "A line about a command that returns something to reduce."
+  "Returns the line of a docstring that says when a command returns a reducible, or nil."
   [{:keys [name options reduces]}]
   (when-let [condition (cond reduces "Returns" (some #{:stream} options) "With :stream, returns")]
-    (str "\n  " condition " something to reduce, which prints as #bpfmap.exec/" name
+    (str "\n  " condition " a reducible, which prints as #bpfmap.exec/" name
          " and its options.\n")))
 
+(defn- third-person
+  "Returns a sentence that begins with an imperative verb, with that verb in the third person.
+
+      (third-person \"Watch a map\") ;=> \"Watches a map\""
+  [sentence]
+  (str/replace sentence #"^\w+" #(str % (if (re-find #"(ch|sh|s|x)$" %) "es" "s"))))
+
 (defn- docstring [{:keys [name args doc text examples] :as command}]
-  (str doc ".\n"
+  (str (third-person doc) ".\n"
        (when text (str "\n" (str/join "\n" (map #(str "  " (in-options %)) text)) "\n"))
        (reducible-line command)
        (when (or (seq args) (seq (:options command)))
@@ -67,7 +73,7 @@
          (str "\n" (str/join "\n" (map #(str "      (exec/" name " " (pr-str %) ")") examples))))))
 
 (defn- babashka-spec
-  "What babashka.cli parses and explains the command by."
+  "Returns the spec of a command for babashka.cli."
   [{:keys [args defaults] :as command}]
   {:args->opts (vec args)
    :spec (into {}
@@ -80,8 +86,9 @@
                       (contains? defaults k) (assoc :default (defaults k)))]))})
 
 (defmacro define-commands
-  "Defines a function for each command that `bpfmap.exec` has, which calls it with the options
-  given over `defaults`.
+  "Defines a function for each command.
+
+  Each merges the given options over `defaults` and calls the command.
 
       (define-commands {:print :table})"
   [defaults]

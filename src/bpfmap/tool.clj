@@ -1,6 +1,6 @@
 (ns bpfmap.tool
-  "The functions of `bpfmap.exec` as a tool of the Clojure CLI, which prints nothing by itself:
-  these print what they return, as a table unless `:print` says otherwise.
+  "Runs the commands of `bpfmap.exec` as a tool of the Clojure CLI. Each function prints its result,
+  as a table unless `:print` selects another format.
 
       clojure -Ttools install-latest :lib io.github.bpfmap/bpfmap :as bpfmap
       clojure -Tbpfmap list

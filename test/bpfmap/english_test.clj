@@ -1,6 +1,9 @@
 (ns bpfmap.english-test
   "Pages, docstrings and messages are in plain English: few odd constructions, and short lines."
   (:require [bpfmap.english :as english]
+            [bpfmap.cli.main :as main]
+            [bpfmap.exec.commands :as commands]
+            [bpfmap.exec.options :as options]
             [bpfmap.fixture :as fixture]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
@@ -151,11 +154,9 @@
      bpfmap.cli.repl
      bpfmap.cli.screen
      bpfmap.cli.terminal
-     bpfmap.exec
      bpfmap.exec.arguments
      bpfmap.exec.backup
      bpfmap.exec.changing
-     bpfmap.exec.commands
      bpfmap.exec.confirm
      bpfmap.exec.csv
      bpfmap.exec.demo
@@ -165,7 +166,6 @@
      bpfmap.exec.hist
      bpfmap.exec.host
      bpfmap.exec.live
-     bpfmap.exec.options
      bpfmap.exec.output
      bpfmap.exec.pins
      bpfmap.exec.progress
@@ -182,7 +182,6 @@
      bpfmap.pod.server
      bpfmap.pod.vars
      bpfmap.pod.watch
-     bpfmap.tool
      bpfmap.nrepl.wire
      bpfmap.nrepl.bounded-print
      bpfmap.nrepl.listener
@@ -290,3 +289,40 @@
   (testing "the messages of every folder stay within the budget of phrases"
     (doseq [[folder files] (group-by :folder (sources)) :when (not (exempt-folders folder))]
       (check-budget folder (mapcat messages files)))))
+
+;; --- help of the command line
+
+(def ^:private imperatives
+  "The verbs with which commands and flags may begin. A new one is added here on purpose."
+  #{"Change" "Continue" "Count" "Create" "Delete" "Dump" "Hold" "List" "Look" "Make" "Move" "Pin"
+    "Print" "Remove" "Restore" "Save" "Show" "Start" "Watch" "Write"})
+
+(defn- first-word [text]
+  (re-find #"^\S+" text))
+
+(deftest command-lines
+  (testing "the line of a command begins with an imperative verb and is short"
+    (doseq [{:keys [name doc]} commands/commands]
+      (testing name
+        (is (contains? imperatives (first-word doc)) doc)
+        (is (<= (count doc) 60) doc)
+        (is (not (str/ends-with? doc ".")) doc)))))
+
+(deftest option-lines
+  (testing "the line of a flag begins with an imperative verb, any other names the value"
+    (doseq [[owner k doc] (concat (for [[k {:keys [doc]}] options/options] ["options" k doc])
+                                  (for [{:keys [name docs]} commands/commands, [k doc] docs]
+                                    [name k doc]))
+            :let [word (first-word doc)]]
+      (testing (str owner " " k ": " doc)
+        (is (re-find #"^[A-Z]" word))
+        (is (not (str/ends-with? doc ".")))
+        (is (= (nil? (:takes (options/options k))) (contains? imperatives word)))
+        (is (not (contains? #{"A" "An" "The" "Only" "By" "What" "How" "If" "As" "This" "These"}
+                            word)))))))
+
+(deftest help-within-budget
+  (testing "the help of all commands stays within the budget of phrases"
+    (check-budget "help" (for [name (cons nil (map :name commands/commands))]
+                           {:file (str "bpfmap help " name) :line 1
+                            :text (with-out-str (main/run (into ["help"] (when name [name]))))}))))

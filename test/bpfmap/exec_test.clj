@@ -27,9 +27,14 @@
             :let [v (ns-resolve ns (symbol name))]]
       (testing (str v)
         (is (= '([options]) (:arglists (meta v))))
-        (is (str/starts-with? (:doc (meta v)) (str doc ".\n")))
+        (is (str/starts-with? (:doc (meta v)) (str (#'exec/third-person doc) ".\n")))
         (doseq [k (concat args (:options command))]
-          (is (str/includes? (:doc (meta v)) (str "    " k " "))))))))
+          (is (str/includes? (:doc (meta v)) (str "    " k " "))))))
+    (are [imperative sentence] (= sentence (#'exec/third-person imperative))
+      "Pin a map" "Pins a map"
+      "Watch a map" "Watches a map")
+    (is (str/starts-with? (:doc (meta #'exec/list))
+                          "Lists the BPF maps on this host and their owners.\n"))))
 
 (deftest babashka-cli-spec
   (testing "the metadata for babashka.cli matches the table"

@@ -19,12 +19,12 @@
   "The options of every command, as tools.cli has them."
   [[nil "--edn" "Print the data as EDN"]
    [nil "--json" "Print the data as JSON"]
-   [nil "--verbose" "When something fails, print the error's data too"]
-   ["-h" "--help" "Print what a command does and takes"]
+   [nil "--verbose" "Print the data of an error too"]
+   ["-h" "--help" "Print the help of a command"]
    [nil "--version" "Print the version"]])
 
 (def ^:private csv-option
-  [nil "--csv" "Print the rows as CSV, with a line of names"])
+  [nil "--csv" "Print the rows as CSV, with a header line"])
 
 (defn- option-text [k]
   (let [{:keys [takes]} (options k)]
@@ -38,12 +38,12 @@
   `bpfmap.exec` does."
   [{:keys [defaults] :as command} k]
   (let [{many? :many} (options k)
-        needed? (some #{k} (:needs command))]
-    (cond-> [nil (option-text k) (str (doc-of command k) (cond
-                                            needed? "; needed"
-                                            (contains?
-                                             defaults k) (str "; " (default-text (defaults k))
-                                                              " unless given")))
+        required? (some #{k} (:needs command))]
+    (cond-> [nil (option-text k)
+             (str (doc-of command k)
+                  (cond
+                    required? " (required)"
+                    (contains? defaults k) (str " (default: " (default-text (defaults k)) ")")))
              :id k]
       many? (conj :multi true :update-fn (fnil conj [])))))
 
@@ -173,18 +173,17 @@
 ;; --- help
 
 (def ^:private ref-text
-  "REF is a map's id, its pin path (with a slash in it) or its name.")
+  "REF is a map's id, its pin path (which contains a slash) or its name.")
 
 (def ^:private exit-text
-  "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 ended with Ctrl-C.")
+  "Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted by Ctrl-C.")
 
 (defn- with-arguments
-  "Returns a command and its arguments, of the optional ones the first: its own help has the
-  others."
+  "Returns a command and its arguments, as the list of commands shows them. Several optional
+  arguments are only in the command's own help."
   [{:keys [name args optional] :as command}]
-  (let [[before [optional-one]] (split-with (complement (set optional)) args)]
-    (str/join " " (cons name (map #(argument-word command %)
-                                  (concat before (when optional-one [optional-one])))))))
+  (let [shown (if (< 1 (count optional)) (remove optional args) args)]
+    (str/join " " (cons name (map #(argument-word command %) shown)))))
 
 (defn- usage [{:keys [name args] :as command}]
   (str/join " " (concat ["bpfmap" name]
@@ -201,11 +200,12 @@
   (let [lines (zipmap commands/commands
                       (output/fields (for [command commands/commands]
                                        [(with-arguments command) (:doc command)])))]
-    (concat ["bpfmap: eBPF maps as data" "" "Usage: bpfmap COMMAND [ARGUMENT ...] [OPTION ...]"]
+    (concat ["bpfmap: inspect and change eBPF maps" ""
+             "Usage: bpfmap COMMAND [ARGUMENT ...] [OPTION ...]"]
             (mapcat (fn [group]
                       (concat ["" (:group (first group))] (indented (map lines group))))
                     (partition-by :group commands/commands))
-            ["" "Options of every command"]
+            ["" "General options"]
             (option-lines general-options)
             ["" ref-text exit-text])))
 
@@ -214,7 +214,7 @@
   would do something else without."
   [k x]
   (let [text (if (or (string? x) (keyword? x)) (output/cell x) (pr-str x))
-        text (if (coll? x) (str/replace text #"(?<=[\[ ]):" "") text)]
+        text (if (coll? x) (str/replace text #"(?<=[\[{ ]):" "") text)]
     (if (and (not= :where k) (re-matches #"[A-Za-z0-9_./:,=+@%-]+" text))
       text
       (str "'" (str/replace text "'" "'\\''") "'"))))
@@ -238,9 +238,9 @@
 (defn- command-help [{:keys [args doc text examples] :as command}]
   (let [own (tool-options command)]
     (concat [(str "Usage: " (usage command)) "" (str doc ".")]
-            text
+            (when text (cons "" text))
             (when (seq own) (list* "" "Options" (option-lines own)))
-            ["" "Options of every command"]
+            ["" "General options"]
             (option-lines general-options)
             (when examples
               (list* "" "Examples" (indented (mapcat #(example-lines command %) examples))))

@@ -1,23 +1,23 @@
 (ns ^:no-doc bpfmap.exec.commands
-  "Every command as data: what the command line parses, completes and explains, and what
-  `bpfmap.exec` has functions of.
+  "Every command as data: the table that parsing, completion, help and the functions of
+  `bpfmap.exec` are made from.
 
-  | key         | what it holds                                                                           |
+  | key         | meaning                                                                                 |
   |-------------|-----------------------------------------------------------------------------------------|
-  | `:name`     | how it is called                                                                        |
-  | `:group`    | where help lists it                                                                     |
-  | `:args`     | arguments by place, from `bpfmap.exec.options`; those in `:optional` may be missing     |
-  | `:options`  | options, from there too; those in `:needs` must be given                                |
-  | `:docs`     | lines about options that mean something else here                                       |
-  | `:defaults` | what stands for an option that is not given                                             |
-  | `:doc`      | a line about it, without a full stop; `:text`: further lines                            |
+  | `:name`     | the name of the command                                                                 |
+  | `:group`    | the heading under which help lists it                                                   |
+  | `:args`     | positional arguments, from `bpfmap.exec.options`; those in `:optional` can be omitted   |
+  | `:options`  | options, from there too; those in `:needs` are required                                 |
+  | `:docs`     | lines about options that mean something different for this command                      |
+  | `:defaults` | default values of options                                                               |
+  | `:doc`      | one line that begins with an imperative verb, no full stop; `:text`: further lines      |
   | `:examples` | options maps, which are shown as command lines and as calls                             |
-  | `:rows?`    | it returns rows: `--csv` has them too                                                   |
-  | `:reduces` | it returns something to reduce, whatever its options are                                |
-  | `:changes` | it changes a map: one of another process asks first, see `bpfmap.exec.confirm`          |
+  | `:rows?`    | true if it returns rows, which `--csv` can print                                        |
+  | `:reduces`  | true if it always returns a reducible                                                   |
+  | `:changes`  | true if it changes a map: see `bpfmap.exec.confirm`                                     |
   | `:fn`       | the function of one options map that does it and returns data                           |
-  | `:view`     | how people see what it returned: see `bpfmap.exec.views`                                 |
-  | `:run`      | true if the command line runs it: see `runners` in `bpfmap.cli.main`                     |")
+  | `:view`     | the function that renders the result for people: see `bpfmap.exec.views`                |
+  | `:run`      | true if the command line runs it: see `runners` in `bpfmap.cli.main`                    |")
 
 (set! *warn-on-reflection* true)
 
@@ -25,122 +25,130 @@
 
 (def commands
   "The commands, in the order in which help lists them."
-  [;; --- what is there
-   {:name "list" :group "What there is" :options [:where :sort :limit :columns :count :stream]
-    :rows? true
-    :doc "All maps on this host, and whose they are"
-    :text ["ENTRIES are counted where the map is small; --count counts all of them. MEMORY"
-           "is what the kernel charges for the map. HELD BY are the processes that have it"
-           "open, USED BY the programs. Columns have the names that --edn shows, and those"
-           "that stand above them: held is every holder, held.command the name of one."
-           "Needs CAP_SYS_ADMIN."]
+  [;; --- the host
+   {:name "list" :group "Inspect the host"
+    :options [:where :sort :limit :columns :count :stream] :rows? true
+    :doc "List the BPF maps on this host and their owners"
+    :text ["ENTRIES is counted for small maps; --count counts it for all maps. MEMORY is"
+           "the memory that the kernel charges for the map. HELD BY shows the processes"
+           "that have the map open, USED BY the programs that use it. Conditions and --sort"
+           "name a column by its heading or by its name in --edn: held is any holder,"
+           "held.command the command of a holder. Requires CAP_SYS_ADMIN."]
     :examples [{}
                {:where ["type=lru-hash" "held.command=agent"] :sort "-memlock"}
                {:columns "id,name,entries,max-entries" :where ["pinned~^/sys/fs/bpf/net"]}]
     :fn 'bpfmap.exec.host/list-maps :view 'bpfmap.exec.views/maps}
-   {:name "show" :group "What there is" :args [:ref]
-    :doc "Everything the kernel says of one map"
+   {:name "show" :group "Inspect the host" :args [:ref]
+    :doc "Show the details of a map"
     :examples [{:ref "flows"} {:ref "/sys/fs/bpf/flows"}]
     :fn 'bpfmap.exec.reading/show :view 'bpfmap.exec.views/fields}
-   {:name "tree" :group "What there is" :args [:directory] :optional #{:directory}
-    :doc "What is pinned on the BPF file systems"
+   {:name "tree" :group "Inspect the host" :args [:directory] :optional #{:directory}
+    :doc "Show the pins on the BPF file systems"
     :examples [{} {:directory "/sys/fs/bpf/net"}]
     :fn 'bpfmap.exec.host/tree :view 'bpfmap.exec.views/tree}
-   {:name "features" :group "What there is" :options [:where :sort :limit :stream]
+   {:name "features" :group "Inspect the host" :options [:where :sort :limit :stream]
     :rows? true
-    :doc "What this kernel has, found out by trying"
+    :doc "List the BPF features of this kernel (by probing)"
     :examples [{} {:where ["name=mmapable" "here=true"]}]
     :fn 'bpfmap.exec.types/features :view 'bpfmap.exec.views/features}
-   {:name "types" :group "What is in a map" :args [:ref] :options typed
-    :doc "The types of keys and values, in C and as data"
+
+   ;; --- the contents of a map
+   {:name "types" :group "Read a map" :args [:ref] :options typed
+    :doc "Show the types of keys and values, in C and as data"
     :examples [{:ref "flows"}]
     :fn 'bpfmap.exec.types/types :view 'bpfmap.exec.views/types}
-   {:name "dump" :group "What is in a map" :args [:ref]
+   {:name "dump" :group "Read a map" :args [:ref]
     :options (into [:where :sort :limit :keys :cpus :stream] typed)
     :rows? true
-    :doc "The entries of a map"
-    :text ["They are read by the types that the map's BTF tells; where it has none, bytes"
-           "are printed in hexadecimal. A TYPE given here goes before: u32, s64be, ipv4,"
-           "'[string 16]', '[struct [pid u32] [cpu u32]]' and so on, as in a map spec."
-           "A TERM is like 'bytes>1M', 'src=10.0.0.0/24', 'key.port!=443' or 'comm~^ssh',"
-           "on a field of the value or the key; in quotes, since > is the shell's. Values"
-           "of per-CPU maps are shown for each CPU, unless --cpus says otherwise."]
+    :doc "Dump the entries of a map"
+    :text ["Keys and values are decoded by the types in the map's BTF. Without BTF, they"
+           "are printed as hexadecimal bytes. A TYPE given here replaces the map's own:"
+           "u32, s64be, ipv4, '[string 16]' or '[struct [pid u32] [cpu u32]]', as in a map"
+           "spec. A TERM compares a field of the key or value: 'bytes>1M',"
+           "'src=10.0.0.0/24', 'key.port!=443' or 'comm~^ssh'. Quote it, because > has a"
+           "meaning in the shell. For a per-CPU map, the value of each CPU is printed"
+           "unless --cpus selects otherwise."]
     :examples [{:ref "flows"}
                {:ref "flows" :where ["bytes>1M"] :sort "-bytes" :limit 10}
                {:ref 12 :key-type :u32 :value-type [:string 16]}]
     :fn 'bpfmap.exec.reading/dump :view 'bpfmap.exec.views/entries}
-
-   {:name "get" :group "What is in a map" :args [:ref :key] :optional #{:key}
+   {:name "get" :group "Read a map" :args [:ref :key] :optional #{:key}
     :options (into [:cpus :lock] typed)
-    :doc "The value of a key"
-    :text ["KEY is what dump prints of it, as a table, EDN or JSON: 7, 10.0.0.1 or"
-           "'{src \"10.0.0.1\" port 443}'; or bytes in hexadecimal, such as '0a 00 00 01'."
-           "Write -- before one that begins with a dash. Of a queue or stack without a KEY"
-           "it is the next value; of a bloom filter, whether KEY may be in it."]
+    :doc "Look up the value of a key"
+    :text ["KEY is written as dump prints it, in a table, EDN or JSON: 7, 10.0.0.1 or"
+           "'{src \"10.0.0.1\" port 443}'. Hexadecimal bytes work too: '0a 00 00 01'. Write"
+           "-- before a KEY that begins with a dash. For a queue or stack, omit KEY: the"
+           "next value is printed. For a bloom filter, prints maybe or no."]
     :examples [{:ref "flows" :key {:src "10.0.0.1" :port 443}} {:ref "blocked" :key "10.0.0.1"}]
     :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.exec.views/entry}
-
-   ;; --- what changes
-   {:name "watch" :group "What changes" :args [:ref] :defaults {:interval 1.0} :reduces true
-    :docs {:cpus "Per-CPU values: each or all, sum, or CPU N; else sum"}
-    :options (into [:interval :seconds :follow :where :sort :limit :changed :cpus] typed)
-    :doc "See a map change, live"
-    :text ["The liveliest entries first, with the rates of their numbers; + is new,"
-           "* changed, - gone. Per-CPU values are added up; --cpus each shows them apart."
-           "Where there is no terminal, what changed is printed again and again. The map is"
-           "not kept alive: if its pin goes or is another map's, or the map is gone, watch"
-           "says so. --follow goes on with the map that is pinned, or named, in its place."]
-    :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}
-               {:ref "/sys/fs/bpf/flows" :follow true}]
-    :fn 'bpfmap.exec.live/watch :run true}
-   {:name "diff" :group "What changes" :args [:old :new] :optional #{:new}
-    :options (into [:seconds :where :sort :limit :cpus :stream] typed)
-    :rows? true
-    :doc "Show what changed later, or since a map was saved"
-    :text ["OLD alone is looked at twice, --seconds apart (1). OLD and NEW are each a map,"
-           "or the file of a saved one, whose name ends in .edn."]
-    :examples [{:old "flows" :seconds 10} {:old "/root/flows.edn" :new "flows"}]
-    :fn 'bpfmap.exec.diff/diff :view 'bpfmap.exec.views/diff}
-   {:name "hist" :group "What changes" :args [:ref]
+   {:name "hist" :group "Read a map" :args [:ref]
     :options (into [:field :bucket :slots :linear :unit :where :cpus :stream] typed)
-    :docs {:cpus "Per-CPU values: sum, or CPU N; else sum"}
+    :docs {:cpus "Per-CPU values: sum or CPU N (default: sum)"}
     :rows? true
-    :doc "Histograms of the buckets of a map, or of a field"
-    :text ["A map has buckets where its values have arrays of counts, or where its keys (or"
-           "a field of them, --bucket) are their numbers. Bucket n counts what is from 2^n"
-           "on; bcc and bpftrace number them otherwise, which --slots says."]
+    :doc "Show histograms of the buckets, or of a field, of a map"
+    :text ["A map has buckets if its values are arrays of counts, or if its key, or the"
+           "field --bucket of the key, is the number of a bucket. Bucket n counts values"
+           "from 2^n. bcc and bpftrace number buckets differently: select that with"
+           "--slots."]
     :examples [{:ref "hists" :unit "usecs"} {:ref "flows" :field "bytes"}
                {:ref "sizes" :linear 100}]
     :fn 'bpfmap.exec.hist/hist :view 'bpfmap.exec.views/histograms}
 
-   ;; --- changing
-   {:name "put" :group "Changing" :args [:ref :key :value] :optional #{:value}
+   ;; --- changes over time
+   {:name "watch" :group "Observe changes" :args [:ref] :defaults {:interval 1.0} :reduces true
+    :docs {:cpus "Per-CPU values: each, sum or CPU N (default: sum)"
+           :seconds "Duration in seconds (default: until Ctrl-C)"}
+    :options (into [:interval :seconds :follow :where :sort :limit :changed :cpus] typed)
+    :doc "Watch the entries of a map change, live"
+    :text ["Sorts by rate of change, highest first. Marks new entries with +, changed ones"
+           "with * and removed ones with -. Adds up per-CPU values unless --cpus is given."
+           "If the output is not a terminal, prints the changes at every interval. Does not"
+           "keep the map alive: if the map disappears, or its pin is removed or replaced,"
+           "watch reports that. With --follow, watch continues with the map that replaced"
+           "it at the same pin path or under the same name."]
+    :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}
+               {:ref "/sys/fs/bpf/flows" :follow true}]
+    :fn 'bpfmap.exec.live/watch :run true}
+   {:name "diff" :group "Observe changes" :args [:old :new] :optional #{:new}
+    :options (into [:seconds :where :sort :limit :cpus :stream] typed)
+    :docs {:seconds "Seconds between two readings of OLD (default: 1)"}
+    :rows? true
+    :doc "Show what changed over time, or since a map was saved"
+    :text ["OLD and NEW are maps, or files of saved maps, whose names end in .edn. Without"
+           "NEW, reads OLD twice, --seconds apart."]
+    :examples [{:old "flows" :seconds 10} {:old "/root/flows.edn" :new "flows"}]
+    :fn 'bpfmap.exec.diff/diff :view 'bpfmap.exec.views/diff}
+
+   ;; --- changing a map
+   {:name "put" :group "Change a map" :args [:ref :key :value] :optional #{:value}
     :options (into [:insert :replace :cpus :lock :yes] typed)
-    :docs {:cpus "all: VALUE for every CPU; N: for CPU N alone"}
+    :docs {:cpus "CPU to write: N, or all for one VALUE on every CPU"}
     :changes true
-    :doc "Write the entry of a key"
-    :text ["KEY and VALUE are EDN or bytes, as for get; a map or program is a VALUE by its"
-           "id, pin path or name. A per-CPU map takes a vector with a value for each CPU;"
-           "--cpus all writes one for all. A queue, a stack or a bloom filter takes a VALUE"
-           "alone."]
+    :doc "Write the value of a key"
+    :text ["KEY and VALUE are EDN or hexadecimal bytes, as for get. If VALUE is a map or"
+           "program, give its id, pin path or name. A per-CPU map takes a vector with a"
+           "value for each CPU; with --cpus all, one value for all of them. A queue, stack"
+           "or bloom filter takes only a VALUE."]
     :examples [{:ref "blocked" :key "10.0.0.1" :value 1}
                {:ref "limits" :key 0 :value {:rate 100 :burst 20} :replace true}]
     :fn 'bpfmap.exec.changing/put :view 'bpfmap.exec.views/put}
-   {:name "delete" :group "Changing" :args [:ref :key] :options (into [:yes] typed)
+   {:name "delete" :group "Change a map" :args [:ref :key] :options (into [:yes] typed)
     :changes true
-    :doc "Delete a key"
+    :doc "Delete the entry of a key"
     :examples [{:ref "blocked" :key "10.0.0.1"}]
     :fn 'bpfmap.exec.changing/delete :view 'bpfmap.exec.views/deleted}
-   {:name "take" :group "Changing" :args [:ref :key] :optional #{:key} :options (into [:yes] typed)
+   {:name "take" :group "Change a map" :args [:ref :key] :optional #{:key}
+    :options (into [:yes] typed)
     :changes true
-    :doc "Take an entry out of a map, in one step"
-    :text ["Of a queue or stack, which have no keys, the next value."]
+    :doc "Look up and delete an entry in one operation"
+    :text ["For a queue or stack, omit KEY: removes and prints the next value."]
     :examples [{:ref "flows" :key 7} {:ref "jobs"}]
     :fn 'bpfmap.exec.changing/take-entry :view 'bpfmap.exec.views/entry}
-   {:name "create" :group "Changing" :args [:path]
+   {:name "create" :group "Change a map" :args [:path]
     :options (into [:type :max-entries :key-size :value-size :flags :name :like :spec] typed)
-    :doc "Create a map, and pin it"
-    :text ["A map lives as long as something holds it: this one, the pin."]
+    :docs {:key-type "Type of the keys" :value-type "Type of the values"}
+    :doc "Create a map and pin it"
+    :text ["The kernel frees a map when nothing refers to it. The pin keeps this one alive."]
     :examples [{:path "/sys/fs/bpf/counts" :type :hash :key-type :u32 :value-type :u64
                 :max-entries 1024}
                {:path "/sys/fs/bpf/routes" :type :lpm-trie :key-type [:prefix :ipv4]
@@ -148,70 +156,73 @@
                 :flags "no-prealloc"}
                {:path "/sys/fs/bpf/copy" :like "flows" :max-entries 10}]
     :fn 'bpfmap.exec.pins/create :view 'bpfmap.exec.views/pinned}
-   {:name "pin" :group "Changing" :args [:ref :path] :options [:move :yes]
+   {:name "pin" :group "Change a map" :args [:ref :path] :options [:move :yes]
     :changes true
-    :doc "Pin a map at a path, so that it stays"
-    :text ["A pin that the map has already stays. With --move, REF is the path of a pin,"
-           "which moves to PATH."]
+    :doc "Pin a map at a path, which keeps it alive"
+    :text ["Other pins of the map stay. With --move, REF is the path of a pin, which is"
+           "moved to PATH."]
     :examples [{:ref 12 :path "/sys/fs/bpf/counts"}
                {:ref "/sys/fs/bpf/counts" :path "/sys/fs/bpf/old_counts" :move true}]
     :fn 'bpfmap.exec.pins/pin :view 'bpfmap.exec.views/pinned}
-   {:name "unpin" :group "Changing" :args [:path] :options [:yes]
+   {:name "unpin" :group "Change a map" :args [:path] :options [:yes]
     :changes true
     :doc "Remove the pin of a map"
     :examples [{:path "/sys/fs/bpf/counts"}]
     :fn 'bpfmap.exec.pins/unpin :view 'bpfmap.exec.views/unpinned}
-   {:name "freeze" :group "Changing" :args [:ref] :options [:yes]
+   {:name "freeze" :group "Change a map" :args [:ref] :options [:yes]
     :changes true
-    :doc "Make a map unchangeable from user space, for good"
+    :doc "Make a map read-only for user space, permanently"
     :examples [{:ref "limits"}]
     :fn 'bpfmap.exec.changing/freeze :view 'bpfmap.exec.views/frozen}
 
-   ;; --- saving
-   {:name "save" :group "Saving" :args [:ref :file] :options typed
-    :doc "Write a map's spec and contents to a file, as EDN"
-    :text ["The file takes its place when all of it is on the disk. Its owner alone may"
-           "read it. A map of maps is saved with the maps in it. A map whose contents"
-           "could not be restored, such as a queue, is not saved."]
+   ;; --- files
+   {:name "save" :group "Save and restore" :args [:ref :file] :options typed
+    :doc "Save the spec and entries of a map to a file, as EDN"
+    :text ["Replaces the file in one step, after all data is on the disk. Only the owner of"
+           "the file can read it. Saves the inner maps of a map of maps too. Rejects a map"
+           "that could not be restored, such as a queue."]
     :examples [{:ref "flows" :file "/root/flows.edn"}]
     :fn 'bpfmap.exec.backup/save :view 'bpfmap.exec.views/saved}
-   {:name "restore" :group "Saving" :args [:file] :options [:pin :into :exact :yes]
+   {:name "restore" :group "Save and restore" :args [:file] :options [:pin :into :exact :yes]
     :changes true
-    :doc "Make a map as it was saved, or write into one"
-    :text ["Entries that are there already are skipped. What is reported is what the map"
-           "has afterwards; if some of the entries are missing, the exit code is 1."]
+    :doc "Restore a saved map, as a new or into an existing map"
+    :text ["Skips entries that the map already has. Reports what the map contains"
+           "afterwards. The exit code is 1 if some of the saved entries are missing then."]
     :examples [{:file "/root/flows.edn" :pin "/sys/fs/bpf/flows"}
                {:file "/root/flows.edn" :into "flows" :exact true}]
     :fn 'bpfmap.exec.backup/restore :view 'bpfmap.exec.views/restored}
 
    ;; --- this command line
-   {:name "demo" :group "Else" :options [:seconds] :defaults {:seconds 5.0}
-    :doc "Count the host's system calls, live, in a map"
-    :text ["Loads a BPF program that counts them by number. PER-SECOND is the rate of the"
-           "last second while it runs, and of the whole time when it ends. Ctrl-C ends it"
-           "sooner. Nothing stays in the kernel. Needs CAP_BPF and CAP_PERFMON."]
+   {:name "demo" :group "Other commands" :options [:seconds] :defaults {:seconds 5.0}
+    :doc "Count the system calls of this host in a map, live"
+    :text ["Loads a BPF program that counts system calls by number. PER-SECOND is the rate"
+           "over the last second during the run, and over the whole run at its end. Ctrl-C"
+           "ends the run early. Nothing stays in the kernel. Requires CAP_BPF and"
+           "CAP_PERFMON."]
     :examples [{:seconds 3}]
     :fn 'bpfmap.exec.demo/demo :run true}
-   {:name "repl" :group "Else"
-    :doc "Clojure with the library at hand"
+   {:name "repl" :group "Other commands"
+    :doc "Start a Clojure REPL with bpfmap loaded"
     :run true}
-   {:name "completion" :group "Else" :args [:shell :command :listed] :optional #{:command :listed}
-    :doc "A script for TAB in a shell"
-    :text ["bash: source <(bpfmap completion bash). zsh: as _bpfmap in a directory of"
-           "$fpath. fish: as bpfmap.fish in ~/.config/fish/completions. With COMMAND and"
-           "REF, the fields that rows of that command have for that map: TAB asks for them."]
+   {:name "completion" :group "Other commands" :args [:shell :command :listed]
+    :optional #{:command :listed}
+    :doc "Print a completion script for a shell"
+    :text ["bash: source <(bpfmap completion bash). zsh: save it as _bpfmap in a directory"
+           "of $fpath. fish: save it as bpfmap.fish in ~/.config/fish/completions. With"
+           "COMMAND and REF, prints the fields that the rows of this command have for this"
+           "map. The scripts use that."]
     :examples [{:shell :bash} {:shell :bash :command "dump" :listed "flows"}]
     :run true}
-   {:name "help" :group "Else" :args [:command] :optional #{:command}
-    :doc "This text, or that of a command"
+   {:name "help" :group "Other commands" :args [:command] :optional #{:command}
+    :doc "Show help for bpfmap, or for a command"
     :run true}])
 
 (def ^:private by-name
   (into {} (map (juxt :name identity)) commands))
 
 (defn command-named
-  "The row of a command; nil where there is none.
+  "Returns the row of a command, or nil if there is no such command.
 
-      (:doc (command-named \"list\")) ;=> \"All maps on this host\""
+      (:doc (command-named \"list\")) ;=> \"List the BPF maps on this host and their owners\""
   [name]
   (by-name name))

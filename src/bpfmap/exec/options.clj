@@ -1,91 +1,90 @@
 (ns ^:no-doc bpfmap.exec.options
-  "What commands take, as data: each option and argument once, with its name, its kind and a line
-  about it.
+  "The options and arguments of all commands as data: each once, with its name, its kind and one
+  line about it.
 
-  | key       | what it holds                                                                 |
+  | key       | meaning                                                                       |
   |-----------|-------------------------------------------------------------------------------|
-  | `:takes`  | the word for its value in usage and errors; a flag takes none                 |
+  | `:takes`  | the word for its value in usage and errors; a flag has none                   |
   | `:kind`   | a row of `bpfmap.exec.arguments/kinds`: how text becomes data                 |
-  | `:of`     | for the kind `:choice`: what may be chosen                                    |
-  | `:many`  | may be given more than once; the value is then a vector                       |
-  | `:doc`    | a line about it")
+  | `:many`   | true if it can be repeated; the value is then a vector                        |
+  | `:doc`    | one line: a flag's begins with an imperative verb, any other names the value  |")
 
 (set! *warn-on-reflection* true)
 
 (def options
   "Every option and argument of any command, by its keyword."
-  {;; --- which map, and what is in it
-   :ref {:takes "REF" :kind :ref :doc "The map: its id, its pin path or its name"}
-   :key {:takes "KEY" :kind :element :doc "A key, as EDN or as bytes in hexadecimal"}
-   :value {:takes "VALUE" :kind :element :doc "A value, as EDN or as bytes in hexadecimal"}
-   :key-type {:takes "TYPE" :kind :type :doc "Read and write keys as this type"}
-   :value-type {:takes "TYPE" :kind :type :doc "Read and write values as this type"}
-   :cpus {:takes "WHICH" :kind :cpus :doc "Per-CPU values: each or all, sum, or CPU N; else each"}
-   :lock {:kind :flag :doc "Hold the value's spin lock meanwhile"}
+  {;; --- a map, its keys and values
+   :ref {:takes "REF" :kind :ref :doc "Map, given by its id, pin path or name"}
+   :key {:takes "KEY" :kind :element :doc "Key, as EDN or hexadecimal bytes"}
+   :value {:takes "VALUE" :kind :element :doc "Value, as EDN or hexadecimal bytes"}
+   :key-type {:takes "TYPE" :kind :type :doc "Type of the keys (default: from the map's BTF)"}
+   :value-type {:takes "TYPE" :kind :type :doc "Type of the values (default: from the map's BTF)"}
+   :cpus {:takes "WHICH" :kind :cpus
+          :doc "Per-CPU values: each, sum or CPU N (default: each)"}
+   :lock {:kind :flag :doc "Hold the value's spin lock during the operation"}
 
-   :insert {:kind :flag :doc "Only if the key is not there"}
-   :replace {:kind :flag :doc "Only if the key is there"}
-   :yes {:kind :flag :doc "Do it, though others have the map"}
+   :insert {:kind :flag :doc "Write only if the key does not exist"}
+   :replace {:kind :flag :doc "Write only if the key exists"}
+   :yes {:kind :flag :doc "Change the map even if others use it"}
 
-   :move {:kind :flag :doc "Move the pin REF, instead of adding one"}
+   :move {:kind :flag :doc "Move the pin REF instead of adding a pin"}
 
    ;; --- a new map
-   :path {:takes "PATH" :kind :path :doc "A place below a BPF file system"}
-   :type {:takes "TYPE" :kind :map-type :doc "The map type: hash, array, lru-hash …"}
-   :max-entries {:takes "N" :kind :whole :doc "How many entries at most"}
-   :key-size {:takes "BYTES" :kind :whole :doc "The size of keys without a type"}
-   :value-size {:takes "BYTES" :kind :whole :doc "The size of values without a type"}
-   :flags {:takes "NAMES" :kind :flags :doc "Create flags: no-prealloc,mmapable …"}
-   :name {:takes "NAME" :kind :text :doc "The name; the last part of PATH unless given"}
-   :like {:takes "REF" :kind :ref :doc "A map whose spec it has where nothing else is said"}
-   :spec {:takes "EDN" :kind :edn :doc "More of the spec, such as '{:map-extra 3}'"}
+   :path {:takes "PATH" :kind :path :doc "Path on a BPF file system"}
+   :type {:takes "TYPE" :kind :map-type :doc "Map type, such as hash, array or lru-hash"}
+   :max-entries {:takes "N" :kind :whole :doc "Maximum number of entries"}
+   :key-size {:takes "BYTES" :kind :whole :doc "Size of the keys, if they have no type"}
+   :value-size {:takes "BYTES" :kind :whole :doc "Size of the values, if they have no type"}
+   :flags {:takes "NAMES" :kind :flags :doc "Flags for creation, such as no-prealloc,mmapable"}
+   :name {:takes "NAME" :kind :text :doc "Name of the map (default: last part of PATH)"}
+   :like {:takes "REF" :kind :ref :doc "Map whose spec supplies the defaults"}
+   :spec {:takes "EDN" :kind :edn :doc "Further keys of the spec, such as '{:map-extra 3}'"}
 
-   ;; --- which rows
+   ;; --- rows
    :where {:takes "TERM" :kind :where :many true
-           :doc "Only rows for which TERM holds; may be given again"}
-   :sort {:takes "COLUMN" :kind :column :doc "By this column; -COLUMN puts the largest first"}
-   :limit {:takes "N" :kind :whole :doc "N rows at most"}
-   :columns {:takes "NAMES" :kind :columns :doc "These columns alone, with commas between them"}
+           :doc "Condition that rows must meet; can be repeated"}
+   :sort {:takes "COLUMN" :kind :column :doc "Column to sort by; -COLUMN sorts in descending order"}
+   :limit {:takes "N" :kind :whole :doc "Maximum number of rows"}
+   :columns {:takes "NAMES" :kind :columns :doc "Columns to print, separated by commas"}
    :count {:kind :flag :doc "Count the entries of large maps too"}
-   :keys {:kind :flag :doc "Keys alone"}
-   :stream {:kind :flag :doc "One record a line, as it is read"}
+   :keys {:kind :flag :doc "Print only the keys"}
+   :stream {:kind :flag :doc "Print each row as soon as it is read, one per line"}
 
-   ;; --- where
-   :directory {:takes "DIRECTORY" :kind :path :doc "Only what is in and below it"}
+   ;; --- directories
+   :directory {:takes "DIRECTORY" :kind :path
+               :doc "Directory to search (default: every BPF file system)"}
 
-   ;; --- what changes
-   :changed {:kind :flag :doc "Only what came, changed or went"}
-   :follow {:kind :flag :doc "Go on with the map that takes its place"}
-   :interval {:takes "N" :kind :positive :doc "Seconds from one look to the next"}
-   :old {:takes "OLD" :kind :source :doc "A map, or the file of a saved one, NAME.edn"}
-   :new {:takes "NEW" :kind :source :doc "As OLD; without it, OLD a while later"}
+   ;; --- changes
+   :changed {:kind :flag :doc "Show only new, changed and removed entries"}
+   :follow {:kind :flag :doc "Continue with the map that replaces this one"}
+   :interval {:takes "N" :kind :positive :doc "Seconds between two readings"}
+   :old {:takes "OLD" :kind :source :doc "Map, or file of a saved map (NAME.edn)"}
+   :new {:takes "NEW" :kind :source :doc "Map or file to compare with (default: OLD, later)"}
 
    ;; --- histograms
-   :field {:takes "FIELD" :kind :field :doc "Count the values of this field"}
-   :bucket {:takes "FIELD" :kind :field :doc "The field that numbers the buckets, or has them"}
-   :slots {:takes "WAY" :kind :slots :doc "How buckets are numbered: log2, bcc or bpftrace"}
-   :linear {:takes "STEP" :kind :count :doc "Buckets of this width, instead of powers of two"}
-   :unit {:takes "NAME" :kind :text :doc "What the numbers are, as a heading"}
+   :field {:takes "FIELD" :kind :field :doc "Field whose values are counted"}
+   :bucket {:takes "FIELD" :kind :field :doc "Field that has the buckets, or their numbers"}
+   :slots {:takes "WAY" :kind :slots :doc "Numbering of the buckets: log2, bcc or bpftrace"}
+   :linear {:takes "STEP" :kind :count :doc "Width of the buckets (default: powers of two)"}
+   :unit {:takes "NAME" :kind :text :doc "Unit of the values, for the heading"}
 
    ;; --- files
-   :file {:takes "FILE" :kind :path :doc "A file"}
-   :pin {:takes "PATH" :kind :path :doc "Make a new map, and pin it there"}
-   :into {:takes "REF" :kind :ref :doc "Write the entries into this map"}
-   :exact {:kind :flag :doc "Delete what the file does not have"}
+   :file {:takes "FILE" :kind :path :doc "Path of the file"}
+   :pin {:takes "PATH" :kind :path :doc "Path at which a new map is pinned"}
+   :into {:takes "REF" :kind :ref :doc "Existing map to write the entries into"}
+   :exact {:kind :flag :doc "Delete entries that are not in the file"}
 
-   ;; --- how long
-   :seconds {:takes "N" :kind :positive :doc "How long, in seconds"}
+   ;; --- time
+   :seconds {:takes "N" :kind :positive :doc "Duration in seconds"}
 
    ;; --- this command line
-   :shell {:takes "SHELL" :kind :shell :doc "bash, zsh or fish"}
-   :listed {:takes "REF" :kind :source
-            :doc "The map, or file of a saved one, whose fields are listed"}
-   :command {:takes "COMMAND" :kind :text :doc "The name of a command"}})
+   :shell {:takes "SHELL" :kind :shell :doc "Shell: bash, zsh or fish"}
+   :listed {:takes "REF" :kind :source :doc "Map, or file of a saved map, whose fields are printed"}
+   :command {:takes "COMMAND" :kind :text :doc "Name of a command"}})
 
 (defn doc-of
-  "Returns the line about an option of a command, which may have its own: see `:docs` of
-  `bpfmap.exec.commands`.
+  "Returns the line about an option of a command, which can override it in `:docs`.
 
-      (doc-of {:name \"unpin\"} :yes) ;=> \"Do it, though others have the map\""
+      (doc-of {:name \"unpin\"} :yes) ;=> \"Change the map even if others use it\""
   [command k]
   (or (get-in command [:docs k]) (:doc (options k))))
