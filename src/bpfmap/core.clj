@@ -1,5 +1,5 @@
 (ns bpfmap.core
-  "eBPF maps as Clojure data: create, open, read, change and pin them.
+  "Creates, opens, reads, changes and pins eBPF maps as Clojure data.
 
       (require '[bpfmap.core :as bpf])
 
@@ -8,19 +8,21 @@
         (m 7)          ;=> 42
         (into {} m))   ;=> {7 42}
 
-  An open map is an identity with collection manners: `get`, calling it, `reduce`, `reduce-kv`,
-  `into`, `seq` and `with-open` work; it is not counted, and printing or comparing it never asks
-  the kernel. Any number of threads may use it. Per-CPU values are vectors, one element for each
-  possible CPU. What a map refers to (maps, programs) goes in open and comes out as a reference
-  that can be opened, `{:map-id 12}`. doc/map-types.md has each type.
+  An open map can be used like a collection, but is compared by identity: `get`, calling it,
+  `reduce`, `reduce-kv`, `into`, `seq` and `with-open` work. It has no `count`, and printing or
+  comparing it makes no system call. Any number of threads may use it. Per-CPU values are vectors
+  with one element for each possible CPU. Objects that a map refers to (maps, programs) are stored
+  as open handles and read as references that can be opened, such as `{:map-id 12}`.
+  doc/map-types.md has each type.
 
-  Options, a trailing map: `:lock true` holds the value's spin lock, `:cpu n` is about one CPU's
-  value, `:cpus :all` writes one value for every CPU, `:overwrite true` pushes to a full map too.
-  doc/options.md says which function takes which.
+  Options are a trailing map: `:lock true` holds the value's spin lock, `:cpu n` reads or writes the
+  value of one CPU, `:cpus :all` writes one value for every CPU, `:overwrite true` pushes to a full
+  map too. doc/options.md lists the options of every function.
 
-  Errors are `ex-info` with `:bpfmap/error`, see `bpfmap.error`. Any operation may throw
-  `:closed`; any that asks the kernel `:permission` and `:kernel`; one that the map's type lacks
-  `:not-supported`, with what to do instead; odd options and arguments `:invalid-value`."
+  Errors are `ex-info` with `:bpfmap/error`, see `bpfmap.error`. Any function may throw `:closed`,
+  and `:invalid-value` for an invalid option or argument. Functions that call the kernel may throw
+  `:permission` and `:kernel`. An operation that the map's type lacks throws `:not-supported` and
+  names an alternative."
   (:refer-clojure :exclude [clone peek pop!])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.impl.kernel.element :as element]
@@ -41,42 +43,49 @@
   (datafy [m] ((requiring-resolve 'bpfmap.impl.host.explore/of-map) m)))
 
 (defn create
-  "Creates a map from a spec and returns it open; with `:pinning :by-name`, opens the one that is
-  pinned already.
+  "Creates a map from a spec and returns it open.
 
-  The spec is checked as data first (see `bpfmap.spec` for its keys), then the map is created,
-  filled with `:contents`, and frozen if `:freeze` is true or its name is that of a constant data
-  section (`.rodata`, `.rodata.…` or `.kconfig`); and pinned, last. The map lives until it is
-  closed, unless it is pinned or a program uses it. By name means below `:pin-path` of the
-  options, /sys/fs/bpf unless given. A map found there is used as it is, and not filled again;
-  `:incompatible` with every difference under `:bpfmap/diff` says that it is another one. `:via`
-  is as in [[open]]. Throws `:invalid-spec` with everything that is wrong under
-  `:bpfmap/problems`, `:invalid-value` for a bad entry of `:contents` (nothing is created then),
-  `:not-supported` for a type or flag that this kernel lacks, `:map-full`, `:out-of-range`,
-  `:no-memory`, `:permission` without CAP_BPF and without a BPF token. Kernels before 5.11 charge
-  maps to RLIMIT_MEMLOCK: where that is reached, bpfmap raises it for this process.
+  With `:pinning :by-name`, opens the map that is pinned already, if there is one.
+
+  The spec is checked first (see `bpfmap.spec` for its keys). Then the map is created, filled with
+  `:contents`, frozen if `:freeze` is true or if its name means a constant data section
+  (`.rodata`, `.rodata.…` or `.kconfig`), and pinned, in this order. The map lives until it is
+  closed, unless it is pinned or a program uses it.
+
+  `:pinning :by-name` pins below the option `:pin-path`, default: /sys/fs/bpf. A map found there is
+  used as it is, and not filled again. If it does not match the spec, `:incompatible` is thrown with
+  every difference under `:bpfmap/diff`. For the option `:via` see [[open]].
+
+  Throws `:invalid-spec` with all problems under `:bpfmap/problems`, `:invalid-value` for an invalid
+  entry of `:contents` (nothing is created then), `:not-supported` for a type or flag that this
+  kernel lacks, `:map-full`, `:out-of-range`, `:no-memory`, and `:permission` without CAP_BPF and
+  without a BPF token. Kernels before 5.11 charge maps to RLIMIT_MEMLOCK; bpfmap raises the limit of
+  this process if it is reached.
 
       (create {:name \"counts\" :type :hash :key :u32 :value :u64 :max-entries 1024})
-      (create {:name \"flows\" :type :lru-hash … :pinning :by-name} {:pin-path \"/sys/fs/bpf/agent\"})"
+      (create {:name \"flows\" :type :lru-hash … :pinning :by-name}
+              {:pin-path \"/sys/fs/bpf/agent\"})"
   (^Closeable [spec] (lifecycle/create spec nil))
   (^Closeable [spec options] (lifecycle/create spec options)))
 
 (defn open
-  "Opens a map that exists: by id, by pin path, by `{:name …}`, by `{:fd …}`, or by a reference,
-  `{:map-id …}`.
+  "Opens an existing map by id, pin path, name, descriptor or reference.
 
-  A name must be that of one map only. Of a name that the kernel shortens (see
-  `bpfmap.spec/kernel-name`), the whole name must be that of the map's variable in its BTF, as
-  libbpf loads it, or the file name of a pin of the map. A descriptor is duplicated: yours stays
-  yours.
+  `ref` is an id, a pin path, `{:name …}`, `{:fd …}` or `{:map-id …}`. A name must match only one
+  map. If the kernel shortens the name (see `bpfmap.spec/kernel-name`), the full name must match
+  the map's variable in its BTF, as libbpf loads it, or the file name of a pin of the map. A
+  descriptor is duplicated; the caller still owns the original.
 
-  Options: `:access` (`:read-write`, `:read-only`, `:write-only`); the types `:key` and `:value`,
-  else those of the map's BTF, or bytes; `:via :memory`, with which `get`, `put!` and `reduce` of
-  an `:mmapable` array do without system calls (doc/memory.md).
+  Options:
 
-  Throws `:not-found` and `:ambiguous` (with `:bpfmap/candidates`, a sequence of `{:id :name :type
-  :pinned :held}`, of maps that may be meant by a name), `:not-a-map` for a pinned program or
-  link, `:incompatible` for a type of another size, `:invalid-value` for a bad reference or
+  - `:access`: `:read-write`, `:read-only` or `:write-only`
+  - `:key`, `:value`: types; default: the types of the map's BTF, or bytes
+  - `:via :memory`: `get`, `put!` and `reduce` of an `:mmapable` array make no system calls
+  (doc/memory.md)
+
+  Throws `:not-found`, `:ambiguous` if a name matches several maps (with `:bpfmap/candidates`, a
+  sequence of `{:id :name :type :pinned :held}`), `:not-a-map` for a pinned program or link,
+  `:incompatible` for a type of another size, and `:invalid-value` for an invalid reference or
   option. Opening by id or name needs Linux 4.13 and CAP_SYS_ADMIN; by path, Linux 4.4 and the
   file's permission.
 
@@ -86,26 +95,28 @@
   (^Closeable [ref options] (lifecycle/open ref options)))
 
 (defn close
-  "Closes the handle; closing twice is fine. Returns nil.
+  "Closes the handle and returns nil; closing it twice is allowed.
 
-  Never waits: calls in flight on other threads complete, and the last of them gives the
-  descriptor back. The map itself goes once nothing holds it.
+  It never waits: calls in progress on other threads complete, and the last of them closes the
+  descriptor. The kernel frees the map once nothing holds it.
 
       (close m)"
   [m] (bpf-map/close m))
 
 (defn clone
-  "Returns a second handle of the same map, which outlives the first and is not pinned.
+  "Returns a second handle of the same map, which outlives the first.
+
+  The new handle has no pins.
 
       (with-open [m2 (clone m)] (m2 7))"
   ^Closeable [m] (lifecycle/clone m))
 
 (defn info
-  "Returns what the kernel says of the map now, as a map in the shape of a spec.
+  "Returns the current state of the map from the kernel, in the shape of a spec.
 
-  Beside the spec's keys: `:id`, `:frozen`, `:memlock` (bytes charged to the map; both from
-  fdinfo, absent where /proc cannot be read; `:id` is nil before Linux 4.13), and where they are
-  not zero `:btf-id` with the ids of the types in it, `:ifindex`, `:map-extra`. `:untyped` says
+  Beside the spec's keys, it has `:id` (nil before Linux 4.13), `:frozen` and `:memlock` (bytes
+  charged to the map; both read from fdinfo, and missing if /proc cannot be read). It has `:btf-id`
+  with the ids of the types in it, `:ifindex` and `:map-extra` unless they are zero. `:untyped` says
   why the map got no BTF for its types, or why its BTF cannot be used. Flags of the descriptor
   (`:rdonly`, `:wronly`) are not among `:flags`.
 
@@ -115,19 +126,19 @@
 (defn spec
   "Returns the completed spec of the map; `(create (spec m))` makes a map like it.
 
-  A map that was created here keeps its full name, one that was opened has the kernel's. The
-  kernel does not say what a map of maps was made to hold: the `:inner-map` of one that was opened
-  is the spec of a map in it, and missing if it is empty or may not be read. Nor does it say on
-  which NUMA node a map is.
+  A map created by this handle keeps its full name; an opened map has the name that the kernel
+  keeps. The kernel does not report the inner spec of a map of maps: for an opened map, `:inner-map`
+  is the spec of a map in it, and missing if it is empty or cannot be read. The kernel does not
+  report the NUMA node either.
 
       (:max-entries (spec m)) ;=> 1024"
   [m] (lifecycle/spec m))
 
 (defn freeze!
-  "Makes the map unchangeable from user space, for good and for every process; returns the map.
+  "Makes the map read-only for user space, in every process and for good.
 
-  Programs still write to it. Freezing a frozen map is fine. Throws `:busy` while somebody has its
-  memory mapped writable, `:read-only` through such a handle. Needs Linux 5.2.
+  Returns the map. Programs can still write to it. Freezing a frozen map is allowed. Throws `:busy`
+  while its memory is mapped writable, `:read-only` if the handle is read-only. Needs Linux 5.2.
 
       (freeze! m)"
   [m] (lifecycle/freeze! m))
@@ -135,37 +146,37 @@
 ;; --- pins
 
 (defn pin!
-  "Pins the map at a path below a BPF file system, so that it outlives the process; returns the map.
+  "Pins the map at a path on a BPF file system, and returns the map.
 
-  A map may have any number of pins: one that it has already stays, and [[move-pin!]] moves it.
-  Pinning at a path where this handle pinned the map before is fine. A path may be a string, a
-  `java.io.File` or a `java.nio.file.Path`; doc/pins.md says how names are written that are not
-  UTF-8. Throws `:exists` for a target that exists, `:not-bpffs` for a path on another file
-  system, `:not-found` for a missing directory, `:invalid-value` for an empty path or a name with
-  a dot, `:permission`. Needs Linux 4.4.
+  The pin keeps the map alive after the process ends. A map may have any number of pins: existing
+  pins stay, and [[move-pin!]] moves one. Pinning at a path where this handle pinned the map before
+  is allowed. A path may be a string, a `java.io.File` or a `java.nio.file.Path`; doc/pins.md
+  describes names that are not UTF-8. Throws `:exists` if the target exists, `:not-bpffs` for a path
+  on another file system, `:not-found` for a missing directory, `:invalid-value` for an empty path
+  or a name with a dot, `:permission`. Needs Linux 4.4.
 
       (pin! m \"/sys/fs/bpf/counts\")"
   [m path] (lifecycle/pin! m path))
 
 (defn move-pin!
-  "Moves a pin of the map to another path, in one step; returns the map.
+  "Moves a pin of the map to another path atomically, and returns the map.
 
-  Without `from`, it moves the only pin that this handle knows: where it pinned the map, or opened
-  it from. Whoever knows the map by the old path does not find it there any more. Throws `:exists`
-  for a target that exists, `:not-found` if the handle has no pin or the map is not pinned at
-  `from`, `:ambiguous` if the handle has several, `:invalid-value` for a path on another mount or
-  a name with a dot, `:permission`. Needs Linux 4.4.
+  Default for `from`: the only pin that this handle knows, which is where it pinned the map or
+  opened it from. The old path is gone afterwards. Throws `:exists` if the target exists,
+  `:not-found` if the handle has no pin or the map is not pinned at `from`, `:ambiguous` if the
+  handle has several, `:invalid-value` for a path on another mount or a name with a dot,
+  `:permission`. Needs Linux 4.4.
 
       (move-pin! m \"/sys/fs/bpf/counts\" \"/sys/fs/bpf/counts_old\")"
   ([m to] (lifecycle/move-pin! m nil to))
   ([m from to] (lifecycle/move-pin! m from to)))
 
 (defn unpin!
-  "Removes the pins that this handle knows, or the pin of the map at a path; returns the map.
+  "Removes the pins that this handle knows, or the given one, and returns the map.
 
-  A handle knows where it pinned the map and where it was opened from. Of these, a pin that is
-  gone, or that holds another map by now, is left alone. A path that is given must be a pin of the
-  map, or `:not-found` is thrown. Throws `:permission` if a pin cannot be removed.
+  A handle knows where it pinned the map and where it was opened from. Of these pins, it leaves
+  alone a pin that is gone or that holds another map by now. A given path must be a pin of the map;
+  otherwise `:not-found` is thrown. Throws `:permission` if a pin cannot be removed.
 
       (unpin! m)
       (unpin! m \"/sys/fs/bpf/counts\")"
@@ -173,24 +184,26 @@
   ([m path] (lifecycle/unpin! m path)))
 
 (defn pinned-paths
-  "Returns the pins that this handle knows as strings, the latest last: where it pinned its map,
-  or opened it from.
+  "Returns the pins that this handle knows as strings, the latest last.
+
+  A handle knows where it pinned its map and where it was opened from.
 
       (pinned-paths m) ;=> [\"/sys/fs/bpf/counts\" \"/sys/fs/bpf/agent/counts\"]"
   [m] @(bpf-map/pins-of m))
 
 (defn pinned-at?
-  "Returns true if what is pinned at a path is this map, and false if nothing is, or something else.
+  "Returns true if the object pinned at a path is this map.
 
-  Others may remove a pin, and pin another map in its place: an agent that starts anew does. A
-  handle stays with the map that it was opened for, and keeps it alive. Throws `:permission` if
-  the pin cannot be looked at, `:invalid-value` for a bad path. Needs Linux 4.13.
+  Returns false if nothing or another object is pinned there: another process may have removed the
+  pin and pinned another map in its place, as an agent does when it restarts. A handle stays with
+  the map that it was opened for, and keeps it alive. Throws `:permission` if the pin cannot be
+  read, `:invalid-value` for an invalid path. Needs Linux 4.13.
 
       (pinned-at? m \"/sys/fs/bpf/counts\") ;=> true"
   [m path] (lifecycle/pinned-at? m path))
 
 (defn pinned-path
-  "Returns where this handle last pinned its map, or opened it from, as a string; nil if nowhere.
+  "Returns the path where this handle last pinned or opened its map, or nil.
 
       (pinned-path m) ;=> \"/sys/fs/bpf/counts\""
   [m] (last @(bpf-map/pins-of m)))
@@ -198,11 +211,12 @@
 ;; --- elements
 
 (defn lookup
-  "Returns the value of a key, or nil, or not-found. One system call. Options: `:lock`, `:cpu`.
+  "Returns the value of a key, or not-found, by default nil.
 
-  `(get m k)` and `(m k)` are the same. An index beyond an array's end is a missing key, and so is
-  a task or file that is gone. While others replace values in a hash map, the kernel may miss a
-  key that is there all the time (doc/design.md, facts about the kernel).
+  Makes one system call. Options: `:lock`, `:cpu`. `(get m k)` and `(m k)` are the same. An index
+  beyond an array's end counts as a missing key, and so does a task or file that is gone. While
+  other processes replace values in a hash map, the kernel may miss a key that is there all the time
+  (doc/design.md, facts about the kernel).
 
       (lookup m 8 :none)           ;=> :none
       (lookup m 7 nil {:cpu 0})    ;=> 21"
@@ -211,19 +225,21 @@
   ([m k not-found options] (element-ops/lookup m k not-found options)))
 
 (defn has-key?
-  "Returns whether the map has the key. One system call, as [[lookup]].
+  "Returns true if the map has the key.
+
+  Makes one system call, like [[lookup]].
 
       (has-key? m 7) ;=> true"
   [m k] (not (identical? m (bpf-map/lookup m k m))))
 
 (defn put!
-  "Writes the entry, whether or not the key exists; returns the map. One system call. Options:
-  `:lock`, `:cpu`, `:cpus`.
+  "Writes an entry, whether or not its key exists, and returns the map.
 
-  A hash map's value is replaced as a whole, an array's in place: a reader of a long one may see
-  part of each. Throws `:invalid-value` for a key or value that does not fit its type (before the
-  kernel is asked), `:map-full`, `:out-of-range` for an index, `:permission` on a frozen map,
-  `:read-only` through such a handle, `:not-found` for a task or file that is gone.
+  Makes one system call. Options: `:lock`, `:cpu`, `:cpus`. A hash map's value is replaced as a
+  whole, an array's is written in place: a concurrent reader of a long one may see part of each.
+  Throws `:invalid-value` for a key or value that does not fit its type (before the system call),
+  `:map-full`, `:out-of-range` for an index, `:permission` on a frozen map, `:read-only` if the
+  handle is read-only, `:not-found` for a task or file that is gone.
 
       (put! m 7 42)
       (put! per-cpu 7 1 {:cpus :all})"
@@ -231,44 +247,46 @@
   ([m k v options] (element-ops/write m :put! element/any k v options) m))
 
 (defn insert!
-  "Writes the entry if its key does not exist, as an array's always does; returns whether it did.
-  As [[put!]] otherwise.
+  "Writes an entry if its key does not exist; returns true if it was written.
 
-  With `:cpu` the values of the other CPUs are zeros. Throws `:not-supported` for an `:lpm-trie`
-  on kernels that would write in any case: those before 6.13, but for stable releases that have
-  its fix.
+  Every index of an array exists already. With `:cpu`, the values of the other CPUs are zeros.
+  Takes the options of [[put!]] and throws the same errors. Throws `:not-supported` for an
+  `:lpm-trie` on kernels that would overwrite an existing key: kernels before 6.13, except stable
+  releases that have the fix.
 
       (insert! m 7 42) ;=> false"
   ([m k v] (element-ops/write m :insert! element/no-exist k v nil))
   ([m k v options] (element-ops/write m :insert! element/no-exist k v options)))
 
 (defn replace!
-  "Writes the entry if its key exists; returns whether it did. As [[put!]] otherwise.
+  "Writes an entry if its key exists; returns true if it was written.
 
-  Throws `:not-supported` for an `:lpm-trie` as [[insert!]] does; and with `:cpu`, but for a
-  `:percpu-array` from Linux 7.0 on: kernels either do not write the value of one CPU alone, or do
-  not look whether the key exists when they do.
+  Takes the options of [[put!]] and throws the same errors. Throws `:not-supported` for an
+  `:lpm-trie` like [[insert!]]. With `:cpu`, throws `:not-supported` except for a `:percpu-array`
+  from Linux 7.0 on: other kernels either do not write the value of one CPU alone, or do not check
+  that the key exists when they do.
 
       (replace! m 9 1) ;=> false"
   ([m k v] (element-ops/write m :replace! element/exist k v nil))
   ([m k v options] (element-ops/write m :replace! element/exist k v options)))
 
 (defn delete!
-  "Deletes the key; returns whether it was there. One system call.
+  "Deletes a key; returns true if it was there.
 
-  Of `:devmap`, `:cpumap` and `:xskmap` slots the kernel does not say, and the answer is true.
-  Throws `:permission` on a frozen map, `:read-only` through such a handle.
+  Makes one system call. The kernel does not report whether slots of `:devmap`, `:cpumap` and
+  `:xskmap` were empty, so the result is true for these. Throws `:permission` on a frozen map,
+  `:read-only` if the handle is read-only.
 
       (delete! m 7) ;=> true"
   [m k] (element-ops/delete! m k))
 
 (defn take!
-  "Returns the value of a key and deletes it in the same step; nil, or not-found, when it is
-  missing. Options: `:lock`.
+  "Returns the value of a key and deletes the key atomically.
 
-  No write of another is lost between the two. A value that its `[:via …]` type cannot decode is
-  not deleted: it is looked up and decoded first, in a call of its own. Needs Linux 5.14 for hash
-  maps, 6.18 for `:stack-trace`. Throws what [[lookup]] and [[delete!]] throw.
+  Returns not-found, by default nil, if the key is missing. Options: `:lock`. No concurrent write is
+  lost between the two steps. A value that its `[:via …]` type cannot decode is not deleted: it is
+  first looked up and decoded, in a separate call. Needs Linux 5.14 for hash maps, 6.18 for
+  `:stack-trace`. Throws the errors of [[lookup]] and [[delete!]].
 
       (take! m 7) ;=> 42"
   ([m k] (element-ops/take! m k nil nil))
@@ -276,10 +294,10 @@
   ([m k not-found options] (element-ops/take! m k not-found options)))
 
 (defn next-key
-  "Returns the key after k in the kernel's order, or the first one; nil after the last.
+  "Returns the key after k in the kernel's order, or nil after the last.
 
-  The kernel answers for a key that does not exist (any more) with the first one: a loop over
-  next-key need not end while others delete. `reduce` does better.
+  Without k, returns the first key. For a key that does not exist (any more), the kernel returns the
+  first key: a loop over next-key may never end while other processes delete keys. Prefer `reduce`.
 
       (next-key m)   ;=> 7
       (next-key m 7) ;=> nil"
@@ -289,30 +307,37 @@
 ;; --- maps without keys
 
 (defn push!
-  "Adds a value to a queue, a stack or a bloom filter; returns the map. Options: `:overwrite`.
+  "Pushes a value to a queue, stack or bloom filter, and returns the map.
 
-  Throws `:map-full`, unless the oldest value may go; a bloom filter is never full.
+  Options: `:overwrite`. Throws `:map-full`; with `:overwrite`, a full map drops its oldest value
+  instead. A bloom filter is never full.
 
       (push! q {:pid 7})"
   ([m v] (element-ops/push! m v nil))
   ([m v options] (element-ops/push! m v options)))
 
 (defn pop!
-  "Returns the next value of a queue or stack and removes it; nil, or not-found, when there is none.
+  "Removes and returns the next value of a queue or stack.
+
+  Returns not-found, by default nil, if it is empty.
 
       (pop! q :empty) ;=> {:pid 7}"
   ([m] (element-ops/pop! m nil))
   ([m not-found] (element-ops/pop! m not-found)))
 
 (defn peek
-  "Returns the next value of a queue or stack, which stays; nil, or not-found, when there is none.
+  "Returns the next value of a queue or stack without removing it.
+
+  Returns not-found, by default nil, if it is empty.
 
       (peek q :empty) ;=> :empty"
   ([m] (element-ops/peek m nil))
   ([m not-found] (element-ops/peek m not-found)))
 
 (defn might-contain?
-  "Returns whether a value may be in a bloom filter: false is certain, true is likely.
+  "Returns true if a value may be in a bloom filter.
+
+  False is certain, true is likely.
 
       (might-contain? seen \"10.0.0.1\") ;=> false"
   [m v] (element-ops/might-contain? m v))
@@ -320,63 +345,65 @@
 ;; --- many at once
 
 (defn put-all!
-  "Writes all entries, of a map or pairs; returns how many of their keys the map holds afterwards.
-  Options: `:lock`, `:cpus`.
+  "Writes all entries and returns the number of their keys in the map afterwards.
 
-  A key that is given twice counts once. A map that evicts (`:lru-hash`, `:lru-percpu-hash`) is
-  asked for each key after the writing: one that was evicted, by the entries after it or by
-  others, does not count.
+  `entries` is a map or a sequence of pairs. Options: `:lock`, `:cpus`. A key that occurs twice
+  counts once. A map that evicts (`:lru-hash`, `:lru-percpu-hash`) is asked for each key after
+  writing: an entry that was evicted, by later entries or by other writers, does not count.
 
-  Many with each system call where kernel and type have batches, else one by one. All entries are
-  encoded first, in memory as large as they are: `:invalid-value` (with `:bpfmap/index`) means
-  that nothing was written. Any other error says under `:bpfmap/done` how many of the entries
-  were, from the first on.
+  Writes in batches if the kernel and the map type support them, else one by one. All entries are
+  encoded first, in memory as large as they are: if that throws `:invalid-value` (with
+  `:bpfmap/index`), nothing was written. Any other error has under `:bpfmap/done` the number of
+  entries written, counted from the first.
 
       (put-all! m {1 10, 2 20}) ;=> 2"
   ([m entries] (batch-ops/put-all! m entries nil))
   ([m entries options] (batch-ops/put-all! m entries options)))
 
 (defn delete-all!
-  "Deletes all keys of a collection; returns how many were there, by the kernel's answers. Errors
-  are those of [[put-all!]].
+  "Deletes all keys of a collection; returns the number that the kernel deleted.
 
-  A key that is given twice, or that others delete meanwhile, counts once or not at all.
+  Throws the errors of [[put-all!]]. A key that occurs twice counts once. A key that another process
+  deletes at the same time counts once or not at all.
 
       (delete-all! m [1 2 3]) ;=> 2"
   [m ks] (batch-ops/delete-all! m ks))
 
 (defn lookup-all
-  "Returns the entries of those keys that are there, as a map; a system call for each. Options:
-  `:lock`, `:cpu`.
+  "Returns the entries of the given keys that exist, as a map.
+
+  Makes one system call per key. Options: `:lock`, `:cpu`.
 
       (lookup-all m [1 2 3]) ;=> {1 10, 2 20}"
   ([m ks] (batch-ops/lookup-all m ks nil))
   ([m ks options] (batch-ops/lookup-all m ks options)))
 
 (defn entries
-  "Returns all entries as something to `reduce`, `reduce-kv`, `into` or `seq`, as the map itself
-  is. Options: `:lock`, `:cpu`.
+  "Returns all entries as a reducible, like the map itself, but with options.
 
-  Each reduction reads the map anew, by chunks, and holds none of it. Deleting what one sees is
-  safe. What others write meanwhile is seen or not; a key that stays is seen once, but for what
-  the kernel loses where it has no batches or no lock (doc/design.md). It may throw
-  `:iteration-aborted`, with what it came to under `:bpfmap/so-far`.
+  It works with `reduce`, `reduce-kv`, `into` and `seq`. Options: `:lock`, `:cpu`. Each reduction
+  reads the map again, by chunks, and keeps none of it. Deleting keys while iterating is safe.
+  Entries that others write during the iteration are seen or not. A key that stays is seen once,
+  except for losses by kernels without batches or locks (doc/design.md). May throw
+  `:iteration-aborted`, with the result so far under `:bpfmap/so-far`.
 
       (into {} (entries per-cpu {:cpu 0})) ;=> {7 21}"
   ([m] (batch-ops/entries m nil))
   ([m options] (batch-ops/entries m options)))
 
 (defn snapshot
-  "Returns all entries as a map, in memory as large as they are. Options and errors are those of
-  [[entries]].
+  "Returns all entries as a map, in memory as large as they are.
+
+  Takes the options of [[entries]] and throws the same errors.
 
       (snapshot m) ;=> {1 10, 2 20}"
   ([m] (batch-ops/snapshot m nil))
   ([m options] (batch-ops/snapshot m options)))
 
 (defn count-entries
-  "Returns how many entries there are, by reading all of them; of an array, without asking, its
-  size.
+  "Returns the number of entries, by reading all of them.
+
+  The number of entries of an array is its size, and needs no system call.
 
       (count-entries m) ;=> 2"
   [m] (batch-ops/count-entries m))
@@ -407,42 +434,42 @@
   ([m f init options] (batch-ops/drain-into! m f init options)))
 
 (defn memory
-  "Returns the memory of an array or arena, mapped: bytes, for `bpfmap.memory`, streams and
-  buffers. Close it in the end.
+  "Returns the memory of an array or arena, mapped into this process.
 
-  Throws `:not-supported` for a map without the flag `:mmapable`, `:busy` for an arena whose place
+  The result is used with `bpfmap.memory`, as streams and as buffers. The caller must close it.
+  Throws `:not-supported` for a map without the flag `:mmapable`, `:busy` for an arena whose address
   is taken.
 
       (with-open [mem (memory m)] (reduce + mem)) ;=> 42"
   ^Closeable [m] (mapped/memory m))
 
 (defn spec-diff
-  "Returns where a spec and a map differ, as `{key {:spec x :map y}}`; nil where the map can be
-  used for the spec.
+  "Returns the differences of a spec and a map, or nil if the map matches.
 
-  Compared is what the kernel reports: type, sizes, entries, flags, map-extra, `:freeze`. `m` is
-  open, or what `info` returned.
+  The result is `{key {:spec x :map y}}`. It compares what the kernel reports: type, sizes, entries,
+  flags, map-extra and `:freeze`. `m` is an open map or a result of [[info]].
 
-      (spec-diff {:type :hash :key :u32 :value :u64 :max-entries 8} m) ;=> {:max-entries {:spec 8, :map 1024}}"
+      (spec-diff {:type :hash :key :u32 :value :u64 :max-entries 8} m)
+      ;=> {:max-entries {:spec 8, :map 1024}}"
   [spec m] (lifecycle/difference spec m))
 
 (defn compatible?
-  "Returns whether a map can be used for a spec; see [[spec-diff]].
+  "Returns true if a map can be used for a spec; see [[spec-diff]].
 
       (compatible? (spec m) m) ;=> true"
   [spec m] (nil? (lifecycle/difference spec m)))
 
 (defn ->bytes
-  "Makes an immutable byte view of a byte array, a hexadecimal string or integers: a key or value
-  without a type.
+  "Makes an immutable byte view of a byte array, a hexadecimal string or integers.
 
-  Throws `:invalid-value` for anything else. Views are equal by content; see `bpfmap.bytes`.
+  Views are keys and values without a type; they are equal by content, see `bpfmap.bytes`. Throws
+  `:invalid-value` for anything else.
 
       (->bytes \"0a 00 00 00\") ;=> #bpfmap/bytes \"0a 00 00 00\""
   [x] (bytes/->bytes x))
 
 (defn bpf-map?
-  "Returns whether x is a map of this library, open or closed.
+  "Returns true if x is a map of this library, open or closed.
 
       (bpf-map? m) ;=> true"
   [x] (bpf-map/bpf-map? x))
