@@ -409,25 +409,25 @@
   [m] (batch-ops/count-entries m))
 
 (defn drain!
-  "Takes all entries out of the map and returns them as a map, or the values of a queue or stack
-  as a vector. Options: `:lock`.
+  "Takes all entries out of the map and returns them as a map.
 
-  Many are taken with each system call if the kernel supports it. An error has the entries taken
-  so far under `:bpfmap/entries`. Entries that others add during the call are taken or left, whole.
-  If the process is killed, the entries that this call has taken are lost. Hash maps need Linux 5.6
-  (5.14 with a `[:via …]` type), `:stack-trace` 6.18.
+  The values of a queue or stack are returned as a vector. Options: `:lock`. Many entries are taken
+  with each system call if the kernel supports it. An error has the entries taken so far under
+  `:bpfmap/entries`. Entries that others add during the call are taken or left, whole. If the
+  process is killed, the entries that this call has taken are lost. Hash maps need Linux 5.6 (5.14
+  with a `[:via …]` type), `:stack-trace` 6.18.
 
       (drain! m) ;=> {1 10, 2 20}"
   ([m] (batch-ops/drain! m nil))
   ([m options] (batch-ops/drain! m options)))
 
 (defn drain-into!
-  "Reduces over entries (values of a queue or stack) and takes each out of the map just before f
-  gets it. Options: `:lock`.
+  "Reduces over entries and takes each out of the map just before f gets it.
 
-  If f throws or returns a `reduced`, the entries that it did not get are still in the map. Entries
-  that others add during the call are taken or left, whole. If the process is killed, at most the
-  entry that f was about to get is lost. Needs Linux 5.14, 6.18 for `:stack-trace`.
+  A queue or stack is reduced over its values. Options: `:lock`. If f throws or returns a `reduced`,
+  the entries that it did not get are still in the map. Entries that others add during the call are
+  taken or left, whole. If the process is killed, at most the entry that f was about to get is lost.
+  Needs Linux 5.14, 6.18 for `:stack-trace`.
 
       (drain-into! m (fn [sum [_ v]] (+ sum v)) 0) ;=> 30"
   ([m f init] (batch-ops/drain-into! m f init nil))

@@ -83,7 +83,6 @@
   '#{bpfmap.asm
      bpfmap.btf
      bpfmap.bytes
-     bpfmap.core
      bpfmap.error
      bpfmap.feature
      bpfmap.host
