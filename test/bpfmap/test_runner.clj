@@ -7,7 +7,8 @@
                                             contains the word behind the slash
 
   Exits with 1 when a test failed, when none ran, or, if the environment
-  variable CI is set and not \"false\", when one was skipped.
+  variable CI is set and not \"false\", when one was skipped. Warns of a test
+  that passed without an assertion.
 
   A run of all of them also fails when a promised behaviour has no test, and
   writes doc/conformance.md when none failed and none was skipped."
@@ -63,20 +64,27 @@
   (let [outcomes (atom {})
         current (atom nil)
         begun (atom nil)
+        assertions (atom 0)
         failed! (fn [] (swap! outcomes assoc (or @current ns) :failed))
         report t/report]
     (binding [check/*report-completion* false
               t/report (fn [m]
                          (case (:type m)
                            :begin-test-var (do (reset! current (:var m))
+                                               (reset! assertions 0)
                                                (reset! begun (System/nanoTime))
                                                (swap! outcomes assoc (:var m) :passed))
                            :end-test-var (let [seconds (seconds-since @begun)]
+                                           (when (and (zero? @assertions)
+                                                      (not (@fixture/skips (:var m))))
+                                             (println "WARNING" (:name (meta (:var m)))
+                                                      "has no assertion"))
                                            (when (< slow seconds)
                                              (println
                                               (format "  %.1f s %s" seconds
                                                       (:name (meta (:var m)))))))
-                           (:fail :error) (failed!)
+                           :pass (swap! assertions inc)
+                           (:fail :error) (do (swap! assertions inc) (failed!))
                            nil)
                          (report m))]
       (if (= [""] words)

@@ -33,7 +33,8 @@
 
 (defmacro ^:private token-test
   "A kernel-test with a new directory to mount on; skipped where no token can be had."
-  [name [dir] & body]
+  [name [dir :as binding] & body]
+  (assert (and (vector? binding) (seq body)) (str name " needs [dir] and a body"))
   `(kernel-test ~name
      (cond
        (not (rules/at-least? (call/kernel-release)
@@ -74,9 +75,8 @@
        "  (with-open [n (bpf/create spec options)] [(apply = (map (comp :id bpf/info) [m n])) "
        "(into {} n)]))))"))
 
-(token-test p3-create-with-token
+(token-test p3-create-with-token [dir]
   (testing "a token allows typed and pinned maps in a user namespace"
-    [dir]
     (is (= [[[:hash true nil #{} {"10.0.0.1" {:packets 1 :bytes 2}}]
              [:array true nil #{} {0 0, 1 5}]
              [:hash-of-maps false nil #{} nil]
@@ -91,22 +91,19 @@
   "Code that loads types into the kernel by themselves."
   "(said (with-open [b (host/load-btf [[:struct {:name \"flow\"} [:src :ipv4]]])] (str b)))")
 
-(token-test load-btf-with-token
+(token-test load-btf-with-token [dir]
   (testing "a token allows loading types alone"
-    [dir]
     (is (= "#<bpf-btf>" (in-there dir dir loading)))
     (let [[error message] (in-there dir "" loading)]
       (is (= :permission error))
       (is (str/includes? message "LIBBPF_BPF_TOKEN_PATH says where it is")))))
 
-(token-test default-token-path
+(token-test default-token-path [_]
   (testing "finds a token at the usual mount point"
-    [_]
     (is (= [:hash true] (take 2 (first (in-there "/sys/fs/bpf" nil (creating specs))))))))
 
-(token-test s10-missing-token-explained
+(token-test s10-missing-token-explained [dir]
   (testing "without a token the error explains namespace capabilities"
-    [dir]
     (doseq [[error message] (in-there dir "" (creating (take 2 specs)))]
       (is (= :permission error))
       (is (str/includes? (str message) "this process is in a user namespace"))
