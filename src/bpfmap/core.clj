@@ -23,7 +23,7 @@
   and `:invalid-value` for an invalid option or argument. Functions that call the kernel may throw
   `:permission` and `:kernel`. An operation that the map's type lacks throws `:not-supported` and
   names an alternative."
-  (:refer-clojure :exclude [clone peek pop!])
+  (:refer-clojure :exclude [peek pop!])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.impl.kernel.element :as element]
             [bpfmap.impl.map.batch-ops :as batch-ops]

@@ -125,7 +125,7 @@
         (uuid? x) (inst? x)) x
     (map? x) (into {} (map (fn [[k v]] [(shown k) (shown v)])) (take 16 x))
     (set? x) (into #{} (map shown) (take 16 x))
-    (or (sequential? x)) (into [] (map shown) (take 16 x))
+    (sequential? x) (into [] (map shown) (take 16 x))
     (bytes? x) (str "byte[" (alength ^bytes x) "]")
     (str/starts-with? (.getName (class x)) "bpfmap.") (cut (str x))
     :else (.getName (class x))))

@@ -26,7 +26,7 @@
       nil nil
       :pin-replaced (str pin " is " other " now" (when-not follow "; --follow goes on with that"))
       :pin-removed (str "nothing is pinned at " pin " any more")
-      :followed (str "this map took the place of the one before")
+      :followed "this map took the place of the one before"
       :waiting (str "map " id " is gone; waiting for one "
                     (if-let [path (:path ref)]
                       (str "at " (output/cell path))

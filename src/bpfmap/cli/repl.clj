@@ -69,7 +69,7 @@
       (completions \"bpf/pu\" 'user) ;=> (\"bpf/push!\" \"bpf/put!\" \"bpf/put-all!\")"
   [word ns]
   (let [[_ open word] (re-matches #"(?s)([\(\[\{'@#\^`~]*)(.*)" word)
-        [alias name] (when (str/includes? word "/") (str/split word #"/" 2))
+        [alias] (when (str/includes? word "/") (str/split word #"/" 2))
         names (if alias
                 (when-let [target (or (get (ns-aliases ns) (symbol alias))
                                       (find-ns (symbol alias)))]

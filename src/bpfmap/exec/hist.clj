@@ -19,14 +19,12 @@
   slot 0 counts the negative and slot 1 the zeros), or what lies between n and n+1 times
   `:linear`; with `:bpftrace`, whose slot 0 counts what is below all others, between n-1 and n
   times."
-  (:require [bpfmap.core :as bpf]
-            [bpfmap.error :as error]
+  (:require [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.query :as query]
-            [bpfmap.exec.reading :as reading]
-            [clojure.string :as str]))
+            [bpfmap.exec.reading :as reading]))
 
 (set! *warn-on-reflection* true)
 

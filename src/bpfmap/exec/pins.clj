@@ -85,7 +85,7 @@
   the path of that pin, and the pin moves.
 
       (pin {:ref {:id 12} :path \"/sys/fs/bpf/counts\"}) ;=> {:id 12, :name \"counts\", :type :hash, :path …}"
-  [{:keys [ref path move] :as options}]
+  [{:keys [path move] :as options}]
   (with-open [m (element/open options (if move :read-only :read-write))]
     (if-not move
       (pinned m path)

@@ -5,7 +5,6 @@
             [bpfmap.impl.rules :as rules]
             [bpfmap.impl.type.node :as node]
             [bpfmap.type :as type]
-            [clojure.set :as set]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)))
 

@@ -4,7 +4,7 @@
 
   The functions are the public API. What the client runs itself (macros, callbacks, readers of
   tags) is code that it gets, in resources/bpfmap/pod/client.clj."
-  (:require [bpfmap.core :as bpf]
+  (:require [bpfmap.core]
             [bpfmap.error :as error]
             [bpfmap.exec]
             [bpfmap.feature]

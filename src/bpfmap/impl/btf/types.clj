@@ -234,7 +234,7 @@
 
 (defn- bare
   "A node behind typedefs, but for those that mark the element of an array."
-  [{:keys [type typedef target] :as node}]
+  [{:keys [typedef target] :as node}]
   (if (and typedef (not (marked-elements typedef)))
     (recur target)
     node))

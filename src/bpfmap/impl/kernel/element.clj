@@ -40,7 +40,7 @@
   #{(- Abi/EINPROGRESS)})
 
 (def ^:private ^:const absent (- Abi/ENOENT))
-(def ^:private ^:const present (- Abi/EEXIST))
+(def ^:private ^:const exists (- Abi/EEXIST))
 
 (defn elements
   "The element operations of an open map, for the functions below. Sizes are those of the codecs;
@@ -89,7 +89,7 @@
     (if (or (== absent outcome)
             ;; Without the flag it is about something else: a name that a struct_ops value would
             ;; register.
-            (and (== present outcome) (only-new? flags)))
+            (and (== exists outcome) (only-new? flags)))
       false
       (throw (failure origin op outcome)))))
 

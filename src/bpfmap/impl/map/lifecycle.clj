@@ -1,6 +1,5 @@
 (ns ^:no-doc bpfmap.impl.map.lifecycle
   "Creates, opens, clones, freezes, pins and compares open maps."
-  (:refer-clojure :exclude [clone])
   (:require [bpfmap.error :as error]
             [bpfmap.impl.cache :as cache]
             [bpfmap.impl.codec.element :as element]
