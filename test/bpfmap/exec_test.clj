@@ -60,29 +60,29 @@
 (deftest odd-options-first
   (testing "rejects odd options before doing anything"
     (are [message call] (= message (usage (fn [] call)))
-      "show needs :ref" (exec/show {})
-      "show needs :ref" (exec/show nil)
-      "show needs :ref" (exec/show {:ref nil})
-      "Options are a map, not [1]" (exec/show [1])
-      "Unknown option :limt: dump takes :cpus, :key-type, :keys, :limit, :ref, :sort, :stream, :value-type or :where" (exec/dump {:ref 1 :limt 5})
-      "Unknown option :x: show takes :ref" (exec/show {:ref 1 :x 1})
-      ":limit \"x\": N is a whole number from 0" (exec/dump {:ref 1 :limit "x"})
-      ":limit -1: N is a whole number from 0" (exec/dump {:ref 1 :limit -1})
-      ":keys \"maybe\": is true or false" (exec/dump {:ref 1 :keys "maybe"})
-      ":ref \"\": REF is an id, a pin path or a name" (exec/show {:ref ""})
-      ":sort 7: COLUMN is the name of a column" (exec/list {:sort 7})
-      ":key-type \"u33\": unknown type :u33" (try (exec/dump {:ref 1 :key-type "u33"})
+      "show requires :ref" (exec/show {})
+      "show requires :ref" (exec/show nil)
+      "show requires :ref" (exec/show {:ref nil})
+      "Options must be a map, got [1]" (exec/show [1])
+      "Unknown option :limt: did you mean :limit?" (exec/dump {:ref 1 :limt 5})
+      "Unknown option :x: (doc bpfmap.exec/show) lists the options" (exec/show {:ref 1 :x 1})
+      ":limit must be a non-negative integer, got \"x\"" (exec/dump {:ref 1 :limit "x"})
+      ":limit must be a non-negative integer, got -1" (exec/dump {:ref 1 :limit -1})
+      ":keys must be true or false, got \"maybe\"" (exec/dump {:ref 1 :keys "maybe"})
+      ":ref must be an id, a pin path or a name, got \"\"" (exec/show {:ref ""})
+      ":sort must be the name of a column, got 7" (exec/list {:sort 7})
+      ":key-type must be a type, got \"u33\": unknown type :u33" (try (exec/dump {:ref 1 :key-type "u33"})
                                                  (catch Exception e
                                                    (throw
                                                     (ex-info
                                                      (first (str/split (ex-message e) #";"))
                                                      (ex-data e)))))
-      "put needs :value"
+      "put requires :value"
       (with-open [m ^Closeable (bpf/create {:type :array :value :u8 :max-entries 1})]
         (exec/put {:ref m :key 0}))
-      "restore needs :pin or :into" (exec/restore {:file "/x"})
-      ":print is :table, :edn, :json or :csv, not \"xml\"" (exec/list {:print "xml"})
-      ":print :csv is for commands that return rows"
+      "restore requires :pin or :into" (exec/restore {:file "/x"})
+      ":print must be :table, :edn, :json or :csv, got \"xml\"" (exec/list {:print "xml"})
+      ":print :csv requires a command that returns rows"
       (with-open [m ^Closeable (bpf/create {:type :array :value :u8 :max-entries 1})]
         (exec/show {:ref m :print :csv})))))
 
@@ -201,7 +201,7 @@
              (exec/list {:columns "name,frozen" :where "name=exec_columns"})))
       (is (= [{:max-entries 8 :entries 0}]
              (exec/list {:columns [:max-entries :entries] :where "name=exec_columns"})))
-      (is (re-find #"^There is no field foo: the fields are id, type, name, key-size"
+      (is (re-find #"^Unknown field foo: the fields are id, type, name, key-size"
                    (:message (fixture/error-of (exec/list {:columns "name,foo"}))))))))
 
 (kernel-test list-rows-independent
@@ -255,8 +255,8 @@
                              "  (try (exec/features {:where [:= :name :hash] :print format}) "
                              "(catch Exception e (println (ex-message e)))))")])]
       (is (= [0 ""] [exit err]))
-      (is (= [":print :json needs org.clojure/data.json, which is not on the class path"
-              ":print :csv needs org.clojure/data.csv, which is not on the class path"]
+      (is (= [":print :json requires org.clojure/data.json, which is not on the class path"
+              ":print :csv requires org.clojure/data.csv, which is not on the class path"]
              (map #(first (str/split % #": in a checkout")) (str/split-lines out)))))))
 
 ;; --- from a shell

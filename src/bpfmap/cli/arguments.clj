@@ -2,20 +2,18 @@
   "Parses the arguments of the command line into options, and prints help."
   (:require [bpfmap.error :as error]
             [bpfmap.exec.commands :as commands]
-            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.options :refer [doc-of options]]
             [bpfmap.exec.output :as output]
+            [bpfmap.impl.nearest :as nearest]
             [clojure.string :as str]
             [clojure.tools.cli :as cli]))
 
 (set! *warn-on-reflection* true)
 
-;; --- arguments
-
-;; --- options as tools.cli has them
+;; --- options for tools.cli
 
 (def general-options
-  "The options of every command, as tools.cli has them."
+  "The options of every command, for tools.cli."
   [[nil "--edn" "Print the data as EDN"]
    [nil "--json" "Print the data as JSON"]
    [nil "--verbose" "Print the data of an error too"]
@@ -33,8 +31,7 @@
   (if (and (double? x) (== x (long x))) (str (long x)) (str x)))
 
 (defn- tool-option
-  "An option of the table as tools.cli has it. Its text becomes data later, as that of
-  `bpfmap.exec` does."
+  "Returns an option of the table for tools.cli. [[arguments/checked]] converts its text to data."
   [{:keys [defaults] :as command} k]
   (let [{many? :many} (options k)
         required? (some #{k} (:needs command))]
@@ -47,68 +44,66 @@
       many? (conj :multi true :update-fn (fnil conj [])))))
 
 (defn tool-options
-  "The options of a command alone, as tools.cli has them."
+  "Returns the options of a command for tools.cli, without the general options."
   [{:keys [rows?] :as command}]
   (cond-> (mapv #(tool-option command %) (:options command))
     rows? (conj csv-option)))
 
 (defn argument-word
-  "An argument as usage shows it.
+  "Returns an argument as the usage line shows it.
 
       (argument-word {:optional #{:command}} :command) ;=> \"[COMMAND]\""
   [{:keys [optional]} k]
   (let [word (:takes (options k))]
     (if (contains? optional k) (str "[" word "]") word)))
 
-;; --- what is wrong, in the words of a command line
+;; --- usage errors
 
 (defn wrong-usage
-  "Throws what `run` prints as a usage error. `command` is where the user finds help."
+  "Throws a usage error, which ends with the command that prints the help of `command`."
   [command & message]
-  (throw (error/error :usage (str (str/join message) "; see `"
-                                  (str/join " " (remove nil? ["bpfmap help" (:name command)])) "`")
-                      {})))
+  (let [message (str/join message)]
+    (throw (error/error :usage (str message (if (str/ends-with? message "?") " See `" "; see `")
+                                    (str/join " " (remove nil? ["bpfmap help" (:name command)]))
+                                    "`")
+                        {}))))
+
+(defn- unknown
+  "Throws the usage error for an unknown name, with the nearest ones."
+  [command what word names]
+  (wrong-usage command "Unknown " what " " (pr-str word)
+               (some->> (nearest/did-you-mean word names) (str ": "))))
 
 (defn in-words
-  "A `:usage` error of `bpfmap.exec` as a command line says it; any other as it is."
+  "Returns a `:usage` error of `bpfmap.exec` with the words of the command line. Returns any other
+  error as it is."
   [e]
-  (let [{:keys [command option given problem missing] :as about} (:bpfmap/usage (ex-data e))
+  (let [{:keys [command missing] :as about} (:bpfmap/usage (ex-data e))
         {:keys [args] :as row} (some-> command commands/command-named)
-        word (fn [k] (if (some #{k} args) (argument-word row k) (option-text k)))]
+        positional? (set args)
+        word (fn [k] (if (positional? k) (:takes (options k)) (str "--" (name k))))]
     (if-not about
       e
       (try
         (cond
-          (some (set missing) args) (wrong-usage row command " needs "
-                                                 (str/join " " (map word args)))
-          missing (wrong-usage row command " needs " (str/join " or " (map option-text missing)))
-          (some #{option} args) (wrong-usage row (:takes (options option)) " " (pr-str given) ": "
-                                             problem)
-          :else (wrong-usage row "--" (name option) " "
-                             (if (and (string? given) (str/blank? given)) (pr-str given) given) ": "
-                             problem))
+          (some positional? missing) (wrong-usage row command " requires "
+                                                  (str/join " " (map #(argument-word row %) args)))
+          missing (wrong-usage row command " requires "
+                               (str/join " or " (map option-text missing)))
+          :else (wrong-usage row (arguments/statement word about)
+                             (some->> (:bpfmap/hint (ex-data e)) (str ": "))))
         (catch Exception worded worded)))))
 
-(defn- closest
-  "The command that may have been meant; nil where none is like it."
-  [word]
-  (let [word (subs word 0 (min 20 (count word)))
-        names (map :name commands/commands)]
-    (or (first (filter #(and (seq word) (str/starts-with? % word)) names))
-        (let [best (apply min-key #(fields/distance word %) names)]
-          (when (<= (long (fields/distance word best)) 2) best)))))
-
 (defn find-command
-  "The row of a command; throws a usage error where there is none."
+  "Returns the row of a command. Throws a usage error if there is no such command."
   [name]
   (or (commands/command-named name)
-      (wrong-usage nil "There is no command " (pr-str name)
-                   (when-let [like (closest name)] (str "; the nearest is " like)))))
+      (unknown nil "command" name (map :name commands/commands))))
 
 ;; --- the command line
 
 (def ^:private ^:const shield
-  "Put before a negative number, which tools.cli would take for an option."
+  "A prefix for negative numbers, so that tools.cli does not take them for options."
   "\u0000")
 
 (defn- unshielded [x]
@@ -117,31 +112,42 @@
     (vector? x) (mapv unshielded x)
     :else x))
 
+(defn- wrong-option
+  "Throws the usage error for a message of tools.cli."
+  [command message options]
+  (let [[_ unknown-one] (re-matches #"(?s)Unknown option: \"(.*)\"" message)
+        [_ without-value] (re-matches #"Missing required argument for \"(.*)\"" message)]
+    (cond
+      unknown-one (unknown command "option" unknown-one
+                           (map #(first (str/split (second %) #" ")) options))
+      without-value (wrong-usage command without-value " requires a value")
+      :else (wrong-usage command message))))
+
 (defn- parsed [command args options & more]
   (let [shielded (map #(if (re-find #"^-[0-9]" %) (str shield %) %) args)
         {:keys [errors] :as parsed} (apply cli/parse-opts shielded options more)]
     (when errors
-      (wrong-usage command (unshielded (first errors))))
+      (wrong-option command (unshielded (first errors)) options))
     (-> parsed
         (update :arguments unshielded)
         (update :options update-vals unshielded))))
 
 (defn- by-place
-  "The arguments that stand for themselves, as options."
+  "Returns the positional arguments as options."
   [{:keys [name args] :as command} given]
   (when (< (count args) (count given))
-    (wrong-usage command name " takes "
+    (wrong-usage command "Unexpected argument " (pr-str (nth given (count args))) ": " name " takes "
                  (if (seq args)
                    (str "only " (str/join " " (map #(argument-word command %) args)))
-                   "no argument")
-                 ", not also " (pr-str (nth given (count args)))))
+                   "no arguments")))
   (zipmap args given))
 
 (def ^:private formats [:edn :json :csv])
 
 (defn request
-  "What the words ask for: `{:command :options :format :verbose :version}`; `:options` are those
-  of the command, not yet checked, and `:format` is nil where people read.
+  "Parses the words of a command line: `{:command :options :format :verbose :version}`.
+
+  `:options` are the unchecked options of the command. `:format` is nil for output that people read.
 
       (request [\"show\" \"12\" \"--edn\"]) ;=> {:command {:name \"show\" …} :options {:ref \"12\"} :format :edn}"
   [words]
@@ -159,10 +165,10 @@
       (:help all) (merge flags
                          {:command (commands/command-named "help")
                           :options (when command {:command name})})
-      (nil? command) (wrong-usage nil "No command was given")
+      (nil? command) (wrong-usage nil "No command given")
       (next format) (wrong-usage command
                                  (str/join " and " (map #(str "--" (clojure.core/name %)) format))
-                                 " exclude each other")
+                                 " cannot be combined")
       :else (merge flags
                    {:command command
                     :format (first format)
@@ -209,8 +215,8 @@
             ["" ref-text exit-text])))
 
 (defn- shell-word
-  "A value as a word of the shell that means it. A condition is always in quotes, for `>` and `~`
-  would do something else without."
+  "Returns a value as a word for the shell. Conditions are always quoted, because `>` and `~` have a
+  meaning in the shell."
   [k x]
   (let [text (if (or (string? x) (keyword? x)) (output/cell x) (pr-str x))
         text (if (coll? x) (str/replace text #"(?<=[\[{ ]):" "") text)]
@@ -219,7 +225,7 @@
       (str "'" (str/replace text "'" "'\\''") "'"))))
 
 (defn- example-lines
-  "An options map as a command line, continued where it would be too long."
+  "Returns an options map as a command line, broken into lines if it is long."
   [{:keys [name args]} example]
   (reduce (fn [lines part]
             (let [line (peek lines)]
@@ -246,7 +252,7 @@
             (when (some #{:ref} args) ["" ref-text]))))
 
 (defn help
-  "The text of `bpfmap help`, or that of a command.
+  "Returns the text of `bpfmap help`, or the help of a command.
 
       (help {:command \"dump\"} {})"
   [{:keys [command]} _request]

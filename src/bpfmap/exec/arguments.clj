@@ -1,10 +1,11 @@
 (ns ^:no-doc bpfmap.exec.arguments
-  "What a command is given, as data that is known to be good: text from a shell, symbols from -X,
-  or data from a program.
+  "Checks the options of a command and converts them to data. They come as text from a shell, as
+  symbols from -X, or as data from a program.
 
-  What is wrong throws `:usage`, with what it is about under `:bpfmap/usage`:
+  Invalid options throw `:usage`. `:bpfmap/usage` has the details, one of:
 
-      {:command \"dump\" :option :limit :given \"x\" :problem \"N is a whole number from 0\"}
+      {:command \"dump\" :option :limit :given \"x\" :problem \"must be a non-negative integer\"}
+      {:command \"put\" :option :insert :given true :problem [\"cannot be combined with \" :replace]}
       {:command \"dump\" :missing [:ref]}
       {:command \"dump\" :unknown :limt}"
   (:require [bpfmap.error :as error]
@@ -12,6 +13,7 @@
             [bpfmap.exec.reducible :as reducible]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.kernel.paths :as paths]
+            [bpfmap.impl.nearest :as nearest]
             [clojure.string :as str]
             [clojure.walk :as walk])
   (:import (clojure.lang ExceptionInfo IReduceInit)
@@ -134,84 +136,98 @@
       (ident? x) (keyword ((requiring-resolve 'bpfmap.exec.fields/kernel-name) (name x))))))
 
 (def kinds
-  "How an option of a kind becomes data: `:read` returns nil for what is none, and what it is
-  stands in `:expects`, after the word of the option; or it throws, or `:problem` says what is
-  wrong with what was read. `:as` is the kind's name in babashka.cli."
+  "The kinds of options. `:read` converts a value to data, and returns nil or throws for an invalid
+  one. `:expects` is the constraint. `:problem` returns the hint for an invalid value, or nil. `:as`
+  is the kind's name in babashka.cli."
   {:flag {:read #(let [x (if (string? %) (edn-of % nil) %)] (when (boolean? x) x))
-          :expects "is true or false" :as :boolean}
-   :edn {:read #(if-let [text (text %)] (edn-of text nil) %) :expects "is one form" :as :edn}
-   :text {:read text :expects "is a text" :as :string}
-   :path {:read read-path :expects "is a path" :as :string}
-   :ref {:read ref-of :expects "is an id, a pin path or a name" :as :string}
+          :expects "must be true or false" :as :boolean}
+   :edn {:read #(if-let [text (text %)] (edn-of text nil) %) :expects "must be one EDN form" :as :edn}
+   :text {:read text :expects "must be a string" :as :string}
+   :path {:read read-path :expects "must be a path" :as :string}
+   :ref {:read ref-of :expects "must be an id, a pin path or a name" :as :string}
    :source {:read read-source
-            :expects "is an id, a pin path, a name, or a file whose name ends in .edn" :as :string}
+            :expects "must be an id, a pin path, a name or a file (NAME.edn)" :as :string}
    :field {:read #((requiring-resolve 'bpfmap.exec.query/path-of) %)
-           :expects "is the name of a field" :as :string}
-   :shell {:read #(#{:bash :zsh :fish} (some-> (text %) keyword)) :expects "is bash, zsh or fish"
-           :as :keyword}
+           :expects "must be the name of a field" :as :string}
+   :shell {:read #(#{:bash :zsh :fish} (some-> (text %) keyword))
+           :expects "must be bash, zsh or fish" :as :keyword}
    :slots {:read #(#{:log2 :bcc :bpftrace} (some-> (text %) keyword))
-           :expects "is log2, bcc or bpftrace" :as :keyword}
+           :expects "must be log2, bcc or bpftrace" :as :keyword}
    :count {:read #(let [n (number %)] (when (and (int? n) (pos? (long n))) n))
-           :expects "is a whole number from 1" :as :long}
-   :type {:read read-type :problem type-problem :as :edn}
+           :expects "must be a positive integer" :as :long}
+   :type {:read read-type :expects "must be a type" :problem type-problem :as :edn}
    :where {:read #((requiring-resolve 'bpfmap.exec.query/condition) (if (symbol? %) (str %) %))
            :as :string}
    :cpus {:read #(let [which (edn-of (or (text %) (str %)) nil)]
                    (when (or (contains? #{:each :sum :all} which) (and (int? which) (<= 0 which)))
                      which))
-          :expects "is each, sum, all or the number of a CPU" :as :keyword}
+          :expects "must be each, sum, all or the number of a CPU" :as :keyword}
    :element {:read identity :as :string}
    :column {:read #((requiring-resolve 'bpfmap.exec.query/column) %)
-            :expects "is the name of a column" :as :string}
-   :flags {:read read-flags :expects "is names with commas between them" :as :string}
-   :columns {:read read-columns :expects "is names with commas between them" :as :string}
-   :map-type {:read read-map-type :expects "is the name of a map type" :as :keyword}
+            :expects "must be the name of a column" :as :string}
+   :flags {:read read-flags :expects "must be names separated by commas" :as :string}
+   :columns {:read read-columns :expects "must be names separated by commas" :as :string}
+   :map-type {:read read-map-type :expects "must be the name of a map type" :as :keyword}
    :whole {:read #(let [n (number %)] (when (and (int? n) (<= 0 (long n))) n))
-           :expects "is a whole number from 0" :as :long}
+           :expects "must be a non-negative integer" :as :long}
    :positive {:read #(let [n (number %)] (when (and n (< 0 n 1e9)) n))
-              :expects "is a number above 0" :as :double}})
+              :expects "must be a positive number" :as :double}})
 
 ;; --- a whole map of options
 
 (defn- usage-error [message about]
   (error/error :usage message {:bpfmap/usage about}))
 
-(defn refused
-  "The `:usage` exception for an option that a command does not take as it was given. The command
-  may be nil where it is not known; [[call]] adds it.
+(defn statement
+  "Returns the sentence about an invalid option. `word` converts the keyword of an option to text.
 
-      (throw (refused \"dump\" :limit \"x\" \"N is a whole number from 0\"))"
-  [command option given problem]
-  (usage-error (str option " " (pr-str (error/shown given)) ": " problem)
-               {:command command :option option :given (error/shown given) :problem problem}))
+      (statement str {:option :limit :given \"x\" :problem \"must be a positive integer\"})
+      ;=> \":limit must be a positive integer, got \\\"x\\\"\""
+  [word {:keys [option given problem]}]
+  (let [problem (if (string? problem)
+                  problem
+                  (str/join (map #(if (keyword? %) (word %) %) problem)))]
+    (str (word option) " " problem
+         (when (str/starts-with? problem "must ") (str ", got " (pr-str given))))))
+
+(defn refused
+  "Returns the `:usage` exception for an invalid option.
+
+  `problem` continues a sentence that begins with the option: a text, or a vector of texts and
+  keywords of options. The value follows if it begins with must. `command` may be nil: [[perform]]
+  adds it.
+
+      (throw (refused \"dump\" :limit \"x\" \"must be a non-negative integer\"))
+      (throw (refused \"put\" :insert true [\"cannot be combined with \" :replace]))"
+  ([command option given problem] (refused command option given problem nil))
+  ([command option given problem hint]
+   (let [about {:command command :option option :given (error/shown given) :problem problem}]
+     (error/error :usage (statement str about) {:bpfmap/usage about :bpfmap/hint hint}))))
 
 (defn missing-option
-  "The `:usage` exception for an option that a command needs.
+  "Returns the `:usage` exception for a missing option.
 
-      (throw (lacking \"put\" :value))
-      (throw (lacking \"restore\" :pin :into)) ; one of them"
+      (throw (missing-option \"put\" :value))
+      (throw (missing-option \"restore\" :pin :into)) ; one of them is required"
   [command & options]
-  (usage-error (str command " needs " (str/join " or " options))
+  (usage-error (str command " requires " (str/join " or " options))
                {:command command :missing options}))
 
 (defn- coerce
-  "The data of one option; throws `:usage` for what is none."
+  "Returns the data of one option. Throws `:usage` if its value is invalid."
   [{:keys [name]} option x]
-  (let [{:keys [takes kind]} (options option)
-        {:keys [read expects problem]} (kinds kind)
-        [data wrong] (try
-                       [(read x)]
-                       (catch ExceptionInfo e [nil (ex-message e)]))
-        problem (cond
-                  wrong wrong
-                  problem (problem data)
-                  (nil? data) (str/join " " (remove nil? [takes expects])))]
-    (when problem
-      (throw (refused name option x problem)))
+  (let [{:keys [read expects problem]} (kinds (:kind (options option)))
+        data (try
+               (read x)
+               (catch ExceptionInfo e
+                 (throw (refused name option x (ex-message e) (:hint (ex-data e))))))
+        hint (when problem (problem data))]
+    (when (or hint (nil? data))
+      (throw (refused name option x expects hint)))
     data))
 
 (defn- coerce-all
-  "The data of an option, each of them where there may be many."
+  "Returns the data of an option, as a vector if it can be repeated."
   [command option x]
   (if (:many (options option))
     (mapv #(coerce command option %)
@@ -219,27 +235,29 @@
     (coerce command option x)))
 
 (defn required
-  "The options that a command must be given: its arguments by place, and what else it needs.
+  "Returns the required arguments and options of a command.
 
       (required {:args [:ref :key] :optional #{:key} :needs [:pin]}) ;=> (:ref :pin)"
   [{:keys [args optional needs]}]
   (concat (remove (set optional) args) needs))
 
 (defn checked
-  "The options map of a command as data, with its defaults; nil values count as not given.
+  "Checks the options of a command and returns them as data, with the defaults. Ignores nil values.
 
       (checked dump {:ref \"12\" :limit \"5\"}) ;=> {:ref {:id 12} :limit 5}"
   [{:keys [name args defaults] :as command} given]
   (when-not (or (nil? given) (map? given))
-    (throw (usage-error (str "Options are a map, not " (pr-str (error/shown given)))
-                        {:command name :problem "options are a map"})))
+    (throw (usage-error (str "Options must be a map, got " (pr-str (error/shown given)))
+                        {:command name :problem "must be a map"})))
   (let [known (set (concat args (:options command)))
         given (into {} (remove (comp nil? val)) given)]
     (doseq [k (keys given)]
       (when-not (known k)
-        (throw (usage-error (str "Unknown option " (pr-str (error/shown k)) ": " name " takes "
-                                 (if (seq known) (error/list-of (sort known)) "none"))
-                            {:command name :unknown (error/shown k)}))))
+        (throw (error/error :usage (str "Unknown option " (pr-str (error/shown k)))
+                            {:bpfmap/usage {:command name :unknown (error/shown k)}
+                             :bpfmap/hint (or (nearest/did-you-mean k (sort known))
+                                              (str "(doc bpfmap.exec/" name
+                                                   ") lists the options"))}))))
     (doseq [k (required command)]
       (when-not (contains? given k)
         (throw (missing-option name k))))
@@ -307,12 +325,10 @@
       (require ns-name)
       (catch java.io.FileNotFoundException e
         (throw (error/error :usage
-                            (str ":print " format " needs " library
+                            (str ":print " format " requires " library
                                  ", which is not on the class path")
-                            {:bpfmap/hint (str
-                                           "in a checkout of bpfmap start with the alias :exec "
-                                           "(bin/clj -X:exec); elsewhere add "
-                                               library " to an alias of deps.edn")}
+                            {:bpfmap/hint (str "add it to deps.edn, or use the alias :exec in a "
+                                               "checkout of bpfmap (bin/clj -X:exec)")}
                             e))))))
 
 (defn- print-as
@@ -320,7 +336,7 @@
   [{:keys [rows? view]} options format value]
   (check-library format)
   (when (and (= :csv format) (not rows?))
-    (throw (usage-error ":print :csv is for commands that return rows" {})))
+    (throw (usage-error ":print :csv requires a command that returns rows" {})))
   (let [print-result (requiring-resolve 'bpfmap.exec.output/print-result)]
     (if view
       (print-result value ((requiring-resolve view) value options)
@@ -345,7 +361,7 @@
   (let [format (when (map? given) (some-> (:print given) text keyword))
         options (checked command (if (map? given) (dissoc given :print) given))]
     (when (and (:print given) (not (some #{format} formats)))
-      (throw (usage-error (str ":print is " (error/list-of formats) ", not "
+      (throw (usage-error (str ":print must be " (error/list-of formats) ", got "
                                (pr-str (error/shown (:print given)))) {})))
     (cond->> (perform command options)
       format (print-as command options format))))

@@ -582,10 +582,10 @@
   [{:keys [file pin into exact] :as options}]
   (when (= (some? pin) (some? into))
     (throw (if pin
-             (arguments/refused "restore" :into into "it excludes :pin")
+             (arguments/refused "restore" :into into ["cannot be combined with " :pin])
              (arguments/missing-option "restore" :pin :into))))
   (when (and exact pin)
-    (throw (arguments/refused "restore" :exact exact "it is for a map that is there, with :into")))
+    (throw (arguments/refused "restore" :exact exact ["requires " :into])))
   (let [{:keys [spec entries inner] :as saved} (read-file file)]
     (if into
       (into-existing options saved)

@@ -26,9 +26,9 @@
   "The function that writes, its name, and the options that it is given."
   [{:keys [insert replace cpus lock]}]
   (when (and insert replace)
-    (throw (arguments/refused "put" :insert true "it excludes :replace")))
+    (throw (arguments/refused "put" :insert true ["cannot be combined with " :replace])))
   (when (contains? #{:each :sum} cpus)
-    (throw (arguments/refused "put" :cpus cpus "WHICH is all, or the number of a CPU")))
+    (throw (arguments/refused "put" :cpus cpus "must be all or the number of a CPU")))
   [(cond insert bpf/insert! replace bpf/replace! :else bpf/put!)
    (not-empty (cond-> {}
                 lock (assoc :lock true)
@@ -57,8 +57,8 @@
                   options)]
     (cond
       (and keyless? (some? (:key options)))
-      (throw (arguments/refused "put" :key key
-                                "a map of this type has no keys: give the value alone"))
+      (throw (arguments/refused "put" :key key "cannot be used with a map that has no keys"
+                                "give only the value"))
       (nil? (:value options))
       (throw (arguments/missing-option "put" :value)))
     (element/call-typed options :read-write [:key :value]

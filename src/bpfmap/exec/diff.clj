@@ -158,10 +158,9 @@
       (diff {:old {:name \"flows\"} :seconds 1}) ;=> [{:change :changed, :key 7, :old 1, :new 3, :per-second 2.0}]"
   [{:keys [old new seconds cpus] :as options}]
   (when (and new seconds)
-    (throw (arguments/refused "diff" :seconds seconds "it is for one map, and two were given")))
+    (throw (arguments/refused "diff" :seconds seconds ["cannot be combined with " :new])))
   (when (and (nil? new) (file-of old))
-    (throw (arguments/refused "diff" :old (file-of old)
-                              "a file does not change: give a map as NEW")))
+    (throw (arguments/refused "diff" :old (file-of old) ["requires " :new " if it is a file"])))
   (let [seconds (or seconds 1.0)
         before (read-source old options)
         with-fields (fn [after]

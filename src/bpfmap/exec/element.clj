@@ -227,9 +227,8 @@
       (try
         (arguments/with-keywords (edn/read-text (readable text)))
         (catch ExceptionInfo e
-          (throw (arguments/refused nil side text (str "neither EDN nor bytes in hexadecimal: "
-                                                       (:bpfmap/problem
-                                                        (ex-data e) (ex-message e)))))))))
+          (throw (arguments/refused nil side text "must be EDN or hexadecimal bytes"
+                                    (:bpfmap/problem (ex-data e) (ex-message e))))))))
 
 (defn- quoted? [text]
   (and (str/starts-with? text "\"") (str/ends-with? text "\"") (< 1 (count text))))
@@ -324,7 +323,7 @@
                bytes (<= (alength bytes) (long size)))
         (bytes/->bytes (Arrays/copyOf bytes (int size)))
         (throw (arguments/refused nil side (paths/text (or bytes (byte-array 0)))
-                                  "it is not UTF-8; give the bytes of all of it in hexadecimal"))))))
+                                  "must be UTF-8" "give all bytes in hexadecimal"))))))
 
 (defn typed
   "Returns what a text is as the key or value of a map with this spec; data stays as it is, but

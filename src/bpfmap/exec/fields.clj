@@ -31,37 +31,6 @@
   [k]
   (if (keyword? k) (str/replace (subs (str k) 1) #"\?$" "") (str k)))
 
-(defn distance
-  "Returns how many letters have to be changed, added or left out to make one word of another.
-
-      (distance \"bites\" \"bytes\") ;=> 1"
-  [a b]
-  (peek (reduce (fn [row x]
-                  (reduce (fn [next-row [i y]]
-                            (conj next-row (min (inc (long (peek next-row)))
-                                                (inc (long (nth row (inc (long i)))))
-                                                (+ (long (nth row i)) (if (= x y) 0 1)))))
-                          [(inc (long (first row)))]
-                          (map-indexed vector b)))
-                (vec (range (inc (count b)))) a)))
-
-(defn nearest
-  "Returns the names that may have been meant by a word, the likeliest first, three at most.
-
-      (nearest \"bites\" [\"bytes\" \"packets\"]) ;=> [\"bytes\"]"
-  [word names]
-  (let [fold #(str/lower-case (str/replace (str %) #"[_ ]" "-"))
-        word (fold (subs (str word) 0 (min 40 (count (str word)))))
-        most (if (< (count word) 5) 1 (max 2 (quot (count word) 3)))
-        scored (for [name (distinct names)
-                     :let [folded (fold name)
-                           short (last (str/split folded #"\."))
-                           d (min (long (distance word folded)) (long (distance word (str short))))]
-                     :when (or (and (<= d most) (< d (count word)))
-                               (and (<= 2 (count word)) (str/starts-with? (str short) word)))]
-                 [d name])]
-    (into [] (comp (map second) (take 3)) (sort-by first scored))))
-
 (defn kernel-name
   "Returns a name of the kernel's, such as BPF_MAP_TYPE_PERCPU_HASH or percpu_hash, as it is
   called here.

@@ -154,12 +154,12 @@
   [{:keys [field bucket slots linear cpus] :as options}]
   (when (and field (or bucket slots))
     (throw (arguments/refused "hist" :field (fields/path-text field)
-                              "it excludes :bucket and :slots, which are for maps of buckets")))
+                              ["cannot be combined with " :bucket " or " :slots])))
   (when (and linear (contains? #{:log2 :bcc} slots))
     (throw (arguments/refused "hist" :linear linear
-                              "it has no powers of two: only bpftrace numbers such buckets its own way")))
+                              ["cannot be combined with " :slots " " (name slots)])))
   (when (contains? #{:each :all} cpus)
-    (throw (arguments/refused "hist" :cpus cpus "WHICH is sum, or the number of a CPU")))
+    (throw (arguments/refused "hist" :cpus cpus "must be sum or the number of a CPU")))
   (with-open [m (element/open options :read-only)]
     (let [cpus (or cpus :sum)
           row-field (:fields (reading/with-fields m {:cpus cpus}))
@@ -185,16 +185,14 @@
                        (or bucket (integer? key))
                        (if (integer? value)
                          (of-keys options rows)
-                         (throw (error/error :usage (str "The values of " m " are no counts")
-                                             {:bpfmap/hint "--field NAME for the values of a field"})))
+                         (throw (error/error :usage (str "The values of " m " are not counts")
+                                             {:bpfmap/hint "use --field to select a field"})))
                        :else (throw (error/error :usage
                                                  (str m
-                                                      " has no buckets that can be told from its "
-                                                      "types")
+                                                      " has no buckets according to its types")
                                                  {:bpfmap/hint (str
-                                                                "--bucket NAME for the field that "
-                                                                "has them, --field NAME for the "
-                                                                    "values of a field; --key-type "
-                                                                    "and --value-type where it has "
-                                                                    "no types")})))]
+                                                                "select the buckets with --bucket, "
+                                                                "or a field with --field; give "
+                                                                "--key-type and --value-type if "
+                                                                "the map has no types")})))]
       (vec (remove (comp empty? :buckets) (sort-by :title query/order histograms))))))

@@ -152,9 +152,8 @@
         field (keyword (first real))]
     (when (next real)
       (throw (arguments/refused "list" :columns (fields/path-text path)
-                                (str "the columns are "
-                                     (str/join ", " (map first (:fields list-fields)))))))
-    (if (= :frozen field) :frozen field)))
+                                (str "must be a whole column, such as " (first real)))))
+    field))
 
 (defn- wanted
   "A predicate of the keys of a row that are shown, or that a condition or the order looks at."

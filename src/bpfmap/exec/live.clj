@@ -293,6 +293,6 @@
               (not (or (instance? Path ref)
                        (instance? File ref)
                        (and (map? ref) (or (:path ref) (:name ref))))))
-     (throw (arguments/refused "watch" :follow true
-                               "it is for a map given by its pin path or its name: an id does not come back")))
+     (throw (arguments/refused "watch" :follow true "requires a map given by its pin path or name"
+                               "an id is never used again")))
    (frames (assoc options :cpus (or cpus :sum)) stop)))

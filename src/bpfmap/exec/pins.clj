@@ -73,7 +73,7 @@
   [{:keys [path spec] :as options}]
   (when-not (or (nil? spec) (and (map? spec) (every? keyword? (keys spec))))
     (throw (arguments/refused "create" :spec spec
-                              "EDN is a map with keywords, such as {:map-extra 3}")))
+                              "must be a map with keyword keys, such as {:map-extra 3}")))
   (with-open [m (bpf/create (dissoc (spec-of options) :pinning))]
     (let [info (pinned m path)
           untyped (when (or (:key-type options) (:value-type options))
@@ -91,7 +91,7 @@
       (pinned m path)
       (let [from (last (bpf/pinned-paths m))]
         (when-not from
-          (throw (arguments/refused "pin" :move true "it needs the path of a pin to move")))
+          (throw (arguments/refused "pin" :move true ["requires the path of a pin as " :ref])))
         (confirm/check m options "Move this pin of it?")
         (bpf/move-pin! m from path)
         (assoc (select-keys (bpf/info m) [:id :name :type]) :path (bpf/pinned-path m) :from

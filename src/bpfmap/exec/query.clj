@@ -36,6 +36,7 @@
             [bpfmap.exec.fields :as fields]
             [bpfmap.impl.codec.scalar :as scalar]
             [bpfmap.impl.edn :as edn]
+            [bpfmap.impl.nearest :as nearest]
             [clojure.string :as str]
             [clojure.walk :as walk])
   (:import (java.util Arrays Comparator PriorityQueue)
@@ -140,16 +141,21 @@
   [row path]
   ((getter path) row))
 
+(def ^:private ^:const most-listed "The number of names that a hint lists." 8)
+
+(defn- name-hint
+  "Returns the hint for an unknown name: the nearest names, or else the first of all names."
+  [word plural names]
+  (or (nearest/did-you-mean word names)
+      (str "the " plural " are " (str/join ", " (take most-listed names))
+           (when (< most-listed (count names))
+             (str ", … (" (count names) " in all; --edn shows them)")))))
+
 (defn- no-field
-  "The `:usage` error for a field that there is not."
+  "Returns the `:usage` error for an unknown field."
   [path names]
-  (let [text (fields/path-text path)
-        near (fields/nearest (str/join "." path) names)]
-    (error/error :usage (str "There is no field " text)
-                 {:bpfmap/hint (if (seq near)
-                                 (str "did you mean " (error/list-of near) "?")
-                                 (str "the fields are " (str/join ", " (take 24 names))
-                                      (when (< 24 (count names)) ", …")))})))
+  (error/error :usage (str "Unknown field " (fields/path-text path))
+               {:bpfmap/hint (name-hint (str/join "." path) "fields" names)}))
 
 (defn real-path
   "Returns a path by the real names of the fields that a command's rows have; the path as it is if
@@ -543,11 +549,7 @@
                                                                (fields/quoted (peek (vec path))))))
                                                  inside)))))
         :name (when (seq names)
-                (let [near (fields/nearest (fields/kernel-name (text-of given)) (keys names))]
-                  (if (seq near)
-                    (str "did you mean " (error/list-of near) "?")
-                    (str "the names are " (str/join ", " (take 16 (sort (keys names))))
-                         (when (< 16 (count names)) ", …")))))
+                (name-hint (fields/kernel-name (text-of given)) "names" (sort (keys names))))
         nil)})))
 
 (defn- check-kind
@@ -597,11 +599,14 @@
   {"=" :=, "==" :=, "!=" :not=, "<" :<, "<=" :<=, ">" :>, ">=" :>=, "~" :matches, "=~" :matches
    "!~" :not-matches})
 
-(defn- wrong [& message] (throw (ex-info (str/join message) {})))
+(defn- invalid
+  "Throws an exception about a condition: `problem` begins with must."
+  [problem hint]
+  (throw (ex-info problem {:hint hint})))
 
 (defn- value-text
-  "Returns what stands behind an operator: without quotes, if it has them. Throws an exception for
-  what looks like more than one condition."
+  "Returns the value after an operator, without its quotes. Throws if there seem to be several
+  conditions."
   [text op]
   (let [[_ double-quoted] (re-matches #"(?s)\"((?:[^\"\\]|\\.)*)\"" text)
         [_ single-quoted] (re-matches #"(?s)'([^']*)'" text)]
@@ -609,12 +614,13 @@
       double-quoted (let [x (edn text)] (if (string? x) x double-quoted))
       single-quoted single-quoted
       (contains? #{:matches :not-matches} op) text
-      (re-find #"^[=<>!~]" text) (wrong (pr-str (subs text 0 1))
-                                        " after the operator: operators are = == != < <= > >= ~ =~ and !~; "
-                                        "put a value that begins with one in double quotes")
+      (re-find #"^[=<>!~]" text)
+      (invalid "must have one operator: = == != < <= > >= ~ =~ or !~"
+               "put a value that begins with an operator in double quotes")
+
       (and (re-find #"\s(&&|\|\||(?i:and|or))\s" text) (re-find #"[=<>~]" text))
-      (wrong
-       "it has more than one condition: give --where again for each, or '[:or [:= a 1] [:> b 2]]'")
+      (invalid "must be one condition" "repeat --where, or use '[:or [:= a 1] [:> b 2]]'")
+
       :else text)))
 
 (defn- parse-text
@@ -629,29 +635,30 @@
         [(in-text op) field (value-text given (in-text op))]))))
 
 (defn- checked
-  "Returns a condition as data whose fields are paths; throws an exception that says what is wrong."
+  "Returns a condition as data whose fields are paths. Throws if it is malformed."
   [condition]
   (let [[op & more] (when (vector? condition) condition)]
     (case op
       (:and :or) (into [op] (map checked) more)
-      :not (if (= 1 (count more)) [:not (checked (first more))] (wrong ":not takes one condition"))
+      :not (if (= 1 (count more))
+             [:not (checked (first more))]
+             (invalid "must have one condition after :not" nil))
       :not= [:not (checked (assoc condition 0 :=))]
       :not-matches [:not (checked (assoc condition 0 :matches))]
       :== (checked (assoc condition 0 :=))
       (:= :< :<= :> :>= :matches)
       (let [[field given] more
             path (path-of field)]
-        (when-not (= 2 (count more)) (wrong op " takes a field and what to compare it with"))
-        (when-not path (wrong (pr-str (error/shown field)) " is not a field"))
+        (when-not (= 2 (count more)) (invalid (str "must have a field and a value after " op) nil))
+        (when-not path (invalid (str "must have a field after " op) nil))
         (when (= :matches op)
           (try
             (re-pattern (if (instance? Pattern given) given (text-of given)))
             (catch PatternSyntaxException e
-              (wrong "the regular expression " (pr-str (text-of given)) " is not well formed: "
-                     (.getDescription e)))))
+              (invalid "must have a valid regular expression" (.getDescription e)))))
         [op path given])
-      (wrong
-       "a condition is like 'bytes>1000', src=10.0.0.1, name~^cali or '[:or [:> :bytes 1000] [:= :src \"10.0.0.1\"]]'"))))
+      (invalid "must be a condition"
+               "such as 'bytes>1000', src=10.0.0.1, name~^cali or '[:or [:> :bytes 1000] [:= :src \"10.0.0.1\"]]'"))))
 
 (defn condition
   "Returns a condition as checked data; throws an exception whose message says what is wrong with

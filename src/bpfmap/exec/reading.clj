@@ -146,8 +146,7 @@
       (dump {:ref {:name \"counts\"} :key-type :u32 :value-type :u64}) ;=> [{:key 7, :value 42}]"
   [{:keys [stream sort] :as options}]
   (when (and stream sort)
-    (throw (arguments/refused "dump" :stream true
-                              "it prints rows as they are read, and :sort needs all of them first")))
+    (throw (arguments/refused "dump" :stream true ["cannot be combined with " :sort])))
   (if stream
     (stream-of
       (fn [told f init]

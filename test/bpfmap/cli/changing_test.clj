@@ -85,14 +85,14 @@
       (are [ref key code pattern] (let [[exit line] (refused "get" ref key)]
                                     (is (= code exit))
                                     (is (re-find pattern line)))
-        (id-of m) "{src" 2 #"KEY \"\{src\": neither EDN nor bytes in hexadecimal: EOF"
-        (id-of m) "" 2 #"KEY \"\": neither EDN nor bytes in hexadecimal: it is empty"
+        (id-of m) "{src" 2 #"KEY must be EDN or hexadecimal bytes, got \"\{src\": EOF"
+        (id-of m) "" 2 #"KEY must be EDN or hexadecimal bytes, got \"\": it is empty"
         (id-of m) "1 2" 2 #"there is more than one form"
         (id-of m) "#foo 1" 2 #"the tag #foo is unknown"
         (id-of m) "7" 1 #"key: 7 is not a \[struct"
         (id-of m) "{src \"10.0.0\" port 1}" 1 #"key\.src: \"10\.0\.0\" is not a ipv4"
         (id-of m) "{src \"10.0.0.1\"}" 1 #"the field port is missing"
-        (id-of m) "0a 00" 2 #"neither EDN nor bytes"
+        (id-of m) "0a 00" 2 #"KEY must be EDN or hexadecimal bytes, got \"0a 00\""
         (id-of raw) "01 02" 1 #"it takes 4 bytes, these are 2"
         (id-of raw) "xyz" 1 #"hexadecimal wants pairs of digits"))))
 
@@ -133,7 +133,7 @@
                (refused "put" id "2" "11" "--replace")))
         (is (= {1 10} (bpf/snapshot m)))
         (is (= ["2  11  (new)"] (lines-of "put" id "2" "11" "--insert")))
-        (is (= [2 "bpfmap: --insert true: it excludes --replace; see `bpfmap help put`"]
+        (is (= [2 "bpfmap: --insert cannot be combined with --replace; see `bpfmap help put`"]
                (refused "put" id "2" "11" "--insert" "--replace")))))))
 
 (kernel-test whole-per-cpu-value
@@ -161,7 +161,7 @@
         (is (= ["07 00 00 00"] (lines-of "take" id)))
         (is (= [1 "bpfmap: there is no such entry"] (refused "take" id)))
         (is (= [2
-                "bpfmap: KEY \"1\": a map of this type has no keys: give the value alone; see `bpfmap help put`"]
+                "bpfmap: KEY cannot be used with a map that has no keys: give only the value; see `bpfmap help put`"]
                (refused "put" id "1" "2")))
         (is (re-find #"`get` has its next value, `take` takes it" (second (refused "dump" id))))))))
 
@@ -228,7 +228,7 @@
         (is (= [(str "map " (id-of m) " (changing) is pinned at " c ", and no longer at " a)]
                (lines-of "pin" a c "--move" "--yes")))
         (is (= [false true true] (map there? [a b c])))
-        (is (= [2 "bpfmap: --move true: it needs the path of a pin to move; see `bpfmap help pin`"]
+        (is (= [2 "bpfmap: --move requires the path of a pin as REF; see `bpfmap help pin`"]
                (refused "pin" (id-of m) a "--move")))
         (.close program)
         (is (= {:path b :from c}
@@ -245,7 +245,7 @@
       (is (= :hash-of-maps (:type (exec/show {:ref path}))))
       (exec/unpin {:path path})
       (is (= [2
-              "bpfmap: --spec [1]: EDN is a map with keywords, such as {map-extra 3}; see `bpfmap help create`"]
+              "bpfmap: --spec must be a map with keyword keys, such as {map-extra 3}, got [1]; see `bpfmap help create`"]
              (refused "create" path "--spec" "[1]")))
       (is (re-find #"a spec needs --type" (second (refused "create" path))))
       (is (re-find #"unknown map type"

@@ -254,7 +254,7 @@
                        ["watch" (id-of m) "--seconds" "0.01"]]
               :let [[side other]
                     (if (= "diff" (first command)) ["new." "old."] ["value." "value."])]
-              [term message] {"nope=1" #"There is no field nope"
+              [term message] {"nope=1" #"Unknown field nope"
                               (str side "bites>1") (re-pattern (str "did you mean .*" side "bytes"))
                               (str other "bytes=curl") #"must be compared with a number"
                               (str side
@@ -266,10 +266,10 @@
           (is (re-find message err)))
         (let [{:keys [exit err]} (apply bpfmap (concat command ["--sort" "nope"]))]
           (is (= 2 exit))
-          (is (re-find #"There is no field nope" err))))
+          (is (re-find #"Unknown field nope" err))))
       (is (re-find #"change must be compared with one of its names"
                    (:err (bpfmap "diff" (id-of m) (id-of n) "--where" "change=gone"))))
-      (is (re-find #"There is no field per-second"
+      (is (re-find #"Unknown field per-second"
                    (:err (bpfmap "diff" (id-of m) (id-of n) "--sort" "per-second.bytes"))))
       (is (= 2 (:exit (bpfmap "hist" (id-of m) "--field" "bytes" "--where" "bytes=curl"))))
       (bpf/put! n {:src "10.0.0.1" :port 443} {:bytes 3 :state :OLD})
@@ -283,5 +283,5 @@
     (with-open [^Closeable a (create {:key :u32 :value [:struct [:n :u32]] :contents {1 {:n 1}}})
                 ^Closeable b (create {:key :u64 :value [:struct [:m :u64]] :contents {1 {:m 1}}})]
       (is (= [{:n 1}] (map :old (exec/diff {:old a :new b :where ["old.n=1" "new.m=1"]}))))
-      (is (re-find #"There is no field old.m"
+      (is (re-find #"Unknown field old.m"
                    (:message (fixture/error-of (exec/diff {:old a :new b :where "old.m=1"}))))))))

@@ -139,7 +139,7 @@
           "type=hsh"
           "type must be compared with one of its names or their numbers, got hsh: did you mean hash?"
           "frozen=maybe" "frozen must be compared with true or false, got maybe"
-          "memlok>1M" "There is no field memlok: did you mean memlock?"
+          "memlok>1M" "Unknown field memlok: did you mean memlock?"
           "flags=nopreallok"
           "flags must be compared with one of its names or their numbers, got nopreallok: did you mean no-prealloc?")))))
 
@@ -177,15 +177,15 @@
           "packets=\"many\""
           "value.packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got many")
         (run! #(bpf/delete! m %) (keys (bpf/snapshot m)))
-        (is (= [2 "bpfmap: There is no field pakets: did you mean value.packets?"]
+        (is (= [2 "bpfmap: Unknown field pakets: did you mean value.packets?"]
                (refused "dump" (id-of m) "--where" "pakets>1"))
             "of no entries too")
-        (is (= [2 "bpfmap: There is no field pakets: did you mean value.packets?"]
+        (is (= [2 "bpfmap: Unknown field pakets: did you mean value.packets?"]
                (refused "dump" (id-of m) "--sort" "pakets")))
-        (is (= [2 "bpfmap: There is no field pakets: did you mean value.packets?"]
+        (is (= [2 "bpfmap: Unknown field pakets: did you mean value.packets?"]
                (refused "hist" (id-of m) "--field" "pakets")))
         (is (= [2
-                "bpfmap: There is no field pakets: did you mean value.packets or per-second.packets?"]
+                "bpfmap: Unknown field pakets: did you mean value.packets or per-second.packets?"]
                (refused "watch" (id-of m) "--seconds" "0.1" "--where" "pakets>1")))))))
 
 (kernel-test dotted-field-names
@@ -460,36 +460,44 @@
 (deftest usage-error-exit-code
   (testing "wrong usage exits with 2 and names the help page"
     (are [args line] (= [2 line] (apply refused args))
-      [] "bpfmap: No command was given; see `bpfmap help`"
-      ["lst"] "bpfmap: There is no command \"lst\"; the nearest is list; see `bpfmap help`"
-      ["help" "xyzzy"] "bpfmap: There is no command \"xyzzy\"; see `bpfmap help`"
-      ["--foo" "list"] "bpfmap: Unknown option: \"--foo\"; see `bpfmap help`"
-      ["list" "--foo"] "bpfmap: Unknown option: \"--foo\"; see `bpfmap help list`"
+      [] "bpfmap: No command given; see `bpfmap help`"
+      ["lst"] "bpfmap: Unknown command \"lst\": did you mean list? See `bpfmap help`"
+      ["help" "xyzzy"] "bpfmap: Unknown command \"xyzzy\"; see `bpfmap help`"
+      ["dum"] "bpfmap: Unknown command \"dum\": did you mean dump? See `bpfmap help`"
+      ["--foo" "list"] "bpfmap: Unknown option \"--foo\"; see `bpfmap help`"
+      ["list" "--foo"] "bpfmap: Unknown option \"--foo\"; see `bpfmap help list`"
+      ["list" "--limt" "5"]
+      "bpfmap: Unknown option \"--limt\": did you mean --limit? See `bpfmap help list`"
+      ["list" "--jsn"]
+      "bpfmap: Unknown option \"--jsn\": did you mean --json? See `bpfmap help list`"
       ["list" "--edn" "--json"]
-      "bpfmap: --edn and --json exclude each other; see `bpfmap help list`"
+      "bpfmap: --edn and --json cannot be combined; see `bpfmap help list`"
       ["--edn" "list" "--json"]
-      "bpfmap: --edn and --json exclude each other; see `bpfmap help list`"
-      ["show"] "bpfmap: show needs REF; see `bpfmap help show`"
-      ["show" "--json"] "bpfmap: show needs REF; see `bpfmap help show`"
-      ["show" "1" "2"] "bpfmap: show takes only REF, not also \"2\"; see `bpfmap help show`"
-      ["list" "1"] "bpfmap: list takes no argument, not also \"1\"; see `bpfmap help list`"
+      "bpfmap: --edn and --json cannot be combined; see `bpfmap help list`"
+      ["show"] "bpfmap: show requires REF; see `bpfmap help show`"
+      ["show" "--json"] "bpfmap: show requires REF; see `bpfmap help show`"
+      ["show" "1" "2"]
+      "bpfmap: Unexpected argument \"2\": show takes only REF; see `bpfmap help show`"
+      ["list" "1"]
+      "bpfmap: Unexpected argument \"1\": list takes no arguments; see `bpfmap help list`"
       ["dump" "1" "--key-type"]
-      "bpfmap: Missing required argument for \"--key-type TYPE\"; see `bpfmap help dump`"
-      ["demo" "--seconds" "0"] "bpfmap: --seconds 0: N is a number above 0; see `bpfmap help demo`"
+      "bpfmap: --key-type TYPE requires a value; see `bpfmap help dump`"
+      ["demo" "--seconds" "0"]
+      "bpfmap: --seconds must be a positive number, got \"0\"; see `bpfmap help demo`"
       ["demo" "--seconds" "NaN"]
-      "bpfmap: --seconds NaN: N is a number above 0; see `bpfmap help demo`"
+      "bpfmap: --seconds must be a positive number, got \"NaN\"; see `bpfmap help demo`"
       ["demo" "--seconds" "soon"]
-      "bpfmap: --seconds soon: N is a number above 0; see `bpfmap help demo`")))
+      "bpfmap: --seconds must be a positive number, got \"soon\"; see `bpfmap help demo`")))
 
 (deftest bad-type-exit-code
   (testing "a malformed type exits with 2 and explains types"
     (are [text pattern] (let [[exit line] (refused "dump" "1" "--key-type" text)]
                           (is (= 2 exit))
                           (is (re-matches pattern line)))
-      "u33" #"bpfmap: --key-type u33: unknown type u33.*u32.*; see `bpfmap help dump`"
-      "[:bytes 0]" #"bpfmap: --key-type \[bytes 0\]: .*; see `bpfmap help dump`"
-      "[:bytes" #"bpfmap: --key-type \[bytes: .*; see `bpfmap help dump`"
-      "" #"bpfmap: --key-type \"\": .*; see `bpfmap help dump`")))
+      "u33" #"bpfmap: --key-type must be a type, got \"u33\": unknown type u33.*u32.*; see `bpfmap help dump`"
+      "[:bytes 0]" #"bpfmap: --key-type must be a type, got \"\[:bytes 0\]\": .*; see `bpfmap help dump`"
+      "[:bytes" #"bpfmap: --key-type must be a type, got \"\[:bytes\": .*; see `bpfmap help dump`"
+      "" #"bpfmap: --key-type must be a type, got \"\": .*; see `bpfmap help dump`")))
 
 (kernel-test missing-map-exit-code
   (testing "a missing map exits with 1"

@@ -144,14 +144,14 @@
       (are [args pattern] (let [[exit line] (apply refused "hist" args)]
                             (is (= 2 exit))
                             (is (re-find pattern line)))
-        [(id-of m)] #"has no buckets that can be told from its types: --bucket NAME"
-        [(id-of names)] #"are no counts: --field NAME"
+        [(id-of m)] #"has no buckets according to its types: select the buckets with --bucket,"
+        [(id-of names)] #"are not counts: use --field"
         [(id-of names) "--field" "value"] #"The field value must hold integers, got \"a\""
-        [(id-of names) "--field" "foo"] #"There is no field foo"
+        [(id-of names) "--field" "foo"] #"Unknown field foo"
         [(id-of wide) "--linear" "1"] #"there would be 4000000001 lines: take a larger step"
         [(id-of slots)] #"500 is no slot of a log2 histogram"
-        [(id-of wide) "--linear" "0"] #"--linear 0: STEP is a whole number from 1"
-        [(id-of wide) "--linear" "5" "--slots" "log2"] #"--linear 5: it has no powers of two"
+        [(id-of wide) "--linear" "0"] #"--linear must be a positive integer, got \"0\""
+        [(id-of wide) "--linear" "5" "--slots" "log2"] #"--linear cannot be combined with --slots log2"
         [(id-of wide) "--field" "key" "--slots" "bcc"]
-        #"--field key: it excludes --bucket and --slots"
-        [(id-of wide) "--slots" "x"] #"--slots x: WAY is log2, bcc or bpftrace"))))
+        #"--field cannot be combined with --bucket or --slots"
+        [(id-of wide) "--slots" "x"] #"--slots must be log2, bcc or bpftrace, got \"x\""))))

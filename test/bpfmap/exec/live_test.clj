@@ -224,7 +224,7 @@
                                                nil))
                                      #(= 4 (count %))))))
       (run! bpf/close @maps)
-      (is (re-find #":follow true: it is for a map given by its pin path or its name"
+      (is (re-find #":follow requires a map given by its pin path or name"
                    (:message (fixture/error-of (exec/watch {:ref 1 :follow true}))))))))
 
 (kernel-test handle-without-pin

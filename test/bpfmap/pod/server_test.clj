@@ -592,8 +592,8 @@
                "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
               [:invalid-value
                "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
-              [:usage "show needs :ref"]
-              [:usage ":limit \"x\": N is a whole number from 0"]
+              [:usage "show requires :ref"]
+              [:usage ":limit must be a non-negative integer, got \"x\""]
               [:not-found true]
               [:closed true]]
              (script c
