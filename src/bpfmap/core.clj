@@ -444,20 +444,20 @@
   ^Closeable [m] (mapped/memory m))
 
 (defn spec-diff
-  "Returns the differences of a spec and a map, or nil if the map matches.
+  "Returns the differences of a map and a spec, or nil if the map can be used for it.
 
   The result is `{key {:spec x :map y}}`. It compares what the kernel reports: type, sizes, entries,
   flags, map-extra and `:freeze`. `m` is an open map or a result of [[info]].
 
-      (spec-diff {:type :hash :key :u32 :value :u64 :max-entries 8} m)
+      (spec-diff m {:type :hash :key :u32 :value :u64 :max-entries 8})
       ;=> {:max-entries {:spec 8, :map 1024}}"
-  [spec m] (lifecycle/difference spec m))
+  [m spec] (lifecycle/difference m spec))
 
 (defn compatible?
   "Returns true if a map can be used for a spec; see [[spec-diff]].
 
-      (compatible? (spec m) m) ;=> true"
-  [spec m] (nil? (lifecycle/difference spec m)))
+      (compatible? m (spec m)) ;=> true"
+  [m spec] (nil? (lifecycle/difference m spec)))
 
 (defn ->bytes
   "Makes an immutable byte view of a byte array, a hexadecimal string or integers.

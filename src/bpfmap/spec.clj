@@ -221,16 +221,16 @@
             facts))
 
 (defn diff
-  "Where a spec and an existing map differ: key to `{:spec x :map y}`; nil where the map can be
-  used for the spec.
+  "Returns where an existing map and a spec differ, as key to `{:spec x :map y}`; nil if the map
+  can be used for the spec.
 
   `info` is what the kernel reports. The spec is completed first, so sizes are compared as the
   kernel rounds them; flags of a descriptor and those that the kernel adds do not count, nor do
   types of the same size. A map that is not frozen differs from a spec that asks for it.
 
-      (diff {:type :hash :key :u32 :value :u64 :max-entries 8} info nil)
+      (diff info {:type :hash :key :u32 :value :u64 :max-entries 8} nil)
       ;=> {:max-entries {:spec 8, :map 16}}"
-  [spec info facts]
+  [info spec facts]
   (when-not (and (error/named-map? info) (:type info))
     (throw (error/error :invalid-value
                         (str "Not what the kernel says of a map: " (pr-str (error/shown info)))

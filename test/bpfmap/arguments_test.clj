@@ -4,8 +4,9 @@
   (:require [bpfmap.btf :as btf]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.memory]
             [bpfmap.prog :as prog]
-            [clojure.test :refer [is testing]])
+            [clojure.test :refer [deftest is testing]])
   (:import (clojure.lang ExceptionInfo)
            (java.io Closeable)))
 
@@ -61,3 +62,20 @@
           (when-not (#{:answer :error} outcome)
             (is (= :answer outcome) (str sym " " (pr-str args)))))
         (is (= before (fixture/open-descriptors)))))))
+
+(def ^:private handles
+  "The names that arguments have for a handle: an open map, memory, a view; `x` takes several."
+  '{bpfmap.core #{m}, bpfmap.memory #{m memory view x}})
+
+(def ^:private without-handle
+  "Functions that return a handle, or take anything."
+  '#{create open ->bytes bpf-map?})
+
+(deftest handle-is-first-argument
+  (testing "public functions take the map, memory or view as their first argument, and only there"
+    (doseq [[ns named] handles
+            [sym v] (ns-publics ns)
+            :when (not (without-handle sym))
+            [one & others :as arglist] (:arglists (meta v))]
+      (is (contains? named one) (str ns "/" sym " " arglist))
+      (is (not-any? (disj named 'x) others) (str ns "/" sym " " arglist)))))

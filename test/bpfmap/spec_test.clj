@@ -97,7 +97,7 @@
 (deftest struct-ops-compared
   (testing "compares structs if both sides have one"
     (let [info (assoc (spec/complete congestion-control) :value-size 256)]
-      (are [change info diff] (= diff (spec/diff (merge congestion-control change) info nil))
+      (are [change info diff] (= diff (spec/diff info (merge congestion-control change) nil))
         {} info nil
         {} (dissoc info :struct-ops) nil
         {:value-size 256} info nil

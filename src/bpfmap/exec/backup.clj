@@ -527,7 +527,7 @@
   `:exact` deletes before that what was not saved."
   [{:keys [into exact file] :as options} {:keys [spec entries inner] :as saved}]
   (with-open [m (element/open (assoc options :ref into) :read-write)]
-    (when-let [difference (not-empty (select-keys (bpf/spec-diff (completed spec) m)
+    (when-let [difference (not-empty (select-keys (bpf/spec-diff m (completed spec))
                                                   [:type :key-size :value-size]))]
       (throw (error/error :incompatible
                           (str "What was saved does not go into map "

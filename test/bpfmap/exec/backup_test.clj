@@ -256,8 +256,9 @@
                         [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
                         (is (seq before))
                         (is (= before (contents-of restored)))
-                        (is (nil? (bpf/spec-diff (backup/completed (:spec (backup/read-file file)))
-                                                 restored))))
+                        (is (nil? (bpf/spec-diff restored
+                                                 (backup/completed
+                                                  (:spec (backup/read-file file)))))))
                       (is (= 0 (:exit (bpfmap "restore" file "--into" pin "--exact"))))
                       (with-open
                         [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]

@@ -163,9 +163,9 @@
   {:possible-cpus (count (call/possible-cpus)) :page-size (call/page-size)})
 
 (defn difference
-  "Where a spec and a map differ; nil where they do not. The map is open, or what its info said."
-  [spec m]
-  (spec/diff spec (if (bpf-map/bpf-map? m) (info m) m) (machine)))
+  "Returns where a map and a spec differ, or nil. The map is open, or is what its info returned."
+  [m spec]
+  (spec/diff (if (bpf-map/bpf-map? m) (info m) m) spec (machine)))
 
 ;; --- pins
 
@@ -414,7 +414,7 @@
   (let [m (open-path path {:access (access-of spec)})]
     (owning (bpf-map/descriptor m)
       (let [pinned (info m)]
-        (when-let [difference (spec/diff (dissoc spec :value-type) pinned nil)]
+        (when-let [difference (spec/diff pinned (dissoc spec :value-type) nil)]
           (throw (incompatible path difference ctx)))
         (make (bpf-map/descriptor m) pinned (kept spec) (access-of spec) path)))))
 

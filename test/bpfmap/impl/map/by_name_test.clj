@@ -124,7 +124,7 @@
             (is (= (bpf/spec m) (bpf/spec again)) "and it knows as much of it")
             (is (= (bpf/info m) (bpf/info again)))
             (is (= (str (pin-file spec)) (bpf/pinned-path again)))
-            (is (= [nil true] [(bpf/spec-diff spec again) (bpf/compatible? (bpf/spec m) again)]))
+            (is (= [nil true] [(bpf/spec-diff again spec) (bpf/compatible? again (bpf/spec m))]))
             (bpf/unpin! again)
             (is (not (.exists (pin-file spec))) "either handle may unpin it"))))
       (is (= before (fixture/open-descriptors))))))

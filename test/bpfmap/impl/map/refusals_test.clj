@@ -146,8 +146,8 @@
           (with-open [m ^Closeable (bpf/create spec)
                       opened ^Closeable (bpf/open (:id (bpf/info m)))]
             (doseq [one [m opened], other [m opened]]
-              (is (nil? (bpf/spec-diff (bpf/spec one) other)))
-              (is (bpf/compatible? (bpf/spec one) (bpf/info other))))
+              (is (nil? (bpf/spec-diff other (bpf/spec one))))
+              (is (bpf/compatible? (bpf/info other) (bpf/spec one))))
             (when-let [inner (:inner-map spec)]
               (is (nil? (:inner-map (bpf/spec opened))) "an empty one does not say what it holds")
               (is (= :invalid-spec (:bpfmap/error (error-of (bpf/create (bpf/spec opened))))))
@@ -162,7 +162,7 @@
                          ;; The node is not told
                          (:numa-node spec) (assoc :flags (:flags (bpf/info m)))))
                     "the same but for what is each map's own, and types where the kernel takes none")
-                (is (bpf/compatible? (bpf/spec again) m)))))
+                (is (bpf/compatible? m (bpf/spec again))))))
           (catch clojure.lang.ExceptionInfo e
             (when-not (= [:not-supported :create] ((juxt :bpfmap/error :bpfmap/op) (ex-data e)))
               (throw e))))))))

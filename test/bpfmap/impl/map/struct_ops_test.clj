@@ -243,9 +243,9 @@
         (is (= value (btf/type-of (host/kernel-btf) btf-vmlinux-value-type-id)))
         (is (= value-size (:value-size info)))
         (is (not (contains? completed :value-type)))
-        (is (nil? (bpf/spec-diff spec m)))
-        (is (nil? (bpf/spec-diff completed info)))
-        (is (= [:struct-ops] (keys (bpf/spec-diff (assoc spec :struct-ops "bpf_dummy_ops") m))))))))
+        (is (nil? (bpf/spec-diff m spec)))
+        (is (nil? (bpf/spec-diff info completed)))
+        (is (= [:struct-ops] (keys (bpf/spec-diff m (assoc spec :struct-ops "bpf_dummy_ops")))))))))
 
 (struct-ops-test pinned-by-name
   (testing "a map pinned by name requires the same struct"

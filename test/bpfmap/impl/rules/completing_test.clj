@@ -27,7 +27,7 @@
             (is (= {} (into {} m)) "the template is in no slot")
             (is (= (inc before) (fixture/open-descriptors)) "and not open")
             (with-open [again ^Closeable (bpf/create (bpf/spec m))]
-              (is (nil? (bpf/spec-diff (bpf/spec m) again))))))
+              (is (nil? (bpf/spec-diff again (bpf/spec m)))))))
         (is (= before (fixture/open-descriptors)))
         (doseq [[more words] [[{:value-size 8} "has 4 bytes, not 8"]
                               [{:value :u64} "has 4 bytes, not 8"]
@@ -65,7 +65,7 @@
                              [(* 3 page) (* 4 page)] [(* 4 page) (* 4 page)]]]
         (with-open [m ^Closeable (bpf/create {:type type :max-entries asked})]
           (is (= found (:max-entries (bpf/spec m)) (:max-entries (bpf/info m))) [type asked])
-          (is (bpf/compatible? {:type type :max-entries asked} m))))
+          (is (bpf/compatible? m {:type type :max-entries asked}))))
       (doseq [n [0 -1 0x80000001 nil]]
         (is (= :invalid-spec
                (:bpfmap/error (error-of (bpf/create {:type :ringbuf :max-entries n})))) n)))))
