@@ -111,7 +111,8 @@
 (deftest line-length
   (testing "code has at most 100 columns a line"
     (testing "code has at most 100 columns a line; the text of strings and regexes is not counted"
-      (doseq [dir ["src" "test" "bench" "dev"], ^File file (sources dir ".clj")
+      (doseq [[dir suffix] {"src" ".clj" "test" ".clj" "bench" ".clj" "dev" ".clj" "java" ".java"}
+              ^File file (sources dir suffix)
               :let [text
                     (str/replace (slurp file) #"\"(?:[^\"\\]++|\\[\s\S])*+\"" #(str/replace % #"[^\n]" ""))]
               [n line] (map-indexed vector (str/split-lines text))]

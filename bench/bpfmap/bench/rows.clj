@@ -18,8 +18,8 @@
   "How it is done, in the order of the table."
   {:arrays "raw: Elements, byte arrays"
    :in-place "raw: Elements, in place"
-   :reader "raw: Batch"
-   :bulk "raw: Bulk"
+   :reader "raw: BatchReader"
+   :bulk "raw: BatchWriter"
    :views "byte views"
    :typed "typed"})
 

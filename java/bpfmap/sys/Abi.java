@@ -1,12 +1,12 @@
 package bpfmap.sys;
 
 /**
- * The kernel's binary interface as named constants: command numbers, field offsets of
- * {@code union bpf_attr}, flag bits, system call numbers.
+ * Names the constants of the kernel's binary interface: command numbers, field offsets of
+ * {@code union bpf_attr}, flag bits and system call numbers.
  *
- * <p>Source: the UAPI header {@code linux/bpf.h}. A test compiles that header and compares every constant here
- * whose name begins with a struct's or command's prefix. An attribute is passed cut to the last field in use
- * ({@code *_SIZE}), so that an older kernel, which knows fewer fields, accepts it.
+ * <p>Source: the UAPI header {@code linux/bpf.h}. A test compiles that header and compares every
+ * constant. An attribute is passed only up to its last field in use, so that an older kernel with
+ * fewer fields accepts it.
  */
 public final class Abi {
     private Abi() {}
@@ -15,9 +15,10 @@ public final class Abi {
 
     private static final boolean X86 = "amd64".equals(System.getProperty("os.arch"));
     private static final boolean GENERIC =
-        "aarch64".equals(System.getProperty("os.arch")) || "riscv64".equals(System.getProperty("os.arch"));
+        "aarch64".equals(System.getProperty("os.arch"))
+        || "riscv64".equals(System.getProperty("os.arch"));
 
-    /** {@code bpf(2)}; negative where this library does not know the processor. */
+    /** {@code bpf(2)}; negative if this library does not support the processor. */
     public static final long SYS_BPF = number(321, 280);
     public static final long SYS_READ = number(0, 63);
     public static final long SYS_CLOSE = number(3, 57);
@@ -27,9 +28,9 @@ public final class Abi {
     public static final long SYS_MMAP = number(9, 222);
     public static final long SYS_MUNMAP = number(11, 215);
     public static final long SYS_OPENAT = number(257, 56);
-    /** Since Linux 5.3; the number is that of every processor. */
+    /** Since Linux 5.3; the number is the same on every processor. */
     public static final long SYS_PIDFD_OPEN = 434;
-    /** Since Linux 5.6; the number is that of every processor. */
+    /** Since Linux 5.6; the number is the same on every processor. */
     public static final long SYS_PIDFD_GETFD = 438;
     public static final long SYS_GETDENTS64 = number(217, 61);
     public static final long SYS_PRLIMIT64 = number(302, 261);
@@ -43,7 +44,7 @@ public final class Abi {
         return X86 ? x86 : GENERIC ? generic : -1;
     }
 
-    // --- errno values that the code itself tells apart; the full list of names is data on the Clojure side
+    // --- errno values that the code distinguishes; Clojure data has all names
 
     public static final int EPERM = 1;
     public static final int ENOENT = 2;
@@ -57,7 +58,7 @@ public final class Abi {
     public static final int ENOSPC = 28;
     public static final int EOPNOTSUPP = 95;
     public static final int EINPROGRESS = 115;
-    /** Internal to the kernel, yet returned by {@code bpf(2)}: the operation is not supported. */
+    /** Internal to the kernel, but returned by {@code bpf(2)}: the operation is not supported. */
     public static final int ENOTSUPP = 524;
 
     // --- commands of bpf(2): enum bpf_cmd
@@ -96,7 +97,7 @@ public final class Abi {
     public static final long BPF_EXIST = 2;
     /** Hold the value's spin lock. Since Linux 5.1. */
     public static final long BPF_F_LOCK = 4;
-    /** One CPU's value alone, the CPU's number in the upper half of the flags. Since Linux 7.0. */
+    /** The value of one CPU, whose number is in the upper half of the flags. Since Linux 7.0. */
     public static final long BPF_F_CPU = 8;
     /** One value for every CPU. Since Linux 7.0. */
     public static final long BPF_F_ALL_CPUS = 16;
@@ -211,6 +212,6 @@ public final class Abi {
     public static final int TOKEN_CREATE_FLAGS = 0;
     public static final int TOKEN_CREATE_BPFFS_FD = 4;
 
-    /** Longest object name the kernel keeps, without its NUL: {@code BPF_OBJ_NAME_LEN - 1}. */
+    /** Length of the longest object name, without its NUL: {@code BPF_OBJ_NAME_LEN - 1}. */
     public static final int NAME_LENGTH = 15;
 }

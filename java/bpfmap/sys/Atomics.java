@@ -5,11 +5,12 @@ import java.lang.foreign.ValueLayout;
 import java.lang.invoke.VarHandle;
 
 /**
- * Atomic access to four and eight bytes of memory in this machine's byte order: memory only, no kernel.
+ * Accesses four or eight bytes of memory atomically, in this machine's byte order. Does not call
+ * the kernel.
  *
- * <p>What is read with acquire sees everything that was written before what it read was written with release. All that
- * read and write in one step do both. The memory must be aligned to its size, else they throw
- * {@link IllegalArgumentException}.
+ * <p>A read with acquire that sees a value written with release also sees all writes before that
+ * one. Operations that read and write do both. The memory must be aligned to its size; otherwise
+ * they throw {@link IllegalArgumentException}.
  */
 public final class Atomics {
     private Atomics() {}
@@ -33,7 +34,7 @@ public final class Atomics {
         LONG.setRelease(m, offset, value);
     }
 
-    /** Adds, and returns what was there before; so do the others that follow. */
+    /** Adds and returns the previous value, like the next methods. */
     public static int getAndAdd32(MemorySegment m, long offset, int delta) {
         return (int) INT.getAndAdd(m, offset, delta);
     }
@@ -74,7 +75,7 @@ public final class Atomics {
         return (long) LONG.getAndBitwiseXor(m, offset, mask);
     }
 
-    /** Writes the value if the expected one is there; whether it was. */
+    /** Writes the value if memory has the expected one; returns true if it did. */
     public static boolean compareAndSet32(MemorySegment m, long offset, int expected, int value) {
         return INT.compareAndSet(m, offset, expected, value);
     }

@@ -11,11 +11,13 @@ import java.util.ArrayList;
 import java.util.List;
 
 /**
- * A zeroed {@code union bpf_attr} for one command, with the buffers it points to: for everything but the hot paths.
+ * Builds a {@code union bpf_attr} for one command, with the buffers that it points to. For all
+ * calls except the hot paths.
  *
- * <p>Only what was set counts towards the size that the kernel is told, so a field left alone does not make an older
- * kernel refuse the call. FileSyscalls set with {@link #fd} stay in use until {@link #close}, and the buffers are valid
- * until then. Used by one thread.
+ * <p>All fields start as zero. The size passed to the kernel ends with the last field that was set,
+ * so an older kernel does not reject the call because of a field that is not set. Descriptors set
+ * with {@link #fd} stay in use until {@link #close}, and the buffers are valid until then. For use
+ * by one thread.
  *
  * <pre>{@code
  * try (Attr attr = new Attr().fd(Abi.ELEM_MAP_FD, map)) {
@@ -26,18 +28,18 @@ import java.util.List;
 public final class Attr implements AutoCloseable {
     private static final int SIZE = 168;
 
-    /** What a scratch has room for: the attribute and the buffers of most commands. */
+    /** Size of the call buffer, enough for the attribute and the buffers of most commands. */
     private static final long ROOM = 4096;
 
-    private final CallBuffer scratch = CallBuffer.take(ROOM);
-    private final MemorySegment attr = scratch.clearedAttr(SIZE);
-    private final MemorySegment capture = scratch.capture;
+    private final CallBuffer callBuffer = CallBuffer.take(ROOM);
+    private final MemorySegment attr = callBuffer.clearedAttr(SIZE);
+    private final MemorySegment capture = callBuffer.capture;
     private final List<Fd> inUse = new ArrayList<>(2);
     private long free = CallBuffer.ATTR + SIZE;
     private int used;
     private boolean closed;
 
-    /** For buffers that the scratch has no room for; null if there are none. */
+    /** Arena of buffers that do not fit into the call buffer; null if there are none. */
     private Arena arena;
 
     /** Sets a field of four bytes. */
@@ -54,11 +56,14 @@ public final class Attr implements AutoCloseable {
         return this;
     }
 
-    /** Sets a field that lies in the attribute itself to a NUL-terminated text: object names. */
+    /**
+     * Sets a field within the attribute to a NUL-terminated text, such as the name of an object.
+     */
     public Attr name(int offset, String text) {
         byte[] bytes = text.getBytes(StandardCharsets.US_ASCII);
         if (bytes.length > Abi.NAME_LENGTH) {
-            throw new IllegalArgumentException("longer than " + Abi.NAME_LENGTH + " bytes: " + text);
+            throw new IllegalArgumentException(
+                "longer than " + Abi.NAME_LENGTH + " bytes: " + text);
         }
         MemorySegment.copy(bytes, 0, attr, JAVA_BYTE, offset, bytes.length);
         used = Math.max(used, offset + Abi.NAME_LENGTH + 1);
@@ -70,18 +75,20 @@ public final class Attr implements AutoCloseable {
         return int32(offset, use(fd));
     }
 
-    /** Keeps a descriptor in use until {@link #close}, for a number that lies in a buffer. */
+    /**
+     * Keeps a descriptor in use until {@link #close} and returns its number, for use in a buffer.
+     */
     public int use(Fd fd) {
         int number = fd.acquire();
         inUse.add(fd);
         return number;
     }
 
-    /** A new zeroed buffer that no field points to: another buffer does. */
+    /** Returns a new zeroed buffer that no field points to, for a pointer in another buffer. */
     public MemorySegment spare(long size) {
         long bytes = Math.max(size, 1);
         if (bytes <= ROOM - free) {
-            MemorySegment buffer = scratch.memory.asSlice(free, bytes).fill((byte) 0);
+            MemorySegment buffer = callBuffer.memory.asSlice(free, bytes).fill((byte) 0);
             free += bytes + 7 & ~7L;
             return buffer;
         }
@@ -116,12 +123,17 @@ public final class Attr implements AutoCloseable {
         return Bytes.getU32(attr, offset, false);
     }
 
-    /** Makes the {@code bpf(2)} call, again when a signal interrupts it: what the kernel returns, or the negated errno. */
+    /**
+     * Makes the {@code bpf(2)} call and repeats it if a signal interrupts it. Returns the result or
+     * the negated errno.
+     */
     public long call(int command) {
         return Native.bpf(capture, command, attr.address(), used);
     }
 
-    /** Makes the {@code bpf(2)} call once, for a command that must not be repeated blindly. */
+    /**
+     * Makes the {@code bpf(2)} call once, for a command that must not be repeated unconditionally.
+     */
     public long callOnce(int command) {
         return Native.syscall(capture, Abi.SYS_BPF, command, attr.address(), used, 0, 0);
     }
@@ -130,7 +142,7 @@ public final class Attr implements AutoCloseable {
     @Override
     public void close() {
         if (closed) {
-            return; // the scratch may be somebody else's by now
+            return; // the call buffer may be in use by another call
         }
         closed = true;
         for (int i = 0; i < inUse.size(); i++) {
@@ -140,7 +152,8 @@ public final class Attr implements AutoCloseable {
         if (arena != null) {
             arena.close();
         }
-        scratch.clearedAttr(SIZE); // nothing of this command is in the attribute of an element operation
-        scratch.give();
+        // the next element operation must not see this command's fields
+        callBuffer.clearedAttr(SIZE);
+        callBuffer.give();
     }
 }

@@ -7,34 +7,47 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 
 /**
- * Reads a whole chunk of entries with one system call, and deletes them in the same step if asked to: {@code
- * BPF_MAP_LOOKUP_BATCH} and {@code BPF_MAP_LOOKUP_AND_DELETE_BATCH}, since Linux 5.6.
+ * Reads a whole chunk of entries with one system call, and optionally deletes them in the same
+ * step: {@code BPF_MAP_LOOKUP_BATCH} and {@code BPF_MAP_LOOKUP_AND_DELETE_BATCH}, since Linux 5.6.
  *
- * <p>On a hash map the kernel hands out whole buckets, and answers {@code ENOSPC} to a chunk smaller than the
- * bucket at the cursor. The chunk then grows and the same cursor is used again: nothing is skipped and nothing is seen
- * twice. A call that fails leaves the cursor where it was, so that {@link #read} may be called again.
+ * <p>On a hash map the kernel returns whole buckets, and {@code ENOSPC} if the chunk is smaller
+ * than the bucket at the cursor. The chunk then grows and the cursor is used again, so no entry is
+ * skipped or seen twice. A failed call does not move the cursor, so {@link #read} may be called
+ * again.
  *
- * <p>On other maps the cursor is the last key. Where that was deleted meanwhile, the kernel begins anew with the first; what
- * is read again is known by the {@link KeyOrder} of the keys and left out.
+ * <p>On other maps the cursor is the last key. If that key was deleted, the kernel restarts with
+ * the first. Entries that are read again are recognized by the {@link KeyOrder} and skipped.
  */
 public final class BatchReader implements Reader {
-    /** Bytes of the first chunk: who stops early has not read much. The second and all others fill a piece of {@link ChunkBufferPool}. */
+    /**
+     * Size of the first chunk in bytes, small for callers that stop early. Later chunks fill a
+     * buffer of {@link ChunkBufferPool}.
+     */
     private static final long FIRST_BYTES = 16 << 10;
 
-    /** What errno and the attribute take before the cursors. */
+    /** Offset of the attribute, behind errno. */
     private static final long ATTR = Native.CAPTURE_SIZE + 7 & ~7L;
     private static final long CURSORS = ATTR + Abi.BATCH_SIZE;
 
-    /** A hash may hold a few entries more than its limit, which CPUs that write at once do not see in time. */
+    /**
+     * Number of entries by which a hash map may exceed its limit, because CPUs that write
+     * concurrently check it late.
+     */
     private static final long MORE_THAN_MOST = 1024;
 
-    /** How often the kernel may begin anew and show nothing new, beyond what it takes to read all once more. */
+    /**
+     * Number of chunks without a new entry after a restart, in addition to those of one full
+     * iteration.
+     */
     private static final long PATIENCE = 64;
 
-    /** The cursor is a bucket number of four bytes on hash maps, and a key on the others. */
+    /**
+     * Smallest cursor in bytes. The cursor is a bucket number of four bytes on hash maps, and a key
+     * on others.
+     */
     private static final long SMALLEST_CURSOR = 8;
 
-    /** How often a call is made again that a signal interrupted. Some kernels answer EINTR without one, and for ever. */
+    /** Number of retries after EINTR. Some kernels return EINTR without a signal, and always. */
     private static final int ATTEMPTS = 64;
 
     private final Fd fd;
@@ -44,8 +57,11 @@ public final class BatchReader implements Reader {
     private final long mostEntries;
     private final long flags;
 
-    /** Of {@link ChunkBufferPool}, or where there is none left, of the arena; the beginning of it is for errno, attribute and cursors. */
-    private final MemorySegment piece;
+    /**
+     * A buffer of {@link ChunkBufferPool}, or of the arena if the pool is empty. It begins with
+     * errno, the attribute and the cursors.
+     */
+    private final MemorySegment buffer;
     private final boolean pooled;
     private final Arena arena = Arena.ofConfined();
     private final MemorySegment capture;
@@ -54,7 +70,7 @@ public final class BatchReader implements Reader {
     private long cursor;
     private long nextCursor;
 
-    /** Only for a chunk that does not fit into the piece. */
+    /** Only for a chunk that does not fit into the buffer. */
     private Arena chunkArena;
     private MemorySegment keys;
     private MemorySegment values;
@@ -65,36 +81,45 @@ public final class BatchReader implements Reader {
 
     /**
      * @param fd the open map
-     * @param command {@link Abi#BPF_MAP_LOOKUP_BATCH} or {@link Abi#BPF_MAP_LOOKUP_AND_DELETE_BATCH}
-     * @param keySize bytes of a key
-     * @param valueSize bytes that the kernel writes for one value; see {@link Elements}
-     * @param maxEntries the map's limit, beyond which no chunk need grow
-     * @param flags for every element, such as {@link Abi#BPF_F_LOCK}
-     * @param order of the keys
+     * @param command {@link Abi#BPF_MAP_LOOKUP_BATCH} or
+     *     {@link Abi#BPF_MAP_LOOKUP_AND_DELETE_BATCH}
+     * @param keySize size of a key in bytes
+     * @param valueSize size in bytes that the kernel writes for a value; see {@link Elements}
+     * @param maxEntries the largest number of entries, which limits the growth of a chunk
+     * @param flags the flags of each element, such as {@link Abi#BPF_F_LOCK}
+     * @param order the order of the keys
      */
-    public BatchReader(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, KeyOrder order) {
-        this(fd, command, keySize, valueSize, maxEntries, flags, order, FIRST_BYTES / (keySize + valueSize));
+    public BatchReader(Fd fd, int command, long keySize, long valueSize, long maxEntries,
+            long flags, KeyOrder order) {
+        this(fd, command, keySize, valueSize, maxEntries, flags, order,
+            FIRST_BYTES / (keySize + valueSize));
         steady = Math.min(steadyChunk(keySize, valueSize), maxEntries);
     }
 
     /**
-     * @param entries how many entries to ask for at a time
+     * @param entries number of entries to request at a time
      */
-    public BatchReader(Fd fd, int command, long keySize, long valueSize, long maxEntries, long flags, KeyOrder order, long entries) {
+    public BatchReader(Fd fd, int command, long keySize, long valueSize, long maxEntries,
+            long flags, KeyOrder order, long entries) {
         this.fd = fd;
         this.command = command;
         this.keySize = keySize;
         this.valueSize = valueSize;
         this.mostEntries = maxEntries + MORE_THAN_MOST;
         this.flags = flags;
-        MemorySegment free = headSize(keySize) <= ChunkBufferPool.SIZE ? ChunkBufferPool.take() : null;
+        MemorySegment free = headSize(keySize) <= ChunkBufferPool.SIZE
+            ? ChunkBufferPool.take()
+            : null;
         pooled = free != null;
-        piece = pooled ? free : arena.allocate(Math.max(ChunkBufferPool.SIZE, headSize(keySize)), 64);
-        capture = piece.asSlice(0, Native.CAPTURE_SIZE);
-        attr = piece.asSlice(ATTR, Abi.BATCH_SIZE);
-        cursor = piece.address() + CURSORS;
+        buffer = pooled
+            ? free
+            : arena.allocate(Math.max(ChunkBufferPool.SIZE, headSize(keySize)), 64);
+        capture = buffer.asSlice(0, Native.CAPTURE_SIZE);
+        attr = buffer.asSlice(ATTR, Abi.BATCH_SIZE);
+        cursor = buffer.address() + CURSORS;
         nextCursor = cursor + cursorSize(keySize);
-        seen = new SeenKeys(order, keySize, valueSize, piece.asSlice(CURSORS + 2 * cursorSize(keySize), keySize));
+        seen = new SeenKeys(order, keySize, valueSize,
+            buffer.asSlice(CURSORS + 2 * cursorSize(keySize), keySize));
         allocate(Math.clamp(entries, 1, Math.max(1, maxEntries)));
     }
 
@@ -106,12 +131,12 @@ public final class BatchReader implements Reader {
         return CURSORS + 3 * cursorSize(keySize);
     }
 
-    /** How many entries are asked for at a time after the first chunk, if nothing else is said. */
+    /** Returns the default number of entries in a chunk after the first. */
     public static long steadyChunk(long keySize, long valueSize) {
         return Math.max(1, (ChunkBufferPool.SIZE - headSize(keySize) - 8) / (keySize + valueSize));
     }
 
-    /** Finds room for a chunk of so many entries: in the piece, or where it is too small, elsewhere. */
+    /** Provides memory for a chunk: in the buffer, or, if that is too small, in an arena. */
     private void allocate(long entries) {
         if (chunkArena != null) {
             chunkArena.close();
@@ -119,9 +144,9 @@ public final class BatchReader implements Reader {
         }
         capacity = entries;
         long keysEnd = headSize(keySize) + entries * keySize + 7 & ~7L;
-        if (keysEnd + entries * valueSize <= piece.byteSize()) {
-            keys = piece.asSlice(headSize(keySize), entries * keySize);
-            values = piece.asSlice(keysEnd, entries * valueSize);
+        if (keysEnd + entries * valueSize <= buffer.byteSize()) {
+            keys = buffer.asSlice(headSize(keySize), entries * keySize);
+            values = buffer.asSlice(keysEnd, entries * valueSize);
         } else {
             chunkArena = Arena.ofConfined();
             keys = chunkArena.allocate(entries * keySize, 8);
@@ -140,14 +165,14 @@ public final class BatchReader implements Reader {
             int result = call();
             int count = attr.get(JAVA_INT, Abi.BATCH_COUNT);
             if (result == -Abi.EINTR && ++attempts < ATTEMPTS) {
-                continue; // the kernel may have written the count; it is set anew
+                continue; // the kernel may have written the count, which is set again
             }
             if (result == -Abi.ENOSPC && capacity < mostEntries) {
                 allocate(Math.min(capacity * 2, mostEntries));
                 continue;
             }
             if (result == -Abi.EAGAIN && begun) {
-                // The key at the cursor is gone, and this type does not begin anew by itself.
+                // The key at the cursor was deleted, and this map type does not restart by itself.
                 if (command != Abi.BPF_MAP_LOOKUP_AND_DELETE_BATCH || ++attempts == ATTEMPTS) {
                     return ABORTED;
                 }
@@ -157,7 +182,7 @@ public final class BatchReader implements Reader {
             if (result < 0 && result != -Abi.ENOENT) {
                 return result;
             }
-            // ENOENT is the end, and comes with the last entries, when there are any.
+            // ENOENT marks the end. It may come with the last entries.
             ended = result == -Abi.ENOENT;
             begun = true;
             long used = cursor;
@@ -208,9 +233,9 @@ public final class BatchReader implements Reader {
             chunkArena.close();
             chunkArena = null;
         }
-        arena.close(); // throws where it was closed before, so that no piece is given back twice
+        arena.close(); // throws if closed before, so that no buffer is given back twice
         if (pooled) {
-            ChunkBufferPool.give(piece);
+            ChunkBufferPool.give(buffer);
         }
         ended = true;
         keys = null;

@@ -11,17 +11,17 @@ import java.lang.foreign.MemorySegment;
 import java.util.BitSet;
 
 /**
- * Entries on their way into a map, or keys on their way out of it: collected first, then written or deleted many at a time.
+ * Collects entries to write, or keys to delete, and then writes or deletes many with one call.
  *
- * <p>{@code BPF_MAP_UPDATE_BATCH} and {@code BPF_MAP_DELETE_BATCH}, since Linux 5.6. Collecting everything before the first call
- * means that an entry that cannot be encoded stops all of it, and nothing is half done. Used by one thread; closing frees
- * the memory.
+ * <p>{@code BPF_MAP_UPDATE_BATCH} and {@code BPF_MAP_DELETE_BATCH}, since Linux 5.6. All entries
+ * are collected before the first call, so nothing is written if one of them cannot be encoded. For
+ * use by one thread; closing frees the memory.
  *
  * <pre>{@code
- * int i = bulk.add();
- * ... write key and value i into bulk.keys() and bulk.values() ...
- * int result = bulk.update(0, bulk.size(), Abi.BPF_ANY);
- * int written = bulk.done();
+ * int i = writer.add();
+ * ... write key and value i into writer.keys() and writer.values() ...
+ * int result = writer.update(0, writer.size(), Abi.BPF_ANY);
+ * int written = writer.done();
  * }</pre>
  */
 public final class BatchWriter implements AutoCloseable {
@@ -42,8 +42,9 @@ public final class BatchWriter implements AutoCloseable {
 
     /**
      * @param fd the open map
-     * @param keySize bytes of a key
-     * @param valueSize bytes that the kernel reads for one value, see {@link Elements}; 0 where only keys are collected
+     * @param keySize size of a key in bytes
+     * @param valueSize size in bytes that the kernel reads for a value, see {@link Elements}; 0 to
+     *     collect only keys
      */
     public BatchWriter(Fd fd, long keySize, long valueSize) {
         this.fd = fd;
@@ -53,7 +54,7 @@ public final class BatchWriter implements AutoCloseable {
         values = entriesArena.allocate(capacity * valueSize, 8);
     }
 
-    /** Makes room for one more entry and returns its index. The memory of all entries may move. */
+    /** Makes room for one more entry and returns its index. May move the memory of all entries. */
     public int add() {
         if (size == capacity) {
             grow();
@@ -71,17 +72,17 @@ public final class BatchWriter implements AutoCloseable {
         old.close();
     }
 
-    /** How many entries there are. */
+    /** Returns the number of entries. */
     public int size() {
         return size;
     }
 
-    /** The keys, at multiples of the key size; valid until the next {@link #add}. */
+    /** Returns the keys, at multiples of the key size; valid until the next {@link #add}. */
     public MemorySegment keys() {
         return keys;
     }
 
-    /** The values, at multiples of the value size; valid until the next {@link #add}. */
+    /** Returns the values, at multiples of the value size; valid until the next {@link #add}. */
     public MemorySegment values() {
         return values;
     }
@@ -89,20 +90,23 @@ public final class BatchWriter implements AutoCloseable {
     /**
      * Writes entries with one call.
      *
-     * @return 0, or the negated errno; {@link #done} says how many were written in either case
+     * @return 0 or the negated errno; in both cases {@link #done} returns the number of entries
+     *     written
      */
     public int update(int from, int count, long flags) {
         return call(Abi.BPF_MAP_UPDATE_BATCH, from, count, flags);
     }
 
-    /** Deletes keys with one call; see {@link #update}. The kernel stops at the first that is missing. */
+    /**
+     * Deletes keys with one call; see {@link #update}. The kernel stops at the first missing key.
+     */
     public int delete(int from, int count) {
         return call(Abi.BPF_MAP_DELETE_BATCH, from, count, 0);
     }
 
     /**
-     * How many entries the last call got done. A kernel or map type without batches refuses before it looks at them, and
-     * leaves the count that it was given.
+     * Returns the number of entries that the last call processed. A kernel or map type without
+     * batch commands fails before it processes any, and leaves the count unchanged.
      */
     public int done() {
         return attr.get(JAVA_INT, Abi.BATCH_COUNT);
@@ -113,40 +117,46 @@ public final class BatchWriter implements AutoCloseable {
         try {
             attr.fill((byte) 0);
             attr.set(JAVA_LONG, Abi.BATCH_KEYS, keys.address() + from * keySize);
-            attr.set(JAVA_LONG, Abi.BATCH_VALUES, valueSize == 0 ? 0 : values.address() + from * valueSize);
+            attr.set(JAVA_LONG, Abi.BATCH_VALUES,
+                valueSize == 0 ? 0 : values.address() + from * valueSize);
             attr.set(JAVA_INT, Abi.BATCH_COUNT, count);
             attr.set(JAVA_INT, Abi.BATCH_MAP_FD, number);
             attr.set(JAVA_LONG, Abi.BATCH_ELEM_FLAGS, flags);
-            return (int) Native.syscall(capture, Abi.SYS_BPF, command, attr.address(), Abi.BATCH_SIZE, 0, 0);
+            return (int) Native.syscall(capture, Abi.SYS_BPF, command, attr.address(),
+                Abi.BATCH_SIZE, 0, 0);
         } finally {
             fd.release();
         }
     }
 
-    /** Writes one entry with a call of its own, where there are no batches: 0, or the negated errno. */
+    /**
+     * Writes one entry with a single call, for maps without batch commands; returns 0 or the
+     * negated errno.
+     */
     public int updateOne(Elements elements, int i, long flags) {
-        CallBuffer s = elements.take();
+        CallBuffer buffer = elements.take();
         try {
-            MemorySegment.copy(keys, i * keySize, s.memory, CallBuffer.KEY, keySize);
-            MemorySegment.copy(values, i * valueSize, s.memory, elements.valueOffset(), valueSize);
-            return elements.update(s, flags);
+            MemorySegment.copy(keys, i * keySize, buffer.memory, CallBuffer.KEY, keySize);
+            MemorySegment.copy(values, i * valueSize, buffer.memory, elements.valueOffset(),
+                valueSize);
+            return elements.update(buffer, flags);
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 
-    /** Deletes one key with a call of its own; see {@link #updateOne}. */
+    /** Deletes one key with a single call; see {@link #updateOne}. */
     public int deleteOne(Elements elements, int i) {
-        CallBuffer s = elements.take();
+        CallBuffer buffer = elements.take();
         try {
-            MemorySegment.copy(keys, i * keySize, s.memory, CallBuffer.KEY, keySize);
-            return elements.delete(s);
+            MemorySegment.copy(keys, i * keySize, buffer.memory, CallBuffer.KEY, keySize);
+            return elements.delete(buffer);
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 
-    /** Notes that an entry was not written, so that {@link #present} does not count it. */
+    /** Marks an entry as not written, so that {@link #present} does not count it. */
     public void skip(int i) {
         if (skipped == null) {
             skipped = new BitSet();
@@ -155,14 +165,15 @@ public final class BatchWriter implements AutoCloseable {
     }
 
     /**
-     * How many different keys there are among the first entries, but for those that were skipped.
+     * Returns the number of distinct keys among the first entries, without skipped ones.
      *
-     * @param count how many entries to look at
-     * @param prefixes whether keys are prefixes, of which only the leading bits tell them apart
-     * @param elements the operations of the map, to count those that it holds now; null to count all
+     * @param count number of entries to examine
+     * @param prefixes true if keys are prefixes, of which only the leading bits differ
+     * @param elements the operations of the map, to count only keys that it contains now; null to
+     *     count all
      */
     public int present(int count, boolean prefixes, Elements elements) {
-        // One more than the index of an entry, 0 where a place is free.
+        // An index of an entry plus one, or 0 if the slot is free.
         int[] table = new int[Integer.highestOneBit(Math.max(1, count)) * 4];
         int found = 0;
         for (int i = 0; i < count; i++) {
@@ -181,14 +192,14 @@ public final class BatchWriter implements AutoCloseable {
         return found;
     }
 
-    /** How many bytes of a key tell it apart as a whole. */
+    /** Returns the number of bytes of a key that are compared completely. */
     private long wholeBytes(int i, boolean prefixes) {
         return prefixes
             ? 4 + Math.min(Bytes.getU32(keys, i * keySize, false) >> 3, keySize - 4)
             : keySize;
     }
 
-    /** The bits that count of the byte after these. */
+    /** Returns the mask of the compared bits in the byte after these. */
     private int lastBits(int i, boolean prefixes, long whole) {
         return prefixes && whole < keySize
             ? 0xff00 >> (keys.get(JAVA_INT_UNALIGNED, i * keySize) & 7) & 0xff
@@ -222,16 +233,17 @@ public final class BatchWriter implements AutoCloseable {
             return false;
         }
         int bits = lastBits(i, prefixes, whole);
-        return bits == 0 || ((keys.get(JAVA_BYTE, a + whole) ^ keys.get(JAVA_BYTE, b + whole)) & bits) == 0;
+        return bits == 0
+            || ((keys.get(JAVA_BYTE, a + whole) ^ keys.get(JAVA_BYTE, b + whole)) & bits) == 0;
     }
 
     private boolean holds(Elements elements, int i) {
-        CallBuffer s = elements.take();
+        CallBuffer buffer = elements.take();
         try {
-            MemorySegment.copy(keys, i * keySize, s.memory, CallBuffer.KEY, keySize);
-            return elements.lookup(s, Abi.BPF_ANY) == 0;
+            MemorySegment.copy(keys, i * keySize, buffer.memory, CallBuffer.KEY, keySize);
+            return elements.lookup(buffer, Abi.BPF_ANY) == 0;
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 

@@ -11,17 +11,22 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 
 /**
- * Many numbers of memory at once, to and from primitive arrays: memory only, no kernel.
+ * Copies many numbers between memory and primitive arrays. Does not call the kernel.
  *
- * <p>Numbers lie a stride apart, which is their size or more. {@code swap} says that their byte order is not this
- * machine's. A number that is aligned to its size is read or written in one piece.
+ * <p>The distance between numbers is the stride, which is their size or more. {@code swap} is true
+ * if their byte order differs from this machine's. A number that is aligned to its size is read or
+ * written with one access.
  */
 public final class Blocks {
     private Blocks() {}
 
-    /** Reads integers of 1, 2, 4 or 8 bytes. An unsigned one of eight bytes above 2^63-1 comes out negative. */
+    /**
+     * Reads integers of 1, 2, 4 or 8 bytes. An unsigned integer of eight bytes above 2^63-1 becomes
+     * negative.
+     */
     public static void longs(
-            MemorySegment m, long offset, long stride, int size, boolean signed, boolean swap, long[] out, int at, int n) {
+            MemorySegment m, long offset, long stride, int size, boolean signed, boolean swap,
+            long[] out, int at, int n) {
         switch (size) {
             case 1 -> {
                 long mask = signed ? -1 : 0xff;
@@ -58,7 +63,8 @@ public final class Blocks {
     }
 
     /** Reads IEEE 754 numbers of 4 or 8 bytes. */
-    public static void doubles(MemorySegment m, long offset, long stride, int size, boolean swap, double[] out, int at, int n) {
+    public static void doubles(MemorySegment m, long offset, long stride, int size, boolean swap,
+            double[] out, int at, int n) {
         if (size == 8 && stride == 8 && !swap) {
             MemorySegment.copy(m, JAVA_DOUBLE_UNALIGNED, offset, out, at, n);
             return;
@@ -70,12 +76,13 @@ public final class Blocks {
     }
 
     /**
-     * Reads elements as they are into an array whose elements have their size.
+     * Copies elements unchanged to an array whose elements have the same size.
      *
-     * @param array of any primitive type but boolean
-     * @throws IllegalArgumentException for anything else
+     * @param array an array of any primitive type except boolean
+     * @throws IllegalArgumentException for any other object
      */
-    public static void copyOut(MemorySegment m, long offset, long stride, Object array, int at, int n) {
+    public static void copyOut(MemorySegment m, long offset, long stride, Object array, int at,
+            int n) {
         ValueLayout layout = layout(array);
         if (stride == layout.byteSize()) {
             MemorySegment.copy(m, layout, offset, array, at, n);
@@ -86,8 +93,12 @@ public final class Blocks {
         }
     }
 
-    /** Writes elements as they are, from an array as {@link #copyOut} takes it. What lies between them stays. */
-    public static void copyIn(Object array, int at, int n, MemorySegment m, long offset, long stride) {
+    /**
+     * Copies elements unchanged from an array; see {@link #copyOut}. Bytes between them do not
+     * change.
+     */
+    public static void copyIn(Object array, int at, int n, MemorySegment m, long offset,
+            long stride) {
         ValueLayout layout = layout(array);
         if (stride == layout.byteSize()) {
             MemorySegment.copy(array, at, m, layout, offset, n);
@@ -98,7 +109,7 @@ public final class Blocks {
         }
     }
 
-    /** Bytes of an element of a primitive array; 0 for what is none. */
+    /** Returns the size in bytes of an element of a primitive array; 0 for any other object. */
     public static long elementSize(Object array) {
         ValueLayout layout = layoutOrNull(array);
         return layout == null ? 0 : layout.byteSize();
@@ -125,13 +136,13 @@ public final class Blocks {
         };
     }
 
-    /** What {@link #sum} returns for numbers that are too large for it. */
+    /** Result of {@link #sum} if a number is outside the supported range. */
     public static final long TOO_LARGE = Long.MIN_VALUE;
 
     /**
-     * The sum of at most 512 numbers from 0, or where they are signed from -2^52, up to 2^52, so that it cannot
-     * overflow; {@link #TOO_LARGE} if another is among them. Such a loop the JIT turns into vector instructions, other than
-     * one that looks for an overflow each time.
+     * Returns the sum of at most 512 numbers, or {@link #TOO_LARGE} if one is outside the supported
+     * range, so that the sum cannot overflow. The range is 0 to 2^52, or -2^52 to 2^52 if signed.
+     * The JIT vectorizes this loop, but not one that checks each addition for overflow.
      */
     public static long sum(long[] numbers, int n, boolean signed) {
         long sum = 0;

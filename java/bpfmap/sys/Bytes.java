@@ -15,17 +15,17 @@ import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 
 /**
- * Leaf accessors: one field of memory to a Java primitive and back. Memory only, no kernel.
+ * Reads and writes one field of memory as a Java primitive. Does not call the kernel.
  *
- * <p>They are here because a layout in a static final field is folded into the machine code, where one that Clojure
- * holds in a var is not. {@code swap} says that the field's byte order is not this machine's.
+ * <p>The JIT folds a layout in a static final field into the machine code, but not one in a Clojure
+ * var. {@code swap} is true if the byte order of the field differs from this machine's.
  */
 public final class Bytes {
     private Bytes() {}
 
     private static final boolean BIG = ByteOrder.nativeOrder() == ByteOrder.BIG_ENDIAN;
 
-    /** Whether a field of the given order has to be swapped on this machine. */
+    /** Returns true if a field of the given order must be swapped on this machine. */
     public static boolean swapped(boolean bigEndian) {
         return bigEndian != BIG;
     }
@@ -58,7 +58,8 @@ public final class Bytes {
 
     /** Writes the low two bytes. */
     public static void put16(MemorySegment m, long offset, long value, boolean swap) {
-        m.set(JAVA_SHORT_UNALIGNED, offset, swap ? Short.reverseBytes((short) value) : (short) value);
+        m.set(JAVA_SHORT_UNALIGNED, offset,
+            swap ? Short.reverseBytes((short) value) : (short) value);
     }
 
     /** Reads four bytes, 0 to 2^32-1. */
@@ -77,7 +78,7 @@ public final class Bytes {
         m.set(JAVA_INT_UNALIGNED, offset, swap ? Integer.reverseBytes((int) value) : (int) value);
     }
 
-    /** Reads eight bytes; what is above 2^63-1 comes out negative. */
+    /** Reads eight bytes. A number above 2^63-1 becomes negative. */
     public static long get64(MemorySegment m, long offset, boolean swap) {
         long value = m.get(JAVA_LONG_UNALIGNED, offset);
         return swap ? Long.reverseBytes(value) : value;
@@ -92,29 +93,38 @@ public final class Bytes {
     public static double getF32(MemorySegment m, long offset, boolean swap) {
         int bits = (int) getS32(m, offset, swap);
         float value = Float.intBitsToFloat(bits);
-        // The processor's own conversion would make a signalling NaN a quiet one.
-        return value == value ? value
-            : Double.longBitsToDouble((bits & 0x80000000L) << 32 | 0x7ffL << 52 | (bits & 0x7fffffL) << 29);
+        // The conversion of the processor would make a signaling NaN quiet.
+        return value == value
+            ? value
+            : Double.longBitsToDouble(
+                (bits & 0x80000000L) << 32 | 0x7ffL << 52 | (bits & 0x7fffffL) << 29);
     }
 
-    /** Writes an IEEE 754 number of four bytes, rounded to what it can hold; a NaN as Java's, whatever its bits. */
+    /**
+     * Writes an IEEE 754 number of four bytes, rounded. Every NaN is written as the canonical NaN
+     * of Java.
+     */
     public static void putF32(MemorySegment m, long offset, double value, boolean swap) {
         put32(m, offset, Float.floatToIntBits((float) value), swap);
     }
 
     /** Reads an IEEE 754 number of eight bytes. */
     public static double getF64(MemorySegment m, long offset, boolean swap) {
-        return swap ? Double.longBitsToDouble(get64(m, offset, true)) : m.get(JAVA_DOUBLE_UNALIGNED, offset);
+        return swap
+            ? Double.longBitsToDouble(get64(m, offset, true))
+            : m.get(JAVA_DOUBLE_UNALIGNED, offset);
     }
 
-    /** Writes an IEEE 754 number of eight bytes; a NaN as Java's, whatever its bits. */
+    /**
+     * Writes an IEEE 754 number of eight bytes. Every NaN is written as the canonical NaN of Java.
+     */
     public static void putF64(MemorySegment m, long offset, double value, boolean swap) {
         put64(m, offset, Double.doubleToLongBits(value), swap);
     }
 
     /**
-     * Reads a bit-field of 1 to 64 bits. The first bit of a byte is its lowest on a little-endian machine, its highest
-     * on a big-endian one, as in C.
+     * Reads a bit-field of 1 to 64 bits. The first bit of a byte is its lowest on a little-endian
+     * machine, its highest on a big-endian one, as in C.
      */
     public static long getBits(MemorySegment m, long bitOffset, int bits) {
         long value = 0;
@@ -126,21 +136,22 @@ public final class Bytes {
         return value;
     }
 
-    /** Writes a bit-field of 1 to 64 bits and leaves its neighbours alone. */
+    /** Writes a bit-field of 1 to 64 bits. Does not change other bits. */
     public static void putBits(MemorySegment m, long bitOffset, int bits, long value) {
         for (int i = 0; i < bits; i++) {
             long at = bitOffset + (BIG ? bits - 1 - i : i);
             int shift = (int) (BIG ? 7 - (at & 7) : at & 7);
             int old = m.get(JAVA_BYTE, at >> 3);
-            m.set(JAVA_BYTE, at >> 3, (byte) (old & ~(1 << shift) | (int) (value >>> i & 1) << shift));
+            m.set(JAVA_BYTE, at >> 3,
+                (byte) (old & ~(1 << shift) | (int) (value >>> i & 1) << shift));
         }
     }
 
     /**
-     * Reads the text that an array holds: UTF-8, with nothing but zeros behind it.
+     * Reads the text in an array: UTF-8, followed only by zeros.
      *
-     * @param terminated whether there has to be a zero behind it
-     * @return the text, or null where there is none: its bytes are not UTF-8, or something follows a zero
+     * @param terminated true if at least one zero is required
+     * @return the text, or null if the bytes are not UTF-8 or a byte other than zero follows a zero
      */
     public static String text(byte[] bytes, boolean terminated) {
         int n = bytes.length;
@@ -161,7 +172,8 @@ public final class Bytes {
             return new String(bytes, 0, end, StandardCharsets.ISO_8859_1); // ASCII
         }
         try {
-            return StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(bytes, 0, end)).toString();
+            return StandardCharsets.UTF_8.newDecoder()
+                .decode(ByteBuffer.wrap(bytes, 0, end)).toString();
         } catch (CharacterCodingException e) {
             return null;
         }
@@ -179,12 +191,15 @@ public final class Bytes {
         return bytes;
     }
 
-    // Keys and values are mostly a few words long, and copied word by word they cost no call of a bulk copy.
+    // Most keys and values are a few words long. Copying them by words avoids a call of a bulk
+    // copy.
 
     private static final int SMALL = 64;
 
-    private static final VarHandle LONGS = MethodHandles.byteArrayViewVarHandle(long[].class, ByteOrder.nativeOrder());
-    private static final VarHandle INTS = MethodHandles.byteArrayViewVarHandle(int[].class, ByteOrder.nativeOrder());
+    private static final VarHandle LONGS =
+        MethodHandles.byteArrayViewVarHandle(long[].class, ByteOrder.nativeOrder());
+    private static final VarHandle INTS =
+        MethodHandles.byteArrayViewVarHandle(int[].class, ByteOrder.nativeOrder());
 
     /** Copies bytes out of memory until the array is full. */
     public static void fill(MemorySegment m, long offset, byte[] bytes) {

@@ -7,32 +7,36 @@ import java.lang.foreign.MemorySegment;
 import java.util.concurrent.ConcurrentLinkedQueue;
 
 /**
- * Native memory for one call at a time: errno, the attribute, the key, the value.
+ * Holds native memory for one call at a time: errno, the attribute, the key and the value.
  *
- * <p>A platform thread keeps its own, so that an element operation allocates nothing itself. Virtual threads, which are
- * many and short-lived, share a pool. A call made while another is being prepared on the same thread (a codec that
- * reads a second map) gets memory of its own.
+ * <p>Each platform thread keeps its own buffer, so that an element operation allocates nothing.
+ * Virtual threads, which are many and short-lived, share a pool. If a call is made while another is
+ * being prepared on the same thread, for example by a codec that reads a second map, it gets
+ * another buffer.
  */
 public final class CallBuffer {
-    /** Where the key begins in {@link #memory}. */
+    /** Offset of the key in {@link #memory}. */
     public static final long KEY = 64;
 
     static final long ATTR = 16;
 
     private static final long SMALLEST = 4096;
 
-    /** A thread that once handled a value of megabytes does not keep them for ever. */
+    /**
+     * Larger buffers are freed after the call, so that a thread does not keep megabytes after one
+     * large value.
+     */
     private static final long LARGEST_KEPT = 1 << 16;
 
     private static final ThreadLocal<CallBuffer> OWN = new ThreadLocal<>();
     private static final ConcurrentLinkedQueue<CallBuffer> POOL = new ConcurrentLinkedQueue<>();
 
-    /** All of it; valid until {@link #give}. */
+    /** The whole buffer; valid until {@link #give}. */
     public final MemorySegment memory;
 
     final long address;
     final MemorySegment capture;
-    /** Which {@link Elements} the attribute has been filled in for, and the flags that stand in it. */
+    /** Id of the {@link Elements} for which the attribute is filled in. */
     long preparedFor;
     long flags;
 
@@ -41,7 +45,7 @@ public final class CallBuffer {
     private boolean busy;
 
     private CallBuffer(long size, Arena arena) {
-        // An automatic arena frees the memory with the thread; a given one frees it with the call.
+        // An automatic arena frees the memory with the thread, a given arena with the call.
         this.memory = (arena == null ? Arena.ofAuto() : arena).allocate(size, 16);
         this.address = memory.address();
         this.capture = memory.asSlice(0, Native.CAPTURE_SIZE);
@@ -49,9 +53,9 @@ public final class CallBuffer {
     }
 
     /**
-     * Takes memory for one call. Must be paired with {@link #give}, on the same thread.
+     * Takes a buffer for one call. Must be paired with {@link #give}, on the same thread.
      *
-     * @param size bytes wanted, counted from the beginning of {@link #memory}
+     * @param size required size of {@link #memory} in bytes
      */
     public static CallBuffer take(long size) {
         if (!Thread.currentThread().isVirtual()) {
@@ -83,7 +87,10 @@ public final class CallBuffer {
         return taken;
     }
 
-    /** The attribute, all zero: an element operation that comes next fills it in anew, and writes its flags if it has any. */
+    /**
+     * Clears the attribute and returns it. The next element operation fills it in again and writes
+     * its flags.
+     */
     MemorySegment clearedAttr(long size) {
         preparedFor = 0;
         flags = 0;
@@ -95,7 +102,7 @@ public final class CallBuffer {
         this.flags = flags;
     }
 
-    /** Ends the use of this memory. */
+    /** Returns this buffer to its thread or pool. */
     public void give() {
         if (arena != null) {
             arena.close();

@@ -6,21 +6,23 @@ import java.util.concurrent.ArrayBlockingQueue;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /**
- * Native memory for reading a map in chunks, used again by the next reading: as many pieces as there are processors.
+ * Keeps native buffers for reading a map in chunks, as many as there are processors, and reuses
+ * them.
  *
- * <p>Memory that is new is zeroed, and its pages are mapped one by one, which costs a small map as much as being read.
+ * <p>New memory is zeroed and its pages are mapped one by one, which takes as long as reading a
+ * small map.
  */
 final class ChunkBufferPool {
     private ChunkBufferPool() {}
 
-    /** Bytes of a piece. Larger chunks are read no faster: see the measurement in doc/performance.md. */
+    /** Size of a buffer in bytes. Larger chunks are not faster: see doc/performance.md. */
     static final long SIZE = 64 << 10;
 
     private static final int MOST = Runtime.getRuntime().availableProcessors();
     private static final ArrayBlockingQueue<MemorySegment> FREE = new ArrayBlockingQueue<>(MOST);
     private static final AtomicInteger MADE = new AtomicInteger();
 
-    /** A piece, not zeroed, to be given back; or null where all are in use. */
+    /** Takes a buffer, not zeroed; returns null if all are in use. Must be given back. */
     static MemorySegment take() {
         MemorySegment free = FREE.poll();
         if (free != null || MADE.get() >= MOST) {
@@ -32,8 +34,8 @@ final class ChunkBufferPool {
         return Arena.global().allocate(SIZE, 64);
     }
 
-    /** Ends the use of a piece. */
-    static void give(MemorySegment piece) {
-        FREE.offer(piece);
+    /** Returns a buffer to the pool. */
+    static void give(MemorySegment buffer) {
+        FREE.offer(buffer);
     }
 }

@@ -1,6 +1,6 @@
 package bpfmap.sys;
 
-/** Thrown by a call on a descriptor that was closed. */
+/** Reports a call on a descriptor that was closed. */
 public final class ClosedFdException extends IllegalStateException {
     private static final long serialVersionUID = 1L;
 

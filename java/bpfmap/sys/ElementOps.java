@@ -1,10 +1,10 @@
 package bpfmap.sys;
 
 /**
- * The element operations with values instead of bytes: encode, one system call, decode.
+ * Runs the element operations with values instead of bytes: encode, one system call, decode.
  *
- * <p>A map without keys has no key codec: null. Nothing is allocated here but what the codecs make. These methods are in
- * Java, and short, because all that stands between a caller and the kernel has to fit into one piece of machine code.
+ * <p>The key codec of a map without keys is null. Only the codecs allocate. These methods are short
+ * and in Java so that the JIT can compile the whole path to the kernel as one unit.
  */
 public final class ElementOps {
     private ElementOps() {}
@@ -12,31 +12,40 @@ public final class ElementOps {
     /**
      * Reads the value of a key.
      *
-     * @return the decoded value, or {@code absent} where there is no such key
-     * @throws ErrnoException for any other answer
+     * @return the decoded value, or {@code absent} if the key does not exist
+     * @throws ErrnoException for any errno other than ENOENT
      */
     public static Object lookup(
-            Elements elements, Codec keyCodec, Codec valueCodec, Object key, Object absent, long flags) {
-        CallBuffer s = elements.take();
+            Elements elements, Codec keyCodec, Codec valueCodec, Object key, Object absent,
+            long flags) {
+        CallBuffer buffer = elements.take();
         try {
-            encodeKey(keyCodec, key, s);
-            int outcome = elements.lookup(s, flags);
-            return outcome == 0 ? valueCodec.decode(s.memory, elements.valueOffset()) : missing(outcome, absent);
+            encodeKey(keyCodec, key, buffer);
+            int outcome = elements.lookup(buffer, flags);
+            return outcome == 0
+                ? valueCodec.decode(buffer.memory, elements.valueOffset())
+                : missing(outcome, absent);
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 
-    /** As {@link #lookup}, and deletes the key in the same step; of a map without keys, the next value. */
+    /**
+     * Reads the value of a key as {@link #lookup} does, and deletes the entry atomically. For a map
+     * without keys, reads and removes the next value.
+     */
     public static Object take(
-            Elements elements, Codec keyCodec, Codec valueCodec, Object key, Object absent, long flags) {
-        CallBuffer s = elements.take();
+            Elements elements, Codec keyCodec, Codec valueCodec, Object key, Object absent,
+            long flags) {
+        CallBuffer buffer = elements.take();
         try {
-            encodeKey(keyCodec, key, s);
-            int outcome = elements.lookupAndDelete(s, flags);
-            return outcome == 0 ? valueCodec.decode(s.memory, elements.valueOffset()) : missing(outcome, absent);
+            encodeKey(keyCodec, key, buffer);
+            int outcome = elements.lookupAndDelete(buffer, flags);
+            return outcome == 0
+                ? valueCodec.decode(buffer.memory, elements.valueOffset())
+                : missing(outcome, absent);
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 
@@ -44,59 +53,62 @@ public final class ElementOps {
      * Reads the key after the given one, or the first.
      *
      * @return the decoded key, or null after the last
-     * @throws ErrnoException for any other answer
+     * @throws ErrnoException for any errno other than ENOENT
      */
     public static Object nextKey(Elements elements, Codec keyCodec, Object key, boolean first) {
-        CallBuffer s = elements.take();
+        CallBuffer buffer = elements.take();
         try {
             if (!first) {
-                keyCodec.encode(key, s.memory, CallBuffer.KEY);
+                keyCodec.encode(key, buffer.memory, CallBuffer.KEY);
             }
-            int outcome = elements.nextKey(s, first);
-            return outcome == 0 ? keyCodec.decode(s.memory, elements.valueOffset()) : missing(outcome, null);
+            int outcome = elements.nextKey(buffer, first);
+            return outcome == 0
+                ? keyCodec.decode(buffer.memory, elements.valueOffset())
+                : missing(outcome, null);
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 
-    /** Writes the value of a key: 0, or the negated errno. */
+    /** Writes the value of a key; returns 0 or the negated errno. */
     public static int update(
-            Elements elements, Codec keyCodec, Codec valueCodec, Object key, Object value, long flags) {
-        CallBuffer s = elements.take();
+            Elements elements, Codec keyCodec, Codec valueCodec, Object key, Object value,
+            long flags) {
+        CallBuffer buffer = elements.take();
         try {
-            encodeKey(keyCodec, key, s);
-            valueCodec.encode(value, s.memory, elements.valueOffset());
-            return elements.update(s, flags);
+            encodeKey(keyCodec, key, buffer);
+            valueCodec.encode(value, buffer.memory, elements.valueOffset());
+            return elements.update(buffer, flags);
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 
-    /** Deletes a key and its value: 0, or the negated errno. */
+    /** Deletes a key and its value; returns 0 or the negated errno. */
     public static int delete(Elements elements, Codec keyCodec, Object key) {
-        CallBuffer s = elements.take();
+        CallBuffer buffer = elements.take();
         try {
-            encodeKey(keyCodec, key, s);
-            return elements.delete(s);
+            encodeKey(keyCodec, key, buffer);
+            return elements.delete(buffer);
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 
-    /** Asks a bloom filter for a value: 0, or the negated errno. */
+    /** Checks whether a bloom filter may contain a value; returns 0 or the negated errno. */
     public static int contains(Elements elements, Codec valueCodec, Object value) {
-        CallBuffer s = elements.take();
+        CallBuffer buffer = elements.take();
         try {
-            valueCodec.encode(value, s.memory, elements.valueOffset());
-            return elements.lookup(s, Abi.BPF_ANY);
+            valueCodec.encode(value, buffer.memory, elements.valueOffset());
+            return elements.lookup(buffer, Abi.BPF_ANY);
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 
-    private static void encodeKey(Codec codec, Object key, CallBuffer s) {
+    private static void encodeKey(Codec codec, Object key, CallBuffer buffer) {
         if (codec != null) {
-            codec.encode(key, s.memory, CallBuffer.KEY);
+            codec.encode(key, buffer.memory, CallBuffer.KEY);
         }
     }
 

@@ -7,12 +7,12 @@ import java.lang.foreign.MemorySegment;
 import java.util.concurrent.atomic.AtomicLong;
 
 /**
- * The element operations of one open map: one system call each, and no allocation of its own. The
- * JDK may allocate 40 bytes to check the memory that takes errno, as its compiler decides.
+ * Runs the element operations of one open map: one system call each, without allocation. The JDK
+ * may allocate 40 bytes to check the memory for errno, depending on its compiler.
  *
- * <p>Each operation comes in two forms. One takes a {@link CallBuffer} from {@link #take} whose key and value the caller
- * reads and writes in place. The other takes byte arrays and copies. All return zero, or the negated
- * errno as the kernel gave it: a missing key is {@code -ENOENT}, not an exception.
+ * <p>Each operation has two forms. One takes a {@link CallBuffer} from {@link #take}, in which the
+ * caller reads and writes the key and the value. The other takes byte arrays and copies them. All
+ * return zero or the negated errno: a missing key is {@code -ENOENT}, not an exception.
  *
  * <pre>{@code
  * Elements counts = new Elements(fd, 4, 8);
@@ -26,17 +26,21 @@ public final class Elements {
     private final long valueSize;
     private final long valueOffset;
 
-    /** Names these operations in a {@link CallBuffer}, which must not keep a leaked map from being collected. */
+    /**
+     * Identifies this object in a {@link CallBuffer}. A reference would keep an unclosed map
+     * reachable.
+     */
     private final long id = IDS.incrementAndGet();
 
     private static final AtomicLong IDS = new AtomicLong();
 
     /**
      * @param fd the open map
-     * @param keySize bytes of a key, as the kernel reports them; 0 for a map without keys, such as a queue
-     * @param valueSize bytes that one lookup writes. For most map types this is the reported value size; a
-     *     per-CPU map writes eight-byte multiples for every possible CPU. Anything less lets the kernel write past the
-     *     buffer.
+     * @param keySize size of a key in bytes, as the kernel reports it; 0 for a map without keys,
+     *     such as a queue
+     * @param valueSize size in bytes that a lookup writes. For most map types this is the reported
+     *     value size. A per-CPU map writes the size, rounded up to a multiple of eight, for each
+     *     possible CPU. With a smaller size the kernel would write past the buffer.
      */
     public Elements(Fd fd, long keySize, long valueSize) {
         this.fd = fd;
@@ -45,89 +49,94 @@ public final class Elements {
         this.valueOffset = CallBuffer.KEY + (keySize + 7 & ~7L);
     }
 
-    /** Where the value begins in the memory of {@link #take}. */
+    /** Returns the offset of the value in the memory of {@link #take}. */
     public long valueOffset() {
         return valueOffset;
     }
 
-    /** Memory for one operation, with room for two keys and a value. Must be given back on the same thread. */
+    /**
+     * Takes a buffer for one operation, with room for two keys and a value. Must be given back on
+     * the same thread.
+     */
     public CallBuffer take() {
         return CallBuffer.take(valueOffset + Math.max(valueSize, keySize));
     }
 
-    /** Reads the value of the key, in place. Of a bloom filter, asks for the value that is there. */
-    public int lookup(CallBuffer s, long flags) {
-        return call(Abi.BPF_MAP_LOOKUP_ELEM, s, flags);
+    /** Reads the value of the key, in place. For a bloom filter, checks the value in place. */
+    public int lookup(CallBuffer buffer, long flags) {
+        return call(Abi.BPF_MAP_LOOKUP_ELEM, buffer, flags);
     }
 
     /** Reads the value of the key and deletes both, in place. Since Linux 5.14 for hash maps. */
-    public int lookupAndDelete(CallBuffer s, long flags) {
-        return call(Abi.BPF_MAP_LOOKUP_AND_DELETE_ELEM, s, flags);
+    public int lookupAndDelete(CallBuffer buffer, long flags) {
+        return call(Abi.BPF_MAP_LOOKUP_AND_DELETE_ELEM, buffer, flags);
     }
 
     /** Writes the value of the key. */
-    public int update(CallBuffer s, long flags) {
-        return call(Abi.BPF_MAP_UPDATE_ELEM, s, flags);
+    public int update(CallBuffer buffer, long flags) {
+        return call(Abi.BPF_MAP_UPDATE_ELEM, buffer, flags);
     }
 
-    private int call(int command, CallBuffer s, long flags) {
-        if (s.flags != flags) {
-            s.setFlags(flags);
+    private int call(int command, CallBuffer buffer, long flags) {
+        if (buffer.flags != flags) {
+            buffer.setFlags(flags);
         }
-        return call(command, s, Abi.ELEM_FLAGS + 8);
+        return call(command, buffer, Abi.ELEM_FLAGS + 8);
     }
 
     /** Deletes the key and its value. */
-    public int delete(CallBuffer s) {
-        return call(Abi.BPF_MAP_DELETE_ELEM, s, Abi.ELEM_KEY + 8); // the kernel refuses a value
+    public int delete(CallBuffer buffer) {
+        // the kernel rejects a value
+        return call(Abi.BPF_MAP_DELETE_ELEM, buffer, Abi.ELEM_KEY + 8);
     }
 
     /**
-     * Reads the key after the given one into the place of the value.
+     * Reads the key after the given one to the offset of the value.
      *
-     * @param first ignore the key and begin at the first
+     * @param first true to ignore the key and read the first
      */
-    public int nextKey(CallBuffer s, boolean first) {
+    public int nextKey(CallBuffer buffer, boolean first) {
         if (!first) {
-            return call(Abi.BPF_MAP_GET_NEXT_KEY, s, Abi.ELEM_VALUE + 8); // next_key lies in the place of the value
+            // next_key shares the field with value
+            return call(Abi.BPF_MAP_GET_NEXT_KEY, buffer, Abi.ELEM_VALUE + 8);
         }
         int number = fd.acquire();
         try {
-            prepare(s, number, 0);
-            s.preparedFor = 0;
-            return makeCall(Abi.BPF_MAP_GET_NEXT_KEY, s, Abi.ELEM_VALUE + 8);
+            prepare(buffer, number, 0);
+            buffer.preparedFor = 0;
+            return makeCall(Abi.BPF_MAP_GET_NEXT_KEY, buffer, Abi.ELEM_VALUE + 8);
         } finally {
             fd.release();
         }
     }
 
     /**
-     * Makes a call with so many bytes of the attribute. All but the flags is the same in each call; a call that follows
-     * another of the same map on the same thread writes nothing.
+     * Makes a call with the first {@code size} bytes of the attribute. All calls of a map have the
+     * same attribute except for the flags, so consecutive calls on a thread write nothing.
      */
-    private int call(int command, CallBuffer s, int size) {
+    private int call(int command, CallBuffer buffer, int size) {
         int number = fd.acquire();
         try {
-            if (s.preparedFor != id) {
-                // A map without keys refuses a pointer to one.
-                prepare(s, number, keySize == 0 ? 0 : s.address + CallBuffer.KEY);
+            if (buffer.preparedFor != id) {
+                // A map without keys rejects a pointer to a key.
+                prepare(buffer, number, keySize == 0 ? 0 : buffer.address + CallBuffer.KEY);
             }
-            return makeCall(command, s, size);
+            return makeCall(command, buffer, size);
         } finally {
             fd.release();
         }
     }
 
-    private static int makeCall(int command, CallBuffer s, int size) {
-        return (int) Native.bpf(s.capture, command, s.address + CallBuffer.ATTR, size);
+    private static int makeCall(int command, CallBuffer buffer, int size) {
+        return (int) Native.bpf(buffer.capture, command, buffer.address + CallBuffer.ATTR, size);
     }
 
-    private void prepare(CallBuffer s, int number, long key) {
-        MemorySegment memory = s.memory;
+    private void prepare(CallBuffer buffer, int number, long key) {
+        MemorySegment memory = buffer.memory;
         memory.set(JAVA_INT, CallBuffer.ATTR + Abi.ELEM_MAP_FD, number);
         memory.set(JAVA_LONG, CallBuffer.ATTR + Abi.ELEM_KEY, key);
-        memory.set(JAVA_LONG, CallBuffer.ATTR + Abi.ELEM_VALUE, s.address + valueOffset);
-        s.preparedFor = id;
+        memory.set(JAVA_LONG, CallBuffer.ATTR + Abi.ELEM_VALUE, buffer.address + valueOffset);
+        buffer.preparedFor = id;
     }
 
     /** Reads the value of the key into {@code value}. */
@@ -143,16 +152,16 @@ public final class Elements {
     private int read(byte[] key, byte[] value, long flags, boolean delete) {
         require("key", key, keySize);
         require("value", value, valueSize);
-        CallBuffer s = take();
+        CallBuffer buffer = take();
         try {
-            Bytes.copyIn(key, s.memory, CallBuffer.KEY);
-            int result = delete ? lookupAndDelete(s, flags) : lookup(s, flags);
+            Bytes.copyIn(key, buffer.memory, CallBuffer.KEY);
+            int result = delete ? lookupAndDelete(buffer, flags) : lookup(buffer, flags);
             if (result == 0) {
-                Bytes.fill(s.memory, valueOffset, value);
+                Bytes.fill(buffer.memory, valueOffset, value);
             }
             return result;
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 
@@ -160,25 +169,25 @@ public final class Elements {
     public int update(byte[] key, byte[] value, long flags) {
         require("key", key, keySize);
         require("value", value, valueSize);
-        CallBuffer s = take();
+        CallBuffer buffer = take();
         try {
-            Bytes.copyIn(key, s.memory, CallBuffer.KEY);
-            Bytes.copyIn(value, s.memory, valueOffset);
-            return update(s, flags);
+            Bytes.copyIn(key, buffer.memory, CallBuffer.KEY);
+            Bytes.copyIn(value, buffer.memory, valueOffset);
+            return update(buffer, flags);
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 
     /** Deletes the key and its value. */
     public int delete(byte[] key) {
         require("key", key, keySize);
-        CallBuffer s = take();
+        CallBuffer buffer = take();
         try {
-            Bytes.copyIn(key, s.memory, CallBuffer.KEY);
-            return delete(s);
+            Bytes.copyIn(key, buffer.memory, CallBuffer.KEY);
+            return delete(buffer);
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 

@@ -1,6 +1,6 @@
 package bpfmap.sys;
 
-/** The kernel's refusal of an element operation, where what it returns leaves no room for an errno. */
+/** Reports the errno of an element operation whose result leaves no room for an errno. */
 public final class ErrnoException extends RuntimeException {
     private static final long serialVersionUID = 1L;
 
@@ -8,7 +8,8 @@ public final class ErrnoException extends RuntimeException {
     public final int outcome;
 
     ErrnoException(int outcome) {
-        super("errno " + -outcome, null, false, false); // who catches it says where and why
+        // the catcher adds the operation and the map
+        super("errno " + -outcome, null, false, false);
         this.outcome = outcome;
     }
 }

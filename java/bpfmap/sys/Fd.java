@@ -5,13 +5,14 @@ import java.lang.invoke.VarHandle;
 import java.lang.ref.Cleaner;
 
 /**
- * Owns one file descriptor: counts the calls that use it, and gives it back to the kernel exactly once.
+ * Owns one file descriptor: counts the calls that use it, and closes it exactly once.
  *
- * <p>The number is handed out between {@link #acquire} and {@link #release} only. Closing makes every later
- * {@code acquire} fail at once, and the last call in flight, not the closing thread, gives the number back. So a
- * close never blocks, and no call can reach a number that the kernel has meanwhile given to another file.
+ * <p>The number is valid only between {@link #acquire} and {@link #release}. Closing makes every
+ * later {@code acquire} fail immediately. If calls are in flight, the last of them closes the
+ * descriptor, not the closing thread. So a close never blocks, and no call can use a number that
+ * the kernel has already reused for another file.
  *
- * <p>An {@code Fd} that nobody closed is closed when the garbage collector finds it unreachable.
+ * <p>If an {@code Fd} is not closed, it is closed after it becomes unreachable.
  */
 public final class Fd implements AutoCloseable {
     private static final Cleaner CLEANER = Cleaner.create();
@@ -25,9 +26,9 @@ public final class Fd implements AutoCloseable {
     }
 
     /**
-     * Takes ownership of an open descriptor. From now on nothing else may close it.
+     * Takes ownership of an open descriptor. Nothing else may close it afterwards.
      *
-     * @throws IllegalArgumentException for a negative number
+     * @throws IllegalArgumentException if the number is negative
      */
     public static Fd own(long number) {
         if (number < 0 || number > Integer.MAX_VALUE) {
@@ -37,7 +38,8 @@ public final class Fd implements AutoCloseable {
     }
 
     /**
-     * Marks a call as in flight and returns the descriptor for it. Must be paired with {@link #release}.
+     * Marks a call as in flight and returns the descriptor for it. Must be paired with
+     * {@link #release}.
      *
      * @throws ClosedFdException after {@link #close}
      */
@@ -50,24 +52,27 @@ public final class Fd implements AutoCloseable {
         state.release();
     }
 
-    /** Whether {@link #close} was called; calls in flight may still be at work. */
+    /** Returns true if {@link #close} was called. Calls may still be in flight. */
     public boolean isClosed() {
         return state.isClosed();
     }
 
-    /** Refuses all later calls, and gives the descriptor back once those in flight are done. Idempotent. */
+    /** Rejects all later calls, and closes the descriptor when no call is in flight. Idempotent. */
     @Override
     public void close() {
         cleanable.clean();
     }
 
-    /** The descriptor's number for people to read; it may be stale by the time they do. */
+    /** Returns the descriptor's number for messages. The number may already be stale. */
     @Override
     public String toString() {
         return "fd " + state.number + (isClosed() ? " (closed)" : "");
     }
 
-    /** What the cleaner holds: it must not refer to the Fd, or the Fd would never become unreachable. */
+    /**
+     * Holds the state for the cleaner. It must not refer to the Fd, which would keep the Fd
+     * reachable.
+     */
     private static final class State implements Runnable {
         private static final int CLOSED = 1 << 31;
         private static final int RETURNED = 1 << 30;
@@ -83,7 +88,10 @@ public final class Fd implements AutoCloseable {
 
         final int number;
 
-        /** Calls in flight, with CLOSED once no more may begin, and RETURNED once the kernel has the number back. */
+        /**
+         * Number of calls in flight, with CLOSED when no more may begin, and RETURNED when the
+         * descriptor has been closed.
+         */
         private volatile int use;
 
         State(int number) {
@@ -108,7 +116,7 @@ public final class Fd implements AutoCloseable {
             return use < 0;
         }
 
-        /** Run once, by close() or by the cleaner. */
+        /** Runs once, called by close() or by the cleaner. */
         @Override
         public void run() {
             if ((int) USE.getAndBitwiseOr(this, CLOSED) == 0) {
@@ -116,10 +124,11 @@ public final class Fd implements AutoCloseable {
             }
         }
 
-        // A refused acquire passes through CLOSED too; RETURNED makes sure that only one of all these closes.
+        // A rejected acquire also passes through CLOSED. RETURNED ensures that only one of them
+        // closes.
         private void giveBack() {
             if (USE.compareAndSet(this, CLOSED, CLOSED | RETURNED)) {
-                // Never repeated, not on EINTR either: Linux has released the number by then.
+                // Never repeated, not even after EINTR: Linux has already released the number.
                 Native.syscall(Abi.SYS_CLOSE, number, 0, 0, 0, 0);
             }
         }

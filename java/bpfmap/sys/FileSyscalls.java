@@ -8,10 +8,10 @@ import java.util.function.BiConsumer;
 import java.util.function.ObjIntConsumer;
 
 /**
- * System calls on descriptors and paths other than {@code bpf(2)}.
+ * Makes system calls on descriptors and paths other than {@code bpf(2)}.
  *
- * <p>A path is bytes without a NUL. Java's own files are of no use here: in a locale that is not UTF-8 they cannot
- * name every file.
+ * <p>A path is bytes without a NUL. {@code java.nio.file} cannot be used: in a locale other than
+ * UTF-8 it cannot name every file.
  */
 public final class FileSyscalls {
     private FileSyscalls() {}
@@ -31,7 +31,7 @@ public final class FileSyscalls {
     }
 
     /**
-     * Duplicates a descriptor: same open file, own lifetime, closed on exec.
+     * Duplicates a descriptor: same open file, independent lifetime, closed on exec.
      *
      * @return the new descriptor's number, or the negated errno
      */
@@ -44,15 +44,16 @@ public final class FileSyscalls {
         }
     }
 
-    /** Duplicates a descriptor that somebody else owns. */
+    /** Duplicates a descriptor with another owner. */
     public static long duplicate(int number) {
         return Native.syscall(Abi.SYS_FCNTL, number, F_DUPFD_CLOEXEC, 0, 0, 0);
     }
 
     /**
-     * Opens a file without reading it: a descriptor that says which file is meant, and is closed on exec.
+     * Opens a file as a reference, without access to its content. The descriptor is closed on exec.
      *
-     * @param readable open it for reading after all, which the kernel asks of a cgroup's directory
+     * @param readable true to open it for reading, which the kernel requires for the directory of a
+     *     cgroup
      * @return the new descriptor's number, or the negated errno
      */
     public static long open(byte[] path, boolean readable) {
@@ -62,20 +63,22 @@ public final class FileSyscalls {
     /**
      * Opens or creates a file; the descriptor is closed on exec.
      *
-     * @param flags those of {@code openat(2)}
-     * @param mode the permissions of a file that is created
+     * @param flags the flags of {@code openat(2)}
+     * @param mode the permissions if the file is created
      * @return the new descriptor's number, or the negated errno
      */
     public static long open(byte[] path, int flags, int mode) {
         try (Arena arena = Arena.ofConfined()) {
-            return Native.syscall(Abi.SYS_OPENAT, AT_FDCWD, address(arena, path), O_CLOEXEC | flags, mode, 0);
+            return Native.syscall(Abi.SYS_OPENAT, AT_FDCWD, address(arena, path), O_CLOEXEC | flags,
+                mode, 0);
         }
     }
 
     private static final long READ_AT_ONCE = 4096;
 
     /**
-     * Reads a small file whole, such as one of /proc: three system calls, where {@code Files} makes more and allocates.
+     * Reads a whole small file, for example in /proc, with three system calls. {@code Files} makes
+     * more and allocates more.
      *
      * @return the bytes, or null if the file cannot be read
      */
@@ -88,13 +91,14 @@ public final class FileSyscalls {
     }
 
     private static byte[] readAndClose(long number) {
-        CallBuffer s = CallBuffer.take(READ_AT_ONCE);
+        CallBuffer buffer = CallBuffer.take(READ_AT_ONCE);
         try {
             byte[] all = new byte[0];
             int size = 0;
             while (true) {
                 long room = READ_AT_ONCE - CallBuffer.KEY;
-                long n = Native.syscall(s.capture, Abi.SYS_READ, number, s.address + CallBuffer.KEY, room, 0, 0);
+                long n = Native.syscall(buffer.capture, Abi.SYS_READ, number, buffer.address
+                    + CallBuffer.KEY, room, 0, 0);
                 if (n == -Abi.EINTR) {
                     continue;
                 }
@@ -105,17 +109,18 @@ public final class FileSyscalls {
                 if (all.length < end) {
                     all = Arrays.copyOf(all, size == 0 ? end : 2 * end);
                 }
-                MemorySegment.copy(s.memory, ValueLayout.JAVA_BYTE, CallBuffer.KEY, all, size, (int) n);
+                MemorySegment.copy(buffer.memory, ValueLayout.JAVA_BYTE, CallBuffer.KEY, all, size,
+                    (int) n);
                 size = end;
             }
         } finally {
-            s.give();
+            buffer.give();
             Native.syscall(Abi.SYS_CLOSE, number, 0, 0, 0, 0);
         }
     }
 
     /**
-     * A descriptor of a process, or of one thread of it (since Linux 6.9).
+     * Opens a descriptor of a process, or of one of its threads (since Linux 6.9).
      *
      * @return the new descriptor's number, or the negated errno
      */
@@ -124,7 +129,7 @@ public final class FileSyscalls {
     }
 
     /**
-     * Duplicates a descriptor of another process, which takes the right to trace it.
+     * Duplicates a descriptor of another process. Requires the right to trace that process.
      *
      * @return the new descriptor's number, or the negated errno
      */
@@ -137,13 +142,14 @@ public final class FileSyscalls {
         }
     }
 
-    /** What {@link #fileSystem} answers for a BPF file system: linux/magic.h, BPF_FS_MAGIC. */
+    /** Result of {@link #fileSystem} for a BPF file system: linux/magic.h, BPF_FS_MAGIC. */
     public static final long BPF_FS = 0xcafe4a11L;
 
-    private static final long STATFS_SIZE = 120; // asm-generic/statfs.h on 64-bit processors; f_type is its first word
+    // asm-generic/statfs.h on 64-bit processors; f_type is its first word
+    private static final long STATFS_SIZE = 120;
 
     /**
-     * The kind of file system that a file is on.
+     * Returns the type of the file system that a file is on.
      *
      * @return its magic number, or the negated errno
      */
@@ -156,25 +162,29 @@ public final class FileSyscalls {
         }
     }
 
-    private static final long TIOCGWINSZ = 0x5413; // asm-generic/ioctls.h; struct winsize: rows, columns, pixels twice
+    // asm-generic/ioctls.h; struct winsize: rows, columns, pixels twice
+    private static final long TIOCGWINSZ = 0x5413;
 
     /**
-     * How many characters fit on the terminal that a descriptor of this process is.
+     * Returns the size of the terminal behind a descriptor of this process, in characters.
      *
-     * @return rows times 65536 and columns, 0 where the terminal does not know, or the negated errno: ENOTTY for no terminal
+     * @return rows * 65536 + columns, 0 if the terminal does not report its size, or the negated
+     *     errno: ENOTTY if it is not a terminal
      */
     public static long windowSize(int number) {
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment size = arena.allocate(8, 2);
             long result = Native.syscall(Abi.SYS_IOCTL, number, TIOCGWINSZ, size.address(), 0, 0);
-            return result < 0 ? result : (Bytes.getU16(size, 0, false) << 16) | Bytes.getU16(size, 2, false);
+            return result < 0
+                ? result
+                : (Bytes.getU16(size, 0, false) << 16) | Bytes.getU16(size, 2, false);
         }
     }
 
     /**
-     * Renames a file in one step.
+     * Renames a file atomically.
      *
-     * @param replace whether a target that exists is replaced; else EEXIST is returned
+     * @param replace true to replace an existing target; otherwise EEXIST is returned
      * @return 0, or the negated errno
      */
     public static long rename(byte[] from, byte[] to, boolean replace) {
@@ -185,7 +195,7 @@ public final class FileSyscalls {
     }
 
     /**
-     * Removes a file; not a directory.
+     * Removes a file. Does not remove a directory.
      *
      * @return 0, or the negated errno
      */
@@ -200,9 +210,10 @@ public final class FileSyscalls {
     private static final int STATX_TYPE_AND_MODE = 3; // linux/stat.h
 
     /**
-     * The type and the permissions of a file, as {@code st_mode} of {@code stat(2)} has them. Needs Linux 4.11.
+     * Returns the type and the permissions of a file, as in {@code st_mode} of {@code stat(2)}.
+     * Requires Linux 4.11.
      *
-     * @param follow whether a symbolic link stands for the file that it names
+     * @param follow true to follow a symbolic link
      * @return the mode, or the negated errno
      */
     public static long mode(byte[] path, boolean follow) {
@@ -219,7 +230,7 @@ public final class FileSyscalls {
     /**
      * Reads a symbolic link.
      *
-     * @return the path in it, or null if there is none to be read
+     * @return the path in it, or null if it cannot be read
      */
     public static byte[] link(byte[] path) {
         try (Arena arena = Arena.ofConfined()) {
@@ -231,11 +242,11 @@ public final class FileSyscalls {
     }
 
     /**
-     * Reads each small file of a directory, such as {@code /proc/1/fdinfo}, and gives its name and its bytes.
-     * Files that are gone by then are passed over.
+     * Reads each small file of a directory such as {@code /proc/1/fdinfo}, and passes its name and
+     * its bytes to a function. Skips files that no longer exist.
      *
-     * @return 0, or the negated errno of the directory or of the first file that cannot be read; EIO if the
-     *     reason is not known
+     * @return 0, or the negated errno of the directory or of the first file that cannot be read;
+     *     EIO if the reason is unknown
      */
     public static long readEach(byte[] path, BiConsumer<byte[], byte[]> file) {
         if (Native.unavailable() != null) {
@@ -276,8 +287,8 @@ public final class FileSyscalls {
     private static final int ENTRIES_SIZE = 32768;
 
     /**
-     * Reads a directory from where its descriptor stands, and gives each name in it, with its type as {@code readdir(3)}
-     * has it, except for {@code .} and {@code ..}.
+     * Reads a directory from the current position of its descriptor, and passes each name and its
+     * type, as in {@code readdir(3)}, to a function. Skips {@code .} and {@code ..}.
      *
      * @return 0, or the negated errno
      */
@@ -286,11 +297,14 @@ public final class FileSyscalls {
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment buffer = arena.allocate(ENTRIES_SIZE, 8);
             while (true) {
-                long length = Native.syscall(Abi.SYS_GETDENTS64, number, buffer.address(), ENTRIES_SIZE, 0, 0);
+                long length =
+                    Native.syscall(Abi.SYS_GETDENTS64, number, buffer.address(), ENTRIES_SIZE, 0,
+                    0);
                 if (length <= 0) {
                     return length;
                 }
-                // struct linux_dirent64: inode and offset, 8 bytes each; length of the record, 2; type, 1; name
+                // struct linux_dirent64: inode and offset, 8 bytes each; length of the record, 2;
+                // type, 1; name
                 for (long at = 0; at < length; at += Bytes.getU16(buffer, at + 16, false)) {
                     int end = 0;
                     while (buffer.get(ValueLayout.JAVA_BYTE, at + 19 + end) != 0) {

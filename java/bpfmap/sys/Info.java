@@ -1,9 +1,10 @@
 package bpfmap.sys;
 
 /**
- * What {@code BPF_OBJ_GET_INFO_BY_FD} fills in, as named offsets: the part of the kernel's binary interface that is not in {@link Abi}.
+ * Names the offsets in the structs that {@code BPF_OBJ_GET_INFO_BY_FD} fills in: the part of the
+ * kernel's binary interface that is not in {@link Abi}.
  *
- * <p>Source: the UAPI header {@code linux/bpf.h}, with which a test compares every constant here.
+ * <p>Source: the UAPI header {@code linux/bpf.h}, a test compares every constant here with it.
  */
 public final class Info {
     private Info() {}
@@ -45,7 +46,10 @@ public final class Info {
     public static final int PROG_MAP_IDS = 56;
     public static final int PROG_NAME = 64;
     public static final int PROG_IFINDEX = 80;
-    /** The word whose lowest bit it is: a bit field has no offset in C, so it is compared with what lies before it. */
+    /**
+     * The word that has it as its lowest bit. A bit-field has no offset in C, so the test uses the
+     * end of the field before it.
+     */
     public static final int PROG_GPL_COMPATIBLE = 84;
     public static final int PROG_BTF_ID = 128;
     public static final int PROG_RUN_TIME_NS = 192;
@@ -55,7 +59,7 @@ public final class Info {
     public static final int PROG_ATTACH_BTF_OBJ_ID = 220;
     public static final int PROG_ATTACH_BTF_ID = 224;
 
-    // --- struct bpf_link_info: its head, then what lies in the union of all link types
+    // --- struct bpf_link_info: its head, then the fields in the union of all link types
 
     public static final int LINK_TYPE = 0;
     public static final int LINK_ID = 4;

@@ -8,15 +8,17 @@ import static java.lang.foreign.ValueLayout.JAVA_SHORT_UNALIGNED;
 import java.lang.foreign.MemorySegment;
 
 /**
- * Integers of up to eight bytes, which most keys, values and fields are: read and written by a number that says how, instead
- * of by a call through {@link Codec}. Where there are codecs of many classes, such a call costs more than its work.
+ * Reads and writes integers of up to eight bytes, which most keys, values and fields are, by a kind
+ * number instead of a call through {@link Codec}. If codecs of many classes are in use, such a call
+ * takes longer than its work.
  *
- * <p>What is no integer, and a value that needs more than a {@code Long} or does not fit, is left to the codec.
+ * <p>The codec handles all other types, and values that need more than a {@code Long} or do not
+ * fit.
  */
 public final class Integers {
     private Integers() {}
 
-    /** The kind of a codec that is not one of integers. */
+    /** Kind of a codec whose values are not integers. */
     public static final int NONE = 0;
 
     private static final int INTEGER = 16;
@@ -25,19 +27,20 @@ public final class Integers {
     private static final int WIDTH = 3;
 
     /**
-     * The kind of an integer.
+     * Returns the kind of an integer.
      *
-     * @param size bytes: 1, 2, 4 or 8; any other gives {@link #NONE}
-     * @param swapped whether its byte order is not this machine's
+     * @param size size in bytes: 1, 2, 4 or 8; any other returns {@link #NONE}
+     * @param swapped true if its byte order differs from this machine's
      */
     public static int kind(long size, boolean signed, boolean swapped) {
         if (size != 1 && size != 2 && size != 4 && size != 8) {
             return NONE;
         }
-        return INTEGER | Long.numberOfTrailingZeros(size) | (signed ? 0 : UNSIGNED) | (swapped ? SWAPPED : 0);
+        return INTEGER | Long.numberOfTrailingZeros(size) | (signed ? 0 : UNSIGNED)
+            | (swapped ? SWAPPED : 0);
     }
 
-    /** Reads a value of this kind; with the codec where that is needed. */
+    /** Reads a value of this kind, with the codec if necessary. */
     public static Object read(int kind, Codec codec, MemorySegment m, long offset) {
         if (kind == NONE) {
             return codec.decode(m, offset);
@@ -62,7 +65,7 @@ public final class Integers {
         return n;
     }
 
-    /** Writes a value of this kind; with the codec where that is needed. */
+    /** Writes a value of this kind, with the codec if necessary. */
     public static void write(int kind, Codec codec, Object value, MemorySegment m, long offset) {
         if (kind == NONE || !(value instanceof Long)) {
             codec.encode(value, m, offset);
@@ -91,11 +94,13 @@ public final class Integers {
     /**
      * Reads the fields of a struct.
      *
-     * @return names and values in turn
+     * @return names and values, alternating
      */
     public static Object[] fields(
-            Object[] names, int[] kinds, Codec[] codecs, long[] offsets, MemorySegment m, long offset) {
-        // Values that are all there before their array is need no care for the garbage collector: a third of the time.
+            Object[] names, int[] kinds, Codec[] codecs, long[] offsets, MemorySegment m,
+            long offset) {
+        // If all values exist before their array, no write barriers are needed: a third of the
+        // time.
         switch (names.length) {
             case 2: {
                 Object a = read(kinds[0], codecs[0], m, offset + offsets[0]);
@@ -126,8 +131,9 @@ public final class Integers {
         }
     }
 
-    /** Reads so many values of one kind that lie at equal distances. */
-    public static Object[] row(int kind, Codec codec, int count, long stride, MemorySegment m, long offset) {
+    /** Reads {@code count} values of one kind at equal distances. */
+    public static Object[] row(int kind, Codec codec, int count, long stride, MemorySegment m,
+            long offset) {
         Object[] out = new Object[count];
         for (int i = 0; i < count; i++) {
             out[i] = read(kind, codec, m, offset + i * stride);

@@ -6,30 +6,36 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 
 /**
- * Reads entries key by key, two or three system calls for each: for kernels and map types without batches.
+ * Reads entries key by key, with two or three system calls each. For kernels and map types without
+ * batch commands.
  *
- * <p>Asked for the key after one that was deleted, the kernel begins anew with the first, or says that there is none. So the
- * walk always knows the key after the chunk before it hands the chunk out: the caller may delete what it was given. When
- * others delete the key at which the walk stands, it goes back to the nearest one that is still there, or, where keys have an
- * {@link KeyOrder}, past those it has seen. Only when all of a chunk are gone does it begin anew, and a key may be seen
- * again; and it gives up after twice as many keys as the map can hold, since under constant deletion by others it might never end.
+ * <p>If a key was deleted, the kernel returns the first key as the one after it, or reports that
+ * there are no more keys. So the iterator reads the key after a chunk before it returns the chunk,
+ * and the caller may delete the entries of the chunk. If others delete the key at the cursor, the
+ * iterator continues from the nearest preceding key that still exists. If the keys have a
+ * {@link KeyOrder}, it skips those that it has seen. It restarts only if all keys of a chunk were
+ * deleted; then a key may be seen again. It aborts after twice as many keys as the map can hold,
+ * because constant deletion could prevent it from ending.
  */
 public final class KeyIterator implements Reader {
-    /** A chunk is at most this many entries, and about this many bytes. */
+    /** Largest number of entries in a chunk. */
     private static final int MOST = 128;
 
     private static final long CHUNK_BYTES = 256 << 10;
 
-    /** A hash's lookup may miss a key that is there, while its value is being replaced. It is asked this often. */
+    /**
+     * Number of lookups for a key. A lookup in a hash map may miss a key whose value is being
+     * replaced.
+     */
     private static final int LOOKUPS = 3;
 
-    /** How often the kernel may name a key that is not there. */
+    /** Number of times that the kernel may return a key that does not exist. */
     private static final int TRIES = 8;
 
-    /** No errno: the key that something was to follow is gone. */
+    /** Not an errno: the key at the cursor was deleted. */
     private static final int LOST = Integer.MIN_VALUE + 1;
 
-    /** How often a walk may begin anew where a map has no limit. */
+    /** Number of restarts, for maps without a limit of entries. */
     private static final int RESTARTS = 1000;
 
     private final Elements elements;
@@ -55,15 +61,17 @@ public final class KeyIterator implements Reader {
 
     /**
      * @param elements the operations of the map
-     * @param keySize bytes of a key
-     * @param valueSize bytes of a value; see {@link Elements}
-     * @param maxEntries the map's limit
-     * @param flags of every lookup, such as {@link Abi#BPF_F_LOCK}
-     * @param order of the keys
-     * @param keysStay whether keys are indices, of which each is there, though its place may be empty
+     * @param keySize size of a key in bytes
+     * @param valueSize size of a value in bytes; see {@link Elements}
+     * @param maxEntries the largest number of entries
+     * @param flags the flags of each lookup, such as {@link Abi#BPF_F_LOCK}
+     * @param order the order of the keys
+     * @param keysStay true if keys are indices, which always exist although their slots may be
+     *     empty
      */
     public KeyIterator(
-            Elements elements, long keySize, long valueSize, long maxEntries, long flags, KeyOrder order, boolean keysStay) {
+            Elements elements, long keySize, long valueSize, long maxEntries, long flags,
+            KeyOrder order, boolean keysStay) {
         this.elements = elements;
         this.keySize = keySize;
         this.valueSize = valueSize;
@@ -81,11 +89,11 @@ public final class KeyIterator implements Reader {
 
     @Override
     public int read() {
-        CallBuffer s = elements.take();
+        CallBuffer buffer = elements.take();
         try {
             if (!begun) {
                 begun = true;
-                int result = restart(s);
+                int result = restart(buffer);
                 if (result < 0) {
                     return result;
                 }
@@ -96,102 +104,113 @@ public final class KeyIterator implements Reader {
                 if (seen++ / 2 >= maxEntries || restarts > RESTARTS) {
                     return ABORTED;
                 }
-                int found = lookup(s);
+                int found = lookup(buffer);
                 if (found == 0) {
-                    MemorySegment.copy(next, JAVA_BYTE, 0, keys, JAVA_BYTE, count * keySize, keySize);
-                    MemorySegment.copy(s.memory, JAVA_BYTE, elements.valueOffset(),
+                    MemorySegment.copy(next, JAVA_BYTE, 0, keys, JAVA_BYTE, count * keySize,
+                        keySize);
+                    MemorySegment.copy(buffer.memory, JAVA_BYTE, elements.valueOffset(),
                         values, JAVA_BYTE, count * valueSize, valueSize);
                     held = ++count;
                 } else if (found != -Abi.ENOENT) {
                     return found;
                 }
-                int result = advance(s, found == 0);
+                int result = advance(buffer, found == 0);
                 if (result < 0) {
                     return result;
                 }
             }
             return count;
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 
-    /** Looks the next key up, more than once where others may be replacing its value. */
-    private int lookup(CallBuffer s) {
+    /** Looks up the next key, more than once if others may be replacing its value. */
+    private int lookup(CallBuffer buffer) {
         int found = -Abi.ENOENT;
-        for (int i = 0; i < (keysStay || order != KeyOrder.NONE ? 1 : LOOKUPS) && found == -Abi.ENOENT; i++) {
-            found = lookup(s, next, 0);
+        for (int i = 0;
+                i < (keysStay || order != KeyOrder.NONE ? 1 : LOOKUPS) && found == -Abi.ENOENT;
+                i++) {
+            found = lookup(buffer, next, 0);
         }
         return found;
     }
 
-    private int lookup(CallBuffer s, MemorySegment from, long at) {
-        MemorySegment.copy(from, at, s.memory, CallBuffer.KEY, keySize);
-        return elements.lookup(s, flags);
+    private int lookup(CallBuffer buffer, MemorySegment from, long at) {
+        MemorySegment.copy(from, at, buffer.memory, CallBuffer.KEY, keySize);
+        return elements.lookup(buffer, flags);
     }
 
-    /** Puts the key after {@code next} into {@code next}, or ends the walk. */
-    private int advance(CallBuffer s, boolean there) {
+    /** Moves {@code next} to the key after it, or ends the iteration. */
+    private int advance(CallBuffer buffer, boolean there) {
         if (keysStay || order != KeyOrder.NONE) {
-            int result = follow(s, next, 0);
-            // Of a key that is gone the next is the first: go on to what is after it.
+            int result = follow(buffer, next, 0);
+            // After a deleted key the kernel returns the first key: continue to a key behind the
+            // cursor.
             for (long i = 0; result == 0 && !order.after(candidate, 0, next, 0, keySize); i++) {
                 if (i / 2 > maxEntries) {
                     return ABORTED;
                 }
-                result = follow(s, candidate, 0);
+                result = follow(buffer, candidate, 0);
             }
             return step(result);
         }
-        int result = there ? successor(s, next, 0) : LOST;
-        return result == LOST ? goBack(s) : step(result);
+        int result = there ? successor(buffer, next, 0) : LOST;
+        return result == LOST ? goBack(buffer) : step(result);
     }
 
-    /** Goes on from the nearest key of the chunk, or of the one before, that is still there. */
-    private int goBack(CallBuffer s) {
+    /** Continues from the last key of this chunk, or of the previous one, that still exists. */
+    private int goBack(CallBuffer buffer) {
         int tries = 0;
         for (int i = held - 1; i >= 0; i--) {
-            int result = successor(s, keys, i * keySize);
+            int result = successor(buffer, keys, i * keySize);
             if (result == LOST) {
                 continue;
             }
             if (result != 0 || !isCandidate(next)) {
                 return step(result);
             }
-            if (lookup(s, next, 0) == 0) {
-                return 0; // it is back
+            if (lookup(buffer, next, 0) == 0) {
+                return 0; // it was inserted again
             }
-            // Named and not there: it comes and goes, or is none; some kernels name one at the end of a list.
+            // Returned by the kernel, but missing: others insert and delete it, or it never
+            // existed. Some kernels return such a key at the end of a list.
             if (++tries == TRIES) {
                 return step(-Abi.ENOENT);
             }
             i++;
         }
         restarts++;
-        return restart(s);
+        return restart(buffer);
     }
 
-    /** The key after one that is there, as {@code candidate}; {@link #LOST} where that one is gone, and the answer means nothing. */
-    private int successor(CallBuffer s, MemorySegment from, long at) {
-        int result = follow(s, from, at);
+    /**
+     * Reads the key after an existing one as {@code candidate}. Returns {@link #LOST} if that key
+     * was deleted, because the result is meaningless then.
+     */
+    private int successor(CallBuffer buffer, MemorySegment from, long at) {
+        int result = follow(buffer, from, at);
         boolean answered = result == 0 || result == -Abi.ENOENT;
-        // What comes after a key is never the first, unless the key was gone and is back.
-        return answered && (result == 0 && isCandidate(first) || lookup(s, from, at) == -Abi.ENOENT) ? LOST : result;
+        // The first key never follows another, unless that was deleted and inserted again.
+        return answered
+            && (result == 0 && isCandidate(first) || lookup(buffer, from, at) == -Abi.ENOENT)
+            ? LOST
+            : result;
     }
 
-    /** Asks for the key after one and keeps it as {@code candidate}. */
-    private int follow(CallBuffer s, MemorySegment from, long at) {
-        MemorySegment.copy(from, at, s.memory, CallBuffer.KEY, keySize);
-        return keep(s, elements.nextKey(s, false));
+    /** Reads the key after one and stores it as {@code candidate}. */
+    private int follow(CallBuffer buffer, MemorySegment from, long at) {
+        MemorySegment.copy(from, at, buffer.memory, CallBuffer.KEY, keySize);
+        return keep(buffer, elements.nextKey(buffer, false));
     }
 
-    private int restart(CallBuffer s) {
-        return step(keep(s, elements.nextKey(s, true)));
+    private int restart(CallBuffer buffer) {
+        return step(keep(buffer, elements.nextKey(buffer, true)));
     }
 
-    private int keep(CallBuffer s, int result) {
+    private int keep(CallBuffer buffer, int result) {
         if (result == 0) {
-            MemorySegment.copy(s.memory, elements.valueOffset(), candidate, 0, keySize);
+            MemorySegment.copy(buffer.memory, elements.valueOffset(), candidate, 0, keySize);
         }
         return result;
     }
@@ -200,7 +219,7 @@ public final class KeyIterator implements Reader {
         return candidate.mismatch(key) == -1;
     }
 
-    /** Takes the candidate for the next key, or ends the walk. */
+    /** Makes the candidate the next key, or ends the iteration. */
     private int step(int result) {
         if (result == 0) {
             next.copyFrom(candidate);

@@ -5,13 +5,13 @@ import static java.lang.foreign.ValueLayout.JAVA_BYTE;
 import java.lang.foreign.MemorySegment;
 
 /**
- * The order in which the kernel goes through the keys of a map.
+ * Defines the order in which the kernel iterates over the keys of a map.
  *
- * <p>Asked for what comes after a key that is gone, the kernel begins anew with the first one. Where keys come in an order
- * that can be told from the keys themselves, a reader knows what it has seen already; where they do not, it does not.
+ * <p>If a key was deleted, the kernel returns the first key as the one after it. If keys have an
+ * order that can be computed from the keys, a reader can recognize keys that it has seen.
  */
 public enum KeyOrder {
-    /** A hash map's: none that can be told. */
+    /** The order of a hash map, which cannot be computed from keys. */
     NONE {
         @Override
         public boolean after(MemorySegment a, long atA, MemorySegment b, long atB, long size) {
@@ -19,23 +19,25 @@ public enum KeyOrder {
         }
     },
 
-    /** Ascending indices of four bytes, as of arrays. */
+    /** Ascending indices of four bytes, as in arrays. */
     INDEX {
         @Override
         public boolean after(MemorySegment a, long atA, MemorySegment b, long atB, long size) {
             return Bytes.getU32(a, atA, false) > Bytes.getU32(b, atB, false);
         }
 
-        // Had the kernel begun anew in between, the last would be smaller.
+        // If the kernel had restarted in between, the last index would be smaller.
         @Override
         boolean unbroken(MemorySegment keys, int count, long size) {
-            return Bytes.getU32(keys, (count - 1) * size, false) - Bytes.getU32(keys, 0, false) == count - 1;
+            return Bytes.getU32(keys, (count - 1) * size, false) - Bytes.getU32(keys, 0, false) ==
+                count - 1;
         }
     },
 
     /**
-     * An LPM trie's: a number of bits in four bytes, then the bits. Prefixes that begin with 0 where others begin with 1 come
-     * first, and each comes after all those that it covers. Source: trie_get_next_key in kernel/bpf/lpm_trie.c.
+     * The order of an LPM trie, whose keys are a number of bits in four bytes, then the bits. A
+     * prefix with a 0 comes before one with a 1 in the same position, and after all prefixes that
+     * it covers. Source: trie_get_next_key in kernel/bpf/lpm_trie.c.
      */
     PREFIX {
         @Override
@@ -55,11 +57,11 @@ public enum KeyOrder {
         }
     };
 
-    /** Whether so many keys are known to come one after the other, without looking at each. */
+    /** Returns true if {@code count} keys are known to be consecutive without comparing each. */
     boolean unbroken(MemorySegment keys, int count, long size) {
         return false;
     }
 
-    /** Whether one key comes after another: both of {@code size} bytes, at an offset of a segment. */
+    /** Returns true if key a comes after key b. Both have {@code size} bytes. */
     public abstract boolean after(MemorySegment a, long atA, MemorySegment b, long atB, long size);
 }

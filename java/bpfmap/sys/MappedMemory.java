@@ -8,29 +8,30 @@ import java.util.concurrent.locks.LockSupport;
 import java.util.function.Consumer;
 
 /**
- * One mapped range of memory: a segment of any size that many threads may use, and that goes when it is closed.
+ * Owns one mapped range of memory: a segment that many threads may use until it is closed.
  *
- * <p>The segment belongs to a shared arena. Closing that stops every thread at a point where it is not in the middle of
- * an access, so an access either completes before the range is unmapped, or throws {@link IllegalStateException}; it
- * never faults. An access itself pays nothing for this: the machine code reads one flag, and a loop reads it once.
+ * <p>The segment belongs to a shared arena. Closing the arena stops every thread outside an access,
+ * so an access either completes before the range is unmapped, or throws
+ * {@link IllegalStateException}. It never faults. This does not slow an access: the machine code
+ * reads one flag, and a loop reads it once.
  *
- * <p>A range that nobody closed is unmapped when the garbage collector finds that neither this object nor any segment,
- * slice or buffer made of it can be reached.
+ * <p>If a range is not closed, it is unmapped after this object and all segments, slices and
+ * buffers made from it become unreachable.
  *
  * <pre>{@code
  * long address = MappedMemory.map(fd, size, true, 0);
- * try (MappedMemory region = MappedMemory.own(address, size, false)) {
- *     long first = region.segment().get(ValueLayout.JAVA_LONG, 0);
+ * try (MappedMemory memory = MappedMemory.own(address, size, false)) {
+ *     long first = memory.segment().get(ValueLayout.JAVA_LONG, 0);
  * }
  * }</pre>
  */
 public final class MappedMemory implements AutoCloseable {
     private static final Cleaner CLEANER = Cleaner.create();
 
-    private static final int PROT_READ = 1; // asm-generic/mman-common.h, and those that follow
+    private static final int PROT_READ = 1; // asm-generic/mman-common.h, and the next two
     private static final int PROT_WRITE = 2;
     private static final int MAP_SHARED = 1;
-    /** Since Linux 4.17; an older kernel takes the address for a wish. */
+    /** Since Linux 4.17. An older kernel treats the address as a hint. */
     private static final int MAP_FIXED_NOREPLACE = 0x100000;
 
     private static final int MADV_POPULATE_READ = 22;
@@ -49,63 +50,69 @@ public final class MappedMemory implements AutoCloseable {
     }
 
     /**
-     * Maps a file from its beginning, shared with all who map it.
+     * Maps a file from its beginning, as shared memory.
      *
-     * @param address where to, or 0 for anywhere; what else lies there is never replaced
+     * @param address the address to map at, or 0 for any; an existing mapping is never replaced
      * @return the address, for {@link #own}, or the negated errno
      */
     public static long map(Fd fd, long size, boolean writable, long address) {
         int number = fd.acquire();
         try {
-            return Native.syscall6(Abi.SYS_MMAP, address, size, PROT_READ | (writable ? PROT_WRITE : 0),
+            return Native.syscall6(Abi.SYS_MMAP, address, size, PROT_READ
+                | (writable ? PROT_WRITE : 0),
                 MAP_SHARED | (address == 0 ? 0 : MAP_FIXED_NOREPLACE), number, 0);
         } finally {
             fd.release();
         }
     }
 
-    /** Takes ownership of a mapped range. From now on nothing else may unmap it. */
+    /** Takes ownership of a mapped range. Nothing else may unmap it afterwards. */
     public static MappedMemory own(long address, long size, boolean readOnly) {
         if (address <= 0 || size <= 0) {
-            throw new IllegalArgumentException("not a mapped range: " + size + " bytes at " + address);
+            throw new IllegalArgumentException("not a mapped range: " + size + " bytes at "
+                + address);
         }
         return new MappedMemory(address, size, readOnly);
     }
 
-    /** All of it. Usable by any thread until {@link #close}, then it throws {@link IllegalStateException}. */
+    /**
+     * Returns the whole range. Any thread may use it until {@link #close}; then it throws
+     * {@link IllegalStateException}.
+     */
     public MemorySegment segment() {
         return segment;
     }
 
-    /** Whether the range can only be read. */
+    /** Returns true if the range can only be read. */
     public boolean isReadOnly() {
         return readOnly;
     }
 
     /**
-     * Has the kernel make all pages of a part of the range that are not there yet. What it cannot make is an answer here,
-     * and a signal, which ends the JVM, to an access that would need it. Since Linux 5.14.
+     * Allocates all missing pages of a part of the range. If a page cannot be allocated, this
+     * returns an errno; an access to it would cause a signal that ends the JVM. Since Linux 5.14.
      *
      * @return 0, or the negated errno
      */
     public long populate(MemorySegment part, long pageSize) {
         long from = part.address() & -pageSize;
         long to = part.address() + part.byteSize();
-        return Native.syscall(Abi.SYS_MADVISE, from, to - from, readOnly ? MADV_POPULATE_READ : MADV_POPULATE_WRITE, 0, 0);
+        return Native.syscall(Abi.SYS_MADVISE, from, to - from,
+            readOnly ? MADV_POPULATE_READ : MADV_POPULATE_WRITE, 0, 0);
     }
 
-    /** Whether the range is unmapped. */
+    /** Returns true if the range is unmapped. */
     public boolean isClosed() {
         return !arena.scope().isAlive();
     }
 
     /**
-     * Unmaps the range, now. Idempotent.
+     * Unmaps the range immediately. Idempotent.
      *
-     * <p>An input or output operation of {@code java.nio.channels} on a buffer of this memory holds the range while it lasts,
-     * since the kernel itself is using it. Closing waits a second for such an operation to end.
+     * <p>An input or output operation of {@code java.nio.channels} on a buffer of this memory keeps
+     * the range open, because the kernel uses it. Closing waits one second for such an operation.
      *
-     * @throws IllegalStateException when one lasts longer; the range is still mapped then
+     * @throws IllegalStateException if an operation takes longer; the range is still mapped then
      */
     @Override
     public void close() {
@@ -129,7 +136,7 @@ public final class MappedMemory implements AutoCloseable {
         return MemorySegment.ofAddress(address).reinterpret(size, arena, anchor);
     }
 
-    /** The range itself, which is unmapped once: by close(), or by the cleaner. */
+    /** Unmaps the range, once: called by close() or by the cleaner. */
     private record Range(long address, long size) implements Runnable {
         @Override
         public void run() {
@@ -138,8 +145,8 @@ public final class MappedMemory implements AutoCloseable {
     }
 
     /**
-     * What the arena calls when it is closed. The arena holds it until then, and every segment holds the arena: so the
-     * cleaner finds it unreachable when no segment can be used any more, and not before.
+     * Is called when the arena is closed. The arena refers to it until then, and every segment
+     * refers to the arena. So it becomes unreachable only when no segment can be used.
      */
     private static final class Anchor implements Consumer<MemorySegment> {
         private final Cleaner.Cleanable cleanable;

@@ -4,20 +4,22 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 
 /**
- * This process's limit of locked memory, RLIMIT_MEMLOCK. Kernels before 5.11 charge maps and programs to it, and refuse
- * with EPERM what goes beyond it; later ones charge the memory cgroup.
+ * Raises this process's limit of locked memory, RLIMIT_MEMLOCK. Kernels before 5.11 charge maps and
+ * programs to it and return EPERM if it is exceeded. Later kernels charge the memory cgroup.
  */
 public final class MemlockLimit {
     private MemlockLimit() {}
 
     private static final int RLIMIT_MEMLOCK = 8; // asm-generic/resource.h
     private static final long RLIM_INFINITY = -1; // asm-generic/resource.h, unsigned
-    private static final long SIZE = 16; // struct rlimit64 of linux/resource.h: the soft and the hard limit
+    // struct rlimit64 of linux/resource.h: the soft and the hard limit
+    private static final long SIZE = 16;
 
     /**
-     * Raises the limit: to infinity, which takes CAP_SYS_RESOURCE unless it is the hard limit, or else to the hard limit.
+     * Raises the limit to infinity, or, without the right to do so, to the hard limit. Raising the
+     * hard limit requires CAP_SYS_RESOURCE.
      *
-     * @return whether there is no limit now
+     * @return true if there is no limit now
      */
     public static boolean raise() {
         try (Arena arena = Arena.ofConfined()) {
@@ -43,8 +45,12 @@ public final class MemlockLimit {
         return call(limit, MemorySegment.NULL) == 0;
     }
 
-    /** Writes the limit where a new one is given, and reads it where there is room for the old one. */
+    /**
+     * Sets the limit if {@code newLimit} is not NULL, and reads the old one if {@code oldLimit} is
+     * not.
+     */
     private static long call(MemorySegment newLimit, MemorySegment oldLimit) {
-        return Native.syscall(Abi.SYS_PRLIMIT64, 0, RLIMIT_MEMLOCK, newLimit.address(), oldLimit.address(), 0);
+        return Native.syscall(Abi.SYS_PRLIMIT64, 0, RLIMIT_MEMLOCK, newLimit.address(),
+            oldLimit.address(), 0);
     }
 }

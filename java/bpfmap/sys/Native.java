@@ -10,45 +10,54 @@ import java.lang.invoke.MethodHandle;
 import java.util.Collections;
 
 /**
- * The only class that touches the linker: one handle, to the C library's {@code syscall(2)}.
+ * Makes system calls, through the C library's {@code syscall(2)}. No other class uses the linker.
  *
- * <p>{@code errno} is captured by the same downcall that sets it. The JVM may run other native code between two
- * downcalls, so a second call could only ever read somebody else's errno.
+ * <p>The downcall that sets {@code errno} also captures it. The JVM may run other native code
+ * between two downcalls, so a second downcall could read the errno of other code.
  */
 public final class Native {
     private Native() {}
 
-    /** Bytes that a capture segment needs; it receives the errno of a failed call. */
+    /** Size in bytes of a capture segment, which receives the errno of a failed call. */
     public static final long CAPTURE_SIZE = Linker.Option.captureStateLayout().byteSize();
 
-    /** Where in it the errno lies: a number, since a VarHandle is slow to make and every start would pay for it. */
+    /**
+     * Offset of errno in a capture segment. A number, because creating a VarHandle slows every
+     * start.
+     */
     private static final long ERRNO =
-        Linker.Option.captureStateLayout().byteOffset(MemoryLayout.PathElement.groupElement("errno"));
+        Linker.Option.captureStateLayout()
+            .byteOffset(MemoryLayout.PathElement.groupElement("errno"));
 
     private static final String UNAVAILABLE;
     private static final MethodHandle SYSCALL;
 
-    // A class whose initialiser throws can never say why again; so the reason is kept and said at each call.
+    // A class whose initializer throws reports the reason only once, so it is kept for every call.
     static {
         MethodHandle handle = null;
         String reason = null;
         if (!"Linux".equals(System.getProperty("os.name"))) {
             reason = "BPF maps live in the Linux kernel; this is " + System.getProperty("os.name");
         } else if (Abi.SYS_BPF < 0) {
-            reason = "the system call numbers of this processor are not known: " + System.getProperty("os.arch")
+            reason = "the system call numbers of this processor are not known: "
+                + System.getProperty("os.arch")
                 + " (known: amd64, aarch64, riscv64)";
         } else {
             try {
                 handle = link(5);
             } catch (IllegalCallerException e) {
-                reason = "this JVM denies native access: start it with --enable-native-access=ALL-UNNAMED";
+                reason = "this JVM denies native access: start it with "
+                    + "--enable-native-access=ALL-UNNAMED";
             }
         }
         SYSCALL = handle;
         UNAVAILABLE = reason;
     }
 
-    /** The one call that has six arguments, mmap, has a handle of its own: a word more costs every call. */
+    /**
+     * Holds the handle of mmap, the only call with six arguments: a sixth would slow every other
+     * call.
+     */
     private static final class Six {
         static final MethodHandle SYSCALL = link(6);
     }
@@ -59,15 +68,16 @@ public final class Native {
         MemoryLayout word = ValueLayout.JAVA_LONG;
         return linker.downcallHandle(
             linker.defaultLookup().find("syscall").orElseThrow(),
-            FunctionDescriptor.of(word, Collections.nCopies(1 + arguments, word).toArray(MemoryLayout[]::new)),
+            FunctionDescriptor.of(word,
+            Collections.nCopies(1 + arguments, word).toArray(MemoryLayout[]::new)),
             Linker.Option.firstVariadicArg(1),
             Linker.Option.captureCallState("errno"));
     }
 
     /**
-     * Why no system call can be made here, or null where they can.
+     * Returns why no system call can be made here, or null if calls can be made.
      *
-     * @return a sentence without its full stop, for an error message
+     * @return a reason for an error message, without a full stop
      */
     public static String unavailable() {
         return UNAVAILABLE;
@@ -76,12 +86,13 @@ public final class Native {
     /**
      * Makes one system call.
      *
-     * @param capture memory of at least {@link #CAPTURE_SIZE} bytes, used by this call alone
+     * @param capture memory of at least {@link #CAPTURE_SIZE} bytes that no other call uses
      * @param number the number of the call on this processor
-     * @return what the kernel returned, or the negated errno
-     * @throws UnsupportedOperationException where there is no Linux, or native access is denied
+     * @return the result of the call, or the negated errno
+     * @throws UnsupportedOperationException if this is not Linux, or native access is denied
      */
-    public static long syscall(MemorySegment capture, long number, long a, long b, long c, long d, long e) {
+    public static long syscall(MemorySegment capture, long number, long a, long b, long c, long d,
+            long e) {
         if (SYSCALL == null) {
             throw new UnsupportedOperationException(UNAVAILABLE);
         }
@@ -91,29 +102,29 @@ public final class Native {
         } catch (RuntimeException | Error t) {
             throw t;
         } catch (Throwable t) {
-            throw new IllegalStateException(t); // a downcall throws nothing checked
+            throw new IllegalStateException(t); // a downcall throws no checked exception
         }
     }
 
     /**
-     * Makes one system call with memory of its own for errno: for calls that are not hot.
+     * Makes one system call and provides the memory for errno. For calls that are not hot.
      *
-     * @return what the kernel returned, or the negated errno
+     * @return the result of the call, or the negated errno
      */
     public static long syscall(long number, long a, long b, long c, long d, long e) {
-        CallBuffer s = CallBuffer.take(CAPTURE_SIZE);
+        CallBuffer buffer = CallBuffer.take(CAPTURE_SIZE);
         try {
-            return syscall(s.capture, number, a, b, c, d, e);
+            return syscall(buffer.capture, number, a, b, c, d, e);
         } finally {
-            s.give();
+            buffer.give();
         }
     }
 
     /**
-     * Makes one system call of six arguments, with memory of its own for errno.
+     * Makes one system call with six arguments and provides the memory for errno.
      *
-     * @return what the kernel returned, or the negated errno
-     * @throws UnsupportedOperationException where there is no Linux, or native access is denied
+     * @return the result of the call, or the negated errno
+     * @throws UnsupportedOperationException if this is not Linux, or native access is denied
      */
     public static long syscall6(long number, long a, long b, long c, long d, long e, long f) {
         if (SYSCALL == null) {
@@ -126,19 +137,20 @@ public final class Native {
         } catch (RuntimeException | Error t) {
             throw t;
         } catch (Throwable t) {
-            throw new IllegalStateException(t); // a downcall throws nothing checked
+            throw new IllegalStateException(t); // a downcall throws no checked exception
         }
     }
 
     /**
-     * Makes one {@code bpf(2)} call, again when a signal interrupted it.
+     * Makes one {@code bpf(2)} call, and repeats it if a signal interrupts it.
      *
-     * <p>Two kinds of commands must not be repeated blindly and use {@link #syscall}: {@code BPF_PROG_TEST_RUN}, which may
-     * have run, and the batches, whose count the kernel may have written.
+     * <p>Two kinds of commands must not be repeated unconditionally and use {@link #syscall}:
+     * {@code BPF_PROG_TEST_RUN}, because the program may have run, and the batch commands, because
+     * the kernel may have written the count.
      *
      * @param attr address of a {@code union bpf_attr}
-     * @param size bytes of it that are in use
-     * @return what the kernel returned, or the negated errno
+     * @param size size in bytes of its part that is in use
+     * @return the result of the call, or the negated errno
      */
     public static long bpf(MemorySegment capture, int command, long attr, int size) {
         long result;

@@ -8,21 +8,21 @@ import java.lang.foreign.MemorySegment;
 import java.nio.ByteOrder;
 
 /**
- * The unused bits of a struct or union: padding, and bits that no bit-field takes.
+ * Checks and copies the unused bits of a struct or union: padding, and bits outside bit-fields.
  *
- * <p>A reader checks with every value that they are zero, which is one load and one mask for most
- * structs. The bytes that hold unused bits can be copied out and back in; bits of fields in these
- * bytes are zero in the copy.
+ * <p>For each value that is read, the unused bits must be zero. The check is one load and one mask
+ * for most structs. The bytes with unused bits can be copied out and back in; bits of fields in
+ * these bytes are zero in the copy.
  */
 public final class Padding {
     private static final boolean BIG = ByteOrder.nativeOrder() == ByteOrder.BIG_ENDIAN;
 
-    /** Padding of more bytes than this is checked range by range. */
+    /** Largest padding in bytes that is checked by words. Larger padding is checked by ranges. */
     private static final int MOST_MASKED = 256;
 
     /**
-     * Ranges of bytes with the same mask, ascending: the first byte, the one after the last, and the
-     * unused bits of each.
+     * Ranges of bytes with the same mask, ascending: the first byte, the byte after the last, and
+     * the mask of the unused bits.
      */
     private final long[] from;
     private final long[] to;
@@ -30,19 +30,19 @@ public final class Padding {
     private final int ranges;
     private final int count;
 
-    /** Words of {@code width} bytes that hold all of it; null for large padding. */
+    /** Words of {@code width} bytes that contain all unused bits; null for large padding. */
     private final long[] wordAt;
     private final long[] wordMask;
     private final int width;
 
-    /** Where padding lies that is within one word of eight bytes, as most is, and its bits; else 0. */
+    /** Offset and mask of padding within one word of eight bytes, the usual case; otherwise 0. */
     private final long onlyAt;
     private final long onlyMask;
 
     /**
-     * @param size bytes of the struct
-     * @param bits the unused bits: the first of each range and the one after the last in turn,
-     *     ascending, in the order that {@link Bytes#getBits} counts bits in
+     * @param size size of the struct in bytes
+     * @param bits the unused bits as ranges: alternately the first bit and the bit after the last,
+     *     ascending, numbered as by {@link Bytes#getBits}
      */
     public Padding(long size, long[] bits) {
         int most = 3 * bits.length;
@@ -107,12 +107,12 @@ public final class Padding {
         onlyMask = one ? masks[0] : 0;
     }
 
-    /** How many bytes hold unused bits. */
+    /** Returns the number of bytes with unused bits. */
     public int count() {
         return count;
     }
 
-    /** Whether all unused bits of the struct at an offset are zero. */
+    /** Returns true if all unused bits of the struct at an offset are zero. */
     public boolean isZero(MemorySegment m, long offset) {
         if (onlyMask != 0) {
             return (m.get(JAVA_LONG_UNALIGNED, offset + onlyAt) & onlyMask) == 0;
@@ -128,7 +128,8 @@ public final class Padding {
         long set = 0;
         for (int i = 0; i < at.length; i++) {
             long place = offset + at[i];
-            long word = width == 8 ? m.get(JAVA_LONG_UNALIGNED, place)
+            long word = width == 8
+                ? m.get(JAVA_LONG_UNALIGNED, place)
                 : width == 4 ? m.get(JAVA_INT_UNALIGNED, place)
                 : m.get(JAVA_BYTE, place);
             set |= word & wordMask[i];
@@ -155,7 +156,7 @@ public final class Padding {
         return true;
     }
 
-    /** Copies the bytes that hold unused bits, with zeros for the bits of fields. */
+    /** Copies the bytes with unused bits, with zeros for the bits of fields. */
     public byte[] read(MemorySegment m, long offset) {
         byte[] out = new byte[count];
         int next = 0;
@@ -167,7 +168,7 @@ public final class Padding {
         return out;
     }
 
-    /** Whether bytes, one for each of {@link #count}, have no bit set that belongs to a field. */
+    /** Returns true if {@link #count} bytes have no bit set that belongs to a field. */
     public boolean fits(byte[] bytes) {
         int next = 0;
         for (int i = 0; i < ranges; i++) {
@@ -180,7 +181,7 @@ public final class Padding {
         return true;
     }
 
-    /** Sets the unused bits as in what {@link #read} returned; the bits of fields stay. */
+    /** Sets the unused bits as returned by {@link #read}. The bits of fields do not change. */
     public void write(byte[] bytes, MemorySegment m, long offset) {
         int next = 0;
         for (int i = 0; i < ranges; i++) {

@@ -6,21 +6,22 @@ import java.nio.file.Path;
 import java.util.Arrays;
 
 /**
- * The CPUs that the kernel may ever bring up. A per-CPU map holds one value for each, online or not.
+ * Reads the possible CPUs of the kernel. A per-CPU map holds one value for each, online or offline.
  */
 public final class PossibleCpus {
     private PossibleCpus() {}
 
-    /** The kernel compiles in at most this many on any processor ({@code CONFIG_NR_CPUS} is 8192 at the most). */
+    /** Upper bound for CPU numbers ({@code CONFIG_NR_CPUS} is at most 8192). */
     private static final int LIMIT = 1 << 16;
 
     private static final Path POSSIBLE = Path.of("/sys/devices/system/cpu/possible");
 
     /**
-     * The numbers of the possible CPUs, ascending. They never change while the system runs.
+     * Returns the numbers of the possible CPUs, ascending. They do not change while the system
+     * runs.
      *
-     * @throws IOException when the file cannot be read
-     * @throws IllegalArgumentException when it does not hold a list of CPUs
+     * @throws IOException if the file cannot be read
+     * @throws IllegalArgumentException if it does not hold a list of CPUs
      */
     public static int[] possible() throws IOException {
         return parse(Files.readString(POSSIBLE));
@@ -29,7 +30,7 @@ public final class PossibleCpus {
     /**
      * Reads a list of CPUs as the kernel prints it: {@code 0}, {@code 0-3}, {@code 0,3-4}.
      *
-     * @throws IllegalArgumentException for anything else, naming the text
+     * @throws IllegalArgumentException for any other text, with the text in the message
      */
     public static int[] parse(String text) {
         int[] cpus = new int[0];
@@ -52,7 +53,8 @@ public final class PossibleCpus {
     }
 
     private static int number(String digits, String text) {
-        if (digits.isEmpty() || digits.length() > 6 || !digits.chars().allMatch(c -> c >= '0' && c <= '9')) {
+        if (digits.isEmpty() || digits.length() > 6
+                || !digits.chars().allMatch(c -> c >= '0' && c <= '9')) {
             throw garbage(text);
         }
         int number = Integer.parseInt(digits);
@@ -63,6 +65,7 @@ public final class PossibleCpus {
     }
 
     private static IllegalArgumentException garbage(String text) {
-        return new IllegalArgumentException("not a list of CPUs such as 0-3 or 0,2-4: \"" + text.strip() + "\"");
+        return new IllegalArgumentException("not a list of CPUs such as 0-3 or 0,2-4: \""
+            + text.strip() + "\"");
     }
 }

@@ -2,7 +2,10 @@ package bpfmap.sys;
 
 import java.lang.foreign.MemorySegment;
 
-/** What a reader has seen of a map whose keys have an {@link KeyOrder}: all up to one key. */
+/**
+ * Remembers the keys that a reader has seen of a map whose keys have a {@link KeyOrder}: all up to
+ * one key.
+ */
 final class SeenKeys {
     private final KeyOrder order;
     private final long keySize;
@@ -20,7 +23,7 @@ final class SeenKeys {
         this.last = last;
     }
 
-    /** Moves what was not seen before to the front of a chunk; returns how many entries those are. */
+    /** Moves entries that were not seen before to the front of a chunk; returns their number. */
     int fresh(MemorySegment keys, MemorySegment values, int count) {
         if (order == KeyOrder.NONE || count == 0) {
             return count;
@@ -28,7 +31,8 @@ final class SeenKeys {
         int fresh = 0;
         MemorySegment seen = last;
         long seenAt = 0;
-        if (order.unbroken(keys, count, keySize) && (!lastKnown || order.after(keys, 0, last, 0, keySize))) {
+        if (order.unbroken(keys, count, keySize)
+                && (!lastKnown || order.after(keys, 0, last, 0, keySize))) {
             fresh = count;
         }
         for (int i = fresh; i < count; i++) {

@@ -7,27 +7,28 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Objects;
 
-/**
- * Memory as streams, from its beginning to its end, with places counted in 64 bits. Closing one leaves the memory as it is.
- */
+/** Makes streams of memory, with 64-bit positions. Closing a stream does not affect the memory. */
 public final class Streams {
     private Streams() {}
 
-    /** Says what a stream throws. */
+    /** Creates the exceptions of a stream. */
     public interface Failures {
-        /** What memory throws when it was unmapped is to become this; any other exception stays as it is. */
+        /**
+         * Returns the exception for an access to unmapped memory; returns any other exception
+         * unchanged.
+         */
         RuntimeException failed(IllegalStateException e);
 
-        /** For bytes that do not fit any more. */
+        /** Returns the exception for bytes that do not fit. */
         RuntimeException full(long bytes);
     }
 
-    /** A stream that reads memory. It can be marked, and knows what is available. */
+    /** Returns a stream that reads memory. Supports mark and available. */
     public static InputStream input(MemorySegment memory, Failures failures) {
         return new Input(memory, failures);
     }
 
-    /** A stream that writes to memory. What does not fit is not written, not in part either. */
+    /** Returns a stream that writes to memory. If bytes do not fit, none of them are written. */
     public static OutputStream output(MemorySegment memory, Failures failures) {
         return new Output(memory, failures);
     }
@@ -144,7 +145,9 @@ public final class Streams {
             checkOpen(closed);
             try {
                 if (length > memory.byteSize() - place) {
-                    throw memory.scope().isAlive() ? failures.full(length) : failures.failed(new IllegalStateException());
+                    throw memory.scope().isAlive()
+                        ? failures.full(length)
+                        : failures.failed(new IllegalStateException());
                 }
                 MemorySegment.copy(array, from, memory, ValueLayout.JAVA_BYTE, place, length);
                 place += length;

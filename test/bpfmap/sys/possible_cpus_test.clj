@@ -1,4 +1,4 @@
-(ns bpfmap.sys.cpus-test
+(ns bpfmap.sys.possible-cpus-test
   (:require [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture]
             [clojure.string :as str]
