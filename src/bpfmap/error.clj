@@ -1,19 +1,19 @@
 (ns bpfmap.error
-  "The shape of every error this library throws.
+  "Errors of this library: their data and all their kinds.
 
-  An error is an `ex-info` whose data is EDN and nothing else, so that it can
-  be logged, sent and compared. Its keys:
+  An error is an `ex-info` whose data is EDN and nothing else, so that it can be logged, sent and
+  compared. Its keys:
 
-  | key                  | what it holds                                         |
-  |----------------------|-------------------------------------------------------|
-  | `:bpfmap/error`      | the kind, a keyword such as `:map-full`: test for this |
-  | `:bpfmap/op`         | what was asked, e.g. `:put!`                          |
-  | `:bpfmap/errno`      | the kernel's answer by name, e.g. `:E2BIG`            |
-  | `:bpfmap/errno-code` | the same as a number                                  |
-  | `:bpfmap/map`        | `{:id :name :type}` of the map concerned              |
-  | `:bpfmap/path`       | where in the given data, e.g. `[:value]`              |
-  | `:bpfmap/file`       | the file concerned, e.g. a pin path                   |
-  | `:bpfmap/hint`       | what is wrong and how to mend it                      |
+  | key                  | meaning                                                     |
+  |----------------------|-------------------------------------------------------------|
+  | `:bpfmap/error`      | the kind, a keyword such as `:map-full`; test for this      |
+  | `:bpfmap/op`         | the operation, e.g. `:put!`                                 |
+  | `:bpfmap/errno`      | the errno of the kernel by name, e.g. `:E2BIG`              |
+  | `:bpfmap/errno-code` | the same as a number                                        |
+  | `:bpfmap/map`        | `{:id :name :type}` of the map                              |
+  | `:bpfmap/path`       | the path of the invalid part of an argument, e.g. `[:value]` |
+  | `:bpfmap/file`       | the file, e.g. a pin path                                   |
+  | `:bpfmap/hint`       | the cause and how to fix it                                 |
 
   [[kinds]] lists the kinds. Kinds may be added; a kind that exists keeps its meaning."
   (:require [bpfmap.impl.escape :as escape]
@@ -83,7 +83,7 @@
                :thrown-by "`pin!`, `move-pin!`, `open` by path, `host/pins`"}
    :not-confirmed {:meaning "The map is in use by others. `:yes true` confirms the change."
                    :thrown-by "commands that change a map"}
-   :not-found {:meaning "There is no map, program, pin, name or object like that."
+   :not-found {:meaning "The map, program, pin, name or object does not exist."
                :thrown-by "`open`, `unpin!`, `put!` with a reference, `host` functions"}
    :not-saved {:meaning "The file is not a map saved by `save`."
                :thrown-by "`restore`, `diff` with a saved map"}
@@ -111,11 +111,11 @@
   (if (< 200 (count text)) (str (subs text 0 200) "…") text))
 
 (defn shown
-  "Makes a value safe for error data: EDN scalars and collections stay, all else becomes a string.
+  "Returns a value that is safe for error data: EDN only, and short.
 
-  What is this library's own is the text that it prints as, anything else the
-  name of its class. Collections are cut at 16 elements and strings at 200
-  characters, so that an error about a large value stays readable.
+  EDN scalars and collections stay. An object of this library becomes its printed text, any other
+  object the name of its class. Collections are cut at 16 elements and strings at 200 characters, so
+  that an error about a large value stays readable.
 
       (shown [1 (Object.)]) ;=> [1 \"java.lang.Object\"]"
   [x]
@@ -131,13 +131,13 @@
     :else (.getName (class x))))
 
 (defn error
-  "Makes the exception of a kind, with a message for people and data for programs.
+  "Returns the exception of a kind, with a message for people and data for code.
 
-  `data` may use any of the keys of this namespace's table; nil values are left
-  out. The hint, when there is one, ends the message too: a person who sees only the message
-  sees all of it. Control characters in it are escaped, since names from anywhere may be in it.
+  `data` may have any keys of the table of this namespace; nil values are left out. A hint also ends
+  the message, so that a person who sees only the message sees all of it. Control characters in the
+  message are escaped, because names in it may come from other programs.
 
-      (throw (error :invalid-spec \"A spec needs :type\" {:bpfmap/path [:type]}))"
+      (throw (error :invalid-spec \"Invalid map spec\" {:bpfmap/path [:type]}))"
   (^Throwable [kind message data]
    (error kind message data nil))
   (^Throwable [kind message data cause]
@@ -146,8 +146,9 @@
      (ex-info (escape/escape (cond-> message hint (str ": " hint))) data cause))))
 
 (defn id-and-name
-  "A map as messages name it, after the word: its id, and its name if it has one. Before Linux
-  4.13 maps have no ids.
+  "Returns how messages refer to a map: its id, and its name if it has one.
+
+  Before Linux 4.13 maps have no ids.
 
       (id-and-name {:id 12 :name \"counts\"}) ;=> \"12 (counts)\""
   [{:keys [id name]}]
@@ -157,15 +158,16 @@
     :else "without an id"))
 
 (defn named-map?
-  "Whether x is a map whose keys are all keywords, so that looking one up is safe: a sorted map
-  may have keys that do not compare.
+  "Returns true if x is a map with only keywords as keys.
+
+  Looking up a key in it is safe, but not in a sorted map whose keys do not compare.
 
       (named-map? {:lock true}) ;=> true"
   [x]
   (and (map? x) (every? keyword? (keys x))))
 
 (defn list-of
-  "Joins names for a message: `:a, :b or :c`.
+  "Returns alternatives joined for a message: `:a, :b or :c`.
 
       (list-of [:a :b :c]) ;=> \":a, :b or :c\""
   [xs]

@@ -1,33 +1,31 @@
 (ns bpfmap.spec
-  "Map specs as data: checked against the rules of their type, and completed, before the kernel
-  sees them.
+  "Checks map specs, which are data, and completes them before the kernel sees them.
 
   A spec is a plain map:
 
       {:name \"counts\" :type :hash :key :u32 :value :u64 :max-entries 1024}
 
-  | key            | what it holds                                                        |
+  | key            | meaning                                                              |
   |----------------|----------------------------------------------------------------------|
-  | `:type`        | a name from `bpfmap.impl.rules/types`, or a number; required              |
-  | `:key` `:value`| a type (see `bpfmap.type`); or the size alone, as bytes:             |
+  | `:type`        | the name of a map type (doc/map-types.md), or its number; required   |
+  | `:key` `:value`| a type (see `bpfmap.type`); or instead of it the size, as bytes:     |
   | `:key-size` `:value-size` | bytes                                                     |
-  | `:types`       | names for types that `:key` and `:value` may use: a map              |
-  | `:max-entries` | how many entries at most; `:percpu` for one for each possible CPU    |
-  | `:name`        | any text; the kernel keeps 15 of its letters, digits, `_` and `.`    |
-  | `:flags`       | a set of names from `bpfmap.impl.rules/flags`, and of numbers (bits)      |
+  | `:types`       | named types that `:key` and `:value` may use: a map                  |
+  | `:max-entries` | the maximum number of entries; `:percpu`: one for each possible CPU  |
+  | `:name`        | any string; the kernel keeps 15 of its letters, digits, `_` and `.`  |
+  | `:flags`       | a set of names of create flags (doc/map-types.md), and of numbers (bits) |
   | `:numa-node`   | the node to allocate on; sets the flag `:numa-node`                  |
-  | `:map-extra`   | a number whose meaning is the type's: see `bpfmap.impl.rules`       |
-  | `:inner-map`   | the spec of the maps that a map of maps holds; a template            |
-  | `:struct-ops`  | the name of the kernel's struct that a map of this type implements, such as \"tcp_congestion_ops\" |
-  | `:pinning`     | `:by-name`: use the map pinned under this name, or create it and pin it |
-  | `:contents`    | entries to put before anybody sees the map: a map, or pairs; values for a queue |
-  | `:freeze`      | true: nobody can change it from user space afterwards                |
+  | `:map-extra`   | a number whose meaning depends on the type                           |
+  | `:inner-map`   | the spec of the maps in a map of maps; a template                    |
+  | `:struct-ops`  | the name of the kernel struct that a map of this type implements, such as \"tcp_congestion_ops\" |
+  | `:pinning`     | `:by-name`: use the map pinned under this name, or create and pin it |
+  | `:contents`    | entries to write before the map is pinned: a map or pairs; for a queue, values |
+  | `:freeze`      | true: user space cannot change the map afterwards                    |
 
-  Where a type leaves no choice, its row of rules fills it in: an index is a
-  `:u32`, a map of maps has values of four bytes, a ring buffer's size is
-  rounded up to a power of two of pages, a perf event array has no more entries
-  than there are CPUs. The values of a struct_ops map are typed when it is
-  created, by the BTF of the kernel; see `bpfmap.impl.codec.element`."
+  Keys that the map type determines have defaults: an index is a `:u32`, a map of maps has values of
+  four bytes, the size of a ring buffer is rounded up to a power of two of pages, and a perf event
+  array has at most one entry per CPU. The BTF of the kernel determines the values of a struct_ops
+  map when it is created; see `bpfmap.impl.codec.element`."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.rules :as rules]
             [bpfmap.impl.spec :as spec]
@@ -38,8 +36,9 @@
 (set! *warn-on-reflection* true)
 
 (defn kernel-name
-  "The name that the kernel keeps of a full name: its letters, digits, `_` and `.`, the first 15
-  of them.
+  "Returns the name that the kernel keeps of a full name.
+
+  It has only the letters, digits, `_` and `.` of the name, and the first 15 of them.
 
       (kernel-name \"my-flows by address\") ;=> \"myflowsbyaddres\""
   [full-name]
@@ -47,8 +46,10 @@
     (subs kept 0 (min 15 (count kept)))))
 
 (defn frozen-by-name?
-  "Returns true if a map of this name is frozen once it is filled: the data sections `.rodata`,
-  `.rodata.…` and `.kconfig`, which programs take for constant.
+  "Returns true if a map of this name is frozen once it is filled.
+
+  These are the data sections `.rodata`, `.rodata.…` and `.kconfig`, which programs read as
+  constants.
 
       (frozen-by-name? \".rodata.str\") ;=> true"
   [full-name]
@@ -59,8 +60,10 @@
 ;; --- what follows from the rules
 
 (defn value-default
-  "The type of the values of a map type, by their size in bytes, where they have a type of their
-  own; else nil.
+  "Returns the default type of the values of a map type, or nil.
+
+  Only map types whose values have a fixed layout have a default. It may depend on the size in
+  bytes.
 
       (value-default :devmap 4 #{}) ;=> :u32"
   [type value-size flags]
@@ -83,7 +86,7 @@
                                (long given) size))) [:array element (quot (long given) size)])))))
 
 (defn- with-types
-  "Fills in the types of keys and values that leave no choice; a size of 0 says none there."
+  "Adds the types of keys and values that the map type determines; a size of 0 means none."
   [{:keys [type key key-size value value-size flags] :as spec}]
   (let [row (rules/types type)
         types (when (map? (:types spec)) (:types spec))
@@ -99,8 +102,10 @@
       (and (= 0 value-size) (or value-type (= :kernel (:btf row)))) (dissoc :value-size))))
 
 (def ^:private roundings
-  "How a number of entries is rounded, by what a row calls it: the fact of the machine that it
-  takes, the largest number for which there is such a size, and the function of both."
+  "How numbers of entries are rounded, by the name in a row of `rules/types`.
+
+  Each has the fact of the machine that it needs, the largest number that can be rounded, and the
+  function of both."
   {:pages [:page-size 0x80000000
            (fn [n page] (loop [size (long page)] (if (<= (long n) size) size (recur (* 2 size)))))]
    ;; Upwards where that is a number of 32 bits, else downwards.
@@ -110,7 +115,7 @@
                                         (if (<= up 0xffffffff) up down)))]})
 
 (defn- rounded
-  "A number of entries as the kernel takes it for a spec."
+  "Returns a number of entries, rounded as the kernel rounds it for this spec."
   [n {:keys [type flags]} facts]
   (let [[fact most round] (roundings (rules/by-flag (:rounded (rules/types type)) flags))]
     (if (and fact (fact facts) (int? n) (<= 1 n most))
@@ -143,21 +148,21 @@
     spec))
 
 (defn problems
-  "Everything that is wrong with a spec: a sequence of `{:path :message}`, empty for a good one.
+  "Returns all problems of a spec, as `{:path :message}`; none for a valid one.
 
       (problems {:type :array :key :u64 :value :u64 :max-entries 1})
-      ;=> ({:path [:key] :message \"the key of :array maps has 4 bytes, not 8\"})"
+      ;=> ({:path [:key] :message \"the key of :array maps must have 4 bytes, got 8\"})"
   [spec]
   (spec/problems (with-defaults spec nil)))
 
 (defn complete
-  "Checks a spec and fills in what follows from it: sizes, the flag set, the names of numbers.
+  "Returns a checked spec with everything added that follows from it.
 
-  `facts` are those of the machine, `{:possible-cpus n :page-size bytes}`; without them, what
-  depends on them stays as it is. Returns a new spec in which `:type :key :value :key-size
-  :value-size :max-entries :flags` are all there, but for the value of a struct_ops map, which
-  only the kernel knows. Throws `:invalid-spec` with every problem under `:bpfmap/problems`,
-  before anything is created.
+  Sizes, the flag set and the names of numbers are added. `facts` describe the machine,
+  `{:possible-cpus n :page-size bytes}`; keys that depend on a missing fact stay as they are. The
+  result has all of `:type :key :value :key-size :value-size :max-entries :flags`, except that only
+  the kernel knows the value of a struct_ops map. Throws `:invalid-spec` with all problems under
+  `:bpfmap/problems`.
 
       (complete {:type 1 :key :u32 :value-size 2 :max-entries 8})
       ;=> {:type :hash, :key :u32, :key-size 4, :value [:bytes 2], :value-size 2, …}"
@@ -188,19 +193,19 @@
   [:type :key-size :value-size :max-entries :flags :map-extra :struct-ops :freeze])
 
 (def ^:private per-descriptor
-  "Flags that say how a descriptor may be used, and are no property of the map."
+  "Flags that restrict a descriptor, and are no property of the map."
   #{:rdonly :wronly})
 
 (defn- comparable
-  "What a spec and what the kernel reports have in common."
+  "Returns the part of a spec or info that can be compared."
   [{:keys [type freeze frozen] :as spec}]
   (-> spec
       (assoc :freeze (boolean (or freeze frozen)))
       (update :flags #(set/difference (set %) per-descriptor (:added (rules/types type) #{})))
       (update :map-extra #(or % 0))))
 
-(defn- told?
-  "Whether both a completed spec and what is known of a map say something under a key."
+(defn- comparable?
+  "Returns true if both a completed spec and the info of a map have a key."
   [wanted found k]
   (case k
     :value-size (not (and (:struct-ops wanted) (zero? (long (:value-size wanted)))))
@@ -210,8 +215,9 @@
     true))
 
 (defn- complete-to-compare
-  "As [[complete]]. Of an opened map of maps the kernel does not say what it was made to hold, and
-  that is not compared."
+  "Returns a completed spec, like [[complete]].
+
+  The kernel does not report the inner spec of a map of maps, so a missing `:inner-map` is allowed."
   [spec facts]
   (complete (if (and (error/named-map? spec)
                      (nil? (:inner-map spec))
@@ -221,19 +227,20 @@
             facts))
 
 (defn diff
-  "Returns where an existing map and a spec differ, as key to `{:spec x :map y}`; nil if the map
-  can be used for the spec.
+  "Returns the differences of a spec and an existing map, or nil if it matches.
 
-  `info` is what the kernel reports. The spec is completed first, so sizes are compared as the
-  kernel rounds them; flags of a descriptor and those that the kernel adds do not count, nor do
-  types of the same size. A map that is not frozen differs from a spec that asks for it.
+  The result is `{key {:spec x :map y}}`; nil means that the map can be used for the spec. `info` is
+  the result of `bpfmap.core/info`. The spec is completed first, so sizes are compared as the kernel
+  rounds them. Flags of a descriptor, flags that the kernel adds and types of the same size do not
+  count as differences. A map that is not frozen differs from a spec with `:freeze`.
 
       (diff info {:type :hash :key :u32 :value :u64 :max-entries 8} nil)
       ;=> {:max-entries {:spec 8, :map 16}}"
   [info spec facts]
   (when-not (and (error/named-map? info) (:type info))
     (throw (error/error :invalid-value
-                        (str "Not what the kernel says of a map: " (pr-str (error/shown info)))
+                        (str "The first argument must be an open map or its info, got "
+                             (pr-str (error/shown info)))
                         {:bpfmap/op :spec-diff})))
   (let [wanted (comparable (complete-to-compare spec facts))
         ;; On which node a map is, the kernel does not tell, and a spec that names none takes any.
@@ -243,5 +250,5 @@
     (not-empty
      (into {}
            (for [k compared
-                 :when (and (not= (k wanted) (k found)) (told? wanted found k))]
+                 :when (and (not= (k wanted) (k found)) (comparable? wanted found k))]
              [k {:spec (k wanted) :map (k found)}])))))

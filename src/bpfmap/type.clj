@@ -1,9 +1,9 @@
 (ns bpfmap.type
-  "Types as data: what the bytes of a key or a value mean.
+  "Describes the bytes of keys and values with types, which are data.
 
   | type                            | in C                            | bytes   | reads as                          |
   |---------------------------------|---------------------------------|---------|-----------------------------------|
-  | `:u8` … `:u64` `:u128`          | `__u8` … `__u64`                | 1 to 16 | an integer, numerically right     |
+  | `:u8` … `:u64` `:u128`          | `__u8` … `__u64`                | 1 to 16 | an integer                        |
   | `:s8` … `:s64` `:s128`          | `__s8` … `__s64`                | 1 to 16 | an integer                        |
   | the same with `be` or `le`      | `__be16`, `__le32` …            | 2 to 16 | the same, in that byte order      |
   | `:f32` `:f64`, `be` or `le`     | `float`, `double`               | 4, 8    | a double                          |
@@ -15,37 +15,37 @@
   | `:mac`                          | `__u8[6]`                       | 6       | a string, \"00:1b:21:0a:0b:0c\"   |
   | `:port`                         | `__be16`                        | 2       | an integer                        |
   | `:ktime`                        | `__u64`                         | 8       | nanoseconds of the kernel's clock |
-  | `[:enum type {name number}]`    | `enum`                          | type's  | a keyword; the number if nameless |
+  | `[:enum type {name number}]`    | `enum`                          | type's  | a keyword; else the number        |
   | `[:array type n]`               | `type x[n]`                     | n times | a vector                          |
   | `[:struct member …]`            | `struct`                        | as in C | a map                             |
   | `[:union member …]`             | `union`                         | as in C | a map of every member             |
   | `[:bits type n]`                | `type x : n`, a member          |         | as the type                       |
-  | `[:string n]`                   | `char x[n]`                     | n       | a text of up to n bytes           |
-  | `[:c-string n]`                 | `char x[n]`, ended by a NUL     | n       | a text of up to n-1 bytes         |
+  | `[:string n]`                   | `char x[n]`                     | n       | a string of up to n bytes         |
+  | `[:c-string n]`                 | `char x[n]`, ended by a NUL     | n       | a string of up to n-1 bytes       |
   | `[:bytes n]`                    | `__u8 x[n]`                     | n       | a byte view                       |
   | `[:pad n]`                      | a hole, a member                | n       | nothing                           |
   | `[:typedef \"name\" type]`      | `typedef type name`             | type's  | as the type                       |
-  | `[:via type encode decode]`     |                                 | type's  | what `decode` makes of it         |
-  | `:spin-lock` `:timer` …         | `struct bpf_spin_lock` …        | 4 to 32 | nothing: it is the kernel's       |
+  | `[:via type encode decode]`     |                                 | type's  | the result of `decode`            |
+  | `:spin-lock` `:timer` …         | `struct bpf_spin_lock` …        | 4 to 32 | nothing: the kernel owns it       |
 
   A member is `[name type]`, or `[nil type]` for an anonymous struct, union or
   bit-field; a third element holds its options: `:align`, `:offset` in bytes,
   `:bit-offset`. After `:struct` or `:union` a map may hold `:packed`,
   `:align`, `:size`, and `:name`, the tag in C.
 
-  A prefix is the key of an LPM trie: how many leading bits count, and the
-  address. `\"10.1.2.3\"` without a length is the whole address, `/32`; bits behind
-  the prefix, which a trie does not compare, are written as zero. Such bits that
-  another program set, or a length beyond the address, read as
-  `{:prefixlen n :data bytes}`, which goes in again.
+  A prefix is the key of an LPM trie: the number of leading bits that count, and the address.
+  `\"10.1.2.3\"` without a length is the whole address, `/32`. A trie does not compare the bits
+  behind the prefix, and they are written as zero. If another program has set such bits, or a
+  length beyond the address, the prefix reads as `{:prefixlen n :data bytes}`, which can be written
+  again.
 
-  Writing what was read gives the same bytes, whatever they are. Bytes that no value
-  stands for (something behind a text's NUL, a NaN's payload, a bool of 7; in keys -0.0
-  and every NaN) read as a byte view; a struct or union whose unused bits are not all zero
-  has them under `:bpfmap/padding`. Every type takes a byte view of its size.
+  Writing a value that was read gives the same bytes. Bytes that have no value (such as bytes after
+  the NUL of a string, the payload of a NaN, a bool of 7; in keys also -0.0 and every NaN) read as a
+  byte view. A struct or union whose unused bits are not all zero has them under `:bpfmap/padding`.
+  Every type accepts a byte view of its size.
 
-  Without a suffix the byte order is this machine's, as in C. Integers above
-  2^63-1 read as BigInt. Where types are taken, `:types` may give names to more."
+  Without a suffix the byte order is this machine's, as in C. Integers above 2^63-1 read as BigInt.
+  Functions that accept types also accept named types with the option `:types`."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.type.node :as node]
             [clojure.string :as str])
@@ -60,7 +60,7 @@
   node/scalars)
 
 (defn check
-  "Returns a type that is well formed; throws `:invalid-spec` that says where and why for any other.
+  "Returns a well-formed type unchanged; throws `:invalid-spec` for any other.
 
       (check :u32)                  ;=> :u32
       (check [:struct [:a :u33]])   ; throws: [:a]: unknown type :u33 …"
@@ -70,7 +70,7 @@
    type))
 
 (defn problem
-  "Says what is wrong with a type, in one sentence; nil for a good one.
+  "Returns the problem of a malformed type as a sentence, or nil.
 
       (problem :u33) ;=> \"[]: unknown type :u33; …\"
       (problem :u32) ;=> nil"
@@ -83,7 +83,7 @@
        (if (:bpfmap/error (ex-data e)) (ex-message e) (throw e))))))
 
 (defn size
-  "Bytes that a value of the type takes.
+  "Returns the size of the type in bytes.
 
       (size :u32)                          ;=> 4
       (size [:struct [:a :u8] [:b :u32]])  ;=> 8"
@@ -91,7 +91,7 @@
   ([type types] (:size (node/node type types []))))
 
 (defn align
-  "The alignment of the type in bytes.
+  "Returns the alignment of the type in bytes.
 
       (align [:struct [:a :u8] [:b :u32]]) ;=> 4"
   ([type] (align type nil))
@@ -113,10 +113,11 @@
     nil))
 
 (defn offsets
-  "Where every field lies: path to `{:offset :size}` in bytes, or `{:bit-offset :bits}`.
+  "Returns the offset and size of every field, in the order of the members.
 
-  An array's first element stands for all of them. Fields of anonymous members
-  have the path of their surroundings. In the order of the members.
+  The result maps paths to `{:offset :size}` in bytes, or to `{:bit-offset :bits}`. The first
+  element of an array stands for all elements. Fields of anonymous members have the path of the
+  surrounding struct.
 
       (offsets [:struct [:a :u8] [:b :u32]])
       ;=> {[:a] {:offset 0, :size 1}, [:b] {:offset 4, :size 4}}"
@@ -125,7 +126,7 @@
    (apply array-map (mapcat identity (node-offsets (node/node type types []) 0 [])))))
 
 (defn summary
-  "A type in a few words, for one line.
+  "Returns a type in a few words, for one line.
 
       (summary [:struct {:name \"flow\"} [:a :u8]]) ;=> \"struct flow\"
       (summary [:struct [:a :u8] [:b :u8]])        ;=> \"{:a :b}\"
@@ -142,11 +143,10 @@
               (if (< 40 (count text)) (str (subs text 0 39) "…") text)))))
 
 (defn ->generator
-  "A test.check generator of values of the type.
+  "Returns a test.check generator of values of the type.
 
-  Needs org.clojure/test.check on the class path, and loads it only when it is
-  called. Throws `:not-supported` without it, and for a `[:via …]`, whose
-  values only its author knows.
+  Loads org.clojure/test.check on demand; it must be on the class path. Throws `:not-supported`
+  without it, and for a `[:via …]`, because only its author can generate its values.
 
       (gen/sample (->generator [:struct [:a :u8] [:b :bool]]))"
   ([type] (->generator type nil))
@@ -155,5 +155,5 @@
                      (requiring-resolve 'bpfmap.impl.type.generator/generator)
                      (catch java.io.FileNotFoundException e
                        (throw (error/error :not-supported "Values cannot be generated"
-                                           {:bpfmap/hint "org.clojure/test.check is not on the class path"} e))))]
+                                           {:bpfmap/hint "org.clojure/test.check must be on the class path"} e))))]
      (generator (node/node type types [])))))

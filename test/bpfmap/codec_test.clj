@@ -133,10 +133,10 @@
     (are [t words]
       (let [{:keys [message] :bpfmap/keys [error path]} (error-of (codec/codec t [:key]))]
         (and (= :invalid-spec error) (= [:key] path) (str/includes? message words)))
-      :u33 "unknown type :u33; the scalar types are "
-      [:bytes] "takes one size"
-      [:bytes 0] "takes one size"
-      [:bytes 1 2] "takes one size"
+      :u33 "unknown type :u33; did you mean :u32"
+      [:bytes] "must have one size from 1"
+      [:bytes 0] "must have one size from 1"
+      [:bytes 1 2] "must have one size from 1"
       "u32" "a type is a keyword"
       nil "a type is a keyword")))
 

@@ -83,7 +83,6 @@
   '#{bpfmap.asm
      bpfmap.btf
      bpfmap.bytes
-     bpfmap.error
      bpfmap.feature
      bpfmap.host
      bpfmap.impl.btf.blob
@@ -103,15 +102,9 @@
      bpfmap.impl.escape
      bpfmap.impl.isa
      bpfmap.impl.rules
-     bpfmap.impl.spec
-     bpfmap.impl.type.c
-     bpfmap.impl.type.generator
-     bpfmap.impl.type.node
      bpfmap.impl.waiting
      bpfmap.memory
      bpfmap.prog
-     bpfmap.spec
-     bpfmap.type
      bpfmap.impl.feature.probe
      bpfmap.impl.host.explore
      bpfmap.impl.host.inventory
@@ -200,7 +193,6 @@
     "src/bpfmap/impl/kernel"
     "src/bpfmap/impl/map"
     "src/bpfmap/impl/memory"
-    "src/bpfmap/impl/type"
     "src/bpfmap/nrepl"
     "src/bpfmap/pod"})
 
@@ -241,7 +233,8 @@
   (testing "the first line of every public docstring is a short sentence, of functions with a verb"
     (let [nss (map :ns (sources))]
       (is (< 100 (count nss)))
-      (is (= #{} (reduce disj exempt nss)) "only namespaces that exist are exempt")
+      (is (= #{} (into #{} (remove fixture/lacking) (reduce disj exempt nss)))
+          "only namespaces that exist are exempt")
       (doseq [ns-name nss :when (not (contains? exempt ns-name))
               v (rest (documented ns-name)) :when (not (:private (meta v)))
               :let [{:keys [doc line file]} (meta v)]]

@@ -34,40 +34,44 @@
                 (= :create op)
                 (= path found)
                 (str/includes? message words)))
-      {:type nil} [:type] "a spec needs :type"
-      {:type :hsah} [:type] "unknown map type :hsah; the types are :arena"
-      {:type "hash"} [:type] "a map type is a name or a number, not \"hash\""
-      {:type -1} [:type] "a map type is a name or a number"
-      {:max-entries nil} [:max-entries] "a spec needs :max-entries"
-      {:max-entries 0} [:max-entries] "from 1 to 4294967295, not 0"
+      {:type nil} [:type] ":type is required, such as :hash or :array"
+      {:type :hsah} [:type]
+         "unknown map type :hsah; did you mean :hash? See doc/map-types.md for all"
+      {:type "hash"} [:type] ":type must be a name or a number, got \"hash\""
+      {:type -1} [:type] ":type must be a name or a number, got -1"
+      {:max-entries nil} [:max-entries]
+         ":max-entries is required (the number of entries it can hold)"
+      {:max-entries 0} [:max-entries] ":max-entries must be an integer from 1 to 4294967295, got 0"
       {:max-entries 4294967296} [:max-entries] "from 1 to 4294967295"
-      {:max-entries 1.5} [:max-entries] "from 1 to 4294967295, not 1.5"
-      {:key nil} [:key] "a spec needs :key, a type such as :u32, or :key-size"
-      {:value nil} [:value] "a spec needs :value"
-      {:key :u33} [:key] "unknown type :u33"
-      {:key-size 8} [:key-size] ":key-size is 8, but :key :u32 has 4 bytes"
-      {:key nil :key-size "4"} [:key-size] "a size is a number of bytes"
-      {:key nil :key-size 0} [:key-size] "the key of :hash maps has at least 1 bytes, not 0"
-      {:type :array :key :u64} [:key] "the key of :array maps has 4 bytes, not 8"
+      {:max-entries 1.5} [:max-entries] "from 1 to 4294967295, got 1.5"
+      {:key nil} [:key] ":key or :key-size is required (a type such as :u32, or a size in bytes)"
+      {:value nil} [:value] ":value or :value-size is required"
+      {:key :u33} [:key] "unknown type :u33; did you mean :u32?"
+      {:key-size 8} [:key-size] ":key-size must be 4, the size of :key :u32, got 8"
+      {:key nil :key-size "4"} [:key-size] ":key-size must be a number of bytes, got \"4\""
+      {:key nil :key-size 0} [:key-size] "the key of :hash maps must have at least 1 byte, got 0"
+      {:type :array :key :u64} [:key] "the key of :array maps must have 4 bytes, got 8"
       {:type :array :flags #{:no-prealloc}} [:flags]
-         ":array maps do not take :no-prealloc; they take "
-      {:flags #{:mmapable}} [:flags] ":hash maps do not take :mmapable"
-      {:flags #{:fast}} [:flags] "unknown flag :fast; the flags are "
-      {:flags :no-prealloc} [:flags] ":flags is a set of names"
-      {:flags #{"x"}} [:flags] "a flag is a name or a bit"
-      {:flags #{:numa-node}} [:numa-node] "goes with the number of a node"
-      {:numa-node -1} [:numa-node] ":numa-node is the number of a node, not -1"
-      {:name :counts} [:name] ":name is a text, not :counts"
-      {:contents [1 2]} [:contents] ":contents is a map, or a sequence of [key value] pairs"
+         ":array maps do not accept the flag :no-prealloc; accepted: "
+      {:flags #{:mmapable}} [:flags] ":hash maps do not accept the flag :mmapable"
+      {:flags #{:fast}} [:flags]
+         "unknown flag :fast; see doc/map-types.md for the flags of every type"
+      {:flags :no-prealloc} [:flags] ":flags must be a set of names, got :no-prealloc"
+      {:flags #{"x"}} [:flags] "a flag must be a name or a bit, got \"x\""
+      {:flags #{:numa-node}} [:numa-node] "requires the number of a node"
+      {:numa-node -1} [:numa-node] ":numa-node must be the number of a node, got -1"
+      {:name :counts} [:name] ":name must be a string, got :counts"
+      {:contents [1 2]} [:contents] ":contents must be a map or a sequence of [key value] pairs"
       {:type :ringbuf :key nil :value nil :max-entries nil} [:max-entries]
-         "a spec needs :max-entries, its size in bytes"
-      {:freeze 1} [:freeze] ":freeze is true or false"
+         ":max-entries is required (its size in bytes)"
+      {:freeze 1} [:freeze] ":freeze must be true or false, got 1"
       {:freeze true :value [:struct [:lock :spin-lock] [:n :u32]]} [:freeze]
-         "cannot be frozen whose values have fields that the kernel keeps"
+         "cannot be frozen if its values have fields owned by the kernel"
       {:freeze true :value [:array [:struct [:t :timer]] 2]} [:freeze]
-         "cannot be frozen whose values have fields that the kernel keeps"
+         "cannot be frozen if its values have fields owned by the kernel"
       {:flags #{:rdonly} :contents {1 1}} [:flags] "cannot be filled"
-      {:pining :by-name} [:pining] "unknown key :pining; a spec has ")))
+      {:pining :by-name} [:pining]
+         "unknown key :pining; did you mean :pinning? See bpfmap.spec for all keys")))
 
 (def ^:private congestion-control {:type :struct-ops :struct-ops "tcp_congestion_ops"})
 
@@ -83,15 +87,15 @@
                              (and (= path (:path problem))
                                   (str/includes? (:message problem) words)))
       {:type :struct-ops} [:struct-ops]
-      ":struct-ops maps need :struct-ops, the name of the kernel's struct"
-      (assoc good :struct-ops "x") [:struct-ops] ":hash maps hold no struct of the kernel's"
+      ":struct-ops maps require :struct-ops, the name of a kernel struct"
+      (assoc good :struct-ops "x") [:struct-ops] ":hash maps do not accept :struct-ops"
       (assoc congestion-control :struct-ops :tcp) [:struct-ops]
-      "is the name of a struct of the kernel's, not :tcp"
-      (assoc congestion-control :struct-ops "struct x") [:struct-ops] "not \"struct x\""
-      (assoc congestion-control :struct-ops "") [:struct-ops] "not \"\""
+      "must be the name of a kernel struct, got :tcp"
+      (assoc congestion-control :struct-ops "struct x") [:struct-ops] "got \"struct x\""
+      (assoc congestion-control :struct-ops "") [:struct-ops] "got \"\""
       (assoc congestion-control :max-entries 2) [:max-entries]
-      ":max-entries of :struct-ops maps is 1, not 2"
-      (assoc congestion-control :key :u64) [:key] "has 4 bytes, not 8"
+      ":max-entries of :struct-ops maps must be 1, got 2"
+      (assoc congestion-control :key :u64) [:key] "must have 4 bytes, got 8"
       (assoc congestion-control :freeze true) [:freeze] "cannot be frozen")))
 
 (deftest struct-ops-compared
@@ -118,7 +122,7 @@
   (testing "rejects a spec that is not a map"
     (is (= [[]] (map :path (spec/problems (sorted-map "type" :hash)))))
     (is (str/includes? (:message (error-of (spec/complete [:type :hash])))
-                       "a spec is a map with keywords as its keys, not [:type :hash]"))))
+                       "a spec must be a map with keywords as keys, got [:type :hash]"))))
 
 (def ^:private anything
   (gen/recursive-gen gen/container-type gen/simple-type-printable))

@@ -118,8 +118,8 @@
                  :flow [:struct [:ports :port-pair] [:n :u32]]}]
       (is (= 8 (type/size :flow types)))
       (is (str/includes? (type/problem :u8 7 [:key])
-                         "[:key]: named types are a map of keywords to types, not 7"))
-      (is (str/includes? (type/problem :flo types []) "the named ones :flow or :port-pair"))
+                         "[:key]: named types must be a map of keywords to types, got 7"))
+      (is (str/includes? (type/problem :flo types []) "unknown type :flo; did you mean :flow?"))
       (is (str/includes? (type/problem :a {:a [:struct [:b :a]]} [])
                          "the named type :a contains itself")))))
 
@@ -132,65 +132,70 @@
                 (= path found)
                 (str/starts-with? message (str path ": "))
                 (str/includes? message words)))
-      :u33 [:value] "unknown type :u33; the scalar types are "
-      "u32" [:value] "a type is a keyword such as :u32 or a vector that starts with :array"
-      nil [:value] "a type is a keyword"
-      [] [:value] "a type is a keyword"
-      [:list :u8] [:value] "a type is a keyword"
+      :u33 [:value] "unknown type :u33; did you mean :u32"
+      [:strct [:a :u8]] [:value] "did you mean :struct? See doc/types.md for all types"
+      "u32" [:value] "a type must be a keyword such as :u32 or a vector that starts with a keyword"
+      nil [:value] "a type must be a keyword"
+      [] [:value] "a type must be a keyword"
+      [:list :u8] [:value] "a type must be a keyword"
       [:struct [:a :u8] [:b [:struct [:c :u33]]]] [:value :b :c] "unknown type :u33"
       [:struct [:a [:array :x 2]]] [:value :a :element] "unknown type :x"
-      [:struct :a] [:value] "a member is [name type] or [name type options], not :a"
-      [:struct [:a]] [:value] "a member is [name type]"
-      [:struct ["a" :u8]] [:value "a"] "a member's name is a keyword, or nil, not \"a\""
-      [:struct [:a :u8 :packed]] [:value :a] "a member's options are a map"
+      [:struct :a] [:value] "a member must be [name type] or [name type options], got :a"
+      [:struct [:a]] [:value] "a member must be [name type]"
+      [:struct ["a" :u8]] [:value "a"] "a member's name must be a keyword or nil, got \"a\""
+      [:struct [:a :u8 :packed]] [:value :a] "a member's options must be a map, got :packed"
       [:struct [:a :u8 {:packed true}]] [:value :a]
-         "unknown option :packed; there are :align, :bit-offset or :offset"
+         "unknown option :packed; the options are :align, :bit-offset or :offset"
       [:struct {:packd true} [:a :u8]] [:value]
-         "unknown option :packd; there are :align, :name, :packed or :size"
-      [:struct {:align 3} [:a :u8]] [:value] ":align is a power of two, not 3"
-      [:struct {:size -1} [:a :u8]] [:value] ":size is a number from 0"
-      [:struct {:size 3} [:a :u32]] [:value] "its members need 4 bytes, more than :size 3"
-      [:struct {:packed 1} [:a :u32]] [:value] ":packed is true or false"
-      [:struct {:name :x} [:a :u32]] [:value] ":name is a text"
-      [:struct [:a :u32] [:b :u32 {:offset 2}]] [:value] ":b lies where :a does"
+         "unknown option :packd; the options are :align, :name, :packed or :size"
+      [:struct {:align 3} [:a :u8]] [:value] ":align must be a power of two, got 3"
+      [:struct {:size -1} [:a :u8]] [:value] ":size must be an integer from 0, got -1"
+      [:struct {:size 3} [:a :u32]] [:value]
+         ":size must be at least 4, the size of its members, got 3"
+      [:struct {:packed 1} [:a :u32]] [:value] ":packed must be true or false, got 1"
+      [:struct {:name :x} [:a :u32]] [:value] ":name must be a string, got :x"
+      [:struct [:a :u32] [:b :u32 {:offset 2}]] [:value] ":b overlaps :a"
       [:struct [:a [:bits :u8 4]] [:b [:bits :u8 4] {:bit-offset 2}]] [:value]
-         ":b lies where :a does"
+         ":b overlaps :a"
       [:struct [:a :u32 {:bit-offset 3}]] [:value :a] ":bit-offset is for bit-fields; use :offset"
-      [:struct [:a :u8] [:a :u8]] [:value] "it has two members named :a"
-      [:struct [:a :u8] [nil [:union [:a :u8]]]] [:value] "it has two members named :a"
+      [:struct [:a :u8] [:a :u8]] [:value] "two members have the name :a"
+      [:struct [:a :u8] [nil [:union [:a :u8]]]] [:value] "two members have the name :a"
       [:struct [nil :u8]] [:value]
-         "only structs, unions, bit-fields and [:pad n] can do without a name"
-      [:array :u8] [:value] "an array is [:array type n]"
-      [:prefix] [:value] "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not [:prefix]"
+         "a member without a name must be a struct, a union, a bit-field or [:pad n], got :u8"
+      [:array :u8] [:value] "an array must be [:array type n], got [:array :u8]"
+      [:prefix] [:value] "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix]"
       [:prefix :ipv4 8] [:value]
-         "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not [:prefix :ipv4 8]"
+         "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix :ipv4 8]"
       [:struct [:net [:prefix :mac]]] [:value :net]
-         "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not [:prefix :mac]"
+         "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix :mac]"
       [:prefix [:bytes 2]] [:value]
-         "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not [:prefix [:bytes 2]]"
-      [:prefix nil] [:value] "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not [:prefix nil]"
+         "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix [:bytes 2]]"
+      [:prefix nil] [:value]
+         "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix nil]"
       [:prefix (range)] [:value]
-         "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not [:prefix [0 1 2"
-      [:struct [:a [:bits [:prefix :ipv4] 3]]] [:value :a] "a bit-field is of an integer type"
-      [:array :u8 -1] [:value] "an array has a count from 0, not -1"
+         "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix [0 1 2"
+      [:struct [:a [:bits [:prefix :ipv4] 3]]] [:value :a]
+         "the type of a bit-field must be an integer type"
+      [:array :u8 -1] [:value] "the count of an array must be an integer from 0, got -1"
       [:array [:array [:array :u64 2000000000] 2000000000] 2] [:value :element :element]
          "it has more than 4294967295 bytes"
-      [:enum :u8] [:value] "an enum is [:enum type {name number}]"
-      [:enum :f32 {:a 1}] [:value] "an enum is of an integer type up to 8 bytes, not of :f32"
+      [:enum :u8] [:value] "an enum must be [:enum type {name number}], got [:enum :u8]"
+      [:enum :f32 {:a 1}] [:value]
+         "the type of an enum must be an integer type of up to 8 bytes, got :f32"
       [:enum :u8 {:a 256}] [:value] ":a does not fit :u8: 256"
-      [:enum :u8 {"a" 1}] [:value] "the names of an enum are keywords"
-      [:bits :u8 3] [:value] "stands only as a member"
-      [:struct [:a [:bits :u8 9]]] [:value :a] "a bit-field of :u8 has 1 to 8 bits, not 9"
-      [:struct [:a [:bits :u8 0]]] [:value :a] "has 1 to 8 bits, not 0"
-      [:struct [:a [:bits :bool 2]]] [:value :a] "has 1 to 1 bits"
-      [:struct [:a [:bits :f32 2]]] [:value :a] "a bit-field is of an integer type"
+      [:enum :u8 {"a" 1}] [:value] "the names of an enum must be keywords, got \"a\""
+      [:bits :u8 3] [:value] "[:bits type n] must be a member of a struct or union"
+      [:struct [:a [:bits :u8 9]]] [:value :a] "a bit-field of :u8 must have 1 to 8 bits, got 9"
+      [:struct [:a [:bits :u8 0]]] [:value :a] "must have 1 to 8 bits, got 0"
+      [:struct [:a [:bits :bool 2]]] [:value :a] "must have 1 to 1 bits, got 2"
+      [:struct [:a [:bits :f32 2]]] [:value :a] "the type of a bit-field must be an integer type"
       [:struct [:a [:bits :u16be 2]]] [:value :a] "this machine's byte order"
-      [:struct [:a [:bits :u8]]] [:value :a] "a bit-field is [:bits type n]"
-      [:bytes] [:value] "[:bytes n] takes one size"
-      [:string 0] [:value] "[:string n] takes one size from 1"
-      [:typedef :x :u8] [:value] "a typedef is [:typedef \"name\" type]"
-      [:via :u8 1 2] [:value] "it is [:via type encode decode]"
-      [:ptr] [:value] "a pointer is :ptr or [:ptr type]"
+      [:struct [:a [:bits :u8]]] [:value :a] "a bit-field must be [:bits type n], got [:bits :u8]"
+      [:bytes] [:value] "[:bytes n] must have one size from 1"
+      [:string 0] [:value] "[:string n] must have one size from 1"
+      [:typedef :x :u8] [:value] "a typedef must be [:typedef \"name\" type], got [:typedef :x :u8]"
+      [:via :u8 1 2] [:value] "it must be [:via type encode decode] with two functions, got"
+      [:ptr] [:value] "a pointer must be :ptr or [:ptr type], got [:ptr]"
       (nth (iterate #(vector :array % 1) :u8) 100) (into [:value] (repeat 64 :element))
          "types are nested more than 64 deep")))
 

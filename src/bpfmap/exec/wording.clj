@@ -21,8 +21,8 @@
 (def ^:private replacements
   "What is replaced, in this order: patterns, and what stands for them."
   [[#":(?:yes|keys|cpus|sort|pin|into|exact) \((--[a-z]+)\)" "$1"]
-   [#"a keyword such as :(\w+) or a vector that starts with"
-    "a name such as $1 or a list in brackets that starts with"]
+   [#"a keyword such as :(\w+) or a vector that starts with a keyword such as"
+    "a name such as $1 or a list in brackets that starts with a name such as"]
    [#"^(?:lookup|peek|might-contain\?|has-key\?) on " "get on "]
    [#"^(?:reduce|snapshot|entries|count-entries) on " "dump on "]
    [#"^next-key on " "dump --keys on "]

@@ -58,3 +58,13 @@
   [word names]
   (when-let [near (seq (nearest word names))]
     (str "did you mean " (error/list-of near) "?")))
+
+(defn suggestion
+  "Returns \"did you mean …?\" for a misspelt name, and where to find all names.
+
+      (suggestion :hsah [:hash :array] \"doc/map-types.md for all map types\")
+      ;=> \"did you mean :hash? See doc/map-types.md for all map types\""
+  [word names place]
+  (if-let [question (did-you-mean word names)]
+    (str question " See " place)
+    (str "see " place)))

@@ -327,7 +327,7 @@
    :bloom-filter
    (merge keyless
           {:number 30 :since "5.16" :btf :value :flags (into access (conj for-programs :zero-seed))
-           :full #{} :extra "how many hash functions, 0 for the kernel's choice, at most 15"
+           :full #{} :extra "the number of hash functions, 0 for the kernel's choice"
            :most-extra 15
            :ops #{:push! :might-contain?}
            :instead {:else "it only knows whether a value may be in it; use push! and might-contain?"}})
@@ -362,7 +362,7 @@
    (merge hash-row
           {:number 35 :since "7.2" :key-size [1 65535] :max-entries [1 0x80000000] :lock? true
            :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
-           :extra "how many entries to make room for at first, at most 65535" :most-extra 65535})})
+           :extra "the number of entries to allocate at first" :most-extra 65535})})
 
 ;; --- questions about rows
 

@@ -1,7 +1,7 @@
 (ns ^:no-doc bpfmap.impl.spec
-  "What is wrong with a map spec, as data: every rule of a spec that can be told without the
-  kernel."
+  "Checks map specs without the kernel, and returns every broken rule as data."
   (:require [bpfmap.error :as error]
+            [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.rules :as rules]
             [bpfmap.impl.type.node :as node]
             [bpfmap.type :as type]
@@ -21,16 +21,20 @@
 
 (defn- unknown-keys [spec]
   (for [k (keys spec) :when (not (some #{k} spec-keys))]
-    (problem [k] (str "unknown key " (pr-str k) "; a spec has " (error/list-of spec-keys)))))
+    (problem [k]
+             (str "unknown key " (pr-str k) "; "
+                  (nearest/suggestion k spec-keys "bpfmap.spec for all keys")))))
 
 (defn- of-type [{:keys [type]}]
   (cond
-    (nil? type) [(problem [:type] "a spec needs :type, such as :hash or :array")]
+    (nil? type) [(problem [:type] ":type is required, such as :hash or :array")]
     (keyword? type) (when-not (rules/types type)
-                      [(problem [:type] (str "unknown map type " type "; the types are "
-                                             (error/list-of (sort (keys rules/types)))))])
+                      [(problem [:type] (str "unknown map type " type "; "
+                                             (nearest/suggestion
+                                              type (sort (keys rules/types))
+                                              "doc/map-types.md for all map types")))])
     (not (and (int? type) (<= 0 type 0xffffffff)))
-    [(problem [:type] (str "a map type is a name or a number, not " (pr-str (error/shown type))))]))
+    [(problem [:type] (str ":type must be a name or a number, got " (pr-str (error/shown type))))]))
 
 ;; --- key and value
 
@@ -43,23 +47,22 @@
     :else (<= (long (first rule)) (long n) (long (second rule)))))
 
 (defn- rule-text
-  "A rule in words, as the number at hand breaks it."
+  "Returns a rule on sizes in words, with the bound that n breaks."
   [rule n]
   (cond
-    (set? rule) (error/list-of (sort rule))
-    (= (first rule) (second rule)) (str (first rule))
-    (< (long n) (long (first rule))) (str "at least " (first rule))
-    :else (str "at most " (second rule))))
+    (set? rule) (str (error/list-of (sort rule)) " bytes")
+    (= (first rule) (second rule)) (str (first rule) " bytes")
+    (= [1 0] [(first rule) n]) "at least 1 byte"
+    (< (long n) (long (first rule))) (str "at least " (first rule) " bytes")
+    :else (str "at most " (second rule) " bytes")))
 
 (defn- of-kernel?
-  "Whether a spec leaves its values to the BTF of the kernel, which is read only when the map is
-  created."
+  "Returns true if the BTF of the kernel determines the values, which is read only by create."
   [{:keys [type]} side]
   (and (= :value side) (= :kernel (:btf (rules/types type)))))
 
 (defn- side
-  "What is wrong with the key or the value: its type, its size, both together, the rule of the map
-  type."
+  "Returns the problems of the key or the value: type, size, both together, rule of the map type."
   [spec side size-key]
   (let [value-type (side spec)
         given (size-key spec)
@@ -74,28 +77,29 @@
       bad-type [(problem [side] bad-type)]
       (nil? actual) (when-not (or (= [0 0] rule) (of-kernel? spec side))
                       [(problem [side]
-                                (str "a spec needs " side ", a type such as :u32, or " size-key
-                                     ", in bytes"))])
+                                (str side " or " size-key
+                                     " is required (a type such as :u32, or a size in bytes)"))])
       (not (and (int? actual) (<= 0 actual 0xffffffff)))
-      [(problem [size-key] (str "a size is a number of bytes, not " (pr-str (error/shown actual))))]
+      [(problem [size-key]
+                (str size-key " must be a number of bytes, got " (pr-str (error/shown actual))))]
       (and given (not= given actual))
       [(problem [size-key]
-                (str size-key " is " (pr-str (error/shown given)) ", but " side " "
-                     (pr-str value-type) " has " actual " bytes"))]
+                (str size-key " must be " actual ", the size of " side " " (pr-str value-type)
+                     ", got " (pr-str (error/shown given))))]
       (not (allowed? rule actual))
       [(problem [(if value-type side size-key)]
                 (if (= [0 0] rule)
                   (str (:type spec) " maps have no " (name side))
-                  (str "the " (name side) " of " (:type spec) " maps has " (rule-text rule actual)
-                       " bytes, not " actual)))]
+                  (str "the " (name side) " of " (:type spec) " maps must have "
+                       (rule-text rule actual)
+                       ", got " actual)))]
       (not (zero? (rem (long actual) (long multiple))))
       [(problem [(if value-type side size-key)]
-                (str "the value of these " (:type spec) " maps is a multiple of " multiple
-                     " bytes, not " actual))])))
+                (str "the value of these " (:type spec) " maps must have a multiple of " multiple
+                     " bytes, got " actual))])))
 
 (defn- has-private?
-  "Whether a field that the kernel keeps for itself lies anywhere in a type: one of the name, or
-  nil for any."
+  "Returns true if a type contains a field owned by the kernel: of this name, or any for nil."
   [{:keys [kind type members element target] :as node} name]
   (case kind
     :private (or (nil? name) (= name type))
@@ -105,8 +109,9 @@
     false))
 
 (defn private-value?
-  "Whether values of this type have a field that the kernel keeps for itself, of a name or, nil,
-  any; false for what is no type.
+  "Returns true if values of a type contain a field owned by the kernel.
+
+  `name` is the name of the field, or nil for any. Returns false for an invalid type.
 
       (private-value? [:struct [:lock :spin-lock] [:n :u64]] nil :spin-lock) ;=> true"
   [value types name]
@@ -115,22 +120,22 @@
     (catch ExceptionInfo _ false)))
 
 (defn locked-value?
-  "Whether values of this type have a spin lock; false for what is no type.
+  "Returns true if values of a type have a spin lock; false for an invalid type.
 
       (locked-value? [:struct [:lock :spin-lock] [:n :u64]] nil) ;=> true"
   [value types]
   (private-value? value types :spin-lock))
 
 (defn- types-that
-  "The names of the map types whose row says so."
+  "Returns the names of the map types that have k in their row."
   [k]
   (sort (for [[type row] rules/types :when (k row)] type)))
 
 (defn- spin-lock [{:keys [type value types]}]
   (let [row (rules/types type)]
     (when (and row (not (:lock? row)) (map? (or types {})) (locked-value? value types))
-      [(problem [:value] (str "values of " type " maps have no :spin-lock; those of "
-                              (error/list-of (types-that :lock?)) " maps may"))])))
+      [(problem [:value] (str "values of " type " maps cannot have a :spin-lock; only "
+                              (error/list-of (types-that :lock?)) " maps support it"))])))
 
 ;; --- the rest
 
@@ -140,34 +145,37 @@
         (merge {:max-entries [0 0xffffffff]} (rules/types type))]
     (cond
       (and (nil? max-entries) (pos? (long least)))
-      [(problem [:max-entries] (str "a spec needs :max-entries, " entries))]
+      [(problem [:max-entries] (str ":max-entries is required (" entries ")"))]
       (not (or (nil? max-entries) (and (int? max-entries) (<= least max-entries most))))
       [(problem [:max-entries] (if (= least most)
-                                 (str ":max-entries of " type " maps is " least ", not "
+                                 (str ":max-entries of " type " maps must be " least ", got "
                                       (pr-str (error/shown max-entries)))
-                                 (str ":max-entries is a number from " least " to " most ", not "
+                                 (str ":max-entries must be an integer from " least " to " most
+                                      ", got "
                                       (pr-str (error/shown max-entries)))))])))
 
 (defn- flag [type allowed flag]
   (cond
     (and (keyword? flag) (not (rules/flags flag)))
-    (str "unknown flag " flag "; the flags are " (error/list-of (sort (keys rules/flags))))
+    (str "unknown flag " flag "; "
+         (nearest/suggestion flag (sort (keys rules/flags))
+                             "doc/map-types.md for the flags of every type"))
     (and (keyword? flag) allowed (not (allowed flag)))
-    (str type " maps do not take " flag
+    (str type " maps do not accept the flag " flag
          (if (seq allowed)
-           (str "; they take " (error/list-of (sort allowed)))
-           "; they take no flags"))
+           (str "; accepted: " (str/join ", " (sort allowed)))
+           "; they accept no flags"))
     (not (or (keyword? flag) (and (int? flag) (<= 1 flag 0xffffffff))))
-    (str "a flag is a name or a bit, not " (pr-str (error/shown flag)))))
+    (str "a flag must be a name or a bit, got " (pr-str (error/shown flag)))))
 
 (defn- flags [{:keys [type flags numa-node]}]
   (let [{allowed :flags :keys [requires added]} (rules/types type)]
     (if-not (or (nil? flags) (set? flags) (sequential? flags))
-      [(problem [:flags] (str ":flags is a set of names, not " (pr-str (error/shown flags))))]
+      [(problem [:flags] (str ":flags must be a set of names, got " (pr-str (error/shown flags))))]
       (concat
        (keep #(some->> (flag type (some-> allowed (into added)) %) (problem [:flags])) flags)
        (for [missing (sort requires) :when (not (rules/has-flag? flags missing))]
-         (problem [:flags] (str type " maps need the flag " missing)))
+         (problem [:flags] (str type " maps require the flag " missing)))
        (when (and numa-node allowed (not (allowed :numa-node)))
          [(problem [:numa-node] (str type " maps cannot be placed on a node"))])
        (when (and (or numa-node (rules/has-flag? flags :numa-node))
@@ -176,11 +184,11 @@
                    "a map of :no-common-lru has a list for each CPU, and cannot be placed on a node")])
        (when (not (or (nil? numa-node) (and (int? numa-node) (<= 0 numa-node 0xffff))))
          [(problem [:numa-node]
-                   (str ":numa-node is the number of a node, not "
+                   (str ":numa-node must be the number of a node, got "
                         (pr-str (error/shown numa-node))))])
        (when (and (nil? numa-node) (rules/has-flag? flags :numa-node))
          [(problem [:numa-node]
-                   "the flag :numa-node goes with the number of a node in :numa-node")])))))
+                   "the flag :numa-node requires the number of a node in :numa-node")])))))
 
 (defn- map-extra [{:keys [type map-extra]}]
   (let [{:keys [extra most-extra] :as row} (rules/types type)]
@@ -188,11 +196,14 @@
       (or (nil? map-extra) (= 0 map-extra)) nil
       (not (and (integer? map-extra) (<= 0 map-extra 18446744073709551615N)))
       [(problem [:map-extra]
-                (str ":map-extra is a number of 64 bits, not " (pr-str (error/shown map-extra))))]
+                (str ":map-extra must be an unsigned 64-bit integer, got "
+                     (pr-str (error/shown map-extra))))]
       (and row (nil? extra))
-      [(problem [:map-extra] (str type " maps take no :map-extra"))]
+      [(problem [:map-extra] (str type " maps do not accept :map-extra"))]
       (and most-extra (< most-extra map-extra))
-      [(problem [:map-extra] (str ":map-extra of " type " maps is " extra ", not " map-extra))])))
+      [(problem [:map-extra]
+                (str ":map-extra of " type " maps must be at most " most-extra " (" extra
+        "), got " map-extra))])))
 
 (declare problems)
 
@@ -202,11 +213,11 @@
     (cond
       (and inner? (nil? inner-map))
       [(problem [:inner-map]
-                (str type " maps need :inner-map, the spec of the maps that they hold"))]
+                (str type " maps require :inner-map, the spec of the maps in them"))]
       (nil? inner-map) nil
       (and row (not inner?))
       [(problem [:inner-map]
-                (str type " maps hold no maps; :inner-map is for "
+                (str type " maps cannot hold maps; :inner-map is for "
                      (error/list-of (types-that :inner?))))]
       :else
       (concat
@@ -214,7 +225,7 @@
                  (update :path (partial into [:inner-map]))
                  (update :message (partial str "in :inner-map, "))) (problems inner-map))
        (when (:pinning inner-map)
-         [(problem [:inner-map :pinning] "an inner map is a template here, and is not pinned")])
+         [(problem [:inner-map :pinning] "an inner map is a template, and cannot be pinned")])
        (when (:not-inside of-inner)
          [(problem [:inner-map :type] (str "a map cannot hold " (:type inner-map) " maps"))])))))
 
@@ -226,26 +237,27 @@
       (nil? struct-ops)
       [(problem [:struct-ops]
                 (str type
-                     " maps need :struct-ops, the name of the kernel's struct, such as "
+                     " maps require :struct-ops, the name of a kernel struct, such as "
                      "\"tcp_congestion_ops\""))]
       (not (and (string? struct-ops) (re-matches #"[A-Za-z_][A-Za-z0-9_]{0,126}" struct-ops)))
       [(problem [:struct-ops]
-                (str ":struct-ops is the name of a struct of the kernel's, not "
+                (str ":struct-ops must be the name of a kernel struct, got "
                      (pr-str (error/shown struct-ops))))]
       (and row (not of-kernel?))
       [(problem [:struct-ops]
                 (str type
-                     " maps hold no struct of the kernel's; :struct-ops is for :struct-ops maps"))])))
+                     " maps do not accept :struct-ops; it is for :struct-ops maps"))])))
 
 (defn- pinning [{:keys [pinning name]}]
   (cond
     (nil? pinning) nil
     (not= :by-name
           pinning) [(problem [:pinning]
-                             (str ":pinning is :by-name, not " (pr-str (error/shown pinning))))]
+                             (str ":pinning must be :by-name, got "
+                                  (pr-str (error/shown pinning))))]
     (not (and (string? name) (re-matches #"[^./\u0000]{1,255}" name)))
     [(problem [:name]
-              "a map pinned by name needs a :name that can be a file's on a BPF file system: no dots, no slashes")]))
+              ":name of a map pinned by name must be a valid file name without dots")]))
 
 (defn- pairs? [contents]
   (or (map? contents)
@@ -256,36 +268,39 @@
     (concat
      (when-not (or (nil? types) (and (map? types) (every? keyword? (keys types))))
        [(problem [:types]
-                 (str ":types is a map of keywords to types, not " (pr-str (error/shown types))))])
+                 (str ":types must be a map of keywords to types, got "
+                      (pr-str (error/shown types))))])
      (when-not (or (nil? name) (string? name))
-       [(problem [:name] (str ":name is a text, not " (pr-str (error/shown name))))])
+       [(problem [:name] (str ":name must be a string, got " (pr-str (error/shown name))))])
      (cond
        (nil? contents) nil
        (and row (not (or (ops :put!) (ops :push!))))
-       [(problem [:contents] (str type " maps cannot be filled from here"))]
+       [(problem [:contents] (str type " maps cannot be filled from user space"))]
        (and row (ops :push!))
        (when-not (sequential? contents)
-         [(problem [:contents] (str ":contents of " type " maps is a sequence of values"))])
+         [(problem [:contents] (str ":contents of " type " maps must be a sequence of values"))])
        (not (pairs? contents))
-       [(problem [:contents] ":contents is a map, or a sequence of [key value] pairs")])
+       [(problem [:contents] ":contents must be a map or a sequence of [key value] pairs")])
      (when-not (contains? #{nil true false} freeze)
-       [(problem [:freeze] (str ":freeze is true or false, not " (pr-str (error/shown freeze))))])
+       [(problem [:freeze]
+                 (str ":freeze must be true or false, got " (pr-str (error/shown freeze))))])
      (when (and (true? freeze) row (not freezes?))
        [(problem [:freeze] (str type " maps cannot be frozen"))])
      (when (and (true? freeze) (map? (or types {})) (private-value? value types nil))
        [(problem [:freeze]
-                 "a map cannot be frozen whose values have fields that the kernel keeps for itself, such as a :spin-lock")])
+                 "a map cannot be frozen if its values have fields owned by the kernel, such as a :spin-lock")])
      (when (and (coll? flags) (some #{:rdonly} flags) (or (seq contents) freeze))
        [(problem [:flags]
-                 "a map created :rdonly cannot be filled or frozen through its own descriptor")]))))
+                 "a map created with :rdonly cannot be filled or frozen through its own descriptor")]))))
 
 (defn problems
-  "Everything that is wrong with a spec whose defaults are filled in: a sequence of `{:path
-  :message}`."
+  "Returns all problems of a spec whose defaults are filled in.
+
+  The result is a sequence of `{:path :message}`."
   [spec]
   (if-not (error/named-map? spec)
     [(problem []
-              (str "a spec is a map with keywords as its keys, not " (pr-str (error/shown spec))))]
+              (str "a spec must be a map with keywords as keys, got " (pr-str (error/shown spec))))]
     (concat (unknown-keys spec)
             (of-type spec)
             (side spec :key :key-size)
@@ -300,9 +315,9 @@
             (other spec))))
 
 (defn refusal
-  "The exception for a spec with problems: all of them, said at once."
+  "Returns the exception for a spec, with all its problems."
   ^Throwable [problems]
-  (error/error :invalid-spec "The map spec cannot be used"
+  (error/error :invalid-spec "The map spec is invalid"
                {:bpfmap/op :create
                 :bpfmap/path (:path (first problems))
                 :bpfmap/problems (vec problems)

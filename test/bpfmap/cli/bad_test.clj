@@ -206,12 +206,12 @@
                    [["pin" m "/no/such/dir/x"] #"does not exist"]
                    [["tree" "/usr"] #"not on a BPF file system"]
                    [["tree" "/no/such/dir"] #"cannot be read"]
-                   [["create" pin] #"a spec needs --type"]
-                   [["create" pin "--type" "hash"] #"a spec needs"]
+                   [["create" pin] #"--type is required"]
+                   [["create" pin "--type" "hash"] #"--key-type or --key-size is required"]
                    [["create" pin "--type" "hsh" "--key-type" "u32" "--value-type" "u32"
-                     "--max-entries" "1"] #"unknown|hsh"]
+                     "--max-entries" "1"] #"unknown map type hsh; did you mean hash\?"]
                    [["create" pin "--type" "array" "--key-type" "u64" "--value-type" "u32"
-                     "--max-entries" "1"] #"the key of array maps has 4 bytes"]
+                     "--max-entries" "1"] #"the key of array maps must have 4 bytes, got 8"]
                    [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "1"
                      "--flags" "nonsense"] #"nonsense"]
                    [["create" pin "--type" "array" "--value-type" "u32" "--max-entries" "0"]

@@ -247,7 +247,7 @@
       (is (= [2
               "bpfmap: --spec must be a map with keyword keys, such as {map-extra 3}, got [1]; see `bpfmap help create`"]
              (refused "create" path "--spec" "[1]")))
-      (is (re-find #"a spec needs --type" (second (refused "create" path))))
+      (is (re-find #"--type is required" (second (refused "create" path))))
       (is (re-find #"unknown map type"
                    (str/lower-case (second (refused "create" path "--type" "hsh"))))))))
 

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.type.c
-  "A type as a declaration in C, as a header would have it."
+  "Writes a type as a declaration in C, as in a header."
   (:require [bpfmap.impl.type.node :as node]
             [clojure.string :as str]))
 
@@ -42,7 +42,7 @@
 (declare declared)
 
 (defn identifier
-  "The name of a field as C can have it.
+  "Returns the name of a field as a valid C identifier.
 
       (identifier :tx-bytes) ;=> \"tx_bytes\""
   [k]
@@ -133,7 +133,9 @@
         :via (declared types a declarator)))))
 
 (defn declaration
-  "A type as the declaration of a name in C: lines. `types` are the named ones that it may use.
+  "Returns the lines that declare a name of a type in C.
+
+  `types` are the named types that the type may use.
 
       (declaration [:struct {:name \"flow\"} [:src :ipv4] [:port :port]] \"key\" nil)
       ;=> [\"struct flow {\" \"    __be32 src; /* an IPv4 address */\" \"    __be16 port; /* a port */\" \"} key;\"]"

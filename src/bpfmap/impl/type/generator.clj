@@ -69,7 +69,7 @@
                        :else (generator node))))))
 
 (defn generator
-  "The generator of a type's node."
+  "Returns a test.check generator for the values of a type's node."
   [{:keys [kind size signed element count members type target family terminated] :as node}]
   (case kind
     :integer (integer-of (* 8 (long size)) signed)

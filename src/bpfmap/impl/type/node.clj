@@ -1,22 +1,22 @@
 (ns ^:no-doc bpfmap.impl.type.node
-  "Reads a type as data into nodes: every type checked, every member placed as C places it on this
-  machine.
+  "Parses types, which are data, into nodes: checks and lays out every type.
 
-  A node is a map with `:kind :size :align :type`, sizes in bytes, and what its kind needs:
-  `:signed :order` of integers, `:values` and `:names` of an enum, `:element :count` of an array,
-  `:members` of a struct or union, `:family` and `:layout`, a struct's node, of a prefix. A member
-  has `:name` (nil when anonymous), `:node`, `:offset` in bytes, and as a bit-field `:bits` and
-  `:bit-offset`.
+  Members are placed as C places them on this machine. A node is a map with `:kind :size :align
+  :type`, sizes in bytes, and the keys of its kind: `:signed :order` of integers, `:values` and
+  `:names` of an enum, `:element :count` of an array, `:members` of a struct or union, `:family` and
+  `:layout`, a struct's node, of a prefix. A member has `:name` (nil if anonymous), `:node`,
+  `:offset` in bytes, and as a bit-field `:bits` and `:bit-offset`.
 
-  The rules are those of the System V ABI of x86-64, which arm64 and riscv64
-  share but for unnamed bit-fields."
-  (:require [bpfmap.error :as error])
+  The layout follows the System V ABI of x86-64, which arm64 and riscv64 share except for unnamed
+  bit-fields."
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.nearest :as nearest])
   (:import (java.util HashSet)))
 
 (set! *warn-on-reflection* true)
 
 (def largest-size
-  "Sizes are 32-bit numbers in the kernel's interface."
+  "The largest size in bytes: the kernel's interface has 32-bit sizes."
   0xffffffff)
 
 (def ^:private deepest 64)
@@ -37,8 +37,9 @@
      {:kind :float :size (quot bits 8) :align (quot bits 8) :order order}]))
 
 (def private-types
-  "What the kernel keeps for itself in values: shown to nobody, written as zero. Name to its
-  struct in C, and its layout. Source: linux/bpf.h and the BTF of Linux 6.18."
+  "Fields owned by the kernel, which are not shown and are written as zero.
+
+  Name to its struct in C, and its layout. Source: linux/bpf.h and the BTF of Linux 6.18."
   {:spin-lock     {:c-name "bpf_spin_lock" :size 4 :align 4}
    :res-spin-lock {:c-name "bpf_res_spin_lock" :size 4 :align 4}
    :timer         {:c-name "bpf_timer" :size 16 :align 8}
@@ -54,7 +55,7 @@
    :kptr          {:c-name "void *" :size 8 :align 8}})
 
 (def scalars
-  "Every type that is a keyword, as a node without its `:type`."
+  "All types that are a keyword: name to node, without its `:type`."
   (into (sorted-map)
         (concat (integer-rows)
                 (float-rows)
@@ -88,15 +89,16 @@
 ;; ---------------------------------------------------------------- layout
 
 (defn round-up
-  "The first multiple of `to` that is not below n.
+  "Returns the first multiple of `to` that is not below n.
 
       (round-up 5 4) ;=> 8"
   ^long [^long n ^long to]
   (* to (quot (+ n (dec to)) to)))
 
 (defn- place-bits
-  "Where a bit-field begins, in bits: where the one before ended, unless it would straddle a unit
-  of its type."
+  "Returns where a bit-field begins, in bits.
+
+  That is where the one before ended, unless it would straddle a unit of its type."
   ^long [packed? cursor {:keys [node bits]}]
   (let [unit (* 8 (long (:size node)))
         cursor (long cursor)]
@@ -107,13 +109,15 @@
       :else (round-up cursor (* 8 (long (:align node)))))))
 
 (defn- own-alignment
-  "What a member asks of its struct. Unnamed bit-fields ask nothing."
+  "Returns the alignment that a member requires of its struct.
+
+  Unnamed bit-fields require none."
   ^long [packed? {:keys [node bits name options]}]
   (max (long (:align options 1))
        (if (or packed? (and bits (nil? name))) 1 (long (:align node)))))
 
 (defn- place
-  "A member at its place, and the cursor in bits behind it."
+  "Returns a member with its offset, and the next free bit behind it."
   [packed? cursor {:keys [node bits options] :as member}]
   (let [{:keys [offset bit-offset]} options]
     (if bits
@@ -123,19 +127,22 @@
         [(assoc member :offset at) (* 8 (+ (long at) (long (:size node))))]))))
 
 (defn member-names
-  "The names of a struct's or union's fields, those of anonymous members among them."
+  "Returns the names of all fields of a struct or union.
+
+  Fields of anonymous members are included."
   [{:keys [members]}]
   (mapcat (fn [{:keys [name node]}] (if name [name] (member-names node))) members))
 
 (defn- repeated
-  "The first of the names that was there before; nil where there is none."
+  "Returns the first name that occurs twice, or nil."
   [names]
   (let [seen (HashSet.)]
     (some #(when-not (.add seen %) %) names)))
 
 (defn- place-all
-  "Members at their places, and the bits they take; nil where one of them has an `:at`, in bits,
-  and comes to lie elsewhere."
+  "Returns members with their offsets, and the bits that they take together.
+
+  Returns nil if a member has an `:at`, in bits, and its offset differs."
   [kind packed? members]
   (reduce (fn [[placed ^long end] member]
             (let
@@ -150,7 +157,7 @@
           members))
 
 (defn- of-placed
-  "The node of a struct or union from its members at their places, and the bits they take."
+  "Returns the node of a struct or union from members with offsets, and the bits that they take."
   [[placed end] kind {:keys [packed align size name]} path]
   (let [alignment (long (reduce (fn [^long most member] (max most (own-alignment packed member)))
                                 (long (or align 1)) placed))
@@ -162,24 +169,26 @@
                                                   (and (:bits %) (nil? (:name %))))) placed)}
                name (assoc :c-name name))]
     (require-that (<= natural (long (or size natural))) path
-                  "its members need " natural " bytes, more than :size " size)
+                  ":size must be at least " natural ", the size of its members, got " size)
     (require-that (<= natural (long largest-size)) path "it has more than " largest-size " bytes")
     (when-let [twice (repeated (member-names node))]
-      (throw (malformed path (str "it has two members named " twice))))
+      (throw (malformed path (str "two members have the name " twice))))
     node))
 
 (defn of-members
-  "The node of a struct or union from its members in order: `{:name :node :options}`, with `:bits`
-  for a bit-field, and with `:at` where it has to lie, in bits, if that is known. Nil where one
-  comes to lie elsewhere.
+  "Returns the node of a struct or union from its members, or nil.
 
-  Throws `:invalid-spec` where they do not fit a `:size` given, or share a name."
+  Members are in order: `{:name :node :options}`, with `:bits` for a bit-field, and with `:at`, the
+  required offset in bits, if it is known. Returns nil if the offset of a member differs from its
+  `:at`. Throws `:invalid-spec` if the members do not fit the `:size`, or share a name."
   [kind members {:keys [packed] :as options} path]
   (some-> (place-all kind packed members)
           (of-placed kind options path)))
 
 (defn of-array
-  "The node of an array of n elements. Throws `:invalid-spec` for one that is too large."
+  "Returns the node of an array of n elements.
+
+  Throws `:invalid-spec` if it is too large."
   [element n path]
   (let [size (*' (long (:size element)) (long n))]
     (require-that (<= size largest-size) path "it has more than " largest-size " bytes")
@@ -195,44 +204,45 @@
 
 (defn- check-options [options allowed path]
   (doseq [[k v] options]
-    (require-that (allowed k) path "unknown option " (shown k) "; there are "
+    (require-that (allowed k) path "unknown option " (shown k) "; the options are "
                   (error/list-of (sort allowed)))
     (case k
-      :align (require-that (power-of-two? v) path ":align is a power of two, not " (shown v))
+      :align (require-that (power-of-two? v) path ":align must be a power of two, got " (shown v))
       (:offset :bit-offset :size) (require-that (and (int? v) (<= 0 (long v) (long largest-size)))
                                                 path
-                                                k " is a number from 0, not " (shown v))
-      :packed (require-that (boolean? v) path ":packed is true or false, not " (shown v))
-      :name (require-that (string? v) path ":name is a text, not " (shown v)))))
+                                                k " must be an integer from 0, got " (shown v))
+      :packed (require-that (boolean? v) path ":packed must be true or false, got " (shown v))
+      :name (require-that (string? v) path ":name must be a string, got " (shown v)))))
 
 (defn- bits-member [[_ base n :as type] name context path]
-  (require-that (= 3 (count type)) path "a bit-field is [:bits type n], not " (shown type))
+  (require-that (= 3 (count type)) path "a bit-field must be [:bits type n], got " (shown type))
   (let [node (node* base context path)]
     (require-that (and (#{:integer :bool :enum} (:kind node))
                        (nil? (:order node))
                        (<= (long (:size node)) 8)) path
-                  "a bit-field is of an integer type of this machine's byte order, of a bool or an enum, up to 8 bytes; not of "
+                  "the type of a bit-field must be an integer type of this machine's byte order, a bool or an enum, of up to 8 bytes, got "
                   (shown base))
     (require-that (and (int? n)
                        (<= (if name 1 0) (long n)
                            (if (= :bool (:kind node)) 1 (* 8 (long (:size node)))))) path
-                  "a bit-field of " (shown base) " has 1 to "
-                  (if (= :bool (:kind node)) 1 (* 8 (long (:size node)))) " bits, not " (shown n))
+                  "a bit-field of " (shown base) " must have 1 to "
+                  (if (= :bool (:kind node)) 1 (* 8 (long (:size node)))) " bits, got " (shown n))
     {:node node :bits n}))
 
 (defn- member [form context path]
   (require-that (and (vector? form) (<= 2 (count form) 3)) path
-                "a member is [name type] or [name type options], not " (shown form))
+                "a member must be [name type] or [name type options], got " (shown form))
   (let [[name type options] (if (and (= :pad (first form)) (int? (second form)))
                               [nil form nil]
                               form)
         path (if name (conj path name) path)
         bits? (and (vector? type) (= :bits (first type)))]
-    (require-that (or (nil? name) (keyword? name)) path "a member's name is a keyword, or nil, not "
+    (require-that (or (nil? name) (keyword? name)) path
+                  "a member's name must be a keyword or nil, got "
                   (shown name))
     (require-that (not= :bpfmap/padding name) path
-                  "no member is named :bpfmap/padding: unused bits are read under that name")
-    (require-that (or (nil? options) (map? options)) path "a member's options are a map, not "
+                  "no member can be named :bpfmap/padding: unused bits are read under that name")
+    (require-that (or (nil? options) (map? options)) path "a member's options must be a map, got "
                   (shown options))
     (check-options options member-options path)
     (require-that (or bits? (nil? (:bit-offset options))) path
@@ -242,19 +252,20 @@
                           (bits-member type name context path)
                           {:node (node* type context path)}))]
       (require-that (or name bits? (#{:struct :union :pad} (:kind (:node placed)))) path
-                    "only structs, unions, bit-fields and [:pad n] can do without a name, not "
+                    "a member without a name must be a struct, a union, a bit-field or [:pad n], got "
                     (shown type))
       placed)))
 
 (defn check-overlap
-  "Throws `:invalid-spec` for members of a struct that were put onto each other: what one is given
-  would change the other."
+  "Throws `:invalid-spec` if members of a struct overlap because of their options.
+
+  Writing one of them would change the other."
   [{:keys [members]} path]
   (reduce (fn [[^long end before] {:keys [name node offset bits bit-offset]}]
             (let [start (long (if bits bit-offset (* 8 (long offset))))
                   size (long (or bits (* 8 (long (:size node)))))]
               (require-that (or (zero? size) (<= end start)) path (or name "a member")
-                            " lies where " (or before "another") " does")
+                            " overlaps " (or before "another member"))
               (if (< end (+ start size)) [(+ start size) name] [end before])))
           [0 nil]
           (sort-by #(or (:bit-offset %) (* 8 (long (:offset %)))) members)))
@@ -267,14 +278,14 @@
       node)))
 
 (defn- array [[_ element n :as type] context path]
-  (require-that (= 3 (count type)) path "an array is [:array type n], not " (shown type))
+  (require-that (= 3 (count type)) path "an array must be [:array type n], got " (shown type))
   (require-that (and (int? n) (<= 0 (long n) (long largest-size))) path
-                "an array has a count from 0, not " (shown n))
+                "the count of an array must be an integer from 0, got " (shown n))
   (of-array (node* element context (conj path :element)) n path))
 
 (defn- enum [[_ base values options :as type] context path]
   (require-that (and (<= 3 (count type) 4) (map? values)) path
-                "an enum is [:enum type {name number}], not " (shown type))
+                "an enum must be [:enum type {name number}], got " (shown type))
   (check-options options #{:name} path)
   (let [node (node* base context path)
         bits (* 8 (long (:size node)))
@@ -282,9 +293,9 @@
                      [(- (.pow (biginteger 2) (dec bits))) (dec (.pow (biginteger 2) (dec bits)))]
                      [0 (dec (.pow (biginteger 2) bits))])]
     (require-that (and (= :integer (:kind node)) (<= (long (:size node)) 8)) path
-                  "an enum is of an integer type up to 8 bytes, not of " (shown base))
+                  "the type of an enum must be an integer type of up to 8 bytes, got " (shown base))
     (doseq [[k v] values]
-      (require-that (keyword? k) path "the names of an enum are keywords, not " (shown k))
+      (require-that (keyword? k) path "the names of an enum must be keywords, got " (shown k))
       (require-that (and (integer? v) (<= low v high)) path k " does not fit " (shown base) ": "
                     (shown v)))
     (assoc node :kind :enum :base node :values values :c-name (:name options)
@@ -297,26 +308,26 @@
   (fn [[head n :as type] _ path]
     (require-that (and (= 2 (count type)) (int? n) (<= (long least) (long n) (long largest-size)))
                   path
-                  "[" head " n] takes one size from " least " to " largest-size ", not "
+                  "[" head " n] must have one size from " least " to " largest-size ", got "
                   (shown type))
     {:kind kind :size n :align 1}))
 
 (defn- typedef [[_ name target :as type] context path]
   (require-that (and (= 3 (count type)) (string? name)) path
-                "a typedef is [:typedef \"name\" type], not " (shown type))
+                "a typedef must be [:typedef \"name\" type], got " (shown type))
   (let [node (node* target context path)]
     (assoc node :typedef name :target node)))
 
 (defn- via [[_ target encode decode :as type] context path]
   (require-that (and (= 4 (count type)) (ifn? encode) (ifn? decode)) path
-                "it is [:via type encode decode], with two functions, not " (shown type))
+                "it must be [:via type encode decode] with two functions, got " (shown type))
   (let [node (node* target context path)]
     (assoc (select-keys node [:size :align]) :kind :via :target node :encode encode :decode
            decode)))
 
 (defn- prefix [[_ family :as type] _ path]
   (require-that (and (= 2 (count type)) (keyword? family) (#{:ipv4 :ipv6} family)) path
-                "a prefix is [:prefix :ipv4] or [:prefix :ipv6], not " (shown type))
+                "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got " (shown type))
   ;; struct bpf_lpm_trie_key of linux/bpf.h, whose data are the bytes of an address.
   (let [data [:bytes (:size (scalars family))]
         layout (compound [:struct [:prefixlen :u32] [:data data]] {:depth 0} path)]
@@ -324,7 +335,7 @@
            (assoc layout :type type))))
 
 (defn- pointer [[_ target :as type] _ path]
-  (require-that (= 2 (count type)) path "a pointer is :ptr or [:ptr type], not " (shown type))
+  (require-that (= 2 (count type)) path "a pointer must be :ptr or [:ptr type], got " (shown type))
   {:kind :pointer :size 8 :align 8 :target target})
 
 (def ^:private compounds
@@ -333,12 +344,13 @@
    :bytes (sized :bytes 1) :string (sized :string 1) :pad (sized :pad 0)
    :c-string (fn [type context path] (assoc ((sized :string 1) type context path) :terminated true))
    :bits (fn [_ _ path]
-           (throw (malformed path "[:bits type n] stands only as a member of a struct or union")))})
+           (throw (malformed path "[:bits type n] must be a member of a struct or union")))})
 
 (defn- named [type {:keys [types within] :as context} path]
   (require-that (contains? types type) path
-                "unknown type " type "; the scalar types are " (error/list-of (keys scalars))
-                (when (seq types) (str ", the named ones " (error/list-of (sort (keys types))))))
+                "unknown type " type "; "
+                (nearest/suggestion type (concat (sort (keys types)) (keys scalars))
+                                    "doc/types.md for all types"))
   (require-that (not (contains? within type)) path "the named type " type " contains itself")
   (node* (types type) (update context :within (fnil conj #{}) type) path))
 
@@ -349,22 +361,25 @@
              (keyword? type) (or (scalars type) (named type context path))
              (and
               (vector? type) (compounds (first type))) ((compounds (first type)) type context path)
-             :else (throw (malformed path
-                                     (str
-                                      "a type is a keyword such as :u32 or a vector that starts "
-                                      "with "
-                                          (error/list-of (sort (keys compounds))) ", not "
-                                      (shown type)))))
+             :else
+             (throw (malformed path
+                               (str "a type must be a keyword such as :u32 or a vector that starts "
+                                    "with a keyword such as :struct, got " (shown type) "; "
+                                    (nearest/suggestion
+                                     (when (vector? type) (first type))
+                                     (sort (keys compounds))
+                                     "doc/types.md for all types")))))
            :type type)))
 
 (defn node
-  "The node of a type; throws `:invalid-spec` that says where and why for a malformed one.
+  "Returns the node of a type; throws `:invalid-spec` for a malformed one.
 
-  `types` maps names to types; `path` is where the type stands.
+  The error has the path of the invalid part. `types` maps names to types; `path` is the path of the
+  type itself.
 
       (select-keys (node [:struct [:a :u8] [:b :u32]] nil []) [:size :align])
       ;=> {:size 8, :align 4}"
   [type types path]
   (require-that (or (nil? types) (and (map? types) (every? keyword? (keys types)))) path
-                "named types are a map of keywords to types, not " (shown types))
+                "named types must be a map of keywords to types, got " (shown types))
   (node* type {:types (some->> types (into {})) :depth 0} path))

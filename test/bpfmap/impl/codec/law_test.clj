@@ -169,7 +169,7 @@
         [:struct [:a :u8]] {:a 1 :bpfmap/padding [0]}
         ":bpfmap/padding is not a field: there are :a"))
     (is (str/includes? (:message (error-of (codec/codec [:struct [:bpfmap/padding :u8]])))
-                       "no member is named :bpfmap/padding"))))
+                       "no member can be named :bpfmap/padding"))))
 
 (deftest both-kinds-of-text
   (testing "both kinds of text survive the round trip"
@@ -193,7 +193,7 @@
       [:c-string 4] "test" "it takes a text of up to 3 bytes in UTF-8, this has 4"
       [:c-string 1] "a" "it takes a text of up to 0 bytes in UTF-8, this has 1"
       [:c-string 4] [1 2] "it takes 4 bytes, these are 2")
-    (is (str/includes? (:message (error-of (type/check [:c-string 0]))) "takes one size from 1"))))
+    (is (str/includes? (:message (error-of (type/check [:c-string 0]))) "must have one size from 1"))))
 
 (deftest view-of-wrong-size
   (testing "every type rejects a byte view of another size"

@@ -78,7 +78,7 @@
       (is
        (str/includes? (:message (error-of (bpf/create {:type :bloom-filter :value :u32
                                                        :max-entries 10 :map-extra 16})))
-                      ":map-extra of :bloom-filter maps is how many hash functions, 0 for the kernel's choice, at most 15, not 16")))))
+                      ":map-extra of :bloom-filter maps must be at most 15 (the number of hash functions, 0 for the kernel's choice), got 16")))))
 
 (kernel-test e4-keys-rejected
   (testing "keyless maps reject keys"
@@ -87,7 +87,7 @@
         (is (str/includes? (:message (error-of (open type :key :u32)))
                            (str type " maps have no key")))
         (is (str/includes? (:message (error-of (open type :contents {1 (job-of 1)})))
-                           (str ":contents of " type " maps is a sequence of values")))
+                           (str ":contents of " type " maps must be a sequence of values")))
         (with-open [m (open type)]
           (is (= [0 nil] ((juxt :key-size :key) (bpf/spec m))))
           (doseq [ask [#(bpf/lookup m 0) #(m 0) #(bpf/has-key? m 0) #(bpf/put! m 0 (job-of 1))

@@ -209,9 +209,8 @@
           #(mem/write! 7 0)
           :invalid-spec
           (str
-           "[]: a type is a keyword such as :u32 or a vector that starts with :array, :bits, "
-           ":bytes, :c-string, :enum, :pad, :prefix, "
-               ":ptr, :string, :struct, :typedef, :union or :via, not 7")
+           "[]: a type must be a keyword such as :u32 or a vector that starts with a keyword "
+           "such as :struct, got 7; see doc/types.md for all types")
           #(mem/view (bpf/memory m) 7))
         (mem/close (bpf/memory m))))))
 

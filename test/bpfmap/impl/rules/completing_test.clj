@@ -29,12 +29,13 @@
             (with-open [again ^Closeable (bpf/create (bpf/spec m))]
               (is (nil? (bpf/spec-diff again (bpf/spec m)))))))
         (is (= before (fixture/open-descriptors)))
-        (doseq [[more words] [[{:value-size 8} "has 4 bytes, not 8"]
-                              [{:value :u64} "has 4 bytes, not 8"]
-                              [{:inner-map nil} "need :inner-map"]
-                              [{:inner-map {:type :hash}} "in :inner-map, a spec needs :key"]
+        (doseq [[more words] [[{:value-size 8} "must have 4 bytes, got 8"]
+                              [{:value :u64} "must have 4 bytes, got 8"]
+                              [{:inner-map nil} "require :inner-map, the spec of the maps in them"]
+                              [{:inner-map {:type :hash}}
+                               "in :inner-map, :key or :key-size is required"]
                               [{:inner-map (assoc inner :name "x" :pinning :by-name)}
-                               "is a template here, and is not pinned"]]]
+                               "is a template, and cannot be pinned"]]]
           (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/create (merge spec more)))]
             (is (= :invalid-spec error))
             (is (str/includes? message words))))))))
@@ -55,7 +56,7 @@
             (is (= [4 (if (= 8 (:value-size sizes)) 8 4)]
                    ((juxt :key-size :value-size) (bpf/info m)))))))
       (is (str/includes? (:message (error-of (bpf/create {:type :perf-event-array :value-size 8})))
-                         "has 4 bytes, not 8")))))
+                         "must have 4 bytes, got 8")))))
 
 (kernel-test s3-ring-buffer-size-rounded
   (testing "rounds the size of a ring buffer up in the spec"

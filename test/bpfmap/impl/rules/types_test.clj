@@ -205,7 +205,7 @@
         (doseq [flag requires]
           (is (= :EINVAL (try-spec use (bare use :flags (disj (set (:flags spec)) flag)))))
           (is (str/includes? (:message (error-of (bpf/create (update spec :flags disj flag))))
-                             (str "maps need the flag " flag))))
+                             (str "maps require the flag " flag))))
         (is (= (into (set (:flags spec)) added)
                (try-spec use (bare use) #(:flags (map/info % facts)))))
         (doseq [flag added]
@@ -270,7 +270,7 @@
         (is (= (boolean lock?) (= :ok (try-spec use (bare use :value-size 8 :btf [key locked])))))
         (when-not (or values (= [0 0] (:value-size (row-of use))))
           (is (= (boolean lock?)
-                 (not-any? #(str/includes? (:message %) "have no :spin-lock")
+                 (not-any? #(str/includes? (:message %) "cannot have a :spin-lock")
                            (spec/problems (assoc spec :value locked))))))))))
 
 (kernel-test mmap-by-row
