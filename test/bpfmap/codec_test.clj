@@ -137,8 +137,8 @@
       [:bytes] "must have one size from 1"
       [:bytes 0] "must have one size from 1"
       [:bytes 1 2] "must have one size from 1"
-      "u32" "a type is a keyword"
-      nil "a type is a keyword")))
+      "u32" "a type must be a keyword"
+      nil "a type must be a keyword")))
 
 (deftest codec-description
   (testing "a codec prints its type and size"
