@@ -61,10 +61,10 @@
         (let [made (.lastModified (cache-in folder))]
           (is (= good (version folder)))
           (is (= made (.lastModified (cache-in folder))) "it is not made again"))
-        (is (= ["clojure.core__init" "bpfmap.cli.launcher" "bpfmap.cli__init"]
+        (is (= ["clojure.core__init" "bpfmap.cli.launcher" "bpfmap.cli.main__init"]
                (from-the-cache folder
                                ["clojure.core__init" "bpfmap.cli.launcher"
-                                "bpfmap.cli__init"])))))))
+                                "bpfmap.cli.main__init"])))))))
 
 (deftest cache-of-removed-jar
   (testing "removes the cache of a jar that is gone"
@@ -134,7 +134,7 @@
                           (some #(entries (str/replace entry "__init.class" %)) [".clj" ".cljc"]))
             compiled (filter #(str/ends-with? % "__init.class") entries)]
         (is (every? entries
-                    ["bpfmap/launcher.class" "bpfmap/cli__init.class" "bpfmap/core__init.class"
+                    ["bpfmap/cli/launcher.class" "bpfmap/cli/main__init.class" "bpfmap/core__init.class"
                      "bpfmap/sys/Native.class"
                      "clojure/data/json__init.class" "clojure/tools/cli__init.class"
                      "META-INF/LICENSE"]))
