@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.cli.arguments
   "Parses the arguments of the command line into options, and prints help."
   (:require [bpfmap.error :as error]
+            [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.options :refer [doc-of options]]
             [bpfmap.exec.output :as output]
