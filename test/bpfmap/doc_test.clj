@@ -136,7 +136,7 @@
                           #"^ +NR  NAME +COUNT  PER-SECOND$" :header
                           #"^ *\d+  \w+ +\d+ +\d+\.\d$" :row
                           #"^Counted \d+ system calls of \d+ kinds in \d+\.\d s$" :total
-                          #"^They were in BPF map \d+ \(hash, bpfmap_demo\), which is gone now$" :map
+                          #"^BPF map \d+ \(hash, bpfmap_demo\) no longer exists$" :map
                           line))))]
           (is (= 0 exit) err)
           (is (= [:header :row :total :map] (form block) (form (str out err)))))))))

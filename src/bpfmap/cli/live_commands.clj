@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.cli.live-commands
-  "The commands that go on until they are stopped: `watch` and `demo`."
+  "Runs the commands that continue until they are stopped: `watch` and `demo`."
   (:require [bpfmap.cli.live :as live]
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.core :as bpf]
@@ -18,30 +18,30 @@
 ;; --- watch
 
 (defn- status-text
-  "What became of the map of a frame, in words; nil while nothing has."
+  "Returns the status of a frame's map as text, or nil."
   [{:keys [status pin other] {:keys [id name]} :map} {:keys [ref follow]}]
   (let [pin (some-> pin output/cell)
         other (str "map " other)]
     (case status
       nil nil
-      :pin-replaced (str pin " is " other " now" (when-not follow "; --follow goes on with that"))
-      :pin-removed (str "nothing is pinned at " pin " any more")
+      :pin-replaced (str pin " is now " other (when-not follow "; --follow continues with it"))
+      :pin-removed (str "the pin " pin " was removed")
       :followed "this map took the place of the one before"
-      :waiting (str "map " id " is gone; waiting for one "
+      :waiting (str "map " id " no longer exists; waiting for a map "
                     (if-let [path (:path ref)]
                       (str "at " (output/cell path))
                       (str "named " (output/cell name))))
-      :gone (str "map " id " is gone: no process, program or pin has it any more"
-                 (when (and pin (not= "map " other)) (str "; " pin " is " other " now"))))))
+      :gone (str "map " id " no longer exists"
+                 (when (and pin (not= "map " other)) (str "; " pin " is now " other))))))
 
 (defn- seconds-text
-  "A number of seconds with all of its digits, and one behind the point at least."
+  "Returns a number of seconds with all of its digits, at least one after the point."
   [seconds]
   (let [n (bigdec (double seconds))]
     (.toPlainString (if (< (.scale n) 1) (.setScale n 1) n))))
 
 (defn- titles
-  "What stands above the table."
+  "Returns the lines above the table."
   [{:keys [entries new changed gone elapsed] {:keys [id name type max-entries]} :map :as frame}
    options]
   (concat
@@ -50,14 +50,14 @@
     (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every "
          (seconds-text (:interval options)) " s: "
          (if (zero? (double elapsed))
-           "the first look"
+           "first reading"
            (str changed " changed, " new " new, " gone " gone"))
-         "; Ctrl-C ends it")]
+         "; stop with Ctrl-C")]
    (some-> (status-text frame options) vector)
    [""]))
 
 (defn- with-paths
-  "The ways to the numbers that have moved since it began: what once did keeps its column."
+  "Returns the paths of rates, with those of changed rows added. A path keeps its column."
   [paths rows]
   (into paths (comp (filter :mark)
                     (mapcat #(views/numeric-paths [] (:per-second %)))
@@ -66,12 +66,12 @@
         rows))
 
 (defn- steady
-  "Columns no narrower than they were, so that the table does not shake."
+  "Returns columns at least as wide as before, so that the table does not move."
   [columns widths]
   (map (fn [{:keys [title] :as column}] (assoc column :at-least (get widths title 0))) columns))
 
 (defn- frame-lines
-  "A function of a frame and the size of the screen to lines; what changed stands out."
+  "Returns a function from a frame and a screen size to lines. Changed rows are bold."
   [options]
   (let [seen (volatile! {:paths [] :widths {}})]
     (fn [{:keys [rows] :as frame} {:keys [width height]}]
@@ -87,7 +87,7 @@
                      (rest lines)))))))
 
 (defn- print-frame
-  "A frame for people who read no terminal: what changed since the last."
+  "Prints a frame without a terminal: the entries that changed."
   [{:keys [rows elapsed] :as frame} options]
   (run! println (butlast (titles frame options)))
   (let [shown (if (zero? (double elapsed)) rows (filter :mark rows))]
@@ -95,10 +95,12 @@
     (println)
     (flush)))
 
-(def ^:private most-lines "No screen has more: what is below it need not be put in order." 500)
+(def ^:private most-lines
+  "The number of rows that are sorted for a terminal. No screen shows more."
+  500)
 
 (defn watch
-  "Shows what changes in a map until `:seconds` are over, the map is gone, or Ctrl-C."
+  "Shows the changes of a map until `:seconds` are over, the map is freed, or Ctrl-C."
   [{:keys [limit] :as options} {:keys [format]}]
   (let [drawn? (and (nil? format) (live/terminal?))
         options (cond-> options
@@ -117,7 +119,7 @@
                   drawn?)
         gone? (= :gone (:status @last-frame))]
     {:text? true
-     ;; What was on the screen last stays below the prompt, as far as there is room for it.
+     ;; The last screen stays visible above the prompt.
      :lines (when (and drawn? result height)
               (map #(:text % %)
                    (lines-of result {:width (or (terminal/width) 80) :height (- (long height) 1)})))
@@ -135,13 +137,13 @@
 ;; --- the live table
 
 (defn- frame
-  "The lines of the live table, for a screen of this height."
+  "Returns the lines of the live table of `demo`, for a screen of a height."
   [{:keys [samples counts elapsed seconds] {:keys [id]} :map} {:keys [height]}]
   (let [[before earlier] (first samples)
-        title [(str "System calls of this whole host, counted in the kernel into BPF hash map " id)
+        title [(str "System calls of this host, counted in BPF map " id " (hash)")
                (str (output/format-1dp elapsed) " of " (output/format-1dp seconds) " s: "
                     (demo/total counts) " calls of "
-                    (output/plural (count counts) "kind" "kinds") "; Ctrl-C ends it")
+                    (output/plural (count counts) "kind" "kinds") "; stop with Ctrl-C")
                ""]
         room (max 0 (- height (count title) 1))]
     (into title
@@ -151,8 +153,8 @@
 ;; --- one run
 
 (defn- gone?
-  "Whether the kernel has removed a map: it does so shortly after the last program that uses it
-  went. Waits for that."
+  "Returns true if the kernel has freed a map. Waits up to two seconds: the kernel frees it shortly
+  after the last program that uses it."
   [id]
   (loop [attempts 100]
     (let [answer (try
@@ -164,7 +166,7 @@
         :else false))))
 
 (defn- view
-  "How the end of a run is seen. On a screen of some height, the table's top that fits."
+  "Returns the view of the end of a run. On a screen, only the rows that fit."
   [{:keys [elapsed] {:keys [id type name]} :map :as run} signal height]
   (let [{:keys [total calls] :as value} (demo/result run)
         ;; Heading, closing lines, the shell's prompt
@@ -176,13 +178,13 @@
                     " in " (output/format-1dp elapsed) " s"
                     (when (< (count shown) (count calls))
                       (str "; the top " (count shown) " are above")))
-               (str "They were in BPF map " id " (" (clojure.core/name type) ", " name "), "
-                    (if (gone? id) "which is gone now" "which the kernel is removing now"))]
+               (str "BPF map " id " (" (clojure.core/name type) ", " name ") "
+                    (if (gone? id) "no longer exists" "is being freed by the kernel"))]
      :exit (live/exit-code signal)}))
 
 (defn demo
-  "Counts the system calls of the host for `:seconds`, or until Ctrl-C; on a terminal, shows them
-  live meanwhile.
+  "Counts the system calls of the host for `:seconds`, or until Ctrl-C. On a terminal, shows them
+  live.
 
       (:value (demo {:seconds 1.0} {:format :edn}))
       ;=> {:map {:id 12, …}, :seconds 1.0, :total 4711, :calls [{:number 0, :name \"read\", :count 1200, …} …]}"

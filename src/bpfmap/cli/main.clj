@@ -1,8 +1,8 @@
 (ns ^:no-doc bpfmap.cli.main
-  "The command line: `bin/bpfmap`, or `clojure -M:cli`.
+  "Runs the command line: `bin/bpfmap`, or `clojure -M:cli`.
 
-  The table `bpfmap.exec.commands` has the commands; parsing, help, completion
-  and usage errors are read from it. What a command needs is loaded when it is called."
+  Parsing, help, completion and usage errors are generated from the table `bpfmap.exec.commands`. The
+  code of a command is loaded when the command is called."
   (:require [bpfmap.cli.arguments :as arguments]
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.error :as error]
@@ -28,7 +28,7 @@
   (read-version))
 
 (defn- confirmed
-  "Calls `(f options)`; where that is not confirmed, asks on a terminal, and calls it again if the
+  "Calls `(f options)`. If that requires confirmation, asks on the terminal, and calls f again if the
   answer is yes."
   [f options]
   (try
@@ -39,11 +39,11 @@
           (do (output/complain (str/replace (ex-message e) (str ": " hint) ""))
               (if (terminal/ask question)
                 (f (assoc options :yes true))
-                (throw (error/error :not-confirmed "Nothing was done" {}))))
+                (throw (error/error :not-confirmed "Nothing was changed" {}))))
           (throw e))))))
 
 (def ^:private runners
-  "Functions of commands that only the command line runs: each takes options and the request, and
+  "The functions of commands that only the command line runs. Each takes options and the request, and
   returns a view."
   {"watch" 'bpfmap.cli.live-commands/watch
    "demo" 'bpfmap.cli.live-commands/demo
@@ -55,8 +55,7 @@
   (requiring-resolve (runners name)))
 
 (defn- print-value
-  "Prints what a command returned. Where rows are only read now, and not onto a terminal, that too
-  says how far it is."
+  "Prints the result of a command. Shows progress for a reducible, unless the output is a terminal."
   [{:keys [name view]} value options format]
   (let [print-it #(output/print-result value ((requiring-resolve view) value options) format
                                        (terminal/width))]
@@ -65,7 +64,7 @@
       (terminal/with-progress name print-it))))
 
 (defn- perform
-  "Does what was asked for, and prints it; returns the exit code."
+  "Runs a request and prints its result. Returns the exit code."
   [{:keys [command options format] :as request}]
   (try
     (let [checked (exec.arguments/checked command options)
@@ -79,9 +78,9 @@
       (throw (arguments/in-words e)))))
 
 (defn run
-  "Does what the words of a command line ask for, with *out* and *err*; returns the exit code.
+  "Runs a command line, given as words, with *out* and *err*. Returns the exit code.
 
-  An IOException is thrown on: it is the output that cannot be written.
+  Throws IOException if the output cannot be written.
 
       (run [\"list\" \"--edn\"]) ;=> 0"
   [words]
@@ -97,7 +96,7 @@
       (output/print-failure e (some #{"--verbose"} words)))))
 
 (defn- run-safely
-  "Runs with an *out* that reports what cannot be written, which System/out would pass over."
+  "Runs a command line with an *out* that throws on write errors, which System/out ignores."
   [words]
   (with-open [out (BufferedWriter. (OutputStreamWriter. (FileOutputStream. FileDescriptor/out)
                                                         StandardCharsets/UTF_8))]
@@ -107,8 +106,8 @@
         exit))))
 
 (defn -main
-  "Runs, and exits with 0 when done, 1 when it failed, 2 for wrong usage. Arguments are bytes and
-  output is UTF-8, whatever the locale."
+  "Runs a command line and exits: 0 success, 1 failure, 2 wrong usage. Arguments are bytes and output
+  is UTF-8, in every locale."
   [& words]
   ;; System/err has the encoding of the locale.
   (alter-var-root #'*err*
@@ -121,6 +120,6 @@
      (run-safely (procfs/arguments words))
      (catch IOException e
        (if (= "Broken pipe" (ex-message e))
-         141 ; as any program that SIGPIPE ends: the reader has seen enough
-         (do (output/complain "bpfmap: The output cannot be written: " (ex-message e))
+         141 ; the exit code of a process that SIGPIPE ends
+         (do (output/complain "bpfmap: Cannot write the output: " (ex-message e))
              1))))))

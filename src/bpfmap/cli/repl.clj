@@ -1,6 +1,5 @@
 (ns ^:no-doc bpfmap.cli.repl
-  "The command `repl`: Clojure with the library at hand, edited and completed by JLine on a
-  terminal."
+  "Runs the command `repl`: a Clojure REPL with bpfmap loaded, with JLine on a terminal."
   (:require [bpfmap.cli.live :as live]
             [bpfmap.impl.escape :as escape]
             [clojure.main :as main]
@@ -15,30 +14,30 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private aliases
-  "What the REPL has at hand, by a short name."
+  "The namespaces that the REPL loads, by alias."
   '{bpf bpfmap.core, host bpfmap.host, exec bpfmap.exec, prog bpfmap.prog, type bpfmap.type
     feature bpfmap.feature})
 
 (def ^:private greeting
-  ["(exec/list {}) has all maps, (bpf/open 12) opens one, (doc bpf/open) tells more;"
-   (str "TAB completes, Ctrl-D ends it. At hand: " (str/join " " (sort (keys aliases))))])
+  ["(exec/list {}) lists all maps, (bpf/open 12) opens one, (doc bpf/open) describes it."
+   (str "TAB completes names, Ctrl-D exits. Aliases: " (str/join " " (sort (keys aliases))))])
 
 (defn- init
-  "What is done in the REPL before the first prompt."
+  "Prepares the REPL before the first prompt."
   []
   (in-ns 'user)
   (apply require main/repl-requires)
   (doseq [[alias ns] aliases]
     (require [ns :as alias]))
   (require '[clojure.pprint :refer [print-table]] '[clojure.datafy :refer [datafy nav]])
-  ;; A map may be large: what is printed of one is bounded.
+  ;; A map can be large: bound the output.
   (set! *print-length* 100)
   (run! println greeting))
 
 ;; --- lines
 
 (defn- unfinished?
-  "Whether more of a form is to come."
+  "Returns true if a form is incomplete."
   [text]
   (try
     (with-open [reader (PushbackReader. (StringReader. text))]
@@ -51,7 +50,7 @@
       (str/includes? (str (ex-message e)) "EOF"))))
 
 (defn- parser
-  "JLine's words of a line, with Enter going on while a form is open."
+  "Returns a JLine parser that continues the line while a form is incomplete."
   ^Parser []
   (let [words (doto (DefaultParser.)
                 (.setEscapeChars nil)
@@ -63,8 +62,8 @@
         (.parse words line cursor context)))))
 
 (defn completions
-  "The names that a word may become in a namespace: those of an alias after its slash, else what
-  is referred to and the aliases.
+  "Returns the completions of a word in a namespace: the vars of an alias after its slash, otherwise
+  all mapped names and aliases.
 
       (completions \"bpf/pu\" 'user) ;=> (\"bpf/push!\" \"bpf/put!\" \"bpf/put-all!\")"
   [word ns]
@@ -99,7 +98,7 @@
       (.build)))
 
 (defn- reading
-  "A function that reads the next form from edited lines, as `clojure.main/repl` wants it."
+  "Returns a `:read` function for `clojure.main/repl` that reads forms from edited lines."
   [^LineReader lines]
   (let [pending (volatile! nil)]
     (fn [request-prompt request-exit]
@@ -121,8 +120,7 @@
                         (recur)))))))))
 
 (defn- print-result
-  "Prints a result as `prn` does, without what would steer the terminal: maps hold what other
-  programs wrote."
+  "Prints a result as `prn` does, with control characters escaped: other programs write to maps."
   [x]
   (println (escape/escape-edn (pr-str x))))
 

@@ -61,7 +61,7 @@
   [^IOException e op file what]
   (let [reason (condp instance? e
                  ClosedByInterruptException "the thread was interrupted"
-                 NoSuchFileException "there is no such file or directory"
+                 NoSuchFileException "no such file or directory"
                  AccessDeniedException "permission denied"
                  FileSystemException (or (.getReason ^FileSystemException e) (ex-message e))
                  (ex-message e))]
@@ -184,7 +184,7 @@
                                           (part-name (paths/file-name place) (writer-name))))]
     (when (and (Files/exists target no-links) (not (Files/isRegularFile target no-links)))
       (throw (error/error :io (str file " cannot be written") {:bpfmap/op :save :bpfmap/file file
-                                                               :bpfmap/hint "it is no plain file, and would be replaced"})))
+                                                               :bpfmap/hint "it is not a regular file"})))
     (try
       (try
         (remove-parts (.getParent target) (paths/file-name place))
@@ -221,8 +221,8 @@
 
 (def ^:private not-restored
   "Why what the kernel tells of a value does not go in again, by what comes out."
-  {:socket-cookie "the kernel tells sockets by cookies, from which nobody can get the socket again"
-   :functions "to restore its value would be to register it with the kernel"})
+  {:socket-cookie "the kernel returns only the cookies of sockets, by which no socket can be found"
+   :functions "restoring its value would register it with the kernel"})
 
 (defn- why-unsavable
   "Why the contents of a map could not be restored, in words; nil if they can."
@@ -230,10 +230,10 @@
   (let [{:keys [type value-size]} (bpf/spec m)
         {:keys [ops refers]} (element/row-of m)]
     (or (rules/alternative type :reduce value-size)
-        (when-not (:reduce ops) "the kernel does not tell what is in it")
+        (when-not (:reduce ops) "the kernel cannot list its entries")
         (not-restored (get-in refers [:value :out]))
         (when-not (:put! ops)
-          (str "nothing could restore them: " (rules/alternative type :put! value-size))))))
+          (str "they cannot be restored: " (rules/alternative type :put! value-size))))))
 
 (defn- unsavable ^Throwable [m why]
   (error/error :not-supported
@@ -254,7 +254,7 @@
   (let [spec (cond-> (bpf/spec m) (:frozen (bpf/info m)) (assoc :freeze true))]
     (when (some fn? (tree-seq coll? seq spec))
       (throw (unsavable m
-                        "its types have functions, [:via …]; give --key-type or --value-type without them")))
+                        "its types contain functions ([:via …]); give --key-type or --value-type without them")))
     spec))
 
 ;; --- maps of maps
@@ -282,7 +282,7 @@
   (cond
     (:inner-map spec) spec
     (empty? ids) (throw (unsavable m
-                                   "it is empty, and the kernel does not tell what maps it was made to hold"))
+                                   "it is empty, so the spec of its inner maps is unknown"))
     :else (with-open [inner (open-inner (first ids))]
             (assoc spec :inner-map (dissoc (spec-to-save inner) :name :freeze :pinning)))))
 
@@ -363,7 +363,7 @@
         given? (re-find #"^/dev/(stdin$|fd/)|^/proc/[^/]+/fd/" (str (.toAbsolutePath path)))
         hint (case type
                0040000 "it is a directory"
-               0010000 (when-not given? "it is a FIFO; its contents can be given as /dev/stdin")
+               0010000 (when-not given? "it is a FIFO; pass its contents as /dev/stdin")
                (0020000 0060000) "it is a device"
                0140000 "it is a socket"
                nil)]
@@ -402,16 +402,16 @@
       (:spec (read-file \"/root/flows.edn\")) ;=> {:name \"flows\", :type :lru-hash, …}"
   [file]
   (let [wrong (fn [hint cause]
-                (throw (error/error :not-saved (str file " is no saved map")
+                (throw (error/error :not-saved (str file " is not a saved map")
                                     {:bpfmap/op :restore :bpfmap/file file :bpfmap/hint hint}
                                     cause)))
         data (try
                (with-open [^PushbackReader reader (file-reader file)]
                  (let [data (edn/read-form reader {:eof nil})]
                    (when (some? (edn/read-form reader {:eof nil}))
-                     (wrong "there is more in it than one form" nil))
+                     (wrong "it has more than one EDN form" nil))
                    data))
-               (catch java.nio.charset.CharacterCodingException e (wrong "it is no text" e))
+               (catch java.nio.charset.CharacterCodingException e (wrong "it is not UTF-8 text" e))
                (catch IOException e (throw (file-error e :restore file "read")))
                (catch ExceptionInfo e
                  (if-let [problem (:bpfmap/problem (ex-data e))]
@@ -424,7 +424,7 @@
                               (every? int? (keys (:inner data)))
                               (every? saved-map? (vals (:inner data))))
                      false))
-      (wrong "`bpfmap save` writes a map with :bpfmap/saved 1, :spec and :entries" nil))
+      (wrong "`bpfmap save` writes a map with :bpfmap/saved, :spec and :entries" nil))
     data))
 
 (defn completed
@@ -459,9 +459,9 @@
   (when-let [cpus (reading/cpus-of m)]
     (when-let [other (some (fn [[_ v]] (when-not (= (count cpus) (when (vector? v) (count v))) v))
                            entries)]
-      (throw (error/error :incompatible "What was saved does not go into a map of this host"
+      (throw (error/error :incompatible "The saved map does not fit this host"
                           {:bpfmap/op :restore
-                           :bpfmap/hint (str "values are of "
+                           :bpfmap/hint (str "its values have "
                                              (if (vector? other) (count other) "no")
                                              " CPUs, and this host has "
                                              (count cpus) " possible CPUs")})))))
@@ -500,10 +500,10 @@
   "Throws `:not-saved` for an entry whose map the file does not have."
   [file entries inner]
   (doseq [[k v] entries :when (not (contains? inner (:map-id v)))]
-    (throw (error/error :not-saved (str file " is no saved map")
+    (throw (error/error :not-saved (str file " is not a saved map")
                         {:bpfmap/op :restore :bpfmap/file file
                          :bpfmap/hint (str "the entry of " (edn-text k) " is " (edn-text v)
-                                           ", which is not under :inner")}))))
+                                           ", which :inner does not have")}))))
 
 (defn- write-entries-into
   "Writes entries into a map, given as they were saved and as bytes."
@@ -530,7 +530,7 @@
     (when-let [difference (not-empty (select-keys (bpf/spec-diff m (completed spec))
                                                   [:type :key-size :value-size]))]
       (throw (error/error :incompatible
-                          (str "What was saved does not go into map "
+                          (str "The saved map does not match map "
                                (error/id-and-name (bpf/info m)))
                           {:bpfmap/op :restore :bpfmap/diff difference
                            :bpfmap/hint (str "they differ: " (pr-str difference))})))

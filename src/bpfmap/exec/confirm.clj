@@ -1,9 +1,8 @@
 (ns ^:no-doc bpfmap.exec.confirm
-  "What changes a map that others use is done only when it was said to be meant: by `:yes`, or
-  when asked.
+  "Requires confirmation before a command changes a map that others use: `:yes`, or a yes on the
+  terminal.
 
-  A map is another's when another process has it open or a program uses it. One that is only
-  pinned, or held by this process alone, is nobody else's."
+  A map is in use by others if another process has it open or a program uses it. Pins do not count."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec.host :as host]
@@ -12,35 +11,36 @@
 
 (set! *warn-on-reflection* true)
 
-(defn- named [n one many names]
-  (when (pos? (long n))
-    (str (if (= 1 n) one (str n " " many)) ": " (str/join ", " (take 5 names))
-         (when (< 5 (long n)) ", …"))))
+(defn- counted
+  "Returns the number of users and the names of the first five; nil if there are none."
+  [word names]
+  (let [n (count names)]
+    (when (pos? n)
+      (str n " " word (when (< 1 n) (if (= "process" word) "es" "s"))
+           " (" (str/join ", " (take 5 names)) (when (< 5 n) ", …") ")"))))
 
 (defn- other-users
-  "Who else has a map, in words; nil for nobody."
+  "Returns the other users of a map as text, or nil if there are none."
   [id]
   (let [this (.pid (ProcessHandle/current))
         held (remove #(= this (:pid %)) (get (host/holders) id))
         used (get (host/users) id)]
     (not-empty
-     (str/join "; and "
-               (remove nil? [(named (count held) "a process has it open" "processes have it open"
-                                    (map #(str (:command %) "[" (:pid %) "]") held))
-                             (named (count used) "a program uses it" "programs use it"
-                                    (map #(str (not-empty (:name %)) "[" (:id %) "]") used))])))))
+     (str/join " and "
+               (remove nil? [(counted "process" (map #(str (:command %) "[" (:pid %) "]") held))
+                             (counted "program" (map #(str (:name %) "[" (:id %) "]") used))])))))
 
 (defn check
-  "Throws `:not-confirmed` if a map is another's and the options do not say `:yes`. Under
-  `:bpfmap/question` is what to ask.
+  "Throws `:not-confirmed` if others use a map and `:yes` is not true. `:bpfmap/question` of the error
+  is the question for the user.
 
       (check m {:yes true} \"Put an entry into it?\")"
   [m {:keys [yes]} question]
   (when-not yes
-    (let [{:keys [id name type] :as info} (bpf/info m)
-          what (str "Map " (error/id-and-name info) " is not yours alone")]
+    (let [{:keys [id name type] :as info} (bpf/info m)]
       (when-let [others (other-users id)]
-        (throw (error/error :not-confirmed (str what ": " others)
+        (throw (error/error :not-confirmed
+                            (str "Map " (error/id-and-name info) " is in use by " others)
                             {:bpfmap/map {:id id :name name :type type}
                              :bpfmap/question question
-                             :bpfmap/hint "give :yes (--yes) if this is meant"}))))))
+                             :bpfmap/hint "pass :yes (--yes) to change it anyway"}))))))

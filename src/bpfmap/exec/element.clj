@@ -25,10 +25,9 @@
     (error/error error (str/replace (ex-message e) (str ": " hint) "")
                  (assoc data :bpfmap/hint
                         (if (= :ambiguous error)
-                          (str "it is the name of " (count candidates) " maps; give the id of one")
-                          (str "the kernel keeps only " (pr-str (:name (first candidates)))
-                               " of it, and no map has the whole "
-                               "name in its BTF or as that of a pin; give the id of one")))
+                          (str (count candidates) " maps have the name; use an id")
+                          (str "the kernel stores only " (pr-str (:name (first candidates)))
+                               ", and no map has the full name in its BTF or as a pin; use an id")))
                  e)))
 
 (defn open
@@ -86,7 +85,7 @@
       (check 0 [0 1]) ;=> nil"
   [which possible]
   (when (and (int? which) (nil? possible))
-    (throw (error/error :invalid-value "This is no per-CPU map"
+    (throw (error/error :invalid-value "The map is not a per-CPU map"
                         {:bpfmap/hint "each key has one value"}))))
 
 (defn combiner
@@ -106,7 +105,7 @@
   (if (int? which)
     (let [i (.indexOf ^java.util.List (vec possible) which)]
       (when (neg? i)
-        (throw (error/error :invalid-value (str "There is no CPU " which)
+        (throw (error/error :invalid-value (str "CPU " which " does not exist")
                             {:bpfmap/hint (str "the possible CPUs are "
                                                (error/list-of possible))})))
       #(nth % i))
@@ -281,11 +280,11 @@
 (defn- program-named [name]
   (let [found (filter #(= name (:name %)) ((requiring-resolve 'bpfmap.host/programs)))]
     (case (count found)
-      0 (throw (error/error :not-found (str "There is no program named " (pr-str name)) {}))
+      0 (throw (error/error :not-found (str "No program named " (pr-str name)) {}))
       1 {:program-id (:id (first found))}
       (throw (error/error :ambiguous
-                          (str "There are " (count found) " programs named " (pr-str name))
-                          {:bpfmap/hint (str "give the id of one: "
+                          (str (count found) " programs are named " (pr-str name))
+                          {:bpfmap/hint (str "use an id: "
                                              (error/list-of (map :id found)))})))))
 
 (defn- reference

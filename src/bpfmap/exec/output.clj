@@ -466,7 +466,7 @@
         (run! print-line lines)
         (when (seq left-out)
           [(str "no room for " (str/join ", " left-out))
-           "--csv, --edn or a wider terminal shows them"]))
+           "use --csv, --edn or a wider terminal"]))
       (run! print-line (table columns rows)))
     (run! (fn [row]
             (print-line (str/join "  "
@@ -515,7 +515,7 @@
                                       (wording/worded (ex-message e))
                                       (escape/escape
                                        (str "This is a bug in bpfmap: " (root-cause e)
-                                            "; --verbose says where")))))
+                                            "; --verbose prints the stack trace")))))
     (run! #(complain "  " %) (rest (table (candidate-columns candidates) candidates)))
     (when verbose
       (if error

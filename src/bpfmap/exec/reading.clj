@@ -70,9 +70,9 @@
 
 (def ^:private instead
   "What there is for a map that cannot be dumped, by an operation that it has; the first that fits."
-  [[:next-key ":keys (--keys) has the indices that are in use"]
-   [:peek "`get` has its next value, `take` takes it"]
-   [:might-contain? "`get` tells whether a value may be in it"]
+  [[:next-key ":keys (--keys) lists the indices in use"]
+   [:peek "`get` prints its next value, `take` removes it"]
+   [:might-contain? "`get` reports whether it may contain a value"]
    [:lookup "`get` looks up an object that you know"]])
 
 (defn check-dumpable
@@ -122,7 +122,7 @@
      :spec (bpf/spec m)
      :cpus (cpus-apart m cpus)
      :untyped (when (or (bytes? key) (bytes? value))
-                (or untyped "nobody told the kernel what the bytes mean (BTF)"))}))
+                (or untyped "the map has no BTF"))}))
 
 (defn- shown
   "A transducer from rows to what was asked for of them: `:keys` leaves the key alone."

@@ -34,7 +34,7 @@
              [:untyped
               (or untyped
                   (when-not btf-id
-                    "the map has no BTF: nobody told the kernel what is in it"))]]))))
+                    "the map has no BTF"))]]))))
 
 ;; --- features
 

@@ -15,20 +15,20 @@
   (str "map " id (when (seq name) (str " (" (output/cell name) ")"))))
 
 (defn entry
-  "A value alone, since its key is known; where there is none, that is said and the exit code is 1."
+  "Renders the value of an entry. If there is no entry, the exit code is 1."
   [found _options]
   (cond
-    (nil? found) {:lines [] :notes ["there is no such entry"] :exit 1}
+    (nil? found) {:lines [] :notes ["no such entry"] :exit 1}
     (contains? found :might-contain?) {:lines [(if (:might-contain? found) "maybe" "no")]}
     :else {:lines [(output/element-cell (:value found))]}))
 
 (defn put
-  "What was written, and what was there before."
+  "Renders a written entry with the previous value."
   [{:keys [key value before written] :as done} _options]
   (cond
     (not written) {:lines []
-                    :notes [(str "nothing was written: the key is "
-                                 (if (nil? before) "not there" "there already"))]
+                    :notes [(str "nothing written: the key "
+                                 (if (nil? before) "does not exist" "already exists"))]
                     :exit 1}
     (contains? done :key) {:lines [(str (output/element-cell key) "  " (output/element-cell value)
                                         (if (nil? before)
@@ -37,32 +37,32 @@
     :else {:lines [(output/element-cell value)]}))
 
 (defn deleted
-  "What was deleted; where nothing was there, that is said and the exit code is 1."
+  "Renders a deleted entry. If there was no entry, the exit code is 1."
   [{:keys [key before] deleted? :deleted} _options]
   (if deleted?
     {:lines [(str (output/element-cell key)
                   (when (some? before) (str "  (was " (output/element-cell before) ")")))]}
-    {:lines [] :notes ["there is no such entry"] :exit 1}))
+    {:lines [] :notes ["no such entry"] :exit 1}))
 
 (defn pinned
-  "A map and its pin."
+  "Renders a map and its pin."
   [{:keys [path from untyped] :as info} _options]
   {:lines [(str (map-text info) " is pinned at " (output/cell path)
-                (when from (str ", and no longer at " (output/cell from))))]
+                (when from (str ", no longer at " (output/cell from))))]
    :notes (when untyped [untyped])})
 
 (defn unpinned
-  "A map whose pin is gone."
+  "Renders a map whose pin was removed."
   [{:keys [path] :as info} _options]
-  {:lines [(str (map-text info) " is not pinned at " (output/cell path) " any more")]})
+  {:lines [(str (map-text info) " is no longer pinned at " (output/cell path))]})
 
 (defn frozen
-  "A map that cannot be changed any more."
+  "Renders a frozen map."
   [info _options]
   {:lines [(str (map-text info) " is frozen")]})
 
 (defn saved
-  "A map that was written to a file."
+  "Renders a map that was saved to a file."
   [{:keys [map file entries]} _options]
   {:lines [(str (output/plural entries "entry" "entries") " of " (map-text map)
                 (if (= 1 entries) " is" " are") " saved in " (output/cell file))]})
@@ -71,8 +71,8 @@
   (output/plural n "entry" "entries"))
 
 (defn restored
-  "A map that was made or filled from a file: what it has now. If that is not all, it is said, and
-  the exit code is 1."
+  "Renders a restored map with the number of entries it has now. If some are missing, the exit code
+  is 1."
   [{:keys [map path entries changed missing skipped deleted]} _options]
   (let [whole? (= 0 missing changed)]
     {:lines [(str (if whole?
@@ -82,16 +82,17 @@
                          (entries-text (+ (long entries) (long changed) (long missing))) " are in "
                          (map-text map)))
                   (when path (str ", pinned at " (output/cell path)))
-                  (when (pos? (long skipped)) (str ", " skipped " there already"))
+                  (when (pos? (long skipped)) (str ", " skipped " already there"))
                   (when (pos? (long deleted)) (str ", " deleted " deleted")))]
      :notes (remove nil?
                     [(when (pos? (long missing))
                        (str (entries-text missing) (if (= 1 missing) " is" " are")
-                            " not in the map: it evicts entries to make room, or somebody deleted "
-                            (if (= 1 missing) "it" "them")))
+                            " missing: the map evicted " (if (= 1 missing) "it" "them")
+                            ", or another user of the map deleted " (if (= 1 missing) "it" "them")))
                      (when (pos? (long changed))
                        (str (entries-text changed) (if (= 1 changed) " has" " have")
-                            " another value by now: somebody writes to the map"))])
+                            " a different value: another user of the map changed "
+                            (if (= 1 changed) "it" "them")))])
      :exit (if (pos? (long missing)) 1 0)}))
 
 ;; --- features and types
@@ -112,7 +113,7 @@
             (map #(str "  " %) (type-lines type)))))
 
 (defn types
-  "The types of keys and values, in C and as data."
+  "Renders the types of keys and values, in C and as data."
   [{:keys [key value untyped] {:keys [id name type]} :map} _options]
   {:lines (concat [(str "map " id (when (seq name) (str " (" (output/cell name) ")")) ", "
                         (output/cell type))]
@@ -123,7 +124,7 @@
 ;; --- features
 
 (defn- wrapped
-  "Words as lines of a width."
+  "Returns words as lines of a width."
   [words width]
   (reduce (fn [lines word]
             (let [line (peek lines)]
@@ -133,18 +134,18 @@
           [] words))
 
 (defn- summary-lines
-  "What of some features is here, what not, and what cannot be told."
+  "Returns the lines of a group of features: supported, not supported and unknown ones."
   [title rows]
   (let [names (fn [here] (map #(output/cell (:name %)) (filter #(= here (:here %)) rows)))]
     (concat ["" title]
-            (for [[label here] [["here" true] ["not here" false] ["cannot be told" nil]]
+            (for [[label here] [["supported" true] ["not supported" false] ["unknown" nil]]
                   :let [lines (wrapped (names here) 60)]
                   [i line] (map-indexed vector lines)]
               (str "  " (if (zero? (long i)) label "")
                    (.repeat " " (- 16 (count (if (zero? (long i)) label "")))) line)))))
 
 (defn features
-  "What the kernel has, in words; or the rows that were asked for."
+  "Renders features as a summary, or as a table if there is a condition."
   [rows {:keys [where]}]
   (let [rows (if (coll? rows) rows (into [] rows))
         columns [{:title "FEATURE" :of :feature} {:title "OF" :of :of}
@@ -161,12 +162,12 @@
                       (summary-lines "Flags of element operations" (of-feature :element-flag))
                       (summary-lines "Program types" (of-feature :program-type)))
        :closing [(str (count rows)
-                      " questions were asked; what a map type can do: --where 'of=hash'")]})))
+                      " features probed; --where 'of=hash' lists the features of a map type")]})))
 
 ;; --- live commands
 
 (defn rate-text
-  "A rate as people read it, nil as nothing.
+  "Returns a rate as text, or nil.
 
       (rate-text 1234.56) ;=> \"1234.6\""
   [x]
@@ -174,11 +175,11 @@
     (output/format-1dp x)))
 
 (def marks
-  "What stands before an entry that came, changed or went."
+  "The marks of new, changed and removed entries."
   {:new "+" :added "+" :changed "*" :gone "-" :removed "-"})
 
 (defn numeric-paths
-  "The ways to the numbers in rates."
+  "Returns the paths of the numbers in rates."
   [path rates]
   (cond
     (map? rates) (mapcat (fn [[k x]] (numeric-paths (conj path k) x)) rates)
@@ -191,13 +192,13 @@
     (vector? x) (str/join " " (map #(if (number? %) (rate-text %) (output/cell %)) x))))
 
 (defn- rate-title
-  "How a table names the rates on a path, which `--where` and `--sort` take too."
+  "Returns the title of the rates at a path. `--where` and `--sort` accept it too."
   [path]
   (let [names (mapv output/field-name path)]
     (fields/path-text (conj (pop names) (str (peek names) "/s")))))
 
 (defn rate-columns
-  "Columns for the rates on these paths; the numbers of a scalar value are PER-SECOND."
+  "Returns columns for the rates at some paths. The rate of a scalar value is PER-SECOND."
   [paths]
   (for [[i path] (map-indexed vector paths)]
     {:title (if (seq path) (rate-title path) "PER-SECOND")
@@ -206,8 +207,7 @@
      :align :right :rank (+ 0.5 i)}))
 
 (defn entry-columns
-  "Columns of rows with a key, a value and rates where there are any: the mark, key, value, and
-  rates on these paths."
+  "Returns the columns of watched rows: mark, key, value, and the rates at some paths."
   [rows rate-paths]
   (let [fields (output/columns [:key :value] rows nil ["mark" "change" "per-second"])]
     (concat [{:title "" :of #(marks (:mark %) " ")}]
@@ -233,7 +233,7 @@
       rates (conj {:title "per-second" :of :per-second :tree rates}))))
 
 (defn diff
-  "The table of `diff`."
+  "Renders the rows of `diff` as a table."
   [rows {:keys [new]}]
   (let [{:keys [spec cpus same added changed removed]} (meta rows)
         trees (when spec (tree/of-entries spec cpus))
@@ -261,7 +261,7 @@
   (if (nil? from) ["" "< 0"] [(str from) (str to)]))
 
 (defn histogram-lines
-  "A histogram as BPF tools draw it."
+  "Returns the lines of a histogram, as BPF tools draw it."
   [{:keys [title buckets]} unit]
   (let [ends (map bucket-text buckets)
         most (transduce (map :count) max 0 buckets)
@@ -280,8 +280,7 @@
             (at-left (str n) counts) " " (bar n most))))))
 
 (defn histograms
-  "Histograms, one below the other, as BPF tools draw them. One of a field has its name as the
-  heading of the numbers."
+  "Renders histograms one below the other. The heading of the numbers is the unit or the field."
   [histograms {:keys [unit field]}]
   (let [histograms (if (coll? histograms) histograms (into [] histograms))
         shown (if field (map #(assoc % :title nil) histograms) histograms)
@@ -293,18 +292,18 @@
      :closing [(if (seq histograms)
                  (str (output/plural (reduce +' (map :total histograms)) "count" "counts") " in "
                       (output/plural (count histograms) "histogram" "histograms"))
-                 "nothing was counted yet")]}))
+                 "no counts yet")]}))
 
 ;; --- lists and maps
 
 (defn- some-of
-  "The first few of what there is, in one cell; nil for nothing."
+  "Returns the first text and the number of the others, for one cell; nil if there are none."
   [texts]
   (when (seq texts)
     (str (first texts) (when (next texts) (str " +" (dec (count texts)))))))
 
 (defn flag-text
-  "Create flags by name, the unknown ones as numbers.
+  "Returns create flags by name, unknown ones as numbers.
 
       (flag-text #{:mmapable 1073741824}) ;=> \"0x40000000,mmapable\""
   [flags]
@@ -313,14 +312,14 @@
                        (sort-by str flags)))))
 
 (defn holder-text
-  "A process that holds a map.
+  "Returns a process that holds a map as text.
 
       (holder-text {:pid 4711 :command \"agent\"}) ;=> \"agent[4711]\""
   [{:keys [command pid]}]
   (str command "[" pid "]"))
 
 (defn user-text
-  "A program that uses a map.
+  "Returns a program that uses a map as text.
 
       (user-text {:id 30 :name \"count\"}) ;=> \"count[30]\""
   [{:keys [name id]}]
@@ -328,14 +327,15 @@
 
 (defn- all-of [text] #(not-empty (str/join " " (map text %))))
 
-(defn- left-out
-  "Notes about what a list has not, but for what went while it was made, which it rightly has not."
+(defn- skipped-notes
+  "Returns warnings for objects that could not be read, except those that disappeared while the list
+  was made."
   [found place]
   (for [{:keys [error message] :as skipped} (:skipped (meta found)) :when (not= :not-found error)]
-    (str (place skipped) " is left out: " message)))
+    (str (place skipped) " is omitted: " message)))
 
 (def ^:private map-columns
-  "The columns of `list`. A narrow terminal leaves out the highest ranks first."
+  "The columns of `list`. A narrow terminal omits the highest ranks first."
   [{:key :id :title "ID" :of :id}
    {:key :type :title "TYPE" :of :type :least 11}
    {:key :name :title "NAME" :of :name :least 15}
@@ -356,19 +356,19 @@
    {:key :flags :title "FLAGS" :of (comp flag-text :flags) :csv :flags :least 8 :rank 3}])
 
 (defn- column-of
-  "The column of a key of the rows; one that the table has none for shows what is there."
+  "Returns the column for a key of the rows, a plain one for a key that the table has no column for."
   [k]
   (or (some #(when (= k (:key %)) (dissoc % :rank)) map-columns)
       {:key k :title (str/upper-case (fields/name-of k)) :of k}))
 
 (defn- named
-  "A column as data has it: by the name of the field."
+  "Returns a column with the name of its field, for CSV."
   [{:keys [key] :as column}]
   (assoc column :name (fields/name-of key)))
 
 (defn maps
-  "The table of `list`; that maps are frozen is a column only if one is. As data it has every
-  column, whatever is in it."
+  "Renders the rows of `list` as a table. FROZEN is a column only if a map is frozen. CSV always has
+  all columns."
   [maps {:keys [columns]}]
   (let [chosen (map (comp column-of host/column) columns)]
     {:columns (cond
@@ -380,8 +380,8 @@
                            (map (comp column-of host/column vector first)
                                 (:fields host/list-fields))))
      :rows maps
-     :closing (when (and (empty? maps) (nil? columns)) ["no map"])
-     :notes (left-out maps #(str "map " (:id %)))}))
+     :closing (when (and (empty? maps) (nil? columns)) ["no maps"])
+     :notes (skipped-notes maps #(str "map " (:id %)))}))
 
 (defn- shown-field [[field x]]
   (case field
@@ -393,14 +393,14 @@
     [field x]))
 
 (defn fields
-  "One thing's fields, a line each."
+  "Renders the fields of one object, one per line."
   [info _options]
   {:lines (output/fields (map shown-field info))})
 
 ;; --- tree
 
 (defn- directories
-  "Pins as nested maps: name to a pin, or to what is in the directory of that name."
+  "Returns pins as nested maps: from a name to a pin or to the contents of a directory."
   [pins root]
   (reduce (fn [tree {:keys [path] :as pin}]
             (assoc-in tree (remove str/blank? (str/split (subs path (count root)) #"/")) pin))
@@ -409,7 +409,7 @@
 (defn- pin? [x] (contains? x :path))
 
 (defn- drawn
-  "The lines of nested directories: `[text pin]`."
+  "Returns the lines of nested directories: `[text pin]`."
   [prefix tree]
   (let [n (count tree)]
     (mapcat (fn [i [name x]]
@@ -422,16 +422,16 @@
             (range) tree)))
 
 (defn- common-root
-  "The directory that all pins are below."
+  "Returns the deepest directory that contains all pins."
   [pins]
   (let [parts (map #(butlast (str/split (:path %) #"/")) pins)
         shared (fn [a b] (map first (take-while (fn [[x y]] (= x y)) (map vector a b))))]
     (str/join "/" (reduce shared parts))))
 
 (defn tree
-  "The pins drawn as a tree of directories."
+  "Renders pins as a tree of directories."
   [pins {:keys [directory]}]
-  (let [unseen (left-out pins :path)
+  (let [unseen (skipped-notes pins :path)
         root (or (when (seq pins) (common-root pins)) directory)
         lines (when (seq pins) (cons [(output/cell root) nil] (drawn "" (directories pins root))))
         width (transduce (comp (filter second) (map (comp count first))) max 0 lines)]
@@ -443,15 +443,15 @@
                 text))
      :closing [(cond
                  (seq pins) (output/plural (count pins) "pin" "pins")
-                 (seq unseen) "no pin can be seen: this user may not look into them; try as root"
-                 :else "nothing is pinned")]
+                 (seq unseen) "no pins visible: permission denied; run as root"
+                 :else "no pins")]
      :notes unseen
      :exit (if (and (empty? pins) (seq unseen)) 1 0)}))
 
 ;; --- dump
 
 (defn- address-text
-  "Addresses as people know them.
+  "Returns addresses in hexadecimal.
 
       (address-text [255]) ;=> \"0xff\""
   [addresses]
@@ -460,20 +460,19 @@
                  addresses)))
 
 (defn- of-stacks
-  "Columns whose values are stacks."
+  "Returns columns whose values are stacks."
   [columns]
   (map (fn [{:keys [side] :as column}]
          (cond-> column (= :value side) (assoc :of (comp address-text :value))))
        columns))
 
 (defn- trees-of
-  "The trees of the keys and values of a map, of which `:spec` and `:cpus` are known; nil of one
-  that is not."
+  "Returns the trees of keys and values for metadata with `:spec` and `:cpus`, or nil."
   [{:keys [spec cpus]}]
   (when spec (tree/of-entries spec cpus)))
 
 (defn entries
-  "The table of `dump`."
+  "Renders entries as a table."
   [entries {:keys [keys]}]
   (let [sides (if keys [:key] [:key :value])
         {:keys [type untyped] :as about} (meta entries)]
@@ -484,9 +483,9 @@
        :rows entries
        :closing (cond-> [(output/plural (count entries) "entry" "entries")]
                   (and untyped (seq entries))
-                  (conj (str "shown as bytes: " untyped "; --key-type and --value-type say it")))}
+                  (conj (str "shown as bytes: " untyped "; set --key-type and --value-type")))}
       {:columns (for [side sides]
                   {:title (str/upper-case (name side)) :of side :cell output/element-cell})
-       ;; A stream opens its map when it is reduced, and knows only then what is in it.
+       ;; A stream opens its map when it is reduced. The types are unknown before.
        :csv-columns (delay (output/csv-columns sides (trees-of (some-> (:about about) deref))))
        :rows entries})))

@@ -108,9 +108,9 @@
                 :value 44} (edn-of "put" id "7" "44")))
         (is (= {"key" 7 "value" 44} (json-of "get" id "7")))
         (is (= ["44"] (lines-of "take" id "7")))
-        (is (= [1 "bpfmap: there is no such entry"] (refused "take" id "7")))
-        (is (= [1 "bpfmap: there is no such entry"] (refused "get" id "7")))
-        (is (= [1 "bpfmap: there is no such entry"] (refused "delete" id "7")))
+        (is (= [1 "bpfmap: no such entry"] (refused "take" id "7")))
+        (is (= [1 "bpfmap: no such entry"] (refused "get" id "7")))
+        (is (= [1 "bpfmap: no such entry"] (refused "delete" id "7")))
         (bpf/put! m 7 1)
         (is (= ["7  (was 1)"] (lines-of "delete" id "7")))
         (is (nil? (exec/get {:ref id :key 7})))))))
@@ -127,9 +127,9 @@
   (testing "--insert and --replace write only if the key is absent or present"
     (with-open [m (a-map {:key :u32 :value :u64 :contents {1 10}})]
       (let [id (id-of m)]
-        (is (= [1 "bpfmap: nothing was written: the key is there already"]
+        (is (= [1 "bpfmap: nothing written: the key already exists"]
                (refused "put" id "1" "11" "--insert")))
-        (is (= [1 "bpfmap: nothing was written: the key is not there"]
+        (is (= [1 "bpfmap: nothing written: the key does not exist"]
                (refused "put" id "2" "11" "--replace")))
         (is (= {1 10} (bpf/snapshot m)))
         (is (= ["2  11  (new)"] (lines-of "put" id "2" "11" "--insert")))
@@ -159,11 +159,11 @@
         (is (= ["7"] (lines-of "put" id "7" "--value-type" "u32")))
         (is (= ["1"] (lines-of "take" id "--value-type" "u32")))
         (is (= ["07 00 00 00"] (lines-of "take" id)))
-        (is (= [1 "bpfmap: there is no such entry"] (refused "take" id)))
+        (is (= [1 "bpfmap: no such entry"] (refused "take" id)))
         (is (= [2
                 "bpfmap: KEY cannot be used with a map that has no keys: give only the value; see `bpfmap help put`"]
                (refused "put" id "1" "2")))
-        (is (re-find #"`get` has its next value, `take` takes it" (second (refused "dump" id))))))))
+        (is (re-find #"`get` prints its next value, `take` removes it" (second (refused "dump" id))))))))
 
 (kernel-test bloom-filters
   (testing "a Bloom filter returns maybe or no"
@@ -205,8 +205,8 @@
                              (filter #(#{path copy} (:path %)) (exec/tree {}))))))
         (is (str/includes? (str/join "\n" (lines-of "tree" (fixture/bpffs)))
                            (str "map " (id-of m) " lru-hash"))))
-      (is (re-find #"is not pinned at" (first (lines-of "unpin" copy))))
-      (is (re-find #"is not pinned at" (first (lines-of "unpin" path))))
+      (is (re-find #"is no longer pinned at" (first (lines-of "unpin" copy))))
+      (is (re-find #"is no longer pinned at" (first (lines-of "unpin" path))))
       (is (re-find #"there is no file" (second (refused "unpin" path)))))))
 
 (kernel-test pin-and-move-pin
@@ -223,9 +223,9 @@
         (is (re-find #"EEXIST.* exists already" (second (refused "pin" a b))))
         (let [[exit line] (refused "pin" a c "--move")]
           (is (= 1 exit))
-          (is (re-find #"is not yours alone: a program uses it: uses_it\[\d+\]" line)))
+          (is (re-find #"is in use by 1 program \(uses_it\[\d+\]\)" line)))
         (is (= [true true false] (map there? [a b c])))
-        (is (= [(str "map " (id-of m) " (changing) is pinned at " c ", and no longer at " a)]
+        (is (= [(str "map " (id-of m) " (changing) is pinned at " c ", no longer at " a)]
                (lines-of "pin" a c "--move" "--yes")))
         (is (= [false true true] (map there? [a b c])))
         (is (= [2 "bpfmap: --move requires the path of a pin as REF; see `bpfmap help pin`"]
@@ -273,7 +273,7 @@
           (is (= 1 exit))
           (is
            (re-matches
-            #"bpfmap: Map \d+ \(changing\) is not yours alone: a program uses it: uses_it\[\d+\]: give --yes if this is meant"
+            #"bpfmap: Map \d+ \(changing\) is in use by 1 program \(uses_it\[\d+\]\): pass --yes to change it anyway"
                        line)))
         (is (= {1 10} (bpf/snapshot m)))
         (is (= ["10"] (lines-of "get" id "1")) "reading asks nobody")
@@ -282,4 +282,4 @@
         (is (= :not-confirmed
                (:bpfmap/error (fixture/error-of (exec/put {:ref id :key 1 :value 1})))))
         (is (:written (exec/put {:ref id :key 1 :value 1 :yes true})))
-        (is (re-find #"is not pinned" (first (lines-of "unpin" path "--yes"))))))))
+        (is (re-find #"is no longer pinned" (first (lines-of "unpin" path "--yes"))))))))

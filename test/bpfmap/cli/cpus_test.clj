@@ -9,26 +9,26 @@
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
-  (:import (java.io Closeable)))
+  (:import (java.io Closeable)
+           (java.util.regex Pattern)))
 
 (set! *warn-on-reflection* true)
 
 (def ^:private described
-  "What help says of `--cpus`, by command, and the values that it takes. What is behind `else` is
-  the default."
-  {"put" ["all: VALUE for every CPU; N: for CPU N alone" #{"all" "0"} nil]
-   "get" ["Per-CPU values: each or all, sum, or CPU N; else each" #{"each" "all" "sum" "0"} "each"]
-   "dump" ["Per-CPU values: each or all, sum, or CPU N; else each" #{"each" "all" "sum" "0"} "each"]
-   "diff" ["Per-CPU values: each or all, sum, or CPU N; else each" #{"each" "all" "sum" "0"} "each"]
-   "watch" ["Per-CPU values: each or all, sum, or CPU N; else sum" #{"each" "all" "sum" "0"} "sum"]
-   "hist" ["Per-CPU values: sum, or CPU N; else sum" #{"sum" "0"} "sum"]})
+  "The help of `--cpus` by command, the values that it accepts, and its default."
+  {"put" ["CPU to write: N, or all for one VALUE on every CPU" #{"all" "0"} nil]
+   "get" ["Per-CPU values: each, sum or CPU N (default: each)" #{"each" "all" "sum" "0"} "each"]
+   "dump" ["Per-CPU values: each, sum or CPU N (default: each)" #{"each" "all" "sum" "0"} "each"]
+   "diff" ["Per-CPU values: each, sum or CPU N (default: each)" #{"each" "all" "sum" "0"} "each"]
+   "watch" ["Per-CPU values: each, sum or CPU N (default: sum)" #{"each" "all" "sum" "0"} "sum"]
+   "hist" ["Per-CPU values: sum or CPU N (default: sum)" #{"sum" "0"} "sum"]})
 
 (deftest help-describes-cpus
   (testing "the help describes the per-CPU behaviour of every command that has --cpus"
     (is (= (set (keys described))
            (into #{} (comp (filter #(some #{:cpus} (:options %))) (map :name)) commands/commands)))
     (doseq [[command [text]] described]
-      (is (re-find (re-pattern (str "--cpus WHICH +" text "\n")) (:out (bpfmap "help" command))))
+      (is (re-find (re-pattern (str "--cpus WHICH +" (Pattern/quote text) "\n")) (:out (bpfmap "help" command))))
       (is (str/includes? (:doc (meta (ns-resolve 'bpfmap.exec (symbol command)))) text)))))
 
 (defn- per-cpu ^Closeable [contents]
@@ -104,7 +104,7 @@
         (is (= [5 5 5 5 1] (map #(answer command m other %) [nil "each" "all" "sum" "0"])) command))
       (is (= [(slot 5) 1] (map #(answer "hist" m other %) ["sum" "0"])))
       (doseq [words [["diff" (id-of other) (id-of m)] ["watch" (id-of m)] ["dump" (id-of m)]]]
-        (is (re-find #"This is no per-CPU map: each key has one value"
+        (is (re-find #"The map is not a per-CPU map: each key has one value"
                      (:err (apply bpfmap (concat words ["--cpus" "0"])))))))))
 
 (kernel-test saved-map-by-cpu

@@ -129,8 +129,8 @@
 
 (deftest live-table-rates
   (testing "the live table has a title and the rates of the last second"
-    (is (= ["System calls of this whole host, counted in the kernel into BPF hash map 12"
-            "2.0 of 5.0 s: 31 calls of 2 kinds; Ctrl-C ends it"
+    (is (= ["System calls of this host, counted in BPF map 12 (hash)"
+            "2.0 of 5.0 s: 31 calls of 2 kinds; stop with Ctrl-C"
             ""
             "  NR  NAME          COUNT  PER-SECOND"
             " 499  syscall_499      30        20.0"
@@ -160,7 +160,7 @@
         (let [{:keys [rows closing exit]} (#'live-commands/view run nil 24)]
           (is (= 20 (count rows)))
           (is (= ["Counted 5050 system calls of 100 kinds in 2.0 s; the top 20 are above"
-                  "They were in BPF map 1 (hash, x), which is gone now"]
+                  "BPF map 1 (hash, x) no longer exists"]
                  closing))
           (is (= 0 exit)))
         (let [{:keys [rows closing exit]} (#'live-commands/view run "INT" nil)]

@@ -187,7 +187,7 @@
             (is (= {:program-id program-id} (:value (edn-of "get" (id-of programs) i))) value))
           (is (= [1 "bpfmap: There is no map named \"el_none\": no map on this host has the name"]
                  (refused "put" (id-of outer) 0 "el_none")))
-          (is (= [1 "bpfmap: There is no program named \"el_none\""]
+          (is (= [1 "bpfmap: No program named \"el_none\""]
                  (refused "put" (id-of programs) 0 "el_none")))
           (finally
             (bpf/unpin! inner)

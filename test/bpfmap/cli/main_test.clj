@@ -90,9 +90,9 @@
                                      {:skipped [{:id 12 :error :permission :message "no"}]}))]
       (is (= {:exit 0
               :out "ID  TYPE  NAME  KEY  VALUE  ENTRIES  MAX  MEMORY  HELD BY  USED BY  PINNED  FLAGS\n"
-              :err "bpfmap: map 12 is left out: no\nno map\n"}
+              :err "bpfmap: map 12 is omitted: no\nno maps\n"}
              (bpfmap "list")))
-      (is (= {:exit 0 :out "[]\n" :err "bpfmap: map 12 is left out: no\n"}
+      (is (= {:exit 0 :out "[]\n" :err "bpfmap: map 12 is omitted: no\n"}
              (bpfmap "list" "--edn"))))))
 
 (deftest unknown-memory
@@ -270,8 +270,8 @@
             rows (fn [& args] (set (str/split-lines (:out (apply bpfmap "dump" id args)))))]
         (is (= {:exit 0
                 :err (str "2 entries\n"
-                          "shown as bytes: nobody told the kernel what the bytes mean (BTF); "
-                          "--key-type and --value-type say it\n")}
+                          "shown as bytes: the map has no BTF; "
+                          "set --key-type and --value-type\n")}
                (dissoc (bpfmap "dump" id) :out)))
         (is (= #{"KEY          VALUE"
                  "01 00 00 00  ff ff ff ff ff ff ff ff"
@@ -576,7 +576,7 @@
                                 (str
                                  "(perf), perf-event-array, cannot be read: the kernel does not "
                                  "tell what is in it; "
-                                     "--keys has the indices that are in use"))))
+                                     "--keys lists the indices in use"))))
           (finally (io/delete-file path)))))))
 
 (kernel-test missing-capability
@@ -606,7 +606,7 @@
                                     (RuntimeException. "outside"
                                                        (IllegalStateException. "inside"))))]
       (is (= [1
-              "bpfmap: This is a bug in bpfmap: java.lang.IllegalStateException: inside; --verbose says where"]
+              "bpfmap: This is a bug in bpfmap: java.lang.IllegalStateException: inside; --verbose prints the stack trace"]
              (refused "list")))
       (is (str/includes? (:err (bpfmap "list" "--verbose")) "\tat bpfmap.cli.main")))))
 
@@ -648,7 +648,7 @@
         (try
           (is (= {:exit 1 :out ""}
                  (dissoc (fixture/unprivileged #(bpfmap "tree" (fixture/bpffs))) :err)))
-          (is (re-find #"no pin can be seen: this user may not look into them"
+          (is (re-find #"no pins visible: permission denied"
                        (:err (fixture/unprivileged #(bpfmap "tree" (fixture/bpffs))))))
           (is (= 0 (:exit (bpfmap "tree" (fixture/bpffs)))))
           (finally (bpf/unpin! m)))))))

@@ -186,12 +186,12 @@
               (let [lines (wait-for (line? #"Write an entry of it\? \[y/N\]"))]
                 (is
                  (some
-                  #(re-find (re-pattern (str "is not yours alone: 2 processes have it open: .*\\["
+                  #(re-find (re-pattern (str "is in use by 2 processes \\(.*\\["
                                              pid "\\].*; and a program uses it: bpfmap_demo")) %)
                   lines))
                 (is (nil? (m 100000))))
               (type-line "n")
-              (wait-for (line? #"^bpfmap: Nothing was done"))
+              (wait-for (line? #"^bpfmap: Nothing was changed"))
               (is (nil? (m 100000)))
               (clear)
               (type-line put)
@@ -199,7 +199,7 @@
               (type-line "yes")
               (wait-for (line? #"^100000  1  \(new\)"))
               (is (= 1 (m 100000)))
-              (is (some #(str/includes? % "is not yours alone") (run-line (str put " < /dev/null")))
+              (is (some #(str/includes? % "is in use by") (run-line (str put " < /dev/null")))
                   "without a terminal it is an error")
               (is (some #(str/includes? % "100000  2  (was 1)")
                         (run-line (str "$bpfmap put " id " 100000 2 --yes")))))))

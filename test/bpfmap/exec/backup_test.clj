@@ -153,7 +153,7 @@
       (doseq [file ["/dev/full" "/dev/null" "/tmp"]]
         (is (= [1
                 (str "bpfmap: " file
-                     " cannot be written: it is no plain file, and would be replaced")]
+                     " cannot be written: it is not a regular file")]
                (refused "save" (id-of m) file)))
         (is (.exists (io/file file)))))))
 
@@ -165,17 +165,17 @@
                    (spit file text)
                    (:bpfmap/hint (fixture/error-of (backup/read-file file))))]
         (are [text pattern] (re-find pattern (hint text))
-          "" #"writes a map with :bpfmap/saved 1"
-          "{}" #"writes a map with :bpfmap/saved 1"
-          "{:bpfmap/saved 2 :spec {} :entries []}" #"writes a map with :bpfmap/saved 1"
-          "{:bpfmap/saved 1 :spec {} :entries [[1]]}" #"writes a map with :bpfmap/saved 1"
+          "" #"writes a map with :bpfmap/saved,"
+          "{}" #"writes a map with :bpfmap/saved,"
+          "{:bpfmap/saved 2 :spec {} :entries []}" #"writes a map with :bpfmap/saved,"
+          "{:bpfmap/saved 1 :spec {} :entries [[1]]}" #"writes a map with :bpfmap/saved,"
           "{:bpfmap/saved 1 :spec {} :entries [" #"EOF"
-          "{:bpfmap/saved 1 :spec {} :entries []} 7" #"there is more in it than one form"
+          "{:bpfmap/saved 1 :spec {} :entries []} 7" #"it has more than one EDN form"
           "{:a #foo 1}" #"the tag #foo is unknown"
           "#=(+ 1 2)" #"No dispatch macro for: ="))
       (with-open [out (io/output-stream (str dir "/bin"))] (.write out (byte-array [-1 -2 -3])))
-      (is (= "it is no text" (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/bin"))))))
-      (is (= "there is no such file or directory"
+      (is (= "it is not UTF-8 text" (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/bin"))))))
+      (is (= "no such file or directory"
              (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/none")))))))))
 
 (kernel-test failed-restore
@@ -204,14 +204,14 @@
 (def ^:private refusals
   "Why a map of a type is not saved, as `save` says it."
   {:perf-event-array #"the kernel does not tell what is in it"
-   :stack-trace #"nothing could restore them: only a program's bpf_get_stackid fills it"
+   :stack-trace #"they cannot be restored: only a program's bpf_get_stackid fills it"
    :cgroup-array #"the kernel does not tell what is in it"
-   :sockmap #"the kernel tells sockets by cookies|only where values have 8 bytes"
-   :sockhash #"the kernel tells sockets by cookies|only where values have 8 bytes"
-   :reuseport-sockarray #"the kernel tells sockets by cookies|only where values have 8 bytes"
+   :sockmap #"the kernel returns only the cookies of sockets|only where values have 8 bytes"
+   :sockhash #"the kernel returns only the cookies of sockets|only where values have 8 bytes"
+   :reuseport-sockarray #"the kernel returns only the cookies of sockets|only where values have 8 bytes"
    :xskmap #"the kernel does not tell what is in it"
-   :cgroup-storage #"nothing could restore them: the kernel makes an element for each cgroup"
-   :percpu-cgroup-storage #"nothing could restore them: the kernel makes an element for each cgroup"
+   :cgroup-storage #"they cannot be restored: the kernel makes an element for each cgroup"
+   :percpu-cgroup-storage #"they cannot be restored: the kernel makes an element for each cgroup"
    :queue #"it has no keys"
    :stack #"it has no keys"
    :bloom-filter #"it only knows whether a value may be in it"
@@ -269,7 +269,7 @@
 
 (kernel-test struct-ops-values
   (testing "does not save a value that the kernel owns"
-    (is (= "to restore its value would be to register it with the kernel"
+    (is (= "restoring its value would register it with the kernel"
            (#'backup/not-restored (get-in (rules/types :struct-ops) [:refers :value :out]))))))
 
 ;; --- maps of maps
@@ -360,7 +360,7 @@
                                               :max-entries 2})]
           (is
            (re-find
-            #"map \d+ \(outer\), hash-of-maps, cannot be saved: it is empty, and the kernel does not tell what maps it was made to hold"
+            #"map \d+ \(outer\), hash-of-maps, cannot be saved: it is empty, so the spec of its inner maps is unknown"
                     (second (refused "save" (id-of outer) file))))
           (bpf/put! outer 1 q)
           (is (re-find #"map \d+ \(jobs\), queue, cannot be saved: it has no keys"
@@ -376,10 +376,10 @@
         (is (re-find #"inner-map" (second (refused "restore" file "--pin" (fixture/new-pin)))))
         (spit file
               "{:bpfmap/saved 2 :spec {:type :hash-of-maps :key :u32 :max-entries 2 :inner-map {:type :array :value :u32 :max-entries 1}} :entries [[1 {:map-id 7}]] :inner {}}")
-        (is (re-find #"the entry of 1 is \{map-id 7\}, which is not under inner"
+        (is (re-find #"the entry of 1 is \{map-id 7\}, which inner does not have"
                      (second (refused "restore" file "--pin" (fixture/new-pin)))))
         (spit file "{:bpfmap/saved 2 :spec {:type :hash} :entries []}")
-        (is (re-find #"is no saved map"
+        (is (re-find #"is not a saved map"
                      (second (refused "restore" file "--pin" (fixture/new-pin)))))))))
 
 ;; --- names
@@ -409,7 +409,7 @@
     (with-directory [dir]
       (with-open [^Closeable m (bpf/create {:type :hash :key :u32 :value [:via :u32 inc dec]
                                             :max-entries 4})]
-        (is (re-find #"its types have functions, \[:via …\]"
+        (is (re-find #"its types contain functions \(\[:via …\]\)"
                      (:bpfmap/hint
                       (fixture/error-of (exec/save {:ref m :file (str dir "/f.edn")})))))
         (is (= [] (files dir)))))))
@@ -430,7 +430,7 @@
             (is (= {:entries n :changed 0 :missing 0 :skipped n :deleted 0}
                    (dissoc (exec/restore {:file file :into (id-of m)}) :map)))
             (is (= before (bpf/snapshot m)))
-            (is (= (str "0 entries written into map " (id-of m) " (lru), " n " there already\n")
+            (is (= (str "0 entries written into map " (id-of m) " (lru), " n " already there\n")
                    (:out (bpfmap "restore" file "--into" (id-of m) "--exact"))))))))))
 
 (kernel-test evicted-entries
@@ -451,8 +451,8 @@
                 (is (= (str n " of 500 entries are in map " (id-of m) " (small), pinned at " pin
                             "\n") out))
                 (is (= (str "bpfmap: " (- 500 n)
-                            " entries are not in the map: it evicts entries to make room, or "
-                            "somebody deleted them\n") err))
+                            " entries are missing: the map evicted them, or another user of "
+                            "the map deleted them\n") err))
                 (is (= {:entries n :missing (- 500 n)}
                        (let [{:keys [entries missing]} (exec/restore {:file file :into (id-of m)})]
                          {:entries (count (filter (bpf/snapshot m) (range 500)))
@@ -480,7 +480,7 @@
               "{:bpfmap/saved 1 :spec {:type :percpu-hash :key :u32 :value :u32 :max-entries 4} :entries [[1 [1 2 3 4 5 6 7]]]}")
         (with-open [^Closeable m (bpf/create {:type :percpu-hash :key :u32 :value :u32
                                               :max-entries 4})]
-          (is (re-find #"values are of 7 CPUs, and this host has \d+ possible CPUs"
+          (is (re-find #"its values have 7 CPUs, and this host has \d+ possible CPUs"
                        (second (refused "restore" file "--into" (id-of m)))))
           (is (= ["removed"]
                  (map :change (map #(update % :change name) (exec/diff {:old file :new m}))))))))))
@@ -527,11 +527,11 @@
         (with-open [f (java.io.RandomAccessFile. sparse "rw")] (.setLength f (* 10 1024 1024 1024)))
         (doseq [[file kind
                  message] [[fifo :io
-                            " cannot be read: it is a FIFO; its contents can be given as /dev/stdin"]
+                            " cannot be read: it is a FIFO; pass its contents as /dev/stdin"]
                            [dir :io " cannot be read: it is a directory"]
                            ["/dev/zero" :io " cannot be read: it is a device"]
                            ["/dev/null" :io " cannot be read: it is a device"]
-                           [sparse :not-saved " is no saved map: the control character \\u0000"]]]
+                           [sparse :not-saved " is not a saved map: the control character \\u0000"]]]
           (is (= [kind (str file message)] (restore-error file))))))))
 
 (deftest growing-file-ends
@@ -564,7 +564,7 @@
                        "a number or name of more than 65536 characters"]]
               :let [file (str dir "/nasty.edn")]]
         (spit file text)
-        (is (= [:not-saved (str file " is no saved map: " hint)] (restore-error file)))))))
+        (is (= [:not-saved (str file " is not a saved map: " hint)] (restore-error file)))))))
 
 (kernel-test restore-from-given-pipe
   (testing "restores from a pipe that is given explicitly"

@@ -133,7 +133,7 @@
 (kernel-test nothing-counted-yet
   (testing "reports if nothing has been counted"
     (with-open [m (map-of :u32 :u64 {})]
-      (is (= {:exit 0 :out "" :err "nothing was counted yet\n"} (bpfmap "hist" (id-of m)))))))
+      (is (= {:exit 0 :out "" :err "no counts yet\n"} (bpfmap "hist" (id-of m)))))))
 
 (kernel-test map-without-buckets
   (testing "a map without buckets is an error with a hint"

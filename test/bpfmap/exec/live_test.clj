@@ -273,8 +273,8 @@
       (let [{:keys [exit out err]} (bpfmap "watch" (id-of m) "--interval" "0.1" "--seconds" "0.15")]
         (is (= [0 ""] [exit err]))
         (is (= 2 (count (re-seq #"(?m)^Map \d+ live \(hash\): 1 of 64 entries$" out))))
-        (is (re-find #"every 0\.1 s: the first look; Ctrl-C ends it" out))
-        (is (re-find #"every 0\.1 s: 0 changed, 0 new, 0 gone; Ctrl-C ends it" out)))
+        (is (re-find #"every 0\.1 s: first reading; stop with Ctrl-C" out))
+        (is (re-find #"every 0\.1 s: 0 changed, 0 new, 0 gone; stop with Ctrl-C" out)))
       (is (re-find #"every 0\.02 s: "
                    (:out (bpfmap "watch" (id-of m) "--interval" "0.02" "--seconds" "0.02"))))
       (is (re-find #"every 3\.0 s: "
@@ -300,11 +300,11 @@
           (let [{:keys [exit out err]} @watch]
             (is (= 1 exit))
             (is (str/includes? out
-                               (str "\n" pin " is map " (id-of new)
-                                    " now; --follow goes on with that\n")))
+                               (str "\n" pin " is now map " (id-of new)
+                                    "; --follow continues with it\n")))
             (is (str/includes? out (str "Map " id " live (hash): 1 of 64 entries\n")))
-            (is (= (str "bpfmap: map " id " is gone: no process, program or pin has it any more; "
-                        pin " is map " (id-of new) " now\n") err))))
+            (is (= (str "bpfmap: map " id " no longer exists; "
+                        pin " is now map " (id-of new) "\n") err))))
         (let [{:keys [exit out]} (bpfmap "watch" pin "--interval" "0.01" "--seconds" "0.05"
                                          "--follow" "--edn")]
           (is (= 0 exit))
