@@ -29,6 +29,7 @@
   (:require [bpfmap.error :as error]
             [bpfmap.impl.rules :as rules]
             [bpfmap.impl.spec :as spec]
+            [bpfmap.impl.type.node :as node]
             [bpfmap.type :as type]
             [clojure.set :as set]
             [clojure.string :as str]))
@@ -88,18 +89,19 @@
 (defn- with-types
   "Adds the types of keys and values that the map type determines; a size of 0 means none."
   [{:keys [type key key-size value value-size flags] :as spec}]
-  (let [row (rules/types type)
-        types (when (map? (:types spec)) (:types spec))
+  (let [spec (node/with-nodes spec)
+        row (rules/types type)
         size (cond
                (nil? value) value-size
-               (nil? (type/problem value types [])) (type/size value types))
+               (nil? (node/side-problem spec :value)) (:size (node/node-of spec :value)))
         key-type (when (nil? key) (rules/key-type type key-size))
         value-type (when (or (nil? value) (:values row))
                      (value-default type size flags))]
     (cond-> spec
       key-type (-> (assoc :key key-type) (dissoc :key-size))
       value-type (assoc :value value-type)
-      (and (= 0 value-size) (or value-type (= :kernel (:btf row)))) (dissoc :value-size))))
+      (and (= 0 value-size) (or value-type (= :kernel (:btf row)))) (dissoc :value-size)
+      true node/with-nodes)))
 
 (def ^:private roundings
   "How numbers of entries are rounded, by the name in a row of `rules/types`.
@@ -171,20 +173,22 @@
    (let [spec (with-defaults spec (when (error/named-map? facts) facts))]
      (when-let [found (seq (spec/problems spec))]
        (throw (spec/refusal found)))
-     (let [{:keys [key value key-size value-size types flags numa-node inner-map]} spec
-           key-size (long (or key-size (if key (type/size key types) 0)))
-           value-size (long (or value-size (if value (type/size value types) 0)))]
-       (cond-> (assoc spec
-                      :key-size key-size
-                      :value-size value-size
-                      :key (or key (when (pos? key-size) [:bytes key-size]))
-                      :value (or value (when (pos? value-size) [:bytes value-size]))
-                      :max-entries (:max-entries spec 0)
-                      ;; A spec made of what the kernel says has what it adds; it does not take
-                      ;; that back.
-                      :flags (cond-> (set/difference (rules/flag-set (rules/flag-word flags))
-                                                     (:added (rules/types (:type spec))))
-                               numa-node (conj :numa-node)))
+     (let [{:keys [key value key-size value-size flags numa-node inner-map]} spec
+           size-of #(:size (node/node-of spec %) 0)
+           key-size (long (or key-size (size-of :key)))
+           value-size (long (or value-size (size-of :value)))]
+       (cond-> (node/with-nodes
+                 (assoc spec
+                        :key-size key-size
+                        :value-size value-size
+                        :key (or key (when (pos? key-size) [:bytes key-size]))
+                        :value (or value (when (pos? value-size) [:bytes value-size]))
+                        :max-entries (:max-entries spec 0)
+                        ;; A spec made of what the kernel says has what it adds; it does not take
+                        ;; that back.
+                        :flags (cond-> (set/difference (rules/flag-set (rules/flag-word flags))
+                                                       (:added (rules/types (:type spec))))
+                                 numa-node (conj :numa-node))))
          inner-map (assoc :inner-map (complete inner-map facts)))))))
 
 ;; --- comparing

@@ -496,9 +496,19 @@
   Object
   (toString [_] (str "codec of " (pr-str type) ", " (.size compiled) " bytes")))
 
-(defn- compiled ^Codec [of-node type types path]
-  (let [^Codec compiled (of-node (node/node type types path) path)]
-    (TypeCodec. compiled (.integers compiled) type)))
+(defn- compiled ^Codec [compile node path]
+  (let [^Codec compiled (compile node path)]
+    (TypeCodec. compiled (.integers compiled) (:type node))))
+
+(defn of-node
+  "Returns the codec of a type that was parsed to a node; see [[codec]]."
+  ^Codec [node path]
+  (compiled of-value node path))
+
+(defn key-of-node
+  "Returns the codec of keys of a type that was parsed to a node; see [[key-codec]]."
+  ^Codec [node path]
+  (compiled of-key node path))
 
 (defn codec
   "Compiles a type to a `bpfmap.sys.Codec`.
@@ -509,7 +519,7 @@
       (.size (codec [:struct [:a :u8] [:b :u32]])) ;=> 8"
   (^Codec [type] (codec type nil []))
   (^Codec [type path] (codec type nil path))
-  (^Codec [type types path] (compiled of-value type types path)))
+  (^Codec [type types path] (of-node (node/node type types path) path)))
 
 (defn key-codec
   "Compiles a type to a codec of keys: as [[codec]], and different bytes read as values that are
@@ -520,4 +530,4 @@
 
       (.decode (key-codec :f32 nil [:key]) memory 0) ;=> #bpfmap/bytes \"00 00 00 80\""
   ^Codec [type types path]
-  (compiled of-key type types path))
+  (key-of-node (node/node type types path) path))

@@ -4,9 +4,7 @@
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.rules :as rules]
             [bpfmap.impl.type.node :as node]
-            [bpfmap.type :as type]
-            [clojure.string :as str])
-  (:import (clojure.lang ExceptionInfo)))
+            [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
 
@@ -66,10 +64,9 @@
   [spec side size-key]
   (let [value-type (side spec)
         given (size-key spec)
-        types (when (map? (:types spec)) (:types spec))
         row (rules/types (:type spec))
-        bad-type (when value-type (type/problem value-type types [side]))
-        actual (if (and value-type (not bad-type)) (type/size value-type types) given)
+        bad-type (node/side-problem spec side)
+        actual (if (and value-type (not bad-type)) (:size (node/node-of spec side)) given)
         rule (or (size-key row)
                  (some-> (({:value-size :values, :key-size :keys} size-key) row) keys set))
         multiple (if (= :value-size size-key) (rules/value-multiple (:type spec) (:flags spec)) 1)]
@@ -109,31 +106,31 @@
     false))
 
 (defn private-value?
-  "Returns true if values of a type contain a field owned by the kernel.
+  "Returns true if values of a spec contain a field owned by the kernel.
 
   `name` is the name of the field, or nil for any. Returns false for an invalid type.
 
-      (private-value? [:struct [:lock :spin-lock] [:n :u64]] nil :spin-lock) ;=> true"
-  [value types name]
-  (try
-    (boolean (and value (has-private? (node/node value types []) name)))
-    (catch ExceptionInfo _ false)))
+      (private-value? {:value [:struct [:lock :spin-lock] [:n :u64]]} :spin-lock) ;=> true"
+  [spec name]
+  (and (some? (:value spec))
+       (nil? (node/side-problem spec :value))
+       (has-private? (node/node-of spec :value) name)))
 
 (defn locked-value?
-  "Returns true if values of a type have a spin lock; false for an invalid type.
+  "Returns true if values of a spec have a spin lock; false for an invalid type.
 
-      (locked-value? [:struct [:lock :spin-lock] [:n :u64]] nil) ;=> true"
-  [value types]
-  (private-value? value types :spin-lock))
+      (locked-value? {:value [:struct [:lock :spin-lock] [:n :u64]]}) ;=> true"
+  [spec]
+  (private-value? spec :spin-lock))
 
 (defn- types-that
   "Returns the names of the map types that have k in their row."
   [k]
   (sort (for [[type row] rules/types :when (k row)] type)))
 
-(defn- spin-lock [{:keys [type value types]}]
+(defn- spin-lock [{:keys [type types] :as spec}]
   (let [row (rules/types type)]
-    (when (and row (not (:lock? row)) (map? (or types {})) (locked-value? value types))
+    (when (and row (not (:lock? row)) (map? (or types {})) (locked-value? spec))
       [(problem [:value] (str "values of " type " maps cannot have a :spin-lock; only "
                               (error/list-of (types-that :lock?)) " maps support it"))])))
 
@@ -263,7 +260,7 @@
   (or (map? contents)
       (and (sequential? contents) (every? #(and (vector? %) (= 2 (count %))) contents))))
 
-(defn- other [{:keys [type name contents freeze flags value types]}]
+(defn- other [{:keys [type name contents freeze flags types] :as spec}]
   (let [{:keys [ops] freezes? :freeze? :as row} (rules/types type)]
     (concat
      (when-not (or (nil? types) (and (map? types) (every? keyword? (keys types))))
@@ -286,7 +283,7 @@
                  (str ":freeze must be true or false, got " (pr-str (error/shown freeze))))])
      (when (and (true? freeze) row (not freezes?))
        [(problem [:freeze] (str type " maps cannot be frozen"))])
-     (when (and (true? freeze) (map? (or types {})) (private-value? value types nil))
+     (when (and (true? freeze) (map? (or types {})) (private-value? spec nil))
        [(problem [:freeze]
                  "a map cannot be frozen if its values have fields owned by the kernel, such as a :spin-lock")])
      (when (and (coll? flags) (some #{:rdonly} flags) (or (seq contents) freeze))

@@ -596,11 +596,16 @@
     (typedefs type) (typedef! writer (typedefs type) (plain! writer node))
     :else (plain! writer node)))
 
+(defn records-of-nodes
+  "Returns the BTF records of types that were parsed to nodes, as [[records]] does."
+  [nodes named]
+  (let [writer (atom {:records [] :ids {} :named named})
+        ids (mapv #(if % (type! writer %) 0) nodes)]
+    {:records (:records @writer) :ids ids}))
+
 (defn records
   "The BTF records of types, and the id of each: `{:records [record …] :ids [id …]}`.
 
   A nil among the types has the id 0, void."
   [types named]
-  (let [writer (atom {:records [] :ids {} :named named})
-        ids (mapv #(if % (type! writer (node/node % named [])) 0) types)]
-    {:records (:records @writer) :ids ids}))
+  (records-of-nodes (mapv #(some-> % (node/node named [])) types) named))

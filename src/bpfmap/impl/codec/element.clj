@@ -27,12 +27,13 @@
     (and (= :pointer kind) (= "function" target))))
 
 (defn functions
-  "The names of those members of a value's `:data` that are functions; empty for a type without.
+  "Returns the names of the members of a value's `:data` that are functions, from its node.
 
-      (functions [:struct [:common :u64] [:data [:struct [:init [:ptr \"function\"]] [:flags :u32]]]] nil) ;=> [:init]"
-  [type types]
+      (functions (node/node [:struct [:common :u64] [:data [:struct [:init [:ptr \"function\"]]]]] nil []))
+      ;=> [:init]"
+  [node]
   (let [data (some #(when (= :data (:name %)) (bare (:node %)))
-                   (:members (bare (node/node type types []))))]
+                   (:members (bare node)))]
     (into [] (comp (filter #(and (:name %) (function? (:node %)))) (map :name)) (:members data))))
 
 (defn- filled
@@ -55,12 +56,11 @@
       given)))
 
 (defn codec
-  "The codec of a struct_ops value, from that of its type.
+  "Returns the codec of a struct_ops value, from the codec and the node of its type.
 
-      (.encode (codec (bpfmap.impl.codec/codec type) type nil) {:data {:name \"mine\" :ssthresh 7}} memory 0)"
-  ^Codec [^Codec of-type type types]
-  (let [node (node/node type types [])
-        names (functions type types)
+      (.encode (codec (codec/of-node node []) node) {:data {:name \"mine\" :ssthresh 7}} memory 0)"
+  ^Codec [^Codec of-type node]
+  (let [names (functions node)
         zeros (delay (.decode of-type (MemorySegment/ofArray (byte-array (.size of-type))) 0))
         referring (fn [data name] (update data name #(when-not (= 0 %) {:program-id %})))]
     (reify Codec
@@ -155,8 +155,8 @@
   "A codec of a per-CPU value for the i-th of n CPUs alone: it writes zeros for all others.
 
       (.size (of-one-cpu {:type :percpu-hash :value :u32} 2 0)) ;=> 16"
-  ^Codec [{:keys [value types]} n i]
-  (let [of-one ^Codec (codec/codec value types [:value])
+  ^Codec [spec n i]
+  (let [of-one ^Codec (codec/of-node (node/node-of spec :value) [:value])
         stride (stride (.size of-one))
         size (* (long n) stride)
         at (* (long i) stride)]
@@ -192,8 +192,8 @@
 
 (defn key
   "The codec of a completed spec's keys; nil for a map without keys."
-  ^Codec [{:keys [key types]}]
-  (when key (codec/key-codec key types [:key])))
+  ^Codec [spec]
+  (some-> (node/node-of spec :key) (codec/key-of-node [:key])))
 
 (defn value
   "The codec of a completed spec's values as they lie in the map; nil for a map without values.
@@ -201,11 +201,11 @@
   A per-CPU value takes the stride of one for each of the possible CPUs.
 
       (.size (value {:type :percpu-hash :value :u32} 2)) ;=> 16"
-  ^Codec [{:keys [type value types]} possible-cpus]
-  (when value
+  ^Codec [{:keys [type] :as spec} possible-cpus]
+  (when-let [node (node/node-of spec :value)]
     (let [{:keys [refers] per-cpu? :per-cpu} (rules/types type)
           read-as (read-as (:out (:value refers)))]
-      (cond-> (codec/codec value types (if per-cpu? [] [:value]))
-        (= :functions (:out (:value refers))) (codec value types)
+      (cond-> (codec/of-node node (if per-cpu? [] [:value]))
+        (= :functions (:out (:value refers))) (codec node)
         read-as (reading read-as)
         per-cpu? (per-cpu value possible-cpus)))))

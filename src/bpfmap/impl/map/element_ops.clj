@@ -10,7 +10,8 @@
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-entry with-error-context with-key]]
             [bpfmap.impl.memory.fast-path :as fast-path :refer [or-fallback]]
             [bpfmap.impl.rules :as rules]
-            [bpfmap.impl.spec :as spec])
+            [bpfmap.impl.spec :as spec]
+            [bpfmap.impl.type.node :as node])
   (:import (bpfmap.impl.map.bpf_map BpfMap)))
 
 (set! *warn-on-reflection* true)
@@ -41,8 +42,8 @@
   (when-not (boolean? lock)
     (throw (invalid m op [:lock] (str ":lock is true or false, not " (pr-str (error/shown lock)))
                     nil)))
-  (let [{:keys [value types type]} (bpf-map/spec-of m)]
-    (when (and lock (not (spec/locked-value? value types)))
+  (let [{:keys [value type] :as spec} (bpf-map/spec-of m)]
+    (when (and lock (not (spec/locked-value? spec)))
       (throw (invalid m op [:lock]
                       (str "Values of this map have no lock: " (pr-str (error/shown value)))
                       (if (:lock? (rules/types type))
@@ -121,9 +122,9 @@
 (defn- write-cpu-alone
   "Writes the value of one CPU by BPF_F_CPU, with the flags given."
   [^BpfMap m op k v flags cpu]
-  (let [{:keys [value types value-size key-size]} (bpf-map/spec-of m)]
+  (let [{:keys [value-size key-size] :as spec} (bpf-map/spec-of m)]
     (element/write (element/elements (bpf-map/descriptor m) key-size value-size) (.-key-codec m)
-              (codec/codec value types [:value])
+              (codec/of-node (node/node-of spec :value) [:value])
               k v (bit-or (long flags) (element/cpu cpu)) m op)))
 
 (defn- feature

@@ -554,19 +554,21 @@
                              (str "it is " (error/list-of (keys map/access-flags))))))))
 
 (defn- spec-told
-  "Returns the spec of an open map, of its info and the types of key and value.
+  "Returns the spec of an open map, of its info and the types of key and value, which it carries
+  parsed.
 
   The kernel does not report on which NUMA node a map is, so its spec does not either."
   [{:keys [name type key-size value-size max-entries flags map-extra]}
-   {:keys [key value struct-ops untyped]}
-   options]
+   {:keys [key value struct-ops untyped] :as told}]
   (let [{:keys [added extra]} (rules/types type)]
-    (cond-> {:name name :type type :key-size key-size :value-size value-size
-             :max-entries max-entries
-             :flags (if (= #{} flags) flags (reduce disj flags (conj added :numa-node)))
-             :key key :value value}
+    (cond-> (with-meta
+              {:name name :type type :key-size key-size :value-size value-size
+               :max-entries max-entries
+               :flags (if (= #{} flags) flags (reduce disj flags (conj added :numa-node)))
+               :key key :value value}
+              (meta told))
       (and extra map-extra) (assoc :map-extra map-extra)
-      (contains? options :types) (assoc :types (:types options))
+      (contains? told :types) (assoc :types (:types told))
       struct-ops (assoc :struct-ops struct-ops)
       untyped (assoc :untyped untyped))))
 
@@ -575,7 +577,7 @@
   [fd access options path ctx]
   (owning fd
     (let [info (map/info fd ctx nil)
-          spec (spec-told info (map-btf/types-of info options ctx) options)]
+          spec (spec-told info (map-btf/types-of info options ctx))]
       (via options (make fd info spec access path)))))
 
 (defn entry-count
@@ -584,7 +586,7 @@
   Without types: counting needs none."
   [fd info]
   (try
-    (let [spec (spec-told info (map-btf/bytes-types info) nil)]
+    (let [spec (spec-told info (map-btf/bytes-types info))]
       (batch-ops/count-entries (make fd info spec :read-only nil)))
     (catch ExceptionInfo _ nil)))
 

@@ -12,8 +12,7 @@
             [bpfmap.impl.map.struct-ops :as struct-ops]
             [bpfmap.impl.rules :as rules]
             [bpfmap.impl.type.node :as node]
-            [bpfmap.spec :as spec]
-            [bpfmap.type :as type])
+            [bpfmap.spec :as spec])
   (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
@@ -24,9 +23,9 @@
   (not (and (vector? type) (= :bytes (first type)))))
 
 (defn- index-type
-  "What the kernel is told of an array's key: it wants an integer there, whatever the index means."
-  [key types]
-  (if (= :integer (:kind (node/node key types []))) key :u32))
+  "Returns the node of the key that the kernel is given for an array: it accepts only integers."
+  [key]
+  (if (= :integer (:kind key)) key (node/node :u32 nil [])))
 
 (defn- with-variable
   "Adds a variable of a map's name to BTF records, in the section .maps, as libbpf loads it: the
@@ -46,13 +45,12 @@
                               :vars [{:type (+ n 4) :offset 0 :size 16}]}]))}))
 
 (defn- written
-  "The BTF of a key's and a value's type: `{:bytes :ids}`; with the variable of a map's whole
-  name, if that is given."
-  [types named variable]
-  (if variable
-    (let [{:keys [records ids]} (with-variable (types/records types named) variable)]
-      {:bytes (writer/blob records) :ids ids})
-    (btf/->btf types named)))
+  "Returns the BTF of the nodes of a key and a value, `{:bytes :ids}`, with the variable of a map's
+  whole name if that is not nil."
+  [nodes named variable]
+  (let [{:keys [records ids]} (cond-> (types/records-of-nodes nodes named)
+                                variable (with-variable variable))]
+    {:bytes (writer/blob records) :ids ids}))
 
 (defn- variable-of
   "The whole name of a spec that the kernel would cut, if a variable can have it."
@@ -65,16 +63,17 @@
 (defn- btf-of
   "The BTF of a spec, where its type takes any and its key or value says more than bytes, or its
   name is to be kept; nil otherwise."
-  [{:keys [type key value types]} variable]
-  (let [{:keys [btf]} (rules/types type)]
+  [{:keys [type key value types] :as spec} variable]
+  (let [{:keys [btf]} (rules/types type)
+        node #(node/node-of spec %)]
     (case btf
       :none nil
-      :required (written [key value] types variable)
-      :value (when (or variable (says-something? value)) (written [nil value] types variable))
+      :required (written [(node :key) (node :value)] types variable)
+      :value (when (or variable (says-something? value)) (written [nil (node :value)] types variable))
       ;; The kernel looks the value's type up in its own BTF, and yet wants some BTF object with it.
       :kernel (assoc (btf/->btf [:u32] nil) :ids [0 0])
       (when (and key value (or variable (some says-something? [key value])))
-        (written [(if (= :index btf) (index-type key types) key) value] types variable)))))
+        (written [(cond-> (node :key) (= :index btf) index-type) (node :value)] types variable)))))
 
 (defn with-btf
   "A completed spec that carries its BTF, which is made when it is first needed. The spec may get
@@ -160,7 +159,8 @@
                 (= value-id (.-value-id other))
                 (= map-type (.-map-type other)))))))
 
-(deftype ^:private Told [key value key-size value-size ^long read-at])
+;; The nodes of key and value, and when they were read.
+(deftype ^:private Told [key value ^long read-at])
 
 (def ^:private told-types
   "Types of maps that were opened, by the ids of BTF object, key type and value type.
@@ -187,7 +187,7 @@
         weigh (fn [id] (types/weighed-type-of blob id))
         [key key-weight] (if (= 0 key-id) [(:key (rules/types map-type)) 0] (weigh key-id))
         [value value-weight] (weigh value-id)]
-    [(Told. key value (some-> key type/size) (type/size value) (System/nanoTime))
+    [(Told. (some-> key (node/node nil [:key])) (node/node value nil [:value]) (System/nanoTime))
      (+ (long key-weight) (long value-weight))]))
 
 (defn- told
@@ -204,17 +204,16 @@
         types))))
 
 (defn- from-btf
-  "The types that a map's BTF tells: a `Told`, or `{:untyped reason}` if it does not tell them.
+  "Returns the nodes of key and value in a map's BTF, or `{:untyped reason}` if it cannot be read.
   With `:struct-ops` for a struct of the kernel's."
   [{:keys [btf-id btf-value-type-id btf-vmlinux-value-type-id] :as info} ctx]
   (when (or (and btf-id btf-value-type-id) btf-vmlinux-value-type-id)
     (try
       (if btf-vmlinux-value-type-id
         (let [{:keys [value] :as found} (struct-ops/told info ctx)]
-          (cond-> found value (assoc :value-size (type/size value))))
+          (cond-> found value (assoc :value (node/node value nil [:value]))))
         (let [told (told info ctx)]
-          {:key (.-key told) :value (.-value told) :key-size (.-key-size told)
-           :value-size (.-value-size told)}))
+          {:key (.-key told) :value (.-value told)}))
       (catch ExceptionInfo e
         (if (#{:malformed-btf :permission :not-found} (:bpfmap/error (ex-data e)))
           {:untyped (ex-message e)}
@@ -238,10 +237,11 @@
               (bytes-type value-size))})
 
 (defn- given
-  "The type that an option gives for one side, checked; nil when it gives none."
+  "Returns the node of the type that an option gives for one side, or nil."
   [side size {:keys [types] :as options} info op]
-  (when-let [given (side options)]
-    (when (not= size (:size (node/node given types [side])))
+  (when-let [{given-size :size given :type :as node} (some-> (side options)
+                                                              (node/node types [side]))]
+    (when (not= size given-size)
       (throw (error/error :incompatible
                           (str "The " (name side) " of map " (:id info) " cannot be a "
                                (pr-str (error/shown given)))
@@ -249,29 +249,30 @@
                            :bpfmap/map (select-keys info [:id :name :type])
                            :bpfmap/path [side]
                            :bpfmap/hint (str "it has " size " bytes, and the type has "
-                                             (type/size given types))})))
-    given))
+                                             given-size)})))
+    node))
 
 (defn types-of
-  "The types for a map just opened: those that the options give, else those of its BTF, else bytes.
+  "Returns the types of a map just opened: those in the options, else those of its BTF, else bytes.
 
-  Returns `{:key :value}`, with `:struct-ops` where the value is a struct of the kernel's, and
-  `:untyped`, a reason, where there is BTF that cannot be used."
-  [{:keys [key-size value-size] :as info} options {:keys [op] :as ctx}]
+  The result is `{:key :value}` and carries their nodes, with `:types` of the options, with
+  `:struct-ops` where the value is a struct of the kernel's, and with `:untyped`, a reason, where
+  there is BTF that cannot be used."
+  [{:keys [type flags key-size value-size] :as info} options {:keys [op] :as ctx}]
   (let [given-key (given :key key-size options info op)
         given-value (given :value value-size options info op)
         told (when-not (and given-key given-value) (from-btf info ctx))
-        told-key (when (= key-size (:key-size told)) (:key told))
-        told-value (when (= value-size (:value-size told)) (:value told))
-        {:keys [type flags]} info]
-    (cond-> {:key (or given-key told-key (rules/key-type type key-size) (bytes-type key-size))
-             ;; What refers to other objects reads as references, whatever anybody calls its type.
-             :value (or (when (:values (rules/types type))
-                          (spec/value-default type value-size flags))
-                        (when (:struct-ops told) told-value)
-                        given-value
-                        told-value
-                        (spec/value-default type value-size flags)
-                        (bytes-type value-size))}
+        fitting (fn [size node] (when (= size (:size node)) node))
+        key (or given-key (fitting key-size (:key told)))
+        default (delay (spec/value-default type value-size flags))
+        told-value (fitting value-size (:value told))
+        ;; What refers to other objects reads as references, whatever anybody calls its type.
+        value (when-not (and (:values (rules/types type)) @default)
+                (or (when (:struct-ops told) told-value) given-value told-value))]
+    (cond-> {:key (or (:type key) (rules/key-type type key-size) (bytes-type key-size))
+             :value (or (:type value) @default (bytes-type value-size))}
+      (contains? options :types) (assoc :types (:types options))
+      key (node/with-node :key key)
+      value (node/with-node :value value)
       (:struct-ops told) (assoc :struct-ops (:struct-ops told))
       (:untyped told) (assoc :untyped (:untyped told)))))

@@ -10,7 +10,8 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.map :as map]
             [bpfmap.impl.kernel.paths :as paths]
-            [bpfmap.impl.rules :as rules])
+            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.type.node :as node])
   (:import (bpfmap.sys Fd)
            (java.util ArrayList)))
 
@@ -148,9 +149,9 @@
 (defn- functions-resolver
   "As [[resolver]], for the programs that a struct_ops value has where the kernel's struct has
   functions; nil stands for none."
-  [{:keys [value types]}]
+  [spec]
   (let [resolve (into {}
-                      (for [name (element/functions value types)]
+                      (for [name (element/functions (node/node-of spec :value))]
                         [name (resolver :program [:value :data name])]))]
     (fn [held x ctx]
       (if (and (error/named-map? x) (error/named-map? (:data x)))

@@ -9,6 +9,7 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.probe :as probe]
             [bpfmap.impl.spec :as spec]
+            [bpfmap.impl.type.node :as node]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)))
 
@@ -63,7 +64,7 @@
                                 :message (str "the struct " prefix struct-ops " of this kernel has "
                                               size " bytes, not " value-size
                                               "; leave :value and :value-size out")}])))
-      (assoc spec :value (btf/type-of b id) :value-size size :value-type id))
+      (node/with-nodes (assoc spec :value (btf/type-of b id) :value-size size :value-type id)))
     (catch ExceptionInfo e
       (throw (call/in-context e ctx)))))
 

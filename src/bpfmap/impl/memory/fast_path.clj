@@ -35,10 +35,10 @@
 
 (defn layout
   "Where the elements of an array lie in its memory."
-  ^Layout [mapping key-codec ^Codec value-codec {:keys [key value types max-entries] :as spec}]
+  ^Layout [mapping key-codec ^Codec value-codec {:keys [key max-entries] :as spec}]
   (Layout. mapping key-codec value-codec (.integers value-codec) max-entries (mapping/stride spec)
            (= :u32 key)
-           (not (layout/kernel's? (node/node value types [])))))
+           (not (layout/kernel's? (node/node-of spec :value)))))
 
 (defn- index
   "The index that a key is; -1 for one beyond the end, or that is none."

@@ -51,14 +51,14 @@
 
 (defn- members-of
   "The members of a struct's or union's node by name."
-  [{:keys [members]} base types]
+  [{:keys [members]} base]
   (into {}
         (mapcat (fn [{:keys [name node offset bits] :as member}]
                   (let [at (+ (long base) (long offset))]
                     (cond
                       bits (when name [[name {:offset base :shape (delay (bit-field member))}]])
-                      name [[name {:offset at :shape (delay (of-node node types))}]]
-                      :else (members-of node at types)))))
+                      name [[name {:offset at :shape (delay (of-node node))}]]
+                      :else (members-of node at)))))
         members))
 
 (defn- numeric
@@ -74,16 +74,16 @@
     :float {:float {:size size :swap (swapped? order)}}
     nil))
 
-(defn- of-node [{:keys [kind type size element count] :as node} types]
+(defn- of-node [{:keys [kind type size element count] :as node}]
   (map->Shape
-   (merge {:type type :size size :codec (codec/codec type types []) :kernel's? (kernel's? node)}
+   (merge {:type type :size size :codec (codec/of-node node []) :kernel's? (kernel's? node)}
           (case kind
-            :array {:kind :array :element (of-node element types) :count count
+            :array {:kind :array :element (of-node element) :count count
                     :stride (:size element)}
             ;; An array of bytes or characters in C.
             :bytes {:kind :array :element (shape :u8 nil) :count size :stride 1 :whole? true}
             :string {:kind :array :element (shape :char nil) :count size :stride 1 :whole? true}
-            (:struct :union) {:kind :struct :members (members-of node 0 types)}
+            (:struct :union) {:kind :struct :members (members-of node 0)}
             (merge {:kind :cell
                     :atomic 0
                     :at-once? (contains? #{:integer :pointer :float :bool :char :enum} kind)}
@@ -94,7 +94,7 @@
 
       (:kind (shape [:array :u64 8] nil)) ;=> :array"
   [type types]
-  (of-node (node/node type types []) types))
+  (of-node (node/node type types [])))
 
 (defn strided
   "The shape of n elements of a type that lie `stride` bytes apart, which may be more than they

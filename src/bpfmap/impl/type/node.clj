@@ -11,7 +11,8 @@
   bit-fields."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.nearest :as nearest])
-  (:import (java.util HashSet)))
+  (:import (clojure.lang ExceptionInfo)
+           (java.util HashSet)))
 
 (set! *warn-on-reflection* true)
 
@@ -383,3 +384,69 @@
   (require-that (or (nil? types) (and (map? types) (every? keyword? (keys types)))) path
                 "named types must be a map of keywords to types, got " (shown types))
   (node* type {:types (some->> types (into {})) :depth 0} path))
+
+;; ---------------------------------------------------------------- the nodes of a map spec
+
+(deftype ^:private Parsed [type types node problem])
+
+(defn- parsed ^Parsed [spec side]
+  (let [type (side spec)
+        types (when (map? (:types spec)) (:types spec))]
+    (try
+      (Parsed. type (:types spec) (node type types [side]) nil)
+      (catch ExceptionInfo e
+        (if (:bpfmap/error (ex-data e))
+          (Parsed. type (:types spec) nil (ex-message e))
+          (throw e))))))
+
+(defn- carried
+  "Returns the parsed type of a spec's :key or :value from its metadata, or nil.
+
+  It counts only for the very type from which it was parsed, because the spec may have been
+  changed since."
+  ^Parsed [spec side]
+  (let [^Parsed parsed (get (::parsed (meta spec)) side)]
+    (when (and parsed
+               (identical? (.-type parsed) (side spec))
+               (identical? (.-types parsed) (:types spec)))
+      parsed)))
+
+(defn with-nodes
+  "Returns a map spec with the nodes of its :key and :value in its metadata, each parsed once.
+
+  Malformed types are kept with their problem; see [[side-problem]].
+
+      (node-of (with-nodes {:key :u32 :value :u64}) :key)"
+  [spec]
+  (reduce (fn [spec side]
+            (if (or (nil? (side spec)) (carried spec side))
+              spec
+              (vary-meta spec assoc-in [::parsed side] (parsed spec side))))
+          spec
+          [:key :value]))
+
+(defn with-node
+  "Returns a map spec that carries a node parsed before, as that of its :key or :value.
+
+      (with-node {:key :u32} :key (node :u32 nil [:key]))"
+  [spec side node]
+  (vary-meta spec assoc-in [::parsed side] (Parsed. (side spec) (:types spec) node nil)))
+
+(defn side-problem
+  "Returns the sentence that tells why the :key or :value of a spec is not a type, or nil.
+
+      (side-problem {:key :u33} :key) ;=> \"[:key]: unknown type :u33; …\""
+  [spec side]
+  (when (some? (side spec))
+    (.-problem ^Parsed (or (carried spec side) (parsed spec side)))))
+
+(defn node-of
+  "Returns the node of a spec's :key or :value, or nil if it has none. Parses the type unless the
+  spec carries its node. Throws `:invalid-spec` for a malformed type.
+
+      (:size (node-of {:key :u32} :key)) ;=> 4"
+  [{:keys [types] :as spec} side]
+  (when-some [type (side spec)]
+    (let [parsed (carried spec side)]
+      (or (when parsed (.-node ^Parsed parsed))
+          (node type types [side])))))

@@ -2,6 +2,7 @@
   (:require [bpfmap.fixture :refer [error-of]]
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.codec.element :as element]
+            [bpfmap.impl.type.node :as node]
             [bpfmap.type :as type]
             [clojure.test :refer [are deftest is testing]]
             [clojure.test.check.clojure-test :refer [defspec]]
@@ -35,7 +36,7 @@
 (def ^:private value-type (assoc wrapper 3 [:data x {:offset 64}]))
 
 (def ^:private of-type (codec/codec value-type nil [:value]))
-(def ^:private c (element/codec of-type value-type nil))
+(def ^:private c (element/codec of-type (node/node value-type nil [])))
 
 (defn- encoded [^Codec codec value]
   (let [bytes (byte-array (repeat (.size codec) -1))] ; nothing of what lay there before may stay
@@ -49,9 +50,11 @@
 
 (deftest function-pointer-members
   (testing "finds the members that point to functions"
-    (is (= [:init :release] (element/functions value-type nil)))
-    (is (= [:init :release] (element/functions [:typedef "t" (assoc wrapper 3 [:data :x])] {:x x})))
-    (are [type] (= [] (element/functions type nil))
+    (is (= [:init :release] (element/functions (node/node value-type nil []))))
+    (is (= [:init :release]
+           (element/functions
+             (node/node [:typedef "t" (assoc wrapper 3 [:data :x])] {:x x} []))))
+    (are [type] (= [] (element/functions (node/node type nil [])))
       :u64
       [:bytes 256]
       [:struct [:init [:ptr "function"]]]
@@ -101,7 +104,7 @@
                         [:init :release :owner])))
     (is (= 7
            (let [^Codec plain (codec/codec :u8)]
-             (decoded (element/codec plain :u8 nil) (byte-array [7]))))
+             (decoded (element/codec plain (node/node :u8 nil [])) (byte-array [7]))))
         "without any, nothing changes")))
 
 (defspec whole-value-unchanged 100

@@ -5,6 +5,9 @@
             [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.map.lifecycle :as lifecycle]
+            [bpfmap.impl.map.map-btf :as map-btf]
+            [bpfmap.impl.type.node :as node]
             [bpfmap.programs :as programs]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
@@ -15,7 +18,8 @@
             [clojure.test.check :as check]
             [clojure.test.check.generators :as gen]
             [clojure.test.check.properties :as prop])
-  (:import (java.io Closeable File)))
+  (:import (java.io Closeable File)
+           (java.util Map)))
 
 (set! *warn-on-reflection* true)
 
@@ -369,3 +373,41 @@ char _license[] SEC(\"license\") = \"GPL\";
               ;; What the section holds beside its variables
               (is (= {:greeting "hello"} (dissoc (rodata 0) :bpfmap/padding)))
               (is (true? (:frozen (bpf/info rodata)))))))))))
+
+(defn- parses
+  "Returns how often each of the types is parsed while f runs with empty caches."
+  [types f]
+  (doseq [c [@#'lifecycle/completed-specs @#'lifecycle/same-specs @#'lifecycle/made-parts
+             @#'map-btf/told-types]]
+    (Map/.clear c))
+  (let [calls (atom [])
+        parse node/node]
+    (with-redefs [node/node (fn [type types path]
+                              (swap! calls conj type)
+                              (parse type types path))]
+      (f))
+    (mapv (frequencies @calls) types)))
+
+(kernel-test types-parsed-once
+  (testing "creating a map parses the type of its key and of its value once each, as does opening"
+    (doseq [spec [{:type :hash :key :u32 :value :u64}
+                  {:type :hash :key :u32 :value [:array :u64 4] :contents {1 [1 2 3 4]}
+                   :freeze true}
+                  {:type :hash :key [:struct [:a :u32] [:b :u32]]
+                   :value [:struct {:name "x"} [:n :u64]]}
+                  {:type :hash :key :k :value :v :types {:k :u64 :v [:struct [:k :k] [:n :u32]]}}
+                  {:type :array :key :u32 :value [:struct [:n :u64]] :flags #{:mmapable}
+                   :name "a_name_of_more_than_15_letters" :contents {0 {:n 1}}}
+                  {:type :percpu-hash :key :u16 :value [:struct [:n :u32]]}
+                  {:type :lpm-trie :key [:prefix :ipv4] :value :u32 :flags #{:no-prealloc}}]
+            :let [{:keys [key value] :as spec} (assoc spec :max-entries 2)]]
+      (is (= [1 1] (parses [key value] #(bpf/close (bpf/create spec)))) (str "create " spec))
+      (with-open [m ^Closeable (bpf/create spec)]
+        (let [id (:id (bpf/info m))
+              given (select-keys spec [:key :value :types])]
+          (is (= [1 1] (parses [key value] #(bpf/close (bpf/open id given))))
+              (str "open with the types of " spec))
+          ;; To find a prefix in BTF, the members of one are compared with those of the struct
+          (when-not (or (:types spec) (= :lpm-trie (:type spec)))
+            (is (= [1 1] (parses [key value] #(bpf/close (bpf/open id))))
+                (str "open with the BTF of " spec))))))))
