@@ -7,7 +7,8 @@
   it was, the `:error` (as `:bpfmap/error`) and the `:message`."
   (:require [bpfmap.impl.host.explore :as explore]
             [bpfmap.impl.host.inventory :as inventory]
-            [bpfmap.impl.host.kernel-btf :as kernel-btf]))
+            [bpfmap.impl.host.kernel-btf :as kernel-btf]
+            [bpfmap.impl.options :as options]))
 
 (set! *warn-on-reflection* true)
 
@@ -25,7 +26,7 @@
       (map :name (maps))               ;=> (\"counts\" \"flows\")
       (map :name (maps {:brief true})) ;=> (\"counts\" \"flows\")"
   ([] (inventory/maps))
-  ([options] (inventory/maps (inventory/brief? options))))
+  ([options] (inventory/maps (:brief (options/check :list options) false))))
 
 (defn programs
   "Returns what the kernel says of every program on the host, as `bpfmap.prog/info` does, by

@@ -27,6 +27,7 @@
             [bpfmap.impl.kernel.link :as link]
             [bpfmap.impl.kernel.prog :as prog]
             [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.options :as options]
             [bpfmap.impl.map.references :as references]
             [bpfmap.spec :as spec])
   (:import (bpfmap.sys Fd)
@@ -265,21 +266,6 @@
 
 ;; --- running and attaching
 
-(defn- check-options [options]
-  (let [refuse (fn [path message hint]
-                 (throw (error/error :invalid-value message
-                                     {:bpfmap/op :test-run :bpfmap/path path :bpfmap/hint hint})))]
-    (when-not (or (nil? options) (map? options))
-      (refuse [] (str "Options are a map, not " (pr-str (error/shown options))) nil))
-    (doseq [k (keys options)]
-      (when-not (#{:data :context :repeat} k)
-        (refuse [(error/shown k)] (str "Unknown option " (pr-str (error/shown k)))
-                "test-run takes :data, :context and :repeat")))
-    (let [{:keys [repeat]} options]
-      (when-not (or (nil? repeat) (and (int? repeat) (<= 1 repeat 0x7fffffff)))
-        (refuse [:repeat] (str ":repeat is a number from 1, not " (pr-str (error/shown repeat)))
-                nil)))))
-
 (defn test-run
   "Runs a loaded program once, or `:repeat` times, without attaching it; returns what came out.
 
@@ -300,7 +286,7 @@
   ([program] (test-run program nil))
   ([^Program program options]
    (check-program program :test-run)
-   (check-options options)
+   (options/check :test-run options)
    (try
      (let [{:keys [data context repeat]} options]
        (update (prog/test-run (.-fd program)

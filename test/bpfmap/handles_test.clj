@@ -169,8 +169,8 @@
           id {:acess :read-only}
           "Unknown option :acess: open takes :access, :key, :value, :types and :via"
           id {:access :rdonly}
-          "Unknown access :rdonly: it is :read-write, :read-only or :write-only"
-          id [:access] "Options are a map"
+          ":access must be :read-write, :read-only or :write-only, got :rdonly"
+          id [:access] "Options must be a map, got [:access]"
           :x nil "open takes an id, a pin path, {:name n} or {:fd n}"
           -1 nil "Not a map: -1: ids and descriptors are numbers from 0"
           {:fd "1"} nil "ids and descriptors are numbers from 0"

@@ -36,8 +36,7 @@
     (are [options message] (= [:invalid-value message]
                               ((juxt :bpfmap/error :message) (error-of (host/maps options))))
       [:brief] "Options must be a map, got [:brief]"
-      nil "Options must be a map, got nil"
-      {:breif true} "Unknown option :breif: the option is :brief"
+      {:breif true} "Unknown option :breif: maps takes :brief"
       {:brief 1} ":brief must be true or false, got 1")))
 
 (kernel-test brief-list-without-files

@@ -138,7 +138,7 @@
           (and (= kind error) (= :test-run op) (str/includes? message words)))
         {:data [1 2 3]} :invalid-value "data of 14 bytes or more for packet programs"
         {:data "xyz"} :invalid-value "hexadecimal"
-        {:repeat 0} :invalid-value ":repeat is a number from 1, not 0"
+        {:repeat 0} :invalid-value ":repeat must be a positive 32-bit integer, got 0"
         {:input 1} :invalid-value
         "Unknown option :input: test-run takes :data, :context and :repeat"))
     (testing "a type without test runs"

@@ -17,6 +17,7 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.kernel.procfs :as procfs]
+            [bpfmap.impl.options :as options]
             [bpfmap.impl.waiting :as waiting]
             [bpfmap.nrepl.bounded-print :as bounded-print]
             [bpfmap.nrepl.listener :as listener]
@@ -57,10 +58,7 @@
   (throw (error/error :invalid-value message {:bpfmap/op :nrepl :bpfmap/hint hint})))
 
 (defn- check [{:keys [socket port trust-all-local-users] :as options}]
-  (doseq [k (keys options)]
-    (when-not (#{:socket :port :trust-all-local-users} k)
-      (refuse (str "Unknown option " (pr-str (error/shown k)))
-              "start takes :socket, or :port and :trust-all-local-users")))
+  (options/check :nrepl options)
   (cond
     (and socket (or port trust-all-local-users))
     (refuse "A server has a socket or a port, not both" nil)

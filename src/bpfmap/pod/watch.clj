@@ -17,6 +17,7 @@
             [bpfmap.error :as error]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.map.raw-entries :as raw-entries]
+            [bpfmap.impl.options :as options]
             [bpfmap.impl.waiting :as waiting])
   (:import (java.io Closeable)
            (java.util.concurrent CountDownLatch)))
@@ -36,12 +37,7 @@
   (error/error :invalid-value message {:bpfmap/op :watch :bpfmap/path path :bpfmap/hint hint}))
 
 (defn- checked-interval [options]
-  (when-not (or (nil? options) (error/named-map? options))
-    (throw (invalid [] (str "Options are a map, not " (pr-str (error/shown options))) nil)))
-  (doseq [k (keys options) :when (not= :interval k)]
-    (throw (invalid [k] (str "Unknown option " (pr-str k))
-                    "watch takes :interval, in milliseconds")))
-  (let [interval (get options :interval default-interval)]
+  (let [interval (get (options/check :watch options) :interval default-interval)]
     (when-not (and (int? interval) (<= 1 (long interval) (long longest-interval)))
       (throw (invalid [:interval] (str "Not an interval: " (pr-str (error/shown interval)))
                       (str "it is a number of milliseconds, from 1 to " longest-interval))))

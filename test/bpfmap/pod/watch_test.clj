@@ -86,8 +86,8 @@
                 m ^Closeable (bpf/create small)]
       (is (= :not-supported (:bpfmap/error (error-of (watch/start q nil)))))
       (is (= :invalid-value (:bpfmap/error (error-of (watch/start {:name "x"} nil)))))
-      (is (= "Unknown option :intervall: watch takes :interval, in milliseconds"
+      (is (= "Unknown option :intervall: watch takes :interval"
              (:message (error-of (watch/start m {:intervall 3})))))
       (is (= "Not an interval: 0: it is a number of milliseconds, from 1 to 86400000"
              (:message (error-of (watch/start m {:interval 0})))))
-      (is (= "Options are a map, not 5" (:message (error-of (watch/start m 5))))))))
+      (is (= "Options must be a map, got 5" (:message (error-of (watch/start m 5))))))))

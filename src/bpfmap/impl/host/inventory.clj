@@ -90,22 +90,6 @@
   "By kind of object: the info of an open descriptor."
   {:map map/info, :program progs/info, :link link/info})
 
-(defn brief?
-  "Returns the option `:brief` of a list, false by default. Throws `:invalid-value` for anything
-  but a map of it."
-  [options]
-  (let [invalid (fn [path message]
-                  (error/error :invalid-value message {:bpfmap/op :list :bpfmap/path path}))]
-    (when-not (map? options)
-      (throw (invalid [] (str "Options must be a map, got " (pr-str (error/shown options))))))
-    (doseq [[k v] options]
-      (when-not (= :brief k)
-        (throw (invalid [k]
-                        (str "Unknown option " (pr-str (error/shown k)) ": the option is :brief"))))
-      (when-not (boolean? v)
-        (throw (invalid [k] (str ":brief must be true or false, got " (pr-str (error/shown v)))))))
-    (:brief options false)))
-
 (defn map-infos
   "What the kernel says of every map, by ascending id; calls `skipped` with the error of each that
   cannot be opened. With `brief?`, without :memlock and :frozen, which are in a file for each map.

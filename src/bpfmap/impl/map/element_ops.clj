@@ -9,6 +9,7 @@
             [bpfmap.impl.kernel.element :as element]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-entry with-error-context with-key]]
             [bpfmap.impl.memory.fast-path :as fast-path :refer [or-fallback]]
+            [bpfmap.impl.options :as options]
             [bpfmap.impl.rules :as rules]
             [bpfmap.impl.spec :as spec]
             [bpfmap.impl.type.node :as node])
@@ -18,30 +19,12 @@
 
 ;; ---------------------------------------------------------------- options
 
-(def ^:private options-of
-  "The options that each operation takes."
-  {:lookup #{:lock :cpu}
-   :take! #{:lock}
-   :put! #{:lock :cpu :cpus}
-   :insert! #{:lock :cpu :cpus}
-   :replace! #{:lock :cpu :cpus}
-   :push! #{:overwrite}
-   :put-all! #{:lock :cpus}
-   :lookup-all #{:lock :cpu}
-   :entries #{:lock :cpu}
-   :snapshot #{:lock :cpu}
-   :drain! #{:lock}
-   :drain-into! #{:lock}})
-
 (defn- invalid [^BpfMap m op path message hint]
   (error/error :invalid-value message
                {:bpfmap/op op :bpfmap/map (bpf-map/identity-of m) :bpfmap/path path
                 :bpfmap/hint hint}))
 
 (defn- check-lock [^BpfMap m op lock]
-  (when-not (boolean? lock)
-    (throw (invalid m op [:lock] (str ":lock is true or false, not " (pr-str (error/shown lock)))
-                    nil)))
   (let [{:keys [value type] :as spec} (bpf-map/spec-of m)]
     (when (and lock (not (spec/locked-value? spec)))
       (throw (invalid m op [:lock]
@@ -50,7 +33,7 @@
                         "a value to be locked has a field of type :spin-lock; open the map with the type of its values"
                         (str "a map of type " type " has no spin locks")))))))
 
-(defn- check-cpu [^BpfMap m op {:keys [cpu cpus] :as options}]
+(defn- check-cpu [^BpfMap m op {:keys [cpu] :as options}]
   (let [possible (bpf-map/cpus-of m)]
     (when-not possible
       (throw (invalid m op [(if (contains? options :cpu) :cpu :cpus)] "This is no per-CPU map"
@@ -59,25 +42,16 @@
       (throw (invalid m op [:cpu] ":cpu and :cpus exclude each other" nil)))
     (when (and (contains? options :cpu) (not (some #{cpu} possible)))
       (throw (invalid m op [:cpu] (str "There is no CPU " (pr-str (error/shown cpu)))
-                      (str "the possible CPUs are " (error/list-of possible)))))
-    (when (and (contains? options :cpus) (not= :all cpus))
-      (throw (invalid m op [:cpus] (str ":cpus is :all, not " (pr-str (error/shown cpus))) nil)))))
+                      (str "the possible CPUs are " (error/list-of possible)))))))
 
 (defn check-options
   "Throws for options that an operation does not take, or that do not fit the map; returns the
   flags that they ask for."
   [^BpfMap m op options]
-  (cond
-    (nil? options) element/any
-    (not (map? options)) (throw (invalid m op []
-                                         (str "Options are a map, not "
-                                              (pr-str (error/shown options))) nil))
-    :else
-    (let [known (options-of op)]
-      (doseq [k (keys options)]
-        (when-not (contains? known k)
-          (throw (invalid m op [(error/shown k)] (str "Unknown option " (pr-str (error/shown k)))
-                          (str (name op) " takes " (error/list-of (sort known)))))))
+  (if (nil? options)
+    element/any
+    (do
+      (options/check op options)
       (when (contains? options :lock) (check-lock m op (:lock options)))
       (when (or (contains? options :cpu) (contains? options :cpus)) (check-cpu m op options))
       (if (:lock options) element/lock element/any))))

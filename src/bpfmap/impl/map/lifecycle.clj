@@ -18,6 +18,7 @@
             [bpfmap.impl.map.struct-ops :as struct-ops]
             [bpfmap.impl.memory.fast-path :as fast-path]
             [bpfmap.impl.memory.mapping :as mapping]
+            [bpfmap.impl.options :as options]
             [bpfmap.impl.rules :as rules]
             [bpfmap.spec :as spec]
             [clojure.string :as str])
@@ -445,31 +446,12 @@
     (or (some (fn [_] (or (found) (create-pinned spec path ctx))) (range races))
         (throw (unusable path)))))
 
-(defn- check-via [op via]
-  (when-not (= :memory via)
-    (throw (error/error :invalid-value (str ":via is :memory, not " (pr-str (error/shown via)))
-                        {:bpfmap/op op :bpfmap/path [:via]
-                         :bpfmap/hint "without it, elements are read and written by system calls"}))))
-
 (defn- via
   "A map just made or opened, set up as the option `:via` asks."
   [{:keys [via]} m]
   (when via
     (owning (bpf-map/descriptor m) (mapped/through-memory m)))
   m)
-
-(defn- check-create-options [options]
-  (when-not (or (nil? options) (map? options))
-    (throw (error/error :invalid-value
-                        (str "Options are a map, not " (pr-str (error/shown options)))
-                        {:bpfmap/op :create})))
-  (doseq [[k v] options]
-    (case k
-      :pin-path (call/path-text v :create)
-      :via (check-via :create v)
-      (throw (error/error :invalid-value (str "Unknown option " (pr-str (error/shown k)))
-                          {:bpfmap/op :create :bpfmap/path [(error/shown k)]
-                           :bpfmap/hint "create takes :pin-path and :via"})))))
 
 (def ^:private completed-specs (cache/cache))
 
@@ -517,7 +499,9 @@
 (defn create
   "Creates a map from a spec, or opens the one that is pinned under its name."
   [spec options]
-  (check-create-options options)
+  (options/check :create options)
+  (when (contains? options :pin-path)
+    (call/path-text (:pin-path options) :create))
   (let [spec (completed spec)
         {:keys [name type numa-node]} spec
         ctx (cond-> {:op :create :type type :map (if name {:name name :type type} {:type type})}
@@ -537,21 +521,6 @@
 
 (defn- invalid-option [path message hint]
   (error/error :invalid-value message {:bpfmap/op :open :bpfmap/path path :bpfmap/hint hint}))
-
-(defn check-options
-  "Throws `:invalid-value` for options that open does not take."
-  [options]
-  (when-not (or (nil? options) (map? options))
-    (throw (invalid-option [] (str "Options are a map, not " (pr-str (error/shown options))) nil)))
-  (doseq [[k v] options]
-    (when-not (#{:access :key :value :types :via} k)
-      (throw (invalid-option [k] (str "Unknown option " (pr-str k))
-                             "open takes :access, :key, :value, :types and :via")))
-    (when (= :via k)
-      (check-via :open v))
-    (when (and (= :access k) (not (map/access-flags v)))
-      (throw (invalid-option [k] (str "Unknown access " (pr-str (error/shown v)))
-                             (str "it is " (error/list-of (keys map/access-flags))))))))
 
 (defn- spec-told
   "Returns the spec of an open map, of its info and the types of key and value, which it carries
@@ -623,7 +592,7 @@
 (defn open
   "Opens a map by id, pin path, `{:id n}`, `{:path p}`, `{:fd n}` or `{:name s}`."
   [ref options]
-  (check-options options)
+  (options/check :open options)
   (cond
     (int? ref) (open-id (whole-number ref ref 0xffffffff) options)
     (or (string? ref) (instance? Path ref) (instance? File ref)) (open-path ref options)

@@ -141,7 +141,7 @@
             (doseq [[options words] [[{:cpu 9999} "There is no CPU 9999"]
                                      [{:cpu -1} "There is no CPU -1"]
                                      [{:cpu :all} "There is no CPU :all"]
-                                     [{:cpus 1} ":cpus is :all, not 1"]
+                                     [{:cpus 1} ":cpus must be :all, got 1"]
                                      [{:cpu 0 :cpus :all} "exclude each other"]]]
               (let [[error message] (in-words (error-of (bpf/put! m 1 7 options)))]
                 (is (= :invalid-value error))

@@ -178,7 +178,7 @@
           (is (str/includes? message "Values of this map have no lock: :u64"))
           (is (str/includes? message hint))))
       (is (str/includes? (:message (error-of (bpf/lookup m 1 nil {:lock 1})))
-                         ":lock is true or false, not 1"))
+                         ":lock must be true or false, got 1"))
       (is (nil? (bpf/lookup m 1 nil {:lock false}))))))
 
 (kernel-test ^{:needs [[:kernel :locked-maps-are-not-frozen]]} e6-freeze-with-locks

@@ -273,4 +273,4 @@
     (doseq [f [#(bpf/create spec {:via :syscall}) #(bpf/open 1 {:via true})]]
       (let [{:keys [message] :bpfmap/keys [error path]} (error-of (f))]
         (is (= [:invalid-value [:via]] [error path]))
-        (is (re-find #"^:via is :memory, not " message))))))
+        (is (re-find #"^:via must be :memory, got " message))))))

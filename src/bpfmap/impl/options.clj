@@ -1,0 +1,77 @@
+(ns ^:no-doc bpfmap.impl.options
+  "The options of functions that take a map of them: one table, and one check."
+  (:require [bpfmap.error :as error]
+            [clojure.string :as str]))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private flag [boolean? "true or false"])
+(def ^:private anything [any? nil])
+(def ^:private via
+  [#{:memory} ":memory" "without it, elements are read and written by system calls"])
+
+(def ^:private options-of
+  "The operation of errors to its options, in the order of messages: option to predicate, the text
+  of what its value must be, and a hint."
+  {:create {:pin-path anything :via via}
+   :open {:access [#{:read-write :read-only :write-only} ":read-write, :read-only or :write-only"]
+          :key anything :value anything :types anything :via via}
+   :lookup {:cpu anything :lock flag}
+   :lookup-all {:cpu anything :lock flag}
+   :entries {:cpu anything :lock flag}
+   :snapshot {:cpu anything :lock flag}
+   :take! {:lock flag}
+   :drain! {:lock flag}
+   :drain-into! {:lock flag}
+   :put! {:cpu anything :cpus [#{:all} ":all"] :lock flag}
+   :insert! {:cpu anything :cpus [#{:all} ":all"] :lock flag}
+   :replace! {:cpu anything :cpus [#{:all} ":all"] :lock flag}
+   :put-all! {:cpus [#{:all} ":all"] :lock flag}
+   :push! {:overwrite anything}
+   :list {:brief flag}
+   :test-run {:data anything :context anything
+              :repeat [#(or (nil? %) (and (int? %) (<= 1 (long %) 0x7fffffff)))
+                       "a positive 32-bit integer"]}
+   :watch {:interval anything}
+   :nrepl {:socket anything :port anything :trust-all-local-users anything}})
+
+(def ^:private names
+  "The name of a function, if it differs from the operation of its errors."
+  {:list "maps", :nrepl "start"})
+
+(defn- invalid [op path message hint]
+  (error/error :invalid-value message
+               (cond-> {:bpfmap/op op :bpfmap/path path}
+                 hint (assoc :bpfmap/hint hint))))
+
+(defn- and-list
+  "Returns words as a complete list, \":a, :b and :c\"."
+  [words]
+  (let [words (mapv str words)]
+    (if (next words)
+      (str (str/join ", " (pop words)) " and " (peek words))
+      (first words))))
+
+(defn check
+  "Returns the options of an operation, or nil. Throws `:invalid-value` unless they are a map of
+  options that it takes, with values that it takes.
+
+      (check :take! {:lock true}) ;=> {:lock true}
+      (check :take! {:lok true})  ; throws: Unknown option :lok: take! takes :lock"
+  [op options]
+  (when-not (or (nil? options) (map? options))
+    (throw (invalid op [] (str "Options must be a map, got " (pr-str (error/shown options))) nil)))
+  (let [known (options-of op)]
+    (reduce-kv (fn [_ k value]
+                 (let [[good? text hint :as row] (get known k)]
+                   (when-not row
+                     (throw (invalid op [(error/shown k)]
+                                     (str "Unknown option " (pr-str (error/shown k)))
+                                     (str (names op (name op)) " takes " (and-list (keys known))))))
+                   (when-not (good? value)
+                     (throw (invalid op [k]
+                                     (str k " must be " text ", got "
+                                          (pr-str (error/shown value)))
+                                     hint)))))
+               nil options))
+  options)
