@@ -69,11 +69,13 @@
     (case btf
       :none nil
       :required (written [(node :key) (node :value)] types variable)
-      :value (when (or variable (says-something? value)) (written [nil (node :value)] types variable))
+      :value (when (or variable (says-something? value))
+               (written [nil (node :value)] types variable))
       ;; The kernel looks the value's type up in its own BTF, and yet wants some BTF object with it.
       :kernel (assoc (btf/->btf [:u32] nil) :ids [0 0])
       (when (and key value (or variable (some says-something? [key value])))
-        (written [(cond-> (node :key) (= :index btf) index-type) (node :value)] types variable)))))
+        (written [(cond-> (node :key) (= :index btf) index-type) (node :value)] types
+                 variable)))))
 
 (defn with-btf
   "A completed spec that carries its BTF, which is made when it is first needed. The spec may get
