@@ -147,7 +147,7 @@
       (doseq [op [bpf/put! bpf/insert!]]
         (let [{:keys [message] :bpfmap/keys [error errno errno-code hint]} (error-of (op m 3 3))]
           (is (= [:map-full :E2BIG 7] [error errno errno-code]))
-          (is (str/includes? message "holds its 2 entries"))
+          (is (str/includes? message "the map is full with 2 entries"))
           (is (str/ends-with? message hint)))))))
 
 (kernel-test unknown-map-type

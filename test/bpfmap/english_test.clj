@@ -98,7 +98,6 @@
      bpfmap.impl.codec.scalar
      bpfmap.impl.edn
      bpfmap.impl.edn-text
-     bpfmap.impl.errno
      bpfmap.impl.escape
      bpfmap.impl.isa
      bpfmap.impl.rules

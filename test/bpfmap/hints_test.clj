@@ -191,7 +191,7 @@
           (fn [tid]
             (with-open [m (storage :task-storage)]
               (says (refusal (bpf/put! m {:tid tid} 1)) "thread " tid
-                    "the first thread is {:pid n}")
+                    "{:pid n} is the first thread")
               (works (bpf/put! m {:pid this-pid} 1))))))))
 
    :thread-as-process
@@ -199,14 +199,14 @@
      (with-other-thread
        (fn [tid]
          (with-open [m (storage :task-storage)]
-           (says (refusal (bpf/put! m {:pid tid} 1)) "one thread is {:tid n}")
+           (says (refusal (bpf/put! m {:pid tid} 1)) "a thread is {:tid n}")
            (works (bpf/put! m {:tid tid} 1))))))
 
    :reference-gone
    (fn []
      (with-open [m (storage :task-storage)]
        (let [pid (dead-pid)]
-         (says (refusal (bpf/put! m {:pid pid} 1)) "there is no process " pid)
+         (says (refusal (bpf/put! m {:pid pid} 1)) "process " pid " does not exist")
          (is (not (.exists (io/file (str "/proc/" pid)))))))
      (with-open [m (create {:type :cgroup-array :max-entries 2})
                  group (objects/cgroup)]
@@ -229,14 +229,14 @@
                  groups (create {:type :cgroup-array :max-entries 2})
                  group (objects/cgroup)
                  other (objects/others-process)]
-       (testing "an id takes CAP_SYS_ADMIN"
+       (testing "an id requires CAP_SYS_ADMIN"
          (let [put #(bpf/put! outer 0 {:map-id (id-of inner)})]
-           (says (fixture/unprivileged #(refused put)) "an id takes CAP_SYS_ADMIN")
+           (says (fixture/unprivileged #(refused put)) "an id requires CAP_SYS_ADMIN")
            (fixture/unprivileged ["CAP_SYS_ADMIN"] #(works (do (put) nil)))))
-       (testing "a path its file's mode"
+       (testing "a path the permission of its file mode"
          (let [put #(bpf/put! groups 0 (:path group))]
            (mode! (:path group) "rwx------")
-           (says (fixture/unprivileged #(refused put)) "a path its file's mode")
+           (says (fixture/unprivileged #(refused put)) "a path the permission of its file mode")
            (mode! (:path group) "rwxr-xr-x")
            (fixture/unprivileged #(works (do (put) nil)))))
        (testing "a descriptor of another process the right to trace it"
@@ -283,7 +283,7 @@
      (with-open [file (objects/file)
                  m (hash-map-of 1)]
        (says (refusal (bpf/open (:path file))) (str (:path file) " is not on a BPF file system"))
-       (says (refusal (prog/open (:path file))) "nothing is pinned there")
+       (says (refusal (prog/open (:path file))) "it cannot be a pin")
        (is (not= "bpf_fs" (str/trim (:out (shell "stat" "-f" "-c" "%T" (:path file))))))))
 
    :address-taken
@@ -318,7 +318,7 @@
        (with-open [m (create spec)
                    twin ^Closeable (bpf/clone m)
                    memory ^Closeable (bpf/memory m)]
-         (says (refusal (bpf/memory twin)) "create it with the address as :map-extra")
+         (says (refusal (bpf/memory twin)) "create the arena with the address as :map-extra")
          (with-open [placed (create (assoc spec :map-extra 0x7b2000000000))
                      memory ^Closeable (bpf/memory placed)]
            (is (= "0" (in-another-process placed)) "all can map it")))))
@@ -328,7 +328,7 @@
      (let [spec {:type :array :max-entries 1 :flags #{:mmapable}}]
        (with-open [m (create (assoc spec :value [:struct [:lock :spin-lock] [:n :u32]]))
                    without (create (assoc spec :value [:struct [:lock :u32] [:n :u32]]))]
-         (says (refusal (bpf/memory m)) "such as a spin lock or a timer")
+         (says (refusal (bpf/memory m)) "fields that it owns, such as a spin lock or a timer")
          (works (bpf/memory without)))))
 
    :address-space-full
@@ -420,7 +420,7 @@
          ;; BPF_OBJ_GET, as a security module does
          (says (linux/on-a-kernel-that-refuses [{:arguments {0 7} :errno 13}]
                                                (bound-fn [] (refusal (bpf/open path))))
-               "no file mode denies this process anything" "or a security module denies it")
+               "the file modes allow this" "or a security module denies it")
          (works (bpf/open path))
          (bpf/unpin! m))))
 
@@ -433,7 +433,7 @@
          ;; iterators.
          (says (linux/on-a-kernel-that-refuses [{:arguments {0 7} :errno 2}]
                                                (bound-fn [] (refusal (bpf/open path))))
-               (str "there is a file " path) "such as maps.debug")
+               (str path " exists, but it is not a pin") "such as maps.debug")
          (is (.exists (io/file path)))
          (bpf/unpin! m))))
 
@@ -477,7 +477,7 @@
    (fn []
      (let [path (fixture/new-pin)]
        (with-open [m (hash-map-of 1)]
-         (says (refusal (bpf/open path)) (str "there is no file " path))
+         (says (refusal (bpf/open path)) (str "the file " path " does not exist"))
          (bpf/pin! m path)
          (works (bpf/open path))
          (bpf/unpin! m)
@@ -559,7 +559,7 @@
        (with-open [m (create {:type type :value :u32 :max-entries 2})]
          (bpf/push! m 1)
          (bpf/push! m 2)
-         (says (refusal (bpf/push! m 3)) "it holds its 2 values")
+         (says (refusal (bpf/push! m 3)) "the map is full with 2 values")
          (works (do (bpf/push! m 3 {:overwrite true}) nil))
          (bpf/pop! m)
          (works (do (bpf/push! m 3) nil)))))
@@ -595,7 +595,7 @@
                    larger (create (assoc spec :max-entries 2))]
          (bpf/put! m a 1)
          (bpf/put! larger a 1)
-         (says (refusal (bpf/put! m b 1)) "the map holds its 1 entry")
+         (says (refusal (bpf/put! m b 1)) "the map is full with 1 entry")
          (says (refusal (bpf/put-all! m {b 1})) "delete some, or create it with more :max-entries")
          (works (do (bpf/put! larger b 1) nil))
          (bpf/delete! m a)
@@ -623,7 +623,7 @@
            (bpf/put! m 0 (value-of "a"))
            (try
              (says (refusal (bpf/put! other 0 (value-of "a")))
-                   "give it another name, or delete! the other")
+                   "use another name, or delete! the other")
              (works (do (bpf/put! other 0 (value-of "b")) nil))
              (finally (bpf/delete! m 0) (bpf/delete! other 0)))
            (works (do (bpf/put! third 0 (value-of "a")) nil))
@@ -655,7 +655,7 @@
      (with-open [m (create {:type :cgroup-array :max-entries 2})
                  file (objects/file)
                  group (objects/cgroup)]
-       (says (refusal (bpf/put! m 0 {:fd (:fd file)})) "must be one of a cgroup2 hierarchy")
+       (says (refusal (bpf/put! m 0 {:fd (:fd file)})) "must be a cgroup of a cgroup2 hierarchy")
        (works (do (bpf/put! m 0 {:fd (:fd group)}) nil))))
 
    :cpu-program-denied
@@ -679,7 +679,7 @@
                  socket (objects/reuseport-socket :udp)]
        (bpf/put! m 0 {:fd (:fd socket)})
        (says (refusal (bpf/put! other 0 {:fd (:fd socket)}))
-             "is in this map, or another of its kind, already")
+             "is already in this map or another of its kind")
        (bpf/delete! m 0)
        (works (do (bpf/put! other 0 {:fd (:fd socket)}) nil))))
 
@@ -710,14 +710,14 @@
            (if (seq flags)
              (works (do (bpf/put! m 1 longer) nil))
              (says (refusal (bpf/put! m 1 longer))
-                   "max-entries of an array unless both were created with :inner-map")))))
+                   "max-entries of an array unless both have the flag :inner-map")))))
      (with-open [m (create {:type :prog-array :max-entries 2})
                  first-one (program :socket-filter)
                  other (program :xdp)
                  alike (program :socket-filter)]
        (bpf/put! m 0 first-one)
        (says (refusal (bpf/put! m 1 other))
-             "all programs of one map are of one type, that of the first stored")
+             "a program of the same type as the first program stored")
        (works (do (bpf/put! m 1 alike) nil)))
      (with-open [m (create {:type :devmap :max-entries 2})]
        (says (refusal (bpf/put! m 0 0x7ffffff0)) "the interface of that index")
@@ -758,7 +758,8 @@
        (let [path (fn [n] (str (fixture/bpffs) "/" (str/join (repeat n "n"))))]
          (says (refusal (bpf/pin! m (path 256))) "longer than 255 bytes")
          (works (do (bpf/pin! m (path 255)) (bpf/unpin! m) nil)))
-       (says (refusal (bpf/open (str "/" (str/join (repeat 2048 "n/"))))) "the whole than 4095")))
+       (says (refusal (bpf/open (str "/" (str/join (repeat 2048 "n/")))))
+             "the whole path is longer than 4095")))
 
    :process-files
    (fn []
@@ -787,7 +788,8 @@
        (with-open [m (create spec)
                    fresh (create spec)]
          (.close ^Closeable (bpf/memory m))
-         (says (refusal (bpf/freeze! m)) "before its memory is mapped for writing the first time")
+         (says (refusal (bpf/freeze! m))
+               "before its memory is mapped for writing for the first time")
          (works (do (bpf/freeze! fresh) nil)))))
 
    :mapped-by-handle
@@ -844,7 +846,7 @@
 
    :program-denied
    (fn []
-     (says (refusal (program :tracing)) "the log, where there is one, says why")
+     (says (refusal (program :tracing)) "the log, if there is one, has the reason")
      (is
       (some? (:bpfmap/log (fixture/caught #(prog/load {:type :socket-filter
                                                        :insns [[:mov64 :r0 0] [:ja -1]
@@ -879,7 +881,7 @@
    (fn []
      (let [spec {:type :arena :max-entries 1 :flags #{:mmapable}}]
        (says (refusal (create (assoc spec :map-extra 4097)))
-             "a rule of its map type that bpfmap does not know of")
+             "a rule of its map type that bpfmap does not check")
        (works (create (assoc spec :map-extra 0x7b4000000000)))))
 
    :struct-member-denied
@@ -888,7 +890,7 @@
        (fn [map-of value-of]
          (with-open [m ^Closeable (map-of #{})]
            (says (refusal (bpf/put! m 0 (assoc-in (value-of "m") [:data :owner] 1)))
-                 "only those that the kernel takes")
+                 "only some are accepted")
            (works (do (bpf/put! m 0 (value-of "m")) nil))
            (bpf/delete! m 0)))))
 
@@ -908,7 +910,7 @@
        (fn [dir]
          (let [path (Path/of (str dir "/loop") (make-array String 0))]
            (Files/createSymbolicLink path path (make-array FileAttribute 0))
-           (says (refusal (bpf/open (str path))) "round in a circle")
+           (says (refusal (bpf/open (str path))) "form a circle")
            (Files/delete path)))))})
 
 (def ^:private not-tried

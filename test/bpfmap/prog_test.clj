@@ -292,7 +292,7 @@
           {:fd 0} :not-a-program "Descriptor 0 is not a program: it is something else"
           0x7ffffff0 :not-found "no program has that id"
           (str map-path "x") :not-found "there is no file"
-          "/proc/self/comm" :not-bpffs "nothing is pinned there"
+          "/proc/self/comm" :not-bpffs "so it cannot be a pin"
           "" :invalid-value "it is empty"
           -1 :invalid-value "ids and descriptors are numbers from 0"
           {:id "3"} :invalid-value "ids and descriptors are numbers from 0"

@@ -1,8 +1,8 @@
 (ns ^:no-doc bpfmap.impl.errno
-  "What the kernel's refusals mean: names of errno values, and one table that explains them.
+  "Explains errnos: their names, and one table from errno and situation to kind and hint.
 
-  [[explain]] is pure. The facts that it reads about the process, the map and
-  the kernel are gathered by the effects layer, after a call has failed."
+  [[explain]] is pure. Its facts about the process, the map and the kernel are read by the caller,
+  after a call has failed."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.rules :as rules]
             [clojure.string :as str]))
@@ -32,7 +32,7 @@
    131 :ENOTRECOVERABLE 132 :ERFKILL 133 :EHWPOISON 524 :ENOTSUPP})
 
 (defn errno-name
-  "The name of an errno number as a keyword; the number itself where it has none.
+  "Returns the name of an errno number as a keyword, or the number if it has none.
 
       (errno-name 524) ;=> :ENOTSUPP"
   [code]
@@ -42,49 +42,41 @@
 (def ^:private elements (into rules/writes rules/reads))
 
 (defn- stored
-  "What a map type stores as descriptors: a key of [[wanted]], or nil."
+  "Returns the kind of the objects that a map type stores, a key of [[wanted]], or nil."
   [{:keys [type]}]
   (get-in (rules/types type) [:refers :value :in]))
 
 (defn- hangs-on
-  "What the elements of a map type hang on, given as keys that are descriptors: a key of
-  [[wanted]], or nil."
+  "Returns the kind of the objects that a map type is keyed by, a key of [[wanted]], or nil."
   [{:keys [type]}]
   (get-in (rules/types type) [:refers :key :in]))
 
 (def ^:private wanted
-  "What the kernel wants of an object that a map stores or is keyed by."
-  {:map (str
-         "what is stored must be a map like the :inner-map of the spec: type, key-size, value-size "
-         "and flags, and max-entries "
-             "of an array unless both were created with :inner-map among their flags")
-   :program (str
-             "what is stored must be a program; all programs of one map are of one type, that of "
-             "the first stored, "
-                 "and not attached elsewhere in a way that forbids it")
-   :program-field (str
-                   "the interface of that index, or the CPU of that number, must exist, and a "
-                   "program must be an XDP program "
-                       "made for this kind of map (its expected attach type)")
-   :socket "the socket must be one of this map's kind: TCP listening or established, UDP bound, or a reuseport group's"
+  "The constraint of the kernel on an object that a map stores or is keyed by."
+  {:map (str "the value must be a map that matches the :inner-map of the spec: type, key-size, "
+             "value-size and flags, and max-entries of an array unless both have the flag "
+             ":inner-map")
+   :program (str "the value must be a program of the same type as the first program stored in the "
+                 "map, and not attached elsewhere in a way that forbids it")
+   :program-field (str "the interface of that index, or the CPU of that number, must exist, and a "
+                       "program must be an XDP program made for this kind of map (its expected "
+                       "attach type)")
+   :socket (str "the socket must be of this map's kind: TCP listening or established, UDP bound, "
+                "or in a reuseport group")
    :xdp-socket "the socket must be an AF_XDP socket"
    :perf-event "the descriptor must be of a perf event that programs can write to"
-   :cgroup "the directory must be one of a cgroup2 hierarchy"
-   :functions (str
-               "give the members that the struct must have (tcp_congestion_ops: a :name, "
-               ":ssthresh, :undo_cwnd, and :cong_avoid or "
-                   ":cong_control), and of the others that are no functions only those that the "
-                   "kernel takes: "
-                   "nothing that counts or links, such as :common, or :refcnt, :state and :list "
-                   "where the struct has them at its top; "
-                   "a program is loaded as :struct-ops, with the struct's id in the kernel's BTF "
-                   "as :attach-btf-id and the index "
-                   "of its member as :expected-attach-type")
+   :cgroup "the directory must be a cgroup of a cgroup2 hierarchy"
+   :functions (str "the value must have the members that the struct requires (tcp_congestion_ops: "
+                   ":name, :ssthresh, :undo_cwnd, and :cong_avoid or :cong_control); of the other "
+                   "members that are not functions, only some are accepted, and no counters or "
+                   "links, such as :common, or :refcnt, :state and :list at the top of the struct; "
+                   "load the programs as :struct-ops, with the struct's id in the kernel's BTF as "
+                   ":attach-btf-id and the index of the member as :expected-attach-type")
    :task "the descriptor must be a pidfd"
    :inode "the descriptor must be of a file"})
 
 (defn- must-be [kind]
-  (str "the descriptor given is not open, or of another kind; " (wanted kind)))
+  (str "the given descriptor is not open, or is of another kind; " (wanted kind)))
 
 (defn- missing-capabilities [{:keys [op missing unprivileged-bpf-disabled]}]
   (str (if (= :load op) "loading a program" (name op)) " needs " (str/join " and " (sort missing))
@@ -97,7 +89,7 @@
        " is not on a BPF file system; mount one with `mount -t bpf bpf DIRECTORY` and pin below it"))
 
 (defn- without-bpf-lsm?
-  "Whether the kernel is known to run without the BPF LSM."
+  "Returns true if the kernel is known to run without the BPF LSM."
   [{:keys [lsms]}]
   (and lsms (not (contains? lsms "bpf"))))
 
@@ -107,8 +99,9 @@
        "; boot it with bpf in lsm="))
 
 (defn left-out
-  "Returns why a kernel may lack a map type that is older than it: a hint. `lsms` are the names of
-  its security modules, or nil.
+  "Returns the hint for a kernel that lacks a map type older than it.
+
+  `lsms` are the names of its security modules, or nil.
 
       (left-out :xskmap nil) ;=> \"this kernel is built without it\""
   [type lsms]
@@ -118,38 +111,39 @@
     :else "this kernel is built without it (CONFIG_BPF_LSM)"))
 
 (defn- too-old?
-  "Returns true if a release is known to be older than the one needed."
+  "Returns true if a release is known to be older than the required one."
   [needed release]
   (boolean (and needed release (not (rules/at-least? release needed)))))
 
 (def ^:private explanations
-  "The first row that fits wins. `:row` is its name, for tests; `:errno` and `:op` are sets,
-  absent where any will do; `:when` looks at the facts; `:hint` is a text or a function of the
-  facts."
-  [;; Of a thread that leads its process bpfmap has taken a pidfd of the process instead.
+  "Rows that explain errnos; the first row that matches counts.
+
+  `:row` is its name, for tests. `:errno` and `:op` are sets; a missing one matches any. `:when` is
+  a predicate of the facts. `:hint` is a text or a function of the facts."
+  [;; bpfmap opens the first thread of a process as the process itself, so this is another one.
    {:row :thread-without-pidfd
     :errno #{:EINVAL} :when #(and (:reference %) (:thread %)) :error :not-supported
     :hint (fn [{:keys [reference release]}]
-            (str reference
-                 " is not the first of its process, and a pidfd of such a thread needs Linux 6.9"
-                 (when release (str ", this is " release)) "; the first thread is {:pid n}"))}
-   ;; ENOENT from Linux 6.14 on, or near it; a process that is none answers ESRCH.
+            (str reference " is not the first thread of its process, and a pidfd of such a thread "
+                 "needs Linux 6.9" (when release (str ", this is " release))
+                 "; {:pid n} is the first thread"))}
+   ;; ENOENT from about Linux 6.14 on. An id without a process answers ESRCH.
    {:row :thread-as-process
     :errno #{:EINVAL :ENOENT} :when #(and (:reference %) (= :task (:object %))) :error :not-found
     :hint (fn [{:keys [reference]}]
-            (str reference " is a thread of a process; one thread is {:tid n}, from Linux 6.9 on"))}
+            (str reference " is a thread, not a process; a thread is {:tid n}, from Linux 6.9 on"))}
    {:row :reference-gone
     :errno #{:ENOENT :ESRCH :ENOTDIR} :when :reference :error :not-found
-    :hint (fn [{:keys [reference]}] (str "there is no " reference " (any more)"))}
+    :hint (fn [{:keys [reference]}] (str reference " does not exist (any more)"))}
    {:row :reference-number-closed
     :errno #{:EBADF} :when :reference :error :not-found
-    :hint (fn [{:keys [reference]}] (str "there is no " reference))}
+    :hint (fn [{:keys [reference]}] (str reference " does not exist"))}
    {:row :reference-denied
     :errno #{:EPERM :EACCES} :when :reference :error :permission
     :hint (fn [{:keys [reference]}]
-            (str "this process may not open " reference
-                 "; an id takes CAP_SYS_ADMIN, a descriptor of another process "
-                 "the right to trace it, a path its file's mode"))}
+            (str "this process is not allowed to open " reference
+                 "; an id requires CAP_SYS_ADMIN, a descriptor of another process "
+                 "the right to trace it, and a path the permission of its file mode"))}
    {:row :opened-read-only
     :errno #{:EPERM} :op rules/writes :when #(= :read-only (:access %)) :error :read-only
     :hint "the map was opened read-only; open it with {:access :read-write}"}
@@ -158,78 +152,73 @@
     :hint "the map was opened write-only; open it with {:access :read-write}"}
    {:row :frozen
     :errno #{:EPERM} :op rules/writes :when :frozen :error :permission
-    :hint "the map is frozen: user space can never change it again"}
+    :hint "the map is frozen, which cannot be undone"}
    {:row :pin-off-bpffs
     :errno #{:EPERM} :op #{:pin! :move-pin!} :when #(false? (:bpffs %)) :error :not-bpffs
     :hint pin-elsewhere}
-   ;; sysfs, in which the usual place to mount one is, answers ENOENT.
+   ;; sysfs answers ENOENT, and /sys/fs/bpf is in it if no BPF file system is mounted there.
    {:row :pin-on-sysfs
     :errno #{:ENOENT} :op #{:pin! :move-pin!} :when #(and (false? (:bpffs %)) (:directory? %))
     :error :not-bpffs :hint pin-elsewhere}
    {:row :open-off-bpffs
     :errno #{:EPERM :EACCES} :op #{:open} :when #(false? (:bpffs %)) :error :not-bpffs
     :hint (fn [{:keys [path]}]
-            (str path " is not on a BPF file system, so nothing is pinned there"))}
-   ;; The JVM may have put something there; or another handle of this process has the arena, which
-   ;; lies at one address only.
+            (str path " is not on a BPF file system, so it cannot be a pin"))}
+   ;; Either the JVM has mapped something there, or another handle of this process has mapped the
+   ;; arena, which has only one address.
    {:row :address-taken
     :errno #{:EEXIST} :op #{:memory} :error :busy
-    :hint (str
-           "something of this process lies at the address already: the same arena, mapped through "
-           "another handle, or "
-               "anything else; use that handle's memory, or create the arena with another "
-               ":map-extra")}
+    :hint (str "the address is taken in this process, by the same arena mapped through "
+               "another handle or by something else; use that handle's memory, or create the "
+               "arena with another :map-extra")}
    {:row :arena-elsewhere
     :errno #{:EINVAL :EBUSY} :op #{:memory} :when #(= :arena (:type %)) :error :busy
-    :hint (str
-           "it is mapped already, by another process or handle, and lies at the same address for "
-           "all of them, which the "
-               "kernel does not tell; create it with the address as :map-extra, and all can map it")}
+    :hint (str "another process or handle has mapped the arena, which has the same address "
+               "in all of them, but the kernel does not report it; create the arena with the "
+               "address as :map-extra, and all can map it")}
    {:row :memory-of-kernel-fields
     :errno #{:ENOTSUPP :EOPNOTSUPP} :op #{:memory} :error :not-supported
-    :hint "the kernel does not map values in which it keeps something for itself, such as a spin lock or a timer"}
+    :hint (str "the kernel does not map values with fields that it owns, such as a spin lock "
+               "or a timer")}
    {:row :memory-before-5-5
     :errno #{:ENODEV} :op #{:memory} :error :not-supported
     :hint "mapping a map's memory needs Linux 5.5"}
    {:row :page-denied
     :errno #{:EFAULT :ENOMEM} :op #{:populate!} :error :no-memory
-    :hint (str
-           "there is a page that the kernel cannot allocate, and reading it would end this "
-           "process: the memory cgroup of "
-               "the arena's creator is at its limit, or a program holds the page back")}
+    :hint (str "the kernel cannot allocate one of the pages, and reading it would end this "
+               "process: the memory cgroup of the arena's creator is at its limit, or a "
+               "program holds the page")}
    {:row :address-space-full
     :errno #{:ENOMEM} :op #{:memory} :error :no-memory
-    :hint "this process has no room for it: see its limit of address space (ulimit -v) and the sysctl vm.max_map_count"}
+    :hint (str "this process has no address space left; check its limit (ulimit -v) and the "
+               "sysctl vm.max_map_count")}
    {:row :capabilities-missing
     :errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}
    {:row :user-namespace
     :errno #{:EPERM} :when #(and (:user-namespace %) (not (:path %))) :error :permission
     :hint (fn [{:keys [op]}]
-            (str
-             "this process is in a user namespace, as of a container, and its capabilities do not "
-             "count outside; "
+            (str "this process is in a user namespace, such as a container's, and its capabilities "
+                 "do not count outside; "
                  (if (#{:create :load-btf} op)
-                   (str
-                    "a BPF file system that delegates the creation of maps and the loading of BTF "
-                    "gives a token for it (Linux 6.9; "
-                        "LIBBPF_BPF_TOKEN_PATH says where it is, /sys/fs/bpf unless set)")
-                   "run it in the host's")))}
+                   (str "mount a BPF file system that delegates the creation of maps and the "
+                        "loading of BTF (Linux 6.9), and set LIBBPF_BPF_TOKEN_PATH to it, "
+                        "default: /sys/fs/bpf")
+                   "run it in the namespace of the host")))}
    {:row :memlock-limit
     :errno #{:EPERM} :op #{:create :load} :when (comp rules/charges-memlock? :release)
     :error :permission
-    :hint (str
-           "kernels before 5.11 charge maps and programs to RLIMIT_MEMLOCK, and this process may "
-           "not raise it as far as it takes; "
-               "raise it (ulimit -l unlimited), or grant CAP_SYS_RESOURCE")}
+    :hint (str "kernels before 5.11 charge maps and programs to RLIMIT_MEMLOCK, and this "
+               "process is not allowed to raise it far enough; raise it (ulimit -l "
+               "unlimited), or grant CAP_SYS_RESOURCE")}
    {:row :unpin-denied
     :errno #{:EPERM :EACCES} :op #{:unpin! :move-pin!} :when (some-fn :removing :from)
     :error :permission
     :hint (fn [{:keys [path from]}]
             (let [path (or from path)]
-              (str "this user may not write in the directory of " path
-                   ", or the directory is sticky, as the root of a "
-                   "BPF file system is, and " path " belongs to another user")))}
-   ;; bpf(2) answers EACCES for whatever is not a pin, which is not a matter of modes.
+              (str "this user cannot write to the directory of " path
+                   ", or the directory is sticky, like the root of a "
+                   "BPF file system, and " path " belongs to another user")))}
+   ;; bpf(2) answers EACCES for every file that is not a pin, whatever its mode.
    {:row :opens-directory
     :errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins}
     :when #(and (:path %) (= :directory (:file-type %))) :error :not-a-pin
@@ -238,9 +227,8 @@
     :errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins}
     :when #(and (:path %) (:passes-modes %)) :error :not-a-pin
     :hint (fn [{:keys [path]}]
-            (str "no file mode denies this process anything: " path
-                 " is a file of the kernel's own, such as maps.debug, or a security "
-                 "module denies it"))}
+            (str "the file modes allow this, but " path
+                 " is a file of the kernel, such as maps.debug, or a security module denies it"))}
    {:row :path-denied
     :errno #{:EPERM :EACCES} :op #{:open :pin! :unpin! :move-pin! :pins}
     :when #(and (:path %) (not (:passes-modes %))) :error :permission
@@ -248,123 +236,127 @@
             (str "the file mode of " path " or of a directory above it denies this"))}
    {:row :verifier-denied
     :errno #{:EPERM :EACCES} :op #{:load} :error :program-rejected
-    :hint "the verifier refused the program; the end of its log, where there is one, says which instruction and why"}
+    :hint (str "the verifier rejected the program; the end of its log, if there is one, has "
+               "the instruction and the reason")}
    {:row :unprivileged
     :errno #{:EPERM :EACCES} :when :unprivileged :error :permission
-    :hint (str
-           "this process has neither CAP_BPF nor CAP_SYS_ADMIN, and what it has open does not "
-           "allow this; run as root, or grant "
+    :hint (str "this process has neither CAP_BPF nor CAP_SYS_ADMIN; run as root, or grant "
                "the capability (setcap, systemd's AmbientCapabilities=)")}
    {:row :security-module
     :errno #{:EPERM :EACCES} :error :permission
-    :hint "the process has the capabilities; look for a security module (SELinux, AppArmor, lockdown) or a seccomp filter"}
+    :hint (str "the process has the capabilities; check for a security module (SELinux, "
+               "AppArmor, lockdown) or a seccomp filter")}
 
    {:row :nothing-behind
     :errno #{:ENOENT} :op #{:open} :when #(and (:path %) (= :file (:file-type %))) :error :not-found
     :hint (fn [{:keys [path]}]
-            (str "there is a file " path
-                 ", but the kernel has no object for it; it may be one of the kernel's own, such "
-                 "as maps.debug"))}
+            (str path " exists, but it is not a pin; it may be a file of the kernel, such as "
+                 "maps.debug"))}
    {:row :path-missing
     :errno #{:ENOENT :ENOTDIR} :op #{:open :pin! :move-pin! :unpin!} :when :path :error :not-found
     :hint (fn [{:keys [path op]}]
             (if (#{:pin! :move-pin!} op)
               (str "the directory of " path " does not exist")
-              (str "there is no file " path)))}
+              (str "the file " path " does not exist")))}
    {:row :pins-gone
     :errno #{:ENOENT} :op #{:pins} :error :not-found
-    :hint "its directory names it, but it is gone by now, or nothing is behind the name"}
+    :hint "the directory lists it, but it is gone by now or is not a pin"}
    {:row :id-gone
     :errno #{:ENOENT} :op #{:open :list} :error :not-found
     :hint (fn [{:keys [object]}]
-            (str "no " (name (or object :map)) " has that id, or none has it any more"))}
+            (str "no " (name (or object :map)) " has that id (any more)"))}
    {:row :link-being-made
     :errno #{:EAGAIN} :op #{:open :list} :when #(= :link (:object %)) :error :busy
-    :hint "the link is being made at this moment; try again"}
+    :hint "the link is being created; try again"}
    {:row :links-before-5-8
     :errno #{:EINVAL} :op #{:list}
     :when #(and (= :link (:object %)) (some-> (:release %) (rules/at-least? "5.8") not))
     :error :not-supported :hint "links have ids from Linux 5.8 on"}
    {:row :btf-gone
     :errno #{:ENOENT} :op #{:btf-by-id} :error :not-found
-    :hint "no BTF object has that id, or none has it any more"}
+    :hint "no BTF object has that id (any more)"}
    {:row :tracepoint-missing
     :errno #{:ENOENT} :op #{:attach-raw-tracepoint} :error :not-found
-    :hint "no raw tracepoint has that name; /sys/kernel/tracing/available_events lists them, without the part before the colon and but for those of syscalls"}
+    :hint (str "no raw tracepoint has that name; /sys/kernel/tracing/available_events lists "
+               "them as subsystem:name, except for syscalls:…")}
    {:row :pin-exists
     :errno #{:EEXIST} :op #{:pin! :move-pin!} :error :exists
     :hint (fn [{:keys [path]}] (str path " exists already; unpin it, or pin somewhere else"))}
    {:row :pin-across-file-systems
     :errno #{:EXDEV} :op #{:pin! :move-pin!} :error :invalid-value
-    :hint "a pin moves within one BPF file system only; pin! the map at the new path and unpin! it at the old one"}
+    :hint (str "a pin can only move within one BPF file system; pin! the map at the new path "
+               "and unpin! it at the old one")}
 
    {:row :queue-full
     :errno #{:E2BIG} :op #{:push!} :error :map-full
     :hint (fn [{:keys [max-entries]}]
-            (str "it holds its " max-entries (if (= 1 max-entries) " value; " " values; ")
-                       "pop! some, or push! with {:overwrite true}"))}
+            (str "the map is full with " max-entries (if (= 1 max-entries) " value; " " values; ")
+                 "pop! some, or push! with {:overwrite true}"))}
    {:row :index-out-of-range
     :errno #{:E2BIG :EINVAL} :op puts :when #(and (rules/by-index? (:type %)) (nil? (stored %)))
     :error :out-of-range
     :hint (fn [{:keys [max-entries]}]
-            (str "an index of this map runs from 0 to " (dec max-entries)))}
+            (str "the index must be from 0 to " (dec max-entries)))}
    {:row :reference-index-out-of-range
     :errno #{:E2BIG} :op puts :when #(rules/by-index? (:type %)) :error :out-of-range
     :hint (fn [{:keys [max-entries]}]
-            (str "an index of this map runs from 0 to " (dec max-entries)))}
+            (str "the index must be from 0 to " (dec max-entries)))}
    {:row :map-full
     :errno #{:E2BIG :ENOSPC} :op puts :when #(not (rules/by-index? (:type %))) :error :map-full
     :hint (fn [{:keys [max-entries]}]
-            (str "the map holds its " max-entries (if (= 1 max-entries) " entry; " " entries; ")
-                       "delete some, or create it with more :max-entries"))}
+            (str "the map is full with " max-entries
+                 (if (= 1 max-entries) " entry; " " entries; ")
+                 "delete some, or create it with more :max-entries"))}
    {:row :struct-registered
     :errno #{:EBUSY} :op puts :when #(= :functions (stored %)) :error :busy
-    :hint "a value is registered once in the life of its map, and this map has had its own; create another"}
+    :hint (str "a map of this type registers one value in its life, and this map has done "
+               "so; create another")}
    {:row :struct-name-taken
     :errno #{:EEXIST} :op puts :when #(= :functions (stored %)) :error :exists
-    :hint "the kernel has one of that name already; give it another name, or delete! the other from its map"}
-   ;; Linux 6.18 returns 1, which is no errno, for a member that is the kernel's own, such as the
+    :hint (str "the kernel has a registered struct with this name; use another name, or "
+               "delete! the other from its map")}
+   ;; Linux 6.18 returns 1, which is not an errno, for a member owned by the kernel, such as the
    ;; :owner of tcp_congestion_ops.
    {:row :struct-member-denied
     :errno #{-1} :op puts :when #(= :functions (stored %)) :error :incompatible
     :hint (comp wanted stored)}
    {:row :struct-linked
     :errno #{:EOPNOTSUPP} :op #{:delete!} :when #(= :functions (stored %)) :error :not-supported
-    :hint "a map with the flag :link is registered and unregistered by a link; close the link, or the map if it has none"}
-   ;; Linux 5.10 makes such a map, and answers EBADF for every file.
+    :hint (str "a map with the flag :link is registered and unregistered by a link; close "
+               "the link, or the map if it has none")}
+   ;; Linux 5.10 creates such a map, but answers EBADF for every file.
    {:row :inodes-without-lsm
     :errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (without-bpf-lsm? %))
     :error :not-supported
-    :hint (fn [ctx] (str "inodes have no storage here; " (bpf-lsm-hint ctx)))}
-   ;; The kernel does not say which, and without securityfs its security modules are not known.
+    :hint (fn [ctx] (str "inodes cannot have storage here; " (bpf-lsm-hint ctx)))}
+   ;; The errno does not tell the two causes apart, and without securityfs the security modules are
+   ;; unknown.
    {:row :inodes-unknown-lsm
     :errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (nil? (:lsms %)))
     :error :invalid-value
     :hint (str (must-be :inode)
-               "; if it is one, this kernel runs without the BPF LSM: mount securityfs and see "
-               "whether /sys/kernel/security/lsm has bpf")}
+               "; if it is, this kernel may run without the BPF LSM: mount securityfs and check "
+               "that /sys/kernel/security/lsm has bpf")}
    {:row :key-descriptor-wrong
     :errno #{:EBADF :ENOTSOCK} :op elements :when hangs-on :error :invalid-value
     :hint (comp must-be hangs-on)}
    {:row :value-descriptor-wrong
     :errno #{:EBADF} :op elements :when stored :error :invalid-value :hint (comp must-be stored)}
-   ;; What its program is wrong with, the kernel does not say, nor, before 7.0 or so, that it is
-   ;; the program: kernel/bpf/cpumap.c.
+   ;; The errno does not tell what is wrong with the program nor, before about 7.0, that the
+   ;; program is the cause: kernel/bpf/cpumap.c.
    {:row :cpu-program-denied
     :errno #{:ENOMEM :EINVAL} :op puts :when #(= :cpumap (:type %)) :error :incompatible
-    :hint (str
-           "the kernel does not take it: a program must be an XDP program made for CPU maps (its "
-           "expected attach type); "
-               "or there is no memory for the queue")}
+    :hint (str "the kernel does not accept it: a program must be an XDP program made for CPU "
+               "maps (its expected attach type); or the queue cannot be allocated")}
    {:row :cpu-queue-too-long
     :errno #{:EOVERFLOW} :op puts :when #(= :cpumap (:type %)) :error :invalid-value
-    :hint "the queue of a CPU has at most 16384 places"}
+    :hint "the queue of a CPU must have at most 16384 places"}
    {:row :xdp-socket-without-ring
     :errno #{:ENOBUFS} :op puts :when #(= :xdp-socket (stored %)) :error :incompatible
     :hint "an AF_XDP socket must have a receive ring or a transmit ring (setsockopt XDP_RX_RING, XDP_TX_RING)"}
    {:row :socket-stored-already
     :errno #{:EBUSY} :op puts :when #(= :socket (stored %)) :error :busy
-    :hint "the socket is in this map, or another of its kind, already"}
+    :hint "the socket is already in this map or another of its kind"}
    {:row :value-object-denied
     :errno #{:EINVAL :EOPNOTSUPP :ENOTSUPP :EPROTOTYPE :ESOCKTNOSUPPORT :ENOTSOCK :ENODEV} :op puts
     :when stored :error :incompatible
@@ -382,13 +374,12 @@
                "4 KiB on some machines")}
    {:row :create-too-large
     :errno #{:E2BIG} :op #{:create} :error :invalid-spec
-    :hint "key, value or :max-entries is larger than this kernel allows"}
+    :hint "the key, the value or :max-entries is larger than this kernel allows"}
    {:row :program-too-long
     :errno #{:E2BIG} :op #{:load} :error :program-rejected
-    :hint (str
-           "the program has more instructions than this kernel takes, or more than a million are "
-           "run through on its paths, as by a "
-               "long loop; in the latter case there is a log that says so")}
+    :hint (str "the program has more instructions than this kernel accepts, or its paths "
+               "have more than a million, as in a long loop; in the second case there is a "
+               "log that says so")}
    {:row :no-memory
     :errno #{:ENOMEM} :error :no-memory
     :hint (fn [{:keys [type]}]
@@ -396,7 +387,8 @@
                  (when (= :hash type) ", or allocate on demand with :no-prealloc")))}
    {:row :name-too-long
     :errno #{:ENAMETOOLONG} :error :invalid-value
-    :hint "a part of the path is longer than 255 bytes, or the whole than 4095"}
+    :hint (str "a part of the path is longer than 255 bytes, or the whole path is longer "
+               "than 4095")}
    {:row :process-files
     :errno #{:EMFILE} :error :too-many-files
     :hint "this process has reached its limit of open files (ulimit -n)"}
@@ -405,21 +397,22 @@
     :hint "the system has reached its limit of open files (fs.file-max)"}
    {:row :arena-mapped-before
     :errno #{:EBUSY} :op #{:freeze!} :when #(= :arena (:type %)) :error :busy
-    :hint "an arena can only be frozen before its memory is mapped for writing the first time"}
+    :hint (str "an arena can only be frozen before its memory is mapped for writing for the "
+               "first time")}
    {:row :mapped-by-handle
     :errno #{:EBUSY} :op #{:freeze!} :when :mapped-here :error :busy
-    :hint "this handle has its memory mapped for writing; close that first: (.close (memory m))"}
+    :hint (str "this handle has its memory mapped for writing; close it first: (.close "
+               "(memory m))")}
    {:row :mapped-by-others
     :errno #{:EBUSY} :op #{:freeze!} :error :busy
     :hint (fn [{:keys [writers]}]
-            (str "somebody has the map's memory mapped writable; unmap it first"
+            (str "the map's memory is mapped writable; unmap it first"
                  (when writers
-                   (str "; processes that have a map's memory mapped so, this one's or another's: "
-                        writers))))}
+                   (str "; processes with writable memory of this map or another: " writers))))}
    {:row :busy
-    :errno #{:EBUSY} :error :busy :hint "the kernel is using it; try again"}
+    :errno #{:EBUSY} :error :busy :hint "the object is in use; try again"}
    {:row :interrupted
-    :errno #{:EINTR :EAGAIN} :error :interrupted :hint "a signal cut it short part-way; try again"}
+    :errno #{:EINTR :EAGAIN} :error :interrupted :hint "a signal interrupted the call; try again"}
 
    {:row :alternative
     :errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL} :op elements :when :alternative :error :not-supported
@@ -430,80 +423,86 @@
     :hint (fn [{:keys [type op release]}] (rules/since-text type op release))}
    {:row :freeze-of-kernel-fields
     :errno #{:ENOTSUPP} :op #{:freeze!} :error :not-supported
-    :hint "a map cannot be frozen whose values have fields that the kernel keeps for itself: spin locks, timers, kptrs and the like"}
+    :hint (str "a map cannot be frozen if its values have fields owned by the kernel, such "
+               "as spin locks, timers, kptrs")}
    {:row :create-lacks
     :errno #{:EINVAL} :op #{:create} :when :unsupported :error :not-supported :hint :unsupported}
    {:row :stack-too-deep
     :errno #{:EINVAL} :op #{:create} :when #(= :stack-trace (:type %)) :error :invalid-spec
-    :hint "a stack has at most as many frames as the sysctl kernel.perf_event_max_stack says, 127 unless it was changed"}
+    :hint (str "a stack has at most as many frames as the sysctl kernel.perf_event_max_stack "
+               "allows, default: 127")}
    {:row :numa-node-missing
     :errno #{:EINVAL} :op #{:create} :when :numa-node :error :invalid-spec
     :hint (fn [{:keys [numa-node]}]
             (str "this machine may have no node " numa-node
-                 "; /sys/devices/system/node/online says which it has"))}
+                 "; see /sys/devices/system/node/online"))}
    {:row :struct-not-implementable
     :errno #{:ENOTSUPP} :op #{:create} :when #(= :struct-ops (:type %)) :error :not-supported
-    :hint (str
-           "this kernel's programs cannot implement that struct; Linux 5.10 has none before it has "
-           "read its own BTF, "
-               "which it does when the first program is loaded")}
+    :hint (str "programs of this kernel cannot implement that struct; Linux 5.10 supports "
+               "none until it has read its own BTF, which happens when the first program is "
+               "loaded")}
    {:row :create-breaks-rule
     :errno #{:EINVAL :ENOTSUPP :EOPNOTSUPP} :op #{:create} :error :invalid-spec
-    :hint "the spec breaks a rule of its map type that bpfmap does not know of"}
+    :hint "the spec breaks a rule of its map type that bpfmap does not check"}
    {:row :btf-denied
     :op #{:load-btf} :errno #{:EINVAL :E2BIG :ENOTSUPP :EOPNOTSUPP} :error :invalid-value
-    :hint "this kernel does not take these types: a name is too long (512 characters), or a kind newer than it"}
+    :hint (str "this kernel does not accept these types: a name is too long (512 "
+               "characters), or a kind is newer than the kernel")}
    {:row :program-denied
     :op #{:load} :error :program-rejected
-    :hint "the kernel refused the program; the log, where there is one, says why"}
+    :hint "the kernel rejected the program; the log, if there is one, has the reason"}
    {:row :tracepoint-of-program-type
     :errno #{:EINVAL} :op #{:attach-raw-tracepoint} :error :invalid-value
     :hint "only a program of type :raw-tracepoint attaches to a raw tracepoint"}
    {:row :test-run-input
     :errno #{:EINVAL} :op #{:test-run} :error :invalid-value
-    :hint "the program type wants other input: data of 14 bytes or more for packet programs, a context and no data for raw tracepoints"}
+    :hint (str "the program type requires other input: data of 14 bytes or more for packet "
+               "programs, a context and no data for raw tracepoints")}
    {:row :kernel-lacks
     :errno #{:ENOTSUPP :EOPNOTSUPP :ENOSYS} :error :not-supported
     :hint "this kernel does not support it"}
    {:row :descriptor-wrong
     :errno #{:EBADF} :error :invalid-value
-    :hint "a descriptor that it was given is not open (any more), or is of another kind"}
+    :hint "the descriptor is not open (any more), or is of another kind"}
    {:row :element-missing
     :errno #{:ENOENT} :op elements :error :not-found
-    :hint "the key, or what it names, is not there (any more)"}
+    :hint "the key, or the object that it refers to, does not exist (any more)"}
    {:row :missing
     :errno #{:ENOENT :ENOTDIR :ESRCH} :error :not-found
-    :hint "what it names is not there (any more)"}
+    :hint "the object does not exist (any more)"}
    {:row :exists
     :errno #{:EEXIST} :error :exists
-    :hint "there is one already: use replace! or put!, or another name"}
+    :hint "it exists already; use replace! or put!, or another name"}
    {:row :element-invalid
     :errno #{:EINVAL} :op elements :error :invalid-value
-    :hint "this map type does not take the operation, one of its options, or the key or value that was given"}
+    :hint (str "this map type does not accept the operation, one of its options, or the "
+               "given key or value")}
    {:row :invalid
     :errno #{:EINVAL :E2BIG} :error :invalid-value
-    :hint "this kernel does not take it: it is older than what was asked for, or the object is of another kind"}
+    :hint (str "this kernel does not accept the call: it is too old for it, or the object is "
+               "of another kind")}
    {:row :no-space
     :errno #{:ENOSPC :EDQUOT} :error :no-memory
-    :hint "there is no room left for it: in the map, the file system, or what this user may use"}
+    :hint (str "no space is left: in the map, in the file system, or within the quota "
+               "of this user")}
    {:row :read-only-file-system
     :errno #{:EROFS} :error :permission :hint "the file system is mounted read-only"}
    {:row :is-directory
-    :errno #{:EISDIR} :error :invalid-value :hint "it is a directory"}
+    :errno #{:EISDIR} :error :invalid-value :hint "the path is a directory"}
    {:row :symbolic-links
     :errno #{:ELOOP} :error :invalid-value
-    :hint "the path leads through too many symbolic links, or round in a circle"}
+    :hint "the path has too many symbolic links, or they form a circle"}
    {:row :no-device
     :errno #{:ENODEV :ENXIO} :error :not-supported
-    :hint "there is no such device, or this kernel has nothing that does it"}
+    :hint "the device does not exist, or this kernel does not support it"}
    {:row :out-of-range
     :errno #{:ERANGE :EOVERFLOW :EDOM} :error :invalid-value
     :hint "a number is outside the range that this kernel allows"}
    {:row :lock
     :errno #{:EDEADLK :ETIMEDOUT} :error :busy
-    :hint "a lock of the kernel's could not be had; try again"}
+    :hint "the kernel could not get a lock; try again"}
    {:row :unknown
-    :error :kernel :hint "bpfmap knows no reason for this answer; please report it"}])
+    :error :kernel :hint "bpfmap has no explanation for this errno; please report it"}])
 
 (defn- fits? [row {:keys [op] :as ctx} errno]
   (and (or (nil? (:errno row)) ((:errno row) errno))
@@ -517,28 +516,32 @@
     (first (filter #(fits? % ctx errno) explanations))))
 
 (defn explain
-  "Says what an errno means, given the facts: `{:bpfmap/error kind :bpfmap/hint text}`.
+  "Returns the kind and hint of an errno: `{:bpfmap/error kind :bpfmap/hint text}`.
 
-  Facts, all optional but `:op`: `:type :max-entries :numa-node :frozen :access :path :bpffs
-  :directory? :alternative :unsupported :thread` of the object, `:object` (its kind, `:map` unless
-  it is `:program` or `:link`), `:missing` (names of capabilities the thread lacks),
-  `:user-namespace`, `:unprivileged-bpf-disabled`, `:release`, `:lsms` (the names of the kernel's
-  security modules), `:file-type` of the path, `:passes-modes` and `:unprivileged` of the process.
+  Facts, all optional except `:op`:
+
+  - of the object: `:type :max-entries :numa-node :frozen :access :path :bpffs :directory?
+    :alternative :unsupported :thread`, `:object` (its kind: `:map`, which is the default,
+    `:program` or `:link`), `:file-type` of the path
+  - of the process: `:missing` (capabilities that the thread lacks), `:user-namespace`,
+    `:passes-modes`, `:unprivileged`
+  - of the kernel: `:unprivileged-bpf-disabled`, `:release`, `:lsms` (the names of its security
+    modules)
 
       (:bpfmap/error (explain 7 {:op :put! :type :hash :max-entries 10})) ;=> :map-full"
   [code ctx]
   (let [row (explaining-row code ctx)
         hint (:hint row)]
-    {:bpfmap/error (if (= :not-a-pin (:error row)) ; of what was to be opened
+    {:bpfmap/error (if (= :not-a-pin (:error row)) ; named by the object to open
                      (keyword (str "not-a-" (name (:object ctx :map))))
                      (:error row))
      :bpfmap/hint (if (string? hint) hint (hint ctx))}))
 
 (defn failure
-  "The exception for an errno: what was asked, what the kernel said, what to do.
+  "Returns the exception for an errno: operation, errno and hint.
 
-  `what` begins the message. `facts` are those of [[explain]], with `:map`, the
-  identity of the map, and `:path`, the file, when there is one.
+  `what` begins the message. `ctx` has the facts of [[explain]], with `:map`, the identity of the
+  map, and `:path`, the file, if there is one.
 
       (throw (failure \"put! into map 7\" 7 {:op :put! :type :hash :max-entries 10}))"
   [what code {:keys [op path] :as ctx}]

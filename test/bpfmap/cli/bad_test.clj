@@ -130,7 +130,7 @@
     (let [gone (gone-id)]
       (doseq [{:keys [name args] :as command} commands/commands
               :when (some #{:ref :old} args)
-              [ref pattern] [[gone #"no map has that id, or none has it any more"]
+              [ref pattern] [[gone #"no map has that id \(any more\)"]
                              ["2147483647" #"no map has that id"]
                              ["99999999999999999999" #"Not a map"]
                              ["no_such_map" #"There is no map named"]
@@ -174,7 +174,7 @@
                    [["put" m key "x"] #"value: x is not a u64"]
                    [["put" m key "\"x\""] #"value: \"x\" is not a u64"]
                    [["put" m "{src \"10.0.0.2\" port 1}" "1"]
-                    #"failed with E2BIG: the map holds its 1 entry;"]
+                    #"failed with E2BIG: the map is full with 1 entry;"]
                    [["put" m key "1" "--lock"] #"Values of this map have no lock"]
                    [["put" m key "1" "--cpus" "all"] #"(is no|is not a) per-CPU map"]
                    [["put" m key "1" "--cpus" "0"] #"(is no|is not a) per-CPU map"]

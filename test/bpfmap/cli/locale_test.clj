@@ -172,7 +172,7 @@
             :let [{:keys [exit err]}
                   (sh (str environment " " script " show /sys/fs/bpf/$'no_caf\\xc3\\xa9'"))]]
       (is (= [1
-              "bpfmap: Opening /sys/fs/bpf/no_café failed with ENOENT: there is no file /sys/fs/bpf/no_café\n"] [exit err])))))
+              "bpfmap: Opening /sys/fs/bpf/no_café failed with ENOENT: the file /sys/fs/bpf/no_café does not exist\n"] [exit err])))))
 
 ;; --- two files that one text may mean
 

@@ -44,10 +44,11 @@
          "create needs CAP_BPF, and kernel.unprivileged_bpf_disabled is 2"
       1 {:op :load :missing ["CAP_BPF" "CAP_PERFMON"]} :permission
          "loading a program needs CAP_BPF and CAP_PERFMON"
-      1 {:op :create :user-namespace true} :permission "LIBBPF_BPF_TOKEN_PATH says where it is"
-      1 {:op :list :user-namespace true} :permission "is in a user namespace, as of a container"
+      1 {:op :create :user-namespace true} :permission
+         "set LIBBPF_BPF_TOKEN_PATH to it, default: /sys/fs/bpf"
+      1 {:op :list :user-namespace true} :permission "is in a user namespace, such as a container's"
       1 {:op :create :release "5.4.0"} :permission
-         "RLIMIT_MEMLOCK, and this process may not raise it"
+         "RLIMIT_MEMLOCK, and this process is not allowed to raise it"
       1 {:op :create :release "5.11.0"} :permission "security module"
       1 {:op :pin! :path "/tmp/x" :bpffs false} :not-bpffs "/tmp/x is not on a BPF file system"
       2 {:op :pin! :path "/sys/fs/bpf/x" :bpffs false :directory? true} :not-bpffs
@@ -55,27 +56,27 @@
       2 {:op :pin! :path "/no/x" :bpffs false :directory? false} :not-found
          "the directory of /no/x does not exist"
       13 {:op :open :path "/p"} :permission "the file mode of /p"
-      7 {:op :put! :type :hash :max-entries 4} :map-full "holds its 4 entries"
+      7 {:op :put! :type :hash :max-entries 4} :map-full "the map is full with 4 entries"
       7 {:op :put! :type :array :max-entries 4} :out-of-range "from 0 to 3"
       7 {:op :put! :type :xskmap :max-entries 4} :out-of-range "from 0 to 3"
-      28 {:op :put! :type :lpm-trie :max-entries 4} :map-full "holds its 4 entries"
-      3 {:op :put! :reference "process 7"} :not-found "there is no process 7 (any more)"
+      28 {:op :put! :type :lpm-trie :max-entries 4} :map-full "the map is full with 4 entries"
+      3 {:op :put! :reference "process 7"} :not-found "process 7 does not exist (any more)"
       22 {:op :put! :reference "process 7" :object :task} :not-found
-         "one thread is {:tid n}, from Linux 6.9 on"
+         "a thread is {:tid n}, from Linux 6.9 on"
       22 {:op :put! :reference "thread 7" :object :task :thread true :release "6.1.0"}
          :not-supported
-      "thread 7 is not the first of its process, and a pidfd of such a thread needs Linux 6.9, this is 6.1.0"
+      "thread 7 is not the first thread of its process, and a pidfd of such a thread needs Linux 6.9, this is 6.1.0"
       3 {:op :put! :reference "thread 7" :object :task :thread true :release "6.1.0"} :not-found
-         "there is no thread 7 (any more)"
+         "thread 7 does not exist (any more)"
       9 {:op :put! :reference "descriptor 3 of process 7"} :not-found
-         "there is no descriptor 3 of process 7"
+         "descriptor 3 of process 7 does not exist"
       1 {:op :put! :reference "descriptor 3 of process 7"} :permission
-         "may not open descriptor 3 of process 7; an id takes"
+         "is not allowed to open descriptor 3 of process 7; an id requires"
       9 {:op :lookup :type :task-storage} :invalid-value "must be a pidfd"
       9 {:op :put! :type :inode-storage} :invalid-value
-         "of a file; if it is one, this kernel runs without the BPF LSM: mount securityfs"
+         "of a file; if it is, this kernel may run without the BPF LSM: mount securityfs"
       9 {:op :put! :type :inode-storage :lsms #{"lockdown" "bpf"}} :invalid-value
-         "not open, or of another kind; the descriptor must be of a file"
+         "not open, or is of another kind; the descriptor must be of a file"
       9 {:op :put! :type :inode-storage :lsms #{"lockdown" "yama"}} :not-supported
          "without the BPF LSM: /sys/kernel/security/lsm has lockdown, yama; boot it with bpf in lsm="
       105 {:op :put! :type :xskmap} :incompatible "an AF_XDP socket must have a receive ring"
@@ -85,9 +86,10 @@
       524 {:op :drain! :type :stack-trace :release "6.1.0"} :not-supported
          "it needs Linux 6.18, this is 6.1.0"
       22 {:op :list :release "4.9.0"} :not-supported "it needs Linux 4.13, this is 4.9.0"
-      9 {:op :put! :type :cgroup-array} :invalid-value "one of a cgroup2 hierarchy"
-      16 {:op :put! :type :sockmap} :busy "the socket is in this map"
-      22 {:op :put! :type :hash-of-maps} :incompatible "a map like the :inner-map of the spec"
+      9 {:op :put! :type :cgroup-array} :invalid-value "a cgroup of a cgroup2 hierarchy"
+      16 {:op :put! :type :sockmap} :busy "the socket is already in this map"
+      22 {:op :put! :type :hash-of-maps} :incompatible
+         "a map that matches the :inner-map of the spec"
       12 {:op :put! :type :cpumap} :incompatible "made for CPU maps"
       22 {:op :create :type :stack-trace} :invalid-spec "kernel.perf_event_max_stack"
       7 {:op :create} :invalid-spec "larger than this kernel allows"
@@ -108,17 +110,17 @@
          "it needs Linux 5.14, this is 5.10.0"
       22 {:op :freeze! :release "4.19"} :not-supported "it needs Linux 5.2, this is 4.19"
       22 {:op :create :unsupported "no such type"} :not-supported "no such type"
-      22 {:op :create} :invalid-spec "a rule of its map type"
+      22 {:op :create} :invalid-spec "a rule of its map type that bpfmap does not check"
       17 {:op :pin! :path "/p"} :exists "/p exists already"
-      2 {:op :open :path "/p"} :not-found "there is no file /p"
+      2 {:op :open :path "/p"} :not-found "the file /p does not exist"
       2 {:op :pin! :path "/p/q"} :not-found "the directory of /p/q"
       2 {:op :open} :not-found "no map has that id"
       2 {:op :open :object :program} :not-found "no program has that id"
-      2 {:op :pins :path "/p"} :not-found "its directory names it"
+      2 {:op :pins :path "/p"} :not-found "the directory lists it"
       13 {:op :pins :path "/p"} :permission "the file mode of /p"
-      11 {:op :list :object :link} :busy "being made"
+      11 {:op :list :object :link} :busy "being created"
       22 {:op :list :object :link :release "5.4.0"} :not-supported "from Linux 5.8 on"
-      18 {:op :pin! :path "/p"} :invalid-value "one BPF file system only"
+      18 {:op :pin! :path "/p"} :invalid-value "only move within one BPF file system"
       4 {:op :test-run} :interrupted "a signal"
       13 {:op :load} :program-rejected "verifier"
       95 {:op :lookup} :not-supported "this kernel does not support it"
@@ -134,11 +136,11 @@
               :bpfmap/errno :E2BIG
               :bpfmap/errno-code 7
               :bpfmap/map {:id 3 :name "x" :type :hash}
-              :bpfmap/hint "the map holds its 4 entries; delete some, or create it with more :max-entries"}
+              :bpfmap/hint "the map is full with 4 entries; delete some, or create it with more :max-entries"}
              (ex-data e)))
       (is
        (=
-        "put! on map 3 failed with E2BIG: the map holds its 4 entries; delete some, or create it with more :max-entries"
+        "put! on map 3 failed with E2BIG: the map is full with 4 entries; delete some, or create it with more :max-entries"
           (ex-message e))))))
 
 ;; --- every operation and every errno that a user can provoke

@@ -118,7 +118,7 @@
                 (exec 'unpin {:path pin}))
               (testing "errors"
                 (is (str/includes? (:message (error-of (core 'open (str directory "/no_café"))))
-                                   (str "there is no file " directory "/no_café")))))
+                                   (str "the file " directory "/no_café does not exist")))))
             (is (= 0 (client/stop c)))
             (is (= "" (slurp err)))
             (finally

@@ -65,7 +65,7 @@
   (when (:frozen (lifecycle/info m))
     (throw (error/error :read-only
                         (str "The variables of map " (:id (.-identity m)) " are constants")
-                        {:bpfmap/hint "the map is frozen: user space can never change it again"}))))
+                        {:bpfmap/hint "the map is frozen, which cannot be undone"}))))
 
 (defn- change
   "Reads the section, changes one variable, or the part of it that a path leads to, and writes the

@@ -96,7 +96,7 @@
     (is (= "#<bpf-btf>" (in-there dir dir loading)))
     (let [[error message] (in-there dir "" loading)]
       (is (= :permission error))
-      (is (str/includes? message "LIBBPF_BPF_TOKEN_PATH says where it is")))))
+      (is (str/includes? message "set LIBBPF_BPF_TOKEN_PATH to it")))))
 
 (token-test default-token-path [_]
   (testing "finds a token at the usual mount point"
@@ -108,4 +108,4 @@
       (is (= :permission error))
       (is (str/includes? (str message) "this process is in a user namespace"))
       (is (str/includes? (str message)
-                         "LIBBPF_BPF_TOKEN_PATH says where it is, /sys/fs/bpf unless set")))))
+                         "set LIBBPF_BPF_TOKEN_PATH to it, default: /sys/fs/bpf")))))

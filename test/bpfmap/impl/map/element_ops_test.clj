@@ -360,11 +360,11 @@
           gone-cgroup (with-open [cgroup (objects/cgroup)] (:path cgroup))]
       (doseq [[type ks
                words] [[:task-storage [gone-pid {:pid gone-pid}]
-                        (str "there is no process " gone-pid " (any more)")]
+                        (str "process " gone-pid " does not exist (any more)")]
                        [:task-storage [{:tid gone-pid}]
                         (str "there is no thread " gone-pid " (any more)")]
                        [:task-storage [{:pid gone-pid :fd 3}]
-                        (str "there is no process " gone-pid " (any more)")]
+                        (str "process " gone-pid " does not exist (any more)")]
                        [:task-storage [{:pid this-pid :fd 99999}]
                         (str "there is no descriptor 99999 of process " this-pid)]
                        [:inode-storage [gone-path (str gone-path "/x")]

@@ -48,7 +48,7 @@
                  :bpfmap/keys [error errno op map]} (error-of (bpf/push! m (job-of 4)))]
             (is (= [:map-full :E2BIG :push! type] [error errno op (:type map)]))
             (is (str/includes? message
-                               "it holds its 3 values; pop! some, or push! with {:overwrite true}")))
+                               "the map is full with 3 values; pop! some, or push! with {:overwrite true}")))
           (is (= :map-full (:bpfmap/error (error-of (bpf/push! m (job-of 4) {:overwrite false})))))
           (is (identical? m (bpf/push! m (job-of 4) {:overwrite true})))
           (is (= (map job-of left) (bpf/drain! m)))

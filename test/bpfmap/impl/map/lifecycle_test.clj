@@ -153,7 +153,7 @@
           (bpf/pin! m path)
           (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/move-pin! m (str dir "/x")))]
             (is (= :invalid-value error))
-            (is (str/includes? message "a pin moves within one BPF file system only")))
+            (is (str/includes? message "a pin can only move within one BPF file system")))
           (is (= path (bpf/pinned-path m)))
           (finally
             (bpf/unpin! m)
@@ -290,10 +290,10 @@
   (testing "rejects files that are not pins"
     (are [path kind words] (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/open path))]
                              (and (= kind error) (str/includes? message words)))
-      "/no/such/pin" :not-found "there is no file /no/such/pin"
+      "/no/such/pin" :not-found "the file /no/such/pin does not exist"
       "flows" :not-found "to open a map by its name: (open {:name \"flows\"})"
-      "/etc/passwd" :not-bpffs "/etc/passwd is not on a BPF file system, so nothing is pinned there"
-      "/etc/passwd/x" :not-found "there is no file")))
+      "/etc/passwd" :not-bpffs "/etc/passwd is not on a BPF file system, so it cannot be a pin"
+      "/etc/passwd/x" :not-found "the file /etc/passwd/x does not exist")))
 
 (kernel-test pin-denied-by-mode
   (testing "reports a pin whose mode denies access"

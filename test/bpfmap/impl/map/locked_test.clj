@@ -187,4 +187,4 @@
       (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/freeze! m))]
         (is (= [:not-supported :freeze!] [error op]))
         (is (str/includes? message
-                           "values have fields that the kernel keeps for itself: spin locks"))))))
+                           "values have fields owned by the kernel, such as spin locks"))))))

@@ -73,29 +73,29 @@
      [progs [#(doto (programs/tail-target 1) (.close))] (fn [p] [0 p]) :closed
       ["The program given is closed: #<bpf-program"]]
      [maps [] (constantly [0 {:fd 99999}]) :invalid-value
-      ["EBADF" "the descriptor given is not open, or of another kind"]]
+      ["EBADF" "the given descriptor is not open, or is of another kind"]]
      [sockets [] (constantly [0 {:fd 99999}]) :invalid-value
-      ["the descriptor given is not open, or of another kind; the socket must be"]]
+      ["the given descriptor is not open, or is of another kind; the socket must be"]]
      ;; of another kind
      [maps [objects/file] (object 0) :incompatible
-      ["EINVAL" "what is stored must be a map like the :inner-map"]]
-     [progs [objects/file] (object 0) :incompatible ["EINVAL" "what is stored must be a program"]]
+      ["EINVAL" "the value must be a map that matches the :inner-map"]]
+     [progs [objects/file] (object 0) :incompatible ["EINVAL" "the value must be a program of the same type"]]
      [sockets [objects/file] (object 0) :incompatible
-      ["ENOTSOCK" "the socket must be one of this map's kind"]]
+      ["ENOTSOCK" "the socket must be of this map's kind"]]
      [{:type :xskmap :max-entries 2} [objects/tcp-listener] (object 0) :incompatible
       ["EOPNOTSUPP" "the socket must be an AF_XDP socket"]]
      [{:type :perf-event-array} [objects/file] (object 0) :invalid-value
       ["EBADF" "a perf event that programs can write to"]]
      [{:type :cgroup-array :max-entries 2} [objects/file] (object 0) :invalid-value
-      ["EBADF" "one of a cgroup2 hierarchy"]]
+      ["EBADF" "a cgroup of a cgroup2 hierarchy"]]
      [{:type :cgroup-array :max-entries 2} [objects/file] (fn [f] [0 (:path f)]) :invalid-value
-      ["one of a cgroup2 hierarchy"]]
+      ["a cgroup of a cgroup2 hierarchy"]]
      [{:type :cgroup-array :max-entries 2} [] (constantly [0 "/"]) :invalid-value
-      ["one of a cgroup2 hierarchy"]]
+      ["a cgroup of a cgroup2 hierarchy"]]
      [(storage :task-storage) [objects/file] keyed :invalid-value
-      ["EBADF" "not open, or of another kind; the descriptor must be a pidfd"]]
+      ["EBADF" "not open, or is of another kind; the descriptor must be a pidfd"]]
      [(storage :cgrp-storage) [objects/file] keyed :invalid-value
-      ["EBADF" "one of a cgroup2 hierarchy"]]
+      ["EBADF" "a cgroup of a cgroup2 hierarchy"]]
      [(storage :sk-storage) [objects/file] keyed :invalid-value
       ["ENOTSOCK" "of another kind; the socket must be"]]
      [(storage :inode-storage) [] (constantly [{:fd 99999} 1]) :invalid-value
@@ -104,7 +104,7 @@
      [sockets [objects/unbound-socket] (object 0) :incompatible
       ["EOPNOTSUPP" "TCP listening or established, UDP bound"]]
      [{:type :reuseport-sockarray :max-entries 2} [objects/tcp-listener] (object 0) :incompatible
-      ["EINVAL" "or a reuseport group's"]]
+      ["EINVAL" "or in a reuseport group"]]
      [{:type :devmap :max-entries 2} [] (constantly [0 0x7ffffff0]) :incompatible
       ["EINVAL" "the interface of that index"]]
      [{:type :devmap-hash :max-entries 2} [] (constantly [7 0x7ffffff0]) :incompatible
@@ -118,15 +118,15 @@
      [{:type :cpumap} [] (constantly [0 20000]) :invalid-value ["EOVERFLOW" "at most 16384 places"]]
      ;; not there
      [maps [] (constantly [0 {:map-id 0x7ffffff0}]) :not-found
-      ["there is no map 2147483632 (any more)"]]
+      ["map 2147483632 does not exist (any more)"]]
      [progs [] (constantly [0 {:program-id 0x7ffffff0}]) :not-found
-      ["there is no program 2147483632 (any more)"]]
+      ["program 2147483632 does not exist (any more)"]]
      [{:type :cgroup-array :max-entries 2} [] (constantly [0 "/no/such/cgroup"]) :not-found
-      ["there is no /no/such/cgroup"]]
+      ["/no/such/cgroup does not exist"]]
      [sockets [] (constantly [0 {:pid this-pid :fd 99999}]) :not-found
-      ["there is no descriptor 99999 of process"]]
+      ["descriptor 99999 of process"]]
      [sockets [] (constantly [0 {:pid 0x7ffffff0 :fd 1}]) :not-found
-      ["there is no process 2147483632 (any more)"]]
+      ["process 2147483632 does not exist (any more)"]]
      ;; beyond the end
      [maps [#(inner-map 1)] (fn [m] [600 m]) :out-of-range ["from 0 to 599"]]
      [progs [#(programs/tail-target 1)] (fn [p] [2 p]) :out-of-range ["from 0 to 1"]]
@@ -141,7 +141,7 @@
       ["from 0 to 1"]]
      [{:type :devmap :max-entries 2} [] (constantly [2 1]) :out-of-range ["from 0 to 1"]]
      [{:type :cpumap} [] (constantly [(count (feature/possible-cpus)) 8]) :out-of-range
-      ["an index of this map runs from 0"]]]))
+      ["the index must be from 0"]]]))
 
 (defn- with-misfit
   "Calls `(f m key value)` with a map and what does not fit into it."
@@ -193,7 +193,7 @@
       (let [[error message] (in-words (error-of (bpf/put! m 1 other)))]
         (is (= :incompatible error))
         (is (str/includes? message
-                           "all programs of one map are of one type, that of the first stored"))))))
+                           "a program of the same type as the first program stored in the map"))))))
 
 (kernel-test e10-reuseport-socket
   (testing "a socket is in a reuseport array at most once"
@@ -202,7 +202,7 @@
       (bpf/put! m 0 {:fd (:fd socket)})
       (let [[error message] (in-words (error-of (bpf/put! m 1 {:fd (:fd socket)})))]
         (is (= :busy error))
-        (is (str/includes? message "the socket is in this map, or another of its kind, already")))
+        (is (str/includes? message "the socket is already in this map or another of its kind")))
       (is (true? (bpf/delete! m 0)))
       (bpf/put! m 1 {:fd (:fd socket)})
       (is (= [1] (keys (into {} m)))))))
@@ -214,9 +214,9 @@
                 other (objects/others-process)]
       (doseq [[m k v
                words] [[maps 0 {:map-id (:id (bpf/info a))}
-                        (str "may not open map " (:id (bpf/info a)) "; an id takes CAP_SYS_ADMIN")]
+                        (str "is not allowed to open map " (:id (bpf/info a)) "; an id requires CAP_SYS_ADMIN")]
                        [maps 0 {:pid (:pid other) :fd 0}
-                        (str "may not open descriptor 0 of process " (:pid other) ";")]]
+                        (str "is not allowed to open descriptor 0 of process " (:pid other) ";")]]
               :let [[error message] (in-words (fixture/unprivileged #(error-of (bpf/put! m k v))))]]
         (is (= :permission error))
         (is (str/includes? message words)))

@@ -86,11 +86,11 @@
                                                (catch clojure.lang.ExceptionInfo e
                                                  [(:bpfmap/error (ex-data e)) (ex-message e)])))]
             (is (= :not-found error))
-            (is (str/includes? message "no map has that id, or none has it any more")))
+            (is (str/includes? message "no map has that id (any more)")))
           (let [[error message] (in-words (error-of (bpf/put! m 3 reference)))]
             (is (= :not-found error))
             (is (str/includes? message
-                               (str "there is no map " (:map-id reference) " (any more)")))))))))
+                               (str "map " (:map-id reference) " does not exist (any more)")))))))))
 
 (kernel-test e8-vanishing-inner-maps
   (testing "inner maps that disappear do not end the iteration"
@@ -150,7 +150,7 @@
           (let [[error message] (in-words (error-of (write m 3 wrong)))]
             (is (= :incompatible error))
             (is (str/includes? message
-                               "what is stored must be a map like the :inner-map of the spec: type, key-size"))))
+                               "the value must be a map that matches the :inner-map of the spec: type, key-size"))))
         (is (= {} (into {} m)))))
     (testing "arrays of any length, where both say so"
       (let [inner (assoc inner :flags #{:inner-map})]

@@ -98,7 +98,7 @@
              (=
               (str
                "Freezing the map failed with EBUSY: this handle has its memory mapped for writing; "
-               "close that first: "
+               "close it first: "
                    "(.close (memory m))")
                 message))))
         (testing "another one of this process"
@@ -106,9 +106,8 @@
            (re-find
             (re-pattern
              (str
-              "somebody has the map's memory mapped writable; unmap it first; processes that have "
-              "a map's memory "
-                  "mapped so, this one's or another's: .*" (.pid (java.lang.ProcessHandle/current))
+              "the map's memory is mapped writable; unmap it first; processes with writable memory "
+              "of this map or another: .*" (.pid (java.lang.ProcessHandle/current))
               " \\(this one\\)"))
                     (:message (error-of (bpf/freeze! twin))))))
         (mem/close memory))
@@ -197,9 +196,8 @@
         (is
          (=
           (str
-           "Mapping the memory failed with ENOTSUPP: the kernel does not map values in which it "
-           "keeps something for itself, such as a "
-               "spin lock or a timer")
+           "Mapping the memory failed with ENOTSUPP: the kernel does not map values with fields "
+           "that it owns, such as a spin lock or a timer")
             message))))
     (is (= :invalid-value (:bpfmap/error (error-of (bpf/memory 7)))))))
 
@@ -233,9 +231,8 @@
         (is
          (=
           (str
-           "Mapping the memory failed with ENOMEM: this process has no room for it: see its limit "
-           "of address space (ulimit -v) and the "
-               "sysctl vm.max_map_count")
+           "Mapping the memory failed with ENOMEM: this process has no address space left; "
+           "check its limit (ulimit -v) and the sysctl vm.max_map_count")
             message)))
       (mem/close (bpf/memory m)))))
 
@@ -258,7 +255,7 @@
               (is (= [:busy :EEXIST] [error errno]))
               (is
                (re-find
-                #"something of this process lies at the address already: the same arena, mapped through another handle, or anything else" message)))))
+                #"the address is taken in this process, by the same arena mapped through another handle or by something else" message)))))
         (testing "after it is closed it can, and finds what was there"
           (mem/close memory)
           (with-open [twin (bpf/clone m)]
@@ -282,7 +279,7 @@
             (is (= :busy error))
             (is
              (re-find
-              #"it is mapped already, by another process or handle, and lies at the same address for all of them" message))))))))
+              #"another process or handle has mapped the arena, which has the same address in all of them" message))))))))
 
 (kernel-test ^{:needs [[:map-type :arena]]} m7-arena-replaces-nothing
   (testing "mapping an arena never replaces another mapping"
@@ -353,9 +350,9 @@
           (is (= [:no-memory :EFAULT] [error errno]))
           (is (str/starts-with? message
                                 (str
-                                 "Allocating pages of the memory failed with EFAULT: there is a "
-                                 "page that the kernel cannot allocate, and "
-                                     "reading it would end this process"))))))))
+                                 "Allocating pages of the memory failed with EFAULT: the kernel "
+                                 "cannot allocate one of the pages, and "
+                                 "reading it would end this process"))))))))
 
 (kernel-test ^{:needs [[:map-type :arena]]} m5-arena-freeze-before-map
   (testing "an arena can only be frozen before its first mapping"
@@ -363,7 +360,7 @@
       (mem/close (bpf/memory m))
       (is
        (=
-        "Freezing the map failed with EBUSY: an arena can only be frozen before its memory is mapped for writing the first time"
+        "Freezing the map failed with EBUSY: an arena can only be frozen before its memory is mapped for writing for the first time"
           (:message (error-of (bpf/freeze! m))))))
     (with-open [m (an-arena {:freeze true})]
       (let [memory (bpf/memory m)]
