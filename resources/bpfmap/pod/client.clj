@@ -67,7 +67,7 @@
 
   | option      | what it is                                                             |
   |-------------|------------------------------------------------------------------------|
-  | `:interval` | milliseconds between two readings of the map, 1000 unless given        |
+  | `:interval` | seconds between two readings of the map; default: 1                    |
   | `:on-error` | called with the `ex-info` that ended the watch; printed unless given   |
   | `:on-done`  | called without arguments when the watch was ended by closing           |
 
@@ -76,7 +76,7 @@
   `:dropped` with their number. Read the map again then, with `snapshot`, to see all of it. Throws what `snapshot`
   throws, and `:invalid-value` for odd options.
 
-      (def w (watch m {:interval 100} (fn [event] (prn (:changed event)))))
+      (def w (watch m {:interval 0.1} (fn [event] (prn (:changed event)))))
       (close w)"
   ([m f] (watch m {} f))
   ([m options f]

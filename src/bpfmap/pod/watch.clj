@@ -24,8 +24,8 @@
 
 (set! *warn-on-reflection* true)
 
-(def ^:private ^:const default-interval "Milliseconds between two readings." 1000)
-(def ^:private ^:const longest-interval "Milliseconds: a day." 86400000)
+(def ^:private ^:const default-interval "Seconds between two readings." 1.0)
+(def ^:private ^:const longest-interval "Seconds of a day." 86400)
 
 ;; A watch of a map: closing it ends it. `first-entries` was read when it began, `pins` are the
 ;; paths that held the map then.
@@ -38,18 +38,19 @@
 
 (defn- checked-interval [options]
   (let [interval (get (options/check :watch options) :interval default-interval)]
-    (when-not (and (int? interval) (<= 1 (long interval) (long longest-interval)))
-      (throw (invalid [:interval] (str "Not an interval: " (pr-str (error/shown interval)))
-                      (str "it is a number of milliseconds, from 1 to " longest-interval))))
-    interval))
+    (when-not (and (number? interval) (<= 0.001 (double interval) (double longest-interval)))
+      (throw (invalid [:interval]
+                      (str ":interval must be a number of seconds from 0.001 to " longest-interval
+                           ", got " (pr-str (error/shown interval)))
+                      nil)))
+    (double interval)))
 
 (defn start
   "Begins to watch a map: reads it once, so that what cannot be watched says so at once.
 
-  `:interval` of the options is how many milliseconds pass between two readings, 1000 unless
-  given. Throws what `bpfmap.core/snapshot` does, and `:invalid-value` for odd options.
+  `:interval` of the options is the time between two readings in seconds; default: 1. Throws what `bpfmap.core/snapshot` does, and `:invalid-value` for odd options.
 
-      (start m {:interval 100})"
+      (start m {:interval 0.1})"
   ^Watch [m options]
   (let [interval (checked-interval options)]
     (Watch. m interval (bpf/snapshot m) (filterv #(bpf/pinned-at? m %) (bpf/pinned-paths m))
@@ -92,7 +93,7 @@
     (f (event {:entries (.-first-entries watch)}))
     (try
       (loop [before (.-first-entries watch) pins (.-pins watch)]
-        (when-not (waiting/ended? ended (.-interval watch) :watch)
+        (when-not (waiting/ended? ended (* 1000 (double (.-interval watch))) :watch)
           (let [after (bpf/snapshot (.-m watch))
                 unpinned (not-empty (into [] (remove #(bpf/pinned-at? (.-m watch) %)) pins))
                 news (cond-> (changes before after) unpinned (assoc :unpinned unpinned))]

@@ -443,7 +443,7 @@
                '(def done (promise))
                '(defn event [] (dissoc (.poll events 60 java.util.concurrent.TimeUnit/SECONDS) :at))
                ;; What it calls may itself ask the pod.
-               '(def w (bpf/watch m {:interval 5 :on-done #(deliver done :done)}
+               '(def w (bpf/watch m {:interval 0.005 :on-done #(deliver done :done)}
                                   (fn [e] (.put events (assoc e :count (bpf/count-entries m))))))
                '(def seen [(event)
                            (do (bpf/put! m 2 20) (event))
@@ -476,12 +476,12 @@
                     '(def free (promise))
                     ;; Both watches see about the same number of events, and one of them waits
                     ;; while the other goes on.
-                    '(def slow (bpf/watch m {:interval 1} (fn [event]
+                    '(def slow (bpf/watch m {:interval 0.001} (fn [event]
                                                             (when (= 2
                                                                      (count
                                                                        (swap! events conj event)))
                                                               @free))))
-                    '(def quick (bpf/watch m {:interval 1} (fn [_] (swap! seen inc))))
+                    '(def quick (bpf/watch m {:interval 0.001} (fn [_] (swap! seen inc))))
                     '(while (< @seen 2500) (Thread/sleep 5))
                     '(deliver free true)
                     '(while (< (count @events) 1500) (Thread/sleep 5))
@@ -508,7 +508,7 @@
              (script c
                (list 'def 'm (list 'bpf/create small))
                '(defn kind [f] (try (f) (catch Exception e (:bpfmap/error (ex-data e)))))
-               '(def w (bpf/watch m {:interval 1000000} (fn [_])))
+               '(def w (bpf/watch m {:interval 1000} (fn [_])))
                '[(kind #(bpf/watch m {:every 5} prn))
                  (bpf/with-open [q (bpf/create {:type :queue :value :u32 :max-entries 4})]
                    (kind #(bpf/watch q prn)))

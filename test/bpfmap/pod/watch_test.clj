@@ -37,7 +37,7 @@
 
 (kernel-test events-since-the-last
   (testing "an event has the changes since the previous one"
-    (is (nil? (watching 5 (fn [m _ event]
+    (is (nil? (watching 0.005 (fn [m _ event]
                             (let [{:keys [at] :as first} (event)]
                               (is (= {:entries {1 10, 2 20}} (dissoc first :at)))
                               (is (< (- (System/currentTimeMillis) 60000) at
@@ -56,7 +56,7 @@
       (with-open [m ^Closeable (bpf/create small)
                   other ^Closeable (bpf/create small)]
         (bpf/pin! m pin)
-        (with-open [w (watch/start m {:interval 5})]
+        (with-open [w (watch/start m {:interval 0.005})]
           (let [ended (future (watch/run w #(.put events %)))
                 event #(dissoc (.poll events 60 TimeUnit/SECONDS) :at)]
             (is (:entries (event)))
@@ -71,11 +71,11 @@
 
 (kernel-test close-ends-at-once
   (testing "closing ends the watch regardless of its interval"
-    (is (nil? (watching 86400000 (fn [_ _ event] (is (:entries (event)))))))))
+    (is (nil? (watching 86400 (fn [_ _ event] (is (:entries (event)))))))))
 
 (kernel-test closed-map-ends-watch
   (testing "closing the map ends the watch"
-    (is (nil? (watching 5 (fn [m w event]
+    (is (nil? (watching 0.005 (fn [m w event]
                             (event)
                             (bpf/close m)
                             (is (watch/watch? w))))))))
@@ -88,6 +88,7 @@
       (is (= :invalid-value (:bpfmap/error (error-of (watch/start {:name "x"} nil)))))
       (is (= "Unknown option :intervall: watch takes :interval"
              (:message (error-of (watch/start m {:intervall 3})))))
-      (is (= "Not an interval: 0: it is a number of milliseconds, from 1 to 86400000"
-             (:message (error-of (watch/start m {:interval 0})))))
+      (doseq [bad [0 -1 0.0001 86401 ##NaN nil "1" :second]]
+        (is (= (str ":interval must be a number of seconds from 0.001 to 86400, got " (pr-str bad))
+               (:message (error-of (watch/start m {:interval bad}))))))
       (is (= "Options must be a map, got 5" (:message (error-of (watch/start m 5))))))))
