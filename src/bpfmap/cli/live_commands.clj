@@ -42,7 +42,7 @@
 
 (defn- titles
   "Returns the lines above the table."
-  [{:keys [entries new changed gone elapsed] {:keys [id name type max-entries]} :map :as frame}
+  [{:keys [entries added changed removed elapsed] {:keys [id name type max-entries]} :map :as frame}
    options]
   (concat
    [(str "Map " id (when (seq name) (str " " (output/cell name))) " (" (output/cell type) "): "
@@ -51,7 +51,7 @@
          (seconds-text (:interval options)) " s: "
          (if (zero? (double elapsed))
            "first reading"
-           (str changed " changed, " new " new, " gone " gone"))
+           (str added " added, " changed " changed, " removed " removed"))
          "; stop with Ctrl-C")]
    (some-> (status-text frame options) vector)
    [""]))
@@ -59,7 +59,7 @@
 (defn- with-paths
   "Returns the paths of rates, with those of changed rows added. A path keeps its column."
   [paths rows]
-  (into paths (comp (filter :mark)
+  (into paths (comp (filter :change)
                     (mapcat #(views/numeric-paths [] (:per-second %)))
                     (remove (set paths))
                     (distinct))
@@ -83,14 +83,14 @@
         (vswap! seen update :widths #(merge-with max % widths))
         (concat heading
                 (take 1 lines)
-                (map (fn [{:keys [mark]} line] (if mark {:style :bold :text line} line)) shown
+                (map (fn [{:keys [change]} line] (if change {:style :bold :text line} line)) shown
                      (rest lines)))))))
 
 (defn- print-frame
   "Prints a frame without a terminal: the entries that changed."
   [{:keys [rows elapsed] :as frame} options]
   (run! println (butlast (titles frame options)))
-  (let [shown (if (zero? (double elapsed)) rows (filter :mark rows))]
+  (let [shown (if (zero? (double elapsed)) rows (filter :change rows))]
     (run! println (output/table (views/entry-columns shown (with-paths [] shown)) shown))
     (println)
     (flush)))

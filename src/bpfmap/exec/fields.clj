@@ -225,8 +225,9 @@
 (defn- changes
   "Returns the field of what became of an entry, by its names and the signs that a table shows for
   them."
-  [signs]
-  {:kind :name :names (zipmap (vals signs) (repeat nil)) :shown signs})
+  []
+  (let [signs {"+" "added" "*" "changed" "-" "removed"}]
+    {:kind :name :names (zipmap (vals signs) (repeat nil)) :shown signs}))
 
 (defn of-watched
   "Returns the field that the rows of a frame of `watch` are, for a map with this spec, see
@@ -234,9 +235,8 @@
   [spec cpus]
   (let [{:keys [fields]} (of-entries spec cpus)
         rates (some-> (into {} fields) (get "value") of-rates)]
-    (row (cond-> (conj fields ["mark" (changes {"+" "new" "*" "changed" "-" "gone"})])
-           rates (conj ["per-second" rates]))
-         {"change" "mark"})))
+    (row (cond-> (conj fields ["change" (changes)])
+           rates (conj ["per-second" rates])))))
 
 (defn of-changes
   "Returns the field that the rows of `diff` are, for maps with these specs, see [[of-entries]].
@@ -245,8 +245,7 @@
   (let [[before after] (map #(into {} (:fields (of-entries % cpus))) [old-spec new-spec])
         side (fn [k] (if (= (before k) (after k)) (after k) any))
         rates (when rates? (of-rates (side "value")))]
-    (row (cond-> [["change" (changes {"+" "added" "*" "changed" "-" "removed"})]
+    (row (cond-> [["change" (changes)]
                   ["key" (side "key")]
                   ["old" (before "value" any)] ["new" (after "value" any)]]
-           rates (conj ["per-second" rates]))
-         {"mark" "change"})))
+           rates (conj ["per-second" rates])))))

@@ -7,12 +7,12 @@
   |---------------|-----------------------------------------------------------------------------------|
   | `:map`        | `{:id :name :type :max-entries}`                                                  |
   | `:elapsed` `:interval` | seconds since the first frame, and since the one before                  |
-  | `:entries` `:new` `:changed` `:gone` | how many there are, and how many came, changed and went    |
-  | `:rows`       | the entries that the options ask for: `{:key :value :mark :per-second}`           |
+  | `:entries` `:added` `:changed` `:removed` | the number of entries, and of those added, changed and removed |
+  | `:rows`       | the entries that the options ask for: `{:key :value :change :per-second}`           |
   | `:status`     | what became of the map, see below; missing while nothing has                      |
   | `:pin` `:other` | the path that it was opened by, and the id of the map that is pinned there now  |
 
-  `:mark` is `:new`, `:changed` or `:gone`, or missing. `:per-second` has the shape of the value,
+  `:change` is `:added`, `:changed` or `:removed`, or missing. `:per-second` has the shape of the value,
   with rates where that has integers; it is missing in the first frame. Entries are told apart by
   their bytes.
 
@@ -89,42 +89,42 @@
   the same.
 
       (into [] (compared {7 1} {7 3} 2.0 {:key-out identity :value-out identity :same? =}))
-      ;=> [{:key 7 :value 3 :mark :changed :per-second 1.0}]"
+      ;=> [{:key 7 :value 3 :change :changed :per-second 1.0}]"
   [^Map before ^Map now seconds {:keys [key-out value-out same?]}]
   (let [row (fn [[k raw]]
               (let [earlier (.get before k)
                     value (value-out raw)
                     rate (rates (when earlier (value-out earlier)) value seconds)]
                 (cond-> {:key (key-out k) :value value}
-                  (nil? earlier) (assoc :mark :new)
-                  (and earlier (not (same? earlier raw))) (assoc :mark :changed)
+                  (nil? earlier) (assoc :change :added)
+                  (and earlier (not (same? earlier raw))) (assoc :change :changed)
                   (some? rate) (assoc :per-second rate))))]
     (if (nil? before)
       (eduction (map (fn [[k raw]] {:key (key-out k) :value (value-out raw)})) now)
       (eduction cat [(eduction (map row) now)
                      (eduction (remove (fn [[k _]] (.containsKey now k)))
                                (map (fn [[k raw]]
-                                      {:key (key-out k) :value (value-out raw) :mark :gone}))
+                                      {:key (key-out k) :value (value-out raw) :change :removed}))
                                before)]))))
 
 (defn- liveliness
   "What rows are ordered by unless the options say: the liveliest first; then what changed, then
   by key."
-  [{:keys [key mark per-second]}]
-  [(- (double (activity per-second))) (if mark 0 1) key])
+  [{:keys [key change per-second]}]
+  [(- (double (activity per-second))) (if change 0 1) key])
 
 (defn- by-liveliness [[a b c] [d e f]]
   (let [by-rate (compare a d)
-        by-mark (compare b e)]
+        by-change (compare b e)]
     (cond
       (not (zero? by-rate)) by-rate
-      (not (zero? by-mark)) by-mark
+      (not (zero? by-change)) by-change
       :else (query/order c f))))
 
 (defn- chosen
   "The rows that the options ask for, in the order that they ask for."
   [{:keys [sort limit changed] :as options} rows]
-  (let [rows (if changed (eduction (filter :mark) rows) rows)]
+  (let [rows (if changed (eduction (filter :change) rows) rows)]
     (if sort
       (query/rows options rows)
       (query/top limit liveliness by-liveliness
@@ -235,7 +235,7 @@
                pin (assoc :pin pin)
                other (assoc :other other))]
     (if-not m
-      {:frame (merge {:map about} told {:entries 0 :new 0 :changed 0 :gone 0 :rows []})
+      {:frame (merge {:map about} told {:entries 0 :added 0 :changed 0 :removed 0 :rows []})
        :next {:id id :taken at :about about :began began}}
       (with-open [^java.io.Closeable m m]
         (let [about (select-keys (bpf/info m) [:id :name :type :max-entries])
@@ -244,16 +244,16 @@
               before (when same-map? before)
               entries (raw-entries/snapshot (raw-entries/entries m))
               counted (volatile! {})
-              count-mark (fn [{:keys [mark] :as row}]
-                           (when mark (vswap! counted update mark (fnil inc 0)))
+              count-change (fn [{:keys [change] :as row}]
+                           (when change (vswap! counted update change (fnil inc 0)))
                            row)
               rows (chosen (:options types)
-                           (eduction (map count-mark) (compared before entries apart types)))
-              marks @counted]
+                           (eduction (map count-change) (compared before entries apart types)))
+              changes @counted]
           {:frame (merge {:map about} told
                          {:entries (count entries)
-                          :new (:new marks 0) :changed (:changed marks 0) :gone (:gone marks 0)
-                          :rows rows})
+                          :added (:added changes 0) :changed (:changed changes 0)
+                          :removed (:removed changes 0) :rows rows})
            :next {:id (:id about) :before entries :taken at :types types :about about
                   :began (or began at)}})))))
 

@@ -55,7 +55,7 @@
                :doc "Directory to search (default: every BPF file system)"}
 
    ;; --- changes
-   :changed {:kind :flag :doc "Show only new, changed and removed entries"}
+   :changed {:kind :flag :doc "Show only added, changed and removed entries"}
    :follow {:kind :flag :doc "Continue with the map that replaces this one"}
    :interval {:takes "N" :kind :positive :doc "Seconds between two readings"}
    :old {:takes "OLD" :kind :source :doc "Map, or file of a saved map (NAME.edn)"}

@@ -22,7 +22,7 @@
   | the field is        | it is compared with                                                                     |
   |---------------------|-----------------------------------------------------------------------------------------|
   | a number            | a number, also as 0x1f; with K, M, G, T, P or E (or Ki, Mi …) a multiple of 1024, with KB, MB … of 1000; with ns, us, ms, s, min, h or d a time, in nanoseconds or in the unit that the field's name ends in, such as `_us` |
-  | a name (an enum, a map type, a flag) | the name, or its number; a name of the kernel's also as there: `percpu_hash`; a mark also as `+`, `*` or `-` |
+  | a name (an enum, a map type, a flag) | the name, or its number; a name of the kernel's also as there: `percpu_hash`; a change also as `+`, `*` or `-` |
   | an address or a prefix | an address; or a prefix, which holds the addresses in it                             |
   | text                | text; in quotes, it may have any character                                              |
   | bytes               | bytes in hexadecimal                                                                    |

@@ -175,8 +175,8 @@
     (output/format-1dp x)))
 
 (def marks
-  "The marks of new, changed and removed entries."
-  {:new "+" :added "+" :changed "*" :gone "-" :removed "-"})
+  "The marks of added, changed and removed entries."
+  {:added "+" :changed "*" :removed "-"})
 
 (defn numeric-paths
   "Returns the paths of the numbers in rates."
@@ -209,8 +209,8 @@
 (defn entry-columns
   "Returns the columns of watched rows: mark, key, value, and the rates at some paths."
   [rows rate-paths]
-  (let [fields (output/columns [:key :value] rows nil ["mark" "change" "per-second"])]
-    (concat [{:title "" :of #(marks (:mark %) " ")}]
+  (let [fields (output/columns [:key :value] rows nil ["change" "per-second"])]
+    (concat [{:title "" :of #(marks (:change %) " ")}]
             fields
             (rate-columns rate-paths))))
 
@@ -220,7 +220,7 @@
   (concat
    [{:title "" :of #(marks (:change %) " ")}]
    (map #(dissoc % :rank)
-        (output/columns [:key] rows trees ["mark" "change" "old" "new" "per-second"]))
+        (output/columns [:key] rows trees ["change" "old" "new" "per-second"]))
    [{:title "OLD" :of #(if (contains? % :old) (:old %) "") :least 16}
     {:title "NEW" :of #(if (contains? % :new) (:new %) "") :least 16}]))
 

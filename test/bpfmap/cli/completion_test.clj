@@ -90,7 +90,7 @@
             whole ["key.src" "key.port" "value.bytes" "value.port" "value.tx.errors" "value.comm"]]
         (is (= (concat own whole) (field-lines "dump" (id-of m)) (field-lines "hist" (id-of m))))
         (is (= (concat own whole
-                       ["mark" "per-second.bytes" "per-second.port" "per-second.tx.errors"])
+                       ["change" "per-second.bytes" "per-second.port" "per-second.tx.errors"])
                (field-lines "watch" (id-of m))))
         (is (= ["src" "port" "change" "key.src" "key.port" "old.bytes" "old.port" "old.tx.errors"
                 "old.comm" "new.bytes" "new.port"
@@ -147,7 +147,7 @@
                 ["dump" :id "--where" "bytes>5" "--sort" "value.t"] #{"value.tx.errors"}
                 ["watch" :id "--sort" "-per"]
                 #{"-per-second.bytes" "-per-second.port" "-per-second.tx.errors"}
-                ["watch" "--interval" "5" :id "--where" "ma"] #{"mark="}
+                ["watch" "--interval" "5" :id "--where" "ch"] #{"change="}
                 ["diff" :id "--where" "old.b"] #{"old.bytes="}
                 ["hist" :id "--field" "by"] #{"bytes"}
                 ["hist" :id "--bucket" "po"] #{"port"}

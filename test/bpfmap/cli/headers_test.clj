@@ -216,7 +216,7 @@
                 ^Closeable b (create {:key :u32 :value :u32 :contents {2 2, 3 4, 5 5}})]
       (let [keys-where #(map :key (exec/diff {:old a :new b :where %}))]
         (is (= [[5] [3] [1]] (map keys-where ["change=+" "change=*" "change=-"])))
-        (is (= [[5] [3] [1]] (map keys-where ["mark=added" "mark==changed" "CHANGE=removed"])))
+        (is (= [[5] [3] [1]] (map keys-where ["change=added" "change==changed" "CHANGE=removed"])))
         (is (= [3 5] (keys-where "change!=-")))
         (is (= [5] (keys-where [:= :change :added]))))
       (let [marked (fn [where]
@@ -228,11 +228,11 @@
                                      (bpf/put! a 7 7)
                                      (inc (long n)))))
                              0 (exec/watch {:ref a :interval 0.01 :where where})))]
-        (is (= [7] (marked "mark=+")))
+        (is (= [7] (marked "change=+")))
         (bpf/delete! a 7) (bpf/put! a 1 1) (bpf/put! a 2 2)
-        (is (= [1] (marked "mark=*")))
+        (is (= [1] (marked "change=*")))
         (bpf/delete! a 7) (bpf/put! a 1 1) (bpf/put! a 2 2)
-        (is (= [2] (marked "mark=-")))))))
+        (is (= [2] (marked "change=-")))))))
 
 (deftest unknown-feature-sign
   (testing "a condition matches an unknown result by its displayed sign"

@@ -35,10 +35,10 @@
       ["a"] ["b"] 1.0 nil)))
 
 (deftest entries-marked-by-change
-  (testing "marks each entry as new, changed or gone"
+  (testing "marks each entry as added, changed or removed"
     (let [plain {:key-out identity :value-out identity :same? =}]
-      (is (= #{{:key 1 :value 5 :per-second 0.0} {:key 2 :value 9 :mark :changed :per-second 4.0}
-               {:key 3 :value 1 :mark :new :per-second 1.0} {:key 4 :value 7 :mark :gone}}
+      (is (= #{{:key 1 :value 5 :per-second 0.0} {:key 2 :value 9 :change :changed :per-second 4.0}
+               {:key 3 :value 1 :change :added :per-second 1.0} {:key 4 :value 7 :change :removed}}
              (into #{} (live/compared {1 5, 2 5, 4 7} {1 5, 2 9, 3 1} 1.0 plain))))
       (is (= [{:key 1 :value 5}] (into [] (live/compared nil {1 5} 1.0 plain)))
           "the first look compares with nothing"))))
@@ -57,16 +57,16 @@
           [] (exec/watch (assoc options :ref (id-of m)))))
 
 (kernel-test frames-report-changes
-  (testing "each frame reports new, changed and deleted entries"
+  (testing "each frame reports added, changed and removed entries"
     (with-open [m (counts {1 10, 2 20, 3 30})]
       (let [[first-one second-one] (changing m {:interval 0.05} 2 (fn [_]
                                                                     (bpf/put! m 2 25)
                                                                     (bpf/put! m 4 1)
                                                                     (bpf/delete! m 3)))]
-        (is (= [3 0 0 0] ((juxt :entries :new :changed :gone) first-one)))
+        (is (= [3 0 0 0] ((juxt :entries :added :changed :removed) first-one)))
         (is (= {:id (id-of m) :name "live" :type :hash :max-entries 64} (:map first-one)))
-        (is (= [3 1 1 1] ((juxt :entries :new :changed :gone) second-one)))
-        (is (= [[2 :changed] [4 :new] [3 :gone] [1 nil]] (map (juxt :key :mark) (:rows second-one)))
+        (is (= [3 1 1 1] ((juxt :entries :added :changed :removed) second-one)))
+        (is (= [[2 :changed] [4 :added] [3 :removed] [1 nil]] (map (juxt :key :change) (:rows second-one)))
             "the liveliest first, then what changed, then the rest")
         (is (pos? (:interval second-one)))
         (is (= 0.0 (:elapsed first-one)))))))
@@ -117,9 +117,9 @@
                                                  (when (= 2 n)
                                                    (bpf/delete! raw (k 1))
                                                    (bpf/put! raw (k 3) nan))))]
-          (is (= [3 0 0 0] ((juxt :entries :new :changed :gone) first-one)))
-          (is (= [3 0 0 0] ((juxt :entries :new :changed :gone) same)) "a NaN is no change")
-          (is (= [3 1 0 1] ((juxt :entries :new :changed :gone) third)))
+          (is (= [3 0 0 0] ((juxt :entries :added :changed :removed) first-one)))
+          (is (= [3 0 0 0] ((juxt :entries :added :changed :removed) same)) "a NaN is no change")
+          (is (= [3 1 0 1] ((juxt :entries :added :changed :removed) third)))
           (is (= 4 (count (:rows third)))))))))
 
 ;; --- what becomes of the map
@@ -207,7 +207,7 @@
           (is (= [nil :waiting :followed nil] (map :status frames)))
           (is (= [(first ids) (first ids) (second ids) (second ids)] (map (comp :id :map) frames)))
           (is (= [[1 0 0 0] [0 0 0 0] [2 0 0 0] [2 0 1 0]]
-                 (map (juxt :entries :new :changed :gone) frames)))
+                 (map (juxt :entries :added :changed :removed) frames)))
           (is (= [nil nil] (map :per-second (:rows (nth frames 2))))
               "nothing is held against the map before"))
         (bpf/unpin! new)))))
@@ -274,7 +274,7 @@
         (is (= [0 ""] [exit err]))
         (is (= 2 (count (re-seq #"(?m)^Map \d+ live \(hash\): 1 of 64 entries$" out))))
         (is (re-find #"every 0\.1 s: first reading; stop with Ctrl-C" out))
-        (is (re-find #"every 0\.1 s: 0 changed, 0 new, 0 gone; stop with Ctrl-C" out)))
+        (is (re-find #"every 0\.1 s: 0 added, 0 changed, 0 removed; stop with Ctrl-C" out)))
       (is (re-find #"every 0\.02 s: "
                    (:out (bpfmap "watch" (id-of m) "--interval" "0.02" "--seconds" "0.02"))))
       (is (re-find #"every 3\.0 s: "
