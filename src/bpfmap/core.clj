@@ -54,7 +54,7 @@
 
   `:pinning :by-name` pins below the option `:pin-path`, default: /sys/fs/bpf. A map found there is
   used as it is, and not filled again. If it does not match the spec, `:incompatible` is thrown with
-  every difference under `:bpfmap/diff`. For the option `:via` see [[open]].
+  every difference under `:bpfmap/diff`. For the option `:mapped` see [[open]].
 
   Throws `:invalid-spec` with all problems under `:bpfmap/problems`, `:invalid-value` for an invalid
   entry of `:contents` (nothing is created then), `:not-supported` for a type or flag that this
@@ -79,8 +79,8 @@
   Options:
 
   - `:access`: `:read-write`, `:read-only` or `:write-only`
-  - `:key`, `:value`: types; default: the types of the map's BTF, or bytes
-  - `:via :memory`: `get`, `put!` and `reduce` of an `:mmapable` array make no system calls
+  - `:key` and `:value`, or `:key-type` and `:value-type`: types; default: the types of the map's BTF, or bytes
+  - `:mapped true`: `get`, `put!` and `reduce` of an `:mmapable` array make no system calls
   (doc/memory.md)
 
   Throws `:not-found`, `:ambiguous` if a name matches several maps (with `:bpfmap/candidates`, a

@@ -167,7 +167,7 @@
           (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/open ref options))]
             (and (= :invalid-value error) (= :open op) (str/includes? message words)))
           id {:acess :read-only}
-          "Unknown option :acess: open takes :access, :key, :value, :types and :via"
+          "Unknown option :acess: open takes :access, :key, :value, :key-type, :value-type, :types and :mapped"
           id {:access :rdonly}
           ":access must be :read-write, :read-only or :write-only, got :rdonly"
           id [:access] "Options must be a map, got [:access]"
@@ -184,4 +184,16 @@
         (let [{:keys [message] :bpfmap/keys [error path]} (error-of (bpf/open id {:key :u64}))]
           (is (= [:incompatible [:key]] [error path]))
           (is (str/includes? message "it has 4 bytes, and the type has 8")))
-        (is (= :invalid-spec (:bpfmap/error (error-of (bpf/open id {:value :u65})))))))))
+        (is (= :invalid-spec (:bpfmap/error (error-of (bpf/open id {:value :u65})))))
+        (doseq [[k other] {:key :key-type, :value :value-type}]
+          (let [{:keys [message] :bpfmap/keys [error path]}
+                (error-of (bpf/open id {k :u32 other :u32}))]
+            (is (= [:invalid-value [other]] [error path]))
+            (is (str/starts-with? message (str "Only one of " k " and " other))))
+          (is (= [:incompatible [k]]
+                 ((juxt :bpfmap/error :bpfmap/path)
+                  (error-of (bpf/open id {other [:bytes 3]}))))))
+        (with-open [named ^java.io.Closeable (bpf/open id {:key-type [:bytes 4]
+                                                   :value-type [:array :u8 8]})]
+          (is (= {:key [:bytes 4] :value [:array :u8 8]}
+                 (select-keys (bpf/spec named) [:key :value :key-type :value-type]))))))))

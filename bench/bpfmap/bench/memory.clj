@@ -124,7 +124,7 @@
      ["read one element, by bpf(2)" "nth" "lookup" 20000 (at-random view [i] (nth view i)) 0.05]
      ["read one element, by bpf(2)" "get-acquire" "lookup" 20000
       (at-random view [i] (mem/get-acquire view i)) nil]
-     ["read one element, by bpf(2)" "get, {:via :memory}" "lookup" 20000
+     ["read one element, by bpf(2)" "get, {:mapped true}" "lookup" 20000
       (at-random through-memory [i] (get through-memory i)) nil]
      ["read one element, by bpf(2)" "get" "lookup" 20000 (at-random m [i] (get m i)) nil]]))
 
@@ -255,7 +255,7 @@
 (defn- measure [rounds]
   (with-open [m ^Closeable (bpf/create {:name "t_bench" :type :array :key :u32 :value :u64
                                         :max-entries entries :flags #{:mmapable}})
-              through-memory ^Closeable (bpf/open (:id (bpf/info m)) {:via :memory})
+              through-memory ^Closeable (bpf/open (:id (bpf/info m)) {:mapped true})
               memory ^Closeable (bpf/memory m)
               c ^Closeable (start (:id (bpf/info m)) (first (processor/allowed)))]
     (mem/copy-from (mem/elements m) (long-array (clojure.core/range 0 (* 3 entries) 3)))

@@ -7,15 +7,13 @@
 
 (def ^:private flag [boolean? "true or false"])
 (def ^:private anything [any? nil])
-(def ^:private via
-  [#{:memory} ":memory" "without it, elements are read and written by system calls"])
-
 (def ^:private options-of
   "The operation of errors to its options, in the order of messages: option to predicate, the text
   of what its value must be, and a hint."
-  {:create {:pin-path anything :via via}
+  {:create {:pin-path anything :mapped flag}
    :open {:access [#{:read-write :read-only :write-only} ":read-write, :read-only or :write-only"]
-          :key anything :value anything :types anything :via via}
+          :key anything :value anything :key-type anything :value-type anything
+          :types anything :mapped flag}
    :lookup {:cpu anything :lock flag}
    :lookup-all {:cpu anything :lock flag}
    :entries {:cpu anything :lock flag}
@@ -38,6 +36,11 @@
 (def ^:private names
   "The name of a function, if it differs from the operation of its errors."
   {:list "maps", :nrepl "start"})
+
+(def ^:private renamed
+  "Options that had another name, with the hint about it."
+  (let [mapped {:via "use {:mapped true}"}]
+    {:create mapped :open mapped}))
 
 (defn- invalid [op path message hint]
   (error/error :invalid-value message
@@ -67,7 +70,9 @@
                    (when-not row
                      (throw (invalid op [(error/shown k)]
                                      (str "Unknown option " (pr-str (error/shown k)))
-                                     (str (names op (name op)) " takes " (and-list (keys known))))))
+                                     (or (get-in renamed [op k])
+                                         (str (names op (name op)) " takes "
+                                              (and-list (keys known)))))))
                    (when-not (good? value)
                      (throw (invalid op [k]
                                      (str k " must be " text ", got "

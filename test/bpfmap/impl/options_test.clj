@@ -31,4 +31,7 @@
       :take! {:lok true} "Unknown option :lok: take! takes :lock"
       :list {:breif true} "Unknown option :breif: maps takes :brief"
       :put! {:lock 1} ":lock must be true or false, got 1"
-      :create {:pin "/x"} "Unknown option :pin: create takes :pin-path and :via")))
+      :create {:pin "/x"} "Unknown option :pin: create takes :pin-path and :mapped"
+      :create {:via :memory} "Unknown option :via: use {:mapped true}"
+      :open {:via :memory} "Unknown option :via: use {:mapped true}"
+      :take! {:via :memory} "Unknown option :via: take! takes :lock")))

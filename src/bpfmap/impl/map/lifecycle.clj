@@ -446,10 +446,10 @@
     (or (some (fn [_] (or (found) (create-pinned spec path ctx))) (range races))
         (throw (unusable path)))))
 
-(defn- via
-  "A map just made or opened, set up as the option `:via` asks."
-  [{:keys [via]} m]
-  (when via
+(defn- mapped-if-asked
+  "Returns a map that was just created or opened; with `:mapped true`, set up to use its memory."
+  [{:keys [mapped]} m]
+  (when mapped
     (owning (bpf-map/descriptor m) (mapped/through-memory m)))
   m)
 
@@ -508,9 +508,10 @@
                 numa-node (assoc :numa-node numa-node))
         spec (if (:struct-ops spec) (struct-ops/completed spec ctx) spec)]
     (try
-      (via options (if (= :by-name (:pinning spec))
-                     (named spec (:pin-path options "/sys/fs/bpf") ctx)
-                     (create-new spec ctx)))
+      (mapped-if-asked options
+                       (if (= :by-name (:pinning spec))
+                         (named spec (:pin-path options "/sys/fs/bpf") ctx)
+                         (create-new spec ctx)))
       (catch ExceptionInfo e
         ;; What it took, opening, freezing, pinning, was done for this.
         (throw (if (= :create (:bpfmap/op (ex-data e)))
@@ -547,7 +548,7 @@
   (owning fd
     (let [info (map/info fd ctx nil)
           spec (spec-told info (map-btf/types-of info options ctx))]
-      (via options (make fd info spec access path)))))
+      (mapped-if-asked options (make fd info spec access path)))))
 
 (defn entry-count
   "Returns how many entries an open map has; nil if they cannot be read.
@@ -589,10 +590,19 @@
   (let [ctx {:op :open}]
     (adopt (map/by-id id (access options) ctx) (access options) options nil ctx)))
 
-(defn open
-  "Opens a map by id, pin path, `{:id n}`, `{:path p}`, `{:fd n}` or `{:name s}`."
-  [ref options]
-  (options/check :open options)
+(defn- with-types
+  "Returns the options of open with the types under `:key` and `:value`."
+  [options]
+  (reduce-kv (fn [options other k]
+               (cond
+                 (not (contains? options other)) options
+                 (contains? options k)
+                 (throw (invalid-option [other] (str "Only one of " k " and " other " may be given")
+                                        "they are two names of one option"))
+                 :else (-> options (assoc k (get options other)) (dissoc other))))
+             options {:key-type :key :value-type :value}))
+
+(defn- open-ref [ref options]
   (cond
     (int? ref) (open-id (whole-number ref ref 0xffffffff) options)
     (or (string? ref) (instance? Path ref) (instance? File ref)) (open-path ref options)
@@ -610,6 +620,11 @@
                                "it is {:id n}, {:map-id n}, {:path p}, {:name n} or {:fd n}"))))
     :else (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref)))
                                  "open takes an id, a pin path, {:name n} or {:fd n}"))))
+
+(defn open
+  "Opens a map by id, pin path, `{:id n}`, `{:path p}`, `{:fd n}` or `{:name s}`."
+  [ref options]
+  (open-ref ref (with-types (options/check :open options))))
 
 ;; --- the spec of an open map
 

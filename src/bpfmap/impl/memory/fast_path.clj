@@ -1,6 +1,6 @@
 (ns ^:no-doc bpfmap.impl.memory.fast-path
   "Elements of an array read and written in its memory, in place of a system call, for a map
-  opened `{:via :memory}`.
+  opened `{:mapped true}`.
 
   Whatever is not plain goes the ordinary way, so that it comes to the same: an index beyond the
   end, a map that is closed or can only be read, memory that was unmapped. `elsewhere` says so."

@@ -1,5 +1,5 @@
 (ns bpfmap.impl.memory.fast-path-test
-  "A map opened `{:via :memory}` answers as any other does, without a system call for what lies in
+  "A map opened `{:mapped true}` answers as any other does, without a system call for what lies in
   its memory."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
@@ -24,7 +24,7 @@
   (^Closeable [options] (create nil options))
   (^Closeable [change options] (bpf/create (merge spec change) options)))
 
-(def ^:private through {:via :memory})
+(def ^:private through {:mapped true})
 
 ;; --- the same results
 
@@ -233,7 +233,7 @@
     (with-open [m (create through)
                 twin (bpf/clone m)
                 opened (bpf/open (:id (bpf/info m)) through)
-                reader (bpf/open (:id (bpf/info m)) {:via :memory :access :read-only})]
+                reader (bpf/open (:id (bpf/info m)) {:mapped true :access :read-only})]
       (bpf/put! twin 1 {:n 7 :name "a"})
       (doseq [x [m twin opened reader]]
         (is (= {:n 7 :name "a"} (x 1)))
@@ -246,7 +246,7 @@
 
 (kernel-test pinned-by-name
   (testing "a map pinned by name uses the memory if found or created"
-    (let [options {:via :memory :pin-path (fixture/bpffs)}
+    (let [options {:mapped true :pin-path (fixture/bpffs)}
           change {:name "t_direct_pin" :pinning :by-name}]
       (with-open [made (create change options)
                   found (create change options)]
@@ -270,7 +270,9 @@
           (is (= [:not-supported :create] [error op]))
           (is (str/ends-with? message (str "cannot be mapped: " hint)))))
       (is (<= (fixture/open-descriptors) before) "the map that was made is gone again"))
-    (doseq [f [#(bpf/create spec {:via :syscall}) #(bpf/open 1 {:via true})]]
+    (doseq [f [#(bpf/create spec {:mapped :memory}) #(bpf/open 1 {:mapped nil})]]
       (let [{:keys [message] :bpfmap/keys [error path]} (error-of (f))]
-        (is (= [:invalid-value [:via]] [error path]))
-        (is (re-find #"^:via must be :memory, got " message))))))
+        (is (= [:invalid-value [:mapped]] [error path]))
+        (is (re-find #"^:mapped must be true or false, got " message))))
+    (with-open [m (bpf/create spec {:mapped false})]
+      (is (= 1 (calls-of #(bpf/lookup m 0)))))))
