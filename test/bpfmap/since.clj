@@ -33,6 +33,9 @@
    :pidfd-of-a-thread "6.9"
    :struct-ops-common "6.9" ; struct bpf_struct_ops_common_value
    :tcx-links "6.6"
+   :long-names-of-types "6.1" ; KSYM_NAME_LEN is 512, and 128 before
+   :bpf-of-the-unprivileged "5.19" ; with kernel.unprivileged_bpf_disabled
+   :maps-of-4-gib "5.11"
    :sockmap-of-unix-sockets "5.15"
    :list-heads "6.2" ; fields that the kernel refuses where it knows them
    :timers "5.15"

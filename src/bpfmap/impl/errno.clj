@@ -194,6 +194,19 @@
                "sysctl vm.max_map_count")}
    {:row :capabilities-missing
     :errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}
+   ;; Kernels from 5.19 on deny only creating and loading by it: __sys_bpf in kernel/bpf/syscall.c.
+   {:row :unprivileged-bpf-disabled
+    :errno #{:EPERM} :error :permission
+    :when (fn [{:keys [op unprivileged unprivileged-bpf-disabled release]}]
+            (and unprivileged
+                 (not (#{nil 0} unprivileged-bpf-disabled))
+                 (too-old? "5.19" release)
+                 (not (#{:unpin! :move-pin!} op)))) ; those are not bpf(2)
+    :hint (fn [{:keys [unprivileged-bpf-disabled]}]
+            (str "before Linux 5.19, kernel.unprivileged_bpf_disabled, which is "
+                 unprivileged-bpf-disabled ", denies bpf(2) altogether to a process without "
+                 "CAP_BPF; run as root, or grant the capability (setcap, systemd's "
+                 "AmbientCapabilities=)"))}
    {:row :user-namespace
     :errno #{:EPERM} :when #(and (:user-namespace %) (not (:path %))) :error :permission
     :hint (fn [{:keys [op]}]
@@ -205,7 +218,8 @@
                         "default: /sys/fs/bpf")
                    "run it in the namespace of the host")))}
    {:row :memlock-limit
-    :errno #{:EPERM} :op #{:create :load} :when (comp rules/charges-memlock? :release)
+    :errno #{:EPERM} :op #{:create :load}
+    :when #(and (rules/charges-memlock? (:release %)) (not (:unlimited-memlock %)))
     :error :permission
     :hint (str "kernels before 5.11 charge maps and programs to RLIMIT_MEMLOCK, and this "
                "process is not allowed to raise it far enough; raise it (ulimit -l "
@@ -377,9 +391,11 @@
     :hint "the key, the value or :max-entries is larger than this kernel allows"}
    {:row :program-too-long
     :errno #{:E2BIG} :op #{:load} :error :program-rejected
-    :hint (str "the program has more instructions than this kernel accepts, or its paths "
-               "have more than a million, as in a long loop; in the second case there is a "
-               "log that says so")}
+    :hint (fn [{:keys [release]}]
+            (str "the program has more instructions than this kernel accepts, or its paths "
+                 "have more than a million, as in a long loop; in the second case there is a "
+                 ;; A log that is too long keeps its beginning there.
+                 (if (too-old? "6.4" release) "log" "log that says so")))}
    {:row :no-memory
     :errno #{:ENOMEM} :error :no-memory
     :hint (fn [{:keys [type]}]
@@ -446,8 +462,10 @@
     :hint "the spec breaks a rule of its map type that bpfmap does not check"}
    {:row :btf-denied
     :op #{:load-btf} :errno #{:EINVAL :E2BIG :ENOTSUPP :EOPNOTSUPP} :error :invalid-value
-    :hint (str "this kernel does not accept these types: a name is too long (512 "
-               "characters), or a kind is newer than the kernel")}
+    :hint (fn [{:keys [release]}]
+            (str "this kernel does not accept these types: a name is too long ("
+                 (if (too-old? "6.1" release) 128 512) ; KSYM_NAME_LEN of the kernel
+                 " characters), or a kind is newer than the kernel"))}
    {:row :program-denied
     :op #{:load} :error :program-rejected
     :hint "the kernel rejected the program; the log, if there is one, has the reason"}
@@ -524,7 +542,7 @@
     :alternative :unsupported :thread`, `:object` (its kind: `:map`, which is the default,
     `:program` or `:link`), `:file-type` of the path
   - of the process: `:missing` (capabilities that the thread lacks), `:user-namespace`,
-    `:passes-modes`, `:unprivileged`
+    `:passes-modes`, `:unprivileged`, `:unlimited-memlock`
   - of the kernel: `:unprivileged-bpf-disabled`, `:release`, `:lsms` (the names of its security
     modules)
 

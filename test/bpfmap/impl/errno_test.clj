@@ -94,6 +94,16 @@
       22 {:op :create :type :stack-trace} :invalid-spec "kernel.perf_event_max_stack"
       7 {:op :create} :invalid-spec "larger than this kernel allows"
       7 {:op :create :type :arena} :invalid-spec "at most 4 GiB"
+      1 {:op :create :release "5.10.0"} :permission "RLIMIT_MEMLOCK"
+      1 {:op :create :release "5.10.0" :unlimited-memlock true} :permission "a security module"
+      22 {:op :load-btf :release "5.10.0"} :invalid-value "a name is too long (128 characters)"
+      22 {:op :load-btf :release "6.1.0"} :invalid-value "a name is too long (512 characters)"
+      1 {:op :open :path "/p" :unprivileged true :unprivileged-bpf-disabled 2 :release "5.10.0"}
+      :permission "kernel.unprivileged_bpf_disabled, which is 2"
+      1 {:op :open :path "/p" :unprivileged true :unprivileged-bpf-disabled 0 :release "5.10.0"}
+      :permission "the file mode of /p"
+      1 {:op :open :path "/p" :unprivileged true :unprivileged-bpf-disabled 2 :release "6.1.0"}
+      :permission "the file mode of /p"
       7 {:op :create :type :cgroup-storage :release "6.1.0"} :invalid-spec
          "larger than this kernel allows"
       7 {:op :create :type :cgroup-storage :release "5.10.0"} :not-supported

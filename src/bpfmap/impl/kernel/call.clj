@@ -83,7 +83,7 @@
 
 (defn- circumstances
   "What the process and the kernel are like, as far as it can explain a failed operation."
-  [{:keys [path fd type] :as ctx}]
+  [{:keys [op path fd type] :as ctx}]
   {:release (procfs/kernel-release)
    :missing (when-not path ; a path is a matter of file modes
               (seq (procfs/missing-capabilities (needed-capabilities ctx))))
@@ -91,6 +91,7 @@
    :passes-modes (procfs/passes-file-modes?)
    :user-namespace (procfs/user-namespace?)
    :unprivileged-bpf-disabled (procfs/unprivileged-bpf-disabled)
+   :unlimited-memlock (when (#{:create :load} op) (procfs/unlimited-memlock?))
    :lsms (when (= :inode-storage type) (procfs/security-modules))
    :bpffs (when path (bpffs? path))
    :file-type (when path (paths/type-of path true))

@@ -327,6 +327,14 @@
     (not= first-user-namespace (str (Files/readSymbolicLink (path "/proc/thread-self/ns/user"))))
     (catch Exception _ false)))
 
+(defn unlimited-memlock?
+  "Returns true if this process may lock any amount of memory; nil if that cannot be read."
+  []
+  (some->> (read-file "/proc/self/limits")
+           (re-find #"(?m)^Max locked memory +(\S+)")
+           second
+           (= "unlimited")))
+
 (defn unprivileged-bpf-disabled
   "The sysctl kernel.unprivileged_bpf_disabled as a number; nil where there is none."
   []
