@@ -23,7 +23,7 @@
     (is (= 250.0 (english/rate "not what it says")))))
 
 (defn- pages []
-  (for [^File file (concat [(io/file "README.md") (io/file "CHANGELOG.md")]
+  (for [^File file (concat (map io/file ["README.md" "CHANGELOG.md" "CONTRIBUTING.md"])
                            (sort (.listFiles (io/file "doc"))))
         :when (str/ends-with? (.getName file) ".md")]
     file))

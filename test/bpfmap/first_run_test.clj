@@ -68,9 +68,10 @@
 (defn- documented
   "The commands with bin/clj in the documentation, each as a line for a shell."
   []
-  (->> (cons (io/file "README.md")
-             (concat (.listFiles (io/file "doc")) (.listFiles (io/file "examples"))
-                     [(io/file "dev/user.clj") (io/file "deps.edn")]))
+  (->> (concat (map io/file ["README.md" "CONTRIBUTING.md"])
+               (.listFiles (io/file "doc"))
+               (.listFiles (io/file "examples"))
+               [(io/file "dev/user.clj") (io/file "deps.edn")])
        (mapcat #(re-seq #"bin/clj [^`\n,;]*" (slurp %)))
        (map #(str/trim (str/replace % #"  .*| -->.*|, .*|\.$|\)\.?$" "")))
        distinct
