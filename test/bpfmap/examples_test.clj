@@ -4,7 +4,6 @@
             [bpfmap.exec :as exec]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [clojure.data.json :as json]
-            [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
   (:import (java.io Closeable File)))

@@ -7,7 +7,7 @@
             [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str])
-  (:import (java.io EOFException File InputStream OutputStream PushbackInputStream)
+  (:import (java.io EOFException File OutputStream PushbackInputStream)
            (java.util List)
            (java.util.concurrent TimeUnit)))
 

@@ -29,7 +29,7 @@
     (held {:elements (Elements. fd key-size value-size) :value-size value-size :open opened}
           #(do (.close opened) (.close fd)))))
 
-(defn- create ^Closeable [type & {:keys [value-size room] :as more}]
+(defn- create ^Closeable [type & {:keys [room] :as more}]
   (let [spec (merge {:type type :key-size 4 :value-size 4 :max-entries 4 :flags #{} :name nil}
                     (dissoc more :room))]
     (of-descriptor (map/create spec {:op :create}) (:key-size spec) (or room (:value-size spec)))))

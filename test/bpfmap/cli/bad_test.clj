@@ -1,8 +1,7 @@
 (ns bpfmap.cli.bad-test
   "Bad invocations of every command: one clear line, the right exit code, nothing on standard
   output, nothing half done."
-  (:require [bpfmap.cli.arguments :as cli-arguments]
-            [bpfmap.cli.calling :refer [bpfmap id-of]]
+  (:require [bpfmap.cli.calling :refer [bpfmap id-of]]
             [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
@@ -89,7 +88,7 @@
          bad (bad-values (:kind (options k)))]
      [(concat [name] (enough command) [(str "--" (clojure.core/name k)) bad])
       (re-pattern (str "^bpfmap: --" (clojure.core/name k) " "))])
-   (for [{:keys [name args optional] :as command} commands/commands
+   (for [{:keys [name args] :as command} commands/commands
          [i k] (map-indexed vector args)
          bad (take 1 (bad-values (:kind (options k))))]
      [(concat [name] (assoc (vec (enough command)) i bad))

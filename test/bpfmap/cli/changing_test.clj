@@ -1,6 +1,6 @@
 (ns bpfmap.cli.changing-test
   "One entry read and written by typed keys, maps made and pinned; and what is others' asks first."
-  (:require [bpfmap.cli.calling :refer [bpfmap edn-of id-of json-of lines-of refused]]
+  (:require [bpfmap.cli.calling :refer [edn-of id-of json-of lines-of refused]]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.fixture :as fixture :refer [kernel-test]]

@@ -5,7 +5,6 @@
             [bpfmap.core :as bpf]
             [bpfmap.exec.commands :as commands]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
-            [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
   (:import (java.io Closeable File)))

@@ -13,7 +13,7 @@
             [bpfmap.types :as types]
             [clojure.data.json :as json]
             [clojure.string :as str]
-            [clojure.test :refer [are deftest is testing]]
+            [clojure.test :refer [are is testing]]
             [clojure.test.check.clojure-test :refer [defspec]]
             [clojure.test.check.generators :as gen]
             [clojure.test.check.properties :as prop])

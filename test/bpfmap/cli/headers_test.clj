@@ -124,11 +124,11 @@
                 two-maps (exec/diff (assoc options :old (id-of old) :new id))
                 dump-view (bpfmap.exec.views/entries dumped {})
                 diff-view (bpfmap.exec.views/diff two-maps {:new m})
-                frame (do (reduce (fn [n frame]
-                                    (if (= 1 (long n))
-                                      (reduced frame)
-                                      (do (write! m spec key before) (inc (long n)))))
-                                  0 (exec/watch (assoc options :ref id :interval 0.01))))
+                frame (reduce (fn [n frame]
+                                (if (= 1 (long n))
+                                  (reduced frame)
+                                  (do (write! m spec key before) (inc (long n)))))
+                              0 (exec/watch (assoc options :ref id :interval 0.01)))
                 changed (loop [wait 30]
                           (write! m spec key before)
                           (let [change (future (Thread/sleep wait) (write! m spec key after))

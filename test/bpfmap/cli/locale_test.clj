@@ -68,11 +68,6 @@
    "bell\\a\\x1b[31m" "bell\\u0007\\u001b[31m"
    "back\\\\xffslash" "back\\\\xffslash"})
 
-(def ^:private environments
-  {"the C locale" "env LC_ALL=C"
-   "no environment" "env -i"
-   "UTF-8" "env LC_ALL=C.UTF-8"})
-
 (defn- sh
   "Runs a line of bash, written in ASCII; {:exit :out :err}."
   [line]

@@ -10,6 +10,7 @@
             [bpfmap.memory :as mem]
             [bpfmap.prog :as prog]
             [bpfmap.type :as type]
+            [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
@@ -238,4 +239,4 @@ SEC(\"socket\") int count%1$d(void *ctx)
       (testing "in the order of their places"
         (is (= (section 0 4 8) (section 8 0 4))))
       (testing "read as EDN"
-        (is (= (section 0 4 8) (clojure.edn/read-string (pr-str (section 0 4 8)))))))))
+        (is (= (section 0 4 8) (edn/read-string (pr-str (section 0 4 8)))))))))

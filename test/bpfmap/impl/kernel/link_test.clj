@@ -14,7 +14,7 @@
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
   (:import (bpfmap.prog Program)
-           (bpfmap.sys Abi Attr Bytes Fd)
+           (bpfmap.sys Attr Bytes Fd)
            (java.io Closeable)
            (java.lang.foreign Arena)
            (java.nio.file Files LinkOption Path)))

@@ -77,7 +77,7 @@
 (defn- conserved?
   "Whether all operations on what is read under types conserve raw entries; a vector of what did
   not."
-  [raw m other raw-other {:keys [type takes? drains?]} entries]
+  [raw m other raw-other {:keys [takes? drains?]} entries]
   (let [n (count entries)
         failed (volatile! [])
         check (fn [what ok?] (when-not ok? (vswap! failed conj what)))

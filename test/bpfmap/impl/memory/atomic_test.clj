@@ -20,9 +20,6 @@
    (bpf/create (merge {:name "t_atomic" :type :array :key :u32 :value :u64 :max-entries 8
                        :flags #{:mmapable}} change))))
 
-(defn- shown [text]
-  (str/replace text #"map \d+" "map N"))
-
 ;; --- a model: integers that wrap around
 
 (def ^:private types

@@ -55,7 +55,7 @@
                 same ^Closeable (bpf/memory other)]
       (is (= memory memory))
       (is (not= memory same))
-      (is (= 2 (count (hash-set memory same memory))))
+      (is (= 2 (count (set [memory same memory]))))
       (let [before (mem/snapshot memory)]
         (is (= before (mem/snapshot same) (bytes/->bytes (range 16))))
         (is (= (hash before) (hash (mem/snapshot same))))

@@ -313,7 +313,7 @@
 
 (kernel-test s10-full-map-or-bad-index
   (testing "the errors for a full map and a bad index match the row"
-    (doseq [{:keys [spec fill] :as use} uses
+    (doseq [{:keys [spec] :as use} uses
             :let [{:keys [full index? every-index ops]} (row-of use)]
             :when (and (here? use) full (some ops [:put! :push!]))]
       (testing spec
