@@ -157,6 +157,7 @@
      bpfmap.exec.hist
      bpfmap.exec.host
      bpfmap.exec.live
+     bpfmap.exec.map-info
      bpfmap.exec.output
      bpfmap.exec.pins
      bpfmap.exec.progress

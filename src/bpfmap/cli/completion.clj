@@ -11,7 +11,7 @@
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.host :as host]
+            [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.options :refer [options]]
             [bpfmap.exec.query :as query]
             [bpfmap.exec.types :as types]
@@ -29,7 +29,7 @@
 
 (def ^:private fields-of
   "The fields of the rows of commands, if they are the same for every map."
-  {"list" host/list-fields "features" types/features-fields})
+  {"list" map-info/list-fields "features" types/features-fields})
 
 (def ^:private fields-of-map
   "The fields of the rows of commands about one map, by what the map's spec says."

@@ -273,7 +273,7 @@
     (or (instance? File x) (instance? Path x)) {:path (str x)}
     ;; An open map is loaded with what opens maps, and has its own way to be shown.
     (and (contains? #{:ref :source} (:kind (options k)))
-         ((requiring-resolve 'bpfmap.core/bpf-map?) x))
+         ((requiring-resolve 'bpfmap.impl.map.bpf-map/bpf-map?) x))
     ((requiring-resolve 'bpfmap.impl.map.bpf-map/identity-of) x)
     :else x))
 

@@ -24,7 +24,6 @@
             [bpfmap.exec.confirm :as confirm]
             [bpfmap.exec.element :as element]
             [bpfmap.exec.progress :as progress]
-            [bpfmap.exec.reading :as reading]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.kernel.call :as call]
@@ -456,7 +455,7 @@
 (defn- check-cpus
   "Throws `:incompatible` for values of other CPUs than this host has."
   [m entries]
-  (when-let [cpus (reading/cpus-of m)]
+  (when-let [cpus (element/cpus-of m)]
     (when-let [other (some (fn [[_ v]] (when-not (= (count cpus) (when (vector? v) (count v))) v))
                            entries)]
       (throw (error/error :incompatible "The saved map does not fit this host"

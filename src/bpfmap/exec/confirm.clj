@@ -5,7 +5,7 @@
   A map is in use by others if another process has it open or a program uses it. Pins do not count."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
-            [bpfmap.exec.host :as host]
+            [bpfmap.exec.map-info :as map-info]
             [clojure.string :as str])
   (:import (java.lang ProcessHandle)))
 
@@ -23,8 +23,8 @@
   "Returns the other users of a map as text, or nil if there are none."
   [id]
   (let [this (.pid (ProcessHandle/current))
-        held (remove #(= this (:pid %)) (get (host/holders) id))
-        used (get (host/users) id)]
+        held (remove #(= this (:pid %)) (get (map-info/holders) id))
+        used (get (map-info/users) id)]
     (not-empty
      (str/join " and "
                (remove nil? [(counted "process" (map #(str (:command %) "[" (:pid %) "]") held))

@@ -12,7 +12,6 @@
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.live :as live]
             [bpfmap.exec.query :as query]
-            [bpfmap.exec.reading :as reading]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo)
@@ -45,11 +44,11 @@
 
 (defn- of-map [source {:keys [cpus] :as options}]
   (with-open [m (element/open (assoc options :ref source) :read-only)]
-    (reading/check-dumpable m {})
+    (element/check-dumpable m {})
     (let [spec (bpf/spec m)
-          possible (reading/cpus-of m)]
+          possible (element/cpus-of m)]
       (combined (assoc (raw-entries/types spec (count possible)) :spec spec :cpus
-                       (reading/cpus-apart m cpus)
+                       (element/cpus-apart m cpus)
                        :entries (raw-entries/snapshot (raw-entries/entries m)))
                 (element/row-of m) cpus possible))))
 

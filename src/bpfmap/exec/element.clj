@@ -6,6 +6,7 @@
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.kernel.paths :as paths]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.rules :as rules]
             [bpfmap.impl.type.node :as node]
             [clojure.string :as str])
@@ -77,6 +78,22 @@
         vector? values) (apply = (map count values))) (apply mapv (fn [& xs] (merged xs)) values)
       (apply = values) x
       :else (vec values))))
+
+(defn cpus-of
+  "Returns the possible CPUs of a per-CPU map; nil for any other.
+
+      (cpus-of m) ;=> [0 1]"
+  [m]
+  (bpf-map/cpus-of m))
+
+(defn cpus-apart
+  "Returns how many CPUs' values an entry of a map has apart, as `which` asks; nil if it has one
+  value.
+
+      (cpus-apart m :sum) ;=> nil"
+  [m which]
+  (when (contains? #{nil :each :all} which)
+    (some-> (cpus-of m) count)))
 
 (defn check
   "Throws `:invalid-value` if the value of one CPU is asked for of a map that has one value for
@@ -365,3 +382,33 @@
         (f m (into {} (map (fn [[side x]] [side (typed spec (side-of spec side) x keep-open)]))
                    (select-keys options sides)))
         (finally (run! #(.close ^Closeable %) @opened))))))
+
+;; --- maps whose entries can be read
+
+(def ^:private instead
+  "What there is for a map that cannot be dumped, by an operation that it has; the first that fits."
+  [[:next-key ":keys (--keys) lists the indices in use"]
+   [:peek "`get` prints its next value, `take` removes it"]
+   [:might-contain? "`get` reports whether it may contain a value"]
+   [:lookup "`get` looks up an object that you know"]])
+
+(defn check-dumpable
+  "Throws `:not-supported` for a map of which the kernel does not tell the entries, with why and
+  what there is instead.
+
+      (check-dumpable m {:keys true})"
+  [m {:keys [keys]}]
+  (let [{:keys [id name type value-size] :as info} (bpf/info m)
+        {:keys [ops]} (row-of m)
+        why (rules/alternative type :reduce value-size)]
+    (when (and why (not (and keys (:next-key ops))))
+      (throw (error/error :not-supported
+                          (str "The entries of map " (error/id-and-name info) ", "
+                               (clojure.core/name type)
+                               ", cannot be read")
+                          {:bpfmap/op :dump :bpfmap/map {:id id :name name :type type}
+                           :bpfmap/hint (str/join "; " (remove nil? [(first (str/split why #"; "))
+                                                                    (some (fn [[op hint]]
+                                                                            (when (contains? ops op)
+                                                                              hint))
+                                                                          instead)]))})))))

@@ -31,7 +31,6 @@
             [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.query :as query]
-            [bpfmap.exec.reading :as reading]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo IReduceInit)
@@ -139,9 +138,9 @@
   "What is made of the bytes of an open map, for [[compared]], and the `:options` with the fields
   of its rows."
   [m {:keys [cpus] :as options}]
-  (reading/check-dumpable m {})
-  (element/check cpus (reading/cpus-of m))
-  (let [possible (reading/cpus-of m)
+  (element/check-dumpable m {})
+  (element/check cpus (element/cpus-of m))
+  (let [possible (element/cpus-of m)
         {:keys [value-out] :as types} (raw-entries/types (bpf/spec m) (count possible))
         value-out (if possible (comp (element/picker cpus possible) value-out) value-out)]
     (assoc types

@@ -1,16 +1,13 @@
 (ns ^:no-doc bpfmap.exec.reading
   "The commands that read one map: `show`, `dump` and `get`. It is opened read-only."
   (:require [bpfmap.core :as bpf]
-            [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.host :as host]
+            [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.progress :as progress]
             [bpfmap.exec.query :as query]
-            [bpfmap.impl.map.bpf-map :as bpf-map]
-            [bpfmap.impl.rules :as rules]
-            [clojure.string :as str])
+            [bpfmap.impl.rules :as rules])
   (:import (clojure.lang IReduceInit)))
 
 (set! *warn-on-reflection* true)
@@ -23,7 +20,7 @@
   (let [{:keys [id] :as info} (with-open [m (element/open options :read-only)]
                                 (bpf/info m))]
     ;; This process, which had it open, is no holder any more
-    (host/ordered (merge info ((host/owners) id)))))
+    (map-info/ordered (merge info ((map-info/owners) id)))))
 
 ;; --- dump
 
@@ -68,50 +65,6 @@
   [m {:keys [cpus] :as options}]
   (assoc options :fields (fields/of-entries (bpf/spec m) cpus)))
 
-(def ^:private instead
-  "What there is for a map that cannot be dumped, by an operation that it has; the first that fits."
-  [[:next-key ":keys (--keys) lists the indices in use"]
-   [:peek "`get` prints its next value, `take` removes it"]
-   [:might-contain? "`get` reports whether it may contain a value"]
-   [:lookup "`get` looks up an object that you know"]])
-
-(defn check-dumpable
-  "Throws `:not-supported` for a map of which the kernel does not tell the entries, with why and
-  what there is instead.
-
-      (check-dumpable m {:keys true})"
-  [m {:keys [keys]}]
-  (let [{:keys [id name type value-size] :as info} (bpf/info m)
-        {:keys [ops]} (element/row-of m)
-        why (rules/alternative type :reduce value-size)]
-    (when (and why (not (and keys (:next-key ops))))
-      (throw (error/error :not-supported
-                          (str "The entries of map " (error/id-and-name info) ", "
-                               (clojure.core/name type)
-                               ", cannot be read")
-                          {:bpfmap/op :dump :bpfmap/map {:id id :name name :type type}
-                           :bpfmap/hint (str/join "; " (remove nil? [(first (str/split why #"; "))
-                                                                    (some (fn [[op hint]]
-                                                                            (when (contains? ops op)
-                                                                              hint))
-                                                                          instead)]))})))))
-
-(defn cpus-of
-  "Returns the possible CPUs of a per-CPU map; nil for any other.
-
-      (cpus-of m) ;=> [0 1]"
-  [m]
-  (bpf-map/cpus-of m))
-
-(defn cpus-apart
-  "Returns how many CPUs' values an entry of a map has apart, as `which` asks; nil if it has one
-  value.
-
-      (cpus-apart m :sum) ;=> nil"
-  [m which]
-  (when (contains? #{nil :each :all} which)
-    (some-> (cpus-of m) count)))
-
 (defn- about
   "What those who see entries need to know of the map: its type and spec, on how many CPUs there
   are values, and why keys and values are bytes where they are."
@@ -120,7 +73,7 @@
         bytes? #(and (vector? %) (= :bytes (first %)))]
     {:type type
      :spec (bpf/spec m)
-     :cpus (cpus-apart m cpus)
+     :cpus (element/cpus-apart m cpus)
      :untyped (when (or (bytes? key) (bytes? value))
                 (or untyped "the map has no BTF"))}))
 
@@ -151,12 +104,12 @@
     (stream-of
       (fn [told f init]
         (with-open [m (element/open options :read-only)]
-          (check-dumpable m options)
+          (element/check-dumpable m options)
           (reset! told (about m options))
           (transduce (comp (query/selecting (with-fields m options)) (shown options)) (completing f)
                      init (entries m options)))))
     (with-open [m (element/open options :read-only)]
-      (check-dumpable m options)
+      (element/check-dumpable m options)
       (with-meta (into [] (shown options) (query/rows (with-fields m options) (entries m options)))
         (about m options)))))
 

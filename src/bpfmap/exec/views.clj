@@ -1,7 +1,7 @@
 (ns ^:no-doc bpfmap.exec.views
   "Renders results for people: a table, a text or a tree for each command."
   (:require [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.host :as host]
+            [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.output :as output]
             [bpfmap.exec.tree :as tree]
             [clojure.pprint :as pprint]
@@ -370,15 +370,15 @@
   "Renders the rows of `list` as a table. FROZEN is a column only if a map is frozen. CSV always has
   all columns."
   [maps {:keys [columns]}]
-  (let [chosen (map (comp column-of host/column) columns)]
+  (let [chosen (map (comp column-of map-info/column) columns)]
     {:columns (cond
                 columns chosen
                 (some :frozen maps) map-columns
                 :else (remove #(= :frozen (:key %)) map-columns))
      :csv-columns (map named
                        (or (seq chosen)
-                           (map (comp column-of host/column vector first)
-                                (:fields host/list-fields))))
+                           (map (comp column-of map-info/column vector first)
+                                (:fields map-info/list-fields))))
      :rows maps
      :closing (when (and (empty? maps) (nil? columns)) ["no maps"])
      :notes (skipped-notes maps #(str "map " (:id %)))}))

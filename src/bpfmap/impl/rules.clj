@@ -604,6 +604,15 @@
   [type flags-given]
   (or (by-flag (:value-multiple (types type)) flags-given) 1))
 
+(defn stride
+  "Returns how far apart the values of two CPUs lie, and the elements of an array, in bytes.
+
+  Source: Documentation/bpf/map_array.rst.
+
+      (stride 5) ;=> 8"
+  ^long [^long value-size]
+  (bit-and (+ value-size 7) -8))
+
 (defn at-least?
   "Whether a kernel release, as `uname -r` prints it, is the given version or newer.
 

@@ -7,7 +7,6 @@
             [bpfmap.exec.backup :as backup]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
-            [bpfmap.impl.codec.element :as element]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.rules :as rules]
             [bpfmap.type :as type]
@@ -592,7 +591,7 @@
   "The bytes of a per-CPU value: those of each CPU on its stride."
   [size cpus xs]
   (mapcat #(concat (take size (drop (* size %) (cycle xs)))
-                   (repeat (- (element/stride size) size) 0)) (range cpus)))
+                   (repeat (- (rules/stride size) size) 0)) (range cpus)))
 
 (def ^:private any-raw-map
   "A type of map, types for its keys and values, raw entries and others that it may have besides.

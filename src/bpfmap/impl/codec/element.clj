@@ -73,24 +73,17 @@
 
 ;; --- keys and values
 
-(defn stride
-  "How far apart the values of two CPUs lie, in bytes: Documentation/bpf/map_array.rst.
-
-      (stride 5) ;=> 8"
-  ^long [^long value-size]
-  (bit-and (+ value-size 7) -8))
-
 (defn- slack-of
   "The bytes between the value of one CPU and that of the next, as padding; nil if there are none."
   ^Padding [^long size]
-  (when (< size (stride size))
-    (Padding. (stride size) (long-array [(* 8 size) (* 8 (stride size))]))))
+  (when (< size (rules/stride size))
+    (Padding. (rules/stride size) (long-array [(* 8 size) (* 8 (rules/stride size))]))))
 
 (defn- write-one
   "Writes the value of one CPU and the bytes up to the next one's. A byte view may have these too."
   [^Codec of-one value memory offset]
   (let [size (.size of-one)
-        stride (stride size)
+        stride (rules/stride size)
         offset (long offset)]
     (if (and (instance? ByteView value) (= stride (count value)))
       (Bytes/copyIn (.-array ^ByteView value) memory offset)
@@ -104,7 +97,7 @@
   ^Codec [^Codec of-one type n]
   (let [n (long n)
         kind (.integers of-one)
-        stride (stride (.size of-one))
+        stride (rules/stride (.size of-one))
         size (* n stride)
         slack (slack-of (.size of-one))
         with-slack (fn [values memory offset]
@@ -157,7 +150,7 @@
       (.size (of-one-cpu {:type :percpu-hash :value :u32} 2 0)) ;=> 16"
   ^Codec [spec n i]
   (let [of-one ^Codec (codec/of-node (node/node-of spec :value) [:value])
-        stride (stride (.size of-one))
+        stride (rules/stride (.size of-one))
         size (* (long n) stride)
         at (* (long i) stride)]
     (reify Codec

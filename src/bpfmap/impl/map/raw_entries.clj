@@ -86,7 +86,7 @@
   nothing of anybody's lies."
   [{:keys [type value-size]}]
   (let [size (long value-size)
-        stride (element/stride size)]
+        stride (rules/stride size)]
     (if (and (:per-cpu (rules/types type)) (< size stride))
       (fn [^ByteView view]
         (let [array (aclone ^bytes (.-array view))]

@@ -2,7 +2,6 @@
   "The one mapping of an open map: made when it is first asked for, whoever asks, and again after
   it was closed."
   (:require [bpfmap.error :as error]
-            [bpfmap.impl.codec.element :as element]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.map :as map]
             [bpfmap.impl.kernel.memory :as memory]
@@ -62,7 +61,7 @@
 (defn stride
   "How far apart the elements of an array lie, in bytes: Documentation/bpf/map_array.rst."
   ^long [{:keys [value-size]}]
-  (element/stride (long value-size)))
+  (rules/stride (long value-size)))
 
 (defn- size [{:keys [type max-entries] :as spec}]
   (if (= :arena type)

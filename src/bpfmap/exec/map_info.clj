@@ -1,0 +1,131 @@
+(ns ^:no-doc bpfmap.exec.map-info
+  "Facts about maps that several commands show: the order of fields, pins, holders and programs."
+  (:require [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.query :as query]
+            [bpfmap.impl.host.inventory :as inventory]
+            [bpfmap.impl.rules :as rules])
+  (:import (clojure.lang PersistentArrayMap)))
+
+(set! *warn-on-reflection* true)
+
+;; --- fields
+
+(def ^:private first-fields
+  "What comes first of what is known of a map; the rest follows by name."
+  [:id :type :name :key :key-size :value :value-size :max-entries :entries :memlock :frozen :flags
+   :pinned :held :used-by])
+
+(def ^:private first-field? (set first-fields))
+
+(defn ordered
+  "The same map, with its keys in the order in which people look for them.
+
+      (ordered {:name \"counts\" :id 12}) ;=> {:id 12, :name \"counts\"}"
+  [info]
+  (let [row (object-array (* 2 (count info)))
+        add (fn [^long i k x]
+              (aset row i k)
+              (aset row (inc i) x)
+              (+ i 2))
+        n (long (reduce (fn [i k]
+                          (let [x (get info k ::none)]
+                            (if (identical? ::none x) i (add i k x))))
+                        0 first-fields))]
+    (when (< n (alength row))
+      (reduce (fn [i k] (add i k (get info k)))
+              n (sort (into [] (remove first-field?) (keys info)))))
+    (PersistentArrayMap. row)))
+
+(def list-fields
+  "The fields of a row of `list`, which are its columns: see `bpfmap.exec.fields`. What a table
+  shows above a column is an alias."
+  (let [number {:kind :number}
+        text {:kind :text}
+        name-in (fn [table value]
+                  {:kind :name :names (into {} (map (fn [[k row]] [(name k) (value row)])) table)})]
+    (fields/row [["id" number]
+                 ["type" (name-in rules/types :number)]
+                 ["name" text]
+                 ["key-size" number]
+                 ["value-size" number]
+                 ["max-entries" number]
+                 ["entries" number]
+                 ["memlock" number]
+                 ["frozen" {:kind :boolean}]
+                 ["flags" {:kind :list :of (name-in rules/flags (constantly nil))}]
+                 ["pinned" {:kind :list :of text}]
+                 ["held" {:kind :list :of (fields/row [["pid" number] ["command" text]])}]
+                 ["used-by"
+                  {:kind :list
+                   :of (fields/row [["id" number] ["name" text] ["type" {:kind :name}]])}]
+                 ["btf-id" number]
+                 ["btf-key-type-id" number]
+                 ["btf-value-type-id" number]
+                 ["map-extra" number]
+                 ["ifindex" number]]
+                {"key" "key-size" "value" "value-size" "max" "max-entries" "memory" "memlock"
+                 "held-by" "held"})))
+
+(defn column
+  "Returns the key of a row that a column of `list` shows, by its name or an alias, as a path.
+  Throws `:usage` for any other.
+
+      (column [\"memory\"]) ;=> :memlock"
+  [path]
+  (let [real (query/real-path list-fields path)
+        field (keyword (first real))]
+    (when (next real)
+      (throw (arguments/refused "list" :columns (fields/path-text path)
+                                (str "must be a whole column, such as " (first real)))))
+    field))
+
+;; --- whose they are
+
+(defn- by-map
+  "Returns map ids with a vector each, of what `(f add all x)` adds for each x.
+
+  `(add all id y)` returns all with a further y for a map."
+  [f xs]
+  (let [add (fn [all id y] (assoc! all id (conj (get all id []) y)))]
+    (persistent! (reduce (fn [all x] (f add all x)) (transient {}) xs))))
+
+(defn holders
+  "Map id to the processes that hold it open, as `{:pid :command}`.
+
+      (get (holders) 12) ;=> [{:pid 4711 :command \"agent\"}]"
+  []
+  (by-map (fn [add all {:keys [holds] :as process}]
+            (let [holder (select-keys process [:pid :command])]
+              (reduce (fn [all {:keys [kind id]}] (if (= :map kind) (add all id holder) all))
+                      all holds)))
+          (inventory/all-holders)))
+
+(defn users
+  "Map id to the programs that use it, as `{:id :name :type}`.
+
+      (get (users) 12) ;=> [{:id 30 :name \"count_packets\" :type :xdp}]"
+  []
+  (by-map (fn [add all {:keys [map-ids] :as program}]
+            (let [user (select-keys program [:id :name :type])]
+              (reduce (fn [all id] (add all id user)) all map-ids)))
+          (inventory/programs)))
+
+(defn pins
+  "Returns map ids with the paths of their pins.
+
+      (get (pins) 12) ;=> [\"/sys/fs/bpf/counts\"]"
+  []
+  (by-map (fn [add all {:keys [kind id path]}] (if (= :map kind) (add all id path) all))
+          (inventory/pins)))
+
+(defn owners
+  "A function of a map's id to where it is pinned, who holds it and what uses it, as it is now.
+
+      ((owners) 12) ;=> {:pinned [\"/sys/fs/bpf/counts\"] :held [{:pid 4711 :command \"agent\"}] :used-by []}"
+  []
+  (let [held (holders)
+        used (users)
+        pinned (pins)]
+    (fn [id]
+      {:pinned (get pinned id []) :held (get held id []) :used-by (get used id [])})))
