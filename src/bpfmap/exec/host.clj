@@ -66,7 +66,8 @@
                      [:held map-info/holders]
                      [:used-by map-info/users]])
         row (fn [{:keys [id] :as info}]
-              (map-info/ordered (reduce (fn [row [k by-id]] (assoc row k (get by-id id []))) info found)))
+              (map-info/ordered (reduce (fn [row [k by-id]] (assoc row k (get by-id id [])))
+                                        info found)))
         chosen (fn [row] (apply array-map (mapcat #(vector % (get row %)) columns)))]
     (with-meta (cond->> (query/rows options (eduction (map row) maps))
                  (seq columns) (mapv chosen))
