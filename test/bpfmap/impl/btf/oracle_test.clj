@@ -236,12 +236,17 @@ int only_here_fn(struct only_here *m, struct list_head *h) { return m->a + (h->n
           (run! #(.delete ^File %) (reverse (file-seq dir))))))))
 
 (def ^:private source
-  "#define DECL(x) __attribute__((btf_decl_tag(x))) #define TYPE(x)
-__attribute__((btf_type_tag(x))) #define SECTION(x) __attribute__((section(x))) enum color { RED,
-GREEN = 7, BLUE = -1 }; enum wide { NARROW = 1, WIDE = 0x100000001ULL }; struct missing; union
-missing_too; typedef unsigned char u8; struct bits { int a : 3; unsigned b : 5; u8 c; long long d
-: 40; enum color e : 4; } DECL(\"of a struct\"); union number { int i; float f; double d; struct {
-char x, y; }; }; struct all {
+  "#define DECL(x) __attribute__((btf_decl_tag(x)))
+#define TYPE(x) __attribute__((btf_type_tag(x)))
+#define SECTION(x) __attribute__((section(x)))
+enum color { RED, GREEN = 7, BLUE = -1 };
+enum wide { NARROW = 1, WIDE = 0x100000001ULL };
+struct missing; union missing_too;
+typedef unsigned char u8;
+struct bits { int a : 3; unsigned b : 5; u8 c; long long d : 40; enum color e : 4;
+  } DECL(\"of a struct\");
+union number { int i; float f; double d; struct { char x, y; }; };
+struct all {
   const volatile int *restrict p;
   struct missing *q;
   union missing_too *r;

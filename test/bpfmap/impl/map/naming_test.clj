@@ -1,12 +1,13 @@
 (ns bpfmap.impl.map.naming-test
   "Maps by their names: what the kernel cut is told apart by whole names, or not at all."
-  (:require [bpfmap.cli.calling :refer [bpfmap refused]]
+  (:require [bpfmap.cli.calling :refer [bpfmap]]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.spec :as spec]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [deftest is testing]]
+            [clojure.test :refer [is testing]]
             [clojure.test.check :as tc]
             [clojure.test.check.generators :as gen]
             [clojure.test.check.properties :as prop])
@@ -151,7 +152,7 @@
 (defn- expected
   "The ids of the maps that a name means, among `[id name typed? pinned?]`."
   [maps asked]
-  (let [kernel-name bpfmap.spec/kernel-name]
+  (let [kernel-name spec/kernel-name]
     (for [[id name _ pinned?] maps
           :when (if (= asked (kernel-name asked))
                   (= asked (kernel-name name))
@@ -191,23 +192,28 @@
 ;; --- as libbpf leaves it
 
 (def ^:private object-source
-  "#define SEC(n) __attribute__((section(n), used)) #define __uint(name, val) int (*name)[val]
-   #define __type(name, val) typeof(val) *name static void *(*lookup)(void *, const void *) =
-   (void *)1; struct { __uint(type, 1); __uint(max_entries, 4); __type(key, unsigned int);
-   __type(value, unsigned long long); }
+  "#define SEC(n) __attribute__((section(n), used))
+   #define __uint(name, val) int (*name)[val]
+   #define __type(name, val) typeof(val) *name
+   static void *(*lookup)(void *, const void *) = (void *)1;
+   struct { __uint(type, 1); __uint(max_entries, 4); __type(key, unsigned int); __type(value,
+  unsigned long long); }
      libbpf_per_second_errors SEC(\".maps\");
    struct { __uint(type, 1); __uint(max_entries, 4); __type(key, unsigned int); __type(value,
-   unsigned int); }
+  unsigned int); }
      libbpf_per_second_total SEC(\".maps\");
    struct { __uint(type, 1); __uint(max_entries, 8); __type(key, unsigned int); __type(value,
-   unsigned int); }
+  unsigned int); }
      libbpf_per_second_sum SEC(\".maps\");
-   struct twin { __uint(type, 1); __uint(max_entries, 4); __type(key, unsigned int); __type(value,
-   unsigned int); }; struct twin same_definition_one SEC(\".maps\"), same_definition_two
-   SEC(\".maps\"); unsigned int a_counter SEC(\".data.statistics-of-all\") = 7; char _license[]
-   SEC(\"license\") = \"GPL\"; SEC(\"socket\") int looks_up(void *ctx) {
+   struct twin { __uint(type, 1); __uint(max_entries, 4); __type(key, unsigned int);
+  __type(value, unsigned int); };
+   struct twin same_definition_one SEC(\".maps\"), same_definition_two SEC(\".maps\");
+   unsigned int a_counter SEC(\".data.statistics-of-all\") = 7;
+   char _license[] SEC(\"license\") = \"GPL\";
+   SEC(\"socket\") int looks_up(void *ctx) {
      unsigned int k = 0;
-     return !!lookup(&libbpf_per_second_errors, &k) + !!lookup(&libbpf_per_second_total, &k) + !!lookup(&libbpf_per_second_sum, &k)
+     return !!lookup(&libbpf_per_second_errors, &k) + !!lookup(&libbpf_per_second_total,
+  &k) + !!lookup(&libbpf_per_second_sum, &k)
        + !!lookup(&same_definition_one, &k) + !!lookup(&same_definition_two, &k) + a_counter;
    }")
 
