@@ -6,6 +6,8 @@
             [bpfmap.impl.cache :as cache]
             [bpfmap.impl.kernel.btf :as btf]
             [bpfmap.impl.kernel.map :as map]
+            [bpfmap.impl.map.map-btf :as map-btf]
+            [bpfmap.impl.type.node :as node]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
             [clojure.test :refer [deftest is testing]]
@@ -108,17 +110,19 @@
   (testing "types that are cached by BTF id expire after a minute"
     (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8})]
       (let [id (:id (bpf/info m))
-            c ^ConcurrentHashMap @#'bpfmap.impl.map.map-btf/told-types
-            k [(:btf-id (bpf/info m)) (:btf-key-type-id (bpf/info m))
-               (:btf-value-type-id (bpf/info m)) :hash]
-            told @#'bpfmap.impl.map.map-btf/->Told
+            c ^ConcurrentHashMap @#'map-btf/told-types
+            {:keys [btf-id btf-key-type-id btf-value-type-id]} (bpf/info m)
+            k (@#'map-btf/->TypeIds btf-id btf-key-type-id btf-value-type-id :hash)
+            told (fn [read-at]
+                   (@#'map-btf/->Told (node/node :s32 nil [:key])
+                                      (node/node :s64 nil [:value]) read-at))
             types #(with-open [m ^Closeable (bpf/open id)] ((juxt :key :value) (bpf/spec m)))]
         (is (= [:u32 :u64] (types)))
         (testing "what another object of the same id would have left there is used"
-          (.put c k (told :s32 :s64 4 8 (System/nanoTime)))
+          (.put c k (told (System/nanoTime)))
           (is (= [:s32 :s64] (types))))
         (testing "and read again when it is older"
-          (.put c k (told :s32 :s64 4 8 (- (System/nanoTime) 60000000001)))
+          (.put c k (told (- (System/nanoTime) 60000000001)))
           (is (= [:u32 :u64] (types))))
         (testing "and a handle's parts are its own"
           (with-open [a ^Closeable (bpf/open id)
