@@ -40,7 +40,8 @@
           (is (= "bpfmap" (.getValue manifest "Automatic-Module-Name")))
           (is (= "ALL-UNNAMED" (.getValue manifest "Enable-Native-Access")))
           (is (every? entries
-                      ["bpfmap/core.clj" "bpfmap/sys/Native.class" "data_readers.clj"
+                      ["bpfmap/core.clj" "bpfmap/maps/BpfMap.class" "bpfmap/sys/Native.class"
+                       "data_readers.clj"
                        "META-INF/LICENSE"]))
           (is (not-any? #(re-find #"_test|test_runner|\.java$" %) entries))
           (is (= ["clojure"]

@@ -20,41 +20,44 @@ public final class Abi {
 
     /** {@code bpf(2)}; negative if this library does not support the processor. */
     public static final long SYS_BPF = number(321, 280);
-    public static final long SYS_READ = number(0, 63);
+    static final long SYS_READ = number(0, 63);
     public static final long SYS_CLOSE = number(3, 57);
-    public static final long SYS_FCNTL = number(72, 25);
-    public static final long SYS_IOCTL = number(16, 29);
-    public static final long SYS_MADVISE = number(28, 233);
-    public static final long SYS_MMAP = number(9, 222);
-    public static final long SYS_MUNMAP = number(11, 215);
-    public static final long SYS_OPENAT = number(257, 56);
+    static final long SYS_FCNTL = number(72, 25);
+    static final long SYS_IOCTL = number(16, 29);
+    static final long SYS_MADVISE = number(28, 233);
+    static final long SYS_MMAP = number(9, 222);
+    static final long SYS_MUNMAP = number(11, 215);
+    static final long SYS_OPENAT = number(257, 56);
     /** Since Linux 5.3; the number is the same on every processor. */
     public static final long SYS_PIDFD_OPEN = 434;
     /** Since Linux 5.6; the number is the same on every processor. */
-    public static final long SYS_PIDFD_GETFD = 438;
-    public static final long SYS_GETDENTS64 = number(217, 61);
-    public static final long SYS_PRLIMIT64 = number(302, 261);
-    public static final long SYS_READLINKAT = number(267, 78);
-    public static final long SYS_RENAMEAT2 = number(316, 276);
-    public static final long SYS_STATFS = number(137, 43);
-    public static final long SYS_STATX = number(332, 291);
-    public static final long SYS_UNLINKAT = number(263, 35);
+    static final long SYS_PIDFD_GETFD = 438;
+    static final long SYS_GETDENTS64 = number(217, 61);
+    static final long SYS_PRLIMIT64 = number(302, 261);
+    static final long SYS_READLINKAT = number(267, 78);
+    static final long SYS_RENAMEAT2 = number(316, 276);
+    static final long SYS_STATFS = number(137, 43);
+    static final long SYS_STATX = number(332, 291);
+    static final long SYS_UNLINKAT = number(263, 35);
 
     private static long number(long x86, long generic) {
         return X86 ? x86 : GENERIC ? generic : -1;
     }
 
-    // --- errno values that the code distinguishes; Clojure data has all names
+    // --- errno values that the code distinguishes; Errno has all names
 
     public static final int EPERM = 1;
     public static final int ENOENT = 2;
     public static final int ESRCH = 3;
     public static final int EINTR = 4;
     public static final int E2BIG = 7;
-    public static final int EAGAIN = 11;
+    static final int EAGAIN = 11;
+    public static final int ENOMEM = 12;
     public static final int EACCES = 13;
+    public static final int EBUSY = 16;
     public static final int EEXIST = 17;
     public static final int EINVAL = 22;
+    public static final int EMFILE = 24;
     public static final int ENOSPC = 28;
     public static final int EOPNOTSUPP = 95;
     public static final int EINPROGRESS = 115;
@@ -100,7 +103,7 @@ public final class Abi {
     /** The value of one CPU, whose number is in the upper half of the flags. Since Linux 7.0. */
     public static final long BPF_F_CPU = 8;
     /** One value for every CPU. Since Linux 7.0. */
-    public static final long BPF_F_ALL_CPUS = 16;
+    static final long BPF_F_ALL_CPUS = 16;
 
     // --- flags of BPF_PROG_LOAD
 
@@ -134,20 +137,19 @@ public final class Abi {
     public static final int ELEM_MAP_FD = 0;
     public static final int ELEM_KEY = 8;
     public static final int ELEM_VALUE = 16;
-    public static final int ELEM_NEXT_KEY = 16;
     public static final int ELEM_FLAGS = 24;
 
     // --- union bpf_attr: the batch commands
 
-    public static final int BATCH_IN_BATCH = 0;
-    public static final int BATCH_OUT_BATCH = 8;
-    public static final int BATCH_KEYS = 16;
-    public static final int BATCH_VALUES = 24;
+    static final int BATCH_IN_BATCH = 0;
+    static final int BATCH_OUT_BATCH = 8;
+    static final int BATCH_KEYS = 16;
+    static final int BATCH_VALUES = 24;
     public static final int BATCH_COUNT = 32;
     public static final int BATCH_MAP_FD = 36;
-    public static final int BATCH_ELEM_FLAGS = 40;
-    public static final int BATCH_FLAGS = 48;
-    public static final int BATCH_SIZE = 56;
+    static final int BATCH_ELEM_FLAGS = 40;
+    static final int BATCH_FLAGS = 48;
+    static final int BATCH_SIZE = 56;
 
     // --- union bpf_attr: BPF_PROG_LOAD
 

@@ -126,7 +126,7 @@ public final class Native {
      * @return the result of the call, or the negated errno
      * @throws UnsupportedOperationException if this is not Linux, or native access is denied
      */
-    public static long syscall6(long number, long a, long b, long c, long d, long e, long f) {
+    static long syscall6(long number, long a, long b, long c, long d, long e, long f) {
         if (SYSCALL == null) {
             throw new UnsupportedOperationException(UNAVAILABLE);
         }
@@ -152,7 +152,7 @@ public final class Native {
      * @param size size in bytes of its part that is in use
      * @return the result of the call, or the negated errno
      */
-    public static long bpf(MemorySegment capture, int command, long attr, int size) {
+    static long bpf(MemorySegment capture, int command, long attr, int size) {
         long result;
         do {
             result = syscall(capture, Abi.SYS_BPF, command, attr, size, 0, 0);

@@ -55,8 +55,10 @@
 
 (defn- constants-of [^Class class]
   (into {}
-        (comp (filter #(Modifier/isPublic (.getModifiers ^Field %)))
-              (map (fn [^Field f] [(.getName f) (long (.get f nil))])))
+        (comp (remove #(Modifier/isPrivate (.getModifiers ^Field %)))
+              (map (fn [^Field f]
+                     (.setAccessible f true)
+                     [(.getName f) (long (.get f nil))])))
         (.getDeclaredFields class)))
 
 (defn- constants
