@@ -15,7 +15,7 @@
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo)
-           (java.util HashMap Map)))
+           (java.util HashMap)))
 
 (set! *warn-on-reflection* true)
 
@@ -123,7 +123,6 @@
   [old new seconds]
   (let [by-bytes? (same-layout? (:spec old) (:spec new))
         [old new] (if by-bytes? [old new] (map read-as-data [old new]))
-        ^Map before (:entries old)
         same (volatile! 0)
         of-old (:value-out old)
         of-new (:value-out new)
@@ -133,20 +132,20 @@
                                                   (fn [a b] (same? (of-old a) (of-new b))))
                 (and by-bytes? (not (:combined old))) =
                 :else (fn [a b] (raw-entries/same-data? (of-old a) (of-new b))))
-        row (fn [[k v]]
-              (let [was (.get before k)]
-                (if (and was (same? was v))
-                  (vswap! same inc)
-                  (let [v (of-new v)
-                        was (when was (of-old was))]
-                    (cond-> {:change (if (nil? was) :added :changed) :key ((:key-out new) k)}
-                      (some? was) (assoc :old was)
-                      true (assoc :new v)
-                      seconds (assoc :per-second (live/rates was v seconds)))))))
-        changed (into [] (comp (map row) (filter map?)) (:entries new))
-        removed (for [[k v] before :when (not (.containsKey ^Map (:entries new) k))]
-                  {:change :removed :key ((:key-out old) k) :old (of-old v)})]
-    {:rows (into changed removed) :same @same}))
+        row (fn [change k a b]
+              (if (identical? :same change)
+                (do (vswap! same inc) nil)
+                (let [removed? (identical? :removed change)
+                      was (when-not (identical? :added change) (of-old a))
+                      is (when-not removed? (of-new b))]
+                  (cond-> {:change change :key ((:key-out (if removed? old new)) k)}
+                    (some? was) (assoc :old was)
+                    (not removed?) (assoc :new is)
+                    (and seconds (not removed?)) (assoc :per-second
+                                                        (live/rates was is seconds))))))]
+    {:rows (into [] (remove nil?)
+                 (raw-entries/compared (:entries old) (:entries new) same? row))
+     :same @same}))
 
 (defn diff
   "What is other in `:new` than in `:old`, or in `:old` itself `:seconds` later; each a map or the

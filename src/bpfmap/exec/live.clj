@@ -35,8 +35,7 @@
             [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo IReduceInit)
            (java.io File)
-           (java.nio.file Path)
-           (java.util Map)))
+           (java.nio.file Path)))
 
 (set! *warn-on-reflection* true)
 
@@ -89,22 +88,16 @@
 
       (into [] (compared {7 1} {7 3} 2.0 {:key-out identity :value-out identity :same? =}))
       ;=> [{:key 7 :value 3 :change :changed :per-second 1.0}]"
-  [^Map before ^Map now seconds {:keys [key-out value-out same?]}]
-  (let [row (fn [[k raw]]
-              (let [earlier (.get before k)
-                    value (value-out raw)
-                    rate (rates (when earlier (value-out earlier)) value seconds)]
-                (cond-> {:key (key-out k) :value value}
-                  (nil? earlier) (assoc :change :added)
-                  (and earlier (not (same? earlier raw))) (assoc :change :changed)
-                  (some? rate) (assoc :per-second rate))))]
-    (if (nil? before)
-      (eduction (map (fn [[k raw]] {:key (key-out k) :value (value-out raw)})) now)
-      (eduction cat [(eduction (map row) now)
-                     (eduction (remove (fn [[k _]] (.containsKey now k)))
-                               (map (fn [[k raw]]
-                                      {:key (key-out k) :value (value-out raw) :change :removed}))
-                               before)]))))
+  [before now seconds {:keys [key-out value-out same?]}]
+  (raw-entries/compared before now same?
+    (fn [change k old new]
+      (let [removed? (identical? :removed change)
+            value (value-out (if removed? old new))
+            rate (when (and change (not removed?))
+                   (rates (when (some? old) (value-out old)) value seconds))]
+        (cond-> {:key (key-out k) :value value}
+          (not (contains? #{nil :same} change)) (assoc :change change)
+          (some? rate) (assoc :per-second rate))))))
 
 (defn- liveliness
   "What rows are ordered by unless the options say: the liveliest first; then what changed, then

@@ -72,13 +72,16 @@
       (changes {1 10, 2 20} {1 11, 3 30}) ;=> {:added {3 30}, :changed {1 [10 11]}, :removed {2 20}}"
   [before after]
   (not-empty
-   (into {} (filter (comp seq val))
-         {:added (into {} (remove #(contains? before (key %))) after)
-          :changed (into {} (keep (fn [[k v]]
-                                    (when-let [[_ was] (find before k)]
-                                      (when-not (raw-entries/same-data? was v) [k [was v]]))))
-                         after)
-          :removed (into {} (remove #(contains? after (key %))) before)})))
+   (reduce (fn [found [change k old new]]
+             (case change
+               :added (assoc-in found [:added k] new)
+               :changed (assoc-in found [:changed k] [old new])
+               :removed (assoc-in found [:removed k] old)))
+           {}
+           (eduction (remove nil?)
+                     (raw-entries/compared before after raw-entries/same-data?
+                       (fn [change k old new]
+                         (when-not (identical? :same change) [change k old new])))))))
 
 (defn- event [ctx]
   (assoc ctx :at (System/currentTimeMillis)))

@@ -17,7 +17,7 @@
            (bpfmap.sys Codec)
            (clojure.lang IReduceInit)
            (java.lang.foreign MemorySegment)
-           (java.util Arrays HashMap)))
+           (java.util Arrays HashMap Map)))
 
 (set! *warn-on-reflection* true)
 
@@ -117,6 +117,33 @@
   (let [all (HashMap.)]
     (run! (fn [[k v]] (.put all k v)) entries)
     all))
+
+;; --- comparing two readings
+
+(defn compared
+  "Returns results of f for the keys of two readings, which are maps, as something to reduce.
+
+  The keys of `after` come first, then those that only `before` has. f gets the change (`:added`,
+  `:changed`, `:removed` or `:same`), the key, and the values before and after, nil if there is
+  none. `same?` compares two values. If `before` is nil, this is the first reading, and the change
+  is nil.
+
+      (into [] (compared {1 10, 2 20} {1 11, 3 30} = vector))
+      ;=> [[:changed 1 10 11] [:added 3 nil 30] [:removed 2 20 nil]]"
+  [^Map before ^Map after same? f]
+  (if (nil? before)
+    (eduction (map (fn [[k v]] (f nil k nil v))) after)
+    (eduction cat
+              [(eduction (map (fn [[k v]]
+                                (let [old (.getOrDefault before k ::none)]
+                                  (cond
+                                    (identical? ::none old) (f :added k nil v)
+                                    (same? old v) (f :same k old v)
+                                    :else (f :changed k old v)))))
+                         after)
+               (eduction (remove (fn [[k _]] (.containsKey after k)))
+                         (map (fn [[k v]] (f :removed k v nil)))
+                         before)])))
 
 ;; --- data that says the same
 

@@ -5,11 +5,14 @@
             [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :refer [kernel-test]]
+            [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
             [clojure.edn :as edn]
             [clojure.test :refer [is testing]]
-            [clojure.test.check.generators :as gen])
+            [clojure.test.check.clojure-test :refer [defspec]]
+            [clojure.test.check.generators :as gen]
+            [clojure.test.check.properties :as prop])
   (:import (java.io Closeable)
            (java.util Random)))
 
@@ -211,3 +214,23 @@
                 (run! #(bpf/push! raw %) values)
                 (run! #(bpf/push! other %) (take-all m))
                 (is (= values (bpf/drain! raw-other)))))))))))
+
+(def ^:private small-maps
+  "Maps with few keys and values, so that two often share some; nil is a value too."
+  (gen/map (gen/choose 0 5) (gen/elements [nil 0 1])))
+
+(defspec compared-readings 200
+  (prop/for-all [before small-maps
+                 after small-maps]
+    (let [found (into [] (raw-entries/compared before after = vector))
+          only (fn [change] (into {} (for [[c k old new] found :when (= change c)] [k [old new]])))
+          shared (filter #(contains? after %) (keys before))]
+      (and (= (count found) (count (merge before after)))
+           (= (only :added) (update-vals (reduce dissoc after (keys before)) #(vector nil %)))
+           (= (only :removed) (update-vals (reduce dissoc before (keys after)) #(vector % nil)))
+           (= (merge (only :same) (only :changed))
+              (into {} (for [k shared] [k [(before k) (after k)]])))
+           (every? (fn [[old new]] (= old new)) (vals (only :same)))
+           (not-any? (fn [[old new]] (= old new)) (vals (only :changed)))
+           (= (into [] (raw-entries/compared nil after = vector))
+              (for [[k v] after] [nil k nil v]))))))
