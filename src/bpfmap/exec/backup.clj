@@ -50,7 +50,7 @@
 
 (set! *warn-on-reflection* true)
 
-(defn- path-of
+(defn- java-path
   "The path of a file that a user gave, for Java; it is the same in every locale."
   ^Path [file]
   (paths/->java (call/path-text file :save)))
@@ -173,7 +173,7 @@
 
       (write-whole \"/tmp/flows.edn\" (fn [writer] (.write writer \"{}\")))"
   [file f]
-  (let [target (path-of file)
+  (let [target (java-path file)
         no-links (make-array LinkOption 0)
         target (if (Files/exists target no-links)
                  (.toRealPath target no-links)
@@ -354,7 +354,7 @@
   would be waited for. Pipes that the process was given, such as /dev/stdin and those of `<(…)`,
   are read."
   [file]
-  (let [path (path-of file)
+  (let [path (java-path file)
         follow (make-array LinkOption 0)
         type (long (if (Files/exists path follow)
                      (bit-and 0170000 (int (Files/getAttribute path "unix:mode" follow)))
@@ -389,7 +389,7 @@
   "A reader of a file's EDN."
   ^PushbackReader [file]
   (refuse-special file)
-  (let [path (path-of file)
+  (let [path (java-path file)
         regular? (Files/isRegularFile path (make-array LinkOption 0))
         reader (Files/newBufferedReader path)]
     (edn/bounded-reader (if regular? (no-longer-than reader (Files/size path)) reader))))

@@ -156,7 +156,7 @@
   is there is not touched."
   [port]
   (try
-    (let [file (Files/createFile (socket-dir/path-of ".nrepl-port") (make-array FileAttribute 0))]
+    (let [file (Files/createFile (socket-dir/java-path ".nrepl-port") (make-array FileAttribute 0))]
       (.deleteOnExit (.toFile file))
       (Files/writeString file (str port) (make-array OpenOption 0)))
     (catch IOException e

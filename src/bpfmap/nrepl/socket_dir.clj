@@ -27,9 +27,9 @@
   107)
 
 (defn text
-  "Returns the text of a path, as `path-of` takes it and people read it.
+  "Returns the text of a path, as `java-path` takes it and people read it.
 
-      (text (path-of \"/run/café/nrepl.sock\")) ;=> \"/run/café/nrepl.sock\""
+      (text (java-path \"/run/café/nrepl.sock\")) ;=> \"/run/café/nrepl.sock\""
   [path]
   (if (instance? Path path)
     (paths/printed (paths/text (paths/of-java path)))
@@ -38,13 +38,13 @@
 (defn- refuse [kind message file hint]
   (throw (error/error kind message {:bpfmap/op :nrepl :bpfmap/file (text file) :bpfmap/hint hint})))
 
-(defn path-of
+(defn java-path
   "Returns the path that a text names, in every locale.
 
   If there is no file of exactly that name, it may be a name as it was printed. Throws
   `:invalid-value` for a text that cannot name one.
 
-      (path-of \"/run/bpfmap/nrepl.sock\")"
+      (java-path \"/run/bpfmap/nrepl.sock\")"
   ^Path [given]
   (if (instance? Path given)
     given
@@ -89,7 +89,7 @@
 
       (effective-user) ;=> 0"
   []
-  (let [text (Files/readString (path-of "/proc/thread-self/status"))]
+  (let [text (Files/readString (java-path "/proc/thread-self/status"))]
     (parse-long (second (re-find #"(?m)^Uid:\s+\d+\s+(\d+)" text)))))
 
 ;; --- the directory
@@ -124,7 +124,7 @@
   directory is known to be safe, and it to be root's or this user's. `place` is what the errors
   are about."
   ^Path [^Path path place]
-  (loop [at (path-of "/"), left (names path), links 0]
+  (loop [at (java-path "/"), left (names path), links 0]
     (let [[name & more] left
           ^Path next (if (= ".." (str name))
                        (or (.getParent at) at)
@@ -139,7 +139,7 @@
                                     (refuse :invalid-value
                                             (str "Too many symbolic links on the way to "
                                                  (text place)) place nil))
-                                  (recur (if (.isAbsolute target) (path-of "/") at)
+                                  (recur (if (.isAbsolute target) (java-path "/") at)
                                          (concat (names target) more) (inc links)))
         more (recur next more links)
         :else next))))
@@ -183,7 +183,7 @@
 
       (in-private-directory \"/run/bpfmap/nrepl.sock\" true)"
   ^Path [given make?]
-  (let [path (path-of given)
+  (let [path (java-path given)
         directory (.getParent path)]
     (when-not (and (.isAbsolute path) directory (= path (.normalize path)) (.getParent directory))
       (refuse :invalid-value (str "Not a place for a socket: " (pr-str (error/shown (str given))))

@@ -108,7 +108,7 @@
 
 ;; --- ops
 
-(defn- text-of
+(defn- required-text
   "A field of a message that must be a text."
   [message field]
   (let [x (get message field)]
@@ -121,8 +121,8 @@
 (defn- call
   "Calls what a message invokes, and sends what it returns."
   [{:keys [table] :as pod} message]
-  (let [{:keys [call streams? closed-is-nil?]} (vars/function (text-of message "var"))
-        text (text-of message "args")
+  (let [{:keys [call streams? closed-is-nil?]} (vars/function (required-text message "var"))
+        text (required-text message "args")
         args (if closed-is-nil? (payload/read-args table text nil) (payload/read-args table text))
         emit (fn [x] (send! pod {"id" (id-of message) "value" (payload/write table x)}))
         result (binding [call/*refuse-number* vars/refuse-number]

@@ -66,7 +66,8 @@
         (is (= [3 0 0 0] ((juxt :entries :added :changed :removed) first-one)))
         (is (= {:id (id-of m) :name "live" :type :hash :max-entries 64} (:map first-one)))
         (is (= [3 1 1 1] ((juxt :entries :added :changed :removed) second-one)))
-        (is (= [[2 :changed] [4 :added] [3 :removed] [1 nil]] (map (juxt :key :change) (:rows second-one)))
+        (is (= [[2 :changed] [4 :added] [3 :removed] [1 nil]]
+               (map (juxt :key :change) (:rows second-one)))
             "the liveliest first, then what changed, then the rest")
         (is (pos? (:interval second-one)))
         (is (= 0.0 (:elapsed first-one)))))))

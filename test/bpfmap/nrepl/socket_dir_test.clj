@@ -17,7 +17,7 @@
 
 (def ^:private no-links (into-array LinkOption [LinkOption/NOFOLLOW_LINKS]))
 
-(defn- path ^Path [file] (socket-dir/path-of file))
+(defn- path ^Path [file] (socket-dir/java-path file))
 
 (defn- mode [file]
   (PosixFilePermissions/toString (Files/getPosixFilePermissions (path file) no-links)))
@@ -146,7 +146,7 @@
           (is (= :permission (first (refusal home (str home "/through/own/nrepl.sock"))))))
         (testing "relative ones, and those that lead upwards"
           (Files/createSymbolicLink (path (io/file real "up"))
-                                    (socket-dir/path-of "../mine/../real/.")
+                                    (socket-dir/java-path "../mine/../real/.")
                                     (make-array FileAttribute 0))
           (is (= (path (io/file real "own" "nrepl.sock"))
                  (socket-dir/in-private-directory (str home "/mine/up/own/nrepl.sock") true))))

@@ -125,7 +125,7 @@
     (catch DirectoryIteratorException e
       (throw (.getCause e)))))
 
-(defn- text-of
+(defn- read-text
   "The text of a file that may hold any bytes; throws an IOException where it cannot be read."
   [file]
   (String. (bytes-of file) StandardCharsets/UTF_8))
@@ -151,7 +151,7 @@
   (into (sorted-map)
         (keep (fn [number]
                 (when-let [found (try
-                                   (object (text-of (str directory number)))
+                                   (object (read-text (str directory number)))
                                    (catch NoSuchFileException _ nil))] ; closed meanwhile
                   [(parse-long number) found])))
         (names-in directory)))

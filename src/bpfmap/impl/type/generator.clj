@@ -32,7 +32,7 @@
               (gen/double* {:min -3.0e38 :max 3.0e38 :NaN? false :infinite? false}))
     (gen/double* {:NaN? false :infinite? true})))
 
-(defn- text-of
+(defn- texts
   "Texts of up to n bytes in UTF-8."
   [n]
   (gen/fmap (fn [s]
@@ -83,7 +83,7 @@
     :prefix (prefix-of family (- (long size) 4))
     :enum (enum-of node)
     :bytes (gen/fmap bytes/->bytes (octets size))
-    :string (text-of (if terminated (dec (long size)) size))
+    :string (texts (if terminated (dec (long size)) size))
     :array (gen/vector (generator element) count)
     :struct (members-of node)
     ;; One member decides what the others are, so one is what a user gives.
