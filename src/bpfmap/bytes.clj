@@ -61,21 +61,23 @@
   (bit-and 0xff (long (aget array (int i)))))
 
 (defn byte-view?
-  "True for a byte view.
+  "Returns true if x is a byte view.
 
       (byte-view? (->bytes [1 2])) ;=> true"
   [x]
   (instance? ByteView x))
 
 (defn wrap
-  "Makes a view of an array that nobody else will write to; does not copy.
+  "Returns a view of an array without copying it.
+
+  Nobody may write to the array afterwards.
 
       (wrap (byte-array [1 2])) ;=> #bpfmap/bytes \"01 02\""
   [^bytes array]
   (ByteView. array))
 
 (defn byte-count
-  "The number of bytes in a byte array or byte view; nil for anything else.
+  "Returns the number of bytes in a byte array or byte view; nil for anything else.
 
       (byte-count (->bytes \"0a0b\")) ;=> 2"
   [x]
@@ -108,7 +110,7 @@
 (defn ->array
   "Copies bytes into a new byte array.
 
-  Takes what [[->bytes]] takes and throws what it throws.
+  Accepts and throws the same as [[->bytes]].
 
       (seq (->array \"0a ff\")) ;=> (10 -1)"
   ^bytes [x]
@@ -121,11 +123,10 @@
                           "bytes are a byte array, a byte view, a hexadecimal string, or a sequence of integers"))))
 
 (defn ->bytes
-  "Makes a byte view of a byte array, a hexadecimal string, or a sequence of integers from -128 to
-  255.
+  "Makes a byte view of a byte array, a hexadecimal string, or integers.
 
-  Copies, so that later writes to an array do not show. Throws
-  `:invalid-value` for anything else.
+  The integers are a sequence of numbers from -128 to 255. The bytes are copied, so that later
+  writes to an array do not show. Throws `:invalid-value` for anything else.
 
       (->bytes \"01 00\")       ;=> #bpfmap/bytes \"01 00\"
       (->bytes [1 0])         ;=> #bpfmap/bytes \"01 00\"
@@ -134,7 +135,7 @@
   (if (byte-view? x) x (wrap (->array x))))
 
 (defn literal
-  "What `#bpfmap/bytes` in Clojure code stands for: the form that makes the view.
+  "Returns the form that `#bpfmap/bytes` in Clojure code expands to.
 
   The compiler cannot embed the view itself. For EDN, the reader of the tag is [[->bytes]].
 

@@ -1,12 +1,12 @@
 (ns bpfmap.feature
-  "What the running kernel has, found out by trying.
+  "Reports the BPF features of the running kernel, by probing.
 
-  A probe makes the smallest map or program that needs the feature, and lets it go again. It needs
-  nothing but bpf(2). Its answer is `{:supported true}`, `{:supported false}`, or, when the try
-  failed for a reason of its own such as a missing capability, or cannot tell, `{:supported nil
-  :why message}`. Only the first two are remembered.
+  A probe creates the smallest map or program that needs the feature, and frees it again. It needs
+  only bpf(2). Its result is `{:supported true}`, `{:supported false}`, or `{:supported nil :why
+  message}` if it is inconclusive or failed for another reason, such as a missing capability. Only
+  the first two are cached.
 
-  | question                                       | asked by          |
+  | question                                       | function          |
   |------------------------------------------------|-------------------|
   | a map type                                     | [[map-type]]      |
   | a create flag on a map type                    | [[map-flag]]      |
@@ -17,8 +17,7 @@
   | a helper in programs of a type                 | [[helper]]        |
   | all of these but the helpers                   | [[report]]        |
 
-  What is unknown by name may be asked for by the kernel's number. Any other argument throws
-  `:invalid-value`."
+  Arguments are names, or numbers of the kernel. Any other argument throws `:invalid-value`."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.errno :as errno]
             [bpfmap.impl.feature.probe :as probe]
@@ -33,7 +32,7 @@
 
 ;; --- answers
 
-(def ^:private answers "Question to answer, of the answers that stay as they are." (atom {}))
+(def ^:private answers "Question to answer, of the answers that cannot change." (atom {}))
 
 (defn- remembered [question ask]
   (or (get @answers question)
@@ -52,7 +51,7 @@
   (and (int? x) (<= 0 (long x) (long most))))
 
 (defn- named
-  "An argument as its name in a table if it has one, else as its number up to `most`."
+  "Returns an argument as its name in a table, or as its number up to `most` if it has none."
   [x table number->name most what hint]
   (let [known (if (number-to? x most) (number->name x) x)]
     (if (or (number-to? known most) (and (keyword? known) (contains? table known)))
@@ -75,7 +74,7 @@
          "a program type" "it is a name from bpfmap.prog/types, or a number"))
 
 (defn- checked-helper
-  "The number of a helper."
+  "Returns the number of a helper."
   [helper]
   (let [number (if (keyword? helper) (isa/helpers helper) helper)]
     (if (number-to? number 0x7fffffff)
@@ -91,7 +90,7 @@
 ;; --- maps
 
 (defn map-type
-  "Whether this kernel has a map type, by name or number.
+  "Returns the support of a map type, by name or number.
 
       (map-type :hash) ;=> {:supported true}"
   [type]
@@ -99,10 +98,10 @@
     (remembered [:map-type type] #(probe/try-map type nil))))
 
 (defn map-flag
-  "Whether this kernel accepts a create flag on a map type; names, or numbers (of a flag its
-  value, a power of two).
+  "Returns the support of a create flag on a map type, by name or number.
 
-  Of a type that the kernel lacks the answer is that of [[map-type]].
+  The number of a flag is its value, a power of two. For a type that the kernel lacks, returns the
+  same as [[map-type]].
 
       (map-flag :array :mmapable) ;=> {:supported true}"
   [type flag]
@@ -114,14 +113,14 @@
       type-answer)))
 
 (defn operation
-  "Whether this kernel has an operation on maps of a type, by name or number.
+  "Returns the support of an operation on maps of a type, by name or number.
 
   Operations are `:lookup :update :delete :next-key :lookup-and-delete :freeze`, and in one system
   call for many elements `:lookup-batch :lookup-and-delete-batch :update-batch :delete-batch`.
 
-  An operation that works with restrictions counts as one: a queue's `:lookup` looks at its head,
-  an array of programs takes descriptors and gives ids. Those of `:struct-ops` maps are not
-  probed. Of a type that the kernel lacks the answer is that of [[map-type]].
+  An operation with restrictions counts as supported: a queue's `:lookup` reads its head, an array
+  of programs takes descriptors and returns ids. Operations of `:struct-ops` maps are not probed.
+  For a type that the kernel lacks, returns the same as [[map-type]].
 
       (operation :hash :lookup-batch) ;=> {:supported true}
       (operation :array :delete)      ;=> {:supported false}"
@@ -134,11 +133,11 @@
       type-answer)))
 
 (defn element-flag
-  "Whether this kernel has a flag of element operations.
+  "Returns the support of a flag of element operations.
 
-  | flag        | what it asks for                                           | since |
+  | flag        | effect                                                     | since |
   |-------------|------------------------------------------------------------|-------|
-  | `:lock`     | the value under its spin lock, on types that may have one  | 5.1   |
+  | `:lock`     | holds the value's spin lock, on types that may have one    | 5.1   |
   | `:cpu`      | the value of one CPU, on per-CPU types                     | 7.0   |
   | `:all-cpus` | one value written for all CPUs, on per-CPU types           | 7.0   |
 
@@ -148,13 +147,13 @@
     (remembered [:element-flag flag] #(probe/try-element-flag flag))))
 
 (defn conditional-write
-  "Returns whether this kernel checks if the key exists when a write depends on it, as `insert!`
-  and `replace!` do, on maps of a type.
+  "Returns the support of writes that depend on the key, on maps of a type.
 
-  Before 6.13, and the stable releases that have its fix, a trie is written in any case. From 7.0
-  on a per-CPU hash is, where the value of one CPU alone is written, which `flag` asks for:
-  `:cpu`, a flag of [[element-flag]]. Only hash types and tries can be asked about: of others the
-  answer is inconclusive. Of a type or a flag that the kernel lacks the answer is no.
+  `insert!` and `replace!` need the kernel to check that the key exists. Before 6.13, except in
+  stable releases that have the fix, a trie is written in any case. From 7.0 on, so is a per-CPU
+  hash if only the value of one CPU is written. `flag` asks for this case: `:cpu`, a flag of
+  [[element-flag]]. Only hash types and tries can be probed; others are inconclusive. A type or a
+  flag that the kernel lacks is not supported.
 
       (conditional-write :hash)             ;=> {:supported true}
       (conditional-write :percpu-hash :cpu) ;=> {:supported false}"
@@ -171,11 +170,10 @@
 ;; --- programs
 
 (defn program-type
-  "Whether this kernel has a program type, by name or number.
+  "Returns the support of a program type, by name or number.
 
-  Needs CAP_BPF, and for most types CAP_PERFMON or CAP_NET_ADMIN too. The kernel looks at
-  capabilities before it looks at the type, and a security module may refuse some types: the
-  answer is then inconclusive.
+  Needs CAP_BPF, and for most types CAP_PERFMON or CAP_NET_ADMIN too. The kernel checks capabilities
+  before the type, and a security module may deny some types: the result is then inconclusive.
 
       (program-type :xdp) ;=> {:supported true}"
   [type]
@@ -183,16 +181,17 @@
     (remembered [:program-type type] #(probe/try-type type (prog/types type type)))))
 
 (defn helper
-  "Whether programs of a type may call a helper function; names, or numbers.
+  "Returns the support of a helper function in programs of a type.
 
-  The type is probed as it is attached most plainly: of `:cgroup-sock-addr` programs, which may
-  call more at some hooks than at others, it is those of IPv4's bind. For `:tracing`, `:lsm`,
-  `:ext` and `:struct-ops` programs the answer is inconclusive: what they may call depends on what
-  they are loaded for. The program is said to be under the GPL.
+  Names or numbers are accepted. The type is probed with its most common attach type: for
+  `:cgroup-sock-addr` programs, which may call more helpers at some hooks than at others, with
+  IPv4's bind. For `:tracing`, `:lsm`, `:ext` and `:struct-ops` programs the result is inconclusive,
+  because their helpers depend on the function or struct that they are loaded for. The license of
+  the probe is GPL.
 
-  A no is given only to a thread with CAP_BPF and CAP_PERFMON (of `:probe-write-user`,
-  CAP_SYS_ADMIN): the kernel hides helpers from others. Of a program type that the kernel lacks
-  the answer is that of [[program-type]].
+  A thread without CAP_BPF and CAP_PERFMON (for `:probe-write-user`, CAP_SYS_ADMIN) never gets
+  `{:supported false}`, because the kernel hides helpers from it. For a program type that the kernel
+  lacks, returns the same as [[program-type]].
 
       (helper :xdp :redirect-map) ;=> {:supported true}
       (helper :xdp :get-stackid)  ;=> {:supported false}"
@@ -207,7 +206,7 @@
 ;; --- all of it
 
 (defn report
-  "What this kernel has, as data: every question of this namespace but the helpers, with its answer.
+  "Returns all features of this kernel, as data, except the helpers.
 
       {:kernel \"6.18.44\"
        :map-types {:hash {:supported true} …}
@@ -216,13 +215,13 @@
        :element-flags {:lock {:supported true} …}
        :program-types {:xdp {:supported true} …}}
 
-  `:map-flags` and `:operations` are of the map types that the kernel has. `:kernel` is nil where
-  /proc cannot be read.
+  `:map-flags` and `:operations` are of the map types that the kernel has. `:kernel` is nil if /proc
+  cannot be read.
 
-  Asked for the first time it makes about 1,000 small maps and 32 programs, one after the other:
-  less than a second on Linux 6.18. After that only what was inconclusive is asked again. Helpers
-  are left out because there are 211 for each program type, and each answer is a program to be
-  verified; ask for those of one type with [[helper]] and `bpfmap.impl.isa/helpers`.
+  The first call creates about 1,000 small maps and 32 programs, one after the other: less than a
+  second on Linux 6.18. Later calls only repeat inconclusive probes. Helpers are left out because
+  there are 211 for each program type, and each probe is a program to verify; use [[helper]] and
+  `bpfmap.impl.isa/helpers` for the helpers of one type.
 
       (:program-types (report))"
   []
@@ -248,8 +247,9 @@
            (str "; " (errno/left-out type (call/security-modules)))))))
 
 (defn unsupported
-  "What this kernel lacks of a completed spec that it answered with EINVAL, as a hint; nil when
-  nothing is known to be lacking."
+  "Returns a hint on what this kernel lacks of a completed spec, or nil.
+
+  It is called after the kernel answered with EINVAL."
   [{:keys [type flags]}]
   (let [release (call/kernel-release)
         lacking (filter #(false? (:supported (map-flag type %))) flags)]
@@ -262,10 +262,10 @@
                      (map #(str % " on " type " maps" (since (rules/flags %))) lacking))))))
 
 (defn possible-cpus
-  "The numbers of the CPUs that the kernel may ever bring up, ascending: a per-CPU map has a value
-  for each.
+  "Returns the numbers of the CPUs that may ever be online, ascending.
 
-  Throws `:kernel` when the kernel's list cannot be read; that is not remembered.
+  A per-CPU map has a value for each. Throws `:kernel` if the kernel's list cannot be read; that is
+  not cached.
 
       (possible-cpus) ;=> [0 1]"
   []

@@ -1,10 +1,9 @@
 (ns bpfmap.host
-  "Everything of BPF on this host: maps, programs and links by id, what is pinned, who holds it,
-  and the kernel's types.
+  "Lists the BPF objects of this host: maps, programs and links by id, pins, and users.
 
-  The host goes on meanwhile. What vanishes or cannot be opened is left out of
-  a list; the vector's metadata has `:skipped`, a vector that says of each what
-  it was, the `:error` (as `:bpfmap/error`) and the `:message`."
+  It also reads the kernel's types. Objects may disappear while a list is made. A list leaves out
+  objects that disappear or cannot be opened, and has them in its metadata: `:skipped` is a vector
+  of maps with the `:error` (as `:bpfmap/error`) and the `:message` of each."
   (:require [bpfmap.impl.host.explore :as explore]
             [bpfmap.impl.host.inventory :as inventory]
             [bpfmap.impl.host.kernel-btf :as kernel-btf]
@@ -15,13 +14,13 @@
 ;; --- by id
 
 (defn maps
-  "Returns what the kernel says of every map on the host, as `bpfmap.core/info` does, by ascending
-  id.
+  "Returns the info of every map on the host, by ascending id.
 
-  A map that vanishes meanwhile or cannot be opened is left out; the vector's metadata has
-  `:skipped`, a vector of `{:id :error :message}`. With the option `:brief` the maps have no
-  `:memlock` and no `:frozen`, which the kernel tells in a file for each map. Needs CAP_SYS_ADMIN
-  and Linux 4.13; throws `:permission` without, and `:invalid-value` for other options.
+  The infos are the same as from `bpfmap.core/info`. Maps that disappear or cannot be opened are
+  left out; the vector's metadata has `:skipped`, a vector of `{:id :error :message}`. With the
+  option `:brief` the maps have no `:memlock` and no `:frozen`, which are read from a file for
+  each map. Needs CAP_SYS_ADMIN and Linux 4.13; throws `:permission` without, and `:invalid-value`
+  for other options.
 
       (map :name (maps))               ;=> (\"counts\" \"flows\")
       (map :name (maps {:brief true})) ;=> (\"counts\" \"flows\")"
@@ -29,27 +28,28 @@
   ([options] (inventory/maps (:brief (options/check :list options) false))))
 
 (defn programs
-  "Returns what the kernel says of every program on the host, as `bpfmap.prog/info` does, by
-  ascending id.
+  "Returns the info of every program on the host, by ascending id.
 
-  Those left out are in the metadata, `:skipped`, as `{:id :error :message}`. Needs
-  CAP_SYS_ADMIN and Linux 4.13; throws `:permission` without.
+  The infos are the same as from `bpfmap.prog/info`. Programs that are left out are in the metadata,
+  `:skipped`, as `{:id :error :message}`. Needs CAP_SYS_ADMIN and Linux 4.13; throws `:permission`
+  without.
 
       (map :type (programs)) ;=> (:cgroup-device :tracing)"
   []
   (inventory/programs))
 
 (defn links
-  "Returns what the kernel says of every link on the host, by ascending id: what holds programs
-  where they run.
+  "Returns the info of every link on the host, by ascending id.
 
-  | key           | what it holds                                                                   |
+  A link attaches a program.
+
+  | key           | meaning                                                                         |
   |---------------|---------------------------------------------------------------------------------|
-  | `:id`         | the link's                                                                      |
-  | `:type`       | as below, or the number where it has no name here                               |
-  | `:program-id` | the program's                                                                   |
+  | `:id`         | the id of the link                                                              |
+  | `:type`       | a name as below, or the number if it has none                                   |
+  | `:program-id` | the id of the program                                                           |
   | `:tracepoint` | the name of a raw tracepoint                                                    |
-  | `:target`     | what an iterator goes through, such as \"task\"                                 |
+  | `:target`     | the objects of an iterator, such as \"task\"                                      |
   | `:map-id`     | the map of an iterator, a sockmap or a struct_ops                               |
   | `:attach-type`| a name from `bpfmap.prog/attach-types`, or a number                             |
   | `:target-obj-id` `:target-btf-id` | of a tracing link: the BTF object (or the program) and the function in it |
@@ -58,9 +58,9 @@
   Types are `:raw-tracepoint`, `:tracing`, `:cgroup`, `:iter`, `:netns`, `:xdp`, `:perf-event`,
   `:kprobe-multi`, `:struct-ops`, `:netfilter`, `:tcx`, `:uprobe-multi`, `:netkit` and `:sockmap`.
 
-  What does not apply is left out. Those that are left out as a whole are in the metadata,
-  `:skipped`, as `{:id :error :message}`. Programs attached without a link are in no list. Needs
-  CAP_SYS_ADMIN and Linux 5.8; throws `:permission`, `:not-supported`.
+  Keys that do not apply are missing. Links that are left out are in the metadata, `:skipped`, as
+  `{:id :error :message}`. Programs attached without a link are in no list. Needs CAP_SYS_ADMIN and
+  Linux 5.8; throws `:permission`, `:not-supported`.
 
       (first (links)) ;=> {:id 1 :type :iter :program-id 2 :target \"bpf_map\"}"
   []
@@ -69,18 +69,17 @@
 ;; --- pins
 
 (defn pins
-  "Returns everything that is pinned: a vector of `{:path :kind :id :name :type}`, by path.
+  "Returns all pins: a vector of `{:path :kind :id :name :type}`, by path.
 
-  `:kind` is `:map`, `:program` or `:link`; a link has no `:name`. It looks
-  through every BPF file system that is mounted in this mount namespace, or only
-  through what is in and below a directory; what another mount hides is not
-  seen. A file system that is mounted at two places is seen at both. Symbolic
-  links are not followed, but one may lead to the directory given.
+  `:kind` is `:map`, `:program` or `:link`; a link has no `:name`. Searches every BPF file system
+  that is mounted in this mount namespace, or only a directory and its subdirectories. Pins hidden
+  by another mount are not found. A file system that is mounted at two places is listed at both.
+  Symbolic links are not followed, except if the given directory is one.
 
-  What vanishes meanwhile or cannot be opened is left out; it is in the metadata, `:skipped`, as
-  `{:path :error :message}`. Throws `:not-bpffs` for a directory with no BPF file
-  system in or below it, `:not-found` and `:permission` for one that cannot be read,
-  `:invalid-value` for an empty path. Needs Linux 4.13 and the permission of each file.
+  Pins that disappear or cannot be opened are left out; they are in the metadata, `:skipped`, as
+  `{:path :error :message}`. Throws `:not-bpffs` for a directory with no BPF file system in or below
+  it, `:not-found` and `:permission` for a directory that cannot be read, `:invalid-value` for an
+  empty path. Needs Linux 4.13 and the permission of each file.
 
       (pins)                   ;=> [{:path \"/sys/fs/bpf/counts\" :kind :map :id 12 :name \"counts\" :type :hash}]
       (pins \"/sys/fs/bpf/net\") ;=> []"
@@ -90,23 +89,20 @@
 ;; --- who uses what
 
 (defn holders
-  "Returns the processes that have an object open: a vector of `{:pid :command :fds}`, by
-  ascending pid.
+  "Returns the processes that have an object open, by ascending pid.
 
-  `ref` is a map's id, `{:map-id n}`, `{:program-id n}`, `{:link-id n}`, or an open
-  map, program or attachment; this process is then among the holders.
-  `:command` is the name of the process as the kernel keeps it, at most 15
-  bytes; `:fds` the numbers of its descriptors. A process that holds a map
-  through a program, a link or an outer map only is not among them; nor are
-  pins, which are no process's.
+  The result is a vector of `{:pid :command :fds}`. `ref` is a map's id, `{:map-id n}`,
+  `{:program-id n}`, `{:link-id n}`, or an open map, program or attachment; this process is then
+  among the holders. `:command` is the name of the process in the kernel, at most 15 bytes; `:fds`
+  are the numbers of its descriptors. Processes that hold a map only through a program, a link or an
+  outer map are not included; nor are pins, which belong to no process.
 
-  It reads /proc, and so sees the processes of its pid namespace. Those that
-  end meanwhile, or that this user may not look into, are left out; they are in
-  the metadata, `:skipped`, as `{:pid :error :message}`. For an id that nothing
-  has, the answer is empty. Throws `:invalid-value` for what is no reference,
-  `:closed` for a closed program or attachment.
+  It reads /proc, and so finds the processes of its pid namespace. Processes that end in between, or
+  whose descriptors this user is not allowed to read, are left out; they are in the metadata,
+  `:skipped`, as `{:pid :error :message}`. An id without an object returns an empty vector. Throws
+  `:invalid-value` for an invalid reference, `:closed` for a closed program or attachment.
 
-  Without a reference, it is every process that holds anything, with what it holds under `:holds`,
+  Without a reference, returns every process that holds an object, with its objects under `:holds`,
   in one pass over /proc.
 
       (holders 12) ;=> [{:pid 4711 :command \"java\" :fds [7 9]}]
@@ -115,11 +111,12 @@
   ([ref] (inventory/holders ref)))
 
 (defn programs-using
-  "Returns those of [[programs]] that use a map, given as an open map, its id, or `{:map-id n}`.
+  "Returns the [[programs]] that use a map.
 
-  A program names the maps that its instructions do, and those bound to it; a map within another
-  is not among them. Programs that cannot be opened are in the metadata, `:skipped`. Throws
-  `:invalid-value` for what is no map, `:permission` without CAP_SYS_ADMIN. Needs Linux 4.15.
+  `ref` is an open map, its id, or `{:map-id n}`. A program uses the maps in its instructions and
+  the maps bound to it; a map inside another map is not included. Programs that cannot be opened are
+  in the metadata, `:skipped`. Throws `:invalid-value` for an invalid reference, `:permission`
+  without CAP_SYS_ADMIN. Needs Linux 4.15.
 
       (map :name (programs-using 12)) ;=> (\"count_packets\")"
   [ref]
@@ -128,14 +125,13 @@
 ;; --- going from one to the next
 
 (defn explore
-  "Returns what there is on the host, `{:maps :programs :links :pins}`, as data that
-  `clojure.datafy` goes on from.
+  "Returns `{:maps :programs :links :pins}` of the host, for `clojure.datafy`.
 
-  `nav` leads from a map to its `:entries` (all of them) and the programs it is `:used-by`, from
-  an entry whose value names an inner map or a program to that, from a program's `:map-ids` to the
-  maps, from a link or pin to what it holds. `datafy` of a map, of one of these or of an open one,
-  has the first 100 entries. Nothing stays open. What cannot be read is `{:error :message}`. Needs
-  what [[maps]] needs.
+  `nav` leads from a map to its `:entries` (all of them) and the programs it is `:used-by`, from an
+  entry whose value names an inner map or a program to that object, from a program's `:map-ids` to
+  the maps, from a link or pin to its object. `datafy` of a map, listed or open, has the first 100
+  entries. Nothing stays open. Objects that cannot be read are `{:error :message}`. Needs the same
+  privileges as [[maps]].
 
       (require '[clojure.datafy :refer [datafy nav]])
       (let [maps (:maps (explore))]
@@ -146,10 +142,10 @@
 ;; --- BTF
 
 (defn kernel-btf
-  "Returns the BTF of the running kernel, for `bpfmap.btf/type-named` and its like.
+  "Returns the BTF of the running kernel, such as for `bpfmap.btf/type-named`.
 
-  It is read anew each time: some megabytes, and some milliseconds. Throws
-  `:not-found` on a kernel without it. Needs Linux 5.4, no privileges.
+  Each call reads it again: some megabytes, and some milliseconds. Throws `:not-found` on a kernel
+  without it. Needs Linux 5.4, no privileges.
 
       (btf/type-named (kernel-btf) \"timespec64\")
       ;=> [:struct {:name \"timespec64\"} [:tv_sec [:typedef \"time64_t\" :s64]] [:tv_nsec :s64]]"
@@ -157,7 +153,7 @@
   (kernel-btf/kernel))
 
 (defn module-btf
-  "Returns the BTF of a loaded kernel module, which continues that of the kernel.
+  "Returns the BTF of a loaded kernel module, which continues the kernel's BTF.
 
   Throws `:not-found` for a module that is not loaded or has none. Needs Linux 5.11.
 
@@ -175,12 +171,12 @@
   (kernel-btf/by-id id))
 
 (defn load-btf
-  "Loads types into the kernel as a BTF object; returns it open, as a `java.io.Closeable`.
+  "Loads types into the kernel as a BTF object; returns it open, as a `Closeable`.
 
-  Maps do this by themselves. `named` gives names to types that the others may
-  use. The object goes when it is closed and nothing uses it. Throws
-  `:invalid-spec` for a malformed type, `:invalid-value` for BTF that this kernel refuses,
-  `:permission` without CAP_BPF and without a BPF token. Needs Linux 4.18.
+  Maps load their types by themselves. `named` has named types that the others may use. The kernel
+  frees the object when it is closed and unused. Throws `:invalid-spec` for a malformed type,
+  `:invalid-value` for BTF that this kernel rejects, `:permission` without CAP_BPF and without a BPF
+  token. Needs Linux 4.18.
 
       (with-open [b (load-btf [[:struct {:name \"flow\"} [:src :ipv4]]])] b)"
   ([types] (load-btf types nil))

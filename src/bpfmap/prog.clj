@@ -1,5 +1,5 @@
 (ns bpfmap.prog
-  "Small BPF programs as data: the kernel's side of a map, for tests, tools and experiments.
+  "Loads small BPF programs, which are data, for tests, tools and experiments.
 
       (with-open [m (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1})
                   p (load {:type :raw-tracepoint
@@ -17,8 +17,8 @@
         (test-run p)
         (m 0)) ;=> 1
 
-  The instructions are those of `bpfmap.asm`. This is no compiler: what a
-  program does is written out, and the verifier has the last word."
+  The instructions are described in `bpfmap.asm`. This is an assembler, not a compiler; the verifier
+  of the kernel checks the program."
   (:refer-clojure :exclude [load])
   (:require [bpfmap.asm :as asm]
             [bpfmap.bytes :as bytes]
@@ -113,25 +113,25 @@
 (defn load
   "Assembles a program and loads it into the kernel; returns it open.
 
-  | key                     | what it holds                                                    |
+  | key                     | meaning                                                          |
   |-------------------------|------------------------------------------------------------------|
   | `:type`                 | a name from [[types]], or a number                               |
-  | `:insns`                | instructions, see `bpfmap.asm`; maps stand in them as themselves |
-  | `:name`                 | any text; the kernel keeps 15 of its letters, digits, `_`, `.`   |
-  | `:license`              | \"GPL\" unless given; some helpers are for GPL programs only       |
-  | `:expected-attach-type` | a name from [[attach-types]], or a number. Needs Linux 4.17       |
+  | `:insns`                | instructions, see `bpfmap.asm`; they may contain open maps       |
+  | `:name`                 | any string; the kernel keeps 15 of its letters, digits, `_`, `.` |
+  | `:license`              | default: \"GPL\"; some helpers are for GPL programs only         |
+  | `:expected-attach-type` | a name from [[attach-types]], or a number. Needs Linux 4.17      |
   | `:attach-btf-id`        | a type's id in the kernel's BTF. Needs Linux 5.5                 |
 
-  The last two are for types that need them: the function that a tracing program is for; the
-  struct that a struct_ops program is for, and the index of its member there.
+  Some types require the last two: a tracing program the function to trace; a struct_ops program its
+  struct, and the index of the member in it.
 
-  The program holds its maps: closing them here does not take them from it.
-  It goes when it is closed and nothing is attached.
+  The program holds its maps: closing a map does not free it. The kernel frees the program when it
+  is closed and not attached.
 
-  Throws `:invalid-program` for what cannot be assembled, and `:program-rejected` with the
-  verifier's log under `:bpfmap/log` for what the kernel refuses; `:closed` for a
-  closed map; `:permission` without CAP_BPF and, for tracing programs, CAP_PERFMON, for those of the
-  network CAP_NET_ADMIN.
+  Throws `:invalid-program` for instructions that cannot be assembled, `:program-rejected` with the
+  verifier's log under `:bpfmap/log` if the kernel rejects the program, `:closed` for a closed map,
+  and `:permission` without CAP_BPF and, for tracing programs, CAP_PERFMON, for network programs
+  CAP_NET_ADMIN.
 
       (load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})"
   ^Program [program]
@@ -163,7 +163,7 @@
                {:bpfmap/op :open :bpfmap/hint hint}))
 
 (defn- adopt
-  "A program of a descriptor just opened."
+  "Returns a program for a descriptor that was just opened."
   ^Program [fd ctx]
   (try
     (let [{:keys [type name]} (prog/info fd ctx)]
@@ -191,14 +191,14 @@
       (throw (invalid-reference ref "it is {:id n}, {:program-id n}, {:path p} or {:fd n}")))))
 
 (defn open
-  "Opens a program that exists: by id, by pin path, or by `{:fd …}`; returns it as [[load]] does.
+  "Opens an existing program by id, pin path or `{:fd …}`, like [[load]].
 
-  `{:id n}`, `{:program-id n}` and `{:path p}` say the same in more words. A
-  descriptor is duplicated: yours stays yours.
+  `{:id n}`, `{:program-id n}` and `{:path p}` are accepted too. A descriptor is duplicated; the
+  caller still owns the original.
 
-  Throws `:not-found`; `:not-a-program` for a pinned map or link, whose hint says which;
-  `:invalid-value` for a bad reference; `:not-bpffs` for a path on another file system. By id it
-  needs Linux 4.13 and CAP_SYS_ADMIN; by path, Linux 4.4 and the file's permission.
+  Throws `:not-found`; `:not-a-program` for a pinned map or link, which the hint names;
+  `:invalid-value` for an invalid reference; `:not-bpffs` for a path on another file system. Opening
+  by id needs Linux 4.13 and CAP_SYS_ADMIN; by path, Linux 4.4 and the file's permission.
 
       (open {:program-id 12})
       (open \"/sys/fs/bpf/filter\")"
@@ -220,24 +220,24 @@
                                :bpfmap/hint "it takes what load, open or attach-raw-tracepoint returned"}))))
 
 (defn info
-  "Returns what the kernel says of an open program, or of an attachment, now.
+  "Returns the current state of an open program or attachment from the kernel.
 
-  | key of a program    | what it holds                                                             |
+  | key of a program    | meaning                                                                   |
   |---------------------|---------------------------------------------------------------------------|
   | `:id` `:name` `:tag`| the tag is a hash of the instructions, in hexadecimal                     |
-  | `:type`             | a name from [[types]], or the number where it has none                    |
+  | `:type`             | a name from [[types]], or the number if it has none                       |
   | `:map-ids`          | the ids of the maps that it uses                                          |
   | `:load-time`        | when it was loaded, in nanoseconds of the boot clock                      |
-  | `:uid`              | the number of the user who loaded it                                      |
-  | `:gpl-compatible`  | whether its license lets it call all helpers                              |
-  | `:xlated-bytes` `:jited-bytes` | how long it is as the verifier left it, and as machine code; with CAP_BPF |
-  | `:verified-insns`   | how many instructions the verifier went through. Linux 5.16               |
-  | `:run-time-ns` `:run-count` | what it ran, while the sysctl kernel.bpf_stats_enabled is 1. Linux 5.1 |
-  | `:recursion-misses` | how often it did not run because it ran already. Linux 5.12               |
+  | `:uid`              | the id of the user who loaded it                                          |
+  | `:gpl-compatible`   | true if its license lets it call all helpers                              |
+  | `:xlated-bytes` `:jited-bytes` | the size after the verifier, and of the machine code; with CAP_BPF |
+  | `:verified-insns`   | the number of instructions that the verifier processed. Linux 5.16        |
+  | `:run-time-ns` `:run-count` | run statistics, while the sysctl kernel.bpf_stats_enabled is 1. Linux 5.1 |
+  | `:recursion-misses` | how often it did not run because it was running. Linux 5.12               |
   | `:btf-id` `:attach-btf-id` `:attach-btf-obj-id` `:ifindex` | as numbers                         |
 
-  What does not apply, or is zero where nothing was counted, is left out. Of an attachment, it is
-  what `bpfmap.host/links` says of it. Throws `:closed`. Needs Linux 4.13; 5.8 for an attachment.
+  Keys that do not apply, and counters that are zero, are missing. For an attachment, returns the
+  same as `bpfmap.host/links`. Throws `:closed`. Needs Linux 4.13; 5.8 for an attachment.
 
       (:map-ids (info p)) ;=> [12]"
   [program]
@@ -247,15 +247,14 @@
       (link/info fd {:op :info}))))
 
 (defn pin!
-  "Pins a program, or an attachment, at a path below a BPF file system, so that it outlives the
-  process; returns it.
+  "Pins a program or an attachment at a path on a BPF file system; returns it.
 
-  A pinned attachment stays attached. Removing the file removes the pin. A
-  path may be a string, a `java.io.File` or a `java.nio.file.Path`.
+  The pin keeps it alive after the process ends. A pinned attachment stays attached. Removing the
+  file removes the pin. A path may be a string, a `java.io.File` or a `java.nio.file.Path`.
 
-  Throws `:exists` for a target that exists, `:not-bpffs` for a path on another
-  file system, `:not-found` for a missing directory, `:invalid-value` for an empty
-  path or a name with a dot, `:closed`. Needs Linux 4.4; 5.7 for an attachment.
+  Throws `:exists` if the target exists, `:not-bpffs` for a path on another file system,
+  `:not-found` for a missing directory, `:invalid-value` for an empty path or a name with a dot,
+  `:closed`. Needs Linux 4.4; 5.7 for an attachment.
 
       (pin! p \"/sys/fs/bpf/filter\")"
   [program path]
@@ -267,20 +266,20 @@
 ;; --- running and attaching
 
 (defn test-run
-  "Runs a loaded program once, or `:repeat` times, without attaching it; returns what came out.
+  "Runs a loaded program without attaching it; returns the result.
 
-  | option    | what it is                                                              |
+  | option    | meaning                                                                 |
   |-----------|-------------------------------------------------------------------------|
   | `:data`   | the packet, as bytes; 14 or more for packet programs. Not for raw tracepoints |
   | `:context`| the context, as bytes: for a raw tracepoint its arguments, eight bytes each |
-  | `:repeat` | how often, 1 unless given                                               |
+  | `:repeat` | the number of runs, default: 1                                          |
 
   Returns `{:return n :duration ns :data bytes}`: the program's r0 as 32 unsigned bits, the mean
-  duration of one run in nanoseconds, the packet afterwards.
+  duration of one run in nanoseconds, and the packet afterwards.
 
-  Throws `:invalid-value` for input that the program type does not take,
-  `:interrupted` when a signal ended it part-way, `:not-supported` for types that
-  cannot be run so. Needs Linux 4.12; 5.10 for raw tracepoints.
+  Throws `:invalid-value` for input that the program type does not accept, `:interrupted` if a
+  signal ended the run, `:not-supported` for types that cannot be run this way. Needs Linux 4.12;
+  5.10 for raw tracepoints.
 
       (:return (test-run p {:data (byte-array 14)})) ;=> 0"
   ([program] (test-run program nil))
@@ -299,12 +298,10 @@
        (throw (call/in-context e {:op :test-run}))))))
 
 (defn attach-raw-tracepoint
-  "Attaches a program of type `:raw-tracepoint`; returns the attachment. Closing it detaches.
+  "Attaches a program of type `:raw-tracepoint`; returns the attachment.
 
-  Hold on to it: an attachment, as a program, that nobody refers to is closed by
-  the garbage collector.
-
-  `tracepoint` is a name such as \"sys_enter\", as in
+  Closing the attachment detaches the program. Keep a reference: the garbage collector closes
+  attachments and programs without one. `tracepoint` is a name such as \"sys_enter\", as in
   /sys/kernel/tracing/available_events without the part before the colon.
 
   Throws `:not-found` for a name that this kernel lacks, `:invalid-value` for a program of another

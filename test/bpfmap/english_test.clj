@@ -81,10 +81,6 @@
 (def ^:private exempt
   "Namespaces whose docstrings do not yet begin as they must."
   '#{bpfmap.asm
-     bpfmap.btf
-     bpfmap.bytes
-     bpfmap.feature
-     bpfmap.host
      bpfmap.impl.btf.blob
      bpfmap.impl.btf.elf
      bpfmap.impl.btf.image
@@ -102,8 +98,6 @@
      bpfmap.impl.isa
      bpfmap.impl.rules
      bpfmap.impl.waiting
-     bpfmap.memory
-     bpfmap.prog
      bpfmap.impl.feature.probe
      bpfmap.impl.host.explore
      bpfmap.impl.host.inventory

@@ -291,7 +291,7 @@
           {:fd (own-descriptor m)} :not-a-program "is not a program: it is a map"
           {:fd 0} :not-a-program "Descriptor 0 is not a program: it is something else"
           0x7ffffff0 :not-found "no program has that id"
-          (str map-path "x") :not-found "there is no file"
+          (str map-path "x") :not-found (str "the file " map-path "x does not exist")
           "/proc/self/comm" :not-bpffs "so it cannot be a pin"
           "" :invalid-value "it is empty"
           -1 :invalid-value "ids and descriptors are numbers from 0"

@@ -134,7 +134,7 @@
                              ["99999999999999999999" #"Not a map"]
                              ["no_such_map" #"There is no map named"]
                              ["-" #"Not the name of a map|There is no map named"]
-                             ["/no/such/pin" #"there is no file"]
+                             ["/no/such/pin" #"the file /no/such/pin does not exist"]
                              ["/etc/passwd"
                               #"not on a BPF file system|is not a BPF|not-bpffs|cannot be opened|failed with"]]
               :let [more (drop 1 (enough command))]]
@@ -278,6 +278,6 @@
                                         "demo" ["--seconds" "1"]
                                         nil))]]
             (fixture/unprivileged #(check words 1 (if (#{"restore" "unpin"} name)
-                                                    #"no such file|there is no file|permission"
+                                                    #"no such file|the file \S+ does not exist|permission"
                                                     #"EPERM|EACCES|permission"))))
           (finally (bpf/unpin! m)))))))

@@ -207,7 +207,7 @@
                            (str "map " (id-of m) " lru-hash"))))
       (is (re-find #"is no longer pinned at" (first (lines-of "unpin" copy))))
       (is (re-find #"is no longer pinned at" (first (lines-of "unpin" path))))
-      (is (re-find #"there is no file" (second (refused "unpin" path)))))))
+      (is (re-find #"the file \S+ does not exist" (second (refused "unpin" path)))))))
 
 (kernel-test pin-and-move-pin
   (testing "adds a pin by default and moves one only on request"
