@@ -1,8 +1,7 @@
 (ns bpfmap.asm
-  "BPF instructions as data, and the assembler that turns them into bytes.
+  "Assembles BPF instructions, which are data, into bytes.
 
-  An instruction is a vector, a bare keyword is a label, and a program is a
-  sequence of both:
+  An instruction is a vector, a bare keyword is a label, and a program is a sequence of both:
 
       [[:mov64 :r0 0]
        [:jeq :r1 0 :done]
@@ -10,7 +9,7 @@
        :done
        [:exit]]
 
-  | written                                       | mnemonics                                       |
+  | instruction                                   | mnemonics                                       |
   |-----------------------------------------------|-------------------------------------------------|
   | `[:add64 :r1 :r2]`, `[:add64 :r1 5]`          | `mov add sub mul div mod or and xor lsh rsh arsh`; `64`, `32` |
   | `[:neg64 :r1]`                                | `neg64 neg32`                                   |
@@ -24,9 +23,9 @@
   | `[:ja :label]`, `[:exit]`                     |                                                 |
   | `[:call :map-lookup-elem]`, `[:call 1]`       | the names are in `helpers`                      |
 
-  Offsets of jumps count slots of eight bytes from the instruction that
-  follows. Whether a program is safe is the kernel's judgement, not made here.
-  Encodings are those of RFC 9669; this namespace does no I/O."
+  Offsets of jumps count slots of eight bytes from the instruction that follows. The kernel, not
+  this namespace, checks that a program is safe. The encodings follow RFC 9669. This namespace does
+  no I/O."
   (:require [bpfmap.error :refer [error list-of shown]]
             [bpfmap.impl.isa :as isa :refer [ranges registers]]
             [clojure.string :as str])
@@ -35,10 +34,10 @@
 (set! *warn-on-reflection* true)
 
 (def helpers
-  "Helper functions by name, in kebab case, to number; see `bpfmap.impl.isa`."
+  "The numbers of helper functions by name, in kebab case; see `bpfmap.impl.isa`."
   isa/helpers)
 
-(def mnemonics "What is known of each mnemonic, as data; see `bpfmap.impl.isa`." isa/mnemonics)
+(def mnemonics "The rows of all mnemonics by name; see `bpfmap.impl.isa`." isa/mnemonics)
 
 ;; ---------------------------------------------------------------- operands A reader takes the
 ;; context of an operand and the operand, and answers with the fields it sets: :dst, :src, :off,
@@ -55,7 +54,7 @@
     (str what " " x " is outside " low " to " high more)))
 
 (defn- suggestions
-  "Names of a table that a mistaken name may mean, as a text to append, or nil."
+  "Returns the names of a table that a misspelt name may mean, as text to append, or nil."
   [table mistaken]
   (let [wanted (-> (name mistaken) (str/replace "_" "-") (str/replace #"^bpf-(func-)?" ""))
         near? (fn [k] (or (str/starts-with? (name k) wanted) (str/starts-with? wanted (name k))))]
@@ -143,7 +142,7 @@
     :else (str (pr-str (shown x)) " is neither a helper's name nor its number")))
 
 (def ^:private operands
-  "Kind of operand to how a usage line shows it, and what reads it."
+  "Kinds of operands: how a usage line shows one, and the function that reads it."
   {:to {:shows "register" :read (written-register :dst)}
    :left {:shows "register" :read (register :dst)}
    :right {:shows "register" :read (register :src)}
@@ -193,7 +192,7 @@
       (str "its form is [" (str/join " " (cons mnemonic (map (comp :shows operands) kinds))) "]"))))
 
 (defn- layout
-  "Gives each instruction its slot and each label the slot it stands for."
+  "Returns the instructions with their slots, and the labels with the slots that they mark."
   [items]
   (reduce
    (fn [{:keys [labels end] :as state} [index item]]
@@ -239,32 +238,30 @@
     (.putInt buffer (unchecked-int (long imm)))))
 
 (defn assemble
-  "Turns instructions into the bytes the kernel loads, and a list of the maps they name.
+  "Assembles instructions into bytes, and lists the maps in them.
 
-  `insns` is a sequence of instructions and labels, as this namespace
-  describes. Nested sequences become part of it and nil is left out, so that a
-  function may stand for several instructions. A vector that starts with a
-  keyword is always an instruction: nested instructions that start with a
-  label must be a list or another seq. Labels are known in the whole program;
-  a function that defines one defines a new one each time, made with `gensym`.
+  `insns` is a sequence of instructions and labels, as this namespace describes. Nested sequences
+  are flattened and nil is ignored, so that a function may return several instructions. A vector
+  that starts with a keyword is always an instruction: nested instructions that start with a label
+  must be a list or another seq. Labels are visible in the whole program; a function that defines
+  one must make a new one each time, with `gensym`.
 
-  Immediates are integers of 32 bits, and of 64 bits for `:lddw`. Where the
-  sign of 32 bits is extended to 64 they are -2147483648 to 2147483647. Where
-  an operation uses 32, 16 or 8 bits only, the unsigned reading is also taken.
+  Immediates are integers of 32 bits, and of 64 bits for `:lddw`. If the sign of 32 bits is extended
+  to 64, they are -2147483648 to 2147483647. If an operation uses only 32, 16 or 8 bits, the
+  unsigned reading is also accepted.
 
-  In the place of a map stands any object but a number, a boolean, nil or a
-  register. Its descriptor is not known here, so its immediate is 0 and it is
-  listed under `:relocations`; see `patch-map-fd!`.
+  A map may be any object except a number, a boolean, nil or a register. Its descriptor is not known
+  here, so its immediate is 0 and it is listed under `:relocations`; see `patch-map-fd!`.
 
-  | option        | what it is                                                     |
+  | option        | meaning                                                        |
   |---------------|----------------------------------------------------------------|
-  | `:byte-order` | a `java.nio.ByteOrder`, by default that of this machine        |
+  | `:byte-order` | a `java.nio.ByteOrder`, default: this machine's                |
 
-  Returns `{:bytes b :relocations rs}`: a new byte array with eight bytes for
-  each slot, and a vector of `{:slot n :kind :map-fd-or-:map-value :ref map}`.
+  Returns `{:bytes b :relocations rs}`: a new byte array with eight bytes for each slot, and a
+  vector of `{:slot n :kind :map-fd-or-:map-value :ref map}`.
 
-  Throws `:invalid-program`. Its `:bpfmap/path` is `[index]`, the place of
-  the instruction in the flat sequence, labels included, counted from 0.
+  Throws `:invalid-program`. Its `:bpfmap/path` is `[index]`, the position of the instruction in the
+  flat sequence, labels included, counted from 0.
 
       (vec (:bytes (assemble [[:mov64 :r0 2] [:exit]] {:byte-order ByteOrder/LITTLE_ENDIAN})))
       ;=> [-73 0 0 0 2 0 0 0 -107 0 0 0 0 0 0 0]"
@@ -289,11 +286,11 @@
                          encoded)})))
 
 (defn patch-map-fd!
-  "Writes a map's descriptor into the instruction at a slot, and returns the same array.
+  "Writes a map's descriptor into the instruction at a slot; returns the array.
 
-  `bytes` is in the order of this machine, and `slot` one that `assemble`
-  listed under `:relocations`. It changes the array: an assembled program
-  that is loaded twice should be copied with `aclone` first.
+  `bytes` is in the order of this machine, and `slot` is one that `assemble` listed under
+  `:relocations`. The array changes: copy an assembled program with `aclone` first if it is loaded
+  twice.
 
       (reduce (fn [b {:keys [slot ref]}] (patch-map-fd! b slot (fd-of ref)))
               (aclone bytes) relocations)"

@@ -87,6 +87,7 @@
   [types named]
   (when-not (sequential? types)
     (throw (error/error :invalid-value
-                        (str "Not a sequence of types: " (pr-str (error/shown types))) {})))
+                        (str "The types must be a sequence, got " (pr-str (error/shown types)))
+                        {})))
   (let [{:keys [records ids]} (types/records types named)]
     {:bytes (writer/blob records) :ids ids}))

@@ -88,8 +88,8 @@
 
 (defn- invalid [x expected]
   (error/error :invalid-value
-               (str "Not bytes: " (pr-str (error/shown x)))
-               {:bpfmap/value (error/shown x) :bpfmap/hint expected}))
+               (str "Bytes must be " expected ", got " (pr-str (error/shown x)))
+               {:bpfmap/value (error/shown x)}))
 
 (defn- parse-hex ^bytes [^String text]
   (let [digits (.replaceAll text "(?i)0x|[\\s:]" "")]
@@ -97,14 +97,14 @@
       (.parseHex (HexFormat/of) digits)
       (catch IllegalArgumentException _
         (throw (invalid text
-                        "hexadecimal wants pairs of digits, such as \"0a 00\" or \"0x0a00\""))))))
+                        "pairs of hexadecimal digits, such as \"0a 00\" or \"0x0a00\""))))))
 
 (defn- integers->array ^bytes [xs]
   (byte-array
    (map (fn [x]
           (if (and (int? x) (<= -128 x 255))
             (unchecked-byte x)
-            (throw (invalid x "an element is an integer from -128 to 255"))))
+            (throw (invalid x "integers from -128 to 255"))))
         xs)))
 
 (defn ->array
@@ -120,7 +120,7 @@
     (string? x) (parse-hex x)
     (sequential? x) (integers->array x)
     :else (throw (invalid x
-                          "bytes are a byte array, a byte view, a hexadecimal string, or a sequence of integers"))))
+                          "a byte array, a byte view, a hexadecimal string or a sequence of integers"))))
 
 (defn ->bytes
   "Makes a byte view of a byte array, a hexadecimal string, or integers.

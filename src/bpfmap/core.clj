@@ -444,10 +444,11 @@
   ^Closeable [m] (mapped/memory m))
 
 (defn spec-diff
-  "Returns the differences of a map and a spec, or nil if the map can be used for it.
+  "Returns the differences of a map and a spec, or nil if the map matches.
 
-  The result is `{key {:spec x :map y}}`. It compares what the kernel reports: type, sizes, entries,
-  flags, map-extra and `:freeze`. `m` is an open map or a result of [[info]].
+  The result is `{key {:spec x :map y}}`; nil means that the map can be used for the spec. It
+  compares what the kernel reports: type, sizes, entries, flags, map-extra and `:freeze`. `m` is an
+  open map or a result of [[info]].
 
       (spec-diff m {:type :hash :key :u32 :value :u64 :max-entries 8})
       ;=> {:max-entries {:spec 8, :map 1024}}"

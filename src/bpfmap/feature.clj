@@ -24,6 +24,7 @@
             [bpfmap.impl.isa :as isa]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.prog :as prog]
+            [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.rules :as rules]
             [clojure.set :as set]
             [clojure.string :as str]))
@@ -43,35 +44,36 @@
 
 ;; --- arguments
 
-(defn- invalid [what x hint]
-  (error/error :invalid-value (str "Not " what ": " (pr-str (error/shown x)))
-               {:bpfmap/op :feature :bpfmap/hint hint}))
+(defn- invalid [what x constraint names]
+  (error/error :invalid-value
+               (str "The " what " must be " constraint ", got " (pr-str (error/shown x)))
+               {:bpfmap/op :feature :bpfmap/hint (nearest/did-you-mean x (sort names))}))
 
 (defn- number-to? [x most]
   (and (int? x) (<= 0 (long x) (long most))))
 
 (defn- named
   "Returns an argument as its name in a table, or as its number up to `most` if it has none."
-  [x table number->name most what hint]
+  [x table number->name most what constraint]
   (let [known (if (number-to? x most) (number->name x) x)]
     (if (or (number-to? known most) (and (keyword? known) (contains? table known)))
       known
-      (throw (invalid what x hint)))))
+      (throw (invalid what x constraint (keys table))))))
 
 (defn- checked-type [type]
   (named type rules/types rules/type-name 0xffffffff
-         "a map type" "it is a name from bpfmap.impl.rules/types, or a number"))
+         "map type" "a name in doc/map-types.md or a number"))
 
 (defn- checked-flag [flag]
   (named flag rules/flags #(let [names (rules/flag-set %)] (when-not (next names) (first names)))
          0xffffffff
-         "a create flag" "it is a name from bpfmap.impl.rules/flags, or a power of two"))
+         "create flag" "a name in doc/map-types.md or a power of two"))
 
 (def ^:private number->program-type (set/map-invert prog/types))
 
 (defn- checked-program-type [type]
   (named type prog/types #(number->program-type % %) 0xffffffff
-         "a program type" "it is a name from bpfmap.prog/types, or a number"))
+         "program type" "a name in bpfmap.prog/types or a number"))
 
 (defn- checked-helper
   "Returns the number of a helper."
@@ -79,13 +81,13 @@
   (let [number (if (keyword? helper) (isa/helpers helper) helper)]
     (if (number-to? number 0x7fffffff)
       number
-      (throw (invalid "a helper" helper
-                      "it is a name from bpfmap.impl.isa/helpers, or a number")))))
+      (throw (invalid "helper" helper "a name in bpfmap.impl.isa/helpers or a number"
+                      (keys isa/helpers))))))
 
 (defn- checked-name [x names what]
   (if (contains? names x)
     x
-    (throw (invalid what x (str "it is " (error/list-of (sort names)))))))
+    (throw (invalid what x (error/list-of (sort names)) names))))
 
 ;; --- maps
 
@@ -126,7 +128,7 @@
       (operation :array :delete)      ;=> {:supported false}"
   [type op]
   (let [type (checked-type type)
-        op (checked-name op probe/operations "an operation")
+        op (checked-name op probe/operations "operation")
         type-answer (map-type type)]
     (if (:supported type-answer)
       (remembered [:operation type op] #(probe/try-operation type op))
@@ -143,7 +145,7 @@
 
       (element-flag :lock) ;=> {:supported true}"
   [flag]
-  (let [flag (checked-name flag probe/element-flags "a flag of element operations")]
+  (let [flag (checked-name flag probe/element-flags "flag of element operations")]
     (remembered [:element-flag flag] #(probe/try-element-flag flag))))
 
 (defn conditional-write
@@ -161,7 +163,7 @@
   ([type flag]
    (let [type (checked-type type)
          flag (when (some? flag)
-                (checked-name flag probe/element-flags "a flag of element operations"))
+                (checked-name flag probe/element-flags "flag of element operations"))
          answers (cond-> [(map-type type)] flag (conj (element-flag flag)))]
      (if (every? :supported answers)
        (remembered [:conditional-write type flag] #(probe/try-conditional-write type flag))
@@ -238,11 +240,13 @@
 ;; --- for errors
 
 (defn- since [row]
-  (if row (str ", which came with Linux " (:since row)) ", which bpfmap does not know either"))
+  (if row
+    (str ", which was added in Linux " (:since row))
+    ", which bpfmap does not support either"))
 
 (defn- lacks-type [type release]
   (let [row (rules/types type)]
-    (str "this kernel (" release ") has no map type " type (since row)
+    (str "this kernel (" release ") lacks the map type " type (since row)
          (when (and row release (rules/at-least? release (:since row)))
            (str "; " (errno/left-out type (call/security-modules)))))))
 
@@ -257,7 +261,7 @@
       (false? (:supported (map-type type)))
       (lacks-type type release)
       (seq lacking)
-      (str "this kernel (" release ") does not take "
+      (str "this kernel (" release ") does not accept "
            (str/join "; nor "
                      (map #(str % " on " type " maps" (since (rules/flags %))) lacking))))))
 

@@ -271,7 +271,8 @@
   [view]
   (if (view/array-view? view)
     (view/->array view)
-    (throw (error/error :invalid-value (str "Not a view of an array: " (pr-str (error/shown view)))
+    (throw (error/error :invalid-value (str "The view must be a view of an array, got "
+                                             (pr-str (error/shown view)))
                         {:bpfmap/op :->array}))))
 
 (defn variables

@@ -27,8 +27,9 @@
             [bpfmap.impl.kernel.link :as link]
             [bpfmap.impl.kernel.prog :as prog]
             [bpfmap.impl.map.bpf-map :as bpf-map]
-            [bpfmap.impl.options :as options]
             [bpfmap.impl.map.references :as references]
+            [bpfmap.impl.nearest :as nearest]
+            [bpfmap.impl.options :as options]
             [bpfmap.spec :as spec])
   (:import (bpfmap.sys Fd)
            (java.io Closeable File)
@@ -79,36 +80,41 @@
 
 (defn- check [program]
   (when-not (map? program)
-    (throw (invalid [] (str "A program is a map, not " (pr-str (error/shown program)))
-                    "it has :type, :name, :license and :insns")))
+    (throw (invalid [] (str "A program must be a map with :type and :insns, got "
+                             (pr-str (error/shown program)))
+                    nil)))
   (doseq [k (keys program)]
     (when-not (keys-of-a-program k)
       (throw (invalid [(error/shown k)] (str "Unknown key " (pr-str (error/shown k)))
-                      (str "a program has :type, :name, :license and :insns, "
-                           "and where its type needs them :expected-attach-type and :attach-btf-id")))))
+                      (nearest/suggestion k (sort keys-of-a-program)
+                                          "bpfmap.prog/load for all keys")))))
   (let [{:keys [type name license expected-attach-type attach-btf-id]} program]
     (when-not (or (types type) (whole? type 0xffff))
       (throw (invalid [:type] (str "Unknown program type " (pr-str (error/shown type)))
-                      (str "it is a number, or " (error/list-of (sort (keys types)))))))
+                      (nearest/suggestion type (sort (keys types))
+                                          "bpfmap.prog/types for all names"))))
     (doseq [[k text] [[:name name] [:license license]]]
       (when-not (or (nil? text) (string? text))
-        (throw (invalid [k] (str k " is a text, not " (pr-str (error/shown text))) nil))))
+        (throw (invalid [k] (str k " must be a string, got " (pr-str (error/shown text))) nil))))
     (when-not (or (nil? expected-attach-type)
                   (attach-types expected-attach-type)
                   (whole? expected-attach-type 0xffffffff))
       (throw (invalid [:expected-attach-type]
                       (str "Unknown attach type " (pr-str (error/shown expected-attach-type)))
-                      "it is a name from attach-types, or a number")))
+                      (nearest/suggestion expected-attach-type (sort (keys attach-types))
+                                          "bpfmap.prog/attach-types for all names"))))
     (when-not (or (nil? attach-btf-id) (whole? attach-btf-id 0xffffffff))
       (throw (invalid [:attach-btf-id]
-                      (str "Not the id of a type: " (pr-str (error/shown attach-btf-id)))
-                      "it is a number from 0, of a type in the kernel's BTF")))))
+                      (str ":attach-btf-id must be the id of a type in the kernel's BTF, got "
+                           (pr-str (error/shown attach-btf-id)))
+                      nil)))))
 
 (defn- descriptor-of [ref]
   (if (bpf-map/bpf-map? ref)
     (bpf-map/descriptor ref)
-    (throw (invalid [:insns] (str "Not an open map: " (pr-str (error/shown ref)))
-                    "an instruction that names a map takes one that create or open returned"))))
+    (throw (invalid [:insns] (str "A map in an instruction must be an open map, got "
+                                  (pr-str (error/shown ref)))
+                    nil))))
 
 (defn load
   "Assembles a program and loads it into the kernel; returns it open.
@@ -153,13 +159,14 @@
 
 (defn- check-program [program op]
   (when-not (instance? Program program)
-    (throw (error/error :invalid-value (str "Not a loaded program: " (pr-str (error/shown program)))
-                        {:bpfmap/op op :bpfmap/hint "it takes what load returned"}))))
+    (throw (error/error :invalid-value (str "The program must be a result of load or open, got "
+                             (pr-str (error/shown program)))
+                        {:bpfmap/op op}))))
 
 ;; --- programs that exist
 
 (defn- invalid-reference [ref hint]
-  (error/error :invalid-value (str "Not a program: " (pr-str (error/shown ref)))
+  (error/error :invalid-value (str "Invalid reference to a program: " (pr-str (error/shown ref)))
                {:bpfmap/op :open :bpfmap/hint hint}))
 
 (defn- adopt
@@ -179,16 +186,15 @@
                    x
                    (throw (invalid-reference ref
                                              (str
-                                              "ids and descriptors are numbers from 0, an id to "
-                                              "4294967295 and a descriptor "
-                                                  "to 2147483647")))))]
+                                              "an id must be an integer from 0 to 4294967295, a "
+                                              "descriptor from 0 to 2147483647")))))]
     (case kind
       (:id :program-id) (adopt (call/by-id :program (number 0xffffffff) ctx) ctx)
       :fd (adopt (call/of-number :program (number 0x7fffffff) ctx) ctx)
       :path (let [path (call/path-text x :open)
                   ctx (assoc ctx :path path)]
               (adopt (call/pinned :program path ctx) ctx))
-      (throw (invalid-reference ref "it is {:id n}, {:program-id n}, {:path p} or {:fd n}")))))
+      (throw (invalid-reference ref "it must be {:id n}, {:program-id n}, {:path p} or {:fd n}")))))
 
 (defn open
   "Opens an existing program by id, pin path or `{:fd …}`, like [[load]].
@@ -208,16 +214,16 @@
     (or (string? ref) (instance? Path ref) (instance? File ref)) (open-by :path ref ref)
     (and (map? ref) (= 1 (count ref))) (open-by (key (first ref)) (val (first ref)) ref)
     :else (throw (invalid-reference ref
-                                    "open takes an id, a pin path, {:program-id n} or {:fd n}"))))
+                                    "it must be an id, a pin path, {:program-id n} or {:fd n}"))))
 
 (defn- descriptor ^Fd [object op]
   (cond
     (instance? Program object) (.-fd ^Program object)
     (instance? Attachment object) (.-fd ^Attachment object)
     :else (throw (error/error :invalid-value
-                              (str "Not a program or an attachment: " (pr-str (error/shown object)))
-                              {:bpfmap/op op
-                               :bpfmap/hint "it takes what load, open or attach-raw-tracepoint returned"}))))
+                              (str "The argument must be an open program or attachment, got "
+                                   (pr-str (error/shown object)))
+                              {:bpfmap/op op}))))
 
 (defn info
   "Returns the current state of an open program or attachment from the kernel.
@@ -312,7 +318,8 @@
   (check-program program :attach-raw-tracepoint)
   (when-not (and (string? tracepoint) (re-matches #"[^\u0000]+" tracepoint))
     (throw (error/error :invalid-value
-                        (str "Not the name of a tracepoint: " (pr-str (error/shown tracepoint)))
+                        (str "The tracepoint must be a name such as \"sys_enter\", got "
+                             (pr-str (error/shown tracepoint)))
                         {:bpfmap/op :attach-raw-tracepoint})))
   (Attachment. (prog/open-raw-tracepoint (.-fd program) tracepoint {:op :attach-raw-tracepoint})
                tracepoint))

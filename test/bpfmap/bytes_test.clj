@@ -77,12 +77,12 @@
     (testing "an odd digit"
       (let [{:keys [message] :bpfmap/keys [error]} (error-of (bytes/->bytes "0a0"))]
         (is (= :invalid-value error))
-        (is (str/includes? message "hexadecimal wants pairs of digits"))))
+        (is (str/includes? message "Bytes must be pairs of hexadecimal digits"))))
     (testing "an element out of range"
       (is (str/includes? (:message (error-of (bytes/->bytes [256])))
-                         "an integer from -128 to 255")))
+                         "Bytes must be integers from -128 to 255, got ")))
     (testing "something else"
-      (is (str/includes? (:message (error-of (bytes/->bytes 7))) "bytes are a byte array")))))
+      (is (str/includes? (:message (error-of (bytes/->bytes 7))) "Bytes must be a byte array")))))
 
 (deftest print-length-limits
   (testing "printing honours *print-length*"

@@ -80,24 +80,7 @@
 
 (def ^:private exempt
   "Namespaces whose docstrings do not yet begin as they must."
-  '#{bpfmap.asm
-     bpfmap.impl.btf.blob
-     bpfmap.impl.btf.elf
-     bpfmap.impl.btf.image
-     bpfmap.impl.btf.kinds
-     bpfmap.impl.btf.record
-     bpfmap.impl.btf.types
-     bpfmap.impl.cache
-     bpfmap.impl.codec
-     bpfmap.impl.codec.element
-     bpfmap.impl.codec.error
-     bpfmap.impl.codec.scalar
-     bpfmap.impl.edn
-     bpfmap.impl.edn-text
-     bpfmap.impl.escape
-     bpfmap.impl.isa
-     bpfmap.impl.rules
-     bpfmap.impl.waiting
+  '#{bpfmap.impl.rules
      bpfmap.impl.feature.probe
      bpfmap.impl.host.explore
      bpfmap.impl.host.inventory

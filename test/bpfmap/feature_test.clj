@@ -32,7 +32,7 @@
     (doseq [x [nil {} "hash" :no-such-type -1 1e9]]
       (is (= :invalid-value (:bpfmap/error (fixture/error-of (feature/map-type x)))) (pr-str x)))
     (is (str/includes? (:message (fixture/error-of (feature/map-flag :hash :fast)))
-                       "Not a create flag: :fast"))))
+                       "The create flag must be a name in doc/map-types.md or a power of two, got :fast"))))
 
 (kernel-test map-flags-by-probing
   (testing "detects map flags by probing"
@@ -47,7 +47,7 @@
     (testing "a number that is no single flag"
       (doseq [x [0 3 -1]]
         (is (str/starts-with? (:message (fixture/error-of (feature/map-flag :hash x)))
-                              (str "Not a create flag: " x ": it is")))))
+                              (str "The create flag must be a name in doc/map-types.md or a power of two, got " x)))))
     (is (= {:supported false} (feature/map-flag :hash 0x40000000)))
     (is (= {:supported false} (feature/map-flag :hash :mmapable)))
     (is (= {:supported false} (feature/map-flag 4242 :mmapable)))))
@@ -129,7 +129,7 @@
     (when (:supported (feature/map-type :struct-ops))
       (is (re-find #"struct of the kernel" (:why (feature/operation :struct-ops :lookup)))))
     (doseq [op [nil 1 "lookup" :put! {}]]
-      (is (re-find #"Not an operation: .*:delete, .* or :update-batch"
+      (is (re-find #"The operation must be .*:delete, .* or :update-batch, got "
                    (:message (fixture/error-of (feature/operation :hash op))))))))
 
 (def ^:private flags-of-element-operations {:lock "5.1" :cpu "7.0" :all-cpus "7.0"})
@@ -147,7 +147,7 @@
     (when-not (rules/at-least? (call/kernel-release) "6.19")
       (is (= {:supported false} (feature/element-flag :cpu) (feature/element-flag :all-cpus))))
     (is (str/includes? (:message (fixture/error-of (feature/element-flag :exist)))
-                       "Not a flag of element operations: :exist: it is :all-cpus, :cpu or :lock"))))
+                       "The flag of element operations must be :all-cpus, :cpu or :lock, got :exist"))))
 
 ;; --- programs
 
@@ -339,10 +339,10 @@
   (testing "an unsupported feature is reported with the release that added it"
     (is (nil? (feature/unsupported {:type :hash :flags #{:no-prealloc}})))
     (is (str/includes? (feature/unsupported {:type 4242 :flags #{}})
-                       "has no map type 4242, which bpfmap does not know either"))
+                       "lacks the map type 4242, which bpfmap does not support either"))
     (is (str/includes? (feature/unsupported {:type :hash
                                              :flags #{:no-prealloc 0x20000000 0x40000000}})
-                       "does not take"))
+                       "does not accept"))
     (when (newer? (:rhash rules/types))
       (is (str/includes? (feature/unsupported {:type :rhash :flags #{}})
-                         "has no map type :rhash, which came with Linux 7.2")))))
+                         "lacks the map type :rhash, which was added in Linux 7.2")))))

@@ -106,11 +106,11 @@
                                   (bpf/create {:type 4242 :key-size 4 :value-size 4
                                                :max-entries 1}))]
       (is (= [:not-supported :EINVAL] [error errno]))
-      (is (str/includes? message "has no map type 4242, which bpfmap does not know either")))
+      (is (str/includes? message "lacks the map type 4242, which bpfmap does not support either")))
     (let [{:keys [message] :bpfmap/keys [error]} (error-of (open-hash {:flags #{0x40000000}}))]
       (is (= :not-supported error))
       (is (str/includes? message
-                         "does not take 1073741824 on :hash maps, which bpfmap does not know either")))
+                         "does not accept 1073741824 on :hash maps, which bpfmap does not support either")))
     (when-not (rules/at-least? (call/kernel-release) (:since (:rb-overwrite rules/flags)))
       (let [{:keys [message]
              :bpfmap/keys [error]} (error-of
@@ -118,7 +118,7 @@
                                                  :flags #{:rb-overwrite}}))]
         (is (= :not-supported error))
         (is (str/includes? message
-                           "does not take :rb-overwrite on :ringbuf maps, which came with Linux 6.19"))))
+                           "does not accept :rb-overwrite on :ringbuf maps, which was added in Linux 6.19"))))
     (testing "what only the kernel can refuse"
       (is (str/includes? (:message (error-of (open-hash {:numa-node 77})))
                          "this machine may have no node 77;"))

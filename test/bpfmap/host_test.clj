@@ -401,7 +401,7 @@
       (host/btf-by-id "x") :invalid-value "Not an id: \"x\""
       (host/module-btf "no_such_module") :not-found "There is no BTF of no_such_module"
       (host/module-btf "../x") :invalid-value "Not the name of a module"
-      (host/load-btf :u32) :invalid-value "Not a sequence of types: :u32"
+      (host/load-btf :u32) :invalid-value "The types must be a sequence, got :u32"
       (host/load-btf [[:struct {:name (str/join (repeat 1000 "a"))} [:a :u8]]]) :invalid-value
       "this kernel does not take these types"
       (fixture/unprivileged #(host/load-btf [:u32])) :permission "CAP_BPF"

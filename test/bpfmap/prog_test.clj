@@ -99,7 +99,7 @@
       (is (= [:program-rejected :load] [error op]))
       (is (keyword? errno))
       (is (str/includes? log "R5 !read_ok"))
-      (is (str/includes? message "the verifier refused the program"))
+      (is (str/includes? message "the verifier rejected the program"))
       (is (str/includes? message "R5 !read_ok")))
     (testing "also a log that is longer than its first buffer"
       (let [{:bpfmap/keys [error log]}
@@ -116,19 +116,19 @@
       (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/load program))]
         (and (= :invalid-program error) (str/includes? message words)))
       {:type :socket_filter :insns [[:exit]]}
-      "Unknown program type :socket_filter: it is a number, or :cgroup-device"
+      "Unknown program type :socket_filter: did you mean :socket-filter? See bpfmap.prog/types"
       {:insns [[:exit]]} "Unknown program type nil"
       {:type :xdp :instructions []}
-      "Unknown key :instructions: a program has :type, :name, :license and :insns"
+      "Unknown key :instructions: see bpfmap.prog/load for all keys"
       {:type :xdp :insns [[:exit]] :expected-attach-type :trace_iter}
-      "Unknown attach type :trace_iter: it is a name"
+      "Unknown attach type :trace_iter: did you mean :trace-iter?"
       {:type :xdp :insns [[:exit]] :expected-attach-type -1} "Unknown attach type -1"
-      {:type :tracing :insns [[:exit]] :attach-btf-id :vfs_read} "Not the id of a type: :vfs_read"
-      {:type :tracing :insns [[:exit]] :attach-btf-id 4294967296} "Not the id of a type: 4294967296"
-      {:type :xdp :name :x :insns [[:exit]]} ":name is a text, not :x"
-      {:type :xdp :license 1 :insns [[:exit]]} ":license is a text, not 1"
+      {:type :tracing :insns [[:exit]] :attach-btf-id :vfs_read} ":attach-btf-id must be the id of a type in the kernel's BTF, got :vfs_read"
+      {:type :tracing :insns [[:exit]] :attach-btf-id 4294967296} ":attach-btf-id must be the id of a type in the kernel's BTF, got 4294967296"
+      {:type :xdp :name :x :insns [[:exit]]} ":name must be a string, got :x"
+      {:type :xdp :license 1 :insns [[:exit]]} ":license must be a string, got 1"
       {:type :xdp :insns []} "a program has an instruction"
-      {:type :xdp :insns [[:lddw :r1 "counts"] [:exit]]} "Not an open map: \"counts\"")))
+      {:type :xdp :insns [[:lddw :r1 "counts"] [:exit]]} "A map in an instruction must be an open map, got \"counts\"")))
 
 (kernel-test unsupported-test-runs
   (testing "rejects test runs that the program type does not support"
@@ -161,8 +161,8 @@
              (and (= kind error) (str/includes? message words)))
         filter "sys_enter" :invalid-value "only a program of type :raw-tracepoint"
         raw "no_such_tracepoint" :not-found "no raw tracepoint has that name"
-        raw "" :invalid-value "Not the name of a tracepoint: \"\""
-        raw :sys_enter :invalid-value "Not the name of a tracepoint: :sys_enter"))))
+        raw "" :invalid-value "The tracepoint must be a name such as \"sys_enter\", got \"\""
+        raw :sys_enter :invalid-value "The tracepoint must be a name such as \"sys_enter\", got :sys_enter"))))
 
 ;; --- programs that exist
 
@@ -294,11 +294,11 @@
           (str map-path "x") :not-found (str "the file " map-path "x does not exist")
           "/proc/self/comm" :not-bpffs "so it cannot be a pin"
           "" :invalid-value "it is empty"
-          -1 :invalid-value "ids and descriptors are numbers from 0"
-          {:id "3"} :invalid-value "ids and descriptors are numbers from 0"
-          {:name "x"} :invalid-value "it is {:id n}, {:program-id n}, {:path p} or {:fd n}"
-          {:id 1 :fd 2} :invalid-value "open takes an id"
-          nil :invalid-value "Not a program: nil")
+          -1 :invalid-value "an id must be an integer from 0 to 4294967295, a descriptor from 0"
+          {:id "3"} :invalid-value "an id must be an integer from 0 to 4294967295, a descriptor from 0"
+          {:name "x"} :invalid-value "it must be {:id n}, {:program-id n}, {:path p} or {:fd n}"
+          {:id 1 :fd 2} :invalid-value "it must be an id, a pin path, {:program-id n} or {:fd n}"
+          nil :invalid-value "Invalid reference to a program: nil")
         (is (= [:permission :open]
                ((juxt :bpfmap/error :bpfmap/op) (fixture/unprivileged #(error-of (prog/open 1)))))))
       (.delete (io/file map-path))
@@ -318,8 +318,8 @@
           (prog/pin! p (str path ".x")) :invalid-value "takes no dots in a name"
           (prog/pin! p (str (fixture/bpffs) "/none/x")) :not-found "does not exist"
           (prog/pin! p nil) :invalid-value "it is empty"
-          (prog/pin! m path) :invalid-value "Not a program or an attachment"
-          (prog/info m) :invalid-value "Not a program or an attachment")
+          (prog/pin! m path) :invalid-value "The argument must be an open program or attachment, got \"#<bpf-map"
+          (prog/info m) :invalid-value "The argument must be an open program or attachment, got \"#<bpf-map")
         (.delete (io/file path))))
     (let [p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
       (.close ^Closeable p)

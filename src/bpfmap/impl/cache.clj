@@ -1,9 +1,8 @@
 (ns ^:no-doc bpfmap.impl.cache
-  "Bounded caches of what follows from a type, a spec or a BTF object, for maps that are opened
-  and created often.
+  "Bounded caches of data derived from types, specs and BTF objects.
 
-  Types are compared by identity: two enums may be equal and list their names in another order,
-  which decides what a number reads as."
+  They make opening and creating many maps faster. Types are compared by identity: two enums may be
+  equal and have their names in another order, which decides the name that a number reads as."
   (:import (java.util.concurrent ConcurrentHashMap)))
 
 (set! *warn-on-reflection* true)
@@ -20,7 +19,7 @@
                 (= others (.-others other)))))))
 
 (defn by-identity
-  "A key that compares three objects by identity, and the rest by value.
+  "Returns a key that compares three objects by identity, and the rest by value.
 
       (by-identity type-of-key type-of-value types [:hash 4 8])"
   ^Key [a b c others]
@@ -31,19 +30,21 @@
                           (* 41 (System/identityHashCode c))))))
 
 (defn cache
-  "An empty cache; give it to [[through]]."
+  "Returns an empty cache for [[through]]."
   ^ConcurrentHashMap []
   (ConcurrentHashMap.))
 
 (defn known
-  "The value of a key; nil if there is none.
+  "Returns the value of a key, or nil.
 
       (known (cache) :u32) ;=> nil"
   [^ConcurrentHashMap c k]
   (.get c k))
 
 (defn keep!
-  "Puts a value under a key. A cache that has `limit` entries is emptied first.
+  "Stores a value under a key.
+
+  A cache that has `limit` entries is emptied first.
 
       (keep! (cache) 100 :u32 4) ;=> nil"
   [^ConcurrentHashMap c limit k value]
@@ -53,8 +54,9 @@
   nil)
 
 (defn through
-  "Returns the value of a key, which `make` makes if it is not there; see [[keep!]]. What `make`
-  throws is not cached.
+  "Returns the value of a key; calls `make` for a missing value and stores it.
+
+  See [[keep!]]. If `make` throws, nothing is stored.
 
       (through (cache) 100 :u32 #(codec :u32))"
   [c limit k make]

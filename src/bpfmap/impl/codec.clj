@@ -24,7 +24,7 @@
       (throw (deeper e path i)))))
 
 (defn array
-  "The codec of an array's node."
+  "Returns the codec of an array's node."
   [{:keys [type element count size]} path codec]
   ;; The element's path begins at itself; its index is known only when it fails.
   (let [^Codec of-element (codec element [])
@@ -68,7 +68,7 @@
        (when (< 16 (count values)) " …")))
 
 (defn enum
-  "The codec of an enum's node."
+  "Returns the codec of an enum's node."
   [{:keys [type base values] :as node} path codec]
   (let [^Codec of-base (codec base path)
         size (.size of-base)
@@ -88,8 +88,9 @@
 ;; ---------------------------------------------------------------- bit-fields
 
 (defn bit-field
-  "The codec of a bit-field's member. It is given the offset of its struct, and has no size of its
-  own."
+  "Returns the codec of a bit-field's member.
+
+  Its offset is the offset of the struct, and it has no size of its own."
   ^Codec [{:keys [node bits bit-offset]} path]
   (let [bits (long bits)
         bit-offset (long bit-offset)
@@ -379,14 +380,16 @@
        (= size (reduce + 0 (map #(:size (:node %)) members)))))
 
 (defn struct
-  "The codec of a struct's node: a map with every field, no other, those of anonymous members
-  among them."
+  "Returns the codec of a struct's node: a map of all fields.
+
+  A value must have every field and no other, including the fields of anonymous members."
   [node path codec]
   (compound node path (parts node 0 path codec) (not (covered? node))))
 
 (defn union
-  "The codec of a union's node: read as a map of every member, written from one, or from several
-  that agree."
+  "Returns the codec of a union's node: a map of every member.
+
+  It is written from one member, or from several that agree."
   [{:keys [size] :as node} path codec]
   (compound node path [{:choice (alternatives node 0 path codec) :offset 0 :size size}] true))
 
@@ -406,8 +409,10 @@
                      e)))))
 
 (defn via
-  "The codec of a node with functions of the user's around a type. A byte view around anything but
-  bytes is what the type has no natural value for: it passes by the functions, both ways."
+  "Returns the codec of a node with encode and decode functions around a type.
+
+  A byte view for a type other than bytes stands for bytes without a natural value: it bypasses the
+  functions, both ways."
   [{:keys [target] :as node} path codec]
   (let [^Codec of-target (codec target path)
         size (.size of-target)
@@ -424,8 +429,10 @@
           (if (and passes? (instance? ByteView raw)) raw (decode-via raw node path)))))))
 
 (defn via-key
-  "As [[via]], in a key. A value that the user's functions do not encode to the same bytes again
-  would be taken for another key's, and is read as a byte view."
+  "Returns the codec of [[via]] in a key.
+
+  If the functions do not encode a value to the same bytes again, the value might be mistaken for
+  another key, and it is read as a byte view."
   [{:keys [target] :as node} path codec]
   (let [^Codec plain (via node path codec)
         size (.size plain)
@@ -506,7 +513,7 @@
   (compiled of-value node path))
 
 (defn key-of-node
-  "Returns the codec of keys of a type that was parsed to a node; see [[key-codec]]."
+  "Returns the codec of keys for a type that is a node already; see [[key-codec]]."
   ^Codec [node path]
   (compiled of-key node path))
 
@@ -522,11 +529,10 @@
   (^Codec [type types path] (of-node (node/node type types path) path)))
 
 (defn key-codec
-  "Compiles a type to a codec of keys: as [[codec]], and different bytes read as values that are
-  not `=`.
+  "Returns a codec of keys for a type: different bytes read as different values.
 
-  That takes one thing more: a floating-point number that is -0.0, which is `=` to 0.0, or NaN,
-  which is `=` to nothing, reads as a byte view.
+  It is like [[codec]], except that a floating-point number that is -0.0, which is `=` to 0.0, or
+  NaN, which is `=` to nothing, reads as a byte view.
 
       (.decode (key-codec :f32 nil [:key]) memory 0) ;=> #bpfmap/bytes \"00 00 00 80\""
   ^Codec [type types path]

@@ -1,11 +1,10 @@
 (ns ^:no-doc bpfmap.impl.edn
-  "Reads EDN that somebody else wrote: words of a command line, saved files, messages to the pod.
+  "Reads EDN from outside: the command line, saved files, messages to the pod.
 
-  Reading never evaluates anything, and knows no tags but `#bpfmap/bytes`, `#bpfmap/keyword`,
-  `#inst`, `#uuid` and those that the caller names. It is bounded: [[deepest]] collections within
-  one another, and [[longest-token]] characters in a number or name. Anything that is not EDN, or
-  not within the bounds, throws `:invalid-edn`. Everything in bpfmap that reads EDN reads it
-  here."
+  Reading never evaluates anything. The known tags are `#bpfmap/bytes`, `#bpfmap/keyword`, `#inst`,
+  `#uuid` and the tags of the caller. Reading is bounded: at most [[deepest]] nested collections,
+  and [[longest-token]] characters in a number or name. Anything else throws `:invalid-edn`. All EDN
+  that bpfmap reads is read here."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.edn-text :as edn-text]
             [clojure.edn :as edn])
@@ -15,11 +14,13 @@
 (set! *warn-on-reflection* true)
 
 (def ^:const deepest
-  "The number of collections that may stand within one another: 100."
+  "The largest depth of nested collections: 100."
   100)
 
 (def ^:const longest-token
-  "The longest number, keyword or symbol, in characters: 65,536. Strings are as long as the text."
+  "The most characters of a number, keyword or symbol: 65,536.
+
+  Strings have no limit."
   65536)
 
 (defn- invalid
@@ -84,8 +85,9 @@
           (recur (inc i)))))))
 
 (defn bounded-reader
-  "Returns a PushbackReader of EDN within the bounds, for [[read-form]]; reading from it throws
-  `:invalid-edn` beyond them. Closing it closes the reader below.
+  "Returns a PushbackReader of EDN within the bounds, for [[read-form]].
+
+  Reading from it throws `:invalid-edn` beyond the bounds. Closing it closes the reader below.
 
       (read-form (bounded-reader (StringReader. \"[1 2]\")) {}) ;=> [1 2]"
   ^PushbackReader [^Reader below]
@@ -105,17 +107,16 @@
   (throw (invalid (str "the tag #" tag " is unknown"))))
 
 (defn read-form
-  "Reads the next form of a reader that [[bounded-reader]] made; returns `:eof` of the options at
-  its end.
+  "Reads and returns the next form of a [[bounded-reader]].
 
-  | option     | what it holds                                               |
+  | option     | meaning                                                     |
   |------------|-------------------------------------------------------------|
   | `:readers` | functions of tags besides the usual ones                    |
   | `:default` | a function of an unknown tag and its form; default: throws   |
-  | `:eof`     | what is returned at the end; default: throws                |
+  | `:eof`     | the result at the end; default: throws                      |
 
-  Throws `:invalid-edn`, and `:no-memory` for what does not fit into the JVM's heap. An
-  IOException is thrown on.
+  Throws `:invalid-edn`, and `:no-memory` if the form does not fit into the JVM's heap. An
+  IOException is rethrown.
 
       (read-form (bounded-reader (StringReader. \"\")) {:eof nil}) ;=> nil"
   [^PushbackReader reader {:keys [readers default] :as options}]
@@ -150,8 +151,10 @@
          (if (identical? end form) forms (recur (conj forms form))))))))
 
 (defn read-text
-  "Reads the one form that a text is; the options are those of [[read-form]]. Throws
-  `:invalid-edn` for a text without a form, or with more than one.
+  "Reads a text that has exactly one form, and returns the form.
+
+  The options are the same as of [[read-form]]. Throws `:invalid-edn` for a text without a form, or
+  with more than one.
 
       (read-text \"{:src 1}\") ;=> {:src 1}"
   ([text] (read-text text {}))

@@ -1,10 +1,9 @@
 (ns ^:no-doc bpfmap.impl.edn-text
-  "Prints data as EDN that reads back as what it was, whatever names and texts are in it.
+  "Prints data as EDN that reads back as the same data.
 
   Names of fields and of enums come from the BTF of other programs. A keyword that EDN has no
-  literal for is printed as `#bpfmap/keyword \"a b\"`, and control characters are printed as
-  `\\uXXXX`, so that text from anywhere cannot steer a terminal. [[readers]] has the functions of
-  the tags."
+  literal for is printed as `#bpfmap/keyword \"a b\"`, and control characters are printed as `\\uXXXX`,
+  so that text from outside cannot control a terminal. [[readers]] has the functions of the tags."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.impl.escape :as escape])
   (:import (clojure.lang Keyword)))
@@ -33,7 +32,9 @@
                                            (pr-str x))))))
 
 (def readers
-  "Functions of the tags of bpfmap, for `clojure.edn/read`: `#bpfmap/bytes` and `#bpfmap/keyword`."
+  "Functions of the tags of bpfmap, for `clojure.edn/read`.
+
+  The tags are `#bpfmap/bytes` and `#bpfmap/keyword`."
   {'bpfmap/bytes bytes/->bytes
    'bpfmap/keyword ->keyword})
 

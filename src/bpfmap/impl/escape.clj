@@ -64,15 +64,16 @@
     (if (neg? at) text (replace-unsafe text at before keep?))))
 
 (defn escape
-  "Returns a text in which each unsafe character is written as `\\uXXXX`. Text that is safe is
-  returned as it is, so escaping twice changes nothing.
+  "Returns a text with each unsafe character written as `\\uXXXX`.
+
+  Safe text is returned unchanged, so escaping twice changes nothing.
 
       (escape \"two\\nlines\") ;=> \"two\\\\u000alines\""
   ^String [text]
   (escape-with text (fn [_]) never))
 
 (defn escape-lines
-  "Like [[escape]], for a message of several lines: keeps line feeds.
+  "Escapes a message of several lines, like [[escape]], but keeps line feeds.
 
       (escape-lines \"two\\nlines\\u001b\") ;=> \"two\\nlines\\\\u001b\""
   ^String [text]
@@ -88,9 +89,10 @@
   (dotimes [_ n] (.append out \\)))
 
 (defn escape-text
-  "Like [[escape]], for a value on its own, such as a table's cell. Different texts stay
-  different: backslashes before what looks like an escape, and before an escape, are doubled.
-  [[unescape-text]] is the inverse.
+  "Escapes a separate value, such as a table's cell, like [[escape]].
+
+  Different texts stay different: backslashes before what looks like an escape, and before an
+  escape, are doubled. [[unescape-text]] is the inverse.
 
       (escape-text \"a\\nb\")      ;=> \"a\\\\u000ab\"
       (escape-text \"a\\\\u000ab\") ;=> \"a\\\\\\\\u000ab\"
@@ -121,8 +123,7 @@
         (str (.append out ^String text (int done) (.length ^String text)))))))
 
 (defn escape-edn
-  "Like [[escape]], for text that `pr-str` made: strings and characters in it still read as what
-  they were.
+  "Escapes a result of `pr-str`, like [[escape]], so that it reads back unchanged.
 
       (escape-edn (pr-str \"a\\u001b\")) ;=> \"\\\"a\\\\u001b\\\"\""
   ^String [printed]

@@ -105,7 +105,7 @@
            ["cmpxchg" 0xf1 [:memory-to :right]]]))
 
 (def mnemonics
-  "What the assembler knows of each mnemonic, as data.
+  "The rows of all mnemonics of the assembler, by name.
 
   `:code` is the opcode, `:operands` their kinds in order, `:immediate` the
   range of an immediate, `:imm` a constant that belongs to the operation, and

@@ -6,8 +6,9 @@
 (set! *warn-on-reflection* true)
 
 (defn distance
-  "Returns the edit distance of two words: insertions, deletions and replacements of letters, and
-  swaps of neighbours.
+  "Returns the edit distance of two words.
+
+  It counts insertions, deletions and replacements of letters, and swaps of neighbours.
 
       (distance \"bites\" \"bytes\") ;=> 1"
   [a b]

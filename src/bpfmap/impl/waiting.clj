@@ -8,7 +8,9 @@
 (set! *warn-on-reflection* true)
 
 (defn interrupted
-  "The error of a wait that an interrupt ended, for an operation; interrupts the thread anew."
+  "Returns the error of an operation whose wait was interrupted.
+
+  It sets the interrupt status of the thread again."
   ^Throwable [op cause]
   (.interrupt (Thread/currentThread))
   (error/error :interrupted (str (name op) " has not finished: the thread was interrupted")
@@ -21,15 +23,16 @@
        (throw (interrupted ~op e#)))))
 
 (defn sleep
-  "Waits for so many milliseconds. Throws `:interrupted`.
+  "Waits for some milliseconds; throws `:interrupted`.
 
       (sleep 20 :diff)"
   [millis op]
   (waiting op (Thread/sleep (long millis))))
 
 (defn value
-  "The value of a promise; with a time in milliseconds, `none` when it is over. Throws
-  `:interrupted`.
+  "Returns the value of a promise, or `none` after some milliseconds.
+
+  Throws `:interrupted`.
 
       (value (promise) 20 nil :watch) ;=> nil"
   ([promise op]
@@ -38,7 +41,9 @@
    (waiting op (deref promise millis none))))
 
 (defn ended?
-  "Waits for a latch, for at most so many milliseconds; whether it is down. Throws `:interrupted`.
+  "Returns true if a latch is down within some milliseconds.
+
+  Throws `:interrupted`.
 
       (ended? (CountDownLatch. 0) 20 :watch) ;=> true"
   [^CountDownLatch latch millis op]

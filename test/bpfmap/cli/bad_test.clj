@@ -180,7 +180,7 @@
                    [["get" m key "--cpus" "0"] #"(is no|is not a) per-CPU map"]
                    [["dump" m "--cpus" "0"] #"(is no|is not a) per-CPU map"]
                    [["get" raw "01 02 03"] #"it takes 4 bytes, these are 3"]
-                   [["get" raw "hello"] #"hexadecimal wants pairs"]
+                   [["get" raw "hello"] #"must be pairs of hexadecimal digits"]
                    [["put" raw "01020304" "00"] #"it takes 8 bytes, these are 1"]
                    [["dump" raw "--key-type" "u64"] #"it has 4 bytes, and the type has 8"]
                    [["dump" raw "--value-type" "[array u64 2]"]

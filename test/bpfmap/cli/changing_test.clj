@@ -94,7 +94,7 @@
         (id-of m) "{src \"10.0.0.1\"}" 1 #"the field port is missing"
         (id-of m) "0a 00" 2 #"KEY must be EDN or hexadecimal bytes, got \"0a 00\""
         (id-of raw) "01 02" 1 #"it takes 4 bytes, these are 2"
-        (id-of raw) "xyz" 1 #"hexadecimal wants pairs of digits"))))
+        (id-of raw) "xyz" 1 #"must be pairs of hexadecimal digits"))))
 
 ;; --- one entry
 

@@ -279,7 +279,7 @@
     "The arguments have a tag that the pod does not know: #java.io.File"]
    ["[#object[\"[B\" 0x1 \"[B@1\"]]"
     "The arguments have something that is no data: functions, arrays"]
-   ["[#bpfmap/bytes \"0g\"]" "Not bytes: \"0g\""]
+   ["[#bpfmap/bytes \"0g\"]" "Bytes must be pairs of hexadecimal digits, such as \"0a 00\" or \"0x0a00\", got \"0g\""]
    ["[\\nope]" "The arguments are not EDN that the pod takes: Unsupported character"]
    ["[1/0]" "The arguments are not EDN that the pod takes: Divide by zero"]
    [(apply str (repeat 100000 "["))

@@ -68,7 +68,7 @@
      (Blob. image base (delay (image/index image)) nil))))
 
 (defn check
-  "The blob itself; throws `:invalid-value` for anything that parse did not return.
+  "Returns the blob unchanged; throws `:invalid-value` for anything but a blob.
 
       (check b) ;=> b"
   ^Blob [b]
@@ -77,32 +77,35 @@
     (throw (invalid "a BTF blob" b "it is what parse returned"))))
 
 (defn type-count
-  "The number of types, those of the base included and void not: ids are 0 to this.
+  "Returns the number of types, with the types of the base but without void.
+
+  Ids are 0 to this number.
 
       (type-count (parse (emit/blob [{:kind :ptr :type 0}]))) ;=> 1"
   ^long [^Blob b]
   (image/type-count (.-image b)))
 
 (defn base
-  "The blob that this one continues, or nil.
+  "Returns the blob that this one continues, or nil.
 
       (base (parse module vmlinux)) ;=> vmlinux"
   [^Blob b]
   (.-base b))
 
 (defn string-end
-  "The number of bytes of all strings, those of the base included: offsets of strings are 0 to
-  this, exclusively.
+  "Returns the size of all strings in bytes, with the strings of the base.
+
+  Offsets of strings are less than this.
 
       (string-end (parse (emit/blob []))) ;=> 1"
   ^long [^Blob b]
   (.-string-end ^Image (.-image b)))
 
 (defn string
-  "The string at an offset; at 0 the empty one.
+  "Returns the string at an offset; the empty string at 0.
 
-  It is read as UTF-8, and U+FFFD stands for what is none. Throws `:malformed-btf` when the offset
-  lies outside the strings, and when the string is longer than 65,535 bytes.
+  It is decoded as UTF-8, with U+FFFD for invalid bytes. Throws `:malformed-btf` if the offset is
+  outside the strings, or if the string is longer than 65,535 bytes.
 
       (string b 0) ;=> \"\""
   [^Blob b offset]
@@ -120,7 +123,7 @@
   (.-image b))
 
 (defn record
-  "The type of an id as data; throws `:malformed-btf` when there is none.
+  "Returns the type of an id as data; throws `:malformed-btf` for an unknown id.
 
   Every record has `:id` and `:kind`, and `:name` unless it is empty: neither
   a type without a name nor such a member or parameter has the key. Then there are:
@@ -166,14 +169,16 @@
       (:kind (get kinds/rows number) :unknown))))
 
 (defn with-sections
-  "A blob that has other records for some data sections: id to record. The bytes stay as they are.
+  "Returns a blob with other records for some data sections: id to record.
+
+  The bytes do not change.
 
       (:size (record (with-sections b {7 (assoc (record b 7) :size 16)}) 7)) ;=> 16"
   [^Blob b sections]
   (Blob. (.-image b) (.-base b) (.-index b) (not-empty sections)))
 
 (defn entries-at
-  "Where the entries of a data section begin, in bytes from the start of the blob.
+  "Returns the offset of the entries of a data section in the blob, in bytes.
 
       (entries-at b 7) ;=> 1156"
   ^long [^Blob b id]
@@ -181,14 +186,14 @@
     (+ 12 (image/at owner id))))
 
 (defn kind
-  "The kind of the type of an id, without reading the rest of it.
+  "Returns the kind of the type of an id, without reading the rest of it.
 
       (kind b 1) ;=> :int"
   [^Blob b id]
   (kind-of (image-with b id) id))
 
 (defn name-of
-  "The name of the type of an id, without reading the rest of it; nil when it has none.
+  "Returns the name of the type of an id, or nil, without reading the rest of it.
 
       (name-of b 1) ;=> \"int\""
   [^Blob b id]
@@ -200,10 +205,10 @@
           (string b offset))))))
 
 (defn ids-named
-  "The ids of the types that have a name, ascending, as a vector; with a kind, those of it alone.
+  "Returns the ids of the types with a name, ascending, as a vector.
 
-  The names of the base are looked up too. The first call makes an index, two
-  arrays of ints. The empty name finds nothing.
+  With a kind, only types of that kind. The names of the base are included. The first call makes an
+  index, two arrays of ints. The empty name finds nothing.
 
       (ids-named b \"task_struct\")         ;=> [189]
       (ids-named b \"task_struct\" :struct) ;=> [189]"
@@ -237,10 +242,10 @@
              (str "it leads through more than " deepest " types: round in a cycle, or too deep")))
 
 (defn resolve
-  "The id of what a type is, without names and qualities.
+  "Returns the id of a type behind its names and qualifiers.
 
-  Skips `:typedef`, `:const`, `:volatile`, `:restrict` and `:type-tag`. Throws
-  `:malformed-btf` for a cycle, and for more than 64 of them on each other.
+  Skips `:typedef`, `:const`, `:volatile`, `:restrict` and `:type-tag`. Throws `:malformed-btf` for
+  a cycle, and for more than 64 of them in a chain.
 
       (:kind (record b (resolve b (first (ids-named b \"size_t\"))))) ;=> :int"
   [^Blob b id]
@@ -273,12 +278,11 @@
     nil))
 
 (defn size-of
-  "The bytes that a value of a type takes; nil for what has no values.
+  "Returns the size of a value of a type in bytes; nil for types without values.
 
-  Those are `:void`, functions and their prototypes, `:fwd`, `:decl-tag` and
-  `:unknown`, and what is made of them. A pointer takes 8 bytes, as it does in
-  BPF programs. Throws `:malformed-btf` for a cycle, for more than 64 types on
-  each other, and for 4 GiB or more.
+  Types without values are `:void`, functions and their prototypes, `:fwd`, `:decl-tag` and
+  `:unknown`, and types made of these. A pointer has 8 bytes, as in BPF programs. Throws
+  `:malformed-btf` for a cycle, for more than 64 types in a chain, and for 4 GiB or more.
 
       (size-of b 1) ;=> 4"
   [^Blob b id]

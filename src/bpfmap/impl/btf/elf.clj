@@ -104,8 +104,9 @@
 (def ^:private no-bits "SHT_NOBITS: a section of zeros, which takes no bytes of the file." 8)
 
 (defn contents
-  "Returns the bytes of a section as a new array; an empty one for a section that the file has no
-  bytes of.
+  "Returns the bytes of a section as a new array.
+
+  The array is empty if the file has no bytes for the section.
 
       (alength (contents e (section e \".BTF\"))) ;=> 612"
   ^bytes [{:keys [bytes]} {:keys [type offset size]}]
@@ -124,8 +125,9 @@
 (def ^:private symbol-table "SHT_SYMTAB." 2)
 
 (defn symbols
-  "Returns the symbols of the object, in order: `{:name :value :section}`, the last the index of a
-  section.
+  "Returns the symbols of the object, in order: `{:name :value :section}`.
+
+  `:section` is the index of a section.
 
       (filter #(= \"total\" (:name %)) (symbols e)) ;=> ({:name \"total\" :value 8 :section 7})"
   [{:keys [buffer sections] :as object}]
@@ -144,10 +146,9 @@
   {4 24, 9 16})
 
 (defn relocations
-  "Returns the relocations of a section: offset in it to `{:symbol :addend}`, the first an index
-  of [[symbols]].
+  "Returns the relocations of a section: offset in it to `{:symbol :addend}`.
 
-  `:addend` is nil if the addend is what the bytes at the offset are.
+  `:symbol` is an index of [[symbols]]. `:addend` is nil if the bytes at the offset are the addend.
 
       (relocations e (section e \".BTF\")) ;=> {1160 {:symbol 10 :addend nil} …}"
   [{:keys [sections ^ByteBuffer buffer] :as object} {:keys [index]}]

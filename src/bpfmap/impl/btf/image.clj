@@ -27,10 +27,11 @@
   65535)
 
 (defn malformed
-  "Makes the exception for bytes that are not well-formed BTF; `path` is the place, and `hint`
-  what may help.
+  "Returns the exception for malformed BTF.
 
-      (throw (malformed [:type 17 :name] \"it lies at 99, and the strings end at 30\"))"
+  `path` is the position, and `hint` the problem.
+
+      (throw (malformed [:type 17 :name] \"it is at 99, and the strings end at 30\"))"
   (^Throwable [path what]
    (malformed path what nil))
   (^Throwable [path what hint]
@@ -47,47 +48,53 @@
   (bit-and 0xffffffff (.getInt buffer (int at))))
 
 (defn u32
-  "The word at a place in the image, unsigned."
+  "Returns the unsigned word at an offset of the image."
   ^long [^Image image ^long at]
   (word (.-buffer image) at))
 
-(defn kind-number "The number of the kind in a word of info." ^long [^long info]
+(defn kind-number "Returns the number of the kind in a word of info." ^long [^long info]
   (bit-and 0x7f (bit-shift-right info 24)))
 
-(defn vlen "The number of entries in a word of info." ^long [^long info]
+(defn vlen "Returns the number of entries in a word of info." ^long [^long info]
   (bit-and 0xffffff info))
 
-(defn flag? "Whether the kind's own flag is set in a word of info." [^long info]
+(defn flag? "Returns true if the kind's own flag is set in a word of info." [^long info]
   (bit-test info 31))
 
 (defn type-count
-  "How many types the image and its base have, void not counted: the last id."
+  "Returns the number of types, with the types of the base but without void.
+
+  This is the last id."
   ^long [^Image image]
   (+ (.-first-id image) -1 (alength ^ints (.-offsets image))))
 
 (defn owner
-  "The image of the chain that holds the type of an id, which must be 1 to [[type-count]]."
+  "Returns the image of the chain that has the type of an id.
+
+  The id must be 1 to [[type-count]]."
   [^Image image ^long id]
   (if (< id (.-first-id image))
     (recur (.-base image) id)
     image))
 
 (defn at
-  "Where the type of an id begins in its [[owner]]."
+  "Returns the offset of the type of an id in its [[owner]]."
   ^long [^Image owner ^long id]
   (aget ^ints (.-offsets owner) (- id (.-first-id owner))))
 
 (defn string-owner
-  "The image of the chain that holds the string of an offset, which must be less than the image's
-  string-end."
+  "Returns the image of the chain that has the string of an offset.
+
+  The offset must be less than the image's string-end."
   [^Image image ^long offset]
   (if (< offset (.-first-string image))
     (recur (.-base image) offset)
     image))
 
 (defn string
-  "The string at an offset, read as UTF-8. Throws when there is none, or when it is longer than
-  `longest-string`."
+  "Returns the string at an offset, decoded as UTF-8.
+
+  Throws if the offset is outside the strings, or if the string is longer than `longest-string`."
   [^Image image ^long offset]
   (when-not (< -1 offset (.-string-end image))
     (throw (malformed [:string offset] (str "the strings end at " (.-string-end image))
@@ -281,7 +288,9 @@
           (recur end (inc i)))))))
 
 (defn of
-  "Checks the bytes and makes their image; `base` is the image that a split one continues, or nil."
+  "Checks the bytes and returns their image.
+
+  `base` is the image that a split one continues, or nil."
   ^Image [^bytes bytes ^Image base]
   (let [buffer (.order (ByteBuffer/wrap bytes) (byte-order bytes))
         length (check-fields bytes buffer)
@@ -364,7 +373,9 @@
           :else false)))))
 
 (defn ids
-  "The ids, ascending, of the image's own types that have the name; empty for the empty name."
+  "Returns the ids, ascending, of the image's own types with a name.
+
+  There are none for the empty name."
   [^Image image ^Index index ^String name]
   (let [wanted (.getBytes name StandardCharsets/UTF_8)
         ^ints heads (.-heads index)

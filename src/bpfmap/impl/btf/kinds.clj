@@ -29,15 +29,14 @@
   {:name 4 :reference 4 :u32 4 :s32 4 :linkage 4 :encoding 4 :place 4 :value32 4 :value64 8})
 
 (def rows
-  "What is known of each kind, at its number.
+  "Rows of all kinds of types, indexed by number.
 
-  `:third` is key and form of the third word. `:flag` is the key of the flag
-  that every record has, and `:mark` one that a record has only where it is set.
-  `:tail` and `:fields` are keys and forms in order, of the tail and of each
-  entry; `:entries` is the key of the entries, and `:entry` what one is called.
-  `:vlen` is the key of what the number of entries means where there are none.
-  The flag of a struct, a union or a tag has had its meaning since Linux 5.0 and
-  6.15; that of an enum since 6.0, and before then every enum looked unsigned."
+  `:third` is the key and form of the third word. `:flag` is the key of a flag that every record
+  has, and `:mark` of a flag that a record has only if it is set. `:tail` and `:fields` are keys and
+  forms in order, of the tail and of each entry; `:entries` is the key of the entries, and `:entry`
+  the word for one. `:vlen` is the key of the number of entries if there are no entries. The flag of
+  a struct or union has its meaning since Linux 5.0, of a tag since 6.15, and of an enum since 6.0;
+  before then every enum looked unsigned."
   [{:kind :void}
    {:kind :int :third [:size :u32] :tail [[:bits :encoding]]}
    {:kind :ptr :third [:type :reference]}
@@ -80,21 +79,21 @@
   #{:typedef :volatile :const :restrict :type-tag})
 
 (def linkages
-  "How functions and variables are seen from elsewhere, by number."
+  "The linkages of functions and variables, by number."
   [:static :global :extern])
 
 (defn- bytes-of [fields]
   (transduce (map (comp field-bytes second)) + fields))
 
 (defn tail-bytes
-  "The bytes between the first twelve of a kind and its entries.
+  "Returns the number of bytes between the first twelve of a kind and its entries.
 
       (tail-bytes :array) ;=> 12"
   [kind]
   (bytes-of (:tail (rows (numbers kind 0)))))
 
 (defn entry-bytes
-  "The bytes of one entry of a kind, 0 where it has none.
+  "Returns the number of bytes of one entry of a kind, 0 if it has none.
 
       (entry-bytes :enum64) ;=> 12"
   [kind]

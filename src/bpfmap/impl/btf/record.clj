@@ -121,7 +121,9 @@
         (persistent! done)))))
 
 (defn record
-  "The type of an id, 0 to the image's type-count, as data; see `bpfmap.impl.btf.blob/record`."
+  "Returns the type of an id as data, see `bpfmap.impl.btf.blob/record`.
+
+  The id must be 0 to the image's type-count."
   [^Image image ^long id]
   (if (zero? id)
     {:id 0 :kind :void}

@@ -16,8 +16,9 @@
           [(keyword (str "u" bits (name order))) (str "__" (name order) bits)])))
 
 (def typedefs
-  "Type to the name of its typedef. `__be16` and their like are the kernel's own, the rest this
-  library's."
+  "Types to the names of their typedefs.
+
+  `__be16` and similar names are the kernel's own, the others bpfmap's."
   (merge
    byte-orders
    {:ipv4 "bpfmap_ipv4" :ipv6 "bpfmap_ipv6" :mac "bpfmap_mac" :port "bpfmap_port"
@@ -35,7 +36,9 @@
   {:ipv4 "bpfmap_ipv4_prefix" :ipv6 "bpfmap_ipv6_prefix"})
 
 (def by-prefix-struct
-  "Name of a struct to the family of which it is a prefix, if it has the members of one."
+  "The names of structs that are prefixes, to their family.
+
+  A struct is a prefix only if it has the right members."
   (into {} (map (fn [[k v]] [v k])) prefix-structs))
 
 (def element-typedefs
@@ -43,7 +46,7 @@
   {:char "bpfmap_char" :u8 "bpfmap_u8"})
 
 (def plain-typedefs
-  "Names that say no more than the width of the integer behind them: they read as the integer."
+  "Typedefs that only tell the width of an integer, and that read as the integer."
   (into #{"size_t" "ssize_t" "bool" "uchar" "ushort" "uint" "ulong" "__kernel_size_t"}
         (for [bits [8 16 32 64 128]
               [before after] [["u" ""] ["s" ""] ["__u" ""] ["__s" ""] ["uint" "_t"] ["int" "_t"]
@@ -358,7 +361,9 @@
           node))))
 
 (defn weighed-type-of
-  "As [[type-of]], with how many members the type has at all levels: `[type weight]`."
+  "Returns a type and its number of members at all levels: `[type weight]`.
+
+  Otherwise like [[type-of]]."
   [b id]
   (try
     ((juxt :type :weight) (of-id {:blob b :within #{} :known (volatile! {})} id))
@@ -370,10 +375,10 @@
                e)))))
 
 (defn type-of
-  "The type of an id of a blob, in the words of `bpfmap.type`.
+  "Returns the type of an id of a blob, as `bpfmap.type` describes it.
 
-  Throws `:malformed-btf` for one that has no value (`void`, a function), that
-  contains itself, or does not fit in its size."
+  Throws `:malformed-btf` for a type that has no value (`void`, a function), that contains itself,
+  or that does not fit in its size."
   [b id]
   (first (weighed-type-of b id)))
 
@@ -394,8 +399,9 @@
         id)))
 
 (defn identifier
-  "The C identifier that a name passes through the kernel as: what is no letter, digit or `_`
-  becomes `_`.
+  "Returns the C identifier of a name in the kernel.
+
+  All characters except letters, digits and `_` become `_`.
 
       (identifier :tx-bytes) ;=> \"tx_bytes\""
   [k]
@@ -604,8 +610,8 @@
     {:records (:records @writer) :ids ids}))
 
 (defn records
-  "The BTF records of types, and the id of each: `{:records [record …] :ids [id …]}`.
+  "Returns BTF records for types, and the ids of the types.
 
-  A nil among the types has the id 0, void."
+  The result is `{:records [record …] :ids [id …]}`. A nil among the types has the id 0, void."
   [types named]
   (records-of-nodes (mapv #(some-> % (node/node named [])) types) named))

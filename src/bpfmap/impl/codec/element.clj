@@ -27,10 +27,11 @@
     (and (= :pointer kind) (= "function" target))))
 
 (defn functions
-  "Returns the names of the members of a value's `:data` that are functions, from its node.
+  "Returns the names of the members of a value's `:data` that are functions.
 
-      (functions (node/node [:struct [:common :u64] [:data [:struct [:init [:ptr \"function\"]]]]] nil []))
-      ;=> [:init]"
+  There are none for a type without `:data`.
+
+      (functions [:struct [:common :u64] [:data [:struct [:init [:ptr \"function\"]] [:flags :u32]]]] nil) ;=> [:init]"
   [node]
   (let [data (some #(when (= :data (:name %)) (bare (:node %)))
                    (:members (bare node)))]
@@ -56,9 +57,9 @@
       given)))
 
 (defn codec
-  "Returns the codec of a struct_ops value, from the codec and the node of its type.
+  "Returns the codec of a struct_ops value, around the codec of its type.
 
-      (.encode (codec (codec/of-node node []) node) {:data {:name \"mine\" :ssthresh 7}} memory 0)"
+      (.encode (codec (bpfmap.impl.codec/codec type) type nil) {:data {:name \"mine\" :ssthresh 7}} memory 0)"
   ^Codec [^Codec of-type node]
   (let [names (functions node)
         zeros (delay (.decode of-type (MemorySegment/ofArray (byte-array (.size of-type))) 0))
@@ -145,7 +146,9 @@
             values))))))
 
 (defn of-one-cpu
-  "A codec of a per-CPU value for the i-th of n CPUs alone: it writes zeros for all others.
+  "Returns a codec of a per-CPU value for the i-th of n CPUs only.
+
+  It writes zeros for all others.
 
       (.size (of-one-cpu {:type :percpu-hash :value :u32} 2 0)) ;=> 16"
   ^Codec [spec n i]
@@ -184,14 +187,14 @@
    :stack (fn [frames] (into [] (take-while #(not (or (= 0 %) (= :empty (:status %))))) frames))})
 
 (defn key
-  "The codec of a completed spec's keys; nil for a map without keys."
+  "Returns the codec of a completed spec's keys; nil for a map without keys."
   ^Codec [spec]
   (some-> (node/node-of spec :key) (codec/key-of-node [:key])))
 
 (defn value
-  "The codec of a completed spec's values as they lie in the map; nil for a map without values.
+  "Returns the codec of a completed spec's values; nil for a map without values.
 
-  A per-CPU value takes the stride of one for each of the possible CPUs.
+  A per-CPU value has a stride for each of the possible CPUs.
 
       (.size (value {:type :percpu-hash :value :u32} 2)) ;=> 16"
   ^Codec [{:keys [type] :as spec} possible-cpus]

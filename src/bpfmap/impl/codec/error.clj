@@ -13,9 +13,9 @@
   (error/error :invalid-value (message data) (dissoc data :bpfmap/error ::what) cause))
 
 (defn misfit
-  "The exception for a value that does not fit: `expected` says what would.
+  "Returns the exception for a value that does not fit; `expected` is the hint.
 
-      (throw (misfit :u8 [:value] 256 \"it takes an integer from 0 to 255\"))"
+      (throw (misfit :u8 [:value] 256 \"it must be an integer from 0 to 255\"))"
   (^Throwable [type path value expected] (misfit type path value expected nil nil))
   (^Throwable [type path value expected what] (misfit type path value expected what nil))
   (^Throwable [type path value expected what cause]
@@ -27,8 +27,7 @@
             cause)))
 
 (defn deeper
-  "The same error seen from one level further out: its path begins with k. Other exceptions stay
-  as they are."
+  "Returns the error with k prepended to its path; other exceptions unchanged."
   ^Throwable [^Throwable e path k]
   (let [data (ex-data e)]
     (if (and (instance? ExceptionInfo e)

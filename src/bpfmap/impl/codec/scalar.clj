@@ -16,7 +16,9 @@
 ;; --- integers, floats, enums, times
 
 (defn array-of
-  "Returns the array of what can stand for n bytes, or nil. A byte array or view is not copied."
+  "Returns the array of a value that can be written as n bytes, or nil.
+
+  A byte array or view is not copied."
   ^bytes [value n]
   (cond
     (bytes? value) value
@@ -34,10 +36,9 @@
     (throw (misfit type path value (str "it takes " n " bytes, these are " (alength array))))))
 
 (defn view-written?
-  "Writes a byte view of exactly `size` bytes and returns true; returns false for any other value.
+  "Writes a byte view of `size` bytes and returns true, or returns false.
 
-  Every type takes one: it is how bytes that no natural value stands for are read, and written
-  back."
+  Every type accepts a byte view: bytes without a natural value are read as one, and written back."
   [value size type path memory offset]
   (if (instance? ByteView value)
     (do (Bytes/copyIn (exactly (.-array ^ByteView value) type path value size) memory (long offset))
@@ -52,7 +53,7 @@
     (throw (misfit type path value (str "it takes an integer from " low " to " high)))))
 
 (defn unsigned
-  "A Long as the number that its 64 bits are without a sign: a BigInt above 2^63-1.
+  "Returns a Long as its 64 bits without a sign: a BigInt above 2^63-1.
 
       (unsigned -1) ;=> 18446744073709551615N"
   [^long bits]
@@ -124,7 +125,7 @@
     :le (Bytes/swapped false)))
 
 (defn integer
-  "The codec of an integer's node."
+  "Returns the codec of an integer's node."
   [{:keys [type size signed order]} path]
   (let [swap (boolean (swapped? order))
         kind (Integers/kind (long size) (boolean signed) swap)]
@@ -142,7 +143,7 @@
       ([16 false] [16 true]) (wide-codec type path signed swap))))
 
 (defn pointer
-  "The codec of a pointer's node: its address."
+  "Returns the codec of a pointer's node: its address."
   [{:keys [type]} path]
   (u64-codec type path false))
 
@@ -189,7 +190,9 @@
               (special memory offset x))))))))
 
 (defn floating
-  "The codec of a floating-point number's node. A NaN other than Java's reads as a byte view."
+  "Returns the codec of a floating-point number's node.
+
+  A NaN other than Java's reads as a byte view."
   [{:keys [size] :as node} path]
   (float-codec node path
                (if (= 4 size)
@@ -202,8 +205,10 @@
                                  (Bytes/get64 memory (long offset) (boolean swap)))))))))
 
 (defn floating-key
-  "The codec of a floating-point number's node in a key. Every NaN and -0.0 read as byte views: as
-  numbers they would not be equal to themselves, or be equal to 0.0, whose bytes are others."
+  "Returns the codec of a floating-point number's node in a key.
+
+  Every NaN and -0.0 read as byte views: as numbers they would not be equal to themselves, or be
+  equal to 0.0, which has other bytes."
   [node path]
   (float-codec node path
                (fn [_ _ _ x]
@@ -211,8 +216,9 @@
                    (or (not (== x x)) (neg? (Math/copySign 1.0 x)))))))
 
 (defn bool
-  "The codec of a truth value's node. A byte that C never writes there, 2 to 255, reads as a byte
-  view."
+  "Returns the codec of a truth value's node.
+
+  A byte from 2 to 255, which C never writes, reads as a byte view."
   [{:keys [type]} path]
   (reify Codec
     (size [_] 1)
@@ -228,7 +234,7 @@
         (bytes/wrap (Bytes/copyOut memory offset 1))))))
 
 (defn character
-  "The codec of a character's node."
+  "Returns the codec of a character's node."
   [{:keys [type]} path]
   (reify Codec
     (size [_] 1)
@@ -241,7 +247,7 @@
       (char (Bytes/getU8 memory offset)))))
 
 (defn fixed-bytes
-  "The codec of a node of fixed bytes."
+  "Returns the codec of a node of fixed bytes."
   [{:keys [type size]} path]
   (let [n (int size)]
     (reify Codec
@@ -265,8 +271,10 @@
     (catch CharacterCodingException _ nil)))
 
 (defn text
-  "The codec of a text's node, with zeros behind it; with `:terminated`, at least one. Bytes that
-  are none read as a byte view, which goes in again."
+  "Returns the codec of a string's node.
+
+  The string is followed by zeros; with `:terminated`, by at least one. Bytes that are not such a
+  string read as a byte view, which can be written again."
   [{:keys [type size terminated]} path]
   (let [n (int size)
         terminated (boolean terminated)
@@ -302,8 +310,10 @@
         (and (zero? (aget array i)) (recur (inc i))))))
 
 (defn nothing
-  "The codec of a node that is the kernel's, or a hole: written as zero, read as nil. Other bytes
-  than zeros, which only memory and maps without BTF can have there, read as a byte view."
+  "Returns the codec of a node owned by the kernel, or of a hole.
+
+  It is written as zero and read as nil. Bytes that are not zero, which only memory and maps without
+  BTF can have there, read as a byte view."
   [{:keys [type size]} path]
   (let [n (int size)]
     (reify Codec
@@ -338,7 +348,7 @@
         (unparse (Bytes/copyOut memory offset n))))))
 
 (defn ipv4-bytes
-  "The four bytes of an IPv4 address in dotted form; nil for any other text.
+  "Returns the four bytes of an IPv4 address in dotted form; nil for other text.
 
       (seq (ipv4-bytes \"10.0.0.1\")) ;=> (10 0 0 1)"
   ^bytes [^String text]
@@ -350,12 +360,12 @@
       (catch IllegalArgumentException _ nil))))
 
 (defn ipv4-text
-  "An IPv4 address of four bytes in dotted form."
+  "Returns an IPv4 address of four bytes in dotted form."
   [^bytes array]
   (str (octet array 0) "." (octet array 1) "." (octet array 2) "." (octet array 3)))
 
 (defn ipv6-bytes
-  "The sixteen bytes of an IPv6 address; nil for any other text, and for one with a zone.
+  "Returns the sixteen bytes of an IPv6 address without a zone; nil for other text.
 
       (last (ipv6-bytes \"::1\")) ;=> 1"
   ^bytes [^String text]
@@ -378,7 +388,7 @@
       (when (first best) best))))
 
 (defn ipv6-text
-  "An IPv6 address of sixteen bytes as RFC 5952 writes it.
+  "Returns an IPv6 address of sixteen bytes in the form of RFC 5952.
 
       (ipv6-text (ipv6-bytes \"0:0:0:0:0:0:0:1\")) ;=> \"::1\""
   [^bytes array]
@@ -401,17 +411,17 @@
   (.formatHex ^HexFormat colons array))
 
 (defn ipv4
-  "The codec of an IPv4 address's node."
+  "Returns the codec of an IPv4 address's node."
   [node path]
   (text-codec node path ipv4-bytes ipv4-text "it takes a text such as \"10.0.0.1\""))
 
 (defn ipv6
-  "The codec of an IPv6 address's node."
+  "Returns the codec of an IPv6 address's node."
   [node path]
   (text-codec node path ipv6-bytes ipv6-text "it takes a text such as \"2001:db8::1\""))
 
 (defn mac
-  "The codec of an Ethernet address's node."
+  "Returns the codec of an Ethernet address's node."
   [node path]
   (text-codec node path mac-bytes mac-text "it takes a text such as \"00:1b:21:0a:0b:0c\""))
 
@@ -434,8 +444,9 @@
     out))
 
 (defn prefix-text
-  "The prefix of the first n bits of an address: `family` is :ipv4 or :ipv6, and the array has its
-  bytes.
+  "Returns the prefix of the first n bits of an address.
+
+  `family` is :ipv4 or :ipv6, and the array has the address's bytes.
 
       (prefix-text :ipv4 (ipv4-bytes \"10.1.2.3\") 8) ;=> \"10.0.0.0/8\""
   [family array n]
@@ -454,9 +465,10 @@
 (def ^:private prefixlen-size "Bytes of the length, which stands before the address." 4)
 
 (defn prefix
-  "The codec of a prefix's node. Bytes that no text says, a length beyond the address or bits set
-  behind the prefix, read as the struct that they are, `{:prefixlen n :data bytes}`, which goes in
-  again."
+  "Returns the codec of a prefix's node.
+
+  Bytes without a textual form (a length beyond the address, or bits set behind the prefix) read as
+  a map, `{:prefixlen n :data bytes}`, which can be written again."
   [{:keys [type size family layout]} path codec]
   (let [{:keys [parse example]} (families family)
         size (long size)

@@ -64,7 +64,7 @@
   ^Closeable [types named]
   (when-not (sequential? types)
     (throw (error/error :invalid-value
-                        (str "Not a sequence of types: " (pr-str (error/shown types)))
+                        (str "The types must be a sequence, got " (pr-str (error/shown types)))
                         {:bpfmap/op :load-btf})))
   (let [{:keys [bytes]} (btf/->btf types named)
         ctx {:op :load-btf}]

@@ -412,9 +412,9 @@
       parsed)))
 
 (defn with-nodes
-  "Returns a map spec with the nodes of its :key and :value in its metadata, each parsed once.
+  "Returns a spec with the nodes of its :key and :value in its metadata.
 
-  Malformed types are kept with their problem; see [[side-problem]].
+  Each type is parsed once. Malformed types are kept with their problem; see [[side-problem]].
 
       (node-of (with-nodes {:key :u32 :value :u64}) :key)"
   [spec]
@@ -426,14 +426,14 @@
           [:key :value]))
 
 (defn with-node
-  "Returns a map spec that carries a node parsed before, as that of its :key or :value.
+  "Returns a spec that carries an already parsed node of its :key or :value.
 
       (with-node {:key :u32} :key (node :u32 nil [:key]))"
   [spec side node]
   (vary-meta spec assoc-in [::parsed side] (Parsed. (side spec) (:types spec) node nil)))
 
 (defn side-problem
-  "Returns the sentence that tells why the :key or :value of a spec is not a type, or nil.
+  "Returns why the :key or :value of a spec is not a type, as a sentence, or nil.
 
       (side-problem {:key :u33} :key) ;=> \"[:key]: unknown type :u33; …\""
   [spec side]
@@ -441,8 +441,9 @@
     (.-problem ^Parsed (or (carried spec side) (parsed spec side)))))
 
 (defn node-of
-  "Returns the node of a spec's :key or :value, or nil if it has none. Parses the type unless the
-  spec carries its node. Throws `:invalid-spec` for a malformed type.
+  "Returns the node of a spec's :key or :value, or nil if it has none.
+
+  Parses the type unless the spec carries its node. Throws `:invalid-spec` for a malformed type.
 
       (:size (node-of {:key :u32} :key)) ;=> 4"
   [{:keys [types] :as spec} side]

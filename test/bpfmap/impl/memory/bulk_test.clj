@@ -97,7 +97,7 @@
           :invalid-value
           "Not numbers: elements of type :u128: arrays take integers of up to 8 bytes, and floating-point numbers"
           #(mem/->array (mem/view memory [:array :u128 2]))
-          :invalid-value "Not a view of an array: 7" #(mem/->array 7)
+          :invalid-value "The view must be a view of an array, got 7" #(mem/->array 7)
           :out-of-range "9 elements from 0 of a view of 8" #(mem/copy-to v (int-array 9))
           :out-of-range "1 elements from 8 of a view of 8" #(mem/copy-to v 8 (int-array 1))
           :out-of-range "1 elements from -1 of a view of 8" #(mem/copy-from v -1 (int-array 1))

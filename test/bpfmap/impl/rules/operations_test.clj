@@ -23,7 +23,7 @@
         (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/create spec))]
           (is (= :not-supported error))
           (is (str/includes? message
-                             (str " has no map type " (:type spec) ", which came with Linux "
+                             (str " lacks the map type " (:type spec) ", which was added in Linux "
                                   (:since (row-of use))))))))))
 
 ;; ---------------------------------------------------------------- what is granted
