@@ -56,8 +56,10 @@
       (first words))))
 
 (defn check
-  "Returns the options of an operation, or nil. Throws `:invalid-value` unless they are a map of
-  options that it takes, with values that it takes.
+  "Returns the options of an operation, or nil; throws for invalid ones.
+
+  They must be a map of options that the operation accepts, with accepted values. Otherwise
+  `:invalid-value` is thrown.
 
       (check :take! {:lock true}) ;=> {:lock true}
       (check :take! {:lok true})  ; throws: Unknown option :lok: take! takes :lock"
