@@ -18,7 +18,8 @@
   [[kinds]] lists the kinds. Kinds may be added; a kind that exists keeps its meaning."
   (:require [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
-  (:import (clojure.lang RT)))
+  (:import (clojure.lang ExceptionInfo RT)
+           (java.util Arrays)))
 
 (set! *warn-on-reflection* true)
 
@@ -130,12 +131,60 @@
     (str/starts-with? (.getName (class x)) "bpfmap.") (cut (str x))
     :else (.getName (class x))))
 
+;; A REPL prints where an exception was made: for one of this library that is the function that
+;; was called, not the one that makes exceptions. `ex-info` trims its own frames at the same cost.
+
+(defn- of-library? [^String class-name] (.startsWith class-name "bpfmap."))
+
+(defn- public?
+  "Returns true if the class of a frame belongs to a public namespace other than this one."
+  [^String class-name]
+  (and (of-library? class-name)
+       (not (.startsWith class-name "bpfmap.error$"))
+       (neg? (.indexOf class-name "." 7))))
+
+(defn- platform? [^String class-name]
+  (or (.startsWith class-name "clojure.") (.startsWith class-name "java.")
+      (.startsWith class-name "jdk.")))
+
+(defn- start-of
+  "Returns the index of the frame that a stack trace begins with.
+
+  It is the public function that other code called, or that code if it called none, as in `(m 7)`.
+  If neither is found, or the error points to a fault in this library, it is the function that made
+  the error."
+  ^long [kind ^objects trace]
+  (let [n (alength trace)
+        class-at (fn [i] (.getClassName ^StackTraceElement (aget trace (int i))))
+        from (fn [i skipped?]
+               (loop [i (long i)]
+                 (if (and (< i n) (skipped? (class-at i))) (recur (inc i)) i)))
+        made (long (from 0 #(.startsWith ^String % "bpfmap.error$")))
+        found (long (from made #(if (of-library? %) (not (public? %)) (platform? %))))]
+    (if (or (= n found) (contains? #{:bug :kernel} kind))
+      made
+      (loop [i found called found]
+        (let [c (when (< i n) (class-at i))]
+          (cond
+            (or (nil? c) (not (of-library? c))) called
+            ;; A function has two frames; the first has the line.
+            (and (public? c) (not= c (class-at called))) (recur (inc i) i)
+            :else (recur (inc i) called)))))))
+
+(defn- from-caller
+  "Returns an exception whose stack trace begins with the function that was called."
+  ^Throwable [kind ^Throwable e]
+  (let [trace (.getStackTrace e)]
+    (.setStackTrace e (Arrays/copyOfRange trace (int (start-of kind trace)) (alength trace)))
+    e))
+
 (defn error
   "Returns the exception of a kind, with a message for people and data for code.
 
   `data` may have any keys of the table of this namespace; nil values are left out. A hint also ends
   the message, so that a person who sees only the message sees all of it. Control characters in the
-  message are escaped, because names in it may come from other programs.
+  message are escaped, because names in it may come from other programs. The stack trace begins with
+  the function of this library that was called.
 
       (throw (error :invalid-spec \"Invalid map spec\" {:bpfmap/path [:type]}))"
   (^Throwable [kind message data]
@@ -143,7 +192,8 @@
   (^Throwable [kind message data cause]
    (let [data (into {:bpfmap/error kind} (remove (comp nil? val)) data)
          hint (:bpfmap/hint data)]
-     (ex-info (escape/escape (cond-> message hint (str ": " hint))) data cause))))
+     (from-caller kind (ExceptionInfo. (escape/escape (cond-> message hint (str ": " hint)))
+                                       data cause)))))
 
 (defn id-and-name
   "Returns how messages refer to a map: its id, and its name if it has one.
@@ -167,11 +217,13 @@
   (and (map? x) (every? keyword? (keys x))))
 
 (defn list-of
-  "Returns alternatives joined for a message: `:a, :b or :c`.
+  "Returns alternatives joined for a message: `:a, :b or :c`. With \"and\", a complete list.
 
-      (list-of [:a :b :c]) ;=> \":a, :b or :c\""
-  [xs]
-  (let [xs (map str xs)]
-    (if (next xs)
-      (str (str/join ", " (butlast xs)) " or " (last xs))
-      (str (first xs)))))
+      (list-of [:a :b :c])       ;=> \":a, :b or :c\"
+      (list-of [:a :b :c] \"and\") ;=> \":a, :b and :c\""
+  ([xs] (list-of xs "or"))
+  ([xs word]
+   (let [xs (map str xs)]
+     (if (next xs)
+       (str (str/join ", " (butlast xs)) " " word " " (last xs))
+       (str (first xs))))))

@@ -1,8 +1,11 @@
 (ns bpfmap.error-test
   "The table of error kinds has all kinds that the sources throw, and the page about errors has
   the table."
-  (:require [bpfmap.error :as error]
+  (:require [bpfmap.core]
+            [bpfmap.error :as error]
+            [bpfmap.type]
             [clojure.java.io :as io]
+            [clojure.main :as main]
             [clojure.set :as set]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
@@ -54,3 +57,51 @@
   (testing "the page contains the generated table of error kinds"
     (is (= (with-table (slurp page)) (slurp page))
         "(spit page (with-table (slurp page))) makes the table again")))
+
+;; --- where the stack trace begins
+
+(defn- thrown-by
+  "Returns the exception that a form throws, compiled in a namespace of somebody else."
+  ^Throwable [form]
+  (let [f (binding [*ns* (create-ns 'user.app)]
+            (refer-clojure)
+            (eval (list 'fn [] form)))]
+    (try
+      (f)
+      (catch Throwable e e))))
+
+(defn- classes [^Throwable e]
+  (mapv #(.getClassName ^StackTraceElement %) (.getStackTrace e)))
+
+(deftest trace-begins-with-called-function
+  (testing "the stack trace of an error begins with the public function that was called"
+    (doseq [[form place] '{(bpfmap.core/put! 1 2 3) bpfmap.core$put_BANG_
+                           (bpfmap.core/create {:type :hash}) bpfmap.core$create
+                           (bpfmap.core/create {:typ 1} {:pin 1}) bpfmap.core$create
+                           (bpfmap.core/open :nope) bpfmap.core$open
+                           (bpfmap.type/check :u65) bpfmap.type$check
+                           (run! bpfmap.core/close [1]) bpfmap.core$close
+                           (bpfmap.impl.options/check :take! 1) user.app$eval
+                           (def m (bpfmap.core/open :nope)) bpfmap.core$open}
+            :let [e (thrown-by form)
+                  [one :as all] (classes e)]]
+      (is (:bpfmap/error (ex-data e)) (str form))
+      (is (str/starts-with? one (str place)) (str form))
+      (is (some #(str/starts-with? % "user.app$") all) (str form))
+      (is (not-any? #(str/starts-with? % "bpfmap.error$") all))
+      (is (str/starts-with? (main/err->msg (ex-info "" {:clojure.error/phase :execution} e))
+                            (str "Execution error (ExceptionInfo) at "
+                                 (str/replace (str/replace (str place) "$" "/") "_BANG_" "!")))))))
+
+(deftest trace-of-top-level-form
+  (testing "the trace begins with the called function if no compiled code called it, as at a REPL"
+    (let [e (try
+              (load-string "(def nothing (bpfmap.core/open :nope))")
+              (catch Throwable e (or (ex-cause e) e)))]
+      (is (= "bpfmap.core$open" (first (classes e)))))))
+
+(deftest trace-of-faults-is-whole
+  (testing "an error that points to a fault of the library shows where it was made"
+    (doseq [kind [:bug :kernel]
+            :let [all (classes (error/error kind "x" nil))]]
+      (is (str/starts-with? (first all) "bpfmap.error_test$")))))

@@ -60,6 +60,15 @@
 
 ;; --- errors
 
+(defn repeated
+  "Returns the sentences that an error says more than once: in its message, which ends with the
+  hint, or in both its hint and its problems."
+  [{:keys [message] :bpfmap/keys [hint problems]}]
+  (let [sentences (filter #(<= 12 (count %)) (str/split (str message) #"[;:.,] "))]
+    (into (vec (for [[sentence n] (frequencies sentences) :when (< 1 (long n))] sentence))
+          (filter #(str/includes? (str hint) %))
+          (map :message problems))))
+
 (defn caught
   "Calls f, returns the data of what it throws with the message under :message; fails the test if
   it does not throw."
@@ -69,7 +78,9 @@
       (t/is false (str "nothing was thrown, but returned " (pr-str result)))
       {})
     (catch Throwable e
-      (assoc (ex-data e) :message (ex-message e) :class (class e)))))
+      (let [found (assoc (ex-data e) :message (ex-message e) :class (class e))]
+        (t/is (= [] (repeated found)) (:message found))
+        found))))
 
 (defmacro error-of
   "The data of what body throws, with its message under :message."

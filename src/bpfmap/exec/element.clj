@@ -124,7 +124,7 @@
       (when (neg? i)
         (throw (error/error :invalid-value (str "CPU " which " does not exist")
                             {:bpfmap/hint (str "the possible CPUs are "
-                                               (error/list-of possible))})))
+                                               (error/list-of possible "and"))})))
       #(nth % i))
     (combiner which)))
 

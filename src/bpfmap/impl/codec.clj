@@ -246,7 +246,7 @@
   ^Throwable [value known type path]
   (let [unknown (first (remove known (keys value)))]
     (misfit type (conj path (error/shown unknown)) (get value unknown)
-            (str "there are " (error/list-of (take 32 known)))
+            (str "the fields are " (error/list-of (take 32 known) "and"))
             (str (pr-str (error/shown unknown)) " is not a field"))))
 
 (defn- plain-map
@@ -255,7 +255,7 @@
   [value names type path]
   (if (map? value)
     (into {} value)
-    (throw (misfit type path value (str "it takes a map of " (error/list-of (take 32 names)))))))
+    (throw (misfit type path value (str "it takes a map with " (error/list-of (take 32 names) "and"))))))
 
 ;; --- the bits that no field takes
 

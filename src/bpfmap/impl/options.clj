@@ -1,7 +1,6 @@
 (ns ^:no-doc bpfmap.impl.options
   "The options of functions that take a map of them: one table, and one check."
-  (:require [bpfmap.error :as error]
-            [clojure.string :as str]))
+  (:require [bpfmap.error :as error]))
 
 (set! *warn-on-reflection* true)
 
@@ -47,14 +46,6 @@
                (cond-> {:bpfmap/op op :bpfmap/path path}
                  hint (assoc :bpfmap/hint hint))))
 
-(defn- and-list
-  "Returns words as a complete list, \":a, :b and :c\"."
-  [words]
-  (let [words (mapv str words)]
-    (if (next words)
-      (str (str/join ", " (pop words)) " and " (peek words))
-      (first words))))
-
 (defn check
   "Returns the options of an operation, or nil; throws for invalid ones.
 
@@ -74,7 +65,7 @@
                                      (str "Unknown option " (pr-str (error/shown k)))
                                      (or (get-in renamed [op k])
                                          (str (names op (name op)) " takes "
-                                              (and-list (keys known)))))))
+                                              (error/list-of (keys known) "and"))))))
                    (when-not (good? value)
                      (throw (invalid op [k]
                                      (str k " must be " text ", got "

@@ -314,8 +314,7 @@
 (defn refusal
   "Returns the exception for a spec, with all its problems."
   ^Throwable [problems]
-  (error/error :invalid-spec "The map spec is invalid"
+  (error/error :invalid-spec (str "The map spec is invalid: " (str/join "; " (map :message problems)))
                {:bpfmap/op :create
                 :bpfmap/path (:path (first problems))
-                :bpfmap/problems (vec problems)
-                :bpfmap/hint (str/join "; " (map :message problems))}))
+                :bpfmap/problems (vec problems)}))

@@ -42,7 +42,7 @@
       (throw (invalid m op [:cpu] ":cpu and :cpus exclude each other" nil)))
     (when (and (contains? options :cpu) (not (some #{cpu} possible)))
       (throw (invalid m op [:cpu] (str "There is no CPU " (pr-str (error/shown cpu)))
-                      (str "the possible CPUs are " (error/list-of possible)))))))
+                      (str "the possible CPUs are " (error/list-of possible "and")))))))
 
 (defn check-options
   "Throws for options that an operation does not take, or that do not fit the map; returns the

@@ -234,7 +234,7 @@
                (bytes/invalid source op (str "There is no element " what)
                               "an element is named by its index"))
       :struct (bytes/invalid source op (str "There is no field " what)
-                              (str "there are " (error/list-of (take 32 (keys members)))))
+                              (str "the fields are " (error/list-of (take 32 (keys members)) "and")))
       (bytes/invalid source op (str "There is no part " what) "it has no parts"))))
 
 (defn check

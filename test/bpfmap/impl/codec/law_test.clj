@@ -168,7 +168,7 @@
         bits {:a 1 :b 1 :bpfmap/padding [1 0 0]}
         "it takes bytes with zeros for all bits that belong to fields"
         [:struct [:a :u8]] {:a 1 :bpfmap/padding [0]}
-        ":bpfmap/padding is not a field: there are :a"))
+        ":bpfmap/padding is not a field: the fields are :a"))
     (is (str/includes? (:message (error-of (codec/codec [:struct [:bpfmap/padding :u8]])))
                        "no member can be named :bpfmap/padding"))))
 

@@ -196,7 +196,7 @@
           "There is no element :a of [:array :u16 2] in the memory of map N (t_view): an element is named by its index"
           #(mem/write! v [0 :b :a] 1)
           :invalid-value
-          "There is no field :c of {:a :b} in the memory of map N (t_view): there are :a or :b"
+          "There is no field :c of {:a :b} in the memory of map N (t_view): the fields are :a and :b"
           #(mem/write! v [0 :c] 1)
           :invalid-value
           "There is no part :x of :u8 in the memory of map N (t_view): it has no parts"
