@@ -6,7 +6,7 @@
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
-  (:import (bpfmap.sys CallBuffer ClosedFdException Fd)
+  (:import (bpfmap.sys ClosedFdException Fd)
            (java.io Closeable FileInputStream)
            (java.util.concurrent Executors Future ThreadLocalRandom)
            (java.util.concurrent.atomic AtomicBoolean AtomicLong)))
@@ -267,24 +267,6 @@
                                                      {:data (byte-array 14) :repeat 0x7fffffff})))]
         (is (= [:interrupted :EINTR] [error errno]))
         (is (str/includes? message "a signal cut it short"))))))
-
-(deftest call-buffers-not-shared
-  (testing "concurrent calls never share a call buffer, and large ones are not kept"
-    (let [a (CallBuffer/take 100)
-          b (CallBuffer/take 100)]
-      (is (not= (.address (.-memory a)) (.address (.-memory b)))
-          "a call inside another's preparation gets its own")
-      (.give b)
-      (.give a)
-      (testing "and is used again"
-        (let [c (CallBuffer/take 100)]
-          (is (= (.address (.-memory a)) (.address (.-memory c))))
-          (.give c)))
-      (testing "but a large one is not kept"
-        (let [large (CallBuffer/take 1000000)]
-          (is (<= 1000000 (.byteSize (.-memory large))))
-          (.give large)
-          (is (not (.isAlive (.scope (.-memory large))))))))))
 
 (deftest negative-descriptor
   (testing "rejects a negative descriptor"
