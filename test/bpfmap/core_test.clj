@@ -164,7 +164,7 @@
             (is (= :not-supported error))
             (is (= 4242 (:type map)))
             (is (str/includes? message
-                               "does not know how elements of this type lie in memory"))))))))
+                               "does not know the layout of elements of this type"))))))))
 
 ;; --- collections
 

@@ -80,8 +80,7 @@
 
 (def ^:private exempt
   "Namespaces whose docstrings do not yet begin as they must."
-  '#{bpfmap.impl.rules
-     bpfmap.impl.feature.probe
+  '#{bpfmap.impl.feature.probe
      bpfmap.impl.host.explore
      bpfmap.impl.host.inventory
      bpfmap.impl.host.kernel-btf

@@ -47,7 +47,7 @@
    [#"put! it, after has-key\? if that matters" "put it, after get if that matters"]
    [#"use push!, pop! and peek" "put, take and get it without a KEY"]
    [#"use push! and might-contain\?" "put and get a VALUE"]
-   [#"next-key gives the indices" "dump --keys has the indices"]
+   [#"next-key returns the indices" "dump --keys has the indices"]
    [#"pin! the map at the new path and unpin! it at the old one"
     "pin the map at the new path and unpin the old one"]
    [#"\(create \{\.\.\.\}\)" "create"]

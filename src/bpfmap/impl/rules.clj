@@ -1,6 +1,5 @@
 (ns ^:no-doc bpfmap.impl.rules
-  "Map types as data: one row for each, with its sizes, flags and operations; and questions about
-  rows."
+  "Map types as data, one row for each, and functions on rows."
   (:require [clojure.set :as set]))
 
 (set! *warn-on-reflection* true)
@@ -20,14 +19,14 @@
 (def ^:private largest 0xffffffff)
 (def ^:private any-size [1 largest])
 (def ^:private per-cpu-size
-  "A value of a per-CPU map at most: PCPU_MIN_UNIT_SIZE."
+  "The sizes of a value of a per-CPU map: at most PCPU_MIN_UNIT_SIZE."
   [1 32768])
 
 (def ^:private index
   {:key-size [4 4] :key :u32 :max-entries any-size})
 
 (def ^:private always-there
-  "Why an array's entries do not go away."
+  "Alternatives for maps whose indices always exist."
   {:delete! "every index of an array always exists; put! a zero value instead"
    :take! "every index of an array always exists; lookup, then put! a zero value"
    :drain! "every index of an array always exists; snapshot it, then put-all! zeros"})
@@ -39,8 +38,8 @@
    :drain! "the kernel does not read and delete in one step here; snapshot, then delete-all!"})
 
 (def ^:private write-only-slots
-  {:lookup "the kernel does not tell what is in it; next-key gives the indices"
-   :reduce "the kernel does not tell what is in it; next-key gives the indices"})
+  {:lookup "the kernel does not return its values; next-key returns the indices"
+   :reduce "the kernel does not return its values; next-key returns the indices"})
 
 (def ^:private keyless
   {:key-size [0 0] :value-size any-size :max-entries any-size
@@ -50,12 +49,13 @@
    :instead {:else "it has no keys; use push!, pop! and peek"}})
 
 (def ^:private storage-size
-  "A value that hangs on an object: 64 KiB less the kernel's own header, which has 128 bytes on
-  6.18."
+  "The sizes of a value that is attached to an object.
+
+  At most 64 KiB minus the kernel's own header, which has 128 bytes on 6.18."
   [1 65535])
 
 (def ^:private local-storage
-  "Memory that hangs on a kernel object, and goes with it."
+  "Maps whose values are attached to kernel objects, and freed with them."
   {:key-size [4 4] :key :u32 :value-size storage-size :max-entries [0 0]
    :flags #{:no-prealloc :clone} :requires #{:no-prealloc} :btf :required :freeze? true :lock? true
    :ops (conj any-way :lookup :delete!)
@@ -96,8 +96,9 @@
           :ops (into reading any-way) :batch #{:read :write} :instead always-there}))
 
 (def ^:private lru
-  "What is never full. Lists for each CPU have the same number of entries: htab_map_alloc in
-  kernel/bpf/hashtab.c."
+  "Maps that are never full.
+
+  Lists for each CPU have the same number of entries: htab_map_alloc in kernel/bpf/hashtab.c."
   {:full #{} :evicts true :rounded {:no-common-lru :cpus}})
 
 (def ^:private hash-row
@@ -114,40 +115,40 @@
 (def types
   "Map types by name.
 
-  | key                                   | what it holds                                                        |
+  | key                                   | meaning                                                              |
   |---------------------------------------|----------------------------------------------------------------------|
   | `:number` `:since`                    | the kernel's number, and the first Linux release that has it         |
   | `:key-size` `:value-size` `:max-entries` | `[least most]`, or a set; bytes and entries                       |
-  | `:key` `:keys` `:values`              | the types that are taken where none is given; the latter by size     |
-  | `:entries`                            | what `:max-entries` is, where it is not the number of entries        |
-  | `:rounded`                            | how `:max-entries` is completed, by the flag that asks for it, nil for always: to powers of two of `:pages`, to a multiple of the `:cpus` |
-  | `:clamped`                            | what `:max-entries` is cut to: `:cpus`                               |
-  | `:flags` `:requires` `:added`         | create flags accepted, needed, and added by the kernel               |
-  | `:btf`                                | `:none`, `:required`, `:index` where keys must be plain integers, `:value` where only the value has a type, `:kernel` where that is a struct of the kernel's: a spec needs `:struct-ops` |
-  | `:ops` `:instead`                     | what user space can do with elements, and what to do instead         |
+  | `:key` `:keys` `:values`              | the default types; the last two by size                              |
+  | `:entries`                            | the meaning of `:max-entries`, if it is not the number of entries    |
+  | `:rounded`                            | how `:max-entries` is rounded, by flag, nil for always: to powers of two of `:pages`, to a multiple of the `:cpus` |
+  | `:clamped`                            | the limit that `:max-entries` is cut to: `:cpus`                     |
+  | `:flags` `:requires` `:added`         | create flags accepted, required, and added by the kernel             |
+  | `:btf`                                | `:none`, `:required`, `:index` if keys must be plain integers, `:value` if only the value has a type, `:kernel` if that is a kernel struct: a spec requires `:struct-ops` |
+  | `:ops` `:instead`                     | the operations of user space on elements, and alternatives           |
   | `:ops-since`                          | the first releases of operations that came later than the type       |
-  | `:conditional-since`                  | the first release whose inserts and replacements look whether the key exists, where older ones do not |
-  | `:batch`                              | which of `:read :take :write :delete` the kernel does many at a time |
-  | `:batch-since`                        | since when it does                                                   |
+  | `:conditional-since`                  | the first release whose inserts and replacements check that the key exists, if older ones do not |
+  | `:batch`                              | the operations of `:read :take :write :delete` that have batches     |
+  | `:batch-since`                        | the first release with batches                                       |
   | `:per-cpu`                           | a value for each possible CPU, on strides of eight bytes             |
-  | `:refers`                             | keys or values that are descriptors going in; what comes out         |
-  | `:full`                               | how the kernel says that there is no room, or no such index          |
+  | `:refers`                             | keys or values that are written as descriptors; how they are read    |
+  | `:full`                               | the errnos for a full map or an invalid index                        |
   | `:every-index`                       | every index exists always                                            |
-  | `:one-index`                         | 0 is the only index, and the kernel's delete does not look at the key |
+  | `:one-index`                         | 0 is the only index, and the kernel's delete ignores the key         |
   | `:index?`                             | keys are indices, and a slot may be empty                            |
-  | `:more-places`                       | it has room for a power of two of keys, though it reports less       |
-  | `:value-multiple`                     | what value sizes are multiples of, in bytes, by the flag that makes them so, nil for all others |
-  | `:element` `:elements`                | of a value that is an array: the type of an element, by flag in the same way, and how many there are where nothing is said |
+  | `:more-places`                       | it can hold a power of two of keys, though it reports less           |
+  | `:value-multiple`                     | the number that value sizes are multiples of, in bytes, by flag, nil for all others |
+  | `:element` `:elements`                | of a value that is an array: the type of an element, by flag in the same way, and the default number of elements |
   | `:evicts`                            | the oldest entries make room for new ones                                    |
-  | `:order`                              | `:index` or `:prefix`, where keys that come and go are gone through in an order that can be told from them |
-  | `:reads-at`                           | the value size that reading needs                                    |
+  | `:order`                              | `:index` or `:prefix`, if keys that change are iterated in an order that follows from them |
+  | `:reads-at`                           | the value size that reading requires                                 |
   | `:lock?`                              | values may have a `:spin-lock`                                       |
   | `:long-values-since`                  | the first release whose values may be longer than a page             |
-  | `:names-absent?`                      | older kernels name a key that is not there as the one after the last |
-  | `:inner?`                             | holds maps: a spec needs `:inner-map`                                |
+  | `:names-absent?`                      | older kernels return a missing key after the last one                |
+  | `:inner?`                             | holds maps: a spec requires `:inner-map`                             |
   | `:not-inside`                        | cannot be the inner map of another                                   |
-  | `:freeze?` `:mmap`                    | whether it can be frozen; `:always` or the flag that lets it be mapped |
-  | `:extra` `:most-extra`                | what `:map-extra` is, and its largest number                         |"
+  | `:freeze?` `:mmap`                    | true if it can be frozen; `:always` or the flag with which it can be mapped |
+  | `:extra` `:most-extra`                | the meaning of `:map-extra`, and its largest number                  |"
   {:hash
    (merge hash-row
           {:number 1 :since "3.19" :lock? true
@@ -246,8 +247,8 @@
    (merge slots {:number 14 :since "4.14" :btf :none :added #{:rdonly-prog}
                  :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
                  :refers {:value {:in :program-field :out :program-field}}
-                 ;; The kernel takes every index for one that exists, though it may be empty: it
-                 ;; refuses to insert and replaces what is not there. What would lie is denied.
+                 ;; For the kernel every index exists, though it may be empty: an insert fails and a
+                 ;; replacement writes an empty slot. Both would mislead, so they are denied.
                  :instead of-slots})
 
    :sockmap
@@ -297,7 +298,7 @@
            :value-size nil :values {4 :u32, 8 [:struct [:ifindex :u32] [:program :u32]]}
            :refers {:value {:in :program-field :out :program-field}}
            :flags access :batch #{} :batch-since nil
-           ;; The kernel "replaces" what is not there too.
+           ;; The kernel "replaces" missing keys too.
            :ops (disj hash-ops :replace! :take! :drain!)
            :instead (select-keys of-slots [:replace! :take! :drain!])})
 
@@ -311,7 +312,7 @@
            :instead (merge (select-keys of-slots [:take! :drain!])
                            {:freeze! "its value is registered once, and cannot be changed"
                             :insert! "writing registers the value, once in the life of the map; put! it"
-                            :replace! "what is registered cannot be changed; delete! it, and put! the new value into a new map"})})
+                            :replace! "a registered value cannot be changed; delete! it, and put! the new value into a new map"})})
 
    :ringbuf
    (merge buffer
@@ -330,7 +331,7 @@
            :full #{} :extra "the number of hash functions, 0 for the kernel's choice"
            :most-extra 15
            :ops #{:push! :might-contain?}
-           :instead {:else "it only knows whether a value may be in it; use push! and might-contain?"}})
+           :instead {:else "it can only tell whether a value may be in it; use push! and might-contain?"}})
 
    :user-ringbuf
    (merge buffer
@@ -367,7 +368,9 @@
 ;; --- questions about rows
 
 (def flags
-  "Create flags by name: `:bit` is the position in `map_flags`, `:since` the first Linux release."
+  "Create flags by name.
+
+  `:bit` is the position in `map_flags`, `:since` the first Linux release."
   {:no-prealloc      {:bit 0 :since "4.6"}
    :no-common-lru    {:bit 1 :since "4.10"}
    :numa-node        {:bit 2 :since "4.14"}
@@ -390,9 +393,10 @@
    :rb-overwrite     {:bit 19 :since "6.19"}})
 
 (def element-flags
-  "Flags of element operations by name: `:value` is what the kernel takes, `:since` the first
-  Linux release, `:by` how bpfmap is asked for it. Since a queue has no keys, `:exist` stands for
-  something else there."
+  "Flags of element operations by name.
+
+  `:value` is the number in the kernel, `:since` the first Linux release, `:by` the function or
+  option that sets it. A queue has no keys, and `:exist` has another meaning there."
   {:any      {:value 0 :since "3.19" :by "put!, push!"}
    :noexist  {:value 1 :since "3.19" :by "insert!"}
    :exist    {:value 2 :since "3.19" :by "replace!, and push! with {:overwrite true}"}
@@ -412,8 +416,9 @@
 (declare ability at-least?)
 
 (defn since
-  "The first Linux release that has an operation on maps of a type, as far as the tables tell; nil
-  if it came with the type.
+  "Returns the first Linux release with an operation on maps of a type.
+
+  Returns nil if the operation came with the type.
 
       (since :stack-trace :drain!) ;=> \"6.18\"
       (since :hash :take!)         ;=> \"5.14\""
@@ -422,8 +427,7 @@
     (or (get-in types [type :ops-since op]) (commands op))))
 
 (defn since-text
-  "What an operation needs on maps of a type, if the release that runs is older: a hint. Nil if it
-  is not, or nothing is known of it.
+  "Returns a hint if an operation on maps of a type needs a newer release, or nil.
 
       (since-text :stack-trace :take! \"6.12.4\") ;=> \"it needs Linux 6.18, this is 6.12.4\""
   [type op release]
@@ -432,17 +436,18 @@
       (str "it needs Linux " needed ", this is " release))))
 
 (def operations
-  "Every operation on elements, by the name of its function; `:reduce` is any that reads all
-  entries."
+  "All operations on elements, by the names of their functions.
+
+  `:reduce` is any function that reads all entries."
   #{:lookup :put! :insert! :replace! :delete! :take! :next-key :reduce :drain! :push! :pop! :peek
     :might-contain?})
 
 (def reads
-  "The operations that a handle for writing only does not do."
+  "Operations that a write-only handle does not have."
   #{:lookup :take! :next-key :reduce :drain! :pop! :peek :might-contain?})
 
 (def writes
-  "The operations that a handle for reading only does not do."
+  "Operations that a read-only handle does not have."
   #{:put! :insert! :replace! :delete! :take! :drain! :push! :pop! :freeze!})
 
 (def ^:private number->type
@@ -452,7 +457,7 @@
   (into {} (map (fn [[flag row]] [(:bit row) flag])) flags))
 
 (defn type-name
-  "The name of a map type's number, or the number where it has none.
+  "Returns the name of a map type's number, or the number if it has none.
 
       (type-name 1)  ;=> :hash
       (type-name 99) ;=> 99"
@@ -460,14 +465,18 @@
   (number->type number number))
 
 (defn type-number
-  "The number of a map type's name; a number stays as it is, an unknown name gives nil.
+  "Returns the number of a map type's name; nil for an unknown name.
+
+  A number is returned unchanged.
 
       (type-number :hash) ;=> 1"
   [type]
   (if (keyword? type) (:number (types type)) type))
 
 (defn flag-set
-  "The set of names of the bits of a flag word; a bit without a name stays a number.
+  "Returns the names of the bits of a flag word, as a set.
+
+  A bit without a name is a number in the set.
 
       (flag-set 0x401)     ;=> #{:no-prealloc :mmapable}
       (flag-set (bit-shift-left 1 30)) ;=> #{1073741824}"
@@ -480,7 +489,7 @@
                (if (< bit 32) (conj set (bit->flag bit (bit-shift-left 1 bit))) set))))))
 
 (defn flag-word
-  "The flag word of a collection of names and numbers.
+  "Returns the flag word of a collection of names and numbers.
 
       (flag-word #{:no-prealloc :mmapable}) ;=> 1025"
   [flags-given]
@@ -488,8 +497,9 @@
              (completing bit-or) 0 flags-given))
 
 (defn has-flag?
-  "Whether a flag is among those given, by its name or as a bit. What is given need not be
-  well-formed.
+  "Returns true if a flag is among the given ones, by its name or as a bit.
+
+  The given flags may be malformed.
 
       (has-flag? #{:no-prealloc} :no-prealloc) ;=> true
       (has-flag? [1] :no-prealloc)             ;=> true"
@@ -500,8 +510,7 @@
                    flags-given))))
 
 (defn by-flag
-  "What a row says by flags: the value of the first flag that is among those given, else that of
-  nil.
+  "Returns the value of the first key that is a given flag, or the value of nil.
 
       (by-flag {:stack-build-id 32, nil 8} #{:stack-build-id}) ;=> 32"
   [values flags-given]
@@ -512,44 +521,44 @@
    :count-entries :reduce, :entries :reduce, :drain-into! :drain!})
 
 (defn ability
-  "The operation of [[operations]] that another one is made of.
+  "Returns the operation of [[operations]] that another operation is made of.
 
       (ability :put-all!) ;=> :put!"
   [op]
   (abilities op op))
 
 (def made-of-others
-  "The operations that are made of one of [[operations]]; see [[ability]]."
+  "Operations that are made of one of [[operations]]; see [[ability]]."
   (set (keys abilities)))
 
 (def ^:private keyed-instead
-  "What to do with a map that has keys instead of what one without them does."
+  "Alternatives on maps with keys for the operations of maps without keys."
   {:push! "it has keys; use put!"
    :pop! "it has keys; use take!"
    :peek "it has keys; use lookup"
    :might-contain? "it has keys; use has-key?"})
 
 (defn alternative
-  "What to do instead of an operation that a map of this type and value size lacks; nil when it
-  has it.
+  "Returns the alternative to an operation that a map lacks, or nil if it has it.
 
       (alternative :array :delete! 8) ;=> \"every index of an array always exists; …\""
   [type op value-size]
   (let [op (ability op)
         {:keys [ops instead reads-at freeze?] :as row} (types type)]
     (cond
-      ;; Which is not about elements
+      ;; It is not an operation on elements.
       (= :freeze! op) (when (and row (not freeze?))
                         (get instead op "maps of this type cannot be frozen"))
-      (nil? row) "bpfmap does not know how elements of this type lie in memory"
+      (nil? row) "bpfmap does not know the layout of elements of this type"
       (not (ops op)) (or (get instead op) (:else instead) (keyed-instead op))
       (and reads-at (not= reads-at value-size) (#{:lookup :reduce} op))
-      (str "the kernel tells the cookies of its sockets only where values have " reads-at
+      (str "the kernel returns the cookies of its sockets only if values have " reads-at
            " bytes"))))
 
 (defn refusals
-  "The operations that a handle of a map of this type and value size never does, opened for
-  `access`: op to [kind hint].
+  "Returns the operations that a handle does not have: op to [kind hint].
+
+  They depend on the map's type and value size, and on the access of the handle.
 
       (:freeze! (refusals :hash 8 :read-only)) ;=> [:read-only \"the map was opened read-only; …\"]"
   [type value-size access]
@@ -565,7 +574,7 @@
           (conj operations :freeze!))))
 
 (defn by-index?
-  "Whether the keys of a map type are indices from 0 up to its number of entries.
+  "Returns true if the keys of a map type are indices below its number of entries.
 
       (by-index? :array) ;=> true"
   [type]
@@ -573,8 +582,9 @@
     (boolean (or index? every-index))))
 
 (defn key-type
-  "The type of the keys of a map type that leaves no choice, by their size in bytes, 0 or nil
-  where that is not given; else nil.
+  "Returns the type of the keys if the map type determines it, or nil.
+
+  It may depend on their size in bytes, 0 or nil if it is not given.
 
       (key-type :array nil)         ;=> :u32
       (key-type :cgroup-storage 8)  ;=> :u64"
@@ -586,7 +596,7 @@
       keys (keys (or given (apply min (clojure.core/keys keys)))))))
 
 (defn most-keys
-  "How many keys a map of a type and size can have at most, as far as its size tells.
+  "Returns the largest number of keys of a map of a type and size.
 
       (most-keys :hash 10)        ;=> 10
       (most-keys :stack-trace 10) ;=> 16"
@@ -598,14 +608,16 @@
       :else n)))
 
 (defn value-multiple
-  "What the value size of a map type with these flags is a multiple of, in bytes.
+  "Returns the number that value sizes of a map type are multiples of.
+
+  It may depend on the flags.
 
       (value-multiple :stack-trace #{:stack-build-id}) ;=> 32"
   [type flags-given]
   (or (by-flag (:value-multiple (types type)) flags-given) 1))
 
 (defn stride
-  "Returns how far apart the values of two CPUs lie, and the elements of an array, in bytes.
+  "Returns the distance between the values of two CPUs or array elements, in bytes.
 
   Source: Documentation/bpf/map_array.rst.
 
@@ -614,7 +626,7 @@
   (bit-and (+ value-size 7) -8))
 
 (defn at-least?
-  "Whether a kernel release, as `uname -r` prints it, is the given version or newer.
+  "Returns true if a kernel release, as from `uname -r`, has at least a version.
 
       (at-least? \"6.18.44-arch1\" \"5.14\") ;=> true"
   [release version]
@@ -622,8 +634,9 @@
     (not (neg? (compare (numbers release) (numbers version))))))
 
 (defn charges-memlock?
-  "Returns true if a kernel release charges maps and programs to RLIMIT_MEMLOCK, as those before
-  5.11 do.
+  "Returns true if a kernel release charges maps and programs to RLIMIT_MEMLOCK.
+
+  These are the releases before 5.11.
 
       (charges-memlock? \"5.10.0-32-amd64\") ;=> true"
   [release]

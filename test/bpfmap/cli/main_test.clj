@@ -575,7 +575,7 @@
             (is (str/ends-with? line
                                 (str
                                  "(perf), perf-event-array, cannot be read: the kernel does not "
-                                 "tell what is in it; "
+                                 "return its values; "
                                      "--keys lists the indices in use"))))
           (finally (io/delete-file path)))))))
 

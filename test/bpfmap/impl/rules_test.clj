@@ -67,11 +67,11 @@
       :queue :lookup 8 "use push!, pop! and peek"
       :bloom-filter :pop! 8 "push! and might-contain?"
       :lpm-trie :take! 8 "lookup, then delete!"
-      :sockmap :lookup 4 "only where values have 8 bytes"
+      :sockmap :lookup 4 "only if values have 8 bytes"
       :ringbuf :put! 0 "share its memory"
       :struct-ops :insert! 256 "once in the life of the map"
       :struct-ops :replace! 256 "into a new map"
-      99 :lookup 8 "does not know how elements of this type lie")
+      99 :lookup 8 "does not know the layout of elements of this type")
     (is (nil? (rules/alternative :hash :delete! 8)))
     (is (nil? (rules/alternative :sockmap :lookup 8)))))
 
