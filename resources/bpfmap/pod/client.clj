@@ -1,37 +1,39 @@
-;; What a pod's client runs itself: macros, callbacks, and the readers of tags. The pod sends each form of this file as the
-;; code of a var of pod.bpfmap.core, where Babashka evaluates it; the pod itself does not.
+;; The code that runs in the client of a pod: macros, callbacks and tag readers. The pod sends each
+;; form of this file as the code of a var of pod.bpfmap.core, and Babashka evaluates it.
 
 (ns pod.bpfmap.core
   (:refer-clojure :exclude [with-open])
   (:require [babashka.pods]))
 
 (defn read-bytes
-  "What #bpfmap/bytes reads as: bytes without a type, as the tagged literal that goes in again."
+  "Reads #bpfmap/bytes: bytes without a type, as a tagged literal that the pod accepts again."
   [hex]
   (tagged-literal 'bpfmap/bytes hex))
 
 (defn read-map
-  "What #bpfmap/map reads as: the handle of an open map. Its :form has the map's :id, :type and :name."
+  "Reads #bpfmap/map: the handle of an open map.
+
+  Its :form has the map's :id, :type and :name."
   [form]
   (tagged-literal 'bpfmap/map form))
 
 (defn read-program
-  "What #bpfmap/program reads as: the handle of an open program."
+  "Reads #bpfmap/program: the handle of an open program."
   [form]
   (tagged-literal 'bpfmap/program form))
 
 (defn read-attachment
-  "What #bpfmap/attachment reads as: the handle of an attachment of a program."
+  "Reads #bpfmap/attachment: the handle of an attachment of a program."
   [form]
   (tagged-literal 'bpfmap/attachment form))
 
 (defn read-watch
-  "What #bpfmap/watch reads as: the handle of a watch of a map."
+  "Reads #bpfmap/watch: the handle of a watch of a map."
   [form]
   (tagged-literal 'bpfmap/watch form))
 
 (defn bpf-map?
-  "Returns whether x is the handle of a map, open or closed."
+  "Returns true if x is the handle of a map, open or closed."
   [x]
   (and (tagged-literal? x) (= 'bpfmap/map (:tag x))))
 
@@ -41,16 +43,16 @@
   (mapv #(Integer/parseInt % 16) (re-seq #"[0-9a-f]{2}" (:form bytes))))
 
 (defmacro with-open
-  "Evaluates body with each name bound to what its expression opens, and closes them all afterwards, the last one first.
+  "Evaluates body with names bound to open objects, and closes them in reverse order.
 
-  What an expression opens is anything that `close` takes: a map, a program, an attachment, a watch.
+  The objects are anything that `close` takes: maps, programs, attachments and watches.
 
       (with-open [m (create {:type :hash :key :u32 :value :u64 :max-entries 8})]
         (put! m 7 42)
         (lookup m 7)) ;=> 42"
   [bindings & body]
   (when-not (and (vector? bindings) (even? (count bindings)) (every? simple-symbol? (take-nth 2 bindings)))
-    (throw (ex-info "with-open takes a vector of names and expressions" {:bpfmap/error :invalid-value})))
+    (throw (ex-info "The bindings of with-open must be a vector of names and expressions" {:bpfmap/error :invalid-value})))
   (if-let [[name open & more] (seq bindings)]
     (list 'clojure.core/let [name open]
           (list 'try

@@ -61,7 +61,7 @@
 ;; --- usage errors
 
 (defn wrong-usage
-  "Throws a usage error, which ends with the command that prints the help of `command`."
+  "Throws a usage error that ends with the help command for `command`."
   [command & message]
   (let [message (str/join message)]
     (throw (error/error :usage (str message (if (str/ends-with? message "?") " See `" "; see `")
@@ -76,8 +76,9 @@
                (some->> (nearest/did-you-mean word names) (str ": "))))
 
 (defn in-words
-  "Returns a `:usage` error of `bpfmap.exec` with the words of the command line. Returns any other
-  error as it is."
+  "Returns a `:usage` error of `bpfmap.exec` in the words of the command line.
+
+  Returns any other error as it is."
   [e]
   (let [{:keys [command missing] :as about} (:bpfmap/usage (ex-data e))
         {:keys [args] :as row} (some-> command commands/command-named)
@@ -96,7 +97,9 @@
         (catch Exception worded worded)))))
 
 (defn find-command
-  "Returns the row of a command. Throws a usage error if there is no such command."
+  "Returns the row of a command.
+
+  Throws a usage error with the nearest names for an unknown command."
   [name]
   (or (commands/command-named name)
       (unknown nil "command" name (map :name commands/commands))))
@@ -146,9 +149,10 @@
 (def ^:private formats [:edn :json :csv])
 
 (defn request
-  "Parses the words of a command line: `{:command :options :format :verbose :version}`.
+  "Parses a command line into `{:command :options :format :verbose :version}`.
 
-  `:options` are the unchecked options of the command. `:format` is nil for output that people read.
+  `:options` are the unchecked options of the command. `:format` is nil for output that people
+  read.
 
       (request [\"show\" \"12\" \"--edn\"]) ;=> {:command {:name \"show\" …} :options {:ref \"12\"} :format :edn}"
   [words]

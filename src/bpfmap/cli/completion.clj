@@ -22,7 +22,7 @@
 (set! *warn-on-reflection* true)
 
 (defn- flag-words
-  "The long options of a command."
+  "Returns the long options of a command."
   [command]
   (for [[_ option] (concat (arguments/tool-options command) arguments/general-options)]
     (first (str/split option #" "))))
@@ -50,8 +50,10 @@
       (bpf/spec m))))
 
 (defn- field-lines
-  "The fields that a command takes for a map or file; of a key or value by themselves too, if that
-  means the same. None if there is no such map: who pressed TAB wants no error."
+  "Returns the fields that a command takes for a map or file.
+
+  Fields of a key or value are listed without their side too, if that is unambiguous. Returns nil
+  on any error, because TAB must not print one."
   [command source]
   (try
     (when-let [row-field (some-> (fields-of-map command) (apply [(spec-of source)]))]
@@ -70,8 +72,10 @@
   (some-> (fields-of (:name command)) :fields (->> (map first))))
 
 (defn- what-of
-  "What completes an option or argument of a command: `ref`, `file`, words after a `=`, `fields-`
-  of the map on the line with what they are for, or nothing that anybody knows."
+  "Returns what completes an option or argument of a command.
+
+  It is `ref`, `file`, words after a `=`, `fields-` with a kind for the fields of the map on the
+  line, or an empty string."
   [command k]
   (let [words #(if (seq %) (str "=" (str/join " " %)) "")
         names (field-names command)
@@ -95,13 +99,13 @@
   (map #(what-of command %) args))
 
 (defn- values
-  "Options of a command that take a map or a file."
+  "Returns the options of a command that take a map, a file or a word."
   [command]
   (for [k (:options command) :let [what (what-of command k)] :when (seq what)]
     [(str "--" (name k)) what]))
 
 (defn- taking
-  "Options that take a value."
+  "Returns the options that take a value."
   []
   (for [[k {:keys [takes]}] options :when takes] (str "--" (name k))))
 
@@ -109,13 +113,15 @@
   (str "'" (str/replace text "'" "'\\''") "'"))
 
 (def ^:private plain-names
-  "The command that lets through names a shell takes as they are. Others may hold `$(…)`, which
-  completion would run."
+  "The command that keeps only names without special characters.
+
+  Other names may contain `$(…)`, which completion would run."
   "env LC_ALL=C grep -E '^[A-Za-z0-9_.-]+$'")
 
 (def ^:private names-function
-  "A function of sh that puts the ids and names of maps into a variable, and keeps them for five
-  seconds. Not in a subshell."
+  "The shell function that sets a variable to the ids and names of maps.
+
+  It caches them for five seconds. It must not run in a subshell."
   (str "_bpfmap_look() {\n"
        "  local now; now=$(date +%s)\n"
        "  if [ -z \"${_bpfmap_at:-}\" ] || [ $((now - _bpfmap_at)) -gt 5 ]; then\n"
@@ -126,12 +132,14 @@
        "}\n"))
 
 (def ^:private plain-paths
-  "The command that lets through paths of fields that a shell takes as they are."
+  "The command that keeps only field paths without special characters."
   "env LC_ALL=C grep -E '^[A-Za-z0-9_./-]+$'")
 
 (defn- fields-functions
-  "Functions of sh: one that puts the fields of COMMAND and REF into a variable, and keeps them
-  for five seconds, and one that prints them as an option takes them."
+  "Returns shell functions for the fields of a command's rows.
+
+  One sets a variable to the fields of COMMAND and REF and caches them for five seconds, the other
+  prints them as an option takes them."
   [shell]
   (str "_bpfmap_look_into() {\n"
        "  local now; now=$(date +%s)\n"
@@ -352,8 +360,10 @@
   (str/split-lines (case shell :bash (bash) :zsh (zsh) :fish (fish))))
 
 (defn completion
-  "The completion script of a shell; or the fields that a command takes for a map, a line each,
-  which the scripts ask for.
+  "Returns the completion script of a shell.
+
+  With a command and a map, returns the fields that the command takes for this map, one per line.
+  The scripts call that.
 
       (completion {:shell :bash} {})"
   [{:keys [shell command listed]} _request]

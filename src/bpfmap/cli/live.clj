@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.cli.live
-  "Runs a command that goes on until a signal, and draws it."
+  "Runs a command until a signal ends it, and draws its state."
   (:import (java.lang ProcessHandle)
            (java.util List)
            (sun.misc Signal SignalHandler)))
@@ -9,20 +9,24 @@
 ;; --- signals
 
 (def numbers
-  "Signals by name to number: a process that one of them ended exits with 128 and the number."
+  "The numbers of signals by name.
+
+  A process that is ended by one of them exits with 128 plus the number."
   {"HUP" 1, "INT" 2, "TERM" 15})
 
 (defn- install
-  "Sets the handler of a signal; returns the former one, nil where the JVM leaves the signal to
-  the system (-Xrs)."
+  "Sets the handler of a signal and returns the previous one.
+
+  Returns nil if the JVM does not handle the signal (-Xrs)."
   [name handler]
   (try
     (Signal/handle (Signal. name) handler)
     (catch IllegalArgumentException _ nil)))
 
 (defn handling
-  "Calls f and returns what it returns; meanwhile each named signal calls its function, on another
-  thread.
+  "Calls f while handlers for signals are set, and returns its result.
+
+  Each signal calls its function on another thread.
 
       (handling {\"INT\" #(deliver stop \"INT\")} #(deref stop 1000 nil))"
   [handlers f]
@@ -37,9 +41,10 @@
           (install name handler))))))
 
 (defn stop-process
-  "Stops this process as Ctrl-Z does one that takes no notice; returns when it is continued.
+  "Stops this process as the default action of Ctrl-Z does.
 
-  Another process has to send the signal: the JVM raises none that it cannot handle."
+  Returns when the process is continued. Another process sends the signal, because the JVM cannot
+  raise a signal that it does not handle."
   []
   (let [^List command ["sh" "-c" (str "kill -STOP " (.pid (ProcessHandle/current)))]]
     (.waitFor (.start (.inheritIO (ProcessBuilder. command))))))
@@ -47,13 +52,14 @@
 ;; --- live screens
 
 (defn terminal?
-  "Whether both input and output are a user's terminal, as JLine wants them."
+  "Returns true if input and output are a terminal."
   []
   (boolean (some-> (System/console) .isTerminal)))
 
 (defn- on-screen
-  "Calls f with a function that draws the lines of a state; returns what f returns, and the height
-  of the screen if there was one."
+  "Calls f with a function that draws a state.
+
+  Returns the result of f and the height of the screen, nil if nothing was drawn."
   [f frame]
   (let [[open size draw suspended close] (map #(requiring-resolve (symbol "bpfmap.cli.screen" %))
                                               ["open" "size" "draw" "suspended" "close"])
@@ -70,9 +76,9 @@
 (defn run
   "Calls `(f stop show)` and returns `{:result :signal :height}`.
 
-  `stop` is a promise, delivered when a signal asks for the end; `show` draws a state, as lines
-  that `(frame state {:width :height})` makes of it, and is nil unless `drawn?`. `:signal` is the
-  name of the signal, `:height` that of the screen, where there was one.
+  `stop` is a promise that a signal delivers. `show` draws a state: the lines of `(frame state
+  {:width :height})`. It is nil unless `drawn?`. `:signal` is the name of the signal, `:height`
+  the height of the screen, or nil.
 
       (run (fn [stop show] (deref stop 1000 nil)) nil false) ;=> {:result nil, :signal nil, :height nil}"
   [f frame drawn?]
@@ -87,7 +93,7 @@
          {:result result :signal (deref stop 0 nil) :height height})))))
 
 (defn exit-code
-  "The exit code of what a signal ended, or nothing did.
+  "Returns the exit code for the name of a signal, or for nil.
 
       (exit-code \"INT\") ;=> 130"
   [signal]

@@ -100,7 +100,7 @@
   500)
 
 (defn watch
-  "Shows the changes of a map until `:seconds` are over, the map is freed, or Ctrl-C."
+  "Shows the changes of a map until `:seconds`, its end, or Ctrl-C."
   [{:keys [limit] :as options} {:keys [format]}]
   (let [drawn? (and (nil? format) (live/terminal?))
         options (cond-> options
@@ -183,8 +183,9 @@
      :exit (live/exit-code signal)}))
 
 (defn demo
-  "Counts the system calls of the host for `:seconds`, or until Ctrl-C. On a terminal, shows them
-  live.
+  "Counts the system calls of the host for `:seconds`, or until Ctrl-C.
+
+  On a terminal, shows them live.
 
       (:value (demo {:seconds 1.0} {:format :edn}))
       ;=> {:map {:id 12, …}, :seconds 1.0, :total 4711, :calls [{:number 0, :name \"read\", :count 1200, …} …]}"

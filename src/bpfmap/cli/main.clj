@@ -78,9 +78,9 @@
       (throw (arguments/in-words e)))))
 
 (defn run
-  "Runs a command line, given as words, with *out* and *err*. Returns the exit code.
+  "Runs a command line, given as words, and returns the exit code.
 
-  Throws IOException if the output cannot be written.
+  Prints to *out* and *err*. Throws IOException if the output cannot be written.
 
       (run [\"list\" \"--edn\"]) ;=> 0"
   [words]
@@ -106,8 +106,10 @@
         exit))))
 
 (defn -main
-  "Runs a command line and exits: 0 success, 1 failure, 2 wrong usage. Arguments are bytes and output
-  is UTF-8, in every locale."
+  "Runs a command line and exits with its exit code.
+
+  Exit codes: 0 success, 1 failure, 2 wrong usage. Arguments are bytes and output is UTF-8, in
+  every locale."
   [& words]
   ;; System/err has the encoding of the locale.
   (alter-var-root #'*err*

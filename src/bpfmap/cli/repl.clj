@@ -62,8 +62,10 @@
         (.parse words line cursor context)))))
 
 (defn completions
-  "Returns the completions of a word in a namespace: the vars of an alias after its slash, otherwise
-  all mapped names and aliases.
+  "Returns the completions of a word in a namespace.
+
+  After the slash of an alias these are the vars of its namespace, otherwise all mapped names and
+  aliases.
 
       (completions \"bpf/pu\" 'user) ;=> (\"bpf/push!\" \"bpf/put!\" \"bpf/put-all!\")"
   [word ns]

@@ -1,8 +1,7 @@
 (ns ^:no-doc bpfmap.cli.screen
-  "A terminal's screen that a command redraws in place, with JLine; what was on it comes back
-  afterwards.
+  "Draws on a terminal's alternate screen, with JLine. The previous screen comes back afterwards.
 
-  The only namespace that needs JLine; it is loaded when a screen is opened."
+  This is the only namespace that requires JLine. It is loaded when a screen is opened."
   (:require [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
   (:import (java.io Closeable)
@@ -13,7 +12,7 @@
 (set! *warn-on-reflection* true)
 
 (defn size
-  "How many characters fit on the terminal's screen now: `{:width columns :height lines}`."
+  "Returns the size of the terminal's screen: `{:width columns :height lines}`."
   [{:keys [^Terminal terminal]}]
   ;; A serial line or a test's terminal may not know its size and says 0.
   (let [or-usual (fn [n usual] (if (pos? (long n)) n usual))]
@@ -38,9 +37,10 @@
   (.setAttributes terminal original))
 
 (defn open
-  "Opens the terminal's screen for drawing: another than the one with the shell, without a cursor,
-  and what is typed does not show. Returns nil where the terminal cannot be drawn on. Closing
-  gives all back."
+  "Opens the terminal's alternate screen for drawing.
+
+  Hides the cursor and does not echo input. Returns nil if the terminal cannot draw. [[close]]
+  restores the terminal."
   []
   (when-let [^Terminal terminal
              (try
@@ -67,7 +67,7 @@
         screen))))
 
 (defn close
-  "Gives the terminal back as it was."
+  "Restores the terminal."
   [{:keys [lock] :as screen}]
   (locking lock
     (leave screen)
@@ -87,8 +87,9 @@
     (when style (put terminal InfoCmp$Capability/exit_attribute_mode))))
 
 (defn draw
-  "Draws lines from the top of the screen, each cut to its width, in one write. A line is a text,
-  or `{:style :text}` where the style is `:bold`."
+  "Draws lines from the top of the screen in one write.
+
+  Cuts each line to the width. A line is a text, or `{:style :bold :text …}`."
   [{:keys [^Terminal terminal lock] :as screen} lines]
   (locking lock
     (let [{:keys [width height]} (size screen)]
@@ -102,7 +103,7 @@
       (.flush terminal))))
 
 (defn suspended
-  "Calls f, which stops the process, with the terminal given back meanwhile."
+  "Calls f, which stops the process, with the terminal restored."
   [{:keys [lock] :as screen} f]
   (locking lock
     (leave screen)

@@ -1,6 +1,5 @@
 (ns ^:no-doc bpfmap.cli.terminal
-  "Whether there is a terminal, how large it is, and what is asked and shown there while a command
-  runs."
+  "Detects the terminal, asks questions on it, and shows progress while a command runs."
   (:require [bpfmap.exec.progress :as progress]
             [bpfmap.impl.escape :as escape]
             [bpfmap.impl.kernel.call :as call])
@@ -11,15 +10,16 @@
 (def ^:private numbers {:in 0 :out 1 :err 2})
 
 (defn terminal?
-  "Whether standard :in, :out or :err is a terminal.
+  "Returns true if standard :in, :out or :err is a terminal.
 
       (terminal? :out) ;=> false"
   [stream]
   (some? (call/terminal-size (numbers stream))))
 
 (defn width
-  "How many columns the terminal on standard output has; nil where there is none, 80 where it does
-  not know."
+  "Returns the width of the terminal on standard output, or nil without one.
+
+  Returns 80 if the terminal does not report its width."
   []
   (when-let [{:keys [width]} (call/terminal-size (numbers :out))]
     (if (pos? (long width)) width 80)))
@@ -27,7 +27,7 @@
 ;; --- asking
 
 (defn ask
-  "Asks a question on the terminal; whether the answer is yes."
+  "Asks a question on the terminal and returns true for yes."
   [question]
   (binding [*out* *err*]
     (print (str (escape/escape question) " [y/N] "))
@@ -41,7 +41,7 @@
 (def ^:private frame-millis 250)
 
 (defn- show-progress
-  "Shows how far it has come, over and over, until `done` is delivered; then wipes it away."
+  "Shows the progress repeatedly until `done` is delivered, then erases it."
   [what state done]
   (let [begun (System/nanoTime)
         clear "\r\u001b[K"]
@@ -60,7 +60,9 @@
         (flush)))))
 
 (defn with-progress
-  "Calls f; on a terminal, once a second is over, says on standard error how far it has come."
+  "Calls f and shows its progress on standard error.
+
+  Only on a terminal, and only after one second."
   [what f]
   (if-not (terminal? :err)
     (f)

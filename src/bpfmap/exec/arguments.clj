@@ -25,7 +25,7 @@
 ;; --- from text to data
 
 (defn- text
-  "What was given as text, where it is text or a name."
+  "Returns the text of a string, symbol or keyword; nil for anything else."
   [x]
   (cond
     (string? x) x
@@ -33,16 +33,16 @@
     (keyword? x) (subs (str x) 1)))
 
 (defn with-keywords
-  "A form in which symbols do for keywords, as a shell gives them. What is no plain collection,
-  such as an open map, stays.
+  "Returns a form with its symbols replaced by keywords.
+
+  A shell passes symbols. Objects such as an open map stay as they are.
 
       (with-keywords '{src 1}) ;=> {:src 1}"
   [form]
   (walk/postwalk #(if (symbol? %) (keyword %) %) form))
 
 (defn- edn-of
-  "The one form that a text is, where symbols do for keywords, as in `{src 1}`; not-edn for a text
-  that is none."
+  "Returns the one EDN form of a text, with keywords for symbols; not-edn if there is none."
   [text not-edn]
   (try
     (with-keywords (edn/read-text text))
@@ -54,8 +54,9 @@
     (when (number? x) x)))
 
 (defn- read-path
-  "A path as the user means it, as text that `bpfmap.core/open` takes. A relative one is meant
-  from the system property bpfmap.directory, if that is set."
+  "Returns a path as text for `bpfmap.core/open`.
+
+  A relative path is resolved against the system property bpfmap.directory, if it is set."
   [x]
   (let [path (or (text x) (when (or (instance? File x) (instance? Path x)) (str x)))]
     (when-not (str/blank? path)
@@ -65,9 +66,10 @@
           (paths/child directory path))))))
 
 (defn ref-of
-  "Returns what names a map, as `bpfmap.core/open` takes it: digits are an id, a text with a slash
-  is a path, any other a name. A row of `list` is the map that it is about; an open map, and what
-  `bpfmap.core/open` takes, is what it is.
+  "Returns the reference to a map that `bpfmap.core/open` takes.
+
+  Digits are an id, a text with a slash is a path, any other text a name. A row of `list` refers
+  to its map. Open maps and references stay as they are.
 
       (ref-of \"12\") ;=> {:id 12}"
   [x]
@@ -80,30 +82,31 @@
     (if (and (map? x) (:id x)) {:id (:id x)} x)))
 
 (defn- read-source
-  "What names a map, or the file of a saved one, whose name ends in .edn: the kernel takes no dot
-  in the name of a pin."
+  "Returns the reference to a map, or the file of a saved map.
+
+  The name of a file ends in .edn. Pins cannot have such a name: the kernel allows no dots."
   [x]
   (if (some-> (text x) (str/ends-with? ".edn"))
     (some->> (read-path x) (hash-map :file))
     (ref-of x)))
 
 (defn- type-problem
-  "What is wrong with a type; nil for a good one. The path of what is wrong as a whole is empty,
-  and left out."
+  "Returns the problem of a type, or nil."
   [type]
   (some-> ((requiring-resolve 'bpfmap.type/problem) type)
           (str/replace #"^\[\]: " "")))
 
 (defn- read-type
-  "A type: EDN, where a symbol does for a keyword. Text that is no EDN stays text, which is no
-  type."
+  "Returns a type, from EDN with symbols for keywords.
+
+  Text that is not EDN stays text, which is not a type."
   [x]
   (if (or (string? x) (symbol? x))
     (edn-of (str x) (str x))
     (with-keywords x)))
 
 (defn- parts
-  "Returns what stands between the commas of a text, of which those in double quotes do not count."
+  "Splits a text at its commas, except in double quotes."
   [text]
   (str/split text #",(?=(?:[^\"]*\"[^\"]*\")*[^\"]*$)" -1))
 
@@ -113,14 +116,16 @@
       (mapv (comp keyword text) names))))
 
 (defn- read-flags
-  "Flags by name, also as the kernel spells them; numbers of flags that have no name stay."
+  "Returns flags by name, also in the kernel's spelling.
+
+  Numbers of flags without a name stay."
   [x]
   (when-let [names (read-names (if (coll? x) (map #(if (int? %) (str %) %) x) x))]
     (mapv #(or (parse-long (name %))
                (keyword ((requiring-resolve 'bpfmap.exec.fields/kernel-name) (name %)))) names)))
 
 (defn- read-columns
-  "Columns as paths."
+  "Returns columns as paths."
   [x]
   (let [columns (if-let [text (text x)] (parts text) (when (coll? x) x))
         paths (map (requiring-resolve 'bpfmap.exec.query/path-of) columns)]
@@ -128,7 +133,7 @@
       (vec paths))))
 
 (defn- read-map-type
-  "A map type by name, also as the kernel spells it, or by number."
+  "Returns a map type by name, also in the kernel's spelling, or its number."
   [x]
   (let [x (if (string? x) (edn-of x nil) x)]
     (cond
@@ -136,9 +141,11 @@
       (ident? x) (keyword ((requiring-resolve 'bpfmap.exec.fields/kernel-name) (name x))))))
 
 (def kinds
-  "The kinds of options. `:read` converts a value to data, and returns nil or throws for an invalid
-  one. `:expects` is the constraint. `:problem` returns the hint for an invalid value, or nil. `:as`
-  is the kind's name in babashka.cli."
+  "The kinds of options.
+
+  `:read` converts a value to data, and returns nil or throws for an invalid one. `:expects` is
+  the constraint. `:problem` returns the hint for an invalid value, or nil. `:as` is the kind's
+  name in babashka.cli."
   {:flag {:read #(let [x (if (string? %) (edn-of % nil) %)] (when (boolean? x) x))
           :expects "must be true or false" :as :boolean}
    :edn {:read #(if-let [text (text %)] (edn-of text nil) %) :expects "must be one EDN form" :as :edn}
@@ -179,7 +186,9 @@
   (error/error :usage message {:bpfmap/usage about}))
 
 (defn statement
-  "Returns the sentence about an invalid option. `word` converts the keyword of an option to text.
+  "Returns the sentence about an invalid option.
+
+  `word` converts the keyword of an option to text.
 
       (statement str {:option :limit :given \"x\" :problem \"must be a positive integer\"})
       ;=> \":limit must be a positive integer, got \\\"x\\\"\""
@@ -242,7 +251,9 @@
   (concat (remove (set optional) args) needs))
 
 (defn checked
-  "Checks the options of a command and returns them as data, with the defaults. Ignores nil values.
+  "Returns the options of a command as checked data, with the defaults.
+
+  Nil values count as missing.
 
       (checked dump {:ref \"12\" :limit \"5\"}) ;=> {:ref {:id 12} :limit 5}"
   [{:keys [name args defaults] :as command} given]
@@ -265,8 +276,9 @@
       {:given given})))
 
 (defn- printable
-  "Returns an option as it is printed: an open map as what it is, conditions and columns as they
-  were given."
+  "Returns the value of an option for printing.
+
+  An open map is printed as its identity, conditions and columns as they were given."
   [options-given k x]
   (cond
     (contains? #{:where :column :columns :field} (:kind (options k))) (get options-given k x)
@@ -278,15 +290,17 @@
     :else x))
 
 (defn- to-print
-  "Returns the options of a command as they are printed, in its order."
+  "Returns the options of a command for printing, in its order."
   [{:keys [args] :as command} checked]
   (into (array-map)
         (for [k (concat args (:options command)) :when (contains? checked k)]
           [k (printable (:given (meta checked)) k (checked k))])))
 
 (defn- streamed
-  "Returns a result as it is given to the caller: rows to reduce, if it is reduced or `:stream`
-  asks for it, which print as the command and its options."
+  "Returns a result for the caller.
+
+  If it reduces, or with `:stream`, this is a reducible that prints as the command and its
+  options."
   [{:keys [name] :as command} {:keys [stream] :as options} result]
   (cond
     (and stream (coll? result))
@@ -298,7 +312,7 @@
     :else result))
 
 (defn perform
-  "Does what a command is for with options that were checked, and returns data."
+  "Runs a command with checked options and returns its result."
   [command options]
   (try
     (streamed command options ((requiring-resolve (:fn command)) options))
@@ -309,16 +323,16 @@
                e)))))
 
 (def formats
-  "How `:print` prints what a command returned."
+  "The formats of `:print`."
   [:table :edn :json :csv])
 
 (def ^:private libraries
-  "What an output needs on the class path: its library, and a namespace of it."
+  "The library that a format requires, and one of its namespaces."
   {:json '[org.clojure/data.json clojure.data.json]
    :csv '[org.clojure/data.csv clojure.data.csv]})
 
 (defn- check-library
-  "Throws `:usage` if the library that an output needs is not there, with where to get it."
+  "Throws `:usage` if the library of a format is not on the class path."
   [format]
   (when-let [[library ns-name] (libraries format)]
     (try
@@ -332,7 +346,9 @@
                             e))))))
 
 (defn- print-as
-  "Prints what a command returned as the command line does, which is loaded for it; returns it."
+  "Prints a result as the command line does and returns it.
+
+  Loads the printing code on demand."
   [{:keys [rows? view]} options format value]
   (check-library format)
   (when (and (= :csv format) (not rows?))
@@ -346,15 +362,19 @@
   value)
 
 (defn over
-  "Options given over those that stand for them; what are no options stays as it is, to be refused.
+  "Merges options over defaults.
+
+  Options that are not a map stay as they are, for [[checked]] to reject.
 
       (over {:print :table} {:limit 5}) ;=> {:print :table :limit 5}"
   [defaults given]
   (if (or (nil? given) (map? given)) (merge defaults given) given))
 
 (defn call
-  "Does what a command is for, and returns data; with `:print` prints it too, as one of
-  [[formats]]. Throws `:usage` for bad options before anything else.
+  "Runs a command and returns its result.
+
+  With `:print`, prints it too, in one of the [[formats]]. Throws `:usage` for invalid options
+  before anything else.
 
       (call (commands/command-named \"show\") {:ref \"counts\"}) ;=> {:id 12, :type :hash, …}"
   [command given]

@@ -51,12 +51,12 @@
 (set! *warn-on-reflection* true)
 
 (defn- java-path
-  "The path of a file that a user gave, for Java; it is the same in every locale."
+  "Returns the Java path of a user's file, the same in every locale."
   ^Path [file]
   (paths/->java (call/path-text file :save)))
 
 (defn- file-error
-  "An IOException as an error as data, with what was to be done."
+  "Returns an IOException as an `:io` error."
   [^IOException e op file what]
   (let [reason (condp instance? e
                  ClosedByInterruptException "the thread was interrupted"
@@ -70,7 +70,9 @@
 ;; --- writing
 
 (defn- sync-directory
-  "Has a directory's names on the disk. Some file systems cannot, and need not."
+  "Syncs a directory to the disk.
+
+  Ignores file systems that cannot do that."
   [^Path directory]
   (try
     (with-open [channel (FileChannel/open directory
@@ -80,8 +82,9 @@
     (catch IOException _ nil)))
 
 (defn- private-file
-  "Attributes of a file that its owner alone may read: what is in a map may be nobody else's
-  business."
+  "Returns the attributes of a file that only its owner may read.
+
+  The contents of a map can be confidential."
   []
   (into-array FileAttribute
               [(PosixFilePermissions/asFileAttribute
@@ -94,16 +97,18 @@
 (def ^:private not-followed (into-array [LinkOption/NOFOLLOW_LINKS]))
 
 (defn- own-file?
-  "Whether a path is a plain file of this user: in a folder such as /tmp nobody else can exchange
-  it then."
+  "Returns true if a path is a regular file of this user.
+
+  Other users cannot replace such a file in a directory such as /tmp."
   [^Path file]
   (and (Files/isRegularFile file not-followed)
        (= (Files/getAttribute file "unix:uid" not-followed)
           (Files/getAttribute (paths/->java "/proc/self") "unix:uid" (make-array LinkOption 0)))))
 
 (defn- older-than-this-process?
-  "Whether a file was last written before this process began: then an earlier one of the same id
-  wrote it."
+  "Returns true if a file was last written before this process began.
+
+  An earlier process with the same id wrote it."
   [^Path file]
   (let [began (.orElse (.startInstant (.info (ProcessHandle/current))) nil)]
     (and began
@@ -116,7 +121,9 @@
 (def ^:private parts-made (AtomicLong.))
 
 (def ^:private parts-open
-  "The files that this process is writing, which it removes when a signal ends it meanwhile."
+  "The files that this process is writing.
+
+  They are removed if a signal ends the process."
   (delay
     (let [files (ConcurrentHashMap/newKeySet)
           remove-all (fn []
@@ -128,21 +135,25 @@
       files)))
 
 (defn- writer-name
-  "Returns a name for one call that writes a file, which no other call has: several threads may
-  write one file."
+  "Returns a unique name for one call that writes a file.
+
+  Several threads can write the same file."
   []
   (str (.pid (ProcessHandle/current)) "-" (.incrementAndGet ^AtomicLong parts-made)))
 
 (defn- let-go?
-  "Whether the process that wrote a file beside its place is gone: its lock of the file is free. A
-  process of another container has an id that says nothing here."
+  "Returns true if the lock of a file is free: its writer has ended.
+
+  The id of a process in another container means nothing here."
   [^Path part]
   (with-open [channel (FileChannel/open part #{StandardOpenOption/WRITE LinkOption/NOFOLLOW_LINKS}
                                         no-attributes)]
     (some? (.tryLock channel))))
 
 (defn- remove-parts
-  "Removes what processes that were killed have left beside a place. What cannot be removed stays."
+  "Removes the files that killed processes left next to a file.
+
+  Ignores files that cannot be removed."
   [^Path directory file-name]
   (try
     (with-open [files (Files/newDirectoryStream directory ^String (part-name "*" "*"))]
@@ -165,11 +176,12 @@
     (catch DirectoryIteratorException _ nil)))
 
 (defn write-whole
-  "Calls f with a writer, and puts what it wrote into a file, in place of what was there, when all
-  of it is on the disk. What f throws leaves the file as it was. A process that is killed leaves
-  the file as it was too, and may leave what it had written beside it, under a name such as
-  `.flows.edn.4711-1.part`; the next one to write the file removes that. Of several threads that
-  write one file at once, the last one to end wins. Throws `:io`.
+  "Calls f with a writer, and replaces a file in one step by what f wrote.
+
+  The file changes when all data is on the disk. If f throws, or the process is killed, the file
+  stays as it was. A killed process can leave a file such as `.flows.edn.4711-1.part`; the next
+  call that writes the same file removes it. If several threads write the same file, the last one
+  wins. Throws `:io`.
 
       (write-whole \"/tmp/flows.edn\" (fn [writer] (.write writer \"{}\")))"
   [file f]
@@ -219,12 +231,12 @@
 ;; --- what can be restored
 
 (def ^:private not-restored
-  "Why what the kernel tells of a value does not go in again, by what comes out."
+  "The reasons why values cannot be restored, by the kind of value that the kernel returns."
   {:socket-cookie "the kernel returns only the cookies of sockets, by which no socket can be found"
    :functions "restoring its value would register it with the kernel"})
 
 (defn- why-unsavable
-  "Why the contents of a map could not be restored, in words; nil if they can."
+  "Returns the reason why the contents of a map cannot be restored, or nil."
   [m]
   (let [{:keys [type value-size]} (bpf/spec m)
         {:keys [ops refers]} (element/row-of m)]
@@ -247,8 +259,9 @@
     (throw (unsavable m why))))
 
 (defn- spec-to-save
-  "The spec of a map as it is saved. Throws `:not-supported` if it holds functions, which no file
-  can have."
+  "Returns the spec of a map for a file.
+
+  Throws `:not-supported` if it contains functions."
   [m]
   (let [spec (cond-> (bpf/spec m) (:frozen (bpf/info m)) (assoc :freeze true))]
     (when (some fn? (tree-seq coll? seq spec))
@@ -259,12 +272,14 @@
 ;; --- maps of maps
 
 (defn- inner-ids
-  "The ids of the maps in a map of maps, each once."
+  "Returns the ids of the maps in a map of maps, each once."
   [m]
   (into [] (comp (map (comp :map-id val)) (distinct)) m))
 
 (defn- open-inner
-  "Opens a map that a map of maps has. Throws `:not-found` for one that is gone meanwhile."
+  "Opens an inner map.
+
+  Throws `:not-found` if the map was freed."
   ^java.io.Closeable [id]
   (let [m (bpf/open {:id id} {:access :read-only})]
     (try
@@ -275,8 +290,9 @@
         (throw e)))))
 
 (defn- with-template
-  "The spec of a map of maps with the spec of what it holds, which the kernel tells only by a map
-  that is in it."
+  "Returns the spec of a map of maps with the spec of its inner maps.
+
+  The kernel reports that spec only through a map that is in it."
   [spec m ids]
   (cond
     (:inner-map spec) spec
@@ -288,7 +304,7 @@
 ;; --- writing a map
 
 (defn- write-entries
-  "Writes entries as the lines of a vector; returns how many."
+  "Writes entries as the lines of a vector and returns their number."
   [writer entries]
   (let [written (volatile! 0)]
     (write-line writer "[")
@@ -312,7 +328,7 @@
   (.write writer "}"))
 
 (defn- write-map
-  "Writes a map as the EDN of a file; returns the number of its entries."
+  "Writes a map as EDN and returns the number of its entries."
   [^BufferedWriter writer m]
   (let [spec (spec-to-save m)
         ids (when (:inner? (element/row-of m)) (inner-ids m))
@@ -329,10 +345,10 @@
       written)))
 
 (defn save
-  "Writes a map's spec and contents to a file; of a map of maps, also those of the maps in it.
+  "Writes the spec and entries of a map to a file.
 
-  Throws `:not-supported` for a map whose contents could not be restored: the kernel does not tell
-  them, or nobody but a program can write them.
+  The inner maps of a map of maps are saved too. Throws `:not-supported` for a map whose contents
+  cannot be restored.
 
       (save {:ref {:name \"flows\"} :file \"/root/flows.edn\"}) ;=> {:file \"/root/flows.edn\", :map {…}, :entries 20}"
   [{:keys [file] :as options}]
@@ -350,9 +366,9 @@
        (every? #(and (vector? %) (= 2 (count %))) (:entries x))))
 
 (defn- refuse-special
-  "Throws `:io` for a file that has no end of its own: a directory, a device, or a FIFO, which
-  would be waited for. Pipes that the process was given, such as /dev/stdin and those of `<(…)`,
-  are read."
+  "Throws `:io` for a directory, a device, a socket or a FIFO.
+
+  Pipes that the process inherited, such as /dev/stdin or a pipe of `<(…)`, are allowed."
   [file]
   (let [path (java-path file)
         follow (make-array LinkOption 0)
@@ -371,8 +387,9 @@
                           {:bpfmap/op :restore :bpfmap/file file :bpfmap/hint hint})))))
 
 (defn- no-longer-than
-  "A reader of at most `most` bytes of a file, so that one which grows meanwhile has an end.
-  Throws an IOException beyond."
+  "Returns a reader of at most `most` bytes of a file.
+
+  Throws IOException if the file grew."
   ^Reader [^Reader below ^long most]
   (let [left (volatile! most)]
     (proxy [FilterReader] [below]
@@ -386,7 +403,7 @@
            n))))))
 
 (defn- file-reader
-  "A reader of a file's EDN."
+  "Returns a reader of a file's EDN."
   ^PushbackReader [file]
   (refuse-special file)
   (let [path (java-path file)
@@ -395,8 +412,10 @@
     (edn/bounded-reader (if regular? (no-longer-than reader (Files/size path)) reader))))
 
 (defn read-file
-  "What was saved in a file: `{:spec :entries …}`, with `:inner` of a map of maps. Throws `:io`
-  for one that cannot be read, and `:not-saved` for any other.
+  "Returns the contents of a saved file: `{:spec :entries …}`.
+
+  A map of maps has `:inner` too. Throws `:io` if the file cannot be read, and `:not-saved` if it
+  is not a saved map.
 
       (:spec (read-file \"/root/flows.edn\")) ;=> {:name \"flows\", :type :lru-hash, …}"
   [file]
@@ -441,8 +460,10 @@
 ;; --- restoring
 
 (defn in-bytes
-  "Returns the entries of a file as bytes, in order; of a per-CPU map there are as many CPUs as
-  its first value has. Throws `:invalid-value` for an entry that does not fit the completed spec.
+  "Returns the entries of a file as bytes, in order.
+
+  Values of a per-CPU map have as many CPUs as the first value. Throws `:invalid-value` for an
+  entry that does not fit the completed spec.
 
       (in-bytes spec [[7 42]]) ;=> [[#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"]]"
   [{:keys [type] :as spec} entries]
@@ -453,7 +474,7 @@
           entries)))
 
 (defn- check-cpus
-  "Throws `:incompatible` for values of other CPUs than this host has."
+  "Throws `:incompatible` if the values have a different number of CPUs than the map."
   [m entries]
   (when-let [cpus (element/cpus-of m)]
     (when-let [other (some (fn [[_ v]] (when-not (= (count cpus) (when (vector? v) (count v))) v))
@@ -466,8 +487,10 @@
                                              (count cpus) " possible CPUs")})))))
 
 (defn- against
-  "Holds what is in a map against entries that were saved, as bytes: `{:same #{keys} :changed n
-  :missing n :strangers [keys]}`. Values do not count unless `values?`."
+  "Compares the entries of a map with saved entries, as bytes.
+
+  Returns `{:same #{keys} :changed n :missing n :strangers [keys]}`. Values count only if
+  `values?`."
   [m ^Map saved values?]
   (let [same (HashSet.)
         strangers (ArrayList.)
@@ -483,8 +506,10 @@
      :strangers strangers}))
 
 (defn- put-inner
-  "Makes the maps that entries of a map of maps had, and puts them; some hundred at a time, since
-  each takes a descriptor. A map that has several entries is made once."
+  "Creates the inner maps of saved entries and puts them.
+
+  Some hundred at a time, because each takes a descriptor. A map with several entries is created
+  once."
   [m entries inner]
   (doseq [ids (partition-all 256 (distinct (map (comp :map-id second) entries)))]
     (let [made (volatile! {})]
@@ -496,7 +521,7 @@
         (finally (run! bpf/close (vals @made)))))))
 
 (defn- check-inner
-  "Throws `:not-saved` for an entry whose map the file does not have."
+  "Throws `:not-saved` for an entry whose map is not in the file."
   [file entries inner]
   (doseq [[k v] entries :when (not (contains? inner (:map-id v)))]
     (throw (error/error :not-saved (str file " is not a saved map")
@@ -505,7 +530,7 @@
                                            ", which :inner does not have")}))))
 
 (defn- write-entries-into
-  "Writes entries into a map, given as they were saved and as bytes."
+  "Writes entries into a map, given as data and as bytes."
   [m entries in-bytes {:keys [inner]}]
   (cond
     inner (put-inner m entries inner)
@@ -515,15 +540,16 @@
             (bpf/put-all! twin in-bytes))))
 
 (defn- outcome
-  "What became of a restore: what the map has afterwards, and what was done."
+  "Returns the result of a restore: the entries of the map now, and the actions taken."
   [m saved values? skipped deleted]
   (let [{:keys [same changed missing]} (against m saved values?)]
     {:map (select-keys (bpf/info m) [:id :name :type])
      :entries (count same) :changed changed :missing missing :skipped skipped :deleted deleted}))
 
 (defn- into-existing
-  "Puts what was saved into a map that is there, but for entries that are there already; with
-  `:exact` deletes before that what was not saved."
+  "Writes saved entries into an existing map, except those that it has already.
+
+  With `:exact`, deletes entries that were not saved first."
   [{:keys [into exact file] :as options} {:keys [spec entries inner] :as saved}]
   (with-open [m (element/open (assoc options :ref into) :read-write)]
     (when-let [difference (not-empty (select-keys (bpf/spec-diff m (completed spec))
@@ -553,7 +579,9 @@
         (outcome m by-key (nil? inner) (count same) deleted)))))
 
 (defn- made
-  "A new map as it was saved, open. A map of maps is filled, and frozen, when it is there."
+  "Returns a new, open map made from a file.
+
+  A map of maps is filled and frozen after its creation."
   ^java.io.Closeable [file {:keys [spec entries inner]}]
   (if-not inner
     (bpf/create (assoc (dissoc spec :pinning) :contents entries))
@@ -569,12 +597,14 @@
             (throw e)))))))
 
 (defn restore
-  "Makes a map as it was saved and pins it at `:pin`, or writes what was saved `:into` a map that
-  is there. Entries that are there already are skipped.
+  "Restores a map from a file.
 
-  Returns what the map has afterwards: `:entries`, how many of those saved; `:missing`, how many
-  it has not, since it evicts some when it is full or others deleted them; `:changed`, how many
-  have another value by then. `:skipped` were there before, and `:deleted` were not in the file.
+  With `:pin`, creates the map and pins it. With `:into`, writes the entries into an existing map.
+  Skips entries that exist already.
+
+  The result describes the map afterwards. `:entries` is the number of saved entries in it,
+  `:missing` of those that it evicted or others deleted, `:changed` of those with a different
+  value. `:skipped` entries existed before, `:deleted` ones were not in the file.
 
       (restore {:file \"/root/flows.edn\" :pin \"/sys/fs/bpf/flows\"})
       ;=> {:map {:id 12 …}, :path \"/sys/fs/bpf/flows\", :entries 20, :changed 0, :missing 0, :skipped 0, :deleted 0}"

@@ -1,6 +1,6 @@
 (ns ^:no-doc bpfmap.exec.changing
-  "The commands that change entries: `put`, `delete`, `take`, `freeze`. Those of a map of others
-  ask first, see `bpfmap.exec.confirm`."
+  "Implements the commands that change entries: `put`, `delete`, `take` and `freeze`. For a map in use
+  by others they require confirmation, see `bpfmap.exec.confirm`."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.confirm :as confirm]
@@ -15,7 +15,7 @@
   (select-keys (bpf/info m) [:id :name :type]))
 
 (defn- before
-  "The value of a key before it is changed, where the kernel tells values."
+  "Returns the value of a key before a change, if the map type has lookup."
   [m key]
   (when (:lookup (ops-of m))
     (bpf/lookup m key)))
@@ -23,7 +23,7 @@
 ;; --- put
 
 (defn- way
-  "The function that writes, its name, and the options that it is given."
+  "Returns the function that writes, and its options."
   [{:keys [insert replace cpus lock]}]
   (when (and insert replace)
     (throw (arguments/refused "put" :insert true ["cannot be combined with " :replace])))
@@ -43,8 +43,9 @@
      :value (if (:lookup (ops-of m)) (bpf/lookup m key) value)}))
 
 (defn put
-  "Writes the entry of a key, and returns what was there before; into a queue, a stack or a bloom
-  filter pushes a value, which may be given as the key.
+  "Writes the value of a key and returns the previous value.
+
+  For a queue, stack or bloom filter, pushes a value, which can be given as the key.
 
       (put {:ref {:name \"counts\"} :key 7 :value 42})
       ;=> {:map {:id 12, …}, :key 7, :before 41, :written true, :value 42}"
@@ -72,7 +73,7 @@
 ;; --- delete and take
 
 (defn delete
-  "Deletes a key, and returns what it had.
+  "Deletes a key and returns its value.
 
       (delete {:ref {:name \"counts\"} :key 7}) ;=> {:map {:id 12, …}, :key 7, :before 42, :deleted true}"
   [options]
@@ -83,8 +84,9 @@
         {:map (same-map m) :key key :before earlier :deleted (bpf/delete! m key)}))))
 
 (defn take-entry
-  "Takes the entry of a key out of a map, in one step; of a queue or stack without a key the next
-  value. Nil where there is none.
+  "Looks up and deletes the entry of a key in one operation.
+
+  For a queue or stack without a key, pops the next value. Returns nil if there is no entry.
 
       (take-entry {:ref {:name \"counts\"} :key 7}) ;=> {:key 7, :value 42}"
   [options]
@@ -97,7 +99,7 @@
           (cond-> {:value v} (not pops?) (assoc :key key)))))))
 
 (defn freeze
-  "Makes a map unchangeable from user space, for good.
+  "Makes a map read-only for user space, permanently.
 
       (freeze {:ref {:name \"limits\"}}) ;=> {:id 12, :name \"limits\", :type :array, :frozen true}"
   [options]

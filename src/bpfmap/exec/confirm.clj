@@ -31,8 +31,9 @@
                              (counted "program" (map #(str (:name %) "[" (:id %) "]") used))])))))
 
 (defn check
-  "Throws `:not-confirmed` if others use a map and `:yes` is not true. `:bpfmap/question` of the error
-  is the question for the user.
+  "Throws `:not-confirmed` if others use a map and `:yes` is not true.
+
+  `:bpfmap/question` of the error is the question for the user.
 
       (check m {:yes true} \"Put an entry into it?\")"
   [m {:keys [yes]} question]

@@ -79,7 +79,7 @@
 ;; --- columns
 
 (defn- name-text
-  "A name on a path: in double quotes if a reader of paths could take it for something else."
+  "Returns a name on a path, in double quotes if a path could misread it."
   [k]
   (let [text (if (keyword? k) (subs (str k) 1) (str k))]
     (if (re-matches #"[\p{L}\p{N}_/?$@:][\p{L}\p{N}_/?$@:-]*" text)
@@ -87,7 +87,7 @@
       (edn-text text))))
 
 (defn- names
-  "The names of the columns that a column of a table has here."
+  "Returns the names of the CSV columns of a column of a table."
   [{:keys [title tree name]}]
   (let [name (or name (str/lower-case title))]
     (map (fn [path] (str/join "." (cons name (map name-text path))))
@@ -98,7 +98,7 @@
 (declare spread)
 
 (defn- all-spread
-  "The cells of several `[tree value]`, nil if one does not fit."
+  "Returns the cells of several `[tree value]` pairs; nil if one does not fit."
   [pairs]
   (reduce (fn [cells [tree x]]
             (if-let [more (spread tree x)]
@@ -107,7 +107,7 @@
           [] pairs))
 
 (defn- within
-  "A tree of a part, which may lack fields if the whole may."
+  "Returns the tree of a part, partial if the whole is."
   [tree partial?]
   (cond-> tree partial? (assoc :partial? true)))
 
@@ -126,8 +126,10 @@
         (into cells (nothing (- (long leaves) (count cells))))))))
 
 (defn- spread
-  "The cells of a value in the columns of a tree; nil if it does not fit, and could not be read
-  back from them. With `:partial?` a map need not have all fields."
+  "Returns the cells of a value in the columns of a tree.
+
+  Returns nil if the value cannot be read back from them. A map for a `:partial?` tree can lack
+  fields."
   [{:keys [fields of leaves] :as tree} x]
   (cond
     (nil? x) (nothing leaves)
@@ -137,12 +139,14 @@
     :else [(cell x)]))
 
 (defn- collection?
-  "Whether a cell is a collection: in the first of several columns that would be all of the value."
+  "Returns true if a cell is a collection.
+
+  In the first of several columns that would be the whole value."
   [cell]
   (contains? #{\{ \[} (first cell)))
 
 (defn- cells
-  "The cells of one column of a table in a row."
+  "Returns the cells of one column of a table in a row."
   [{:keys [of csv tree]} row]
   (let [x ((or csv of) row)]
     (if (or (:fields tree) (:of tree))
@@ -153,9 +157,10 @@
       [(cell x)])))
 
 (defn print-rows
-  "Prints rows, or what reduces to rows, on *out*, each as it comes: none is kept. `columns` may
-  be a delay, for rows that tell their columns only while they are reduced; one with a `:tree`
-  (see `bpfmap.exec.tree`) has a column for each leaf.
+  "Prints rows on *out*, each as soon as it is read.
+
+  `columns` can be a delay, for rows whose columns are known only during the reduction. A column
+  with a `:tree` (see `bpfmap.exec.tree`) has a CSV column for each leaf.
 
       (print-rows [{:title \"KEY\" :of :key :tree {:fields [[:src {:leaves 1}] [:dst {:leaves 1}]] :leaves 2}}]
                   [{:key {:src 1 :dst 2}}]) ; prints key.src,key.dst and 1,2"

@@ -14,13 +14,13 @@
 (set! *warn-on-reflection* true)
 
 (def map-spec
-  "The map that the demo counts in: number of a system call to how often it was called."
+  "The spec of the demo's map, from the number of a system call to its count."
   {:name "bpfmap_demo" :type :hash :key :u32 :value :u64 :max-entries 512})
 
 ;; --- the kernel's side
 
 (defn- look-up
-  "r0 is the address of the value of the key at r10-4, or 0."
+  "Returns instructions that set r0 to the address of the value of the key at r10-4, or 0."
   [m]
   [[:lddw :r1 m]
    [:mov64 :r2 :r10]
@@ -28,8 +28,9 @@
    [:call :map-lookup-elem]])
 
 (defn- instructions
-  "What the program does at the raw tracepoint sys_enter, whose arguments are the registers and
-  the call's number."
+  "Returns the instructions of the program at the raw tracepoint sys_enter.
+
+  Its arguments are the registers and the number of the call."
   [m]
   [[:ldxdw :r6 [:r1 8]]
    [:stxw [:r10 -4] :r6]
@@ -57,10 +58,10 @@
 ;; --- counts as data
 
 (defn calls
-  "What was counted, the most frequent first: `{:number :name :count :per-second}` of each system
-  call.
+  "Returns the counted calls, most frequent first.
 
-  The rate is of what came since the `earlier` counts, in so many seconds.
+  Each is `{:number :name :count :per-second}`. The rate is computed from the `earlier` counts and
+  the seconds in between.
 
       (calls {39 30} {39 10} 2.0) ;=> [{:number 39, :name \"getpid\", :count 30, :per-second 10.0}]"
   [counts earlier seconds]
@@ -74,7 +75,7 @@
        vec))
 
 (defn total
-  "How many calls were counted.
+  "Returns the number of counted calls.
 
       (total {39 30, 1 2}) ;=> 32"
   [counts]
@@ -89,7 +90,7 @@
   1.0)
 
 (defn- with-sample
-  "Adds a sample to `[[elapsed counts] …]`, and drops those that the window has left behind."
+  "Adds a sample to `[[elapsed counts] …]`, and drops samples before the window."
   [samples [elapsed :as sample]]
   (let [behind? (fn [[t]] (<= window-seconds (- elapsed t)))]
     (loop [samples (conj samples sample)]
@@ -98,8 +99,9 @@
         samples))))
 
 (defn- watch
-  "Waits until `stop` is delivered or the seconds are over; returns how many there were. Meanwhile
-  calls `show`, if given, with what there is to show, over and over."
+  "Waits until `stop` is delivered or the seconds are over; returns the elapsed seconds.
+
+  Calls `show` repeatedly, if given."
   [m seconds stop show]
   (let [began (System/nanoTime)
         elapsed #(/ (- (System/nanoTime) began) 1e9)]
@@ -121,8 +123,9 @@
               (recur samples)))))))
 
 (defn observe
-  "Counts until `stop` is delivered or the seconds are over. Returns `{:map :elapsed :counts}`,
-  the map gone or about to go."
+  "Counts until `stop` is delivered or the seconds are over.
+
+  Returns `{:map :elapsed :counts}`. The map is closed."
   [seconds stop show]
   (with-open [^Closeable m (bpf/create map-spec)
               ^Closeable program (prog/load {:type :raw-tracepoint
@@ -135,12 +138,12 @@
       {:map info :elapsed elapsed :counts (into {} m)})))
 
 (defn result
-  "What a run comes to, as data."
+  "Returns the result of a run as data."
   [{:keys [elapsed counts] :as run}]
   {:map (:map run) :seconds elapsed :total (total counts) :calls (calls counts {} elapsed)})
 
 (defn demo
-  "Counts the system calls of the host for so many seconds.
+  "Counts the system calls of the host for some seconds.
 
       (demo {:seconds 1.0})
       ;=> {:map {:id 12, …}, :seconds 1.0, :total 4711, :calls [{:number 0, :name \"read\", :count 1200, …} …]}"

@@ -1,10 +1,10 @@
 (ns ^:no-doc bpfmap.exec.diff
-  "The command `diff`: what is other between two times, two maps, or a map and what was saved of
-  one.
+  "Implements the command `diff`: differences between two readings of a map, two maps, or a map and a
+  saved map.
 
-  Entries are compared by their bytes, so that keys that differ in padding alone are two keys, and
-  a NaN is no change. If the types of two maps differ, or values of several CPUs are put together,
-  it is what they read as that is compared."
+  Entries are compared by their bytes. So keys that differ only in padding are two keys, and a NaN
+  equals itself. If the types of two maps differ, or values of several CPUs are combined, entries are
+  compared as decoded data."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.backup :as backup]
@@ -20,12 +20,12 @@
 (set! *warn-on-reflection* true)
 
 (defn- file-of
-  "The file of a saved map; nil for a map. An open one is not asked for a key."
+  "Returns the file of a source, or nil for a map."
   [source]
   (when (map? source) (:file source)))
 
 (defn- combined
-  "What was read of a source, with its values as `--cpus` asks for them."
+  "Returns the reading of a source with values as `--cpus` selects them."
   [{:keys [value-out] :as read} {:keys [per-cpu]} which possible]
   (element/check which (when per-cpu possible))
   (let [combine (if per-cpu (element/picker which possible) identity)]
@@ -53,21 +53,22 @@
                 (element/row-of m) cpus possible))))
 
 (defn- read-source
-  "The entries of a map or file as bytes, and what its types make of them: `{:spec :cpus :entries
-  :key-out :value-out}`."
+  "Returns the entries of a map or file as bytes, with the functions that decode them.
+
+  The result is `{:spec :cpus :entries :key-out :value-out}`."
   [source options]
   (if-let [file (file-of source)] (of-file file options) (of-map source options)))
 
 ;; --- the maps in a map of maps
 
 (defn- content
-  "What is in a map, as data that is equal for maps that could stand for each other."
+  "Returns the contents of a map as data that is equal for interchangeable maps."
   [spec entries]
   [(select-keys spec [:type :key-size :value-size :max-entries :flags])
    (raw-entries/snapshot entries)])
 
 (defn- content-of-map
-  "The content of a map that is there; nil if it is gone, or its entries are not told."
+  "Returns the content of a map; nil if it was freed or cannot be iterated."
   [id]
   (try
     (with-open [m (bpf/open {:id id} {:access :read-only})]
@@ -81,8 +82,7 @@
     (content spec (backup/in-bytes spec entries))))
 
 (defn- same-inner?
-  "A test of two values of maps of maps, as data: whether they are one map, or maps with the same
-  content."
+  "Returns a predicate for two values of maps of maps: the same map, or equal contents."
   [old new]
   (let [content-in (fn [{:keys [inner]}]
                      (memoize (fn [id]
@@ -102,8 +102,9 @@
   (and (vector? type) (= :bytes (first type))))
 
 (defn- same-layout?
-  "Whether the bytes of two sources mean the same: their types are the same, or at least one has
-  none."
+  "Returns true if the bytes of two sources have the same meaning.
+
+  Their types are the same, or at least one has no types."
   [a b]
   (every? (fn [[side size]]
             (and (= (size a) (size b))
@@ -111,15 +112,16 @@
           {:key :key-size, :value :value-size}))
 
 (defn- read-as-data
-  "The entries of a source with data for keys and values."
+  "Returns the entries of a source with decoded keys and values."
   [{:keys [entries key-out value-out] :as source}]
   (let [all (HashMap.)]
     (run! (fn [[k v]] (.put all (key-out k) (value-out v))) entries)
     (assoc source :entries all :key-out identity :value-out identity)))
 
 (defn- compared
-  "What is other in the second of two sources that were read, as `{:rows :same}`; `:per-second`
-  where seconds lie between them."
+  "Returns the differences of two readings as `{:rows :same}`.
+
+  Rows have `:per-second` if the seconds between the readings are given."
   [old new seconds]
   (let [by-bytes? (same-layout? (:spec old) (:spec new))
         [old new] (if by-bytes? [old new] (map read-as-data [old new]))
@@ -148,10 +150,12 @@
      :same @same}))
 
 (defn diff
-  "What is other in `:new` than in `:old`, or in `:old` itself `:seconds` later; each a map or the
-  file of a saved one, whose name ends in .edn. The metadata says how many entries were `:added`,
-  `:changed` and `:removed`, and are the `:same`, whatever the options leave of the rows. Throws
-  `:interrupted` when the thread is interrupted while it waits.
+  "Returns the differences between two readings.
+
+  `:old` and `:new` are maps, or files of saved maps, whose names end in .edn. Without `:new`,
+  `:old` is read twice, `:seconds` apart. The metadata has the numbers of `:added`, `:changed`,
+  `:removed` and `:same` entries, before conditions. Throws `:interrupted` if the thread is
+  interrupted while it waits.
 
       (diff {:old {:name \"flows\"} :seconds 1}) ;=> [{:change :changed, :key 7, :old 1, :new 3, :per-second 2.0}]"
   [{:keys [old new seconds cpus] :as options}]

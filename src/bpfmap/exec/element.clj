@@ -19,8 +19,9 @@
 ;; --- references
 
 (defn- with-table
-  "Returns an error about a name without the list of candidates in its text: the command line
-  prints them as a table."
+  "Returns an error about a name without the candidates in its text.
+
+  The command line prints them as a table."
   [e]
   (let [{:bpfmap/keys [error candidates hint] :as data} (ex-data e)]
     (error/error error (str/replace (ex-message e) (str ": " hint) "")
@@ -32,8 +33,9 @@
                  e)))
 
 (defn open
-  "Opens the map that the `:ref` of a command's options names, with their types. Whoever opens it
-  closes it. Of one that is open it is a second handle.
+  "Opens the map of the option `:ref`, with its types.
+
+  The caller closes it. For an open map, returns a second handle.
 
       (with-open [m (open {:ref {:name \"counts\"} :key-type :u32} :read-only)] (bpf/info m))"
   ^java.io.Closeable [{:keys [ref key-type value-type]} access]
@@ -48,14 +50,14 @@
       (throw (if (:bpfmap/candidates (ex-data e)) (with-table e) e)))))
 
 (defn row-of-type
-  "What the rules say of a map type: its row of `bpfmap.impl.rules/types`.
+  "Returns the row of a map type in `bpfmap.impl.rules/types`.
 
       (:per-cpu (row-of-type :percpu-hash)) ;=> true"
   [type]
   (rules/types type))
 
 (defn row-of
-  "What the rules say of the type of an open map: its row of `bpfmap.impl.rules/types`.
+  "Returns the row of an open map's type in `bpfmap.impl.rules/types`.
 
       (:per-cpu (row-of m)) ;=> true"
   [m]
@@ -64,8 +66,10 @@
 ;; --- CPUs
 
 (defn- merged
-  "Several values as one: integers added, maps and vectors field by field; what is the same
-  everywhere stays, and what is not becomes a vector."
+  "Merges several values into one.
+
+  Adds numbers, and merges maps and vectors field by field. Equal values stay, different ones
+  become a vector."
   [values]
   (let [[x] values]
     (cond
@@ -96,8 +100,7 @@
     (some-> (cpus-of m) count)))
 
 (defn check
-  "Throws `:invalid-value` if the value of one CPU is asked for of a map that has one value for
-  each key.
+  "Throws `:invalid-value` for the number of a CPU if a map is not a per-CPU map.
 
       (check 0 [0 1]) ;=> nil"
   [which possible]
@@ -106,16 +109,18 @@
                         {:bpfmap/hint "each key has one value"}))))
 
 (defn combiner
-  "A function from the value of a per-CPU map to what `which` says: nil or `:each` as it is,
-  `:sum` with its numbers added.
+  "Returns a function that combines the value of a per-CPU map.
+
+  For nil or `:each`, it returns the value; for `:sum`, the value with its numbers added.
 
       ((combiner :sum) [{:packets 1 :name \"a\"} {:packets 2 :name \"a\"}]) ;=> {:packets 3 :name \"a\"}"
   [which]
   (if (= :sum which) merged identity))
 
 (defn picker
-  "A function from the value of a per-CPU map, with one for each of the `possible` CPUs, to what
-  `which` says: as [[combiner]], or the value of the CPU of this number.
+  "Returns a function that selects from the value of a per-CPU map.
+
+  `which` is the number of one of the `possible` CPUs, or as for [[combiner]].
 
       ((picker 1 [0 1]) [10 20]) ;=> 20"
   [which possible]
@@ -147,14 +152,14 @@
       (when (= size (count found)) found))))
 
 (defn- plain-hex?
-  "Returns true if bytes of a type without blanks between them cannot be anything else."
+  "Returns true if undelimited hexadecimal bytes of a type are unambiguous."
   [{:keys [kind]}]
   (contains? #{:string :c-string :ipv4 :ipv6 :mac :prefix :struct :union :array :bytes :bool} kind))
 
 ;; --- data of a type, from what EDN and JSON have for it
 
 (defn- member-nodes
-  "Returns the members of a struct or union by name, those of anonymous members among them."
+  "Returns the members of a struct or union by name, anonymous ones flattened."
   [{:keys [members]}]
   (into {} (mapcat (fn [{:keys [name node]}] (if name [[name node]] (member-nodes node)))) members))
 
@@ -182,8 +187,9 @@
           x)))
 
 (defn- coerced
-  "Returns what EDN or JSON has for a value of a type as the data that its codec takes; anything
-  else as it is."
+  "Converts EDN or JSON data to the data that the codec of a type takes.
+
+  Anything else stays as it is."
   [{:keys [kind size element values] :as node} x]
   (let [text (as-name x)
         raw (when (and (string? x) (not= :bytes kind)) (hex-bytes x size (plain-hex? node)))]
@@ -217,15 +223,15 @@
 ;; --- text
 
 (defn- readable
-  "Returns a text as EDN has it: bytes that a table shows in angle brackets within a value are
-  written with their tag."
+  "Returns a text as EDN: bytes in angle brackets get their tag."
   [text]
   (str/replace text #"\"(?:[^\"\\]|\\.)*\"|\\.[a-z0-9]*|<((?:[0-9a-f]{2})(?: [0-9a-f]{2})*)>"
                (fn [[found hex]] (if hex (str "#bpfmap/bytes \"" hex "\"") found))))
 
 (defn- json-form
-  "Returns the data of a text with an object in JSON; nil for any other, or if no reader of JSON
-  is there. EDN would read `{\"a\":1}` too, with a keyword :1."
+  "Returns the data of a text with a JSON object; nil for any other.
+
+  Returns nil without a JSON library too. EDN would read `{\"a\":1}` as well, with a keyword :1."
   [text]
   (when (re-find #"[\[{,]\s*\"(?:[^\"\\]|\\.)*\"\s*:" text)
     (when-let [read-str (try (requiring-resolve 'clojure.data.json/read-str)
@@ -236,8 +242,9 @@
         (catch Exception _ nil)))))
 
 (defn- form-of
-  "Returns the one form that a text is, in EDN or JSON; symbols do for keywords. Throws `:usage`
-  for any other text."
+  "Returns the one form of a text in EDN or JSON, with keywords for symbols.
+
+  Throws `:usage` for any other text."
   [side text]
   (or (json-form text)
       (try
@@ -252,7 +259,7 @@
 (defn- tagged? [text] (str/starts-with? text "#bpfmap/bytes"))
 
 (defn- text->data
-  "Returns what a text is as a value of a type."
+  "Converts a text to a value of a type."
   [{:keys [kind size values] :as node} side text]
   (when-not (and (contains? #{:private :pad} kind) (= "-" text)) ; nothing, as a table shows it
     (or
@@ -285,12 +292,12 @@
 ;; --- references
 
 (defn- referred
-  "Returns what an element of a map refers to, `:map` or `:program`, if it is one of these."
+  "Returns the kind of object that an element refers to, `:map` or `:program`, or nil."
   [{:keys [type]} side]
   (#{:map :program} (get-in (rules/types type) [:refers side :in])))
 
 (defn- of-references?
-  "Returns true if keys or values of a map go in as references, whatever type they have."
+  "Returns true if keys or values of a map are written as references."
   [{:keys [type]} side]
   (contains? (get-in (rules/types type) [:refers side]) :in))
 
@@ -305,8 +312,9 @@
                                              (error/list-of (map :id found)))})))))
 
 (defn- reference
-  "Returns a map or program given by its id, pin or name as what the element takes. What is opened
-  for it goes through `keep`."
+  "Returns a map or program, given by id, pin or name, for an element.
+
+  Opened objects go through `keep`."
   [kind side x keep]
   (let [named (if (= :map kind)
                 #(keep (bpf/open {:name %} {:access :read-write}))
@@ -329,9 +337,10 @@
       :else (named text))))
 
 (defn- raw-text
-  "The bytes of a text that is not UTF-8, for a type of texts, padded to its size; see
-  `bpfmap.impl.kernel.paths/argument`. Throws `:usage` for any other type. Nil for a text that is
-  UTF-8."
+  "Returns the bytes of a text that is not UTF-8, padded to the size of its type.
+
+  Throws `:usage` if the type is not a text. Returns nil for UTF-8. See
+  `bpfmap.impl.kernel.paths/argument`."
   [side text kind size]
   (when (re-find #"[\ud800-\udfff]" text) ; a lone one: a pair is one character
     (let [bytes (paths/exact-bytes text)]
@@ -342,10 +351,11 @@
                                   "must be UTF-8" "give all bytes in hexadecimal"))))))
 
 (defn typed
-  "Returns what a text is as the key or value of a map with this spec; data stays as it is, but
-  for texts and symbols in the places of names. What `dump` prints is taken, as a table, EDN or
-  JSON has it. Bytes in hexadecimal, which any type takes, come as a byte view. What is opened for
-  a reference goes through `keep`, a function that returns it.
+  "Converts a text to the key or value of a map with this spec.
+
+  It accepts the output of `dump`: tables, EDN and JSON. Data stays as it is, except that strings
+  and symbols become names. Hexadecimal bytes of any type become a byte view. Objects opened for a
+  reference go through `keep`, a function that returns its argument.
 
       (typed {:key :ipv4} :key \"10.0.0.1\" identity) ;=> \"10.0.0.1\"
       (typed {:key :u32} :key \"7\" identity)         ;=> 7
@@ -365,14 +375,16 @@
               (form-of side text)))))
 
 (defn- side-of
-  "The side of a spec that types what was given: a bloom filter has no keys, and is asked for
-  values."
+  "Returns the side of a spec that types an argument.
+
+  A bloom filter has no keys: its argument is a value."
   [spec side]
   (if (and (= :key side) (nil? (:key spec))) :value side))
 
 (defn call-typed
-  "Opens the map of a command's options, makes data of those of its `sides` that are given, and
-  calls f with the map and them."
+  "Opens the map of the options and calls f with it and converted arguments.
+
+  Converts the given keys and values among `sides`."
   [options access sides f]
   (with-open [m (open options access)]
     (let [spec (bpf/spec m)

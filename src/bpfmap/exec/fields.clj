@@ -3,7 +3,7 @@
 
   A field is a map:
 
-  | key         | what it holds                                                                  |
+  | key         | meaning                                                                        |
   |-------------|--------------------------------------------------------------------------------|
   | `:kind`     | `:number` `:boolean` `:text` `:char` `:name` `:address` `:prefix` `:mac` `:bytes` `:struct` `:list`, or `:any` if it cannot be told |
   | `:fields`   | of a struct: `[name field]` pairs, in order                                    |
@@ -11,7 +11,7 @@
   | `:unlisted` | of a struct: fields that a value has only sometimes, by name                   |
   | `:of`       | of a list: the field of each element                                           |
   | `:names`    | of a name: the names that it can have, each with its number, or nil            |
-  | `:shown`    | what a table shows for some values, such as `+`: text to what it means         |
+  | `:shown`    | signs that a table shows for values, such as `+`: sign to value                |
   | `:family`   | of an address or prefix: `:ipv4` or `:ipv6`                                    |
 
   Names are texts. [[bpfmap.exec.query]] reads paths by them and checks conditions against them."
@@ -24,16 +24,14 @@
 ;; --- names
 
 (defn name-of
-  "Returns a key of a row as the name of a field: without a colon, and without a question mark at
-  its end.
+  "Returns the name of a row's key: without a colon or a final question mark.
 
       (name-of :frozen) ;=> \"frozen\""
   [k]
   (if (keyword? k) (str/replace (subs (str k) 1) #"\?$" "") (str k)))
 
 (defn kernel-name
-  "Returns a name of the kernel's, such as BPF_MAP_TYPE_PERCPU_HASH or percpu_hash, as it is
-  called here.
+  "Returns the bpfmap name for a kernel name, such as BPF_MAP_TYPE_PERCPU_HASH.
 
       (kernel-name \"BPF_MAP_TYPE_PERCPU_HASH\") ;=> \"percpu-hash\"
       (kernel-name \"no_prealloc\")              ;=> \"no-prealloc\""
@@ -45,8 +43,9 @@
 ;; --- paths as text
 
 (defn quoted
-  "Returns a name as a path has it: in double quotes if it has other characters than letters,
-  digits, _, - and /, or could be read as something else.
+  "Returns a name for a path, in double quotes if necessary.
+
+  Names of letters, digits, _, - and / need no quotes.
 
       (quoted \"src\")       ;=> \"src\"
       (quoted \"pick.turn\") ;=> \"\\\"pick.turn\\\"\""
@@ -69,8 +68,9 @@
 (declare row)
 
 (defn- exact
-  "Returns `[field number-of-segments]` of the longest beginning of a path that is the name of a
-  field; nil if none is."
+  "Returns `[field number-of-segments]` of the longest prefix of a path that names a field.
+
+  Returns nil if no prefix does."
   [{:keys [fields aliases unlisted]} path exact? fold]
   (let [same (fn [wanted name] (= (fold wanted) (fold name)))]
     (some (fn [n]
@@ -87,8 +87,9 @@
 (defn- fold-case [text] (str/lower-case (str/replace (str/replace text #"\?$" "") #"[ _]" "-")))
 
 (defn- at
-  "Returns every `[canonical-path field]` at a path of a field. `folds` are ways to compare names,
-  of which the first that finds one counts."
+  "Returns every `[canonical-path field]` at a path.
+
+  `folds` are functions that normalise names. The first one that finds a field counts."
   [{:keys [kind of] :as field} path exact? folds so-far]
   (cond
     (empty? path) [[so-far field]]
@@ -107,10 +108,11 @@
     (concat ["per-second"] (butlast path) [name])))
 
 (defn find-path
-  "Returns `[path field]` of what a path means in rows with these fields: the path by its real
-  names, and the field there. Of an entry, the fields of its value and then of its key are found
-  by themselves, and so is `bytes/s` of its rates. Upper and lower case are the same unless both
-  are there. Nil if there is no such field.
+  "Returns `[path field]` for a path in rows with these fields, or nil.
+
+  The returned path has the real names. Fields of an entry's value, and then of its key, are found
+  without their side; so is `bytes/s` among rates. Case does not matter unless both spellings
+  exist.
 
       (find-path (row [[\"key\" {:kind :number}]]) [\"KEY\"]) ;=> [[\"key\"] {:kind :number}]"
   [row path]
@@ -127,8 +129,7 @@
           (first (at row rates exact? [identity fold-case] []))))))
 
 (defn paths
-  "Returns the paths of all fields that are not taken apart further, as texts: those of a row, in
-  order.
+  "Returns the paths of all leaf fields as texts, in order.
 
       (paths (row [[\"key\" {:kind :number}]])) ;=> (\"key\")"
   ([field] (map path-text (paths field [])))
@@ -172,7 +173,7 @@
     any))
 
 (defn row
-  "Returns the field that rows are, of `[name field]` pairs and aliases."
+  "Returns the field for rows, from `[name field]` pairs and aliases."
   ([fields] (row fields nil))
   ([fields aliases] {:kind :struct :fields fields :aliases aliases}))
 
@@ -186,7 +187,7 @@
    :program-field any})
 
 (defn of-side
-  "Returns the field of the keys or values of a map with this spec; nil for a map without.
+  "Returns the field of the keys or values of a map, or nil if it has none.
 
       (of-side {:type :hash :key :u32} :key) ;=> {:kind :number}"
   [{:keys [type types] :as spec} side]
@@ -196,8 +197,9 @@
           (of-node (node/node given types [side]))))))
 
 (defn of-entries
-  "Returns the field that entries of a map with this spec are as rows, `{:key :value}`. `cpus` is
-  how per-CPU values are read: `:each` as a list, otherwise as one value.
+  "Returns the field for the entries of a map, `{:key :value}`.
+
+  `cpus` is how per-CPU values are read: `:each` as a list, otherwise as one value.
 
       (paths (of-entries {:type :hash :key :u32 :value :u64} nil)) ;=> (\"key\" \"value\")"
   [{:keys [type] :as spec} cpus]
@@ -211,7 +213,7 @@
                           value)])))))
 
 (defn of-rates
-  "Returns the field of how fast the numbers of a value went up, which has the shape of the value."
+  "Returns the field for the rates of a value, which has the shape of the value."
   [{:keys [kind fields of] :as field}]
   (case kind
     :struct (row (into []
@@ -223,15 +225,15 @@
     (nil :boolean :text :char :name :address :prefix :mac :bytes) nil))
 
 (defn- changes
-  "Returns the field of what became of an entry, by its names and the signs that a table shows for
-  them."
+  "Returns the field for the kind of a change, by its names and signs."
   []
   (let [signs {"+" "added" "*" "changed" "-" "removed"}]
     {:kind :name :names (zipmap (vals signs) (repeat nil)) :shown signs}))
 
 (defn of-watched
-  "Returns the field that the rows of a frame of `watch` are, for a map with this spec, see
-  [[of-entries]]."
+  "Returns the field for the rows of `watch`.
+
+  See [[of-entries]]."
   [spec cpus]
   (let [{:keys [fields]} (of-entries spec cpus)
         rates (some-> (into {} fields) (get "value") of-rates)]
@@ -239,8 +241,9 @@
            rates (conj ["per-second" rates])))))
 
 (defn of-changes
-  "Returns the field that the rows of `diff` are, for maps with these specs, see [[of-entries]].
-  `rates?` is true if they have `:per-second`."
+  "Returns the field for the rows of `diff`.
+
+  See [[of-entries]]. With `rates?`, rows have `:per-second`."
   [old-spec new-spec cpus rates?]
   (let [[before after] (map #(into {} (:fields (of-entries % cpus))) [old-spec new-spec])
         side (fn [k] (if (= (before k) (after k)) (after k) any))

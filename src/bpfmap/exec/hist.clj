@@ -1,10 +1,10 @@
 (ns ^:no-doc bpfmap.exec.hist
-  "The command `hist`: histograms, of the buckets that a map counts in, or of the values of a field.
+  "Implements the command `hist`: histograms of a map's buckets, or of the values of a field.
 
-  A histogram is `{:title :kind :total :buckets}`; a bucket `{:from :to :count}`, both ends
-  included. Buckets without counts between others are there, those at the ends are not.
+  A histogram is `{:title :kind :total :buckets}`, a bucket `{:from :to :count}` with both limits
+  included. Empty buckets are omitted at the ends only.
 
-  Where a map has buckets it is one of these, found by its types and chosen by the options:
+  The types of a map and the options decide where its buckets are:
 
   | the map has                                        | a histogram for                     |
   |----------------------------------------------------|-------------------------------------|
@@ -12,13 +12,16 @@
   | integer keys and values                            | the map                             |
   | structs of keys, of which `:bucket` names a field  | each of the other fields' values    |
 
-  `:bucket` also names the array of a value, where it has several.
+  `:bucket` also selects the array of a value that has several.
 
-  A slot n counts, by `:slots`, what is from 2^n to 2^(n+1)-1 (`:log2`, of libbpf-tools, where
-  slot 0 has 0 too), from 2^(n-1) to 2^n-1 (`:bcc`), from 2^(n-2) to 2^(n-1)-1 (`:bpftrace`, where
-  slot 0 counts the negative and slot 1 the zeros), or what lies between n and n+1 times
-  `:linear`; with `:bpftrace`, whose slot 0 counts what is below all others, between n-1 and n
-  times."
+  | `:slots`    | slot n counts values from … to …                                                |
+  |-------------|---------------------------------------------------------------------------------|
+  | `:log2`     | 2^n to 2^(n+1)-1, as libbpf-tools; slot 0 counts 0 too                          |
+  | `:bcc`      | 2^(n-1) to 2^n-1                                                                |
+  | `:bpftrace` | 2^(n-2) to 2^(n-1)-1; slot 0 counts negative values, slot 1 zeros               |
+
+  With `:linear`, slot n counts values from n times the step on. With `:bpftrace` too, slot 0 counts
+  all lower values and slot n begins at n-1 times the step."
   (:require [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.element :as element]
@@ -35,13 +38,14 @@
 (defn- whole [x] (let [x (bigint x)] (if (<= Long/MIN_VALUE x Long/MAX_VALUE) (long x) x)))
 
 (defn- log2-ends
-  "The ends of the bucket from 2^n."
+  "Returns the limits of the bucket that begins at 2^n."
   [n]
   [(whole (power n)) (whole (dec (bigint (power (inc (long n))))))])
 
 (def slot-ends
-  "How a slot's number says what it counts: by `:slots`, a function of the number to `[from to]`;
-  nil for what is no slot."
+  "Returns a function from a slot's number to `[from to]`, by `:slots`.
+
+  The function returns nil for a number that is not a slot."
   {:log2 (fn [n] (cond (zero? (long n)) [0 1] (<= 1 n 128) (log2-ends n)))
    :bcc (fn [n] (cond (zero? (long n)) [0 0] (= 1 n) [0 1] (<= 2 n 129) (log2-ends (dec (long n)))))
    :bpftrace (fn [n] (case (long n)
@@ -54,13 +58,15 @@
   (fn [n] [(*' n step) (dec (*' (inc (bigint n)) step))]))
 
 (defn- log2-slot
-  "The slot of a value, as libbpf-tools count it; -1 for what is negative."
+  "Returns the slot of a value, as libbpf-tools count it; -1 for a negative one."
   [x]
   (let [x (bigint x)]
     (cond (neg? x) -1 (<= x 1) 0 :else (dec (.bitLength (biginteger x))))))
 
 (defn- histogram
-  "A histogram of slot numbers with their counts; `ends` says what a slot is."
+  "Returns the histogram of slot numbers with counts.
+
+  `ends` returns the limits of a slot."
   [title kind ends counts]
   (let [counted (into {} (filter (fn [[_ n]] (not (zero? n)))) counts)]
     {:title title
@@ -73,13 +79,15 @@
                     (throw (error/error :usage
                                         (str "From the first bucket to the last there would be "
                                              (inc (- most least)) " lines")
-                                        {:bpfmap/hint "take a larger step: --linear STEP"})))
+                                        {:bpfmap/hint "use a larger step with --linear"})))
                   (into [] (for [n (range least (inc most))
                                  :let [[from to] (ends n)]]
                              {:from from :to to :count (counted n 0)}))))}))
 
 (defn- checked-ends
-  "The function of a slot's number to its ends; throws for what is no slot of the kind."
+  "Returns a function from a slot's number to its limits.
+
+  The function throws for a number that is not a slot."
   [{:keys [slots linear]}]
   (if linear
     (if (= :bpftrace slots)
@@ -89,16 +97,17 @@
       (fn [n]
         (or (ends n)
             (throw (error/error :usage
-                                (str n " is no slot of a " (name (or slots :log2)) " histogram")
-                                {:bpfmap/hint "--linear STEP for buckets of one width, --field NAME for values"})))))))
+                                (str n " is not a slot of a " (name (or slots :log2)) " histogram")
+                                {:bpfmap/hint "use --linear for buckets of equal width, or --field for values"})))))))
 
 ;; --- which map is which
 
 (defn- counts? [x] (and (vector? x) (< 1 (count x)) (every? integer? x)))
 
 (defn- slots-path
-  "The way to the array of counts in a value, `[]` where it is the value itself; nil where there
-  is none, or more than one and none is called slots."
+  "Returns the path of the array of counts in a value, `[]` for the value itself.
+
+  Returns nil if there is none, or if there are several and none is called slots."
   [value]
   (if (map? value)
     (let [found (filter #(counts? (get value %)) (keys value))]
@@ -108,7 +117,7 @@
     (when (counts? value) [])))
 
 (defn- of-fields
-  "A histogram of the values of a field."
+  "Returns the histogram of the values of a field."
   [{:keys [field linear title]} rows]
   (let [values (mapcat #(query/values-at % field) rows)
         slot (if linear #(Math/floorDiv (long %) (long linear)) log2-slot)
@@ -118,7 +127,7 @@
                           (str "The field " (fields/path-text field) " must hold integers, got "
                                (pr-str (error/shown odd))) {})))
     (when (and (seq rows) (empty? values))
-      (throw (error/error :usage (str "There is no field " (fields/path-text field)) {})))
+      (throw (error/error :usage (str "Unknown field " (fields/path-text field)) {})))
     [(histogram title kind
                 (if linear
                   (linear-ends linear)
@@ -126,7 +135,7 @@
                 (frequencies (map slot values)))]))
 
 (defn- of-arrays
-  "A histogram for each entry whose value has an array of slots."
+  "Returns a histogram for each entry whose value has an array of slots."
   [options path rows]
   (let [ends (checked-ends options)]
     (for [{:keys [key value]} rows]
@@ -135,8 +144,9 @@
                        (query/values-at {:value value} (cons "value" path)))))))
 
 (defn- of-keys
-  "Histograms of entries whose keys have the number of a slot: one for each of the rest of the
-  keys."
+  "Returns histograms of entries whose keys contain the number of a slot.
+
+  There is one for each value of the other fields of the keys."
   [{:keys [bucket] :as options} rows]
   (let [ends (checked-ends options)
         slot (if bucket #(first (query/values-at {:key (:key %)} bucket)) :key)

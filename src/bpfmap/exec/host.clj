@@ -9,11 +9,11 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private cheap-bytes
-  "A map of at most so many bytes of keys and values is counted for `list`."
+  "The largest map, in bytes of keys and values, whose entries `list` counts."
   (* 4 1024 1024))
 
 (def ^:private cheap-calls
-  "A map that the kernel reads entry by entry is counted if it has room for so many at most."
+  "The largest map, in entries, that is counted if the kernel has no batch reads for it."
   1024)
 
 (defn- cheap? [{:keys [type key-size value-size max-entries]}]
@@ -23,9 +23,9 @@
          (or (contains? batch :read) (<= (long max-entries) (long cheap-calls))))))
 
 (defn- entries
-  "Returns how many entries a map has, by `count-entries` if need be.
+  "Returns the number of entries of a map, from `count-entries` if necessary.
 
-  Nil if that would take long, or if they cannot be read."
+  Returns nil if counting would take long, or if the map cannot be iterated."
   [{:keys [type max-entries] :as info} every? count-entries]
   (let [{:keys [ops every-index]} (rules/types type)]
     (cond
@@ -35,18 +35,17 @@
 ;; --- the commands
 
 (defn- wanted
-  "A predicate of the keys of a row that are shown, or that a condition or the order looks at."
+  "Returns a predicate for the keys that are shown, or used by a condition or the order."
   [{:keys [columns] :as options}]
   (if (seq columns)
     (into (set columns) (map #(map-info/column [%])) (query/fields-used options))
     (constantly true)))
 
 (defn list-maps
-  "Every map on the host, with whose it is; `:skipped` of the metadata says what was left out, and
-  why.
+  "Returns every map on the host with its owners.
 
-  With `:columns`, what takes more than a few system calls is found out only if it is shown or
-  looked at.
+  `:skipped` of the metadata has the maps that could not be read. With `:columns`, expensive
+  fields are read only if they are used.
 
       (list-maps {}) ;=> [{:id 12, :type :hash, :name \"counts\", … :pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
   [{:keys [count columns] :as options}]
@@ -74,7 +73,7 @@
       (meta maps))))
 
 (defn tree
-  "What is pinned, by path: on every BPF file system, or below `:directory`.
+  "Returns the pins of every BPF file system, or below `:directory`, by path.
 
       (tree {}) ;=> [{:path \"/sys/fs/bpf/counts\" :kind :map :id 12 :name \"counts\" :type :hash}]"
   [{:keys [directory]}]

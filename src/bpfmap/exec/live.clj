@@ -1,31 +1,31 @@
 (ns ^:no-doc bpfmap.exec.live
-  "The command `watch`: what changes in a map while it runs, as frames to reduce.
+  "Implements the command `watch`: the changes of a map, as frames to reduce.
 
-  A frame is what is in the map at one time, held against the time before:
+  A frame is one reading of the map, compared with the previous one:
 
-  | key           | what it holds                                                                     |
+  | key           | meaning                                                                           |
   |---------------|-----------------------------------------------------------------------------------|
   | `:map`        | `{:id :name :type :max-entries}`                                                  |
-  | `:elapsed` `:interval` | seconds since the first frame, and since the one before                  |
-  | `:entries` `:added` `:changed` `:removed` | the number of entries, and of those added, changed and removed |
-  | `:rows`       | the entries that the options ask for: `{:key :value :change :per-second}`           |
-  | `:status`     | what became of the map, see below; missing while nothing has                      |
-  | `:pin` `:other` | the path that it was opened by, and the id of the map that is pinned there now  |
+  | `:elapsed` `:interval` | seconds since the first frame, and since the previous one                |
+  | `:entries` `:added` `:changed` `:removed` | number of all, added, changed and removed entries     |
+  | `:rows`       | the entries that the options select: `{:key :value :change :per-second}`          |
+  | `:status`     | the status of the map, see below; missing while nothing has happened to it        |
+  | `:pin` `:other` | the path by which it was opened, and the id of the map that is pinned there now |
 
-  `:change` is `:added`, `:changed` or `:removed`, or missing. `:per-second` has the shape of the value,
-  with rates where that has integers; it is missing in the first frame. Entries are told apart by
+  `:change` is `:added`, `:changed` or `:removed`, or missing. `:per-second` has the shape of the
+  value, with rates in place of integers. It is missing in the first frame. Entries are compared by
   their bytes.
 
-  | `:status`       | what it says                                                                    |
+  | `:status`       | meaning                                                                         |
   |-----------------|---------------------------------------------------------------------------------|
-  | `:pin-removed`  | nothing is pinned any more where the map was                                    |
-  | `:pin-replaced` | another map is pinned there                                                     |
-  | `:followed`     | this is another map than before: it took the place of the one that was watched  |
-  | `:waiting`      | the map is gone, and none has taken its place yet                               |
-  | `:gone`         | the map is gone: no process, program or pin has it. It is the last frame        |
+  | `:pin-removed`  | the pin of the map was removed                                                  |
+  | `:pin-replaced` | another map is pinned at its path                                               |
+  | `:followed`     | this map replaced the one that was watched                                      |
+  | `:waiting`      | the map is gone, and no other has replaced it yet                               |
+  | `:gone`         | the map is gone; this is the last frame                                         |
 
-  The map is open while it is read, and not between two frames, so that a watch keeps no map
-  alive. Only a handle that is given as `:ref` does."
+  The map is open only while it is read, so that a watch does not keep it alive. A handle given as
+  `:ref` does."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.element :as element]
@@ -42,13 +42,14 @@
 ;; --- rates
 
 (defn- rounded
-  "A rate to the thousandth, as far as a double has those."
+  "Returns a rate rounded to thousandths, if a double is that precise."
   ^double [^double x]
   (if (< (abs x) 1e12) (/ (Math/round (* 1000 x)) 1000.0) x))
 
 (defn rates
-  "How fast the integers of a value went up, in so many seconds: a value of rates, nil where there
-  is none. What was not there before counts from 0.
+  "Returns the increase per second of the integers of a value, or nil.
+
+  Integers that were not there before count from 0.
 
       (rates {:packets 10 :comm \"a\"} {:packets 30 :comm \"a\"} 2.0) ;=> {:packets 10.0}"
   [before now seconds]
@@ -70,7 +71,7 @@
                       (when (every? some? all) (vec all))))))
 
 (defn- activity
-  "How much goes on in an entry: the sum of its rates, whichever way they go."
+  "Returns the sum of the absolute rates of an entry."
   [rates]
   (cond
     (number? rates) (abs (double rates))
@@ -81,10 +82,11 @@
 ;; --- frames
 
 (defn compared
-  "The entries of now as rows to reduce, held against those before, if there were any; and those
-  that went. None is made before it is asked for: of a large map most are not kept. Entries are
-  bytes, of which `:key-out` and `:value-out` make data, and `:same?` tells whether two values are
-  the same.
+  "Returns the current entries as rows to reduce, compared with those before.
+
+  Removed entries come last. Rows are made on demand, because most rows of a large map are
+  dropped. Entries are bytes: `:key-out` and `:value-out` decode them, `:same?` compares two
+  values.
 
       (into [] (compared {7 1} {7 3} 2.0 {:key-out identity :value-out identity :same? =}))
       ;=> [{:key 7 :value 3 :change :changed :per-second 1.0}]"
@@ -100,8 +102,7 @@
           (some? rate) (assoc :per-second rate))))))
 
 (defn- liveliness
-  "What rows are ordered by unless the options say: the liveliest first; then what changed, then
-  by key."
+  "Returns the default sort key of a row: highest rate first, then changed rows, then by key."
   [{:keys [key change per-second]}]
   [(- (double (activity per-second))) (if change 0 1) key])
 
@@ -114,7 +115,7 @@
       :else (query/order c f))))
 
 (defn- chosen
-  "The rows that the options ask for, in the order that they ask for."
+  "Returns the rows that the options select, in their order."
   [{:keys [sort limit changed] :as options} rows]
   (let [rows (if changed (eduction (filter :change) rows) rows)]
     (if sort
@@ -128,8 +129,9 @@
   (assoc options :fields (fields/of-watched (bpf/spec m) (:cpus options))))
 
 (defn- types-of
-  "What is made of the bytes of an open map, for [[compared]], and the `:options` with the fields
-  of its rows."
+  "Returns the functions that decode the entries of an open map, for [[compared]].
+
+  `:options` has the fields of its rows."
   [m {:keys [cpus] :as options}]
   (element/check-dumpable m {})
   (element/check cpus (element/cpus-of m))
@@ -146,11 +148,11 @@
 ;; --- which map is looked at
 
 (def ^:private missing
-  "Errors that mean that no map is where one was looked for."
+  "The kinds of errors for a missing map."
   #{:not-found :not-a-map :not-bpffs})
 
 (defn- try-open
-  "Opens the map of a reference; nil if there is none, or it fails in one of these ways."
+  "Opens the map of a reference; nil for errors of some kinds."
   [options ref kinds]
   (try
     (element/open (assoc options :ref ref) :read-only)
@@ -161,12 +163,14 @@
 (defn- id-of [m] (:id (bpf/info m)))
 
 (defn- by-id
-  "Opens the map of an id while it exists. Whoever may open a pin need not be allowed to."
+  "Opens a map by its id; nil if it no longer exists.
+
+  A user who may open a pin may lack the permission."
   [options id]
   (try-open options {:id id} (conj missing :permission)))
 
 (defn- look-at-pin
-  "Opens the map `id` again, which was pinned at a path, and tells what became of the pin."
+  "Opens the map `id` again, and returns it with the status of its pin."
   [{:keys [follow] :as options} path id]
   (let [here (try-open options {:path path} missing)
         other (some-> here id-of)]
@@ -189,7 +193,7 @@
         {:status :waiting}))))
 
 (defn- look-at-handle
-  "A second handle of an open map; whether it is pinned still where it was."
+  "Returns a second handle of an open map, with the status of its pin."
   [{:keys [ref] :as options} pins]
   (let [path (first (remove #(bpf/pinned-at? ref %) pins))
         here (when path (try-open {} {:path path} missing))
@@ -198,8 +202,10 @@
       path (assoc :status (if other :pin-replaced :pin-removed) :pin path :other other))))
 
 (defn- looker
-  "A function of the id of the map at the last look, nil at the first, that opens it again: `{:m
-  :status :pin :other}`, without `:m` if it is gone."
+  "Returns a function that opens the map again: `{:m :status :pin :other}`.
+
+  Its argument is the id of the map at the last reading, nil for the first. `:m` is missing if the
+  map is gone."
   [{:keys [ref] :as options}]
   (let [ref (cond
               (or (instance? Path ref) (instance? File ref)) {:path (str ref)}
@@ -217,7 +223,9 @@
       :else (fn [_] (first-look)))))
 
 (defn- look
-  "Reads the map once, held against the look before: the frame, and what the next look needs."
+  "Reads the map once.
+
+  Returns the frame, compared with the previous reading, and the state for the next reading."
   [options looker {:keys [id before taken types about began]} now]
   (let [{:keys [m status pin other]} (looker id)
         at (now) ; opening it is not part of the time
@@ -250,8 +258,10 @@
                   :began (or began at)}})))))
 
 (defn- frames
-  "The frames of a map as something to reduce: every `:interval` seconds one, until `:seconds` are
-  over, the map is gone, or the promise `stop` is delivered."
+  "Returns the frames of a map as something to reduce.
+
+  There is one every `:interval` seconds, until `:seconds` are over, the map is gone, or the
+  promise `stop` is delivered."
   [{:keys [interval seconds] :as options} stop]
   (let [now #(/ (- (System/nanoTime)) -1e9)]
     (reify IReduceInit
@@ -272,10 +282,11 @@
                 :else (recur acc next)))))))))
 
 (defn watch
-  "Frames of a map, every `:interval` seconds one, as something to reduce. The map is open while
-  it is read, and not otherwise. It ends when the promise `stop` is delivered, if there is one,
-  and when the map is gone; with `:follow` it goes on with the map that is pinned, or named, in
-  its place. Reducing throws `:interrupted` when the thread is interrupted.
+  "Returns frames of a map as something to reduce, one every `:interval` seconds.
+
+  The map is open only while it is read. The reduction ends when the promise `stop` is delivered,
+  or when the map is gone. With `:follow`, it continues with the map that replaces it at the same
+  pin path or under the same name. Reducing throws `:interrupted` if the thread is interrupted.
 
       (reduce (fn [_ frame] (println (:changed frame))) nil (watch {:ref {:id 12} :interval 1.0 :seconds 10}))"
   ([options]

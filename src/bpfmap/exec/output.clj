@@ -14,15 +14,15 @@
 
 (set! *warn-on-reflection* true)
 
-;; --- columns, formats
-
 ;; --- for people
 
-;; What a map holds is anybody's, and must not steer the terminal: see bpfmap.impl.escape.
+;; Any program can write to a map. Its contents must not control the terminal: see
+;; bpfmap.impl.escape.
 
 (defn- human
-  "A value in Clojure's notation as people read it: integers without a suffix, bytes as
-  hexadecimal in angle brackets."
+  "Returns a value in Clojure's notation for people.
+
+  Integers have no suffix, bytes are hexadecimal in angle brackets."
   [x]
   (cond
     (integer? x) (str x)
@@ -35,10 +35,10 @@
     :else (edn-text x)))
 
 (defn cell
-  "A value as the text of a table's cell: on one line, without control characters; nil as `-`.
+  "Returns a value as the text of a table's cell; nil as `-`.
 
-  Texts and names stand without their quotes and colons, bytes in hexadecimal, anything else about
-  as Clojure prints it.
+  The text has one line and no control characters. Strings have no quotes, keywords no colons,
+  bytes are hexadecimal.
 
       (cell :lru-hash)                 ;=> \"lru-hash\"
       (cell nil)                       ;=> \"-\"
@@ -52,12 +52,13 @@
     :else (human x)))
 
 (def ^:private odd-text
-  "Texts that would be taken for something else if they stood alone: nothing, a quoted text, bytes."
+  "Texts that could be misread without quotes: blank ones, quoted ones, bytes."
   #"(?s)-?|[\"#<].*|\s.*|.*\s|.*[\x00-\x1f\x7f-\x9f].*")
 
 (defn element-cell
-  "A key or value as the text of a cell, which `get` and `put` take as it stands: as [[cell]], but
-  a text that would be read as something else is in quotes.
+  "Returns a key or value as the text of a cell that `get` and `put` accept.
+
+  Like [[cell]], but texts that could be misread are quoted.
 
       (element-cell \"curl\") ;=> \"curl\"
       (element-cell \"\")     ;=> \"\\\"\\\"\""
@@ -77,7 +78,7 @@
       (recur (dec n)))))
 
 (defn- lay-out
-  "Columns with the texts of their cells, the heading first, and how wide and which way they stand."
+  "Returns columns with the texts of their cells, heading first, their width and alignment."
   [columns rows]
   (for [{:keys [title of align] of-value :cell :or {of-value cell} :as column} columns
         :let [title (escape/escape-text title)]]
@@ -97,8 +98,7 @@
             (= :right align) (dissoc :least))))))) ; a number that is cut would be another one
 
 (defn- whole-numbers
-  "Two ends of a text that was cut between them, without the parts of a number that the cut went
-  through."
+  "Returns the two ends of a cut text without parts of a cut number."
   [before after text]
   (let [missing (subs text (count before) (- (count text) (count after)))
         digit? #(and % (Character/isLetterOrDigit (char %)))
@@ -108,9 +108,10 @@
      (if (number-cut? (first after) (last missing)) (str/replace after #"^\d+" "") after)]))
 
 (defn- cut
-  "A text cut to a width, with an ellipsis where something is missing: at its end, at its
-  beginning, or before its last six characters, or before its number in brackets. A number is
-  never cut: what is left of it goes too."
+  "Returns a text cut to a width, with an ellipsis in place of the missing part.
+
+  Cuts at the end, at the beginning, before the last six characters, or before the number in
+  brackets. A number is never shown in part."
   [text width side]
   (let [n (count text) width (long width)
         tail (if (and (= :middle side) (< width n))
@@ -126,7 +127,7 @@
       :else (str (first (whole-numbers (subs text 0 (max 0 (dec width))) "" text)) "…"))))
 
 (defn- print-columns
-  "The lines of columns, without blanks at their ends."
+  "Returns the lines of columns, without trailing blanks."
   [columns]
   (let [columns (object-array columns)
         out (StringBuilder.)
@@ -151,11 +152,11 @@
           (persistent! lines))))))
 
 (defn table
-  "The lines of a table: a heading, and one line for each row.
+  "Returns the lines of a table: a heading, and one line for each row.
 
-  `columns` is a sequence of `{:title text, :of function-of-a-row}`, with `:cell` a function to
-  the text of what it is instead of [[cell]]; with `:align :right`, or where all it holds are
-  numbers, a column stands to the right.
+  `columns` is a sequence of `{:title text, :of function-of-a-row}`. `:cell` converts values to
+  text, by default [[cell]]. A column is aligned right with `:align :right`, or if all its values
+  are numbers.
 
       (table [{:title \"ID\" :of :id} {:title \"NAME\" :of :name}] [{:id 12 :name \"counts\"}])
       ;=> [\"ID  NAME\"
@@ -167,19 +168,19 @@
   (+ (reduce + widths) (* 2 (dec (count widths)))))
 
 (defn- silent?
-  "Whether a column that may be left out says nothing."
+  "Returns true if a column that can be omitted is empty."
   [{:keys [rank texts]}]
   (and rank (every? #{"-"} (rest texts))))
 
 (defn- without-least
-  "The columns without those of the highest `:rank`; nil where all are to stay."
+  "Returns the columns without the highest `:rank`; nil if none can be omitted."
   [columns]
   (when-let [ranks (seq (keep :rank columns))]
     (let [most (apply max ranks)]
       (remove #(= most (:rank %)) columns))))
 
 (defn- narrowed
-  "Columns of which the widest of those that may be cut are cut until all fit."
+  "Returns columns cut until they fit, the widest first."
   [columns width]
   (loop [columns (vec columns)]
     (let [over (- (long (total (map :width columns))) (long width))
@@ -191,12 +192,13 @@
         (recur (update-in columns [widest :width] dec))))))
 
 (defn fitted
-  "A table for a screen of a width: `{:lines :left-out :widths}`: the titles of columns that there
-  is no room for, and by title how wide each would be. A column is no narrower than `:at-least`.
+  "Returns a table for a screen width: `{:lines :left-out :widths}`.
 
-  A column with a `:rank` may be left out, those without anything in them and then the highest
-  first; one with a `:least` width may be cut to it, at its end, or where `:cut-at` says so,
-  `:left` or `:middle`.
+  `:left-out` has the titles of omitted columns, `:widths` the full width of each column by title.
+  A column is at least `:at-least` wide.
+
+  A column with a `:rank` can be omitted: empty ones first, then the highest rank. A column with a
+  `:least` width can be cut to it, at the end or as `:cut-at` says: `:left` or `:middle`.
 
       (fitted [{:title \"ID\" :of :id} {:title \"NAME\" :of :name :least 4}] [{:id 12 :name \"counts\"}] 8)
       ;=> {:lines [\"ID  NAME\" \"12  cou…\"], :left-out [], :widths {\"ID\" 2, \"NAME\" 6}}"
@@ -213,7 +215,7 @@
            :widths (into {} (map (juxt :title :width)) columns)})))))
 
 (defn fields
-  "The lines of one thing's fields: `[name value]` pairs, the values under each other.
+  "Returns the lines of `[name value]` pairs, with aligned values.
 
       (fields [[:id 12] [:name \"counts\"]]) ;=> [\"id    12\" \"name  counts\"]"
   [pairs]
@@ -221,15 +223,16 @@
     (mapv (fn [[k v]] (str (pad (cell k) width :left) "  " (cell v))) pairs)))
 
 (defn format-1dp
-  "A number, of any size, with one digit after the point. Loading Java's Formatter takes a command
-  longer than this.
+  "Returns a number with one digit after the point.
+
+  Java's Formatter takes longer to load than this command takes.
 
       (tenths 16.46) ;=> \"16.5\""
   [x]
   (.toPlainString (.setScale (BigDecimal/valueOf (double x)) 1 RoundingMode/HALF_UP)))
 
 (defn human-size
-  "Bytes as people read them, in units of 1024.
+  "Returns a number of bytes in units of 1024.
 
       (human-size 512)   ;=> \"512\"
       (human-size 16864) ;=> \"16.5K\""
@@ -243,7 +246,7 @@
         (str (format-1dp x) (first units))))))
 
 (defn plural
-  "A number and its noun.
+  "Returns a number and its noun.
 
       (plural 1 \"entry\" \"entries\") ;=> \"1 entry\""
   [n one many]
@@ -252,8 +255,9 @@
 ;; --- for programs
 
 (defn- print-elements
-  "A vector with an element on each line, of which `print-one` prints each; what only reduces
-  without the brackets, a record a line; anything else on one line."
+  "Prints a vector with one element per line, with `print-one`.
+
+  A reducible is printed without brackets, anything else on one line."
   [x print-one]
   (cond
     (and (vector? x) (seq x))
@@ -274,24 +278,26 @@
         (newline))))
 
 (defn print-edn
-  "Prints a value as EDN on *out*, the elements of a vector on lines of their own; what only
-  reduces, a record a line.
+  "Prints a value as EDN on *out*.
+
+  The elements of a vector, and the records of a reducible, are printed one per line.
 
       (print-edn [{:id 12}])"
   [x]
   (print-elements x #(print (edn-text %))))
 
 (def ^:private safe-integer
-  "The largest integer that a reader of JSON need not round: 2^53-1. Beyond it RFC 7493 (I-JSON)
-  has integers as texts."
+  "The largest integer that every reader of JSON keeps: 2^53-1.
+
+  RFC 7493 (I-JSON) encodes larger integers as strings."
   9007199254740991)
 
 (defn json-value
-  "A value as JSON has it: byte views as hexadecimal texts, sets as sorted arrays, names as texts;
-  and integers beyond 2^53-1, which JavaScript, jq and others would silently round, as texts with
-  every digit.
+  "Returns a value for JSON.
 
-  The question mark of `:frozen` is left out, because to jq it would be an operator.
+  Byte views become hexadecimal strings, sets sorted arrays, names strings. Integers beyond
+  2^53-1, which JavaScript and jq would round, become strings. Question marks of keys are removed,
+  because they are operators in jq.
 
       (json-value {:frozen true, :flags #{:mmapable :inner-map}})
       ;=> {\"frozen\" true, \"flags\" [\"inner-map\" \"mmapable\"]}"
@@ -315,8 +321,9 @@
     :else x))
 
 (defn print-json
-  "Prints a value as JSON on *out*, the elements of a vector on lines of their own; what only
-  reduces, a record a line.
+  "Prints a value as JSON on *out*.
+
+  The elements of a vector, and the records of a reducible, are printed one per line.
 
       (print-json [{:id 12}])"
   [x]
@@ -326,7 +333,9 @@
     (print-elements x #(print (escape/escape (text (json-value %) :escape-slash false))))))
 
 (defn print-records
-  "Prints what reduces in a format for programs, a record a line, each as soon as it is there.
+  "Prints the records of a reducible in a format for programs, one per line.
+
+  Flushes after each record.
 
       (print-records :json [{:id 12} {:id 13}])"
   [format xs]
@@ -341,12 +350,13 @@
 ;; --- columns of rows
 
 (def ^:private most-columns
-  "A struct of more fields than this stays in one column."
+  "The number of fields up to which a struct gets several columns."
   12)
 
 (defn- collect
-  "Adds the fields of a value to those found before: name to what is below it. ::plain is for a
-  value that is neither nil nor a map of fields."
+  "Adds the fields of a value to the fields found so far.
+
+  ::plain marks a value that is not a map."
   [^LinkedHashMap found x]
   (cond
     (nil? x) nil
@@ -360,37 +370,37 @@
   found)
 
 (defn- leaves
-  "The paths of the fields that were found; those in vectors stay together. Where some values have
-  fields and others are plain, they stay together too."
+  "Returns the paths of the fields found.
+
+  Fields in vectors stay together, and so do fields that some rows have as plain values."
   [path ^LinkedHashMap found]
   (if (or (.isEmpty found) (.containsKey found ::plain))
     [path]
     (mapcat (fn [[k below]] (leaves (conj path k) below)) found)))
 
 (defn- tree-leaves
-  "The paths of the fields of a tree."
+  "Returns the paths of the fields of a tree."
   [path {:keys [fields]}]
   (if fields
     (mapcat (fn [[k tree]] (tree-leaves (conj path k) tree)) fields)
     [path]))
 
 (defn- side-leaves
-  "The paths of the fields of one side: those of all rows, or if there are no rows those of its
-  tree."
+  "Returns the paths of the fields of one side, from its rows or else from its tree."
   [side rows trees]
   (if (seq rows)
     (leaves [side] (reduce (fn [found row] (collect found (get row side))) (LinkedHashMap.) rows))
     (tree-leaves [side] (get trees side))))
 
 (defn field-name
-  "A field's name as a title.
+  "Returns the name of a field for a title.
 
       (field-name :tx-bytes) ;=> \"tx-bytes\""
   [k]
   (if (keyword? k) (subs (str k) 1) (str k)))
 
 (defn- title
-  "The names on a path, without the side where the rest says it all."
+  "Returns the title of a path, without the side unless the title would clash."
   [[side & names] clashes?]
   (cond
     (empty? names) (str/upper-case (name side))
@@ -398,9 +408,10 @@
     :else (fields/path-text (map field-name names))))
 
 (defn columns
-  "Columns for the sides, such as `[:key :value]`, of rows; without rows, of what `trees` say, by
-  side (see `bpfmap.exec.tree`). A field whose name is one of the sides or of `others`, further
-  fields of the rows, has the side in its title.
+  "Returns the columns for the sides of rows, such as `[:key :value]`.
+
+  Without rows, they come from `trees`, by side (see `bpfmap.exec.tree`). The title of a field
+  includes the side if the name is also a side, or one of `others`, the other fields of the rows.
 
       (map :title (columns [:key :value] [{:key {:src \"10.0.0.1\"} :value 3}])) ;=> (\"src\" \"VALUE\")"
   ([sides rows] (columns sides rows nil))
@@ -425,8 +436,7 @@
                   paths))))
 
 (defn csv-columns
-  "Columns for the sides of rows as comma-separated values: each has the tree that `trees` have
-  for it.
+  "Returns CSV columns for the sides of rows, with their trees.
 
       (csv-columns [:key] {:key {:leaves 1}}) ;=> ({:title \"key\" :of :key :tree {:leaves 1}})"
   [sides trees]
@@ -436,15 +446,16 @@
 ;; --- a result
 
 (defn- complain-lines
-  "Prints lines of text on stderr, without what could steer the terminal."
+  "Prints lines of text on stderr, with control characters escaped."
   [text]
   (binding [*out* *err*]
     (println (escape/escape-lines text))
     (flush)))
 
 (defn complain
-  "Prints one line on stderr. What it says may come from anywhere, and must not steer the terminal
-  or make a second line."
+  "Prints one line on stderr, with control characters escaped.
+
+  The message can contain names from anywhere."
   [& message]
   (complain-lines (escape/escape (str/join message))))
 
@@ -457,8 +468,10 @@
   ((requiring-resolve 'bpfmap.exec.csv/print-rows) columns rows))
 
 (defn- print-table
-  "Prints a table for people, cut to the terminal if there is one; returns lines about what is
-  left out. Rows that only reduce are printed as they come, and are not aligned."
+  "Prints a table, cut to the width of the terminal if there is one.
+
+  Returns lines about omitted columns. Rows of a reducible are printed as they come, without
+  alignment."
   [columns rows width]
   (if (coll? rows)
     (if width
@@ -474,8 +487,9 @@
                                        columns)))) rows)))
 
 (defn print-result
-  "Prints what a command returned and how it is seen, in a format or for people, whose terminal
-  may have a width; returns the exit code."
+  "Prints the result of a command and returns the exit code.
+
+  `format` is nil for people, whose terminal may have a `width`."
   [value {:keys [columns csv-columns rows lines text? closing notes exit] :as view} format width]
   ;; A system call for each line would take its time
   (let [left-out (binding [*flush-on-newline* false]
@@ -498,7 +512,9 @@
   (if-let [cause (ex-cause e)] (recur cause) e))
 
 (defn- candidate-columns
-  "The columns of maps that a name may mean; that of their pins if any has one."
+  "Returns the columns for the maps that a name may refer to.
+
+  There is a column of pins only if a map has one."
   [candidates]
   (for [of [:id :type :name
             (when (some (comp seq :pinned) candidates) #(str/join " " (:pinned %)))
@@ -507,7 +523,9 @@
     {:title "" :of of}))
 
 (defn print-failure
-  "Prints an error on stderr: a line, and with `verbose` its data; returns the exit code."
+  "Prints an error on stderr and returns the exit code.
+
+  With `verbose`, prints its data too."
   [^Throwable e verbose]
   (let [{:bpfmap/keys [error candidates] :as data} (ex-data e)]
     (complain-lines (str "bpfmap: " (if error

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.exec.pins
-  "The commands that make maps and their names: `create`, `pin`, `unpin`."
+  "Implements the commands that create and pin maps: `create`, `pin` and `unpin`."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.confirm :as confirm]
@@ -12,7 +12,7 @@
 (set! *warn-on-reflection* true)
 
 (defn pinned
-  "Pins an open map at a path; returns what it is and where.
+  "Pins an open map at a path and returns `{:id :name :type :path}`.
 
       (pinned m \"/sys/fs/bpf/counts\") ;=> {:id 12, :name \"counts\", :type :hash, :path \"/sys/fs/bpf/counts\"}"
   [m path]
@@ -20,8 +20,9 @@
   (assoc (select-keys (bpf/info m) [:id :name :type]) :path (bpf/pinned-path m)))
 
 (defn- kernel-names
-  "Returns a spec in which map types and flags, those of inner maps too, may be spelt as the
-  kernel does."
+  "Returns a spec whose map types and flags may have the kernel's spelling.
+
+  Inner maps are included."
   [{:keys [type flags inner-map] :as spec}]
   (let [named #(if (and (keyword? %1) (not (contains? %2 %1)))
                  (keyword (fields/kernel-name (subs (str %1) 1)))
@@ -32,8 +33,9 @@
       (map? inner-map) (update :inner-map kernel-names))))
 
 (defn- spec-of
-  "The spec that the options say: that of another map or one that is given, with what stands in
-  options of its own."
+  "Returns the spec for the options.
+
+  Options override `:spec`, which overrides the spec of the map `:like`."
   [{:keys [path like spec name type key-type value-type key-size value-size max-entries flags]}]
   (let [base (merge (when like
                       (with-open [m (element/open {:ref like} :read-only)]
@@ -50,8 +52,7 @@
     (kernel-names (merge {:name (paths/file-name path)} base given (when name {:name name})))))
 
 (defn- forgotten
-  "Returns what a map that was made with types does not keep of them, in words; nil if it keeps
-  all."
+  "Returns a warning about types that the kernel does not store for a new map, or nil."
   [path {:keys [key-type value-type]}]
   (with-open [m (bpf/open path {:access :read-only})]
     (let [{:keys [key value] :as spec} (bpf/spec m)
@@ -66,7 +67,9 @@
              " to dump, get and put too")))))
 
 (defn create
-  "Creates a map and pins it, since it would be gone with this process.
+  "Creates a map and pins it.
+
+  Without a pin, the map would be freed when this process ends.
 
       (create {:path \"/sys/fs/bpf/counts\" :type :hash :key-type :u32 :value-type :u64 :max-entries 1024})
       ;=> {:id 12, :name \"counts\", :type :hash, :path \"/sys/fs/bpf/counts\"}"
@@ -81,8 +84,9 @@
       (cond-> info untyped (assoc :untyped untyped)))))
 
 (defn pin
-  "Pins a map at a path. A pin that it has already stays, unless `:move` is true: then `:ref` is
-  the path of that pin, and the pin moves.
+  "Pins a map at a path.
+
+  Other pins stay. With `:move`, `:ref` is the path of a pin, and the pin moves.
 
       (pin {:ref {:id 12} :path \"/sys/fs/bpf/counts\"}) ;=> {:id 12, :name \"counts\", :type :hash, :path …}"
   [{:keys [path move] :as options}]
@@ -98,7 +102,9 @@
                from)))))
 
 (defn unpin
-  "Removes the pin of a map. The map goes when nothing else holds it.
+  "Removes the pin of a map.
+
+  The kernel frees the map if nothing else refers to it.
 
       (unpin {:path \"/sys/fs/bpf/counts\"}) ;=> {:id 12, :name \"counts\", :type :hash, :path …}"
   [{:keys [path] :as options}]

@@ -1,17 +1,19 @@
 (ns ^:no-doc bpfmap.exec.progress
-  "How far a command has come, for whoever wants to show it.")
+  "Reports the progress of a command.")
 
 (set! *warn-on-reflection* true)
 
 (def ^:dynamic *report*
-  "Called now and then with what there is to count, and how many there were: `(f \"entries\"
-  4096)`. Nil where nobody looks."
+  "The function that shows progress, or nil.
+
+  It is called from time to time as `(f \"entries\" 4096)`: the kind of items and their number so
+  far."
   nil)
 
 (def ^:private ^:const every "Rows between two reports." 4096)
 
 (defn counting
-  "A transducer that changes nothing, and reports how many went through.
+  "Returns a transducer that reports how many items pass through.
 
       (into [] (counting \"entries\") [1 2]) ;=> [1 2]"
   [what]

@@ -47,8 +47,9 @@
 ;; --- paths
 
 (defn- segments
-  "Returns the names of a path in text; nil if it is malformed. Where one is in quotes, each is
-  what it is, as its metadata says, `:exact`."
+  "Returns the names of a path in text; nil if it is malformed.
+
+  If one is in quotes, the path is `:exact`: its metadata says so."
   [text]
   (let [exact? (str/includes? text "\"")
         part #"\"((?:[^\"\\]|\\.)*)\"|([^.\"]+)"]
@@ -64,7 +65,7 @@
               :else nil)))))))
 
 (defn path-of
-  "Returns a field as the names on the way to it; nil for anything that is not a field.
+  "Returns a field as a path of names; nil if it is not a field.
 
       (path-of \"value.packets\")         ;=> [\"value\" \"packets\"]
       (path-of \"value.\\\"pick.turn\\\"\") ;=> [\"value\" \"pick.turn\"]"
@@ -81,23 +82,23 @@
       path)))
 
 (defn- names-of
-  "Returns what a name on a path may be called in a map, and its number as an index; made once for
-  each path."
+  "Returns the keys and the index that a name on a path can stand for."
   [name]
   {:keys [(keyword name) (keyword (str name "?")) name (parse-long name)]
    :index (when (re-matches #"[0-9]{1,9}" name) (parse-long name))})
 
 (defn- ways
-  "Returns the ways on from a place on a path: `[names ways]` pairs, of which the first takes the
-  longest name that the path's next names can be together, and so a whole name goes before a path;
-  of an exact path each name is one."
+  "Returns the ways to follow a path from one place: `[names ways]` pairs.
+
+  Longer names come first, so that a whole name wins over a path. In an exact path each segment is
+  one name."
   [path exact?]
   (when (seq path)
     (mapv (fn [n] [(names-of (str/join "." (take n path))) (ways (drop n path) exact?)])
           (if exact? [1] (range (count path) 0 -1)))))
 
 (defn- step
-  "Returns what a map or vector has under a name; ::absent if it has nothing there."
+  "Returns the value of a map or vector under a name; ::absent if there is none."
   [x {:keys [keys index]}]
   (cond
     (map? x) (reduce (fn [_ k]
@@ -110,7 +111,7 @@
 (defn- many? [x] (or (vector? x) (set? x) (seq? x)))
 
 (defn- follow
-  "Returns all that is at a path, through every element of a list; nil if there is nothing."
+  "Returns all values at a path, through every element of lists; nil if there are none."
   [x ways]
   (if ways
     (or (some (fn [[names more]]
@@ -125,7 +126,9 @@
       :else [nil])))
 
 (defn- getter
-  "Returns a function from a row to all that it has at a path, see [[values-at]]."
+  "Returns a function from a row to all its values at a path.
+
+  See [[values-at]]."
   [path]
   (let [ways (ways path (:exact (meta path)))]
     (fn [row]
@@ -134,8 +137,9 @@
           (seq (follow (:key row) ways))))))
 
 (defn values-at
-  "Returns all that a row has at a path: of an entry, also what its value or else its key has
-  there. Nil if there is nothing.
+  "Returns all values of a row at a path; nil if there are none.
+
+  For an entry, the path can also begin in its value, or else in its key.
 
       (values-at {:key 7 :value {:packets 3}} [\"packets\"]) ;=> (3)"
   [row path]
@@ -158,8 +162,10 @@
                {:bpfmap/hint (name-hint (str/join "." path) "fields" names)}))
 
 (defn real-path
-  "Returns a path by the real names of the fields that a command's rows have; the path as it is if
-  they are not known. Throws `:usage` with the nearest names for a field that there is not.
+  "Returns a path with the real names of the fields of rows.
+
+  If the fields are unknown, returns the path as it is. Throws `:usage` with the nearest names for
+  an unknown field.
 
       (real-path (fields/row [[\"memlock\" {:kind :number}]] {\"memory\" \"memlock\"}) [\"memory\"]) ;=> [\"memlock\"]"
   [row-field path]
@@ -174,8 +180,9 @@
     [(fields/path-text prefix)]))
 
 (defn- check-field
-  "Throws `:usage` if a row has no such field, nor could have: nothing on the way to it is nil or
-  empty."
+  "Throws `:usage` if a row cannot have a field.
+
+  A nil or an empty list on the way to it hides the field."
   [row path]
   (when-not (or (values-at row path)
                 (some #(some nil? (values-at row (take % path))) (range 1 (count path))))
@@ -205,7 +212,7 @@
 (defn- finite? [x] (or (not (float? x)) (Double/isFinite (double x))))
 
 (defn- order-of-numbers
-  "By size, exactly: a double is not made of an integer that it cannot hold."
+  "Compares numbers exactly, without converting integers to doubles."
   [a b]
   (if (and (not= (float? a) (float? b)) (finite? a) (finite? b) (not (ratio? a)) (not (ratio? b)))
     (compare (bigdec a) (bigdec b))
@@ -221,8 +228,9 @@
       :else (compare (text-of a) (text-of b)))))
 
 (defn order
-  "Compares any two fields: nothing, false and true, numbers, NaN, texts, bytes, and all else by
-  what it prints as.
+  "Compares any two values of fields.
+
+  The order is: nil, booleans, numbers, NaN, texts, bytes, and anything else by its printed form.
 
       (sort order [\"b\" 10 9 nil \"a\"]) ;=> (nil 9 10 \"a\" \"b\")"
   [a b]
@@ -231,7 +239,7 @@
     (order-of-any a b)))
 
 (defn- falling
-  "The order turned round, in which NaN is still the last number."
+  "Compares in descending order, with NaN as the last number."
   [a b]
   (if (or (not-a-number? a) (not-a-number? b))
     (if (and (number? a) (number? b)) (order a b) (order b a))
@@ -252,15 +260,16 @@
         (map-indexed vector ["K" "M" "G" "T" "P" "E"])))
 
 (def ^:private times
-  "Units of time in nanoseconds."
+  "The units of time in nanoseconds."
   (let [second 1000000000N]
     {"ns" 1N "us" 1000N "µs" 1000N "μs" 1000N "ms" 1000000N "s" second "sec" second
      "min" (* 60 second) "h" (* 3600 second)
      "d" (* 86400 second)}))
 
 (defn- time-of-name
-  "Returns the nanoseconds of one unit of a field that is a time: by the end of its name, or else
-  one."
+  "Returns the nanoseconds of the unit in which a field counts, by the end of its name.
+
+  The default is 1."
   [name]
   (condp re-find (str name)
     #"(?i)(^|[_. -])(us|usecs?|micros|microseconds)$" 1000N
@@ -272,7 +281,7 @@
   #"(?x) ([+-]?) (?: 0[xX]([0-9a-fA-F]+) | ((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?) \s* ([a-zA-Zµμ]*) )")
 
 (defn- number-of
-  "Returns the number that a text is, for a field of this name; nil if it is not one."
+  "Returns the number in a text, for a field of this name; nil if it is not a number."
   [text field-name]
   (let [text (str/trim text)]
     (or (case text
@@ -301,8 +310,9 @@
                                 (double n)))))))))))))
 
 (defn- network-of
-  "Returns the address or prefix that a text is, or the data of a prefix: `{:address array :bits n
-  :whole?}`; nil if it is not one."
+  "Returns the address or prefix in a text or in data; nil if it is neither.
+
+  The result is `{:address array :bits n :whole?}`."
   [x]
   (cond
     (string? x)
@@ -324,8 +334,9 @@
   (.shiftRight (BigInteger. 1 array) (int (- (* 8 (alength array)) (long n)))))
 
 (defn- same-network?
-  "Returns true if two addresses are the same, one lies in the other, which is a prefix, or both
-  are the same prefix."
+  "Returns true if two addresses are equal, or one is in the prefix of the other.
+
+  Two prefixes must be equal."
   [x given]
   (let [^bytes a (:address x) ^bytes b (:address given)]
     (and (= (alength a) (alength b))
@@ -351,7 +362,7 @@
 (def ^:private missing #{"nil" "null" "-" "" "none"})
 
 (defn- given-text
-  "Returns what was given to compare with as text, if it can be; nil for other data."
+  "Returns the operand of a condition as text; nil for other data."
   [given]
   (cond
     (string? given) given
@@ -361,15 +372,15 @@
 (def ^:private kernel-style #"[a-z0-9]+(-[a-z0-9]+)*")
 
 (defn- name-like?
-  "Returns true if a name is what was given: itself, or one of the kernel's that was written as
-  there."
+  "Returns true if a name equals the operand, also in the kernel's spelling."
   [name given]
   (or (= name given)
       (and (re-matches kernel-style name) (= name (fields/kernel-name given)))))
 
 (defn- operands
-  "Returns what was given to compare a field of this name with, once as each kind: a map of kind
-  to a delay, of nil if it cannot be of that kind."
+  "Returns the operand of a condition as each kind it can be, on demand.
+
+  The result is a map from kinds to delays."
   [given field-name]
   (let [text (given-text given)]
     {:number (delay (cond (number? given) given text (number-of text field-name)))
@@ -410,15 +421,16 @@
     :else [x]))
 
 (defn- shown-as
-  "Returns how a process or program stands in a table: its name, and its id in brackets."
+  "Returns a process or program as a table shows it: its name, and its id in brackets."
   [{:keys [command pid name id]}]
   (cond
     (and command pid) (str command "[" pid "]")
     (and name id) (str name "[" id "]")))
 
 (defn- test-name
-  "Whether a name compares with what was given, itself or by its number. Names without an order
-  compare by alphabet."
+  "Compares a name with the operand, by itself or by its number.
+
+  Names have an order only if they have numbers."
   [op x names operands]
   (let [x-number (if (number? x) x (get names (fields/name-of x)))
         text @(:text operands)
@@ -451,7 +463,7 @@
       :else (compared op (compare x given)))))
 
 (defn- test-value
-  "Returns true or false for one thing at a field; ::misfit if the two cannot be compared."
+  "Returns true or false for one value of a field; ::misfit if they cannot be compared."
   [op operands {:keys [kind names member?]} x]
   (let [with (fn [k f]
                (if-some [given @(k operands)] (f given) (if (:missing? operands) false ::misfit)))]
@@ -485,7 +497,7 @@
       :else (= x (:given operands)))))
 
 (defn- matcher
-  "Returns a test of a regular expression."
+  "Returns a test for a regular expression."
   [given]
   (let [pattern (if (instance? Pattern given) given (Pattern/compile (text-of given)))
         found? #(re-find pattern (text-of %))]
@@ -501,7 +513,7 @@
 ;; --- what is right for a field
 
 (def ^:private right
-  "What a field of a kind must be compared with."
+  "The operands that a field of a kind can be compared with, for messages."
   {:number "a number, such as 10, 0x1f, 64K or 5ms"
    :boolean "true or false"
    :text "text"
@@ -522,7 +534,7 @@
     :else :any))
 
 (defn- mismatch
-  "The `:usage` error for a comparison whose sides are of different kinds."
+  "Returns the `:usage` error for an operand of the wrong kind."
   [path op given {:keys [kind names family] :as field}]
   (let [inside (when (seq (:fields field)) (fields/paths (fields/row [[(peek (vec path)) field]])))
         whole (fields/path-text path)
@@ -553,8 +565,7 @@
         nil)})))
 
 (defn- check-kind
-  "Throws `:usage` if what was given cannot be compared with a field, or with one of the elements
-  of a list."
+  "Throws `:usage` if the operand cannot be compared with a field or its elements."
   [path op given {:keys [kind of names fields] :as field}]
   (let [{:keys [missing?] :as operands} (operands given (peek (vec path)))
         fits? (fn [k] (some? @(k operands)))
@@ -624,7 +635,7 @@
       :else text)))
 
 (defn- parse-text
-  "Returns a condition given as text, as data; nil for anything else."
+  "Parses a condition given as text; nil if it is not a condition."
   [text]
   (if (str/starts-with? (str/triml text) "[")
     (let [data (edn text)] (when (vector? data) data))
@@ -661,17 +672,20 @@
                "such as 'bytes>1000', src=10.0.0.1, name~^cali or '[:or [:> :bytes 1000] [:= :src \"10.0.0.1\"]]'"))))
 
 (defn condition
-  "Returns a condition as checked data; throws an exception whose message says what is wrong with
-  it.
+  "Returns a condition as checked data.
+
+  Throws an exception for a malformed one: its message is the constraint, `:hint` of its data the
+  hint.
 
       (condition \"bytes>1000\") ;=> [:> [\"bytes\"] \"1000\"]"
   [x]
   (checked (if (string? x) (parse-text x) x)))
 
 (defn- resolved
-  "Returns a condition whose paths are the real ones of the fields of rows, with each field
-  behind; throws `:usage` for a field that there is not, or that cannot be compared with what was
-  given. Of rows whose fields are not known nothing is."
+  "Returns a condition with real paths and with the field of each.
+
+  Throws `:usage` for an unknown field, or for an operand of the wrong kind. If the fields of rows
+  are unknown, the paths stay."
   [row-field [op & more]]
   (if (contains? #{:and :or :not} op)
     (into [op] (map #(resolved row-field %)) more)
@@ -690,13 +704,14 @@
     [condition]))
 
 (defn- element-field
-  "The field of what is at a path: of a list, its elements'."
+  "Returns the field of the values at a path: for a list, its elements."
   [field]
   (if (= :list (:kind field)) (recur (assoc (:of field) :member? true)) field))
 
 (defn- test-of
-  "Returns a test of rows. `note` is called with each leaf condition that met something it can, or
-  cannot, be compared with."
+  "Returns a test for rows.
+
+  Calls `note` for each comparison of a value."
   [[op & more :as condition] note]
   (case op
     :and (let [tests (mapv #(test-of % note) more)] (fn [row] (every? #(% row) tests)))
@@ -719,8 +734,9 @@
 ;; --- rows
 
 (defn- misfits
-  "Returns `[note check]`: what is noted of comparisons, and a check that throws if one met only
-  what it cannot be compared with."
+  "Returns `[note check]`.
+
+  `note` records comparisons; `check` throws if a condition only met values of the wrong kind."
   []
   (let [seen (volatile! {})]
     [(fn [condition x found]
@@ -732,8 +748,7 @@
            (throw (mismatch path op given {:kind (kind-of-value (first met))})))))]))
 
 (defn- checking-fields
-  "A transducer that holds the fields of conditions against the first row, since all rows of a
-  command have the same."
+  "Returns a transducer that checks the fields of conditions against the first row."
   [paths]
   (fn [rf]
     (let [checked? (volatile! false)]
@@ -747,8 +762,9 @@
          (rf acc row))))))
 
 (defn fields-used
-  "Returns the first names of the fields that `:where` and `:sort` look at, as a set. `:fields` as
-  in [[selecting]].
+  "Returns the first names of the fields that `:where` and `:sort` use, as a set.
+
+  See [[selecting]] for `:fields`.
 
       (fields-used {:where [[:> [\"held\" \"pid\"] \"1\"]] :sort (column \"-id\")}) ;=> #{\"held\" \"id\"}"
   [{:keys [where sort] row-field :fields}]
@@ -757,11 +773,12 @@
         (mapcat #(leaf-conditions (resolved row-field %)) where)))
 
 (defn selecting
-  "Returns a transducer that lets pass the rows for which all of `:where` hold, and no more than
-  `:limit`. `:fields` are those of the rows, if they are known: see `bpfmap.exec.fields`.
+  "Returns a transducer for the rows that meet all `:where`, at most `:limit`.
 
-  A field that there is not, or that cannot be compared with what was given, throws `:usage`:
-  before the first row if the fields are known, else when the rows are through.
+  `:fields` are the fields of the rows, if they are known: see `bpfmap.exec.fields`.
+
+  An unknown field, or an operand of the wrong kind, throws `:usage`: before the first row if the
+  fields are known, otherwise at the end.
 
       (into [] (selecting {:where [[:> [\"value\"] \"5\"]]}) [{:key 1 :value 9} {:key 2 :value 3}])
       ;=> [{:key 1 :value 9}]"
@@ -785,8 +802,7 @@
       :else (map identity))))
 
 (defn check
-  "Throws `:usage` if rows with these `:fields` lack one that `:where` or `:sort` names, or that
-  cannot be compared so.
+  "Throws `:usage` for invalid `:where` or `:sort` of rows with these `:fields`.
 
       (check {:where [[:= [\"id\"] \"7\"]] :fields (fields/row [[\"id\" {:kind :number}]])}) ;=> nil"
   [{:keys [where sort] row-field :fields}]
@@ -795,7 +811,7 @@
   nil)
 
 (defn column
-  "What to sort by, as data: `{:path :descending?}`; nil for what is no column.
+  "Returns a column to sort by as `{:path :descending?}`; nil if it is malformed.
 
       (column \"-bytes\") ;=> {:path [\"bytes\"] :descending? true}"
   [x]
@@ -806,16 +822,16 @@
       {:path path :descending? descending?})))
 
 (defn- worst-first
-  "An order of `[key number row]` in which what comes last in `order` comes first, and of equals
-  the later."
+  "Returns the reverse of an order for `[key number row]`, later rows first among equals."
   [order]
   (fn [[a i] [b j]]
     (let [by-key (long (order b a))]
       (if (zero? by-key) (compare j i) by-key))))
 
 (defn top
-  "The first n of what is reducible in an order of what `(f row)` is, or all in that order where n
-  is nil. Of a million rows no more than n are kept, and each is looked into once.
+  "Returns the first n rows in the order of their keys, `(f row)`.
+
+  Returns all rows if n is nil. Keeps at most n rows in memory and calls f once per row.
 
       (top 2 identity compare [3 1 2]) ;=> [1 2]"
   [n f order reducible]
@@ -833,8 +849,9 @@
         (vec rows)))))
 
 (defn- sort-key
-  "Returns a function of what is at a field to what it is put in order by: an address is, by its
-  bytes."
+  "Returns a function from the value of a field to its sort key.
+
+  Addresses are sorted by their bytes."
   [{:keys [kind]}]
   (if (contains? #{:address :prefix} kind)
     (fn [x]
@@ -844,8 +861,9 @@
     identity))
 
 (defn rows
-  "The rows of something reducible that the options ask for, as a vector: `:where`, `:sort`,
-  `:limit`. NaN comes last, whichever way they are sorted. `:fields` as in [[selecting]].
+  "Returns the rows that `:where`, `:sort` and `:limit` select, as a vector.
+
+  NaN comes last in both directions. See [[selecting]] for `:fields`.
 
       (rows {:sort (column \"id\") :limit 1} [{:id 2} {:id 1}]) ;=> [{:id 1}]"
   [{:keys [sort limit] row-field :fields :as options} reducible]

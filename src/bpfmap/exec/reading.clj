@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.exec.reading
-  "The commands that read one map: `show`, `dump` and `get`. It is opened read-only."
+  "Implements the commands that read a map: `show`, `dump` and `get`. They open it read-only."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.element :as element]
@@ -13,7 +13,7 @@
 (set! *warn-on-reflection* true)
 
 (defn show
-  "What the kernel says of one map, and whose it is.
+  "Returns the kernel's information about a map, and its owners.
 
       (show {:ref {:name \"counts\"}}) ;=> {:id 12, :type :hash, …}"
   [options]
@@ -25,8 +25,9 @@
 ;; --- dump
 
 (defn- next-keys
-  "The keys of a map that tells nothing else, as rows; no more than it can have, since others may
-  delete meanwhile."
+  "Returns the keys of a map that only has next-key, as rows.
+
+  Stops after as many keys as the map can have, because others may delete keys."
   [m]
   (let [{:keys [type max-entries]} (bpf/spec m)]
     (reify IReduceInit
@@ -38,15 +39,16 @@
               (if (reduced? acc) @acc (recur (bpf/next-key m k) (dec n) acc)))))))))
 
 (defn- read-options
-  "How values are read, as `bpfmap.core` takes it; nil where nothing is asked for."
+  "Returns the options for reading values with `bpfmap.core`, or nil."
   [{:keys [cpus lock]}]
   (cond-> nil
     (int? cpus) (assoc :cpu cpus)
     lock (assoc :lock true)))
 
 (defn entries
-  "The entries of an open map as rows to reduce: `{:key :value}`; with `:keys` of a map that tells
-  only those, the keys alone.
+  "Returns the entries of an open map as rows to reduce: `{:key :value}`.
+
+  With `:keys`, rows of a map that only has next-key have only the key.
 
       (into [] (entries m {})) ;=> [{:key 7 :value 42}]"
   [m {:keys [keys cpus] :as options}]
@@ -60,14 +62,14 @@
                 (if read-options (bpf/entries m read-options) m)))))
 
 (defn with-fields
-  "Returns options with the `:fields` that the entries of an open map have, for
-  `bpfmap.exec.query`."
+  "Returns options with the `:fields` of the entries of an open map.
+
+  They are for `bpfmap.exec.query`."
   [m {:keys [cpus] :as options}]
   (assoc options :fields (fields/of-entries (bpf/spec m) cpus)))
 
 (defn- about
-  "What those who see entries need to know of the map: its type and spec, on how many CPUs there
-  are values, and why keys and values are bytes where they are."
+  "Returns the metadata of entries: the map's type and spec, its CPUs, and why it is untyped."
   [m {:keys [cpus]}]
   (let [{:keys [type key value untyped]} (bpf/info m)
         bytes? #(and (vector? %) (= :bytes (first %)))]
@@ -78,13 +80,15 @@
                 (or untyped "the map has no BTF"))}))
 
 (defn- shown
-  "A transducer from rows to what was asked for of them: `:keys` leaves the key alone."
+  "Returns a transducer to the requested parts of rows: with `:keys`, only the keys."
   [{:keys [keys]}]
   (map (if keys #(select-keys % [:key]) identity)))
 
 (defn- stream-of
-  "Something to reduce by `(f told step init)`. Its metadata has `:about`, an atom in which each
-  reduction puts at its beginning what [[about]] says."
+  "Returns a reducible that calls `(f told step init)`.
+
+  `:about` of its metadata is an atom with the result of [[about]], set at the beginning of each
+  reduction."
   [f]
   (let [told (atom nil)]
     (with-meta (reify IReduceInit
@@ -92,9 +96,10 @@
       {:about told})))
 
 (defn dump
-  "The entries of a map, in the kernel's order; with `:stream` as something to reduce, which opens
-  the map meanwhile. The metadata has the map's `:type` and `:spec`, and `:untyped` why they are
-  bytes.
+  "Returns the entries of a map, in the kernel's order.
+
+  With `:stream`, returns a reducible, which opens the map for each reduction. The metadata has
+  the map's `:type` and `:spec`, and the reason why entries are bytes under `:untyped`.
 
       (dump {:ref {:name \"counts\"} :key-type :u32 :value-type :u64}) ;=> [{:key 7, :value 42}]"
   [{:keys [stream sort] :as options}]
@@ -116,8 +121,10 @@
 ;; --- one entry
 
 (defn get-entry
-  "The entry of a key; of a queue or stack without a key the next value, of a bloom filter whether
-  it may have a value. Nil where there is none.
+  "Returns the entry of a key, or nil.
+
+  For a queue or stack without a key, returns the next value. For a bloom filter, returns whether
+  it may contain the value.
 
       (get-entry {:ref {:name \"counts\"} :key 7}) ;=> {:key 7, :value 42}"
   [{:keys [cpus] :as options}]

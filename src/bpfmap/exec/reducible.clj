@@ -1,8 +1,8 @@
 (ns ^:no-doc bpfmap.exec.reducible
-  "Results of commands that are reduced instead of held in memory: `watch`, and rows with `:stream`.
+  "Results that are reduced instead of held in memory: `watch`, and rows with `:stream`.
 
-  Each reduction runs the command anew. Printing one, and `datafy`, show the command and its
-  options, and open nothing:
+  Each reduction runs the command again. Printing a result shows the command and its options,
+  `datafy` returns them as data. Neither opens a map:
 
       (exec/watch {:ref \"flows\"})          ; prints #bpfmap.exec/watch {:ref {:name \"flows\"}, :interval 1.0}
       (datafy (exec/watch {:ref \"flows\"})) ;=> {:command \"watch\", :options {:ref {:name \"flows\"}, :interval 1.0}}"
@@ -36,14 +36,16 @@
   (print-method (.-options x) w))
 
 (defn reducible
-  "Returns rows to reduce that print as a command and its options. Metadata of the rows stays.
+  "Returns a reducible that prints as a command and its options.
+
+  The metadata of the rows stays.
 
       (reducible \"watch\" {:ref {:id 12}} rows) ; prints #bpfmap.exec/watch {:ref {:id 12}}"
   [command options rows]
   (Reducible. command options rows (meta rows)))
 
 (defn reducible?
-  "Returns true if x is a result of a command that is reduced.
+  "Returns true if x is a reducible result of a command.
 
       (reducible? (exec/watch {:ref 12})) ;=> true"
   [x]

@@ -3,7 +3,7 @@
 
   A tree is a map:
 
-  | key       | what it holds                                                             |
+  | key       | meaning                                                                   |
   |-----------|---------------------------------------------------------------------------|
   | `:leaves` | how many columns it has; 1 for a leaf                                     |
   | `:integer?` | of a leaf: true if it is an integer, which has a rate                   |
@@ -15,7 +15,7 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private most-leaves
-  "Keys or values with more leaves than this have one column."
+  "The number of leaves up to which keys or values have several columns."
   1024)
 
 (def leaf
@@ -25,7 +25,7 @@
 (def ^:private integer (assoc leaf :integer? true))
 
 (defn- of-fields
-  "The tree of a map; one without fields is a leaf."
+  "Returns the tree of a map. One without fields is a leaf."
   [fields]
   (if (seq fields)
     {:fields (vec fields) :leaves (reduce + (map (comp :leaves second) fields))}
@@ -64,7 +64,7 @@
     tree))
 
 (defn- of-side
-  "The tree of one key, or one value of one CPU."
+  "Returns the tree of one key, or of one value of one CPU."
   [{:keys [type types] :as spec} side]
   (when-some [given (get spec side)]
     (let [out (get-in (rules/types type) [:refers side :out])]
@@ -78,9 +78,10 @@
   (if (<= leaves most-leaves) tree leaf))
 
 (defn of-entries
-  "Returns the trees of the keys and values of a map with this spec, `{:key :value}`; a side that
-  the map lacks is missing. `cpus` is the number of CPUs whose values are read apart, nil if there
-  is one value for each key.
+  "Returns the trees of the keys and values of a map, `{:key :value}`.
+
+  A side that the map lacks is missing. `cpus` is the number of CPUs whose values are separate,
+  nil if there is one value for each key.
 
       (of-entries {:type :hash :key :u32 :value [:struct [:a :u8] [:b :u8]]} nil)
       ;=> {:key {:leaves 1}, :value {:fields [[:a {:leaves 1}] [:b {:leaves 1}]], :leaves 2}}"
@@ -92,7 +93,9 @@
       value (assoc :value (bounded (if cpus (of-vector value cpus) value))))))
 
 (defn rates
-  "Returns the tree of the rates of a value: its integers, and no other leaf; nil if there are none.
+  "Returns the tree of the rates of a value, or nil.
+
+  It has the integers of the value's tree, and no other leaves.
 
       (rates {:fields [[:n {:leaves 1 :integer? true}] [:comm {:leaves 1}]] :leaves 2})
       ;=> {:fields [[:n {:leaves 1 :integer? true}]], :leaves 1, :partial? true}"

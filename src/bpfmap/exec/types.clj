@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.exec.types
-  "The commands about types and what the kernel has: `types` and `features`."
+  "Implements the commands `types` and `features`."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
@@ -19,7 +19,7 @@
      :offsets (type/offsets t (:types spec))}))
 
 (defn types
-  "The types of a map's keys and values: as data, as lines of C, and where their fields lie.
+  "Returns the types of keys and values as data and in C, with offsets.
 
       (types {:ref {:name \"counts\"}})
       ;=> {:key {:type :u32, :c [\"__u32 key;\"], :size 4, :offsets {}}, :value {…}}"
@@ -39,7 +39,7 @@
 ;; --- features
 
 (defn- answers
-  "Rows of the answers to one question about many names."
+  "Returns the rows for one kind of feature."
   [feature of table answers]
   (for [[name {:keys [supported why]}] (sort-by (comp str key) answers)]
     (cond-> (array-map :feature feature :of of :name name :here supported)
@@ -47,7 +47,9 @@
       why (assoc :why why))))
 
 (def features-fields
-  "The fields of a row of `features`: see `bpfmap.exec.fields`."
+  "The fields of a row of `features`.
+
+  See `bpfmap.exec.fields`."
   (let [name-in (fn [names] {:kind :name :names (into {} (map (fn [k] [(name k) nil])) names)})]
     (fields/row [["feature" (name-in [:map-type :map-flag :operation :element-flag :program-type])]
                  ["of" (name-in (keys rules/types))]
@@ -57,9 +59,10 @@
                  ["why" {:kind :text}]])))
 
 (defn features
-  "What this kernel has, a row for each question: map types, create flags and operations of each,
-  flags of element operations, program types. `:here` is nil where a try could not tell, and
-  `:why` says why.
+  "Returns the BPF features of this kernel, one row each.
+
+  They are map types, create flags and operations of each, flags of element operations, and
+  program types. `:here` is nil if the probe was inconclusive; `:why` has the reason.
 
       (features {}) ;=> [{:feature :map-type, :of nil, :name :hash, :here true, :since \"3.19\"} …]"
   [options]

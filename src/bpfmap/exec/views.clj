@@ -15,7 +15,9 @@
   (str "map " id (when (seq name) (str " (" (output/cell name) ")"))))
 
 (defn entry
-  "Renders the value of an entry. If there is no entry, the exit code is 1."
+  "Renders the value of an entry.
+
+  If it does not exist, the exit code is 1."
   [found _options]
   (cond
     (nil? found) {:lines [] :notes ["no such entry"] :exit 1}
@@ -37,7 +39,9 @@
     :else {:lines [(output/element-cell value)]}))
 
 (defn deleted
-  "Renders a deleted entry. If there was no entry, the exit code is 1."
+  "Renders a deleted entry.
+
+  If it did not exist, the exit code is 1."
   [{:keys [key before] deleted? :deleted} _options]
   (if deleted?
     {:lines [(str (output/element-cell key)
@@ -71,8 +75,9 @@
   (output/plural n "entry" "entries"))
 
 (defn restored
-  "Renders a restored map with the number of entries it has now. If some are missing, the exit code
-  is 1."
+  "Renders a restored map with its number of entries.
+
+  If some are missing, the exit code is 1."
   [{:keys [map path entries changed missing skipped deleted]} _options]
   (let [whole? (= 0 missing changed)]
     {:lines [(str (if whole?
@@ -198,7 +203,9 @@
     (fields/path-text (conj (pop names) (str (peek names) "/s")))))
 
 (defn rate-columns
-  "Returns columns for the rates at some paths. The rate of a scalar value is PER-SECOND."
+  "Returns columns for the rates at some paths.
+
+  The rate of a scalar value is PER-SECOND."
   [paths]
   (for [[i path] (map-indexed vector paths)]
     {:title (if (seq path) (rate-title path) "PER-SECOND")
@@ -207,7 +214,7 @@
      :align :right :rank (+ 0.5 i)}))
 
 (defn entry-columns
-  "Returns the columns of watched rows: mark, key, value, and the rates at some paths."
+  "Returns the columns of watched rows: mark, key, value, rates at some paths."
   [rows rate-paths]
   (let [fields (output/columns [:key :value] rows nil ["change" "per-second"])]
     (concat [{:title "" :of #(marks (:change %) " ")}]
@@ -280,7 +287,9 @@
             (at-left (str n) counts) " " (bar n most))))))
 
 (defn histograms
-  "Renders histograms one below the other. The heading of the numbers is the unit or the field."
+  "Renders histograms one below the other.
+
+  The heading of the numbers is the unit or the field."
   [histograms {:keys [unit field]}]
   (let [histograms (if (coll? histograms) histograms (into [] histograms))
         shown (if field (map #(assoc % :title nil) histograms) histograms)
@@ -367,8 +376,9 @@
   (assoc column :name (fields/name-of key)))
 
 (defn maps
-  "Renders the rows of `list` as a table. FROZEN is a column only if a map is frozen. CSV always has
-  all columns."
+  "Renders the rows of `list` as a table.
+
+  FROZEN is a column only if a map is frozen. CSV always has all columns."
   [maps {:keys [columns]}]
   (let [chosen (map (comp column-of map-info/column) columns)]
     {:columns (cond

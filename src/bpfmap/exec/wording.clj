@@ -1,25 +1,25 @@
 (ns ^:no-doc bpfmap.exec.wording
-  "Messages of errors in the words of a command line: commands and options, where the library has
-  functions and keywords."
+  "Rewords messages of the library for the command line: commands and options replace functions and
+  keywords."
   (:require [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
 
 (def ^:private spec-options
-  "Keys of a spec, and the options of `create` for them."
+  "The options of `create` for keys of a spec."
   {"type" "--type" "key" "--key-type" "value" "--value-type" "key-size" "--key-size"
    "value-size" "--value-size"
    "max-entries" "--max-entries" "flags" "--flags" "name" "--name"
    "inner-map" "inner-map (of --spec)" "map-extra" "map-extra (of --spec)"})
 
 (def ^:private printed
-  "How open maps and the like are printed, and what they are called."
+  "Printed objects, and their names on the command line."
   [[#"#<bpf-map (\d+) :[a-z-]+ \"([^\"]*)\"(?:->|[^>])*>" "map $1 ($2)"]
    [#"#<bpf-map (\d+)(?:->|[^>])*>" "map $1"]
    [#"#<(?:bpf-)?([a-z-]+) (\d+)(?:->|[^>])*>" "$1 $2"]])
 
 (def ^:private replacements
-  "What is replaced, in this order: patterns, and what stands for them."
+  "Patterns of the library's messages and their replacements, in order."
   [[#":(?:yes|keys|cpus|sort|pin|into|exact) \((--[a-z]+)\)" "$1"]
    [#"a keyword such as :(\w+) or a vector that starts with a keyword such as"
     "a name such as $1 or a list in brackets that starts with a name such as"]
@@ -64,14 +64,14 @@
    [#"\bnil\b" "nothing"]])
 
 (defn- path-words
-  "Places in given data as names: `[:key :src]` is key.src."
+  "Replaces paths in given data by names: `[:key :src]` by key.src."
   [text]
   (str/replace text #"(?:^|(?<=: ))\[((?::[^\s\]]+|\d+)(?: (?::[^\s\]]+|\d+))*)\]: "
                (fn [[_ names]]
                  (str (str/join "." (map #(str/replace % #"^:" "") (str/split names #" "))) ": "))))
 
 (defn- spec-words
-  "Keys of a spec as options."
+  "Replaces keys of a spec by options."
   [text]
   (if (re-find #"\bspec\b" text)
     (str/replace text #"(?<=[\s(,]):([a-z-]+)(?=[\s,;:.)]|$)"
@@ -82,7 +82,7 @@
   (reduce (fn [text [pattern words]] (str/replace text pattern words)) text patterns))
 
 (defn- unquoted
-  "Returns a text in which f was applied to what is not in double quotes."
+  "Returns a text with f applied to the parts outside of double quotes."
   [text f]
   (let [m (re-matcher #"\"(?:[^\"\\]|\\.)*\"" text)]
     (loop [from 0 out []]
@@ -91,8 +91,9 @@
         (str/join (conj out (f (subs text from))))))))
 
 (defn worded
-  "Returns the message of an error in the words of a command line. What stands in quotes is the
-  user's, and stays.
+  "Returns the message of an error in the words of the command line.
+
+  Text in quotes stays: the user wrote it.
 
       (worded \"[:key :port]: 70000 is not a :port: it takes an integer from 0 to 65535\")
       ;=> \"key.port: 70000 is not a port: it takes an integer from 0 to 65535\""

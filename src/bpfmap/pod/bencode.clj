@@ -1,12 +1,11 @@
 (ns ^:no-doc bpfmap.pod.bencode
-  "Bencode, the format of the messages between a pod and its client.
+  "Reads and writes bencode, the format of the messages between a pod and its client.
 
-  Texts, integers, lists, and dictionaries with texts as keys: `d2:op8:describee` is `{\"op\"
-  \"describe\"}`.
+  It has strings, integers, lists, and dictionaries with strings as keys: `d2:op8:describee` is
+  `{\"op\" \"describe\"}`.
 
-  Reading is strict and bounded. What is no bencode is refused at its first wrong byte, where a
-  reader that takes anything for a digit would wait for the rest of a message that never was one;
-  and a length that is only claimed takes no memory."
+  Reading is strict and bounded. Invalid input is rejected at its first wrong byte. A lenient reader
+  would wait for the rest of a message that never comes. A length alone allocates no memory."
   (:require [bpfmap.error :as error])
   (:import (java.io ByteArrayOutputStream InputStream OutputStream)
            (java.nio ByteBuffer)
@@ -16,10 +15,10 @@
 (set! *warn-on-reflection* true)
 
 (def ^:const most-bytes
-  "The longest message that is read, in bytes: 256 MiB."
+  "The size limit of a message: 256 MiB."
   (* 256 1024 1024))
 
-(def ^:private ^:const deepest "How many lists and dictionaries may stand within one another." 64)
+(def ^:private ^:const deepest "The maximum depth of lists and dictionaries." 64)
 
 (defn- refuse [message]
   (throw (error/error :invalid-message message nil)))
@@ -30,7 +29,7 @@
 (deftype Source [^InputStream in ^longs left])
 
 (defn- taking
-  "Takes n bytes off those that the message may still have."
+  "Reduces the number of bytes that the message may still have by n."
   [^Source source ^long n]
   (let [^longs left (.-left source)
         remaining (- (aget left 0) n)]
@@ -41,14 +40,14 @@
 (defn- ended [] (refuse "The input ends within a message"))
 
 (defn- byte-of
-  "The next byte."
+  "Returns the next byte."
   ^long [^Source source]
   (taking source 1)
   (let [b (.read ^InputStream (.-in source))]
     (if (neg? b) (ended) b)))
 
 (defn- bytes-of
-  "The next n bytes."
+  "Returns the next n bytes."
   ^bytes [^Source source ^long n]
   (taking source n)
   (let [bytes (.readNBytes ^InputStream (.-in source) (int n))]
@@ -60,8 +59,9 @@
 (defn- digit? [^long b] (<= 48 b 57))
 
 (defn- number
-  "The number that stands before a byte that ends it; `sign` is \"\" or \"-\". `first` is its
-  first digit, read before."
+  "Returns the number before the byte `end`.
+
+  `sign` is \"\" or \"-\". `first` is its first digit, read before."
   ^long [source sign first end]
   (loop [digits (StringBuilder. ^String sign) b (long first)]
     (cond
@@ -91,7 +91,7 @@
 (declare value)
 
 (defn- items
-  "What stands up to the `e` that ends a list or a dictionary."
+  "Returns the items of a list or dictionary, up to its `e`."
   [source depth]
   (when (< (long deepest) (long depth))
     (refuse (str "Not bencode that a pod takes: more than " deepest
@@ -107,7 +107,7 @@
     (when (odd? (count found))
       (refuse "Not bencode: a dictionary with a key that has no value"))
     (when-not (every? string? (take-nth 2 found))
-      (refuse "Not bencode: a dictionary with a key that is no text"))
+      (refuse "Not bencode: a dictionary with a key that is not a string"))
     (apply hash-map found)))
 
 (defn- value [source b depth]
@@ -118,11 +118,10 @@
     (text source b)))
 
 (defn read-message
-  "Reads the next message, a dictionary: a map from text to texts, integers, vectors and maps. Nil
-  where the input ends.
+  "Reads the next message, a dictionary; nil at the end of the input.
 
-  Throws `:invalid-message` for anything else, also for input that ends within a message; what
-  follows in the input cannot be read then.
+  Returns a map from strings to strings, integers, vectors and maps. Throws `:invalid-message` for
+  anything else, and for an incomplete message. The rest of the input cannot be read then.
 
       (read-message in) ;=> {\"op\" \"describe\"}"
   [^InputStream in]
@@ -142,7 +141,7 @@
     (.writeBytes (utf-8 (str (alength bytes) ":")))
     (.writeBytes bytes)))
 
-(def ^:private ^Comparator by-bytes "The order of keys: that of their bytes."
+(def ^:private ^Comparator by-bytes "The order of keys: by their bytes."
   (reify Comparator
     (compare [_ a b] (Arrays/compareUnsigned ^bytes a ^bytes b))))
 
@@ -162,8 +161,9 @@
                               (str "Nothing that bencode has: " (pr-str (error/shown x))) nil))))
 
 (defn write-message
-  "Writes a message, a map from text to texts, integers, sequences and maps, in one piece, and
-  flushes.
+  "Writes a message in one piece and flushes.
+
+  A message is a map from strings to strings, integers, sequences and maps.
 
       (write-message out {\"id\" \"1\" \"status\" [\"done\"]})"
   [^OutputStream out message]

@@ -1,11 +1,10 @@
 (ns ^:no-doc bpfmap.pod.handles
-  "What the client of a pod has open: the pod keeps the object, the client gets a handle that
-  stands for it.
+  "Keeps the objects that a pod's client has open. The client gets handles that stand for them.
 
   A handle is EDN, `#bpfmap/map {:handle 1, :id 12, :type :hash, :name \"counts\"}`. The number
-  says which object it is; the rest is for people, and is compared, so that a handle of another
-  pod is not taken for one of this. Numbers are not used twice: a handle that was closed is known
-  as such, and the table holds nothing for it."
+  identifies the object. The other keys are for people, and are compared, so that a handle of another
+  pod is rejected. Numbers are never reused: the number of a closed handle is known to be closed, and
+  the table keeps nothing for it."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.pod.watch :as watch]
@@ -19,8 +18,7 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private kinds
-  "What may be open, by its tag: its class, what a handle says of it beside the number, and what
-  people call it."
+  "The kinds of objects: tag, class, the facts in a handle, and the word for messages."
   [{:tag 'bpfmap/map :class BpfMap :facts bpf-map/identity-of :word "map"}
    {:tag 'bpfmap/program :class Program :facts #(select-keys (prog/info %) [:id :type :name])
     :word "program"}
@@ -41,20 +39,21 @@
 (deftype Table [^Map objects ^Map numbers ^longs issued])
 
 (defn table
-  "Makes a table in which nothing is open."
+  "Returns an empty table."
   ^Table []
   (Table. (HashMap.) (IdentityHashMap.) (long-array 1)))
 
 (defn openable?
-  "Whether x is something that has a handle: a map, a program, an attachment.
+  "Returns true if x can have a handle: a map, program, attachment or watch.
 
       (openable? m) ;=> true"
   [x]
   (some? (kind-of x)))
 
 (defn handle
-  "The handle of an object, as a tagged literal. An object that has none gets one, and is the
-  table's to close.
+  "Returns the handle of an object, as a tagged literal.
+
+  An object without a handle gets one. The table closes it.
 
       (handle table m) ;=> #bpfmap/map {:handle 1, :id 12, :type :hash, :name \"counts\"}"
   [^Table table object]
@@ -84,11 +83,10 @@
                {:bpfmap/hint "it is not of this pod; a handle is what create, open or load returned, as long as the pod runs"}))
 
 (defn object
-  "The object of a handle, as its tag and form; `when-closed` where the handle was closed, or else
-  it throws `:closed`.
+  "Returns the object of a handle, given as tag and form.
 
-  Throws `:not-found` for a handle that this pod has not given out, `:invalid-value` for what is
-  none.
+  Returns `when-closed` if the handle was closed, or throws `:closed` without that argument.
+  Throws `:not-found` for a handle of another pod, and `:invalid-value` for anything else.
 
       (object table 'bpfmap/map {:handle 1 :id 12 :type :hash :name \"counts\"})"
   ([table tag form]
@@ -112,7 +110,9 @@
            :else (throw (of-another-pod tag form))))))))
 
 (defn close
-  "Closes an object of the table, and forgets it. Closing what is closed already is fine."
+  "Closes an object and removes it from the table.
+
+  Closing it twice has no effect."
   [^Table table ^Closeable object]
   (let [^Map objects (.-objects table)
         ^Map numbers (.-numbers table)]
@@ -122,7 +122,7 @@
     (.close object)))
 
 (defn close-all
-  "Closes everything that is open, or of it what `which?` says; returns how many that were."
+  "Closes all open objects that `which?` accepts, and returns their number."
   ([table] (close-all table any?))
   ([^Table table which?]
    (let [^Map numbers (.-numbers table)

@@ -1,15 +1,13 @@
 (ns ^:no-doc bpfmap.pod.payload
-  "What a call's arguments and results are between the pod and its client: EDN, with tags for what
-  EDN has no word for.
+  "Converts arguments and results of calls to and from EDN, with tags for other values.
 
   | tag                  | stands for                                            |
   |----------------------|-------------------------------------------------------|
   | `#bpfmap/bytes`      | a byte view                                           |
-  | `#bpfmap/map` …      | what is open, see `bpfmap.pod.handles`                |
+  | `#bpfmap/map` …      | an open object, see `bpfmap.pod.handles`              |
 
-  Reading never evaluates anything, and knows no other tags than these and EDN's own. What cannot
-  be written so that it is read as what it was is refused: nothing is sent that means something
-  else."
+  Reading never evaluates code and accepts only these tags and the tags of EDN. A value that could
+  not be read back as the same value is rejected."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.edn :as edn]
@@ -30,8 +28,8 @@
 
 (defn- unknown-tag [tag _]
   (throw (if (= 'object tag)
-           (unreadable "The arguments have something that is no data"
-                       "functions, arrays and other objects stay with the client; bytes are written (->bytes …)")
+           (unreadable "The arguments contain something that is not data"
+                       "functions, arrays and other objects cannot be sent; use (->bytes …) for bytes")
            (unreadable (str "The arguments have a tag that the pod does not know: #" tag)
                        (str "it knows #bpfmap/bytes, "
                             (str/join ", " (map #(str "#" %) handles/tags)) ", #inst and #uuid")))))
@@ -45,7 +43,7 @@
                e)))))
 
 (defn- read-with
-  "Arguments as a vector; `object` gives what the tag and the form of a handle stand for."
+  "Returns arguments as a vector. `object` resolves the tag and form of a handle."
   [object text]
   (let [args (read-edn text (into {} (map (fn [tag] [tag #(object tag %)])) handles/tags))]
     ;; Nil: a client without arguments has no list of them
@@ -54,11 +52,10 @@
     (vec args)))
 
 (defn read-args
-  "The arguments of a call: a vector of what the text says, handles replaced by what they stand for.
+  "Returns the arguments of a call as a vector, with handles resolved.
 
-  A handle that was closed throws `:closed`, unless `when-closed` is given, which then stands for
-  it. Throws `:not-found` for a handle of another pod, `:invalid-value` for text that is not EDN
-  or has other tags.
+  A closed handle throws `:closed`, or becomes `when-closed` if that is given. Throws `:not-found`
+  for a handle of another pod, and `:invalid-value` for text that is not EDN or has unknown tags.
 
       (read-args table \"[#bpfmap/map {:handle 1 …} 7]\") ;=> [m 7]"
   ([table text] (read-with #(handles/object table %1 %2) text))
@@ -85,11 +82,12 @@
 (defn- unwritable [x]
   (error/error :not-supported
                (str "The result has something that a pod cannot send: " (pr-str (error/shown x)))
-               {:bpfmap/hint "it is no data"}))
+               {:bpfmap/hint "it is not data"}))
 
 (defn- name-readable?
-  "Whether a keyword or symbol is read as what it is: made of any text, as a name from elsewhere
-  may be, it need not be."
+  "Returns true if a keyword or symbol can be read back.
+
+  Names from elsewhere can contain any text."
   [x]
   (re-matches #"[^\s,;\"'`~@^\\(){}\[\]]+" (str x)))
 
@@ -117,8 +115,10 @@
     :else (throw (unwritable x))))
 
 (defn write
-  "A result as text. What is open gets a handle; the metadata `:skipped` of a list is kept. Throws
-  `:not-supported` for what is no data.
+  "Returns a result as EDN text.
+
+  Objects become handles. The metadata `:skipped` of a list stays. Throws `:not-supported` for
+  objects that are not data.
 
       (write table {:name \"counts\"}) ;=> \"{:name \\\"counts\\\"}\""
   [table x]

@@ -1,6 +1,6 @@
 (ns ^:no-doc bpfmap.pod.server
-  "A Babashka pod: the public API for scripts, as another process that they talk to.
-  `bin/pod-bpfmap` starts it.
+  "Runs a Babashka pod: the public API for scripts, in a process of its own. `bin/pod-bpfmap` starts
+  it.
 
       (require '[babashka.pods :as pods])
       (pods/load-pod \"pod-bpfmap\")
@@ -8,16 +8,16 @@
       (bpf/with-open [m (bpf/open {:name \"flows\"} {:access :read-only})]
         (bpf/count-entries m))
 
-  It speaks the pod protocol (https://github.com/babashka/pods): messages in bencode on stdin and
+  It implements the pod protocol (https://github.com/babashka/pods): messages in bencode on stdin and
   stdout, payloads in EDN. Each call runs on a thread of its own. doc/pod.md is for users.
 
-  | op         | what is answered                                                                            |
+  | op         | answer                                                                                      |
   |------------|---------------------------------------------------------------------------------------------|
   | `describe` | namespaces, vars and tags                                                                   |
   | `invoke`   | `value`, or `ex-message` and `ex-data` with the status `error`; `done` with the last answer |
-  | `shutdown` | nothing: calls that are under way may end, everything is closed, the pod ends with 0        |
+  | `shutdown` | none: running calls can end, everything is closed, the pod exits with 0                     |
 
-  The end of stdin is taken for `shutdown`. What is no message ends the pod with 1, and a line on
+  The end of stdin means `shutdown`. An invalid message ends the pod with exit code 1 and a line on
   stderr."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.escape :as escape]
@@ -35,7 +35,7 @@
 
 (set! *warn-on-reflection* true)
 
-(def ^:private ^:const patience "Seconds that calls under way get to end in." 5)
+(def ^:private ^:const patience "Seconds that running calls have to end at shutdown." 5)
 
 (defn- complain [& message]
   (binding [*out* *err*]
@@ -49,8 +49,7 @@
 (defrecord Pod [out table ^ExecutorService calls ending])
 
 (defn- give-up
-  "Ends the pod with 1, and says why; once, since the first reason has the others follow. Returns
-  nil."
+  "Ends the pod with exit code 1 and reports the reason, once. Returns nil."
   [{:keys [ending]} & message]
   (locking ending
     (when-not (realized? ending)
@@ -67,12 +66,12 @@
       (give-up pod "The output cannot be written: " (ex-message e)))))
 
 (defn- id-of
-  "The id that an answer bears; \"unknown\", as other pods say it, where the request had none."
+  "Returns the id for an answer; \"unknown\", as in other pods, if the request had none."
   [message]
   (get message "id" "unknown"))
 
 (defn- failure-data
-  "The data of an exception, made for the client: EDN, and always with `:bpfmap/error`."
+  "Returns the data of an exception for the client: EDN with `:bpfmap/error`."
   [e]
   (cond
     (:bpfmap/error (ex-data e)) (ex-data e)
@@ -99,7 +98,7 @@
                             (catch ExceptionInfo _ (payload/write table (error/shown data))))})))
 
 (defmacro ^:private answering
-  "Runs body; what it throws is the answer to a message."
+  "Evaluates body, and answers a message with any exception."
   [[pod message] & body]
   `(try
      ~@body
@@ -109,7 +108,7 @@
 ;; --- ops
 
 (defn- required-text
-  "A field of a message that must be a text."
+  "Returns a field of a message, which must be a string."
   [message field]
   (let [x (get message field)]
     (if (string? x)
@@ -119,7 +118,7 @@
                                ", which is a text") nil)))))
 
 (defn- call
-  "Calls what a message invokes, and sends what it returns."
+  "Calls the function that a message invokes, and sends the result."
   [{:keys [table] :as pod} message]
   (let [{:keys [call streams? closed-is-nil?]} (vars/function (required-text message "var"))
         text (required-text message "args")
@@ -164,7 +163,7 @@
     (newThread [_ runnable] (daemon "bpfmap-pod-call" runnable))))
 
 (defn- read-all
-  "Handles messages until the pod has to end; returns its exit code."
+  "Handles messages until the pod ends."
   [{:keys [ending] :as pod} in]
   (loop []
     (if-let [message (try
@@ -180,12 +179,11 @@
       (deliver ending 0))))
 
 (defn serve
-  "Speaks the protocol over two streams until it is told to shut down or the input ends; returns
-  the exit code.
+  "Serves the protocol over two streams and returns the exit code.
 
-  0 when all went well, 1 for what is no message, and for output that cannot be written. Whatever
-  the client has left open is closed, and what is still watched ends. Throws `:interrupted` when
-  its thread is interrupted.
+  Ends at shutdown or at the end of the input. The exit code is 0, or 1 after an invalid message
+  or if the output cannot be written. Closes all open objects and ends watches. Throws
+  `:interrupted` if the thread is interrupted.
 
       (serve in out) ;=> 0"
   [^InputStream in out]
@@ -206,15 +204,16 @@
           (finally (handles/close-all table)))))))
 
 (defn- explain
-  "Says on stderr what this is to somebody who has not started it as a pod; returns the exit code."
+  "Prints a message for users who start the pod by hand, and returns the exit code."
   [message]
   (complain message
             "; it is a Babashka pod: (babashka.pods/load-pod \"bin/pod-bpfmap\"), see doc/pod.md")
   2)
 
 (defn -main
-  "Runs the pod on stdin and stdout, and exits. Nothing else gets to either: what is printed goes
-  to stderr."
+  "Runs the pod on stdin and stdout, and exits.
+
+  Everything that is printed goes to stderr."
   [& args]
   (let [in (BufferedInputStream. (FileInputStream. FileDescriptor/in))
         out (FileOutputStream. FileDescriptor/out)]

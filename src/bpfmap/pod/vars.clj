@@ -1,9 +1,8 @@
 (ns ^:no-doc bpfmap.pod.vars
-  "What a pod offers, as data: the namespaces that its client sees, and the function behind each
-  var.
+  "Lists the namespaces and vars that a pod offers, with the function of each var.
 
-  The functions are the public API. What the client runs itself (macros, callbacks, readers of
-  tags) is code that it gets, in resources/bpfmap/pod/client.clj."
+  The functions are the public API. Macros, callbacks and tag readers run in the client: their code
+  is in resources/bpfmap/pod/client.clj."
   (:require [bpfmap.core]
             [bpfmap.error :as error]
             [bpfmap.exec]
@@ -23,8 +22,7 @@
 ;; --- what is offered
 
 (def namespaces
-  "The namespaces of a pod, the first one first: its name at the client, and the functions of this
-  library in it."
+  "The namespaces of a pod: names at the client and functions of this library."
   '[{:name pod.bpfmap.core :of bpfmap.core
      :vars [create open clone info spec freeze! pin! move-pin! unpin! pinned-path pinned-at?
             pinned-paths
@@ -47,20 +45,22 @@
             demo]}])
 
 (def left-out
-  "What a pod does not offer of these namespaces, and why not."
+  "The public vars that a pod does not offer, with the reason."
   '{bpfmap.core {drain-into! "functions do not reach another process; drain! returns all entries"
                  memory "shared memory does not reach another process as EDN"}
-    bpfmap.host {kernel-btf "a BTF object is megabytes, and no data", module-btf "as kernel-btf"
+    bpfmap.host {kernel-btf "a BTF object has megabytes, and is not data", module-btf "as kernel-btf"
                  btf-by-id "as kernel-btf"
                  load-btf "as kernel-btf"
-                 explore "what leads on from its data are functions"}
+                 explore "its data contains functions"}
     bpfmap.feature {unsupported "for errors, whose hints have it"}
-    bpfmap.prog {types "a table, no function", attach-types "a table, no function"}
-    bpfmap.type {scalars "a table, no function", ->generator "a generator is no data"}
+    bpfmap.prog {types "a table, not a function", attach-types "a table, not a function"}
+    bpfmap.type {scalars "a table, not a function", ->generator "a generator is not data"}
     bpfmap.exec {define-commands "a macro, for namespaces of the library's own"}})
 
 (defn- close
-  "Closes a map, a program, an attachment or a watch; closing twice is fine. Returns nil."
+  "Closes a map, program, attachment or watch. Returns nil.
+
+  Closing it twice has no effect."
   [{:keys [table]} x]
   (cond
     (nil? x) nil ; it was closed before
@@ -79,12 +79,12 @@
                                            "; use {:pid p :fd n} with the process id of its owner"))})))
 
 (defn- watch-start
-  "Begins a watch for `watch`, and returns its handle."
+  "Starts a watch for `watch` and returns its handle."
   [_ m options]
   (watch/start m options))
 
 (defn- watch-events
-  "Sends the events of a watch, until it ends."
+  "Sends the events of a watch until it ends."
   [{:keys [table emit]} w]
   (when-not (watch/watch? w)
     (throw (error/error :invalid-value (str "Not a watch: " (pr-str (error/shown w)))
@@ -94,13 +94,15 @@
     (finally (handles/close table w))))
 
 (defn- not-here
-  "Throws `:not-supported` for something that a command does only in the process of its caller."
+  "Throws `:not-supported` for a feature that requires the caller's own process."
   [command what hint]
   (throw (error/error :not-supported (str "A pod has no " what)
                       {:bpfmap/op (keyword command) :bpfmap/hint hint})))
 
 (defn- checked-options
-  "Returns the options of a command, if the pod can do what they ask for."
+  "Returns the options of a command.
+
+  Throws if the pod does not support one."
   [command options]
   (when (map? options)
     (when (:stream options)
@@ -130,9 +132,10 @@
                     ((ns-resolve 'bpfmap.exec sym) (checked-options (name sym) options)))}])))
 
 (def ^:private own
-  "Functions that do what a function of the library does not in a pod. They take first the pod's
-  part in the call: its `:table` of handles, and `:emit`, which sends a value before the last
-  one."
+  "Functions for a pod that replace functions of the library.
+
+  The first argument is the pod's part of the call: its `:table` of handles, and `:emit`, which
+  sends a value before the last one."
   {'pod.bpfmap.core {'close {:call close :closed-is-nil? true :arglists '([x])
                              :doc (:doc (meta #'close))}
                      'watch-start {:call watch-start :arglists '([m options])
@@ -147,7 +150,7 @@
            (select-keys (meta v) [:arglists :doc]))))
 
 (def ^:private offered
-  "Namespace to var to what stands behind it."
+  "The vars that the pod offers, by namespace."
   (into (array-map)
         (for [{:keys [name of vars]} namespaces]
           [name (merge-with merge
@@ -155,20 +158,21 @@
                             (own name))])))
 
 (defn function
-  "What stands behind a var, by its full name: `{:call :streams? :closed-is-nil?}`. Throws
-  `:not-found` for any other.
+  "Returns the function of a var: `{:call :streams? :closed-is-nil?}`.
+
+  Throws `:not-found` for an unknown var.
 
       ((:call (function \"pod.bpfmap.core/put!\")) pod m 7 42)"
   [full-name]
   (let [sym (symbol full-name)]
     (or (get-in offered [(some-> (namespace sym) symbol) (symbol (name sym))])
         (throw (error/error :not-found (str "The pod has no var " (error/shown full-name))
-                            {:bpfmap/hint "describe lists what it has"})))))
+                            {:bpfmap/hint "the answer to describe lists its vars"})))))
 
 ;; --- what is described
 
 (defn- forms
-  "The text of each form of a file, with the form."
+  "Returns the forms of a file, each with its text."
   [text]
   (let [reader (LineNumberingPushbackReader. (StringReader. text))]
     (binding [*read-eval* false]
@@ -176,7 +180,7 @@
                        (repeatedly #(read+string {:eof ::end} reader)))))))
 
 (def ^:private client-code
-  "The vars that the client makes itself: `{\"name\" \"code\"}`, in their order."
+  "The vars that the client defines itself, in order: `{\"name\" \"code\"}`."
   (delay
     (for [[[_ var-name] text] (rest (forms (slurp (io/resource "bpfmap/pod/client.clj"))))]
       {"name" (str var-name) "code" (str/trim text)})))
@@ -187,7 +191,7 @@
     streams? (assoc "async" "true")))
 
 (defn description
-  "What a pod answers to `describe`."
+  "Returns the answer to `describe`."
   []
   {"format" "edn"
    "ops" {"shutdown" {}}

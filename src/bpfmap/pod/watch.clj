@@ -1,18 +1,17 @@
 (ns ^:no-doc bpfmap.pod.watch
-  "What changes in a map, told as it does: the entries are read again and again, and what is not
-  as it was is an event.
+  "Watches a map: reads its entries at an interval and reports the changes as events.
 
-  | key        | what it holds                                                               |
-  |------------|-----------------------------------------------------------------------------|
-  | `:at`      | when the map was read, in milliseconds since 1970                           |
-  | `:entries` | all entries, in the first event; it has nothing else                        |
-  | `:added`   | entries whose key was not there                                             |
-  | `:changed` | key to `[before after]`                                                     |
-  | `:removed` | entries whose key is gone, with the last value seen                         |
-  | `:unpinned` | paths of the handle's pins that were the map's, and are not any more: nothing is pinned there, or another map |
+  | key         | meaning                                                                       |
+  |-------------|-------------------------------------------------------------------------------|
+  | `:at`       | the time of the reading, in milliseconds since 1970                           |
+  | `:entries`  | all entries, in the first event; it has no other keys                         |
+  | `:added`    | entries with new keys                                                         |
+  | `:changed`  | key to `[before after]`                                                       |
+  | `:removed`  | entries whose key is gone, with their last value                              |
+  | `:unpinned` | paths that were pins of the map and no longer are: removed, or another map's  |
 
-  What does not apply is left out, and where nothing has changed there is no event. What comes and
-  goes between two readings is not seen."
+  Empty keys are omitted. Without changes there is no event. A change that is undone between two
+  readings is not reported."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.impl.map.bpf-map :as bpf-map]
@@ -46,9 +45,11 @@
     (double interval)))
 
 (defn start
-  "Begins to watch a map: reads it once, so that what cannot be watched says so at once.
+  "Starts to watch a map, and reads it once.
 
-  `:interval` of the options is the time between two readings in seconds; default: 1. Throws what `bpfmap.core/snapshot` does, and `:invalid-value` for odd options.
+  A map that cannot be watched throws now. `:interval` is the time between two readings in seconds
+  (default: 1). Throws the errors of `bpfmap.core/snapshot`, and `:invalid-value` for invalid
+  options.
 
       (start m {:interval 0.1})"
   ^Watch [m options]
@@ -57,17 +58,17 @@
             (CountDownLatch. 1))))
 
 (defn watch?
-  "Whether x is a watch, under way or ended."
+  "Returns true if x is a watch, running or ended."
   [x]
   (instance? Watch x))
 
 (defn map-of
-  "What the map of a watch is: `{:id :name :type}`."
+  "Returns the identity of a watch's map: `{:id :name :type}`."
   [^Watch watch]
   (bpf-map/identity-of (.-m watch)))
 
 (defn changes
-  "What differs between two snapshots, as an event without its time; nil where nothing does.
+  "Returns the differences of two snapshots as an event without time, or nil.
 
       (changes {1 10, 2 20} {1 11, 3 30}) ;=> {:added {3 30}, :changed {1 [10 11]}, :removed {2 20}}"
   [before after]
@@ -87,8 +88,9 @@
   (assoc ctx :at (System/currentTimeMillis)))
 
 (defn run
-  "Calls f with each event until the watch or its map is closed; returns nil. Throws what reading
-  the map throws.
+  "Calls f with each event until the watch or its map is closed. Returns nil.
+
+  Throws the errors of reading the map.
 
       (run watch println)"
   [^Watch watch f]

@@ -148,8 +148,8 @@
         [(id-of names)] #"are not counts: use --field"
         [(id-of names) "--field" "value"] #"The field value must hold integers, got \"a\""
         [(id-of names) "--field" "foo"] #"Unknown field foo"
-        [(id-of wide) "--linear" "1"] #"there would be 4000000001 lines: take a larger step"
-        [(id-of slots)] #"500 is no slot of a log2 histogram"
+        [(id-of wide) "--linear" "1"] #"there would be 4000000001 lines: use a larger step"
+        [(id-of slots)] #"500 is not a slot of a log2 histogram"
         [(id-of wide) "--linear" "0"] #"--linear must be a positive integer, got \"0\""
         [(id-of wide) "--linear" "5" "--slots" "log2"] #"--linear cannot be combined with --slots log2"
         [(id-of wide) "--field" "key" "--slots" "bcc"]

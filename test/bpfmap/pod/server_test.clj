@@ -141,7 +141,7 @@
                                        (catch Exception e (:bpfmap/error (ex-data e))))
                                      thrown])]
         (is (= [:closed :closed :out-of-range] [outer inner thrown])))
-      (is (= "with-open takes a vector of names and expressions"
+      (is (= "The bindings of with-open must be a vector of names and expressions"
              (:message (error-of (script c '(try (macroexpand '(bpf/with-open [a] 1))
                                                  (catch Exception e
                                                    (throw (or (ex-cause e) e))))))))))))
@@ -278,7 +278,7 @@
    ["[#java.io.File[\"/etc/passwd\"]]"
     "The arguments have a tag that the pod does not know: #java.io.File"]
    ["[#object[\"[B\" 0x1 \"[B@1\"]]"
-    "The arguments have something that is no data: functions, arrays"]
+    "The arguments contain something that is not data: functions, arrays"]
    ["[#bpfmap/bytes \"0g\"]" "Bytes must be pairs of hexadecimal digits, such as \"0a 00\" or \"0x0a00\", got \"0g\""]
    ["[\\nope]" "The arguments are not EDN that the pod takes: Unsupported character"]
    ["[1/0]" "The arguments are not EDN that the pod takes: Divide by zero"]
@@ -306,7 +306,7 @@
       (is (= "Wrong number of args (0) passed to: bpfmap.type/size"
              (:message (error-of (client/invoke-text c 'pod.bpfmap.type/size "[]")))))
       (is (= {:bpfmap/error :not-found
-              :message "The pod has no var pod.bpfmap.core/eval: describe lists what it has"}
+              :message "The pod has no var pod.bpfmap.core/eval: the answer to describe lists its vars"}
              (select-keys (error-of (client/invoke-text c 'pod.bpfmap.core/eval "[1]"))
                           [:bpfmap/error :message])))
       (is (= :not-found (:bpfmap/error (error-of (client/invoke-text c 'clojure.core/eval "[1]")))))
@@ -352,7 +352,7 @@
    ["d2:op8:descr" "The input ends within a message"]
    ["d2:op" "The input ends within a message"]
    ["d2:ope" "Not bencode: a dictionary with a key that has no value"]
-   ["di1e2:xye" "Not bencode: a dictionary with a key that is no text"]
+   ["di1e2:xye" "Not bencode: a dictionary with a key that is not a string"]
    ["d2:opi12xe" "Not bencode: `x` within a number"]
    ["d2:opi-0e" "Not bencode: a number that is written \"-0\""]
    ["d2:opi01e" "Not bencode: a number that is written \"01\""]
