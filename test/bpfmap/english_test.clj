@@ -113,43 +113,6 @@
      bpfmap.impl.memory.mapping
      bpfmap.impl.memory.variables
      bpfmap.impl.memory.view
-     bpfmap.cli.arguments
-     bpfmap.cli.completion
-     bpfmap.cli.live
-     bpfmap.cli.live-commands
-     bpfmap.cli.main
-     bpfmap.cli.repl
-     bpfmap.cli.screen
-     bpfmap.cli.terminal
-     bpfmap.exec.arguments
-     bpfmap.exec.backup
-     bpfmap.exec.changing
-     bpfmap.exec.confirm
-     bpfmap.exec.csv
-     bpfmap.exec.demo
-     bpfmap.exec.diff
-     bpfmap.exec.element
-     bpfmap.exec.fields
-     bpfmap.exec.hist
-     bpfmap.exec.host
-     bpfmap.exec.live
-     bpfmap.exec.map-info
-     bpfmap.exec.output
-     bpfmap.exec.pins
-     bpfmap.exec.progress
-     bpfmap.exec.query
-     bpfmap.exec.reading
-     bpfmap.exec.reducible
-     bpfmap.exec.tree
-     bpfmap.exec.types
-     bpfmap.exec.views
-     bpfmap.exec.wording
-     bpfmap.pod.bencode
-     bpfmap.pod.handles
-     bpfmap.pod.payload
-     bpfmap.pod.server
-     bpfmap.pod.vars
-     bpfmap.pod.watch
      bpfmap.nrepl.wire
      bpfmap.nrepl.bounded-print
      bpfmap.nrepl.listener
@@ -159,8 +122,6 @@
 (def ^:private exempt-folders
   "Folders that are not yet within the budget of phrases."
   #{"src/bpfmap"
-    "src/bpfmap/cli"
-    "src/bpfmap/exec"
     "src/bpfmap/impl"
     "src/bpfmap/impl/btf"
     "src/bpfmap/impl/codec"
@@ -169,8 +130,7 @@
     "src/bpfmap/impl/kernel"
     "src/bpfmap/impl/map"
     "src/bpfmap/impl/memory"
-    "src/bpfmap/nrepl"
-    "src/bpfmap/pod"})
+    "src/bpfmap/nrepl"})
 
 (defn- sources
   "Returns the namespaces of src with their files: `[{:ns :file :folder} …]`."

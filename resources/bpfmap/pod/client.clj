@@ -61,22 +61,23 @@
     (list* 'do body)))
 
 (defn watch
-  "Calls f with what changes in a map, as it does, until the watch that is returned is closed, or the map is.
+  "Calls f with the changes of a map, until the returned watch or the map is closed.
 
-  The first event has all `:entries`. Each later one has what was `:added` and `:removed`, and of what was `:changed` key to
-  `[before after]`; each says `:at` which time, in milliseconds since 1970. Where nothing changes there is no event.
-  `:unpinned` has the paths where the handle's map was pinned and is not any more: nothing is pinned there, or another map.
+  The first event has all `:entries`. Later events have `:added` and `:removed` entries, and
+  `:changed` from a key to `[before after]`. Each has the time of the reading, `:at`, in milliseconds
+  since 1970. Without changes there is no event. `:unpinned` has the pins of the handle's map that
+  were removed or replaced by another map.
 
-  | option      | what it is                                                             |
-  |-------------|------------------------------------------------------------------------|
-  | `:interval` | seconds between two readings of the map; default: 1                    |
-  | `:on-error` | called with the `ex-info` that ended the watch; printed unless given   |
-  | `:on-done`  | called without arguments when the watch was ended by closing           |
+  | option      | meaning                                                                         |
+  |-------------|---------------------------------------------------------------------------------|
+  | `:interval` | seconds between two readings of the map (default: 1)                            |
+  | `:on-error` | function of the `ex-info` that ended the watch (default: prints it)             |
+  | `:on-done`  | function without arguments, called when the watch ended because it was closed   |
 
-  What is called runs on a thread of its own and may use the pod itself. Events wait for their turn; what f throws
-  is printed. At most 1024 events wait: after that the oldest are dropped, and the next event that f gets says
-  `:dropped` with their number. Read the map again then, with `snapshot`, to see all of it. Throws what `snapshot`
-  throws, and `:invalid-value` for odd options.
+  The functions run on a thread of their own and can use the pod. Exceptions of f are printed. At
+  most 1024 events are queued. Beyond that the oldest are dropped, and the next event has their
+  number under `:dropped`. Read the map again then, with `snapshot`. Throws the errors of `snapshot`,
+  and `:invalid-value` for invalid options.
 
       (def w (watch m {:interval 0.1} (fn [event] (prn (:changed event)))))
       (close w)"

@@ -140,7 +140,8 @@
   "Returns the positional arguments as options."
   [{:keys [name args] :as command} given]
   (when (< (count args) (count given))
-    (wrong-usage command "Unexpected argument " (pr-str (nth given (count args))) ": " name " takes "
+    (wrong-usage command "Unexpected argument " (pr-str (nth given (count args))) ": " name
+                 " takes "
                  (if (seq args)
                    (str "only " (str/join " " (map #(argument-word command %) args)))
                    "no arguments")))

@@ -1,8 +1,8 @@
 (ns ^:no-doc bpfmap.cli.main
   "Runs the command line: `bin/bpfmap`, or `clojure -M:cli`.
 
-  Parsing, help, completion and usage errors are generated from the table `bpfmap.exec.commands`. The
-  code of a command is loaded when the command is called."
+  Parsing, help, completion and usage errors are generated from the table `bpfmap.exec.commands`.
+  The code of a command is loaded when the command is called."
   (:require [bpfmap.cli.arguments :as arguments]
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.error :as error]
@@ -28,8 +28,8 @@
   (read-version))
 
 (defn- confirmed
-  "Calls `(f options)`. If that requires confirmation, asks on the terminal, and calls f again if the
-  answer is yes."
+  "Calls `(f options)`. If that requires confirmation, asks on the terminal, and calls f again if
+  the answer is yes."
   [f options]
   (try
     (f options)
@@ -43,8 +43,8 @@
           (throw e))))))
 
 (def ^:private runners
-  "The functions of commands that only the command line runs. Each takes options and the request, and
-  returns a view."
+  "The functions of commands that only the command line runs. Each takes options and the request,
+  and returns a view."
   {"watch" 'bpfmap.cli.live-commands/watch
    "demo" 'bpfmap.cli.live-commands/demo
    "repl" 'bpfmap.cli.repl/repl

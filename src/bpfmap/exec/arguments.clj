@@ -148,7 +148,8 @@
   name in babashka.cli."
   {:flag {:read #(let [x (if (string? %) (edn-of % nil) %)] (when (boolean? x) x))
           :expects "must be true or false" :as :boolean}
-   :edn {:read #(if-let [text (text %)] (edn-of text nil) %) :expects "must be one EDN form" :as :edn}
+   :edn {:read #(if-let [text (text %)] (edn-of text nil) %) :expects "must be one EDN form"
+         :as :edn}
    :text {:read text :expects "must be a string" :as :string}
    :path {:read read-path :expects "must be a path" :as :string}
    :ref {:read ref-of :expects "must be an id, a pin path or a name" :as :string}

@@ -1,6 +1,6 @@
 (ns ^:no-doc bpfmap.exec.changing
-  "Implements the commands that change entries: `put`, `delete`, `take` and `freeze`. For a map in use
-  by others they require confirmation, see `bpfmap.exec.confirm`."
+  "Implements the commands that change entries: `put`, `delete`, `take` and `freeze`. For a map in
+  use by others they require confirmation, see `bpfmap.exec.confirm`."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.confirm :as confirm]

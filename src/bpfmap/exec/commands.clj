@@ -100,7 +100,7 @@
            :seconds "Duration in seconds (default: until Ctrl-C)"}
     :options (into [:interval :seconds :follow :where :sort :limit :changed :cpus] typed)
     :doc "Watch the entries of a map change, live"
-    :text ["Sorts by rate of change, highest first. Marks new entries with +, changed ones"
+    :text ["Sorts by rate of change, highest first. Marks added entries with +, changed ones"
            "with * and removed ones with -. Adds up per-CPU values unless --cpus is given."
            "If the output is not a terminal, prints the changes at every interval. Does not"
            "keep the map alive: if the map disappears, or its pin is removed or replaced,"

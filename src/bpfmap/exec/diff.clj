@@ -1,10 +1,10 @@
 (ns ^:no-doc bpfmap.exec.diff
-  "Implements the command `diff`: differences between two readings of a map, two maps, or a map and a
-  saved map.
+  "Implements the command `diff`: differences between two readings of a map, two maps, or a map
+  and a saved map.
 
   Entries are compared by their bytes. So keys that differ only in padding are two keys, and a NaN
-  equals itself. If the types of two maps differ, or values of several CPUs are combined, entries are
-  compared as decoded data."
+  equals itself. If the types of two maps differ, or values of several CPUs are combined, entries
+  are compared as decoded data."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.backup :as backup]

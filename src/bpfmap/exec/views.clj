@@ -365,7 +365,8 @@
    {:key :flags :title "FLAGS" :of (comp flag-text :flags) :csv :flags :least 8 :rank 3}])
 
 (defn- column-of
-  "Returns the column for a key of the rows, a plain one for a key that the table has no column for."
+  "Returns the column for a key of the rows, a plain one for a key that the table has no column
+  for."
   [k]
   (or (some #(when (= k (:key %)) (dissoc % :rank)) map-columns)
       {:key k :title (str/upper-case (fields/name-of k)) :of k}))

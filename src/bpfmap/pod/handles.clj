@@ -2,9 +2,9 @@
   "Keeps the objects that a pod's client has open. The client gets handles that stand for them.
 
   A handle is EDN, `#bpfmap/map {:handle 1, :id 12, :type :hash, :name \"counts\"}`. The number
-  identifies the object. The other keys are for people, and are compared, so that a handle of another
-  pod is rejected. Numbers are never reused: the number of a closed handle is known to be closed, and
-  the table keeps nothing for it."
+  identifies the object. The other keys are for people, and are compared, so that a handle of
+  another pod is rejected. Numbers are never reused: the number of a closed handle is known to be
+  closed, and the table keeps nothing for it."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.pod.watch :as watch]

@@ -8,8 +8,8 @@
       (bpf/with-open [m (bpf/open {:name \"flows\"} {:access :read-only})]
         (bpf/count-entries m))
 
-  It implements the pod protocol (https://github.com/babashka/pods): messages in bencode on stdin and
-  stdout, payloads in EDN. Each call runs on a thread of its own. doc/pod.md is for users.
+  It implements the pod protocol (https://github.com/babashka/pods): messages in bencode on stdin
+  and stdout, payloads in EDN. Each call runs on a thread of its own. doc/pod.md is for users.
 
   | op         | answer                                                                                      |
   |------------|---------------------------------------------------------------------------------------------|

@@ -48,7 +48,8 @@
   "The public vars that a pod does not offer, with the reason."
   '{bpfmap.core {drain-into! "functions do not reach another process; drain! returns all entries"
                  memory "shared memory does not reach another process as EDN"}
-    bpfmap.host {kernel-btf "a BTF object has megabytes, and is not data", module-btf "as kernel-btf"
+    bpfmap.host {kernel-btf "a BTF object has megabytes, and is not data"
+                 module-btf "as kernel-btf"
                  btf-by-id "as kernel-btf"
                  load-btf "as kernel-btf"
                  explore "its data contains functions"}

@@ -88,9 +88,9 @@
   (assoc ctx :at (System/currentTimeMillis)))
 
 (defn run
-  "Calls f with each event until the watch or its map is closed. Returns nil.
+  "Calls f with each event until the watch or its map is closed.
 
-  Throws the errors of reading the map.
+  Returns nil. Throws the errors of reading the map.
 
       (run watch println)"
   [^Watch watch f]
