@@ -84,15 +84,14 @@
       :else (vec values))))
 
 (defn cpus-of
-  "Returns the possible CPUs of a per-CPU map; nil for any other.
+  "Returns the possible CPUs of a per-CPU map; nil for any other map.
 
       (cpus-of m) ;=> [0 1]"
   [m]
   (bpf-map/cpus-of m))
 
 (defn cpus-apart
-  "Returns how many CPUs' values an entry of a map has apart, as `which` asks; nil if it has one
-  value.
+  "Returns the number of CPUs whose values `which` keeps apart, or nil.
 
       (cpus-apart m :sum) ;=> nil"
   [m which]
@@ -398,15 +397,16 @@
 ;; --- maps whose entries can be read
 
 (def ^:private instead
-  "What there is for a map that cannot be dumped, by an operation that it has; the first that fits."
+  "The alternatives to a dump, by operation of the map type, best first."
   [[:next-key ":keys (--keys) lists the indices in use"]
    [:peek "`get` prints its next value, `take` removes it"]
    [:might-contain? "`get` reports whether it may contain a value"]
    [:lookup "`get` looks up an object that you know"]])
 
 (defn check-dumpable
-  "Throws `:not-supported` for a map of which the kernel does not tell the entries, with why and
-  what there is instead.
+  "Throws `:not-supported` if a map cannot be iterated.
+
+  The error has the reason and an alternative.
 
       (check-dumpable m {:keys true})"
   [m {:keys [keys]}]

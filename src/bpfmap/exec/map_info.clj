@@ -12,14 +12,14 @@
 ;; --- fields
 
 (def ^:private first-fields
-  "What comes first of what is known of a map; the rest follows by name."
+  "The fields that come first in a row; the rest follows by name."
   [:id :type :name :key :key-size :value :value-size :max-entries :entries :memlock :frozen :flags
    :pinned :held :used-by])
 
 (def ^:private first-field? (set first-fields))
 
 (defn ordered
-  "The same map, with its keys in the order in which people look for them.
+  "Returns a map's information with its keys in the usual order.
 
       (ordered {:name \"counts\" :id 12}) ;=> {:id 12, :name \"counts\"}"
   [info]
@@ -38,8 +38,9 @@
     (PersistentArrayMap. row)))
 
 (def list-fields
-  "The fields of a row of `list`, which are its columns: see `bpfmap.exec.fields`. What a table
-  shows above a column is an alias."
+  "The fields of a row of `list`, which are its columns.
+
+  Headings of the table are aliases. See `bpfmap.exec.fields`."
   (let [number {:kind :number}
         text {:kind :text}
         name-in (fn [table value]
@@ -68,8 +69,9 @@
                  "held-by" "held"})))
 
 (defn column
-  "Returns the key of a row that a column of `list` shows, by its name or an alias, as a path.
-  Throws `:usage` for any other.
+  "Returns the key of a row for a column of `list`, given as a path.
+
+  Accepts aliases. Throws `:usage` for an unknown column.
 
       (column [\"memory\"]) ;=> :memlock"
   [path]
@@ -83,15 +85,17 @@
 ;; --- whose they are
 
 (defn- by-map
-  "Returns map ids with a vector each, of what `(f add all x)` adds for each x.
+  "Returns a map from map ids to vectors.
 
-  `(add all id y)` returns all with a further y for a map."
+  `(f add all x)` adds the values of each x with `(add all id y)`."
   [f xs]
   (let [add (fn [all id y] (assoc! all id (conj (get all id []) y)))]
     (persistent! (reduce (fn [all x] (f add all x)) (transient {}) xs))))
 
 (defn holders
-  "Map id to the processes that hold it open, as `{:pid :command}`.
+  "Returns the processes that hold each map open, by map id.
+
+  Each is `{:pid :command}`.
 
       (get (holders) 12) ;=> [{:pid 4711 :command \"agent\"}]"
   []
@@ -102,7 +106,9 @@
           (inventory/all-holders)))
 
 (defn users
-  "Map id to the programs that use it, as `{:id :name :type}`.
+  "Returns the programs that use each map, by map id.
+
+  Each is `{:id :name :type}`.
 
       (get (users) 12) ;=> [{:id 30 :name \"count_packets\" :type :xdp}]"
   []
@@ -112,7 +118,7 @@
           (inventory/programs)))
 
 (defn pins
-  "Returns map ids with the paths of their pins.
+  "Returns the paths of the pins of each map, by map id.
 
       (get (pins) 12) ;=> [\"/sys/fs/bpf/counts\"]"
   []
@@ -120,7 +126,7 @@
           (inventory/pins)))
 
 (defn owners
-  "A function of a map's id to where it is pinned, who holds it and what uses it, as it is now.
+  "Returns a function from a map's id to its pins, holders and users.
 
       ((owners) 12) ;=> {:pinned [\"/sys/fs/bpf/counts\"] :held [{:pid 4711 :command \"agent\"}] :used-by []}"
   []
