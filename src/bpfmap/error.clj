@@ -217,7 +217,9 @@
   (and (map? x) (every? keyword? (keys x))))
 
 (defn list-of
-  "Returns alternatives joined for a message: `:a, :b or :c`. With \"and\", a complete list.
+  "Returns alternatives joined for a message: `:a, :b or :c`.
+
+  With \"and\", joins a complete list.
 
       (list-of [:a :b :c])       ;=> \":a, :b or :c\"
       (list-of [:a :b :c] \"and\") ;=> \":a, :b and :c\""
