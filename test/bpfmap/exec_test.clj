@@ -6,7 +6,9 @@
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.options :refer [doc-of]]
+            [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.host :as host]
             [bpfmap.tool :as tool]
             [clojure.datafy :as datafy]
             [clojure.edn :as edn]
@@ -284,3 +286,28 @@
               (is (= "20\n" out)))
             (finally
               (run! #(.delete ^java.io.File %) (reverse (file-seq dir))))))))))
+
+;; --- what they return
+
+(defn- map-keys
+  "Returns the keys of all maps in a value, at any depth."
+  [x]
+  (into #{} (mapcat #(when (map? %) (keys %))) (tree-seq coll? seq x)))
+
+(kernel-test data-keys-are-no-questions
+  (testing "no key of a result ends in a question mark"
+    (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value [:struct [:a :u32]]
+                                          :max-entries 4 :contents {1 {:a 1}}})
+                seen ^Closeable (bpf/create {:type :bloom-filter :value :u32 :max-entries 4})]
+      (doseq [[what result] {"info" (bpf/info m) "spec" (bpf/spec m)
+                             "maps" (host/maps) "programs" (host/programs) "links" (host/links)
+                             "report" (feature/report)
+                             "flag" (feature/map-flag :hash :no-prealloc)
+                             "list" (exec/list {}) "show" (exec/show {:ref m})
+                             "features" (exec/features {}) "types" (exec/types {:ref m})
+                             "get" (exec/get {:ref m :key 1}) "bloom" (exec/get {:ref seen :key 1})
+                             "dump" (exec/dump {:ref m})
+                             "put" (exec/put {:ref m :key 2 :value {:a 2}})
+                             "diff" (exec/diff {:old m :new m})}]
+        (is (= [] (filter #(and (keyword? %) (str/ends-with? (name %) "?")) (map-keys result)))
+            what)))))

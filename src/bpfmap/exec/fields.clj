@@ -24,11 +24,11 @@
 ;; --- names
 
 (defn name-of
-  "Returns the name of a row's key: without a colon or a final question mark.
+  "Returns the name of a row's key, without a colon.
 
       (name-of :frozen) ;=> \"frozen\""
   [k]
-  (if (keyword? k) (str/replace (subs (str k) 1) #"\?$" "") (str k)))
+  (if (keyword? k) (subs (str k) 1) (str k)))
 
 (defn kernel-name
   "Returns the bpfmap name for a kernel name, such as BPF_MAP_TYPE_PERCPU_HASH.
@@ -84,7 +84,7 @@
                   (some (fn [[name field]] (when (same wanted name) [name field n])) unlisted))))
           (if exact? [1] (range (count path) 0 -1)))))
 
-(defn- fold-case [text] (str/lower-case (str/replace (str/replace text #"\?$" "") #"[ _]" "-")))
+(defn- fold-case [text] (str/lower-case (str/replace text #"[ _]" "-")))
 
 (defn- at
   "Returns every `[canonical-path field]` at a path.

@@ -296,8 +296,7 @@
   "Returns a value for JSON.
 
   Byte views become hexadecimal strings, sets sorted arrays, names strings. Integers beyond
-  2^53-1, which JavaScript and jq would round, become strings. Question marks of keys are removed,
-  because they are operators in jq.
+  2^53-1, which JavaScript and jq would round, become strings.
 
       (json-value {:frozen true, :flags #{:mmapable :inner-map}})
       ;=> {\"frozen\" true, \"flags\" [\"inner-map\" \"mmapable\"]}"
@@ -309,7 +308,7 @@
                                        (fields/path-text (map fields/name-of k))
                                        (json-value k))]
                             (doto object
-                              (.put (if (string? name) (str/replace name #"\?$" "") (pr-str name))
+                              (.put (if (string? name) name (pr-str name))
                                     (json-value v)))))
                         (LinkedHashMap.) x)
     (set? x) (sort-by str (map json-value x))

@@ -133,7 +133,7 @@
       (let [{:keys [ops per-cpu]} (element/row-of m)
             found (fn [v] (when-not (= ::none v) v))]
         (cond
-          (:might-contain? ops) {:value key :might-contain? (bpf/might-contain? m key)}
+          (:might-contain? ops) {:value key :might-contain (bpf/might-contain? m key)}
           (:peek ops) (when-some [v (found (bpf/peek m ::none))] {:value v})
           :else (let [read-options (read-options options)
                       v (if read-options

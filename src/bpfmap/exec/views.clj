@@ -21,7 +21,7 @@
   [found _options]
   (cond
     (nil? found) {:lines [] :notes ["no such entry"] :exit 1}
-    (contains? found :might-contain?) {:lines [(if (:might-contain? found) "maybe" "no")]}
+    (contains? found :might-contain) {:lines [(if (:might-contain found) "maybe" "no")]}
     :else {:lines [(output/element-cell (:value found))]}))
 
 (defn put
