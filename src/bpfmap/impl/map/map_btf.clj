@@ -274,7 +274,6 @@
     (cond-> {:key (or (:type key) (rules/key-type type key-size) (bytes-type key-size))
              :value (or (:type value) @default (bytes-type value-size))}
       (contains? options :types) (assoc :types (:types options))
-      key (node/with-node :key key)
-      value (node/with-node :value value)
+      (or key value) (node/carrying key value)
       (:struct-ops told) (assoc :struct-ops (:struct-ops told))
       (:untyped told) (assoc :untyped (:untyped told)))))

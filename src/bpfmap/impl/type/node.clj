@@ -425,12 +425,14 @@
           spec
           [:key :value]))
 
-(defn with-node
-  "Returns a spec that carries an already parsed node of its :key or :value.
+(defn carrying
+  "Returns a spec that carries already parsed nodes of its :key and its :value, or nil.
 
-      (with-node {:key :u32} :key (node :u32 nil [:key]))"
-  [spec side node]
-  (vary-meta spec assoc-in [::parsed side] (Parsed. (side spec) (:types spec) node nil)))
+      (carrying {:key :u32} (node :u32 nil [:key]) nil)"
+  [{:keys [key value types] :as spec} key-node value-node]
+  (with-meta spec
+    (assoc (meta spec) ::parsed {:key (when key-node (Parsed. key types key-node nil))
+                                 :value (when value-node (Parsed. value types value-node nil))})))
 
 (defn side-problem
   "Returns why the :key or :value of a spec is not a type, as a sentence, or nil.
