@@ -126,17 +126,17 @@
                      op :bpfmap/op} (error-of (bpf/put! m k value))]
                 (and (= [error :put!] [found op]) (str/includes? message words)))
               0 {:data {:name name}} :incompatible
-              "tcp_congestion_ops: a :name, :ssthresh, :undo_cwnd"
+              "tcp_congestion_ops: :name, :ssthresh, :undo_cwnd"
               0 (assoc-in value [:data :init] ssthresh) :incompatible
-              "the index of its member as :expected-attach-type"
+              "the index of the member as :expected-attach-type"
               0 (in-common value {:state 1}) :incompatible
-              "nothing that counts or links, such as :common"
-              0 (assoc-in value [:data :owner] 1) :incompatible "only those that the kernel takes"
+              "no counters or links, such as :common"
+              0 (assoc-in value [:data :owner] 1) :incompatible "only some are accepted"
               1 value :out-of-range "from 0 to 0"
               0 (assoc-in value [:data :init] 7) :invalid-value
               "[:value :data :init]: 7 is no reference of this kind: it takes a loaded program"
               0 (assoc-in value [:data :init] m) :invalid-value "it takes a loaded program"
-              0 (assoc-in value [:data :init] {:program-id 0x7fffffff}) :not-found "there is no"
+              0 (assoc-in value [:data :init] {:program-id 0x7fffffff}) :not-found "does not exist"
               0 (assoc-in value [:data :start] ssthresh) :invalid-value ":start is not a field"
               0 (assoc-in value [:data :name] "a name beyond fifteen bytes") :invalid-value
               "[:value :data :name]")
@@ -148,13 +148,13 @@
                                             (bpf/put! m 0
                                                       (assoc-in value [:data :name] (unique "c"))))]
                 (is (= :busy error))
-                (is (str/includes? message "registered once in the life of its map"))))
+                (is (str/includes? message "registers one value in its life"))))
             (testing "a name that is taken"
               (doseq [write [#(bpf/put! other 0 value) #(bpf/put-all! other {0 value})
                              #(bpf/create (assoc spec :contents {0 value}))]
                       :let [{:keys [message] :bpfmap/keys [error]} (error-of (write))]]
                 (is (= :exists error))
-                (is (str/includes? message "the kernel has one of that name already")))))
+                (is (str/includes? message "the kernel has a registered struct with this name")))))
           (bpf/delete! m 0)
           (is (= :busy (:bpfmap/error (error-of (bpf/put! m 0 {:data {:name name}}))))
               "never again"))
@@ -278,7 +278,7 @@
       {:contents {0 {:data {:init "x"}}}} :invalid-value
       "In :contents, the entry of 0: [:value :data :init]"
       {:contents {0 {:data {:nme "x"}}}} :invalid-value "[:value :data :nme]: :nme is not a field"
-      {:contents {0 {:data {:name "x"}}}} :incompatible "tcp_congestion_ops: a :name")))
+      {:contents {0 {:data {:name "x"}}}} :incompatible "tcp_congestion_ops: :name")))
 
 (struct-ops-test no-descriptor-left-open
   (testing "struct_ops operations leave no descriptor open"
