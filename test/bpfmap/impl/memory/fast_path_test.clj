@@ -214,7 +214,7 @@
     (testing "but leaves it mapped where somebody has it"
       (with-open [m (create through)]
         (let [memory (bpf/memory m)]
-          (is (re-find #"this handle has its memory mapped for writing; close that first"
+          (is (re-find #"this handle has its memory mapped for writing; close it first"
                        (:message (error-of (bpf/freeze! m)))))
           (is (= 0 (memory 0)))
           (mem/close memory)
