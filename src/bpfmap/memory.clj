@@ -258,7 +258,7 @@
      (view/write view x)
      (view/check view :write!)))
   ([view path x]
-   (if (instance? bpfmap.impl.memory.view.Elsewhere view) ; faster than satisfies?, for views
+   (if (instance? bpfmap.impl.memory.view.WritableBySyscall view) ; faster than satisfies?, for views
      (view/write-part view path x)
      (view/write (view/at view path :write!) x))))
 

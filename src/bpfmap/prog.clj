@@ -49,7 +49,7 @@
 (deftype Program [^Fd fd type name]
   Closeable
   (close [_] (call/close fd))
-  references/Open
+  references/OpenObject
   (descriptor [_] fd)
   (kind [_] :program)
   (id [_] (:id (prog/info fd {:op :info})))
@@ -59,7 +59,7 @@
 (deftype Attachment [^Fd fd target]
   Closeable
   (close [_] (call/close fd))
-  references/Open
+  references/OpenObject
   (descriptor [_] fd)
   (kind [_] :link)
   (id [_] (:id (link/info fd {:op :info})))
@@ -189,11 +189,11 @@
                                               "an id must be an integer from 0 to 4294967295, a "
                                               "descriptor from 0 to 2147483647")))))]
     (case kind
-      (:id :program-id) (adopt (call/by-id :program (number 0xffffffff) ctx) ctx)
-      :fd (adopt (call/of-number :program (number 0x7fffffff) ctx) ctx)
+      (:id :program-id) (adopt (call/open-id :program (number 0xffffffff) ctx) ctx)
+      :fd (adopt (call/open-number :program (number 0x7fffffff) ctx) ctx)
       :path (let [path (call/path-text x :open)
                   ctx (assoc ctx :path path)]
-              (adopt (call/pinned :program path ctx) ctx))
+              (adopt (call/open-pinned :program path ctx) ctx))
       (throw (invalid-reference ref "it must be {:id n}, {:program-id n}, {:path p} or {:fd n}")))))
 
 (defn open

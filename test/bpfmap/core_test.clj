@@ -154,8 +154,8 @@
   (testing "rejects element operations on a map of unknown type"
     (with-open [m (open-hash)]
       (let [fd (bpf-map/descriptor m)
-            unknown (lifecycle/make fd (assoc (bpf/info m) :type 4242) (bpf/spec m) :read-write
-                                    nil)]
+            unknown (lifecycle/make-map fd (assoc (bpf/info m) :type 4242) (bpf/spec m) :read-write
+                                        nil)]
         (doseq [f [#(unknown 0) #(bpf/put! unknown 0 0) #(bpf/delete! unknown 0)
                    #(bpf/take! unknown 0) #(bpf/next-key unknown)
                    #(seq unknown) #(into {} unknown) #(bpf/push! unknown 0) #(bpf/drain! unknown)
@@ -199,7 +199,7 @@
   (testing "a reduction can stop early, nest and run in many threads"
     (with-open [m (open-hash)]
       (dotimes [i 50] (bpf/put! m i i))
-      (doseq [reader [:batches :walk]
+      (doseq [reader [:batches :keys]
               :let [reduction (fn [f init] (bpf-map/reduce-entries m f init {:reader reader}))]]
         (testing reader
           (is (= 3 (reduction (fn [n _ _] (if (= 3 n) (reduced n) (inc n))) 0)))
@@ -236,7 +236,7 @@
   (testing "visits each of many entries once"
     (with-open [m (open-hash {:max-entries 100000})]
       (dotimes [i 50000] (bpf/put! m i i))
-      (doseq [reader [:batches :walk]]
+      (doseq [reader [:batches :keys]]
         (let [ks (bpf-map/reduce-entries m (fn [acc k _] (conj! acc k)) (transient [])
                                          {:reader reader})
               ks (persistent! ks)]
@@ -247,14 +247,14 @@
   (testing "a full hash of one-byte keys yields all 256 keys once"
     (with-open [m (open-hash {:key :u8 :max-entries 256})]
       (dotimes [i 256] (bpf/put! m i i))
-      (doseq [reader [:batches :walk]]
+      (doseq [reader [:batches :keys]]
         (is (= (range 256)
                (sort (bpf-map/reduce-entries m (fn [acc k _] (conj acc k)) []
                                              {:reader reader}))))))))
 
 (kernel-test b5-delete-while-reducing
   (testing "deleting entries during a reduction skips none"
-    (doseq [reader [:batches :walk]]
+    (doseq [reader [:batches :keys]]
       (with-open [m (open-hash {:max-entries 2000})]
         (dotimes [i 1000] (bpf/put! m i i))
         (let [seen (bpf-map/reduce-entries m (fn [acc k _] (bpf/delete! m k) (conj acc k)) []
@@ -268,7 +268,7 @@
       (dotimes [i 5000] (bpf/put! m i (* 2 i)))
       (is (= (map (fn [i] [i (* 2 i)]) (range 5000)) (seq m)))
       (is (= (seq m)
-             (bpf-map/reduce-entries m (fn [acc k v] (conj acc [k v])) [] {:reader :walk}))))))
+             (bpf-map/reduce-entries m (fn [acc k v] (conj acc [k v])) [] {:reader :keys}))))))
 
 (kernel-test next-key-visits-all
   (testing "iterating with next-key visits every key"

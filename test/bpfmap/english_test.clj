@@ -80,39 +80,7 @@
 
 (def ^:private exempt
   "Namespaces whose docstrings do not yet begin as they must."
-  '#{bpfmap.impl.feature.probe
-     bpfmap.impl.host.explore
-     bpfmap.impl.host.inventory
-     bpfmap.impl.host.kernel-btf
-     bpfmap.impl.host.syscalls
-     bpfmap.impl.kernel.btf
-     bpfmap.impl.kernel.call
-     bpfmap.impl.kernel.element
-     bpfmap.impl.kernel.link
-     bpfmap.impl.kernel.map
-     bpfmap.impl.kernel.memory
-     bpfmap.impl.kernel.paths
-     bpfmap.impl.kernel.probe
-     bpfmap.impl.kernel.procfs
-     bpfmap.impl.kernel.prog
-     bpfmap.impl.kernel.token
-     bpfmap.impl.map.batch-ops
-     bpfmap.impl.map.bpf-map
-     bpfmap.impl.map.element-ops
-     bpfmap.impl.map.lifecycle
-     bpfmap.impl.map.map-btf
-     bpfmap.impl.map.mapped
-     bpfmap.impl.map.naming
-     bpfmap.impl.map.raw-entries
-     bpfmap.impl.map.references
-     bpfmap.impl.map.struct-ops
-     bpfmap.impl.memory.atomic
-     bpfmap.impl.memory.bytes
-     bpfmap.impl.memory.fast-path
-     bpfmap.impl.memory.layout
-     bpfmap.impl.memory.mapping
-     bpfmap.impl.memory.variables
-     bpfmap.impl.memory.view
+  '#{bpfmap.impl.memory.atomic
      bpfmap.nrepl.wire
      bpfmap.nrepl.bounded-print
      bpfmap.nrepl.listener

@@ -220,7 +220,7 @@
 
 (kernel-test many-map-ids
   (testing "reads all map ids of a program"
-    (with-redefs-fn {#'progs/most-maps 1}
+    (with-redefs-fn {#'progs/initial-map-room 1}
       #(with-open [a (counter) b (counter) c (counter)
                    p (prog/load {:type :socket-filter
                                  :insns [[:lddw :r1 a] [:lddw :r1 b] [:lddw :r1 c] [:mov64 :r0 0]

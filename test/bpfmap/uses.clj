@@ -262,14 +262,14 @@
   "What the kernel says to an operation: the first refusal of its commands, or what the last one
   says."
   [^BpfMap m op k v]
-  (let [held (references/holding)
-        bridge (.-bridge m)
+  (let [held (references/new-scope)
+        resolvers (.-resolvers m)
         facts {:op op}]
     (try
       (let [k (encoded (.-key-codec m)
-                       (if (and bridge k) (references/key-in bridge held k facts) k))
+                       (if (and resolvers k) (references/resolve-key resolvers held k facts) k))
             v (encoded (.-value-codec m)
-                       (if (and bridge v) (references/value-in bridge held v facts) v))
+                       (if (and resolvers v) (references/resolve-value resolvers held v facts) v))
             answers (for [{:keys [op flags keyless?]} (raw op)]
                       (said (probe/operate op (bpf-map/descriptor m)
                                            {:key (when-not keyless? k) :value v :flags flags}

@@ -470,7 +470,7 @@
   (let [n (when (:per-cpu (rules/types type))
             (bounded-count 0x10000 (let [v (second (first entries))] (if (coll? v) v [v]))))
         {:keys [key-in value-in]} (raw-entries/types spec n)]
-    (mapv (fn [[k v]] (raw-entries/misfit-in :restore k #(vector (key-in k) (value-in v))))
+    (mapv (fn [[k v]] (raw-entries/with-entry-context :restore k #(vector (key-in k) (value-in v))))
           entries)))
 
 (defn- check-cpus
@@ -536,7 +536,7 @@
     inner (put-inner m entries inner)
     ;; What refers to something goes in as a descriptor of it, which bytes do not have.
     (get-in (element/row-of m) [:refers :value :in]) (bpf/put-all! m entries)
-    :else (with-open [twin (raw-entries/twin m)]
+    :else (with-open [twin (raw-entries/open-raw m)]
             (bpf/put-all! twin in-bytes))))
 
 (defn- outcome
@@ -569,7 +569,7 @@
             same (if inner (HashSet.) same)
             other? (fn [[k]] (not (.contains ^HashSet same k)))
             deleted (if (and exact (seq strangers))
-                      (with-open [twin (raw-entries/twin m)] (bpf/delete-all! twin strangers))
+                      (with-open [twin (raw-entries/open-raw m)] (bpf/delete-all! twin strangers))
                       0)]
         (write-entries-into m
                             (keep (fn [[entry raw]] (when (other? raw) entry))

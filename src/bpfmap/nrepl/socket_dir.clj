@@ -32,7 +32,7 @@
       (text (java-path \"/run/café/nrepl.sock\")) ;=> \"/run/café/nrepl.sock\""
   [path]
   (if (instance? Path path)
-    (paths/printed (paths/text (paths/of-java path)))
+    (paths/printable (paths/text (paths/of-java path)))
     (str path)))
 
 (defn- refuse [kind message file hint]

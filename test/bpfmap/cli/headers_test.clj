@@ -202,7 +202,7 @@
 (kernel-test shown-padding-field
   (testing "padding is a field if it is shown"
     (with-open [^Closeable m (create {:key :u8 :value [:struct [:a :u8] [:b :u32]]})]
-      (with-open [^Closeable raw (raw-entries/twin m)]
+      (with-open [^Closeable raw (raw-entries/open-raw m)]
         (bpf/put-all! raw [[(bytes/->bytes [1]) (bytes/->bytes "01 ff ff ff 01 00 00 00")]
                            [(bytes/->bytes [2]) (bytes/->bytes "01 00 00 00 01 00 00 00")]]))
       (let [rows (exec/dump {:ref m})]

@@ -41,12 +41,12 @@
            3000
            (prop/for-all [a gen-name, b gen-name]
              (let [text (paths/text a)
-                   printed (paths/printed text)]
+                   printed (paths/printable text)]
                (and (Arrays/equals ^bytes a (paths/bytes-of text))
                     (Arrays/equals ^bytes a (paths/bytes-of printed))
                     (= printed (escape/escape printed) (escape/escape-text text))
                     (or (Arrays/equals ^bytes a ^bytes b)
-                        (not= printed (paths/printed (paths/text b))))
+                        (not= printed (paths/printable (paths/text b))))
                     (Arrays/equals ^bytes a (paths/exact-bytes (paths/argument a)))
                     (= (cons 47 a) (seq (paths/of-java (paths/->java (str "/" text))))))))
            :seed 1)]
@@ -111,7 +111,7 @@
           (is (= (bytes/->bytes "63 61 66 c3 a9 00 00 00") (raw 1)))
           (is (= "café\n" (done "get" path 1)))
           (let [[{shown :path}] (calling/read-edn (done "tree" directory "--edn"))]
-            (is (= printed-path (paths/printed shown)))
+            (is (= printed-path (paths/printable shown)))
             (is (str/includes? (done "tree" directory) (str "─ " printed-name " ")))
             (is (= [shown]
                    (:pinned (first (filter #(= id (:id %))

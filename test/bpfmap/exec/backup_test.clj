@@ -622,7 +622,7 @@
 (defn- raw-entries [m] (into {} (raw-entries/entries m)))
 
 (defn- put-raw! [m entries]
-  (with-open [^Closeable twin (raw-entries/twin m)]
+  (with-open [^Closeable twin (raw-entries/open-raw m)]
     (bpf/put-all! twin entries)))
 
 (defn- keeps-every-entry?

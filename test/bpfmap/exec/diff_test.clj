@@ -20,7 +20,7 @@
   "A hash map of these types with these raw entries."
   ^Closeable [key value entries]
   (let [m (bpf/create {:name "raw" :type :hash :key key :value value :max-entries 64})]
-    (with-open [^Closeable raw (raw-entries/twin m)]
+    (with-open [^Closeable raw (raw-entries/open-raw m)]
       (bpf/put-all! raw (map (fn [[k v]] [(bytes/->bytes k) (bytes/->bytes v)]) entries)))
     m))
 

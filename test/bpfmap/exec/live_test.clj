@@ -109,7 +109,7 @@
   (testing "distinguishes entries by their bytes"
     (with-open [m ^Closeable (bpf/create {:type :hash :key [:struct [:group :u64] [:cache :u32]]
                                           :value :f32 :max-entries 8})
-                raw ^Closeable (raw-entries/twin m)]
+                raw ^Closeable (raw-entries/open-raw m)]
       (let [k (fn [x] (bytes/->bytes (concat (repeat 15 0) [x])))
             nan (bytes/->bytes "0000c07f")]
         (bpf/put-all! raw {(k 0) nan (k 1) nan (k 2) nan})

@@ -110,12 +110,12 @@
   (testing "types that are cached by BTF id expire after a minute"
     (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8})]
       (let [id (:id (bpf/info m))
-            c ^ConcurrentHashMap @#'map-btf/told-types
+            c ^ConcurrentHashMap @#'map-btf/types-cache
             {:keys [btf-id btf-key-type-id btf-value-type-id]} (bpf/info m)
             k (@#'map-btf/->TypeIds btf-id btf-key-type-id btf-value-type-id :hash)
             told (fn [read-at]
-                   (@#'map-btf/->Told (node/node :s32 nil [:key])
-                                      (node/node :s64 nil [:value]) read-at))
+                   (@#'map-btf/->BtfTypes (node/node :s32 nil [:key])
+                                          (node/node :s64 nil [:value]) read-at))
             types #(with-open [m ^Closeable (bpf/open id)] ((juxt :key :value) (bpf/spec m)))]
         (is (= [:u32 :u64] (types)))
         (testing "what another object of the same id would have left there is used"

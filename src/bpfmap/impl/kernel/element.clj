@@ -1,9 +1,9 @@
 (ns ^:no-doc bpfmap.impl.kernel.element
-  "The hot paths: one element, one system call; many elements, few system calls.
+  
+  "Element operations: single elements by one system call, many by a few.
 
-  Every function takes the codecs of the map and answers with decoded values.
-  A missing key is an answer; any other refusal is thrown as the exception that
-  the map itself makes of it."
+  Functions take the codecs of the map and return decoded values. ENOENT returns a value
+  (not-found, false or nil). Any other errno throws the exception that the map makes of it."
   (:import (bpfmap.sys Abi BatchReader BatchWriter CallBuffer Codec ElementOps Elements
                        ErrnoException Fd Integers KeyIterator KeyOrder Reader)
            (clojure.lang MapEntry)
@@ -12,44 +12,48 @@
 (set! *warn-on-reflection* true)
 
 (defprotocol Origin
-  "Where an operation comes from: it knows how to say what went wrong."
-  (failure [origin op outcome] "The exception for a negated errno."))
+  "Creates the exception for a failed operation.
+  Open maps implement it."
+  (failure [origin op outcome] "Returns the exception for a negated errno."))
 
-(def ^:const any "Write whether or not the key exists." Abi/BPF_ANY)
-(def ^:const no-exist "Write only where the key does not exist." Abi/BPF_NOEXIST)
-(def ^:const exist "Write only where the key exists; of a full queue, its oldest." Abi/BPF_EXIST)
-(def ^:const lock "Hold the value's spin lock; a flag beside the others." Abi/BPF_F_LOCK)
+(def ^:const any "Flag: write unconditionally." Abi/BPF_ANY)
+(def ^:const no-exist "Flag: write only if the key does not exist." Abi/BPF_NOEXIST)
+(def ^:const exist
+  "Flag: write only if the key exists; a full queue drops its oldest value." Abi/BPF_EXIST)
+(def ^:const lock
+  "Flag: hold the value's spin lock; can be combined with the others." Abi/BPF_F_LOCK)
 
 (defn only-new?
-  "Whether flags ask for writing only where the key does not exist."
+  "Returns true if flags allow a write only if the key does not exist."
   [flags]
   (== no-exist (bit-and no-exist (long flags))))
 
 (defn cpu
-  "The flags for the value of one CPU alone. Since Linux 7.0."
+  "Returns the flags that select the value of one CPU.
+  Since Linux 7.0."
   ^long [^long number]
   (bit-or Abi/BPF_F_CPU (bit-shift-left number 32)))
 
-(def empty-slot
-  "What the kernel answers to deleting an empty slot, or an index beyond the end, of the maps
-  whose keys are indices."
+(def empty-slot-errnos
+  "Outcomes of deleting an empty slot, or an index beyond the end, by index."
   #{(- Abi/EINVAL) (- Abi/E2BIG)})
 
-(def not-registered
-  "What the kernel answers to deleting a struct_ops value that was unregistered before."
+(def unregistered-errnos
+  "Outcomes of deleting a struct_ops value that was unregistered before."
   #{(- Abi/EINPROGRESS)})
 
-(def ^:private ^:const absent (- Abi/ENOENT))
-(def ^:private ^:const exists (- Abi/EEXIST))
+(def ^:private ^:const enoent (- Abi/ENOENT))
+(def ^:private ^:const eexist (- Abi/EEXIST))
 
 (defn elements
-  "The element operations of an open map, for the functions below. Sizes are those of the codecs;
-  a key of 0 bytes is none."
+  "Returns the element operations of an open map, for the functions below.
+
+  The sizes are the codecs' sizes. A key size of 0 means that the map has no keys."
   ^Elements [^Fd fd key-size value-size]
   (Elements. fd key-size value-size))
 
-(defmacro ^:private answered
-  "What a call returns; another refusal than that of a missing key becomes its exception."
+(defmacro ^:private with-failure
+  "Evaluates a call; converts an `ErrnoException` to the exception of the origin."
   [[origin op] call]
   `(try
      ~call
@@ -57,69 +61,73 @@
        (throw (failure ~origin ~op (.-outcome e#))))))
 
 (defn lookup
-  "The decoded value of a key, or not-found."
+  "Returns the decoded value of a key, or not-found."
   [^Elements es ^Codec key-codec ^Codec value-codec k not-found flags origin op]
-  (answered [origin op]
+  (with-failure [origin op]
     (ElementOps/lookup es key-codec value-codec k not-found (long flags))))
 
-(defn contained?
-  "Whether a value may be in a bloom filter."
+(defn might-contain?
+  "Returns true if a value may be in a bloom filter."
   [^Elements es ^Codec value-codec v origin op]
   (let [outcome (ElementOps/contains es value-codec v)]
     (cond
       (zero? outcome) true
-      (== absent outcome) false
+      (== enoent outcome) false
       :else (throw (failure origin op outcome)))))
 
-(defn take-out
-  "As [[lookup]], and deletes the key in the same step; of a map without keys, the next value.
+(defn lookup-and-delete
+  "Returns the decoded value of a key and deletes the key in the same step.
 
-  What cannot be decoded must not be deleted. A codec that may throw is
-  therefore asked first, with a lookup of its own; a writer may still come between the two."
+  Without keys, returns and removes the next value. Returns not-found if there is none. A value
+  that cannot be decoded must not be deleted: a codec that may throw is therefore tried by a
+  lookup before, although a writer may still come between the two."
   [^Elements es ^Codec key-codec ^Codec value-codec k not-found flags origin op]
   (when-not (.total value-codec)
     (lookup es key-codec value-codec k not-found flags origin op))
-  (answered [origin op]
+  (with-failure [origin op]
     (ElementOps/take es key-codec value-codec k not-found (long flags))))
 
-(defn- not-written
-  "False where the entry was not to be written because of its key; throws for any other answer."
+(defn- false-or-throw
+  "Returns false if the key prevented the write; throws for any other errno."
   [outcome flags origin op]
   (let [outcome (long outcome)]
-    (if (or (== absent outcome)
-            ;; Without the flag it is about something else: a name that a struct_ops value would
-            ;; register.
-            (and (== exists outcome) (only-new? flags)))
+    (if (or (== enoent outcome)
+            ;; Without the flag, EEXIST is not about the key: a struct_ops value would register a
+            ;; name that exists.
+            (and (== eexist outcome) (only-new? flags)))
       false
       (throw (failure origin op outcome)))))
 
 (defn write
-  "Writes an entry under `any`, `no-exist` or `exist`; whether it was written."
+  "Writes an entry under `any`, `no-exist` or `exist`; returns true if written."
   [^Elements es ^Codec key-codec ^Codec value-codec k v flags origin op]
   (let [outcome (ElementOps/update es key-codec value-codec k v (long flags))]
     (if (zero? outcome)
       true
-      (not-written outcome flags origin op))))
+      (false-or-throw outcome flags origin op))))
 
 (defn delete
-  "Deletes a key; whether it was there. `none` makes of the origin a set of answers that mean the
-  same as a missing key."
-  [^Elements es ^Codec key-codec k none origin op]
+  "Deletes a key; returns true if it existed.
+
+  `(missing-errnos origin)` returns the outcomes that mean the same as a missing key."
+  [^Elements es ^Codec key-codec k missing-errnos origin op]
   (let [outcome (ElementOps/delete es key-codec k)]
     (cond
       (zero? outcome) true
-      (== absent outcome) false
-      (contains? (none origin) outcome) false
+      (== enoent outcome) false
+      (contains? (missing-errnos origin) outcome) false
       :else (throw (failure origin op outcome)))))
 
 (defn next-key
-  "The key after `k` in the kernel's order, or the first one; nil after the last."
+  "Returns the key after `k` in the kernel's order, or the first one.
+
+  Returns nil after the last key."
   [^Elements es ^Codec key-codec k first? origin op]
-  (answered [origin op]
+  (with-failure [origin op]
     (ElementOps/nextKey es key-codec k (boolean first?))))
 
-(defn check
-  "Encodes a value to nowhere: throws what encoding it would throw."
+(defn check-encodable
+  "Throws if the codec cannot encode a value."
   [^Codec codec value]
   (let [s (CallBuffer/take (+ CallBuffer/KEY (.size codec)))]
     (try
@@ -127,16 +135,16 @@
       (finally (.give s)))))
 
 (def ^:private orders
-  "The orders in which the kernel goes through keys, by their names in the rules."
+  "Key orders of the kernel by their names in `bpfmap.impl.rules`."
   {nil KeyOrder/NONE, :index KeyOrder/INDEX, :prefix KeyOrder/PREFIX})
 
-(defn batches
-  "A reader of the whole map by chunks, one system call for each. Close it.
+(defn batch-reader
+  "Returns a reader that reads the whole map with a system call per chunk.
 
-  `options` are those of [[walk]], with `:taking` to delete what is read, and `:chunk`, how many
-  entries to begin with."
-  ^Reader [^Fd fd key-size value-size {:keys [max-entries flags order taking chunk]}]
-  (let [command (if taking Abi/BPF_MAP_LOOKUP_AND_DELETE_BATCH Abi/BPF_MAP_LOOKUP_BATCH)
+  Close it. Options: the options of [[key-iterator]]; `:delete`, true to delete entries as they
+  are read; `:chunk`, the number of entries to begin with."
+  ^Reader [^Fd fd key-size value-size {:keys [max-entries flags order delete chunk]}]
+  (let [command (if delete Abi/BPF_MAP_LOOKUP_AND_DELETE_BATCH Abi/BPF_MAP_LOOKUP_BATCH)
         order ^KeyOrder (orders order)]
     (if chunk
       (BatchReader. fd command (long key-size) (long value-size) (long max-entries) (long flags)
@@ -144,42 +152,41 @@
       (BatchReader. fd command (long key-size) (long value-size) (long max-entries) (long flags)
                     order))))
 
-(defn walk
-  "A reader of the whole map key by key, for kernels and types without batches. Close it.
+(defn key-iterator
+  "Returns a reader that reads the whole map key by key.
 
-  Of `options`, `:flags` are those of every lookup, `:order` is that of the keys, a name of the
-  rules, and with `:keys-stay` keys are indices."
-  ^Reader [^Elements es key-size value-size {:keys [max-entries flags order keys-stay]}]
+  Close it. For kernels and map types without batches. Options: `:max-entries`; `:flags` of every
+  lookup; `:order`, a key order of `bpfmap.impl.rules`; `:index-keys`, true if keys are indices."
+  ^Reader [^Elements es key-size value-size {:keys [max-entries flags order index-keys]}]
   (KeyIterator. es (long key-size) (long value-size) (long max-entries) (long flags)
-                ^KeyOrder (orders order) (boolean keys-stay)))
+                ^KeyOrder (orders order) (boolean index-keys)))
 
-(def ^:private no-batches
-  "What a kernel or map type without batches answers to the first one."
+(def ^:private no-batch-errnos
+  "Outcomes of the first batch if the kernel or the map type has no batches."
   #{(- Abi/EINVAL) (- Abi/ENOTSUPP) (- Abi/EOPNOTSUPP)})
 
 (defn no-batches?
-  "Whether the first answer of a batch reader says that there are no batches here."
+  "Returns true if the first outcome of a batch reader means: no batches here."
   [outcome]
-  (contains? no-batches outcome))
+  (contains? no-batch-errnos outcome))
 
 (defn aborted?
-  "Whether a reader was thrown back to the beginning too often to come to an end."
+  "Returns true if a reader gave up because it was restarted too often."
   [outcome]
   (== Reader/ABORTED (long outcome)))
 
 (defn fold-chunks
-  "Folds `(chunk-step acc reader n)` over the chunks of a reader, n entries each. Stops at a
-  `reduced`. Closes the reader.
+  "Folds `(chunk-step acc reader n)` over the chunks of a reader, n entries each.
 
-  `refused` is called with the negated errno, whether it was the first answer, and acc; what it
-  returns is the result."
-  [^Reader reader chunk-step init refused]
+  Stops at a `reduced`. Closes the reader. For an errno, returns `(on-error outcome first? acc)`:
+  the negated errno, whether it was the first outcome, and the accumulator."
+  [^Reader reader chunk-step init on-error]
   (with-open [reader reader]
     (loop [acc init first? true]
       (let [n (.read reader)]
         (cond
           (zero? n) acc
-          (neg? n) (refused n first? acc)
+          (neg? n) (on-error n first? acc)
           :else
           (let [acc (chunk-step acc reader n)]
             (if (reduced? acc)
@@ -187,8 +194,9 @@
               (recur acc false))))))))
 
 (defmacro ^:private each-entry
-  "The step of [[fold-chunks]] that makes a new acc of `acc`, a key `k` and a value `v`, decoded,
-  for each entry."
+  "Returns a chunk step that evaluates `expression` for each decoded entry.
+
+  `expression` computes the next `acc` from `acc`, `k` and `v`."
   [[acc k v key-codec value-codec] expression]
   `(let [key-size# (.size ~key-codec)
          value-size# (.size ~value-codec)
@@ -206,18 +214,19 @@
                (recur (unchecked-inc i#) ~expression))))))))
 
 (defn entry-step
-  "The step of [[fold-chunks]] that calls `(step acc key value)` with each decoded entry."
+  "Returns a chunk step that calls `(step acc key value)` for each decoded entry."
   [^Codec key-codec ^Codec value-codec step]
   (each-entry [acc k v key-codec value-codec] (step acc k v)))
 
 (defn pair-step
-  "The step of [[fold-chunks]] that calls `(f acc entry)` with each decoded entry."
+  "Returns a chunk step that calls `(f acc entry)` for each decoded entry."
   [^Codec key-codec ^Codec value-codec f]
   (each-entry [acc k v key-codec value-codec] (f acc (MapEntry/create k v))))
 
-(def raw-key
-  "A codec of keys that are given as the memory that holds their bytes: what acts on keys that
-  were read acts on these."
+(def raw-key-codec
+  "Codec of keys that are memory segments with the encoded bytes.
+
+  Operations on keys that were read use these bytes, and not the decoded key."
   (reify Codec
     (size [_] 0)
     (encode [_ value memory offset]
@@ -225,8 +234,9 @@
     (decode [_ _memory _offset] nil)))
 
 (defn key-step
-  "The step of [[fold-chunks]] that calls `(step acc key raw)` with each decoded key, and its
-  bytes for [[raw-key]]."
+  "Returns a chunk step that calls `(step acc key raw)` for each decoded key.
+
+  `raw` is the key for [[raw-key-codec]]."
   [^Codec key-codec step]
   (let [key-size (.size key-codec)]
     (fn [acc ^Reader reader ^long n]
@@ -239,90 +249,96 @@
                      (step acc (.decode key-codec keys at) (.asSlice keys at key-size))))))))))
 
 (defn count-step
-  "The step of [[fold-chunks]] that counts entries, and decodes none."
+  "Counts entries without decoding any.
+  A chunk step."
   [^long acc _ ^long n]
   (+ acc n))
 
-;; --- many on their way in or out
+;; --- writing and deleting many elements
 
-(defn bulk
-  "A place to collect entries, or keys where there is no value codec, before they are written or
-  deleted. Close it."
+(defn batch-writer
+  "Returns a buffer that collects entries to write, or keys to delete.
+
+  Close it. Without a value codec it collects keys."
   ^BatchWriter [^Fd fd ^Codec key-codec ^Codec value-codec]
   (BatchWriter. fd (.size key-codec) (if value-codec (.size value-codec) 0)))
 
-(defn collect
-  "Encodes one more entry, or key."
-  [^BatchWriter bulk ^Codec key-codec ^Codec value-codec k v]
-  (let [i (.add bulk)]
-    (.encode key-codec k (.keys bulk) (* i (.size key-codec)))
+(defn add
+  "Encodes an entry, or a key, into a batch writer."
+  [^BatchWriter writer ^Codec key-codec ^Codec value-codec k v]
+  (let [i (.add writer)]
+    (.encode key-codec k (.keys writer) (* i (.size key-codec)))
     (when value-codec
-      (.encode value-codec v (.values bulk) (* i (.size value-codec))))))
+      (.encode value-codec v (.values writer) (* i (.size value-codec))))))
 
-(def ^:private ^:const most "How many entries go to the kernel with one call." 0x10000)
+(def ^:private ^:const max-batch "The largest number of entries in one call." 0x10000)
 
-(defn- one-by-one
-  "Calls `one` with each index from `i`; returns `[done outcome]` as [[write-bulk]] does."
-  [^BatchWriter bulk i one]
+(defn- call-one-by-one
+  "Calls `one` with each index from `i`; returns `[done outcome]` as [[write-all]]."
+  [^BatchWriter writer i one]
   (loop [i (long i) done i]
-    (if (= i (.size bulk))
+    (if (= i (.size writer))
       [done 0]
       (let [outcome (long (one i))]
         (cond
           (zero? outcome) (recur (inc i) (inc done))
-          (== absent outcome) (do (.skip bulk (int i)) (recur (inc i) done))
+          (== enoent outcome) (do (.skip writer (int i)) (recur (inc i) done))
           :else [done outcome])))))
 
-(defn- all-at-once
-  "Calls `many` with ranges of entries, past keys that are missing; goes over to `one` where the
-  kernel has no batches."
-  [^BatchWriter bulk many one]
+(defn- call-in-batches
+  "Calls `many` with ranges of entries, and skips keys that are missing.
+
+  Falls back to `one` if the kernel has no batches."
+  [^BatchWriter writer many one]
   (loop [i 0 done 0]
-    (if (= i (.size bulk))
+    (if (= i (.size writer))
       [done 0]
-      (let [n (min most (- (.size bulk) i))
+      (let [n (min max-batch (- (.size writer) i))
             outcome (long (many i n))
-            now (.done bulk)]
+            now (.done writer)]
         (cond
           (zero? outcome) (recur (+ i n) (+ done n))
-          ;; Refused before it began: the count is still the one given.
+          ;; Rejected before it began: the count is still the one given.
           (and (= now n) (no-batches? outcome)) (if (zero? i)
-                                                  (one-by-one bulk 0 one)
+                                                  (call-one-by-one writer 0 one)
                                                   [done outcome])
           (= now n) [done outcome]
-          (== absent outcome) (do (.skip bulk (int (+ i now))) (recur (+ i now 1) (+ done now)))
+          (== enoent outcome) (do (.skip writer (int (+ i now))) (recur (+ i now 1) (+ done now)))
           :else [(+ done now) outcome])))))
 
-(defn write-bulk
-  "Writes all that was collected; returns how many were written and 0, or the negated errno that
-  ended it.
+(defn write-all
+  "Writes all collected entries; returns `[done outcome]`.
 
-  Without `batches?`, or where the kernel has none, one by one."
-  [^BatchWriter bulk ^Elements es batches? flags]
+  `done` is the number of entries written, `outcome` 0 or the negated errno that ended it. Writes
+  one by one without `batches?`, or if the kernel has no batches."
+  [^BatchWriter writer ^Elements es batches? flags]
   (let [flags (long flags)
-        one (fn [i] (.updateOne bulk es (int i) flags))]
+        one (fn [i] (.updateOne writer es (int i) flags))]
     (if batches?
-      (all-at-once bulk (fn [i n] (.update bulk (int i) (int n) (bit-and flags lock))) one)
-      (one-by-one bulk 0 one))))
+      (call-in-batches writer (fn [i n] (.update writer (int i) (int n) (bit-and flags lock))) one)
+      (call-one-by-one writer 0 one))))
 
-(defn present
-  "How many different keys there are among all that were written of a bulk. Of an LPM trie's,
-  `prefixes?`, only the leading bits count; with `es`, only those count that the map holds now."
-  [^BatchWriter bulk prefixes? ^Elements es]
-  (.present bulk (.size bulk) (boolean prefixes?) es))
+(defn count-present
+  "Returns the number of different keys among all entries written.
 
-(defn delete-bulk
-  "Deletes all keys that were collected; returns how many were there and 0, or the negated errno
-  that ended it."
-  [^BatchWriter bulk ^Elements es batches? none]
+  With `prefixes?`, only the leading bits of a key count, as in an LPM trie. With `es`, counts
+  only keys that the map still contains."
+  [^BatchWriter writer prefixes? ^Elements es]
+  (.present writer (.size writer) (boolean prefixes?) es))
+
+(defn delete-all
+  "Deletes all collected keys; returns `[done outcome]`.
+
+  `done` is the number of keys that existed, `outcome` 0 or the negated errno that ended it."
+  [^BatchWriter writer ^Elements es batches? missing-errnos]
   (let [one (fn [i]
-              (let [outcome (.deleteOne bulk es (int i))]
-                (if (contains? none outcome) absent outcome)))]
+              (let [outcome (.deleteOne writer es (int i))]
+                (if (contains? missing-errnos outcome) enoent outcome)))]
     (if batches?
-      (all-at-once bulk (fn [i n] (.delete bulk (int i) (int n))) one)
-      (one-by-one bulk 0 one))))
+      (call-in-batches writer (fn [i n] (.delete writer (int i) (int n))) one)
+      (call-one-by-one writer 0 one))))
 
 (defn entry
-  "One entry of a map as data: a key and a value that destructure as a pair."
+  "Returns an entry of a map as data that destructures as a pair."
   [k v]
   (MapEntry/create k v))

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.kernel.map
-  "The commands of bpf(2) on maps, other than those on elements."
+  "Commands of bpf(2) on maps, except element operations."
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.rules :as rules])
@@ -11,17 +11,18 @@
 (set! *warn-on-reflection* true)
 
 (def access-flags
-  "How a descriptor may be used, and the flags that ask for it."
+  "Flags that restrict the access of a descriptor, by access."
   {:read-write 0, :read-only Abi/BPF_F_RDONLY, :write-only Abi/BPF_F_WRONLY})
 
 (defn- long-bits
-  "The 64 bits of an unsigned number."
+  "Returns the low 64 bits of an unsigned number."
   ^long [n]
   (.longValue (biginteger n)))
 
-(defn- descriptor
-  "Sets a field to a descriptor, or to a number that is none: how a probe asks whether the kernel
-  looks at the field."
+(defn- set-descriptor
+  "Sets a field to a descriptor, or to a number that is not a descriptor.
+
+  Probes use such a number to find out if the kernel reads the field."
   [^Attr attr offset fd]
   (if (instance? Fd fd)
     (.fd attr (int offset) fd)
@@ -30,41 +31,42 @@
 (defn- create-once
   "Creates a map from a completed spec; returns its descriptor.
 
-  `:btf` is `{:fd :key :value}`, the ids of types in it. `:inner-map`, `:token` and
-  `:value-type-btf` are descriptors, `:map-extra` is a number of 64 bits, `:value-type` the id of
-  a struct of the kernel's, or of the module's whose BTF is `:value-type-btf`."
+  `:btf` is `{:fd :key :value}`, with the ids of types in the BTF object. `:inner-map`, `:token`
+  and `:value-type-btf` are descriptors. `:map-extra` is a number of 64 bits. `:value-type` is the
+  id of a struct in the BTF of the kernel, or of the module whose BTF is `:value-type-btf`."
   ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf
                inner-map map-extra value-type value-type-btf token]}
        ctx]
   (call/command "Creating the map" ctx Abi/BPF_MAP_CREATE
-           (fn [^Attr attr]
-             (doto attr
-               (.int32 Abi/MAP_CREATE_MAP_TYPE (rules/type-number type))
-               (.int32 Abi/MAP_CREATE_KEY_SIZE key-size)
-               (.int32 Abi/MAP_CREATE_VALUE_SIZE value-size)
-               (.int32 Abi/MAP_CREATE_MAX_ENTRIES max-entries)
-               (.int32 Abi/MAP_CREATE_MAP_FLAGS
-                       (rules/flag-word (cond-> flags token (conj :token-fd)))))
-             (when numa-node (.int32 attr Abi/MAP_CREATE_NUMA_NODE numa-node))
-             (when (seq name) (.name attr Abi/MAP_CREATE_MAP_NAME name))
-             (when btf
-               (.fd attr Abi/MAP_CREATE_BTF_FD (:fd btf))
-               (.int32 attr Abi/MAP_CREATE_BTF_KEY_TYPE_ID (:key btf))
-               (.int32 attr Abi/MAP_CREATE_BTF_VALUE_TYPE_ID (:value btf)))
-             (when inner-map (descriptor attr Abi/MAP_CREATE_INNER_MAP_FD inner-map))
-             (when (and map-extra (not (zero? (long-bits map-extra))))
-               (.int64 attr Abi/MAP_CREATE_MAP_EXTRA (long-bits map-extra)))
-             (when value-type (.int32 attr Abi/MAP_CREATE_BTF_VMLINUX_VALUE_TYPE_ID value-type))
-             (when value-type-btf
-               (descriptor attr Abi/MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD value-type-btf))
-             (when token (descriptor attr Abi/MAP_CREATE_MAP_TOKEN_FD token)))
-           call/own))
+                (fn [^Attr attr]
+                  (doto attr
+                    (.int32 Abi/MAP_CREATE_MAP_TYPE (rules/type-number type))
+                    (.int32 Abi/MAP_CREATE_KEY_SIZE key-size)
+                    (.int32 Abi/MAP_CREATE_VALUE_SIZE value-size)
+                    (.int32 Abi/MAP_CREATE_MAX_ENTRIES max-entries)
+                    (.int32 Abi/MAP_CREATE_MAP_FLAGS
+                            (rules/flag-word (cond-> flags token (conj :token-fd)))))
+                  (when numa-node (.int32 attr Abi/MAP_CREATE_NUMA_NODE numa-node))
+                  (when (seq name) (.name attr Abi/MAP_CREATE_MAP_NAME name))
+                  (when btf
+                    (.fd attr Abi/MAP_CREATE_BTF_FD (:fd btf))
+                    (.int32 attr Abi/MAP_CREATE_BTF_KEY_TYPE_ID (:key btf))
+                    (.int32 attr Abi/MAP_CREATE_BTF_VALUE_TYPE_ID (:value btf)))
+                  (when inner-map (set-descriptor attr Abi/MAP_CREATE_INNER_MAP_FD inner-map))
+                  (when (and map-extra (not (zero? (long-bits map-extra))))
+                    (.int64 attr Abi/MAP_CREATE_MAP_EXTRA (long-bits map-extra)))
+                  (when value-type
+                    (.int32 attr Abi/MAP_CREATE_BTF_VMLINUX_VALUE_TYPE_ID value-type))
+                  (when value-type-btf
+                    (set-descriptor attr Abi/MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD value-type-btf))
+                  (when token (set-descriptor attr Abi/MAP_CREATE_MAP_TOKEN_FD token)))
+                call/own-fd))
 
 (defn create
-  "Creates a map from a completed spec; returns its descriptor. Spec and facts are those of
-  [[create-once]].
+  "Creates a map from a completed spec; returns its descriptor.
 
-  Before Linux 4.15 maps have no names: what is too much for the kernel is tried without."
+  `spec` and `ctx` are as for [[create-once]]. Before Linux 4.15 maps have no names: after E2BIG
+  the map is created without a name."
   ^Fd [{:keys [name] :as spec} ctx]
   (try
     (create-once spec ctx)
@@ -73,21 +75,23 @@
         (create-once (dissoc spec :name) ctx)
         (throw e)))))
 
-(defn token
-  "Creates a BPF token from the directory of a delegated BPF file system; returns its descriptor.
-  Needs Linux 6.9."
+(defn create-token
+  "Creates a BPF token from the directory of a delegated BPF file system.
+
+  Returns its descriptor. Needs Linux 6.9."
   ^Fd [^Fd dir ctx]
   (call/command "Creating a BPF token" ctx Abi/BPF_TOKEN_CREATE
-           (fn [^Attr attr]
-             (.int32 attr Abi/TOKEN_CREATE_FLAGS 0)
-             (.fd attr Abi/TOKEN_CREATE_BPFFS_FD dir))
-           call/own))
+                (fn [^Attr attr]
+                  (.int32 attr Abi/TOKEN_CREATE_FLAGS 0)
+                  (.fd attr Abi/TOKEN_CREATE_BPFFS_FD dir))
+                call/own-fd))
 
 (def ^:private info-size 88)
 
 (defn- add
-  "Puts a key and a value into an array at index n, unless the value is nil; returns the next
-  index."
+  "Puts a key and a value at index n of an array, unless the value is nil.
+
+  Returns the next index."
   ^long [^objects fields ^long n k v]
   (if (nil? v)
     n
@@ -96,16 +100,16 @@
         (+ n 2))))
 
 (defn- id-at
-  "Returns a number of four bytes; nil if it is zero, as where the field does not apply."
+  "Returns a number of four bytes; nil if it is zero (the field does not apply)."
   [^MemorySegment memory ^long offset]
   (let [id (Bytes/getU32 memory offset false)]
     (when-not (zero? id) id)))
 
 (defn- from-info
-  "Returns what a `struct bpf_map_info` has about a map, and its fdinfo, a text or nil.
+  "Returns the data of a `struct bpf_map_info` and of its fdinfo, a text or nil.
 
-  With more than eight keys the result is an array map too, because making a hash map takes as
-  long as a system call. The benchmark is `bench-lifecycle`."
+  The result is an array map although it has more than eight keys, because making a hash map takes
+  as long as a system call. The benchmark is `bench-lifecycle`."
   [^MemorySegment memory fdinfo]
   (let [fields (object-array 30)
         extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)
@@ -131,10 +135,10 @@
     (PersistentArrayMap. (Arrays/copyOf fields n))))
 
 (defn- from-fdinfo
-  "Returns what fdinfo has about a map; nil if it is not of a map or could not be read.
+  "Returns the data of the fdinfo of a map; nil for any other fdinfo, and for nil.
 
-  Before Linux 4.13 it has neither id nor name. With `whole?` also what [[from-info]] takes from
-  there."
+  Before Linux 4.13 there is neither id nor name. With `whole?`, also has what [[from-info]] reads
+  from fdinfo."
   [fdinfo whole?]
   (when-let [type (some-> (procfs/field fdinfo "map_type") parse-long)]
     (let [number #(or (some-> (procfs/field fdinfo %) Long/decode long) 0)
@@ -151,17 +155,17 @@
         frozen (assoc :frozen (= "1" frozen))))))
 
 (defn info
-  "What the kernel says of an open map: names for type and flags, numbers as they are.
+  "Returns the kernel's data about an open map, with names for type and flags.
 
-  Fields that are zero where they do not apply are left out. `:frozen` and `:memlock` (bytes) come
-  from fdinfo, and are missing where /proc cannot be read. Who needs neither spares reading it
-  with a nil. Before Linux 4.13 all comes from there, and `:id` is nil."
+  Fields that are zero because they do not apply are left out. `:frozen` and `:memlock` (bytes)
+  are read from fdinfo, and missing if /proc cannot be read; pass nil for `fdinfo` to skip both.
+  Before Linux 4.13 everything is read from fdinfo, and `:id` is nil."
   ([fd ctx]
    (info fd ctx (call/fdinfo-text fd)))
   ([^Fd fd ctx fdinfo]
    (try
      (call/info "Reading the map's info" fd info-size ctx nil
-                   (fn [memory _] (from-info memory fdinfo)))
+                (fn [memory _] (from-info memory fdinfo)))
      (catch ExceptionInfo e
        ;; A kernel without the command.
        (or (when (= :EINVAL (:bpfmap/errno (ex-data e)))
@@ -169,28 +173,33 @@
            (throw e))))))
 
 (defn id-of
-  "The id of an open map: the beginning of its info. Nil before Linux 4.13, which has no ids."
+  "Returns the id of an open map; nil before Linux 4.13, which has no ids.
+
+  Reads only the beginning of the info."
   [^Fd fd ctx]
   (try
     (call/info "Reading the map's info" fd 8 ctx nil
-                  (fn [memory _] (call/u32 memory Info/MAP_ID)))
+               (fn [memory _] (call/u32 memory Info/MAP_ID)))
     (catch ExceptionInfo e
       (when-not (= :EINVAL (:bpfmap/errno (ex-data e)))
         (throw e)))))
 
-(defn by-id
+(defn open-id
   "Opens a map by its id; returns its descriptor."
   ^Fd [id access ctx]
-  (call/by-id :map id (access-flags access) ctx))
+  (call/open-id :map id (access-flags access) ctx))
 
 (defn freeze
-  "Freezes a map. Needs Linux 5.2."
+  "Freezes a map.
+  Needs Linux 5.2."
   [^Fd fd ctx]
   (call/command "Freezing the map" (assoc ctx :fd fd) Abi/BPF_MAP_FREEZE
-           (fn [^Attr attr] (.fd attr Abi/ELEM_MAP_FD fd))
-           (constantly nil)))
+                (fn [^Attr attr] (.fd attr Abi/ELEM_MAP_FD fd))
+                (constantly nil)))
 
-(defn by-path
-  "Opens a pinned map; returns its descriptor. Throws `:not-a-map` for a program or a link."
+(defn open-path
+  "Opens a pinned map; returns its descriptor.
+
+  Throws `:not-a-map` for a program or a link."
   ^Fd [path access ctx]
-  (call/pinned :map path (access-flags access) ctx))
+  (call/open-pinned :map path (access-flags access) ctx))

@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.impl.kernel.memory
-  "The memory of a map in this process: mapped, unmapped, and written in one go."
-  (:require [bpfmap.impl.codec.error :as error]
+  
+  "Maps the memory of a map into this process, and writes whole values to it."
+  (:require [bpfmap.impl.codec.error :as codec.error]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
             [clojure.string :as str])
@@ -10,22 +11,23 @@
 
 (set! *warn-on-reflection* true)
 
-(def ^:private no-writing
-  "How the kernel refuses to map for writing what can be mapped for reading: a frozen map; one
-  that programs only read. Source: kernel/bpf/syscall.c, bpf_map_mmap."
+(def ^:private read-only-errnos
+  "Outcomes of mmap for memory that can be mapped for reading only.
+
+  EPERM: the map is frozen. EACCES: the map is writable by programs only. Source:
+  kernel/bpf/syscall.c, bpf_map_mmap."
   #{(- Abi/EPERM) (- Abi/EACCES)})
 
-(defn map-memory
-  "Maps the memory of a map, for reading alone where it cannot be written, or is not to be.
-  `address` is where to, 0 for anywhere.
+(defn mmap
+  "Returns the mapped memory of a map, read-only if it is not writable.
 
-  Needs Linux 5.5, and 6.9 for an arena."
+  `address` is where to map it, 0 for anywhere. Needs Linux 5.5, and 6.9 for an arena."
   ^MappedMemory [^Fd fd size address writable? ctx]
   (try
     (let [size (long size)
           address (long address)
           writable (if writable? (MappedMemory/map fd size true address) (long (- Abi/EPERM)))
-          read-only? (contains? no-writing writable)
+          read-only? (contains? read-only-errnos writable)
           mapped (if read-only? (MappedMemory/map fd size false address) writable)]
       (if (neg? mapped)
         (throw (call/failure "Mapping the memory" mapped (assoc ctx :fd fd)))
@@ -34,15 +36,16 @@
       (throw (call/in-context e ctx)))))
 
 (defn populate
-  "Has the kernel make the pages of a part of a mapping that are not there yet."
+  "Makes the kernel allocate the missing pages of a part of a mapping."
   [^MappedMemory region ^MemorySegment part ctx]
   (let [outcome (.populate region part (long (call/page-size)))]
     (when (neg? outcome)
       (throw (call/failure "Allocating pages of the memory" outcome ctx)))))
 
 (defn encode-whole
-  "Writes a value into memory once all of it is known to fit: nothing is written of one that does
-  not."
+  "Writes a value into memory after all of it has been encoded.
+
+  If it cannot be encoded, nothing is written."
   [^Codec codec value ^MemorySegment memory offset]
   (let [size (.size codec)
         s (CallBuffer/take (+ CallBuffer/KEY size))]
@@ -52,8 +55,9 @@
       (finally (.give s)))))
 
 (defn encode-each
-  "Writes values into memory, `stride` bytes apart, once all of them are known to fit. What lies
-  between them stays."
+  "Writes values into memory, `stride` bytes apart, after all have been encoded.
+
+  The bytes between the values stay as they are."
   [^Codec codec values ^MemorySegment memory offset stride]
   (let [size (.size codec)
         n (count values)
@@ -63,7 +67,7 @@
                 (try
                   (.encode codec value (.-memory s) (+ CallBuffer/KEY (* i size)))
                   (catch RuntimeException e
-                    (throw (error/deeper e [] i))))
+                    (throw (codec.error/deeper e [] i))))
                 (inc i))
               0 values)
       (dotimes [i n]
@@ -72,19 +76,20 @@
       (finally (.give s)))))
 
 (defn- maps-writable?
-  "Whether a process has the memory of some BPF map mapped for writing; false where that cannot be
-  read."
+  "Returns true if a process has the memory of any BPF map mapped for writing.
+
+  Returns false if that cannot be read."
   [pid]
   (try
     (boolean (re-find #"(?m)^\S+ rw.s .*anon_inode:bpf-map"
-                      (String. (procfs/bytes-of (str "/proc/" pid "/maps")))))
+                      (String. (procfs/read-bytes (str "/proc/" pid "/maps")))))
     (catch IOException _ false)))
 
 (defn writers
-  "The processes that have the memory of a BPF map, whichever, mapped for writing, in words:
-  `\"4711 (agent)\"`; nil where none is seen.
+  "Returns the processes that have memory of any BPF map mapped for writing.
 
-  The kernel does not tell which map it is."
+  As a text, `\"4711 (agent)\"`; nil if there are none. The kernel does not report which map it
+  is."
   []
   (try
     (let [own (.pid (java.lang.ProcessHandle/current))]

@@ -1,8 +1,8 @@
 (ns ^:no-doc bpfmap.impl.kernel.probe
-  "Commands of bpf(2) as probes make them: what the kernel answers is the result, a number from 0
-  or a negated errno.
+  
+  "Makes bpf(2) commands for probes: the outcome is returned, and never thrown.
 
-  Nothing is thrown for a refusal, and nothing is encoded: keys and values are bytes."
+  An outcome is a non-negative number or a negated errno. Keys and values are bytes."
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.rules :as rules])
   (:import (bpfmap.sys Abi Attr Fd)))
@@ -23,14 +23,13 @@
    :delete-batch Abi/BPF_MAP_DELETE_BATCH})
 
 (def operations
-  "The operations that [[operate]] knows."
+  "The operations of [[operate]]."
   (-> (conj (set (keys element-commands)) :freeze) (into (keys batch-commands))))
 
 (def element-flags
-  "Flags of element operations by name: the operation that tells whether the kernel has them, and
-  their bits.
+  "Flags of element operations: name to the operation that tests it, and its bits.
 
-  The number of a CPU stands in the upper 32 bits, so that `:cpu` asks for CPU 0."
+  The number of a CPU is in the upper 32 bits, so `:cpu` selects CPU 0."
   (into {} (for [[flag op] {:lock :lookup, :cpu :lookup, :all-cpus :update}]
              [flag {:op op :bits (:value (rules/element-flags flag))}])))
 
@@ -38,11 +37,10 @@
   (call/command "Probing" ctx command fill (fn [outcome _ _] outcome) neg?))
 
 (defn operate
-  "Makes an operation on an open map. `:key` and `:value` are byte arrays, the key nil for a map
-  without keys; `:flags` bits.
+  "Makes an operation on an open map; returns the outcome.
 
-  A batch is one of no elements: the kernel looks first whether the type has it, and then finds
-  nothing to do."
+  `:key` and `:value` are byte arrays, the key nil for a map without keys; `:flags` are bits. A
+  batch operation is made with no elements: the kernel checks first if the map type supports it."
   [op ^Fd fd {:keys [key value flags]} ctx]
   (cond
     (= :freeze op)
@@ -57,35 +55,35 @@
     (call (element-commands op) ctx (fn [^Attr attr]
                                         (.fd attr Abi/ELEM_MAP_FD fd)
                                         (when key (.bytes attr Abi/ELEM_KEY key))
-                                        ;; What follows a command's last field must be zero.
+                                        ;; Everything after a command's last field must be zero.
                                         (when-not (= :delete op) (.bytes attr Abi/ELEM_VALUE value))
                                         (when flags (.int64 attr Abi/ELEM_FLAGS flags))))))
 
 (def ^:private ^:const log-size
-  "Bytes: a program of a few instructions has a short log."
+  "Bytes.
+  A program of a few instructions has a short log."
   0x10000)
 
 (defn load-program
-  "Loads a program and lets it go again: `{:outcome number :log text}`.
+  "Loads a program and closes it: `{:outcome number :log text}`.
 
-  `:kernel-version` is that of `LINUX_VERSION_CODE`, `:attach-type` a number of `enum
-  bpf_attach_type`."
+  `:kernel-version` is a `LINUX_VERSION_CODE`, `:attach-type` a number of `enum bpf_attach_type`."
   [{:keys [type ^bytes insns attach-type kernel-version sleepable]} ctx]
   (call/command "Probing" ctx Abi/BPF_PROG_LOAD
-               (fn [^Attr attr]
-                 (doto attr
-                   (.int32 Abi/PROG_LOAD_PROG_TYPE type)
-                   (.int32 Abi/PROG_LOAD_INSN_CNT (quot (alength insns) 8))
-                   (.bytes Abi/PROG_LOAD_INSNS insns)
-                   (.string Abi/PROG_LOAD_LICENSE "GPL")
-                   (.int32 Abi/PROG_LOAD_LOG_LEVEL 1)
-                   (.int32 Abi/PROG_LOAD_LOG_SIZE log-size))
-                 (when kernel-version (.int32 attr Abi/PROG_LOAD_KERN_VERSION kernel-version))
-                 (when sleepable (.int32 attr Abi/PROG_LOAD_PROG_FLAGS Abi/BPF_F_SLEEPABLE))
-                 (when attach-type (.int32 attr Abi/PROG_LOAD_EXPECTED_ATTACH_TYPE attach-type))
-                 (.buffer attr Abi/PROG_LOAD_LOG_BUF log-size))
-               (fn [outcome attr memory]
-                 (when-not (neg? (long outcome))
-                   (call/close (call/own outcome attr memory)))
-                 {:outcome outcome :log (call/text memory 0 log-size)})
-               neg?))
+                (fn [^Attr attr]
+                  (doto attr
+                    (.int32 Abi/PROG_LOAD_PROG_TYPE type)
+                    (.int32 Abi/PROG_LOAD_INSN_CNT (quot (alength insns) 8))
+                    (.bytes Abi/PROG_LOAD_INSNS insns)
+                    (.string Abi/PROG_LOAD_LICENSE "GPL")
+                    (.int32 Abi/PROG_LOAD_LOG_LEVEL 1)
+                    (.int32 Abi/PROG_LOAD_LOG_SIZE log-size))
+                  (when kernel-version (.int32 attr Abi/PROG_LOAD_KERN_VERSION kernel-version))
+                  (when sleepable (.int32 attr Abi/PROG_LOAD_PROG_FLAGS Abi/BPF_F_SLEEPABLE))
+                  (when attach-type (.int32 attr Abi/PROG_LOAD_EXPECTED_ATTACH_TYPE attach-type))
+                  (.buffer attr Abi/PROG_LOAD_LOG_BUF log-size))
+                (fn [outcome attr memory]
+                  (when-not (neg? (long outcome))
+                    (call/close (call/own-fd outcome attr memory)))
+                  {:outcome outcome :log (call/text memory 0 log-size)})
+                neg?))

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.kernel.procfs
-  "What the kernel says in files rather than in system calls, in /proc and /sys."
+  "Reads what the kernel publishes in files: /proc and /sys."
   (:require [bpfmap.impl.kernel.paths :as paths]
             [clojure.string :as str])
   (:import (bpfmap.sys FileSyscalls)
@@ -12,33 +12,34 @@
 (defn- path ^Path [s]
   (Path/of s (make-array String 0)))
 
-(defn- at-once
-  "The bytes of a file of /proc or /sys; nil if it cannot be read this way. What files there are
-  called is ASCII."
+(defn- read-at-once
+  "Returns the bytes of a file of /proc or /sys; nil if it cannot be read this way.
+
+  The names of these files are ASCII."
   ^bytes [^String file]
   (FileSyscalls/readFile (.getBytes file StandardCharsets/US_ASCII)))
 
 (defn- read-file
-  "The text of a file, nil where it cannot be read.
+  "Returns the text of a file; nil if it cannot be read.
 
-  `Files/readString`, not `slurp`: the kernel's seq files answer a FileInputStream's
-  question for the bytes available with EINVAL."
+  Uses `Files/readString` because `slurp` fails: the kernel's seq files return EINVAL when a
+  FileInputStream queries the number of available bytes."
   [file]
   (try
-    (if-let [bytes (at-once file)]
+    (if-let [bytes (read-at-once file)]
       (String. bytes StandardCharsets/UTF_8)
       (Files/readString (path file)))
     (catch java.io.IOException _ nil)
     (catch SecurityException _ nil)))
 
-(defn bytes-of
-  "The bytes of a file; throws an IOException where it cannot be read."
+(defn read-bytes
+  "Returns the bytes of a file; throws an IOException if it cannot be read."
   ^bytes [file]
-  (or (when (str/starts-with? file "/proc/") (at-once file))
+  (or (when (str/starts-with? file "/proc/") (read-at-once file))
       (Files/readAllBytes (path file))))
 
 (defn- colon-lines
-  "Lines of `name: value` as a map of strings."
+  "Returns lines of `name: value` as a map of strings."
   [text]
   (if (nil? text)
     {}
@@ -57,14 +58,14 @@
                      found))))))))
 
 (defn fdinfo-text
-  "Returns the text of `/proc/thread-self/fdinfo` for a descriptor; nil if it cannot be read."
+  "Returns the text of `/proc/thread-self/fdinfo/N`; nil if it cannot be read."
   [descriptor]
   (read-file (str "/proc/thread-self/fdinfo/" descriptor)))
 
 (defn field
-  "Returns the value of a field of a text of fdinfo; nil if it is missing.
+  "Returns the value of a field of a fdinfo text; nil if it is missing.
 
-  The first line, `pos`, is not found.
+  Does not find `pos`, the first line.
 
       (field \"pos:\\t0\\nfrozen:\\t0\\n\" \"frozen\") ;=> \"0\""
   [^String text name]
@@ -77,25 +78,30 @@
           (.trim (.substring text from (if (neg? end) (.length text) end))))))))
 
 (defn fdinfo
-  "What `/proc/thread-self/fdinfo` says about a descriptor, as a map of strings; empty where it
-  cannot be read.
+  "Returns the fdinfo of a descriptor as a map of strings.
+
+  Empty if it cannot be read.
 
       (get (fdinfo 7) \"frozen\") ;=> \"0\""
   [descriptor]
   (colon-lines (fdinfo-text descriptor)))
 
 (def ^:private id-fields
-  "The fields of fdinfo that say what a descriptor is. The first that is there counts: a link
-  names its program too, and one of an iterator, a struct_ops or a sockmap its map."
+  "Fields of fdinfo that identify the kind of a descriptor.
+  The first match counts.
+
+  A link also has the id of its program, and a link of an iterator, a struct_ops or a sockmap the
+  id of its map."
   [["link_id" :link] ["map_id" :map] ["prog_id" :program]])
 
 (def ^:private kind-fields
-  "As [[id-fields]], for kernels before 4.18, whose fdinfo has no ids."
+  "Like [[id-fields]], for kernels before 4.18, whose fdinfo has no ids."
   [["map_type" :map] ["prog_type" :program]])
 
 (defn kind
-  "What kind of BPF object a descriptor's fdinfo is of: `:map`, `:program` or `:link`; nil for
-  anything else.
+  "Returns the kind of BPF object that a fdinfo belongs to.
+
+  `:map`, `:program` or `:link`; nil for anything else.
 
       (kind {\"map_type\" \"1\"}) ;=> :map"
   [fdinfo]
@@ -103,7 +109,7 @@
         (concat id-fields kind-fields)))
 
 (defn object
-  "What BPF object a descriptor's fdinfo, a text, is of, as `[kind id]`; nil for anything else.
+  "Returns the BPF object that a fdinfo text belongs to, as `[kind id]`, or nil.
 
       (object \"pos:\\t0\\nmap_id:\\t12\\n\") ;=> [:map 12]"
   [^String fdinfo]
@@ -116,8 +122,8 @@
 
 ;; --- processes
 
-(defn- names-in
-  "The names in a directory; throws an IOException where it cannot be read."
+(defn- list-names
+  "Returns the names in a directory; throws an IOException if it cannot be read."
   [directory]
   (try
     (with-open [entries (Files/newDirectoryStream (path directory))]
@@ -126,40 +132,44 @@
       (throw (.getCause e)))))
 
 (defn- read-text
-  "The text of a file that may hold any bytes; throws an IOException where it cannot be read."
+  "Returns the text of a file that may hold any bytes.
+
+  Throws an IOException if it cannot be read."
   [file]
-  (String. (bytes-of file) StandardCharsets/UTF_8))
+  (String. (read-bytes file) StandardCharsets/UTF_8))
 
 (defn processes
-  "The numbers of the processes in sight, ascending; throws an IOException where /proc cannot be
-  read."
+  "Returns the numbers of the visible processes, ascending.
+
+  Throws an IOException if /proc cannot be read."
   []
-  (into [] (sort (keep parse-long (names-in "/proc")))))
+  (into [] (sort (keep parse-long (list-names "/proc")))))
 
 (defn command
-  "The name of a process as the kernel keeps it, at most 15 bytes, with escapes if it is not
-  UTF-8; throws an IOException where it cannot be read."
+  "Returns the name of a process as the kernel stores it, at most 15 bytes.
+
+  Has escapes if it is not UTF-8. Throws an IOException if it cannot be read."
   [pid]
-  (let [bytes (bytes-of (str "/proc/" pid "/comm"))
+  (let [bytes (read-bytes (str "/proc/" pid "/comm"))
         ;; Without the newline at the end
         bytes (java.util.Arrays/copyOf bytes (max 0 (dec (alength bytes))))]
     (or (paths/utf-8 bytes) (paths/text bytes))))
 
-(defn- objects-of-files
-  "As [[objects]], by Java's own files, whose exceptions say why one cannot be read."
+(defn- objects-from-files
+  "Does the same as [[objects]], with exceptions that have a reason."
   [directory]
   (into (sorted-map)
         (keep (fn [number]
                 (when-let [found (try
                                    (object (read-text (str directory number)))
-                                   (catch NoSuchFileException _ nil))] ; closed meanwhile
+                                   (catch NoSuchFileException _ nil))] ; closed since it was listed
                   [(parse-long number) found])))
-        (names-in directory)))
+        (list-names directory)))
 
 (defn objects
-  "What BPF objects a process has descriptors of: number to `[kind id]`, ascending.
+  "Returns the BPF objects that a process has open: number to `[kind id]`.
 
-  Throws an IOException where that cannot be read.
+  Sorted by the number of the descriptor. Throws an IOException if they cannot be read.
 
       (objects 4711) ;=> {5 [:map 12]}"
   [pid]
@@ -174,9 +184,10 @@
                        (vswap! found assoc (parse-long (text name)) object)))))]
     (if (zero? outcome)
       @found
-      (objects-of-files directory))))
+      (objects-from-files directory))))
+
 (defn- split-at-nuls
-  "Returns the parts of bytes that end in a NUL each, as byte arrays."
+  "Returns the parts of bytes that each end in a NUL, as byte arrays."
   [^bytes bytes]
   (loop [from 0, at 0, parts []]
     (cond
@@ -186,14 +197,16 @@
       :else (recur from (inc at) parts))))
 
 (defn arguments
-  "Returns the arguments of this process as it was given them, where `words` is what the JVM made
-  of them: in a locale that is not UTF-8 it replaces what it cannot decode. See
-  `bpfmap.impl.kernel.paths/argument`; words that are not this process's stay.
+  "Returns the arguments of this process as it received them.
+
+  `words` are the arguments as the JVM decoded them: in a locale that is not UTF-8 it replaces
+  bytes that it cannot decode. Words that are not arguments of this process are returned
+  unchanged. See `bpfmap.impl.kernel.paths/argument`.
 
       (arguments [\"put\" \"m\" \"1\" \"caf\uFFFD\uFFFD\"]) ;=> [\"put\" \"m\" \"1\" \"café\"]"
   [words]
   (let [given (try
-                (take-last (count words) (split-at-nuls (bytes-of "/proc/self/cmdline")))
+                (take-last (count words) (split-at-nuls (read-bytes "/proc/self/cmdline")))
                 (catch java.io.IOException _ nil))
         same? (fn [word ^bytes bytes]
                 (or (some neg? bytes) (= word (String. bytes StandardCharsets/US_ASCII))))]
@@ -202,8 +215,7 @@
       (vec words))))
 
 (defn environment
-  "Returns the bytes of an environment variable of this process, whatever the locale is; nil if it
-  is not set.
+  "Returns the bytes of an environment variable in every locale; nil if not set.
 
       (String. (environment \"HOME\")) ;=> \"/root\""
   ^bytes [name]
@@ -212,20 +224,24 @@
       (some (fn [^bytes entry]
               (when (str/starts-with? (String. entry StandardCharsets/ISO_8859_1) prefix)
                 (java.util.Arrays/copyOfRange entry (count prefix) (alength entry))))
-            (split-at-nuls (bytes-of "/proc/self/environ")))
+            (split-at-nuls (read-bytes "/proc/self/environ")))
       (catch java.io.IOException _
         (some-> (System/getenv name) paths/exact-bytes)))))
 
 ;; --- mounts
 
-(defn- unescaped
-  "A field of mountinfo, in which the kernel writes blanks, newlines and backslashes in octal."
+(defn- unescape
+  "Returns a field of mountinfo without octal escapes.
+
+  The kernel escapes blanks, newlines and backslashes."
   [text]
   (str/replace text #"\\([0-7]{3})" (fn [[_ octal]] (str (char (Long/parseLong octal 8))))))
 
 (defn parse-mounts
-  "The lines of a mountinfo as `{:id :parent :path :type}`: `:path` is where the mount is, `:type`
-  its file system. A character of the text is a byte of the file.
+  "Returns the lines of a mountinfo as `{:id :parent :path :type}`.
+
+  `:path` is the mount point, `:type` the file system. Each character of the text stands for a
+  byte of the file.
 
       (parse-mounts \"43 42 0:39 / /sys/fs/bpf rw - bpf bpf rw\")
       ;=> [{:id 43 :parent 42 :path \"/sys/fs/bpf\" :type \"bpf\"}]"
@@ -238,36 +254,35 @@
                   (when file-system
                     {:id (parse-long id)
                      :parent (parse-long parent)
-                     :path (paths/text (.getBytes ^String (unescaped path)
+                     :path (paths/text (.getBytes ^String (unescape path)
                                                   StandardCharsets/ISO_8859_1))
                      :type (first (str/split file-system #" "))}))))
         (str/split-lines text)))
 
 (defn mounts
-  "Every mount of this process's mount namespace, as [[parse-mounts]] gives them.
+  "Returns the mounts of this process's mount namespace, as [[parse-mounts]] does.
 
-  Throws an IOException where that cannot be read."
+  Throws an IOException if they cannot be read."
   []
-  (parse-mounts (String. (bytes-of "/proc/self/mountinfo") StandardCharsets/ISO_8859_1)))
+  (parse-mounts (String. (read-bytes "/proc/self/mountinfo") StandardCharsets/ISO_8859_1)))
 
 (defn- prefixes
-  "A path and all above it, from the root down."
+  "Returns a path and all paths above it, from the root down."
   [path]
   (let [parts (remove empty? (str/split path #"/"))]
     (reductions (fn [above part] (str (when (not= "/" above) above) "/" part)) "/" parts)))
 
-(defn locator
-  "A function of a path without symbolic links that gives the mount in which it is; nil outside of
-  all.
+(defn mount-locator
+  "Returns a function from a path without symbolic links to its mount, or nil.
 
-  A path is followed as the kernel does: from the root down, at each directory through whatever is
-  mounted there, one on top of the other.
+  It follows a path as the kernel does: from the root down, and at each directory through
+  everything mounted there, one mount on top of the other. A path outside of all mounts has none.
 
-      (:type ((locator (mounts)) \"/sys/fs/bpf/flows\")) ;=> \"bpf\""
+      (:type ((mount-locator (mounts)) \"/sys/fs/bpf/flows\")) ;=> \"bpf\""
   [mounts]
   (let [mounts (remove #(= (:id %) (:parent %)) mounts)
         on-top (into {} (map (juxt (juxt :parent :path) identity)) mounts)
-        ;; The root directory lies in a mount that the process does not see.
+        ;; The root directory is in a mount that the process does not see.
         outside (first (remove (set (map :id mounts)) (map :parent mounts)))
         through (fn [mount directory]
                   (last (take-while some? (iterate #(on-top [(:id %) directory]) mount))))]
@@ -282,34 +297,36 @@
   {"CAP_NET_ADMIN" 12, "CAP_SYS_ADMIN" 21, "CAP_PERFMON" 38, "CAP_BPF" 39})
 
 (defn missing-capabilities
-  "Which of the named capabilities the calling thread lacks; nil where that cannot be read.
+  "Returns the named capabilities that the calling thread lacks; nil if unknown.
 
-  CAP_SYS_ADMIN stands in for the narrower ones, as it does in the kernel.
+  CAP_SYS_ADMIN includes the narrower ones, as in the kernel.
 
       (missing-capabilities [\"CAP_BPF\"]) ;=> ()"
   [names]
   (when-let [effective (get (colon-lines (read-file "/proc/thread-self/status")) "CapEff")]
     (let [bits (java.lang.Long/parseUnsignedLong effective 16)
-          held? #(bit-test bits (capability-bits %))]
-      (if (held? "CAP_SYS_ADMIN") () (remove held? names)))))
+          has? #(bit-test bits (capability-bits %))]
+      (if (has? "CAP_SYS_ADMIN") () (remove has? names)))))
 
 (defn passes-file-modes?
-  "Returns true if the calling thread has CAP_DAC_OVERRIDE, so that no file mode denies it
-  anything; nil if that cannot be read."
+  "Returns true if the calling thread has CAP_DAC_OVERRIDE; nil if unknown.
+
+  No file mode denies anything to such a thread."
   []
   (when-let [effective (get (colon-lines (read-file "/proc/thread-self/status")) "CapEff")]
     (bit-test (java.lang.Long/parseUnsignedLong effective 16) 1))) ; linux/capability.h
 
 (defn kernel-release
-  "The kernel's release as `uname -r` prints it; nil where that cannot be read.
+  "Returns the kernel's release as `uname -r` prints it; nil if it cannot be read.
 
       (kernel-release) ;=> \"6.18.44\""
   []
   (some-> (read-file "/proc/sys/kernel/osrelease") str/trim))
 
 (defn security-modules
-  "The names of the kernel's active security modules as a set; nil where they cannot be read:
-  securityfs need not be mounted.
+  "Returns the names of the active security modules as a set; nil if unknown.
+
+  They cannot be read if securityfs is not mounted.
 
       (security-modules) ;=> #{\"capability\" \"lockdown\" \"bpf\"}"
   []
@@ -320,8 +337,9 @@
   "user:[4026531837]")
 
 (defn user-namespace?
-  "Whether this process is in a user namespace of its own, as in many containers: capabilities
-  that it has there do not count for BPF. False where /proc cannot tell."
+  "Returns true if this process is in a user namespace, as in many containers.
+
+  Capabilities in it do not count for BPF. Returns false if /proc cannot be read."
   []
   (try
     (not= first-user-namespace (str (Files/readSymbolicLink (path "/proc/thread-self/ns/user"))))
@@ -336,21 +354,22 @@
            (= "unlimited")))
 
 (defn unprivileged-bpf-disabled
-  "The sysctl kernel.unprivileged_bpf_disabled as a number; nil where there is none."
+  "Returns the sysctl kernel.unprivileged_bpf_disabled as a number; nil if missing."
   []
   (some-> (read-file "/proc/sys/kernel/unprivileged_bpf_disabled") str/trim parse-long))
 
 (def ^:private ^:const at-pagesz "Source: linux/auxvec.h, AT_PAGESZ." 6)
 
 (defn page-size
-  "Bytes of a page of memory, as the kernel told this process when it began; 4096 where that
-  cannot be read.
+  "Returns the size of a page of memory in bytes, from the auxiliary vector.
+
+  Returns 4096 if it cannot be read.
 
       (page-size) ;=> 4096"
   []
   (let [^java.nio.LongBuffer words
         (try
-          (.asLongBuffer (.order (java.nio.ByteBuffer/wrap (bytes-of "/proc/self/auxv"))
+          (.asLongBuffer (.order (java.nio.ByteBuffer/wrap (read-bytes "/proc/self/auxv"))
                                  (java.nio.ByteOrder/nativeOrder)))
           (catch java.io.IOException _ (java.nio.LongBuffer/allocate 0)))]
     (loop [i 0]

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.kernel.prog
-  "The commands of bpf(2) on programs."
+  "Commands of bpf(2) on programs."
   (:refer-clojure :exclude [load])
   (:require [bpfmap.impl.escape :as escape]
             [bpfmap.impl.kernel.call :as call]
@@ -15,7 +15,7 @@
 ;; --- names
 
 (def types
-  "Program types by name: the kernel's `enum bpf_prog_type`, source linux/bpf.h."
+  "Numbers of program types by name: `enum bpf_prog_type` in linux/bpf.h."
   (zipmap [:socket-filter :kprobe :sched-cls :sched-act :tracepoint :xdp :perf-event :cgroup-skb
            :cgroup-sock
            :lwt-in :lwt-out :lwt-xmit :sock-ops :sk-skb :cgroup-device :sk-msg :raw-tracepoint
@@ -26,7 +26,7 @@
           (rest (range))))
 
 (def attach-types
-  "Attach types by name: the kernel's `enum bpf_attach_type`, source linux/bpf.h."
+  "Numbers of attach types by name: `enum bpf_attach_type` in linux/bpf.h."
   (zipmap [:cgroup-inet-ingress :cgroup-inet-egress :cgroup-inet-sock-create :cgroup-sock-ops
            :sk-skb-stream-parser
            :sk-skb-stream-verdict :cgroup-device :sk-msg-verdict :cgroup-inet4-bind
@@ -53,66 +53,72 @@
 (def ^:private number->attach-type (set/map-invert attach-types))
 
 (defn type-name
-  "The name of a program type's number, or the number where it has none."
+  "Returns the name of a program type's number, or the number if it has none."
   [number]
   (number->type number number))
 
 (defn attach-type-name
-  "The name of an attach type's number, or the number where it has none."
+  "Returns the name of an attach type's number, or the number if it has none."
   [number]
   (number->attach-type number number))
 
 ;; --- loading
 
-(def ^:const attempts
-  "The verifier gives up with EAGAIN when a signal is pending; it is asked again this often. 16
-  times were seen not to be enough for a program of two instructions, under signals every few
-  microseconds."
+(def ^:const max-attempts
+  "The number of attempts to load a program while EAGAIN is returned.
+
+  The verifier returns EAGAIN when a signal is pending. 16 attempts were not enough for a program
+  of two instructions, under signals every few microseconds."
   1000)
 
 (def ^:private log-sizes
-  "Bytes for the verifier's log, by attempt: none until there is a refusal to explain. Before
-  Linux 5.15 the kernel takes at most the last (UINT_MAX >> 8)."
+  "Bytes of the verifier's log, by attempt: none before there is an error.
+
+  Before Linux 5.15 the kernel accepts at most the last size (UINT_MAX >> 8)."
   [0 0x10000 0xffffff])
 
 (defn- load-once
-  "The program's descriptor, or `{:refused exception :log text}`. A log of size 0 is not asked for."
+  "Returns the program's descriptor, or `{:refused exception :log text}`.
+
+  A log of size 0 is not requested."
   [{:keys [type name license ^bytes insns relocations patch! expected-attach-type attach-btf-id]}
    log-size ctx]
   (let [log (volatile! nil)]
     (try
       (call/command "Loading the program" ctx Abi/BPF_PROG_LOAD
-                   (fn [^Attr attr]
-                     (let [insns (reduce (fn [bytes {:keys [slot fd]}]
-                                           (patch! bytes slot (.use attr fd)))
-                                         (aclone insns)
-                                         relocations)]
-                       (doto attr
-                         (.int32 Abi/PROG_LOAD_PROG_TYPE type)
-                         (.int32 Abi/PROG_LOAD_INSN_CNT (quot (alength ^bytes insns) 8))
-                         (.bytes Abi/PROG_LOAD_INSNS insns)
-                         (.string Abi/PROG_LOAD_LICENSE license)))
-                     (when (seq name)
-                       (.name attr Abi/PROG_LOAD_PROG_NAME name))
-                     (when expected-attach-type
-                       (.int32 attr Abi/PROG_LOAD_EXPECTED_ATTACH_TYPE expected-attach-type))
-                     (when attach-btf-id
-                       (.int32 attr Abi/PROG_LOAD_ATTACH_BTF_ID attach-btf-id))
-                     (when (pos? (long log-size))
-                       (.int32 attr Abi/PROG_LOAD_LOG_LEVEL 1)
-                       (.int32 attr Abi/PROG_LOAD_LOG_SIZE log-size)
-                       (.buffer attr Abi/PROG_LOAD_LOG_BUF log-size)))
-                   (fn [outcome attr ^MemorySegment memory]
-                     (when (neg? (long outcome))
-                       (when (pos? (long log-size))
-                         (vreset! log (call/text memory 0 log-size)))
-                       (throw (call/failure "Loading the program" outcome ctx)))
-                     (call/own outcome attr memory))
-                   neg?)
+                    (fn [^Attr attr]
+                      (let [insns (reduce (fn [bytes {:keys [slot fd]}]
+                                            (patch! bytes slot (.use attr fd)))
+                                          (aclone insns)
+                                          relocations)]
+                        (doto attr
+                          (.int32 Abi/PROG_LOAD_PROG_TYPE type)
+                          (.int32 Abi/PROG_LOAD_INSN_CNT (quot (alength ^bytes insns) 8))
+                          (.bytes Abi/PROG_LOAD_INSNS insns)
+                          (.string Abi/PROG_LOAD_LICENSE license)))
+                      (when (seq name)
+                        (.name attr Abi/PROG_LOAD_PROG_NAME name))
+                      (when expected-attach-type
+                        (.int32 attr Abi/PROG_LOAD_EXPECTED_ATTACH_TYPE expected-attach-type))
+                      (when attach-btf-id
+                        (.int32 attr Abi/PROG_LOAD_ATTACH_BTF_ID attach-btf-id))
+                      (when (pos? (long log-size))
+                        (.int32 attr Abi/PROG_LOAD_LOG_LEVEL 1)
+                        (.int32 attr Abi/PROG_LOAD_LOG_SIZE log-size)
+                        (.buffer attr Abi/PROG_LOAD_LOG_BUF log-size)))
+                    (fn [outcome attr ^MemorySegment memory]
+                      (when (neg? (long outcome))
+                        (when (pos? (long log-size))
+                          (vreset! log (call/text memory 0 log-size)))
+                        (throw (call/failure "Loading the program" outcome ctx)))
+                      (call/own-fd outcome attr memory))
+                    neg?)
       (catch ExceptionInfo e
         {:refused e :log @log}))))
 
-(defn- with-log [^Throwable e log]
+(defn- add-log
+  "Returns the exception with the end of the verifier's log in its message."
+  [^Throwable e log]
   (let [lines (some-> log str/trim not-empty str/split-lines)]
     (if lines
       (ex-info (str (ex-message e) "\n" (str/join "\n" (map escape/escape (take-last 6 lines))))
@@ -121,9 +127,10 @@
       e)))
 
 (defn load
-  "Loads an assembled program; returns its descriptor. A refused one is asked for its log.
+  "Loads an assembled program; returns its descriptor.
 
-  Before Linux 4.15 programs have no names: what is too much for the kernel is tried without."
+  If the kernel rejects it, loads it again to get the verifier's log. Before Linux 4.15 programs
+  have no names: after E2BIG it is loaded without a name."
   ^Fd [program ctx]
   (loop [program program log-sizes log-sizes attempt 1 reason nil]
     (let [{:keys [refused log] :as loaded} (load-once program (first log-sizes) ctx)
@@ -133,7 +140,7 @@
         (nil? refused)
         loaded
 
-        (and (= :EAGAIN errno) (< attempt attempts))
+        (and (= :EAGAIN errno) (< attempt max-attempts))
         (recur program log-sizes (inc attempt) nil)
 
         (and (= :E2BIG errno) (seq (:name program)))
@@ -144,23 +151,29 @@
              (or (= :ENOSPC errno) (and (= :program-rejected error) (nil? log))))
         (recur program (rest log-sizes) attempt reason)
 
-        ;; A log that is longer than all buffers hides the errno that there was without one.
+        ;; A log longer than all buffers hides the errno of the attempt without a log.
         :else
-        (throw (with-log reason log))))))
+        (throw (add-log reason log))))))
 
-;; --- what there is to know of one
+;; --- info
 
 (def ^:private info-size 228)
 
-(def ^:private most-maps
-  "How many ids of maps there is room for at first. The verifier takes no more in one program;
-  more may be bound later."
+(def ^:private initial-map-room
+  "Ids of maps in the first read.
+  The verifier allows no more in one program.
+
+  More may be bound to it later."
   64)
 
-(defn- named [number->name number] (number->name number number))
+(defn- name-of
+  "Returns the name of a number, or the number if it has none."
+  [number->name number] (number->name number number))
 
 (defn- read-info
-  "The program's info with up to `room` ids of maps, and how many there are under `:map-count`."
+  "Returns the program's info with up to `room` ids of maps.
+
+  `:map-count` is the number of all its maps."
   [^Fd fd room ctx]
   (call/info
    "Reading the program's info" fd info-size ctx
@@ -182,7 +195,7 @@
                      :run-count (Bytes/get64 memory Info/PROG_RUN_CNT false)
                      :recursion-misses (Bytes/get64 memory Info/PROG_RECURSION_MISSES false)}]
        (into {:id (call/u32 memory Info/PROG_ID)
-              :type (named number->type (call/u32 memory Info/PROG_TYPE))
+              :type (name-of number->type (call/u32 memory Info/PROG_TYPE))
               :name (call/text memory Info/PROG_NAME (inc Abi/NAME_LENGTH))
               :tag (.formatHex (HexFormat/of) (Bytes/copyOut memory Info/PROG_TAG 8))
               :load-time (Bytes/get64 memory Info/PROG_LOAD_TIME false)
@@ -195,11 +208,11 @@
              optional)))))
 
 (defn info
-  "What the kernel says of an open program: names for its type, numbers as they are.
+  "Returns the kernel's data about an open program, with a name for its type.
 
-  What is zero where it does not apply is left out."
+  Fields that are zero because they do not apply are left out."
   [^Fd fd ctx]
-  (loop [room most-maps]
+  (loop [room initial-map-room]
     (let [{:keys [map-count] :as info} (read-info fd room ctx)]
       (if (< (long room) (long map-count))
         (recur map-count)
@@ -208,8 +221,9 @@
 ;; --- running and attaching
 
 (defn test-run
-  "Runs a program without attaching it. A run that a signal ended is begun again only if it was a
-  single one."
+  "Runs a program without attaching it.
+
+  A run that a signal interrupted is restarted only if it is a single one."
   [^Fd fd {:keys [^bytes data ^bytes context repeat]} ctx]
   (let [room (+ 256 (if data (alength data) 0)) ; a program may make the packet longer
         run (fn []
@@ -240,14 +254,14 @@
           (map? outcome) outcome
           (and (= outcome (- Abi/EINTR))
                (= 1 (or repeat 1))
-               (< attempt attempts)) (recur (inc attempt))
+               (< attempt max-attempts)) (recur (inc attempt))
           :else (throw (call/failure "Running the program" outcome ctx)))))))
 
 (defn open-raw-tracepoint
-  "Attaches a program to a raw tracepoint; returns the descriptor of the attachment."
+  "Attaches a program to a raw tracepoint; returns the descriptor of the link."
   ^Fd [^Fd fd tracepoint ctx]
   (call/command (str "Attaching to the raw tracepoint " tracepoint) ctx Abi/BPF_RAW_TRACEPOINT_OPEN
-               (fn [^Attr attr]
-                 (.string attr Abi/RAW_TRACEPOINT_NAME tracepoint)
-                 (.fd attr Abi/RAW_TRACEPOINT_PROG_FD fd))
-               call/own))
+                (fn [^Attr attr]
+                  (.string attr Abi/RAW_TRACEPOINT_NAME tracepoint)
+                  (.fd attr Abi/RAW_TRACEPOINT_PROG_FD fd))
+                call/own-fd))

@@ -1,9 +1,9 @@
 (ns ^:no-doc bpfmap.impl.map.batch-ops
-  "Operations on many elements of an open map at once."
+  "Operations on many elements of an open map."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.element :as element]
+            [bpfmap.impl.kernel.element :as kernel.element]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]]
             [bpfmap.impl.map.element-ops :as element-ops]
             [bpfmap.impl.map.references :as references]
@@ -18,29 +18,30 @@
 (defn- row [^BpfMap m]
   (rules/types (:type (bpf-map/identity-of m))))
 
-(defn- not-many [^BpfMap m op what x]
+(defn- invalid [^BpfMap m op what x]
   (error/error :invalid-value (str "Not " what ": " (pr-str (error/shown x)))
                {:bpfmap/op op :bpfmap/map (bpf-map/identity-of m)}))
 
-;; ---------------------------------------------------------------- writing and deleting
+;; --- writing and deleting
 
-(defn- finished
-  "How many were done; throws where the kernel ended it, with that number."
+(defn- done-or-throw
+  "Returns the number of elements done; adds it to the error if the kernel failed."
   [^BpfMap m op [done outcome] total]
   (if (zero? (long outcome))
     done
-    (let [e (element/failure m op outcome)]
+    (let [e (kernel.element/failure m op outcome)]
       (throw (ex-info (str (ex-message e) "; " done " of " total " were done")
                       (assoc (ex-data e) :bpfmap/done done)
                       e)))))
 
-(defn- pair [m op entry]
+(defn- check-entry [m op entry]
   (if (and (or (vector? entry) (map-entry? entry)) (= 2 (count entry)))
     entry
-    (throw (not-many m op "an entry, a pair of key and value" entry))))
+    (throw (invalid m op "an entry, a pair of key and value" entry))))
 
-(defn- indexed
-  "Runs f; an error of its says which of the things given it is about."
+(defn- with-index
+  "Runs f.
+  If f throws, adds the index of the argument to the error."
   [i f]
   (try
     (f)
@@ -50,77 +51,84 @@
 
 (defn- check-reducible [m op xs]
   (when-not (or (nil? xs) (coll? xs) (instance? IReduceInit xs) (instance? Iterable xs))
-    (throw (not-many m op "a collection" xs))))
+    (throw (invalid m op "a collection" xs))))
 
-(defn- held-keys
-  "How many of the keys written the map holds: each once, and in a map that evicts, only those
-  that are still there."
-  [^BpfMap m bulk]
+(defn- count-written-keys
+  "Returns how many of the written keys the map contains, each counted once.
+
+  In a map that evicts, only the keys that are still present count."
+  [^BpfMap m writer]
   (let [{:keys [evicts order]} (row m)]
-    (element/present bulk (= :prefix order) (when evicts (.-elements m)))))
+    (kernel.element/count-present writer (= :prefix order) (when evicts (.-elements m)))))
 
 (defn put-all!
-  "Writes all entries; returns how many of their keys the map holds afterwards. Nothing is written
-  unless all can be encoded."
+  "Writes all entries; returns how many of their keys the map then contains.
+
+  Writes nothing if an entry cannot be encoded."
   [^BpfMap m entries options]
   (with-error-context [m :put-all!]
     (let [flags (element-ops/check-options m :put-all! options)
           key-codec (.-key-codec m)
           value-codec (.-value-codec m)
-          bridge (.-bridge m)
+          resolvers (.-resolvers m)
           ctx {:op :put-all! :map (bpf-map/identity-of m)}
-          held (references/holding)]
+          scope (references/new-scope)]
       (check-reducible m :put-all! entries)
-      (with-open [bulk (element/bulk (bpf-map/descriptor m) key-codec value-codec)]
+      (with-open [writer (kernel.element/batch-writer (bpf-map/descriptor m) key-codec value-codec)]
         (try
           (reduce (fn [^long i entry]
-                    (indexed i (fn []
-                                 (let [[k v] (pair m :put-all! entry)
-                                       v (element-ops/repeat-for-cpus m v options)]
-                                   (if bridge
-                                     (element/collect bulk key-codec value-codec
-                                                 (references/key-in bridge held k ctx)
-                                                 (references/value-in bridge held v ctx))
-                                     (element/collect bulk key-codec value-codec k v)))))
+                    (with-index i (fn []
+                                    (let [[k v] (check-entry m :put-all! entry)
+                                          v (element-ops/repeat-for-cpus m v options)]
+                                      (if resolvers
+                                        (kernel.element/add writer key-codec value-codec
+                                                            (references/resolve-key
+                                                             resolvers scope k ctx)
+                                                            (references/resolve-value
+                                                             resolvers scope v ctx))
+                                        (kernel.element/add writer key-codec value-codec k v)))))
                     (inc i))
                   0 entries)
-          (finished m :put-all!
-                    (element/write-bulk bulk (.-elements m) (contains? (:batch (row m)) :write)
-                                        flags)
-                    (.size bulk))
-          (held-keys m bulk)
-          (finally (references/release-all! held)))))))
+          (done-or-throw m :put-all!
+                         (kernel.element/write-all writer (.-elements m)
+                                                   (contains? (:batch (row m)) :write)
+                                                   flags)
+                         (.size writer))
+          (count-written-keys m writer)
+          (finally (references/release-all! scope)))))))
 
 (defn delete-all!
-  "Deletes all keys; returns how many were there."
+  "Deletes all keys; returns how many existed."
   [^BpfMap m ks]
   (with-error-context [m :delete-all!]
     (let [key-codec (.-key-codec m)
-          bridge (.-bridge m)
-          held (references/holding)]
+          resolvers (.-resolvers m)
+          scope (references/new-scope)]
       (check-reducible m :delete-all! ks)
-      (with-open [bulk (element/bulk (bpf-map/descriptor m) key-codec nil)]
+      (with-open [writer (kernel.element/batch-writer (bpf-map/descriptor m) key-codec nil)]
         (try
           (reduce (fn [^long i k]
                     (when-not (element-ops/out-of-range-index? m k)
-                      (indexed i
-                               #(let [k
-                                      (if bridge (bpf-map/key-in m :delete-all! held k ::absent) k)]
-                                  (when-not (identical? ::absent k)
-                                    (element/collect bulk key-codec nil k nil)))))
+                      (with-index i
+                                  #(let [k
+                                         (if resolvers
+                                           (bpf-map/resolve-key m :delete-all! scope k ::absent)
+                                           k)]
+                                     (when-not (identical? ::absent k)
+                                       (kernel.element/add writer key-codec nil k nil)))))
                     (inc i))
                   0 ks)
-          (let [done (finished m :delete-all!
-                               (element/delete-bulk bulk (.-elements m)
-                                               (contains? (:batch (row m)) :delete)
-                                               (element-ops/not-there m))
-                               (.size bulk))]
-            ;; A slot that is named twice is deleted twice, as far as the kernel says.
-            (if (:index? (row m)) (element/present bulk false nil) done))
-          (finally (references/release-all! held)))))))
+          (let [done (done-or-throw m :delete-all!
+                                    (kernel.element/delete-all writer (.-elements m)
+                                                               (contains? (:batch (row m)) :delete)
+                                                               (element-ops/missing-errnos m))
+                                    (.size writer))]
+            ;; The kernel reports two deletions of a slot that is given twice.
+            (if (:index? (row m)) (kernel.element/count-present writer false nil) done))
+          (finally (references/release-all! scope)))))))
 
 (defn lookup-all
-  "The entries of those keys that are there, as a map."
+  "Returns the entries of the keys that exist, as a map."
   [^BpfMap m ks options]
   (with-error-context [m :lookup-all]
     (check-reducible m :lookup-all ks)
@@ -131,17 +139,17 @@
                  (if (identical? ::absent v) acc (assoc! acc k v))))
              (transient {}) ks))))
 
-;; ---------------------------------------------------------------- reading everything
+;; --- reading everything
 
-(defn- reading
-  "The options of a fold over a map, checked, and the function from a value to what they ask for."
+(defn- reading-options
+  "Checks options; returns those for the fold, and a function for each value."
   [m op options]
   [{:flags (element-ops/check-options m op options)} (element-ops/cpu-value m options)])
 
 (deftype Entries [m fold-options of-value]
   IReduceInit
   (reduce [_ f init]
-    (bpf-map/reduce-entries m (fn [acc k v] (f acc (element/entry k (of-value v)))) init
+    (bpf-map/reduce-entries m (fn [acc k v] (f acc (kernel.element/entry k (of-value v)))) init
                             fold-options))
   IReduce
   (reduce [this f]
@@ -160,35 +168,35 @@
   (.write w (str entries)))
 
 (defn entries
-  "All entries as something to reduce, read anew each time."
+  "Returns all entries as a reducible, read again by every reduction."
   [^BpfMap m options]
   (bpf-map/check-allowed m :entries)
-  (let [[fold-options of-value] (reading m :entries options)]
+  (let [[fold-options of-value] (reading-options m :entries options)]
     (Entries. m fold-options of-value)))
 
 (defn snapshot
-  "All entries as a map."
+  "Returns all entries as a map."
   [^BpfMap m options]
   (bpf-map/check-allowed m :snapshot)
-  (let [[fold-options of-value] (reading m :snapshot options)
+  (let [[fold-options of-value] (reading-options m :snapshot options)
         all (bpf-map/snapshot-of m {} fold-options)]
     (if (= identity of-value)
       all
       (update-vals all of-value))))
 
 (defn count-entries
-  "How many entries there are."
+  "Returns the number of entries."
   [^BpfMap m]
   (with-error-context [m :count-entries]
     (if (:every-index (row m))
       (:max-entries (bpf-map/spec-of m))
-      (bpf-map/fold m :count-entries element/count-step 0 nil))))
+      (bpf-map/fold m :count-entries kernel.element/count-step 0 nil))))
 
-;; ---------------------------------------------------------------- draining
+;; --- draining
 
-(defn- with-taken
-  "Runs f; what an error finds taken already is in it, whatever it is, since it is no longer in
-  the map."
+(defn- with-taken-in-error
+  "Runs f.
+  If f throws, adds the entries already removed from the map to the error."
   [^BpfMap m taken f]
   (try
     (f)
@@ -198,35 +206,42 @@
                         e))))))
 
 (defn- drain-chunks
-  "Takes everything with a system call for each chunk of entries. No function of the user's runs
-  between taking and keeping."
+  "Takes everything with a system call for each chunk of entries.
+
+  No function of the caller runs between taking and keeping an entry. Returns nil if the kernel
+  has no batches."
   [^BpfMap m flags]
   (let [key-codec (.-key-codec m)
         value-codec (.-value-codec m)
         taken (volatile! (transient {}))]
-    (with-taken m taken
+    (with-taken-in-error m taken
       (fn []
-        (element/fold-chunks
-         (element/batches (bpf-map/descriptor m) (.size ^Codec key-codec) (.size ^Codec value-codec)
-                     (assoc (bpf-map/reading m) :flags flags :taking true))
-         (element/entry-step key-codec value-codec (fn [_ k v] (vswap! taken assoc! k v) nil))
+        (kernel.element/fold-chunks
+         (kernel.element/batch-reader (bpf-map/descriptor m) (.size ^Codec key-codec)
+                                      (.size ^Codec value-codec)
+                                      (assoc (bpf-map/reader-options m) :flags flags :delete true))
+         (kernel.element/entry-step key-codec value-codec
+                                    (fn [_ k v] (vswap! taken assoc! k v) nil))
          nil
          (fn [outcome first? _]
-           (if (and first? (element/no-batches? outcome))
+           (if (and first? (kernel.element/no-batches? outcome))
              (vreset! taken nil)
-             (throw (bpf-map/broken-off m :drain! outcome nil)))))
+             (throw (bpf-map/reader-failure m :drain! outcome nil)))))
         (some-> @taken persistent!)))))
 
 (defn- drain-each
-  "Takes entries one by one and reduces over them with `(step acc key value raw)`, each handed on
-  before the next is taken. Entries are taken by the bytes of their keys, `raw`."
+  "Takes entries one by one and reduces over them with `(step acc key value raw)`.
+
+  An entry is passed on before the next is taken. Entries are taken by the bytes of their keys,
+  `raw`."
   [^BpfMap m op step init flags]
   (let [key-codec (.-key-codec m)
         value-codec (.-value-codec m)
         take-out (fn [codec k]
-                   (element/take-out (.-elements m) codec value-codec k ::gone flags m op))]
+                   (kernel.element/lookup-and-delete (.-elements m) codec value-codec k ::gone flags
+                                                     m op))]
     (if (nil? key-codec)
-      ;; As many as there can be: somebody may push as fast as this pops.
+      ;; At most max-entries, because others may push as fast as this pops.
       (loop [acc init n (long (:max-entries (bpf-map/spec-of m)))]
         (let [v (if (zero? n) ::gone (take-out nil nil))]
           (if (identical? ::gone v)
@@ -234,14 +249,17 @@
             (let [acc (step acc nil v nil)]
               (if (reduced? acc) (unreduced acc) (recur acc (dec n)))))))
       (bpf-map/fold m op
-                  (element/key-step key-codec (fn [acc k raw]
-                                           (let [v (take-out element/raw-key raw)]
-                                             (if (identical? ::gone v) acc (step acc k v raw)))))
-                  init nil))))
+                    (kernel.element/key-step
+                     key-codec
+                     (fn [acc k raw]
+                       (let [v (take-out kernel.element/raw-key-codec raw)]
+                         (if (identical? ::gone v) acc (step acc k v raw)))))
+                    init nil))))
 
 (defn- add-taken
-  "Adds an entry to what was taken. A key that is there already, as functions of the user's may
-  make one of several, is kept as its bytes."
+  "Adds an entry to the taken ones.
+
+  Codecs of the caller may decode several keys to the same data. Such a key is added as its bytes."
   [taken k v ^MemorySegment raw]
   (assoc! taken
           (if (identical? ::none (get taken k ::none))
@@ -250,20 +268,20 @@
           v))
 
 (defn drain!
-  "Takes everything: a map of entries; of a map without keys, a vector of values."
+  "Takes everything: a map of entries, or a vector of values without keys."
   [^BpfMap m options]
   (with-error-context [m :drain!]
     (let [flags (element-ops/check-options m :drain! options)
           keyless? (nil? (.-key-codec m))
           {:keys [batch]} (row m)]
-      ;; What cannot be decoded must not be taken, so only types that decode anything are taken in
-      ;; chunks.
+      ;; An entry that cannot be decoded must not be taken, so only types that decode any bytes
+      ;; are taken in chunks.
       (or (when (and (contains? batch :take)
                      (.total ^Codec (.-key-codec m))
                      (.total ^Codec (.-value-codec m)))
             (drain-chunks m flags))
           (let [taken (volatile! (transient (if keyless? [] {})))]
-            (with-taken m taken
+            (with-taken-in-error m taken
               (fn []
                 (drain-each m :drain!
                             (fn [_ k v raw]
@@ -272,17 +290,19 @@
                 (persistent! @taken))))))))
 
 (defn drain-into!
-  "Takes entries one by one and reduces over them with `(f acc entry)`; of a map without keys,
-  over values."
+  "Takes entries one by one and reduces over them with `(f acc entry)`.
+
+  Without keys, reduces over values."
   [^BpfMap m f init options]
   (with-error-context [m :drain-into!]
     (let [flags (element-ops/check-options m :drain-into! options)]
       (when (= :whole (:drains (row m)))
         (bpf-map/refuse m :drain-into! :not-supported
-                      (str "a map of type " (:type (bpf-map/identity-of m))
-                           " is drained as a whole, since the kernel takes no single entry "
-                           "and its value in one step: (drain! m)")))
-      (drain-each m :drain-into! (if (nil? (.-key-codec m))
-                      (fn [acc _ v _] (f acc v))
-                      (fn [acc k v _] (f acc (element/entry k v))))
+                        (str "a map of type " (:type (bpf-map/identity-of m))
+                             " is drained as a whole, since the kernel takes no single entry "
+                             "and its value in one step: (drain! m)")))
+      (drain-each m :drain-into!
+                  (if (nil? (.-key-codec m))
+                    (fn [acc _ v _] (f acc v))
+                    (fn [acc k v _] (f acc (kernel.element/entry k v))))
                   init flags))))

@@ -1,12 +1,12 @@
 (ns ^:no-doc bpfmap.impl.map.element-ops
-  "Operations on one element of an open map, and the options that they take."
+  "Operations on one element of an open map, and their options."
   (:refer-clojure :exclude [peek pop!])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.codec :as codec]
-            [bpfmap.impl.codec.element :as codec-element]
+            [bpfmap.impl.codec.element :as codec.element]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.element :as element]
+            [bpfmap.impl.kernel.element :as kernel.element]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-entry with-error-context with-key]]
             [bpfmap.impl.memory.fast-path :as fast-path :refer [or-fallback]]
             [bpfmap.impl.options :as options]
@@ -17,7 +17,7 @@
 
 (set! *warn-on-reflection* true)
 
-;; ---------------------------------------------------------------- options
+;; --- options
 
 (defn- invalid [^BpfMap m op path message hint]
   (error/error :invalid-value message
@@ -45,19 +45,22 @@
                       (str "the possible CPUs are " (error/list-of possible "and")))))))
 
 (defn check-options
-  "Throws for options that an operation does not take, or that do not fit the map; returns the
-  flags that they ask for."
+  "Returns the flags for options.
+
+  Throws for options that the operation does not have, or that do not fit the map."
   [^BpfMap m op options]
   (if (nil? options)
-    element/any
+    kernel.element/any
     (do
       (options/check op options)
       (when (contains? options :lock) (check-lock m op (:lock options)))
       (when (or (contains? options :cpu) (contains? options :cpus)) (check-cpu m op options))
-      (if (:lock options) element/lock element/any))))
+      (if (:lock options) kernel.element/lock kernel.element/any))))
 
 (defn cpu-value
-  "A function from a per-CPU value to what the options ask for: all of it, or that of one CPU."
+  "Returns a function from a per-CPU value to the part that the options select.
+
+  The value of one CPU, or the whole vector."
   [^BpfMap m options]
   (if (contains? options :cpu)
     (let [i (.indexOf ^java.util.List (bpf-map/cpus-of m) (:cpu options))]
@@ -65,91 +68,100 @@
     identity))
 
 (defn repeat-for-cpus
-  "A value as it is written: with `{:cpus :all}` the same for every CPU."
+  "Returns the value to write: with `{:cpus :all}`, v for every CPU."
   [^BpfMap m v options]
   (if (:cpus options)
     (vec (repeat (count (bpf-map/cpus-of m)) v))
     v))
 
-;; ---------------------------------------------------------------- elements
+;; --- elements
 
 (defn lookup
-  "The value of a key, or not-found, as the options ask."
+  "Returns the value of a key, or not-found, with options."
   [^BpfMap m k not-found options]
   (with-error-context [m :lookup]
     (let [flags (check-options m :lookup options)
           found (with-key [m :lookup k ::absent]
-                  (element/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k ::absent flags
-                                  m :lookup))]
+                  (kernel.element/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k ::absent
+                                         flags
+                                         m :lookup))]
       (if (identical? ::absent found)
         not-found
         ((cpu-value m options) found)))))
 
 (defn take!
-  "The value of a key, which is deleted in the same step; or not-found."
+  "Returns the value of a key and deletes the key in the same step; or not-found."
   [^BpfMap m k not-found options]
   (with-error-context [m :take!]
     (let [flags (check-options m :take! options)]
-      (element/take-out (.-elements m) (.-key-codec m) (.-value-codec m) k not-found flags m
-                        :take!))))
+      (kernel.element/lookup-and-delete (.-elements m) (.-key-codec m) (.-value-codec m) k not-found
+                                        flags m
+                                        :take!))))
 
 (defn- write-cpu-alone
   "Writes the value of one CPU by BPF_F_CPU, with the flags given."
   [^BpfMap m op k v flags cpu]
   (let [{:keys [value-size key-size] :as spec} (bpf-map/spec-of m)]
-    (element/write (element/elements (bpf-map/descriptor m) key-size value-size) (.-key-codec m)
-              (codec/of-node (node/node-of spec :value) [:value])
-              k v (bit-or (long flags) (element/cpu cpu)) m op)))
+    (kernel.element/write (kernel.element/elements (bpf-map/descriptor m) key-size value-size)
+                          (.-key-codec m)
+                          (codec/of-node (node/node-of spec :value) [:value])
+                          k v (bit-or (long flags) (kernel.element/cpu cpu)) m op)))
 
-(defn- feature
-  "The answer of `bpfmap.feature`, which loads an assembler, for the tries."
+(defn- feature-supported?
+  "Returns true if `bpfmap.feature` reports support.
+  Loads an assembler on demand."
   [question & args]
   (:supported (apply (requiring-resolve (symbol "bpfmap.feature" (name question))) args)))
 
 (defn- write-cpu
-  "Writes the value of one CPU. A key that is new has zeros for the others, which the kernel need
-  not be able to do by itself. For one that exists it must be: reading all, changing one and
-  writing all would undo what programs write to the others meanwhile.
+  "Writes the value of one CPU.
 
-  With BPF_F_CPU kernels do not look whether the key exists (seen on 7.2): there is no writing one
-  CPU's value of a key only if it is there."
+  A new key gets zeros for the other CPUs, for which the kernel needs no support. For a key that
+  exists, it does: reading all values, changing one and writing all would undo the writes of
+  programs to the others.
+
+  With BPF_F_CPU kernels do not look whether the key exists (measured on 7.2), so the value of one
+  CPU cannot be written only if the key exists."
   [^BpfMap m op k v flags cpu]
   (let [{:keys [type] :as spec} (bpf-map/spec-of m)
         cpus (bpf-map/cpus-of m)
         instead "; write a whole vector, or {:cpus :all}"]
     (cond
-      (element/only-new? flags)
-      (element/write (.-elements m) (.-key-codec m)
-                     (codec-element/of-one-cpu spec (count cpus)
-                                               (.indexOf ^java.util.List cpus cpu)) k v flags m op)
+      (kernel.element/only-new? flags)
+      (kernel.element/write (.-elements m) (.-key-codec m)
+                            (codec.element/of-one-cpu spec (count cpus)
+                                                      (.indexOf ^java.util.List cpus cpu)) k v flags
+                            m op)
 
-      (not (feature :element-flag :cpu))
+      (not (feature-supported? :element-flag :cpu))
       (bpf-map/refuse m op :not-supported
-                    (str "this kernel (" (call/kernel-release)
-                         ") does not write the value of one CPU alone (BPF_F_CPU), which came with "
-                         "Linux "
-                         (:since (:cpu rules/element-flags))
-                         "; writing those of all CPUs for it would undo what programs count on the "
-                         "others "
-                         "meanwhile" instead))
+                      (str "this kernel (" (call/kernel-release)
+                           ") does not write the value of one CPU alone (BPF_F_CPU), which came "
+                           "with "
+                           "Linux "
+                           (:since (:cpu rules/element-flags))
+                           "; writing those of all CPUs for it would undo what programs count on "
+                           "the "
+                           "others "
+                           "meanwhile" instead))
 
-      (or (= element/any flags) (:every-index (bpf-map/row-of m)))
-      (write-cpu-alone m op k v element/any cpu)
+      (or (= kernel.element/any flags) (:every-index (bpf-map/row-of m)))
+      (write-cpu-alone m op k v kernel.element/any cpu)
 
-      (feature :conditional-write type :cpu)
+      (feature-supported? :conditional-write type :cpu)
       (write-cpu-alone m op k v flags cpu)
 
       :else
       (bpf-map/refuse m op :not-supported
-                    (str "this kernel (" (call/kernel-release)
-                         ") does not look whether the key exists when it writes the value of one "
-                         "CPU alone "
-                         "(BPF_F_CPU): it would make the entry" instead
-                         ", or put! it if it may be made")))))
+                      (str "this kernel (" (call/kernel-release)
+                           ") does not look whether the key exists when it writes the value of one "
+                           "CPU alone "
+                           "(BPF_F_CPU): it would make the entry" instead
+                           ", or put! it if it may be made")))))
 
 (defn- write-plain [^BpfMap m op flags k v]
   (with-entry [m op k v]
-    (element/write (.-elements m) (.-key-codec m) (.-value-codec m) k v flags m op)))
+    (kernel.element/write (.-elements m) (.-key-codec m) (.-value-codec m) k v flags m op)))
 
 (defn- write-with [^BpfMap m op flags k v options]
   (let [flags (bit-or (long flags) (long (check-options m op options)))
@@ -159,26 +171,29 @@
       (write-plain m op flags k v))))
 
 (defn write
-  "Writes an entry under `any`, `no-exist` or `exist`; whether it was written."
+  "Writes an entry under `any`, `no-exist` or `exist`; returns true if written."
   [^BpfMap m op flags k v options]
   (with-error-context [m op]
     (if (nil? options)
-      (or-fallback (fast-path/write (when (identical? :put! op) (.-direct m)) k v)
+      (or-fallback (fast-path/write (when (identical? :put! op) (.-fast-path m)) k v)
         (write-plain m op flags k v))
       (write-with m op flags k v options))))
 
-(defn not-there
-  "The answers of a delete that mean that nothing is there: an empty slot, an index beyond the
-  end, a struct_ops value that was unregistered before."
+(defn missing-errnos
+  "Returns the outcomes of a delete that mean the same as a missing key.
+
+  An empty slot, an index beyond the end, or a struct_ops value that was unregistered before."
   [^BpfMap m]
   (let [{:keys [index? one-index]} (bpf-map/row-of m)]
     (cond
-      index? element/empty-slot
-      one-index element/not-registered
+      index? kernel.element/empty-slot-errnos
+      one-index kernel.element/unregistered-errnos
       :else #{})))
 
 (defn out-of-range-index?
-  "Whether a key is an index beyond the only one, which the kernel would take for it in a delete."
+  "Returns true if a key is another index than the only one of the map.
+
+  In a delete, the kernel ignores the index."
   [^BpfMap m k]
   (and (:one-index (bpf-map/row-of m))
        (if (bytes/byte-view? k)
@@ -186,54 +201,61 @@
          (and (int? k) (<= 1 (long k) 0xffffffff)))))
 
 (defn delete!
-  "Deletes a key; whether it was there."
+  "Deletes a key; returns true if it existed."
   [^BpfMap m k]
   (with-error-context [m :delete!]
     (if (out-of-range-index? m k)
       false
       (with-key [m :delete! k false]
-        (element/delete (.-elements m) (.-key-codec m) k not-there m :delete!)))))
+        (kernel.element/delete (.-elements m) (.-key-codec m) k missing-errnos m :delete!)))))
 
 (defn- absent?
-  "Returns true if the kernel has no element under a key that it named."
+  "Returns true if the kernel has no element under a key that it returned."
   [^BpfMap m k]
   (identical? ::absent
-              (element/lookup (.-elements m) (.-key-codec m) element/raw-key k ::absent element/any
-                              m :next-key)))
+              (kernel.element/lookup (.-elements m) (.-key-codec m) kernel.element/raw-key-codec k
+                                     ::absent kernel.element/any
+                                     m :next-key)))
 
 (defn next-key
-  "The key after k in the kernel's order, or the first one; nil after the last."
+  "Returns the key after k in the kernel's order, or the first key.
+
+  Returns nil after the last key."
   [^BpfMap m k first?]
   (with-error-context [m :next-key]
-    (let [found (element/next-key (.-elements m) (.-key-codec m) k first? m :next-key)]
+    (let [found (kernel.element/next-key (.-elements m) (.-key-codec m) k first? m :next-key)]
       (when-not (and (some? found) (:names-absent? (bpf-map/row-of m)) (absent? m found))
         found))))
 
-;; ---------------------------------------------------------------- maps without keys
+;; --- maps without keys
 
 (defn push!
-  "Adds a value; to a full map too, if the oldest may go."
+  "Pushes a value.
+  With `:overwrite`, a full map drops its oldest value."
   [^BpfMap m v options]
   (with-error-context [m :push!]
     (check-options m :push! options)
-    (element/write (.-elements m) nil (.-value-codec m) nil v
-                   (if (:overwrite options) element/exist element/any) m :push!))
+    (kernel.element/write (.-elements m) nil (.-value-codec m) nil v
+                          (if (:overwrite options) kernel.element/exist kernel.element/any) m
+                          :push!))
   m)
 
 (defn pop!
-  "The next value, which is removed; or not-found."
+  "Returns and removes the next value; or returns not-found."
   [^BpfMap m not-found]
   (with-error-context [m :pop!]
-    (element/take-out (.-elements m) nil (.-value-codec m) nil not-found element/any m :pop!)))
+    (kernel.element/lookup-and-delete (.-elements m) nil (.-value-codec m) nil not-found
+                                      kernel.element/any m :pop!)))
 
 (defn peek
-  "The next value, which stays; or not-found."
+  "Returns the next value without removing it, or not-found."
   [^BpfMap m not-found]
   (with-error-context [m :peek]
-    (element/lookup (.-elements m) nil (.-value-codec m) nil not-found element/any m :peek)))
+    (kernel.element/lookup (.-elements m) nil (.-value-codec m) nil not-found kernel.element/any m
+                           :peek)))
 
 (defn might-contain?
-  "Whether a value may be in a bloom filter."
+  "Returns true if a value may be in a bloom filter."
   [^BpfMap m v]
   (with-error-context [m :might-contain?]
-    (element/contained? (.-elements m) (.-value-codec m) v m :might-contain?)))
+    (kernel.element/might-contain? (.-elements m) (.-value-codec m) v m :might-contain?)))

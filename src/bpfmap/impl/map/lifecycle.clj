@@ -1,11 +1,14 @@
 (ns ^:no-doc bpfmap.impl.map.lifecycle
-  "Creates, opens, clones, freezes, pins and compares open maps."
+  "Creates, opens, clones, freezes, pins and compares open maps.
+
+  In order: the handle, from a descriptor and a spec; operations on it; comparison with a spec;
+  pins; create; open; the spec of an open map."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.cache :as cache]
-            [bpfmap.impl.codec.element :as element]
+            [bpfmap.impl.codec.element :as codec.element]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.element :as el]
-            [bpfmap.impl.kernel.map :as map]
+            [bpfmap.impl.kernel.element :as kernel.element]
+            [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.kernel.token :as token]
             [bpfmap.impl.map.batch-ops :as batch-ops]
@@ -32,12 +35,12 @@
 
 ;; --- handles
 
-(defn- written-blindly
-  "What a kernel that does not look whether the key exists refuses, where the rules know such
-  kernels: op to [kind hint].
+(defn- conditional-write-refusals
+  "Returns the refusals of writes that depend on whether the key exists.
 
-  A stable release may have the fix, so the kernel is tried. Where it cannot be, nothing is
-  promised."
+  As op to `[kind hint]`. Only for types of which some kernels, by the rules, do not look whether
+  the key exists. A stable release may have the fix, so the kernel is probed. If it cannot be
+  probed, the operations are refused."
   [type]
   (when-let [since (:conditional-since (rules/types type))]
     (let [release (call/kernel-release)]
@@ -49,24 +52,26 @@
           {:insert! [:not-supported hint] :replace! [:not-supported hint]})))))
 
 (defn- refusals
-  "What a handle refuses, by the name of each operation: those that are made of others too, so
-  that asking is one step."
+  "Returns the refusals of a handle: operation to `[kind hint]`, or nil.
+
+  Includes the operations that are made of others, so that a check is one lookup."
   [type value-size access]
-  (when-some [refused (merge (written-blindly type) (rules/refusals type value-size access))]
+  (when-some [refused (merge (conditional-write-refusals type)
+                             (rules/refusals type value-size access))]
     (into refused (keep (fn [op] (some->> (refused (rules/ability op)) (vector op))))
           rules/made-of-others)))
 
-(deftype ^:private Parts [refusals key-codec value-codec bridge cpus row])
+(deftype ^:private Parts [refusals key-codec value-codec resolvers cpus row])
 
 (defn- parts-of
-  "What a handle is made of, as far as types, sizes and access decide it."
+  "Returns the parts of a handle that depend on types, sizes and access only."
   ^Parts [spec type value-size access]
   (let [{:keys [ops per-cpu] :as row} (rules/types type)
         cpus (when per-cpu (call/possible-cpus))]
     (Parts. (refusals type value-size access)
-            (when (seq ops) (element/key spec))
-            (when (seq ops) (element/value spec (count cpus)))
-            (references/bridge spec)
+            (when (seq ops) (codec.element/key spec))
+            (when (seq ops) (codec.element/value spec (count cpus)))
+            (references/resolvers spec)
             cpus
             row)))
 
@@ -89,30 +94,35 @@
                 (= access (.-access other))
                 (= value-size (.-value-size other)))))))
 
-(defn- bytes-of
-  "The n of a `[:bytes n]`, which means the same whichever object it is; -1 for any other type."
+(defn- byte-count
+  "Returns the n of a `[:bytes n]`; -1 for any other type.
+
+  All types `[:bytes n]` of a size are equivalent, so the cache need not compare them by identity."
   ^long [type]
   (if (and (vector? type) (= 2 (count type)) (= :bytes (nth type 0)) (int? (nth type 1)))
     (long (nth type 1))
     -1))
 
-(def ^:private made-parts (cache/cache))
+(def ^:private parts-cache (cache/cache))
 
 (defn- parts
-  "As [[parts-of]], from a cache. What a probe of the kernel decides is not cached."
+  "Returns the same as [[parts-of]], from a cache.
+
+  Results that depend on a probe of the kernel are not cached."
   ^Parts [{:keys [key value types] :as spec} type value-size access]
   (if (:conditional-since (rules/types type))
     (parts-of spec type value-size access)
-    (let [key-bytes (bytes-of key)
-          value-bytes (bytes-of value)]
-      (cache/through made-parts 128
+    (let [key-bytes (byte-count key)
+          value-bytes (byte-count value)]
+      (cache/through parts-cache 128
                      (PartsKey. (when (neg? key-bytes) key) (when (neg? value-bytes) value) types
                                 (:type spec) type access key-bytes value-bytes value-size)
                      #(parts-of spec type value-size access)))))
 
-(defn make
-  "An open map of a descriptor, its identity and its spec. Elements are usable where the type's
-  layout is known."
+(defn make-map
+  "Returns an open map of a descriptor, its info and its spec.
+
+  Without element operations if the type's layout is not known."
   ^BpfMap [fd {:keys [id type value-size]} spec access path]
   (let [parts (parts spec type value-size access)
         key-codec (.-key-codec parts)
@@ -122,62 +132,67 @@
     (BpfMap. fd identity spec access
              (.-refusals parts)
              (when (seq (:ops (.-row parts)))
-               (el/elements fd
-                            (if key-codec (.size ^Codec key-codec) 0)
-                            (if value-codec (.size ^Codec value-codec) 0)))
-             key-codec value-codec (.-bridge parts) (.-cpus parts)
+               (kernel.element/elements fd
+                                        (if key-codec (.size ^Codec key-codec) 0)
+                                        (if value-codec (.size ^Codec value-codec) 0)))
+             key-codec value-codec (.-resolvers parts) (.-cpus parts)
              (atom (if path [path] [])) (.-row parts) mapping
              (when (and mapping value-codec)
-               (fast-path/layout mapping key-codec value-codec spec)))))
+               (fast-path/fast-path mapping key-codec value-codec spec)))))
 
 (defn clone
-  "A second handle of the same map: own lifetime, not pinned."
+  "Opens a second handle of the same map.
+  It is closed separately and has no pins."
   [^BpfMap m]
   (with-error-context [m :clone]
     (let [fd (call/duplicate (.-fd m) {:op :clone :map (.-identity m)})
-          twin (make fd (merge (.-spec m) (.-identity m)) (.-spec m) (.-access m) nil)]
-      (mapping/like (.-mapping twin) (.-mapping m))
-      twin)))
+          copy (make-map fd (merge (.-spec m) (.-identity m)) (.-spec m) (.-access m) nil)]
+      (mapping/like (.-mapping copy) (.-mapping m))
+      copy)))
 
 (defn info
-  "What the kernel says of the map now, with the types of key and value."
+  "Returns the kernel's data about the map, with the types of key and value."
   [^BpfMap m]
   (with-error-context [m :info]
     (merge (into {} (filter (comp some? val))
                  (select-keys (.-spec m) [:key :value :struct-ops :untyped]))
-           (map/info (.-fd m) {:op :info :map (.-identity m)}))))
+           (kernel.map/info (.-fd m) {:op :info :map (.-identity m)}))))
 
 (defn freeze!
-  "Freezes the map. One that is frozen already stays so."
+  "Freezes the map.
+  Does nothing if it is frozen."
   [^BpfMap m]
   (with-error-context [m :freeze!]
-    (when-not (:frozen (map/info (.-fd m) {:op :freeze! :map (.-identity m)}))
+    (when-not (:frozen (kernel.map/info (.-fd m) {:op :freeze! :map (.-identity m)}))
       (let [ctx (mapping/explaining (.-mapping m) {:op :freeze! :map (.-identity m)})]
-        (mapping/while-unmapped (.-mapping m) #(map/freeze (.-fd m) ctx)))))
+        (mapping/while-unmapped (.-mapping m) #(kernel.map/freeze (.-fd m) ctx)))))
   m)
 
 ;; --- comparing with a spec
 
 (defn machine
-  "The facts of this machine that a spec's completion depends on."
+  "Returns the facts of this machine that completing a spec depends on."
   []
   {:possible-cpus (count (call/possible-cpus)) :page-size (call/page-size)})
 
 (defn difference
-  "Returns where a map and a spec differ, or nil. The map is open, or is what its info returned."
+  "Returns the difference between a map and a spec; nil if there is none.
+
+  `m` is an open map, or the info of one."
   [m spec]
   (spec/diff (if (bpf-map/bpf-map? m) (info m) m) spec (machine)))
 
 ;; --- pins
 
-(defn- pinned-there?
-  "Whether a path still holds this map. Somebody may have removed the pin, and pinned another map
-  at the path."
+(defn- holds-map?
+  "Returns true if this map is pinned at a path.
+
+  Others may have removed the pin, and pinned another map at the path."
   [m path op]
   (try
-    (let [fd (map/by-path path :read-only {:op op :path path})]
+    (let [fd (kernel.map/open-path path :read-only {:op op :path path})]
       (try
-        (= (:id (bpf-map/identity-of m)) (:id (map/info fd {:op op})))
+        (= (:id (bpf-map/identity-of m)) (:id (kernel.map/info fd {:op op})))
         (finally (call/close fd))))
     (catch ExceptionInfo e
       (if (#{:not-found :not-a-map :not-bpffs} (:bpfmap/error (ex-data e)))
@@ -185,17 +200,19 @@
         (throw e)))))
 
 (defn pinned-at?
-  "Returns true if the pin at a path is this map."
+  "Returns true if this map is pinned at a path."
   [m file]
   (bpf-map/check-open-map m :pinned-at?)
-  ;; It opens what is there, and may fail as that does
-  (pinned-there? m (call/path-text file :pinned-at?) :open))
+  ;; :open, because an error of this is an error of opening the object at the path.
+  (holds-map? m (call/path-text file :pinned-at?) :open))
 
-(defn incompatible
-  "The exception for a pinned map that a spec cannot use, with every difference."
+(defn incompatible-error
+  "Returns the exception for a pinned map that a spec cannot use.
+
+  It has all differences."
   ^Throwable [path difference ctx]
   (error/error :incompatible
-               (str "The map pinned at " (paths/printed path) " is not the one of the spec")
+               (str "The map pinned at " (paths/printable path) " is not the one of the spec")
                {:bpfmap/op (:op ctx)
                 :bpfmap/file path
                 :bpfmap/diff difference
@@ -203,14 +220,13 @@
                                               (str k " is " (pr-str map) ", the spec has "
                                                    (pr-str spec))))}))
 
-(defn unusable
-  "The exception for a path at which there is neither a map to open nor room for a pin, time and
-  again."
+(defn unusable-path-error
+  "Returns the exception for a path where open and pin failed repeatedly."
   ^Throwable [path]
   (if (= :link (paths/type-of path false))
-    (error/error :exists (str (paths/printed path) " is a symbolic link to nothing")
+    (error/error :exists (str (paths/printable path) " is a symbolic link to nothing")
                  {:bpfmap/file path :bpfmap/hint "nothing can be pinned in its place; remove it"})
-    (error/error :busy (str "The pin " (paths/printed path) " comes and goes")
+    (error/error :busy (str "The pin " (paths/printable path) " comes and goes")
                  {:bpfmap/file path
                   :bpfmap/hint "others create and remove it at the same time; try again"})))
 
@@ -218,29 +234,28 @@
   (into [] (remove #{path}) pins))
 
 (defn pin!
-  "Pins the map at a path, in addition to the pins that it has."
+  "Pins the map at a path, in addition to its other pins."
   [m file]
   (bpf-map/check-open-map m :pin!)
   (let [path (call/path-text file :pin!)
         pins (bpf-map/pins-of m)]
     (locking pins
-      (when-not (and (some #{path} @pins) (pinned-there? m path :pin!))
+      (when-not (and (some #{path} @pins) (holds-map? m path :pin!))
         (call/pin (bpf-map/descriptor m) path {:op :pin! :path path :map (bpf-map/identity-of m)}))
       (swap! pins #(conj (without % path) path))))
   m)
 
-(defn- not-a-pin
-  "The exception for a path that is not a pin of the map."
+(defn- not-a-pin-error
+  "Returns the exception for a path that is not a pin of the map."
   [m path op]
   (error/error :not-found
-               (str (paths/printed path) " is not a pin of map "
+               (str (paths/printable path) " is not a pin of map "
                     (error/id-and-name (bpf-map/identity-of m)))
                {:bpfmap/op op :bpfmap/file path :bpfmap/map (bpf-map/identity-of m)
                 :bpfmap/hint "nothing is there, or something else is pinned there"}))
 
 (defn- only-pin
-  "Returns the one pin that the handle knows; throws `:not-found` or `:ambiguous` if there is none
-  or more than one."
+  "Returns the only pin of the handle; else throws `:not-found` or `:ambiguous`."
   [m pins]
   (let [refuse (fn [kind message hint]
                  (throw (error/error kind message
@@ -255,10 +270,12 @@
               (str "This handle has " (count pins) " pins of map "
                    (error/id-and-name (bpf-map/identity-of m)))
               (str "give the one to move, (move-pin! m from to): "
-                   (str/join ", " (map paths/printed pins)))))))
+                   (str/join ", " (map paths/printable pins)))))))
 
 (defn move-pin!
-  "Moves a pin of the map to another path, in one step; that of the handle if `from` is nil."
+  "Moves a pin of the map to another path, atomically.
+
+  If `from` is nil, moves the only pin of the handle."
   [m from to]
   (bpf-map/check-open-map m :move-pin!)
   (let [from (when from (call/path-text from :move-pin!))
@@ -267,22 +284,22 @@
     (call/check-pin-path to :move-pin!)
     (locking pins
       (let [from (or from (only-pin m @pins))]
-        (when-not (pinned-there? m from :move-pin!)
-          (throw (not-a-pin m from :move-pin!)))
+        (when-not (holds-map? m from :move-pin!)
+          (throw (not-a-pin-error m from :move-pin!)))
         (when-not (= from to)
           (call/rename from to {:op :move-pin! :path to :from from :map (bpf-map/identity-of m)}))
         (swap! pins #(conj (-> % (without from) (without to)) to)))))
   m)
 
 (defn- remove-pin
-  "Removes a pin if it still holds the map; returns true if it did."
+  "Removes a pin if it is a pin of the map; returns true if it was."
   [m path]
-  (when (pinned-there? m path :unpin!)
+  (when (holds-map? m path :unpin!)
     (call/remove-file path "Removing the pin"
                       {:op :unpin! :path path :map (bpf-map/identity-of m)})))
 
 (defn unpin!
-  "Removes the pins that the handle knows and that still hold the map; or the one at a path."
+  "Removes the pins of the handle that are still pins of the map, or one at a path."
   ([m]
    (bpf-map/check-open-map m :unpin!)
    (let [pins (bpf-map/pins-of m)]
@@ -297,13 +314,13 @@
          pins (bpf-map/pins-of m)]
      (locking pins
        (when-not (remove-pin m path)
-         (throw (not-a-pin m path :unpin!)))
+         (throw (not-a-pin-error m path :unpin!)))
        (swap! pins without path)))
    m))
 
 ;; --- create and open
 
-(defmacro ^:private owning
+(defmacro ^:private close-on-error
   "Runs body; closes the descriptor if it throws."
   [fd & body]
   `(try
@@ -332,26 +349,33 @@
   (contains? (:ops (rules/types type)) :push!))
 
 (defn- check-contents
-  "Throws for the first entry of a completed spec's :contents that does not fit, before anything
-  is created."
+  "Throws for the first entry of a completed spec's `:contents` that does not fit.
+
+  Called before anything is created."
   [{:keys [type contents] :as spec} ctx]
   (when (seq contents)
-    (let [key-codec (element/key spec)
-          value-codec (element/value spec
-                                     (when (:per-cpu (rules/types type))
-                                       (count (call/possible-cpus))))
-          bridge (references/bridge spec)
-          held (references/holding)]
+    (let [key-codec (codec.element/key spec)
+          value-codec (codec.element/value spec
+                                           (when (:per-cpu (rules/types type))
+                                             (count (call/possible-cpus))))
+          resolvers (references/resolvers spec)
+          scope (references/new-scope)]
       (try
         (doseq [[k v] (if (keyless? spec) (map-indexed vector contents) contents)]
           (naming-entry k
             (when key-codec
-              (el/check key-codec (if bridge (references/key-in bridge held k ctx) k)))
-            (el/check value-codec (if bridge (references/value-in bridge held v ctx) v))))
-        (finally (references/release-all! held))))))
+              (kernel.element/check-encodable key-codec
+                                              (if resolvers
+                                                (references/resolve-key resolvers scope k ctx)
+                                                k)))
+            (kernel.element/check-encodable value-codec
+                                            (if resolvers
+                                              (references/resolve-value resolvers scope v ctx)
+                                              v))))
+        (finally (references/release-all! scope))))))
 
 (defn- fill
-  "Puts the :contents of a spec into its new map."
+  "Writes the `:contents` of a spec to its new map."
   [m {:keys [contents] :as spec}]
   (if (keyless? spec)
     (doseq [[i v] (map-indexed vector contents)]
@@ -363,18 +387,18 @@
           (naming-entry (when i (first (nth (seq contents) i))) (throw e)))))))
 
 (defn- create-bare
-  "Creates a map from a completed spec and returns `{:fd :untyped}`: nothing is in it yet."
+  "Creates an empty map from a completed spec; returns `{:fd :untyped}`."
   [{:keys [name inner-map token struct-ops] :as spec} ctx]
   (let [template (some-> inner-map (assoc :token token) (create-bare ctx) :fd)
         create #(map-btf/create-with-btf (assoc spec :name (spec/kernel-name name) :whole-name name
                                                 :inner-map template)
-                                        (assoc ctx :unsupported
-                                               (delay
-                                                ((requiring-resolve
-                                                  'bpfmap.feature/unsupported) spec))))]
+                                         (assoc ctx :unsupported
+                                                (delay
+                                                 ((requiring-resolve
+                                                   'bpfmap.feature/unsupported) spec))))]
     (try
       (if struct-ops
-        (struct-ops/reading-kernel-btf create ctx)
+        (struct-ops/with-kernel-btf create ctx)
         (create))
       (finally (some-> template call/close)))))
 
@@ -382,59 +406,62 @@
   {:rdonly :read-only, :wronly :write-only})
 
 (defn- access-of
-  "The access of a descriptor that the flags of a spec ask for."
+  "Returns the access of a descriptor that the flags of a spec request."
   [{:keys [flags]}]
   (or (some access-of-flags flags) :read-write))
 
-(defn- kept
-  "What an open map keeps of the completed spec that it is for."
+(defn- handle-spec
+  "Returns the part of a completed spec that an open map keeps."
   [spec]
   (dissoc spec :contents :freeze :value-type))
 
 (defn- create-new
-  "Creates a map from a completed spec: filled, frozen, in this order."
+  "Creates a map from a completed spec, fills it and freezes it, in this order."
   [{:keys [name contents freeze] :as spec} ctx]
   (check-contents spec ctx)
-  (let [{:keys [fd untyped]} (token/allowing ctx #(create-bare (assoc spec :token %) ctx))]
-    (owning fd
-      (let [m (make fd (assoc (select-keys spec [:type :value-size]) :id (map/id-of fd ctx))
-                           (cond-> (kept spec) untyped (assoc :untyped untyped)) (access-of spec)
-                           nil)]
+  (let [{:keys [fd untyped]} (token/with-token ctx #(create-bare (assoc spec :token %) ctx))]
+    (close-on-error fd
+      (let [m (make-map fd (assoc (select-keys spec [:type :value-size]) :id
+                                  (kernel.map/id-of fd ctx))
+                        (cond-> (handle-spec spec) untyped (assoc :untyped untyped))
+                        (access-of spec)
+                        nil)]
         (when (seq contents)
           (fill m spec))
         (when (or freeze (spec/frozen-by-name? name))
-          (map/freeze fd (assoc ctx :op :freeze!)))
+          (kernel.map/freeze fd (assoc ctx :op :freeze!)))
         m))))
 
 (declare open-path)
 
 (defn- reuse
-  "The map that is pinned at a path, as one of a spec's; throws `:incompatible` with all that
-  differs."
+  "Opens the map pinned at a path as the map of a spec.
+
+  Throws `:incompatible` with all differences."
   [spec path ctx]
   (let [m (open-path path {:access (access-of spec)})]
-    (owning (bpf-map/descriptor m)
+    (close-on-error (bpf-map/descriptor m)
       (let [pinned (info m)]
         (when-let [difference (spec/diff pinned (dissoc spec :value-type) nil)]
-          (throw (incompatible path difference ctx)))
-        (make (bpf-map/descriptor m) pinned (kept spec) (access-of spec) path)))))
+          (throw (incompatible-error path difference ctx)))
+        (make-map (bpf-map/descriptor m) pinned (handle-spec spec) (access-of spec) path)))))
 
 (defn- create-pinned
-  "Creates a map and pins it, at last; nil where somebody was faster."
+  "Creates a map and pins it as the last step; returns nil if the path is taken."
   [spec path ctx]
   (let [m (create-new spec ctx)]
     (try
-      (owning (bpf-map/descriptor m) (pin! m path))
+      (close-on-error (bpf-map/descriptor m) (pin! m path))
       (catch ExceptionInfo e
         (when-not (= :exists (:bpfmap/error (ex-data e)))
           (throw e))))))
 
-(def ^:private ^:const races
-  "How often to begin anew when others pin and unpin the same name meanwhile."
+(def ^:private ^:const max-attempts
+  "The number of attempts while others pin and unpin the same name."
   16)
 
-(defn- named
-  "The map pinned under the name of a spec, if it can be used for it; else a new one, pinned there."
+(defn- open-or-create-pinned
+  "Opens the map pinned under a spec's name, or creates it and pins it there."
   [{:keys [name] :as spec} dir ctx]
   (let [path (str dir "/" name)
         found (fn []
@@ -443,27 +470,29 @@
                   (catch ExceptionInfo e
                     (when-not (= :not-found (:bpfmap/error (ex-data e)))
                       (throw e)))))]
-    (or (some (fn [_] (or (found) (create-pinned spec path ctx))) (range races))
-        (throw (unusable path)))))
+    (or (some (fn [_] (or (found) (create-pinned spec path ctx))) (range max-attempts))
+        (throw (unusable-path-error path)))))
 
-(defn- mapped-if-asked
-  "Returns a map that was just created or opened; with `:mapped true`, set up to use its memory."
+(defn- use-memory-if-mapped
+  "Sets up a new handle to use its memory if `:mapped` is true; returns it."
   [{:keys [mapped]} m]
   (when mapped
-    (owning (bpf-map/descriptor m) (mapped/through-memory m)))
+    (close-on-error (bpf-map/descriptor m) (mapped/through-memory m)))
   m)
 
 (def ^:private completed-specs (cache/cache))
 
 (def ^:private same-specs
-  "Completed specs by the spec itself, the same object: a program often has one for many maps."
+  "Completed specs by the identity of the spec.
+
+  A program often uses one spec object for many maps."
   (cache/cache))
 
-(defn- completed-once
-  "Returns `[completed reusable?]`: the completed spec, which carries its BTF, and whether it may
-  be kept.
+(defn- complete-cached
+  "Returns `[completed reusable?]`: the completed spec with its BTF.
 
-  Specs of the same types that differ in name alone are completed once."
+  `reusable?` is true if it may be cached. Specs of the same types that differ in name only are
+  completed once."
   [spec]
   (let [complete #(map-btf/with-btf (spec/complete % (machine)))
         {:keys [name key value types]} (when (error/named-map? spec) spec)
@@ -485,35 +514,35 @@
        true]
       [(complete spec) false])))
 
-(defn- completed
-  "Returns the completed spec, by the spec's identity if it was completed before.
+(defn- complete
+  "Returns the completed spec, from a cache by the identity of the spec.
 
-  Only what never changes is kept so."
+  Only specs that cannot change are cached."
   [spec]
   (let [k (cache/by-identity spec nil nil nil)]
     (or (cache/known same-specs k)
-        (let [[completed reusable?] (completed-once spec)]
-          (when reusable? (cache/keep! same-specs 128 k completed))
-          completed))))
+        (let [[complete reusable?] (complete-cached spec)]
+          (when reusable? (cache/keep! same-specs 128 k complete))
+          complete))))
 
 (defn create
-  "Creates a map from a spec, or opens the one that is pinned under its name."
+  "Creates a map from a spec, or opens the map pinned under its name."
   [spec options]
   (options/check :create options)
   (when (contains? options :pin-path)
     (call/path-text (:pin-path options) :create))
-  (let [spec (completed spec)
+  (let [spec (complete spec)
         {:keys [name type numa-node]} spec
         ctx (cond-> {:op :create :type type :map (if name {:name name :type type} {:type type})}
-                numa-node (assoc :numa-node numa-node))
-        spec (if (:struct-ops spec) (struct-ops/completed spec ctx) spec)]
+                    numa-node (assoc :numa-node numa-node))
+        spec (if (:struct-ops spec) (struct-ops/complete spec ctx) spec)]
     (try
-      (mapped-if-asked options
-                       (if (= :by-name (:pinning spec))
-                         (named spec (:pin-path options "/sys/fs/bpf") ctx)
-                         (create-new spec ctx)))
+      (use-memory-if-mapped options
+                            (if (= :by-name (:pinning spec))
+                              (open-or-create-pinned spec (:pin-path options "/sys/fs/bpf") ctx)
+                              (create-new spec ctx)))
       (catch ExceptionInfo e
-        ;; What it took, opening, freezing, pinning, was done for this.
+        ;; Opening, freezing and pinning are steps of create here.
         (throw (if (= :create (:bpfmap/op (ex-data e)))
                  e
                  (ex-info (ex-message e) (assoc (ex-data e) :bpfmap/op :create) e)))))))
@@ -523,11 +552,13 @@
 (defn- invalid-option [path message hint]
   (error/error :invalid-value message {:bpfmap/op :open :bpfmap/path path :bpfmap/hint hint}))
 
-(defn- spec-told
-  "Returns the spec of an open map, of its info and the types of key and value, which it carries
-  parsed.
+(defn- spec-of-info
+  "Returns the spec of an open map from its info and the types of key and value.
 
-  The kernel does not report on which NUMA node a map is, so its spec does not either."
+  It carries the parsed types.
+
+
+  The kernel does not report the NUMA node of a map, so the spec has none."
   [{:keys [name type key-size value-size max-entries flags map-extra]}
    {:keys [key value struct-ops untyped] :as told}]
   (let [{:keys [added extra]} (rules/types type)]
@@ -542,30 +573,32 @@
       struct-ops (assoc :struct-ops struct-ops)
       untyped (assoc :untyped untyped))))
 
-(defn- adopt
-  "A handle of a descriptor just opened."
+(defn- make-opened
+  "Returns a handle of a descriptor that was just opened.
+  Closes it if that throws."
   [fd access options path ctx]
-  (owning fd
-    (let [info (map/info fd ctx nil)
-          spec (spec-told info (map-btf/types-of info options ctx))]
-      (mapped-if-asked options (make fd info spec access path)))))
+  (close-on-error fd
+    (let [info (kernel.map/info fd ctx nil)
+          spec (spec-of-info info (map-btf/types-of info options ctx))]
+      (use-memory-if-mapped options (make-map fd info spec access path)))))
 
 (defn entry-count
-  "Returns how many entries an open map has; nil if they cannot be read.
+  "Returns the number of entries of an open map; nil if they cannot be read.
 
-  Without types: counting needs none."
+  Does not read the types, which counting does not need."
   [fd info]
   (try
-    (let [spec (spec-told info (map-btf/bytes-types info))]
-      (batch-ops/count-entries (make fd info spec :read-only nil)))
+    (let [spec (spec-of-info info (map-btf/bytes-types info))]
+      (batch-ops/count-entries (make-map fd info spec :read-only nil)))
     (catch ExceptionInfo _ nil)))
 
-(defn- access
-  "The access that options ask for: a descriptor that the kernel opens has just that."
+(defn- requested-access
+  "Returns the access in the options of `open`.
+  The kernel opens exactly that."
   [options]
   (:access options :read-write))
 
-(defn- whole-number [ref n most]
+(defn- check-number [ref n most]
   (if (and (int? n) (<= 0 n most))
     n
     (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref)))
@@ -576,7 +609,7 @@
   (let [path (call/path-text file :open)
         ctx {:op :open :path path}
         fd (try
-             (map/by-path path (access options) ctx)
+             (kernel.map/open-path path (requested-access options) ctx)
              (catch ExceptionInfo e
                (if (and (= :not-found (:bpfmap/error (ex-data e))) (not (str/includes? path "/")))
                  (throw (error/error :not-found (str "There is no file " path)
@@ -584,11 +617,12 @@
                                             (str "to open a map by its name: (open {:name "
                                                  (pr-str path) "})"))))
                  (throw e))))]
-    (adopt fd (access options) options path ctx)))
+    (make-opened fd (requested-access options) options path ctx)))
 
 (defn- open-id [id options]
   (let [ctx {:op :open}]
-    (adopt (map/by-id id (access options) ctx) (access options) options nil ctx)))
+    (make-opened (kernel.map/open-id id (requested-access options) ctx) (requested-access options)
+                 options nil ctx)))
 
 (defn- with-types
   "Returns the options of open with the types under `:key` and `:value`."
@@ -604,18 +638,18 @@
 
 (defn- open-ref [ref options]
   (cond
-    (int? ref) (open-id (whole-number ref ref 0xffffffff) options)
+    (int? ref) (open-id (check-number ref ref 0xffffffff) options)
     (or (string? ref) (instance? Path ref) (instance? File ref)) (open-path ref options)
     (and (map? ref) (= 1 (count ref)))
     (let [[kind x] (first ref)]
       (case kind
-        (:id :map-id) (open-id (whole-number ref x 0xffffffff) options)
+        (:id :map-id) (open-id (check-number ref x 0xffffffff) options)
         :name (open-id (naming/id-of x) options)
         :path (open-path x options)
         :fd (let [ctx {:op :open}
-                  fd (call/of-number :map (whole-number ref x 0x7fffffff) ctx)]
-              (owning fd
-                (adopt fd (or (call/access fd) (access options)) options nil ctx)))
+                  fd (call/open-number :map (check-number ref x 0x7fffffff) ctx)]
+              (close-on-error fd
+                (make-opened fd (or (call/access fd) (requested-access options)) options nil ctx)))
         (throw (invalid-option [kind] (str "Unknown reference " (pr-str (error/shown ref)))
                                "it is {:id n}, {:map-id n}, {:path p}, {:name n} or {:fd n}"))))
     :else (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref)))
@@ -629,8 +663,10 @@
 ;; --- the spec of an open map
 
 (defn- inner-spec
-  "Returns the spec of the first map that a map of maps holds, or nil if it holds none or none can
-  be opened. The kernel takes only maps that are like the one for which the map of maps was made."
+  "Returns the spec of the first inner map of a map of maps, without its name.
+
+  Returns nil if there is none or it cannot be opened. All inner maps are alike: the kernel
+  accepts no others."
   [m]
   (try
     (when-let [{:keys [map-id]} (reduce (fn [_ [_ value]] (reduced value)) nil m)]
@@ -639,7 +675,7 @@
     (catch ExceptionInfo _ nil)))
 
 (defn spec
-  "Returns the spec of the map."
+  "Returns the spec of the map, with `:inner-map` for a map of maps."
   [m]
   (let [{:keys [inner-map] :as spec} (bpf-map/spec-of m)
         inner (when (and (nil? inner-map) (:inner? (bpf-map/row-of m)))

@@ -1,14 +1,16 @@
 (ns ^:no-doc bpfmap.impl.map.map-btf
-  "Types on their way to the kernel and back: a map is created with BTF, and opened with the types
-  that its BTF tells."
+  
+  "Converts types of maps to BTF and back.
+
+  A map is created with the BTF of its types, and opened with the types of its BTF."
   (:require [bpfmap.btf :as btf]
             [bpfmap.error :as error]
             [bpfmap.impl.btf.types :as types]
             [bpfmap.impl.btf.writer :as writer]
             [bpfmap.impl.cache :as cache]
-            [bpfmap.impl.kernel.btf :as sys.btf]
+            [bpfmap.impl.kernel.btf :as kernel.btf]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.map :as map]
+            [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.map.struct-ops :as struct-ops]
             [bpfmap.impl.rules :as rules]
             [bpfmap.impl.type.node :as node]
@@ -17,19 +19,23 @@
 
 (set! *warn-on-reflection* true)
 
-;; --- to the kernel
+;; --- types to BTF
 
-(defn- says-something? [type]
+(defn- informative? [type]
   (not (and (vector? type) (= :bytes (first type)))))
 
 (defn- index-type
-  "Returns the node of the key that the kernel is given for an array: it accepts only integers."
+  "Returns the node to use in BTF for the key of an array.
+
+  The kernel requires an integer, whatever the index means."
   [key]
   (if (= :integer (:kind key)) key (node/node :u32 nil [])))
 
-(defn- with-variable
-  "Adds a variable of a map's name to BTF records, in the section .maps, as libbpf loads it: the
-  kernel itself keeps 15 characters of a name. See `bpfmap.impl.map.naming`."
+(defn- add-variable
+  "Adds a variable with a map's whole name to BTF records, in the section .maps.
+
+  libbpf loads maps like this. The kernel itself keeps 15 characters of a name. See
+  `bpfmap.impl.map.naming`."
   [{:keys [records ids]} name]
   (let [n (count records)
         pointers (map (fn [id] {:kind :ptr :type id}) ids)
@@ -44,16 +50,19 @@
                              {:kind :datasec :name ".maps" :size 16
                               :vars [{:type (+ n 4) :offset 0 :size 16}]}]))}))
 
-(defn- written
-  "Returns the BTF of the nodes of a key and a value, `{:bytes :ids}`, with the variable of a map's
-  whole name if that is not nil."
+(defn- write-btf
+  "Returns the BTF of the nodes of key and value: `{:bytes :ids}`.
+
+  With the variable of a map's whole name, if `variable` is not nil."
   [nodes named variable]
   (let [{:keys [records ids]} (cond-> (types/records-of-nodes nodes named)
-                                variable (with-variable variable))]
+                                variable (add-variable variable))]
     {:bytes (writer/blob records) :ids ids}))
 
 (defn- variable-of
-  "The whole name of a spec that the kernel would cut, if a variable can have it."
+  "Returns the whole name of a spec if the kernel would cut it, else nil.
+
+  Also nil if a variable cannot have the name."
   [{:keys [whole-name]}]
   (when (and (string? whole-name)
              (< 15 (count whole-name))
@@ -61,64 +70,70 @@
     whole-name))
 
 (defn- btf-of
-  "The BTF of a spec, where its type takes any and its key or value says more than bytes, or its
-  name is to be kept; nil otherwise."
+  "Returns the BTF of a spec; nil if none is possible or useful.
+
+  It is useful if key or value are more than bytes, or if the whole name has to be kept."
   [{:keys [type key value types] :as spec} variable]
   (let [{:keys [btf]} (rules/types type)
         node #(node/node-of spec %)]
     (case btf
       :none nil
-      :required (written [(node :key) (node :value)] types variable)
-      :value (when (or variable (says-something? value))
-               (written [nil (node :value)] types variable))
-      ;; The kernel looks the value's type up in its own BTF, and yet wants some BTF object with it.
+      :required (write-btf [(node :key) (node :value)] types variable)
+      :value (when (or variable (informative? value))
+               (write-btf [nil (node :value)] types variable))
+      ;; The kernel looks up the value's type in its own BTF, but requires a BTF object as well.
       :kernel (assoc (btf/->btf [:u32] nil) :ids [0 0])
-      (when (and key value (or variable (some says-something? [key value])))
-        (written [(cond-> (node :key) (= :index btf) index-type) (node :value)] types
-                 variable)))))
+      (when (and key value (or variable (some informative? [key value])))
+        (write-btf [(cond-> (node :key) (= :index btf) index-type) (node :value)] types
+                   variable)))))
 
 (defn with-btf
-  "A completed spec that carries its BTF, which is made when it is first needed. The spec may get
-  other names, not other types."
+  "Returns a completed spec with its BTF as metadata, made on demand.
+
+  The name of the spec may be changed, its types may not."
   [spec]
   (vary-meta spec assoc ::btf (delay (btf-of spec nil))))
 
-(defn- kept-btf
-  "The BTF that a spec carries; nil if it has none, or if making it failed, perhaps for want of
-  memory that there is now."
+(defn- carried-btf
+  "Returns the BTF in the metadata of a spec; nil if none, or if making it failed.
+
+  It may have failed for lack of memory that is available now."
   [spec]
   (when-let [btf (::btf (meta spec))]
     (try @btf (catch Throwable _ nil))))
 
 (def ^:private btf-refused
-  "How the kernel refuses BTF: a kind that it does not know, a name, a map type that takes none."
+  "Errnos for BTF that the kernel rejects.
+
+  For a kind that it does not know, for a name, or for the map type."
   #{:EINVAL :ENOTSUPP :EOPNOTSUPP :E2BIG})
 
-(defn- refused? [e]
+(defn- btf-refused? [e]
   (btf-refused (:bpfmap/errno (ex-data e))))
 
-(defn- loaded
-  "The BTF of a spec in the kernel: `{:fd :ids}`, `{:untyped reason}` where there can be none, nil
-  where none is needed."
+(defn- load-btf
+  "Loads the BTF of a spec: `{:fd :ids}`, `{:untyped reason}` or nil.
+
+  `:untyped` means that the map has to be created without BTF, nil that it needs none."
   [spec ctx]
   (try
     (let [load (fn [variable]
-                 (when-let [{:keys [bytes ids]} (or (when-not variable (kept-btf spec))
+                 (when-let [{:keys [bytes ids]} (or (when-not variable (carried-btf spec))
                                                   (btf-of spec variable))]
-                   {:fd (sys.btf/load bytes (:token spec) ctx) :ids ids}))]
+                   {:fd (kernel.btf/load bytes (:token spec) ctx) :ids ids}))]
       (if-let [variable (variable-of spec)]
         (try
           (load variable)
           (catch ExceptionInfo e
-            (if (refused? e) (load nil) (throw e)))) ; before Linux 5.2 there are no variables
+            (if (btf-refused? e) (load nil) (throw e)))) ; before Linux 5.2 there are no variables
         (load nil)))
     (catch ExceptionInfo e
-      ;; EPERM as well: where unprivileged users may create maps, they may still load no BTF.
+      ;; EPERM as well: unprivileged users who may create maps still may not load BTF.
       (let [{:bpfmap/keys [error errno]} (ex-data e)]
         (cond
-          ;; Where the map needs its types, what was lacking for them is the reason, not their
-          ;; absence.
-          (or (refused? e)
+          ;; If the map requires its types, the user needs the reason why they were rejected, not
+          ;; an error about their absence.
+          (or (btf-refused? e)
               (and (= :EPERM errno) (not= :required (:btf (rules/types (:type spec))))))
           {:untyped (str "the kernel did not take the types as BTF (" (name errno) ")")}
 
@@ -126,28 +141,28 @@
           :else (throw e))))))
 
 (defn create-with-btf
-  "Creates a map from a completed spec, with BTF if that can be; returns `{:fd :untyped}`, the
-  latter why it has none.
+  "Creates a map from a completed spec, with BTF if possible: `{:fd :untyped}`.
 
-  The one retry without BTF follows a failure that BTF can cause, and no other."
+  `:untyped` is the reason for having no BTF. Retries without BTF once, and only after a failure
+  that BTF can cause."
   [spec ctx]
-  ;; What this kernel lacks is found out only if all else fails
+  ;; The probes for what this kernel lacks run only if everything else fails.
   (let [without (dissoc ctx :unsupported)
-        {btf :fd :keys [ids untyped]} (loaded spec without)]
+        {btf :fd :keys [ids untyped]} (load-btf spec without)]
     (if-not btf
-      {:fd (map/create spec ctx) :untyped untyped}
+      {:fd (kernel.map/create spec ctx) :untyped untyped}
       (try
-        {:fd (map/create (assoc spec :btf {:fd btf :key (first ids) :value (second ids)})
-                          without)}
+        {:fd (kernel.map/create (assoc spec :btf {:fd btf :key (first ids) :value (second ids)})
+                                without)}
         (catch ExceptionInfo e
-          (if (refused? e)
-            {:fd (map/create spec ctx)
+          (if (btf-refused? e)
+            {:fd (kernel.map/create spec ctx)
              :untyped (str "the kernel refused the types of key and value for this map ("
                            (name (:bpfmap/errno (ex-data e))) ")")}
             (throw e)))
         (finally (call/close btf))))))
 
-;; --- back
+;; --- BTF to types
 
 (deftype ^:private TypeIds [^long btf-id ^long key-id ^long value-id map-type]
   Object
@@ -162,60 +177,64 @@
                 (= map-type (.-map-type other)))))))
 
 ;; The nodes of key and value, and when they were read.
-(deftype ^:private Told [key value ^long read-at])
+(deftype ^:private BtfTypes [key value ^long read-at])
 
-(def ^:private told-types
-  "Types of maps that were opened, by the ids of BTF object, key type and value type.
+(def ^:private types-cache
+  "Types of opened maps by the ids of BTF object, key type and value type.
 
-  A BTF object never changes, but its id comes round: the kernel counts up to 2^31, and then
-  begins with ids that are free. Nobody makes so many objects within [[holds-for]], so what was
-  read no longer ago is still what the id stands for."
+  A BTF object never changes, but its id may be reused: the kernel counts up to 2^31, and then
+  starts again with free ids. Nobody makes so many objects within [[max-age-ns]], so a younger
+  entry is still valid."
   (cache/cache))
 
-(def ^:private holds-for
-  "Nanoseconds for which the types of a BTF id hold."
+(def ^:private max-age-ns
+  "Nanoseconds for which the types of a BTF id are valid."
   60000000000)
 
-(def ^:private heaviest-kept
-  "Members of the largest type that is kept. A hostile program's BTF may have more, as may a few
-  sections of variables."
+(def ^:private max-cached-weight
+  "Members of the largest type that is cached.
+
+  The BTF of a hostile program may have more, and so may a few sections of variables."
   1000)
 
 (defn- read-types
-  "The types that a BTF object has under two ids; the key's is 0 for a data section or a bloom
-  filter, which have a value alone."
+  "Returns the types in a BTF object under two ids, and their weight.
+
+  The key's id is 0 for a data section or a bloom filter, which have a value only."
   [btf-id key-id value-id map-type ctx]
-  (let [blob (btf/parse (:bytes (sys.btf/blob btf-id ctx)))
+  (let [blob (btf/parse (:bytes (kernel.btf/blob btf-id ctx)))
         weigh (fn [id] (types/weighed-type-of blob id))
         [key key-weight] (if (= 0 key-id) [(:key (rules/types map-type)) 0] (weigh key-id))
         [value value-weight] (weigh value-id)]
-    [(Told. (some-> key (node/node nil [:key])) (node/node value nil [:value]) (System/nanoTime))
+    [(BtfTypes. (some-> key (node/node nil [:key])) (node/node value nil [:value])
+                (System/nanoTime))
      (+ (long key-weight) (long value-weight))]))
 
-(defn- told
-  "As [[read-types]], from a cache if it was read within [[holds-for]]."
-  ^Told [{:keys [btf-id btf-key-type-id btf-value-type-id type]} ctx]
+(defn- cached-types
+  "Returns the same as [[read-types]], from a cache within [[max-age-ns]]."
+  ^BtfTypes [{:keys [btf-id btf-key-type-id btf-value-type-id type]} ctx]
   (let [key-id (or btf-key-type-id 0)
         k (TypeIds. btf-id key-id btf-value-type-id type)
-        ^Told known (cache/known told-types k)]
-    (if (and known (< (- (System/nanoTime) (.-read-at known)) (long holds-for)))
+        ^BtfTypes known (cache/known types-cache k)]
+    (if (and known (< (- (System/nanoTime) (.-read-at known)) (long max-age-ns)))
       known
       (let [[types weight] (read-types btf-id key-id btf-value-type-id type ctx)]
-        (when (<= (long weight) (long heaviest-kept))
-          (cache/keep! told-types 128 k types))
+        (when (<= (long weight) (long max-cached-weight))
+          (cache/keep! types-cache 128 k types))
         types))))
 
 (defn- from-btf
-  "Returns the nodes of key and value in a map's BTF, or `{:untyped reason}` if it cannot be read.
-  With `:struct-ops` for a struct of the kernel's."
+  "Returns the nodes of key and value in a map's BTF, or `{:untyped reason}`.
+
+  For a struct of the kernel also has `:struct-ops`."
   [{:keys [btf-id btf-value-type-id btf-vmlinux-value-type-id] :as info} ctx]
   (when (or (and btf-id btf-value-type-id) btf-vmlinux-value-type-id)
     (try
       (if btf-vmlinux-value-type-id
-        (let [{:keys [value] :as found} (struct-ops/told info ctx)]
+        (let [{:keys [value] :as found} (struct-ops/value-type info ctx)]
           (cond-> found value (assoc :value (node/node value nil [:value]))))
-        (let [told (told info ctx)]
-          {:key (.-key told) :value (.-value told)}))
+        (let [types (cached-types info ctx)]
+          {:key (.-key types) :value (.-value types)}))
       (catch ExceptionInfo e
         (if (#{:malformed-btf :permission :not-found} (:bpfmap/error (ex-data e)))
           {:untyped (ex-message e)}
@@ -224,22 +243,22 @@
 (def ^:private types-of-bytes (cache/cache))
 
 (defn- bytes-type
-  "A `[:bytes n]`, the same object for the same size; nil for 0."
+  "Returns a `[:bytes n]`, the same object for the same size; nil for 0."
   [n]
   (when (pos? (long n))
     (cache/through types-of-bytes 256 n #(vector :bytes n))))
 
 (defn bytes-types
-  "Returns the types of a map whose key and value are read as bytes, as [[types-of]] does.
+  "Returns the types of a map read as bytes, as [[types-of]] does.
 
-  What refers to other objects is references all the same."
+  References to other objects are references all the same."
   [{:keys [type key-size value-size flags]}]
   {:key (bytes-type key-size)
    :value (or (when (:values (rules/types type)) (spec/value-default type value-size flags))
               (bytes-type value-size))})
 
-(defn- given
-  "Returns the node of the type that an option gives for one side, or nil."
+(defn- given-node
+  "Returns the node of the type in an option for key or value, or nil."
   [side size {:keys [types] :as options} info op]
   (when-let [{given-size :size given :type :as node} (some-> (side options)
                                                               (node/node types [side]))]
@@ -255,25 +274,25 @@
     node))
 
 (defn types-of
-  "Returns the types of a map just opened: those in the options, else those of its BTF, else bytes.
+  "Returns the types of an opened map: from options, else from BTF, else bytes.
 
-  The result is `{:key :value}` and carries their nodes, with `:types` of the options, with
-  `:struct-ops` where the value is a struct of the kernel's, and with `:untyped`, a reason, where
-  there is BTF that cannot be used."
+  As `{:key :value}` with their nodes as metadata, with `:types` of the options, with `:struct-ops`
+  if the value is a struct of the kernel, and with `:untyped`, a reason, if there is BTF that
+  cannot be used."
   [{:keys [type flags key-size value-size] :as info} options {:keys [op] :as ctx}]
-  (let [given-key (given :key key-size options info op)
-        given-value (given :value value-size options info op)
-        told (when-not (and given-key given-value) (from-btf info ctx))
+  (let [given-key (given-node :key key-size options info op)
+        given-value (given-node :value value-size options info op)
+        btf-types (when-not (and given-key given-value) (from-btf info ctx))
         fitting (fn [size node] (when (= size (:size node)) node))
-        key (or given-key (fitting key-size (:key told)))
+        key (or given-key (fitting key-size (:key btf-types)))
         default (delay (spec/value-default type value-size flags))
-        told-value (fitting value-size (:value told))
-        ;; What refers to other objects reads as references, whatever anybody calls its type.
+        btf-value (fitting value-size (:value btf-types))
+        ;; References stay references, whatever type an option or the BTF names.
         value (when-not (and (:values (rules/types type)) @default)
-                (or (when (:struct-ops told) told-value) given-value told-value))]
+                (or (when (:struct-ops btf-types) btf-value) given-value btf-value))]
     (cond-> {:key (or (:type key) (rules/key-type type key-size) (bytes-type key-size))
              :value (or (:type value) @default (bytes-type value-size))}
       (contains? options :types) (assoc :types (:types options))
       (or key value) (node/carrying key value)
-      (:struct-ops told) (assoc :struct-ops (:struct-ops told))
-      (:untyped told) (assoc :untyped (:untyped told)))))
+      (:struct-ops btf-types) (assoc :struct-ops (:struct-ops btf-types))
+      (:untyped btf-types) (assoc :untyped (:untyped btf-types)))))

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.impl.map.mapped
-  "The memory of an open map, for those who ask for it and for the map's own operations."
+  
+  "Maps the memory of an open map, for callers and for the map's own operations."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]]
             [bpfmap.impl.memory.bytes]
@@ -19,14 +20,14 @@
     (refuse m refusal)))
 
 (defn memory
-  "The memory of a map, mapped."
+  "Returns the memory of a map, mapped."
   [^BpfMap m]
   (with-error-context [m :memory]
     (check-mappable m)
     (mapping/memory (.-mapping m))))
 
 (defn memory-or-nil
-  "The memory of a map, mapped; nil where it has none to map, or the kernel does not map it."
+  "Returns the memory of a map, mapped; nil if it cannot be mapped."
   [^BpfMap m]
   (when-not (mapping/refusal (.-spec m) (.-access m))
     (try
@@ -36,11 +37,11 @@
           (throw e))))))
 
 (defn through-memory
-  "Has `get`, `put!` and `reduce` of a map go through its memory."
+  "Makes `get`, `put!` and `reduce` of a map use its memory."
   [^BpfMap m]
   (with-error-context [m :memory]
     (check-mappable m)
-    (when-not (.-direct m)
+    (when-not (.-fast-path m)
       (refuse m
               [:not-supported
                "it has no elements that could be read and written there; (memory m) gives its memory"]))

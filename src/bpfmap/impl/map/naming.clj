@@ -1,15 +1,16 @@
 (ns ^:no-doc bpfmap.impl.map.naming
-  "Finds the map of a name.
+  
+  "Finds the map with a name.
 
-  The kernel keeps 15 characters of a name, and only letters, digits, `_` and `.`. A name that it
-  keeps as it is is compared with what the kernel reports. Any other is compared with whole names:
-  that of the map's variable in its BTF, as libbpf loads it, and the file names of its pins.
-  Without such a name a map is never opened by a name that was cut."
+  The kernel keeps 15 characters of a name, and only letters, digits, `_` and `.`. A name that
+  fits is compared with the names that the kernel reports. Any other name is compared with whole
+  names: the map's variable in its BTF, as libbpf loads it, and the file names of its pins. A map
+  without such a name is never opened by a name that was cut."
   (:require [bpfmap.btf :as btf]
             [bpfmap.error :as error]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.host.inventory :as inventory]
-            [bpfmap.impl.kernel.btf :as sys.btf]
+            [bpfmap.impl.kernel.btf :as kernel.btf]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.rules :as rules]
             [bpfmap.spec :as spec]
@@ -21,39 +22,42 @@
 
 ;; --- the kernel's name of a whole name
 
-(defn- replaced
-  "Returns the kernel's name of a data section as libbpf makes it: what is not a letter, digit,
-  `_` or `.` becomes `_`."
+(defn- libbpf-name
+  "Returns the kernel's name of a data section, as libbpf makes it.
+
+  Each character except letters, digits, `_` and `.` becomes `_`."
   [whole]
   (let [text (str/replace whole #"[^A-Za-z0-9_.]" "_")]
     (subs text 0 (min 15 (count text)))))
 
 (defn- shortens-to?
-  "Returns true if the kernel's name of a map can be what is left of a whole name."
+  "Returns true if the kernel can have made a name from a whole name."
   [whole kernel-name]
   (and (seq kernel-name)
        (or (= kernel-name (spec/kernel-name whole))
-           (= kernel-name (replaced whole)))))
+           (= kernel-name (libbpf-name whole)))))
 
 ;; --- whole names in BTF
 
 (defn- pointed-at
-  "Returns the id that a member of a map's definition points at, or nil."
+  "Returns the type id that a member of a map's definition points to, or nil."
   [b member]
   (let [{:keys [kind type]} (blob/record b (:type member))]
     (when (= :ptr kind) type)))
 
 (defn- number-in
-  "Returns the number of a member that was written as `__uint(name, number)`: a pointer to an
-  array of that many."
+  "Returns the number of a member that was written as `__uint(name, number)`.
+
+  Its type is a pointer to an array of that many elements."
   [b member]
   (when-let [id (pointed-at b member)]
     (let [{:keys [kind count]} (blob/record b id)]
       (when (= :array kind) count))))
 
 (defn- definition
-  "Returns what a variable of `.maps` says of its map: `{:type :max-entries :flags :key :value}`,
-  numbers and ids of types."
+  "Returns the map definition of a variable of `.maps`, with numbers and type ids.
+
+  As `{:type :max-entries :flags :key :value}`."
   [b var-id]
   (let [{:keys [kind members]} (blob/record b (blob/resolve b (:type (blob/record b var-id))))
         member (when (#{:struct :union} kind) (into {} (map (juxt :name identity)) members))
@@ -63,7 +67,7 @@
      :key (of pointed-at "key") :value (of pointed-at "value")}))
 
 (defn- of-info
-  "Returns what the kernel says of a map, as a [[definition]]."
+  "Returns the info of a map in the form of a [[definition]]."
   [{:keys [type max-entries flags btf-key-type-id btf-value-type-id]}]
   {:type (rules/type-number type) :max-entries max-entries :flags (rules/flag-word flags)
    :key btf-key-type-id :value btf-value-type-id})
@@ -72,8 +76,9 @@
   (every? #(= (get info % 0) (or (get definition %) 0)) ks))
 
 (defn- variable-names
-  "Returns the names of the variables of `.maps` that may be those of a map: one name if that can
-  be told."
+  "Returns the names of the variables of `.maps` that may belong to a map.
+
+  One name if it can be determined."
   [b {:keys [name] :as info}]
   (let [variables (for [section (blob/ids-named b ".maps" :datasec)
                         {:keys [type]} (:vars (blob/record b section))
@@ -83,14 +88,15 @@
         matching (fn [ks] (filter #(agree? ks found (definition b %)) variables))]
     (set (map #(blob/name-of b %)
               (if (next variables)
-                ;; The sizes of a map may be changed before it is loaded, its types seldom are.
+                ;; Loaders often change the sizes of a map before loading it, and seldom its types.
                 (some (fn [ks] (let [those (matching ks)] (when (= 1 (count those)) those)))
                       [[:type :key :value] [:type :key :value :max-entries :flags]])
                 variables)))))
 
 (defn- annotated-name
-  "Returns the name in a struct `____btf_map_NAME`, by which older programs say which types a map
-  has, or nil."
+  "Returns the whole name in a struct `____btf_map_NAME`, or nil.
+
+  Older programs declare the types of a map with such a struct."
   [b {:keys [name btf-key-type-id btf-value-type-id]}]
   (first
    (for [id (range 1 (inc (blob/type-count b)))
@@ -102,11 +108,11 @@
      whole)))
 
 (defn- names-in-btf
-  "Returns the whole names that the BTF of a map has for it, as a set."
+  "Returns the whole names of a map in its BTF, as a set."
   [{:keys [name btf-id btf-value-type-id] :as info}]
   (when btf-id
     (try
-      (let [b (btf/parse (:bytes (sys.btf/blob btf-id {:op :open})))
+      (let [b (btf/parse (:bytes (kernel.btf/blob btf-id {:op :open})))
             section (when (and btf-value-type-id (= :datasec (blob/kind b btf-value-type-id)))
                       (blob/name-of b btf-value-type-id))]
         (cond
@@ -117,10 +123,10 @@
         (when-not (#{:malformed-btf :permission :not-found} (:bpfmap/error (ex-data e)))
           (throw e))))))
 
-;; --- who a map belongs to
+;; --- pins and holders of maps
 
 (defn- pins-by-map
-  "Returns the id of each pinned map with the paths of its pins; nil if pins cannot be read."
+  "Returns the paths of pins by map id; nil if pins cannot be read."
   []
   (try
     (reduce (fn [found {:keys [kind id path]}]
@@ -129,8 +135,7 @@
     (catch ExceptionInfo _ nil)))
 
 (defn- holders-by-map
-  "Returns the id of each map that is open with the processes that have it open; nil if that
-  cannot be read."
+  "Returns the processes that have a map open, by map id; nil if unreadable."
   []
   (try
     (reduce (fn [found {:keys [holds] :as process}]
@@ -143,33 +148,36 @@
     (catch ExceptionInfo _ nil)))
 
 (defn- candidates
-  "Returns the maps that may have been meant, with their pins and holders."
+  "Returns the maps that may match, with their pins and holders."
   [infos pins]
   (let [held (holders-by-map)]
     (for [{:keys [id] :as info} infos]
       (assoc (select-keys info [:id :name :type]) :pinned (get pins id []) :held
              (get held id [])))))
 
-(defn- described
+(defn- describe
   "Returns the text of a candidate: its id, its pins and its holders."
   [{:keys [id pinned held]}]
   (str id " ("
-       (if (seq pinned) (str "pinned at " (str/join ", " (map paths/printed pinned))) "not pinned")
+       (if (seq pinned)
+         (str "pinned at " (str/join ", " (map paths/printable pinned)))
+         "not pinned")
        (when (seq held)
          (str "; held by " (str/join ", " (map #(str (:command %) "[" (:pid %) "]") held)))) ")"))
 
-;; --- a name's map
+;; --- the map with a name
 
 (defn- file-name?
-  "Returns true if the last part of a pin's path is the name, as bytes or as printed."
+  "Returns true if a path's last part is the name, as bytes or as printed."
   [name path]
   (let [file-name (paths/file-name path)]
-    (or (= name (paths/printed file-name))
+    (or (= name (paths/printable file-name))
         (some-> (paths/exact-bytes name) (Arrays/equals (paths/bytes-of file-name))))))
 
 (defn id-of
-  "Returns the id of the one map of a name. A map that cannot be looked at might be another one,
-  unless it is gone."
+  "Returns the id of the only map with a name.
+
+  Throws if a map cannot be read, since it might have the name too, unless it has gone."
   [given]
   (let [name (str given)
         kernel-name (spec/kernel-name name)
@@ -181,9 +189,10 @@
         kept? (= name kernel-name)
         alike (filterv #(if kept? (= name (:name %)) (shortens-to? name (:name %)))
                        (inventory/map-infos :open (fn [_ e]
-                                                (when-not (= :not-found (:bpfmap/error (ex-data e)))
-                                                  (throw e)))
-                                       true))
+                                                      (when-not
+                                                        (= :not-found (:bpfmap/error (ex-data e)))
+                                                        (throw e)))
+                                            true))
         pins (delay (pins-by-map))
         found (if kept?
                 alike
@@ -199,9 +208,9 @@
                                         :bpfmap/hint (hint
                                                       (str
                                                        (str/join
-                                                        ", " (map described (take 8 candidates)))
-                                                           (when (< 8 (count candidates))
-                                                             ", …")))}))))]
+                                                        ", " (map describe (take 8 candidates)))
+                                                       (when (< 8 (count candidates))
+                                                         ", …")))}))))]
     (cond
       (next found)
       (refuse :ambiguous "There is more than one map named" found

@@ -1,15 +1,16 @@
 (ns ^:no-doc bpfmap.impl.map.raw-entries
-  "The entries of a map as bytes, which is what tells them apart, and what a spec's types make of
-  the bytes.
+  
+  "Entries of a map as bytes, and their conversion by the types of a spec.
 
-  Bytes are views (`bpfmap.bytes`). Those of a per-CPU value are the values of all CPUs one after
-  the other, each on its stride of eight bytes."
+  Bytes are compared instead of data, because different bytes may decode to the same data. They
+  are views (`bpfmap.bytes`). A per-CPU value has the values of all CPUs one after the other, each
+  on a stride of eight bytes."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.codec :as codec]
-            [bpfmap.impl.codec.element :as element]
+            [bpfmap.impl.codec.element :as codec.element]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.element :as el]
+            [bpfmap.impl.kernel.element :as kernel.element]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]]
             [bpfmap.impl.rules :as rules])
   (:import (bpfmap.bytes ByteView)
@@ -24,15 +25,16 @@
 ;; --- a map as bytes
 
 (defn- as-bytes
-  "The codec of as many bytes as another has; nil for none."
+  "Returns the codec of as many bytes as another codec has; nil for nil."
   ^Codec [^Codec codec]
   (when codec (codec/codec [:bytes (.size codec)])))
 
-(defn twin
-  "Opens a second handle of the map, whose keys and values are bytes as they lie in the kernel.
+(defn open-raw
+  "Opens a second handle of the map, whose keys and values are bytes.
   Close it.
 
-      (with-open [raw (twin m)] (into {} raw)) ;=> {#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"}"
+      (with-open [raw (open-raw m)] (into {} raw))
+      ;=> {#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"}"
   ^BpfMap [^BpfMap m]
   (with-error-context [m :clone]
     (let [key-codec (as-bytes (.-key-codec m))
@@ -40,7 +42,7 @@
           size (fn [^Codec codec] (if codec (.size codec) 0))
           fd (call/duplicate (bpf-map/descriptor m) {:op :clone :map (bpf-map/identity-of m)})]
       (BpfMap. fd (bpf-map/identity-of m) (.-spec m) (.-access m) (.-refusals m)
-               (el/elements fd (size key-codec) (size value-codec))
+               (kernel.element/elements fd (size key-codec) (size value-codec))
                key-codec value-codec nil nil (atom nil) (bpf-map/row-of m) nil nil))))
 
 ;; --- bytes to data and back
@@ -49,14 +51,14 @@
   (fn [^ByteView view]
     (.decode codec (MemorySegment/ofArray ^bytes (.-array view)) 0)))
 
-(defn- number-of
-  "A reference that was read as the number that the kernel gave for it."
+(defn- reference-number
+  "Returns the number of a reference that was read from the kernel."
   [x]
   (cond
     (not (map? x)) x
     (contains? x :map-id) (:map-id x)
     (contains? x :program-id) (:program-id x)
-    (contains? x :program) (update x :program #(if (nil? %) 0 (number-of %)))
+    (contains? x :program) (update x :program #(if (nil? %) 0 (reference-number %)))
     :else x))
 
 (defn- encoder [^Codec codec]
@@ -65,25 +67,28 @@
       (if (= size (bytes/byte-count x))
         (bytes/->bytes x)
         (let [array (byte-array size)]
-          (.encode codec (number-of x) (MemorySegment/ofArray array) 0)
+          (.encode codec (reference-number x) (MemorySegment/ofArray array) 0)
           (bytes/wrap array))))))
 
 (defn types
-  "Returns what the types of a completed spec make of bytes, of a per-CPU map with values for so
-  many CPUs: `{:key-in :value-in :key-out :value-out}`, functions from data to bytes and from
-  bytes to data. Those into bytes take bytes of the right size too, and throw `:invalid-value` for
-  anything that does not fit.
+  "Returns the conversions between data and bytes for a completed spec.
 
-      ((:key-in (types {:type :hash :key :u32 :value :u32} nil)) 7) ;=> #bpfmap/bytes \"07 00 00 00\""
+  As `{:key-in :value-in :key-out :value-out}`: `in` from data to bytes, `out` from bytes to data.
+  `cpus` is the number of values of a per-CPU map. The functions to bytes return bytes of the
+  right size unchanged, and throw `:invalid-value` for anything that does not fit.
+
+      ((:key-in (types {:type :hash :key :u32 :value :u32} nil)) 7)
+      ;=> #bpfmap/bytes \"07 00 00 00\""
   [spec cpus]
-  (let [key-codec (element/key spec)
-        value-codec (element/value spec cpus)]
+  (let [key-codec (codec.element/key spec)
+        value-codec (codec.element/value spec cpus)]
     {:key-in (encoder key-codec) :key-out (decoder key-codec)
      :value-in (encoder value-codec) :value-out (decoder value-codec)}))
 
-(defn- without-padding
-  "A function from the bytes of a value to the same with zeros between the values of CPUs, where
-  nothing of anybody's lies."
+(defn- zero-padding
+  "Returns a function that sets the padding of a per-CPU value's bytes to zero.
+
+  The kernel leaves arbitrary bytes between the values of CPUs."
   [{:keys [type value-size]}]
   (let [size (long value-size)
         stride (rules/stride size)]
@@ -98,19 +103,21 @@
 ;; --- all entries
 
 (defn entries
-  "Returns the entries of an open map as bytes, as something to reduce: `[key value]`, each as a
-  view. What lies between the values of CPUs is zero.
+  "Returns the entries of an open map as a reducible of `[key value]`, as bytes.
+
+  The padding between the values of CPUs is zero.
 
       (into {} (entries m)) ;=> {#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"}"
   [m]
-  (let [normal (without-padding (bpf-map/spec-of m))]
+  (let [normal (zero-padding (bpf-map/spec-of m))]
     (reify IReduceInit
       (reduce [_ f init]
-        (with-open [raw (twin m)]
-          (bpf-map/reduce-entries raw (fn [acc k v] (f acc (el/entry k (normal v)))) init nil))))))
+        (with-open [raw (open-raw m)]
+          (bpf-map/reduce-entries raw (fn [acc k v] (f acc (kernel.element/entry k (normal v))))
+                                  init nil))))))
 
 (defn snapshot
-  "Returns the entries of something that reduces to pairs of bytes, in a map of Java's.
+  "Returns a reducible of pairs of bytes as a `HashMap`.
 
       (snapshot (entries m)) ;=> {#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"}"
   ^HashMap [entries]
@@ -145,11 +152,13 @@
                          (map (fn [[k v]] (f :removed k v nil)))
                          before)])))
 
-;; --- data that says the same
+;; --- comparison of data
 
 (defn same-data?
-  "Returns true if two values say the same: as `=`, but of floating-point numbers the bits count,
-  so that NaN is the same as NaN and -0.0 is not the same as 0.0.
+  "Returns true if two values are equal.
+  Compares floating-point numbers by bits.
+
+  NaN is the same as NaN, and -0.0 is not the same as 0.0.
 
       (same-data? {:f ##NaN} {:f ##NaN}) ;=> true"
   [a b]
@@ -160,10 +169,11 @@
     (and (vector? a) (vector? b)) (and (= (count a) (count b)) (every? true? (map same-data? a b)))
     :else (= a b)))
 
-(defn misfit-in
-  "Runs f with an entry of data; an error of its says which entry it is about.
+(defn with-entry-context
+  "Runs f.
+  If f throws, adds the entry of `:contents` to the error.
 
-      (misfit-in :restore 7 #(key-in 7))"
+      (with-entry-context :restore 7 #(key-in 7))"
   [op k f]
   (try
     (f)

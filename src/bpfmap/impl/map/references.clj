@@ -1,14 +1,15 @@
 (ns ^:no-doc bpfmap.impl.map.references
-  "What map types store or are keyed by as descriptors: maps, programs, sockets, tasks, cgroups,
-  files.
+  
+  "Resolves references in keys and values to numbers of descriptors.
 
-  A reference is resolved to a descriptor's number for the time of one call. What it took to
-  get the number is in use until the call is over, and what was opened for it is closed then."
+  References are the maps, programs, sockets, tasks, cgroups and files that some map types store
+  or are keyed by. A reference is resolved for the time of one call. All descriptors that this
+  needs are acquired in a scope, and released after the call."
   (:require [bpfmap.error :as error]
-            [bpfmap.impl.codec.element :as element]
+            [bpfmap.impl.codec.element :as codec.element]
             [bpfmap.impl.codec.error :refer [misfit]]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.map :as map]
+            [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.rules :as rules]
             [bpfmap.impl.type.node :as node])
@@ -17,179 +18,187 @@
 
 (set! *warn-on-reflection* true)
 
-(defprotocol Open
-  "Something open of this library that has a descriptor."
-  (descriptor ^bpfmap.sys.Fd [x] "Its descriptor.")
-  (kind [x] "Its kind: `:map`, `:program` or `:link`.")
-  (id [x] "Its id."))
+(defprotocol OpenObject
+  "An open object of this library that has a descriptor."
+  (descriptor ^bpfmap.sys.Fd [x] "Returns its descriptor.")
+  (kind [x] "Returns its kind: `:map`, `:program` or `:link`.")
+  (id [x] "Returns its id."))
 
-;; An open map is looked up by `get`: only plain maps may be destructured here.
+;; Destructuring an open map would look up its keys in the kernel: test for plain maps first.
 
-;; --- numbers in use
+;; --- scopes
 
-(defn- in-use
-  "The number of a descriptor, in use until `held` is let go."
-  [^ArrayList held ^Fd fd]
+(defn- acquire-number
+  "Returns the number of a descriptor, in use until `scope` is released."
+  [^ArrayList scope ^Fd fd]
   (let [number (.acquire fd)]
-    (.add held #(.release fd))
+    (.add scope #(.release fd))
     number))
 
-(defn- owned
-  "The number of a descriptor opened for this, which is closed when `held` is let go."
-  [^ArrayList held ^Fd fd]
-  (.add held #(call/close fd))
-  (in-use held fd))
+(defn- acquire-opened
+  "Returns the number of a descriptor that is closed when `scope` is released."
+  [^ArrayList scope ^Fd fd]
+  (.add scope #(call/close fd))
+  (acquire-number scope fd))
 
 (defn release-all!
-  "Ends the use of everything that was resolved into `held`."
-  [^ArrayList held]
-  (doseq [end (reverse held)] (end))
-  (.clear held))
+  "Releases all descriptors of `scope`, and closes those opened for it."
+  [^ArrayList scope]
+  (doseq [end (reverse scope)] (end))
+  (.clear scope))
 
-;; --- from data to a number
+;; --- references to numbers
 
 (defn- descriptor-number? [n] (and (int? n) (<= 0 (long n) 0x7fffffff)))
 
 (defn- id? [n] (and (int? n) (<= 0 (long n) 0xffffffff)))
 
-(defn- process-number? [n] (and (int? n) (<= 1 (long n) 0x7fffffff)))
+(defn- pid? [n] (and (int? n) (<= 1 (long n) 0x7fffffff)))
 
 (defn- only?
-  "Whether x is data with just these keys. An open map is none: to look for a key in it is to ask
-  the kernel."
+  "Returns true if x is a plain map with exactly these keys.
+
+  An open map is not: looking for a key in it would be a system call."
   [x & ks]
   (and (map? x) (= (set ks) (set (keys x)))))
 
-(defn- of-fd
-  "`{:fd n}`, a descriptor of this process, or `{:pid p :fd n}`, one of another's: the number, or
-  nil for anything else."
-  [held x ctx]
-  (cond
-    (only? x :fd) (when (descriptor-number? (:fd x)) (call/callers-number (:fd x) (:op ctx)))
-    (only? x :pid :fd) (let [{:keys [pid fd]} x]
-                         (when (and (process-number? pid) (descriptor-number? fd))
-                           (owned held (call/descriptor-of-process pid fd ctx))))))
+(defn- fd-number
+  "Returns the number of `{:fd n}` or `{:pid p :fd n}`, or nil for anything else.
 
-(defn- of-open
-  "The number of an open object of the kind wanted. That one which is closed is named, not the map
-  that was to hold it."
-  [held wanted x]
-  (when (and (satisfies? Open x) (= wanted (kind x)))
+  The former is a descriptor of this process, the latter one of another process."
+  [scope x ctx]
+  (cond
+    (only? x :fd) (when (descriptor-number? (:fd x)) (call/check-fd-number (:fd x) (:op ctx)))
+    (only? x :pid :fd) (let [{:keys [pid fd]} x]
+                         (when (and (pid? pid) (descriptor-number? fd))
+                           (acquire-opened scope (call/descriptor-of-process pid fd ctx))))))
+
+(defn- open-object-number
+  "Returns the number of an open object of the wanted kind, or nil.
+
+  The error for a closed object names this object, not the map to which it is written."
+  [scope wanted x]
+  (when (and (satisfies? OpenObject x) (= wanted (kind x)))
     (try
-      (in-use held (descriptor x))
+      (acquire-number scope (descriptor x))
       (catch RuntimeException e
         (throw (error/error :closed (str "The " (name wanted) " given is closed: " x)
                             {:bpfmap/path [:value]
                              :bpfmap/hint "it was closed before or during this call; open it again"}
                             e))))))
 
-(defn- of-id
-  "The number of an object given by its id alone, under the key k."
-  [held x k object open ctx]
+(defn- id-number
+  "Returns the number of an object given as a map of the key k and its id, or nil."
+  [scope x k object open ctx]
   (when (and (only? x k) (id? (k x)))
-    (owned held (open (k x) (assoc ctx :reference (str object " " (k x)))))))
+    (acquire-opened scope (open (k x) (assoc ctx :reference (str object " " (k x)))))))
 
-(defn- of-map [held x ctx]
-  (or (of-open held :map x)
-      (of-id held x :map-id "map" #(map/by-id %1 :read-write %2) ctx)
-      (of-fd held x ctx)))
+(defn- map-number [scope x ctx]
+  (or (open-object-number scope :map x)
+      (id-number scope x :map-id "map" #(kernel.map/open-id %1 :read-write %2) ctx)
+      (fd-number scope x ctx)))
 
-(defn- of-program [held x ctx]
-  (or (of-open held :program x)
-      (of-id held x :program-id "program" #(call/by-id :program %1 %2) ctx)
-      (of-fd held x ctx)))
+(defn- program-number [scope x ctx]
+  (or (open-object-number scope :program x)
+      (id-number scope x :program-id "program" #(call/open-id :program %1 %2) ctx)
+      (fd-number scope x ctx)))
 
-(defn- of-program-field
-  "A value with a program in it that may be left out."
-  [held x ctx]
+(defn- resolve-program-field
+  "Returns a value with an optional program, with its number."
+  [scope x ctx]
   (cond
     (int? x) x
     (not (error/named-map? x)) nil
     (nil? (:program x)) (assoc x :program 0)
-    :else (when-let [number (of-program held (:program x) ctx)]
+    :else (when-let [number (program-number scope (:program x) ctx)]
             (assoc x :program number))))
 
-(defn- of-task [held x ctx]
+(defn- task-number [scope x ctx]
   (cond
-    (process-number? x) (owned held (call/pidfd x false ctx))
-    (only? x :pid) (when (process-number? (:pid x)) (owned held (call/pidfd (:pid x) false ctx)))
-    (only? x :tid) (when (process-number? (:tid x)) (owned held (call/pidfd (:tid x) true ctx)))
-    :else (of-fd held x ctx)))
+    (pid? x) (acquire-opened scope (call/pidfd x false ctx))
+    (only? x :pid) (when (pid? (:pid x)) (acquire-opened scope (call/pidfd (:pid x) false ctx)))
+    (only? x :tid) (when (pid? (:tid x)) (acquire-opened scope (call/pidfd (:tid x) true ctx)))
+    :else (fd-number scope x ctx)))
 
-(defn- of-file [directory?]
-  (fn [held x ctx]
+(defn- file-resolver [directory?]
+  (fn [scope x ctx]
     (if (paths/path? x)
-      (owned held (call/open-file (call/path-text x (:op ctx)) directory? ctx))
-      (of-fd held x ctx))))
+      (acquire-opened scope (call/open-file (call/path-text x (:op ctx)) directory? ctx))
+      (fd-number scope x ctx))))
 
 (def ^:private kinds
-  "How a reference of a kind becomes a number, and what it may be, in words."
+  "The resolving function and the description of each kind of reference."
   (let [fd "{:fd n}, a descriptor of this process, or {:pid p :fd n}, one of another's"]
-    {:map [of-map "an open map, {:map-id n} or {:fd n}"]
-     :program [of-program "a loaded program, {:program-id n} or {:fd n}"]
-     :program-field [of-program-field
+    {:map [map-number "an open map, {:map-id n} or {:fd n}"]
+     :program [program-number "a loaded program, {:program-id n} or {:fd n}"]
+     :program-field [resolve-program-field
                      "a map with :program, a loaded program or {:program-id n}, which may be left out"]
-     :socket [of-fd (str "a socket: " fd)]
-     :xdp-socket [of-fd (str "an AF_XDP socket: " fd)]
-     :perf-event [of-fd (str "a perf event: " fd)]
-     :cgroup [(of-file true) "a cgroup: the path of its directory, or {:fd n}"]
-     :inode [(of-file false) "a file: its path, or {:fd n}"]
-     :task [of-task
+     :socket [fd-number (str "a socket: " fd)]
+     :xdp-socket [fd-number (str "an AF_XDP socket: " fd)]
+     :perf-event [fd-number (str "a perf event: " fd)]
+     :cgroup [(file-resolver true) "a cgroup: the path of its directory, or {:fd n}"]
+     :inode [(file-resolver false) "a file: its path, or {:fd n}"]
+     :task [task-number
             "a task: a process id, {:pid n}, {:tid n} for one thread, or {:fd n}, a pidfd"]}))
 
 (defn- resolver
-  "A function of `held`, a reference and facts to what the codec takes."
+  "Returns a function of scope, reference and ctx that returns the codec's input."
   [kind path]
   (let [[resolve expected] (kinds kind)]
-    (fn [held x ctx]
-      (or (resolve held x ctx)
+    (fn [scope x ctx]
+      (or (resolve scope x ctx)
           (throw (misfit kind path x (str "it takes " expected)
                          (str (pr-str (error/shown x)) " is no reference of this kind")))))))
 
 (defn- functions-resolver
-  "As [[resolver]], for the programs that a struct_ops value has where the kernel's struct has
-  functions; nil stands for none."
+  "Returns the [[resolver]] of a struct_ops value, which has programs as functions.
+
+  nil stands for no program."
   [spec]
   (let [resolve (into {}
-                      (for [name (element/functions (node/node-of spec :value))]
+                      (for [name (codec.element/functions (node/node-of spec :value))]
                         [name (resolver :program [:value :data name])]))]
-    (fn [held x ctx]
+    (fn [scope x ctx]
       (if (and (error/named-map? x) (error/named-map? (:data x)))
         (update x :data #(reduce-kv (fn [data name resolve]
                                       (if (contains? data name)
                                         (update data name
                                                 (fn [program]
-                                                  (if (nil? program) 0 (resolve held program ctx))))
+                                                  (if (nil? program)
+                                                    0
+                                                    (resolve scope program ctx))))
                                         data))
                                     % resolve))
         x))))
 
-(deftype Bridge [key value])
+(deftype Resolvers [key value])
 
-(defn bridge
-  "How the references in keys and values of a completed spec's map are resolved; nil for a type
-  that has none."
-  ^Bridge [{:keys [type] :as spec}]
+(defn resolvers
+  "Returns the resolvers of key and value of a completed spec's map, or nil.
+
+  nil if neither is a reference."
+  ^Resolvers [{:keys [type] :as spec}]
   (let [{:keys [key value]} (:refers (rules/types type))
         as-is (fn [_ x _] x)]
     (when (or (:in key) (:in value))
-      (Bridge. (if (:in key) (resolver (:in key) [:key]) as-is)
-               (cond
-                 (= :functions (:in value)) (functions-resolver spec)
-                 (:in value) (resolver (:in value) [:value])
-                 :else as-is)))))
+      (Resolvers. (if (:in key) (resolver (:in key) [:key]) as-is)
+                  (cond
+                    (= :functions (:in value)) (functions-resolver spec)
+                    (:in value) (resolver (:in value) [:value])
+                    :else as-is)))))
 
-(defn holding
-  "A new place for what is in use during a call; give it to [[let-go]] afterwards."
+(defn new-scope
+  "Returns a new scope for one call.
+  Pass it to [[release-all!]] afterwards."
   ^ArrayList []
   (ArrayList. 2))
 
-(defn key-in
-  "A key as its codec takes it."
-  [^Bridge b held k ctx]
-  ((.-key b) held k ctx))
+(defn resolve-key
+  "Returns a key as its codec takes it."
+  [^Resolvers b scope k ctx]
+  ((.-key b) scope k ctx))
 
-(defn value-in
-  "A value as its codec takes it."
-  [^Bridge b held v ctx]
-  ((.-value b) held v ctx))
+(defn resolve-value
+  "Returns a value as its codec takes it."
+  [^Resolvers b scope v ctx]
+  ((.-value b) scope v ctx))

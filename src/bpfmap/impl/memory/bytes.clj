@@ -1,8 +1,11 @@
 (ns ^:no-doc bpfmap.impl.memory.bytes
-  "Mapped memory as bytes: bounds, reads, writes, and Java streams over it."
+  
+  "Mapped memory as bytes, with Java streams and channels over it.
+
+  In order: bounds and errors; the byte view; arrays and buffers; printing; streams."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
-            [bpfmap.impl.kernel.memory :as memory]
+            [bpfmap.impl.kernel.memory :as kernel.memory]
             [bpfmap.impl.memory.reducing :as reducing]
             [clojure.java.io :as io])
   (:import (bpfmap.impl.memory.reducing IntegerRow)
@@ -19,60 +22,61 @@
 
 ;; --- bounds and errors
 
-;; Whose memory it is: the mapping; `identity`, the map's {:id :name :type}; `size`, the bytes of
-;; all of it. `quiet?` says that reading changes something, so that printing must not do it: a
-;; page of an arena is allocated when it is first read. Of a copy of a map's memory `region` is
-;; nil.
+;; The memory of a map: `identity` is the map's {:id :name :type}, `size` the bytes of all of it.
+;; `region` is the mapping; nil for a copy of the memory. `quiet?` is true if printing must not
+;; read it, because a page of an arena is allocated when it is first read.
 (deftype Source [^MappedMemory region identity ^long size quiet?])
 
 (defn described
-  "The map of a source, as an error's message names it."
+  "Returns the map of a source for the message of an error."
   [^Source source]
   (str "map " (error/id-and-name (.-identity source))))
 
 (defn data
-  "The data of an error about a source."
+  "Returns the data of an error about a source."
   [^Source source op more]
   (merge {:bpfmap/op op :bpfmap/map (.-identity source)} more))
 
 (defn source-closed?
-  "Whether the memory of a source is unmapped."
+  "Returns true if the memory of a source is unmapped."
   [^Source source]
   (if-some [region (.-region source)]
     (.isClosed ^MappedMemory region)
     false))
 
 (defn segment
-  "All of the memory of a source."
+  "Returns all of the memory of a source."
   ^MemorySegment [^Source source]
   (.segment ^MappedMemory (.-region source)))
 
 (defn closed
-  "The exception for an access to memory that is unmapped. What the JDK throws is not its cause:
-  it would say no more, and a REPL shows the cause alone."
+  "Returns the exception for an access to memory that is unmapped.
+
+  It has no cause: the JDK's exception adds nothing, and a REPL shows only the cause."
   ^Throwable [source op]
   (error/error :closed (str "The memory of " (described source) " is closed")
                (data source op
                      {:bpfmap/hint "it was unmapped before or during this access; (memory m) maps it again"})))
 
 (defn check-open
-  "Throws `:closed` for memory that is unmapped, where nothing of it is read that would."
+  "Throws `:closed` for memory that is unmapped.
+
+  Needed only where nothing is read or written, which would throw itself."
   [source op]
   (when (source-closed? source)
     (throw (closed source op))))
 
 (defn failed
-  "What an access threw, as an error of this library where it is one that memory throws."
+  "Returns the exception of an access, as `:closed` if the memory was unmapped."
   ^Throwable [source op ^Throwable e]
-  ;; No subclass: those are other people's. The JDK throws just this when the arena of a segment
-  ;; is closed.
+  ;; The JDK throws exactly this class for a segment of a closed arena. Subclasses have other
+  ;; causes.
   (if (and (identical? IllegalStateException (class e)) (source-closed? source))
     (closed source op)
     e))
 
 (defmacro accessing
-  "Runs body, which reads or writes memory of a source; that it was unmapped meanwhile becomes
-  `:closed`."
+  "Runs body, which accesses memory; throws `:closed` if the memory was unmapped."
   [[source op] & body]
   `(try
      ~@body
@@ -80,7 +84,7 @@
        (throw (failed ~source ~op e#)))))
 
 (defn out-of-range
-  "The exception for `size` bytes at an offset of memory that has only `total`."
+  "Returns the exception for `size` bytes at an offset of `total` bytes."
   ^Throwable [source op offset size total]
   (error/error :out-of-range
                (str size (if (= 1 size) " byte" " bytes") " at " offset " of the memory of "
@@ -91,10 +95,9 @@
                                                     "they fit nowhere"))})))
 
 (defn within
-  "An offset at which `size` bytes lie within memory of `total` bytes; throws `:out-of-range` for
-  any other.
+  "Returns an offset at which `size` bytes are within memory of `total` bytes.
 
-  Any integer may be given, of any size."
+  Throws `:out-of-range` for any other integer, however large."
   [source op offset size total]
   (cond
     (not (and (integer? offset) (integer? size)))
@@ -109,7 +112,7 @@
     :else (throw (out-of-range source op offset size total))))
 
 (defn check-writable
-  "Throws `:read-only` for memory that is mapped for reading alone."
+  "Throws `:read-only` for memory that is mapped read-only."
   [^Source source op ^MemorySegment segment]
   (when (.isReadOnly segment)
     (throw (if (source-closed? source)
@@ -120,19 +123,19 @@
                                 {:bpfmap/hint (str
                                                "the map is frozen, or created :rdonly-prog, or was "
                                                "opened "
-                                                   "read-only")}))))))
+                                               "read-only")}))))))
 
 (defn invalid
-  "The exception for an argument that makes no sense."
+  "Returns the exception for an invalid argument."
   ^Throwable [source op message hint]
   (error/error :invalid-value message (data source op {:bpfmap/hint hint})))
 
-;; --- bytes
+;; --- the byte view
 
 (declare byte-at reduce-bytes snapshot close text)
 
-;; `segment` is the range, which begins at the offset `from` of all of the map's memory. A part
-;; owns nothing.
+;; `segment` begins at the offset `from` of all of the map's memory. A part does not own the
+;; mapping.
 (deftype Memory [^Source source ^MemorySegment segment ^long from part?]
   Counted
   (count [_]
@@ -187,18 +190,18 @@
   (.write w ^String (text m (if (int? *print-length*) (min 4096 (long *print-length*)) 16))))
 
 (defn whole
-  "All of the memory of a map, mapped as a region."
+  "Returns all of the memory of a map."
   ^Memory [^MappedMemory region identity quiet?]
   (let [segment (.segment region)]
     (Memory. (->Source region identity (.byteSize segment) quiet?) segment 0 false)))
 
 (defn memory?
-  "Whether x is memory of a map, mapped or unmapped."
+  "Returns true if x is memory of a map, mapped or unmapped."
   [x]
   (instance? Memory x))
 
 (defn check
-  "Memory itself; throws `:invalid-value` for anything else."
+  "Returns x if it is memory of a map; else throws `:invalid-value`."
   ^Memory [x op]
   (if (instance? Memory x)
     x
@@ -207,12 +210,12 @@
                          :bpfmap/hint "it takes what (memory m) or (slice mem …) returned"}))))
 
 (defn closed?
-  "Whether memory is unmapped."
+  "Returns true if memory is unmapped."
   [^Memory m]
   (source-closed? (.-source m)))
 
 (defn writable?
-  "Whether memory can be written to."
+  "Returns true if memory can be written."
   [^Memory m]
   (not (.isReadOnly ^MemorySegment (.-segment m))))
 
@@ -229,7 +232,7 @@
                               (.byteSize segment)))))
 
 (defn- as-int
-  "A size as Java takes it in arrays and buffers."
+  "Returns a size as an int for arrays and buffers; throws if it is too large."
   [^Memory m op size what]
   (if (<= (long size) (- Integer/MAX_VALUE 8))
     (int size)
@@ -240,7 +243,7 @@
                               {:bpfmap/hint "it takes less than 2 GiB; slice the memory first"})))))
 
 (defn snapshot
-  "A copy of what is in memory now, as an immutable byte view."
+  "Returns a copy of memory as an immutable byte view."
   ([^Memory m] (snapshot m :snapshot))
   ([^Memory m op]
    (let [^MemorySegment segment (.-segment m)
@@ -249,7 +252,7 @@
        (bytes/wrap (Bytes/copyOut segment 0 size))))))
 
 (defn slice
-  "A part of memory, which shares its bytes and its life."
+  "Returns a part of memory, which shares its bytes and is closed with it."
   [^Memory m offset size]
   (let [^MemorySegment segment (.-segment m)
         total (.byteSize segment)
@@ -259,17 +262,18 @@
     (Memory. (.-source m) (.asSlice segment offset size) (+ (.-from m) offset) true)))
 
 (defn populate
-  "Has the kernel allocate what pages of memory are not there yet."
+  "Makes the kernel allocate the missing pages of memory."
   [^Memory m]
   (let [^Source source (.-source m)
         ^MemorySegment segment (.-segment m)]
     (check-open source :populate!)
     (when (pos? (.byteSize segment))
-      (memory/populate (.-region source) segment {:op :populate! :map (.-identity source)}))
+      (kernel.memory/populate (.-region source) segment {:op :populate! :map (.-identity source)}))
     m))
 
 (defn close
-  "Unmaps memory, now; closing twice is fine. A part cannot be closed, since others use the rest."
+  "Unmaps memory.
+  Idempotent. A part cannot be closed, since others use the rest."
   [^Memory m]
   (when (.-part? m)
     (throw (error/error :not-supported
@@ -283,34 +287,34 @@
       (throw (error/error :busy
                           (str "The memory of " (described (.-source m)) " cannot be unmapped now")
                           (data (.-source m) :close
-                                       {:bpfmap/hint (str
-                                                      "a thread reads a file or socket into a "
-                                                      "buffer of it, or writes from one, "
-                                                          "and has not come back; end that, then "
-                                                          "close again")}))))))
+                                {:bpfmap/hint (str
+                                               "a thread reads a file or socket into a "
+                                               "buffer of it, or writes from one, "
+                                               "and has not come back; end that, then "
+                                               "close again")}))))))
 
-;; --- bytes in and out
+;; --- arrays and buffers
 
 (defn fill
-  "Writes one byte everywhere."
+  "Writes one byte to all of the memory."
   [^Memory m x]
   (let [^MemorySegment segment (.-segment m)]
     (when-not (and (int? x) (<= -128 (long x) 255))
       (throw (invalid (.-source m) :fill! (str "Not a byte: " (pr-str (error/shown x)))
-                             "it is an integer from -128 to 255")))
+                      "it is an integer from -128 to 255")))
     (check-writable (.-source m) :fill! segment)
     (accessing [(.-source m) :fill!]
       (.fill segment (unchecked-byte (long x))))
     m))
 
-(defn- stretch
-  "Where elements of an array go or come from: `[offset start n]`, checked."
+(defn- check-copy
+  "Returns `[offset start n]` of a copy between memory and an array, checked."
   [^Memory m op offset array start n]
   (let [width (Blocks/elementSize array)
         source (.-source m)]
     (when (zero? width)
       (throw (invalid source op (str "Not an array of numbers: " (pr-str (error/shown array)))
-                             "it takes a byte array, or one of shorts, ints, longs, floats, doubles or chars")))
+                      "it takes a byte array, or one of shorts, ints, longs, floats, doubles or chars")))
     (let [length (long (java.lang.reflect.Array/getLength array))
           n (or n (if (and (int? start) (<= 0 (long start) length)) (- length (long start)) 0))]
       (when-not (and (int? start)
@@ -326,19 +330,19 @@
        n])))
 
 (defn copy-to
-  "Copies bytes of memory into a primitive array, as they are."
+  "Copies bytes of memory into a primitive array, without conversion."
   [^Memory m offset array start n]
-  (let [[offset start n] (stretch m :copy-to offset array start n)
+  (let [[offset start n] (check-copy m :copy-to offset array start n)
         ^MemorySegment segment (.-segment m)]
     (accessing [(.-source m) :copy-to]
       (Blocks/copyOut segment offset (Blocks/elementSize array) array (int start) (int n)))
     array))
 
 (defn copy-from
-  "Copies the elements of a primitive array, or a byte view, into memory, as they are."
+  "Copies a primitive array, or a byte view, into memory, without conversion."
   [^Memory m offset array start n]
   (let [array (if (bytes/byte-view? array) (bytes/->array array) array)
-        [offset start n] (stretch m :copy-from offset array start n)
+        [offset start n] (check-copy m :copy-from offset array start n)
         ^MemorySegment segment (.-segment m)]
     (check-writable (.-source m) :copy-from segment)
     (accessing [(.-source m) :copy-from]
@@ -346,17 +350,19 @@
     m))
 
 (defn byte-buffer
-  "A buffer over memory, in this machine's byte order; read-only where the memory is."
+  "Returns a buffer over memory, in this machine's byte order.
+
+  It is read-only if the memory is."
   ^ByteBuffer [^Memory m]
   (let [^MemorySegment segment (.-segment m)]
     (as-int m :byte-buffer (.byteSize segment) "a buffer")
     (check-open (.-source m) :byte-buffer)
     (.order (.asByteBuffer segment) (ByteOrder/nativeOrder))))
 
-;; --- for people
+;; --- printing
 
 (defn- text
-  "Memory as it prints: its place, and its first bytes in hexadecimal, at most `most` of them."
+  "Returns the text of memory: its place, and at most `most` bytes in hexadecimal."
   ^String [^Memory m most]
   (let [^Source source (.-source m)
         ^MemorySegment segment (.-segment m)
@@ -377,7 +383,7 @@
            (catch IllegalStateException _ ", closed"))
          ">")))
 
-;; --- Java streams
+;; --- streams and channels
 
 (defn- no-room ^Throwable [^Source source op n]
   (error/error :out-of-range
@@ -387,26 +393,27 @@
                (data source op {:bpfmap/hint "memory does not grow"})))
 
 (defn- failures
-  "What a stream throws, as errors of this library."
+  "Returns the conversion of a stream's failures to errors of this library."
   ^Streams$Failures [^Source source op]
   (reify Streams$Failures
     (failed [_ e] (failed source op e))
     (full [_ n] (no-room source op n))))
 
 (defn input-stream
-  "A stream of the bytes of memory from its beginning."
+  "Returns a stream of the bytes of memory from its beginning."
   ^InputStream [^Memory m]
   (Streams/input (.-segment m) (failures (.-source m) :read)))
 
 (defn output-stream
-  "A stream that writes to memory from its beginning."
+  "Returns a stream that writes to memory from its beginning."
   ^OutputStream [^Memory m]
   (check-writable (.-source m) :output-stream (.-segment m))
   (Streams/output (.-segment m) (failures (.-source m) :write)))
 
 (defn channel
-  "A channel over memory, whose position may be anywhere from 0. It writes what fits, as channels
-  do, and throws where nothing does."
+  "Returns a channel over memory, whose position may be any non-negative number.
+
+  A write writes as much as fits, and throws if nothing does."
   ^SeekableByteChannel [^Memory m]
   (let [^Source source (.-source m)
         ^MemorySegment segment (.-segment m)
@@ -417,7 +424,7 @@
                         (when (.get closed) (throw (ClosedChannelException.)))
                         (check-open source :channel))
         left #(max 0 (- size (.get place)))
-        stretch (fn ^ByteBuffer [n] (.asByteBuffer (.asSlice segment (.get place) (long n))))]
+        check-copy (fn ^ByteBuffer [n] (.asByteBuffer (.asSlice segment (.get place) (long n))))]
     (reify SeekableByteChannel
       (read [_ target]
         (check-channel)
@@ -425,7 +432,7 @@
           (cond
             (not (.hasRemaining target)) 0
             (zero? n) -1
-            :else (do (accessing [source :read] (.put target ^ByteBuffer (stretch n)))
+            :else (do (accessing [source :read] (.put target ^ByteBuffer (check-copy n)))
                       (.addAndGet place n)
                       (int n)))))
       (write [_ given]
@@ -436,7 +443,7 @@
             (throw (no-room source :write (.remaining given))))
           (when (pos? n)
             (accessing [source :write]
-              (.put ^ByteBuffer (stretch n) (.slice given (.position given) (int n))))
+              (.put ^ByteBuffer (check-copy n) (.slice given (.position given) (int n))))
             (.position given (+ (.position given) (int n)))
             (.addAndGet place n))
           (int n)))

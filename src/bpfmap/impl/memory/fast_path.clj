@@ -1,11 +1,11 @@
 (ns ^:no-doc bpfmap.impl.memory.fast-path
-  "Elements of an array read and written in its memory, in place of a system call, for a map
-  opened `{:mapped true}`.
+  "Reads and writes elements of an array in its memory, without a system call.
 
-  Whatever is not plain goes the ordinary way, so that it comes to the same: an index beyond the
-  end, a map that is closed or can only be read, memory that was unmapped. `elsewhere` says so."
-  (:require [bpfmap.impl.kernel.memory :as memory]
-            [bpfmap.impl.memory.bytes :as bytes]
+  For a map opened `{:mapped true}`. Everything unusual returns `::fallback`, and the caller makes
+  the system call, so that the results are the same: an index beyond the end, a map that is closed
+  or read-only, memory that was unmapped."
+  (:require [bpfmap.impl.kernel.memory :as kernel.memory]
+            [bpfmap.impl.memory.bytes :as memory.bytes]
             [bpfmap.impl.memory.layout :as layout]
             [bpfmap.impl.memory.mapping :as mapping]
             [bpfmap.impl.type.node :as node])
@@ -17,32 +17,33 @@
 (set! *warn-on-reflection* true)
 
 (defmacro or-fallback
-  "What a call of this namespace's answers; or what `ordinary` does, where the call says elsewhere
-  or there is no layout.
+  "Returns the result of a call of this namespace, or of `ordinary`.
 
-      (or-elsewhere (lookup layout k) (by-system-call k))"
+  Evaluates `ordinary` if the call returns `::fallback`, or if the map has no fast path.
+
+      (or-fallback (lookup fast-path k) (by-system-call k))"
   [[f layout & args] ordinary]
-  `(let [layout# ~layout
-         answer# (if (nil? layout#) ::elsewhere (~f layout# ~@args))]
-     (if (identical? ::elsewhere answer#) ~ordinary answer#)))
+  `(let [fast-path# ~layout
+         answer# (if (nil? fast-path#) ::fallback (~f fast-path# ~@args))]
+     (if (identical? ::fallback answer#) ~ordinary answer#)))
 
-;; Where the elements lie. `kind` is that of the values' codec, for `bpfmap.sys.Integers`.
-;; `plain-key?` says that a key is its index, `writes?` that user space may write every byte of a
-;; value.
-(deftype Layout
+;; The place of the elements in the memory. `kind` is the integer kind of the values' codec, for
+;; `bpfmap.sys.Integers`. `plain-key?` is true if a key is its index, `writes?` if user space may
+;; write every byte of a value.
+(deftype FastPath
   [^Mapping mapping ^Codec key-codec ^Codec value-codec ^long kind ^long entries ^long stride
    plain-key? writes?])
 
-(defn layout
-  "Where the elements of an array lie in its memory."
-  ^Layout [mapping key-codec ^Codec value-codec {:keys [key max-entries] :as spec}]
-  (Layout. mapping key-codec value-codec (.integers value-codec) max-entries (mapping/stride spec)
-           (= :u32 key)
-           (not (layout/kernel's? (node/node-of spec :value)))))
+(defn fast-path
+  "Returns the fast path to the elements of an array in its memory."
+  ^FastPath [mapping key-codec ^Codec value-codec {:keys [key max-entries] :as spec}]
+  (FastPath. mapping key-codec value-codec (.integers value-codec) max-entries (mapping/stride spec)
+             (= :u32 key)
+             (not (layout/kernel's? (node/node-of spec :value)))))
 
 (defn- index
-  "The index that a key is; -1 for one beyond the end, or that is none."
-  ^long [^Layout l k]
+  "Returns the index of a key; -1 if it is beyond the end or not an index."
+  ^long [^FastPath l k]
   (let [i (cond
             (not (.-plain-key? l))
             (let [four (MemorySegment/ofArray (byte-array 4))]
@@ -53,8 +54,8 @@
     (if (and (<= 0 i) (< i (.-entries l))) i -1)))
 
 (defn- key-of
-  "The key that an index is."
-  [^Layout l i]
+  "Returns the key of an index."
+  [^FastPath l i]
   (if (.-plain-key? l)
     i
     (let [four (MemorySegment/ofArray (byte-array 4))]
@@ -62,49 +63,48 @@
       (.decode ^Codec (.-key-codec l) four 0))))
 
 (defn- unless-unmapped
-  "What to answer to an exception: that it is done elsewhere if the memory was unmapped meanwhile,
-  else the exception."
+  "Returns `::fallback` if the memory was unmapped; else throws the exception."
   [^Memory memory op e]
-  (let [failure (bytes/failed (.-source memory) op e)]
-    (if (identical? e failure) (throw e) ::elsewhere)))
+  (let [failure (memory.bytes/failed (.-source memory) op e)]
+    (if (identical? e failure) (throw e) ::fallback)))
 
-(defn- value-at [^Layout l ^Memory memory ^long i]
+(defn- value-at [^FastPath l ^Memory memory ^long i]
   (Integers/read (int (.-kind l)) (.-value-codec l) (.-segment memory) (* i (.-stride l))))
 
 (defn lookup
-  "The value of a key, or elsewhere."
-  [^Layout l k]
+  "Returns the value of a key, or `::fallback`."
+  [^FastPath l k]
   (if-some [memory (mapping/through (.-mapping l))]
     (let [i (index l k)]
       (if (neg? i)
-        ::elsewhere
+        ::fallback
         (try
           (value-at l memory i)
           (catch IllegalStateException e (unless-unmapped memory :lookup e)))))
-    ::elsewhere))
+    ::fallback))
 
 (defn write
-  "Writes the value of a key, as a whole; true, or elsewhere."
-  [^Layout l k v]
+  "Writes the whole value of a key; returns true, or `::fallback`."
+  [^FastPath l k v]
   (let [memory (when (.-writes? l) (mapping/through (.-mapping l)))]
     (if (or (nil? memory) (.isReadOnly ^MemorySegment (.-segment memory)))
-      ::elsewhere
+      ::fallback
       (let [i (index l k)]
         (if (neg? i)
-          ::elsewhere
+          ::fallback
           (try
             (let [at (* i (.-stride l))]
               (if (== Integers/NONE (.-kind l))
-                (memory/encode-whole (.-value-codec l) v (.-segment memory) at)
+                (kernel.memory/encode-whole (.-value-codec l) v (.-segment memory) at)
                 (Integers/write (int (.-kind l)) (.-value-codec l) v (.-segment memory) at)))
             true
             (catch IllegalStateException e (unless-unmapped memory :put! e))))))))
 
 (defn reduce-entries
-  "Reduces over all entries with `(step acc key value)`, or elsewhere."
-  [^Layout l step init]
+  "Reduces over all entries with `(step acc key value)`, or returns `::fallback`."
+  [^FastPath l step init]
   (if-some [memory (mapping/through (.-mapping l))]
-    (bytes/accessing [(.-source memory) :reduce]
+    (memory.bytes/accessing [(.-source memory) :reduce]
       (loop [i 0 acc init]
         (cond
           (reduced? acc) (unreduced acc)
@@ -112,4 +112,4 @@
           (recur (inc i)
                  (step acc (key-of l i) (value-at l memory i)))
           :else acc)))
-    ::elsewhere))
+    ::fallback))

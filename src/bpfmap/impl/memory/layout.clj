@@ -1,26 +1,31 @@
 (ns ^:no-doc bpfmap.impl.memory.layout
-  "What a view needs to know of a type: its codec, where its parts lie, and whether it is a number
-  that the processor reads and writes in one piece.
+  "Describes types for views, as shapes: codec, offsets of parts, access by the processor.
 
-  | field        | of                | what it holds                                                                |
-  |-------------|-------------------|------------------------------------------------------------------------------|
-  | `:kind`     | every             | `:array`, `:struct` (unions too) or `:cell`                                  |
-  | `:type` `:size` `:codec` | every | the type, its bytes, a `bpfmap.sys.Codec`                                     |
-  | `:element` `:count` `:stride` | array | the element's shape, how many, how far apart in bytes                   |
-  | `:members`  | struct            | name to `{:offset :shape}`, the shape a delay; those of anonymous members too |
-  | `:integer`  | integers up to 8 bytes | `{:size :signed :swap}`                                                |
-  | `:atomic`   | cells             | the bits of an integer of 4 or 8 bytes in this machine's order, negative for a signed one; else 0 |
-  | `:float`    | floating-point    | `{:size :swap}`                                                             |
-  | `:at-once?` | cells             | whether the codec checks a value, then writes it with one store               |
-  | `:whole?`    | arrays            | whether it is read and printed as one value all the same: bytes, a text       |
-  | `:kernel's?` | every            | whether the kernel keeps something for itself in it                          |"
+  Fields of every shape:
+  - `:kind`: `:array`, `:struct` (unions too) or `:cell`
+  - `:type` `:size` `:codec`: the type, its bytes, a `bpfmap.sys.Codec`
+  - `:kernel's?`: true if a part is private to the kernel
+
+  Fields of arrays:
+  - `:element` `:count` `:stride`: shape and number of elements, bytes from one to the next
+  - `:whole?`: true if it is read and printed as one value, such as bytes or a text
+
+  Fields of structs:
+  - `:members`: name to `{:offset :shape}`, the shape a delay; includes members of anonymous members
+
+  Fields of cells:
+  - `:integer`: `{:size :signed :swap}` of an integer of up to 8 bytes
+  - `:float`: `{:size :swap}` of a floating-point number
+  - `:atomic`: the bits of an integer of 4 or 8 bytes in this machine's order, negative if signed;
+    else 0
+  - `:at-once?`: true if the codec checks a value and then writes it with one store"
   (:require [bpfmap.impl.codec :as codec]
             [bpfmap.impl.type.node :as node])
   (:import (bpfmap.sys Bytes Codec)))
 
 (set! *warn-on-reflection* true)
 
-;; A record, since views ask it for its fields with every part that is looked at.
+;; A record, because views read its fields on every access to a part.
 (defrecord Shape
   [kind type size codec kernel's? element count stride members integer float atomic at-once?
    whole?])
@@ -34,7 +39,9 @@
     :le (Bytes/swapped false)))
 
 (defn kernel's?
-  "Whether the kernel keeps something for itself in values of a node: a spin lock, a timer."
+  "Returns true if a node has a part that is private to the kernel.
+
+  A spin lock, for example, or a timer."
   [{:keys [kind members element]}]
   (case kind
     :private true
@@ -43,14 +50,15 @@
     false))
 
 (defn- bit-field
-  "The shape of a bit-field, whose codec is given the offset of its struct."
+  "Returns the shape of a bit-field.
+  Its codec takes the offset of the struct."
   [{:keys [node bits] :as member}]
   (map->Shape {:kind :cell :type [:bits (:type node) bits] :size 0 :atomic 0 :at-once? true
                :kernel's? false
                :codec (codec/bit-field member [])}))
 
 (defn- members-of
-  "The members of a struct's or union's node by name."
+  "Returns the members of a struct's or union's node, by name."
   [{:keys [members]} base]
   (into {}
         (mapcat (fn [{:keys [name node offset bits] :as member}]
@@ -62,7 +70,7 @@
         members))
 
 (defn- numeric
-  "What is known of a node that is a number."
+  "Returns the fields of a shape that a number has, by its node."
   [{:keys [kind size signed order]}]
   (case kind
     :integer (when (<= (long size) 8)
@@ -90,15 +98,16 @@
                    (numeric node))))))
 
 (defn shape
-  "The shape of a type; throws `:invalid-spec` for a malformed one.
+  "Returns the shape of a type; throws `:invalid-spec` for a malformed one.
 
       (:kind (shape [:array :u64 8] nil)) ;=> :array"
   [type types]
   (of-node (node/node type types [])))
 
 (defn strided
-  "The shape of n elements of a type that lie `stride` bytes apart, which may be more than they
-  have."
+  "Returns the shape of n elements of a type, `stride` bytes from one to the next.
+
+  The stride may be larger than an element."
   [type types n stride]
   (let [element (shape type types)]
     (map->Shape {:kind :array :type [:array type n] :size (* (long n) (long stride))
@@ -106,11 +115,11 @@
                  :element element :count n :stride stride})))
 
 (defn size-of
-  "Bytes of a value of a shape."
+  "Returns the size of a value of a shape in bytes."
   ^long [{:keys [size]}]
   (long size))
 
 (defn codec-of
-  "The codec of a shape; nil where elements lie further apart than in C."
+  "Returns the codec of a shape; nil if its stride is larger than its elements."
   ^Codec [{:keys [codec]}]
   codec)

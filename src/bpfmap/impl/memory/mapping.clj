@@ -1,11 +1,13 @@
 (ns ^:no-doc bpfmap.impl.memory.mapping
-  "The one mapping of an open map: made when it is first asked for, whoever asks, and again after
-  it was closed."
+  
+  "Manages the mapping of an open map: at most one, made on demand.
+
+  All users of a handle share it. It is made again after it was closed."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.map :as map]
-            [bpfmap.impl.kernel.memory :as memory]
-            [bpfmap.impl.memory.bytes :as bytes]
+            [bpfmap.impl.kernel.map :as kernel.map]
+            [bpfmap.impl.kernel.memory :as kernel.memory]
+            [bpfmap.impl.memory.bytes :as memory.bytes]
             [bpfmap.impl.rules :as rules])
   (:import (bpfmap.impl.memory.bytes Memory)
            (bpfmap.sys Fd MappedMemory)
@@ -15,16 +17,16 @@
 
 (set! *warn-on-reflection* true)
 
-;; `current` holds the memory that was mapped last, if any. `through` holds it where the map's own
-;; operations go through it, as they do once that is `wanted`. `taken` says that somebody was
-;; given it, who then has to close it. `address` is where an arena was, and has to be again.
+;; `current` is the memory that was mapped last, if any. `through` is the same memory if the map's
+;; own operations use it, which `wanted` requests. `taken` is true if a caller got it, who then has
+;; to close it. `address` is the address of an arena, which has to stay the same.
 (deftype Mapping [^Fd fd identity spec access
                   ^AtomicReference current ^AtomicReference through ^AtomicBoolean wanted
                   ^AtomicBoolean taken
                   ^AtomicLong address])
 
 (defn mapping
-  "The place for the mapping of an open map; nil for a type that has no memory to map."
+  "Returns the [[Mapping]] of an open map; nil for a type without memory to map."
   ^Mapping [fd {:keys [type] :as identity} spec access]
   (when (= :mmapable (:mmap (rules/types type)))
     (Mapping. fd identity spec access
@@ -32,7 +34,7 @@
               (AtomicLong. (.longValue ^Number (:map-extra spec 0))))))
 
 (defn refusal
-  "Why a map has no memory to map, as `[kind hint]`; nil where it has."
+  "Returns why the memory of a map cannot be mapped, as `[kind hint]`, or nil."
   [{:keys [type flags]} access]
   (let [{:keys [mmap]} (rules/types type)]
     (cond
@@ -47,19 +49,21 @@
       (not (contains? flags :mmapable))
       [:not-supported
        "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
-      ;; There a thread that touches a page that no program has allocated is sent a SIGSEGV, which
-      ;; the JVM does not survive.
+      ;; A thread that touches a page that no program has allocated gets a SIGSEGV, which the JVM
+      ;; does not survive.
       (contains? flags :segv-on-fault)
       [:not-supported
        (str
         "an arena created :segv-on-fault kills the process that reads a page of it which no "
         "program has "
-            "allocated; create it without")]
+        "allocated; create it without")]
       (= :write-only access)
       [:write-only "the map was opened write-only; open it with {:access :read-write}"])))
 
 (defn stride
-  "How far apart the elements of an array lie, in bytes: Documentation/bpf/map_array.rst."
+  "Returns the bytes from one element of an array to the next.
+
+  Source: Documentation/bpf/map_array.rst."
   ^long [{:keys [value-size]}]
   (rules/stride (long value-size)))
 
@@ -69,20 +73,22 @@
     (* (long max-entries) (stride spec))))
 
 (defn- mapped
-  "The memory if it is mapped now."
+  "Returns the memory if it is mapped now."
   ^Memory [^Mapping mapping]
   (let [memory (.get ^AtomicReference (.-current mapping))]
-    (when (and memory (not (bytes/closed? memory)))
+    (when (and memory (not (memory.bytes/closed? memory)))
       memory)))
 
 (defn- for-mapping
-  "Calls f with a descriptor that the kernel maps. It maps none that is for reading alone, not
-  even for reading (mm/mmap.c, do_mmap, which clears VM_SHARED; then bpf_map_mmap refuses): for
-  that, another descriptor is opened for the moment."
+  "Calls f with a descriptor that the kernel can map.
+
+  The kernel maps no read-only descriptor, not even for reading (mm/mmap.c, do_mmap, clears
+  VM_SHARED; then bpf_map_mmap rejects it). For such a handle another descriptor is opened for the
+  call."
   [^Mapping mapping ctx f]
   (if (= :read-only (.-access mapping))
     (let [fd (try
-               (map/by-id (:id (.-identity mapping)) :read-write ctx)
+               (kernel.map/open-id (:id (.-identity mapping)) :read-write ctx)
                (catch ExceptionInfo e
                  (throw (error/error (:bpfmap/error (ex-data e))
                                      (str "Another descriptor of map " (:id (.-identity mapping))
@@ -91,8 +97,8 @@
                                             (str
                                              "the kernel maps no descriptor that is for reading "
                                              "alone, and opening "
-                                                 "another takes CAP_SYS_ADMIN; open the map with "
-                                                 "{:access :read-write}"))))))]
+                                             "another takes CAP_SYS_ADMIN; open the map with "
+                                             "{:access :read-write}"))))))]
       (try
         (f fd)
         (finally (call/close fd))))
@@ -106,14 +112,15 @@
         ctx {:op :memory :map identity :type type :access (.-access mapping)}
         writable? (not= :read-only (.-access mapping))
         region (for-mapping mapping ctx
-                            #(memory/map-memory % (size spec) (if arena? (.get address) 0) writable?
-                                                ctx))]
+                            #(kernel.memory/mmap % (size spec) (if arena? (.get address) 0)
+                                                 writable?
+                                                 ctx))]
     (when arena?
       (.set address (.address ^MemorySegment (.segment ^MappedMemory region))))
-    (bytes/whole region identity arena?)))
+    (memory.bytes/whole region identity arena?)))
 
 (defn- ensured
-  "The memory, mapped now if it is not."
+  "Returns the memory, and maps it if necessary."
   ^Memory [^Mapping mapping]
   (or (mapped mapping)
       (locking mapping
@@ -125,34 +132,35 @@
               memory)))))
 
 (defn memory
-  "The memory of an open map, for somebody who closes it."
+  "Returns the memory of an open map, for a caller who closes it."
   ^Memory [^Mapping mapping]
-  (doto ^Fd (.-fd mapping) .acquire .release) ; which throws for a closed one
+  (doto ^Fd (.-fd mapping) .acquire .release) ; throws if it is closed
   (.set ^AtomicBoolean (.-taken mapping) true)
   (ensured mapping))
 
 (defn go-through
-  "Maps the memory for the map's own operations, which go through it from now on while it is
-  mapped."
+  "Makes the map's own operations use its memory while it is mapped; maps it now."
   [^Mapping mapping]
   (.set ^AtomicBoolean (.-wanted mapping) true)
   (.set ^AtomicReference (.-through mapping) (ensured mapping)))
 
 (defn through
-  "The memory that the map's own operations go through now; nil where they take the system call."
+  "Returns the memory that the map's own operations use now.
+
+  Returns nil if they make system calls."
   ^Memory [^Mapping mapping]
   (when-some [^Memory memory (.get ^AtomicReference (.-through mapping))]
-    (when-not (or (bytes/closed? memory) (.isClosed ^Fd (.-fd mapping)))
+    (when-not (or (memory.bytes/closed? memory) (.isClosed ^Fd (.-fd mapping)))
       memory)))
 
 (defn like
-  "Has a second handle of the same map do as the first does."
+  "Makes a second handle of the same map use memory if the first does."
   [^Mapping mapping ^Mapping first]
   (when (and first (.get ^AtomicBoolean (.-wanted first)))
     (go-through mapping)))
 
 (defn release!
-  "Ends what the handle itself has to do with its memory: unmaps it, unless somebody was given it."
+  "Ends the handle's use of its memory: unmaps it, unless a caller got it."
   [^Mapping mapping]
   (when mapping
     (locking mapping
@@ -160,21 +168,24 @@
         (.set ^AtomicReference (.-through mapping) nil)
         (.set ^AtomicReference (.-current mapping) nil)
         (when (and memory (not (.get ^AtomicBoolean (.-taken mapping))))
-          (bytes/close memory))))))
+          (memory.bytes/close memory))))))
 
 (defn explaining
-  "Facts that explain why a map cannot be frozen now: who has its memory mapped for writing."
+  "Returns ctx with facts that explain why a map cannot be frozen.
+
+  They are the processes that have its memory mapped for writing."
   [^Mapping mapping ctx]
   (if mapping
     (assoc ctx
            :type (:type (.-spec mapping))
-           :mapped-here (delay (boolean (some-> (mapped mapping) bytes/writable?)))
-           :writers (delay (memory/writers)))
+           :mapped-here (delay (boolean (some-> (mapped mapping) memory.bytes/writable?)))
+           :writers (delay (kernel.memory/writers)))
     ctx))
 
 (defn while-unmapped
-  "Calls f. Memory that serves only the map's own operations is unmapped before, and mapped again
-  after; what somebody was given stays."
+  "Calls f while memory that only the map's own operations use is unmapped.
+
+  Maps it again afterwards. Memory that a caller got stays mapped."
   [^Mapping mapping f]
   (if (and mapping
            (.get ^AtomicBoolean (.-wanted mapping))

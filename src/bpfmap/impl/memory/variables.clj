@@ -1,12 +1,16 @@
 (ns ^:no-doc bpfmap.impl.memory.variables
-  "The global variables of a data section: finds, reads and writes them by name; and prints views."
+  
+  
+  "Finds, reads and writes the global variables of a data section by name.
+
+  Also registers views and variables with pprint."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.codec :as codec]
-            [bpfmap.impl.kernel.element :as element]
+            [bpfmap.impl.kernel.element :as kernel.element]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]]
             [bpfmap.impl.map.lifecycle :as lifecycle]
             [bpfmap.impl.map.mapped :as mapped]
-            [bpfmap.impl.memory.bytes :as bytes]
+            [bpfmap.impl.memory.bytes :as memory.bytes]
             [bpfmap.impl.memory.layout :as layout]
             [bpfmap.impl.memory.view :as view]
             [bpfmap.type :as type]
@@ -24,9 +28,9 @@
 
 (declare value-of text change)
 
-;; `seen` is a view for reading, nil where the section is not mapped. `member` is {:offset
-;; :shape}, the shape a delay.
-(deftype Variable [^BpfMap m name member seen]
+;; `view` is a view for reading; nil if the section is not mapped. `member` is {:offset :shape}, the
+;; shape a delay.
+(deftype Variable [^BpfMap m name member view]
   IDeref
   (deref [this] (value-of this))
   ILookup
@@ -34,29 +38,30 @@
   (valAt [this k not-found] (get (value-of this) k not-found))
   view/Writable
   (write [this x] (change this [] x))
-  view/Elsewhere
+  view/WritableBySyscall
   (write-part [this path x] (change this (if (vector? path) path [path]) x))
   Object
   (toString [this] (text this)))
 
 (defmethod print-method Variable [v ^java.io.Writer w] (.write w (str v)))
 
-;; --- by system call
+;; --- access by system calls
 
 (defn- as-bytes
-  "The codecs of a section's index, and of its bytes."
+  "Returns the codecs of a section's index and of its bytes."
   [^BpfMap m]
   [(codec/codec :u32) (codec/codec [:bytes (:value-size (.-spec m))])])
 
 (defn- section-bytes ^bytes [^BpfMap m op]
   (let [[index bytes] (as-bytes m)]
-    (.-array ^ByteView (element/lookup (.-elements m) index bytes 0 nil element/any m op))))
+    (.-array ^ByteView (kernel.element/lookup (.-elements m) index bytes 0 nil kernel.element/any m
+                                              op))))
 
 (defn- value-of [^Variable v]
   (let [^BpfMap m (.-m v)
         {:keys [offset shape]} (.-member v)]
-    (if-let [seen (.-seen v)]
-      @seen
+    (if-let [view (.-view v)]
+      @view
       (with-error-context [m :deref]
         (.decode ^Codec (:codec @shape) (MemorySegment/ofArray (section-bytes m :deref))
                  (long offset))))))
@@ -68,8 +73,9 @@
                         {:bpfmap/hint "the map is frozen, which cannot be undone"}))))
 
 (defn- change
-  "Reads the section, changes one variable, or the part of it that a path leads to, and writes the
-  section back."
+  "Changes one variable, or the part that a path leads to.
+
+  Reads the whole section, changes it and writes it back."
   [^Variable v path x]
   (let [^BpfMap m (.-m v)
         {:keys [offset shape]} (.-member v)
@@ -85,17 +91,17 @@
         (-> (view/over-copy (.-identity m) section @shape offset (list (.-name v)))
             (view/at path :write!)
             (view/write x))
-        (element/write (.-elements m) index bytes 0 section element/any m :write!)))
+        (kernel.element/write (.-elements m) index bytes 0 section kernel.element/any m :write!)))
     v))
 
 (defn- text ^String [^Variable v]
   (str "#<bpf-variable " (.-name v) " " (type/summary (:type @(:shape (.-member v))))
        " of map " (error/id-and-name (.-identity ^BpfMap (.-m v))) ">"))
 
-;; --- all of them
+;; --- the variables of a map
 
 (defn- section
-  "The shape of a map that is a data section; throws for any other."
+  "Returns the shape of a map that is a data section; throws for any other."
   [^BpfMap m]
   (let [{:keys [type max-entries value types untyped]} (.-spec m)
         shape (when (and (= :array type) (= 1 max-entries)) (layout/shape value types))]
@@ -105,26 +111,27 @@
                           {:bpfmap/hint (str
                                          "they are in a data section, an array with a single "
                                          "value, whose BTF names them"
-                                             (when untyped
-                                               (str "; and its BTF cannot be used: "
-                                                    untyped)))})))))
+                                         (when untyped
+                                           (str "; and its BTF cannot be used: "
+                                                untyped)))})))))
 
-(defn- written-elsewhere?
-  "Whether a section that is mapped for reading alone can be written to all the same: one that
-  only programs do not write to."
+(defn- writable-by-syscall?
+  "Returns true if system calls can write a section that is mapped read-only.
+
+  This is a section that programs cannot write."
   [^BpfMap m]
   (and (contains? (:flags (.-spec m)) :rdonly-prog)
        (= :read-write (.-access m))
        (not (:frozen (lifecycle/info m)))))
 
 (defn variables
-  "The variables of a map by name."
+  "Returns the variables of a map, by name."
   [^BpfMap m]
   (with-error-context [m :variables]
     (let [{:keys [members] :as shape} (section m)
           memory (mapped/memory-or-nil m)
           whole (when memory (view/over memory shape 0 :variables))
-          views? (and memory (or (bytes/writable? memory) (not (written-elsewhere? m))))]
+          views? (and memory (or (memory.bytes/writable? memory) (not (writable-by-syscall? m))))]
       (into {}
             (map (fn [[name member]]
                    [name (if views?

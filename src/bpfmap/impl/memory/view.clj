@@ -1,10 +1,14 @@
 (ns ^:no-doc bpfmap.impl.memory.view
-  "Mapped memory as typed values: views of structs and arrays, bulk copies, parallel folds."
+  
+  "Mapped memory as typed values.
+
+  In order: views of cells, structs and arrays; making them; reading; writing; printing; bulk
+  copies; parallel folds."
   (:require [bpfmap.error :as error]
-            [bpfmap.impl.codec.error :as misfit]
+            [bpfmap.impl.codec.error :as codec.error]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.memory :as memory]
-            [bpfmap.impl.memory.bytes :as bytes :refer [accessing]]
+            [bpfmap.impl.kernel.memory :as kernel.memory]
+            [bpfmap.impl.memory.bytes :as memory.bytes :refer [accessing]]
             [bpfmap.impl.memory.layout :as layout]
             [bpfmap.impl.memory.reducing :as reducing]
             [bpfmap.type :as type]
@@ -25,25 +29,28 @@
 (declare make element-view text element field reduce-range overwrite overwrite-cell)
 
 (defprotocol View
-  "What is seen of memory through a type."
-  (shape-of [view] "The shape of what is viewed.")
+  "A typed view of memory."
+  (shape-of [view] "Returns its shape.")
   (place [view]
-         "Where it is: `{:source :segment :offset :path}`, the path from the first view, the last key first.")
-  (part [view k] "A view of an element or field, nil where there is none."))
+    "Returns its place: `{:source :segment :offset :path}`.
+
+    `:path` leads from the first view to this one, the last key first.")
+  (part [view k] "Returns a view of an element or field; nil if there is none."))
 
 (defprotocol Writable
-  "What a value can be written over: a view, and what is not mapped but can be written to all the
-  same."
+  "A place to which a value can be written.
+
+  A view, or a variable that is not mapped."
   (write [place x]
-    "Writes a value over what is there; nothing is written of one that does not fit."))
+    "Writes a value, or nothing if the value does not fit."))
 
-(defprotocol Elsewhere
-  "What is not mapped, and written to by system calls."
-  (write-part [place path x] "Writes a value over a part of what is there."))
+(defprotocol WritableBySyscall
+  "A place that is not mapped, and written by system calls."
+  (write-part [place path x] "Writes a value to the part that a path leads to."))
 
-;; `segment` is all of the map's memory, `offset` where the view begins in it. `atomic` says how
-;; the processor reads and writes it in one step: the bits of an integer, one more where it is
-;; read-only, negative where it is signed; 0 for what it does not.
+;; `segment` is all of the map's memory, `offset` the place of the view in it. `atomic` encodes how
+;; the processor accesses it atomically: the bits of an integer, plus one if it is read-only,
+;; negative if it is signed; 0 if it is not accessed atomically.
 (deftype Cell
   [^Source source ^MemorySegment segment ^long offset shape ^Codec codec path ^long atomic]
   View
@@ -86,9 +93,9 @@
   Object
   (toString [this] (text this)))
 
-;; `numbers` is the elements as numbers, for `bpfmap.impl.memory.reducing` and bulk copies; nil
-;; where they are none. `kind` is that of their codec, for `bpfmap.sys.Integers`; `atomic` that of
-;; each of them as a cell, 0 where they are none or are not all alike.
+;; `numbers` is a row of the elements for `bpfmap.impl.memory.reducing` and bulk copies; nil if they
+;; are not numbers. `kind` is the integer kind of their codec, for `bpfmap.sys.Integers`. `atomic`
+;; is that field of each element as a cell; 0 if they are not cells or not all alike.
 (deftype ArrayView
   [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape ^Codec codec path
    numbers
@@ -107,7 +114,7 @@
       (int n)
       (throw (error/error :out-of-range
                           (str "The view has " n " elements, more than Clojure counts")
-                          (bytes/data source :count nil)))))
+                          (memory.bytes/data source :count nil)))))
   Indexed
   (nth [this i] (element this i))
   (nth [this i not-found] (.valAt this i not-found))
@@ -146,14 +153,14 @@
 (defmethod print-method ArrayView [v ^java.io.Writer w] (.write w (str v)))
 
 (defn view?
-  "Whether x is a view."
+  "Returns true if x is a view."
   [x]
   (instance? bpfmap.impl.memory.view.View x))
 
-;; --- making
+;; --- making views
 
 (defn- atomic-here
-  "What `atomic` of a cell is: that of its shape, if it is aligned."
+  "Returns `atomic` of a cell: its shape's, or 0 if the cell is not aligned."
   ^long [^MemorySegment segment ^long offset shape]
   (let [bits (long (:atomic shape))]
     (cond
@@ -164,14 +171,14 @@
       :else bits)))
 
 (defn- numbers
-  "The elements of an array as numbers; nil where they are none."
+  "Returns the elements of an array as a row of numbers; nil for other elements."
   [segment offset stride {:keys [integer float]}]
   (cond
     integer (IntegerRow. segment offset stride (:size integer) (:signed integer) (:swap integer))
     float (FloatRow. segment offset stride (:size float) (:swap float))))
 
 (defn- make
-  "A view of a shape, which is known to lie within the memory."
+  "Returns a view of a shape, which lies within the memory."
   [source segment offset shape path]
   (let [kind (:kind shape)]
     (cond
@@ -188,7 +195,7 @@
                             0))))))
 
 (defn- element-view
-  "A view of an element, whose number is known to be one."
+  "Returns a view of an element, whose index is valid."
   [^ArrayView v ^long i]
   (let [offset (+ (.-offset v) (* i (.-stride v)))
         shape (:element (.-shape v))
@@ -198,22 +205,25 @@
       (Cell. (.-source v) (.-segment v) offset shape (.-codec v) path (.-atomic v)))))
 
 (defn over
-  "A view of a shape at an offset of memory; throws `:out-of-range` where it does not fit."
+  "Returns a view of a shape at an offset of memory.
+
+  Throws `:out-of-range` if it does not fit."
   [^Memory m shape offset op]
   (let [^Source source (.-source m)
-        at (bytes/within source op offset (layout/size-of shape)
-                         (.byteSize ^MemorySegment (.-segment m)))]
-    (make source (bytes/segment source) (+ (.-from m) (long at)) shape nil)))
+        at (memory.bytes/within source op offset (layout/size-of shape)
+                                (.byteSize ^MemorySegment (.-segment m)))]
+    (make source (memory.bytes/segment source) (+ (.-from m) (long at)) shape nil)))
 
 (defn over-copy
-  "A view of a shape at an offset of a byte array, which is a copy of a map's memory; `path` leads
-  to it, the last key first."
+  "Returns a view of a shape at an offset of a byte array, a copy of map memory.
+
+  `path` leads to it, the last key first."
   [identity ^bytes array shape offset path]
   (make (Source. nil identity (alength array) false) (MemorySegment/ofArray array) (long offset)
         shape path))
 
-(defn- in-words
-  "The type of a shape, in a few words."
+(defn- summary
+  "Returns the type of a shape in short."
   [{:keys [kind type element count whole?]}]
   (if (and (= :array kind) (not whole?))
     (str "[:array " (type/summary (:type element)) " " count "]")
@@ -222,23 +232,25 @@
 (defn- no-part ^Throwable [v k op]
   (let [{:keys [source]} (place v)
         {:keys [kind count members] :as shape} (shape-of v)
-        what (str (pr-str (error/shown k)) " of " (in-words shape) " in the memory of "
-                  (bytes/described source))]
+        what (str (pr-str (error/shown k)) " of " (summary shape) " in the memory of "
+                  (memory.bytes/described source))]
     (case kind
       :array (if (integer? k)
                (error/error :out-of-range (str "There is no element " what)
-                            (bytes/data source op {:bpfmap/hint (if (zero? (long count))
-                                                                   "it has no elements"
-                                                                   (str "elements are 0 to "
-                                                                        (dec (long count))))}))
-               (bytes/invalid source op (str "There is no element " what)
-                              "an element is named by its index"))
-      :struct (bytes/invalid source op (str "There is no field " what)
-                              (str "the fields are " (error/list-of (take 32 (keys members)) "and")))
-      (bytes/invalid source op (str "There is no part " what) "it has no parts"))))
+                            (memory.bytes/data source op {:bpfmap/hint (if (zero? (long count))
+                                                                         "it has no elements"
+                                                                         (str "elements are 0 to "
+                                                                              (dec
+                                                                               (long count))))}))
+               (memory.bytes/invalid source op (str "There is no element " what)
+                                     "an element is named by its index"))
+      :struct (memory.bytes/invalid source op (str "There is no field " what)
+                                    (str "the fields are "
+                                         (error/list-of (take 32 (keys members)) "and")))
+      (memory.bytes/invalid source op (str "There is no part " what) "it has no parts"))))
 
 (defn check
-  "A view itself; throws `:invalid-value` for anything else."
+  "Returns x if it is a view; else throws `:invalid-value` or `:not-supported`."
   [x op]
   (cond
     (view? x) x
@@ -255,7 +267,7 @@
   (or (part v k) (throw (no-part v k op))))
 
 (defn at
-  "A view of what a path leads to: a key, or a vector of keys."
+  "Returns a view of the part that a path leads to: a key, or a vector of keys."
   [v path op]
   (let [v (check v op)]
     (if (vector? path)
@@ -277,7 +289,7 @@
     not-found))
 
 (defn reduce-range
-  "Reduces over the elements from number `from` up to `to`."
+  "Reduces over the elements with an index from `from` up to `to`."
   [^ArrayView v f init from to]
   (let [numbers (.-numbers v)]
     (accessing [(.-source v) :reduce]
@@ -295,35 +307,37 @@
 ;; --- writing
 
 (defn failed
-  "What writing to a view threw, as an error with the whole path, the operation and the map. The
-  last key comes first."
+  "Returns the exception of a write with the whole path, the operation and the map.
+
+  The last key of `path` comes first."
   ^Throwable [^Throwable e identity op path]
-  (call/in-context (if (seq path) (misfit/deeper e (vec (reverse (rest path))) (first path)) e)
-                  {:op op :map identity}))
+  (call/in-context (if (seq path) (codec.error/deeper e (vec (reverse (rest path))) (first path)) e)
+                   {:op op :map identity}))
 
 (defn- write-elements
-  "Writes all elements of a view whose elements lie further apart than in C, once all of them are
-  known to fit."
+  "Writes all elements of a view with a stride larger than its elements.
+
+  All are encoded before the first is written."
   [^ArrayView v xs segment]
   (let [codec (.-codec v)
         n (.-n v)]
     (when-not (and (sequential? xs) (= n (bounded-count (inc n) xs)))
-      (throw (misfit/misfit (:type (.-shape v)) [] xs
-                            (str "it takes a sequence of " n " elements"))))
-    (memory/encode-each codec xs segment (.-offset v) (.-stride v))))
+      (throw (codec.error/misfit (:type (.-shape v)) [] xs
+                                 (str "it takes a sequence of " n " elements"))))
+    (kernel.memory/encode-each codec xs segment (.-offset v) (.-stride v))))
 
 (defn- overwrite [v x]
   (let [{:keys [source segment offset path]} (place v)
         {:keys [codec kernel's?] :as shape} (shape-of v)]
-    (bytes/check-writable source :write! segment)
+    (memory.bytes/check-writable source :write! segment)
     (when kernel's?
-      (throw (bytes/invalid source :write!
-                             (str "Not the user's to write: " (type/summary (:type shape)))
-                             "the kernel keeps something for itself in it, such as a spin lock; write its other fields one by one")))
+      (throw (memory.bytes/invalid source :write!
+                                   (str "Not the user's to write: " (type/summary (:type shape)))
+                                   "the kernel keeps something for itself in it, such as a spin lock; write its other fields one by one")))
     (accessing [source :write!]
       (try
         (if codec
-          (memory/encode-whole codec x segment offset)
+          (kernel.memory/encode-whole codec x segment offset)
           (write-elements v x segment))
         (catch ExceptionInfo e
           (throw (failed e (.-identity ^Source source) :write! path)))))
@@ -332,43 +346,43 @@
 (defn- overwrite-cell [^Cell c x]
   (if (:at-once? (.-shape c))
     (let [^MemorySegment segment (.-segment c)]
-      (bytes/check-writable (.-source c) :write! segment)
+      (memory.bytes/check-writable (.-source c) :write! segment)
       (try
         (.encode ^Codec (.-codec c) x segment (.-offset c))
         c
         (catch ExceptionInfo e
           (throw (failed e (.-identity ^Source (.-source c)) :write! (.-path c))))
-        (catch IllegalStateException e (throw (bytes/failed (.-source c) :write! e)))))
+        (catch IllegalStateException e (throw (memory.bytes/failed (.-source c) :write! e)))))
     (overwrite c x)))
 
-;; --- for people
+;; --- printing
 
-(def ^:private ^:const largest-shown "Bytes of a struct that are printed." 512)
+(def ^:private ^:const max-printed "Bytes of the largest struct that is printed." 512)
 
-(defn- elements-shown
-  "How many elements of an array are printed: eight small ones, one large one."
+(defn- printed-count
+  "Returns the number of elements to print: up to eight small ones, or one."
   [{:keys [count element]}]
   (min (long count) (max 1 (min 8 (quot 64 (max 1 (layout/size-of element)))))))
 
 (defn- content
-  "What is viewed, as far as it is printed; nil where it is not."
+  "Returns the text of the value of a view; nil if it is too large."
   [v]
   (let [{:keys [kind count element whole?] :as shape} (shape-of v)]
     (if (and (= :array kind) (not whole?))
-      (when (<= (layout/size-of element) largest-shown)
-        (let [n (elements-shown shape)]
+      (when (<= (layout/size-of element) max-printed)
+        (let [n (printed-count shape)]
           (str "[" (str/join " " (map #(pr-str (nth v %)) (range n))) (when (< n (long count)) " …")
                "]")))
-      (when (<= (layout/size-of shape) largest-shown)
+      (when (<= (layout/size-of shape) max-printed)
         (pr-str @v)))))
 
 (defn- text ^String [v]
   (let [{:keys [^Source source ^MemorySegment segment offset]} (place v)]
-    (str "#<bpf-view " (in-words (shape-of v)) " at " offset " of " (bytes/described source)
+    (str "#<bpf-view " (summary (shape-of v)) " at " offset " of " (memory.bytes/described source)
          (when (.isReadOnly segment) ", read-only")
          (try
            (cond
-             (bytes/source-closed? source) ", closed"
+             (memory.bytes/source-closed? source) ", closed"
              (.-quiet? source) ""
              :else (when-let [shown (content v)] (str ": " shown)))
            (catch ExceptionInfo _ ", closed"))
@@ -377,18 +391,18 @@
 ;; --- bulk copies
 
 (defn array-view?
-  "Whether x is a view of an array."
+  "Returns true if x is a view of an array."
   [x]
   (instance? ArrayView x))
 
 (defn- check-numbers
-  "Throws for elements that are no numbers."
+  "Throws if the elements are not numbers."
   [^ArrayView v op]
   (when-not (.-numbers v)
-    (throw (bytes/invalid (.-source v) op
-                           (str "Not numbers: elements of type "
-                                (type/summary (:type (:element (.-shape v)))))
-                           "arrays take integers of up to 8 bytes, and floating-point numbers"))))
+    (throw (memory.bytes/invalid (.-source v) op
+                                 (str "Not numbers: elements of type "
+                                      (type/summary (:type (:element (.-shape v)))))
+                                 "arrays take integers of up to 8 bytes, and floating-point numbers"))))
 
 (def ^:private integer-arrays
   {1 ["a byte array" bytes?], 2 ["a short array" #(instance? short/1 %)]
@@ -398,33 +412,37 @@
 (def ^:private float-arrays
   {4 ["a float array" #(instance? float/1 %)], 8 ["a double array" #(instance? double/1 %)]})
 
-(defn- exact
-  "The array whose elements have the size of a view's, as `[in-words test]`; nil for numbers in
-  another order than the processor's."
+(defn- array-type
+  "Returns the array type with elements of a view's size, as `[name test]`.
+
+  Returns nil for numbers in another byte order than the processor's."
   [^ArrayView v]
   (let [{:keys [integer float]} (:element (.-shape v))
         {:keys [size swap]} (or integer float)]
     (when-not swap
       ((if integer integer-arrays float-arrays) size))))
 
-(defn- check-exact
-  "Throws for an array that does not take elements as they are. `widest` is what is taken besides."
+(defn- check-array-type
+  "Throws for an array that cannot hold the elements unconverted.
+
+  `widest` is another type that is accepted, for the error."
   [^ArrayView v op array widest]
-  (let [[in-words fits?] (exact v)]
+  (let [[summary fits?] (array-type v)]
     (when-not (and fits? (fits? array))
-      (throw (bytes/invalid (.-source v) op
-                             (str "Not an array for these elements: " (pr-str (error/shown array)))
-                             (if-let [taken (seq (distinct (remove nil? [in-words widest])))]
-                               (str "it takes " (error/list-of taken))
-                               "their bytes are in another order than this processor's; write! takes them"))))))
+      (throw (memory.bytes/invalid (.-source v) op
+                                   (str "Not an array for these elements: "
+                                        (pr-str (error/shown array)))
+                                   (if-let [taken (seq (distinct (remove nil? [summary widest])))]
+                                     (str "it takes " (error/list-of taken))
+                                     "their bytes are in another order than this processor's; write! takes them"))))))
 
 (defn- fits?
-  "Whether n things from number `at` on are among `total`."
+  "Returns true if n elements from index `at` on are within `total`."
   [at n ^long total]
   (and (int? at) (int? n) (<= 0 (long at)) (<= 0 (long n)) (<= (long at) (- total (long n)))))
 
-(defn- how-many
-  "How many elements go from or to an array, checked on both sides."
+(defn- check-copy
+  "Returns the number of elements to copy, checked against view and array."
   [^ArrayView v op from array start n]
   (let [length (long (java.lang.reflect.Array/getLength array))
         n (or n (if (int? start) (max 0 (- length (long start))) 0))
@@ -432,22 +450,22 @@
                  (error/error :out-of-range
                               (str (pr-str (error/shown n)) " elements from "
                                    (pr-str (error/shown at)) " of " of " " total)
-                              (bytes/data (.-source v) op nil)))]
+                              (memory.bytes/data (.-source v) op nil)))]
     (cond
       (not (fits? from n (.-n v))) (throw (refuse from (.-n v) "a view of"))
       (not (fits? start n length)) (throw (refuse start length "an array of"))
       :else n)))
 
 (defn copy-to
-  "Reads elements, from number `from` on, into an array."
+  "Reads elements, from index `from` on, into an array."
   [^ArrayView v from array start n]
   (check-numbers v :copy-to)
   (let [numbers (.-numbers v)
         integers? (instance? IntegerRow numbers)
         converted? (if integers? (instance? long/1 array) (instance? double/1 array))
         _ (when-not converted?
-            (check-exact v :copy-to array (if integers? "a long array" "a double array")))
-        n (long (how-many v :copy-to from array start n))
+            (check-array-type v :copy-to array (if integers? "a long array" "a double array")))
+        n (long (check-copy v :copy-to from array start n))
         ^MemorySegment segment (.-segment v)
         stride (.-stride v)
         offset (+ (.-offset v) (* (long from) stride))]
@@ -464,35 +482,35 @@
       array)))
 
 (defn copy-from
-  "Writes elements, from number `from` on, from an array whose elements have their size."
+  "Writes elements, from index `from` on, from an array of elements of their size."
   [^ArrayView v from array start n]
   (check-numbers v :copy-from)
-  (check-exact v :copy-from array nil)
-  (let [n (long (how-many v :copy-from from array start n))
+  (check-array-type v :copy-from array nil)
+  (let [n (long (check-copy v :copy-from from array start n))
         ^MemorySegment segment (.-segment v)
         stride (.-stride v)]
-    (bytes/check-writable (.-source v) :copy-from segment)
+    (memory.bytes/check-writable (.-source v) :copy-from segment)
     (accessing [(.-source v) :copy-from]
       (Blocks/copyIn array (int start) (int n) segment (+ (.-offset v) (* (long from) stride))
                      stride)
       v)))
 
 (defn ->array
-  "All elements in a new array: of longs, or of doubles."
+  "Returns all elements in a new array of longs or doubles."
   [^ArrayView v]
   (let [n (.-n v)
         integers? (instance? IntegerRow (.-numbers v))]
     (check-numbers v :->array)
     (when (< (- Integer/MAX_VALUE 8) n)
       (throw (error/error :out-of-range (str "A view of " n " elements is too large for an array")
-                          (bytes/data (.-source v) :->array
-                                      {:bpfmap/hint "copy-to takes a part of it at a time"}))))
+                          (memory.bytes/data (.-source v) :->array
+                                             {:bpfmap/hint "copy-to takes a part of it at a time"}))))
     (copy-to v 0 (if integers? (long-array n) (double-array n)) 0 n)))
 
 ;; --- parallel folds
 
 (defn- fold
-  "Folds a range: halves until they have at most n elements, and one half beside the other."
+  "Folds a range: halves it until at most n elements are left, and forks one half."
   [v n combine f from to]
   (if (<= (- (long to) (long from)) (long n))
     (reduce-range v f (combine) from to)

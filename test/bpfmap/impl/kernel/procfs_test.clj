@@ -28,7 +28,8 @@
 (deftest mount-of-a-path
   (testing "finds the mount of a path as the kernel does"
     (let [located (fn [path & lines]
-                    (:id ((procfs/locator (procfs/parse-mounts (apply mountinfo lines))) path)))
+                    (:id
+                     ((procfs/mount-locator (procfs/parse-mounts (apply mountinfo lines))) path)))
           root "27 1 0:1 / / rw - ext4 x rw"
           bpf "43 27 0:39 / /bpf rw - bpf bpf rw"]
       (are [id path more] (= id (apply located path root bpf more))
@@ -74,7 +75,7 @@
   (testing "reads the mounts of this process"
     (let [mounts (procfs/mounts)]
       (is (some #(= "proc" (:type %)) mounts))
-      (is (= "proc" (:type ((procfs/locator mounts) "/proc/1")))))))
+      (is (= "proc" (:type ((procfs/mount-locator mounts) "/proc/1")))))))
 
 (deftest small-file-read-whole
   (testing "reads a small file completely"

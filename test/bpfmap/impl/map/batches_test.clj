@@ -104,9 +104,9 @@
         key-codec ^Codec (.-key-codec m)
         value-codec ^Codec (.-value-codec m)
         step (element/entry-step key-codec value-codec (fn [acc k v] (conj acc [k v])))]
-    {:entries (element/fold-chunks (element/batches (bpf-map/descriptor m) (.size key-codec)
+    {:entries (element/fold-chunks (element/batch-reader (bpf-map/descriptor m) (.size key-codec)
                                           (.size value-codec)
-                                          (merge (bpf-map/reading m) {:chunk size} options))
+                                          (merge (bpf-map/reader-options m) {:chunk size} options))
                               (fn [acc reader n] (vswap! sizes conj n) (step acc reader n))
                               []
                               (fn [outcome _ _] (throw (element/failure m :reduce outcome))))
@@ -147,7 +147,7 @@
               (doseq [size [1 7 (dec n) n (inc n) nil]]
                 (testing [(:spec form) size]
                   (bpf/put-all! m (map entry (range n)))
-                  (let [{:keys [sizes entries]} (chunks m size {:taking true})]
+                  (let [{:keys [sizes entries]} (chunks m size {:delete true})]
                     (exactly (all form n) entries)
                     (is (= n (reduce + sizes)))
                     (is (nil? (seq m))))))
@@ -261,7 +261,7 @@
     (doseq [[type flags max-entries n] [[:hash #{} 4096 4096] [:hash #{:no-prealloc} 65536 60000]
                                         [:percpu-hash #{} 4096 4000]
                                         [:lru-hash #{} 65536 8000] [:hash #{:zero-seed} 1024 1024]]
-            options [nil {:taking true}]]
+            options [nil {:delete true}]]
       (testing [type flags options]
         (with-open [m ^Closeable (bpf/create {:type type :key :u32 :value-size 8 :flags flags
                                               :max-entries max-entries})]
@@ -302,14 +302,14 @@
                       value-codec ^Codec (.-value-codec m)
                       step (element/entry-step key-codec value-codec
                                                (fn [acc k v] (conj acc [k v])))]
-                  (with-open [usable ^Fd (map/by-id id :read-write {:op :open})
+                  (with-open [usable ^Fd (map/open-id id :read-write {:op :open})
                               ;; The kernel refuses every reading of it.
-                              unusable ^Fd (map/by-id id :write-only {:op :open})
+                              unusable ^Fd (map/open-id id :write-only {:op :open})
                               fd ^Fd (call/duplicate unusable {:op :open})
-                              reader ^Reader (element/batches
+                              reader ^Reader (element/batch-reader
                                               fd (.size key-codec) (.size value-codec)
-                                                         (merge (bpf-map/reading m)
-                                                                {:chunk 100 :taking taking?}))]
+                                                         (merge (bpf-map/reader-options m)
+                                                                {:chunk 100 :delete taking?}))]
                     (is (= [:EPERM :EPERM] (repeatedly 2 #(linux/said (.read reader))))
                         "at the first call")
                     (is (= n (bpf/count-entries m)) "nothing was taken")

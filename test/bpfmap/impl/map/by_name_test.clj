@@ -262,7 +262,7 @@
       (is
        (=
         "The pin /sys/fs/bpf/x comes and goes: others create and remove it at the same time; try again"
-          (ex-message (lifecycle/unusable "/sys/fs/bpf/x"))))
+          (ex-message (lifecycle/unusable-path-error "/sys/fs/bpf/x"))))
       (.delete (pin-file spec)))))
 
 (kernel-test p3-concurrent-processes

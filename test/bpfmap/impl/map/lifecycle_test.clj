@@ -248,9 +248,10 @@
     ;; that believes otherwise.
     (with-open [m (create)]
       (let [id (:id (bpf/info m))
-            fd (map/by-id id :read-only {:op :open})
+            fd (map/open-id id :read-only {:op :open})
             handle ((requiring-resolve
-                     'bpfmap.impl.map.lifecycle/make) fd (bpf/info m) (bpf/spec m) :read-write nil)]
+                     'bpfmap.impl.map.lifecycle/make-map) fd (bpf/info m) (bpf/spec m) :read-write
+                    nil)]
         (with-open [handle ^Closeable handle]
           (is (= [:permission :EPERM]
                  ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/put! handle 1 1))))))))))

@@ -146,7 +146,7 @@
                 (dotimes [_ 60]
                   (doseq [read [#(bpf/snapshot m held) #(into {} (bpf/entries m held))
                                 #(bpf/lookup-all m ks held)
-                                #(bpf-map/reduce-entries m assoc {} {:reader :walk :flags 4})]
+                                #(bpf-map/reduce-entries m assoc {} {:reader :keys :flags 4})]
                           :let [entries (read)]]
                     (is (= 64 (count entries)))
                     (is (every? whole? (vals entries)))))))

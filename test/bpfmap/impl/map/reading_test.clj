@@ -76,7 +76,7 @@
    {:spec {:type :devmap-hash} :key identity :value 1}])
 
 (defn- readers [{{:keys [type]} :spec}]
-  (if (= :devmap-hash type) [{:reader :walk}] [nil {:reader :batches :chunk 10} {:reader :walk}]))
+  (if (= :devmap-hash type) [{:reader :keys}] [nil {:reader :batches :chunk 10} {:reader :keys}]))
 
 (kernel-test b5-delete-while-reading
   (testing "deleting entries that were read neither skips nor restarts"
@@ -115,7 +115,7 @@
         (with-open [m ^Closeable (bpf/create (assoc spec :max-entries 2000))]
           (bpf/put-all! m (map #(vector (key %) value) (range 1000)))
           (let [order (keys-by-walking m)
-                seen (read-keys m {:reader :walk}
+                seen (read-keys m {:reader :keys}
                                 (fn [_ i]
                                   (when (= (dec at-once) i) (bpf/delete-all! m (map order gone)))))]
             (is (= (concat (take at-once order)
@@ -204,11 +204,11 @@
     ;; replaced.
     :lpm-trie [[nil 40 #{:once :rewritten :mostly}]
                [{:reader :batches :chunk 3} 10 #{:once :rewritten :mostly}]
-               [{:reader :walk} 10 #{:once :mostly}]]
+               [{:reader :keys} 10 #{:once :mostly}]]
     :devmap-hash [[nil 20 #{}]]
     ;; Key by key it may lose one that is written again meanwhile, which moves to the front.
     [[nil 40 #{:once :rewritten}] [{:reader :batches :chunk 1} 10 #{:once :rewritten}]
-     [{:reader :walk} 10 #{}]]))
+     [{:reader :keys} 10 #{}]]))
 
 (defn- missing [stay seen]
   (into #{} (remove seen) stay))

@@ -95,7 +95,7 @@
 (kernel-test e8-vanishing-inner-maps
   (testing "inner maps that disappear do not end the iteration"
     (doseq [spec outers
-            reader [:batches :walk]]
+            reader [:batches :keys]]
       (testing [(:type spec) reader]
         (with-open [m ^Closeable (bpf/create spec)]
           (let [ks (range 0 600 3) ; more than a walk reads at a time
@@ -129,7 +129,7 @@
                                        (doseq [k (range 0 600 3)] (bpf/delete! m k))))]
           (try
             (dotimes [_ 20]
-              (doseq [reader [:batches :walk]
+              (doseq [reader [:batches :keys]
                       :let [seen
                             (bpf-map/reduce-entries m (fn [acc k _] (conj acc k)) []
                                                     {:reader reader})]]
