@@ -377,8 +377,8 @@ char _license[] SEC(\"license\") = \"GPL\";
 (defn- parses
   "Returns how often each of the types is parsed while f runs with empty caches."
   [types f]
-  (doseq [c [@#'lifecycle/completed-specs @#'lifecycle/same-specs @#'lifecycle/made-parts
-             @#'map-btf/told-types]]
+  (doseq [c [@#'lifecycle/completed-specs @#'lifecycle/same-specs @#'lifecycle/parts-cache
+             @#'map-btf/types-cache]]
     (Map/.clear c))
   (let [calls (atom [])
         parse node/node]
