@@ -309,7 +309,7 @@
                     :pinned-path bpf/pinned-path :has-key? #(bpf/has-key? % 1) :close bpf/close}]
       (let [{:keys [message] :bpfmap/keys [error]} (error-of (f x))]
         (is (= :invalid-value error) (str op))
-        (is (str/starts-with? message "Not an open map: ") (str op))))))
+        (is (str/starts-with? message "The argument must be an open map, got ") (str op))))))
 
 (kernel-test wrong-argument-count
   (testing "a call with the wrong number of arguments throws an ArityException"

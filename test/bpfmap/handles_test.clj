@@ -171,16 +171,16 @@
           id {:access :rdonly}
           ":access must be :read-write, :read-only or :write-only, got :rdonly"
           id [:access] "Options must be a map, got [:access]"
-          :x nil "open takes an id, a pin path, {:name n} or {:fd n}"
-          -1 nil "Not a map: -1: ids and descriptors are numbers from 0"
-          {:fd "1"} nil "ids and descriptors are numbers from 0"
-          {:name ""} nil "Not the name of a map: \"\""
-          {:name "-"} nil "and here it keeps nothing"
-          {:name nil} nil "Not the name of a map: nil"
+          :x nil "A map must be given by id, pin path, {:name n} or {:fd n}, got :x"
+          -1 nil "The id of a map must be an integer from 0 to 4294967295, got -1"
+          {:fd "1"} nil "A descriptor must be an integer from 0 to 2147483647, got \"1\""
+          {:name ""} nil "The name of a map must have letters, digits, `_` or `.`, got \"\""
+          {:name "-"} nil "The name of a map must have letters, digits, `_` or `.`, got \"-\""
+          {:name nil} nil "The name of a map must have letters, digits, `_` or `.`, got nil"
           {:nmae "x"} nil "Unknown reference {:nmae \"x\"}"
-          {:id 1 :name "x"} nil "open takes an id"
-          "" nil "Not a path: \"\": it is empty"
-          "/sys/fs/bpf/a\u0000b" nil "it has a NUL character")
+          {:id 1 :name "x"} nil "A map must be given by id, pin path, {:name n} or {:fd n}, got "
+          "" nil "A path must not be empty, got \"\""
+          "/sys/fs/bpf/a\u0000b" nil "A path must not have a NUL character")
         (let [{:keys [message] :bpfmap/keys [error path]} (error-of (bpf/open id {:key :u64}))]
           (is (= [:incompatible [:key]] [error path]))
           (is (str/includes? message "it has 4 bytes, and the type has 8")))

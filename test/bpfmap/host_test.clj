@@ -261,10 +261,10 @@
         (and (= [kind :pins] [error op]) (str/includes? message words)))
       "/proc" :not-bpffs "it is not on a BPF file system, and none is mounted below it"
       "/no/such/directory" :not-found "/no/such/directory cannot be read"
-      "/proc/self/comm" :not-found "it is no directory"
-      "" :invalid-value "it is empty"
-      "a\u0000b" :invalid-value "it has a NUL character"
-      nil :invalid-value "it is empty"
+      "/proc/self/comm" :not-found "it is not a directory"
+      "" :invalid-value "A path must not be empty, got "
+      "a\u0000b" :invalid-value "A path must not have a NUL character, got "
+      nil :invalid-value "A path must not be empty, got "
       7 :not-found "7 cannot be read")))
 
 ;; --- who uses what
@@ -349,13 +349,13 @@
     (are [expr words] (let [{:keys [message] :bpfmap/keys [error]} (error-of expr)]
                         (and (= :invalid-value error) (str/includes? message words)))
       (host/holders "x")
-      "Not a reference: \"x\": it is the id of a map, {:map-id n}, {:program-id n}"
-      (host/holders -1) "Not a reference: -1"
-      (host/holders {:id 3}) "Not a reference: {:id 3}"
-      (host/holders {:map-id "3"}) "Not a reference"
-      (host/holders {:map-id 3 :link-id 4}) "Not a reference"
-      (host/programs-using {:program-id 3}) "it takes a map: an id"
-      (host/programs-using nil) "Not a reference: nil")
+      "A reference must be the id of a map, {:map-id n}, {:program-id n}, {:link-id n} or an open object, got \"x\""
+      (host/holders -1) "got -1"
+      (host/holders {:id 3}) "got {:id 3}"
+      (host/holders {:map-id "3"}) "got {:map-id \"3\"}"
+      (host/holders {:map-id 3 :link-id 4}) "A reference must be"
+      (host/programs-using {:program-id 3}) "The map must be an id, {:map-id n} or an open map, got {:program-id 3}"
+      (host/programs-using nil) "A reference must be the id of a map, {:map-id n}, {:program-id n}, {:link-id n} or an open object, got nil")
     (let [p (filter-program "t_closed")]
       (.close p)
       (is (= :closed (:bpfmap/error (error-of (host/holders p))))))))
@@ -398,9 +398,9 @@
     (are [expr kind words] (let [{:keys [message] :bpfmap/keys [error op]} (error-of expr)]
                              (and (= kind error) (keyword? op) (str/includes? message words)))
       (host/btf-by-id 0x7ffffff0) :not-found "no BTF object has that id"
-      (host/btf-by-id "x") :invalid-value "Not an id: \"x\""
-      (host/module-btf "no_such_module") :not-found "There is no BTF of no_such_module"
-      (host/module-btf "../x") :invalid-value "Not the name of a module"
+      (host/btf-by-id "x") :invalid-value "An id must be an integer from 0 to 4294967295, got \"x\""
+      (host/module-btf "no_such_module") :not-found "No BTF of no_such_module"
+      (host/module-btf "../x") :invalid-value "The name of a module must be letters, digits and `_`, got"
       (host/load-btf :u32) :invalid-value "The types must be a sequence, got :u32"
       (host/load-btf [[:struct {:name (str/join (repeat 1000 "a"))} [:a :u8]]]) :invalid-value
       "this kernel does not take these types"

@@ -293,7 +293,7 @@
           0x7ffffff0 :not-found "no program has that id"
           (str map-path "x") :not-found (str "the file " map-path "x does not exist")
           "/proc/self/comm" :not-bpffs "so it cannot be a pin"
-          "" :invalid-value "it is empty"
+          "" :invalid-value "A path must not be empty, got "
           -1 :invalid-value "an id must be an integer from 0 to 4294967295, a descriptor from 0"
           {:id "3"} :invalid-value "an id must be an integer from 0 to 4294967295, a descriptor from 0"
           {:name "x"} :invalid-value "it must be {:id n}, {:program-id n}, {:path p} or {:fd n}"
@@ -315,9 +315,9 @@
                                  (and (= kind error) (str/includes? message words)))
           (prog/pin! p path) :exists "exists already"
           (prog/pin! p "/tmp/t_pin") :not-bpffs "/tmp/t_pin is not on a BPF file system"
-          (prog/pin! p (str path ".x")) :invalid-value "takes no dots in a name"
+          (prog/pin! p (str path ".x")) :invalid-value "must not have a dot"
           (prog/pin! p (str (fixture/bpffs) "/none/x")) :not-found "does not exist"
-          (prog/pin! p nil) :invalid-value "it is empty"
+          (prog/pin! p nil) :invalid-value "A path must not be empty, got "
           (prog/pin! m path) :invalid-value "The argument must be an open program or attachment, got \"#<bpf-map"
           (prog/info m) :invalid-value "The argument must be an open program or attachment, got \"#<bpf-map")
         (.delete (io/file path))))

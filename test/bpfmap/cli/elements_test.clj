@@ -185,7 +185,7 @@
                                           (str "{:program-id " program-id "}")])]
             (is (= 0 (:exit (bpfmap "put" (id-of programs) i value))) value)
             (is (= {:program-id program-id} (:value (edn-of "get" (id-of programs) i))) value))
-          (is (= [1 "bpfmap: There is no map named \"el_none\": no map on this host has the name"]
+          (is (= [1 "bpfmap: No map named \"el_none\""]
                  (refused "put" (id-of outer) 0 "el_none")))
           (is (= [1 "bpfmap: No program named \"el_none\""]
                  (refused "put" (id-of programs) 0 "el_none")))

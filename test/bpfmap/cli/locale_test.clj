@@ -186,8 +186,8 @@
         (let [{:keys [message] :bpfmap/keys [error]} (fixture/error-of (bpf/open exact))]
           (is (= :ambiguous error))
           (is (str/includes? message
-                             (str "there are two such files; " directory
-                                  "/a\\\\x62 is that of exactly this name, and "
+                             (str "both exist; " directory
+                                  "/a\\\\x62 is the file of exactly this name, and "
                                   "\\x61\\x62 in " directory " the other"))))
         (doseq [[path m] {(str directory "/a\\\\x62") one, (str directory "/\\x61\\x62") two}]
           (with-open [found ^Closeable (bpf/open path)]

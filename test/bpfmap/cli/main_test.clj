@@ -505,9 +505,9 @@
                          (is (= 1 exit))
                          (is (re-matches pattern line)))
       "2147483647" #"bpfmap: Opening map 2147483647 failed with ENOENT: no map has that id.*"
-      "99999999999999999999" #"bpfmap: Not a map: .*99999999999999999999.*"
+      "99999999999999999999" #"bpfmap: The id of a map must be an integer from 0 to 4294967295, got .*99999999999999999999.*"
       "no_such_map"
-      #"bpfmap: There is no map named \"no_such_map\": no map on this host has the name.*"
+      #"bpfmap: No map named \"no_such_map\".*"
       "/no/such/pin"
       #"bpfmap: Opening /no/such/pin failed with ENOENT: the file /no/such/pin does not exist")))
 
@@ -527,7 +527,7 @@
             lines (str/split-lines err)]
         (is (= [1 ""] [exit out]))
         (is (str/starts-with? (first lines)
-                              "bpfmap: There is more than one map named \"cli_twin\": "))
+                              "bpfmap: More than one map named \"cli_twin\": "))
         (is (= [[(str (id-of one)) "hash" "cli_twin"]
                 [(str (id-of two)) "array" "cli_twin"]]
                (map (comp pop words) (rest lines))))

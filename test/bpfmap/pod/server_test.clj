@@ -256,7 +256,7 @@
           (is (= :not-found
                  (:bpfmap/error (lookup (pr-str [(tagged-literal 'bpfmap/program (:form m)) 0])))))
           (is
-           (= "Not an open map: {:name \"pod_small\"}: it takes what create, open or clone returned"
+           (= "The argument must be an open map, got {:name \"pod_small\"}: pass a map that create, open or clone returned"
               (:message (lookup "[{:name \"pod_small\"} 0]"))))
           (is (= "Not a handle: 1: close takes what create, open, load or watch returned"
                  (:message (error-of (client/invoke c 'pod.bpfmap.core/close [1] {}))))))

@@ -62,7 +62,7 @@
     (let [errno (errno/errno-name (- (long outcome)))
           [kind hint] (case errno
                         :ENOENT [:not-found no-file]
-                        :ENOTDIR [:not-found "it is no directory"]
+                        :ENOTDIR [:not-found "it is not a directory"]
                         (:EACCES :EPERM) [:permission no-permission]
                         (:EMFILE :ENFILE) [:too-many-files
                                            "no descriptor is left (ulimit -n, fs.file-max)"]
@@ -169,7 +169,7 @@
                               (str (paths/printable path)
                                    " holds something that bpfmap does not know")
                               {:bpfmap/op :pins :bpfmap/file path
-                               :bpfmap/hint "it is no map, program or link"})))
+                               :bpfmap/hint "it is not a map, program or link"})))
         (into {:path path :kind kind}
               (select-keys ((info-of kind) fd ctx) [:id :name :type])))
       (finally (call/close fd)))))
@@ -229,7 +229,8 @@
        (throw (error/error :not-bpffs
                            (str "Nothing can be pinned below " (paths/printable directory))
                            {:bpfmap/op :pins :bpfmap/file directory
-                            :bpfmap/hint "it is not on a BPF file system, and none is mounted below it"})))
+                            :bpfmap/hint (str "it is not on a BPF file system, and none is mounted below "
+                                                "it")})))
      (with-skipped
       (fn [skip]
         (let [mount-point? (set (map :path in-sight))]
@@ -237,9 +238,9 @@
 
 ;; --- holders
 
-(defn- invalid [ref op hint]
-  (error/error :invalid-value (str "Not a reference: " (pr-str (error/shown ref)))
-               {:bpfmap/op op :bpfmap/hint hint}))
+(defn- invalid [ref op constraint]
+  (error/error :invalid-value (str constraint ", got " (pr-str (error/shown ref)))
+               {:bpfmap/op op}))
 
 (def ^:private id-keys {:map-id :map, :program-id :program, :link-id :link})
 
@@ -253,9 +254,8 @@
       (and (map? ref) (= 1 (count ref)) (id-keys (key (first ref))) (id? (val (first ref))))
       [(id-keys (key (first ref))) (val (first ref))]
       :else (throw (invalid ref op
-                            (str
-                             "it is the id of a map, {:map-id n}, {:program-id n} or {:link-id n}, "
-                             "or a map, program or attachment that is open here"))))))
+                            (str "A reference must be the id of a map, {:map-id n}, "
+                                 "{:program-id n}, {:link-id n} or an open object"))))))
 
 (defn- for-processes
   "Returns a vector of `(f pid)` for each process, without nils."
@@ -296,6 +296,6 @@
   (let [[kind id] (reference ref :programs-using)]
     (when-not (= :map kind)
       (throw (invalid ref :programs-using
-                      "it takes a map: an id, {:map-id n}, or one that is open here")))
+                      "The map must be an id, {:map-id n} or an open map")))
     (let [programs (programs)]
       (with-meta (filterv #(some #{id} (:map-ids %)) programs) (meta programs)))))

@@ -19,7 +19,7 @@
     (try
       (procfs/read-bytes path)
       (catch IOException e
-        (throw (error/error :not-found (str "There is no BTF of " name)
+        (throw (error/error :not-found (str "No BTF of " name)
                             {:bpfmap/op op :bpfmap/file path
                              :bpfmap/hint (str "the kernel shows none: it has no such module, "
                                                "or was built without CONFIG_DEBUG_INFO_BTF")}
@@ -35,7 +35,8 @@
   [module]
   (when-not (and (string? module) (re-matches #"[A-Za-z0-9_]+" module) (not= "vmlinux" module))
     (throw (error/error :invalid-value
-                        (str "Not the name of a module: " (pr-str (error/shown module)))
+                        (str "The name of a module must be letters, digits and `_`, got "
+                             (pr-str (error/shown module)))
                         {:bpfmap/op :module-btf})))
   (btf/parse (read-file :module-btf module) (kernel)))
 
@@ -44,7 +45,8 @@
   A module's is based on the kernel's."
   [id]
   (when-not (and (int? id) (<= 0 (long id) 0xffffffff))
-    (throw (error/error :invalid-value (str "Not an id: " (pr-str (error/shown id)))
+    (throw (error/error :invalid-value (str "An id must be an integer from 0 to 4294967295, got "
+                                            (pr-str (error/shown id)))
                         {:bpfmap/op :btf-by-id})))
   (let [{:keys [bytes name kernel?]} (kernel.btf/blob id {:op :btf-by-id})]
     (if (and kernel? (not= "vmlinux" name))

@@ -475,28 +475,32 @@
   match."
   [file op]
   (let [given (str file)
-        refuse (fn [kind hint]
-                 (throw (error/error kind
-                                     (str (if (= :ambiguous kind)
-                                            "Two paths are meant by "
-                                            "Not a path: ")
-                                          (pr-str (error/shown given)))
+        reject (fn [kind message hint]
+                 (throw (error/error kind message
                                      {:bpfmap/op op :bpfmap/file (error/shown given)
-                                      :bpfmap/hint hint})))]
+                                      :bpfmap/hint hint})))
+        invalid (fn [constraint]
+                  (reject :invalid-value
+                          (str "A path must " constraint ", got " (pr-str (error/shown given)))
+                          nil))]
     (cond
-      (str/blank? given) (refuse :invalid-value "it is empty")
-      (str/includes? given "\u0000") (refuse :invalid-value "it has a NUL character")
-      :else (or (paths/resolve file #(refuse :ambiguous %))
-                (refuse :invalid-value "it has half a character: a lone surrogate")))))
+      (str/blank? given) (invalid "not be empty")
+      (str/includes? given "\u0000") (invalid "not have a NUL character")
+      :else (or (paths/resolve file #(reject :ambiguous
+                                             (str "Path " (pr-str (error/shown given))
+                                                  " names two files")
+                                             %))
+                (invalid "not have half a character (a lone surrogate)")))))
 
 (defn check-pin-path
   "Throws `:invalid-value` for a path that no pin can have."
   [path op]
   ;; The kernel returns EPERM for a dot, just as for a path on another file system.
   (when (re-find #"\.[^/]*/*$" path)
-    (throw (error/error :invalid-value (str "Cannot pin to " (paths/printable path))
+    (throw (error/error :invalid-value (str "The name of a pin must not have a dot, got "
+                                            (paths/printable path))
                         {:bpfmap/op op :bpfmap/file path
-                         :bpfmap/hint "the BPF file system takes no dots in a name"}))))
+                         :bpfmap/hint "use another name: the BPF file system rejects dots"}))))
 
 (defn pin
   "Pins an object at a path."
@@ -535,10 +539,10 @@
   Throws an error that names `place` if /proc cannot be read."
   [^Fd fd place ctx]
   (or (kind fd)
-      (throw (error/error :kernel (str "What " place " is cannot be told")
+      (throw (error/error :kernel (str "The kind of " place " cannot be read")
                           {:bpfmap/op (:op ctx) :bpfmap/file (:path ctx)
-                           :bpfmap/hint (str "/proc cannot be read: it is not mounted, "
-                                             "or this process has no descriptor left (ulimit -n)")}))))
+                           :bpfmap/hint (str "check that /proc is mounted, and that this process "
+                                             "has a descriptor left (ulimit -n)")}))))
 
 (defn- check-kind
   "Returns the descriptor if it is of the wanted kind; else closes it and throws."

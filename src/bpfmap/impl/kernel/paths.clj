@@ -323,8 +323,8 @@
           (cond
             (= exact as-printed) exact
             (exists? exact) (if (exists? as-printed)
-                              (reject (str "there are two such files; " (printable exact)
-                                           " is that of exactly this name, and "
+                              (reject (str "both exist; " (printable exact)
+                                           " is the file of exactly this name, and "
                                            (str/join
                                             (map escape-byte (bytes-of (file-name as-printed))))
                                            " in "

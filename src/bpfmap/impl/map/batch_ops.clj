@@ -19,7 +19,7 @@
   (rules/types (:type (bpf-map/identity-of m))))
 
 (defn- invalid [^BpfMap m op what x]
-  (error/error :invalid-value (str "Not " what ": " (pr-str (error/shown x)))
+  (error/error :invalid-value (str what ", got " (pr-str (error/shown x)))
                {:bpfmap/op op :bpfmap/map (bpf-map/identity-of m)}))
 
 ;; --- writing and deleting
@@ -37,7 +37,7 @@
 (defn- check-entry [m op entry]
   (if (and (or (vector? entry) (map-entry? entry)) (= 2 (count entry)))
     entry
-    (throw (invalid m op "an entry, a pair of key and value" entry))))
+    (throw (invalid m op "An entry must be a pair of key and value" entry))))
 
 (defn- with-index
   "Runs f.
@@ -51,7 +51,7 @@
 
 (defn- check-reducible [m op xs]
   (when-not (or (nil? xs) (coll? xs) (instance? IReduceInit xs) (instance? Iterable xs))
-    (throw (invalid m op "a collection" xs))))
+    (throw (invalid m op "The argument must be a collection" xs))))
 
 (defn- count-written-keys
   "Returns how many of the written keys the map contains, each counted once.

@@ -152,9 +152,10 @@
   "Throws `:invalid-value` if x is not a map of this library."
   [x op]
   (when-not (instance? BpfMap x)
-    (throw (error/error :invalid-value (str "Not an open map: " (pr-str (error/shown x)))
+    (throw (error/error :invalid-value (str "The argument must be an open map, got "
+                                            (pr-str (error/shown x)))
                         {:bpfmap/op op
-                         :bpfmap/hint "it takes what create, open or clone returned"}))))
+                         :bpfmap/hint "pass a map that create, open or clone returned"}))))
 
 (defn check-allowed
   "Throws if this handle refuses an operation."
@@ -256,7 +257,8 @@
                       (str "Map " (error/id-and-name (.-identity m))
                            " is not a transient collection")
                       {:bpfmap/map (.-identity m)
-                       :bpfmap/hint "use put! or put-all! to write, and snapshot to read all entries as a map"})))
+                       :bpfmap/hint (str "use put! or put-all! to write, and snapshot to read all "
+                                          "entries as a map")})))
 
 (defn- iteration-aborted
   "Returns the exception for a reader that was restarted too often.
@@ -271,9 +273,8 @@
                                    (persistent! so-far)
                                    so-far)
                 :bpfmap/hint (str
-                              "others delete keys faster than they can be followed; what was seen "
-                              "until then is under "
-                              ":bpfmap/so-far; try again")}))
+                              "others delete keys faster than they can be read; the result so "
+                              "far is under :bpfmap/so-far; try again")}))
 
 (defn- batches?
   "Returns true if the kernel reads this map in batches, according to the rules."

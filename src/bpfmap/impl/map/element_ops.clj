@@ -36,12 +36,12 @@
 (defn- check-cpu [^BpfMap m op {:keys [cpu] :as options}]
   (let [possible (bpf-map/cpus-of m)]
     (when-not possible
-      (throw (invalid m op [(if (contains? options :cpu) :cpu :cpus)] "This is no per-CPU map"
+      (throw (invalid m op [(if (contains? options :cpu) :cpu :cpus)] "This is not a per-CPU map"
                       "each key has one value")))
     (when (and (contains? options :cpu) (contains? options :cpus))
       (throw (invalid m op [:cpu] ":cpu and :cpus exclude each other" nil)))
     (when (and (contains? options :cpu) (not (some #{cpu} possible)))
-      (throw (invalid m op [:cpu] (str "There is no CPU " (pr-str (error/shown cpu)))
+      (throw (invalid m op [:cpu] (str "Unknown CPU " (pr-str (error/shown cpu)))
                       (str "the possible CPUs are " (error/list-of possible "and")))))))
 
 (defn check-options
@@ -137,13 +137,9 @@
       (bpf-map/refuse m op :not-supported
                       (str "this kernel (" (call/kernel-release)
                            ") does not write the value of one CPU alone (BPF_F_CPU), which came "
-                           "with "
-                           "Linux "
-                           (:since (:cpu rules/element-flags))
-                           "; writing those of all CPUs for it would undo what programs count on "
-                           "the "
-                           "others "
-                           "meanwhile" instead))
+                           "with Linux " (:since (:cpu rules/element-flags))
+                           "; writing the values of all CPUs instead would undo the writes of "
+                           "programs on the others" instead))
 
       (or (= kernel.element/any flags) (:every-index (bpf-map/row-of m)))
       (write-cpu-alone m op k v kernel.element/any cpu)

@@ -212,7 +212,7 @@
   It has all differences."
   ^Throwable [path difference ctx]
   (error/error :incompatible
-               (str "The map pinned at " (paths/printable path) " is not the one of the spec")
+               (str "The map pinned at " (paths/printable path) " does not match the spec")
                {:bpfmap/op (:op ctx)
                 :bpfmap/file path
                 :bpfmap/diff difference
@@ -224,9 +224,9 @@
   "Returns the exception for a path where open and pin failed repeatedly."
   ^Throwable [path]
   (if (= :link (paths/type-of path false))
-    (error/error :exists (str (paths/printable path) " is a symbolic link to nothing")
-                 {:bpfmap/file path :bpfmap/hint "nothing can be pinned in its place; remove it"})
-    (error/error :busy (str "The pin " (paths/printable path) " comes and goes")
+    (error/error :exists (str (paths/printable path) " is a dangling symbolic link")
+                 {:bpfmap/file path :bpfmap/hint "remove it; nothing can be pinned in its place"})
+    (error/error :busy (str "The pin " (paths/printable path) " was created and removed repeatedly")
                  {:bpfmap/file path
                   :bpfmap/hint "others create and remove it at the same time; try again"})))
 
@@ -598,11 +598,17 @@
   [options]
   (:access options :read-write))
 
-(defn- check-number [ref n most]
+(defn- check-number
+  "Returns n if it is an integer from 0 to `most`; else throws `:invalid-value`."
+  [what n most]
   (if (and (int? n) (<= 0 n most))
     n
-    (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref)))
-                           "ids and descriptors are numbers from 0, an id to 4294967295 and a descriptor to 2147483647"))))
+    (throw (invalid-option [] (str what " must be an integer from 0 to " most ", got "
+                                   (pr-str (error/shown n)))
+                           nil))))
+
+(defn- check-id [n]
+  (check-number "The id of a map" n 0xffffffff))
 
 (defn- open-path
   [file options]
@@ -612,7 +618,7 @@
              (kernel.map/open-path path (requested-access options) ctx)
              (catch ExceptionInfo e
                (if (and (= :not-found (:bpfmap/error (ex-data e))) (not (str/includes? path "/")))
-                 (throw (error/error :not-found (str "There is no file " path)
+                 (throw (error/error :not-found (str "No file " path)
                                      (assoc (ex-data e) :bpfmap/hint
                                             (str "to open a map by its name: (open {:name "
                                                  (pr-str path) "})"))))
@@ -638,22 +644,24 @@
 
 (defn- open-ref [ref options]
   (cond
-    (int? ref) (open-id (check-number ref ref 0xffffffff) options)
+    (int? ref) (open-id (check-id ref) options)
     (or (string? ref) (instance? Path ref) (instance? File ref)) (open-path ref options)
     (and (map? ref) (= 1 (count ref)))
     (let [[kind x] (first ref)]
       (case kind
-        (:id :map-id) (open-id (check-number ref x 0xffffffff) options)
+        (:id :map-id) (open-id (check-id x) options)
         :name (open-id (naming/id-of x) options)
         :path (open-path x options)
         :fd (let [ctx {:op :open}
-                  fd (call/open-number :map (check-number ref x 0x7fffffff) ctx)]
+                  fd (call/open-number :map (check-number "A descriptor" x 0x7fffffff) ctx)]
               (close-on-error fd
                 (make-opened fd (or (call/access fd) (requested-access options)) options nil ctx)))
         (throw (invalid-option [kind] (str "Unknown reference " (pr-str (error/shown ref)))
-                               "it is {:id n}, {:map-id n}, {:path p}, {:name n} or {:fd n}"))))
-    :else (throw (invalid-option [] (str "Not a map: " (pr-str (error/shown ref)))
-                                 "open takes an id, a pin path, {:name n} or {:fd n}"))))
+                               "use {:id n}, {:map-id n}, {:path p}, {:name n} or {:fd n}"))))
+    :else (throw (invalid-option []
+                                 (str "A map must be given by id, pin path, {:name n} or {:fd n}, "
+                                      "got " (pr-str (error/shown ref)))
+                                 nil))))
 
 (defn open
   "Opens a map by id, pin path, `{:id n}`, `{:path p}`, `{:fd n}` or `{:name s}`."

@@ -261,7 +261,7 @@
   "Returns the node of the type in an option for key or value, or nil."
   [side size {:keys [types] :as options} info op]
   (when-let [{given-size :size given :type :as node} (some-> (side options)
-                                                              (node/node types [side]))]
+                                                             (node/node types [side]))]
     (when (not= size given-size)
       (throw (error/error :incompatible
                           (str "The " (name side) " of map " (:id info) " cannot be a "

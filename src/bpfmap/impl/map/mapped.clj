@@ -44,6 +44,7 @@
     (when-not (.-fast-path m)
       (refuse m
               [:not-supported
-               "it has no elements that could be read and written there; (memory m) gives its memory"]))
+               (str "it has no elements that could be read and written there; (memory m) "
+                    "returns its memory")]))
     (mapping/go-through (.-mapping m)))
   m)

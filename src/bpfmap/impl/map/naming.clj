@@ -183,9 +183,9 @@
         kernel-name (spec/kernel-name name)
         _ (when (empty? kernel-name)
             (throw (error/error :invalid-value
-                                (str "Not the name of a map: " (pr-str (error/shown given)))
-                                {:bpfmap/op :open :bpfmap/path [:name]
-                                 :bpfmap/hint "the kernel keeps letters, digits, `_` and `.` of a name, and here it keeps nothing"})))
+                                (str "The name of a map must have letters, digits, `_` or `.`, "
+                                     "got " (pr-str (error/shown given)))
+                                {:bpfmap/op :open :bpfmap/path [:name]})))
         kept? (= name kernel-name)
         alike (filterv #(if kept? (= name (:name %)) (shortens-to? name (:name %)))
                        (inventory/map-infos :open (fn [_ e]
@@ -213,14 +213,14 @@
                                                          ", …")))}))))]
     (cond
       (next found)
-      (refuse :ambiguous "There is more than one map named" found
+      (refuse :ambiguous "More than one map named" found
               #(str "it is the name of maps " (str/join ", " (map :id found))
                     "; open one by its id: " %))
       (seq found) (:id (first found))
       (seq alike)
-      (refuse :not-found "There is no map named" alike
+      (refuse :not-found "No map named" alike
               #(str "the kernel keeps only " (pr-str (:name (first alike)))
                     " of it, and no map has the whole name in its BTF or as "
-                    "that of a pin; open one by its id: " %))
-      :else (refuse :not-found "There is no map named" nil
-                    (constantly "no map on this host has the name")))))
+                    "the name of a pin; open one by its id: " %))
+      :else (refuse :not-found "No map named" nil
+                    (constantly nil)))))

@@ -44,8 +44,8 @@
                           (str "This kernel has no struct " name " that programs can implement")
                           {:bpfmap/path [:struct-ops]
                            :bpfmap/hint (str
-                                         "the names are in the kernel's BTF, those of the structs "
-                                         prefix "… without that; here "
+                                         "use the name of a struct "
+                                         prefix "… in the kernel's BTF, without the prefix; here "
                                          (if-let [names (seq (names b))]
                                            (error/list-of names)
                                            "there are none"))}))))
@@ -58,7 +58,8 @@
   (when (:vtype-btf-obj-fd flags)
     (throw (error/error :not-supported "A struct of a kernel module cannot be implemented from here"
                         {:bpfmap/op :create :bpfmap/path [:flags] :bpfmap/map (:map ctx)
-                         :bpfmap/hint "types are looked up in the BTF of the kernel itself; leave :vtype-btf-obj-fd out"})))
+                         :bpfmap/hint (str "leave :vtype-btf-obj-fd out: types are looked up in the "
+                                            "BTF of the kernel itself")})))
   (try
     (let [b (kernel-btf/kernel :create)
           id (wrapper b struct-ops)

@@ -102,9 +102,9 @@
   (cond
     (not (and (integer? offset) (integer? size)))
     (throw (error/error :invalid-value
-                        (str "Not a number of bytes: "
+                        (str "An offset or size must be a non-negative integer, got "
                              (pr-str (error/shown (if (integer? offset) size offset))))
-                        (data source op {:bpfmap/hint "offsets and sizes are integers from 0"})))
+                        (data source op nil)))
     (and (int? offset) (int? size)
          (<= 0 (long offset)) (<= 0 (long size)) (<= (long offset) (- (long total) (long size))))
     (long offset)
@@ -118,7 +118,7 @@
     (throw (if (source-closed? source)
              (closed source op)
              (error/error :read-only
-                          (str "The memory of " (described source) " is mapped for reading alone")
+                          (str "The memory of " (described source) " is mapped read-only")
                           (data source op
                                 {:bpfmap/hint (str
                                                "the map is frozen, or created :rdonly-prog, or was "
@@ -205,9 +205,10 @@
   ^Memory [x op]
   (if (instance? Memory x)
     x
-    (throw (error/error :invalid-value (str "Not the memory of a map: " (pr-str (error/shown x)))
+    (throw (error/error :invalid-value (str "The argument must be the memory of a map, got "
+                                            (pr-str (error/shown x)))
                         {:bpfmap/op op
-                         :bpfmap/hint "it takes what (memory m) or (slice mem …) returned"}))))
+                         :bpfmap/hint "pass what (memory m) or (slice mem …) returned"}))))
 
 (defn closed?
   "Returns true if memory is unmapped."
@@ -277,8 +278,8 @@
   [^Memory m]
   (when (.-part? m)
     (throw (error/error :not-supported
-                        (str "Only all of the memory of " (described (.-source m))
-                             " can be closed, and this is a part of it")
+                        (str "A part of the memory of " (described (.-source m))
+                             " cannot be closed")
                         (data (.-source m) :close
                               {:bpfmap/hint "close what (memory m) returned"}))))
   (try
@@ -300,8 +301,9 @@
   [^Memory m x]
   (let [^MemorySegment segment (.-segment m)]
     (when-not (and (int? x) (<= -128 (long x) 255))
-      (throw (invalid (.-source m) :fill! (str "Not a byte: " (pr-str (error/shown x)))
-                      "it is an integer from -128 to 255")))
+      (throw (invalid (.-source m) :fill! (str "A byte must be an integer from -128 to 255, got "
+                                               (pr-str (error/shown x)))
+                      nil)))
     (check-writable (.-source m) :fill! segment)
     (accessing [(.-source m) :fill!]
       (.fill segment (unchecked-byte (long x))))
@@ -313,8 +315,9 @@
   (let [width (Blocks/elementSize array)
         source (.-source m)]
     (when (zero? width)
-      (throw (invalid source op (str "Not an array of numbers: " (pr-str (error/shown array)))
-                      "it takes a byte array, or one of shorts, ints, longs, floats, doubles or chars")))
+      (throw (invalid source op (str "The array must be of bytes, shorts, ints, longs, floats, doubles or "
+                                     "chars, got " (pr-str (error/shown array)))
+                      nil)))
     (let [length (long (java.lang.reflect.Array/getLength array))
           n (or n (if (and (int? start) (<= 0 (long start) length)) (- length (long start)) 0))]
       (when-not (and (int? start)
@@ -387,7 +390,7 @@
 
 (defn- no-room ^Throwable [^Source source op n]
   (error/error :out-of-range
-               (str "There is no room for " n (if (= 1 n) " more byte" " more bytes")
+               (str "No room for " n (if (= 1 n) " more byte" " more bytes")
                     " in the memory of "
                     (described source))
                (data source op {:bpfmap/hint "memory does not grow"})))

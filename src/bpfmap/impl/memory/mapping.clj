@@ -42,7 +42,7 @@
       [:not-supported
        "its memory is a ring of records, which makes sense only to who reads them in order"]
       (nil? mmap)
-      [:not-supported (str "a map of type " type " has no memory to map; those of type "
+      [:not-supported (str "a map of type " type " has no memory to map; maps of type "
                            (error/list-of (sort (for [[type row] rules/types
                                                       :when (= :mmapable (:mmap row))] type)))
                            " have")]
@@ -95,9 +95,8 @@
                                           " cannot be opened")
                                      (assoc (ex-data e) :bpfmap/hint
                                             (str
-                                             "the kernel maps no descriptor that is for reading "
-                                             "alone, and opening "
-                                             "another takes CAP_SYS_ADMIN; open the map with "
+                                             "the kernel cannot map a read-only descriptor, and opening "
+                                             "another requires CAP_SYS_ADMIN; open the map with "
                                              "{:access :read-write}"))))))]
       (try
         (f fd)

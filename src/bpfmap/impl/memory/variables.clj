@@ -84,8 +84,9 @@
     (with-error-context [m :write!]
       (when (and (empty? path) (:kernel's? @shape))
         (throw (error/error :invalid-value
-                            (str "Not the user's to write: " (type/summary (:type @shape)))
-                            {:bpfmap/hint "the kernel keeps something for itself in it"})))
+                            (str "A " (type/summary (:type @shape))
+                                 " must not be written as a whole")
+                            {:bpfmap/hint "the kernel has a private part in it"})))
       (check-variable m)
       (let [section (section-bytes m :write!)]
         (-> (view/over-copy (.-identity m) section @shape offset (list (.-name v)))

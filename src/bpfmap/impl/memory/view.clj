@@ -236,18 +236,18 @@
                   (memory.bytes/described source))]
     (case kind
       :array (if (integer? k)
-               (error/error :out-of-range (str "There is no element " what)
+               (error/error :out-of-range (str "No element " what)
                             (memory.bytes/data source op {:bpfmap/hint (if (zero? (long count))
                                                                          "it has no elements"
                                                                          (str "elements are 0 to "
                                                                               (dec
                                                                                (long count))))}))
-               (memory.bytes/invalid source op (str "There is no element " what)
-                                     "an element is named by its index"))
-      :struct (memory.bytes/invalid source op (str "There is no field " what)
+               (memory.bytes/invalid source op (str "No element " what)
+                                     "use the index of an element"))
+      :struct (memory.bytes/invalid source op (str "No field " what)
                                     (str "the fields are "
                                          (error/list-of (take 32 (keys members)) "and")))
-      (memory.bytes/invalid source op (str "There is no part " what) "it has no parts"))))
+      (memory.bytes/invalid source op (str "No part " what) "it has no parts"))))
 
 (defn check
   "Returns x if it is a view; else throws `:invalid-value` or `:not-supported`."
@@ -257,11 +257,14 @@
     (satisfies? Writable x)
     (throw (error/error :not-supported (str "Not in memory: " x)
                         {:bpfmap/op op
-                         :bpfmap/hint "it is read and written by system calls, so that it only takes @, get and write!"}))
+                         :bpfmap/hint (str "it is read and written by system calls; use @, get or "
+                                           "write!")}))
     :else
-    (throw (error/error :invalid-value (str "Not a view: " (pr-str (error/shown x)))
+    (throw (error/error :invalid-value (str "The argument must be a view, got "
+                                            (pr-str (error/shown x)))
                         {:bpfmap/op op
-                         :bpfmap/hint "it takes what (view mem type), (elements m) or (variables m) returned"}))))
+                         :bpfmap/hint (str "pass what (view mem type), (elements m) or (variables "
+                                           "m) returned")}))))
 
 (defn- part-of [v k op]
   (or (part v k) (throw (no-part v k op))))
@@ -332,8 +335,10 @@
     (memory.bytes/check-writable source :write! segment)
     (when kernel's?
       (throw (memory.bytes/invalid source :write!
-                                   (str "Not the user's to write: " (type/summary (:type shape)))
-                                   "the kernel keeps something for itself in it, such as a spin lock; write its other fields one by one")))
+                                   (str "A " (type/summary (:type shape))
+                                        " must not be written as a whole")
+                                   (str "the kernel has a private part in it, such as a spin lock; "
+                                        "write its other fields one by one"))))
     (accessing [source :write!]
       (try
         (if codec
@@ -400,9 +405,10 @@
   [^ArrayView v op]
   (when-not (.-numbers v)
     (throw (memory.bytes/invalid (.-source v) op
-                                 (str "Not numbers: elements of type "
+                                 (str "Elements must be integers of up to 8 bytes or "
+                                      "floating-point numbers, got type "
                                       (type/summary (:type (:element (.-shape v)))))
-                                 "arrays take integers of up to 8 bytes, and floating-point numbers"))))
+                                 nil))))
 
 (def ^:private integer-arrays
   {1 ["a byte array" bytes?], 2 ["a short array" #(instance? short/1 %)]
@@ -427,14 +433,19 @@
 
   `widest` is another type that is accepted, for the error."
   [^ArrayView v op array widest]
-  (let [[summary fits?] (array-type v)]
+  (let [[summary fits?] (array-type v)
+        accepted (seq (distinct (remove nil? [summary widest])))
+        got (pr-str (error/shown array))]
     (when-not (and fits? (fits? array))
-      (throw (memory.bytes/invalid (.-source v) op
-                                   (str "Not an array for these elements: "
-                                        (pr-str (error/shown array)))
-                                   (if-let [taken (seq (distinct (remove nil? [summary widest])))]
-                                     (str "it takes " (error/list-of taken))
-                                     "their bytes are in another order than this processor's; write! takes them"))))))
+      (throw (if accepted
+               (memory.bytes/invalid (.-source v) op
+                                     (str "The array must be " (error/list-of accepted) ", got "
+                                          got)
+                                     nil)
+               (memory.bytes/invalid (.-source v) op
+                                     (str "The elements cannot be copied from an array, got " got)
+                                     (str "their byte order is not the processor's; "
+                                          "use write!")))))))
 
 (defn- fits?
   "Returns true if n elements from index `at` on are within `total`."

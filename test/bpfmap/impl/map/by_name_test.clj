@@ -188,7 +188,7 @@
             (is (= diff found))
             (is (str/includes? message
                                (str "The map pinned at " (pin-file spec)
-                                    " is not the one of the spec: ")))
+                                    " does not match the spec: ")))
             (is (str/includes? message words))))
         (is (= {1 10} (into {} m)) "and it is left alone")
         (is (.exists (pin-file spec)))
@@ -207,8 +207,8 @@
         (let [[error op message] (refused dangling)]
           (is (= [:exists :create] [error op]))
           (is (= (str (pin-file dangling)
-                      " is a symbolic link to nothing: nothing can be pinned in its place; remove "
-                      "it") message)))
+                      " is a dangling symbolic link: remove it; nothing can be pinned in its "
+                      "place") message)))
         (.delete (pin-file dangling)))
       (testing "a directory"
         (.mkdir (pin-file directory))
@@ -261,7 +261,7 @@
       ;; It gives up so rarely that nobody has seen it; this is what it would say.
       (is
        (=
-        "The pin /sys/fs/bpf/x comes and goes: others create and remove it at the same time; try again"
+        "The pin /sys/fs/bpf/x was created and removed repeatedly: others create and remove it at the same time; try again"
           (ex-message (lifecycle/unusable-path-error "/sys/fs/bpf/x"))))
       (.delete (pin-file spec)))))
 

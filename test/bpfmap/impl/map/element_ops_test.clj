@@ -138,9 +138,9 @@
             (is (= (map (constantly 8) cpus) (m 1)))
             (is (= 2 (bpf/put-all! m {0 5, 1 6} {:cpus :all})))
             (is (= {0 (map (constantly 5) cpus), 1 (map (constantly 6) cpus)} (into {} m)))
-            (doseq [[options words] [[{:cpu 9999} "There is no CPU 9999"]
-                                     [{:cpu -1} "There is no CPU -1"]
-                                     [{:cpu :all} "There is no CPU :all"]
+            (doseq [[options words] [[{:cpu 9999} "Unknown CPU 9999"]
+                                     [{:cpu -1} "Unknown CPU -1"]
+                                     [{:cpu :all} "Unknown CPU :all"]
                                      [{:cpus 1} ":cpus must be :all, got 1"]
                                      [{:cpu 0 :cpus :all} "exclude each other"]]]
               (let [[error message] (in-words (error-of (bpf/put! m 1 7 options)))]
@@ -149,7 +149,7 @@
       (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 2})]
         (doseq [f [#(bpf/lookup m 1 nil {:cpu 0}) #(bpf/put! m 1 1 {:cpu 0})
                    #(bpf/put! m 1 1 {:cpus :all}) #(bpf/snapshot m {:cpu 0})]]
-          (is (= [:invalid-value "This is no per-CPU map: each key has one value"]
+          (is (= [:invalid-value "This is not a per-CPU map: each key has one value"]
                  (in-words (error-of (f))))))))))
 
 (kernel-test e7-write-one-cpu-only

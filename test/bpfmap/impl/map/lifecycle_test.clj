@@ -130,8 +130,8 @@
       (are [path kind words]
         (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/pin! m path))]
           (and (= kind error) (= :pin! op) (str/includes? message words)))
-        "" :invalid-value "Not a path: \"\": it is empty"
-        " " :invalid-value "it is empty"
+        "" :invalid-value "A path must not be empty, got \"\""
+        " " :invalid-value "A path must not be empty, got \" \""
         ;; sysfs and proc refuse in words of their own.
         "/sys/kernel/bpfmap-pin" :not-bpffs
         "is not on a BPF file system; mount one with `mount -t bpf"
@@ -139,7 +139,7 @@
         "/tmp/bpfmap-pin" :not-bpffs
         "/tmp/bpfmap-pin is not on a BPF file system; mount one with `mount -t bpf"
         "/nowhere/at/all" :not-found "the directory of /nowhere/at/all does not exist"
-        (str (fixture/bpffs) "/a.b") :invalid-value "takes no dots in a name"
+        (str (fixture/bpffs) "/a.b") :invalid-value "The name of a pin must not have a dot"
         (str (fixture/bpffs) "/no/such") :not-found "does not exist")
       (is (nil? (bpf/pinned-path m)))
       (is (not (.exists (io/file "/tmp/bpfmap-pin")))))))
@@ -334,7 +334,7 @@
   (testing "rejects names of no map or of several maps"
     (let [{:keys [message] :bpfmap/keys [error]} (error-of (bpf/open {:name "no_such_name"}))]
       (is (= :not-found error))
-      (is (str/includes? message "no map on this host has the name")))
+      (is (str/includes? message "No map named")))
     (with-open [a ^Closeable (bpf/create (assoc spec :name "t_twice"))
                 b ^Closeable (bpf/create (assoc spec :name "t_twice"))]
       (let [ids (sort (map (comp :id bpf/info) [a b]))

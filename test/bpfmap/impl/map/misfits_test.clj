@@ -40,7 +40,7 @@
         keyed (fn [o] [{:fd (:fd o)} 1])]
     [;; not even a reference
      [maps [] (constantly [0 7]) :invalid-value
-      ["[:value]: 7 is no reference of this kind" an-open-map]]
+      ["[:value]: 7 is not a reference of this kind" an-open-map]]
      [maps [] (constantly [0 nil]) :invalid-value [an-open-map]]
      [maps [] (constantly [0 {:map-id -1}]) :invalid-value [an-open-map]]
      [maps [] (constantly [0 {:map-id 1 :fd 1}]) :invalid-value [an-open-map]]

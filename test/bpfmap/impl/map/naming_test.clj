@@ -55,7 +55,7 @@
           (let [{:keys [message]
                  :bpfmap/keys [error candidates]} (error-of (bpf/open {:name asked}))]
             (is (= :not-found error))
-            (is (str/starts-with? message (str "There is no map named " (pr-str asked) ": ")))
+            (is (str/starts-with? message (str "No map named " (pr-str asked) ": ")))
             (when (= (:name (bpf/info m)) (:name (first candidates)))
               (is (str/includes? message
                                  (str (id-of m) " (not pinned; held by java["
@@ -71,7 +71,7 @@
                          ["save" asked "/tmp/bpfmap-never"] ["hist" asked]]]
             (let [{:keys [exit out err]} (apply bpfmap words)]
               (is (= [1 ""] [exit out]))
-              (is (str/includes? err "There is no map named"))))
+              (is (str/includes? err "No map named"))))
           (is (= [0 false] [(bpf/count-entries m) (:frozen (bpf/info m))])))))))
 
 (kernel-test short-or-full-name
@@ -118,7 +118,7 @@
                                     (id-of a) " (pinned at " pinned "; held by ")))
             (let [{:keys [err]} (bpfmap "dump" (str own "packets_by_address"))
                   [line & table] (str/split-lines err)]
-              (is (= (str "bpfmap: There is more than one map named \"" own
+              (is (= (str "bpfmap: More than one map named \"" own
                           "packets_by_address\": it is the name of 2 maps; give the id of one")
                      line))
               (is (every? (fn [[row {:keys [id pinned]}]]

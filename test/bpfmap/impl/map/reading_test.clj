@@ -268,7 +268,7 @@
               (let [{:keys [message] :bpfmap/keys [error op so-far]} (error-of (read m))]
                 (is (= [:iteration-aborted :reduce] [error op]))
                 (is (str/includes? message
-                                   "others delete keys faster than they can be followed; what was seen until then is under :bpfmap/so-far"))
+                                   "others delete keys faster than they can be read; the result so far is under :bpfmap/so-far"))
                 (is (whole? so-far))
                 (is (= (count so-far) (count (into {} so-far))) "no key twice")
                 (is (<= at-once (count so-far) 400) "up to twice as many as there can be")))))))))

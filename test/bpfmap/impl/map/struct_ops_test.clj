@@ -134,7 +134,7 @@
               0 (assoc-in value [:data :owner] 1) :incompatible "only some are accepted"
               1 value :out-of-range "from 0 to 0"
               0 (assoc-in value [:data :init] 7) :invalid-value
-              "[:value :data :init]: 7 is no reference of this kind: it takes a loaded program"
+              "[:value :data :init]: 7 is not a reference of this kind: it takes a loaded program"
               0 (assoc-in value [:data :init] m) :invalid-value "it takes a loaded program"
               0 (assoc-in value [:data :init] {:program-id 0x7fffffff}) :not-found "does not exist"
               0 (assoc-in value [:data :start] ssthresh) :invalid-value ":start is not a field"
@@ -267,7 +267,7 @@
     (are [change error words]
       (let [{:keys [message] found :bpfmap/error :bpfmap/keys [op]} (error-of (create change))]
         (and (= [error :create] [found op]) (str/includes? message words)))
-      {:struct-ops "tcp_ops"} :not-found "those of the structs bpf_struct_ops_… without that; here "
+      {:struct-ops "tcp_ops"} :not-found "use the name of a struct bpf_struct_ops_… in the kernel's BTF, without the prefix; here "
       ;; The kernel has a struct bpf_struct_ops_map, which is something else.
       {:struct-ops "map"} :not-found "no struct map that programs can implement"
       {:value-size 8} :invalid-spec

@@ -203,7 +203,7 @@
         (is (= :invalid-value
                (:bpfmap/error (error-of (mem/add! (mem/view memory [:struct [:a [:bits :u32 32]]])
                                                   :a 1))))))
-      (is (= "Not a view: 7: it takes what (view mem type), (elements m) or (variables m) returned"
+      (is (= "The argument must be a view, got 7: pass what (view mem type), (elements m) or (variables m) returned"
              (:message (error-of (mem/add! 7 1)))))
       (is (every? zero? memory)))))
 

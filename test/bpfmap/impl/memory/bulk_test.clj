@@ -74,28 +74,27 @@
             swapped (mem/view memory [:array (keyword (str "u32" other-order)) 2])]
         (are [kind message f] (= [kind message] ((juxt :bpfmap/error :message) (error-of (f))))
           :invalid-value
-          "Not an array for these elements: \"[D\": it takes an int array or a long array"
+          "The array must be an int array or a long array, got \"[D\""
           #(mem/copy-to v (double-array 1))
           :invalid-value
-          "Not an array for these elements: \"byte[1]\": it takes an int array or a long array"
+          "The array must be an int array or a long array, got \"byte[1]\""
           #(mem/copy-to v (byte-array 1))
           :invalid-value
-          "Not an array for these elements: [1]: it takes an int array or a long array"
+          "The array must be an int array or a long array, got [1]"
           #(mem/copy-to v [1])
-          :invalid-value "Not an array for these elements: \"[J\": it takes an int array"
+          :invalid-value "The array must be an int array, got \"[J\""
           #(mem/copy-from v (long-array 1))
-          :invalid-value "Not an array for these elements: \"[I\": it takes a long array"
+          :invalid-value "The array must be a long array, got \"[I\""
           #(mem/copy-to swapped (int-array 1))
           :invalid-value
-          (str
-           "Not an array for these elements: \"[I\": their bytes are in another order than this "
-           "processor's; write! takes them")
+          (str "The elements cannot be copied from an array, got \"[I\": "
+               "their byte order is not the processor's; use write!")
           #(mem/copy-from swapped (int-array 1))
           :invalid-value
-          "Not numbers: elements of type :bool: arrays take integers of up to 8 bytes, and floating-point numbers"
+          "Elements must be integers of up to 8 bytes or floating-point numbers, got type :bool"
           #(mem/copy-to (mem/view memory [:array :bool 2]) (byte-array 2))
           :invalid-value
-          "Not numbers: elements of type :u128: arrays take integers of up to 8 bytes, and floating-point numbers"
+          "Elements must be integers of up to 8 bytes or floating-point numbers, got type :u128"
           #(mem/->array (mem/view memory [:array :u128 2]))
           :invalid-value "The view must be a view of an array, got 7" #(mem/->array 7)
           :out-of-range "9 elements from 0 of a view of 8" #(mem/copy-to v (int-array 9))

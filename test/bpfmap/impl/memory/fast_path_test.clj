@@ -260,11 +260,11 @@
   (testing "rejects the memory option for maps that cannot be mapped"
     (let [before (fixture/settled-descriptors)]
       (doseq [[spec hint] [[{:type :hash :key :u32 :value :u64 :max-entries 1}
-                            "a map of type :hash has no memory to map; those of type :arena or :array have"]
+                            "a map of type :hash has no memory to map; maps of type :arena or :array have"]
                            [{:type :array :key :u32 :value :u64 :max-entries 1}
                             "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
                            [{:type :arena :max-entries 1 :flags #{:mmapable}}
-                            "it has no elements that could be read and written there; (memory m) gives its memory"]]
+                            "it has no elements that could be read and written there; (memory m) returns its memory"]]
               :when (since/has? [:map-type (:type spec)])]
         (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/create spec through))]
           (is (= [:not-supported :create] [error op]))

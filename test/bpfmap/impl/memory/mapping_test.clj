@@ -160,17 +160,16 @@
                              errno]} (fixture/unprivileged #(error-of (bpf/memory reader)))]
           (is (= [:permission :memory :EPERM] [error op errno]))
           (is (= (str "Another descriptor of map " (:id (bpf/info m))
-                      " cannot be opened: the kernel maps no descriptor that is for reading alone, "
-                      "and opening another takes CAP_SYS_ADMIN; open the map with {:access "
-                      ":read-write}")
+                      " cannot be opened: the kernel cannot map a read-only descriptor, and opening "
+                      "another requires CAP_SYS_ADMIN; open the map with {:access :read-write}")
                  message)))))))
 
 (kernel-test maps-without-memory
   (testing "reports why a map has no memory to map"
     (doseq [[spec hint] [[{:type :hash :key :u32 :value :u64 :max-entries 1}
-                          "a map of type :hash has no memory to map; those of type :arena or :array have"]
+                          "a map of type :hash has no memory to map; maps of type :arena or :array have"]
                          [{:type :percpu-array :key :u32 :value :u64 :max-entries 1}
-                          "a map of type :percpu-array has no memory to map; those of type :arena or :array have"]
+                          "a map of type :percpu-array has no memory to map; maps of type :arena or :array have"]
                          [{:type :array :key :u32 :value :u64 :max-entries 1}
                           "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
                          [{:type :ringbuf :max-entries 4096}

@@ -81,8 +81,8 @@
         (is (= [11 255 255 24] [(memory 11) (memory 12) (memory 23) (memory 24)]))
         (let [{:keys [message] :bpfmap/keys [error op]} (error-of (mem/close part))]
           (is (= [:not-supported :close] [error op]))
-          (is (= (str "Only all of the memory of map " (:id (bpf/info m))
-                      " (t_range) can be closed, and this is a part of it: "
+          (is (= (str "A part of the memory of map " (:id (bpf/info m))
+                      " (t_range) cannot be closed: "
                       "close what (memory m) returned")
                  message)))
         (mem/close memory)
@@ -140,15 +140,15 @@
       (are [message f]
         (= [:invalid-value message]
            (let [e (error-of (f))] [(:bpfmap/error e) (shown (:message e))]))
-        "Not a number of bytes: :a: offsets and sizes are integers from 0" #(memory :a)
-        "Not a number of bytes: 1.5: offsets and sizes are integers from 0" #(mem/slice memory 1.5)
-        "Not a byte: 256: it is an integer from -128 to 255" #(mem/fill! memory 256)
-        "Not a byte: \\a: it is an integer from -128 to 255" #(mem/fill! memory \a)
-        "Not an array of numbers: [1 2]: it takes a byte array, or one of shorts, ints, longs, floats, doubles or chars"
+        "An offset or size must be a non-negative integer, got :a" #(memory :a)
+        "An offset or size must be a non-negative integer, got 1.5" #(mem/slice memory 1.5)
+        "A byte must be an integer from -128 to 255, got 256" #(mem/fill! memory 256)
+        "A byte must be an integer from -128 to 255, got \\a" #(mem/fill! memory \a)
+        "The array must be of bytes, shorts, ints, longs, floats, doubles or chars, got [1 2]"
         #(mem/copy-to memory [1 2])
-        "Not the memory of a map: 7: it takes what (memory m) or (slice mem …) returned"
+        "The argument must be the memory of a map, got 7: pass what (memory m) or (slice mem …) returned"
         #(mem/snapshot 7)
-        "Not the memory of a map: nil: it takes what (memory m) or (slice mem …) returned"
+        "The argument must be the memory of a map, got nil: pass what (memory m) or (slice mem …) returned"
         #(mem/close nil)))))
 
 (kernel-test primitive-array-copies
@@ -261,7 +261,7 @@
         (testing op
           (is (= [:read-only op
                   (str "The memory of map " (:id (bpf/info m))
-                       " (t_range) is mapped for reading alone: the map is frozen, or "
+                       " (t_range) is mapped read-only: the map is frozen, or "
                        "created :rdonly-prog, or was opened read-only")]
                  ((juxt :bpfmap/error :bpfmap/op :message) (error-of (f)))))))
       (is (= (range 16) (seq memory))))))

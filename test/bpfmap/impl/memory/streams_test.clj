@@ -81,10 +81,10 @@
           (is (= [:out-of-range :write] [error op]))
           (is
            (re-find
-            #"^There is no room for 28 more bytes in the memory of map \d+ \(t_streams\): memory does not grow$" message)))
+            #"^No room for 28 more bytes in the memory of map \d+ \(t_streams\): memory does not grow$" message)))
         (is (= [5 6] [(memory 5) (memory 6)]) "nothing of it was written")
         (.write out (byte-array 27))
-        (is (re-find #"no room for 1 more byte in" (:message (error-of (.write out 1)))))
+        (is (re-find #"No room for 1 more byte in" (:message (error-of (.write out 1)))))
         (.write out (byte-array 0))
         (is (thrown? IndexOutOfBoundsException (.write out (byte-array 4) 2 3)))
         (.close out)

@@ -259,7 +259,7 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
           (is (= "[:a 7]: 256 is not a :u8: it takes an integer from 0 to 255"
                  (:message (error-of (mem/write! a [7] 256)))))
           (is (str/starts-with? (:message (error-of (mem/write! a [8] 1)))
-                                "There is no element 8 of [:bytes 8] in the memory of map "))
+                                "No element 8 of [:bytes 8] in the memory of map "))
           (is (= "[:a]: \"01\" is not a [:bytes 8]: it takes 8 bytes, these are 1"
                  (:message (error-of (mem/write! a (bpf/->bytes [1])))))))))))
 
@@ -281,6 +281,6 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
         (is (= "[:pair 1 :x]: -1 is not a :u8: it takes an integer from 0 to 255"
                (:message (error-of (mem/write! pair [1 :x] -1)))))
         (is (str/starts-with? (:message (error-of (mem/write! a [8] 1)))
-                              "There is no element 8 of [:bytes 8] in the memory of map "))
+                              "No element 8 of [:bytes 8] in the memory of map "))
         (is (str/starts-with? (:message (error-of (mem/write! n [0] 1)))
-                              "There is no part 0 of :u32 in the memory of map "))))))
+                              "No part 0 of :u32 in the memory of map "))))))

@@ -183,29 +183,29 @@
         (are [kind message f]
           (= [kind message] (let [e (error-of (f))] [(:bpfmap/error e) (shown (:message e))]))
           :out-of-range
-          "There is no element 3 of [:array {:a :b} 3] in the memory of map N (t_view): elements are 0 to 2"
+          "No element 3 of [:array {:a :b} 3] in the memory of map N (t_view): elements are 0 to 2"
           #(mem/at v 3)
           :out-of-range
-          "There is no element 2 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1" #(mem/at v [0 :b 2])
+          "No element 2 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1" #(mem/at v [0 :b 2])
           :out-of-range
-          "There is no element -1 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1" #(nth (mem/at v [0 :b]) -1)
+          "No element -1 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1" #(nth (mem/at v [0 :b]) -1)
           :out-of-range
-          "There is no element 18446744073709551616N of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1"
+          "No element 18446744073709551616N of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1"
           #((mem/at v [0 :b]) 18446744073709551616N)
           :invalid-value
-          "There is no element :a of [:array :u16 2] in the memory of map N (t_view): an element is named by its index"
+          "No element :a of [:array :u16 2] in the memory of map N (t_view): use the index of an element"
           #(mem/write! v [0 :b :a] 1)
           :invalid-value
-          "There is no field :c of {:a :b} in the memory of map N (t_view): the fields are :a and :b"
+          "No field :c of {:a :b} in the memory of map N (t_view): the fields are :a and :b"
           #(mem/write! v [0 :c] 1)
           :invalid-value
-          "There is no part :x of :u8 in the memory of map N (t_view): it has no parts"
+          "No part :x of :u8 in the memory of map N (t_view): it has no parts"
           #(mem/at v [0 :a :x])
           :invalid-value
-          "Not a view: 7: it takes what (view mem type), (elements m) or (variables m) returned"
+          "The argument must be a view, got 7: pass what (view mem type), (elements m) or (variables m) returned"
           #(mem/at 7 0)
           :invalid-value
-          "Not a view: 7: it takes what (view mem type), (elements m) or (variables m) returned"
+          "The argument must be a view, got 7: pass what (view mem type), (elements m) or (variables m) returned"
           #(mem/write! 7 0)
           :invalid-spec
           (str
@@ -231,9 +231,8 @@
           (is
            (=
             (str
-             "Not the user's to write: {:lock :n :timers}: the kernel keeps something for itself "
-             "in it, such as a spin lock; "
-                 "write its other fields one by one")
+             "A {:lock :n :timers} must not be written as a whole: the kernel has a private part "
+             "in it, such as a spin lock; write its other fields one by one")
               message)))
         (is (= [1 1 1 1 7 0 0 0 1] (take 9 memory)))))))
 
