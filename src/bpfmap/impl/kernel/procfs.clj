@@ -346,7 +346,7 @@
     (catch Exception _ false)))
 
 (defn unlimited-memlock?
-  "Returns true if this process may lock any amount of memory; nil if that cannot be read."
+  "Returns true if this process may lock any amount of memory; nil if unknown."
   []
   (some->> (read-file "/proc/self/limits")
            (re-find #"(?m)^Max locked memory +(\S+)")

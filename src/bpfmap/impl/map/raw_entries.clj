@@ -128,7 +128,8 @@
 ;; --- comparing two readings
 
 (defn compared
-  "Returns results of f for the keys of two readings, which are maps, as something to reduce.
+  "Returns a reducible of the results of f for the keys of two readings (maps).
+
 
   The keys of `after` come first, then those that only `before` has. f gets the change (`:added`,
   `:changed`, `:removed` or `:same`), the key, and the values before and after, nil if there is
