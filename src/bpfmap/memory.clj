@@ -258,7 +258,8 @@
      (view/write view x)
      (view/check view :write!)))
   ([view path x]
-   (if (instance? bpfmap.impl.memory.view.WritableBySyscall view) ; faster than satisfies?, for views
+   ;; Faster than satisfies?, for views.
+   (if (instance? bpfmap.impl.memory.view.WritableBySyscall view)
      (view/write-part view path x)
      (view/write (view/at view path :write!) x))))
 
