@@ -426,7 +426,9 @@
           [:key :value]))
 
 (defn carrying
-  "Returns a spec that carries already parsed nodes of its :key and its :value, or nil.
+  "Returns a spec that carries the nodes of its :key and its :value.
+
+  A node is nil if that type has not been parsed yet.
 
       (carrying {:key :u32} (node :u32 nil [:key]) nil)"
   [{:keys [key value types] :as spec} key-node value-node]
