@@ -80,12 +80,7 @@
 
 (def ^:private exempt
   "Namespaces whose docstrings do not yet begin as they must."
-  '#{bpfmap.impl.memory.atomic
-     bpfmap.nrepl.wire
-     bpfmap.nrepl.bounded-print
-     bpfmap.nrepl.listener
-     bpfmap.nrepl.socket-dir
-     bpfmap.nrepl.server})
+  '#{bpfmap.impl.memory.atomic})
 
 (def ^:private exempt-folders
   "Folders that are not yet within the budget of phrases."
@@ -97,8 +92,7 @@
     "src/bpfmap/impl/host"
     "src/bpfmap/impl/kernel"
     "src/bpfmap/impl/map"
-    "src/bpfmap/impl/memory"
-    "src/bpfmap/nrepl"})
+    "src/bpfmap/impl/memory"})
 
 (defn- sources
   "Returns the namespaces of src with their files: `[{:ns :file :folder} …]`."

@@ -75,10 +75,10 @@
    {:name "get" :group "Read a map" :args [:ref :key] :optional #{:key}
     :options (into [:cpus :lock] typed)
     :doc "Look up the value of a key"
-    :text ["KEY is written as dump prints it, in a table, EDN or JSON: 7, 10.0.0.1 or"
-           "'{src \"10.0.0.1\" port 443}'. Hexadecimal bytes work too: '0a 00 00 01'. Write"
-           "-- before a KEY that begins with a dash. For a queue or stack, omit KEY: the"
-           "next value is printed. For a bloom filter, prints maybe or no."]
+    :text ["KEY is written as dump prints it, in a table, EDN or JSON: 7, 10.0.0.1 or '{src"
+           "\"10.0.0.1\" port 443}'. Hexadecimal bytes work too: '0a 00 00 01'. Write --"
+           "before a KEY that begins with a dash. For a queue or stack, omit KEY: the next"
+           "value is printed. For a bloom filter, prints maybe or no."]
     :examples [{:ref "flows" :key {:src "10.0.0.1" :port 443}} {:ref "blocked" :key "10.0.0.1"}]
     :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.exec.views/entry}
    {:name "hist" :group "Read a map" :args [:ref]
@@ -100,12 +100,12 @@
            :seconds "Duration in seconds (default: until Ctrl-C)"}
     :options (into [:interval :seconds :follow :where :sort :limit :changed :cpus] typed)
     :doc "Watch the entries of a map change, live"
-    :text ["Sorts by rate of change, highest first. Marks added entries with +, changed ones"
-           "with * and removed ones with -. Adds up per-CPU values unless --cpus is given."
-           "If the output is not a terminal, prints the changes at every interval. Does not"
-           "keep the map alive: if the map disappears, or its pin is removed or replaced,"
-           "watch reports that. With --follow, watch continues with the map that replaced"
-           "it at the same pin path or under the same name."]
+    :text ["Sorts by rate of change, highest first. Marks added entries with +, changed"
+           "ones with * and removed ones with -. Adds up per-CPU values unless --cpus is"
+           "given. If the output is not a terminal, prints the changes at every interval."
+           "Does not keep the map alive: if the map disappears, or its pin is removed or"
+           "replaced, watch reports that. With --follow, watch continues with the map that"
+           "replaced it at the same pin path or under the same name."]
     :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}
                {:ref "/sys/fs/bpf/flows" :follow true}]
     :fn 'bpfmap.exec.live/watch :run true}

@@ -1,29 +1,27 @@
 (ns ^:no-doc bpfmap.nrepl.bounded-print
-  "An nREPL middleware: results come bounded, so that a map of a million entries does not fill the
-  editor.
+  "Bounds the results that nREPL prints, so that a map of a million entries does not fill the editor.
 
-  Only the printing of a result is bounded. What the code itself prints or writes is not, since a
-  file that `spit` wrote would then lack what is behind the bound, and nothing would say so.
+  Only results are bounded. Output of the code itself is not: otherwise `spit` could write an
+  incomplete file without notice.
 
-  | bound           | unless asked for otherwise | who asks for otherwise                                      |
+  | bound           | default                    | how to change it                                            |
   |-----------------|----------------------------|-------------------------------------------------------------|
   | `*print-length*`| 100 elements               | `(set! *print-length* 1000)` in the session                 |
   | `*print-level*` | 12 levels                  | `(set! *print-level* 20)` in the session                    |
   | the quota       | 100,000 characters         | the client, with `nrepl.middleware.print/quota`             |
 
-  A client that names a printer of its own, as editors do, gets that one, within the same bounds."
+  If a client names its own printer, as editors do, it is used within the same bounds."
   (:require [nrepl.middleware :as middleware]
             [nrepl.middleware.print :as print]))
 
 (set! *warn-on-reflection* true)
 
-(def ^:const default-length "Elements of a collection that are printed." 100)
-(def ^:const default-level "Levels of collections within one another that are printed." 12)
-(def ^:const default-quota "Characters of a result that are sent." 100000)
+(def ^:const default-length "The number of printed elements of a collection." 100)
+(def ^:const default-level "The number of printed levels of nested collections." 12)
+(def ^:const default-quota "The number of characters of a result that are sent." 100000)
 
 (defn- printer
-  "The function of a printer that a client has named; nil for one that cannot be found, and for
-  none."
+  "Returns the function of a printer that a client names, or nil."
   [sym]
   (when sym
     (try
@@ -31,8 +29,9 @@
       (catch Exception _ nil))))
 
 (defn print-bounded
-  "Prints a value as the client asked for, or else as the session does, within the bounds. What
-  nREPL calls a print function.
+  "Prints a value within the bounds, with the printer of the client or session.
+
+  It is a print function of nREPL.
 
       (print-bounded (range) *out* nil)"
   [value writer {:keys [print options]}]
@@ -43,8 +42,9 @@
       (print/*print-fn* value writer))))
 
 (defn- bounded
-  "A request with the bounds put into it. A printer that cannot be found is left for nREPL to
-  complain of."
+  "Returns a request with the bounds.
+
+  nREPL reports a printer that cannot be found."
   [{::print/keys [print options quota] :as msg}]
   (cond-> msg
     (or (nil? print) (printer print))
@@ -53,7 +53,7 @@
     (assoc ::print/quota default-quota)))
 
 (defn wrap-bounds
-  "The middleware: bounds what `eval` and `load-file` print of their results.
+  "Wraps a handler so that results of `eval` and `load-file` are bounded.
 
       (nrepl.server/default-handler #'wrap-bounds)"
   [handler]

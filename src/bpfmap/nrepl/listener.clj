@@ -1,9 +1,8 @@
 (ns ^:no-doc bpfmap.nrepl.listener
-  "Taking connections: from a Unix socket those of users who may, from TCP those of this host.
+  "Accepts connections: on a Unix socket from admitted users, on TCP from this host.
 
-  Who is at the other end of a Unix socket the kernel says (SO_PEERCRED): the user who called
-  connect(2). It is asked as soon as a connection is there, before a byte of it is read. Only root
-  and the user of the server are let in."
+  The kernel reports the user who called connect(2) on a Unix socket (SO_PEERCRED). It is checked
+  before any byte is read. Only root and the user of the server are admitted."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.paths :as paths]
@@ -23,26 +22,27 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private ^:const pause
-  "Milliseconds to wait after a connection could not be taken, such as for want of descriptors."
+  "Milliseconds to wait after a failure to accept a connection."
   200)
 
 ;; --- who may
 
 (defn- user-of
-  "The user at the other end of a Unix socket."
+  "Returns the user at the other end of a Unix socket."
   ^UserPrincipal [^SocketChannel channel]
   (.user ^UnixDomainPrincipal (.getOption channel ExtendedSocketOptions/SO_PEERCRED)))
 
 (defn- admitted
-  "The users who may connect: root, and whose the directory is, which was found to be this
-  process's. They compare by number."
+  "Returns the users who may connect: root and the owner of the directory.
+
+  The directory was checked to be this process's. Users compare by number."
   [^Path directory]
   (let [users (.getUserPrincipalLookupService (FileSystems/getDefault))]
     (set [(.lookupPrincipalByName users "0")
           (Files/getOwner directory (into-array LinkOption [LinkOption/NOFOLLOW_LINKS]))])))
 
 (defn- refusal
-  "Why a connection is not let in, or nil when it is."
+  "Returns the reason to refuse a connection, or nil."
   [may? channel]
   (let [user (user-of channel)]
     (when-not (may? user)
@@ -65,7 +65,7 @@
     (.start)))
 
 (defn- take-one
-  "Lets a connection in, or not."
+  "Accepts or refuses a connection."
   [^SocketChannel channel ^Set connections {:keys [refusal serve complain]}]
   (if-let [why (try
                  (refusal channel)
@@ -83,8 +83,9 @@
                       (.close channel))))))))
 
 (defn- take-all
-  "Takes connections until the socket is closed. A failure to take one does not end that: it may
-  be for want of descriptors."
+  "Accepts connections until the socket is closed.
+
+  A failure to accept one, e.g. without descriptors, does not end that."
   [^ServerSocketChannel server connections {:keys [complain] :as how}]
   (when (try
           (take-one (.accept server) connections how)
@@ -98,14 +99,14 @@
     (recur server connections how)))
 
 (defn- listening
-  "A listener on a bound socket, at work."
+  "Returns a running listener on a bound socket."
   [^ServerSocketChannel server how release]
   (let [connections (ConcurrentHashMap/newKeySet)]
     (thread "bpfmap-nrepl-listener" #(take-all server connections how))
     (Listener. server connections release)))
 
 (defmacro ^:private or-close
-  "Evaluates body; when it throws, closes first."
+  "Evaluates body, and `closing` if it throws."
   [closing & body]
   `(try
      ~@body
@@ -142,12 +143,11 @@
             (finally (.release directory))))))))
 
 (defn unix
-  "Listens on a Unix socket, whose path `bpfmap.nrepl.socket-dir` has checked, and takes those
-  connections that may.
+  "Listens on a Unix socket whose path `bpfmap.nrepl.socket-dir` has checked.
 
-  `serve` is called with the channel of each, on a thread of its own, and `complain` with a line
-  about what went wrong. Returns a Closeable, which closes the connections too, and removes the
-  socket."
+  `serve` is called with the channel of each admitted connection, on its own thread, and
+  `complain` with a line about each failure. Returns a Closeable that closes the connections too,
+  and removes the socket."
   ^Closeable [^Path path {:keys [serve complain]}]
   (let [claim (socket-dir/claim path)
         ^ServerSocketChannel server (or-close (socket-dir/release claim)
@@ -160,10 +160,9 @@
                    #(socket-dir/release claim))))))
 
 (defn tcp
-  "Listens on a TCP port of the loopback address, 0 for any that is free, to which any user of
-  this host can connect.
+  "Listens on a TCP port of the loopback address, 0 for any free port.
 
-  As [[unix]] otherwise."
+  Any user of this host can connect. Otherwise like [[unix]]."
   ^Closeable [port {:keys [serve complain]}]
   (let [server (ServerSocketChannel/open StandardProtocolFamily/INET)
         loopback (InetAddress/getByAddress (byte-array [127 0 0 1]))]
@@ -172,13 +171,13 @@
       (listening server {:refusal (constantly nil) :serve serve :complain complain} (fn [])))))
 
 (defn port
-  "The TCP port of a listener; nil for a Unix socket."
+  "Returns the TCP port of a listener; nil for a Unix socket."
   [^Listener listener]
   (let [address (.getLocalAddress ^ServerSocketChannel (.-server listener))]
     (when (instance? InetSocketAddress address)
       (.getPort ^InetSocketAddress address))))
 
 (defn connection-count
-  "How many connections are open."
+  "Returns the number of open connections."
   [^Listener listener]
   (.size ^Set (.-connections listener)))

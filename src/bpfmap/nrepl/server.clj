@@ -1,6 +1,6 @@
 (ns ^:no-doc bpfmap.nrepl.server
-  "An nREPL server for a process that is root: a REPL in it, for editors, that no other user of
-  the host reaches.
+  "Runs an nREPL server in a process of root: a REPL for editors that no other user of the host can
+  reach.
 
       bin/clj -M:nrepl
 
@@ -9,10 +9,10 @@
       (def server (nrepl/start {:socket \"/run/my-agent/nrepl.sock\"}))
       (.close server)
 
-  Whoever connects runs code as the user of this process. Therefore it is a Unix socket, in a
-  directory of mode 0700 that is this user's (`bpfmap.nrepl.socket-dir`), and the kernel is asked
-  who connects (`bpfmap.nrepl.listener`). Results come bounded (`bpfmap.nrepl.bounded-print`). The
-  rest is the nREPL library, which comes with the alias :nrepl. doc/nrepl.md is for users."
+  A client runs code as the user of this process. Therefore the server listens on a Unix socket in a
+  directory of this user with mode 0700 (`bpfmap.nrepl.socket-dir`), and checks the user of each
+  connection (`bpfmap.nrepl.listener`). Results are bounded (`bpfmap.nrepl.bounded-print`). The rest
+  is the nREPL library, which the alias :nrepl provides. doc/nrepl.md is for users."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.paths :as paths]
@@ -44,7 +44,7 @@
 ;; --- connections
 
 (defn- serve
-  "Speaks nREPL over a connection until its client has gone."
+  "Serves nREPL on a connection until its client is gone."
   [handler channel]
   (with-open [transport (wire/over channel)]
     (try
@@ -80,24 +80,27 @@
   (close [_] (.close ^Closeable listener)))
 
 (defn- url
-  "Returns the URL of a socket: that of its file, in another scheme, so that its bytes are the
-  path's in every locale."
+  "Returns the URL of a socket.
+
+  It is the URL of its file with another scheme, so that its bytes are the bytes of the path in
+  every locale."
   [^Path path]
   (str "nrepl+unix:" (.getRawPath (.toUri path))))
 
 (defn start
-  "Starts a server; returns it as a Closeable, with its `:url`. Closing it ends its connections
-  and removes the socket.
+  "Starts a server and returns it as a Closeable with its `:url`.
 
-  | option                   | what it is                                                                       |
+  Closing it ends its connections and removes the socket.
+
+  | option                   | meaning                                                                          |
   |--------------------------|----------------------------------------------------------------------------------|
-  | `:socket`                | an absolute path, in a directory of its own, which is made with mode 0700       |
-  | `:port`                  | a TCP port of 127.0.0.1 instead, 0 for any; only together with the next          |
-  | `:trust-all-local-users` | true: every user and program of this host may run code as this process's user    |
+  | `:socket`                | absolute path in a directory of its own, which is created with mode 0700         |
+  | `:port`                  | TCP port of 127.0.0.1 instead, 0 for any; requires the next option               |
+  | `:trust-all-local-users` | true: every user and program of this host can run code as this process's user    |
 
-  A socket of a server that is gone is replaced. Throws `:exists` where one is alive, or another
-  file is there; `:permission` where other users could reach the socket or put another in its
-  place; `:busy` for a port that is taken; `:invalid-value` for odd options.
+  Replaces the socket of a server that no longer runs. Throws `:exists` if a server uses it or if it
+  is another file, `:permission` if other users could reach or replace the socket, `:busy` for a port
+  in use, and `:invalid-value` for invalid options.
 
       (start {:socket \"/run/my-agent/nrepl.sock\"})"
   ^Server [{:keys [socket port] :as options}]
@@ -114,8 +117,9 @@
 ;; --- the command
 
 (defn default-socket
-  "Where the server listens unless told otherwise: /run/bpfmap/nrepl.sock for root, else in the
-  user's runtime directory.
+  "Returns the default path of the socket.
+
+  It is /run/bpfmap/nrepl.sock for root, and in the user's runtime directory otherwise.
 
       (default-socket) ;=> \"/run/bpfmap/nrepl.sock\""
   []
@@ -126,25 +130,25 @@
 
 (def ^:private options
   [["-s" "--socket PATH"
-    "Where to listen, or with --connect what to connect to; in a directory of its own"]
-   ["-c" "--connect" "Be a client on the terminal instead: a REPL in the server's process"]
-   [nil "--port PORT" "Listen on a TCP port of 127.0.0.1, for editors that know no sockets"
+    "Socket to listen on, or to connect to with --connect; in a directory of its own"]
+   ["-c" "--connect" "Connect to a server instead: a REPL in its process"]
+   [nil "--port PORT" "TCP port of 127.0.0.1, for editors without support for sockets"
     :parse-fn #(or (parse-long %) %)]
    [nil "--trust-all-local-users"
-    "Needed for --port: everybody on this host may run code as this user"]
-   ["-h" "--help" "Print this"]])
+    "Let every user of this host run code as this user (required for --port)"]
+   ["-h" "--help" "Print this help"]])
 
 (defn- help [summary]
   (str/join "\n" ["Usage: bin/clj -M:nrepl [OPTION ...]"
                   ""
-                  "An nREPL server that only root and this user reach, until Ctrl-C."
+                  "Runs an nREPL server for root and this user only, until Ctrl-C."
                   ""
                   summary
                   ""
-                  (str "Without --socket it is " (default-socket) ".")]))
+                  (str "The default socket is " (default-socket) ".")]))
 
 (defn- announce
-  "Says where the server is, in nREPL's own words, which editors look for."
+  "Prints the address of the server in nREPL's own words, for which editors look."
   [{:keys [address url]}]
   (println (if-let [port (:port address)]
              (str "nREPL server started on port " port " on host 127.0.0.1 - " url)
@@ -152,8 +156,9 @@
   (flush))
 
 (defn- leave-port
-  "Leaves the port where editors look for it, in this directory, as long as the process runs. What
-  is there is not touched."
+  "Writes the port to .nrepl-port in this directory, where editors look for it.
+
+  The file is removed when the process ends. An existing file stays untouched."
   [port]
   (try
     (let [file (Files/createFile (socket-dir/java-path ".nrepl-port") (make-array FileAttribute 0))]
@@ -163,7 +168,7 @@
       (complain (str "The file .nrepl-port is not written: " e)))))
 
 (defn- prepare-user
-  "Gives the namespace in which sessions begin short names for the library."
+  "Adds aliases for the library to the namespace in which sessions begin."
   []
   (when-not (io/resource "bpfmap/sys/Native.class")
     (throw (error/error :not-found "The Java core is not compiled"
@@ -206,8 +211,9 @@
               (finally (.release fd)))))))))
 
 (defn run
-  "Does what the arguments say, and returns the exit code: 1 when it cannot, 2 for wrong usage. A
-  server runs on.
+  "Runs a server or client as the arguments say, and returns the exit code.
+
+  Exit codes: 1 failure, 2 wrong usage. A server runs until a signal.
 
       (run [\"--socket\" \"/run/my-agent/nrepl.sock\"])"
   [args]
@@ -231,7 +237,7 @@
         (if (= :invalid-value (:bpfmap/error (ex-data e))) 2 1)))))
 
 (defn- utf-8
-  "Returns a writer in UTF-8, whatever the locale is."
+  "Returns a writer in UTF-8, in every locale."
   [out]
   (PrintWriter. (OutputStreamWriter. ^OutputStream out StandardCharsets/UTF_8) true))
 

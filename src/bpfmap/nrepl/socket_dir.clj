@@ -1,15 +1,14 @@
 (ns ^:no-doc bpfmap.nrepl.socket-dir
-  "Where a server's socket lies: a directory that nobody else can look into, and a name in it that
-  one server has at a time.
+  "Checks the directory of a server's socket, and claims the socket's name for one server at a time.
 
-  The kernel asks the directory's mode before it lets anybody connect, and other systems' and old
-  kernels' sockets do not heed their own mode: so the directory is what keeps others out. It is of
-  no use when somebody else can put another in its place; therefore every directory above it must
-  be root's or this user's, and closed to the writing of others, or sticky as /tmp is. Nothing
-  here follows a symbolic link that another user may have made.
+  The directory keeps other users out: the kernel checks its mode before a connection, while some
+  systems and old kernels ignore the mode of the socket itself. That works only if nobody can replace
+  the directory. Therefore every directory above it must belong to root or to this user, and others
+  must not be able to write to it, unless it is sticky like /tmp. Symbolic links that another user
+  may have made are never followed.
 
-  Paths are bytes here, as in `bpfmap.impl.kernel.paths`: what a path names does not depend on the
-  locale. Java's own text of a path does, so none is made from a text that came out of one."
+  Paths are bytes here, as in `bpfmap.impl.kernel.paths`, so that they do not depend on the locale.
+  Java's text of a path does depend on it."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.kernel.paths :as paths])
   (:import (java.io IOException)
@@ -23,11 +22,11 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private ^:const longest-path
-  "Bytes: what sockaddr_un holds, and a NUL. Source: unix(7)."
+  "The size of the path in sockaddr_un without its NUL. Source: unix(7)."
   107)
 
 (defn text
-  "Returns the text of a path, as `java-path` takes it and people read it.
+  "Returns the text of a path, for people and for [[java-path]].
 
       (text (java-path \"/run/café/nrepl.sock\")) ;=> \"/run/café/nrepl.sock\""
   [path]
@@ -41,8 +40,8 @@
 (defn java-path
   "Returns the path that a text names, in every locale.
 
-  If there is no file of exactly that name, it may be a name as it was printed. Throws
-  `:invalid-value` for a text that cannot name one.
+  If there is no file of exactly that name, the text can be a name as it was printed. Throws
+  `:invalid-value` for a text that cannot name a file.
 
       (java-path \"/run/bpfmap/nrepl.sock\")"
   ^Path [given]
@@ -64,11 +63,11 @@
 ;; --- what is at a path
 
 (def ^:private kinds
-  "What a file is, by the bits of its mode. Source: inode(7)."
+  "The kinds of files, by the bits of their mode. Source: inode(7)."
   {0140000 :socket, 0120000 :symbolic-link, 0100000 :file, 0040000 :directory})
 
 (defn- status
-  "What is at a path, a link not followed: `{:kind :mode :uid :inode}`; nil for nothing."
+  "Returns `{:kind :mode :uid :inode}` of a path, links not followed; nil for nothing."
   [^Path path]
   (try
     (let [{:strs [mode uid ino]} (Files/readAttributes path "unix:mode,uid,ino"
@@ -85,7 +84,7 @@
   (format "%04o" mode))
 
 (defn effective-user
-  "The number of the user as whom this thread acts.
+  "Returns the number of the effective user of this thread.
 
       (effective-user) ;=> 0"
   []
@@ -95,8 +94,7 @@
 ;; --- the directory
 
 (defn- check-above
-  "Refuses what is on the way to a place, a directory or a link, when another user could change
-  what the way leads to."
+  "Throws if another user could change a directory or link on the way to a place."
   [^Path above {:keys [kind mode uid]} place]
   (let [unsafe (fn [why]
                  (refuse :permission
@@ -104,14 +102,14 @@
                               (text place))
                          above "choose another place"))]
     (when-not (#{:directory :symbolic-link} kind)
-      (refuse :not-found (str (text above) " is no directory") above nil))
+      (refuse :not-found (str (text above) " is not a directory") above nil))
     (when-not (or (= 0 uid) (= (effective-user) uid))
       (unsafe (str "belongs to another user (" uid ")")))
     (when (and (= :directory kind) (pos? (bit-and 0022 mode)) (zero? (bit-and 01000 mode)))
       (unsafe (str "can be written by other users (mode " (octal mode) ")")))))
 
 (def ^:private ^:const most-links
-  "How many symbolic links are followed. Source: path_resolution(7)."
+  "The number of symbolic links that are followed. Source: path_resolution(7)."
   40)
 
 (defn- names
@@ -120,9 +118,10 @@
   (remove #(= "." (str %)) path))
 
 (defn- real-directory
-  "The directory that a path names, without symbolic links. Each is followed by hand, once its own
-  directory is known to be safe, and it to be root's or this user's. `place` is what the errors
-  are about."
+  "Returns the directory of a path, without symbolic links.
+
+  Follows each link by hand, after its directory is known to be safe and the link to belong to
+  root or this user. `place` is the path in the errors."
   ^Path [^Path path place]
   (loop [at (java-path "/"), left (names path), links 0]
     (let [[name & more] left
@@ -131,7 +130,7 @@
                        (.resolve at ^Path name))
           {:keys [kind] :as found} (status next)]
       (when-not found
-        (refuse :not-found (str "There is no directory " (text next)) next nil))
+        (refuse :not-found (str "No directory " (text next)) next nil))
       (check-above next found place)
       (cond
         (= :symbolic-link kind) (let [target (Files/readSymbolicLink next)]
@@ -149,7 +148,7 @@
         not-private (fn [why hint]
                       (refuse :permission (str (text directory) " " why) directory hint))]
     (cond
-      (not= :directory kind) (not-private "is no directory"
+      (not= :directory kind) (not-private "is not a directory"
                                           "the socket needs a directory of its own")
       (not= (effective-user) uid) (not-private (str "belongs to another user (" uid ")")
                                                "the socket needs a directory of this user's")
@@ -173,13 +172,12 @@
               (str e)))))
 
 (defn in-private-directory
-  "The path of a socket, its directory checked, and made if it is not there and `make?`. Symbolic
-  links on the way to the directory are followed where only root and this user could have made
-  them; the path that is returned has none.
+  "Returns the path of a socket, without symbolic links, and checks its directory.
 
-  Throws `:permission` where other users could reach the socket or put another in its place,
-  `:not-found` where the directory is to be made in none, `:invalid-value` for a path that no
-  socket can have.
+  Creates the directory if it does not exist and `make?` is true. Follows symbolic links only if
+  root or this user made them. Throws `:permission` if other users could reach or replace the
+  socket, `:not-found` if the parent directory does not exist, and `:invalid-value` for a path
+  that cannot be a socket.
 
       (in-private-directory \"/run/bpfmap/nrepl.sock\" true)"
   ^Path [given make?]
@@ -198,7 +196,7 @@
       (when (and make? (nil? (status real)))
         (make real))
       (when-not (status real)
-        (refuse :not-found (str "There is no directory " (text directory)) directory nil))
+        (refuse :not-found (str "No directory " (text directory)) directory nil))
       (check-private real)
       socket)))
 
@@ -222,8 +220,9 @@
         (refuse :permission (str "The file " (text file) " cannot be opened") file (str e))))))
 
 (defn- lock
-  "Holds what says that the name is taken: a lock that the kernel lets go when this process ends,
-  however it does."
+  "Acquires the lock that marks the name as taken.
+
+  The kernel releases it when this process ends."
   ^FileChannel [^Path path]
   (let [channel (open-lock (sibling path ".lock"))]
     (if (try
@@ -234,7 +233,9 @@
           (held-by-another path)))))
 
 (defn answers?
-  "Whether something listens at a socket. Does not wait for it to accept.
+  "Returns true if a process listens at a socket.
+
+  Does not wait for it to accept.
 
       (answers? path) ;=> true"
   [^Path path]
@@ -247,11 +248,10 @@
       (catch IOException _ (some? (status path)))))) ; what cannot be told is not taken for gone
 
 (defn claim
-  "Makes sure that nobody has a name, and holds it: `{:path :lock}`. A socket that a server left,
-  which is gone, is removed.
+  "Claims the name of a socket and returns `{:path :lock}`.
 
-  Throws `:exists` where a server is alive, or something is that is no socket: nothing is taken
-  away from anybody.
+  Removes the socket of a server that no longer runs. Throws `:exists` if a server is running, or
+  if the path is another kind of file.
 
       (claim path)"
   [^Path path]
@@ -262,7 +262,7 @@
         :socket (if (answers? path)
                   (held-by-another path)
                   (Files/deleteIfExists path))
-        (refuse :exists (str (text path) " is there already, and is no socket") path
+        (refuse :exists (str (text path) " already exists and is not a socket") path
                 "remove it, or choose another --socket"))
       {:path path :lock lock}
       (catch Throwable e
@@ -270,14 +270,15 @@
         (throw e)))))
 
 (defn mark
-  "What is needed to know the socket again, once it is bound: the claim with its inode. Closes the
-  socket itself to others, too."
+  "Returns the claim with the inode of the bound socket.
+
+  Closes the socket itself to other users too."
   [{:keys [^Path path] :as claim}]
   (Files/setPosixFilePermissions path (PosixFilePermissions/fromString "rw-------"))
   (assoc claim :inode (:inode (status path))))
 
 (defn release
-  "Removes the socket, if it is still the one that was marked, and lets the name go."
+  "Removes the socket, if it is still the marked one, and releases the name."
   [{:keys [^Path path inode ^FileChannel lock]}]
   (when (.isOpen lock)
     (when (and inode (= inode (:inode (status path))))

@@ -1,11 +1,10 @@
 (ns ^:no-doc bpfmap.nrepl.wire
-  "nREPL's messages over a channel.
+  "Transports nREPL's messages over a channel.
 
-  A channel of Java's is closed by the interrupt of a thread that writes to it, or is about to.
-  What writes here is a session, and to interrupt a session is a thing that editors do: its
-  connection would be gone with it. So another thread writes, which nobody interrupts, while the
-  session waits. Nor is the channel given to nREPL itself, whose writer of channels (in 1.0) takes
-  a short write for a whole one."
+  An interrupt of a thread that writes to a Java channel closes the channel. A session writes here,
+  and editors interrupt sessions: the connection would be closed too. Therefore another thread
+  writes, while the session waits. nREPL does not get the channel itself, because its writer of
+  channels (in 1.0) takes a short write for a complete one."
   (:require [nrepl.transport :as transport])
   (:import (java.io BufferedInputStream BufferedOutputStream Closeable IOException)
            (java.nio.channels Channels SocketChannel)
@@ -21,8 +20,7 @@
         (.setDaemon true)))))
 
 (defn- await-done
-  "Waits for what another thread does, however often this one is interrupted; throws what that
-  threw."
+  "Waits for another thread in spite of interrupts; throws its exception."
   [^Future future]
   (loop [interrupted? false]
     (if (try
@@ -36,7 +34,7 @@
       (recur true))))
 
 (defn- elsewhere
-  "Calls f on another thread, and waits for it."
+  "Calls f on another thread and waits for it."
   [^ExecutorService writer f]
   (await-done (try
                 (.submit writer ^Callable f)
@@ -44,7 +42,9 @@
                   (throw (IOException. "The connection is closed"))))))
 
 (defn over
-  "A transport of nREPL's over a channel, also a Closeable: closing it closes the channel.
+  "Returns a transport of nREPL over a channel.
+
+  It is a Closeable that closes the channel.
 
       (with-open [t (over channel)] (transport/recv t))"
   ^Closeable [^SocketChannel channel]

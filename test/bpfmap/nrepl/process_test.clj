@@ -47,9 +47,9 @@
 
 (deftest other-error-exit-code
   (testing "an error prints one line and exits with 1"
-    (is (= [1 "" "bpfmap nrepl: There is no directory /nowhere\n"]
+    (is (= [1 "" "bpfmap nrepl: No directory /nowhere\n"]
            (run "--socket" "/nowhere/own/nrepl.sock")))
-    (is (= [1 "" "bpfmap nrepl: There is no directory /nowhere\n"]
+    (is (= [1 "" "bpfmap nrepl: No directory /nowhere\n"]
            (run "--connect" "--socket" "/nowhere/own/nrepl.sock")))))
 
 (deftest help-lists-options

@@ -71,7 +71,7 @@
              :bpfmap/keys [error]} (error-of
                                     (socket-dir/in-private-directory
                                      (str home "/new/nrepl.sock") false))]
-        (is (= [:not-found (str "There is no directory " home "/new")] [error message]))
+        (is (= [:not-found (str "No directory " home "/new")] [error message]))
         (is (empty? (.list home)))))))
 
 (deftest open-directory-rejected
@@ -122,7 +122,7 @@
     (with-home [home]
       (let [real (doto (io/file home "real") (.mkdir) (set-mode "rwx------"))]
         (link (io/file home "link") real)
-        (is (= [:permission "~/link is no directory: the socket needs a directory of its own"]
+        (is (= [:permission "~/link is not a directory: the socket needs a directory of its own"]
                (refusal home (str home "/link/nrepl.sock"))))))))
 
 (kernel-test own-link-in-path
@@ -160,9 +160,9 @@
   (testing "rejects a file in place of the directory"
     (with-home [home]
       (spit (io/file home "file") "x")
-      (is (= [:permission "~/file is no directory: the socket needs a directory of its own"]
+      (is (= [:permission "~/file is not a directory: the socket needs a directory of its own"]
              (refusal home (str home "/file/nrepl.sock"))))
-      (is (= [:not-found "~/file is no directory"]
+      (is (= [:not-found "~/file is not a directory"]
              (refusal home (str home "/file/own/nrepl.sock")))))))
 
 (deftest impossible-socket-paths
@@ -173,7 +173,7 @@
         (is (= :invalid-value (first (refusal home bad))) bad))
       (is (re-find #"^The path of the socket is longer than 107 bytes: "
                    (second (refusal home (str home "/" (apply str (repeat 60 "ü")) "/s")))))
-      (is (= [:not-found "There is no directory ~/a"]
+      (is (= [:not-found "No directory ~/a"]
              (refusal home (str home "/a/b/c/nrepl.sock")))))))
 
 ;; --- the name
@@ -229,7 +229,7 @@
       (let [socket (socket-in home)]
         (spit (str socket) "mine")
         (is (= (str socket
-                    " is there already, and is no socket: remove it, or choose another --socket")
+                    " already exists and is not a socket: remove it, or choose another --socket")
                (:message (error-of (socket-dir/claim socket)))))
         (is (= "mine" (slurp (str socket))))
         (Files/delete socket)
