@@ -259,7 +259,7 @@
       (is (= [0 ""] [exit err]))
       (is (= [":print :json requires org.clojure/data.json, which is not on the class path"
               ":print :csv requires org.clojure/data.csv, which is not on the class path"]
-             (map #(first (str/split % #": in a checkout")) (str/split-lines out)))))))
+             (map #(first (str/split % #": add it")) (str/split-lines out)))))))
 
 ;; --- from a shell
 

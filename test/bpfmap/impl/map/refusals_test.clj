@@ -25,7 +25,7 @@
   (testing "a number that is not a descriptor throws :not-found"
     (are [call] (let [{:keys [message] :bpfmap/keys [error errno]} (error-of (call))]
                   (and (= [:not-found :EBADF] [error errno])
-                       (str/includes? message "there is no descriptor 100000 in this process")))
+                       (str/includes? message "descriptor 100000 in this process does not exist")))
       #(bpf/open {:fd 100000})
       #(prog/open {:fd 100000}))))
 
@@ -90,7 +90,7 @@
                                            [(:untyped (bpf/info again))
                                             (error-of (bpf/unpin! again))
                                             (error-of (bpf/move-pin! again (str path "_moved")))]))
-                  words "this user may not write in the directory of "]
+                  words "this user cannot write to the directory of "]
               (is (str/includes? untyped "btf-by-id needs CAP_SYS_ADMIN")
                   "its types take a capability of their own")
               (is (= [:permission :permission] (map :bpfmap/error [unpin move])))
