@@ -59,7 +59,7 @@
   (let [wanted (-> (name mistaken) (str/replace "_" "-") (str/replace #"^bpf-(func-)?" ""))
         near? (fn [k] (or (str/starts-with? (name k) wanted) (str/starts-with? wanted (name k))))]
     (when-let [found (seq (take 8 (sort (filter near? (keys table)))))]
-      (str "; is it " (list-of found) "?"))))
+      (str "; did you mean " (list-of found) "?"))))
 
 (defn- register [field]
   (fn [_ x]
@@ -125,7 +125,7 @@
               (keyword? x) (some-> (labels x) (- slot 1))
               (integer? x) x)]
     (cond
-      (and (nil? off) (keyword? x)) (str "there is no label " x)
+      (and (nil? off) (keyword? x)) (str "unknown label " x)
       (nil? off) (str (pr-str (shown x)) " is neither a label nor an offset in slots")
       (not (in-range? :signed16 off)) (outside "the jump by" off :signed16 " slots")
       (starts (+ slot 1 off)) {:off off}
@@ -138,7 +138,7 @@
                    {:imm x}
                    (outside "the helper's number" x :unsigned31))
     (helpers x) {:imm (helpers x)}
-    (keyword? x) (str "there is no helper " x (suggestions helpers x))
+    (keyword? x) (str "unknown helper " x (suggestions helpers x))
     :else (str (pr-str (shown x)) " is neither a helper's name nor its number")))
 
 (def ^:private operands
@@ -184,7 +184,7 @@
         {kinds :operands :as row} (mnemonics mnemonic)]
     (cond
       (nil? row)
-      (str "there is no instruction " mnemonic
+      (str "unknown instruction " mnemonic
            (if (mnemonics (when (vector? (second insn)) (first (second insn))))
              "; nested instructions that start with a label must be a list"
              (suggestions mnemonics mnemonic)))

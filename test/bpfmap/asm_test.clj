@@ -179,10 +179,10 @@
            (and (is (= :invalid-program (:bpfmap/error error)))
                 (is (= :assemble (:bpfmap/op error)))
                 (is (str/includes? (:message error) message))))
-      "there is no instruction :mov; is it :mov32 or :mov64?"              [[:mov :r1 5]]
-      "there is no instruction :jeq64; is it :jeq?"
+      "unknown instruction :mov; did you mean :mov32 or :mov64?"              [[:mov :r1 5]]
+      "unknown instruction :jeq64; did you mean :jeq?"
          [[:jeq64 :r1 5 0] [:exit]]
-      "there is no instruction :frob"                                      [[:frob]]
+      "unknown instruction :frob"                                      [[:frob]]
       "nested instructions that start with a label must be a list"         [[:loop [:exit]]]
       "its form is [:mov64 register register-or-immediate]"                [[:mov64 :r1]]
       "its form is [:exit]"                                                [[:exit 0]]
@@ -215,7 +215,7 @@
       "[:r2] is not a memory operand"                                      [[:ldxw :r1 [:r2]]]
       "[:r2 :r3] is not a memory operand"                                  [[:ldxw :r1 [:r2 :r3]]]
       ":m is not a register"                                               [[:ldxw :r1 [:m 0]]]
-      "there is no label :nowhere"                                         [[:ja :nowhere] [:exit]]
+      "unknown label :nowhere"                                         [[:ja :nowhere] [:exit]]
       "nil is neither a label nor an offset in slots"                      [[:ja nil] [:exit]]
       "the jump by 32768 is outside -32768 to 32767 slots"                 [[:ja 32768] [:exit]]
       "the jump by 40000 is outside" [[:ja :far] (repeat 40000 [:exit]) :far [:exit]]
@@ -246,9 +246,9 @@
          [[:ld-map-value :r1 :m -1]]
       ":r2 is not an offset in bytes"
          [[:ld-map-value :r1 :m :r2]]
-      "there is no helper :bpf_map_lookup_elem; is it :map-lookup-elem?"
+      "unknown helper :bpf_map_lookup_elem; did you mean :map-lookup-elem?"
          [[:call :bpf_map_lookup_elem]]
-      "there is no helper :frobnicate"                                     [[:call :frobnicate]]
+      "unknown helper :frobnicate"                                     [[:call :frobnicate]]
       "the helper's number -1 is outside 0 to 2147483647"                  [[:call -1]]
       "\"bind\" is neither a helper's name nor its number"                 [[:call "bind"]]
       "an instruction is a vector such as [:mov64 :r0 0], a label a keyword" [{:mov64 [:r1 5]}]

@@ -154,7 +154,7 @@
          [int-u32
           {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
                                                      {:name "b" :type 1 :bit-offset 16 :bits 0}]}]
-      2 [:type 2] "without a name is no member"
+      2 [:type 2] "without a name cannot be a member"
          [int-u32 {:kind :struct :name "a" :size 4 :members [{:type 1 :bit-offset 0 :bits 0}]}]
       2 [:type 2] "33 bits of a integer are no bit-field"
          [int-u32

@@ -90,9 +90,9 @@
                                         (error-of (f)))))
           "the kernel was not even asked")
       (is (str/includes? (:message (error-of (bpf/put! raw [1 2] [1 2 3 4 5])))
-                         "it takes 3 bytes, these are 2"))
+                         "it must have 3 bytes, got 2"))
       (is (str/includes? (:message (error-of (bpf/put! raw [1 2 3] (byte-array 6))))
-                         "it takes 5 bytes, these are 6"))
+                         "it must have 5 bytes, got 6"))
       (is (empty? (seq raw))))))
 
 (kernel-test untyped-elements

@@ -123,7 +123,7 @@
       (is (= {:n 5 :bytes (bytes/->bytes "05000000") :small 5} (read-back t {:small 5})))
       (is (= (read-back t {:n 5}) (read-back t (read-back t {:n 5}))) "what was read goes in again")
       (let [{:keys [message]} (error-of (encoded t {:n 1 :small 2}))]
-        (is (str/includes? message "its members say different things; give one"))))))
+        (is (str/includes? message "its members differ; give only one"))))))
 
 (deftest kernel-fields
   (testing "omits fields of the kernel and writes them as zeros"
@@ -158,59 +158,59 @@
                 (= path found)
                 (str/starts-with? message (str path ": "))
                 (str/includes? message words)))
-      [:struct [:a :u8]] {} [:value :a] "the field :a is missing: every field has to be given"
+      [:struct [:a :u8]] {} [:value :a] "the field :a is missing: every field is required"
       [:struct [:a :u8]] {:a 1 :b 2} [:value :b] ":b is not a field: the fields are :a"
-      [:struct [:a :u8]] [1] [:value] "it takes a map with :a"
-      [:struct [:a :u8]] nil [:value] "it takes a map with :a"
+      [:struct [:a :u8]] [1] [:value] "it must be a map with :a"
+      [:struct [:a :u8]] nil [:value] "it must be a map with :a"
       [:struct [:a [:struct [:b :u8]]]] {:a {:b 256}} [:value :a :b] "256 is not a :u8"
       [:struct [:a [:array [:struct [:b [:array :u8 2]]] 2]]] {:a [{:b [1 2]} {:b [1 -1]}]}
          [:value :a 1 :b 1] "-1 is not a :u8"
       [:struct [:a [:array [:struct [:b :u8]] 2]]] {:a [{:b 1} {}]} [:value :a 1 :b]
          "the field :b is missing"
       [:struct [nil [:struct [:a :u8]]]] {:a -1} [:value :a] "-1 is not a :u8"
-      [:struct [nil [:union [:a :u8] [:b :u8]]]] {} [:value] "it takes one of :a or :b"
-      [:union [:a :u8]] {:c 1} [:value] "it takes one of :a"
+      [:struct [nil [:union [:a :u8] [:b :u8]]]] {} [:value] "it must have one of :a or :b"
+      [:union [:a :u8]] {:c 1} [:value] "it must have one of :a"
       [:union [:a :u8]] {:a 1 :c 1} [:value :c] ":c is not a field"
-      [:array :u8 2] [1] [:value] "it takes a sequence of 2 elements, this has 1"
-      [:array :u8 2] (range) [:value] "it takes a sequence of 2 elements, this has more"
-      [:bytes 2] (range) [:value] "it takes 2 bytes, these are 3"
+      [:array :u8 2] [1] [:value] "it must be a sequence of 2 elements, this has 1"
+      [:array :u8 2] (range) [:value] "it must be a sequence of 2 elements, this has more"
+      [:bytes 2] (range) [:value] "it must have 2 bytes, got 3"
       [:string 4] "\ud800" [:value] "this has half a character"
       [:union [nil [:struct [:a :u32] [:b :u32]]] [:c :u64]] {:a 1} [:value :b]
          "the field :b is missing"
       [:struct [:a :u8]] (sorted-map "a" 1) [:value :a] "the field :a is missing"
-      :ipv4 "010.0.0.1" [:value] "it takes a text such as"
-      [:array :u8 2] 7 [:value] "it takes a sequence of 2 elements"
+      :ipv4 "010.0.0.1" [:value] "it must be a string such as"
+      [:array :u8 2] 7 [:value] "it must be a sequence of 2 elements"
       [:array :u8 2] [1 256] [:value 1] "256 is not a :u8"
       [:struct [:a [:bits :u8 3]]] {:a 8} [:value :a]
-         "8 is not a [:bits :u8 3]: it takes an integer from 0 to 7"
-      [:struct [:a [:bits :s8 3]]] {:a 4} [:value :a] "it takes an integer from -4 to 3"
-      [:struct [:a [:bits :bool 1]]] {:a 1} [:value :a] "it takes true or false"
-      [:enum :u8 {:A 1}] :B [:value] ":B is not a [:enum :u8 {:A 1}]: it takes a number, or :A"
+         "8 is not a [:bits :u8 3]: it must be an integer from 0 to 7"
+      [:struct [:a [:bits :s8 3]]] {:a 4} [:value :a] "it must be an integer from -4 to 3"
+      [:struct [:a [:bits :bool 1]]] {:a 1} [:value :a] "it must be true or false"
+      [:enum :u8 {:A 1}] :B [:value] ":B is not a [:enum :u8 {:A 1}]: it must be a number or :A"
       [:enum :u8 {:A 1}] 256 [:value] "from 0 to 255"
-      [:string 3] "abcd" [:value] "it takes a text of up to 3 bytes in UTF-8, this has 4"
-      [:c-string 3] "abc" [:value] "it takes a text of up to 2 bytes in UTF-8, this has 3"
-      [:string 3] "a\u0000" [:value] "it takes a text without NUL characters"
-      [:string 3] [1 2] [:value] "it takes 3 bytes, these are 2"
-      [:string 3] 7 [:value] "it takes a text, or bytes that are none"
+      [:string 3] "abcd" [:value] "it must be a string of up to 3 bytes in UTF-8, this has 4"
+      [:c-string 3] "abc" [:value] "it must be a string of up to 2 bytes in UTF-8, this has 3"
+      [:string 3] "a\u0000" [:value] "it must be a string without NUL characters"
+      [:string 3] [1 2] [:value] "it must have 3 bytes, got 2"
+      [:string 3] 7 [:value] "it must be a string, or bytes that are not one"
       [:struct [:net [:prefix :ipv4]]] {:net "10.0.0.0/33"} [:value :net]
-         "\"10.0.0.0/33\" is not a [:prefix :ipv4]: it takes a text such as \"10.0.0.0/8\", with a length from 0 to 32"
+         "\"10.0.0.0/33\" is not a [:prefix :ipv4]: it must be a string such as \"10.0.0.0/8\", with a length from 0 to 32"
       [:prefix :ipv6] "::/129" [:value]
-         "it takes a text such as \"2001:db8::/32\", with a length from 0 to 128"
+         "it must be a string such as \"2001:db8::/32\", with a length from 0 to 128"
       [:prefix :ipv4] nil [:value]
-         "nil is not a [:prefix :ipv4]: it takes a text such as \"10.0.0.0/8\""
+         "nil is not a [:prefix :ipv4]: it must be a string such as \"10.0.0.0/8\""
       [:prefix :ipv4] {:prefixlen 8} [:value :data] "the field :data is missing"
       [:prefix :ipv4] {:prefixlen 4294967296 :data [10 0 0 0]} [:value :prefixlen]
          "from 0 to 4294967295"
-      [:prefix :ipv4] {:prefixlen 8 :data [10 0 0]} [:value :data] "it takes 4 bytes, these are 3"
+      [:prefix :ipv4] {:prefixlen 8 :data [10 0 0]} [:value :data] "it must have 4 bytes, got 3"
       [:prefix :ipv4] {:prefixlen 8 :data [10 0 0 0] :family 4} [:value :family]
          ":family is not a field: the fields are :prefixlen and :data"
       [:prefix :ipv4] (sorted-map "a" 1) [:value :prefixlen] "the field :prefixlen is missing"
-      :ipv4 "10.0.0" [:value] "it takes a text such as \"10.0.0.1\""
-      :ipv4 "10.0.0.256" [:value] "it takes a text such as"
-      :ipv4 167772161 [:value] "it takes a text such as"
+      :ipv4 "10.0.0" [:value] "it must be a string such as \"10.0.0.1\""
+      :ipv4 "10.0.0.256" [:value] "it must be a string such as"
+      :ipv4 167772161 [:value] "it must be a string such as"
       :ipv6 "::g" [:value] "2001:db8::1"
       :ipv6 "fe80::1%eth0" [:value] "2001:db8::1"
       :mac "00:1b:21:0a:0b" [:value] "00:1b:21:0a:0b:0c"
       :u128 -1 [:value] "from 0 to 340282366920938463463374607431768211455"
       :ptr -1 [:value] "from 0 to 18446744073709551615"
-      :spin-lock 1 [:value] "not the user's to write")))
+      :spin-lock 1 [:value] "the kernel owns it; leave it out")))

@@ -95,8 +95,8 @@
 
   Text in quotes stays: the user wrote it.
 
-      (worded \"[:key :port]: 70000 is not a :port: it takes an integer from 0 to 65535\")
-      ;=> \"key.port: 70000 is not a port: it takes an integer from 0 to 65535\""
+      (worded \"[:key :port]: 70000 is not a :port: it must be an integer from 0 to 65535\")
+      ;=> \"key.port: 70000 is not a port: it must be an integer from 0 to 65535\""
   [message]
   (unquoted (path-words (replaced message printed))
             #(-> (spec-words (replaced % replacements))

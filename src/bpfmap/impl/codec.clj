@@ -40,7 +40,7 @@
           (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be endless
             (when-not (= n given)
               (throw (misfit type path value
-                             (str "it takes a sequence of " n " elements"
+                             (str "it must be a sequence of " n " elements"
                                   (when given
                                     (str ", this has " (if (< n (long given)) "more" given))))))))
           (reduce (fn [^long i x]
@@ -64,7 +64,7 @@
    #(get names % %)])
 
 (defn- expected-name [values]
-  (str "it takes a number, or " (error/list-of (take 16 (keys values)))
+  (str "it must be a number or " (error/list-of (take 16 (keys values)))
        (when (< 16 (count values)) " …")))
 
 (defn enum
@@ -110,7 +110,7 @@
                       (throw (misfit type path value
                                      (if values
                                        (expected-name values)
-                                       (str "it takes an integer from " low " to " high)))))))]
+                                       (str "it must be an integer from " low " to " high)))))))]
     (reify Codec
       (size [_] 0)
       (encode [_ value memory offset]
@@ -118,7 +118,7 @@
                        (if (= :bool kind)
                          (if (boolean? value)
                            (if (.booleanValue ^Boolean value) 1 0)
-                           (throw (misfit type path value "it takes true or false")))
+                           (throw (misfit type path value "it must be true or false")))
                          (long (checked value)))))
       (decode [_ memory offset]
         (let [raw (Bytes/getBits memory (+ (* 8 offset) bit-offset) n)]
@@ -132,9 +132,11 @@
 (declare parts alternatives)
 
 (defn- part
-  "What a member contributes to encoding its struct: `{:name :codec :offset}` of a field; those of
-  an anonymous struct one by one; `{:choice [parts …]}` of an anonymous union, the parts of each
-  member. Nothing for what is the kernel's."
+  "Returns the fields that a member contributes to encoding its struct.
+
+  That is `{:name :codec :offset}` of a field, the fields of an anonymous struct one by one, and
+  `{:choice [parts …]}` of an anonymous union, with the parts of each member. Members owned by the
+  kernel contribute nothing."
   [{:keys [name node offset bits] :as member} base path codec]
   (let [at (+ (long base) (long offset))]
     (cond
@@ -150,12 +152,12 @@
   (into [] (mapcat #(part % base path codec)) members))
 
 (defn- alternatives
-  "The parts of each member of a union, but of those that have none."
+  "Returns the parts of each member of a union, except members without parts."
   [{:keys [members]} base path codec]
   (into [] (comp (map #(part % base path codec)) (filter seq)) members))
 
 (defn- fields
-  "All fields of parts, those of choices among them, in order."
+  "Returns all fields of parts in order, with the fields of choices."
   [parts]
   (mapcat #(if (:choice %) (mapcat fields (:choice %)) [%]) parts))
 
@@ -206,7 +208,8 @@
       (empty? choice) nil
       (empty? given)
       (throw (misfit type path value
-                     (str "it takes one of " (error/list-of (map :name (mapcat fields choice))))))
+                     (str "it must have one of "
+                          (error/list-of (map :name (mapcat fields choice))))))
       (nil? (next given))
       (do (Bytes/zero memory at size)
           (encode-parts (first given) value memory base type path))
@@ -217,7 +220,7 @@
                 {:keys [^Codec codec offset]} (given-fields parts)]
           (when-not (.equals ^Object (.decode codec (MemorySegment/ofArray array) offset)
                              (.decode codec (MemorySegment/ofArray all) offset))
-            (throw (misfit type path value "its members say different things; give one"))))
+            (throw (misfit type path value "its members differ; give only one"))))
         (MemorySegment/copy (MemorySegment/ofArray all) (long offset) memory at (long size))))
     (count (mapcat given-fields given))))
 
@@ -226,7 +229,7 @@
   [value name type path]
   (let [x (get value name ::missing)]
     (if (identical? ::missing x)
-      (throw (misfit type (conj path name) value "every field has to be given"
+      (throw (misfit type (conj path name) value "every field is required"
                      (str "the field " name " is missing")))
       x)))
 
@@ -242,7 +245,7 @@
           0 parts))
 
 (defn- unknown-field
-  "The exception for a map with a key that is no field."
+  "Returns the exception for a map with an unknown key."
   ^Throwable [value known type path]
   (let [unknown (first (remove known (keys value)))]
     (misfit type (conj path (error/shown unknown)) (get value unknown)
@@ -250,12 +253,14 @@
             (str (pr-str (error/shown unknown)) " is not a field"))))
 
 (defn- plain-map
-  "A map whose keys compare with any name, as those of a sorted one may not; throws for what is no
-  map."
+  "Returns a map whose keys compare with any name; throws for other values.
+
+  A sorted map may have keys that do not."
   [value names type path]
   (if (map? value)
     (into {} value)
-    (throw (misfit type path value (str "it takes a map with " (error/list-of (take 32 names) "and"))))))
+    (throw (misfit type path value
+                   (str "it must be a map with " (error/list-of (take 32 names) "and"))))))
 
 ;; --- the bits that no field takes
 
@@ -313,10 +318,10 @@
           array (scalar/exactly (or (scalar/array-of given n)
                                     (throw
                                      (refuse
-                                      "it takes bytes: those that hold unused bits, in order")))
+                                      "it must be the bytes with unused bits, in order")))
                                 [:bytes n] path given n)]
       (when-not (.fits padding array)
-        (throw (refuse "it takes bytes with zeros for all bits that belong to fields")))
+        (throw (refuse "it must have zeros for all bits of fields")))
       (.write padding array memory (long offset))
       1)
     0))

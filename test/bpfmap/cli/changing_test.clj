@@ -93,7 +93,7 @@
         (id-of m) "{src \"10.0.0\" port 1}" 1 #"key\.src: \"10\.0\.0\" is not a ipv4"
         (id-of m) "{src \"10.0.0.1\"}" 1 #"the field port is missing"
         (id-of m) "0a 00" 2 #"KEY must be EDN or hexadecimal bytes, got \"0a 00\""
-        (id-of raw) "01 02" 1 #"it takes 4 bytes, these are 2"
+        (id-of raw) "01 02" 1 #"it must have 4 bytes, got 2"
         (id-of raw) "xyz" 1 #"must be pairs of hexadecimal digits"))))
 
 ;; --- one entry
@@ -146,7 +146,7 @@
         (is (= ["7"] (lines-of "get" id "1" "--cpus" "0")))
         (is (= [{:key 1 :value (* 7 cpus)}] (edn-of "dump" id "--cpus" "sum")))
         (is (= [{:key 1 :value (vec (repeat cpus 7))}] (edn-of "dump" id)))
-        (is (re-find #"it takes a vector of \d+ values, one for each possible CPU"
+        (is (re-find #"it must be a vector of \d+ values, one for each possible CPU"
                      (second (refused "put" id "1" "7"))))
         (is (re-find #"There is no CPU 9999" (second (refused "dump" id "--cpus" "9999"))))
         (is (= 2 (first (refused "put" id "1" "7" "--cpus" "sum"))))))))

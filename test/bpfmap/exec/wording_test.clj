@@ -9,8 +9,8 @@
 (deftest message-in-cli-words
   (testing "rewords a message in terms of commands and options"
     (are [message words] (= words (wording/worded message))
-      "[:key :port]: 70000 is not a :port: it takes an integer from 0 to 65535"
-      "key.port: 70000 is not a port: it takes an integer from 0 to 65535"
+      "[:key :port]: 70000 is not a :port: it must be an integer from 0 to 65535"
+      "key.port: 70000 is not a port: it must be an integer from 0 to 65535"
       "[:value 3 :b]: x" "value.3.b: x"
       "The map spec is invalid: :type and :max-entries are required"
       "The map spec is invalid: --type and --max-entries are required"

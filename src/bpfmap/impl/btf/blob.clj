@@ -7,7 +7,7 @@
 
   Types refer to each other by id, a place in the blob counted from 1; id 0 is
   `void`. The BTF of a kernel module is split: it continues the ids and the strings
-  of a base, that of vmlinux. Either byte order is read.
+  of its base, the BTF of vmlinux. Either byte order is read.
 
   A blob is checked when it is parsed, but for references, which are checked when they are
   followed. Whatever the bytes are, all that is thrown for them is `:malformed-btf`, with the
@@ -51,9 +51,9 @@
   to it any more. `base` is the blob that a split one continues.
 
   Checks the header, the bounds of all types and of their entries, and the
-  offsets of all names. What a type is, is read when it is asked for.
+  offsets of all names. Types are decoded on demand.
 
-  Throws `:malformed-btf`, and `:invalid-value` for what is not bytes or not a blob.
+  Throws `:malformed-btf`, and `:invalid-value` if an argument is not bytes or not a blob.
 
       (parse (emit/blob [{:kind :ptr :type 0}])) ;=> #<btf 1 types, 37 bytes LITTLE_ENDIAN>"
   ([bytes]
@@ -119,7 +119,7 @@
   (when-not (int? id)
     (throw (invalid "the id of a type" id "it is an integer")))
   (when-not (and (<= 0 (long id)) (<= (long id) (type-count b)))
-    (throw (malformed [:type id] (str "there is no such type, the last one is " (type-count b)))))
+    (throw (malformed [:type id] (str "the id is unknown, the last type is " (type-count b)))))
   (.-image b))
 
 (defn record

@@ -40,7 +40,7 @@
           {:bpfmap/path path :bpfmap/hint hint})))
 
 (def ^:private needs-base
-  "ids and strings of a module's BTF continue those of vmlinux, which must be given as the base")
+  "ids and strings of a module's BTF continue the BTF of vmlinux, which must be given as the base")
 
 ;; ---------------------------------------------------------------- reading
 
@@ -140,8 +140,7 @@
                           "this is an ELF file; BTF is the content of its section .BTF"))))))
 
 (defn- check-fields
-  "Checks what comes before the sections, and what comes after those that are known; returns the
-  header's length."
+  "Checks the fields of the header, known and unknown; returns the header's length."
   [^bytes bytes ^ByteBuffer buffer]
   (when (< (alength bytes) (long header-bytes))
     (throw (malformed [:header]
@@ -161,7 +160,7 @@
     (loop [i (if (< length known) (long header-bytes) known)]
       (when (< i length)
         (when-not (zero? (aget bytes i))
-          (throw (malformed [:header] (str "byte " i " is not zero, and what it means is not known")
+          (throw (malformed [:header] (str "byte " i " is not zero, and its meaning is unknown")
                             "this BTF is newer than the library")))
         (recur (inc i))))
     length))
@@ -189,7 +188,7 @@
   (let [sections (sort-by :from (filter #(< (:from %) (:to %)) sections))]
     (doseq [[a b] (map vector sections (rest sections)) :when (< (:from b) (:to a))]
       (throw (malformed [:header (field-name (:section b) "off")]
-                        (str "the section begins inside that of " (name (:section a)) "-off"))))))
+                        (str "the section overlaps the section of " (name (:section a)) "-off"))))))
 
 (defn- check-strings [^bytes bytes base {:keys [^long from ^long to]}]
   (cond

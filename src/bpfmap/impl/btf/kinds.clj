@@ -15,7 +15,7 @@
 (def field-bytes
   "The bytes that a field of each form takes.
 
-  | form         | what it is                                                    |
+  | form         | meaning                                                       |
   |--------------|---------------------------------------------------------------|
   | `:name`      | the offset of a name                                          |
   | `:reference` | the id of a type                                              |
@@ -75,7 +75,7 @@
   (zipmap kinds (iterate inc 1)))
 
 (def modifiers
-  "The kinds that give another type a name or a quality and leave it what it is."
+  "The kinds that only add a name or a qualifier to another type."
   #{:typedef :volatile :const :restrict :type-tag})
 
 (def linkages

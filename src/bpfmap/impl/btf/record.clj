@@ -23,7 +23,7 @@
 
   The names of one record may together be as long as all strings and a little
   more, which is more than they need unless they overlap: a name that occurs
-  twice counts once. So the memory of a record is bounded by that of the bytes."
+  twice counts once. So the size of the bytes bounds the memory of a record."
   [^Context context ^long offset]
   (let [^HashMap seen (.-seen context)]
     (or (.get seen offset)

@@ -68,7 +68,7 @@
 (declare of-id)
 
 (defn- weighed
-  "A node with what it weighs, given the nodes it is made of."
+  "Returns a node with its weight, given the nodes it is made of."
   [node id parts]
   (let [weight (reduce + 1 (map :weight parts))
         depth (inc (long (reduce max 0 (map :depth parts))))]
@@ -201,7 +201,7 @@
                                      (str bits " bits of a " (clojure.core/name kind)
                                           " are no bit-field")
                                      (str "a " (clojure.core/name kind)
-                                          " without a name is no member")))))
+                                          " without a name cannot be a member")))))
     member))
 
 (defn- prefix
@@ -236,7 +236,7 @@
 (def ^:private marked-elements (set (vals element-typedefs)))
 
 (defn- bare
-  "A node behind typedefs, but for those that mark the element of an array."
+  "Returns a node behind typedefs, except typedefs that mark the element of an array."
   [{:keys [typedef target] :as node}]
   (if (and typedef (not (marked-elements typedef)))
     (recur target)
@@ -272,8 +272,9 @@
                  [target])))))
 
 (defn- variable
-  "An entry of a data section as a member: its name, node and place. What is declared of a type
-  without size has no bytes."
+  "Returns an entry of a data section as a member: its name, node and offset.
+
+  A variable whose type has no size has no bytes."
   [{b :blob :as context} id {:keys [type offset]}]
   (let [{:keys [kind name linkage] target :type} (blob/record b type)]
     (when-not (and name (or (= :var kind) (and (= :func kind) (= :extern linkage))))
@@ -286,8 +287,9 @@
      :bit-offset (* 8 (long offset))}))
 
 (defn- laid-out
-  "Variables that a loader has yet to place, as libbpf does it: those of the largest alignment
-  first, then by size and name."
+  "Returns variables without offsets, laid out as by libbpf.
+
+  The variables of the largest alignment are first, then by size and name."
   [variables]
   (first
    (reduce (fn [[placed ^long end] {{:keys [size align]} :node :as variable}]
@@ -467,9 +469,10 @@
          "long long unsigned int" [8 false] "long long int" [8 true]}))
 
 (defn- text!
-  "The id of a type that C spells so, as `bpfmap.impl.btf.types` spells the target of a pointer;
-  0, void, for what has no name of its own. Structs, unions and enums are declared, and not
-  defined."
+  "Returns the id of a type with this C name.
+
+  The name is the target of a pointer, as `bpfmap.impl.btf.types` writes it. The id is 0, void, for
+  a target without a name. Structs, unions and enums are declared, and not defined."
   [writer text]
   (let [[_ behind] (re-matches #"(?s)(.+) \*" text)
         [_ element] (re-matches #"(?s)(.+)\[\]" text)
@@ -571,7 +574,7 @@
                c-name (assoc :name (identifier c-name))))))
 
 (defn- plain!
-  "A node without regard to what it means beyond C."
+  "Writes a node as plain C, without its further meaning."
   [writer {:keys [kind size signed element count family layout] :as node}]
   (case kind
     :integer (integer! writer size (boolean signed))

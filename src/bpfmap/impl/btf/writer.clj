@@ -50,7 +50,7 @@
 (defn- name-bytes ^bytes [path text]
   (when-not (string? text)
     (throw (invalid path (str (pr-str (shown text)) " is not a string")
-                    "leave out the name of what has none")))
+                    "leave out :name if there is no name")))
   (let [bytes (.getBytes ^String text StandardCharsets/UTF_8)]
     (cond
       (< (long image/longest-string) (alength bytes))
@@ -103,7 +103,8 @@
                 (let [id (number m key path u32)]
                   (when (< (.-last-id w) (long id))
                     (throw (invalid (conj path key)
-                                    (str "there is no type " id ", the last one is " (.-last-id w))
+                                    (str "the type " id " does not exist, the last one is "
+                                         (.-last-id w))
                                     "types count from 1 in their order, and 0 is void")))
                   (put! w id)))
    :u32 (fn [w m key path _] (put! w (number m key path u32)))
@@ -213,13 +214,13 @@
   `:name`, the flags (`:signed` and others), `:bits` of a member, `:offset` of
   an `:int`, and a sequence of entries that is empty.
 
-  | option        | what it is                                                     |
+  | option        | meaning                                                        |
   |---------------|----------------------------------------------------------------|
-  | `:byte-order` | a `java.nio.ByteOrder`, by default that of this machine        |
+  | `:byte-order` | a `java.nio.ByteOrder`, default: this machine's                |
   | `:base`       | the blob that this one continues: its ids and strings go before |
 
-  Reading what was written gives the same records. Whether the kernel would
-  take the types is not judged here: it wants names for some, and sizes that fit.
+  Reading the result gives the same records. The types are not checked for the kernel, which
+  requires names for some, and sizes that fit.
 
   Throws `:invalid-value` with the place, such as `[16 :members 3 :type]`,
   counted from 0: for a number that does not fit, a type that is not there, more

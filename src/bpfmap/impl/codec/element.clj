@@ -38,7 +38,7 @@
     (into [] (comp (filter #(and (:name %) (function? (:node %)))) (map :name)) (:members data))))
 
 (defn- filled
-  "What is given of a struct, and zeros for what is not. A union is given whole, or not at all."
+  "Returns a struct's value with zeros for missing members. A union must be complete or missing."
   [node zeros given]
   (let [{:keys [kind members]} (bare node)]
     (if (and (= :struct kind) (map? given))
@@ -75,7 +75,7 @@
 ;; --- keys and values
 
 (defn- slack-of
-  "The bytes between the value of one CPU and that of the next, as padding; nil if there are none."
+  "Returns the padding between the values of two CPUs, or nil if there is none."
   ^Padding [^long size]
   (when (< size (rules/stride size))
     (Padding. (rules/stride size) (long-array [(* 8 size) (* 8 (rules/stride size))]))))
@@ -117,10 +117,10 @@
           (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be endless
             (when-not (= n given)
               (throw (misfit type [:value] value
-                             (str "it takes a vector of " n " values, one for each possible CPU; "
+                             (str "it must be a vector of " n " values, one for each possible CPU; "
                                   "{:cpus :all} writes one value for every CPU")
                              (str (pr-str (error/shown value)) (cond
-                                                                 (nil? given) " is no vector"
+                                                                 (nil? given) " is not a vector"
                                                                  (< n
                                                                     (long
                                                                      given)) (str " has more than "

@@ -33,7 +33,7 @@
   ^bytes [^bytes array type path value n]
   (if (= (long n) (alength array))
     array
-    (throw (misfit type path value (str "it takes " n " bytes, these are " (alength array))))))
+    (throw (misfit type path value (str "it must have " n " bytes, got " (alength array))))))
 
 (defn view-written?
   "Writes a byte view of `size` bytes and returns true, or returns false.
@@ -50,7 +50,7 @@
   [value low high type path]
   (if (and (integer? value) (<= low value high))
     value
-    (throw (misfit type path value (str "it takes an integer from " low " to " high)))))
+    (throw (misfit type path value (str "it must be an integer from " low " to " high)))))
 
 (defn unsigned
   "Returns a Long as its 64 bits without a sign: a BigInt above 2^63-1.
@@ -152,9 +152,10 @@
   [value type path size]
   (let [x (if (number? value)
             (double value)
-            (throw (misfit type path value "it takes a number")))]
+            (throw (misfit type path value "it must be a number")))]
     (if (and (= 4 size) (Double/isFinite x) (Float/isInfinite (unchecked-float x)))
-      (throw (misfit type path value (str "it takes a number of magnitude up to " Float/MAX_VALUE)))
+      (throw (misfit type path value
+                     (str "it must be a number of magnitude up to " Float/MAX_VALUE)))
       x)))
 
 (defn- float-codec
@@ -226,7 +227,7 @@
       (if (boolean? value)
         (Bytes/put8 memory offset (if (.booleanValue ^Boolean value) 1 0))
         (when-not (view-written? value 1 type path memory offset)
-          (throw (misfit type path value "it takes true or false")))))
+          (throw (misfit type path value "it must be true or false")))))
     (decode [_ memory offset]
       (case (Bytes/getU8 memory offset)
         0 false
@@ -242,7 +243,7 @@
       (if (and (char? value) (<= (int value) 255))
         (Bytes/put8 memory offset (long (int value)))
         (when-not (view-written? value 1 type path memory offset)
-          (throw (misfit type path value "it takes a character from \\u0000 to \\u00ff")))))
+          (throw (misfit type path value "it must be a character from \\u0000 to \\u00ff")))))
     (decode [_ memory offset]
       (char (Bytes/getU8 memory offset)))))
 
@@ -256,7 +257,7 @@
         (if-let [array (array-of value n)]
           (Bytes/copyIn (exactly array type path value n) memory offset)
           (throw (misfit type path value
-                         "it takes a byte array, a byte view (see ->bytes), or a sequence of integers from -128 to 255"))))
+                         "it must be a byte array, a byte view (see ->bytes) or a sequence of integers from -128 to 255"))))
       (decode [_ memory offset]
         (bytes/wrap (Bytes/copyOut memory offset n))))))
 
@@ -285,13 +286,14 @@
         (if (string? value)
           (let [^bytes array (or (utf-8 value)
                                  (throw (misfit type path value
-                                                "it takes a text that UTF-8 can say, and this has half a character")))]
+                                                "it must be a string that UTF-8 can encode, and this has half a character")))]
             (cond
               (not (neg? (.indexOf ^String value 0)))
-              (throw (misfit type path value "it takes a text without NUL characters"))
+              (throw (misfit type path value "it must be a string without NUL characters"))
               (< most (alength array))
               (throw (misfit type path value
-                             (str "it takes a text of up to " most (if (= 1 most) " byte" " bytes")
+                             (str "it must be a string of up to " most
+                                  (if (= 1 most) " byte" " bytes")
                                   " in UTF-8, this has "
                                   (alength array))))
               :else
@@ -299,7 +301,7 @@
                   (Bytes/copyIn array memory offset))))
           (if-let [array (array-of value n)]
             (Bytes/copyIn (exactly array type path value n) memory offset)
-            (throw (misfit type path value "it takes a text, or bytes that are none")))))
+            (throw (misfit type path value "it must be a string, or bytes that are not one")))))
       (decode [_ memory offset]
         (let [array (Bytes/copyOut memory offset n)]
           (or (Bytes/text array terminated) (bytes/wrap array)))))))
@@ -322,7 +324,7 @@
         (if (nil? value)
           (Bytes/zero memory offset n)
           (when-not (view-written? value n type path memory offset)
-            (throw (misfit type path value "it is not the user's to write; leave it out")))))
+            (throw (misfit type path value "the kernel owns it; leave it out")))))
       (decode [_ memory offset]
         (let [array (Bytes/copyOut memory offset n)]
           (when-not (zeros? array)
@@ -413,17 +415,17 @@
 (defn ipv4
   "Returns the codec of an IPv4 address's node."
   [node path]
-  (text-codec node path ipv4-bytes ipv4-text "it takes a text such as \"10.0.0.1\""))
+  (text-codec node path ipv4-bytes ipv4-text "it must be a string such as \"10.0.0.1\""))
 
 (defn ipv6
   "Returns the codec of an IPv6 address's node."
   [node path]
-  (text-codec node path ipv6-bytes ipv6-text "it takes a text such as \"2001:db8::1\""))
+  (text-codec node path ipv6-bytes ipv6-text "it must be a string such as \"2001:db8::1\""))
 
 (defn mac
   "Returns the codec of an Ethernet address's node."
   [node path]
-  (text-codec node path mac-bytes mac-text "it takes a text such as \"00:1b:21:0a:0b:0c\""))
+  (text-codec node path mac-bytes mac-text "it must be a string such as \"00:1b:21:0a:0b:0c\""))
 
 ;; ---------------------------------------------------------------- prefixes
 
@@ -475,7 +477,7 @@
         address-size (- size (long prefixlen-size))
         most (* 8 address-size)
         ^Codec of-layout (codec layout path)
-        expected (str "it takes a text such as " (pr-str example) ", with a length from 0 to "
+        expected (str "it must be a string such as " (pr-str example) ", with a length from 0 to "
                       most)]
     (reify Codec
       (size [_] size)

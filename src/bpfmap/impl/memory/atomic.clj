@@ -69,7 +69,7 @@
 
 (defn- misfit ^Throwable [^Cell c op x least most]
   (view/failed (error/misfit (:type (.-shape c)) [] x
-                             (str "it takes an integer from " least " to " most))
+                             (str "it must be an integer from " least " to " most))
                (.-identity ^Source (.-source c)) op (.-path c)))
 
 (defn- low-bits

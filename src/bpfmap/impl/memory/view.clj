@@ -326,7 +326,7 @@
         n (.-n v)]
     (when-not (and (sequential? xs) (= n (bounded-count (inc n) xs)))
       (throw (codec.error/misfit (:type (.-shape v)) [] xs
-                                 (str "it takes a sequence of " n " elements"))))
+                                 (str "it must be a sequence of " n " elements"))))
     (kernel.memory/encode-each codec xs segment (.-offset v) (.-stride v))))
 
 (defn- overwrite [v x]

@@ -38,10 +38,10 @@
       [:header :hdr-len] "header hdr-len: it is 4294967295, outside 24 to the 25 bytes there are"
       (raw [] [""] :header {:hdr-len u32-max})
       [:header]
-      "header: byte 26 is not zero, and what it means is not known: this BTF is newer than the library"
+      "header: byte 26 is not zero, and its meaning is unknown: this BTF is newer than the library"
       (raw [] ["" "" "\7" "" "" ""] :header {:hdr-len 28 :str-off 2 :str-len 1})
       [:header]
-      "header: byte 35 is not zero, and what it means is not known: this BTF is newer than the library"
+      "header: byte 35 is not zero, and its meaning is unknown: this BTF is newer than the library"
       (raw [] ["" "" "" "\7"] :header
            {:layout-len 0 :layout-off 0 :hdr-len 36 :str-off 0 :str-len 1})
       [:header :type-off] "header type-off: it is 2, not a multiple of 4"
@@ -61,9 +61,9 @@
       [:header :str-len]
       (str "header str-len: there are no strings, not even the empty one: " needs-base)
       (raw [0 (info :ptr) 0] "")
-      [:header :str-off] "header str-off: the section begins inside that of type-off"
+      [:header :str-off] "header str-off: the section overlaps the section of type-off"
       (raw [0 (info :ptr) 0] [""] :header {:str-off 8})
-      [:header :type-off] "header type-off: the section begins inside that of str-off"
+      [:header :type-off] "header type-off: the section overlaps the section of str-off"
       (raw [0 (info :ptr) 0] [""] :header {:str-off 0 :str-len 13 :type-off 4 :type-len 8})
       [:strings] "strings: the last one does not end with a zero"
       (raw [] "\u0000a")
@@ -172,7 +172,7 @@
     (let [b (blob/parse (writer/blob [{:kind :ptr :type 0}]))]
       (doseq [f [blob/record blob/kind blob/resolve blob/size-of] id [2 -1 Long/MAX_VALUE]]
         (is (= [[:type id]
-                (str "Malformed BTF, type " id ": there is no such type, the last one is 1")]
+                (str "Malformed BTF, type " id ": the id is unknown, the last type is 1")]
                (refused (f b id))))))))
 
 (deftest missing-string-offset

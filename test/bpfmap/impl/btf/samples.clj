@@ -24,7 +24,7 @@
   (Files/readAllBytes (Path/of (str path) (make-array String 0))))
 
 (def needs-base
-  "ids and strings of a module's BTF continue those of vmlinux, which must be given as the base")
+  "ids and strings of a module's BTF continue the BTF of vmlinux, which must be given as the base")
 
 (defn refusal
   "What an error says, after checking that it is of this kind: its path and its message."

@@ -142,7 +142,7 @@
       [0 :type] "-1 is outside 0 to 4294967295"
       [{:kind :ptr :type -1}]
       [0 :type]
-         "there is no type 2, the last one is 1: types count from 1 in their order, and 0 is void"
+         "the type 2 does not exist, the last one is 1: types count from 1 in their order, and 0 is void"
       [{:kind :ptr :type 2}]
       [0 :size] "4294967296 is outside 0 to 4294967295"
       [{:kind :float :size 4294967296}]
@@ -176,7 +176,7 @@
       [0 :members 0 :bits] "256 is outside 0 to 255"
       [{:kind :struct :size 1 :members [{:type 0 :bit-offset 0 :bits 256}]}]
       [0 :members 0 :type]
-         "there is no type 5, the last one is 1: types count from 1 in their order, and 0 is void"
+         "the type 5 does not exist, the last one is 1: types count from 1 in their order, and 0 is void"
       [{:kind :union :size 1 :members [{:type 5 :bit-offset 0}]}]
       [0 :values 0] "{:name \"A\", :value 1} is not a pair of a name and a value"
       [{:kind :enum :size 4 :values [{:name "A" :value 1}]}]
@@ -189,7 +189,7 @@
       [0 :values 0 :value]
          "9223372036854775808 is outside -9223372036854775808 to 9223372036854775807"
       [{:kind :enum64 :size 8 :signed true :values [["A" 9223372036854775808]]}]
-      [0 :values 0 :name] ":A is not a string: leave out the name of what has none"
+      [0 :values 0 :name] ":A is not a string: leave out :name if there is no name"
       [{:kind :enum :size 4 :values [[:A 1]]}]
       [0 :name] "\"a\\u0000b\" contains a zero, which would end it"
       [{:kind :fwd :name "a\u0000b"}]

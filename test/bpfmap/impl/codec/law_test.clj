@@ -162,11 +162,11 @@
                (= [:key :bpfmap/padding] path)
                (str/includes? message words)))
         group-and-cache {:group 1 :cache 2 :bpfmap/padding (bytes/->bytes "00")}
-        "it takes 4 bytes, these are 1"
+        "it must have 4 bytes, got 1"
         group-and-cache {:group 1 :cache 2 :bpfmap/padding nil}
         "nil is not a [:bytes 4]: it takes bytes: those that hold unused bits, in order"
         bits {:a 1 :b 1 :bpfmap/padding [1 0 0]}
-        "it takes bytes with zeros for all bits that belong to fields"
+        "it must have zeros for all bits of fields"
         [:struct [:a :u8]] {:a 1 :bpfmap/padding [0]}
         ":bpfmap/padding is not a field: the fields are :a"))
     (is (str/includes? (:message (error-of (codec/codec [:struct [:bpfmap/padding :u8]])))
@@ -190,10 +190,10 @@
       :bool "07" [7])
     (are [t value words]
       (str/includes? (:message (error-of (types/encoded (codec/codec t) value))) words)
-      [:string 4] "tests" "it takes a text of up to 4 bytes in UTF-8, this has 5"
-      [:c-string 4] "test" "it takes a text of up to 3 bytes in UTF-8, this has 4"
-      [:c-string 1] "a" "it takes a text of up to 0 bytes in UTF-8, this has 1"
-      [:c-string 4] [1 2] "it takes 4 bytes, these are 2")
+      [:string 4] "tests" "it must be a string of up to 4 bytes in UTF-8, this has 5"
+      [:c-string 4] "test" "it must be a string of up to 3 bytes in UTF-8, this has 4"
+      [:c-string 1] "a" "it must be a string of up to 0 bytes in UTF-8, this has 1"
+      [:c-string 4] [1 2] "it must have 4 bytes, got 2")
     (is (str/includes? (:message (error-of (type/check [:c-string 0]))) "must have one size from 1"))))
 
 (deftest view-of-wrong-size
@@ -208,7 +208,7 @@
                   (error-of (types/encoded (codec/codec t [:value])
                                            (bytes/->bytes (repeat (inc n) 1))))]]
       (is (= [t :invalid-value [:value]] [t error path]))
-      (is (str/ends-with? message (str "it takes " n " bytes, these are " (inc n)))))))
+      (is (str/ends-with? message (str "it must have " n " bytes, got " (inc n)))))))
 
 (deftest own-functions-keep-bytes
   (testing "types with custom functions keep the bytes"

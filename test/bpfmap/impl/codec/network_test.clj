@@ -113,7 +113,7 @@
                   {:keys [bits example]} (families family)]]
       (testing (pr-str t text)
         (is (= [:invalid-value [:key] t text] [error path type value]))
-        (is (= (str "it takes a text such as \"" example "\", with a length from 0 to " bits) hint))
+        (is (= (str "it must be a string such as \"" example "\", with a length from 0 to " bits) hint))
         (is (= (str "[:key]: " (pr-str text) " is not a " t ": " hint) message))))))
 
 (defspec any-text-or-error 3000

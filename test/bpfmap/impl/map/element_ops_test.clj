@@ -107,7 +107,7 @@
             (let [[error message] (in-words (error-of (write m 1 v)))]
               (is (= :invalid-value error))
               (is (str/includes? message
-                                 (str "it takes a vector of " n
+                                 (str "it must be a vector of " n
                                       " values, one for each possible CPU")))))
           (is (= [:value 1] (:bpfmap/path (error-of (write m 1 (assoc (vec (range n)) 1 :x)))))
               "the CPU whose value does not fit")
@@ -285,10 +285,10 @@
                     ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/put! m {:tid worker} 1)))))
              (is (str/includes? (:message (error-of (bpf/put! m {:tid worker} 1)))
                                 (str "thread " worker
-                                     " is not the first of its process, and a pidfd of such a "
+                                     " is not the first thread of its process, and a pidfd of such a "
                                      "thread needs Linux 6.9, this is ")))
              (is (str/includes? (:message (error-of (bpf/put! m {:tid 0x7ffffff0} 1)))
-                                "there is no thread 2147483632 (any more)")))))
+                                "thread 2147483632 does not exist (any more)")))))
         (finally
           (deliver done true)
           (fixture/join thread))))))

@@ -136,7 +136,7 @@
               0 (assoc-in value [:data :init] 7) :invalid-value
               "[:value :data :init]: 7 is not a reference of this kind: it takes a loaded program"
               0 (assoc-in value [:data :init] m) :invalid-value "it takes a loaded program"
-              0 (assoc-in value [:data :init] {:program-id 0x7fffffff}) :not-found "does not exist"
+              0 (assoc-in value [:data :init] {:program-id 0x7fffffff}) :not-found "program 2147483647 does not exist (any more)"
               0 (assoc-in value [:data :start] ssthresh) :invalid-value ":start is not a field"
               0 (assoc-in value [:data :name] "a name beyond fifteen bytes") :invalid-value
               "[:value :data :name]")

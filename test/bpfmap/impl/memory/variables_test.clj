@@ -161,7 +161,7 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
           (let [{:keys [message] :bpfmap/keys [error op path]} (error-of (mem/write! a 2147483648))]
             (is (= [:invalid-value :write! [:a]] [error op path]))
             (is
-             (= "[:a]: 2147483648 is not a :s32: it takes an integer from -2147483648 to 2147483647"
+             (= "[:a]: 2147483648 is not a :s32: it must be an integer from -2147483648 to 2147483647"
                 message)))
           (is (= [:b 1] (:bpfmap/path (error-of (mem/write! b [1 :x])))))
           (is (= {:a -7 :b [1 -2] :c "abc"} (m 0))))
@@ -256,11 +256,11 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
                               (str " (.bss): #bpfmap/bytes \"00 01 02 03 04 05 06 07\">")))
           (is (str/includes? (pr-str a) "[:bytes 8] at 0 of ")))
         (testing "what does not fit is refused"
-          (is (= "[:a 7]: 256 is not a :u8: it takes an integer from 0 to 255"
+          (is (= "[:a 7]: 256 is not a :u8: it must be an integer from 0 to 255"
                  (:message (error-of (mem/write! a [7] 256)))))
           (is (str/starts-with? (:message (error-of (mem/write! a [8] 1)))
                                 "No element 8 of [:bytes 8] in the memory of map "))
-          (is (= "[:a]: \"01\" is not a [:bytes 8]: it takes 8 bytes, these are 1"
+          (is (= "[:a]: \"01\" is not a [:bytes 8]: it must have 8 bytes, got 1"
                  (:message (error-of (mem/write! a (bpf/->bytes [1])))))))))))
 
 (kernel-test elements-unmapped
@@ -276,9 +276,9 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
         (mem/write! pair [1 :y] 9)
         (is (= {:n 5 :a (bpf/->bytes [1 0 0 0 0 0 0 255]) :pair [{:x 0 :y 0} {:x 0 :y 9}]} (m 0)))
         (is (= [255 9] [(get a 7) (get-in pair [1 :y])]))
-        (is (= "[:a 7]: 256 is not a :u8: it takes an integer from 0 to 255"
+        (is (= "[:a 7]: 256 is not a :u8: it must be an integer from 0 to 255"
                (:message (error-of (mem/write! a [7] 256)))))
-        (is (= "[:pair 1 :x]: -1 is not a :u8: it takes an integer from 0 to 255"
+        (is (= "[:pair 1 :x]: -1 is not a :u8: it must be an integer from 0 to 255"
                (:message (error-of (mem/write! pair [1 :x] -1)))))
         (is (str/starts-with? (:message (error-of (mem/write! a [8] 1)))
                               "No element 8 of [:bytes 8] in the memory of map "))

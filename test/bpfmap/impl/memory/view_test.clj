@@ -157,21 +157,21 @@
         (are [path message f]
           (= [:invalid-value :write! path message {:id id :name "t_view" :type :array}]
              ((juxt :bpfmap/error :bpfmap/op :bpfmap/path :message :bpfmap/map) (error-of (f))))
-          [1 :a] "[1 :a]: 256 is not a :u8: it takes an integer from 0 to 255"
+          [1 :a] "[1 :a]: 256 is not a :u8: it must be an integer from 0 to 255"
           #(mem/write! v [1 :a] 256)
-          [1 :b 1] "[1 :b 1]: -1 is not a :u16: it takes an integer from 0 to 65535"
+          [1 :b 1] "[1 :b 1]: -1 is not a :u16: it must be an integer from 0 to 65535"
           #(mem/write! v 1 {:a 9 :b [9 -1] :c ""})
-          [1 :b 1] "[1 :b 1]: -1 is not a :u16: it takes an integer from 0 to 65535"
+          [1 :b 1] "[1 :b 1]: -1 is not a :u16: it must be an integer from 0 to 65535"
           #(mem/write! v [1 :b] [9 -1])
-          [1 :b 0] "[1 :b 0]: :x is not a :u16: it takes an integer from 0 to 65535"
+          [1 :b 0] "[1 :b 0]: :x is not a :u16: it must be an integer from 0 to 65535"
           #(mem/write! (mem/at v 1) [:b 0] :x)
-          [1 :c] "[1 :c]: the field :c is missing: every field has to be given"
+          [1 :c] "[1 :c]: the field :c is missing: every field is required"
           #(mem/write! v 1 {:a 9 :b [9 9]})
           [1 :c]
-          "[1 :c]: \"abcd\" is not a [:c-string 4]: it takes a text of up to 3 bytes in UTF-8, this has 4" #(mem/write! v [1 :c] "abcd")
-          [2 :a] "[2 :a]: 300 is not a :u8: it takes an integer from 0 to 255"
+          "[1 :c]: \"abcd\" is not a [:c-string 4]: it must be a string of up to 3 bytes in UTF-8, this has 4" #(mem/write! v [1 :c] "abcd")
+          [2 :a] "[2 :a]: 300 is not a :u8: it must be an integer from 0 to 255"
           #(mem/write! v [{:a 9 :b [9 9] :c ""} {:a 9 :b [9 9] :c ""} {:a 300 :b [9 9] :c ""}]))
-        (is (re-find #"it takes a sequence of 3 elements"
+        (is (re-find #"it must be a sequence of 3 elements"
                      (:message (error-of (mem/write! v [1 2])))))
         (is (= before (mapv m (range 3))))
         (mem/close (bpf/memory m))))))
