@@ -48,7 +48,7 @@
       (is (= :invalid-value (:bpfmap/error (error-of (prog/open wrong)))))
       (is (= :invalid-value (:bpfmap/error (error-of (host/holders wrong))))))
     (is (str/includes? (:message (error-of (bpf/open {:fd 0x80000000})))
-                       "a descriptor to 2147483647"))))
+                       "A descriptor must be an integer from 0 to 2147483647, got "))))
 
 (kernel-test directory-instead-of-pin
   (testing "the error for a directory names it as one"
