@@ -131,7 +131,7 @@
               :when (some #{:ref :old} args)
               [ref pattern] [[gone #"no map has that id \(any more\)"]
                              ["2147483647" #"no map has that id"]
-                             ["99999999999999999999" #"Not a map"]
+                             ["99999999999999999999" #"The id of a map must be an integer from 0"]
                              ["no_such_map" #"No map named"]
                              ["-" #"The name of a map must have|No map named"]
                              ["/no/such/pin" #"the file /no/such/pin does not exist"]

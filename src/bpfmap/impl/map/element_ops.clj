@@ -36,7 +36,7 @@
 (defn- check-cpu [^BpfMap m op {:keys [cpu] :as options}]
   (let [possible (bpf-map/cpus-of m)]
     (when-not possible
-      (throw (invalid m op [(if (contains? options :cpu) :cpu :cpus)] "This is not a per-CPU map"
+      (throw (invalid m op [(if (contains? options :cpu) :cpu :cpus)] "The map is not a per-CPU map"
                       "each key has one value")))
     (when (and (contains? options :cpu) (contains? options :cpus))
       (throw (invalid m op [:cpu] ":cpu and :cpus exclude each other" nil)))

@@ -17,6 +17,7 @@
             [bpfmap.impl.map.map-btf :as map-btf]
             [bpfmap.impl.map.mapped :as mapped]
             [bpfmap.impl.map.naming :as naming]
+            [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.map.references :as references]
             [bpfmap.impl.map.struct-ops :as struct-ops]
             [bpfmap.impl.memory.fast-path :as fast-path]
@@ -331,20 +332,6 @@
 
 ;; --- create
 
-(defmacro ^:private naming-entry
-  "Runs body; an error of it says which entry of :contents it is about."
-  [k & body]
-  `(try
-     ~@body
-     (catch ExceptionInfo e#
-       (throw (ex-info (str "In :contents, the entry of " (pr-str (error/shown ~k)) ": "
-                            (ex-message e#))
-                       (assoc (ex-data e#)
-                              :bpfmap/op :create
-                              :bpfmap/path
-                              (into [:contents (error/shown ~k)] (:bpfmap/path (ex-data e#))))
-                       e#)))))
-
 (defn- keyless? [{:keys [type]}]
   (contains? (:ops (rules/types type)) :push!))
 
@@ -362,16 +349,17 @@
           scope (references/new-scope)]
       (try
         (doseq [[k v] (if (keyless? spec) (map-indexed vector contents) contents)]
-          (naming-entry k
-            (when key-codec
-              (kernel.element/check-encodable key-codec
+          (raw-entries/with-entry-context :create k
+            (fn []
+              (when key-codec
+                (kernel.element/check-encodable key-codec
+                                                (if resolvers
+                                                  (references/resolve-key resolvers scope k ctx)
+                                                  k)))
+              (kernel.element/check-encodable value-codec
                                               (if resolvers
-                                                (references/resolve-key resolvers scope k ctx)
-                                                k)))
-            (kernel.element/check-encodable value-codec
-                                            (if resolvers
-                                              (references/resolve-value resolvers scope v ctx)
-                                              v))))
+                                                (references/resolve-value resolvers scope v ctx)
+                                                v)))))
         (finally (references/release-all! scope))))))
 
 (defn- fill
@@ -379,12 +367,13 @@
   [m {:keys [contents] :as spec}]
   (if (keyless? spec)
     (doseq [[i v] (map-indexed vector contents)]
-      (naming-entry i (element-ops/push! m v nil)))
+      (raw-entries/with-entry-context :create i #(element-ops/push! m v nil)))
     (try
       (batch-ops/put-all! m contents nil)
       (catch ExceptionInfo e
         (let [i (or (:bpfmap/index (ex-data e)) (:bpfmap/done (ex-data e)))]
-          (naming-entry (when i (first (nth (seq contents) i))) (throw e)))))))
+          (raw-entries/with-entry-context :create (when i (first (nth (seq contents) i)))
+            #(throw e)))))))
 
 (defn- create-bare
   "Creates an empty map from a completed spec; returns `{:fd :untyped}`."

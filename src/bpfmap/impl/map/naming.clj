@@ -163,7 +163,7 @@
          (str "pinned at " (str/join ", " (map paths/printable pinned)))
          "not pinned")
        (when (seq held)
-         (str "; held by " (str/join ", " (map #(str (:command %) "[" (:pid %) "]") held)))) ")"))
+         (str " and held by " (str/join ", " (map #(str (:command %) "[" (:pid %) "]") held)))) ")"))
 
 ;; --- the map with a name
 

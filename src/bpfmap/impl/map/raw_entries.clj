@@ -171,8 +171,7 @@
     :else (= a b)))
 
 (defn with-entry-context
-  "Runs f.
-  If f throws, adds the entry of `:contents` to the error.
+  "Runs f; adds the entry of `:contents` to an error that it throws.
 
       (with-entry-context :restore 7 #(key-in 7))"
   [op k f]

@@ -149,7 +149,7 @@
       (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 2})]
         (doseq [f [#(bpf/lookup m 1 nil {:cpu 0}) #(bpf/put! m 1 1 {:cpu 0})
                    #(bpf/put! m 1 1 {:cpus :all}) #(bpf/snapshot m {:cpu 0})]]
-          (is (= [:invalid-value "This is not a per-CPU map: each key has one value"]
+          (is (= [:invalid-value "The map is not a per-CPU map: each key has one value"]
                  (in-words (error-of (f))))))))))
 
 (kernel-test e7-write-one-cpu-only

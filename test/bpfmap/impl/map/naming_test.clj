@@ -55,10 +55,10 @@
           (let [{:keys [message]
                  :bpfmap/keys [error candidates]} (error-of (bpf/open {:name asked}))]
             (is (= :not-found error))
-            (is (str/starts-with? message (str "No map named " (pr-str asked) ": ")))
+            (is (str/starts-with? message (str "No map named " (pr-str asked))))
             (when (= (:name (bpf/info m)) (:name (first candidates)))
               (is (str/includes? message
-                                 (str (id-of m) " (not pinned; held by java["
+                                 (str (id-of m) " (not pinned and held by java["
                                       (.pid (ProcessHandle/current)) "])")))
               (is (= [{:id (id-of m) :name (:name (bpf/info m)) :type :hash :pinned []
                        :held [{:pid (.pid (ProcessHandle/current)) :command "java"}]}]
@@ -115,11 +115,11 @@
             (is (str/includes? message
                                (str "it is the name of maps " (id-of a) ", " (id-of b)
                                     "; open one by its id: "
-                                    (id-of a) " (pinned at " pinned "; held by ")))
+                                    (id-of a) " (pinned at " pinned " and held by ")))
             (let [{:keys [err]} (bpfmap "dump" (str own "packets_by_address"))
                   [line & table] (str/split-lines err)]
               (is (= (str "bpfmap: More than one map named \"" own
-                          "packets_by_address\": it is the name of 2 maps; give the id of one")
+                          "packets_by_address\": 2 maps have the name; use an id")
                      line))
               (is (every? (fn [[row {:keys [id pinned]}]]
                             (and (str/includes? row (str id)) (str/includes? row (first pinned))))
