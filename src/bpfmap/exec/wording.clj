@@ -26,9 +26,6 @@
    [#"^(?:lookup|peek|might-contain\?|has-key\?) on " "get on "]
    [#"^(?:reduce|snapshot|entries|count-entries) on " "dump on "]
    [#"^next-key on " "dump --keys on "]
-   [#"excludes :([a-z-]+) and :([a-z-]+)" "excludes --$1 and --$2"]
-   [#"excludes :([a-z-]+)" "excludes --$1"]
-   [#"and :sort needs" "and --sort needs"]
    [#"\{:cpus :all\}" "--cpus all"]
    [#"\{:cpu (?:n|\d+)\}" "--cpus N"]
    [#"\{:lock true\}" "--lock"]
@@ -47,7 +44,7 @@
    [#"put! it, after has-key\? if that matters" "put it, after get if that matters"]
    [#"use push!, pop! and peek" "put, take and get it without a KEY"]
    [#"use push! and might-contain\?" "put and get a VALUE"]
-   [#"next-key returns the indices" "dump --keys has the indices"]
+   [#"next-key returns the indices" "dump --keys lists the indices"]
    [#"pin! the map at the new path and unpin! it at the old one"
     "pin the map at the new path and unpin the old one"]
    [#"\(create \{\.\.\.\}\)" "create"]
