@@ -104,7 +104,7 @@
       (check 0 [0 1]) ;=> nil"
   [which possible]
   (when (and (int? which) (nil? possible))
-    (throw (error/error :invalid-value "The map is not a per-CPU map"
+    (throw (error/error :invalid-value "This is not a per-CPU map"
                         {:bpfmap/hint "each key has one value"}))))
 
 (defn combiner
@@ -126,7 +126,7 @@
   (if (int? which)
     (let [i (.indexOf ^java.util.List (vec possible) which)]
       (when (neg? i)
-        (throw (error/error :invalid-value (str "CPU " which " does not exist")
+        (throw (error/error :invalid-value (str "Unknown CPU " which)
                             {:bpfmap/hint (str "the possible CPUs are "
                                                (error/list-of possible "and"))})))
       #(nth % i))

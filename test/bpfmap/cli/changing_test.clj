@@ -148,7 +148,7 @@
         (is (= [{:key 1 :value (vec (repeat cpus 7))}] (edn-of "dump" id)))
         (is (re-find #"it must be a vector of \d+ values, one for each possible CPU"
                      (second (refused "put" id "1" "7"))))
-        (is (re-find #"There is no CPU 9999" (second (refused "dump" id "--cpus" "9999"))))
+        (is (re-find #"Unknown CPU 9999" (second (refused "dump" id "--cpus" "9999"))))
         (is (= 2 (first (refused "put" id "1" "7" "--cpus" "sum"))))))))
 
 (kernel-test queue-peek-push-take

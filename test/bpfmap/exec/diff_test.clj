@@ -83,7 +83,7 @@
           (is (= 1 (count (exec/diff {:old a :new b}))))
           (is (= [[(bytes/->bytes [2 0 0]) (bytes/->bytes [3 0 0])]]
                  (map (juxt :old :new) (exec/diff {:old a :new b :cpus 1}))))))
-      (is (re-find #"CPU 5000 does not exist"
+      (is (re-find #"Unknown CPU 5000"
                    (:message (fixture/error-of (exec/diff {:old a :new b :cpus 5000}))))))))
 
 (deftest same-data-values
