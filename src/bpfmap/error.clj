@@ -30,7 +30,7 @@
    (ex-info
     (str "The Java core of bpfmap is not compiled: run bin/clj -T:build javac in its checkout, "
          "or clojure -X:deps prep in a project that depends on it")
-            {:bpfmap/error :not-supported})))
+    {:bpfmap/error :not-supported})))
 
 (def kinds
   "All kinds of errors: `{kind {:meaning text, :thrown-by text}}`.

@@ -233,7 +233,7 @@
                           (str "There are no elements in the memory of "
                                (bytes/described (.-source memory)))
                           (bytes/data (.-source memory) :elements
-                                       {:bpfmap/hint "it is not an array; use view for its memory"}))))
+                                      {:bpfmap/hint "it is not an array; use view for its memory"}))))
     (view/over memory (layout/strided value types max-entries (mapping/stride spec)) 0 :elements)))
 
 (defn at
@@ -273,7 +273,7 @@
   (if (view/array-view? view)
     (view/->array view)
     (throw (error/error :invalid-value (str "The view must be a view of an array, got "
-                                             (pr-str (error/shown view)))
+                                            (pr-str (error/shown view)))
                         {:bpfmap/op :->array}))))
 
 (defn variables

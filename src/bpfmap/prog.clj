@@ -81,7 +81,7 @@
 (defn- check [program]
   (when-not (map? program)
     (throw (invalid [] (str "A program must be a map with :type and :insns, got "
-                             (pr-str (error/shown program)))
+                            (pr-str (error/shown program)))
                     nil)))
   (doseq [k (keys program)]
     (when-not (keys-of-a-program k)
@@ -146,21 +146,21 @@
         {:keys [bytes relocations]} (asm/assemble insns)
         relocations (mapv #(assoc % :fd (descriptor-of (:ref %))) relocations)
         fd (prog/load {:type (types type type)
-                        :name (spec/kernel-name name)
-                        :license (or license "GPL")
-                        :insns bytes
-                        :relocations relocations
+                       :name (spec/kernel-name name)
+                       :license (or license "GPL")
+                       :insns bytes
+                       :relocations relocations
                        :patch! asm/patch-map-fd!
-                        :expected-attach-type (attach-types
-                                               expected-attach-type expected-attach-type)
-                        :attach-btf-id attach-btf-id}
-                       {:op :load :program-type (if (keyword? type) type (prog/type-name type))})]
+                       :expected-attach-type (attach-types
+                                              expected-attach-type expected-attach-type)
+                       :attach-btf-id attach-btf-id}
+                      {:op :load :program-type (if (keyword? type) type (prog/type-name type))})]
     (Program. fd type (spec/kernel-name name))))
 
 (defn- check-program [program op]
   (when-not (instance? Program program)
     (throw (error/error :invalid-value (str "The program must be a result of load or open, got "
-                             (pr-str (error/shown program)))
+                                            (pr-str (error/shown program)))
                         {:bpfmap/op op}))))
 
 ;; --- programs that exist
@@ -295,10 +295,10 @@
    (try
      (let [{:keys [data context repeat]} options]
        (update (prog/test-run (.-fd program)
-                               {:data (some-> data bytes/->array)
-                                :context (some-> context bytes/->array)
-                                :repeat repeat}
-                               {:op :test-run})
+                              {:data (some-> data bytes/->array)
+                               :context (some-> context bytes/->array)
+                               :repeat repeat}
+                              {:op :test-run})
                :data #(some-> % bytes/wrap)))
      (catch clojure.lang.ExceptionInfo e
        (throw (call/in-context e {:op :test-run}))))))

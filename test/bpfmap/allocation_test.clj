@@ -57,9 +57,9 @@
     (doseq [[type size] {:hash 8
                          :percpu-hash (* 8
                                          (count
-                                           (bpf-map/cpus-of
-                                            (bpf/create {:type :percpu-hash :key :u32 :value :u64
-                                                          :max-entries 1}))))}]
+                                          (bpf-map/cpus-of
+                                           (bpf/create {:type :percpu-hash :key :u32 :value :u64
+                                                        :max-entries 1}))))}]
       (with-open [m ^Closeable (bpf/create {:type type :key-size 4 :value-size 8 :max-entries 64})]
         (let [^Fd fd (bpf-map/descriptor m)
               elements (Elements. fd 4 size)
@@ -71,12 +71,12 @@
             (allocates 0 (.lookup elements k v Abi/BPF_ANY))
             (allocates 0 (.lookup elements missing v Abi/BPF_ANY))
             (allocates 0
-                       (do (.lookupAndDelete elements k v Abi/BPF_ANY)
-                           (.update elements k v Abi/BPF_ANY)))
+              (do (.lookupAndDelete elements k v Abi/BPF_ANY)
+                  (.update elements k v Abi/BPF_ANY)))
             (allocates 0
-                       (do (.delete elements k)
-                           (.delete elements k)
-                           (.update elements k v Abi/BPF_ANY))))
+              (do (.delete elements k)
+                  (.delete elements k)
+                  (.update elements k v Abi/BPF_ANY))))
           (testing (str type ", in place")
             (let [^CallBuffer s (.take elements)]
               (allocates 0 (.update elements s Abi/BPF_ANY))

@@ -181,7 +181,7 @@
                 (is (str/includes? (:message error) message))))
       "unknown instruction :mov; did you mean :mov32 or :mov64?"              [[:mov :r1 5]]
       "unknown instruction :jeq64; did you mean :jeq?"
-         [[:jeq64 :r1 5 0] [:exit]]
+      [[:jeq64 :r1 5 0] [:exit]]
       "unknown instruction :frob"                                      [[:frob]]
       "nested instructions that start with a label must be a list"         [[:loop [:exit]]]
       "its form is [:mov64 register register-or-immediate]"                [[:mov64 :r1]]
@@ -197,19 +197,19 @@
       "the immediate 2147483648 is outside -2147483648 to 2147483647, and its sign is extended to 64 bits; :lddw"
       [[:mov64 :r1 0x80000000]]
       "the immediate 4294967295 is outside -2147483648 to 2147483647"
-         [[:stdw [:r10 -8] 0xffffffff]]
+      [[:stdw [:r10 -8] 0xffffffff]]
       "the immediate -2147483649 is outside"
-         [[:jeq :r1 -0x80000001 0] [:exit]]
+      [[:jeq :r1 -0x80000001 0] [:exit]]
       "the immediate 4294967296 is outside -2147483648 to 4294967295"
-         [[:mov32 :r1 0x100000000]]
+      [[:mov32 :r1 0x100000000]]
       "the immediate 65536 is outside -32768 to 65535"
-         [[:sth [:r10 -2] 0x10000]]
+      [[:sth [:r10 -2] 0x10000]]
       "the immediate 256 is outside -128 to 255"                           [[:stb [:r10 -1] 256]]
       "the immediate 18446744073709551616 is outside -9223372036854775808 to 18446744073709551615"
       [[:lddw :r1 0x10000000000000000]]
       "the offset 32768 is outside -32768 to 32767"                        [[:ldxw :r1 [:r2 32768]]]
       "the offset -32769 is outside"
-         [[:stxw [:r2 -32769] :r1]]
+      [[:stxw [:r2 -32769] :r1]]
       ":r2 is not a memory operand: a register and an offset in bytes, such as [:r10 -8]"
       [[:ldxw :r1 :r2]]
       "[:r2] is not a memory operand"                                      [[:ldxw :r1 [:r2]]]
@@ -220,12 +220,12 @@
       "the jump by 32768 is outside -32768 to 32767 slots"                 [[:ja 32768] [:exit]]
       "the jump by 40000 is outside" [[:ja :far] (repeat 40000 [:exit]) :far [:exit]]
       "the jump by -40001 is outside"
-         [:far (repeat 40000 [:exit]) [:ja :far]]
+      [:far (repeat 40000 [:exit]) [:ja :far]]
       "the jump to 1 leaves the program"                                   [[:ja 1] [:exit]]
       "the jump to -2 leaves the program"                                  [[:ja -2] [:exit]]
       "the jump to :end leaves the program"                                [[:ja :end] [:exit] :end]
       "the jump to 1 ends inside an instruction of two slots"
-         [[:ja 1] [:lddw :r0 1] [:exit]]
+      [[:ja 1] [:lddw :r0 1] [:exit]]
       "the label :a is defined twice"                                      [:a [:ja :a] :a [:exit]]
       "a bare keyword is a label, an instruction a vector"                 [:exit]
       "a bare keyword is a label"                                          [:mov64 :r1 5]
@@ -234,20 +234,20 @@
       ":r10, the frame pointer, is read-only"                              [[:ldxdw :r10 [:r1 0]]]
       ":r10, the frame pointer, is read-only"                              [[:lddw :r10 1]]
       ":r10, the frame pointer, is read-only"
-         [[:ld-map-value :r10 :m 0]]
+      [[:ld-map-value :r10 :m 0]]
       ":r10, the frame pointer, is read-only"                              [[:be16 :r10]]
       ":r10, the frame pointer, is read-only"
-         [[:atomic-fetch-add64 [:r0 0] :r10]]
+      [[:atomic-fetch-add64 [:r0 0] :r10]]
       ":r2 is a register; [:mov64 …] copies one"                           [[:lddw :r1 :r2]]
       "nil is not a map"                                                   [[:lddw :r1 nil]]
       "1.5 is not a map"                                                   [[:lddw :r1 1.5]]
       "3 is not a map"                                                     [[:ld-map-value :r1 3 0]]
       "the offset -1 is outside 0 to 4294967295"
-         [[:ld-map-value :r1 :m -1]]
+      [[:ld-map-value :r1 :m -1]]
       ":r2 is not an offset in bytes"
-         [[:ld-map-value :r1 :m :r2]]
+      [[:ld-map-value :r1 :m :r2]]
       "unknown helper :bpf_map_lookup_elem; did you mean :map-lookup-elem?"
-         [[:call :bpf_map_lookup_elem]]
+      [[:call :bpf_map_lookup_elem]]
       "unknown helper :frobnicate"                                     [[:call :frobnicate]]
       "the helper's number -1 is outside 0 to 2147483647"                  [[:call -1]]
       "\"bind\" is neither a helper's name nor its number"                 [[:call "bind"]]
@@ -270,7 +270,7 @@
       (is
        (=
         "Cannot assemble instruction 0, [:lddw :r10 \"java.lang.Object\"]: :r10, the frame pointer, is read-only"
-          (:message (refused [[:lddw :r10 (Object.)]])))))
+        (:message (refused [[:lddw :r10 (Object.)]])))))
     (testing "and what concerns the whole has no place"
       (is (not (contains? (refused []) :bpfmap/path))))))
 
@@ -288,32 +288,34 @@
 
 (defspec instruction-size 500
   (prop/for-all [insn instruction]
-    (= (if (#{:lddw :ld-map-value} (first insn)) 16 8)
-       (alength (alone insn little)))))
+                (= (if (#{:lddw :ld-map-value} (first insn)) 16 8)
+                   (alength (alone insn little)))))
 
 (defspec program-concatenation 100
   (prop/for-all [insns (gen/not-empty (gen/vector straight-instruction))]
-    (= (assembled insns)
-       (apply str (map #(assembled [%]) insns))
-       (assembled (map list insns)))))
+                (= (assembled insns)
+                   (apply str (map #(assembled [%]) insns))
+                   (assembled (map list insns)))))
 
 (defspec same-fields-both-orders 500
   (prop/for-all [insn instruction]
-    (let [fields (fn [{:keys [^ByteOrder byte-order] :as options}]
-                   (let [buffer (doto (ByteBuffer/wrap (alone insn options)) (.order byte-order))
-                         registers (bit-and 0xff (.get buffer 1))
-                         pair [(quot registers 16) (mod registers 16)]]
-                     [(.get buffer 0) (if (= big options) pair (rseq pair)) (.getShort buffer 2)
-                      (.getInt buffer 4)
-                      (when (< 8 (.capacity buffer)) (.getInt buffer 12))]))]
-      (= (fields big) (fields little)))))
+                (let [fields (fn [{:keys [^ByteOrder byte-order] :as options}]
+                               (let [buffer (doto (ByteBuffer/wrap (alone insn options))
+                                              (.order byte-order))
+                                     registers (bit-and 0xff (.get buffer 1))
+                                     pair [(quot registers 16) (mod registers 16)]]
+                                 [(.get buffer 0) (if (= big options) pair (rseq pair))
+                                  (.getShort buffer 2)
+                                  (.getInt buffer 4)
+                                  (when (< 8 (.capacity buffer)) (.getInt buffer 12))]))]
+                  (= (fields big) (fields little)))))
 
 (defspec wide-immediates 200
   (prop/for-all [x (integers Long/MIN_VALUE Long/MAX_VALUE)]
-    (let [buffer (doto (ByteBuffer/wrap (alone [:lddw :r1 x] little))
-                   (.order ByteOrder/LITTLE_ENDIAN))]
-      (= x (bit-or (bit-shift-left (.getInt buffer 12) 32)
-                   (bit-and 0xffffffff (.getInt buffer 4)))))))
+                (let [buffer (doto (ByteBuffer/wrap (alone [:lddw :r1 x] little))
+                               (.order ByteOrder/LITTLE_ENDIAN))]
+                  (= x (bit-or (bit-shift-left (.getInt buffer 12) 32)
+                               (bit-and 0xffffffff (.getInt buffer 4)))))))
 
 (defspec labels-and-offsets 100
   (prop/for-all [[insns jumps] (gen/let [insns (gen/not-empty (gen/vector straight-instruction))
@@ -321,13 +323,17 @@
                                                 (gen/choose 0 (dec (count insns))) (count insns))]
                                  [insns jumps])]
     ;; Before each instruction stands a jump to the given one's own jump.
-    (let [slots (reductions + (map #(+ 1 (get-in asm/mnemonics [(first %) :slots] 1)) insns))
-          starts (vec (cons 0 slots))
-          label #(keyword (str "at-" %))]
-      (= (assembled (map (fn [insn i to] (list (label i) [:ja (label to)] insn)) insns (range)
-                         jumps))
-         (assembled (map (fn [insn i to] (list [:ja (- (starts to) (starts i) 1)] insn)) insns
-                         (range) jumps))))))
+                (let [slots (reductions +
+                                        (map #(+ 1 (get-in asm/mnemonics [(first %) :slots] 1))
+                                             insns))
+                      starts (vec (cons 0 slots))
+                      label #(keyword (str "at-" %))]
+                  (= (assembled (map (fn [insn i to] (list (label i) [:ja (label to)] insn)) insns
+                                     (range)
+                                     jumps))
+                     (assembled (map (fn [insn i to] (list [:ja (- (starts to) (starts i) 1)] insn))
+                                     insns
+                                     (range) jumps))))))
 
 (defspec any-input-or-error 1000
   (let [junk (gen/frequency [[4 (gen/one-of (vals operand))]
@@ -339,11 +345,11 @@
                        operands (gen/vector junk 0 4)]
                (into [mnemonic] operands))]
     (prop/for-all [insns (gen/vector (gen/frequency [[5 insn] [3 instruction] [1 junk]]) 0 4)]
-      (try
-        (zero? (mod (alength ^bytes (:bytes (asm/assemble insns))) 8))
-        (catch ExceptionInfo e
-          (let [{:bpfmap/keys [error path hint]} (ex-data e)]
-            (and (= :invalid-program error)
-                 (string? hint)
-                 (or (nat-int? (first path))
-                     (str/starts-with? hint "a program has an instruction")))))))))
+                  (try
+                    (zero? (mod (alength ^bytes (:bytes (asm/assemble insns))) 8))
+                    (catch ExceptionInfo e
+                      (let [{:bpfmap/keys [error path hint]} (ex-data e)]
+                        (and (= :invalid-program error)
+                             (string? hint)
+                             (or (nat-int? (first path))
+                                 (str/starts-with? hint "a program has an instruction")))))))))

@@ -66,10 +66,10 @@
 
 (defspec layouts-round-trip 300
   (prop/for-all [t types/a-struct]
-    (let [back (there-and-back t)
-          places #(into {} (map (fn [[path place]] [path place])) (type/offsets %))]
-      (and (= (type/size t) (type/size back))
-           (= (places t) (places back))))))
+                (let [back (there-and-back t)
+                      places #(into {} (map (fn [[path place]] [path place])) (type/offsets %))]
+                  (and (= (type/size t) (type/size back))
+                       (= (places t) (places back))))))
 
 (deftest c-identifiers
   (testing "field names become C identifiers"
@@ -142,28 +142,28 @@
       2 [:type 2] "a func-proto has no value" [int-u32 {:kind :func-proto :return 0 :params []}]
       1 [:type 1] "the type contains itself" [{:kind :typedef :name "a" :type 1}]
       1 [:type 1] "the type contains itself"
-         [{:kind :struct :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
+      [{:kind :struct :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
       2 [:type 2] "do not fit in its 2 bytes"
-         [int-u32
-          {:kind :struct :name "a" :size 2 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
+      [int-u32
+       {:kind :struct :name "a" :size 2 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
       2 [:type 2] "share a name, or overlap"
-         [int-u32
-          {:kind :union :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
-                                           {:name "a" :type 1 :bit-offset 0 :bits 0}]}]
+      [int-u32
+       {:kind :union :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
+                                                 {:name "a" :type 1 :bit-offset 0 :bits 0}]}]
       2 [:type 2] "share a name, or overlap"
-         [int-u32
-          {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
-                                                     {:name "b" :type 1 :bit-offset 16 :bits 0}]}]
+      [int-u32
+       {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
+                                                  {:name "b" :type 1 :bit-offset 16 :bits 0}]}]
       2 [:type 2] "without a name cannot be a member"
-         [int-u32 {:kind :struct :name "a" :size 4 :members [{:type 1 :bit-offset 0 :bits 0}]}]
+      [int-u32 {:kind :struct :name "a" :size 4 :members [{:type 1 :bit-offset 0 :bits 0}]}]
       2 [:type 2] "33 bits of a integer are no bit-field"
-         [int-u32
-          {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 33}]}]
+      [int-u32
+       {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 33}]}]
       2 [:type 2] "more than 4294967295 bytes"
-         [int-u32 {:kind :array :element 1 :index 1 :count 4000000000}]
+      [int-u32 {:kind :array :element 1 :index 1 :count 4000000000}]
       2 [:type 2] "a typedef has no name" [int-u32 {:kind :typedef :type 1}]
       2 [:type 2] "something else than variables"
-         [int-u32 {:kind :datasec :name ".data" :size 4 :vars [{:type 1 :offset 0 :size 4}]}])))
+      [int-u32 {:kind :datasec :name ".data" :size 4 :vars [{:type 1 :offset 0 :size 4}]}])))
 
 (deftest exponential-types
   (testing "rejects a type that doubles at every level without expanding it"
@@ -271,9 +271,9 @@
     (if-not (.exists (java.io.File. "/sys/kernel/btf/vmlinux"))
       (fixture/skip! "this kernel shows no BTF of its own")
       (let
-        [b (btf/parse
-            (java.nio.file.Files/readAllBytes
-             (java.nio.file.Path/of "/sys/kernel/btf/vmlinux" (make-array String 0))))]
+       [b (btf/parse
+           (java.nio.file.Files/readAllBytes
+            (java.nio.file.Path/of "/sys/kernel/btf/vmlinux" (make-array String 0))))]
         (is (= [:struct {:name "list_head"} [:next [:ptr "struct list_head"]]
                 [:prev [:ptr "struct list_head"]]]
                (btf/type-named b "list_head")))
@@ -309,8 +309,9 @@
                (through-btf [:struct [:p [:ptr text]] [:q [:ptr text]]] nil)))))
     (testing "types of this library's read back as C spells them"
       (are [t text]
-        (= [:ptr text]
-           (through-btf [:ptr t] {:node [:struct {:name "node"} [:next [:ptr :node]] [:n :u32]]}))
+           (= [:ptr text]
+              (through-btf [:ptr t]
+                           {:node [:struct {:name "node"} [:next [:ptr :node]] [:n :u32]]}))
         :u8 "unsigned char"
         :s64 "long long"
         :f64 "double"

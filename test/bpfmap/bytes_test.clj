@@ -15,28 +15,29 @@
 
 (defspec equal-bytes-equal-views 200
   (prop/for-all [a byte-arrays b byte-arrays]
-    (let [x (bytes/->bytes a) y (bytes/->bytes b)]
-      (and (= x (bytes/->bytes (aclone ^bytes a)))
-           (= (hash x) (hash (bytes/->bytes (vec a))))
-           (= (= (seq a) (seq b)) (= x y))
-           (= (= x y) (zero? (compare x y)))))))
+                (let [x (bytes/->bytes a) y (bytes/->bytes b)]
+                  (and (= x (bytes/->bytes (aclone ^bytes a)))
+                       (= (hash x) (hash (bytes/->bytes (vec a))))
+                       (= (= (seq a) (seq b)) (= x y))
+                       (= (= x y) (zero? (compare x y)))))))
 
 (defspec printing-round-trip 200
   (prop/for-all [a byte-arrays]
-    (let [x (bytes/->bytes a)]
-      (and (= x (eval (read-string (pr-str x))) (first (eval (read-string (pr-str [x])))))
-           (= x (edn/read-string {:readers {'bpfmap/bytes bytes/->bytes}} (pr-str x)))
-           (= x (binding [*print-dup* true] (read-string (pr-str x))))
-           (= x (bytes/->bytes (str x)))))))
+                (let [x (bytes/->bytes a)]
+                  (and (= x (eval (read-string (pr-str x)))
+                          (first (eval (read-string (pr-str [x])))))
+                       (= x (edn/read-string {:readers {'bpfmap/bytes bytes/->bytes}} (pr-str x)))
+                       (= x (binding [*print-dup* true] (read-string (pr-str x))))
+                       (= x (bytes/->bytes (str x)))))))
 
 (defspec view-is-a-collection 200
   (prop/for-all [a byte-arrays]
-    (let [x (bytes/->bytes a)
-          expected (mapv #(bit-and 0xff %) a)]
-      (and (= expected (vec x) (into [] x) (mapv #(nth x %) (range (count x))))
-           (= (count expected) (count x))
-           (= (reduce + 0 expected) (reduce + x) (reduce + 0 x))
-           (= (seq expected) (seq x))))))
+                (let [x (bytes/->bytes a)
+                      expected (mapv #(bit-and 0xff %) a)]
+                  (and (= expected (vec x) (into [] x) (mapv #(nth x %) (range (count x))))
+                       (= (count expected) (count x))
+                       (= (reduce + 0 expected) (reduce + x) (reduce + 0 x))
+                       (= (seq expected) (seq x))))))
 
 (deftest view-copies-its-bytes
   (testing "a view copies its bytes"

@@ -44,40 +44,45 @@
 
 (defspec integers-in-range 2000
   (prop/for-all [[t row n] typed-integers]
-    (let [[low high] (bounds row)
-          c (codec/codec t [:value])]
-      (if (<= low n high)
-        (let [back (decoded c (encoded c n))]
-          (and (= n back) (or (int? back) (not (<= Long/MIN_VALUE back Long/MAX_VALUE)))))
-        (let [{:keys [message] :bpfmap/keys [error path type value]} (error-of (encoded c n))]
-          (and (= :invalid-value error) (= [:value] path) (= t type) (= n value)
-               (str/includes? message (str "from " low))))))))
+                (let [[low high] (bounds row)
+                      c (codec/codec t [:value])]
+                  (if (<= low n high)
+                    (let [back (decoded c (encoded c n))]
+                      (and (= n back)
+                           (or (int? back) (not (<= Long/MIN_VALUE back Long/MAX_VALUE)))))
+                    (let [{:keys [message]
+                           :bpfmap/keys [error path type value]} (error-of (encoded c n))]
+                      (and (= :invalid-value error) (= [:value] path) (= t type) (= n value)
+                           (str/includes? message (str "from " low))))))))
 
 (defspec integer-byte-order 1000
   (prop/for-all [[t row n] typed-integers]
-    (let [[low high] (bounds row)
-          size (:size row)
-          big? (or (= :be (:order row))
-                   (and (nil? (:order row)) (= ByteOrder/BIG_ENDIAN (ByteOrder/nativeOrder))))]
-      (or (not (<= low n high))
-          (let [modulo (mod n (bigint (.shiftLeft BigInteger/ONE (int (* 8 size)))))
-                little (map #(mod (quot modulo (bigint (.shiftLeft BigInteger/ONE (int (* 8 %)))))
-                                  256) (range size))]
-            (= (map long (if big? (reverse little) little))
-               (seq (encoded (codec/codec t) n))))))))
+                (let [[low high] (bounds row)
+                      size (:size row)
+                      big? (or (= :be (:order row))
+                               (and (nil? (:order row))
+                                    (= ByteOrder/BIG_ENDIAN (ByteOrder/nativeOrder))))]
+                  (or (not (<= low n high))
+                      (let [modulo (mod n (bigint (.shiftLeft BigInteger/ONE (int (* 8 size)))))
+                            little (map #(mod (quot modulo
+                                                    (bigint
+                                                     (.shiftLeft BigInteger/ONE (int (* 8 %)))))
+                                              256) (range size))]
+                        (= (map long (if big? (reverse little) little))
+                           (seq (encoded (codec/codec t) n))))))))
 
 (defspec doubles-round-trip 500
   (prop/for-all [t (gen/elements [:f64 :f64be :f64le])
                  x gen/double]
-    (let [c (codec/codec t)
-          back (decoded c (encoded c x))]
-      (or (= x back) (and (Double/isNaN x) (Double/isNaN back))))))
+                (let [c (codec/codec t)
+                      back (decoded c (encoded c x))]
+                  (or (= x back) (and (Double/isNaN x) (Double/isNaN back))))))
 
 (defspec floats-rounded-once 500
   (prop/for-all [t (gen/elements [:f32 :f32be :f32le])
                  x (gen/double* {:min -1e30 :max 1e30 :NaN? false :infinite? false})]
-    (let [c (codec/codec t)]
-      (= (double (float x)) (decoded c (encoded c x))))))
+                (let [c (codec/codec t)]
+                  (= (double (float x)) (decoded c (encoded c x))))))
 
 (deftest other-scalars
   (testing "encodes and decodes the other scalar types"
@@ -106,7 +111,7 @@
     (are [t value hint]
          (let [{:keys [message]
                 :bpfmap/keys [error path type]} (error-of
-                                                 (encoded (codec/codec t [:value :n]) value))]
+                                                  (encoded (codec/codec t [:value :n]) value))]
            (and (= :invalid-value error) (= [:value :n] path) (= t type)
                 (str/starts-with? message "[:value :n]: ")
                 (str/includes? message hint)))
@@ -131,8 +136,8 @@
 (deftest malformed-types
   (testing "rejects a malformed type and reports where"
     (are [t words]
-      (let [{:keys [message] :bpfmap/keys [error path]} (error-of (codec/codec t [:key]))]
-        (and (= :invalid-spec error) (= [:key] path) (str/includes? message words)))
+         (let [{:keys [message] :bpfmap/keys [error path]} (error-of (codec/codec t [:key]))]
+           (and (= :invalid-spec error) (= [:key] path) (str/includes? message words)))
       :u33 "unknown type :u33; did you mean :u32"
       [:bytes] "must have one size from 1"
       [:bytes 0] "must have one size from 1"

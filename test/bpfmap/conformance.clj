@@ -58,8 +58,8 @@
      :warnings (concat (when (seq pending)
                          [(str "behaviours without a test: " (str/join " " pending))])
                        (when-let
-                         [done (seq (filter #(and (held? %) (contains? (:pending promised) %))
-                                            ids))]
+                        [done (seq (filter #(and (held? %) (contains? (:pending promised) %))
+                                           ids))]
                          [(str "no longer pending, so take them from behaviours.edn: "
                                (str/join " " done))]))}))
 

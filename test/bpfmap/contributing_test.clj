@@ -26,7 +26,8 @@
   "Returns true if a code span is a path: it has a slash or ends as a file."
   [span]
   (and (re-matches path span)
-       (or (str/ends-with? span "/") (re-find #"\.(clj|edn|md)$|^(bin|script|\.ci|resources)/" span))))
+       (or (str/ends-with? span "/")
+           (re-find #"\.(clj|edn|md)$|^(bin|script|\.ci|resources)/" span))))
 
 (deftest paths-exist
   (testing "every path of the page exists"
@@ -38,7 +39,8 @@
 
 (deftest definitions-exist
   (testing "where the page says `name` in `file`, the file defines the name"
-    (let [found (for [[_ names file] (re-seq #"((?:`[^` ]+`(?:, | and )?)+) in `([^`]+\.clj)`" @text)
+    (let [found (for [[_ names file] (re-seq #"((?:`[^` ]+`(?:, | and )?)+) in `([^`]+\.clj)`"
+                                             @text)
                       name (spans names)]
                   [name file])]
       (is (< 12 (count found)))
@@ -60,7 +62,8 @@
         (is (seq selected) command)
         (when test-word
           (is (some (fn [ns]
-                      (str/includes? (slurp (str "test/" (str/replace (munge (str ns)) "." "/") ".clj"))
+                      (str/includes? (slurp (str "test/" (str/replace (munge (str ns)) "." "/")
+                                                 ".clj"))
                                      (str "-test " test-word)))
                     selected)
               word))))))

@@ -209,9 +209,9 @@
               "one within another")
           (is (= (repeat 8 (* 100 (reduce + (range 50))))
                  (fixture/in-threads 8
-                                     (fn [_]
-                                       (reduce (fn [n _] (reduction (fn [n _ v] (+ n v)) n)) 0
-                                               (range 100))))))))
+                   (fn [_]
+                     (reduce (fn [n _] (reduction (fn [n _ v] (+ n v)) n)) 0
+                             (range 100))))))))
       (is (= 3 (reduce (fn [n _] (if (= 3 n) (reduced n) (inc n))) 0 m)))
       (is (= :stop (reduce-kv (fn [_ _ _] (reduced :stop)) nil m))))))
 
@@ -399,8 +399,8 @@
       (with-open [a (open-array)]
         (is (= 1 (bpf/put-all! a [[0 1] [0 2]]))))
       (with-open [t ^java.io.Closeable (bpf/create {:type :lpm-trie :key [:prefix :ipv4] :value :u32
-                                                      :max-entries 64
-                                                      :flags #{:no-prealloc}})]
+                                                    :max-entries 64
+                                                    :flags #{:no-prealloc}})]
         (is (= 3
                (bpf/put-all! t
                              [["10.0.0.0/8" 1] [{:prefixlen 8 :data [10 1 2 3]} 2] ["10.0.0.0/9" 3]

@@ -29,9 +29,9 @@
                                (cond-> (name op)
                                  (get ops-since op) (str " (" (get ops-since op) ")")))))]
    ["batch" (fn [{:keys [batch batch-since]}]
-                    (str (str/join " "
-                                   (filter (set (map name batch)) ["read" "take" "write" "delete"]))
-                         (when (seq batch) (str " (" batch-since ")"))))]
+              (str (str/join " "
+                             (filter (set (map name batch)) ["read" "take" "write" "delete"]))
+                   (when (seq batch) (str " (" batch-since ")"))))]
    ["flags" (fn [{:keys [flags requires]}]
               (str/join " " (for [flag (sort-by #(:bit (rules/flags %)) flags)]
                               (if (contains? requires flag)

@@ -73,12 +73,13 @@
       ":keys must be true or false, got \"maybe\"" (exec/dump {:ref 1 :keys "maybe"})
       ":ref must be an id, a pin path or a name, got \"\"" (exec/show {:ref ""})
       ":sort must be the name of a column, got 7" (exec/list {:sort 7})
-      ":key-type must be a type, got \"u33\": unknown type :u33" (try (exec/dump {:ref 1 :key-type "u33"})
-                                                 (catch Exception e
-                                                   (throw
-                                                    (ex-info
-                                                     (first (str/split (ex-message e) #";"))
-                                                     (ex-data e)))))
+      ":key-type must be a type, got \"u33\": unknown type :u33"
+      (try (exec/dump {:ref 1 :key-type "u33"})
+           (catch Exception e
+             (throw
+              (ex-info
+               (first (str/split (ex-message e) #";"))
+               (ex-data e)))))
       "put requires :value"
       (with-open [m ^Closeable (bpf/create {:type :array :value :u8 :max-entries 1})]
         (exec/put {:ref m :key 0}))
@@ -122,7 +123,7 @@
                                           :max-entries 8 :contents {1 10}})]
       (is (= "" (with-out-str (is (= [{:key 1 :value 10}] (exec/dump {:ref m}))))))
       (are [format text]
-        (= text (with-out-str (is (= [{:key 1 :value 10}] (exec/dump {:ref m :print format})))))
+           (= text (with-out-str (is (= [{:key 1 :value 10}] (exec/dump {:ref m :print format})))))
         :table "KEY  VALUE\n  1     10\n"
         "edn" "[{:key 1, :value 10}]\n"
         'json "[{\"key\":1,\"value\":10}]\n"
@@ -134,7 +135,7 @@
   (testing "a reducible result prints as its options"
     (testing "no such map is there: nothing is opened"
       (are [printed x]
-        (= printed (pr-str x) (str x) (str/trim-newline (with-out-str (pprint/pprint x))))
+           (= printed (pr-str x) (str x) (str/trim-newline (with-out-str (pprint/pprint x))))
         "#bpfmap.exec/watch {:ref 4294967295, :interval 1.0}" (exec/watch {:ref 4294967295})
         "#bpfmap.exec/watch {:ref {:name \"no_such\"}, :interval 0.5, :where [\"value>1\"], :sort \"-value\"}"
         (exec/watch {:ref "no_such" :where ["value>1"] :sort "-value" :interval "0.5"})
@@ -188,8 +189,8 @@
     (with-open [m ^Closeable (bpf/create {:name "exec_print" :type :hash :key :u32 :value :u64
                                           :max-entries 8 :contents {1 10}})]
       (let
-        [lines (str/split-lines
-                (with-out-str (exec/watch {:ref m :seconds 0.15 :interval 0.1 :print :edn})))]
+       [lines (str/split-lines
+               (with-out-str (exec/watch {:ref m :seconds 0.15 :interval 0.1 :print :edn})))]
         (is (= [1 1] (map (comp :entries edn/read-string) lines))))
       (is (= #{:map :seconds :total :calls}
              (set

@@ -47,7 +47,9 @@
     (testing "a number that is no single flag"
       (doseq [x [0 3 -1]]
         (is (str/starts-with? (:message (fixture/error-of (feature/map-flag :hash x)))
-                              (str "The create flag must be a name in doc/map-types.md or a power of two, got " x)))))
+                              (str
+                               "The create flag must be a name in doc/map-types.md or a power of "
+                               "two, got " x)))))
     (is (= {:supported false} (feature/map-flag :hash 0x40000000)))
     (is (= {:supported false} (feature/map-flag :hash :mmapable)))
     (is (= {:supported false} (feature/map-flag 4242 :mmapable)))))

@@ -274,7 +274,8 @@
                            (let [~'descriptors (fixture/open-descriptors)]
                              (fixture/settled-descriptors)
                              (prn (zipmap [:descriptors :mappings :kilobytes]
-                                    (map vector ~'before (cons ~'descriptors (~'memory))))))))))
+                                          (map vector ~'before
+                                               (cons ~'descriptors (~'memory))))))))))
         {:keys [exit out err]} (run [(str (System/getProperty "java.home") "/bin/java")
                                      "--enable-native-access=ALL-UNNAMED"
                                      "-Xms64m" "-Xmx64m" "-XX:+AlwaysPreTouch"
@@ -305,10 +306,10 @@
   permitted all that it was."
   [names]
   (let
-    [status (Files/readString (java.nio.file.Path/of "/proc/thread-self/status"
-                                                     (make-array String 0)))
-     permitted (Long/parseUnsignedLong (second (re-find #"CapPrm:\s+([0-9a-f]+)" status)) 16)
-     effective (long (reduce #(bit-set (long %1) (long (capability-bits %2))) 0 names))]
+   [status (Files/readString (java.nio.file.Path/of "/proc/thread-self/status"
+                                                    (make-array String 0)))
+    permitted (Long/parseUnsignedLong (second (re-find #"CapPrm:\s+([0-9a-f]+)" status)) 16)
+    effective (long (reduce #(bit-set (long %1) (long (capability-bits %2))) 0 names))]
     (with-open [arena (java.lang.foreign.Arena/ofConfined)]
       (let [memory (.allocate arena 32 8)
             set-u32! (fn [offset x]

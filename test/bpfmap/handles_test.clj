@@ -66,7 +66,7 @@
       (testing "one that only the kernel can refuse"
         (let [{:keys [message]
                :bpfmap/keys [error]} (error-of
-                                      (open-hash {:max-entries 1 :contents [[1 1] [2 2]]}))]
+                                       (open-hash {:max-entries 1 :contents [[1 1] [2 2]]}))]
           (is (= :map-full error))
           (is (str/starts-with? message "In :contents, the entry of 2: put-all! on map"))))
       (is (= before (fixture/open-descriptors))))))
@@ -103,8 +103,8 @@
     (let [{:keys [message]
            :bpfmap/keys [error
                          errno]} (error-of
-                                  (bpf/create {:type 4242 :key-size 4 :value-size 4
-                                               :max-entries 1}))]
+                                   (bpf/create {:type 4242 :key-size 4 :value-size 4
+                                                :max-entries 1}))]
       (is (= [:not-supported :EINVAL] [error errno]))
       (is (str/includes? message "lacks the map type 4242, which bpfmap does not support either")))
     (let [{:keys [message] :bpfmap/keys [error]} (error-of (open-hash {:flags #{0x40000000}}))]
@@ -114,8 +114,8 @@
     (when-not (rules/at-least? (call/kernel-release) (:since (:rb-overwrite rules/flags)))
       (let [{:keys [message]
              :bpfmap/keys [error]} (error-of
-                                    (bpf/create {:type :ringbuf :max-entries 4096
-                                                 :flags #{:rb-overwrite}}))]
+                                     (bpf/create {:type :ringbuf :max-entries 4096
+                                                  :flags #{:rb-overwrite}}))]
         (is (= :not-supported error))
         (is (str/includes? message
                            "does not accept :rb-overwrite on :ringbuf maps, which was added in Linux 6.19"))))
@@ -164,8 +164,8 @@
     (with-open [m (open-hash)]
       (let [id (:id (bpf/info m))]
         (are [ref options words]
-          (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/open ref options))]
-            (and (= :invalid-value error) (= :open op) (str/includes? message words)))
+             (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/open ref options))]
+               (and (= :invalid-value error) (= :open op) (str/includes? message words)))
           id {:acess :read-only}
           "Unknown option :acess: open takes :access, :key, :value, :key-type, :value-type, :types and :mapped"
           id {:access :rdonly}
@@ -194,6 +194,6 @@
                  ((juxt :bpfmap/error :bpfmap/path)
                   (error-of (bpf/open id {other [:bytes 3]}))))))
         (with-open [named ^java.io.Closeable (bpf/open id {:key-type [:bytes 4]
-                                                   :value-type [:array :u8 8]})]
+                                                           :value-type [:array :u8 8]})]
           (is (= {:key [:bytes 4] :value [:array :u8 8]}
                  (select-keys (bpf/spec named) [:key :value :key-type :value-type]))))))))

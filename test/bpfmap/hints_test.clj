@@ -192,7 +192,7 @@
           (fn [tid]
             (with-open [m (storage :task-storage)]
               (says (refusal (bpf/put! m {:tid tid} 1)) "thread " tid
-                    "{:pid n} is the first thread")
+                "{:pid n} is the first thread")
               (works (bpf/put! m {:pid this-pid} 1))))))))
 
    :thread-as-process
@@ -245,8 +245,8 @@
            (says (fixture/unprivileged #(refused put)) "the right to trace it")
            ;; It may be had now; that it is /dev/null is another matter.
            (let
-             [{:bpfmap/keys [error]} (fixture/unprivileged
-                                      ["CAP_SYS_PTRACE"] #(fixture/caught put))]
+            [{:bpfmap/keys [error]} (fixture/unprivileged
+                                     ["CAP_SYS_PTRACE"] #(fixture/caught put))]
              (is (= :invalid-value error)))))))
 
    :frozen
@@ -421,7 +421,7 @@
          ;; BPF_OBJ_GET, as a security module does
          (says (linux/on-a-kernel-that-refuses [{:arguments {0 7} :errno 13}]
                                                (bound-fn [] (refusal (bpf/open path))))
-               "the file modes allow this" "or a security module denies it")
+           "the file modes allow this" "or a security module denies it")
          (works (bpf/open path))
          (bpf/unpin! m))))
 
@@ -434,7 +434,7 @@
          ;; iterators.
          (says (linux/on-a-kernel-that-refuses [{:arguments {0 7} :errno 2}]
                                                (bound-fn [] (refusal (bpf/open path))))
-               (str path " exists, but it is not a pin") "such as maps.debug")
+           (str path " exists, but it is not a pin") "such as maps.debug")
          (is (.exists (io/file path)))
          (bpf/unpin! m))))
 
@@ -447,7 +447,7 @@
          (if (or (since/here? [:kernel :bpf-of-the-unprivileged])
                  (= 0 (procfs/unprivileged-bpf-disabled)))
            (do (says (fixture/unprivileged #(refusal (bpf/open path)))
-                     (str "the file mode of " path))
+                 (str "the file mode of " path))
                (mode! path "rw-rw-rw-")
                (works (fixture/unprivileged #(bpf/open path)))
                (testing "a directory above it"
@@ -457,7 +457,7 @@
                    (mode! (str dir "/x") "rw-rw-rw-")
                    (mode! dir "rwx------")
                    (says (fixture/unprivileged #(refusal (bpf/open (str dir "/x"))))
-                         "or of a directory above it")
+                     "or of a directory above it")
                    (mode! dir "rwxr-xr-x")
                    (works (fixture/unprivileged #(bpf/open (str dir "/x"))))
                    (bpf/unpin! m)
@@ -466,7 +466,7 @@
            (binding [*row* :unprivileged-bpf-disabled]
              (mode! path "rw-rw-rw-")
              (says (fixture/unprivileged #(refusal (bpf/open path)))
-                   "kernel.unprivileged_bpf_disabled")
+               "kernel.unprivileged_bpf_disabled")
              (works (bpf/open path)))))))
 
    :verifier-denied
@@ -481,7 +481,7 @@
    (fn []
      (says (linux/on-a-kernel-that-refuses [{:arguments {0 Abi/BPF_MAP_CREATE} :errno 1}]
                                            (bound-fn [] (refusal (hash-map-of 1))))
-           "the process has the capabilities" "a seccomp filter"))
+       "the process has the capabilities" "a seccomp filter"))
 
    :path-missing
    (fn []
@@ -492,7 +492,7 @@
          (works (bpf/open path))
          (bpf/unpin! m)
          (says (refusal (bpf/pin! m (str path "/x")))
-               (str "the directory of " path "/x does not exist"))
+           (str "the directory of " path "/x does not exist"))
          (.mkdir (io/file path))
          (works (do (bpf/pin! m (str path "/x")) (bpf/unpin! m) nil))
          (.delete (io/file path)))))
@@ -528,8 +528,8 @@
                               (str/split-lines (:out (shell "cat" (str dir "/available_events")))))
                  attaches? (fn [event]
                              (try (.close ^Closeable (prog/attach-raw-tracepoint p event))
-                               true
-                               (catch Exception _ false)))]
+                                  true
+                                  (catch Exception _ false)))]
              (is (< 100 (count events)))
              (is (= [] (for [[system event] (take-nth 20 events) ; attaching takes some milliseconds
                              :when (and (not= "syscalls" system) (not (attaches? event)))]
@@ -558,7 +558,7 @@
            (with-open [m (hash-map-of 1)]
              (bpf/pin! m path)
              (says (refusal (bpf/move-pin! m (str dir "/x")))
-                   "pin! the map at the new path and unpin! it at the old one")
+               "pin! the map at the new path and unpin! it at the old one")
              (works (do (bpf/pin! m (str dir "/x")) (bpf/unpin! m path) nil))
              (is (= [(str dir "/x")] (bpf/pinned-paths m)))
              (bpf/unpin! m))))))
@@ -633,7 +633,7 @@
            (bpf/put! m 0 (value-of "a"))
            (try
              (says (refusal (bpf/put! other 0 (value-of "a")))
-                   "use another name, or delete! the other")
+               "use another name, or delete! the other")
              (works (do (bpf/put! other 0 (value-of "b")) nil))
              (finally (bpf/delete! m 0) (bpf/delete! other 0)))
            (works (do (bpf/put! third 0 (value-of "a")) nil))
@@ -689,7 +689,7 @@
                  socket (objects/reuseport-socket :udp)]
        (bpf/put! m 0 {:fd (:fd socket)})
        (says (refusal (bpf/put! other 0 {:fd (:fd socket)}))
-             "is already in this map or another of its kind")
+         "is already in this map or another of its kind")
        (bpf/delete! m 0)
        (works (do (bpf/put! other 0 {:fd (:fd socket)}) nil))))
 
@@ -720,14 +720,14 @@
            (if (seq flags)
              (works (do (bpf/put! m 1 longer) nil))
              (says (refusal (bpf/put! m 1 longer))
-                   "max-entries of an array unless both have the flag :inner-map")))))
+               "max-entries of an array unless both have the flag :inner-map")))))
      (with-open [m (create {:type :prog-array :max-entries 2})
                  first-one (program :socket-filter)
                  other (program :xdp)
                  alike (program :socket-filter)]
        (bpf/put! m 0 first-one)
        (says (refusal (bpf/put! m 1 other))
-             "a program of the same type as the first program stored")
+         "a program of the same type as the first program stored")
        (works (do (bpf/put! m 1 alike) nil)))
      (with-open [m (create {:type :devmap :max-entries 2})]
        (says (refusal (bpf/put! m 0 0x7ffffff0)) "the interface of that index")
@@ -737,7 +737,7 @@
    (fn []
      (let [spec {:type :hash :key :u32 :max-entries 1}]
        (says (refusal (create (assoc spec :value [:bytes 0x7ffffff0])))
-             "larger than this kernel allows")
+         "larger than this kernel allows")
        (works (create (assoc spec :value [:bytes 4096])))))
 
    :program-too-long
@@ -769,7 +769,7 @@
          (says (refusal (bpf/pin! m (path 256))) "longer than 255 bytes")
          (works (do (bpf/pin! m (path 255)) (bpf/unpin! m) nil)))
        (says (refusal (bpf/open (str "/" (str/join (repeat 2048 "n/")))))
-             "the whole path is longer than 4095")))
+         "the whole path is longer than 4095")))
 
    :process-files
    (fn []
@@ -799,7 +799,7 @@
                    fresh (create spec)]
          (.close ^Closeable (bpf/memory m))
          (says (refusal (bpf/freeze! m))
-               "before its memory is mapped for writing for the first time")
+           "before its memory is mapped for writing for the first time")
          (works (do (bpf/freeze! fresh) nil)))))
 
    :mapped-by-handle
@@ -845,7 +845,7 @@
      (let [spec {:type :hash :key :u32 :value :u64 :max-entries 1}
            online (parse-long (re-find #"\d+" (slurp "/sys/devices/system/node/online")))]
        (says (refusal (create (assoc spec :numa-node 63))) "may have no node 63"
-             "/sys/devices/system/node/online")
+         "/sys/devices/system/node/online")
        (works (create (assoc spec :numa-node online)))))
 
    :btf-denied
@@ -853,7 +853,7 @@
      (let [types (fn [n] [[:struct {:name (str/join (repeat n "n"))} [:a :u32]]])
            longest (if (since/here? [:kernel :long-names-of-types]) 512 128)]
        (says (refusal (host/load-btf (types (inc longest))))
-             (str "a name is too long (" longest " characters)"))
+         (str "a name is too long (" longest " characters)"))
        (works (host/load-btf (types longest)))))
 
    :program-denied
@@ -870,7 +870,7 @@
      (with-open [wrong (program :socket-filter)
                  right (program :raw-tracepoint)]
        (says (refusal (prog/attach-raw-tracepoint wrong "sys_enter"))
-             "only a program of type :raw-tracepoint")
+         "only a program of type :raw-tracepoint")
        (works (prog/attach-raw-tracepoint right "sys_enter"))))
 
    :test-run-input
@@ -878,10 +878,10 @@
      (with-open [packets (program :socket-filter)
                  raw (program :raw-tracepoint)]
        (says (refusal (prog/test-run packets {:data (vec (repeat 13 0))}))
-             "data of 14 bytes or more")
+         "data of 14 bytes or more")
        (works (prog/test-run packets {:data (vec (repeat 14 0))}))
        (says (refusal (prog/test-run raw {:data (vec (repeat 14 0))}))
-             "a context and no data for raw tracepoints")
+         "a context and no data for raw tracepoints")
        (works (prog/test-run raw {:context (vec (repeat 64 0))}))))
 
    :kernel-lacks
@@ -893,7 +893,7 @@
    (fn []
      (let [spec {:type :arena :max-entries 1 :flags #{:mmapable}}]
        (says (refusal (create (assoc spec :map-extra 4097)))
-             "a rule of its map type that bpfmap does not check")
+         "a rule of its map type that bpfmap does not check")
        (works (create (assoc spec :map-extra 0x7b4000000000)))))
 
    :struct-member-denied
@@ -902,7 +902,7 @@
        (fn [map-of value-of]
          (with-open [m ^Closeable (map-of #{})]
            (says (refusal (bpf/put! m 0 (assoc-in (value-of "m") [:data :owner] 1)))
-                 "only some are accepted")
+             "only some are accepted")
            (works (do (bpf/put! m 0 (value-of "m")) nil))
            (bpf/delete! m 0)))))
 

@@ -257,8 +257,8 @@
 (kernel-test directory-without-pins
   (testing "a directory that can have no pins is an error"
     (are [dir kind words]
-      (let [{:keys [message] :bpfmap/keys [error op]} (error-of (host/pins dir))]
-        (and (= [kind :pins] [error op]) (str/includes? message words)))
+         (let [{:keys [message] :bpfmap/keys [error op]} (error-of (host/pins dir))]
+           (and (= [kind :pins] [error op]) (str/includes? message words)))
       "/proc" :not-bpffs "it is not on a BPF file system, and none is mounted below it"
       "/no/such/directory" :not-found "/no/such/directory cannot be read"
       "/proc/self/comm" :not-found "it is not a directory"
@@ -354,8 +354,10 @@
       (host/holders {:id 3}) "got {:id 3}"
       (host/holders {:map-id "3"}) "got {:map-id \"3\"}"
       (host/holders {:map-id 3 :link-id 4}) "A reference must be"
-      (host/programs-using {:program-id 3}) "The map must be an id, {:map-id n} or an open map, got {:program-id 3}"
-      (host/programs-using nil) "A reference must be the id of a map, {:map-id n}, {:program-id n}, {:link-id n} or an open object, got nil")
+      (host/programs-using {:program-id 3})
+      "The map must be an id, {:map-id n} or an open map, got {:program-id 3}"
+      (host/programs-using nil)
+      "A reference must be the id of a map, {:map-id n}, {:program-id n}, {:link-id n} or an open object, got nil")
     (let [p (filter-program "t_closed")]
       (.close p)
       (is (= :closed (:bpfmap/error (error-of (host/holders p))))))))
@@ -371,7 +373,7 @@
       (since/needing [[:kernel :vmlinux-btf-object]]
         (let [id (first (filter #(= (str (host/kernel-btf))
                                     (try (str (host/btf-by-id %))
-                                      (catch clojure.lang.ExceptionInfo _ nil)))
+                                         (catch clojure.lang.ExceptionInfo _ nil)))
                                 (range 1 5)))]
           (is (some? id) "vmlinux is among the first"))))))
 
@@ -400,7 +402,8 @@
       (host/btf-by-id 0x7ffffff0) :not-found "no BTF object has that id"
       (host/btf-by-id "x") :invalid-value "An id must be an integer from 0 to 4294967295, got \"x\""
       (host/module-btf "no_such_module") :not-found "No BTF of no_such_module"
-      (host/module-btf "../x") :invalid-value "The name of a module must be letters, digits and `_`, got"
+      (host/module-btf "../x") :invalid-value
+      "The name of a module must be letters, digits and `_`, got"
       (host/load-btf :u32) :invalid-value "The types must be a sequence, got :u32"
       (host/load-btf [[:struct {:name (str/join (repeat 1000 "a"))} [:a :u8]]]) :invalid-value
       "this kernel does not take these types"

@@ -241,12 +241,12 @@
         (doseq [i (range 2000)] (.put m ^bytes (key i) (u64 i)))
         (let [over (AtomicBoolean.)
               deleter (fixture/thread
-                       (fn []
-                         (loop [i 1]
-                           (when-not (.get over)
-                             (.delete m ^bytes (key i))
-                             (.put m ^bytes (key i) (u64 i))
-                             (recur (long (mod (+ i 2) 2000)))))))
+                        (fn []
+                          (loop [i 1]
+                            (when-not (.get over)
+                              (.delete m ^bytes (key i))
+                              (.put m ^bytes (key i) (u64 i))
+                              (recur (long (mod (+ i 2) 2000)))))))
               stay (set (range 0 2000 2))]
           (try
             (dotimes [_ 20]
@@ -348,12 +348,12 @@
         (spit (io/file dir "Counts.java") (block page "java"))
         (let [{:keys [exit out err]} (fixture/run [(tool "javac") "--release" "22" "-Xlint:all"
                                                    "-Werror" "-cp" classes "Counts.java"]
-                                       :dir dir)]
+                                                  :dir dir)]
           (is (= [0 "" ""] [exit out err])))
         (let [{:keys [exit out err]} (fixture/run [(tool "java")
                                                    "--enable-native-access=ALL-UNNAMED"
                                                    "-cp" (str classes ":.") "Counts"]
-                                       :dir dir)]
+                                                  :dir dir)]
           (is (= [0 ""] [exit err]))
           (is (= (block page "text") out)))
         (is (str/includes? (block page "sh") "Counts.java"))

@@ -59,11 +59,11 @@
 
    :restore
    '(again
-      (fn [n]
-        (backup/restore {:file (if (even? n) (:new args) (:old args)) :into (:into args)
-                         :exact true :yes true})
-        (with-open [m (bpf/open (:path (backup/restore {:file (:old args) :pin (:pin args)})))]
-          (bpf/unpin! m (:pin args)))))
+     (fn [n]
+       (backup/restore {:file (if (even? n) (:new args) (:old args)) :into (:into args)
+                        :exact true :yes true})
+       (with-open [m (bpf/open (:path (backup/restore {:file (:old args) :pin (:pin args)})))]
+         (bpf/unpin! m (:pin args)))))
 
    :put-all!
    '(let [m (bpf/open (:writes args) {:key :u32 :value [:array :u64 4]})]
@@ -90,10 +90,10 @@
 
    :pin-by-name
    '(again
-      (fn [_]
-        (with-open [m (bpf/create (assoc (of-version "by_name" 1) :pinning :by-name)
-                                  {:pin-path (:folder args)})]
-          (bpf/unpin! m))))
+     (fn [_]
+       (with-open [m (bpf/create (assoc (of-version "by_name" 1) :pinning :by-name)
+                                 {:pin-path (:folder args)})]
+         (bpf/unpin! m))))
 
    :move-pin!
    '(let [m (bpf/open (:moves args))

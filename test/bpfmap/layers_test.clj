@@ -100,7 +100,7 @@
 (deftest public-namespaces
   (testing "the top level of src/bpfmap is public and everything else is marked :no-doc"
     (testing
-      "the top level of src/bpfmap is public and in doc/api.md; everything else is marked :no-doc"
+     "the top level of src/bpfmap is public and in doc/api.md; everything else is marked :no-doc"
       (let [listed (set (map (comp symbol second)
                              (re-seq #"(?m)^\| `(bpfmap\.[a-z.]+)`" (slurp "doc/api.md"))))
             public? #(re-matches #"bpfmap\.[a-z]+" (str %))]
@@ -264,8 +264,8 @@
          (not
           (re-find
            #"^(clojure\.test|clojure\.data\.|nrepl|org\.jline|bpfmap\.impl\.type\.generator)"
-                   (str unneeded)))
-            (str n " loads " unneeded))))))
+           (str unneeded)))
+         (str n " loads " unneeded))))))
 
 (deftest call-without-linux
   (testing "a call without Linux reports it"

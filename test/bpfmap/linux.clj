@@ -149,23 +149,23 @@
         result (promise)]
     (fixture/join
      (fixture/thread
-      (fn []
-        (deliver result
-                 (try
-                   (with-open [arena (Arena/ofConfined)]
-                     (let [filter (.allocate arena (* 8 (count code)) 8)
-                           program (.allocate arena 16 8)]
-                       (doseq [[i [op jt jf k]] (map-indexed vector code)]
-                         (Bytes/copyIn (pack [:struct [:code :u16] [:jt :u8] [:jf :u8] [:k :u32]]
-                                             {:code op :jt jt :jf jf :k k})
-                                       filter (* 8 (long i))))
-                       (Bytes/copyIn (pack [:struct [:length :u64] [:filter :u64]]
-                                           {:length (count code) :filter (.address filter)})
-                                     program 0)
-                       (call "prctl" (constant "PR_SET_NO_NEW_PRIVS") 1 0 0 0)
-                       (call "seccomp" (constant "SECCOMP_SET_MODE_FILTER") 0 (.address program))))
-                   [:value (f)]
-                   (catch Throwable e [:thrown e]))))))
+       (fn []
+         (deliver result
+                  (try
+                    (with-open [arena (Arena/ofConfined)]
+                      (let [filter (.allocate arena (* 8 (count code)) 8)
+                            program (.allocate arena 16 8)]
+                        (doseq [[i [op jt jf k]] (map-indexed vector code)]
+                          (Bytes/copyIn (pack [:struct [:code :u16] [:jt :u8] [:jf :u8] [:k :u32]]
+                                              {:code op :jt jt :jf jf :k k})
+                                        filter (* 8 (long i))))
+                        (Bytes/copyIn (pack [:struct [:length :u64] [:filter :u64]]
+                                            {:length (count code) :filter (.address filter)})
+                                      program 0)
+                        (call "prctl" (constant "PR_SET_NO_NEW_PRIVS") 1 0 0 0)
+                        (call "seccomp" (constant "SECCOMP_SET_MODE_FILTER") 0 (.address program))))
+                    [:value (f)]
+                    (catch Throwable e [:thrown e]))))))
     (let [[kind x] @result]
       (if (= :thrown kind) (throw x) x))))
 

@@ -65,19 +65,20 @@
   (testing "arithmetic programs compute what the standard specifies"
     (let [programs (gen/tuple (gen/vector gen/large-integer 6) (gen/vector alu-step 1 30))
           property (prop/for-all [[start steps] programs]
-                     (let [insns (concat (map-indexed (fn [i n] [:lddw (reg i) n]) start)
-                                         (for [[op bits to [kind n]] steps]
-                                           [(keyword (str (name op) bits)) (reg to)
-                                            (if (= :register kind) (reg n) n)])
-                                         [[:exit]])
-                           end (reduce (fn [regs [op bits to [kind n]]]
-                                         (assoc regs to
-                                                (apply-alu
-                                                 op bits (regs to)
-                                                 (if (= :register kind) (regs n) n))))
-                                       (mapv u64 start)
-                                       steps)]
-                       (= (u32 (first end)) (returned insns))))
+                                 (let
+                                  [insns (concat (map-indexed (fn [i n] [:lddw (reg i) n]) start)
+                                                 (for [[op bits to [kind n]] steps]
+                                                   [(keyword (str (name op) bits)) (reg to)
+                                                    (if (= :register kind) (reg n) n)])
+                                                 [[:exit]])
+                                   end (reduce (fn [regs [op bits to [kind n]]]
+                                                 (assoc regs to
+                                                        (apply-alu
+                                                         op bits (regs to)
+                                                         (if (= :register kind) (regs n) n))))
+                                               (mapv u64 start)
+                                               steps)]
+                                   (= (u32 (first end)) (returned insns))))
           result (check/quick-check 300 property)]
       (is (:pass? result) (pr-str (:shrunk result))))))
 

@@ -26,24 +26,24 @@
             by-system-call {:read #(m %) :write #(bpf/put! m %1 %2)}
             rounds 5000
             faults (fixture/in-threads
-                    2 (fn [i]
-                        (let [[mine theirs] (if (zero? (long i))
-                                              [through-memory by-system-call]
-                                              [by-system-call through-memory])
-                              own (range i 64 2)
-                              others (range (- 1 (long i)) 64 2)]
-                          (loop [round 1 seen (zipmap others (repeat 0)) faults []]
-                            (if (< rounds round)
-                              faults
-                              (let [k (nth own (mod round 32))
-                                    _ ((:write mine) k round)
-                                    k2 (nth others (mod round 32))
-                                    x ((:read theirs) k2)]
-                                (recur (inc round)
-                                       (assoc seen k2 x)
-                                       (cond-> faults
-                                         (not= round ((:read theirs) k)) (conj [:own k round])
-                                         (< x (seen k2)) (conj [:back k2 x])))))))))]
+                     2 (fn [i]
+                         (let [[mine theirs] (if (zero? (long i))
+                                               [through-memory by-system-call]
+                                               [by-system-call through-memory])
+                               own (range i 64 2)
+                               others (range (- 1 (long i)) 64 2)]
+                           (loop [round 1 seen (zipmap others (repeat 0)) faults []]
+                             (if (< rounds round)
+                               faults
+                               (let [k (nth own (mod round 32))
+                                     _ ((:write mine) k round)
+                                     k2 (nth others (mod round 32))
+                                     x ((:read theirs) k2)]
+                                 (recur (inc round)
+                                        (assoc seen k2 x)
+                                        (cond-> faults
+                                          (not= round ((:read theirs) k)) (conj [:own k round])
+                                          (< x (seen k2)) (conj [:back k2 x])))))))))]
         (is (= [[] []] faults))
         (is (= (mapv m (range 64)) @v (vals (sort (into {} m)))))
         (is (every? #(< (- rounds 32) % (inc rounds)) v)
@@ -168,14 +168,14 @@
         (try
           (with-open [_ ^Closeable (prog/attach-raw-tracepoint traced "sys_enter")]
             (fixture/in-threads
-             10 (fn [i]
-                  (if (< (long i) 2)
-                    (prog/test-run run {:data (byte-array 14) :repeat repeats})
-                    (dotimes [k adds]
-                      (mem/add! wide 1)
-                      (mem/add! narrow 1)
-                      (when (zero? (rem k (quot adds calls)))
-                        (fixture/syscall (if (fixture/x86-64?) 102 174))))))))
+              10 (fn [i]
+                   (if (< (long i) 2)
+                     (prog/test-run run {:data (byte-array 14) :repeat repeats})
+                     (dotimes [k adds]
+                       (mem/add! wide 1)
+                       (mem/add! narrow 1)
+                       (when (zero? (rem k (quot adds calls)))
+                         (fixture/syscall (if (fixture/x86-64?) 102 174))))))))
           (finally (.set stop true)))
         (fixture/join reading)
         (let [total (+ (* 2 repeats) (* 8 adds) (* 8 calls))]

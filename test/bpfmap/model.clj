@@ -184,11 +184,12 @@
   [model & {:keys [trials most seed] :or {trials 200 most 40}}]
   (let [seen (volatile! #{})
         property (prop/for-all [commands (gen/vector (:command model) 0 most)]
-                   (let [{:keys [trace difference] :as outcome} (trial model commands)]
-                     (vswap! seen into (map (fn [[[op] answer]] [op (kind answer)])) trace)
-                     (reify results/Result
-                       (pass? [_] (nil? difference))
-                       (result-data [_] outcome))))
+                               (let [{:keys [trace difference] :as outcome} (trial model commands)]
+                                 (vswap! seen into (map (fn [[[op] answer]] [op (kind answer)]))
+                                         trace)
+                                 (reify results/Result
+                                   (pass? [_] (nil? difference))
+                                   (result-data [_] outcome))))
         {:keys [pass? fail shrunk seed]} (check/quick-check
                                           trials property :seed (or seed (System/nanoTime)))]
     (if pass?

@@ -269,8 +269,8 @@
                          ;; end.
                          :next-key [state
                                     (cond (or (= 1 (count command)) (= slots i)) 0
-                                      (= i (dec slots)) nil
-                                      :else (inc i))]
+                                          (= i (dec slots)) nil
+                                          :else (inc i))]
                          :walk [state (zipmap (range slots) (repeat 1))]
                          (step state command)))))))
 
@@ -354,6 +354,6 @@
                                                            (assoc-in [:spec :type] type)
                                                            (assoc :command
                                                                   (model/key-commands small-key v)))
-                                                       small-key v)))))))
+                                              small-key v)))))))
     (testing :lru-hash
       (is (contains? (model/holds (with-many lru-model small-key value)) [:drain! :data])))))

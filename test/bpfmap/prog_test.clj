@@ -113,8 +113,8 @@
 (kernel-test invalid-program-rejected
   (testing "rejects invalid programs before any system call"
     (are [program words]
-      (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/load program))]
-        (and (= :invalid-program error) (str/includes? message words)))
+         (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/load program))]
+           (and (= :invalid-program error) (str/includes? message words)))
       {:type :socket_filter :insns [[:exit]]}
       "Unknown program type :socket_filter: did you mean :socket-filter? See bpfmap.prog/types"
       {:insns [[:exit]]} "Unknown program type nil"
@@ -123,19 +123,22 @@
       {:type :xdp :insns [[:exit]] :expected-attach-type :trace_iter}
       "Unknown attach type :trace_iter: did you mean :trace-iter?"
       {:type :xdp :insns [[:exit]] :expected-attach-type -1} "Unknown attach type -1"
-      {:type :tracing :insns [[:exit]] :attach-btf-id :vfs_read} ":attach-btf-id must be the id of a type in the kernel's BTF, got :vfs_read"
-      {:type :tracing :insns [[:exit]] :attach-btf-id 4294967296} ":attach-btf-id must be the id of a type in the kernel's BTF, got 4294967296"
+      {:type :tracing :insns [[:exit]] :attach-btf-id :vfs_read}
+      ":attach-btf-id must be the id of a type in the kernel's BTF, got :vfs_read"
+      {:type :tracing :insns [[:exit]] :attach-btf-id 4294967296}
+      ":attach-btf-id must be the id of a type in the kernel's BTF, got 4294967296"
       {:type :xdp :name :x :insns [[:exit]]} ":name must be a string, got :x"
       {:type :xdp :license 1 :insns [[:exit]]} ":license must be a string, got 1"
       {:type :xdp :insns []} "a program has an instruction"
-      {:type :xdp :insns [[:lddw :r1 "counts"] [:exit]]} "A map in an instruction must be an open map, got \"counts\"")))
+      {:type :xdp :insns [[:lddw :r1 "counts"] [:exit]]}
+      "A map in an instruction must be an open map, got \"counts\"")))
 
 (kernel-test unsupported-test-runs
   (testing "rejects test runs that the program type does not support"
     (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
       (are [options kind words]
-        (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/test-run p options))]
-          (and (= kind error) (= :test-run op) (str/includes? message words)))
+           (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/test-run p options))]
+             (and (= kind error) (= :test-run op) (str/includes? message words)))
         {:data [1 2 3]} :invalid-value "data of 14 bytes or more for packet programs"
         {:data "xyz"} :invalid-value "hexadecimal"
         {:repeat 0} :invalid-value ":repeat must be a positive 32-bit integer, got 0"
@@ -162,7 +165,8 @@
         filter "sys_enter" :invalid-value "only a program of type :raw-tracepoint"
         raw "no_such_tracepoint" :not-found "no raw tracepoint has that name"
         raw "" :invalid-value "The tracepoint must be a name such as \"sys_enter\", got \"\""
-        raw :sys_enter :invalid-value "The tracepoint must be a name such as \"sys_enter\", got :sys_enter"))))
+        raw :sys_enter :invalid-value
+        "The tracepoint must be a name such as \"sys_enter\", got :sys_enter"))))
 
 ;; --- programs that exist
 
@@ -284,8 +288,8 @@
         (bpf/pin! m map-path)
         (prog/pin! a link-path)
         (are [ref kind words]
-          (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/open ref))]
-            (and (= [kind :open] [error op]) (str/includes? message words)))
+             (let [{:keys [message] :bpfmap/keys [error op]} (error-of (prog/open ref))]
+               (and (= [kind :open] [error op]) (str/includes? message words)))
           map-path :not-a-program (str map-path " is not a program: it is a map")
           link-path :not-a-program (str link-path " is not a program: it is a link")
           {:fd (own-descriptor m)} :not-a-program "is not a program: it is a map"
@@ -295,7 +299,8 @@
           "/proc/self/comm" :not-bpffs "so it cannot be a pin"
           "" :invalid-value "A path must not be empty, got "
           -1 :invalid-value "an id must be an integer from 0 to 4294967295, a descriptor from 0"
-          {:id "3"} :invalid-value "an id must be an integer from 0 to 4294967295, a descriptor from 0"
+          {:id "3"} :invalid-value
+          "an id must be an integer from 0 to 4294967295, a descriptor from 0"
           {:name "x"} :invalid-value "it must be {:id n}, {:program-id n}, {:path p} or {:fd n}"
           {:id 1 :fd 2} :invalid-value "it must be an id, a pin path, {:program-id n} or {:fd n}"
           nil :invalid-value "Invalid reference to a program: nil")
@@ -318,8 +323,10 @@
           (prog/pin! p (str path ".x")) :invalid-value "must not have a dot"
           (prog/pin! p (str (fixture/bpffs) "/none/x")) :not-found "does not exist"
           (prog/pin! p nil) :invalid-value "A path must not be empty, got "
-          (prog/pin! m path) :invalid-value "The argument must be an open program or attachment, got \"#<bpf-map"
-          (prog/info m) :invalid-value "The argument must be an open program or attachment, got \"#<bpf-map")
+          (prog/pin! m path) :invalid-value
+          "The argument must be an open program or attachment, got \"#<bpf-map"
+          (prog/info m) :invalid-value
+          "The argument must be an open program or attachment, got \"#<bpf-map")
         (.delete (io/file path))))
     (let [p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
       (.close ^Closeable p)

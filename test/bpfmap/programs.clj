@@ -171,9 +171,9 @@
   (loop [tries 100]
     (let [[counts
            misses] (with-open
-                     [counts ^java.io.Closeable (bpf/create
-                                                 {:type :array :value :u64 :max-entries 64})
-                      p (commands-counter counts)]
+                    [counts ^java.io.Closeable (bpf/create
+                                                {:type :array :value :u64 :max-entries 64})
+                     p (commands-counter counts)]
                      (with-open [_ ^java.io.Closeable (prog/attach-raw-tracepoint p "sys_enter")]
                        (f))
                      [(into {} (remove (comp zero? val)) counts)

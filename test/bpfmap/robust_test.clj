@@ -35,8 +35,8 @@
                      (.interrupt (Thread/currentThread))
                      (deliver result
                               [(try (f)
-                                 (catch Throwable e
-                                   [(:bpfmap/error (ex-data e) (class e)) (ex-message e)]))
+                                    (catch Throwable e
+                                      [(:bpfmap/error (ex-data e) (class e)) (ex-message e)]))
                                (Thread/interrupted)])))
       (.start)
       (.join))
@@ -57,9 +57,9 @@
                                 "holders" #(map :pid (get (host/holders) id))
                                 "pins" #(count (host/pins (fixture/bpffs)))
                                 "creating" #(with-open
-                                              [^Closeable o
-                                               (bpf/create
-                                                {:type :array :value :u32 :max-entries 1})]
+                                             [^Closeable o
+                                              (bpf/create
+                                               {:type :array :value :u32 :max-entries 1})]
                                               (bpf/snapshot o))
                                 "many" #(do (bpf/put-all! m {2 20, 3 30})
                                             (bpf/delete-all! m [2 3])
@@ -89,8 +89,8 @@
         thread (Thread. (fn []
                           (deliver result
                                    [(try (f)
-                                      (catch Throwable e
-                                        [(:bpfmap/error (ex-data e)) (ex-message e)]))
+                                         (catch Throwable e
+                                           [(:bpfmap/error (ex-data e)) (ex-message e)]))
                                     (Thread/interrupted)])))]
     (.start thread)
     (is (loop [attempts 500]
@@ -173,16 +173,16 @@
 (deftest known-waits-in-sources
   (testing "every wait in the sources is a known one that an interrupt can end"
     (let
-      [waits #"\(Thread/sleep|\(deref \w+ \S+ |\(\.(await|awaitTermination|waitFor|join) |@\(promise"
+     [waits #"\(Thread/sleep|\(deref \w+ \S+ |\(\.(await|awaitTermination|waitFor|join) |@\(promise"
        ;; Threads of their own, which nobody else can interrupt; a pod that ends; and the one
        ;; that keeps the answer.
-       known {"impl/waiting.clj" 3, "cli/live.clj" 2, "cli/signals.clj" 2, "cli/terminal.clj" 3,
-              "nrepl/listener.clj" 1, "pod.clj" 1, "impl/memory/folding.clj" 1, "prog.clj" 1}
-       found (into {} (for [^File file (file-seq (io/file "src/bpfmap"))
-                            :when (str/ends-with? (.getName file) ".clj")
-                            :let [n (count (re-seq waits (slurp file)))]
-                            :when (pos? n)]
-                        [(subs (str file) (count "src/bpfmap/")) n]))]
+      known {"impl/waiting.clj" 3, "cli/live.clj" 2, "cli/signals.clj" 2, "cli/terminal.clj" 3,
+             "nrepl/listener.clj" 1, "pod.clj" 1, "impl/memory/folding.clj" 1, "prog.clj" 1}
+      found (into {} (for [^File file (file-seq (io/file "src/bpfmap"))
+                           :when (str/ends-with? (.getName file) ".clj")
+                           :let [n (count (re-seq waits (slurp file)))]
+                           :when (pos? n)]
+                       [(subs (str file) (count "src/bpfmap/")) n]))]
       (is (= known found) "another wait belongs into bpfmap.impl.waiting"))))
 
 ;; --- the pod
@@ -338,9 +338,10 @@
                         (bpf/put-all! m {1 2})
                         (let [held (loop [held []]
                                      (if-let [o (try (bpf/clone m)
-                                                  (catch clojure.lang.ExceptionInfo e
-                                                    (println
-                                                     (:bpfmap/error (ex-data e)) (ex-message e))))]
+                                                     (catch clojure.lang.ExceptionInfo e
+                                                       (println
+                                                        (:bpfmap/error (ex-data e))
+                                                        (ex-message e))))]
                                        (recur (conj held o))
                                        held))]
                           (doseq [free (range 0 4)]
@@ -362,16 +363,16 @@
                 (str
                  "{:bpfmap/saved 1 :spec {:type :hash :key :u32 :value :u64 :max-entries 9} "
                  ":entries [\n"
-                     (str/join (repeat 600000 "[1 2]\n")) "]}"))
+                 (str/join (repeat 600000 "[1 2]\n")) "]}"))
           (let [said (in-little "true" ["-Xmx32m"]
                        `(do (require '[bpfmap.exec :as ~'exec] '[bpfmap.core :as ~'bpf])
                             (try (@(resolve 'exec/restore) {:file ~file :pin "/nonexistent"})
                                  (catch Throwable ~'e
                                    (println (:bpfmap/error (ex-data ~'e)) (ex-message ~'e))))
                             (let
-                              [m# (@(resolve
-                                     'bpf/create) {:type :hash :key :u32 :value :u64
-                                                   :max-entries 200000})]
+                             [m# (@(resolve
+                                    'bpf/create) {:type :hash :key :u32 :value :u64
+                                                  :max-entries 200000})]
                               (@(resolve
                                  'bpf/put-all!) m# (eduction (map (fn [i#] [i# i#])) (range 10)))
                               (println (count (@(resolve 'bpf/snapshot) m#))))))]

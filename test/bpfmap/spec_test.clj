@@ -36,11 +36,11 @@
                 (str/includes? message words)))
       {:type nil} [:type] ":type is required, such as :hash or :array"
       {:type :hsah} [:type]
-         "unknown map type :hsah; did you mean :hash? See doc/map-types.md for all"
+      "unknown map type :hsah; did you mean :hash? See doc/map-types.md for all"
       {:type "hash"} [:type] ":type must be a name or a number, got \"hash\""
       {:type -1} [:type] ":type must be a name or a number, got -1"
       {:max-entries nil} [:max-entries]
-         ":max-entries is required (the number of entries it can hold)"
+      ":max-entries is required (the number of entries it can hold)"
       {:max-entries 0} [:max-entries] ":max-entries must be an integer from 1 to 4294967295, got 0"
       {:max-entries 4294967296} [:max-entries] "from 1 to 4294967295"
       {:max-entries 1.5} [:max-entries] "from 1 to 4294967295, got 1.5"
@@ -52,10 +52,10 @@
       {:key nil :key-size 0} [:key-size] "the key of :hash maps must have at least 1 byte, got 0"
       {:type :array :key :u64} [:key] "the key of :array maps must have 4 bytes, got 8"
       {:type :array :flags #{:no-prealloc}} [:flags]
-         ":array maps do not accept the flag :no-prealloc; accepted: "
+      ":array maps do not accept the flag :no-prealloc; accepted: "
       {:flags #{:mmapable}} [:flags] ":hash maps do not accept the flag :mmapable"
       {:flags #{:fast}} [:flags]
-         "unknown flag :fast; see doc/map-types.md for the flags of every type"
+      "unknown flag :fast; see doc/map-types.md for the flags of every type"
       {:flags :no-prealloc} [:flags] ":flags must be a set of names, got :no-prealloc"
       {:flags #{"x"}} [:flags] "a flag must be a name or a bit, got \"x\""
       {:flags #{:numa-node}} [:numa-node] "requires the number of a node"
@@ -63,15 +63,15 @@
       {:name :counts} [:name] ":name must be a string, got :counts"
       {:contents [1 2]} [:contents] ":contents must be a map or a sequence of [key value] pairs"
       {:type :ringbuf :key nil :value nil :max-entries nil} [:max-entries]
-         ":max-entries is required (its size in bytes)"
+      ":max-entries is required (its size in bytes)"
       {:freeze 1} [:freeze] ":freeze must be true or false, got 1"
       {:freeze true :value [:struct [:lock :spin-lock] [:n :u32]]} [:freeze]
-         "cannot be frozen if its values have fields owned by the kernel"
+      "cannot be frozen if its values have fields owned by the kernel"
       {:freeze true :value [:array [:struct [:t :timer]] 2]} [:freeze]
-         "cannot be frozen if its values have fields owned by the kernel"
+      "cannot be frozen if its values have fields owned by the kernel"
       {:flags #{:rdonly} :contents {1 1}} [:flags] "cannot be filled"
       {:pining :by-name} [:pining]
-         "unknown key :pining; did you mean :pinning? See bpfmap.spec for all keys")))
+      "unknown key :pining; did you mean :pinning? See bpfmap.spec for all keys")))
 
 (def ^:private congestion-control {:type :struct-ops :struct-ops "tcp_congestion_ops"})
 
@@ -113,8 +113,8 @@
   (testing "reports all problems at once"
     (let [{:keys [message]
            :bpfmap/keys [problems]} (error-of
-                                     (spec/complete {:type :array :key :u64
-                                                     :flags #{:no-prealloc}}))]
+                                      (spec/complete {:type :array :key :u64
+                                                      :flags #{:no-prealloc}}))]
       (is (= [[:key] [:value] [:max-entries] [:flags]] (map :path problems)))
       (is (every? #(str/includes? message (:message %)) problems)))))
 
@@ -136,16 +136,16 @@
 
 (defspec any-spec-or-error 500
   (prop/for-all [given (gen/one-of [almost-specs anything])]
-    (try
-      (map? (spec/complete given))
-      (catch clojure.lang.ExceptionInfo e
-        (= :invalid-spec (:bpfmap/error (ex-data e)))))))
+                (try
+                  (map? (spec/complete given))
+                  (catch clojure.lang.ExceptionInfo e
+                    (= :invalid-spec (:bpfmap/error (ex-data e)))))))
 
 (defspec s4-valid-kernel-names 300
   (prop/for-all [full gen/string]
-    (let [short (spec/kernel-name full)]
-      (and (re-matches #"[A-Za-z0-9_.]{0,15}" short)
-           (= short (spec/kernel-name short))))))
+                (let [short (spec/kernel-name full)]
+                  (and (re-matches #"[A-Za-z0-9_.]{0,15}" short)
+                       (= short (spec/kernel-name short))))))
 
 (deftest s4-kernel-name-is-shortened
   (testing "filters and truncates names"

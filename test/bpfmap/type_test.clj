@@ -145,43 +145,43 @@
       [:struct ["a" :u8]] [:value "a"] "a member's name must be a keyword or nil, got \"a\""
       [:struct [:a :u8 :packed]] [:value :a] "a member's options must be a map, got :packed"
       [:struct [:a :u8 {:packed true}]] [:value :a]
-         "unknown option :packed; the options are :align, :bit-offset or :offset"
+      "unknown option :packed; the options are :align, :bit-offset or :offset"
       [:struct {:packd true} [:a :u8]] [:value]
-         "unknown option :packd; the options are :align, :name, :packed or :size"
+      "unknown option :packd; the options are :align, :name, :packed or :size"
       [:struct {:align 3} [:a :u8]] [:value] ":align must be a power of two, got 3"
       [:struct {:size -1} [:a :u8]] [:value] ":size must be an integer from 0, got -1"
       [:struct {:size 3} [:a :u32]] [:value]
-         ":size must be at least 4, the size of its members, got 3"
+      ":size must be at least 4, the size of its members, got 3"
       [:struct {:packed 1} [:a :u32]] [:value] ":packed must be true or false, got 1"
       [:struct {:name :x} [:a :u32]] [:value] ":name must be a string, got :x"
       [:struct [:a :u32] [:b :u32 {:offset 2}]] [:value] ":b overlaps :a"
       [:struct [:a [:bits :u8 4]] [:b [:bits :u8 4] {:bit-offset 2}]] [:value]
-         ":b overlaps :a"
+      ":b overlaps :a"
       [:struct [:a :u32 {:bit-offset 3}]] [:value :a] ":bit-offset is for bit-fields; use :offset"
       [:struct [:a :u8] [:a :u8]] [:value] "two members have the name :a"
       [:struct [:a :u8] [nil [:union [:a :u8]]]] [:value] "two members have the name :a"
       [:struct [nil :u8]] [:value]
-         "a member without a name must be a struct, a union, a bit-field or [:pad n], got :u8"
+      "a member without a name must be a struct, a union, a bit-field or [:pad n], got :u8"
       [:array :u8] [:value] "an array must be [:array type n], got [:array :u8]"
       [:prefix] [:value] "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix]"
       [:prefix :ipv4 8] [:value]
-         "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix :ipv4 8]"
+      "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix :ipv4 8]"
       [:struct [:net [:prefix :mac]]] [:value :net]
-         "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix :mac]"
+      "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix :mac]"
       [:prefix [:bytes 2]] [:value]
-         "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix [:bytes 2]]"
+      "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix [:bytes 2]]"
       [:prefix nil] [:value]
-         "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix nil]"
+      "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix nil]"
       [:prefix (range)] [:value]
-         "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix [0 1 2"
+      "a prefix must be [:prefix :ipv4] or [:prefix :ipv6], got [:prefix [0 1 2"
       [:struct [:a [:bits [:prefix :ipv4] 3]]] [:value :a]
-         "the type of a bit-field must be an integer type"
+      "the type of a bit-field must be an integer type"
       [:array :u8 -1] [:value] "the count of an array must be an integer from 0, got -1"
       [:array [:array [:array :u64 2000000000] 2000000000] 2] [:value :element :element]
-         "it has more than 4294967295 bytes"
+      "it has more than 4294967295 bytes"
       [:enum :u8] [:value] "an enum must be [:enum type {name number}], got [:enum :u8]"
       [:enum :f32 {:a 1}] [:value]
-         "the type of an enum must be an integer type of up to 8 bytes, got :f32"
+      "the type of an enum must be an integer type of up to 8 bytes, got :f32"
       [:enum :u8 {:a 256}] [:value] ":a does not fit :u8: 256"
       [:enum :u8 {"a" 1}] [:value] "the names of an enum must be keywords, got \"a\""
       [:bits :u8 3] [:value] "[:bits type n] must be a member of a struct or union"
@@ -197,7 +197,7 @@
       [:via :u8 1 2] [:value] "it must be [:via type encode decode] with two functions, got"
       [:ptr] [:value] "a pointer must be :ptr or [:ptr type], got [:ptr]"
       (nth (iterate #(vector :array % 1) :u8) 100) (into [:value] (repeat 64 :element))
-         "types are nested more than 64 deep")))
+      "types are nested more than 64 deep")))
 
 (defspec any-type-or-error 500
   (prop/for-all [x (gen/recursive-gen (fn [inner]
@@ -206,8 +206,8 @@
                                                    (gen/elements
                                                     [:struct :union :array :enum :bits :bytes :via
                                                      :ptr :typedef :x nil {}])
-                                                             inner inner)))
+                                                   inner inner)))
                                       (gen/one-of [gen/simple-type-printable
                                                    (gen/elements [:u8 :u64 4 {:packed true}])]))]
-    (let [problem (type/problem x)]
-      (or (string? problem) (nat-int? (type/size x))))))
+                (let [problem (type/problem x)]
+                  (or (string? problem) (nat-int? (type/size x))))))

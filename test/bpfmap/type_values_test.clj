@@ -37,13 +37,13 @@
 
 (defspec value-round-trip 700
   (prop/for-all [[t v] typed-value]
-    (let [c (codec/codec t)
-          m (memory (+ 2 (.size c)))]
-      (.set m java.lang.foreign.ValueLayout/JAVA_BYTE 0 (byte 0x5a))
-      (.encode c v m 1)
-      (and (as-given? v (.decode c m 1))
-           (= 0x5a (first (contents m)))
-           (= 0 (peek (contents m)))))))
+                (let [c (codec/codec t)
+                      m (memory (+ 2 (.size c)))]
+                  (.set m java.lang.foreign.ValueLayout/JAVA_BYTE 0 (byte 0x5a))
+                  (.encode c v m 1)
+                  (and (as-given? v (.decode c m 1))
+                       (= 0x5a (first (contents m)))
+                       (= 0 (peek (contents m)))))))
 
 (defn- covered
   "Which bytes of a type's node say something, as bit masks: all but padding."
@@ -67,12 +67,13 @@
   (prop/for-all [[t v]
                  (gen/such-that (fn [[t _]] (not (str/includes? (pr-str t) ":union"))) typed-value
                                 100)]
-    (let [c (codec/codec t)
-          m (memory (.size c))
-          masks (covered (node/node t nil []) (vec (repeat (.size c) 0)) 0)]
-      (.fill m (byte -1))
-      (.encode c v m 0)
-      (every? zero? (map #(bit-and (bit-not %1) (bit-and 0xff %2)) masks (contents m))))))
+                (let [c (codec/codec t)
+                      m (memory (.size c))
+                      masks (covered (node/node t nil []) (vec (repeat (.size c) 0)) 0)]
+                  (.fill m (byte -1))
+                  (.encode c v m 0)
+                  (every? zero?
+                          (map #(bit-and (bit-not %1) (bit-and 0xff %2)) masks (contents m))))))
 
 (defn- encoded [t v]
   (let [c (codec/codec t nil [:value]) m (memory (.size c))]
@@ -164,9 +165,9 @@
       [:struct [:a :u8]] nil [:value] "it must be a map with :a"
       [:struct [:a [:struct [:b :u8]]]] {:a {:b 256}} [:value :a :b] "256 is not a :u8"
       [:struct [:a [:array [:struct [:b [:array :u8 2]]] 2]]] {:a [{:b [1 2]} {:b [1 -1]}]}
-         [:value :a 1 :b 1] "-1 is not a :u8"
+      [:value :a 1 :b 1] "-1 is not a :u8"
       [:struct [:a [:array [:struct [:b :u8]] 2]]] {:a [{:b 1} {}]} [:value :a 1 :b]
-         "the field :b is missing"
+      "the field :b is missing"
       [:struct [nil [:struct [:a :u8]]]] {:a -1} [:value :a] "-1 is not a :u8"
       [:struct [nil [:union [:a :u8] [:b :u8]]]] {} [:value] "it must have one of :a or :b"
       [:union [:a :u8]] {:c 1} [:value] "it must have one of :a"
@@ -176,13 +177,13 @@
       [:bytes 2] (range) [:value] "it must have 2 bytes, got 3"
       [:string 4] "\ud800" [:value] "this has half a character"
       [:union [nil [:struct [:a :u32] [:b :u32]]] [:c :u64]] {:a 1} [:value :b]
-         "the field :b is missing"
+      "the field :b is missing"
       [:struct [:a :u8]] (sorted-map "a" 1) [:value :a] "the field :a is missing"
       :ipv4 "010.0.0.1" [:value] "it must be a string such as"
       [:array :u8 2] 7 [:value] "it must be a sequence of 2 elements"
       [:array :u8 2] [1 256] [:value 1] "256 is not a :u8"
       [:struct [:a [:bits :u8 3]]] {:a 8} [:value :a]
-         "8 is not a [:bits :u8 3]: it must be an integer from 0 to 7"
+      "8 is not a [:bits :u8 3]: it must be an integer from 0 to 7"
       [:struct [:a [:bits :s8 3]]] {:a 4} [:value :a] "it must be an integer from -4 to 3"
       [:struct [:a [:bits :bool 1]]] {:a 1} [:value :a] "it must be true or false"
       [:enum :u8 {:A 1}] :B [:value] ":B is not a [:enum :u8 {:A 1}]: it must be a number or :A"
@@ -193,17 +194,17 @@
       [:string 3] [1 2] [:value] "it must have 3 bytes, got 2"
       [:string 3] 7 [:value] "it must be a string, or bytes that are not one"
       [:struct [:net [:prefix :ipv4]]] {:net "10.0.0.0/33"} [:value :net]
-         "\"10.0.0.0/33\" is not a [:prefix :ipv4]: it must be a string such as \"10.0.0.0/8\", with a length from 0 to 32"
+      "\"10.0.0.0/33\" is not a [:prefix :ipv4]: it must be a string such as \"10.0.0.0/8\", with a length from 0 to 32"
       [:prefix :ipv6] "::/129" [:value]
-         "it must be a string such as \"2001:db8::/32\", with a length from 0 to 128"
+      "it must be a string such as \"2001:db8::/32\", with a length from 0 to 128"
       [:prefix :ipv4] nil [:value]
-         "nil is not a [:prefix :ipv4]: it must be a string such as \"10.0.0.0/8\""
+      "nil is not a [:prefix :ipv4]: it must be a string such as \"10.0.0.0/8\""
       [:prefix :ipv4] {:prefixlen 8} [:value :data] "the field :data is missing"
       [:prefix :ipv4] {:prefixlen 4294967296 :data [10 0 0 0]} [:value :prefixlen]
-         "from 0 to 4294967295"
+      "from 0 to 4294967295"
       [:prefix :ipv4] {:prefixlen 8 :data [10 0 0]} [:value :data] "it must have 4 bytes, got 3"
       [:prefix :ipv4] {:prefixlen 8 :data [10 0 0 0] :family 4} [:value :family]
-         ":family is not a field: the fields are :prefixlen and :data"
+      ":family is not a field: the fields are :prefixlen and :data"
       [:prefix :ipv4] (sorted-map "a" 1) [:value :prefixlen] "the field :prefixlen is missing"
       :ipv4 "10.0.0" [:value] "it must be a string such as \"10.0.0.1\""
       :ipv4 "10.0.0.256" [:value] "it must be a string such as"

@@ -123,7 +123,7 @@
             (compound (nth (iterate (fn [inner] (gen/frequency [[3 leaf] [2 (compound inner)]
                                                                 [1
                                                                  (gen/let
-                                                                   [t inner n (gen/choose 0 3)]
+                                                                  [t inner n (gen/choose 0 3)]
                                                                    [:array t n])]]))
                                     leaf)
                            3))))

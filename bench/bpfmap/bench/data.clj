@@ -84,53 +84,53 @@
 
 (defn lookup-typed [subject]
   (typed subject
-    (in-order [n order]
-      (low (of-value (bpf/lookup m (.invokePrim key-of n)))))))
+         (in-order [n order]
+           (low (of-value (bpf/lookup m (.invokePrim key-of n)))))))
 
 (defn miss-typed [subject]
   (typed subject
-    (in-order [n order]
-      (one-if (nil? (bpf/lookup m (.invokePrim key-of (+ n entries))))))))
+         (in-order [n order]
+           (one-if (nil? (bpf/lookup m (.invokePrim key-of (+ n entries))))))))
 
 (defn update-typed [subject]
   (typed subject
-    (in-order [n order]
-      (one-if (identical? m (bpf/put! m (.invokePrim key-of n) (.invokePrim value-of n)))))))
+         (in-order [n order]
+           (one-if (identical? m (bpf/put! m (.invokePrim key-of n) (.invokePrim value-of n)))))))
 
 (defn delete-typed [subject]
   (typed subject
-    (in-order [n order]
-      (one-if (bpf/delete! m (.invokePrim key-of n))))))
+         (in-order [n order]
+           (one-if (bpf/delete! m (.invokePrim key-of n))))))
 
 (defn take-typed [subject]
   (typed subject
-    (in-order [n order]
-      (low (of-value (bpf/take! m (.invokePrim key-of n)))))))
+         (in-order [n order]
+           (low (of-value (bpf/take! m (.invokePrim key-of n)))))))
 
 (defn walk-typed
   "The next key, and its lookup, from the beginning."
   [subject]
   (typed subject
-    (fn ^long [^long count ^long _first]
-      (loop [i 0 k nil sum 0]
-        (if (< i count)
-          (let [k (if (zero? i) (bpf/next-key m) (bpf/next-key m k))]
-            (recur (inc i) k (+ sum (low (of-value (bpf/lookup m k))))))
-          sum)))))
+         (fn ^long [^long count ^long _first]
+           (loop [i 0 k nil sum 0]
+             (if (< i count)
+               (let [k (if (zero? i) (bpf/next-key m) (bpf/next-key m k))]
+                 (recur (inc i) k (+ sum (low (of-value (bpf/lookup m k))))))
+               sum)))))
 
 (defn reduce-typed [subject]
   (typed subject
-    (passes entries (reduce (fn [^long sum entry] (+ sum (low (of-value (val entry))))) 0 m))))
+         (passes entries (reduce (fn [^long sum entry] (+ sum (low (of-value (val entry))))) 0 m))))
 
 (defn reduce-kv-typed [subject]
   (typed subject
-    (passes entries (reduce-kv (fn [^long sum _ value] (+ sum (low (of-value value)))) 0 m))))
+         (passes entries (reduce-kv (fn [^long sum _ value] (+ sum (low (of-value value)))) 0 m))))
 
 (defn into-typed
   "The entries as a persistent map; all that is read of it is how many there are."
   [subject]
   (typed subject
-    (passes entries (count (into {} m)))))
+         (passes entries (count (into {} m)))))
 
 (defmacro ^:private given
   "What a caller hands over as a collection: an expression of each of `count` indices in their
@@ -150,14 +150,15 @@
 
 (defn put-all-typed [subject]
   (typed subject
-    (fn ^long [^long count ^long first]
-      (bpf/put-all! m (given [n order count first]
-                        (MapEntry/create (.invokePrim key-of n) (.invokePrim value-of n)))))))
+         (fn ^long [^long count ^long first]
+           (bpf/put-all! m (given [n order count first]
+                                  (MapEntry/create (.invokePrim key-of n)
+                                                   (.invokePrim value-of n)))))))
 
 (defn delete-all-typed [subject]
   (typed subject
-    (fn ^long [^long count ^long first]
-      (bpf/delete-all! m (given [n order count first] (.invokePrim key-of n))))))
+         (fn ^long [^long count ^long first]
+           (bpf/delete-all! m (given [n order count first] (.invokePrim key-of n))))))
 
 ;; --- handles
 

@@ -54,9 +54,9 @@
   (let [program (io/file dir "lifecycle")
         process (.start
                  (doto
-                   (ProcessBuilder.
-                    ^java.util.List (vector (or (System/getenv "CC") "cc") "-O2" "-Wall"
-                                            "-o" (str program) "bench/lifecycle.c"))
+                  (ProcessBuilder.
+                   ^java.util.List (vector (or (System/getenv "CC") "cc") "-O2" "-Wall"
+                                           "-o" (str program) "bench/lifecycle.c"))
                    (.redirectError ProcessBuilder$Redirect/INHERIT)))]
     (when-not (zero? (.waitFor process))
       (throw (ex-info "bench/lifecycle.c could not be compiled; the compiler's words are above"
@@ -99,7 +99,7 @@
               ids (map (comp :id bpf/info) [plain with-types])
               process (.start
                        (doto
-                         (ProcessBuilder. ^java.util.List (mapv str (list* (compiled dir) cpu ids)))
+                        (ProcessBuilder. ^java.util.List (mapv str (list* (compiled dir) cpu ids)))
                          (.redirectError ProcessBuilder$Redirect/INHERIT)))
               [executor] (processor/threads 1 [cpu])
               rows (rows plain with-types)]

@@ -159,12 +159,12 @@
     (with-open [text (io/input-stream (io/resource "memory.c"))]
       (io/copy text source))
     (let
-      [process (.start
-                (doto
-                  (ProcessBuilder.
-                   ^java.util.List (vector cc "-O2" "-Wall" "-pthread" "-o" (str program)
-                                           (str source)))
-                  (.redirectError ProcessBuilder$Redirect/INHERIT)))]
+     [process (.start
+               (doto
+                (ProcessBuilder.
+                 ^java.util.List (vector cc "-O2" "-Wall" "-pthread" "-o" (str program)
+                                         (str source)))
+                 (.redirectError ProcessBuilder$Redirect/INHERIT)))]
       (when-not (zero? (.waitFor process))
         (throw (ex-info (str "`" cc "` could not compile bench/memory.c; its own words are above")
                         {}))))
@@ -181,7 +181,7 @@
   (let [dir (.toFile (Files/createTempDirectory "bpfmap-bench" (make-array FileAttribute 0)))
         process (.start
                  (doto
-                   (ProcessBuilder. ^java.util.List (mapv str [(compiled dir) map-id entries cpu]))
+                  (ProcessBuilder. ^java.util.List (mapv str [(compiled dir) map-id entries cpu]))
                    (.redirectError ProcessBuilder$Redirect/INHERIT)))]
     (->Baseline process (io/reader (.getInputStream process)) (io/writer (.getOutputStream process))
                 dir)))
@@ -295,11 +295,11 @@
        (str "| "
             (str/join " | "
                       [operation (str "`" way "`") (number-text c) (number-text jvm)
-                        (number-text ratio)
-                        (str (number-text low) "–" (number-text high))
-                        (if target
-                          (str target (if (<= (double ratio) (double target)) ", met" ", MISSED"))
-                          "")])
+                       (number-text ratio)
+                       (str (number-text low) "–" (number-text high))
+                       (if target
+                         (str target (if (<= (double ratio) (double target)) ", met" ", MISSED"))
+                         "")])
             " |")))))
 
 (def ^:private page "doc/memory.md")

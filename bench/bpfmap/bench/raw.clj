@@ -132,19 +132,20 @@
   [{:keys [fd entries key-size value-size ^long batch]}]
   (let [stride (long value-size)]
     (passes entries
-      (with-open [reader (BatchReader. fd Abi/BPF_MAP_LOOKUP_BATCH key-size stride entries 0
-                                       KeyOrder/NONE batch)]
-        (loop [sum 0]
-          (let [n (.read reader)]
-            (if (zero? n)
-              sum
-              (let [values (.values reader)
-                    sum (long (loop [i 0 sum sum]
-                                (if (< i n)
-                                  (recur (inc i)
-                                         (+ sum (low (Bytes/get64 values (* stride i) false))))
-                                  sum)))]
-                (recur sum)))))))))
+            (with-open [reader (BatchReader. fd Abi/BPF_MAP_LOOKUP_BATCH key-size stride entries 0
+                                             KeyOrder/NONE batch)]
+              (loop [sum 0]
+                (let [n (.read reader)]
+                  (if (zero? n)
+                    sum
+                    (let [values (.values reader)
+                          sum (long (loop [i 0 sum sum]
+                                      (if (< i n)
+                                        (recur (inc i)
+                                               (+ sum
+                                                  (low (Bytes/get64 values (* stride i) false))))
+                                        sum)))]
+                      (recur sum)))))))))
 
 (defn- collected
   "A slice that collects keys, and values too, with `collect`, and hands each full batch to
@@ -167,17 +168,17 @@
   (let [key-size (long key-size) value-size (long value-size) cpus (long cpus)]
     (collected subject true
                (shaped shape
-                 (fn [^BatchWriter bulk ^long i ^long n]
-                   (let [ks (.keys bulk) vs (.values bulk)]
-                     (set-key ks (* i key-size) n)
-                     (set-value vs (* i value-size) n))))
+                       (fn [^BatchWriter bulk ^long i ^long n]
+                         (let [ks (.keys bulk) vs (.values bulk)]
+                           (set-key ks (* i key-size) n)
+                           (set-value vs (* i value-size) n))))
                (fn [^BatchWriter bulk from n] (.update bulk (int from) (int n) Abi/BPF_ANY)))))
 
 (defn delete-batch [{:keys [shape key-size] :as subject}]
   (let [key-size (long key-size) cpus 0]
     (collected subject false
                (shaped shape
-                 (fn [^BatchWriter bulk ^long i ^long n]
-                   (let [ks (.keys bulk)]
-                     (set-key ks (* i key-size) n))))
+                       (fn [^BatchWriter bulk ^long i ^long n]
+                         (let [ks (.keys bulk)]
+                           (set-key ks (* i key-size) n))))
                (fn [^BatchWriter bulk from n] (.delete bulk (int from) (int n))))))

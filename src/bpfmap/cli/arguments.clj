@@ -158,14 +158,14 @@
       (request [\"show\" \"12\" \"--edn\"]) ;=> {:command {:name \"show\" …} :options {:ref \"12\"} :format :edn}"
   [words]
   (let
-    [{[name & words] :arguments general :options} (parsed nil words general-options :in-order true)
-     command (some-> name find-command)
-     {:keys [arguments options]} (parsed command words
-                                         (into (if command (tool-options command) [])
-                                               general-options))
-     all (merge options general)
-     format (filter all formats)
-     flags (select-keys all [:verbose])]
+   [{[name & words] :arguments general :options} (parsed nil words general-options :in-order true)
+    command (some-> name find-command)
+    {:keys [arguments options]} (parsed command words
+                                        (into (if command (tool-options command) [])
+                                              general-options))
+    all (merge options general)
+    format (filter all formats)
+    flags (select-keys all [:verbose])]
     (cond
       (:version all) {:version true}
       (:help all) (merge flags

@@ -113,10 +113,10 @@
   [& words]
   ;; System/err has the encoding of the locale.
   (alter-var-root #'*err*
-                  (constantly
-                   (PrintWriter. (OutputStreamWriter. (FileOutputStream. FileDescriptor/err)
-                                                      StandardCharsets/UTF_8)
-                                 true)))
+    (constantly
+     (PrintWriter. (OutputStreamWriter. (FileOutputStream. FileDescriptor/err)
+                                        StandardCharsets/UTF_8)
+                   true)))
   (System/exit
    (try
      (run-safely (procfs/arguments words))

@@ -59,7 +59,7 @@
     (cond
       (and keyless? (some? (:key options)))
       (throw (arguments/refused "put" :key key "cannot be used with a map that has no keys"
-                                "give only the value"))
+               "give only the value"))
       (nil? (:value options))
       (throw (arguments/missing-option "put" :value)))
     (element/call-typed options :read-write [:key :value]

@@ -234,7 +234,7 @@
   [text]
   (when (re-find #"[\[{,]\s*\"(?:[^\"\\]|\\.)*\"\s*:" text)
     (when-let [read-str (try (requiring-resolve 'clojure.data.json/read-str)
-                          (catch Exception _ nil))]
+                             (catch Exception _ nil))]
       (try
         (slurp (edn/bounded-reader (StringReader. text))) ; throws for what is nested too deep
         (read-str text)
@@ -250,7 +250,7 @@
         (arguments/with-keywords (edn/read-text (readable text)))
         (catch ExceptionInfo e
           (throw (arguments/refused nil side text "must be EDN or hexadecimal bytes"
-                                    (:bpfmap/problem (ex-data e) (ex-message e))))))))
+                   (:bpfmap/problem (ex-data e) (ex-message e))))))))
 
 (defn- quoted? [text]
   (and (str/starts-with? text "\"") (str/ends-with? text "\"") (< 1 (count text))))
@@ -347,7 +347,7 @@
                bytes (<= (alength bytes) (long size)))
         (bytes/->bytes (Arrays/copyOf bytes (int size)))
         (throw (arguments/refused nil side (paths/text (or bytes (byte-array 0)))
-                                  "must be UTF-8" "give all bytes in hexadecimal"))))))
+                 "must be UTF-8" "give all bytes in hexadecimal"))))))
 
 (defn typed
   "Converts a text to the key or value of a map with this spec.
@@ -420,7 +420,8 @@
                                ", cannot be read")
                           {:bpfmap/op :dump :bpfmap/map {:id id :name name :type type}
                            :bpfmap/hint (str/join "; " (remove nil? [(first (str/split why #"; "))
-                                                                    (some (fn [[op hint]]
-                                                                            (when (contains? ops op)
-                                                                              hint))
-                                                                          instead)]))})))))
+                                                                     (some (fn [[op hint]]
+                                                                             (when
+                                                                              (contains? ops op)
+                                                                               hint))
+                                                                           instead)]))})))))

@@ -164,10 +164,10 @@
   [{:keys [field bucket slots linear cpus] :as options}]
   (when (and field (or bucket slots))
     (throw (arguments/refused "hist" :field (fields/path-text field)
-                              ["cannot be combined with " :bucket " or " :slots])))
+             ["cannot be combined with " :bucket " or " :slots])))
   (when (and linear (contains? #{:log2 :bcc} slots))
     (throw (arguments/refused "hist" :linear linear
-                              ["cannot be combined with " :slots " " (name slots)])))
+             ["cannot be combined with " :slots " " (name slots)])))
   (when (contains? #{:each :all} cpus)
     (throw (arguments/refused "hist" :cpus cpus "must be sum or the number of a CPU")))
   (with-open [m (element/open options :read-only)]

@@ -60,8 +60,8 @@
     (map? now) (not-empty (into (empty now)
                                 (keep (fn [[k x]]
                                         (when-some
-                                          [rate (rates (when (map? before) (get before k)) x
-                                                       seconds)]
+                                         [rate (rates (when (map? before) (get before k)) x
+                                                      seconds)]
                                           [k rate])))
                                 now))
     (vector? now) (when (seq now)
@@ -92,14 +92,14 @@
       ;=> [{:key 7 :value 3 :change :changed :per-second 1.0}]"
   [before now seconds {:keys [key-out value-out same?]}]
   (raw-entries/compared before now same?
-    (fn [change k old new]
-      (let [removed? (identical? :removed change)
-            value (value-out (if removed? old new))
-            rate (when (and change (not removed?))
-                   (rates (when (some? old) (value-out old)) value seconds))]
-        (cond-> {:key (key-out k) :value value}
-          (not (contains? #{nil :same} change)) (assoc :change change)
-          (some? rate) (assoc :per-second rate))))))
+                        (fn [change k old new]
+                          (let [removed? (identical? :removed change)
+                                value (value-out (if removed? old new))
+                                rate (when (and change (not removed?))
+                                       (rates (when (some? old) (value-out old)) value seconds))]
+                            (cond-> {:key (key-out k) :value value}
+                              (not (contains? #{nil :same} change)) (assoc :change change)
+                              (some? rate) (assoc :per-second rate))))))
 
 (defn- liveliness
   "Returns the default sort key of a row: highest rate first, then changed rows, then by key."
@@ -245,8 +245,8 @@
               entries (raw-entries/snapshot (raw-entries/entries m))
               counted (volatile! {})
               count-change (fn [{:keys [change] :as row}]
-                           (when change (vswap! counted update change (fnil inc 0)))
-                           row)
+                             (when change (vswap! counted update change (fnil inc 0)))
+                             row)
               rows (chosen (:options types)
                            (eduction (map count-change) (compared before entries apart types)))
               changes @counted]
@@ -297,5 +297,5 @@
                        (instance? File ref)
                        (and (map? ref) (or (:path ref) (:name ref))))))
      (throw (arguments/refused "watch" :follow true "requires a map given by its pin path or name"
-                               "an id is never used again")))
+              "an id is never used again")))
    (frames (assoc options :cpus (or cpus :sum)) stop)))

@@ -79,7 +79,7 @@
         field (keyword (first real))]
     (when (next real)
       (throw (arguments/refused "list" :columns (fields/path-text path)
-                                (str "must be a whole column, such as " (first real)))))
+               (str "must be a whole column, such as " (first real)))))
     field))
 
 ;; --- whose they are

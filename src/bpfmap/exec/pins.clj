@@ -76,7 +76,7 @@
   [{:keys [path spec] :as options}]
   (when-not (or (nil? spec) (and (map? spec) (every? keyword? (keys spec))))
     (throw (arguments/refused "create" :spec spec
-                              "must be a map with keyword keys, such as {:map-extra 3}")))
+             "must be a map with keyword keys, such as {:map-extra 3}")))
   (with-open [m (bpf/create (dissoc (spec-of options) :pinning))]
     (let [info (pinned m path)
           untyped (when (or (:key-type options) (:value-type options))

@@ -385,7 +385,7 @@
   (let [text (given-text given)]
     {:number (delay (cond (number? given) given text (number-of text field-name)))
      :boolean (delay (cond (boolean? given) given
-                       text ({"true" true "yes" true "false" false "no" false} text)))
+                           text ({"true" true "yes" true "false" false "no" false} text)))
      :text (delay text)
      :network (delay (some-> text network-of))
      :mac (delay (some-> text mac-of))
@@ -395,7 +395,7 @@
                                  (if-let [[_ inside] (re-matches #"#bpfmap/bytes \"(.*)\"" text)]
                                    inside
                                    text))
-                                   (catch Exception _ nil))))
+                                (catch Exception _ nil))))
      :map (delay (cond (map? given) given text (edn-map text)))
      :missing? (or (nil? given) (contains? missing text))
      :given given}))
@@ -558,7 +558,7 @@
                                             (map #(str whole
                                                        (subs %
                                                              (count
-                                                               (fields/quoted (peek (vec path))))))
+                                                              (fields/quoted (peek (vec path))))))
                                                  inside)))))
         :name (when (seq names)
                 (name-hint (fields/kernel-name (text-of given)) "names" (sort (keys names))))

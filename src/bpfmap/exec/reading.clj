@@ -107,12 +107,12 @@
     (throw (arguments/refused "dump" :stream true ["cannot be combined with " :sort])))
   (if stream
     (stream-of
-      (fn [told f init]
-        (with-open [m (element/open options :read-only)]
-          (element/check-dumpable m options)
-          (reset! told (about m options))
-          (transduce (comp (query/selecting (with-fields m options)) (shown options)) (completing f)
-                     init (entries m options)))))
+     (fn [told f init]
+       (with-open [m (element/open options :read-only)]
+         (element/check-dumpable m options)
+         (reset! told (about m options))
+         (transduce (comp (query/selecting (with-fields m options)) (shown options)) (completing f)
+                    init (entries m options)))))
     (with-open [m (element/open options :read-only)]
       (element/check-dumpable m options)
       (with-meta (into [] (shown options) (query/rows (with-fields m options) (entries m options)))

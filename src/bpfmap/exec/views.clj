@@ -29,9 +29,9 @@
   [{:keys [key value before written] :as done} _options]
   (cond
     (not written) {:lines []
-                    :notes [(str "nothing written: the key "
-                                 (if (nil? before) "does not exist" "already exists"))]
-                    :exit 1}
+                   :notes [(str "nothing written: the key "
+                                (if (nil? before) "does not exist" "already exists"))]
+                   :exit 1}
     (contains? done :key) {:lines [(str (output/element-cell key) "  " (output/element-cell value)
                                         (if (nil? before)
                                           "  (new)"

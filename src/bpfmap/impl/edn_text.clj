@@ -2,8 +2,9 @@
   "Prints data as EDN that reads back as the same data.
 
   Names of fields and of enums come from the BTF of other programs. A keyword that EDN has no
-  literal for is printed as `#bpfmap/keyword \"a b\"`, and control characters are printed as `\\uXXXX`,
-  so that text from outside cannot control a terminal. [[readers]] has the functions of the tags."
+  literal for is printed as `#bpfmap/keyword \"a b\"`, and control characters are printed as
+  `\\uXXXX`, so that text from outside cannot control a terminal. [[readers]] has the functions of
+  the tags."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.impl.escape :as escape])
   (:import (clojure.lang Keyword)))

@@ -19,67 +19,69 @@
       (helpers :map-lookup-elem) ;=> 1"
   (zipmap
    [:map-lookup-elem :map-update-elem :map-delete-elem :probe-read :ktime-get-ns :trace-printk
-   :get-prandom-u32
-   :get-smp-processor-id :skb-store-bytes :l3-csum-replace :l4-csum-replace :tail-call
-   :clone-redirect
-   :get-current-pid-tgid :get-current-uid-gid :get-current-comm :get-cgroup-classid :skb-vlan-push
-   :skb-vlan-pop
-   :skb-get-tunnel-key :skb-set-tunnel-key :perf-event-read :redirect :get-route-realm
-   :perf-event-output
-   :skb-load-bytes :get-stackid :csum-diff :skb-get-tunnel-opt :skb-set-tunnel-opt :skb-change-proto
-   :skb-change-type :skb-under-cgroup :get-hash-recalc :get-current-task :probe-write-user
-   :current-task-under-cgroup :skb-change-tail :skb-pull-data :csum-update :set-hash-invalid
-   :get-numa-node-id
-   :skb-change-head :xdp-adjust-head :probe-read-str :get-socket-cookie :get-socket-uid :set-hash
-   :setsockopt
-   :skb-adjust-room :redirect-map :sk-redirect-map :sock-map-update :xdp-adjust-meta
-   :perf-event-read-value
-   :perf-prog-read-value :getsockopt :override-return :sock-ops-cb-flags-set :msg-redirect-map
-   :msg-apply-bytes
-   :msg-cork-bytes :msg-pull-data :bind :xdp-adjust-tail :skb-get-xfrm-state :get-stack
-   :skb-load-bytes-relative
-   :fib-lookup :sock-hash-update :msg-redirect-hash :sk-redirect-hash :lwt-push-encap
-   :lwt-seg6-store-bytes
-   :lwt-seg6-adjust-srh :lwt-seg6-action :rc-repeat :rc-keydown :skb-cgroup-id
-   :get-current-cgroup-id
-   :get-local-storage :sk-select-reuseport :skb-ancestor-cgroup-id :sk-lookup-tcp :sk-lookup-udp
-   :sk-release
-   :map-push-elem :map-pop-elem :map-peek-elem :msg-push-data :msg-pop-data :rc-pointer-rel
-   :spin-lock
-   :spin-unlock :sk-fullsock :tcp-sock :skb-ecn-set-ce :get-listener-sock :skc-lookup-tcp
-   :tcp-check-syncookie
-   :sysctl-get-name :sysctl-get-current-value :sysctl-get-new-value :sysctl-set-new-value :strtol
-   :strtoul
-   :sk-storage-get :sk-storage-delete :send-signal :tcp-gen-syncookie :skb-output :probe-read-user
-   :probe-read-kernel :probe-read-user-str :probe-read-kernel-str :tcp-send-ack :send-signal-thread
-   :jiffies64
-   :read-branch-records :get-ns-current-pid-tgid :xdp-output :get-netns-cookie
-   :get-current-ancestor-cgroup-id
-   :sk-assign :ktime-get-boot-ns :seq-printf :seq-write :sk-cgroup-id :sk-ancestor-cgroup-id
-   :ringbuf-output
-   :ringbuf-reserve :ringbuf-submit :ringbuf-discard :ringbuf-query :csum-level :skc-to-tcp6-sock
-   :skc-to-tcp-sock
-   :skc-to-tcp-timewait-sock :skc-to-tcp-request-sock :skc-to-udp6-sock :get-task-stack
-   :load-hdr-opt
-   :store-hdr-opt :reserve-hdr-opt :inode-storage-get :inode-storage-delete :d-path :copy-from-user
-   :snprintf-btf
-   :seq-printf-btf :skb-cgroup-classid :redirect-neigh :per-cpu-ptr :this-cpu-ptr :redirect-peer
-   :task-storage-get
-   :task-storage-delete :get-current-task-btf :bprm-opts-set :ktime-get-coarse-ns :ima-inode-hash
-   :sock-from-file
-   :check-mtu :for-each-map-elem :snprintf :sys-bpf :btf-find-by-name-kind :sys-close :timer-init
-   :timer-set-callback :timer-start :timer-cancel :get-func-ip :get-attach-cookie :task-pt-regs
-   :get-branch-snapshot :trace-vprintk :skc-to-unix-sock :kallsyms-lookup-name :find-vma :loop
-   :strncmp
-   :get-func-arg :get-func-ret :get-func-arg-cnt :get-retval :set-retval :xdp-get-buff-len
-   :xdp-load-bytes
-   :xdp-store-bytes :copy-from-user-task :skb-set-tstamp :ima-file-hash :kptr-xchg
-   :map-lookup-percpu-elem
-   :skc-to-mptcp-sock :dynptr-from-mem :ringbuf-reserve-dynptr :ringbuf-submit-dynptr
-   :ringbuf-discard-dynptr
-   :dynptr-read :dynptr-write :dynptr-data :tcp-raw-gen-syncookie-ipv4 :tcp-raw-gen-syncookie-ipv6
-   :tcp-raw-check-syncookie-ipv4 :tcp-raw-check-syncookie-ipv6 :ktime-get-tai-ns :user-ringbuf-drain
-   :cgrp-storage-get :cgrp-storage-delete]
+    :get-prandom-u32
+    :get-smp-processor-id :skb-store-bytes :l3-csum-replace :l4-csum-replace :tail-call
+    :clone-redirect
+    :get-current-pid-tgid :get-current-uid-gid :get-current-comm :get-cgroup-classid :skb-vlan-push
+    :skb-vlan-pop
+    :skb-get-tunnel-key :skb-set-tunnel-key :perf-event-read :redirect :get-route-realm
+    :perf-event-output
+    :skb-load-bytes :get-stackid :csum-diff :skb-get-tunnel-opt :skb-set-tunnel-opt
+    :skb-change-proto
+    :skb-change-type :skb-under-cgroup :get-hash-recalc :get-current-task :probe-write-user
+    :current-task-under-cgroup :skb-change-tail :skb-pull-data :csum-update :set-hash-invalid
+    :get-numa-node-id
+    :skb-change-head :xdp-adjust-head :probe-read-str :get-socket-cookie :get-socket-uid :set-hash
+    :setsockopt
+    :skb-adjust-room :redirect-map :sk-redirect-map :sock-map-update :xdp-adjust-meta
+    :perf-event-read-value
+    :perf-prog-read-value :getsockopt :override-return :sock-ops-cb-flags-set :msg-redirect-map
+    :msg-apply-bytes
+    :msg-cork-bytes :msg-pull-data :bind :xdp-adjust-tail :skb-get-xfrm-state :get-stack
+    :skb-load-bytes-relative
+    :fib-lookup :sock-hash-update :msg-redirect-hash :sk-redirect-hash :lwt-push-encap
+    :lwt-seg6-store-bytes
+    :lwt-seg6-adjust-srh :lwt-seg6-action :rc-repeat :rc-keydown :skb-cgroup-id
+    :get-current-cgroup-id
+    :get-local-storage :sk-select-reuseport :skb-ancestor-cgroup-id :sk-lookup-tcp :sk-lookup-udp
+    :sk-release
+    :map-push-elem :map-pop-elem :map-peek-elem :msg-push-data :msg-pop-data :rc-pointer-rel
+    :spin-lock
+    :spin-unlock :sk-fullsock :tcp-sock :skb-ecn-set-ce :get-listener-sock :skc-lookup-tcp
+    :tcp-check-syncookie
+    :sysctl-get-name :sysctl-get-current-value :sysctl-get-new-value :sysctl-set-new-value :strtol
+    :strtoul
+    :sk-storage-get :sk-storage-delete :send-signal :tcp-gen-syncookie :skb-output :probe-read-user
+    :probe-read-kernel :probe-read-user-str :probe-read-kernel-str :tcp-send-ack :send-signal-thread
+    :jiffies64
+    :read-branch-records :get-ns-current-pid-tgid :xdp-output :get-netns-cookie
+    :get-current-ancestor-cgroup-id
+    :sk-assign :ktime-get-boot-ns :seq-printf :seq-write :sk-cgroup-id :sk-ancestor-cgroup-id
+    :ringbuf-output
+    :ringbuf-reserve :ringbuf-submit :ringbuf-discard :ringbuf-query :csum-level :skc-to-tcp6-sock
+    :skc-to-tcp-sock
+    :skc-to-tcp-timewait-sock :skc-to-tcp-request-sock :skc-to-udp6-sock :get-task-stack
+    :load-hdr-opt
+    :store-hdr-opt :reserve-hdr-opt :inode-storage-get :inode-storage-delete :d-path :copy-from-user
+    :snprintf-btf
+    :seq-printf-btf :skb-cgroup-classid :redirect-neigh :per-cpu-ptr :this-cpu-ptr :redirect-peer
+    :task-storage-get
+    :task-storage-delete :get-current-task-btf :bprm-opts-set :ktime-get-coarse-ns :ima-inode-hash
+    :sock-from-file
+    :check-mtu :for-each-map-elem :snprintf :sys-bpf :btf-find-by-name-kind :sys-close :timer-init
+    :timer-set-callback :timer-start :timer-cancel :get-func-ip :get-attach-cookie :task-pt-regs
+    :get-branch-snapshot :trace-vprintk :skc-to-unix-sock :kallsyms-lookup-name :find-vma :loop
+    :strncmp
+    :get-func-arg :get-func-ret :get-func-arg-cnt :get-retval :set-retval :xdp-get-buff-len
+    :xdp-load-bytes
+    :xdp-store-bytes :copy-from-user-task :skb-set-tstamp :ima-file-hash :kptr-xchg
+    :map-lookup-percpu-elem
+    :skc-to-mptcp-sock :dynptr-from-mem :ringbuf-reserve-dynptr :ringbuf-submit-dynptr
+    :ringbuf-discard-dynptr
+    :dynptr-read :dynptr-write :dynptr-data :tcp-raw-gen-syncookie-ipv4 :tcp-raw-gen-syncookie-ipv6
+    :tcp-raw-check-syncookie-ipv4 :tcp-raw-check-syncookie-ipv6 :ktime-get-tai-ns
+    :user-ringbuf-drain
+    :cgrp-storage-get :cgrp-storage-delete]
    (rest (range))))
 
 (def ^:private alu

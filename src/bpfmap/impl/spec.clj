@@ -200,7 +200,7 @@
       (and most-extra (< most-extra map-extra))
       [(problem [:map-extra]
                 (str ":map-extra of " type " maps must be at most " most-extra " (" extra
-        "), got " map-extra))])))
+                     "), got " map-extra))])))
 
 (declare problems)
 
@@ -314,7 +314,8 @@
 (defn refusal
   "Returns the exception for a spec, with all its problems."
   ^Throwable [problems]
-  (error/error :invalid-spec (str "The map spec is invalid: " (str/join "; " (map :message problems)))
+  (error/error :invalid-spec
+               (str "The map spec is invalid: " (str/join "; " (map :message problems)))
                {:bpfmap/op :create
                 :bpfmap/path (:path (first problems))
                 :bpfmap/problems (vec problems)}))

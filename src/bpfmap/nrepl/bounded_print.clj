@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.nrepl.bounded-print
-  "Bounds the results that nREPL prints, so that a map of a million entries does not fill the editor.
+  "Bounds the results that nREPL prints, so that a map of a million entries does not fill the
+  editor.
 
   Only results are bounded. Output of the code itself is not: otherwise `spit` could write an
   incomplete file without notice.

@@ -65,7 +65,7 @@
     (and port (not trust-all-local-users))
     (refuse
      "A TCP port is open to every user and program of this host, who could then run code as this process's user"
-            "leave out the port, for a socket that only this user reaches; or say :trust-all-local-users true as well")
+     "leave out the port, for a socket that only this user reaches; or say :trust-all-local-users true as well")
     (and trust-all-local-users (not port))
     (refuse ":trust-all-local-users is of a :port, and there is none" nil)
     (and port (not (and (int? port) (<= 0 (long port) 65535))))
@@ -98,9 +98,9 @@
   | `:port`                  | TCP port of 127.0.0.1 instead, 0 for any; requires the next option               |
   | `:trust-all-local-users` | true: every user and program of this host can run code as this process's user    |
 
-  Replaces the socket of a server that no longer runs. Throws `:exists` if a server uses it or if it
-  is another file, `:permission` if other users could reach or replace the socket, `:busy` for a port
-  in use, and `:invalid-value` for invalid options.
+  Replaces the socket of a server that no longer runs. Throws `:exists` if a server uses it or if
+  it is another file, `:permission` if other users could reach or replace the socket, `:busy` for
+  a port in use, and `:invalid-value` for invalid options.
 
       (start {:socket \"/run/my-agent/nrepl.sock\"})"
   ^Server [{:keys [socket port] :as options}]
@@ -183,7 +183,7 @@
   (when (and port (not trust-all-local-users))
     (refuse
      "--port is open to every user and program of this host, who could then run code as this user"
-            "leave it out, for a socket that only this user reaches; or add --trust-all-local-users"))
+     "leave it out, for a socket that only this user reaches; or add --trust-all-local-users"))
   (prepare-user)
   (let [{:keys [address] :as server} (start (if (or port trust-all-local-users)
                                               given

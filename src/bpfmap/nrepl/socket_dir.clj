@@ -2,10 +2,10 @@
   "Checks the directory of a server's socket, and claims the socket's name for one server at a time.
 
   The directory keeps other users out: the kernel checks its mode before a connection, while some
-  systems and old kernels ignore the mode of the socket itself. That works only if nobody can replace
-  the directory. Therefore every directory above it must belong to root or to this user, and others
-  must not be able to write to it, unless it is sticky like /tmp. Symbolic links that another user
-  may have made are never followed.
+  systems and old kernels ignore the mode of the socket itself. That works only if nobody can
+  replace the directory. Therefore every directory above it must belong to root or to this user,
+  and others must not be able to write to it, unless it is sticky like /tmp. Symbolic links that
+  another user may have made are never followed.
 
   Paths are bytes here, as in `bpfmap.impl.kernel.paths`, so that they do not depend on the locale.
   Java's text of a path does depend on it."
@@ -157,7 +157,7 @@
                                               (str
                                                "the socket needs a directory of its own with mode "
                                                "0700, such as "
-                                                   (text directory)
+                                               (text directory)
                                                "/nrepl, which is made if it is not there")))))
 
 (defn- make [^Path directory]

@@ -81,8 +81,9 @@
            {}
            (eduction (remove nil?)
                      (raw-entries/compared before after raw-entries/same-data?
-                       (fn [change k old new]
-                         (when-not (identical? :same change) [change k old new])))))))
+                                           (fn [change k old new]
+                                             (when-not (identical? :same change)
+                                               [change k old new])))))))
 
 (defn- event [ctx]
   (assoc ctx :at (System/currentTimeMillis)))

@@ -247,10 +247,12 @@
                    [["diff" m m "--seconds" "1"] #"--seconds cannot be combined with NEW"]
                    [["diff" "/tmp/x.edn"] #"OLD requires NEW if it is a file"]
                    [["restore" "/tmp/x.edn"] #"restore requires --pin PATH or --into REF"]
-                   [["restore" "/tmp/x.edn" "--pin" pin "--into" m] #"--into cannot be combined with --pin"]
+                   [["restore" "/tmp/x.edn" "--pin" pin "--into" m]
+                    #"--into cannot be combined with --pin"]
                    [["restore" "/tmp/x.edn" "--pin" pin "--exact"]
                     #"--exact requires --into"]
-                   [["hist" m "--field" "port" "--slots" "bcc"] #"--field cannot be combined with --bucket or --slots"]
+                   [["hist" m "--field" "port" "--slots" "bcc"]
+                    #"--field cannot be combined with --bucket or --slots"]
                    [["hist" m] #"has no buckets"]]]
             (check words 2 pattern))
           (is (not (.exists (io/file pin))) "nothing was created")

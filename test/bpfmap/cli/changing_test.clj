@@ -163,7 +163,8 @@
         (is (= [2
                 "bpfmap: KEY cannot be used with a map that has no keys: give only the value; see `bpfmap help put`"]
                (refused "put" id "1" "2")))
-        (is (re-find #"`get` prints its next value, `take` removes it" (second (refused "dump" id))))))))
+        (is (re-find #"`get` prints its next value, `take` removes it"
+                     (second (refused "dump" id))))))))
 
 (kernel-test bloom-filters
   (testing "a Bloom filter returns maybe or no"
@@ -274,7 +275,7 @@
           (is
            (re-matches
             #"bpfmap: Map \d+ \(changing\) is in use by 1 program \(uses_it\[\d+\]\): pass --yes to change it anyway"
-                       line)))
+            line)))
         (is (= {1 10} (bpf/snapshot m)))
         (is (= ["10"] (lines-of "get" id "1")) "reading asks nobody")
         (is (= ["1  11  (was 10)"] (lines-of "put" id "1" "11" "--yes")))

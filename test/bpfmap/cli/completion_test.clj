@@ -131,12 +131,12 @@
                                                               "bpfmap() { if [ \"$*\" = "
                                                               "'completion bash " command " " id
                                                               "' ]; then cat " answers
-                                                                  "; else return 1; fi; }")
+                                                              "; else return 1; fi; }")
                                                       "fish" (str
                                                               "function bpfmap; if test \"$argv\" "
                                                               "= 'completion fish " command " " id
                                                               "'; cat " answers
-                                                                  "; else; return 1; end; end"))]
+                                                              "; else; return 1; end; end"))]
                                      (= found
                                         (apply completed shell (map #(if (= :id %) id %) words)))))
                 ["dump" :id "--where" "by"] #{"bytes="}
@@ -200,20 +200,20 @@
         (try
           (spit file (:out (bpfmap "completion" "zsh")))
           (let
-            [stub "bpfmap() { if [ \"$*\" = \"completion zsh dump 12\" ]; then printf \"bytes\\nsrc\\n\"; fi; }"
-             asking (str "zmodload zsh/zpty\n"
-                         "zpty z zsh -f -i\n"
-                         "zpty -w z 'PS1=\"> \"; autoload -U compinit; compinit -D; " stub
-                         "; source " file "; echo rea\"\"dy'\n"
-                         "zpty -r z line '*ready*'\n"
-                         "zpty -w -n z $'bpfmap dump 12 --where by\\t'\n"
-                         "zpty -r z line '*bytes=*'\n"
-                         "print -r -- $line\n"
-                         "zpty -w -n z $'5 --sort sr\\t'\n"
-                         "zpty -r z line '*src*'\n"
-                         "print -r -- $line\n"
-                         "zpty -d z\n")
-             {:keys [out]} (fixture/run ["timeout" "60" "zsh" "-f" "-c" asking])]
+           [stub "bpfmap() { if [ \"$*\" = \"completion zsh dump 12\" ]; then printf \"bytes\\nsrc\\n\"; fi; }"
+            asking (str "zmodload zsh/zpty\n"
+                        "zpty z zsh -f -i\n"
+                        "zpty -w z 'PS1=\"> \"; autoload -U compinit; compinit -D; " stub
+                        "; source " file "; echo rea\"\"dy'\n"
+                        "zpty -r z line '*ready*'\n"
+                        "zpty -w -n z $'bpfmap dump 12 --where by\\t'\n"
+                        "zpty -r z line '*bytes=*'\n"
+                        "print -r -- $line\n"
+                        "zpty -w -n z $'5 --sort sr\\t'\n"
+                        "zpty -r z line '*src*'\n"
+                        "print -r -- $line\n"
+                        "zpty -d z\n")
+            {:keys [out]} (fixture/run ["timeout" "60" "zsh" "-f" "-c" asking])]
             (is (str/includes? out "bpfmap dump 12 --where bytes="))
             (is (str/includes? out "5 --sort src")))
           (finally (.delete file)))))))

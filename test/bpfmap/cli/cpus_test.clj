@@ -28,7 +28,8 @@
     (is (= (set (keys described))
            (into #{} (comp (filter #(some #{:cpus} (:options %))) (map :name)) commands/commands)))
     (doseq [[command [text]] described]
-      (is (re-find (re-pattern (str "--cpus WHICH +" (Pattern/quote text) "\n")) (:out (bpfmap "help" command))))
+      (is (re-find (re-pattern (str "--cpus WHICH +" (Pattern/quote text) "\n"))
+                   (:out (bpfmap "help" command))))
       (is (str/includes? (:doc (meta (ns-resolve 'bpfmap.exec (symbol command)))) text)))))
 
 (defn- per-cpu ^Closeable [contents]

@@ -56,10 +56,10 @@
     (let [{:keys [exit out err]} (during-demo ["--seconds" "2" "--edn"]
                                               (fn []
                                                 (fixture/in-threads
-                                                 4
-                                                 (fn [_]
-                                                   (dotimes [_ 5000]
-                                                     (fixture/syscall unused-number))))))
+                                                  4
+                                                  (fn [_]
+                                                    (dotimes [_ 5000]
+                                                      (fixture/syscall unused-number))))))
           {:keys [seconds total calls] {:keys [id type name]} :map} (edn/read-string out)]
       (is (= [0 ""] [exit err]))
       (is (= {:number 499 :name "syscall_499" :count 20000}
@@ -99,8 +99,8 @@
                                   (handle [_ _] (deliver seen :former))))]
       (try
         (is (= :inner (live/handling {"HUP" #(deliver seen :inner)}
-                                        #(do (Signal/raise (Signal. "HUP"))
-                                             (deref seen 5000 nil)))))
+                                     #(do (Signal/raise (Signal. "HUP"))
+                                          (deref seen 5000 nil)))))
         (let [seen-again (promise)]
           (live/handling {"HUP" #(deliver seen-again :inner)} (constantly nil))
           (Signal/raise (Signal. "HUP"))

@@ -59,9 +59,9 @@
 
 (defspec printed-bytes-read-back 400
   (prop/for-all [[type view] type-and-bytes]
-    (let [found (misread type view)]
-      (when (seq found) (prn type found))
-      (= {} found))))
+                (let [found (misread type view)]
+                  (when (seq found) (prn type found))
+                  (= {} found))))
 
 ;; --- on the kernel, by the command line
 
@@ -76,12 +76,12 @@
 (defn- random-keys [^Random random size]
   (let [likely [0 0 0 0 0x7f 0x80 0xff 0xf8 45 34 35 48 97 98 1 2]]
     (vec (distinct (repeatedly 5 #(bytes/->bytes (repeatedly size (fn [] (if (.nextBoolean random)
-                                                                             (nth likely
-                                                                                  (.nextInt
-                                                                                   random
-                                                                                   (count likely)))
-                                                                             (.nextInt
-                                                                              random 256))))))))))
+                                                                           (nth likely
+                                                                                (.nextInt
+                                                                                 random
+                                                                                 (count likely)))
+                                                                           (.nextInt
+                                                                            random 256))))))))))
 
 (defn- table-keys
   "The keys of the table of a dump whose values are numbers, by value; nil if they have columns of

@@ -73,8 +73,8 @@
   "The titles of the columns of a view."
   [{:keys [columns csv-columns]} value]
   (let
-    [as-csv (with-out-str
-              ((requiring-resolve 'bpfmap.exec.csv/print-rows) (or csv-columns columns) value))]
+   [as-csv (with-out-str
+             ((requiring-resolve 'bpfmap.exec.csv/print-rows) (or csv-columns columns) value))]
     (concat (map :title columns) (first (csv/read-csv as-csv)))))
 
 (def ^:private ^:dynamic *sorted*

@@ -87,11 +87,11 @@
       (with-open [^Closeable m (bpf/create (merge {:name "hostile" :type :hash :max-entries 4}
                                                   (try
                                                     (with-open
-                                                      [^Closeable _ (bpf/create
-                                                                     (assoc spec :type :hash
-                                                                            :max-entries 4))] spec)
-                                                       (catch Exception _
-                                                         (assoc spec :contents {})))))]
+                                                     [^Closeable _ (bpf/create
+                                                                    (assoc spec :type :hash
+                                                                           :max-entries 4))] spec)
+                                                    (catch Exception _
+                                                      (assoc spec :contents {})))))]
         (check "dump" (id-of m))
         (check "get" (id-of m) (if (= :u32 (:key spec)) "1" hostile))
         (check "get" (id-of m) (str hostile "no such key"))))))
@@ -123,4 +123,4 @@
       (raw?
        (str/trim-newline
         (with-out-str (output/print-json [{hostile (str hostile "\u007f\ud800")}])))))
-        "JSON")))
+     "JSON")))

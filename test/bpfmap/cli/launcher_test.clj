@@ -134,7 +134,8 @@
                           (some #(entries (str/replace entry "__init.class" %)) [".clj" ".cljc"]))
             compiled (filter #(str/ends-with? % "__init.class") entries)]
         (is (every? entries
-                    ["bpfmap/cli/launcher.class" "bpfmap/cli/main__init.class" "bpfmap/core__init.class"
+                    ["bpfmap/cli/launcher.class" "bpfmap/cli/main__init.class"
+                     "bpfmap/core__init.class"
                      "bpfmap/sys/Native.class"
                      "clojure/data/json__init.class" "clojure/tools/cli__init.class"
                      "META-INF/LICENSE"]))

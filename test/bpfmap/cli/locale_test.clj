@@ -40,15 +40,16 @@
           (tc/quick-check
            3000
            (prop/for-all [a gen-name, b gen-name]
-             (let [text (paths/text a)
-                   printed (paths/printable text)]
-               (and (Arrays/equals ^bytes a (paths/bytes-of text))
-                    (Arrays/equals ^bytes a (paths/bytes-of printed))
-                    (= printed (escape/escape printed) (escape/escape-text text))
-                    (or (Arrays/equals ^bytes a ^bytes b)
-                        (not= printed (paths/printable (paths/text b))))
-                    (Arrays/equals ^bytes a (paths/exact-bytes (paths/argument a)))
-                    (= (cons 47 a) (seq (paths/of-java (paths/->java (str "/" text))))))))
+                         (let [text (paths/text a)
+                               printed (paths/printable text)]
+                           (and (Arrays/equals ^bytes a (paths/bytes-of text))
+                                (Arrays/equals ^bytes a (paths/bytes-of printed))
+                                (= printed (escape/escape printed) (escape/escape-text text))
+                                (or (Arrays/equals ^bytes a ^bytes b)
+                                    (not= printed (paths/printable (paths/text b))))
+                                (Arrays/equals ^bytes a (paths/exact-bytes (paths/argument a)))
+                                (= (cons 47 a)
+                                   (seq (paths/of-java (paths/->java (str "/" text))))))))
            :seed 1)]
       (is pass? (pr-str (some-> shrunk :smallest (->> (map vec))))))
     (testing "what can be printed is its UTF-8"

@@ -133,7 +133,7 @@
           ["flags=-"] [b]
           ["frozen=no"] [a b])
         (are [condition message]
-          (= [2 (str "bpfmap: " message)] (refused "list" "--where" condition))
+             (= [2 (str "bpfmap: " message)] (refused "list" "--where" condition))
           "memlock>1Q"
           "memlock must be compared with a number, such as 10, 0x1f, 64K or 5ms, got 1Q"
           "type=hsh"
@@ -169,7 +169,7 @@
           "d=0" []
           "d!=D1" [53])
         (are [condition message]
-          (= [2 (str "bpfmap: " message)] (refused "dump" (id-of m) "--where" condition))
+             (= [2 (str "bpfmap: " message)] (refused "dump" (id-of m) "--where" condition))
           "d=D7"
           "value.d must be compared with one of its names or their numbers, got D7: did you mean D0 or D1?"
           "src=host"
@@ -494,8 +494,10 @@
     (are [text pattern] (let [[exit line] (refused "dump" "1" "--key-type" text)]
                           (is (= 2 exit))
                           (is (re-matches pattern line)))
-      "u33" #"bpfmap: --key-type must be a type, got \"u33\": unknown type u33.*u32.*; see `bpfmap help dump`"
-      "[:bytes 0]" #"bpfmap: --key-type must be a type, got \"\[:bytes 0\]\": .*; see `bpfmap help dump`"
+      "u33"
+      #"bpfmap: --key-type must be a type, got \"u33\": unknown type u33.*u32.*; see `bpfmap help dump`"
+      "[:bytes 0]"
+      #"bpfmap: --key-type must be a type, got \"\[:bytes 0\]\": .*; see `bpfmap help dump`"
       "[:bytes" #"bpfmap: --key-type must be a type, got \"\[:bytes\": .*; see `bpfmap help dump`"
       "" #"bpfmap: --key-type must be a type, got \"\": .*; see `bpfmap help dump`")))
 
@@ -505,7 +507,8 @@
                          (is (= 1 exit))
                          (is (re-matches pattern line)))
       "2147483647" #"bpfmap: Opening map 2147483647 failed with ENOENT: no map has that id.*"
-      "99999999999999999999" #"bpfmap: The id of a map must be an integer from 0 to 4294967295, got .*99999999999999999999.*"
+      "99999999999999999999"
+      #"bpfmap: The id of a map must be an integer from 0 to 4294967295, got .*99999999999999999999.*"
       "no_such_map"
       #"bpfmap: No map named \"no_such_map\".*"
       "/no/such/pin"
@@ -576,7 +579,7 @@
                                 (str
                                  "(perf), perf-event-array, cannot be read: the kernel does not "
                                  "return its values; "
-                                     "--keys lists the indices in use"))))
+                                 "--keys lists the indices in use"))))
           (finally (io/delete-file path)))))))
 
 (kernel-test missing-capability

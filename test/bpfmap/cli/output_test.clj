@@ -110,11 +110,12 @@
                                            (gen/fmap #(str "/x/" %) (gen/choose 0 999999))]) 1 3))
                  width (gen/choose 1 40)
                  side (gen/elements [nil :left :middle])]
-    (let [text (str/join " " words)
-          line (second (:lines (output/fitted [{:title "N" :of identity :least 1 :cut-at side}]
-                                              [text] width)))
-          numbers (set (re-seq #"\d+" text))]
-      (every? numbers (re-seq #"\d+" line)))))
+                (let [text (str/join " " words)
+                      line (second
+                            (:lines (output/fitted [{:title "N" :of identity :least 1 :cut-at side}]
+                                                   [text] width)))
+                      numbers (set (re-seq #"\d+" text))]
+                  (every? numbers (re-seq #"\d+" line)))))
 
 (deftest fields-are-aligned
   (testing "aligns the values of fields"
@@ -160,7 +161,7 @@
   (prop/for-all [x
                  (gen/recursive-gen #(gen/one-of [(gen/vector %) (gen/map gen/keyword %)
                                                   (gen/set scalars)]) scalars)]
-    (= x (edn-of x))))
+                (= x (edn-of x))))
 
 (defspec edn-output-escaped 200
   (prop/for-all [x (gen/vector
@@ -168,8 +169,9 @@
                                            (gen/vector
                                             (gen/elements [\\ \" \u001b \u0000 \u009b \a])))
                                  (gen/fmap char (gen/choose 0 255))]))]
-    (and (= x (edn-of x))
-         (not (re-find #"[\x00-\x09\x0b-\x1f\x7f-\x9f]" (with-out-str (output/print-edn x)))))))
+                (and (= x (edn-of x))
+                     (not (re-find #"[\x00-\x09\x0b-\x1f\x7f-\x9f]"
+                                   (with-out-str (output/print-edn x)))))))
 
 (deftest edn-element-per-line
   (testing "EDN output has one element per line"

@@ -80,8 +80,7 @@
         (is (= {:exit 0 :out "{\n141\n" :err ""}
                (sh (str "$bpfmap watch " id
                         " --interval 0.05 --json | head -c 1; code=${PIPESTATUS[0]}; echo; echo "
-                        "$code"))))
-  ))))
+                        "$code"))))))))
 
 (kernel-test full-disk-all-formats
   (testing "a full disk is an error in every output format"

@@ -109,12 +109,12 @@
       (let [file (str dir "/a.edn")]
         (spit file "old")
         (is (= "broken" (:message (fixture/error-of (backup/write-whole file (fn [^BufferedWriter w]
-                                                                             (.write w
-                                                                                     (.repeat
-                                                                                      "x" 100000))
-                                                                             (throw
-                                                                              (ex-info
-                                                                               "broken" {}))))))))
+                                                                               (.write w
+                                                                                       (.repeat
+                                                                                        "x" 100000))
+                                                                               (throw
+                                                                                (ex-info
+                                                                                 "broken" {}))))))))
         (is (= "old" (slurp file)))
         (backup/write-whole file (fn [^BufferedWriter w] (.write w "new")))
         (is (= "new" (slurp file)))
@@ -173,7 +173,8 @@
           "{:a #foo 1}" #"the tag #foo is unknown"
           "#=(+ 1 2)" #"No dispatch macro for: ="))
       (with-open [out (io/output-stream (str dir "/bin"))] (.write out (byte-array [-1 -2 -3])))
-      (is (= "it is not UTF-8 text" (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/bin"))))))
+      (is (= "it is not UTF-8 text"
+             (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/bin"))))))
       (is (= "no such file or directory"
              (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/none")))))))))
 
@@ -239,32 +240,36 @@
         (doseq [{{:keys [type] :as spec} :spec :as use} uses/uses :when (uses/here? use)]
           (testing spec
             (uses/used use
-              (fn [m _]
-                (if-let [why (refusals type)]
-                  (let [[exit line] (refused "save" (id-of m) file)]
-                    (is (= 1 exit))
-                    (is (re-find why line))
-                    (is (re-find #"^bpfmap: The contents of map [0-9]+.*, cannot be saved: " line))
-                    (is (= [] (files dir))))
-                  (let [pin (fixture/new-pin)
-                        before (contents-of m)]
-                    (try
-                      (is (= 0 (:exit (bpfmap "save" (id-of m) file))))
-                      (is (= 0 (:exit (bpfmap "restore" file "--pin" pin))))
-                      (with-open
-                        [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
-                        (is (seq before))
-                        (is (= before (contents-of restored)))
-                        (is (nil? (bpf/spec-diff restored
-                                                 (backup/completed
-                                                  (:spec (backup/read-file file)))))))
-                      (is (= 0 (:exit (bpfmap "restore" file "--into" pin "--exact"))))
-                      (with-open
-                        [^Closeable restored (bpf/open pin (select-keys (bpf/spec m) [:key]))]
-                        (is (= before (contents-of restored))))
-                      (finally
-                        (io/delete-file pin true)
-                        (io/delete-file file true)))))))))))))
+                       (fn [m _]
+                         (if-let [why (refusals type)]
+                           (let [[exit line] (refused "save" (id-of m) file)]
+                             (is (= 1 exit))
+                             (is (re-find why line))
+                             (is
+                              (re-find #"^bpfmap: The contents of map [0-9]+.*, cannot be saved: "
+                                       line))
+                             (is (= [] (files dir))))
+                           (let [pin (fixture/new-pin)
+                                 before (contents-of m)]
+                             (try
+                               (is (= 0 (:exit (bpfmap "save" (id-of m) file))))
+                               (is (= 0 (:exit (bpfmap "restore" file "--pin" pin))))
+                               (with-open
+                                [^Closeable restored (bpf/open
+                                                      pin (select-keys (bpf/spec m) [:key]))]
+                                 (is (seq before))
+                                 (is (= before (contents-of restored)))
+                                 (is (nil? (bpf/spec-diff restored
+                                                          (backup/completed
+                                                           (:spec (backup/read-file file)))))))
+                               (is (= 0 (:exit (bpfmap "restore" file "--into" pin "--exact"))))
+                               (with-open
+                                [^Closeable restored (bpf/open
+                                                      pin (select-keys (bpf/spec m) [:key]))]
+                                 (is (= before (contents-of restored))))
+                               (finally
+                                 (io/delete-file pin true)
+                                 (io/delete-file file true)))))))))))))
 
 (kernel-test struct-ops-values
   (testing "does not save a value that the kernel owns"
@@ -360,7 +365,7 @@
           (is
            (re-find
             #"map \d+ \(outer\), hash-of-maps, cannot be saved: it is empty, so the spec of its inner maps is unknown"
-                    (second (refused "save" (id-of outer) file))))
+            (second (refused "save" (id-of outer) file))))
           (bpf/put! outer 1 q)
           (is (re-find #"map \d+ \(jobs\), queue, cannot be saved: it has no keys"
                        (second (refused "save" (id-of outer) file))))
@@ -530,7 +535,8 @@
                            [dir :io " cannot be read: it is a directory"]
                            ["/dev/zero" :io " cannot be read: it is a device"]
                            ["/dev/null" :io " cannot be read: it is a device"]
-                           [sparse :not-saved " is not a saved map: the control character \\u0000"]]]
+                           [sparse :not-saved
+                            " is not a saved map: the control character \\u0000"]]]
           (is (= [kind (str file message)] (restore-error file))))))))
 
 (deftest growing-file-ends
@@ -666,7 +672,8 @@
   (testing "keeps every raw entry under any types"
     (with-directory [dir]
       (let [result (tc/quick-check 80
-                     (prop/for-all [raw-map any-raw-map] (keeps-every-entry? dir raw-map)))]
+                                   (prop/for-all [raw-map any-raw-map]
+                                                 (keeps-every-entry? dir raw-map)))]
         (is (:pass? result) (pr-str (:shrunk result) (:seed result)))))))
 
 (deftest threads-that-write-one-file-at-once-do-not-meet

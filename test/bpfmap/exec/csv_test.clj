@@ -133,10 +133,11 @@
 
 (defspec typed-values-round-trip 400
   (prop/for-all [[t arrays] typed-bytes]
-    (let [c (codec/codec t)
-          tree (:value (tree/of-entries {:type :hash :value t} nil))
-          xs (map #(.decode c (MemorySegment/ofArray ^bytes %) 0) arrays)]
-      (every? true? (map same? xs (read-back tree (names-of (node/node t nil [])) xs))))))
+                (let [c (codec/codec t)
+                      tree (:value (tree/of-entries {:type :hash :value t} nil))
+                      xs (map #(.decode c (MemorySegment/ofArray ^bytes %) 0) arrays)]
+                  (every? true?
+                          (map same? xs (read-back tree (names-of (node/node t nil [])) xs))))))
 
 (def ^:private any-text
   (gen/fmap str/join
@@ -161,12 +162,12 @@
 
 (defspec any-data-round-trips 500
   (prop/for-all [x any-data]
-    (same? (normal x) (normal (first (read-back tree/leaf false [x]))))))
+                (same? (normal x) (normal (first (read-back tree/leaf false [x]))))))
 
 (defspec names-in-cells 300
   (prop/for-all [text any-text]
-    (let [k (keyword text)]
-      (= [k] (read-back tree/leaf true [k])))))
+                (let [k (keyword text)]
+                  (= [k] (read-back tree/leaf true [k])))))
 
 (def ^:private misfits
   "Values that a tree of `{:a, :b {:c}, :d [2]}` need not have room for."
@@ -178,9 +179,9 @@
 
 (defspec misfits-round-trip 500
   (prop/for-all [x misfits]
-    (let [tree {:fields [[:a tree/leaf] [:b {:fields [[:c tree/leaf]] :leaves 1}]
-                         [:d {:of tree/leaf :count 2 :leaves 2}]] :leaves 4}]
-      (= [x] (read-back tree nil [x])))))
+                (let [tree {:fields [[:a tree/leaf] [:b {:fields [[:c tree/leaf]] :leaves 1}]
+                                     [:d {:of tree/leaf :count 2 :leaves 2}]] :leaves 4}]
+                  (= [x] (read-back tree nil [x])))))
 
 (deftest distinct-cells
   (testing "different values have different cells"
@@ -289,9 +290,9 @@
         (is (= "key.a,key.b.0,key.b.1,value" (heading m)))
         (is (= ["change,key.a,key.b.0,key.b.1,old,new" "added,1,2,3,,4"]
                (with-open
-                 [^Closeable empty-one (bpf/create {:type :hash
-                                                    :key [:struct [:a :u8] [:b [:array :u8 2]]]
-                                                    :value :u64 :max-entries 4})]
+                [^Closeable empty-one (bpf/create {:type :hash
+                                                   :key [:struct [:a :u8] [:b [:array :u8 2]]]
+                                                   :value :u64 :max-entries 4})]
                  (lines-of "diff" (id-of empty-one) (id-of m) "--csv"))))
         (is (= ["change,key.a,key.b.0,key.b.1,old,new,per-second"]
                (lines-of "diff" (id-of m) "--seconds" "0.01" "--csv")))
@@ -349,19 +350,19 @@
                                           :max-entries 8 :flags #{:no-prealloc}})]
       (bpf/put-all! m {0 5, 1 7})
       (let [pins [(str (fixture/new-pin) "_a b,c") (str (fixture/new-pin) "_\"quoted\"")]]
-       (try
-        (run! #(bpf/pin! m %) pins)
-        (let [terms ["--where" (str "id=" (id-of m))]
-              [row :as rows] (apply edn-of "list" terms)
-              [found] (read-rows (:out (apply bpfmap "list" "--csv" terms)))]
-          (is (= 1 (count rows)))
-          (is (= 2 (count (:pinned row))))
-          (is (seq (:held row)))
-          (is (= #{:no-prealloc} (:flags row)))
-          (is (= (select-keys (first (same-rows rows)) (keys found))
-                 (into {} (remove (comp nil? val)) found)))
-          (is (every? #(contains? found %) ["held" "used-by" "pinned" "flags"])))
-        (finally (run! #(io/delete-file % true) pins))))
+        (try
+          (run! #(bpf/pin! m %) pins)
+          (let [terms ["--where" (str "id=" (id-of m))]
+                [row :as rows] (apply edn-of "list" terms)
+                [found] (read-rows (:out (apply bpfmap "list" "--csv" terms)))]
+            (is (= 1 (count rows)))
+            (is (= 2 (count (:pinned row))))
+            (is (seq (:held row)))
+            (is (= #{:no-prealloc} (:flags row)))
+            (is (= (select-keys (first (same-rows rows)) (keys found))
+                   (into {} (remove (comp nil? val)) found)))
+            (is (every? #(contains? found %) ["held" "used-by" "pinned" "flags"])))
+          (finally (run! #(io/delete-file % true) pins))))
       (is (= [[nil 0 1 5] [nil 2 3 7]]
              (map (juxt #(% "title") #(% "from") #(% "to") #(% "count"))
                   (read-rows (:out (bpfmap "hist" (id-of m) "--csv")))))))

@@ -44,10 +44,10 @@
   (testing "keys that differ only in padding are different keys"
     (with-open [a (of-bytes [:struct [:group :u64] [:cache :u32]] :u32 {(repeat 16 0) "01000000"})
                 b (of-bytes [:struct [:group :u64] [:cache :u32]] :u32 {(repeat 16 0) "01000000"
-                                                                       (concat (repeat 15 0)
-                                                                               [1]) "01000000"
-                                                                       (concat (repeat 15 0)
-                                                                               [2]) "01000000"})]
+                                                                        (concat (repeat 15 0)
+                                                                                [1]) "01000000"
+                                                                        (concat (repeat 15 0)
+                                                                                [2]) "01000000"})]
       (is (= {:added 2 :changed 0 :removed 0 :same 1}
              (select-keys (meta (exec/diff {:old a :new b})) [:added :changed :removed :same])))
       (is (= "2 added, 0 changed, 0 removed, 1 the same\n"
@@ -116,22 +116,34 @@
 (kernel-test raw-entries-counted-once
   (testing "counts every raw entry once under any types"
     (let [result (tc/quick-check 60
-                   (prop/for-all [{:keys [key value a b]} two-maps]
-                     (with-open [ma (of-bytes key value a)
-                                 mb (of-bytes key value b)]
-                       (let [rows (exec/diff {:old ma :new mb})
-                             expected {:added (count (remove #(contains? a %) (keys b)))
-                                       :removed (count (remove #(contains? b %) (keys a)))
-                                       :changed (count
-                                                  (filter
-                                                   (fn [[k v]] (and (contains? a k) (not= v (a k))))
-                                                   b))
-                                       :same (count (filter (fn [[k v]] (= v (a k))) b))}]
-                         (and (= expected
-                                 (select-keys (meta rows) [:added :removed :changed :same]))
-                              (= (dissoc expected :same)
-                                 (merge {:added 0 :removed 0 :changed 0}
-                                        (frequencies (map :change rows)))))))))]
+                                 (prop/for-all [{:keys [key value a b]} two-maps]
+                                               (with-open [ma (of-bytes key value a)
+                                                           mb (of-bytes key value b)]
+                                                 (let [rows (exec/diff {:old ma :new mb})
+                                                       expected {:added (count
+                                                                         (remove #(contains? a %)
+                                                                                 (keys b)))
+                                                                 :removed (count
+                                                                           (remove #(contains? b %)
+                                                                                   (keys a)))
+                                                                 :changed (count
+                                                                           (filter
+                                                                            (fn [[k v]]
+                                                                              (and (contains? a k)
+                                                                                   (not= v (a k))))
+                                                                            b))
+                                                                 :same (count
+                                                                        (filter
+                                                                         (fn [[k v]] (= v (a k)))
+                                                                         b))}]
+                                                   (and (= expected
+                                                           (select-keys
+                                                            (meta rows)
+                                                            [:added :removed :changed :same]))
+                                                        (= (dissoc expected :same)
+                                                           (merge {:added 0 :removed 0 :changed 0}
+                                                                  (frequencies
+                                                                   (map :change rows)))))))))]
       (is (:pass? result) (pr-str (:shrunk result) (:seed result))))))
 
 (kernel-test diff-prints-csv

@@ -35,9 +35,9 @@
 (defspec slots-without-gaps 100
   (prop/for-all [n (gen/choose 1 120)
                  way (gen/elements [:log2 :bcc])]
-    (let [[_ to] ((hist/slot-ends way) n)
-          [from _] ((hist/slot-ends way) (inc n))]
-      (= (inc (bigint to)) from))))
+                (let [[_ to] ((hist/slot-ends way) n)
+                      [from _] ((hist/slot-ends way) (inc n))]
+                  (= (inc (bigint to)) from))))
 
 (defn- map-of ^Closeable [key value contents]
   (bpf/create {:name "hist" :type :hash :key key :value value :max-entries 64 :contents contents}))
@@ -151,7 +151,8 @@
         [(id-of wide) "--linear" "1"] #"there would be 4000000001 lines: use a larger step"
         [(id-of slots)] #"500 is not a slot of a log2 histogram"
         [(id-of wide) "--linear" "0"] #"--linear must be a positive integer, got \"0\""
-        [(id-of wide) "--linear" "5" "--slots" "log2"] #"--linear cannot be combined with --slots log2"
+        [(id-of wide) "--linear" "5" "--slots" "log2"]
+        #"--linear cannot be combined with --slots log2"
         [(id-of wide) "--field" "key" "--slots" "bcc"]
         #"--field cannot be combined with --bucket or --slots"
         [(id-of wide) "--slots" "x"] #"--slots must be log2, bcc or bpftrace, got \"x\""))))

@@ -246,18 +246,18 @@
                   new ^Closeable (counts {1 20})]
         (bpf/pin! old pin)
         (let
-          [readable #(java.nio.file.Files/setPosixFilePermissions
-                      (java.nio.file.Path/of % (make-array String 0))
-                      (PosixFilePermissions/fromString %2))
-           go (promise)
-           _ (readable pin "r--r--r--")
-           _ (readable (fixture/bpffs) "rwxr-xr-x")
-           frames (future (fixture/unprivileged
-                           (fn []
-                             (reduce (fn [frames frame]
-                                       (deliver go true)
-                                       (conj frames (:status frame)))
-                                     [] (exec/watch {:ref pin :interval 0.05 :seconds 5})))))]
+         [readable #(java.nio.file.Files/setPosixFilePermissions
+                     (java.nio.file.Path/of % (make-array String 0))
+                     (PosixFilePermissions/fromString %2))
+          go (promise)
+          _ (readable pin "r--r--r--")
+          _ (readable (fixture/bpffs) "rwxr-xr-x")
+          frames (future (fixture/unprivileged
+                          (fn []
+                            (reduce (fn [frames frame]
+                                      (deliver go true)
+                                      (conj frames (:status frame)))
+                                    [] (exec/watch {:ref pin :interval 0.05 :seconds 5})))))]
           (bpf/pin! new beside)
           (readable beside "r--r--r--")
           (deref go 2000 nil)

@@ -81,8 +81,8 @@
       [:= :packets true]
       "packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got true")
     (are [condition message hint]
-      (= [message hint]
-         ((juxt :message :hint) (fixture/error-of (query/condition condition))))
+         (= [message hint]
+            ((juxt :message :hint) (fixture/error-of (query/condition condition))))
       "packets=>5" "must have one operator: = == != < <= > >= ~ =~ or !~"
       "put a value that begins with an operator in double quotes"
       "packets===5" "must have one operator: = == != < <= > >= ~ =~ or !~"
@@ -190,7 +190,7 @@
     (is
      (=
       "Unknown field foo: the fields are key.src, key.port, value.packets, value.bytes, value.state"
-        (:message (fixture/error-of (ports "foo=1")))))
+      (:message (fixture/error-of (ports "foo=1")))))
     (is (= :usage
            (:bpfmap/error (fixture/error-of (query/rows {:sort (query/column "foo")} flows)))))
     (is (= [] (chosen [] "foo=1")) "of no rows nobody knows")))
@@ -198,8 +198,8 @@
 (deftest malformed-conditions
   (testing "a malformed condition is an error with the reason"
     (are [condition message hint]
-      (= [message hint]
-         ((juxt :message :hint) (fixture/error-of (query/condition condition))))
+         (= [message hint]
+            ((juxt :message :hint) (fixture/error-of (query/condition condition))))
       "a~(" "must have a valid regular expression" "Unclosed group"
       [:= :a] "must have a field and a value after :=" nil
       [:not] "must have one condition after :not" nil
@@ -262,9 +262,11 @@
 
 (defspec total-order-of-values 300
   (prop/for-all [[a b c] (gen/tuple anything anything anything)]
-    (and (= (Integer/signum (query/order a b)) (- (Integer/signum (query/order b a))))
-         (zero? (query/order a a))
-         (or (pos? (query/order a b)) (pos? (query/order b c)) (not (pos? (query/order a c)))))))
+                (and (= (Integer/signum (query/order a b)) (- (Integer/signum (query/order b a))))
+                     (zero? (query/order a a))
+                     (or (pos? (query/order a b))
+                         (pos? (query/order b c))
+                         (not (pos? (query/order a c)))))))
 
 ;; --- fields that are known
 
@@ -357,8 +359,9 @@
                                 (for [rows [typed-rows []]]
                                   (:message
                                    (fixture/error-of
-                                    (query/rows {:where [(query/condition condition)] :fields typed}
-                                                rows)))))
+                                     (query/rows {:where [(query/condition condition)]
+                                                  :fields typed}
+                                                 rows)))))
       "n=many" "value.n must be compared with a number, such as 10, 0x1f, 64K or 5ms, got many"
       "ok=maybe" "value.ok must be compared with true or false, got maybe"
       "ok>false" "value.ok has no order: > is for numbers, names, addresses, text and bytes"
@@ -444,7 +447,7 @@
   (prop/for-all [path
                  (gen/not-empty
                   (gen/vector (gen/such-that #(not (str/blank? %)) (gen/not-empty gen/string))))]
-    (= path (query/path-of (fields/path-text path)))))
+                (= path (query/path-of (fields/path-text path)))))
 
 (deftest nan-sorts-last
   (testing "sorts NaN last"
@@ -467,7 +470,8 @@
 (deftest nearest-names
   (testing "suggests only the nearest names"
     (are [word near]
-      (= near (nearest/nearest word ["memlock" "max-entries" "key-size" "entries" "name" "type"]))
+         (= near
+            (nearest/nearest word ["memlock" "max-entries" "key-size" "entries" "name" "type"]))
       "memlok" ["memlock"]
       "max_entries" ["max-entries"]
       "entrys" ["entries"]

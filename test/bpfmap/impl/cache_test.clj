@@ -93,10 +93,10 @@
                                         {:op :create})]
             (let [open (fn [k v]
                          (with-open
-                           [fd ^Fd (map/create {:type :hash :key-size 4 :value-size 4 :max-entries 1
-                                                 :flags #{}
-                                                 :name "cache" :btf {:fd btf :key k :value v}}
-                                                {:op :create})]
+                          [fd ^Fd (map/create {:type :hash :key-size 4 :value-size 4 :max-entries 1
+                                               :flags #{}
+                                               :name "cache" :btf {:fd btf :key k :value v}}
+                                              {:op :create})]
                            (let [number (.acquire fd)]
                              (try
                                (with-open [m ^Closeable (bpf/open {:fd number})]
@@ -136,7 +136,7 @@
 (kernel-test handles-and-caches
   (testing "caches never return the types of another map"
     (testing
-      "when maps of all sorts are made, opened and closed in turn, and their ids and descriptors come round"
+     "when maps of all sorts are made, opened and closed in turn, and their ids and descriptors come round"
       (let [shapes (for [field [:a :b]
                          names [(array-map :A 1 :B 1) (array-map :B 1 :A 1)]
                          name ["own_a" "own_b" nil]

@@ -136,10 +136,10 @@
                     (try (backup/read-file (str file)) (finally (.delete file)))))]]
      (for [t nodes]
        [[:typed t] (let [compiled (codec/codec t)
-                       memory (.allocate (Arena/ofAuto) 64)]
-                   (fn [text]
-                     (.encode compiled (element/typed {:type :hash :key t} :key text identity)
-                              memory 0)))]))))
+                         memory (.allocate (Arena/ofAuto) 64)]
+                     (fn [text]
+                       (.encode compiled (element/typed {:type :hash :key t} :key text identity)
+                                memory 0)))]))))
 
 (defn run-mutations
   "Puts `n` mutated texts through one reading each; returns those that ended in anything but data

@@ -41,20 +41,20 @@
       1 {:op :lookup :access :write-only} :write-only "opened write-only"
       1 {:op :put! :frozen true} :permission "frozen"
       1 {:op :create :missing ["CAP_BPF"]} :permission
-         "create needs CAP_BPF, and kernel.unprivileged_bpf_disabled is 2"
+      "create needs CAP_BPF, and kernel.unprivileged_bpf_disabled is 2"
       1 {:op :load :missing ["CAP_BPF" "CAP_PERFMON"]} :permission
-         "loading a program needs CAP_BPF and CAP_PERFMON"
+      "loading a program needs CAP_BPF and CAP_PERFMON"
       1 {:op :create :user-namespace true} :permission
-         "set LIBBPF_BPF_TOKEN_PATH to it, default: /sys/fs/bpf"
+      "set LIBBPF_BPF_TOKEN_PATH to it, default: /sys/fs/bpf"
       1 {:op :list :user-namespace true} :permission "is in a user namespace, such as a container's"
       1 {:op :create :release "5.4.0"} :permission
-         "RLIMIT_MEMLOCK, and this process is not allowed to raise it"
+      "RLIMIT_MEMLOCK, and this process is not allowed to raise it"
       1 {:op :create :release "5.11.0"} :permission "security module"
       1 {:op :pin! :path "/tmp/x" :bpffs false} :not-bpffs "/tmp/x is not on a BPF file system"
       2 {:op :pin! :path "/sys/fs/bpf/x" :bpffs false :directory? true} :not-bpffs
-         "mount one with `mount -t bpf bpf DIRECTORY`"
+      "mount one with `mount -t bpf bpf DIRECTORY`"
       2 {:op :pin! :path "/no/x" :bpffs false :directory? false} :not-found
-         "the directory of /no/x does not exist"
+      "the directory of /no/x does not exist"
       13 {:op :open :path "/p"} :permission "the file mode of /p"
       7 {:op :put! :type :hash :max-entries 4} :map-full "the map is full with 4 entries"
       7 {:op :put! :type :array :max-entries 4} :out-of-range "from 0 to 3"
@@ -62,34 +62,34 @@
       28 {:op :put! :type :lpm-trie :max-entries 4} :map-full "the map is full with 4 entries"
       3 {:op :put! :reference "process 7"} :not-found "process 7 does not exist (any more)"
       22 {:op :put! :reference "process 7" :object :task} :not-found
-         "a thread is {:tid n}, from Linux 6.9 on"
+      "a thread is {:tid n}, from Linux 6.9 on"
       22 {:op :put! :reference "thread 7" :object :task :thread true :release "6.1.0"}
-         :not-supported
+      :not-supported
       "thread 7 is not the first thread of its process, and a pidfd of such a thread needs Linux 6.9, this is 6.1.0"
       3 {:op :put! :reference "thread 7" :object :task :thread true :release "6.1.0"} :not-found
-         "thread 7 does not exist (any more)"
+      "thread 7 does not exist (any more)"
       9 {:op :put! :reference "descriptor 3 of process 7"} :not-found
-         "descriptor 3 of process 7 does not exist"
+      "descriptor 3 of process 7 does not exist"
       1 {:op :put! :reference "descriptor 3 of process 7"} :permission
-         "is not allowed to open descriptor 3 of process 7; an id requires"
+      "is not allowed to open descriptor 3 of process 7; an id requires"
       9 {:op :lookup :type :task-storage} :invalid-value "must be a pidfd"
       9 {:op :put! :type :inode-storage} :invalid-value
-         "of a file; if it is, this kernel may run without the BPF LSM: mount securityfs"
+      "of a file; if it is, this kernel may run without the BPF LSM: mount securityfs"
       9 {:op :put! :type :inode-storage :lsms #{"lockdown" "bpf"}} :invalid-value
-         "not open, or is of another kind; the descriptor must be of a file"
+      "not open, or is of another kind; the descriptor must be of a file"
       9 {:op :put! :type :inode-storage :lsms #{"lockdown" "yama"}} :not-supported
-         "without the BPF LSM: /sys/kernel/security/lsm has lockdown, yama; boot it with bpf in lsm="
+      "without the BPF LSM: /sys/kernel/security/lsm has lockdown, yama; boot it with bpf in lsm="
       105 {:op :put! :type :xskmap} :incompatible "an AF_XDP socket must have a receive ring"
       524 {:op :create :type :struct-ops} :not-supported "when the first program is loaded"
       524 {:op :take! :type :stack-trace :release "6.12.4"} :not-supported
-         "it needs Linux 6.18, this is 6.12.4"
+      "it needs Linux 6.18, this is 6.12.4"
       524 {:op :drain! :type :stack-trace :release "6.1.0"} :not-supported
-         "it needs Linux 6.18, this is 6.1.0"
+      "it needs Linux 6.18, this is 6.1.0"
       22 {:op :list :release "4.9.0"} :not-supported "it needs Linux 4.13, this is 4.9.0"
       9 {:op :put! :type :cgroup-array} :invalid-value "a cgroup of a cgroup2 hierarchy"
       16 {:op :put! :type :sockmap} :busy "the socket is already in this map"
       22 {:op :put! :type :hash-of-maps} :incompatible
-         "a map that matches the :inner-map of the spec"
+      "a map that matches the :inner-map of the spec"
       12 {:op :put! :type :cpumap} :incompatible "made for CPU maps"
       22 {:op :create :type :stack-trace} :invalid-spec "kernel.perf_event_max_stack"
       7 {:op :create} :invalid-spec "larger than this kernel allows"
@@ -105,9 +105,9 @@
       1 {:op :open :path "/p" :unprivileged true :unprivileged-bpf-disabled 2 :release "6.1.0"}
       :permission "the file mode of /p"
       7 {:op :create :type :cgroup-storage :release "6.1.0"} :invalid-spec
-         "larger than this kernel allows"
+      "larger than this kernel allows"
       7 {:op :create :type :cgroup-storage :release "5.10.0"} :not-supported
-         "longer than a page need Linux 5.15, this is 5.10.0"
+      "longer than a page need Linux 5.15, this is 5.10.0"
       12 {:op :create :type :hash} :no-memory ":no-prealloc"
       12 {:op :create :type :array} :no-memory "make :max-entries or the values smaller"
       36 {:op :pin! :path "/p"} :invalid-value "longer than 255 bytes"
@@ -117,7 +117,7 @@
       16 {:op :put!} :busy "try again"
       22 {:op :delete! :alternative "put! a zero"} :not-supported "put! a zero"
       524 {:op :take! :type :hash :release "5.10.0"} :not-supported
-         "it needs Linux 5.14, this is 5.10.0"
+      "it needs Linux 5.14, this is 5.10.0"
       22 {:op :freeze! :release "4.19"} :not-supported "it needs Linux 5.2, this is 4.19"
       22 {:op :create :unsupported "no such type"} :not-supported "no such type"
       22 {:op :create} :invalid-spec "a rule of its map type that bpfmap does not check"
@@ -151,7 +151,7 @@
       (is
        (=
         "put! on map 3 failed with E2BIG: the map is full with 4 entries; delete some, or create it with more :max-entries"
-          (ex-message e))))))
+        (ex-message e))))))
 
 ;; --- every operation and every errno that a user can provoke
 

@@ -43,21 +43,23 @@
 
 (defspec nothing-unsafe-is-left 500
   (prop/for-all [text nasty]
-    (not-any? raw? [(escape/escape text) (escape/escape-text text) (escape/escape-edn (pr-str text))
-                    (str/replace (escape/escape-lines text) "\n" "")])))
+                (not-any? raw?
+                          [(escape/escape text) (escape/escape-text text)
+                           (escape/escape-edn (pr-str text))
+                           (str/replace (escape/escape-lines text) "\n" "")])))
 
 (defspec escaping-is-idempotent 500
   (prop/for-all [text nasty]
-    (= (escape/escape text) (escape/escape (escape/escape text)))))
+                (= (escape/escape text) (escape/escape (escape/escape text)))))
 
 (defspec reversible-text 1000
   (prop/for-all [text nasty]
-    (= text (escape/unescape-text (escape/escape-text text)))))
+                (= text (escape/unescape-text (escape/escape-text text)))))
 
 (defspec escaped-edn-round-trip 500
   (prop/for-all [texts (gen/vector nasty) c (gen/fmap char (gen/choose 0 0xd7ff))]
-    (let [x {:texts texts :c c}]
-      (= x (edn/read-string (escape/escape-edn (pr-str x)))))))
+                (let [x {:texts texts :c c}]
+                  (= x (edn/read-string (escape/escape-edn (pr-str x)))))))
 
 (deftest escaped-error-messages
   (testing "error messages are escaped"

@@ -32,11 +32,11 @@
                                      [a b] (subs text at (+ 2 at))]
                                  [name (str (subs text 1 at) (when swap? b) a
                                             (subs text (+ 2 at)))]))]
-    (let [near (nearest/nearest (keyword text) vocabulary)]
-      (and (<= 1 (count near) 3)
-           (or (some #{name} near)
+                (let [near (nearest/nearest (keyword text) vocabulary)]
+                  (and (<= 1 (count near) 3)
+                       (or (some #{name} near)
                ;; Another name is as near.
-               (every? #(<= (nearest/distance text (subs (str %) 1)) 1) near))))))
+                           (every? #(<= (nearest/distance text (subs (str %) 1)) 1) near))))))
 
 (deftest short-suggestions
   (testing "no error about a name lists more than three others"

@@ -43,7 +43,7 @@
 
 (defspec flag-word-round-trip 200
   (prop/for-all [word (gen/choose 0 0xffffffff)]
-    (= word (rules/flag-word (rules/flag-set word)))))
+                (= word (rules/flag-word (rules/flag-set word)))))
 
 (deftest unknown-flag-bits
   (testing "unknown flag bits stay numbers"
@@ -61,7 +61,7 @@
 (deftest alternative-is-named
   (testing "a denied operation names its alternative"
     (are [type op value-size words]
-      (str/includes? (str (rules/alternative type op value-size)) words)
+         (str/includes? (str (rules/alternative type op value-size)) words)
       :array :delete! 8 "put! a zero value"
       :array :push! 8 "use put!"
       :queue :lookup 8 "use push!, pop! and peek"

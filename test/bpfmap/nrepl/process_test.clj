@@ -27,8 +27,8 @@
               (str
                "--port is open to every user and program of this host, who could then run code as "
                "this user: "
-                   "leave it out, for a socket that only this user reaches; or add "
-                   "--trust-all-local-users")]
+               "leave it out, for a socket that only this user reaches; or add "
+               "--trust-all-local-users")]
              [["--trust-all-local-users"] "--trust-all-local-users is for a --port; see --help"]
              [["--port" "x" "--trust-all-local-users"]
               "Not a port: \"x\": it is a number from 0 to 65535; 0 takes any that is free"]
@@ -42,7 +42,7 @@
               (str
                "Not a place for a socket: \"x/y\": it is an absolute path, without \"..\", to a "
                "file in a directory "
-                   "that is the socket's own")]]]
+               "that is the socket's own")]]]
       (is (= [2 "" (str "bpfmap nrepl: " complaint "\n")] (apply run args))))))
 
 (deftest other-error-exit-code
@@ -96,8 +96,8 @@
           (let [{:keys [exit out]} (fixture/run ["bash" "-c"
                                                  (str
                                                   "printf '(+ 1 2)\\n(map bpf/bpf-map? [1])\\n' | "
-                                                     (str/join " " (map #(str "'" % "'") command))
-                                                     " --connect --socket " socket)])]
+                                                  (str/join " " (map #(str "'" % "'") command))
+                                                  " --connect --socket " socket)])]
             (is (= 0 exit))
             (is (str/includes? out "user=> 3\nuser=> (false)\n"))))
         (testing "killed, it leaves the socket, and the next one replaces it"

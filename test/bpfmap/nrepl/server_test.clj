@@ -245,7 +245,7 @@
               #(re-find
                 (re-pattern (str "^bpfmap nrepl: A connection of the user \\S+ was refused: "
                                  "only root and the server's own user are let in\n$"))
-                        (str said))))
+                (str said))))
             (is (soon #(zero? (listener/connection-count (:listener server))))))
           (testing "a user without a name as well"
             (is (= "user 54321: nothing\n" (knocking "54321" socket touch)))
@@ -279,9 +279,9 @@
       (str
        "A TCP port is open to every user and program of this host, who could then run code as this "
        "process's user: "
-           "leave out the port, for a socket that only this user reaches; or say "
-           ":trust-all-local-users true as well")
-        (:message (error-of (server/start {:port 0})))))
+       "leave out the port, for a socket that only this user reaches; or say "
+       ":trust-all-local-users true as well")
+      (:message (error-of (server/start {:port 0})))))
     (doseq [[options
              message] [[{:trust-all-local-users true}
                         ":trust-all-local-users is of a :port, and there is none"]
@@ -312,7 +312,7 @@
           (is (= [:busy (str "The port " port " cannot be had: Address already in use")]
                  ((juxt :bpfmap/error
                         :message) (error-of
-                                   (server/start {:port port :trust-all-local-users true}))))))))))
+                                    (server/start {:port port :trust-all-local-users true}))))))))))
 
 ;; --- what goes wrong, and what is left
 
@@ -337,7 +337,7 @@
   (testing "closing the server ends its connections and removes the socket"
     (let [gone (with-server [server socket _]
                  (with-open
-                   [channel (SocketChannel/open (UnixDomainSocketAddress/of ^String socket))]
+                  [channel (SocketChannel/open (UnixDomainSocketAddress/of ^String socket))]
                    (is (soon #(= 1 (listener/connection-count (:listener server)))))
                    (.close ^Closeable server)
                    (is (= -1 (.read channel (ByteBuffer/allocate 100))))

@@ -69,8 +69,8 @@
     (with-home [home]
       (let [{:keys [message]
              :bpfmap/keys [error]} (error-of
-                                    (socket-dir/in-private-directory
-                                     (str home "/new/nrepl.sock") false))]
+                                     (socket-dir/in-private-directory
+                                       (str home "/new/nrepl.sock") false))]
         (is (= [:not-found (str "No directory " home "/new")] [error message]))
         (is (empty? (.list home)))))))
 
@@ -85,7 +85,7 @@
             (is
              (re-find
               #"^~/open is open to other users \(mode 0\d+\): the socket needs a directory of its own with mode 0700"
-                      message)))
+              message)))
           (is (= permissions (mode open)) "and left as it is"))))))
 
 (kernel-test other-owner-rejected
@@ -99,7 +99,7 @@
                 (str
                  "~/theirs belongs to another user (65534), who could put something else in the "
                  "place of ~/theirs/own: "
-                     "choose another place")]
+                 "choose another place")]
                (refusal home (str theirs "/own/nrepl.sock"))))))))
 
 (deftest writable-parent
@@ -110,7 +110,7 @@
                 (str
                  "~/shared can be written by other users (mode 0777), who could put something else "
                  "in the place of "
-                     "~/shared/own: choose another place")]
+                 "~/shared/own: choose another place")]
                (refusal home (str shared "/own/nrepl.sock"))))
         (is (empty? (.list shared)))
         (testing "unless it is sticky, as /tmp is"
@@ -139,7 +139,7 @@
                 (str
                  "~/sticky/theirs belongs to another user (65534), who could put something else in "
                  "the place of "
-                     "~/sticky/theirs/own: choose another place")]
+                 "~/sticky/theirs/own: choose another place")]
                (refusal home (str sticky "/theirs/own/nrepl.sock"))))
         (testing "also where a link of this user's leads through another's"
           (link (io/file home "through") (io/file sticky "theirs"))
@@ -207,9 +207,9 @@
           (.close dead)
           (is (Files/exists socket no-links) "left by one that is gone")
           (let [claims (fixture/in-threads 8
-                                           (fn [_]
-                                             (try (socket-dir/claim socket)
-                                               (catch clojure.lang.ExceptionInfo _ nil))))]
+                         (fn [_]
+                           (try (socket-dir/claim socket)
+                                (catch clojure.lang.ExceptionInfo _ nil))))]
             (is (= 1 (count (remove nil? claims))))
             (is (not (Files/exists socket no-links)))
             (run! socket-dir/release (remove nil? claims))))))))
@@ -296,7 +296,7 @@
       (doseq [name ["plain" "café" "odd\\xff"]
               :let [socket
                     (socket-dir/in-private-directory
-                     (paths/->java (str home "/" name "/" name ".sock")) true)]]
+                      (paths/->java (str home "/" name "/" name ".sock")) true)]]
         (testing name
           (with-open [_ (listener/unix socket {:serve (fn [_]) :complain (fn [_])})]
             (is (socket-dir/answers? socket))

@@ -41,14 +41,15 @@
 
 (defspec written-message-round-trip {:num-tests 100 :max-size 40}
   (for-all [message message]
-    (and (= message (bencode/read-message (in (written message))))
-         (= message (client/decode (in (written message)))))))
+           (and (= message (bencode/read-message (in (written message))))
+                (= message (client/decode (in (written message)))))))
 
 (defspec messages-of-other-encoder {:num-tests 50 :max-size 20}
   (for-all [messages (gen/vector message)]
-    (let [stream (in (.getBytes ^String (apply str (map client/encode messages)) "ISO-8859-1"))]
-      (= (conj messages nil)
-         (vec (repeatedly (inc (count messages)) #(bencode/read-message stream)))))))
+           (let [stream (in (.getBytes ^String (apply str (map client/encode messages))
+                                       "ISO-8859-1"))]
+             (= (conj messages nil)
+                (vec (repeatedly (inc (count messages)) #(bencode/read-message stream)))))))
 
 (defspec any-bytes-or-error {:num-tests 300 :max-size 40}
   (for-all [bytes (gen/fmap (fn [[text at b]]
@@ -57,10 +58,10 @@
                                   (aset (int (mod at (alength bytes))) (unchecked-byte b)))))
                             (gen/tuple (gen/fmap client/encode message) gen/nat
                                        (gen/choose 0 255)))]
-    (try
-      (map? (bencode/read-message (in bytes)))
-      (catch clojure.lang.ExceptionInfo e
-        (= :invalid-message (:bpfmap/error (ex-data e)))))))
+           (try
+             (map? (bencode/read-message (in bytes)))
+             (catch clojure.lang.ExceptionInfo e
+               (= :invalid-message (:bpfmap/error (ex-data e)))))))
 
 (deftest same-as-nrepl-bencode
   (testing "agrees with the bencode of nREPL"
@@ -75,9 +76,9 @@
                           (.toByteArray out)))]
         (is (:pass? (check/quick-check
                      100 (for-all [message plain-message]
-                           (and (= (seq (as-theirs message)) (seq (written message)))
-                                (= message (texts (read (in (written message)))))
-                                (= message (bencode/read-message (in (as-theirs message))))))
+                                  (and (= (seq (as-theirs message)) (seq (written message)))
+                                       (= message (texts (read (in (written message)))))
+                                       (= message (bencode/read-message (in (as-theirs message))))))
                      :max-size 40)))))))
 
 (deftest unsupported-values

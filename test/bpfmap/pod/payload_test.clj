@@ -19,7 +19,7 @@
 
 (defspec typed-values-round-trip 200
   (for-all [value (gen/let [t types/a-type] (type/->generator t))]
-    (= value (through value))))
+           (= value (through value))))
 
 (defspec any-data-round-trips 200
   (for-all [x (gen/recursive-gen #(gen/one-of [(gen/vector %) (gen/map % %) (gen/set %)])
@@ -28,7 +28,7 @@
                                               gen/symbol gen/uuid gen/char (gen/return nil)
                                               (gen/fmap
                                                bytes/->bytes (gen/vector (gen/choose 0 255)))]))]
-    (= x (through x))))
+           (= x (through x))))
 
 (deftest special-numbers
   (testing "NaN, infinities and decimals survive"

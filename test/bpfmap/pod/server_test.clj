@@ -31,11 +31,11 @@
         err (StringWriter.)
         code (promise)
         server (fixture/thread
-                (fn []
-                  (with-open [out (Channels/newOutputStream (.sink answers))]
-                    (deliver code
-                             (binding [*err* err]
-                               (server/serve (Channels/newInputStream (.source requests)) out))))))
+                 (fn []
+                   (with-open [out (Channels/newOutputStream (.sink answers))]
+                     (deliver code
+                              (binding [*err* err]
+                                (server/serve (Channels/newInputStream (.source requests)) out))))))
         client (client/over (Channels/newInputStream (.source answers))
                             (Channels/newOutputStream (.sink requests)))]
     (try
@@ -113,33 +113,35 @@
     (with-pod [c]
       (is (= [[42 nil :none true] [{7 42} 1] [true false] 42 {8 1}]
              (script c
-               (list 'bpf/with-open ['m (list 'bpf/create small)]
-                     '(bpf/put! m 7 42)
-                     '[[(bpf/lookup m 7) (bpf/lookup m 8) (bpf/lookup m 8 :none) (bpf/has-key? m 7)]
-                       [(bpf/snapshot m) (bpf/count-entries m)]
-                       [(bpf/insert! m 8 1) (bpf/replace! m 9 1)]
-                       (bpf/take! m 7)
-                       (into {} (bpf/entries m))])))))))
+                     (list 'bpf/with-open ['m (list 'bpf/create small)]
+                           '(bpf/put! m 7 42)
+                           '[[(bpf/lookup m 7) (bpf/lookup m 8) (bpf/lookup m 8 :none)
+                              (bpf/has-key? m 7)]
+                             [(bpf/snapshot m) (bpf/count-entries m)]
+                             [(bpf/insert! m 8 1) (bpf/replace! m 9 1)]
+                             (bpf/take! m 7)
+                             (into {} (bpf/entries m))])))))))
 
 (kernel-test with-open-order
   (testing "with-open closes in reverse order"
     (with-pod [c]
       (let [[outer inner thrown] (script c
-                                   '(def opened (atom []))
-                                   '(def thrown
-                                      (try
-                                        (bpf/with-open
-                                          [a (bpf/create
-                                              {:type :array :key :u32 :value :u32 :max-entries 1})
-                                           b (bpf/clone a)]
-                                          (reset! opened [a b])
-                                          (bpf/put! b 7 7)) ; the array has no seventh element
-                                        (catch Exception e (:bpfmap/error (ex-data e)))))
-                                   '[(try (bpf/info (@opened 0))
-                                       (catch Exception e (:bpfmap/error (ex-data e))))
-                                     (try (bpf/info (@opened 1))
-                                       (catch Exception e (:bpfmap/error (ex-data e))))
-                                     thrown])]
+                                         '(def opened (atom []))
+                                         '(def thrown
+                                            (try
+                                              (bpf/with-open
+                                               [a (bpf/create
+                                                   {:type :array :key :u32 :value :u32
+                                                    :max-entries 1})
+                                                b (bpf/clone a)]
+                                                (reset! opened [a b])
+                                                (bpf/put! b 7 7)) ; the array has no seventh element
+                                              (catch Exception e (:bpfmap/error (ex-data e)))))
+                                         '[(try (bpf/info (@opened 0))
+                                                (catch Exception e (:bpfmap/error (ex-data e))))
+                                           (try (bpf/info (@opened 1))
+                                                (catch Exception e (:bpfmap/error (ex-data e))))
+                                           thrown])]
         (is (= [:closed :closed :out-of-range] [outer inner thrown])))
       (is (= "The bindings of with-open must be a vector of names and expressions"
              (:message (error-of (script c '(try (macroexpand '(bpf/with-open [a] 1))
@@ -151,27 +153,28 @@
     (with-pod [c]
       (is (= [0 7 :raw-tracepoint "sys_enter" 1]
              (script c
-               '(bpf/with-open [inner (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1
-                                                   :contents {0 7}})
-                                p (prog/load {:type :raw-tracepoint
-                                              :insns [[:lddw :r1 inner] [:mov64 :r0 0] [:exit]]})
-                                outer (bpf/create {:type :array-of-maps :key :u32 :max-entries 2
-                                                   :contents {0 inner}
-                                                   :inner-map {:type :array :key :u32 :value :u64
-                                                               :max-entries 1}})
-                                again (bpf/open (bpf/lookup outer 0) {:key :u32 :value :u64})
-                                a (prog/attach-raw-tracepoint p "sys_enter")]
-                  [(:return (prog/test-run p)) (bpf/lookup again 0) (:type (prog/info p))
-                   (:tracepoint (prog/info a))
-                   (count (host/programs-using inner))])))))))
+                     '(bpf/with-open
+                       [inner (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1
+                                           :contents {0 7}})
+                        p (prog/load {:type :raw-tracepoint
+                                      :insns [[:lddw :r1 inner] [:mov64 :r0 0] [:exit]]})
+                        outer (bpf/create {:type :array-of-maps :key :u32 :max-entries 2
+                                           :contents {0 inner}
+                                           :inner-map {:type :array :key :u32 :value :u64
+                                                       :max-entries 1}})
+                        again (bpf/open (bpf/lookup outer 0) {:key :u32 :value :u64})
+                        a (prog/attach-raw-tracepoint p "sys_enter")]
+                        [(:return (prog/test-run p)) (bpf/lookup again 0) (:type (prog/info p))
+                         (:tracepoint (prog/info a))
+                         (count (host/programs-using inner))])))))))
 
 (kernel-test returned-handles
   (testing "a function that returns its map returns its handle"
     (with-pod [c]
       (is (= [true true]
              (script c
-               (list 'def 'm (list 'bpf/create small))
-               '[(= m (bpf/put! m 1 1) (bpf/freeze! m)) (bpf/bpf-map? m)]))))))
+                     (list 'def 'm (list 'bpf/create small))
+                     '[(= m (bpf/put! m 1 1) (bpf/freeze! m)) (bpf/bpf-map? m)]))))))
 
 ;; --- what goes in and comes out
 
@@ -194,13 +197,13 @@
     (with-pod [c]
       (is (= [[255 0] {[255 0] [1]}]
              (script c
-               '(bpf/with-open [m (bpf/create {:type :hash :key-size 2 :value-size 1
-                                               :max-entries 4})]
-                  (bpf/put! m (bpf/->bytes "ff00") (bpf/->bytes [1]))
-                  [(bpf/byte-seq (bpf/next-key m))
-                   (into {} (for [[k v] (bpf/snapshot m)]
-                              (do (bpf/put! m k v)
-                                  [(bpf/byte-seq k) (bpf/byte-seq v)])))])))))))
+                     '(bpf/with-open [m (bpf/create {:type :hash :key-size 2 :value-size 1
+                                                     :max-entries 4})]
+                        (bpf/put! m (bpf/->bytes "ff00") (bpf/->bytes [1]))
+                        [(bpf/byte-seq (bpf/next-key m))
+                         (into {} (for [[k v] (bpf/snapshot m)]
+                                    (do (bpf/put! m k v)
+                                        [(bpf/byte-seq k) (bpf/byte-seq v)])))])))))))
 
 (kernel-test many-entries-both-ways
   (testing "transfers a hundred thousand entries both ways"
@@ -208,12 +211,12 @@
       (let [n 100000]
         (is (= [n (* n (dec n))]
                (script c
-                 (list 'bpf/with-open ['m (list 'bpf/create (assoc small :max-entries n))]
-                       (list 'let
-                             ['written
-                              (list 'bpf/put-all! 'm
-                                    (list 'zipmap (list 'range n) (list 'range 0 (* 2 n) 2)))]
-                             '[written (reduce + (vals (bpf/snapshot m)))])))))))))
+                       (list 'bpf/with-open ['m (list 'bpf/create (assoc small :max-entries n))]
+                             (list 'let
+                                   ['written
+                                    (list 'bpf/put-all! 'm
+                                          (list 'zipmap (list 'range n) (list 'range 0 (* 2 n) 2)))]
+                                   '[written (reduce + (vals (bpf/snapshot m)))])))))))))
 
 ;; --- errors
 
@@ -256,8 +259,9 @@
           (is (= :not-found
                  (:bpfmap/error (lookup (pr-str [(tagged-literal 'bpfmap/program (:form m)) 0])))))
           (is
-           (= "The argument must be an open map, got {:name \"pod_small\"}: pass a map that create, open or clone returned"
-              (:message (lookup "[{:name \"pod_small\"} 0]"))))
+           (=
+            "The argument must be an open map, got {:name \"pod_small\"}: pass a map that create, open or clone returned"
+            (:message (lookup "[{:name \"pod_small\"} 0]"))))
           (is (= "Not a handle: 1: close takes what create, open, load or watch returned"
                  (:message (error-of (client/invoke c 'pod.bpfmap.core/close [1] {}))))))
         (testing "a closed one"
@@ -279,7 +283,8 @@
     "The arguments have a tag that the pod does not know: #java.io.File"]
    ["[#object[\"[B\" 0x1 \"[B@1\"]]"
     "The arguments contain something that is not data: functions, arrays"]
-   ["[#bpfmap/bytes \"0g\"]" "Bytes must be pairs of hexadecimal digits, such as \"0a 00\" or \"0x0a00\", got \"0g\""]
+   ["[#bpfmap/bytes \"0g\"]"
+    "Bytes must be pairs of hexadecimal digits, such as \"0a 00\" or \"0x0a00\", got \"0g\""]
    ["[\\nope]" "The arguments are not EDN that the pod takes: Unsupported character"]
    ["[1/0]" "The arguments are not EDN that the pod takes: Divide by zero"]
    [(apply str (repeat 100000 "["))
@@ -392,10 +397,10 @@
       (with-open [requests (Channels/newInputStream (.source (Pipe/open)))]
         (is (= 1 (binding [*err* err]
                    (server/serve (java.io.SequenceInputStream.
-                               (ByteArrayInputStream.
-                                (.getBytes (client/encode {"op" "describe" "id" "1"})))
-                               requests)
-                              full)))))
+                                  (ByteArrayInputStream.
+                                   (.getBytes (client/encode {"op" "describe" "id" "1"})))
+                                  requests)
+                                 full)))))
       (is (= "bpfmap pod: The output cannot be written: No space left on device\n" (str err))))))
 
 ;; --- what is left open
@@ -438,26 +443,30 @@
               :done
               [:closed "The watch of handle 2 is closed"]]
              (script c
-               (list 'def 'm (list 'bpf/create (assoc small :contents {1 10})))
-               '(def events (java.util.concurrent.LinkedBlockingQueue.))
-               '(def done (promise))
-               '(defn event [] (dissoc (.poll events 60 java.util.concurrent.TimeUnit/SECONDS) :at))
+                     (list 'def 'm (list 'bpf/create (assoc small :contents {1 10})))
+                     '(def events (java.util.concurrent.LinkedBlockingQueue.))
+                     '(def done (promise))
+                     '(defn event
+                        []
+                        (dissoc (.poll events 60 java.util.concurrent.TimeUnit/SECONDS) :at))
                ;; What it calls may itself ask the pod.
-               '(def w (bpf/watch m {:interval 0.005 :on-done #(deliver done :done)}
-                                  (fn [e] (.put events (assoc e :count (bpf/count-entries m))))))
-               '(def seen [(event)
-                           (do (bpf/put! m 2 20) (event))
-                           (do (bpf/put! m 2 21) (event))
-                           (do (bpf/delete! m 1) (event))])
-               '(bpf/close w)
-               '(def ended (promise))
+                     '(def w (bpf/watch m {:interval 0.005 :on-done #(deliver done :done)}
+                                        (fn [e]
+                                          (.put events (assoc e :count (bpf/count-entries m))))))
+                     '(def seen [(event)
+                                 (do (bpf/put! m 2 20) (event))
+                                 (do (bpf/put! m 2 21) (event))
+                                 (do (bpf/delete! m 1) (event))])
+                     '(bpf/close w)
+                     '(def ended (promise))
                ;; A watch that cannot go on, as this one that is over, ends with its error.
-               '(with-redefs [pod.bpfmap.core/watch-start (constantly w)]
-                  (bpf/watch m
-                             {:on-error #(deliver ended
-                                                  [(:bpfmap/error (ex-data %)) (ex-message %)])}
-                             prn))
-               '[seen (deref done 60000 :not-done) (deref ended 60000 :not-ended)]))))))
+                     '(with-redefs [pod.bpfmap.core/watch-start (constantly w)]
+                        (bpf/watch m
+                                   {:on-error #(deliver ended
+                                                        [(:bpfmap/error (ex-data %))
+                                                         (ex-message %)])}
+                                   prn))
+                     '[seen (deref done 60000 :not-done) (deref ended 60000 :not-ended)]))))))
 
 (kernel-test events-that-nobody-takes-are-dropped-with-their-number
   (with-pod [c]
@@ -470,31 +479,32 @@
           (try
             (let [[events seen]
                   (script c
-                    (list 'def 'm (list 'bpf/open (:id (bpf/info changing))))
-                    '(def seen (atom 0))
-                    '(def events (atom []))
-                    '(def free (promise))
+                          (list 'def 'm (list 'bpf/open (:id (bpf/info changing))))
+                          '(def seen (atom 0))
+                          '(def events (atom []))
+                          '(def free (promise))
                     ;; Both watches see about the same number of events, and one of them waits
                     ;; while the other goes on.
-                    '(def slow (bpf/watch m {:interval 0.001} (fn [event]
-                                                            (when (= 2
-                                                                     (count
-                                                                       (swap! events conj event)))
-                                                              @free))))
-                    '(def quick (bpf/watch m {:interval 0.001} (fn [_] (swap! seen inc))))
-                    '(while (< @seen 2500) (Thread/sleep 5))
-                    '(deliver free true)
-                    '(while (< (count @events) 1500) (Thread/sleep 5))
-                    '(bpf/close slow)
-                    '(bpf/close quick)
-                    '[@events @seen])
+                          '(def slow (bpf/watch m {:interval 0.001} (fn [event]
+                                                                      (when (= 2
+                                                                               (count
+                                                                                (swap! events conj
+                                                                                       event)))
+                                                                        @free))))
+                          '(def quick (bpf/watch m {:interval 0.001} (fn [_] (swap! seen inc))))
+                          '(while (< @seen 2500) (Thread/sleep 5))
+                          '(deliver free true)
+                          '(while (< (count @events) 1500) (Thread/sleep 5))
+                          '(bpf/close slow)
+                          '(bpf/close quick)
+                          '[@events @seen])
                   held-up (count (take-while (complement :dropped) events))
                   values (map #(get (:changed %) 1) (rest events))]
               (is (= 2 held-up) "the first event after the call that waited says what it missed")
               (is (< 100 (:dropped (nth events 2)) seen))
               (is (= 1 (count (filter :dropped (take 1026 events)))) "the latest 1024 were kept")
               (doseq
-                [[[_ after] [before _] event] (map vector values (rest values) (drop 2 events))]
+               [[[_ after] [before _] event] (map vector values (rest values) (drop 2 events))]
                 (is (or (:dropped event) (= after before))
                     "nothing is missing where no number says so")))
             (finally
@@ -506,13 +516,13 @@
     (with-pod [c]
       (is (= [:invalid-value :not-supported [1 2 3]]
              (script c
-               (list 'def 'm (list 'bpf/create small))
-               '(defn kind [f] (try (f) (catch Exception e (:bpfmap/error (ex-data e)))))
-               '(def w (bpf/watch m {:interval 1000} (fn [_])))
-               '[(kind #(bpf/watch m {:every 5} prn))
-                 (bpf/with-open [q (bpf/create {:type :queue :value :u32 :max-entries 4})]
-                   (kind #(bpf/watch q prn)))
-                 (mapv #(do (bpf/put! m % %) (bpf/lookup m %)) [1 2 3])]))))))
+                     (list 'def 'm (list 'bpf/create small))
+                     '(defn kind [f] (try (f) (catch Exception e (:bpfmap/error (ex-data e)))))
+                     '(def w (bpf/watch m {:interval 1000} (fn [_])))
+                     '[(kind #(bpf/watch m {:every 5} prn))
+                       (bpf/with-open [q (bpf/create {:type :queue :value :u32 :max-entries 4})]
+                         (kind #(bpf/watch q prn)))
+                       (mapv #(do (bpf/put! m % %) (bpf/lookup m %)) [1 2 3])]))))))
 
 ;; --- commands
 
@@ -540,36 +550,40 @@
                   :features true
                   :unpinned [nil nil]}
                  (script c
-                   (list 'def 'm
-                         (list 'bpf/create
-                               {:name "pod_exec" :type :hash :key :u32 :value :u64 :max-entries 8
-                                :contents {1 10}}))
-                   (list 'def 'where {:file file :pin pin :other other})
-                   '(let [id (:id (:form m))]
-                      (array-map ; evaluated in this order
-                       :list (exec/list {:where (str "id=" id) :columns "name,max-entries"})
-                       :dump (exec/dump {:ref m})
-                       :put ((juxt :before :value :written) (exec/put {:ref m :key 1 :value 11}))
-                       :get (exec/get {:ref id :key "1"})
-                       :missing (exec/get {:ref m :key 7})
-                       :show (:type (exec/show {:ref m}))
-                       :types (:type (:value (exec/types {:ref m})))
-                       :taken (exec/take {:ref m :key 1})
-                       :deleted (do (bpf/put-all! m {2 20, 3 30})
-                                    (exec/delete {:ref m :key 3})
-                                    (bpf/snapshot m))
-                       :saved (:entries (exec/save {:ref m :file (:file where)}))
-                       :diff (exec/diff {:old (:file where) :new m})
-                       :restored (do (exec/pin {:ref m :path (:pin where)})
-                                     (:entries
-                                      (exec/restore {:file (:file where) :pin (:other where)})))
-                       :hist (count (exec/hist {:ref m :field "value"}))
-                       :tree (filter #{(:pin where)} (map :path (exec/tree {})))
-                       :features
-                       (:here (first (exec/features {:where ["name=hash" "feature=map-type"]})))
-                       :unpinned
-                       [(do (exec/unpin {:path (:pin where)}) nil)
-                        (do (exec/unpin {:path (:other where)}) nil)]))))))
+                         (list 'def 'm
+                               (list 'bpf/create
+                                     {:name "pod_exec" :type :hash :key :u32 :value :u64
+                                      :max-entries 8
+                                      :contents {1 10}}))
+                         (list 'def 'where {:file file :pin pin :other other})
+                         '(let [id (:id (:form m))]
+                            (array-map ; evaluated in this order
+                             :list (exec/list {:where (str "id=" id) :columns "name,max-entries"})
+                             :dump (exec/dump {:ref m})
+                             :put
+                             ((juxt :before :value :written) (exec/put {:ref m :key 1 :value 11}))
+                             :get (exec/get {:ref id :key "1"})
+                             :missing (exec/get {:ref m :key 7})
+                             :show (:type (exec/show {:ref m}))
+                             :types (:type (:value (exec/types {:ref m})))
+                             :taken (exec/take {:ref m :key 1})
+                             :deleted (do (bpf/put-all! m {2 20, 3 30})
+                                          (exec/delete {:ref m :key 3})
+                                          (bpf/snapshot m))
+                             :saved (:entries (exec/save {:ref m :file (:file where)}))
+                             :diff (exec/diff {:old (:file where) :new m})
+                             :restored (do (exec/pin {:ref m :path (:pin where)})
+                                           (:entries
+                                            (exec/restore
+                                             {:file (:file where) :pin (:other where)})))
+                             :hist (count (exec/hist {:ref m :field "value"}))
+                             :tree (filter #{(:pin where)} (map :path (exec/tree {})))
+                             :features
+                             (:here
+                              (first (exec/features {:where ["name=hash" "feature=map-type"]})))
+                             :unpinned
+                             [(do (exec/unpin {:path (:pin where)}) nil)
+                              (do (exec/unpin {:path (:other where)}) nil)]))))))
         (finally
           (run! io/delete-file (filter #(.exists (io/file %)) [file pin other])))))))
 
@@ -580,12 +594,12 @@
                (str
                 "A pod has no exec/watch: use pod.bpfmap.core/watch, which calls a function with "
                 "what changes "
-                    "in an open map")]
+                "in an open map")]
               [:not-supported
                (str
                 "A pod has no option :stream: leave it out; exec/dump returns all rows, and :where "
                 "and "
-                    ":limit keep them few")]
+                ":limit keep them few")]
               [:not-supported
                "A pod has no option :print: print what exec/list returns, such as with clojure.pprint/print-table"]
               [:invalid-value
@@ -597,21 +611,21 @@
               [:not-found true]
               [:closed true]]
              (script c
-               (list 'def 'm (list 'bpf/create small))
-               '(def closed (bpf/clone m))
-               '(bpf/close closed)
-               '(defn error
-                  [f]
-                  (try (f) (catch Exception e [(:bpfmap/error (ex-data e)) (ex-message e)])))
-               '[(error #(exec/watch {:ref m}))
-                 (error #(exec/dump {:ref m :stream true}))
-                 (error #(exec/list {:print :table}))
-                 (error #(exec/dump {:ref {:fd 3}}))
-                 (error #(exec/diff {:old m :new {:fd 3}}))
-                 (error #(exec/show {}))
-                 (error #(exec/dump {:ref m :limit "x"}))
-                 (assoc (error #(exec/dump {:ref "no_such_map"})) 1 true)
-                 (assoc (error #(exec/dump {:ref closed})) 1 true)]))))))
+                     (list 'def 'm (list 'bpf/create small))
+                     '(def closed (bpf/clone m))
+                     '(bpf/close closed)
+                     '(defn error
+                        [f]
+                        (try (f) (catch Exception e [(:bpfmap/error (ex-data e)) (ex-message e)])))
+                     '[(error #(exec/watch {:ref m}))
+                       (error #(exec/dump {:ref m :stream true}))
+                       (error #(exec/list {:print :table}))
+                       (error #(exec/dump {:ref {:fd 3}}))
+                       (error #(exec/diff {:old m :new {:fd 3}}))
+                       (error #(exec/show {}))
+                       (error #(exec/dump {:ref m :limit "x"}))
+                       (assoc (error #(exec/dump {:ref "no_such_map"})) 1 true)
+                       (assoc (error #(exec/dump {:ref closed})) 1 true)]))))))
 
 (kernel-test a-number-of-a-descriptor-is-refused-wherever-a-client-gives-it
   (with-pod [c]
@@ -623,52 +637,57 @@
             of-this-process {:pid (.pid (java.lang.ProcessHandle/current)) :fd (:fd file)}]
         (is (= (concat (repeat 19 refused) [{:fd 3} 1])
                (script c
-                 '(defn error [f] (try (f) (catch Exception e [(:bpfmap/error (ex-data e))
-                                                               (re-find
-                                                                #"a descriptor's number means nothing in the pod's process"
-                                                                        (ex-message e))])))
-                 (list 'def 'n {:fd number})
-                 '(def outer (bpf/create {:type :hash-of-maps :key :u32 :max-entries 4
-                                          :inner-map {:type :array :value :u32 :max-entries 1}}))
-                 '(def programs (bpf/create {:type :prog-array :max-entries 4}))
-                 '(def cpus
-                    (bpf/create {:type :cpumap :value [:struct [:qsize :u32] [:program :u32]]}))
-                 '(def sockets (bpf/create {:type :sk-storage :value :u32 :flags #{:no-prealloc}}))
-                 '(def plain
-                    (bpf/create {:type :hash :key :u32 :value [:struct [:fd :u32]] :max-entries 4}))
-                 (list
-                  'concat
-                  '[(error #(bpf/open n))
-                    (error #(prog/open n))
-                    (error #(bpf/put! outer 1 n))
-                    (error #(bpf/insert! outer 1 n))
-                    (error #(bpf/replace! outer 1 n))
-                    (error #(bpf/put-all! outer {1 n}))
-                    (error #(bpf/create {:type :hash-of-maps :key :u32 :max-entries 4
-                                         :contents {1 n}
-                                         :inner-map {:type :array :value :u32 :max-entries 1}}))
-                    (error #(bpf/put! programs 1 n))
-                    (error #(bpf/put! cpus 0 {:qsize 8 :program n}))
-                    (error #(bpf/put! sockets n 1))
-                    (error #(bpf/lookup sockets n))
-                    (error #(bpf/has-key? sockets n))
-                    (error #(bpf/delete! sockets n))
-                    (error #(bpf/delete-all! sockets [n]))
-                    (error #(bpf/lookup-all sockets [n]))
-                    (error #(exec/put {:ref outer :key 1 :value n}))
-                    (error #(exec/get {:ref sockets :key n}))
-                    (error #(exec/dump {:ref n}))
-                    (error #(exec/pin {:ref n :path "/nonexistent/x"}))]
-                  (list 'vector
+                       '(defn error [f] (try (f) (catch Exception e [(:bpfmap/error (ex-data e))
+                                                                     (re-find
+                                                                      #"a descriptor's number means nothing in the pod's process"
+                                                                      (ex-message e))])))
+                       (list 'def 'n {:fd number})
+                       '(def outer (bpf/create {:type :hash-of-maps :key :u32 :max-entries 4
+                                                :inner-map {:type :array :value :u32
+                                                            :max-entries 1}}))
+                       '(def programs (bpf/create {:type :prog-array :max-entries 4}))
+                       '(def cpus
+                          (bpf/create {:type :cpumap
+                                       :value [:struct [:qsize :u32] [:program :u32]]}))
+                       '(def sockets
+                          (bpf/create {:type :sk-storage :value :u32 :flags #{:no-prealloc}}))
+                       '(def plain
+                          (bpf/create {:type :hash :key :u32 :value [:struct [:fd :u32]]
+                                       :max-entries 4}))
+                       (list
+                        'concat
+                        '[(error #(bpf/open n))
+                          (error #(prog/open n))
+                          (error #(bpf/put! outer 1 n))
+                          (error #(bpf/insert! outer 1 n))
+                          (error #(bpf/replace! outer 1 n))
+                          (error #(bpf/put-all! outer {1 n}))
+                          (error #(bpf/create {:type :hash-of-maps :key :u32 :max-entries 4
+                                               :contents {1 n}
+                                               :inner-map {:type :array :value :u32
+                                                           :max-entries 1}}))
+                          (error #(bpf/put! programs 1 n))
+                          (error #(bpf/put! cpus 0 {:qsize 8 :program n}))
+                          (error #(bpf/put! sockets n 1))
+                          (error #(bpf/lookup sockets n))
+                          (error #(bpf/has-key? sockets n))
+                          (error #(bpf/delete! sockets n))
+                          (error #(bpf/delete-all! sockets [n]))
+                          (error #(bpf/lookup-all sockets [n]))
+                          (error #(exec/put {:ref outer :key 1 :value n}))
+                          (error #(exec/get {:ref sockets :key n}))
+                          (error #(exec/dump {:ref n}))
+                          (error #(exec/pin {:ref n :path "/nonexistent/x"}))]
+                        (list 'vector
                         ;; Data that looks like it
-                        '(do (bpf/put! plain 1 {:fd 3}) (bpf/lookup plain 1))
-                        (list 'do (list 'bpf/put! 'sockets of-this-process 1)
-                              (list 'bpf/lookup 'sockets of-this-process)))))))
+                              '(do (bpf/put! plain 1 {:fd 3}) (bpf/lookup plain 1))
+                              (list 'do (list 'bpf/put! 'sockets of-this-process 1)
+                                    (list 'bpf/lookup 'sockets of-this-process)))))))
         (testing "and the process itself may give its own"
           (with-open
-            [outer ^java.io.Closeable (bpf/create {:type :hash-of-maps :key :u32 :max-entries 4
-                                                   :inner-map {:type :array :value :u32
-                                                               :max-entries 1}})]
+           [outer ^java.io.Closeable (bpf/create {:type :hash-of-maps :key :u32 :max-entries 4
+                                                  :inner-map {:type :array :value :u32
+                                                              :max-entries 1}})]
             (is (= outer (bpf/put! outer 1 {:fd number})))))))))
 
 (deftest every-command-offered

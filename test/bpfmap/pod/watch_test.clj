@@ -38,16 +38,16 @@
 (kernel-test events-since-the-last
   (testing "an event has the changes since the previous one"
     (is (nil? (watching 0.005 (fn [m _ event]
-                            (let [{:keys [at] :as first} (event)]
-                              (is (= {:entries {1 10, 2 20}} (dissoc first :at)))
-                              (is (< (- (System/currentTimeMillis) 60000) at
-                                     (inc (System/currentTimeMillis)))))
-                            (bpf/put! m 1 11)
-                            (is (= {:changed {1 [10 11]}} (dissoc (event) :at)))
-                            (bpf/delete! m 2)
-                            (is (= {:removed {2 20}} (dissoc (event) :at)))
-                            (bpf/put! m 3 30)
-                            (is (= {:added {3 30}} (dissoc (event) :at)))))))))
+                                (let [{:keys [at] :as first} (event)]
+                                  (is (= {:entries {1 10, 2 20}} (dissoc first :at)))
+                                  (is (< (- (System/currentTimeMillis) 60000) at
+                                         (inc (System/currentTimeMillis)))))
+                                (bpf/put! m 1 11)
+                                (is (= {:changed {1 [10 11]}} (dissoc (event) :at)))
+                                (bpf/delete! m 2)
+                                (is (= {:removed {2 20}} (dissoc (event) :at)))
+                                (bpf/put! m 3 30)
+                                (is (= {:added {3 30}} (dissoc (event) :at)))))))))
 
 (kernel-test removed-pin-reported-once
   (testing "reports a removed pin once"
@@ -76,9 +76,9 @@
 (kernel-test closed-map-ends-watch
   (testing "closing the map ends the watch"
     (is (nil? (watching 0.005 (fn [m w event]
-                            (event)
-                            (bpf/close m)
-                            (is (watch/watch? w))))))))
+                                (event)
+                                (bpf/close m)
+                                (is (watch/watch? w))))))))
 
 (kernel-test unwatchable-rejected
   (testing "rejects what cannot be watched at once"

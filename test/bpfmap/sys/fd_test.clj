@@ -60,12 +60,12 @@
           decoys (doall
                   (for [_ (range 2)]
                     (fixture/thread
-                     (fn []
-                       (while (not (.get over))
-                         (if (zero? (.nextInt (ThreadLocalRandom/current) 2))
-                           (with-open [m ^Closeable (create-array 1000000)]
-                             (bpf/put! m 3 1000001))
-                           (with-open [_ (FileInputStream. "/dev/null")])))))))]
+                      (fn []
+                        (while (not (.get over))
+                          (if (zero? (.nextInt (ThreadLocalRandom/current) 2))
+                            (with-open [m ^Closeable (create-array 1000000)]
+                              (bpf/put! m 3 1000001))
+                            (with-open [_ (FileInputStream. "/dev/null")])))))))]
       (try
         (loop [round 0]
           (when (< (.get total) 1000000)
@@ -73,12 +73,12 @@
                   m (create-array n)
                   closer (fixture/thread (fn []
                                            (let
-                                             [until (+ (.get total)
-                                                       (.nextInt (ThreadLocalRandom/current) 20000))
-                                              deadline (+ (System/nanoTime) 50000000)]
+                                            [until (+ (.get total)
+                                                      (.nextInt (ThreadLocalRandom/current) 20000))
+                                             deadline (+ (System/nanoTime) 50000000)]
                                              (while
-                                               (and (< (.get total) until)
-                                                    (< (System/nanoTime) deadline))
+                                              (and (< (.get total) until)
+                                                   (< (System/nanoTime) deadline))
                                                (Thread/onSpinWait)))
                                            (bpf/close m)))]
               (fixture/in-threads 16 (fn [_]
@@ -149,8 +149,8 @@
            [kilobytes kilobytes-after :as resident] :kilobytes}
           (fixture/kept-by-rounds []
                                   '(with-open
-                                     [m (bpf/create {:type :hash :key :u32 :value :u64
-                                                     :max-entries 1})]
+                                    [m (bpf/create {:type :hash :key :u32 :value :u64
+                                                    :max-entries 1})]
                                      (bpf/put! m 1 1)
                                      (m 1)))]
       (is (= descriptors descriptors-after))
@@ -250,9 +250,9 @@
                               (dotimes [i 100000] (bpf/put! m (mod i 16) i))
                               (dotimes [_ 50]
                                 (with-open
-                                  [p ^Closeable (prog/load
-                                                 {:type :socket-filter
-                                                  :insns [[:mov64 :r0 3] [:exit]]})]
+                                 [p ^Closeable (prog/load
+                                                {:type :socket-filter
+                                                 :insns [[:mov64 :r0 3] [:exit]]})]
                                   (assert (= 3
                                              (:return (prog/test-run p {:data (byte-array 14)}))))))
                               (into {} m)))]

@@ -224,17 +224,17 @@
             failure (AtomicReference.)
             address #(.address (mem/segment %))
             closer (fixture/thread
-                    (noting failure
-                      (while (not (.get over))
-                        (Thread/sleep 0 (.nextInt (ThreadLocalRandom/current) 999999))
-                        (let [[memory _] (.get current)
-                              place (address memory)]
-                          (mem/close memory)
-                          (with-open [other ^Closeable (bpf/memory decoy)]
-                            (swap! places update (if (= place (address other)) :same :other) inc)
-                            (Thread/yield)
-                            (.set current (mapped-anew m))
-                            (.incrementAndGet closes))))))]
+                     (noting failure
+                       (while (not (.get over))
+                         (Thread/sleep 0 (.nextInt (ThreadLocalRandom/current) 999999))
+                         (let [[memory _] (.get current)
+                               place (address memory)]
+                           (mem/close memory)
+                           (with-open [other ^Closeable (bpf/memory decoy)]
+                             (swap! places update (if (= place (address other)) :same :other) inc)
+                             (Thread/yield)
+                             (.set current (mapped-anew m))
+                             (.incrementAndGet closes))))))]
         (try
           (let [refused (accessing current 10000000 #(< 100 (.get closes)))]
             (is (nil? (.get failure)))
@@ -257,25 +257,25 @@
           freezer (let [first-map (new-map)]
                     (show first-map)
                     (fixture/thread
-                     (noting failure
-                       (loop [m first-map]
-                         (let [[memory _] (.get current)]
-                           (Thread/sleep 0 (.nextInt (ThreadLocalRandom/current) 999999))
-                           (assert (= :busy (outcome #(bpf/freeze! m))) "it is mapped writable")
-                           (mem/close memory)
-                           (bpf/freeze! m)
-                           (.incrementAndGet frozen)
-                           (show m) ; read-only by now
-                           (Thread/sleep 0 (.nextInt (ThreadLocalRandom/current) 500000))
-                           (assert (mem/read-only? (first (.get current))))
-                           (if (.get over)
-                             (bpf/close m)
-                             (let [next-map (new-map)
-                                   [read-only _] (.get current)]
-                               (show next-map)
-                               (bpf/close m)
-                               (mem/close read-only)
-                               (recur next-map))))))))]
+                      (noting failure
+                        (loop [m first-map]
+                          (let [[memory _] (.get current)]
+                            (Thread/sleep 0 (.nextInt (ThreadLocalRandom/current) 999999))
+                            (assert (= :busy (outcome #(bpf/freeze! m))) "it is mapped writable")
+                            (mem/close memory)
+                            (bpf/freeze! m)
+                            (.incrementAndGet frozen)
+                            (show m) ; read-only by now
+                            (Thread/sleep 0 (.nextInt (ThreadLocalRandom/current) 500000))
+                            (assert (mem/read-only? (first (.get current))))
+                            (if (.get over)
+                              (bpf/close m)
+                              (let [next-map (new-map)
+                                    [read-only _] (.get current)]
+                                (show next-map)
+                                (bpf/close m)
+                                (mem/close read-only)
+                                (recur next-map))))))))]
       (try
         (accessing current 1000000 #(or (.get failure) (< 50 (.get frozen))))
         (is (nil? (.get failure)))

@@ -23,19 +23,19 @@
     (doseq [text ["" "\n" "a" "0-" "-1" "3-1" "0,0" "1,0" "0-3-5" "0,,1" "0 1" "65536" "99999999999"
                   "0x1" "٣"]]
       (is (str/includes? (ex-message (try (PossibleCpus/parse text)
-                                       (catch IllegalArgumentException e e)))
+                                          (catch IllegalArgumentException e e)))
                          (str "not a list of CPUs such as 0-3 or 0,2-4: \"" (str/trim text) "\""))
           text))))
 
 (defspec l4-any-printed-cpu-list 200
   (prop/for-all [cpus (gen/fmap (comp vec sort) (gen/set (gen/choose 0 300) {:min-elements 1}))]
-    (let [runs (reduce (fn [runs cpu]
-                         (if (= cpu (some-> (peek runs) second inc))
-                           (conj (pop runs) [(first (peek runs)) cpu])
-                           (conj runs [cpu cpu])))
-                       [] cpus)
-          text (str/join "," (map (fn [[a b]] (if (= a b) a (str a "-" b))) runs))]
-      (= cpus (vec (PossibleCpus/parse text))))))
+                (let [runs (reduce (fn [runs cpu]
+                                     (if (= cpu (some-> (peek runs) second inc))
+                                       (conj (pop runs) [(first (peek runs)) cpu])
+                                       (conj runs [cpu cpu])))
+                                   [] cpus)
+                      text (str/join "," (map (fn [[a b]] (if (= a b) a (str a "-" b))) runs))]
+                  (= cpus (vec (PossibleCpus/parse text))))))
 
 (deftest l4-possible-cpus-of-kernel
   (testing "returns the possible CPUs of the kernel"

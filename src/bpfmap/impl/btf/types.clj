@@ -262,14 +262,14 @@
 
 (defn- typedef [{b :blob :as context} {:keys [id name type] :as record}]
   (or
-    (meaning b record)
-    (let [target (of-id context type)]
-      (when-not name
-        (throw (malformed [:type id] "a typedef has no name")))
-      (if (and (plain-typedefs name) (keyword? (:type target)))
-        target
-        (weighed (assoc target :typedef name :type [:typedef name (:type target)] :target target) id
-                 [target])))))
+   (meaning b record)
+   (let [target (of-id context type)]
+     (when-not name
+       (throw (malformed [:type id] "a typedef has no name")))
+     (if (and (plain-typedefs name) (keyword? (:type target)))
+       target
+       (weighed (assoc target :typedef name :type [:typedef name (:type target)] :target target) id
+                [target])))))
 
 (defn- variable
   "Returns an entry of a data section as a member: its name, node and offset.

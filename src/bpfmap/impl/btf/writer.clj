@@ -16,8 +16,8 @@
 ;; What is written so far: the types, and the strings with the offset of each. The first string
 ;; has the offset `first-string`, and types are referred to up to `last-id`.
 (deftype Writer
-  [^ByteBuffer types ^ByteArrayOutputStream strings ^HashMap offsets ^long first-string
-   ^long last-id])
+         [^ByteBuffer types ^ByteArrayOutputStream strings ^HashMap offsets ^long first-string
+          ^long last-id])
 
 (def ^:private most-entries
   "What all kernels take; those before 2026 know no more."

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.host.explore
-  
+
   "Shows the objects of a host as navigable data, for `datafy` and `nav`.
 
   `clojure.datafy/datafy` returns the details of an object, `nav` follows a reference: from the
@@ -105,14 +105,14 @@
                     {:entries (or-error (read-entries m max-entries))
                      :used-by (or-error (mapv #(select-keys % [:id :name :type])
                                               (inventory/programs-using id)))})
-              {:nav (map-nav (merge info (select-keys (bpf-map/spec-of m) [:types])))})))
+      {:nav (map-nav (merge info (select-keys (bpf-map/spec-of m) [:types])))})))
 
 (defn- map-row
   "Returns the info of a map, navigable to its entries and programs."
   [info]
   (with-nav info
-            {:datafy (fn [_] (or-error (with-opened info #(map-details (lifecycle/info %) %))))
-             :nav (map-nav info)}))
+    {:datafy (fn [_] (or-error (with-opened info #(map-details (lifecycle/info %) %))))
+     :nav (map-nav info)}))
 
 (defn of-map
   "Returns the details of an open map, with its first entries.
@@ -141,17 +141,17 @@
 
 (defn- link-row [info]
   (with-nav info {:nav (fn [k v]
-                           (case k
-                             :program-id (program-of-id v)
-                             :map-id (map-of-id v)
-                             v))}))
+                         (case k
+                           :program-id (program-of-id v)
+                           :map-id (map-of-id v)
+                           v))}))
 
 (defn- pin-row [{:keys [kind id] :as pin}]
   (with-nav pin {:nav (fn [k v]
-                          (case [k kind]
-                            [:id :map] (map-of-id id)
-                            [:id :program] (program-of-id id)
-                            v))}))
+                        (case [k kind]
+                          [:id :map] (map-of-id id)
+                          [:id :program] (program-of-id id)
+                          v))}))
 
 ;; --- the host
 
@@ -167,5 +167,5 @@
       (count (:maps (host))) ;=> 12"
   []
   (with-nav (into (array-map) (for [k [:maps :programs :links :pins]]
-                                   [k (or-error ((of-host k)))]))
-            {:nav (fn [k v] (if-let [read (of-host k)] (or-error (read)) v))}))
+                                [k (or-error ((of-host k)))]))
+    {:nav (fn [k v] (if-let [read (of-host k)] (or-error (read)) v))}))

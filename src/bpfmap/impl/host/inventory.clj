@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.host.inventory
-  
+
   "Lists the BPF objects of this host: by id, by pin, and by process.
 
   Others create and remove objects at the same time. Objects that cannot be read are left out of
@@ -127,23 +127,23 @@
   ([brief?] (maps brief? nil))
   ([brief? more]
    (with-skipped
-    (fn [skip]
-      (map-infos :list (fn [id e] (skip {:id id} e)) brief? more)))))
+     (fn [skip]
+       (map-infos :list (fn [id e] (skip {:id id} e)) brief? more)))))
 
 (defn- all
   "Returns the infos of all objects of a kind, by ascending id."
   [kind]
   (let [ctx {:op :list}]
     (with-skipped
-     (fn [skip]
-       (into []
-             (keep (fn [id]
-                     (skip-on-error skip {:id id}
-                       (let [fd (call/open-id kind id ctx)]
-                         (try
-                           ((info-of kind) fd ctx)
-                           (finally (call/close fd)))))))
-             (call/ids kind ctx))))))
+      (fn [skip]
+        (into []
+              (keep (fn [id]
+                      (skip-on-error skip {:id id}
+                                     (let [fd (call/open-id kind id ctx)]
+                                       (try
+                                         ((info-of kind) fd ctx)
+                                         (finally (call/close fd)))))))
+              (call/ids kind ctx))))))
 
 (defn programs
   "Returns the infos of all programs, by ascending id."
@@ -189,8 +189,8 @@
       :directory (if (and (mount-point? path) (not= path directory))
                    (recur more found)
                    (recur (concat (skip-on-error skip
-                                    {:path path}
-                                    (outcome-or-throw (paths/entries path) path))
+                                                 {:path path}
+                                                 (outcome-or-throw (paths/entries path) path))
                                   more) found))
       (if (int? type) ; a negated errno: it has gone or must not be read
         (do (skip-on-error skip {:path path} (outcome-or-throw type path))
@@ -229,12 +229,14 @@
        (throw (error/error :not-bpffs
                            (str "Nothing can be pinned below " (paths/printable directory))
                            {:bpfmap/op :pins :bpfmap/file directory
-                            :bpfmap/hint (str "it is not on a BPF file system, and none is mounted below "
-                                                "it")})))
+                            :bpfmap/hint (str
+                                          "it is not on a BPF file system, and none is mounted "
+                                          "below "
+                                          "it")})))
      (with-skipped
-      (fn [skip]
-        (let [mount-point? (set (map :path in-sight))]
-          (vec (sort-by :path (mapcat #(pins-below % mount-point? skip) roots)))))))))
+       (fn [skip]
+         (let [mount-point? (set (map :path in-sight))]
+           (vec (sort-by :path (mapcat #(pins-below % mount-point? skip) roots)))))))))
 
 ;; --- holders
 
@@ -262,13 +264,15 @@
   [f]
   (let [processes (with-file-errors "The list of processes" :holders "/proc" (procfs/processes))]
     (with-skipped
-     (fn [skip]
-       (into []
-             (keep (fn [pid]
-                     (skip-on-error skip {:pid pid}
-                       (with-file-errors (str "Process " pid) :holders (str "/proc/" pid)
-                         (f pid)))))
-             processes)))))
+      (fn [skip]
+        (into []
+              (keep (fn [pid]
+                      (skip-on-error skip {:pid pid}
+                                     (with-file-errors (str "Process " pid)
+                                       :holders
+                                       (str "/proc/" pid)
+                                       (f pid)))))
+              processes)))))
 
 (defn holders
   "Returns the processes that have a descriptor of an object, by ascending number."

@@ -1,6 +1,5 @@
 (ns ^:no-doc bpfmap.impl.kernel.call
-  
-  
+
   "Makes bpf(2) commands and converts their results to data or to errors.
 
   In order: exceptions for failed calls; one command; descriptors; ids and infos; pins; kinds of
@@ -294,8 +293,8 @@
   (let [outcome (FileSyscalls/rename (paths/bytes-of from) (paths/bytes-of to) false)]
     (when (neg? outcome)
       (throw (failure (str "Moving " (paths/printable from) " to " (paths/printable to))
-               outcome
-               ctx)))))
+                      outcome
+                      ctx)))))
 
 (defn remove-file
   "Removes a file; returns true if it existed."
@@ -305,8 +304,8 @@
       (zero? outcome) true
       (= (- Abi/ENOENT) outcome) false
       :else (throw (failure (str action " " (paths/printable path))
-                     outcome
-                     (assoc ctx :removing true))))))
+                            outcome
+                            (assoc ctx :removing true))))))
 
 (defn kind
   "Returns the kind of a descriptor: `:map`, `:program`, `:link` or `:other`.
@@ -386,8 +385,8 @@
             (cond
               (= outcome (- Abi/ENOENT)) (persistent! found)
               (neg? outcome) (throw (failure (str "Listing the " (name kind) "s")
-                                      outcome
-                                      ctx))
+                                             outcome
+                                             ctx))
               :else (let [id (.int32 attr Abi/ID_NEXT_ID)]
                       (recur id (conj! found id)))))))
       (catch RuntimeException e

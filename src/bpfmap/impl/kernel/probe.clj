@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.kernel.probe
-  
+
   "Makes bpf(2) commands for probes: the outcome is returned, and never thrown.
 
   An outcome is a non-negative number or a negated errno. Keys and values are bytes."
@@ -48,16 +48,16 @@
 
     (batch-commands op)
     (call (batch-commands op) ctx (fn [^Attr attr]
-                                      (.int32 attr Abi/BATCH_COUNT 0)
-                                      (.fd attr Abi/BATCH_MAP_FD fd)))
+                                    (.int32 attr Abi/BATCH_COUNT 0)
+                                    (.fd attr Abi/BATCH_MAP_FD fd)))
 
     :else
     (call (element-commands op) ctx (fn [^Attr attr]
-                                        (.fd attr Abi/ELEM_MAP_FD fd)
-                                        (when key (.bytes attr Abi/ELEM_KEY key))
+                                      (.fd attr Abi/ELEM_MAP_FD fd)
+                                      (when key (.bytes attr Abi/ELEM_KEY key))
                                         ;; Everything after a command's last field must be zero.
-                                        (when-not (= :delete op) (.bytes attr Abi/ELEM_VALUE value))
-                                        (when flags (.int64 attr Abi/ELEM_FLAGS flags))))))
+                                      (when-not (= :delete op) (.bytes attr Abi/ELEM_VALUE value))
+                                      (when flags (.int64 attr Abi/ELEM_FLAGS flags))))))
 
 (def ^:private ^:const log-size
   "Bytes.

@@ -110,12 +110,12 @@
           (reduce (fn [^long i k]
                     (when-not (element-ops/out-of-range-index? m k)
                       (with-index i
-                                  #(let [k
-                                         (if resolvers
-                                           (bpf-map/resolve-key m :delete-all! scope k ::absent)
-                                           k)]
-                                     (when-not (identical? ::absent k)
-                                       (kernel.element/add writer key-codec nil k nil)))))
+                        #(let [k
+                               (if resolvers
+                                 (bpf-map/resolve-key m :delete-all! scope k ::absent)
+                                 k)]
+                           (when-not (identical? ::absent k)
+                             (kernel.element/add writer key-codec nil k nil)))))
                     (inc i))
                   0 ks)
           (let [done (done-or-throw m :delete-all!

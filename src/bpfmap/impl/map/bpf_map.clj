@@ -1,6 +1,5 @@
 (ns ^:no-doc bpfmap.impl.map.bpf-map
-  
-  
+
   "Defines the open map: a descriptor, its codecs, and collection interfaces.
 
   An open map can be used like a collection, but is compared by identity. Printing and comparing
@@ -45,9 +44,10 @@
 ;; of the pins, the latest last, `row` what the rules say of the type. `mapping` is nil where a
 ;; map has no memory to map, `direct` where its elements are not in it.
 (deftype BpfMap
-  [^Fd fd identity spec access refusals elements key-codec value-codec resolvers cpus pins row
-   mapping
-   fast-path]
+         [^Fd fd identity spec access refusals elements key-codec value-codec resolvers cpus pins
+          row
+          mapping
+          fast-path]
   kernel.element/Origin
   (failure [_ op outcome]
     (call/failure (describe identity op) outcome
@@ -258,7 +258,7 @@
                            " is not a transient collection")
                       {:bpfmap/map (.-identity m)
                        :bpfmap/hint (str "use put! or put-all! to write, and snapshot to read all "
-                                          "entries as a map")})))
+                                         "entries as a map")})))
 
 (defn- iteration-aborted
   "Returns the exception for a reader that was restarted too often.
@@ -270,8 +270,8 @@
                 :bpfmap/map (.-identity m)
                 :bpfmap/so-far (if (and (instance? ITransientCollection so-far)
                                         (not (instance? BpfMap so-far)))
-                                   (persistent! so-far)
-                                   so-far)
+                                 (persistent! so-far)
+                                 so-far)
                 :bpfmap/hint (str
                               "others delete keys faster than they can be read; the result so "
                               "far is under :bpfmap/so-far; try again")}))
@@ -311,10 +311,10 @@
         reader (or reader (if (batches? m) :batches :keys))
         how (merge (reader-options m) options)]
     (kernel.element/fold-chunks (case reader
-                                      :batches (kernel.element/batch-reader
-                                                (.-fd m) key-size value-size how)
-                                      :keys (kernel.element/key-iterator
-                                             (.-elements m) key-size value-size how))
+                                  :batches (kernel.element/batch-reader
+                                            (.-fd m) key-size value-size how)
+                                  :keys (kernel.element/key-iterator
+                                         (.-elements m) key-size value-size how))
                                 step init
                                 (fn [outcome first? acc]
                                   (if (and first?
@@ -336,8 +336,8 @@
                                            init)
       (fold m :reduce
             ((if
-               pairs kernel.element/pair-step kernel.element/entry-step) (.-key-codec m)
-             (.-value-codec m) step)
+              pairs kernel.element/pair-step kernel.element/entry-step) (.-key-codec m)
+                                                                        (.-value-codec m) step)
             init options))))
 
 (defn snapshot-of

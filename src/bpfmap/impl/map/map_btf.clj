@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.map.map-btf
-  
+
   "Converts types of maps to BTF and back.
 
   A map is created with the BTF of its types, and opened with the types of its BTF."
@@ -119,7 +119,7 @@
   (try
     (let [load (fn [variable]
                  (when-let [{:keys [bytes ids]} (or (when-not variable (carried-btf spec))
-                                                  (btf-of spec variable))]
+                                                    (btf-of spec variable))]
                    {:fd (kernel.btf/load bytes (:token spec) ctx) :ids ids}))]
       (if-let [variable (variable-of spec)]
         (try

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.map.naming
-  
+
   "Finds the map with a name.
 
   The kernel keeps 15 characters of a name, and only letters, digits, `_` and `.`. A name that
@@ -163,7 +163,8 @@
          (str "pinned at " (str/join ", " (map paths/printable pinned)))
          "not pinned")
        (when (seq held)
-         (str " and held by " (str/join ", " (map #(str (:command %) "[" (:pid %) "]") held)))) ")"))
+         (str " and held by " (str/join ", " (map #(str (:command %) "[" (:pid %) "]") held))))
+       ")"))
 
 ;; --- the map with a name
 
@@ -189,9 +190,9 @@
         kept? (= name kernel-name)
         alike (filterv #(if kept? (= name (:name %)) (shortens-to? name (:name %)))
                        (inventory/map-infos :open (fn [_ e]
-                                                      (when-not
-                                                        (= :not-found (:bpfmap/error (ex-data e)))
-                                                        (throw e)))
+                                                    (when-not
+                                                     (= :not-found (:bpfmap/error (ex-data e)))
+                                                      (throw e)))
                                             true))
         pins (delay (pins-by-map))
         found (if kept?

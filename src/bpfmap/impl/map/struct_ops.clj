@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.map.struct-ops
-  
+
   "Finds the structs that programs can implement in the BTF of the kernel.
 
   A map holds the wrapper of such a struct, a `struct bpf_struct_ops_…`."
@@ -58,8 +58,9 @@
   (when (:vtype-btf-obj-fd flags)
     (throw (error/error :not-supported "A struct of a kernel module cannot be implemented from here"
                         {:bpfmap/op :create :bpfmap/path [:flags] :bpfmap/map (:map ctx)
-                         :bpfmap/hint (str "leave :vtype-btf-obj-fd out: types are looked up in the "
-                                            "BTF of the kernel itself")})))
+                         :bpfmap/hint (str
+                                       "leave :vtype-btf-obj-fd out: types are looked up in the "
+                                       "BTF of the kernel itself")})))
   (try
     (let [b (kernel-btf/kernel :create)
           id (wrapper b struct-ops)

@@ -23,21 +23,21 @@
   (let [{:keys [^Source source offset]} (view/place v)
         {{:keys [swap]} :integer :keys [type size]} (view/shape-of v)]
     (bytes/invalid source op
-                    (str "Not to be read and written in one step: " (type/summary type) " at "
-                          offset
-                          " of the memory of " (bytes/described source))
-                    (cond
-                      (not (instance? Cell
-                                      v)) "atomic operations take a number; name a field or element of it"
-                      (nil?
-                       (:integer
-                        (view/shape-of v))) "atomic operations take integers of 4 or 8 bytes"
-                      (not (contains? #{4 8}
-                                      size)) (str
-                                              "atomic operations take integers of 4 or 8 bytes, "
-                                              "and it has " size)
-                      swap "its bytes are not in the order of this processor"
-                      :else (str "it is not aligned to its " size " bytes")))))
+                   (str "Not to be read and written in one step: " (type/summary type) " at "
+                        offset
+                        " of the memory of " (bytes/described source))
+                   (cond
+                     (not (instance? Cell
+                                     v)) "atomic operations take a number; name a field or element of it"
+                     (nil?
+                      (:integer
+                       (view/shape-of v))) "atomic operations take integers of 4 or 8 bytes"
+                     (not (contains? #{4 8}
+                                     size)) (str
+                                             "atomic operations take integers of 4 or 8 bytes, "
+                                             "and it has " size)
+                     swap "its bytes are not in the order of this processor"
+                     :else (str "it is not aligned to its " size " bytes")))))
 
 (defn- cell
   "The cell itself, if it can be read and written in one step."
@@ -164,10 +164,10 @@
   "The number, and with it everything that was written before it was written with release."
   ([v]
    (quickly-or [v nil :get-acquire Atomics/getAcquire64] nil number
-     (get-slowly v :get-acquire)))
+               (get-slowly v :get-acquire)))
   ([v path]
    (quickly-or [v path :get-acquire Atomics/getAcquire64] nil number
-     (get-slowly (view/at v path :get-acquire) :get-acquire))))
+               (get-slowly (view/at v path :get-acquire) :get-acquire))))
 
 (defn set-release!
   "Writes the number, after everything that was written before."
@@ -203,10 +203,10 @@
        (defn ~name ~doc
          ([~'v ~'x]
           (quickly-or [~'v nil ~op ~(first methods) ~'x] ~fits ~result
-            (~slowly ~'v ~'x)))
+                      (~slowly ~'v ~'x)))
          ([~'v ~'path ~'x]
           (quickly-or [~'v ~'path ~op ~(first methods) ~'x] ~fits ~result
-            (~slowly (view/at ~'v ~'path ~op) ~'x)))))))
+                      (~slowly (view/at ~'v ~'path ~op) ~'x)))))))
 
 (def-changing exchange!
   [value-bits no-sign]

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.memory.bytes
-  
+
   "Mapped memory as bytes, with Java streams and channels over it.
 
   In order: bounds and errors; the byte view; arrays and buffers; printing; streams."
@@ -315,8 +315,9 @@
   (let [width (Blocks/elementSize array)
         source (.-source m)]
     (when (zero? width)
-      (throw (invalid source op (str "The array must be of bytes, shorts, ints, longs, floats, doubles or "
-                                     "chars, got " (pr-str (error/shown array)))
+      (throw (invalid source op
+                      (str "The array must be of bytes, shorts, ints, longs, floats, doubles or "
+                           "chars, got " (pr-str (error/shown array)))
                       nil)))
     (let [length (long (java.lang.reflect.Array/getLength array))
           n (or n (if (and (int? start) (<= 0 (long start) length)) (- length (long start)) 0))]

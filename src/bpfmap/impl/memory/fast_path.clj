@@ -31,8 +31,8 @@
 ;; `bpfmap.sys.Integers`. `plain-key?` is true if a key is its index, `writes?` if user space may
 ;; write every byte of a value.
 (deftype FastPath
-  [^Mapping mapping ^Codec key-codec ^Codec value-codec ^long kind ^long entries ^long stride
-   plain-key? writes?])
+         [^Mapping mapping ^Codec key-codec ^Codec value-codec ^long kind ^long entries ^long stride
+          plain-key? writes?])
 
 (defn fast-path
   "Returns the fast path to the elements of an array in its memory."

@@ -27,8 +27,9 @@
 
 ;; A record, because views read its fields on every access to a part.
 (defrecord Shape
-  [kind type size codec kernel's? element count stride members integer float atomic at-once?
-   whole?])
+           [kind type size codec kernel's? element count stride members integer float atomic
+            at-once?
+            whole?])
 
 (declare of-node shape)
 

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.memory.mapping
-  
+
   "Manages the mapping of an open map: at most one, made on demand.
 
   All users of a handle share it. It is made again after it was closed."
@@ -95,7 +95,8 @@
                                           " cannot be opened")
                                      (assoc (ex-data e) :bpfmap/hint
                                             (str
-                                             "the kernel cannot map a read-only descriptor, and opening "
+                                             "the kernel cannot map a read-only descriptor, and "
+                                             "opening "
                                              "another requires CAP_SYS_ADMIN; open the map with "
                                              "{:access :read-write}"))))))]
       (try

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.memory.view
-  
+
   "Mapped memory as typed values.
 
   In order: views of cells, structs and arrays; making them; reading; writing; printing; bulk
@@ -52,7 +52,7 @@
 ;; the processor accesses it atomically: the bits of an integer, plus one if it is read-only,
 ;; negative if it is signed; 0 if it is not accessed atomically.
 (deftype Cell
-  [^Source source ^MemorySegment segment ^long offset shape ^Codec codec path ^long atomic]
+         [^Source source ^MemorySegment segment ^long offset shape ^Codec codec path ^long atomic]
   View
   (shape-of [_] shape)
   (place [_] {:source source :segment segment :offset offset :path path})
@@ -97,9 +97,10 @@
 ;; are not numbers. `kind` is the integer kind of their codec, for `bpfmap.sys.Integers`. `atomic`
 ;; is that field of each element as a cell; 0 if they are not cells or not all alike.
 (deftype ArrayView
-  [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape ^Codec codec path
-   numbers
-   ^long kind ^long atomic]
+         [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape ^Codec codec
+          path
+          numbers
+          ^long kind ^long atomic]
   View
   (shape-of [_] shape)
   (place [_] {:source source :segment segment :offset offset :path path})
@@ -315,7 +316,7 @@
   The last key of `path` comes first."
   ^Throwable [^Throwable e identity op path]
   (call/in-context (if (seq path) (codec.error/deeper e (vec (reverse (rest path))) (first path)) e)
-                   {:op op :map identity}))
+    {:op op :map identity}))
 
 (defn- write-elements
   "Writes all elements of a view with a stride larger than its elements.

@@ -96,5 +96,5 @@
                              {:bpfmap/hint (str
                                             "only its author knows which they are; generate those "
                                             "of "
-                                                (pr-str (error/shown (:type target)))
+                                            (pr-str (error/shown (:type target)))
                                             " and decode them")}))))

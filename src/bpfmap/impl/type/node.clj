@@ -147,10 +147,10 @@
   [kind packed? members]
   (reduce (fn [[placed ^long end] member]
             (let
-              [[{:keys [at bits bit-offset offset] :as member} behind] (place packed?
-                                                                              (if (= :union kind)
-                                                                                0
-                                                                                end) member)]
+             [[{:keys [at bits bit-offset offset] :as member} behind] (place packed?
+                                                                             (if (= :union kind)
+                                                                               0
+                                                                               end) member)]
               (if (and at (not (== (long at) (long (if bits bit-offset (* 8 (long offset)))))))
                 (reduced nil)
                 [(conj placed member) (max end (long behind))])))

@@ -76,11 +76,11 @@
   (testing "reads more entries than older kernels accept"
     (is (= 65536
            (count
-             (:params
-              (blob/record (blob/parse (raw (concat [0 (info :func-proto 65536) 0]
-                                                    (repeat 131072 0))
-                                            [""]))
-                           1)))))))
+            (:params
+             (blob/record (blob/parse (raw (concat [0 (info :func-proto 65536) 0]
+                                                   (repeat 131072 0))
+                                           [""]))
+                          1)))))))
 
 (deftest arrays-and-views
   (testing "parses a byte array or a byte view"
@@ -106,8 +106,8 @@
         (str
          "Not a kind of types: :class: it is :int, :ptr, :array, :struct, :union, :enum, :fwd, "
          ":typedef, :volatile, "
-             ":const, :restrict, :func, :func-proto, :var, :datasec, :float, :decl-tag, :type-tag "
-             "or :enum64")
+         ":const, :restrict, :func, :func-proto, :var, :datasec, :float, :decl-tag, :type-tag "
+         "or :enum64")
         #(blob/ids-named b "a" :class)))))
 
 ;; ---------------------------------------------------------------- names
@@ -115,9 +115,9 @@
 (deftest ordered-ids-by-name
   (testing "finds ids by name in ascending order"
     (let [b (blob/parse (writer/blob [{:kind :struct :name "same" :size 0} {:kind :ptr :type 0}
-                                    {:kind :typedef :name "same" :type 1} {:kind :fwd :name "sam"}
-                                    {:kind :struct :name "same" :size 1}
-                                    {:kind :fwd :name "größe"}]))]
+                                      {:kind :typedef :name "same" :type 1} {:kind :fwd :name "sam"}
+                                      {:kind :struct :name "same" :size 1}
+                                      {:kind :fwd :name "größe"}]))]
       (is (= [1 3 5] (blob/ids-named b "same")))
       (is (vector? (blob/ids-named b "same")))
       (is (= [1 5] (blob/ids-named b "same" :struct)))
@@ -160,18 +160,18 @@
              (map #(blob/size-of b %) (range 29)))))
     (testing "arrays of arrays, and of nothing"
       (let [b (blob/parse (writer/blob [{:kind :float :size 8}
-                                      {:kind :array :element 1 :index 1 :count 4}
-                                      {:kind :array :element 2 :index 1 :count 5}
-                                      {:kind :array :element 0 :index 1 :count 5}
-                                      {:kind :array :element 3 :index 1 :count 0}
-                                      {:kind :array :element 5 :index 1 :count 0xffffffff}]))]
+                                        {:kind :array :element 1 :index 1 :count 4}
+                                        {:kind :array :element 2 :index 1 :count 5}
+                                        {:kind :array :element 0 :index 1 :count 5}
+                                        {:kind :array :element 3 :index 1 :count 0}
+                                        {:kind :array :element 5 :index 1 :count 0xffffffff}]))]
         (is (= [32 160 nil 0 0] (map #(blob/size-of b %) [2 3 4 5 6])))))))
 
 (defn- chain
   "A blob of n typedefs, each of the next, and at last an int."
   [n]
   (blob/parse (writer/blob (conj (mapv (fn [i] {:kind :typedef :name "t" :type (+ i 2)}) (range n))
-                               (first samples/every-kind)))))
+                                 (first samples/every-kind)))))
 
 (deftest reference-depth-limit
   (testing "follows at most 64 references"
@@ -184,9 +184,9 @@
 (deftest cycles-are-errors
   (testing "a cycle of types is an error"
     (let [b (blob/parse (writer/blob [{:kind :typedef :name "a" :type 2} {:kind :const :type 1}
-                                    {:kind :array :element 3 :index 1 :count 2}
-                                    {:kind :var :name "v" :type 4 :linkage :static}
-                                    {:kind :ptr :type 5}]))]
+                                      {:kind :array :element 3 :index 1 :count 2}
+                                      {:kind :var :name "v" :type 4 :linkage :static}
+                                      {:kind :ptr :type 5}]))]
       (is (= [[:type 2]
               "Malformed BTF, type 2: it leads through more than 64 types: round in a cycle, or too deep"]
              (refused (blob/resolve b 2))
@@ -199,9 +199,9 @@
 (deftest sizes-beyond-32-bits
   (testing "rejects sizes of more than 32 bits"
     (let [b (blob/parse (writer/blob [{:kind :float :size 0xffffffff}
-                                    {:kind :array :element 1 :index 1 :count 0xffffffff}
-                                    {:kind :array :element 1 :index 1 :count 1}
-                                    {:kind :array :element 3 :index 1 :count 2}]))]
+                                      {:kind :array :element 1 :index 1 :count 0xffffffff}
+                                      {:kind :array :element 1 :index 1 :count 1}
+                                      {:kind :array :element 3 :index 1 :count 2}]))]
       (is (= [[:type 2 :count]
               "Malformed BTF, type 2 count: 4294967295 elements of 4294967295 bytes are more than 4294967295"]
              (refused (blob/size-of b 2))))

@@ -15,7 +15,7 @@
 (deftest malformed-header
   (testing "rejects a malformed header"
     (are [path message bytes]
-      (= [path (str "Malformed BTF, " message)] (refused (blob/parse bytes)))
+         (= [path (str "Malformed BTF, " message)] (refused (blob/parse bytes)))
       [:header :magic] "header magic: there are no bytes"
       (byte-array 0)
       [:header :magic] "header magic: the bytes begin with 9f, not with 9f eb or eb 9f"
@@ -23,7 +23,7 @@
       [:header :magic]
       (str
        "header magic: the bytes begin with 7f 45, not with 9f eb or eb 9f: this is an ELF file; "
-           "BTF is the content of its section .BTF")
+       "BTF is the content of its section .BTF")
       (byte-array [0x7f 0x45 0x4c 0x46 2])
       [:header] "header: it takes 24 bytes, and there are 3"
       (byte-array (map unchecked-byte [0x9f 0xeb 1]))
@@ -91,7 +91,7 @@
 (deftest type-exceeds-section
   (testing "rejects a type that exceeds its section"
     (are [path message words]
-      (= [path (str "Malformed BTF, " message)] (refused (blob/parse (raw words ["" "a"]))))
+         (= [path (str "Malformed BTF, " message)] (refused (blob/parse (raw words ["" "a"]))))
       [:type 1] "type 1: it takes 12 bytes at least, and the section has 8 left"
       [0 (info :ptr)]
       [:type 2] "type 2: it takes 12 bytes at least, and the section has 4 left"
@@ -146,9 +146,9 @@
     (is (= [[:type 1 :type] "Malformed BTF, type 1 type: it is type 2, and the last one is 1"]
            (refused (blob/record (blob/parse (raw [0 (info :ptr) 2] [""])) 1))))
     (are [path words]
-      (= [path (str "Malformed BTF, " (str/join " " (map #(if (keyword? %) (name %) %) path))
-                    ": it is type 9, and the last one is 1")]
-         (refused (blob/record (blob/parse (raw words ["" "a"])) 1)))
+         (= [path (str "Malformed BTF, " (str/join " " (map #(if (keyword? %) (name %) %) path))
+                       ": it is type 9, and the last one is 1")]
+            (refused (blob/record (blob/parse (raw words ["" "a"])) 1)))
       [:type 1 :type] [0 (info :ptr) 9]
       [:type 1 :type] [0 (info :decl-tag) 9 0]
       [:type 1 :return] [0 (info :func-proto) 9]

@@ -125,27 +125,27 @@
     (if-not (and (fixture/executable "clang") (fixture/executable "bpftool"))
       (fixture/skip! "no clang and bpftool to make objects with")
       (in-directory
-       (fn [file]
-         (doseq [level ["-O1" "-O2" "-O3"]
-                 [i source] (map-indexed
-                             vector
-                             ["int a; long b = 1; static char c[3] = \"ab\"; const volatile short d = 2;
+        (fn [file]
+          (doseq [level ["-O1" "-O2" "-O3"]
+                  [i source] (map-indexed
+                              vector
+                              ["int a; long b = 1; static char c[3] = \"ab\"; const volatile short d = 2;
                              int f(void) { return a + b + c[a & 1]++ + d; }"
-                              "static int x, y; static long z = 4; struct { char a; long b; } s[3]
+                               "static int x, y; static long z = 4; struct { char a; long b; } s[3]
                              = {{1, 2}}; int f(void) { return x++ + y-- + z++ + s[x & 1].b++; }"
-                              "int in_section __attribute__((section(\".data.own\"))) = 1; _Bool
+                               "int in_section __attribute__((section(\".data.own\"))) = 1; _Bool
                              flags[5]; double unused; int f(void) { static int calls; return
                              ++calls + in_section + flags[calls & 3]; }"])]
-           (spit (file "s.c") source)
-           (compile-c (file "s.c") (file "s.o") level)
-           (run (fixture/executable "bpftool") "gen" "object" (file "l.o") (file "s.o"))
-           (let [[compiled linked] (map #(btf/parse-object (bytes-of (file %))) ["s.o" "l.o"])
-                 sections (filter #(= :datasec (blob/kind linked %))
-                                  (range 1 (inc (blob/type-count linked))))]
-             (is (seq sections))
-             (doseq [id sections :let [section (blob/name-of linked id)]]
-               (is (= (btf/type-of linked id) (btf/type-named compiled section))
-                   (str i level " " section))))))))))
+            (spit (file "s.c") source)
+            (compile-c (file "s.c") (file "s.o") level)
+            (run (fixture/executable "bpftool") "gen" "object" (file "l.o") (file "s.o"))
+            (let [[compiled linked] (map #(btf/parse-object (bytes-of (file %))) ["s.o" "l.o"])
+                  sections (filter #(= :datasec (blob/kind linked %))
+                                   (range 1 (inc (blob/type-count linked))))]
+              (is (seq sections))
+              (doseq [id sections :let [section (blob/name-of linked id)]]
+                (is (= (btf/type-of linked id) (btf/type-named compiled section))
+                    (str i level " " section))))))))))
 
 (def ^:private part
   "One of two files of a program, each with a `seen` of its own, and one in a function."
@@ -171,27 +171,27 @@ SEC(\"socket\") int count%1$d(void *ctx)
   section."
   [f]
   (in-directory
-   (fn [file]
-     (doseq [i [1 2]]
-       (spit (file (str i ".c"))
-             (format part i (if (= 1 i) "char LICENSE[] SEC(\"license\") = \"GPL\";" "")))
-       (compile-c (file (str i ".c")) (file (str i ".o")) "-O2" "-Wno-ignored-attributes"))
-     (run (fixture/executable "bpftool") "gen" "object" (file "t_two.o") (file "1.o") (file "2.o"))
-     (let [pins (str (fixture/new-pin) "-dir")
-           object (btf/parse-object (bytes-of (file "t_two.o")))]
-       (run (fixture/executable "bpftool") "prog" "loadall" (file "t_two.o") pins)
-       (try
-         (with-open [one ^Closeable (prog/open (str pins "/count1"))
-                     two ^Closeable (prog/open (str pins "/count2"))]
-           (let [ids (distinct (mapcat #(:map-ids (prog/info %)) [one two]))
-                 maps (into {} (for [id ids :let [m (bpf/open id)]]
-                                 [(re-find #"\..*" (:name (bpf/info m))) m]))]
-             (try
-               (f object maps)
-               (finally (run! bpf/close (vals maps))))))
-         (finally
-           (run! io/delete-file (.listFiles (io/file pins)))
-           (.delete (io/file pins))))))))
+    (fn [file]
+      (doseq [i [1 2]]
+        (spit (file (str i ".c"))
+              (format part i (if (= 1 i) "char LICENSE[] SEC(\"license\") = \"GPL\";" "")))
+        (compile-c (file (str i ".c")) (file (str i ".o")) "-O2" "-Wno-ignored-attributes"))
+      (run (fixture/executable "bpftool") "gen" "object" (file "t_two.o") (file "1.o") (file "2.o"))
+      (let [pins (str (fixture/new-pin) "-dir")
+            object (btf/parse-object (bytes-of (file "t_two.o")))]
+        (run (fixture/executable "bpftool") "prog" "loadall" (file "t_two.o") pins)
+        (try
+          (with-open [one ^Closeable (prog/open (str pins "/count1"))
+                      two ^Closeable (prog/open (str pins "/count2"))]
+            (let [ids (distinct (mapcat #(:map-ids (prog/info %)) [one two]))
+                  maps (into {} (for [id ids :let [m (bpf/open id)]]
+                                  [(re-find #"\..*" (:name (bpf/info m))) m]))]
+              (try
+                (f object maps)
+                (finally (run! bpf/close (vals maps))))))
+          (finally
+            (run! io/delete-file (.listFiles (io/file pins)))
+            (.delete (io/file pins))))))))
 
 (kernel-test variables-sharing-a-name
   (testing "variables that share a name are read and written separately"
@@ -231,9 +231,9 @@ SEC(\"socket\") int count%1$d(void *ctx)
           variable {:kind :var :name "seen" :type 1 :linkage 0}
           section (fn [& offsets]
                     (btf/type-of (btf/parse (writer/blob [integer variable
-                                                        {:kind :datasec :name ".data" :size 12
-                                                         :vars (for [o offsets]
-                                                                 {:type 2 :offset o :size 4})}]))
+                                                          {:kind :datasec :name ".data" :size 12
+                                                           :vars (for [o offsets]
+                                                                   {:type 2 :offset o :size 4})}]))
                                  3))]
       (is (= [:struct {:name ".data"} [:seen :s32] [:seen#4 :s32] [:seen#8 :s32]] (section 0 4 8)))
       (testing "in the order of their places"

@@ -118,9 +118,9 @@
               base (blob/parse base-bytes)
               n (count samples/every-kind)
               split (writer/blob [{:kind :ptr :type 6} {:kind :struct :name "more" :size 8
-                                                      :members [{:name "p" :type (+ n 1)
-                                                                 :bit-offset 0}]}]
-                               {:base base})]
+                                                        :members [{:name "p" :type (+ n 1)
+                                                                   :bit-offset 0}]}]
+                                 {:base base})]
           (with-file base-bytes
             (fn [base-file]
               (with-file split

@@ -231,7 +231,7 @@
                           ["10.1.9.9" "10.9.9.9" "10.0.0.0/8" {:prefixlen 8 :data [10 255 0 0]}
                            "192.168.0.1" "192.168.0.0/24"]))))
             (testing
-              "what another writer left behind a prefix is shown, is the same key, and is overwritten"
+             "what another writer left behind a prefix is shown, is the same key, and is overwritten"
               (is (= 0 (put {:prefixlen 8 :data [10 1 2 3]} 4)))
               (is (contains? (keys-there) (decoded [:prefix :ipv4] (map str [8 0 0 0 10 1 2 3]))))
               (is (= 3 (count (keys-there))) "it took the place of 10.0.0.0/8")

@@ -20,8 +20,8 @@
     (let [hex (fn [options] (.formatHex (HexFormat/of)
                                         (writer/blob [{:kind :int :name "int" :size 4 :bits 32
                                                        :signed true}
-                                                    {:kind :ptr :type 1}]
-                                                   options)))]
+                                                      {:kind :ptr :type 1}]
+                                                     options)))]
       (is (= (str "9feb0100" "18000000" "00000000" "1c000000" "1c000000" "05000000"
                   "01000000" "00000001" "04000000" "20000001"
                   "00000000" "00000002" "01000000"
@@ -35,7 +35,7 @@
       (is (= (hex nil) (hex {:byte-order (ByteOrder/nativeOrder)})))
       (is (= [57 24 28 5]
              (let [n (count (writer/blob [{:kind :int :name "int" :size 4 :bits 32 :signed true}
-                                        {:kind :ptr :type 1}]))]
+                                          {:kind :ptr :type 1}]))]
                [n 24 28 (- n 24 28)]))))))
 
 (deftest every-kind-reads-back
@@ -46,25 +46,26 @@
 (defspec random-records 300
   (prop/for-all [records (samples/gen-records 40)
                  order (gen/elements [little big])]
-    (= records (samples/all-records (blob/parse (writer/blob records order))))))
+                (= records (samples/all-records (blob/parse (writer/blob records order))))))
 
 (defspec random-split-records 150
   (prop/for-all [[records added] (gen/let [records (samples/gen-records 15)
                                            added (samples/gen-records 15 (count records))]
                                    [records added])
                  order (gen/elements [little big])]
-    (let [base (blob/parse (writer/blob records order))
-          b (blob/parse (writer/blob added (assoc order :base base)) base)]
-      (and (= added (samples/all-records b))
-           (= records (map #(blob/record b %) (range 1 (inc (count records)))))
-           (every? (fn [{:keys [id name]}] (or (nil? name) (some #{id} (blob/ids-named b name))))
-                   (concat records added))))))
+                (let [base (blob/parse (writer/blob records order))
+                      b (blob/parse (writer/blob added (assoc order :base base)) base)]
+                  (and (= added (samples/all-records b))
+                       (= records (map #(blob/record b %) (range 1 (inc (count records)))))
+                       (every? (fn [{:keys [id name]}]
+                                 (or (nil? name) (some #{id} (blob/ids-named b name))))
+                               (concat records added))))))
 
 (defspec names-find-their-types 150
   (prop/for-all [records (samples/gen-records 40)]
-    (let [b (blob/parse (writer/blob records))]
-      (every? (fn [[name of-name]] (= (mapv :id of-name) (blob/ids-named b name)))
-              (dissoc (group-by :name records) nil)))))
+                (let [b (blob/parse (writer/blob records))]
+                  (every? (fn [[name of-name]] (= (mapv :id of-name) (blob/ids-named b name)))
+                          (dissoc (group-by :name records) nil)))))
 
 (deftest name-is-written-once
   (testing "writes a name once"
@@ -83,19 +84,19 @@
             {:id 7 :kind :func :type 6 :linkage :static}]
            (samples/all-records
             (blob/parse (writer/blob [{:id 99 :kind :int :size 4 :bits 32}
-                                    {:kind :struct :size 4 :members '({:type 1 :bit-offset 0})}
-                                    {:kind :struct :size 0}
-                                    {:kind :enum :size 4 :values [["" 1]]}
-                                    {:kind :fwd :name nil}
-                                    {:kind :func-proto :return 0 :params ()}
-                                    {:kind :func :type 6 :linkage 0}])))))
+                                      {:kind :struct :size 4 :members '({:type 1 :bit-offset 0})}
+                                      {:kind :struct :size 0}
+                                      {:kind :enum :size 4 :values [["" 1]]}
+                                      {:kind :fwd :name nil}
+                                      {:kind :func-proto :return 0 :params ()}
+                                      {:kind :func :type 6 :linkage 0}])))))
     (is (= 0 (blob/type-count (blob/parse (writer/blob nil)))))))
 
 (deftest bit-field-flag
   (testing "sets the bit-field flag only if there are bit fields"
     (let [flag (fn [members]
                  (bit-test (aget (writer/blob [{:kind :struct :size 8 :members members}] little) 31)
-                           7))]
+                   7))]
       (is (false? (flag [{:type 0 :bit-offset 0xffffffff}])))
       (is (true? (flag [{:type 0 :bit-offset 0} {:type 0 :bit-offset 8 :bits 1}]))))))
 
@@ -112,7 +113,7 @@
   (str
    "it is :int, :ptr, :array, :struct, :union, :enum, :fwd, :typedef, :volatile, :const, "
    ":restrict, :func, "
-       ":func-proto, :var, :datasec, :float, :decl-tag, :type-tag or :enum64"))
+   ":func-proto, :var, :datasec, :float, :decl-tag, :type-tag or :enum64"))
 
 (defn- refusal [{:keys [message] :bpfmap/keys [error path]}]
   (is (= :invalid-value error) message)
@@ -142,7 +143,7 @@
       [0 :type] "-1 is outside 0 to 4294967295"
       [{:kind :ptr :type -1}]
       [0 :type]
-         "the type 2 does not exist, the last one is 1: types count from 1 in their order, and 0 is void"
+      "the type 2 does not exist, the last one is 1: types count from 1 in their order, and 0 is void"
       [{:kind :ptr :type 2}]
       [0 :size] "4294967296 is outside 0 to 4294967295"
       [{:kind :float :size 4294967296}]
@@ -176,7 +177,7 @@
       [0 :members 0 :bits] "256 is outside 0 to 255"
       [{:kind :struct :size 1 :members [{:type 0 :bit-offset 0 :bits 256}]}]
       [0 :members 0 :type]
-         "the type 5 does not exist, the last one is 1: types count from 1 in their order, and 0 is void"
+      "the type 5 does not exist, the last one is 1: types count from 1 in their order, and 0 is void"
       [{:kind :union :size 1 :members [{:type 5 :bit-offset 0}]}]
       [0 :values 0] "{:name \"A\", :value 1} is not a pair of a name and a value"
       [{:kind :enum :size 4 :values [{:name "A" :value 1}]}]
@@ -187,14 +188,14 @@
       [0 :values 0 :value] "-1 is outside 0 to 18446744073709551615"
       [{:kind :enum64 :size 8 :values [["A" -1]]}]
       [0 :values 0 :value]
-         "9223372036854775808 is outside -9223372036854775808 to 9223372036854775807"
+      "9223372036854775808 is outside -9223372036854775808 to 9223372036854775807"
       [{:kind :enum64 :size 8 :signed true :values [["A" 9223372036854775808]]}]
       [0 :values 0 :name] ":A is not a string: leave out :name if there is no name"
       [{:kind :enum :size 4 :values [[:A 1]]}]
       [0 :name] "\"a\\u0000b\" contains a zero, which would end it"
       [{:kind :fwd :name "a\u0000b"}]
       [0 :params 0 :name]
-         "\"\\ud83d\" has no form in UTF-8: one half of a surrogate pair stands alone"
+      "\"\\ud83d\" has no form in UTF-8: one half of a surrogate pair stands alone"
       [{:kind :func-proto :return 0 :params [{:name "\ud83d" :type 0}]}]
       [0 :name] "the name has 65536 bytes, more than 65535"
       [{:kind :fwd :name (apply str (repeat 65536 "x"))}]

@@ -55,8 +55,8 @@
 
 (defspec decoded-encodes-the-same 1500
   (prop/for-all [[t view] typed-bytes]
-    (and (holds? (codec/codec t) view)
-         (holds? (codec/key-codec t nil []) view))))
+                (and (holds? (codec/codec t) view)
+                     (holds? (codec/key-codec t nil []) view))))
 
 ;; ---------------------------------------------------------------- keys
 
@@ -79,13 +79,13 @@
 
 (defspec distinct-keys 1500
   (prop/for-all [[t a b] two-keys]
-    (let [c (codec/key-codec t nil [])
-          [x again y] [(types/decoded c a) (types/decoded c a) (types/decoded c b)]]
-      (and (= x again)
-           (= (hash x) (hash again))
-           (= {x 1} {again 1})
-           (= (= a b) (= x y))
-           (= (count (set [a b])) (count (into #{} [x again y])))))))
+                (let [c (codec/key-codec t nil [])
+                      [x again y] [(types/decoded c a) (types/decoded c a) (types/decoded c b)]]
+                  (and (= x again)
+                       (= (hash x) (hash again))
+                       (= {x 1} {again 1})
+                       (= (= a b) (= x y))
+                       (= (count (set [a b])) (count (into #{} [x again y])))))))
 
 (deftest every-scalar-byte
   (testing "every scalar survives the round trip for every byte"
@@ -100,8 +100,8 @@
 (deftest equal-numbers-in-keys
   (testing "equal but different numbers decode as bytes in keys"
     (are [t hex value key] (let [view (bytes/->bytes hex)]
-                              (and (= (pr-str value) (pr-str (types/decoded (codec/codec t) view)))
-                                   (= key (types/decoded (codec/key-codec t nil []) view))))
+                             (and (= (pr-str value) (pr-str (types/decoded (codec/codec t) view)))
+                                  (= key (types/decoded (codec/key-codec t nil []) view))))
       :f32le "00 00 00 80" -0.0 (bytes/->bytes "00 00 00 80")
       :f32le "00 00 00 00" 0.0 0.0
       :f32le "00 00 c0 7f" ##NaN (bytes/->bytes "00 00 c0 7f")
@@ -131,8 +131,8 @@
 (deftest unused-bits-round-trip
   (testing "unused bits are shown and written again"
     (are [t hex value] (let [view (bytes/->bytes hex)]
-                          (and (= value (types/decoded (codec/codec t) view))
-                               (= view (types/encoded (codec/codec t) value))))
+                         (and (= value (types/decoded (codec/codec t) view))
+                              (= view (types/encoded (codec/codec t) value))))
       group-and-cache "01 00 00 00 00 00 00 00 02 00 00 00 00 00 00 00" {:group 1 :cache 2}
       group-and-cache "01 00 00 00 00 00 00 00 02 00 00 00 de ad be ef"
       {:group 1 :cache 2 :bpfmap/padding (bytes/->bytes "de ad be ef")}
@@ -152,15 +152,16 @@
     (testing "zeros may be given, and what no field takes is asked for alone"
       (is (= (types/decoded (codec/codec group-and-cache)
                             (types/encoded (codec/codec group-and-cache)
-                               {:group 1 :cache 2 :bpfmap/padding [0 0 0 0]}))
+                                           {:group 1 :cache 2 :bpfmap/padding [0 0 0 0]}))
              {:group 1 :cache 2})))
     (testing "what does not fit is refused, with its place"
       (are [t value words]
-        (let [{:keys [message]
-               :bpfmap/keys [path error]} (error-of (types/encoded (codec/codec t [:key]) value))]
-          (and (= :invalid-value error)
-               (= [:key :bpfmap/padding] path)
-               (str/includes? message words)))
+           (let [{:keys [message]
+                  :bpfmap/keys [path error]} (error-of
+                                               (types/encoded (codec/codec t [:key]) value))]
+             (and (= :invalid-value error)
+                  (= [:key :bpfmap/padding] path)
+                  (str/includes? message words)))
         group-and-cache {:group 1 :cache 2 :bpfmap/padding (bytes/->bytes "00")}
         "it must have 4 bytes, got 1"
         group-and-cache {:group 1 :cache 2 :bpfmap/padding nil}
@@ -175,9 +176,9 @@
 (deftest both-kinds-of-text
   (testing "both kinds of text survive the round trip"
     (are [t hex text]
-      (let [view (bytes/->bytes hex) value (if (vector? text) (bytes/->bytes text) text)]
-          (and (= value (types/decoded (codec/codec t) view))
-               (= view (types/encoded (codec/codec t) value))))
+         (let [view (bytes/->bytes hex) value (if (vector? text) (bytes/->bytes text) text)]
+           (and (= value (types/decoded (codec/codec t) view))
+                (= view (types/encoded (codec/codec t) value))))
       [:string 4] "74 65 73 74" "test"
       [:string 4] "74 65 00 00" "te"
       [:string 4] "00 00 00 00" ""
@@ -189,12 +190,13 @@
       [:c-string 1] "00" ""
       :bool "07" [7])
     (are [t value words]
-      (str/includes? (:message (error-of (types/encoded (codec/codec t) value))) words)
+         (str/includes? (:message (error-of (types/encoded (codec/codec t) value))) words)
       [:string 4] "tests" "it must be a string of up to 4 bytes in UTF-8, this has 5"
       [:c-string 4] "test" "it must be a string of up to 3 bytes in UTF-8, this has 4"
       [:c-string 1] "a" "it must be a string of up to 0 bytes in UTF-8, this has 1"
       [:c-string 4] [1 2] "it must have 4 bytes, got 2")
-    (is (str/includes? (:message (error-of (type/check [:c-string 0]))) "must have one size from 1"))))
+    (is (str/includes? (:message (error-of (type/check [:c-string 0])))
+                       "must have one size from 1"))))
 
 (deftest view-of-wrong-size
   (testing "every type rejects a byte view of another size"
@@ -231,7 +233,7 @@
                  (gen/let [t (gen/such-that #(pos? (long (type/size %))) types/any-type 100)
                            view (bytes-of (* 3 (rules/stride (type/size t))))]
                    [t view])]
-    (holds? (element/value {:type :percpu-hash :value t} 3) view)))
+                (holds? (element/value {:type :percpu-hash :value t} 3) view)))
 
 (deftest per-cpu-padding
   (testing "shows nonzero bytes between the values of two CPUs"
@@ -244,13 +246,13 @@
 
 (defspec btf-types-keep-bytes 200
   (prop/for-all [[t seed] (gen/tuple types/a-struct gen/large-integer)]
-    (let [{blob :bytes ids :ids} (btf/->btf [t] nil)
-          parsed (btf/type-of (btf/parse blob) (first ids))
-          array (byte-array (type/size parsed))]
-      (.nextBytes (Random. seed) array)
-      (and (= (type/size t) (type/size parsed))
-           (holds? (codec/codec parsed) (bytes/wrap array))
-           (holds? (codec/key-codec parsed nil []) (bytes/wrap array))))))
+                (let [{blob :bytes ids :ids} (btf/->btf [t] nil)
+                      parsed (btf/type-of (btf/parse blob) (first ids))
+                      array (byte-array (type/size parsed))]
+                  (.nextBytes (Random. seed) array)
+                  (and (= (type/size t) (type/size parsed))
+                       (holds? (codec/codec parsed) (bytes/wrap array))
+                       (holds? (codec/key-codec parsed nil []) (bytes/wrap array))))))
 
 (deftest kernel-types-keep-bytes
   (testing "types of the kernel keep the bytes"

@@ -52,16 +52,17 @@
 
 (defspec every-prefix-length 60
   (prop/for-all [[family address] an-address]
-    (let [{:keys [bits text]} (families family)
-          t [:prefix family]
-          whole (text (byte-array address))]
-      (and (= (raw bits address) (encoded t whole))
-           (every? (fn [n]
-                     (let [network (network-of bits address n)
-                           canonical (str (text (byte-array network)) "/" n)]
-                       (and (= (raw n network) (encoded t (str whole "/" n)) (encoded t canonical))
-                            (= canonical (decoded t (raw n network))))))
-                   (range (inc bits)))))))
+                (let [{:keys [bits text]} (families family)
+                      t [:prefix family]
+                      whole (text (byte-array address))]
+                  (and (= (raw bits address) (encoded t whole))
+                       (every? (fn [n]
+                                 (let [network (network-of bits address n)
+                                       canonical (str (text (byte-array network)) "/" n)]
+                                   (and (= (raw n network) (encoded t (str whole "/" n))
+                                           (encoded t canonical))
+                                        (= canonical (decoded t (raw n network))))))
+                               (range (inc bits)))))))
 
 (defspec any-bytes-round-trip 3000
   (prop/for-all [[[family address] n clear?]
@@ -69,22 +70,23 @@
                             (gen/one-of [(gen/choose 0 140) (gen/choose -0x80000000 0x7fffffff)
                                          (gen/elements [-1 32 33 128 129])])
                             gen/boolean)]
-    (let [{:keys [bits]} (families family)
-          t [:prefix family]
-          address (if (and clear? (<= 0 n bits)) (network-of bits address n) address)
-          array (raw n address)
-          value (decoded t array)
-          prefix? (and (<= 0 n bits) (= address (network-of bits address n)))]
-      (and (= array (encoded t value))
-           (if prefix?
-             (and (string? value) (str/ends-with? value (str "/" n)))
-             (= {:prefixlen (bit-and 0xffffffff n) :data (bytes/->bytes address)} value))))))
+                (let [{:keys [bits]} (families family)
+                      t [:prefix family]
+                      address (if (and clear? (<= 0 n bits)) (network-of bits address n) address)
+                      array (raw n address)
+                      value (decoded t array)
+                      prefix? (and (<= 0 n bits) (= address (network-of bits address n)))]
+                  (and (= array (encoded t value))
+                       (if prefix?
+                         (and (string? value) (str/ends-with? value (str "/" n)))
+                         (= {:prefixlen (bit-and 0xffffffff n) :data (bytes/->bytes address)}
+                            value))))))
 
 (defspec generated-prefixes 300
   (prop/for-all [[t prefix] (gen/let [t (gen/elements [[:prefix :ipv4] [:prefix :ipv6]])
                                       prefix (type/->generator t)]
                               [t prefix])]
-    (and (string? prefix) (= prefix (decoded t (encoded t prefix))))))
+                (and (string? prefix) (= prefix (decoded t (encoded t prefix))))))
 
 (deftest generated-lengths
   (testing "the generator produces every prefix length"
@@ -113,7 +115,8 @@
                   {:keys [bits example]} (families family)]]
       (testing (pr-str t text)
         (is (= [:invalid-value [:key] t text] [error path type value]))
-        (is (= (str "it must be a string such as \"" example "\", with a length from 0 to " bits) hint))
+        (is (= (str "it must be a string such as \"" example "\", with a length from 0 to " bits)
+               hint))
         (is (= (str "[:key]: " (pr-str text) " is not a " t ": " hint) message))))))
 
 (defspec any-text-or-error 3000
@@ -122,12 +125,12 @@
                                                     (gen/vector
                                                      (gen/elements
                                                       (map str "0123456789afF.:/%+- ١\n")) 0 24)))]
-    (let [t [:prefix family]
-          array (try (encoded t text)
-                     (catch clojure.lang.ExceptionInfo e
-                       (:bpfmap/error (ex-data e))))]
-      (or (= :invalid-value array)
-          (string? (decoded t array))))))
+                (let [t [:prefix family]
+                      array (try (encoded t text)
+                                 (catch clojure.lang.ExceptionInfo e
+                                   (:bpfmap/error (ex-data e))))]
+                  (or (= :invalid-value array)
+                      (string? (decoded t array))))))
 
 (deftest prefix-without-text-form
   (testing "a prefix without a text form reads as the struct of the kernel"

@@ -53,7 +53,7 @@
     (is (= [:init :release] (element/functions (node/node value-type nil []))))
     (is (= [:init :release]
            (element/functions
-             (node/node [:typedef "t" (assoc wrapper 3 [:data :x])] {:x x} []))))
+            (node/node [:typedef "t" (assoc wrapper 3 [:data :x])] {:x x} []))))
     (are [type] (= [] (element/functions (node/node type nil [])))
       :u64
       [:bytes 256]
@@ -63,7 +63,7 @@
 (deftest omitted-members
   (testing "omitted members are zero"
     (are [given path->value]
-      (= (reduce-kv assoc-in zeros path->value) (decoded of-type (encoded c given)))
+         (= (reduce-kv assoc-in zeros path->value) (decoded of-type (encoded c given)))
       {} {}
       {:data {}} {}
       {:data {:init 7}} {[:data :init] 7}
@@ -85,7 +85,7 @@
 (deftest misfits-are-rejected
   (testing "rejects values that do not fit"
     (are [value path]
-      (= [:invalid-value path] ((juxt :bpfmap/error :bpfmap/path) (error-of (encoded c value))))
+         (= [:invalid-value path] ((juxt :bpfmap/error :bpfmap/path) (error-of (encoded c value))))
       7 [:value]
       nil [:value]
       {:dta {}} [:value :dta]
@@ -109,11 +109,11 @@
 
 (defspec whole-value-unchanged 100
   (prop/for-all [value (type/->generator value-type)]
-    (java.util.Arrays/equals ^bytes (encoded of-type value) ^bytes (encoded c value))))
+                (java.util.Arrays/equals ^bytes (encoded of-type value) ^bytes (encoded c value))))
 
 (defspec partial-values 100
   (let [parts [:init :release :owner :name :low :high :list :slots]]
     (prop/for-all [value (type/->generator value-type)
                    kept (gen/set (gen/elements parts))]
-      (= (update zeros :data merge (select-keys (:data value) kept))
-         (decoded of-type (encoded c {:data (select-keys (:data value) kept)}))))))
+                  (= (update zeros :data merge (select-keys (:data value) kept))
+                     (decoded of-type (encoded c {:data (select-keys (:data value) kept)}))))))

@@ -26,7 +26,7 @@
 (deftest errnos-of-operations
   (testing "an operation that finds no element is supported"
     (are [supported? outcome]
-      (= supported? (:supported (probe/of-operation nil outcome {:op :create})))
+         (= supported? (:supported (probe/of-operation nil outcome {:op :create})))
       true 0
       true -2 ; ENOENT
       true -9 ; EBADF

@@ -13,9 +13,9 @@
 (def ^:private limit
   "Code for the limit of the process, soft and hard, as the kernel writes it."
   '(vec (rest (re-find #"Max locked memory +(\S+) +(\S+)" (java.nio.file.Files/readString
-                                                                  (java.nio.file.Path/of
-                                                                   "/proc/self/limits"
-                                                                   (make-array String 0)))))))
+                                                           (java.nio.file.Path/of
+                                                            "/proc/self/limits"
+                                                            (make-array String 0)))))))
 
 (defn- in-a-process
   "What code returns in a JVM of its own, with a limit of locked memory of KiB, soft and hard."
@@ -49,7 +49,7 @@
                                                       (Path/of
                                                        "/proc/self/status" (make-array String 0)))))
                                     16)
-            24)) ; CAP_SYS_RESOURCE of linux/capability.h
+    24)) ; CAP_SYS_RESOURCE of linux/capability.h
 
 (def ^:private unlimited ["unlimited" "unlimited"])
 

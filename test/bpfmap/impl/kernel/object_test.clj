@@ -26,8 +26,8 @@
   "The bytes of an info of `size` bytes, after `fill` has set fields."
   [fd size fill]
   (call/info "Reading an info" fd size {:op :info}
-                (fn [attr memory] (fill attr memory))
-                (fn [memory _] (vec (Bytes/copyOut memory 0 (int size))))))
+             (fn [attr memory] (fill attr memory))
+             (fn [memory _] (vec (Bytes/copyOut memory 0 (int size))))))
 
 (def ^:private xlated-insns "Where struct bpf_prog_info has the address for its instructions." 32)
 

@@ -40,30 +40,31 @@
         27 "/bpfx" [])
       (testing "the last of several on top of each other"
         (are [path id]
-          (= id
-             (located path root bpf "50 43 0:50 / /bpf rw - tmpfs t rw"
-                      "51 50 0:51 / /bpf rw - bpf t rw"))
+             (= id
+                (located path root bpf "50 43 0:50 / /bpf rw - tmpfs t rw"
+                         "51 50 0:51 / /bpf rw - bpf t rw"))
           "/bpf" 51
           "/bpf/a" 51
           "/" 27))
       (testing "not one below a directory that another mount hides"
         (are [path id]
-          (= id
-             (located path root bpf "50 43 0:50 / /bpf/sub rw - bpf t rw"
-                      "51 43 0:51 / /bpf rw - bpf t rw"))
+             (= id
+                (located path root bpf "50 43 0:50 / /bpf/sub rw - bpf t rw"
+                         "51 43 0:51 / /bpf rw - bpf t rw"))
           "/bpf/sub" 51
           "/bpf/sub/a" 51))
       (testing "with another root on top of the first"
         (are [path id]
-          (= id
-             (located path root bpf "50 27 0:50 / / rw - overlay o rw"
-                      "51 50 0:51 / /bpf rw - bpf t rw"))
+             (= id
+                (located path root bpf "50 27 0:50 / / rw - overlay o rw"
+                         "51 50 0:51 / /bpf rw - bpf t rw"))
           "/" 50
           "/bpf" 51))
       (testing "in a root directory that is no mount itself"
         (are [path id]
-          (= id
-             (located path "60 59 0:60 / /bpf rw - bpf b rw" "61 60 0:61 / /bpf/p rw - proc p rw"))
+             (= id
+                (located path "60 59 0:60 / /bpf rw - bpf b rw"
+                         "61 60 0:61 / /bpf/p rw - proc p rw"))
           "/" nil
           "/bpf" 60
           "/bpf/p/1" 61))
@@ -101,8 +102,8 @@
 (deftest object-from-fdinfo
   (testing "fdinfo gives the kind and id of an object"
     (are [object fields]
-      (= object (procfs/object (apply str "pos:\t0\n" (for [[k v] (partition 2 fields)]
-                                                         (str k ":\t" v "\n")))))
+         (= object (procfs/object (apply str "pos:\t0\n" (for [[k v] (partition 2 fields)]
+                                                           (str k ":\t" v "\n")))))
       [:map 12] ["flags" "02" "map_type" "1" "map_id" "12"]
       [:program 7] ["prog_id" "7" "prog_type" "1"]
       [:link 3] ["link_id" "3" "prog_id" "7"]

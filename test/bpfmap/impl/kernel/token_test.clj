@@ -70,10 +70,10 @@
   (str
    "(said (let [spec {:name \"t_tok\" :type :hash :key :u32 :value :u64 :max-entries 4 :pinning "
    ":by-name :contents {1 10}}"
-       "            options {:pin-path dir}]"
-       " (with-open [m (bpf/create spec options)] (bpf/put! m 1 11)"
-       "  (with-open [n (bpf/create spec options)] [(apply = (map (comp :id bpf/info) [m n])) "
-       "(into {} n)]))))"))
+   "            options {:pin-path dir}]"
+   " (with-open [m (bpf/create spec options)] (bpf/put! m 1 11)"
+   "  (with-open [n (bpf/create spec options)] [(apply = (map (comp :id bpf/info) [m n])) "
+   "(into {} n)]))))"))
 
 (token-test p3-create-with-token [dir]
   (testing "a token allows typed and pinned maps in a user namespace"
@@ -85,7 +85,7 @@
              [:ringbuf false nil #{} nil]]
             [true {1 11}]]
            (in-there dir dir
-                     (str "[" (creating specs) "(let [dir " (pr-str dir) "]" by-name ")]"))))))
+             (str "[" (creating specs) "(let [dir " (pr-str dir) "]" by-name ")]"))))))
 
 (def ^:private loading
   "Code that loads types into the kernel by themselves."

@@ -105,11 +105,12 @@
         value-codec ^Codec (.-value-codec m)
         step (element/entry-step key-codec value-codec (fn [acc k v] (conj acc [k v])))]
     {:entries (element/fold-chunks (element/batch-reader (bpf-map/descriptor m) (.size key-codec)
-                                          (.size value-codec)
-                                          (merge (bpf-map/reader-options m) {:chunk size} options))
-                              (fn [acc reader n] (vswap! sizes conj n) (step acc reader n))
-                              []
-                              (fn [outcome _ _] (throw (element/failure m :reduce outcome))))
+                                                         (.size value-codec)
+                                                         (merge (bpf-map/reader-options m)
+                                                                {:chunk size} options))
+                                   (fn [acc reader n] (vswap! sizes conj n) (step acc reader n))
+                                   []
+                                   (fn [outcome _ _] (throw (element/failure m :reduce outcome))))
      :sizes @sizes}))
 
 (defn- exactly
@@ -215,7 +216,7 @@
         (is (= n (bpf/count-entries m)))
         (is (= 150000 (m 149999)))
         (let
-          [{:bpfmap/keys [error done]} (error-of
+         [{:bpfmap/keys [error done]} (error-of
                                         (bpf/put-all! m
                                                       (map (juxt identity identity)
                                                            (range 10 (+ n 10)))))]
@@ -308,8 +309,8 @@
                               fd ^Fd (call/duplicate unusable {:op :open})
                               reader ^Reader (element/batch-reader
                                               fd (.size key-codec) (.size value-codec)
-                                                         (merge (bpf-map/reader-options m)
-                                                                {:chunk 100 :delete taking?}))]
+                                              (merge (bpf-map/reader-options m)
+                                                     {:chunk 100 :delete taking?}))]
                     (is (= [:EPERM :EPERM] (repeatedly 2 #(linux/said (.read reader))))
                         "at the first call")
                     (is (= n (bpf/count-entries m)) "nothing was taken")
@@ -323,8 +324,8 @@
                                         ;; Between any two, but after the last, when there is
                                         ;; nothing to ask for any more.
                                         (do
-                                         (is (contains? #{:EPERM :ok} (linux/said (.read reader))))
-                                            (recur entries)))))]
+                                          (is (contains? #{:EPERM :ok} (linux/said (.read reader))))
+                                          (recur entries)))))]
                       (exactly (all form n) entries)
                       (is (= (if taking? 0 n) (bpf/count-entries m))))))))))))))
 
@@ -364,7 +365,7 @@
                   (with-map form 5
                     (fn [m]
                       (let
-                        [{:bpfmap/keys [error done]} (error-of
+                       [{:bpfmap/keys [error done]} (error-of
                                                       (bpf/put-all! m (map entry (range n))))]
                         (is (= [:map-full 5] [error done]))
                         (is (= (all form 5) (into {} m)))))))))))))))

@@ -46,14 +46,14 @@
               found (promise)
               over (AtomicBoolean.)
               watcher (fixture/thread
-                       #(loop []
-                          (cond
-                            (.exists (io/file path))
-                            (deliver found (try
-                                             (with-open [m ^Closeable (bpf/open path)]
-                                               [(:frozen (bpf/info m)) (bpf/count-entries m)])
-                                             (catch Exception e e)))
-                            (not (.get over)) (recur))))]
+                        #(loop []
+                           (cond
+                             (.exists (io/file path))
+                             (deliver found (try
+                                              (with-open [m ^Closeable (bpf/open path)]
+                                                [(:frozen (bpf/info m)) (bpf/count-entries m)])
+                                              (catch Exception e e)))
+                             (not (.get over)) (recur))))]
           (try
             (with-open [m (create spec)]
               (is (= path (bpf/pinned-path m)))
@@ -252,7 +252,7 @@
                                                                        (bpf/put! m 1 1)
                                                                        (m 1))
                                                                      (catch
-                                                                       clojure.lang.ExceptionInfo e
+                                                                      clojure.lang.ExceptionInfo e
                                                                        (:bpfmap/error
                                                                         (ex-data e))))))))
                      (finally (.set over true)
@@ -262,7 +262,7 @@
       (is
        (=
         "The pin /sys/fs/bpf/x was created and removed repeatedly: others create and remove it at the same time; try again"
-          (ex-message (lifecycle/unusable-path-error "/sys/fs/bpf/x"))))
+        (ex-message (lifecycle/unusable-path-error "/sys/fs/bpf/x"))))
       (.delete (pin-file spec)))))
 
 (kernel-test p3-concurrent-processes

@@ -94,12 +94,13 @@
                                               :contents (range 100)})]
           (let [given (volatile! [])]
             (is (= "mine" (:message (error-of (bpf/drain-into! m (fn [_ v]
-                                                              (when (= n
-                                                                       (count
-                                                                         (vswap! given conj v)))
-                                                                (throw
-                                                                 (IllegalStateException. "mine"))))
-                                                            nil)))))
+                                                                   (when (= n
+                                                                            (count
+                                                                             (vswap! given conj v)))
+                                                                     (throw
+                                                                      (IllegalStateException.
+                                                                       "mine"))))
+                                                               nil)))))
             (is (= n (count @given)))
             (is (= (range 100) (sort (concat @given (bpf/drain! m)))))))))))
 
@@ -111,9 +112,9 @@
           (fn [m]
             (bpf/put-all! m (entries form (range 100)))
             (let [taken (bpf/drain-into! m
-                                    (fn [acc e]
-                                      (let [acc (conj acc e)]
-                                        (if (= 30 (count acc)) (reduced acc) acc))) {})]
+                                         (fn [acc e]
+                                           (let [acc (conj acc e)]
+                                             (if (= 30 (count acc)) (reduced acc) acc))) {})]
               (is (= 30 (count taken)))
               (is (= (entries form (range 100)) (merge taken (into {} m))))
               (is (= 70 (bpf/count-entries m))))))))
@@ -131,9 +132,9 @@
             given (volatile! {})]
         (is (seq all))
         (error-of (bpf/drain-into! m
-                              (fn [_ e]
-                                (vswap! given conj e)
-                                (throw (IllegalStateException. "mine"))) nil))
+                                   (fn [_ e]
+                                     (vswap! given conj e)
+                                     (throw (IllegalStateException. "mine"))) nil))
         (is (= 1 (count @given)))
         (is (= all (merge @given (into {} m))))
         (is (= (apply dissoc all (keys @given)) (bpf/drain! m)))
@@ -190,7 +191,7 @@
                 taken (promise)
                 drainer (fixture/thread #(deliver taken
                                                   (try {:all (bpf/drain! c)}
-                                                    (catch Exception e (ex-data e)))))]
+                                                       (catch Exception e (ex-data e)))))]
             (Thread/sleep 0 (int (rand-int 999999)))
             (bpf/close c)
             (fixture/join drainer)
@@ -223,10 +224,10 @@
           (fn [m]
             (bpf/put-all! m (entries form (range 500)))
             (let [taken (bpf/drain-into! m (fn [acc [k _ :as e]]
-                                        (when (< k 1000)
-                                          (bpf/put! m (+ 1000 k) ((:value form) (+ 1000 k))))
-                                        (conj acc e))
-                                    [])]
+                                             (when (< k 1000)
+                                               (bpf/put! m (+ 1000 k) ((:value form) (+ 1000 k))))
+                                             (conj acc e))
+                                         [])]
               (is (= (count taken) (count (distinct (map first taken)))))
               (is (= (entries form (concat (range 500) (range 1000 1500)))
                      (merge (into {} taken) (into {} m)))))))))))
@@ -239,10 +240,10 @@
           (fn [m]
             (bpf/put-all! m (entries form (range 4000)))
             (let [taken (fixture/in-threads 4
-                                            (fn [i]
-                                              (seq (if (even? i)
-                                                     (bpf/drain! m)
-                                                     (bpf/drain-into! m conj [])))))]
+                          (fn [i]
+                            (seq (if (even? i)
+                                   (bpf/drain! m)
+                                   (bpf/drain-into! m conj [])))))]
               (is (= 4000 (reduce + (map count taken))))
               (is (= (entries form (range 4000)) (into {} cat taken)))
               (is (nil? (seq m))))))))))

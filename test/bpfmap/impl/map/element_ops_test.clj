@@ -285,7 +285,8 @@
                     ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/put! m {:tid worker} 1)))))
              (is (str/includes? (:message (error-of (bpf/put! m {:tid worker} 1)))
                                 (str "thread " worker
-                                     " is not the first thread of its process, and a pidfd of such a "
+                                     " is not the first thread of its process, and a pidfd of such "
+                                     "a "
                                      "thread needs Linux 6.9, this is ")))
              (is (str/includes? (:message (error-of (bpf/put! m {:tid 0x7ffffff0} 1)))
                                 "thread 2147483632 does not exist (any more)")))))

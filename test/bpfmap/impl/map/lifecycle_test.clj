@@ -93,7 +93,7 @@
         (testing "refused, the pin stays where it was"
           (is (= [:exists :move-pin!] (take 2 (refusal (error-of (bpf/move-pin! m c b))))))
           (is (= [:not-found :move-pin!]
-                 (take 2 (refusal (error-of (bpf/move-pin! m b (fixture/new-pin))))) )
+                 (take 2 (refusal (error-of (bpf/move-pin! m b (fixture/new-pin))))))
               "what is there is not a pin of this map")
           (is (= [:invalid-value :move-pin!]
                  (take 2 (refusal (error-of (bpf/move-pin! m c (str b ".x")))))))
@@ -128,8 +128,8 @@
   (testing "rejects paths where nothing can be pinned"
     (with-open [m (create)]
       (are [path kind words]
-        (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/pin! m path))]
-          (and (= kind error) (= :pin! op) (str/includes? message words)))
+           (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/pin! m path))]
+             (and (= kind error) (= :pin! op) (str/includes? message words)))
         "" :invalid-value "A path must not be empty, got \"\""
         " " :invalid-value "A path must not be empty, got \" \""
         ;; sysfs and proc refuse in words of their own.
@@ -251,7 +251,7 @@
             fd (map/open-id id :read-only {:op :open})
             handle ((requiring-resolve
                      'bpfmap.impl.map.lifecycle/make-map) fd (bpf/info m) (bpf/spec m) :read-write
-                    nil)]
+                                                          nil)]
         (with-open [handle ^Closeable handle]
           (is (= [:permission :EPERM]
                  ((juxt :bpfmap/error :bpfmap/errno) (error-of (bpf/put! handle 1 1))))))))))
@@ -365,7 +365,7 @@
                              (when (= "/dev/null"
                                       (try
                                         (str (java.nio.file.Files/readSymbolicLink (.toPath link)))
-                                           (catch java.io.IOException _)))
+                                        (catch java.io.IOException _)))
                                (parse-long (.getName link))))
                            (.listFiles (io/file "/proc/self/fd")))
               {:keys [message] :bpfmap/keys [error]} (error-of (bpf/open {:fd number}))]

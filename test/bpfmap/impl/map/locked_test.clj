@@ -36,9 +36,9 @@
         storage (fn [type make ks]
                   (fn [f]
                     (with-open
-                      [m ^Closeable (bpf/create {:type type :value locked :flags #{:no-prealloc}})
-                       a ^Closeable (make)
-                       b ^Closeable (make)]
+                     [m ^Closeable (bpf/create {:type type :value locked :flags #{:no-prealloc}})
+                      a ^Closeable (make)
+                      b ^Closeable (make)]
                       (f m (mapv ks [a b])))))]
     {:hash (two {:type :hash :key :u32 :value locked :max-entries 4} [7 8])
      :rhash (two {:type :rhash :key :u32 :value locked :max-entries 4 :flags #{:no-prealloc}} [7 8])
@@ -49,9 +49,9 @@
      :cgrp-storage (storage :cgrp-storage objects/cgroup :path)
      :cgroup-storage (fn [f]
                        (with-open
-                         [m ^Closeable (bpf/create {:type :cgroup-storage :key-size 8
-                                                    :value [:struct [:n :u64] [:rest locked]]})
-                          program (programs/storage-counter m)]
+                        [m ^Closeable (bpf/create {:type :cgroup-storage :key-size 8
+                                                   :value [:struct [:n :u64] [:rest locked]]})
+                         program (programs/storage-counter m)]
                          (let [cgroups (vec (repeatedly 2 objects/cgroup))
                                attachments (mapv #(programs/attach-to-cgroup program %) cgroups)]
                            (try
@@ -128,9 +128,11 @@
               ;; So that it is there, and written in place from now on
               (doseq [k ks] (put! m k (value 0) held))
               (while-writing m ks value #(bpf/replace! %1 %2 %3 held)
-                (fn []
-                  (dotimes [i 1000]
-                    (is (whole? (of-value (bpf/lookup m (nth ks (mod i 2)) nil held))))))))))))))
+                             (fn []
+                               (dotimes [i 1000]
+                                 (is
+                                  (whole?
+                                   (of-value (bpf/lookup m (nth ks (mod i 2)) nil held))))))))))))))
 
 (kernel-test e6-locked-batches
   (testing "reads and writes many values under the lock"
@@ -142,14 +144,15 @@
                 all (fn [n] (zipmap ks (repeat (value-of n))))]
             (is (= 64 (bpf/put-all! m (all 0) held)))
             (while-writing m ks value-of (fn [m _ v] (bpf/put-all! m (zipmap ks (repeat v)) held))
-              (fn []
-                (dotimes [_ 60]
-                  (doseq [read [#(bpf/snapshot m held) #(into {} (bpf/entries m held))
-                                #(bpf/lookup-all m ks held)
-                                #(bpf-map/reduce-entries m assoc {} {:reader :keys :flags 4})]
-                          :let [entries (read)]]
-                    (is (= 64 (count entries)))
-                    (is (every? whole? (vals entries)))))))
+                           (fn []
+                             (dotimes [_ 60]
+                               (doseq [read [#(bpf/snapshot m held) #(into {} (bpf/entries m held))
+                                             #(bpf/lookup-all m ks held)
+                                             #(bpf-map/reduce-entries
+                                               m assoc {} {:reader :keys :flags 4})]
+                                       :let [entries (read)]]
+                                 (is (= 64 (count entries)))
+                                 (is (every? whole? (vals entries)))))))
             (when (= :hash (:type spec))
               (let [taken (bpf/take! m 0 nil held)
                     drained (bpf/drain! m held)]

@@ -58,7 +58,7 @@
           (is (= (into {} m) (into {} o)))
           (is (= [:struct {:name "flow_key"} [:src :ipv4] [:dst :ipv4] [:sport :port]
                   [:dport :u16be] [:proto :u8]]
-                 (:key (bpf/spec o)) ))
+                 (:key (bpf/spec o))))
           (bpf/put! o (assoc k :src "10.0.0.9") v)
           (is (= (m (assoc k :src "10.0.0.9")) (o (assoc k :src "10.0.0.9"))))
           (testing "a map made from the opened one's spec"
@@ -163,7 +163,7 @@
                (asked {:type :hash :key :u32 :value [:struct [:head :list-head] [:n :u64]]
                        :max-entries 1}))))
       (testing
-        "BTF that the kernel loads, and refuses for the map: there are no timers for each CPU"
+       "BTF that the kernel loads, and refuses for the map: there are no timers for each CPU"
         (is (= [{create-map 2 load-btf 1} :created]
                (asked {:type :percpu-hash :key :u32 :value [:struct [:t :timer] [:n :u64]]
                        :max-entries 1}))))
@@ -357,7 +357,7 @@ char _license[] SEC(\"license\") = \"GPL\";
                      (get-in
                       (json/read-str (:out (bpftool "-j" "map" "dump" "id"
                                                     (str (:id (bpf/info m))))))
-                             [0 "formatted" "value"]))]
+                      [0 "formatted" "value"]))]
                 (is (= [18446744073709551615N (plain :u32be 167772161) "GREEN"
                         {"a" [1 -2 3] "name" "abc"} 5 7 true -1]
                        [n addr color in f1 u ok tail])))))

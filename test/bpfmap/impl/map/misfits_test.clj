@@ -79,7 +79,8 @@
      ;; of another kind
      [maps [objects/file] (object 0) :incompatible
       ["EINVAL" "the value must be a map that matches the :inner-map"]]
-     [progs [objects/file] (object 0) :incompatible ["EINVAL" "the value must be a program of the same type"]]
+     [progs [objects/file] (object 0) :incompatible
+      ["EINVAL" "the value must be a program of the same type"]]
      [sockets [objects/file] (object 0) :incompatible
       ["ENOTSOCK" "the socket must be of this map's kind"]]
      [{:type :xskmap :max-entries 2} [objects/tcp-listener] (object 0) :incompatible
@@ -214,7 +215,8 @@
                 other (objects/others-process)]
       (doseq [[m k v
                words] [[maps 0 {:map-id (:id (bpf/info a))}
-                        (str "is not allowed to open map " (:id (bpf/info a)) "; an id requires CAP_SYS_ADMIN")]
+                        (str "is not allowed to open map " (:id (bpf/info a))
+                             "; an id requires CAP_SYS_ADMIN")]
                        [maps 0 {:pid (:pid other) :fd 0}
                         (str "is not allowed to open descriptor 0 of process " (:pid other) ";")]]
               :let [[error message] (in-words (fixture/unprivileged #(error-of (bpf/put! m k v))))]]

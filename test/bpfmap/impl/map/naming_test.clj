@@ -84,7 +84,7 @@
         (is (= [(id-of m) (id-of other) :ambiguous]
                (map (comp opened (partial str own))
                     ["calls_per_second_total" "calls_per_second_errors"
-                           (subs "calls_per_second" 0 (- 15 (count own)))]))
+                     (subs "calls_per_second" 0 (- 15 (count own)))]))
             "the name that they share is that of both")))))
 
 (kernel-test pin-file-name
@@ -107,7 +107,7 @@
           (let [{:keys [message]
                  :bpfmap/keys [error
                                candidates]} (error-of
-                                             (bpf/open {:name (str own "packets_by_address")}))]
+                                              (bpf/open {:name (str own "packets_by_address")}))]
             (is (= :ambiguous error))
             (is (= [[(id-of a) [pinned]]
                     [(id-of b) [(str directory "/below/" own "packets_by_address")]]]
@@ -143,8 +143,9 @@
 (def ^:private gen-maps
   (gen/vector (gen/tuple (gen/elements (mapv #(str own %)
                                              ["same_fifteen_by" "same_fifteen_bytes"
-                           "same_fifteen_bytes_2" "same_fifteen_by_"
-                           "same-fifteen_bytes" "same_fifteen_bytesé" "short" "sh-ort" "sh.ort"]))
+                                              "same_fifteen_bytes_2" "same_fifteen_by_"
+                                              "same-fifteen_bytes" "same_fifteen_bytesé" "short"
+                                              "sh-ort" "sh.ort"]))
                          gen/boolean ; typed
                          gen/boolean) ; pinned under its name
               1 6))
@@ -166,27 +167,29 @@
           (tc/quick-check
            60
            (prop/for-all [specs gen-maps]
-             (let [directory (new-directory)
-                   maps (doall (for [[i [name typed? pinned?]] (map-indexed vector specs)]
-                                 (let [m (created name typed?)
-                                       below (io/file directory (str i))]
-                                   (when (and pinned? (not (str/includes? name ".")))
-                                     (.mkdir below)
-                                     (bpf/pin! m (str below "/" name)))
-                                   [m (id-of m) name typed?
-                                    (and pinned? (not (str/includes? name ".")))])))]
-               (try
-                 (every? (fn [asked]
-                           (let [ids (expected (map rest maps) asked)]
-                             (= (case (count ids) 0 :not-found 1 (first ids) :ambiguous)
-                                (opened asked))))
-                         (distinct (concat (map first specs)
-                                           (map #(str own %)
-                                                ["same_fifteen_bytes_3" "same_fifteen_bytes"
-                                                 "sh-ort"]))))
-                 (finally
-                   (doseq [[m] maps] (bpf/unpin! m) (bpf/close m))
-                   (run! #(.delete ^File %) (reverse (file-seq directory))))))))]
+                         (let [directory (new-directory)
+                               maps (doall
+                                     (for [[i [name typed? pinned?]] (map-indexed vector specs)]
+                                       (let [m (created name typed?)
+                                             below (io/file directory (str i))]
+                                         (when (and pinned? (not (str/includes? name ".")))
+                                           (.mkdir below)
+                                           (bpf/pin! m (str below "/" name)))
+                                         [m (id-of m) name typed?
+                                          (and pinned? (not (str/includes? name ".")))])))]
+                           (try
+                             (every? (fn [asked]
+                                       (let [ids (expected (map rest maps) asked)]
+                                         (= (case (count ids) 0 :not-found 1 (first ids) :ambiguous)
+                                            (opened asked))))
+                                     (distinct (concat (map first specs)
+                                                       (map #(str own %)
+                                                            ["same_fifteen_bytes_3"
+                                                             "same_fifteen_bytes"
+                                                             "sh-ort"]))))
+                             (finally
+                               (doseq [[m] maps] (bpf/unpin! m) (bpf/close m))
+                               (run! #(.delete ^File %) (reverse (file-seq directory))))))))]
       (is pass? (pr-str shrunk)))))
 
 ;; --- as libbpf leaves it
@@ -251,8 +254,8 @@
                             [(str own "same_definition_one") (str own "same_definition_two")])))
                 (is (= 2
                        (count
-                         (:bpfmap/candidates
-                          (error-of (bpf/open {:name (str own "same_definition_one")}))))))
+                        (:bpfmap/candidates
+                         (error-of (bpf/open {:name (str own "same_definition_one")}))))))
                 (let [[one
                        two] (sort (map :id
                                        (filter #(= (subs (str own "same_definition") 0 15)

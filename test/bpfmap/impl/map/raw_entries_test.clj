@@ -222,15 +222,18 @@
 (defspec compared-readings 200
   (prop/for-all [before small-maps
                  after small-maps]
-    (let [found (into [] (raw-entries/compared before after = vector))
-          only (fn [change] (into {} (for [[c k old new] found :when (= change c)] [k [old new]])))
-          shared (filter #(contains? after %) (keys before))]
-      (and (= (count found) (count (merge before after)))
-           (= (only :added) (update-vals (reduce dissoc after (keys before)) #(vector nil %)))
-           (= (only :removed) (update-vals (reduce dissoc before (keys after)) #(vector % nil)))
-           (= (merge (only :same) (only :changed))
-              (into {} (for [k shared] [k [(before k) (after k)]])))
-           (every? (fn [[old new]] (= old new)) (vals (only :same)))
-           (not-any? (fn [[old new]] (= old new)) (vals (only :changed)))
-           (= (into [] (raw-entries/compared nil after = vector))
-              (for [[k v] after] [nil k nil v]))))))
+                (let [found (into [] (raw-entries/compared before after = vector))
+                      only (fn [change]
+                             (into {} (for [[c k old new] found :when (= change c)] [k [old new]])))
+                      shared (filter #(contains? after %) (keys before))]
+                  (and (= (count found) (count (merge before after)))
+                       (= (only :added)
+                          (update-vals (reduce dissoc after (keys before)) #(vector nil %)))
+                       (= (only :removed)
+                          (update-vals (reduce dissoc before (keys after)) #(vector % nil)))
+                       (= (merge (only :same) (only :changed))
+                          (into {} (for [k shared] [k [(before k) (after k)]])))
+                       (every? (fn [[old new]] (= old new)) (vals (only :same)))
+                       (not-any? (fn [[old new]] (= old new)) (vals (only :changed)))
+                       (= (into [] (raw-entries/compared nil after = vector))
+                          (for [[k v] after] [nil k nil v]))))))

@@ -62,7 +62,8 @@
 
 (defspec order-of-array-indices 200
   (prop/for-all [a (gen/choose 0 0xffffffff) b (gen/choose 0 0xffffffff)]
-    (= (< (long b) (long a)) (after? KeyOrder/INDEX (linux/pack :u32 a) (linux/pack :u32 b)))))
+                (= (< (long b) (long a))
+                   (after? KeyOrder/INDEX (linux/pack :u32 a) (linux/pack :u32 b)))))
 
 ;; ---------------------------------------------------------------- changed by the one who reads
 
@@ -162,14 +163,14 @@
         any (fn [^Random random xs] (nth xs (.nextInt random (count xs))))
         writers (vec (repeatedly 2 (fn []
                                      (fixture/thread
-                                      #(let [random (Random.)]
-                                         (while (not (.get over))
-                                           (bpf/put! m (any random come-and-go)
-                                                     (value (.nextInt random 1000)))
-                                           (when rewrite?
-                                             (bpf/put! m (any random stay)
-                                                       (value (.nextInt random 1000))))
-                                           (bpf/delete! m (any random come-and-go))))))))]
+                                       #(let [random (Random.)]
+                                          (while (not (.get over))
+                                            (bpf/put! m (any random come-and-go)
+                                                      (value (.nextInt random 1000)))
+                                            (when rewrite?
+                                              (bpf/put! m (any random stay)
+                                                        (value (.nextInt random 1000))))
+                                            (bpf/delete! m (any random come-and-go))))))))]
     (try
       (f)
       (finally
@@ -221,27 +222,29 @@
         (with-open [m ^Closeable (bpf/create (assoc spec :max-entries 16384))]
           (bpf/put-all! m (map #(vector % (value 1)) stay))
           (while-writing m (assoc form :rewrite? (holds? :rewritten))
-            (fn []
-              (dotimes [_ rounds]
-                (let [entries (bpf-map/reduce-entries m (fn [acc k v] (conj acc [k v])) [] options)
-                      seen (frequencies (map first entries))
-                      missed (missing stay seen)]
-                  (if (holds? :mostly)
-                    (is (empty? (filter missed (missing stay (into #{} (map key) m))))
-                        "what one reading lost the next has")
-                    (is (empty? missed) "all that stayed is there"))
-                  (is (empty? (remove (set (concat stay come-and-go)) (keys seen)))
-                      "and nothing that never was")
-                  (when (holds? :once)
-                    (is (empty? (filter #(< 1 (seen % 0)) stay)) "twice"))
-                  (when (= pair-of value)
-                    (is (every? (fn [[_ {:keys [a b]}]] (= a b))
-                                (filter #(contains? (set stay) (first %)) entries))
-                        "as one wrote it"))))
-              (when-not (holds? :mostly)
-                (is (empty? (missing stay (bpf/snapshot m))))
-                (is (<= (count stay) (bpf/count-entries m)
-                        (+ (count stay) (count come-and-go))))))))))))
+                         (fn []
+                           (dotimes [_ rounds]
+                             (let
+                              [entries (bpf-map/reduce-entries
+                                        m (fn [acc k v] (conj acc [k v])) [] options)
+                               seen (frequencies (map first entries))
+                               missed (missing stay seen)]
+                               (if (holds? :mostly)
+                                 (is (empty? (filter missed (missing stay (into #{} (map key) m))))
+                                     "what one reading lost the next has")
+                                 (is (empty? missed) "all that stayed is there"))
+                               (is (empty? (remove (set (concat stay come-and-go)) (keys seen)))
+                                   "and nothing that never was")
+                               (when (holds? :once)
+                                 (is (empty? (filter #(< 1 (seen % 0)) stay)) "twice"))
+                               (when (= pair-of value)
+                                 (is (every? (fn [[_ {:keys [a b]}]] (= a b))
+                                             (filter #(contains? (set stay) (first %)) entries))
+                                     "as one wrote it"))))
+                           (when-not (holds? :mostly)
+                             (is (empty? (missing stay (bpf/snapshot m))))
+                             (is (<= (count stay) (bpf/count-entries m)
+                                     (+ (count stay) (count come-and-go))))))))))))
 
 (kernel-test b6-endless-restarts
   (testing "aborts after too many restarts with the entries that it read"

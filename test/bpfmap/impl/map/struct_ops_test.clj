@@ -122,9 +122,9 @@
           (let [value {:data {:name name :ssthresh ssthresh :cong_avoid cong-avoid
                               :undo_cwnd undo-cwnd}}]
             (are [k value error words]
-              (let [{:keys [message] found :bpfmap/error
-                     op :bpfmap/op} (error-of (bpf/put! m k value))]
-                (and (= [error :put!] [found op]) (str/includes? message words)))
+                 (let [{:keys [message] found :bpfmap/error
+                        op :bpfmap/op} (error-of (bpf/put! m k value))]
+                   (and (= [error :put!] [found op]) (str/includes? message words)))
               0 {:data {:name name}} :incompatible
               "tcp_congestion_ops: :name, :ssthresh, :undo_cwnd"
               0 (assoc-in value [:data :init] ssthresh) :incompatible
@@ -136,7 +136,8 @@
               0 (assoc-in value [:data :init] 7) :invalid-value
               "[:value :data :init]: 7 is not a reference of this kind: it takes a loaded program"
               0 (assoc-in value [:data :init] m) :invalid-value "it takes a loaded program"
-              0 (assoc-in value [:data :init] {:program-id 0x7fffffff}) :not-found "program 2147483647 does not exist (any more)"
+              0 (assoc-in value [:data :init] {:program-id 0x7fffffff}) :not-found
+              "program 2147483647 does not exist (any more)"
               0 (assoc-in value [:data :start] ssthresh) :invalid-value ":start is not a field"
               0 (assoc-in value [:data :name] "a name beyond fifteen bytes") :invalid-value
               "[:value :data :name]")
@@ -145,8 +146,9 @@
             (testing "a second time"
               (let [{:keys [message]
                      :bpfmap/keys [error]} (error-of
-                                            (bpf/put! m 0
-                                                      (assoc-in value [:data :name] (unique "c"))))]
+                                             (bpf/put! m 0
+                                                       (assoc-in
+                                                        value [:data :name] (unique "c"))))]
                 (is (= :busy error))
                 (is (str/includes? message "registers one value in its life"))))
             (testing "a name that is taken"
@@ -265,9 +267,10 @@
 (struct-ops-test spec-cannot-be-created
   (testing "rejects specs that cannot be created"
     (are [change error words]
-      (let [{:keys [message] found :bpfmap/error :bpfmap/keys [op]} (error-of (create change))]
-        (and (= [error :create] [found op]) (str/includes? message words)))
-      {:struct-ops "tcp_ops"} :not-found "use the name of a struct bpf_struct_ops_… in the kernel's BTF, without the prefix; here "
+         (let [{:keys [message] found :bpfmap/error :bpfmap/keys [op]} (error-of (create change))]
+           (and (= [error :create] [found op]) (str/includes? message words)))
+      {:struct-ops "tcp_ops"} :not-found
+      "use the name of a struct bpf_struct_ops_… in the kernel's BTF, without the prefix; here "
       ;; The kernel has a struct bpf_struct_ops_map, which is something else.
       {:struct-ops "map"} :not-found "no struct map that programs can implement"
       {:value-size 8} :invalid-spec

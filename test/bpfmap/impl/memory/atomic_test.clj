@@ -102,11 +102,11 @@
                                 (gen/elements [:add! :bit-or! :bit-and! :bit-xor! :fetch-add!
                                                :fetch-or! :fetch-and!
                                                :fetch-xor!])
-                                          word)
+                                word)
                                (gen/tuple (gen/return :compare-and-set!) n n)
                                (gen/return [:get-acquire])
                                (gen/return [:compare-and-set! :now 7])])
-                             1 30)))))
+                  1 30)))))
 
 (kernel-test wrapping-integers
   (testing "atomic operations wrap around as integers of their size"
@@ -203,8 +203,10 @@
         (is (= :invalid-value
                (:bpfmap/error (error-of (mem/add! (mem/view memory [:struct [:a [:bits :u32 32]]])
                                                   :a 1))))))
-      (is (= "The argument must be a view, got 7: pass what (view mem type), (elements m) or (variables m) returned"
-             (:message (error-of (mem/add! 7 1)))))
+      (is
+       (=
+        "The argument must be a view, got 7: pass what (view mem type), (elements m) or (variables m) returned"
+        (:message (error-of (mem/add! 7 1)))))
       (is (every? zero? memory)))))
 
 (kernel-test misfits-before-writing
@@ -220,7 +222,8 @@
                                                                         %1 0 %2))
                                                   (mem/view memory t) x))]
                                  [(:bpfmap/error e) (:bpfmap/op e) (:message e)]))
-        :set-release! :u64 -1 "-1 is not a :u64: it must be an integer from 0 to 18446744073709551615"
+        :set-release! :u64 -1
+        "-1 is not a :u64: it must be an integer from 0 to 18446744073709551615"
         :set-release! :u64 18446744073709551616N
         "18446744073709551616N is not a :u64: it must be an integer from 0 to 18446744073709551615"
         :exchange! :u64 -1 "-1 is not a :u64: it must be an integer from 0 to 18446744073709551615"
@@ -279,20 +282,20 @@
       (let [v (mem/elements m)
             rounds 20000
             [_ seen] (fixture/in-threads
-                      2 (fn [i]
-                          (if (zero? (long i))
-                            (doseq [round (range 1 (inc rounds))]
-                              (dotimes [k 8] (mem/write! v (inc k) round))
-                              (mem/set-release! v 0 round)
-                              (while (not= round (mem/get-acquire v 64)) (Thread/onSpinWait)))
-                            (loop [seen (num 0)]
-                              (let [round (mem/get-acquire v 0)]
-                                (cond
-                                  (= round seen) (do (Thread/onSpinWait) (recur seen))
-                                  (not-every?
-                                   #(=
-                                     round (v (inc %))) (range 8)) [:torn round (mapv v (range 9))]
-                                  :else (do (mem/set-release! v 64 round)
-                                            (if (= rounds round) :all-seen (recur round)))))))))]
+                       2 (fn [i]
+                           (if (zero? (long i))
+                             (doseq [round (range 1 (inc rounds))]
+                               (dotimes [k 8] (mem/write! v (inc k) round))
+                               (mem/set-release! v 0 round)
+                               (while (not= round (mem/get-acquire v 64)) (Thread/onSpinWait)))
+                             (loop [seen (num 0)]
+                               (let [round (mem/get-acquire v 0)]
+                                 (cond
+                                   (= round seen) (do (Thread/onSpinWait) (recur seen))
+                                   (not-every?
+                                    #(=
+                                      round (v (inc %))) (range 8)) [:torn round (mapv v (range 9))]
+                                   :else (do (mem/set-release! v 64 round)
+                                             (if (= rounds round) :all-seen (recur round)))))))))]
         (is (= :all-seen seen))
         (mem/close (bpf/memory m))))))

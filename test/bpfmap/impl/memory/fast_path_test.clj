@@ -95,7 +95,7 @@
             {:keys [pass?] :as result} (check/quick-check
                                         100
                                         (prop/for-all [commands (commands a-value)]
-                                          (holds? commands)))]
+                                                      (holds? commands)))]
         (is pass? (pr-str change (select-keys result [:seed :shrunk])))))))
 
 (kernel-test keys-of-any-type

@@ -99,8 +99,8 @@
               (str
                "Freezing the map failed with EBUSY: this handle has its memory mapped for writing; "
                "close it first: "
-                   "(.close (memory m))")
-                message))))
+               "(.close (memory m))")
+              message))))
         (testing "another one of this process"
           (is
            (re-find
@@ -109,7 +109,7 @@
               "the map's memory is mapped writable; unmap it first; processes with writable memory "
               "of this map or another: .*" (.pid (java.lang.ProcessHandle/current))
               " \\(this one\\)"))
-                    (:message (error-of (bpf/freeze! twin))))))
+            (:message (error-of (bpf/freeze! twin))))))
         (mem/close memory))
       (testing "nobody any more"
         (is (identical? twin (bpf/freeze! twin)))
@@ -160,7 +160,8 @@
                              errno]} (fixture/unprivileged #(error-of (bpf/memory reader)))]
           (is (= [:permission :memory :EPERM] [error op errno]))
           (is (= (str "Another descriptor of map " (:id (bpf/info m))
-                      " cannot be opened: the kernel cannot map a read-only descriptor, and opening "
+                      " cannot be opened: the kernel cannot map a read-only descriptor, and "
+                      "opening "
                       "another requires CAP_SYS_ADMIN; open the map with {:access :read-write}")
                  message)))))))
 
@@ -178,7 +179,7 @@
                           (str
                            "an arena created :segv-on-fault kills the process that reads a page of "
                            "it which no program has allocated; "
-                               "create it without")]]
+                           "create it without")]]
             :when (since/has? [:map-type (:type spec)])]
       (with-open [m (bpf/create (assoc spec :name "t_none"))]
         (let [{:keys [message] :bpfmap/keys [error op map]} (error-of (bpf/memory m))]
@@ -197,7 +198,7 @@
           (str
            "Mapping the memory failed with ENOTSUPP: the kernel does not map values with fields "
            "that it owns, such as a spin lock or a timer")
-            message))))
+          message))))
     (is (= :invalid-value (:bpfmap/error (error-of (bpf/memory 7)))))))
 
 (def ^:private prlimit64 (if (fixture/x86-64?) 302 261))
@@ -224,15 +225,15 @@
   (testing "reports a lack of address space"
     (with-open [m (an-arena {:max-entries (quot 0x100000000 (pages 1))})] ; 4 GiB
       (let
-        [{:keys [message] :bpfmap/keys [error errno]} (with-address-space 2000000
-                                                        #(error-of (bpf/memory m)))]
+       [{:keys [message] :bpfmap/keys [error errno]} (with-address-space 2000000
+                                                       #(error-of (bpf/memory m)))]
         (is (= [:no-memory :ENOMEM] [error errno]))
         (is
          (=
           (str
            "Mapping the memory failed with ENOMEM: this process has no address space left; "
            "check its limit (ulimit -v) and the sysctl vm.max_map_count")
-            message)))
+          message)))
       (mem/close (bpf/memory m)))))
 
 ;; --- arenas
@@ -344,8 +345,8 @@
         (let [{:keys [message]
                :bpfmap/keys [error
                              errno]} (error-of
-                                      (mem/populate!
-                                       (bytes/whole region (bpf-map/identity-of m) true)))]
+                                       (mem/populate!
+                                        (bytes/whole region (bpf-map/identity-of m) true)))]
           (is (= [:no-memory :EFAULT] [error errno]))
           (is (str/starts-with? message
                                 (str
@@ -360,7 +361,7 @@
       (is
        (=
         "Freezing the map failed with EBUSY: an arena can only be frozen before its memory is mapped for writing for the first time"
-          (:message (error-of (bpf/freeze! m))))))
+        (:message (error-of (bpf/freeze! m))))))
     (with-open [m (an-arena {:freeze true})]
       (let [memory (bpf/memory m)]
         (is (mem/read-only? memory))

@@ -138,8 +138,8 @@
     (with-open [m (an-array 16)
                 memory ^Closeable (bpf/memory m)]
       (are [message f]
-        (= [:invalid-value message]
-           (let [e (error-of (f))] [(:bpfmap/error e) (shown (:message e))]))
+           (= [:invalid-value message]
+              (let [e (error-of (f))] [(:bpfmap/error e) (shown (:message e))]))
         "An offset or size must be a non-negative integer, got :a" #(memory :a)
         "An offset or size must be a non-negative integer, got 1.5" #(mem/slice memory 1.5)
         "A byte must be an integer from -128 to 255, got 256" #(mem/fill! memory 256)
@@ -170,7 +170,7 @@
         (is (= [1.5 -2.5] (seq (mem/copy-to memory 8 (double-array 2)))))
         (is (= [0.5]
                (seq (mem/copy-to (mem/copy-from memory 1 (float-array [0.5])) 1 (float-array 1)))))
-        (mem/copy-from memory (byte-array [1 2 3 4]) )
+        (mem/copy-from memory (byte-array [1 2 3 4]))
         (mem/copy-from memory 0 (byte-array [7 8 9]) 1 1)
         (is (= [8 2 3 4] (take 4 memory)))
         (mem/copy-from memory 4 (bpf/->bytes "ff fe"))

@@ -75,22 +75,25 @@
   (testing "reduces with any function as over a vector"
     (holds
      (prop/for-all [layout layout]
-       (let [[numbers expected] (run-of layout)
-             n (count expected)]
-         (every? (fn [[f init]]
-                   (same? #(reducing/over-integers numbers f init 0 n) #(reduce f init expected)))
-                 [[conj []]
-                  [+ 0] [+ 5] [+ -7] [+ 0N] [+ 0.5] [+ Long/MAX_VALUE]
-                  [+' 0]
-                  [max 0]
-                  [(fn ^long [^long acc ^long x] (bit-xor (unchecked-multiply 31 acc) x)) 1]
-                  [(fn ^long [^long acc ^long x] (+ acc x)) 0]
-                  [(fn [acc ^long x] (conj acc x)) []]
-                  [(fn [^long acc ^long x] (bit-xor acc x)) 0]
-                  [(fn [^long acc ^long x] (if (< 100 x) (reduced acc) (max acc x))) 0]
-                  [(fn [acc x] (if (< 20 (count acc)) (reduced acc) (conj acc x))) []]
-                  [(fn [acc ^long x] (if (< 600 (count acc)) (reduced [:stopped acc]) (conj acc x)))
-                   []]]))))))
+                   (let [[numbers expected] (run-of layout)
+                         n (count expected)]
+                     (every? (fn [[f init]]
+                               (same? #(reducing/over-integers numbers f init 0 n)
+                                      #(reduce f init expected)))
+                             [[conj []]
+                              [+ 0] [+ 5] [+ -7] [+ 0N] [+ 0.5] [+ Long/MAX_VALUE]
+                              [+' 0]
+                              [max 0]
+                              [(fn ^long [^long acc ^long x]
+                                 (bit-xor (unchecked-multiply 31 acc) x)) 1]
+                              [(fn ^long [^long acc ^long x] (+ acc x)) 0]
+                              [(fn [acc ^long x] (conj acc x)) []]
+                              [(fn [^long acc ^long x] (bit-xor acc x)) 0]
+                              [(fn [^long acc ^long x] (if (< 100 x) (reduced acc) (max acc x))) 0]
+                              [(fn [acc x] (if (< 20 (count acc)) (reduced acc) (conj acc x))) []]
+                              [(fn [acc ^long x]
+                                 (if (< 600 (count acc)) (reduced [:stopped acc]) (conj acc x)))
+                               []]]))))))
 
 (deftest reduce-part-of-elements
   (testing "reduces a range of the elements"
@@ -147,19 +150,21 @@
                     swap? gen/boolean
                     n (gen/elements [0 1 3 512 700])
                     seed gen/large-integer]
-       (let [random (java.util.Random. seed)
-             xs (vec (repeatedly n #(double (.nextFloat random))))
-             stride (+ size gap)
-             memory (MemorySegment/ofArray (byte-array (+ 16 (* n stride))))
-             _ (dotimes [i n]
-                 (if (= 8 size)
-                   (Bytes/putF64 memory (* i stride) (xs i) swap?)
-                   (Bytes/putF32 memory (* i stride) (xs i) swap?)))
-             numbers (FloatRow. memory 0 stride size swap?)]
-         (every? (fn [[f init]] (= (reduce f init xs) (reducing/over-floats numbers f init 0 n)))
-                 [[conj []] [+ 0.0] [+ 0] [max 0.0]
-                  [(fn ^double [^double acc ^double x] (- x acc)) 0.5]
-                  [(fn [acc ^double x] (if (< 5 (count acc)) (reduced acc) (conj acc x))) []]]))))))
+                   (let [random (java.util.Random. seed)
+                         xs (vec (repeatedly n #(double (.nextFloat random))))
+                         stride (+ size gap)
+                         memory (MemorySegment/ofArray (byte-array (+ 16 (* n stride))))
+                         _ (dotimes [i n]
+                             (if (= 8 size)
+                               (Bytes/putF64 memory (* i stride) (xs i) swap?)
+                               (Bytes/putF32 memory (* i stride) (xs i) swap?)))
+                         numbers (FloatRow. memory 0 stride size swap?)]
+                     (every? (fn [[f init]]
+                               (= (reduce f init xs) (reducing/over-floats numbers f init 0 n)))
+                             [[conj []] [+ 0.0] [+ 0] [max 0.0]
+                              [(fn ^double [^double acc ^double x] (- x acc)) 0.5]
+                              [(fn [acc ^double x]
+                                 (if (< 5 (count acc)) (reduced acc) (conj acc x))) []]]))))))
 
 (deftest other-elements
   (testing "reads other elements one by one"
@@ -172,14 +177,15 @@
   (testing "Blocks reads numbers of every width, sign and order"
     (holds
      (prop/for-all [{:keys [size stride offset signed swap bits] :as layout} layout]
-       (let [[_ expected] (run-of layout)
-             n (count bits)
-             out (long-array (+ n 4) -7)]
-         (Blocks/longs (lay bits offset stride size swap) offset stride size signed swap out 2 n)
-         (and (= [-7 -7] (take 2 out) (drop (+ 2 n) out))
-              (= expected
-                 (map #(if (and (= 8 size) (not signed)) (scalar/unsigned %) %)
-                      (take n (drop 2 out))))))))))
+                   (let [[_ expected] (run-of layout)
+                         n (count bits)
+                         out (long-array (+ n 4) -7)]
+                     (Blocks/longs (lay bits offset stride size swap) offset stride size signed swap
+                                   out 2 n)
+                     (and (= [-7 -7] (take 2 out) (drop (+ 2 n) out))
+                          (= expected
+                             (map #(if (and (= 8 size) (not signed)) (scalar/unsigned %) %)
+                                  (take n (drop 2 out))))))))))
 
 (deftest overflow-detection
   (testing "Blocks detects which numbers add up without overflow"

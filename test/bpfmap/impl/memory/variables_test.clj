@@ -137,9 +137,9 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
   ^Closeable [flags]
   (with-open [btf ^Fd (btf/load (writer/blob records) nil {:op :create})
               fd ^Fd (map/create {:type :array :key-size 4 :value-size 32 :max-entries 1
-                                   :flags flags :name "t_vars.data"
-                                   :btf {:fd btf :key 0 :value 9}}
-                                  {:op :create})]
+                                  :flags flags :name "t_vars.data"
+                                  :btf {:fd btf :key 0 :value 9}}
+                                 {:op :create})]
     (let [number (.acquire fd)]
       (try
         (bpf/open {:fd number})
@@ -161,8 +161,9 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
           (let [{:keys [message] :bpfmap/keys [error op path]} (error-of (mem/write! a 2147483648))]
             (is (= [:invalid-value :write! [:a]] [error op path]))
             (is
-             (= "[:a]: 2147483648 is not a :s32: it must be an integer from -2147483648 to 2147483647"
-                message)))
+             (=
+              "[:a]: 2147483648 is not a :s32: it must be an integer from -2147483648 to 2147483647"
+              message)))
           (is (= [:b 1] (:bpfmap/path (error-of (mem/write! b [1 :x])))))
           (is (= {:a -7 :b [1 -2] :c "abc"} (m 0))))
         (testing "they print without being read"

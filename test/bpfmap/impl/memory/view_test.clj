@@ -76,8 +76,8 @@
 (kernel-test m1-views-agree-with-lookups
   (testing "views of any type agree with the operations of the map"
     (let
-      [{:keys [pass?] :as result} (check/quick-check 150 (prop/for-all [x a-value-type] (agrees? x))
-                                                     :max-size 60)]
+     [{:keys [pass?] :as result} (check/quick-check 150 (prop/for-all [x a-value-type] (agrees? x))
+                                                    :max-size 60)]
       (is pass? (pr-str (select-keys result [:seed :shrunk]))))))
 
 ;; --- arrays
@@ -155,8 +155,8 @@
             id (:id (bpf/info m))
             before (mapv m (range 3))]
         (are [path message f]
-          (= [:invalid-value :write! path message {:id id :name "t_view" :type :array}]
-             ((juxt :bpfmap/error :bpfmap/op :bpfmap/path :message :bpfmap/map) (error-of (f))))
+             (= [:invalid-value :write! path message {:id id :name "t_view" :type :array}]
+                ((juxt :bpfmap/error :bpfmap/op :bpfmap/path :message :bpfmap/map) (error-of (f))))
           [1 :a] "[1 :a]: 256 is not a :u8: it must be an integer from 0 to 255"
           #(mem/write! v [1 :a] 256)
           [1 :b 1] "[1 :b 1]: -1 is not a :u16: it must be an integer from 0 to 65535"
@@ -181,14 +181,16 @@
     (with-open [m (an-array [:struct [:a :u8] [:b [:array :u16 2]]] 3 nil)]
       (let [v (mem/elements m)]
         (are [kind message f]
-          (= [kind message] (let [e (error-of (f))] [(:bpfmap/error e) (shown (:message e))]))
+             (= [kind message] (let [e (error-of (f))] [(:bpfmap/error e) (shown (:message e))]))
           :out-of-range
           "No element 3 of [:array {:a :b} 3] in the memory of map N (t_view): elements are 0 to 2"
           #(mem/at v 3)
           :out-of-range
-          "No element 2 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1" #(mem/at v [0 :b 2])
+          "No element 2 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1"
+          #(mem/at v [0 :b 2])
           :out-of-range
-          "No element -1 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1" #(nth (mem/at v [0 :b]) -1)
+          "No element -1 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1"
+          #(nth (mem/at v [0 :b]) -1)
           :out-of-range
           "No element 18446744073709551616N of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1"
           #((mem/at v [0 :b]) 18446744073709551616N)
@@ -233,7 +235,7 @@
             (str
              "A {:lock :n :timers} must not be written as a whole: the kernel has a private part "
              "in it, such as a spin lock; write its other fields one by one")
-              message)))
+            message)))
         (is (= [1 1 1 1 7 0 0 0 1] (take 9 memory)))))))
 
 (kernel-test named-types-in-views
@@ -257,7 +259,7 @@
           (str
            "#<bpf-view [:array struct flow 100] at 0 of map N (t_view): [{:a 0, :b [0 0]} {:a 7, "
            ":b [0 0]}"
-               (str/join (repeat 6 " {:a 0, :b [0 0]}")) " …]>")
+           (str/join (repeat 6 " {:a 0, :b [0 0]}")) " …]>")
           v
           "#<bpf-view struct flow at 8 of map N (t_view): {:a 7, :b [0 0]}>" (mem/at v 1)
           "#<bpf-view :u8 at 8 of map N (t_view): 7>" (mem/at v [1 :a])

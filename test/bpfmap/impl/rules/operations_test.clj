@@ -216,8 +216,8 @@
                           ask (asked op)
                           [k v] (concat (for [x odd] [x v]) (for [x odd] [k x]))]
                     (let [outcome (try (ask m k v)
-                                    :answer
-                                    (catch Throwable e (or (:bpfmap/error (ex-data e)) e)))]
+                                       :answer
+                                       (catch Throwable e (or (:bpfmap/error (ex-data e)) e)))]
                       (vswap! seen conj outcome)
                       (when-not (keyword? outcome)
                         (is (= :answer outcome) (pr-str (:spec use) op k v)))))))))

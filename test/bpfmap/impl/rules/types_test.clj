@@ -307,7 +307,7 @@
           (is
            (str/includes?
             (:message (error-of (bpf/create {:type :array-of-maps :max-entries 1 :inner-map spec})))
-                          (str "a map cannot hold " (:type spec) " maps")))
+            (str "a map cannot hold " (:type spec) " maps")))
           (is (nil? (bpf/close (bpf/create {:type :array-of-maps :max-entries 1
                                             :inner-map spec})))))))))
 
@@ -325,7 +325,7 @@
                     (ops :push!) (if (seq full)
                                    (do (bpf/push! m v)
                                        (let
-                                         [{:bpfmap/keys [error errno]} (error-of (bpf/push! m v2))]
+                                        [{:bpfmap/keys [error errno]} (error-of (bpf/push! m v2))]
                                          (is (= [:map-full true] [error (contains? full errno)]))))
                                    (dotimes [_ 10] (bpf/push! m v)))
                     (or index? every-index) (is (= [:out-of-range true] (refused)))
