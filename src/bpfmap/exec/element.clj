@@ -104,7 +104,7 @@
       (check 0 [0 1]) ;=> nil"
   [which possible]
   (when (and (int? which) (nil? possible))
-    (throw (error/error :invalid-value "This is not a per-CPU map"
+    (throw (error/error :invalid-value "The map is not a per-CPU map"
                         {:bpfmap/hint "each key has one value"}))))
 
 (defn combiner

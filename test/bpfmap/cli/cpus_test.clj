@@ -105,7 +105,7 @@
         (is (= [5 5 5 5 1] (map #(answer command m other %) [nil "each" "all" "sum" "0"])) command))
       (is (= [(slot 5) 1] (map #(answer "hist" m other %) ["sum" "0"])))
       (doseq [words [["diff" (id-of other) (id-of m)] ["watch" (id-of m)] ["dump" (id-of m)]]]
-        (is (re-find #"This is not a per-CPU map: each key has one value"
+        (is (re-find #"The map is not a per-CPU map: each key has one value"
                      (:err (apply bpfmap (concat words ["--cpus" "0"])))))))))
 
 (kernel-test saved-map-by-cpu

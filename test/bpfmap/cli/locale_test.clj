@@ -127,7 +127,7 @@
           (is (= #{(str (hex-of bash-name) "2e65646e")} (raw-names files)) "and nothing beside it")
           (is (str/includes? (done "diff" (str files "/$'" bash-name "'.edn") path "--edn") "[]")
               "it is read again")
-          (is (str/includes? (done "unpin" path "--yes") (str "is not pinned at " printed-path)))
+          (is (str/includes? (done "unpin" path "--yes") (str "is no longer pinned at " printed-path)))
           (is (= #{} (raw-names directory)))))
       (finally
         (sh (str "rm -rf " directory "/* " files "; rmdir " directory))))))
@@ -157,7 +157,7 @@
         (is (= [0 ""] ((juxt :exit :err) (put m "caf\\xe9"))))
         (is (= (bytes/->bytes "63 61 66 e9 00 00 00 00") (raw 1)))
         (is (= {:exit 2 :out ""
-                :err "bpfmap: VALUE \"{name caf\\\\xe9}\": it is not UTF-8; give the bytes of all of it in hexadecimal; see `bpfmap help put`\n"}
+                :err "bpfmap: VALUE must be UTF-8, got \"{name caf\\\\xe9}\": give all bytes in hexadecimal; see `bpfmap help put`\n"}
                (put n "{name caf\\xe9}"))
             "within data there are no such texts")
         (is (= 0 (bpf/count-entries n)))))))

@@ -59,7 +59,7 @@
 (deftest command-exit-code
   (testing "exits with the code of the command"
     (is (= {:exit 2 :out ""
-            :err "bpfmap: list takes no argument, not also \"1\"; see `bpfmap help list`\n"}
+            :err "bpfmap: Unexpected argument \"1\": list takes no arguments; see `bpfmap help list`\n"}
            (sh "$bpfmap list 1")))))
 
 ;; --- pipes
@@ -88,7 +88,7 @@
                                           :max-entries 5})]
       (doseq [arguments ["list" "list --edn" (str "dump " (:id (bpf/info m)) " --json")]]
         (is (= {:exit 1 :out ""
-                :err "bpfmap: The output cannot be written: No space left on device\n"}
+                :err "bpfmap: Cannot write the output: No space left on device\n"}
                (sh (str "$bpfmap " arguments
                         " 2>&1 > /dev/full | grep -v entries >&2; exit ${PIPESTATUS[0]}"))))))))
 
@@ -96,7 +96,7 @@
   (testing "reports output that cannot be written"
     (when (.exists (io/file "/dev/full"))
       (is (= {:exit 1 :out ""
-              :err "bpfmap: The output cannot be written: No space left on device\n"}
+              :err "bpfmap: Cannot write the output: No space left on device\n"}
              (sh "$bpfmap help > /dev/full"))))))
 
 ;; --- signals
