@@ -65,7 +65,7 @@
   hint, or in both its hint and its problems. The log of the verifier, which follows on lines of its
   own, may repeat itself."
   [{:keys [message] :bpfmap/keys [hint problems]}]
-  (let [sentences (filter #(<= 12 (count %)) (str/split (re-find #"^.*" (str message)) #"[;:.,] "))]
+  (let [sentences (filter #(<= 12 (count %)) (str/split (re-find #"^.*" (str message)) #"[;:.] "))]
     (into (vec (for [[sentence n] (frequencies sentences) :when (< 1 (long n))] sentence))
           (filter #(str/includes? (str hint) %))
           (map :message problems))))
