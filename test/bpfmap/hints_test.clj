@@ -394,6 +394,7 @@
    :unpin-denied
    (fn []
      (let [path (fixture/new-pin)]
+       (shell "chmod" "1777" (fixture/bpffs)) ; as the kernel makes it; another test may change it
        (with-open [m (hash-map-of 1)]
          (bpf/pin! m path)
          (mode! path "rw-rw-rw-")

@@ -406,6 +406,6 @@
       "The name of a module must be letters, digits and `_`, got"
       (host/load-btf :u32) :invalid-value "The types must be a sequence, got :u32"
       (host/load-btf [[:struct {:name (str/join (repeat 1000 "a"))} [:a :u8]]]) :invalid-value
-      "this kernel does not take these types"
+      "this kernel does not accept these types"
       (fixture/unprivileged #(host/load-btf [:u32])) :permission "CAP_BPF"
       (fixture/unprivileged #(host/btf-by-id 1)) :permission "CAP_SYS_ADMIN")))

@@ -106,7 +106,7 @@
    (list 'do
          (list* 'require
                 (for [lib (cond-> '[[bpfmap.core :as bpf]]
-                            (#{:save :restore} operation) (conj '[bpfmap.exec.backup :as saving]))]
+                            (#{:save :restore} operation) (conj '[bpfmap.exec.backup :as backup]))]
                   (list 'quote lib)))
          again
          of-version
@@ -225,7 +225,9 @@
                                     (let [before (part-files dir)
                                           pid (kill {:old (id a) :new (id b) :file file})
                                           parts (part-files dir)
-                                          others (remove #{"a.edn" (str ".a.edn." pid ".part")}
+                                          own (re-pattern (str "a\\.edn|\\.a\\.edn\\." pid
+                                                               "-\\d+\\.part"))
+                                          others (remove #(re-matches own %)
                                                          (.list (io/file dir)))]
                                       (when (seq others)
                                         (throw

@@ -118,7 +118,7 @@
                    "diff, :seconds" [:diff #(exec/diff {:old id :seconds 100})]
                    "demo" [:demo #(exec/demo {:seconds 100.0})]
                    "a pod's watch" [:watch
-                                    #(pod.watch/run (pod.watch/start m {:interval 100000})
+                                    #(pod.watch/run (pod.watch/start m {:interval 86400})
                                                     identity)]
                    "a pod" [:serve #(server/serve silent (ByteArrayOutputStream.))]}]
         (doseq [[what [op f]] waits]
@@ -176,8 +176,8 @@
      [waits #"\(Thread/sleep|\(deref \w+ \S+ |\(\.(await|awaitTermination|waitFor|join) |@\(promise"
        ;; Threads of their own, which nobody else can interrupt; a pod that ends; and the one
        ;; that keeps the answer.
-      known {"impl/waiting.clj" 3, "cli/live.clj" 2, "cli/signals.clj" 2, "cli/terminal.clj" 3,
-             "nrepl/listener.clj" 1, "pod.clj" 1, "impl/memory/folding.clj" 1, "prog.clj" 1}
+      known {"impl/waiting.clj" 3, "cli/live.clj" 4, "cli/terminal.clj" 3,
+             "nrepl/listener.clj" 1, "pod/server.clj" 1, "impl/memory/view.clj" 1, "prog.clj" 1}
       found (into {} (for [^File file (file-seq (io/file "src/bpfmap"))
                            :when (str/ends-with? (.getName file) ".clj")
                            :let [n (count (re-seq waits (slurp file)))]

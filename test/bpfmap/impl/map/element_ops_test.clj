@@ -176,7 +176,8 @@
 (kernel-test e7-replace-one-cpu
   (testing "replacing the value of one CPU does not create the key"
     (when-not (:supported (feature/element-flag :cpu))
-      (with-open [m ^Closeable (bpf/create {:type :percpu-hash :key :u32 :value :u64 :max-entries 2})]
+      (with-open [m ^Closeable (bpf/create {:type :percpu-hash :key :u32 :value :u64
+                                            :max-entries 2})]
         (is (= :not-supported (:bpfmap/error (error-of (bpf/replace! m 1 9 {:cpu 0})))))
         (is (= {} (into {} m)))))
     (when (:supported (feature/element-flag :cpu))
