@@ -15,7 +15,7 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.btf.blob :as blob]
-            [bpfmap.impl.btf.object :as object]
+            [bpfmap.impl.btf.object-file :as object-file]
             [bpfmap.impl.btf.types :as types]
             [bpfmap.impl.btf.writer :as writer]))
 
@@ -46,7 +46,7 @@
       (type-named b \"flow\")  ;=> [:struct {:name \"flow\"} …]
       (type-named b \".data\") ;=> [:struct {:name \".data\"} [:seen :u64] [:pick.turn :u32]]"
   [bytes]
-  (object/parse (bytes/->array bytes)))
+  (object-file/parse (bytes/->array bytes)))
 
 (defn type-of
   "Returns the type of an id, as data.

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.feature.probe
-
   "Probes the running kernel for features.
 
   In order: results of probes from errnos; the smallest map of each type; map types and flags;

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.host.explore
-
   "Shows the objects of a host as navigable data, for `datafy` and `nav`.
 
   `clojure.datafy/datafy` returns the details of an object, `nav` follows a reference: from the

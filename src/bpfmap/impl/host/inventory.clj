@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.host.inventory
-
   "Lists the BPF objects of this host: by id, by pin, and by process.
 
   Others create and remove objects at the same time. Objects that cannot be read are left out of

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.host.kernel-btf
-
   "Reads the BTF of the running kernel: from files, and from objects by id."
   (:require [bpfmap.btf :as btf]
             [bpfmap.error :as error]

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.host.syscalls
-
   "Names system calls by number.
   The numbers differ between architectures."
   (:require [clojure.edn :as edn]

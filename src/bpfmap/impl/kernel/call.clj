@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.kernel.call
-
   "Makes bpf(2) commands and converts their results to data or to errors.
 
   In order: exceptions for failed calls; one command; descriptors; ids and infos; pins; kinds of

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.kernel.element
-
   "Element operations: single elements by one system call, many by a few.
 
   Functions take the codecs of the map and return decoded values. ENOENT returns a value

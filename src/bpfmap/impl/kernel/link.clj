@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.kernel.link
-
   "Commands of bpf(2) on links, which attach a program to its hook."
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.prog :as kernel.prog]

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.kernel.memory
-
   "Maps the memory of a map into this process, and writes whole values to it."
   (:require [bpfmap.impl.codec.error :as codec.error]
             [bpfmap.impl.kernel.call :as call]

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.kernel.paths
-
   "Converts paths between bytes, as the kernel has them, and text.
 
   The text of a path is its UTF-8. If it is not UTF-8, or would be misread when printed, `\\xHH`

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.kernel.probe
-
   "Makes bpf(2) commands for probes: the outcome is returned, and never thrown.
 
   An outcome is a non-negative number or a negated errno. Keys and values are bytes."

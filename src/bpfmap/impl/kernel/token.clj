@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.kernel.token
-
   "BPF tokens, which permit a container to create maps without CAP_BPF.
 
   An administrator delegates a BPF file system to the container, and the container creates a token

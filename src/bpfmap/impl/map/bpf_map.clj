@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.map.bpf-map
-
   "Defines the open map: a descriptor, its codecs, and collection interfaces.
 
   An open map can be used like a collection, but is compared by identity. Printing and comparing

@@ -16,7 +16,7 @@
             [bpfmap.impl.map.element-ops :as element-ops]
             [bpfmap.impl.map.map-btf :as map-btf]
             [bpfmap.impl.map.mapped :as mapped]
-            [bpfmap.impl.map.naming :as naming]
+            [bpfmap.impl.map.find-by-name :as find-by-name]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.map.references :as references]
             [bpfmap.impl.map.struct-ops :as struct-ops]
@@ -640,7 +640,7 @@
     (let [[kind x] (first ref)]
       (case kind
         (:id :map-id) (open-id (check-id x) options)
-        :name (open-id (naming/id-of x) options)
+        :name (open-id (find-by-name/id-of x) options)
         :path (open-path x options)
         :fd (let [ctx {:op :open}
                   fd (call/open-number :map (check-number "A descriptor" x 0x7fffffff) ctx)]

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.map.map-btf
-
   "Converts types of maps to BTF and back.
 
   A map is created with the BTF of its types, and opened with the types of its BTF."
@@ -35,7 +34,7 @@
   "Adds a variable with a map's whole name to BTF records, in the section .maps.
 
   libbpf loads maps like this. The kernel itself keeps 15 characters of a name. See
-  `bpfmap.impl.map.naming`."
+  `bpfmap.impl.map.find-by-name`."
   [{:keys [records ids]} name]
   (let [n (count records)
         pointers (map (fn [id] {:kind :ptr :type id}) ids)

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.map.mapped
-
   "Maps the memory of an open map, for callers and for the map's own operations."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]]

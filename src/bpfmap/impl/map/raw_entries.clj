@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.map.raw-entries
-
   "Entries of a map as bytes, and their conversion by the types of a spec.
 
   Bytes are compared instead of data, because different bytes may decode to the same data. They

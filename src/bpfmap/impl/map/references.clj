@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.map.references
-
   "Resolves references in keys and values to numbers of descriptors.
 
   References are the maps, programs, sockets, tasks, cgroups and files that some map types store

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.map.struct-ops
-
   "Finds the structs that programs can implement in the BTF of the kernel.
 
   A map holds the wrapper of such a struct, a `struct bpf_struct_ops_…`."

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.memory.bytes
-
   "Mapped memory as bytes, with Java streams and channels over it.
 
   In order: bounds and errors; the byte view; arrays and buffers; printing; streams."

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.memory.mapping
-
   "Manages the mapping of an open map: at most one, made on demand.
 
   All users of a handle share it. It is made again after it was closed."

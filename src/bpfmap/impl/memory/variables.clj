@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.memory.variables
-
   "Finds, reads and writes the global variables of a data section by name.
 
   Also registers views and variables with pprint."

@@ -1,5 +1,4 @@
 (ns ^:no-doc bpfmap.impl.memory.view
-
   "Mapped memory as typed values.
 
   In order: views of cells, structs and arrays; making them; reading; writing; printing; bulk

@@ -1,5 +1,4 @@
-(ns ^:no-doc bpfmap.impl.map.naming
-
+(ns ^:no-doc bpfmap.impl.map.find-by-name
   "Finds the map with a name.
 
   The kernel keeps 15 characters of a name, and only letters, digits, `_` and `.`. A name that

@@ -1,4 +1,4 @@
-(ns ^:no-doc bpfmap.impl.btf.object
+(ns ^:no-doc bpfmap.impl.btf.object-file
   "Reads the BTF of an object file, with the sizes of data sections and the places of their
   variables.
 

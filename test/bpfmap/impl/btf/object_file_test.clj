@@ -1,4 +1,4 @@
-(ns bpfmap.impl.btf.object-test
+(ns bpfmap.impl.btf.object-file-test
   "Data sections of object files, held against the same sections as libbpf places them in the
   kernel."
   (:require [bpfmap.btf :as btf]
