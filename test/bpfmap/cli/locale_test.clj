@@ -127,7 +127,8 @@
           (is (= #{(str (hex-of bash-name) "2e65646e")} (raw-names files)) "and nothing beside it")
           (is (str/includes? (done "diff" (str files "/$'" bash-name "'.edn") path "--edn") "[]")
               "it is read again")
-          (is (str/includes? (done "unpin" path "--yes") (str "is no longer pinned at " printed-path)))
+          (is (str/includes? (done "unpin" path "--yes")
+                             (str "is no longer pinned at " printed-path)))
           (is (= #{} (raw-names directory)))))
       (finally
         (sh (str "rm -rf " directory "/* " files "; rmdir " directory))))))

@@ -187,7 +187,9 @@
                 (is
                  (some
                   #(re-find (re-pattern (str "is in use by 2 processes \\(.*\\["
-                                             pid "\\].*\\) and 1 program \\(bpfmap_demo\\[\\d+\\]\\)")) %)
+                                             pid
+                                             "\\].*\\) and 1 program \\(bpfmap_demo\\[\\d+\\]\\)"))
+                            %)
                   lines))
                 (is (nil? (m 100000))))
               (type-line "n")

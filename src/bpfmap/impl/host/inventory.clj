@@ -138,10 +138,10 @@
         (into []
               (keep (fn [id]
                       (skip-on-error skip {:id id}
-                                     (let [fd (call/open-id kind id ctx)]
-                                       (try
-                                         ((info-of kind) fd ctx)
-                                         (finally (call/close fd)))))))
+                        (let [fd (call/open-id kind id ctx)]
+                          (try
+                            ((info-of kind) fd ctx)
+                            (finally (call/close fd)))))))
               (call/ids kind ctx))))))
 
 (defn programs
@@ -188,8 +188,8 @@
       :directory (if (and (mount-point? path) (not= path directory))
                    (recur more found)
                    (recur (concat (skip-on-error skip
-                                                 {:path path}
-                                                 (outcome-or-throw (paths/entries path) path))
+                                    {:path path}
+                                    (outcome-or-throw (paths/entries path) path))
                                   more) found))
       (if (int? type) ; a negated errno: it has gone or must not be read
         (do (skip-on-error skip {:path path} (outcome-or-throw type path))
@@ -267,10 +267,10 @@
         (into []
               (keep (fn [pid]
                       (skip-on-error skip {:pid pid}
-                                     (with-file-errors (str "Process " pid)
-                                       :holders
-                                       (str "/proc/" pid)
-                                       (f pid)))))
+                        (with-file-errors (str "Process " pid)
+                          :holders
+                          (str "/proc/" pid)
+                          (f pid)))))
               processes)))))
 
 (defn holders

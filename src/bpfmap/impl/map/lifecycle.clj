@@ -410,16 +410,16 @@
   (check-contents spec ctx)
   (let [{:keys [fd untyped]} (token/with-token ctx #(create-bare (assoc spec :token %) ctx))]
     (close-on-error fd
-                    (let [m (make-map fd (assoc (select-keys spec [:type :value-size]) :id
-                                                (kernel.map/id-of fd ctx))
-                                      (cond-> (handle-spec spec) untyped (assoc :untyped untyped))
-                                      (access-of spec)
-                                      nil)]
-                      (when (seq contents)
-                        (fill m spec))
-                      (when (or freeze (spec/frozen-by-name? name))
-                        (kernel.map/freeze fd (assoc ctx :op :freeze!)))
-                      m))))
+      (let [m (make-map fd (assoc (select-keys spec [:type :value-size]) :id
+                                  (kernel.map/id-of fd ctx))
+                        (cond-> (handle-spec spec) untyped (assoc :untyped untyped))
+                        (access-of spec)
+                        nil)]
+        (when (seq contents)
+          (fill m spec))
+        (when (or freeze (spec/frozen-by-name? name))
+          (kernel.map/freeze fd (assoc ctx :op :freeze!)))
+        m))))
 
 (declare open-path)
 
@@ -430,11 +430,11 @@
   [spec path ctx]
   (let [m (open-path path {:access (access-of spec)})]
     (close-on-error (bpf-map/descriptor m)
-                    (let [pinned (info m)]
-                      (when-let [difference (spec/diff pinned (dissoc spec :value-type) nil)]
-                        (throw (incompatible-error path difference ctx)))
-                      (make-map (bpf-map/descriptor m) pinned (handle-spec spec) (access-of spec)
-                                path)))))
+      (let [pinned (info m)]
+        (when-let [difference (spec/diff pinned (dissoc spec :value-type) nil)]
+          (throw (incompatible-error path difference ctx)))
+        (make-map (bpf-map/descriptor m) pinned (handle-spec spec) (access-of spec)
+                  path)))))
 
 (defn- create-pinned
   "Creates a map and pins it as the last step; returns nil if the path is taken."
@@ -568,9 +568,9 @@
   Closes it if that throws."
   [fd access options path ctx]
   (close-on-error fd
-                  (let [info (kernel.map/info fd ctx nil)
-                        spec (spec-of-info info (map-btf/types-of info options ctx))]
-                    (use-memory-if-mapped options (make-map fd info spec access path)))))
+    (let [info (kernel.map/info fd ctx nil)
+          spec (spec-of-info info (map-btf/types-of info options ctx))]
+      (use-memory-if-mapped options (make-map fd info spec access path)))))
 
 (defn entry-count
   "Returns the number of entries of an open map; nil if they cannot be read.
@@ -645,8 +645,8 @@
         :fd (let [ctx {:op :open}
                   fd (call/open-number :map (check-number "A descriptor" x 0x7fffffff) ctx)]
               (close-on-error fd
-                              (make-opened fd (or (call/access fd) (requested-access options))
-                                           options nil ctx)))
+                (make-opened fd (or (call/access fd) (requested-access options))
+                             options nil ctx)))
         (throw (invalid-option [kind] (str "Unknown reference " (pr-str (error/shown ref)))
                                "use {:id n}, {:map-id n}, {:path p}, {:name n} or {:fd n}"))))
     :else (throw (invalid-option []
