@@ -565,7 +565,7 @@
           by-key (raw-entries/snapshot in-bytes)]
       (confirm/check m options "Write the saved entries into it?")
       (let [{:keys [^HashSet same strangers]} (against m by-key true)
-            ;; The maps in a map of maps are made anew: their ids say nothing.
+            ;; The maps in a map of maps are new maps, so their ids cannot be compared.
             same (if inner (HashSet.) same)
             other? (fn [[k]] (not (.contains ^HashSet same k)))
             deleted (if (and exact (seq strangers))

@@ -43,10 +43,3 @@
       (reducible \"watch\" {:ref {:id 12}} rows) ; prints #bpfmap.exec/watch {:ref {:id 12}}"
   [command options rows]
   (Reducible. command options rows (meta rows)))
-
-(defn reducible?
-  "Returns true if x is a reducible result of a command.
-
-      (reducible? (exec/watch {:ref 12})) ;=> true"
-  [x]
-  (instance? Reducible x))
