@@ -6,13 +6,13 @@
 ;; Arrays are left out, because all of their entries always exist. LRU maps are left out too, because they evict entries.
 
 (require '[bpfmap.exec :as exec]
-         '[bpfmap.impl.rules :as rules]
+         '[bpfmap.impl.map-types :as map-types]
          '[clojure.pprint :refer [print-table]])
 
 (defn fullness
   "Returns how full a map is in percent, or nil for a map that is always full or never full."
   [{:keys [type entries max-entries]}]
-  (let [{:keys [every-index full]} (rules/types type)]
+  (let [{:keys [every-index full]} (map-types/types type)]
     (when (and entries (pos? max-entries) (seq full) (not every-index))
       (quot (* 100 entries) max-entries))))
 

@@ -24,8 +24,8 @@
             [bpfmap.impl.isa :as isa]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.prog :as prog]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.nearest :as nearest]
-            [bpfmap.impl.rules :as rules]
             [clojure.set :as set]
             [clojure.string :as str]))
 
@@ -61,11 +61,12 @@
       (throw (invalid what x constraint (keys table))))))
 
 (defn- checked-type [type]
-  (named type rules/types rules/type-name 0xffffffff
+  (named type map-types/types map-types/type-name 0xffffffff
          "map type" "a name in doc/map-types.md or a number"))
 
 (defn- checked-flag [flag]
-  (named flag rules/flags #(let [names (rules/flag-set %)] (when-not (next names) (first names)))
+  (named flag map-types/flags
+         #(let [names (map-types/flag-set %)] (when-not (next names) (first names)))
          0xffffffff
          "create flag" "a name in doc/map-types.md or a power of two"))
 
@@ -228,11 +229,11 @@
       (:program-types (report))"
   []
   (let [answers (fn [ask names] (into {} (map (juxt identity ask)) names))
-        map-types (answers map-type (keys rules/types))
-        present (filter #(:supported (map-types %)) (keys rules/types))]
+        map-types (answers map-type (keys map-types/types))
+        present (filter #(:supported (map-types %)) (keys map-types/types))]
     {:kernel (call/kernel-release)
      :map-types map-types
-     :map-flags (answers (fn [type] (answers #(map-flag type %) (keys rules/flags))) present)
+     :map-flags (answers (fn [type] (answers #(map-flag type %) (keys map-types/flags))) present)
      :operations (answers (fn [type] (answers #(operation type %) probe/operations)) present)
      :element-flags (answers element-flag probe/element-flags)
      :program-types (answers program-type (keys prog/types))}))
@@ -245,9 +246,9 @@
     ", which bpfmap does not support either"))
 
 (defn- lacks-type [type release]
-  (let [row (rules/types type)]
+  (let [row (map-types/types type)]
     (str "this kernel (" release ") lacks the map type " type (since row)
-         (when (and row release (rules/at-least? release (:since row)))
+         (when (and row release (map-types/at-least? release (:since row)))
            (str "; " (errno/left-out type (call/security-modules)))))))
 
 (defn unsupported
@@ -263,7 +264,7 @@
       (seq lacking)
       (str "this kernel (" release ") does not accept "
            (str/join "; nor "
-                     (map #(str % " on " type " maps" (since (rules/flags %))) lacking))))))
+                     (map #(str % " on " type " maps" (since (map-types/flags %))) lacking))))))
 
 (defn possible-cpus
   "Returns the numbers of the CPUs that may ever be online, ascending.

@@ -5,7 +5,7 @@
   objects that disappear or cannot be opened, and has them in its metadata: `:skipped` is a vector
   of maps with the `:error` (as `:bpfmap/error`) and the `:message` of each."
   (:require [bpfmap.impl.host.explore :as explore]
-            [bpfmap.impl.host.inventory :as inventory]
+            [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.host.kernel-btf :as kernel-btf]
             [bpfmap.impl.options :as options]))
 
@@ -24,8 +24,8 @@
 
       (map :name (maps))               ;=> (\"counts\" \"flows\")
       (map :name (maps {:brief true})) ;=> (\"counts\" \"flows\")"
-  ([] (inventory/maps))
-  ([options] (inventory/maps (:brief (options/check :list options) false))))
+  ([] (holders/maps))
+  ([options] (holders/maps (:brief (options/check :list options) false))))
 
 (defn programs
   "Returns the info of every program on the host, by ascending id.
@@ -36,7 +36,7 @@
 
       (map :type (programs)) ;=> (:cgroup-device :tracing)"
   []
-  (inventory/programs))
+  (holders/programs))
 
 (defn links
   "Returns the info of every link on the host, by ascending id.
@@ -64,7 +64,7 @@
 
       (first (links)) ;=> {:id 1 :type :iter :program-id 2 :target \"bpf_map\"}"
   []
-  (inventory/links))
+  (holders/links))
 
 ;; --- pins
 
@@ -83,8 +83,8 @@
 
       (pins)                   ;=> [{:path \"/sys/fs/bpf/counts\" :kind :map :id 12 :name \"counts\" :type :hash}]
       (pins \"/sys/fs/bpf/net\") ;=> []"
-  ([] (inventory/pins))
-  ([directory] (inventory/pins directory)))
+  ([] (holders/pins))
+  ([directory] (holders/pins directory)))
 
 ;; --- who uses what
 
@@ -107,8 +107,8 @@
 
       (holders 12) ;=> [{:pid 4711 :command \"java\" :fds [7 9]}]
       (holders)    ;=> [{:pid 4711 :command \"java\" :holds [{:kind :map :id 12}]}]"
-  ([] (inventory/all-holders))
-  ([ref] (inventory/holders ref)))
+  ([] (holders/all-holders))
+  ([ref] (holders/holders ref)))
 
 (defn programs-using
   "Returns the [[programs]] that use a map.
@@ -120,7 +120,7 @@
 
       (map :name (programs-using 12)) ;=> (\"count_packets\")"
   [ref]
-  (inventory/programs-using ref))
+  (holders/programs-using ref))
 
 ;; --- going from one to the next
 

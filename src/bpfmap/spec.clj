@@ -27,7 +27,7 @@
   array has at most one entry per CPU. The BTF of the kernel determines the values of a struct_ops
   map when it is created; see `bpfmap.impl.codec.element`."
   (:require [bpfmap.error :as error]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.spec :as spec]
             [bpfmap.impl.type.node :as node]
             [bpfmap.type :as type]
@@ -68,13 +68,13 @@
 
       (value-default :devmap 4 #{}) ;=> :u32"
   [type value-size flags]
-  (let [{:keys [values reads-at element elements]} (rules/types type)
+  (let [{:keys [values reads-at element elements]} (map-types/types type)
         given (when-not (= 0 value-size) value-size)]
     (cond
       values
       (values (or given reads-at (apply min (keys values))))
       element
-      (let [element (rules/by-flag element flags)
+      (let [element (map-types/by-flag element flags)
             size (type/size element)]
         (cond
           (nil? given) [:array element elements]
@@ -90,11 +90,11 @@
   "Adds the types of keys and values that the map type determines; a size of 0 means none."
   [{:keys [type key key-size value value-size flags] :as spec}]
   (let [spec (node/with-nodes spec)
-        row (rules/types type)
+        row (map-types/types type)
         size (cond
                (nil? value) value-size
                (nil? (node/side-problem spec :value)) (:size (node/node-of spec :value)))
-        key-type (when (nil? key) (rules/key-type type key-size))
+        key-type (when (nil? key) (map-types/key-type type key-size))
         value-type (when (or (nil? value) (:values row))
                      (value-default type size flags))]
     (cond-> spec
@@ -104,7 +104,7 @@
       true node/with-nodes)))
 
 (def ^:private roundings
-  "How numbers of entries are rounded, by the name in a row of `rules/types`.
+  "How numbers of entries are rounded, by the name in a row of `map-types/types`.
 
   Each has the fact of the machine that it needs, the largest number that can be rounded, and the
   function of both."
@@ -119,7 +119,7 @@
 (defn- rounded
   "Returns a number of entries, rounded as the kernel rounds it for this spec."
   [n {:keys [type flags]} facts]
-  (let [[fact most round] (roundings (rules/by-flag (:rounded (rules/types type)) flags))]
+  (let [[fact most round] (roundings (map-types/by-flag (:rounded (map-types/types type)) flags))]
     (if (and fact (fact facts) (int? n) (<= 1 n most))
       (round n (fact facts))
       n)))
@@ -127,7 +127,7 @@
 (defn- with-entries
   "Completes `:max-entries`, as far as the facts of the machine allow."
   [{:keys [type max-entries] :as spec} {:keys [possible-cpus] :as facts}]
-  (let [{:keys [clamped] [least most] :max-entries} (rules/types type)
+  (let [{:keys [clamped] [least most] :max-entries} (map-types/types type)
         n (cond
             (and (= :percpu max-entries) possible-cpus) possible-cpus
             (and clamped possible-cpus (or (nil? max-entries) (and (int? max-entries)
@@ -143,7 +143,7 @@
 (defn- with-defaults [spec facts]
   (if (error/named-map? spec)
     (cond-> (-> spec
-                (update :type #(if (int? %) (rules/type-name %) %))
+                (update :type #(if (int? %) (map-types/type-name %) %))
                 with-types
                 (with-entries facts))
       (map? (:inner-map spec)) (update :inner-map with-defaults facts))
@@ -186,8 +186,9 @@
                         :max-entries (:max-entries spec 0)
                         ;; A spec made of what the kernel says has what it adds; it does not take
                         ;; that back.
-                        :flags (cond-> (set/difference (rules/flag-set (rules/flag-word flags))
-                                                       (:added (rules/types (:type spec))))
+                        :flags (cond-> (set/difference
+                                        (map-types/flag-set (map-types/flag-word flags))
+                                        (:added (map-types/types (:type spec))))
                                  numa-node (conj :numa-node))))
          inner-map (assoc :inner-map (complete inner-map facts)))))))
 
@@ -205,7 +206,7 @@
   [{:keys [type freeze frozen] :as spec}]
   (-> spec
       (assoc :freeze (boolean (or freeze frozen)))
-      (update :flags #(set/difference (set %) per-descriptor (:added (rules/types type) #{})))
+      (update :flags #(set/difference (set %) per-descriptor (:added (map-types/types type) #{})))
       (update :map-extra #(or % 0))))
 
 (defn- comparable?
@@ -225,7 +226,7 @@
   [spec facts]
   (complete (if (and (error/named-map? spec)
                      (nil? (:inner-map spec))
-                     (:inner? (rules/types (:type (with-defaults spec nil)))))
+                     (:inner? (map-types/types (:type (with-defaults spec nil)))))
               (assoc spec :inner-map {:type :array :value-size 4 :max-entries 1})
               spec)
             facts))

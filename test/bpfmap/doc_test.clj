@@ -6,7 +6,7 @@
             [bpfmap.exec.arguments :as exec-arguments]
             [bpfmap.exec.commands :as commands]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.pod-client :as pod-client]
             [bpfmap.transcript :as transcript]
             [clojure.java.io :as io]
@@ -33,7 +33,7 @@
                              (filter (set (map name batch)) ["read" "take" "write" "delete"]))
                    (when (seq batch) (str " (" batch-since ")"))))]
    ["flags" (fn [{:keys [flags requires]}]
-              (str/join " " (for [flag (sort-by #(:bit (rules/flags %)) flags)]
+              (str/join " " (for [flag (sort-by #(:bit (map-types/flags %)) flags)]
                               (if (contains? requires flag)
                                 (str "**" (name flag) "**")
                                 (name flag)))))]])
@@ -43,7 +43,7 @@
   []
   (let [line (fn [cells] (str "| " (str/join " | " cells) " |"))]
     (str/join "\n" (concat [(line (map first columns)) (line (repeat (count columns) "---"))]
-                           (for [[type row] (sort-by (comp :number val) rules/types)]
+                           (for [[type row] (sort-by (comp :number val) map-types/types)]
                              (line (map (fn [[_ cell]] (cell (assoc row :type type))) columns)))))))
 
 (defn with-table

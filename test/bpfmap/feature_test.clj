@@ -4,7 +4,7 @@
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.isa :as isa]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.prog :as prog]
             [clojure.set :as set]
             [clojure.string :as str]
@@ -13,12 +13,12 @@
 (set! *warn-on-reflection* true)
 
 (defn- newer? [row]
-  (not (rules/at-least? (call/kernel-release) (:since row))))
+  (not (map-types/at-least? (call/kernel-release) (:since row))))
 
 (kernel-test map-types-by-probing
   (testing "detects map types by probing"
     (let [before (fixture/settled-descriptors)]
-      (doseq [[type row] rules/types
+      (doseq [[type row] map-types/types
               :let [{:keys [supported why]} (feature/map-type type)]]
         (testing type
           (is (nil? why))
@@ -27,7 +27,7 @@
       (is (= before (fixture/open-descriptors))))
     (is (= {:supported false} (feature/map-type 4242)))
     (testing "by number as by name"
-      (doseq [[type {:keys [number]}] rules/types]
+      (doseq [[type {:keys [number]}] map-types/types]
         (is (= (feature/map-type type) (feature/map-type number)) (str type))))
     (doseq [x [nil {} "hash" :no-such-type -1 1e9]]
       (is (= :invalid-value (:bpfmap/error (fixture/error-of (feature/map-type x)))) (pr-str x)))
@@ -40,7 +40,7 @@
     (is (= {:supported true} (feature/map-flag :array :mmapable) (feature/map-flag 2 1024)))
     (is (= {:supported true} (feature/map-flag :stack-trace :stack-build-id)))
     (testing "flags that come with a descriptor"
-      (when (rules/at-least? (call/kernel-release) "6.9")
+      (when (map-types/at-least? (call/kernel-release) "6.9")
         (is (= {:supported true} (feature/map-flag :hash :token-fd)
                (feature/map-flag :struct-ops :vtype-btf-obj-fd)))
         (is (= {:supported false} (feature/map-flag :hash :vtype-btf-obj-fd)))))
@@ -100,7 +100,7 @@
 
 (kernel-test operations-as-measured
   (testing "the detected operations match the measured ones"
-    (is (= (disj (set (keys rules/types)) :struct-ops) (set (keys measured-operations))))
+    (is (= (disj (set (keys map-types/types)) :struct-ops) (set (keys measured-operations))))
     (let [before (fixture/settled-descriptors)
           release (call/kernel-release)
           answered (for [[type letters] measured-operations
@@ -115,9 +115,9 @@
                      (testing type
                        (is (every? (comp some? :supported) (vals answers)))
                        ;; Kernels gain operations and lose none.
-                       (when (rules/at-least? release "6.18")
+                       (when (map-types/at-least? release "6.18")
                          (is (set/superset? found measured)))
-                       (when-not (rules/at-least? release "6.19")
+                       (when-not (map-types/at-least? release "6.19")
                          (is (set/superset? measured found)))
                        (count answers)))]
       (is (< 100 (reduce + answered)))
@@ -144,9 +144,9 @@
         (is (boolean? supported) (str flag))
         (is (or supported (newer? {:since since})) (str flag)))
       (is (= before (fixture/open-descriptors))))
-    (when (rules/at-least? (call/kernel-release) "5.1")
+    (when (map-types/at-least? (call/kernel-release) "5.1")
       (is (= {:supported true} (feature/element-flag :lock))))
-    (when-not (rules/at-least? (call/kernel-release) "6.19")
+    (when-not (map-types/at-least? (call/kernel-release) "6.19")
       (is (= {:supported false} (feature/element-flag :cpu) (feature/element-flag :all-cpus))))
     (is (str/includes? (:message (fixture/error-of (feature/element-flag :exist)))
                        "The flag of element operations must be :all-cpus, :cpu or :lock, got :exist"))))
@@ -169,7 +169,7 @@
       (is (= before (fixture/open-descriptors))))
     ;; No configuration of a kernel with BPF lacks these.
     (is (= {:supported true} (feature/program-type :socket-filter) (feature/program-type 1)))
-    (when (rules/at-least? (call/kernel-release) "5.14")
+    (when (map-types/at-least? (call/kernel-release) "5.14")
       (is (= {:supported true} (feature/program-type :syscall))))
     (is (= {:supported false} (feature/program-type 4242) (feature/program-type 0)))
     (doseq [x [nil {} "xdp" :no-such-type -1 1e9]]
@@ -269,12 +269,12 @@
   (testing "the report has an answer to every probe"
     (let [before (fixture/settled-descriptors)
           report (feature/report)
-          present (set (filter #(:supported (feature/map-type %)) (keys rules/types)))]
+          present (set (filter #(:supported (feature/map-type %)) (keys map-types/types)))]
       (is (= before (fixture/open-descriptors)))
       (is (= #{:kernel :map-types :map-flags :operations :element-flags :program-types}
              (set (keys report))))
       (is (= (call/kernel-release) (:kernel report)))
-      (is (= (set (keys rules/types)) (set (keys (:map-types report)))))
+      (is (= (set (keys map-types/types)) (set (keys (:map-types report)))))
       (is (= (set (keys prog/types)) (set (keys (:program-types report)))))
       (is (= present (set (keys (:map-flags report))) (set (keys (:operations report)))))
       (is (= (feature/map-flag :array :mmapable) (get-in report [:map-flags :array :mmapable])))
@@ -289,11 +289,11 @@
 (kernel-test flags-by-type
   (testing "each type accepts the flags that the rules list"
     ;; :token-fd is for every type; a flag that is newer than the kernel cannot be held against it.
-    (let [asked (for [[flag row] rules/flags :when (not (or (= :token-fd flag) (newer? row)))]
+    (let [asked (for [[flag row] map-types/flags :when (not (or (= :token-fd flag) (newer? row)))]
                   flag)]
-      (doseq [[type {:keys [flags]}] rules/types
+      (doseq [[type {:keys [flags]}] map-types/types
               :when (and flags
-                         (rules/at-least? (call/kernel-release) "6.18")
+                         (map-types/at-least? (call/kernel-release) "6.18")
                          (:supported (feature/map-type type)))]
         (is (= (set/intersection flags (set asked))
                (into #{} (filter #(:supported (feature/map-flag type %))) asked))
@@ -345,6 +345,6 @@
     (is (str/includes? (feature/unsupported {:type :hash
                                              :flags #{:no-prealloc 0x20000000 0x40000000}})
                        "does not accept"))
-    (when (newer? (:rhash rules/types))
+    (when (newer? (:rhash map-types/types))
       (is (str/includes? (feature/unsupported {:type :rhash :flags #{}})
                          "lacks the map type :rhash, which was added in Linux 7.2")))))

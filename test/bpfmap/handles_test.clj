@@ -4,7 +4,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.edn :as edn]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]]))
@@ -111,7 +111,7 @@
       (is (= :not-supported error))
       (is (str/includes? message
                          "does not accept 1073741824 on :hash maps, which bpfmap does not support either")))
-    (when-not (rules/at-least? (call/kernel-release) (:since (:rb-overwrite rules/flags)))
+    (when-not (map-types/at-least? (call/kernel-release) (:since (:rb-overwrite map-types/flags)))
       (let [{:keys [message]
              :bpfmap/keys [error]} (error-of
                                      (bpf/create {:type :ringbuf :max-entries 4096

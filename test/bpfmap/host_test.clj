@@ -3,7 +3,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
-            [bpfmap.impl.host.inventory :as inventory]
+            [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.prog :as prog]
             [bpfmap.since :as since]
@@ -76,7 +76,7 @@
   (testing "a listing leaves no descriptor open"
     (with-open [_ ^Closeable (bpf/create spec)]
       (let [before (fixture/settled-descriptors)]
-        (dotimes [_ 20] (inventory/map-infos :list (fn [_ _])))
+        (dotimes [_ 20] (holders/map-infos :list (fn [_ _])))
         (is (= before (fixture/open-descriptors)))))))
 
 ;; --- programs and links

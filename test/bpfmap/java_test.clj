@@ -2,7 +2,7 @@
   "The package bpfmap.maps, as Java programs use it, against the kernel; and the page about it."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
@@ -61,17 +61,17 @@
              (.setAccessible true))
            type (object-array 0)))
 
-(deftest types-match-rules
-  (testing "the map types and their facts are those of the rules"
-    (is (= (set (map #(str/replace (str/upper-case (name %)) "-" "_") (keys rules/types)))
+(deftest types-match-rows
+  (testing "the map types and their facts are those of the rows"
+    (is (= (set (map #(str/replace (str/upper-case (name %)) "-" "_") (keys map-types/types)))
            (set (map str (MapType/values)))))
     (doseq [^MapType type (MapType/values)
             :let [row-name (keyword (str/replace (str/lower-case (str type)) "_" "-"))
-                  {:keys [number per-cpu order batch batch-read-since]} (rules/types row-name)]]
+                  {:keys [number per-cpu order batch batch-read-since]} (map-types/types row-name)]]
       (is (= number (.number type)) type)
       (is (= type (MapType/of (.number type))))
       (is (= (boolean per-cpu) (.isPerCpu type)) type)
-      (is (= (boolean (rules/by-index? row-name)) (fact type "isByIndex")) type)
+      (is (= (boolean (map-types/by-index? row-name)) (fact type "isByIndex")) type)
       (is (= ({:index KeyOrder/INDEX :prefix KeyOrder/PREFIX} order KeyOrder/NONE)
              (fact type "order"))
           type)
@@ -80,14 +80,14 @@
     (is (nil? (MapType/of 0)))
     (is (nil? (MapType/of 4242)))))
 
-(deftest flags-match-rules
-  (testing "the create flags are those of the rules"
+(deftest flags-match-rows
+  (testing "the create flags are those of the rows"
     (let [flags (for [^Field f (.getDeclaredFields MapSpec)
                       :when (re-matches #"[A-Z_]+" (.getName f))]
                   [(.getName f) (.get f nil)])]
       (is (= 7 (count flags)))
       (doseq [[flag bit] flags]
-        (is (= (rules/flag-word [(keyword (str/replace (str/lower-case flag) "_" "-"))]) bit)
+        (is (= (map-types/flag-word [(keyword (str/replace (str/lower-case flag) "_" "-"))]) bit)
             flag)))))
 
 (deftest invalid-specs

@@ -14,7 +14,7 @@
   "Layers from the bottom up: a namespace is in the first that it matches."
   [[1 #"bpfmap\.(asm|btf|bytes|error|spec|type)"]
    [1
-    #"bpfmap\.impl\.(edn|edn-text|errno|escape|isa|nearest|options|rules|spec|host\.syscalls|(btf|codec|type)(\..*)?)"]
+    #"bpfmap\.impl\.(edn|edn-text|errno|escape|isa|map-types|nearest|options|spec|host\.syscalls|(btf|codec|type)(\..*)?)"]
    [2 #"bpfmap\.(impl\..*|feature|prog|memory)"]
    [3 #"bpfmap\.(core|host)"]
    [4 #"bpfmap\.(cli|exec|tool|pod|nrepl)(\..*)?"]])

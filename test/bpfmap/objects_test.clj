@@ -3,8 +3,8 @@
   (:require [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.map :as map]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.map-btf :as map-btf]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.linux :as linux :refer [held pack said unpack]]
             [bpfmap.objects :as objects]
             [bpfmap.since :as since]
@@ -242,8 +242,8 @@
   "Runs body with a new directory to mount on; skips the test where no token can be had."
   [[dir] & body]
   `(cond
-     (not (rules/at-least? (call/kernel-release)
-                           "6.9")) (fixture/skip! "BPF tokens are of Linux 6.9")
+     (not (map-types/at-least? (call/kernel-release)
+                               "6.9")) (fixture/skip! "BPF tokens are of Linux 6.9")
      (nil? (objects/run-delegated "/" ["true"])) (fixture/skip! "no C compiler")
      :else (let [~dir (fixture/temporary-directory)]
              (try ~@body (finally (.delete ~dir))))))

@@ -11,7 +11,7 @@
             [bpfmap.host :as host]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.kernel.btf :as sys.btf]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.linux :as linux :refer [attr-field call constant held pack]]
             [bpfmap.objects :as objects]
             [bpfmap.prog :as prog])
@@ -236,11 +236,11 @@
     (Fd/own (command "creating a struct_ops map" Abi/BPF_MAP_CREATE
                      (fn [^Attr attr]
                        (doto attr
-                         (.int32 Abi/MAP_CREATE_MAP_TYPE (rules/type-number :struct-ops))
+                         (.int32 Abi/MAP_CREATE_MAP_TYPE (map-types/type-number :struct-ops))
                          (.int32 Abi/MAP_CREATE_KEY_SIZE 4)
                          (.int32 Abi/MAP_CREATE_VALUE_SIZE value-size)
                          (.int32 Abi/MAP_CREATE_MAX_ENTRIES 1)
-                         (.int32 Abi/MAP_CREATE_MAP_FLAGS (rules/flag-word flags))
+                         (.int32 Abi/MAP_CREATE_MAP_FLAGS (map-types/flag-word flags))
                          (.fd Abi/MAP_CREATE_BTF_FD btf)
                          (.int32 (attr-field "btf_vmlinux_value_type_id") value-id)))))))
 

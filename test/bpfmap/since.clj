@@ -3,10 +3,10 @@
 
   | row                       | what is asked                                                          |
   |---------------------------|------------------------------------------------------------------------|
-  | `[:map-type type]`        | `:since` of `bpfmap.impl.rules/types`                                        |
-  | `[:flag flag]`            | `:since` of `bpfmap.impl.rules/flags`                                        |
-  | `[:element-flag flag]`    | `:since` of `bpfmap.impl.rules/element-flags`                                |
-  | `[:operation type op]`    | `bpfmap.impl.rules/since`, and the type's own                                |
+  | `[:map-type type]`        | `:since` of `bpfmap.impl.map-types/types`                                        |
+  | `[:flag flag]`            | `:since` of `bpfmap.impl.map-types/flags`                                        |
+  | `[:element-flag flag]`    | `:since` of `bpfmap.impl.map-types/element-flags`                                |
+  | `[:operation type op]`    | `bpfmap.impl.map-types/since`, and the type's own                                |
   | `[:conditional type]`     | `bpfmap.feature/conditional-write`: stable releases have the fix of 6.13 |
   | `[:batch type]`           | `:batch-since` of the type's row                                        |
   | `[:long-values type]`     | `:long-values-since` of the type's row                                  |
@@ -19,7 +19,7 @@
   (:require [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.java.io :as io]
             [clojure.string :as str])
   (:import (com.sun.management HotSpotDiagnosticMXBean)
@@ -44,19 +44,20 @@
    :locked-maps-are-not-frozen "6.3"})
 
 (defn- newest [versions]
-  (reduce (fn [a b] (if (rules/at-least? a b) a b)) "0" (remove nil? versions)))
+  (reduce (fn [a b] (if (map-types/at-least? a b) a b)) "0" (remove nil? versions)))
 
 (defn since
   "The first release that has what a row names."
   [[table a b]]
   (or (case table
-        :map-type (:since (rules/types a))
-        :flag (:since (rules/flags a))
-        :element-flag (:since (rules/element-flags a))
-        :operation (newest [(:since (rules/types a)) (rules/since a b)])
-        :conditional (:conditional-since (rules/types a))
-        :batch (newest [(:since (rules/types a)) (:batch-since (rules/types a))])
-        :long-values (newest [(:since (rules/types a)) (:long-values-since (rules/types a))])
+        :map-type (:since (map-types/types a))
+        :flag (:since (map-types/flags a))
+        :element-flag (:since (map-types/element-flags a))
+        :operation (newest [(:since (map-types/types a)) (map-types/since a b)])
+        :conditional (:conditional-since (map-types/types a))
+        :batch (newest [(:since (map-types/types a)) (:batch-since (map-types/types a))])
+        :long-values (newest [(:since (map-types/types a))
+                              (:long-values-since (map-types/types a))])
         :kernel (kernel a))
       (throw (ex-info "no such row" {:row [table a b]}))))
 
@@ -86,7 +87,7 @@
   is active."
   [[table a :as row]]
   (let [release (call/kernel-release)]
-    (case (if (and (= [:map-type :inode-storage] row) (rules/at-least? release (since row)))
+    (case (if (and (= [:map-type :inode-storage] row) (map-types/at-least? release (since row)))
             :inode-storage
             table)
       :inode-storage (lacks [:lsm "bpf"])
@@ -99,7 +100,7 @@
                   ": this JVM runs without the C2 compiler (-XX:TieredStopAtLevel or -Xint)"))
       :conditional (when-not (:supported (feature/conditional-write a))
                      (str "row " row " needs Linux " (since row) ", this is " release))
-      (when-not (rules/at-least? release (since row))
+      (when-not (map-types/at-least? release (since row))
         (str "row " row " needs Linux " (since row) ", this is " release)))))
 
 (defn lacking
@@ -121,7 +122,7 @@
   for what a test leaves out."
   [& rows]
   (let [row (first (filter lacks rows))]
-    (when (and row (or (#{:lsm :jvm} (first row)) (rules/at-least? developed-on (since row))))
+    (when (and row (or (#{:lsm :jvm} (first row)) (map-types/at-least? developed-on (since row))))
       (fixture/skip! (lacks row)))
     (nil? row)))
 

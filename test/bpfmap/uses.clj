@@ -5,10 +5,10 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.impl.kernel.probe :as probe]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.map.lifecycle :as lifecycle]
             [bpfmap.impl.map.references :as references]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.linux :as linux :refer [held said]]
             [bpfmap.objects :as objects]
             [bpfmap.programs :as programs]
@@ -190,7 +190,7 @@
        (or (not= :inode-storage type) (since/has? [:lsm "bpf"]))))
 
 (defn row-of [{{:keys [type]} :spec}]
-  (rules/types type))
+  (map-types/types type))
 
 (defn used
   "Calls f with a new map, in which the first value is under the first key, if anything can be put
@@ -220,8 +220,8 @@
   "Whether the row grants an operation: the kernel need not have it yet, see [[has?]]."
   [{{:keys [type]} :spec :as use} op]
   (and (contains? (:ops (row-of use)) op)
-       (nil? (rules/alternative type op
-                                (:value-size (spec/complete (:spec use) (lifecycle/machine)))))))
+       (let [{:keys [value-size]} (spec/complete (:spec use) (lifecycle/machine))]
+         (nil? (map-types/alternative type op value-size)))))
 
 ;; ---------------------------------------------------------------- past the rules
 

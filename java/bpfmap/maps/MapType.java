@@ -45,7 +45,7 @@ public enum MapType {
     INSN_ARRAY(34),
     RHASH(35);
 
-    // A test compares these facts with the rules of bpfmap.impl.rules.
+    // A test compares these facts with the rows of bpfmap.impl.map-types.
 
     private static final Set<MapType> PER_CPU =
         EnumSet.of(PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH, PERCPU_CGROUP_STORAGE);

@@ -15,7 +15,7 @@
             [bpfmap.exec.options :refer [options]]
             [bpfmap.exec.query :as query]
             [bpfmap.exec.types :as types]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.java.io :as io]
             [clojure.string :as str]))
 
@@ -92,7 +92,7 @@
       :shell (words ["bash" "zsh" "fish"])
       (case k
         :command (words (map :name commands/commands))
-        :type (words (sort (map name (keys rules/types))))
+        :type (words (sort (map name (keys map-types/types))))
         ""))))
 
 (defn- places [{:keys [args] :as command}]

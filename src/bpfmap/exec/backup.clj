@@ -28,9 +28,9 @@
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.paths :as paths]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.lifecycle :as lifecycle]
             [bpfmap.impl.map.raw-entries :as raw-entries]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.spec :as spec])
   (:import (clojure.lang ExceptionInfo)
            (java.io BufferedWriter FilterReader IOException OutputStreamWriter
@@ -240,11 +240,11 @@
   [m]
   (let [{:keys [type value-size]} (bpf/spec m)
         {:keys [ops refers]} (element/row-of m)]
-    (or (rules/alternative type :reduce value-size)
+    (or (map-types/alternative type :reduce value-size)
         (when-not (:reduce ops) "the kernel cannot list its entries")
         (not-restored (get-in refers [:value :out]))
         (when-not (:put! ops)
-          (str "they cannot be restored: " (rules/alternative type :put! value-size))))))
+          (str "they cannot be restored: " (map-types/alternative type :put! value-size))))))
 
 (defn- unsavable ^Throwable [m why]
   (error/error :not-supported
@@ -453,7 +453,7 @@
   (spec/complete (cond-> (dissoc spec :pinning)
                    ;; Some files of maps of maps lack it. What those were made to hold says
                    ;; nothing about entries.
-                   (and (:inner? (rules/types type)) (nil? inner-map))
+                   (and (:inner? (map-types/types type)) (nil? inner-map))
                    (assoc :inner-map {:type :array :value-size 4 :max-entries 1}))
                  (lifecycle/machine)))
 
@@ -467,7 +467,7 @@
 
       (in-bytes spec [[7 42]]) ;=> [[#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"]]"
   [{:keys [type] :as spec} entries]
-  (let [n (when (:per-cpu (rules/types type))
+  (let [n (when (:per-cpu (map-types/types type))
             (bounded-count 0x10000 (let [v (second (first entries))] (if (coll? v) v [v]))))
         {:keys [key-in value-in]} (raw-entries/types spec n)]
     (mapv (fn [[k v]] (raw-entries/with-entry-context :restore k #(vector (key-in k) (value-in v))))

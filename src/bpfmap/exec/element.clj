@@ -6,8 +6,8 @@
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.kernel.paths :as paths]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.impl.type.node :as node]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
@@ -50,14 +50,14 @@
       (throw (if (:bpfmap/candidates (ex-data e)) (with-table e) e)))))
 
 (defn row-of-type
-  "Returns the row of a map type in `bpfmap.impl.rules/types`.
+  "Returns the row of a map type in `bpfmap.impl.map-types/types`.
 
       (:per-cpu (row-of-type :percpu-hash)) ;=> true"
   [type]
-  (rules/types type))
+  (map-types/types type))
 
 (defn row-of
-  "Returns the row of an open map's type in `bpfmap.impl.rules/types`.
+  "Returns the row of an open map's type in `bpfmap.impl.map-types/types`.
 
       (:per-cpu (row-of m)) ;=> true"
   [m]
@@ -293,12 +293,12 @@
 (defn- referred
   "Returns the kind of object that an element refers to, `:map` or `:program`, or nil."
   [{:keys [type]} side]
-  (#{:map :program} (get-in (rules/types type) [:refers side :in])))
+  (#{:map :program} (get-in (map-types/types type) [:refers side :in])))
 
 (defn- of-references?
   "Returns true if keys or values of a map are written as references."
   [{:keys [type]} side]
-  (contains? (get-in (rules/types type) [:refers side]) :in))
+  (contains? (get-in (map-types/types type) [:refers side]) :in))
 
 (defn- program-named [name]
   (let [found (filter #(= name (:name %)) ((requiring-resolve 'bpfmap.host/programs)))]
@@ -412,7 +412,7 @@
   [m {:keys [keys]}]
   (let [{:keys [id name type value-size] :as info} (bpf/info m)
         {:keys [ops]} (row-of m)
-        why (rules/alternative type :reduce value-size)]
+        why (map-types/alternative type :reduce value-size)]
     (when (and why (not (and keys (:next-key ops))))
       (throw (error/error :not-supported
                           (str "The entries of map " (error/id-and-name info) ", "

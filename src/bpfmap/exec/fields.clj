@@ -15,7 +15,7 @@
   | `:family`   | of an address or prefix: `:ipv4` or `:ipv6`                                    |
 
   Names are texts. [[bpfmap.exec.query]] reads paths by them and checks conditions against them."
-  (:require [bpfmap.impl.rules :as rules]
+  (:require [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.node :as node]
             [clojure.string :as str]))
 
@@ -192,7 +192,7 @@
       (of-side {:type :hash :key :u32} :key) ;=> {:kind :number}"
   [{:keys [type types] :as spec} side]
   (when-some [given (get spec side)]
-    (let [refers (get-in rules/types [type :refers side :out])]
+    (let [refers (get-in map-types/types [type :refers side :out])]
       (or (of-references refers)
           (of-node (node/node given types [side]))))))
 
@@ -203,7 +203,7 @@
 
       (paths (of-entries {:type :hash :key :u32 :value :u64} nil)) ;=> (\"key\" \"value\")"
   [{:keys [type] :as spec} cpus]
-  (let [{:keys [per-cpu]} (rules/types type)
+  (let [{:keys [per-cpu]} (map-types/types type)
         value (of-side spec :value)]
     (row (cond-> []
            (:key spec) (conj ["key" (of-side spec :key)])

@@ -2,9 +2,9 @@
   "The commands about the whole host: `list` and `tree`."
   (:require [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.query :as query]
-            [bpfmap.impl.host.inventory :as inventory]
-            [bpfmap.impl.map.lifecycle :as lifecycle]
-            [bpfmap.impl.rules :as rules]))
+            [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.map-types :as map-types]
+            [bpfmap.impl.map.lifecycle :as lifecycle]))
 
 (set! *warn-on-reflection* true)
 
@@ -17,7 +17,7 @@
   1024)
 
 (defn- cheap? [{:keys [type key-size value-size max-entries]}]
-  (let [{:keys [per-cpu batch]} (rules/types type)
+  (let [{:keys [per-cpu batch]} (map-types/types type)
         bytes (* (long max-entries) (+ (long key-size) (* (if per-cpu 64 1) (long value-size))))]
     (and (<= bytes (long cheap-bytes))
          (or (contains? batch :read) (<= (long max-entries) (long cheap-calls))))))
@@ -27,7 +27,7 @@
 
   Returns nil if counting would take long, or if the map cannot be iterated."
   [{:keys [type max-entries] :as info} every? count-entries]
-  (let [{:keys [ops every-index]} (rules/types type)]
+  (let [{:keys [ops every-index]} (map-types/types type)]
     (cond
       every-index max-entries
       (and (:reduce ops) (or every? (cheap? info))) (count-entries))))
@@ -53,12 +53,12 @@
         options (assoc options :fields map-info/list-fields)
         wanted (wanted (assoc options :columns columns))
         entries? (wanted :entries)
-        maps (inventory/maps (not-any? wanted [:memlock :frozen])
-                             (fn [fd info]
-                               (cond-> info
-                                 entries? (assoc :entries
-                                                 (entries
-                                                  info count #(lifecycle/entry-count fd info))))))
+        maps (holders/maps (not-any? wanted [:memlock :frozen])
+                           (fn [fd info]
+                             (cond-> info
+                               entries? (assoc :entries
+                                               (entries
+                                                info count #(lifecycle/entry-count fd info))))))
         found (into []
                     (keep (fn [[k of]] (when (wanted k) [k (of)])))
                     [[:pinned map-info/pins]
@@ -77,4 +77,4 @@
 
       (tree {}) ;=> [{:path \"/sys/fs/bpf/counts\" :kind :map :id 12 :name \"counts\" :type :hash}]"
   [{:keys [directory]}]
-  (if directory (inventory/pins directory) (inventory/pins)))
+  (if directory (holders/pins directory) (holders/pins)))

@@ -3,8 +3,8 @@
   (:require [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.query :as query]
-            [bpfmap.impl.host.inventory :as inventory]
-            [bpfmap.impl.rules :as rules])
+            [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.map-types :as map-types])
   (:import (clojure.lang PersistentArrayMap)))
 
 (set! *warn-on-reflection* true)
@@ -46,7 +46,7 @@
         name-in (fn [table value]
                   {:kind :name :names (into {} (map (fn [[k row]] [(name k) (value row)])) table)})]
     (fields/row [["id" number]
-                 ["type" (name-in rules/types :number)]
+                 ["type" (name-in map-types/types :number)]
                  ["name" text]
                  ["key-size" number]
                  ["value-size" number]
@@ -54,7 +54,7 @@
                  ["entries" number]
                  ["memlock" number]
                  ["frozen" {:kind :boolean}]
-                 ["flags" {:kind :list :of (name-in rules/flags (constantly nil))}]
+                 ["flags" {:kind :list :of (name-in map-types/flags (constantly nil))}]
                  ["pinned" {:kind :list :of text}]
                  ["held" {:kind :list :of (fields/row [["pid" number] ["command" text]])}]
                  ["used-by"
@@ -103,7 +103,7 @@
             (let [holder (select-keys process [:pid :command])]
               (reduce (fn [all {:keys [kind id]}] (if (= :map kind) (add all id holder) all))
                       all holds)))
-          (inventory/all-holders)))
+          (holders/all-holders)))
 
 (defn users
   "Returns the programs that use each map, by map id.
@@ -115,7 +115,7 @@
   (by-map (fn [add all {:keys [map-ids] :as program}]
             (let [user (select-keys program [:id :name :type])]
               (reduce (fn [all id] (add all id user)) all map-ids)))
-          (inventory/programs)))
+          (holders/programs)))
 
 (defn pins
   "Returns the paths of the pins of each map, by map id.
@@ -123,7 +123,7 @@
       (get (pins) 12) ;=> [\"/sys/fs/bpf/counts\"]"
   []
   (by-map (fn [add all {:keys [kind id path]}] (if (= :map kind) (add all id path) all))
-          (inventory/pins)))
+          (holders/pins)))
 
 (defn owners
   "Returns a function from a map's id to its pins, holders and users.

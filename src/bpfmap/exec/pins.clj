@@ -6,7 +6,7 @@
             [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
             [bpfmap.impl.kernel.paths :as paths]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -28,8 +28,8 @@
                  (keyword (fields/kernel-name (subs (str %1) 1)))
                  %1)]
     (cond-> spec
-      type (assoc :type (named type rules/types))
-      (coll? flags) (assoc :flags (into #{} (map #(named % rules/flags)) flags))
+      type (assoc :type (named type map-types/types))
+      (coll? flags) (assoc :flags (into #{} (map #(named % map-types/flags)) flags))
       (map? inner-map) (update :inner-map kernel-names))))
 
 (defn- spec-of

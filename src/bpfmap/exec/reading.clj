@@ -7,7 +7,7 @@
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.progress :as progress]
             [bpfmap.exec.query :as query]
-            [bpfmap.impl.rules :as rules])
+            [bpfmap.impl.map-types :as map-types])
   (:import (clojure.lang IReduceInit)))
 
 (set! *warn-on-reflection* true)
@@ -32,7 +32,7 @@
   (let [{:keys [type max-entries]} (bpf/spec m)]
     (reify IReduceInit
       (reduce [_ f init]
-        (loop [k (bpf/next-key m) n (long (rules/most-keys type max-entries)) acc init]
+        (loop [k (bpf/next-key m) n (long (map-types/most-keys type max-entries)) acc init]
           (if (or (nil? k) (zero? n))
             acc
             (let [acc (f acc {:key k})]

@@ -9,7 +9,7 @@
   | `:integer?` | of a leaf: true if it is an integer, which has a rate                   |
   | `:fields` | of what reads as a map: `[key tree]` pairs, in order                      |
   | `:of` `:count` | of what reads as a vector: the tree of each element, and how many at most |"
-  (:require [bpfmap.impl.rules :as rules]
+  (:require [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.node :as node]))
 
 (set! *warn-on-reflection* true)
@@ -67,7 +67,7 @@
   "Returns the tree of one key, or of one value of one CPU."
   [{:keys [type types] :as spec} side]
   (when-some [given (get spec side)]
-    (let [out (get-in (rules/types type) [:refers side :out])]
+    (let [out (get-in (map-types/types type) [:refers side :out])]
       (case out
         (:map-id :program-id :socket-cookie) (of-fields [[out leaf]])
         :program-field (of-program-field (of-type given types))

@@ -5,7 +5,7 @@
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.query :as query]
             [bpfmap.feature :as feature]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.c :as c]
             [bpfmap.type :as type]))
 
@@ -52,7 +52,7 @@
   See `bpfmap.exec.fields`."
   (let [name-in (fn [names] {:kind :name :names (into {} (map (fn [k] [(name k) nil])) names)})]
     (fields/row [["feature" (name-in [:map-type :map-flag :operation :element-flag :program-type])]
-                 ["of" (name-in (keys rules/types))]
+                 ["of" (name-in (keys map-types/types))]
                  ["name" {:kind :name}]
                  ["here" {:kind :boolean :shown {"?" nil}}]
                  ["since" {:kind :text}]
@@ -70,8 +70,8 @@
                 program-types]} (feature/report)]
     (with-meta
       (query/rows (assoc options :fields features-fields)
-                  (concat (answers :map-type nil rules/types map-types)
-                          (mapcat (fn [[type found]] (answers :map-flag type rules/flags found))
+                  (concat (answers :map-type nil map-types/types map-types)
+                          (mapcat (fn [[type found]] (answers :map-flag type map-types/flags found))
                                   (sort-by key map-flags))
                           (mapcat (fn [[type found]] (answers :operation type nil found))
                                   (sort-by key operations))

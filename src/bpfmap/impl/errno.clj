@@ -4,7 +4,7 @@
   [[explain]] is pure. Its facts about the process, the map and the kernel are read by the caller,
   after a call has failed."
   (:require [bpfmap.error :as error]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.string :as str])
   (:import (bpfmap.sys Errno)))
 
@@ -20,17 +20,17 @@
     code))
 
 (def ^:private puts #{:put! :insert! :replace! :push!})
-(def ^:private elements (into rules/writes rules/reads))
+(def ^:private elements (into map-types/writes map-types/reads))
 
 (defn- stored
   "Returns the kind of the objects that a map type stores, a key of [[wanted]], or nil."
   [{:keys [type]}]
-  (get-in (rules/types type) [:refers :value :in]))
+  (get-in (map-types/types type) [:refers :value :in]))
 
 (defn- hangs-on
   "Returns the kind of the objects that a map type is keyed by, a key of [[wanted]], or nil."
   [{:keys [type]}]
-  (get-in (rules/types type) [:refers :key :in]))
+  (get-in (map-types/types type) [:refers :key :in]))
 
 (def ^:private wanted
   "The constraint of the kernel on an object that a map stores or is keyed by."
@@ -94,7 +94,7 @@
 (defn- too-old?
   "Returns true if a release is known to be older than the required one."
   [needed release]
-  (boolean (and needed release (not (rules/at-least? release needed)))))
+  (boolean (and needed release (not (map-types/at-least? release needed)))))
 
 (def ^:private explanations
   "Rows that explain errnos; the first row that matches counts.
@@ -126,13 +126,13 @@
                  "; an id requires CAP_SYS_ADMIN, a descriptor of another process "
                  "the right to trace it, and a path the permission of its file mode"))}
    {:row :opened-read-only
-    :errno #{:EPERM} :op rules/writes :when #(= :read-only (:access %)) :error :read-only
+    :errno #{:EPERM} :op map-types/writes :when #(= :read-only (:access %)) :error :read-only
     :hint "the map was opened read-only; open it with {:access :read-write}"}
    {:row :opened-write-only
-    :errno #{:EPERM} :op rules/reads :when #(= :write-only (:access %)) :error :write-only
+    :errno #{:EPERM} :op map-types/reads :when #(= :write-only (:access %)) :error :write-only
     :hint "the map was opened write-only; open it with {:access :read-write}"}
    {:row :frozen
-    :errno #{:EPERM} :op rules/writes :when :frozen :error :permission
+    :errno #{:EPERM} :op map-types/writes :when :frozen :error :permission
     :hint "the map is frozen, which cannot be undone"}
    {:row :pin-off-bpffs
     :errno #{:EPERM} :op #{:pin! :move-pin!} :when #(false? (:bpffs %)) :error :not-bpffs
@@ -200,7 +200,7 @@
                    "run it in the namespace of the host")))}
    {:row :memlock-limit
     :errno #{:EPERM} :op #{:create :load}
-    :when #(and (rules/charges-memlock? (:release %)) (not (:unlimited-memlock %)))
+    :when #(and (map-types/charges-memlock? (:release %)) (not (:unlimited-memlock %)))
     :error :permission
     :hint (str "kernels before 5.11 charge maps and programs to RLIMIT_MEMLOCK, and this "
                "process is not allowed to raise it far enough; raise it (ulimit -l "
@@ -265,7 +265,7 @@
     :hint "the link is being created; try again"}
    {:row :links-before-5-8
     :errno #{:EINVAL} :op #{:list}
-    :when #(and (= :link (:object %)) (some-> (:release %) (rules/at-least? "5.8") not))
+    :when #(and (= :link (:object %)) (some-> (:release %) (map-types/at-least? "5.8") not))
     :error :not-supported :hint "links have ids from Linux 5.8 on"}
    {:row :btf-gone
     :errno #{:ENOENT} :op #{:btf-by-id} :error :not-found
@@ -288,16 +288,16 @@
             (str "the map is full with " max-entries (if (= 1 max-entries) " value; " " values; ")
                  "pop! some, or push! with {:overwrite true}"))}
    {:row :index-out-of-range
-    :errno #{:E2BIG :EINVAL} :op puts :when #(and (rules/by-index? (:type %)) (nil? (stored %)))
+    :errno #{:E2BIG :EINVAL} :op puts :when #(and (map-types/by-index? (:type %)) (nil? (stored %)))
     :error :out-of-range
     :hint (fn [{:keys [max-entries]}]
             (str "the index must be from 0 to " (dec max-entries)))}
    {:row :reference-index-out-of-range
-    :errno #{:E2BIG} :op puts :when #(rules/by-index? (:type %)) :error :out-of-range
+    :errno #{:E2BIG} :op puts :when #(map-types/by-index? (:type %)) :error :out-of-range
     :hint (fn [{:keys [max-entries]}]
             (str "the index must be from 0 to " (dec max-entries)))}
    {:row :map-full
-    :errno #{:E2BIG :ENOSPC} :op puts :when #(not (rules/by-index? (:type %))) :error :map-full
+    :errno #{:E2BIG :ENOSPC} :op puts :when #(not (map-types/by-index? (:type %))) :error :map-full
     :hint (fn [{:keys [max-entries]}]
             (str "the map is full with " max-entries
                  (if (= 1 max-entries) " entry; " " entries; ")
@@ -358,10 +358,11 @@
     :hint (comp wanted stored)}
    {:row :long-values-before-5-15
     :errno #{:E2BIG} :op #{:create}
-    :when (fn [{:keys [type release]}] (too-old? (:long-values-since (rules/types type)) release))
+    :when (fn [{:keys [type release]}]
+            (too-old? (:long-values-since (map-types/types type)) release))
     :error :not-supported
     :hint (fn [{:keys [type release]}]
-            (str "values longer than a page need Linux " (:long-values-since (rules/types type))
+            (str "values longer than a page need Linux " (:long-values-since (map-types/types type))
                  ", this is " release))}
    {:row :arena-too-large
     :errno #{:E2BIG} :op #{:create} :when #(= :arena (:type %)) :error :invalid-spec
@@ -416,8 +417,9 @@
     :hint :alternative}
    {:row :operation-before-its-release
     :errno #{:ENOTSUPP :EOPNOTSUPP :EINVAL}
-    :when (fn [{:keys [type op release]}] (rules/since-text type op release)) :error :not-supported
-    :hint (fn [{:keys [type op release]}] (rules/since-text type op release))}
+    :when (fn [{:keys [type op release]}] (map-types/since-text type op release))
+    :error :not-supported
+    :hint (fn [{:keys [type op release]}] (map-types/since-text type op release))}
    {:row :freeze-of-kernel-fields
     :errno #{:ENOTSUPP} :op #{:freeze!} :error :not-supported
     :hint (str "a map cannot be frozen if its values have fields owned by the kernel, such "
@@ -505,7 +507,7 @@
 
 (defn- fits? [row {:keys [op] :as ctx} errno]
   (and (or (nil? (:errno row)) ((:errno row) errno))
-       (or (nil? (:op row)) ((:op row) op) ((:op row) (rules/ability op)))
+       (or (nil? (:op row)) ((:op row) op) ((:op row) (map-types/ability op)))
        (or (nil? (:when row)) ((:when row) ctx))))
 
 (defn- explaining-row

@@ -1,8 +1,8 @@
 (ns ^:no-doc bpfmap.impl.spec
   "Checks map specs without the kernel, and returns every broken rule as data."
   (:require [bpfmap.error :as error]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.nearest :as nearest]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.impl.type.node :as node]
             [clojure.string :as str]))
 
@@ -26,10 +26,10 @@
 (defn- of-type [{:keys [type]}]
   (cond
     (nil? type) [(problem [:type] ":type is required, such as :hash or :array")]
-    (keyword? type) (when-not (rules/types type)
+    (keyword? type) (when-not (map-types/types type)
                       [(problem [:type] (str "unknown map type " type "; "
                                              (nearest/suggestion
-                                              type (sort (keys rules/types))
+                                              type (sort (keys map-types/types))
                                               "doc/map-types.md for all map types")))])
     (not (and (int? type) (<= 0 type 0xffffffff)))
     [(problem [:type] (str ":type must be a name or a number, got " (pr-str (error/shown type))))]))
@@ -57,19 +57,21 @@
 (defn- of-kernel?
   "Returns true if the BTF of the kernel determines the values, which is read only by create."
   [{:keys [type]} side]
-  (and (= :value side) (= :kernel (:btf (rules/types type)))))
+  (and (= :value side) (= :kernel (:btf (map-types/types type)))))
 
 (defn- side
   "Returns the problems of the key or the value: type, size, both together, rule of the map type."
   [spec side size-key]
   (let [value-type (side spec)
         given (size-key spec)
-        row (rules/types (:type spec))
+        row (map-types/types (:type spec))
         bad-type (node/side-problem spec side)
         actual (if (and value-type (not bad-type)) (:size (node/node-of spec side)) given)
         rule (or (size-key row)
                  (some-> (({:value-size :values, :key-size :keys} size-key) row) keys set))
-        multiple (if (= :value-size size-key) (rules/value-multiple (:type spec) (:flags spec)) 1)]
+        multiple (if (= :value-size size-key)
+                   (map-types/value-multiple (:type spec) (:flags spec))
+                   1)]
     (cond
       bad-type [(problem [side] bad-type)]
       (nil? actual) (when-not (or (= [0 0] rule) (of-kernel? spec side))
@@ -126,10 +128,10 @@
 (defn- types-that
   "Returns the names of the map types that have k in their row."
   [k]
-  (sort (for [[type row] rules/types :when (k row)] type)))
+  (sort (for [[type row] map-types/types :when (k row)] type)))
 
 (defn- spin-lock [{:keys [type types] :as spec}]
-  (let [row (rules/types type)]
+  (let [row (map-types/types type)]
     (when (and row (not (:lock? row)) (map? (or types {})) (locked-value? spec))
       [(problem [:value] (str "values of " type " maps cannot have a :spin-lock; only "
                               (error/list-of (types-that :lock?)) " maps support it"))])))
@@ -139,7 +141,7 @@
 (defn- max-entries [{:keys [type max-entries]}]
   (let [{[least most] :max-entries :keys [entries]
          :or {entries "the number of entries it can hold"}}
-        (merge {:max-entries [0 0xffffffff]} (rules/types type))]
+        (merge {:max-entries [0 0xffffffff]} (map-types/types type))]
     (cond
       (and (nil? max-entries) (pos? (long least)))
       [(problem [:max-entries] (str ":max-entries is required (" entries ")"))]
@@ -153,9 +155,9 @@
 
 (defn- flag [type allowed flag]
   (cond
-    (and (keyword? flag) (not (rules/flags flag)))
+    (and (keyword? flag) (not (map-types/flags flag)))
     (str "unknown flag " flag "; "
-         (nearest/suggestion flag (sort (keys rules/flags))
+         (nearest/suggestion flag (sort (keys map-types/flags))
                              "doc/map-types.md for the flags of every type"))
     (and (keyword? flag) allowed (not (allowed flag)))
     (str type " maps do not accept the flag " flag
@@ -166,29 +168,29 @@
     (str "a flag must be a name or a bit, got " (pr-str (error/shown flag)))))
 
 (defn- flags [{:keys [type flags numa-node]}]
-  (let [{allowed :flags :keys [requires added]} (rules/types type)]
+  (let [{allowed :flags :keys [requires added]} (map-types/types type)]
     (if-not (or (nil? flags) (set? flags) (sequential? flags))
       [(problem [:flags] (str ":flags must be a set of names, got " (pr-str (error/shown flags))))]
       (concat
        (keep #(some->> (flag type (some-> allowed (into added)) %) (problem [:flags])) flags)
-       (for [missing (sort requires) :when (not (rules/has-flag? flags missing))]
+       (for [missing (sort requires) :when (not (map-types/has-flag? flags missing))]
          (problem [:flags] (str type " maps require the flag " missing)))
        (when (and numa-node allowed (not (allowed :numa-node)))
          [(problem [:numa-node] (str type " maps cannot be placed on a node"))])
-       (when (and (or numa-node (rules/has-flag? flags :numa-node))
-                  (rules/has-flag? flags :no-common-lru))
+       (when (and (or numa-node (map-types/has-flag? flags :numa-node))
+                  (map-types/has-flag? flags :no-common-lru))
          [(problem [:numa-node]
                    "a map of :no-common-lru has a list for each CPU, and cannot be placed on a node")])
        (when (not (or (nil? numa-node) (and (int? numa-node) (<= 0 numa-node 0xffff))))
          [(problem [:numa-node]
                    (str ":numa-node must be the number of a node, got "
                         (pr-str (error/shown numa-node))))])
-       (when (and (nil? numa-node) (rules/has-flag? flags :numa-node))
+       (when (and (nil? numa-node) (map-types/has-flag? flags :numa-node))
          [(problem [:numa-node]
                    "the flag :numa-node requires the number of a node in :numa-node")])))))
 
 (defn- map-extra [{:keys [type map-extra]}]
-  (let [{:keys [extra most-extra] :as row} (rules/types type)]
+  (let [{:keys [extra most-extra] :as row} (map-types/types type)]
     (cond
       (or (nil? map-extra) (= 0 map-extra)) nil
       (not (and (integer? map-extra) (<= 0 map-extra 18446744073709551615N)))
@@ -205,8 +207,8 @@
 (declare problems)
 
 (defn- inner-map [{:keys [type inner-map]}]
-  (let [{:keys [inner?] :as row} (rules/types type)
-        of-inner (rules/types (:type inner-map))]
+  (let [{:keys [inner?] :as row} (map-types/types type)
+        of-inner (map-types/types (:type inner-map))]
     (cond
       (and inner? (nil? inner-map))
       [(problem [:inner-map]
@@ -227,7 +229,7 @@
          [(problem [:inner-map :type] (str "a map cannot hold " (:type inner-map) " maps"))])))))
 
 (defn- struct-ops [{:keys [type struct-ops]}]
-  (let [row (rules/types type)
+  (let [row (map-types/types type)
         of-kernel? (= :kernel (:btf row))]
     (cond
       (and (nil? struct-ops) (not of-kernel?)) nil
@@ -261,7 +263,7 @@
       (and (sequential? contents) (every? #(and (vector? %) (= 2 (count %))) contents))))
 
 (defn- other [{:keys [type name contents freeze flags types] :as spec}]
-  (let [{:keys [ops] freezes? :freeze? :as row} (rules/types type)]
+  (let [{:keys [ops] freezes? :freeze? :as row} (map-types/types type)]
     (concat
      (when-not (or (nil? types) (and (map? types) (every? keyword? (keys types))))
        [(problem [:types]

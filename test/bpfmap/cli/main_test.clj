@@ -10,7 +10,7 @@
             [bpfmap.exec.options :as options]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
-            [bpfmap.impl.host.inventory :as inventory]
+            [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.prog :as prog]
             [clojure.data.json :as json]
@@ -85,9 +85,9 @@
 
 (deftest list-reports-skipped
   (testing "list reports the maps that it omits"
-    (with-redefs [inventory/maps (fn [& _]
-                                   (with-meta []
-                                     {:skipped [{:id 12 :error :permission :message "no"}]}))]
+    (with-redefs [holders/maps (fn [& _]
+                                 (with-meta []
+                                   {:skipped [{:id 12 :error :permission :message "no"}]}))]
       (is (= {:exit 0
               :out "ID  TYPE  NAME  KEY  VALUE  ENTRIES  MAX  MEMORY  HELD BY  USED BY  PINNED  FLAGS\n"
               :err "bpfmap: map 12 is omitted: no\nno maps\n"}
@@ -97,10 +97,10 @@
 
 (deftest unknown-memory
   (testing "prints a dash if the kernel does not report the memory"
-    (with-redefs [inventory/maps (fn [& _]
-                                   [{:id 1 :type 99 :name "" :key-size 4 :value-size 4
-                                     :max-entries 1
-                                     :flags #{1073741824}}])]
+    (with-redefs [holders/maps (fn [& _]
+                                 [{:id 1 :type 99 :name "" :key-size 4 :value-size 4
+                                   :max-entries 1
+                                   :flags #{1073741824}}])]
       (is (= ["1" "99" "-" "4" "4" "-" "1" "-" "-" "-" "-" "0x40000000"]
              (words (second (str/split-lines (:out (bpfmap "list"))))))))))
 
@@ -604,10 +604,10 @@
 
 (deftest unexpected-errors
   (testing "an unexpected exception is reported on one line as a bug"
-    (with-redefs [inventory/maps (fn [& _]
-                                   (throw
-                                    (RuntimeException. "outside"
-                                                       (IllegalStateException. "inside"))))]
+    (with-redefs [holders/maps (fn [& _]
+                                 (throw
+                                  (RuntimeException. "outside"
+                                                     (IllegalStateException. "inside"))))]
       (is (= [1
               "bpfmap: This is a bug in bpfmap: java.lang.IllegalStateException: inside; --verbose prints the stack trace"]
              (refused "list")))

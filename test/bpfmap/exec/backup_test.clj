@@ -7,8 +7,8 @@
             [bpfmap.exec.backup :as backup]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.raw-entries :as raw-entries]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
             [bpfmap.uses :as uses]
@@ -274,7 +274,7 @@
 (kernel-test struct-ops-values
   (testing "does not save a value that the kernel owns"
     (is (= "restoring its value would register it with the kernel"
-           (#'backup/not-restored (get-in (rules/types :struct-ops) [:refers :value :out]))))))
+           (#'backup/not-restored (get-in (map-types/types :struct-ops) [:refers :value :out]))))))
 
 ;; --- maps of maps
 
@@ -597,7 +597,7 @@
   "The bytes of a per-CPU value: those of each CPU on its stride."
   [size cpus xs]
   (mapcat #(concat (take size (drop (* size %) (cycle xs)))
-                   (repeat (- (rules/stride size) size) 0)) (range cpus)))
+                   (repeat (- (map-types/stride size) size) 0)) (range cpus)))
 
 (def ^:private any-raw-map
   "A type of map, types for its keys and values, raw entries and others that it may have besides.

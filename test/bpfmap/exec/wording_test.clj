@@ -1,7 +1,7 @@
 (ns bpfmap.exec.wording-test
   "Messages of the library in the words of a command line."
   (:require [bpfmap.exec.wording :as wording]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.test :refer [are deftest is testing]]))
 
 (set! *warn-on-reflection* true)
@@ -22,7 +22,7 @@
 
 (deftest hint-becomes-a-command
   (testing "rewords every suggested alternative as a command"
-    (doseq [[type {:keys [instead]}] rules/types
+    (doseq [[type {:keys [instead]}] map-types/types
             [_ hint] instead
             :let [words (wording/worded hint)]]
       (is (not (re-find #"\b[a-z-]+[!?](?!\w)|(?<![\w\"']):[a-z]|\{:" words))

@@ -1,7 +1,7 @@
 (ns bpfmap.impl.nearest-test
   "Suggestions for misspelt names."
-  (:require [bpfmap.impl.nearest :as nearest]
-            [bpfmap.impl.rules :as rules]
+  (:require [bpfmap.impl.map-types :as map-types]
+            [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.spec :as spec]
             [bpfmap.type :as type]
             [clojure.string :as str]
@@ -15,12 +15,12 @@
 (deftest suggestion-names-place
   (testing "a suggestion says where all names are, with or without a near name"
     (is (= "did you mean :hash? See doc/map-types.md for all map types"
-           (nearest/suggestion :hsah (keys rules/types) "doc/map-types.md for all map types")))
+           (nearest/suggestion :hsah (keys map-types/types) "doc/map-types.md for all map types")))
     (is (= "see doc/types.md for all types"
            (nearest/suggestion :quaternion (keys type/scalars) "doc/types.md for all types")))))
 
 (def ^:private vocabulary
-  (vec (concat (keys rules/types) (keys rules/flags) spec/spec-keys)))
+  (vec (concat (keys map-types/types) (keys map-types/flags) spec/spec-keys)))
 
 (defspec one-slip-is-found 300
   ;; A letter too few, or two neighbours swapped, anywhere in a name of five letters or more.

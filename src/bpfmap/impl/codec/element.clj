@@ -6,7 +6,7 @@
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.codec.error :refer [deeper misfit]]
             [bpfmap.impl.codec.scalar :as scalar]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.node :as node])
   (:import (bpfmap.bytes ByteView)
            (bpfmap.sys Bytes Codec Integers Padding)
@@ -77,14 +77,14 @@
 (defn- slack-of
   "Returns the padding between the values of two CPUs, or nil if there is none."
   ^Padding [^long size]
-  (when (< size (rules/stride size))
-    (Padding. (rules/stride size) (long-array [(* 8 size) (* 8 (rules/stride size))]))))
+  (when (< size (map-types/stride size))
+    (Padding. (map-types/stride size) (long-array [(* 8 size) (* 8 (map-types/stride size))]))))
 
 (defn- write-one
   "Writes the value of one CPU and the bytes up to the next one's. A byte view may have these too."
   [^Codec of-one value memory offset]
   (let [size (.size of-one)
-        stride (rules/stride size)
+        stride (map-types/stride size)
         offset (long offset)]
     (if (and (instance? ByteView value) (= stride (count value)))
       (Bytes/copyIn (.-array ^ByteView value) memory offset)
@@ -98,7 +98,7 @@
   ^Codec [^Codec of-one type n]
   (let [n (long n)
         kind (.integers of-one)
-        stride (rules/stride (.size of-one))
+        stride (map-types/stride (.size of-one))
         size (* n stride)
         slack (slack-of (.size of-one))
         with-slack (fn [values memory offset]
@@ -153,7 +153,7 @@
       (.size (of-one-cpu {:type :percpu-hash :value :u32} 2 0)) ;=> 16"
   ^Codec [spec n i]
   (let [of-one ^Codec (codec/of-node (node/node-of spec :value) [:value])
-        stride (rules/stride (.size of-one))
+        stride (map-types/stride (.size of-one))
         size (* (long n) stride)
         at (* (long i) stride)]
     (reify Codec
@@ -199,7 +199,7 @@
       (.size (value {:type :percpu-hash :value :u32} 2)) ;=> 16"
   ^Codec [{:keys [type] :as spec} possible-cpus]
   (when-let [node (node/node-of spec :value)]
-    (let [{:keys [refers] per-cpu? :per-cpu} (rules/types type)
+    (let [{:keys [refers] per-cpu? :per-cpu} (map-types/types type)
           read-as (read-as (:out (:value refers)))]
       (cond-> (codec/of-node node (if per-cpu? [] [:value]))
         (= :functions (:out (:value refers))) (codec node)

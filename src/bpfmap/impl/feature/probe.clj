@@ -12,7 +12,7 @@
             [bpfmap.impl.kernel.probe :as kernel.probe]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.kernel.prog :as kernel.prog]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
            (java.nio ByteBuffer ByteOrder)))
@@ -236,7 +236,7 @@
   [type op]
   (let [spec (spec-of type nil)]
     (cond
-      (not (rules/types type))
+      (not (map-types/types type))
       (inconclusive (str "bpfmap does not know what a map of type " type " is like"))
 
       (= :struct-ops type)
@@ -264,7 +264,7 @@
   a key that does not exist."
   [type flag]
   (let [spec (spec-of type nil)
-        bits (bit-or (long (:value (rules/element-flags :exist)))
+        bits (bit-or (long (:value (map-types/element-flags :exist)))
                      (long (if flag (:bits (kernel.probe/element-flags flag)) 0)))]
     (with-map #(create spec)
       #(let [outcome (operate % :update spec bits)

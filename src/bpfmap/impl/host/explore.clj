@@ -6,11 +6,11 @@
 
   Everything is plain data with metadata, and nothing stays open. Entries are read on demand;
   their number is limited."
-  (:require [bpfmap.impl.host.inventory :as inventory]
+  (:require [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.batch-ops :as batch-ops]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.map.lifecycle :as lifecycle]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.prog :as prog]
             [clojure.core.protocols :as p])
   (:import (clojure.lang ExceptionInfo IObj)
@@ -75,7 +75,7 @@
 
   Returns nil if the map cannot be iterated."
   [m n]
-  (when (contains? (:ops (rules/types (:type (bpf-map/identity-of m)))) :reduce)
+  (when (contains? (:ops (map-types/types (:type (bpf-map/identity-of m)))) :reduce)
     (with-nav-each entry (into [] (if n (take n) identity) (batch-ops/entries m nil)))))
 
 (defn- with-opened
@@ -93,7 +93,7 @@
   (fn [k v]
     (case k
       :entries (or-error (with-opened info #(read-entries % nil)))
-      :used-by (with-nav-each program-row (inventory/programs-using id))
+      :used-by (with-nav-each program-row (holders/programs-using id))
       v)))
 
 (defn- map-details
@@ -103,7 +103,7 @@
     (with-nav (into info (remove (comp nil? val))
                     {:entries (or-error (read-entries m max-entries))
                      :used-by (or-error (mapv #(select-keys % [:id :name :type])
-                                              (inventory/programs-using id)))})
+                                              (holders/programs-using id)))})
       {:nav (map-nav (merge info (select-keys (bpf-map/spec-of m) [:types])))})))
 
 (defn- map-row
@@ -127,7 +127,7 @@
 ;; --- programs, links, pins
 
 (defn- maps-of [ids]
-  (with-nav-each map-row (filter #(some #{(:id %)} ids) (inventory/maps))))
+  (with-nav-each map-row (filter #(some #{(:id %)} ids) (holders/maps))))
 
 (defn- program-row
   "Returns the info of a program, navigable to its maps."
@@ -155,10 +155,10 @@
 ;; --- the host
 
 (def ^:private of-host
-  {:maps #(with-nav-each map-row (inventory/maps))
-   :programs #(with-nav-each program-row (inventory/programs))
-   :links #(with-nav-each link-row (inventory/links))
-   :pins #(with-nav-each pin-row (inventory/pins))})
+  {:maps #(with-nav-each map-row (holders/maps))
+   :programs #(with-nav-each program-row (holders/programs))
+   :links #(with-nav-each link-row (holders/links))
+   :pins #(with-nav-each pin-row (holders/pins))})
 
 (defn host
   "Returns the objects of the host, read now and navigable.

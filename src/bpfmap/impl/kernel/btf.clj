@@ -2,7 +2,7 @@
   "Commands of bpf(2) on BTF objects."
   (:refer-clojure :exclude [load])
   (:require [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.rules :as rules])
+            [bpfmap.impl.map-types :as map-types])
   (:import (bpfmap.sys Abi Attr Bytes Fd Info)
            (java.lang.foreign MemorySegment)))
 
@@ -19,7 +19,7 @@
                   (.bytes attr Abi/BTF_LOAD_BTF blob)
                   (.int32 attr Abi/BTF_LOAD_BTF_SIZE (alength blob))
                   (when token
-                    (.int32 attr Abi/BTF_LOAD_BTF_FLAGS (rules/flag-word [:token-fd]))
+                    (.int32 attr Abi/BTF_LOAD_BTF_FLAGS (map-types/flag-word [:token-fd]))
                     (.fd attr Abi/BTF_LOAD_BTF_TOKEN_FD token)))
                 call/own-fd))
 

@@ -8,7 +8,7 @@
             [bpfmap.impl.errno :as errno]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.kernel.procfs :as procfs]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.string :as str])
   (:import (bpfmap.sys Abi Attr Bytes ClosedFdException Fd FileSyscalls MemlockLimit Native
                        PossibleCpus)
@@ -163,7 +163,7 @@
   (let [outcome (.call attr (int number))]
     (if (and (== outcome (- Abi/EPERM))
              (memlock-commands number)
-             (rules/charges-memlock? (procfs/kernel-release)))
+             (map-types/charges-memlock? (procfs/kernel-release)))
       (do (MemlockLimit/raise)
           (.call attr (int number)))
       outcome)))

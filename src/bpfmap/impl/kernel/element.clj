@@ -134,7 +134,7 @@
       (finally (.give s)))))
 
 (def ^:private orders
-  "Key orders of the kernel by their names in `bpfmap.impl.rules`."
+  "Key orders of the kernel by their names in `bpfmap.impl.map-types`."
   {nil KeyOrder/NONE, :index KeyOrder/INDEX, :prefix KeyOrder/PREFIX})
 
 (defn batch-reader
@@ -155,7 +155,8 @@
   "Returns a reader that reads the whole map key by key.
 
   Close it. For kernels and map types without batches. Options: `:max-entries`; `:flags` of every
-  lookup; `:order`, a key order of `bpfmap.impl.rules`; `:index-keys`, true if keys are indices."
+  lookup; `:order`, a key order of `bpfmap.impl.map-types`; `:index-keys`, true if keys are
+  indices."
   ^Reader [^Elements es key-size value-size {:keys [max-entries flags order index-keys]}]
   (KeyIterator. es (long key-size) (long value-size) (long max-entries) (long flags)
                 ^KeyOrder (orders order) (boolean index-keys)))

@@ -2,7 +2,7 @@
   "Commands of bpf(2) on maps, except element operations."
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
-            [bpfmap.impl.rules :as rules])
+            [bpfmap.impl.map-types :as map-types])
   (:import (bpfmap.sys Abi Attr Bytes Fd Info)
            (clojure.lang ExceptionInfo PersistentArrayMap)
            (java.lang.foreign MemorySegment)
@@ -40,12 +40,12 @@
   (call/command "Creating the map" ctx Abi/BPF_MAP_CREATE
                 (fn [^Attr attr]
                   (doto attr
-                    (.int32 Abi/MAP_CREATE_MAP_TYPE (rules/type-number type))
+                    (.int32 Abi/MAP_CREATE_MAP_TYPE (map-types/type-number type))
                     (.int32 Abi/MAP_CREATE_KEY_SIZE key-size)
                     (.int32 Abi/MAP_CREATE_VALUE_SIZE value-size)
                     (.int32 Abi/MAP_CREATE_MAX_ENTRIES max-entries)
                     (.int32 Abi/MAP_CREATE_MAP_FLAGS
-                            (rules/flag-word (cond-> flags token (conj :token-fd)))))
+                            (map-types/flag-word (cond-> flags token (conj :token-fd)))))
                   (when numa-node (.int32 attr Abi/MAP_CREATE_NUMA_NODE numa-node))
                   (when (seq name) (.name attr Abi/MAP_CREATE_MAP_NAME name))
                   (when btf
@@ -114,12 +114,12 @@
   (let [fields (object-array 30)
         extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)
         n (add fields 0 :id (Bytes/getU32 memory Info/MAP_ID false))
-        n (add fields n :type (rules/type-name (Bytes/getU32 memory Info/MAP_TYPE false)))
+        n (add fields n :type (map-types/type-name (Bytes/getU32 memory Info/MAP_TYPE false)))
         n (add fields n :name (call/text memory Info/MAP_NAME (inc Abi/NAME_LENGTH)))
         n (add fields n :key-size (Bytes/getU32 memory Info/MAP_KEY_SIZE false))
         n (add fields n :value-size (Bytes/getU32 memory Info/MAP_VALUE_SIZE false))
         n (add fields n :max-entries (Bytes/getU32 memory Info/MAP_MAX_ENTRIES false))
-        n (add fields n :flags (rules/flag-set (Bytes/getU32 memory Info/MAP_MAP_FLAGS false)))
+        n (add fields n :flags (map-types/flag-set (Bytes/getU32 memory Info/MAP_MAP_FLAGS false)))
         n (add fields n :btf-id (id-at memory Info/MAP_BTF_ID))
         n (add fields n :btf-key-type-id (id-at memory Info/MAP_BTF_KEY_TYPE_ID))
         n (add fields n :btf-value-type-id (id-at memory Info/MAP_BTF_VALUE_TYPE_ID))
@@ -145,12 +145,12 @@
           memlock (when whole? (some-> (procfs/field fdinfo "memlock") parse-long))
           frozen (when whole? (procfs/field fdinfo "frozen"))]
       (cond-> {:id nil
-               :type (rules/type-name type)
+               :type (map-types/type-name type)
                :name ""
                :key-size (number "key_size")
                :value-size (number "value_size")
                :max-entries (number "max_entries")
-               :flags (rules/flag-set (number "map_flags"))}
+               :flags (map-types/flag-set (number "map_flags"))}
         memlock (assoc :memlock memlock)
         frozen (assoc :frozen (= "1" frozen))))))
 

@@ -3,7 +3,7 @@
 
   An outcome is a non-negative number or a negated errno. Keys and values are bytes."
   (:require [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.rules :as rules])
+            [bpfmap.impl.map-types :as map-types])
   (:import (bpfmap.sys Abi Attr Fd)))
 
 (set! *warn-on-reflection* true)
@@ -30,7 +30,7 @@
 
   The number of a CPU is in the upper 32 bits, so `:cpu` selects CPU 0."
   (into {} (for [[flag op] {:lock :lookup, :cpu :lookup, :all-cpus :update}]
-             [flag {:op op :bits (:value (rules/element-flags flag))}])))
+             [flag {:op op :bits (:value (map-types/element-flags flag))}])))
 
 (defn- call [command ctx fill]
   (call/command "Probing" ctx command fill (fn [outcome _ _] outcome) neg?))

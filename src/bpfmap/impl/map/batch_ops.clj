@@ -4,10 +4,10 @@
             [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.element :as kernel.element]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]]
             [bpfmap.impl.map.element-ops :as element-ops]
-            [bpfmap.impl.map.references :as references]
-            [bpfmap.impl.rules :as rules])
+            [bpfmap.impl.map.references :as references])
   (:import (bpfmap.impl.map.bpf_map BpfMap)
            (bpfmap.sys Bytes Codec)
            (clojure.lang ExceptionInfo IKVReduce IReduce IReduceInit Seqable)
@@ -16,7 +16,7 @@
 (set! *warn-on-reflection* true)
 
 (defn- row [^BpfMap m]
-  (rules/types (:type (bpf-map/identity-of m))))
+  (map-types/types (:type (bpf-map/identity-of m))))
 
 (defn- invalid [^BpfMap m op what x]
   (error/error :invalid-value (str what ", got " (pr-str (error/shown x)))

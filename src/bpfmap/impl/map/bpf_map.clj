@@ -6,10 +6,10 @@
   (:require [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.element :as kernel.element]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.references :as references]
             [bpfmap.impl.memory.fast-path :as fast-path :refer [or-fallback]]
             [bpfmap.impl.memory.mapping :as mapping]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.type :as type])
   (:import (bpfmap.sys Codec Fd)
            (clojure.lang ArityException ExceptionInfo IFn IKVReduce ILookup IReduce
@@ -30,7 +30,7 @@
 
   References have the name of their kind."
   [{:keys [type key value]}]
-  (let [{:keys [refers]} (rules/types type)
+  (let [{:keys [refers]} (map-types/types type)
         in-words (fn [side type]
                    (let [kind (get-in refers [side :in])]
                      (if (contains? #{nil :program-field} kind) (type/summary type) kind)))]
@@ -56,7 +56,7 @@
                    :type (:type identity)
                    :max-entries (:max-entries spec)
                    :access access
-                   :alternative (rules/alternative (:type identity) op (:value-size spec))}))
+                   :alternative (map-types/alternative (:type identity) op (:value-size spec))}))
 
   references/OpenObject
   (descriptor [_] fd)
@@ -130,7 +130,7 @@
   (.-fd m))
 
 (defn row-of
-  "Returns the row of the map's type in `bpfmap.impl.rules`."
+  "Returns the row of the map's type in `bpfmap.impl.map-types`."
   [^BpfMap m]
   (.-row m))
 
@@ -278,10 +278,10 @@
 (defn- batches?
   "Returns true if the kernel reads this map in batches, according to the rules."
   [^BpfMap m]
-  (let [{:keys [batch batch-read-since]} (rules/types (:type (.-identity m)))]
+  (let [{:keys [batch batch-read-since]} (map-types/types (:type (.-identity m)))]
     (and (contains? batch :read)
          (or (nil? batch-read-since)
-             (some-> (call/kernel-release) (rules/at-least? batch-read-since))))))
+             (some-> (call/kernel-release) (map-types/at-least? batch-read-since))))))
 
 (defn reader-failure
   "Returns the exception for a failed reader, with the result so far."
@@ -294,9 +294,9 @@
   "Returns the options of a map for the readers of `bpfmap.impl.kernel.element`."
   [^BpfMap m]
   (let [{:keys [type]} (.-identity m)]
-    {:max-entries (rules/most-keys type (:max-entries (.-spec m)))
-     :order (:order (rules/types type))
-     :index-keys (rules/by-index? type)
+    {:max-entries (map-types/most-keys type (:max-entries (.-spec m)))
+     :order (:order (map-types/types type))
+     :index-keys (map-types/by-index? type)
      :flags kernel.element/any}))
 
 (defn fold

@@ -7,10 +7,10 @@
             [bpfmap.impl.codec.element :as codec.element]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.element :as kernel.element]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-entry with-error-context with-key]]
             [bpfmap.impl.memory.fast-path :as fast-path :refer [or-fallback]]
             [bpfmap.impl.options :as options]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.impl.spec :as spec]
             [bpfmap.impl.type.node :as node])
   (:import (bpfmap.impl.map.bpf_map BpfMap)))
@@ -29,7 +29,7 @@
     (when (and lock (not (spec/locked-value? spec)))
       (throw (invalid m op [:lock]
                       (str "Values of this map have no lock: " (pr-str (error/shown value)))
-                      (if (:lock? (rules/types type))
+                      (if (:lock? (map-types/types type))
                         "a value to be locked has a field of type :spin-lock; open the map with the type of its values"
                         (str "a map of type " type " has no spin locks")))))))
 
@@ -137,7 +137,7 @@
       (bpf-map/refuse m op :not-supported
                       (str "this kernel (" (call/kernel-release)
                            ") does not write the value of one CPU alone (BPF_F_CPU), which came "
-                           "with Linux " (:since (:cpu rules/element-flags))
+                           "with Linux " (:since (:cpu map-types/element-flags))
                            "; writing the values of all CPUs instead would undo the writes of "
                            "programs on the others" instead))
 

@@ -8,10 +8,10 @@
   (:require [bpfmap.btf :as btf]
             [bpfmap.error :as error]
             [bpfmap.impl.btf.blob :as blob]
-            [bpfmap.impl.host.inventory :as inventory]
+            [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.kernel.btf :as kernel.btf]
             [bpfmap.impl.kernel.paths :as paths]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.spec :as spec]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
@@ -68,7 +68,7 @@
 (defn- of-info
   "Returns the info of a map in the form of a [[definition]]."
   [{:keys [type max-entries flags btf-key-type-id btf-value-type-id]}]
-  {:type (rules/type-number type) :max-entries max-entries :flags (rules/flag-word flags)
+  {:type (map-types/type-number type) :max-entries max-entries :flags (map-types/flag-word flags)
    :key btf-key-type-id :value btf-value-type-id})
 
 (defn- agree? [ks info definition]
@@ -130,7 +130,7 @@
   (try
     (reduce (fn [found {:keys [kind id path]}]
               (if (= :map kind) (update found id (fnil conj []) path) found))
-            {} (inventory/pins))
+            {} (holders/pins))
     (catch ExceptionInfo _ nil)))
 
 (defn- holders-by-map
@@ -143,7 +143,7 @@
                           (update found id (fnil conj []) (select-keys process [:pid :command]))
                           found))
                       found holds))
-            {} (inventory/all-holders))
+            {} (holders/all-holders))
     (catch ExceptionInfo _ nil)))
 
 (defn- candidates
@@ -188,11 +188,11 @@
                                 {:bpfmap/op :open :bpfmap/path [:name]})))
         kept? (= name kernel-name)
         alike (filterv #(if kept? (= name (:name %)) (shortens-to? name (:name %)))
-                       (inventory/map-infos :open (fn [_ e]
-                                                    (when-not
-                                                     (= :not-found (:bpfmap/error (ex-data e)))
-                                                      (throw e)))
-                                            true))
+                       (holders/map-infos :open (fn [_ e]
+                                                  (when-not
+                                                   (= :not-found (:bpfmap/error (ex-data e)))
+                                                    (throw e)))
+                                          true))
         pins (delay (pins-by-map))
         found (if kept?
                 alike

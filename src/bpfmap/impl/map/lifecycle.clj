@@ -11,6 +11,7 @@
             [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.kernel.token :as token]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.batch-ops :as batch-ops]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]]
             [bpfmap.impl.map.element-ops :as element-ops]
@@ -23,7 +24,6 @@
             [bpfmap.impl.memory.fast-path :as fast-path]
             [bpfmap.impl.memory.mapping :as mapping]
             [bpfmap.impl.options :as options]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.spec :as spec]
             [clojure.string :as str])
   (:import (bpfmap.impl.map.bpf_map BpfMap)
@@ -43,9 +43,9 @@
   the key exists. A stable release may have the fix, so the kernel is probed. If it cannot be
   probed, the operations are refused."
   [type]
-  (when-let [since (:conditional-since (rules/types type))]
+  (when-let [since (:conditional-since (map-types/types type))]
     (let [release (call/kernel-release)]
-      (when-not (or (some-> release (rules/at-least? since))
+      (when-not (or (some-> release (map-types/at-least? since))
                     (:supported ((requiring-resolve 'bpfmap.feature/conditional-write) type)))
         (let [hint (str "before Linux " since
                         " the kernel does not look whether the key exists, and this is " release
@@ -58,16 +58,16 @@
   Includes the operations that are made of others, so that a check is one lookup."
   [type value-size access]
   (when-some [refused (merge (conditional-write-refusals type)
-                             (rules/refusals type value-size access))]
-    (into refused (keep (fn [op] (some->> (refused (rules/ability op)) (vector op))))
-          rules/made-of-others)))
+                             (map-types/refusals type value-size access))]
+    (into refused (keep (fn [op] (some->> (refused (map-types/ability op)) (vector op))))
+          map-types/made-of-others)))
 
 (deftype ^:private Parts [refusals key-codec value-codec resolvers cpus row])
 
 (defn- parts-of
   "Returns the parts of a handle that depend on types, sizes and access only."
   ^Parts [spec type value-size access]
-  (let [{:keys [ops per-cpu] :as row} (rules/types type)
+  (let [{:keys [ops per-cpu] :as row} (map-types/types type)
         cpus (when per-cpu (call/possible-cpus))]
     (Parts. (refusals type value-size access)
             (when (seq ops) (codec.element/key spec))
@@ -111,7 +111,7 @@
 
   Results that depend on a probe of the kernel are not cached."
   ^Parts [{:keys [key value types] :as spec} type value-size access]
-  (if (:conditional-since (rules/types type))
+  (if (:conditional-since (map-types/types type))
     (parts-of spec type value-size access)
     (let [key-bytes (byte-count key)
           value-bytes (byte-count value)]
@@ -333,7 +333,7 @@
 ;; --- create
 
 (defn- keyless? [{:keys [type]}]
-  (contains? (:ops (rules/types type)) :push!))
+  (contains? (:ops (map-types/types type)) :push!))
 
 (defn- check-contents
   "Throws for the first entry of a completed spec's `:contents` that does not fit.
@@ -343,7 +343,7 @@
   (when (seq contents)
     (let [key-codec (codec.element/key spec)
           value-codec (codec.element/value spec
-                                           (when (:per-cpu (rules/types type))
+                                           (when (:per-cpu (map-types/types type))
                                              (count (call/possible-cpus))))
           resolvers (references/resolvers spec)
           scope (references/new-scope)]
@@ -551,7 +551,7 @@
   The kernel does not report the NUMA node of a map, so the spec has none."
   [{:keys [name type key-size value-size max-entries flags map-extra]}
    {:keys [key value struct-ops untyped] :as told}]
-  (let [{:keys [added extra]} (rules/types type)]
+  (let [{:keys [added extra]} (map-types/types type)]
     (cond-> (with-meta
               {:name name :type type :key-size key-size :value-size value-size
                :max-entries max-entries

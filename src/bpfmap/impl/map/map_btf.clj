@@ -10,8 +10,8 @@
             [bpfmap.impl.kernel.btf :as kernel.btf]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.map :as kernel.map]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.struct-ops :as struct-ops]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.impl.type.node :as node]
             [bpfmap.spec :as spec])
   (:import (clojure.lang ExceptionInfo)))
@@ -73,7 +73,7 @@
 
   It is useful if key or value are more than bytes, or if the whole name has to be kept."
   [{:keys [type key value types] :as spec} variable]
-  (let [{:keys [btf]} (rules/types type)
+  (let [{:keys [btf]} (map-types/types type)
         node #(node/node-of spec %)]
     (case btf
       :none nil
@@ -133,7 +133,7 @@
           ;; If the map requires its types, the user needs the reason why they were rejected, not
           ;; an error about their absence.
           (or (btf-refused? e)
-              (and (= :EPERM errno) (not= :required (:btf (rules/types (:type spec))))))
+              (and (= :EPERM errno) (not= :required (:btf (map-types/types (:type spec))))))
           {:untyped (str "the kernel did not take the types as BTF (" (name errno) ")")}
 
           (= :invalid-value error) {:untyped (ex-message e)} ; too large to be written as BTF
@@ -203,7 +203,7 @@
   [btf-id key-id value-id map-type ctx]
   (let [blob (btf/parse (:bytes (kernel.btf/blob btf-id ctx)))
         weigh (fn [id] (types/weighed-type-of blob id))
-        [key key-weight] (if (= 0 key-id) [(:key (rules/types map-type)) 0] (weigh key-id))
+        [key key-weight] (if (= 0 key-id) [(:key (map-types/types map-type)) 0] (weigh key-id))
         [value value-weight] (weigh value-id)]
     [(BtfTypes. (some-> key (node/node nil [:key])) (node/node value nil [:value])
                 (System/nanoTime))
@@ -253,7 +253,7 @@
   References to other objects are references all the same."
   [{:keys [type key-size value-size flags]}]
   {:key (bytes-type key-size)
-   :value (or (when (:values (rules/types type)) (spec/value-default type value-size flags))
+   :value (or (when (:values (map-types/types type)) (spec/value-default type value-size flags))
               (bytes-type value-size))})
 
 (defn- given-node
@@ -287,9 +287,9 @@
         default (delay (spec/value-default type value-size flags))
         btf-value (fitting value-size (:value btf-types))
         ;; References stay references, whatever type an option or the BTF names.
-        value (when-not (and (:values (rules/types type)) @default)
+        value (when-not (and (:values (map-types/types type)) @default)
                 (or (when (:struct-ops btf-types) btf-value) given-value btf-value))]
-    (cond-> {:key (or (:type key) (rules/key-type type key-size) (bytes-type key-size))
+    (cond-> {:key (or (:type key) (map-types/key-type type key-size) (bytes-type key-size))
              :value (or (:type value) @default (bytes-type value-size))}
       (contains? options :types) (assoc :types (:types options))
       (or key value) (node/carrying key value)

@@ -10,8 +10,8 @@
             [bpfmap.impl.codec.element :as codec.element]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.element :as kernel.element]
-            [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]]
-            [bpfmap.impl.rules :as rules])
+            [bpfmap.impl.map-types :as map-types]
+            [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]])
   (:import (bpfmap.bytes ByteView)
            (bpfmap.impl.map.bpf_map BpfMap)
            (bpfmap.sys Codec)
@@ -90,8 +90,8 @@
   The kernel leaves arbitrary bytes between the values of CPUs."
   [{:keys [type value-size]}]
   (let [size (long value-size)
-        stride (rules/stride size)]
-    (if (and (:per-cpu (rules/types type)) (< size stride))
+        stride (map-types/stride size)]
+    (if (and (:per-cpu (map-types/types type)) (< size stride))
       (fn [^ByteView view]
         (let [array (aclone ^bytes (.-array view))]
           (doseq [at (range size (alength array) stride)]

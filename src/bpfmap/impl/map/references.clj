@@ -10,7 +10,7 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.kernel.paths :as paths]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.node :as node])
   (:import (bpfmap.sys Fd)
            (java.util ArrayList)))
@@ -177,7 +177,7 @@
 
   nil if neither is a reference."
   ^Resolvers [{:keys [type] :as spec}]
-  (let [{:keys [key value]} (:refers (rules/types type))
+  (let [{:keys [key value]} (:refers (map-types/types type))
         as-is (fn [_ x _] x)]
     (when (or (:in key) (:in value))
       (Resolvers. (if (:in key) (resolver (:in key) [:key]) as-is)

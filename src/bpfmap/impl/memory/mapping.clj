@@ -6,8 +6,8 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.kernel.memory :as kernel.memory]
-            [bpfmap.impl.memory.bytes :as memory.bytes]
-            [bpfmap.impl.rules :as rules])
+            [bpfmap.impl.map-types :as map-types]
+            [bpfmap.impl.memory.bytes :as memory.bytes])
   (:import (bpfmap.impl.memory.bytes Memory)
            (bpfmap.sys Fd MappedMemory)
            (clojure.lang ExceptionInfo)
@@ -27,7 +27,7 @@
 (defn mapping
   "Returns the [[Mapping]] of an open map; nil for a type without memory to map."
   ^Mapping [fd {:keys [type] :as identity} spec access]
-  (when (= :mmapable (:mmap (rules/types type)))
+  (when (= :mmapable (:mmap (map-types/types type)))
     (Mapping. fd identity spec access
               (AtomicReference.) (AtomicReference.) (AtomicBoolean.) (AtomicBoolean.)
               (AtomicLong. (.longValue ^Number (:map-extra spec 0))))))
@@ -35,14 +35,14 @@
 (defn refusal
   "Returns why the memory of a map cannot be mapped, as `[kind hint]`, or nil."
   [{:keys [type flags]} access]
-  (let [{:keys [mmap]} (rules/types type)]
+  (let [{:keys [mmap]} (map-types/types type)]
     (cond
       (= :always mmap)
       [:not-supported
        "its memory is a ring of records, which makes sense only to who reads them in order"]
       (nil? mmap)
       [:not-supported (str "a map of type " type " has no memory to map; maps of type "
-                           (error/list-of (sort (for [[type row] rules/types
+                           (error/list-of (sort (for [[type row] map-types/types
                                                       :when (= :mmapable (:mmap row))] type)))
                            " have")]
       (not (contains? flags :mmapable))
@@ -64,7 +64,7 @@
 
   Source: Documentation/bpf/map_array.rst."
   ^long [{:keys [value-size]}]
-  (rules/stride (long value-size)))
+  (map-types/stride (long value-size)))
 
 (defn- size [{:keys [type max-entries] :as spec}]
   (if (= :arena type)

@@ -6,7 +6,7 @@
             [bpfmap.fixture :as fixture :refer [error-of]]
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.codec.element :as element]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
             [clojure.edn :as edn]
@@ -234,7 +234,7 @@
 (defspec per-cpu-bytes-kept 300
   (prop/for-all [[t view]
                  (gen/let [t (gen/such-that #(pos? (long (type/size %))) types/any-type 100)
-                           view (bytes-of (* 3 (rules/stride (type/size t))))]
+                           view (bytes-of (* 3 (map-types/stride (type/size t))))]
                    [t view])]
                 (holds? (element/value {:type :percpu-hash :value t} 3) view)))
 

@@ -3,7 +3,7 @@
   reached, and never before."
   (:require [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.edn :as edn]
             [clojure.test :refer [deftest is testing]])
   (:import (java.nio.file Files Path)))
@@ -55,7 +55,7 @@
 
 (kernel-test raise-memlock
   (testing "raises the memlock limit only if the kernel charges memory to it"
-    (let [charged? (rules/charges-memlock? (call/kernel-release))
+    (let [charged? (map-types/charges-memlock? (call/kernel-release))
           [before then maps after] (in-a-process 64 64 much)]
       (is (= [["65536" "65536"] ["65536" "65536"] 8] [before then maps]))
       (is (= (if charged? unlimited ["65536" "65536"]) after)))))
@@ -63,7 +63,7 @@
 (deftest charging-kernels
   (testing "recognizes the kernels that charge memory to the limit"
     (is (= [true true false false false]
-           (map rules/charges-memlock?
+           (map map-types/charges-memlock?
                 ["4.19.0" "5.10.0-32-cloud-amd64" "5.11.0" "6.18.44" nil])))))
 
 (kernel-test highest-limit

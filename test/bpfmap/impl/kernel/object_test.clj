@@ -6,8 +6,8 @@
             [bpfmap.impl.errno :as errno]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.references :as references]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.linux :as linux]
             [bpfmap.prog :as prog]
             [clojure.string :as str]
@@ -126,6 +126,6 @@
 (kernel-test info-kernel-release
   (testing "an operation that needs infos names the release that added them"
     (doseq [[command what] [[Abi/BPF_OBJ_GET_INFO_BY_FD :info] [Abi/BPF_MAP_GET_NEXT_ID :list]]]
-      (is (contains? rules/commands what))
+      (is (contains? map-types/commands what))
       (is (= "it needs Linux 4.13, this is 4.12.1"
              (:bpfmap/hint (errno/explain 22 {:op what :release "4.12.1"}))) command))))

@@ -3,7 +3,7 @@
   capability of its own."
   (:require [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.objects :as objects]
             [clojure.edn :as edn]
             [clojure.string :as str]
@@ -37,8 +37,8 @@
   (assert (and (vector? binding) (seq body)) (str name " needs [dir] and a body"))
   `(kernel-test ~name
      (cond
-       (not (rules/at-least? (call/kernel-release)
-                             "6.9")) (fixture/skip! "BPF tokens are of Linux 6.9")
+       (not (map-types/at-least? (call/kernel-release)
+                                 "6.9")) (fixture/skip! "BPF tokens are of Linux 6.9")
        (nil? (objects/run-delegated "/" ["true"])) (fixture/skip! "no C compiler")
        :else (let [~dir (str (fixture/temporary-directory))]
                (try ~@body (finally (.delete (java.io.File. ~dir))))))))

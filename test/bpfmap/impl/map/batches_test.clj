@@ -8,8 +8,8 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.element :as element]
             [bpfmap.impl.kernel.map :as map]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.linux :as linux]
             [bpfmap.programs :as programs]
             [bpfmap.since :as since]
@@ -59,9 +59,9 @@
      {:spec {:type :array-of-maps :inner-map inner} :keep true :few 43}
      {:spec {:type :hash-of-maps :key :u64 :inner-map inner} :keep true :few 43}]))
 
-(defn- batch [{{:keys [type]} :spec}] (:batch (rules/types type)))
+(defn- batch [{{:keys [type]} :spec}] (:batch (map-types/types type)))
 
-(defn- array? [{{:keys [type]} :spec}] (:every-index (rules/types type)))
+(defn- array? [{{:keys [type]} :spec}] (:every-index (map-types/types type)))
 
 (defn- with-form
   "Calls f with a form that has `:n`, how many entries to try, and `:entries`, a function from i
@@ -91,7 +91,7 @@
 
 (kernel-test b1-covered-types
   (testing "these tests cover every type that has batches"
-    (is (= (set (for [[type {:keys [batch]}] rules/types
+    (is (= (set (for [[type {:keys [batch]}] map-types/types
                       :when (and (seq batch) (:supported (feature/map-type type)))] type))
            (set (map (comp :type :spec) forms))
            (set (map (comp :type :spec) (filter #(contains? (batch %) :read) forms)))))))
@@ -336,10 +336,10 @@
     (doseq [{:keys [spec few] :as form} forms]
       (testing spec
         ;; As on an older kernel
-        (with-redefs [rules/types (update rules/types (:type spec) dissoc :batch)]
+        (with-redefs [map-types/types (update map-types/types (:type spec) dissoc :batch)]
           (with-form (cond-> form few (assoc :few 7))
             (fn [{:keys [n entry] :as form}]
-              (let [{:keys [ops]} (rules/types (:type spec))
+              (let [{:keys [ops]} (map-types/types (:type spec))
                     key (comp first entry)]
                 (with-map form n
                   (fn [m]
@@ -347,21 +347,21 @@
                     (is (= (all form n) (into {} m) (bpf/snapshot m) (into {} (bpf/entries m))
                            (into {} (seq m))))
                     (is (= n (bpf/count-entries m)))
-                    (when-not (:index? (rules/types (:type spec)))
+                    (when-not (:index? (map-types/types (:type spec)))
                       (is (= (select-keys (all form n) (map key [0 3 5]))
                              (bpf/lookup-all m (map key [0 3 (+ n 4096) 5])))))
                     (when (ops :delete!)
                       (is (= 3 (bpf/delete-all! m (map key [3 1 (+ n 9) 3 4]))))
                       (is (= (apply dissoc (all form n) (map key [3 1 4])) (into {} m))))
                     (when (and (ops :drain!)
-                               (not (:drains (rules/types (:type spec))))
+                               (not (:drains (map-types/types (:type spec))))
                                (since/has? [:operation (:type spec) :drain!]))
                       (bpf/put-all! m (map entry (range n)))
                       (is (= (all form n) (bpf/drain! m)))
                       (is (= [{} 0] [(into {} m) (bpf/count-entries m)])))))
                 (when (and (contains? (set ops) :delete!)
                            (not (:room form))
-                           (not (:index? (rules/types (:type spec)))))
+                           (not (:index? (map-types/types (:type spec)))))
                   (with-map form 5
                     (fn [m]
                       (let
@@ -375,7 +375,7 @@
     (doseq [{:keys [spec room]} (concat forms
                                         [{:spec {:type :devmap-hash}} {:spec {:type :prog-array}}
                                          {:spec {:type :sockhash :key :u32}}])
-            :let [{:keys [ops every-index]} (rules/types (:type spec))]]
+            :let [{:keys [ops every-index]} (map-types/types (:type spec))]]
       (testing spec
         (with-open [m ^Closeable (bpf/create (assoc spec :max-entries (+ 2 (long (or room 0)))))]
           (doseq [nothing [nil [] {} #{} () (map identity []) (eduction (map identity) [])]]
@@ -388,5 +388,5 @@
             (is (nil? (seq (bpf/entries m)))))
           (when (and (ops :drain!) (since/has? [:operation (:type spec) :drain!]))
             (is (= {} (bpf/drain! m)))
-            (when-not (:drains (rules/types (:type spec)))
+            (when-not (:drains (map-types/types (:type spec)))
               (is (= :init (bpf/drain-into! m (fn [_ _] :called) :init))))))))))

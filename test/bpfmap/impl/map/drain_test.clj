@@ -4,7 +4,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.linux :as linux]
             [bpfmap.programs :as programs]
             [clojure.string :as str]
@@ -41,7 +41,7 @@
 
 (kernel-test b8-covered-types
   (testing "these tests cover every type that can be drained"
-    (is (= (set (for [[type {:keys [ops]}] rules/types
+    (is (= (set (for [[type {:keys [ops]}] map-types/types
                       :when (and (ops :drain!) (:supported (feature/map-type type)))] type))
            (into #{:queue :stack :stack-trace :hash-of-maps} (map (comp :type :spec)) keyed)))))
 

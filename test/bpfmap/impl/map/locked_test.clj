@@ -2,8 +2,8 @@
   "Values with a spin lock: read and written whole under it, one or many at a time."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.objects :as objects]
             [bpfmap.programs :as programs]
             [bpfmap.since :as since]
@@ -68,13 +68,14 @@
 
 (kernel-test e6-every-lock-type
   (testing "every type with locks reads and writes under the lock"
-    (is (= (set (keys forms)) (set (for [[type {:keys [lock?]}] rules/types :when lock?] type))))
+    (is (= (set (keys forms))
+           (set (for [[type {:keys [lock?]}] map-types/types :when lock?] type))))
     (doseq [[type with-map] forms :when (since/has? [:map-type type])]
       (testing type
         (with-map
           (fn [m [k k2]]
             (let [[value put! _] (putting type)
-                  {:keys [ops]} (rules/types type)]
+                  {:keys [ops]} (map-types/types type)]
               (put! m k (value 5) held)
               (is (= (value 5) (bpf/lookup m k nil held) (m k)))
               (is (= {k (value 5)} (bpf/lookup-all m [k] held)))

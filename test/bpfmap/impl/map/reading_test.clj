@@ -3,8 +3,8 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.linux :as linux]
             [bpfmap.objects :as objects]
             [bpfmap.programs :as programs]
@@ -256,7 +256,7 @@
                          (bpf/put-all! m (zipmap (range from (+ from 200)) (range)))))
           again! (fn [m i] (when (= (dec at-once) (mod i at-once)) (bpf/drain! m) (put-fresh! m)))]
       ;; As on a kernel without batches
-      (with-redefs [rules/types (update rules/types :hash dissoc :batch)]
+      (with-redefs [map-types/types (update map-types/types :hash dissoc :batch)]
         (doseq [[case read
                  whole?] [["reduced"
                            (fn [m] (reduce (fn [acc e] (again! m (count acc)) (conj acc e)) [] m))

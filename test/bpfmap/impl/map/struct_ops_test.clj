@@ -5,8 +5,8 @@
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.kernel.probe :as probe]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.linux :as linux]
             [bpfmap.prog :as prog]
             [bpfmap.programs :as programs]
@@ -172,14 +172,14 @@
 
 (struct-ops-test e11-denied-operations
   (testing "the kernel rejects what the rules deny for struct_ops"
-    (let [{:keys [ops instead]} (rules/types :struct-ops)
+    (let [{:keys [ops instead]} (map-types/types :struct-ops)
           commands {:insert! [:update 1], :replace! [:update 2], :take! [:lookup-and-delete]
                     :drain! [:lookup-and-delete]
                     :push! [:update 0 :keyless], :pop! [:lookup-and-delete 0 :keyless]
                     :peek [:lookup 0 :keyless]
                     :might-contain? [:lookup 0 :keyless]}]
       (is (= #{:lookup :put! :delete! :next-key :reduce} ops) "which other tests here use")
-      (is (= (set/difference rules/operations ops) (set (keys commands))))
+      (is (= (set/difference map-types/operations ops) (set (keys commands))))
       (with-open [m (create)]
         (doseq [[op [command flags keyless]] commands
                 :let [asked

@@ -1,4 +1,4 @@
-(ns ^:no-doc bpfmap.impl.host.inventory
+(ns ^:no-doc bpfmap.impl.host.holders
   "Lists the BPF objects of this host: by id, by pin, and by process.
 
   Others create and remove objects at the same time. Objects that cannot be read are left out of

@@ -1,4 +1,4 @@
-(ns bpfmap.impl.rules.types-test
+(ns bpfmap.impl.map-types.types-test
   "What the table of map types says of creating, against the running kernel: its numbers are those
   that the kernel draws the line at."
   (:require [bpfmap.btf :as btf]
@@ -8,9 +8,9 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.map :as map]
             [bpfmap.impl.kernel.probe :as probe]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.map.lifecycle :as lifecycle]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.linux :as linux :refer [said]]
             [bpfmap.since :as since]
             [bpfmap.spec :as spec]
@@ -123,7 +123,7 @@
     (doseq [use uses :when (here? use)
             column [:key-size :value-size]
             :let [[inside outside] (inside-and-outside (rule-for use column))
-                  step (rules/value-multiple (:type (:spec use)) (:flags (:spec use)))
+                  step (map-types/value-multiple (:type (:spec use)) (:flags (:spec use)))
                   outside
                   (cond->> outside
                     (and (= :value-size column) (up-to-a-header? use)) (filter #(< (long %) 32768)))
@@ -177,7 +177,7 @@
 (kernel-test accepted-flags
   (testing "accepts exactly the flags of the row"
     (doseq [use uses :when (here? use)
-            [flag {:keys [since]}] rules/flags
+            [flag {:keys [since]}] map-types/flags
             :let [row (row-of use)
                   given (conj (set (:flags (:spec use))) flag)
                   spec (bare use (merge {:flags given} ((companions flag (constantly nil)))))
@@ -185,7 +185,7 @@
       (testing (str (:spec use) " " flag)
         (if (and (contains? (:flags row) flag)
                  (not-any? #(set/subset? % given) clashes)
-                 (rules/at-least? (call/kernel-release) since))
+                 (map-types/at-least? (call/kernel-release) since))
           (is (= :ok found))
           (is (#{:EINVAL :ENOTSUPP :EBADF :EPERM} found)))
         (is (= (and (contains? (set/union (:flags row) (:added row)) flag)

@@ -1,6 +1,6 @@
-(ns bpfmap.impl.rules-test
+(ns bpfmap.impl.map-types-test
   (:require [bpfmap.fixture :as fixture]
-            [bpfmap.impl.rules :as rules]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]]
             [clojure.test.check.clojure-test :refer [defspec]]
@@ -15,13 +15,13 @@
 (deftest header-numbers
   (testing "the numbers match the kernel header"
     (let [types (into {} (map (fn [[k row]] [(c-name "BPF_MAP_TYPE_" k) (:number row)]))
-                      rules/types)
+                      map-types/types)
           flags (into {} (map (fn [[k row]] [(c-name "BPF_F_" k) (bit-shift-left 1 (:bit row))]))
-                      rules/flags)
+                      map-types/flags)
           element-flags (into {} (map (fn [[k {:keys [value]}]]
                                         [(c-name (if (#{:any :noexist :exist} k) "BPF_" "BPF_F_") k)
                                          value]))
-                              rules/element-flags)
+                              map-types/element-flags)
           ours (merge types flags element-flags)
           header (fixture/c-values ["linux/bpf.h"] (keys ours))]
       (if-not header
@@ -32,26 +32,27 @@
 
 (deftest unique-type-numbers
   (testing "every type has its own number"
-    (is (= (range 1 36) (sort (map :number (vals rules/types)))))
-    (is (= (range 20) (sort (map :bit (vals rules/flags)))))))
+    (is (= (range 1 36) (sort (map :number (vals map-types/types)))))
+    (is (= (range 20) (sort (map :bit (vals map-types/flags)))))))
 
 (deftest names-and-numbers
   (testing "type names and numbers convert to each other"
-    (are [number name] (and (= name (rules/type-name number)) (= number (rules/type-number name)))
+    (are [number name] (and (= name (map-types/type-name number))
+                            (= number (map-types/type-number name)))
       1 :hash 2 :array 33 :arena 99 99)
-    (is (nil? (rules/type-number :nonsense)))))
+    (is (nil? (map-types/type-number :nonsense)))))
 
 (defspec flag-word-round-trip 200
   (prop/for-all [word (gen/choose 0 0xffffffff)]
-                (= word (rules/flag-word (rules/flag-set word)))))
+                (= word (map-types/flag-word (map-types/flag-set word)))))
 
 (deftest unknown-flag-bits
   (testing "unknown flag bits stay numbers"
-    (is (= #{:no-prealloc 0x40000000} (rules/flag-set 0x40000001)))))
+    (is (= #{:no-prealloc 0x40000000} (map-types/flag-set 0x40000001)))))
 
 (deftest releases-as-numbers
   (testing "compares releases as numbers"
-    (are [release version newer?] (= newer? (rules/at-least? release version))
+    (are [release version newer?] (= newer? (map-types/at-least? release version))
       "6.18.44-fc-v769" "5.14" true
       "5.4.0-150-generic" "5.14" false
       "5.14" "5.14" true
@@ -61,7 +62,7 @@
 (deftest alternative-is-named
   (testing "a denied operation names its alternative"
     (are [type op value-size words]
-         (str/includes? (str (rules/alternative type op value-size)) words)
+         (str/includes? (str (map-types/alternative type op value-size)) words)
       :array :delete! 8 "put! a zero value"
       :array :push! 8 "use put!"
       :queue :lookup 8 "use push!, pop! and peek"
@@ -72,12 +73,12 @@
       :struct-ops :insert! 256 "once in the life of the map"
       :struct-ops :replace! 256 "into a new map"
       99 :lookup 8 "does not know the layout of elements of this type")
-    (is (nil? (rules/alternative :hash :delete! 8)))
-    (is (nil? (rules/alternative :sockmap :lookup 8)))))
+    (is (nil? (map-types/alternative :hash :delete! 8)))
+    (is (nil? (map-types/alternative :sockmap :lookup 8)))))
 
 (deftest most-keys-by-type
   (testing "a map has at most as many keys as slots"
-    (are [type max-entries most] (= most (rules/most-keys type max-entries))
+    (are [type max-entries most] (= most (map-types/most-keys type max-entries))
       :hash 10 10
       :stack-trace 10 16
       :stack-trace 16 16
@@ -86,7 +87,7 @@
 
 (deftest implied-key-types
   (testing "keys with only one possible type get that type"
-    (are [type key-size found] (= found (rules/key-type type key-size))
+    (are [type key-size found] (= found (map-types/key-type type key-size))
       :array nil :u32
       :array 0 :u32
       :array 8 nil
@@ -99,17 +100,18 @@
 
 (deftest alternative-per-denial
   (testing "every denied operation of every type has an alternative"
-    (doseq [[type {:keys [ops]}] rules/types
-            op rules/operations]
-      (is (= (contains? ops op) (nil? (rules/alternative type op 8))) (str type " " op))
-      (is (contains? rules/operations op)))))
+    (doseq [[type {:keys [ops]}] map-types/types
+            op map-types/operations]
+      (is (= (contains? ops op) (nil? (map-types/alternative type op 8))) (str type " " op))
+      (is (contains? map-types/operations op)))))
 
 (deftest required-row-columns
   (testing "every row has the required columns"
-    (doseq [[type {:keys [key-size max-entries flags requires ops batch btf] :as row}] rules/types]
-      (is (every? rules/flags flags) (str type))
+    (doseq [[type row] map-types/types
+            :let [{:keys [key-size max-entries flags requires ops batch btf]} row]]
+      (is (every? map-types/flags flags) (str type))
       (is (every? flags requires) (str type))
-      (is (every? rules/operations ops) (str type))
+      (is (every? map-types/operations ops) (str type))
       (is (every? #{:read :take :write :delete} batch) (str type))
       (is (contains? #{nil :none :required :index :value :kernel} btf) (str type))
       (is (and (or key-size (:keys row)) max-entries (or (:value-size row) (:values row)))
@@ -117,9 +119,10 @@
 
 (deftest refusals-by-type
   (testing "a handle rejects what its type or access does not allow"
-    (is (= #{:push! :pop! :peek :might-contain?} (set (keys (rules/refusals :hash 8 :read-write))))
+    (is (= #{:push! :pop! :peek :might-contain?}
+           (set (keys (map-types/refusals :hash 8 :read-write))))
         "what is for maps without keys")
-    (are [type access op refusal] (= refusal (first (get (rules/refusals type 8 access) op)))
+    (are [type access op refusal] (= refusal (first (get (map-types/refusals type 8 access) op)))
       :hash :read-only :put! :read-only
       :hash :read-only :freeze! :read-only
       :hash :read-only :lookup nil
@@ -138,7 +141,7 @@
 
 (deftest flag-name-or-bit
   (testing "finds a flag by name or by bit"
-    (are [given flag found?] (= found? (rules/has-flag? given flag))
+    (are [given flag found?] (= found? (map-types/has-flag? given flag))
       #{:no-prealloc} :no-prealloc true
       [1] :no-prealloc true
       [0x401] :mmapable true
@@ -148,4 +151,4 @@
       "no-prealloc" :no-prealloc false
       [nil 1.5 -1 "x"] :no-prealloc false)
     (is (= [32 8 8]
-           (map #(rules/by-flag {:stack-build-id 32 nil 8} %) [[:stack-build-id] [] nil])))))
+           (map #(map-types/by-flag {:stack-build-id 32 nil 8} %) [[:stack-build-id] [] nil])))))

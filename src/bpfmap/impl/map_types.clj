@@ -1,4 +1,4 @@
-(ns ^:no-doc bpfmap.impl.rules
+(ns ^:no-doc bpfmap.impl.map-types
   "Map types as data, one row for each, and functions on rows."
   (:require [clojure.set :as set]))
 

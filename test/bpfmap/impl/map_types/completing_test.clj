@@ -1,4 +1,4 @@
-(ns bpfmap.impl.rules.completing-test
+(ns bpfmap.impl.map-types.completing-test
   "Specs that say less than the kernel needs, or another size than it takes, and what becomes of
   them."
   (:require [bpfmap.core :as bpf]

@@ -1,11 +1,11 @@
-(ns bpfmap.impl.rules.operations-test
+(ns bpfmap.impl.map-types.operations-test
   "Every row of the table of map types against the running kernel: what it grants is used, and
   what it denies is refused by the library by its name, and by the kernel too."
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
-            [bpfmap.impl.rules :as rules]
             [bpfmap.since :as since]
             [bpfmap.uses :as uses :refer [answer grants? here? refusals row-of used uses]]
             [clojure.set :as set]
@@ -16,7 +16,7 @@
 
 (kernel-test every-type-or-release
   (testing "every type is covered, and a type newer than the kernel is rejected with its release"
-    (is (= (set (keys rules/types)) (into uses/left-out (map (comp :type :spec)) uses)))
+    (is (= (set (keys map-types/types)) (into uses/left-out (map (comp :type :spec)) uses)))
     (doseq [{:keys [spec] :as use} uses]
       (if (:supported (feature/map-type (:type spec)))
         (is (bpf-map/bpf-map? (doto (bpf/create spec) (bpf/close))) (str spec))
@@ -45,7 +45,8 @@
   "What each operation must do: `(check m use)`, of a map in which the first value is under the
   first key."
   (let [reads? (fn [m use]
-                 (nil? (rules/alternative (:type (:spec use)) :lookup (:value-size (bpf/spec m)))))
+                 (nil? (map-types/alternative (:type (:spec use)) :lookup
+                                              (:value-size (bpf/spec m)))))
         there (fn [m {:keys [same?] :as use} k v]
                 (when (reads? m use)
                   (is (same? v (bpf/lookup m k)))))
@@ -119,7 +120,7 @@
                        (is (true? (bpf/might-contain? m v))))}))
 (kernel-test e10-granted-operations-work
   (testing "every operation that a row grants works"
-    (is (= (set (keys granted)) rules/operations))
+    (is (= (set (keys granted)) map-types/operations))
     (let [before (fixture/settled-descriptors)]
       (doseq [use uses :when (here? use)
               [op check] granted :when (and (grants? use op) (uses/has? use op))]
@@ -153,18 +154,18 @@
     (doseq [{:keys [spec] :as use} uses :when (here? use)]
       (used use
             (fn [m {[k] :keys [v] :values}]
-              (doseq [op rules/operations :when (not (grants? use op))
+              (doseq [op map-types/operations :when (not (grants? use op))
                       ask (asked op)
                       :let [{:keys [message] :bpfmap/keys [error map] said-op :bpfmap/op}
                             (error-of (ask m k v))]]
                 (testing (str spec " " op)
                   (is (= :not-supported error))
-                  (is (= op (rules/ability said-op)))
+                  (is (= op (map-types/ability said-op)))
                   (is (= (:type spec) (:type map)))
                   (is (str/includes? message (str "a map of type " (:type spec) " has no ")))
                   (is (str/includes? message (name said-op)))
                   (is (str/includes? message
-                                     (rules/alternative
+                                     (map-types/alternative
                                       (:type spec) op (:value-size (bpf/spec m))))))))))))
 (def ^:private denied-though-the-kernel-answers
   "What a row denies and the kernel does not refuse: what it says to that, with a key that is not
@@ -185,7 +186,7 @@
     (let [before (fixture/settled-descriptors)
           excepted (atom #{})]
       (doseq [{{:keys [type]} :spec :as use} uses :when (here? use)
-              op rules/operations :when (not (grants? use op))]
+              op map-types/operations :when (not (grants? use op))]
         (used use
               (fn [m {[k k2] :keys [v v2] :values}]
                 (let [writes? (#{:insert! :replace!} op)
@@ -212,7 +213,7 @@
                            {:pid 1 :fd -1} {:map-id -1} {:program-id nil} {:ifindex 1 :program m}
                            {:program {}} {1 2}
                            (sorted-map "a" 1) #{} (Object.) (byte-array 3) identity m]]
-                  (doseq [op rules/operations
+                  (doseq [op map-types/operations
                           ask (asked op)
                           [k v] (concat (for [x odd] [x v]) (for [x odd] [k x]))]
                     (let [outcome (try (ask m k v)
