@@ -22,6 +22,7 @@
   | `[:jeq :r1 5 :label]`, `[:jeq :r1 :r2 3]`     | `jeq jne jgt jge jlt jle jset jsgt jsge jslt jsle`, and with `32` |
   | `[:ja :label]`, `[:exit]`                     |                                                 |
   | `[:call :map-lookup-elem]`, `[:call 1]`       | the names are in `helpers`                      |
+  | `[:ld-func :r2 :label]`                       | the function that begins at a label, to pass to a helper as a callback; two slots |
 
   Offsets of jumps count slots of eight bytes from the instruction that follows. The kernel, not
   this namespace, checks that a program is safe. The encodings follow RFC 9669. This namespace does
@@ -141,6 +142,15 @@
     (keyword? x) (str "unknown helper " x (suggestions helpers x))
     :else (str (pr-str (shown x)) " is neither a helper's name nor its number")))
 
+(defn- function [{:keys [slot labels starts]} x]
+  (let [start (when (keyword? x) (labels x))]
+    (cond
+      (not (keyword? x)) (str (pr-str (shown x)) " is not a label")
+      (nil? start) (str "unknown label " x)
+      (zero? (long start)) (str "the function at " x " is the program itself")
+      (not (starts start)) (str "no instruction follows the label " x)
+      :else {:src 4 :imm (- (long start) slot 1) :function start}))) ; BPF_PSEUDO_FUNC
+
 (def ^:private operands
   "Kinds of operands: how a usage line shows one, and the function that reads it."
   {:to {:shows "register" :read (written-register :dst)}
@@ -155,6 +165,7 @@
    :map {:shows "map" :read (map-reference :map-value 2)} ; BPF_PSEUDO_MAP_VALUE
    :map-offset {:shows "offset" :read map-offset}
    :target {:shows "label-or-offset" :read target}
+   :function {:shows "label" :read function}
    :helper {:shows "helper" :read helper}})
 
 ;; ---------------------------------------------------------------- assembly
@@ -257,8 +268,10 @@
   |---------------|----------------------------------------------------------------|
   | `:byte-order` | a `java.nio.ByteOrder`, default: this machine's                |
 
-  Returns `{:bytes b :relocations rs}`: a new byte array with eight bytes for each slot, and a
-  vector of `{:slot n :kind :map-fd-or-:map-value :ref map}`.
+  Returns `{:bytes b :relocations rs :functions fs}`: a new byte array with eight bytes for each
+  slot, a vector of `{:slot n :kind :map-fd-or-:map-value :ref map}`, and the slots at which the
+  functions of `:ld-func` begin, ascending. The kernel accepts a program with such functions only
+  with BTF that describes them, which `bpfmap.prog/load` adds.
 
   Throws `:invalid-program`. Its `:bpfmap/path` is `[index]`, the position of the instruction in the
   flat sequence, labels included, counted from 0.
@@ -282,6 +295,7 @@
        (when (:slots fields)
          (write-slot! buffer {:imm (:next fields 0)})))
      {:bytes (.array buffer)
+      :functions (into [] (comp (keep :function) (distinct)) (sort-by :function encoded))
       :relocations (into [] (comp (filter :kind) (map #(select-keys % [:slot :kind :ref])))
                          encoded)})))
 

@@ -143,13 +143,14 @@
   ^Program [program]
   (check program)
   (let [{:keys [type name license insns expected-attach-type attach-btf-id]} program
-        {:keys [bytes relocations]} (asm/assemble insns)
+        {:keys [bytes relocations functions]} (asm/assemble insns)
         relocations (mapv #(assoc % :fd (descriptor-of (:ref %))) relocations)
         fd (prog/load {:type (types type type)
                        :name (spec/kernel-name name)
                        :license (or license "GPL")
                        :insns bytes
                        :relocations relocations
+                       :functions functions
                        :patch! asm/patch-map-fd!
                        :expected-attach-type (attach-types
                                               expected-attach-type expected-attach-type)

@@ -34,7 +34,7 @@
    :and32 [0x54 0x5c] :lsh32 [0x64 0x6c] :rsh32 [0x74 0x7c] :neg32 [0x84] :mod32 [0x94 0x9c]
    :xor32 [0xa4 0xac] :mov32 [0xb4 0xbc] :arsh32 [0xc4 0xcc]
    :le16 [0xd4] :le32 [0xd4] :le64 [0xd4] :be16 [0xdc] :be32 [0xdc] :be64 [0xdc]
-   :lddw [0x18] :ld-map-value [0x18]
+   :lddw [0x18] :ld-map-value [0x18] :ld-func [0x18]
    :ldxw [0x61] :ldxh [0x69] :ldxb [0x71] :ldxdw [0x79]
    :stw [0x62] :sth [0x6a] :stb [0x72] :stdw [0x7a]
    :stxw [0x63] :stxh [0x6b] :stxb [0x73] :stxdw [0x7b]
@@ -57,7 +57,8 @@
 (def ^:private plain-operand
   {:to :r1 :left :r1 :right :r2 :fetched :r2 :source 1 :immediate 1 :memory-from [:r1 0]
    :memory-to [:r1 0]
-   :wide 1 :map :a-map :map-offset 0 :target 0 :helper 1})
+   :wide 1 :map :a-map :map-offset 0 :target 0 :helper 1
+   :function :function})
 
 (deftest mnemonic-opcodes
   (testing "every mnemonic has its opcode"
@@ -154,6 +155,19 @@
           (is (= 77 (-> (ByteBuffer/wrap after) (.order (ByteOrder/nativeOrder)) (.getInt 28))))
           (is (Arrays/equals before (asm/patch-map-fd! (aclone after) 3 0))))))))
 
+(deftest function-addresses
+  (testing "the address of a function is the distance to its label"
+    (let [insns [[:ld-func :r2 :second] [:ld-func :r3 :first] [:ld-func :r4 :second] [:exit]
+                 :first [:exit]
+                 :second [:exit]]]
+      (is (= (str "1842000007000000" "0000000000000000"
+                  "1843000004000000" "0000000000000000"
+                  "1844000003000000" "0000000000000000"
+                  "9500000000000000" "9500000000000000" "9500000000000000")
+             (assembled insns)))
+      (is (= [7 8] (:functions (asm/assemble insns))))
+      (is (= [] (:functions (asm/assemble [[:exit]])))))))
+
 (deftest labels-name-next-insn
   (testing "a label stands for the instruction that follows it"
     (is (= (assembled [[:jeq :r1 0 3] [:lddw :r0 1] [:ja -4] [:exit]])
@@ -246,6 +260,13 @@
       [[:ld-map-value :r1 :m -1]]
       ":r2 is not an offset in bytes"
       [[:ld-map-value :r1 :m :r2]]
+      "1 is not a label"                                                   [[:ld-func :r2 1]]
+      "unknown label :nowhere"
+      [[:ld-func :r2 :nowhere] [:exit]]
+      "the function at :start is the program itself"
+      [:start [:ld-func :r2 :start] [:exit]]
+      "no instruction follows the label :end"
+      [[:ld-func :r2 :end] [:exit] :end]
       "unknown helper :bpf_map_lookup_elem; did you mean :map-lookup-elem?"
       [[:call :bpf_map_lookup_elem]]
       "unknown helper :frobnicate"                                     [[:call :frobnicate]]
@@ -283,12 +304,13 @@
 ;; ---------------------------------------------------------------- properties
 
 (def ^:private straight-instruction
-  (gen/such-that #(not-any? #{:target} (get-in asm/mnemonics [(first %) :operands])) instruction
+  (gen/such-that #(not-any? #{:target :function} (get-in asm/mnemonics [(first %) :operands]))
+                 instruction
                  100))
 
 (defspec instruction-size 500
   (prop/for-all [insn instruction]
-                (= (if (#{:lddw :ld-map-value} (first insn)) 16 8)
+                (= (if (#{:lddw :ld-map-value :ld-func} (first insn)) 16 8)
                    (alength (alone insn little)))))
 
 (defspec program-concatenation 100

@@ -23,7 +23,7 @@
   "The bytes of one instruction, with room around it for its jump."
   ^bytes [insn options]
   (let [room (repeat 4 [:exit])
-        bytes ^bytes (:bytes (asm/assemble [room insn room] options))]
+        bytes ^bytes (:bytes (asm/assemble [room insn :function room] options))]
     (Arrays/copyOfRange bytes 32 (- (alength bytes) 32))))
 
 (defn integers [low high]
@@ -45,6 +45,7 @@
    :memory-from memory :memory-to memory
    :wide (integers Long/MIN_VALUE Long/MAX_VALUE)
    :map (gen/return :a-map) :map-offset (gen/choose 0 0x7fffffff)
+   :function (gen/return :function)
    :target (gen/choose -5 3) ; what `alone` has room for
    :helper (gen/elements (concat (range 1 212) (keys asm/helpers)))})
 

@@ -68,6 +68,32 @@
       (is (= 0 (returned [[:ld-map-value :r1 m 0] [:stdw [:r1 0] 77] [:mov64 :r0 0] [:exit]])))
       (is (= 77 (m 0))))))
 
+(kernel-test ^{:needs [[:kernel :callbacks]]} callback-of-helper
+  (testing "a helper calls functions of the program"
+    (with-open [m (bpf/create {:type :array :key :u32 :value :u64 :max-entries 5
+                               :contents {0 1, 1 20, 4 300}})]
+      (is (= 321 (returned [[:stdw [:r10 -8] 0]
+                            [:lddw :r1 m]
+                            [:ld-func :r2 :add]
+                            [:mov64 :r3 :r10]
+                            [:add64 :r3 -8]
+                            [:mov64 :r4 0]
+                            [:call :for-each-map-elem]
+                            [:ldxdw :r0 [:r10 -8]]
+                            [:exit]
+                            :add ; of the map, the key, the value and the context
+                            [:ldxdw :r3 [:r3 0]]
+                            [:ldxdw :r0 [:r4 0]]
+                            [:add64 :r0 :r3]
+                            [:stxdw [:r4 0] :r0]
+                            [:mov64 :r0 0]
+                            [:exit]]))))
+    (let [descriptors (fixture/settled-descriptors)]
+      (is (= :program-rejected
+             (:bpfmap/error (error-of (returned [[:ld-func :r2 :bad] [:exit]
+                                                 :bad [:mov64 :r0 :r5] [:exit]])))))
+      (is (= descriptors (fixture/open-descriptors)) "the BTF of the program is closed"))))
+
 (kernel-test raw-tracepoint
   (testing "runs and attaches a raw tracepoint program"
     (with-open [m (counter)

@@ -39,6 +39,7 @@
    :sockmap-of-unix-sockets "5.15"
    :list-heads "6.2" ; fields that the kernel refuses where it knows them
    :timers "5.15"
+   :callbacks "5.13" ; functions that are passed to helpers, and for_each_map_elem
    :verified-insns "5.16"
    :sizes-of-logs "5.15" ; logs of less than 128 bytes, or of more than 16 MiB
    :locked-maps-are-not-frozen "6.3"})

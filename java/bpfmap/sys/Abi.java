@@ -164,6 +164,10 @@ public final class Abi {
     public static final int PROG_LOAD_PROG_FLAGS = 44;
     public static final int PROG_LOAD_PROG_NAME = 48;
     public static final int PROG_LOAD_EXPECTED_ATTACH_TYPE = 68;
+    public static final int PROG_LOAD_PROG_BTF_FD = 72;
+    public static final int PROG_LOAD_FUNC_INFO_REC_SIZE = 76;
+    public static final int PROG_LOAD_FUNC_INFO = 80;
+    public static final int PROG_LOAD_FUNC_INFO_CNT = 88;
     public static final int PROG_LOAD_ATTACH_BTF_ID = 108;
 
     // --- union bpf_attr: BPF_OBJ_PIN, BPF_OBJ_GET

@@ -118,6 +118,7 @@
          :neg32 {:code 0x84 :operands [:to]}
          :lddw {:code 0x18 :operands [:to :wide] :slots 2}
          :ld-map-value {:code 0x18 :operands [:to :map :map-offset] :slots 2}
+         :ld-func {:code 0x18 :operands [:to :function] :slots 2}
          :ja {:code 0x05 :operands [:target]}
          :call {:code 0x85 :operands [:helper]}
          :exit {:code 0x95 :operands []}}

@@ -2,12 +2,15 @@
   "Commands of bpf(2) on programs."
   (:refer-clojure :exclude [load])
   (:require [bpfmap.impl.escape :as escape]
+            [bpfmap.impl.btf.writer :as btf.writer]
+            [bpfmap.impl.kernel.btf :as kernel.btf]
             [bpfmap.impl.kernel.call :as call]
             [clojure.set :as set]
             [clojure.string :as str])
   (:import (bpfmap.sys Abi Attr Bytes Fd Info)
            (clojure.lang ExceptionInfo)
            (java.lang.foreign MemorySegment)
+           (java.nio ByteBuffer ByteOrder)
            (java.util HexFormat)))
 
 (set! *warn-on-reflection* true)
@@ -77,11 +80,35 @@
   Before Linux 5.15 the kernel accepts at most the last size (UINT_MAX >> 8)."
   [0 0x10000 0xffffff])
 
+(defn- function-btf
+  "Returns BTF of a program with n further functions.
+
+  The kernel requires it for a function that is passed to a helper: its linkage must be static. It
+  does not compare parameters of static functions with the code. Source: check_ld_imm in
+  kernel/bpf/verifier.c."
+  ^bytes [n]
+  (btf.writer/blob
+   (into [{:kind :int :name "int" :size 4 :bits 32 :signed true}
+          {:kind :func-proto :return 1}]
+         (map (fn [i] {:kind :func :name (if (zero? i) "main" (str "callback" i))
+                       :type 2 :linkage :static}))
+         (range (inc n)))))
+
+(defn- function-info
+  "Returns the array of `struct bpf_func_info` for the functions at the given slots."
+  ^bytes [slots]
+  (let [buffer (doto (ByteBuffer/allocate (* 8 (count slots))) (.order (ByteOrder/nativeOrder)))]
+    (doseq [[i slot] (map-indexed vector slots)]
+      (.putInt buffer (int slot))
+      (.putInt buffer (int (+ 3 i)))) ; ids of types begin at 1, and two precede the functions
+    (.array buffer)))
+
 (defn- load-once
   "Returns the program's descriptor, or `{:refused exception :log text}`.
 
   A log of size 0 is not requested."
-  [{:keys [type name license ^bytes insns relocations patch! expected-attach-type attach-btf-id]}
+  [{:keys [type name license ^bytes insns relocations functions btf patch! expected-attach-type
+           attach-btf-id]}
    log-size ctx]
   (let [log (volatile! nil)]
     (try
@@ -98,6 +125,12 @@
                           (.string Abi/PROG_LOAD_LICENSE license)))
                       (when (seq name)
                         (.name attr Abi/PROG_LOAD_PROG_NAME name))
+                      (when btf
+                        (doto attr
+                          (.fd Abi/PROG_LOAD_PROG_BTF_FD btf)
+                          (.int32 Abi/PROG_LOAD_FUNC_INFO_REC_SIZE 8)
+                          (.bytes Abi/PROG_LOAD_FUNC_INFO (function-info (cons 0 functions)))
+                          (.int32 Abi/PROG_LOAD_FUNC_INFO_CNT (inc (count functions)))))
                       (when expected-attach-type
                         (.int32 attr Abi/PROG_LOAD_EXPECTED_ATTACH_TYPE expected-attach-type))
                       (when attach-btf-id
@@ -126,11 +159,8 @@
                e)
       e)))
 
-(defn load
-  "Loads an assembled program; returns its descriptor.
-
-  If the kernel rejects it, loads it again to get the verifier's log. Before Linux 4.15 programs
-  have no names: after E2BIG it is loaded without a name."
+(defn- load-with-log
+  "Does the same as [[load]], with the BTF of a program that needs it loaded."
   ^Fd [program ctx]
   (loop [program program log-sizes log-sizes attempt 1 reason nil]
     (let [{:keys [refused log] :as loaded} (load-once program (first log-sizes) ctx)
@@ -154,6 +184,20 @@
         ;; A log longer than all buffers hides the errno of the attempt without a log.
         :else
         (throw (add-log reason log))))))
+
+(defn load
+  "Loads an assembled program; returns its descriptor.
+
+  If the kernel rejects it, loads it again to get the verifier's log. Before Linux 4.15 programs
+  have no names: after E2BIG it is loaded without a name. A program with `:functions` gets BTF,
+  which needs Linux 5.0."
+  ^Fd [{:keys [functions] :as program} ctx]
+  (if (empty? functions)
+    (load-with-log program ctx)
+    (let [btf (kernel.btf/load (function-btf (count functions)) nil ctx)]
+      (try
+        (load-with-log (assoc program :btf btf) ctx)
+        (finally (call/close btf))))))
 
 ;; --- info
 
