@@ -40,11 +40,12 @@
 
 (def mnemonics "The rows of all mnemonics by name; see `bpfmap.impl.isa`." isa/mnemonics)
 
-;; ---------------------------------------------------------------- operands A reader takes the
-;; context of an operand and the operand, and answers with the fields it sets: :dst, :src, :off,
-;; :imm, :next (the immediate of a second slot), :code (bits to add), :kind and :ref (a
-;; relocation). When it cannot, it answers with a string that says why, which ends the error's
-;; message.
+;; ---------------------------------------------------------------- operands
+;;
+;; A reader is called with the context of an operand and the operand. It returns the fields that the
+;; operand sets: :dst, :src, :off, :imm, :next (the immediate of a second slot), :code (bits to
+;; add), :kind and :ref (a relocation). For an invalid operand it returns a text with the reason,
+;; which ends the message of the error.
 
 (defn- in-range? [range x]
   (let [[low high] (ranges range)]
@@ -55,7 +56,7 @@
     (str what " " x " is outside " low " to " high more)))
 
 (defn- suggestions
-  "Returns the names of a table that a misspelt name may mean, as text to append, or nil."
+  "Returns a suggestion for a misspelt name of a table, as text to append, or nil."
   [table mistaken]
   (let [wanted (-> (name mistaken) (str/replace "_" "-") (str/replace #"^bpf-(func-)?" ""))
         near? (fn [k] (or (str/starts-with? (name k) wanted) (str/starts-with? wanted (name k))))]
@@ -102,7 +103,7 @@
 
 (defn- map-reference [kind src]
   (fn [_ x]
-    ;; Any object may stand for a map, so only what is surely a slip is refused.
+    ;; Any object can represent a map, so only obvious mistakes are rejected.
     (if (or (nil? x) (boolean? x) (number? x) (registers x))
       (str (pr-str x) " is not a map")
       {:src src :imm 0 :kind kind :ref x})))
@@ -203,7 +204,7 @@
       (str "its form is [" (str/join " " (cons mnemonic (map (comp :shows operands) kinds))) "]"))))
 
 (defn- layout
-  "Returns the instructions with their slots, and the labels with the slots that they mark."
+  "Returns the instructions with their slots, and the slots of the labels."
   [items]
   (reduce
    (fn [{:keys [labels end] :as state} [index item]]
@@ -240,8 +241,7 @@
 
 (defn- write-slot!
   [^ByteBuffer buffer {:keys [code dst src off imm] :or {code 0 dst 0 src 0 off 0 imm 0}}]
-  ;; The two registers share a byte as bit fields of C, which the order of bytes turns around as
-  ;; well.
+  ;; The two registers are bit fields of one byte, so the byte order decides which is first.
   (let [[low high] (if (= ByteOrder/BIG_ENDIAN (.order buffer)) [src dst] [dst src])]
     (.put buffer (unchecked-byte (long code)))
     (.put buffer (unchecked-byte (+ (long low) (* 16 (long high)))))

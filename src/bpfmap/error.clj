@@ -23,8 +23,8 @@
 
 (set! *warn-on-reflection* true)
 
-;; Nearly every namespace requires this one before it imports a class of the Java core. Without
-;; this check, what is missing would be the first class that somebody imports.
+;; Nearly every namespace requires this one before it imports a class of the Java core. Without this
+;; check, the error would be about whichever class is imported first.
 (when-not (.getResource (RT/baseLoader) "bpfmap/sys/Codec.class")
   (throw
    (ex-info
@@ -137,7 +137,7 @@
 (defn- of-library? [^String class-name] (.startsWith class-name "bpfmap."))
 
 (defn- public?
-  "Returns true if the class of a frame belongs to a public namespace other than this one."
+  "Returns true if the class of a frame belongs to another public namespace."
   [^String class-name]
   (and (of-library? class-name)
        (not (.startsWith class-name "bpfmap.error$"))

@@ -50,14 +50,14 @@
              (contains? defaults k) (str " (default: " (defaults k) ")"))))))
 
 (defn- reducible-line
-  "Returns the line of a docstring that says when a command returns a reducible, or nil."
+  "Returns the docstring's line about returning a reducible, or nil."
   [{:keys [name options reduces]}]
   (when-let [condition (cond reduces "Returns" (some #{:stream} options) "With :stream, returns")]
     (str "\n  " condition " a reducible, which prints as #bpfmap.exec/" name
          " and its options.\n")))
 
 (defn- third-person
-  "Returns a sentence that begins with an imperative verb, with that verb in the third person.
+  "Returns a sentence with its imperative verb in the third person.
 
       (third-person \"Watch a map\") ;=> \"Watches a map\""
   [sentence]

@@ -33,7 +33,7 @@
 
 ;; --- answers
 
-(def ^:private answers "Question to answer, of the answers that cannot change." (atom {}))
+(def ^:private answers "Results of probes that cannot change, by question." (atom {}))
 
 (defn- remembered [question ask]
   (or (get @answers question)
@@ -53,7 +53,9 @@
   (and (int? x) (<= 0 (long x) (long most))))
 
 (defn- named
-  "Returns an argument as its name in a table, or as its number up to `most` if it has none."
+  "Returns the name of an argument in a table, or its number if it has none.
+
+  The number is at most `most`."
   [x table number->name most what constraint]
   (let [known (if (number-to? x most) (number->name x) x)]
     (if (or (number-to? known most) (and (keyword? known) (contains? table known)))
@@ -252,9 +254,9 @@
            (str "; " (errno/left-out type (call/security-modules)))))))
 
 (defn unsupported
-  "Returns a hint on what this kernel lacks of a completed spec, or nil.
+  "Returns the hint about a missing feature that a completed spec needs, or nil.
 
-  It is called after the kernel answered with EINVAL."
+  It is called after the kernel returned EINVAL."
   [{:keys [type flags]}]
   (let [release (call/kernel-release)
         lacking (filter #(false? (:supported (map-flag type %))) flags)]

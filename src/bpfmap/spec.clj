@@ -87,7 +87,9 @@
                                (long given) size))) [:array element (quot (long given) size)])))))
 
 (defn- with-types
-  "Adds the types of keys and values that the map type determines; a size of 0 means none."
+  "Adds the types of keys and values that the map type determines.
+
+  A size of 0 means that there is none."
   [{:keys [type key key-size value value-size flags] :as spec}]
   (let [spec (node/with-nodes spec)
         row (map-types/types type)
@@ -104,13 +106,13 @@
       true node/with-nodes)))
 
 (def ^:private roundings
-  "How numbers of entries are rounded, by the name in a row of `map-types/types`.
+  "Roundings of the number of entries, by name in a row of `map-types/types`.
 
-  Each has the fact of the machine that it needs, the largest number that can be rounded, and the
+  Each has the fact of the machine that it depends on, the largest number that can be rounded, and a
   function of both."
   {:pages [:page-size 0x80000000
            (fn [n page] (loop [size (long page)] (if (<= (long n) size) size (recur (* 2 size)))))]
-   ;; Upwards where that is a number of 32 bits, else downwards.
+   ;; Rounds up if the result fits 32 bits, else down.
    :cpus [:possible-cpus 0xffffffff (fn [n cpus]
                                       (let [down (- (long n) (rem (long n) (long cpus)))
                                             up (if (= down n) down (+ down (long cpus)))]
@@ -184,11 +186,10 @@
                         :key (or key (when (pos? key-size) [:bytes key-size]))
                         :value (or value (when (pos? value-size) [:bytes value-size]))
                         :max-entries (:max-entries spec 0)
-                        ;; A spec made of what the kernel says has what it adds; it does not take
-                        ;; that back.
-                        :flags (cond-> (set/difference
-                                        (map-types/flag-set (map-types/flag-word flags))
-                                        (:added (map-types/types (:type spec))))
+                        ;; A spec from the info of a map has keys that the kernel added, and still
+                        ;; matches.
+                        :flags (cond-> (set/difference (map-types/flag-set (map-types/flag-word flags))
+                                                       (:added (map-types/types (:type spec))))
                                  numa-node (conj :numa-node))))
          inner-map (assoc :inner-map (complete inner-map facts)))))))
 
@@ -198,7 +199,7 @@
   [:type :key-size :value-size :max-entries :flags :map-extra :struct-ops :freeze])
 
 (def ^:private per-descriptor
-  "Flags that restrict a descriptor, and are no property of the map."
+  "Flags that restrict a descriptor, and are not a property of the map."
   #{:rdonly :wronly})
 
 (defn- comparable
@@ -215,7 +216,7 @@
   (case k
     :value-size (not (and (:struct-ops wanted) (zero? (long (:value-size wanted)))))
     :struct-ops (and (:struct-ops wanted) (:struct-ops found))
-    ;; One that is frozen will do where nothing is said; where /proc cannot be read, nobody knows.
+    ;; A frozen map matches a spec without :freeze. If /proc cannot be read, the state is unknown.
     :freeze (and (:freeze wanted) (some? (:frozen found)))
     true))
 
@@ -248,7 +249,7 @@
                              (pr-str (error/shown info)))
                         {:bpfmap/op :spec-diff})))
   (let [wanted (comparable (complete-to-compare spec facts))
-        ;; On which node a map is, the kernel does not tell, and a spec that names none takes any.
+        ;; The kernel does not report the node of a map, and a spec without a node matches any.
         anywhere #(cond-> % (not (:numa-node wanted)) (update :flags disj :numa-node))
         wanted (anywhere wanted)
         found (anywhere (comparable info))]

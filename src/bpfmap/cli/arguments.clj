@@ -32,7 +32,9 @@
   (if (and (double? x) (== x (long x))) (str (long x)) (str x)))
 
 (defn- tool-option
-  "Returns an option of the table for tools.cli. [[arguments/checked]] converts its text to data."
+  "Returns an option of the table for tools.cli.
+
+  [[arguments/checked]] converts its text to data."
   [{:keys [defaults] :as command} k]
   (let [{many? :many} (options k)
         required? (some #{k} (:needs command))]
@@ -190,8 +192,9 @@
   "Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted by Ctrl-C.")
 
 (defn- with-arguments
-  "Returns a command and its arguments, as the list of commands shows them. Several optional
-  arguments are only in the command's own help."
+  "Returns a command and its arguments, as the list of commands shows them.
+
+  Several optional arguments are only in the command's own help."
   [{:keys [name args optional] :as command}]
   (let [shown (if (< 1 (count optional)) (remove optional args) args)]
     (str/join " " (cons name (map #(argument-word command %) shown)))))
@@ -221,8 +224,9 @@
             ["" ref-text exit-text])))
 
 (defn- shell-word
-  "Returns a value as a word for the shell. Conditions are always quoted, because `>` and `~` have a
-  meaning in the shell."
+  "Returns a value as a word for the shell.
+
+  Conditions are always quoted, because `>` and `~` have a meaning in the shell."
   [k x]
   (let [text (if (or (string? x) (keyword? x)) (output/cell x) (pr-str x))
         text (if (coll? x) (str/replace text #"(?<=[\[{ ]):" "") text)]

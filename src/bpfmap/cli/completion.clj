@@ -1,10 +1,10 @@
 (ns ^:no-doc bpfmap.cli.completion
-  "Scripts that have a shell complete commands, options and maps, made from the table of commands.
+  "Completion scripts of shells, for commands, options and maps.
 
-  What does not change is in the script. Names and ids of maps are asked of `bpfmap list` at the
-  first TAB after it could be one, and kept for five seconds, since starting a JVM takes a moment;
-  pins and files are the shell's own. Fields of the map that is on the line are asked of `bpfmap
-  completion SHELL COMMAND REF` in the same way."
+  Everything that does not change is in the script. At the first TAB that may complete a map, the
+  script calls `bpfmap list` for names and ids, and caches them for five seconds, because starting a
+  JVM takes a moment. It calls `bpfmap completion SHELL COMMAND REF` in the same way for the fields
+  of the map on the line. The shell itself completes pins and files."
   (:require [bpfmap.cli.arguments :as arguments]
             [bpfmap.core :as bpf]
             [bpfmap.exec.backup :as backup]
@@ -32,14 +32,16 @@
   {"list" map-info/list-fields "features" types/features-fields})
 
 (def ^:private fields-of-map
-  "The fields of the rows of commands about one map, by what the map's spec says."
+  "Functions from a map's spec to the fields of a command's rows, by command."
   {"dump" #(fields/of-entries % nil)
    "hist" #(fields/of-entries % :sum)
    "watch" #(fields/of-watched % :sum)
    "diff" #(fields/of-changes % % nil true)})
 
 (def ^:private most-bytes
-  "Reading a larger file would take longer than somebody who pressed TAB waits."
+  "The largest file that is read, in bytes.
+
+  Reading a larger one would take longer than a user who pressed TAB waits."
   (* 4 1024 1024))
 
 (defn- spec-of [{:keys [file] :as source}]
@@ -50,10 +52,10 @@
       (bpf/spec m))))
 
 (defn- field-lines
-  "Returns the fields that a command takes for a map or file.
+  "Returns the fields that a command accepts for a map or file.
 
-  Fields of a key or value are listed without their side too, if that is unambiguous. Returns nil
-  on any error, because TAB must not print one."
+  Fields of a key or value are listed without their side too, if that is unambiguous. Returns nil on
+  any error, because TAB must not print one."
   [command source]
   (try
     (when-let [row-field (some-> (fields-of-map command) (apply [(spec-of source)]))]
@@ -72,9 +74,9 @@
   (some-> (fields-of (:name command)) :fields (->> (map first))))
 
 (defn- what-of
-  "Returns what completes an option or argument of a command.
+  "Returns the kind of completion for an option or argument of a command.
 
-  It is `ref`, `file`, words after a `=`, `fields-` with a kind for the fields of the map on the
+  One of `ref`, `file`, words after a `=`, `fields-` with a kind for the fields of the map on the
   line, or an empty string."
   [command k]
   (let [words #(if (seq %) (str "=" (str/join " " %)) "")
@@ -99,13 +101,13 @@
   (map #(what-of command %) args))
 
 (defn- values
-  "Returns the options of a command that take a map, a file or a word."
+  "Returns the options of a command whose values are maps, files or words."
   [command]
   (for [k (:options command) :let [what (what-of command k)] :when (seq what)]
     [(str "--" (name k)) what]))
 
 (defn- taking
-  "Returns the options that take a value."
+  "Returns the options that have a value."
   []
   (for [[k {:keys [takes]}] options :when takes] (str "--" (name k))))
 
@@ -324,8 +326,7 @@
        "    end\n"
        "  end\n"
        "end\n"
-       ;; To fish a word that begins with a dash is an option, even where the one before it takes
-       ;; a value.
+       ;; Fish reads a word that begins with a dash as an option, even after an option with a value.
        "function __bpfmap_falling\n"
        "  set -l words (commandline -opc)\n"
        "  test \"$words[-1]\" = $argv[1]; and string match -q -- '-*' (commandline -ct)\n"

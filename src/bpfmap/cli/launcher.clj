@@ -14,9 +14,11 @@
   (run! require (edn/read-string (slurp (io/resource "bpfmap/launcher.edn")))))
 
 (defn- link-in-background
-  "Links the C library on a thread of its own: that takes as long as a third of all namespaces."
+  "Links the C library on another thread, while namespaces are loaded.
+
+  Linking takes a third of the time that loading takes."
   []
-  ;; An error is thrown again by the first call that needs the library.
+  ;; The first call that needs the library throws the same error.
   (doto (Thread. (fn [] (try (Class/forName "bpfmap.sys.Native") (catch Throwable _))) "linking")
     (.setDaemon true)
     (.start)))

@@ -35,7 +35,7 @@
                  (when (and pin (not= "map " other)) (str "; " pin " is now " other))))))
 
 (defn- seconds-text
-  "Returns a number of seconds with all of its digits, at least one after the point."
+  "Returns a number of seconds with all digits, at least one after the point."
   [seconds]
   (let [n (bigdec (double seconds))]
     (.toPlainString (if (< (.scale n) 1) (.setScale n 1) n))))
@@ -57,7 +57,9 @@
    [""]))
 
 (defn- with-paths
-  "Returns the paths of rates, with those of changed rows added. A path keeps its column."
+  "Returns the paths of rates, including the paths in changed rows.
+
+  A path keeps its column."
   [paths rows]
   (into paths (comp (filter :change)
                     (mapcat #(views/numeric-paths [] (:per-second %)))
@@ -71,7 +73,9 @@
   (map (fn [{:keys [title] :as column}] (assoc column :at-least (get widths title 0))) columns))
 
 (defn- frame-lines
-  "Returns a function from a frame and a screen size to lines. Changed rows are bold."
+  "Returns a function from a frame and a screen size to lines.
+
+  Changed rows are bold."
   [options]
   (let [seen (volatile! {:paths [] :widths {}})]
     (fn [{:keys [rows] :as frame} {:keys [width height]}]
@@ -96,7 +100,9 @@
     (flush)))
 
 (def ^:private most-lines
-  "The number of rows that are sorted for a terminal. No screen shows more."
+  "The number of rows that are sorted for a terminal.
+
+  No screen shows more."
   500)
 
 (defn watch
@@ -153,8 +159,9 @@
 ;; --- one run
 
 (defn- gone?
-  "Returns true if the kernel has freed a map. Waits up to two seconds: the kernel frees it shortly
-  after the last program that uses it."
+  "Returns true if the kernel has freed a map.
+
+  Waits up to two seconds: the kernel frees it shortly after the last program that uses it."
   [id]
   (loop [attempts 100]
     (let [answer (try
@@ -166,7 +173,9 @@
         :else false))))
 
 (defn- view
-  "Returns the view of the end of a run. On a screen, only the rows that fit."
+  "Returns the view of the end of a run.
+
+  On a screen, it has only the rows that fit."
   [{:keys [elapsed] {:keys [id type name]} :map :as run} signal height]
   (let [{:keys [total calls] :as value} (demo/result run)
         ;; Heading, closing lines, the shell's prompt

@@ -19,7 +19,9 @@
 (set! *warn-on-reflection* true)
 
 (defmacro ^:private read-version
-  "Expands to the text of the resource bpfmap/version, so that a start reads no file for it."
+  "Expands to the text of the resource bpfmap/version.
+
+  So starting reads no file for it."
   []
   (str/trim (slurp (io/resource "bpfmap/version"))))
 
@@ -28,8 +30,9 @@
   (read-version))
 
 (defn- confirmed
-  "Calls `(f options)`. If that requires confirmation, asks on the terminal, and calls f again if
-  the answer is yes."
+  "Calls `(f options)`, and asks for confirmation if that is required.
+
+  Asks on the terminal, and calls f again if the answer is yes."
   [f options]
   (try
     (f options)
@@ -43,8 +46,9 @@
           (throw e))))))
 
 (def ^:private runners
-  "The functions of commands that only the command line runs. Each takes options and the request,
-  and returns a view."
+  "The functions of commands that only the command line runs.
+
+  The arguments are options and the request. The result is a view."
   {"watch" 'bpfmap.cli.live-commands/watch
    "demo" 'bpfmap.cli.live-commands/demo
    "repl" 'bpfmap.cli.repl/repl
@@ -55,7 +59,9 @@
   (requiring-resolve (runners name)))
 
 (defn- print-value
-  "Prints the result of a command. Shows progress for a reducible, unless the output is a terminal."
+  "Prints the result of a command.
+
+  Shows progress for a reducible, unless the output is a terminal."
   [{:keys [name view]} value options format]
   (let [print-it #(output/print-result value ((requiring-resolve view) value options) format
                                        (terminal/width))]
@@ -64,7 +70,7 @@
       (terminal/with-progress name print-it))))
 
 (defn- perform
-  "Runs a request and prints its result. Returns the exit code."
+  "Runs a request, prints its result and returns the exit code."
   [{:keys [command options format] :as request}]
   (try
     (let [checked (exec.arguments/checked command options)
@@ -96,7 +102,9 @@
       (output/print-failure e (some #{"--verbose"} words)))))
 
 (defn- run-safely
-  "Runs a command line with an *out* that throws on write errors, which System/out ignores."
+  "Runs a command line with an *out* that throws on write errors.
+
+  System/out ignores them."
   [words]
   (with-open [out (BufferedWriter. (OutputStreamWriter. (FileOutputStream. FileDescriptor/out)
                                                         StandardCharsets/UTF_8))]

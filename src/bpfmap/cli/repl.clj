@@ -100,7 +100,9 @@
       (.build)))
 
 (defn- reading
-  "Returns a `:read` function for `clojure.main/repl` that reads forms from edited lines."
+  "Returns a function that reads forms from edited lines.
+
+  It is the `:read` of `clojure.main/repl`."
   [^LineReader lines]
   (let [pending (volatile! nil)]
     (fn [request-prompt request-exit]
@@ -122,7 +124,9 @@
                         (recur)))))))))
 
 (defn- print-result
-  "Prints a result as `prn` does, with control characters escaped: other programs write to maps."
+  "Prints a result like `prn`, with control characters escaped.
+
+  Other programs write to maps."
   [x]
   (println (escape/escape-edn (pr-str x))))
 

@@ -14,7 +14,7 @@
 (defn size
   "Returns the size of the terminal's screen: `{:width columns :height lines}`."
   [{:keys [^Terminal terminal]}]
-  ;; A serial line or a test's terminal may not know its size and says 0.
+  ;; The terminal of a serial line or a test may report a size of 0.
   (let [or-usual (fn [n usual] (if (pos? (long n)) n usual))]
     {:width (or-usual (.getWidth terminal) 80)
      :height (or-usual (.getHeight terminal) 24)}))
@@ -29,7 +29,7 @@
   (.flush terminal))
 
 (defn- leave [{:keys [^Terminal terminal ^Attributes original]}]
-  ;; Where there is no second screen to leave, the table is cleared away.
+  ;; If the terminal has no second screen, the table is erased.
   (put terminal
        InfoCmp$Capability/cursor_home InfoCmp$Capability/clr_eos
        InfoCmp$Capability/exit_ca_mode InfoCmp$Capability/cursor_normal)
@@ -51,7 +51,7 @@
                    (.provider "ffm")
                    (.dumb false)
                    (.nativeSignals false)
-                   (.graphemeCluster false) ; which would be found out by writing to the terminal
+                   (.graphemeCluster false) ; JLine would write to the terminal to detect it
                    (.build))
                (catch IllegalStateException _ nil))]
     (if (or (str/starts-with? (.getType terminal) "dumb")
@@ -77,7 +77,7 @@
   {:bold InfoCmp$Capability/enter_bold_mode})
 
 (defn- write-line
-  "Writes a line, cut to a width; one with a style in that, where the terminal has it."
+  "Writes a line cut to a width, with its style if the terminal has it."
   [^Terminal terminal line width]
   (let [{:keys [style text]} (if (map? line) line {:text line})
         text (escape/escape text)
@@ -96,7 +96,7 @@
       (put terminal InfoCmp$Capability/cursor_home)
       (doseq [[i line] (map-indexed vector (take height lines))]
         (when (pos? (long i)) (.write (.writer terminal) "\r\n"))
-        ;; One column stays free: a terminal may wrap once the last is written.
+        ;; One column stays free, because a terminal may wrap after writing the last one.
         (write-line terminal line (dec (long width)))
         (put terminal InfoCmp$Capability/clr_eol))
       (put terminal InfoCmp$Capability/clr_eos)

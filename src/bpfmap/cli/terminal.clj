@@ -37,7 +37,7 @@
 
 ;; --- progress
 
-(def ^:private quiet-millis "How long a command may be silent." 1000)
+(def ^:private quiet-millis "Milliseconds before a command shows its progress." 1000)
 (def ^:private frame-millis 250)
 
 (defn- show-progress

@@ -42,7 +42,7 @@
   (walk/postwalk #(if (symbol? %) (keyword %) %) form))
 
 (defn- edn-of
-  "Returns the one EDN form of a text, with keywords for symbols; not-edn if there is none."
+  "Returns the only EDN form of a text, with keywords for symbols, or not-edn."
   [text not-edn]
   (try
     (with-keywords (edn/read-text text))
@@ -224,7 +224,7 @@
                {:command command :missing options}))
 
 (defn- coerce
-  "Returns the data of one option. Throws `:usage` if its value is invalid."
+  "Returns the data of one option; throws `:usage` for an invalid value."
   [{:keys [name]} option x]
   (let [{:keys [read expects problem]} (kinds (:kind (options option)))
         data (try
@@ -284,7 +284,8 @@
   (cond
     (contains? #{:where :column :columns :field} (:kind (options k))) (get options-given k x)
     (or (instance? File x) (instance? Path x)) {:path (str x)}
-    ;; An open map is loaded with what opens maps, and has its own way to be shown.
+    ;; The class of open maps is loaded only with the code that opens them. An open map prints as
+    ;; its identity.
     (and (contains? #{:ref :source} (:kind (options k)))
          ((requiring-resolve 'bpfmap.impl.map.bpf-map/bpf-map?) x))
     ((requiring-resolve 'bpfmap.impl.map.bpf-map/identity-of) x)
@@ -358,7 +359,7 @@
     (if view
       (print-result value ((requiring-resolve view) value options)
                     (when-not (= :table format) format) nil)
-      ;; What the command line draws is data here.
+      ;; The command line draws the result, which is returned as data here.
       (print-result value {} (if (= :table format) :edn format) nil)))
   value)
 

@@ -1,23 +1,22 @@
 (ns ^:no-doc bpfmap.exec.backup
   "The commands `save` and `restore`: a map's spec and contents as EDN in a file.
 
-  The file is written beside its place, and takes it when all of it is on the disk: it is the
-  old one or the new one, never half of one.
+  The data is written to another file in the same directory, which replaces the file when all data
+  is on the disk. So the file is either old or new, and never incomplete.
 
       {:bpfmap/saved 1
        :at #inst \"…\" :host \"…\"
        :spec {:name \"flows\" :type :lru-hash …}
        :entries [
-      [{:src \"10.0.0.1\", :port 443} 1]
-      …
-      ]}
+       [{:src \"10.0.0.1\", :port 443} 1]
+       …
+       ]}
 
-  A file of a map of maps has `:bpfmap/saved 2`, and the maps in it once each, by their ids at
-  that time:
+  The file of a map of maps has `:bpfmap/saved 2`, and each inner map once, by its id at that time:
 
-      :inner {12 {:spec {…} :entries [
-      …
-      ]}}"
+       :inner {12 {:spec {…} :entries [
+       …
+       ]}}"
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
@@ -90,7 +89,7 @@
               [(PosixFilePermissions/asFileAttribute
                 (PosixFilePermissions/fromString "rw-------"))]))
 
-;; --- what a killed process leaves
+;; --- files of killed processes
 
 (def ^:private no-attributes (make-array FileAttribute 0))
 
@@ -228,10 +227,10 @@
 (defn- host-name []
   (try (.getHostName (InetAddress/getLocalHost)) (catch IOException _ nil)))
 
-;; --- what can be restored
+;; --- maps that cannot be restored
 
 (def ^:private not-restored
-  "The reasons why values cannot be restored, by the kind of value that the kernel returns."
+  "The reasons why values cannot be restored, by their kind in the kernel."
   {:socket-cookie "the kernel returns only the cookies of sockets, by which no socket can be found"
    :functions "restoring its value would register it with the kernel"})
 
@@ -451,8 +450,7 @@
       (:key-size (completed {:type :hash :key :u32 :value :u32 :max-entries 1})) ;=> 4"
   [{:keys [type inner-map] :as spec}]
   (spec/complete (cond-> (dissoc spec :pinning)
-                   ;; Some files of maps of maps lack it. What those were made to hold says
-                   ;; nothing about entries.
+                   ;; Some files of maps of maps have no :inner-map. Entries do not depend on it.
                    (and (:inner? (map-types/types type)) (nil? inner-map))
                    (assoc :inner-map {:type :array :value-size 4 :max-entries 1}))
                  (lifecycle/machine)))
@@ -474,7 +472,7 @@
           entries)))
 
 (defn- check-cpus
-  "Throws `:incompatible` if the values have a different number of CPUs than the map."
+  "Throws `:incompatible` if the values are for a different number of CPUs."
   [m entries]
   (when-let [cpus (element/cpus-of m)]
     (when-let [other (some (fn [[_ v]] (when-not (= (count cpus) (when (vector? v) (count v))) v))
@@ -534,22 +532,22 @@
   [m entries in-bytes {:keys [inner]}]
   (cond
     inner (put-inner m entries inner)
-    ;; What refers to something goes in as a descriptor of it, which bytes do not have.
+    ;; A reference is written as a descriptor, which has no bytes.
     (get-in (element/row-of m) [:refers :value :in]) (bpf/put-all! m entries)
     :else (with-open [twin (raw-entries/open-raw m)]
             (bpf/put-all! twin in-bytes))))
 
 (defn- outcome
-  "Returns the result of a restore: the entries of the map now, and the actions taken."
+  "Returns the result of a restore: the entries of the map, and the actions."
   [m saved values? skipped deleted]
   (let [{:keys [same changed missing]} (against m saved values?)]
     {:map (select-keys (bpf/info m) [:id :name :type])
      :entries (count same) :changed changed :missing missing :skipped skipped :deleted deleted}))
 
 (defn- into-existing
-  "Writes saved entries into an existing map, except those that it has already.
+  "Writes saved entries into an existing map, without its existing entries.
 
-  With `:exact`, deletes entries that were not saved first."
+  With `:exact`, first deletes entries that were not saved."
   [{:keys [into exact file] :as options} {:keys [spec entries inner] :as saved}]
   (with-open [m (element/open (assoc options :ref into) :read-write)]
     (when-let [difference (not-empty (select-keys (bpf/spec-diff m (completed spec))

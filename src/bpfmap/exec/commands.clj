@@ -1,21 +1,20 @@
 (ns ^:no-doc bpfmap.exec.commands
-  "Every command as data: the table that parsing, completion, help and the functions of
-  `bpfmap.exec` are made from.
+  "The table of all commands, for parsing, completion, help and `bpfmap.exec`.
 
   | key         | meaning                                                                                 |
   |-------------|-----------------------------------------------------------------------------------------|
   | `:name`     | the name of the command                                                                 |
   | `:group`    | the heading under which help lists it                                                   |
-  | `:args`     | positional arguments, from `bpfmap.exec.options`; those in `:optional` can be omitted   |
-  | `:options`  | options, from there too; those in `:needs` are required                                 |
+  | `:args`     | positional arguments from `bpfmap.exec.options`; `:optional` has the optional ones      |
+  | `:options`  | options from the same table; `:needs` has the required ones                             |
   | `:docs`     | lines about options that mean something different for this command                      |
   | `:defaults` | default values of options                                                               |
-  | `:doc`      | one line that begins with an imperative verb, no full stop; `:text`: further lines      |
+  | `:doc`      | one line that begins with an imperative verb, without a full stop; `:text`: more lines  |
   | `:examples` | options maps, which are shown as command lines and as calls                             |
   | `:rows?`    | true if it returns rows, which `--csv` can print                                        |
   | `:reduces`  | true if it always returns a reducible                                                   |
   | `:changes`  | true if it changes a map: see `bpfmap.exec.confirm`                                     |
-  | `:fn`       | the function of one options map that does it and returns data                           |
+  | `:fn`       | the function of an options map that runs the command and returns data                   |
   | `:view`     | the function that renders the result for people: see `bpfmap.exec.views`                |
   | `:run`      | true if the command line runs it: see `runners` in `bpfmap.cli.main`                    |")
 
@@ -221,7 +220,7 @@
   (into {} (map (juxt :name identity)) commands))
 
 (defn command-named
-  "Returns the row of a command, or nil if there is no such command.
+  "Returns the row of a command; nil for an unknown command.
 
       (:doc (command-named \"list\")) ;=> \"List the BPF maps on this host and their owners\""
   [name]

@@ -12,7 +12,7 @@
 (set! *warn-on-reflection* true)
 
 (defn- counted
-  "Returns the number of users and the names of the first five; nil if there are none."
+  "Returns the number of users and the first five names; nil if there are none."
   [word names]
   (let [n (count names)]
     (when (pos? n)

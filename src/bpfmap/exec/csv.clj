@@ -1,25 +1,24 @@
 (ns ^:no-doc bpfmap.exec.csv
-  "Rows as comma-separated values (RFC 4180), with a line of names, without losing anything: what
-  is read back is the same data.
+  "Rows as comma-separated values (RFC 4180), with a header line, without loss.
 
-  Columns are known before any row is read, from the types of the map: a field, or an element of
-  an array, has a column of its own, named by its path, such as `value.packets` or `value.0`. So
-  an empty map has the same columns as a full one, and no row has to be kept.
+  The columns follow from the types of the map, before any row is read. A field, or an element of an
+  array, has a column of its own, named by its path, such as `value.packets` or `value.0`. So an
+  empty map has the same columns as a full one, and no row has to be kept.
 
-  | a cell                       | is                                                                        |
+  | cell                         | meaning                                                                   |
   |------------------------------|---------------------------------------------------------------------------|
-  | empty                        | nothing: nil, or no such element                                          |
+  | empty                        | nil, or an element that does not exist                                    |
   | `12` `-0.5` `NaN` `Infinity` | a number                                                                  |
   | `true` `false`               | a boolean                                                                 |
   | `0a ff` `0x0a`               | bytes in hexadecimal; a single byte has the `0x`                          |
   | `\\a` `\\space`                | a character                                                               |
-  | what starts with `\"` `[` `{` `#` | EDN: a text that would be read as something else, a collection, an odd name |
+  | begins with `\"` `[` `{` `#`  | EDN: a collection, an unusual name, or a text that would be read as something else |
   | anything else                | the text itself; in the column of an enum, the name                       |
 
-  A key or value that does not fit its columns (one with bytes in its padding, say) stands whole,
-  as EDN, in the first of them, and the others are empty: a collection in the first of several
-  columns is all of it. Otherwise a vector ends with its last column that is not empty, and a map
-  whose columns are all empty is nil."
+  A key or value that does not fit its columns, such as one with bytes in its padding, is in the
+  first of them as EDN, and the others are empty. So a collection in the first of several columns is
+  the whole value. Otherwise a vector ends with its last non-empty column, and a map whose columns
+  are all empty is nil."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.exec.tree :as tree]
             [bpfmap.impl.edn-text :refer [edn-text]]
@@ -32,8 +31,9 @@
 ;; --- cells
 
 (def ^:private not-itself
-  "Texts that would be read as something else, or that do something in a spreadsheet or on a
-  terminal."
+  "Matches texts that must be written as EDN.
+
+  They would be read as something else, or have an effect in a spreadsheet or on a terminal."
   (Pattern/compile
    (str/join "|" ["(?s)[\"\\\\#\\[{(=@].*" ; EDN, and the formulas of spreadsheets
                   "(?s)[+-].+"

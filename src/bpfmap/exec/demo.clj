@@ -1,10 +1,8 @@
 (ns ^:no-doc bpfmap.exec.demo
-  "The command `demo`: a BPF program counts the system calls of the whole host in a map of this
-  library.
+  "The command `demo`: a BPF program counts the system calls of the host in a map.
 
-  The program is the kernel's side of the map and this process the other: it
-  reads the map while the program writes to it. Nothing is pinned, so that all goes with
-  the process, however it ends."
+  The program in the kernel writes to the map while this process reads it. Nothing is pinned, so
+  everything is freed when the process ends."
   (:require [bpfmap.core :as bpf]
             [bpfmap.impl.host.syscalls :as syscalls]
             [bpfmap.impl.waiting :as waiting]
@@ -20,7 +18,9 @@
 ;; --- the kernel's side
 
 (defn- look-up
-  "Returns instructions that set r0 to the address of the value of the key at r10-4, or 0."
+  "Returns instructions that look up the key at r10-4.
+
+  They set r0 to the address of its value, or to 0 if the key does not exist."
   [m]
   [[:lddw :r1 m]
    [:mov64 :r2 :r10]
@@ -99,7 +99,7 @@
         samples))))
 
 (defn- watch
-  "Waits until `stop` is delivered or the seconds are over; returns the elapsed seconds.
+  "Waits for `stop` or until the seconds are over; returns the elapsed seconds.
 
   Calls `show` repeatedly, if given."
   [m seconds stop show]
@@ -134,7 +134,7 @@
     (let [info (select-keys (bpf/info m) [:id :type :name])
           elapsed (with-open [^Closeable _ (prog/attach-raw-tracepoint program "sys_enter")]
                     (watch m seconds stop (when show #(show (assoc % :map info)))))]
-      ;; Only now that nobody writes any more are the counts final.
+      ;; The counts are final now, because the program is detached.
       {:map info :elapsed elapsed :counts (into {} m)})))
 
 (defn result

@@ -53,7 +53,7 @@
                 (element/row-of m) cpus possible))))
 
 (defn- read-source
-  "Returns the entries of a map or file as bytes, with the functions that decode them.
+  "Returns the entries of a map or file as bytes, and how to decode them.
 
   The result is `{:spec :cpus :entries :key-out :value-out}`."
   [source options]
@@ -82,7 +82,7 @@
     (content spec (backup/in-bytes spec entries))))
 
 (defn- same-inner?
-  "Returns a predicate for two values of maps of maps: the same map, or equal contents."
+  "Returns a predicate that compares two inner maps, by id or by contents."
   [old new]
   (let [content-in (fn [{:keys [inner]}]
                      (memoize (fn [id]
@@ -171,7 +171,7 @@
                                             (:spec before) (:spec after) cpus (nil? new)))]
                         (query/check options)
                         options))
-        _ (when-not new (with-fields before)) ; what is wrong is said before the wait
+        _ (when-not new (with-fields before)) ; invalid options throw before the wait
         began (System/nanoTime)
         _ (when-not new (waiting/sleep (* 1000 (double seconds)) :diff))
         apart (/ (- (System/nanoTime) began) 1e9)

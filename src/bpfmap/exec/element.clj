@@ -141,8 +141,10 @@
 ;; --- bytes
 
 (defn- hex-bytes
-  "Returns the bytes of a text such as `0a 00 00 00` or `0a:00:00:00` that has so many; of one
-  such as 0x0a000000 or 0a000000 too if `plain?`. Nil for any other text."
+  "Returns the given number of bytes of a text in hexadecimal; nil for other text.
+
+  The bytes are separated, as in `0a 00 00 00` or `0a:00:00:00`. If `plain?` is true, 0x0a000000 and
+  0a000000 are accepted too."
   [text size plain?]
   (when (re-matches (if plain?
                       #"(?i)(0x)?([0-9a-f]{2})+|[0-9a-f]{2}([ :][0-9a-f]{2})*"
@@ -155,7 +157,7 @@
   [{:keys [kind]}]
   (contains? #{:string :c-string :ipv4 :ipv6 :mac :prefix :struct :union :array :bytes :bool} kind))
 
-;; --- data of a type, from what EDN and JSON have for it
+;; --- data of a type, from EDN and JSON
 
 (defn- member-nodes
   "Returns the members of a struct or union by name, anonymous ones flattened."
@@ -236,7 +238,7 @@
     (when-let [read-str (try (requiring-resolve 'clojure.data.json/read-str)
                              (catch Exception _ nil))]
       (try
-        (slurp (edn/bounded-reader (StringReader. text))) ; throws for what is nested too deep
+        (slurp (edn/bounded-reader (StringReader. text))) ; throws for text that is nested too deep
         (read-str text)
         (catch Exception _ nil)))))
 
@@ -260,7 +262,7 @@
 (defn- text->data
   "Converts a text to a value of a type."
   [{:keys [kind size values] :as node} side text]
-  (when-not (and (contains? #{:private :pad} kind) (= "-" text)) ; nothing, as a table shows it
+  (when-not (and (contains? #{:private :pad} kind) (= "-" text)) ; nil, as in a table
     (or
      (case kind
        (:string :c-string :ipv4 :ipv6 :mac :prefix)
@@ -291,7 +293,9 @@
 ;; --- references
 
 (defn- referred
-  "Returns the kind of object that an element refers to, `:map` or `:program`, or nil."
+  "Returns the kind of object that an element refers to, or nil.
+
+  One of `:map` and `:program`."
   [{:keys [type]} side]
   (#{:map :program} (get-in (map-types/types type) [:refers side :in])))
 

@@ -61,16 +61,14 @@
   [path]
   (str/join "." (map quoted path)))
 
-;; --- what there is at a path
+;; --- the field at a path
 
 (def ^:private any {:kind :any})
 
 (declare row)
 
 (defn- exact
-  "Returns `[field number-of-segments]` of the longest prefix of a path that names a field.
-
-  Returns nil if no prefix does."
+  "Returns the field of the longest prefix of a path: `[field number-of-segments]`."
   [{:keys [fields aliases unlisted]} path exact? fold]
   (let [same (fn [wanted name] (= (fold wanted) (fold name)))]
     (some (fn [n]
@@ -102,7 +100,7 @@
     :else nil))
 
 (defn- rate-path
-  "Returns the path of the rates that a table shows as `bytes/s`; nil for any other path."
+  "Returns the path of rates that a table shows as `bytes/s`; nil for other paths."
   [path]
   (when-let [[_ name] (some->> (peek (vec path)) (re-matches #"(?is)(.+)/s"))]
     (concat ["per-second"] (butlast path) [name])))
@@ -178,7 +176,9 @@
   ([fields aliases] {:kind :struct :fields fields :aliases aliases}))
 
 (def ^:private of-references
-  "Fields of what reads as a reference, or as a stack, by what the rules of the map type say."
+  "Fields of keys and values that are read as references or stacks.
+
+  By the value of `:refers` in the row of the map type."
   {:map-id (row [["map-id" {:kind :number}]])
    :program-id (row [["program-id" {:kind :number}]])
    :socket-cookie (row [["socket-cookie" {:kind :number}]])

@@ -100,7 +100,7 @@
                                 (str n " is not a slot of a " (name (or slots :log2)) " histogram")
                                 {:bpfmap/hint "use --linear for buckets of equal width, or --field for values"})))))))
 
-;; --- which map is which
+;; --- kinds of histograms
 
 (defn- counts? [x] (and (vector? x) (< 1 (count x)) (every? integer? x)))
 
@@ -173,7 +173,7 @@
   (with-open [m (element/open options :read-only)]
     (let [cpus (or cpus :sum)
           row-field (:fields (reading/with-fields m {:cpus cpus}))
-          title (some-> field fields/path-text) ; as it was given
+          title (some-> field fields/path-text) ; unconverted
           [field bucket] (map #(when % (query/real-path row-field %)) [field bucket])
           options (assoc options :field field :title title :bucket bucket :fields row-field)
           rows (into [] (query/selecting (select-keys options [:where :fields]))

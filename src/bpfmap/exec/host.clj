@@ -13,7 +13,9 @@
   (* 4 1024 1024))
 
 (def ^:private cheap-calls
-  "The largest map, in entries, that is counted if the kernel has no batch reads for it."
+  "The largest map, in entries, that is counted without batches.
+
+  The kernel has no batches for some map types."
   1024)
 
 (defn- cheap? [{:keys [type key-size value-size max-entries]}]
@@ -35,7 +37,7 @@
 ;; --- the commands
 
 (defn- wanted
-  "Returns a predicate for the keys that are shown, or used by a condition or the order."
+  "Returns a predicate for the keys that are shown, or that rows are selected by."
   [{:keys [columns] :as options}]
   (if (seq columns)
     (into (set columns) (map #(map-info/column [%])) (query/fields-used options))

@@ -102,7 +102,9 @@
                               (some? rate) (assoc :per-second rate))))))
 
 (defn- liveliness
-  "Returns the default sort key of a row: highest rate first, then changed rows, then by key."
+  "Returns the default sort key of a row: by rate, then by change, then by key.
+
+  The highest rate comes first, and changed rows come before unchanged ones."
   [{:keys [key change per-second]}]
   [(- (double (activity per-second))) (if change 0 1) key])
 
@@ -145,7 +147,7 @@
                     (fn [a b] (raw-entries/same-data? (value-out a) (value-out b)))
                     =))))
 
-;; --- which map is looked at
+;; --- finding the map again
 
 (def ^:private missing
   "The kinds of errors for a missing map."
@@ -277,7 +279,8 @@
                 (reduced? acc) @acc
                 (= :gone (:status frame)) acc
                 (and ends (<= (double ends) (+ (double (now)) (max 0.0 (/ pause 1000.0))))) acc
-                ;; Even when a map takes longer to read than the interval, others get their turn.
+                ;; Even if reading a map takes longer than the interval, other threads get their
+                ;; turn.
                 (not= ::not-yet (waiting/value stop (max 10 pause) ::not-yet :watch)) acc
                 :else (recur acc next)))))))))
 

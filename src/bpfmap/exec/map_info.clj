@@ -82,7 +82,7 @@
                (str "must be a whole column, such as " (first real)))))
     field))
 
-;; --- whose they are
+;; --- owners
 
 (defn- by-map
   "Returns a map from map ids to vectors.

@@ -78,12 +78,14 @@
       (recur (dec n)))))
 
 (defn- lay-out
-  "Returns columns with the texts of their cells, heading first, their width and alignment."
+  "Returns columns with the texts of their cells, their width and alignment.
+
+  The heading is the first text."
   [columns rows]
   (for [{:keys [title of align] of-value :cell :or {of-value cell} :as column} columns
         :let [title (escape/escape-text title)]]
-    ;; A loop, as in print-columns: in a JVM that has just started, each further function costs a
-    ;; list of thousands of maps its compilation.
+    ;; A loop, as in print-columns: in a JVM that was just started, a list of thousands of maps
+    ;; would pay for the compilation of each further function.
     (loop [rows (seq rows)
            texts (transient [title])
            width (max (long (:at-least column 0)) (.length title))
@@ -95,7 +97,7 @@
                  (and numbers? (number? value))))
         (let [align (or align (when numbers? :right))]
           (cond-> (assoc column :texts (persistent! texts) :width width :align align)
-            (= :right align) (dissoc :least))))))) ; a number that is cut would be another one
+            (= :right align) (dissoc :least))))))) ; a cut number would be another number
 
 (defn- whole-numbers
   "Returns the two ends of a cut text without parts of a cut number."
@@ -304,7 +306,7 @@
   (cond
     (map? x) (reduce-kv (fn [^LinkedHashMap object k v] ; which keeps the order of the keys
                           (let [name (if (and (vector? k) (every? #(or (keyword? %) (int? %)) k))
-                                       ;; Where a field lies
+                                       ;; a field's offset
                                        (fields/path-text (map fields/name-of k))
                                        (json-value k))]
                             (doto object
@@ -327,7 +329,7 @@
       (print-json [{:id 12}])"
   [x]
   (let [text (requiring-resolve 'clojure.data.json/write-str)]
-    ;; The library leaves DEL as it is. What is unsafe stands in texts alone, and JSON has the
+    ;; The JSON library does not escape DEL. Unsafe characters occur only in texts, and JSON has the
     ;; same escapes.
     (print-elements x #(print (escape/escape (text (json-value %) :escape-slash false))))))
 
@@ -385,7 +387,7 @@
     [path]))
 
 (defn- side-leaves
-  "Returns the paths of the fields of one side, from its rows or else from its tree."
+  "Returns the paths of the fields of one side, from its rows or its tree."
   [side rows trees]
   (if (seq rows)
     (leaves [side] (reduce (fn [found row] (collect found (get row side))) (LinkedHashMap.) rows))
@@ -490,7 +492,7 @@
 
   `format` is nil for people, whose terminal may have a `width`."
   [value {:keys [columns csv-columns rows lines text? closing notes exit] :as view} format width]
-  ;; A system call for each line would take its time
+  ;; A system call for each line would be slow.
   (let [left-out (binding [*flush-on-newline* false]
                    (case (if text? nil format)
                      :edn (print-edn (:value view value))
@@ -528,7 +530,7 @@
   [^Throwable e verbose]
   (let [{:bpfmap/keys [error candidates] :as data} (ex-data e)]
     (complain-lines (str "bpfmap: " (if error
-                                      ;; The verifier's has several lines
+                                      ;; The verifier's message has several lines.
                                       (wording/worded (ex-message e))
                                       (escape/escape
                                        (str "This is a bug in bpfmap: " (root-cause e)

@@ -41,7 +41,7 @@
                       (with-open [m (element/open {:ref like} :read-only)]
                         (bpf/spec m)))
                     spec)
-        ;; A size that is given stands for bytes; a type given goes before those of the base.
+        ;; A given size means bytes. A given type takes precedence over the sizes of the base.
         base (cond-> base
                (or key-type key-size) (dissoc :key :key-size)
                (or value-type value-size) (dissoc :value :value-size))
@@ -52,7 +52,7 @@
     (kernel-names (merge {:name (paths/file-name path)} base given (when name {:name name})))))
 
 (defn- forgotten
-  "Returns a warning about types that the kernel does not store for a new map, or nil."
+  "Returns a warning about types that the kernel does not store, or nil."
   [path {:keys [key-type value-type]}]
   (with-open [m (bpf/open path {:access :read-only})]
     (let [{:keys [key value] :as spec} (bpf/spec m)

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.exec.query
-  "Which rows, and in which order: conditions on the fields of rows, as text or as data.
+  "Selects and sorts rows: conditions on the fields of rows, as text or as data.
 
       bytes>1M      src=10.0.0.0/24      name~^cali      type!=percpu_hash      value.packets<=7      comm==\"my tool\"
       [:> :bytes 1000]    [:or [:= :src \"10.0.0.1\"] [:matches :comm \"^ssh\"]]    [:not [:= :frozen true]]
@@ -11,26 +11,25 @@
   | `f~x` `f=~x` `f!~x`       | `[:matches f x]` `[:not [:matches f x]]` | the regular expression x is found in the field's text |
   |                           | `[:and c …]` `[:or c …]` `[:not c]` | all, one or none of the conditions hold |
 
-  A field is a name, or a path with dots: `key.src`, `value.0.packets`, `held.command`. The name
-  of a field of an entry's value, or else of its key, is enough: `bytes`. A name that has a dot
-  itself is found as it is, and goes before a path; in double quotes a name may have any
-  character, and a path with quotes means each of its names alone: `value.\"pick.turn\"`,
-  `\"pick\".turn`.
+  A field is a name, or a path with dots: `key.src`, `value.0.packets`, `held.command`. A field of
+  an entry's value, or else of its key, is found by its name alone: `bytes`. A name that contains a
+  dot takes precedence over a path. In double quotes, a name may have any character, and each
+  segment of a path with quotes is one name: `value.\"pick.turn\"`, `\"pick\".turn`.
 
-  What a field is compared with depends on what the field is:
+  The operand depends on the field:
 
-  | the field is        | it is compared with                                                                     |
+  | the field is        | the operand is                                                                          |
   |---------------------|-----------------------------------------------------------------------------------------|
   | a number            | a number, also as 0x1f; with K, M, G, T, P or E (or Ki, Mi …) a multiple of 1024, with KB, MB … of 1000; with ns, us, ms, s, min, h or d a time, in nanoseconds or in the unit that the field's name ends in, such as `_us` |
-  | a name (an enum, a map type, a flag) | the name, or its number; a name of the kernel's also as there: `percpu_hash`; a change also as `+`, `*` or `-` |
-  | an address or a prefix | an address; or a prefix, which holds the addresses in it                             |
+  | a name (an enum, a map type, a flag) | the name, or its number; also the kernel's spelling, `percpu_hash`; for a change also `+`, `*` or `-` |
+  | an address or a prefix | an address, or a prefix that contains the address                                    |
   | text                | text; in quotes, it may have any character                                              |
   | bytes               | bytes in hexadecimal                                                                    |
-  | a list              | one of its elements, or anything that one of these has: `held=agent`, `held=4711`       |
+  | a list              | one of its elements, or a field of an element: `held=agent`, `held=4711`                |
   | missing             | `-` or `nil`                                                                            |
 
-  Anything else is an error that says what the field can be compared with, and so is a field that
-  there is not. Nothing is evaluated."
+  An unknown field, or any other operand, is an error that lists the possible ones. Nothing is
+  evaluated."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.exec.fields :as fields]
@@ -111,7 +110,7 @@
 (defn- many? [x] (or (vector? x) (set? x) (seq? x)))
 
 (defn- follow
-  "Returns all values at a path, through every element of lists; nil if there are none."
+  "Returns all values at a path, in every element of lists; nil if there are none."
   [x ways]
   (if ways
     (or (some (fn [[names more]]
@@ -148,7 +147,7 @@
 (def ^:private ^:const most-listed "The number of names that a hint lists." 8)
 
 (defn- name-hint
-  "Returns the hint for an unknown name: the nearest names, or else the first of all names."
+  "Returns the hint for an unknown name: the nearest names, or the first names."
   [word plural names]
   (or (nearest/did-you-mean word names)
       (str "the " plural " are " (str/join ", " (take most-listed names))
@@ -245,7 +244,7 @@
     (if (and (number? a) (number? b)) (order a b) (order b a))
     (order b a)))
 
-;; --- what a field is compared with
+;; --- operands
 
 (def ^:private sizes
   (into {"" 1 "B" 1}
@@ -267,9 +266,7 @@
      "d" (* 86400 second)}))
 
 (defn- time-of-name
-  "Returns the nanoseconds of the unit in which a field counts, by the end of its name.
-
-  The default is 1."
+  "Returns the nanoseconds of a field's unit, by the end of its name (default: 1)."
   [name]
   (condp re-find (str name)
     #"(?i)(^|[_. -])(us|usecs?|micros|microseconds)$" 1000N
@@ -281,7 +278,7 @@
   #"(?x) ([+-]?) (?: 0[xX]([0-9a-fA-F]+) | ((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?) \s* ([a-zA-Zµμ]*) )")
 
 (defn- number-of
-  "Returns the number in a text, for a field of this name; nil if it is not a number."
+  "Returns the number in a text, for a field of a name, or nil."
   [text field-name]
   (let [text (str/trim text)]
     (or (case text
@@ -401,7 +398,7 @@
      :given given}))
 
 (defn- compared
-  "Returns whether an order holds between two things that have one."
+  "Returns true if an order holds between two comparable values."
   [op n]
   (let [n (long n)]
     (case op := (zero? n) :< (neg? n) :<= (<= n 0) :> (pos? n) :>= (<= 0 n))))
@@ -421,7 +418,7 @@
     :else [x]))
 
 (defn- shown-as
-  "Returns a process or program as a table shows it: its name, and its id in brackets."
+  "Returns a process or program as in a table: its name, and its id in brackets."
   [{:keys [command pid name id]}]
   (cond
     (and command pid) (str command "[" pid "]")
@@ -463,7 +460,9 @@
       :else (compared op (compare x given)))))
 
 (defn- test-value
-  "Returns true or false for one value of a field; ::misfit if they cannot be compared."
+  "Returns the result of a condition for one value of a field.
+
+  The result is ::misfit if the two cannot be compared."
   [op operands {:keys [kind names member?]} x]
   (let [with (fn [k f]
                (if-some [given @(k operands)] (f given) (if (:missing? operands) false ::misfit)))]
@@ -477,7 +476,7 @@
                       #(if (= 1 (count %)) (compared op (compare (str x) %)) (= (pr-str x) %)))
       (bytes/byte-view? x) (if-some [given @(:bytes operands)]
                              (compared op (compare x given))
-                             ;; Text whose bytes no text stands for is bytes.
+                             ;; Invalid text is read as bytes.
                              (if (contains? #{:bytes :any nil} kind)
                                (if (:missing? operands) false ::misfit)
                                false))
@@ -485,8 +484,8 @@
                  @(:map operands) (if (= := op) (= x @(:map operands)) ::misfit)
                  (network-of x) (with :network
                                       #(if (= := op) (same-network? (network-of x) %) ::misfit))
-                 ;; What a list has is matched by what it has itself; so is what has one field
-                 ;; alone, such as a reference.
+                 ;; A list is matched by its elements, and a value with a single field, such as a
+                 ;; reference, by that field.
                  (and (= := op) (or member? (shown-as x) (= 1 (count x))))
                  (let [found (map #(test-value op operands nil %) (leaves x))]
                    (cond
@@ -510,7 +509,7 @@
                       (found? x))
          :else (found? x))))))
 
-;; --- what is right for a field
+;; --- checking operands
 
 (def ^:private right
   "The operands that a field of a kind can be compared with, for messages."
@@ -616,8 +615,9 @@
   (throw (ex-info problem {:hint hint})))
 
 (defn- value-text
-  "Returns the value after an operator, without its quotes. Throws if there seem to be several
-  conditions."
+  "Returns the value after an operator, without its quotes.
+
+  Throws if there seem to be several conditions."
   [text op]
   (let [[_ double-quoted] (re-matches #"(?s)\"((?:[^\"\\]|\\.)*)\"" text)
         [_ single-quoted] (re-matches #"(?s)'([^']*)'" text)]
@@ -646,7 +646,7 @@
         [(in-text op) field (value-text given (in-text op))]))))
 
 (defn- checked
-  "Returns a condition as data whose fields are paths. Throws if it is malformed."
+  "Returns a condition as data whose fields are paths; throws for a malformed one."
   [condition]
   (let [[op & more] (when (vector? condition) condition)]
     (case op
@@ -822,7 +822,9 @@
       {:path path :descending? descending?})))
 
 (defn- worst-first
-  "Returns the reverse of an order for `[key number row]`, later rows first among equals."
+  "Returns the reverse of an order for `[key number row]`.
+
+  Among equal keys, later rows come first."
   [order]
   (fn [[a i] [b j]]
     (let [by-key (long (order b a))]

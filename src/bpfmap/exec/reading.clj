@@ -19,7 +19,7 @@
   [options]
   (let [{:keys [id] :as info} (with-open [m (element/open options :read-only)]
                                 (bpf/info m))]
-    ;; This process, which had it open, is no holder any more
+    ;; This process no longer holds the map, because it has closed it.
     (map-info/ordered (merge info ((map-info/owners) id)))))
 
 ;; --- dump
@@ -69,7 +69,9 @@
   (assoc options :fields (fields/of-entries (bpf/spec m) cpus)))
 
 (defn- about
-  "Returns the metadata of entries: the map's type and spec, its CPUs, and why it is untyped."
+  "Returns the metadata of entries: type and spec of the map, CPUs, and `:untyped`.
+
+  `:untyped` is the reason for having no types."
   [m {:keys [cpus]}]
   (let [{:keys [type key value untyped]} (bpf/info m)
         bytes? #(and (vector? %) (= :bytes (first %)))]
@@ -80,7 +82,9 @@
                 (or untyped "the map has no BTF"))}))
 
 (defn- shown
-  "Returns a transducer to the requested parts of rows: with `:keys`, only the keys."
+  "Returns a transducer to the requested parts of rows.
+
+  With `:keys`, these are only the keys."
   [{:keys [keys]}]
   (map (if keys #(select-keys % [:key]) identity)))
 

@@ -12,7 +12,7 @@
 
 (set! *warn-on-reflection* true)
 
-;; `rows` is what is reduced.
+;; `rows` is the reducible of the rows.
 (deftype Reducible [command options ^IReduceInit rows metadata]
   IReduce
   (reduce [_ f]

@@ -1,14 +1,14 @@
 (ns ^:no-doc bpfmap.exec.tree
-  "The fields of a map's keys and values as a tree, known from its types before any entry is read.
+  "The fields of a map's keys and values as a tree.
 
-  A tree is a map:
+  It follows from the types of the map, before any entry is read. A tree is a map:
 
   | key       | meaning                                                                   |
   |-----------|---------------------------------------------------------------------------|
-  | `:leaves` | how many columns it has; 1 for a leaf                                     |
+  | `:leaves` | the number of its columns; 1 for a leaf                                   |
   | `:integer?` | of a leaf: true if it is an integer, which has a rate                   |
-  | `:fields` | of what reads as a map: `[key tree]` pairs, in order                      |
-  | `:of` `:count` | of what reads as a vector: the tree of each element, and how many at most |"
+  | `:fields` | of a map: `[key tree]` pairs, in order                                    |
+  | `:of` `:count` | of a vector: the tree of each element, and the largest number of elements |"
   (:require [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.node :as node]))
 
@@ -25,7 +25,7 @@
 (def ^:private integer (assoc leaf :integer? true))
 
 (defn- of-fields
-  "Returns the tree of a map. One without fields is a leaf."
+  "Returns the tree of a map; a leaf for a map without fields."
   [fields]
   (if (seq fields)
     {:fields (vec fields) :leaves (reduce + (map (comp :leaves second) fields))}

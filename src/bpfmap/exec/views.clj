@@ -139,7 +139,9 @@
           [] words))
 
 (defn- summary-lines
-  "Returns the lines of a group of features: supported, not supported and unknown ones."
+  "Returns the lines of a group of features.
+
+  They are grouped as supported, not supported and unknown."
   [title rows]
   (let [names (fn [here] (map #(output/cell (:name %)) (filter #(= here (:here %)) rows)))]
     (concat ["" title]
@@ -197,7 +199,7 @@
     (vector? x) (str/join " " (map #(if (number? %) (rate-text %) (output/cell %)) x))))
 
 (defn- rate-title
-  "Returns the title of the rates at a path. `--where` and `--sort` accept it too."
+  "Returns the title of the rates at a path, which `--where` and `--sort` accept."
   [path]
   (let [names (mapv output/field-name path)]
     (fields/path-text (conj (pop names) (str (peek names) "/s")))))
@@ -306,7 +308,7 @@
 ;; --- lists and maps
 
 (defn- some-of
-  "Returns the first text and the number of the others, for one cell; nil if there are none."
+  "Returns the first text and the number of other texts, or nil, for one cell."
   [texts]
   (when (seq texts)
     (str (first texts) (when (next texts) (str " +" (dec (count texts)))))))
@@ -337,14 +339,17 @@
 (defn- all-of [text] #(not-empty (str/join " " (map text %))))
 
 (defn- skipped-notes
-  "Returns warnings for objects that could not be read, except those that disappeared while the list
-  was made."
+  "Returns warnings for objects that could not be read.
+
+  Omits objects that disappeared while the list was made."
   [found place]
   (for [{:keys [error message] :as skipped} (:skipped (meta found)) :when (not= :not-found error)]
     (str (place skipped) " is omitted: " message)))
 
 (def ^:private map-columns
-  "The columns of `list`. A narrow terminal omits the highest ranks first."
+  "The columns of `list`.
+
+  A narrow terminal omits the highest ranks first."
   [{:key :id :title "ID" :of :id}
    {:key :type :title "TYPE" :of :type :least 11}
    {:key :name :title "NAME" :of :name :least 15}
@@ -365,8 +370,7 @@
    {:key :flags :title "FLAGS" :of (comp flag-text :flags) :csv :flags :least 8 :rank 3}])
 
 (defn- column-of
-  "Returns the column for a key of the rows, a plain one for a key that the table has no column
-  for."
+  "Returns the column for a key of the rows, or a plain one if there is none."
   [k]
   (or (some #(when (= k (:key %)) (dissoc % :rank)) map-columns)
       {:key k :title (str/upper-case (fields/name-of k)) :of k}))
@@ -411,7 +415,7 @@
 ;; --- tree
 
 (defn- directories
-  "Returns pins as nested maps: from a name to a pin or to the contents of a directory."
+  "Returns pins as nested maps, from names to pins or to the maps of directories."
   [pins root]
   (reduce (fn [tree {:keys [path] :as pin}]
             (assoc-in tree (remove str/blank? (str/split (subs path (count root)) #"/")) pin))
@@ -478,7 +482,9 @@
        columns))
 
 (defn- trees-of
-  "Returns the trees of keys and values for metadata with `:spec` and `:cpus`, or nil."
+  "Returns the trees of keys and values, or nil.
+
+  The metadata has `:spec` and `:cpus`."
   [{:keys [spec cpus]}]
   (when spec (tree/of-entries spec cpus)))
 

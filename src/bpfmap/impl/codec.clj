@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.codec
-  "Makes a codec from a type: structs, arrays, unions and text, and the entry points."
+  "Compiles types to codecs: structs, arrays, unions and text, and entry points."
   (:refer-clojure :exclude [struct])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
@@ -26,7 +26,7 @@
 (defn array
   "Returns the codec of an array's node."
   [{:keys [type element count size]} path codec]
-  ;; The element's path begins at itself; its index is known only when it fails.
+  ;; The path of an error begins at the element, whose index is known only when it fails.
   (let [^Codec of-element (codec element [])
         kind (.integers of-element)
         n (long count)
@@ -37,7 +37,7 @@
       (total [_] (.total of-element))
       (encode [_ value memory offset]
         (when-not (view-written? value size type path memory offset)
-          (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be endless
+          (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be infinite
             (when-not (= n given)
               (throw (misfit type path value
                              (str "it must be a sequence of " n " elements"
@@ -58,7 +58,9 @@
 ;; ---------------------------------------------------------------- enums
 
 (defn- enum-lookup
-  "Two functions of an enum's node: a name to its number or nil, a number to its name or itself."
+  "Returns two functions of an enum's node, `[name->number number->name]`.
+
+  The first returns nil for an unknown name, the second the number itself if it has no name."
   [{:keys [values names]}]
   [#(when (keyword? %) (get values %))
    #(get names % %)])
@@ -162,34 +164,39 @@
   (mapcat #(if (:choice %) (mapcat fields (:choice %)) [%]) parts))
 
 (defn- into-map
-  "A map of names and decoded values that prints in their order; hashed once there are many."
+  "Returns a map of decoded values by name, which prints in their order.
+
+  A hash map if there are many."
   [^objects names-and-values]
   (if (<= (alength names-and-values) 128)
     (PersistentArrayMap. names-and-values)
     (PersistentHashMap/create names-and-values)))
 
 (defn- codecs-of
-  "The codecs of fields, as an array."
+  "Returns the codecs of fields as an array."
   ^"[Lbpfmap.sys.Codec;" [fields]
   (into-array Codec (map :codec fields)))
 
 (defn- kinds-of
-  "The kinds of integers that fields hold, as an array."
+  "Returns the integer kinds of fields as an array."
   ^ints [fields]
   (int-array (map #(.integers ^Codec (:codec %)) fields)))
 
 (declare encode-parts)
 
 (defn- alone
-  "The bytes of a struct with nothing but one member of a union, up to the end of the union."
+  "Returns the bytes of a struct with only one member of a union written.
+
+  They end at the end of the union."
   ^bytes [parts end value type path]
   (let [array (byte-array end)]
     (encode-parts parts value (MemorySegment/ofArray array) 0 type path)
     array))
 
 (defn- merged
-  "The bytes of several members together. Members that agree have the same bits where both have
-  any, and zeros elsewhere."
+  "Returns the combined bytes of several members, or nil if they differ.
+
+  Members agree if all bits that they share are equal. All other bits are zero."
   ^bytes [^long end arrays]
   (let [all (byte-array end)]
     (doseq [^bytes array arrays]
@@ -198,7 +205,9 @@
     all))
 
 (defn- encode-choice
-  "Writes the members given of a union. Several must say the same, and are written together."
+  "Writes the given members of a union.
+
+  Several members must agree, and are written together."
   [{:keys [choice offset size]} value memory base type path]
   (let [at (+ (long base) (long offset))
         end (+ (long offset) (long size))
@@ -225,7 +234,7 @@
     (count (mapcat given-fields given))))
 
 (defn- field-value
-  "What a map has under a field's name; throws where it has nothing."
+  "Returns the value of a field in a map; throws if it is missing."
   [value name type path]
   (let [x (get value name ::missing)]
     (if (identical? ::missing x)
@@ -234,7 +243,7 @@
       x)))
 
 (defn- encode-parts
-  "Writes parts from a map; returns how many of its keys they used."
+  "Writes parts from a map; returns the number of keys used."
   [parts value memory base type path]
   (reduce (fn [^long used {:keys [choice name ^Codec codec offset] :as part}]
             (if choice
@@ -262,11 +271,12 @@
     (throw (misfit type path value
                    (str "it must be a map with " (error/list-of (take 32 names) "and"))))))
 
-;; --- the bits that no field takes
+;; --- unused bits
 
 (defn- taken-bits
-  "The ranges of bits, `[from to]`, that the fields of a struct's or union's node take. What the
-  kernel keeps for itself is not the user's, and none of them."
+  "Returns the ranges of bits, `[from to]`, of the fields of a struct or union.
+
+  Fields that are private to the kernel have no range."
   [{:keys [members]} base]
   (mapcat (fn [{:keys [name node offset bits bit-offset]}]
             (let [at (+ (long base) (long offset))]
@@ -279,7 +289,7 @@
           members))
 
 (defn- unused-bits
-  "The ranges of bits of a struct's or union's node that no field takes, ascending."
+  "Returns the unused ranges of bits of a struct or union, ascending."
   [{:keys [size] :as node}]
   (let [[gaps end] (reduce (fn [[gaps ^long end] [^long from ^long to]]
                              [(if (< end from) (conj gaps [end from]) gaps) (max end to)])
@@ -289,17 +299,17 @@
     (if (< (long end) all) (conj gaps [end all]) gaps)))
 
 (defn- padding-of
-  "The unused bits of a struct's or union's node; nil if it has none."
+  "Returns the unused bits of a struct's or union's node; nil if there are none."
   ^Padding [node]
   (when-let [gaps (seq (unused-bits node))]
     (Padding. (:size node) (long-array (mapcat identity gaps)))))
 
 (def padding-key
-  "The key that a struct or union has if its unused bits are not all zero."
+  "The key for unused bits in the value of a struct or union, if any is set."
   :bpfmap/padding)
 
 (defn- with-padding
-  "A map of names and decoded values, and the bytes that hold unused bits."
+  "Returns decoded values by name, with the unused bits as bytes."
   [^objects names-and-values ^Padding padding memory offset]
   (let [n (alength names-and-values)
         more (java.util.Arrays/copyOf names-and-values (+ n 2))]
@@ -308,7 +318,7 @@
     (into-map more)))
 
 (defn- write-padding
-  "Writes the unused bits that a map gives; returns how many of its keys that used."
+  "Writes the unused bits in a map; returns the number of keys used."
   [value ^Padding padding memory offset path]
   (if (and padding (contains? value padding-key))
     (let [given (get value padding-key)
@@ -379,7 +389,7 @@
             (with-padding names-and-values padding memory offset)))))))
 
 (defn- covered?
-  "Whether the fields write every byte, so that nothing need be zeroed first."
+  "Returns true if the fields write every byte, so that none must be zeroed first."
   [{:keys [size members]}]
   (and (every? #(and (:name %) (not (:bits %)) (not= :private (:kind (:node %)))) members)
        (= size (reduce + 0 (map #(:size (:node %)) members)))))
@@ -398,7 +408,7 @@
   [{:keys [size] :as node} path codec]
   (compound node path [{:choice (alternatives node 0 path codec) :offset 0 :size size}] true))
 
-;; ---------------------------------------------------------------- functions of the user's
+;; ---------------------------------------------------------------- functions of the caller
 
 (defn- encode-via [value {:keys [type encode]} path]
   (try
@@ -463,8 +473,9 @@
 ;; --- entry points
 
 (def ^:private makers
-  "Kind of node to what makes its codec from the node, the path, and the function that compiles
-  its parts."
+  "Functions that make codecs, by kind of node.
+
+  The arguments are the node, its path, and the function that compiles its parts."
   (let [without-parts (fn [make] (fn [node path _codec] (make node path)))]
     {:integer (without-parts scalar/integer)
      :float (without-parts scalar/floating)
@@ -486,7 +497,7 @@
      :via via}))
 
 (defn- compiler
-  "The function that compiles a node at a path, parts and all, by a table of makers."
+  "Returns the function that compiles a node at a path, by a table of makers."
   [makers]
   (fn of-node [node path]
     ((makers (:kind node)) node path of-node)))
@@ -525,8 +536,8 @@
 (defn codec
   "Compiles a type to a `bpfmap.sys.Codec`.
 
-  `types` maps names to types. `path` is where the type stands, for error
-  messages. Throws `:invalid-spec` for a malformed type.
+  `types` maps names to types. `path` is the path of the type for error messages. Throws
+  `:invalid-spec` for a malformed type.
 
       (.size (codec [:struct [:a :u8] [:b :u32]])) ;=> 8"
   (^Codec [type] (codec type nil []))

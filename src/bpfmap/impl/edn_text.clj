@@ -12,15 +12,16 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private plain-name
-  "What every reader of EDN takes for the name of a keyword, or its namespace."
+  "Matches the name or namespace of a keyword that every EDN reader accepts."
   "[A-Za-z0-9*!_?$%&=<>|+-](?:[A-Za-z0-9.*!_?$%&=<>|'#+-]|:(?!:))*+(?<![.:])")
 
 (def ^:private plain-keyword
   (re-pattern (str ":(?:" plain-name "/)?(?![0-9])" plain-name)))
 
 (defn- ->keyword
-  "Returns the keyword that `#bpfmap/keyword` stands for: of a text, or of a vector of namespace
-  and name."
+  "Returns the keyword of a `#bpfmap/keyword`.
+
+  Its form is a text, or a vector of namespace and name."
   [x]
   (cond
     (string? x) (keyword x)

@@ -23,12 +23,12 @@
 (def ^:private elements (into map-types/writes map-types/reads))
 
 (defn- stored
-  "Returns the kind of the objects that a map type stores, a key of [[wanted]], or nil."
+  "Returns the kind of objects that a map type stores, a key of [[wanted]], or nil."
   [{:keys [type]}]
   (get-in (map-types/types type) [:refers :value :in]))
 
 (defn- hangs-on
-  "Returns the kind of the objects that a map type is keyed by, a key of [[wanted]], or nil."
+  "Returns the kind of objects that are keys, a key of [[wanted]], or nil."
   [{:keys [type]}]
   (get-in (map-types/types type) [:refers :key :in]))
 
@@ -145,8 +145,8 @@
     :errno #{:EPERM :EACCES} :op #{:open} :when #(false? (:bpffs %)) :error :not-bpffs
     :hint (fn [{:keys [path]}]
             (str path " is not on a BPF file system, so it cannot be a pin"))}
-   ;; Either the JVM has mapped something there, or another handle of this process has mapped the
-   ;; arena, which has only one address.
+   ;; The address is used by the JVM, or by another handle of this process: an arena has only one
+   ;; address.
    {:row :address-taken
     :errno #{:EEXIST} :op #{:memory} :error :busy
     :hint (str "the address is taken in this process, by the same arena mapped through "
@@ -175,14 +175,15 @@
                "sysctl vm.max_map_count")}
    {:row :capabilities-missing
     :errno #{:EPERM} :when (comp seq :missing) :error :permission :hint missing-capabilities}
-   ;; Kernels from 5.19 on deny only creating and loading by it: __sys_bpf in kernel/bpf/syscall.c.
+   ;; From 5.19 on, kernels use it to deny only creating and loading: __sys_bpf in
+   ;; kernel/bpf/syscall.c.
    {:row :unprivileged-bpf-disabled
     :errno #{:EPERM} :error :permission
     :when (fn [{:keys [op unprivileged unprivileged-bpf-disabled release]}]
             (and unprivileged
                  (not (#{nil 0} unprivileged-bpf-disabled))
                  (too-old? "5.19" release)
-                 (not (#{:unpin! :move-pin!} op)))) ; those are not bpf(2)
+                 (not (#{:unpin! :move-pin!} op)))) ; these do not call bpf(2)
     :hint (fn [{:keys [unprivileged-bpf-disabled]}]
             (str "before Linux 5.19, kernel.unprivileged_bpf_disabled, which is "
                  unprivileged-bpf-disabled ", denies bpf(2) altogether to a process without "
@@ -324,7 +325,7 @@
     :errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (without-bpf-lsm? %))
     :error :not-supported
     :hint (fn [ctx] (str "inodes cannot have storage here; " (bpf-lsm-hint ctx)))}
-   ;; The errno does not tell the two causes apart, and without securityfs the security modules are
+   ;; The errno is the same for both causes, and without securityfs the security modules are
    ;; unknown.
    {:row :inodes-unknown-lsm
     :errno #{:EBADF} :op elements :when #(and (= :inode-storage (:type %)) (nil? (:lsms %)))
@@ -337,8 +338,8 @@
     :hint (comp must-be hangs-on)}
    {:row :value-descriptor-wrong
     :errno #{:EBADF} :op elements :when stored :error :invalid-value :hint (comp must-be stored)}
-   ;; The errno does not tell what is wrong with the program nor, before about 7.0, that the
-   ;; program is the cause: kernel/bpf/cpumap.c.
+   ;; The errno has several causes. Before about 7.0 it does not even mean that the program is the
+   ;; cause: kernel/bpf/cpumap.c.
    {:row :cpu-program-denied
     :errno #{:ENOMEM :EINVAL} :op puts :when #(= :cpumap (:type %)) :error :incompatible
     :hint (str "the kernel does not accept it: a program must be an XDP program made for CPU "

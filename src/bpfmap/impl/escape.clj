@@ -20,7 +20,7 @@
           (= type Character/PARAGRAPH_SEPARATOR) (= type Character/SURROGATE)))))
 
 (defn- first-unsafe
-  "Returns the index of the first unsafe character from `start`, -1 if there is none."
+  "Returns the index of the first unsafe character from `start`, or -1."
   ^long [^String text ^long start]
   (let [n (.length text)]
     (loop [i start]
@@ -39,8 +39,9 @@
     (.append out digits)))
 
 (defn- replace-unsafe
-  "Returns the text with each unsafe character from index `at` on replaced. `(before out)` is
-  called first, with what was written so far."
+  "Returns the text with each unsafe character from index `at` on escaped.
+
+  `(before out)` is called first, with the text written so far."
   [^String text at before keep?]
   (let [out (StringBuilder. (+ 16 (.length text)))]
     (loop [done 0 at (long at)]

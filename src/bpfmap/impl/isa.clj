@@ -1,8 +1,8 @@
 (ns ^:no-doc bpfmap.impl.isa
   "The BPF instruction set as data: registers, helper functions and mnemonics.
 
-  Encodings are those of RFC 9669. `bpfmap.asm` reads these tables; a new
-  instruction of a known form is a new row.")
+  The encodings follow RFC 9669. `bpfmap.asm` reads these tables. A new instruction of a known form
+  needs only a new row.")
 
 (set! *warn-on-reflection* true)
 
@@ -11,10 +11,10 @@
   (into {} (map (fn [n] [(keyword (str "r" n)) n])) (range 11)))
 
 (def helpers
-  "Helper functions by the kernel's name, in kebab case, to number.
+  "Numbers of helper functions by the kernel's name, in kebab case.
 
-  Source: ___BPF_FUNC_MAPPER in <linux/bpf.h>, where `bpf_map_lookup_elem` is
-  1. The list is complete: new functions for programs are no helpers since Linux 6.2.
+  Source: ___BPF_FUNC_MAPPER in <linux/bpf.h>, where `bpf_map_lookup_elem` is 1. The list is
+  complete: since Linux 6.2, new functions for programs are not helpers.
 
       (helpers :map-lookup-elem) ;=> 1"
   (zipmap
@@ -92,8 +92,8 @@
   {"jeq" 0x10 "jgt" 0x20 "jge" 0x30 "jset" 0x40 "jne" 0x50 "jsgt" 0x60 "jsge" 0x70
    "jlt" 0xa0 "jle" 0xb0 "jslt" 0xc0 "jsle" 0xd0})
 
-;; Suffix, size bits, and what an immediate of that size may be. A 64-bit store takes 32 bits and
-;; extends the sign.
+;; Suffix, size bits, and the range of an immediate of that size. A 64-bit store has an immediate of
+;; 32 bits, whose sign is extended.
 (def ^:private sizes
   [["w" 0x00 :bits32] ["h" 0x08 :bits16] ["b" 0x10 :bits8] ["dw" 0x18 :signed32]])
 
@@ -109,9 +109,9 @@
 (def mnemonics
   "The rows of all mnemonics of the assembler, by name.
 
-  `:code` is the opcode, `:operands` their kinds in order, `:immediate` the
-  range of an immediate, `:imm` a constant that belongs to the operation, and
-  `:slots` is 2 where an instruction takes two slots.
+  `:code` is the opcode, `:operands` the kinds of operands in order, `:immediate` the range of an
+  immediate, `:imm` a constant that belongs to the operation. `:slots` is 2 for an instruction of
+  two slots.
 
       (mnemonics :mov64) ;=> {:code 0xb7 :operands [:to :source] :immediate :signed32}"
   (into {:neg64 {:code 0x87 :operands [:to]}
@@ -145,11 +145,10 @@
            [(str "atomic-" op bits) {:code code :operands operands :imm imm}]))))
 
 (def ranges
-  "The least and the greatest integer of each kind of immediate, offset and number."
+  "The smallest and largest integer of each kind of immediate, offset and number."
   {:signed16 [-0x8000 0x7fff]
    :signed32 [-0x80000000 0x7fffffff]
-   ;; Where the operation looks at no more bits than these, both readings of them are meant the
-   ;; same.
+   ;; An operation that uses only these bits accepts the signed and the unsigned reading.
    :bits8 [-0x80 0xff]
    :bits16 [-0x8000 0xffff]
    :bits32 [-0x80000000 0xffffffff]

@@ -7,8 +7,9 @@
 (def ^:private flag [boolean? "true or false"])
 (def ^:private anything [any? nil])
 (def ^:private options-of
-  "The operation of errors to its options, in the order of messages: option to predicate, the text
-  of what its value must be, and a hint."
+  "Options by operation: option to predicate, constraint and hint.
+
+  The operation is the `:bpfmap/op` of errors. The order is the order in messages."
   {:create {:pin-path anything :mapped flag}
    :open {:access [#{:read-write :read-only :write-only} ":read-write, :read-only or :write-only"]
           :key anything :value anything :key-type anything :value-type anything
@@ -33,11 +34,11 @@
    :nrepl {:socket anything :port anything :trust-all-local-users anything}})
 
 (def ^:private names
-  "The name of a function, if it differs from the operation of its errors."
+  "Names of functions that differ from the operation of their errors."
   {:list "maps", :nrepl "start"})
 
 (def ^:private renamed
-  "Options that had another name, with the hint about it."
+  "Hints about options that were renamed."
   (let [mapped {:via "use {:mapped true}"}]
     {:create mapped :open mapped}))
 

@@ -37,7 +37,7 @@
 ;; --- key and value
 
 (defn- allowed?
-  "Whether a rule allows a number: `[least most]`, a set, or nil for any."
+  "Returns true if a rule allows a number: `[least most]`, a set, or nil for any."
   [rule n]
   (cond
     (nil? rule) true
@@ -55,12 +55,16 @@
     :else (str "at most " (second rule) " bytes")))
 
 (defn- of-kernel?
-  "Returns true if the BTF of the kernel determines the values, which is read only by create."
+  "Returns true if the BTF of the kernel determines the values.
+
+  Only `create` reads it."
   [{:keys [type]} side]
   (and (= :value side) (= :kernel (:btf (map-types/types type)))))
 
 (defn- side
-  "Returns the problems of the key or the value: type, size, both together, rule of the map type."
+  "Returns the problems of the key or the value of a spec.
+
+  They are about the type, the size, both together, and the rule of the map type."
   [spec side size-key]
   (let [value-type (side spec)
         given (size-key spec)
@@ -98,7 +102,9 @@
                      " bytes, got " actual))])))
 
 (defn- has-private?
-  "Returns true if a type contains a field owned by the kernel: of this name, or any for nil."
+  "Returns true if a type contains a field owned by the kernel.
+
+  `name` is the name of the field, or nil for any."
   [{:keys [kind type members element target] :as node} name]
   (case kind
     :private (or (nil? name) (= name type))

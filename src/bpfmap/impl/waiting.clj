@@ -1,7 +1,8 @@
 (ns ^:no-doc bpfmap.impl.waiting
-  "Waits that an interrupt ends with an error as data, and leaves the thread interrupted.
+  "Waits that throw an error as data if the thread is interrupted.
 
-  Every wait on a thread of the user's is one of these."
+  The interrupt status of the thread stays set. All waits of threads of the caller are in this
+  namespace."
   (:require [bpfmap.error :as error])
   (:import (java.util.concurrent CountDownLatch TimeUnit)))
 

@@ -25,7 +25,7 @@
   "Milliseconds to wait after a failure to accept a connection."
   200)
 
-;; --- who may
+;; --- admitted users
 
 (defn- user-of
   "Returns the user at the other end of a Unix socket."
@@ -49,7 +49,7 @@
       (str "A connection of the user " user
            " was refused: only root and the server's own user are let in"))))
 
-;; --- taking connections
+;; --- accepting connections
 
 ;; `connections` are the open channels; `release` is called once, when the listener closes.
 (deftype Listener [^ServerSocketChannel server ^Set connections release]
@@ -85,7 +85,7 @@
 (defn- take-all
   "Accepts connections until the socket is closed.
 
-  A failure to accept one, e.g. without descriptors, does not end that."
+  Continues if a connection cannot be accepted, e.g. for lack of descriptors."
   [^ServerSocketChannel server connections {:keys [complain] :as how}]
   (when (try
           (take-one (.accept server) connections how)
@@ -106,7 +106,7 @@
     (Listener. server connections release)))
 
 (defmacro ^:private or-close
-  "Evaluates body, and `closing` if it throws."
+  "Evaluates body; if it throws, evaluates `closing`."
   [closing & body]
   `(try
      ~@body
@@ -124,9 +124,9 @@
 (defn- bind-path
   "Binds a server to a path, or throws `:busy`.
 
-  Java makes a text of the address that the kernel tells, which fails for a path that the locale
-  cannot name. So such a socket is bound to a name in ASCII in its directory, and moved by its
-  bytes to its own: a moved socket stays connected."
+  Java converts the address from the kernel to text, which fails if the locale cannot encode the
+  path. Such a socket is therefore bound under an ASCII name in its directory, and then moved to its
+  path. A socket that was moved stays connected."
   [^ServerSocketChannel server ^Path path]
   (let [what (str "The socket " (socket-dir/text path))]
     (if-not (re-find #"[^\x00-\x7f]" (str path))
@@ -136,7 +136,7 @@
         (let [number (.acquire directory)
               beside (str "/proc/self/fd/" number "/." (.pid (ProcessHandle/current)) ".sock")]
           (try
-            ;; Of a process that was killed in between, and had the same number
+            ;; A process with the same number was killed before it moved its socket.
             (paths/remove-file beside)
             (bind server (UnixDomainSocketAddress/of beside) what)
             (call/rename beside (paths/text (paths/of-java path)) {:op :nrepl})

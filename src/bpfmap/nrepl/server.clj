@@ -49,7 +49,7 @@
   (with-open [transport (wire/over channel)]
     (try
       (server/handle handler transport)
-      (catch IOException _) ; the client has gone, or the server was closed
+      (catch IOException _) ; the client has gone, or the server is closed
       (catch Throwable e
         (complain (str "A connection was closed, since what came was no message: "
                        (first (str/split-lines (str e)))))))))
@@ -202,8 +202,8 @@
                     ((requiring-resolve 'nrepl.cmdline/-main) "--connect" "--socket" path))]
       (if-not (re-find #"[^\x00-\x7f]" (str path))
         (connect (str path))
-        ;; nREPL's client takes a text, which Java encodes as the locale says: a descriptor of the
-        ;; socket has a name in ASCII.
+        ;; nREPL's client accepts a text, which Java encodes by the locale. The path of a descriptor
+        ;; of the socket is ASCII.
         (with-open [^Fd fd (call/open-file (paths/text (paths/of-java path)) false {:op :nrepl})]
           (let [number (.acquire fd)]
             (try

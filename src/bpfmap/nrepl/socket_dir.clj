@@ -22,7 +22,9 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private ^:const longest-path
-  "The size of the path in sockaddr_un without its NUL. Source: unix(7)."
+  "The size of the path in sockaddr_un without its NUL.
+
+  Source: unix(7)."
   107)
 
 (defn text
@@ -60,14 +62,18 @@
   ^Path [^Path path ending]
   (paths/->java (str (paths/text (paths/of-java path)) ending)))
 
-;; --- what is at a path
+;; --- the file at a path
 
 (def ^:private kinds
-  "The kinds of files, by the bits of their mode. Source: inode(7)."
+  "The kinds of files, by the bits of their mode.
+
+  Source: inode(7)."
   {0140000 :socket, 0120000 :symbolic-link, 0100000 :file, 0040000 :directory})
 
 (defn- status
-  "Returns `{:kind :mode :uid :inode}` of a path, links not followed; nil for nothing."
+  "Returns the status of a path without following links, or nil.
+
+  The status is `{:kind :mode :uid :inode}`."
   [^Path path]
   (try
     (let [{:strs [mode uid ino]} (Files/readAttributes path "unix:mode,uid,ino"
@@ -109,7 +115,9 @@
       (unsafe (str "can be written by other users (mode " (octal mode) ")")))))
 
 (def ^:private ^:const most-links
-  "The number of symbolic links that are followed. Source: path_resolution(7)."
+  "The number of symbolic links that are followed.
+
+  Source: path_resolution(7)."
   40)
 
 (defn- names
@@ -166,7 +174,7 @@
                            (into-array FileAttribute
                                        [(PosixFilePermissions/asFileAttribute
                                          (PosixFilePermissions/fromString "rwx------"))]))
-    (catch FileAlreadyExistsException _) ; made meanwhile: it is looked at like any other
+    (catch FileAlreadyExistsException _) ; another process made it; it is checked below
     (catch IOException e
       (refuse :permission (str "The directory " (text directory) " cannot be made") directory
               (str e)))))
@@ -227,7 +235,7 @@
   (let [channel (open-lock (sibling path ".lock"))]
     (if (try
           (.tryLock channel)
-          (catch OverlappingFileLockException _ nil)) ; a server of this very process has it
+          (catch OverlappingFileLockException _ nil)) ; a server of this process has it
       channel
       (do (.close channel)
           (held-by-another path)))))
@@ -244,8 +252,8 @@
     (try
       (.connect channel (UnixDomainSocketAddress/of path))
       true
-      (catch ConnectException _ false) ; refused: whoever bound it is gone
-      (catch IOException _ (some? (status path)))))) ; what cannot be told is not taken for gone
+      (catch ConnectException _ false) ; refused: the process that bound it has ended
+      (catch IOException _ (some? (status path)))))) ; if unknown, assume that it runs
 
 (defn claim
   "Claims the name of a socket and returns `{:path :lock}`.

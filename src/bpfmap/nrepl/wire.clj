@@ -63,5 +63,5 @@
         (.shutdown writer)
         (try
           (.close ^Closeable inner)
-          (catch IOException _)) ; with an answer that nobody is there for
+          (catch IOException _)) ; its client has gone
         (.close channel)))))

@@ -25,7 +25,7 @@
 
 ;; --- reading
 
-;; What one message is read from; `left` holds how many bytes it may still have.
+;; The source of one message. `left` is the number of bytes that it may still have.
 (deftype Source [^InputStream in ^longs left])
 
 (defn- taking
@@ -65,7 +65,7 @@
   ^long [source sign first end]
   (loop [digits (StringBuilder. ^String sign) b (long first)]
     (cond
-      (digit? b) (if (< (.length digits) 20) ; no 64 bits have more
+      (digit? b) (if (< (.length digits) 20) ; no 64-bit number is longer
                    (recur (.append digits (char b)) (byte-of source))
                    (refuse "Not bencode: a number that does not fit into 64 bits"))
       (not= b (int end)) (refuse (str "Not bencode: " (shown b) " within a number"))

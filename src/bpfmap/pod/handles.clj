@@ -18,7 +18,7 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private kinds
-  "The kinds of objects: tag, class, the facts in a handle, and the word for messages."
+  "The kinds of objects: tag, class, facts in a handle, and word for messages."
   [{:tag 'bpfmap/map :class BpfMap :facts bpf-map/identity-of :word "map"}
    {:tag 'bpfmap/program :class Program :facts #(select-keys (prog/info %) [:id :type :name])
     :word "program"}

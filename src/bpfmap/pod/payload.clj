@@ -46,7 +46,7 @@
   "Returns arguments as a vector. `object` resolves the tag and form of a handle."
   [object text]
   (let [args (read-edn text (into {} (map (fn [tag] [tag #(object tag %)])) handles/tags))]
-    ;; Nil: a client without arguments has no list of them
+    ;; Some clients send nil for a call without arguments.
     (when-not (or (nil? args) (sequential? args))
       (throw (unreadable "The arguments of a call are a vector" nil)))
     (vec args)))

@@ -49,7 +49,7 @@
 (defrecord Pod [out table ^ExecutorService calls ending])
 
 (defn- give-up
-  "Ends the pod with exit code 1 and reports the reason, once. Returns nil."
+  "Ends the pod with exit code 1, reports the reason once, and returns nil."
   [{:keys [ending]} & message]
   (locking ending
     (when-not (realized? ending)
@@ -62,11 +62,13 @@
     (locking out
       (bencode/write-message out message))
     (catch IOException e
-      ;; The client has gone, or closed its side: nobody is left to answer.
+      ;; The client has gone, or has closed its side, so no answer can be sent.
       (give-up pod "The output cannot be written: " (ex-message e)))))
 
 (defn- id-of
-  "Returns the id for an answer; \"unknown\", as in other pods, if the request had none."
+  "Returns the id for an answer.
+
+  It is \"unknown\", as in other pods, if the request has none."
   [message]
   (get message "id" "unknown"))
 
@@ -190,7 +192,8 @@
   (let [calls (Executors/newCachedThreadPool daemons)
         table (handles/table)
         pod (->Pod out table calls (promise))]
-    ;; A daemon reads, because a read of stdin cannot be broken off when the output has failed.
+    ;; A daemon thread reads, because a read of stdin cannot be interrupted when the output has
+    ;; failed.
     (.start (daemon "bpfmap-pod-input" (bound-fn [] (read-all pod in))))
     (try
       (waiting/value (:ending pod) :serve)

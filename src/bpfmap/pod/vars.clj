@@ -19,7 +19,7 @@
 
 (set! *warn-on-reflection* true)
 
-;; --- what is offered
+;; --- namespaces and vars
 
 (def namespaces
   "The namespaces of a pod: names at the client and functions of this library."
@@ -59,7 +59,7 @@
     bpfmap.exec {define-commands "a macro, for namespaces of the library's own"}})
 
 (defn- close
-  "Closes a map, program, attachment or watch. Returns nil.
+  "Closes a map, program, attachment or watch, and returns nil.
 
   Closing it twice has no effect."
   [{:keys [table]} x]
@@ -117,8 +117,10 @@
   options)
 
 (defn- watch-refused
-  "Throws `:not-supported`: rows to reduce do not reach another process. Use
-  `pod.bpfmap.core/watch` instead, which calls a function with what changes in a map."
+  "Throws `:not-supported` for a command that returns a reducible.
+
+  A reducible cannot be sent to another process. `pod.bpfmap.core/watch` calls a function with the
+  changes of a map instead."
   [& _]
   (not-here "watch" "exec/watch"
             "use pod.bpfmap.core/watch, which calls a function with what changes in an open map"))
@@ -170,7 +172,7 @@
         (throw (error/error :not-found (str "The pod has no var " (error/shown full-name))
                             {:bpfmap/hint "the answer to describe lists its vars"})))))
 
-;; --- what is described
+;; --- description
 
 (defn- forms
   "Returns the forms of a file, each with its text."

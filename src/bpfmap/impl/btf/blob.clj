@@ -1,18 +1,17 @@
 (ns ^:no-doc bpfmap.impl.btf.blob
-  "BTF (BPF Type Format) as it is written down: types by id, as data, nothing interpreted.
+  "Parses BTF (BPF Type Format) and returns its types by id, as data.
 
       (def b (parse bytes))             ; e.g. of /sys/kernel/btf/vmlinux
       (ids-named b \"task_struct\" :struct) ;=> [189]
       (record b 189)                    ;=> {:id 189 :kind :struct :name \"task_struct\" …}
 
-  Types refer to each other by id, a place in the blob counted from 1; id 0 is
-  `void`. The BTF of a kernel module is split: it continues the ids and the strings
-  of its base, the BTF of vmlinux. Either byte order is read.
+  Types refer to each other by id, which is a position in the blob, counted from 1. Id 0 is `void`.
+  The BTF of a kernel module is split: it continues the ids and the strings of its base, the BTF of
+  vmlinux. Both byte orders are supported.
 
-  A blob is checked when it is parsed, but for references, which are checked when they are
-  followed. Whatever the bytes are, all that is thrown for them is `:malformed-btf`, with the
-  place under `:bpfmap/path`, such as `[:header :type-len]` or `[:type 17 :member 3 :type]`. A
-  blob is immutable and may be used by many threads."
+  A blob is checked when it is parsed. References are checked when they are followed. Invalid bytes
+  always throw `:malformed-btf`, with the position under `:bpfmap/path`, such as `[:header
+  :type-len]` or `[:type 17 :member 3 :type]`. A blob is immutable and can be used by many threads."
   (:refer-clojure :exclude [resolve])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :refer [error list-of shown]]
@@ -26,7 +25,7 @@
 
 (set! *warn-on-reflection* true)
 
-;; `sections` has the records of data sections whose places were filled in, by id; see
+;; `sections` maps ids to the records of data sections whose sizes and offsets were filled in; see
 ;; [[with-sections]].
 (declare type-count)
 
@@ -45,13 +44,13 @@
          {:bpfmap/value (shown x) :bpfmap/hint hint}))
 
 (defn parse
-  "Reads a BTF blob, and returns it as an object that the other functions take.
+  "Parses a BTF blob and returns it as an object for the other functions.
 
-  `bytes` is a byte array or a byte view. It is not copied, so nobody may write
-  to it any more. `base` is the blob that a split one continues.
+  `bytes` is a byte array or a byte view. It is not copied, so it must not be changed afterwards.
+  `base` is the blob that a split blob continues.
 
-  Checks the header, the bounds of all types and of their entries, and the
-  offsets of all names. Types are decoded on demand.
+  Checks the header, the bounds of all types and of their entries, and the offsets of all names.
+  Types are decoded on demand.
 
   Throws `:malformed-btf`, and `:invalid-value` if an argument is not bytes or not a blob.
 
@@ -68,7 +67,7 @@
      (Blob. image base (delay (image/index image)) nil))))
 
 (defn check
-  "Returns the blob unchanged; throws `:invalid-value` for anything but a blob.
+  "Returns the blob; throws `:invalid-value` for anything that is not a blob.
 
       (check b) ;=> b"
   ^Blob [b]
@@ -114,7 +113,7 @@
   (image/string (.-image b) offset))
 
 (defn- image-with
-  "The image, when it or its base has the id."
+  "Returns the image if it or its base has the id, else throws."
   ^Image [^Blob b id]
   (when-not (int? id)
     (throw (invalid "the id of a type" id "it is an integer")))
@@ -223,11 +222,13 @@
    (filterv #(= kind (kind-of (.-image b) %)) (ids-named b name))))
 
 (def ^:private deepest
-  "How far types are followed. Compilers nest them a few deep, and the kernel gives up after 32."
+  "The maximum length of a chain of types.
+
+  Compilers nest them a few levels deep, and the kernel rejects more than 32."
   64)
 
 (defn- follow
-  "The id in a word of a type, checked to be there."
+  "Returns the id in a word of a type; throws if there is no such type."
   ^long [^Image image ^long id ^long word key]
   (let [owner (image/owner image id)
         target (u32 owner (+ (image/at owner id) word))]

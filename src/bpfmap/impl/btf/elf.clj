@@ -18,7 +18,7 @@
                {:bpfmap/path [:elf] :bpfmap/hint hint}))
 
 (defmacro ^:private in-bounds
-  "Runs body; reading behind the end of the file throws `:malformed-btf`."
+  "Evaluates body; throws `:malformed-btf` for a read beyond the end of the file."
   [& body]
   `(try
      ~@body
@@ -26,7 +26,7 @@
      (catch BufferUnderflowException _# (throw (malformed "it ends too early")))))
 
 (defn- slice
-  "A copy of bytes of the object; throws if they lie outside of it."
+  "Returns a copy of bytes of the object; throws if they are outside of it."
   ^bytes [^bytes object offset size]
   (when-not (and (<= 0 (long size) (alength object))
                  (<= 0 (long offset) (- (alength object) (long size))))
@@ -34,11 +34,15 @@
   (Arrays/copyOfRange object (int offset) (int (+ (long offset) (long size)))))
 
 (def ^:private longest-name
-  "Bytes of the longest name that is read. The kernel takes names of 511 bytes in BTF."
+  "The largest length of a name in bytes.
+
+  The kernel allows names of 511 bytes in BTF."
   1023)
 
 (defn- text-at
-  "The NUL-terminated name at an offset of a string table; empty if there is none."
+  "Returns the NUL-terminated name at an offset of a string table.
+
+  Returns an empty text if the table is nil."
   [^bytes table offset]
   (if (< -1 (long offset) (alength table))
     (let [start (int offset)
@@ -54,7 +58,7 @@
   (bit-and 0xffffffff (.getInt b (int at))))
 
 (defn- headers
-  "The section headers, without names, and the index of the section that has the names."
+  "Returns the section headers without names, and the index of the name section."
   [^ByteBuffer b]
   (let [start (.getLong b 0x28)
         each (u16 b 0x3a)
@@ -115,7 +119,7 @@
     (slice bytes offset size)))
 
 (defn- places
-  "Where the entries of a section of a table lie, each of `size` bytes."
+  "Returns the offsets of the entries of a section, each of `size` bytes."
   [{:keys [bytes]} {:keys [offset] total :size} size]
   (when-not (and (<= 0 (long total) (alength ^bytes bytes))
                  (<= 0 (long offset) (- (alength ^bytes bytes) (long total))))
@@ -142,7 +146,9 @@
       [])))
 
 (def ^:private relocation-tables
-  "The section types SHT_RELA and SHT_REL, with the bytes of an entry. Only the first has addends."
+  "The section types SHT_RELA and SHT_REL, with the size of an entry in bytes.
+
+  Only entries of the first have addends."
   {4 24, 9 16})
 
 (defn relocations

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.btf.image
-  "Reads the bytes of BTF: header, records by id, strings; and finds records by name."
+  "Reads the bytes of BTF: the header, records by id, strings, and records by name."
   (:require [bpfmap.error :refer [error]]
             [bpfmap.impl.btf.kinds :as kinds]
             [clojure.string :as str])
@@ -11,19 +11,19 @@
 
 ;; --- bytes
 
-;; Ids and string offsets run through all images of a chain: those of the base come first. `fixed`
-;; and `each` say, by the number of a kind, how long its types and their entries are; `fixed` is
-;; -1 for an unknown kind.
+;; Ids and string offsets are counted across all images of a chain, beginning with the base. `fixed`
+;; and `each` are indexed by the number of a kind: the size of a type without its entries, and the
+;; size of an entry. `fixed` is -1 for an unknown kind.
 (deftype Image [^bytes bytes ^ByteBuffer buffer base
                 ^long first-id ^ints offsets
                 ^long first-string ^long strings-at ^long string-end
                 ^ints fixed ^ints each])
 
 (def longest-string
-  "The bytes of the longest name that is read.
+  "The largest length of a name in bytes.
 
-  Names may share their bytes, so without a bound a small blob could ask for
-  much memory. The kernel takes names of 511 bytes, and tags of any length."
+  Names can share bytes, so without a limit a small blob could require much memory. The kernel
+  allows names of 511 bytes, and tags of any length."
   65535)
 
 (defn malformed
@@ -103,7 +103,7 @@
         ^bytes bytes (.-bytes owner)
         from (+ (.-strings-at owner) (- offset (.-first-string owner)))
         limit (+ from (long longest-string))]
-    ;; Strings end with a zero, which is known of the last.
+    ;; The last string is known to end with a zero, so the loop ends.
     (loop [to from]
       (cond
         (zero? (aget bytes to)) (String. bytes from (- to from) StandardCharsets/UTF_8)
@@ -117,7 +117,9 @@
 (def ^:private header-bytes 24)
 
 (def ^:private sections
-  "The sections, and where the header has the offset and the length of each. The last is of 2026."
+  "The sections, with the offsets of their fields in the header.
+
+  The last section was added to Linux in 2026."
   [{:section :type :field 8 :align 4}
    {:section :str :field 16 :align 1}
    {:section :layout :field 24 :align 4}])
@@ -140,7 +142,7 @@
                           "this is an ELF file; BTF is the content of its section .BTF"))))))
 
 (defn- check-fields
-  "Checks the fields of the header, known and unknown; returns the header's length."
+  "Checks the fields of the header, known and unknown; returns its length."
   [^bytes bytes ^ByteBuffer buffer]
   (when (< (alength bytes) (long header-bytes))
     (throw (malformed [:header]
@@ -214,12 +216,13 @@
   (int-array 128 (into [0] (map kinds/entry-bytes) kinds/kinds)))
 
 (def ^:private named-entries
-  "By the number of a kind, 1 where its entries begin with a name."
+  "By the number of a kind: 1 if its entries begin with a name, else 0."
   (int-array 128 (map #(if (= [:name :name] (first (:fields %))) 1 0) kinds/rows)))
 
 (defn- sizes
-  "Two arrays: the bytes of the types of each kind, and of an entry. A layout section tells them
-  for unknown kinds."
+  "Returns two arrays: the sizes of the types of each kind, and of an entry.
+
+  For unknown kinds the sizes are in the layout section, if there is one."
   [^bytes bytes ^Image base {:keys [^long from ^long to]}]
   (cond
     (not (zero? (rem (- to from) 4)))
@@ -310,12 +313,13 @@
 (deftype Index [^ints heads ^ints nexts])
 
 (def ^:private hashed-bytes
-  "How much of a name is hashed. Names may share their bytes, and the work must not grow with
-  their product."
+  "The number of bytes of a name that are hashed.
+
+  Names can share bytes, and the work must not be proportional to their number times their length."
   64)
 
 (defn- name-hash
-  "The hash (FNV-1a) of the bytes from a place to the first zero, or to the place `limit`."
+  "Returns the hash (FNV-1a) of the bytes from `at` to a zero or to `limit`."
   ^long [^bytes bytes ^long from ^long limit]
   (loop [i from hash 0x811c9dc5]
     (let [b (if (< i limit) (aget bytes i) 0)]
@@ -328,7 +332,7 @@
   (bit-and (bit-xor hash (bit-shift-right hash 16)) (dec (alength heads))))
 
 (defn- name-place
-  "Where the name of a type lies in the bytes of `owner`."
+  "Returns the offset of the name of a type in the bytes of `owner`."
   ^long [^Image owner ^long offset]
   (+ (.-strings-at owner) (- offset (.-first-string owner))))
 
@@ -336,13 +340,13 @@
   (u32 image (aget ^ints (.-offsets image) i)))
 
 (defn index
-  "Makes the index of the types that the image holds itself, without its base's."
+  "Returns the index of the image's own types, without the types of its base."
   ^Index [^Image image]
   (let [n (alength ^ints (.-offsets image))
         heads (int-array (max 2 (Integer/highestOneBit (int (min (* 2 n) 0x40000000)))))
         nexts (int-array n)
         first-id (.-first-id image)]
-    ;; Backwards, so that each chain ascends.
+    ;; Backwards, so that the ids of each chain are ascending.
     (loop [i (dec n)]
       (when (<= 0 i)
         (let [offset (type-name image i)
@@ -358,7 +362,7 @@
     (Index. heads nexts)))
 
 (defn- named?
-  "Whether the string at an offset has just these bytes."
+  "Returns true if the string at an offset has exactly these bytes."
   [^Image image ^long offset ^bytes wanted]
   (let [^Image owner (string-owner image offset)
         ^bytes bytes (.-bytes owner)

@@ -1,19 +1,18 @@
 (ns ^:no-doc bpfmap.impl.btf.kinds
-  "The kinds of BTF types as data: what follows the twelve bytes that all types begin with.
+  "The kinds of BTF types as data: the fields after the common twelve bytes.
 
-  Every type begins with three words of four bytes: the offset of its name in
-  the strings, the info (the number of entries in bits 0 to 23, the kind in
-  bits 24 to 30, a flag of the kind's own in bit 31), and a third that is a
-  size or a reference. Some kinds have a tail of fixed size, and some have as
-  many entries as the info says.
+  Every type begins with three words of four bytes: the offset of its name in the strings, the info,
+  and a size or reference. The info has the number of entries in bits 0 to 23, the kind in bits 24
+  to 30, and a flag of the kind in bit 31. Some kinds have a tail of fixed size, and some have
+  entries.
 
-  Source: <linux/btf.h>. Headers before 2026 give the number of entries the bits
-  0 to 15 and the kind the bits 24 to 28, and demand zeros for the rest.")
+  Source: <linux/btf.h>. Before 2026 the number of entries had only bits 0 to 15, the kind only bits
+  24 to 28, and the other bits had to be zero.")
 
 (set! *warn-on-reflection* true)
 
 (def field-bytes
-  "The bytes that a field of each form takes.
+  "The size in bytes of a field of each form.
 
   | form         | meaning                                                       |
   |--------------|---------------------------------------------------------------|
@@ -21,22 +20,25 @@
   | `:reference` | the id of a type                                              |
   | `:u32`       | a number, 0 to 2^32-1                                         |
   | `:s32`       | a number, -2^31 to 2^31-1                                     |
-  | `:linkage`   | a place in `linkages`                                         |
+  | `:linkage`   | an index of `linkages`                                        |
   | `:encoding`  | an integer's `:bits`, `:offset` and flags in one word         |
-  | `:place`     | a member's `:bit-offset`, and its `:bits` where the flag is set |
-  | `:value32`   | the value of an enumerator, signed where the flag is set      |
+  | `:place`     | a member's `:bit-offset`, and its `:bits` if the flag is set  |
+  | `:value32`   | the value of an enumerator, signed if the flag is set         |
   | `:value64`   | the same in two words, the low one first                      |"
   {:name 4 :reference 4 :u32 4 :s32 4 :linkage 4 :encoding 4 :place 4 :value32 4 :value64 8})
 
 (def rows
   "Rows of all kinds of types, indexed by number.
 
-  `:third` is the key and form of the third word. `:flag` is the key of a flag that every record
-  has, and `:mark` of a flag that a record has only if it is set. `:tail` and `:fields` are keys and
-  forms in order, of the tail and of each entry; `:entries` is the key of the entries, and `:entry`
-  the word for one. `:vlen` is the key of the number of entries if there are no entries. The flag of
-  a struct or union has its meaning since Linux 5.0, of a tag since 6.15, and of an enum since 6.0;
-  before then every enum looked unsigned."
+  - `:third` is the key and form of the third word.
+  - `:flag` is the key of a flag that every record has, `:mark` of a flag that a record has only if
+    it is set.
+  - `:tail` and `:fields` are keys and forms, in order, of the tail and of each entry.
+  - `:entries` is the key of the entries, and `:entry` the word for one.
+  - `:vlen` is the key of the number of entries of a kind without entries.
+
+  The flag of a struct or union has its meaning since Linux 5.0, the flag of a tag since 6.15, and
+  the flag of an enum since 6.0. Before that, every enum was read as unsigned."
   [{:kind :void}
    {:kind :int :third [:size :u32] :tail [[:bits :encoding]]}
    {:kind :ptr :third [:type :reference]}

@@ -1,10 +1,9 @@
 (ns ^:no-doc bpfmap.impl.btf.object-file
-  "Reads the BTF of an object file, with the sizes of data sections and the places of their
-  variables.
+  "Reads the BTF of an object file, with the sizes and offsets of its variables.
 
-  A compiler leaves both out of the BTF: it writes zeros, and relocations that say which symbol
-  has the place. A loader fills them in. So does this, from the section headers, the relocations
-  and the symbols."
+  Compilers write zeros for the sizes of data sections and the offsets of variables, and relocations
+  to the symbols that have them. A loader fills them in. This namespace does the same, from the
+  section headers, the relocations and the symbols."
   (:require [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.elf :as elf]
             [bpfmap.impl.btf.image :refer [malformed]]))
@@ -12,11 +11,10 @@
 (set! *warn-on-reflection* true)
 
 (defn- place
-  "Where a variable lies: `{:section index :offset bytes}`; nil if neither a relocation nor a
-  symbol has it.
+  "Returns the place of a variable, `{:section index :offset bytes}`, or nil.
 
-  `at` is where its offset stands in the BTF. Without a relocation, a static variable lies where
-  the BTF says."
+  `at` is the position of its offset in the BTF. Without a relocation, the BTF itself has the offset
+  of a static variable. Returns nil if neither a relocation nor a symbol has it."
   [{:keys [relocations symbols by-name]} {:keys [name linkage]} at offset section]
   (let [{:keys [addend] :as relocation} (relocations at)
         by-relocation (when relocation (get symbols (:symbol relocation)))
@@ -28,10 +26,10 @@
       (= :static linkage) {:section section :offset offset})))
 
 (defn- with-places
-  "The record of a data section without a size with that size and the places of its variables.
+  "Returns the record of a data section with its size and its variables' offsets.
 
-  Variables that lie in another section of the object are left out: a constant without a name for
-  the linker is merged with others of the same value."
+  Variables in another section of the object are omitted: the linker merges unnamed constants of
+  equal values."
   [b {:keys [id vars] :as record} {:keys [index] bytes :size} object]
   (let [start (blob/entries-at b id)]
     (when-not (<= 0 (long bytes) 0xffffffff)
@@ -54,14 +52,14 @@
                        vars))))
 
 (defn parse
-  "Reads the BTF of an object, the section `.BTF`; nil if it has none.
+  "Returns the BTF of an object, from its section `.BTF`; nil if there is none.
 
   Throws `:malformed-btf` for bytes that are not a 64-bit ELF object."
   [bytes]
   (let [elf (elf/parse bytes)]
     (when-let [section (elf/section elf ".BTF")]
       (let [b (blob/parse (elf/contents elf section))
-            ;; A linker has filled in the others.
+            ;; A linker has filled in all other sections.
             ids (filter #(and (= :datasec (blob/kind b %)) (= 0 (blob/size-of b %)))
                         (range 1 (inc (blob/type-count b))))]
         (if (empty? ids)

@@ -7,8 +7,8 @@
 
 (set! *warn-on-reflection* true)
 
-;; What the fields of one record share. `seen` holds the names by offset, and `room` how many more
-;; bytes they may take.
+;; State shared by the fields of one record. `seen` has the names by offset, `room` the number of
+;; bytes that further names may have.
 (deftype Context [^Image image id row flag? ^HashMap seen ^longs room])
 
 (def ^:private spare-room 65536)
@@ -19,11 +19,11 @@
     true (conj key)))
 
 (defn- name-at
-  "The name at an offset, or nil for the empty one.
+  "Returns the name at an offset, or nil for the empty name.
 
-  The names of one record may together be as long as all strings and a little
-  more, which is more than they need unless they overlap: a name that occurs
-  twice counts once. So the size of the bytes bounds the memory of a record."
+  The names of one record can together be slightly longer than all strings. That is sufficient
+  unless they overlap, because a name that occurs twice counts once. So the memory for a record is
+  limited by the size of the blob."
   [^Context context ^long offset]
   (let [^HashMap seen (.-seen context)]
     (or (.get seen offset)
@@ -53,8 +53,9 @@
       value)))
 
 (def ^:private readers
-  "Form of a field to what reads it: context, the map so far, the key, the place, and the index of
-  the entry or nil."
+  "Readers of fields by form: functions of context, map, key, offset and index.
+
+  The map has the fields that were read before. The index is the index of the entry, or nil."
   {:name (fn [context m key at _]
            (if-let [text (name-at context (u32 (.-image ^Context context) at))]
              (assoc m key text)
@@ -85,13 +86,14 @@
    :value64 (fn [context m key at _] (assoc m key (value64 context at)))})
 
 (defn- compiled
-  "Fields as `[key reader bytes]`, so that what a form means is looked up once and not for each
-  member of a struct."
+  "Returns fields as `[key reader bytes]`.
+
+  So the reader of a form is looked up once, and not for each member of a struct."
   [fields]
   (mapv (fn [[key form]] [key (readers form) (kinds/field-bytes form)]) fields))
 
 (def ^:private rows
-  "The rows of `kinds/rows` with their fields compiled, and the bytes of the tail and of an entry."
+  "The rows of `kinds/rows` with compiled fields, and sizes of tail and entry."
   (mapv (fn [{:keys [kind third] :as row}]
           (-> row
               (assoc :tail-bytes (kinds/tail-bytes kind) :entry-bytes (kinds/entry-bytes kind))
@@ -115,7 +117,7 @@
     (loop [i 0 done (transient [])]
       (if (< i n)
         (let [entry (read-fields context {} fields (+ at (* i step)) i)]
-          ;; An enumerator is a pair, since that is how people write one.
+          ;; An enumerator is a pair, because that is how people write one.
           (recur (inc i)
                  (conj! done (if (= :values entries) [(:name entry) (:value entry)] entry))))
         (persistent! done)))))

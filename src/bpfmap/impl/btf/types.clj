@@ -28,25 +28,25 @@
               [k (str "bpfmap_" (name k))]))))
 
 (def by-typedef
-  "Name of a typedef to the type that it means."
+  "The types of bpfmap by the names of their typedefs."
   (into {} (map (fn [[k v]] [v k])) typedefs))
 
 (def prefix-structs
-  "Family of addresses to the name of the struct that a prefix of them is."
+  "The names of the structs of prefixes, by family of addresses."
   {:ipv4 "bpfmap_ipv4_prefix" :ipv6 "bpfmap_ipv6_prefix"})
 
 (def by-prefix-struct
-  "The names of structs that are prefixes, to their family.
+  "The families of addresses, by the names of the structs of their prefixes.
 
   A struct is a prefix only if it has the right members."
   (into {} (map (fn [[k v]] [v k])) prefix-structs))
 
 (def element-typedefs
-  "Elements of arrays that would otherwise read back as text or as bytes."
+  "Typedefs of array elements that would otherwise be read as text or as bytes."
   {:char "bpfmap_char" :u8 "bpfmap_u8"})
 
 (def plain-typedefs
-  "Typedefs that only tell the width of an integer, and that read as the integer."
+  "Typedefs that only give the width of an integer, and are read as the integer."
   (into #{"size_t" "ssize_t" "bool" "uchar" "ushort" "uint" "ulong" "__kernel_size_t"}
         (for [bits [8 16 32 64 128]
               [before after] [["u" ""] ["s" ""] ["__u" ""] ["__s" ""] ["uint" "_t"] ["int" "_t"]
@@ -55,12 +55,14 @@
 
 ;; --- from BTF
 
-;; Every function here returns the node of a type, with the type itself under :type, :weight, how
-;; many members it has at all levels, and :depth, its levels.
+;; Every function in this section returns the node of a type, with the type itself under :type, the
+;; number of its members at all levels under :weight, and the number of its levels under :depth.
 
 (def ^:private heaviest
-  "A hostile blob can describe, in a few lines, a type that doubles with every level. The kernel's
-  largest have some thousands."
+  "The largest number of members of a type, at all levels.
+
+  A hostile blob can describe, in a few lines, a type that doubles with every level. The largest
+  types of the kernel have some thousands."
   100000)
 
 (def ^:private deepest 64)
@@ -82,7 +84,7 @@
   (into {} (map (fn [[k row]] [k (assoc row :type k :weight 1 :depth 1)])) node/scalars))
 
 (defn- leaf
-  "The node of a type that has no parts in the blob."
+  "Returns the node of a type without parts in the blob."
   [type]
   (or (scalars type)
       (assoc (node/node type nil []) :weight 1 :depth 1)))
@@ -92,7 +94,7 @@
                   bool? :bool
                   (and (= 1 size) (or char? (= "char" name))) :char
                   :else (keyword (str (if signed "s" "u") (* 8 (long size))))))
-    ;; Old compilers say the width of a bit-field here, and not in the member.
+    ;; Old compilers store the width of a bit-field in its type, and not in the member.
     (< (long bits) (* 8 (long size))) (assoc :own-bits bits)))
 
 (defn- floating [{:keys [size]}]
@@ -102,7 +104,9 @@
           [:bytes size]))) ; half floats and the long doubles of C
 
 (defn- c-text
-  "How C spells a type, for the target of a pointer, which is not read any further."
+  "Returns the C spelling of a type, for the target of a pointer.
+
+  The target itself is not decoded."
   [b id depth]
   (let [kind (if (< (long depth) 8) (blob/kind b id) :deep)
         name #(or (blob/name-of b id) "{…}")
@@ -120,7 +124,9 @@
       (name))))
 
 (defn- pointer
-  "A pointer reads as its address, unless a tag says that it is the kernel's."
+  "Returns the node of a pointer, which is read as its address.
+
+  The node is `:kptr` if a tag marks the pointer as the kernel's."
   [{b :blob} {:keys [type]}]
   (if (and (= :type-tag (blob/kind b type))
            (#{"kptr" "kptr_untrusted" "percpu_kptr" "uptr"} (blob/name-of b type)))
@@ -131,7 +137,7 @@
         (assoc (leaf :ptr) :type [:ptr text] :target text)))))
 
 (defn- placed
-  "Members that say where they are."
+  "Returns members with options that give their offsets."
   [members]
   (map (fn [{:keys [bits bit-offset] :as member}]
          (assoc member :options
@@ -139,7 +145,7 @@
        members))
 
 (defn- form
-  "A struct or union as data, from members as nodes."
+  "Returns a struct or union as data, from members with nodes."
   [kind options members]
   (into (if (seq options) [kind options] [kind])
         (map (fn [{:keys [name node bits options]}]
@@ -148,14 +154,15 @@
         members))
 
 (defn- own-layout
-  "The node whose members lie where C puts them by itself, if that is where the blob says; else
-  with the places said."
+  "Returns the node of a struct or union that has the blob's offsets and size.
+
+  Members have explicit offsets only if the rules of C lead to others."
   [kind {:keys [id name size]} members]
   (let [attempt (fn [options members]
                   (try
                     (when-let [node (node/of-members kind members
                                                      (cond-> options name (assoc :name name)) [])]
-                      ;; Only places that are said can overlap.
+                      ;; Only members with explicit offsets can overlap.
                       (when (and (= :struct kind) (some :options members))
                         (node/check-overlap node []))
                       (let [options (cond-> options
@@ -179,7 +186,7 @@
 (defn- member-of [context {:keys [name type bit-offset bits]}]
   (let [{:keys [own-bits] :as node} (of-id context type)
         bits (if (zero? (long bits)) own-bits bits)
-        ;; C has bools of one bit alone; of more bits, they are a number.
+        ;; In C a bool has only one bit; with more bits it is a number.
         node (cond
                (nil? bits) node
                (and (< 1 (long bits)) (= :bool (:kind node))) (leaf :u8)
@@ -190,7 +197,7 @@
       bits (assoc :bits bits))))
 
 (defn- check-member
-  "What C lets nobody write, a blob may say all the same."
+  "Returns a member; throws for one that C does not allow but a blob can contain."
   [id {:keys [name node bits] :as member}]
   (let [{:keys [kind size order]} node]
     (when-not (if bits
@@ -205,8 +212,9 @@
     member))
 
 (defn- prefix
-  "The node of a prefix of addresses, for a struct with the name and the very members that one is
-  written with."
+  "Returns the node of a prefix, for a struct that represents one, or nil.
+
+  It represents one if it has the name and exactly the members of such a struct."
   [kind {:keys [name size]} members]
   (when-let [family (when (= :struct kind) (by-prefix-struct name))]
     (let [node (leaf [:prefix family])]
@@ -254,7 +262,7 @@
         (weighed (assoc array :type [:array (:type element) count]) id [element])))))
 
 (defn- meaning
-  "The node of the type that a typedef's name stands for, if the size says so too."
+  "Returns the node for a typedef of bpfmap, or nil if the sizes differ."
   [b {:keys [id name]}]
   (when-let [type (by-typedef name)]
     (let [node (leaf type)]
@@ -300,10 +308,10 @@
                     variables))))
 
 (defn- told-apart
-  "Variables in the order of their places, whose names differ: `seen`, and `seen#4` for the one at
-  offset 4.
+  "Returns variables in the order of their offsets, with distinct names.
 
-  Each file of a program may have its own `static seen`. In a C identifier there is no `#`."
+  A second `seen` at offset 4 is named `seen#4`. Each file of a program can have its own `static
+  seen`. No C identifier contains `#`."
   [variables]
   (first
    (reduce (fn [[members names] {:keys [name bit-offset] :as variable}]
@@ -316,9 +324,9 @@
            (sort-by :bit-offset variables))))
 
 (defn- section
-  "A data section as a struct of its variables, each at its place.
+  "Returns a data section as a struct of its variables, each at its offset.
 
-  A section that has only declarations, such as `.ksyms`, has no place in an object: its size is 0."
+  A section with declarations only, such as `.ksyms`, has no offsets in an object, and the size 0."
   [context {:keys [id name size vars] :as record}]
   (let [variables (mapv #(variable context id %) vars)]
     (cond
@@ -350,7 +358,9 @@
                       (str "a " (name kind) " has no value, so it is not the type of one")))))
 
 (defn- of-id
-  "The node of an id. Many members share a type, so each is read once."
+  "Returns the node of an id.
+
+  Many members share a type, so each is decoded once."
   [{b :blob :keys [within known] :as context} id]
   (or (get @known id)
       (do
@@ -370,8 +380,8 @@
   (try
     ((juxt :type :weight) (of-id {:blob b :within #{} :known (volatile! {})} id))
     (catch ExceptionInfo e
-      ;; What no type of ours can say: an integer of three bytes, an enum with a value too large
-      ;; for it.
+      ;; Types that bpfmap cannot represent: an integer of three bytes, an enum with a value that is
+      ;; too large for it.
       (throw (if (= :invalid-spec (:bpfmap/error (ex-data e)))
                (malformed [:type id] (ex-message e))
                e)))))
@@ -386,14 +396,14 @@
 
 ;; --- to BTF
 
-;; A writer is an atom {:records [...] :ids {what it was made from, id}}, with the named types,
-;; and the types `within` which a pointer's target is being added. Ids count from 1.
+;; A writer is an atom `{:records [record …] :ids {source id}}`, with the types by name under
+;; :named, and under :within the pointer targets that are being added. Ids count from 1.
 
 (defn- add! [writer record]
   (count (:records (swap! writer update :records conj record))))
 
 (defn- once!
-  "The id of what `key` stands for, which `make` adds at the first time."
+  "Returns the id stored for a key; calls `make` for it if there is none."
   [writer key make]
   (or (get-in @writer [:ids key])
       (let [id (make)]
@@ -411,7 +421,7 @@
     (if (re-find #"^[0-9]|^$" text) (str "_" text) text)))
 
 (defn- distinct-identifiers
-  "The identifiers of names, made different where two names became one: a_b, a_b_2."
+  "Returns identifiers for names, numbered if several are equal: a_b, a_b_2."
   [names]
   (first (reduce (fn [[identifiers used] k]
                    (let [text (some-> k identifier)
@@ -462,14 +472,14 @@
   (once! writer [:ptr id] #(add! writer {:kind :ptr :type id})))
 
 (def ^:private integers-by-name
-  "The names that compilers give to integers: to size and sign."
+  "The names of integers that compilers use, by size and sign."
   (into (into {} (map (fn [[k v]] [v k])) integer-names)
         {"short unsigned int" [2 false] "short int" [2 true]
          "long unsigned int" [8 false] "unsigned long" [8 false] "long int" [8 true] "long" [8 true]
          "long long unsigned int" [8 false] "long long int" [8 true]}))
 
 (defn- text!
-  "Returns the id of a type with this C name.
+  "Returns the id of a type with a C name.
 
   The name is the target of a pointer, as `bpfmap.impl.btf.types` writes it. The id is 0, void, for
   a target without a name. Structs, unions and enums are declared, and not defined."
@@ -495,13 +505,14 @@
                                   (add-once! {:kind :int :name text :size size
                                               :bits (* 8 (long size)) :offset 0
                                               :signed signed? :char false :bool false})))
-      ;; What it is a name for is not known.
+      ;; The type behind the name is unknown.
       (and (re-matches #"[A-Za-z_][A-Za-z0-9_]*" text) (not= "void" text)) (typedef! writer text 0)
       :else 0)))
 
 (defn- target!
-  "The id of what a pointer points to: a type, or how C spells one. A type that leads back to
-  itself is declared there, if it has a tag, or void."
+  "Returns the id of the target of a pointer: a type, or its spelling in C.
+
+  A type that contains itself is only declared there if it has a tag; otherwise it becomes void."
   [writer target]
   (cond
     (nil? target) 0
@@ -543,7 +554,9 @@
                                :members [{:name "s6_addr32" :type words :bit-offset 0 :bits 0}]})))
 
 (defn- element!
-  "An array's element. A character or byte alone would read back as text or bytes."
+  "Returns the id of the element of an array.
+
+  A plain character or byte would be read as text or bytes, so it gets a typedef."
   [writer {:keys [type] :as node}]
   (if-let [name (element-typedefs type)]
     (typedef! writer name (type! writer node))
@@ -568,13 +581,13 @@
         (distinct-identifiers (map :name members))))
 
 (defn- compound! [writer {:keys [kind size c-name] :as node}]
-  (let [members (vec (sort-by :bit-offset (members writer node)))] ; the kernel wants them in order
+  (let [members (vec (sort-by :bit-offset (members writer node)))] ; the kernel requires this order
     (struct! writer [kind c-name size members]
              (cond-> {:kind kind :size size :members members}
                c-name (assoc :name (identifier c-name))))))
 
 (defn- plain!
-  "Writes a node as plain C, without its further meaning."
+  "Adds the C type of a node, without a typedef for its meaning; returns its id."
   [writer {:keys [kind size signed element count family layout] :as node}]
   (case kind
     :integer (integer! writer size (boolean signed))
@@ -596,7 +609,7 @@
     :via (type! writer (:target node))))
 
 (defn- type!
-  "The id of a node's type, added with all that it needs."
+  "Adds the type of a node and all types that it requires; returns its id."
   [writer {:keys [type typedef target] :as node}]
   (cond
     typedef (typedef! writer (identifier typedef) (type! writer target))

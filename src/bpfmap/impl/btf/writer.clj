@@ -1,6 +1,5 @@
 (ns ^:no-doc bpfmap.impl.btf.writer
-  "Writes BTF: records of the shape that `bpfmap.impl.btf.blob/record` returns become the bytes of
-  a blob."
+  "Encodes records, as `bpfmap.impl.btf.blob/record` returns them, as BTF."
   (:require [bpfmap.error :refer [error list-of shown]]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.image :as image]
@@ -13,14 +12,16 @@
 
 (set! *warn-on-reflection* true)
 
-;; What is written so far: the types, and the strings with the offset of each. The first string
-;; has the offset `first-string`, and types are referred to up to `last-id`.
+;; The types, and the strings with the offset of each. The first string has the offset
+;; `first-string`. Types can refer to ids up to `last-id`.
 (deftype Writer
          [^ByteBuffer types ^ByteArrayOutputStream strings ^HashMap offsets ^long first-string
           ^long last-id])
 
 (def ^:private most-entries
-  "What all kernels take; those before 2026 know no more."
+  "The largest number of entries that all kernels allow.
+
+  Only kernels from 2026 on allow more."
   65535)
 
 (defn- invalid ^Throwable [path what hint]
@@ -28,7 +29,7 @@
          {:bpfmap/path path :bpfmap/hint hint}))
 
 (defn- number
-  "The value under a key, checked to be an integer from low to high."
+  "Returns the value under a key; throws unless it is an integer from low to high."
   [m key path [low high]]
   (let [x (get m key)]
     (when-not (integer? x)
@@ -38,7 +39,7 @@
     x))
 
 (defn- optional
-  "The same, but 0 where the key is not there."
+  "Returns the same as [[number]], or 0 if the key is missing."
   [m key path range]
   (if (contains? m key) (number m key path range) 0))
 
@@ -65,8 +66,9 @@
       :else bytes)))
 
 (defn- name-offset
-  "The offset of a name in the strings, where each stands but once. The empty one has been at 0
-  from the start."
+  "Returns the offset of a name in the strings; adds it if it is new.
+
+  The empty name has the offset 0."
   [^Writer w path text]
   (let [^HashMap offsets (.-offsets w)]
     (or (.get offsets (or text ""))
@@ -96,8 +98,7 @@
                             (str "it is " (list-of kinds/linkages)))))))
 
 (def ^:private writers
-  "Form of a field to what writes it: the writer, the map, the key, the path of the map, and
-  whether the flag is set."
+  "Writers of fields by form: functions of writer, map, key, path of the map, flag."
   {:name (fn [w m key path _] (put! w (name-offset w (conj path key) (get m key))))
    :reference (fn [^Writer w m key path _]
                 (let [id (number m key path u32)]
@@ -134,7 +135,9 @@
 ;; ---------------------------------------------------------------- records
 
 (defn- record-bytes
-  "The bytes that a record takes; checks that it is one, and its number of entries."
+  "Returns the size of a record in bytes.
+
+  Throws unless it is a record, with at most the allowed number of entries."
   ^long [i record]
   (when-not (map? record)
     (throw (invalid [i] (str (pr-str (shown record)) " is not a record")
@@ -155,7 +158,7 @@
     (+ 12 (long (kinds/tail-bytes kind)) (* n (long (kinds/entry-bytes kind))))))
 
 (defn- entry-map
-  "An entry as a map, which an enumerator, a pair of name and value, is not."
+  "Returns an entry as a map. An enumerator can be a pair of name and value."
   [entries entry path]
   (cond
     (and (= :values entries) (vector? entry) (= 2 (count entry))) {:name (entry 0) :value (entry 1)}
@@ -191,14 +194,14 @@
         (write-fields w (entry-map entries entry path) path fields flag?)))))
 
 (defn- assembled
-  "Puts the header, the types and the strings together."
+  "Returns the header, the types and the strings as one array."
   ^bytes [^Writer w ^ByteOrder order]
   (let [types (.-types w)
         strings (.toByteArray ^ByteArrayOutputStream (.-strings w))
         length (.position ^ByteBuffer types)
         out (doto (ByteBuffer/allocate (+ 24 length (alength strings))) (.order order))]
     (.putShort out (unchecked-short 0xeb9f))
-    (.put out (byte 1)) ; the version; then the flags
+    (.put out (byte 1)) ; the version, followed by the flags
     (.put out (byte 0))
     (doseq [x [24 0 length length (alength strings)]]
       (.putInt out (int x)))
@@ -207,24 +210,23 @@
     (.array out)))
 
 (defn blob
-  "Makes a BTF blob of a sequence of records; returns a new byte array.
+  "Returns the BTF blob of a sequence of records as a new byte array.
 
-  A record has the shape that `bpfmap.impl.btf.blob/record` describes. Its id is its
-  place in the sequence, from 1; an `:id` is ignored. These may be left out:
-  `:name`, the flags (`:signed` and others), `:bits` of a member, `:offset` of
-  an `:int`, and a sequence of entries that is empty.
+  A record has the shape that `bpfmap.impl.btf.blob/record` describes. Its id is its position in the
+  sequence, from 1; `:id` is ignored. Optional keys are `:name`, the flags (`:signed` and others),
+  `:bits` of a member, `:offset` of an `:int`, and an empty sequence of entries.
 
-  | option        | meaning                                                        |
-  |---------------|----------------------------------------------------------------|
-  | `:byte-order` | a `java.nio.ByteOrder`, default: this machine's                |
-  | `:base`       | the blob that this one continues: its ids and strings go before |
+  | option        | meaning                                                         |
+  |---------------|-----------------------------------------------------------------|
+  | `:byte-order` | a `java.nio.ByteOrder`, default: this machine's                 |
+  | `:base`       | the blob that this one continues, with the preceding ids        |
 
-  Reading the result gives the same records. The types are not checked for the kernel, which
-  requires names for some, and sizes that fit.
+  Parsing the result returns the same records. The rules of the kernel are not checked: it requires
+  names for some types, and sizes that fit.
 
-  Throws `:invalid-value` with the place, such as `[16 :members 3 :type]`,
-  counted from 0: for a number that does not fit, a type that is not there, more
-  than 65,535 entries, and a name that is not a string or is longer than 65,535 bytes.
+  Throws `:invalid-value` with the position, such as `[16 :members 3 :type]`, counted from 0: for a
+  number that does not fit, an unknown type, more than 65,535 entries, and a name that is not a
+  string or is longer than 65,535 bytes.
 
       (blob [{:kind :int :name \"int\" :size 4 :bits 32 :signed true}
              {:kind :ptr :type 1}]) ;=> 24 bytes of header, 28 of types, 5 of strings"

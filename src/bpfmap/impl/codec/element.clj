@@ -18,7 +18,7 @@
 ;; --- struct_ops
 
 (defn- bare
-  "A node behind its typedefs."
+  "Returns a node without its typedefs."
   [{:keys [typedef target] :as node}]
   (if typedef (recur target) node))
 
@@ -38,7 +38,9 @@
     (into [] (comp (filter #(and (:name %) (function? (:node %)))) (map :name)) (:members data))))
 
 (defn- filled
-  "Returns a struct's value with zeros for missing members. A union must be complete or missing."
+  "Returns a struct's value with zeros for missing members.
+
+  A union must be complete or missing."
   [node zeros given]
   (let [{:keys [kind members]} (bare node)]
     (if (and (= :struct kind) (map? given))
@@ -52,7 +54,7 @@
                     (and (= :union (:kind node)) (< (count missing) (count names))) value
                     (and (nil? name) (= :struct (:kind node))) (filled node zeros value)
                     :else (into value missing))))
-              (into {} given) ; sorted maps may have keys that do not compare with names
+              (into {} given) ; keys of a sorted map may not compare with names
               members)
       given)))
 
@@ -81,7 +83,9 @@
     (Padding. (map-types/stride size) (long-array [(* 8 size) (* 8 (map-types/stride size))]))))
 
 (defn- write-one
-  "Writes the value of one CPU and the bytes up to the next one's. A byte view may have these too."
+  "Writes the value of one CPU and the padding after it.
+
+  A byte view can contain the padding too."
   [^Codec of-one value memory offset]
   (let [size (.size of-one)
         stride (map-types/stride size)
@@ -92,9 +96,10 @@
           (Bytes/zero memory (+ offset size) (- stride size))))))
 
 (defn- per-cpu
-  "A codec of a value for each of n CPUs, as a vector in the order of the CPUs. The kernel keeps
-  the bytes between two values as they are written: where they are not zero, that CPU's value
-  reads as a byte view up to the next one."
+  "Returns the codec of a vector of n values, one for each CPU in order.
+
+  The kernel stores the padding between two values as it is written. If it is not zero, the value of
+  that CPU is read as a byte view, up to the next value."
   ^Codec [^Codec of-one type n]
   (let [n (long n)
         kind (.integers of-one)
@@ -114,7 +119,7 @@
       (total [_] (.total of-one))
       (encode [_ value memory offset]
         (when-not (scalar/view-written? value size type [:value] memory offset)
-          (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be endless
+          (let [given (when (sequential? value) (bounded-count (inc n) value))] ; it may be infinite
             (when-not (= n given)
               (throw (misfit type [:value] value
                              (str "it must be a vector of " n " values, one for each possible CPU; "
@@ -166,7 +171,7 @@
         (.decode of-one memory (+ offset at))))))
 
 (defn- reading
-  "A codec whose values pass through a function when they are read."
+  "Returns a codec that applies a function to values that are read."
   ^Codec [^Codec codec f]
   (reify Codec
     (size [_] (.size codec))
@@ -175,7 +180,7 @@
     (decode [_ memory offset] (f (.decode codec memory offset)))))
 
 (def ^:private read-as
-  "What becomes of a number, or of a stack, that the kernel gives back."
+  "Returns the function for numbers and stacks that the kernel returns."
   {:map-id (fn [id] {:map-id id})
    :program-id (fn [id] {:program-id id})
    ;; Values of four bytes have no field for a program.

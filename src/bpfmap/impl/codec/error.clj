@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.codec.error
-  "The error for a value that does not fit its type, and its path on the way out of collections."
+  "Errors for values that do not fit their types, with the path of the value."
   (:require [bpfmap.error :as error])
   (:import (clojure.lang ExceptionInfo)))
 
@@ -34,7 +34,7 @@
              (= :invalid-value (:bpfmap/error data))
              (:bpfmap/path data))
       (let [old-path (:bpfmap/path data)
-            ;; What the message said behind its path and before its hint is said again.
+            ;; The rest of the message, after its path and before its hint, stays the same.
             text (ex-message e)
             start (if (seq old-path) (+ 2 (count (str old-path))) 0)
             end (- (count text) (count (:bpfmap/hint data)) 2)]

@@ -25,20 +25,20 @@
     (instance? ByteView value) (.-array ^ByteView value)
     (and (sequential? value)
          (every? #(and (int? %) (<= -128 (long %) 255)) (take (inc (long n)) value)))
-    (bytes/->array (take (inc (long n)) value)) ; it may be endless
+    (bytes/->array (take (inc (long n)) value)) ; it may be infinite
     :else nil))
 
 (defn exactly
-  "Returns an array that has n bytes; throws for one that has not."
+  "Returns an array if it has n bytes; throws for any other size."
   ^bytes [^bytes array type path value n]
   (if (= (long n) (alength array))
     array
     (throw (misfit type path value (str "it must have " n " bytes, got " (alength array))))))
 
 (defn view-written?
-  "Writes a byte view of `size` bytes and returns true, or returns false.
+  "Writes a byte view of `size` bytes and returns true; returns false otherwise.
 
-  Every type accepts a byte view: bytes without a natural value are read as one, and written back."
+  Every type accepts a byte view, because bytes without a natural value are read as one."
   [value size type path memory offset]
   (if (instance? ByteView value)
     (do (Bytes/copyIn (exactly (.-array ^ByteView value) type path value size) memory (long offset))
@@ -46,14 +46,16 @@
     false))
 
 (defn- integer-in
-  "The slow way in for an integer that is not a Long, or does not fit."
+  "Returns an integer within bounds that is not a Long; throws for anything else.
+
+  The fast path is in [[integer-codec]]."
   [value low high type path]
   (if (and (integer? value) (<= low value high))
     value
     (throw (misfit type path value (str "it must be an integer from " low " to " high)))))
 
 (defn unsigned
-  "Returns a Long as its 64 bits without a sign: a BigInt above 2^63-1.
+  "Returns the unsigned number of 64 bits: a BigInt if it exceeds 2^63-1.
 
       (unsigned -1) ;=> 18446744073709551615N"
   [^long bits]
@@ -62,14 +64,15 @@
     bits))
 
 (defmacro ^:private integer-codec
-  "A codec whose every value fits a Long: the common case is one range check and one store."
+  "Expands to the codec of an integer whose values all fit a Long.
+
+  The common case is one range check and one store."
   [type path size low high [get & get-args] [put & put-args] kind]
   `(reify Codec
      (size [_#] ~size)
      (integers [_#] ~kind)
      (encode [_# value# memory# offset#]
-       ;; Two comparisons of two numbers: Clojure inlines those, and calls a function that boxes
-       ;; for one of three.
+       ;; Clojure inlines comparisons of two numbers, but not of three: those box their arguments.
        (if (and (instance? Long value#)
                 (<= ~low (.longValue ^Long value#))
                 (<= (.longValue ^Long value#) ~high))
@@ -98,7 +101,7 @@
 
 (defn- wide-codec [type path signed? swap]
   (let [swap (boolean swap)
-        ;; Whether the first eight bytes are the high ones
+        ;; True if the first eight bytes are the high ones.
         big? (= (boolean (Bytes/swapped true)) swap)
         high-at (if big? 0 8)
         low-at (if big? 8 0)
@@ -148,7 +151,7 @@
   (u64-codec type path false))
 
 (defn- float-in
-  "A number as a double, refused where a finite one would become infinite."
+  "Returns a number as a double; throws for a finite one that does not fit 4 bytes."
   [value type path size]
   (let [x (if (number? value)
             (double value)
@@ -159,8 +162,9 @@
       x)))
 
 (defn- float-codec
-  "A codec of numbers that read as doubles, but for those whose bits `special?` says a double does
-  not keep."
+  "Returns the codec of floating-point numbers, which are read as doubles.
+
+  Bits for which `special?` returns true are read as a byte view, because a double would lose them."
   [{:keys [type size order]} path special?]
   (let [swap (boolean (swapped? order))
         n (int size)
@@ -208,8 +212,8 @@
 (defn floating-key
   "Returns the codec of a floating-point number's node in a key.
 
-  Every NaN and -0.0 read as byte views: as numbers they would not be equal to themselves, or be
-  equal to 0.0, which has other bytes."
+  NaNs and -0.0 are read as byte views. As numbers, a NaN would not equal itself, and -0.0 would
+  equal 0.0, which has other bytes."
   [node path]
   (float-codec node path
                (fn [_ _ _ x]
@@ -217,9 +221,9 @@
                    (or (not (== x x)) (neg? (Math/copySign 1.0 x)))))))
 
 (defn bool
-  "Returns the codec of a truth value's node.
+  "Returns the codec of a boolean's node.
 
-  A byte from 2 to 255, which C never writes, reads as a byte view."
+  A byte from 2 to 255, which C never writes, is read as a byte view."
   [{:keys [type]} path]
   (reify Codec
     (size [_] 1)
@@ -262,7 +266,7 @@
         (bytes/wrap (Bytes/copyOut memory offset n))))))
 
 (defn- utf-8
-  "The bytes of a text in UTF-8; nil for one with a surrogate alone."
+  "Returns the bytes of a text in UTF-8; nil if it has a lone surrogate."
   ^bytes [^String text]
   (try
     (let [buffer (.encode (.newEncoder StandardCharsets/UTF_8) (CharBuffer/wrap text))
@@ -274,8 +278,8 @@
 (defn text
   "Returns the codec of a string's node.
 
-  The string is followed by zeros; with `:terminated`, by at least one. Bytes that are not such a
-  string read as a byte view, which can be written again."
+  The string is followed by zeros; with `:terminated`, by at least one. Any other bytes are read as
+  a byte view, which can be written again."
   [{:keys [type size terminated]} path]
   (let [n (int size)
         terminated (boolean terminated)
@@ -314,8 +318,8 @@
 (defn nothing
   "Returns the codec of a node owned by the kernel, or of a hole.
 
-  It is written as zero and read as nil. Bytes that are not zero, which only memory and maps without
-  BTF can have there, read as a byte view."
+  It is written as zero and read as nil. Non-zero bytes are read as a byte view. Only memory, and
+  maps without BTF, can contain them."
   [{:keys [type size]} path]
   (let [n (int size)]
     (reify Codec
@@ -336,7 +340,9 @@
   (bit-and 0xff (aget array (int i))))
 
 (defn- text-codec
-  "A codec of n bytes that read as a text. `parse` gives an array, or nil for a text that is none."
+  "Returns the codec of n bytes that are read as a text.
+
+  `parse` returns an array, or nil for a text that does not have the form."
   [{:keys [type size]} path parse unparse expected]
   (let [n (int size)]
     (reify Codec
@@ -354,8 +360,8 @@
 
       (seq (ipv4-bytes \"10.0.0.1\")) ;=> (10 0 0 1)"
   ^bytes [^String text]
-  ;; ofLiteral takes fewer parts too, and leading zeros, as inet_aton does, and means something
-  ;; else than people do.
+  ;; ofLiteral also accepts fewer parts and leading zeros, and reads them as inet_aton does, which
+  ;; is not what people mean.
   (when (re-matches #"(0|[1-9]\d{0,2})(\.(0|[1-9]\d{0,2})){3}" text)
     (try
       (.getAddress ^InetAddress (Inet4Address/ofLiteral text))
@@ -374,14 +380,15 @@
   (when-not (or (str/includes? text "%") (str/includes? text "["))
     (try
       (let [array (.getAddress ^InetAddress (Inet6Address/ofLiteral text))]
-        (if (= 4 (alength array)) ; what Java makes of ::ffff:10.0.0.1
+        (if (= 4 (alength array)) ; Java's class for ::ffff:10.0.0.1
           (byte-array (concat (repeat 10 0) [-1 -1] array))
           array))
       (catch IllegalArgumentException _ nil))))
 
 (defn- longest-zeros
-  "Where the longest run of two or more zero groups begins, and how long it is; the first of
-  equals. RFC 5952, 4.2."
+  "Returns the start and length of the longest run of two or more zero groups.
+
+  The first of equally long runs counts. Source: RFC 5952, 4.2."
   [groups]
   (loop [i 0 best [nil 1]]
     (if (< i 8)
@@ -430,13 +437,12 @@
 ;; ---------------------------------------------------------------- prefixes
 
 (def ^:private families
-  "Of each kind of address: what reads and what writes its text, and a prefix of it for people to
-  see."
+  "Functions that read and write addresses, and an example of a prefix, by family."
   {:ipv4 {:parse ipv4-bytes :unparse ipv4-text :example "10.0.0.0/8"}
    :ipv6 {:parse ipv6-bytes :unparse ipv6-text :example "2001:db8::/32"}})
 
 (defn- network
-  "A copy of an address with zeros behind its first n bits."
+  "Returns a copy of an address with zeros after its first n bits."
   ^bytes [^bytes array n]
   (let [n (long n)
         out (byte-array (alength array))]
@@ -455,8 +461,9 @@
   (str ((:unparse (families family)) (network array n)) "/" n))
 
 (defn- parse-prefix
-  "The length and the address of a prefix; nil for a text that is none. Without a length it is the
-  whole address."
+  "Returns the length and the address of a prefix; nil for any other text.
+
+  Without a length, the prefix is the whole address."
   [text parse most]
   (when-let [[_ address digits] (re-matches #"([^/]*)(?:/(0|[1-9]\d{0,2}))?" text)]
     (let [n (if digits (parse-long digits) most)]
@@ -469,8 +476,8 @@
 (defn prefix
   "Returns the codec of a prefix's node.
 
-  Bytes without a textual form (a length beyond the address, or bits set behind the prefix) read as
-  a map, `{:prefixlen n :data bytes}`, which can be written again."
+  Bytes without a textual form are read as a map, `{:prefixlen n :data bytes}`, which can be written
+  again. These are a length beyond the address, and set bits after the prefix."
   [{:keys [type size family layout]} path codec]
   (let [{:keys [parse example]} (families family)
         size (long size)

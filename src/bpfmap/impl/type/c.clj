@@ -17,7 +17,7 @@
     (str "__" (if (and order (not signed)) (name order) (if signed "s" "u")) (* 8 (long size)))))
 
 (defn- scalar
-  "A scalar's name in C, and a remark where C does not say all of it."
+  "Returns the name of a scalar in C, and a remark if C has no exact equivalent."
   [type]
   (let [{:keys [kind size signed order] :as node} (node/scalars type)]
     (case kind
@@ -60,13 +60,13 @@
   (when text (str " /* " text " */")))
 
 (defn- ended
-  "A declaration with what ends it, before the remark that it may have."
+  "Returns a declaration with its end, before the remark if there is one."
   [lines attributes at]
   (let [[line note] (str/split (peek lines) #" /\* " 2)]
     (conj (pop lines) (str line attributes ";" (when note (str " /* " note)) (remark at)))))
 
 (defn- member
-  "The lines of a member of a struct or union."
+  "Returns the lines of a member of a struct or union."
   [types [name type options]]
   (let [bits (when (and (vector? type) (= :bits (first type))) type)
         declarator (if name (identifier name) "")
@@ -79,7 +79,7 @@
     (ended lines (attributes options) at)))
 
 (defn- pad
-  "Bytes that nothing is in, as a member."
+  "Returns unused bytes as a member."
   [n i]
   (str "__u8 _pad" i "[" n "];"))
 
@@ -100,7 +100,9 @@
                    (remark (some->> (:size options) (str "bytes in all: "))))))))
 
 (defn- enumeration
-  "An enum, which in C has four bytes; one of another size is its integer, and its names are a
+  "Returns the lines of an enum.
+
+  In C an enum has four bytes. An enum of another size becomes its integer, with the names as a
   remark."
   [types [_ base values options] declarator]
   (let [constants (str/join ", " (for [[k v] (sort-by val values)] (str (identifier k) " = " v)))]
@@ -110,8 +112,9 @@
         [(str line (remark (str "enum" (some->> (:name options) (str " ")) ": " constants)))]))))
 
 (defn- declared
-  "The lines of a declaration: what stands before and around the declarator. A remark ends the
-  last."
+  "Returns the lines of a declaration, given the texts around the declarator.
+
+  A remark is at the end of the last line."
   [types type declarator]
   (if (keyword? type)
     (if (node/scalars type)

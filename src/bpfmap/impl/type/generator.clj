@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.impl.type.generator
-  "Generators of values for types. The only namespace of the library that needs test.check; see
-  `bpfmap.type/->generator`."
+  "Generators of values for types, for `bpfmap.type/->generator`.
+
+  Only this namespace of the library requires test.check."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.codec.scalar :as scalar]
@@ -18,7 +19,7 @@
         fit (fn [n]
               (let [n (.mod (biginteger n) high)
                     n (if (and signed? (<= 0 (.compareTo n half))) (.subtract n high) n)]
-                ;; As a codec reads it: a Long where it fits.
+                ;; The result is the same as from a codec: a Long if it fits.
                 (if (< (.bitLength n) 64) (.longValue n) (bigint n))))]
     (gen/fmap fit (gen/one-of [gen/small-integer
                                gen/large-integer
@@ -33,7 +34,7 @@
     (gen/double* {:NaN? false :infinite? true})))
 
 (defn- texts
-  "Texts of up to n bytes in UTF-8."
+  "Returns a generator of texts of up to n bytes in UTF-8."
   [n]
   (gen/fmap (fn [s]
               (let [s (str/replace s "\u0000" "")]
@@ -86,7 +87,7 @@
     :string (texts (if terminated (dec (long size)) size))
     :array (gen/vector (generator element) count)
     :struct (members-of node)
-    ;; One member decides what the others are, so one is what a user gives.
+    ;; One member determines the others, so a value has only one.
     :union (if-let [usable (seq (remove #(= :private (:kind (:node %))) members))]
              (gen/one-of (for [member usable] (members-of {:members [member]})))
              (gen/return {}))

@@ -76,8 +76,9 @@
   (error/error :invalid-spec (str path ": " message) {:bpfmap/path path}))
 
 (defmacro ^:private require-that
-  "Throws unless ok?. A macro, so that a message, which may show a whole type, is made only when
-  it is needed."
+  "Throws unless ok? is true.
+
+  A macro, because a message can contain a whole type and must be made only on demand."
   [ok? path & message]
   `(when-not ~ok?
      (throw (malformed ~path (str ~@message)))))
@@ -97,9 +98,9 @@
   (* to (quot (+ n (dec to)) to)))
 
 (defn- place-bits
-  "Returns where a bit-field begins, in bits.
+  "Returns the offset of a bit-field in bits.
 
-  That is where the one before ended, unless it would straddle a unit of its type."
+  It follows the previous member, unless it would straddle a unit of its type."
   ^long [packed? cursor {:keys [node bits]}]
   (let [unit (* 8 (long (:size node)))
         cursor (long cursor)]
@@ -158,13 +159,15 @@
           members))
 
 (defn- of-placed
-  "Returns the node of a struct or union from members with offsets, and the bits that they take."
+  "Returns the node of a struct or union from members with offsets.
+
+  The last argument is the number of bits that they use."
   [[placed end] kind {:keys [packed align size name]} path]
   (let [alignment (long (reduce (fn [^long most member] (max most (own-alignment packed member)))
                                 (long (or align 1)) placed))
         natural (round-up (quot (+ (long end) 7) 8) alignment)
         node (cond-> {:kind kind :size (or size natural) :align alignment
-                      ;; Nameless bit-fields only hold a place.
+                      ;; Unnamed bit-fields only reserve space.
                       :members (into []
                                      (remove #(or (= :pad (:kind (:node %)))
                                                   (and (:bits %) (nil? (:name %))))) placed)}
