@@ -188,8 +188,9 @@
                         :max-entries (:max-entries spec 0)
                         ;; A spec from the info of a map has keys that the kernel added, and still
                         ;; matches.
-                        :flags (cond-> (set/difference (map-types/flag-set (map-types/flag-word flags))
-                                                       (:added (map-types/types (:type spec))))
+                        :flags (cond-> (set/difference
+                                        (map-types/flag-set (map-types/flag-word flags))
+                                        (:added (map-types/types (:type spec))))
                                  numa-node (conj :numa-node))))
          inner-map (assoc :inner-map (complete inner-map facts)))))))
 

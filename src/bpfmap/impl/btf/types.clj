@@ -244,7 +244,9 @@
 (def ^:private marked-elements (set (vals element-typedefs)))
 
 (defn- bare
-  "Returns a node behind typedefs, except typedefs that mark the element of an array."
+  "Returns a node without its typedefs.
+
+  Keeps typedefs that mark the element of an array."
   [{:keys [typedef target] :as node}]
   (if (and typedef (not (marked-elements typedef)))
     (recur target)

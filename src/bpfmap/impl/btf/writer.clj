@@ -158,7 +158,9 @@
     (+ 12 (long (kinds/tail-bytes kind)) (* n (long (kinds/entry-bytes kind))))))
 
 (defn- entry-map
-  "Returns an entry as a map. An enumerator can be a pair of name and value."
+  "Returns an entry as a map.
+
+  An enumerator can be a pair of name and value."
   [entries entry path]
   (cond
     (and (= :values entries) (vector? entry) (= 2 (count entry))) {:name (entry 0) :value (entry 1)}
