@@ -25,7 +25,7 @@
   Keys that the map type determines have defaults: an index is a `:u32`, a map of maps has values of
   four bytes, the size of a ring buffer is rounded up to a power of two of pages, and a perf event
   array has at most one entry per CPU. The BTF of the kernel determines the values of a struct_ops
-  map when it is created; see `bpfmap.impl.codec.element`."
+  map when it is created; see `bpfmap.impl.codec.map-codecs`."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.spec :as spec]

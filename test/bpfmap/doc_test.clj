@@ -1,7 +1,7 @@
 (ns bpfmap.doc-test
   "The guide's transcripts are evaluated again, and its tables are made from the rules."
-  (:require [bpfmap.cli.arguments :as arguments]
-            [bpfmap.cli.calling :refer [bpfmap]]
+  (:require [bpfmap.cli.calling :refer [bpfmap]]
+            [bpfmap.cli.command-line :as command-line]
             [bpfmap.console :as console]
             [bpfmap.exec.arguments :as exec-arguments]
             [bpfmap.exec.commands :as commands]
@@ -164,7 +164,7 @@
       (is (< 70 (count all)))
       (doseq [line all]
         (testing line
-          (let [{:keys [command options]} (arguments/request (console/words line))]
+          (let [{:keys [command options]} (command-line/request (console/words line))]
             (is (map? (exec-arguments/checked command options)))))))))
 
 (deftest quoted-conditions

@@ -7,8 +7,8 @@
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.kills :as kills]
+            [bpfmap.pod.change-events :as change-events]
             [bpfmap.pod.server :as server]
-            [bpfmap.pod.watch :as pod.watch]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
@@ -118,8 +118,8 @@
                    "diff, :seconds" [:diff #(exec/diff {:old id :seconds 100})]
                    "demo" [:demo #(exec/demo {:seconds 100.0})]
                    "a pod's watch" [:watch
-                                    #(pod.watch/run (pod.watch/start m {:interval 86400})
-                                                    identity)]
+                                    #(change-events/run (change-events/start m {:interval 86400})
+                                                        identity)]
                    "a pod" [:serve #(server/serve silent (ByteArrayOutputStream.))]}]
         (doseq [[what [op f]] waits]
           (testing what
@@ -176,7 +176,7 @@
      [waits #"\(Thread/sleep|\(deref \w+ \S+ |\(\.(await|awaitTermination|waitFor|join) |@\(promise"
        ;; Threads of their own, which nobody else can interrupt; a pod that ends; and the one
        ;; that keeps the answer.
-      known {"impl/waiting.clj" 3, "cli/live.clj" 4, "cli/terminal.clj" 3,
+      known {"impl/waiting.clj" 3, "cli/interactive.clj" 4, "cli/terminal.clj" 3,
              "nrepl/listener.clj" 1, "pod/server.clj" 1, "impl/memory/view.clj" 1, "prog.clj" 1}
       found (into {} (for [^File file (file-seq (io/file "src/bpfmap"))
                            :when (str/ends-with? (.getName file) ".clj")

@@ -5,12 +5,12 @@
   script calls `bpfmap list` for names and ids, and caches them for five seconds, because starting a
   JVM takes a moment. It calls `bpfmap completion SHELL COMMAND REF` in the same way for the fields
   of the map on the line. The shell itself completes pins and files."
-  (:require [bpfmap.cli.arguments :as arguments]
+  (:require [bpfmap.cli.command-line :as command-line]
             [bpfmap.core :as bpf]
             [bpfmap.exec.backup :as backup]
             [bpfmap.exec.commands :as commands]
-            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.input :as input]
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.options :refer [options]]
             [bpfmap.exec.query :as query]
@@ -24,7 +24,7 @@
 (defn- flag-words
   "Returns the long options of a command."
   [command]
-  (for [[_ option] (concat (arguments/tool-options command) arguments/general-options)]
+  (for [[_ option] (concat (command-line/tool-options command) command-line/general-options)]
     (first (str/split option #" "))))
 
 (def ^:private fields-of
@@ -48,7 +48,7 @@
   (if file
     (when (<= (.length (io/file file)) (long most-bytes))
       (backup/completed (:spec (backup/read-file file))))
-    (with-open [m (element/open {:ref source} :read-only)]
+    (with-open [m (input/open {:ref source} :read-only)]
       (bpf/spec m))))
 
 (defn- field-lines
@@ -227,8 +227,8 @@
 
 (defn- zsh-argument-lines [{:keys [args optional] :as command}]
   (concat
-   (for [[_ option doc & {:keys [id]}] (concat (arguments/tool-options command)
-                                               arguments/general-options)
+   (for [[_ option doc & {:keys [id]}] (concat (command-line/tool-options command)
+                                               command-line/general-options)
          :let [[flag takes] (str/split option #" ")]]
      (str (when (:many (options id)) "*") flag "[" (zsh-word doc) "]"
           (when takes (str ":" takes ":" (zsh-action (what-of command id))))))
@@ -344,8 +344,8 @@
                            (str "complete -c bpfmap " there " -a " (one-quoted (subs what 1))
                                 "\n")))
                (str/join (for [[_ option doc &
-                                {:keys [id]}] (concat (arguments/tool-options command)
-                                                      arguments/general-options)
+                                {:keys [id]}] (concat (command-line/tool-options command)
+                                                      command-line/general-options)
                                :let [[flag takes] (str/split option #" ")]]
                            (str "complete -c bpfmap " there " -l " (subs flag 2) (when takes " -x")
                                 " -d " (one-quoted doc)

@@ -1,12 +1,12 @@
 (ns ^:no-doc bpfmap.cli.live-commands
   "Runs the commands that continue until they are stopped: `watch` and `demo`."
-  (:require [bpfmap.cli.live :as live]
+  (:require [bpfmap.cli.interactive :as interactive]
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.core :as bpf]
             [bpfmap.exec.demo :as demo]
-            [bpfmap.exec.live :as exec.live]
             [bpfmap.exec.output :as output]
             [bpfmap.exec.views :as views]
+            [bpfmap.exec.watch :as exec.watch]
             [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo)
            (java.io Closeable)
@@ -108,21 +108,21 @@
 (defn watch
   "Shows the changes of a map until `:seconds`, its end, or Ctrl-C."
   [{:keys [limit] :as options} {:keys [format]}]
-  (let [drawn? (and (nil? format) (live/terminal?))
+  (let [drawn? (and (nil? format) (interactive/terminal?))
         options (cond-> options
                   (and drawn? (nil? limit)) (assoc :limit most-lines))
         lines-of (frame-lines options)
         last-frame (volatile! nil)
         {:keys [signal result height]}
-        (live/run (fn [stop show]
-                    (let [frames (eduction (map #(vreset! last-frame %))
-                                           (exec.live/watch options stop))]
-                      (cond
-                        drawn? (reduce (fn [_ frame] (show frame) frame) nil frames)
-                        format (output/print-records format frames)
-                        :else (run! #(print-frame % options) frames))))
-                  lines-of
-                  drawn?)
+        (interactive/run (fn [stop show]
+                           (let [frames (eduction (map #(vreset! last-frame %))
+                                                  (exec.watch/watch options stop))]
+                             (cond
+                               drawn? (reduce (fn [_ frame] (show frame) frame) nil frames)
+                               format (output/print-records format frames)
+                               :else (run! #(print-frame % options) frames))))
+                         lines-of
+                         drawn?)
         gone? (= :gone (:status @last-frame))]
     {:text? true
      ;; The last screen stays visible above the prompt.
@@ -130,7 +130,7 @@
               (map #(:text % %)
                    (lines-of result {:width (or (terminal/width) 80) :height (- (long height) 1)})))
      :notes (when gone? [(status-text @last-frame options)])
-     :exit (if gone? 1 (live/exit-code signal))}))
+     :exit (if gone? 1 (interactive/exit-code signal))}))
 
 ;; --- demo
 
@@ -189,7 +189,7 @@
                       (str "; the top " (count shown) " are above")))
                (str "BPF map " id " (" (clojure.core/name type) ", " name ") "
                     (if (gone? id) "no longer exists" "is being freed by the kernel"))]
-     :exit (live/exit-code signal)}))
+     :exit (interactive/exit-code signal)}))
 
 (defn demo
   "Counts the system calls of the host for `:seconds`, or until Ctrl-C.
@@ -199,6 +199,6 @@
       (:value (demo {:seconds 1.0} {:format :edn}))
       ;=> {:map {:id 12, …}, :seconds 1.0, :total 4711, :calls [{:number 0, :name \"read\", :count 1200, …} …]}"
   [{:keys [seconds]} {:keys [format]}]
-  (let [{:keys [result signal height]} (live/run #(demo/observe seconds %1 %2) frame
-                                                 (and (nil? format) (live/terminal?)))]
+  (let [drawn? (and (nil? format) (interactive/terminal?))
+        {:keys [result signal height]} (interactive/run #(demo/observe seconds %1 %2) frame drawn?)]
     (view result signal height)))

@@ -3,10 +3,10 @@
 
   Parsing, help, completion and usage errors are generated from the table `bpfmap.exec.commands`.
   The code of a command is loaded when the command is called."
-  (:require [bpfmap.cli.arguments :as arguments]
+  (:require [bpfmap.cli.command-line :as command-line]
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.error :as error]
-            [bpfmap.exec.arguments :as exec.arguments]
+            [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.output :as output]
             [bpfmap.impl.kernel.procfs :as procfs]
             [clojure.java.io :as io]
@@ -53,7 +53,7 @@
    "demo" 'bpfmap.cli.live-commands/demo
    "repl" 'bpfmap.cli.repl/repl
    "completion" 'bpfmap.cli.completion/completion
-   "help" 'bpfmap.cli.arguments/help})
+   "help" 'bpfmap.cli.command-line/help})
 
 (defn- runner [{:keys [name]}]
   (requiring-resolve (runners name)))
@@ -73,15 +73,15 @@
   "Runs a request, prints its result and returns the exit code."
   [{:keys [command options format] :as request}]
   (try
-    (let [checked (exec.arguments/checked command options)
+    (let [checked (arguments/checked command options)
           work (fn [options]
                  (terminal/with-progress (:name command)
-                   #(exec.arguments/perform command options)))]
+                   #(arguments/perform command options)))]
       (if (:run command)
         (output/print-result nil ((runner command) checked request) format (terminal/width))
         (print-value command (confirmed work checked) checked format)))
     (catch ExceptionInfo e
-      (throw (arguments/in-words e)))))
+      (throw (command-line/in-words e)))))
 
 (defn run
   "Runs a command line, given as words, and returns the exit code.
@@ -91,7 +91,7 @@
       (run [\"list\" \"--edn\"]) ;=> 0"
   [words]
   (try
-    (let [request (arguments/request words)]
+    (let [request (command-line/request words)]
       (if (:version request)
         (do (println "bpfmap" version) 0)
         (perform request)))

@@ -1,6 +1,6 @@
 (ns ^:no-doc bpfmap.cli.repl
   "Runs the command `repl`: a Clojure REPL with bpfmap loaded, with JLine on a terminal."
-  (:require [bpfmap.cli.live :as live]
+  (:require [bpfmap.cli.interactive :as interactive]
             [bpfmap.impl.escape :as escape]
             [clojure.main :as main]
             [clojure.string :as str])
@@ -134,7 +134,7 @@
   "Reads, evaluates and prints until Ctrl-D."
   [_options _request]
   (binding [*ns* *ns* *print-length* nil]
-    (if (live/terminal?)
+    (if (interactive/terminal?)
       (main/repl :init init :print print-result :read (reading (line-reader)) :prompt
                  (constantly nil) :need-prompt (constantly false))
       (main/repl :init init :print print-result)))

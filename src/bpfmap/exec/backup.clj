@@ -21,7 +21,7 @@
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.confirm :as confirm]
-            [bpfmap.exec.element :as element]
+            [bpfmap.exec.input :as input]
             [bpfmap.exec.progress :as progress]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.edn-text :refer [edn-text]]
@@ -238,7 +238,7 @@
   "Returns the reason why the contents of a map cannot be restored, or nil."
   [m]
   (let [{:keys [type value-size]} (bpf/spec m)
-        {:keys [ops refers]} (element/row-of m)]
+        {:keys [ops refers]} (input/row-of m)]
     (or (map-types/alternative type :reduce value-size)
         (when-not (:reduce ops) "the kernel cannot list its entries")
         (not-restored (get-in refers [:value :out]))
@@ -330,7 +330,7 @@
   "Writes a map as EDN and returns the number of its entries."
   [^BufferedWriter writer m]
   (let [spec (spec-to-save m)
-        ids (when (:inner? (element/row-of m)) (inner-ids m))
+        ids (when (:inner? (input/row-of m)) (inner-ids m))
         spec (if ids (with-template spec m ids) spec)
         host (host-name)]
     (write-line writer (str "{:bpfmap/saved " (if ids 2 1) "\n :at " (edn-text (java.util.Date.))
@@ -351,7 +351,7 @@
 
       (save {:ref {:name \"flows\"} :file \"/root/flows.edn\"}) ;=> {:file \"/root/flows.edn\", :map {…}, :entries 20}"
   [{:keys [file] :as options}]
-  (with-open [m (element/open options :read-only)]
+  (with-open [m (input/open options :read-only)]
     (check-savable m)
     (let [saved (volatile! 0)]
       (write-whole file (fn [writer] (vreset! saved (write-map writer m))))
@@ -474,7 +474,7 @@
 (defn- check-cpus
   "Throws `:incompatible` if the values are for a different number of CPUs."
   [m entries]
-  (when-let [cpus (element/cpus-of m)]
+  (when-let [cpus (input/cpus-of m)]
     (when-let [other (some (fn [[_ v]] (when-not (= (count cpus) (when (vector? v) (count v))) v))
                            entries)]
       (throw (error/error :incompatible "The saved map does not fit this host"
@@ -533,7 +533,7 @@
   (cond
     inner (put-inner m entries inner)
     ;; A reference is written as a descriptor, which has no bytes.
-    (get-in (element/row-of m) [:refers :value :in]) (bpf/put-all! m entries)
+    (get-in (input/row-of m) [:refers :value :in]) (bpf/put-all! m entries)
     :else (with-open [twin (raw-entries/open-raw m)]
             (bpf/put-all! twin in-bytes))))
 
@@ -549,7 +549,7 @@
 
   With `:exact`, first deletes entries that were not saved."
   [{:keys [into exact file] :as options} {:keys [spec entries inner] :as saved}]
-  (with-open [m (element/open (assoc options :ref into) :read-write)]
+  (with-open [m (input/open (assoc options :ref into) :read-write)]
     (when-let [difference (not-empty (select-keys (bpf/spec-diff m (completed spec))
                                                   [:type :key-size :value-size]))]
       (throw (error/error :incompatible

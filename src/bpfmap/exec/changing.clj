@@ -4,12 +4,12 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.confirm :as confirm]
-            [bpfmap.exec.element :as element]))
+            [bpfmap.exec.input :as input]))
 
 (set! *warn-on-reflection* true)
 
 (defn- ops-of [m]
-  (:ops (element/row-of m)))
+  (:ops (input/row-of m)))
 
 (defn- same-map [m]
   (select-keys (bpf/info m) [:id :name :type]))
@@ -51,7 +51,7 @@
       ;=> {:map {:id 12, …}, :key 7, :before 41, :written true, :value 42}"
   [{:keys [key value] :as options}]
   (way options)
-  (let [keyless? (with-open [m (element/open options :read-only)]
+  (let [keyless? (with-open [m (input/open options :read-only)]
                    (contains? (ops-of m) :push!))
         options (if (and keyless? (nil? value))
                   (-> options (dissoc :key) (assoc :value key))
@@ -62,7 +62,7 @@
                "give only the value"))
       (nil? (:value options))
       (throw (arguments/missing-option "put" :value)))
-    (element/call-typed options :read-write [:key :value]
+    (input/call-typed options :read-write [:key :value]
       (fn [m {:keys [value] :as typed}]
         (confirm/check m options (if keyless? "Push a value into it?" "Write an entry of it?"))
         (if keyless?
@@ -77,7 +77,7 @@
 
       (delete {:ref {:name \"counts\"} :key 7}) ;=> {:map {:id 12, …}, :key 7, :before 42, :deleted true}"
   [options]
-  (element/call-typed options :read-write [:key]
+  (input/call-typed options :read-write [:key]
     (fn [m {:keys [key]}]
       (confirm/check m options "Delete an entry of it?")
       (let [earlier (when (:delete! (ops-of m)) (before m key))]
@@ -90,7 +90,7 @@
 
       (take-entry {:ref {:name \"counts\"} :key 7}) ;=> {:key 7, :value 42}"
   [options]
-  (element/call-typed options :read-write [:key]
+  (input/call-typed options :read-write [:key]
     (fn [m {:keys [key]}]
       (confirm/check m options "Take an entry out of it?")
       (let [pops? (:pop! (ops-of m))
@@ -103,7 +103,7 @@
 
       (freeze {:ref {:name \"limits\"}}) ;=> {:id 12, :name \"limits\", :type :array, :frozen true}"
   [options]
-  (with-open [m (element/open options :read-write)]
+  (with-open [m (input/open options :read-write)]
     (confirm/check m options "Freeze it, for good and for every process?")
     (bpf/freeze! m)
     (select-keys (bpf/info m) [:id :name :type :frozen])))

@@ -107,7 +107,7 @@
            "replaced it at the same pin path or under the same name."]
     :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}
                {:ref "/sys/fs/bpf/flows" :follow true}]
-    :fn 'bpfmap.exec.live/watch :run true}
+    :fn 'bpfmap.exec.watch/watch :run true}
    {:name "diff" :group "Observe changes" :args [:old :new] :optional #{:new}
     :options (into [:seconds :where :sort :limit :cpus :stream] typed)
     :docs {:seconds "Seconds between two readings of OLD (default: 1)"}

@@ -8,10 +8,10 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.backup :as backup]
-            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.live :as live]
+            [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
+            [bpfmap.exec.watch :as watch]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo)
@@ -27,15 +27,15 @@
 (defn- combined
   "Returns the reading of a source with values as `--cpus` selects them."
   [{:keys [value-out] :as read} {:keys [per-cpu]} which possible]
-  (element/check which (when per-cpu possible))
-  (let [combine (if per-cpu (element/picker which possible) identity)]
+  (input/check which (when per-cpu possible))
+  (let [combine (if per-cpu (input/picker which possible) identity)]
     (assoc read :value-out (comp combine value-out) :combined
            (and per-cpu (not (contains? #{nil :each :all} which))))))
 
 (defn- of-file [file {:keys [cpus]}]
   (let [{:keys [entries inner] saved :spec} (backup/read-file file)
         spec (backup/completed saved)
-        {:keys [per-cpu] :as row} (element/row-of-type (:type spec))
+        {:keys [per-cpu] :as row} (input/row-of-type (:type spec))
         n (when per-cpu (count (second (first entries))))]
     (combined (assoc (raw-entries/types spec n) :spec spec :inner inner :entries
                      (raw-entries/snapshot (backup/in-bytes spec entries))
@@ -43,14 +43,14 @@
               row cpus (range (or n 0)))))
 
 (defn- of-map [source {:keys [cpus] :as options}]
-  (with-open [m (element/open (assoc options :ref source) :read-only)]
-    (element/check-dumpable m {})
+  (with-open [m (input/open (assoc options :ref source) :read-only)]
+    (input/check-dumpable m {})
     (let [spec (bpf/spec m)
-          possible (element/cpus-of m)]
+          possible (input/cpus-of m)]
       (combined (assoc (raw-entries/types spec (count possible)) :spec spec :cpus
-                       (element/cpus-apart m cpus)
+                       (input/cpus-apart m cpus)
                        :entries (raw-entries/snapshot (raw-entries/entries m)))
-                (element/row-of m) cpus possible))))
+                (input/row-of m) cpus possible))))
 
 (defn- read-source
   "Returns the entries of a map or file as bytes, and how to decode them.
@@ -128,7 +128,7 @@
         same (volatile! 0)
         of-old (:value-out old)
         of-new (:value-out new)
-        inner? (fn [{:keys [spec]}] (:inner? (element/row-of-type (:type spec))))
+        inner? (fn [{:keys [spec]}] (:inner? (input/row-of-type (:type spec))))
         same? (cond
                 (and (inner? old) (inner? new)) (let [same? (same-inner? old new)]
                                                   (fn [a b] (same? (of-old a) (of-new b))))
@@ -144,7 +144,7 @@
                     (some? was) (assoc :old was)
                     (not removed?) (assoc :new is)
                     (and seconds (not removed?)) (assoc :per-second
-                                                        (live/rates was is seconds))))))]
+                                                        (watch/rates was is seconds))))))]
     {:rows (into [] (remove nil?)
                  (raw-entries/compared (:entries old) (:entries new) same? row))
      :same @same}))

@@ -24,8 +24,8 @@
   all lower values and slot n begins at n-1 times the step."
   (:require [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
-            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
             [bpfmap.exec.reading :as reading]))
 
@@ -170,7 +170,7 @@
              ["cannot be combined with " :slots " " (name slots)])))
   (when (contains? #{:each :all} cpus)
     (throw (arguments/refused "hist" :cpus cpus "must be sum or the number of a CPU")))
-  (with-open [m (element/open options :read-only)]
+  (with-open [m (input/open options :read-only)]
     (let [cpus (or cpus :sum)
           row-field (:fields (reading/with-fields m {:cpus cpus}))
           title (some-> field fields/path-text) ; unconverted

@@ -3,8 +3,8 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.confirm :as confirm]
-            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.input :as input]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.map-types :as map-types]
             [clojure.string :as str]))
@@ -38,7 +38,7 @@
   Options override `:spec`, which overrides the spec of the map `:like`."
   [{:keys [path like spec name type key-type value-type key-size value-size max-entries flags]}]
   (let [base (merge (when like
-                      (with-open [m (element/open {:ref like} :read-only)]
+                      (with-open [m (input/open {:ref like} :read-only)]
                         (bpf/spec m)))
                     spec)
         ;; A given size means bytes. A given type takes precedence over the sizes of the base.
@@ -90,7 +90,7 @@
 
       (pin {:ref {:id 12} :path \"/sys/fs/bpf/counts\"}) ;=> {:id 12, :name \"counts\", :type :hash, :path …}"
   [{:keys [path move] :as options}]
-  (with-open [m (element/open options (if move :read-only :read-write))]
+  (with-open [m (input/open options (if move :read-only :read-write))]
     (if-not move
       (pinned m path)
       (let [from (last (bpf/pinned-paths m))]
@@ -108,7 +108,7 @@
 
       (unpin {:path \"/sys/fs/bpf/counts\"}) ;=> {:id 12, :name \"counts\", :type :hash, :path …}"
   [{:keys [path] :as options}]
-  (with-open [m (element/open {:ref {:path path}} :read-only)]
+  (with-open [m (input/open {:ref {:path path}} :read-only)]
     (confirm/check m options "Remove this pin of it?")
     (let [info (select-keys (bpf/info m) [:id :name :type])
           path (bpf/pinned-path m)]

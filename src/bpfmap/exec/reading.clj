@@ -2,8 +2,8 @@
   "Implements the commands that read a map: `show`, `dump` and `get`. They open it read-only."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
-            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.input :as input]
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.progress :as progress]
             [bpfmap.exec.query :as query]
@@ -17,7 +17,7 @@
 
       (show {:ref {:name \"counts\"}}) ;=> {:id 12, :type :hash, …}"
   [options]
-  (let [{:keys [id] :as info} (with-open [m (element/open options :read-only)]
+  (let [{:keys [id] :as info} (with-open [m (input/open options :read-only)]
                                 (bpf/info m))]
     ;; This process no longer holds the map, because it has closed it.
     (map-info/ordered (merge info ((map-info/owners) id)))))
@@ -52,8 +52,8 @@
 
       (into [] (entries m {})) ;=> [{:key 7 :value 42}]"
   [m {:keys [keys cpus] :as options}]
-  (let [{:keys [ops per-cpu]} (element/row-of m)
-        of-value (if per-cpu (element/combiner cpus) identity)
+  (let [{:keys [ops per-cpu]} (input/row-of m)
+        of-value (if per-cpu (input/combiner cpus) identity)
         read-options (read-options options)]
     (if (and keys (:next-key ops) (not (:reduce ops)))
       (next-keys m)
@@ -77,7 +77,7 @@
         bytes? #(and (vector? %) (= :bytes (first %)))]
     {:type type
      :spec (bpf/spec m)
-     :cpus (element/cpus-apart m cpus)
+     :cpus (input/cpus-apart m cpus)
      :untyped (when (or (bytes? key) (bytes? value))
                 (or untyped "the map has no BTF"))}))
 
@@ -112,13 +112,13 @@
   (if stream
     (stream-of
      (fn [told f init]
-       (with-open [m (element/open options :read-only)]
-         (element/check-dumpable m options)
+       (with-open [m (input/open options :read-only)]
+         (input/check-dumpable m options)
          (reset! told (about m options))
          (transduce (comp (query/selecting (with-fields m options)) (shown options)) (completing f)
                     init (entries m options)))))
-    (with-open [m (element/open options :read-only)]
-      (element/check-dumpable m options)
+    (with-open [m (input/open options :read-only)]
+      (input/check-dumpable m options)
       (with-meta (into [] (shown options) (query/rows (with-fields m options) (entries m options)))
         (about m options)))))
 
@@ -132,9 +132,9 @@
 
       (get-entry {:ref {:name \"counts\"} :key 7}) ;=> {:key 7, :value 42}"
   [{:keys [cpus] :as options}]
-  (element/call-typed options :read-only [:key]
+  (input/call-typed options :read-only [:key]
     (fn [m {:keys [key]}]
-      (let [{:keys [ops per-cpu]} (element/row-of m)
+      (let [{:keys [ops per-cpu]} (input/row-of m)
             found (fn [v] (when-not (= ::none v) v))]
         (cond
           (:might-contain? ops) {:value key :might-contain (bpf/might-contain? m key)}
@@ -144,4 +144,4 @@
                           (bpf/lookup m key ::none read-options)
                           (bpf/lookup m key ::none))]
                   (when-not (= ::none v)
-                    {:key key :value (if per-cpu ((element/combiner cpus) v) v)})))))))
+                    {:key key :value (if per-cpu ((input/combiner cpus) v) v)})))))))

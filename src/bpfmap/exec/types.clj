@@ -1,8 +1,8 @@
 (ns ^:no-doc bpfmap.exec.types
   "Implements the commands `types` and `features`."
   (:require [bpfmap.core :as bpf]
-            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
             [bpfmap.feature :as feature]
             [bpfmap.impl.map-types :as map-types]
@@ -24,7 +24,7 @@
       (types {:ref {:name \"counts\"}})
       ;=> {:key {:type :u32, :c [\"__u32 key;\"], :size 4, :offsets {}}, :value {…}}"
   [options]
-  (with-open [m (element/open options :read-only)]
+  (with-open [m (input/open options :read-only)]
     (let [spec (bpf/spec m)
           {:keys [untyped btf-id]} (bpf/info m)]
       (into (array-map :map (select-keys (bpf/info m) [:id :name :type]))

@@ -7,32 +7,44 @@
   closed, and the table keeps nothing for it."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.map.bpf-map :as bpf-map]
-            [bpfmap.pod.watch :as watch]
             [bpfmap.prog :as prog])
   (:import (bpfmap.impl.map.bpf_map BpfMap)
-           (bpfmap.pod.watch Watch)
            (bpfmap.prog Attachment Program)
            (java.io Closeable)
            (java.util ArrayList HashMap IdentityHashMap Map)))
 
 (set! *warn-on-reflection* true)
 
-(def ^:private kinds
-  "The kinds of objects: tag, class, facts in a handle, and word for messages."
-  [{:tag 'bpfmap/map :class BpfMap :facts bpf-map/identity-of :word "map"}
-   {:tag 'bpfmap/program :class Program :facts #(select-keys (prog/info %) [:id :type :name])
-    :word "program"}
-   {:tag 'bpfmap/attachment :class Attachment
-    :facts #(select-keys (prog/info %) [:id :type :tracepoint]) :word "attachment"}
-   {:tag 'bpfmap/watch :class Watch :facts #(select-keys (watch/map-of %) [:id :name])
-    :word "watch"}])
+(def ^:private words
+  "The tags of handles, with the words for their objects in messages."
+  (array-map 'bpfmap/map "map"
+             'bpfmap/program "program"
+             'bpfmap/attachment "attachment"
+             'bpfmap/watch "watch"))
 
 (def tags
   "The tags of handles, as symbols."
-  (mapv :tag kinds))
+  (vec (keys words)))
 
-(defn- kind-of [object]
-  (some #(when (instance? (:class %) object) %) kinds))
+(defprotocol Openable
+  "An object that a client can have open."
+  (tag [object] "Returns the tag of the object's handle; nil if it cannot have one.")
+  (facts [object] "Returns the facts in the object's handle, as a map."))
+
+(extend-protocol Openable
+  nil
+  (tag [_] nil)
+  Object
+  (tag [_] nil)
+  BpfMap
+  (tag [_] 'bpfmap/map)
+  (facts [m] (bpf-map/identity-of m))
+  Program
+  (tag [_] 'bpfmap/program)
+  (facts [program] (select-keys (prog/info program) [:id :type :name]))
+  Attachment
+  (tag [_] 'bpfmap/attachment)
+  (facts [attachment] (select-keys (prog/info attachment) [:id :type :tracepoint])))
 
 ;; `objects` maps a number to [object handle], `numbers` an object to its number. Both are guarded
 ;; by the table itself.
@@ -48,7 +60,7 @@
 
       (openable? m) ;=> true"
   [x]
-  (some? (kind-of x)))
+  (some? (tag x)))
 
 (defn handle
   "Returns the handle of an object, as a tagged literal.
@@ -63,23 +75,19 @@
     (locking table
       (if-let [number (.get numbers object)]
         (second (.get objects number))
-        (let [{:keys [tag facts]} (kind-of object)
-              number (inc (aget issued 0))
-              handle (tagged-literal tag (into {:handle number} (facts object)))]
+        (let [number (inc (aget issued 0))
+              handle (tagged-literal (tag object) (into {:handle number} (facts object)))]
           (aset issued 0 number)
           (.put objects number [object handle])
           (.put numbers object number)
           handle)))))
-
-(defn- word [tag]
-  (some #(when (= tag (:tag %)) (:word %)) kinds))
 
 (defn- no-handle [tag form hint]
   (error/error :invalid-value (str "Not a handle: #" tag " " (pr-str (error/shown form)))
                {:bpfmap/hint hint}))
 
 (defn- of-another-pod [tag form]
-  (error/error :not-found (str "No open " (word tag) " has the handle " (:handle form))
+  (error/error :not-found (str "No open " (words tag) " has the handle " (:handle form))
                {:bpfmap/hint "it is not of this pod; a handle is what create, open or load returned, as long as the pod runs"}))
 
 (defn object
@@ -92,7 +100,7 @@
   ([table tag form]
    (let [object (object table tag form ::closed)]
      (if (identical? ::closed object)
-       (throw (error/error :closed (str "The " (word tag) " of handle " (:handle form) " is closed")
+       (throw (error/error :closed (str "The " (words tag) " of handle " (:handle form) " is closed")
                            (when (= 'bpfmap/map tag)
                              {:bpfmap/map (error/shown (select-keys form [:id :type :name]))})))
        object)))

@@ -24,10 +24,10 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.waiting :as waiting]
             [bpfmap.pod.bencode :as bencode]
+            [bpfmap.pod.change-events :as change-events]
             [bpfmap.pod.handles :as handles]
             [bpfmap.pod.payload :as payload]
-            [bpfmap.pod.vars :as vars]
-            [bpfmap.pod.watch :as watch])
+            [bpfmap.pod.vars :as vars])
   (:import (clojure.lang ArityException ExceptionInfo)
            (java.io BufferedInputStream FileDescriptor FileInputStream FileOutputStream
                     IOException InputStream PrintStream PrintWriter Writer)
@@ -199,7 +199,7 @@
       (waiting/value (:ending pod) :serve)
       (finally
         (.shutdown calls)
-        (handles/close-all table watch/watch?)
+        (handles/close-all table change-events/watch?)
         (try
           (.awaitTermination calls patience TimeUnit/SECONDS)
           (catch InterruptedException e

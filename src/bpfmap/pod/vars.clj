@@ -8,8 +8,8 @@
             [bpfmap.exec]
             [bpfmap.feature]
             [bpfmap.host]
+            [bpfmap.pod.change-events :as change-events]
             [bpfmap.pod.handles :as handles]
-            [bpfmap.pod.watch :as watch]
             [bpfmap.prog]
             [bpfmap.type]
             [clojure.java.io :as io]
@@ -82,16 +82,16 @@
 (defn- watch-start
   "Starts a watch for `watch` and returns its handle."
   [_ m options]
-  (watch/start m options))
+  (change-events/start m options))
 
 (defn- watch-events
   "Sends the events of a watch until it ends."
   [{:keys [table emit]} w]
-  (when-not (watch/watch? w)
+  (when-not (change-events/watch? w)
     (throw (error/error :invalid-value (str "Not a watch: " (pr-str (error/shown w)))
                         {:bpfmap/op :watch})))
   (try
-    (watch/run w emit)
+    (change-events/run w emit)
     (finally (handles/close table w))))
 
 (defn- not-here

@@ -1,6 +1,6 @@
 (ns bpfmap.cli.demo-test
   "The command `demo` within this process: what it counts, and how its live table reads."
-  (:require [bpfmap.cli.live :as live]
+  (:require [bpfmap.cli.interactive :as interactive]
             [bpfmap.cli.live-commands :as live-commands]
             [bpfmap.cli.main :as main]
             [bpfmap.core :as bpf]
@@ -98,11 +98,11 @@
                                 (reify sun.misc.SignalHandler
                                   (handle [_ _] (deliver seen :former))))]
       (try
-        (is (= :inner (live/handling {"HUP" #(deliver seen :inner)}
-                                     #(do (Signal/raise (Signal. "HUP"))
-                                          (deref seen 5000 nil)))))
+        (is (= :inner (interactive/handling {"HUP" #(deliver seen :inner)}
+                                            #(do (Signal/raise (Signal. "HUP"))
+                                                 (deref seen 5000 nil)))))
         (let [seen-again (promise)]
-          (live/handling {"HUP" #(deliver seen-again :inner)} (constantly nil))
+          (interactive/handling {"HUP" #(deliver seen-again :inner)} (constantly nil))
           (Signal/raise (Signal. "HUP"))
           (is (nil? (deref seen-again 200 nil))))
         (finally (Signal/handle (Signal. "HUP") former))))))

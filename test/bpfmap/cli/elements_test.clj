@@ -4,7 +4,7 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :refer [bpfmap edn-of id-of refused]]
             [bpfmap.core :as bpf]
-            [bpfmap.exec.element :as element]
+            [bpfmap.exec.input :as input]
             [bpfmap.exec.output :as output]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.codec :as codec]
@@ -45,7 +45,7 @@
     (into {} (for [[form text] (printed-forms value)
                    :let [again (try
                                  (types/encoded c
-                                                (element/typed
+                                                (input/typed
                                                  {:type :hash :key type} :key text identity))
                                  (catch Exception e (ex-message e)))]
                    :when (not= view again)]

@@ -4,7 +4,7 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.backup :as backup]
-            [bpfmap.exec.element :as element]
+            [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
             [bpfmap.fixture :as fixture :refer [error-of]]
             [bpfmap.impl.codec :as codec]
@@ -138,7 +138,7 @@
        [[:typed t] (let [compiled (codec/codec t)
                          memory (.allocate (Arena/ofAuto) 64)]
                      (fn [text]
-                       (.encode compiled (element/typed {:type :hash :key t} :key text identity)
+                       (.encode compiled (input/typed {:type :hash :key t} :key text identity)
                                 memory 0)))]))))
 
 (defn run-mutations

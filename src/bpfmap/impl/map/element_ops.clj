@@ -4,7 +4,7 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.codec :as codec]
-            [bpfmap.impl.codec.element :as codec.element]
+            [bpfmap.impl.codec.map-codecs :as map-codecs]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.element :as kernel.element]
             [bpfmap.impl.map-types :as map-types]
@@ -129,8 +129,8 @@
     (cond
       (kernel.element/only-new? flags)
       (kernel.element/write (.-elements m) (.-key-codec m)
-                            (codec.element/of-one-cpu spec (count cpus)
-                                                      (.indexOf ^java.util.List cpus cpu)) k v flags
+                            (map-codecs/of-one-cpu spec (count cpus)
+                                                   (.indexOf ^java.util.List cpus cpu)) k v flags
                             m op)
 
       (not (feature-supported? :element-flag :cpu))

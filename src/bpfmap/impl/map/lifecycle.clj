@@ -5,7 +5,7 @@
   pins; create; open; the spec of an open map."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.cache :as cache]
-            [bpfmap.impl.codec.element :as codec.element]
+            [bpfmap.impl.codec.map-codecs :as map-codecs]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.element :as kernel.element]
             [bpfmap.impl.kernel.map :as kernel.map]
@@ -70,8 +70,8 @@
   (let [{:keys [ops per-cpu] :as row} (map-types/types type)
         cpus (when per-cpu (call/possible-cpus))]
     (Parts. (refusals type value-size access)
-            (when (seq ops) (codec.element/key spec))
-            (when (seq ops) (codec.element/value spec (count cpus)))
+            (when (seq ops) (map-codecs/key spec))
+            (when (seq ops) (map-codecs/value spec (count cpus)))
             (references/resolvers spec)
             cpus
             row)))
@@ -341,10 +341,10 @@
   Called before anything is created."
   [{:keys [type contents] :as spec} ctx]
   (when (seq contents)
-    (let [key-codec (codec.element/key spec)
-          value-codec (codec.element/value spec
-                                           (when (:per-cpu (map-types/types type))
-                                             (count (call/possible-cpus))))
+    (let [key-codec (map-codecs/key spec)
+          value-codec (map-codecs/value spec
+                                        (when (:per-cpu (map-types/types type))
+                                          (count (call/possible-cpus))))
           resolvers (references/resolvers spec)
           scope (references/new-scope)]
       (try

@@ -7,7 +7,7 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.codec :as codec]
-            [bpfmap.impl.codec.element :as codec.element]
+            [bpfmap.impl.codec.map-codecs :as map-codecs]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.element :as kernel.element]
             [bpfmap.impl.map-types :as map-types]
@@ -79,8 +79,8 @@
       ((:key-in (types {:type :hash :key :u32 :value :u32} nil)) 7)
       ;=> #bpfmap/bytes \"07 00 00 00\""
   [spec cpus]
-  (let [key-codec (codec.element/key spec)
-        value-codec (codec.element/value spec cpus)]
+  (let [key-codec (map-codecs/key spec)
+        value-codec (map-codecs/value spec cpus)]
     {:key-in (encoder key-codec) :key-out (decoder key-codec)
      :value-in (encoder value-codec) :value-out (decoder value-codec)}))
 

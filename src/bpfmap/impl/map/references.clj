@@ -5,8 +5,8 @@
   or are keyed by. A reference is resolved for the time of one call. All descriptors that this
   needs are acquired in a scope, and released after the call."
   (:require [bpfmap.error :as error]
-            [bpfmap.impl.codec.element :as codec.element]
             [bpfmap.impl.codec.error :refer [misfit]]
+            [bpfmap.impl.codec.map-codecs :as map-codecs]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.kernel.paths :as paths]
@@ -155,7 +155,7 @@
   nil stands for no program."
   [spec]
   (let [resolve (into {}
-                      (for [name (codec.element/functions (node/node-of spec :value))]
+                      (for [name (map-codecs/functions (node/node-of spec :value))]
                         [name (resolver :program [:value :data name])]))]
     (fn [scope x ctx]
       (if (and (error/named-map? x) (error/named-map? (:data x)))

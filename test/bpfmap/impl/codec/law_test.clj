@@ -5,7 +5,7 @@
             [bpfmap.bytes :as bytes]
             [bpfmap.fixture :as fixture :refer [error-of]]
             [bpfmap.impl.codec :as codec]
-            [bpfmap.impl.codec.element :as element]
+            [bpfmap.impl.codec.map-codecs :as map-codecs]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
@@ -236,11 +236,11 @@
                  (gen/let [t (gen/such-that #(pos? (long (type/size %))) types/any-type 100)
                            view (bytes-of (* 3 (map-types/stride (type/size t))))]
                    [t view])]
-                (holds? (element/value {:type :percpu-hash :value t} 3) view)))
+                (holds? (map-codecs/value {:type :percpu-hash :value t} 3) view)))
 
 (deftest per-cpu-padding
   (testing "shows nonzero bytes between the values of two CPUs"
-    (let [c (element/value {:type :percpu-hash :value :u32} 2)]
+    (let [c (map-codecs/value {:type :percpu-hash :value :u32} 2)]
       (is (= [7 (bytes/->bytes "08 00 00 00 00 01 00 00")]
              (types/decoded c
                             (bytes/->bytes "07 00 00 00 00 00 00 00 08 00 00 00 00 01 00 00")))))))

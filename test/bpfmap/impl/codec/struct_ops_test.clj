@@ -1,7 +1,7 @@
 (ns bpfmap.impl.codec.struct-ops-test
   (:require [bpfmap.fixture :refer [error-of]]
             [bpfmap.impl.codec :as codec]
-            [bpfmap.impl.codec.element :as element]
+            [bpfmap.impl.codec.map-codecs :as map-codecs]
             [bpfmap.impl.type.node :as node]
             [bpfmap.type :as type]
             [clojure.test :refer [are deftest is testing]]
@@ -36,7 +36,7 @@
 (def ^:private value-type (assoc wrapper 3 [:data x {:offset 64}]))
 
 (def ^:private of-type (codec/codec value-type nil [:value]))
-(def ^:private c (element/codec of-type (node/node value-type nil [])))
+(def ^:private c (map-codecs/codec of-type (node/node value-type nil [])))
 
 (defn- encoded [^Codec codec value]
   (let [bytes (byte-array (repeat (.size codec) -1))] ; nothing of what lay there before may stay
@@ -50,11 +50,11 @@
 
 (deftest function-pointer-members
   (testing "finds the members that point to functions"
-    (is (= [:init :release] (element/functions (node/node value-type nil []))))
+    (is (= [:init :release] (map-codecs/functions (node/node value-type nil []))))
     (is (= [:init :release]
-           (element/functions
+           (map-codecs/functions
             (node/node [:typedef "t" (assoc wrapper 3 [:data :x])] {:x x} []))))
-    (are [type] (= [] (element/functions (node/node type nil [])))
+    (are [type] (= [] (map-codecs/functions (node/node type nil [])))
       :u64
       [:bytes 256]
       [:struct [:init [:ptr "function"]]]
@@ -104,7 +104,7 @@
                         [:init :release :owner])))
     (is (= 7
            (let [^Codec plain (codec/codec :u8)]
-             (decoded (element/codec plain (node/node :u8 nil [])) (byte-array [7]))))
+             (decoded (map-codecs/codec plain (node/node :u8 nil [])) (byte-array [7]))))
         "without any, nothing changes")))
 
 (defspec whole-value-unchanged 100

@@ -1,4 +1,4 @@
-(ns ^:no-doc bpfmap.exec.live
+(ns ^:no-doc bpfmap.exec.watch
   "Implements the command `watch`: the changes of a map, as frames to reduce.
 
   A frame is one reading of the map, compared with the previous one:
@@ -28,8 +28,8 @@
   `:ref` does."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
-            [bpfmap.exec.element :as element]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.waiting :as waiting])
@@ -135,11 +135,11 @@
 
   `:options` has the fields of its rows."
   [m {:keys [cpus] :as options}]
-  (element/check-dumpable m {})
-  (element/check cpus (element/cpus-of m))
-  (let [possible (element/cpus-of m)
+  (input/check-dumpable m {})
+  (input/check cpus (input/cpus-of m))
+  (let [possible (input/cpus-of m)
         {:keys [value-out] :as types} (raw-entries/types (bpf/spec m) (count possible))
-        value-out (if possible (comp (element/picker cpus possible) value-out) value-out)]
+        value-out (if possible (comp (input/picker cpus possible) value-out) value-out)]
     (assoc types
            :options (with-fields m options)
            :value-out value-out
@@ -157,7 +157,7 @@
   "Opens the map of a reference; nil for errors of some kinds."
   [options ref kinds]
   (try
-    (element/open (assoc options :ref ref) :read-only)
+    (input/open (assoc options :ref ref) :read-only)
     (catch ExceptionInfo e
       (when-not (contains? kinds (:bpfmap/error (ex-data e)))
         (throw e)))))
@@ -200,7 +200,7 @@
   (let [path (first (remove #(bpf/pinned-at? ref %) pins))
         here (when path (try-open {} {:path path} missing))
         other (when here (with-open [^java.io.Closeable here here] (id-of here)))]
-    (cond-> {:m (element/open options :read-only)}
+    (cond-> {:m (input/open options :read-only)}
       path (assoc :status (if other :pin-replaced :pin-removed) :pin path :other other))))
 
 (defn- looker
@@ -214,7 +214,7 @@
               (int? ref) {:id ref}
               :else ref)
         options (assoc options :ref ref)
-        first-look (fn [] {:m (element/open options :read-only)})]
+        first-look (fn [] {:m (input/open options :read-only)})]
     (cond
       (bpf/bpf-map? ref) (let [pins (filterv #(bpf/pinned-at? ref %) (bpf/pinned-paths ref))]
                            (fn [_] (look-at-handle options pins)))

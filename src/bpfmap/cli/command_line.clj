@@ -1,4 +1,4 @@
-(ns ^:no-doc bpfmap.cli.arguments
+(ns ^:no-doc bpfmap.cli.command-line
   "Parses the arguments of the command line into options, and prints help."
   (:require [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]

@@ -1,4 +1,4 @@
-(ns ^:no-doc bpfmap.exec.element
+(ns ^:no-doc bpfmap.exec.input
   "Reads references, keys and values that a person wrote, and the CPUs they are for."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]

@@ -1,4 +1,4 @@
-(ns ^:no-doc bpfmap.impl.codec.element
+(ns ^:no-doc bpfmap.impl.codec.map-codecs
   "Codecs of a map's keys and values: per-CPU values, references, struct_ops."
   (:refer-clojure :exclude [key])
   (:require [bpfmap.bytes :as bytes]

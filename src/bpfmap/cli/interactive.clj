@@ -1,4 +1,4 @@
-(ns ^:no-doc bpfmap.cli.live
+(ns ^:no-doc bpfmap.cli.interactive
   "Runs a command until a signal ends it, and draws its state."
   (:import (java.lang ProcessHandle)
            (java.util List)

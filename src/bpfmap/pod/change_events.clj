@@ -1,4 +1,4 @@
-(ns ^:no-doc bpfmap.pod.watch
+(ns ^:no-doc bpfmap.pod.change-events
   "Watches a map: reads its entries at an interval and reports the changes as events.
 
   | key         | meaning                                                                       |
@@ -17,7 +17,8 @@
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.options :as options]
-            [bpfmap.impl.waiting :as waiting])
+            [bpfmap.impl.waiting :as waiting]
+            [bpfmap.pod.handles :as handles])
   (:import (java.io Closeable)
            (java.util.concurrent CountDownLatch)))
 
@@ -30,7 +31,11 @@
 ;; paths that held the map then.
 (deftype Watch [m interval first-entries pins ^CountDownLatch ended]
   Closeable
-  (close [_] (.countDown ended)))
+  (close [_] (.countDown ended))
+
+  handles/Openable
+  (tag [_] 'bpfmap/watch)
+  (facts [_] (select-keys (bpf-map/identity-of m) [:id :name])))
 
 (defn- invalid [path message hint]
   (error/error :invalid-value message {:bpfmap/op :watch :bpfmap/path path :bpfmap/hint hint}))
@@ -61,11 +66,6 @@
   "Returns true if x is a watch, running or ended."
   [x]
   (instance? Watch x))
-
-(defn map-of
-  "Returns the identity of a watch's map: `{:id :name :type}`."
-  [^Watch watch]
-  (bpf-map/identity-of (.-m watch)))
 
 (defn changes
   "Returns the differences of two snapshots as an event without time, or nil.

@@ -1,11 +1,11 @@
-(ns bpfmap.exec.live-test
+(ns bpfmap.exec.watch-test
   "What changes between two looks at a map: rates, marks, frames; and the command line's `watch`
   and `diff`."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :refer [bpfmap id-of read-edn]]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
-            [bpfmap.exec.live :as live]
+            [bpfmap.exec.watch :as watch]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.map.raw-entries :as raw-entries]
@@ -19,7 +19,7 @@
 
 (deftest rates-shaped-like-values
   (testing "rates have the same structure as the value"
-    (are [before now seconds rates] (= rates (live/rates before now seconds))
+    (are [before now seconds rates] (= rates (watch/rates before now seconds))
       10 30 2.0 10.0
       nil 30 2.0 15.0
       30 10 2.0 -10.0
@@ -39,8 +39,8 @@
     (let [plain {:key-out identity :value-out identity :same? =}]
       (is (= #{{:key 1 :value 5 :per-second 0.0} {:key 2 :value 9 :change :changed :per-second 4.0}
                {:key 3 :value 1 :change :added :per-second 1.0} {:key 4 :value 7 :change :removed}}
-             (into #{} (live/compared {1 5, 2 5, 4 7} {1 5, 2 9, 3 1} 1.0 plain))))
-      (is (= [{:key 1 :value 5}] (into [] (live/compared nil {1 5} 1.0 plain)))
+             (into #{} (watch/compared {1 5, 2 5, 4 7} {1 5, 2 9, 3 1} 1.0 plain))))
+      (is (= [{:key 1 :value 5}] (into [] (watch/compared nil {1 5} 1.0 plain)))
           "the first look compares with nothing"))))
 
 (defn- counts ^Closeable [contents]

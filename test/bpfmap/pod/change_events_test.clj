@@ -1,8 +1,8 @@
-(ns bpfmap.pod.watch-test
+(ns bpfmap.pod.change-events-test
   "A watch: what changes, and how it ends."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
-            [bpfmap.pod.watch :as watch]
+            [bpfmap.pod.change-events :as change-events]
             [clojure.test :refer [deftest is testing]])
   (:import (java.io Closeable)
            (java.util.concurrent LinkedBlockingQueue TimeUnit)))
@@ -15,11 +15,11 @@
 (deftest snapshot-changes
   (testing "changes are added, changed or removed entries"
     (is (= {:added {3 30} :changed {1 [10 11]} :removed {2 20}}
-           (watch/changes {1 10, 2 20, 4 40} {1 11, 3 30, 4 40})))
-    (is (= {:changed {1 [nil false]}} (watch/changes {1 nil} {1 false})))
-    (is (= {:added {1 nil}} (watch/changes {} {1 nil})))
-    (is (nil? (watch/changes {1 10} {1 10})))
-    (is (nil? (watch/changes {1 {:f ##NaN}} {1 {:f ##NaN}})))))
+           (change-events/changes {1 10, 2 20, 4 40} {1 11, 3 30, 4 40})))
+    (is (= {:changed {1 [nil false]}} (change-events/changes {1 nil} {1 false})))
+    (is (= {:added {1 nil}} (change-events/changes {} {1 nil})))
+    (is (nil? (change-events/changes {1 10} {1 10})))
+    (is (nil? (change-events/changes {1 {:f ##NaN}} {1 {:f ##NaN}})))))
 
 (defn- watching
   "Calls f with a map, its watch, and a function that takes the next event; returns how the watch
@@ -28,9 +28,11 @@
   (let [events (LinkedBlockingQueue.)
         ended (promise)]
     (with-open [m ^Closeable (bpf/create small)
-                w (watch/start m {:interval interval})]
+                w (change-events/start m {:interval interval})]
       (fixture/thread (fn []
-                        (deliver ended (try (watch/run w #(.put events %)) (catch Throwable e e)))))
+                        (deliver ended (try
+                                         (change-events/run w #(.put events %))
+                                         (catch Throwable e e)))))
       (f m w #(.poll events 60 TimeUnit/SECONDS))
       (.close w)
       (deref ended 60000 :not-ended))))
@@ -56,8 +58,8 @@
       (with-open [m ^Closeable (bpf/create small)
                   other ^Closeable (bpf/create small)]
         (bpf/pin! m pin)
-        (with-open [w (watch/start m {:interval 0.005})]
-          (let [ended (future (watch/run w #(.put events %)))
+        (with-open [w (change-events/start m {:interval 0.005})]
+          (let [ended (future (change-events/run w #(.put events %)))
                 event #(dissoc (.poll events 60 TimeUnit/SECONDS) :at)]
             (is (:entries (event)))
             (.delete (java.io.File. ^String pin))
@@ -78,17 +80,17 @@
     (is (nil? (watching 0.005 (fn [m w event]
                                 (event)
                                 (bpf/close m)
-                                (is (watch/watch? w))))))))
+                                (is (change-events/watch? w))))))))
 
 (kernel-test unwatchable-rejected
   (testing "rejects what cannot be watched at once"
     (with-open [q ^Closeable (bpf/create {:type :queue :value :u32 :max-entries 4})
                 m ^Closeable (bpf/create small)]
-      (is (= :not-supported (:bpfmap/error (error-of (watch/start q nil)))))
-      (is (= :invalid-value (:bpfmap/error (error-of (watch/start {:name "x"} nil)))))
+      (is (= :not-supported (:bpfmap/error (error-of (change-events/start q nil)))))
+      (is (= :invalid-value (:bpfmap/error (error-of (change-events/start {:name "x"} nil)))))
       (is (= "Unknown option :intervall: watch takes :interval"
-             (:message (error-of (watch/start m {:intervall 3})))))
+             (:message (error-of (change-events/start m {:intervall 3})))))
       (doseq [bad [0 -1 0.0001 86401 ##NaN nil "1" :second]]
         (is (= (str ":interval must be a number of seconds from 0.001 to 86400, got " (pr-str bad))
-               (:message (error-of (watch/start m {:interval bad}))))))
-      (is (= "Options must be a map, got 5" (:message (error-of (watch/start m 5))))))))
+               (:message (error-of (change-events/start m {:interval bad}))))))
+      (is (= "Options must be a map, got 5" (:message (error-of (change-events/start m 5))))))))
