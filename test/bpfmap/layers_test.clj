@@ -15,7 +15,7 @@
   [[1 #"bpfmap\.(asm|btf|bytes|error|spec|type)"]
    [1
     #"bpfmap\.impl\.(edn|edn-text|errno|escape|isa|map-types|nearest|options|spec|host\.syscalls|(btf|codec|type)(\..*)?)"]
-   [2 #"bpfmap\.(impl\..*|feature|prog|memory)"]
+   [2 #"bpfmap\.(impl\..*|events|feature|prog|memory)"]
    [3 #"bpfmap\.(core|host)"]
    [4 #"bpfmap\.(cli|exec|tool|pod|nrepl)(\..*)?"]])
 
@@ -152,12 +152,17 @@
           ;; nothing else.
           of-memory #{"bpfmap.sys.MappedMemory" "bpfmap.sys.Atomics" "bpfmap.sys.Blocks"
                       "bpfmap.sys.Streams"
-                      "bpfmap.sys.Streams$Failures"}]
+                      "bpfmap.sys.Streams$Failures"}
+          ;; What reads mapped rings; impl.kernel.events makes them.
+          of-events #{"bpfmap.sys.EventSource" "bpfmap.sys.EventSource$Handler"
+                      "bpfmap.sys.RawEvent" "bpfmap.sys.Waiter"
+                      "bpfmap.sys.CorruptEventsException"}]
       (doseq [{:keys [ns imports]} @namespaces
               :when (not (re-matches #"bpfmap\.impl\.kernel\..*" (str ns)))
               class imports :when (str/starts-with? class "bpfmap.sys.")]
         (is (or (harmless class)
-                (and (of-memory class) (re-matches #"bpfmap\.(impl\.)?memory(\..*)?" (str ns))))
+                (and (of-memory class) (re-matches #"bpfmap\.(impl\.)?memory(\..*)?" (str ns)))
+                (and (of-events class) (re-matches #"bpfmap\.(impl\.)?events(\..*)?" (str ns))))
             (str ns " imports " class))
         (when (= 1 (layer ns))
           (is (not= "bpfmap.sys.Fd" class) (str ns " imports " class)))))))
@@ -195,7 +200,7 @@
 
 (deftest facade-examples
   (testing "every function of the facade has an example"
-    (doseq [ns '[bpfmap.core bpfmap.host bpfmap.memory bpfmap.prog]
+    (doseq [ns '[bpfmap.core bpfmap.events bpfmap.host bpfmap.memory bpfmap.prog]
             [_ v] (do (require ns) (ns-publics ns))
             :when (and (fn? @v) (not (re-find #"^->[A-Z]" (name (symbol v)))))]
       (is (re-find (re-pattern (str "\\(" (java.util.regex.Pattern/quote (name (symbol v))) "[ )]"))

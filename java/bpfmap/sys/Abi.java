@@ -21,6 +21,7 @@ public final class Abi {
     /** {@code bpf(2)}; negative if this library does not support the processor. */
     public static final long SYS_BPF = number(321, 280);
     static final long SYS_READ = number(0, 63);
+    static final long SYS_WRITE = number(1, 64);
     public static final long SYS_CLOSE = number(3, 57);
     static final long SYS_FCNTL = number(72, 25);
     static final long SYS_IOCTL = number(16, 29);
@@ -32,6 +33,10 @@ public final class Abi {
     public static final long SYS_PIDFD_OPEN = 434;
     /** Since Linux 5.6; the number is the same on every processor. */
     static final long SYS_PIDFD_GETFD = 438;
+    static final long SYS_EPOLL_CREATE1 = number(291, 20);
+    static final long SYS_EPOLL_CTL = number(233, 21);
+    static final long SYS_EPOLL_PWAIT = number(281, 22);
+    static final long SYS_EVENTFD2 = number(290, 19);
     static final long SYS_GETDENTS64 = number(217, 61);
     static final long SYS_PRLIMIT64 = number(302, 261);
     static final long SYS_READLINKAT = number(267, 78);

@@ -56,11 +56,22 @@ public final class MappedMemory implements AutoCloseable {
      * @return the address, for {@link #own}, or the negated errno
      */
     public static long map(Fd fd, long size, boolean writable, long address) {
+        return map(fd, 0, size, writable, address);
+    }
+
+    /**
+     * Maps a part of a file, as shared memory.
+     *
+     * @param offset where the part begins, a multiple of the page size
+     * @param address the address to map at, or 0 for any; an existing mapping is never replaced
+     * @return the address, for {@link #own}, or the negated errno
+     */
+    public static long map(Fd fd, long offset, long size, boolean writable, long address) {
         int number = fd.acquire();
         try {
             return Native.syscall6(Abi.SYS_MMAP, address, size, PROT_READ
                 | (writable ? PROT_WRITE : 0),
-                MAP_SHARED | (address == 0 ? 0 : MAP_FIXED_NOREPLACE), number, 0);
+                MAP_SHARED | (address == 0 ? 0 : MAP_FIXED_NOREPLACE), number, offset);
         } finally {
             fd.release();
         }

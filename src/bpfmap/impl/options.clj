@@ -6,6 +6,13 @@
 
 (def ^:private flag [boolean? "true or false"])
 (def ^:private anything [any? nil])
+(def ^:private seconds
+  [#(or (nil? %) (and (number? %) (<= 0 %))) "a number of seconds, 0 or more"])
+(def ^:private function [#(or (nil? %) (fn? %) (var? %)) "a function"])
+(def ^:private events
+  "Options of all that read events."
+  {:type anything :types anything :raw flag :timeout seconds :seconds seconds
+   :on-error function :on-lost function})
 (def ^:private options-of
   "Options by operation: option to predicate, constraint and hint.
 
@@ -31,6 +38,14 @@
               :repeat [#(or (nil? %) (and (int? %) (<= 1 (long %) 0x7fffffff)))
                        "a positive 32-bit integer"]}
    :watch {:interval anything}
+   :reader (assoc events
+                  :steal flag
+                  :pages [#(and (int? %) (pos? (long %)) (= 1 (Long/bitCount %)))
+                          "a power of two, in pages"]
+                  :wakeup-events [#(and (int? %) (<= 1 (long %) 0xffffffff))
+                                  "a positive 32-bit integer"])
+   :peek (assoc events :from [#{:oldest :now} ":oldest or :now"])
+   :subscribe {:on-error function :on-lost function}
    :nrepl {:socket anything :port anything :trust-all-local-users anything}})
 
 (def ^:private names

@@ -1,0 +1,91 @@
+package bpfmap.sys;
+
+import static java.lang.foreign.ValueLayout.JAVA_BYTE;
+import static java.lang.foreign.ValueLayout.JAVA_INT_UNALIGNED;
+import static java.lang.foreign.ValueLayout.JAVA_LONG_UNALIGNED;
+import static java.lang.foreign.ValueLayout.JAVA_SHORT_UNALIGNED;
+
+import java.lang.foreign.MemorySegment;
+
+/**
+ * Reads the current event of a reader in place. One object serves all events of a reader, so that
+ * an event costs no allocation. Every access is checked against the end of the event. Between
+ * events, and afterwards, each access throws.
+ */
+public final class RawEvent {
+    private MemorySegment memory;
+    private long offset;
+    private int length = -1;
+
+    /** Shows an event, until {@link #end}. */
+    public void begin(MemorySegment memory, long offset, int length) {
+        this.memory = memory;
+        this.offset = offset;
+        this.length = length;
+    }
+
+    /** Shows nothing: the event's place may be overwritten from now on. */
+    public void end() {
+        length = -1;
+    }
+
+    private long at(long index, int size) {
+        // One comparison for an index below 0 and for one beyond the end; none for length -1.
+        if (Long.compareUnsigned(index, (long) length - size) > 0 || length < size) {
+            throw outside(index, size);
+        }
+        return offset + index;
+    }
+
+    private RuntimeException outside(long index, int size) {
+        return length < 0
+            ? new IllegalStateException("the event is over; copy what is used later")
+            : new IndexOutOfBoundsException(size + " bytes at " + index + " of an event of "
+            + length + " bytes");
+    }
+
+    /** Returns the size of the event in bytes. */
+    public long length() {
+        if (length < 0) {
+            throw outside(0, 0);
+        }
+        return length;
+    }
+
+    /** Returns a signed byte. */
+    public long int8(long index) {
+        return memory.get(JAVA_BYTE, at(index, 1));
+    }
+
+    /** Returns a signed number of two bytes, in the byte order of this machine. */
+    public long int16(long index) {
+        return memory.get(JAVA_SHORT_UNALIGNED, at(index, 2));
+    }
+
+    /** Returns a signed number of four bytes, in the byte order of this machine. */
+    public long int32(long index) {
+        return memory.get(JAVA_INT_UNALIGNED, at(index, 4));
+    }
+
+    /** Returns a number of eight bytes, in the byte order of this machine. */
+    public long int64(long index) {
+        return memory.get(JAVA_LONG_UNALIGNED, at(index, 8));
+    }
+
+    /**
+     * Copies bytes of the event into an array.
+     *
+     * @return the number of bytes copied: the rest of the event, or as many as fit
+     */
+    public long copyTo(long index, byte[] array) {
+        long from = at(index, 0);
+        int n = (int) Math.min(length - index, array.length);
+        MemorySegment.copy(memory, JAVA_BYTE, from, array, 0, n);
+        return n;
+    }
+
+    @Override
+    public String toString() {
+        return length < 0 ? "an event that is over" : "an event of " + length + " bytes";
+    }
+}

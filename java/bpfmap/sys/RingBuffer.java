@@ -1,0 +1,188 @@
+package bpfmap.sys;
+
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import java.lang.foreign.MemorySegment;
+import java.lang.invoke.VarHandle;
+
+/**
+ * Consumes a {@code BPF_MAP_TYPE_RINGBUF}: takes its records, and gives their places back.
+ *
+ * <p>Positions count bytes since the ring was created and never shrink. The data is mapped twice in
+ * a row, so a record that crosses the end is contiguous. Source: kernel/bpf/ringbuf.c.
+ */
+public final class RingBuffer implements EventSource {
+    static final VarHandle LONG = JAVA_LONG.varHandle();
+    static final VarHandle INT = JAVA_INT.varHandle();
+
+    static final int HEADER = 8; // BPF_RINGBUF_HDR_SZ
+    static final int DISCARDED = 1 << 30; // BPF_RINGBUF_DISCARD_BIT
+    static final int LENGTH = DISCARDED - 1;
+
+    /** Offset in the consumer page of the position up to which everything was consumed. */
+    static final long CONSUMER = 0;
+    /** Offset in the producer page of the position up to which everything was reserved. */
+    static final long PRODUCER = 0;
+
+    private final MappedMemory consumerPage;
+    private final MappedMemory producerPages;
+    private final MemorySegment consumer;
+    private final MemorySegment producer;
+    private final MemorySegment data;
+    private final long size;
+    private final Fd fd;
+
+    private long position;
+    private boolean busy;
+    private long events;
+    private long bytes;
+    private long discarded;
+
+    /**
+     * Takes ownership of two mappings and a descriptor.
+     *
+     * @param consumerPage the page at offset 0, writable
+     * @param producerPages the page after it and the data, twice {@code size}, read-only
+     * @param size size of the data in bytes, a power of two
+     * @param fd a descriptor of the map, for epoll
+     */
+    public RingBuffer(MappedMemory consumerPage, MappedMemory producerPages, long size, Fd fd) {
+        this.consumerPage = consumerPage;
+        this.producerPages = producerPages;
+        this.consumer = consumerPage.segment();
+        this.producer = producerPages.segment();
+        this.data = producer.asSlice(producer.byteSize() - 2 * size);
+        this.size = size;
+        this.fd = fd;
+        position = (long) LONG.getAcquire(consumer, CONSUMER);
+    }
+
+    /** Returns the distance to the next record, for a header's length: header, payload, padding. */
+    static long total(int length) {
+        return length + HEADER + 7L & ~7L;
+    }
+
+    static CorruptEventsException corrupt(long position, String what) {
+        return new CorruptEventsException(what, position);
+    }
+
+    static CorruptEventsException positions(long position, long end, long size) {
+        return corrupt(position, "the producer's position " + Long.toUnsignedString(end)
+            + " is not within " + size + " bytes after the consumer's position "
+            + Long.toUnsignedString(position));
+    }
+
+    static CorruptEventsException header(long position, int length, long end) {
+        return corrupt(position, "the record at position " + Long.toUnsignedString(position)
+            + " has " + length + " bytes, which is more than the " + (end - position - HEADER)
+            + " bytes up to the producer's position");
+    }
+
+    @Override
+    public int drain(Handler handler, int limit) {
+        MemorySegment data = this.data;
+        MemorySegment consumer = this.consumer;
+        long mask = size - 1;
+        long at = position;
+        long end = (long) LONG.getAcquire(producer, PRODUCER);
+        if (end - at < 0 || end - at > size) {
+            throw positions(at, end, size);
+        }
+        int n = 0;
+        busy = false;
+        while (at != end && n < limit) {
+            int header = (int) INT.getAcquire(data, at & mask);
+            if (header < 0) {
+                busy = true;
+                break;
+            }
+            int length = header & LENGTH;
+            long next = at + total(length);
+            if (next - end > 0) {
+                throw header(at, length, end);
+            }
+            boolean more = true;
+            if ((header & DISCARDED) != 0) {
+                discarded++;
+                position = next;
+                LONG.setRelease(consumer, CONSUMER, next);
+            } else {
+                try {
+                    more = handler.accept(data, (at & mask) + HEADER, length);
+                } finally {
+                    events++;
+                    bytes += length;
+                    position = next;
+                    LONG.setRelease(consumer, CONSUMER, next);
+                }
+                n++;
+            }
+            at = next;
+            if (!more) {
+                break;
+            }
+        }
+        return n;
+    }
+
+    @Override
+    public boolean isBusy() {
+        return busy;
+    }
+
+    @Override
+    public boolean isReady() {
+        return position != (long) LONG.getAcquire(producer, PRODUCER);
+    }
+
+    @Override
+    public long busyPosition() {
+        long at = position;
+        boolean there = at != (long) LONG.getAcquire(producer, PRODUCER);
+        return there && (int) INT.getAcquire(data, at & size - 1) < 0 ? at : -1;
+    }
+
+    /** Returns the position of the next record, in bytes since the ring was created. */
+    public long position() {
+        return position;
+    }
+
+    @Override
+    public long events() {
+        return events;
+    }
+
+    @Override
+    public long bytes() {
+        return bytes;
+    }
+
+    @Override
+    public long discarded() {
+        return discarded;
+    }
+
+    @Override
+    public long fill() {
+        return (long) LONG.getAcquire(producer, PRODUCER)
+            - (long) LONG.getAcquire(consumer, CONSUMER);
+    }
+
+    @Override
+    public long capacity() {
+        return size;
+    }
+
+    @Override
+    public Fd pollable() {
+        return fd;
+    }
+
+    @Override
+    public void close() {
+        fd.close();
+        consumerPage.close();
+        producerPages.close();
+    }
+}

@@ -1,0 +1,258 @@
+(ns bpfmap.events
+  "Reads events that BPF programs send: ring buffers and perf event arrays.
+
+      (require '[bpfmap.core :as bpf] '[bpfmap.events :as events])
+
+      (with-open [m (bpf/open \"/sys/fs/bpf/execs\")
+                  r (events/reader m {:type [:struct [:pid :u32] [:comm [:string 16]]]})]
+        (into [] (take 2) r)) ;=> [{:pid 4711, :comm \"ls\"} {:pid 4712, :comm \"cat\"}]
+
+  A reader is reducible: `reduce`, `transduce`, `into` and `run!` get one event after another, and
+  wait for the next. It ends when the reader is closed, by a `reduced` such as of `(take n)`, after
+  `:timeout` seconds without an event, or after `:seconds` in all. A reduce that ends leaves the
+  next event where it is.
+
+  One thread at a time uses a reader. Any thread may close it. Errors are `ex-info` with
+  `:bpfmap/error`, see `bpfmap.error`. doc/events.md is the guide."
+  (:refer-clojure :exclude [peek])
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.events.perf :as perf]
+            [bpfmap.impl.events.reader :as reader]
+            [bpfmap.impl.events.ring :as ring]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.options :as options])
+  (:import (bpfmap.impl.events.reader EventReader)
+           (bpfmap.sys EventSource RawEvent)
+           (java.io Closeable)))
+
+(set! *warn-on-reflection* true)
+
+(defn- invalid [op message hint]
+  (error/error :invalid-value message {:bpfmap/op op :bpfmap/hint hint}))
+
+(defn- maps-of
+  "Returns the maps of an argument that is one or several, and their type."
+  [m-or-ms op]
+  (let [ms (if (sequential? m-or-ms) (vec m-or-ms) [m-or-ms])]
+    (when (empty? ms)
+      (throw (invalid op "There must be at least one map" nil)))
+    (doseq [m ms]
+      (bpf-map/check-open-map m op))
+    (let [types (distinct (map #(:type (bpf-map/identity-of %)) ms))]
+      (doseq [m ms :when (not (#{:ringbuf :perf-event-array} (:type (bpf-map/identity-of m))))]
+        (bpf-map/refuse m op :not-supported
+                        (str "events come from maps of type :ringbuf and :perf-event-array, not "
+                             (:type (bpf-map/identity-of m)))))
+      (when (or (next types) (and (next ms) (= [:perf-event-array] types)))
+        (throw (invalid op "Several maps must be ring buffers"
+                        "use one reader for each perf event array")))
+      [ms (first types)])))
+
+(defn- value-type [m {:keys [type] :as options}]
+  (cond-> options
+    (nil? type) (assoc :type (:value (bpf-map/spec-of m)))))
+
+(defn- close-all [opened]
+  (doseq [{:keys [^EventSource source release]} opened]
+    (.close source)
+    (release)))
+
+(defn- open-rings
+  "Returns the results of f for each map; if one throws, closes those before it."
+  [ms f]
+  (reduce (fn [opened m]
+            (try
+              (conj opened (f m))
+              (catch Throwable e
+                (close-all opened)
+                (throw e))))
+          [] ms))
+
+(defn reader
+  "Opens a reader of the events of ring buffers, or of a perf event array.
+
+  `m-or-ms` is an open `:ringbuf` map, a vector of several, or one `:perf-event-array` map.
+
+  | option           | meaning                                                                  |
+  |------------------|--------------------------------------------------------------------------|
+  | `:type`          | a type of `bpfmap.type`; a function of the event's byte view that returns one or nil; nil for byte views. Default: the value type of the map |
+  | `:types`         | named types, for `:type`                                                 |
+  | `:raw`           | true: events are read in place, see [[raw-long]]                         |
+  | `:timeout`       | seconds without an event after which a reduce ends                       |
+  | `:seconds`       | seconds after which a reduce ends                                        |
+  | `:on-error`      | a function of the error of an event that cannot be decoded               |
+  | `:on-lost`       | a function of the number of records that the kernel lost                 |
+  | `:steal`         | true: read a map that somebody else may read too                         |
+  | `:pages`         | pages of each CPU's buffer of a perf event array, a power of two         |
+  | `:wakeup-events` | events of a perf event array after which the kernel wakes the reader     |
+
+  An event longer than its type has the bytes behind it as `:bpfmap/extra`; a shorter one has the
+  leading fields, and the number of missing bytes as `:bpfmap/missing`. An event that cannot be
+  decoded is passed to `:on-error`, in an error with its bytes under `:bpfmap/bytes`, and the reader
+  goes on. Without `:on-error` the error is thrown, with the result so far under `:bpfmap/so-far`,
+  and the next reduce begins with the event behind it.
+
+  Each event goes to one reader only. If another process has the map open or mapped, or this process
+  has a reader of it, `:busy` is thrown, with the processes under `:bpfmap/holders`. Throws
+  `:not-supported` for other types of maps, `:read-only` for a map opened read-only, `:permission`
+  for a frozen ring, `:invalid-spec` for a malformed type. Needs Linux 5.8 for ring buffers.
+
+      (reader m {:type [:struct [:pid :u32] [:comm [:string 16]]] :timeout 5})"
+  (^Closeable [m-or-ms] (reader m-or-ms nil))
+  (^Closeable [m-or-ms options]
+   (options/check :reader options)
+   (let [[[m :as ms] type] (maps-of m-or-ms :reader)
+         identities (map bpf-map/identity-of ms)
+         options (value-type m options)]
+     (if (= :perf-event-array type)
+       (reader/open :reader identities (perf/consuming m options :reader) options {:padded true})
+       (let [opened (open-rings ms #(ring/consuming % options))]
+         (reader/open :reader identities (map :source opened) options
+                      {:on-close (fn [] (doseq [{:keys [release]} opened] (release)))}))))))
+
+(defn peek
+  "Opens a reader that takes nothing: it copies records, and follows the ring.
+
+  The owner of the ring does not notice. The mappings are read-only, and nothing waits for the
+  ring: it is looked at every 1 to 50 ms. If the producer comes round to a record before it is
+  copied, the peek goes on behind, and counts it: see [[stats]] for `:overtaken` and `:missed`.
+
+  The options are the same as for [[reader]], except `:steal`, `:pages` and `:wakeup-events`; and
+  `:from`: `:oldest` (default) begins with the oldest record that is still there, `:now` with the
+  next one.
+
+      (with-open [r (peek m {:timeout 1})] (into [] r))"
+  (^Closeable [m-or-ms] (peek m-or-ms nil))
+  (^Closeable [m-or-ms options]
+   (options/check :peek options)
+   (let [[[m :as ms] type] (maps-of m-or-ms :peek)
+         identities (map bpf-map/identity-of ms)
+         options (value-type m options)]
+     (if (= :perf-event-array type)
+       (reader/open :peek identities (perf/following m options :peek) options {:padded true})
+       (reader/open :peek identities
+                    (map :source (open-rings ms (fn [m] {:source (ring/following m options :peek)
+                                                         :release (constantly nil)})))
+                    options nil)))))
+
+(defn- check-reader ^EventReader [r op]
+  (when-not (instance? EventReader r)
+    (throw (invalid op (str "The argument must be a reader, got " (pr-str (error/shown r)))
+                    "pass a result of reader or peek")))
+  r)
+
+(defn poll!
+  "Returns the next event; nil after some seconds without one.
+
+  Waits without end for nil seconds; does not wait for 0. Returns nil if the reader is closed
+  meanwhile. Throws `:closed`, and `:busy` if another call uses the reader.
+
+      (poll! r 0.5) ;=> {:pid 4711, :comm \"ls\"}"
+  ([r] (poll! r nil))
+  ([r seconds]
+   (check-reader r :poll!)
+   (options/check :reader {:seconds seconds})
+   (reader/poll r seconds)))
+
+(defn drain!
+  "Calls f with each event that is there now, and returns without waiting.
+
+  Returns the number of events.
+
+      (drain! r println) ;=> 2"
+  [r f]
+  (check-reader r :drain!)
+  (reader/drain r f))
+
+(defn subscribe
+  "Calls f with each event on a thread of its own until it is closed.
+
+  Returns the subscription. The thread is a platform thread and a daemon. It ends when the
+  subscription or the reader is closed; after closing the subscription, the reader can be used
+  again. The options are `:on-error` and `:on-lost`, as for [[reader]]. `:on-error` gets what f
+  throws, too; without it, an exception ends the subscription and goes to the thread's handler of
+  uncaught exceptions.
+
+      (with-open [_ (subscribe r println)] (Thread/sleep 1000))"
+  (^Closeable [r f] (subscribe r f nil))
+  (^Closeable [r f options]
+   (check-reader r :subscribe)
+   (options/check :subscribe options)
+   (reader/subscribe r f options)))
+
+(defn stats
+  "Returns the counters of a reader, or the state of a ring that somebody reads.
+
+  | key          | meaning                                                                     |
+  |--------------|-----------------------------------------------------------------------------|
+  | `:events` `:bytes` | delivered events, and the bytes in them                               |
+  | `:discarded` | records that the program discarded                                          |
+  | `:lost`      | records of a perf event array that found no room. A ring does not count them |
+  | `:fill` `:capacity` | bytes in use now, headers included, and the size                     |
+  | `:busy`      | if the next record is reserved but not committed: its `:position`, and for how many `:seconds` that has been seen. A program that was killed never commits it |
+  | `:overtaken` `:missed` | of a peek: how often the producer was faster, and the bytes skipped |
+
+  For a map, there are only `:fill`, `:capacity` and `:busy`. Nothing is consumed. A closed reader
+  has its counters only.
+
+      (stats r) ;=> {:events 2, :bytes 40, :discarded 0, :lost 0, :fill 0, :capacity 4096}
+      (stats m) ;=> {:fill 48, :capacity 4096}"
+  [r-or-m]
+  (if (instance? EventReader r-or-m)
+    (reader/stats r-or-m)
+    (with-open [^EventReader r (peek r-or-m)]
+      (select-keys (reader/stats r) [:fill :capacity :busy]))))
+
+;; --- events in place
+
+(defn raw-length
+  "Returns the number of bytes of an event in place.
+
+  With the option `:raw true`, events are not decoded and not copied: the function gets the same
+  object for each event, which reads the event in the ring. It is valid only during the call; then
+  it throws `IllegalStateException`. Reading it allocates nothing.
+
+      (reduce (fn [n event] (+ n (raw-length event))) 0 r)"
+  ^long [event]
+  (.length ^RawEvent event))
+
+(defn raw-byte
+  "Returns the signed byte at an offset of an event in place.
+
+  Throws `IndexOutOfBoundsException` beyond the end of the event, as do all of these.
+
+      (raw-byte event 0)"
+  ^long [event ^long offset]
+  (.int8 ^RawEvent event offset))
+
+(defn raw-short
+  "Returns the signed number of two bytes at an offset of an event in place.
+
+      (raw-short event 2)"
+  ^long [event ^long offset]
+  (.int16 ^RawEvent event offset))
+
+(defn raw-int
+  "Returns the signed number of four bytes at an offset of an event in place.
+
+      (raw-int event 4)"
+  ^long [event ^long offset]
+  (.int32 ^RawEvent event offset))
+
+(defn raw-long
+  "Returns the number of eight bytes at an offset of an event in place.
+
+  In the byte order of this machine; see [[raw-length]].
+
+      (run! (fn [event] (.add adder (raw-long event 8))) r)"
+  ^long [event ^long offset]
+  (.int64 ^RawEvent event offset))
+
+(defn raw-copy!
+  "Copies bytes from an offset of an event in place to an array.
+
+  Returns the number of bytes copied.
+
+      (raw-copy! event 0 buffer) ;=> 64"
+  ^long [event ^long offset ^bytes array]
+  (.copyTo ^RawEvent event offset array))

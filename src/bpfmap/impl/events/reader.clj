@@ -1,0 +1,515 @@
+(ns ^:no-doc bpfmap.impl.events.reader
+  "Defines the reader of events: its sources, who may use it, and how it waits.
+
+  One call at a time uses a reader. `close` wakes that call, and the last to leave gives the
+  sources back, so that no memory is unmapped while somebody reads it."
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.events.typed :as typed]
+            [bpfmap.impl.kernel.events :as kernel.events]
+            [bpfmap.impl.waiting :as waiting])
+  (:import (bpfmap.impl.events.typed Decoder)
+           (bpfmap.sys CorruptEventsException EventSource EventSource$Handler RawEvent Waiter)
+           (clojure.lang ExceptionInfo IReduceInit ITransientCollection Reduced)
+           (java.io Closeable)
+           (java.util.concurrent CountDownLatch TimeUnit)
+           (java.util.concurrent.atomic AtomicBoolean AtomicReference)
+           (java.util.concurrent.locks LockSupport)))
+
+(set! *warn-on-reflection* true)
+
+(declare reduce-events close)
+
+;; `kind` is :reader or :peek. `identities` are the {:id :name :type} of the maps. `sources` is an
+;; array. `waiter` is nil if the sources cannot be waited for. `on-close` is called when all has
+;; been given back. `halt` ends the call in progress: closing the reader or subscription sets it.
+;; `user` is the thread whose call uses the reader, or nil. `ended` is down when everything has been
+;; given back. `stalls` has the busy record of each source, by index: [position nanos-since].
+(deftype EventReader [kind identities ^objects sources ^Waiter waiter ^Decoder decoder
+                      options on-close
+                      ^AtomicBoolean closed ^AtomicBoolean halt ^AtomicReference user
+                      ^CountDownLatch ended ^AtomicReference stalls]
+  IReduceInit
+  (reduce [this f init]
+    (reduce-events this f init))
+
+  Closeable
+  (close [this] (close this))
+
+  Object
+  (toString [_]
+    (str "#<bpf-" (if (= :peek kind) "peek" "events")
+         (apply str (map #(str " " (error/id-and-name %)) identities))
+         (when (.get closed) " closed") ">")))
+
+(defmethod print-method EventReader [r ^java.io.Writer w]
+  (.write w (str r)))
+
+;; --- who may use it
+
+(defn- described [^EventReader r]
+  (str (if (= :peek (.-kind r)) "The peek" "The reader") " of map "
+       (error/list-of (map error/id-and-name (.-identities r)) "and")))
+
+(defn- context [^EventReader r op]
+  {:op op :map (first (.-identities r))})
+
+(defn closed-error
+  "Returns the error of a call on a reader that is closed."
+  ^Throwable [^EventReader r op]
+  (error/error :closed (str (described r) " is closed")
+               {:bpfmap/op op :bpfmap/map (first (.-identities r))
+                :bpfmap/hint "it was closed before this call; open another"}))
+
+(defn- in-use-error ^Throwable [^EventReader r op ^Thread other]
+  (error/error :busy (str (described r) " is in use")
+               {:bpfmap/op op :bpfmap/map (first (.-identities r))
+                :bpfmap/hint (if (identical? other (Thread/currentThread))
+                               (str "this thread is inside another call on it; finish that call, "
+                                    "or use the events there")
+                               (str "the thread \"" (some-> other .getName) "\" reads it; one "
+                                    "thread at a time may, and hands events on to others"))}))
+
+(defn- give-back
+  "Closes the sources, once."
+  [^EventReader r]
+  (when-not (zero? (.getCount ^CountDownLatch (.-ended r)))
+    (locking r
+      (when-not (zero? (.getCount ^CountDownLatch (.-ended r)))
+        (try
+          (some-> ^Waiter (.-waiter r) .close)
+          (doseq [^EventSource source (.-sources r)]
+            (.close source))
+          ((.-on-close r))
+          (finally (.countDown ^CountDownLatch (.-ended r))))))))
+
+
+(defn- leave [^EventReader r]
+  (.set ^AtomicReference (.-user r) nil)
+  (when (.get ^AtomicBoolean (.-closed r))
+    (give-back r)))
+
+(defn closed?
+  "Returns true if a reader was closed; a call may still be in progress."
+  [^EventReader r]
+  (.get ^AtomicBoolean (.-closed r)))
+
+(defn- enter-as
+  "Makes a thread the only user of a reader, or throws."
+  [^EventReader r ^Thread thread op]
+  (let [^AtomicReference user (.-user r)]
+    (when-not (.compareAndSet user nil thread)
+      (throw (if (closed? r) (closed-error r op) (in-use-error r op (.get user)))))
+    (when (closed? r)
+      (leave r)
+      (throw (closed-error r op)))))
+
+(defn- using
+  "Calls f as the only user of a reader."
+  [^EventReader r op f]
+  (enter-as r (Thread/currentThread) op)
+  (try
+    (f)
+    (finally (leave r))))
+
+(def ^:private patience-millis
+  "How long `close` waits for a function of the user's to return."
+  1000)
+
+(defn- halt [^EventReader r ^Thread user]
+  (.set ^AtomicBoolean (.-halt r) true)
+  (some-> ^Waiter (.-waiter r) .wake)
+  (LockSupport/unpark user))
+
+(defn- await-end
+  "Waits until a latch is down, but not longer than a second; an interrupt ends the wait."
+  [^CountDownLatch latch]
+  (try
+    (.await latch patience-millis TimeUnit/MILLISECONDS)
+    (catch InterruptedException _
+      (.interrupt (Thread/currentThread)))))
+
+(defn close
+  "Closes a reader: wakes the call that waits, and waits until it has left.
+
+  Idempotent. If the function of that call takes longer than a second, it closes the reader when it
+  leaves."
+  [^EventReader r]
+  (let [^AtomicReference user (.-user r)
+        this (Thread/currentThread)]
+    (.set ^AtomicBoolean (.-closed r) true)
+    (let [other (.get user)]
+      (halt r other)
+      (when (.compareAndSet user nil this)
+        (leave r))
+      ;; The call of this very thread gives everything back.
+      (when-not (identical? this other)
+        (await-end (.-ended r))))
+    nil))
+
+;; --- waiting
+
+(def ^:private slice-nanos
+  "The longest wait without a look at the sources.
+
+  A record that is committed with BPF_RB_NO_WAKEUP wakes nobody."
+  100000000)
+
+(def ^:private spins
+  "How often a busy record is looked at before the reader sleeps."
+  64)
+
+(defn- backoff
+  "Returns the nanoseconds of the n-th sleep in a row, from 50 us to `most`."
+  ^long [^long n ^long most]
+  (min most (bit-shift-left 50000 (min 30 n))))
+
+(defn- some-source? [^EventReader r pred]
+  (let [^objects sources (.-sources r)]
+    (loop [i 0]
+      (cond
+        (= i (alength sources)) false
+        (pred (aget sources i)) true
+        :else (recur (inc i))))))
+
+(declare busy-record)
+
+(defn- wait
+  "Waits until events may be there, at most some nanoseconds. `idle` counts waits in a row.
+
+  A busy record keeps its ring readable, so that epoll would return at once."
+  [^EventReader r ^long nanos ^long idle op]
+  (cond
+    (.isInterrupted (Thread/currentThread)) (throw (waiting/interrupted op nil))
+    (some-source? r #(.isBusy ^EventSource %))
+    (if (< idle (long spins))
+      (Thread/onSpinWait)
+      (do (busy-record r)
+          (LockSupport/parkNanos r (min nanos (backoff (- idle (long spins)) 10000000)))))
+    (nil? (.-waiter r)) (LockSupport/parkNanos r (min nanos (backoff (+ 4 idle) 50000000)))
+    :else (kernel.events/wait (.-waiter r) (min nanos (long slice-nanos)) (context r op))))
+
+;; --- handlers
+
+(defn- lost-of ^long [^EventReader r]
+  (let [^objects sources (.-sources r)]
+    (loop [i 0 n 0]
+      (if (= i (alength sources))
+        n
+        (recur (inc i) (+ n (.lost ^EventSource (aget sources i))))))))
+
+(definterface Sink
+  (^Object result [])
+  (^boolean done [])
+  (^Object step [memory ^long offset ^long length]))
+
+;; A `try` that is not the last expression of a function or method is compiled to a closure, which
+;; would be allocated for each event. So both types have a method of their own for it.
+
+;; Calls f with the result so far and an event. `on-error` gets errors of decoding; without it they
+;; are thrown.
+(deftype ^:private Folding [^EventReader r ^Decoder decoder f on-error op ^AtomicBoolean halt
+                            ^:unsynchronized-mutable acc
+                            ^:unsynchronized-mutable stopped]
+  Sink
+  (result [_] acc)
+  (done [_] (.booleanValue ^Boolean stopped))
+  (step [_ memory offset length]
+    (try
+      (.decode decoder memory offset length)
+      (catch Exception e
+        (let [e (typed/failed e memory offset length op (first (.-identities r)))]
+          (if on-error
+            (do (on-error e) ::none)
+            (throw e))))))
+  EventSource$Handler
+  (accept [this memory offset length]
+    (let [event (.step this memory offset length)]
+      (if (identical? ::none event)
+        (not (.get halt))
+        (let [x (f acc event)]
+          (if (reduced? x)
+            (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
+            (do (set! acc x) (not (.get halt)))))))))
+
+;; The same with an event that is read in place.
+(deftype ^:private RawFolding [^RawEvent event f ^AtomicBoolean halt
+                               ^:unsynchronized-mutable acc
+                               ^:unsynchronized-mutable stopped]
+  Sink
+  (result [_] acc)
+  (done [_] (.booleanValue ^Boolean stopped))
+  (step [_ memory offset length]
+    (.begin event memory offset (int length))
+    (try
+      (f acc event)
+      (finally (.end event))))
+  EventSource$Handler
+  (accept [this memory offset length]
+    (let [x (.step this memory offset length)]
+      (if (reduced? x)
+        (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
+        (do (set! acc x) (not (.get halt)))))))
+
+(defn- folding [^EventReader r f init {:keys [raw on-error]} op]
+  (if raw
+    (RawFolding. (RawEvent.) f (.-halt r) init false)
+    (Folding. r (.-decoder r) f on-error op (.-halt r) init false)))
+
+;; --- passes
+
+(defn- corrupt-error ^Throwable [^CorruptEventsException e ^EventReader r op]
+  (error/error :corrupt (str "The ring of map "
+                             (error/list-of (map error/id-and-name (.-identities r)))
+                             " is corrupt: " (ex-message e))
+               {:bpfmap/op op :bpfmap/map (first (.-identities r))
+                :bpfmap/position (.-position e)
+                :bpfmap/hint "another process has written to it; create it again"}
+               e))
+
+(defn- pass
+  "Makes one pass over all sources; returns the number of events. Stops when the sink is done."
+  ^long [^EventReader r ^EventSource$Handler sink ^long limit op]
+  (let [^objects sources (.-sources r)
+        ^AtomicBoolean halt (.-halt r)]
+    (try
+      (loop [i 0 n 0]
+        (if (or (= i (alength sources)) (<= limit n) (.get halt) (.done ^Sink sink))
+          n
+          (recur (inc i)
+                 (+ n (.drain ^EventSource (aget sources i) sink (int (- limit n)))))))
+      (catch CorruptEventsException e
+        (throw (corrupt-error e r op))))))
+
+(defn- report-lost
+  "Calls `on-lost` with the number of records lost since `before`; returns the number by now."
+  ^long [^EventReader r on-lost ^long before]
+  (if on-lost
+    (let [now (lost-of r)]
+      (when (< before now)
+        (on-lost (- now before)))
+      now)
+    before))
+
+(defn- with-so-far
+  "Adds the result so far to an error that this library throws out of a reduce."
+  ^Throwable [^ExceptionInfo e ^Sink sink]
+  (if (:bpfmap/error (ex-data e))
+    (let [so-far (.result sink)]
+      (doto ^Throwable (ex-info (ex-message e)
+                     (assoc (ex-data e) :bpfmap/so-far (if (instance? ITransientCollection so-far)
+                                                         (persistent! so-far)
+                                                         so-far))
+                     (ex-cause e))
+        (.setStackTrace (.getStackTrace e))))
+    e))
+
+(defn- nanos [seconds]
+  (when seconds (long (min 9e18 (* 1e9 (double seconds))))))
+
+(def ^:private most-events
+  "The largest limit of a pass."
+  0x7fffffff)
+
+(def ^:private first-limit 64)
+
+(defn- next-limit
+  "Returns the limit of the pass after one that took some nanoseconds."
+  ^long [^long limit ^long nanos]
+  (cond
+    (< 10000000 nanos) (max 1 (quot limit 2))
+    (< nanos 1000000) (min (* 2 limit) (long most-events))
+    :else limit))
+
+(defn- run
+  "Makes passes until the sink is done, the reader is halted, or time is over.
+
+  `timeout` is in seconds without an event, `seconds` in all. The limit of a pass follows the time
+  that passes take: the clock is read often if the function is slow, and rarely if it is fast."
+  [^EventReader r ^Sink sink {:keys [timeout seconds on-lost]} op]
+  (let [begun (System/nanoTime)
+        timeout (nanos timeout)
+        seconds (nanos seconds)
+        ^AtomicBoolean halt (.-halt r)]
+    (loop [last-event begun, started begun, idle 0, limit (long first-limit), lost (lost-of r)]
+      (let [n (pass r sink limit op)
+            lost (report-lost r on-lost lost)
+            now (System/nanoTime)
+            left (min (if seconds (- (long seconds) (- now begun)) Long/MAX_VALUE)
+                      (if (and timeout (zero? n))
+                        (- (long timeout) (- now last-event))
+                        Long/MAX_VALUE))]
+        (when-not (or (.done sink) (.get halt) (not (pos? left)))
+          (if (pos? n)
+            (recur now now 0 (next-limit limit (- now started)) lost)
+            (do (wait r left idle op)
+                (recur last-event (System/nanoTime) (inc idle) limit lost))))))))
+
+(defn- run-to-result
+  "Runs a sink and returns its result. An error of this library gets the result so far."
+  [r ^Sink sink options op]
+  (try
+    (run r sink options op)
+    (.result sink)
+    (catch ExceptionInfo e
+      (throw (with-so-far e sink)))))
+
+(defn reduce-events
+  "Reduces over events until the reader is closed, reduced, or out of time."
+  [^EventReader r f init]
+  (let [options (.-options r)]
+    (using r :reduce #(run-to-result r (folding r f init options :reduce) options :reduce))))
+
+(defn poll
+  "Returns the next event; nil after some seconds or if the reader is closed."
+  [^EventReader r seconds]
+  (using r :poll!
+         #(let [options (.-options r)
+                sink (folding r (fn [_ event] (reduced event)) nil options :poll!)]
+            (run r sink (assoc options :timeout nil :seconds seconds) :poll!)
+            (.result ^Sink sink))))
+
+(defn drain
+  "Calls f with each event that is there now; returns the number of calls."
+  [^EventReader r f]
+  (using r :drain!
+         #(let [options (.-options r)
+                sink (folding r (fn [n event] (f event) (inc (long n))) 0 options :drain!)
+                lost (lost-of r)]
+            (pass r sink most-events :drain!)
+            (report-lost r (:on-lost options) lost)
+            (.result ^Sink sink))))
+
+;; --- subscriptions
+
+;; `ended` is down when the thread has left the reader.
+(deftype Subscription [^EventReader r ^Thread thread ^CountDownLatch ended]
+  Closeable
+  (close [_]
+    (when-not (zero? (.getCount ended))
+      (when (identical? thread (.get ^AtomicReference (.-user r)))
+        (halt r thread))
+      (when-not (identical? thread (Thread/currentThread))
+        (await-end ended))))
+  Object
+  (toString [_]
+    (str "#<bpf-subscription to " r (when (zero? (.getCount ended)) " ended") ">")))
+
+(defmethod print-method Subscription [s ^java.io.Writer w]
+  (.write w (str s)))
+
+(defn- leave-subscription
+  "Ends the use of a reader by its subscription; the reader can be used again."
+  [^EventReader r]
+  (let [^AtomicBoolean halt (.-halt r)]
+    (some-> ^Waiter (.-waiter r) .reset)
+    (.set halt false)
+    (when (closed? r)
+      (.set halt true))
+    (leave r)))
+
+(defn- deliver-events
+  "Calls f with each event until the reader or the subscription is closed."
+  [^EventReader r f {:keys [on-error] :as options}]
+  (let [step (if on-error
+               (fn [_ event] (try (f event) (catch Exception e (on-error e))) nil)
+               (fn [_ event] (f event) nil))
+        options (dissoc options :timeout :seconds)]
+    (try
+      (run r (folding r step nil options :subscribe) options :subscribe)
+      (catch Exception e
+        (if on-error
+          (on-error e)
+          (throw e))))))
+
+(defn subscribe
+  "Calls f with each event on a new platform thread; returns the subscription."
+  ^Subscription [^EventReader r f options]
+  (let [^AtomicReference user (.-user r)
+        ended (CountDownLatch. 1)
+        options (merge (.-options r) options)
+        thread (.unstarted (doto (Thread/ofPlatform)
+                             (.name (str "bpfmap-events-" (:id (first (.-identities r)))))
+                             (.daemon true))
+                           (fn []
+                             (try
+                               (deliver-events r f options)
+                               (finally
+                                 (leave-subscription r)
+                                 (.countDown ended)))))]
+    (enter-as r thread :subscribe)
+    (try
+      (.start thread)
+      (catch Throwable e
+        (leave r)
+        (throw e)))
+    (Subscription. r thread ended)))
+
+;; --- making one
+
+(defn open
+  "Returns a reader over sources, which it owns.
+
+  `options` are the caller's, `extra` has `:padded` if the kernel may lengthen events. `on-close` is
+  called once when all is given back. If this throws, the sources are closed."
+  ^EventReader [kind identities sources {:keys [type types raw] :as options}
+                {:keys [padded on-close]}]
+  (try
+    (let [decoder (when-not raw (typed/decoder type types padded))
+          fds (mapv #(.pollable ^EventSource %) sources)
+          waiter (when (every? some? fds)
+                   (kernel.events/waiter fds {:op kind :map (first identities)}))]
+      (EventReader. kind (vec identities) (object-array sources) waiter decoder options
+                    (or on-close (constantly nil))
+                    (AtomicBoolean.) (AtomicBoolean.) (AtomicReference.) (CountDownLatch. 1)
+                    (AtomicReference. {})))
+    (catch Throwable e
+      (doseq [^EventSource source sources]
+        (.close source))
+      (when on-close (on-close))
+      (throw e))))
+
+;; --- statistics
+
+(defn- sum [^EventReader r f]
+  (reduce + 0 (map f (.-sources r))))
+
+(defn- busy-record
+  "Returns `{:position :seconds}` of the record that has been busy for the longest, or nil.
+
+  The seconds count from the first time that a wait or a call of [[stats]] saw it."
+  [^EventReader r]
+  (let [now (System/nanoTime)
+        ^AtomicReference stalls (.-stalls r)
+        before (.get stalls)
+        current (into {}
+                      (keep-indexed (fn [i ^EventSource source]
+                                      (let [position (.busyPosition source)]
+                                        (when-not (neg? position)
+                                          (let [[old-position :as old] (before i)]
+                                            [i (if (= old-position position)
+                                                 old
+                                                 [position now])])))))
+                      (.-sources r))]
+    (.set stalls current)
+    (when-let [[position since] (first (sort-by second (vals current)))]
+      {:position position :seconds (/ (- now (long since)) 1e9)})))
+
+(defn stats
+  "Returns the counters of a reader and, while it is open, its sources' state."
+  [^EventReader r]
+  (let [counters {:events (sum r #(.events ^EventSource %))
+                  :bytes (sum r #(.bytes ^EventSource %))
+                  :discarded (sum r #(.discarded ^EventSource %))
+                  :lost (sum r #(.lost ^EventSource %))}
+        counters (cond-> counters
+                   (= :peek (.-kind r)) (assoc :overtaken (sum r #(.overtaken ^EventSource %))
+                                               :missed (sum r #(.missed ^EventSource %))))]
+    (try
+      (let [busy (busy-record r)]
+        (cond-> (assoc counters
+                       :fill (sum r #(.fill ^EventSource %))
+                       :capacity (sum r #(.capacity ^EventSource %)))
+          busy (assoc :busy busy)))
+      (catch IllegalStateException e
+        ;; The memory was unmapped meanwhile.
+        (if (closed? r) counters (throw e))))))

@@ -1,0 +1,144 @@
+(ns ^:no-doc bpfmap.impl.events.ring
+  "Opens ring buffers for a reader, and refuses rings that somebody else may read.
+
+  Each record of a ring goes to one reader. A second one takes events away from the first, which
+  does not notice."
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.events :as kernel.events]
+            [bpfmap.impl.kernel.map :as kernel.map]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.waiting :as waiting])
+  (:import (bpfmap.sys EventSource)
+           (java.lang.ref WeakReference)
+           (java.util.concurrent ConcurrentHashMap)))
+
+(set! *warn-on-reflection* true)
+
+(defn- overwrites? [m]
+  (contains? (:flags (bpf-map/spec-of m)) :rb-overwrite))
+
+;; --- other readers
+
+(def ^:private readers-here
+  "The ids of the rings that this process reads, to a WeakReference to the token of the reader.
+
+  A reader that becomes unreachable without `close` gives its mappings to the collector, and has to
+  leave its place here as well."
+  (ConcurrentHashMap.))
+
+(defn- register!
+  "Returns a function that gives a ring's place back; nil if the ring has a reader here."
+  [id]
+  (let [^ConcurrentHashMap readers readers-here
+        token (Object.)
+        reference (WeakReference. token)]
+    (loop []
+      (let [^WeakReference other (.putIfAbsent readers id reference)]
+        (cond
+          (nil? other) (fn [] (.remove readers id reference) token)
+          (.get other) nil
+          :else (do (.remove readers id other) (recur)))))))
+
+(defn- other-holders
+  "Returns the processes other than this one that have a ring open or mapped."
+  [{:keys [id]} size]
+  (let [own (.pid (java.lang.ProcessHandle/current))]
+    (into [] (remove #(= own (:pid %)))
+          (into (holders/holders {:map-id id})
+                (kernel.events/mapped-without-descriptor size id)))))
+
+(defn- settled-holders
+  "Returns [[other-holders]], except processes that let go a moment later.
+
+  A process that lists all maps has each of them open for less than a millisecond."
+  [identity size]
+  (if (seq (other-holders identity size))
+    (do (waiting/sleep 20 :reader)
+        (other-holders identity size))
+    []))
+
+(defn- busy-error ^Throwable [identity who]
+  (error/error :busy (str "Map " (error/id-and-name identity) " may have another reader")
+               {:bpfmap/op :reader
+                :bpfmap/map identity
+                :bpfmap/holders who
+                :bpfmap/hint
+                (str (error/list-of (for [{:keys [pid command]} who] (str pid " (" command ")"))
+                                    "and")
+                     (if (next who) " hold it" " holds it")
+                     ", and each event goes to one reader only; use peek, which takes nothing, or "
+                     "{:steal true}")}))
+
+(defn- own-reader-error ^Throwable [identity]
+  (error/error :busy (str "Map " (error/id-and-name identity) " has a reader in this process")
+               {:bpfmap/op :reader
+                :bpfmap/map identity
+                :bpfmap/hint (str "each event goes to one reader only; close that reader, hand its "
+                                  "events on, or use {:steal true}")}))
+
+(defn- claim
+  "Returns a function that gives the place as the reader of a ring back; throws `:busy`."
+  [m {:keys [steal]}]
+  (let [{:keys [id] :as identity} (bpf-map/identity-of m)]
+    (if steal
+      (constantly nil)
+      (let [unregister (or (register! id) (throw (own-reader-error identity)))]
+        (try
+          (when-let [who (seq (settled-holders identity (:max-entries (bpf-map/spec-of m))))]
+            (throw (busy-error identity (vec who))))
+          unregister
+          (catch Throwable e
+            (unregister)
+            (throw e)))))))
+
+;; --- opening
+
+(defn- check-not-read-only [m]
+  (when (= :read-only (.-access ^bpfmap.impl.map.bpf_map.BpfMap m))
+    (throw (error/error :read-only
+                        (str "Map " (error/id-and-name (bpf-map/identity-of m))
+                             " was opened read-only")
+                        {:bpfmap/op :reader :bpfmap/map (bpf-map/identity-of m)
+                         :bpfmap/hint (str "a reader gives the places of events back, which is "
+                                           "writing; use peek, or open it with "
+                                           "{:access :read-write}")}))))
+
+(defn consuming
+  "Opens a ring to consume it; returns `{:source :release}`.
+
+  Throws `:busy` if somebody else may read it. `release` gives its place back when the source is
+  closed."
+  [m options]
+  (check-not-read-only m)
+  (let [size (:max-entries (bpf-map/spec-of m))
+        ctx {:op :reader :map (bpf-map/identity-of m) :type :ringbuf}
+        release (claim m options)]
+    (try
+      {:source (if (overwrites? m)
+                 (kernel.events/ring-follower (bpf-map/descriptor m) size
+                                              {:overwrites true :consume true} ctx)
+                 (kernel.events/ring-buffer (bpf-map/descriptor m) size ctx))
+       :release release}
+      (catch Throwable e
+        (release)
+        (throw e)))))
+
+(defn following
+  "Opens a ring to copy its records and the next ones; returns the source.
+
+  The kernel maps no descriptor that was opened for one access only, not even for reading. For such
+  a handle another descriptor is opened for the call."
+  ^EventSource [m {:keys [from]} op]
+  (let [{:keys [id] :as identity} (bpf-map/identity-of m)
+        size (:max-entries (bpf-map/spec-of m))
+        ctx {:op op :map identity :type :ringbuf}
+        open #(kernel.events/ring-follower % size {:overwrites (overwrites? m)
+                                                   :now (= :now from)} ctx)]
+    (if (= :read-write (.-access ^bpfmap.impl.map.bpf_map.BpfMap m))
+      (open (bpf-map/descriptor m))
+      (let [fd (kernel.map/open-id id :read-write ctx)]
+        (try
+          (open fd)
+          (finally (call/close fd)))))))

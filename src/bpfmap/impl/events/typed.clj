@@ -1,0 +1,135 @@
+(ns ^:no-doc bpfmap.impl.events.typed
+  "Decodes events: by a type, by a type for each event, or as bytes.
+
+  An event may be longer or shorter than its type: a producer of another version, or a record of
+  variable length. Then its value has the keys `:bpfmap/extra`, the bytes that no field has, and
+  `:bpfmap/missing`, the number of bytes that the type has and the event lacks."
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
+            [bpfmap.impl.cache :as cache]
+            [bpfmap.impl.codec :as codec]
+            [bpfmap.impl.type.node :as node])
+  (:import (bpfmap.sys Bytes Codec)
+           (clojure.lang MultiFn Var)
+           (java.lang.foreign MemorySegment)
+           (java.util.concurrent ConcurrentHashMap)))
+
+(set! *warn-on-reflection* true)
+
+(definterface Decoder
+  (decode [^java.lang.foreign.MemorySegment memory ^long offset ^long length]))
+
+(defn- view [memory offset length]
+  (bytes/wrap (Bytes/copyOut memory (long offset) (int length))))
+
+(def ^:private as-bytes
+  (reify Decoder
+    (decode [_ memory offset length]
+      (view memory offset length))))
+
+;; --- events that do not have the size of their type
+
+(defn- with-rest
+  "Adds the bytes from `from` to the end of the event to a value.
+
+  A value that is not a map, or a map of other keys than fields, goes under `:bpfmap/value`."
+  [value fields? memory offset from length]
+  (assoc (if fields? value {:bpfmap/value value})
+         :bpfmap/extra (view memory (+ (long offset) (long from)) (- (long length) (long from)))))
+
+(defn- fields? [{:keys [kind]}]
+  (contains? #{:struct :union} kind))
+
+(defn- ends-within?
+  "Returns true if a member ends within the first n bytes of its struct."
+  [n {:keys [node offset bits bit-offset]}]
+  (if bits
+    (<= (+ (long bit-offset) (long bits)) (* 8 (long n)))
+    (<= (+ (long offset) (long (:size node))) (long n))))
+
+(defn- prefix
+  "Returns the node of a struct with the leading fields that n bytes hold, and of their size.
+
+  Returns nil if there is not even one."
+  [{:keys [kind members] :as node} n]
+  (when (= :struct kind)
+    (when-let [kept (seq (take-while #(ends-within? n %) members))]
+      (let [end (reduce max 0 (map (fn [{:keys [node offset bits bit-offset]}]
+                                     (if bits
+                                       (quot (+ (long bit-offset) (long bits) 7) 8)
+                                       (+ (long offset) (long (:size node)))))
+                                   kept))]
+        (assoc node :members (vec kept) :size end)))))
+
+(defn- decode-short
+  "Returns the value of an event that is shorter than its type.
+
+  It has the leading fields that are there, and the rest of its bytes as `:bpfmap/extra`."
+  [{:keys [size] :as node} codecs memory offset length]
+  (let [[^Codec codec end] (cache/through codecs 64 length
+                                          #(let [part (prefix node length)]
+                                             (if part
+                                               [(codec/of-node part []) (:size part)]
+                                               [nil 0])))
+        value (if codec (.decode codec memory (long offset)) {})]
+    (cond-> (assoc value :bpfmap/missing (- (long size) (long length)))
+      (< (long end) (long length)) (with-rest true memory offset end length))))
+
+(deftype ^:private Typed [^Codec codec ^long size ^long slack node ^ConcurrentHashMap short-codecs]
+  Decoder
+  (decode [_ memory offset length]
+    (let [more (unchecked-subtract length size)]
+      (cond
+        (== 0 more) (.decode codec memory offset)
+        (neg? more) (decode-short node short-codecs memory offset length)
+        (<= more slack) (.decode codec memory offset)
+        :else (with-rest (.decode codec memory offset) (fields? node)
+                memory offset size length)))))
+
+(defn- typed ^Decoder [type types padded?]
+  (let [{:keys [size] :as node} (node/node type types [:type])
+        size (long size)]
+    (Typed. (codec/of-node node []) size
+            ;; A perf event pads its payload and the four bytes before it to a multiple of eight.
+            (if padded? (- (bit-and (+ size 4 7) -8) (+ size 4)) 0)
+            node (cache/cache))))
+
+(defn- by-event
+  "Returns a decoder that asks f for the type of each event."
+  [f types padded?]
+  (let [decoders (cache/cache)]
+    (reify Decoder
+      (decode [_ memory offset length]
+        (let [raw (view memory offset length)
+              type (f raw)]
+          (if (nil? type)
+            raw
+            (.decode ^Decoder (cache/through decoders 256 type #(typed type types padded?))
+                     memory offset length)))))))
+
+(defn- function? [x]
+  (or (fn? x) (instance? Var x) (instance? MultiFn x)))
+
+(defn decoder
+  "Returns the [[Decoder]] of a `:type`: a type, a function of the bytes, or nil.
+
+  With `padded?`, the kernel may have added up to seven bytes to an event. Throws `:invalid-spec`
+  for a malformed type."
+  ^Decoder [type types padded?]
+  (cond
+    (nil? type) as-bytes
+    (function? type) (by-event type types padded?)
+    :else (typed type types padded?)))
+
+(defn failed
+  "Returns the error of an event that cannot be decoded, with its bytes.
+
+  The cause is the exception of a codec or of the user's function."
+  ^Throwable [^Throwable e ^MemorySegment memory offset length op identity]
+  (error/error (or (:bpfmap/error (ex-data e)) :invalid-value)
+               (str "An event of " length " bytes cannot be decoded: " (ex-message e))
+               (assoc (dissoc (ex-data e) :bpfmap/error :bpfmap/hint)
+                      :bpfmap/op op
+                      :bpfmap/map identity
+                      :bpfmap/bytes (view memory offset length))
+               e))

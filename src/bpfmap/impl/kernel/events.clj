@@ -1,0 +1,133 @@
+(ns ^:no-doc bpfmap.impl.kernel.events
+  "Maps ring buffers and makes what waits for events: epoll descriptors and eventfds.
+
+  A ring buffer of S bytes is a file of a consumer page, a producer page, and its data twice. Only
+  the consumer page can be mapped for writing. Source: kernel/bpf/ringbuf.c, ringbuf_map_mmap_kern."
+  (:require [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.procfs :as procfs])
+  (:import (bpfmap.sys Fd MappedMemory RingBuffer RingFollower Waiter)
+           (java.io IOException)))
+
+(set! *warn-on-reflection* true)
+
+(defn map-part
+  "Returns a mapped part of a descriptor's memory.
+
+  `offset` and `size` are in bytes."
+  ^MappedMemory [^Fd fd offset size writable? ctx]
+  (try
+    (let [address (MappedMemory/map fd (long offset) (long size) (boolean writable?) 0)]
+      (if (neg? address)
+        (throw (call/failure "Mapping the memory" address (assoc ctx :fd fd)))
+        (MappedMemory/own address (long size) (not writable?))))
+    (catch RuntimeException e
+      (throw (call/in-context e ctx)))))
+
+(defn- with-pages
+  "Maps both parts of a ring of `size` bytes, and returns `(f consumer-page producer-pages)`.
+
+  If f throws, both are unmapped again."
+  [fd size writable? ctx f]
+  (let [page (long (call/page-size))
+        consumer (map-part fd 0 page writable? ctx)]
+    (try
+      (let [producer (map-part fd page (+ page (* 2 (long size))) false ctx)]
+        (try
+          (f consumer producer)
+          (catch Throwable e
+            (.close producer)
+            (throw e))))
+      (catch Throwable e
+        (.close consumer)
+        (throw e)))))
+
+(defn ring-buffer
+  "Returns the source that consumes a ring buffer of `size` bytes.
+
+  Closing the source leaves `fd` open."
+  ^RingBuffer [fd size ctx]
+  (with-pages fd size true ctx
+    (fn [consumer producer]
+      (RingBuffer. consumer producer size (call/duplicate fd ctx)))))
+
+(defn ring-follower
+  "Returns a source that copies what it reads from a ring buffer of `size` bytes.
+
+  With `:overwrites`, the ring overwrites its oldest records. With `:now`, it begins with the next
+  record. With `:consume`, it gives places back, and has a descriptor to wait for."
+  ^RingFollower [fd size {:keys [overwrites now consume]} ctx]
+  (with-pages fd size consume ctx
+    (fn [consumer producer]
+      (RingFollower. consumer producer size (boolean overwrites) (boolean now)
+                     (when consume (call/duplicate fd ctx))))))
+
+(defn- own-fd ^Fd [outcome action ctx]
+  (if (neg? (long outcome))
+    (throw (call/failure action outcome ctx))
+    (Fd/own outcome)))
+
+(defn waiter
+  "Returns an epoll set of descriptors, with an eventfd that ends a wait."
+  ^Waiter [fds ctx]
+  (try
+    (let [epoll (own-fd (Waiter/createEpoll) "Creating an epoll descriptor" ctx)]
+      (try
+        (let [eventfd (own-fd (Waiter/createEventfd) "Creating an eventfd" ctx)]
+          (try
+            (let [waiter (Waiter/own epoll eventfd)
+                  check (fn [outcome]
+                          (when (neg? (long outcome))
+                            (throw (call/failure "Adding a descriptor to epoll" outcome ctx))))]
+              (check (.addEventfd waiter))
+              (doseq [fd fds]
+                (check (.add waiter fd)))
+              waiter)
+            (catch Throwable e
+              (.close eventfd)
+              (throw e))))
+        (catch Throwable e
+          (.close epoll)
+          (throw e))))
+    (catch RuntimeException e
+      (throw (call/in-context e ctx)))))
+
+(defn wait
+  "Waits until a descriptor is readable, it is woken, or some nanoseconds are over."
+  [^Waiter waiter nanos ctx]
+  (let [outcome (.await waiter (long nanos))]
+    (when (neg? outcome)
+      (throw (call/failure "Waiting for events" outcome ctx)))))
+
+(defn- ring-mappings
+  "Returns how many rings of a size a process has mapped, by the mappings of their data."
+  [pid ^long size]
+  (let [page (long (call/page-size))
+        bytes (+ page (* 2 size))]
+    (count
+     (for [[_ from to offset] (re-seq
+                               #"(?m)^([0-9a-f]+)-([0-9a-f]+) r.-s ([0-9a-f]+) .*anon_inode:bpf-map"
+                               (String. (procfs/read-bytes (str "/proc/" pid "/maps"))))
+           :when (and (= page (Long/parseLong offset 16))
+                      (= bytes (- (Long/parseUnsignedLong to 16)
+                                  (Long/parseUnsignedLong from 16))))]
+       from))))
+
+(defn mapped-without-descriptor
+  "Returns the processes that may have a ring mapped that they do not have open.
+
+  A mapping keeps a map after its descriptor was closed, and the kernel does not report the map of a
+  mapping. So a process counts if it has more rings of that size mapped than maps open."
+  [size id]
+  (try
+    (into []
+          (keep (fn [pid]
+                  (try
+                    (let [mapped (long (ring-mappings pid size))]
+                      (when (pos? mapped)
+                        (let [open (set (filter #(= :map (first %)) (vals (procfs/objects pid))))]
+                          (when (and (not (contains? open [:map id]))
+                                     (< (count open) mapped))
+                            {:pid pid :command (procfs/command pid)}))))
+                    (catch IOException _ nil))))
+          (procfs/processes))
+    (catch IOException _ [])))
