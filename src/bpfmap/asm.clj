@@ -27,7 +27,7 @@
   Offsets of jumps count slots of eight bytes from the instruction that follows. The kernel, not
   this namespace, checks that a program is safe. The encodings follow RFC 9669. This namespace does
   no I/O."
-  (:require [bpfmap.error :refer [error list-of shown]]
+  (:require [bpfmap.error :refer [error list-of printed]]
             [bpfmap.impl.isa :as isa :refer [ranges registers]]
             [clojure.string :as str])
   (:import (java.nio ByteBuffer ByteOrder)))
@@ -35,10 +35,10 @@
 (set! *warn-on-reflection* true)
 
 (def helpers
-  "The numbers of helper functions by name, in kebab case; see `bpfmap.impl.isa`."
+  "The numbers of helper functions by name, in kebab case."
   isa/helpers)
 
-(def mnemonics "The rows of all mnemonics by name; see `bpfmap.impl.isa`." isa/mnemonics)
+(def mnemonics "The rows of all mnemonics by name, as data." isa/mnemonics)
 
 ;; ---------------------------------------------------------------- operands
 ;;
@@ -67,7 +67,7 @@
   (fn [_ x]
     (if-let [n (registers x)]
       {field n}
-      (str (pr-str (shown x)) " is not a register, :r0 to :r10"))))
+      (str (printed x) " is not a register, :r0 to :r10"))))
 
 (defn- written-register [field]
   (fn [context x]
@@ -78,7 +78,7 @@
 (defn- memory [field]
   (fn [context x]
     (if-not (and (vector? x) (= 2 (count x)) (integer? (second x)))
-      (str (pr-str (shown x))
+      (str (printed x)
            " is not a memory operand: a register and an offset in bytes, such as [:r10 -8]")
       (let [[base off] x
             fields ((register field) context base)]
@@ -89,7 +89,7 @@
 
 (defn- immediate [{{range :immediate} :row} x]
   (cond
-    (not (integer? x)) (str (pr-str (shown x)) " is not an integer")
+    (not (integer? x)) (str (printed x) " is not an integer")
     (in-range? range x) {:imm x}
     :else (outside "the immediate" x range
                    (when (= :signed32 range)
@@ -99,7 +99,7 @@
   (cond
     (registers x) {:code 0x08 :src (registers x)}
     (integer? x) (immediate context x)
-    :else (str (pr-str (shown x)) " is neither a register, :r0 to :r10, nor an integer")))
+    :else (str (printed x) " is neither a register, :r0 to :r10, nor an integer")))
 
 (defn- map-reference [kind src]
   (fn [_ x]
@@ -118,7 +118,7 @@
 
 (defn- map-offset [_ x]
   (cond
-    (not (integer? x)) (str (pr-str (shown x)) " is not an offset in bytes")
+    (not (integer? x)) (str (printed x) " is not an offset in bytes")
     (in-range? :unsigned32 x) {:next x}
     :else (outside "the offset" x :unsigned32)))
 
@@ -128,7 +128,7 @@
               (integer? x) x)]
     (cond
       (and (nil? off) (keyword? x)) (str "unknown label " x)
-      (nil? off) (str (pr-str (shown x)) " is neither a label nor an offset in slots")
+      (nil? off) (str (printed x) " is neither a label nor an offset in slots")
       (not (in-range? :signed16 off)) (outside "the jump by" off :signed16 " slots")
       (starts (+ slot 1 off)) {:off off}
       (< -1 (+ slot 1 off) end) (str "the jump to " x " ends inside an instruction of two slots")
@@ -141,12 +141,12 @@
                    (outside "the helper's number" x :unsigned31))
     (helpers x) {:imm (helpers x)}
     (keyword? x) (str "unknown helper " x (suggestions helpers x))
-    :else (str (pr-str (shown x)) " is neither a helper's name nor its number")))
+    :else (str (printed x) " is neither a helper's name nor its number")))
 
 (defn- function [{:keys [slot labels starts]} x]
   (let [start (when (keyword? x) (labels x))]
     (cond
-      (not (keyword? x)) (str (pr-str (shown x)) " is not a label")
+      (not (keyword? x)) (str (printed x) " is not a label")
       (nil? start) (str "unknown label " x)
       (zero? (long start)) (str "the function at " x " is the program itself")
       (not (starts start)) (str "no instruction follows the label " x)
@@ -173,7 +173,7 @@
 
 (defn- invalid ^Throwable [index item hint]
   (error :invalid-program
-         (str "Cannot assemble " (when index (str "instruction " index ", ")) (pr-str (shown item)))
+         (str "Cannot assemble " (when index (str "instruction " index ", ")) (printed item))
          {:bpfmap/op :assemble :bpfmap/path (when index [index]) :bpfmap/hint hint}))
 
 (defn- instruction? [x]

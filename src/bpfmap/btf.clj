@@ -9,9 +9,7 @@
   because it is packed or padded by hand. Types without an equivalent in C (`:ipv4`, `:port`,
   `:ktime` …) are written as typedefs with special names, prefixes as structs with such names, and
   read back as the same types; `__be32` and similar types read as `:u32be`. Structs owned by the
-  kernel read as `:spin-lock`, `:timer` and so on. A pointer reads as `[:ptr \"struct name\"]`.
-
-  `bpfmap.impl.btf.blob` returns the records of a blob without interpretation."
+  kernel read as `:spin-lock`, `:timer` and so on. A pointer reads as `[:ptr \"struct name\"]`."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.btf.blob :as blob]
@@ -87,7 +85,7 @@
   [types named]
   (when-not (sequential? types)
     (throw (error/error :invalid-value
-                        (str "The types must be a sequence, got " (pr-str (error/shown types)))
+                        (str "The types must be a sequence, got " (error/printed types))
                         {})))
   (let [{:keys [records ids]} (types/records types named)]
     {:bytes (writer/blob records) :ids ids}))

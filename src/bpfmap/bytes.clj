@@ -88,7 +88,7 @@
 
 (defn- invalid [x expected]
   (error/error :invalid-value
-               (str "Bytes must be " expected ", got " (pr-str (error/shown x)))
+               (str "Bytes must be " expected ", got " (error/printed x))
                {:bpfmap/value (error/shown x)}))
 
 (defn- parse-hex ^bytes [^String text]

@@ -18,7 +18,7 @@
   [[kinds]] lists the kinds. Kinds may be added; a kind that exists keeps its meaning."
   (:require [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
-  (:import (clojure.lang ExceptionInfo RT)
+  (:import (clojure.lang BigInt ExceptionInfo RT)
            (java.util Arrays)))
 
 (set! *warn-on-reflection* true)
@@ -132,6 +132,28 @@
     (bytes? x) (str "byte[" (alength ^bytes x) "]")
     (str/starts-with? (.getName (class x)) "bpfmap.") (cut (str x))
     :else (.getName (class x))))
+
+(defn unsuffixed
+  "Returns data that prints without the N of large integers.
+
+      (pr-str (unsuffixed [18446744073709551615N])) ;=> \"[18446744073709551615]\""
+  [x]
+  (cond
+    (instance? BigInt x) (biginteger x)
+    (and (map? x) (not (record? x))) (reduce-kv (fn [m k v]
+                                                  (let [y (unsuffixed v)]
+                                                    (if (identical? y v) m (assoc m k y))))
+                                                x x)
+    (vector? x) (mapv unsuffixed x)
+    (set? x) (into (empty x) (map unsuffixed) x)
+    :else x))
+
+(defn printed
+  "Returns a value as text for a message: [[shown]], without the N of large integers.
+
+      (printed {:n 18446744073709551615N}) ;=> \"{:n 18446744073709551615}\""
+  [x]
+  (pr-str (unsuffixed (shown x))))
 
 ;; A REPL prints where an exception was made: for one of this library that is the function that
 ;; was called, not the one that makes exceptions. `ex-info` trims its own frames at the same cost.

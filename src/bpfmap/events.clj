@@ -137,7 +137,7 @@
 
 (defn- check-reader ^EventReader [r op]
   (when-not (instance? EventReader r)
-    (throw (invalid op (str "The argument must be a reader, got " (pr-str (error/shown r)))
+    (throw (invalid op (str "The argument must be a reader, got " (error/printed r))
                     "pass a result of reader or peek")))
   r)
 

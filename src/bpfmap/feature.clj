@@ -44,10 +44,10 @@
 
 ;; --- arguments
 
-(defn- invalid [what x constraint names]
+(defn- invalid [what x constraint hint]
   (error/error :invalid-value
-               (str "The " what " must be " constraint ", got " (pr-str (error/shown x)))
-               {:bpfmap/op :feature :bpfmap/hint (nearest/did-you-mean x (sort names))}))
+               (str "The " what " must be " constraint ", got " (error/printed x))
+               {:bpfmap/op :feature :bpfmap/hint hint}))
 
 (defn- number-to? [x most]
   (and (int? x) (<= 0 (long x) (long most))))
@@ -56,27 +56,27 @@
   "Returns the name of an argument in a table, or its number if it has none.
 
   The number is at most `most`."
-  [x table number->name most what constraint]
+  [x table number->name most what constraint place]
   (let [known (if (number-to? x most) (number->name x) x)]
     (if (or (number-to? known most) (and (keyword? known) (contains? table known)))
       known
-      (throw (invalid what x constraint (keys table))))))
+      (throw (invalid what x constraint (nearest/suggestion x (sort (keys table)) place))))))
 
 (defn- checked-type [type]
   (named type map-types/types map-types/type-name 0xffffffff
-         "map type" "a name in doc/map-types.md or a number"))
+         "map type" "a name or a number" "bpfmap.spec for all map types"))
 
 (defn- checked-flag [flag]
   (named flag map-types/flags
          #(let [names (map-types/flag-set %)] (when-not (next names) (first names)))
          0xffffffff
-         "create flag" "a name in doc/map-types.md or a power of two"))
+         "create flag" "a name or a power of two" "bpfmap.spec for all flags"))
 
 (def ^:private number->program-type (set/map-invert prog/types))
 
 (defn- checked-program-type [type]
   (named type prog/types #(number->program-type % %) 0xffffffff
-         "program type" "a name in bpfmap.prog/types or a number"))
+         "program type" "a name or a number" "bpfmap.prog/types for all names"))
 
 (defn- checked-helper
   "Returns the number of a helper."
@@ -84,13 +84,14 @@
   (let [number (if (keyword? helper) (isa/helpers helper) helper)]
     (if (number-to? number 0x7fffffff)
       number
-      (throw (invalid "helper" helper "a name in bpfmap.impl.isa/helpers or a number"
-                      (keys isa/helpers))))))
+      (throw (invalid "helper" helper "a name or a number"
+                      (nearest/suggestion helper (sort (keys isa/helpers))
+                                          "bpfmap.asm/helpers for all names"))))))
 
 (defn- checked-name [x names what]
   (if (contains? names x)
     x
-    (throw (invalid what x (error/list-of (sort names)) names))))
+    (throw (invalid what x (error/list-of (sort names)) (nearest/did-you-mean x (sort names))))))
 
 ;; --- maps
 
@@ -226,7 +227,7 @@
   The first call creates about 1,000 small maps and 32 programs, one after the other: less than a
   second on Linux 6.18. Later calls only repeat inconclusive probes. Helpers are left out because
   there are 211 for each program type, and each probe is a program to verify; use [[helper]] and
-  `bpfmap.impl.isa/helpers` for the helpers of one type.
+  `bpfmap.asm/helpers` for the helpers of one type.
 
       (:program-types (report))"
   []

@@ -273,7 +273,7 @@
   (if (view/array-view? view)
     (view/->array view)
     (throw (error/error :invalid-value (str "The view must be a view of an array, got "
-                                            (pr-str (error/shown view)))
+                                            (error/printed view))
                         {:bpfmap/op :->array}))))
 
 (defn variables

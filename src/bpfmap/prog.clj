@@ -81,39 +81,39 @@
 (defn- check [program]
   (when-not (map? program)
     (throw (invalid [] (str "A program must be a map with :type and :insns, got "
-                            (pr-str (error/shown program)))
+                            (error/printed program))
                     nil)))
   (doseq [k (keys program)]
     (when-not (keys-of-a-program k)
-      (throw (invalid [(error/shown k)] (str "Unknown key " (pr-str (error/shown k)))
+      (throw (invalid [(error/shown k)] (str "Unknown key " (error/printed k))
                       (nearest/suggestion k (sort keys-of-a-program)
                                           "bpfmap.prog/load for all keys")))))
   (let [{:keys [type name license expected-attach-type attach-btf-id]} program]
     (when-not (or (types type) (whole? type 0xffff))
-      (throw (invalid [:type] (str "Unknown program type " (pr-str (error/shown type)))
+      (throw (invalid [:type] (str "Unknown program type " (error/printed type))
                       (nearest/suggestion type (sort (keys types))
                                           "bpfmap.prog/types for all names"))))
     (doseq [[k text] [[:name name] [:license license]]]
       (when-not (or (nil? text) (string? text))
-        (throw (invalid [k] (str k " must be a string, got " (pr-str (error/shown text))) nil))))
+        (throw (invalid [k] (str k " must be a string, got " (error/printed text)) nil))))
     (when-not (or (nil? expected-attach-type)
                   (attach-types expected-attach-type)
                   (whole? expected-attach-type 0xffffffff))
       (throw (invalid [:expected-attach-type]
-                      (str "Unknown attach type " (pr-str (error/shown expected-attach-type)))
+                      (str "Unknown attach type " (error/printed expected-attach-type))
                       (nearest/suggestion expected-attach-type (sort (keys attach-types))
                                           "bpfmap.prog/attach-types for all names"))))
     (when-not (or (nil? attach-btf-id) (whole? attach-btf-id 0xffffffff))
       (throw (invalid [:attach-btf-id]
                       (str ":attach-btf-id must be the id of a type in the kernel's BTF, got "
-                           (pr-str (error/shown attach-btf-id)))
+                           (error/printed attach-btf-id))
                       nil)))))
 
 (defn- descriptor-of [ref]
   (if (bpf-map/bpf-map? ref)
     (bpf-map/descriptor ref)
     (throw (invalid [:insns] (str "A map in an instruction must be an open map, got "
-                                  (pr-str (error/shown ref)))
+                                  (error/printed ref))
                     nil))))
 
 (defn load
@@ -161,13 +161,13 @@
 (defn- check-program [program op]
   (when-not (instance? Program program)
     (throw (error/error :invalid-value (str "The program must be a result of load or open, got "
-                                            (pr-str (error/shown program)))
+                                            (error/printed program))
                         {:bpfmap/op op}))))
 
 ;; --- programs that exist
 
 (defn- invalid-reference [ref hint]
-  (error/error :invalid-value (str "Invalid reference to a program: " (pr-str (error/shown ref)))
+  (error/error :invalid-value (str "Invalid reference to a program: " (error/printed ref))
                {:bpfmap/op :open :bpfmap/hint hint}))
 
 (defn- adopt
@@ -223,7 +223,7 @@
     (instance? Attachment object) (.-fd ^Attachment object)
     :else (throw (error/error :invalid-value
                               (str "The argument must be an open program or attachment, got "
-                                   (pr-str (error/shown object)))
+                                   (error/printed object))
                               {:bpfmap/op op}))))
 
 (defn info
@@ -320,7 +320,7 @@
   (when-not (and (string? tracepoint) (re-matches #"[^\u0000]+" tracepoint))
     (throw (error/error :invalid-value
                         (str "The tracepoint must be a name such as \"sys_enter\", got "
-                             (pr-str (error/shown tracepoint)))
+                             (error/printed tracepoint))
                         {:bpfmap/op :attach-raw-tracepoint})))
   (Attachment. (prog/open-raw-tracepoint (.-fd program) tracepoint {:op :attach-raw-tracepoint})
                tracepoint))

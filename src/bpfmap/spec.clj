@@ -7,13 +7,13 @@
 
   | key            | meaning                                                              |
   |----------------|----------------------------------------------------------------------|
-  | `:type`        | the name of a map type (doc/map-types.md), or its number; required   |
+  | `:type`        | the name of a map type, as below, or its number; required            |
   | `:key` `:value`| a type (see `bpfmap.type`); or instead of it the size, as bytes:     |
   | `:key-size` `:value-size` | bytes                                                     |
   | `:types`       | named types that `:key` and `:value` may use: a map                  |
   | `:max-entries` | the maximum number of entries; `:percpu`: one for each possible CPU  |
   | `:name`        | any string; the kernel keeps 15 of its letters, digits, `_` and `.`  |
-  | `:flags`       | a set of names of create flags (doc/map-types.md), and of numbers (bits) |
+  | `:flags`       | a set of names of create flags, as below, and of numbers (bits)      |
   | `:numa-node`   | the node to allocate on; sets the flag `:numa-node`                  |
   | `:map-extra`   | a number whose meaning depends on the type                           |
   | `:inner-map`   | the spec of the maps in a map of maps; a template                    |
@@ -25,7 +25,21 @@
   Keys that the map type determines have defaults: an index is a `:u32`, a map of maps has values of
   four bytes, the size of a ring buffer is rounded up to a power of two of pages, and a perf event
   array has at most one entry per CPU. The BTF of the kernel determines the values of a struct_ops
-  map when it is created; see `bpfmap.impl.codec.map-codecs`."
+  map when it is created.
+
+  Map types, from the oldest: `:hash` `:array` `:prog-array` `:perf-event-array` `:percpu-hash`
+  `:percpu-array` `:stack-trace` `:cgroup-array` `:lru-hash` `:lru-percpu-hash` `:lpm-trie`
+  `:array-of-maps` `:hash-of-maps` `:devmap` `:sockmap` `:cpumap` `:xskmap` `:sockhash`
+  `:cgroup-storage` `:reuseport-sockarray` `:percpu-cgroup-storage` `:queue` `:stack` `:sk-storage`
+  `:devmap-hash` `:struct-ops` `:ringbuf` `:inode-storage` `:task-storage` `:bloom-filter`
+  `:user-ringbuf` `:cgrp-storage` `:arena` `:insn-array` `:rhash`
+
+  Create flags: `:no-prealloc` `:no-common-lru` `:numa-node` `:rdonly` `:wronly` `:stack-build-id`
+  `:zero-seed` `:rdonly-prog` `:wronly-prog` `:clone` `:mmapable` `:preserve-elems` `:inner-map`
+  `:link` `:path-fd` `:vtype-btf-obj-fd` `:token-fd` `:segv-on-fault` `:no-user-conv`
+  `:rb-overwrite`
+
+  The page doc/map-types.md describes each type, with the flags that it accepts."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.spec :as spec]
@@ -247,7 +261,7 @@
   (when-not (and (error/named-map? info) (:type info))
     (throw (error/error :invalid-value
                         (str "The first argument must be an open map or its info, got "
-                             (pr-str (error/shown info)))
+                             (error/printed info))
                         {:bpfmap/op :spec-diff})))
   (let [wanted (comparable (complete-to-compare spec facts))
         ;; The kernel does not report the node of a map, and a spec without a node matches any.

@@ -139,7 +139,7 @@
       (#{:struct :union} head)
       (let [names (map first (if (map? options) members (cons options members)))]
         (str "{" (str/join " " (take 6 names)) (when (< 6 (count names)) " …") "}"))
-      :else (let [text (pr-str (error/shown type))]
+      :else (let [text (error/printed type)]
               (if (< 40 (count text)) (str (subs text 0 39) "…") text)))))
 
 (defn ->generator

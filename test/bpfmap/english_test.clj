@@ -143,7 +143,7 @@
   (let [docs (set (map (comp :doc meta) (documented ns)))]
     (for [{:keys [text] :as string} (english/strings (slurp file))
           :when (and (str/includes? text " ")
-                     (not (docs (str/replace text "\\\"" "\""))))]
+                     (not (docs (edn/read-string (str \" text \")))))]
       (assoc string :file file))))
 
 (defn- check-budget
@@ -171,6 +171,18 @@
   (testing "the messages of every folder stay within the budget of phrases"
     (doseq [[folder files] (group-by :folder (sources)) :when (not (exempt-folders folder))]
       (check-budget folder (mapcat messages files)))))
+
+(deftest public-names-only
+  (testing "messages and public docstrings name no internal namespace"
+    (doseq [{:keys [ns file] :as source} (sources)]
+      (doseq [{:keys [line text]} (messages source)]
+        (is (not (re-find #"bpfmap\.impl" text)) (str file ":" line))
+        (testing "nor do messages name a page, which the jar lacks"
+          (is (not (re-find #"\bdoc/[a-z-]+\.md" text)) (str file ":" line))))
+      (when-not (:no-doc (meta (the-ns ns)))
+        (doseq [v (documented ns) :when (not (:private (meta v)))
+                :let [{:keys [doc line]} (meta v)]]
+          (is (not (str/includes? doc "bpfmap.impl")) (str file ":" line)))))))
 
 ;; --- help of the command line
 

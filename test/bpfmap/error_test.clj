@@ -105,3 +105,12 @@
     (doseq [kind [:bug :kernel]
             :let [all (classes (error/error kind "x" nil))]]
       (is (str/starts-with? (first all) "bpfmap.error_test$")))))
+
+(deftest large-integers-have-no-suffix
+  (testing "a message shows a large integer without an N, at any depth"
+    (is (= "{:n [18446744073709551615 #{9223372036854775808}], :m 1}"
+           (error/printed {:n [18446744073709551615N #{9223372036854775808N}], :m 1N})))
+    (testing "and every namespace prints values for messages in this way"
+      (doseq [^File file (file-seq (io/file "src"))
+              :when (str/ends-with? (.getName file) ".clj")]
+        (is (not (re-find #"\(pr-str\s+\((?:error/)?shown " (slurp file))) (str file))))))

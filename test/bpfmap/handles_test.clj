@@ -167,7 +167,7 @@
              (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/open ref options))]
                (and (= :invalid-value error) (= :open op) (str/includes? message words)))
           id {:acess :read-only}
-          "Unknown option :acess: open takes :access, :key, :value, :key-type, :value-type, :types and :mapped"
+          "Unknown option :acess: did you mean :access?"
           id {:access :rdonly}
           ":access must be :read-write, :read-only or :write-only, got :rdonly"
           id [:access] "Options must be a map, got [:access]"

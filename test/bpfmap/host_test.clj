@@ -36,7 +36,7 @@
     (are [options message] (= [:invalid-value message]
                               ((juxt :bpfmap/error :message) (error-of (host/maps options))))
       [:brief] "Options must be a map, got [:brief]"
-      {:breif true} "Unknown option :breif: maps takes :brief"
+      {:breif true} "Unknown option :breif: did you mean :brief?"
       {:brief 1} ":brief must be true or false, got 1")))
 
 (kernel-test brief-list-without-files

@@ -1,5 +1,6 @@
 (ns bpfmap.spec-test
   (:require [bpfmap.fixture :refer [error-of]]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.spec :as spec]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]]
@@ -36,7 +37,7 @@
                 (str/includes? message words)))
       {:type nil} [:type] ":type is required, such as :hash or :array"
       {:type :hsah} [:type]
-      "unknown map type :hsah; did you mean :hash? See doc/map-types.md for all"
+      "unknown map type :hsah; did you mean :hash? See bpfmap.spec for all"
       {:type "hash"} [:type] ":type must be a name or a number, got \"hash\""
       {:type -1} [:type] ":type must be a name or a number, got -1"
       {:max-entries nil} [:max-entries]
@@ -55,7 +56,7 @@
       ":array maps do not accept the flag :no-prealloc; accepted: "
       {:flags #{:mmapable}} [:flags] ":hash maps do not accept the flag :mmapable"
       {:flags #{:fast}} [:flags]
-      "unknown flag :fast; see doc/map-types.md for the flags of every type"
+      "unknown flag :fast; see bpfmap.spec for all flags"
       {:flags :no-prealloc} [:flags] ":flags must be a set of names, got :no-prealloc"
       {:flags #{"x"}} [:flags] "a flag must be a name or a bit, got \"x\""
       {:flags #{:numa-node}} [:numa-node] "requires the number of a node"
@@ -161,3 +162,9 @@
     (are [name frozen?] (= frozen? (spec/frozen-by-name? name))
       ".rodata" true ".rodata.str" true ".kconfig" true ".kconfig2" false ".kconfig.x" false
       ".rodata2" false ".data" false "my.rodata" false nil false)))
+
+(deftest docstring-lists-names
+  (testing "the docstring of the namespace lists all map types and all flags"
+    (let [listed (set (re-seq #"`(:[a-z-]+)`" (:doc (meta (the-ns 'bpfmap.spec)))))]
+      (doseq [k (concat (keys map-types/types) (keys map-types/flags))]
+        (is (contains? listed [(str "`" k "`") (str k)]) (str k))))))

@@ -133,7 +133,7 @@
                 (str/starts-with? message (str path ": "))
                 (str/includes? message words)))
       :u33 [:value] "unknown type :u33; did you mean :u32"
-      [:strct [:a :u8]] [:value] "did you mean :struct? See doc/types.md for all types"
+      [:strct [:a :u8]] [:value] "did you mean :struct? See bpfmap.type for all types"
       "u32" [:value] "a type must be a keyword such as :u32 or a vector that starts with a keyword"
       nil [:value] "a type must be a keyword"
       [] [:value] "a type must be a keyword"
@@ -145,9 +145,9 @@
       [:struct ["a" :u8]] [:value "a"] "a member's name must be a keyword or nil, got \"a\""
       [:struct [:a :u8 :packed]] [:value :a] "a member's options must be a map, got :packed"
       [:struct [:a :u8 {:packed true}]] [:value :a]
-      "unknown option :packed; the options are :align, :bit-offset or :offset"
+      "unknown option :packed; use :align, :bit-offset or :offset"
       [:struct {:packd true} [:a :u8]] [:value]
-      "unknown option :packd; the options are :align, :name, :packed or :size"
+      "unknown option :packd; did you mean :packed?"
       [:struct {:align 3} [:a :u8]] [:value] ":align must be a power of two, got 3"
       [:struct {:size -1} [:a :u8]] [:value] ":size must be an integer from 0, got -1"
       [:struct {:size 3} [:a :u32]] [:value]

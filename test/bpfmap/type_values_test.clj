@@ -132,7 +132,7 @@
       (is (= {:n 7} (read-back t {:n 7})))
       (is (= (bytes/->bytes "00 00 00 00 07 00 00 00") (encoded t {:n 7})))
       (is (str/includes? (:message (error-of (encoded t {:lock 1 :n 7})))
-                         ":lock is not a field: the fields are :n")))))
+                         ":lock is not a field: use :n")))))
 
 (deftest type-with-own-functions
   (testing "a type can have custom functions"
@@ -160,7 +160,7 @@
                 (str/starts-with? message (str path ": "))
                 (str/includes? message words)))
       [:struct [:a :u8]] {} [:value :a] "the field :a is missing: every field is required"
-      [:struct [:a :u8]] {:a 1 :b 2} [:value :b] ":b is not a field: the fields are :a"
+      [:struct [:a :u8]] {:a 1 :b 2} [:value :b] ":b is not a field: use :a"
       [:struct [:a :u8]] [1] [:value] "it must be a map with :a"
       [:struct [:a :u8]] nil [:value] "it must be a map with :a"
       [:struct [:a [:struct [:b :u8]]]] {:a {:b 256}} [:value :a :b] "256 is not a :u8"
@@ -204,7 +204,7 @@
       "from 0 to 4294967295"
       [:prefix :ipv4] {:prefixlen 8 :data [10 0 0]} [:value :data] "it must have 4 bytes, got 3"
       [:prefix :ipv4] {:prefixlen 8 :data [10 0 0 0] :family 4} [:value :family]
-      ":family is not a field: the fields are :prefixlen and :data"
+      ":family is not a field: use :prefixlen or :data"
       [:prefix :ipv4] (sorted-map "a" 1) [:value :prefixlen] "the field :prefixlen is missing"
       :ipv4 "10.0.0" [:value] "it must be a string such as \"10.0.0.1\""
       :ipv4 "10.0.0.256" [:value] "it must be a string such as"

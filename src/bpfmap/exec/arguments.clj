@@ -198,7 +198,7 @@
                   problem
                   (str/join (map #(if (keyword? %) (word %) %) problem)))]
     (str (word option) " " problem
-         (when (str/starts-with? problem "must ") (str ", got " (pr-str given))))))
+         (when (str/starts-with? problem "must ") (str ", got " (error/printed given))))))
 
 (defn refused
   "Returns the `:usage` exception for an invalid option.
@@ -259,13 +259,13 @@
       (checked dump {:ref \"12\" :limit \"5\"}) ;=> {:ref {:id 12} :limit 5}"
   [{:keys [name args defaults] :as command} given]
   (when-not (or (nil? given) (map? given))
-    (throw (usage-error (str "Options must be a map, got " (pr-str (error/shown given)))
+    (throw (usage-error (str "Options must be a map, got " (error/printed given))
                         {:command name :problem "must be a map"})))
   (let [known (set (concat args (:options command)))
         given (into {} (remove (comp nil? val)) given)]
     (doseq [k (keys given)]
       (when-not (known k)
-        (throw (error/error :usage (str "Unknown option " (pr-str (error/shown k)))
+        (throw (error/error :usage (str "Unknown option " (error/printed k))
                             {:bpfmap/usage {:command name :unknown (error/shown k)}
                              :bpfmap/hint (or (nearest/did-you-mean k (sort known))
                                               (str "(doc bpfmap.exec/" name
@@ -384,6 +384,6 @@
         options (checked command (if (map? given) (dissoc given :print) given))]
     (when (and (:print given) (not (some #{format} formats)))
       (throw (usage-error (str ":print must be " (error/list-of formats) ", got "
-                               (pr-str (error/shown (:print given)))) {})))
+                               (error/printed (:print given))) {})))
     (cond->> (perform command options)
       format (print-as command options format))))

@@ -125,7 +125,7 @@
     (when-let [odd (first (remove integer? values))]
       (throw (error/error :usage
                           (str "The field " (fields/path-text field) " must hold integers, got "
-                               (pr-str (error/shown odd))) {})))
+                               (error/printed odd)) {})))
     (when (and (seq rows) (empty? values))
       (throw (error/error :usage (str "Unknown field " (fields/path-text field)) {})))
     [(histogram title kind

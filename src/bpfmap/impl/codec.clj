@@ -5,6 +5,7 @@
             [bpfmap.error :as error]
             [bpfmap.impl.codec.error :refer [deeper misfit]]
             [bpfmap.impl.codec.scalar :as scalar :refer [view-written?]]
+            [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.type.node :as node])
   (:import (bpfmap.bytes ByteView)
            (bpfmap.sys Bytes Codec Integers Padding)
@@ -258,8 +259,8 @@
   ^Throwable [value known type path]
   (let [unknown (first (remove known (keys value)))]
     (misfit type (conj path (error/shown unknown)) (get value unknown)
-            (str "the fields are " (error/list-of (take 32 known) "and"))
-            (str (pr-str (error/shown unknown)) " is not a field"))))
+            (nearest/alternatives unknown known)
+            (str (error/printed unknown) " is not a field"))))
 
 (defn- plain-map
   "Returns a map whose keys compare with any name; throws for other values.

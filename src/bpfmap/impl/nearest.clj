@@ -34,15 +34,15 @@
 (defn nearest
   "Returns the names that a word may stand for, at most three.
 
-  Case, `_` and blanks do not count. The last segment of a name with dots is compared too. A name
-  that begins with the word is as near as one with a single different letter.
+  Case, a leading colon, `_` and blanks do not count. The last segment of a name with dots is
+  compared too. A name that begins with the word is as near as one with a single different letter.
 
       (nearest \"bites\" [\"bytes\" \"packets\"]) ;=> [\"bytes\"]"
   [word names]
-  (let [fold #(str/lower-case (str/replace (str %) #"[_ ]" "-"))
+  (let [fold #(-> (str %) (str/replace #"^:" "") (str/replace #"[_ ]" "-") str/lower-case)
         word (fold (subs (str word) 0 (min 40 (count (str word)))))
         most (if (< (count word) 5) 1 (max 2 (quot (count word) 3)))
-        scored (for [name (distinct names)
+        scored (for [name (distinct (seq names))
                      :let [folded (fold name)
                            short (str (last (str/split folded #"\.")))
                            d (min (long (distance word folded)) (long (distance word short)))
@@ -60,11 +60,24 @@
   (when-let [near (seq (nearest word names))]
     (str "did you mean " (error/list-of near) "?")))
 
+(def ^:private most-listed
+  "The largest number of names in a hint."
+  32)
+
+(defn alternatives
+  "Returns \"did you mean …?\" for a misspelt name, or else a hint with the names.
+
+      (alternatives :lok [:lock :cpu])  ;=> \"did you mean :lock?\"
+      (alternatives :path [:lock :cpu]) ;=> \"use :lock or :cpu\""
+  [word names]
+  (or (did-you-mean word names)
+      (str "use " (error/list-of (take most-listed names)))))
+
 (defn suggestion
   "Returns \"did you mean …?\" for a misspelt name, and where to find all names.
 
-      (suggestion :hsah [:hash :array] \"doc/map-types.md for all map types\")
-      ;=> \"did you mean :hash? See doc/map-types.md for all map types\""
+      (suggestion :hsah [:hash :array] \"bpfmap.spec for all map types\")
+      ;=> \"did you mean :hash? See bpfmap.spec for all map types\""
   [word names place]
   (if-let [question (did-you-mean word names)]
     (str question " See " place)

@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.impl.options
   "The options of functions that take a map of them: one table, and one check."
-  (:require [bpfmap.error :as error]))
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.nearest :as nearest]))
 
 (set! *warn-on-reflection* true)
 
@@ -48,10 +49,6 @@
    :subscribe {:on-error function :on-lost function}
    :nrepl {:socket anything :port anything :trust-all-local-users anything}})
 
-(def ^:private names
-  "Names of functions that differ from the operation of their errors."
-  {:list "maps", :nrepl "start"})
-
 (def ^:private renamed
   "Hints about options that were renamed."
   (let [mapped {:via "use {:mapped true}"}]
@@ -69,23 +66,22 @@
   `:invalid-value` is thrown.
 
       (check :take! {:lock true}) ;=> {:lock true}
-      (check :take! {:lok true})  ; throws: Unknown option :lok: take! takes :lock"
+      (check :take! {:lok true})  ; throws: Unknown option :lok: did you mean :lock?"
   [op options]
   (when-not (or (nil? options) (map? options))
-    (throw (invalid op [] (str "Options must be a map, got " (pr-str (error/shown options))) nil)))
+    (throw (invalid op [] (str "Options must be a map, got " (error/printed options)) nil)))
   (let [known (options-of op)]
     (reduce-kv (fn [_ k value]
                  (let [[good? text hint :as row] (get known k)]
                    (when-not row
                      (throw (invalid op [(error/shown k)]
-                                     (str "Unknown option " (pr-str (error/shown k)))
+                                     (str "Unknown option " (error/printed k))
                                      (or (get-in renamed [op k])
-                                         (str (names op (name op)) " takes "
-                                              (error/list-of (keys known) "and"))))))
+                                         (nearest/alternatives k (keys known))))))
                    (when-not (good? value)
                      (throw (invalid op [k]
                                      (str k " must be " text ", got "
-                                          (pr-str (error/shown value)))
+                                          (error/printed value))
                                      hint)))))
                nil options))
   options)

@@ -30,9 +30,9 @@
                       [(problem [:type] (str "unknown map type " type "; "
                                              (nearest/suggestion
                                               type (sort (keys map-types/types))
-                                              "doc/map-types.md for all map types")))])
+                                              "bpfmap.spec for all map types")))])
     (not (and (int? type) (<= 0 type 0xffffffff)))
-    [(problem [:type] (str ":type must be a name or a number, got " (pr-str (error/shown type))))]))
+    [(problem [:type] (str ":type must be a name or a number, got " (error/printed type)))]))
 
 ;; --- key and value
 
@@ -84,11 +84,11 @@
                                      " is required (a type such as :u32, or a size in bytes)"))])
       (not (and (int? actual) (<= 0 actual 0xffffffff)))
       [(problem [size-key]
-                (str size-key " must be a number of bytes, got " (pr-str (error/shown actual))))]
+                (str size-key " must be a number of bytes, got " (error/printed actual)))]
       (and given (not= given actual))
       [(problem [size-key]
                 (str size-key " must be " actual ", the size of " side " " (pr-str value-type)
-                     ", got " (pr-str (error/shown given))))]
+                     ", got " (error/printed given)))]
       (not (allowed? rule actual))
       [(problem [(if value-type side size-key)]
                 (if (= [0 0] rule)
@@ -154,29 +154,29 @@
       (not (or (nil? max-entries) (and (int? max-entries) (<= least max-entries most))))
       [(problem [:max-entries] (if (= least most)
                                  (str ":max-entries of " type " maps must be " least ", got "
-                                      (pr-str (error/shown max-entries)))
+                                      (error/printed max-entries))
                                  (str ":max-entries must be an integer from " least " to " most
                                       ", got "
-                                      (pr-str (error/shown max-entries)))))])))
+                                      (error/printed max-entries))))])))
 
 (defn- flag [type allowed flag]
   (cond
     (and (keyword? flag) (not (map-types/flags flag)))
     (str "unknown flag " flag "; "
          (nearest/suggestion flag (sort (keys map-types/flags))
-                             "doc/map-types.md for the flags of every type"))
+                             "bpfmap.spec for all flags"))
     (and (keyword? flag) allowed (not (allowed flag)))
     (str type " maps do not accept the flag " flag
          (if (seq allowed)
            (str "; accepted: " (str/join ", " (sort allowed)))
            "; they accept no flags"))
     (not (or (keyword? flag) (and (int? flag) (<= 1 flag 0xffffffff))))
-    (str "a flag must be a name or a bit, got " (pr-str (error/shown flag)))))
+    (str "a flag must be a name or a bit, got " (error/printed flag))))
 
 (defn- flags [{:keys [type flags numa-node]}]
   (let [{allowed :flags :keys [requires added]} (map-types/types type)]
     (if-not (or (nil? flags) (set? flags) (sequential? flags))
-      [(problem [:flags] (str ":flags must be a set of names, got " (pr-str (error/shown flags))))]
+      [(problem [:flags] (str ":flags must be a set of names, got " (error/printed flags)))]
       (concat
        (keep #(some->> (flag type (some-> allowed (into added)) %) (problem [:flags])) flags)
        (for [missing (sort requires) :when (not (map-types/has-flag? flags missing))]
@@ -190,7 +190,7 @@
        (when (not (or (nil? numa-node) (and (int? numa-node) (<= 0 numa-node 0xffff))))
          [(problem [:numa-node]
                    (str ":numa-node must be the number of a node, got "
-                        (pr-str (error/shown numa-node))))])
+                        (error/printed numa-node)))])
        (when (and (nil? numa-node) (map-types/has-flag? flags :numa-node))
          [(problem [:numa-node]
                    "the flag :numa-node requires the number of a node in :numa-node")])))))
@@ -202,7 +202,7 @@
       (not (and (integer? map-extra) (<= 0 map-extra 18446744073709551615N)))
       [(problem [:map-extra]
                 (str ":map-extra must be an unsigned 64-bit integer, got "
-                     (pr-str (error/shown map-extra))))]
+                     (error/printed map-extra)))]
       (and row (nil? extra))
       [(problem [:map-extra] (str type " maps do not accept :map-extra"))]
       (and most-extra (< most-extra map-extra))
@@ -247,7 +247,7 @@
       (not (and (string? struct-ops) (re-matches #"[A-Za-z_][A-Za-z0-9_]{0,126}" struct-ops)))
       [(problem [:struct-ops]
                 (str ":struct-ops must be the name of a kernel struct, got "
-                     (pr-str (error/shown struct-ops))))]
+                     (error/printed struct-ops)))]
       (and row (not of-kernel?))
       [(problem [:struct-ops]
                 (str type
@@ -259,7 +259,7 @@
     (not= :by-name
           pinning) [(problem [:pinning]
                              (str ":pinning must be :by-name, got "
-                                  (pr-str (error/shown pinning))))]
+                                  (error/printed pinning)))]
     (not (and (string? name) (re-matches #"[^./\u0000]{1,255}" name)))
     [(problem [:name]
               ":name of a map pinned by name must be a valid file name without dots")]))
@@ -274,9 +274,9 @@
      (when-not (or (nil? types) (and (map? types) (every? keyword? (keys types))))
        [(problem [:types]
                  (str ":types must be a map of keywords to types, got "
-                      (pr-str (error/shown types))))])
+                      (error/printed types)))])
      (when-not (or (nil? name) (string? name))
-       [(problem [:name] (str ":name must be a string, got " (pr-str (error/shown name))))])
+       [(problem [:name] (str ":name must be a string, got " (error/printed name)))])
      (cond
        (nil? contents) nil
        (and row (not (or (ops :put!) (ops :push!))))
@@ -288,7 +288,7 @@
        [(problem [:contents] ":contents must be a map or a sequence of [key value] pairs")])
      (when-not (contains? #{nil true false} freeze)
        [(problem [:freeze]
-                 (str ":freeze must be true or false, got " (pr-str (error/shown freeze))))])
+                 (str ":freeze must be true or false, got " (error/printed freeze)))])
      (when (and (true? freeze) row (not freezes?))
        [(problem [:freeze] (str type " maps cannot be frozen"))])
      (when (and (true? freeze) (map? (or types {})) (private-value? spec nil))
@@ -305,7 +305,7 @@
   [spec]
   (if-not (error/named-map? spec)
     [(problem []
-              (str "a spec must be a map with keywords as keys, got " (pr-str (error/shown spec))))]
+              (str "a spec must be a map with keywords as keys, got " (error/printed spec)))]
     (concat (unknown-keys spec)
             (of-type spec)
             (side spec :key :key-size)

@@ -69,7 +69,7 @@
     (and trust-all-local-users (not port))
     (refuse ":trust-all-local-users is of a :port, and there is none" nil)
     (and port (not (and (int? port) (<= 0 (long port) 65535))))
-    (refuse (str "Not a port: " (pr-str (error/shown port)))
+    (refuse (str "Not a port: " (error/printed port))
             "it is a number from 0 to 65535; 0 takes any that is free")
     (not (or socket port))
     (refuse "A server needs a :socket" nil)))

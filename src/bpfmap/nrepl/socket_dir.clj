@@ -50,7 +50,7 @@
   (if (instance? Path given)
     given
     (let [given (str given)
-          refuse-it #(refuse :invalid-value (str "Not a path: " (pr-str (error/shown given))) nil %)
+          refuse-it #(refuse :invalid-value (str "Not a path: " (error/printed given)) nil %)
           path (paths/resolve given refuse-it)]
       (cond
         (nil? path) (refuse-it "it has half a character")
@@ -192,7 +192,7 @@
   (let [path (java-path given)
         directory (.getParent path)]
     (when-not (and (.isAbsolute path) directory (= path (.normalize path)) (.getParent directory))
-      (refuse :invalid-value (str "Not a place for a socket: " (pr-str (error/shown (str given))))
+      (refuse :invalid-value (str "Not a place for a socket: " (error/printed (str given)))
               given
               "it is an absolute path, without \"..\", to a file in a directory that is the socket's own"))
     (let [real (.resolve (real-directory (.getParent directory) directory) (.getFileName directory))

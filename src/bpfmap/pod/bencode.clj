@@ -158,7 +158,7 @@
                         (run! #(write-value out %) x)
                         (.write out (int \e)))
     :else (throw (error/error :invalid-value
-                              (str "Nothing that bencode has: " (pr-str (error/shown x))) nil))))
+                              (str "Nothing that bencode has: " (error/printed x)) nil))))
 
 (defn write-message
   "Writes a message in one piece and flushes.

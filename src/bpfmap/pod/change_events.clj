@@ -45,7 +45,7 @@
     (when-not (and (number? interval) (<= 0.001 (double interval) (double longest-interval)))
       (throw (invalid [:interval]
                       (str ":interval must be a number of seconds from 0.001 to " longest-interval
-                           ", got " (pr-str (error/shown interval)))
+                           ", got " (error/printed interval))
                       nil)))
     (double interval)))
 

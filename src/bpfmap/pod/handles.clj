@@ -83,7 +83,7 @@
           handle)))))
 
 (defn- no-handle [tag form hint]
-  (error/error :invalid-value (str "Not a handle: #" tag " " (pr-str (error/shown form)))
+  (error/error :invalid-value (str "Not a handle: #" tag " " (error/printed form))
                {:bpfmap/hint hint}))
 
 (defn- of-another-pod [tag form]

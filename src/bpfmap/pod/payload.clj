@@ -81,7 +81,7 @@
 
 (defn- unwritable [x]
   (error/error :not-supported
-               (str "The result has something that a pod cannot send: " (pr-str (error/shown x)))
+               (str "The result has something that a pod cannot send: " (error/printed x))
                {:bpfmap/hint "it is not data"}))
 
 (defn- name-readable?

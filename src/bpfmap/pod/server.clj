@@ -150,7 +150,7 @@
   (answering [pod message]
     (if-let [f (ops op)]
       (f pod message)
-      (throw (error/error :invalid-message (str "The pod has no op " (pr-str (error/shown op)))
+      (throw (error/error :invalid-message (str "The pod has no op " (error/printed op))
                           {:bpfmap/hint (str "it has "
                                              (error/list-of (map pr-str (sort (keys ops)))))})))))
 
@@ -210,7 +210,7 @@
   "Prints a message for users who start the pod by hand, and returns the exit code."
   [message]
   (complain message
-            "; it is a Babashka pod: (babashka.pods/load-pod \"bin/pod-bpfmap\"), see doc/pod.md")
+            "; it is a Babashka pod: (babashka.pods/load-pod \"bin/pod-bpfmap\")")
   2)
 
 (defn -main

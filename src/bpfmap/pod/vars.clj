@@ -66,7 +66,7 @@
   (cond
     (nil? x) nil ; it was closed before
     (handles/openable? x) (handles/close table x)
-    :else (throw (error/error :invalid-value (str "Not a handle: " (pr-str (error/shown x)))
+    :else (throw (error/error :invalid-value (str "Not a handle: " (error/printed x))
                               {:bpfmap/op :close
                                :bpfmap/hint "close takes what create, open, load or watch returned"}))))
 
@@ -88,7 +88,7 @@
   "Sends the events of a watch until it ends."
   [{:keys [table emit]} w]
   (when-not (change-events/watch? w)
-    (throw (error/error :invalid-value (str "Not a watch: " (pr-str (error/shown w)))
+    (throw (error/error :invalid-value (str "Not a watch: " (error/printed w))
                         {:bpfmap/op :watch})))
   (try
     (change-events/run w emit)

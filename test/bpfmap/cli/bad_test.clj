@@ -164,7 +164,7 @@
           (doseq [[words pattern]
                   [[["get" m "{src \"10.0.0.1\"}"] #"the field port is missing"]
                    [["get" m "{src \"10.0.0.1\" port 1 x 2}"]
-                    #"x is not a field: the fields are src and port"]
+                    #"x is not a field: use src or port"]
                    [["get" m "{src \"10.0.0.1\" port 70000}"] #"70000 is not a port"]
                    [["get" m "{src \"1.2.3\" port 1}"] #"\"1\.2\.3\" is not a ipv4"]
                    [["get" m "nil"] #"is not a \[struct|the key"]

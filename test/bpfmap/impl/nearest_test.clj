@@ -14,10 +14,10 @@
 
 (deftest suggestion-names-place
   (testing "a suggestion says where all names are, with or without a near name"
-    (is (= "did you mean :hash? See doc/map-types.md for all map types"
-           (nearest/suggestion :hsah (keys map-types/types) "doc/map-types.md for all map types")))
-    (is (= "see doc/types.md for all types"
-           (nearest/suggestion :quaternion (keys type/scalars) "doc/types.md for all types")))))
+    (is (= "did you mean :hash? See bpfmap.spec for all map types"
+           (nearest/suggestion :hsah (keys map-types/types) "bpfmap.spec for all map types")))
+    (is (= "see bpfmap.type for all types"
+           (nearest/suggestion :quaternion (keys type/scalars) "bpfmap.type for all types")))))
 
 (def ^:private vocabulary
   (vec (concat (keys map-types/types) (keys map-types/flags) spec/spec-keys)))

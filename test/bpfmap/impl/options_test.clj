@@ -15,7 +15,7 @@
         (is (= [:invalid-value op [] (str "Options must be a map, got " (pr-str odd))]
                ((juxt :bpfmap/error :bpfmap/op :bpfmap/path :message)
                 (error-of (options/check op odd))))))
-      (doseq [k [:no-such "lock" nil]]
+      (doseq [k [:no-such "none" nil]]
         (let [{:keys [message] :bpfmap/keys [error hint path]}
               (error-of (options/check op (sorted-map k 1)))]
           (is (= [:invalid-value [k]] [error path]))
@@ -26,12 +26,37 @@
                               (str k " must be " text ", got :bpfmap.impl.options-test/odd")))))))
 
 (deftest hints
-  (testing "the hint lists the options of the function"
+  (testing "the hint suggests the nearest option, or lists all options"
     (are [op options message] (= message (:message (error-of (options/check op options))))
-      :take! {:lok true} "Unknown option :lok: take! takes :lock"
-      :list {:breif true} "Unknown option :breif: maps takes :brief"
+      :take! {:lok true} "Unknown option :lok: did you mean :lock?"
+      :take! {"lock" true} "Unknown option \"lock\": did you mean :lock?"
+      :list {:breif true} "Unknown option :breif: did you mean :brief?"
       :put! {:lock 1} ":lock must be true or false, got 1"
-      :create {:pin "/x"} "Unknown option :pin: create takes :pin-path and :mapped"
+      :create {:pin "/x"} "Unknown option :pin: did you mean :pin-path?"
+      :create {:path "/x"}
+      "Unknown option :path: use :pin-path or :mapped"
       :create {:via :memory} "Unknown option :via: use {:mapped true}"
       :open {:via :memory} "Unknown option :via: use {:mapped true}"
-      :take! {:via :memory} "Unknown option :via: take! takes :lock")))
+      :take! {:via :memory} "Unknown option :via: use :lock")))
+
+(defn- misspellings
+  "Returns the keywords that differ from an option by one letter: missing, changed, added, or two
+  swapped."
+  [option]
+  (let [text (name option)
+        n (count text)]
+    (set (map keyword
+              (concat (for [i (range n)] (str (subs text 0 i) (subs text (inc i))))
+                      (for [i (range n)] (str (subs text 0 i) "x" (subs text (inc i))))
+                      (for [i (range (inc n))] (str (subs text 0 i) "x" (subs text i)))
+                      (for [i (range (dec n))]
+                        (str (subs text 0 i) (nth text (inc i)) (nth text i) (subs text (+ 2 i)))))))))
+
+(deftest misspelt-options
+  (testing "every option that is misspelt by one letter is suggested"
+    (doseq [[op known] @#'options/options-of
+            option (keys known)
+            misspelt (remove known (misspellings option))]
+      (testing (str op " " misspelt)
+        (is (re-find (re-pattern (str "did you mean .*" option "\\b"))
+                     (str (:bpfmap/hint (error-of (options/check op {misspelt 1}))))))))))

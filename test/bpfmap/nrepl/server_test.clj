@@ -290,7 +290,7 @@
                        [{:port 65536 :trust-all-local-users true}
                         "Not a port: 65536: it is a number from 0 to 65535; 0 takes any that is free"]
                        [{:port 0 :trust-all-local-users true :bind "0.0.0.0"}
-                        "Unknown option :bind: start takes :socket, :port and :trust-all-local-users"]
+                        "Unknown option :bind: use :socket, :port or :trust-all-local-users"]
                        [{} "A server needs a :socket"]]]
       (is (= [:invalid-value message]
              ((juxt :bpfmap/error :message) (error-of (server/start options))))))))

@@ -88,7 +88,7 @@
                 m ^Closeable (bpf/create small)]
       (is (= :not-supported (:bpfmap/error (error-of (change-events/start q nil)))))
       (is (= :invalid-value (:bpfmap/error (error-of (change-events/start {:name "x"} nil)))))
-      (is (= "Unknown option :intervall: watch takes :interval"
+      (is (= "Unknown option :intervall: did you mean :interval?"
              (:message (error-of (change-events/start m {:intervall 3})))))
       (doseq [bad [0 -1 0.0001 86401 ##NaN nil "1" :second]]
         (is (= (str ":interval must be a number of seconds from 0.001 to 86400, got " (pr-str bad))

@@ -154,7 +154,7 @@
 (deftest started-by-hand
   (testing "explains itself if it is started by hand"
     (let
-     [ends "; it is a Babashka pod: (babashka.pods/load-pod \"bin/pod-bpfmap\"), see doc/pod.md\n"]
+     [ends "; it is a Babashka pod: (babashka.pods/load-pod \"bin/pod-bpfmap\")\n"]
       (is (= {:exit 2 :out "" :err (str "bpfmap pod: It takes no arguments" ends)}
              (fixture/run [client/script "--help"])))
       (is (= {:exit 2 :out "" :err (str "bpfmap pod: It has no socket, only stdin and stdout" ends)}

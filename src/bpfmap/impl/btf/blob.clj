@@ -14,7 +14,7 @@
   :type-len]` or `[:type 17 :member 3 :type]`. A blob is immutable and can be used by many threads."
   (:refer-clojure :exclude [resolve])
   (:require [bpfmap.bytes :as bytes]
-            [bpfmap.error :refer [error list-of shown]]
+            [bpfmap.error :refer [error list-of printed shown]]
             [bpfmap.impl.btf.image :as image :refer [malformed u32]]
             [bpfmap.impl.btf.kinds :as kinds]
             [bpfmap.impl.btf.record :as record])
@@ -40,7 +40,7 @@
   (.write w (str blob)))
 
 (defn- invalid ^Throwable [what x hint]
-  (error :invalid-value (str "Not " what ": " (pr-str (shown x)))
+  (error :invalid-value (str "Not " what ": " (printed x))
          {:bpfmap/value (shown x) :bpfmap/hint hint}))
 
 (defn parse

@@ -1,6 +1,6 @@
 (ns ^:no-doc bpfmap.impl.btf.writer
   "Encodes records, as `bpfmap.impl.btf.blob/record` returns them, as BTF."
-  (:require [bpfmap.error :refer [error list-of shown]]
+  (:require [bpfmap.error :refer [error list-of printed]]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.image :as image]
             [bpfmap.impl.btf.kinds :as kinds])
@@ -33,7 +33,7 @@
   [m key path [low high]]
   (let [x (get m key)]
     (when-not (integer? x)
-      (throw (invalid (conj path key) (str (pr-str (shown x)) " is not an integer") nil)))
+      (throw (invalid (conj path key) (str (printed x) " is not an integer") nil)))
     (when-not (<= low x high)
       (throw (invalid (conj path key) (str x " is outside " low " to " high) nil)))
     x))
@@ -50,7 +50,7 @@
 
 (defn- name-bytes ^bytes [path text]
   (when-not (string? text)
-    (throw (invalid path (str (pr-str (shown text)) " is not a string")
+    (throw (invalid path (str (printed text) " is not a string")
                     "leave out :name if there is no name")))
   (let [bytes (.getBytes ^String text StandardCharsets/UTF_8)]
     (cond
@@ -59,9 +59,9 @@
                       (str "the name has " (alength bytes) " bytes, more than "
                            image/longest-string) nil))
       (some zero? bytes)
-      (throw (invalid path (str (pr-str (shown text)) " contains a zero, which would end it") nil))
+      (throw (invalid path (str (printed text) " contains a zero, which would end it") nil))
       (not= text (String. bytes StandardCharsets/UTF_8))
-      (throw (invalid path (str (pr-str (shown text)) " has no form in UTF-8")
+      (throw (invalid path (str (printed text) " has no form in UTF-8")
                       "one half of a surrogate pair stands alone"))
       :else bytes)))
 
@@ -94,7 +94,7 @@
     (cond
       (<= 0 i) i
       (integer? x) (number m key path [0 most])
-      :else (throw (invalid (conj path key) (str (pr-str (shown x)) " is not a linkage")
+      :else (throw (invalid (conj path key) (str (printed x) " is not a linkage")
                             (str "it is " (list-of kinds/linkages)))))))
 
 (def ^:private writers
@@ -140,18 +140,18 @@
   Throws unless it is a record, with at most the allowed number of entries."
   ^long [i record]
   (when-not (map? record)
-    (throw (invalid [i] (str (pr-str (shown record)) " is not a record")
+    (throw (invalid [i] (str (printed record) " is not a record")
                     "it is a map such as {:kind :ptr :type 1}")))
   (let [kind (:kind record)
         _ (when-not (kinds/numbers kind)
-            (throw (invalid [i :kind] (str (pr-str (shown kind)) " is not a kind")
+            (throw (invalid [i :kind] (str (printed kind) " is not a kind")
                             (if (= :void kind)
                               "void is type 0 without being written"
                               (str "it is " (list-of kinds/kinds))))))
         key (:entries (kinds/rows (kinds/numbers kind)))
         found (get record key)
         _ (when-not (or (nil? found) (sequential? found))
-            (throw (invalid [i key] (str (pr-str (shown found)) " is not a sequence") nil)))
+            (throw (invalid [i key] (str (printed found) " is not a sequence") nil)))
         n (bounded-count (inc (long most-entries)) found)]
     (when (< (long most-entries) n)
       (throw (invalid [i key] (str "there are more than " most-entries) nil)))
@@ -166,10 +166,10 @@
     (and (= :values entries) (vector? entry) (= 2 (count entry))) {:name (entry 0) :value (entry 1)}
     (= :values
        entries) (throw (invalid path
-                                (str (pr-str (shown entry)) " is not a pair of a name and a value")
+                                (str (printed entry) " is not a pair of a name and a value")
                                 nil))
     (map? entry) entry
-    :else (throw (invalid path (str (pr-str (shown entry)) " is not a map") nil))))
+    :else (throw (invalid path (str (printed entry) " is not a map") nil))))
 
 (defn- bit-field? [member]
   (let [bits (:bits member)]
@@ -236,10 +236,10 @@
    (blob records nil))
   (^bytes [records {:keys [byte-order base]}]
    (when-not (or (nil? records) (sequential? records))
-     (throw (invalid [] (str (pr-str (shown records)) " is not a sequence of records") nil)))
+     (throw (invalid [] (str (printed records) " is not a sequence of records") nil)))
    (when-not (or (nil? base) (instance? Blob base))
-     (throw (invalid [:base] (str (pr-str (shown base)) " is not a BTF blob")
-                     "it is what bpfmap.impl.btf.blob/parse returned")))
+     (throw (invalid [:base] (str (printed base) " is not a BTF blob")
+                     "pass a result of parse")))
    (let [records (vec records)
          order (or byte-order (ByteOrder/nativeOrder))
          total (reduce + 0 (map-indexed record-bytes records))

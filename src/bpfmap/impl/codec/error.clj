@@ -7,7 +7,7 @@
 
 (defn- message [{:bpfmap/keys [path value type] ::keys [what]}]
   (str (when (seq path) (str path ": "))
-       (or what (str (pr-str value) " is not a " (pr-str (error/shown type))))))
+       (or what (str (error/printed value) " is not a " (error/printed type)))))
 
 (defn- of-data ^Throwable [data cause]
   (error/error :invalid-value (message data) (dissoc data :bpfmap/error ::what) cause))

@@ -124,7 +124,7 @@
               (throw (misfit type [:value] value
                              (str "it must be a vector of " n " values, one for each possible CPU; "
                                   "{:cpus :all} writes one value for every CPU")
-                             (str (pr-str (error/shown value)) (cond
+                             (str (error/printed value) (cond
                                                                  (nil? given) " is not a vector"
                                                                  (< n
                                                                     (long

@@ -240,7 +240,7 @@
 ;; --- holders
 
 (defn- invalid [ref op constraint]
-  (error/error :invalid-value (str constraint ", got " (pr-str (error/shown ref)))
+  (error/error :invalid-value (str constraint ", got " (error/printed ref))
                {:bpfmap/op op}))
 
 (def ^:private id-keys {:map-id :map, :program-id :program, :link-id :link})

@@ -35,7 +35,7 @@
   (when-not (and (string? module) (re-matches #"[A-Za-z0-9_]+" module) (not= "vmlinux" module))
     (throw (error/error :invalid-value
                         (str "The name of a module must be letters, digits and `_`, got "
-                             (pr-str (error/shown module)))
+                             (error/printed module))
                         {:bpfmap/op :module-btf})))
   (btf/parse (read-file :module-btf module) (kernel)))
 
@@ -45,7 +45,7 @@
   [id]
   (when-not (and (int? id) (<= 0 (long id) 0xffffffff))
     (throw (error/error :invalid-value (str "An id must be an integer from 0 to 4294967295, got "
-                                            (pr-str (error/shown id)))
+                                            (error/printed id))
                         {:bpfmap/op :btf-by-id})))
   (let [{:keys [bytes name kernel?]} (kernel.btf/blob id {:op :btf-by-id})]
     (if (and kernel? (not= "vmlinux" name))
@@ -67,7 +67,7 @@
   ^Closeable [types named]
   (when-not (sequential? types)
     (throw (error/error :invalid-value
-                        (str "The types must be a sequence, got " (pr-str (error/shown types)))
+                        (str "The types must be a sequence, got " (error/printed types))
                         {:bpfmap/op :load-btf})))
   (let [{:keys [bytes]} (btf/->btf types named)
         ctx {:op :load-btf}]

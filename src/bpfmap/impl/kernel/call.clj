@@ -479,13 +479,13 @@
                                       :bpfmap/hint hint})))
         invalid (fn [constraint]
                   (reject :invalid-value
-                          (str "A path must " constraint ", got " (pr-str (error/shown given)))
+                          (str "A path must " constraint ", got " (error/printed given))
                           nil))]
     (cond
       (str/blank? given) (invalid "not be empty")
       (str/includes? given "\u0000") (invalid "not have a NUL character")
       :else (or (paths/resolve file #(reject :ambiguous
-                                             (str "Path " (pr-str (error/shown given))
+                                             (str "Path " (error/printed given)
                                                   " names two files")
                                              %))
                 (invalid "not have half a character (a lone surrogate)")))))

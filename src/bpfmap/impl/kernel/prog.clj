@@ -95,7 +95,7 @@
          (range (inc n)))))
 
 (defn- function-info
-  "Returns the array of `struct bpf_func_info` for the functions at the given slots."
+  "Returns an array of `struct bpf_func_info` for the functions at some slots."
   ^bytes [slots]
   (let [buffer (doto (ByteBuffer/allocate (* 8 (count slots))) (.order (ByteOrder/nativeOrder)))]
     (doseq [[i slot] (map-indexed vector slots)]

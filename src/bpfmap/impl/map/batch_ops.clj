@@ -19,7 +19,7 @@
   (map-types/types (:type (bpf-map/identity-of m))))
 
 (defn- invalid [^BpfMap m op what x]
-  (error/error :invalid-value (str what ", got " (pr-str (error/shown x)))
+  (error/error :invalid-value (str what ", got " (error/printed x))
                {:bpfmap/op op :bpfmap/map (bpf-map/identity-of m)}))
 
 ;; --- writing and deleting

@@ -152,7 +152,7 @@
   [x op]
   (when-not (instance? BpfMap x)
     (throw (error/error :invalid-value (str "The argument must be an open map, got "
-                                            (pr-str (error/shown x)))
+                                            (error/printed x))
                         {:bpfmap/op op
                          :bpfmap/hint "pass a map that create, open or clone returned"}))))
 

@@ -28,7 +28,7 @@
   (let [{:keys [value type] :as spec} (bpf-map/spec-of m)]
     (when (and lock (not (spec/locked-value? spec)))
       (throw (invalid m op [:lock]
-                      (str "Values of this map have no lock: " (pr-str (error/shown value)))
+                      (str "Values of this map have no lock: " (error/printed value))
                       (if (:lock? (map-types/types type))
                         "a value to be locked has a field of type :spin-lock; open the map with the type of its values"
                         (str "a map of type " type " has no spin locks")))))))
@@ -41,7 +41,7 @@
     (when (and (contains? options :cpu) (contains? options :cpus))
       (throw (invalid m op [:cpu] ":cpu and :cpus exclude each other" nil)))
     (when (and (contains? options :cpu) (not (some #{cpu} possible)))
-      (throw (invalid m op [:cpu] (str "Unknown CPU " (pr-str (error/shown cpu)))
+      (throw (invalid m op [:cpu] (str "Unknown CPU " (error/printed cpu))
                       (str "the possible CPUs are " (error/list-of possible "and")))))))
 
 (defn check-options

@@ -184,7 +184,7 @@
         _ (when (empty? kernel-name)
             (throw (error/error :invalid-value
                                 (str "The name of a map must have letters, digits, `_` or `.`, "
-                                     "got " (pr-str (error/shown given)))
+                                     "got " (error/printed given))
                                 {:bpfmap/op :open :bpfmap/path [:name]})))
         kept? (= name kernel-name)
         alike (filterv #(if kept? (= name (:name %)) (shortens-to? name (:name %)))

@@ -218,8 +218,8 @@
                 :bpfmap/file path
                 :bpfmap/diff difference
                 :bpfmap/hint (str/join "; " (for [[k {:keys [spec map]}] (sort-by key difference)]
-                                              (str k " is " (pr-str map) ", the spec has "
-                                                   (pr-str spec))))}))
+                                              (str k " is " (error/printed map) ", the spec has "
+                                                   (error/printed spec))))}))
 
 (defn unusable-path-error
   "Returns the exception for a path where open and pin failed repeatedly."
@@ -594,7 +594,7 @@
   (if (and (int? n) (<= 0 n most))
     n
     (throw (invalid-option [] (str what " must be an integer from 0 to " most ", got "
-                                   (pr-str (error/shown n)))
+                                   (error/printed n))
                            nil))))
 
 (defn- check-id [n]
@@ -647,11 +647,11 @@
               (close-on-error fd
                 (make-opened fd (or (call/access fd) (requested-access options))
                              options nil ctx)))
-        (throw (invalid-option [kind] (str "Unknown reference " (pr-str (error/shown ref)))
+        (throw (invalid-option [kind] (str "Unknown reference " (error/printed ref))
                                "use {:id n}, {:map-id n}, {:path p}, {:name n} or {:fd n}"))))
     :else (throw (invalid-option []
                                  (str "A map must be given by id, pin path, {:name n} or {:fd n}, "
-                                      "got " (pr-str (error/shown ref)))
+                                      "got " (error/printed ref))
                                  nil))))
 
 (defn open

@@ -264,7 +264,7 @@
     (when (not= size given-size)
       (throw (error/error :incompatible
                           (str "The " (name side) " of map " (:id info) " cannot be a "
-                               (pr-str (error/shown given)))
+                               (error/printed given))
                           {:bpfmap/op op
                            :bpfmap/map (select-keys info [:id :name :type])
                            :bpfmap/path [side]

@@ -177,7 +177,7 @@
   (try
     (f)
     (catch clojure.lang.ExceptionInfo e
-      (throw (ex-info (str "In :contents, the entry of " (pr-str (error/shown k)) ": "
+      (throw (ex-info (str "In :contents, the entry of " (error/printed k) ": "
                            (ex-message e))
                       (assoc (ex-data e) :bpfmap/op op
                              :bpfmap/path

@@ -147,7 +147,7 @@
     (fn [scope x ctx]
       (or (resolve scope x ctx)
           (throw (misfit kind path x (str "it takes " expected)
-                         (str (pr-str (error/shown x)) " is not a reference of this kind")))))))
+                         (str (error/printed x) " is not a reference of this kind")))))))
 
 (defn- functions-resolver
   "Returns the [[resolver]] of a struct_ops value, which has programs as functions.

@@ -102,7 +102,7 @@
     (not (and (integer? offset) (integer? size)))
     (throw (error/error :invalid-value
                         (str "An offset or size must be a non-negative integer, got "
-                             (pr-str (error/shown (if (integer? offset) size offset))))
+                             (error/printed (if (integer? offset) size offset)))
                         (data source op nil)))
     (and (int? offset) (int? size)
          (<= 0 (long offset)) (<= 0 (long size)) (<= (long offset) (- (long total) (long size))))
@@ -205,7 +205,7 @@
   (if (instance? Memory x)
     x
     (throw (error/error :invalid-value (str "The argument must be the memory of a map, got "
-                                            (pr-str (error/shown x)))
+                                            (error/printed x))
                         {:bpfmap/op op
                          :bpfmap/hint "pass what (memory m) or (slice mem …) returned"}))))
 
@@ -301,7 +301,7 @@
   (let [^MemorySegment segment (.-segment m)]
     (when-not (and (int? x) (<= -128 (long x) 255))
       (throw (invalid (.-source m) :fill! (str "A byte must be an integer from -128 to 255, got "
-                                               (pr-str (error/shown x)))
+                                               (error/printed x))
                       nil)))
     (check-writable (.-source m) :fill! segment)
     (accessing [(.-source m) :fill!]
@@ -316,7 +316,7 @@
     (when (zero? width)
       (throw (invalid source op
                       (str "The array must be of bytes, shorts, ints, longs, floats, doubles or "
-                           "chars, got " (pr-str (error/shown array)))
+                           "chars, got " (error/printed array))
                       nil)))
     (let [length (long (java.lang.reflect.Array/getLength array))
           n (or n (if (and (int? start) (<= 0 (long start) length)) (- length (long start)) 0))]
@@ -325,9 +325,9 @@
                      (<= 0 (long start) length)
                      (<= 0 (long n) (- length (long start))))
         (throw (error/error :out-of-range
-                            (str "An array of " length " elements has no " (pr-str (error/shown n))
+                            (str "An array of " length " elements has no " (error/printed n)
                                  " from "
-                                 (pr-str (error/shown start)))
+                                 (error/printed start))
                             (data source op nil))))
       [(within source op offset (* width (long n)) (.byteSize ^MemorySegment (.-segment m))) start
        n])))

@@ -10,6 +10,7 @@
             [bpfmap.impl.memory.bytes :as memory.bytes :refer [accessing]]
             [bpfmap.impl.memory.layout :as layout]
             [bpfmap.impl.memory.reducing :as reducing]
+            [bpfmap.impl.nearest :as nearest]
             [bpfmap.type :as type]
             [clojure.core.reducers :as reducers]
             [clojure.string :as str])
@@ -232,7 +233,7 @@
 (defn- no-part ^Throwable [v k op]
   (let [{:keys [source]} (place v)
         {:keys [kind count members] :as shape} (shape-of v)
-        what (str (pr-str (error/shown k)) " of " (summary shape) " in the memory of "
+        what (str (error/printed k) " of " (summary shape) " in the memory of "
                   (memory.bytes/described source))]
     (case kind
       :array (if (integer? k)
@@ -245,8 +246,7 @@
                (memory.bytes/invalid source op (str "No element " what)
                                      "use the index of an element"))
       :struct (memory.bytes/invalid source op (str "No field " what)
-                                    (str "the fields are "
-                                         (error/list-of (take 32 (keys members)) "and")))
+                                    (nearest/alternatives k (keys members)))
       (memory.bytes/invalid source op (str "No part " what) "it has no parts"))))
 
 (defn check
@@ -261,7 +261,7 @@
                                            "write!")}))
     :else
     (throw (error/error :invalid-value (str "The argument must be a view, got "
-                                            (pr-str (error/shown x)))
+                                            (error/printed x))
                         {:bpfmap/op op
                          :bpfmap/hint (str "pass what (view mem type), (elements m) or (variables "
                                            "m) returned")}))))
@@ -376,10 +376,10 @@
     (if (and (= :array kind) (not whole?))
       (when (<= (layout/size-of element) max-printed)
         (let [n (printed-count shape)]
-          (str "[" (str/join " " (map #(pr-str (nth v %)) (range n))) (when (< n (long count)) " …")
-               "]")))
+          (str "[" (str/join " " (map #(pr-str (error/unsuffixed (nth v %))) (range n)))
+               (when (< n (long count)) " …") "]")))
       (when (<= (layout/size-of shape) max-printed)
-        (pr-str @v)))))
+        (pr-str (error/unsuffixed @v))))))
 
 (defn- text ^String [v]
   (let [{:keys [^Source source ^MemorySegment segment offset]} (place v)]
@@ -435,7 +435,7 @@
   [^ArrayView v op array widest]
   (let [[summary fits?] (array-type v)
         accepted (seq (distinct (remove nil? [summary widest])))
-        got (pr-str (error/shown array))]
+        got (error/printed array)]
     (when-not (and fits? (fits? array))
       (throw (if accepted
                (memory.bytes/invalid (.-source v) op
@@ -459,8 +459,8 @@
         n (or n (if (int? start) (max 0 (- length (long start))) 0))
         refuse (fn [at total of]
                  (error/error :out-of-range
-                              (str (pr-str (error/shown n)) " elements from "
-                                   (pr-str (error/shown at)) " of " of " " total)
+                              (str (error/printed n) " elements from "
+                                   (error/printed at) " of " of " " total)
                               (memory.bytes/data (.-source v) op nil)))]
     (cond
       (not (fits? from n (.-n v))) (throw (refuse from (.-n v) "a view of"))

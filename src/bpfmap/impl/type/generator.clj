@@ -93,9 +93,9 @@
              (gen/return {}))
     (:private :pad) (gen/return nil)
     :via (throw (error/error :not-supported
-                             (str "Values of " (pr-str (error/shown type)) " cannot be generated")
+                             (str "Values of " (error/printed type) " cannot be generated")
                              {:bpfmap/hint (str
                                             "only its author knows which they are; generate those "
                                             "of "
-                                            (pr-str (error/shown (:type target)))
+                                            (error/printed (:type target))
                                             " and decode them")}))))

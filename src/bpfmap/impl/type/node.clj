@@ -84,7 +84,7 @@
      (throw (malformed ~path (str ~@message)))))
 
 (defn- shown [x]
-  (pr-str (error/shown x)))
+  (error/printed x))
 
 (declare node*)
 
@@ -208,8 +208,8 @@
 
 (defn- check-options [options allowed path]
   (doseq [[k v] options]
-    (require-that (allowed k) path "unknown option " (shown k) "; the options are "
-                  (error/list-of (sort allowed)))
+    (require-that (allowed k) path "unknown option " (shown k) "; "
+                  (nearest/alternatives k (sort allowed)))
     (case k
       :align (require-that (power-of-two? v) path ":align must be a power of two, got " (shown v))
       (:offset :bit-offset :size) (require-that (and (int? v) (<= 0 (long v) (long largest-size)))
@@ -354,7 +354,7 @@
   (require-that (contains? types type) path
                 "unknown type " type "; "
                 (nearest/suggestion type (concat (sort (keys types)) (keys scalars))
-                                    "doc/types.md for all types"))
+                                    "bpfmap.type for all types"))
   (require-that (not (contains? within type)) path "the named type " type " contains itself")
   (node* (types type) (update context :within (fnil conj #{}) type) path))
 
@@ -372,7 +372,7 @@
                                     (nearest/suggestion
                                      (when (vector? type) (first type))
                                      (sort (keys compounds))
-                                     "doc/types.md for all types")))))
+                                     "bpfmap.type for all types")))))
            :type type)))
 
 (defn node

@@ -172,7 +172,7 @@
         bits {:a 1 :b 1 :bpfmap/padding [1 0 0]}
         "it must have zeros for all bits of fields"
         [:struct [:a :u8]] {:a 1 :bpfmap/padding [0]}
-        ":bpfmap/padding is not a field: the fields are :a"))
+        ":bpfmap/padding is not a field: use :a"))
     (is (str/includes? (:message (error-of (codec/codec [:struct [:bpfmap/padding :u8]])))
                        "no member can be named :bpfmap/padding"))))
 

@@ -225,16 +225,16 @@
         :set-release! :u64 -1
         "-1 is not a :u64: it must be an integer from 0 to 18446744073709551615"
         :set-release! :u64 18446744073709551616N
-        "18446744073709551616N is not a :u64: it must be an integer from 0 to 18446744073709551615"
+        "18446744073709551616 is not a :u64: it must be an integer from 0 to 18446744073709551615"
         :exchange! :u64 -1 "-1 is not a :u64: it must be an integer from 0 to 18446744073709551615"
         :exchange! :u32 4294967296
         "4294967296 is not a :u32: it must be an integer from 0 to 4294967295"
         :compare-and-set! :s32 2147483648
         "2147483648 is not a :s32: it must be an integer from -2147483648 to 2147483647"
         :exchange! :s64 9223372036854775808N
-        "9223372036854775808N is not a :s64: it must be an integer from -9223372036854775808 to 9223372036854775807"
+        "9223372036854775808 is not a :s64: it must be an integer from -9223372036854775808 to 9223372036854775807"
         :add! :u64 18446744073709551616N
-        "18446744073709551616N is not a :u64: it must be an integer from -9223372036854775808 to 18446744073709551615"
+        "18446744073709551616 is not a :u64: it must be an integer from -9223372036854775808 to 18446744073709551615"
         :add! :u32 4294967296
         "4294967296 is not a :u32: it must be an integer from -2147483648 to 4294967295"
         :add! :u64 1.0

@@ -192,13 +192,13 @@
           "No element -1 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1"
           #(nth (mem/at v [0 :b]) -1)
           :out-of-range
-          "No element 18446744073709551616N of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1"
+          "No element 18446744073709551616 of [:array :u16 2] in the memory of map N (t_view): elements are 0 to 1"
           #((mem/at v [0 :b]) 18446744073709551616N)
           :invalid-value
           "No element :a of [:array :u16 2] in the memory of map N (t_view): use the index of an element"
           #(mem/write! v [0 :b :a] 1)
           :invalid-value
-          "No field :c of {:a :b} in the memory of map N (t_view): the fields are :a and :b"
+          "No field :c of {:a :b} in the memory of map N (t_view): use :a or :b"
           #(mem/write! v [0 :c] 1)
           :invalid-value
           "No part :x of :u8 in the memory of map N (t_view): it has no parts"
@@ -212,7 +212,7 @@
           :invalid-spec
           (str
            "[]: a type must be a keyword such as :u32 or a vector that starts with a keyword "
-           "such as :struct, got 7; see doc/types.md for all types")
+           "such as :struct, got 7; see bpfmap.type for all types")
           #(mem/view (bpf/memory m) 7))
         (mem/close (bpf/memory m))))))
 
