@@ -149,7 +149,9 @@
     :else x))
 
 (defn printed
-  "Returns a value as text for a message: [[shown]], without the N of large integers.
+  "Returns the text of a value for a message.
+
+  The value is [[shown]], and large integers have no N.
 
       (printed {:n 18446744073709551615N}) ;=> \"{:n 18446744073709551615}\""
   [x]

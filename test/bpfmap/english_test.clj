@@ -80,7 +80,9 @@
 
 (def ^:private exempt
   "Namespaces whose docstrings do not yet begin as they must."
-  '#{bpfmap.impl.memory.atomic bpfmap.impl.memory.reducing})
+  '#{bpfmap.impl.memory.atomic bpfmap.impl.memory.reducing
+     bpfmap.impl.events.reader bpfmap.impl.events.ring bpfmap.impl.events.typed
+     bpfmap.impl.kernel.events})
 
 (def ^:private exempt-folders
   "Folders that are not yet within the budget of phrases."

@@ -203,8 +203,8 @@
       [{:kind :datasec :size 1 :vars [{:type 0 :offset 0}]}]
       [] "the types take 2202009600 bytes, and an array holds 2147483647"
       (repeat 2800 {:kind :struct :size 0 :members (vec (repeat 65535 {:type 0 :bit-offset 0}))}))
-    (is (= [[:base] (str "Cannot write BTF, at [:base]: \"vmlinux\" is not a BTF blob: it is what "
-                         "bpfmap.impl.btf.blob/parse returned")]
+    (is (= [[:base] (str "Cannot write BTF, at [:base]: \"vmlinux\" is not a BTF blob: pass a "
+                         "result of parse")]
            (refusal (error-of (writer/blob [] {:base "vmlinux"})))))))
 
 ;; ---------------------------------------------------------------- other readers
