@@ -222,7 +222,7 @@
       (lookup m 7 nil {:cpu 0})    ;=> 21"
   ([m k] (bpf-map/lookup m k nil))
   ([m k not-found] (bpf-map/lookup m k not-found))
-  ([m k not-found options] (element-ops/lookup m k not-found options)))
+  ([m k not-found options] (bpf-map/lookup m k not-found options)))
 
 (defn has-key?
   "Returns true if the map has the key.

@@ -16,8 +16,7 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :refer [error list-of printed shown]]
             [bpfmap.impl.btf.image :as image :refer [malformed u32]]
-            [bpfmap.impl.btf.kinds :as kinds]
-            [bpfmap.impl.btf.record :as record])
+            [bpfmap.impl.btf.kinds :as kinds])
   (:import (bpfmap.bytes ByteView)
            (bpfmap.impl.btf.image Image)
            (java.io Writer)
@@ -158,7 +157,7 @@
   [^Blob b id]
   (let [image (image-with b id)]
     (or (get (.-sections b) id)
-        (record/record image id))))
+        (image/record image id))))
 
 (defn- kind-of [^Image image ^long id]
   (if (zero? id)

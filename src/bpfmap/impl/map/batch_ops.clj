@@ -6,7 +6,6 @@
             [bpfmap.impl.kernel.element :as kernel.element]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]]
-            [bpfmap.impl.map.element-ops :as element-ops]
             [bpfmap.impl.map.references :as references])
   (:import (bpfmap.impl.map.bpf_map BpfMap)
            (bpfmap.sys Bytes Codec)
@@ -67,7 +66,7 @@
   Writes nothing if an entry cannot be encoded."
   [^BpfMap m entries options]
   (with-error-context [m :put-all!]
-    (let [flags (element-ops/check-options m :put-all! options)
+    (let [flags (bpf-map/check-options m :put-all! options)
           key-codec (.-key-codec m)
           value-codec (.-value-codec m)
           resolvers (.-resolvers m)
@@ -79,7 +78,7 @@
           (reduce (fn [^long i entry]
                     (with-index i (fn []
                                     (let [[k v] (check-entry m :put-all! entry)
-                                          v (element-ops/repeat-for-cpus m v options)]
+                                          v (bpf-map/repeat-for-cpus m v options)]
                                       (if resolvers
                                         (kernel.element/add writer key-codec value-codec
                                                             (references/resolve-key
@@ -108,7 +107,7 @@
       (with-open [writer (kernel.element/batch-writer (bpf-map/descriptor m) key-codec nil)]
         (try
           (reduce (fn [^long i k]
-                    (when-not (element-ops/out-of-range-index? m k)
+                    (when-not (bpf-map/out-of-range-index? m k)
                       (with-index i
                         #(let [k
                                (if resolvers
@@ -121,7 +120,7 @@
           (let [done (done-or-throw m :delete-all!
                                     (kernel.element/delete-all writer (.-elements m)
                                                                (contains? (:batch (row m)) :delete)
-                                                               (element-ops/missing-errnos m))
+                                                               (bpf-map/missing-errnos m))
                                     (.size writer))]
             ;; The kernel reports two deletions of a slot that is given twice.
             (if (:index? (row m)) (kernel.element/count-present writer false nil) done))
@@ -132,10 +131,10 @@
   [^BpfMap m ks options]
   (with-error-context [m :lookup-all]
     (check-reducible m :lookup-all ks)
-    (element-ops/check-options m :lookup-all options)
+    (bpf-map/check-options m :lookup-all options)
     (persistent!
      (reduce (fn [acc k]
-               (let [v (element-ops/lookup m k ::absent options)]
+               (let [v (bpf-map/lookup m k ::absent options)]
                  (if (identical? ::absent v) acc (assoc! acc k v))))
              (transient {}) ks))))
 
@@ -144,7 +143,7 @@
 (defn- reading-options
   "Checks options; returns those for the fold, and a function for each value."
   [m op options]
-  [{:flags (element-ops/check-options m op options)} (element-ops/cpu-value m options)])
+  [{:flags (bpf-map/check-options m op options)} (bpf-map/cpu-value m options)])
 
 (deftype Entries [m fold-options of-value]
   IReduceInit
@@ -271,7 +270,7 @@
   "Takes everything: a map of entries, or a vector of values without keys."
   [^BpfMap m options]
   (with-error-context [m :drain!]
-    (let [flags (element-ops/check-options m :drain! options)
+    (let [flags (bpf-map/check-options m :drain! options)
           keyless? (nil? (.-key-codec m))
           {:keys [batch]} (row m)]
       ;; An entry that cannot be decoded must not be taken, so only types that decode any bytes
@@ -295,7 +294,7 @@
   Without keys, reduces over values."
   [^BpfMap m f init options]
   (with-error-context [m :drain-into!]
-    (let [flags (element-ops/check-options m :drain-into! options)]
+    (let [flags (bpf-map/check-options m :drain-into! options)]
       (when (= :whole (:drains (row m)))
         (bpf-map/refuse m :drain-into! :not-supported
                         (str "a map of type " (:type (bpf-map/identity-of m))

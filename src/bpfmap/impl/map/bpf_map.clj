@@ -3,13 +3,15 @@
 
   An open map can be used like a collection, but is compared by identity. Printing and comparing
   make no system call, and there is no `count`."
-  (:require [bpfmap.error :as error]
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.element :as kernel.element]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.references :as references]
-            [bpfmap.impl.memory.fast-path :as fast-path :refer [or-fallback]]
-            [bpfmap.impl.memory.mapping :as mapping]
+            [bpfmap.impl.memory.mapping :as mapping :refer [or-fallback]]
+            [bpfmap.impl.options :as options]
+            [bpfmap.impl.spec :as spec]
             [bpfmap.type :as type])
   (:import (bpfmap.sys Codec Fd)
            (clojure.lang ArityException ExceptionInfo IFn IKVReduce ILookup IReduce
@@ -139,6 +141,11 @@
   [^BpfMap m]
   (.-cpus m))
 
+(defn identity-of
+  "Returns `{:id :name :type}` of the map, for errors."
+  [^BpfMap m]
+  (.-identity m))
+
 ;; --- checks before a system call, and errors
 
 (defn refuse
@@ -155,6 +162,12 @@
                                             (error/printed x))
                         {:bpfmap/op op
                          :bpfmap/hint "pass a map that create, open or clone returned"}))))
+
+(defn spec-of
+  "Returns the spec of the map."
+  [^BpfMap m]
+  (check-open-map m :spec)
+  (dissoc (.-spec m) :untyped))
 
 (defn check-allowed
   "Throws if this handle refuses an operation."
@@ -236,18 +249,106 @@
      ~body
      (call-with-entry ~m ~op ~k ~v (fn [~k ~v] ~body))))
 
+;; --- options of operations
+
+(defn- invalid [^BpfMap m op path message hint]
+  (error/error :invalid-value message
+               {:bpfmap/op op :bpfmap/map (identity-of m) :bpfmap/path path
+                :bpfmap/hint hint}))
+
+(defn- check-lock [^BpfMap m op lock]
+  (let [{:keys [value type] :as spec} (spec-of m)]
+    (when (and lock (not (spec/locked-value? spec)))
+      (throw (invalid m op [:lock]
+                      (str "Values of this map have no lock: " (error/printed value))
+                      (if (:lock? (map-types/types type))
+                        "a value to be locked has a field of type :spin-lock; open the map with the type of its values"
+                        (str "a map of type " type " has no spin locks")))))))
+
+(defn- check-cpu [^BpfMap m op {:keys [cpu] :as options}]
+  (let [possible (cpus-of m)]
+    (when-not possible
+      (throw (invalid m op [(if (contains? options :cpu) :cpu :cpus)] "The map is not a per-CPU map"
+                      "each key has one value")))
+    (when (and (contains? options :cpu) (contains? options :cpus))
+      (throw (invalid m op [:cpu] ":cpu and :cpus exclude each other" nil)))
+    (when (and (contains? options :cpu) (not (some #{cpu} possible)))
+      (throw (invalid m op [:cpu] (str "Unknown CPU " (error/printed cpu))
+                      (str "the possible CPUs are " (error/list-of possible "and")))))))
+
+(defn check-options
+  "Returns the flags for options.
+
+  Throws for options that the operation does not have, or that do not fit the map."
+  [^BpfMap m op options]
+  (if (nil? options)
+    kernel.element/any
+    (do
+      (options/check op options)
+      (when (contains? options :lock) (check-lock m op (:lock options)))
+      (when (or (contains? options :cpu) (contains? options :cpus)) (check-cpu m op options))
+      (if (:lock options) kernel.element/lock kernel.element/any))))
+
+(defn cpu-value
+  "Returns a function from a per-CPU value to the part that the options select.
+
+  The value of one CPU, or the whole vector."
+  [^BpfMap m options]
+  (if (contains? options :cpu)
+    (let [i (.indexOf ^java.util.List (cpus-of m) (:cpu options))]
+      #(nth % i))
+    identity))
+
+(defn repeat-for-cpus
+  "Returns the value to write: with `{:cpus :all}`, v for every CPU."
+  [^BpfMap m v options]
+  (if (:cpus options)
+    (vec (repeat (count (cpus-of m)) v))
+    v))
+
+;; --- deletes
+
+(defn missing-errnos
+  "Returns the outcomes of a delete that mean the same as a missing key.
+
+  An empty slot, an index beyond the end, or a struct_ops value that was unregistered before."
+  [^BpfMap m]
+  (let [{:keys [index? one-index]} (row-of m)]
+    (cond
+      index? kernel.element/empty-slot-errnos
+      one-index kernel.element/unregistered-errnos
+      :else #{})))
+
+(defn out-of-range-index?
+  "Returns true if a key is another index than the only one of the map.
+
+  In a delete, the kernel ignores the index."
+  [^BpfMap m k]
+  (and (:one-index (row-of m))
+       (if (bytes/byte-view? k)
+         (and (= 4 (count k)) (not-every? zero? k))
+         (and (int? k) (<= 1 (long k) 0xffffffff)))))
+
 ;; --- reading, for the collection interfaces
 ;; Other operations are in bpfmap.impl.map.element-ops and bpfmap.impl.map.batch-ops.
 
 (defn lookup
   "Returns the value of a key, or not-found."
-  [^BpfMap m k not-found]
-  (with-error-context [m :lookup]
-    (or-fallback (fast-path/lookup (.-fast-path m) k)
-      (with-key [m :lookup k not-found]
-        (kernel.element/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k not-found
-                               kernel.element/any m
-                               :lookup)))))
+  ([^BpfMap m k not-found]
+   (with-error-context [m :lookup]
+     (or-fallback (mapping/lookup (.-fast-path m) k)
+       (with-key [m :lookup k not-found]
+         (kernel.element/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k not-found
+                                kernel.element/any m :lookup)))))
+  ([^BpfMap m k not-found options]
+   (with-error-context [m :lookup]
+     (let [flags (check-options m :lookup options)
+           found (with-key [m :lookup k ::absent]
+                   (kernel.element/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k
+                                          ::absent flags m :lookup))]
+       (if (identical? ::absent found)
+         not-found
+         ((cpu-value m options) found))))))
 
 (defn- not-transient
   "Throws `:not-supported`: a map only looks like a transient collection."
@@ -328,11 +429,11 @@
   With `:pairs`, with `(step acc entry)`. Other options are passed to [[fold]]."
   [^BpfMap m step init {:keys [pairs] :as options}]
   (with-error-context [m :reduce]
-    (or-fallback (fast-path/reduce-entries (when (empty? (dissoc options :pairs)) (.-fast-path m))
-                                           (if pairs
-                                             (fn [acc k v] (step acc (kernel.element/entry k v)))
-                                             step)
-                                           init)
+    (or-fallback (mapping/reduce-entries (when (empty? (dissoc options :pairs)) (.-fast-path m))
+                                         (if pairs
+                                           (fn [acc k v] (step acc (kernel.element/entry k v)))
+                                           step)
+                                         init)
       (fold m :reduce
             ((if
               pairs kernel.element/pair-step kernel.element/entry-step) (.-key-codec m)
@@ -345,17 +446,6 @@
   (persistent! (reduce-entries m conj! (transient empty-coll) (assoc options :pairs true))))
 
 ;; --- properties of a handle
-
-(defn spec-of
-  "Returns the spec of the map."
-  [^BpfMap m]
-  (check-open-map m :spec)
-  (dissoc (.-spec m) :untyped))
-
-(defn identity-of
-  "Returns `{:id :name :type}` of the map, for errors."
-  [^BpfMap m]
-  (.-identity m))
 
 (defn pins-of
   "Returns the atom with the paths at which this handle pinned or opened the map.

@@ -1,99 +1,27 @@
 (ns ^:no-doc bpfmap.impl.map.element-ops
-  "Operations on one element of an open map, and their options."
+  "Operations on one element of an open map, but for `lookup`.
+
+  That is in bpfmap.impl.map.bpf-map, with the options of operations."
   (:refer-clojure :exclude [peek pop!])
-  (:require [bpfmap.bytes :as bytes]
-            [bpfmap.error :as error]
-            [bpfmap.impl.codec :as codec]
+  (:require [bpfmap.impl.codec :as codec]
             [bpfmap.impl.codec.map-codecs :as map-codecs]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.element :as kernel.element]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-entry with-error-context with-key]]
-            [bpfmap.impl.memory.fast-path :as fast-path :refer [or-fallback]]
-            [bpfmap.impl.options :as options]
-            [bpfmap.impl.spec :as spec]
+            [bpfmap.impl.memory.mapping :as mapping :refer [or-fallback]]
             [bpfmap.impl.type.node :as node])
   (:import (bpfmap.impl.map.bpf_map BpfMap)))
 
 (set! *warn-on-reflection* true)
 
-;; --- options
-
-(defn- invalid [^BpfMap m op path message hint]
-  (error/error :invalid-value message
-               {:bpfmap/op op :bpfmap/map (bpf-map/identity-of m) :bpfmap/path path
-                :bpfmap/hint hint}))
-
-(defn- check-lock [^BpfMap m op lock]
-  (let [{:keys [value type] :as spec} (bpf-map/spec-of m)]
-    (when (and lock (not (spec/locked-value? spec)))
-      (throw (invalid m op [:lock]
-                      (str "Values of this map have no lock: " (error/printed value))
-                      (if (:lock? (map-types/types type))
-                        "a value to be locked has a field of type :spin-lock; open the map with the type of its values"
-                        (str "a map of type " type " has no spin locks")))))))
-
-(defn- check-cpu [^BpfMap m op {:keys [cpu] :as options}]
-  (let [possible (bpf-map/cpus-of m)]
-    (when-not possible
-      (throw (invalid m op [(if (contains? options :cpu) :cpu :cpus)] "The map is not a per-CPU map"
-                      "each key has one value")))
-    (when (and (contains? options :cpu) (contains? options :cpus))
-      (throw (invalid m op [:cpu] ":cpu and :cpus exclude each other" nil)))
-    (when (and (contains? options :cpu) (not (some #{cpu} possible)))
-      (throw (invalid m op [:cpu] (str "Unknown CPU " (error/printed cpu))
-                      (str "the possible CPUs are " (error/list-of possible "and")))))))
-
-(defn check-options
-  "Returns the flags for options.
-
-  Throws for options that the operation does not have, or that do not fit the map."
-  [^BpfMap m op options]
-  (if (nil? options)
-    kernel.element/any
-    (do
-      (options/check op options)
-      (when (contains? options :lock) (check-lock m op (:lock options)))
-      (when (or (contains? options :cpu) (contains? options :cpus)) (check-cpu m op options))
-      (if (:lock options) kernel.element/lock kernel.element/any))))
-
-(defn cpu-value
-  "Returns a function from a per-CPU value to the part that the options select.
-
-  The value of one CPU, or the whole vector."
-  [^BpfMap m options]
-  (if (contains? options :cpu)
-    (let [i (.indexOf ^java.util.List (bpf-map/cpus-of m) (:cpu options))]
-      #(nth % i))
-    identity))
-
-(defn repeat-for-cpus
-  "Returns the value to write: with `{:cpus :all}`, v for every CPU."
-  [^BpfMap m v options]
-  (if (:cpus options)
-    (vec (repeat (count (bpf-map/cpus-of m)) v))
-    v))
-
 ;; --- elements
-
-(defn lookup
-  "Returns the value of a key, or not-found, with options."
-  [^BpfMap m k not-found options]
-  (with-error-context [m :lookup]
-    (let [flags (check-options m :lookup options)
-          found (with-key [m :lookup k ::absent]
-                  (kernel.element/lookup (.-elements m) (.-key-codec m) (.-value-codec m) k ::absent
-                                         flags
-                                         m :lookup))]
-      (if (identical? ::absent found)
-        not-found
-        ((cpu-value m options) found)))))
 
 (defn take!
   "Returns the value of a key and deletes the key in the same step; or not-found."
   [^BpfMap m k not-found options]
   (with-error-context [m :take!]
-    (let [flags (check-options m :take! options)]
+    (let [flags (bpf-map/check-options m :take! options)]
       (kernel.element/lookup-and-delete (.-elements m) (.-key-codec m) (.-value-codec m) k not-found
                                         flags m
                                         :take!))))
@@ -160,8 +88,8 @@
     (kernel.element/write (.-elements m) (.-key-codec m) (.-value-codec m) k v flags m op)))
 
 (defn- write-with [^BpfMap m op flags k v options]
-  (let [flags (bit-or (long flags) (long (check-options m op options)))
-        v (repeat-for-cpus m v options)]
+  (let [flags (bit-or (long flags) (long (bpf-map/check-options m op options)))
+        v (bpf-map/repeat-for-cpus m v options)]
     (if (contains? options :cpu)
       (write-cpu m op k v flags (:cpu options))
       (write-plain m op flags k v))))
@@ -171,39 +99,19 @@
   [^BpfMap m op flags k v options]
   (with-error-context [m op]
     (if (nil? options)
-      (or-fallback (fast-path/write (when (identical? :put! op) (.-fast-path m)) k v)
+      (or-fallback (mapping/write (when (identical? :put! op) (.-fast-path m)) k v)
         (write-plain m op flags k v))
       (write-with m op flags k v options))))
-
-(defn missing-errnos
-  "Returns the outcomes of a delete that mean the same as a missing key.
-
-  An empty slot, an index beyond the end, or a struct_ops value that was unregistered before."
-  [^BpfMap m]
-  (let [{:keys [index? one-index]} (bpf-map/row-of m)]
-    (cond
-      index? kernel.element/empty-slot-errnos
-      one-index kernel.element/unregistered-errnos
-      :else #{})))
-
-(defn out-of-range-index?
-  "Returns true if a key is another index than the only one of the map.
-
-  In a delete, the kernel ignores the index."
-  [^BpfMap m k]
-  (and (:one-index (bpf-map/row-of m))
-       (if (bytes/byte-view? k)
-         (and (= 4 (count k)) (not-every? zero? k))
-         (and (int? k) (<= 1 (long k) 0xffffffff)))))
 
 (defn delete!
   "Deletes a key; returns true if it existed."
   [^BpfMap m k]
   (with-error-context [m :delete!]
-    (if (out-of-range-index? m k)
+    (if (bpf-map/out-of-range-index? m k)
       false
       (with-key [m :delete! k false]
-        (kernel.element/delete (.-elements m) (.-key-codec m) k missing-errnos m :delete!)))))
+        (kernel.element/delete (.-elements m) (.-key-codec m) k bpf-map/missing-errnos m
+                               :delete!)))))
 
 (defn- absent?
   "Returns true if the kernel has no element under a key that it returned."
@@ -230,7 +138,7 @@
   With `:overwrite`, a full map drops its oldest value."
   [^BpfMap m v options]
   (with-error-context [m :push!]
-    (check-options m :push! options)
+    (bpf-map/check-options m :push! options)
     (kernel.element/write (.-elements m) nil (.-value-codec m) nil v
                           (if (:overwrite options) kernel.element/exist kernel.element/any) m
                           :push!))

@@ -21,7 +21,6 @@
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.map.references :as references]
             [bpfmap.impl.map.struct-ops :as struct-ops]
-            [bpfmap.impl.memory.fast-path :as fast-path]
             [bpfmap.impl.memory.mapping :as mapping]
             [bpfmap.impl.options :as options]
             [bpfmap.spec :as spec]
@@ -139,7 +138,7 @@
              key-codec value-codec (.-resolvers parts) (.-cpus parts)
              (atom (if path [path] [])) (.-row parts) mapping
              (when (and mapping value-codec)
-               (fast-path/fast-path mapping key-codec value-codec spec)))))
+               (mapping/fast-path mapping key-codec value-codec spec)))))
 
 (defn clone
   "Opens a second handle of the same map.
