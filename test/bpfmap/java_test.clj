@@ -13,7 +13,7 @@
            (java.lang.reflect Field Method)
            (java.nio ByteBuffer ByteOrder)
            (java.nio.file Path)
-           (java.util NoSuchElementException)
+           (java.util Map NoSuchElementException)
            (java.util.concurrent.atomic AtomicBoolean)
            (java.util.function BiConsumer)))
 
@@ -67,7 +67,8 @@
            (set (map str (MapType/values)))))
     (doseq [^MapType type (MapType/values)
             :let [row-name (keyword (str/replace (str/lower-case (str type)) "_" "-"))
-                  {:keys [number per-cpu order batch batch-read-since]} (map-types/types row-name)]]
+                  {:keys [number per-cpu order evicts batch batch-read-since]}
+                  (map-types/types row-name)]]
       (is (= number (.number type)) type)
       (is (= type (MapType/of (.number type))))
       (is (= (boolean per-cpu) (.isPerCpu type)) type)
@@ -76,7 +77,10 @@
              (fact type "order"))
           type)
       (is (= (boolean (and (:read batch) (nil? batch-read-since))) (fact type "hasBatches"))
-          type))
+          type)
+      (is (= (contains? batch :write) (fact type "hasWriteBatches")) type)
+      (is (= (contains? batch :delete) (fact type "hasDeleteBatches")) type)
+      (is (= (boolean evicts) (fact type "evicts")) type))
     (is (nil? (MapType/of 0)))
     (is (nil? (MapType/of 4242)))))
 
@@ -266,6 +270,85 @@
                       (accept [_ k _] (vswap! seen conj (number k)) (.delete m ^bytes k))))
         (is (= (set (range 3000)) @seen))
         (is (= [] (entries m)))))))
+
+;; --- many elements
+
+(defn- pairs [f ns]
+  (map #(Map/entry (u32 %) (u64 (f %))) ns))
+
+(kernel-test many-elements
+  (testing "putAll and deleteAll return what the map contains, and which keys existed"
+    (doseq [type [MapType/HASH MapType/ARRAY MapType/LRU_HASH]]
+      (testing (str type)
+        (with-open [m (create type 3000)]
+          (is (= 1000 (.putAll m (pairs inc (range 1000)))))
+          (is (= 3 (.putAll m (pairs #(* 2 (long %)) [1 2 3 2 1]))) "each key counts once")
+          (is (= 0 (.putAll m []) (.deleteAll m [])))
+          (is (= [1 2 4 6 5] (map #(number (.lookup m (u32 %))) (range 5))))
+          (if (= MapType/ARRAY type)
+            (is (= ["deleteAll" "EINVAL" 22] (error #(.deleteAll m [(u32 1)]))))
+            (do (is (= 999 (.deleteAll m (map u32 (range 1 4000)))))
+                (is (= 0 (.deleteAll m [(u32 1)])))
+                (is (= [[0 1]] (entries m))))))))))
+
+(kernel-test many-elements-of-any-size
+  (testing "per-CPU values and prefixes are written and deleted like others"
+    (with-open [m (BpfMap/create (MapSpec/of MapType/PERCPU_HASH 4 4 10))]
+      (let [value (byte-array (take (.valueSize m) (cycle [1 2 3 4 0 0 0 0])))]
+        (is (= 2 (.putAll m [(Map/entry (u32 1) value) (Map/entry (u32 2) value)])))
+        (is (= (seq value) (seq (.lookup m (u32 2)))))
+        (is (= 1 (.deleteAll m [(u32 2) (u32 3)])))))
+    (with-open [m (BpfMap/create (.withFlags (MapSpec/of MapType/LPM_TRIE 8 8 100)
+                                             MapSpec/NO_PREALLOC))]
+      (is (= 50 (.putAll m (map #(Map/entry (trie-key %) (u64 %)) (range 50)))))
+      (is (= 50 (.deleteAll m (map trie-key (range 60))))))
+    (with-open [m (create MapType/LRU_HASH 100)]
+      (is (> 1000 (.putAll m (pairs identity (range 1000)))) "an LRU map drops entries"))))
+
+(kernel-test many-elements-refused
+  (testing "nothing is written if one is invalid; a failure tells how many were done"
+    (with-open [m (create MapType/HASH 5)]
+      (is (= IllegalArgumentException
+             (error #(.putAll m [(Map/entry (u32 1) (u64 1)) (Map/entry (u32 2) (u32 1))]))
+             (error #(.putAll m [(Map/entry (u32 1) (u64 1)) (Map/entry (u64 2) (u64 1))]))
+             (error #(.deleteAll m [(u64 1)]))))
+      (is (= NullPointerException (error #(.deleteAll m [nil]))))
+      (is (= [] (entries m)))
+      (let [^BpfMapException e (is (thrown-with-msg? BpfMapException #"; 5 of 9 were done$"
+                                                     (.putAll m (pairs inc (range 9)))))]
+        (is (= ["putAll" "E2BIG" 5] [(.operation e) (.errnoName e) (.completed e)])))
+      (is (= 5 (count (entries m))))
+      (let [closed (doto (create MapType/HASH 5) .close)]
+        (is (isa? (error #(.putAll closed (pairs inc [1]))) IllegalStateException))
+        (is (isa? (error #(.deleteAll closed [(u32 1)])) IllegalStateException))))))
+
+;; --- maps of maps
+
+(kernel-test inner-maps
+  (testing "a map of maps takes maps like its template, and returns them"
+    (with-open [inner (create MapType/HASH 4)
+                other (create MapType/HASH 8)]
+      (.put inner (u32 7) (u64 70))
+      (doseq [type [MapType/ARRAY_OF_MAPS MapType/HASH_OF_MAPS]]
+        (with-open [outer (BpfMap/createOfMaps (MapSpec/of type 4 4 2) inner)]
+          (is (nil? (.lookupMap outer (u32 1))))
+          (.put outer (u32 1) inner)
+          (with-open [found (.lookupMap outer (u32 1))]
+            (is (= (.info inner) (.info found)))
+            (is (= 70 (number (.lookup found (u32 7))))))
+          (is (= (.id (.info inner)) (number (.lookup outer (u32 1)))))
+          (.delete outer (u32 1))
+          (is (nil? (.lookupMap outer (u32 1))))
+          (with-open [array (create MapType/ARRAY 4)]
+            (is (= ["put" "EINVAL" 22] (error #(.put outer (u32 1) array)))))
+          (let [closed (doto (create MapType/HASH 4) .close)]
+            (is (isa? (error #(.put outer (u32 1) closed)) IllegalStateException)))))
+      (is (= UnsupportedOperationException
+             (error #(.lookupMap inner (u32 7)))
+             (error #(.put inner (u32 7) other))))
+      (is (= ["create" "EINVAL" 22]
+             (error #(BpfMap/create (MapSpec/of MapType/HASH_OF_MAPS 4 4 2))))
+          "a map of maps has a template"))))
 
 ;; --- ids, pins, memory
 

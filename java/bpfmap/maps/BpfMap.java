@@ -4,11 +4,13 @@ import static java.lang.foreign.ValueLayout.JAVA_BYTE;
 
 import bpfmap.sys.Abi;
 import bpfmap.sys.Attr;
+import bpfmap.sys.BatchWriter;
 import bpfmap.sys.Bytes;
 import bpfmap.sys.CallBuffer;
 import bpfmap.sys.Elements;
 import bpfmap.sys.Fd;
 import bpfmap.sys.FileSyscalls;
+import bpfmap.sys.KeyOrder;
 import bpfmap.sys.MappedMemory;
 import bpfmap.sys.MemlockLimit;
 import bpfmap.sys.PossibleCpus;
@@ -19,6 +21,8 @@ import java.lang.foreign.MemorySegment;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.util.Arrays;
+import java.util.Map;
+import java.util.Objects;
 import java.util.function.BiConsumer;
 
 /**
@@ -85,19 +89,37 @@ public final class BpfMap implements AutoCloseable {
 
     /** Creates a map. */
     public static BpfMap create(MapSpec spec) {
-        long outcome = create(spec, spec.name());
+        return create(spec, null);
+    }
+
+    /**
+     * Creates an array or hash of maps. Each value is a map with the same type, sizes and flags as
+     * {@code inner}, which is only a template: it is not stored in the map. The value size of the
+     * spec must be 4.
+     *
+     * @see #put(byte[], BpfMap)
+     */
+    public static BpfMap createOfMaps(MapSpec spec, BpfMap inner) {
+        return create(spec, inner.fd);
+    }
+
+    private static BpfMap create(MapSpec spec, Fd inner) {
+        long outcome = create(spec, spec.name(), inner);
         if (outcome == -Abi.EPERM && chargesMemlock()) {
             MemlockLimit.raise();
-            outcome = create(spec, spec.name());
+            outcome = create(spec, spec.name(), inner);
         }
         if (outcome == -Abi.E2BIG && !spec.name().isEmpty()) {
-            outcome = create(spec, ""); // before Linux 4.15 maps have no names
+            outcome = create(spec, "", inner); // before Linux 4.15 maps have no names
         }
         return own(Fd.own(checked("create", outcome)));
     }
 
-    private static long create(MapSpec spec, String name) {
+    private static long create(MapSpec spec, String name, Fd inner) {
         try (Attr attr = new Attr()) {
+            if (inner != null) {
+                attr.fd(Abi.MAP_CREATE_INNER_MAP_FD, inner);
+            }
             attr.int32(Abi.MAP_CREATE_MAP_TYPE, spec.type().number())
                 .int32(Abi.MAP_CREATE_KEY_SIZE, spec.keySize())
                 .int32(Abi.MAP_CREATE_VALUE_SIZE, spec.valueSize())
@@ -345,6 +367,129 @@ public final class BpfMap implements AutoCloseable {
                 : null;
         } finally {
             buffer.give();
+        }
+    }
+
+    // --- many elements
+
+    /**
+     * Writes entries, with batches if the kernel has them. All entries are copied first, so nothing
+     * is written if a key or a value has another size.
+     *
+     * <pre>{@code
+     * map.putAll(List.of(Map.entry(key, value), Map.entry(key2, value2)));
+     * }</pre>
+     *
+     * @return how many of the keys the map then contains, each counted once. That is fewer than
+     *     the number of different keys if an LRU map has dropped some
+     * @throws BpfMapException if the kernel rejects an entry; see
+     *     {@link BpfMapException#completed}
+     */
+    public int putAll(Iterable<? extends Map.Entry<byte[], byte[]>> entries) {
+        MapType type = opened.type();
+        try (BatchWriter writer = new BatchWriter(fd, keySize(), valueSize)) {
+            for (Map.Entry<byte[], byte[]> entry : entries) {
+                MemorySegment key = segment("key", entry.getKey(), keySize());
+                MemorySegment value = segment("value", entry.getValue(), valueSize);
+                int i = writer.add();
+                MemorySegment.copy(
+                    key, 0, writer.keys(), (long) i * keySize(), keySize());
+                MemorySegment.copy(
+                    value, 0, writer.values(), (long) i * valueSize, valueSize);
+            }
+            int outcome = writer.writeAll(
+                elements, type != null && type.hasWriteBatches(), Abi.BPF_ANY);
+            completed("putAll", outcome, writer);
+            return writer.present(
+                writer.size(), type != null && type.order() == KeyOrder.PREFIX,
+                type != null && type.evicts() ? elements : null);
+        }
+    }
+
+    /**
+     * Deletes keys, with batches if the kernel has them. All keys are copied first, so nothing is
+     * deleted if one has another size.
+     *
+     * @return how many of the keys existed
+     * @throws BpfMapException if the kernel rejects a key; see {@link BpfMapException#completed}
+     */
+    public int deleteAll(Iterable<byte[]> keys) {
+        MapType type = opened.type();
+        try (BatchWriter writer = new BatchWriter(fd, keySize(), 0)) {
+            for (byte[] key : keys) {
+                MemorySegment segment = segment("key", key, keySize());
+                int i = writer.add();
+                MemorySegment.copy(
+                    segment, 0, writer.keys(), (long) i * keySize(), keySize());
+            }
+            int outcome = writer.deleteAll(
+                elements, type != null && type.hasDeleteBatches(), errno -> false);
+            completed("deleteAll", outcome, writer);
+            return writer.completed();
+        }
+    }
+
+    private static void completed(String operation, int outcome, BatchWriter writer) {
+        if (outcome < 0) {
+            throw new BpfMapException(operation, outcome, writer.completed(), writer.size());
+        }
+    }
+
+    private static MemorySegment segment(String what, byte[] bytes, long size) {
+        MemorySegment segment = MemorySegment.ofArray(Objects.requireNonNull(bytes, what));
+        require(what, segment, size);
+        return segment;
+    }
+
+    // --- maps of maps
+
+    /**
+     * Writes an inner map under a key of an array or hash of maps. The map of maps keeps the inner
+     * map alive, also after the handle {@code inner} is closed.
+     *
+     * @throws UnsupportedOperationException if this is not a map of maps
+     */
+    public void put(byte[] key, BpfMap inner) {
+        requireMapOfMaps();
+        int number = inner.fd.acquire();
+        try {
+            byte[] value = new byte[Integer.BYTES];
+            Bytes.put32(MemorySegment.ofArray(value), 0, number, false);
+            put(key, value);
+        } finally {
+            inner.fd.release();
+        }
+    }
+
+    /**
+     * Opens the inner map of a key of an array or hash of maps. The caller closes it. {@link
+     * #lookup(byte[])} returns the id of the inner map instead.
+     *
+     * @return the inner map, or null if the key has none
+     * @throws UnsupportedOperationException if this is not a map of maps
+     */
+    public BpfMap lookupMap(byte[] key) {
+        requireMapOfMaps();
+        byte[] id = lookup(key);
+        if (id == null) {
+            return null;
+        }
+        try {
+            return openById((int) Bytes.getU32(MemorySegment.ofArray(id), 0, false));
+        } catch (BpfMapException e) {
+            if (e.errno() == Abi.ENOENT) {
+                return null; // it was replaced and freed after the lookup
+            }
+            throw e;
+        }
+    }
+
+    private void requireMapOfMaps() {
+        MapType type = opened.type();
+        if (type != MapType.ARRAY_OF_MAPS && type != MapType.HASH_OF_MAPS) {
+            throw new UnsupportedOperationException(
+                "only an array or hash of maps has inner maps, this is of type "
+                    + (type == null ? opened.typeNumber() : type));
         }
     }
 

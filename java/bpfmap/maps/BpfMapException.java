@@ -13,13 +13,29 @@ public final class BpfMapException extends RuntimeException {
     /** The errno, a positive number. */
     private final int errno;
 
+    /** The number of elements that were processed before the failure. */
+    private final int completed;
+
     /**
      * @param outcome the negated errno
      */
     BpfMapException(String operation, long outcome) {
-        super(operation + " failed with " + name(-outcome) + ": " + explain((int) -outcome));
+        this(operation, outcome, 0, "");
+    }
+
+    /**
+     * @param outcome the negated errno
+     */
+    BpfMapException(String operation, long outcome, int completed, int total) {
+        this(operation, outcome, completed, "; " + completed + " of " + total + " were done");
+    }
+
+    private BpfMapException(String operation, long outcome, int completed, String progress) {
+        super(operation + " failed with " + name(-outcome) + ": " + explain((int) -outcome)
+            + progress);
         this.operation = operation;
         this.errno = (int) -outcome;
+        this.completed = completed;
     }
 
     /** Returns the operation that failed, such as {@code "put"}. */
@@ -35,6 +51,14 @@ public final class BpfMapException extends RuntimeException {
     /** Returns the name of the errno, such as {@code "E2BIG"}. */
     public String errnoName() {
         return name(errno);
+    }
+
+    /**
+     * Returns the number of entries that {@link BpfMap#putAll} had written, or of keys that
+     * {@link BpfMap#deleteAll} had deleted, before the failure. 0 for other operations.
+     */
+    public int completed() {
+        return completed;
     }
 
     private static String name(long errno) {

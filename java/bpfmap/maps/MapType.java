@@ -59,6 +59,8 @@ public enum MapType {
         HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LRU_PERCPU_HASH, LPM_TRIE, HASH_OF_MAPS,
         RHASH);
 
+    private static final Set<MapType> EVICTING = EnumSet.of(LRU_HASH, LRU_PERCPU_HASH);
+
     private final int number;
 
     MapType(int number) {
@@ -93,6 +95,21 @@ public enum MapType {
     /** Returns true if newer kernels read many entries with one call. */
     boolean hasBatches() {
         return BATCHES.contains(this);
+    }
+
+    /** Returns true if newer kernels write many entries with one call. */
+    boolean hasWriteBatches() {
+        return hasBatches() || this == ARRAY_OF_MAPS;
+    }
+
+    /** Returns true if newer kernels delete many entries with one call. */
+    boolean hasDeleteBatches() {
+        return hasBatches() && this != ARRAY && this != PERCPU_ARRAY;
+    }
+
+    /** Returns true if a full map drops entries to make room. */
+    boolean evicts() {
+        return EVICTING.contains(this);
     }
 
     /** Returns the order in which the kernel iterates over keys that can be deleted. */

@@ -9,6 +9,8 @@ import static java.lang.foreign.ValueLayout.JAVA_LONG_UNALIGNED;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.BitSet;
+import java.util.function.IntPredicate;
+import java.util.function.IntUnaryOperator;
 
 /**
  * Collects entries to write, or keys to delete, and then writes or deletes many with one call.
@@ -20,11 +22,14 @@ import java.util.BitSet;
  * <pre>{@code
  * int i = writer.add();
  * ... write key and value i into writer.keys() and writer.values() ...
- * int result = writer.update(0, writer.size(), Abi.BPF_ANY);
- * int written = writer.done();
+ * int outcome = writer.writeAll(elements, true, Abi.BPF_ANY);
+ * int written = writer.completed();
  * }</pre>
  */
 public final class BatchWriter implements AutoCloseable {
+    /** The largest number of entries in one call. */
+    private static final int MOST = 0x10000;
+
     private final Fd fd;
     private final long keySize;
     private final long valueSize;
@@ -38,6 +43,7 @@ public final class BatchWriter implements AutoCloseable {
     private MemorySegment values;
     private int capacity = 64;
     private int size;
+    private int completed;
     private BitSet skipped;
 
     /**
@@ -88,28 +94,75 @@ public final class BatchWriter implements AutoCloseable {
     }
 
     /**
-     * Writes entries with one call.
+     * Writes all entries. With {@code batches}, writes many with one call, and one by one if the
+     * kernel has no batches. Skips entries for which the kernel returns ENOENT.
      *
-     * @return 0 or the negated errno; in both cases {@link #done} returns the number of entries
-     *     written
+     * @return 0 or the negated errno that ended it; in both cases {@link #completed} returns the
+     *     number of entries written
      */
-    public int update(int from, int count, long flags) {
-        return call(Abi.BPF_MAP_UPDATE_BATCH, from, count, flags);
+    public int writeAll(Elements elements, boolean batches, long flags) {
+        return forAll(batches, Abi.BPF_MAP_UPDATE_BATCH, flags & Abi.BPF_F_LOCK,
+            i -> one(elements, i, true, flags));
     }
 
     /**
-     * Deletes keys with one call; see {@link #update}. The kernel stops at the first missing key.
+     * Deletes all keys; see {@link #writeAll}. Skips keys that are missing.
+     *
+     * @param missing returns true for a negated errno that also means that a key is missing
      */
-    public int delete(int from, int count) {
-        return call(Abi.BPF_MAP_DELETE_BATCH, from, count, 0);
+    public int deleteAll(Elements elements, boolean batches, IntPredicate missing) {
+        return forAll(batches, Abi.BPF_MAP_DELETE_BATCH, 0, i -> {
+            int outcome = one(elements, i, false, 0);
+            return missing.test(outcome) ? -Abi.ENOENT : outcome;
+        });
     }
 
-    /**
-     * Returns the number of entries that the last call processed. A kernel or map type without
-     * batch commands fails before it processes any, and leaves the count unchanged.
-     */
-    public int done() {
-        return attr.get(JAVA_INT, Abi.BATCH_COUNT);
+    /** Returns how many entries the last {@link #writeAll} or {@link #deleteAll} processed. */
+    public int completed() {
+        return completed;
+    }
+
+    private int forAll(boolean batches, int command, long flags, IntUnaryOperator one) {
+        completed = 0;
+        int i = 0;
+        while (batches && i < size) {
+            int count = Math.min(MOST, size - i);
+            int outcome = call(command, i, count, flags);
+            int done = attr.get(JAVA_INT, Abi.BATCH_COUNT);
+            if (outcome == 0) {
+                completed += count;
+                i += count;
+            } else if (done == count) {
+                // Rejected before it began: the count is still the one given.
+                if (i > 0 || !isUnsupported(outcome)) {
+                    return outcome;
+                }
+                batches = false;
+            } else {
+                completed += done;
+                if (outcome != -Abi.ENOENT) {
+                    return outcome;
+                }
+                skip(i + done); // the kernel stopped at a missing key
+                i += done + 1;
+            }
+        }
+        for (; i < size; i++) {
+            int outcome = one.applyAsInt(i);
+            if (outcome == 0) {
+                completed++;
+            } else if (outcome == -Abi.ENOENT) {
+                skip(i);
+            } else {
+                return outcome;
+            }
+        }
+        return 0;
+    }
+
+    /** Returns true for a negated errno of a kernel or map type without batch commands. */
+    private static boolean isUnsupported(int outcome) {
+        return outcome == -Abi.EINVAL || outcome == -Abi.ENOTSUPP || outcome == -Abi.EOPNOTSUPP;
     }
 
     private int call(int command, int from, int count, long flags) {
@@ -129,14 +182,14 @@ public final class BatchWriter implements AutoCloseable {
         }
     }
 
-    /**
-     * Writes one entry with a single call, for maps without batch commands; returns 0 or the
-     * negated errno.
-     */
-    public int updateOne(Elements elements, int i, long flags) {
+    /** Writes or deletes one entry with a single call; returns 0 or the negated errno. */
+    private int one(Elements elements, int i, boolean write, long flags) {
         CallBuffer buffer = elements.take();
         try {
             MemorySegment.copy(keys, i * keySize, buffer.memory, CallBuffer.KEY, keySize);
+            if (!write) {
+                return elements.delete(buffer);
+            }
             MemorySegment.copy(values, i * valueSize, buffer.memory, elements.valueOffset(),
                 valueSize);
             return elements.update(buffer, flags);
@@ -145,19 +198,8 @@ public final class BatchWriter implements AutoCloseable {
         }
     }
 
-    /** Deletes one key with a single call; see {@link #updateOne}. */
-    public int deleteOne(Elements elements, int i) {
-        CallBuffer buffer = elements.take();
-        try {
-            MemorySegment.copy(keys, i * keySize, buffer.memory, CallBuffer.KEY, keySize);
-            return elements.delete(buffer);
-        } finally {
-            buffer.give();
-        }
-    }
-
     /** Marks an entry as not written, so that {@link #present} does not count it. */
-    public void skip(int i) {
+    private void skip(int i) {
         if (skipped == null) {
             skipped = new BitSet();
         }

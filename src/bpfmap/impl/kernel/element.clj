@@ -6,7 +6,8 @@
   (:import (bpfmap.sys Abi BatchReader BatchWriter CallBuffer Codec ElementOps Elements
                        ErrnoException Fd Integers KeyIterator KeyOrder Reader)
            (clojure.lang MapEntry)
-           (java.lang.foreign MemorySegment)))
+           (java.lang.foreign MemorySegment)
+           (java.util.function IntPredicate)))
 
 (set! *warn-on-reflection* true)
 
@@ -271,52 +272,14 @@
     (when value-codec
       (.encode value-codec v (.values writer) (* i (.size value-codec))))))
 
-(def ^:private ^:const max-batch "The largest number of entries in one call." 0x10000)
-
-(defn- call-one-by-one
-  "Calls `one` with each index from `i`; returns `[done outcome]` as [[write-all]]."
-  [^BatchWriter writer i one]
-  (loop [i (long i) done i]
-    (if (= i (.size writer))
-      [done 0]
-      (let [outcome (long (one i))]
-        (cond
-          (zero? outcome) (recur (inc i) (inc done))
-          (== enoent outcome) (do (.skip writer (int i)) (recur (inc i) done))
-          :else [done outcome])))))
-
-(defn- call-in-batches
-  "Calls `many` with ranges of entries, and skips keys that are missing.
-
-  Falls back to `one` if the kernel has no batches."
-  [^BatchWriter writer many one]
-  (loop [i 0 done 0]
-    (if (= i (.size writer))
-      [done 0]
-      (let [n (min max-batch (- (.size writer) i))
-            outcome (long (many i n))
-            now (.done writer)]
-        (cond
-          (zero? outcome) (recur (+ i n) (+ done n))
-          ;; Rejected before it began: the count is still the one given.
-          (and (= now n) (no-batches? outcome)) (if (zero? i)
-                                                  (call-one-by-one writer 0 one)
-                                                  [done outcome])
-          (= now n) [done outcome]
-          (== enoent outcome) (do (.skip writer (int (+ i now))) (recur (+ i now 1) (+ done now)))
-          :else [(+ done now) outcome])))))
-
 (defn write-all
   "Writes all collected entries; returns `[done outcome]`.
 
   `done` is the number of entries written, `outcome` 0 or the negated errno that ended it. Writes
   one by one without `batches?`, or if the kernel has no batches."
   [^BatchWriter writer ^Elements es batches? flags]
-  (let [flags (long flags)
-        one (fn [i] (.updateOne writer es (int i) flags))]
-    (if batches?
-      (call-in-batches writer (fn [i n] (.update writer (int i) (int n) (bit-and flags lock))) one)
-      (call-one-by-one writer 0 one))))
+  (let [outcome (.writeAll writer es (boolean batches?) (long flags))]
+    [(.completed writer) outcome]))
 
 (defn count-present
   "Returns the number of different keys among all entries written.
@@ -331,12 +294,9 @@
 
   `done` is the number of keys that existed, `outcome` 0 or the negated errno that ended it."
   [^BatchWriter writer ^Elements es batches? missing-errnos]
-  (let [one (fn [i]
-              (let [outcome (.deleteOne writer es (int i))]
-                (if (contains? missing-errnos outcome) enoent outcome)))]
-    (if batches?
-      (call-in-batches writer (fn [i n] (.delete writer (int i) (int n))) one)
-      (call-one-by-one writer 0 one))))
+  (let [missing (reify IntPredicate (test [_ outcome] (contains? missing-errnos outcome)))
+        outcome (.deleteAll writer es (boolean batches?) missing)]
+    [(.completed writer) outcome]))
 
 (defn entry
   "Returns an entry of a map as data that destructures as a pair."
