@@ -29,6 +29,7 @@
   no I/O."
   (:require [bpfmap.error :refer [error list-of printed]]
             [bpfmap.impl.isa :as isa :refer [ranges registers]]
+            [bpfmap.impl.nearest :as nearest]
             [clojure.string :as str])
   (:import (java.nio ByteBuffer ByteOrder)))
 
@@ -53,21 +54,22 @@
 
 (defn- outside [what x range & [more]]
   (let [[low high] (ranges range)]
-    (str what " " x " is outside " low " to " high more)))
+    (str what " must be from " low " to " high ", got " x more)))
 
 (defn- suggestions
   "Returns a suggestion for a misspelt name of a table, as text to append, or nil."
   [table mistaken]
   (let [wanted (-> (name mistaken) (str/replace "_" "-") (str/replace #"^bpf-(func-)?" ""))
         near? (fn [k] (or (str/starts-with? (name k) wanted) (str/starts-with? wanted (name k))))]
-    (when-let [found (seq (take 8 (sort (filter near? (keys table)))))]
+    (when-let [found (seq (or (seq (take 8 (sort (filter near? (keys table)))))
+                              (nearest/nearest wanted (sort (keys table)))))]
       (str "; did you mean " (list-of found) "?"))))
 
 (defn- register [field]
   (fn [_ x]
     (if-let [n (registers x)]
       {field n}
-      (str (printed x) " is not a register, :r0 to :r10"))))
+      (str "a register must be :r0 to :r10, got " (printed x)))))
 
 (defn- written-register [field]
   (fn [context x]
@@ -78,8 +80,8 @@
 (defn- memory [field]
   (fn [context x]
     (if-not (and (vector? x) (= 2 (count x)) (integer? (second x)))
-      (str (printed x)
-           " is not a memory operand: a register and an offset in bytes, such as [:r10 -8]")
+      (str "a memory operand must be a register and an offset in bytes, such as [:r10 -8], got "
+           (printed x))
       (let [[base off] x
             fields ((register field) context base)]
         (cond
@@ -89,28 +91,29 @@
 
 (defn- immediate [{{range :immediate} :row} x]
   (cond
-    (not (integer? x)) (str (printed x) " is not an integer")
+    (not (integer? x)) (str "the immediate must be an integer, got " (printed x))
     (in-range? range x) {:imm x}
     :else (outside "the immediate" x range
                    (when (= :signed32 range)
-                     ", and its sign is extended to 64 bits; :lddw takes a larger one"))))
+                     "; use :lddw for 64 bits"))))
 
 (defn- source [context x]
   (cond
     (registers x) {:code 0x08 :src (registers x)}
     (integer? x) (immediate context x)
-    :else (str (printed x) " is neither a register, :r0 to :r10, nor an integer")))
+    :else (str "the source must be a register, :r0 to :r10, or an integer, got " (printed x))))
 
 (defn- map-reference [kind src]
   (fn [_ x]
     ;; Any object can represent a map, so only obvious mistakes are rejected.
     (if (or (nil? x) (boolean? x) (number? x) (registers x))
-      (str (pr-str x) " is not a map")
+      (str "the operand must be a map, got " (printed x))
       {:src src :imm 0 :kind kind :ref x})))
 
 (defn- wide [context x]
   (cond
-    (registers x) (str x " is a register; [:mov64 …] copies one")
+    (registers x) (str "the operand must be an integer or a map, got " x
+                       "; use :mov64 to copy a register")
     (not (integer? x)) ((map-reference :map-fd 1) context x) ; BPF_PSEUDO_MAP_FD
     (in-range? :bits64 x) (let [bits (.longValue (biginteger x))]
                             {:imm bits :next (bit-shift-right bits 32)})
@@ -118,7 +121,7 @@
 
 (defn- map-offset [_ x]
   (cond
-    (not (integer? x)) (str (printed x) " is not an offset in bytes")
+    (not (integer? x)) (str "the offset must be an integer, got " (printed x))
     (in-range? :unsigned32 x) {:next x}
     :else (outside "the offset" x :unsigned32)))
 
@@ -127,9 +130,9 @@
               (keyword? x) (some-> (labels x) (- slot 1))
               (integer? x) x)]
     (cond
-      (and (nil? off) (keyword? x)) (str "unknown label " x)
-      (nil? off) (str (printed x) " is neither a label nor an offset in slots")
-      (not (in-range? :signed16 off)) (outside "the jump by" off :signed16 " slots")
+      (and (nil? off) (keyword? x)) (str "unknown label " x (suggestions labels x))
+      (nil? off) (str "the target must be a label or an offset in slots, got " (printed x))
+      (not (in-range? :signed16 off)) (outside "the jump" off :signed16 " slots")
       (starts (+ slot 1 off)) {:off off}
       (< -1 (+ slot 1 off) end) (str "the jump to " x " ends inside an instruction of two slots")
       :else (str "the jump to " x " leaves the program"))))
@@ -141,13 +144,13 @@
                    (outside "the helper's number" x :unsigned31))
     (helpers x) {:imm (helpers x)}
     (keyword? x) (str "unknown helper " x (suggestions helpers x))
-    :else (str (printed x) " is neither a helper's name nor its number")))
+    :else (str "the helper must be a name or a number, got " (printed x))))
 
 (defn- function [{:keys [slot labels starts]} x]
   (let [start (when (keyword? x) (labels x))]
     (cond
-      (not (keyword? x)) (str (printed x) " is not a label")
-      (nil? start) (str "unknown label " x)
+      (not (keyword? x)) (str "the function must be a label, got " (printed x))
+      (nil? start) (str "unknown label " x (suggestions labels x))
       (zero? (long start)) (str "the function at " x " is the program itself")
       (not (starts start)) (str "no instruction follows the label " x)
       :else {:src 4 :imm (- (long start) slot 1) :function start}))) ; BPF_PSEUDO_FUNC
@@ -188,7 +191,7 @@
 (defn- label-problem [labels label]
   (cond
     (or (mnemonics label)
-        (registers label)) "a bare keyword is a label, an instruction a vector, such as [:exit]"
+        (registers label)) "a bare keyword is a label; an instruction must be a vector, such as [:exit]"
     (labels label) (str "the label " label " is defined twice")))
 
 (defn- row-problem [insn]
@@ -201,7 +204,8 @@
              "; nested instructions that start with a label must be a list"
              (suggestions mnemonics mnemonic)))
       (not= (count kinds) (dec (count insn)))
-      (str "its form is [" (str/join " " (cons mnemonic (map (comp :shows operands) kinds))) "]"))))
+      (str "it must have the form ["
+           (str/join " " (cons mnemonic (map (comp :shows operands) kinds))) "]"))))
 
 (defn- layout
   "Returns the instructions with their slots, and the slots of the labels."
@@ -211,7 +215,7 @@
      (if-let [problem (cond
                         (keyword? item) (label-problem labels item)
                         (instruction? item) (row-problem item)
-                        :else "an instruction is a vector such as [:mov64 :r0 0], a label a keyword")]
+                        :else "an instruction must be a vector such as [:mov64 :r0 0], and a label a keyword")]
        (throw (invalid index item problem))
        (if (keyword? item)
          (assoc-in state [:labels item] end)
@@ -282,11 +286,11 @@
    (assemble insns nil))
   ([insns {:keys [byte-order]}]
    (when-not (or (nil? insns) (sequential? insns))
-     (throw (invalid nil insns "a program is a sequence of instructions")))
+     (throw (invalid nil insns "a program must be a sequence of instructions")))
    (let [{:keys [insns end] :as program} (layout (mapcat flat insns))
          _ (when (zero? end)
              (throw (invalid nil []
-                             "a program has an instruction; the smallest is [[:mov64 :r0 0] [:exit]]")))
+                             "a program must have an instruction; the smallest is [[:mov64 :r0 0] [:exit]]")))
          encoded (mapv #(encode program %) insns)
          buffer (doto (ByteBuffer/allocate (* 8 end))
                   (.order (or byte-order (ByteOrder/nativeOrder))))]

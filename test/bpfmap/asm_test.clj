@@ -198,42 +198,42 @@
       [[:jeq64 :r1 5 0] [:exit]]
       "unknown instruction :frob"                                      [[:frob]]
       "nested instructions that start with a label must be a list"         [[:loop [:exit]]]
-      "its form is [:mov64 register register-or-immediate]"                [[:mov64 :r1]]
-      "its form is [:exit]"                                                [[:exit 0]]
-      "its form is [:jeq register register-or-immediate label-or-offset]"  [[:jeq :r1 :r2]]
-      "its form is [:stw [register offset] immediate]"                     [[:stw :r10 -4 7]]
-      ":r11 is not a register, :r0 to :r10"                                [[:mov64 :r11 5]]
-      "nil is not a register"                                              [[:neg64 nil]]
-      "5 is not a register"                                                [[:stxdw [:r10 -8] 5]]
-      "\"r2\" is neither a register, :r0 to :r10, nor an integer"          [[:mov64 :r1 "r2"]]
-      "1.5 is neither a register"                                          [[:mov64 :r1 1.5]]
-      ":r1 is not an integer"                                              [[:stw [:r10 -4] :r1]]
-      "the immediate 2147483648 is outside -2147483648 to 2147483647, and its sign is extended to 64 bits; :lddw"
+      "it must have the form [:mov64 register register-or-immediate]"                [[:mov64 :r1]]
+      "it must have the form [:exit]"                                                [[:exit 0]]
+      "it must have the form [:jeq register register-or-immediate label-or-offset]"  [[:jeq :r1 :r2]]
+      "it must have the form [:stw [register offset] immediate]"                     [[:stw :r10 -4 7]]
+      "a register must be :r0 to :r10, got :r11"                                [[:mov64 :r11 5]]
+      "a register must be :r0 to :r10, got nil"                                              [[:neg64 nil]]
+      "a register must be :r0 to :r10, got 5"                                                [[:stxdw [:r10 -8] 5]]
+      "the source must be a register, :r0 to :r10, or an integer, got \"r2\""          [[:mov64 :r1 "r2"]]
+      "the source must be a register, :r0 to :r10, or an integer, got 1.5"                                          [[:mov64 :r1 1.5]]
+      "the immediate must be an integer, got :r1"                                              [[:stw [:r10 -4] :r1]]
+      "the immediate must be from -2147483648 to 2147483647, got 2147483648; use :lddw for 64 bits"
       [[:mov64 :r1 0x80000000]]
-      "the immediate 4294967295 is outside -2147483648 to 2147483647"
+      "the immediate must be from -2147483648 to 2147483647, got 4294967295"
       [[:stdw [:r10 -8] 0xffffffff]]
-      "the immediate -2147483649 is outside"
+      "the immediate must be from"
       [[:jeq :r1 -0x80000001 0] [:exit]]
-      "the immediate 4294967296 is outside -2147483648 to 4294967295"
+      "the immediate must be from -2147483648 to 4294967295, got 4294967296"
       [[:mov32 :r1 0x100000000]]
-      "the immediate 65536 is outside -32768 to 65535"
+      "the immediate must be from -32768 to 65535, got 65536"
       [[:sth [:r10 -2] 0x10000]]
-      "the immediate 256 is outside -128 to 255"                           [[:stb [:r10 -1] 256]]
-      "the immediate 18446744073709551616 is outside -9223372036854775808 to 18446744073709551615"
+      "the immediate must be from -128 to 255, got 256"                           [[:stb [:r10 -1] 256]]
+      "the immediate must be from -9223372036854775808 to 18446744073709551615, got 18446744073709551616"
       [[:lddw :r1 0x10000000000000000]]
-      "the offset 32768 is outside -32768 to 32767"                        [[:ldxw :r1 [:r2 32768]]]
-      "the offset -32769 is outside"
+      "the offset must be from -32768 to 32767, got 32768"                        [[:ldxw :r1 [:r2 32768]]]
+      "the offset must be from"
       [[:stxw [:r2 -32769] :r1]]
-      ":r2 is not a memory operand: a register and an offset in bytes, such as [:r10 -8]"
+      "a memory operand must be a register and an offset in bytes, such as [:r10 -8], got :r2"
       [[:ldxw :r1 :r2]]
-      "[:r2] is not a memory operand"                                      [[:ldxw :r1 [:r2]]]
-      "[:r2 :r3] is not a memory operand"                                  [[:ldxw :r1 [:r2 :r3]]]
-      ":m is not a register"                                               [[:ldxw :r1 [:m 0]]]
+      "a memory operand must be a register and an offset in bytes, such as [:r10 -8], got [:r2]"                                      [[:ldxw :r1 [:r2]]]
+      "a memory operand must be a register and an offset in bytes, such as [:r10 -8], got [:r2 :r3]"                                  [[:ldxw :r1 [:r2 :r3]]]
+      "a register must be :r0 to :r10, got :m"                                               [[:ldxw :r1 [:m 0]]]
       "unknown label :nowhere"                                         [[:ja :nowhere] [:exit]]
-      "nil is neither a label nor an offset in slots"                      [[:ja nil] [:exit]]
-      "the jump by 32768 is outside -32768 to 32767 slots"                 [[:ja 32768] [:exit]]
-      "the jump by 40000 is outside" [[:ja :far] (repeat 40000 [:exit]) :far [:exit]]
-      "the jump by -40001 is outside"
+      "the target must be a label or an offset in slots, got nil"                      [[:ja nil] [:exit]]
+      "the jump must be from -32768 to 32767, got 32768 slots"                 [[:ja 32768] [:exit]]
+      "the jump must be from" [[:ja :far] (repeat 40000 [:exit]) :far [:exit]]
+      "the jump must be from"
       [:far (repeat 40000 [:exit]) [:ja :far]]
       "the jump to 1 leaves the program"                                   [[:ja 1] [:exit]]
       "the jump to -2 leaves the program"                                  [[:ja -2] [:exit]]
@@ -241,7 +241,7 @@
       "the jump to 1 ends inside an instruction of two slots"
       [[:ja 1] [:lddw :r0 1] [:exit]]
       "the label :a is defined twice"                                      [:a [:ja :a] :a [:exit]]
-      "a bare keyword is a label, an instruction a vector"                 [:exit]
+      "a bare keyword is a label; an instruction must be a vector"                 [:exit]
       "a bare keyword is a label"                                          [:mov64 :r1 5]
       "a bare keyword is a label"                                          [:r1 [:exit]]
       ":r10, the frame pointer, is read-only"                              [[:add64 :r10 -8]]
@@ -252,15 +252,15 @@
       ":r10, the frame pointer, is read-only"                              [[:be16 :r10]]
       ":r10, the frame pointer, is read-only"
       [[:atomic-fetch-add64 [:r0 0] :r10]]
-      ":r2 is a register; [:mov64 …] copies one"                           [[:lddw :r1 :r2]]
-      "nil is not a map"                                                   [[:lddw :r1 nil]]
-      "1.5 is not a map"                                                   [[:lddw :r1 1.5]]
-      "3 is not a map"                                                     [[:ld-map-value :r1 3 0]]
-      "the offset -1 is outside 0 to 4294967295"
+      "the operand must be an integer or a map, got :r2; use :mov64 to copy a register"                           [[:lddw :r1 :r2]]
+      "the operand must be a map, got nil"                                                   [[:lddw :r1 nil]]
+      "the operand must be a map, got 1.5"                                                   [[:lddw :r1 1.5]]
+      "the operand must be a map, got 3"                                                     [[:ld-map-value :r1 3 0]]
+      "the offset must be from 0 to 4294967295, got -1"
       [[:ld-map-value :r1 :m -1]]
-      ":r2 is not an offset in bytes"
+      "the offset must be an integer, got :r2"
       [[:ld-map-value :r1 :m :r2]]
-      "1 is not a label"                                                   [[:ld-func :r2 1]]
+      "the function must be a label, got 1"                                                   [[:ld-func :r2 1]]
       "unknown label :nowhere"
       [[:ld-func :r2 :nowhere] [:exit]]
       "the function at :start is the program itself"
@@ -270,22 +270,22 @@
       "unknown helper :bpf_map_lookup_elem; did you mean :map-lookup-elem?"
       [[:call :bpf_map_lookup_elem]]
       "unknown helper :frobnicate"                                     [[:call :frobnicate]]
-      "the helper's number -1 is outside 0 to 2147483647"                  [[:call -1]]
-      "\"bind\" is neither a helper's name nor its number"                 [[:call "bind"]]
-      "an instruction is a vector such as [:mov64 :r0 0], a label a keyword" [{:mov64 [:r1 5]}]
-      "an instruction is a vector such as [:mov64 :r0 0], a label a keyword" [[:exit] 5]
-      "a program has an instruction; the smallest is [[:mov64 :r0 0] [:exit]]" []
-      "a program has an instruction"                                       nil
-      "a program has an instruction"                                       [:only-a-label nil ()]
-      "a program is a sequence of instructions"                            {:exit []})))
+      "the helper's number must be from 0 to 2147483647, got -1"                  [[:call -1]]
+      "the helper must be a name or a number, got \"bind\""                 [[:call "bind"]]
+      "an instruction must be a vector such as [:mov64 :r0 0], and a label a keyword" [{:mov64 [:r1 5]}]
+      "an instruction must be a vector such as [:mov64 :r0 0], and a label a keyword" [[:exit] 5]
+      "a program must have an instruction; the smallest is [[:mov64 :r0 0] [:exit]]" []
+      "a program must have an instruction"                                       nil
+      "a program must have an instruction"                                       [:only-a-label nil ()]
+      "a program must be a sequence of instructions"                            {:exit []})))
 
 (deftest error-position
   (testing "an error names the instruction by its position"
     (is (= {:bpfmap/error :invalid-program
             :bpfmap/op :assemble
             :bpfmap/path [3]
-            :bpfmap/hint ":r12 is not a register, :r0 to :r10"
-            :message "Cannot assemble instruction 3, [:mov64 :r12 0]: :r12 is not a register, :r0 to :r10"}
+            :bpfmap/hint "a register must be :r0 to :r10, got :r12"
+            :message "Cannot assemble instruction 3, [:mov64 :r12 0]: a register must be :r0 to :r10, got :r12"}
            (refused [[:mov64 :r0 0] nil :label (list [:neg64 :r0] [[:mov64 :r12 0]]) [:exit]])))
     (testing "and an object in it is named, not printed"
       (is
@@ -374,4 +374,4 @@
                         (and (= :invalid-program error)
                              (string? hint)
                              (or (nat-int? (first path))
-                                 (str/starts-with? hint "a program has an instruction")))))))))
+                                 (str/starts-with? hint "a program must have an instruction")))))))))

@@ -137,11 +137,11 @@
            (and (= :malformed-btf error)
                 (= path (vec (take (count path) found)))
                 (str/includes? message words)))
-      0 [:type 0] "a void has no value" [int-u32]
+      0 [:type 0] "must be a type with values, got a void" [int-u32]
       9 [:type 9] "" [int-u32]
-      2 [:type 2] "a func-proto has no value" [int-u32 {:kind :func-proto :return 0 :params []}]
-      1 [:type 1] "the type contains itself" [{:kind :typedef :name "a" :type 1}]
-      1 [:type 1] "the type contains itself"
+      2 [:type 2] "must be a type with values, got a func-proto" [int-u32 {:kind :func-proto :return 0 :params []}]
+      1 [:type 1] "the type must not contain itself" [{:kind :typedef :name "a" :type 1}]
+      1 [:type 1] "the type must not contain itself"
       [{:kind :struct :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
       2 [:type 2] "do not fit in its 2 bytes"
       [int-u32
@@ -154,15 +154,15 @@
       [int-u32
        {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}
                                                   {:name "b" :type 1 :bit-offset 16 :bits 0}]}]
-      2 [:type 2] "without a name cannot be a member"
+      2 [:type 2] "must have a name"
       [int-u32 {:kind :struct :name "a" :size 4 :members [{:type 1 :bit-offset 0 :bits 0}]}]
-      2 [:type 2] "33 bits of a integer are no bit-field"
+      2 [:type 2] "got 33 bits of a integer"
       [int-u32
        {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 33}]}]
       2 [:type 2] "more than 4294967295 bytes"
       [int-u32 {:kind :array :element 1 :index 1 :count 4000000000}]
-      2 [:type 2] "a typedef has no name" [int-u32 {:kind :typedef :type 1}]
-      2 [:type 2] "something else than variables"
+      2 [:type 2] "a typedef must have a name" [int-u32 {:kind :typedef :type 1}]
+      2 [:type 2] "a data section must have only variables"
       [int-u32 {:kind :datasec :name ".data" :size 4 :vars [{:type 1 :offset 0 :size 4}]}])))
 
 (deftest exponential-types
@@ -254,7 +254,7 @@
       (doseq [[offset size] [[Long/MAX_VALUE 1] [1 Long/MAX_VALUE] [Long/MAX_VALUE Long/MAX_VALUE]
                              [Long/MIN_VALUE Long/MIN_VALUE]
                              [-1 1] [0 -1] [129 0] [0 129] [1 128]]]
-        (is (= ["Not an ELF object that can be read: a section lies outside the file"
+        (is (= ["Malformed ELF object: a section lies outside the file"
                 :malformed-btf]
                ((juxt :message :bpfmap/error) (error-of (btf/parse-object (object offset size)))))
             (str offset " " size)))

@@ -189,7 +189,7 @@
             (is (nil? more))
             (is (= [closed :permission] [(:path in-closed) (:error in-closed)]))
             (is (= [(str top "/m") :permission] [(:path at-m) (:error at-m)]))
-            (is (str/includes? (:message in-closed) "this user may not look into it"))
+            (is (str/includes? (:message in-closed) "this user must have the permission to read it"))
             (is (str/includes? (:message at-m) (str "the file mode of " top "/m")))))
         (finally (delete-all top))))))
 
@@ -320,14 +320,14 @@
         (let [held (fixture/unprivileged #(host/holders m))
               denied (first (filter #(= :permission (:error %)) (:skipped (meta held))))]
           (is (pos-int? (:pid denied)))
-          (is (= (str "Process " (:pid denied) " cannot be read: this user may not look into it")
+          (is (= (str "Process " (:pid denied) " cannot be read: this user must have the permission to read it")
                  (:message denied)))))
       (testing "ended"
         (with-redefs [procfs/processes (constantly [0 me])]
           (let [held (host/holders m)]
             (is (= [me] (map :pid held)))
             (is (= [{:pid 0 :error :not-found
-                     :message "Process 0 cannot be read: it is not there, or no longer"}]
+                     :message "Process 0 cannot be read: it does not exist (any more)"}]
                    (:skipped (meta held))))))))))
 
 (kernel-test programs-using-a-map
@@ -401,7 +401,7 @@
                              (and (= kind error) (keyword? op) (str/includes? message words)))
       (host/btf-by-id 0x7ffffff0) :not-found "no BTF object has that id"
       (host/btf-by-id "x") :invalid-value "An id must be an integer from 0 to 4294967295, got \"x\""
-      (host/module-btf "no_such_module") :not-found "No BTF of no_such_module"
+      (host/module-btf "no_such_module") :not-found "The kernel has no BTF of no_such_module"
       (host/module-btf "../x") :invalid-value
       "The name of a module must be letters, digits and `_`, got"
       (host/load-btf :u32) :invalid-value "The types must be a sequence, got :u32"

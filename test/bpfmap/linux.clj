@@ -96,7 +96,7 @@
       result)))
 
 (defn said
-  "What the kernel answered by name: `:ok` for 0, else the name of the errno, or its number where
+  "What the kernel returned by name: `:ok` for 0, else the name of the errno, or its number where
   it has none here."
   [answer]
   (if (zero? (long answer)) :ok (errno/errno-name (- (long answer)))))

@@ -155,7 +155,7 @@
       ":attach-btf-id must be the id of a type in the kernel's BTF, got 4294967296"
       {:type :xdp :name :x :insns [[:exit]]} ":name must be a string, got :x"
       {:type :xdp :license 1 :insns [[:exit]]} ":license must be a string, got 1"
-      {:type :xdp :insns []} "a program has an instruction"
+      {:type :xdp :insns []} "a program must have an instruction"
       {:type :xdp :insns [[:lddw :r1 "counts"] [:exit]]}
       "A map in an instruction must be an open map, got \"counts\"")))
 

@@ -43,7 +43,7 @@
               (throw (misfit type path value
                              (str "it must be a sequence of " n " elements"
                                   (when given
-                                    (str ", this has " (if (< n (long given)) "more" given))))))))
+                                    (str ", got " (if (< n (long given)) "more" given))))))))
           (reduce (fn [^long i x]
                     (encode-element of-element x memory (+ offset (* i stride)) path i)
                     (inc i))

@@ -47,7 +47,7 @@
   (let [user (user-of channel)]
     (when-not (may? user)
       (str "A connection of the user " user
-           " was refused: only root and the server's own user are let in"))))
+           " was refused: only root and the server's own user are admitted"))))
 
 ;; --- accepting connections
 
@@ -70,7 +70,7 @@
   (if-let [why (try
                  (refusal channel)
                  (catch IOException e
-                   (str "A connection was refused: nobody can tell whose it is: " (ex-message e))))]
+                   (str "A connection was refused, because its user is unknown: " (ex-message e))))]
     (do (.close channel)
         (complain why))
     (do (.add connections channel)
@@ -93,7 +93,7 @@
           (catch ClosedChannelException _ false)
           (catch Throwable e
             (when (.isOpen server)
-              (complain (str "A connection could not be taken: " e))
+              (complain (str "A connection could not be accepted: " e))
               (Thread/sleep (long pause))
               true)))
     (recur server connections how)))
@@ -118,7 +118,7 @@
   (try
     (.bind server address)
     (catch IOException e
-      (throw (error/error :busy (str what " cannot be had")
+      (throw (error/error :busy (str what " cannot be bound")
                           {:bpfmap/op :nrepl :bpfmap/hint (ex-message e)} e)))))
 
 (defn- bind-path

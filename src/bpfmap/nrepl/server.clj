@@ -51,7 +51,7 @@
       (server/handle handler transport)
       (catch IOException _) ; the client has gone, or the server is closed
       (catch Throwable e
-        (complain (str "A connection was closed, since what came was no message: "
+        (complain (str "A connection was closed, because it sent an invalid message: "
                        (first (str/split-lines (str e)))))))))
 
 (defn- refuse [message hint]
@@ -61,18 +61,18 @@
   (options/check :nrepl options)
   (cond
     (and socket (or port trust-all-local-users))
-    (refuse "A server has a socket or a port, not both" nil)
+    (refuse "Only one of :socket and :port may be given" nil)
     (and port (not trust-all-local-users))
     (refuse
-     "A TCP port is open to every user and program of this host, who could then run code as this process's user"
-     "leave out the port, for a socket that only this user reaches; or say :trust-all-local-users true as well")
+     "A :port must be confirmed: every user and program of this host could run code as this process's user"
+     "use :socket, which only this user reaches, or add :trust-all-local-users true")
     (and trust-all-local-users (not port))
-    (refuse ":trust-all-local-users is of a :port, and there is none" nil)
+    (refuse ":trust-all-local-users requires :port" nil)
     (and port (not (and (int? port) (<= 0 (long port) 65535))))
-    (refuse (str "Not a port: " (error/printed port))
-            "it is a number from 0 to 65535; 0 takes any that is free")
+    (refuse (str ":port must be an integer from 0 to 65535, got " (error/printed port))
+            "use 0 for any free port")
     (not (or socket port))
-    (refuse "A server needs a :socket" nil)))
+    (refuse ":socket or :port is required" nil)))
 
 ;; A server: `address` is `{:socket path}` or `{:port n}`, `url` where clients find it.
 (defrecord Server [address url listener]
@@ -182,8 +182,8 @@
   [{:keys [port trust-all-local-users] :as given}]
   (when (and port (not trust-all-local-users))
     (refuse
-     "--port is open to every user and program of this host, who could then run code as this user"
-     "leave it out, for a socket that only this user reaches; or add --trust-all-local-users"))
+     "--port must be confirmed: every user and program of this host could run code as this user"
+     "use --socket, which only this user reaches, or add --trust-all-local-users"))
   (prepare-user)
   (let [{:keys [address] :as server} (start (if (or port trust-all-local-users)
                                               given
@@ -222,9 +222,9 @@
         (cli/parse-opts args options)
         wrong (cond
                 errors (first errors)
-                (seq arguments) (str "It takes no argument, such as " (pr-str (first arguments)))
-                (and connect (or port trust-all-local-users)) "--connect is to a --socket"
-                (and trust-all-local-users (not port)) "--trust-all-local-users is for a --port")]
+                (seq arguments) (str "Unexpected argument " (pr-str (first arguments)))
+                (and connect (or port trust-all-local-users)) "--connect cannot be combined with --port or --trust-all-local-users"
+                (and trust-all-local-users (not port)) "--trust-all-local-users requires --port")]
     (try
       (cond
         (:help given) (do (println (help summary)) 0)

@@ -50,11 +50,12 @@
   (if (instance? Path given)
     given
     (let [given (str given)
-          refuse-it #(refuse :invalid-value (str "Not a path: " (error/printed given)) nil %)
+          refuse-it #(refuse :invalid-value (str "A path must not have " % ", got " (error/printed given))
+                             nil nil)
           path (paths/resolve given refuse-it)]
       (cond
-        (nil? path) (refuse-it "it has half a character")
-        (some zero? (paths/bytes-of path)) (refuse-it "it has a NUL")
+        (nil? path) (refuse-it "half a character (a lone surrogate)")
+        (some zero? (paths/bytes-of path)) (refuse-it "a NUL character")
         :else (paths/->java path)))))
 
 (defn sibling
@@ -84,7 +85,7 @@
        :inode ino})
     (catch NoSuchFileException _ nil)
     (catch IOException e
-      (refuse :permission (str (text path) " cannot be looked at") path (str e)))))
+      (refuse :permission (str (text path) " cannot be read") path (str e)))))
 
 (defn- octal [mode]
   (format "%04o" mode))
@@ -104,9 +105,9 @@
   [^Path above {:keys [kind mode uid]} place]
   (let [unsafe (fn [why]
                  (refuse :permission
-                         (str (text above) " " why ", who could put something else in the place of "
+                         (str (text above) " " why ", who could replace "
                               (text place))
-                         above "choose another place"))]
+                         above "use another directory"))]
     (when-not (#{:directory :symbolic-link} kind)
       (refuse :not-found (str (text above) " is not a directory") above nil))
     (when-not (or (= 0 uid) (= (effective-user) uid))
@@ -157,16 +158,16 @@
                       (refuse :permission (str (text directory) " " why) directory hint))]
     (cond
       (not= :directory kind) (not-private "is not a directory"
-                                          "the socket needs a directory of its own")
+                                          "use a directory for the socket alone")
       (not= (effective-user) uid) (not-private (str "belongs to another user (" uid ")")
-                                               "the socket needs a directory of this user's")
+                                               "use a directory that belongs to this user")
       (not= 0700
             (bit-and 0777 mode)) (not-private (str "is open to other users (mode " (octal mode) ")")
                                               (str
-                                               "the socket needs a directory of its own with mode "
+                                               "use a directory of its own with mode "
                                                "0700, such as "
                                                (text directory)
-                                               "/nrepl, which is made if it is not there")))))
+                                               "/nrepl, which is created if it does not exist")))))
 
 (defn- make [^Path directory]
   (try
@@ -176,7 +177,7 @@
                                          (PosixFilePermissions/fromString "rwx------"))]))
     (catch FileAlreadyExistsException _) ; another process made it; it is checked below
     (catch IOException e
-      (refuse :permission (str "The directory " (text directory) " cannot be made") directory
+      (refuse :permission (str "The directory " (text directory) " cannot be created") directory
               (str e)))))
 
 (defn in-private-directory
@@ -192,9 +193,10 @@
   (let [path (java-path given)
         directory (.getParent path)]
     (when-not (and (.isAbsolute path) directory (= path (.normalize path)) (.getParent directory))
-      (refuse :invalid-value (str "Not a place for a socket: " (error/printed (str given)))
-              given
-              "it is an absolute path, without \"..\", to a file in a directory that is the socket's own"))
+      (refuse :invalid-value
+              (str "The path of a socket must be absolute, without \"..\" and not in the root "
+                   "directory, got " (error/printed (str given)))
+              given nil))
     (let [real (.resolve (real-directory (.getParent directory) directory) (.getFileName directory))
           socket (.resolve real (.getFileName path))]
       (when (< (long longest-path) (alength (paths/of-java socket)))
@@ -216,8 +218,8 @@
                        (PosixFilePermissions/fromString "rw-------"))])))
 
 (defn- held-by-another [path]
-  (refuse :exists (str "An nREPL server has " (text path)) path
-          "connect to it, end it, or choose another --socket"))
+  (refuse :exists (str "An nREPL server uses " (text path)) path
+          "connect to it, stop it, or use another --socket"))
 
 (defn- open-lock ^FileChannel [^Path file]
   (let [^Set options #{StandardOpenOption/CREATE StandardOpenOption/WRITE
@@ -271,7 +273,7 @@
                   (held-by-another path)
                   (Files/deleteIfExists path))
         (refuse :exists (str (text path) " already exists and is not a socket") path
-                "remove it, or choose another --socket"))
+                "remove it, or use another --socket"))
       {:path path :lock lock}
       (catch Throwable e
         (.close lock)

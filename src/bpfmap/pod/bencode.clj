@@ -67,13 +67,13 @@
     (cond
       (digit? b) (if (< (.length digits) 20) ; no 64-bit number is longer
                    (recur (.append digits (char b)) (byte-of source))
-                   (refuse "Not bencode: a number that does not fit into 64 bits"))
-      (not= b (int end)) (refuse (str "Not bencode: " (shown b) " within a number"))
+                   (refuse "Invalid bencode: a number must fit into 64 bits"))
+      (not= b (int end)) (refuse (str "Invalid bencode: " (shown b) " within a number"))
       (re-matches #"-?|-0|-?0.+"
-                  digits) (refuse (str "Not bencode: a number that is written "
+                  digits) (refuse (str "Invalid bencode: a number that is written "
                                        (pr-str (str digits))))
       :else (or (parse-long (str digits))
-                (refuse "Not bencode: a number that does not fit into 64 bits")))))
+                (refuse "Invalid bencode: a number must fit into 64 bits")))))
 
 (defn- integer [source]
   (let [b (byte-of source)]
@@ -86,7 +86,7 @@
     (try
       (str (.decode (.newDecoder StandardCharsets/UTF_8) (ByteBuffer/wrap bytes)))
       (catch CharacterCodingException _
-        (refuse "A text in the message is not UTF-8")))))
+        (refuse "The strings of a message must be UTF-8")))))
 
 (declare value)
 
@@ -94,7 +94,7 @@
   "Returns the items of a list or dictionary, up to its `e`."
   [source depth]
   (when (< (long deepest) (long depth))
-    (refuse (str "Not bencode that a pod takes: more than " deepest
+    (refuse (str "Invalid bencode: more than " deepest
                  " lists or dictionaries within one another")))
   (loop [found (transient [])]
     (let [b (byte-of source)]
@@ -105,9 +105,9 @@
 (defn- dictionary [source depth]
   (let [found (items source depth)]
     (when (odd? (count found))
-      (refuse "Not bencode: a dictionary with a key that has no value"))
+      (refuse "Invalid bencode: every key of a dictionary must have a value"))
     (when-not (every? string? (take-nth 2 found))
-      (refuse "Not bencode: a dictionary with a key that is not a string"))
+      (refuse "Invalid bencode: every key of a dictionary must be a string"))
     (apply hash-map found)))
 
 (defn- value [source b depth]
@@ -129,7 +129,7 @@
     (cond
       (neg? b) nil
       (= b (int \d)) (value (Source. in (long-array [(dec most-bytes)])) b 0)
-      :else (refuse (str "Not bencode: a message begins with `d`, not " (shown b))))))
+      :else (refuse (str "Invalid bencode: a message must begin with `d`, got " (shown b))))))
 
 ;; --- writing
 

@@ -83,12 +83,12 @@
           handle)))))
 
 (defn- no-handle [tag form hint]
-  (error/error :invalid-value (str "Not a handle: #" tag " " (error/printed form))
+  (error/error :invalid-value (str "A handle must be a result of this pod, got #" tag " " (error/printed form))
                {:bpfmap/hint hint}))
 
 (defn- of-another-pod [tag form]
   (error/error :not-found (str "No open " (words tag) " has the handle " (:handle form))
-               {:bpfmap/hint "it is not of this pod; a handle is what create, open or load returned, as long as the pod runs"}))
+               {:bpfmap/hint "pass a handle from this pod; it is valid as long as the pod runs"}))
 
 (defn object
   "Returns the object of a handle, given as tag and form.
@@ -109,7 +109,7 @@
          ^longs issued (.-issued table)
          number (when (map? form) (:handle form))]
      (when-not (int? number)
-       (throw (no-handle tag form "its :handle is a number")))
+       (throw (no-handle tag form "its :handle must be a number")))
      (locking table
        (let [[object handle] (.get objects number)]
          (cond

@@ -28,10 +28,10 @@
 
 (defn- unknown-tag [tag _]
   (throw (if (= 'object tag)
-           (unreadable "The arguments contain something that is not data"
-                       "functions, arrays and other objects cannot be sent; use (->bytes …) for bytes")
-           (unreadable (str "The arguments have a tag that the pod does not know: #" tag)
-                       (str "it knows #bpfmap/bytes, "
+           (unreadable "The arguments must be data"
+                       "send no functions, arrays or other objects; use (->bytes …) for bytes")
+           (unreadable (str "Unknown tag in the arguments: #" tag)
+                       (str "use #bpfmap/bytes, "
                             (str/join ", " (map #(str "#" %) handles/tags)) ", #inst and #uuid")))))
 
 (defn- read-edn [text readers]
@@ -39,7 +39,7 @@
     (edn/read-text text {:readers readers :default unknown-tag})
     (catch ExceptionInfo e
       (throw (if-let [problem (:bpfmap/problem (ex-data e))]
-               (unreadable "The arguments are not EDN that the pod takes" problem e)
+               (unreadable "The arguments must be EDN" problem e)
                e)))))
 
 (defn- read-with
@@ -48,7 +48,7 @@
   (let [args (read-edn text (into {} (map (fn [tag] [tag #(object tag %)])) handles/tags))]
     ;; Some clients send nil for a call without arguments.
     (when-not (or (nil? args) (sequential? args))
-      (throw (unreadable "The arguments of a call are a vector" nil)))
+      (throw (unreadable "The arguments of a call must be a vector" nil)))
     (vec args)))
 
 (defn read-args
@@ -81,8 +81,7 @@
 
 (defn- unwritable [x]
   (error/error :not-supported
-               (str "The result has something that a pod cannot send: " (error/printed x))
-               {:bpfmap/hint "it is not data"}))
+               (str "The result must be data, got " (error/printed x)) nil))
 
 (defn- name-readable?
   "Returns true if a keyword or symbol can be read back.

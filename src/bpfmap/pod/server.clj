@@ -116,8 +116,8 @@
     (if (string? x)
       x
       (throw (error/error :invalid-message
-                          (str "An " (get message "op") " needs " (pr-str field)
-                               ", which is a text") nil)))))
+                          (str "The op " (get message "op") " requires " (pr-str field)
+                               ", a string") nil)))))
 
 (defn- call
   "Calls the function that a message invokes, and sends the result."
@@ -225,7 +225,7 @@
     (alter-var-root #'*out* (constantly *err*))
     (System/exit (binding [*out* *err*]
                    (cond
-                     args (explain "It takes no arguments")
+                     args (explain "It accepts no arguments")
                      (= "socket"
                         (System/getenv
                          "BABASHKA_POD_TRANSPORT")) (explain

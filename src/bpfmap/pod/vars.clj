@@ -66,9 +66,9 @@
   (cond
     (nil? x) nil ; it was closed before
     (handles/openable? x) (handles/close table x)
-    :else (throw (error/error :invalid-value (str "Not a handle: " (error/printed x))
+    :else (throw (error/error :invalid-value (str "The argument must be a handle, got " (error/printed x))
                               {:bpfmap/op :close
-                               :bpfmap/hint "close takes what create, open, load or watch returned"}))))
+                               :bpfmap/hint "pass a result of create, open, load or watch"}))))
 
 (defn refuse-number
   "Throws `:invalid-value` for a descriptor of the client, given by its number."
@@ -88,7 +88,7 @@
   "Sends the events of a watch until it ends."
   [{:keys [table emit]} w]
   (when-not (change-events/watch? w)
-    (throw (error/error :invalid-value (str "Not a watch: " (error/printed w))
+    (throw (error/error :invalid-value (str "The argument must be a watch, got " (error/printed w))
                         {:bpfmap/op :watch})))
   (try
     (change-events/run w emit)

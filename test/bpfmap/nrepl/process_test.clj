@@ -25,24 +25,22 @@
     (doseq [[args complaint]
             [[["--port" "7888"]
               (str
-               "--port is open to every user and program of this host, who could then run code as "
-               "this user: "
-               "leave it out, for a socket that only this user reaches; or add "
+               "--port must be confirmed: every user and program of this host could run code as "
+               "this user: use --socket, which only this user reaches, or add "
                "--trust-all-local-users")]
-             [["--trust-all-local-users"] "--trust-all-local-users is for a --port; see --help"]
+             [["--trust-all-local-users"] "--trust-all-local-users requires --port; see --help"]
              [["--port" "x" "--trust-all-local-users"]
-              "Not a port: \"x\": it is a number from 0 to 65535; 0 takes any that is free"]
+              ":port must be an integer from 0 to 65535, got \"x\": use 0 for any free port"]
              [["--port" "1" "--trust-all-local-users" "--socket" "/run/x/y"]
-              "A server has a socket or a port, not both"]
+              "Only one of :socket and :port may be given"]
              [["--bind" "0.0.0.0"] "Unknown option: \"--bind\"; see --help"]
-             [["7888"] "It takes no argument, such as \"7888\"; see --help"]
+             [["7888"] "Unexpected argument \"7888\"; see --help"]
              [["--socket"] "Missing required argument for \"--socket PATH\"; see --help"]
-             [["--connect" "--port" "1"] "--connect is to a --socket; see --help"]
+             [["--connect" "--port" "1"] "--connect cannot be combined with --port or --trust-all-local-users; see --help"]
              [["--socket" "x/y"]
               (str
-               "Not a place for a socket: \"x/y\": it is an absolute path, without \"..\", to a "
-               "file in a directory "
-               "that is the socket's own")]]]
+               "The path of a socket must be absolute, without \"..\" and not in the root "
+               "directory, got \"x/y\"")]]]
       (is (= [2 "" (str "bpfmap nrepl: " complaint "\n")] (apply run args))))))
 
 (deftest other-error-exit-code
@@ -89,8 +87,8 @@
             "as nREPL's own server says it")
         (testing "another does not take its place"
           (is (= [1 ""
-                  (str "bpfmap nrepl: An nREPL server has " socket
-                       ": connect to it, end it, or choose another --socket\n")]
+                  (str "bpfmap nrepl: An nREPL server uses " socket
+                       ": connect to it, stop it, or use another --socket\n")]
                  (run "--socket" socket))))
         (testing "nREPL's client on the terminal, the namespaces of the library at hand"
           (let [{:keys [exit out]} (fixture/run ["bash" "-c"

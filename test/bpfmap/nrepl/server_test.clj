@@ -244,7 +244,7 @@
              (soon
               #(re-find
                 (re-pattern (str "^bpfmap nrepl: A connection of the user \\S+ was refused: "
-                                 "only root and the server's own user are let in\n$"))
+                                 "only root and the server's own user are admitted\n$"))
                 (str said))))
             (is (soon #(zero? (listener/connection-count (:listener server))))))
           (testing "a user without a name as well"
@@ -277,21 +277,20 @@
     (is
      (=
       (str
-       "A TCP port is open to every user and program of this host, who could then run code as this "
-       "process's user: "
-       "leave out the port, for a socket that only this user reaches; or say "
-       ":trust-all-local-users true as well")
+       "A :port must be confirmed: every user and program of this host could run code as this "
+       "process's user: use :socket, which only this user reaches, or add "
+       ":trust-all-local-users true")
       (:message (error-of (server/start {:port 0})))))
     (doseq [[options
              message] [[{:trust-all-local-users true}
-                        ":trust-all-local-users is of a :port, and there is none"]
+                        ":trust-all-local-users requires :port"]
                        [{:socket "/run/x/y" :port 1 :trust-all-local-users true}
-                        "A server has a socket or a port, not both"]
+                        "Only one of :socket and :port may be given"]
                        [{:port 65536 :trust-all-local-users true}
-                        "Not a port: 65536: it is a number from 0 to 65535; 0 takes any that is free"]
+                        ":port must be an integer from 0 to 65535, got 65536: use 0 for any free port"]
                        [{:port 0 :trust-all-local-users true :bind "0.0.0.0"}
                         "Unknown option :bind: use :socket, :port or :trust-all-local-users"]
-                       [{} "A server needs a :socket"]]]
+                       [{} ":socket or :port is required"]]]
       (is (= [:invalid-value message]
              ((juxt :bpfmap/error :message) (error-of (server/start options))))))))
 
@@ -309,7 +308,7 @@
                               ["/proc/net/tcp" "/proc/net/tcp6"]))))
             "as the kernel has it: 127.0.0.1")
         (testing "a port that is taken"
-          (is (= [:busy (str "The port " port " cannot be had: Address already in use")]
+          (is (= [:busy (str "The port " port " cannot be bound: Address already in use")]
                  ((juxt :bpfmap/error
                         :message) (error-of
                                     (server/start {:port port :trust-all-local-users true}))))))))))
@@ -328,7 +327,7 @@
             (.shutdownOutput channel)
             (is (= -1 (.read channel (ByteBuffer/allocate 100))) garbage)))
         (is (every? #(str/starts-with? %
-                                       "bpfmap nrepl: A connection was closed, since what came was no message: ")
+                                       "bpfmap nrepl: A connection was closed, because it sent an invalid message: ")
                     (remove empty? (str/split-lines (str said)))))
         (is (= "3" (evaluated t "(+ 1 2)")))
         (is (soon #(= 1 (listener/connection-count (:listener server)))))))))

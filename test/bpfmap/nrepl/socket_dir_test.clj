@@ -84,7 +84,7 @@
             (is (= :permission error) permissions)
             (is
              (re-find
-              #"^~/open is open to other users \(mode 0\d+\): the socket needs a directory of its own with mode 0700"
+              #"^~/open is open to other users \(mode 0\d+\): use a directory of its own with mode 0700"
               message)))
           (is (= permissions (mode open)) "and left as it is"))))))
 
@@ -93,13 +93,12 @@
     (with-home [home]
       (let [theirs (doto (io/file home "theirs") (.mkdir) (set-mode "rwx------") own)]
         (is (= [:permission
-                "~/theirs belongs to another user (65534): the socket needs a directory of this user's"]
+                "~/theirs belongs to another user (65534): use a directory that belongs to this user"]
                (refusal home (str theirs "/nrepl.sock"))))
         (is (= [:permission
                 (str
-                 "~/theirs belongs to another user (65534), who could put something else in the "
-                 "place of ~/theirs/own: "
-                 "choose another place")]
+                 "~/theirs belongs to another user (65534), who could replace ~/theirs/own: "
+                 "use another directory")]
                (refusal home (str theirs "/own/nrepl.sock"))))))))
 
 (deftest writable-parent
@@ -108,9 +107,8 @@
       (let [shared (doto (io/file home "shared") (.mkdir) (set-mode "rwxrwxrwx"))]
         (is (= [:permission
                 (str
-                 "~/shared can be written by other users (mode 0777), who could put something else "
-                 "in the place of "
-                 "~/shared/own: choose another place")]
+                 "~/shared can be written by other users (mode 0777), who could replace "
+                 "~/shared/own: use another directory")]
                (refusal home (str shared "/own/nrepl.sock"))))
         (is (empty? (.list shared)))
         (testing "unless it is sticky, as /tmp is"
@@ -122,7 +120,7 @@
     (with-home [home]
       (let [real (doto (io/file home "real") (.mkdir) (set-mode "rwx------"))]
         (link (io/file home "link") real)
-        (is (= [:permission "~/link is not a directory: the socket needs a directory of its own"]
+        (is (= [:permission "~/link is not a directory: use a directory for the socket alone"]
                (refusal home (str home "/link/nrepl.sock"))))))))
 
 (kernel-test own-link-in-path
@@ -137,9 +135,8 @@
         (own (link (io/file sticky "theirs") real))
         (is (= [:permission
                 (str
-                 "~/sticky/theirs belongs to another user (65534), who could put something else in "
-                 "the place of "
-                 "~/sticky/theirs/own: choose another place")]
+                 "~/sticky/theirs belongs to another user (65534), who could replace "
+                 "~/sticky/theirs/own: use another directory")]
                (refusal home (str sticky "/theirs/own/nrepl.sock"))))
         (testing "also where a link of this user's leads through another's"
           (link (io/file home "through") (io/file sticky "theirs"))
@@ -160,7 +157,7 @@
   (testing "rejects a file in place of the directory"
     (with-home [home]
       (spit (io/file home "file") "x")
-      (is (= [:permission "~/file is not a directory: the socket needs a directory of its own"]
+      (is (= [:permission "~/file is not a directory: use a directory for the socket alone"]
              (refusal home (str home "/file/nrepl.sock"))))
       (is (= [:not-found "~/file is not a directory"]
              (refusal home (str home "/file/own/nrepl.sock")))))))
@@ -193,8 +190,8 @@
       (let [socket (socket-in home)
             claim (socket-dir/claim socket)]
         (is (= [:exists
-                (str "An nREPL server has " socket
-                     ": connect to it, end it, or choose another --socket")]
+                (str "An nREPL server uses " socket
+                     ": connect to it, stop it, or use another --socket")]
                ((juxt :bpfmap/error :message) (error-of (socket-dir/claim socket)))))
         (socket-dir/release claim)
         (socket-dir/release (socket-dir/claim socket))))))
@@ -229,7 +226,7 @@
       (let [socket (socket-in home)]
         (spit (str socket) "mine")
         (is (= (str socket
-                    " already exists and is not a socket: remove it, or choose another --socket")
+                    " already exists and is not a socket: remove it, or use another --socket")
                (:message (error-of (socket-dir/claim socket)))))
         (is (= "mine" (slurp (str socket))))
         (Files/delete socket)

@@ -53,5 +53,5 @@
     (doseq [x [(Object.) (byte-array 2) inc (keyword "a b") (keyword "a}") (symbol "\"") (atom 1)]]
       (is (= :not-supported (:bpfmap/error (error-of (payload/write (handles/table) [x]))))
           (pr-str x)))
-    (is (= "The result has something that a pod cannot send: \"java.lang.Object\": it is not data"
+    (is (= "The result must be data, got \"java.lang.Object\""
            (:message (error-of (payload/write (handles/table) {:a (Object.)})))))))

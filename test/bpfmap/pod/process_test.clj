@@ -136,7 +136,7 @@
                             pod))
                         [[""] ["hello\n"]])]
       (is (= [[0 "" ""]
-              [1 "" "bpfmap pod: Not bencode: a message begins with `d`, not `h`\n"]]
+              [1 "" "bpfmap pod: Invalid bencode: a message must begin with `d`, got `h`\n"]]
              (mapv (fn [{:keys [^Process process err] :as pod}]
                      [(client/exit pod) (slurp (.getInputStream process)) (slurp err)])
                    started))))))
@@ -155,7 +155,7 @@
   (testing "explains itself if it is started by hand"
     (let
      [ends "; it is a Babashka pod: (babashka.pods/load-pod \"bin/pod-bpfmap\")\n"]
-      (is (= {:exit 2 :out "" :err (str "bpfmap pod: It takes no arguments" ends)}
+      (is (= {:exit 2 :out "" :err (str "bpfmap pod: It accepts no arguments" ends)}
              (fixture/run [client/script "--help"])))
       (is (= {:exit 2 :out "" :err (str "bpfmap pod: It has no socket, only stdin and stdout" ends)}
              (fixture/run [client/script] :env {"BABASHKA_POD_TRANSPORT" "socket"}))))))

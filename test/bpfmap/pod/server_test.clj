@@ -252,7 +252,7 @@
         (testing "another pod's, which has the same number and stands for another map"
           (is (= :not-found (:bpfmap/error (lookup (handle {:id 1}))))))
         (testing "no handle"
-          (is (= "Not a handle: #bpfmap/map {:handle \"1\"}: its :handle is a number"
+          (is (= "A handle must be a result of this pod, got #bpfmap/map {:handle \"1\"}: its :handle must be a number"
                  (:message (lookup "[#bpfmap/map {:handle \"1\"} 0]"))))
           (is (= :invalid-value (:bpfmap/error (lookup "[#bpfmap/map 1 0]")))))
         (testing "another kind of thing"
@@ -260,9 +260,9 @@
                  (:bpfmap/error (lookup (pr-str [(tagged-literal 'bpfmap/program (:form m)) 0])))))
           (is
            (=
-            "The argument must be an open map, got {:name \"pod_small\"}: pass a map that create, open or clone returned"
+            "The argument must be an open map, got {:name \"pod_small\"}: pass a result of create, open or clone"
             (:message (lookup "[{:name \"pod_small\"} 0]"))))
-          (is (= "Not a handle: 1: close takes what create, open, load or watch returned"
+          (is (= "The argument must be a handle, got 1: pass a result of create, open, load or watch"
                  (:message (error-of (client/invoke c 'pod.bpfmap.core/close [1] {}))))))
         (testing "a closed one"
           (is (nil? (client/invoke c 'pod.bpfmap.core/close [m] {})))
@@ -274,24 +274,24 @@
 
 (def ^:private bad-arguments
   "Text of arguments, and how the error begins."
-  [["" "The arguments are not EDN that the pod takes: it is empty"]
-   ["(" "The arguments are not EDN that the pod takes: EOF while reading"]
-   ["7" "The arguments of a call are a vector"]
-   ["{}" "The arguments of a call are a vector"]
-   ["[#=(System/exit 3)]" "The arguments are not EDN that the pod takes: No dispatch macro for: ="]
+  [["" "The arguments must be EDN: it is empty"]
+   ["(" "The arguments must be EDN: EOF while reading"]
+   ["7" "The arguments of a call must be a vector"]
+   ["{}" "The arguments of a call must be a vector"]
+   ["[#=(System/exit 3)]" "The arguments must be EDN: No dispatch macro for: ="]
    ["[#java.io.File[\"/etc/passwd\"]]"
-    "The arguments have a tag that the pod does not know: #java.io.File"]
+    "Unknown tag in the arguments: #java.io.File"]
    ["[#object[\"[B\" 0x1 \"[B@1\"]]"
-    "The arguments contain something that is not data: functions, arrays"]
+    "The arguments must be data: functions, arrays"]
    ["[#bpfmap/bytes \"0g\"]"
     "Bytes must be pairs of hexadecimal digits, such as \"0a 00\" or \"0x0a00\", got \"0g\""]
-   ["[\\nope]" "The arguments are not EDN that the pod takes: Unsupported character"]
-   ["[1/0]" "The arguments are not EDN that the pod takes: Divide by zero"]
+   ["[\\nope]" "The arguments must be EDN: Unsupported character"]
+   ["[1/0]" "The arguments must be EDN: Divide by zero"]
    [(apply str (repeat 100000 "["))
-    "The arguments are not EDN that the pod takes: more than 100 collections within one another"]
+    "The arguments must be EDN: more than 100 collections within one another"]
    [(apply str (repeat 30000 "#a "))
-    "The arguments are not EDN that the pod takes: tags or metadata nested too deep"]
-   ["[] []" "The arguments are not EDN that the pod takes: there is more than one form"]])
+    "The arguments must be EDN: tags or metadata nested too deep"]
+   ["[] []" "The arguments must be EDN: there is more than one form"]])
 
 (deftest unreadable-arguments
   (testing "reports arguments that cannot be read"
@@ -330,8 +330,8 @@
                (refused {})))
         (is (= "The pod has no op [\"x\"]: it has \"describe\", \"invoke\" or \"shutdown\""
                (refused {"op" ["x"]})))
-        (is (= "An invoke needs \"var\", which is a text" (refused {"op" "invoke" "args" "[]"})))
-        (is (= "An invoke needs \"args\", which is a text"
+        (is (= "The op invoke requires \"var\", a string" (refused {"op" "invoke" "args" "[]"})))
+        (is (= "The op invoke requires \"args\", a string"
                (refused {"op" "invoke" "var" "pod.bpfmap.type/size" "args" 3}))))
       (is (= "edn" (get (client/settled (client/request c {"op" "describe"})) "format"))
           "and the pod goes on"))))
@@ -349,29 +349,29 @@
 
 (def ^:private no-messages
   "Input, and what is wrong with it."
-  [["hello\n" "Not bencode: a message begins with `d`, not `h`"]
-   ["GET / HTTP/1.1\r\n\r\n" "Not bencode: a message begins with `d`, not `G`"]
-   ["\n" "Not bencode: a message begins with `d`, not byte 10"]
-   ["i1e" "Not bencode: a message begins with `d`, not `i`"]
+  [["hello\n" "Invalid bencode: a message must begin with `d`, got `h`"]
+   ["GET / HTTP/1.1\r\n\r\n" "Invalid bencode: a message must begin with `d`, got `G`"]
+   ["\n" "Invalid bencode: a message must begin with `d`, got byte 10"]
+   ["i1e" "Invalid bencode: a message must begin with `d`, got `i`"]
    ["d" "The input ends within a message"]
    ["d2:op8:descr" "The input ends within a message"]
    ["d2:op" "The input ends within a message"]
-   ["d2:ope" "Not bencode: a dictionary with a key that has no value"]
-   ["di1e2:xye" "Not bencode: a dictionary with a key that is not a string"]
-   ["d2:opi12xe" "Not bencode: `x` within a number"]
-   ["d2:opi-0e" "Not bencode: a number that is written \"-0\""]
-   ["d2:opi01e" "Not bencode: a number that is written \"01\""]
-   ["d2:opie" "Not bencode: a number that is written \"\""]
-   ["d2:opi--1e" "Not bencode: `-` within a number"]
-   ["d2:opi9223372036854775808e" "Not bencode: a number that does not fit into 64 bits"]
-   ["d-1:x" "Not bencode: `-` within a number"]
-   ["d2:op99999999999999999999:x" "Not bencode: a number that does not fit into 64 bits"]
+   ["d2:ope" "Invalid bencode: every key of a dictionary must have a value"]
+   ["di1e2:xye" "Invalid bencode: every key of a dictionary must be a string"]
+   ["d2:opi12xe" "Invalid bencode: `x` within a number"]
+   ["d2:opi-0e" "Invalid bencode: a number that is written \"-0\""]
+   ["d2:opi01e" "Invalid bencode: a number that is written \"01\""]
+   ["d2:opie" "Invalid bencode: a number that is written \"\""]
+   ["d2:opi--1e" "Invalid bencode: `-` within a number"]
+   ["d2:opi9223372036854775808e" "Invalid bencode: a number must fit into 64 bits"]
+   ["d-1:x" "Invalid bencode: `-` within a number"]
+   ["d2:op99999999999999999999:x" "Invalid bencode: a number must fit into 64 bits"]
    ["d2:op999999999999:x" "The message is longer than 268435456 bytes"]
    ["d2:op268435456:x" "The message is longer than 268435456 bytes"]
    ["d2:op200000000:x" "The input ends within a message"]
-   ["d2:op2:\u00ff\u00fee" "A text in the message is not UTF-8"]
+   ["d2:op2:\u00ff\u00fee" "The strings of a message must be UTF-8"]
    [(str "d2:op" (apply str (repeat 100000 "l")))
-    "Not bencode that a pod takes: more than 64 lists or dictionaries within one another"]])
+    "Invalid bencode: more than 64 lists or dictionaries within one another"]])
 
 (deftest garbage-ends-the-pod
   (testing "input that is not a message ends the pod with one line"

@@ -38,8 +38,8 @@
 (defmethod print-method Blob [blob ^Writer w]
   (.write w (str blob)))
 
-(defn- invalid ^Throwable [what x hint]
-  (error :invalid-value (str "Not " what ": " (printed x))
+(defn- invalid ^Throwable [what constraint x hint]
+  (error :invalid-value (str what " must be " constraint ", got " (printed x))
          {:bpfmap/value (shown x) :bpfmap/hint hint}))
 
 (defn parse
@@ -58,9 +58,9 @@
    (parse bytes nil))
   ([bytes base]
    (when-not (bytes/byte-count bytes)
-     (throw (invalid "bytes" bytes "BTF is read from a byte array or a byte view")))
+     (throw (invalid "BTF" "a byte array or a byte view" bytes nil)))
    (when-not (or (nil? base) (instance? Blob base))
-     (throw (invalid "a BTF blob" base "the base is what parse returned for vmlinux, or nil")))
+     (throw (invalid "The base" "a BTF blob or nil" base "pass the parsed BTF of vmlinux")))
    (let [image (image/of (if (bytes? bytes) bytes (.-array ^ByteView bytes))
                          (when base (.-image ^Blob base)))]
      (Blob. image base (delay (image/index image)) nil))))
@@ -72,7 +72,7 @@
   ^Blob [b]
   (if (instance? Blob b)
     b
-    (throw (invalid "a BTF blob" b "it is what parse returned"))))
+    (throw (invalid "The argument" "a BTF blob" b "pass a result of parse"))))
 
 (defn type-count
   "Returns the number of types, with the types of the base but without void.
@@ -108,16 +108,16 @@
       (string b 0) ;=> \"\""
   [^Blob b offset]
   (when-not (int? offset)
-    (throw (invalid "an offset of a string" offset "it is an integer")))
+    (throw (invalid "The offset of a string" "an integer" offset nil)))
   (image/string (.-image b) offset))
 
 (defn- image-with
   "Returns the image if it or its base has the id, else throws."
   ^Image [^Blob b id]
   (when-not (int? id)
-    (throw (invalid "the id of a type" id "it is an integer")))
+    (throw (invalid "The id of a type" "an integer" id nil)))
   (when-not (and (<= 0 (long id)) (<= (long id) (type-count b)))
-    (throw (malformed [:type id] (str "the id is unknown, the last type is " (type-count b)))))
+    (throw (malformed [:type id] (str "must be an id up to " (type-count b) ", got " id))))
   (.-image b))
 
 (defn record
@@ -212,12 +212,12 @@
       (ids-named b \"task_struct\" :struct) ;=> [189]"
   ([^Blob b name]
    (when-not (string? name)
-     (throw (invalid "the name of a type" name "it is a string")))
+     (throw (invalid "The name of a type" "a string" name nil)))
    (into (if-let [base (.-base b)] (ids-named base name) [])
          (image/ids (.-image b) @(.-index b) name)))
   ([^Blob b name kind]
    (when-not (or (kinds/numbers kind) (= :unknown kind))
-     (throw (invalid "a kind of types" kind (str "it is " (list-of kinds/kinds)))))
+     (throw (invalid "The kind of a type" (list-of kinds/kinds) kind nil)))
    (filterv #(= kind (kind-of (.-image b) %)) (ids-named b name))))
 
 (def ^:private deepest
@@ -233,13 +233,12 @@
         target (u32 owner (+ (image/at owner id) word))]
     (when (< (image/type-count owner) target)
       (throw (malformed [:type id key]
-                        (str "it is type " target ", and the last one is "
-                             (image/type-count owner)))))
+                        (str "must be an id up to " (image/type-count owner) ", got " target))))
     target))
 
 (defn- too-deep ^Throwable [id]
   (malformed [:type id]
-             (str "it leads through more than " deepest " types: round in a cycle, or too deep")))
+             (str "must lead through at most " deepest " types, and not in a cycle")))
 
 (defn resolve
   "Returns the id of a type behind its names and qualifiers.
@@ -272,7 +271,8 @@
             n (u32 owner (+ 20 (image/at owner id)))]
         (when (and (pos? n) (< (quot 0xffffffff n) (long each)))
           (throw (malformed [:type id :count]
-                            (str n " elements of " each " bytes are more than 4294967295"))))
+                            (str "must have at most 4294967295 bytes, got " n " elements of "
+                                 each))))
         (* n (long each))))
     :ptr 8
     nil))

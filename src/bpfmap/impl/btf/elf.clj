@@ -14,7 +14,7 @@
 (set! *warn-on-reflection* true)
 
 (defn- malformed ^Throwable [hint]
-  (error/error :malformed-btf "Not an ELF object that can be read"
+  (error/error :malformed-btf "Malformed ELF object"
                {:bpfmap/path [:elf] :bpfmap/hint hint}))
 
 (defmacro ^:private in-bounds

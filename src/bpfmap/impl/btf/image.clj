@@ -40,7 +40,7 @@
           {:bpfmap/path path :bpfmap/hint hint})))
 
 (def ^:private needs-base
-  "ids and strings of a module's BTF continue the BTF of vmlinux, which must be given as the base")
+  "pass the BTF of vmlinux as the base if this is the BTF of a module")
 
 ;; ---------------------------------------------------------------- reading
 
@@ -97,7 +97,7 @@
   Throws if the offset is outside the strings, or if the string is longer than `longest-string`."
   [^Image image ^long offset]
   (when-not (< -1 offset (.-string-end image))
-    (throw (malformed [:string offset] (str "the strings end at " (.-string-end image))
+    (throw (malformed [:string offset] (str "must be an offset below " (.-string-end image))
                       (when-not (.-base image) needs-base))))
   (let [^Image owner (string-owner image offset)
         ^bytes bytes (.-bytes owner)
@@ -109,7 +109,7 @@
         (zero? (aget bytes to)) (String. bytes from (- to from) StandardCharsets/UTF_8)
         (= to
            limit) (throw (malformed [:string offset]
-                                    (str "it is longer than " longest-string " bytes")))
+                                    (str "must have at most " longest-string " bytes")))
         :else (recur (inc to))))))
 
 ;; ---------------------------------------------------------------- the header
@@ -134,36 +134,35 @@
       [(unchecked-byte 0xeb) (unchecked-byte 0x9f)] ByteOrder/BIG_ENDIAN
       (throw (malformed [:header :magic]
                         (if (empty? start)
-                          "there are no bytes"
-                          (str "the bytes begin with "
-                               (str/join " " (map #(format "%02x" %) (take 2 start)))
-                               ", not with 9f eb or eb 9f"))
+                          "must be 9f eb or eb 9f, got no bytes"
+                          (str "must be 9f eb or eb 9f, got "
+                               (str/join " " (map #(format "%02x" %) (take 2 start)))))
                         (when (= start [0x7f 0x45 0x4c 0x46])
-                          "this is an ELF file; BTF is the content of its section .BTF"))))))
+                          "use bpfmap.btf/parse-object for an ELF object"))))))
 
 (defn- check-fields
   "Checks the fields of the header, known and unknown; returns its length."
   [^bytes bytes ^ByteBuffer buffer]
   (when (< (alength bytes) (long header-bytes))
     (throw (malformed [:header]
-                      (str "it takes " header-bytes " bytes, and there are " (alength bytes)))))
+                      (str "must have at least " header-bytes " bytes, got " (alength bytes)))))
   (let [version (aget bytes 2)
         flags (bit-and 0xff (aget bytes 3))
         length (word buffer 4)
         known (+ 8 (* 8 (count sections)))]
     (when-not (= 1 version)
       (throw (malformed [:header :version]
-                        (str "it is " (bit-and 0xff version) ", and only 1 is known"))))
+                        (str "must be 1, got " (bit-and 0xff version)))))
     (when-not (zero? flags)
-      (throw (malformed [:header :flags] (str "they are " flags ", and none are known"))))
+      (throw (malformed [:header :flags] (str "must be 0, got " flags))))
     (when-not (<= (long header-bytes) length (alength bytes))
-      (throw (malformed [:header :hdr-len] (str "it is " length ", outside " header-bytes " to the "
-                                                (alength bytes) " bytes there are"))))
+      (throw (malformed [:header :hdr-len] (str "must be from " header-bytes " to "
+                                                (alength bytes) ", got " length))))
     (loop [i (if (< length known) (long header-bytes) known)]
       (when (< i length)
         (when-not (zero? (aget bytes i))
-          (throw (malformed [:header] (str "byte " i " is not zero, and its meaning is unknown")
-                            "this BTF is newer than the library")))
+          (throw (malformed [:header] (str "byte " i " must be zero, got " (aget bytes i))
+                            "use a newer bpfmap, which may know this field")))
         (recur (inc i))))
     length))
 
@@ -176,14 +175,13 @@
         room (- (alength bytes) (long length))]
     (when-not (zero? (rem offset align))
       (throw (malformed [:header (field-name section "off")]
-                        (str "it is " offset ", not a multiple of " align))))
+                        (str "must be a multiple of " align ", got " offset))))
     (when (< room offset)
       (throw (malformed [:header (field-name section "off")]
-                        (str "it is " offset ", and there are " room " bytes after the header"))))
+                        (str "must be at most " room ", got " offset))))
     (when (< room (+ offset size))
       (throw (malformed [:header (field-name section "len")]
-                        (str "it is " size ", and there are " (- room offset)
-                             " bytes from its offset on"))))
+                        (str "must be at most " (- room offset) ", got " size))))
     {:section section :from (+ length offset) :to (+ length offset size)}))
 
 (defn- check-overlap [sections]
@@ -196,14 +194,14 @@
   (cond
     (= from to) (when-not base
                   (throw (malformed [:header :str-len]
-                                    "there are no strings, not even the empty one" needs-base)))
+                                    "must be at least 1, got 0" needs-base)))
     (not
      (zero? (aget bytes (dec to)))) (throw (malformed [:strings]
-                                                      "the last one does not end with a zero"))
+                                                      "the last one must end with a zero"))
     (not
      (or
       base (zero?
-            (aget bytes from)))) (throw (malformed [:strings] "the first one is not empty"
+            (aget bytes from)))) (throw (malformed [:strings] "the first one must be empty"
                                                    needs-base))))
 
 ;; ---------------------------------------------------------------- the types
@@ -226,7 +224,7 @@
   [^bytes bytes ^Image base {:keys [^long from ^long to]}]
   (cond
     (not (zero? (rem (- to from) 4)))
-    (throw (malformed [:header :layout-len] (str "it is " (- to from) ", not a multiple of 4")))
+    (throw (malformed [:header :layout-len] (str "must be a multiple of 4, got " (- to from))))
 
     (< from to)
     (let [fixed (aclone ^ints known-fixed)
@@ -237,7 +235,7 @@
                     entry (bit-and 0xff (aget bytes (inc place)))]]
         (when-not (zero? (rem (bit-or tail entry) 4))
           (throw (malformed [:layout kind]
-                            (str "its sizes " tail " and " entry " are not multiples of 4"))))
+                            (str "its sizes must be multiples of 4, got " tail " and " entry))))
         (aset fixed kind (int (+ 12 tail)))
         (aset each kind (int entry)))
       [fixed each])
@@ -246,7 +244,7 @@
     :else [known-fixed known-each]))
 
 (defn- misplaced ^Throwable [path offset end base]
-  (malformed path (str "it lies at " offset ", and the strings end at " end)
+  (malformed path (str "must be an offset below " end ", got " offset)
              (when-not base needs-base)))
 
 (defn- walk
@@ -261,8 +259,7 @@
         (let [id (+ first-id i)
               _ (when (< (- to at) 12)
                   (throw (malformed [:type id]
-                                    (str "it takes 12 bytes at least, and the section has "
-                                         (- to at) " left"))))
+                                    (str "must have at least 12 bytes, got " (- to at)))))
               name-offset (word buffer at)
               info (word buffer (+ at 4))
               kind (kind-number info)
@@ -271,11 +268,11 @@
               end (+ entries (* entry (vlen info)))]
           (when (neg? (aget fixed kind))
             (throw (malformed [:type id :kind]
-                              (str "it is " kind ", and 1 to " (count kinds/kinds) " are known")
-                              "how long such a type is cannot be told, and so what follows cannot be read")))
+                              (str "must be from 1 to " (count kinds/kinds) ", got " kind)
+                              "use a newer bpfmap, which may know this kind")))
           (when (< to end)
-            (throw (malformed [:type id] (str "it takes " (- end at) " bytes, and the section has "
-                                              (- to at) " left"))))
+            (throw (malformed [:type id] (str "has " (- end at) " bytes, of which only "
+                                              (- to at) " are in the section"))))
           (when (<= string-end name-offset)
             (throw (misplaced [:type id :name] name-offset string-end base)))
           (when (= 1 (aget named kind))
@@ -420,7 +417,7 @@
           (aset room 0 (- (aget room 0) (.length text)))
           (when (neg? (aget room 0))
             (throw (malformed [:type (.-id context)]
-                              "its names overlap, and are together longer than all strings")))
+                              "its names must not overlap: together they are longer than all strings")))
           (when-not (.isEmpty text)
             (.put seen offset text)
             text)))))
@@ -430,7 +427,7 @@
         id (u32 image at)]
     (when (< (type-count image) id)
       (throw (malformed (path context i key)
-                        (str "it is type " id ", and the last one is " (type-count image)))))
+                        (str "must be an id up to " (type-count image) ", got " id))))
     id))
 
 (defn- value64 [^Context context ^long at]

@@ -33,7 +33,7 @@
   [b {:keys [id vars] :as record} {:keys [index] bytes :size} object]
   (let [start (blob/entries-at b id)]
     (when-not (<= 0 (long bytes) 0xffffffff)
-      (throw (malformed [:type id :size] (str "the section of the object has " bytes " bytes"))))
+      (throw (malformed [:type id :size] (str "must be from 0 to 4294967295, got " bytes))))
     (assoc record
            :size bytes
            :vars (into []
@@ -48,7 +48,7 @@
                               (assoc variable :offset (:offset found))
                               :else
                               (throw (malformed [:type id :var i :offset]
-                                                (str "its symbol lies at " (:offset found))))))))
+                                                (str "must be from 0 to 4294967295, got " (:offset found))))))))
                        vars))))
 
 (defn parse

@@ -75,9 +75,9 @@
   (let [weight (reduce + 1 (map :weight parts))
         depth (inc (long (reduce max 0 (map :depth parts))))]
     (when (< (long heaviest) (long weight))
-      (throw (malformed [:type id] (str "the type has more than " heaviest " members"))))
+      (throw (malformed [:type id] (str "the type must have at most " heaviest " members"))))
     (when (< (long deepest) depth)
-      (throw (malformed [:type id] (str "types are nested more than " deepest " deep"))))
+      (throw (malformed [:type id] (str "types must be nested at most " deepest " deep"))))
     (assoc node :weight weight :depth depth)))
 
 (def ^:private scalars
@@ -205,10 +205,10 @@
                      (<= (if name 1 0) (long bits) (min 64 (* 8 (long size)))))
                 (or name (#{:struct :union} kind)))
       (throw (malformed [:type id] (if bits
-                                     (str bits " bits of a " (clojure.core/name kind)
-                                          " are no bit-field")
-                                     (str "a " (clojure.core/name kind)
-                                          " without a name cannot be a member")))))
+                                     (str "a bit-field must be of an integer, a bool or an enum, got "
+                                          bits " bits of a " (clojure.core/name kind))
+                                     (str "a member that is a " (clojure.core/name kind)
+                                          " must have a name")))))
     member))
 
 (defn- prefix
@@ -275,7 +275,7 @@
    (meaning b record)
    (let [target (of-id context type)]
      (when-not name
-       (throw (malformed [:type id] "a typedef has no name")))
+       (throw (malformed [:type id] "a typedef must have a name")))
      (if (and (plain-typedefs name) (keyword? (:type target)))
        target
        (weighed (assoc target :typedef name :type [:typedef name (:type target)] :target target) id
@@ -288,7 +288,7 @@
   [{b :blob :as context} id {:keys [type offset]}]
   (let [{:keys [kind name linkage] target :type} (blob/record b type)]
     (when-not (and name (or (= :var kind) (and (= :func kind) (= :extern linkage))))
-      (throw (malformed [:type id] "a data section holds something else than variables")))
+      (throw (malformed [:type id] "a data section must have only variables")))
     {:name (keyword name)
      :node (if (and (= :extern linkage) (or (= :func kind) (nil? (blob/size-of b target))))
              (leaf [:array :u8 0])
@@ -341,9 +341,8 @@
         (own-layout :struct (assoc record :size end) (told-apart members)))
       :else
       (throw (malformed [:type id]
-                        (str "the size of section " name
-                             " is 0, since its variables have no places yet")
-                        "read it with parse-object, which finds the places in the object")))))
+                        (str "the section " name " must have a size, got 0")
+                        "use bpfmap.btf/parse-object, which reads sizes and offsets from the object")))))
 
 (defn- of-record [context {:keys [id kind type] :as record}]
   (case kind
@@ -357,7 +356,7 @@
     (:const :volatile :restrict :type-tag :var) (of-id context type)
     :datasec (section context record)
     (throw (malformed [:type id]
-                      (str "a " (name kind) " has no value, so it is not the type of one")))))
+                      (str "must be a type with values, got a " (name kind))))))
 
 (defn- of-id
   "Returns the node of an id.
@@ -368,8 +367,8 @@
       (do
         (when (or (contains? within id) (< 128 (count within)))
           (throw (malformed [:type id] (if (contains? within id)
-                                         "the type contains itself"
-                                         "types lead through more than 128 others"))))
+                                         "the type must not contain itself"
+                                         "types must be nested at most 128 deep"))))
         (let [node (of-record (update context :within conj id) (blob/record b id))]
           (vswap! known assoc id node)
           node))))

@@ -25,7 +25,7 @@
   65535)
 
 (defn- invalid ^Throwable [path what hint]
-  (error :invalid-value (str "Cannot write BTF, at " (pr-str path) ": " what)
+  (error :invalid-value (str "Cannot write BTF, " (pr-str path) ": " what)
          {:bpfmap/path path :bpfmap/hint hint}))
 
 (defn- number
@@ -33,9 +33,9 @@
   [m key path [low high]]
   (let [x (get m key)]
     (when-not (integer? x)
-      (throw (invalid (conj path key) (str (printed x) " is not an integer") nil)))
+      (throw (invalid (conj path key) (str "must be an integer, got " (printed x)) nil)))
     (when-not (<= low x high)
-      (throw (invalid (conj path key) (str x " is outside " low " to " high) nil)))
+      (throw (invalid (conj path key) (str "must be from " low " to " high ", got " x) nil)))
     x))
 
 (defn- optional
@@ -50,19 +50,19 @@
 
 (defn- name-bytes ^bytes [path text]
   (when-not (string? text)
-    (throw (invalid path (str (printed text) " is not a string")
+    (throw (invalid path (str "must be a string, got " (printed text))
                     "leave out :name if there is no name")))
   (let [bytes (.getBytes ^String text StandardCharsets/UTF_8)]
     (cond
       (< (long image/longest-string) (alength bytes))
       (throw (invalid path
-                      (str "the name has " (alength bytes) " bytes, more than "
-                           image/longest-string) nil))
+                      (str "must have at most " image/longest-string " bytes, got "
+                           (alength bytes)) nil))
       (some zero? bytes)
-      (throw (invalid path (str (printed text) " contains a zero, which would end it") nil))
+      (throw (invalid path (str "must not have a NUL character, got " (printed text)) nil))
       (not= text (String. bytes StandardCharsets/UTF_8))
-      (throw (invalid path (str (printed text) " has no form in UTF-8")
-                      "one half of a surrogate pair stands alone"))
+      (throw (invalid path (str "must not have half a character (a lone surrogate), got "
+                                 (printed text)) nil))
       :else bytes)))
 
 (defn- name-offset
@@ -94,8 +94,9 @@
     (cond
       (<= 0 i) i
       (integer? x) (number m key path [0 most])
-      :else (throw (invalid (conj path key) (str (printed x) " is not a linkage")
-                            (str "it is " (list-of kinds/linkages)))))))
+      :else (throw (invalid (conj path key)
+                            (str "must be " (list-of kinds/linkages) ", got " (printed x))
+                            nil)))))
 
 (def ^:private writers
   "Writers of fields by form: functions of writer, map, key, path of the map, flag."
@@ -104,9 +105,8 @@
                 (let [id (number m key path u32)]
                   (when (< (.-last-id w) (long id))
                     (throw (invalid (conj path key)
-                                    (str "the type " id " does not exist, the last one is "
-                                         (.-last-id w))
-                                    "types count from 1 in their order, and 0 is void")))
+                                    (str "must be an id up to " (.-last-id w) ", got " id)
+                                    "count types from 1 in their order; 0 is void")))
                   (put! w id)))
    :u32 (fn [w m key path _] (put! w (number m key path u32)))
    :s32 (fn [w m key path _] (put! w (number m key path s32)))
@@ -140,21 +140,19 @@
   Throws unless it is a record, with at most the allowed number of entries."
   ^long [i record]
   (when-not (map? record)
-    (throw (invalid [i] (str (printed record) " is not a record")
-                    "it is a map such as {:kind :ptr :type 1}")))
+    (throw (invalid [i] (str "must be a map such as {:kind :ptr :type 1}, got " (printed record))
+                    nil)))
   (let [kind (:kind record)
         _ (when-not (kinds/numbers kind)
-            (throw (invalid [i :kind] (str (printed kind) " is not a kind")
-                            (if (= :void kind)
-                              "void is type 0 without being written"
-                              (str "it is " (list-of kinds/kinds))))))
+            (throw (invalid [i :kind] (str "must be " (list-of kinds/kinds) ", got " (printed kind))
+                            (when (= :void kind) "use the id 0 for void"))))
         key (:entries (kinds/rows (kinds/numbers kind)))
         found (get record key)
         _ (when-not (or (nil? found) (sequential? found))
-            (throw (invalid [i key] (str (printed found) " is not a sequence") nil)))
+            (throw (invalid [i key] (str "must be a sequence, got " (printed found)) nil)))
         n (bounded-count (inc (long most-entries)) found)]
     (when (< (long most-entries) n)
-      (throw (invalid [i key] (str "there are more than " most-entries) nil)))
+      (throw (invalid [i key] (str "must have at most " most-entries " elements") nil)))
     (+ 12 (long (kinds/tail-bytes kind)) (* n (long (kinds/entry-bytes kind))))))
 
 (defn- entry-map
@@ -166,10 +164,10 @@
     (and (= :values entries) (vector? entry) (= 2 (count entry))) {:name (entry 0) :value (entry 1)}
     (= :values
        entries) (throw (invalid path
-                                (str (printed entry) " is not a pair of a name and a value")
+                                (str "must be a pair of a name and a value, got " (printed entry))
                                 nil))
     (map? entry) entry
-    :else (throw (invalid path (str (printed entry) " is not a map") nil))))
+    :else (throw (invalid path (str "must be a map, got " (printed entry)) nil))))
 
 (defn- bit-field? [member]
   (let [bits (:bits member)]
@@ -236,17 +234,17 @@
    (blob records nil))
   (^bytes [records {:keys [byte-order base]}]
    (when-not (or (nil? records) (sequential? records))
-     (throw (invalid [] (str (printed records) " is not a sequence of records") nil)))
+     (throw (invalid [] (str "must be a sequence of records, got " (printed records)) nil)))
    (when-not (or (nil? base) (instance? Blob base))
-     (throw (invalid [:base] (str (printed base) " is not a BTF blob")
+     (throw (invalid [:base] (str "must be a BTF blob, got " (printed base))
                      "pass a result of parse")))
    (let [records (vec records)
          order (or byte-order (ByteOrder/nativeOrder))
          total (reduce + 0 (map-indexed record-bytes records))
          _ (when (< Integer/MAX_VALUE (long total))
              (throw (invalid []
-                             (str "the types take " total " bytes, and an array holds "
-                                  Integer/MAX_VALUE) nil)))
+                             (str "types must have at most " Integer/MAX_VALUE " bytes, got "
+                                  total) nil)))
          w (Writer. (doto (ByteBuffer/allocate (int total)) (.order order))
                     (ByteArrayOutputStream.)
                     (HashMap. {"" 0})

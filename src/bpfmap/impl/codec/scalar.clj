@@ -290,7 +290,7 @@
         (if (string? value)
           (let [^bytes array (or (utf-8 value)
                                  (throw (misfit type path value
-                                                "it must be a string that UTF-8 can encode, and this has half a character")))]
+                                                "it must be a string that UTF-8 can encode, without half a character (a lone surrogate)")))]
             (cond
               (not (neg? (.indexOf ^String value 0)))
               (throw (misfit type path value "it must be a string without NUL characters"))
@@ -298,7 +298,7 @@
               (throw (misfit type path value
                              (str "it must be a string of up to " most
                                   (if (= 1 most) " byte" " bytes")
-                                  " in UTF-8, this has "
+                                  " in UTF-8, got "
                                   (alength array))))
               :else
               (do (Bytes/zero memory offset n)

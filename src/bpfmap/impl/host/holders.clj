@@ -37,8 +37,8 @@
   (error/error kind (str what " cannot be read") {:bpfmap/op op :bpfmap/file file :bpfmap/hint hint}
                cause))
 
-(def ^:private no-file "it is not there, or no longer")
-(def ^:private no-permission "this user may not look into it")
+(def ^:private no-file "it does not exist (any more)")
+(def ^:private no-permission "this user must have the permission to read it")
 
 (defn- file-error
   "Returns an IOException as an error as data.
@@ -64,9 +64,9 @@
                         :ENOTDIR [:not-found "it is not a directory"]
                         (:EACCES :EPERM) [:permission no-permission]
                         (:EMFILE :ENFILE) [:too-many-files
-                                           "no descriptor is left (ulimit -n, fs.file-max)"]
+                                           "raise the limit of open files (ulimit -n, fs.file-max)"]
                         [:kernel
-                         (str "the kernel answered " (if (keyword? errno) (name errno) errno))])]
+                         (str "the kernel returned " (if (keyword? errno) (name errno) errno))])]
       (throw (unreadable-error (paths/printable path) :pins path kind hint nil)))))
 
 (defmacro ^:private with-file-errors
@@ -166,7 +166,7 @@
         (when (= :other kind)
           (throw (error/error :not-supported
                               (str (paths/printable path)
-                                   " holds something that bpfmap does not know")
+                                   " is a pin of an unknown kind")
                               {:bpfmap/op :pins :bpfmap/file path
                                :bpfmap/hint "it is not a map, program or link"})))
         (into {:path path :kind kind}
@@ -207,7 +207,7 @@
         real (outcome-or-throw (paths/real-path text) text)]
     (when-not real
       (throw (unreadable-error text :pins text :kernel
-                               "where it is cannot be told: /proc is not mounted"
+                               "mount /proc, which is required to resolve the path"
                                nil)))
     (when-not (= :directory (outcome-or-throw (paths/type-of real true) text))
       (outcome-or-throw -20 text)) ; ENOTDIR

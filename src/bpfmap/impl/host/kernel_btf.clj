@@ -18,9 +18,9 @@
     (try
       (procfs/read-bytes path)
       (catch IOException e
-        (throw (error/error :not-found (str "No BTF of " name)
+        (throw (error/error :not-found (str "The kernel has no BTF of " name)
                             {:bpfmap/op op :bpfmap/file path
-                             :bpfmap/hint (str "the kernel shows none: it has no such module, "
+                             :bpfmap/hint (str "it has no such module, "
                                                "or was built without CONFIG_DEBUG_INFO_BTF")}
                             e))))))
 

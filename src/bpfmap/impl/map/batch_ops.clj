@@ -298,8 +298,8 @@
       (when (= :whole (:drains (row m)))
         (bpf-map/refuse m :drain-into! :not-supported
                         (str "a map of type " (:type (bpf-map/identity-of m))
-                             " is drained as a whole, since the kernel takes no single entry "
-                             "and its value in one step: (drain! m)")))
+                             " must be drained as a whole, because the kernel cannot take a single entry "
+                             "with its value in one step; use (drain! m)")))
       (drain-each m :drain-into!
                   (if (nil? (.-key-codec m))
                     (fn [acc _ v _] (f acc v))

@@ -161,7 +161,7 @@
     (throw (error/error :invalid-value (str "The argument must be an open map, got "
                                             (error/printed x))
                         {:bpfmap/op op
-                         :bpfmap/hint "pass a map that create, open or clone returned"}))))
+                         :bpfmap/hint "pass a result of create, open or clone"}))))
 
 (defn spec-of
   "Returns the spec of the map."
@@ -262,7 +262,7 @@
       (throw (invalid m op [:lock]
                       (str "Values of this map have no lock: " (error/printed value))
                       (if (:lock? (map-types/types type))
-                        "a value to be locked has a field of type :spin-lock; open the map with the type of its values"
+                        "open the map with a value type that has a :spin-lock"
                         (str "a map of type " type " has no spin locks")))))))
 
 (defn- check-cpu [^BpfMap m op {:keys [cpu] :as options}]
@@ -271,7 +271,7 @@
       (throw (invalid m op [(if (contains? options :cpu) :cpu :cpus)] "The map is not a per-CPU map"
                       "each key has one value")))
     (when (and (contains? options :cpu) (contains? options :cpus))
-      (throw (invalid m op [:cpu] ":cpu and :cpus exclude each other" nil)))
+      (throw (invalid m op [:cpu] ":cpu cannot be combined with :cpus" nil)))
     (when (and (contains? options :cpu) (not (some #{cpu} possible)))
       (throw (invalid m op [:cpu] (str "Unknown CPU " (error/printed cpu))
                       (str "the possible CPUs are " (error/list-of possible "and")))))))

@@ -78,7 +78,7 @@
       :else
       (bpf-map/refuse m op :not-supported
                       (str "this kernel (" (call/kernel-release)
-                           ") does not look whether the key exists when it writes the value of one "
+                           ") does not check that the key exists when it writes the value of one "
                            "CPU alone "
                            "(BPF_F_CPU): it would make the entry" instead
                            ", or put! it if it may be made")))))

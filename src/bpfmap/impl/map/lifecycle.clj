@@ -47,8 +47,8 @@
       (when-not (or (some-> release (map-types/at-least? since))
                     (:supported ((requiring-resolve 'bpfmap.feature/conditional-write) type)))
         (let [hint (str "before Linux " since
-                        " the kernel does not look whether the key exists, and this is " release
-                        "; put! writes in any case")]
+                        " the kernel does not check that the key exists, and this is " release
+                        "; use put!, which writes in any case")]
           {:insert! [:not-supported hint] :replace! [:not-supported hint]})))))
 
 (defn- refusals

@@ -134,7 +134,7 @@
           ;; an error about their absence.
           (or (btf-refused? e)
               (and (= :EPERM errno) (not= :required (:btf (map-types/types (:type spec))))))
-          {:untyped (str "the kernel did not take the types as BTF (" (name errno) ")")}
+          {:untyped (str "the kernel rejected the types as BTF (" (name errno) ")")}
 
           (= :invalid-value error) {:untyped (ex-message e)} ; too large to be written as BTF
           :else (throw e))))))
@@ -156,7 +156,7 @@
         (catch ExceptionInfo e
           (if (btf-refused? e)
             {:fd (kernel.map/create spec ctx)
-             :untyped (str "the kernel refused the types of key and value for this map ("
+             :untyped (str "the kernel rejected the types of key and value for this map ("
                            (name (:bpfmap/errno (ex-data e))) ")")}
             (throw e)))
         (finally (call/close btf))))))

@@ -146,7 +146,7 @@
   (let [[resolve expected] (kinds kind)]
     (fn [scope x ctx]
       (or (resolve scope x ctx)
-          (throw (misfit kind path x (str "it takes " expected)
+          (throw (misfit kind path x (str "it must be " expected)
                          (str (error/printed x) " is not a reference of this kind")))))))
 
 (defn- functions-resolver

@@ -145,7 +145,7 @@
                             (str "The memory of " (described source) " has " size
                                  " bytes, more than Clojure counts")
                             (data source :count
-                                  {:bpfmap/hint "bpfmap.memory/size says how many"}))))))
+                                  {:bpfmap/hint "use bpfmap.memory/size"}))))))
 
   Indexed
   (nth [this i] (byte-at this :nth i))
@@ -207,7 +207,7 @@
     (throw (error/error :invalid-value (str "The argument must be the memory of a map, got "
                                             (error/printed x))
                         {:bpfmap/op op
-                         :bpfmap/hint "pass what (memory m) or (slice mem …) returned"}))))
+                         :bpfmap/hint "pass a result of memory or slice"}))))
 
 (defn closed?
   "Returns true if memory is unmapped."
@@ -240,7 +240,7 @@
                         (str size " bytes of the memory of " (described (.-source m))
                              " are too many for " what)
                         (data (.-source m) op
-                              {:bpfmap/hint "it takes less than 2 GiB; slice the memory first"})))))
+                              {:bpfmap/hint "slice the memory into parts of less than 2 GiB"})))))
 
 (defn snapshot
   "Returns a copy of memory as an immutable byte view."
@@ -280,7 +280,7 @@
                         (str "A part of the memory of " (described (.-source m))
                              " cannot be closed")
                         (data (.-source m) :close
-                              {:bpfmap/hint "close what (memory m) returned"}))))
+                              {:bpfmap/hint "close the result of (memory m)"}))))
   (try
     (.close ^MappedMemory (.-region ^Source (.-source m)))
     (catch IllegalStateException _

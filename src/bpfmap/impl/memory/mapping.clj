@@ -45,7 +45,7 @@
     (cond
       (= :always mmap)
       [:not-supported
-       "its memory is a ring of records, which makes sense only to who reads them in order"]
+       "its memory is a ring buffer, whose records must be read in order"]
       (nil? mmap)
       [:not-supported (str "a map of type " type " has no memory to map; maps of type "
                            (error/list-of (sort (for [[type row] map-types/types
@@ -53,7 +53,7 @@
                            " have")]
       (not (contains? flags :mmapable))
       [:not-supported
-       "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
+       "create the map with :flags #{:mmapable}; an existing map cannot get the flag"]
       ;; A thread that touches a page that no program has allocated gets a SIGSEGV, which the JVM
       ;; does not survive.
       (contains? flags :segv-on-fault)

@@ -255,16 +255,14 @@
   (cond
     (view? x) x
     (satisfies? Writable x)
-    (throw (error/error :not-supported (str "Not in memory: " x)
+    (throw (error/error :not-supported (str "The view must be in memory, got " x)
                         {:bpfmap/op op
-                         :bpfmap/hint (str "it is read and written by system calls; use @, get or "
-                                           "write!")}))
+                         :bpfmap/hint "use @, get or write!, which make system calls"}))
     :else
     (throw (error/error :invalid-value (str "The argument must be a view, got "
                                             (error/printed x))
                         {:bpfmap/op op
-                         :bpfmap/hint (str "pass what (view mem type), (elements m) or (variables "
-                                           "m) returned")}))))
+                         :bpfmap/hint "pass a result of view, elements or variables"}))))
 
 (defn- part-of [v k op]
   (or (part v k) (throw (no-part v k op))))
@@ -515,7 +513,7 @@
     (when (< (- Integer/MAX_VALUE 8) n)
       (throw (error/error :out-of-range (str "A view of " n " elements is too large for an array")
                           (memory.bytes/data (.-source v) :->array
-                                             {:bpfmap/hint "copy-to takes a part of it at a time"}))))
+                                             {:bpfmap/hint "copy parts of it with copy-to"}))))
     (copy-to v 0 (if integers? (long-array n) (double-array n)) 0 n)))
 
 ;; --- parallel folds

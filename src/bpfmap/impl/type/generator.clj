@@ -95,7 +95,7 @@
     :via (throw (error/error :not-supported
                              (str "Values of " (error/printed type) " cannot be generated")
                              {:bpfmap/hint (str
-                                            "only its author knows which they are; generate those "
+                                            "generate the values "
                                             "of "
                                             (error/printed (:type target))
                                             " and decode them")}))))

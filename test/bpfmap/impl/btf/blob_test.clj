@@ -96,18 +96,18 @@
                          (is (= :invalid-value error))
                          message))]
       (are [message f] (= message (said f))
-        "Not bytes: \"9f eb\": BTF is read from a byte array or a byte view" #(blob/parse "9f eb")
-        "Not a BTF blob: 1: the base is what parse returned for vmlinux, or nil"
+        "BTF must be a byte array or a byte view, got \"9f eb\"" #(blob/parse "9f eb")
+        "The base must be a BTF blob or nil, got 1: pass the parsed BTF of vmlinux"
         #(blob/parse (writer/blob []) 1)
-        "Not the id of a type: nil: it is an integer" #(blob/record b nil)
-        "Not the id of a type: \"1\": it is an integer" #(blob/size-of b "1")
-        "Not an offset of a string: :x: it is an integer" #(blob/string b :x)
-        "Not the name of a type: :int: it is a string" #(blob/ids-named b :int)
+        "The id of a type must be an integer, got nil" #(blob/record b nil)
+        "The id of a type must be an integer, got \"1\"" #(blob/size-of b "1")
+        "The offset of a string must be an integer, got :x" #(blob/string b :x)
+        "The name of a type must be a string, got :int" #(blob/ids-named b :int)
         (str
-         "Not a kind of types: :class: it is :int, :ptr, :array, :struct, :union, :enum, :fwd, "
+         "The kind of a type must be :int, :ptr, :array, :struct, :union, :enum, :fwd, "
          ":typedef, :volatile, "
          ":const, :restrict, :func, :func-proto, :var, :datasec, :float, :decl-tag, :type-tag "
-         "or :enum64")
+         "or :enum64, got :class")
         #(blob/ids-named b "a" :class)))))
 
 ;; ---------------------------------------------------------------- names
@@ -178,7 +178,7 @@
     (is (= [65 4] [(blob/resolve (chain 64) 1) (blob/size-of (chain 64) 1)]))
     (doseq [f [blob/resolve blob/size-of] n [65 100000]]
       (is (= [[:type 1]
-              "Malformed BTF, type 1: it leads through more than 64 types: round in a cycle, or too deep"]
+              "Malformed BTF, type 1: must lead through at most 64 types, and not in a cycle"]
              (refused (f (chain n) 1)))))))
 
 (deftest cycles-are-errors
@@ -188,7 +188,7 @@
                                       {:kind :var :name "v" :type 4 :linkage :static}
                                       {:kind :ptr :type 5}]))]
       (is (= [[:type 2]
-              "Malformed BTF, type 2: it leads through more than 64 types: round in a cycle, or too deep"]
+              "Malformed BTF, type 2: must lead through at most 64 types, and not in a cycle"]
              (refused (blob/resolve b 2))
              (refused (blob/size-of b 2))))
       (is (= [:type 3] (first (refused (blob/size-of b 3)))))
@@ -203,7 +203,7 @@
                                       {:kind :array :element 1 :index 1 :count 1}
                                       {:kind :array :element 3 :index 1 :count 2}]))]
       (is (= [[:type 2 :count]
-              "Malformed BTF, type 2 count: 4294967295 elements of 4294967295 bytes are more than 4294967295"]
+              "Malformed BTF, type 2 count: must have at most 4294967295 bytes, got 4294967295 elements of 4294967295"]
              (refused (blob/size-of b 2))))
       (is (= 0xffffffff (blob/size-of b 3)))
       (is (= [:type 4 :count] (first (refused (blob/size-of b 4))))))))
@@ -258,11 +258,11 @@
   (testing "a split blob without its base is an error that names the base"
     (let [base (blob/parse (writer/blob base-records))
           split (writer/blob split-records {:base base})]
-      (is (= [[:strings] (str "Malformed BTF, strings: the first one is not empty: " needs-base)]
+      (is (= [[:strings] (str "Malformed BTF, strings: the first one must be empty: " needs-base)]
              (refused (blob/parse split))))
       (testing "with a base, an offset that is too large is no sign of that"
         (is (= [[:type 3 :name]
-                "Malformed BTF, type 3 name: it lies at 99, and the strings end at 18"]
+                "Malformed BTF, type 3 name: must be an offset below 18, got 99"]
                (refused (blob/parse (raw [99 (info :ptr) 0] ["" ""]) base))))))))
 
 ;; ---------------------------------------------------------------- tables

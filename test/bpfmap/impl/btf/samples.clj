@@ -24,7 +24,7 @@
   (Files/readAllBytes (Path/of (str path) (make-array String 0))))
 
 (def needs-base
-  "ids and strings of a module's BTF continue the BTF of vmlinux, which must be given as the base")
+  "pass the BTF of vmlinux as the base if this is the BTF of a module")
 
 (defn refusal
   "What an error says, after checking that it is of this kind: its path and its message."

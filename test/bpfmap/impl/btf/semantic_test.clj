@@ -183,7 +183,7 @@
                  [:union [:net [:prefix :ipv4]]]]]
       (with-map (trie key 8)
         (fn [{:keys [untyped]} info]
-          (is (= "the kernel refused the types of key and value for this map (EINVAL)" untyped)
+          (is (= "the kernel rejected the types of key and value for this map (EINVAL)" untyped)
               (pr-str key))
           (is (nil? (:btf-id info))))))))
 

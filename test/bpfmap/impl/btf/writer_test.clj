@@ -111,7 +111,7 @@
 
 (def ^:private kinds-listed
   (str
-   "it is :int, :ptr, :array, :struct, :union, :enum, :fwd, :typedef, :volatile, :const, "
+   "must be :int, :ptr, :array, :struct, :union, :enum, :fwd, :typedef, :volatile, :const, "
    ":restrict, :func, "
    ":func-proto, :var, :datasec, :float, :decl-tag, :type-tag or :enum64"))
 
@@ -122,88 +122,88 @@
 (deftest bad-record-with-position
   (testing "an invalid record is an error with its position"
     (are [path message records]
-         (= [path (str "Cannot write BTF, at " (pr-str path) ": " message)]
+         (= [path (str "Cannot write BTF, " (pr-str path) ": " message)]
             (refusal (error-of (writer/blob records))))
-      [] "{:kind :ptr} is not a sequence of records"
+      [] "must be a sequence of records, got {:kind :ptr}"
       {:kind :ptr}
-      [1] "7 is not a record: it is a map such as {:kind :ptr :type 1}"
+      [1] "must be a map such as {:kind :ptr :type 1}, got 7"
       [{:kind :fwd} 7]
-      [0 :kind] (str "nil is not a kind: " kinds-listed)
+      [0 :kind] (str kinds-listed ", got nil")
       [{}]
-      [0 :kind] (str ":class is not a kind: " kinds-listed)
+      [0 :kind] (str kinds-listed ", got :class")
       [{:kind :class}]
-      [0 :kind] ":void is not a kind: void is type 0 without being written"
+      [0 :kind] (str kinds-listed ", got :void: use the id 0 for void")
       [{:id 0 :kind :void}]
-      [0 :kind] (str ":unknown is not a kind: " kinds-listed)
+      [0 :kind] (str kinds-listed ", got :unknown")
       [{:id 1 :kind :unknown :number 20}]
-      [0 :type] "nil is not an integer"
+      [0 :type] "must be an integer, got nil"
       [{:kind :ptr}]
-      [0 :type] "1.5 is not an integer"
+      [0 :type] "must be an integer, got 1.5"
       [{:kind :ptr :type 1.5}]
-      [0 :type] "-1 is outside 0 to 4294967295"
+      [0 :type] "must be from 0 to 4294967295, got -1"
       [{:kind :ptr :type -1}]
       [0 :type]
-      "the type 2 does not exist, the last one is 1: types count from 1 in their order, and 0 is void"
+      "must be an id up to 1, got 2: count types from 1 in their order; 0 is void"
       [{:kind :ptr :type 2}]
-      [0 :size] "4294967296 is outside 0 to 4294967295"
+      [0 :size] "must be from 0 to 4294967295, got 4294967296"
       [{:kind :float :size 4294967296}]
-      [0 :size] "100000000000000000000 is outside 0 to 4294967295"
+      [0 :size] "must be from 0 to 4294967295, got 100000000000000000000"
       [{:kind :float :size 100000000000000000000}]
-      [0 :bits] "256 is outside 0 to 255"
+      [0 :bits] "must be from 0 to 255, got 256"
       [{:kind :int :size 4 :bits 256}]
-      [0 :offset] "-1 is outside 0 to 255"
+      [0 :offset] "must be from 0 to 255, got -1"
       [{:kind :int :size 4 :bits 32 :offset -1}]
-      [0 :offset] "nil is not an integer"
+      [0 :offset] "must be an integer, got nil"
       [{:kind :int :size 4 :bits 32 :offset nil}]
-      [0 :component] "2147483648 is outside -2147483648 to 2147483647"
+      [0 :component] "must be from -2147483648 to 2147483647, got 2147483648"
       [{:kind :decl-tag :name "a" :type 0 :component 2147483648}]
-      [0 :linkage] ":weak is not a linkage: it is :static, :global or :extern"
+      [0 :linkage] "must be :static, :global or :extern, got :weak"
       [{:kind :var :type 0 :linkage :weak}]
-      [0 :linkage] "65536 is outside 0 to 65535"
+      [0 :linkage] "must be from 0 to 65535, got 65536"
       [{:kind :func :type 0 :linkage 65536}]
-      [0 :members] "1 is not a sequence"
+      [0 :members] "must be a sequence, got 1"
       [{:kind :struct :size 1 :members 1}]
-      [0 :members] "there are more than 65535"
+      [0 :members] "must have at most 65535 elements"
       [{:kind :struct :size 1 :members (repeat {:type 0 :bit-offset 0})}]
-      [0 :members 0] "[\"a\" 1] is not a map"
+      [0 :members 0] "must be a map, got [\"a\" 1]"
       [{:kind :struct :size 1 :members [["a" 1]]}]
-      [0 :members 1 :bit-offset] "nil is not an integer"
+      [0 :members 1 :bit-offset] "must be an integer, got nil"
       [{:kind :struct :size 1 :members [{:type 0 :bit-offset 0} {:type 0}]}]
-      [0 :members 1 :bit-offset] "16777216 is outside 0 to 16777215"
+      [0 :members 1 :bit-offset] "must be from 0 to 16777215, got 16777216"
       [{:kind :struct :size 1
         :members [{:type 0 :bit-offset 0 :bits 1} {:type 0 :bit-offset 16777216}]}]
-      [0 :members 0 :bits] "\"3\" is not an integer"
+      [0 :members 0 :bits] "must be an integer, got \"3\""
       [{:kind :struct :size 1 :members [{:type 0 :bit-offset 0 :bits "3"}]}]
-      [0 :members 0 :bits] "256 is outside 0 to 255"
+      [0 :members 0 :bits] "must be from 0 to 255, got 256"
       [{:kind :struct :size 1 :members [{:type 0 :bit-offset 0 :bits 256}]}]
       [0 :members 0 :type]
-      "the type 5 does not exist, the last one is 1: types count from 1 in their order, and 0 is void"
+      "must be an id up to 1, got 5: count types from 1 in their order; 0 is void"
       [{:kind :union :size 1 :members [{:type 5 :bit-offset 0}]}]
-      [0 :values 0] "{:name \"A\", :value 1} is not a pair of a name and a value"
+      [0 :values 0] "must be a pair of a name and a value, got {:name \"A\", :value 1}"
       [{:kind :enum :size 4 :values [{:name "A" :value 1}]}]
-      [0 :values 0 :value] "-1 is outside 0 to 4294967295"
+      [0 :values 0 :value] "must be from 0 to 4294967295, got -1"
       [{:kind :enum :size 4 :values [["A" -1]]}]
-      [0 :values 0 :value] "2147483648 is outside -2147483648 to 2147483647"
+      [0 :values 0 :value] "must be from -2147483648 to 2147483647, got 2147483648"
       [{:kind :enum :size 4 :signed true :values [["A" 2147483648]]}]
-      [0 :values 0 :value] "-1 is outside 0 to 18446744073709551615"
+      [0 :values 0 :value] "must be from 0 to 18446744073709551615, got -1"
       [{:kind :enum64 :size 8 :values [["A" -1]]}]
       [0 :values 0 :value]
-      "9223372036854775808 is outside -9223372036854775808 to 9223372036854775807"
+      "must be from -9223372036854775808 to 9223372036854775807, got 9223372036854775808"
       [{:kind :enum64 :size 8 :signed true :values [["A" 9223372036854775808]]}]
-      [0 :values 0 :name] ":A is not a string: leave out :name if there is no name"
+      [0 :values 0 :name] "must be a string, got :A: leave out :name if there is no name"
       [{:kind :enum :size 4 :values [[:A 1]]}]
-      [0 :name] "\"a\\u0000b\" contains a zero, which would end it"
+      [0 :name] "must not have a NUL character, got \"a\\u0000b\""
       [{:kind :fwd :name "a\u0000b"}]
       [0 :params 0 :name]
-      "\"\\ud83d\" has no form in UTF-8: one half of a surrogate pair stands alone"
+      "must not have half a character (a lone surrogate), got \"\\ud83d\""
       [{:kind :func-proto :return 0 :params [{:name "\ud83d" :type 0}]}]
-      [0 :name] "the name has 65536 bytes, more than 65535"
+      [0 :name] "must have at most 65535 bytes, got 65536"
       [{:kind :fwd :name (apply str (repeat 65536 "x"))}]
-      [0 :vars 0 :size] "nil is not an integer"
+      [0 :vars 0 :size] "must be an integer, got nil"
       [{:kind :datasec :size 1 :vars [{:type 0 :offset 0}]}]
-      [] "the types take 2202009600 bytes, and an array holds 2147483647"
+      [] "types must have at most 2147483647 bytes, got 2202009600"
       (repeat 2800 {:kind :struct :size 0 :members (vec (repeat 65535 {:type 0 :bit-offset 0}))}))
-    (is (= [[:base] (str "Cannot write BTF, at [:base]: \"vmlinux\" is not a BTF blob: pass a "
+    (is (= [[:base] (str "Cannot write BTF, [:base]: must be a BTF blob, got \"vmlinux\": pass a "
                          "result of parse")]
            (refusal (error-of (writer/blob [] {:base "vmlinux"})))))))
 

@@ -194,9 +194,9 @@
       :bool "07" [7])
     (are [t value words]
          (str/includes? (:message (error-of (types/encoded (codec/codec t) value))) words)
-      [:string 4] "tests" "it must be a string of up to 4 bytes in UTF-8, this has 5"
-      [:c-string 4] "test" "it must be a string of up to 3 bytes in UTF-8, this has 4"
-      [:c-string 1] "a" "it must be a string of up to 0 bytes in UTF-8, this has 1"
+      [:string 4] "tests" "it must be a string of up to 4 bytes in UTF-8, got 5"
+      [:c-string 4] "test" "it must be a string of up to 3 bytes in UTF-8, got 4"
+      [:c-string 1] "a" "it must be a string of up to 0 bytes in UTF-8, got 1"
       [:c-string 4] [1 2] "it must have 4 bytes, got 2")
     (is (str/includes? (:message (error-of (type/check [:c-string 0])))
                        "must have one size from 1"))))

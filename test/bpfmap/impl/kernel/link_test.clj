@@ -40,7 +40,7 @@
 
 (defn- owned ^Fd [outcome]
   (when (neg? (long outcome))
-    (throw (ex-info (str "the kernel answered " outcome) {})))
+    (throw (ex-info (str "the kernel returned " outcome) {})))
   (Fd/own outcome))
 
 (defn- link

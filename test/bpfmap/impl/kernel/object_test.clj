@@ -105,7 +105,7 @@
                   (select-keys (bpf/info m)
                                [:type :key-size :value-size :max-entries :flags :id :name])))
            (is (str/starts-with? (:untyped (bpf/info m))
-                                 "the kernel did not take the types as BTF"))
+                                 "the kernel rejected the types as BTF"))
            (is (str/starts-with? (:message (error-of (bpf/put-all! m {3 30 4 40})))
                                  "put-all! on map (oldest) failed with E2BIG"))
            (bpf/pin! m path)

@@ -169,7 +169,7 @@
                 q ^Closeable (bpf/create {:type :percpu-hash :key :u32 :value :u64 :max-entries 4})]
       (doseq [[map
                hint] [[m
-                       "a value to be locked has a field of type :spin-lock; open the map with the type of its values"]
+                       "open the map with a value type that has a :spin-lock"]
                       [q "a map of type :percpu-hash has no spin locks"]]
               ask [#(bpf/lookup map 1 nil held) #(bpf/put! map 1 1 held) #(bpf/insert! map 1 1 held)
                    #(bpf/replace! map 1 1 held)

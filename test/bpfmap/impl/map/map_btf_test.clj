@@ -130,7 +130,7 @@
                                           :max-entries 1})]
       (is (nil? (:btf-id (bpf/info m))))
       (is (str/includes? (:untyped (bpf/info m))
-                         "the kernel did not take the types as BTF (EINVAL)"))
+                         "the kernel rejected the types as BTF (EINVAL)"))
       (bpf/put! m 1 {:n 7})
       (is (= {1 {:n 7}} (into {} m))))
     (testing "a type too large for BTF"

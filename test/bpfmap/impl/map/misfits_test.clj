@@ -26,8 +26,8 @@
 
 (def ^:private in-words "The kind of an error and its message." (juxt :bpfmap/error :message))
 
-(def ^:private an-open-map "it takes an open map, {:map-id n} or {:fd n}")
-(def ^:private a-program "it takes a loaded program, {:program-id n} or {:fd n}")
+(def ^:private an-open-map "it must be an open map, {:map-id n} or {:fd n}")
+(def ^:private a-program "it must be a loaded program, {:program-id n} or {:fd n}")
 
 (def ^:private misfits
   "What is put where: the spec, the objects needed, the entry as a function of them, and what is
@@ -49,24 +49,24 @@
      [progs [#(inner-map 1)] (fn [m] [0 m]) :invalid-value ["#<bpf-map" a-program]]
      [progs [] (constantly [0 {:fd -1}]) :invalid-value [a-program]]
      [sockets [] (constantly [0 {:socket-cookie 3}]) :invalid-value
-      ["{:socket-cookie 3}" "it takes a socket: {:fd n}, a descriptor of this process"]]
+      ["{:socket-cookie 3}" "it must be a socket: {:fd n}, a descriptor of this process"]]
      [{:type :xskmap :max-entries 2} [] (constantly [0 "x"]) :invalid-value
-      ["it takes an AF_XDP socket: {:fd n}"]]
+      ["it must be an AF_XDP socket: {:fd n}"]]
      [{:type :perf-event-array} [] (constantly [0 {}]) :invalid-value
-      ["it takes a perf event: {:fd n}"]]
+      ["it must be a perf event: {:fd n}"]]
      [{:type :cgroup-array :max-entries 2} [] (constantly [0 :x]) :invalid-value
-      ["it takes a cgroup: the path of its directory, or {:fd n}"]]
+      ["it must be a cgroup: the path of its directory, or {:fd n}"]]
      [(storage :inode-storage) [] (constantly [7 1]) :invalid-value
-      ["[:key]: 7" "it takes a file: its path, or {:fd n}"]]
+      ["[:key]: 7" "it must be a file: its path, or {:fd n}"]]
      [(storage :task-storage) [] (constantly ["x" 1]) :invalid-value
-      ["it takes a task: a process id, {:pid n}, {:tid n} for one thread"]]
-     [(storage :task-storage) [] (constantly [{:pid 0} 1]) :invalid-value ["it takes a task"]]
-     [(storage :sk-storage) [] (constantly [7 1]) :invalid-value ["it takes a socket"]]
+      ["it must be a task: a process id, {:pid n}, {:tid n} for one thread"]]
+     [(storage :task-storage) [] (constantly [{:pid 0} 1]) :invalid-value ["it must be a task"]]
+     [(storage :sk-storage) [] (constantly [7 1]) :invalid-value ["it must be a socket"]]
      [{:type :devmap :value-size 8 :max-entries 1} [] (constantly [0 7]) :invalid-value
       ["is not a [:struct [:ifindex :u32]"]]
      [{:type :devmap :value-size 8 :max-entries 1} [] (constantly [0 {:ifindex 1 :program 7}])
       :invalid-value
-      ["it takes a map with :program, a loaded program or {:program-id n}, which may be left out"]]
+      ["it must be a map with :program, a loaded program or {:program-id n}, which may be left out"]]
      ;; closed
      [maps [#(doto (inner-map 1) (bpf/close))] (fn [m] [0 m]) :closed
       ["The map given is closed: #<bpf-map" "open it again"]]

@@ -134,8 +134,8 @@
               0 (assoc-in value [:data :owner] 1) :incompatible "only some are accepted"
               1 value :out-of-range "from 0 to 0"
               0 (assoc-in value [:data :init] 7) :invalid-value
-              "[:value :data :init]: 7 is not a reference of this kind: it takes a loaded program"
-              0 (assoc-in value [:data :init] m) :invalid-value "it takes a loaded program"
+              "[:value :data :init]: 7 is not a reference of this kind: it must be a loaded program"
+              0 (assoc-in value [:data :init] m) :invalid-value "it must be a loaded program"
               0 (assoc-in value [:data :init] {:program-id 0x7fffffff}) :not-found
               "program 2147483647 does not exist (any more)"
               0 (assoc-in value [:data :start] ssthresh) :invalid-value ":start is not a field"

@@ -205,7 +205,7 @@
                                                   :a 1))))))
       (is
        (=
-        "The argument must be a view, got 7: pass what (view mem type), (elements m) or (variables m) returned"
+        "The argument must be a view, got 7: pass a result of view, elements or variables"
         (:message (error-of (mem/add! 7 1)))))
       (is (every? zero? memory)))))
 

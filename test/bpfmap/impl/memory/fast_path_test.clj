@@ -262,7 +262,7 @@
       (doseq [[spec hint] [[{:type :hash :key :u32 :value :u64 :max-entries 1}
                             "a map of type :hash has no memory to map; maps of type :arena or :array have"]
                            [{:type :array :key :u32 :value :u64 :max-entries 1}
-                            "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
+                            "create the map with :flags #{:mmapable}; an existing map cannot get the flag"]
                            [{:type :arena :max-entries 1 :flags #{:mmapable}}
                             "it has no elements that could be read and written there; (memory m) returns its memory"]]
               :when (since/has? [:map-type (:type spec)])]

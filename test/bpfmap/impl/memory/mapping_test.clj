@@ -172,9 +172,9 @@
                          [{:type :percpu-array :key :u32 :value :u64 :max-entries 1}
                           "a map of type :percpu-array has no memory to map; maps of type :arena or :array have"]
                          [{:type :array :key :u32 :value :u64 :max-entries 1}
-                          "it was created without :flags #{:mmapable}, and cannot be given that afterwards"]
+                          "create the map with :flags #{:mmapable}; an existing map cannot get the flag"]
                          [{:type :ringbuf :max-entries 4096}
-                          "its memory is a ring of records, which makes sense only to who reads them in order"]
+                          "its memory is a ring buffer, whose records must be read in order"]
                          [{:type :arena :max-entries 1 :flags #{:mmapable :segv-on-fault}}
                           (str
                            "an arena created :segv-on-fault kills the process that reads a page of "

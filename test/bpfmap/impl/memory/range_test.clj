@@ -83,7 +83,7 @@
           (is (= [:not-supported :close] [error op]))
           (is (= (str "A part of the memory of map " (:id (bpf/info m))
                       " (t_range) cannot be closed: "
-                      "close what (memory m) returned")
+                      "close the result of (memory m)")
                  message)))
         (mem/close memory)
         (is (mem/closed? part))))))
@@ -146,9 +146,9 @@
         "A byte must be an integer from -128 to 255, got \\a" #(mem/fill! memory \a)
         "The array must be of bytes, shorts, ints, longs, floats, doubles or chars, got [1 2]"
         #(mem/copy-to memory [1 2])
-        "The argument must be the memory of a map, got 7: pass what (memory m) or (slice mem …) returned"
+        "The argument must be the memory of a map, got 7: pass a result of memory or slice"
         #(mem/snapshot 7)
-        "The argument must be the memory of a map, got nil: pass what (memory m) or (slice mem …) returned"
+        "The argument must be the memory of a map, got nil: pass a result of memory or slice"
         #(mem/close nil)))))
 
 (kernel-test primitive-array-copies

@@ -168,7 +168,7 @@
           [1 :c] "[1 :c]: the field :c is missing: every field is required"
           #(mem/write! v 1 {:a 9 :b [9 9]})
           [1 :c]
-          "[1 :c]: \"abcd\" is not a [:c-string 4]: it must be a string of up to 3 bytes in UTF-8, this has 4" #(mem/write! v [1 :c] "abcd")
+          "[1 :c]: \"abcd\" is not a [:c-string 4]: it must be a string of up to 3 bytes in UTF-8, got 4" #(mem/write! v [1 :c] "abcd")
           [2 :a] "[2 :a]: 300 is not a :u8: it must be an integer from 0 to 255"
           #(mem/write! v [{:a 9 :b [9 9] :c ""} {:a 9 :b [9 9] :c ""} {:a 300 :b [9 9] :c ""}]))
         (is (re-find #"it must be a sequence of 3 elements"
@@ -204,10 +204,10 @@
           "No part :x of :u8 in the memory of map N (t_view): it has no parts"
           #(mem/at v [0 :a :x])
           :invalid-value
-          "The argument must be a view, got 7: pass what (view mem type), (elements m) or (variables m) returned"
+          "The argument must be a view, got 7: pass a result of view, elements or variables"
           #(mem/at 7 0)
           :invalid-value
-          "The argument must be a view, got 7: pass what (view mem type), (elements m) or (variables m) returned"
+          "The argument must be a view, got 7: pass a result of view, elements or variables"
           #(mem/write! 7 0)
           :invalid-spec
           (str
