@@ -244,9 +244,8 @@
                      (pr-str [(tagged-literal 'bpfmap/map (merge (:form m) changed)) 0]))
             lookup (fn [args] (error-of (client/invoke-text c 'pod.bpfmap.core/lookup args)))]
         (testing "a number that was not given out"
-          (is (= {:message (str "No open map has the handle 77: it is not of this pod; "
-                                "a handle is what create, open or load returned, as long as the "
-                                "pod runs")
+          (is (= {:message (str "No open map has the handle 77: pass a handle from this pod; it is "
+                                  "valid as long as the pod runs")
                   :bpfmap/error :not-found}
                  (select-keys (lookup (handle {:handle 77})) [:message :bpfmap/error]))))
         (testing "another pod's, which has the same number and stands for another map"
@@ -282,7 +281,7 @@
    ["[#java.io.File[\"/etc/passwd\"]]"
     "Unknown tag in the arguments: #java.io.File"]
    ["[#object[\"[B\" 0x1 \"[B@1\"]]"
-    "The arguments must be data: functions, arrays"]
+    "The arguments must be data: send no functions, arrays"]
    ["[#bpfmap/bytes \"0g\"]"
     "Bytes must be pairs of hexadecimal digits, such as \"0a 00\" or \"0x0a00\", got \"0g\""]
    ["[\\nope]" "The arguments must be EDN: Unsupported character"]

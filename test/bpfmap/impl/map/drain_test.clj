@@ -150,7 +150,7 @@
         (let [{:keys [message] :bpfmap/keys [error op]} (error-of (bpf/drain-into! m conj []))]
           (is (= [:not-supported :drain-into!] [error op]))
           (is (str/includes? message
-                             "a map of type :hash-of-maps is drained as a whole, since the kernel takes no single entry"))
+                             "a map of type :hash-of-maps must be drained as a whole, because the kernel cannot take a single entry"))
           (is (str/includes? message "(drain! m)")))
         (let [reference {:map-id (:id (bpf/info i))}]
           (is (= {1 reference, 2 reference} (bpf/drain! m)))

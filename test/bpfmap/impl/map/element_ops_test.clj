@@ -142,7 +142,7 @@
                                      [{:cpu -1} "Unknown CPU -1"]
                                      [{:cpu :all} "Unknown CPU :all"]
                                      [{:cpus 1} ":cpus must be :all, got 1"]
-                                     [{:cpu 0 :cpus :all} "exclude each other"]]]
+                                     [{:cpu 0 :cpus :all} "cannot be combined with"]]]
               (let [[error message] (in-words (error-of (bpf/put! m 1 7 options)))]
                 (is (= :invalid-value error))
                 (is (str/includes? message words)))))))
@@ -191,7 +191,7 @@
             (let [[error message] (in-words (error-of (bpf/replace! m k 9 {:cpu 0})))]
               (is (= :not-supported error))
               (is (str/includes? message
-                                 "does not look whether the key exists when it writes the value of one CPU alone (BPF_F_CPU): it would make the entry"))))
+                                 "does not check that the key exists when it writes the value of one CPU alone (BPF_F_CPU): it would make the entry"))))
           (is (= #{[3]} (set (map distinct (vals (into {} m))))))))
       (with-open [m ^Closeable (bpf/create {:type :percpu-array :value :u64 :max-entries 1})]
         (is (true? (bpf/replace! m 0 9 {:cpu 0})) "every index of an array exists")
