@@ -15,7 +15,7 @@
 (set! *warn-on-reflection* true)
 
 (defn- run
-  "Runs a command with text as its input; nil when there is no such command."
+  "Runs a command with text as its input; nil for an unknown command."
   [command ^String input]
   (try
     (let [process (-> (ProcessBuilder. ^java.util.List command) .start)

@@ -38,7 +38,7 @@
 (def signed-32 (integers -0x80000000 0x7fffffff))
 
 (def operand
-  "Generators of good operands by kind; immediates are those that LLVM takes as well."
+  "Generators of good operands by kind; LLVM accepts the immediates too."
   {:to (register-up-to 9) :left (register-up-to 10) :right (register-up-to 10)
    :fetched (register-up-to 9)
    :source (gen/one-of [(register-up-to 10) signed-32])

@@ -322,7 +322,7 @@
         [:typedef "pid_t" :s32] "pid_t"
         [:struct {:name "flow"} [:a :u8]] "struct flow"
         :node "struct node"))
-    (testing "what has no name is void"
+    (testing "a type without a name is void"
       (is (= :ptr (through-btf [:ptr "void"] nil) (through-btf [:ptr "a b"] nil)
              (through-btf [:ptr "struct {…}"] nil)
              (through-btf [:ptr [:enum]] nil) (through-btf :ptr nil))))

@@ -1,5 +1,5 @@
 (ns bpfmap.build-test
-  "What is published, used as others would use it: the jar, and the checkout as a local dependency."
+  "The published library as others use it: the jar, and the checkout as a local dependency."
   (:require [bpfmap.fixture :as fixture]
             [clojure.java.io :as io]
             [clojure.string :as str]

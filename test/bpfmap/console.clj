@@ -3,8 +3,8 @@
 
   In a fenced block of `console` a line that begins with `$ bpfmap ` or `$ bin/bpfmap ` is a
   command, taken apart by a real shell and called within this process; what follows is what it
-  printed, on either output. /sys/fs/bpf is the tests' own BPF file system meanwhile. To print a
-  page anew:
+  printed, on either output. During that, /sys/fs/bpf is the tests' own BPF file system. To print a
+  page again:
 
       (console/rewrite! \"doc/explore.md\")"
   (:require [bpfmap.cli.main :as main]
@@ -68,7 +68,7 @@
       :else (recur more (conj out line)))))
 
 (defn evaluate
-  "The text of a page with every transcript run anew."
+  "Returns the text of a page with every transcript run again."
   [text]
   (let [directory (fixture/bpffs)]
     (loop [lines (str/split-lines text) inside? false block [] out []]
@@ -82,7 +82,7 @@
           :else (recur more false [] (conj out line)))))))
 
 (defn rewrite!
-  "Prints a page's transcripts anew."
+  "Prints a page's transcripts again."
   [file]
   (spit file (evaluate (slurp file))))
 

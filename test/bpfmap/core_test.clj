@@ -372,7 +372,7 @@
         (is (= :invalid-value (:bpfmap/error (error-of (contains? m -1)))
                (:bpfmap/error (error-of (find m -1)))
                (:bpfmap/error (error-of (select-keys m [:x]))))))
-      (testing "it is no collection and no transient: it is compared by identity, and not counted"
+      (testing "it is neither a collection nor a transient: it is compared by identity, and not counted"
         (is (= [false false false false] ((juxt coll? map? associative? counted?) m)))
         (is (not= m {1 10 2 20}))
         (is (not= {1 10 2 20} m))
@@ -410,7 +410,7 @@
                (bpf/put-all! t (for [n (range 23 33), host [0 1] :when (or (zero? host) (< n 32))]
                                  [{:prefixlen n :data [172 16 0 host]} n]))))
         (is (= 13 (bpf/count-entries t)))))
-    (testing "what was evicted is not there"
+    (testing "evicted keys are missing"
       (doseq [type [:lru-hash :lru-percpu-hash], flags [#{} #{:no-common-lru}], n [10 240 1000 5000]
               :let [value
                     (if (= :lru-hash type)
@@ -418,7 +418,7 @@
                       #(vec (repeat (count (feature/possible-cpus)) %)))]]
         (with-open [m ^java.io.Closeable (bpf/create {:type type :key :u32 :value :u64
                                                       :max-entries 256 :flags flags})]
-          (dotimes [_ 3] ; over what is there, too
+          (dotimes [_ 3] ; existing keys too
             (let [entries (for [i (range n)] [i (value i)])
                   written (bpf/put-all! m entries)]
               (is (= written (bpf/count-entries m) (count (bpf/lookup-all m (range n))))

@@ -47,7 +47,7 @@
                              (line (map (fn [[_ cell]] (cell (assoc row :type type))) columns)))))))
 
 (defn with-table
-  "A page with its table made anew."
+  "Returns a page with its table generated again."
   [text]
   (str/replace text #"(?s)(<!-- types: [^>]*-->\n).*(<!-- end -->)"
                (fn [[_ before after]] (str before (type-table) "\n" after))))
@@ -103,7 +103,7 @@
   (str/split-lines (transcript/comparable (console/comparable text))))
 
 (kernel-test exploring-page-commands
-  (testing "the commands of the exploring page print what it shows"
+  (testing "the commands of the exploring page print the shown output"
     (let [text (slurp exploring)
           ^java.io.File demo (io/file (fixture/bpffs) "demo")]
       (is (< 40 (count (re-seq #"(?m)^\$ bpfmap " text))))
@@ -118,7 +118,7 @@
 ;; --- the README's two commands
 
 (kernel-test readme-commands
-  (testing "the commands of the README print what it shows"
+  (testing "the commands of the README print the shown output"
     (let [text (slurp "README.md")
           pin (io/file (fixture/bpffs) "flows")]
       (testing "a map is made, listed and read"

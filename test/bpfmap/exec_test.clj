@@ -108,8 +108,8 @@
             "conditions see the whole entry")
         (is (= [{:key 2}] (exec/dump {:ref id :keys "true" :where "key=2"})))))))
 
-(kernel-test stream-reads-anew
-  (testing "a stream reads anew for each reduction and stops early"
+(kernel-test stream-reads-again
+  (testing "a stream reads again for each reduction and stops early"
     (with-open [m ^Closeable (bpf/create {:type :array :value :u64 :max-entries 10000})]
       (let [before (fixture/settled-descriptors)
             rows (exec/dump {:ref m :stream true})]
@@ -226,7 +226,7 @@
           (is (= [(select-keys whole (replace {:frozen :frozen} (:columns options)))]
                  (exec/list (assoc options :where (str "id=" id))))
               options))
-        (testing "and conditions may look at what is not shown"
+        (testing "and conditions may use fields that are not shown"
           (doseq [condition ["frozen=true" "entries=0" "memlock>0" "held.command=java"
                              "held-by.pid>0" "value=8"]]
             (is (= [{:name "exec_some"}]
@@ -235,7 +235,7 @@
             (is (= [] (exec/list {:columns [:name] :where [(str "id=" id) condition]}))
                 condition)))))))
 
-;; --- what it says of itself
+;; --- descriptions
 
 (deftest docstrings-name-options
   (testing "docstrings name options and not flags"

@@ -44,7 +44,7 @@
         (is (= {:supported true} (feature/map-flag :hash :token-fd)
                (feature/map-flag :struct-ops :vtype-btf-obj-fd)))
         (is (= {:supported false} (feature/map-flag :hash :vtype-btf-obj-fd)))))
-    (testing "a number that is no single flag"
+    (testing "a number that is not a single flag"
       (doseq [x [0 3 -1]]
         (is (str/starts-with? (:message (fixture/error-of (feature/map-flag :hash x)))
                               (str "The create flag must be a name or a power of two, got " x)))))

@@ -11,7 +11,7 @@
 (def ^:private built #{"target" ".cpcache" ".git"})
 
 (defn- copy-checkout
-  "Copies the files of this checkout to a directory, but for what is built."
+  "Copies the files of this checkout to a directory, except built files."
   [^File to]
   (doseq [^File part (.listFiles (io/file ".")) :when (not (built (.getName part)))
           ^File file (file-seq part) :when (.isFile file)]

@@ -71,7 +71,7 @@
           (map :message problems))))
 
 (defn caught
-  "Calls f, returns the data of what it throws with the message under :message; fails the test if
+  "Calls f and returns the data of its exception, with the message under :message; fails the test if
   it does not throw."
   [f]
   (try
@@ -157,7 +157,7 @@
 
 (defn c-values
   "The values of C expressions as the compiler here sees them, as a map; the expressions that it
-  does not know are left out. Nil where there is no compiler.
+  does not know are left out. Nil without a compiler.
 
       (c-values [\"linux/bpf.h\"] [\"BPF_ANY\" \"BPF_NEWER_THAN_THE_HEADER\"]) ;=> {\"BPF_ANY\" 0}"
   [headers expressions]
@@ -231,7 +231,7 @@
 (defn settled-descriptors
   "How many descriptors this process has open once what earlier tests dropped is collected, so
   that none of it is collected between this count and a later one. The later one is
-  `open-descriptors`: a collection then would hide what was not closed. The JVM keeps two for its
+  `open-descriptors`: a collection then would hide unclosed descriptors. The JVM keeps two for its
   random numbers, from the first temporary file on: they are opened before."
   []
   (.nextInt (SecureRandom.))

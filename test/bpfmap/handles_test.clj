@@ -19,7 +19,7 @@
   (^java.io.Closeable [change] (bpf/create (merge hash-spec change))))
 
 (kernel-test info-extends-the-spec
-  (testing "info has the keys of a spec and those that the kernel adds"
+  (testing "info has the keys of a spec and the keys that the kernel adds"
     (with-open [m (open-hash {:flags #{:no-prealloc}})]
       (let [info (bpf/info m)]
         (is (= (assoc hash-spec :flags #{:no-prealloc} :key-size 4 :value-size 8)

@@ -64,7 +64,7 @@
   `(refused (fn [] ~@body)))
 
 (defmacro ^:private works
-  "Body succeeds; what it opens is closed."
+  "Asserts that body succeeds, and closes the objects that it opens."
   [& body]
   `(let [result# (try (do ~@body) (catch Throwable e# e#))]
      (is (not (instance? Throwable result#)) (str "what the hint recommends fails: " result#))
@@ -75,7 +75,7 @@
   [hint & words]
   `(doseq [w# [~@words]] (is (str/includes? ~hint (str w#)))))
 
-;; --- what is refused
+;; --- refused calls
 
 (defn- create ^Closeable [spec] (bpf/create spec))
 
@@ -935,11 +935,11 @@
            (repeat "for older kernels than those on which the tests run by themselves"))
    (zipmap [:opened-read-only :opened-write-only :alternative]
            (repeat
-            "the handle refuses the operation before the kernel is asked; the row is for what it does not know"))
+            "the handle refuses the operation before the system call; the row is for unknown cases"))
    (zipmap [:element-invalid :element-missing :descriptor-wrong :invalid :missing :exists
             :is-directory :struct-not-implementable]
            (repeat
-            "what is known to be answered so is refused before, or explained by a row above; this is for the rest"))
+            "known cases are refused before, or explained by a row above; this row is for the rest"))
    (zipmap [:inodes-without-lsm :inodes-unknown-lsm]
            (repeat "only a kernel without the BPF LSM answers so, and most have it"))
    (zipmap [:link-being-made :busy :interrupted :lock]

@@ -40,7 +40,7 @@
       {:brief 1} ":brief must be true or false, got 1")))
 
 (kernel-test brief-list-without-files
-  (testing "the brief list omits only what is read from files"
+  (testing "the brief list omits only data that is read from files"
     (with-open [a ^Closeable (bpf/create spec)
                 b ^Closeable (bpf/create (assoc spec :type :hash :freeze true))]
       (let [ids (set (map (comp :id bpf/info) [a b]))
@@ -138,7 +138,8 @@
   (run! #(.delete ^File %) (reverse (file-seq (io/file directory)))))
 
 (defn- own-skips
-  "What was skipped, but for the iterators that some kernels put into each new BPF file system."
+  "Returns skipped objects, except the iterators that some kernels put into each new BPF file
+  system."
   [found]
   (remove #(re-find #"/(maps|progs)\.debug$" (:path %)) (:skipped (meta found))))
 
@@ -282,7 +283,7 @@
             [{:keys [pid command fds]} & more :as held] (host/holders m)]
         (is (nil? more))
         (is (= [me (procfs/command me)] [pid command]))
-        (is (= 2 (count fds)) "the program, which uses the map, is no descriptor of it")
+        (is (= 2 (count fds)) "the program uses the map, but is not a descriptor of it")
         (is (= fds (sort fds)))
         (doseq [fd fds]
           (is (= "anon_inode:bpf-map"
@@ -295,7 +296,7 @@
                             [a {:link-id (:id (prog/info a))}]]
               :let [held (host/holders object)]]
         (is (= [[me 1]] (map (juxt :pid (comp count :fds)) held))
-            "a link is no descriptor of its program")
+            "a link is not a descriptor of its program")
         (is (= held (host/holders ref))))
       (is (= [] (host/holders 0x7ffffff0))))))
 

@@ -62,7 +62,7 @@
            type (object-array 0)))
 
 (deftest types-match-rows
-  (testing "the map types and their facts are those of the rows"
+  (testing "the map types and their facts are the same as in the rows"
     (is (= (set (map #(str/replace (str/upper-case (name %)) "-" "_") (keys map-types/types)))
            (set (map str (MapType/values)))))
     (doseq [^MapType type (MapType/values)
@@ -85,7 +85,7 @@
     (is (nil? (MapType/of 4242)))))
 
 (deftest flags-match-rows
-  (testing "the create flags are those of the rows"
+  (testing "the create flags are the same as in the rows"
     (let [flags (for [^Field f (.getDeclaredFields MapSpec)
                       :when (re-matches #"[A-Z_]+" (.getName f))]
                   [(.getName f) (.get f nil)])]

@@ -35,7 +35,7 @@
 
 (def ^:private spec {:type :hash :key :u32 :value four :max-entries 8192})
 
-;; --- what is killed
+;; --- killed processes
 
 (def ^:private again
   "Calls f with 0, 1 and so on, and says after the first time that it is at it."
@@ -209,8 +209,8 @@
   (filterv #(str/ends-with? % ".part") (.list (io/file dir))))
 
 (defmulti ^:private rounds
-  "Calls `kill`, with the arguments for the process, n times, and after each looks at what is
-  there; returns what was found as `{name count}`."
+  "Calls `kill`, with the arguments for the process, n times, and after each checks the state;
+  returns the observed states as `{name count}`."
   (fn [operation _dir _n _kill] operation))
 
 (defmethod rounds :save [_ dir n kill]
@@ -397,7 +397,7 @@
       (finally (delete-folder base)))))
 
 (defn -main
-  "Kills as many processes as it is told, and says what was found."
+  "Kills the given number of processes, and prints the observed states."
   [& [n]]
   (let [result (run (or (some-> n parse-long) 1000))]
     (pprint/pprint result)

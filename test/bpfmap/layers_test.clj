@@ -92,8 +92,8 @@
         (is (nil? (cycle-from ns)) (str ns))))))
 
 (deftest resolving-goes-down
-  (testing "a namespace resolves later only what is in its layer or below"
-    (testing "a namespace resolves later only what is in its layer or below"
+  (testing "a namespace resolves on demand only names of its layer or below"
+    (testing "a namespace resolves on demand only names of its layer or below"
       (doseq [[ns needed] @dependencies, other needed]
         (is (<= (layer other) (layer ns)) (str ns " resolves " other))))))
 
@@ -239,14 +239,14 @@
       (is (= "" err) "no reflection warning, no warning of native access")
       (is (str/includes? out (str "loaded " (count nss))))
       (is (str/includes? out "Initializing 'clojure/core__init'")
-          "the log does say what is initialised")
+          "the log lists initialised classes")
       (is (not (re-find #"Initializing 'bpfmap/sys/Native'" out)))
       (is (not (re-find #"Initializing 'bpfmap/sys/Fd'" out))))))
 
 (deftest loaded-namespaces
   (testing "a namespace loads only the namespaces that it needs"
-    ;; With everything within reach: what is loaded was asked for. Each line has the namespaces that
-    ;; a require added.
+    ;; With everything on the class path, loaded namespaces were requested. Each line has the
+    ;; namespaces that a require added.
     (let [nss '[bpfmap.core bpfmap.host bpfmap.feature bpfmap.prog bpfmap.btf bpfmap.type
                 bpfmap.cli.main]
           {:keys [exit out err]} (java "-cp" (System/getProperty "java.class.path") "clojure.main"

@@ -15,7 +15,7 @@
 (set! *warn-on-reflection* true)
 
 (def numbers
-  "System calls by name: the number on x86-64, and that of the generic table of arm64 and riscv64."
+  "System calls by name: the numbers on x86-64, and in the generic table of arm64 and riscv64."
   {"accept4" [288 242], "bind" [49 200], "close" [3 57], "connect" [42 203], "dup3" [292 24]
    "getsockname" [51 204]
    "gettid" [186 178], "listen" [50 201], "munmap" [11 215], "openat" [257 56]
@@ -108,7 +108,7 @@
     (ex-info (str what " answered " errno) {:what what :errno errno})))
 
 (defn call
-  "As [[answer]], but throws what is an error, with its name under `:errno`."
+  "Does the same as [[answer]], but throws an error, with its name under `:errno`."
   [name & args]
   (let [result (apply answer name args)]
     (if (neg? (long result))
@@ -197,7 +197,7 @@
       (call "munmap" address size))
     (not= -1 address)))
 
-;; --- what is held
+;; --- owned objects
 
 ;; Whatever a test made, with the number of its descriptor under :fd; closing it undoes the
 ;; making, once.
@@ -206,7 +206,7 @@
   (close [_] @undo))
 
 (defn held
-  "A closeable map of what was made; closing it runs f, the first time."
+  "Returns a closeable map of created objects; closing it runs f, the first time."
   ^java.io.Closeable [what f]
   (map->Held (assoc what :undo (delay (f)))))
 

@@ -1,5 +1,5 @@
 (ns bpfmap.machine-test
-  "The assembler against the machine that runs what it makes."
+  "The assembler, compared with the machine that runs its programs."
   (:require [bpfmap.fixture :refer [kernel-test]]
             [bpfmap.prog :as prog]
             [clojure.test :refer [are is testing]]

@@ -21,7 +21,7 @@
 
   The contents must equal the state, unless there is a `:settle`. It is given `{:contents :command
   :answer}` (no command before the first), and returns the state to go on from, or nil where the
-  contents cannot be. So the model of a map that evicts what it likes learns what is left."
+  contents cannot be. So the model of a map that evicts learns its contents from the map."
   (:require [bpfmap.core :as bpf]
             [clojure.string :as str]
             [clojure.test :as t]
@@ -118,7 +118,7 @@
 ;; --- one trial
 
 (defn- guarded
-  "What f returns, or what it throws as a value that no model accepts."
+  "Returns the result of f, or its exception as a value that no model accepts."
   [f]
   (try (f) (catch Throwable e {::thrown e})))
 

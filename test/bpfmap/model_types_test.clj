@@ -24,7 +24,7 @@
    :command (model/key-commands small-key value)
    :step (model/hash-step capacity)})
 
-;; --- least recently used: a relation, since what is evicted is the kernel's choice
+;; --- least recently used: a relation, because the kernel chooses the evicted keys
 
 (defn- lru-step
   "What was in the map after the last command is known, so what does not write answers as a hash
@@ -185,7 +185,7 @@
    :peek  (fn [m] (bpf/peek m :none))})
 
 (defn- keyless-model
-  "`end` takes the next value to be popped from a vector of what was pushed, `others` the rest.
+  "`end` takes the next value to be popped from a vector of pushed values, `others` the rest.
   All there is can be read only by popping it; what was popped is pushed again, in the order that
   restores it."
   [type end others order]
@@ -255,7 +255,7 @@
 (def ^:private slots "How many an array of maps has." 5)
 
 (defn- array-of-maps-model
-  "As [[hash-of-maps-model]]; the state is what is in the slots that are filled."
+  "Is like [[hash-of-maps-model]]; the state has the filled slots."
   [inner-spec inner]
   (let [step (model/hash-step slots)]
     (-> (hash-of-maps-model inner-spec inner)
@@ -265,7 +265,7 @@
                        (case op
                          (:insert! :replace! :take!) [state :not-supported]
                          :put! (if (< i slots) (step state command) [state :out-of-range])
-                         ;; It goes through all slots, filled or not, and begins anew beyond the
+                         ;; It goes through all slots, filled or not, and starts again beyond the
                          ;; end.
                          :next-key [state
                                     (cond (or (= 1 (count command)) (= slots i)) 0

@@ -230,7 +230,7 @@
 ;; --- tokens
 
 (def ^:private delegated
-  "The path of delegated.c compiled; nil where there is no compiler."
+  "Returns the path of delegated.c compiled; nil without a compiler."
   (delay
     (when-let [cc (some fixture/executable ["cc" "gcc" "clang"])]
       (let [dir (fixture/temporary-directory)
@@ -261,7 +261,7 @@
   "What the kernel answers in there, 0 or a negated errno: `{:without n :token n :with n :uid 0}`.
 
   They are for creating a map without a token, for creating the token, and for creating the map
-  with it. Nil where there is no C compiler; throws what went wrong before."
+  with it. Nil without a C compiler; throws errors of earlier steps."
   [dir]
   (when-let [program @delegated]
     (let [{:keys [exit out err]} (run-delegated dir [program "--try-token" (str dir)])]

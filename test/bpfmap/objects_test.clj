@@ -75,7 +75,7 @@
           (is (= :ENOENT (look m 1)))
           (is (= :ok (put m 1 (:fd socket))))
           (is (= :EEXIST (put m 1 (:fd socket) noexist)))
-          (is (pos? (long (look m 1))) "what is read is not the descriptor but the socket's cookie")
+          (is (pos? (long (look m 1))) "the value that is read is not the descriptor but the socket's cookie")
           (is (= :ok (delete m 1)))
           (is (= :ENOENT (look m 1)))
           (is (= ({:sockmap :EINVAL :sockhash :ENOENT} type) (delete m 1))))))))
@@ -141,7 +141,7 @@
       (is (= :EEXIST (put m 0 (:fd other) noexist)))
       (is (= :EOPNOTSUPP (put m 1 (:fd listener))))
       (is (= :EOPNOTSUPP (look m 0)))
-      (is (= [:ok :ok] [(delete m 0) (delete m 0)]) "deleting says nothing of what was there"))))
+      (is (= [:ok :ok] [(delete m 0) (delete m 0)]) "deleting does not report whether the entry existed"))))
 
 ;; --- perf events, devices, processors
 

@@ -102,7 +102,7 @@
      waiter)))
 
 (defn settled
-  "What a promise of an answer holds; throws what it is when that is an exception, and when it
+  "Returns the value of a promise of an answer; throws if that is an exception, and when it
   does not come."
   [waiter]
   (let [answer (deref waiter 60000 (ex-info "No answer within 60 seconds" {}))]
@@ -122,7 +122,7 @@
     (request client {"op" "invoke" "var" (str var-name) "args" (pr-str args)} handlers)
     (invoke-text client var-name (pr-str args))))
 
-;; --- namespaces, made anew for each client
+;; --- namespaces, created for each client
 
 (load-string "(ns babashka.pods)")
 

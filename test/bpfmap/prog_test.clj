@@ -226,7 +226,7 @@
                 "what does not apply is left out")
             (is (= [info] (filter #(= id (:id %)) (host/programs))))
             (is (= [tag false ""] ((juxt :tag :gpl-compatible :name) (prog/info again)))
-                "the tag is that of the instructions")))))))
+                "the tag is the hash of the instructions")))))))
 
 (kernel-test run-statistics
   (testing "reports run statistics while the kernel collects them"

@@ -26,7 +26,7 @@
   (.-fd program))
 
 (defn- command
-  "Makes one call of bpf(2) with what fill sets; throws what is an error."
+  "Makes one call of bpf(2) with the fields that fill sets; throws for an errno."
   [what number fill]
   (with-open [attr (Attr.)]
     (fill attr)

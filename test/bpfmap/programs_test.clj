@@ -88,7 +88,7 @@
                 (is (= 1 (apply + (counts m k)))))
               (programs/send-from cgroup)
               (is (= 1 (apply + (counts m k)))
-                  "what is detached counts no more, and its storage stays"))
+                  "a detached program counts no more, and its storage stays"))
             (is (= :ok (put m k zero)))))))))
 
 (kernel-test deleted-cgroup

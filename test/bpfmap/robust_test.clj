@@ -256,7 +256,7 @@
           (is (= (sort ["a.edn" (part "a.edn" live) (part "b.edn" gone) ".a.edn.part"
                         (part "a.edn" (dec gone))])
                  (sort (.list (io/file dir))))
-              "of other files, of processes that live, and what is no plain file stays")
+              "of other files, of processes that live, and anything except a plain file stays")
           (testing "a lock that somebody holds says that he is at it"
             (let [^File held (left (part "a.edn" gone) now)
                   program (str "import fcntl,sys,time\n"

@@ -115,7 +115,7 @@
   (nil? (apply lacking rows)))
 
 (def ^:private developed-on
-  "The kernel on which no test may be skipped. What is newer is left out there without a word."
+  "The kernel on which no test may be skipped. Tests of newer features are omitted there."
   "6.18")
 
 (defn has?

@@ -2,7 +2,7 @@
   "Transcripts of a REPL in Markdown: evaluated again, and compared with what they say was printed.
 
   In a fenced block of Clojure a line that begins with `user=> ` begins a form; what follows the
-  form is what it printed. To print a page anew:
+  form is its output. To print a page again:
 
       (transcript/rewrite! \"doc/map-types.md\")"
   (:require [clojure.main :as main]
@@ -68,7 +68,7 @@
     step))
 
 (defn evaluate
-  "The text of a page with every transcript printed anew, all in one namespace of their own."
+  "Returns the text of a page with every transcript printed again, all in one namespace."
   [text]
   (let [home (create-ns (gensym "transcript"))]
     (try
@@ -87,7 +87,7 @@
       (finally (remove-ns (ns-name home))))))
 
 (defn rewrite!
-  "Prints a page's transcripts anew."
+  "Prints a page's transcripts again."
   [file]
   (spit file (evaluate (slurp file))))
 

@@ -37,7 +37,7 @@
        "chmod 755 $1; mkdir -m 700 $1/own; mkdir -p $1/others $1/jdk/bin $1/jdk/lib; chown $2 $1/others" dir attacker)
       (spit (str jdk "/release") "JAVA_VERSION=\"25.0.1\"\n")
       (spit (str jdk "/lib/modules") "")
-      ;; What is asked for as the JVM's cache is made by it, as the JVM would.
+      ;; The fake JVM creates the file that is requested as its cache, as the JVM would.
       (spit (str jdk "/bin/java")
             "#!/bin/bash\nfor a; do case $a in -XX:AOTCache=*) [[ $* != *AOTMode=create* ]] || echo made >\"${a#*=}\" ;; esac; done\necho \"java $*\"; env | grep _OPT\nexit 0\n")
       (spit (str jdk "/bin/javac") "")
@@ -193,7 +193,7 @@
             (sh "chmod 666 $1/target/bpfmap.jar" co)
             (spit (str co "/target/bpfmap.jar") "evil")
             (is (= (str co "/target/bpfmap.jar") (jar-of (run))))
-            (is (= "jar\n" (slurp (str co "/target/bpfmap.jar"))) "it is made anew"))
+            (is (= "jar\n" (slurp (str co "/target/bpfmap.jar"))) "it is built again"))
           (testing "a checkout that is another user's as a whole"
             (sh "chown -R 65534 $1; rm -rf $1/target" co)
             (is (= elsewhere (jar-of (run))))

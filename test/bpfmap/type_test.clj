@@ -27,7 +27,7 @@
   (map #(gen/generate types/a-struct (+ 5 (mod % 20)) (+ (long seed) (long %))) (range n)))
 
 (defn store-layouts
-  "Writes the stored layouts anew, from the C compiler here.
+  "Writes the stored layouts again, from the C compiler of this machine.
 
       bin/clj -M:dev -e \"((requiring-resolve 'bpfmap.type-test/store-layouts))\""
   []

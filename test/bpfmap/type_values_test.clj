@@ -1,5 +1,5 @@
 (ns bpfmap.type-values-test
-  "Values of types: what is written reads back, and what does not fit is refused."
+  "Values of types: written values are read back, and values that do not fit are rejected."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.fixture :refer [error-of]]
             [bpfmap.impl.codec :as codec]
@@ -105,7 +105,7 @@
     (testing "a text may take all of its bytes, but for a NUL where one is needed"
       (is (= "abc" (read-back [:string 3] "abc")))
       (is (= "ab" (read-back [:c-string 3] "ab"))))
-    (testing "what is no text reads as bytes and goes in again"
+    (testing "bytes that are not text are read as bytes and can be written again"
       (is (= (bytes/->bytes "616263") (read-back [:c-string 3] [97 98 99])))
       (is (= (bytes/->bytes "ff0000") (read-back [:string 3] (bytes/->bytes "ff0000")))))))
 
@@ -122,7 +122,7 @@
       (is (= {:n 0x01020304 :bytes (bytes/->bytes "04030201") :small 4}
              (read-back t {:n 0x01020304})))
       (is (= {:n 5 :bytes (bytes/->bytes "05000000") :small 5} (read-back t {:small 5})))
-      (is (= (read-back t {:n 5}) (read-back t (read-back t {:n 5}))) "what was read goes in again")
+      (is (= (read-back t {:n 5}) (read-back t (read-back t {:n 5}))) "a value that was read can be written again")
       (let [{:keys [message]} (error-of (encoded t {:n 1 :small 2}))]
         (is (str/includes? message "its members differ; give only one"))))))
 

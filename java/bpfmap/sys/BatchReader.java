@@ -36,7 +36,7 @@ public final class BatchReader implements Reader {
     private static final long MORE_THAN_MOST = 1024;
 
     /**
-     * Number of chunks without a new entry after a restart, in addition to those of one full
+     * Number of chunks without a new entry after a restart, in addition to the chunks of one full
      * iteration.
      */
     private static final long PATIENCE = 64;

@@ -13,7 +13,7 @@ import java.lang.foreign.MemorySegment;
  * there are no more keys. So the iterator reads the key after a chunk before it returns the chunk,
  * and the caller may delete the entries of the chunk. If others delete the key at the cursor, the
  * iterator continues from the nearest preceding key that still exists. If the keys have a
- * {@link KeyOrder}, it skips those that it has seen. It restarts only if all keys of a chunk were
+ * {@link KeyOrder}, it skips seen keys. It restarts only if all keys of a chunk were
  * deleted; then a key may be seen again. It aborts after twice as many keys as the map can hold,
  * because constant deletion could prevent it from ending.
  */

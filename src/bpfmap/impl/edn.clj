@@ -138,7 +138,7 @@
                           {:bpfmap/hint "give it more with the JVM's option -Xmx"} e)))))
 
 (defn read-forms
-  "Reads all forms of a text, as a vector; the options are those of [[read-form]].
+  "Reads all forms of a text, as a vector, with the options of [[read-form]].
 
       (read-forms \"1 :a\") ;=> [1 :a]"
   ([text] (read-forms text {}))

@@ -78,7 +78,7 @@
    ;; 5.10; stable releases have the fix.
    :names-absent? true
    :ops (conj reading :replace!)
-   ;; The kernel writes with BPF_ANY too, but only what is there.
+   ;; The kernel accepts BPF_ANY too, but only writes elements that exist.
    :instead {:put! "the kernel makes an element for each cgroup that a program is attached to; replace! changes it"
              :insert! "the kernel makes an element for each cgroup that a program is attached to; replace! changes it"
              :delete! "an element goes when its program is detached from the cgroup"

@@ -58,7 +58,7 @@
       "1")))
 
 (def ^:private bad-values
-  "What is none, by the kind of option."
+  "Invalid values, by kind of option."
   {:ref [""] :source [""] :path [""] :type ["u33" "[bytes" "" "[struct [a u8] [a u8]]"]
    :whole ["x" "-1" "1.5" ""] :count ["0" "x"]
    :positive ["0" "x" "-3"] :where ["" "a" "a~(" "[:x :a 1]" "[" ">5"] :column ["" "-"]

@@ -1,5 +1,6 @@
 (ns bpfmap.cli.changing-test
-  "One entry read and written by typed keys, maps made and pinned; and what is others' asks first."
+  "Entries read and written by typed keys, maps created and pinned, and confirmation for maps of
+  others."
   (:require [bpfmap.cli.calling :refer [edn-of id-of json-of lines-of refused]]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
@@ -76,7 +77,7 @@
              (:value (exec/get {:ref m :key {:src "10.0.0.1" :port 443}}))
              (:value (exec/get {:ref {:id (id-of m)} :key {:src "10.0.0.1" :port 443}}))
              (:value (exec/get {:ref (symbol (str (id-of m))) :key {:src "10.0.0.1" :port 443}})))
-          "and any reference, an open map, or what is said of one"))))
+          "and any reference, an open map, or the info of one"))))
 
 (kernel-test malformed-keys
   (testing "reports a key that cannot be read"
@@ -258,7 +259,7 @@
       (is (= [(str "map " (id-of m) " (changing) is frozen")] (lines-of "freeze" (id-of m))))
       (is (re-find #"frozen" (second (refused "put" (id-of m) "0" "1")))))))
 
-;; --- what is others'
+;; --- maps that others use
 
 (kernel-test confirm-map-in-use
   (testing "changes a map that a program uses only after confirmation"

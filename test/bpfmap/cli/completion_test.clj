@@ -30,7 +30,7 @@
                  " | string split -f1 \\t\n"))})
 
 (def ^:dynamic *says*
-  "A function of the shell that stands for the command; nil for that of `maps`."
+  "Returns a shell function in place of the command; by default the one of `maps`."
   nil)
 
 (defn- completed

@@ -142,7 +142,7 @@
     (doseq [height (range 4 8)]
       (is (= (min 6 height) (count (#'live-commands/frame state {:height height})))))
     (is (= 4 (count (#'live-commands/frame state {:height 1})))
-        "the screen cuts what is below it")))
+        "the screen cuts lines below it")))
 
 (deftest samples-of-one-second
   (testing "the samples reach back one second"

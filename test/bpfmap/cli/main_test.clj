@@ -355,7 +355,7 @@
         (try
           (System/setProperty "bpfmap.directory" dir)
           (is (= (id-of m) (:id (edn-of "show" (str "./" (.getName (io/file path)))))))
-          (is (= (id-of m) (:id (edn-of "show" path))) "an absolute path stays what it is")
+          (is (= (id-of m) (:id (edn-of "show" path))) "an absolute path stays as it is")
           (finally
             (System/clearProperty "bpfmap.directory")
             (bpf/unpin! m)))))))
@@ -621,7 +621,7 @@
                  (close []))]
       (is (thrown? IOException (binding [*out* full] (main/run ["help"])))))))
 
-;; --- what is not kept, not seen, or not JSON
+;; --- unstored types, invisible maps, and numbers beyond JSON
 
 (kernel-test types-without-btf
   (testing "create reports types that the kernel does not store"

@@ -107,7 +107,7 @@
   (some (fn [^File info]
           (try
             (str/includes? (Files/readString (.toPath info)) "link_id:")
-            (catch java.io.IOException _ false))) ; closed meanwhile
+            (catch java.io.IOException _ false))) ; it has closed
         (.listFiles (io/file "/proc" (str pid) "fdinfo"))))
 
 (defn- interrupted-demo
@@ -142,7 +142,7 @@
                   {:keys [total] {:keys [id]} :map} (edn/read-string out)]]
       (is (= code exit))
       (is (< seconds 5))
-      (is (and total (pos? total)) "what was counted so far is printed")
+      (is (and total (pos? total)) "the counts so far are printed")
       (is (some? id))
       (is (= :not-found (:bpfmap/error (fixture/error-of (bpf/open id)))))
       (when-let [bpftool (fixture/executable "bpftool")]

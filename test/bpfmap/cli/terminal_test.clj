@@ -27,7 +27,7 @@
                :env {"LC_ALL" "C.UTF-8" "SHELL" "/bin/bash"}))
 
 (defn- screen
-  "The lines on the terminal, without those that are empty at its end."
+  "Returns the lines on the terminal, without empty lines at its end."
   []
   (str/split-lines (:out (tmux "capture-pane" "-p" "-t" "it"))))
 
@@ -69,7 +69,7 @@
   (wait-for #(re-matches #"\$ ?" (str/join %))))
 
 (defn- run-line
-  "Types a command line, waits until it has ended, and returns what it printed."
+  "Types a command line, waits for its end, and returns its output."
   [line]
   (clear)
   (type-line (str line "; echo ended $?"))
@@ -85,7 +85,7 @@
                                      {:packets i :bytes (* i i i)
                                       :comm (str "a-process-of-some-name-" i)}]))}))
 
-;; --- what is printed once
+;; --- output that is printed once
 
 (kernel-test output-fits-the-terminal
   (testing "the output fits the width of the terminal"
@@ -126,7 +126,7 @@
         (is (not-any? #(re-find #"^dump:" %) (wait-for (line? #"^ended 0")))
             "and wipes it away")))))
 
-;; --- what is live
+;; --- live tables
 
 (kernel-test live-watch-on-terminal
   (testing "a watch is live and restores the terminal"
@@ -160,7 +160,7 @@
                 (tmux "send-keys" "-t" "it" "C-c")
                 (let [lines (wait-for (line? #"^same"))]
                   (is (some #{"ended 130"} lines))
-                  (is (some #(re-find #"^\*  10\.0\.0\.7" %) lines) "what was seen last stays"))
+                  (is (some #(re-find #"^\*  10\.0\.0\.7" %) lines) "the last table stays"))
                 (future-cancel changing)))))))))
 
 ;; --- questions

@@ -1,5 +1,5 @@
 (ns bpfmap.exec.backup-test
-  "What is saved comes back as it was, and a file is the old one or the new one."
+  "Saved maps are restored unchanged, and a file is either old or new."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :refer [bpfmap id-of refused]]
             [bpfmap.core :as bpf]
@@ -25,7 +25,7 @@
 (set! *warn-on-reflection* true)
 
 (defmacro ^:private with-directory
-  "Runs body with a new directory, which is deleted afterwards with what is in it."
+  "Runs body with a new directory, which is deleted afterwards with its contents."
   [[dir] & body]
   `(let [dir# (fixture/temporary-directory)
          ~dir (str dir#)]
@@ -224,7 +224,7 @@
    :arena #"it has no entries"})
 
 (defn- contents-of
-  "The entries of a map; of a map of maps, what is in each of its maps."
+  "Returns the entries of a map; for a map of maps, the entries of each inner map."
   [m]
   (update-vals (bpf/snapshot m)
                (fn [v]
@@ -307,13 +307,13 @@
             (with-open [^Closeable restored (bpf/open pin {:key [:string 8]})]
               (let [{blue "blue" red "red" green "green" :as all} (bpf/snapshot restored)]
                 (is (= 3 (count all)))
-                (is (= blue red) "what was shared is")
+                (is (= blue red) "shared inner maps stay shared")
                 (is (not= blue green))
                 (is (not= blue {:map-id (id-of shared)}) "and is another map")
                 (is (= (contents-of outer) (contents-of restored)))
                 (with-open [^Closeable frozen (bpf/open green)]
                   (is (= ["own" true] ((juxt :name :frozen) (bpf/info frozen)))))))
-            (testing "what is in them is compared, not which maps they are"
+            (testing "inner maps are compared by contents, not by id"
               (is (= [] (exec/diff {:old file :new pin :key-type [:string 8]})))
               (is (= [] (exec/diff {:old outer :new pin :key-type [:string 8]})))
               (with-open [^Closeable in (bpf/open (get (bpf/snapshot outer) "red"))]
@@ -594,7 +594,7 @@
   (gen/such-that #(<= 1 (type/size %) most) types/a-type 200))
 
 (defn- spread-bytes
-  "The bytes of a per-CPU value: those of each CPU on its stride."
+  "Returns the bytes of a per-CPU value, with a stride for each CPU."
   [size cpus xs]
   (mapcat #(concat (take size (drop (* size %) (cycle xs)))
                    (repeat (- (map-types/stride size) size) 0)) (range cpus)))
@@ -659,7 +659,7 @@
                     (= {:entries n :changed 0 :missing 0 :skipped n :deleted (count others)}
                        (dissoc (exec/restore {:file file :into pin :exact true :yes true}) :map))
                     (= entries (raw-entries restored))))
-             ;; What was read deletes what it was read from.
+             ;; The map that was read is deleted by its own entries.
              (let [[some-keys other-keys] (split-at (quot n 2) (map :key (exec/dump {:ref m})))]
                (and (every? :deleted (mapv #(exec/delete {:ref m :key % :yes true}) some-keys))
                     (every? some? (mapv #(exec/take {:ref m :key % :yes true}) other-keys))

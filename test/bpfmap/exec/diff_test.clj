@@ -1,5 +1,5 @@
 (ns bpfmap.exec.diff-test
-  "What is other: by bytes where both sides have the same types, else by what is read."
+  "Differences: by bytes if both sides have the same types, else by decoded data."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :refer [bpfmap id-of lines-of]]
             [bpfmap.core :as bpf]

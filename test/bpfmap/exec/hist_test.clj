@@ -55,7 +55,7 @@
         (is (= [0 1] (map :title all)) "empty ones are left out")
         (is (= [[0 1 1]] (buckets one)))
         (is (= [[4 7 3] [8 15 0] [16 31 9]] (buckets two))
-            "a gap is shown, what is empty at the ends is not")
+            "empty buckets are shown in gaps, and not at the ends")
         (is (= 12 (:total two))))
       (is (= [[20 29 3] [30 39 0] [40 49 9]]
              (buckets (second (exec/hist {:ref (id-of m) :linear 10})))))

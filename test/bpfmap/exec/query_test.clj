@@ -407,7 +407,7 @@
         "flags=no_prealloc" 1
         "flags=BPF_F_NO_PREALLOC" 1
         "type!=percpu_hash" 1))
-    (is (= [] (chosen [{:state :NEW_ONE}] "state=new_one")) "those of others are what they are")))
+    (is (= [] (chosen [{:state :NEW_ONE}] "state=new_one")) "names of other programs stay as they are")))
 
 (deftest odd-field-names
   (testing "a field name can have any character"

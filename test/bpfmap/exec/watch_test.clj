@@ -119,7 +119,7 @@
                                                    (bpf/delete! raw (k 1))
                                                    (bpf/put! raw (k 3) nan))))]
           (is (= [3 0 0 0] ((juxt :entries :added :changed :removed) first-one)))
-          (is (= [3 0 0 0] ((juxt :entries :added :changed :removed) same)) "a NaN is no change")
+          (is (= [3 0 0 0] ((juxt :entries :added :changed :removed) same)) "a NaN is not a change")
           (is (= [3 1 0 1] ((juxt :entries :added :changed :removed) third)))
           (is (= 4 (count (:rows third)))))))))
 

@@ -1,5 +1,5 @@
 (ns bpfmap.impl.cache-test
-  "What is cached for maps that are opened and created often never makes one map read as another."
+  "Caches for maps that are opened and created often never make one map read as another."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.btf.writer :as writer]
@@ -25,7 +25,7 @@
       (dotimes [i 1000]
         (is (= (* 2 i) (cache/through c 10 i #(* 2 i))))
         (is (<= (.size c) 10)))
-      (testing "and keep what was made last"
+      (testing "and keep the latest values"
         (is (= 1998 (cache/through c 10 999 #(throw (IllegalStateException.)))))))))
 
 (deftest keys-by-identity

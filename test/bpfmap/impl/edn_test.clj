@@ -68,7 +68,7 @@
 
 (deftest only-one-edn-reader
   (testing "no other namespace reads EDN"
-    ;; One reader, with one set of bounds. What is read from the class path is the library's own.
+    ;; One reader, with one set of bounds. Resources of the class path belong to the library.
     (doseq [file (file-seq (io/file "src")) :when (str/ends-with? (str file) ".clj")
             :let [text (slurp file)]
             :when (not (str/ends-with? (str file) "impl/edn.clj"))]

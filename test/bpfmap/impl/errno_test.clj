@@ -33,7 +33,7 @@
 (def ^:private ok {:release "6.18.44" :missing nil :unprivileged-bpf-disabled 2})
 
 (deftest s10-errno-explanations
-  (testing "explains an errno by what is missing"
+  (testing "explains an errno by missing capabilities"
     (are [code facts kind words]
          (let [{:bpfmap/keys [error hint]} (errno/explain code (merge ok facts))]
            (and (= kind error) (str/includes? hint words)))

@@ -121,7 +121,7 @@
   (testing "a handle rejects what its type or access does not allow"
     (is (= #{:push! :pop! :peek :might-contain?}
            (set (keys (map-types/refusals :hash 8 :read-write))))
-        "what is for maps without keys")
+        "operations of maps without keys")
     (are [type access op refusal] (= refusal (first (get (map-types/refusals type 8 access) op)))
       :hash :read-only :put! :read-only
       :hash :read-only :freeze! :read-only

@@ -66,7 +66,7 @@
    "-cp" (System/getProperty "java.class.path") "clojure.main" "-m" "bpfmap.nrepl.server"])
 
 (defn- start
-  "Starts a server, and waits for what it prints: the process and the line."
+  "Starts a server and waits for its output; returns the process and the line."
   [& args]
   (let [^List command (vec (concat command args))
         process (.start (doto (ProcessBuilder. command) (.redirectError (File. "/dev/null"))))

@@ -124,7 +124,7 @@
           (is (= (str "#<bpf-map " (:id (bpf/info m)) " :hash \"nrepl_flows\" :u32 -> :u64>")
                  (evaluated t "m" :session id))
               "a map is a line, whatever is in it")
-          (testing "what is in it comes bounded"
+          (testing "its contents are printed within the bounds"
             (doseq [code ["(into {} m)" "(bpf/snapshot m)" "(seq m)" "(reduce conj [] m)"]]
               (let [text (evaluated t code :session id)]
                 (is (re-find #" ?\.\.\.[\])}]$" text))
@@ -313,7 +313,7 @@
                         :message) (error-of
                                     (server/start {:port port :trust-all-local-users true}))))))))))
 
-;; --- what goes wrong, and what is left
+;; --- failures, and what stays behind
 
 (deftest garbage-ends-connection
   (testing "an invalid message ends only its connection"

@@ -47,7 +47,7 @@
   `(with-home* (fn [~(with-meta home {:tag `File})] ~@body)))
 
 (defn- refusal
-  "Kind and message of what is wrong with a place, the home in it written ~."
+  "Returns the kind and message of the error for a path, with ~ for the home."
   [home socket]
   (let [{:keys [message]
          :bpfmap/keys [error]} (error-of (socket-dir/in-private-directory socket true))]
@@ -141,13 +141,13 @@
         (testing "also where a link of this user's leads through another's"
           (link (io/file home "through") (io/file sticky "theirs"))
           (is (= :permission (first (refusal home (str home "/through/own/nrepl.sock"))))))
-        (testing "relative ones, and those that lead upwards"
+        (testing "relative links, and links that lead upwards"
           (Files/createSymbolicLink (path (io/file real "up"))
                                     (socket-dir/java-path "../mine/../real/.")
                                     (make-array FileAttribute 0))
           (is (= (path (io/file real "own" "nrepl.sock"))
                  (socket-dir/in-private-directory (str home "/mine/up/own/nrepl.sock") true))))
-        (testing "not those that go round"
+        (testing "not links in a circle"
           (link (io/file home "a") (io/file home "b"))
           (link (io/file home "b") (io/file home "a"))
           (is (= [:invalid-value "Too many symbolic links on the way to ~/a/own"]
@@ -254,7 +254,7 @@
                         (make-array java.nio.file.CopyOption 0))
             (with-open [_ ^Closeable (bound socket)]
               (socket-dir/release marked)
-              (is (socket-dir/answers? socket) "what somebody bound there meanwhile stays")))))
+              (is (socket-dir/answers? socket) "a socket that another process bound in the meantime stays")))))
       (let [socket (.resolveSibling (socket-in home) "second")
             claim (socket-dir/claim socket)]
         (with-open [_ ^Closeable (bound socket)]
@@ -275,7 +275,7 @@
             (with-open [_ ^Closeable (bound socket)]
               (is (socket-dir/answers? socket))
               (is (= socket (socket-dir/in-private-directory (socket-dir/text socket) false))
-                  "what is printed names it again")
+                  "the printed path names the socket again")
               (let [marked (socket-dir/mark claim)]
                 (is (= :socket (:kind (#'socket-dir/status socket))))
                 (socket-dir/release marked)))

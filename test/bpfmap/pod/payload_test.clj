@@ -1,5 +1,5 @@
 (ns bpfmap.pod.payload-test
-  "EDN between the pod and its client: what is written reads as what it was, or is not written."
+  "EDN between the pod and its client: a written value is read as the same value, or is rejected."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.fixture :refer [error-of]]
             [bpfmap.pod.handles :as handles]

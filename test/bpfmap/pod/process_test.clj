@@ -49,14 +49,14 @@
                   (str/includes? (slurp err) "Full thread dump") true
                   (zero? tries) false
                   :else (do (Thread/sleep 100) (recur (dec tries)))))))
-        (testing "what is opened and closed leaves no descriptor"
+        (testing "objects that are opened and closed leave no descriptor"
           (let [m (call 'create spec)
                 round #(call 'close (call 'clone m))]
             (round)
             (let [before (descriptors c)]
               (dotimes [_ 500] (round))
               (is (< (descriptors c) (+ before 50))))))
-        (testing "what is open when it shuts down is closed"
+        (testing "open objects are closed at shutdown"
           (let [id (:id (:form (call 'create spec)))]
             (is (= 0 (client/stop c)))
             (is (= :end (deref (:ended c) 60000 :not-ended))

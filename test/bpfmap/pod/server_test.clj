@@ -1,6 +1,5 @@
 (ns bpfmap.pod.server-test
-  "The pod as its client sees it: what it offers, what goes in and comes out, what it does with
-  what is wrong.
+  "The pod as its client sees it: its vars, arguments and results, and errors.
 
   Here it runs in this process, over two pipes of the system; `bpfmap.pod.process-test` has it as
   a process."
@@ -70,7 +69,7 @@
 (def ^:private small
   {:name "pod_small" :type :hash :key :u32 :value :u64 :max-entries 64})
 
-;; --- what is offered
+;; --- namespaces and vars
 
 (deftest offered-functions
   (testing "offers every function of the API or omits it for a reason"
@@ -176,7 +175,7 @@
                      (list 'def 'm (list 'bpf/create small))
                      '[(= m (bpf/put! m 1 1) (bpf/freeze! m)) (bpf/bpf-map? m)]))))))
 
-;; --- what goes in and comes out
+;; --- arguments and results
 
 (kernel-test typed-value-round-trip
   (testing "a value reads back as it was written"
@@ -335,10 +334,10 @@
       (is (= "edn" (get (client/settled (client/request c {"op" "describe"})) "format"))
           "and the pod goes on"))))
 
-;; --- input that is no protocol
+;; --- input that breaks the protocol
 
 (defn- answer-to
-  "What a pod does with bytes: its exit code, what it writes, and what it says."
+  "Returns the exit code of a pod for some bytes, its output, and its messages."
   [^String text]
   (let [out (ByteArrayOutputStream.)
         err (StringWriter.)
@@ -347,7 +346,7 @@
     [code (str out) (str/trim (str err))]))
 
 (def ^:private no-messages
-  "Input, and what is wrong with it."
+  "Input, and its problem."
   [["hello\n" "Invalid bencode: a message must begin with `d`, got `h`"]
    ["GET / HTTP/1.1\r\n\r\n" "Invalid bencode: a message must begin with `d`, got `G`"]
    ["\n" "Invalid bencode: a message must begin with `d`, got byte 10"]
@@ -402,7 +401,7 @@
                                  full)))))
       (is (= "bpfmap pod: The output cannot be written: No space left on device\n" (str err))))))
 
-;; --- what is left open
+;; --- open objects
 
 (kernel-test handles-closed-at-end
   (testing "closes all handles at the end"
@@ -429,7 +428,7 @@
         (dotimes [_ 1000]
           (client/invoke c 'pod.bpfmap.core/close [(client/invoke c 'pod.bpfmap.core/clone [m] {})]
                          {}))
-        ;; A class that is loaded meanwhile may open a file of its own.
+        ;; A class that is loaded at the same time may open a file.
         (is (< (fixture/open-descriptors) (+ before 50)))))))
 
 ;; --- watches
@@ -448,7 +447,7 @@
                      '(defn event
                         []
                         (dissoc (.poll events 60 java.util.concurrent.TimeUnit/SECONDS) :at))
-               ;; What it calls may itself ask the pod.
+               ;; The callback may itself call the pod.
                      '(def w (bpf/watch m {:interval 0.005 :on-done #(deliver done :done)}
                                         (fn [e]
                                           (.put events (assoc e :count (bpf/count-entries m))))))
@@ -499,7 +498,7 @@
                           '[@events @seen])
                   held-up (count (take-while (complement :dropped) events))
                   values (map #(get (:changed %) 1) (rest events))]
-              (is (= 2 held-up) "the first event after the call that waited says what it missed")
+              (is (= 2 held-up) "the first event after the call that waited has the number of dropped events")
               (is (< 100 (:dropped (nth events 2)) seen))
               (is (= 1 (count (filter :dropped (take 1026 events)))) "the latest 1024 were kept")
               (doseq

@@ -103,7 +103,7 @@
             reader (fixture/thread #(.read (.source pipe) ^ByteBuffer buffer))
             waiting? #(str/includes? (str/join (map str (.getStackTrace ^Thread reader))) "read0")]
         (while (not (waiting?)) (Thread/sleep 1))
-        (testing "closing it waits a while, then says what is the matter, and changes nothing"
+        (testing "closing it waits a while, then reports the reason, and changes nothing"
           (let [{:keys [message] :bpfmap/keys [error op map]} (error-of (mem/close memory))]
             (is (= [:busy :close (select-keys (bpf/info m) [:id :name :type])] [error op map]))
             (is
@@ -197,7 +197,7 @@
     (.get refused)))
 
 (defmacro ^:private noting
-  "A function that runs body, and notes what it throws."
+  "Returns a function that runs body and records its exceptions."
   [failure & body]
   `(fn []
      (try
@@ -205,7 +205,7 @@
        (catch Throwable e#
          (.set ~failure e#)))))
 
-(defn- mapped-anew
+(defn- mapped-again
   "The memory of a map, and a view of its elements."
   [m]
   (let [memory (bpf/memory m)]
@@ -217,7 +217,7 @@
     ;; read their numbers.
     (with-open [m (an-array {:contents (contents)})
                 decoy (an-array nil)]
-      (let [current (AtomicReference. (mapped-anew m))
+      (let [current (AtomicReference. (mapped-again m))
             over (AtomicBoolean.)
             closes (AtomicLong.)
             places (atom {:same 0 :other 0})
@@ -233,7 +233,7 @@
                            (with-open [other ^Closeable (bpf/memory decoy)]
                              (swap! places update (if (= place (address other)) :same :other) inc)
                              (Thread/yield)
-                             (.set current (mapped-anew m))
+                             (.set current (mapped-again m))
                              (.incrementAndGet closes))))))]
         (try
           (let [refused (accessing current 10000000 #(< 100 (.get closes)))]
@@ -253,7 +253,7 @@
           over (AtomicBoolean.)
           frozen (AtomicLong.)
           failure (AtomicReference.)
-          show (fn [m] (.set current (mapped-anew m)))
+          show (fn [m] (.set current (mapped-again m)))
           freezer (let [first-map (new-map)]
                     (show first-map)
                     (fixture/thread

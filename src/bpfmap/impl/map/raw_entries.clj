@@ -130,7 +130,7 @@
   "Returns a reducible of the results of f for the keys of two readings (maps).
 
 
-  The keys of `after` come first, then those that only `before` has. f gets the change (`:added`,
+  The keys of `after` come first, then the keys that only `before` has. f gets the change (`:added`,
   `:changed`, `:removed` or `:same`), the key, and the values before and after, nil if there is
   none. `same?` compares two values. If `before` is nil, this is the first reading, and the change
   is nil.

@@ -1,5 +1,5 @@
 (ns bpfmap.impl.btf.blob-test
-  "Reading BTF: what is read."
+  "Reading BTF: the records."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.fixture :as fixture]
             [bpfmap.impl.btf.blob :as blob]
@@ -15,7 +15,7 @@
 
 (def ^:private u32-max 0xffffffff)
 
-;; ---------------------------------------------------------------- what is read
+;; ---------------------------------------------------------------- records
 
 (deftest both-byte-orders
   (testing "reads type records in either byte order"
@@ -194,7 +194,7 @@
       (is (= [:type 3] (first (refused (blob/size-of b 3)))))
       (is (= [:type 4] (first (refused (blob/size-of b 4)))))
       (is (= [3 8 5] [(blob/resolve b 3) (blob/size-of b 5) (blob/resolve b 5)])
-          "a pointer to itself is no cycle"))))
+          "a pointer to itself is not a cycle"))))
 
 (deftest sizes-beyond-32-bits
   (testing "rejects sizes of more than 32 bits"
@@ -260,7 +260,7 @@
           split (writer/blob split-records {:base base})]
       (is (= [[:strings] (str "Malformed BTF, strings: the first one must be empty: " needs-base)]
              (refused (blob/parse split))))
-      (testing "with a base, an offset that is too large is no sign of that"
+      (testing "with a base, an offset that is too large does not suggest a missing base"
         (is (= [[:type 3 :name]
                 "Malformed BTF, type 3 name: must be an offset below 18, got 99"]
                (refused (blob/parse (raw [99 (info :ptr) 0] ["" ""]) base))))))))

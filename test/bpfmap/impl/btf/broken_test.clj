@@ -1,5 +1,5 @@
 (ns bpfmap.impl.btf.broken-test
-  "What is said of bytes that are no BTF: the header, and the types."
+  "Errors for bytes that are not BTF: the header, and the types."
   (:require [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.samples :as samples :refer [info needs-base raw refused]]
             [bpfmap.impl.btf.writer :as writer]
@@ -202,7 +202,7 @@
               "Malformed BTF, type 1: its names must not overlap: together they are longer than all strings"]
              result))
       (is (< bytes 10e6) "and not 2 GiB")
-      (testing "a name that occurs twice is no overlap"
+      (testing "a name that occurs twice is not an overlap"
         (let [b (blob/parse (raw (concat [0 (info :enum 60000) 4] (flatten (repeat 60000 [1 0])))
                                  ["" "abc"]))]
           (is (= 60000 (count (:values (blob/record b 1))))))))))

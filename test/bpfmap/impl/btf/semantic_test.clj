@@ -1,5 +1,5 @@
 (ns bpfmap.impl.btf.semantic-test
-  "What prefixes of addresses are to the kernel, and what is taken for one when it is read back."
+  "Prefixes of addresses in the kernel, and the structs that are read back as prefixes."
   (:require [bpfmap.btf :as btf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.btf.blob :as blob]
@@ -42,7 +42,7 @@
       (is (= [:struct [:net [:prefix :ipv4]] [:six [:prefix :ipv6]]]
              (btf/type-of b (second ids)))))))
 
-;; --- what is taken for one
+;; --- structs that are read as prefixes
 
 (def ^:private words
   [{:kind :int :name "unsigned int" :size 4 :bits 32 :offset 0 :signed false}     ; 1

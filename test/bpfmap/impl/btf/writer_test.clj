@@ -1,5 +1,5 @@
 (ns bpfmap.impl.btf.writer-test
-  "Writing BTF: what is written is read again, by us, by bpftool and by the kernel."
+  "Writing BTF: the result is read by bpfmap, by bpftool and by the kernel."
   (:require [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.samples :as samples :refer [big every-kind little]]

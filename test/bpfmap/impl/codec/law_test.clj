@@ -1,5 +1,5 @@
 (ns bpfmap.impl.codec.law-test
-  "The law of the codecs: writing what was read gives the same bytes, for every type and whatever
+  "The law of the codecs: writing a decoded value gives the same bytes, for every type and whatever
   the bytes; and different keys read as different values."
   (:require [bpfmap.btf :as btf]
             [bpfmap.bytes :as bytes]
@@ -24,7 +24,7 @@
 ;; ---------------------------------------------------------------- bytes
 
 (def ^:private a-byte
-  "Bytes that make what is special likely: zeros, text, the exponents of NaN and infinity, signs."
+  "A generator of bytes in which special values are likely: zeros, text, NaN, infinity, signs."
   (gen/frequency [[6 (gen/return 0)]
                   [2 (gen/choose 97 122)]
                   [2 (gen/elements [0x7f 0x80 0xff 0xf8 0xf0 0xc0 1 2])]
@@ -126,7 +126,7 @@
       (is (= (bytes/->bytes "7f c0 00 00")
              (types/encoded (codec/codec :f32be) (Double/longBitsToDouble -2251799813685248)))))))
 
-;; ---------------------------------------------------------------- what it looks like
+;; ---------------------------------------------------------------- printed forms
 
 (def ^:private group-and-cache [:struct [:group :u64] [:cache :u32]])
 (def ^:private bits [:struct [:a [:bits :u32 5]] [:b [:bits :u32 7]]])

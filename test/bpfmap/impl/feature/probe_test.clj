@@ -20,7 +20,7 @@
       {:supported nil :why "refused"} :EPERM
       {:supported nil :why "refused"} :ENOMEM
       {:supported nil :why "refused"} nil)
-    (testing "what is known by an errno that elsewhere is a no"
+    (testing "features known by an errno that means unsupported elsewhere"
       (is (= {:supported true} (probe/of-creation #{:ENOTSUPP} nil (refusing :ENOTSUPP)))))))
 
 (deftest errnos-of-operations

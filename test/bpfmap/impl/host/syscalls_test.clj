@@ -28,7 +28,7 @@
     (is (= "syscall_4294967295" (syscalls/syscall-name 0xffffffff)))))
 
 (deftest default-architecture
-  (testing "the default architecture is that of this machine"
+  (testing "the default architecture is the architecture of this machine"
     (is (= (syscalls/syscall-name 1 (System/getProperty "os.arch"))
            (syscalls/syscall-name 1)))))
 

@@ -132,7 +132,7 @@
 (kernel-test cgroup-link-id
   (testing "the link of a cgroup reports its id"
     (if-let [path (:path (first (filter #(= "cgroup2" (:type %)) (procfs/mounts))))]
-      ;; Allows what is asked
+      ;; Allows every request
       (with-open [p (prog/load {:type :cgroup-sock :insns [[:mov64 :r0 1] [:exit]]})
                   cgroup (directory path)]
         (checked-link (link p {4 (.acquire cgroup) 8 (prog/attach-types :cgroup-inet-sock-create)})

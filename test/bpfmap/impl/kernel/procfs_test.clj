@@ -60,7 +60,7 @@
                          "51 50 0:51 / /bpf rw - bpf t rw"))
           "/" 50
           "/bpf" 51))
-      (testing "in a root directory that is no mount itself"
+      (testing "in a root directory that is not a mount itself"
         (are [path id]
              (= id
                 (located path "60 59 0:60 / /bpf rw - bpf b rw"
@@ -107,7 +107,7 @@
       [:map 12] ["flags" "02" "map_type" "1" "map_id" "12"]
       [:program 7] ["prog_id" "7" "prog_type" "1"]
       [:link 3] ["link_id" "3" "prog_id" "7"]
-      ;; That of an iterator over a map's elements.
+      ;; The fdinfo of an iterator over a map's elements.
       [:link 3] ["link_type" "iter" "link_id" "3" "prog_id" "7" "map_id" "12"]
       nil ["flags" "02" "mnt_id" "7"]
       nil [])))

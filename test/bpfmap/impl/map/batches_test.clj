@@ -114,7 +114,7 @@
      :sizes @sizes}))
 
 (defn- exactly
-  "Asserts that entries read are those of a map, each once."
+  "Asserts that the entries read are the entries of a map, each once."
   [expected entries]
   (is (= (count expected) (count entries)))
   (is (= expected (into {} entries))))
@@ -166,7 +166,7 @@
               (fn [m]
                 (is (= n (bpf/put-all! m (map entry (range n)))))
                 (is (= (all form n) (into {} m)))
-                (is (= n (bpf/put-all! m (all form n))) "over what is there")
+                (is (= n (bpf/put-all! m (all form n))) "over existing entries")
                 (is (= (all form n) (into {} m)))))
             (when-not (:room form)
               (doseq [fits [0 1 (quot n 2) (dec n)]]
@@ -205,7 +205,7 @@
                   (is (= n (bpf/delete-all! m (map key (range n)))))
                   (put (range n))
                   (is (= 5 (bpf/delete-all! m (map key [3 1 4 1 5 9 (+ n 5) 3])))
-                      "what is named twice is there once")
+                      "a key given twice is in the result once")
                   (is (= (apply dissoc (all form n) (map key [3 1 4 5 9])) (into {} m))))))))))))
 
 (kernel-test b1-more-than-one-syscall

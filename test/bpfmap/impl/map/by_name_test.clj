@@ -86,7 +86,7 @@
 ;; ---------------------------------------------------------------- the same spec
 
 (def ^:private same-again
-  "Specs of which the kernel reports something else than what was asked."
+  "Specs for which the kernel reports other values."
   [counts
    {:type :devmap :max-entries 4} ; gets the flag :rdonly-prog
    {:type :devmap-hash :max-entries 4}
@@ -149,10 +149,10 @@
         (bpf/put! m 3 30)
         (doseq [contents [{1 10, 2 20} {9 90} (zipmap (range 100) (range)) nil]]
           (with-open [again (create (assoc spec :contents contents))]
-            (is (= {1 11, 3 30} (into {} again) (into {} m)) "what became of it meanwhile")))
+            (is (= {1 11, 3 30} (into {} again) (into {} m)) "the current entries")))
         (bpf/unpin! m)
         (with-open [fresh (create spec)]
-          (is (= {1 10, 2 20} (into {} fresh)) "once it is gone, it is made anew")
+          (is (= {1 10, 2 20} (into {} fresh)) "once it is gone, a new map is created")
           (bpf/unpin! fresh))))))
 
 ;; ---------------------------------------------------------------- another spec
@@ -258,7 +258,7 @@
                      (finally (.set over true)
                               (fixture/join remover)))]
       (is (= #{1} (disj (set (apply concat outcomes)) :busy)) "nothing but that")
-      ;; It gives up so rarely that nobody has seen it; this is what it would say.
+      ;; Nobody has seen it give up; this is the message in that case.
       (is
        (=
         "The pin /sys/fs/bpf/x was created and removed repeatedly: others create and remove it at the same time; try again"

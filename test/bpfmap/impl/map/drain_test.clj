@@ -1,6 +1,6 @@
 (ns bpfmap.impl.map.drain-test
-  "Taking everything out of a map: what was taken and what is left is all that was put, whatever
-  happens meanwhile."
+  "Draining a map: the taken and the remaining entries are all entries that were put, whatever
+  happens at the same time."
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
@@ -159,7 +159,7 @@
 ;; ---------------------------------------------------------------- errors on the way
 
 (def ^:private small
-  "A type that does not decode what is above 1000."
+  "A type that does not decode numbers above 1000."
   [:via :u64 identity #(if (< 1000 (long %)) (throw (ex-info "too many" {})) %)])
 
 (kernel-test ^{:needs [[:operation :hash :take!]]} b8-undecodable-entries
@@ -294,6 +294,6 @@
               (is (every? (fn [[k v]] (= (pair-of k) v)) taken) "each is whole")
               (is (every? (fn [[k v]] (= (pair-of k) v)) left))
               (is (every? #(contains? taken %) (range n))
-                  "what was there from the beginning was taken")
+                  "all entries from the beginning were taken")
               (is (every? #(or (contains? taken %) (contains? left %)) (range n (+ n added)))))
             (bpf/drain! m)))))))

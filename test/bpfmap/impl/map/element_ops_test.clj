@@ -60,10 +60,10 @@
                 (is (= 99 (m narrow))))
               (bpf/put! m narrow 99))
             (is (= 4 (bpf/delete-all! m (conj (keys entries) (str/replace everything "/0" "/3"))))
-                "those that are there")
+                "the existing keys")
             (is (nil? (m host)))
             (is (nil? (m everything)))))))
-    (testing "what is no prefix"
+    (testing "a text that is not a prefix"
       (with-open [m ^Closeable (bpf/create {:type :lpm-trie :key [:prefix :ipv4] :value :u32
                                             :max-entries 8 :flags #{:no-prealloc}})]
         (doseq [k ["10.0.0.0/33" "10.0.0/8" "::1/128" "10.0.0.0/" "" nil 7 {}]]
@@ -443,7 +443,7 @@
       (bpf/put! m 0 {:qsize 64})
       (is (= {0 {:qsize 64 :program nil}} (into {} m)))
       (bpf/put! m 0 (m 0))
-      (is (= {:qsize 64 :program nil} (m 0)) "what was read is put back")
+      (is (= {:qsize 64 :program nil} (m 0)) "a value that was read can be written")
       (is (= [:invalid-value :incompatible]
              [(:bpfmap/error (error-of (bpf/put! m 0 {:qsize 64 :program 7})))
               (with-open [p ^Closeable (programs/tail-target 1)]

@@ -38,7 +38,7 @@
 (defn- new-directory ^File []
   (doto (io/file (fixture/new-pin)) (.mkdir)))
 
-;; --- what was seen
+;; --- observations
 
 (kernel-test shared-15-byte-prefix
   (testing "a name that shares the first 15 bytes is another map"
@@ -85,7 +85,7 @@
                (map (comp opened (partial str own))
                     ["calls_per_second_total" "calls_per_second_errors"
                      (subs "calls_per_second" 0 (- 15 (count own)))]))
-            "the name that they share is that of both")))))
+            "both have the same name")))))
 
 (kernel-test pin-file-name
   (testing "the file name of a pin is a full name"

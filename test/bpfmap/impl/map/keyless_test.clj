@@ -63,9 +63,9 @@
             others (map #(str "10.1." (quot % 256) "." (mod % 256)) (range 1000))]
         (is (not-any? #(bpf/might-contain? m %) put) "nothing is in it yet: that is certain")
         (doseq [address put] (is (identical? m (bpf/push! m address))))
-        (is (every? #(true? (bpf/might-contain? m %)) put) "what is in it may be in it")
+        (is (every? #(true? (bpf/might-contain? m %)) put) "values in it may be in it")
         (let [maybe (count (filter #(bpf/might-contain? m %) others))]
-          (is (< maybe 500) "and most of what is not is known not to be"))
+          (is (< maybe 500) "and most other values are known to be missing"))
         (bpf/push! m (first put))
         (dotimes [i 3000] (bpf/push! m (str "10.9." (quot i 256) "." (mod i 256))))
         (is (every? #(bpf/might-contain? m %) put) "it is never full, but knows less and less")))

@@ -52,11 +52,11 @@
               (is (= [[a c] true true] [(bpf/pinned-paths again) (there? a) (there? c)]))
               (bpf/unpin! again c)
               (is (= [[a] true false] [(bpf/pinned-paths again) (there? a) (there? c)])))))
-        (testing "a pin that somebody removed is made anew"
+        (testing "a pin that another process removed is created again"
           (.delete (io/file b))
           (bpf/pin! m (.toPath (io/file b)))
           (is (there? b)))
-        (testing "one is removed, then those that are left"
+        (testing "one is removed, then the others"
           (bpf/unpin! m b)
           (is (= [[a] true false] [(bpf/pinned-paths m) (there? a) (there? b)]))
           (bpf/pin! m b)
@@ -94,7 +94,7 @@
           (is (= [:exists :move-pin!] (take 2 (refusal (error-of (bpf/move-pin! m c b))))))
           (is (= [:not-found :move-pin!]
                  (take 2 (refusal (error-of (bpf/move-pin! m b (fixture/new-pin))))))
-              "what is there is not a pin of this map")
+              "the file is not a pin of this map")
           (is (= [:invalid-value :move-pin!]
                  (take 2 (refusal (error-of (bpf/move-pin! m c (str b ".x")))))))
           (is (= [:not-found :move-pin!]
@@ -358,7 +358,7 @@
             (is (= (:id (bpf/info m)) (:id (bpf/info same)))))
           (finally (.release ^Fd fd)))
         (is (nil? (m 1)) "the first is still open")))
-    (testing "what is no map"
+    (testing "a value that is not a map"
       (with-open [file (java.io.RandomAccessFile. "/dev/null" "r")]
         (let [before (fixture/settled-descriptors)
               number (some (fn [^File link]
@@ -382,7 +382,7 @@
       (with-open [m (create)
                   other (create)]
         (is (false? (bpf/pinned-at? m pin)) "nothing is there")
-        (is (false? (bpf/pinned-at? m "/dev/null")) "what is there is not pinned")
+        (is (false? (bpf/pinned-at? m "/dev/null")) "the file is not a pin")
         (bpf/pin! m pin)
         (is (true? (bpf/pinned-at? m pin)))
         (is (true? (bpf/pinned-at? m (java.io.File. ^String pin))))

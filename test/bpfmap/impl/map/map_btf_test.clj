@@ -47,7 +47,7 @@
         (is (= [:invalid-value [:key :src] :put! "t_flows"] [error path op (:name map)]))
         (is (str/starts-with? message "[:key :src]: \"10.0.0\" is not a :ipv4")))
       (is (= [:value :comm] (:bpfmap/path (error-of (bpf/put! m k (dissoc v :comm))))))
-      (is (= {k (assoc v :b 3)} (into {} m)) "what was refused changed nothing"))))
+      (is (= {k (assoc v :b 3)} (into {} m)) "refused writes changed nothing"))))
 
 (kernel-test semantic-types
   (testing "semantic types survive in the kernel"
@@ -76,7 +76,7 @@
           (is (= (into {} m) (read-string out))))))))
 
 (kernel-test given-types-override
-  (testing "types given to open override those of the map"
+  (testing "types given to open override the types of the map"
     (with-open [m ^Closeable (bpf/create flows)]
       (bpf/put! m k v)
       (with-open [o ^Closeable (bpf/open (:id (bpf/info m)) {:key [:bytes 16]})]
@@ -88,7 +88,7 @@
 
 (kernel-test maps-without-btf
   (testing "creates a map without BTF if the kernel does not accept its types"
-    (testing "a field's name that is no C identifier passes as one"
+    (testing "a field's name that is not a C identifier is converted to one"
       (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value [:struct [:tx-bytes :u64]]
                                             :max-entries 1})]
         (bpf/put! m 1 {:tx-bytes 2})
@@ -175,7 +175,7 @@
     (testing "a missing capability is not retried away"
       (let [{:bpfmap/keys [error errno]} (fixture/unprivileged #(error-of (bpf/create flows)))]
         (is (= [:permission :EPERM] [error errno]))))
-    (testing "what is refused with and without is explained by what the kernel lacks"
+    (testing "a map that is refused with and without BTF is explained by the missing feature"
       (is (= :not-supported
              (:bpfmap/error (error-of (bpf/create (assoc flows :flags #{0x40000000})))))))))
 

@@ -1,5 +1,5 @@
 (ns bpfmap.impl.map.misfits-test
-  "Maps that hold other objects, or hang on them: what is said of what does not fit."
+  "Maps that store other objects, or are keyed by them: errors for values that do not fit."
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]

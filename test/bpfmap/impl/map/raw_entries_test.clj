@@ -1,6 +1,6 @@
 (ns bpfmap.impl.map.raw-entries-test
   "Nothing is merged, lost or counted wrongly, whatever the bytes that others left in a map: the
-  multiset of raw entries is what every operation on what was read conserves."
+  multiset of raw entries is conserved by every operation on entries that were read."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
@@ -21,7 +21,7 @@
 (def ^:private special [0 0 0 0 0x80 0x7f 0xff 0xf8 97 98 1 2])
 
 (defn- random-bytes
-  "Bytes that make what is special likely."
+  "A generator of bytes in which special values are likely."
   [^Random random n]
   (bytes/->bytes (repeatedly n #(if (.nextBoolean random)
                                   (nth special (.nextInt random (count special)))

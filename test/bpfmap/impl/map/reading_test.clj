@@ -207,7 +207,8 @@
                [{:reader :batches :chunk 3} 10 #{:once :rewritten :mostly}]
                [{:reader :keys} 10 #{:once :mostly}]]
     :devmap-hash [[nil 20 #{}]]
-    ;; Key by key it may lose one that is written again meanwhile, which moves to the front.
+    ;; Key by key, a key may be missed that is written again at the same time, because it
+    ;; moves to the front.
     [[nil 40 #{:once :rewritten}] [{:reader :batches :chunk 1} 10 #{:once :rewritten}]
      [{:reader :keys} 10 #{}]]))
 
@@ -249,7 +250,7 @@
 (kernel-test b6-endless-restarts
   (testing "aborts after too many restarts with the entries that it read"
     ;; Of each chunk all that was seen and the key to come are deleted, and others put: the kernel
-    ;; begins anew each time.
+    ;; starts again each time.
     (let [fresh (atom 0)
           put-fresh! (fn [m]
                        (let [from (swap! fresh + 200)]
@@ -261,7 +262,7 @@
                  whole?] [["reduced"
                            (fn [m] (reduce (fn [acc e] (again! m (count acc)) (conj acc e)) [] m))
                            vector?]
-                          ;; It is a transient meanwhile.
+                          ;; It is a transient until then.
                           ["into a map" (fn [m] (into {} (map-indexed (fn [i e] (again! m i) e)) m))
                            map?]]]
           (testing case

@@ -1,5 +1,5 @@
 (ns bpfmap.impl.map.references-test
-  "Maps that hold other objects: what goes in and what comes out."
+  "Maps that store other objects: references that are written and read."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.impl.map.bpf-map :as bpf-map]
@@ -105,7 +105,7 @@
               (finally (run! bpf/close maps)))
             (let [deleted (volatile! nil)
                   step (fn [seen k v]
-                         ;; At the first entry others go, those that come after it too.
+                         ;; At the first entry, other entries disappear, later ones too.
                          (when-not @deleted
                            (vreset! deleted (set (filter #(and (not= k %) (zero? (mod % 4))) ks)))
                            (is (= (count @deleted) (bpf/delete-all! m @deleted))))
@@ -117,7 +117,7 @@
               (is (every? #(pos? (long (:map-id %))) (vals seen)))
               (is (= stayed (set (keys (into {} m))))))))))))
 
-(kernel-test e8-slots-change-meanwhile
+(kernel-test e8-slots-change
   (testing "slots that others change do not disturb the iteration"
     (with-open [m ^Closeable (bpf/create (first outers))
                 a (inner-map 1)]

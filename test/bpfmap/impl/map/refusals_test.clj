@@ -1,6 +1,6 @@
 (ns bpfmap.impl.map.refusals-test
-  "What the running kernel refuses, and whether what is said of it is true: as root, and as a user
-  without privileges."
+  "Calls that the running kernel refuses, and whether the errors about them are true: as root, and
+  as a user without privileges."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
@@ -59,7 +59,7 @@
     (is (= :not-a-program (:bpfmap/error (error-of (prog/open (fixture/bpffs))))))))
 
 (kernel-test unprivileged-user
-  (testing "the errors without privileges name what is missing"
+  (testing "the errors without privileges name the missing capabilities"
     (let [path (fixture/new-pin)]
       (with-open [m (hash-map-there)]
         (bpf/pin! m path)
@@ -103,7 +103,7 @@
           (is (.exists (io/file path)))
           (bpf/unpin! m))))))
 
-;; --- specs of what is there
+;; --- specs of existing maps
 
 (def ^:private specs
   "A spec of each type that this kernel creates without another object."
@@ -149,7 +149,7 @@
               (is (nil? (bpf/spec-diff other (bpf/spec one))))
               (is (bpf/compatible? (bpf/info other) (bpf/spec one))))
             (when-let [inner (:inner-map spec)]
-              (is (nil? (:inner-map (bpf/spec opened))) "an empty one does not say what it holds")
+              (is (nil? (:inner-map (bpf/spec opened))) "the spec of its inner maps is unknown if it is empty")
               (is (= :invalid-spec (:bpfmap/error (error-of (bpf/create (bpf/spec opened))))))
               (with-open [held ^Closeable (bpf/create inner)]
                 (bpf/put! m 1 held))
@@ -161,7 +161,7 @@
                        (cond-> (dissoc (bpf/info again) :id :btf-id :memlock :key :value)
                          ;; The node is not told
                          (:numa-node spec) (assoc :flags (:flags (bpf/info m)))))
-                    "the same but for what is each map's own, and types where the kernel takes none")
+                    "equal except for properties of each map, and types if the kernel stores none")
                 (is (bpf/compatible? m (bpf/spec again))))))
           (catch clojure.lang.ExceptionInfo e
             (when-not (= [:not-supported :create] ((juxt :bpfmap/error :bpfmap/op) (ex-data e)))

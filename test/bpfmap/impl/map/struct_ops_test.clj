@@ -98,7 +98,7 @@
                     :undo_cwnd {:program-id (:id (prog/info undo-cwnd))}}
                    (select-keys data [:name :init :flags :ssthresh :cong_avoid :undo_cwnd])))
             (with-open [p ^Closeable (prog/open (:ssthresh data))]
-              (is (= "ssthresh" (:name (prog/info p))) "what is read can be opened")))
+              (is (= "ssthresh" (:name (prog/info p))) "a reference that was read can be opened")))
           (is (= {0 (m 0)} (into {} m) (bpf/snapshot m) (bpf/lookup-all m [0 1])))
           (is (= [1 0 nil nil false]
                  [(bpf/count-entries m) (bpf/next-key m) (bpf/next-key m 0) (m 1)

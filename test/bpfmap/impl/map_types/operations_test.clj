@@ -1,6 +1,6 @@
 (ns bpfmap.impl.map-types.operations-test
-  "Every row of the table of map types against the running kernel: what it grants is used, and
-  what it denies is refused by the library by its name, and by the kernel too."
+  "Every row of the table of map types, compared with the running kernel: granted operations
+  are used, and denied ones are refused by the library by name, and by the kernel too."
   (:require [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
@@ -26,7 +26,7 @@
                              (str " lacks the map type " (:type spec) ", which was added in Linux "
                                   (:since (row-of use))))))))))
 
-;; ---------------------------------------------------------------- what is granted
+;; ---------------------------------------------------------------- granted operations
 
 (defn- keys-by-walking [m]
   (vec (take 100 (take-while some? (iterate #(bpf/next-key m %) (bpf/next-key m))))))
@@ -128,7 +128,7 @@
           (used use check)))
       (is (= before (fixture/open-descriptors))))))
 
-;; ---------------------------------------------------------------- what is denied
+;; ---------------------------------------------------------------- denied operations
 
 (def ^:private asked
   "Each operation as the library is asked for it, and whatever else is made of it."
@@ -171,11 +171,11 @@
   "What a row denies and the kernel does not refuse: what it says to that, with a key that is not
   there where there are two, and why it is denied. "
   {[:devmap :insert!] [:EEXIST "an empty slot counts as there: nothing can be inserted"]
-   [:devmap :replace!] [:ok "an empty slot counts as there: what is not there is \"replaced\""]
+   [:devmap :replace!] [:ok "an empty slot counts as an entry: a missing key is \"replaced\""]
    [:cpumap :insert!] [:EEXIST "as :devmap"]
    [:cpumap :replace!] [:ok "as :devmap"]
-   [:devmap-hash :replace!] [:ok "the flag is not looked at: what is not there is \"replaced\""]
-   [:cgroup-storage :put!] [:ok "only what is there is written, else ENOENT: that is replace!"]
+   [:devmap-hash :replace!] [:ok "the flag is ignored: a missing key is \"replaced\""]
+   [:cgroup-storage :put!] [:ok "only an existing key is written, else ENOENT: that is replace!"]
    [:percpu-cgroup-storage :put!] [:ok "as :cgroup-storage"]
    [:queue :might-contain?] [:ENOENT "the same command is peek"]
    [:stack :might-contain?] [:ENOENT "the same command is peek"]

@@ -94,7 +94,7 @@
     :value-size] #(let [frames
                         (parse-long (str/trim (slurp "/proc/sys/kernel/perf_event_max_stack")))]
                     (* frames (if (contains? (:flags %) :stack-build-id) 32 8)))
-   ;; Everything up to a header whose size is no business of user space; see the test below.
+   ;; Everything up to a header whose size user space does not know; see the test below.
    [:local-storage :value-size] (constantly 32768)
    [:cgroup-storage :value-size] (constantly 32768)})
 
@@ -238,7 +238,7 @@
           :value (do (is (int? (with-types [nil value])))
                      (is (= :EINVAL (with-types [:u32 value]))))
           nil (do (is (int? (with-types [key value])))
-                  ;; That of a cgroup's storage is a number, or one certain struct.
+                  ;; The key of a cgroup's storage is a number, or one certain struct.
                   (when-not (:keys (row-of use))
                     (is (int? (with-types [[:struct [:bytes [:bytes key-size]]] value]))
                         "any key"))))))))

@@ -155,7 +155,7 @@
         (is (= (work direct) (work ordinary)))
         (is (= 0 (calls-of #(work direct))))
         (is (<= 300 (calls-of #(work ordinary)))))
-      (testing "but for what is not in memory"
+      (testing "except for values that are not in memory"
         (is (= 1 (calls-of #(direct 8))) "an index beyond the end")
         (is (= 1 (calls-of #(bpf/next-key direct))))))))
 

@@ -256,7 +256,7 @@
               (is
                (re-find
                 #"the address is taken in this process, by the same arena mapped through another handle or by something else" message)))))
-        (testing "after it is closed it can, and finds what was there"
+        (testing "after closing it can, and finds the same contents"
           (mem/close memory)
           (with-open [twin (bpf/clone m)]
             (let [again (bpf/memory twin)]

@@ -12,7 +12,7 @@
 (set! *warn-on-reflection* true)
 
 (defn- an-array
-  "A map of n bytes, a multiple of 8, which are 0, 1, 2 … and begin anew after 255."
+  "A map of n bytes, a multiple of 8, which are 0, 1, 2 … and begin again after 255."
   (^Closeable [n] (an-array n nil))
   (^Closeable [n change]
    (bpf/create (merge {:name "t_range" :type :array :key :u32 :value [:bytes 8]
@@ -39,7 +39,7 @@
         (is (= (reduce + expected) (reduce + memory) (reduce + 0 memory)
                (transduce (map inc) + -512 memory)))
         (is (= [0 1 2] (reduce (fn [acc x] (if (= 3 x) (reduced acc) (conj acc x))) [] memory)))
-        (testing "what is not there has a default where one is given"
+        (testing "a missing index has the default if one is given"
           (is (= [:none :none :none nil]
                  [(nth memory 512 :none) (memory -1 :none) (get memory :x :none) (get memory 512)]))
           (is (= :none (apply memory [512 :none]))))
@@ -163,7 +163,7 @@
           (is (= [0x07060504] (seq (mem/copy-to memory 4 (int-array 1)))))
           (is (= [0x0706050403020100 0x0f0e0d0c0b0a0908]
                  (seq (mem/copy-to memory (long-array 2)))))))
-      (testing "a part of the array, and what was around it stays"
+      (testing "a part of the array, and the rest stays"
         (is (= [9 0 1 9] (seq (mem/copy-to memory 0 (byte-array [9 9 9 9]) 1 2)))))
       (testing "and the other way round"
         (is (= memory (mem/copy-from memory 8 (double-array [1.5 -2.5]))))

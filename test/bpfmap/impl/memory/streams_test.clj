@@ -37,7 +37,7 @@
           (is (= [0 2 3 4 0] (seq array))))
         (is (= [5 0 0] [(.skip in 5) (.skip in 0) (.skip in -3)]))
         (is (= 10 (.read in)))
-        (testing "a read at the end takes what is left, and the next one none"
+        (testing "a read at the end returns the remaining bytes, and the next one none"
           (is (= 15 (.skip in 15)))
           (is (= 6 (.available in)))
           (let [array (byte-array 10)]

@@ -89,7 +89,7 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
                   (is (= 7 (run 5)))
                   (is (= [5 [{:a 0 :b 0} {:a 5 :b 10}]] [@packets @last]))
                   (is (= [5 {:a 5 :b 10}] [(get-in last [1 :a]) (nth last 1)])))
-                (testing "and what is written the program reads"
+                (testing "and the program reads written values"
                   (mem/write! limit 20)
                   (mem/write! packets 100)
                   (is (= 7 (run 1)))

@@ -224,7 +224,7 @@
                         [:struct [:lock :spin-lock] [:n :u32]
                          [:timers [:array [:struct [:t :task-work]] 1]]])]
         (mem/fill! memory 1)
-        (testing "what is there all the same is no field"
+        (testing "a Java method of the same name is not a field"
           (is (= {:n 0x01010101 :timers [{:bpfmap/padding (bpf/->bytes (repeat 8 1))}]
                   :bpfmap/padding (bpf/->bytes [1 1 1 1])} @v)))
         (mem/write! v :n 7)
