@@ -9,12 +9,12 @@
             [bpfmap.core :as bpf]
             [bpfmap.exec.backup :as backup]
             [bpfmap.exec.commands :as commands]
+            [bpfmap.exec.features :as features]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.options :refer [options]]
             [bpfmap.exec.query :as query]
-            [bpfmap.exec.types :as types]
             [bpfmap.impl.map-types :as map-types]
             [clojure.java.io :as io]
             [clojure.string :as str]))
@@ -29,7 +29,7 @@
 
 (def ^:private fields-of
   "The fields of the rows of commands, if they are the same for every map."
-  {"list" map-info/list-fields "features" types/features-fields})
+  {"list" map-info/list-fields "features" features/row-fields})
 
 (def ^:private fields-of-map
   "Functions from a map's spec to the fields of a command's rows, by command."

@@ -49,13 +49,13 @@
     :rows? true
     :doc "List the BPF features of this kernel (by probing)"
     :examples [{} {:where ["name=mmapable" "here=true"]}]
-    :fn 'bpfmap.exec.types/features :view 'bpfmap.exec.views/features}
+    :fn 'bpfmap.exec.features/features :view 'bpfmap.exec.views/features}
 
    ;; --- the contents of a map
    {:name "types" :group "Read a map" :args [:ref] :options typed
     :doc "Show the types of keys and values, in C and as data"
     :examples [{:ref "flows"}]
-    :fn 'bpfmap.exec.types/types :view 'bpfmap.exec.views/types}
+    :fn 'bpfmap.exec.reading/types :view 'bpfmap.exec.views/types}
    {:name "dump" :group "Read a map" :args [:ref]
     :options (into [:where :sort :limit :keys :cpus :stream] typed)
     :rows? true

@@ -20,7 +20,7 @@
   the whole value. Otherwise a vector ends with its last non-empty column, and a map whose columns
   are all empty is nil."
   (:require [bpfmap.bytes :as bytes]
-            [bpfmap.exec.tree :as tree]
+            [bpfmap.exec.column-tree :as column-tree]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [clojure.data.csv :as csv]
             [clojure.string :as str])
@@ -91,7 +91,7 @@
   [{:keys [title tree name]}]
   (let [name (or name (str/lower-case title))]
     (map (fn [path] (str/join "." (cons name (map name-text path))))
-         (tree/paths (or tree tree/leaf)))))
+         (column-tree/paths (or tree column-tree/leaf)))))
 
 (defn- nothing [n] (repeat n ""))
 
@@ -160,7 +160,7 @@
   "Prints rows on *out*, each as soon as it is read.
 
   `columns` can be a delay, for rows whose columns are known only during the reduction. A column
-  with a `:tree` (see `bpfmap.exec.tree`) has a CSV column for each leaf.
+  with a `:tree` (see `bpfmap.exec.column-tree`) has a CSV column for each leaf.
 
       (print-rows [{:title \"KEY\" :of :key :tree {:fields [[:src {:leaves 1}] [:dst {:leaves 1}]] :leaves 2}}]
                   [{:key {:src 1 :dst 2}}]) ; prints key.src,key.dst and 1,2"

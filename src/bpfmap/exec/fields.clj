@@ -10,6 +10,8 @@
   | `:aliases`  | of a struct: other names that a field has, as displayed: alias to name         |
   | `:unlisted` | of a struct: fields that a value has only sometimes, by name                   |
   | `:of`       | of a list: the field of each element                                           |
+  | `:count`    | of an array: the number of elements                                            |
+  | `:integer?` | of a number: true for an integer                                               |
   | `:names`    | of a name: the names that it can have, each with its number, or nil            |
   | `:shown`    | signs that a table shows for values, such as `+`: sign to value                |
   | `:family`   | of an address or prefix: `:ipv4` or `:ipv6`                                    |
@@ -17,7 +19,8 @@
   Names are texts. [[bpfmap.exec.query]] reads paths by them and checks conditions against them."
   (:require [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.node :as node]
-            [clojure.string :as str]))
+            [clojure.string :as str]
+            [clojure.walk :as walk]))
 
 (set! *warn-on-reflection* true)
 
@@ -144,10 +147,12 @@
 (defn of-node
   "Returns the field of a type's node.
 
-      (of-node (node/node [:array :u8 4] nil [])) ;=> {:kind :list, :of {:kind :number}}"
-  [{:keys [kind members element family values size]}]
+      (of-node (node/node [:array :float 4] nil []))
+      ;=> {:kind :list, :of {:kind :number}, :count 4}"
+  [{:keys [kind members element family values size count]}]
   (case kind
-    (:integer :float :pointer) {:kind :number}
+    (:integer :pointer) {:kind :number :integer? true}
+    :float {:kind :number}
     :bool {:kind :boolean}
     :char {:kind :char}
     :enum {:kind :name :names (into {} (map (fn [[k n]] [(name-of k) n])) values)}
@@ -157,7 +162,7 @@
     :prefix {:kind :prefix :family family}
     (:string :c-string) {:kind :text}
     :bytes {:kind :bytes :size size}
-    :array {:kind :list :of (of-node element)}
+    :array {:kind :list :of (of-node element) :count count}
     (:struct :union)
     {:kind :struct
      :unlisted {"bpfmap/padding" {:kind :bytes}}
@@ -240,13 +245,18 @@
     (row (cond-> (conj fields ["change" (changes)])
            rates (conj ["per-second" rates])))))
 
+(defn- same-kind?
+  "Returns true if two fields differ at most in the lengths of arrays."
+  [a b]
+  (apply = (walk/postwalk #(if (map? %) (dissoc % :count) %) [a b])))
+
 (defn of-changes
   "Returns the field for the rows of `diff`.
 
   See [[of-entries]]. With `rates?`, rows have `:per-second`."
   [old-spec new-spec cpus rates?]
   (let [[before after] (map #(into {} (:fields (of-entries % cpus))) [old-spec new-spec])
-        side (fn [k] (if (= (before k) (after k)) (after k) any))
+        side (fn [k] (if (same-kind? (before k) (after k)) (after k) any))
         rates (when rates? (of-rates (side "value")))]
     (row (cond-> [["change" (changes)]
                   ["key" (side "key")]

@@ -1,8 +1,8 @@
 (ns ^:no-doc bpfmap.exec.output
   "Prints results: columns, tables cut to a width, EDN, JSON and CSV."
   (:require [bpfmap.bytes :as bytes]
+            [bpfmap.exec.column-tree :as column-tree]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.tree :as tree]
             [bpfmap.exec.wording :as wording]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.escape :as escape]
@@ -411,8 +411,9 @@
 (defn columns
   "Returns the columns for the sides of rows, such as `[:key :value]`.
 
-  Without rows, they come from `trees`, by side (see `bpfmap.exec.tree`). The title of a field
-  includes the side if the name is also a side, or one of `others`, the other fields of the rows.
+  Without rows, they come from `trees`, by side (see `bpfmap.exec.column-tree`). The title of a
+  field includes the side if the name is also a side, or one of `others`, the other fields of the
+  rows.
 
       (map :title (columns [:key :value] [{:key {:src \"10.0.0.1\"} :value 3}])) ;=> (\"src\" \"VALUE\")"
   ([sides rows] (columns sides rows nil))
@@ -442,7 +443,7 @@
       (csv-columns [:key] {:key {:leaves 1}}) ;=> ({:title \"key\" :of :key :tree {:leaves 1}})"
   [sides trees]
   (for [side sides]
-    {:title (name side) :of side :tree (get trees side tree/leaf)}))
+    {:title (name side) :of side :tree (get trees side column-tree/leaf)}))
 
 ;; --- a result
 

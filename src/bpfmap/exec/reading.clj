@@ -1,5 +1,7 @@
 (ns ^:no-doc bpfmap.exec.reading
-  "Implements the commands that read a map: `show`, `dump` and `get`. They open it read-only."
+  "Implements the commands that read a map: `show`, `types`, `dump` and `get`.
+
+  They open it read-only."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
@@ -7,7 +9,9 @@
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.progress :as progress]
             [bpfmap.exec.query :as query]
-            [bpfmap.impl.map-types :as map-types])
+            [bpfmap.impl.map-types :as map-types]
+            [bpfmap.impl.type.c :as c]
+            [bpfmap.type :as type])
   (:import (clojure.lang IReduceInit)))
 
 (set! *warn-on-reflection* true)
@@ -21,6 +25,33 @@
                                 (bpf/info m))]
     ;; This process no longer holds the map, because it has closed it.
     (map-info/ordered (merge info ((map-info/owners) id)))))
+
+;; --- types
+
+(defn- side [spec side]
+  (when-let [t (get spec side)]
+    {:type t
+     :c (c/declaration t (name side) (:types spec))
+     :size (type/size t (:types spec))
+     :offsets (type/offsets t (:types spec))}))
+
+(defn types
+  "Returns the types of keys and values as data and in C, with offsets.
+
+      (types {:ref {:name \"counts\"}})
+      ;=> {:key {:type :u32, :c [\"__u32 key;\"], :size 4, :offsets {}}, :value {…}}"
+  [options]
+  (with-open [m (input/open options :read-only)]
+    (let [spec (bpf/spec m)
+          {:keys [untyped btf-id]} (bpf/info m)]
+      (into (array-map :map (select-keys (bpf/info m) [:id :name :type]))
+            (remove (comp nil? second))
+            [[:key (side spec :key)]
+             [:value (side spec :value)]
+             [:untyped
+              (or untyped
+                  (when-not btf-id
+                    "the map has no BTF"))]]))))
 
 ;; --- dump
 

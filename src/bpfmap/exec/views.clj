@@ -1,9 +1,9 @@
 (ns ^:no-doc bpfmap.exec.views
   "Renders results for people: a table, a text or a tree for each command."
-  (:require [bpfmap.exec.fields :as fields]
+  (:require [bpfmap.exec.column-tree :as column-tree]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.output :as output]
-            [bpfmap.exec.tree :as tree]
             [clojure.pprint :as pprint]
             [clojure.string :as str]))
 
@@ -234,7 +234,7 @@
     {:title "NEW" :of #(if (contains? % :new) (:new %) "") :least 16}]))
 
 (defn- csv-columns [{:keys [key value]} per-second?]
-  (let [rates (when per-second? (if value (tree/rates value) tree/leaf))]
+  (let [rates (when per-second? (if value (column-tree/rates value) column-tree/leaf))]
     (cond-> [{:title "change" :of :change}
              {:title "key" :of :key :tree key}
              {:title "old" :of :old :tree value}
@@ -245,7 +245,7 @@
   "Renders the rows of `diff` as a table."
   [rows {:keys [new]}]
   (let [{:keys [spec cpus same added changed removed]} (meta rows)
-        trees (when spec (tree/of-entries spec cpus))
+        trees (when spec (column-tree/of-entries spec cpus))
         rows (if (coll? rows) rows (into [] rows))
         paths (distinct (mapcat #(numeric-paths [] (:per-second %)) rows))]
     {:columns (concat (side-columns rows trees) (rate-columns paths))
@@ -486,7 +486,7 @@
 
   The metadata has `:spec` and `:cpus`."
   [{:keys [spec cpus]}]
-  (when spec (tree/of-entries spec cpus)))
+  (when spec (column-tree/of-entries spec cpus)))
 
 (defn entries
   "Renders entries as a table."

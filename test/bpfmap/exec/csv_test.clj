@@ -4,9 +4,9 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.cli.calling :refer [bpfmap edn-of id-of lines-of]]
             [bpfmap.core :as bpf]
+            [bpfmap.exec.column-tree :as column-tree]
             [bpfmap.exec.csv :as csv]
             [bpfmap.exec.output :as output]
-            [bpfmap.exec.tree :as tree]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.edn-text :as edn-text]
@@ -134,7 +134,7 @@
 (defspec typed-values-round-trip 400
   (prop/for-all [[t arrays] typed-bytes]
                 (let [c (codec/codec t)
-                      tree (:value (tree/of-entries {:type :hash :value t} nil))
+                      tree (:value (column-tree/of-entries {:type :hash :value t} nil))
                       xs (map #(.decode c (MemorySegment/ofArray ^bytes %) 0) arrays)]
                   (every? true?
                           (map same? xs (read-back tree (names-of (node/node t nil [])) xs))))))
@@ -162,12 +162,12 @@
 
 (defspec any-data-round-trips 500
   (prop/for-all [x any-data]
-                (same? (normal x) (normal (first (read-back tree/leaf false [x]))))))
+                (same? (normal x) (normal (first (read-back column-tree/leaf false [x]))))))
 
 (defspec names-in-cells 300
   (prop/for-all [text any-text]
                 (let [k (keyword text)]
-                  (= [k] (read-back tree/leaf true [k])))))
+                  (= [k] (read-back column-tree/leaf true [k])))))
 
 (def ^:private misfits
   "Values that a tree of `{:a, :b {:c}, :d [2]}` need not have room for."
@@ -179,8 +179,10 @@
 
 (defspec misfits-round-trip 500
   (prop/for-all [x misfits]
-                (let [tree {:fields [[:a tree/leaf] [:b {:fields [[:c tree/leaf]] :leaves 1}]
-                                     [:d {:of tree/leaf :count 2 :leaves 2}]] :leaves 4}]
+                (let [tree {:fields [[:a column-tree/leaf]
+                                     [:b {:fields [[:c column-tree/leaf]] :leaves 1}]
+                                     [:d {:of column-tree/leaf :count 2 :leaves 2}]]
+                            :leaves 4}]
                   (= [x] (read-back tree nil [x])))))
 
 (deftest distinct-cells
@@ -219,10 +221,10 @@
   (testing "quotes unusual field names"
     (is (= "x.a,\"x.\"\"pick.turn\"\"\",\"x.\"\"b c\"\"\"\n1,2,3\n"
            (printed [{:title "X" :of :x
-                      :tree (:value (tree/of-entries {:type :hash
-                                                      :value [:struct [:a :u8]
-                                                              [(keyword "pick.turn") :u8]
-                                                              [(keyword "b c") :u8]]} nil))}]
+                      :tree (:value (column-tree/of-entries {:type :hash
+                                                             :value [:struct [:a :u8]
+                                                                     [(keyword "pick.turn") :u8]
+                                                                     [(keyword "b c") :u8]]} nil))}]
                     [{:x {:a 1 (keyword "pick.turn") 2 (keyword "b c") 3}}])))))
 
 ;; --- on the command line
@@ -231,9 +233,9 @@
   "The entries of an open map as the command line prints them as comma-separated values, read back."
   [m & args]
   (let [spec (bpf/spec m)
-        trees (tree/of-entries spec
-                               (when (str/includes? (str (:type spec)) "percpu")
-                                 (count (val (first (bpf/snapshot m))))))
+        trees (column-tree/of-entries spec
+                                      (when (str/includes? (str (:type spec)) "percpu")
+                                        (count (val (first (bpf/snapshot m))))))
         names (fn [side] (let [n (names-of (node/node (side spec) (:types spec) []))]
                            (if (and (= :value side) (str/includes? (str (:type spec)) "percpu"))
                              {:of n}
@@ -300,14 +302,14 @@
 
 (deftest stack-frames-round-trip
   (testing "stacks of any depth keep their frames"
-    (let [tree (:value (tree/of-entries {:type :stack-trace :value [:array :u64 132]} nil))
+    (let [tree (:value (column-tree/of-entries {:type :stack-trace :value [:array :u64 132]} nil))
           stacks [(vec (range 1 79)) (vec (range 1 133)) [] [18446744073709551615N]]]
       (is (= stacks (read-back tree nil stacks))))))
 
 (deftest streamed-rows
   (testing "prints each row as it arrives"
     (let [kept (volatile! 0)
-          tree {:fields [[:a tree/leaf] [:b tree/leaf]] :leaves 2}
+          tree {:fields [[:a column-tree/leaf] [:b column-tree/leaf]] :leaves 2}
           out (java.io.StringWriter.)]
       (binding [*out* out]
         (csv/print-rows [{:title "X" :of :x :tree tree}]

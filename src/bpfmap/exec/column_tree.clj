@@ -1,4 +1,4 @@
-(ns ^:no-doc bpfmap.exec.tree
+(ns ^:no-doc bpfmap.exec.column-tree
   "The fields of a map's keys and values as a tree.
 
   It follows from the types of the map, before any entry is read. A tree is a map:
@@ -9,7 +9,8 @@
   | `:integer?` | of a leaf: true if it is an integer, which has a rate                   |
   | `:fields` | of a map: `[key tree]` pairs, in order                                    |
   | `:of` `:count` | of a vector: the tree of each element, and the largest number of elements |"
-  (:require [bpfmap.impl.map-types :as map-types]
+  (:require [bpfmap.exec.fields :as fields]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.node :as node]))
 
 (set! *warn-on-reflection* true)
@@ -36,26 +37,16 @@
     {:of tree :count n :leaves (*' (:leaves tree) n)}
     leaf))
 
-(declare of-node)
-
-(defn- fields-of [{:keys [members]}]
-  (mapcat (fn [{:keys [name node bits]}]
-            (cond
-              (= :private (:kind node)) nil
-              (and name bits) [[name (if (= :integer (:kind node)) integer leaf)]]
-              name [[name (of-node node)]]
-              (#{:struct :union} (:kind node)) (fields-of node)))
-          members))
-
-(defn- of-node [{:keys [kind element count] :as node}]
+(defn- of-field
+  "Returns the tree of a field of `bpfmap.exec.fields`."
+  [{:keys [kind fields of integer?] n :count}]
   (case kind
-    (:struct :union) (of-fields (fields-of node))
-    :array (of-vector (of-node element) count)
-    (:integer :pointer) integer
-    leaf))
+    :struct (of-fields (map (fn [[name field]] [(keyword name) (of-field field)]) fields))
+    :list (of-vector (of-field of) n)
+    (if integer? integer leaf)))
 
 (defn- of-type [type types]
-  (of-node (node/node type types [])))
+  (of-field (fields/of-node (node/node type types []))))
 
 (defn- of-program-field [tree]
   (if-let [fields (:fields tree)]

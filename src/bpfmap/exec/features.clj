@@ -1,42 +1,11 @@
-(ns ^:no-doc bpfmap.exec.types
-  "Implements the commands `types` and `features`."
-  (:require [bpfmap.core :as bpf]
-            [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.input :as input]
+(ns ^:no-doc bpfmap.exec.features
+  "Implements the command `features`."
+  (:require [bpfmap.exec.fields :as fields]
             [bpfmap.exec.query :as query]
             [bpfmap.feature :as feature]
-            [bpfmap.impl.map-types :as map-types]
-            [bpfmap.impl.type.c :as c]
-            [bpfmap.type :as type]))
+            [bpfmap.impl.map-types :as map-types]))
 
 (set! *warn-on-reflection* true)
-
-(defn- side [spec side]
-  (when-let [t (get spec side)]
-    {:type t
-     :c (c/declaration t (name side) (:types spec))
-     :size (type/size t (:types spec))
-     :offsets (type/offsets t (:types spec))}))
-
-(defn types
-  "Returns the types of keys and values as data and in C, with offsets.
-
-      (types {:ref {:name \"counts\"}})
-      ;=> {:key {:type :u32, :c [\"__u32 key;\"], :size 4, :offsets {}}, :value {…}}"
-  [options]
-  (with-open [m (input/open options :read-only)]
-    (let [spec (bpf/spec m)
-          {:keys [untyped btf-id]} (bpf/info m)]
-      (into (array-map :map (select-keys (bpf/info m) [:id :name :type]))
-            (remove (comp nil? second))
-            [[:key (side spec :key)]
-             [:value (side spec :value)]
-             [:untyped
-              (or untyped
-                  (when-not btf-id
-                    "the map has no BTF"))]]))))
-
-;; --- features
 
 (defn- answers
   "Returns the rows for one kind of feature."
@@ -46,7 +15,7 @@
       (:since (get table name)) (assoc :since (:since (get table name)))
       why (assoc :why why))))
 
-(def features-fields
+(def row-fields
   "The fields of a row of `features`.
 
   See `bpfmap.exec.fields`."
@@ -69,7 +38,7 @@
   (let [{:keys [kernel map-types map-flags operations element-flags
                 program-types]} (feature/report)]
     (with-meta
-      (query/rows (assoc options :fields features-fields)
+      (query/rows (assoc options :fields row-fields)
                   (concat (answers :map-type nil map-types/types map-types)
                           (mapcat (fn [[type found]] (answers :map-flag type map-types/flags found))
                                   (sort-by key map-flags))
