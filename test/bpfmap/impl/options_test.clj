@@ -50,7 +50,8 @@
                       (for [i (range n)] (str (subs text 0 i) "x" (subs text (inc i))))
                       (for [i (range (inc n))] (str (subs text 0 i) "x" (subs text i)))
                       (for [i (range (dec n))]
-                        (str (subs text 0 i) (nth text (inc i)) (nth text i) (subs text (+ 2 i)))))))))
+                        (str (subs text 0 i) (nth text (inc i)) (nth text i)
+                             (subs text (+ 2 i)))))))))
 
 (deftest misspelt-options
   (testing "every option that is misspelt by one letter is suggested"
