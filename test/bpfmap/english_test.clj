@@ -84,10 +84,6 @@
      bpfmap.impl.events.reader bpfmap.impl.events.ring bpfmap.impl.events.typed
      bpfmap.impl.kernel.events})
 
-(def ^:private exempt-folders
-  "Folders that are not yet within the budget of phrases."
-  #{"src/bpfmap/impl/memory"})
-
 (defn- sources
   "Returns the namespaces of src with their files: `[{:ns :file :folder} …]`."
   []
@@ -166,12 +162,12 @@
 
 (deftest docstrings-within-budget
   (testing "the docstrings of every folder stay within the budget of phrases"
-    (doseq [[folder files] (group-by :folder (sources)) :when (not (exempt-folders folder))]
+    (doseq [[folder files] (group-by :folder (sources))]
       (check-budget folder (mapcat docstrings files)))))
 
 (deftest messages-within-budget
   (testing "the messages of every folder stay within the budget of phrases"
-    (doseq [[folder files] (group-by :folder (sources)) :when (not (exempt-folders folder))]
+    (doseq [[folder files] (group-by :folder (sources))]
       (check-budget folder (mapcat messages files)))))
 
 (deftest public-names-only
