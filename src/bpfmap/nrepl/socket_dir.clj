@@ -13,7 +13,7 @@
             [bpfmap.impl.kernel.paths :as paths])
   (:import (java.io IOException)
            (java.net ConnectException StandardProtocolFamily UnixDomainSocketAddress)
-           (java.nio.channels FileChannel OverlappingFileLockException SocketChannel)
+           (java.nio.channels FileChannel SocketChannel)
            (java.nio.file FileAlreadyExistsException Files LinkOption NoSuchFileException
                           Path StandardOpenOption)
            (java.nio.file.attribute FileAttribute PosixFilePermissions)
@@ -229,18 +229,47 @@
       (catch IOException e
         (refuse :permission (str "The file " (text file) " cannot be opened") file (str e))))))
 
+(def ^:private names-of-this-process
+  "The lock files that servers of this process have open.
+
+  Closing any descriptor of a file releases all locks that the process has on it (fcntl(2)). A
+  second claim in the same process therefore must not open the file."
+  (atom #{}))
+
+(defn- lock-file
+  "Returns the lock file of a socket, one path for all paths of its directory."
+  ^Path [^Path path]
+  (let [file (sibling path ".lock")]
+    (try
+      (.resolve (.toRealPath (.getParent file) (make-array LinkOption 0)) (.getFileName file))
+      (catch IOException _ file)))) ; opening it says why
+
+(defn- unlock [{:keys [file ^FileChannel channel]}]
+  (some-> channel .close)
+  (swap! names-of-this-process disj file))
+
 (defn- lock
-  "Acquires the lock that marks the name as taken.
+  "Acquires the lock that marks the name as taken; returns `{:file :channel}`.
 
   The kernel releases it when this process ends."
-  ^FileChannel [^Path path]
-  (let [channel (open-lock (sibling path ".lock"))]
-    (if (try
-          (.tryLock channel)
-          (catch OverlappingFileLockException _ nil)) ; a server of this process has it
-      channel
-      (do (.close channel)
-          (held-by-another path)))))
+  [^Path path]
+  (let [file (lock-file path)
+        [before] (swap-vals! names-of-this-process conj file)]
+    (when (contains? before file)
+      (held-by-another path))
+    (let [channel (try
+                    (open-lock file)
+                    (catch Throwable e
+                      (unlock {:file file})
+                      (throw e)))
+          lock {:file file :channel channel}]
+      (try
+        (when-not (.tryLock ^FileChannel channel)
+          (held-by-another path))
+        lock
+        (catch Throwable e
+          (unlock lock)
+          (throw e))))))
 
 (defn answers?
   "Returns true if a process listens at a socket.
@@ -265,7 +294,7 @@
 
       (claim path)"
   [^Path path]
-  (let [^FileChannel lock (lock path)]
+  (let [lock (lock path)]
     (try
       (case (:kind (status path))
         nil nil
@@ -276,7 +305,7 @@
                 "remove it, or use another --socket"))
       {:path path :lock lock}
       (catch Throwable e
-        (.close lock)
+        (unlock lock)
         (throw e)))))
 
 (defn mark
@@ -289,8 +318,8 @@
 
 (defn release
   "Removes the socket, if it is still the marked one, and releases the name."
-  [{:keys [^Path path inode ^FileChannel lock]}]
-  (when (.isOpen lock)
+  [{:keys [^Path path inode lock]}]
+  (when (.isOpen ^FileChannel (:channel lock))
     (when (and inode (= inode (:inode (status path))))
       (Files/deleteIfExists path))
-    (.close lock)))
+    (unlock lock)))

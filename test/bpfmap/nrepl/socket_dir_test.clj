@@ -6,8 +6,10 @@
             [bpfmap.nrepl.listener :as listener]
             [bpfmap.nrepl.socket-dir :as socket-dir]
             [clojure.java.io :as io]
+            [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
   (:import (java.io Closeable File)
+           (java.lang ProcessHandle)
            (java.net StandardProtocolFamily UnixDomainSocketAddress)
            (java.nio.channels ServerSocketChannel)
            (java.nio.file Files LinkOption Path)
@@ -195,6 +197,35 @@
                ((juxt :bpfmap/error :message) (error-of (socket-dir/claim socket)))))
         (socket-dir/release claim)
         (socket-dir/release (socket-dir/claim socket))))))
+
+(defn- locked?
+  "Returns true if this process holds the lock of a socket's name, as the kernel lists locks."
+  [socket]
+  (let [inode (Files/getAttribute (path (str socket ".lock")) "unix:ino" no-links)
+        pid (.pid (ProcessHandle/current))]
+    (boolean (some #(re-find (re-pattern (str " POSIX .* " pid " \\S+:" inode " ")) %)
+                   (str/split-lines (Files/readString (path "/proc/locks")))))))
+
+(deftest refused-claim-keeps-lock
+  (testing "a second claim in the same process does not release the lock of the first"
+    (with-home [home]
+      (let [socket (socket-in home)
+            other-name (io/file home "link")
+            claim (socket-dir/claim socket)]
+        (link other-name (.getParent socket))
+        (is (locked? socket))
+        (doseq [name [socket (.resolve (path other-name) (.getFileName socket))]]
+          (is (= :exists (:bpfmap/error (error-of (socket-dir/claim name)))))
+          (is (locked? socket)))
+        (socket-dir/release claim)
+        (is (not (locked? socket)))
+        (testing "and after the first, the name is free again, even if a claim fails half-way"
+          (spit (str socket) "mine")
+          (dotimes [_ 2]
+            (is (str/includes? (:message (error-of (socket-dir/claim socket)))
+                               "is not a socket")))
+          (Files/delete socket)
+          (socket-dir/release (socket-dir/claim socket)))))))
 
 (deftest concurrent-claims
   (testing "only one of several concurrent claims succeeds"
