@@ -25,7 +25,7 @@
       (map :name (maps))               ;=> (\"counts\" \"flows\")
       (map :name (maps {:brief true})) ;=> (\"counts\" \"flows\")"
   ([] (holders/maps))
-  ([options] (holders/maps (:brief (options/check :list options) false))))
+  ([options] (holders/maps (options/check :list options))))
 
 (defn programs
   "Returns the info of every program on the host, by ascending id.

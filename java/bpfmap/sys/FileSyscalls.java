@@ -87,10 +87,14 @@ public final class FileSyscalls {
             return null;
         }
         long number = open(path, 0, 0);
-        return number < 0 ? null : readAndClose(number);
+        return number < 0 ? null : readAndClose(number, false);
     }
 
-    private static byte[] readAndClose(long number) {
+    /**
+     * @param whole true if a read that leaves room has reached the end, as in a file that the kernel
+     *     writes in one piece
+     */
+    private static byte[] readAndClose(long number, boolean whole) {
         CallBuffer buffer = CallBuffer.take(READ_AT_ONCE);
         try {
             byte[] all = new byte[0];
@@ -112,6 +116,9 @@ public final class FileSyscalls {
                 MemorySegment.copy(buffer.memory, ValueLayout.JAVA_BYTE, CallBuffer.KEY, all, size,
                     (int) n);
                 size = end;
+                if (whole && n < room) {
+                    return size == all.length ? all : Arrays.copyOf(all, size);
+                }
             }
         } finally {
             buffer.give();
@@ -268,7 +275,7 @@ public final class FileSyscalls {
                 memory.set(ValueLayout.JAVA_BYTE, name.length, (byte) 0);
                 long opened = Native.syscall(
                     Abi.SYS_OPENAT, number, memory.address(), O_CLOEXEC, 0, 0);
-                byte[] bytes = opened < 0 ? null : readAndClose(opened);
+                byte[] bytes = opened < 0 ? null : readAndClose(opened, true);
                 if (bytes != null) {
                     file.accept(name, bytes);
                 } else if (opened != -Abi.ENOENT) {
@@ -305,15 +312,17 @@ public final class FileSyscalls {
                 }
                 // struct linux_dirent64: inode and offset, 8 bytes each; length of the record, 2;
                 // type, 1; name
-                for (long at = 0; at < length; at += Bytes.getU16(buffer, at + 16, false)) {
-                    int end = 0;
-                    while (buffer.get(ValueLayout.JAVA_BYTE, at + 19 + end) != 0) {
+                byte[] records = Bytes.copyOut(buffer, 0, (int) length);
+                for (int at = 0; at < length; at += (int) Bytes.getU16(buffer, at + 16, false)) {
+                    int end = at + 19;
+                    while (records[end] != 0) {
                         end++;
                     }
-                    byte[] name = Bytes.copyOut(buffer, at + 19, end);
-                    boolean dots = name[0] == '.' && (end == 1 || end == 2 && name[1] == '.');
+                    byte[] name = Arrays.copyOfRange(records, at + 19, end);
+                    boolean dots = name[0] == '.'
+                        && (name.length == 1 || name.length == 2 && name[1] == '.');
                     if (!dots) {
-                        entry.accept(name, buffer.get(ValueLayout.JAVA_BYTE, at + 18));
+                        entry.accept(name, records[at + 18]);
                     }
                 }
             }

@@ -6,6 +6,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec.map-info :as map-info]
+            [bpfmap.impl.host.holders :as holders]
             [clojure.string :as str])
   (:import (java.lang ProcessHandle)))
 
@@ -23,7 +24,7 @@
   "Returns the other users of a map as text, or nil if there are none."
   [id]
   (let [this (.pid (ProcessHandle/current))
-        held (remove #(= this (:pid %)) (get (map-info/holders) id))
+        held (remove #(= this (:pid %)) (get-in (holders/held-maps) [id :holders]))
         used (get (map-info/users) id)]
     (not-empty
      (str/join " and "

@@ -55,22 +55,25 @@
         options (assoc options :fields map-info/list-fields)
         wanted (wanted (assoc options :columns columns))
         entries? (wanted :entries)
-        maps (holders/maps (not-any? wanted [:memlock :frozen])
-                           (fn [fd info]
-                             (cond-> info
-                               entries? (assoc :entries
-                                               (entries
-                                                info count #(lifecycle/entry-count fd info))))))
-        found (into []
-                    (keep (fn [[k of]] (when (wanted k) [k (of)])))
-                    [[:pinned map-info/pins]
-                     [:held map-info/holders]
-                     [:used-by map-info/users]])
-        row (fn [{:keys [id] :as info}]
-              (map-info/ordered (reduce (fn [row [k by-id]] (assoc row k (get by-id id [])))
-                                        info found)))
+        held (when (wanted :held) (holders/held-maps))
+        owners (into []
+                     (keep (fn [[k of]] (when (wanted k) [k (of)])))
+                     [[:pinned map-info/pins]
+                      [:held #(update-vals held :holders)]
+                      [:used-by map-info/users]])
+        row (fn [scanner {:keys [id] :as info}]
+              (map-info/ordered
+               info
+               (reduce (fn [row [k by-id]] (assoc row k (get by-id id [])))
+                       (if entries?
+                         {:entries (entries info count #(lifecycle/entry-count scanner info))}
+                         {})
+                       owners)))
+        maps (holders/maps {:brief (not-any? wanted [:memlock :frozen])
+                              :fdinfo-of #(:fdinfo (get held %))
+                              :row row})
         chosen (fn [row] (apply array-map (mapcat #(vector % (get row %)) columns)))]
-    (with-meta (cond->> (query/rows options (eduction (map row) maps))
+    (with-meta (cond->> (query/rows options maps)
                  (seq columns) (mapv chosen))
       (meta maps))))
 

@@ -21,15 +21,19 @@
 (defn ordered
   "Returns a map's information with its keys in the usual order.
 
-      (ordered {:name \"counts\" :id 12}) ;=> {:id 12, :name \"counts\"}"
-  [info]
-  (let [row (object-array (* 2 (count info)))
+  `owners` has other keys. An array map, since making a hash map of each row of a list takes longer
+  than everything else about it.
+
+      (ordered {:name \"counts\" :id 12} {:pinned []}) ;=> {:id 12, :name \"counts\", :pinned []}"
+  [info owners]
+  (let [row (object-array (* 2 (+ (count info) (count owners))))
         add (fn [^long i k x]
               (aset row i k)
               (aset row (inc i) x)
               (+ i 2))
         n (long (reduce (fn [i k]
-                          (let [x (get info k ::none)]
+                          (let [x (get info k ::none)
+                                x (if (identical? ::none x) (get owners k ::none) x)]
                             (if (identical? ::none x) i (add i k x))))
                         0 first-fields))]
     (when (< n (alength row))
@@ -92,19 +96,6 @@
   (let [add (fn [all id y] (assoc! all id (conj (get all id []) y)))]
     (persistent! (reduce (fn [all x] (f add all x)) (transient {}) xs))))
 
-(defn holders
-  "Returns the processes that hold each map open, by map id.
-
-  Each is `{:pid :command}`.
-
-      (get (holders) 12) ;=> [{:pid 4711 :command \"agent\"}]"
-  []
-  (by-map (fn [add all {:keys [holds] :as process}]
-            (let [holder (select-keys process [:pid :command])]
-              (reduce (fn [all {:keys [kind id]}] (if (= :map kind) (add all id holder) all))
-                      all holds)))
-          (holders/all-holders)))
-
 (defn users
   "Returns the programs that use each map, by map id.
 
@@ -130,8 +121,8 @@
 
       ((owners) 12) ;=> {:pinned [\"/sys/fs/bpf/counts\"] :held [{:pid 4711 :command \"agent\"}] :used-by []}"
   []
-  (let [held (holders)
+  (let [held (holders/held-maps)
         used (users)
         pinned (pins)]
     (fn [id]
-      {:pinned (get pinned id []) :held (get held id []) :used-by (get used id [])})))
+      {:pinned (get pinned id []) :held (get-in held [id :holders] []) :used-by (get used id [])})))

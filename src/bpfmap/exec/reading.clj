@@ -24,7 +24,7 @@
   (let [{:keys [id] :as info} (with-open [m (input/open options :read-only)]
                                 (bpf/info m))]
     ;; This process no longer holds the map, because it has closed it.
-    (map-info/ordered (merge info ((map-info/owners) id)))))
+    (map-info/ordered info ((map-info/owners) id))))
 
 ;; --- types
 

@@ -13,7 +13,8 @@
             [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.map.references :as references]
             [clojure.string :as str])
-  (:import (clojure.lang ExceptionInfo)
+  (:import (bpfmap.sys Fdinfo)
+           (clojure.lang ExceptionInfo)
            (java.io IOException)
            (java.nio.file AccessDeniedException NoSuchFileException)))
 
@@ -95,39 +96,25 @@
 (defn map-infos
   "Returns the infos of all maps, by ascending id.
 
-  Calls `(skipped id e)` for each map that cannot be opened. With `brief?`, without `:memlock` and
-  `:frozen`, which are in a file for each map. With `more`, each element is `(more fd info)`,
-  called while the map is open."
-  ([op skipped] (map-infos op skipped false))
-  ([op skipped brief?] (map-infos op skipped brief? nil))
-  ([op skipped brief? more]
-   (let [ctx {:op op}
-         info (fn [id]
-                (try
-                  (let [fd (kernel.map/open-id id :read-only ctx)]
-                    (try
-                      (let [info (if brief? (kernel.map/info fd ctx nil) (kernel.map/info fd ctx))]
-                        (if more (more fd info) info))
-                      (finally (call/close fd))))
-                  (catch ExceptionInfo e
-                    (skipped id e)
-                    nil)))]
-     (loop [ids (seq (call/ids :map ctx)) found (transient [])]
-       (if ids
-         (let [one (info (first ids))]
-           (recur (next ids) (if one (conj! found one) found)))
-         (persistent! found))))))
+  Calls `(skipped id e)` for each map that cannot be opened. Options are those of [[maps]]."
+  ([op skipped] (map-infos op skipped nil))
+  ([op skipped {:keys [brief fdinfo-of row]}]
+   (kernel.map/scan {:op op}
+                    {:skipped skipped
+                     :fdinfo-of (when-not brief (or fdinfo-of (constantly nil)))
+                     :row (or row (fn [_ info] info))})))
 
 (defn maps
   "Returns the infos of all maps, by ascending id.
 
-  With `brief?`, without `:memlock` and `:frozen`. `more` is passed to [[map-infos]]."
-  ([] (maps false))
-  ([brief?] (maps brief? nil))
-  ([brief? more]
+  Options: `:brief`, true to leave out `:memlock` and `:frozen`, which are in a file for each map;
+  `:fdinfo-of`, a function from an id to the `Fdinfo` of a holder, if there is one; `:row`, a
+  function of a scanner that has the map open and of the info, which returns the element."
+  ([] (maps nil))
+  ([options]
    (with-skipped
      (fn [skip]
-       (map-infos :list (fn [id e] (skip {:id id} e)) brief? more)))))
+       (map-infos :list (fn [id e] (skip {:id id} e)) options)))))
 
 (defn- all
   "Returns the infos of all objects of a kind, by ascending id."
@@ -273,13 +260,18 @@
                           (f pid)))))
               processes)))))
 
+(defn- kind-of [^Fdinfo object]
+  (keyword (.-kind object)))
+
 (defn holders
   "Returns the processes that have a descriptor of an object, by ascending number."
   [ref]
-  (let [wanted (reference ref :holders)]
+  (let [[kind id] (reference ref :holders)]
     (for-processes
      (fn [pid]
-       (when-let [fds (seq (for [[fd object] (procfs/objects pid) :when (= wanted object)] fd))]
+       (when-let [fds (seq (for [^Fdinfo object (procfs/objects pid)
+                                :when (and (= id (.-id object)) (= kind (kind-of object)))]
+                            (.-number object)))]
          {:pid pid :command (procfs/command pid) :fds (vec fds)})))))
 
 (defn all-holders
@@ -289,9 +281,32 @@
   []
   (for-processes
    (fn [pid]
-     (when-let [held (seq (distinct (vals (procfs/objects pid))))]
+     (when-let [held (seq (procfs/objects pid))]
        {:pid pid :command (procfs/command pid)
-        :holds (mapv (fn [[kind id]] {:kind kind :id id}) held)}))))
+        :holds (into []
+                     (comp (map (fn [^Fdinfo object] {:kind (kind-of object) :id (.-id object)}))
+                           (distinct))
+                     held)}))))
+
+(defn held-maps
+  "Returns the maps that processes have open, by id.
+
+  Each is `{:holders [{:pid :command}], :fdinfo Fdinfo}`, with the fdinfo of one of them."
+  []
+  (let [add (fn [holder held ^Fdinfo object]
+              (let [id (.-id object)
+                    known (get held id)]
+                (cond
+                  (not= "map" (.-kind object)) held
+                  (nil? known) (assoc! held id {:holders [holder] :fdinfo object})
+                  (identical? holder (peek (:holders known))) held ; by another descriptor
+                  :else (assoc! held id (update known :holders conj holder)))))]
+    (persistent! (reduce (fn [held [holder objects]] (reduce #(add holder %1 %2) held objects))
+                         (transient {})
+                         (for-processes
+                          (fn [pid]
+                            (when-let [objects (seq (procfs/objects pid))]
+                              [{:pid pid :command (procfs/command pid)} objects])))))))
 
 (defn programs-using
   "Returns the infos of the programs that use a map."

@@ -5,7 +5,7 @@
   the consumer page can be mapped for writing. Source: kernel/bpf/ringbuf.c, ringbuf_map_mmap_kern."
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs])
-  (:import (bpfmap.sys Fd MappedMemory RingBuffer RingFollower Waiter)
+  (:import (bpfmap.sys Fd Fdinfo MappedMemory RingBuffer RingFollower Waiter)
            (java.io IOException)))
 
 (set! *warn-on-reflection* true)
@@ -124,8 +124,11 @@
                   (try
                     (let [mapped (long (ring-mappings pid size))]
                       (when (pos? mapped)
-                        (let [open (set (filter #(= :map (first %)) (vals (procfs/objects pid))))]
-                          (when (and (not (contains? open [:map id]))
+                        (let [open (into #{}
+                                         (keep (fn [^Fdinfo object]
+                                                 (when (= "map" (.-kind object)) (.-id object))))
+                                         (procfs/objects pid))]
+                          (when (and (not (contains? open id))
                                      (< (count open) mapped))
                             {:pid pid :command (procfs/command pid)}))))
                     (catch IOException _ nil))))

@@ -3,7 +3,7 @@
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.map-types :as map-types])
-  (:import (bpfmap.sys Abi Attr Bytes Fd Info)
+  (:import (bpfmap.sys Abi Attr Bytes ErrnoException Fd Fdinfo Info MapScanner)
            (clojure.lang ExceptionInfo PersistentArrayMap)
            (java.lang.foreign MemorySegment)
            (java.util Arrays)))
@@ -106,11 +106,11 @@
     (when-not (zero? id) id)))
 
 (defn- from-info
-  "Returns the data of a `struct bpf_map_info` and of its fdinfo, a text or nil.
+  "Returns the data of a `struct bpf_map_info` with `:memlock` and `:frozen`, unless -1.
 
   The result is an array map although it has more than eight keys, because making a hash map takes
   as long as a system call. The benchmark is `bench-lifecycle`."
-  [^MemorySegment memory fdinfo]
+  [^MemorySegment memory ^long memlock ^long frozen]
   (let [fields (object-array 30)
         extra (Bytes/get64 memory Info/MAP_MAP_EXTRA false)
         n (add fields 0 :id (Bytes/getU32 memory Info/MAP_ID false))
@@ -130,9 +130,14 @@
                                      (zero? extra) nil
                                      (neg? extra) (+ 18446744073709551616N extra)
                                      :else extra))
-        n (add fields n :memlock (some-> (procfs/field fdinfo "memlock") parse-long))
-        n (add fields n :frozen (some-> (procfs/field fdinfo "frozen") (= "1")))]
+        n (add fields n :memlock (when-not (neg? memlock) memlock))
+        n (add fields n :frozen (when-not (neg? frozen) (= 1 frozen)))]
     (PersistentArrayMap. (Arrays/copyOf fields n))))
+
+(defn- number-in
+  "Returns the number in a field of a fdinfo text; -1 if it is missing."
+  ^long [fdinfo name]
+  (or (some-> (procfs/field fdinfo name) parse-long) -1))
 
 (defn- from-fdinfo
   "Returns the data of the fdinfo of a map; nil for any other fdinfo, and for nil.
@@ -165,7 +170,8 @@
   ([^Fd fd ctx fdinfo]
    (try
      (call/info "Reading the map's info" fd info-size ctx nil
-                (fn [memory _] (from-info memory fdinfo)))
+                (fn [memory _]
+                  (from-info memory (number-in fdinfo "memlock") (number-in fdinfo "frozen"))))
      (catch ExceptionInfo e
        ;; A kernel without the command.
        (or (when (= :EINVAL (:bpfmap/errno (ex-data e)))
@@ -188,6 +194,64 @@
   "Opens a map by its id; returns its descriptor."
   ^Fd [id access ctx]
   (call/open-id :map id (access-flags access) ctx))
+
+(defn- ids
+  "Returns the ids of all maps, ascending, as an array."
+  ^ints [^MapScanner scanner ctx]
+  (try
+    (.ids scanner)
+    (catch ErrnoException e
+      (throw (call/failure "Listing the maps" (.-outcome e) (assoc ctx :object :map))))))
+
+(defn scan
+  "Opens all maps one after the other; returns a vector of `(row scanner info)`.
+
+  By ascending id. `scanner` has the map open during the call. `(skipped id e)` is called for a map that cannot be
+  opened. `fdinfo-of` returns what is known about an id from the fdinfo of a holder, or nil;
+  without it the infos have neither `:memlock` nor `:frozen`."
+  [ctx {:keys [skipped fdinfo-of row]}]
+  (try
+    (with-open [scanner (MapScanner.)]
+      (let [ids (ids scanner ctx)
+            info (fn []
+                   (let [memory (.-info scanner)
+                         ^Fdinfo fdinfo (when fdinfo-of
+                                          (fdinfo-of (call/u32 memory Info/MAP_ID)))]
+                     (cond
+                       fdinfo (from-info memory (.-memlock fdinfo) (.-frozen fdinfo))
+                       fdinfo-of (let [text (procfs/fdinfo-text (.number scanner))]
+                                   (from-info memory (number-in text "memlock")
+                                              (number-in text "frozen")))
+                       :else (from-info memory -1 -1))))]
+        (loop [i 0 found (transient [])]
+          (if (< i (alength ids))
+            (let [id (Integer/toUnsignedLong (aget ids i))
+                  opened (.open scanner (aget ids i))
+                  read (if (neg? opened) 0 (.readInfo scanner))
+                  skip (fn [action outcome]
+                         (skipped id (call/failure action outcome (assoc ctx :object :map)))
+                         found)]
+              (recur (inc i)
+                     (cond
+                       (neg? opened) (skip (str "Opening map " id) opened)
+                       (neg? read) (skip "Reading the map's info" read)
+                       :else (conj! found (row scanner (info))))))
+            (persistent! found)))))
+    (catch RuntimeException e
+      (throw (call/in-context e ctx)))))
+
+(defn count-at-once
+  "Returns the number of entries of the map that a scanner has open.
+
+  Returns nil unless the kernel reads all of them with one call."
+  [^MapScanner scanner {:keys [type ^long key-size ^long value-size]}]
+  (let [{:keys [batch order per-cpu]} (map-types/types type)]
+    (when (and (contains? batch :read) (nil? order)) ; others may restart within the call
+      (let [n (.count scanner key-size
+                      (if per-cpu
+                        (* (count (call/possible-cpus)) (long (map-types/stride value-size)))
+                        value-size))]
+        (when-not (neg? n) n)))))
 
 (defn freeze
   "Freezes a map.

@@ -2,9 +2,10 @@
   "Reads what the kernel publishes in files: /proc and /sys."
   (:require [bpfmap.impl.kernel.paths :as paths]
             [clojure.string :as str])
-  (:import (bpfmap.sys FileSyscalls)
+  (:import (bpfmap.sys Fdinfo FileSyscalls)
            (java.nio.charset StandardCharsets)
            (java.nio.file DirectoryIteratorException Files NoSuchFileException Path)
+           (java.util ArrayList)
            (java.util.function BiConsumer)))
 
 (set! *warn-on-reflection* true)
@@ -86,17 +87,13 @@
   [descriptor]
   (colon-lines (fdinfo-text descriptor)))
 
-(def ^:private id-fields
+(def ^:private kind-fields
   "Fields of fdinfo that identify the kind of a descriptor.
   The first match counts.
 
   A link also has the id of its program, and a link of an iterator, a struct_ops or a sockmap the
-  id of its map."
-  [["link_id" :link] ["map_id" :map] ["prog_id" :program]])
-
-(def ^:private kind-fields
-  "Like [[id-fields]], for kernels before 4.18, whose fdinfo has no ids."
-  [["map_type" :map] ["prog_type" :program]])
+  id of its map. Before Linux 4.18 fdinfo has no ids."
+  [["link_id" :link] ["map_id" :map] ["prog_id" :program] ["map_type" :map] ["prog_type" :program]])
 
 (defn kind
   "Returns the kind of BPF object that a fdinfo belongs to.
@@ -105,20 +102,7 @@
 
       (kind {\"map_type\" \"1\"}) ;=> :map"
   [fdinfo]
-  (some (fn [[field kind]] (when (contains? fdinfo field) kind))
-        (concat id-fields kind-fields)))
-
-(defn object
-  "Returns the BPF object that a fdinfo text belongs to, as `[kind id]`, or nil.
-
-      (object \"pos:\\t0\\nmap_id:\\t12\\n\") ;=> [:map 12]"
-  [^String fdinfo]
-  (loop [fields (seq id-fields)]
-    (when fields
-      (let [[name kind] (first fields)]
-        (if-let [id (some-> (field fdinfo name) parse-long)]
-          [kind id]
-          (recur (next fields)))))))
+  (some (fn [[field kind]] (when (contains? fdinfo field) kind)) kind-fields))
 
 ;; --- processes
 
@@ -130,13 +114,6 @@
       (mapv #(str (.getFileName ^Path %)) entries))
     (catch DirectoryIteratorException e
       (throw (.getCause e)))))
-
-(defn- read-text
-  "Returns the text of a file that may hold any bytes.
-
-  Throws an IOException if it cannot be read."
-  [file]
-  (String. (read-bytes file) StandardCharsets/UTF_8))
 
 (defn processes
   "Returns the numbers of the visible processes, ascending.
@@ -158,32 +135,30 @@
 (defn- objects-from-files
   "Does the same as [[objects]], with exceptions that have a reason."
   [directory]
-  (into (sorted-map)
+  (into []
         (keep (fn [number]
-                (when-let [found (try
-                                   (object (read-text (str directory number)))
-                                   (catch NoSuchFileException _ nil))] ; closed since it was listed
-                  [(parse-long number) found])))
+                (try
+                  (Fdinfo/parse (parse-long number) (read-bytes (str directory number)))
+                  (catch NoSuchFileException _ nil)))) ; closed since it was listed
         (list-names directory)))
 
 (defn objects
-  "Returns the BPF objects that a process has open: number to `[kind id]`.
+  "Returns the BPF objects that a process has open, each as a `Fdinfo`.
 
-  Sorted by the number of the descriptor. Throws an IOException if they cannot be read.
-
-      (objects 4711) ;=> {5 [:map 12]}"
+  In the order of the kernel: by the number of the descriptor. Throws an IOException if they
+  cannot be read."
   [pid]
   (let [directory (str "/proc/" pid "/fdinfo/")
-        found (volatile! (sorted-map))
-        text (fn [^bytes bytes] (String. bytes StandardCharsets/ISO_8859_1))
+        found (ArrayList.)
         outcome (FileSyscalls/readEach
                  (.getBytes directory StandardCharsets/US_ASCII)
                  (reify BiConsumer
                    (accept [_ name bytes]
-                     (when-let [object (object (text bytes))]
-                       (vswap! found assoc (parse-long (text name)) object)))))]
+                     (when-let [object (Fdinfo/parse (Integer/parseInt (String. ^bytes name))
+                                                     bytes)]
+                       (.add found object)))))]
     (if (zero? outcome)
-      @found
+      found
       (objects-from-files directory))))
 
 (defn- split-at-nuls

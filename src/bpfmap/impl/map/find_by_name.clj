@@ -133,26 +133,13 @@
             {} (holders/pins))
     (catch ExceptionInfo _ nil)))
 
-(defn- holders-by-map
-  "Returns the processes that have a map open, by map id; nil if unreadable."
-  []
-  (try
-    (reduce (fn [found {:keys [holds] :as process}]
-              (reduce (fn [found {:keys [kind id]}]
-                        (if (= :map kind)
-                          (update found id (fnil conj []) (select-keys process [:pid :command]))
-                          found))
-                      found holds))
-            {} (holders/all-holders))
-    (catch ExceptionInfo _ nil)))
-
 (defn- candidates
   "Returns the maps that may match, with their pins and holders."
   [infos pins]
-  (let [held (holders-by-map)]
+  (let [held (try (holders/held-maps) (catch ExceptionInfo _ nil))]
     (for [{:keys [id] :as info} infos]
       (assoc (select-keys info [:id :name :type]) :pinned (get pins id []) :held
-             (get held id [])))))
+             (get-in held [id :holders] [])))))
 
 (defn- describe
   "Returns the text of a candidate: its id, its pins and its holders."
@@ -189,10 +176,10 @@
         kept? (= name kernel-name)
         alike (filterv #(if kept? (= name (:name %)) (shortens-to? name (:name %)))
                        (holders/map-infos :open (fn [_ e]
-                                                  (when-not
-                                                   (= :not-found (:bpfmap/error (ex-data e)))
-                                                    (throw e)))
-                                          true))
+                                                    (when-not
+                                                     (= :not-found (:bpfmap/error (ex-data e)))
+                                                      (throw e)))
+                                            {:brief true}))
         pins (delay (pins-by-map))
         found (if kept?
                 alike

@@ -26,7 +26,7 @@
             [bpfmap.spec :as spec]
             [clojure.string :as str])
   (:import (bpfmap.impl.map.bpf_map BpfMap)
-           (bpfmap.sys Codec)
+           (bpfmap.sys Codec MapScanner)
            (clojure.lang ExceptionInfo)
            (java.io File)
            (java.nio.file Path)))
@@ -571,15 +571,24 @@
           spec (spec-of-info info (map-btf/types-of info options ctx))]
       (use-memory-if-mapped options (make-map fd info spec access path)))))
 
-(defn entry-count
-  "Returns the number of entries of an open map; nil if they cannot be read.
+(defn- count-with-handle
+  "Returns the number of entries of a map; nil if they cannot be read.
 
   Does not read the types, which counting does not need."
   [fd info]
   (try
     (let [spec (spec-of-info info (map-btf/bytes-types info))]
       (batch-ops/count-entries (make-map fd info spec :read-only nil)))
-    (catch ExceptionInfo _ nil)))
+    (catch ExceptionInfo _ nil)
+    (finally (call/close fd))))
+
+(defn entry-count
+  "Returns the number of entries of the map that a scanner has open.
+
+  Returns nil if they cannot be read."
+  [^MapScanner scanner info]
+  (or (kernel.map/count-at-once scanner info)
+      (count-with-handle (.take scanner) info)))
 
 (defn- requested-access
   "Returns the access in the options of `open`.

@@ -6,7 +6,7 @@
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
-  (:import (bpfmap.sys FileSyscalls)
+  (:import (bpfmap.sys Fdinfo FileSyscalls)
            (java.nio.file Files NoSuchFileException OpenOption Path)
            (java.nio.file.attribute FileAttribute)
            (java.util.function BiConsumer)))
@@ -99,16 +99,26 @@
       (testing "as other ways read it"
         (is (= (slurp "/proc/self/cmdline") (String. ^bytes (read "/proc/self/cmdline"))))))))
 
+(defn- parsed
+  "The kind, id, memory and frozenness in a fdinfo file with these fields."
+  [fields]
+  (let [file (apply str "pos:\t0\n" (for [[k v] (partition 2 fields)] (str k ":\t" v "\n")))]
+    (when-let [object (Fdinfo/parse 5 (.getBytes ^String file))]
+      (is (= 5 (.-number object)))
+      [(.-kind object) (.-id object) (.-memlock object) (.-frozen object)])))
+
 (deftest object-from-fdinfo
   (testing "fdinfo gives the kind and id of an object"
-    (are [object fields]
-         (= object (procfs/object (apply str "pos:\t0\n" (for [[k v] (partition 2 fields)]
-                                                           (str k ":\t" v "\n")))))
-      [:map 12] ["flags" "02" "map_type" "1" "map_id" "12"]
-      [:program 7] ["prog_id" "7" "prog_type" "1"]
-      [:link 3] ["link_id" "3" "prog_id" "7"]
+    (are [object fields] (= object (parsed fields))
+      ["map" 12 -1 -1] ["flags" "02" "map_type" "1" "map_id" "12"]
+      ["map" 4294967295 6160 1] ["memlock" "6160" "map_id" "4294967295" "frozen" "1"]
+      ["map" 1 0 0] ["map_id" "1" "frozen" "0" "memlock" "0" "extra" "memlock: 7"]
+      ["program" 7 -1 -1] ["prog_id" "7" "prog_type" "1" "memlock" "4096"]
+      ["link" 3 -1 -1] ["link_id" "3" "prog_id" "7"]
       ;; The fdinfo of an iterator over a map's elements.
-      [:link 3] ["link_type" "iter" "link_id" "3" "prog_id" "7" "map_id" "12"]
+      ["link" 3 -1 -1] ["link_type" "iter" "link_id" "3" "prog_id" "7" "map_id" "12"]
+      nil ["map_id" "x"]
+      nil ["map_idx" "1" "a:map_id" "1"]
       nil ["flags" "02" "mnt_id" "7"]
       nil [])))
 
