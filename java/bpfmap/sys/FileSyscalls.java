@@ -91,8 +91,8 @@ public final class FileSyscalls {
     }
 
     /**
-     * @param whole true if a read that leaves room has reached the end, as in a file that the kernel
-     *     writes in one piece
+     * @param whole true if a read that leaves room has reached the end, as in a file that the
+     *     kernel writes in one piece
      */
     private static byte[] readAndClose(long number, boolean whole) {
         CallBuffer buffer = CallBuffer.take(READ_AT_ONCE);

@@ -33,8 +33,8 @@ public final class MapScanner implements AutoCloseable {
     private static final long ATTR = CallBuffer.ATTR;
     private static final long INFO = ATTR + Abi.BATCH_SIZE + 7 & ~7L;
     /**
-     * Offset of the entries. The kernel writes its cursor there too, as the last step: four bytes or
-     * a key.
+     * Offset of the entries. The kernel writes its cursor there too, as the last step: four bytes
+     * or a key.
      */
     private static final long ENTRIES = INFO + INFO_SIZE;
     private static final long SIZE = 64 << 10;
