@@ -80,8 +80,7 @@
 
 (def ^:private exempt
   "Namespaces whose docstrings do not yet begin as they must."
-  '#{bpfmap.impl.memory.atomic bpfmap.impl.memory.reducing
-     bpfmap.impl.events.reader bpfmap.impl.events.ring bpfmap.impl.events.typed
+  '#{bpfmap.impl.events.reader bpfmap.impl.events.ring bpfmap.impl.events.typed
      bpfmap.impl.kernel.events})
 
 (defn- sources

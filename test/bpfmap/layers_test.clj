@@ -147,10 +147,10 @@
 (deftest single-kernel-caller
   (testing "only bpfmap.impl.kernel uses the classes that call the kernel"
     (let [harmless #{"bpfmap.sys.Bytes" "bpfmap.sys.Codec" "bpfmap.sys.Errno" "bpfmap.sys.Fd"
-                     "bpfmap.sys.Integers" "bpfmap.sys.Padding"}
+                     "bpfmap.sys.Padding" "bpfmap.sys.TypeCodec"}
           ;; A mapped range and what reads and writes memory: they call the kernel to unmap, and for
           ;; nothing else.
-          of-memory #{"bpfmap.sys.MappedMemory" "bpfmap.sys.Atomics" "bpfmap.sys.Blocks"
+          of-memory #{"bpfmap.sys.MappedMemory" "bpfmap.sys.AtomicType" "bpfmap.sys.Blocks"
                       "bpfmap.sys.Streams"
                       "bpfmap.sys.Streams$Failures"}
           ;; What reads mapped rings; impl.kernel.events makes them.

@@ -23,12 +23,4 @@ public interface Codec {
     default boolean total() {
         return true;
     }
-
-    /**
-     * Returns the kind of its values if they are integers that {@link Integers} can read and write
-     * without it.
-     */
-    default int integers() {
-        return Integers.NONE;
-    }
 }

@@ -10,7 +10,7 @@
  *   <li>Descriptors and memory: Fd, MappedMemory, CallBuffer, ChunkBufferPool.
  *   <li>Elements of a map: Elements, ElementOps, Reader, BatchReader, KeyIterator, KeyOrder,
  *       SeenKeys, BatchWriter.
- *   <li>Access to memory: Bytes, Blocks, Atomics, Integers, Padding, Streams, Codec.
+ *   <li>Access to memory: Bytes, Blocks, AtomicType, Padding, Streams, Codec, TypeCodec.
  * </ul>
  */
 package bpfmap.sys;

@@ -8,7 +8,7 @@
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.type.node :as node])
   (:import (bpfmap.bytes ByteView)
-           (bpfmap.sys Bytes Codec Integers Padding)
+           (bpfmap.sys Bytes Codec Padding TypeCodec)
            (clojure.lang PersistentArrayMap PersistentHashMap PersistentVector)
            (java.lang.foreign MemorySegment)))
 
@@ -18,7 +18,7 @@
 
 ;; ---------------------------------------------------------------- arrays
 
-(defn- encode-element [^Codec element value memory offset path i]
+(defn- encode-element [^TypeCodec element value memory offset path i]
   (try
     (.encode element value memory (long offset))
     (catch RuntimeException e
@@ -28,8 +28,7 @@
   "Returns the codec of an array's node."
   [{:keys [type element count size]} path codec]
   ;; The path of an error begins at the element, whose index is known only when it fails.
-  (let [^Codec of-element (codec element [])
-        kind (.integers of-element)
+  (let [^TypeCodec of-element (codec element [])
         n (long count)
         stride (long (:size element))
         size (long size)]
@@ -50,7 +49,7 @@
                   0 value)))
       (decode [_ memory offset]
         (if (<= n 32)
-          (PersistentVector/adopt (Integers/row kind of-element (int n) stride memory offset))
+          (PersistentVector/adopt (.decodeRow of-element n stride memory offset))
           (loop [i 0 out (transient [])]
             (if (< i n)
               (recur (inc i) (conj! out (.decode of-element memory (+ offset (* i stride)))))
@@ -144,7 +143,7 @@
   (let [at (+ (long base) (long offset))]
     (cond
       (= :private (:kind node)) nil
-      bits [{:name name :codec (bit-field member (conj path name)) :offset base}]
+      bits [{:name name :codec (TypeCodec/of (bit-field member (conj path name))) :offset base}]
       name [{:name name :codec (codec node (conj path name)) :offset at}]
       (= :struct (:kind node)) (parts node at path codec)
       (= :union
@@ -172,16 +171,6 @@
   (if (<= (alength names-and-values) 128)
     (PersistentArrayMap. names-and-values)
     (PersistentHashMap/create names-and-values)))
-
-(defn- codecs-of
-  "Returns the codecs of fields as an array."
-  ^"[Lbpfmap.sys.Codec;" [fields]
-  (into-array Codec (map :codec fields)))
-
-(defn- kinds-of
-  "Returns the integer kinds of fields as an array."
-  ^ints [fields]
-  (int-array (map #(.integers ^Codec (:codec %)) fields)))
 
 (declare encode-parts)
 
@@ -344,8 +333,7 @@
         in-order (map :name all)
         n (count all)
         names (object-array in-order)
-        codecs (codecs-of all)
-        kinds (kinds-of all)
+        ^"[Lbpfmap.sys.TypeCodec;" codecs (into-array TypeCodec (map :codec all))
         offsets (long-array (map :offset all))
         choices? (boolean (some :choice parts))
         padding (padding-of node)
@@ -376,15 +364,15 @@
               (Bytes/zero memory offset size))
             (loop [i 0]
               (if (< i n)
-                (do (Integers/write (aget kinds i) (aget codecs i)
-                                    (field-value value (aget names i) type path)
-                                    memory (+ offset (aget offsets i)))
+                (do (.encode ^TypeCodec (aget codecs i)
+                             (field-value value (aget names i) type path)
+                             memory (+ offset (aget offsets i)))
                     (recur (inc i)))
                 (when-not (== n (count value))
                   (check-used (+ n (long (write-padding value padding memory offset path)))
                               value)))))))
       (decode [_ memory offset]
-        (let [names-and-values (Integers/fields names kinds codecs offsets memory offset)]
+        (let [names-and-values (TypeCodec/decodeFields names codecs offsets memory offset)]
           (if (or (nil? padding) (.isZero padding memory offset))
             (into-map names-and-values)
             (with-padding names-and-values padding memory offset)))))))
@@ -500,8 +488,8 @@
 (defn- compiler
   "Returns the function that compiles a node at a path, by a table of makers."
   [makers]
-  (fn of-node [node path]
-    ((makers (:kind node)) node path of-node)))
+  (fn of-node ^TypeCodec [node path]
+    (TypeCodec/of ((makers (:kind node)) node path of-node) (:type node))))
 
 (def ^:private of-value (compiler makers))
 
@@ -510,40 +498,26 @@
                    :float (fn [node path _codec] (scalar/floating-key node path))
                    :via via-key)))
 
-(deftype ^:private TypeCodec [^Codec compiled ^long integers type]
-  Codec
-  (size [_] (.size compiled))
-  (total [_] (.total compiled))
-  (integers [_] (int integers))
-  (encode [_ value memory offset] (Integers/write (int integers) compiled value memory offset))
-  (decode [_ memory offset] (Integers/read (int integers) compiled memory offset))
-  Object
-  (toString [_] (str "codec of " (pr-str type) ", " (.size compiled) " bytes")))
-
-(defn- compiled ^Codec [compile node path]
-  (let [^Codec compiled (compile node path)]
-    (TypeCodec. compiled (.integers compiled) (:type node))))
-
 (defn of-node
   "Returns the codec of a type that was parsed to a node; see [[codec]]."
-  ^Codec [node path]
-  (compiled of-value node path))
+  ^TypeCodec [node path]
+  (of-value node path))
 
 (defn key-of-node
   "Returns the codec of keys for a type that is a node already; see [[key-codec]]."
-  ^Codec [node path]
-  (compiled of-key node path))
+  ^TypeCodec [node path]
+  (of-key node path))
 
 (defn codec
-  "Compiles a type to a `bpfmap.sys.Codec`.
+  "Compiles a type to a `bpfmap.sys.TypeCodec`.
 
   `types` maps names to types. `path` is the path of the type for error messages. Throws
   `:invalid-spec` for a malformed type.
 
       (.size (codec [:struct [:a :u8] [:b :u32]])) ;=> 8"
-  (^Codec [type] (codec type nil []))
-  (^Codec [type path] (codec type nil path))
-  (^Codec [type types path] (of-node (node/node type types path) path)))
+  (^TypeCodec [type] (codec type nil []))
+  (^TypeCodec [type path] (codec type nil path))
+  (^TypeCodec [type types path] (of-node (node/node type types path) path)))
 
 (defn key-codec
   "Returns a codec of keys for a type: different bytes read as different values.

@@ -9,7 +9,7 @@
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.node :as node])
   (:import (bpfmap.bytes ByteView)
-           (bpfmap.sys Bytes Codec Integers Padding)
+           (bpfmap.sys Bytes Codec Padding TypeCodec)
            (clojure.lang PersistentVector)
            (java.lang.foreign MemorySegment)))
 
@@ -100,9 +100,9 @@
 
   The kernel stores the padding between two values as it is written. If it is not zero, the value of
   that CPU is read as a byte view, up to the next value."
-  ^Codec [^Codec of-one type n]
+  ^Codec [of-one type n]
   (let [n (long n)
-        kind (.integers of-one)
+        of-one (TypeCodec/of of-one)
         stride (map-types/stride (.size of-one))
         size (* n stride)
         slack (slack-of (.size of-one))
@@ -142,7 +142,7 @@
                     (inc i))
                   0 value)))
       (decode [_ memory offset]
-        (let [values (Integers/row kind of-one (int n) stride memory offset)
+        (let [values (.decodeRow of-one n stride memory offset)
               values (if (<= n 32)
                        (PersistentVector/adopt values)
                        (vec values))]

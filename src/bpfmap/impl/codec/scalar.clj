@@ -4,7 +4,7 @@
             [bpfmap.impl.codec.error :refer [misfit]]
             [clojure.string :as str])
   (:import (bpfmap.bytes ByteView)
-           (bpfmap.sys Bytes Codec Integers)
+           (bpfmap.sys Bytes Codec TypeCodec)
            (clojure.lang BigInt)
            (java.net Inet4Address Inet6Address InetAddress)
            (java.nio CharBuffer)
@@ -63,41 +63,32 @@
     (BigInt/fromBigInteger (.add (biginteger bits) (.shiftLeft BigInteger/ONE 64)))
     bits))
 
-(defmacro ^:private integer-codec
-  "Expands to the codec of an integer whose values all fit a Long.
+(defn- integer-codec
+  "Returns the codec of integers of up to 8 bytes.
 
-  The common case is one range check and one store."
-  [type path size low high [get & get-args] [put & put-args] kind]
-  `(reify Codec
-     (size [_#] ~size)
-     (integers [_#] ~kind)
-     (encode [_# value# memory# offset#]
-       ;; Clojure inlines comparisons of two numbers, but not of three: those box their arguments.
-       (if (and (instance? Long value#)
-                (<= ~low (.longValue ^Long value#))
-                (<= (.longValue ^Long value#) ~high))
-         (~put memory# offset# (.longValue ^Long value#) ~@put-args)
-         (when-not (view-written? value# ~size ~type ~path memory# offset#)
-           (~put memory# offset# (.longValue ^Number (integer-in value# ~low ~high ~type ~path))
-                 ~@put-args))))
-     (decode [_# memory# offset#]
-       (~get memory# offset# ~@get-args))))
-
-(defn- u64-codec [type path swap]
-  (let [swap (boolean swap)
-        kind (Integers/kind 8 false swap)]
-    (reify Codec
-      (size [_] 8)
-      (integers [_] kind)
-      (encode [_ value memory offset]
-        (if (and (instance? Long value) (<= 0 (.longValue ^Long value)))
-          (Bytes/put64 memory offset (.longValue ^Long value) swap)
-          (when-not (view-written? value 8 type path memory offset)
-            (Bytes/put64 memory offset
-                         (.longValue ^Number (integer-in value 0 18446744073709551615N type path))
-                         swap))))
-      (decode [_ memory offset]
-        (unsigned (Bytes/get64 memory offset swap))))))
+  `TypeCodec` handles every Long in range itself."
+  [type path size signed? swap]
+  (let [size (long size)
+        swap (boolean swap)
+        bits (* 8 size)
+        two-to #(bigint (.shiftLeft BigInteger/ONE (int %)))
+        [low high] (if signed?
+                     [(- (two-to (dec bits))) (dec (two-to (dec bits)))]
+                     [0 (dec (two-to bits))])]
+    (TypeCodec/integer
+     (reify Codec
+       (size [_] size)
+       (encode [_ value memory offset]
+         (when-not (view-written? value size type path memory offset)
+           (let [n (.longValue ^Number (integer-in value low high type path))]
+             (case size
+               1 (Bytes/put8 memory offset n)
+               2 (Bytes/put16 memory offset n swap)
+               4 (Bytes/put32 memory offset n swap)
+               8 (Bytes/put64 memory offset n swap)))))
+       (decode [_ memory offset]
+         (unsigned (Bytes/get64 memory offset swap))))
+     (boolean signed?) swap type)))
 
 (defn- wide-codec [type path signed? swap]
   (let [swap (boolean swap)
@@ -130,25 +121,15 @@
 (defn integer
   "Returns the codec of an integer's node."
   [{:keys [type size signed order]} path]
-  (let [swap (boolean (swapped? order))
-        kind (Integers/kind (long size) (boolean signed) swap)]
-    (case [size (boolean signed)]
-      [1 false] (integer-codec type path 1 0 255 (Bytes/getU8) (Bytes/put8) kind)
-      [1 true] (integer-codec type path 1 -128 127 (Bytes/getS8) (Bytes/put8) kind)
-      [2 false] (integer-codec type path 2 0 65535 (Bytes/getU16 swap) (Bytes/put16 swap) kind)
-      [2 true] (integer-codec type path 2 -32768 32767 (Bytes/getS16 swap) (Bytes/put16 swap) kind)
-      [4 false] (integer-codec type path 4 0 4294967295 (Bytes/getU32 swap) (Bytes/put32 swap) kind)
-      [4 true] (integer-codec type path 4 -2147483648 2147483647 (Bytes/getS32 swap)
-                              (Bytes/put32 swap) kind)
-      [8 false] (u64-codec type path swap)
-      [8 true] (integer-codec type path 8 Long/MIN_VALUE Long/MAX_VALUE (Bytes/get64 swap)
-                              (Bytes/put64 swap) kind)
-      ([16 false] [16 true]) (wide-codec type path signed swap))))
+  (let [swap (swapped? order)]
+    (if (= 16 size)
+      (wide-codec type path signed swap)
+      (integer-codec type path size signed swap))))
 
 (defn pointer
   "Returns the codec of a pointer's node: its address."
   [{:keys [type]} path]
-  (u64-codec type path false))
+  (integer-codec type path 8 false false))
 
 (defn- float-in
   "Returns a number as a double; throws for a finite one that does not fit 4 bytes."

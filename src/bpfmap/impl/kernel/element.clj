@@ -4,7 +4,7 @@
   Functions take the codecs of the map and return decoded values. ENOENT returns a value
   (not-found, false or nil). Any other errno throws the exception that the map makes of it."
   (:import (bpfmap.sys Abi BatchReader BatchWriter CallBuffer Codec ElementOps Elements
-                       ErrnoException Fd Integers KeyIterator KeyOrder Reader)
+                       ErrnoException Fd KeyIterator KeyOrder Reader TypeCodec)
            (clojure.lang MapEntry)
            (java.lang.foreign MemorySegment)
            (java.util.function IntPredicate)))
@@ -199,19 +199,18 @@
 
   `expression` computes the next `acc` from `acc`, `k` and `v`."
   [[acc k v key-codec value-codec] expression]
-  `(let [key-size# (.size ~key-codec)
-         value-size# (.size ~value-codec)
-         key-kind# (.integers ~key-codec)
-         value-kind# (.integers ~value-codec)]
+  `(let [key-codec# (TypeCodec/of ~key-codec)
+         value-codec# (TypeCodec/of ~value-codec)
+         key-size# (.size key-codec#)
+         value-size# (.size value-codec#)]
      (fn [acc# ~(with-meta 'reader {:tag `Reader}) ~(with-meta 'n {:tag 'long})]
        (let [keys# (.keys ~'reader)
              values# (.values ~'reader)]
          (loop [i# 0 ~acc acc#]
            (if (or (== i# ~'n) (reduced? ~acc))
              ~acc
-             (let [~k (Integers/read key-kind# ~key-codec keys# (unchecked-multiply i# key-size#))
-                   ~v (Integers/read value-kind# ~value-codec values#
-                                     (unchecked-multiply i# value-size#))]
+             (let [~k (.decode key-codec# keys# (unchecked-multiply i# key-size#))
+                   ~v (.decode value-codec# values# (unchecked-multiply i# value-size#))]
                (recur (unchecked-inc i#) ~expression))))))))
 
 (defn entry-step

@@ -3,7 +3,7 @@
 
   Fields of every shape:
   - `:kind`: `:array`, `:struct` (unions too) or `:cell`
-  - `:type` `:size` `:codec`: the type, its bytes, a `bpfmap.sys.Codec`
+  - `:type` `:size` `:codec`: the type, its bytes, a `bpfmap.sys.TypeCodec`
   - `:kernel's?`: true if a part is private to the kernel
 
   Fields of arrays:
@@ -16,12 +16,12 @@
   Fields of cells:
   - `:integer`: `{:size :signed :swap}` of an integer of up to 8 bytes
   - `:float`: `{:size :swap}` of a floating-point number
-  - `:atomic`: the bits of an integer of 4 or 8 bytes in this machine's order, negative if signed;
-    else 0
+  - `:atomic`: the `bpfmap.sys.AtomicType` of an integer of 4 or 8 bytes in this machine's order;
+    else nil
   - `:at-once?`: true if the codec checks a value and then writes it with one store"
   (:require [bpfmap.impl.codec :as codec]
             [bpfmap.impl.type.node :as node])
-  (:import (bpfmap.sys Bytes Codec)))
+  (:import (bpfmap.sys AtomicType Bytes TypeCodec)))
 
 (set! *warn-on-reflection* true)
 
@@ -54,9 +54,9 @@
   "Returns the shape of a bit-field.
   Its codec takes the offset of the struct."
   [{:keys [node bits] :as member}]
-  (map->Shape {:kind :cell :type [:bits (:type node) bits] :size 0 :atomic 0 :at-once? true
+  (map->Shape {:kind :cell :type [:bits (:type node) bits] :size 0 :at-once? true
                :kernel's? false
-               :codec (codec/bit-field member [])}))
+               :codec (TypeCodec/of (codec/bit-field member []))}))
 
 (defn- members-of
   "Returns the members of a struct's or union's node, by name."
@@ -76,10 +76,9 @@
   (case kind
     :integer (when (<= (long size) 8)
                {:integer {:size size :signed (boolean signed) :swap (swapped? order)}
-                :atomic (if (and (contains? #{4 8} size) (not (swapped? order)))
-                          (* 8 (long size) (if signed -1 1))
-                          0)})
-    :pointer {:integer {:size 8 :signed false :swap false} :atomic 64}
+                :atomic (when-not (swapped? order)
+                          (AtomicType/of size (boolean signed)))})
+    :pointer {:integer {:size 8 :signed false :swap false} :atomic AtomicType/U64}
     :float {:float {:size size :swap (swapped? order)}}
     nil))
 
@@ -94,7 +93,6 @@
             :string {:kind :array :element (shape :char nil) :count size :stride 1 :whole? true}
             (:struct :union) {:kind :struct :members (members-of node 0)}
             (merge {:kind :cell
-                    :atomic 0
                     :at-once? (contains? #{:integer :pointer :float :bool :char :enum} kind)}
                    (numeric node))))))
 
@@ -122,5 +120,5 @@
 
 (defn codec-of
   "Returns the codec of a shape; nil if its stride is larger than its elements."
-  ^Codec [{:keys [codec]}]
+  ^TypeCodec [{:keys [codec]}]
   codec)

@@ -15,7 +15,7 @@
             [bpfmap.impl.memory.layout :as layout]
             [bpfmap.impl.type.node :as node])
   (:import (bpfmap.impl.memory.bytes Memory)
-           (bpfmap.sys Bytes Codec Fd Integers MappedMemory)
+           (bpfmap.sys Bytes Codec Fd MappedMemory TypeCodec)
            (clojure.lang ExceptionInfo)
            (java.lang.foreign MemorySegment)
            (java.util.concurrent.atomic AtomicBoolean AtomicLong AtomicReference)))
@@ -215,17 +215,16 @@
          answer# (if (nil? fast-path#) ::fallback (~f fast-path# ~@args))]
      (if (identical? ::fallback answer#) ~ordinary answer#)))
 
-;; The place of the elements in the memory. `kind` is the integer kind of the values' codec, for
-;; `bpfmap.sys.Integers`. `plain-key?` is true if a key is its index, `writes?` if user space may
-;; write every byte of a value.
+;; The place of the elements in the memory. `plain-key?` is true if a key is its index, `writes?` if
+;; user space may write every byte of a value.
 (deftype FastPath
-         [^Mapping mapping ^Codec key-codec ^Codec value-codec ^long kind ^long entries ^long stride
+         [^Mapping mapping ^Codec key-codec ^TypeCodec value-codec ^long entries ^long stride
           plain-key? writes?])
 
 (defn fast-path
   "Returns the fast path to the elements of an array in its memory."
-  ^FastPath [mapping key-codec ^Codec value-codec {:keys [key max-entries] :as spec}]
-  (FastPath. mapping key-codec value-codec (.integers value-codec) max-entries (stride spec)
+  ^FastPath [mapping key-codec value-codec {:keys [key max-entries] :as spec}]
+  (FastPath. mapping key-codec (TypeCodec/of value-codec) max-entries (stride spec)
              (= :u32 key)
              (not (layout/kernel's? (node/node-of spec :value)))))
 
@@ -257,7 +256,7 @@
     (if (identical? e failure) (throw e) ::fallback)))
 
 (defn- value-at [^FastPath l ^Memory memory ^long i]
-  (Integers/read (int (.-kind l)) (.-value-codec l) (.-segment memory) (* i (.-stride l))))
+  (.decode ^TypeCodec (.-value-codec l) (.-segment memory) (* i (.-stride l))))
 
 (defn lookup
   "Returns the value of a key, or `::fallback`."
@@ -282,9 +281,9 @@
           ::fallback
           (try
             (let [at (* i (.-stride l))]
-              (if (== Integers/NONE (.-kind l))
-                (kernel.memory/encode-whole (.-value-codec l) v (.-segment memory) at)
-                (Integers/write (int (.-kind l)) (.-value-codec l) v (.-segment memory) at)))
+              (if (.isInteger ^TypeCodec (.-value-codec l))
+                (.encode ^TypeCodec (.-value-codec l) v (.-segment memory) at)
+                (kernel.memory/encode-whole (.-value-codec l) v (.-segment memory) at)))
             true
             (catch IllegalStateException e (unless-unmapped memory :put! e))))))))
 

@@ -1,14 +1,14 @@
 (ns ^:no-doc bpfmap.impl.memory.reducing
-  "Reductions over numbers in memory, by blocks: some hundred are copied to an array, then the
-  function gets them.
+  "Reduces over numbers in memory, by blocks: some hundred are copied to an array, and then
+  passed to the function. The JIT checks the kind of memory at each access, but an array has one
+  type.
 
-  The array is in the processor's first cache, and the JIT knows its type, which it does not know
-  of memory: so a loop over it is fast whatever else the program does with memory. A function of
-  primitives, `(fn ^long [^long acc ^long x] …)`, is called as one, without boxes; `+` is not
-  called at all."
+  Rows of bpfmap.bench.memory justify the two faster ways: `(reduce + view)` the sum of a block in
+  Java, and `reduce, a function of longs` the loops without objects. Every other reduction calls
+  the function with objects."
   (:require [bpfmap.impl.codec.scalar :as scalar])
   (:import (bpfmap.sys Blocks)
-           (clojure.lang IFn$DDD IFn$LLL IFn$LLO IFn$ODO IFn$OLO)
+           (clojure.lang IFn$LLL)
            (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
@@ -16,169 +16,114 @@
 (set! *unchecked-math* :warn-on-boxed)
 
 (def ^:private ^:const block-size
-  "As many numbers are read ahead of the function: four kilobytes. bpfmap.sys.Blocks/sum counts on it."
+  "The number of elements that are read ahead of the function: four kilobytes.
+  bpfmap.sys.Blocks/sum requires that it is at most 512."
   512)
 
 ;; Numbers of one type, `stride` bytes apart. `signed` and `swap` are booleans.
 (deftype IntegerRow [^MemorySegment segment ^long offset ^long stride ^long size signed swap])
 (deftype FloatRow [^MemorySegment segment ^long offset ^long stride ^long size swap])
 
-(defmacro ^:private over-blocks
-  "Folds an expression over blocks: the numbers from `from` up to `to` are read into `block`, n at
-  a time. Stops at a `reduced`, if the expression can give one."
-  [[acc init block n] [from to fill] expression stops?]
-  (let [i (gensym "i")]
-    `(loop [~i (long ~from) ~acc ~init]
-       (if (< ~i (long ~to))
-         (let [~n (min block-size (- (long ~to) ~i))]
-           (~@fill ~i ~block ~n)
-           ~(if stops?
-              `(let [result# ~expression]
-                 (if (reduced? result#)
-                   (unreduced result#)
-                   (recur (+ ~i ~n) result#)))
-              `(recur (+ ~i ~n) ~expression)))
-         ~acc))))
+(defn- over-blocks
+  "Reduces over blocks of numbers.
 
-(defmacro ^:private in-block
-  "Folds an expression over the first n numbers of a block."
-  [[acc init x] [block n] expression]
-  `(loop [i# 0 ~acc ~init]
-     (if (< i# ~n)
-       (let [~x (aget ~block i#)]
-         (recur (inc i#) ~expression))
-       ~acc)))
+  `(fill from n)` reads n numbers from the number `from` on, and `(step acc n)` reduces over
+  them. Stops at a `reduced`."
+  [fill step init from to]
+  (loop [i (long from) acc init]
+    (cond
+      (reduced? acc) (unreduced acc)
+      (< i (long to)) (let [n (min block-size (- (long to) i))]
+                        (fill i n)
+                        (recur (+ i n) (step acc n)))
+      :else acc)))
 
-(defmacro ^:private in-block-until-reduced
-  [[acc init x] [block n] expression]
-  `(loop [i# 0 ~acc ~init]
-     (if (or (== i# ~n) (reduced? ~acc))
-       ~acc
-       (let [~x (aget ~block i#)]
-         (recur (inc i#) ~expression)))))
+;; --- integers
 
-(defn- read-longs [^IntegerRow xs ^long from ^longs block ^long n]
-  (Blocks/longs (.-segment xs) (+ (.-offset xs) (* from (.-stride xs))) (.-stride xs)
-                (int (.-size xs))
-                (boolean (.-signed xs)) (boolean (.-swap xs)) block 0 (int n)))
+;; An unsigned number of eight bytes above 2^63-1 is a negative long in a block. Functions of longs
+;; have a loop of their own for such numbers: with one loop for all, the row of the benchmark takes
+;; eight times as long, because the loop sees more functions than the JIT inlines.
 
-(defn- read-doubles [^FloatRow xs ^long from ^doubles block ^long n]
-  (Blocks/doubles (.-segment xs) (+ (.-offset xs) (* from (.-stride xs))) (.-stride xs)
-                  (int (.-size xs))
-                  (boolean (.-swap xs)) block 0 (int n)))
-
-;; Each loop over a block is a function of its own, so that the JIT compiles it as a whole.
-
-(defn- longs-to-long ^long [^IFn$LLL f ^long acc ^longs block ^long n]
-  (in-block [acc acc x] [block n] (.invokePrim f acc x)))
-
-(defn- wide-to-long
-  "As [[longs-to-long]], of unsigned numbers of 64 bits: one above 2^63-1 is no long, and f says
-  so itself."
+(defn- with-longs
+  "Reduces over the first n numbers of a block with a function of longs."
   ^long [^IFn$LLL f ^long acc ^longs block ^long n]
-  (in-block [acc acc x] [block n]
-    (if (neg? x)
-      (long (f acc (scalar/unsigned x)))
-      (.invokePrim f acc x))))
+  (loop [i 0 acc acc]
+    (if (< i n)
+      (recur (inc i) (.invokePrim f acc (aget block i)))
+      acc)))
 
-(defn- longs-to-boxed
-  "As [[longs-to-object]], of a function that takes the accumulator as a long too, but returns any
-  object."
-  [^IFn$LLO f acc ^longs block ^long n]
-  (in-block-until-reduced [acc acc x] [block n]
-    (if (instance? Long acc)
-      (.invokePrim f (.longValue ^Long acc) x)
-      (f acc x))))
+(defn- with-unsigned-longs
+  "Reduces over the first n unsigned numbers of a block with a function of longs.
 
-(defn- longs-to-object [^IFn$OLO f acc ^longs block ^long n]
-  (in-block-until-reduced [acc acc x] [block n] (.invokePrim f acc x)))
+  A number above 2^63-1 is not a long, and the function itself rejects it."
+  ^long [^IFn$LLL f ^long acc ^longs block ^long n]
+  (loop [i 0 acc acc]
+    (if (< i n)
+      (let [x (aget block i)]
+        (recur (inc i) (if (neg? x)
+                         (long (f acc (scalar/unsigned x)))
+                         (.invokePrim f acc x))))
+      acc)))
 
-(defn- longs-to-any [f acc ^longs block ^long n]
-  (in-block-until-reduced [acc acc x] [block n] (f acc x)))
-
-(defn- wide-to-any [f acc ^longs block ^long n]
-  (in-block-until-reduced [acc acc x]
-    [block n]
-    (f acc (if (neg? x) (scalar/unsigned x) (Long/valueOf x)))))
-
-(defn- doubles-to-double ^double [^IFn$DDD f ^double acc ^doubles block ^long n]
-  (in-block [acc acc x] [block n] (.invokePrim f acc x)))
-
-(defn- sum-of-doubles ^double [^double acc ^doubles block ^long n]
-  (in-block [acc acc x] [block n] (+ acc x)))
-
-(defn- doubles-to-object [^IFn$ODO f acc ^doubles block ^long n]
-  (in-block-until-reduced [acc acc x] [block n] (.invokePrim f acc x)))
-
-(defn- doubles-to-any [f acc ^doubles block ^long n]
-  (in-block-until-reduced [acc acc x] [block n] (f acc x)))
+(defn- with-objects
+  "Reduces over the first n numbers of a block with any function, until it returns a `reduced`."
+  [f acc ^longs block n wide?]
+  (let [n (long n)
+        wide? (boolean wide?)]
+    (loop [i 0 acc acc]
+      (if (or (== i n) (reduced? acc))
+        acc
+        (let [x (aget block i)]
+          (recur (inc i) (f acc (if (and wide? (neg? x)) (scalar/unsigned x) x))))))))
 
 (def ^:private ^:const far-from-overflow (bit-shift-left 1 62))
 
-(defn- sum-of-block
-  "The sum of a block and what was before, added by `+` itself where machine words could overflow."
-  [acc ^longs block ^long n wide?]
+(defn- sum
+  "Adds the first n numbers of a block, by `+` itself if machine words could overflow."
+  [acc ^longs block n wide?]
   (let [sum (if (and (instance? Long acc)
                      (< (.longValue ^Long acc) far-from-overflow)
                      (< (- far-from-overflow) (.longValue ^Long acc)))
               (Blocks/sum block (int n) (not wide?))
               Blocks/TOO_LARGE)]
-    (cond
-      (not (== sum Blocks/TOO_LARGE)) (+ (.longValue ^Long acc) sum)
-      wide? (wide-to-any + acc block n)
-      :else (longs-to-any + acc block n))))
+    (if (== sum Blocks/TOO_LARGE)
+      (with-objects + acc block n wide?)
+      (+ (.longValue ^Long acc) sum))))
 
 (defn over-integers
   "Reduces over the integers from number `from` up to `to`."
   [^IntegerRow xs f init from to]
   (let [wide? (and (== 8 (.-size xs)) (not (.-signed xs)))
+        long? (instance? Long init)
         block (long-array block-size)]
-    (cond
-      (and (identical? + f) (instance? Long init))
-      (over-blocks [acc init block n] [from to (read-longs xs)] (sum-of-block acc block n wide?)
-                   false)
+    (over-blocks (fn [^long from ^long n]
+                   (Blocks/longs (.-segment xs) (+ (.-offset xs) (* from (.-stride xs)))
+                                 (.-stride xs) (int (.-size xs)) (boolean (.-signed xs))
+                                 (boolean (.-swap xs)) block 0 (int n)))
+                 (cond
+                   (and long? (identical? + f)) (fn [acc n] (sum acc block n wide?))
+                   (not (and long? (instance? IFn$LLL f)))
+                   (fn [acc n] (with-objects f acc block n wide?))
+                   wide? (fn [acc ^long n] (with-unsigned-longs f (long acc) block n))
+                   :else (fn [acc ^long n] (with-longs f (long acc) block n)))
+                 init from to)))
 
-      (and (instance? IFn$LLL f) (instance? Long init))
-      (if wide?
-        (over-blocks [acc (.longValue ^Long init) block n] [from to (read-longs xs)]
-                     (wide-to-long f acc block n) false)
-        (over-blocks [acc (.longValue ^Long init) block n] [from to (read-longs xs)]
-                     (longs-to-long f acc block n) false))
-
-      wide?
-      (over-blocks [acc init block n] [from to (read-longs xs)] (wide-to-any f acc block n) true)
-
-      (instance? IFn$OLO f)
-      (over-blocks [acc init block n] [from to (read-longs xs)] (longs-to-object f acc block n)
-                   true)
-
-      (instance? IFn$LLO f)
-      (over-blocks [acc init block n] [from to (read-longs xs)] (longs-to-boxed f acc block n) true)
-
-      :else
-      (over-blocks [acc init block n] [from to (read-longs xs)] (longs-to-any f acc block n)
-                   true))))
+;; --- other elements
 
 (defn over-floats
   "Reduces over the floating-point numbers from number `from` up to `to`."
   [^FloatRow xs f init from to]
   (let [block (double-array block-size)]
-    (cond
-      (and (identical? + f) (instance? Double init))
-      (over-blocks [acc (.doubleValue ^Double init) block n] [from to (read-doubles xs)]
-                   (sum-of-doubles acc block n) false)
-
-      (and (instance? IFn$DDD f) (instance? Double init))
-      (over-blocks [acc (.doubleValue ^Double init) block n] [from to (read-doubles xs)]
-                   (doubles-to-double f acc block n) false)
-
-      (instance? IFn$ODO f)
-      (over-blocks [acc init block n] [from to (read-doubles xs)] (doubles-to-object f acc block n)
-                   true)
-
-      :else
-      (over-blocks [acc init block n] [from to (read-doubles xs)] (doubles-to-any f acc block n)
-                   true))))
+    (over-blocks (fn [^long from ^long n]
+                   (Blocks/doubles (.-segment xs) (+ (.-offset xs) (* from (.-stride xs)))
+                                   (.-stride xs) (int (.-size xs)) (boolean (.-swap xs))
+                                   block 0 (int n)))
+                 (fn [acc ^long n]
+                   (loop [i 0 acc acc]
+                     (if (or (== i n) (reduced? acc))
+                       acc
+                       (recur (inc i) (f acc (aget block i))))))
+                 init from to)))
 
 (defn over-elements
   "Reduces over what `(element i)` returns for each i from `from` up to `to`."

@@ -16,7 +16,7 @@
             [clojure.string :as str])
   (:import (bpfmap.impl.memory.bytes Memory Source)
            (bpfmap.impl.memory.reducing FloatRow IntegerRow)
-           (bpfmap.sys Blocks Codec Integers)
+           (bpfmap.sys AtomicType Blocks TypeCodec)
            (clojure.lang ArityException Counted ExceptionInfo IDeref IFn ILookup IReduce
                          IReduceInit Indexed Seqable)
            (java.lang.foreign MemorySegment)
@@ -48,11 +48,11 @@
   "A place that is not mapped, and written by system calls."
   (write-part [place path x] "Writes a value to the part that a path leads to."))
 
-;; `segment` is all of the map's memory, `offset` the place of the view in it. `atomic` encodes how
-;; the processor accesses it atomically: the bits of an integer, plus one if it is read-only,
-;; negative if it is signed; 0 if it is not accessed atomically.
+;; `segment` is all of the map's memory, `offset` the place of the view in it. `atomic` is the
+;; `bpfmap.sys.AtomicType` of a number that the processor accesses atomically; else nil.
 (deftype Cell
-         [^Source source ^MemorySegment segment ^long offset shape ^Codec codec path ^long atomic]
+         [^Source source ^MemorySegment segment ^long offset shape ^TypeCodec codec path
+          ^AtomicType atomic]
   View
   (shape-of [_] shape)
   (place [_] {:source source :segment segment :offset offset :path path})
@@ -66,7 +66,7 @@
   Object
   (toString [this] (text this)))
 
-(deftype StructView [^Source source ^MemorySegment segment ^long offset shape ^Codec codec path]
+(deftype StructView [^Source source ^MemorySegment segment ^long offset shape ^TypeCodec codec path]
   View
   (shape-of [_] shape)
   (place [_] {:source source :segment segment :offset offset :path path})
@@ -94,13 +94,11 @@
   (toString [this] (text this)))
 
 ;; `numbers` is a row of the elements for `bpfmap.impl.memory.reducing` and bulk copies; nil if they
-;; are not numbers. `kind` is the integer kind of their codec, for `bpfmap.sys.Integers`. `atomic`
-;; is that field of each element as a cell; 0 if they are not cells or not all alike.
+;; are not numbers. `atomic` is that field of each element as a cell; nil if they are not cells or
+;; not all alike.
 (deftype ArrayView
-         [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape ^Codec codec
-          path
-          numbers
-          ^long kind ^long atomic]
+         [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape
+          ^TypeCodec codec path numbers ^AtomicType atomic]
   View
   (shape-of [_] shape)
   (place [_] {:source source :segment segment :offset offset :path path})
@@ -161,15 +159,11 @@
 ;; --- making views
 
 (defn- atomic-here
-  "Returns `atomic` of a cell: its shape's, or 0 if the cell is not aligned."
-  ^long [^MemorySegment segment ^long offset shape]
-  (let [bits (long (:atomic shape))]
-    (cond
-      (zero? bits) 0
-      ;; The width in bytes is a power of two.
-      (not (zero? (bit-and (+ (.address segment) offset) (dec (bit-shift-right (abs bits) 3))))) 0
-      (.isReadOnly segment) (if (neg? bits) (dec bits) (inc bits))
-      :else bits)))
+  "Returns `atomic` of a cell: its shape's, or nil if the cell is not aligned."
+  ^AtomicType [^MemorySegment segment ^long offset shape]
+  (when-some [^AtomicType atomic (:atomic shape)]
+    (when (.isAligned atomic (+ (.address segment) offset))
+      atomic)))
 
 (defn- numbers
   "Returns the elements of an array as a row of numbers; nil for other elements."
@@ -189,11 +183,9 @@
       :else (let [{:keys [element count stride]} shape]
               (ArrayView. source segment offset stride count shape (layout/codec-of element) path
                           (numbers segment offset stride element)
-                          (if-let [codec (layout/codec-of element)] (.integers codec) Integers/NONE)
-                          (if (and (identical? :cell (:kind element))
-                                   (zero? (rem (long stride) (layout/size-of element))))
-                            (atomic-here segment offset element)
-                            0))))))
+                          (when (and (identical? :cell (:kind element))
+                                     (zero? (rem (long stride) (layout/size-of element))))
+                            (atomic-here segment offset element)))))))
 
 (defn- element-view
   "Returns a view of an element, whose index is valid."
@@ -201,7 +193,7 @@
   (let [offset (+ (.-offset v) (* i (.-stride v)))
         shape (:element (.-shape v))
         path (cons i (.-path v))]
-    (if (== 0 (.-atomic v))
+    (if (nil? (.-atomic v))
       (make (.-source v) (.-segment v) offset shape path)
       (Cell. (.-source v) (.-segment v) offset shape (.-codec v) path (.-atomic v)))))
 
@@ -280,8 +272,8 @@
 (defn- element [^ArrayView v i]
   (if (and (int? i) (<= 0 (long i)) (< (long i) (.-n v)))
     (accessing [(.-source v) :nth]
-      (Integers/read (int (.-kind v)) (.-codec v) (.-segment v)
-                     (+ (.-offset v) (* (long i) (.-stride v)))))
+      (.decode ^TypeCodec (.-codec v) (.-segment v)
+               (+ (.-offset v) (* (long i) (.-stride v)))))
     (throw (no-part v i :nth))))
 
 (defn- field [^StructView v k not-found]
@@ -297,7 +289,7 @@
       (cond
         (instance? IntegerRow numbers) (reducing/over-integers numbers f init from to)
         (instance? FloatRow numbers) (reducing/over-floats numbers f init from to)
-        :else (let [^Codec codec (.-codec v)
+        :else (let [^TypeCodec codec (.-codec v)
                     segment (.-segment v)
                     offset (.-offset v)
                     stride (.-stride v)]
@@ -351,7 +343,7 @@
     (let [^MemorySegment segment (.-segment c)]
       (memory.bytes/check-writable (.-source c) :write! segment)
       (try
-        (.encode ^Codec (.-codec c) x segment (.-offset c))
+        (.encode ^TypeCodec (.-codec c) x segment (.-offset c))
         c
         (catch ExceptionInfo e
           (throw (failed e (.-identity ^Source (.-source c)) :write! (.-path c))))
