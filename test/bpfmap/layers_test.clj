@@ -150,8 +150,8 @@
                      "bpfmap.sys.Padding" "bpfmap.sys.TypeCodec"}
           ;; A mapped range and what reads and writes memory: they call the kernel to unmap, and for
           ;; nothing else.
-          of-memory #{"bpfmap.sys.MappedMemory" "bpfmap.sys.AtomicType" "bpfmap.sys.Blocks"
-                      "bpfmap.sys.Streams"
+          of-memory #{"bpfmap.sys.MappedMemory" "bpfmap.sys.AtomicType"
+                      "bpfmap.sys.AtomicType$Change" "bpfmap.sys.Blocks" "bpfmap.sys.Streams"
                       "bpfmap.sys.Streams$Failures"}
           ;; What reads mapped rings; impl.kernel.events makes them.
           of-events #{"bpfmap.sys.EventSource" "bpfmap.sys.EventSource$Handler"

@@ -85,8 +85,8 @@ public enum AtomicType {
     }
 
     /**
-     * Adds to a number of {@link #U64}. Without a result, the processor adds in fewer steps. The row
-     * "add! a view" of {@code bpfmap.bench.memory} justifies this method.
+     * Adds to a number of {@link #U64}, without choosing by type and change. The row "add! a view"
+     * of {@code bpfmap.bench.memory} justifies this method.
      */
     public static void addU64(MemorySegment m, long offset, long x) {
         LONG.getAndAdd(m, offset, x);

@@ -204,7 +204,10 @@
          key-size# (.size key-codec#)
          value-size# (.size value-codec#)]
      (fn [acc# ~(with-meta 'reader {:tag `Reader}) ~(with-meta 'n {:tag 'long})]
-       (let [keys# (.keys ~'reader)
+       ;; In locals of this function, their class is checked once for each chunk.
+       (let [key-codec# key-codec#
+             value-codec# value-codec#
+             keys# (.keys ~'reader)
              values# (.values ~'reader)]
          (loop [i# 0 ~acc acc#]
            (if (or (== i# ~'n) (reduced? ~acc))
