@@ -40,7 +40,7 @@
     (throw (not-atomic (view/check v op) op))))
 
 (defn- writable
-  "Returns a view that is a cell for atomic operations; throws for any other, or if read-only."
+  "Returns a view that is a writable atomic cell; throws for any other."
   ^Cell [v op]
   (let [c (cell v op)]
     (memory.bytes/check-writable (.-source c) op (.-segment c))
@@ -63,14 +63,14 @@
    AtomicType/S64 [Long/MIN_VALUE Long/MAX_VALUE]})
 
 (def ^:private operands
-  "The least and the largest operand of each type: of either sign, whatever the number's is."
+  "The least and the largest operand of each type, of either sign."
   (let [of-4-bytes [Integer/MIN_VALUE 4294967295]
         of-8-bytes [Long/MIN_VALUE 18446744073709551615N]]
     {AtomicType/U32 of-4-bytes, AtomicType/S32 of-4-bytes
      AtomicType/U64 of-8-bytes, AtomicType/S64 of-8-bytes}))
 
 (defn- bits
-  "Returns the low 64 bits of an integer in the range of a cell; throws for any other value."
+  "Returns the bits of an integer in the range of a cell; throws for others."
   ^long [^Cell c op x ranges]
   (let [[least most] (get ranges (.-atomic c))]
     (if (and (integer? x) (<= least x) (<= x most))
@@ -111,7 +111,7 @@
   ([v path expected x] (compare-and-set! (view/at v path :compare-and-set!) expected x)))
 
 (defn- get-and-change!
-  "Changes the number of a cell to other bits, or by them; returns the previous number."
+  "Changes the number of a cell; returns the previous one."
   [^Cell c op ^AtomicType$Change change ^long bits]
   (accessing [(.-source c) op]
     (number c (.getAndChange ^AtomicType (.-atomic c) (.-segment c) (.-offset c) change bits))))

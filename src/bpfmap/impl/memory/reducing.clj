@@ -53,7 +53,7 @@
       acc)))
 
 (defn- with-unsigned-longs
-  "Reduces over the first n unsigned numbers of a block with a function of longs.
+  "Reduces over n unsigned numbers of a block with a function of longs.
 
   A number above 2^63-1 is not a long, and the function itself rejects it."
   ^long [^IFn$LLL f ^long acc ^longs block ^long n]
@@ -66,7 +66,7 @@
       acc)))
 
 (defn- with-objects
-  "Reduces over the first n numbers of a block with any function, until it returns a `reduced`."
+  "Reduces over the first n numbers of a block with any function."
   [f acc ^longs block n wide?]
   (let [n (long n)
         wide? (boolean wide?)]
@@ -79,7 +79,7 @@
 (def ^:private ^:const far-from-overflow (bit-shift-left 1 62))
 
 (defn- sum
-  "Adds the first n numbers of a block, by `+` itself if machine words could overflow."
+  "Adds n numbers of a block, by `+` itself if machine words could overflow."
   [acc ^longs block n wide?]
   (let [sum (if (and (instance? Long acc)
                      (< (.longValue ^Long acc) far-from-overflow)
