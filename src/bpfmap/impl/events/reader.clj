@@ -229,7 +229,7 @@
         (let [x (f acc event)]
           (if (reduced? x)
             (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
-            (do (set! acc x) (not (.get halt)))))))))
+            (do (when-not (identical? x acc) (set! acc x)) (not (.get halt)))))))))
 
 ;; The same with an event that is read in place.
 (deftype ^:private RawFolding [^RawEvent event f ^AtomicBoolean halt
@@ -248,7 +248,31 @@
     (let [x (.step this memory offset length)]
       (if (reduced? x)
         (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
-        (do (set! acc x) (not (.get halt)))))))
+        (do (when-not (identical? x acc) (set! acc x)) (not (.get halt)))))))
+
+;; The same for a function that is called for its effect: the result is the number of events.
+(deftype ^:private RawEach [^RawEvent event f ^AtomicBoolean halt ^:unsynchronized-mutable ^long n]
+  Sink
+  (result [_] n)
+  (done [_] false)
+  (step [_ memory offset length]
+    (.begin event memory offset (int length))
+    (try
+      (f event)
+      (finally (.end event))))
+  EventSource$Handler
+  (accept [this memory offset length]
+    (set! n (unchecked-inc n))
+    (.step this memory offset length)
+    (not (.get halt))))
+
+(defn- for-each
+  "Returns a sink that calls f with each event, and whose result is the number of calls."
+  [^EventReader r f {:keys [raw on-error]} op]
+  (if raw
+    (RawEach. (RawEvent.) f (.-halt r) 0)
+    (Folding. r (.-decoder r) (fn [n event] (f event) (unchecked-inc (long n))) on-error op
+              (.-halt r) 0 false)))
 
 (defn- folding [^EventReader r f init {:keys [raw on-error]} op]
   (if raw
@@ -373,7 +397,7 @@
   [^EventReader r f]
   (using r :drain!
          #(let [options (.-options r)
-                sink (folding r (fn [n event] (f event) (inc (long n))) 0 options :drain!)
+                sink (for-each r f options :drain!)
                 lost (lost-of r)]
             (pass r sink most-events :drain!)
             (report-lost r (:on-lost options) lost)
@@ -411,11 +435,11 @@
   "Calls f with each event until the reader or the subscription is closed."
   [^EventReader r f {:keys [on-error] :as options}]
   (let [step (if on-error
-               (fn [_ event] (try (f event) (catch Exception e (on-error e))) nil)
-               (fn [_ event] (f event) nil))
+               (fn [event] (try (f event) (catch Exception e (on-error e))))
+               f)
         options (dissoc options :timeout :seconds)]
     (try
-      (run r (folding r step nil options :subscribe) options :subscribe)
+      (run r (for-each r step options :subscribe) options :subscribe)
       (catch Exception e
         (if on-error
           (on-error e)

@@ -105,6 +105,18 @@
                                            "writing; use peek, or open it with "
                                            "{:access :read-write}")}))))
 
+(defn- frozen-error
+  "Returns the error for a frozen ring; any other exception unchanged."
+  ^Throwable [^Throwable e m ctx]
+  (if (and (= :EPERM (:bpfmap/errno (ex-data e)))
+           (:frozen (kernel.map/info (bpf-map/descriptor m) ctx)))
+    (error/error :permission (str "Map " (error/id-and-name (bpf-map/identity-of m)) " is frozen")
+                 (assoc (ex-data e) :bpfmap/hint
+                        (str "nobody can give the places of its events back any more; peek shows "
+                             "what is in it"))
+                 e)
+    e))
+
 (defn consuming
   "Opens a ring to consume it; returns `{:source :release}`.
 
@@ -123,7 +135,7 @@
        :release release}
       (catch Throwable e
         (release)
-        (throw e)))))
+        (throw (frozen-error e m ctx))))))
 
 (defn following
   "Opens a ring to copy its records and the next ones; returns the source.
