@@ -22,7 +22,7 @@
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.options :as options])
   (:import (bpfmap.impl.events.reader EventReader)
-           (bpfmap.sys EventSource RawEvent)
+           (bpfmap.sys RawEvent)
            (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
@@ -51,22 +51,6 @@
 (defn- value-type [m {:keys [type] :as options}]
   (cond-> options
     (nil? type) (assoc :type (:value (bpf-map/spec-of m)))))
-
-(defn- close-all [opened]
-  (doseq [{:keys [^EventSource source release]} opened]
-    (.close source)
-    (release)))
-
-(defn- open-rings
-  "Returns the results of f for each map; if one throws, closes those before it."
-  [ms f]
-  (reduce (fn [opened m]
-            (try
-              (conj opened (f m))
-              (catch Throwable e
-                (close-all opened)
-                (throw e))))
-          [] ms))
 
 (defn reader
   "Opens a reader of the events of ring buffers, or of a perf event array.
@@ -106,9 +90,8 @@
          options (value-type m options)]
      (if (= :perf-event-array type)
        (reader/open :reader identities (perf/consuming m options :reader) options {:padded true})
-       (let [opened (open-rings ms #(ring/consuming % options))]
-         (reader/open :reader identities (map :source opened) options
-                      {:on-close (fn [] (doseq [{:keys [release]} opened] (release)))}))))))
+       (let [{:keys [sources release]} (ring/consuming ms options)]
+         (reader/open :reader identities sources options {:on-close release}))))))
 
 (defn peek
   "Opens a reader that takes nothing: it copies records, and follows the ring.
@@ -130,10 +113,7 @@
          options (value-type m options)]
      (if (= :perf-event-array type)
        (reader/open :peek identities (perf/following m options :peek) options {:padded true})
-       (reader/open :peek identities
-                    (map :source (open-rings ms (fn [m] {:source (ring/following m options :peek)
-                                                         :release (constantly nil)})))
-                    options nil)))))
+       (reader/open :peek identities (ring/following ms options :peek) options nil)))))
 
 (defn- check-reader ^EventReader [r op]
   (when-not (instance? EventReader r)

@@ -117,11 +117,8 @@
                  e)
     e))
 
-(defn consuming
-  "Opens a ring to consume it; returns `{:source :release}`.
-
-  Throws `:busy` if somebody else may read it. `release` gives its place back when the source is
-  closed."
+(defn- consume-one
+  "Opens a ring to consume it; returns `{:source :release}`."
   [m options]
   (check-not-read-only m)
   (let [size (:max-entries (bpf-map/spec-of m))
@@ -137,20 +134,49 @@
         (release)
         (throw (frozen-error e m ctx))))))
 
-(defn following
-  "Opens a ring to copy its records and the next ones; returns the source.
+(defn- follow-one
+  "Opens a ring to copy its records and the next ones; returns `{:source}`.
 
   The kernel maps no descriptor that was opened for one access only, not even for reading. For such
   a handle another descriptor is opened for the call."
-  ^EventSource [m {:keys [from]} op]
+  [m {:keys [from]} op]
   (let [{:keys [id] :as identity} (bpf-map/identity-of m)
         size (:max-entries (bpf-map/spec-of m))
         ctx {:op op :map identity :type :ringbuf}
-        open #(kernel.events/ring-follower % size {:overwrites (overwrites? m)
-                                                   :now (= :now from)} ctx)]
+        open (fn [fd]
+               {:source (kernel.events/ring-follower fd size {:overwrites (overwrites? m)
+                                                              :now (= :now from)} ctx)})]
     (if (= :read-write (.-access ^bpfmap.impl.map.bpf_map.BpfMap m))
       (open (bpf-map/descriptor m))
       (let [fd (kernel.map/open-id id :read-write ctx)]
         (try
           (open fd)
           (finally (call/close fd)))))))
+
+(defn- open-all
+  "Returns the results of f for each map. If one throws, closes the sources before it."
+  [ms f]
+  (reduce (fn [opened m]
+            (try
+              (conj opened (f m))
+              (catch Throwable e
+                (doseq [{:keys [^EventSource source release]} opened]
+                  (.close source)
+                  (when release (release)))
+                (throw e))))
+          [] ms))
+
+(defn consuming
+  "Opens rings to consume them; returns `{:sources :release}`.
+
+  Throws `:busy` if somebody else may read one. `release` gives their places back, when the sources
+  are closed."
+  [ms options]
+  (let [opened (open-all ms #(consume-one % options))]
+    {:sources (mapv :source opened)
+     :release (fn [] (doseq [{:keys [release]} opened] (release)))}))
+
+(defn following
+  "Opens rings to copy their records and the next ones; returns the sources."
+  [ms options op]
+  (mapv :source (open-all ms #(follow-one % options op))))
