@@ -10,8 +10,8 @@ import java.lang.foreign.MemorySegment;
 
 /**
  * Reads the current event of a reader in place. One object serves all events of a reader, so that
- * an event costs no allocation. Every access is checked against the end of the event. Between
- * events, and afterwards, each access throws.
+ * an event costs no allocation. Every access is checked against the end of the event. After a pass
+ * over events, each access throws.
  */
 public final class RawEvent {
     // An address, and not a segment: storing a reference for each event costs a fence under G1.

@@ -22,14 +22,14 @@
 ;; --- other readers
 
 (def ^:private readers-here
-  "The ids of the rings that this process reads, to a WeakReference to the token of the reader.
+  "The ids of the rings that this process reads, to tokens of their readers.
 
-  A reader that becomes unreachable without `close` gives its mappings to the collector, and has to
+  A token is held by a WeakReference: a reader that becomes unreachable without `close` gives its mappings to the collector, and has to
   leave its place here as well."
   (ConcurrentHashMap.))
 
 (defn- register!
-  "Returns a function that gives a ring's place back; nil if the ring has a reader here."
+  "Returns a function that ends a registration; nil if the ring has a reader here."
   [id]
   (let [^ConcurrentHashMap readers readers-here
         token (Object.)
@@ -79,7 +79,7 @@
                                   "events on, or use {:steal true}")}))
 
 (defn- claim
-  "Returns a function that gives the place as the reader of a ring back; throws `:busy`."
+  "Returns a function that ends this process's claim to a ring; throws `:busy`."
   [m {:keys [steal]}]
   (let [{:keys [id] :as identity} (bpf-map/identity-of m)]
     (if steal
@@ -112,8 +112,8 @@
            (:frozen (kernel.map/info (bpf-map/descriptor m) ctx)))
     (error/error :permission (str "Map " (error/id-and-name (bpf-map/identity-of m)) " is frozen")
                  (assoc (ex-data e) :bpfmap/hint
-                        (str "nobody can give the places of its events back any more; peek shows "
-                             "what is in it"))
+                        (str "nobody can give the places of its events back any more; peek still "
+                             "reads it"))
                  e)
     e))
 
@@ -154,7 +154,7 @@
           (finally (call/close fd)))))))
 
 (defn- open-all
-  "Returns the results of f for each map. If one throws, closes the sources before it."
+  "Returns the results of f for each map; if one throws, closes the others."
   [ms f]
   (reduce (fn [opened m]
             (try

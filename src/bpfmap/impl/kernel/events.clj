@@ -24,7 +24,7 @@
       (throw (call/in-context e ctx)))))
 
 (defn- with-pages
-  "Maps both parts of a ring of `size` bytes, and returns `(f consumer-page producer-pages)`.
+  "Maps both parts of a ring, and returns `(f consumer-page producer-pages)`.
 
   If f throws, both are unmapped again."
   [fd size writable? ctx f]
@@ -99,7 +99,7 @@
       (throw (call/failure "Waiting for events" outcome ctx)))))
 
 (defn- ring-mappings
-  "Returns how many rings of a size a process has mapped, by the mappings of their data."
+  "Returns the number of rings of a size that a process has mapped."
   [pid ^long size]
   (let [page (long (call/page-size))
         bytes (+ page (* 2 size))]
