@@ -24,8 +24,8 @@
 (def ^:private readers-here
   "The ids of the rings that this process reads, to tokens of their readers.
 
-  A token is held by a WeakReference: a reader that becomes unreachable without `close` gives its mappings to the collector, and has to
-  leave its place here as well."
+  A token is held by a WeakReference: a reader that becomes unreachable without `close` gives its
+  mappings to the collector, and has to leave its place here as well."
   (ConcurrentHashMap.))
 
 (defn- register!

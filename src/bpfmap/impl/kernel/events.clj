@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.impl.kernel.events
-  "Maps ring buffers and makes what waits for events: epoll descriptors and eventfds.
+  "Maps ring buffers, and makes epoll descriptors and eventfds to wait for them.
 
   A ring buffer of S bytes is a file of a consumer page, a producer page, and its data twice. Only
   the consumer page can be mapped for writing. Source: kernel/bpf/ringbuf.c, ringbuf_map_mmap_kern."
