@@ -49,15 +49,21 @@
           (into (holders/holders {:map-id id})
                 (kernel.events/mapped-without-descriptor size id)))))
 
-(defn- settled-holders
-  "Returns [[other-holders]], except processes that let go a moment later.
+(def ^:private looks
+  "The number of looks that must find a holder."
+  4)
 
-  A process that lists all maps has each of them open for less than a millisecond."
+(defn- settled-holders
+  "Returns [[other-holders]], except processes that let go soon.
+
+  A process that lists all maps has each of them open for a moment, and may do so again and again."
   [identity size]
-  (if (seq (other-holders identity size))
-    (do (waiting/sleep 20 :reader)
-        (other-holders identity size))
-    []))
+  (loop [found (other-holders identity size) n 1]
+    (if (or (empty? found) (= n (long looks)))
+      found
+      (do (waiting/sleep 20 :reader)
+          (let [now (set (map (juxt :pid :fds) (other-holders identity size)))]
+            (recur (filterv (comp now (juxt :pid :fds)) found) (inc n)))))))
 
 (defn- busy-error ^Throwable [identity who]
   (error/error :busy (str "Map " (error/id-and-name identity) " may have another reader")

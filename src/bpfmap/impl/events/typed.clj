@@ -128,7 +128,7 @@
   ^Throwable [^Throwable e ^MemorySegment memory offset length op identity]
   (let [kind (:bpfmap/error (ex-data e) :invalid-value)]
     (error/error kind (str "An event of " length " bytes cannot be decoded: " (ex-message e))
-                 (assoc (dissoc (ex-data e) :bpfmap/error :bpfmap/hint)
+                 (assoc (dissoc (ex-data e) :bpfmap/hint :bpfmap/error)
                         :bpfmap/op op
                         :bpfmap/map identity
                         :bpfmap/bytes (view memory offset length))
