@@ -185,10 +185,11 @@
             (let [drop-front (fn [queue] (drop-while nil? queue))]
               (case step
                 nil true
-                :send (let [fits? (<= (+ (long used) (long (bytes-of (count x)))) (dec (long size)))]
+                :send (let [n (long (bytes-of (count x)))
+                            fits? (<= (+ (long used) n) (dec (long size)))]
                         (and (= fits? (zero? (producer/send! s x)))
                              (if fits?
-                               (recur more (conj queue (count x)) (+ (long used) (long (bytes-of (count x))))
+                               (recur more (conj queue (count x)) (+ (long used) n)
                                       (conj sent (vec x)))
                                (recur more queue used sent))))
                 :discard (let [n (min (long x) (quot (- (dec (long size)) used) 24))]
@@ -828,7 +829,7 @@
                #(events/peek hash) "is refused: events come from maps of type :ringbuf"
                #(events/stats hash) "events come from maps of type"
                #(events/reader [m hash]) "events come from maps of type"
-               #(events/reader m {:timout 1}) "Unknown option :timout: reader takes "
+               #(events/reader m {:timout 1}) "Unknown option :timout: did you mean :timeout?"
                #(events/reader m {:timeout -1}) ":timeout must be a number of seconds, 0 or more, got -1"
                #(events/reader m {:on-error 5}) ":on-error must be a function, got 5"
                #(events/reader m {:pages 3}) ":pages must be a power of two, in pages, got 3"
