@@ -66,7 +66,7 @@
    :invalid-value {:meaning "An argument, key, value or option is invalid."
                    :thrown-by "all functions"}
    :io {:meaning "A file cannot be read or written."
-        :thrown-by "`save`, `restore`, `diff` with a saved map"}
+        :thrown-by "`save`, `restore`, `diff` with a saved map, `object/read`"}
    :iteration-aborted
    {:meaning "The iteration read twice as many keys as the map can hold. `:bpfmap/so-far` has the result so far."
     :thrown-by "`reduce`, `entries`, `snapshot` and all that iterate"}
@@ -74,6 +74,8 @@
             :thrown-by "all functions that call the kernel"}
    :malformed-btf {:meaning "The bytes are not valid BTF."
                    :thrown-by "`bpfmap.btf`, `open` of a map with BTF"}
+   :malformed-object {:meaning "The bytes are not a BPF object that can be read. `:bpfmap/path` has the place."
+                      :thrown-by "`object/read`"}
    :map-full {:meaning "The map has no room for another entry."
               :thrown-by "`put!`, `insert!`, `push!`, `put-all!`, `create` with `:contents`"}
    :no-memory {:meaning "The kernel or the JVM has no memory for it."
@@ -87,7 +89,7 @@
    :not-confirmed {:meaning "The map is in use by others. `:yes true` confirms the change."
                    :thrown-by "commands that change a map"}
    :not-found {:meaning "The map, program, pin, name or object does not exist."
-               :thrown-by "`open`, `unpin!`, `put!` with a reference, `host` functions"}
+               :thrown-by "`open`, `unpin!`, `put!` with a reference, `host` functions, `object/read`"}
    :not-saved {:meaning "The file is not a map saved by `save`."
                :thrown-by "`restore`, `diff` with a saved map"}
    :not-supported

@@ -21,6 +21,8 @@
   | `:pinning`     | `:by-name`: use the map pinned under this name, or create and pin it |
   | `:contents`    | entries to write before the map is pinned: a map or pairs; for a queue, values |
   | `:freeze`      | true: user space cannot change the map afterwards                    |
+  | `:record-type` | the type of the records of a ring buffer or perf event array; not used by create |
+  | `:tags`        | strings of the source code (`btf_decl_tag`); not used by create      |
 
   Keys that the map type determines have defaults: an index is a `:u32`, a map of maps has values of
   four bytes, the size of a ring buffer is rounded up to a power of two of pages, and a perf event

@@ -65,7 +65,7 @@
       (finally (.delete object)))))
 
 (def ^:private signs
-  {"add" "+=" "sub" "-=" "mul" "*=" "div" "/=" "or" "|=" "and" "&=" "lsh" "<<=" "rsh" ">>="
+  {"sdiv" "s/=" "smod" "s%=" "add" "+=" "sub" "-=" "mul" "*=" "div" "/=" "or" "|=" "and" "&=" "lsh" "<<=" "rsh" ">>="
    "mod" "%=" "xor" "^="
    "mov" "=" "arsh" "s>>=" "jeq" "==" "jgt" ">" "jge" ">=" "jset" "&" "jne" "!=" "jsgt" "s>"
    "jsge" "s>=" "jlt" "<"
@@ -73,12 +73,13 @@
 
 (defn- llvm-text
   "An instruction in LLVM's notation, or nil when it has none, as for maps."
-  [[mnemonic a b c]]
-  (let [[_ op suffix] (re-matches #"(.*?)(64|32|16|dw|w|h|b)?" (name mnemonic))
+  [[mnemonic a b c d]]
+  (let [[_ op suffix] (re-matches #"(ldind|.*?)(64|32|16|8|dw|w|h|b)?" (name mnemonic))
         plain #(if (keyword? %) (name %) (str %))
         sized (fn [x] (cond-> (plain x) (and (= "32" suffix) (keyword? x)) (str/replace "r" "w")))
         at (fn [[base offset]] (str (name base) " " (if (neg? offset) "-" "+") " " (abs offset)))
-        bits (get {"b" 8 "h" 16 "w" 32 "dw" 64 "32" 32 "64" 64} suffix)
+        bits (get {"b" 8 "h" 16 "w" 32 "dw" 64 "8" 8 "16" 16 "32" 32 "64" 64} suffix)
+        narrow #(if (= 64 bits) (plain %) (str/replace (plain %) "r" "w"))
         pointer #(str "(u" bits " *)(" (at %) ")")
         wide? (= "64" suffix)]
     (case (get-in asm/mnemonics [mnemonic :operands])
@@ -87,9 +88,13 @@
               (str (sized a) " = -" (sized a))
               (str (plain a) " = " (name mnemonic) " " (plain a)))
       [:to :wide] (str (plain a) " = " b " ll")
-      [:to :memory-from] (str (plain a) " = *" (pointer b))
+      [:to :memory-from] (case op
+                           "load-acquire" (str (narrow a) " = load_acquire(" (pointer b) ")")
+                           "ldxs" (str (plain a) " = *(s" bits " *)(" (at b) ")")
+                           (str (plain a) " = *" (pointer b)))
       [:memory-to :right] (case op
                             "stx" (str "*" (pointer a) " = " (plain b))
+                            "store-release" (str "store_release(" (pointer a) ", " (narrow b) ")")
                             "atomic-cmpxchg" (str (if wide? "r0 = cmpxchg_64(" "w0 = cmpxchg32_32(")
                                                   (at a)
                                                   (if wide? ", r0, " ", w0, ") (sized b) ")")
@@ -102,14 +107,29 @@
       [:memory-to :immediate] (str "*" (pointer a) " = " b)
       [:left :source :target] (str "if " (sized a) " " (signs op) " " (sized b) " goto "
                                    (format "%+d" c))
-      [:target] (str "goto " (format "%+d" a))
+      [:target] (str (if (= :may-goto mnemonic) "may_goto " "goto ") (format "%+d" a))
+      [:far-target] (when (= :gotol mnemonic) (str "gotol " (format "%+d" a)))
+      [:left] (str (name mnemonic) " " (plain a))
+      [:immediate] (str "r0 = *(u" bits " *)skb[" a "]")
+      ;; LLVM has no text for an offset.
+      [:right :immediate] (when (zero? b) (str "r0 = *(u" bits " *)skb[" (plain a) "]"))
+      [:to :right :to-space :from-space] (str (plain a) " = addr_space_cast(" (plain b) ", " c
+                                              ", " d ")")
+      [:to :right] (let [[_ width full] (re-matches #"movs([bhw])(64|32)" (name mnemonic))
+                         register #(if (= "32" full) (str/replace (plain %) "r" "w") (plain %))]
+                     (str (register a) " = (s" ({"b" 8 "h" 16 "w" 32} width) ")" (register b)))
       [:helper] (str "call " (asm/helpers a a))
       [] "exit"
       nil)))
 
 (def ^:private newer-notation
-  "What LLVM 14 emits when it compiles, but cannot read as text. LLVM 19 reads everything."
-  #"st(b|h|w|dw)|mod.*|jset.*|atomic-(fetch|xchg|cmpxchg).*")
+  "What LLVM 14 cannot read as text. LLVM 19 reads everything."
+  (re-pattern (str "st(b|h|w|dw)|s?mod.*|jset.*|atomic-(fetch|xchg|cmpxchg).*"
+                   "|sdiv.*|movs.*|ldxs.|bswap.*|gotol|may-goto|callx|addr-space-cast")))
+
+(def ^:private newest
+  "What LLVM 19 cannot read. `asm-test` has its bytes by hand."
+  #"load-acquire.*|store-release.*|gotox")
 
 (deftest same-bytes-as-llvm
   (testing "assembles to the same bytes as llvm-mc"
@@ -117,7 +137,8 @@
             :let [insns (for [mnemonic (sort (keys asm/mnemonics))
                               seed (range 30)
                               :let [insn (gen/generate (instruction-of mnemonic) 30 seed)]
-                              :when (llvm-text insn)]
+                              :when (and (not (re-matches newest (name mnemonic)))
+                                         (llvm-text insn))]
                           insn)
                   first-try (llvm-assemble target (map llvm-text insns))
                   unread (map (vec insns) (sort (:bad-lines first-try)))

@@ -52,13 +52,22 @@
    :jeq32 [0x16 0x1e] :jgt32 [0x26 0x2e] :jge32 [0x36 0x3e] :jset32 [0x46 0x4e] :jne32 [0x56 0x5e]
    :jsgt32 [0x66 0x6e] :jsge32 [0x76 0x7e] :jlt32 [0xa6 0xae] :jle32 [0xb6 0xbe] :jslt32 [0xc6 0xce]
    :jsle32 [0xd6 0xde]
-   :call [0x85] :exit [0x95]})
+   :call [0x85] :exit [0x95] :call-local [0x85] :call-btf [0x85] :callx [0x8d]
+   :gotol [0x06] :may-goto [0xe5] :gotox [0x0d] :addr-space-cast [0xbf]
+   :sdiv64 [0x37 0x3f] :sdiv32 [0x34 0x3c] :smod64 [0x97 0x9f] :smod32 [0x94 0x9c]
+   :movsb64 [0xbf] :movsh64 [0xbf] :movsw64 [0xbf] :movsb32 [0xbc] :movsh32 [0xbc]
+   :ldxsb [0x91] :ldxsh [0x89] :ldxsw [0x81]
+   :bswap16 [0xd7] :bswap32 [0xd7] :bswap64 [0xd7]
+   :ldabsw [0x20] :ldabsh [0x28] :ldabsb [0x30] :ldindw [0x40] :ldindh [0x48] :ldindb [0x50]
+   :load-acquire64 [0xdb] :load-acquire32 [0xc3] :load-acquire16 [0xcb] :load-acquire8 [0xd3]
+   :store-release64 [0xdb] :store-release32 [0xc3] :store-release16 [0xcb] :store-release8 [0xd3]
+   :insn [0x18]})
 
 (def ^:private plain-operand
   {:to :r1 :left :r1 :right :r2 :fetched :r2 :source 1 :immediate 1 :memory-from [:r1 0]
    :memory-to [:r1 0]
-   :wide 1 :map :a-map :map-offset 0 :target 0 :helper 1
-   :function :function})
+   :wide 1 :map :a-map :map-offset 0 :function :function :target 0 :far-target 0 :helper 1 :btf-id 1
+   :to-space 0 :from-space 1 :fields {:code 0x18 :src 6}})
 
 (deftest mnemonic-opcodes
   (testing "every mnemonic has its opcode"
@@ -104,7 +113,41 @@
       [:ja 3]                              "0500030000000000"
       [:call :map-lookup-elem]             "8500000001000000"
       [:call 181]                          "85000000b5000000"
-      [:exit]                              "9500000000000000")))
+      [:exit]                              "9500000000000000"
+      [:sdiv64 :r1 :r2]                    "3f21010000000000"
+      [:smod32 :r1 3]                      "9401010003000000"
+      [:movsb64 :r1 :r2]                   "bf21080000000000"
+      [:movsw64 :r1 :r2]                   "bf21200000000000"
+      [:movsh32 :r1 :r2]                   "bc21100000000000"
+      [:ldxsw :r1 [:r2 -4]]                "8121fcff00000000"
+      [:bswap32 :r1]                       "d701000020000000"
+      [:gotol -2]                          "06000000feffffff"
+      [:may-goto 1]                        "e500010000000000"
+      [:call-local 2]                      "8510000002000000"
+      [:call-btf 1234]                     "85200000d2040000"
+      [:callx :r3]                         "8d03000000000000"
+      [:gotox :r3]                         "0d03000000000000"
+      [:addr-space-cast :r1 :r2 0 1]       "bf21010001000000"
+      [:addr-space-cast :r1 :r2 1 0]       "bf21010000000100"
+      [:ldabsh 12]                         "280000000c000000"
+      [:ldindw :r3 0]                      "4030000000000000"
+      [:load-acquire8 :r1 [:r2 4]]         "d321040000010000"
+      [:store-release64 [:r1 0] :r2]       "db21000010010000"
+      [:insn {:code 0x18 :src 6 :imm -1}]  "18600000ffffffff")))
+
+(deftest named-parts
+  (testing "references to parts of an object leave relocations"
+    (are [insn expected] (= expected (let [{:keys [bytes relocations]}
+                                           (asm/assemble [insn [:exit]] little)]
+                                       [(subs (hex bytes) 0 16) (mapv (juxt :kind :ref)
+                                                                      relocations)]))
+      [:lddw :r1 {:map "m"}]                 ["1811000000000000" [[:map-fd {:map "m"}]]]
+      [:ld-map-value :r1 {:variable "v"} 4]  ["1821000000000000" [[:map-value {:variable "v"}]]]
+      [:call {:function "f"}]                ["8510000000000000" [[:call {:function "f"}]]]
+      [:lddw :r2 {:function "f"}]            ["1842000000000000" [[:function {:function "f"}]]]
+      [:call {:kfunc "k"}]                   ["8520000000000000" [[:kfunc {:kfunc "k"}]]]
+      [:lddw :r2 {:kfunc "k"}]               ["1832000000000000" [[:btf-id {:kfunc "k"}]]]
+      [:lddw :r2 {:ksym "s"}]                ["1802000000000000" [[:ksym {:ksym "s"}]]])))
 
 (deftest big-endian-encoding
   (testing "big-endian encoding reverses the bytes and swaps the registers"
@@ -193,7 +236,7 @@
            (and (is (= :invalid-program (:bpfmap/error error)))
                 (is (= :assemble (:bpfmap/op error)))
                 (is (str/includes? (:message error) message))))
-      "unknown instruction :mov; did you mean :mov32 or :mov64?"              [[:mov :r1 5]]
+      "unknown instruction :mov; did you mean :mov32, :mov64, :movsb32"            [[:mov :r1 5]]
       "unknown instruction :jeq64; did you mean :jeq?"
       [[:jeq64 :r1 5 0] [:exit]]
       "unknown instruction :frob"                                      [[:frob]]
@@ -272,6 +315,17 @@
       "unknown helper :frobnicate"                                     [[:call :frobnicate]]
       "the helper's number must be from 0 to 2147483647, got -1"                  [[:call -1]]
       "the helper must be a name or a number, got \"bind\""                 [[:call "bind"]]
+      "the helper must be a name or a number, got {:ksym \"f\"}"               [[:call {:ksym "f"}]]
+      "got {:variable \"v\"}; use :ld-map-value for a part of the value of a map"
+      [[:lddw :r1 {:variable "v"}] [:exit]]
+      "the id must be from 0 to 2147483647, got -1"                         [[:call-btf -1]]
+      "the id must be an integer, got :f"                                   [[:call-btf :f]]
+      "the address space must be from 0 to 65535, got 65536"
+      [[:addr-space-cast :r1 :r2 0x10000 0]]
+      "the operand must be a map of the fields of a slot, got 7"            [[:insn 7]]
+      "the fields of a slot must be :code, :dst, :imm, :off or :src, got :op" [[:insn {:op 1}]]
+      ":code must be an integer, got \"a\""                                 [[:insn {:code "a"}]]
+      ":dst must be from 0 to 15, got 16"                                   [[:insn {:dst 16}]]
       "an instruction must be a vector such as [:mov64 :r0 0], and a label a keyword" [{:mov64 [:r1 5]}]
       "an instruction must be a vector such as [:mov64 :r0 0], and a label a keyword" [[:exit] 5]
       "a program must have an instruction; the smallest is [[:mov64 :r0 0] [:exit]]" []
@@ -304,7 +358,8 @@
 ;; ---------------------------------------------------------------- properties
 
 (def ^:private straight-instruction
-  (gen/such-that #(not-any? #{:target :function} (get-in asm/mnemonics [(first %) :operands]))
+  (gen/such-that #(not-any? #{:target :far-target :function}
+                            (get-in asm/mnemonics [(first %) :operands]))
                  instruction
                  100))
 
@@ -375,3 +430,73 @@
                              (string? hint)
                              (or (nat-int? (first path))
                                  (str/starts-with? hint "a program must have an instruction")))))))))
+
+;; ---------------------------------------------------------------- disassembly
+
+(defn- disassembled-again [^bytes bytes options]
+  (:bytes (asm/assemble (asm/disassemble bytes options) options)))
+
+(defspec disassembled-instruction 1000
+  (prop/for-all [insn (gen/such-that #(not= :ld-map-value (first %)) instruction 100)
+                 options (gen/elements [little big])]
+                (let [room (repeat 6 [:exit])
+                      bytes (:bytes (asm/assemble [room insn :function room] options))]
+                  (Arrays/equals ^bytes bytes ^bytes (disassembled-again bytes options)))))
+
+(defspec same-instructions 500
+  (prop/for-all [insns (gen/not-empty
+                        (gen/vector (gen/such-that #(not (#{:insn :ld-map-value} (first %)))
+                                                   straight-instruction 100)))
+                 options (gen/elements [little big])]
+    ;; A number may be written in several ways, and the bytes are the same.
+                (let [read (asm/disassemble (:bytes (asm/assemble insns options)) options)]
+                  (and (= (map first insns) (map first read))
+                       (= (assembled insns options) (assembled read options))))))
+
+(defspec disassembled-bytes 2000
+  (prop/for-all [bytes (gen/such-that
+                        seq
+                        (gen/fmap #(byte-array (apply concat %))
+                                  (gen/vector
+                                   (gen/tuple (gen/one-of
+                                               [(gen/elements (map #(unchecked-byte (:code %))
+                                                                   (vals asm/mnemonics)))
+                                                gen/byte])
+                                              gen/byte gen/byte (gen/elements [0 0 1 -1 8])
+                                              (gen/elements [0 0 1 2 5 16 -1]) gen/byte
+                                              (gen/elements [0 0 1 -1]) (gen/elements [0 0 1 -1]))))
+                        100)
+                 options (gen/elements [little big])]
+                (Arrays/equals ^bytes bytes ^bytes (disassembled-again bytes options))))
+
+(deftest disassembled-data
+  (testing "disassembles into instructions with labels"
+    (is (= [[:mov64 :r0 0] :L1 [:jeq :r1 5 :L5] [:lddw :r2 -1] [:ja :L1] :L5
+            [:call :map-lookup-elem] [:call 1000] [:exit]]
+           (asm/disassemble (:bytes (asm/assemble [[:mov64 :r0 0] :a [:jeq :r1 5 :b] [:lddw :r2 -1]
+                                                   [:ja :a] :b [:call 1] [:call 1000] [:exit]])))))
+    (testing "and bytes that are no instruction into the fields of their slots"
+      (are [bytes expected] (= expected (asm/disassemble (byte-array bytes) little))
+        [0x18 0x61 0 0 3 0 0 0 0 0 0 0 9 0 0 0] [[:insn {:code 0x18 :dst 1 :src 6 :imm 3}]
+                                                 [:insn {:imm 9}]]
+        [5 0 7 0 0 0 0 0]                       [[:insn {:code 5 :off 7}]]
+        [-1 0 0 0 0 0 0 0]                      [[:insn {:code 255}]]))))
+
+(deftest readable-assembly
+  (testing "prints a function with its source lines"
+    (is (= (str "f:\n; return x; @ a.c:7\n   0: r2 = map flows\nL2:\n   2: w1 s/= -2\n"
+                "   3: if r1 > r2 goto L2\n; f(); @ a.c:8\n   4: call g\n   5: exit\n")
+           (asm/disassemble {:name "f"
+                             :insns [[:lddw :r2 {:map "flows"}] :L2 [:sdiv32 :r1 -2]
+                                     [:jgt :r1 :r2 :L2] [:call {:function "g"}] [:exit]]
+                             :lines [{:slot 0 :file "a.c" :line 7 :text "  return x;"}
+                                     {:slot 4 :file "a.c" :line 8 :text "f();"}]})))))
+
+(deftest disassembly-errors
+  (testing "rejects what cannot be disassembled"
+    (doseq [[x message] {"add" "it must be bytes, or a function of an object with :insns"
+                         (byte-array 7) "its length must be a multiple of 8 bytes, got 7"
+                         {:insns [[:frob]]} "unknown instruction :frob"
+                         {:insns [7]} "an instruction must be a vector such as [:mov64 :r0 0]"}]
+      (is (thrown-with-msg? ExceptionInfo (re-pattern (java.util.regex.Pattern/quote message))
+                            (asm/disassemble x))))))

@@ -47,6 +47,11 @@
    :map (gen/return :a-map) :map-offset (gen/choose 0 0x7fffffff)
    :function (gen/return :function)
    :target (gen/choose -5 3) ; what `alone` has room for
+   :far-target (gen/choose -5 3)
+   :btf-id (gen/choose 0 0x7fffffff)
+   :to-space (gen/choose 0 0xffff) :from-space (gen/choose 0 0xffff)
+   :fields (gen/hash-map :code (gen/choose 0 255) :dst (gen/choose 0 15) :src (gen/choose 0 15)
+                         :off (gen/choose -0x8000 0x7fff) :imm signed-32)
    :helper (gen/elements (concat (range 1 212) (keys asm/helpers)))})
 
 (defn instruction-of [mnemonic]

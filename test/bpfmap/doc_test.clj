@@ -75,13 +75,21 @@
 (kernel-test guide-transcripts
   (testing "the transcripts of the guide print what they show"
     (doseq [[page least] {guide 40, "doc/pins.md" 15, "doc/memory.md" 40, "doc/types.md" 30
-                          "doc/errors.md" 3, "doc/events.md" 40, "README.md" 7}]
+                          "doc/errors.md" 3, "README.md" 7}]
       (let [before (do (fixture/bpffs) (fixture/settled-descriptors))
             text (slurp page)]
         (is (< least (count (re-seq #"(?m)^user=> " text))))
         (is (= [] (differing (str/split-lines (transcript/comparable text))
                              (str/split-lines (transcript/comparable (evaluated text))))))
         (is (<= (fixture/open-descriptors) before))))))
+
+(deftest objects-page-transcripts
+  (testing "the transcripts of the page about objects print what they show"
+    (let [text (slurp "doc/objects.md")]
+      (is (< 20 (count (re-seq #"(?m)^user=> " text))))
+      (is (= [] (differing (str/split-lines (transcript/comparable text))
+                           (str/split-lines (transcript/comparable
+                                             (transcript/evaluate text)))))))))
 
 (kernel-test pod-page-transcripts
   (testing "the transcripts of the pod page print what they show"

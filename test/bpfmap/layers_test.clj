@@ -14,8 +14,8 @@
   "Layers from the bottom up: a namespace is in the first that it matches."
   [[1 #"bpfmap\.(asm|btf|bytes|error|spec|type)"]
    [1
-    #"bpfmap\.impl\.(edn|edn-text|errno|escape|isa|map-types|nearest|options|spec|host\.syscalls|(btf|codec|type)(\..*)?)"]
-   [2 #"bpfmap\.(impl\..*|events|feature|prog|memory)"]
+    #"bpfmap\.impl\.(disassembler|edn|edn-text|errno|escape|isa|map-types|nearest|options|spec|host\.syscalls|(btf|codec|object|type)(\..*)?)"]
+   [2 #"bpfmap\.(impl\..*|events|feature|object|prog|memory)"]
    [3 #"bpfmap\.(core|host)"]
    [4 #"bpfmap\.(cli|exec|tool|pod|nrepl)(\..*)?"]])
 
@@ -200,7 +200,7 @@
 
 (deftest facade-examples
   (testing "every function of the facade has an example"
-    (doseq [ns '[bpfmap.core bpfmap.events bpfmap.host bpfmap.memory bpfmap.prog]
+    (doseq [ns '[bpfmap.core bpfmap.events bpfmap.host bpfmap.memory bpfmap.object bpfmap.prog]
             [_ v] (do (require ns) (ns-publics ns))
             :when (and (fn? @v) (not (re-find #"^->[A-Z]" (name (symbol v)))))]
       (is (re-find (re-pattern (str "\\(" (java.util.regex.Pattern/quote (name (symbol v))) "[ )]"))

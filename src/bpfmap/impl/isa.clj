@@ -110,8 +110,8 @@
   "The rows of all mnemonics of the assembler, by name.
 
   `:code` is the opcode, `:operands` the kinds of operands in order, `:immediate` the range of an
-  immediate, `:imm` a constant that belongs to the operation. `:slots` is 2 for an instruction of
-  two slots.
+  immediate. `:imm`, `:off` and `:src` are constants that belong to the operation. `:slots` is 2 for
+  an instruction of two slots.
 
       (mnemonics :mov64) ;=> {:code 0xb7 :operands [:to :source] :immediate :signed32}"
   (into {:neg64 {:code 0x87 :operands [:to]}
@@ -120,7 +120,15 @@
          :ld-map-value {:code 0x18 :operands [:to :map :map-offset] :slots 2}
          :ld-func {:code 0x18 :operands [:to :function] :slots 2}
          :ja {:code 0x05 :operands [:target]}
+         :gotol {:code 0x06 :operands [:far-target]}
+         :may-goto {:code 0xe5 :operands [:target]}
+         :gotox {:code 0x0d :operands [:left]}
          :call {:code 0x85 :operands [:helper]}
+         :call-local {:code 0x85 :src 1 :operands [:far-target]} ; BPF_PSEUDO_CALL
+         :call-btf {:code 0x85 :src 2 :operands [:btf-id]} ; BPF_PSEUDO_KFUNC_CALL
+         :callx {:code 0x8d :operands [:left]}
+         :addr-space-cast {:code 0xbf :off 1 :operands [:to :right :to-space :from-space]}
+         :insn {:code 0 :operands [:fields]}
          :exit {:code 0x95 :operands []}}
         (map (fn [[mnemonic row]] [(keyword mnemonic) row]))
         (concat
@@ -142,7 +150,30 @@
                  sizes)
          (for [[op imm operands] atomics
                [bits code] [["64" 0xdb] ["32" 0xc3]]]
-           [(str "atomic-" op bits) {:code code :operands operands :imm imm}]))))
+           [(str "atomic-" op bits) {:code code :operands operands :imm imm}])
+         (for [[op imm operands] [["load-acquire" 0x100 [:to :memory-from]]
+                                  ["store-release" 0x110 [:memory-to :right]]]
+               [bits code] [["64" 0xdb] ["32" 0xc3] ["16" 0xcb] ["8" 0xd3]]]
+           [(str op bits) {:code code :operands operands :imm imm}])
+         ;; Signed division is division with an offset of 1, and a move with a width there extends
+         ;; the sign.
+         (for [[op code] [["sdiv" 0x30] ["smod" 0x90]]
+               [bits class immediate] [["64" 0x07 :signed32] ["32" 0x04 :bits32]]]
+           [(str op bits)
+            {:code (+ code class) :off 1 :operands [:to :source] :immediate immediate}])
+         (for [[bits code widths] [["64" 0xbf [["b" 8] ["h" 16] ["w" 32]]]
+                                   ["32" 0xbc [["b" 8] ["h" 16]]]]
+               [suffix width] widths]
+           [(str "movs" suffix bits) {:code code :off width :operands [:to :right]}])
+         (for [[suffix code] [["b" 0x91] ["h" 0x89] ["w" 0x81]]]
+           [(str "ldxs" suffix) {:code code :operands [:to :memory-from]}])
+         (for [bits [16 32 64]]
+           [(str "bswap" bits) {:code 0xd7 :operands [:to] :imm bits}])
+         ;; Packets: classic BPF's, with the bytes in network order, into r0.
+         (for [[suffix size] [["w" 0x00] ["h" 0x08] ["b" 0x10]]
+               [op code operands] [["ldabs" 0x20 [:immediate]]
+                                   ["ldind" 0x40 [:right :immediate]]]]
+           [(str op suffix) {:code (+ code size) :operands operands :immediate :signed32}]))))
 
 (def ranges
   "The smallest and largest integer of each kind of immediate, offset and number."
@@ -153,5 +184,8 @@
    :bits16 [-0x8000 0xffff]
    :bits32 [-0x80000000 0xffffffff]
    :bits64 [-0x8000000000000000 0xffffffffffffffff]
+   :unsigned4 [0 0xf]
+   :unsigned8 [0 0xff]
+   :unsigned16 [0 0xffff]
    :unsigned31 [0 0x7fffffff]
    :unsigned32 [0 0xffffffff]})

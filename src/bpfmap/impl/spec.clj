@@ -12,7 +12,7 @@
   "Every key that a spec may have."
   [:type :key :value :key-size :value-size :types :max-entries :name :flags :numa-node :map-extra
    :inner-map :pinning
-   :struct-ops :contents :freeze])
+   :struct-ops :contents :freeze :record-type :tags])
 
 (defn- problem [path message]
   {:path path :message message})
@@ -268,9 +268,21 @@
   (or (map? contents)
       (and (sequential? contents) (every? #(and (vector? %) (= 2 (count %))) contents))))
 
+(defn- descriptive
+  "Returns the problems of keys that create does not use."
+  [{:keys [record-type tags] :as spec}]
+  (concat
+   (when-let [bad-type (and record-type (map? (:types spec {}))
+                            (node/side-problem spec :record-type))]
+     [(problem [:record-type] bad-type)])
+   (when-not (or (nil? tags) (and (sequential? tags) (every? string? tags)))
+     [(problem [:tags] (str ":tags must be a sequence of strings, got "
+                            (error/printed tags)))])))
+
 (defn- other [{:keys [type name contents freeze flags types] :as spec}]
   (let [{:keys [ops] freezes? :freeze? :as row} (map-types/types type)]
     (concat
+     (descriptive spec)
      (when-not (or (nil? types) (and (map? types) (every? keyword? (keys types))))
        [(problem [:types]
                  (str ":types must be a map of keywords to types, got "

@@ -9,7 +9,7 @@
   (:require [bpfmap.error :as error])
   (:import (java.nio BufferUnderflowException ByteBuffer ByteOrder)
            (java.nio.charset StandardCharsets)
-           (java.util Arrays)))
+           (java.util Arrays HashMap)))
 
 (set! *warn-on-reflection* true)
 
@@ -51,6 +51,28 @@
       (String. table start (int (- end start)) StandardCharsets/UTF_8))
     ""))
 
+(def ^:private spare-room
+  "Bytes that the names of an object may have more than twice its table.
+
+  Names may share their bytes. Without a bound a small file could ask for much memory."
+  65536)
+
+(defn- name-reader
+  "Returns a function of an offset in a string table to the name there.
+
+  A name is made once. All of them together may not be much longer than the table."
+  [^bytes table]
+  (let [seen (HashMap.)
+        room (long-array 1 (+ (long spare-room) (* 2 (alength table))))]
+    (fn [offset]
+      (or (.get seen offset)
+          (let [^String text (text-at table offset)]
+            (aset room 0 (- (aget room 0) (.length text)))
+            (when (neg? (aget room 0))
+              (throw (malformed "its names overlap, and are longer than their table")))
+            (.put seen offset text)
+            text)))))
+
 (defn- u16 ^long [^ByteBuffer b ^long at]
   (bit-and 0xffff (.getShort b (int at))))
 
@@ -71,6 +93,7 @@
                       {:index i
                        :name-offset (u32 b at)
                        :type (u32 b (+ at 0x04))
+                       :flags (.getLong b (int (+ at 0x08)))
                        :offset (.getLong b (int (+ at 0x18)))
                        :size (.getLong b (int (+ at 0x20)))
                        :link (u32 b (+ at 0x28))
@@ -79,8 +102,9 @@
 (defn parse
   "Reads the section headers of a 64-bit ELF object.
 
-  Returns `{:bytes :buffer :sections}`. A section has `:index :name :type :offset :size :link
-  :info`. The bytes are not copied. Throws `:malformed-btf` if they are not such an object.
+  Returns `{:bytes :buffer :machine :file-type :sections}`. A section has `:index :name :type :flags
+  :offset :size :link :info`. The bytes are not copied. Throws `:malformed-btf` if they are not such
+  an object.
 
       (map :name (:sections (parse bytes))) ;=> (\"\" \".text\" \".BTF\" …)"
   [^bytes object]
@@ -96,7 +120,10 @@
                   (byte-array 0))]
       {:bytes object
        :buffer b
-       :sections (mapv #(assoc % :name (text-at table (:name-offset %))) sections)})))
+       :file-type (u16 b 0x10)
+       :machine (u16 b 0x12)
+       :sections (let [text (name-reader table)]
+                   (mapv #(assoc % :name (text (:name-offset %))) sections))})))
 
 (defn section
   "Returns the first section of a name; nil if there is none.
@@ -128,20 +155,40 @@
 
 (def ^:private symbol-table "SHT_SYMTAB." 2)
 
+(def ^:private symbol-types {0 :notype 1 :object 2 :func 3 :section 4 :file})
+
+(def ^:private bindings {0 :local 1 :global 2 :weak})
+
+(def ^:private visibilities [:default :internal :hidden :protected])
+
 (defn symbols
-  "Returns the symbols of the object, in order: `{:name :value :section}`.
+  "Returns the symbols of the object, in order.
 
-  `:section` is the index of a section.
+  A symbol is `{:name :value :size :section :type :binding :visibility}`. `:section` is the index of
+  a section, 0 if the symbol is undefined. `:type` and `:binding` are keywords, or the numbers of
+  unknown ones.
 
-      (filter #(= \"total\" (:name %)) (symbols e)) ;=> ({:name \"total\" :value 8 :section 7})"
+      (filter #(= \"total\" (:name %)) (symbols e))
+      ;=> ({:name \"total\" :value 8 :size 4 :section 7 :type :object …})"
   [{:keys [buffer sections] :as object}]
   (in-bounds
     (if-let [{:keys [link] :as table} (first (filter #(= symbol-table (:type %)) sections))]
-      (let [names (if-let [strings (get sections link)] (contents object strings) (byte-array 0))]
+      (let [text (name-reader (if-let [strings (get sections link)]
+                                (contents object strings)
+                                (byte-array 0)))]
         (mapv (fn [at]
-                {:name (text-at names (u32 buffer at))
-                 :section (u16 buffer (+ (long at) 6))
-                 :value (.getLong ^ByteBuffer buffer (int (+ (long at) 8)))})
+                (let [at (long at)
+                      info (bit-and 0xff (.get ^ByteBuffer buffer (int (+ at 4))))
+                      other (bit-and 3 (.get ^ByteBuffer buffer (int (+ at 5))))
+                      type (bit-and 0xf info)
+                      binding (bit-shift-right info 4)]
+                  {:name (text (u32 buffer at))
+                   :type (symbol-types type type)
+                   :binding (bindings binding binding)
+                   :visibility (visibilities other)
+                   :section (u16 buffer (+ at 6))
+                   :value (.getLong ^ByteBuffer buffer (int (+ at 8)))
+                   :size (.getLong ^ByteBuffer buffer (int (+ at 16)))}))
               (places object table 24)))
       [])))
 
@@ -151,21 +198,33 @@
   Only entries of the first have addends."
   {4 24, 9 16})
 
+(defn relocation-list
+  "Returns the relocations of a section, in the order of the file.
+
+  A relocation is `{:offset :type :symbol :addend}`: an offset in the section, the number of its
+  type, an index of [[symbols]], and nil as the addend if the bytes at the offset are the addend.
+
+      (relocation-list e (section e \".BTF\")) ;=> [{:offset 1160 :type 4 :symbol 10 :addend nil} …]"
+  [{:keys [sections ^ByteBuffer buffer] :as object} {:keys [index]}]
+  (in-bounds
+    (vec (for [{:keys [type info] :as table} sections
+               :let [size (relocation-tables type)]
+               :when (and size (= index info))
+               at (places object table size)
+               :let [at (long at)
+                     word (.getLong buffer (int (+ at 8)))]]
+           {:offset (.getLong buffer (int at))
+            :type (bit-and 0xffffffff word)
+            :symbol (unsigned-bit-shift-right word 32)
+            :addend (when (= 4 type) (.getLong buffer (int (+ at 16))))}))))
+
 (defn relocations
   "Returns the relocations of a section: offset in it to `{:symbol :addend}`.
 
-  `:symbol` is an index of [[symbols]]. `:addend` is nil if the bytes at the offset are the addend.
+  They are those of [[relocation-list]].
 
       (relocations e (section e \".BTF\")) ;=> {1160 {:symbol 10 :addend nil} …}"
-  [{:keys [sections ^ByteBuffer buffer] :as object} {:keys [index]}]
-  (in-bounds
-    (into {}
-          (for [{:keys [type info] :as table} sections
-                :let [size (relocation-tables type)]
-                :when (and size (= index info))
-                at (places object table size)
-                :let [at (long at)]]
-            ;; The symbol is the upper word of r_info.
-            [(.getLong buffer (int at))
-             {:symbol (unsigned-bit-shift-right (.getLong buffer (int (+ at 8))) 32)
-              :addend (when (= 4 type) (.getLong buffer (int (+ at 16))))}]))))
+  [object section]
+  (into {}
+        (map (juxt :offset #(select-keys % [:symbol :addend])))
+        (relocation-list object section)))

@@ -51,27 +51,34 @@
                                                 (str "must be from 0 to 4294967295, got " (:offset found))))))))
                        vars))))
 
+(defn of-elf
+  "Reads the BTF of an object whose section headers are parsed; nil if it has none.
+
+      (of-elf (elf/parse bytes)) ;=> #<btf 91 types, 2214 bytes LITTLE_ENDIAN>"
+  [{:keys [sections] :as elf}]
+  (when-let [section (elf/section elf ".BTF")]
+    (let [b (blob/parse (elf/contents elf section))
+          ;; A linker has filled in the others.
+          ids (filter #(and (= :datasec (blob/kind b %)) (= 0 (blob/size-of b %)))
+                      (range 1 (inc (blob/type-count b))))]
+      (if (empty? ids)
+        b
+        (let [symbols (elf/symbols elf)
+              object {:relocations (elf/relocations elf section)
+                      :symbols symbols
+                      :by-name (into {} (map (juxt (juxt :name :section) identity)) symbols)}
+              named (into {} (map (juxt :name identity)) (rseq sections))]
+          (blob/with-sections
+            b
+            (into {}
+                  (keep (fn [id]
+                          (when-let [section (named (blob/name-of b id))]
+                            [id (with-places b (blob/record b id) section object)])))
+                  ids)))))))
+
 (defn parse
   "Returns the BTF of an object, from its section `.BTF`; nil if there is none.
 
   Throws `:malformed-btf` for bytes that are not a 64-bit ELF object."
   [bytes]
-  (let [elf (elf/parse bytes)]
-    (when-let [section (elf/section elf ".BTF")]
-      (let [b (blob/parse (elf/contents elf section))
-            ;; A linker has filled in all other sections.
-            ids (filter #(and (= :datasec (blob/kind b %)) (= 0 (blob/size-of b %)))
-                        (range 1 (inc (blob/type-count b))))]
-        (if (empty? ids)
-          b
-          (let [symbols (elf/symbols elf)
-                object {:relocations (elf/relocations elf section)
-                        :symbols symbols
-                        :by-name (into {} (map (juxt (juxt :name :section) identity)) symbols)}]
-            (blob/with-sections
-              b
-              (into {}
-                    (keep (fn [id]
-                            (when-let [section (elf/section elf (blob/name-of b id))]
-                              [id (with-places b (blob/record b id) section object)])))
-                    ids))))))))
+  (of-elf (elf/parse bytes)))

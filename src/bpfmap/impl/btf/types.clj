@@ -103,10 +103,12 @@
           8 :f64
           [:bytes size]))) ; half floats and the long doubles of C
 
-(defn- c-text
+(defn c-text
   "Returns the C spelling of a type, for the target of a pointer.
 
-  The target itself is not decoded."
+  The target itself is not decoded.
+
+      (c-text b 189 0) ;=> \"struct task_struct\""
   [b id depth]
   (let [kind (if (< (long depth) 8) (blob/kind b id) :deep)
         name #(or (blob/name-of b id) "{…}")
@@ -373,19 +375,30 @@
           (vswap! known assoc id node)
           node))))
 
+(defn reader
+  "Returns a function of an id to the type and its weight.
+
+  It is [[weighed-type-of]] for many types of a blob, and reads the parts that they share once.
+
+      ((reader b) 12) ;=> [[:struct {:name \"flow\"} …] 3]"
+  [b]
+  (let [known (volatile! {})]
+    (fn [id]
+      (try
+        ((juxt :type :weight) (of-id {:blob b :within #{} :known known} id))
+        (catch ExceptionInfo e
+          ;; What no type of ours can say: an integer of three bytes, an enum with a value too large
+          ;; for it.
+          (throw (if (= :invalid-spec (:bpfmap/error (ex-data e)))
+                   (malformed [:type id] (ex-message e))
+                   e)))))))
+
 (defn weighed-type-of
   "Returns a type and its number of members at all levels: `[type weight]`.
 
   Otherwise like [[type-of]]."
   [b id]
-  (try
-    ((juxt :type :weight) (of-id {:blob b :within #{} :known (volatile! {})} id))
-    (catch ExceptionInfo e
-      ;; Types that bpfmap cannot represent: an integer of three bytes, an enum with a value that is
-      ;; too large for it.
-      (throw (if (= :invalid-spec (:bpfmap/error (ex-data e)))
-               (malformed [:type id] (ex-message e))
-               e)))))
+  ((reader b) id))
 
 (defn type-of
   "Returns the type of an id of a blob, as `bpfmap.type` describes it.

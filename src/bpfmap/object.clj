@@ -1,0 +1,129 @@
+(ns bpfmap.object
+  "Reads compiled BPF objects, which `clang -target bpf -g -O2 -c` makes, as data.
+
+      (def o (read \"flows.bpf.o\"))
+      (get-in o [:maps \"flows\"])
+      ;=> {:name \"flows\" :type :hash :key :u32 :value [:struct {:name \"flow\"} …] :max-entries 1024}
+      (print (bpfmap.asm/disassemble (get-in o [:programs \"count\"])))
+
+  An object is one plain map, without any open resource: change it with `assoc-in`, `update-in` and
+  `dissoc`, print it, compare it, or write it to a file. Reading needs no privileges and works on
+  any system. See doc/objects.md."
+  (:refer-clojure :exclude [read])
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
+            [bpfmap.impl.object.reader :as reader]
+            [clojure.string :as str])
+  (:import (java.io File FileInputStream IOException InputStream)
+           (java.nio.file Path)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private most-bytes
+  "The bytes of the largest object that is read.
+
+  With debug information, objects have a few MB."
+  0x4000000)
+
+(defn- unreadable ^Throwable [kind message data]
+  (error/error kind message (assoc data :bpfmap/op :read)))
+
+(defn- drained
+  "Returns all bytes of a stream, which is not closed."
+  ^bytes [^InputStream in file]
+  (let [found (.readNBytes in (inc (int most-bytes)))]
+    (when (< (long most-bytes) (alength found))
+      (throw (unreadable :malformed-object
+                         (str "The object must have at most " most-bytes " bytes")
+                         {:bpfmap/file file})))
+    found))
+
+(defn- of-file [path]
+  (try
+    (with-open [in (FileInputStream. (str path))]
+      (drained in (str path)))
+    (catch IOException e
+      (let [there? (.exists (File. (str path)))]
+        (throw (unreadable (if there? :io :not-found)
+                           (str "Cannot read the object " path)
+                           {:bpfmap/file (str path)
+                            :bpfmap/hint (if there? (ex-message e) "there is no such file")}))))))
+
+(defn- of-stream [in]
+  (try
+    (drained in nil)
+    (catch IOException e
+      (throw (unreadable :io "Cannot read the object from the stream"
+                         {:bpfmap/hint (ex-message e)})))))
+
+(defn- object-name
+  "Returns the name of a file up to the first dot.
+
+  The names of maps in the kernel begin with it."
+  [path]
+  (first (str/split (.getName (File. (str path))) #"\." 2)))
+
+(defn read
+  "Reads a compiled BPF object from a path, a stream or bytes; returns it as data.
+
+  `source` is a path (a string, a `java.io.File` or a `java.nio.file.Path`), an
+  `java.io.InputStream`, which is read to its end and not closed, a byte array or a byte view. The
+  object is a 64-bit ELF file of either byte order. The result is a plain map:
+
+  | key               | value                                                                   |
+  |-------------------|-------------------------------------------------------------------------|
+  | `:name`           | the file's name up to the first dot; only for a path                    |
+  | `:license`        | the license, \"\" if the object has none                                |
+  | `:kernel-version` | the number of the section `version`, if there is one                    |
+  | `:byte-order`     | `:little-endian` or `:big-endian`                                       |
+  | `:maps`           | name to spec, as `bpfmap.core/create` takes it, see below               |
+  | `:programs`       | name to program: functions that can be attached                         |
+  | `:functions`      | name to function: what programs call                                    |
+  | `:variables`      | name to variable: `:section :type :offset :size :value`                 |
+  | `:kconfig`        | name to `:type`, and `:weak`: values of the kernel's configuration      |
+  | `:ksyms`          | name to `:kind :type :weak`: functions and variables of the kernel      |
+  | `:btf`            | the BTF as a byte view, for `bpfmap.btf/parse`; missing without `-g`    |
+
+  Map specs may have more than `create` takes: `:contents` refer to other parts of the object as
+  `{:map name}` and `{:program name}`, and a map of a section `?.struct_ops` has `:autoload false`.
+  A section of data is a map too, under its name: its `:contents` are bytes that belong to no
+  variable.
+
+  A program or function has:
+
+  | key            | value                                                                      |
+  |----------------|----------------------------------------------------------------------------|
+  | `:section`     | the name of its section                                                    |
+  | `:type`        | the program type, a name of `bpfmap.prog/types`; missing if the section's name says none |
+  | `:attach-type` | a name of `bpfmap.prog/attach-types`, if it is loaded with one             |
+  | `:target`      | the text behind the section's name, such as the name of a function         |
+  | `:flags`       | `:sleepable`, `:xdp-has-frags`                                             |
+  | `:autoload`    | false if its section begins with `?`                                       |
+  | `:insns`       | instructions, see `bpfmap.asm`, which refer to parts of the object by name |
+  | `:lines`       | source lines: `{:slot :file :line :column :text}`                          |
+  | `:core`        | CO-RE relocations: `{:slot :kind :type :type-id :access}` and `:path` or `:enumerator` |
+  | `:linkage`     | of a function: `:static` or `:global`                                      |
+  | `:weak`, `:visibility` | from the symbol, unless they are the default                       |
+  | `:btf-id`, `:tags` | the function in the BTF, and its declaration tags                      |
+
+  A slot is the number of an eight-byte unit of the instructions, from 0. A value is data of its
+  type; it is bytes if the type is unknown or the value very large, and missing for large variables
+  that are zero. Names that occur twice, such as `static` variables of two files, get their offset
+  behind them: `seen` and `seen#24`.
+
+  Throws `:malformed-object` if the bytes are not such an object, with the place under
+  `:bpfmap/path`, such as `[:section \"xdp\" :offset 24]`; `:not-found` and `:io` for files; and
+  `:invalid-value` for any other source.
+
+      (read \"flows.bpf.o\")
+      (update-in (read \"flows.bpf.o\") [:maps \"flows\" :max-entries] * 2)"
+  [source]
+  (cond
+    (or (string? source) (instance? File source) (instance? Path source))
+    (merge {:name (object-name source)} (reader/of-bytes (of-file source)))
+    (instance? InputStream source) (reader/of-bytes (of-stream source))
+    (bytes/byte-count source) (reader/of-bytes (bytes/->array source))
+    :else (throw (unreadable :invalid-value
+                             (str "The source must be a path, a stream or bytes, got "
+                                  (error/printed source))
+                             nil))))
