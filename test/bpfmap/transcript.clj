@@ -95,7 +95,7 @@
   "A page without what differs from run to run: ids, and where in the sources an error was made."
   [text]
   (-> text
-      (str/replace #"(bpf-map |:map-id |:program-id |:id |map |cookie )\d+" "$1N")
+      (str/replace #"(bpf-map |:map-id |:program-id |:id |[mM]ap |cookie )\d+" "$1N")
       (str/replace #"\d+ types, \d+ bytes" "N types, N bytes")
       (str/replace #"at .*\(.*:\d+\)\." "at PLACE.")
       (str/replace #" +\n" "\n")))

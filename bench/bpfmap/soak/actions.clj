@@ -7,10 +7,12 @@
   on a BPF file system; a counter. It may throw what it throws."
   (:require [bpfmap.btf :as btf]
             [bpfmap.core :as bpf]
+            [bpfmap.events :as events]
             [bpfmap.host :as host]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.prog :as prog])
-  (:import (java.io Closeable)
+  (:import (clojure.lang ExceptionInfo)
+           (java.io Closeable)
            (java.util.concurrent ThreadLocalRandom)
            (java.util.concurrent.atomic AtomicLong)))
 
@@ -105,6 +107,47 @@
       (bpf/pin! m (str path "b"))
       (bpf/unpin! m))))
 
+(defn- with-ring
+  "Calls f with a ring buffer and a function that sends n events of four bytes."
+  [f]
+  (with-open [m (bpf/create {:type :ringbuf :max-entries 4096})
+              program (prog/load {:type :socket-filter
+                                  :insns [[:stw [:r10 -4] 7]
+                                          [:lddw :r1 m]
+                                          [:mov64 :r2 :r10]
+                                          [:add64 :r2 -4]
+                                          [:mov64 :r3 4]
+                                          [:mov64 :r4 0]
+                                          [:call :ringbuf-output]
+                                          [:mov64 :r0 0]
+                                          [:exit]]})]
+    (f m (fn [n] (prog/test-run program {:data (byte-array 14) :repeat n})))))
+
+(defn- read-events [_]
+  (with-ring
+    (fn [m send!]
+      (with-open [reader (events/reader m {:type :u32 :timeout 0.001 :steal true})
+                  peek (events/peek m {:timeout 0})]
+        (send! (inc (random 300)))
+        (into [] (take (random 100)) reader)
+        (events/stats m)
+        (into [] (take 10) peek)
+        (with-open [_ (events/subscribe reader (fn [_]))]
+          (send! 10))
+        (events/drain! reader identity)
+        (events/poll! reader 0)))))
+
+(defn- close-waiting-reader [_]
+  (with-ring
+    (fn [m send!]
+      (let [reader (events/reader m {:steal true})
+            reading (future
+                      ;; It may be closed before this begins.
+                      (try (count (into [] reader)) (catch ExceptionInfo _)))]
+        (send! 5)
+        (.close ^Closeable reader)
+        @reading))))
+
 (def ^:private failures
   "What must fail, each in its own way."
   [(fn [world] (bpf/put! (handle world :scalar) -1 0))
@@ -127,6 +170,11 @@
    (fn [world]
      (reduce (fn [_ _] (throw (ex-info "the user's" {:bpfmap/error :the-user's}))) nil
              (handle world :lru)))
+   (fn [_]
+     (with-ring (fn [m send!]
+                  (with-open [r (events/reader m {:type odd-throws :timeout 0 :steal true})]
+                    (send! 3)
+                    (into [] r)))))
    (fn [_] (prog/load {:type :socket-filter :insns [[:mov64 :r0 :r9] [:exit]]}))])
 
 (def actions
@@ -179,6 +227,9 @@
    :open-by-name [1
                   (fn [{:keys [names]}]
                     (with-open [m ^Closeable (bpf/open {:name (names :array)})] (bpf/info m)))]
+   :events [2 read-events]
+   :close-reader [1 close-waiting-reader]
+   :leak-reader [1 (fn [_] (with-ring (fn [m _] (events/reader m {:steal true}))))]
    :list [1 (fn [_] (count (host/maps)))]
    :program [1
              (fn [_]

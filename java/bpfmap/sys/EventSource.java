@@ -23,7 +23,7 @@ public interface EventSource extends AutoCloseable {
          * Uses one event. Its memory is valid only during this call: afterwards the kernel may
          * write there. If this throws, the event still counts as used.
          *
-         * @param memory memory with the payload; may be the whole ring
+         * @param memory native memory with the payload; may be all addresses of this process
          * @param offset where the payload begins, a multiple of four
          * @param length size of the payload in bytes
          * @return false to end the pass after this event

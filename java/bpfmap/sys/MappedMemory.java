@@ -39,6 +39,15 @@ public final class MappedMemory implements AutoCloseable {
 
     private static final long PATIENCE = TimeUnit.SECONDS.toNanos(1);
 
+    /**
+     * All addresses of this process, for the loops over events only: an access costs what it does
+     * in C. Whoever uses it checks offsets, and keeps the memory mapped meanwhile.
+     */
+    static final MemorySegment WRITABLE = allAddresses();
+
+    /** The same for reading. A write throws; a write to a read-only page would end the JVM. */
+    static final MemorySegment READABLE = WRITABLE.asReadOnly();
+
     private final Arena arena = Arena.ofShared();
     private final MemorySegment segment;
     private final boolean readOnly;
@@ -140,6 +149,11 @@ public final class MappedMemory implements AutoCloseable {
                 }
             }
         }
+    }
+
+    @SuppressWarnings("restricted")
+    private static MemorySegment allAddresses() {
+        return MemorySegment.NULL.reinterpret(Long.MAX_VALUE);
     }
 
     @SuppressWarnings("restricted")

@@ -1,5 +1,6 @@
 package bpfmap.sys;
 
+import static bpfmap.sys.MappedMemory.READABLE;
 import static java.lang.foreign.ValueLayout.JAVA_BYTE;
 import static java.lang.foreign.ValueLayout.JAVA_INT_UNALIGNED;
 import static java.lang.foreign.ValueLayout.JAVA_LONG_UNALIGNED;
@@ -9,18 +10,17 @@ import java.lang.foreign.MemorySegment;
 
 /**
  * Reads the current event of a reader in place. One object serves all events of a reader, so that
- * an event costs no allocation. Every access is checked against the end of the event. Between
- * events, and afterwards, each access throws.
+ * an event costs no allocation. Every access is checked against the end of the event. After a pass
+ * over events, each access throws.
  */
 public final class RawEvent {
-    private MemorySegment memory;
-    private long offset;
+    // An address, and not a segment: storing a reference for each event costs a fence under G1.
+    private long address;
     private int length = -1;
 
-    /** Shows an event, until {@link #end}. */
+    /** Shows an event in native memory, which stays mapped until {@link #end}. */
     public void begin(MemorySegment memory, long offset, int length) {
-        this.memory = memory;
-        this.offset = offset;
+        this.address = memory.address() + offset;
         this.length = length;
     }
 
@@ -34,7 +34,7 @@ public final class RawEvent {
         if (Long.compareUnsigned(index, (long) length - size) > 0 || length < size) {
             throw outside(index, size);
         }
-        return offset + index;
+        return address + index;
     }
 
     private RuntimeException outside(long index, int size) {
@@ -54,22 +54,22 @@ public final class RawEvent {
 
     /** Returns a signed byte. */
     public long int8(long index) {
-        return memory.get(JAVA_BYTE, at(index, 1));
+        return READABLE.get(JAVA_BYTE, at(index, 1));
     }
 
     /** Returns a signed number of two bytes, in the byte order of this machine. */
     public long int16(long index) {
-        return memory.get(JAVA_SHORT_UNALIGNED, at(index, 2));
+        return READABLE.get(JAVA_SHORT_UNALIGNED, at(index, 2));
     }
 
     /** Returns a signed number of four bytes, in the byte order of this machine. */
     public long int32(long index) {
-        return memory.get(JAVA_INT_UNALIGNED, at(index, 4));
+        return READABLE.get(JAVA_INT_UNALIGNED, at(index, 4));
     }
 
     /** Returns a number of eight bytes, in the byte order of this machine. */
     public long int64(long index) {
-        return memory.get(JAVA_LONG_UNALIGNED, at(index, 8));
+        return READABLE.get(JAVA_LONG_UNALIGNED, at(index, 8));
     }
 
     /**
@@ -80,7 +80,7 @@ public final class RawEvent {
     public long copyTo(long index, byte[] array) {
         long from = at(index, 0);
         int n = (int) Math.min(length - index, array.length);
-        MemorySegment.copy(memory, JAVA_BYTE, from, array, 0, n);
+        MemorySegment.copy(READABLE, JAVA_BYTE, from, array, 0, n);
         return n;
     }
 

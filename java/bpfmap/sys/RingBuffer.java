@@ -1,10 +1,13 @@
 package bpfmap.sys;
 
+import static bpfmap.sys.MappedMemory.READABLE;
+import static bpfmap.sys.MappedMemory.WRITABLE;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.MemorySegment;
 import java.lang.invoke.VarHandle;
+import java.lang.ref.Reference;
 
 /**
  * Consumes a {@code BPF_MAP_TYPE_RINGBUF}: takes its records, and gives their places back.
@@ -81,47 +84,50 @@ public final class RingBuffer implements EventSource {
 
     @Override
     public int drain(Handler handler, int limit) {
-        MemorySegment data = this.data;
-        MemorySegment consumer = this.consumer;
+        long data = this.data.address();
+        long consumer = this.consumer.address();
         long mask = size - 1;
-        long at = position;
+        long begin = position;
         long end = (long) LONG.getAcquire(producer, PRODUCER);
-        if (end - at < 0 || end - at > size) {
-            throw positions(at, end, size);
+        if (end - begin < 0 || end - begin > size) {
+            throw positions(begin, end, size);
         }
-        int n = 0;
         busy = false;
-        while (at != end && n < limit) {
-            int header = (int) INT.getAcquire(data, at & mask);
-            if (header < 0) {
-                busy = true;
-                break;
-            }
-            int length = header & LENGTH;
-            long next = at + total(length);
-            if (next - end > 0) {
-                throw header(at, length, end);
-            }
-            boolean more = true;
-            if ((header & DISCARDED) != 0) {
-                discarded++;
-                position = next;
-                LONG.setRelease(consumer, CONSUMER, next);
-            } else {
-                try {
-                    more = handler.accept(data, (at & mask) + HEADER, length);
-                } finally {
-                    events++;
-                    bytes += length;
-                    position = next;
-                    LONG.setRelease(consumer, CONSUMER, next);
+        int n = 0;
+        long at = begin;
+        // Without a local that is used after an exception: C2 would keep it on the stack, and
+        // the time of an iteration is the time from one header to the next.
+        try {
+            while (at != end && n < limit) {
+                long record = data + (at & mask);
+                long header = (int) INT.getAcquire(READABLE, record);
+                if (header < 0) {
+                    busy = true;
+                    break;
+                }
+                long length = header & LENGTH;
+                long next = at + (length + HEADER + 7L & ~7L);
+                if (next - end > 0) {
+                    throw header(at, (int) length, end);
+                }
+                at = next;
+                position = next; // also if the handler throws
+                if ((header & DISCARDED) != 0) {
+                    discarded++;
+                    continue;
                 }
                 n++;
+                events++;
+                bytes += length;
+                boolean more = handler.accept(READABLE, record + HEADER, (int) length);
+                LONG.setRelease(WRITABLE, consumer, next);
+                if (!more) {
+                    break;
+                }
             }
-            at = next;
-            if (!more) {
-                break;
-            }
+        } finally {
+            LONG.setRelease(WRITABLE, consumer, position);
+            Reference.reachabilityFence(this); // it keeps the memory mapped
         }
         return n;
     }

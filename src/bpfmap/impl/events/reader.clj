@@ -112,7 +112,7 @@
     (finally (leave r))))
 
 (def ^:private patience-millis
-  "How long `close` waits for a function of the user's to return."
+  "The milliseconds that `close` waits for a function of the caller's to return."
   1000)
 
 (defn- halt [^EventReader r ^Thread user]
@@ -121,7 +121,7 @@
   (LockSupport/unpark user))
 
 (defn- await-end
-  "Waits until a latch is down, but not longer than a second; an interrupt ends the wait."
+  "Waits until a latch is down, a second is over, or the thread is interrupted."
   [^CountDownLatch latch]
   (try
     (.await latch patience-millis TimeUnit/MILLISECONDS)
@@ -155,7 +155,7 @@
   100000000)
 
 (def ^:private spins
-  "How often a busy record is looked at before the reader sleeps."
+  "The number of looks at a busy record before the reader sleeps."
   64)
 
 (defn- backoff
@@ -174,9 +174,9 @@
 (declare busy-record)
 
 (defn- wait
-  "Waits until events may be there, at most some nanoseconds. `idle` counts waits in a row.
+  "Waits until events may be there, at most some nanoseconds.
 
-  A busy record keeps its ring readable, so that epoll would return at once."
+  `idle` counts waits in a row. A busy record keeps its ring readable, so that epoll would return at once."
   [^EventReader r ^long nanos ^long idle op]
   (cond
     (.isInterrupted (Thread/currentThread)) (throw (waiting/interrupted op nil))
@@ -200,20 +200,20 @@
 (definterface Sink
   (^Object result [])
   (^boolean done [])
-  (^Object step [memory ^long offset ^long length]))
-
-;; A `try` that is not the last expression of a function or method is compiled to a closure, which
-;; would be allocated for each event. So both types have a method of their own for it.
+  (^Object decoded [memory ^long offset ^long length])
+  (^void passed []))
 
 ;; Calls f with the result so far and an event. `on-error` gets errors of decoding; without it they
-;; are thrown.
+;; are thrown. `decoded` is a method, because a `try` that is not the last expression of one is
+;; compiled to a closure, which would be allocated for each event.
 (deftype ^:private Folding [^EventReader r ^Decoder decoder f on-error op ^AtomicBoolean halt
                             ^:unsynchronized-mutable acc
                             ^:unsynchronized-mutable stopped]
   Sink
   (result [_] acc)
   (done [_] (.booleanValue ^Boolean stopped))
-  (step [_ memory offset length]
+  (passed [_])
+  (decoded [_ memory offset length]
     (try
       (.decode decoder memory offset length)
       (catch Exception e
@@ -223,13 +223,13 @@
             (throw e))))))
   EventSource$Handler
   (accept [this memory offset length]
-    (let [event (.step this memory offset length)]
+    (let [event (.decoded this memory offset length)]
       (if (identical? ::none event)
         (not (.get halt))
         (let [x (f acc event)]
           (if (reduced? x)
             (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
-            (do (set! acc x) (not (.get halt)))))))))
+            (do (when-not (identical? x acc) (set! acc x)) (not (.get halt)))))))))
 
 ;; The same with an event that is read in place.
 (deftype ^:private RawFolding [^RawEvent event f ^AtomicBoolean halt
@@ -238,17 +238,38 @@
   Sink
   (result [_] acc)
   (done [_] (.booleanValue ^Boolean stopped))
-  (step [_ memory offset length]
-    (.begin event memory offset (int length))
-    (try
-      (f acc event)
-      (finally (.end event))))
+  (passed [_] (.end event))
+  (decoded [_ _ _ _] event)
   EventSource$Handler
-  (accept [this memory offset length]
-    (let [x (.step this memory offset length)]
+  (accept [_ memory offset length]
+    (.begin event memory offset length)
+    (let [x (f acc event)]
       (if (reduced? x)
         (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
-        (do (set! acc x) (not (.get halt)))))))
+        (do (when-not (identical? x acc) (set! acc x)) (not (.get halt)))))))
+
+;; The same for a function that is called for its effect, and with nothing to keep.
+(deftype ^:private RawEach [^RawEvent event f ^AtomicBoolean halt]
+  Sink
+  (result [_])
+  (done [_] false)
+  (passed [_] (.end event))
+  (decoded [_ _ _ _] event)
+  EventSource$Handler
+  (accept [_ memory offset length]
+    (.begin event memory offset length)
+    (f event)
+    (not (.get halt))))
+
+(defn- for-each
+  "Returns a sink that calls f with each event.
+
+  Its result is the number of calls, or nil if it is the number of events."
+  [^EventReader r f {:keys [raw on-error]} op]
+  (if raw
+    (RawEach. (RawEvent.) f (.-halt r))
+    (Folding. r (.-decoder r) (fn [n event] (f event) (unchecked-inc (long n))) on-error op
+              (.-halt r) 0 false)))
 
 (defn- folding [^EventReader r f init {:keys [raw on-error]} op]
   (if raw
@@ -267,7 +288,7 @@
                e))
 
 (defn- pass
-  "Makes one pass over all sources; returns the number of events. Stops when the sink is done."
+  "Makes one pass over all sources, and returns the number of events."
   ^long [^EventReader r ^EventSource$Handler sink ^long limit op]
   (let [^objects sources (.-sources r)
         ^AtomicBoolean halt (.-halt r)]
@@ -278,10 +299,11 @@
           (recur (inc i)
                  (+ n (.drain ^EventSource (aget sources i) sink (int (- limit n)))))))
       (catch CorruptEventsException e
-        (throw (corrupt-error e r op))))))
+        (throw (corrupt-error e r op)))
+      (finally (.passed ^Sink sink)))))
 
 (defn- report-lost
-  "Calls `on-lost` with the number of records lost since `before`; returns the number by now."
+  "Calls `on-lost` with the records lost since `before`; returns the new number."
   ^long [^EventReader r on-lost ^long before]
   (if on-lost
     (let [now (lost-of r)]
@@ -345,7 +367,7 @@
                 (recur last-event (System/nanoTime) (inc idle) limit lost))))))))
 
 (defn- run-to-result
-  "Runs a sink and returns its result. An error of this library gets the result so far."
+  "Runs a sink and returns its result; an error has the result so far."
   [r ^Sink sink options op]
   (try
     (run r sink options op)
@@ -373,11 +395,11 @@
   [^EventReader r f]
   (using r :drain!
          #(let [options (.-options r)
-                sink (folding r (fn [n event] (f event) (inc (long n))) 0 options :drain!)
+                sink (for-each r f options :drain!)
                 lost (lost-of r)]
-            (pass r sink most-events :drain!)
-            (report-lost r (:on-lost options) lost)
-            (.result ^Sink sink))))
+            (let [n (pass r sink most-events :drain!)]
+              (report-lost r (:on-lost options) lost)
+              (or (.result ^Sink sink) n)))))
 
 ;; --- subscriptions
 
@@ -411,11 +433,11 @@
   "Calls f with each event until the reader or the subscription is closed."
   [^EventReader r f {:keys [on-error] :as options}]
   (let [step (if on-error
-               (fn [_ event] (try (f event) (catch Exception e (on-error e))) nil)
-               (fn [_ event] (f event) nil))
+               (fn [event] (try (f event) (catch Exception e (on-error e))))
+               f)
         options (dissoc options :timeout :seconds)]
     (try
-      (run r (folding r step nil options :subscribe) options :subscribe)
+      (run r (for-each r step options :subscribe) options :subscribe)
       (catch Exception e
         (if on-error
           (on-error e)
@@ -474,7 +496,7 @@
   (reduce + 0 (map f (.-sources r))))
 
 (defn- busy-record
-  "Returns `{:position :seconds}` of the record that has been busy for the longest, or nil.
+  "Returns `{:position :seconds}` of the record that is busy longest, or nil.
 
   The seconds count from the first time that a wait or a call of [[stats]] saw it."
   [^EventReader r]

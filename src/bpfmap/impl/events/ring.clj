@@ -22,14 +22,14 @@
 ;; --- other readers
 
 (def ^:private readers-here
-  "The ids of the rings that this process reads, to a WeakReference to the token of the reader.
+  "The ids of the rings that this process reads, to tokens of their readers.
 
-  A reader that becomes unreachable without `close` gives its mappings to the collector, and has to
-  leave its place here as well."
+  A token is held by a WeakReference: a reader that becomes unreachable without `close` gives its
+  mappings to the collector, and has to leave its place here as well."
   (ConcurrentHashMap.))
 
 (defn- register!
-  "Returns a function that gives a ring's place back; nil if the ring has a reader here."
+  "Returns a function that ends a registration; nil if the ring has a reader here."
   [id]
   (let [^ConcurrentHashMap readers readers-here
         token (Object.)
@@ -49,15 +49,21 @@
           (into (holders/holders {:map-id id})
                 (kernel.events/mapped-without-descriptor size id)))))
 
-(defn- settled-holders
-  "Returns [[other-holders]], except processes that let go a moment later.
+(def ^:private looks
+  "The number of looks that must find a holder."
+  4)
 
-  A process that lists all maps has each of them open for less than a millisecond."
+(defn- settled-holders
+  "Returns [[other-holders]], except processes that let go soon.
+
+  A process that lists all maps has each of them open for a moment, and may do so again and again."
   [identity size]
-  (if (seq (other-holders identity size))
-    (do (waiting/sleep 20 :reader)
-        (other-holders identity size))
-    []))
+  (loop [found (other-holders identity size) n 1]
+    (if (or (empty? found) (= n (long looks)))
+      found
+      (do (waiting/sleep 20 :reader)
+          (let [now (set (map (juxt :pid :fds) (other-holders identity size)))]
+            (recur (filterv (comp now (juxt :pid :fds)) found) (inc n)))))))
 
 (defn- busy-error ^Throwable [identity who]
   (error/error :busy (str "Map " (error/id-and-name identity) " may have another reader")
@@ -79,7 +85,7 @@
                                   "events on, or use {:steal true}")}))
 
 (defn- claim
-  "Returns a function that gives the place as the reader of a ring back; throws `:busy`."
+  "Returns a function that ends this process's claim to a ring; throws `:busy`."
   [m {:keys [steal]}]
   (let [{:keys [id] :as identity} (bpf-map/identity-of m)]
     (if steal
@@ -105,11 +111,20 @@
                                            "writing; use peek, or open it with "
                                            "{:access :read-write}")}))))
 
-(defn consuming
-  "Opens a ring to consume it; returns `{:source :release}`.
+(defn- frozen-error
+  "Returns the error for a frozen ring; any other exception unchanged."
+  ^Throwable [^Throwable e m ctx]
+  (if (and (= :EPERM (:bpfmap/errno (ex-data e)))
+           (:frozen (kernel.map/info (bpf-map/descriptor m) ctx)))
+    (error/error :permission (str "Map " (error/id-and-name (bpf-map/identity-of m)) " is frozen")
+                 (assoc (ex-data e) :bpfmap/hint
+                        (str "nobody can give the places of its events back any more; peek still "
+                             "reads it"))
+                 e)
+    e))
 
-  Throws `:busy` if somebody else may read it. `release` gives its place back when the source is
-  closed."
+(defn- consume-one
+  "Opens a ring to consume it; returns `{:source :release}`."
   [m options]
   (check-not-read-only m)
   (let [size (:max-entries (bpf-map/spec-of m))
@@ -123,22 +138,51 @@
        :release release}
       (catch Throwable e
         (release)
-        (throw e)))))
+        (throw (frozen-error e m ctx))))))
 
-(defn following
-  "Opens a ring to copy its records and the next ones; returns the source.
+(defn- follow-one
+  "Opens a ring to copy its records and the next ones; returns `{:source}`.
 
   The kernel maps no descriptor that was opened for one access only, not even for reading. For such
   a handle another descriptor is opened for the call."
-  ^EventSource [m {:keys [from]} op]
+  [m {:keys [from]} op]
   (let [{:keys [id] :as identity} (bpf-map/identity-of m)
         size (:max-entries (bpf-map/spec-of m))
         ctx {:op op :map identity :type :ringbuf}
-        open #(kernel.events/ring-follower % size {:overwrites (overwrites? m)
-                                                   :now (= :now from)} ctx)]
+        open (fn [fd]
+               {:source (kernel.events/ring-follower fd size {:overwrites (overwrites? m)
+                                                              :now (= :now from)} ctx)})]
     (if (= :read-write (.-access ^bpfmap.impl.map.bpf_map.BpfMap m))
       (open (bpf-map/descriptor m))
       (let [fd (kernel.map/open-id id :read-write ctx)]
         (try
           (open fd)
           (finally (call/close fd)))))))
+
+(defn- open-all
+  "Returns the results of f for each map; if one throws, closes the others."
+  [ms f]
+  (reduce (fn [opened m]
+            (try
+              (conj opened (f m))
+              (catch Throwable e
+                (doseq [{:keys [^EventSource source release]} opened]
+                  (.close source)
+                  (when release (release)))
+                (throw e))))
+          [] ms))
+
+(defn consuming
+  "Opens rings to consume them; returns `{:sources :release}`.
+
+  Throws `:busy` if somebody else may read one. `release` gives their places back, when the sources
+  are closed."
+  [ms options]
+  (let [opened (open-all ms #(consume-one % options))]
+    {:sources (mapv :source opened)
+     :release (fn [] (doseq [{:keys [release]} opened] (release)))}))
+
+(defn following
+  "Opens rings to copy their records and the next ones; returns the sources."
+  [ms options op]
+  (mapv :source (open-all ms #(follow-one % options op))))

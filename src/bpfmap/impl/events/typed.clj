@@ -48,9 +48,9 @@
     (<= (+ (long offset) (long (:size node))) (long n))))
 
 (defn- prefix
-  "Returns the node of a struct with the leading fields that n bytes hold, and of their size.
+  "Returns the node of a struct cut to the leading fields that n bytes hold.
 
-  Returns nil if there is not even one."
+  Returns nil if n bytes hold no field."
   [{:keys [kind members] :as node} n]
   (when (= :struct kind)
     (when-let [kept (seq (take-while #(ends-within? n %) members))]
@@ -126,10 +126,10 @@
 
   The cause is the exception of a codec or of the user's function."
   ^Throwable [^Throwable e ^MemorySegment memory offset length op identity]
-  (error/error (or (:bpfmap/error (ex-data e)) :invalid-value)
-               (str "An event of " length " bytes cannot be decoded: " (ex-message e))
-               (assoc (dissoc (ex-data e) :bpfmap/error :bpfmap/hint)
-                      :bpfmap/op op
-                      :bpfmap/map identity
-                      :bpfmap/bytes (view memory offset length))
-               e))
+  (let [kind (:bpfmap/error (ex-data e) :invalid-value)]
+    (error/error kind (str "An event of " length " bytes cannot be decoded: " (ex-message e))
+                 (assoc (dissoc (ex-data e) :bpfmap/hint :bpfmap/error)
+                        :bpfmap/op op
+                        :bpfmap/map identity
+                        :bpfmap/bytes (view memory offset length))
+                 e)))

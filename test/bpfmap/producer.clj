@@ -1,0 +1,188 @@
+(ns bpfmap.producer
+  "Programs that send events, and files that look like a ring buffer.
+
+  A program sends one record for each run of `bpfmap.prog/test-run`."
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.core :as bpf]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.prog :as prog])
+  (:import (bpfmap.sys Fd FileSyscalls MappedMemory RingBuffer RingFollower)
+           (java.io Closeable File RandomAccessFile)
+           (java.lang.foreign MemorySegment ValueLayout)))
+
+(set! *warn-on-reflection* true)
+
+(def no-wakeup "BPF_RB_NO_WAKEUP, source linux/bpf.h." 1)
+(def force-wakeup "BPF_RB_FORCE_WAKEUP." 2)
+
+(defn ring
+  "A ring buffer of so many bytes."
+  (^Closeable [] (ring 4096))
+  (^Closeable [size] (bpf/create {:name "events" :type :ringbuf :max-entries size})))
+
+(def ^:private room
+  "Bytes of stack for a record."
+  480)
+
+(defn sender
+  "A program that sends its packet as a record, see [[send!]]."
+  (^Closeable [m] (sender m 0))
+  (^Closeable [m flags]
+   (prog/load {:type :socket-filter
+               :insns [[:mov64 :r6 :r1]
+                       [:ldxw :r7 [:r1 0]] ; the length, without the 14 bytes of the link layer
+                       [:jeq :r7 0 :send]
+                       [:jgt :r7 room :end]
+                       [:mov64 :r1 :r6]
+                       [:mov64 :r2 0]
+                       [:mov64 :r3 :r10]
+                       [:add64 :r3 (- room)]
+                       [:mov64 :r4 :r7]
+                       [:call :skb-load-bytes]
+                       :send
+                       [:lddw :r1 m]
+                       [:mov64 :r2 :r10]
+                       [:add64 :r2 (- room)]
+                       [:mov64 :r3 :r7]
+                       [:mov64 :r4 flags]
+                       [:call :ringbuf-output]
+                       [:exit]
+                       :end
+                       [:mov64 :r0 1]
+                       [:exit]]})))
+
+(defn send!
+  "Sends bytes, at most 480, as a record; returns what the helper returned, such as -11 for a full
+  ring."
+  ([program x] (send! program x 1))
+  ([program x times]
+   (let [payload (bytes/->array x)
+         packet (byte-array (+ 14 (alength payload)))]
+     (System/arraycopy payload 0 packet 14 (alength payload))
+     (long (unchecked-int (:return (prog/test-run program {:data packet :repeat times})))))))
+
+(defn of-longs
+  "The bytes of numbers of eight bytes, in the order of this machine."
+  ^bytes [& xs]
+  (let [array (byte-array (* 8 (count xs)))
+        memory (MemorySegment/ofArray array)]
+    (doseq [[i x] (map-indexed vector xs)]
+      (.set memory ValueLayout/JAVA_LONG_UNALIGNED (* 8 (long i)) (long x)))
+    array))
+
+(def check-factor "What a number is multiplied with for the third field of [[numbering]]." 1000003)
+
+(defn numbering
+  "A program that sends {id, n, n * check-factor ^ id}, three u64, where n counts the records that
+  found room, in the array `counter`."
+  ^Closeable [m counter id]
+  (prog/load {:type :socket-filter
+              :insns [[:stw [:r10 -4] 0]
+                      [:lddw :r1 counter]
+                      [:mov64 :r2 :r10]
+                      [:add64 :r2 -4]
+                      [:call :map-lookup-elem]
+                      [:jeq :r0 0 :end]
+                      [:mov64 :r6 :r0]
+                      [:ldxdw :r7 [:r6 0]]
+                      [:stdw [:r10 -32] id]
+                      [:stxdw [:r10 -24] :r7]
+                      [:mov64 :r1 :r7]
+                      [:mul64 :r1 check-factor]
+                      [:xor64 :r1 id]
+                      [:stxdw [:r10 -16] :r1]
+                      [:lddw :r1 m]
+                      [:mov64 :r2 :r10]
+                      [:add64 :r2 -32]
+                      [:mov64 :r3 24]
+                      [:mov64 :r4 0]
+                      [:call :ringbuf-output]
+                      [:jne :r0 0 :end]
+                      [:add64 :r7 1]
+                      [:stxdw [:r6 0] :r7]
+                      :end
+                      [:exit]]}))
+
+(defn reserving
+  "A program that reserves a record of 16 bytes, waits for so many times 2^23 iterations, and then
+  submits or discards it. Until then the record is busy."
+  ^Closeable [m how iterations]
+  (prog/load {:type :socket-filter
+              :insns (list [:lddw :r1 m]
+                           [:mov64 :r2 16]
+                           [:mov64 :r3 0]
+                           [:call :ringbuf-reserve]
+                           [:jeq :r0 0 :end]
+                           [:mov64 :r6 :r0]
+                           [:stdw [:r6 0] 7]
+                           [:stdw [:r6 8] 8]
+                           (apply list (repeat iterations
+                                               (list [:mov64 :r1 (bit-shift-left 1 23)]
+                                                     [:ld-func :r2 :nothing]
+                                                     [:mov64 :r3 0]
+                                                     [:mov64 :r4 0]
+                                                     [:call :loop])))
+                           [:mov64 :r1 :r6]
+                           [:mov64 :r2 0]
+                           [:call ({:submit :ringbuf-submit :discard :ringbuf-discard} how)]
+                           :end
+                           [:mov64 :r0 0]
+                           [:exit]
+                           (when (pos? (long iterations))
+                             (list :nothing
+                                   [:mov64 :r0 0]
+                                   [:exit])))}))
+
+(defn run
+  "Runs a program that needs no packet, so many times."
+  ([program] (run program 1))
+  ([program times] (prog/test-run program {:data (byte-array 14) :repeat times})))
+
+;; --- files that look like a ring
+
+(defn- map-file ^MappedMemory [^Fd fd offset size writable?]
+  (let [address (MappedMemory/map fd (long offset) (long size) (boolean writable?) 0)]
+    (assert (pos? address))
+    (MappedMemory/own address (long size) (not writable?))))
+
+(defn fake
+  "A file with the layout of a ring, all of which can be written here: `{:source :write :close}`.
+
+  `kind` is :consume, :follow or :overwrite. `(write place offset value)` writes a number: at
+  :consumer and :producer of eight bytes; at :header and :data, whose offset is a position, of four
+  and eight. The kernel maps the data twice; here there is one copy, written twice."
+  [kind size positions]
+  (let [page (long (call/page-size))
+        size (long size)
+        file (File/createTempFile "bpfmap" ".ring" (File. "/dev/shm"))
+        _ (with-open [f (RandomAccessFile. file "rw")] (.setLength f (+ page page size size)))
+        fd (Fd/own (FileSyscalls/open (.getBytes (str file)) 2 0))
+        all (map-file fd 0 (+ page page size size) true)
+        memory (.segment all)
+        put (fn [offset value n]
+              (if (= 4 n)
+                (.set memory ValueLayout/JAVA_INT (long offset) (unchecked-int value))
+                (.set memory ValueLayout/JAVA_LONG (long offset) (long value))))
+        write (fn [place offset value]
+                (let [at (+ page page (bit-and (long offset) (dec size)))]
+                  (case place
+                    :consumer (put offset value 8)
+                    :producer (put (+ page (long offset)) value 8)
+                    (:header :data) (doseq [at [at (+ at size)]]
+                                      (put at value (if (= :header place) 4 8))))))
+        _ (doseq [[[place offset] value] positions] (write place offset value))
+        consumer (map-file fd 0 page (not= :follow kind))
+        producer (map-file fd page (+ page size size) false)
+        source (case kind
+                 :consume (RingBuffer. consumer producer size fd)
+                 :follow (RingFollower. consumer producer size false false nil)
+                 :overwrite (RingFollower. consumer producer size true false fd))]
+    {:source source
+     :write write
+     :read (fn [place]
+             (.get memory ValueLayout/JAVA_LONG (long ({:consumer 0 :producer page} place))))
+     :close (fn []
+              (.close ^bpfmap.sys.EventSource source)
+              (.close fd)
+              (.close all)
+              (.delete file))}))
