@@ -84,52 +84,69 @@ public final class RingBuffer implements EventSource {
 
     @Override
     public int drain(Handler handler, int limit) {
-        long data = this.data.address();
-        long consumer = this.consumer.address();
-        long mask = size - 1;
-        long begin = position;
         long end = (long) LONG.getAcquire(producer, PRODUCER);
-        if (end - begin < 0 || end - begin > size) {
-            throw positions(begin, end, size);
+        if (end - position < 0 || end - position > size) {
+            throw positions(position, end, size);
         }
         busy = false;
-        int n = 0;
-        long at = begin;
-        // Without a local that is used after an exception: C2 would keep it on the stack, and
-        // the time of an iteration is the time from one header to the next.
+        long before = events;
+        long last = events + limit;
         try {
-            while (at != end && n < limit) {
-                long record = data + (at & mask);
-                long header = (int) INT.getAcquire(READABLE, record);
+            // The loop ends at a record that it does not handle.
+            while (loop(handler, end, last) && position != end && events != last) {
+                long at = position;
+                int header = (int) INT.getAcquire(READABLE, data.address() + (at & size - 1));
                 if (header < 0) {
                     busy = true;
                     break;
                 }
-                long length = header & LENGTH;
-                long next = at + (length + HEADER + 7L & ~7L);
+                long next = at + total(header & LENGTH);
                 if (next - end > 0) {
-                    throw header(at, (int) length, end);
+                    throw header(at, header & LENGTH, end);
                 }
-                at = next;
-                position = next; // also if the handler throws
                 if ((header & DISCARDED) != 0) {
                     discarded++;
-                    continue;
-                }
-                n++;
-                events++;
-                bytes += length;
-                boolean more = handler.accept(READABLE, record + HEADER, (int) length);
-                LONG.setRelease(WRITABLE, consumer, next);
-                if (!more) {
-                    break;
+                    position = next;
                 }
             }
         } finally {
-            LONG.setRelease(WRITABLE, consumer, position);
+            LONG.setRelease(WRITABLE, consumer.address(), position);
             Reference.reachabilityFence(this); // it keeps the memory mapped
         }
-        return n;
+        return (int) (events - before);
+    }
+
+    /**
+     * Passes events on until there is something else, and returns false if the handler ends it.
+     *
+     * <p>The time of an iteration is the time from one header to the next, if all its values are in
+     * registers. So this has no more than it needs, and what an exception must not lose is stored
+     * at once.
+     */
+    private boolean loop(Handler handler, long end, long last) {
+        long data = this.data.address();
+        long consumer = this.consumer.address();
+        long mask = size - 1;
+        long at = position;
+        long n = events;
+        long sum = bytes;
+        while (at != end && n != last) {
+            long record = data + (at & mask);
+            long length = (int) INT.getAcquire(READABLE, record);
+            long next = at + (length + HEADER + 7L & ~7L);
+            if ((length & ~LENGTH) != 0 || next - end > 0) {
+                return true;
+            }
+            at = next;
+            position = at;
+            events = ++n;
+            bytes = sum += length;
+            if (!handler.accept(READABLE, record + HEADER, (int) length)) {
+                return false;
+            }
+            LONG.setRelease(WRITABLE, consumer, at);
+        }
+        return true;
     }
 
     @Override

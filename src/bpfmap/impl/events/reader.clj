@@ -225,11 +225,11 @@
   (accept [this memory offset length]
     (let [event (.decoded this memory offset length)]
       (if (identical? ::none event)
-        (not (.get halt))
+        (if (.get halt) false true)
         (let [x (f acc event)]
           (if (reduced? x)
             (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
-            (do (when-not (identical? x acc) (set! acc x)) (not (.get halt)))))))))
+            (do (when-not (identical? x acc) (set! acc x)) (if (.get halt) false true))))))))
 
 ;; The same with an event that is read in place.
 (deftype ^:private RawFolding [^RawEvent event f ^AtomicBoolean halt
@@ -246,7 +246,7 @@
     (let [x (f acc event)]
       (if (reduced? x)
         (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
-        (do (when-not (identical? x acc) (set! acc x)) (not (.get halt)))))))
+        (do (when-not (identical? x acc) (set! acc x)) (if (.get halt) false true))))))
 
 ;; The same for a function that is called for its effect, and with nothing to keep.
 (deftype ^:private RawEach [^RawEvent event f ^AtomicBoolean halt]
@@ -259,7 +259,7 @@
   (accept [_ memory offset length]
     (.begin event memory offset length)
     (f event)
-    (not (.get halt))))
+    (if (.get halt) false true)))
 
 (defn- for-each
   "Returns a sink that calls f with each event.
