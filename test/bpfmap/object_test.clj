@@ -5,7 +5,8 @@
   (:require [bpfmap.asm :as asm]
             [bpfmap.btf :as btf]
             [bpfmap.bytes :as bytes]
-            [bpfmap.fixture :as fixture]
+            [bpfmap.core :as bpf]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.disassembler :as disassembler]
             [bpfmap.impl.isa :as isa]
             [bpfmap.impl.object.code :as code]
@@ -13,6 +14,7 @@
             [bpfmap.impl.object.section-name :as section-name]
             [bpfmap.object :as object]
             [bpfmap.prog :as prog]
+            [bpfmap.since :as since]
             [bpfmap.spec :as spec]
             [bpfmap.type :as type]
             [clojure.edn :as edn]
@@ -21,7 +23,7 @@
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
   (:import (java.io File)
-           (java.nio ByteBuffer)
+           (java.nio ByteBuffer ByteOrder)
            (java.nio.file Files)
            (java.util Arrays)))
 
@@ -38,6 +40,10 @@
 
 (defn- read-object [object]
   (object/read (str folder object)))
+
+(def ^:private native
+  "This machine's byte order, as the objects are named."
+  (if (= ByteOrder/BIG_ENDIAN (ByteOrder/nativeOrder)) "eb" "el"))
 
 (def ^:private flows (delay (read-object "flows-el.o")))
 
@@ -73,6 +79,17 @@
             [map-name map-spec] (:maps (read-object object))]
       (is (= [] (vec (spec/problems (dissoc map-spec :contents :autoload))))
           (str object " " map-name)))))
+
+(kernel-test maps-are-created
+  (testing "create makes the maps of an object from their specs"
+    (doseq [object ["flows" "old" "newer"]
+            [map-name map-spec] (:maps (read-object (str object "-" native ".o")))
+            :when (and (not= :struct-ops (:type map-spec))
+                       (since/here? [:map-type (:type map-spec)]))]
+      (testing (str object " " map-name)
+        (with-open [m (bpf/create (dissoc map-spec :contents :pinning :freeze))]
+          (is (= (:type map-spec) (:type (bpf/info m))))
+          (is (nil? (bpf/spec-diff m (dissoc map-spec :contents :pinning :freeze)))))))))
 
 (deftest variables
   (testing "variables have a section, a place, a type and a value"
