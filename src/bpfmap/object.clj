@@ -107,8 +107,8 @@
   | `:btf-id`, `:tags` | the function in the BTF, and its declaration tags                      |
 
   A slot is the number of an eight-byte unit of the instructions, from 0. A value is data of its
-  type; it is bytes if the type is unknown or the value very large, and missing for large variables
-  that are zero. Names that occur twice, such as `static` variables of two files, get their offset
+  type; it is bytes if the type is unknown or the value very large, and missing for variables of more
+  than 4 KiB that are zero. Names that occur twice, such as `static` variables of two files, get their offset
   behind them: `seen` and `seen#24`.
 
   Throws `:malformed-object` if the bytes are not such an object, with the place under

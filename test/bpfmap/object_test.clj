@@ -6,6 +6,7 @@
             [bpfmap.btf :as btf]
             [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]
+            [bpfmap.elf-file :as elf-file]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.disassembler :as disassembler]
             [bpfmap.impl.isa :as isa]
@@ -112,6 +113,15 @@
             "zero" {:section ".bss" :offset 0 :size 4 :type [:bytes 4]
                     :value (bytes/->bytes "00 00 00 00")}}
            (:variables (read-object "old-el.o")))))
+  (testing "and large ones that are zero have no value"
+    (is (= [true false]
+           (for [n [4096 4097]
+                 :let [o (object/read (elf-file/object
+                                       {:sections [{:name ".bss" :type 8 :flags 3 :size n
+                                                    :bytes (byte-array 0)}]
+                                        :symbols [{:name "v" :section ".bss" :type :object
+                                                   :size n}]}))]]
+             (contains? (get-in o [:variables "v"]) :value)))))
   (testing "and what the kernel has is declared"
     (is (= {"LINUX_KERNEL_VERSION" {:type :s32}
             "CONFIG_BPF" {:type :bool :weak true}

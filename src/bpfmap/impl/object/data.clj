@@ -7,8 +7,7 @@
             [bpfmap.impl.btf.types :as types]
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.object.context :as context]
-            [bpfmap.impl.object.malformed :refer [malformed]]
-            [clojure.string :as str])
+            [bpfmap.impl.object.malformed :refer [malformed]])
   (:import (bpfmap.sys Codec)
            (clojure.lang ExceptionInfo)
            (java.lang.foreign MemorySegment)
@@ -29,7 +28,7 @@
   "The largest number of decoded bytes of variables in sections of zeros."
   0x100000)
 
-(def ^:private longest-zeros "The bytes of the largest such variable." 65536)
+(def ^:private longest-zeros "The bytes of the largest such variable." 4096)
 
 (defn- parts
   "Returns the number of numbers and texts in a value of a type.

@@ -7,8 +7,7 @@
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
   (:import (clojure.lang ExceptionInfo)
-           (java.io ByteArrayInputStream IOException InputStream)
-           (java.nio ByteBuffer)))
+           (java.io ByteArrayInputStream IOException InputStream)))
 
 (set! *warn-on-reflection* true)
 
