@@ -84,9 +84,13 @@ public final class RingBuffer implements EventSource {
 
     @Override
     public int drain(Handler handler, int limit) {
+        // Not the own position: another consumer may have gone on, and the producer may have
+        // overwritten what it took.
+        long begin = (long) LONG.getAcquire(consumer, CONSUMER);
         long end = (long) LONG.getAcquire(producer, PRODUCER);
-        if (end - position < 0 || end - position > size) {
-            throw positions(position, end, size);
+        position = begin;
+        if (end - begin < 0 || end - begin > size) {
+            throw positions(begin, end, size);
         }
         busy = false;
         long before = events;
@@ -110,7 +114,9 @@ public final class RingBuffer implements EventSource {
                 }
             }
         } finally {
-            LONG.setRelease(WRITABLE, consumer.address(), position);
+            if (position != begin) { // or an old position would be written over a newer one
+                LONG.setRelease(WRITABLE, consumer.address(), position);
+            }
             Reference.reachabilityFence(this); // it keeps the memory mapped
         }
         return (int) (events - before);
