@@ -111,7 +111,7 @@
                     :drained (events/drain! r identity)
                     :stats (:busy (events/stats r))
                     :of-map (:busy (events/stats m))}]
-          (if (and (realized? running) (< tries 20))
+          (if (and (or (realized? running) (nil? (:of-map seen))) (< tries 20))
             (do (events/drain! r identity)
                 (recur (inc tries)))
             (let [{:keys [position seconds]} (:stats seen)]

@@ -81,15 +81,16 @@
        :bound (if at-most (format "at most %.2f" at-most) (format "at least %.2f" at-least))
        :median (report/median (map first numbers))
        :worst worst
-       :where (str/join ", " [(:map row) (:operation row) (report/number-shown (:entries row))])
+       :where (str/join ", " (if (:entries row)
+                               [(:map row) (:operation row) (report/number-shown (:entries row))]
+                               [(:name row)]))
        :met (count (filter good? numbers))
        :of (count numbers)
        :good? (good? [(report/median (map first numbers))])})))
 
-(defn table
-  "The lines of a table that says of each target whether the median of its rows meets it, and how
-  many rows do."
-  [summaries]
+(defn- table-of
+  "Returns the lines of a table of targets and of the rows that they are about."
+  [targets rows]
   (report/table [["target" :what]
                  ["bound" :bound]
                  ["median" #(format "%.2f" (:median %)) true]
@@ -97,4 +98,36 @@
                  ["worst" #(format "%.2f" (:worst %)) true]
                  ["where" :where]
                  ["rows that meet it" #(str (:met %) " of " (:of %)) true]]
-                (keep #(judged % summaries) targets)))
+                (keep #(judged % rows) targets)))
+
+(defn table
+  "The lines of a table that says of each target whether the median of its rows meets it, and how
+  many rows do."
+  [summaries]
+  (table-of targets summaries))
+
+(def ^:private event-targets
+  "The same for events."
+  [{:what "events in place: ratio"
+    :rows (rows-with :kind #{:raw})
+    :at-most 1.15}
+   {:what "events as maps of four fields: ratio"
+    :rows (rows-with :kind #{:typed})
+    :at-most 2.0}
+   {:what "events in place: bytes allocated for each"
+    :rows (rows-with :kind #{:raw})
+    :number (fn [{:keys [bytes]} _] (if (< bytes 0.05) 0.0 bytes))
+    :at-most 0.0}
+   {:what "a producer at full speed: refused beyond what C lets it refuse, %"
+    :rows (rows-with :kind #{:live})
+    :number (fn [{:keys [beyond]} _] (* 100.0 beyond))
+    :at-most 1.0}
+   {:what "a reader without events: share of a processor, %"
+    :rows (rows-with :kind #{:idle})
+    :number (fn [{:keys [percent]} _] percent)
+    :at-most 0.1}])
+
+(defn events-table
+  "Returns the lines of a table of the targets for events, as [[table]] does."
+  [rows]
+  (table-of event-targets rows))
