@@ -200,36 +200,55 @@
 (definterface Sink
   (^Object result [])
   (^boolean done [])
-  (^Object decoded [memory ^long offset ^long length])
   (^void passed []))
 
-;; Calls f with the result so far and an event. `on-error` gets errors of decoding; without it they
-;; are thrown. `decoded` is a method, because a `try` that is not the last expression of one is
-;; compiled to a closure, which would be allocated for each event.
-(deftype ^:private Folding [^EventReader r ^Decoder decoder f on-error op ^AtomicBoolean halt
+(defn- guarded
+  "Returns a decoder that turns exceptions into errors with the bytes of the event.
+
+  `on-error` gets them, and the event is `::none`. Without it they are thrown. A `try` that is not
+  the last expression of a method is compiled to a closure, so this cannot be part of a sink."
+  ^Decoder [^EventReader r ^Decoder decoder on-error op]
+  (reify Decoder
+    (decode [_ memory offset length]
+      (try
+        (.decode decoder memory offset length)
+        (catch Exception e
+          (let [e (typed/failed e memory offset length op (first (.-identities r)))]
+            (if on-error
+              (do (on-error e) ::none)
+              (throw e))))))))
+
+;; Calls f with the result so far and an event.
+(deftype ^:private Folding [^Decoder decoder f ^AtomicBoolean halt
                             ^:unsynchronized-mutable acc
                             ^:unsynchronized-mutable stopped]
   Sink
   (result [_] acc)
   (done [_] (.booleanValue ^Boolean stopped))
   (passed [_])
-  (decoded [_ memory offset length]
-    (try
-      (.decode decoder memory offset length)
-      (catch Exception e
-        (let [e (typed/failed e memory offset length op (first (.-identities r)))]
-          (if on-error
-            (do (on-error e) ::none)
-            (throw e))))))
   EventSource$Handler
-  (accept [this memory offset length]
-    (let [event (.decoded this memory offset length)]
+  (accept [_ memory offset length]
+    (let [event (.decode decoder memory offset length)]
       (if (identical? ::none event)
         (if (.get halt) false true)
         (let [x (f acc event)]
           (if (reduced? x)
             (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
             (do (when-not (identical? x acc) (set! acc x)) (if (.get halt) false true))))))))
+
+;; Calls f with an event, and counts the calls.
+(deftype ^:private Each [^Decoder decoder f ^AtomicBoolean halt ^:unsynchronized-mutable ^long n]
+  Sink
+  (result [_] n)
+  (done [_] false)
+  (passed [_])
+  EventSource$Handler
+  (accept [_ memory offset length]
+    (let [event (.decode decoder memory offset length)]
+      (when-not (identical? ::none event)
+        (set! n (unchecked-inc n))
+        (f event))
+      (if (.get halt) false true))))
 
 ;; The same with an event that is read in place.
 (deftype ^:private RawFolding [^RawEvent event f ^AtomicBoolean halt
@@ -239,7 +258,6 @@
   (result [_] acc)
   (done [_] (.booleanValue ^Boolean stopped))
   (passed [_] (.end event))
-  (decoded [_ _ _ _] event)
   EventSource$Handler
   (accept [_ memory offset length]
     (.begin event memory offset length)
@@ -254,7 +272,6 @@
   (result [_])
   (done [_] false)
   (passed [_] (.end event))
-  (decoded [_ _ _ _] event)
   EventSource$Handler
   (accept [_ memory offset length]
     (.begin event memory offset length)
@@ -268,13 +285,14 @@
   [^EventReader r f {:keys [raw on-error]} op]
   (if raw
     (RawEach. (RawEvent.) f (.-halt r))
-    (Folding. r (.-decoder r) (fn [n event] (f event) (unchecked-inc (long n))) on-error op
-              (.-halt r) 0 false)))
+    (Each. (guarded r (.-decoder r) on-error op) f (.-halt r) 0)))
 
-(defn- folding [^EventReader r f init {:keys [raw on-error]} op]
+(defn- folding
+  "Returns a sink that reduces with f."
+  [^EventReader r f init {:keys [raw on-error]} op]
   (if raw
     (RawFolding. (RawEvent.) f (.-halt r) init false)
-    (Folding. r (.-decoder r) f on-error op (.-halt r) init false)))
+    (Folding. (guarded r (.-decoder r) on-error op) f (.-halt r) init false)))
 
 ;; --- passes
 

@@ -9,7 +9,7 @@
             [bpfmap.impl.cache :as cache]
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.type.node :as node])
-  (:import (bpfmap.sys Bytes Codec)
+  (:import (bpfmap.sys Bytes Codec TypeCodec)
            (clojure.lang MultiFn Var)
            (java.lang.foreign MemorySegment)
            (java.util.concurrent ConcurrentHashMap)))
@@ -75,7 +75,7 @@
     (cond-> (assoc value :bpfmap/missing (- (long size) (long length)))
       (< (long end) (long length)) (with-rest true memory offset end length))))
 
-(deftype ^:private Typed [^Codec codec ^long size ^long slack node ^ConcurrentHashMap short-codecs]
+(deftype ^:private Typed [^TypeCodec codec ^long size ^long slack node ^ConcurrentHashMap short-codecs]
   Decoder
   (decode [_ memory offset length]
     (let [more (unchecked-subtract length size)]
@@ -89,7 +89,7 @@
 (defn- typed ^Decoder [type types padded?]
   (let [{:keys [size] :as node} (node/node type types [:type])
         size (long size)]
-    (Typed. (codec/of-node node []) size
+    (Typed. (TypeCodec/of (codec/of-node node [])) size
             ;; A perf event pads its payload and the four bytes before it to a multiple of eight.
             (if padded? (- (bit-and (+ size 4 7) -8) (+ size 4)) 0)
             node (cache/cache))))
