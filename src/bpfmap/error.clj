@@ -77,7 +77,7 @@
    :malformed-object {:meaning "The bytes are not a BPF object that can be read. `:bpfmap/path` has the place."
                       :thrown-by "`object/read`"}
    :map-full {:meaning "The map has no room for another entry."
-              :thrown-by "`put!`, `insert!`, `push!`, `put-all!`, `create` with `:contents`"}
+              :thrown-by "`put!`, `insert!`, `push!`, `put-all!`, `create` with `:contents`, `events/send!`, `events/reserve`"}
    :no-memory {:meaning "The kernel or the JVM has no memory for it."
                :thrown-by "`create`, `put!`, `memory`, `populate!`, `restore`"}
    :not-a-map {:meaning "The object at the path or descriptor is not a map."

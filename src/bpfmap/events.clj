@@ -1,5 +1,8 @@
 (ns bpfmap.events
-  "Reads events that BPF programs send: ring buffers and perf event arrays.
+  "Reads events that BPF programs send, and sends records to programs.
+
+  Programs send events through ring buffers and perf event arrays; they receive records through user
+  ring buffers.
 
       (require '[bpfmap.core :as bpf] '[bpfmap.events :as events])
 
@@ -19,10 +22,12 @@
             [bpfmap.impl.events.perf :as perf]
             [bpfmap.impl.events.reader :as reader]
             [bpfmap.impl.events.ring :as ring]
+            [bpfmap.impl.events.writer :as writer]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.options :as options])
   (:import (bpfmap.impl.events.reader EventReader)
-           (bpfmap.sys RawEvent)
+           (bpfmap.impl.events.writer EventWriter)
+           (bpfmap.sys EventSource RawEvent)
            (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
@@ -48,9 +53,28 @@
                         "use one reader for each perf event array")))
       [ms (first types)])))
 
-(defn- value-type [m {:keys [type] :as options}]
+(defn- value-type
+  "Returns the options with the value type of a ring as default type.
+
+  The values of a perf event array are not events."
+  [m {:keys [type] :as options}]
   (cond-> options
-    (nil? type) (assoc :type (:value (bpf-map/spec-of m)))))
+    (and (nil? type) (= :ringbuf (:type (bpf-map/identity-of m))))
+    (assoc :type (:value (bpf-map/spec-of m)))))
+
+(defn- check-perf-options [type {:keys [with-cpu raw wakeup-events wakeup-bytes]} op]
+  (when (and wakeup-events wakeup-bytes)
+    (throw (invalid op ":wakeup-events and :wakeup-bytes exclude each other" "leave out one")))
+  (when with-cpu
+    (cond
+      (not= :perf-event-array type)
+      (throw (invalid op ":with-cpu must be left out for a ring buffer"
+                      "only the buffers of a perf event array belong to a CPU"))
+      raw
+      (throw (invalid op ":with-cpu and :raw exclude each other" "leave out one")))))
+
+(defn- open-perf ^Closeable [kind identities {:keys [sources] :as opened} options]
+  (reader/open kind identities sources options opened))
 
 (defn reader
   "Opens a reader of the events of ring buffers, or of a perf event array.
@@ -67,14 +91,23 @@
   | `:on-error`      | a function of the error of an event that cannot be decoded               |
   | `:on-lost`       | a function of the number of records that the kernel lost                 |
   | `:steal`         | true: read a map that somebody else may read too                         |
-  | `:pages`         | pages of each CPU's buffer of a perf event array, a power of two         |
-  | `:wakeup-events` | events of a perf event array after which the kernel wakes the reader     |
+  | `:pages`         | pages of each CPU's buffer of a perf event array, a power of two, default: 64 |
+  | `:wakeup-events` | events of a CPU of a perf event array after which the kernel wakes the reader, default: 1 |
+  | `:wakeup-bytes`  | the same in bytes, instead of `:wakeup-events`                           |
+  | `:with-cpu`      | true: each event of a perf event array is `[cpu event]`                  |
 
   An event longer than its type has the bytes behind it as `:bpfmap/extra`; a shorter one has the
   leading fields, and the number of missing bytes as `:bpfmap/missing`. An event that cannot be
   decoded is passed to `:on-error`, in an error with its bytes under `:bpfmap/bytes`, and the reader
   goes on. Without `:on-error` the error is thrown, with the result so far under `:bpfmap/so-far`,
   and the next reduce begins with the event behind it.
+
+  A perf event array has a buffer for each CPU that is online when it is opened. Events of one CPU
+  come in their order, those of several CPUs do not. The kernel adds up to seven bytes to an event:
+  they are part of a byte view, but not of a typed event. A wait ends after at most 100 ms, so that
+  no `:wakeup-events` delays an event for longer. The buffers are in the map until the reader is
+  closed. With `:steal`, they replace those of another reader, who gets no events any more, also
+  afterwards.
 
   Each event goes to one reader only. If another process has the map open or mapped, or this process
   has a reader of it, `:busy` is thrown, with the processes under `:bpfmap/holders`. Throws
@@ -88,8 +121,9 @@
    (let [[[m :as ms] type] (maps-of m-or-ms :reader)
          identities (map bpf-map/identity-of ms)
          options (value-type m options)]
+     (check-perf-options type options :reader)
      (if (= :perf-event-array type)
-       (reader/open :reader identities (perf/consuming m options :reader) options {:padded true})
+       (open-perf :reader identities (perf/consuming m options :reader) options)
        (let [{:keys [sources release]} (ring/consuming ms options)]
          (reader/open :reader identities sources options {:on-close release}))))))
 
@@ -100,9 +134,15 @@
   ring: it is looked at every 1 to 50 ms. If the producer comes round to a record before it is
   copied, the peek goes on behind, and counts it: see [[stats]] for `:overtaken` and `:missed`.
 
-  The options are the same as for [[reader]], except `:steal`, `:pages` and `:wakeup-events`; and
+  The options are the same as for [[reader]], except `:steal`, `:pages`, `:wakeup-events` and
+  `:wakeup-bytes`; and
   `:from`: `:oldest` (default) begins with the oldest record that is still there, `:now` with the
   next one.
+
+  Of a perf event array it reads the buffers of the process that has a reader. That is a sample: an
+  event is seen only until its reader has read it. The CPU of an event is unknown. Throws
+  `:not-found` if no process has a reader, `:not-supported` if that process has several perf event
+  arrays open, `:permission` without the right to trace it. Needs Linux 5.6.
 
       (with-open [r (peek m {:timeout 1})] (into [] r))"
   (^Closeable [m-or-ms] (peek m-or-ms nil))
@@ -111,8 +151,9 @@
    (let [[[m :as ms] type] (maps-of m-or-ms :peek)
          identities (map bpf-map/identity-of ms)
          options (value-type m options)]
+     (check-perf-options type options :peek)
      (if (= :perf-event-array type)
-       (reader/open :peek identities (perf/following m options :peek) options {:padded true})
+       (open-perf :peek identities (perf/following m options :peek) options)
        (reader/open :peek identities (ring/following ms options :peek) options nil)))))
 
 (defn- check-reader ^EventReader [r op]
@@ -173,13 +214,24 @@
   | `:overtaken` `:missed` | of a peek: how often the producer was faster, and the bytes skipped |
 
   For a map, there are only `:fill`, `:capacity` and `:busy`. Nothing is consumed. A closed reader
-  has its counters only.
+  has its counters only. A [[writer]] has `:events`, `:bytes`, `:discarded`, `:fill`, `:capacity`,
+  and `:reserved`, the number of reservations that are neither committed nor discarded.
 
       (stats r) ;=> {:events 2, :bytes 40, :discarded 0, :lost 0, :fill 0, :capacity 4096}
       (stats m) ;=> {:fill 48, :capacity 4096}"
   [r-or-m]
-  (if (instance? EventReader r-or-m)
+  (cond
+    (instance? EventReader r-or-m)
     (reader/stats r-or-m)
+
+    (instance? EventWriter r-or-m)
+    (writer/stats r-or-m)
+
+    (and (bpf-map/bpf-map? r-or-m) (= :user-ringbuf (:type (bpf-map/identity-of r-or-m))))
+    (with-open [^EventSource source (first (ring/following [r-or-m] {:from :now} :stats))]
+      {:fill (.fill source) :capacity (.capacity source)})
+
+    :else
     (with-open [^EventReader r (peek r-or-m)]
       (select-keys (reader/stats r) [:fill :capacity :busy]))))
 
@@ -250,3 +302,95 @@
   {:inline (in-place '.copyTo)}
   ^long [event ^long offset ^bytes array]
   (.copyTo ^RawEvent event offset array))
+
+;; --- user ring buffers
+
+(defn writer
+  "Opens a writer of records to a user ring buffer, from which programs drain them.
+
+  `m` is an open `:user-ringbuf` map.
+
+  | option   | meaning                                                                          |
+  |----------|----------------------------------------------------------------------------------|
+  | `:type`  | a type of `bpfmap.type`, or nil for records that are bytes. Default: the value type of the map |
+  | `:types` | named types, for `:type`                                                         |
+  | `:steal` | true: write to a ring that may have another writer                               |
+
+  Any number of threads may use a writer. Two writers of a ring would destroy each other's records:
+  if this process has one, or another process has the map open and a ring of its size mapped for
+  writing, `:busy` is thrown, with the processes under `:bpfmap/holders`. Reservations that a writer
+  left when it ended are discarded. `close` discards the reservations of this one.
+
+  Throws `:not-supported` for other types of maps, `:read-only` or `:write-only` for a map that was
+  opened so, `:permission` for a frozen map, `:corrupt` for a ring that programs cannot drain any
+  more, `:invalid-spec` for a malformed type. Needs Linux 6.1.
+
+      (with-open [w (writer m {:type [:struct [:command :u32] [:pid :u32]]})]
+        (send! w {:command 1 :pid 4711})) ;=> true"
+  (^Closeable [m] (writer m nil))
+  (^Closeable [m options]
+   (bpf-map/check-open-map m :writer)
+   (options/check :writer options)
+   (when-not (= :user-ringbuf (:type (bpf-map/identity-of m)))
+     (bpf-map/refuse m :writer :not-supported
+                     (str "records go to maps of type :user-ringbuf, not "
+                          (:type (bpf-map/identity-of m)))))
+   (bpf-map/with-error-context [m :writer]
+     (writer/open m options))))
+
+(defn send!
+  "Sends a value, or bytes if the writer has no type; returns true.
+
+  Programs see the record at once and whole. If the ring is full, throws `:map-full`, with `:timeout`
+  after so many seconds without room. Throws `:invalid-value` for a value that does not fit the type,
+  and for a record longer than the ring, or of 16 MiB and more; `:closed`; `:corrupt` if somebody
+  else has written to the ring; `:interrupted`. Then nothing has been sent.
+
+      (send! w {:command 1 :pid 4711})               ;=> true
+      (send! w {:command 1 :pid 4711} {:timeout 0.5}) ;=> true"
+  ([w x] (send! w x nil))
+  ([w x options]
+   (writer/check w :send!)
+   (options/check :send! options)
+   (writer/send! w x options)))
+
+(defn reserve
+  "Reserves a record to write in place; returns its memory, filled with zeros.
+
+  `size` is in bytes, default: the size of the writer's type. The memory is that of `bpfmap.memory`:
+  `write!`, views, `copy-from` and `byte-buffer` write to it. Then pass it to [[commit!]] or
+  [[discard!]]; closing it discards it. Afterwards any access to it throws `:closed`.
+
+  A reservation keeps the programs from the records behind it until it ends. One that is lost is
+  discarded by the garbage collector. Use `with-open`, which discards it unless it was committed.
+
+  Throws the same errors as [[send!]], and `:timeout` has the same meaning.
+
+      (with-open [memory (reserve w 8)]
+        (mem/write! (mem/view memory [:struct [:command :u32] [:pid :u32]]) {:command 1 :pid 4711})
+        (commit! memory)) ;=> true"
+  (^Closeable [w] (reserve w nil nil))
+  (^Closeable [w size] (reserve w size nil))
+  (^Closeable [w size options]
+   (writer/check w :reserve)
+   (options/check :reserve options)
+   (writer/reserve w size options)))
+
+(defn commit!
+  "Hands a reserved record to the programs; returns true.
+
+  `memory` is a result of [[reserve]]. Returns false if it was committed or discarded before, or its
+  writer was closed.
+
+      (commit! memory) ;=> true"
+  [memory]
+  (writer/end-reservation memory :commit!))
+
+(defn discard!
+  "Discards a reserved record; returns true.
+
+  Programs do not see it. Returns false if it was committed or discarded before.
+
+      (discard! memory) ;=> true"
+  [memory]
+  (writer/end-reservation memory :discard!))

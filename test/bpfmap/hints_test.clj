@@ -3,6 +3,7 @@
   recommends is done and succeeds, and what it states as a fact is looked up. A row that nothing
   here can provoke is listed with the reason; any other fails the test."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.events :as events]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
@@ -248,6 +249,24 @@
             [{:bpfmap/keys [error]} (fixture/unprivileged
                                      ["CAP_SYS_PTRACE"] #(fixture/caught put))]
              (is (= :invalid-value error)))))))
+
+   :perf-event-denied
+   (fn []
+     (with-open [m (create {:type :perf-event-array :max-entries 1})]
+       (says (fixture/unprivileged ["CAP_BPF"] #(refused (fn [] (events/reader m))))
+             "CAP_PERFMON")))
+
+   :perf-memory-denied
+   (fn []
+     (with-open [m (create {:type :perf-event-array :max-entries 1})]
+       (says (fixture/unprivileged ["CAP_BPF" "CAP_PERFMON"]
+                                   #(refused (fn [] (events/reader m {:pages 0x8000}))))
+             "CAP_IPC_LOCK")))
+
+   :perf-memory
+   (fn []
+     (with-open [m (create {:type :perf-event-array :max-entries 1})]
+       (says (refused #(events/reader m {:pages 0x400000})) "fewer :pages")))
 
    :frozen
    (fn []

@@ -153,10 +153,12 @@
           of-memory #{"bpfmap.sys.MappedMemory" "bpfmap.sys.AtomicType"
                       "bpfmap.sys.AtomicType$Change" "bpfmap.sys.Blocks" "bpfmap.sys.Streams"
                       "bpfmap.sys.Streams$Failures"}
-          ;; What reads mapped rings; impl.kernel.events makes them.
+          ;; What uses mapped rings; impl.kernel.events and perf make them.
           of-events #{"bpfmap.sys.EventSource" "bpfmap.sys.EventSource$Handler"
                       "bpfmap.sys.RawEvent" "bpfmap.sys.Waiter"
-                      "bpfmap.sys.CorruptEventsException"}]
+                      "bpfmap.sys.CorruptEventsException" "bpfmap.sys.ClosedFdException"
+                      "bpfmap.sys.PerfBuffer" "bpfmap.sys.UserRingBuffer"
+                      "bpfmap.sys.UserRingBuffer$Reservation"}]
       (doseq [{:keys [ns imports]} @namespaces
               :when (not (re-matches #"bpfmap\.impl\.kernel\..*" (str ns)))
               class imports :when (str/starts-with? class "bpfmap.sys.")]

@@ -37,6 +37,7 @@ public final class Abi {
     static final long SYS_EPOLL_CTL = number(233, 21);
     static final long SYS_EPOLL_PWAIT = number(281, 22);
     static final long SYS_EVENTFD2 = number(290, 19);
+    static final long SYS_PERF_EVENT_OPEN = number(298, 241);
     static final long SYS_GETDENTS64 = number(217, 61);
     static final long SYS_PRLIMIT64 = number(302, 261);
     static final long SYS_READLINKAT = number(267, 78);
@@ -61,6 +62,7 @@ public final class Abi {
     public static final int EACCES = 13;
     public static final int EBUSY = 16;
     public static final int EEXIST = 17;
+    public static final int ENODEV = 19;
     public static final int EINVAL = 22;
     public static final int EMFILE = 24;
     public static final int ENOSPC = 28;
@@ -222,6 +224,28 @@ public final class Abi {
 
     public static final int TOKEN_CREATE_FLAGS = 0;
     public static final int TOKEN_CREATE_BPFFS_FD = 4;
+
+    // --- perf events: linux/perf_event.h
+
+    public static final int PERF_TYPE_SOFTWARE = 1;
+    public static final int PERF_COUNT_SW_BPF_OUTPUT = 10;
+    static final int PERF_SAMPLE_RAW = 1 << 10;
+    static final int PERF_FLAG_FD_CLOEXEC = 1 << 3;
+    static final int PERF_EVENT_IOC_ENABLE = 0x2400;
+    static final int PERF_RECORD_LOST = 2;
+    static final int PERF_RECORD_SAMPLE = 9;
+
+    static final int PERF_ATTR_TYPE = 0;
+    static final int PERF_ATTR_SIZE = 4;
+    static final int PERF_ATTR_CONFIG = 8;
+    static final int PERF_ATTR_SAMPLE_TYPE = 24;
+    static final int PERF_ATTR_READ_FORMAT = 32;
+    static final int PERF_ATTR_WAKEUP_EVENTS = 48;
+    /** Size of the first version of the struct, which every kernel accepts. */
+    static final int PERF_ATTR_SIZE_VER0 = 64;
+
+    static final int PERF_PAGE_DATA_HEAD = 1024;
+    static final int PERF_PAGE_DATA_TAIL = 1032;
 
     /** Length of the longest object name, without its NUL: {@code BPF_OBJ_NAME_LEN - 1}. */
     public static final int NAME_LENGTH = 15;

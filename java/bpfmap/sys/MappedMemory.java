@@ -52,9 +52,9 @@ public final class MappedMemory implements AutoCloseable {
     private final MemorySegment segment;
     private final boolean readOnly;
 
-    private MappedMemory(long address, long size, boolean readOnly) {
+    private MappedMemory(long address, long size, boolean readOnly, Runnable end) {
         this.readOnly = readOnly;
-        MemorySegment whole = segment(address, size, new Anchor(new Range(address, size)));
+        MemorySegment whole = segment(address, size, new Anchor(end));
         segment = readOnly ? whole.asReadOnly() : whole;
     }
 
@@ -92,7 +92,19 @@ public final class MappedMemory implements AutoCloseable {
             throw new IllegalArgumentException("not a mapped range: " + size + " bytes at "
                 + address);
         }
-        return new MappedMemory(address, size, readOnly);
+        return new MappedMemory(address, size, readOnly, new Range(address, size));
+    }
+
+    /**
+     * Returns a part of the range that can be closed before the whole, and must be. Closing it
+     * unmaps nothing, but ends all access to it, and then runs an action.
+     *
+     * @param end runs once: when the part is closed, or after it and its segments became
+     *     unreachable. It must not refer to them
+     */
+    MappedMemory lend(long offset, long size, Runnable end) {
+        MemorySegment part = segment.asSlice(offset, size);
+        return new MappedMemory(part.address(), size, readOnly, end);
     }
 
     /**
@@ -176,8 +188,8 @@ public final class MappedMemory implements AutoCloseable {
     private static final class Anchor implements Consumer<MemorySegment> {
         private final Cleaner.Cleanable cleanable;
 
-        Anchor(Range range) {
-            cleanable = CLEANER.register(this, range);
+        Anchor(Runnable end) {
+            cleanable = CLEANER.register(this, end);
         }
 
         @Override

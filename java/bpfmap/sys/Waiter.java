@@ -15,11 +15,13 @@ import java.util.concurrent.locks.LockSupport;
  * interrupt. So an eventfd is in the set, and {@link #wake} writes to it, for good.
  */
 public final class Waiter implements AutoCloseable {
-    private static final int EPOLL_CLOEXEC = 02000000; // linux/eventpoll.h, and the next four
+    private static final int EPOLL_CLOEXEC = 02000000; // linux/eventpoll.h, and the next six
     private static final int EPOLL_CTL_ADD = 1;
     private static final int EPOLL_CTL_DEL = 2;
     private static final int EPOLLIN = 1;
+    private static final int EPOLLOUT = 4;
     private static final int EPOLLONESHOT = 1 << 30;
+    private static final int EPOLLET = 1 << 31;
     private static final int EFD_FLAGS = 02000000 | 04000; // EFD_CLOEXEC, EFD_NONBLOCK
 
     /** Size of {@code struct epoll_event}: packed on x86-64, and nowhere else. */
@@ -77,6 +79,16 @@ public final class Waiter implements AutoCloseable {
      */
     public long add(Fd fd) {
         return control(epoll, EPOLL_CTL_ADD, fd, EPOLLIN, 0);
+    }
+
+    /**
+     * Adds a descriptor that becomes writable, edge-triggered: a wait ends when there is more room
+     * than before, however much there was.
+     *
+     * @return 0, or the negated errno
+     */
+    public long addForRoom(Fd fd) {
+        return control(epoll, EPOLL_CTL_ADD, fd, EPOLLOUT | EPOLLET, 0);
     }
 
     private static long control(Fd epoll, int operation, Fd fd, int events, long data) {

@@ -131,8 +131,19 @@
    {:row :opened-write-only
     :errno #{:EPERM} :op map-types/reads :when #(= :write-only (:access %)) :error :write-only
     :hint "the map was opened write-only; open it with {:access :read-write}"}
+   {:row :perf-event-denied
+    :errno #{:EPERM :EACCES} :when #(= :event (:perf %)) :error :permission
+    :hint (str "opening a perf event requires CAP_PERFMON, or CAP_SYS_ADMIN before Linux 5.8; a "
+               "seccomp filter, as of containers, may deny it too")}
+   {:row :perf-memory-denied
+    :errno #{:EPERM} :when #(= :memory (:perf %)) :error :permission
+    :hint (str "the buffers are larger than this user may lock: use fewer :pages, raise "
+               "RLIMIT_MEMLOCK or the sysctl kernel.perf_event_mlock_kb, or grant CAP_IPC_LOCK")}
+   {:row :perf-memory
+    :errno #{:ENOMEM} :when #(= :memory (:perf %)) :error :no-memory
+    :hint "the kernel has no memory for the buffers; use fewer :pages"}
    {:row :frozen
-    :errno #{:EPERM} :op map-types/writes :when :frozen :error :permission
+    :errno #{:EPERM} :op (conj map-types/writes :reader :writer) :when :frozen :error :permission
     :hint "the map is frozen, which cannot be undone"}
    {:row :pin-off-bpffs
     :errno #{:EPERM} :op #{:pin! :move-pin!} :when #(false? (:bpffs %)) :error :not-bpffs

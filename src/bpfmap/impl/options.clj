@@ -9,6 +9,8 @@
 (def ^:private anything [any? nil])
 (def ^:private seconds
   [#(or (nil? %) (and (number? %) (<= 0 %))) "a number of seconds, 0 or more"])
+(def ^:private positive
+  [#(and (int? %) (<= 1 (long %) 0xffffffff)) "a positive 32-bit integer"])
 (def ^:private function [#(or (nil? %) (fn? %) (var? %)) "a function"])
 (def ^:private events
   "Options of all that read events."
@@ -43,9 +45,13 @@
                   :steal flag
                   :pages [#(and (int? %) (pos? (long %)) (= 1 (Long/bitCount %)))
                           "a power of two, in pages"]
-                  :wakeup-events [#(and (int? %) (<= 1 (long %) 0xffffffff))
-                                  "a positive 32-bit integer"])
-   :peek (assoc events :from [#{:oldest :now} ":oldest or :now"])
+                  :wakeup-events positive
+                  :wakeup-bytes positive
+                  :with-cpu flag)
+   :peek (assoc events :from [#{:oldest :now} ":oldest or :now"] :with-cpu flag)
+   :writer {:type anything :types anything :steal flag}
+   :send! {:timeout seconds}
+   :reserve {:timeout seconds}
    :subscribe {:on-error function :on-lost function}
    :nrepl {:socket anything :port anything :trust-all-local-users anything}})
 

@@ -42,6 +42,10 @@
    ["INFO_" #((offset "union bpf_attr") (str "info." %))]
    ["RAW_TRACEPOINT_" #((offset "union bpf_attr") (str "raw_tracepoint." %))]
    ["TOKEN_CREATE_" #((offset "union bpf_attr") (str "token_create." %))]
+   ["PERF_ATTR_SIZE_VER0" (constantly "PERF_ATTR_SIZE_VER0")]
+   ["PERF_ATTR_" (offset "struct perf_event_attr")]
+   ["PERF_PAGE_" (offset "struct perf_event_mmap_page")]
+   ["PERF_" #(str "PERF_" (str/upper-case %))]
    ["NAME_LENGTH" (constantly "BPF_OBJ_NAME_LEN - 1")]
    ["BPF_" #(str "BPF_" (str/upper-case %))]
    ["SYS_" #(str "__NR_" %)]
@@ -69,7 +73,7 @@
 (deftest constants-match-header
   (testing "every constant matches the kernel header"
     (let [ours (constants)
-          header (fixture/c-values ["linux/bpf.h" "sys/syscall.h"] (map c-expression (keys ours)))
+          header (fixture/c-values ["linux/bpf.h" "linux/perf_event.h" "sys/ioctl.h" "sys/syscall.h"] (map c-expression (keys ours)))
           ;; Internal to the kernel: no header that user space sees has it.
           unseen #{"ENOTSUPP"}
           ;; Compared where the header is new enough to have them.

@@ -12,7 +12,7 @@
            (clojure.lang ExceptionInfo IReduceInit ITransientCollection Reduced)
            (java.io Closeable)
            (java.util.concurrent CountDownLatch TimeUnit)
-           (java.util.concurrent.atomic AtomicBoolean AtomicReference)
+           (java.util.concurrent.atomic AtomicBoolean AtomicInteger AtomicReference)
            (java.util.concurrent.locks LockSupport)))
 
 (set! *warn-on-reflection* true)
@@ -23,11 +23,12 @@
 ;; array. `waiter` is nil if the sources cannot be waited for. `on-close` is called when all has
 ;; been given back. `halt` ends the call in progress: closing the reader or subscription sets it.
 ;; `user` is the thread whose call uses the reader, or nil. `ended` is down when everything has been
-;; given back. `stalls` has the busy record of each source, by index: [position nanos-since].
+;; given back. `stalls` has the busy record of each source, by index: [position nanos-since]. `turn`
+;; counts passes: each begins with another source, or the first one could keep the others waiting.
 (deftype EventReader [kind identities ^objects sources ^Waiter waiter ^Decoder decoder
                       options on-close
                       ^AtomicBoolean closed ^AtomicBoolean halt ^AtomicReference user
-                      ^CountDownLatch ended ^AtomicReference stalls]
+                      ^CountDownLatch ended ^AtomicReference stalls ^AtomicInteger turn]
   IReduceInit
   (reduce [this f init]
     (reduce-events this f init))
@@ -309,13 +310,15 @@
   "Makes one pass over all sources, and returns the number of events."
   ^long [^EventReader r ^EventSource$Handler sink ^long limit op]
   (let [^objects sources (.-sources r)
-        ^AtomicBoolean halt (.-halt r)]
+        size (alength sources)
+        ^AtomicBoolean halt (.-halt r)
+        first-one (Integer/toUnsignedLong (.getAndIncrement ^AtomicInteger (.-turn r)))]
     (try
       (loop [i 0 n 0]
-        (if (or (= i (alength sources)) (<= limit n) (.get halt) (.done ^Sink sink))
+        (if (or (= i size) (<= limit n) (.get halt) (.done ^Sink sink))
           n
-          (recur (inc i)
-                 (+ n (.drain ^EventSource (aget sources i) sink (int (- limit n)))))))
+          (let [^EventSource source (aget sources (rem (+ first-one i) size))]
+            (recur (inc i) (+ n (.drain source sink (int (- limit n))))))))
       (catch CorruptEventsException e
         (throw (corrupt-error e r op)))
       (finally (.passed ^Sink sink)))))
@@ -489,19 +492,20 @@
 (defn open
   "Returns a reader over sources, which it owns.
 
-  `options` are the caller's, `extra` has `:padded` if the kernel may lengthen events. `on-close` is
-  called once when all is given back. If this throws, the sources are closed."
+  `options` are the caller's, `extra` has `:padded` if the kernel may lengthen events, and `:wrap`, a
+  function of the decoder that returns the one to use. `on-close` is called once when all is given
+  back. If this throws, the sources are closed."
   ^EventReader [kind identities sources {:keys [type types raw] :as options}
-                {:keys [padded on-close]}]
+                {:keys [padded wrap on-close]}]
   (try
-    (let [decoder (when-not raw (typed/decoder type types padded))
+    (let [decoder (when-not raw ((or wrap identity) (typed/decoder type types padded)))
           fds (mapv #(.pollable ^EventSource %) sources)
           waiter (when (every? some? fds)
                    (kernel.events/waiter fds {:op kind :map (first identities)}))]
       (EventReader. kind (vec identities) (object-array sources) waiter decoder options
                     (or on-close (constantly nil))
                     (AtomicBoolean.) (AtomicBoolean.) (AtomicReference.) (CountDownLatch. 1)
-                    (AtomicReference. {})))
+                    (AtomicReference. {}) (AtomicInteger.)))
     (catch Throwable e
       (doseq [^EventSource source sources]
         (.close source))

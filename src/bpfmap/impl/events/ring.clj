@@ -22,9 +22,9 @@
 ;; --- other readers
 
 (def ^:private readers-here
-  "The ids of the rings that this process reads, to tokens of their readers.
+  "The ids of the rings that this process reads or writes, to a WeakReference to a token.
 
-  A token is held by a WeakReference: a reader that becomes unreachable without `close` gives its
+  The reader or writer has the token. If it becomes unreachable without `close`, it gives its
   mappings to the collector, and has to leave its place here as well."
   (ConcurrentHashMap.))
 
@@ -42,12 +42,17 @@
           :else (do (.remove readers id other) (recur)))))))
 
 (defn- other-holders
-  "Returns the processes other than this one that have a ring open or mapped."
-  [{:keys [id]} size]
-  (let [own (.pid (java.lang.ProcessHandle/current))]
+  "Returns the processes other than this one that have a ring open or mapped.
+
+  If only a writer is of interest: those that have it open and a ring of its size mapped for
+  writing, or that may have it mapped."
+  [{:keys [id type]} size]
+  (let [own (.pid (java.lang.ProcessHandle/current))
+        user-ring? (= :user-ringbuf type)]
     (into [] (remove #(= own (:pid %)))
-          (into (holders/holders {:map-id id})
-                (kernel.events/mapped-without-descriptor size id)))))
+          (into (cond->> (holders/holders {:map-id id})
+                  user-ring? (filterv #(kernel.events/writes-ring? (:pid %) size)))
+                (kernel.events/mapped-without-descriptor size id user-ring?)))))
 
 (def ^:private looks
   "The number of looks that must find a holder."
@@ -57,43 +62,58 @@
   "Returns [[other-holders]], except processes that let go soon.
 
   A process that lists all maps has each of them open for a moment, and may do so again and again."
-  [identity size]
+  [identity size op]
   (loop [found (other-holders identity size) n 1]
     (if (or (empty? found) (= n (long looks)))
       found
-      (do (waiting/sleep 20 :reader)
+      (do (waiting/sleep 20 op)
           (let [now (set (map (juxt :pid :fds) (other-holders identity size)))]
             (recur (filterv (comp now (juxt :pid :fds)) found) (inc n)))))))
 
-(defn- busy-error ^Throwable [identity who]
-  (error/error :busy (str "Map " (error/id-and-name identity) " may have another reader")
-               {:bpfmap/op :reader
-                :bpfmap/map identity
-                :bpfmap/holders who
-                :bpfmap/hint
-                (str (error/list-of (for [{:keys [pid command]} who] (str pid " (" command ")"))
-                                    "and")
-                     (if (next who) " hold it" " holds it")
-                     ", and each event goes to one reader only; use peek, which takes nothing, or "
-                     "{:steal true}")}))
+(def ^:private roles
+  "What may be there once for a ring, by the operation that opens it.
 
-(defn- own-reader-error ^Throwable [identity]
-  (error/error :busy (str "Map " (error/id-and-name identity) " has a reader in this process")
-               {:bpfmap/op :reader
-                :bpfmap/map identity
-                :bpfmap/hint (str "each event goes to one reader only; close that reader, hand its "
-                                  "events on, or use {:steal true}")}))
+  `:hold` and `:why` are the beginning and the end of the hint about other processes, `:here` is
+  the hint about this one."
+  {:reader {:who "reader" :hold "hold" :holds "holds"
+            :why (str "it, and each event goes to one reader only; use peek, which takes nothing, "
+                      "or {:steal true}")
+            :here (str "each event goes to one reader only; close that reader, hand its events on, "
+                       "or use {:steal true}")}
+   :writer {:who "writer" :hold "have" :holds "has"
+            :why (str "it mapped for writing, and two writers destroy each other's records; end "
+                      "that, or use {:steal true}")
+            :here (str "two writers destroy each other's records; share that writer, which several "
+                       "threads may use, or close it")}})
 
-(defn- claim
-  "Returns a function that ends this process's claim to a ring; throws `:busy`."
-  [m {:keys [steal]}]
+(defn- busy-error ^Throwable [identity who op]
+  (let [{:keys [hold holds why] role :who} (roles op)]
+    (error/error :busy (str "Map " (error/id-and-name identity) " may have another " role)
+                 {:bpfmap/op op
+                  :bpfmap/map identity
+                  :bpfmap/holders who
+                  :bpfmap/hint
+                  (str (error/list-of (for [{:keys [pid command]} who] (str pid " (" command ")"))
+                                      "and")
+                       " " (if (next who) hold holds) " " why)})))
+
+(defn- own-error ^Throwable [identity op]
+  (let [{:keys [here] role :who} (roles op)]
+    (error/error :busy (str "Map " (error/id-and-name identity) " has a " role " in this process")
+                 {:bpfmap/op op :bpfmap/map identity :bpfmap/hint here})))
+
+(defn claim
+  "Returns a function that ends this process's claim to a ring; throws `:busy`.
+
+  `op` is `:reader` or `:writer`. With `:steal`, claims nothing and does not throw."
+  [m {:keys [steal]} op]
   (let [{:keys [id] :as identity} (bpf-map/identity-of m)]
     (if steal
       (constantly nil)
-      (let [unregister (or (register! id) (throw (own-reader-error identity)))]
+      (let [unregister (or (register! id) (throw (own-error identity op)))]
         (try
-          (when-let [who (seq (settled-holders identity (:max-entries (bpf-map/spec-of m))))]
-            (throw (busy-error identity (vec who))))
+          (when-let [who (seq (settled-holders identity (:max-entries (bpf-map/spec-of m)) op))]
+            (throw (busy-error identity (vec who) op)))
           unregister
           (catch Throwable e
             (unregister)
@@ -129,7 +149,7 @@
   (check-not-read-only m)
   (let [size (:max-entries (bpf-map/spec-of m))
         ctx {:op :reader :map (bpf-map/identity-of m) :type :ringbuf}
-        release (claim m options)]
+        release (claim m options :reader)]
     (try
       {:source (if (overwrites? m)
                  (kernel.events/ring-follower (bpf-map/descriptor m) size

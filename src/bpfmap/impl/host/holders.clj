@@ -274,6 +274,14 @@
                             (.-number object)))]
          {:pid pid :command (procfs/command pid) :fds (vec fds)})))))
 
+(defn maps-of-process
+  "Returns the ids of the maps that a process has open, ascending, each once."
+  [pid]
+  (with-file-errors (str "Process " pid) :holders (str "/proc/" pid)
+    (into [] (distinct)
+          (sort (for [^Fdinfo object (procfs/objects pid) :when (= "map" (.-kind object))]
+                  (.-id object))))))
+
 (defn all-holders
   "Returns the processes that have descriptors of BPF objects, with those objects.
 

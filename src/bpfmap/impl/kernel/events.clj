@@ -5,7 +5,7 @@
   the consumer page can be mapped for writing. Source: kernel/bpf/ringbuf.c, ringbuf_map_mmap_kern."
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs])
-  (:import (bpfmap.sys Fd Fdinfo MappedMemory RingBuffer RingFollower Waiter)
+  (:import (bpfmap.sys Fd Fdinfo MappedMemory RingBuffer RingFollower UserRingBuffer Waiter)
            (java.io IOException)))
 
 (set! *warn-on-reflection* true)
@@ -26,12 +26,13 @@
 (defn- with-pages
   "Maps both parts of a ring, and returns `(f consumer-page producer-pages)`.
 
-  If f throws, both are unmapped again."
-  [fd size writable? ctx f]
+  `writable` is the part to write to: `:consumer`, `:producer`, or nil for none. If f throws, both
+  are unmapped again."
+  [fd size writable ctx f]
   (let [page (long (call/page-size))
-        consumer (map-part fd 0 page writable? ctx)]
+        consumer (map-part fd 0 page (= :consumer writable) ctx)]
     (try
-      (let [producer (map-part fd page (+ page (* 2 (long size))) false ctx)]
+      (let [producer (map-part fd page (+ page (* 2 (long size))) (= :producer writable) ctx)]
         (try
           (f consumer producer)
           (catch Throwable e
@@ -46,7 +47,7 @@
 
   Closing the source leaves `fd` open."
   ^RingBuffer [fd size ctx]
-  (with-pages fd size true ctx
+  (with-pages fd size :consumer ctx
     (fn [consumer producer]
       (RingBuffer. consumer producer size (call/duplicate fd ctx)))))
 
@@ -56,40 +57,66 @@
   With `:overwrites`, the ring overwrites its oldest records. With `:now`, it begins with the next
   record. With `:consume`, it gives places back, and has a descriptor to wait for."
   ^RingFollower [fd size {:keys [overwrites now consume]} ctx]
-  (with-pages fd size consume ctx
+  (with-pages fd size (when consume :consumer) ctx
     (fn [consumer producer]
       (RingFollower. consumer producer size (boolean overwrites) (boolean now)
                      (when consume (call/duplicate fd ctx))))))
+
+(defn user-ring-buffer
+  "Returns what writes to a user ring buffer of `size` bytes.
+
+  Closing it leaves `fd` open."
+  ^UserRingBuffer [fd size ctx]
+  (with-pages fd size :producer ctx
+    (fn [consumer producer]
+      (UserRingBuffer. consumer producer size (call/duplicate fd ctx)))))
 
 (defn- own-fd ^Fd [outcome action ctx]
   (if (neg? (long outcome))
     (throw (call/failure action outcome ctx))
     (Fd/own outcome)))
 
-(defn waiter
-  "Returns an epoll set of descriptors, with an eventfd that ends a wait."
-  ^Waiter [fds ctx]
+(defn- check-added [outcome ctx]
+  (when (neg? (long outcome))
+    (throw (call/failure "Adding a descriptor to epoll" outcome ctx))))
+
+(defn- new-waiter
+  "Returns an epoll set with an eventfd that ends a wait, after `(add waiter)`.
+
+  If `add` throws, both are closed."
+  ^Waiter [add ctx]
   (try
     (let [epoll (own-fd (Waiter/createEpoll) "Creating an epoll descriptor" ctx)]
       (try
         (let [eventfd (own-fd (Waiter/createEventfd) "Creating an eventfd" ctx)]
           (try
-            (let [waiter (Waiter/own epoll eventfd)
-                  check (fn [outcome]
-                          (when (neg? (long outcome))
-                            (throw (call/failure "Adding a descriptor to epoll" outcome ctx))))]
-              (check (.addEventfd waiter))
-              (doseq [fd fds]
-                (check (.add waiter fd)))
+            (let [waiter (Waiter/own epoll eventfd)]
+              (check-added (.addEventfd waiter) ctx)
+              (add waiter)
               waiter)
             (catch Throwable e
-              (.close eventfd)
+              (call/close eventfd)
               (throw e))))
         (catch Throwable e
-          (.close epoll)
+          (call/close epoll)
           (throw e))))
     (catch RuntimeException e
       (throw (call/in-context e ctx)))))
+
+(defn waiter
+  "Returns an epoll set of descriptors to read from, with an eventfd that ends a wait."
+  ^Waiter [fds ctx]
+  (new-waiter (fn [^Waiter waiter]
+                (doseq [fd fds]
+                  (check-added (.add waiter fd) ctx)))
+              ctx))
+
+(defn room-waiter
+  "Returns an epoll set of a user ring buffer to write to, with an eventfd that ends a wait."
+  ^Waiter [fd ctx]
+  (new-waiter (fn [^Waiter waiter]
+                (check-added (.addForRoom waiter fd) ctx))
+              ctx))
 
 (defn wait
   "Waits until a descriptor is readable, it is woken, or some nanoseconds are over."
@@ -99,30 +126,43 @@
       (throw (call/failure "Waiting for events" outcome ctx)))))
 
 (defn- ring-mappings
-  "Returns the number of rings of a size that a process has mapped."
-  [pid ^long size]
+  "Returns the number of rings of a size that a process has mapped.
+
+  `writable?` is true for those that it has mapped for writing only."
+  [pid ^long size writable?]
   (let [page (long (call/page-size))
         bytes (+ page (* 2 size))]
     (count
-     (for [[_ from to offset] (re-seq
-                               #"(?m)^([0-9a-f]+)-([0-9a-f]+) r.-s ([0-9a-f]+) .*anon_inode:bpf-map"
-                               (String. (procfs/read-bytes (str "/proc/" pid "/maps"))))
+     (for [[_ from to mode offset]
+           (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) r(.)-s ([0-9a-f]+) .*anon_inode:bpf-map"
+                   (String. (procfs/read-bytes (str "/proc/" pid "/maps"))))
            :when (and (= page (Long/parseLong offset 16))
+                      (or (not writable?) (= "w" mode))
                       (= bytes (- (Long/parseUnsignedLong to 16)
                                   (Long/parseUnsignedLong from 16))))]
        from))))
+
+(defn writes-ring?
+  "Returns true if a process has a user ring buffer of a size mapped for writing.
+
+  Returns true as well if that cannot be read."
+  [pid size]
+  (try
+    (pos? (long (ring-mappings pid size true)))
+    (catch IOException _ true)))
 
 (defn mapped-without-descriptor
   "Returns the processes that may have a ring mapped that they do not have open.
 
   A mapping keeps a map after its descriptor was closed, and the kernel does not report the map of a
-  mapping. So a process counts if it has more rings of that size mapped than maps open."
-  [size id]
+  mapping. So a process counts if it has more rings of that size mapped than maps open. With
+  `writable?`, only rings that it has mapped for writing count, which are user ring buffers."
+  [size id writable?]
   (try
     (into []
           (keep (fn [pid]
                   (try
-                    (let [mapped (long (ring-mappings pid size))]
+                    (let [mapped (long (ring-mappings pid size writable?))]
                       (when (pos? mapped)
                         (let [open (into #{}
                                          (keep (fn [^Fdinfo object]

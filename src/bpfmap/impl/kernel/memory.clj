@@ -53,6 +53,18 @@
       (MemorySegment/copy (.-memory s) CallBuffer/KEY memory (long offset) size)
       (finally (.give s)))))
 
+(defn call-with-encoded
+  "Calls f with the memory, the offset and the size of an encoded value.
+
+  The memory is valid during the call."
+  [^Codec codec value f]
+  (let [size (.size codec)
+        s (CallBuffer/take (+ CallBuffer/KEY size))]
+    (try
+      (.encode codec value (.-memory s) CallBuffer/KEY)
+      (f (.-memory s) CallBuffer/KEY size)
+      (finally (.give s)))))
+
 (defn encode-each
   "Writes values into memory, `stride` bytes apart, after all have been encoded.
 

@@ -106,7 +106,7 @@
 
 ;; --- processes
 
-(defn- list-names
+(defn list-names
   "Returns the names in a directory; throws an IOException if it cannot be read."
   [directory]
   (try

@@ -23,13 +23,14 @@
 
 ;; The memory of a map: `identity` is the map's {:id :name :type}, `size` the bytes of all of it.
 ;; `region` is the mapping; nil for a copy of the memory. `quiet?` is true if printing must not
-;; read it, because a page of an arena is allocated when it is first read.
-(deftype Source [^MappedMemory region identity ^long size quiet?])
+;; read it, because a page of an arena is allocated when it is first read. `owner` is nil, or the
+;; reservation in a user ring buffer whose memory this is.
+(deftype Source [^MappedMemory region identity ^long size quiet? owner])
 
 (defn described
   "Returns the map of a source for the message of an error."
   [^Source source]
-  (str "map " (error/id-and-name (.-identity source))))
+  (str (when (.-owner source) "a reservation of ") "map " (error/id-and-name (.-identity source))))
 
 (defn data
   "Returns the data of an error about a source."
@@ -52,10 +53,13 @@
   "Returns the exception for an access to memory that is unmapped.
 
   It has no cause: the JDK's exception adds nothing, and a REPL shows only the cause."
-  ^Throwable [source op]
+  ^Throwable [^Source source op]
   (error/error :closed (str "The memory of " (described source) " is closed")
                (data source op
-                     {:bpfmap/hint "it was unmapped before or during this access; (memory m) maps it again"})))
+                     {:bpfmap/hint
+                      (if (.-owner source)
+                        "it was committed or discarded before or during this access"
+                        "it was unmapped before or during this access; (memory m) maps it again")})))
 
 (defn check-open
   "Throws `:closed` for memory that is unmapped.
@@ -192,7 +196,21 @@
   "Returns all of the memory of a map."
   ^Memory [^MappedMemory region identity quiet?]
   (let [segment (.segment region)]
-    (Memory. (->Source region identity (.byteSize segment) quiet?) segment 0 false)))
+    (Memory. (->Source region identity (.byteSize segment) quiet? nil) segment 0 false)))
+
+(defn reserved
+  "Returns the memory of a reservation in a user ring buffer.
+
+  Closing it ends the reservation."
+  ^Memory [^MappedMemory region identity reservation]
+  (let [segment (.segment region)]
+    (Memory. (->Source region identity (.byteSize segment) false reservation) segment 0 false)))
+
+(defn owner-of
+  "Returns the reservation that has this memory; nil for any other memory."
+  [^Memory m]
+  (when-not (.-part? m)
+    (.-owner ^Source (.-source m))))
 
 (defn memory?
   "Returns true if x is memory of a map, mapped or unmapped."
@@ -271,6 +289,18 @@
       (kernel.memory/populate (.-region source) segment {:op :populate! :map (.-identity source)}))
     m))
 
+(defn busy-error
+  "Returns the error of memory that cannot be unmapped, because the kernel uses it."
+  ^Throwable [^Memory m op]
+  (error/error :busy
+               (str "The memory of " (described (.-source m)) " cannot be unmapped now")
+               (data (.-source m) op
+                     {:bpfmap/hint (str
+                                    "a thread reads a file or socket into a "
+                                    "buffer of it, or writes from one, "
+                                    "and has not come back; end that, then "
+                                    "close again")})))
+
 (defn close
   "Unmaps memory.
   Idempotent. A part cannot be closed, since others use the rest."
@@ -284,14 +314,7 @@
   (try
     (.close ^MappedMemory (.-region ^Source (.-source m)))
     (catch IllegalStateException _
-      (throw (error/error :busy
-                          (str "The memory of " (described (.-source m)) " cannot be unmapped now")
-                          (data (.-source m) :close
-                                {:bpfmap/hint (str
-                                               "a thread reads a file or socket into a "
-                                               "buffer of it, or writes from one, "
-                                               "and has not come back; end that, then "
-                                               "close again")}))))))
+      (throw (busy-error m :close)))))
 
 ;; --- arrays and buffers
 

@@ -212,7 +212,7 @@
 
   `path` leads to it, the last key first."
   [identity ^bytes array shape offset path]
-  (make (Source. nil identity (alength array) false) (MemorySegment/ofArray array) (long offset)
+  (make (Source. nil identity (alength array) false nil) (MemorySegment/ofArray array) (long offset)
         shape path))
 
 (defn- summary

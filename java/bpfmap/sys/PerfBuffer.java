@@ -1,0 +1,289 @@
+package bpfmap.sys;
+
+import static bpfmap.sys.RingBuffer.INT;
+import static bpfmap.sys.RingBuffer.LONG;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.lang.invoke.VarHandle;
+
+/**
+ * Reads the buffer of one CPU of a {@code BPF_MAP_TYPE_PERF_EVENT_ARRAY}: consumes an own one, or
+ * copies what is in the buffer of another process without consuming it.
+ *
+ * <p>The memory is a page with positions, then the data. Positions count bytes since the buffer was
+ * created and never shrink. A record that crosses the end of the data continues at its beginning,
+ * and is copied. Source: linux/perf_event.h, struct perf_event_mmap_page.
+ */
+public final class PerfBuffer implements EventSource {
+    /** Offset of the position at which the kernel writes next. */
+    private static final long HEAD = Abi.PERF_PAGE_DATA_HEAD;
+    /** Offset of the position up to which the owner has read. */
+    private static final long TAIL = Abi.PERF_PAGE_DATA_TAIL;
+
+    private static final int HEADER = 8; // struct perf_event_header: type, misc, size
+    private static final int LOST_SIZE = 24; // header, id, number of lost records
+    /** Bytes before the payload of a sample: the header, and the size of the payload. */
+    private static final int BEFORE = HEADER + 4;
+    /** The size in a header has 16 bits. */
+    private static final int LARGEST = 1 << 16;
+    /** Offset of the bit fields of {@code struct perf_event_attr}, and one of them. */
+    private static final int FLAGS = Abi.PERF_ATTR_READ_FORMAT + 8;
+    private static final long WATERMARK = 1 << 14;
+
+    private final MappedMemory pages;
+    private final MemorySegment meta;
+    private final MemorySegment data;
+    private final long size;
+    private final int cpu;
+    private final Fd fd;
+    private final boolean own;
+
+    private final MemorySegment copy = Arena.ofAuto().allocate(LARGEST, 8);
+    private int[] announced = new int[1];
+    private long position;
+    private long events;
+    private long bytes;
+    private long lost;
+    private long overtaken;
+    private long missed;
+
+    /**
+     * Opens a perf event to which programs can write, on one CPU. It does nothing until it is
+     * mapped, stored in the map and enabled.
+     *
+     * @param wakeup wake a waiting reader after so many events; if {@code watermark} is true, when
+     *     so many bytes are in the buffer
+     * @return its descriptor, or the negated errno: ENODEV if the CPU is offline
+     */
+    public static long open(int cpu, long wakeup, boolean watermark) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment attr = arena.allocate(Abi.PERF_ATTR_SIZE_VER0, 8);
+            attr.set(ValueLayout.JAVA_INT, Abi.PERF_ATTR_TYPE, Abi.PERF_TYPE_SOFTWARE);
+            attr.set(ValueLayout.JAVA_INT, Abi.PERF_ATTR_SIZE, Abi.PERF_ATTR_SIZE_VER0);
+            attr.set(ValueLayout.JAVA_LONG, Abi.PERF_ATTR_CONFIG, Abi.PERF_COUNT_SW_BPF_OUTPUT);
+            attr.set(ValueLayout.JAVA_LONG, Abi.PERF_ATTR_SAMPLE_TYPE, Abi.PERF_SAMPLE_RAW);
+            attr.set(ValueLayout.JAVA_LONG, FLAGS, watermark ? WATERMARK : 0);
+            attr.set(ValueLayout.JAVA_INT, Abi.PERF_ATTR_WAKEUP_EVENTS, (int) wakeup);
+            return Native.syscall(
+                Abi.SYS_PERF_EVENT_OPEN, attr.address(), -1, cpu, -1, Abi.PERF_FLAG_FD_CLOEXEC);
+        }
+    }
+
+    /**
+     * Lets programs write to a perf event.
+     *
+     * @return 0, or the negated errno
+     */
+    public static long enable(Fd event) {
+        int number = event.acquire();
+        try {
+            return Native.syscall(Abi.SYS_IOCTL, number, Abi.PERF_EVENT_IOC_ENABLE, 0, 0, 0);
+        } finally {
+            event.release();
+        }
+    }
+
+    /**
+     * Takes ownership of a mapping and of a perf event.
+     *
+     * @param pages the page with the positions and the data; nothing is consumed if it is read-only
+     * @param pageSize size of the first page
+     * @param fd the perf event; null for one of another process. Nobody else may wait for that,
+     *     because waiting takes the notification away from its owner
+     * @param cpu the number of the CPU; negative if it is unknown
+     * @param now true to begin with the next record, false with the oldest one
+     */
+    public PerfBuffer(MappedMemory pages, long pageSize, Fd fd, int cpu, boolean now) {
+        this.pages = pages;
+        this.meta = pages.segment();
+        this.data = meta.asSlice(pageSize);
+        this.size = data.byteSize();
+        this.fd = fd;
+        this.cpu = cpu;
+        this.own = !pages.isReadOnly();
+        position = now ? head() : tail();
+    }
+
+    private long head() {
+        return (long) LONG.getAcquire(meta, HEAD);
+    }
+
+    private long tail() {
+        return (long) LONG.getAcquire(meta, TAIL);
+    }
+
+    private CorruptEventsException corruptRecord(long at, int type, int length, long end) {
+        return RingBuffer.corrupt(at, "the record at position " + Long.toUnsignedString(at)
+            + " has type " + type + " and " + length + " bytes; there are " + (end - at)
+            + " bytes up to the kernel's position");
+    }
+
+    /**
+     * Goes to where the owner is, if the record at a position may be overwritten already: the
+     * kernel overwrites what the owner has read, and nothing else.
+     */
+    private boolean isOvertaken(long at) {
+        if (own) {
+            return false;
+        }
+        VarHandle.loadLoadFence();
+        long valid = tail();
+        if (valid - at <= 0) {
+            return false;
+        }
+        overtaken++;
+        missed += valid - at;
+        position = valid;
+        return true;
+    }
+
+    private void consume(long to) {
+        position = to;
+        if (own) {
+            LONG.setRelease(meta, TAIL, to);
+        }
+    }
+
+    @Override
+    public int drain(Handler handler, int limit) {
+        MemorySegment data = this.data;
+        long mask = size - 1;
+        long end = head();
+        if (own && (end - position < 0 || end - position > size)) {
+            throw RingBuffer.positions(position, end, size);
+        }
+        announced[0] = cpu;
+        int n = 0;
+        while (end - position > 0 && n < limit) {
+            long at = position;
+            // Records are multiples of eight bytes, so neither a header nor a number is split.
+            int type = (int) INT.get(data, at & mask);
+            int length = data.get(ValueLayout.JAVA_SHORT, (at & mask) + 6) & 0xffff;
+            int payload = (int) INT.get(data, at + HEADER & mask);
+            boolean valid = length >= HEADER && (length & 7) == 0 && length <= end - at;
+            if (type == Abi.PERF_RECORD_LOST) {
+                long count = (long) LONG.get(data, at + 16 & mask);
+                if (isOvertaken(at)) {
+                    continue;
+                }
+                if (!valid || length < LOST_SIZE) {
+                    throw corruptRecord(at, type, length, end);
+                }
+                lost += count;
+                consume(at + length);
+            } else if (type == Abi.PERF_RECORD_SAMPLE) {
+                valid &= payload >= 0 && payload <= length - BEFORE;
+                long start = at + BEFORE & mask;
+                boolean whole = own && start + payload <= size;
+                if (!whole && valid) {
+                    long first = Math.min(payload, size - start);
+                    MemorySegment.copy(data, start, copy, 0, first);
+                    MemorySegment.copy(data, 0, copy, first, payload - first);
+                }
+                if (isOvertaken(at)) {
+                    continue;
+                }
+                if (!valid) {
+                    throw corruptRecord(at, type, length, end);
+                }
+                n++;
+                boolean more;
+                try {
+                    more = whole ? handler.accept(data, start, payload)
+                        : handler.accept(copy, 0, payload);
+                } finally {
+                    events++;
+                    bytes += payload;
+                    consume(at + length);
+                }
+                if (!more) {
+                    break;
+                }
+            } else {
+                if (isOvertaken(at)) {
+                    continue;
+                }
+                if (!valid) {
+                    throw corruptRecord(at, type, length, end);
+                }
+                consume(at + length);
+            }
+        }
+        return n;
+    }
+
+    @Override
+    public boolean isBusy() {
+        return false;
+    }
+
+    @Override
+    public boolean isReady() {
+        return position != head();
+    }
+
+    /** Returns the CPU whose programs write to this buffer; negative if it is unknown. */
+    public int cpu() {
+        return cpu;
+    }
+
+    /** Makes each pass write the CPU to an array, before it calls the handler. */
+    public void announce(int[] to) {
+        announced = to;
+    }
+
+    /** Returns the position of the next record, in bytes since the buffer was created. */
+    public long position() {
+        return position;
+    }
+
+    @Override
+    public long events() {
+        return events;
+    }
+
+    @Override
+    public long bytes() {
+        return bytes;
+    }
+
+    @Override
+    public long lost() {
+        return lost;
+    }
+
+    @Override
+    public long overtaken() {
+        return overtaken;
+    }
+
+    @Override
+    public long missed() {
+        return missed;
+    }
+
+    @Override
+    public long fill() {
+        return head() - tail();
+    }
+
+    @Override
+    public long capacity() {
+        return size;
+    }
+
+    @Override
+    public Fd pollable() {
+        return fd;
+    }
+
+    @Override
+    public void close() {
+        if (fd != null) {
+            fd.close();
+        }
+        pages.close();
+    }
+}

@@ -1,0 +1,168 @@
+(ns ^:no-doc bpfmap.impl.kernel.perf
+  "Opens perf events, and stores them in the slots of perf event arrays.
+
+  A perf event array has a slot for each CPU, with the perf event to whose buffer programs on that
+  CPU write. The kernel empties the slots that were filled through a descriptor when that is closed,
+  unless the map has the flag BPF_F_PRESERVE_ELEMS. Source: kernel/bpf/arraymap.c,
+  perf_event_fd_array_release."
+  (:require [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.events :as kernel.events]
+            [bpfmap.impl.kernel.procfs :as procfs]
+            [clojure.string :as str])
+  (:import (bpfmap.sys Abi Attr Bytes Fd FileSyscalls MappedMemory PerfBuffer PossibleCpus)
+           (java.io IOException)
+           (java.lang.foreign MemorySegment)
+           (java.nio.charset StandardCharsets)))
+
+(set! *warn-on-reflection* true)
+
+(defn online-cpus
+  "Returns the numbers of the CPUs that are online now, ascending."
+  []
+  (vec (PossibleCpus/parse (String. (procfs/read-bytes "/sys/devices/system/cpu/online")))))
+
+;; --- own perf events
+
+(defn- open-event
+  "Opens a perf event for programs on a CPU; returns nil if the CPU is offline."
+  ^Fd [cpu {:keys [wakeup-events wakeup-bytes]} ctx]
+  (let [outcome (PerfBuffer/open (int cpu) (long (or wakeup-bytes wakeup-events 1))
+                                 (some? wakeup-bytes))]
+    (cond
+      (= outcome (- Abi/ENODEV)) nil
+      (neg? outcome) (throw (call/failure (str "Opening a perf event on CPU " cpu) outcome
+                                          (assoc ctx :perf :event)))
+      :else (Fd/own outcome))))
+
+(defn- map-event
+  "Returns the mapped buffer of a perf event, with `pages` of data."
+  ^MappedMemory [event pages writable? ctx]
+  (kernel.events/map-part event 0 (* (inc (long pages)) (long (call/page-size))) writable?
+                          (assoc ctx :perf :memory)))
+
+(defn buffer
+  "Opens the buffer of a CPU; returns nil if the CPU is offline.
+
+  Programs cannot write to it before [[store]]."
+  ^PerfBuffer [cpu {:keys [pages] :as options} ctx]
+  (when-let [event (open-event cpu options ctx)]
+    (try
+      (PerfBuffer. (map-event event pages true ctx) (long (call/page-size)) event (int cpu) false)
+      (catch Throwable e
+        (call/close event)
+        (throw e)))))
+
+(defn store
+  "Stores the perf event of a buffer in the slot of its CPU, and enables it."
+  [map-fd ^PerfBuffer buffer ctx]
+  (let [event (.pollable buffer)]
+    (call/command (str "Storing the perf event of CPU " (.cpu buffer)) ctx Abi/BPF_MAP_UPDATE_ELEM
+                  (fn [^Attr attr]
+                    (.fd attr Abi/ELEM_MAP_FD map-fd)
+                    (Bytes/put32 (.buffer attr Abi/ELEM_KEY 4) 0 (.cpu buffer) false)
+                    (Bytes/put32 (.buffer attr Abi/ELEM_VALUE 4) 0 (.use attr event) false)
+                    (.int64 attr Abi/ELEM_FLAGS 0))
+                  (fn [_ _ _]))
+    (let [outcome (PerfBuffer/enable event)]
+      (when (neg? outcome)
+        (throw (call/failure (str "Enabling the perf event of CPU " (.cpu buffer)) outcome ctx))))))
+
+(defn clear
+  "Empties the slot of a CPU."
+  [map-fd cpu ctx]
+  (call/command (str "Emptying the slot of CPU " cpu) ctx Abi/BPF_MAP_DELETE_ELEM
+                (fn [^Attr attr]
+                  (.fd attr Abi/ELEM_MAP_FD map-fd)
+                  (Bytes/put32 (.buffer attr Abi/ELEM_KEY 4) 0 (long cpu) false))
+                (fn [_ _ _])
+                #{(- Abi/ENOENT)}))
+
+;; --- perf events of other processes
+
+(def ^:private perf-link "anon_inode:[perf_event]")
+
+(defn- ascii ^bytes [^String s]
+  (.getBytes s StandardCharsets/US_ASCII))
+
+(defn- for-programs?
+  "Returns true unless programs surely cannot write to a perf event.
+
+  Since Linux 7.2 its fdinfo has its attributes."
+  [pid number]
+  (let [text (try
+               (String. (procfs/read-bytes (str "/proc/" pid "/fdinfo/" number)))
+               (catch IOException _ nil))
+        attribute #(some-> (procfs/field text (str "perf_event_attr." %)) (str/split #"\s") first
+                           Long/decode)
+        type (attribute "type")
+        config (attribute "config")]
+    (or (nil? type) (nil? config)
+        (and (= Abi/PERF_TYPE_SOFTWARE type) (= Abi/PERF_COUNT_SW_BPF_OUTPUT config)))))
+
+(defn event-numbers
+  "Returns the descriptors of a process that are perf events, as numbers.
+
+  Throws an IOException if they cannot be read."
+  [pid]
+  (let [directory (str "/proc/" pid "/fd/")]
+    (into []
+          (filter (fn [number]
+                    (let [link (FileSyscalls/link (ascii (str directory number)))]
+                      (and link (= perf-link (String. ^bytes link StandardCharsets/ISO_8859_1))
+                           (for-programs? pid number)))))
+          (sort (keep parse-long (procfs/list-names directory))))))
+
+(defn- mapped-pages
+  "Returns the sizes in pages of the buffers that a process has mapped, each once."
+  [pid]
+  (let [page (long (call/page-size))
+        hex #(Long/parseUnsignedLong % 16)]
+    (into []
+          (comp (map (fn [[_ from to]]
+                       (dec (quot (- (long (hex to)) (long (hex from))) page))))
+                (filter pos?)
+                (distinct))
+          (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) rw-s 0+ .*anon_inode:\[perf_event\]"
+                  (String. (procfs/read-bytes (str "/proc/" pid "/maps")))))))
+
+(defn- follow-event
+  "Returns the buffer of a perf event of another process, read-only.
+
+  `pages` are sizes to try: the kernel requires the size that the owner has mapped, but does not
+  report it. Returns nil if the owner has not mapped this event."
+  ^PerfBuffer [event pages now? ctx]
+  (loop [[n & more] pages]
+    (when n
+      (let [page (long (call/page-size))
+            size (* (inc (long n)) page)
+            address (MappedMemory/map ^Fd event size false 0)]
+        (cond
+          (nat-int? address)
+          (PerfBuffer. (MappedMemory/own address size true) page nil -1 (boolean now?))
+          (= address (- Abi/EINVAL))
+          (recur more)
+          :else
+          (throw (call/failure "Mapping a perf event of another process" address
+                               (assoc ctx :perf :memory))))))))
+
+(defn buffers-of-process
+  "Returns the buffers of all perf events of a process to which programs can write.
+
+  They are mapped read-only. Their CPUs are unknown. Duplicating a descriptor of another process
+  requires the right to trace it. Nobody waits for these descriptors: that would take the
+  notification away from their owner."
+  [pid now? ctx]
+  (let [pages (mapped-pages pid)]
+    (reduce (fn [found number]
+              (try
+                (let [event (call/descriptor-of-process pid number ctx)]
+                  (try
+                    (let [buffer (follow-event event pages now? ctx)]
+                      (cond-> found buffer (conj buffer)))
+                    ;; The mapping keeps the perf event.
+                    (finally (call/close event))))
+                (catch Throwable e
+                  (run! #(.close ^PerfBuffer %) found)
+                  (throw e))))
+            []
+            (event-numbers pid))))
