@@ -54,8 +54,10 @@
 (defn of-elf
   "Reads the BTF of an object whose section headers are parsed; nil if it has none.
 
-      (of-elf (elf/parse bytes)) ;=> #<btf 91 types, 2214 bytes LITTLE_ENDIAN>"
-  [{:keys [sections] :as elf}]
+  `symbols` is a delay of its symbols.
+
+      (of-elf elf (delay (elf/symbols elf))) ;=> #<btf 91 types, 2214 bytes LITTLE_ENDIAN>"
+  [{:keys [sections] :as elf} symbols]
   (when-let [section (elf/section elf ".BTF")]
     (let [b (blob/parse (elf/contents elf section))
           ;; A linker has filled in the others.
@@ -63,7 +65,7 @@
                       (range 1 (inc (blob/type-count b))))]
       (if (empty? ids)
         b
-        (let [symbols (elf/symbols elf)
+        (let [symbols @symbols
               object {:relocations (elf/relocations elf section)
                       :symbols symbols
                       :by-name (into {} (map (juxt (juxt :name :section) identity)) symbols)}
@@ -81,4 +83,5 @@
 
   Throws `:malformed-btf` for bytes that are not a 64-bit ELF object."
   [bytes]
-  (of-elf (elf/parse bytes)))
+  (let [elf (elf/parse bytes)]
+    (of-elf elf (delay (elf/symbols elf)))))

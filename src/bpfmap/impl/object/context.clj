@@ -198,13 +198,14 @@
   [^bytes bytes]
   (let [{:keys [sections] :as elf} (elf/parse bytes)
         _ (check-file elf)
-        b (object-file/of-elf elf)
+        symbols (delay (elf/symbols elf))
+        b (object-file/of-elf elf symbols)
         {:keys [datasec decl-tag]} (ids-of-kinds b #{:datasec :decl-tag})]
     {:elf elf
      :order (.order ^ByteBuffer (:buffer elf))
      :sections sections
      :by-name (into {} (map (juxt :name identity)) (rseq sections))
-     :symbols (elf/symbols elf)
+     :symbols @symbols
      ;; The sections that have relocations.
      :tables (into #{} (comp (filter #(#{4 9} (:type %))) (map :info)) sections)
      :btf b
