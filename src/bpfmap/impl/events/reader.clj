@@ -429,8 +429,9 @@
   Closeable
   (close [_]
     (when-not (zero? (.getCount ended))
-      (when (identical? thread (.get ^AtomicReference (.-user r)))
-        (halt r thread))
+      (locking ended ; or it may halt the next user
+        (when (identical? thread (.get ^AtomicReference (.-user r)))
+          (halt r thread)))
       (when-not (identical? thread (Thread/currentThread))
         (await-end ended))))
   Object
@@ -442,13 +443,14 @@
 
 (defn- leave-subscription
   "Ends the use of a reader by its subscription; the reader can be used again."
-  [^EventReader r]
+  [^EventReader r ended]
   (let [^AtomicBoolean halt (.-halt r)]
-    (some-> ^Waiter (.-waiter r) .reset)
-    (.set halt false)
-    (when (closed? r)
-      (.set halt true))
-    (leave r)))
+    (locking ended
+      (some-> ^Waiter (.-waiter r) .reset)
+      (.set halt false)
+      (when (closed? r)
+        (.set halt true))
+      (leave r))))
 
 (defn- deliver-events
   "Calls f with each event until the reader or the subscription is closed."
@@ -477,7 +479,7 @@
                              (try
                                (deliver-events r f options)
                                (finally
-                                 (leave-subscription r)
+                                 (leave-subscription r ended)
                                  (.countDown ended)))))]
     (enter-as r thread :subscribe)
     (try
