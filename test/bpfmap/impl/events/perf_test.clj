@@ -98,6 +98,18 @@
                                  (vswap! seen inc)))))
           (is (= (* 100 each) @seen)))))))
 
+(kernel-test events-in-place
+  (testing "events are read in place, also those that cross the end of the buffer"
+    (with-array
+      (with-open [r (events/reader m {:raw true :pages 1 :timeout 0})]
+        (dotimes [_ 20]
+          (send-on (first (cpus)) p 50)
+          (is (= (repeat 50 true)
+                 (reduce (fn [found event]
+                           (conj found (pump/intact? [(events/raw-long event 0)
+                                                      (events/raw-long event 8)])))
+                         [] r))))))))
+
 (kernel-test n14-lost
   (testing "lost events are counted as often as the program was refused, and reported"
     (with-array
