@@ -25,7 +25,7 @@
   (:refer-clojure :exclude [get list take])
   (:require [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
-            [bpfmap.exec.options :refer [doc-of options]]
+            [bpfmap.exec.options :refer [doc-of kind-of options]]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -78,8 +78,8 @@
   {:args->opts (vec args)
    :spec (into {}
                (for [k (concat args (:options command))
-                     :let [{:keys [takes kind] many? :many} (options k)
-                           as (:as (arguments/kinds kind))]]
+                     :let [{:keys [takes] many? :many} (options k)
+                           as (:as (arguments/kinds (kind-of command k)))]]
                  [k (cond-> {:desc (doc-of command k) :coerce (if many? [as] as)}
                       takes (assoc :ref takes)
                       (some #{k} (arguments/required command)) (assoc :require true)

@@ -66,6 +66,21 @@ public final class RingBuffer implements EventSource {
         return length + HEADER + 7L & ~7L;
     }
 
+    /**
+     * Returns the number of bytes in use in a ring, headers included, from its two pages of
+     * positions. Both kinds of rings have the same pages.
+     *
+     * @param positions the consumer page and the producer page
+     * @param pageSize size of a page in bytes
+     */
+    public static long fill(MappedMemory positions, long pageSize) {
+        MemorySegment pages = positions.segment();
+        long consumed = (long) LONG.getAcquire(pages, CONSUMER);
+        long whole = (long) LONG.getAcquire(pages, pageSize + RingFollower.OVERWRITE);
+        long produced = (long) LONG.getAcquire(pages, pageSize + PRODUCER);
+        return produced - Math.max(consumed, whole);
+    }
+
     static CorruptEventsException corrupt(long position, String what) {
         return new CorruptEventsException(what, position);
     }

@@ -1,5 +1,5 @@
 ;; The code that runs in the client of a pod: macros, callbacks and tag readers. The pod sends each
-;; form of this file as the code of a var of pod.bpfmap.core, and Babashka evaluates it.
+;; form of this file as the code of a var of the namespace above it, and Babashka evaluates it.
 
 (ns pod.bpfmap.core
   (:refer-clojure :exclude [with-open])
@@ -32,6 +32,16 @@
   [form]
   (tagged-literal 'bpfmap/watch form))
 
+(defn read-reader
+  "Reads #bpfmap/reader: the handle of a reader of events."
+  [form]
+  (tagged-literal 'bpfmap/reader form))
+
+(defn read-subscription
+  "Reads #bpfmap/subscription: the handle of a subscription to the events of a reader."
+  [form]
+  (tagged-literal 'bpfmap/subscription form))
+
 (defn bpf-map?
   "Returns true if x is the handle of a map, open or closed."
   [x]
@@ -45,7 +55,7 @@
 (defmacro with-open
   "Evaluates body with names bound to open objects, and closes them in reverse order.
 
-  The objects are anything that `close` takes: maps, programs, attachments and watches.
+  The objects are anything that `close` takes: maps, programs, attachments, watches, readers and subscriptions.
 
       (with-open [m (create {:type :hash :key :u32 :value :u64 :max-entries 8})]
         (put! m 7 42)
@@ -126,3 +136,52 @@
                              (in-turn {:call (fn [] (on-error (ex-info ex-message ex-data)))})))
                   :done (fn [] (in-turn {:call (or (:on-done options) (fn []))}))}})
      w)))
+
+(ns pod.bpfmap.events
+  (:refer-clojure :exclude [peek])
+  (:require [babashka.pods]))
+
+(defn subscribe
+  "Calls f with each event of a reader, until the returned subscription or the reader is closed.
+
+  | option      | meaning                                                                         |
+  |-------------|---------------------------------------------------------------------------------|
+  | `:on-error` | function of the `ex-info` of an event that cannot be decoded, or of the error that ended the subscription (default: prints it) |
+  | `:on-lost`  | function of a map: `{:lost n}` events that found no room in a perf event array, or `{:missed bytes :overtaken n}` of a peek that was overtaken |
+  | `:on-done`  | function without arguments, called when the subscription ended because it or the reader was closed |
+
+  The functions run on a thread of their own and can use the pod. Exceptions of f are printed. If f
+  is slow, the pod stops reading after 1024 events that wait for it: the rest stays in the ring.
+
+      (def r (reader m {:type [:struct [:pid :u32]]}))
+      (def s (subscribe r (fn [event] (prn (:pid event)))))
+      (close s)"
+  ([r f] (subscribe r {} f))
+  ([r options f]
+   (let [complain (fn [message e]
+                    (binding [*out* *err*]
+                      (println message (ex-message e))))
+         s (subscribe-start r)
+         on-error (or (:on-error options) (fn [e] (complain "An event, or the subscription, failed:" e)))
+         calling (fn [call & args]
+                   (try
+                     (apply call args)
+                     (catch Throwable e
+                       (complain "A function of a subscription failed:" e))))
+         turn (agent nil)
+         take-message (fn [{:keys [events error] :as message}]
+                        (cond
+                          error (calling on-error (ex-info (:ex-message error) (:ex-data error)))
+                          events (do (run! (fn [event] (calling f event)) events)
+                                     (try
+                                       (subscribe-more s (count events))
+                                       (catch Throwable _ nil))) ; the pod has ended
+                          (:on-lost options) (calling (:on-lost options) message)))
+         in-turn (fn [call] (send-off turn (fn [_] (call) nil)))]
+     (babashka.pods/invoke
+      "pod.bpfmap.core" 'pod.bpfmap.events/subscribe-events [s]
+      {:handlers {:success (fn [message] (in-turn (fn [] (take-message message))))
+                  :error (fn [{:keys [ex-message ex-data]}]
+                           (in-turn (fn [] (calling on-error (ex-info ex-message ex-data)))))
+                  :done (fn [] (in-turn (fn [] (calling (or (:on-done options) (fn []))))))}})
+     s)))

@@ -13,8 +13,9 @@
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.map-info :as map-info]
-            [bpfmap.exec.options :refer [options]]
+            [bpfmap.exec.options :refer [kind-of options]]
             [bpfmap.exec.query :as query]
+            [bpfmap.exec.tail :as tail]
             [bpfmap.impl.map-types :as map-types]
             [clojure.java.io :as io]
             [clojure.string :as str]))
@@ -51,6 +52,14 @@
     (with-open [m (input/open {:ref source} :read-only)]
       (bpf/spec m))))
 
+(defn- struct-lines
+  "Returns the names of the structs that events of a map can have."
+  [source]
+  (try
+    (with-open [m (input/open {:ref source} :read-only)]
+      (distinct (map first (tail/structs (:id (bpf/info m))))))
+    (catch Exception _ nil)))
+
 (defn- field-lines
   "Returns the fields that a command accepts for a map or file.
 
@@ -81,7 +90,7 @@
   [command k]
   (let [words #(if (seq %) (str "=" (str/join " " %)) "")
         names (field-names command)
-        kind (:kind (options k))]
+        kind (kind-of command k)]
     (case (if (and (fields-of-map (:name command)) (#{:column :where :field} kind)) :of-map kind)
       :of-map (str "fields-" (name kind))
       :column (words (concat names (map #(str "-" %) names)))
@@ -89,6 +98,8 @@
       :where (words (map #(str % "=") names))
       (:ref :source) "ref"
       :path "file"
+      :event-type "fields-type"
+      :from (words ["oldest" "now"])
       :cpus (words ["each" "sum" "all"])
       :slots (words ["log2" "bcc" "bpftrace"])
       :shell (words ["bash" "zsh" "fish"])
@@ -363,10 +374,14 @@
 (defn completion
   "Returns the completion script of a shell.
 
-  With a command and a map, returns the fields that the command takes for this map, one per line.
-  The scripts call that.
+  With a command and a map, returns the fields that the command takes for this map, one per line;
+  with `tail`, the structs for its events. The scripts call that.
 
       (completion {:shell :bash} {})"
   [{:keys [shell command listed]} _request]
   {:text? true
-   :lines (if command (when listed (field-lines command listed)) (script shell))})
+   :lines (cond
+            (nil? command) (script shell)
+            (nil? listed) nil
+            (= "tail" command) (struct-lines listed)
+            :else (field-lines command listed))})

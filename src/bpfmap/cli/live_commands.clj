@@ -1,13 +1,15 @@
 (ns ^:no-doc bpfmap.cli.live-commands
-  "Runs the commands that continue until they are stopped: `watch` and `demo`."
+  "Runs the commands that continue until they are stopped: `watch`, `tail` and `demo`."
   (:require [bpfmap.cli.interactive :as interactive]
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.core :as bpf]
             [bpfmap.exec.demo :as demo]
             [bpfmap.exec.output :as output]
+            [bpfmap.exec.tail :as exec.tail]
             [bpfmap.exec.views :as views]
             [bpfmap.exec.watch :as exec.watch]
-            [bpfmap.impl.waiting :as waiting])
+            [bpfmap.impl.waiting :as waiting]
+            [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
            (java.io Closeable)
            (java.time LocalTime)
@@ -132,6 +134,111 @@
      :notes (when gone? [(status-text @last-frame options)])
      :exit (if gone? 1 (interactive/exit-code signal))}))
 
+;; --- tail
+
+(defn- map-text [{:keys [id name]}]
+  (str "map " id (when (seq name) (str " (" (output/cell name) ")"))))
+
+(defn- peek-note
+  "Returns the note that events are copied, with the processes that have the map.
+
+  Returns nil if they are taken, or if the user asked for copies."
+  [{:keys [mode holders map]} {:keys [from]}]
+  (when (and (= :peek mode) (nil? from))
+    (str (map-text map)
+         (if (seq holders)
+           (str " is open in " (str/join ", " (clojure.core/map views/holder-text holders)) ":")
+           " has another reader, or is frozen:")
+         " events are copied and none is taken"
+         (when (seq holders) "; --steal takes them"))))
+
+(defn- type-hint
+  "Returns the hint for events without a type: structs of the size of an event."
+  [{:keys [map]} size]
+  (let [names (clojure.core/map first (exec.tail/structs (:id map) size))]
+    (str "events are shown as bytes; "
+         (if (seq names)
+           (str "structs of " (output/plural size "byte" "bytes")
+                " in the programs that use the map: "
+                (str/join ", " (take 10 (clojure.core/map output/cell names)))
+                (when (next (drop 9 names)) " …")
+                "; try --value-type " (output/cell (first names)))
+           "set --value-type, such as '[struct [pid u32] [comm [string 16]]]'"))))
+
+(defn- counting
+  "Returns a transducer that counts rows in a volatile map.
+
+  With `hint`, it prints a hint about types before the first event without a type."
+  [counts about hint]
+  (map (fn [{:keys [value error lost missed status] :as row}]
+         (when (and hint (zero? (long (:events @counts))) (contains? row :value)
+                    (nil? (:type @about)))
+           (output/complain "bpfmap: " (type-hint @about (count value))))
+         (vswap! counts (fn [counts]
+                          (cond-> counts
+                            (contains? row :value) (update :events inc)
+                            error (update :errors inc)
+                            lost (update :lost + lost)
+                            missed (update :missed + missed)
+                            status (assoc :status status))))
+         row)))
+
+(defn- loss-notes
+  "Returns the notes about events that are not in the output."
+  [{:keys [lost missed errors status]} about]
+  (remove nil?
+          [(when (pos? (long lost))
+             (str (output/plural lost "event was" "events were")
+                  " lost, because a buffer was full"))
+           (when (pos? (long missed))
+             (str (output/plural missed "byte" "bytes") " of events were missed: they were "
+                  "overwritten before they were copied"))
+           (when (pos? (long errors))
+             (str (output/plural errors "event does" "events do") " not fit the type"))
+           (when (= :gone status)
+             (str (map-text (:map about)) " has ended: no process, program or pin refers to it"))]))
+
+(defn- print-events
+  "Prints events until `:limit`, `:seconds`, the end of the map, or Ctrl-C.
+
+  Also ends if the reader of the output closes the pipe. Returns `{:notes :exit :count :map}`."
+  [options format]
+  (let [state (atom {:signal nil :reader nil})
+        close #(some-> ^Closeable (:reader @state) .close)
+        stop (fn [name] #(do (swap! state assoc :signal name) (close)))
+        counts (volatile! {:events 0 :errors 0 :lost 0 :missed 0})
+        opened (fn [reader facts]
+                 (some->> (peek-note facts options) (output/complain "bpfmap: "))
+                 (when (:signal (swap! state assoc :reader reader))
+                   (close)))
+        rows (exec.tail/tail options opened)
+        {:keys [about]} (meta rows)
+        counted (eduction (counting counts about (nil? format)) rows)
+        width (terminal/width)]
+    (interactive/handling
+     (into {} (map (fn [name] [name (stop name)])) (keys interactive/numbers))
+     #(terminal/until-closed
+       (stop "PIPE")
+       (fn [] (output/print-result nil (views/events counted about width) format width))))
+    (let [{:keys [events status] :as counts} @counts
+          {:keys [signal]} @state]
+      {:count events
+       :map (:map @about)
+       :notes (loss-notes counts @about)
+       :exit (cond
+               (= :gone status) 1
+               (= "PIPE" signal) 141 ; the exit code of a process that SIGPIPE ends
+               :else (interactive/exit-code signal))})))
+
+(defn tail
+  "Prints the events of a map until `:limit`, `:seconds`, its end, or Ctrl-C."
+  [options {:keys [format]}]
+  (let [{:keys [count notes exit]} (print-events options format)]
+    {:text? true
+     :closing [(output/plural count "event" "events")]
+     :notes notes
+     :exit exit}))
+
 ;; --- demo
 
 (def ^:private columns
@@ -172,11 +279,17 @@
         (and (nil? answer) (pos? attempts)) (do (waiting/sleep 20 :demo) (recur (dec attempts)))
         :else false))))
 
+(defn- end-text
+  "Returns the text about the end of the map of a demo."
+  [{:keys [id type name]}]
+  (str "BPF map " id " (" (clojure.core/name type) ", " name ") "
+       (if (gone? id) "no longer exists" "is being freed by the kernel")))
+
 (defn- view
   "Returns the view of the end of a run.
 
   On a screen, it has only the rows that fit."
-  [{:keys [elapsed] {:keys [id type name]} :map :as run} signal height]
+  [{:keys [elapsed map] :as run} signal height]
   (let [{:keys [total calls] :as value} (demo/result run)
         ;; Heading, closing lines, the shell's prompt
         shown (if height (take (max 1 (- height 4)) calls) calls)]
@@ -187,18 +300,29 @@
                     " in " (output/format-1dp elapsed) " s"
                     (when (< (count shown) (count calls))
                       (str "; the top " (count shown) " are above")))
-               (str "BPF map " id " (" (clojure.core/name type) ", " name ") "
-                    (if (gone? id) "no longer exists" "is being freed by the kernel"))]
+               (end-text map)]
      :exit (interactive/exit-code signal)}))
+
+(defn- demo-events
+  "Prints the events of this host for some seconds, or until Ctrl-C."
+  [seconds format]
+  (let [{:keys [count map notes exit]} (demo/with-events seconds #(print-events % format))]
+    {:text? true
+     :notes notes
+     :closing [(str (output/plural count "event" "events") " of this host") (end-text map)]
+     :exit exit}))
 
 (defn demo
   "Counts the system calls of the host for `:seconds`, or until Ctrl-C.
 
-  On a terminal, shows them live.
+  On a terminal, shows them live. With `:events`, prints events of the host.
 
       (:value (demo {:seconds 1.0} {:format :edn}))
       ;=> {:map {:id 12, …}, :seconds 1.0, :total 4711, :calls [{:number 0, :name \"read\", :count 1200, …} …]}"
-  [{:keys [seconds]} {:keys [format]}]
-  (let [drawn? (and (nil? format) (interactive/terminal?))
-        {:keys [result signal height]} (interactive/run #(demo/observe seconds %1 %2) frame drawn?)]
-    (view result signal height)))
+  [{:keys [seconds events]} {:keys [format]}]
+  (if events
+    (demo-events seconds format)
+    (let [drawn? (and (nil? format) (interactive/terminal?))
+          {:keys [result signal height]}
+          (interactive/run #(demo/observe seconds %1 %2) frame drawn?)]
+      (view result signal height))))

@@ -2,7 +2,8 @@
   "Detects the terminal, asks questions on it, and shows progress while a command runs."
   (:require [bpfmap.exec.progress :as progress]
             [bpfmap.impl.escape :as escape]
-            [bpfmap.impl.kernel.call :as call])
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.events :as events])
   (:import (java.io BufferedReader InputStreamReader)))
 
 (set! *warn-on-reflection* true)
@@ -23,6 +24,34 @@
   []
   (when-let [{:keys [width]} (call/terminal-size (numbers :out))]
     (if (pos? (long width)) width 80)))
+
+;; --- a closed pipe
+
+(defn until-closed
+  "Calls f, and `closed` if the reader of standard output closes its pipe.
+
+  `closed` is called on another thread. Without this, a command that waits would notice a closed pipe only at its next output. Returns the
+  result of f."
+  [closed f]
+  (if-let [waiter (events/closing (numbers :out) {:op :tail})]
+    (let [ended (atom false)
+          thread (doto (Thread. ^Runnable
+                                (fn []
+                                  (loop []
+                                    (when-not (or (events/wait waiter 60000000000 {:op :tail})
+                                                  @ended)
+                                      (recur)))
+                                  (when-not @ended (closed))))
+                   (.setDaemon true)
+                   (.start))]
+      (try
+        (f)
+        (finally
+          (reset! ended true)
+          (events/end-wait waiter)
+          (.join thread)
+          (.close ^java.lang.AutoCloseable waiter))))
+    (f)))
 
 ;; --- asking
 

@@ -9,7 +9,7 @@
       {:command \"dump\" :missing [:ref]}
       {:command \"dump\" :unknown :limt}"
   (:require [bpfmap.error :as error]
-            [bpfmap.exec.options :refer [options]]
+            [bpfmap.exec.options :refer [kind-of options]]
             [bpfmap.exec.reducible :as reducible]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.kernel.paths :as paths]
@@ -105,6 +105,25 @@
     (edn-of (str x) (str x))
     (with-keywords x)))
 
+(defn- read-event-type
+  "Returns a type, or the name of a struct as text.
+
+  A keyword that is no type is a name, too. So is `struct NAME`."
+  [x]
+  (let [type (read-type x)]
+    (cond
+      (string? type) (or (second (re-matches #"(?:struct\s+)?([A-Za-z_][A-Za-z0-9_]*)" type)) type)
+      (and (keyword? type) (type-problem type)) (name type)
+      :else type)))
+
+(defn- event-type-problem
+  "Returns the problem of a type, or of the name of a struct; or nil."
+  [type]
+  (if (string? type)
+    (when-not (re-matches #"[A-Za-z_][A-Za-z0-9_]*" type)
+      "it is neither a type nor the name of a struct")
+    (type-problem type)))
+
 (defn- parts
   "Splits a text at its commas, except in double quotes."
   [text]
@@ -164,6 +183,10 @@
    :count {:read #(let [n (number %)] (when (and (int? n) (pos? (long n))) n))
            :expects "must be a positive integer" :as :long}
    :type {:read read-type :expects "must be a type" :problem type-problem :as :edn}
+   :event-type {:read read-event-type :expects "must be a type or the name of a struct"
+                :problem event-type-problem :as :edn}
+   :from {:read #(#{:oldest :now} (some-> (text %) keyword))
+          :expects "must be oldest or now" :as :keyword}
    :where {:read #((requiring-resolve 'bpfmap.exec.query/condition) (if (symbol? %) (str %) %))
            :as :string}
    :cpus {:read #(let [which (edn-of (or (text %) (str %)) nil)]
@@ -225,8 +248,8 @@
 
 (defn- coerce
   "Returns the data of one option; throws `:usage` for an invalid value."
-  [{:keys [name]} option x]
-  (let [{:keys [read expects problem]} (kinds (:kind (options option)))
+  [{:keys [name] :as command} option x]
+  (let [{:keys [read expects problem]} (kinds (kind-of command option))
         data (try
                (read x)
                (catch ExceptionInfo e

@@ -8,6 +8,7 @@
   | `:args`     | positional arguments from `bpfmap.exec.options`; `:optional` has the optional ones      |
   | `:options`  | options from the same table; `:needs` has the required ones                             |
   | `:docs`     | lines about options that mean something different for this command                      |
+  | `:kinds`    | kinds of options that mean something different for this command                         |
   | `:defaults` | default values of options                                                               |
   | `:doc`      | one line that begins with an imperative verb, without a full stop; `:text`: more lines  |
   | `:examples` | options maps, which are shown as command lines and as calls                             |
@@ -29,10 +30,11 @@
     :options [:where :sort :limit :columns :count :stream] :rows? true
     :doc "List the BPF maps on this host and their owners"
     :text ["ENTRIES is counted for small maps; --count counts it for all maps. MEMORY is"
-           "the memory that the kernel charges for the map. HELD BY shows the processes"
-           "that have the map open, USED BY the programs that use it. Conditions and --sort"
-           "name a column by its heading or by its name in --edn: held is any holder,"
-           "held.command the command of a holder. Requires CAP_SYS_ADMIN."]
+           "the memory that the kernel charges for the map. For ring buffers, MAX is their"
+           "size in bytes, and FILL the bytes in use. HELD BY shows the processes that have"
+           "the map open, USED BY the programs that use it. Conditions and --sort name a"
+           "column by its heading or by its name in --edn: held is any holder, held.command"
+           "the command of a holder. Requires CAP_SYS_ADMIN."]
     :examples [{}
                {:where ["type=lru-hash" "held.command=agent"] :sort "-memlock"}
                {:columns "id,name,entries,max-entries" :where ["pinned~^/sys/fs/bpf/net"]}]
@@ -108,6 +110,25 @@
     :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}
                {:ref "/sys/fs/bpf/flows" :follow true}]
     :fn 'bpfmap.exec.watch/watch :run true}
+   {:name "tail" :group "Observe changes" :args [:ref] :reduces true :rows? true
+    :options [:value-type :where :limit :seconds :from :steal]
+    :kinds {:value-type :event-type}
+    :docs {:value-type "Type of the events, or the name of a C struct"
+           :limit "Number of events after which it ends"
+           :seconds "Duration in seconds (default: until Ctrl-C)"
+           :where "Condition that events must meet; can be repeated"}
+    :doc "Print events of a ring buffer or perf event array live"
+    :text ["Each event goes to one reader. If another process has the map open, tail copies"
+           "the events and takes none, so that this process still gets all of them. Then"
+           "events can be missed; their number of bytes is reported. Otherwise tail takes"
+           "the events. --steal always takes them, --from always copies."
+           "A TYPE is written as for dump. A ring buffer has no type of its own, but the"
+           "programs that write to it often have one in their BTF: name the struct. Without"
+           "a TYPE, events are printed as bytes, and structs of that size are suggested."]
+    :examples [{:ref "events" :value-type "event" :where ["comm~^ssh"]}
+               {:ref "events" :value-type [:struct [:pid :u32] [:comm [:string 16]]] :limit 10}
+               {:ref 12 :from :now :seconds 5}]
+    :fn 'bpfmap.exec.tail/tail :view 'bpfmap.exec.views/events :run true}
    {:name "diff" :group "Observe changes" :args [:old :new] :optional #{:new}
     :options (into [:seconds :where :sort :limit :cpus :stream] typed)
     :docs {:seconds "Seconds between two readings of OLD (default: 1)"}
@@ -192,13 +213,14 @@
     :fn 'bpfmap.exec.backup/restore :view 'bpfmap.exec.views/restored}
 
    ;; --- this command line
-   {:name "demo" :group "Other commands" :options [:seconds] :defaults {:seconds 5.0}
+   {:name "demo" :group "Other commands" :options [:seconds :events] :defaults {:seconds 5.0}
     :doc "Count the system calls of this host in a map, live"
     :text ["Loads a BPF program that counts system calls by number. PER-SECOND is the rate"
-           "over the last second during the run, and over the whole run at its end. Ctrl-C"
-           "ends the run early. Nothing stays in the kernel. Requires CAP_BPF and"
-           "CAP_PERFMON."]
-    :examples [{:seconds 3}]
+           "over the last second during the run, and over the whole run at its end. With"
+           "--events, the program sends an event to a ring buffer whenever a process starts"
+           "a program or ends. Ctrl-C ends the run early. Nothing stays in the kernel."
+           "Requires CAP_BPF and CAP_PERFMON."]
+    :examples [{:seconds 3} {:events true :seconds 10}]
     :fn 'bpfmap.exec.demo/demo :run true}
    {:name "repl" :group "Other commands"
     :doc "Start a Clojure REPL with bpfmap loaded"
@@ -209,7 +231,7 @@
     :text ["bash: source <(bpfmap completion bash). zsh: save it as _bpfmap in a directory"
            "of $fpath. fish: save it as bpfmap.fish in ~/.config/fish/completions. With"
            "COMMAND and REF, prints the fields that the rows of this command have for this"
-           "map. The scripts use that."]
+           "map, or the structs that --value-type of tail can name. The scripts use that."]
     :examples [{:shell :bash} {:shell :bash :command "dump" :listed "flows"}]
     :run true}
    {:name "help" :group "Other commands" :args [:command] :optional #{:command}

@@ -1,9 +1,11 @@
 (ns ^:no-doc bpfmap.exec.demo
-  "The command `demo`: a BPF program counts the system calls of the host in a map.
+  "The command `demo`: a BPF program counts the system calls of the host in a map, or sends an event
+  for each process that begins or ends a program.
 
   The program in the kernel writes to the map while this process reads it. Nothing is pinned, so
   everything is freed when the process ends."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.tail :as tail]
             [bpfmap.impl.host.syscalls :as syscalls]
             [bpfmap.impl.waiting :as waiting]
             [bpfmap.prog :as prog])
@@ -142,10 +144,73 @@
   [{:keys [elapsed counts] :as run}]
   {:map (:map run) :seconds elapsed :total (total counts) :calls (calls counts {} elapsed)})
 
+;; --- events
+
+(def ring-spec
+  "The spec of the ring buffer of `demo` with `:events`."
+  {:name "bpfmap_demo" :type :ringbuf :max-entries 262144})
+
+(def event-type
+  "The type of an event: a process started a program, or ended."
+  [:struct
+   [:kind [:enum :u32 {:exec 1 :exit 2}]]
+   [:pid :u32]
+   [:uid :u32]
+   [:comm [:string 16]]])
+
+(defn- sending
+  "Returns the instructions of the program at the tracepoint of a kind of event."
+  [m kind]
+  [[:call :get-current-pid-tgid]
+   [:mov64 :r6 :r0]
+   [:rsh64 :r6 32] ; the process
+   (when (= 2 kind)
+     ;; The tracepoint is called for each thread. One of them has the number of the process.
+     [[:mov32 :r0 :r0]
+      [:jne :r0 :r6 :end]])
+   [:stw [:r10 -28] kind]
+   [:stxw [:r10 -24] :r6]
+   [:call :get-current-uid-gid]
+   [:stxw [:r10 -20] :r0]
+   [:mov64 :r1 :r10]
+   [:add64 :r1 -16]
+   [:mov64 :r2 16]
+   [:call :get-current-comm]
+   [:lddw :r1 m]
+   [:mov64 :r2 :r10]
+   [:add64 :r2 -28]
+   [:mov64 :r3 28]
+   [:mov64 :r4 0]
+   [:call :ringbuf-output]
+   :end
+   [:mov64 :r0 0]
+   [:exit]])
+
+(defn- sender ^Closeable [m kind]
+  (prog/load {:type :raw-tracepoint :name (:name ring-spec) :insns (sending m kind)}))
+
+(defn with-events
+  "Calls f with the options of `tail` for the events of this host.
+
+  Returns its result. The programs are attached during the call."
+  [seconds f]
+  (with-open [^Closeable m (bpf/create ring-spec)
+              ^Closeable exec (sender m 1)
+              ^Closeable exit (sender m 2)
+              ^Closeable _ (prog/attach-raw-tracepoint exec "sched_process_exec")
+              ^Closeable _ (prog/attach-raw-tracepoint exit "sched_process_exit")]
+    (f {:ref m :value-type event-type :seconds seconds})))
+
 (defn demo
   "Counts the system calls of the host for some seconds.
 
+  With `:events`, returns an event for each program that was started and each process that ended.
+
       (demo {:seconds 1.0})
-      ;=> {:map {:id 12, …}, :seconds 1.0, :total 4711, :calls [{:number 0, :name \"read\", :count 1200, …} …]}"
-  [{:keys [seconds]}]
-  (result (observe seconds (promise) nil)))
+      ;=> {:map {:id 12, …}, :seconds 1.0, :total 4711, :calls [{:number 0, :name \"read\", :count 1200, …} …]}
+      (demo {:seconds 1.0 :events true})
+      ;=> [{:value {:kind :exec, :pid 4711, :uid 0, :comm \"ls\"}} …]"
+  [{:keys [seconds events]}]
+  (if events
+    (with-events seconds #(into [] (tail/tail %)))
+    (result (observe seconds (promise) nil))))

@@ -55,6 +55,7 @@
         options (assoc options :fields map-info/list-fields)
         wanted (wanted (assoc options :columns columns))
         entries? (wanted :entries)
+        fill? (wanted :fill)
         held (when (wanted :held) (holders/held-maps))
         owners (into []
                      (keep (fn [[k of]] (when (wanted k) [k (of)])))
@@ -65,9 +66,11 @@
               (map-info/ordered
                info
                (reduce (fn [row [k by-id]] (assoc row k (get by-id id [])))
-                       (if entries?
-                         {:entries (entries info count #(lifecycle/entry-count scanner info))}
-                         {})
+                       (cond-> {}
+                         entries? (assoc :entries
+                                         (entries info count
+                                                  #(lifecycle/entry-count scanner info)))
+                         (and fill? (map-info/ring? info)) (assoc :fill (map-info/fill info)))
                        owners)))
         maps (holders/maps {:brief (not-any? wanted [:memlock :frozen])
                               :fdinfo-of #(:fdinfo (get held %))

@@ -3,9 +3,10 @@
   (:require [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.query :as query]
+            [bpfmap.impl.events.ring :as ring]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.map-types :as map-types])
-  (:import (clojure.lang PersistentArrayMap)))
+  (:import (clojure.lang ExceptionInfo PersistentArrayMap)))
 
 (set! *warn-on-reflection* true)
 
@@ -13,7 +14,7 @@
 
 (def ^:private first-fields
   "The fields that come first in a row; the rest follows by name."
-  [:id :type :name :key :key-size :value :value-size :max-entries :entries :memlock :frozen :flags
+  [:id :type :name :key :key-size :value :value-size :max-entries :entries :fill :memlock :frozen :flags
    :pinned :held :used-by])
 
 (def ^:private first-field? (set first-fields))
@@ -56,6 +57,7 @@
                  ["value-size" number]
                  ["max-entries" number]
                  ["entries" number]
+                 ["fill" number]
                  ["memlock" number]
                  ["frozen" {:kind :boolean}]
                  ["flags" {:kind :list :of (name-in map-types/flags (constantly nil))}]
@@ -85,6 +87,26 @@
       (throw (arguments/refused "list" :columns (fields/path-text path)
                (str "must be a whole column, such as " (first real)))))
     field))
+
+;; --- rings
+
+(defn ring?
+  "Returns true for the info of a ring buffer or user ring buffer.
+
+      (ring? {:id 12 :type :ringbuf}) ;=> true"
+  [{:keys [type]}]
+  (or (identical? :ringbuf type) (identical? :user-ringbuf type)))
+
+(defn fill
+  "Returns the bytes in use in a ring, headers included, from its info.
+
+  Returns nil if it cannot be mapped.
+
+      (fill {:id 12 :type :ringbuf}) ;=> 48"
+  [info]
+  (try
+    (ring/fill info :list)
+    (catch ExceptionInfo _ nil)))
 
 ;; --- owners
 

@@ -61,6 +61,12 @@
    :old {:takes "OLD" :kind :source :doc "Map, or file of a saved map (NAME.edn)"}
    :new {:takes "NEW" :kind :source :doc "Map or file to compare with (default: OLD, later)"}
 
+   ;; --- events
+   :from {:takes "WHERE" :kind :from
+          :doc "First event, oldest or now; events are copied then"}
+   :events {:kind :flag :doc "Print each start and end of a program instead, as events"}
+   :steal {:kind :flag :doc "Take the events, even if another process may read them"}
+
    ;; --- histograms
    :field {:takes "FIELD" :kind :field :doc "Field whose values are counted"}
    :bucket {:takes "FIELD" :kind :field :doc "Field that has the buckets, or their numbers"}
@@ -81,6 +87,13 @@
    :shell {:takes "SHELL" :kind :shell :doc "Shell: bash, zsh or fish"}
    :listed {:takes "REF" :kind :source :doc "Map, or file of a saved map, whose fields are printed"}
    :command {:takes "COMMAND" :kind :text :doc "Name of a command"}})
+
+(defn kind-of
+  "Returns the kind of an option of a command, which can override it in `:kinds`.
+
+      (kind-of {:name \"dump\"} :value-type) ;=> :type"
+  [command k]
+  (or (get-in command [:kinds k]) (:kind (options k))))
 
 (defn doc-of
   "Returns the line about an option of a command, which can override it in `:docs`.

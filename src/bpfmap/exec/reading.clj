@@ -24,7 +24,8 @@
   (let [{:keys [id] :as info} (with-open [m (input/open options :read-only)]
                                 (bpf/info m))]
     ;; This process no longer holds the map, because it has closed it.
-    (map-info/ordered info ((map-info/owners) id))))
+    (map-info/ordered info (cond-> ((map-info/owners) id)
+                             (map-info/ring? info) (assoc :fill (map-info/fill info))))))
 
 ;; --- types
 

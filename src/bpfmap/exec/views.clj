@@ -361,6 +361,7 @@
     :align :right}
    {:key :frozen :title "FROZEN" :of #(when (some? (:frozen %)) (if (:frozen %) "yes" "no"))
     :csv :frozen :rank 5}
+   {:key :fill :title "FILL" :of #(some-> (:fill %) output/human-size) :csv :fill :align :right}
    {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv :held
     :least 14 :cut-at :middle}
    {:key :used-by :title "USED BY" :of #(some-of (map user-text (:used-by %))) :csv :used-by
@@ -383,13 +384,14 @@
 (defn maps
   "Renders the rows of `list` as a table.
 
-  FROZEN is a column only if a map is frozen. CSV always has all columns."
+  FROZEN is a column only if a map is frozen, FILL only if a map is a ring. CSV always has all
+  columns."
   [maps {:keys [columns]}]
-  (let [chosen (map (comp column-of map-info/column) columns)]
-    {:columns (cond
-                columns chosen
-                (some :frozen maps) map-columns
-                :else (remove #(= :frozen (:key %)) map-columns))
+  (let [chosen (map (comp column-of map-info/column) columns)
+        used? (fn [k] (or (not (#{:frozen :fill} k)) (some k maps)))]
+    {:columns (if columns
+                chosen
+                (filter #(used? (:key %)) map-columns))
      :csv-columns (map named
                        (or (seq chosen)
                            (map (comp column-of map-info/column vector first)
@@ -506,3 +508,149 @@
        ;; A stream opens its map when it is reduced. The types are unknown before.
        :csv-columns (delay (output/csv-columns sides (trees-of (some-> (:about about) deref))))
        :rows entries})))
+
+;; --- events
+
+(def ^:private least-number "The width of a column of numbers, before there is a longer one." 6)
+(def ^:private least-text "The width of a column of anything else, before there is a longer one." 8)
+
+(def ^:private most-extra "The number of bytes beyond its type that the line of an event shows." 16)
+
+(defn- hexadecimal [octets]
+  (str/join " " (map #(format "%02x" (bit-and 0xff (long %))) octets)))
+
+(defn- printable-text
+  "Returns bytes as ASCII, with a point for everything else."
+  [octets]
+  (apply str (map #(if (< 31 (long %) 127) (char %) \.) octets)))
+
+(defn- bytes-line
+  "Returns the line of an event without a type.
+
+  It has the size, the bytes in hexadecimal, and the bytes as text. With a width, cuts both to it."
+  [view width]
+  (let [size (count view)
+        room (if width (max 1 (quot (- (long width) 14) 4)) size)
+        shown (min size (long room))
+        octets (map #(bit-and 0xff (long %)) (take shown view))
+        cut (if (< shown size) "…" "")]
+    (str (.repeat " " (max 0 (- 5 (count (str size))))) size "  "
+         (hexadecimal octets) cut
+         "  |" (printable-text octets) cut "|")))
+
+(defn- event-columns
+  "Returns the columns of typed events."
+  [{:keys [type fields] {map-type :type} :map}]
+  (let [trees (column-tree/of-entries {:type :ringbuf :value type} nil)
+        number? (fn [path]
+                  (= :number (:kind (second (fields/find-path fields (map fields/name-of path))))))]
+    (concat
+     (when (= :perf-event-array map-type)
+       [{:title "CPU" :of :cpu :width 3 :right? true}])
+     (for [{:keys [title path of]} (output/columns [:value] nil trees ["value"])
+           :let [right? (number? path)]]
+       {:title title :right? right?
+        ;; An event of another length than its type may have its value below a key.
+        :of (fn [{:keys [value] :as row}]
+              (if (and (map? value) (contains? value :bpfmap/value))
+                (:bpfmap/value value)
+                (of row)))
+        :width (max (count title) (long (if right? least-number least-text)))}))))
+
+(defn- beyond-type
+  "Returns a text if an event is longer or shorter than its type, or nil."
+  [value]
+  (when (map? value)
+    (let [{:bpfmap/keys [extra missing]} value]
+      (str (when missing (str "  (" (output/plural missing "byte" "bytes") " missing)"))
+           (when extra
+             (let [shown (take most-extra extra)]
+               (str "  (" (output/plural (count extra) "more byte" "more bytes") ": "
+                    (hexadecimal shown) (when (< (count shown) (count extra)) " …") ")")))))))
+
+(defn- laid-out
+  "Returns texts as a line, and the widths of its columns: at least `widths`."
+  [columns widths texts]
+  (let [widths (mapv #(max (long %1) (count %2)) widths texts)]
+    [(str/trimr
+      (str/join "  " (map (fn [{:keys [right?]} width text]
+                            (let [blanks (.repeat " " (- (long width) (count text)))]
+                              (if right? (str blanks text) (str text blanks))))
+                          columns widths texts)))
+     widths]))
+
+(defn- event-lines
+  "Returns a transducer from the rows of events to lines.
+
+  The first line is a heading. A column gets wider when an event needs it."
+  [about width]
+  (let [state (volatile! nil)]
+    (mapcat
+     (fn [{:keys [value error] :as row}]
+       (let [first? (nil? @state)
+             {:keys [columns widths]}
+             (or @state
+                 (vreset! state (let [columns (when (:type @about) (vec (event-columns @about)))]
+                                  {:columns columns :widths (mapv :width columns)})))
+             line (fn [texts]
+                    (let [[line widths] (laid-out columns (:widths @state) texts)]
+                      (vswap! state assoc :widths widths)
+                      line))
+             heading (when first?
+                       [(if columns (line (map :title columns)) "BYTES  DATA")])]
+         (concat
+          heading
+          (cond
+            (not (contains? row :value)) nil
+            error [(str (bytes-line value width) "  (" error ")")]
+            columns [(str (line (mapv (fn [{:keys [of]}] (output/element-cell (of row))) columns))
+                          (beyond-type value))]
+            :else [(bytes-line value width)])))))))
+
+(defn- plain-row
+  "Returns a row for CSV: without the keys that an event of another length than its type has.
+
+  They become `:extra` and `:missing` of the row."
+  [{:keys [value] :as row}]
+  (let [{:bpfmap/keys [extra missing]} (when (map? value) value)]
+    (if (or extra missing)
+      (assoc row
+             :value (if (contains? value :bpfmap/value)
+                      (:bpfmap/value value)
+                      (dissoc value :bpfmap/extra :bpfmap/missing))
+             :extra extra
+             :missing missing)
+      row)))
+
+(defn- flushing
+  "Returns a reducible that flushes *out* after each step."
+  [xs]
+  (reify clojure.lang.IReduceInit
+    (reduce [_ f init]
+      (reduce (fn [acc x]
+                (let [acc (f acc x)]
+                  (flush)
+                  acc))
+              init xs))))
+
+(defn events
+  "Renders a reducible of events: a line for each, printed as soon as it is there.
+
+  `about` is the atom with the facts about the map, `width` the width of the terminal, or nil."
+  ([rows _options] (events rows (:about (meta rows)) nil))
+  ([rows about width]
+   {:value (flushing rows)
+    :rows (flushing (eduction (map plain-row) rows))
+    :lines (flushing (eduction (event-lines about width) rows))
+    :csv-columns
+    (delay
+      (let [{:keys [type] {map-type :type} :map} @about]
+        (concat (when (= :perf-event-array map-type) [{:title "cpu" :of :cpu}])
+                (output/csv-columns [:value]
+                                    ;; A short event lacks fields.
+                                    (when type
+                                      (update (column-tree/of-entries {:type :ringbuf :value type}
+                                                                      nil)
+                                              :value assoc :partial? true)))
+                (for [k [:extra :missing :error :lost :missed :status]]
+                  {:title (name k) :of k}))))}))

@@ -6,9 +6,11 @@
   another pod is rejected. Numbers are never reused: the number of a closed handle is known to be
   closed, and the table keeps nothing for it."
   (:require [bpfmap.error :as error]
+            [bpfmap.impl.events.reader]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.prog :as prog])
-  (:import (bpfmap.impl.map.bpf_map BpfMap)
+  (:import (bpfmap.impl.events.reader EventReader)
+           (bpfmap.impl.map.bpf_map BpfMap)
            (bpfmap.prog Attachment Program)
            (java.io Closeable)
            (java.util ArrayList HashMap IdentityHashMap Map)))
@@ -20,7 +22,9 @@
   (array-map 'bpfmap/map "map"
              'bpfmap/program "program"
              'bpfmap/attachment "attachment"
-             'bpfmap/watch "watch"))
+             'bpfmap/watch "watch"
+             'bpfmap/reader "reader"
+             'bpfmap/subscription "subscription"))
 
 (def tags
   "The tags of handles, as symbols."
@@ -42,6 +46,9 @@
   Program
   (tag [_] 'bpfmap/program)
   (facts [program] (select-keys (prog/info program) [:id :type :name]))
+  EventReader
+  (tag [_] 'bpfmap/reader)
+  (facts [reader] (select-keys (first (.-identities ^EventReader reader)) [:id :name]))
   Attachment
   (tag [_] 'bpfmap/attachment)
   (facts [attachment] (select-keys (prog/info attachment) [:id :type :tracepoint])))
@@ -56,7 +63,7 @@
   (Table. (HashMap.) (IdentityHashMap.) (long-array 1)))
 
 (defn openable?
-  "Returns true if x can have a handle: a map, program, attachment or watch.
+  "Returns true if x can have a handle, such as a map or a program.
 
       (openable? m) ;=> true"
   [x]

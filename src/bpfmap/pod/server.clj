@@ -27,6 +27,7 @@
             [bpfmap.pod.change-events :as change-events]
             [bpfmap.pod.handles :as handles]
             [bpfmap.pod.payload :as payload]
+            [bpfmap.pod.subscription :as subscription]
             [bpfmap.pod.vars :as vars])
   (:import (clojure.lang ArityException ExceptionInfo)
            (java.io BufferedInputStream FileDescriptor FileInputStream FileOutputStream
@@ -199,7 +200,7 @@
       (waiting/value (:ending pod) :serve)
       (finally
         (.shutdown calls)
-        (handles/close-all table change-events/watch?)
+        (handles/close-all table (some-fn change-events/watch? subscription/endless?))
         (try
           (.awaitTermination calls patience TimeUnit/SECONDS)
           (catch InterruptedException e

@@ -5,11 +5,13 @@
   is in resources/bpfmap/pod/client.clj."
   (:require [bpfmap.core]
             [bpfmap.error :as error]
+            [bpfmap.events :as events]
             [bpfmap.exec]
             [bpfmap.feature]
             [bpfmap.host]
             [bpfmap.pod.change-events :as change-events]
             [bpfmap.pod.handles :as handles]
+            [bpfmap.pod.subscription :as subscription]
             [bpfmap.prog]
             [bpfmap.type]
             [clojure.java.io :as io]
@@ -37,10 +39,12 @@
             possible-cpus]}
     {:name pod.bpfmap.prog :of bpfmap.prog
      :vars [load open info pin! test-run attach-raw-tracepoint]}
+    {:name pod.bpfmap.events :of bpfmap.events
+     :vars [reader peek poll! stats]}
     {:name pod.bpfmap.type :of bpfmap.type
      :vars [check problem size align offsets summary]}
     {:name pod.bpfmap.exec :of bpfmap.exec
-     :vars [list show tree features types dump get watch diff hist put delete take create pin unpin
+     :vars [list show tree features types dump get watch tail diff hist put delete take create pin unpin
             freeze save restore
             demo]}])
 
@@ -54,12 +58,18 @@
                  load-btf "as kernel-btf"
                  explore "its data contains functions"}
     bpfmap.feature {unsupported "for errors, whose hints have it"}
+    bpfmap.events {raw-length "an event in place does not reach another process"
+                   raw-byte "as raw-length"
+                   raw-short "as raw-length"
+                   raw-int "as raw-length"
+                   raw-long "as raw-length"
+                   raw-copy! "as raw-length"}
     bpfmap.prog {types "a table, not a function", attach-types "a table, not a function"}
     bpfmap.type {scalars "a table, not a function", ->generator "a generator is not data"}
     bpfmap.exec {define-commands "a macro, for namespaces of the library's own"}})
 
 (defn- close
-  "Closes a map, program, attachment or watch, and returns nil.
+  "Closes anything that has a handle, and returns nil.
 
   Closing it twice has no effect."
   [{:keys [table]} x]
@@ -94,6 +104,42 @@
     (change-events/run w emit)
     (finally (handles/close table w))))
 
+(defn- drain-events
+  "Returns the events that are there now, without waiting, as a vector."
+  [_ reader]
+  (let [found (volatile! [])]
+    (events/drain! reader #(vswap! found conj %))
+    @found))
+
+(defn- subscribe-start
+  "Starts a subscription for `subscribe` and returns its handle."
+  [_ reader]
+  (subscription/start reader))
+
+(defn- check-subscription [x]
+  (when-not (subscription/subscription? x)
+    (throw (error/error :invalid-value (str "Not a subscription: " (pr-str (error/shown x)))
+                        {:bpfmap/op :subscribe}))))
+
+(defn- subscribe-events
+  "Sends the events of a subscription until it ends."
+  [{:keys [table emit]} x]
+  (check-subscription x)
+  (try
+    (subscription/run x emit)
+    (finally (handles/close table x))))
+
+(defn- subscribe-more
+  "Allows n more events to a subscription."
+  [_ x n]
+  (when (some? x) ; it was closed before
+    (check-subscription x)
+    (when-not (and (int? n) (<= 0 (long n) 0xffff))
+      (throw (error/error :invalid-value (str "A number of events must be from 0 to 65535, got "
+                                              (pr-str (error/shown n)))
+                          {:bpfmap/op :subscribe})))
+    (subscription/allow x n)))
+
 (defn- not-here
   "Throws `:not-supported` for a feature that requires the caller's own process."
   [command what hint]
@@ -125,11 +171,20 @@
   (not-here "watch" "exec/watch"
             "use pod.bpfmap.core/watch, which calls a function with what changes in an open map"))
 
+(defn- tail-refused
+  "Throws `:not-supported` for a command that returns a reducible.
+
+  `pod.bpfmap.events/subscribe` calls a function with the events of a map instead."
+  [& _]
+  (not-here "tail" "exec/tail"
+            "use pod.bpfmap.events/subscribe, which calls a function with each event of a reader"))
+
 (def ^:private own-commands
   "The functions of `bpfmap.exec`, with their options checked."
-  (into {'watch {:call watch-refused :arglists '([options]) :doc (:doc (meta #'watch-refused))}}
+  (into {'watch {:call watch-refused :arglists '([options]) :doc (:doc (meta #'watch-refused))}
+         'tail {:call tail-refused :arglists '([options]) :doc (:doc (meta #'tail-refused))}}
         (for [{:keys [of vars]} namespaces, sym vars
-              :when (and (= 'bpfmap.exec of) (not= 'watch sym))]
+              :when (and (= 'bpfmap.exec of) (not (#{'watch 'tail} sym)))]
           [sym
            {:call (fn [_ options]
                     ((ns-resolve 'bpfmap.exec sym) (checked-options (name sym) options)))}])))
@@ -145,6 +200,15 @@
                                    :doc (:doc (meta #'watch-start))}
                      'watch-events {:call watch-events :arglists '([watch])
                                     :doc (:doc (meta #'watch-events)) :streams? true}}
+   'pod.bpfmap.events {'drain! {:call drain-events :arglists '([reader])
+                                :doc (:doc (meta #'drain-events))}
+                       'subscribe-start {:call subscribe-start :arglists '([reader])
+                                         :doc (:doc (meta #'subscribe-start))}
+                       'subscribe-events {:call subscribe-events :arglists '([subscription])
+                                          :doc (:doc (meta #'subscribe-events)) :streams? true}
+                       'subscribe-more {:call subscribe-more :arglists '([subscription n])
+                                        :closed-is-nil? true
+                                        :doc (:doc (meta #'subscribe-more))}}
    'pod.bpfmap.exec own-commands})
 
 (defn- of-library [ns-name var-name]
@@ -183,10 +247,16 @@
                        (repeatedly #(read+string {:eof ::end} reader)))))))
 
 (def ^:private client-code
-  "The vars that the client defines itself, in order: `{\"name\" \"code\"}`."
+  "The vars that the client defines itself, by namespace, in order.
+
+  Each is `{\"name\" \"code\"}`."
   (delay
-    (for [[[_ var-name] text] (rest (forms (slurp (io/resource "bpfmap/pod/client.clj"))))]
-      {"name" (str var-name) "code" (str/trim text)})))
+    (reduce (fn [found [[what var-name] text]]
+              (if (= 'ns what)
+                (assoc found ::last var-name)
+                (update found (::last found) (fnil conj [])
+                        {"name" (str var-name) "code" (str/trim text)})))
+            {} (forms (slurp (io/resource "bpfmap/pod/client.clj"))))))
 
 (defn- described [[var-name {:keys [arglists doc streams?]}]]
   (cond-> {"name" (str var-name)
@@ -202,5 +272,4 @@
                    (cons 'bpfmap/bytes handles/tags))
    "namespaces" (for [[ns-name vars] offered]
                   {"name" (str ns-name)
-                   "vars" (concat (map described (sort-by key vars))
-                                  (when (= 'pod.bpfmap.core ns-name) @client-code))})})
+                   "vars" (concat (map described (sort-by key vars)) (@client-code ns-name))})})

@@ -5,7 +5,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
-            [bpfmap.exec.options :refer [options]]
+            [bpfmap.exec.options :refer [kind-of options]]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.prog :as prog]
             [clojure.java.io :as io]
@@ -63,6 +63,7 @@
    :whole ["x" "-1" "1.5" ""] :count ["0" "x"]
    :positive ["0" "x" "-3"] :where ["" "a" "a~(" "[:x :a 1]" "[" ">5"] :column ["" "-"]
    :columns ["" ",," "a,\"b"] :flags ["" ",,"] :cpus ["some" "-1" ""]
+   :event-type ["[bytes" "" "[struct [a u8] [a u8]]" "a b"] :from ["later" ""]
    :slots ["log10"] :field ["" "a..b"] :edn ["[" "1 2"] :map-type ["(" "1.5"] :shell ["csh"]})
 
 (defn- from-the-table
@@ -85,7 +86,7 @@
       #"requires a value"])
    (for [{:keys [name] :as command} commands/commands
          k (:options command)
-         bad (bad-values (:kind (options k)))]
+         bad (bad-values (kind-of command k))]
      [(concat [name] (enough command) [(str "--" (clojure.core/name k)) bad])
       (re-pattern (str "^bpfmap: --" (clojure.core/name k) " "))])
    (for [{:keys [name args] :as command} commands/commands

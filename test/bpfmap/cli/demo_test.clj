@@ -4,11 +4,13 @@
             [bpfmap.cli.live-commands :as live-commands]
             [bpfmap.cli.main :as main]
             [bpfmap.core :as bpf]
+            [bpfmap.exec :as exec]
             [bpfmap.exec.demo :as demo]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
             [clojure.data.json :as json]
             [clojure.edn :as edn]
+            [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
   (:import (java.io Closeable StringWriter)
            (sun.misc Signal)))
@@ -106,6 +108,41 @@
           (Signal/raise (Signal. "HUP"))
           (is (nil? (deref seen-again 200 nil))))
         (finally (Signal/handle (Signal. "HUP") former))))))
+
+;; --- events
+
+(kernel-test events-of-processes
+  (testing "--events prints the start and end of each program as it happens"
+    (let [running (future (bpfmap "demo" "--events" "--seconds" "3" "--edn"))
+          _ (loop [attempts 400]
+              (when-not (some #(and (= "bpfmap_demo" (:name %)) (= :raw-tracepoint (:type %)))
+                              (host/programs))
+                (when (pos? attempts)
+                  (Thread/sleep 5)
+                  (recur (dec attempts)))))
+          _ (Thread/sleep 200)
+          ^java.util.List command ["/bin/sh" "-c" "exit 0"]
+          process (.start (ProcessBuilder. command))
+          pid (.pid process)
+          {:keys [exit out err]} @running
+          rows (map #(:value (edn/read-string %)) (str/split-lines out))]
+      (is (= [0 ""] [exit err]))
+      (is (= [:exec :exit] (map :kind (filter #(and (= pid (:pid %)) (= "sh" (:comm %))) rows))))
+      (is (every? #{:exec :exit} (map :kind rows)))
+      (is (= [0] (distinct (map :uid (filter #(= pid (:pid %)) rows))))))))
+
+(kernel-test events-for-people
+  (testing "--events ends with the number of events, and leaves no map behind"
+    (let [{:keys [exit out err]} (bpfmap "demo" "--events" "--seconds" "0.5")
+          [_ n id] (re-matches #"(?s)(\d+) events? of this host\nBPF map (\d+) \(ringbuf, bpfmap_demo\) no longer exists\n" err)]
+      (is (= 0 exit))
+      (is (some? id) err)
+      (is (= (max 0 (dec (count (remove str/blank? (str/split-lines out))))) (parse-long n))))))
+
+(kernel-test events-as-data
+  (testing "exec/demo returns events as rows"
+    (is (every? #(= #{:kind :pid :uid :comm} (set (keys (:value %))))
+                (exec/demo {:events true :seconds 0.3})))))
 
 ;; --- the table
 

@@ -4,6 +4,7 @@
   (:require [bpfmap.cli.main :as main]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.prog :as prog]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]
@@ -148,6 +149,94 @@
       (when-let [bpftool (fixture/executable "bpftool")]
         (is (not (re-find (re-pattern (str "map_ids .*\\b" id "\\b"))
                           (:out (fixture/run [bpftool "prog" "show"])))))))))
+
+;; --- tail
+
+(defn- ring ^Closeable []
+  (bpf/create {:name "cli_tail" :type :ringbuf :max-entries 4096}))
+
+(defn- send!
+  "Sends eight bytes to a ring as an event."
+  [m word]
+  (with-open [^Closeable p (prog/load {:type :raw-tracepoint
+                                       :insns [[:lddw :r1 word]
+                                               [:stxdw [:r10 -8] :r1]
+                                               [:lddw :r1 m]
+                                               [:mov64 :r2 :r10]
+                                               [:add64 :r2 -8]
+                                               [:mov64 :r3 8]
+                                               [:mov64 :r4 0]
+                                               [:call :ringbuf-output]
+                                               [:mov64 :r0 0]
+                                               [:exit]]})]
+    (prog/test-run p)))
+
+(defn- with-tail
+  "Calls f with the process of a tail and its output, once it has printed a line.
+
+  Returns what it has printed, and its exit code, nil if it runs after 20 seconds."
+  [arguments f]
+  (let [out (File/createTempFile "bpfmap" ".out")
+        err (File/createTempFile "bpfmap" ".err")
+        ^List command (into [script "tail"] (map str) arguments)
+        process (.start (doto (ProcessBuilder. command)
+                          (.redirectOutput out)
+                          (.redirectError err)))]
+    (try
+      (loop [attempts 600]
+        (when (and (pos? attempts) (.isAlive process) (= "" (slurp out)))
+          (Thread/sleep 50)
+          (recur (dec attempts))))
+      (f process)
+      {:exit (when (.waitFor process 20 TimeUnit/SECONDS) (.exitValue process))
+       :out (slurp out) :err (slurp err)}
+      (finally
+        (.destroyForcibly process)
+        (.delete out)
+        (.delete err)))))
+
+(kernel-test signal-ends-tail
+  (testing "a signal ends a tail, which has printed every event as it came"
+    (with-open [m (ring)]
+      (send! m 1)
+      (doseq [[signal code] {"INT" 130, "TERM" 143}]
+        (is (= {:exit code :out " VALUE\n     1\n"
+                :err (str "bpfmap: map " (:id (bpf/info m)) " (cli_tail) is open in java["
+                          (.pid (java.lang.ProcessHandle/current)) "]: events are copied and none "
+                          "is taken; --steal takes them\n1 event\n")}
+               (with-tail [(:id (bpf/info m)) "--value-type" "u64"]
+                 (fn [^Process process]
+                   (fixture/run ["sh" "-c" (str "kill -" signal " " (.pid process))])))))))))
+
+(kernel-test closed-pipe-ends-tail
+  (testing "a tail ends when its pipe is closed, also if there are no more events"
+    (with-open [m (ring)]
+      (send! m 1)
+      (is (= {:exit 0 :out "{:value 1}\n141\n" :err ""}
+             (sh (str "$bpfmap tail " (:id (bpf/info m)) " --from oldest --value-type u64 --edn | "
+                      "head -n 1; echo ${PIPESTATUS[0]}")))))))
+
+(kernel-test end-of-ring-ends-tail
+  (testing "a tail ends when nothing can send events any more"
+    (let [pin (fixture/new-pin)
+          id (with-open [m (ring)]
+               (send! m 1)
+               (bpf/pin! m pin)
+               (:id (bpf/info m)))]
+      (is (= {:exit 1 :out "{\"value\":1}\n{\"status\":\"gone\"}\n"
+              :err (str "bpfmap: map " id " (cli_tail) has ended: no process, program or pin refers "
+                        "to it\n")}
+             (with-tail [pin "--value-type" "u64" "--json"] (fn [_] (.delete (io/file pin))))))
+      (is (= :not-found (:bpfmap/error (fixture/error-of (bpf/open id))))))))
+
+(kernel-test tail-in-locale-c
+  (testing "output is UTF-8 in the locale C"
+    (with-open [m (ring)]
+      (send! m 0xa9c3) ; é
+      (is (= {:exit 0 :out "VALUE\né\n" :err "1 event\n"}
+             (sh (str "$bpfmap tail " (:id (bpf/info m))
+                      " --from oldest --value-type '[string 8]' --limit 1")
+                 :env {"LC_ALL" "C"}))))))
 
 ;; --- the terminal
 

@@ -61,7 +61,8 @@
         (refer 'clojure.core)
         (doseq [[short full] '{bpf pod.bpfmap.core, host pod.bpfmap.host, feature pod.bpfmap.feature
                                prog pod.bpfmap.prog
-                               type pod.bpfmap.type, exec pod.bpfmap.exec}]
+                               type pod.bpfmap.type, exec pod.bpfmap.exec
+                               events pod.bpfmap.events}]
           (alias short full))
         (last (mapv eval forms)))
       (finally (remove-ns (ns-name home))))))
@@ -95,7 +96,8 @@
         (is (= {"shutdown" {}} ops))
         (is (= "pod.bpfmap.core" (get-in namespaces [0 "name"]))
             "the pod's name for babashka.pods/invoke")
-        (is (= #{"bpfmap/bytes" "bpfmap/map" "bpfmap/program" "bpfmap/attachment" "bpfmap/watch"}
+        (is (= #{"bpfmap/bytes" "bpfmap/map" "bpfmap/program" "bpfmap/attachment" "bpfmap/watch"
+                 "bpfmap/reader" "bpfmap/subscription"}
                (set (keys readers))))
         (let [{:keys [doc arglists]} (edn/read-string ((var-named "lookup") "meta"))]
           (is (= (:doc (meta #'bpf/lookup)) doc))
@@ -465,6 +467,139 @@
                                                          (ex-message %)])}
                                    prn))
                      '[seen (deref done 60000 :not-done) (deref ended 60000 :not-ended)]))))))
+
+(def ^:private with-ring
+  "Forms that define a ring, a program that sends it a record, and a function that sends n."
+  '[(def m (bpf/create {:name "pod_ring" :type :ringbuf :max-entries 65536}))
+    (def numbers (bpf/create {:name "pod_number" :type :array :key :u32 :value :u64
+                              :max-entries 1}))
+    (def p (prog/load {:type :raw-tracepoint
+                       :insns [[:stw [:r10 -4] 0]
+                               [:lddw :r1 numbers]
+                               [:mov64 :r2 :r10]
+                               [:add64 :r2 -4]
+                               [:call :map-lookup-elem]
+                               [:jeq :r0 0 :out]
+                               [:ldxdw :r1 [:r0 0]]
+                               [:add64 :r1 1]
+                               [:stxdw [:r0 0] :r1]
+                               [:stxdw [:r10 -16] :r1]
+                               [:lddw :r1 m]
+                               [:mov64 :r2 :r10]
+                               [:add64 :r2 -16]
+                               [:mov64 :r3 8]
+                               [:mov64 :r4 0]
+                               [:call :ringbuf-output]
+                               :out
+                               [:mov64 :r0 0]
+                               [:exit]]}))
+    (defn send-some [n] (dotimes [_ n] (prog/test-run p)))])
+
+(defn- ring-script
+  "Evaluates forms after those that define a ring."
+  [c & forms]
+  (apply script c (concat with-ring forms)))
+
+(kernel-test reads-events
+  (testing "a pod reads the events of a ring, one by one and all that are there"
+    (with-pod [c]
+      (is (= [nil 1 [2 3] nil {:events 3 :bytes 24 :discarded 0 :lost 0 :fill 0 :capacity 65536}
+              48 :closed]
+             (ring-script c
+                          '(def r (events/reader m {:type :u64}))
+                          '(def before (events/poll! r 0.01))
+                          '(send-some 3)
+                          '(def found [(events/poll! r 1) (events/drain! r) (events/poll! r 0)
+                                       (events/stats r)])
+                          '(send-some 3)
+                          '(def fill (:fill (events/stats m)))
+                          '(bpf/close r)
+                          '(into [before]
+                                 (conj found fill
+                                       (try (events/poll! r 0)
+                                            (catch Exception e
+                                              (:bpfmap/error (ex-data e))))))))))))
+
+(kernel-test close-wakes-poll
+  (testing "closing a reader wakes a call that waits for an event"
+    (with-pod [c]
+      (is (nil? (ring-script c
+                             '(def r (events/reader m {:type :u64}))
+                             '(def waiting (future (events/poll! r)))
+                             '(Thread/sleep 100)
+                             '(bpf/close r)
+                             '(deref waiting 20000 :none)))))))
+
+(kernel-test subscribes-to-events
+  (testing "a function is called with each event until the subscription is closed"
+    (with-pod [c]
+      (is (= [[1 2 3] :done :again]
+             (ring-script c
+                          '(def r (events/reader m {:type :u64}))
+                          '(def seen (java.util.concurrent.LinkedBlockingQueue.))
+                          '(def done (promise))
+                          '(def s (events/subscribe r {:on-done #(deliver done :done)}
+                                                    (fn [n] (.put seen n))))
+                          '(send-some 3)
+                          '(def found (vec (repeatedly 3 #(.poll seen 20
+                                                                 java.util.concurrent.TimeUnit/SECONDS))))
+                          '(bpf/close s)
+                          '(def ended (deref done 20000 :not-done))
+                          '(send-some 1)
+                          '[found ended (if (= 4 (events/poll! r 5)) :again :lost)]))))))
+
+(kernel-test back-pressure
+  (testing "events of a slow client stay in the ring, and none is lost"
+    (with-pod [c]
+      (let [[fill seen]
+            (ring-script c
+                         '(def r (events/reader m {:type :u64}))
+                         '(def go (promise))
+                         '(def seen (atom []))
+                         '(def s (events/subscribe r (fn [n] @go (swap! seen conj n))))
+                         '(send-some 3000)
+                         ;; At most 1024 were read; the rest fills the ring.
+                         '(Thread/sleep 500)
+                         '(def fill (:fill (events/stats m)))
+                         '(deliver go true)
+                         '(loop [n 0]
+                            (when (and (< (count @seen) 3000) (< n 2000))
+                              (Thread/sleep 10)
+                              (recur (inc n))))
+                         '(bpf/close s)
+                         '[fill @seen])]
+        (is (= (* 16 (- 3000 1024)) fill))
+        (is (= (range 1 3001) seen))))))
+
+(kernel-test events-that-fail
+  (testing "an event that cannot be decoded is reported, and the next ones come"
+    (with-pod [c]
+      (is (= [[:error "u64"] :busy]
+             (ring-script c
+                          '(def r (events/peek m {:type [:enum :u64 {:one 1}]}))
+                          '(def r2 (events/reader m))
+                          '(def busy (try (events/reader m)
+                                          (catch Exception e (:bpfmap/error (ex-data e)))))
+                          '(def failed (promise))
+                          '(def s (events/subscribe r2 {:on-error #(deliver failed %)}
+                                                    (fn [b] (throw (ex-info "not this" {})))))
+                          '(bpf/close r2)
+                          '[[:error "u64"] busy])))
+      (is (= [:invalid-value true]
+             (ring-script c
+                          '(def e (try (events/subscribe m prn) (catch Exception e e)))
+                          '[(:bpfmap/error (ex-data e))
+                            (clojure.string/starts-with?
+                             (ex-message e) "The argument must be a reader, got")]))))))
+
+(kernel-test tail-refused-in-pod
+  (testing "exec/tail names the alternative"
+    (with-pod [c]
+      (is (= [:not-supported
+              (str "A pod has no exec/tail: use pod.bpfmap.events/subscribe, which calls a function "
+                   "with each event of a reader")]
+             (script c '(try (exec/tail {:ref "1"})
+                             (catch Exception e [(:bpfmap/error (ex-data e)) (ex-message e)]))))))))
 
 (kernel-test events-that-nobody-takes-are-dropped-with-their-number
   (with-pod [c]

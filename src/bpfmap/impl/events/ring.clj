@@ -160,6 +160,18 @@
         (release)
         (throw (frozen-error e m ctx))))))
 
+(defn fill
+  "Returns the bytes in use in a ring buffer or user ring buffer, given its info.
+
+  Consumes nothing. Opens the map by its id, because only a descriptor for reading and writing can
+  be mapped."
+  [{:keys [id] :as info} op]
+  (let [ctx {:op op :map (select-keys info [:id :name :type])}
+        fd (kernel.map/open-id id :read-write ctx)]
+    (try
+      (kernel.events/ring-fill fd ctx)
+      (finally (call/close fd)))))
+
 (defn- follow-one
   "Opens a ring to copy its records and the next ones; returns `{:source}`.
 

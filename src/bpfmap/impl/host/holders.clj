@@ -316,6 +316,16 @@
                             (when-let [objects (seq (procfs/objects pid))]
                               [{:pid pid :command (procfs/command pid)} objects])))))))
 
+(defn own-descriptors
+  "Returns how many descriptors of a map this process has.
+
+  Returns 0 if its files in /proc cannot be read."
+  [id]
+  (try
+    (count (filter #(and (= :map (kind-of %)) (= id (.-id ^Fdinfo %)))
+                   (procfs/objects (.pid (java.lang.ProcessHandle/current)))))
+    (catch IOException _ 0)))
+
 (defn programs-using
   "Returns the infos of the programs that use a map."
   [ref]

@@ -71,6 +71,16 @@
     (fn [consumer producer]
       (UserRingBuffer. consumer producer size (call/duplicate fd ctx)))))
 
+(defn ring-fill
+  "Returns the bytes in use in a ring buffer or user ring buffer, headers included.
+
+  Reads the positions through a read-only mapping. `fd` must have been opened for reading and
+  writing: the kernel maps no other."
+  [fd ctx]
+  (let [page (long (call/page-size))]
+    (with-open [memory (map-part fd 0 (* 2 page) false ctx)]
+      (RingBuffer/fill memory page))))
+
 (defn- own-fd ^Fd [outcome action ctx]
   (if (neg? (long outcome))
     (throw (call/failure action outcome ctx))
@@ -119,11 +129,32 @@
               ctx))
 
 (defn wait
-  "Waits until a descriptor is readable, it is woken, or some nanoseconds are over."
+  "Waits until a descriptor is readable, it is woken, or some nanoseconds are over.
+
+  Returns false if the time is over."
   [^Waiter waiter nanos ctx]
   (let [outcome (.await waiter (long nanos))]
     (when (neg? outcome)
-      (throw (call/failure "Waiting for events" outcome ctx)))))
+      (throw (call/failure "Waiting for events" outcome ctx)))
+    (pos? outcome)))
+
+(defn closing
+  "Returns a waiter for the end of a pipe: its reader closes it.
+
+  `number` is the number of the descriptor, which stays open. [[end-wait]] ends the wait. Returns
+  nil if it is not a pipe."
+  ^Waiter [number ctx]
+  (when (procfs/pipe? number)
+    (let [fd (call/duplicate-number number ctx)]
+      (try
+        ;; The set keeps what it waits for until the last descriptor of it is closed.
+        (waiter [fd] ctx)
+        (finally (call/close fd))))))
+
+(defn end-wait
+  "Ends a wait of another thread, and every later one."
+  [^Waiter waiter]
+  (.wake waiter))
 
 (defn- ring-mappings
   "Returns the number of rings of a size that a process has mapped.

@@ -3,6 +3,7 @@
   (:require [bpfmap.impl.kernel.paths :as paths]
             [clojure.string :as str])
   (:import (bpfmap.sys Fdinfo FileSyscalls)
+           (java.io IOException)
            (java.nio.charset StandardCharsets)
            (java.nio.file DirectoryIteratorException Files NoSuchFileException Path)
            (java.util ArrayList)
@@ -141,6 +142,15 @@
                   (Fdinfo/parse (parse-long number) (read-bytes (str directory number)))
                   (catch NoSuchFileException _ nil)))) ; closed since it was listed
         (list-names directory)))
+
+(defn pipe?
+  "Returns true if a descriptor of this process is a pipe.
+
+      (pipe? 1) ;=> true"
+  [number]
+  (try
+    (str/starts-with? (str (Files/readSymbolicLink (path (str "/proc/self/fd/" number)))) "pipe:")
+    (catch IOException _ false)))
 
 (defn objects
   "Returns the BPF objects that a process has open, each as a `Fdinfo`.
