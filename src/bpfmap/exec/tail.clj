@@ -69,7 +69,7 @@
     [name size]))
 
 (defn- of-kernel?
-  "Returns a predicate for `[name size]` pairs of structs that the kernel has as well."
+  "Returns a predicate for `[name size]` pairs of structs of the kernel."
   []
   (if-let [kernel (or-nothing host/kernel-btf)]
     (fn [[name size]]

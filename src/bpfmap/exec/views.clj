@@ -608,9 +608,9 @@
             :else [(bytes-line value width)])))))))
 
 (defn- plain-row
-  "Returns a row for CSV: without the keys that an event of another length than its type has.
+  "Returns the row of an event for CSV.
 
-  They become `:extra` and `:missing` of the row."
+  The keys of an event of another length than its type become `:extra` and `:missing` of the row."
   [{:keys [value] :as row}]
   (let [{:bpfmap/keys [extra missing]} (when (map? value) value)]
     (if (or extra missing)
