@@ -37,6 +37,11 @@
   [form]
   (tagged-literal 'bpfmap/reader form))
 
+(defn read-writer
+  "Reads #bpfmap/writer: the handle of a writer to a user ring buffer."
+  [form]
+  (tagged-literal 'bpfmap/writer form))
+
 (defn read-subscription
   "Reads #bpfmap/subscription: the handle of a subscription to the events of a reader."
   [form]
@@ -55,7 +60,8 @@
 (defmacro with-open
   "Evaluates body with names bound to open objects, and closes them in reverse order.
 
-  The objects are anything that `close` takes: maps, programs, attachments, watches, readers and subscriptions.
+  The objects are anything that `close` takes: maps, programs, attachments, watches, readers,
+  subscriptions and writers.
 
       (with-open [m (create {:type :hash :key :u32 :value :u64 :max-entries 8})]
         (put! m 7 42)

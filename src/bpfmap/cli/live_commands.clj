@@ -155,7 +155,7 @@
 (defn- type-hint
   "Returns the hint for events without a type: structs of the size of an event."
   [{:keys [map]} size]
-  (let [names (clojure.core/map first (exec.tail/structs (:id map) size))]
+  (let [names (clojure.core/map first (exec.tail/structs-for map size))]
     (str "events are shown as bytes; "
          (if (seq names)
            (str "structs of " (output/plural size "byte" "bytes")

@@ -80,17 +80,27 @@
   "Returns the structs in the BTF of the programs that use a map.
 
   They are `[name size]` pairs, sorted by name. Structs of the kernel, which programs read, are
-  omitted. With a size, only structs of this size are returned.
+  omitted. `size?` selects them by their size.
 
       (structs 12) ;=> ([\"event\" 24] [\"key\" 8])"
-  ([id] (structs id nil))
-  ([id size]
-   (let [found (sort (into #{} (comp (mapcat structs-in)
-                                     (filter #(or (nil? size) (= size (second %)))))
+  ([id] (structs id any?))
+  ([id size?]
+   (let [found (sort (into #{} (comp (mapcat structs-in) (filter (comp size? second)))
                            (objects-of id)))]
      (if (seq found)
        (remove (of-kernel?) found)
        ()))))
+
+(defn structs-for
+  "Returns the [[structs]] that an event of a size can have, for its map.
+
+  The kernel lengthens a perf event, so that it and the four bytes before it are a multiple of 8.
+
+      (structs-for {:id 12 :type :ringbuf} 24) ;=> ([\"event\" 24])"
+  [{:keys [id type]} size]
+  (structs id (if (= :perf-event-array type)
+                #(= size (- (bit-and (+ (long %) 4 7) -8) 4))
+                #(= size %))))
 
 (defn- named
   "Returns the type of a name in the BTF of the programs that use a map.
@@ -227,6 +237,13 @@
     (and (vector? x) (coll? (first x))) (mapv without-padding x)
     :else x))
 
+(defn- row [event]
+  {:value (without-padding event)})
+
+(defn- row-with-cpu [[cpu event]]
+  (cond-> (row event)
+    cpu (assoc :cpu cpu)))
+
 (defn loss
   "Returns a row about the events lost between two `events/stats`, or nil.
 
@@ -305,6 +322,7 @@
           {:keys [reader mode holders]}
           (open-reader m options
                        {:type type
+                        :with-cpu (= :perf-event-array (:type info))
                         :on-error (fn [e]
                                     (vswap! errors conj {:value (:bpfmap/bytes (ex-data e))
                                                          :error (ex-message e)}))})]
@@ -316,7 +334,9 @@
           (transduce (selecting options fields) (completing f) init
                      (reify IReduceInit
                        (reduce [_ f init]
-                         (run r options {:of-event (fn [x] {:value (without-padding x)})
+                         (run r options {:of-event (if (= :perf-event-array (:type info))
+                                                     row-with-cpu
+                                                     row)
                                          :errors errors
                                          :ended? (end-watcher id holders own-fds)}
                               f init)))))))))

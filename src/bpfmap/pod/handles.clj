@@ -7,9 +7,11 @@
   closed, and the table keeps nothing for it."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.events.reader]
+            [bpfmap.impl.events.writer]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.prog :as prog])
   (:import (bpfmap.impl.events.reader EventReader)
+           (bpfmap.impl.events.writer EventWriter)
            (bpfmap.impl.map.bpf_map BpfMap)
            (bpfmap.prog Attachment Program)
            (java.io Closeable)
@@ -24,6 +26,7 @@
              'bpfmap/attachment "attachment"
              'bpfmap/watch "watch"
              'bpfmap/reader "reader"
+             'bpfmap/writer "writer"
              'bpfmap/subscription "subscription"))
 
 (def tags
@@ -49,6 +52,9 @@
   EventReader
   (tag [_] 'bpfmap/reader)
   (facts [reader] (select-keys (first (.-identities ^EventReader reader)) [:id :name]))
+  EventWriter
+  (tag [_] 'bpfmap/writer)
+  (facts [writer] (select-keys (.-identity ^EventWriter writer) [:id :name]))
   Attachment
   (tag [_] 'bpfmap/attachment)
   (facts [attachment] (select-keys (prog/info attachment) [:id :type :tracepoint])))

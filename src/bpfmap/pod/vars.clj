@@ -40,7 +40,7 @@
     {:name pod.bpfmap.prog :of bpfmap.prog
      :vars [load open info pin! test-run attach-raw-tracepoint]}
     {:name pod.bpfmap.events :of bpfmap.events
-     :vars [reader peek poll! stats]}
+     :vars [reader peek poll! stats writer send!]}
     {:name pod.bpfmap.type :of bpfmap.type
      :vars [check problem size align offsets summary]}
     {:name pod.bpfmap.exec :of bpfmap.exec
@@ -63,7 +63,10 @@
                    raw-short "as raw-length"
                    raw-int "as raw-length"
                    raw-long "as raw-length"
-                   raw-copy! "as raw-length"}
+                   raw-copy! "as raw-length"
+                   reserve "memory does not reach another process; send! sends a whole record"
+                   commit! "as reserve"
+                   discard! "as reserve"}
     bpfmap.prog {types "a table, not a function", attach-types "a table, not a function"}
     bpfmap.type {scalars "a table, not a function", ->generator "a generator is not data"}
     bpfmap.exec {define-commands "a macro, for namespaces of the library's own"}})

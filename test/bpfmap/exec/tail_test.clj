@@ -436,3 +436,47 @@ char LICENSE[] __attribute__((section(\"license\"), used)) = \"GPL\";
                                            [:typedef "number" :u32]]
                                           nil)))]
       (is (= [["event" 16] ["pair" 8]] (sort (#'tail/structs-in b)))))))
+
+;; --- perf event arrays
+
+(defn- perf-sender
+  "Returns a program that sends 12 bytes to a perf event array: n and a kind of 1."
+  ^Closeable [m n]
+  (prog/load {:type :raw-tracepoint :name "tail_perf"
+              :insns [[:lddw :r6 n]
+                      [:stxdw [:r10 -16] :r6]
+                      [:stw [:r10 -8] 1]
+                      [:lddw :r2 m]
+                      [:lddw :r3 0xffffffff] ; BPF_F_CURRENT_CPU
+                      [:mov64 :r4 :r10]
+                      [:add64 :r4 -16]
+                      [:mov64 :r5 12]
+                      [:call :perf-event-output]
+                      [:mov64 :r0 0]
+                      [:exit]]}))
+
+(kernel-test perf-events
+  (testing "events of a perf event array have their CPU"
+    (with-open [m ^Closeable (bpf/create {:name "tail_perf" :type :perf-event-array :max-entries 0
+                                          :key :u32 :value :u32})
+                p (perf-sender m 7)]
+      (let [type [:struct [:n :u32] [:zero :u32] [:kind :u32]]
+            sending (fn [f]
+                      (let [running (future (f))]
+                        (while (not (realized? running))
+                          (prog/test-run p)
+                          (Thread/sleep 5))
+                        @running))
+            [row] (sending #(rows {:ref m :value-type type :limit 1}))]
+        (is (= {:n 7 :zero 0 :kind 1} (:value row)))
+        (is (nat-int? (:cpu row)))
+        (let [{:keys [exit out]} (sending #(bpfmap "tail" (id-of m) "--limit" "1" "--value-type"
+                                                   (type-text type)))]
+          (is (= 0 exit))
+          (is (re-matches #"CPU       n    zero    kind\n +\d+       7       0       1\n" out)))
+        (is (re-matches #"cpu,value.n,value.zero,value.kind,extra.*\n\d+,7,0,1,.*\n"
+                        (:out (sending #(bpfmap "tail" (id-of m) "--limit" "1" "--csv"
+                                                "--value-type" (type-text type))))))
+        (is (= [2 (str "bpfmap: --from requires a ring buffer: a perf event array keeps no events "
+                       "that were read; see `bpfmap help tail`")]
+               (refused "tail" (id-of m) "--from" "oldest")))))))
