@@ -75,7 +75,8 @@
     (cond-> (assoc value :bpfmap/missing (- (long size) (long length)))
       (< (long end) (long length)) (with-rest true memory offset end length))))
 
-(deftype ^:private Typed [^TypeCodec codec ^long size ^long slack node ^ConcurrentHashMap short-codecs]
+(deftype ^:private Typed [^TypeCodec codec ^long size ^long slack node
+                          ^ConcurrentHashMap short-codecs]
   Decoder
   (decode [_ memory offset length]
     (let [more (unchecked-subtract length size)]
