@@ -2,7 +2,8 @@
   "Commands of bpf(2) on maps, except element operations."
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
-            [bpfmap.impl.map-types :as map-types])
+            [bpfmap.impl.map-types :as map-types]
+            [bpfmap.spec :as spec])
   (:import (bpfmap.sys Abi Attr Bytes ErrnoException Fd Fdinfo Info MapScanner)
            (clojure.lang ExceptionInfo PersistentArrayMap)
            (java.lang.foreign MemorySegment)
@@ -31,7 +32,7 @@
 (defn- create-once
   "Creates a map from a completed spec; returns its descriptor.
 
-  `:btf` is `{:fd :key :value}`, with the ids of types in the BTF object. `:inner-map`, `:token`
+  The kernel gets the part of `:name` that it accepts. `:btf` is `{:fd :key :value}`, with the ids of types in the BTF object. `:inner-map`, `:token`
   and `:value-type-btf` are descriptors. `:map-extra` is a number of 64 bits. `:value-type` is the
   id of a struct in the BTF of the kernel, or of the module whose BTF is `:value-type-btf`."
   ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf
@@ -47,7 +48,8 @@
                     (.int32 Abi/MAP_CREATE_MAP_FLAGS
                             (map-types/flag-word (cond-> flags token (conj :token-fd)))))
                   (when numa-node (.int32 attr Abi/MAP_CREATE_NUMA_NODE numa-node))
-                  (when (seq name) (.name attr Abi/MAP_CREATE_MAP_NAME name))
+                  (when (seq name)
+                    (.name attr Abi/MAP_CREATE_MAP_NAME (spec/kernel-name name)))
                   (when btf
                     (.fd attr Abi/MAP_CREATE_BTF_FD (:fd btf))
                     (.int32 attr Abi/MAP_CREATE_BTF_KEY_TYPE_ID (:key btf))

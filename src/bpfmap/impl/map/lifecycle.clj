@@ -376,10 +376,9 @@
 
 (defn- create-bare
   "Creates an empty map from a completed spec; returns `{:fd :untyped}`."
-  [{:keys [name inner-map token struct-ops] :as spec} ctx]
+  [{:keys [inner-map token struct-ops] :as spec} ctx]
   (let [template (some-> inner-map (assoc :token token) (create-bare ctx) :fd)
-        create #(map-btf/create-with-btf (assoc spec :name (spec/kernel-name name) :whole-name name
-                                                :inner-map template)
+        create #(map-btf/create-with-btf (cond-> spec template (assoc :inner-map template))
                                          (assoc ctx :unsupported
                                                 (delay
                                                   ((requiring-resolve
@@ -407,10 +406,11 @@
   "Creates a map from a completed spec, fills it and freezes it, in this order."
   [{:keys [name contents freeze] :as spec} ctx]
   (check-contents spec ctx)
-  (let [{:keys [fd untyped]} (token/with-token ctx #(create-bare (assoc spec :token %) ctx))]
+  (let [{:keys [fd untyped]} (token/with-token ctx #(create-bare (cond-> spec % (assoc :token %)) ctx))]
     (close-on-error fd
-      (let [m (make-map fd (assoc (select-keys spec [:type :value-size]) :id
-                                  (kernel.map/id-of fd ctx))
+      (let [m (make-map fd {:id (kernel.map/id-of fd ctx)
+                            :type (:type spec)
+                            :value-size (:value-size spec)}
                         (cond-> (handle-spec spec) untyped (assoc :untyped untyped))
                         (access-of spec)
                         nil)]

@@ -59,14 +59,14 @@
     {:bytes (writer/blob records) :ids ids}))
 
 (defn- variable-of
-  "Returns the whole name of a spec if the kernel would cut it, else nil.
+  "Returns the name of a spec if the kernel would cut it, else nil.
 
   Also nil if a variable cannot have the name."
-  [{:keys [whole-name]}]
-  (when (and (string? whole-name)
-             (< 15 (count whole-name))
-             (re-matches #"[A-Za-z_][A-Za-z0-9_]{0,510}" whole-name))
-    whole-name))
+  [{:keys [name]}]
+  (when (and (string? name)
+             (< 15 (count name))
+             (re-matches #"[A-Za-z_][A-Za-z0-9_]{0,510}" name))
+    name))
 
 (defn- btf-of
   "Returns the BTF of a spec; nil if none is possible or useful.
@@ -93,13 +93,14 @@
   [spec]
   (vary-meta spec assoc ::btf (delay (btf-of spec nil))))
 
-(defn- carried-btf
-  "Returns the BTF in the metadata of a spec; nil if none, or if making it failed.
+(defn- btf-with
+  "Returns the BTF of a spec with a variable, or the BTF that it carries if `variable` is nil.
 
-  It may have failed for lack of memory that is available now."
-  [spec]
-  (when-let [btf (::btf (meta spec))]
-    (try @btf (catch Throwable _ nil))))
+  The carried one is made again if making it failed: memory may be available now."
+  [spec variable]
+  (if-let [carried (when-not variable (::btf (meta spec)))]
+    (try @carried (catch Throwable _ (btf-of spec nil)))
+    (btf-of spec variable)))
 
 (def ^:private btf-refused
   "Errnos for BTF that the kernel rejects.
@@ -117,8 +118,7 @@
   [spec ctx]
   (try
     (let [load (fn [variable]
-                 (when-let [{:keys [bytes ids]} (or (when-not variable (carried-btf spec))
-                                                    (btf-of spec variable))]
+                 (when-let [{:keys [bytes ids]} (btf-with spec variable)]
                    {:fd (kernel.btf/load bytes (:token spec) ctx) :ids ids}))]
       (if-let [variable (variable-of spec)]
         (try
