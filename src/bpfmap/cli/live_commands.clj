@@ -150,7 +150,9 @@
            (str " is open in " (str/join ", " (clojure.core/map views/holder-text holders)) ":")
            " has another reader, or is frozen:")
          " events are copied and none is taken"
-         (when (seq holders) "; --steal takes them"))))
+         (when (seq holders) "; --steal takes them")
+         (when (= :perf-event-array (:type map))
+           "; of a perf event array, only events are seen that the owner has not read yet"))))
 
 (defn- type-hint
   "Returns the hint for events without a type: structs of the size of an event."
@@ -192,7 +194,10 @@
                   " lost, because a buffer was full"))
            (when (pos? (long missed))
              (str (output/plural missed "byte" "bytes") " of events were missed: they were "
-                  "overwritten before they were copied"))
+                  (if (= :perf-event-array (:type (:map about)))
+                    "read by the owner"
+                    "overwritten")
+                  " before they were copied"))
            (when (pos? (long errors))
              (str (output/plural errors "event does" "events do") " not fit the type"))
            (when (= :gone status)

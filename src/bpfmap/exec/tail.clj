@@ -69,11 +69,12 @@
     [name size]))
 
 (defn- of-kernel?
-  "Returns a predicate for `[name size]` pairs of structs of the kernel."
+  "Returns a predicate for `[name size]` pairs of structs of the kernel.
+
+  It compares names only: sizes differ if the program was compiled for another kernel."
   []
   (if-let [kernel (or-nothing host/kernel-btf)]
-    (fn [[name size]]
-      (some #(= size (or-nothing (fn [] (blob/size-of kernel %)))) (blob/ids-named kernel name)))
+    (fn [[name]] (seq (blob/ids-named kernel name)))
     (constantly false)))
 
 (defn structs
