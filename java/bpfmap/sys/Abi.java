@@ -232,6 +232,7 @@ public final class Abi {
     static final int PERF_SAMPLE_RAW = 1 << 10;
     static final int PERF_FLAG_FD_CLOEXEC = 1 << 3;
     static final int PERF_EVENT_IOC_ENABLE = 0x2400;
+    static final int PERF_EVENT_IOC_PAUSE_OUTPUT = 0x40042409;
     static final int PERF_RECORD_LOST = 2;
     static final int PERF_RECORD_SAMPLE = 9;
 

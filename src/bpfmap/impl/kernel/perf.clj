@@ -113,17 +113,23 @@
           (sort (keep parse-long (procfs/list-names directory))))))
 
 (defn- mapped-pages
-  "Returns the sizes in pages of the buffers that a process has mapped, each once."
+  "Returns the size in pages of each buffer that a process has mapped."
   [pid]
   (let [page (long (call/page-size))
         hex #(Long/parseUnsignedLong % 16)]
     (into []
           (comp (map (fn [[_ from to]]
                        (dec (quot (- (long (hex to)) (long (hex from))) page))))
-                (filter pos?)
-                (distinct))
+                (filter pos?))
           (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) rw-s 0+ .*anon_inode:\[perf_event\]"
                   (String. (procfs/read-bytes (str "/proc/" pid "/maps")))))))
+
+(defn mapped?
+  "Returns true if a perf event has a buffer, which is the case if somebody has mapped it.
+
+  Ends a pause of its output, which the owner of an overwriting buffer makes while it reads."
+  [event]
+  (not= (- Abi/EINVAL) (PerfBuffer/resume event)))
 
 (defn- follow-event
   "Returns the buffer of a perf event of another process, read-only.
@@ -152,12 +158,17 @@
   requires the right to trace it. Nobody waits for these descriptors: that would take the
   notification away from their owner."
   [pid now? ctx]
-  (let [pages (mapped-pages pid)]
+  (let [mapped (mapped-pages pid)
+        pages (distinct mapped)
+        numbers (event-numbers pid)
+        ;; Some events have no buffer, such as those that run programs. Mapping would give them one.
+        all-mapped? (<= (count numbers) (count mapped))]
     (reduce (fn [found number]
               (try
                 (let [event (call/descriptor-of-process pid number ctx)]
                   (try
-                    (let [buffer (follow-event event pages now? ctx)]
+                    (let [buffer (when (or all-mapped? (mapped? event))
+                                   (follow-event event pages now? ctx))]
                       (cond-> found buffer (conj buffer)))
                     ;; The mapping keeps the perf event.
                     (finally (call/close event))))
@@ -165,4 +176,4 @@
                   (run! #(.close ^PerfBuffer %) found)
                   (throw e))))
             []
-            (event-numbers pid))))
+            numbers)))

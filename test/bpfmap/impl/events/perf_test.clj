@@ -4,13 +4,14 @@
             [bpfmap.core :as bpf]
             [bpfmap.events :as events]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.events :as kernel.events]
             [bpfmap.impl.kernel.perf :as kernel.perf]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.pump :as pump]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]])
-  (:import (bpfmap.sys CorruptEventsException EventSource$Handler PerfBuffer)
+  (:import (bpfmap.sys CorruptEventsException EventSource$Handler Fd PerfBuffer)
            (java.io BufferedWriter Closeable)
            (java.lang.foreign ValueLayout)
            (java.nio.file Files Path)
@@ -448,6 +449,14 @@
         (with-open [r (events/reader m {:type numbers :timeout 0.02})]
           (send-on cpu p 1)
           (is (= 1 (count (into [] r)))))))))
+
+(kernel-test events-without-a-buffer
+  (testing "a perf event that nobody has mapped, such as of a tracepoint, is not mapped by a peek"
+    (with-open [event (Fd/own (PerfBuffer/open (first (cpus)) 1 false))]
+      (is (not (kernel.perf/mapped? event)))
+      (with-open [_ (kernel.events/map-part event 0 (* 2 (long (call/page-size))) true {:op :peek})]
+        (is (kernel.perf/mapped? event)))
+      (is (not (kernel.perf/mapped? event))))))
 
 (kernel-test peek-at-full-speed
   (testing "no event that is looked at is torn, however fast its owner reads"
