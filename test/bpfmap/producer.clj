@@ -104,34 +104,42 @@
                       [:exit]]}))
 
 (defn reserving
-  "A program that reserves a record of 16 bytes, waits for so many times 2^23 iterations, and then
-  submits or discards it. Until then the record is busy."
-  ^Closeable [m how iterations]
-  (prog/load {:type :socket-filter
-              :insns (list [:lddw :r1 m]
-                           [:mov64 :r2 16]
-                           [:mov64 :r3 0]
-                           [:call :ringbuf-reserve]
-                           [:jeq :r0 0 :end]
-                           [:mov64 :r6 :r0]
-                           [:stdw [:r6 0] 7]
-                           [:stdw [:r6 8] 8]
-                           (apply list (repeat iterations
-                                               (list [:mov64 :r1 (bit-shift-left 1 23)]
-                                                     [:ld-func :r2 :nothing]
-                                                     [:mov64 :r3 0]
-                                                     [:mov64 :r4 0]
-                                                     [:call :loop])))
-                           [:mov64 :r1 :r6]
-                           [:mov64 :r2 0]
-                           [:call ({:submit :ringbuf-submit :discard :ringbuf-discard} how)]
-                           :end
-                           [:mov64 :r0 0]
-                           [:exit]
-                           (when (pos? (long iterations))
-                             (list :nothing
-                                   [:mov64 :r0 0]
-                                   [:exit])))}))
+  "A program that reserves a record of 16 bytes, and then submits or discards it.
+
+  With a gate, an array of one u64, the record is busy until the gate is not 0: then the program
+  waits for it, with at most 256 times 2^23 looks, which take seconds."
+  (^Closeable [m how] (reserving m how nil))
+  (^Closeable [m how gate]
+   (prog/load {:type :socket-filter
+               :insns (list [:lddw :r1 m]
+                            [:mov64 :r2 16]
+                            [:mov64 :r3 0]
+                            [:call :ringbuf-reserve]
+                            [:jeq :r0 0 :end]
+                            [:mov64 :r6 :r0]
+                            [:stdw [:r6 0] 7]
+                            [:stdw [:r6 8] 8]
+                            (apply list (repeat (if gate 256 0)
+                                                (list [:mov64 :r1 (bit-shift-left 1 23)]
+                                                      [:ld-func :r2 :look]
+                                                      [:mov64 :r3 0]
+                                                      [:mov64 :r4 0]
+                                                      [:call :loop])))
+                            [:mov64 :r1 :r6]
+                            [:mov64 :r2 0]
+                            [:call ({:submit :ringbuf-submit :discard :ringbuf-discard} how)]
+                            :end
+                            [:mov64 :r0 0]
+                            [:exit]
+                            (when gate
+                              (list :look
+                                    [:ld-map-value :r1 gate 0]
+                                    [:ldxdw :r2 [:r1 0]]
+                                    [:mov64 :r0 0]
+                                    [:jeq :r2 0 :closed]
+                                    [:mov64 :r0 1] ; ends the loop
+                                    :closed
+                                    [:exit])))})))
 
 (defn run
   "Runs a program that needs no packet, so many times."
