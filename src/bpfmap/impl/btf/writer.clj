@@ -24,8 +24,14 @@
   Only kernels from 2026 on allow more."
   65535)
 
-(defn- invalid ^Throwable [path what hint]
-  (error :invalid-value (str "Cannot write BTF, " (pr-str path) ": " what)
+(defn- invalid
+  "Returns the exception for records that cannot be written.
+
+  `constraint` follows the path in the message; an empty path stands for all records."
+  ^Throwable [path constraint hint]
+  (error :invalid-value (str "Cannot write BTF: "
+                             (if (seq path) (pr-str path) "the records")
+                             " " constraint)
          {:bpfmap/path path :bpfmap/hint hint}))
 
 (defn- number
@@ -234,7 +240,7 @@
    (blob records nil))
   (^bytes [records {:keys [byte-order base]}]
    (when-not (or (nil? records) (sequential? records))
-     (throw (invalid [] (str "must be a sequence of records, got " (printed records)) nil)))
+     (throw (invalid [] (str "must be a sequence, got " (printed records)) nil)))
    (when-not (or (nil? base) (instance? Blob base))
      (throw (invalid [:base] (str "must be a BTF blob, got " (printed base))
                      "pass a result of parse")))
@@ -243,7 +249,7 @@
          total (reduce + 0 (map-indexed record-bytes records))
          _ (when (< Integer/MAX_VALUE (long total))
              (throw (invalid []
-                             (str "types must have at most " Integer/MAX_VALUE " bytes, got "
+                             (str "must have at most " Integer/MAX_VALUE " bytes, got "
                                   total) nil)))
          w (Writer. (doto (ByteBuffer/allocate (int total)) (.order order))
                     (ByteArrayOutputStream.)

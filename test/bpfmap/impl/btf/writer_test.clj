@@ -122,9 +122,9 @@
 (deftest bad-record-with-position
   (testing "an invalid record is an error with its position"
     (are [path message records]
-         (= [path (str "Cannot write BTF, " (pr-str path) ": " message)]
+         (= [path (str "Cannot write BTF: " (if (= [] path) "the records" path) " " message)]
             (refusal (error-of (writer/blob records))))
-      [] "must be a sequence of records, got {:kind :ptr}"
+      [] "must be a sequence, got {:kind :ptr}"
       {:kind :ptr}
       [1] "must be a map such as {:kind :ptr :type 1}, got 7"
       [{:kind :fwd} 7]
@@ -201,9 +201,9 @@
       [{:kind :fwd :name (apply str (repeat 65536 "x"))}]
       [0 :vars 0 :size] "must be an integer, got nil"
       [{:kind :datasec :size 1 :vars [{:type 0 :offset 0}]}]
-      [] "types must have at most 2147483647 bytes, got 2202009600"
+      [] "must have at most 2147483647 bytes, got 2202009600"
       (repeat 2800 {:kind :struct :size 0 :members (vec (repeat 65535 {:type 0 :bit-offset 0}))}))
-    (is (= [[:base] (str "Cannot write BTF, [:base]: must be a BTF blob, got \"vmlinux\": pass a "
+    (is (= [[:base] (str "Cannot write BTF: [:base] must be a BTF blob, got \"vmlinux\": pass a "
                          "result of parse")]
            (refusal (error-of (writer/blob [] {:base "vmlinux"})))))))
 
