@@ -82,6 +82,7 @@
 
 (kernel-test dev-repl-tables
   (testing "the development REPL has tables and a scratch map"
+    (fixture/run ["bin/clj" "-P" "-M:dev"]) ; fetches the libraries, which it reports once
     (let [{:keys [exit out err]}
           (fixture/run ["bin/clj" "-M:dev" "-e"
                         "(with-open [m (scratch)] (maps \"name=scratch\") (prn (m 7) (keys (explore)) (reload)))"])]
