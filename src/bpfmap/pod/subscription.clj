@@ -50,7 +50,7 @@
   ^Subscription [reader]
   (when-not (instance? EventReader reader)
     (throw (error/error :invalid-value (str "The argument must be a reader, got "
-                                            (pr-str (error/shown reader)))
+                                            (error/printed reader))
                         {:bpfmap/op :subscribe
                          :bpfmap/hint "pass a result of reader or peek"})))
   (Subscription. reader (Semaphore. window) (CountDownLatch. 1)))

@@ -44,9 +44,8 @@
     {:name pod.bpfmap.type :of bpfmap.type
      :vars [check problem size align offsets summary]}
     {:name pod.bpfmap.exec :of bpfmap.exec
-     :vars [list show tree features types dump get watch tail diff hist put delete take create pin unpin
-            freeze save restore
-            demo]}])
+     :vars [list show tree features types dump get watch tail diff hist put delete take create pin
+            unpin freeze save restore demo]}])
 
 (def left-out
   "The public vars that a pod does not offer, with the reason."
@@ -121,7 +120,8 @@
 
 (defn- check-subscription [x]
   (when-not (subscription/subscription? x)
-    (throw (error/error :invalid-value (str "Not a subscription: " (pr-str (error/shown x)))
+    (throw (error/error :invalid-value (str "The argument must be a subscription, got "
+                                            (error/printed x))
                         {:bpfmap/op :subscribe}))))
 
 (defn- subscribe-events
@@ -139,7 +139,7 @@
     (check-subscription x)
     (when-not (and (int? n) (<= 0 (long n) 0xffff))
       (throw (error/error :invalid-value (str "A number of events must be from 0 to 65535, got "
-                                              (pr-str (error/shown n)))
+                                              (error/printed n))
                           {:bpfmap/op :subscribe})))
     (subscription/allow x n)))
 
