@@ -78,11 +78,6 @@
 
 ;; --- docstrings and messages
 
-(def ^:private exempt
-  "Namespaces whose docstrings do not yet begin as they must."
-  '#{bpfmap.impl.events.reader bpfmap.impl.events.ring bpfmap.impl.events.typed
-     bpfmap.impl.kernel.events})
-
 (defn- sources
   "Returns the namespaces of src with their files: `[{:ns :file :folder} …]`."
   []
@@ -120,9 +115,7 @@
   (testing "the first line of every docstring is a short sentence, of functions with a verb"
     (let [nss (map :ns (sources))]
       (is (< 100 (count nss)))
-      (is (= #{} (into #{} (remove fixture/lacking) (reduce disj exempt nss)))
-          "only namespaces that exist are exempt")
-      (doseq [ns-name nss :when (not (contains? exempt ns-name))
+      (doseq [ns-name nss
               v (rest (documented ns-name))
               :let [{:keys [doc line file]} (meta v)]]
         (is (nil? (english/first-line-problem doc (function? v)))

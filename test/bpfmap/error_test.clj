@@ -23,8 +23,8 @@
 
 (def ^:private not-kinds
   "A row of bpfmap.impl.errno with :not-a-pin becomes :not-a-map or :not-a-program. :message is a
-  key beside :error in a docstring."
-  #{:not-a-pin :message})
+  key beside :error in a docstring, :lost beside it in the columns of an event."
+  #{:not-a-pin :message :lost})
 
 (deftest kinds-are-complete
   (testing "the table has every error kind that the sources throw"

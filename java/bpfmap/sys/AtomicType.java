@@ -21,7 +21,7 @@ public enum AtomicType {
     private static final VarHandle INT = ValueLayout.JAVA_INT.varHandle();
     private static final VarHandle LONG = ValueLayout.JAVA_LONG.varHandle();
 
-    /** How {@link #getAndChange} combines the number in memory with its operand. */
+    /** The operations of {@link #getAndChange} on the number in memory and an operand. */
     public enum Change { SET, ADD, OR, AND, XOR }
 
     private final int size;

@@ -35,23 +35,18 @@ public final class Bytes {
         return m.get(JAVA_BYTE, offset) & 0xffL;
     }
 
-    /** Reads one byte, -128 to 127. */
-    public static long getS8(MemorySegment m, long offset) {
-        return m.get(JAVA_BYTE, offset);
-    }
-
     /** Writes the low byte. */
     public static void put8(MemorySegment m, long offset, long value) {
         m.set(JAVA_BYTE, offset, (byte) value);
     }
 
     /** Reads two bytes, 0 to 65535. */
-    public static long getU16(MemorySegment m, long offset, boolean swap) {
+    static long getU16(MemorySegment m, long offset, boolean swap) {
         return getS16(m, offset, swap) & 0xffffL;
     }
 
     /** Reads two bytes, signed. */
-    public static long getS16(MemorySegment m, long offset, boolean swap) {
+    private static long getS16(MemorySegment m, long offset, boolean swap) {
         short value = m.get(JAVA_SHORT_UNALIGNED, offset);
         return swap ? Short.reverseBytes(value) : value;
     }
@@ -68,7 +63,7 @@ public final class Bytes {
     }
 
     /** Reads four bytes, signed. */
-    public static long getS32(MemorySegment m, long offset, boolean swap) {
+    private static long getS32(MemorySegment m, long offset, boolean swap) {
         int value = m.get(JAVA_INT_UNALIGNED, offset);
         return swap ? Integer.reverseBytes(value) : value;
     }

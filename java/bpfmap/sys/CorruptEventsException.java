@@ -4,7 +4,7 @@ package bpfmap.sys;
 public final class CorruptEventsException extends IllegalStateException {
     private static final long serialVersionUID = 1L;
 
-    /** Where the reader was, in bytes since the ring was created. */
+    /** The position of the reader, in bytes since the ring was created. */
     public final long position;
 
     CorruptEventsException(String message, long position) {

@@ -14,7 +14,7 @@ public final class Fdinfo {
     /** The memory of a map in bytes, -1 if the kernel does not report it. */
     public final long memlock;
 
-    /** 1 for a frozen map, 0 for another, -1 if the kernel does not report it. */
+    /** The number 1 for a frozen map, 0 for another, -1 if the kernel does not report it. */
     public final long frozen;
 
     private Fdinfo(int number, String kind, long id, long memlock, long frozen) {

@@ -248,11 +248,6 @@ public final class PerfBuffer implements EventSource {
         announced = to;
     }
 
-    /** Returns the position of the next record, in bytes since the buffer was created. */
-    public long position() {
-        return position;
-    }
-
     @Override
     public long events() {
         return events;

@@ -187,11 +187,6 @@ public final class RingBuffer implements EventSource {
         return there && (int) INT.getAcquire(data, at & size - 1) < 0 ? at : -1;
     }
 
-    /** Returns the position of the next record, in bytes since the ring was created. */
-    public long position() {
-        return position;
-    }
-
     @Override
     public long events() {
         return events;

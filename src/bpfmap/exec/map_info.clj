@@ -14,8 +14,8 @@
 
 (def ^:private first-fields
   "The fields that come first in a row; the rest follows by name."
-  [:id :type :name :key :key-size :value :value-size :max-entries :entries :fill :memlock :frozen :flags
-   :pinned :held :used-by])
+  [:id :type :name :key :key-size :value :value-size :max-entries :entries :fill :memlock :frozen
+   :flags :pinned :held :used-by])
 
 (def ^:private first-field? (set first-fields))
 

@@ -51,7 +51,10 @@
   "Returns the BTF objects of the programs that use a map."
   [id]
   (into []
-        (comp (keep :btf-id) (filter pos?) (distinct) (keep #(or-nothing (fn [] (host/btf-by-id %)))))
+        (comp (keep :btf-id)
+              (filter pos?)
+              (distinct)
+              (keep #(or-nothing (fn [] (host/btf-by-id %)))))
         (or-nothing #(host/programs-using id))))
 
 (defn- structs-in

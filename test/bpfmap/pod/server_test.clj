@@ -541,8 +541,9 @@
                           '(def s (events/subscribe r {:on-done #(deliver done :done)}
                                                     (fn [n] (.put seen n))))
                           '(send-some 3)
-                          '(def found (vec (repeatedly 3 #(.poll seen 20
-                                                                 java.util.concurrent.TimeUnit/SECONDS))))
+                          '(def found (vec (repeatedly
+                                           3 #(.poll seen 20
+                                                     java.util.concurrent.TimeUnit/SECONDS))))
                           '(bpf/close s)
                           '(def ended (deref done 20000 :not-done))
                           '(send-some 1)

@@ -446,7 +446,8 @@
   [^EventReader r ended]
   (let [^AtomicBoolean halt (.-halt r)]
     (locking ended
-      (some-> ^Waiter (.-waiter r) .reset)
+      (when-let [^Waiter waiter (.-waiter r)]
+        (.reset waiter))
       (.set halt false)
       (when (closed? r)
         (.set halt true))

@@ -22,7 +22,7 @@
 ;; --- other readers
 
 (def ^:private readers-here
-  "The ids of the rings that this process reads or writes, to a WeakReference to a token.
+  "The rings that this process reads or writes: id to a WeakReference to a token.
 
   The reader or writer has the token. If it becomes unreachable without `close`, it gives its
   mappings to the collector, and has to leave its place here as well."
@@ -71,7 +71,7 @@
             (recur (filterv (comp now (juxt :pid :fds)) found) (inc n)))))))
 
 (def ^:private roles
-  "What may be there once for a ring, by the operation that opens it.
+  "The exclusive roles at a ring, by the operation that takes them.
 
   `:hold` and `:why` are the beginning and the end of the hint about other processes, `:here` is
   the hint about this one."

@@ -24,7 +24,7 @@
       (throw (call/in-context e ctx)))))
 
 (defn- with-pages
-  "Maps both parts of a ring, and returns `(f consumer-page producer-pages)`.
+  "Returns `(f consumer-page producer-pages)`, with both parts of a ring mapped.
 
   `writable` is the part to write to: `:consumer`, `:producer`, or nil for none. If f throws, both
   are unmapped again."
@@ -114,7 +114,9 @@
       (throw (call/in-context e ctx)))))
 
 (defn waiter
-  "Returns an epoll set of descriptors to read from, with an eventfd that ends a wait."
+  "Returns an epoll set of descriptors to read from.
+
+  It has an eventfd that ends a wait."
   ^Waiter [fds ctx]
   (new-waiter (fn [^Waiter waiter]
                 (doseq [fd fds]
@@ -122,7 +124,9 @@
               ctx))
 
 (defn room-waiter
-  "Returns an epoll set of a user ring buffer to write to, with an eventfd that ends a wait."
+  "Returns an epoll set of a user ring buffer to write to.
+
+  It has an eventfd that ends a wait."
   ^Waiter [fd ctx]
   (new-waiter (fn [^Waiter waiter]
                 (check-added (.addForRoom waiter fd) ctx))

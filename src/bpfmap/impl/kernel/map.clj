@@ -108,7 +108,9 @@
     (when-not (zero? id) id)))
 
 (defn- from-info
-  "Returns the data of a `struct bpf_map_info` with `:memlock` and `:frozen`, unless -1.
+  "Returns the data of a `struct bpf_map_info`, with `:memlock` and `:frozen`.
+
+  A `memlock` or `frozen` of -1 is unknown, and is left out.
 
   The result is an array map although it has more than eight keys, because making a hash map takes
   as long as a system call. The benchmark is `bench-lifecycle`."
@@ -242,6 +244,13 @@
     (catch RuntimeException e
       (throw (call/in-context e ctx)))))
 
+(defn take-scanned
+  "Returns the descriptor of the map that a scanner has open.
+
+  From now on, the caller owns it."
+  ^Fd [^MapScanner scanner]
+  (.take scanner))
+
 (defn count-at-once
   "Returns the number of entries of the map that a scanner has open.
 
@@ -253,7 +262,7 @@
                       (if per-cpu
                         (* (count (call/possible-cpus)) (long (map-types/stride value-size)))
                         value-size))]
-        (when-not (neg? n) n)))))
+        (when-not (== n MapScanner/UNKNOWN) n)))))
 
 (defn freeze
   "Freezes a map.

@@ -26,7 +26,7 @@
             [bpfmap.spec :as spec]
             [clojure.string :as str])
   (:import (bpfmap.impl.map.bpf_map BpfMap)
-           (bpfmap.sys Codec MapScanner)
+           (bpfmap.sys Codec)
            (clojure.lang ExceptionInfo)
            (java.io File)
            (java.nio.file Path)))
@@ -586,9 +586,9 @@
   "Returns the number of entries of the map that a scanner has open.
 
   Returns nil if they cannot be read."
-  [^MapScanner scanner info]
+  [scanner info]
   (or (kernel.map/count-at-once scanner info)
-      (count-with-handle (.take scanner) info)))
+      (count-with-handle (kernel.map/take-scanned scanner) info)))
 
 (defn- requested-access
   "Returns the access in the options of `open`.

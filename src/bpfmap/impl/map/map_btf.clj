@@ -94,9 +94,10 @@
   (vary-meta spec assoc ::btf (delay (btf-of spec nil))))
 
 (defn- btf-with
-  "Returns the BTF of a spec with a variable, or the BTF that it carries if `variable` is nil.
+  "Returns the BTF of a spec with a variable.
 
-  The carried one is made again if making it failed: memory may be available now."
+  If `variable` is nil, returns the BTF that the spec carries. The carried one is made again
+  if making it failed: memory may be available now."
   [spec variable]
   (if-let [carried (when-not variable (::btf (meta spec)))]
     (try @carried (catch Throwable _ (btf-of spec nil)))
