@@ -406,7 +406,9 @@
   "Creates a map from a completed spec, fills it and freezes it, in this order."
   [{:keys [name contents freeze] :as spec} ctx]
   (check-contents spec ctx)
-  (let [{:keys [fd untyped]} (token/with-token ctx #(create-bare (cond-> spec % (assoc :token %)) ctx))]
+  (let [{:keys [fd untyped]} (token/with-token
+                              ctx
+                              #(create-bare (cond-> spec % (assoc :token %)) ctx))]
     (close-on-error fd
       (let [m (make-map fd {:id (kernel.map/id-of fd ctx)
                             :type (:type spec)
