@@ -31,7 +31,7 @@
    (prog/load {:type :socket-filter
                :insns [[:mov64 :r6 :r1]
                        [:ldxw :r7 [:r1 0]] ; the length, without the 14 bytes of the link layer
-                       [:jeq :r7 0 :send]
+                       [:jlt :r7 1 :send] ; not :jeq, from which older verifiers learn nothing
                        [:jgt :r7 room :end]
                        [:mov64 :r1 :r6]
                        [:mov64 :r2 0]
