@@ -174,7 +174,7 @@ char LICENSE[] SEC(\"license\") = \"GPL\";
             (is (= :not-supported error))
             (is
              (re-find
-              #"^The view must be in memory, got #<bpf-variable :a :s32 of map \d+ \(t_vars.data\)>: it is read and written by system calls" message))))
+              #"^The view must be in memory, got #<bpf-variable :a :s32 of map \d+ \(t_vars.data\)>: use @, get or write!, which make system calls$" message))))
         (testing "once frozen, they are constants"
           (bpf/freeze! m)
           (is (= -7 @a))
