@@ -90,6 +90,7 @@ public final class Abi {
     public static final int BPF_RAW_TRACEPOINT_OPEN = 17;
     public static final int BPF_BTF_LOAD = 18;
     public static final int BPF_BTF_GET_FD_BY_ID = 19;
+    public static final int BPF_TASK_FD_QUERY = 20;
     public static final int BPF_MAP_LOOKUP_AND_DELETE_ELEM = 21;
     public static final int BPF_MAP_FREEZE = 22;
     public static final int BPF_MAP_LOOKUP_BATCH = 24;
@@ -177,6 +178,11 @@ public final class Abi {
     public static final int PROG_LOAD_FUNC_INFO_CNT = 88;
     public static final int PROG_LOAD_ATTACH_BTF_ID = 108;
 
+    // --- union bpf_attr: BPF_TASK_FD_QUERY
+
+    public static final int TASK_PID = 0;
+    public static final int TASK_FD = 4;
+
     // --- union bpf_attr: BPF_OBJ_PIN, BPF_OBJ_GET
 
     public static final int OBJ_PATHNAME = 0;
@@ -232,7 +238,6 @@ public final class Abi {
     static final int PERF_SAMPLE_RAW = 1 << 10;
     static final int PERF_FLAG_FD_CLOEXEC = 1 << 3;
     static final int PERF_EVENT_IOC_ENABLE = 0x2400;
-    static final int PERF_EVENT_IOC_PAUSE_OUTPUT = 0x40042409;
     static final int PERF_RECORD_LOST = 2;
     static final int PERF_RECORD_SAMPLE = 9;
 

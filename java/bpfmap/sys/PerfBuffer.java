@@ -77,23 +77,9 @@ public final class PerfBuffer implements EventSource {
      * @return 0, or the negated errno
      */
     public static long enable(Fd event) {
-        return control(event, Abi.PERF_EVENT_IOC_ENABLE);
-    }
-
-    /**
-     * Ends a pause of a perf event's output, which fails with EINVAL if nobody has mapped the
-     * event: mapping it would give it a buffer that its owner does not want.
-     *
-     * @return 0, or the negated errno
-     */
-    public static long resume(Fd event) {
-        return control(event, Abi.PERF_EVENT_IOC_PAUSE_OUTPUT);
-    }
-
-    private static long control(Fd event, int request) {
         int number = event.acquire();
         try {
-            return Native.syscall(Abi.SYS_IOCTL, number, request, 0, 0, 0);
+            return Native.syscall(Abi.SYS_IOCTL, number, Abi.PERF_EVENT_IOC_ENABLE, 0, 0, 0);
         } finally {
             event.release();
         }

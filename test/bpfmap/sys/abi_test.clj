@@ -40,6 +40,7 @@
    ["TEST_" #((offset "union bpf_attr") (str "test." %))]
    ["ID_" (offset "union bpf_attr")]
    ["INFO_" #((offset "union bpf_attr") (str "info." %))]
+   ["TASK_" #((offset "union bpf_attr") (str "task_fd_query." %))]
    ["RAW_TRACEPOINT_" #((offset "union bpf_attr") (str "raw_tracepoint." %))]
    ["TOKEN_CREATE_" #((offset "union bpf_attr") (str "token_create." %))]
    ["PERF_ATTR_SIZE_VER0" (constantly "PERF_ATTR_SIZE_VER0")]

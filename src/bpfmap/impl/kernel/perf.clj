@@ -5,7 +5,8 @@
   CPU write. The kernel empties the slots that were filled through a descriptor when that is closed,
   unless the map has the flag BPF_F_PRESERVE_ELEMS. Source: kernel/bpf/arraymap.c,
   perf_event_fd_array_release."
-  (:require [bpfmap.impl.kernel.call :as call]
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.events :as kernel.events]
             [bpfmap.impl.kernel.procfs :as procfs]
             [clojure.string :as str])
@@ -112,7 +113,21 @@
                            (for-programs? pid number)))))
           (sort (keep parse-long (procfs/list-names directory))))))
 
-(defn- mapped-pages
+(defn- has-program?
+  "Returns true if a program is attached to a perf event of another process.
+
+  Programs run on such an event, and do not write to it. Source: kernel/trace/bpf_trace.c,
+  bpf_get_perf_event_info: without a program it returns ENOENT."
+  [pid number ctx]
+  (call/command (str "Querying descriptor " number " of process " pid) ctx Abi/BPF_TASK_FD_QUERY
+                (fn [^Attr attr]
+                  (doto attr
+                    (.int32 Abi/TASK_PID (long pid))
+                    (.int32 Abi/TASK_FD (long number))))
+                (fn [outcome _ _] (contains? #{0 (- Abi/EOPNOTSUPP)} outcome))
+                neg?))
+
+(defn- mapped-buffers
   "Returns the size in pages of each buffer that a process has mapped."
   [pid]
   (let [page (long (call/page-size))
@@ -123,13 +138,6 @@
                 (filter pos?))
           (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) rw-s 0+ .*anon_inode:\[perf_event\]"
                   (String. (procfs/read-bytes (str "/proc/" pid "/maps")))))))
-
-(defn mapped?
-  "Returns true if a perf event has a buffer, which is the case if somebody has mapped it.
-
-  Ends a pause of its output, which the owner of an overwriting buffer makes while it reads."
-  [event]
-  (not= (- Abi/EINVAL) (PerfBuffer/resume event)))
 
 (defn- follow-event
   "Returns the buffer of a perf event of another process, read-only.
@@ -151,24 +159,34 @@
           (throw (call/failure "Mapping a perf event of another process" address
                                (assoc ctx :perf :memory))))))))
 
+(defn- unmapped-error ^Throwable [pid events buffers {:keys [map] :as ctx}]
+  (error/error :not-supported
+               (str "The perf events of map " (error/id-and-name map)
+                    " cannot be told from others")
+               {:bpfmap/op (:op ctx) :bpfmap/map map
+                :bpfmap/hint (str "process " pid " has " events " perf events without a program, and "
+                                  buffers " buffers of perf events; mapping an event that has no "
+                                  "buffer would give it one")}))
+
 (defn buffers-of-process
   "Returns the buffers of all perf events of a process to which programs can write.
 
   They are mapped read-only. Their CPUs are unknown. Duplicating a descriptor of another process
   requires the right to trace it. Nobody waits for these descriptors: that would take the
-  notification away from their owner."
+  notification away from their owner.
+
+  Mapping a perf event that its owner has not mapped would give it a buffer, and change what it
+  does. So there must not be more such events than buffers; else `:not-supported` is thrown."
   [pid now? ctx]
-  (let [mapped (mapped-pages pid)
-        pages (distinct mapped)
-        numbers (event-numbers pid)
-        ;; Some events have no buffer, such as those that run programs. Mapping would give them one.
-        all-mapped? (<= (count numbers) (count mapped))]
+  (let [buffers (mapped-buffers pid)
+        numbers (into [] (remove #(has-program? pid % ctx)) (event-numbers pid))]
+    (when (< (count buffers) (count numbers))
+      (throw (unmapped-error pid (count numbers) (count buffers) ctx)))
     (reduce (fn [found number]
               (try
                 (let [event (call/descriptor-of-process pid number ctx)]
                   (try
-                    (let [buffer (when (or all-mapped? (mapped? event))
-                                   (follow-event event pages now? ctx))]
+                    (let [buffer (follow-event event (distinct buffers) now? ctx)]
                       (cond-> found buffer (conj buffer)))
                     ;; The mapping keeps the perf event.
                     (finally (call/close event))))

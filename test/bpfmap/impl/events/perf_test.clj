@@ -4,7 +4,6 @@
             [bpfmap.core :as bpf]
             [bpfmap.events :as events]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
-            [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.events :as kernel.events]
             [bpfmap.impl.kernel.perf :as kernel.perf]
             [bpfmap.impl.map.bpf-map :as bpf-map]
@@ -450,14 +449,6 @@
           (send-on cpu p 1)
           (is (= 1 (count (into [] r)))))))))
 
-(kernel-test events-without-a-buffer
-  (testing "a perf event that nobody has mapped, such as of a tracepoint, is not mapped by a peek"
-    (with-open [event (Fd/own (PerfBuffer/open (first (cpus)) 1 false))]
-      (is (not (kernel.perf/mapped? event)))
-      (with-open [_ (kernel.events/map-part event 0 (* 2 (long (call/page-size))) true {:op :peek})]
-        (is (kernel.perf/mapped? event)))
-      (is (not (kernel.perf/mapped? event))))))
-
 (kernel-test peek-at-full-speed
   (testing "no event that is looked at is torn, however fast its owner reads"
     (with-array
@@ -495,3 +486,20 @@
         (is (= :not-supported error))
         (is (str/includes? message "cannot be told from others"))
         (is (str/includes? message "the kernel does not report which perf event is in which"))))))
+
+(kernel-test peek-maps-no-other-event
+  (testing "a perf event that its owner has not mapped does not get a buffer"
+    (with-array
+      (with-open [_ (events/reader m)]
+        (let [spare (#'kernel.perf/open-event (first (cpus)) nil {})
+              mapped (mapped-events)]
+          (try
+            (let [{:keys [message] :bpfmap/keys [error hint]} (error-of (events/peek m))]
+              (is (= :not-supported error))
+              (is (str/includes? message "cannot be told from others"))
+              (is (str/includes? hint (str "has " (inc (count (cpus))) " perf events without a "
+                                           "program, and " (count (cpus)) " buffers")))
+              (is (= mapped (mapped-events))))
+            (finally (.close ^Fd spare))))
+        (with-open [peek (events/peek m {:timeout 0})]
+          (is (= [] (into [] peek))))))))
