@@ -194,7 +194,7 @@
   throws, too; without it, an exception ends the subscription and goes to the thread's handler of
   uncaught exceptions.
 
-      (with-open [_ (subscribe r println)] (Thread/sleep 1000))"
+      (with-open [_ (subscribe r println)] (read-line))"
   (^Closeable [r f] (subscribe r f nil))
   (^Closeable [r f options]
    (check-reader r :subscribe)

@@ -4,7 +4,8 @@
   Each function takes a subject (see `bpfmap.bench.rows/subject`) on the thread that will run it."
   (:require [bpfmap.bench.loops :refer [in-order in-scratch low low-byte one-if passes]]
             [bpfmap.bench.shapes :refer [buffer shaped]])
-  (:import (bpfmap.sys Abi BatchReader BatchWriter Bytes CallBuffer Elements KeyOrder)))
+  (:import (bpfmap.sys Abi BatchReader BatchWriter Bytes CallBuffer Elements KeyOrder)
+           (java.util.function IntPredicate)))
 
 (set! *warn-on-reflection* true)
 
@@ -148,23 +149,20 @@
                       (recur sum)))))))))
 
 (defn- collected
-  "A slice that collects keys, and values too, with `collect`, and hands each full batch to
-  `flush`; returns the count."
-  [{:keys [fd order entries key-size value-size ^long batch]} values? collect flush]
+  "A slice that collects keys, and values too, with `collect`, and has all of them written or
+  deleted by `finish`; returns the count."
+  [{:keys [fd order entries key-size value-size]} values? collect finish]
   (let [order (ints order)
         entries (long entries)]
     (fn ^long [^long count ^long first]
       (with-open [bulk (BatchWriter. fd key-size (if values? value-size 0))]
         (dotimes [i count]
           (collect bulk (.add bulk) (aget order (rem (+ first i) entries))))
-        (loop [from 0]
-          (if (< from count)
-            (let [n (min batch (- count from))]
-              (flush bulk from n)
-              (recur (+ from n)))
-            count))))))
+        (when-not (and (zero? (long (finish bulk))) (= count (.completed bulk)))
+          (throw (ex-info "the batch was not completed" {:completed (.completed bulk)})))
+        count))))
 
-(defn write-batch [{:keys [shape key-size value-size cpus] :as subject}]
+(defn write-batch [{:keys [shape key-size value-size cpus elements] :as subject}]
   (let [key-size (long key-size) value-size (long value-size) cpus (long cpus)]
     (collected subject true
                (shaped shape
@@ -172,13 +170,18 @@
                          (let [ks (.keys bulk) vs (.values bulk)]
                            (set-key ks (* i key-size) n)
                            (set-value vs (* i value-size) n))))
-               (fn [^BatchWriter bulk from n] (.update bulk (int from) (int n) Abi/BPF_ANY)))))
+               (fn [^BatchWriter bulk] (.writeAll bulk ^Elements elements true Abi/BPF_ANY)))))
 
-(defn delete-batch [{:keys [shape key-size] :as subject}]
+(defn- no-key-missing
+  "No errno but ENOENT means that a key is missing."
+  ^IntPredicate []
+  (reify IntPredicate (test [_ _] false)))
+
+(defn delete-batch [{:keys [shape key-size elements] :as subject}]
   (let [key-size (long key-size) cpus 0]
     (collected subject false
                (shaped shape
                        (fn [^BatchWriter bulk ^long i ^long n]
                          (let [ks (.keys bulk)]
                            (set-key ks (* i key-size) n))))
-               (fn [^BatchWriter bulk from n] (.delete bulk (int from) (int n))))))
+               (fn [^BatchWriter bulk] (.deleteAll bulk ^Elements elements true (no-key-missing))))))

@@ -368,7 +368,7 @@
                       (.set memory ValueLayout/JAVA_LONG 1024 (long head))
                       (try
                         [(.drain source (reify EventSource$Handler (accept [_ _ _ _] true)) 100)
-                         (.position source)]
+                         (.get memory ValueLayout/JAVA_LONG 1032)]
                         (catch CorruptEventsException e
                           (ex-message e))))))
           size #(bit-shift-left (long %) 16)]
