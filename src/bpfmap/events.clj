@@ -166,13 +166,19 @@
   "Returns the next event; nil after some seconds without one.
 
   Waits without end for nil seconds; does not wait for 0. Returns nil if the reader is closed
-  meanwhile. Throws `:closed`, and `:busy` if another call uses the reader.
+  meanwhile. Throws `:closed`, `:busy` if another call uses the reader, and `:not-supported` for a
+  reader with `:raw`.
 
       (poll! r 0.5) ;=> {:pid 4711, :comm \"ls\"}"
   ([r] (poll! r nil))
   ([r seconds]
    (check-reader r :poll!)
    (options/check :reader {:seconds seconds})
+   (when (reader/raw? r)
+     (throw (error/error :not-supported "An event in place ends with the call that gets it"
+                         {:bpfmap/op :poll!
+                          :bpfmap/hint (str "poll! would return it afterwards; use reduce, run! or "
+                                            "drain!, or a reader without :raw")})))
    (reader/poll r seconds)))
 
 (defn drain!
@@ -249,8 +255,9 @@
   "Returns the number of bytes of an event in place.
 
   With the option `:raw true`, events are not decoded and not copied: the function gets the same
-  object for each event, which reads the event in the ring. It is valid only during the call:
-  afterwards it shows the next event, or throws `IllegalStateException` if there is none. Reading it allocates nothing.
+  object for each event, which reads the event in the ring. It is valid only during the call, and on
+  the thread of the call. Afterwards it shows the next event, or throws `IllegalStateException` if
+  there is none; on another thread it throws that always. Reading it allocates nothing.
 
       (reduce (fn [n event] (+ n (raw-length event))) 0 r)"
   {:inline (in-place '.length)}

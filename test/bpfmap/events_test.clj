@@ -6,6 +6,7 @@
             [bpfmap.events :as events]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.impl.events.reader :as reader]
             [bpfmap.impl.kernel.events :as kernel.events]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.producer :as producer]
@@ -369,6 +370,52 @@
           (is (= [:interrupted [3 3] true] [error so-far interrupted?]))
           (is (= "reduce has not finished: the thread was interrupted" message)))))))
 
+(kernel-test n4-ended-by-the-last-user
+  (testing "a thread that has left does not end the reader under the next user"
+    (with-open [m (producer/ring)
+                s (producer/sender m)]
+      (let [r (events/reader m {:type :u64 :timeout 0})
+            capacity #(:capacity (events/stats r))
+            inside (promise)
+            proceed (promise)
+            _ (producer/send! s (producer/of-longs 1) 2)
+            reducing (elsewhere #(reduce (fn [n _] (deliver inside true) @proceed (inc (long n)))
+                                         0 r))]
+        @inside
+        (let [closing (elsewhere #(.close ^Closeable r))]
+          (is (eventually #(reader/closed? r)))
+          ;; What remains for a thread that left before the reduce began, and goes on only now.
+          (#'reader/end-if-unused r)
+          (is (= 4096 (capacity)))
+          (deliver proceed true)
+          (is (= [:value 1] @reducing))
+          (is (= [:value nil] @closing))
+          (is (nil? (capacity)))))))
+  (testing "threads that read while another one closes get an error, and nothing else"
+    (with-open [m (producer/ring)
+                s (producer/sender m)]
+      (producer/send! s (producer/of-longs 1) 100)
+      (let [other (atom [])]
+        (dotimes [i 30]
+          ;; A peek: its memory is checked, so that a read after the end would throw.
+          (let [p (events/peek m {:type :u64 :timeout 0})
+                threads (vec (for [f [#(events/drain! p identity) #(events/drain! p identity)
+                                      #(events/poll! p 0) #(do (events/stats p) (str p))]]
+                               (fixture/thread
+                                #(loop []
+                                   (let [e (try (f) nil (catch Throwable e e))]
+                                     (when-not (contains? #{nil :busy :closed}
+                                                          (some-> e ex-data :bpfmap/error))
+                                       (swap! other conj e))
+                                     (when (and (some? e) (nil? (ex-data e)))
+                                       (swap! other conj e))
+                                     (when-not (reader/closed? p)
+                                       (recur)))))))]
+            (Thread/sleep (long (rem i 4)))
+            (let [closers (mapv (fn [_] (fixture/thread #(.close ^Closeable p))) (range 2))]
+              (run! fixture/join (into threads closers)))))
+        (is (= [] @other))))))
+
 ;; --- one user
 
 (kernel-test one-call-at-a-time
@@ -430,6 +477,22 @@
                                             {:on-error #(swap! errors conj (ex-message %))})]
               (doseq [i (range 4)] (producer/send! s (producer/of-longs i)))
               (is (eventually #(= [[0 2] ["odd" "odd"]] [@seen @errors]))))))
+        (testing "what :on-error throws ends the subscription, and is not passed to it"
+          (let [handler (Thread/getDefaultUncaughtExceptionHandler)
+                uncaught (promise)
+                errors (atom [])]
+            (try
+              (Thread/setDefaultUncaughtExceptionHandler
+               (reify Thread$UncaughtExceptionHandler
+                 (uncaughtException [_ _ e] (deliver uncaught (ex-message e)))))
+              (with-open [_ (events/subscribe r (fn [_] (throw (ex-info "no" {})))
+                                              {:on-error (fn [e]
+                                                           (swap! errors conj (ex-message e))
+                                                           (throw (ex-info "neither" {})))})]
+                (producer/send! s (producer/of-longs 1))
+                (is (= "neither" (deref uncaught 5000 nil)))
+                (is (= ["no"] @errors)))
+              (finally (Thread/setDefaultUncaughtExceptionHandler handler)))))
         (testing "without it, an exception ends the subscription"
           (let [handler (Thread/getDefaultUncaughtExceptionHandler)
                 uncaught (promise)]
@@ -572,7 +635,21 @@
         (doseq [f [#(events/raw-length @kept) #(events/raw-byte @kept 0)
                    #(events/raw-copy! @kept 0 buffer)]]
           (is (thrown-with-msg? IllegalStateException #"the event is over" (f))))
-        (is (= "an event that is over" (str @kept)))))))
+        (is (= "an event that is over" (str @kept)))
+        (is (= "An event in place ends with the call that gets it: poll! would return it afterwards; use reduce, run! or drain!, or a reader without :raw"
+               (:message (error-of (events/poll! r 0)))))
+        (testing "or when another thread uses it"
+          (producer/send! s (producer/of-longs 78))
+          (let [seen (reduce (fn [acc e]
+                               (into acc (map #(deref (elsewhere %)))
+                                     [#(events/raw-length e) #(events/raw-long e 0)
+                                      #(events/raw-copy! e 0 buffer)]))
+                             [] r)]
+            (is (= 3 (count seen)))
+            (doseq [[_ e] seen]
+              (is (instance? IllegalStateException e))
+              (is (re-find #"^the event belongs to the thread \".*\"; copy there what another thread uses$"
+                           (ex-message e))))))))))
 
 (kernel-test ^{:needs [[:jvm :c2]]} n6-no-allocation
   (testing "reading events in place allocates nothing for each event"
@@ -764,11 +841,45 @@
              [:consume {[:producer 0] 16 [:header 0] (bit-or discarded 9)} #"has 9 bytes"]
              [:follow {[:consumer 0] 9000 [:producer 0] 8192} #"consumer's position 9000"]
              [:follow {[:producer 0] 16 [:header 0] 0x3fffffff} #"has 1073741823 bytes"]
-             [:follow {[:producer 0] 16 [:header 0] 9} #"has 9 bytes"]]]
+             [:follow {[:producer 0] 16 [:header 0] 9} #"has 9 bytes"]
+             [:consume {[:consumer 0] 3 [:producer 0] 16}
+              #"position 3 and the producer's position 16 are not both multiples of 8"]
+             [:consume {[:producer 0] 13} #"position 0 and the producer's position 13 are not"]
+             [:follow {[:consumer 0] 8195 [:producer 0] 8208} #"position 8195 and the producer's"]
+             [:overwrite {[:consumer 0] 9 [:producer 0] 16} #"position 9 and the producer's"]]]
       (with-fake [fake kind 4096 positions]
         (is (thrown-with-msg? CorruptEventsException message (drain-fake fake))
             (pr-str kind positions))
-        (is (thrown? CorruptEventsException (drain-fake fake)) "again")))))
+        (is (thrown? CorruptEventsException (drain-fake fake)) "again")
+        (is (int? (.busyPosition ^EventSource (:source fake)))))))
+  (testing "a peek that is overtaken does not follow its owner to a misaligned position"
+    (with-fake [fake :follow 4096 {[:consumer 0] 8192 [:producer 0] 8192}]
+      ((:write fake) :consumer 0 16377)
+      ((:write fake) :producer 0 16384)
+      (is (= [] (drain-fake fake)))
+      (is (= 8192 (.missed ^EventSource (:source fake)))))))
+
+(defspec ring-of-random-content 60
+  (prop/for-all [kind (gen/elements [:consume :follow :overwrite])
+                 positions (gen/vector (gen/one-of [(gen/choose -20 9000)
+                                                    (gen/fmap #(* 8 (long %)) (gen/choose 0 1100))
+                                                    (gen/fmap unchecked-long gen/large-integer)])
+                                       3)
+                 headers (gen/vector (gen/tuple (gen/fmap #(* 8 (long %)) (gen/choose 0 511))
+                                                (gen/one-of [(gen/choose 0 64)
+                                                             (gen/choose 0 0xffffffff)]))
+                                     0 40)]
+    (with-fake [fake kind 4096 (into (zipmap [[:consumer 0] [:producer 0] [:producer 16]]
+                                             positions)
+                                     (map (fn [[at x]] [[:header at] x]))
+                                     headers)]
+      (dotimes [_ 3]
+        (try
+          (drain-fake fake)
+          (catch CorruptEventsException _))
+        (.busyPosition ^EventSource (:source fake))
+        (.fill ^EventSource (:source fake)))
+      true)))
 
 (kernel-test positions-wrap
   (testing "positions beyond 32 and 63 bits, and records across the end"

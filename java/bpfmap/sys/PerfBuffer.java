@@ -133,6 +133,9 @@ public final class PerfBuffer implements EventSource {
         if (valid - at <= 0) {
             return false;
         }
+        if ((valid & 7) != 0) {
+            throw RingBuffer.positions(valid, head(), size);
+        }
         overtaken++;
         missed += valid - at;
         position = valid;
@@ -151,7 +154,11 @@ public final class PerfBuffer implements EventSource {
         MemorySegment data = this.data;
         long mask = size - 1;
         long end = head();
-        if (own && (end - position < 0 || end - position > size)) {
+        if (end - position > size) {
+            isOvertaken(position);
+        }
+        // The owner of another buffer may have read beyond the head that was read before.
+        if (own && end - position < 0 || end - position > size || ((position | end) & 7) != 0) {
             throw RingBuffer.positions(position, end, size);
         }
         announced[0] = cpu;

@@ -12,11 +12,17 @@ import java.lang.foreign.MemorySegment;
  * Reads the current event of a reader in place. One object serves all events of a reader, so that
  * an event costs no allocation. Every access is checked against the end of the event. After a pass
  * over events, each access throws.
+ *
+ * <p>Nothing else keeps an access within mapped memory: it has no check whether a segment is alive.
+ * So only the thread that made this object may use it. That thread also makes the pass, and the
+ * memory stays mapped until the pass is over. Another thread could look at the length, and read
+ * after the memory was unmapped.
  */
 public final class RawEvent {
     // An address, and not a segment: storing a reference for each event costs a fence under G1.
     private long address;
     private int length = -1;
+    private final Thread owner = Thread.currentThread();
 
     /** Shows an event in native memory, which stays mapped until {@link #end}. */
     public void begin(MemorySegment memory, long offset, int length) {
@@ -31,13 +37,18 @@ public final class RawEvent {
 
     private long at(long index, int size) {
         // One comparison for an index below 0 and for one beyond the end; none for length -1.
-        if (Long.compareUnsigned(index, (long) length - size) > 0 || length < size) {
+        if (Long.compareUnsigned(index, (long) length - size) > 0 || length < size
+                || Thread.currentThread() != owner) {
             throw outside(index, size);
         }
         return address + index;
     }
 
     private RuntimeException outside(long index, int size) {
+        if (Thread.currentThread() != owner) {
+            return new IllegalStateException("the event belongs to the thread \"" + owner.getName()
+                + "\"; copy there what another thread uses");
+        }
         return length < 0
             ? new IllegalStateException("the event is over; copy what is used later")
             : new IndexOutOfBoundsException(size + " bytes at " + index + " of an event of "
@@ -46,7 +57,7 @@ public final class RawEvent {
 
     /** Returns the size of the event in bytes. */
     public long length() {
-        if (length < 0) {
+        if (length < 0 || Thread.currentThread() != owner) {
             throw outside(0, 0);
         }
         return length;

@@ -85,7 +85,13 @@ public final class RingBuffer implements EventSource {
         return new CorruptEventsException(what, position);
     }
 
+    /** Returns the error of positions of which one is misaligned, or which are too far apart. */
     static CorruptEventsException positions(long position, long end, long size) {
+        if (((position | end) & 7) != 0) {
+            return corrupt(position, "the consumer's position " + Long.toUnsignedString(position)
+                + " and the producer's position " + Long.toUnsignedString(end)
+                + " are not both multiples of 8");
+        }
         return corrupt(position, "the producer's position " + Long.toUnsignedString(end)
             + " is not within " + size + " bytes after the consumer's position "
             + Long.toUnsignedString(position));
@@ -104,7 +110,7 @@ public final class RingBuffer implements EventSource {
         long begin = (long) LONG.getAcquire(consumer, CONSUMER);
         long end = (long) LONG.getAcquire(producer, PRODUCER);
         position = begin;
-        if (end - begin < 0 || end - begin > size) {
+        if (end - begin < 0 || end - begin > size || ((begin | end) & 7) != 0) {
             throw positions(begin, end, size);
         }
         busy = false;
@@ -184,7 +190,7 @@ public final class RingBuffer implements EventSource {
     public long busyPosition() {
         long at = position;
         boolean there = at != (long) LONG.getAcquire(producer, PRODUCER);
-        return there && (int) INT.getAcquire(data, at & size - 1) < 0 ? at : -1;
+        return there && (int) INT.getAcquire(data, at & size - HEADER) < 0 ? at : -1;
     }
 
     @Override

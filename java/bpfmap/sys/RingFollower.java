@@ -95,7 +95,8 @@ public final class RingFollower implements EventSource {
         long end = produced();
         long to = oldest();
         // The owner's position is no help if the owner lags behind as well, or is gone.
-        if (!overwrites && (end - to > size - RingBuffer.HEADER || to - at <= 0)) {
+        if (!overwrites && (end - to > size - RingBuffer.HEADER || to - at <= 0)
+                || (to & 7) != 0) {
             to = end;
         }
         overtaken++;
@@ -121,7 +122,7 @@ public final class RingFollower implements EventSource {
         long mask = size - 1;
         long at = position;
         long end = produced();
-        if (end - at < 0) {
+        if (end - at < 0 || ((at | end) & 7) != 0) {
             throw RingBuffer.positions(at, end, size);
         }
         int n = 0;
@@ -184,7 +185,8 @@ public final class RingFollower implements EventSource {
     public long busyPosition() {
         long at = position;
         boolean there = at != produced();
-        return there && (int) RingBuffer.INT.getAcquire(data, at & size - 1) < 0 ? at : -1;
+        long index = at & size - RingBuffer.HEADER;
+        return there && (int) RingBuffer.INT.getAcquire(data, index) < 0 ? at : -1;
     }
 
     @Override

@@ -2,7 +2,9 @@
   "Defines the reader of events: its sources, who may use it, and how it waits.
 
   One call at a time uses a reader. `close` wakes that call, and the last to leave gives the
-  sources back, so that no memory is unmapped while somebody reads it."
+  sources back. The loops over events do not check whether their memory is mapped, so this alone
+  keeps it mapped: only a thread that is the reader's user reads events, and only a thread that has
+  become its last user gives the sources back."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.events.typed :as typed]
             [bpfmap.impl.kernel.events :as kernel.events]
@@ -22,7 +24,7 @@
 ;; `kind` is :reader or :peek. `identities` are the {:id :name :type} of the maps. `sources` is an
 ;; array. `waiter` is nil if the sources cannot be waited for. `on-close` is called when all has
 ;; been given back. `halt` ends the call in progress: closing the reader or subscription sets it.
-;; `user` is the thread whose call uses the reader, or nil. `ended` is down when everything has been
+;; `user` is the thread whose call uses the reader, or nil; after the end, it is the last user. `ended` is down when everything has been
 ;; given back. `stalls` has the busy record of each source, by index: [position nanos-since]. `turn`
 ;; counts passes: each begins with another source, or the first one could keep the others waiting.
 (deftype EventReader [kind identities ^objects sources ^Waiter waiter ^Decoder decoder
@@ -70,29 +72,36 @@
                                (str "the thread \"" (some-> other .getName) "\" reads it; one "
                                     "thread at a time may, and hands events on to others"))}))
 
-(defn- give-back
-  "Closes the sources, once."
-  [^EventReader r]
-  (when-not (zero? (.getCount ^CountDownLatch (.-ended r)))
-    (locking r
-      (when-not (zero? (.getCount ^CountDownLatch (.-ended r)))
-        (try
-          (some-> ^Waiter (.-waiter r) .close)
-          (doseq [^EventSource source (.-sources r)]
-            (.close source))
-          ((.-on-close r))
-          (finally (.countDown ^CountDownLatch (.-ended r))))))))
-
-
-(defn- leave [^EventReader r]
-  (.set ^AtomicReference (.-user r) nil)
-  (when (.get ^AtomicBoolean (.-closed r))
-    (give-back r)))
-
 (defn closed?
   "Returns true if a reader was closed; a call may still be in progress."
   [^EventReader r]
   (.get ^AtomicBoolean (.-closed r)))
+
+(defn- close-all
+  "Closes each of a sequence, also if closing another one throws."
+  [[^java.lang.AutoCloseable x & more]]
+  (when x
+    (try
+      (.close x)
+      (finally (close-all more)))))
+
+(defn- end-if-unused
+  "Gives everything back if a reader is closed and has no user.
+
+  The thread becomes its user first, and stays it. A thread that only finds the reader closed after
+  it has left must not do this: another one may have become its user before it was closed."
+  [^EventReader r]
+  (when (and (closed? r)
+             (.compareAndSet ^AtomicReference (.-user r) nil (Thread/currentThread)))
+    (try
+      (try
+        (close-all (cond->> (.-sources r) (.-waiter r) (cons (.-waiter r))))
+        (finally ((.-on-close r))))
+      (finally (.countDown ^CountDownLatch (.-ended r))))))
+
+(defn- leave [^EventReader r]
+  (.set ^AtomicReference (.-user r) nil)
+  (end-if-unused r))
 
 (defn- enter-as
   "Makes a thread the only user of a reader, or throws."
@@ -140,12 +149,16 @@
     (.set ^AtomicBoolean (.-closed r) true)
     (let [other (.get user)]
       (halt r other)
-      (when (.compareAndSet user nil this)
-        (leave r))
+      (end-if-unused r)
       ;; The call of this very thread gives everything back.
       (when-not (identical? this other)
         (await-end (.-ended r))))
     nil))
+
+(defn raw?
+  "Returns true if events are read in place."
+  [^EventReader r]
+  (boolean (:raw (.-options r))))
 
 ;; --- waiting
 
@@ -454,16 +467,26 @@
       (leave r))))
 
 (defn- deliver-events
-  "Calls f with each event until the reader or the subscription is closed."
+  "Calls f with each event until the reader or the subscription is closed.
+
+  What `on-error` throws ends it, and is not passed to `on-error` again."
   [^EventReader r f {:keys [on-error] :as options}]
-  (let [step (if on-error
+  (let [its-own (volatile! nil)
+        on-error (when on-error
+                   (fn [e]
+                     (try
+                       (on-error e)
+                       (catch Exception thrown
+                         (vreset! its-own thrown)
+                         (throw thrown)))))
+        step (if on-error
                (fn [event] (try (f event) (catch Exception e (on-error e))))
                f)
-        options (dissoc options :timeout :seconds)]
+        options (assoc (dissoc options :timeout :seconds) :on-error on-error)]
     (try
       (run r (for-each r step options :subscribe) options :subscribe)
       (catch Exception e
-        (if on-error
+        (if (and on-error (not (identical? e @its-own)))
           (on-error e)
           (throw e))))))
 

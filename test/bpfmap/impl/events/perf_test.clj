@@ -377,6 +377,7 @@
       (are [head puts words] (str/includes? (str (apply check head puts)) words)
         -8 [] "the producer's position 18446744073709551608 is not within 4096 bytes"
         4104 [] "the producer's position 4104 is not within 4096 bytes"
+        13 [] "position 0 and the producer's position 13 are not both multiples of 8"
         24 [[0 9] [4 0]] "the record at position 0 has type 9 and 0 bytes"
         24 [[0 9] [4 (size 20)]] "has type 9 and 20 bytes"
         24 [[0 9] [4 (size 32)] [8 12]] "has type 9 and 32 bytes; there are 24 bytes"
