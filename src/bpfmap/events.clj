@@ -48,6 +48,8 @@
         (bpf-map/refuse m op :not-supported
                         (str "events come from maps of type :ringbuf and :perf-event-array, not "
                              (:type (bpf-map/identity-of m)))))
+      (when-not (apply distinct? (map #(:id (bpf-map/identity-of %)) ms))
+        (throw (invalid op "The maps must differ, got one of them twice" nil)))
       (when (or (next types) (and (next ms) (= [:perf-event-array] types)))
         (throw (invalid op "Several maps must be ring buffers"
                         "use one reader for each perf event array")))
@@ -62,16 +64,17 @@
     (and (nil? type) (= :ringbuf (:type (bpf-map/identity-of m))))
     (assoc :type (:value (bpf-map/spec-of m)))))
 
-(defn- check-perf-options [type {:keys [with-cpu raw wakeup-events wakeup-bytes]} op]
-  (when (and wakeup-events wakeup-bytes)
-    (throw (invalid op ":wakeup-events and :wakeup-bytes exclude each other" "leave out one")))
-  (when with-cpu
-    (cond
-      (not= :perf-event-array type)
-      (throw (invalid op ":with-cpu must be left out for a ring buffer"
-                      "only the buffers of a perf event array belong to a CPU"))
-      raw
-      (throw (invalid op ":with-cpu and :raw exclude each other" "leave out one")))))
+(defn- check-together
+  "Throws `:invalid-value` for options that exclude each other or do not fit the type of map."
+  [map-type options op]
+  (doseq [[a b] [[:wakeup-events :wakeup-bytes] [:with-cpu :raw] [:type :raw]]
+          :when (and (options a) (options b))]
+    (throw (invalid op (str a " and " b " exclude each other") "leave out one")))
+  (when-not (= :perf-event-array map-type)
+    (doseq [option [:with-cpu :pages :wakeup-events :wakeup-bytes]
+            :when (options option)]
+      (throw (invalid op (str option " must be left out for a ring buffer")
+                      "only the buffers of a perf event array belong to a CPU")))))
 
 (defn- open-perf ^Closeable [kind identities {:keys [sources] :as opened} options]
   (reader/open kind identities sources options opened))
@@ -83,7 +86,7 @@
 
   | option           | meaning                                                                  |
   |------------------|--------------------------------------------------------------------------|
-  | `:type`          | a type of `bpfmap.type`; a function of the event's byte view that returns one or nil; nil for byte views. Default: the value type of the map |
+  | `:type`          | a type of `bpfmap.type`; a function of the event's byte view that returns one or nil; nil for byte views. Default: the value type of the map. Not with `:raw` |
   | `:types`         | named types, for `:type`                                                 |
   | `:raw`           | true: events are read in place, see [[raw-long]]                         |
   | `:timeout`       | seconds without an event after which a reduce ends                       |
@@ -120,8 +123,8 @@
    (options/check :reader options)
    (let [[[m :as ms] type] (maps-of m-or-ms :reader)
          identities (map bpf-map/identity-of ms)
+         _ (check-together type (or options {}) :reader)
          options (value-type m options)]
-     (check-perf-options type options :reader)
      (if (= :perf-event-array type)
        (open-perf :reader identities (perf/consuming m options :reader) options)
        (let [{:keys [sources release]} (ring/consuming ms options)]
@@ -150,11 +153,16 @@
    (options/check :peek options)
    (let [[[m :as ms] type] (maps-of m-or-ms :peek)
          identities (map bpf-map/identity-of ms)
+         _ (check-together type (or options {}) :peek)
          options (value-type m options)]
-     (check-perf-options type options :peek)
      (if (= :perf-event-array type)
        (open-perf :peek identities (perf/following m options :peek) options)
        (reader/open :peek identities (ring/following ms options :peek) options nil)))))
+
+(defn- check-function [f op]
+  (when-not (ifn? f)
+    (throw (invalid op (str "f must be a function, got " (error/printed f))
+                    "it is called with each event"))))
 
 (defn- check-reader ^EventReader [r op]
   (when-not (instance? EventReader r)
@@ -189,6 +197,7 @@
       (drain! r println) ;=> 2"
   [r f]
   (check-reader r :drain!)
+  (check-function f :drain!)
   (reader/drain r f))
 
 (defn subscribe
@@ -204,6 +213,7 @@
   (^Closeable [r f] (subscribe r f nil))
   (^Closeable [r f options]
    (check-reader r :subscribe)
+   (check-function f :subscribe)
    (options/check :subscribe options)
    (reader/subscribe r f options)))
 

@@ -233,6 +233,10 @@
       (is (= 12 (reduce (fn [acc x] (if (= x 5) (reduced (+ acc x)) (+ acc x))) 0 r)))
       (is (= [6 7] (into [] r)))
       (is (= 0 (transduce (map inc) + r)))
+      (testing "without an initial value, the first event is it"
+        (doseq [i [3 4 5]] (producer/send! s (producer/of-longs i)))
+        (is (= 12 (reduce + r)))
+        (is (= 0 (reduce + r))))
       (is (nil? (events/poll! r 0))))))
 
 (kernel-test n5-times
@@ -415,6 +419,19 @@
             (let [closers (mapv (fn [_] (fixture/thread #(.close ^Closeable p))) (range 2))]
               (run! fixture/join (into threads closers)))))
         (is (= [] @other))))))
+
+(kernel-test closed-maps
+  (testing "a reader goes on when the handle of its map is closed; that handle opens no other"
+    (let [m (producer/ring)]
+      (with-open [s (producer/sender m)
+                  r (events/reader m {:type :u64 :timeout 0})]
+        (.close ^Closeable m)
+        (producer/send! s (producer/of-longs 3))
+        (is (= [3] (into [] r)))
+        (is (= 4096 (:capacity (events/stats r))))
+        (doseq [f [#(events/reader m) #(events/peek m) #(events/stats m)]]
+          (is (re-find #"^Map \d+ \(events\) is closed: it was closed before or during this call; open it again$"
+                       (:message (error-of (f))))))))))
 
 ;; --- one user
 
@@ -964,12 +981,20 @@
                #(events/reader m {:on-error 5}) ":on-error must be a function, got 5"
                #(events/reader m {:pages 3}) ":pages must be a power of two, in pages, got 3"
                #(events/reader m {:wakeup-events 0}) ":wakeup-events must be a positive 32-bit integer, got 0"
+               #(events/reader m {:pages 2}) ":pages must be left out for a ring buffer: only the buffers of a perf event array belong to a CPU"
+               #(events/reader m {:wakeup-bytes 9}) ":wakeup-bytes must be left out for a ring buffer"
+               #(events/reader m {:raw true :type :u8}) ":type and :raw exclude each other: leave out one"
+               #(events/reader [m m]) "The maps must differ, got one of them twice"
                #(events/peek m {:from 0}) ":from must be :oldest or :now, got 0"
                #(events/poll! m 1) "The argument must be a reader, got "
                #(events/drain! nil identity) "The argument must be a reader, got nil"
                #(events/subscribe m identity) "The argument must be a reader, got "}]
         (is (str/includes? (:message (error-of (f))) message)))
       (with-open [r (events/reader m)]
+        (is (= ["f must be a function, got nil: it is called with each event"
+                "f must be a function, got 5: it is called with each event"]
+               [(:message (error-of (events/drain! r nil)))
+                (:message (error-of (events/subscribe r 5)))]))
         (is (str/includes? (:message (error-of (events/poll! r -1)))
                            ":seconds must be a number of seconds, 0 or more, got -1")))
       (with-open [read-only (bpf/open (:id (bpf/info m)) {:access :read-only})]

@@ -200,6 +200,7 @@
              :fd (bpf-map/descriptor m)}
         slots (long (:max-entries (bpf-map/spec-of m)))
         cpus (filterv #(< (long %) slots) (kernel.perf/online-cpus))]
+    (call/check-open (:fd ctx) ctx)
     (locking opening
       (when-not steal
         (check-unused m cpus))

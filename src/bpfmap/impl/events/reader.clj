@@ -11,7 +11,7 @@
             [bpfmap.impl.waiting :as waiting])
   (:import (bpfmap.impl.events.typed Decoder)
            (bpfmap.sys CorruptEventsException EventSource EventSource$Handler RawEvent Waiter)
-           (clojure.lang ExceptionInfo IReduceInit ITransientCollection Reduced)
+           (clojure.lang ExceptionInfo IReduce ITransientCollection Reduced)
            (java.io Closeable)
            (java.util.concurrent CountDownLatch TimeUnit)
            (java.util.concurrent.atomic AtomicBoolean AtomicInteger AtomicReference)
@@ -24,14 +24,19 @@
 ;; `kind` is :reader or :peek. `identities` are the {:id :name :type} of the maps. `sources` is an
 ;; array. `waiter` is nil if the sources cannot be waited for. `on-close` is called when all has
 ;; been given back. `halt` ends the call in progress: closing the reader or subscription sets it.
-;; `user` is the thread whose call uses the reader, or nil; after the end, it is the last user. `ended` is down when everything has been
-;; given back. `stalls` has the busy record of each source, by index: [position nanos-since]. `turn`
-;; counts passes: each begins with another source, or the first one could keep the others waiting.
+;; `user` is the thread whose call uses the reader, or nil; after the end, it is the last user.
+;; `ended` is down when everything has been given back. `stalls` has the busy record of each source,
+;; by index: [position nanos-since]. `turn` counts passes: each begins with another source, or the first one could keep the others waiting.
 (deftype EventReader [kind identities ^objects sources ^Waiter waiter ^Decoder decoder
                       options on-close
                       ^AtomicBoolean closed ^AtomicBoolean halt ^AtomicReference user
                       ^CountDownLatch ended ^AtomicReference stalls ^AtomicInteger turn]
-  IReduceInit
+  IReduce
+  (reduce [this f]
+    (let [result (reduce-events this
+                                (fn [acc event] (if (identical? ::none acc) event (f acc event)))
+                                ::none)]
+      (if (identical? ::none result) (f) result)))
   (reduce [this f init]
     (reduce-events this f init))
 

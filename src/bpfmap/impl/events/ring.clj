@@ -108,6 +108,7 @@
   `op` is `:reader` or `:writer`. With `:steal`, claims nothing and does not throw."
   [m {:keys [steal]} op]
   (let [{:keys [id] :as identity} (bpf-map/identity-of m)]
+    (call/check-open (bpf-map/descriptor m) {:op op :map identity})
     (if steal
       (constantly nil)
       (let [unregister (or (register! id) (throw (own-error identity op)))]

@@ -127,6 +127,12 @@
                 :bpfmap/map map
                 :bpfmap/hint "it was closed before or during this call; open it again"}))
 
+(defn check-open
+  "Throws `:closed` if a descriptor was closed."
+  [^Fd fd ctx]
+  (when (.isClosed fd)
+    (throw (closed ctx))))
+
 (defn in-context
   "Returns an exception as an error as data, with the operation and the map.
 
