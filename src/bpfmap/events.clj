@@ -65,7 +65,7 @@
     (assoc :type (:value (bpf-map/spec-of m)))))
 
 (defn- check-together
-  "Throws `:invalid-value` for options that exclude each other or do not fit the type of map."
+  "Throws `:invalid-value` for options that do not fit together, or not the map."
   [map-type options op]
   (doseq [[a b] [[:wakeup-events :wakeup-bytes] [:with-cpu :raw] [:type :raw]]
           :when (and (options a) (options b))]

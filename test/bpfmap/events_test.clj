@@ -69,6 +69,14 @@
         (let [stop (AtomicBoolean.)
               producers (mapv #(elsewhere (fn [] (while (not (.get stop)) (producer/run % 5000))))
                               [p q])
+              fills (elsewhere (fn []
+                                 (loop [wrong #{}]
+                                   (if (.get stop)
+                                     wrong
+                                     (recur (into wrong
+                                                  (comp (map #(:fill (events/stats %)))
+                                                        (remove #(<= 0 (long %) 65536)))
+                                                  [r m]))))))
               stopper (elsewhere #(do (Thread/sleep (* 1000 (long seconds))) (.set stop true)))
               seen (reduce (fn [seen {:keys [id n check]}]
                              (let [expected (long (seen id 0))]
@@ -82,6 +90,7 @@
                            {} r)]
           (run! deref (conj producers stopper))
           (is (= {1 (a 0) 2 (b 0)} seen))
+          (is (= [:value #{}] @fills) "never less than nothing, or more than there is room for")
           (is (< 10000 (long (seen 1 0))))
           (is (= (+ (long (a 0)) (long (b 0))) (:events (events/stats r)))))))))
 

@@ -268,7 +268,8 @@ public final class PerfBuffer implements EventSource {
 
     @Override
     public long fill() {
-        return head() - tail();
+        long tail = tail();
+        return RingBuffer.fill(tail, head(), size);
     }
 
     @Override

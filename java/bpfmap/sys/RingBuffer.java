@@ -72,13 +72,22 @@ public final class RingBuffer implements EventSource {
      *
      * @param positions the consumer page and the producer page
      * @param pageSize size of a page in bytes
+     * @param size size of the data in bytes
      */
-    public static long fill(MappedMemory positions, long pageSize) {
+    public static long fill(MappedMemory positions, long pageSize, long size) {
         MemorySegment pages = positions.segment();
         long consumed = (long) LONG.getAcquire(pages, CONSUMER);
         long whole = (long) LONG.getAcquire(pages, pageSize + RingFollower.OVERWRITE);
         long produced = (long) LONG.getAcquire(pages, pageSize + PRODUCER);
-        return produced - Math.max(consumed, whole);
+        return fill(Math.max(consumed, whole), produced, size);
+    }
+
+    /**
+     * Returns the number of bytes in use, from two positions of which the consumer's was read
+     * first. Both go on in between, so the difference may be more than there is room for.
+     */
+    static long fill(long consumed, long produced, long size) {
+        return Math.clamp(produced - consumed, 0, size);
     }
 
     static CorruptEventsException corrupt(long position, String what) {
@@ -210,8 +219,8 @@ public final class RingBuffer implements EventSource {
 
     @Override
     public long fill() {
-        return (long) LONG.getAcquire(producer, PRODUCER)
-            - (long) LONG.getAcquire(consumer, CONSUMER);
+        long consumed = (long) LONG.getAcquire(consumer, CONSUMER);
+        return fill(consumed, (long) LONG.getAcquire(producer, PRODUCER), size);
     }
 
     @Override

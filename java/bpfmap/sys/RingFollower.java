@@ -216,7 +216,8 @@ public final class RingFollower implements EventSource {
 
     @Override
     public long fill() {
-        return produced() - oldest();
+        long oldest = oldest();
+        return RingBuffer.fill(oldest, produced(), size);
     }
 
     @Override

@@ -102,7 +102,7 @@
 
   Returns nil if it cannot be mapped.
 
-      (fill {:id 12 :type :ringbuf}) ;=> 48"
+      (fill {:id 12 :type :ringbuf :max-entries 4096}) ;=> 48"
   [info]
   (try
     (ring/fill info :list)

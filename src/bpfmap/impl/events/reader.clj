@@ -26,7 +26,8 @@
 ;; been given back. `halt` ends the call in progress: closing the reader or subscription sets it.
 ;; `user` is the thread whose call uses the reader, or nil; after the end, it is the last user.
 ;; `ended` is down when everything has been given back. `stalls` has the busy record of each source,
-;; by index: [position nanos-since]. `turn` counts passes: each begins with another source, or the first one could keep the others waiting.
+;; by index: [position nanos-since]. `turn` counts passes: each begins with another source, or the
+;; first one could keep the others waiting.
 (deftype EventReader [kind identities ^objects sources ^Waiter waiter ^Decoder decoder
                       options on-close
                       ^AtomicBoolean closed ^AtomicBoolean halt ^AtomicReference user

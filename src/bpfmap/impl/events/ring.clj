@@ -166,11 +166,11 @@
 
   Consumes nothing. Opens the map by its id, because only a descriptor for reading and writing can
   be mapped."
-  [{:keys [id] :as info} op]
+  [{:keys [id max-entries] :as info} op]
   (let [ctx {:op op :map (select-keys info [:id :name :type])}
         fd (kernel.map/open-id id :read-write ctx)]
     (try
-      (kernel.events/ring-fill fd ctx)
+      (kernel.events/ring-fill fd max-entries ctx)
       (finally (call/close fd)))))
 
 (defn- follow-one

@@ -72,14 +72,14 @@
       (UserRingBuffer. consumer producer size (call/duplicate fd ctx)))))
 
 (defn ring-fill
-  "Returns the bytes in use in a ring buffer or user ring buffer, headers included.
+  "Returns the bytes in use in a ring of `size` bytes, headers included.
 
   Reads the positions through a read-only mapping. `fd` must have been opened for reading and
   writing: the kernel maps no other."
-  [fd ctx]
+  [fd size ctx]
   (let [page (long (call/page-size))]
     (with-open [memory (map-part fd 0 (* 2 page) false ctx)]
-      (RingBuffer/fill memory page))))
+      (RingBuffer/fill memory page (long size)))))
 
 (defn- own-fd ^Fd [outcome action ctx]
   (if (neg? (long outcome))

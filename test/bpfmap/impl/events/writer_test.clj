@@ -425,7 +425,7 @@
                 p (pump/draining m out)]
       (with-open [pages (producer-pages m)]
         (doseq [[position header errno words]
-                [[20 8 -22 "the producer's position 20 is not within 4096 bytes"]
+                [[20 8 -22 "the producer's position 20 are not both multiples of 8"]
                  [4104 8 nil "the producer's position 4104 is not within"]
                  [-8 8 nil "the producer's position 18446744073709551608 is not within"]
                  [16 100 -22 "the record at position 0 has 100 bytes"]
