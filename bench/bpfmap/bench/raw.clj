@@ -184,4 +184,5 @@
                        (fn [^BatchWriter bulk ^long i ^long n]
                          (let [ks (.keys bulk)]
                            (set-key ks (* i key-size) n))))
-               (fn [^BatchWriter bulk] (.deleteAll bulk ^Elements elements true (no-key-missing))))))
+               (fn [^BatchWriter bulk]
+                  (.deleteAll bulk ^Elements elements true (no-key-missing))))))
