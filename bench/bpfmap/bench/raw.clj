@@ -185,4 +185,4 @@
                          (let [ks (.keys bulk)]
                            (set-key ks (* i key-size) n))))
                (fn [^BatchWriter bulk]
-                  (.deleteAll bulk ^Elements elements true (no-key-missing))))))
+                 (.deleteAll bulk ^Elements elements true (no-key-missing))))))
