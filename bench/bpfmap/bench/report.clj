@@ -67,7 +67,7 @@
   (let [cells (cons (map first columns)
                     (for [row rows]
                       (for [[_ show] columns] (str (show row)))))
-        widths (apply map (fn [& column] (reduce max (map count column))) cells)
+        widths (apply map (fn [& column] (reduce max 1 (map count column))) cells)
         line (fn [row]
                (str "| "
                     (str/join " | " (map (fn [cell width [_ _ number?]]
