@@ -8,6 +8,7 @@
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.query :as query]
+            [bpfmap.exec.tail]
             [bpfmap.exec.views]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.edn-text :refer [edn-text]]
@@ -193,11 +194,28 @@
           view (bpfmap.exec.views/features rows {:where []})]
       (check-headers ["features" "--where" "of=hash"] (titles view rows)))))
 
+(kernel-test event-headers-are-fields
+  (testing "the table headers of events are names that --where takes"
+    (doseq [[kind [{:keys [value]}]] (dissoc kinds "values of CPUs")]
+      (with-open [^Closeable m (bpf/create {:name "headers" :type :ringbuf :max-entries 4096})]
+        (let [words ["tail" (id-of m) "--value-type" (edn-text value) "--seconds" "0.01"]
+              about {:map {:type :ringbuf} :type value
+                     :fields (#'bpfmap.exec.tail/fields-of {:type :ringbuf} value)}
+              headers (distinct
+                       (concat (map :title (#'bpfmap.exec.views/event-columns about))
+                               ;; The rest is about rows that are not events.
+                               (remove #{"extra" "missing" "error" "lost" "missed" "status"}
+                                       (first (csv/read-csv (:out (apply bpfmap "--csv" words)))))))]
+          (is (seq headers) kind)
+          (is (nil? (accepted (concat words (interleave (repeat "--where")
+                                                        (map term (rest headers))))
+                              "--where" (term (first headers))))))))))
+
 (deftest all-row-commands-tried
   (testing "this file tries every command that prints rows"
-    (is (= #{"list" "features" "dump" "diff" "hist"}
+    (is (= #{"list" "features" "dump" "diff" "hist" "tail"}
            (into #{} (comp (filter :rows?) (map :name)) commands/commands))
-        "hist has no --sort, and its --where is about the entries that are counted")))
+        "hist and tail have no --sort; --where of hist is about the entries that are counted")))
 
 (kernel-test shown-padding-field
   (testing "padding is a field if it is shown"
