@@ -548,7 +548,6 @@
 
   It carries the parsed types.
 
-
   The kernel does not report the NUMA node of a map, so the spec has none."
   [{:keys [name type key-size value-size max-entries flags map-extra]}
    {:keys [key value struct-ops untyped] :as told}]
