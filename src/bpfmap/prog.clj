@@ -30,8 +30,10 @@
             [bpfmap.impl.map.references :as references]
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.options :as options]
+            [bpfmap.impl.prog.program :as program]
             [bpfmap.spec :as spec])
-  (:import (bpfmap.sys Fd)
+  (:import (bpfmap.impl.prog.program Program)
+           (bpfmap.sys Fd)
            (java.io Closeable File)
            (java.nio.file Path)))
 
@@ -45,17 +47,7 @@
   "Attach types by name: the kernel's `enum bpf_attach_type`, source linux/bpf.h."
   prog/attach-types)
 
-;; A loaded program, and an attachment of one: each owns a descriptor, and goes when it is closed.
-(deftype Program [^Fd fd type name]
-  Closeable
-  (close [_] (call/close fd))
-  references/OpenObject
-  (descriptor [_] fd)
-  (kind [_] :program)
-  (id [_] (:id (prog/info fd {:op :info})))
-  Object
-  (toString [_] (str "#<bpf-program " type " " (pr-str name) (when (.isClosed fd) " closed") ">")))
-
+;; An attachment owns a descriptor, and goes when it is closed.
 (deftype Attachment [^Fd fd target]
   Closeable
   (close [_] (call/close fd))
@@ -66,7 +58,6 @@
   Object
   (toString [_] (str "#<bpf-attachment " (pr-str target) (when (.isClosed fd) " closed") ">")))
 
-(defmethod print-method Program [p ^java.io.Writer w] (.write w (str p)))
 (defmethod print-method Attachment [a ^java.io.Writer w] (.write w (str a)))
 
 (defn- invalid [path message hint]
@@ -156,10 +147,10 @@
                                               expected-attach-type expected-attach-type)
                        :attach-btf-id attach-btf-id}
                       {:op :load :program-type (if (keyword? type) type (prog/type-name type))})]
-    (Program. fd type (spec/kernel-name name))))
+    (Program. fd type (spec/kernel-name name) nil)))
 
 (defn- check-program [program op]
-  (when-not (instance? Program program)
+  (when-not (program/program? program)
     (throw (error/error :invalid-value (str "The program must be a result of load or open, got "
                                             (error/printed program))
                         {:bpfmap/op op}))))
@@ -175,7 +166,7 @@
   ^Program [fd ctx]
   (try
     (let [{:keys [type name]} (prog/info fd ctx)]
-      (Program. fd type name))
+      (Program. fd type name nil))
     (catch Throwable e
       (call/close fd)
       (throw e))))

@@ -15,7 +15,7 @@
             [bpfmap.linux :as linux :refer [attr-field call constant held pack]]
             [bpfmap.objects :as objects]
             [bpfmap.prog :as prog])
-  (:import (bpfmap.prog Program)
+  (:import (bpfmap.impl.prog.program Program)
            (bpfmap.sys Abi Attr Fd)))
 
 (set! *warn-on-reflection* true)

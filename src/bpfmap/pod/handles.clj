@@ -13,7 +13,8 @@
   (:import (bpfmap.impl.events.reader EventReader)
            (bpfmap.impl.events.writer EventWriter)
            (bpfmap.impl.map.bpf_map BpfMap)
-           (bpfmap.prog Attachment Program)
+           (bpfmap.impl.prog.program Program)
+           (bpfmap.prog Attachment)
            (java.io Closeable)
            (java.util ArrayList HashMap IdentityHashMap Map)))
 

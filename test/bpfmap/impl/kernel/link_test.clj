@@ -13,7 +13,7 @@
             [bpfmap.prog :as prog]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
-  (:import (bpfmap.prog Program)
+  (:import (bpfmap.impl.prog.program Program)
            (bpfmap.sys Attr Bytes Fd)
            (java.io Closeable)
            (java.lang.foreign Arena)

@@ -275,7 +275,7 @@
     (let [program-path (fixture/new-pin) link-path (fixture/new-pin)]
       (with-open [p ^Closeable (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})
                   a ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
-        (pin-descriptor (.-fd ^bpfmap.prog.Program p) program-path)
+        (pin-descriptor (.-fd ^bpfmap.impl.prog.program.Program p) program-path)
         (pin-descriptor (.-fd ^bpfmap.prog.Attachment a) link-path)
         (let [before (fixture/settled-descriptors)]
           (doseq [[path what] [[program-path "it is a program"] [link-path "it is a link"]]
