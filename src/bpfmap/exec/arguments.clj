@@ -147,7 +147,7 @@
   "Returns columns as paths."
   [x]
   (let [columns (if-let [text (text x)] (parts text) (when (coll? x) x))
-        paths (map (requiring-resolve 'bpfmap.exec.query/path-of) columns)]
+        paths (map (requiring-resolve 'bpfmap.impl.field-path/path-of) columns)]
     (when (and (seq paths) (every? some? paths))
       (vec paths))))
 
@@ -174,7 +174,7 @@
    :ref {:read ref-of :expects "must be an id, a pin path or a name" :as :string}
    :source {:read read-source
             :expects "must be an id, a pin path, a name or a file (NAME.edn)" :as :string}
-   :field {:read #((requiring-resolve 'bpfmap.exec.query/path-of) %)
+   :field {:read #((requiring-resolve 'bpfmap.impl.field-path/path-of) %)
            :expects "must be the name of a field" :as :string}
    :shell {:read #(#{:bash :zsh :fish} (some-> (text %) keyword))
            :expects "must be bash, zsh or fish" :as :keyword}

@@ -17,7 +17,8 @@
   | `:family`   | of an address or prefix: `:ipv4` or `:ipv6`                                    |
 
   Names are texts. [[bpfmap.exec.query]] reads paths by them and checks conditions against them."
-  (:require [bpfmap.impl.map-types :as map-types]
+  (:require [bpfmap.impl.field-path :as field-path]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.node :as node]
             [clojure.string :as str]
             [clojure.walk :as walk]))
@@ -45,24 +46,13 @@
 
 ;; --- paths as text
 
-(defn quoted
-  "Returns a name for a path, in double quotes if necessary.
+(def quoted
+  "Returns a name for a path, quoted if necessary; see `bpfmap.impl.field-path`."
+  field-path/quoted)
 
-  Names of letters, digits, _, - and / need no quotes.
-
-      (quoted \"src\")       ;=> \"src\"
-      (quoted \"pick.turn\") ;=> \"\\\"pick.turn\\\"\""
-  [name]
-  (if (re-matches #"[\p{L}\p{N}_/?$@:][\p{L}\p{N}_/?$@:-]*" name)
-    name
-    (str \" (str/escape name {\" "\\\"" \\ "\\\\"}) \")))
-
-(defn path-text
-  "Returns a path as text that means it.
-
-      (path-text [\"value\" \"pick.turn\"]) ;=> \"value.\\\"pick.turn\\\"\""
-  [path]
-  (str/join "." (map quoted path)))
+(def path-text
+  "Returns a path as text that means it; see `bpfmap.impl.field-path`."
+  field-path/path-text)
 
 ;; --- the field at a path
 

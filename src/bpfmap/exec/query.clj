@@ -35,6 +35,7 @@
             [bpfmap.exec.fields :as fields]
             [bpfmap.impl.codec.scalar :as scalar]
             [bpfmap.impl.edn :as edn]
+            [bpfmap.impl.field-path :as field-path]
             [bpfmap.impl.nearest :as nearest]
             [clojure.string :as str]
             [clojure.walk :as walk])
@@ -45,40 +46,9 @@
 
 ;; --- paths
 
-(defn- segments
-  "Returns the names of a path in text; nil if it is malformed.
-
-  If one is in quotes, the path is `:exact`: its metadata says so."
-  [text]
-  (let [exact? (str/includes? text "\"")
-        part #"\"((?:[^\"\\]|\\.)*)\"|([^.\"]+)"]
-    (loop [rest-of text found []]
-      (let [m (re-matcher part rest-of)]
-        (when (.lookingAt m)
-          (let [name (if-let [quoted (.group m 1)] (str/replace quoted #"\\(.)" "$1") (.group m 2))
-                behind (subs rest-of (.end m))]
-            (cond
-              (str/blank? name) nil
-              (= "" behind) (cond-> (conj found name) exact? (with-meta {:exact true}))
-              (str/starts-with? behind ".") (recur (subs behind 1) (conj found name))
-              :else nil)))))))
-
-(defn path-of
-  "Returns a field as a path of names; nil if it is not a field.
-
-      (path-of \"value.packets\")         ;=> [\"value\" \"packets\"]
-      (path-of \"value.\\\"pick.turn\\\"\") ;=> [\"value\" \"pick.turn\"]"
-  [field]
-  (let [path (cond
-               (keyword? field) (let [text (subs (str field) 1)]
-                                  (or (segments text) ^:exact [text]))
-               (symbol? field) (path-of (str field))
-               (string? field) (segments field)
-               (and (sequential? field)
-                    (every? #(or (keyword? %) (string? %) (symbol? %) (int? %)) field))
-               (with-meta (mapv #(if (keyword? %) (subs (str %) 1) (str %)) field) {:exact true}))]
-    (when (and (seq path) (not-any? str/blank? path))
-      path)))
+(def path-of
+  "Returns a field as a path of names; see `bpfmap.impl.field-path`."
+  field-path/path-of)
 
 (defn- names-of
   "Returns the keys and the index that a name on a path can stand for."
