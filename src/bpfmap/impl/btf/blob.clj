@@ -20,7 +20,7 @@
   (:import (bpfmap.bytes ByteView)
            (bpfmap.impl.btf.image Image)
            (java.io Writer)
-           (java.nio ByteBuffer)))
+           (java.nio ByteBuffer ByteOrder)))
 
 (set! *warn-on-reflection* true)
 
@@ -219,6 +219,27 @@
    (when-not (or (kinds/numbers kind) (= :unknown kind))
      (throw (invalid "The kind of a type" (list-of kinds/kinds) kind nil)))
    (filterv #(= kind (kind-of (.-image b) %)) (ids-named b name))))
+
+(defn own-ids-named
+  "Returns the ids of the types with a name, without those of the base.
+
+      (own-ids-named module \"nf_conn\") ;=> [152011]"
+  [^Blob b name]
+  (image/ids (.-image b) @(.-index b) name))
+
+(defn flavoured-ids
+  "Returns the ids of the types whose names have `___`, without those of the base.
+
+      (flavoured-ids b) ;=> []"
+  [^Blob b]
+  (image/flavoured-ids (.-image b)))
+
+(defn byte-order
+  "Returns the byte order of a blob.
+
+      (byte-order b) ;=> LITTLE_ENDIAN"
+  ^ByteOrder [^Blob b]
+  (.order ^ByteBuffer (.-buffer ^Image (.-image b))))
 
 (def ^:private deepest
   "The maximum length of a chain of types.

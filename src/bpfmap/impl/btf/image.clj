@@ -390,6 +390,42 @@
                  (conj! found (long id))
                  found))))))
 
+;; --- flavours of names
+
+(def ^:private longest-flavour
+  "The number of bytes of a name that are searched for a flavour.
+
+  Names can share bytes, and the work must not be proportional to their number times their length."
+  256)
+
+(defn- flavoured?
+  "Returns true if the string at a place has three underscores."
+  [^bytes bytes ^long place]
+  (let [limit (min (alength bytes) (+ place (long longest-flavour)))]
+    (loop [i place run 0]
+      (let [b (if (< i limit) (aget bytes i) 0)]
+        (cond
+          (= 3 run) true
+          (zero? b) false
+          (= 95 b) (recur (inc i) (inc run))
+          :else (recur (inc i) 0))))))
+
+(defn flavoured-ids
+  "Returns the ids, ascending, of the image's own types whose names have `___`.
+
+  CO-RE takes the text behind it for a note to readers: task_struct___old is task_struct."
+  [^Image image]
+  (let [n (alength ^ints (.-offsets image))]
+    (loop [i 0 found (transient [])]
+      (if (= i n)
+        (persistent! found)
+        (let [offset (type-name image i)
+              ^Image owner (string-owner image offset)]
+          (recur (inc i)
+                 (if (flavoured? (.-bytes owner) (name-place owner offset))
+                   (conj! found (+ (.-first-id image) i))
+                   found)))))))
+
 ;; --- one record as data, by the tables of bpfmap.impl.btf.kinds
 
 ;; State shared by the fields of one record. `seen` has the names by offset, `room` the number of

@@ -5,9 +5,10 @@
             [bpfmap.impl.kernel.btf :as kernel.btf]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
-            [bpfmap.impl.kernel.token :as token])
+            [bpfmap.impl.kernel.token :as token]
+            [bpfmap.impl.object.core :as core])
   (:import (bpfmap.sys Fd)
-           (java.io Closeable IOException)))
+           (java.io Closeable File IOException)))
 
 (set! *warn-on-reflection* true)
 
@@ -51,6 +52,49 @@
     (if (and kernel? (not= "vmlinux" name))
       (btf/parse bytes (kernel))
       (btf/parse bytes))))
+
+;; --- for CO-RE
+
+(defn- module-names []
+  (sort (remove #{"vmlinux"} (.list (File. ^String directory)))))
+
+(defn- modules
+  "Returns pairs of the name and the BTF of each module.
+
+  Leaves out a module that disappears before it is read."
+  [kernel-btf]
+  (into []
+        (keep (fn [module]
+                (when-let [bytes (try
+                                   (procfs/read-bytes (str directory module))
+                                   (catch IOException _ nil))]
+                  [module (btf/parse bytes kernel-btf)])))
+        (module-names)))
+
+(def ^:private running
+  "The BTF of the kernel and its types for CO-RE, once they were needed."
+  (atom nil))
+
+(defn- read-running []
+  (locking running
+    (or @running
+        (let [b (kernel :load)]
+          (reset! running {:btf b :targets (core/targets b)})))))
+
+(defn running-kernel
+  "Returns the BTF of the kernel, which is read once."
+  []
+  (:btf (or @running (read-running))))
+
+(defn targets
+  "Returns the types of the running kernel for `bpfmap.impl.object.core/resolve`.
+
+  Reads the BTF of the kernel once. Reads the modules only when the kernel does not have a name."
+  []
+  (let [{:keys [targets] b :btf} (or @running (read-running))]
+    (core/with-modules targets (delay (modules b)))))
+
+;; --- loading
 
 ;; A BTF object in the kernel. Owns its descriptor.
 (deftype LoadedBtf [^Fd fd]
