@@ -9,6 +9,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.backup :as backup]
+            [bpfmap.exec.saved-file :as saved-file]
             [bpfmap.fixture :as fixture]
             [bpfmap.host :as host]
             [clojure.java.io :as io]
@@ -232,9 +233,10 @@
                                       (when (seq others)
                                         (throw
                                          (ex-info "Left behind" {:files others :before before})))
-                                      (cond-> [(judged {:old old :new new}
-                                                       (into {}
-                                                             (:entries (backup/read-file file))))]
+                                      (cond-> [(->> (saved-file/read-file file)
+                                                    :entries
+                                                    (into {})
+                                                    (judged {:old old :new new}))]
                                         (seq parts) (conj :temporary-file)))))
                           (range n))]
           (exec/save {:ref (id a) :file file})

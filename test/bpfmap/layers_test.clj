@@ -91,6 +91,28 @@
       (doseq [ns (keys @dependencies)]
         (is (nil? (cycle-from ns)) (str ns))))))
 
+(defn- longest-chain
+  "Returns the longest path of dependencies from each namespace, by namespace."
+  [dependencies]
+  (let [chain (atom {})]
+    (letfn [(from [ns]
+              (or (@chain ns)
+                  (let [rest (reduce #(if (< (count %1) (count %2)) %2 %1) []
+                                     (map from (dependencies ns)))]
+                    (get (swap! chain assoc ns (into [ns] rest)) ns))))]
+      (run! from (keys dependencies)))
+    (apply max-key count (vals @chain))))
+
+(deftest short-chains
+  (testing "a chain of requires has at most 15 namespaces, and 20 with those resolved later"
+    (let [known (set (map :ns @namespaces))
+          required (into {} (for [{:keys [ns requires]} @namespaces]
+                              [ns (filter known requires)]))
+          chain (longest-chain required)
+          chain-with-later (longest-chain @dependencies)]
+      (is (<= (count chain) 15) (pr-str chain))
+      (is (<= (count chain-with-later) 20) (pr-str chain-with-later)))))
+
 (deftest resolving-goes-down
   (testing "a namespace resolves on demand only names of its layer or below"
     (testing "a namespace resolves on demand only names of its layer or below"

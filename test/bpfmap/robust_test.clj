@@ -3,7 +3,7 @@
   little memory."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
-            [bpfmap.exec.backup :as backup]
+            [bpfmap.exec.saved-file :as saved-file]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.kills :as kills]
@@ -269,11 +269,11 @@
                   flock (.start (ProcessBuilder. command))]
               (try
                 (if (= "held" (.readLine (.inputReader flock)))
-                  (do (backup/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
+                  (do (saved-file/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
                       (is (.exists held)))
                   (fixture/skip! "there is no python3 to hold a lock"))
                 (finally (.waitFor (.destroyForcibly flock))))
-              (backup/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
+              (saved-file/write-whole file (fn [^java.io.Writer w] (.write w "{}")))
               (is (not (.exists held))))))))))
 
 ;; --- no room

@@ -1,64 +1,16 @@
 (ns ^:no-doc bpfmap.cli.command-line
   "Parses the arguments of the command line into options, and prints help."
-  (:require [bpfmap.error :as error]
+  (:require [bpfmap.cli.flags :as flags]
+            [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
-            [bpfmap.exec.options :refer [doc-of options]]
+            [bpfmap.exec.options :refer [options]]
             [bpfmap.exec.output :as output]
             [bpfmap.impl.nearest :as nearest]
             [clojure.string :as str]
             [clojure.tools.cli :as cli]))
 
 (set! *warn-on-reflection* true)
-
-;; --- options for tools.cli
-
-(def general-options
-  "The options of every command, for tools.cli."
-  [[nil "--edn" "Print the data as EDN"]
-   [nil "--json" "Print the data as JSON"]
-   [nil "--verbose" "Print the data of an error too"]
-   ["-h" "--help" "Print the help of a command"]
-   [nil "--version" "Print the version"]])
-
-(def ^:private csv-option
-  [nil "--csv" "Print the rows as CSV, with a header line"])
-
-(defn- option-text [k]
-  (let [{:keys [takes]} (options k)]
-    (str "--" (name k) (when takes (str " " takes)))))
-
-(defn- default-text [x]
-  (if (and (double? x) (== x (long x))) (str (long x)) (str x)))
-
-(defn- tool-option
-  "Returns an option of the table for tools.cli.
-
-  [[arguments/checked]] converts its text to data."
-  [{:keys [defaults] :as command} k]
-  (let [{many? :many} (options k)
-        required? (some #{k} (:needs command))]
-    (cond-> [nil (option-text k)
-             (str (doc-of command k)
-                  (cond
-                    required? " (required)"
-                    (contains? defaults k) (str " (default: " (default-text (defaults k)) ")")))
-             :id k]
-      many? (conj :multi true :update-fn (fnil conj [])))))
-
-(defn tool-options
-  "Returns the options of a command for tools.cli, without the general options."
-  [{:keys [rows?] :as command}]
-  (cond-> (mapv #(tool-option command %) (:options command))
-    rows? (conj csv-option)))
-
-(defn argument-word
-  "Returns an argument as the usage line shows it.
-
-      (argument-word {:optional #{:command}} :command) ;=> \"[COMMAND]\""
-  [{:keys [optional]} k]
-  (let [word (:takes (options k))]
-    (if (contains? optional k) (str "[" word "]") word)))
 
 ;; --- usage errors
 
@@ -90,10 +42,12 @@
       e
       (try
         (cond
-          (some positional? missing) (wrong-usage row command " requires "
-                                                  (str/join " " (map #(argument-word row %) args)))
+          (some positional? missing)
+          (wrong-usage row command " requires "
+                       (str/join " " (map #(flags/argument-word row %) args)))
+
           missing (wrong-usage row command " requires "
-                               (str/join " or " (map option-text missing)))
+                               (str/join " or " (map flags/option-text missing)))
           :else (wrong-usage row (arguments/statement word about)
                              (some->> (:bpfmap/hint (ex-data e)) (str ": "))))
         (catch Exception worded worded)))))
@@ -145,7 +99,7 @@
     (wrong-usage command "Unexpected argument " (pr-str (nth given (count args))) ": " name
                  " takes "
                  (if (seq args)
-                   (str "only " (str/join " " (map #(argument-word command %) args)))
+                   (str "only " (str/join " " (map #(flags/argument-word command %) args)))
                    "no arguments")))
   (zipmap args given))
 
@@ -159,25 +113,25 @@
 
       (request [\"show\" \"12\" \"--edn\"]) ;=> {:command {:name \"show\" …} :options {:ref \"12\"} :format :edn}"
   [words]
-  (let
-   [{[name & words] :arguments general :options} (parsed nil words general-options :in-order true)
-    command (some-> name find-command)
-    {:keys [arguments options]} (parsed command words
-                                        (into (if command (tool-options command) [])
-                                              general-options))
-    all (merge options general)
-    format (filter all formats)
-    flags (select-keys all [:verbose])]
+  (let [{[name & words] :arguments general :options} (parsed nil words flags/general-options
+                                                             :in-order true)
+        command (some-> name find-command)
+        {:keys [arguments options]} (parsed command words
+                                            (into (if command (flags/tool-options command) [])
+                                                  flags/general-options))
+        all (merge options general)
+        format (filter all formats)
+        shown (select-keys all [:verbose])]
     (cond
       (:version all) {:version true}
-      (:help all) (merge flags
+      (:help all) (merge shown
                          {:command (commands/command-named "help")
                           :options (when command {:command name})})
       (nil? command) (wrong-usage nil "No command given")
       (next format) (wrong-usage command
                                  (str/join " and " (map #(str "--" (clojure.core/name %)) format))
                                  " cannot be combined")
-      :else (merge flags
+      :else (merge shown
                    {:command command
                     :format (first format)
                     :options (merge (select-keys options (:options command))
@@ -197,12 +151,12 @@
   Several optional arguments are only in the command's own help."
   [{:keys [name args optional] :as command}]
   (let [shown (if (< 1 (count optional)) (remove optional args) args)]
-    (str/join " " (cons name (map #(argument-word command %) shown)))))
+    (str/join " " (cons name (map #(flags/argument-word command %) shown)))))
 
 (defn- usage [{:keys [name args] :as command}]
   (str/join " " (concat ["bpfmap" name]
-                        (when (seq (tool-options command)) ["[OPTION ...]"])
-                        (map #(argument-word command %) args))))
+                        (when (seq (flags/tool-options command)) ["[OPTION ...]"])
+                        (map #(flags/argument-word command %) args))))
 
 (defn- indented [lines]
   (map #(str "  " %) lines))
@@ -220,7 +174,7 @@
                       (concat ["" (:group (first group))] (indented (map lines group))))
                     (partition-by :group commands/commands))
             ["" "General options"]
-            (option-lines general-options)
+            (option-lines flags/general-options)
             ["" ref-text exit-text])))
 
 (defn- shell-word
@@ -251,12 +205,12 @@
                  (when (:takes (options k)) (str " " (shell-word k one)))))))
 
 (defn- command-help [{:keys [args doc text examples] :as command}]
-  (let [own (tool-options command)]
+  (let [own (flags/tool-options command)]
     (concat [(str "Usage: " (usage command)) "" (str doc ".")]
             (when text (cons "" text))
             (when (seq own) (list* "" "Options" (option-lines own)))
             ["" "General options"]
-            (option-lines general-options)
+            (option-lines flags/general-options)
             (when examples
               (list* "" "Examples" (indented (mapcat #(example-lines command %) examples))))
             (when (some #{:ref} args) ["" ref-text]))))

@@ -5,9 +5,8 @@
   script calls `bpfmap list` for names and ids, and caches them for five seconds, because starting a
   JVM takes a moment. It calls `bpfmap completion SHELL COMMAND REF` in the same way for the fields
   of the map on the line. The shell itself completes pins and files."
-  (:require [bpfmap.cli.command-line :as command-line]
+  (:require [bpfmap.cli.flags :as flags]
             [bpfmap.core :as bpf]
-            [bpfmap.exec.backup :as backup]
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.features :as features]
             [bpfmap.exec.fields :as fields]
@@ -15,6 +14,7 @@
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.options :refer [kind-of options]]
             [bpfmap.exec.query :as query]
+            [bpfmap.exec.saved-file :as saved-file]
             [bpfmap.exec.tail :as tail]
             [bpfmap.impl.map-types :as map-types]
             [clojure.java.io :as io]
@@ -25,7 +25,7 @@
 (defn- flag-words
   "Returns the long options of a command."
   [command]
-  (for [[_ option] (concat (command-line/tool-options command) command-line/general-options)]
+  (for [[_ option] (concat (flags/tool-options command) flags/general-options)]
     (first (str/split option #" "))))
 
 (def ^:private fields-of
@@ -48,7 +48,7 @@
 (defn- spec-of [{:keys [file] :as source}]
   (if file
     (when (<= (.length (io/file file)) (long most-bytes))
-      (backup/completed (:spec (backup/read-file file))))
+      (saved-file/completed (:spec (saved-file/read-file file))))
     (with-open [m (input/open {:ref source} :read-only)]
       (bpf/spec m))))
 
@@ -238,8 +238,8 @@
 
 (defn- zsh-argument-lines [{:keys [args optional] :as command}]
   (concat
-   (for [[_ option doc & {:keys [id]}] (concat (command-line/tool-options command)
-                                               command-line/general-options)
+   (for [[_ option doc & {:keys [id]}] (concat (flags/tool-options command)
+                                               flags/general-options)
          :let [[flag takes] (str/split option #" ")]]
      (str (when (:many (options id)) "*") flag "[" (zsh-word doc) "]"
           (when takes (str ":" takes ":" (zsh-action (what-of command id))))))
@@ -355,8 +355,8 @@
                            (str "complete -c bpfmap " there " -a " (one-quoted (subs what 1))
                                 "\n")))
                (str/join (for [[_ option doc &
-                                {:keys [id]}] (concat (command-line/tool-options command)
-                                                      command-line/general-options)
+                                {:keys [id]}] (concat (flags/tool-options command)
+                                                      flags/general-options)
                                :let [[flag takes] (str/split option #" ")]]
                            (str "complete -c bpfmap " there " -l " (subs flag 2) (when takes " -x")
                                 " -d " (one-quoted doc)

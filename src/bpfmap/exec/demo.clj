@@ -5,7 +5,7 @@
   The program in the kernel writes to the map while this process reads it. Nothing is pinned, so
   everything is freed when the process ends."
   (:require [bpfmap.core :as bpf]
-            [bpfmap.exec.tail :as tail]
+            [bpfmap.events :as events]
             [bpfmap.impl.host.syscalls :as syscalls]
             [bpfmap.impl.waiting :as waiting]
             [bpfmap.prog :as prog])
@@ -201,6 +201,18 @@
               ^Closeable _ (prog/attach-raw-tracepoint exit "sched_process_exit")]
     (f {:ref m :value-type event-type :seconds seconds})))
 
+(defn- read-events
+  "Returns the events of some seconds as rows.
+
+  The options are those of `tail`."
+  [{:keys [ref value-type seconds]}]
+  (with-open [^Closeable r (events/reader ref {:type value-type})]
+    (let [begun (System/nanoTime)]
+      (loop [rows []]
+        (let [left (- (double seconds) (/ (- (System/nanoTime) begun) 1e9))
+              event (when (pos? left) (events/poll! r left))]
+          (if event (recur (conj rows {:value event})) rows))))))
+
 (defn demo
   "Counts the system calls of the host for some seconds.
 
@@ -212,5 +224,5 @@
       ;=> [{:value {:kind :exec, :pid 4711, :uid 0, :comm \"ls\"}} …]"
   [{:keys [seconds events]}]
   (if events
-    (with-events seconds #(into [] (tail/tail %)))
+    (with-events seconds read-events)
     (result (observe seconds (promise) nil))))

@@ -7,11 +7,10 @@
   are compared as decoded data."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
-            [bpfmap.exec.backup :as backup]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
-            [bpfmap.exec.watch :as watch]
+            [bpfmap.exec.saved-file :as saved-file]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo)
@@ -33,12 +32,12 @@
            (and per-cpu (not (contains? #{nil :each :all} which))))))
 
 (defn- of-file [file {:keys [cpus]}]
-  (let [{:keys [entries inner] saved :spec} (backup/read-file file)
-        spec (backup/completed saved)
+  (let [{:keys [entries inner] saved :spec} (saved-file/read-file file)
+        spec (saved-file/completed saved)
         {:keys [per-cpu] :as row} (input/row-of-type (:type spec))
         n (when per-cpu (count (second (first entries))))]
     (combined (assoc (raw-entries/types spec n) :spec spec :inner inner :entries
-                     (raw-entries/snapshot (backup/in-bytes spec entries))
+                     (raw-entries/snapshot (saved-file/in-bytes spec entries))
                      :cpus (when (contains? #{nil :each :all} cpus) n))
               row cpus (range (or n 0)))))
 
@@ -78,8 +77,8 @@
         (throw e)))))
 
 (defn- content-of-saved [{:keys [spec entries]}]
-  (let [spec (backup/completed spec)]
-    (content spec (backup/in-bytes spec entries))))
+  (let [spec (saved-file/completed spec)]
+    (content spec (saved-file/in-bytes spec entries))))
 
 (defn- same-inner?
   "Returns a predicate that compares two inner maps, by id or by contents."
@@ -144,7 +143,7 @@
                     (some? was) (assoc :old was)
                     (not removed?) (assoc :new is)
                     (and seconds (not removed?)) (assoc :per-second
-                                                        (watch/rates was is seconds))))))]
+                                                        (raw-entries/rates was is seconds))))))]
     {:rows (into [] (remove nil?)
                  (raw-entries/compared (:entries old) (:entries new) same? row))
      :same @same}))

@@ -22,12 +22,13 @@
 
   With `:linear`, slot n counts values from n times the step on. With `:bpftrace` too, slot 0 counts
   all lower values and slot n begins at n-1 times the step."
-  (:require [bpfmap.error :as error]
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.input :as input]
-            [bpfmap.exec.query :as query]
-            [bpfmap.exec.reading :as reading]))
+            [bpfmap.exec.progress :as progress]
+            [bpfmap.exec.query :as query]))
 
 (set! *warn-on-reflection* true)
 
@@ -157,8 +158,16 @@
                  (reduce (fn [counts row] (update counts (slot row) (fnil +' 0) (:value row))) {}
                          rows)))))
 
+(defn- entries
+  "Returns the entries of an open map as rows, with one value for each key."
+  [m cpus]
+  (let [of-value (if (:per-cpu (input/row-of m)) (input/combiner cpus) identity)]
+    (eduction (map (fn [[k v]] {:key k :value (of-value v)}))
+              (progress/counting "entries")
+              (if (int? cpus) (bpf/entries m {:cpu cpus}) m))))
+
 (defn hist
-  "Histograms of a map: of the buckets that it has, or of the values of `:field`.
+  "Returns histograms of the buckets that a map has, or of the values of `:field`.
 
       (hist {:ref {:name \"hists\"}}) ;=> [{:title 0, :kind :log2, :total 12, :buckets [{:from 4, :to 7, :count 12}]}]"
   [{:keys [field bucket slots linear cpus] :as options}]
@@ -172,12 +181,12 @@
     (throw (arguments/refused "hist" :cpus cpus "must be sum or the number of a CPU")))
   (with-open [m (input/open options :read-only)]
     (let [cpus (or cpus :sum)
-          row-field (:fields (reading/with-fields m {:cpus cpus}))
+          row-field (fields/of-entries (bpf/spec m) cpus)
           title (some-> field fields/path-text) ; unconverted
           [field bucket] (map #(when % (query/real-path row-field %)) [field bucket])
           options (assoc options :field field :title title :bucket bucket :fields row-field)
           rows (into [] (query/selecting (select-keys options [:where :fields]))
-                     (reading/entries m {:cpus cpus}))
+                     (entries m cpus))
           {:keys [key value]} (first rows)
           of-value (some->> bucket (query/values-at {:value value}))
           path (cond

@@ -77,7 +77,7 @@
     (int? cpus) (assoc :cpu cpus)
     lock (assoc :lock true)))
 
-(defn entries
+(defn- entries
   "Returns the entries of an open map as rows to reduce: `{:key :value}`.
 
   With `:keys`, rows of a map that only has next-key have only the key.
@@ -93,7 +93,7 @@
                 (progress/counting "entries")
                 (if read-options (bpf/entries m read-options) m)))))
 
-(defn with-fields
+(defn- with-fields
   "Returns options with the `:fields` of the entries of an open map.
 
   They are for `bpfmap.exec.query`."

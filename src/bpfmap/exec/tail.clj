@@ -26,6 +26,7 @@
             [bpfmap.exec.query :as query]
             [bpfmap.host :as host]
             [bpfmap.impl.btf.blob :as blob]
+            [bpfmap.impl.events.reader :as reader]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.type :as type])
@@ -248,18 +249,6 @@
   (cond-> (row event)
     cpu (assoc :cpu cpu)))
 
-(defn loss
-  "Returns a row about the events lost between two `events/stats`, or nil.
-
-      (loss {:lost 1} {:lost 3}) ;=> {:lost 2}"
-  [before now]
-  (let [more (fn [k] (- (long (k now 0)) (long (k before 0))))
-        lost (more :lost)
-        overtaken (more :overtaken)]
-    (cond-> nil
-      (pos? lost) (assoc :lost lost)
-      (pos? overtaken) (assoc :missed (more :missed) :overtaken overtaken))))
-
 (def ^:private slice
   "The largest number of seconds of a wait for one event."
   1.0)
@@ -289,7 +278,7 @@
               now (when-not (= ::closed event) (events/stats r))
               undecoded @errors
               _ (vreset! errors [])
-              acc (reduce step (step acc (when now (loss seen now))) undecoded)]
+              acc (reduce step (step acc (when now (reader/loss seen now))) undecoded)]
           (cond
             (= ::closed event) (unreduced acc)
             (reduced? acc) @acc

@@ -41,35 +41,6 @@
 
 ;; --- rates
 
-(defn- rounded
-  "Returns a rate rounded to thousandths, if a double is that precise."
-  ^double [^double x]
-  (if (< (abs x) 1e12) (/ (Math/round (* 1000 x)) 1000.0) x))
-
-(defn rates
-  "Returns the increase per second of the integers of a value, or nil.
-
-  Integers that were not there before count from 0.
-
-      (rates {:packets 10 :comm \"a\"} {:packets 30 :comm \"a\"} 2.0) ;=> {:packets 10.0}"
-  [before now seconds]
-  (cond
-    (integer? now) (when (or (nil? before) (integer? before))
-                     (rounded (/ (double (- (bigint now) (bigint (or before 0))))
-                                 (double seconds))))
-    (map? now) (not-empty (into (empty now)
-                                (keep (fn [[k x]]
-                                        (when-some
-                                         [rate (rates (when (map? before) (get before k)) x
-                                                      seconds)]
-                                          [k rate])))
-                                now))
-    (vector? now) (when (seq now)
-                    (let [all (map-indexed (fn [i x]
-                                             (rates (when (vector? before) (nth before i nil)) x
-                                                    seconds)) now)]
-                      (when (every? some? all) (vec all))))))
-
 (defn- activity
   "Returns the sum of the absolute rates of an entry."
   [rates]
@@ -96,7 +67,8 @@
                           (let [removed? (identical? :removed change)
                                 value (value-out (if removed? old new))
                                 rate (when (and change (not removed?))
-                                       (rates (when (some? old) (value-out old)) value seconds))]
+                                       (raw-entries/rates (when (some? old) (value-out old))
+                                                          value seconds))]
                             (cond-> {:key (key-out k) :value value}
                               (not (contains? #{nil :same} change)) (assoc :change change)
                               (some? rate) (assoc :per-second rate))))))

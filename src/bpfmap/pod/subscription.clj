@@ -15,7 +15,7 @@
   | `:error`    | `{:ex-message :ex-data}` of an event that cannot be decoded                    |"
   (:require [bpfmap.error :as error]
             [bpfmap.events :as events]
-            [bpfmap.exec.tail :as tail]
+            [bpfmap.impl.events.reader :as reader]
             [bpfmap.pod.handles :as handles])
   (:import (bpfmap.impl.events.reader EventReader)
            (clojure.lang ExceptionInfo)
@@ -119,7 +119,7 @@
                 n (if (.tryAcquire room more) (inc more) 1)
                 [found end] (batch reader n)
                 now (if (= ::closed end) seen (events/stats reader))]
-            (some-> (tail/loss seen now) emit)
+            (some-> (reader/loss seen now) emit)
             (when (seq found) (emit {:events found}))
             (when (instance? Throwable end) (emit (error-message end)))
             (.release room (- n (count found)))

@@ -5,6 +5,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.backup :as backup]
+            [bpfmap.exec.saved-file :as saved-file]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.map-types :as map-types]
@@ -59,7 +60,7 @@
           (is (= {:file file :map {:id (id-of m) :name "saving" :type (:type spec)}
                   :entries (count (bpf/snapshot m))}
                  (exec/save {:ref (id-of m) :file file})))
-          (is (= (bpf/snapshot m) (into {} (:entries (backup/read-file file)))))
+          (is (= (bpf/snapshot m) (into {} (:entries (saved-file/read-file file)))))
           (exec/restore {:file file :pin path})
           (try
             (with-open [^Closeable restored (bpf/open path {:access :read-only})]
@@ -108,7 +109,7 @@
     (with-directory [dir]
       (let [file (str dir "/a.edn")]
         (spit file "old")
-        (is (= "broken" (:message (fixture/error-of (backup/write-whole file (fn [^BufferedWriter w]
+        (is (= "broken" (:message (fixture/error-of (saved-file/write-whole file (fn [^BufferedWriter w]
                                                                                (.write w
                                                                                        (.repeat
                                                                                         "x" 100000))
@@ -116,7 +117,7 @@
                                                                                 (ex-info
                                                                                  "broken" {}))))))))
         (is (= "old" (slurp file)))
-        (backup/write-whole file (fn [^BufferedWriter w] (.write w "new")))
+        (saved-file/write-whole file (fn [^BufferedWriter w] (.write w "new")))
         (is (= "new" (slurp file)))
         (is (= ["a.edn"] (files dir)))))))
 
@@ -126,7 +127,7 @@
       (let [path #(Path/of dir (into-array [%]))]
         (spit (str dir "/real") "old")
         (Files/createSymbolicLink (path "link") (path "real") (make-array FileAttribute 0))
-        (backup/write-whole (str dir "/link") (fn [^BufferedWriter w] (.write w "new")))
+        (saved-file/write-whole (str dir "/link") (fn [^BufferedWriter w] (.write w "new")))
         (is (= "new" (slurp (str dir "/real"))))
         (is (Files/isSymbolicLink (path "link")))))))
 
@@ -162,7 +163,7 @@
       (let [file (str dir "/x.edn")
             hint (fn [text]
                    (spit file text)
-                   (:bpfmap/hint (fixture/error-of (backup/read-file file))))]
+                   (:bpfmap/hint (fixture/error-of (saved-file/read-file file))))]
         (are [text pattern] (re-find pattern (hint text))
           "" #"writes a map with :bpfmap/saved,"
           "{}" #"writes a map with :bpfmap/saved,"
@@ -174,9 +175,9 @@
           "#=(+ 1 2)" #"No dispatch macro for: ="))
       (with-open [out (io/output-stream (str dir "/bin"))] (.write out (byte-array [-1 -2 -3])))
       (is (= "it is not UTF-8 text"
-             (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/bin"))))))
+             (:bpfmap/hint (fixture/error-of (saved-file/read-file (str dir "/bin"))))))
       (is (= "no such file or directory"
-             (:bpfmap/hint (fixture/error-of (backup/read-file (str dir "/none")))))))))
+             (:bpfmap/hint (fixture/error-of (saved-file/read-file (str dir "/none")))))))))
 
 (kernel-test failed-restore
   (testing "a failed restore creates no map"
@@ -260,8 +261,8 @@
                                  (is (seq before))
                                  (is (= before (contents-of restored)))
                                  (is (nil? (bpf/spec-diff restored
-                                                          (backup/completed
-                                                           (:spec (backup/read-file file)))))))
+                                                          (saved-file/completed
+                                                           (:spec (saved-file/read-file file)))))))
                                (is (= 0 (:exit (bpfmap "restore" file "--into" pin "--exact"))))
                                (with-open
                                 [^Closeable restored (bpf/open
@@ -298,7 +299,7 @@
                   :out (str "3 entries of map " (id-of outer) " (tenants) are saved in " file "\n")
                   :err ""}
                  (bpfmap "save" (id-of outer) file)))
-          (let [{:keys [inner] :as saved} (backup/read-file file)]
+          (let [{:keys [inner] :as saved} (saved-file/read-file file)]
             (is (= 2 (:bpfmap/saved saved)))
             (is (= #{(id-of shared) (id-of own)} (set (keys inner))))
             (is (= 3 (count (:entries saved)))))
@@ -643,7 +644,7 @@
       (put-raw! m entries)
       (try
         (and (= n (:entries (exec/save {:ref (id-of m) :file file}))
-                (count (:entries (backup/read-file file))))
+                (count (:entries (saved-file/read-file file))))
              (= {:entries n :changed 0 :missing 0 :skipped 0 :deleted 0}
                 (dissoc (exec/restore {:file file :pin pin}) :map :path))
              (with-open [^Closeable restored (bpf/open pin)]
@@ -683,7 +684,7 @@
     (try
       (fixture/in-threads 8 (fn [thread]
                               (dotimes [i 50]
-                                (backup/write-whole (str file)
+                                (saved-file/write-whole (str file)
                                                     (fn [^java.io.Writer w]
                                                       (.write w ^String (text thread i)))))))
       (let [lines (str/split-lines (slurp file))]

@@ -17,23 +17,6 @@
 
 (set! *warn-on-reflection* true)
 
-(deftest rates-shaped-like-values
-  (testing "rates have the same structure as the value"
-    (are [before now seconds rates] (= rates (watch/rates before now seconds))
-      10 30 2.0 10.0
-      nil 30 2.0 15.0
-      30 10 2.0 -10.0
-      {:packets 1 :comm "a"} {:packets 3 :comm "b"} 1.0 {:packets 2.0}
-      nil {:packets 3} 1.0 {:packets 3.0}
-      {:a {:b 1}} {:a {:b 2}} 1.0 {:a {:b 1.0}}
-      [1 2] [2 4] 1.0 [1.0 2.0]
-      0 18446744073709551615N 1.0 18446744073709552000.0
-      18446744073709551614N 18446744073709551615N 1.0 1.0
-      "a" "b" 1.0 nil
-      {:comm "a"} {:comm "b"} 1.0 nil
-      [] [] 1.0 nil
-      ["a"] ["b"] 1.0 nil)))
-
 (deftest entries-marked-by-change
   (testing "marks each entry as added, changed or removed"
     (let [plain {:key-out identity :value-out identity :same? =}]

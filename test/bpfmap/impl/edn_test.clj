@@ -3,9 +3,9 @@
   own is all that comes of it."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.exec.arguments :as arguments]
-            [bpfmap.exec.backup :as backup]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
+            [bpfmap.exec.saved-file :as saved-file]
             [bpfmap.fixture :as fixture :refer [error-of]]
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.edn :as edn]
@@ -133,7 +133,7 @@
       [:create (fn [text] (spec/complete (edn/read-text text)))]
       [:saved
        (fn [text] (let [file (doto (java.io.File/createTempFile "mutated" ".edn") (spit text))]
-                    (try (backup/read-file (str file)) (finally (.delete file)))))]]
+                    (try (saved-file/read-file (str file)) (finally (.delete file)))))]]
      (for [t nodes]
        [[:typed t] (let [compiled (codec/codec t)
                          memory (.allocate (Arena/ofAuto) 64)]

@@ -589,3 +589,15 @@
       (catch IllegalStateException e
         ;; The memory was unmapped meanwhile.
         (if (closed? r) counters (throw e))))))
+
+(defn loss
+  "Returns a row about the events lost between two results of [[stats]], or nil.
+
+      (loss {:lost 1} {:lost 3}) ;=> {:lost 2}"
+  [before now]
+  (let [more (fn [k] (- (long (k now 0)) (long (k before 0))))
+        lost (more :lost)
+        overtaken (more :overtaken)]
+    (cond-> nil
+      (pos? lost) (assoc :lost lost)
+      (pos? overtaken) (assoc :missed (more :missed) :overtaken overtaken))))

@@ -2,8 +2,7 @@
   "Commands of bpf(2) on maps, except element operations."
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
-            [bpfmap.impl.map-types :as map-types]
-            [bpfmap.spec :as spec])
+            [bpfmap.impl.map-types :as map-types])
   (:import (bpfmap.sys Abi Attr Bytes ErrnoException Fd Fdinfo Info MapScanner)
            (clojure.lang ExceptionInfo PersistentArrayMap)
            (java.lang.foreign MemorySegment)
@@ -32,8 +31,9 @@
 (defn- create-once
   "Creates a map from a completed spec; returns its descriptor.
 
-  The kernel gets the part of `:name` that it accepts. `:btf` is `{:fd :key :value}`, with the ids of types in the BTF object. `:inner-map`, `:token`
-  and `:value-type-btf` are descriptors. `:map-extra` is a number of 64 bits. `:value-type` is the
+  `:name` is a name that the kernel accepts: see `bpfmap.spec/kernel-name`. `:btf` is
+  `{:fd :key :value}`, with the ids of types in the BTF object. `:inner-map`, `:token` and
+  `:value-type-btf` are descriptors. `:map-extra` is a number of 64 bits. `:value-type` is the
   id of a struct in the BTF of the kernel, or of the module whose BTF is `:value-type-btf`."
   ^Fd [{:keys [type key-size value-size max-entries flags numa-node name btf
                inner-map map-extra value-type value-type-btf token]}
@@ -49,7 +49,7 @@
                             (map-types/flag-word (cond-> flags token (conj :token-fd)))))
                   (when numa-node (.int32 attr Abi/MAP_CREATE_NUMA_NODE numa-node))
                   (when (seq name)
-                    (.name attr Abi/MAP_CREATE_MAP_NAME (spec/kernel-name name)))
+                    (.name attr Abi/MAP_CREATE_MAP_NAME name))
                   (when btf
                     (.fd attr Abi/MAP_CREATE_BTF_FD (:fd btf))
                     (.int32 attr Abi/MAP_CREATE_BTF_KEY_TYPE_ID (:key btf))
@@ -76,17 +76,6 @@
       (if (and (seq name) (= :E2BIG (:bpfmap/errno (ex-data e))))
         (create-once (dissoc spec :name) ctx)
         (throw e)))))
-
-(defn create-token
-  "Creates a BPF token from the directory of a delegated BPF file system.
-
-  Returns its descriptor. Needs Linux 6.9."
-  ^Fd [^Fd dir ctx]
-  (call/command "Creating a BPF token" ctx Abi/BPF_TOKEN_CREATE
-                (fn [^Attr attr]
-                  (.int32 attr Abi/TOKEN_CREATE_FLAGS 0)
-                  (.fd attr Abi/TOKEN_CREATE_BPFFS_FD dir))
-                call/own-fd))
 
 (def ^:private info-size 88)
 

@@ -5,10 +5,10 @@
   from it. Since Linux 6.9. The file system is the one at /sys/fs/bpf, or at the path in the
   environment variable LIBBPF_BPF_TOKEN_PATH, as in libbpf. An empty variable turns tokens off."
   (:require [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.kernel.procfs :as procfs])
-  (:import (clojure.lang ExceptionInfo)))
+  (:import (bpfmap.sys Abi Attr Fd)
+           (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
 
@@ -17,6 +17,17 @@
     (not-empty (paths/text path))
     "/sys/fs/bpf"))
 
+(defn- create-token
+  "Creates a BPF token from the directory of a delegated BPF file system.
+
+  Returns its descriptor. Requires Linux 6.9."
+  ^Fd [^Fd dir ctx]
+  (call/command "Creating a BPF token" ctx Abi/BPF_TOKEN_CREATE
+                (fn [^Attr attr]
+                  (.int32 attr Abi/TOKEN_CREATE_FLAGS 0)
+                  (.fd attr Abi/TOKEN_CREATE_BPFFS_FD dir))
+                call/own-fd))
+
 (defn- open-token
   "Returns the descriptor of a token of the delegated file system, or nil."
   [ctx]
@@ -24,7 +35,7 @@
     (try
       (let [dir (call/open-file path true ctx)]
         (try
-          (kernel.map/create-token dir ctx)
+          (create-token dir ctx)
           (finally (call/close dir))))
       (catch ExceptionInfo _ nil))))
 

@@ -148,15 +148,17 @@
   [spec ctx]
   ;; The probes for what this kernel lacks run only if everything else fails.
   (let [without (dissoc ctx :unsupported)
-        {btf :fd :keys [ids untyped]} (load-btf spec without)]
+        {btf :fd :keys [ids untyped]} (load-btf spec without)
+        untyped-spec (cond-> spec (:name spec) (update :name spec/kernel-name))]
     (if-not btf
-      {:fd (kernel.map/create spec ctx) :untyped untyped}
+      {:fd (kernel.map/create untyped-spec ctx) :untyped untyped}
       (try
-        {:fd (kernel.map/create (assoc spec :btf {:fd btf :key (first ids) :value (second ids)})
+        {:fd (kernel.map/create (assoc untyped-spec :btf
+                                       {:fd btf :key (first ids) :value (second ids)})
                                 without)}
         (catch ExceptionInfo e
           (if (btf-refused? e)
-            {:fd (kernel.map/create spec ctx)
+            {:fd (kernel.map/create untyped-spec ctx)
              :untyped (str "the kernel rejected the types of key and value for this map ("
                            (name (:bpfmap/errno (ex-data e))) ")")}
             (throw e)))

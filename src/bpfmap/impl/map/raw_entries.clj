@@ -169,6 +169,39 @@
     (and (vector? a) (vector? b)) (and (= (count a) (count b)) (every? true? (map same-data? a b)))
     :else (= a b)))
 
+;; --- rates
+
+(defn- rounded
+  "Returns a rate rounded to thousandths, if a double is that precise."
+  ^double [^double x]
+  (if (< (abs x) 1e12) (/ (Math/round (* 1000 x)) 1000.0) x))
+
+(defn rates
+  "Returns the increase per second of the integers of a value, or nil.
+
+  Integers that were not there before count from 0.
+
+      (rates {:packets 10 :comm \"a\"} {:packets 30 :comm \"a\"} 2.0) ;=> {:packets 10.0}"
+  [before now seconds]
+  (cond
+    (integer? now) (when (or (nil? before) (integer? before))
+                     (rounded (/ (double (- (bigint now) (bigint (or before 0))))
+                                 (double seconds))))
+    (map? now) (not-empty (into (empty now)
+                                (keep (fn [[k x]]
+                                        (when-some
+                                         [rate (rates (when (map? before) (get before k)) x
+                                                      seconds)]
+                                          [k rate])))
+                                now))
+    (vector? now) (when (seq now)
+                    (let [all (map-indexed (fn [i x]
+                                             (rates (when (vector? before) (nth before i nil)) x
+                                                    seconds)) now)]
+                      (when (every? some? all) (vec all))))))
+
+;; --- errors
+
 (defn with-entry-context
   "Runs f; adds the entry of `:contents` to an error that it throws.
 

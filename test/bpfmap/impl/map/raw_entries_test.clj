@@ -9,7 +9,7 @@
             [bpfmap.type :as type]
             [bpfmap.types :as types]
             [clojure.edn :as edn]
-            [clojure.test :refer [is testing]]
+            [clojure.test :refer [are deftest is testing]]
             [clojure.test.check.clojure-test :refer [defspec]]
             [clojure.test.check.generators :as gen]
             [clojure.test.check.properties :as prop])
@@ -237,3 +237,20 @@
                        (not-any? (fn [[old new]] (= old new)) (vals (only :changed)))
                        (= (into [] (raw-entries/compared nil after = vector))
                           (for [[k v] after] [nil k nil v]))))))
+
+(deftest rates-shaped-like-values
+  (testing "rates have the same structure as the value"
+    (are [before now seconds rates] (= rates (raw-entries/rates before now seconds))
+      10 30 2.0 10.0
+      nil 30 2.0 15.0
+      30 10 2.0 -10.0
+      {:packets 1 :comm "a"} {:packets 3 :comm "b"} 1.0 {:packets 2.0}
+      nil {:packets 3} 1.0 {:packets 3.0}
+      {:a {:b 1}} {:a {:b 2}} 1.0 {:a {:b 1.0}}
+      [1 2] [2 4] 1.0 [1.0 2.0]
+      0 18446744073709551615N 1.0 18446744073709552000.0
+      18446744073709551614N 18446744073709551615N 1.0 1.0
+      "a" "b" 1.0 nil
+      {:comm "a"} {:comm "b"} 1.0 nil
+      [] [] 1.0 nil
+      ["a"] ["b"] 1.0 nil)))
