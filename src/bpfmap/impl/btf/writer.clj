@@ -5,6 +5,7 @@
             [bpfmap.impl.btf.image :as image]
             [bpfmap.impl.btf.kinds :as kinds])
   (:import (bpfmap.impl.btf.blob Blob)
+           (bpfmap.impl.btf.image Image)
            (java.io ByteArrayOutputStream)
            (java.nio ByteBuffer ByteOrder)
            (java.nio.charset StandardCharsets)
@@ -261,3 +262,69 @@
      (dotimes [i (count records)]
        (write-record w i (records i)))
      (assembled w order))))
+
+;; ---------------------------------------------------------------- editing
+
+(defn- section-range
+  "Returns the start and the end in the blob of a section of the header."
+  [^ByteBuffer buffer field]
+  (let [header (.getInt buffer 4)
+        start (+ header (.getInt buffer (int field)))]
+    [start (+ start (.getInt buffer (int (+ (long field) 4))))]))
+
+(defn- string-offsets
+  "Returns the offset of each string of a range, the first one of equal strings."
+  ^HashMap [^bytes bytes ^long from ^long to]
+  (let [offsets (HashMap.)]
+    (loop [start from i from]
+      (when (< i to)
+        (if (zero? (aget bytes i))
+          (do (.putIfAbsent offsets
+                            (String. bytes (int start) (int (- i start)) StandardCharsets/UTF_8)
+                            (- start from))
+              (recur (inc i) (inc i)))
+          (recur start (inc i)))))
+    offsets))
+
+(defn edited
+  "Returns a blob with other records, as `{:bytes array :offsets HashMap}`.
+
+  `records` are id to record and replace types, `appended` are records behind the last one. All
+  other types keep their bytes, and all types their ids. `strings` are added if the blob does not
+  have them; `:offsets` are the offsets of all strings. The header has its first 24 bytes only. The
+  blob must not have a base.
+
+      (:bytes (edited b {7 {:kind :const :type 1}} [] [\"a.c\"]))"
+  [b records appended strings]
+  (let [^Image image (.-image ^Blob b)
+        ^bytes bytes (.-bytes image)
+        ^ByteBuffer buffer (.-buffer image)
+        [types-from types-to] (section-range buffer 8)
+        [strings-from strings-to] (section-range buffer 16)
+        types-from (long types-from) types-to (long types-to)
+        last-id (blob/type-count b)
+        room (reduce + (- types-to types-from)
+                     (concat (map record-bytes (keys records) (vals records))
+                             (map record-bytes (range) appended)))
+        all (ByteArrayOutputStream. (int (+ 1024 (- (long strings-to) (long strings-from)))))
+        w (Writer. (doto (ByteBuffer/allocate (int room)) (.order (.order buffer)))
+                   all
+                   (string-offsets bytes strings-from strings-to)
+                   0
+                   (+ last-id (count appended)))
+        place (fn ^long [^long id] (if (< last-id id) types-to (image/at image id)))
+        copy! (fn [from to]
+                (.put ^ByteBuffer (.-types w) bytes (int from) (int (- (long to) (long from)))))]
+    (.write all bytes (int strings-from) (int (- (long strings-to) (long strings-from))))
+    (loop [at types-from ids (sort (keys records))]
+      (if-let [id (first ids)]
+        (do (copy! at (place id))
+            (write-record w id (get records id))
+            (recur (long (place (inc (long id)))) (next ids)))
+        (copy! at types-to)))
+    (doseq [[i record] (map-indexed vector appended)]
+      (write-record w (+ last-id 1 (long i)) record))
+    (doseq [text strings]
+      (name-offset w [:strings] text))
+    {:bytes (assembled w (.order buffer))
+     :offsets (.-offsets w)}))

@@ -555,14 +555,16 @@
     (let [[text value] (values i)]
       {:name (str text) :value (signed-value found value)})))
 
-(defn- enumerator-result [^Run run {:keys [name]} id kind]
+(defn- enumerator-result [^Run run {local-value :value :keys [name]} id kind]
   (let [{:keys [values] :as found} (behind (.-target run) id)
         wanted (essential-name name)]
     (when-let [[_ value] (first (filter (fn [[text]]
                                           (spend! run id)
                                           (= wanted (essential-name (str text))))
                                         values))]
-      {:value (if (= :enumval-exists kind) 1 (signed-value found value))})))
+      (if (= :enumval-exists kind)
+        {:value 1 :was 1}
+        {:value (signed-value found value) :was local-value}))))
 
 ;; ---------------------------------------------------------------- all candidates
 
@@ -625,7 +627,7 @@
                                     {:result result})))]
     (or (agreed (str "enums " text) results)
         (if (= :enumval-exists kind)
-          {:value 0}
+          {:value 0 :was 1}
           {:poison (missing-text found text (str "enumerator " (essential-name (:name enumerator))))}))))
 
 (defn- resolve-type [^Side s found text id access kind]
@@ -635,7 +637,10 @@
               (for-candidates s found (fn [run target]
                                         (when-let [result (type-result run id target kind)]
                                           {:result result}))))
-      {:value 0}))
+      (case kind
+        (:type-exists :type-matches) {:value 0 :was 1}
+        :type-size {:value 0 :was (size-of s id)}
+        :type-id-target {:value 0})))
 
 (defn- resolve-new [^Side s targets {:keys [kind type-id access]}]
   (let [b (.-blob s)]

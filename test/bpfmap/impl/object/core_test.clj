@@ -182,9 +182,9 @@
   (testing "types are found by name and kind"
     (are [expected kind id] (= expected (resolved kind id "0"))
       {:value 1 :was 1} :type-exists 6
-      {:value 0} :type-exists 12
+      {:value 0 :was 1} :type-exists 12
       {:value 256 :was 96} :type-size 6
-      {:value 0} :type-size 12
+      {:value 0 :was 4} :type-size 12
       {:value 6} :type-id-target 6
       {:value 0} :type-id-target 12
       {:value 6} :type-id-local 6
@@ -193,19 +193,19 @@
       {:value 1 :was 1} :type-exists 17
       {:value 1 :was 1} :type-matches 17
       {:value 1 :was 1} :type-matches 19
-      {:value 0} :type-matches 6
-      {:value 0} :type-matches 13
-      {:value 0} :type-matches 11)))
+      {:value 0 :was 1} :type-matches 6
+      {:value 0 :was 1} :type-matches 13
+      {:value 0 :was 1} :type-matches 11)))
 
 (deftest enumerators
   (testing "enumerators are found by name"
     (are [expected kind access] (= expected (resolved kind 11 access))
-      {:value 10} :enumval-value "0"
-      {:value 20} :enumval-value "1"
-      {:value 1} :enumval-exists "1"
+      {:value 10 :was 1} :enumval-value "0"
+      {:value 20 :was 2} :enumval-value "1"
+      {:value 1 :was 1} :enumval-exists "1"
       {:poison "enum kind has no enumerator KIND_C on this kernel"} :enumval-value "2"
-      {:value 0} :enumval-exists "2"
-      {:value -5} :enumval-value "3")))
+      {:value 0 :was 1} :enumval-exists "2"
+      {:value -5 :was -1} :enumval-value "3")))
 
 (deftest several-candidates
   (testing "candidates that agree are one"
@@ -231,7 +231,7 @@
       (is (= 0 @reads))
       (is (= {:value 4 :was 0} (at :field-byte-offset 20 "0:0")))
       (is (= {:value 22 :module "nf"} (at :type-id-target 20 "0")))
-      (is (= {:value 0} (at :type-exists 12 "0")))
+      (is (= {:value 0 :was 1} (at :type-exists 12 "0")))
       (is (= 1 @reads)))))
 
 (deftest invalid-relocations
