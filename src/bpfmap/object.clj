@@ -12,7 +12,11 @@
   (:refer-clojure :exclude [read])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
+            [bpfmap.impl.btf.blob :as blob]
+            [bpfmap.impl.host.kernel-btf :as kernel-btf]
+            [bpfmap.impl.object.core :as core]
             [bpfmap.impl.object.reader :as reader]
+            [bpfmap.impl.options :as options]
             [clojure.string :as str])
   (:import (java.io File FileInputStream IOException InputStream)
            (java.nio.file Path)))
@@ -127,3 +131,56 @@
                              (str "The source must be a path, a stream or bytes, got "
                                   (error/printed source))
                              nil))))
+
+(defn relocations
+  "Returns the CO-RE relocations of an object, with what a kernel has for each.
+
+  The result is a vector of maps, for the programs and then for the functions, in the order of their
+  names and slots. It has the keys of `:core` (see [[read]]), and:
+
+  | key          | meaning                                                                |
+  |--------------|------------------------------------------------------------------------|
+  | `:function`  | the name of the program or function                                    |
+  | `:satisfied` | false if the kernel has no value: the instruction must not be reached  |
+  | `:value`     | the offset, size, id or other number that the instruction gets         |
+  | `:reason`    | if it is not satisfied: a text that names the type and the field       |
+
+  Questions (`:field-exists`, `:type-exists`, `:type-matches`, `:enumval-exists`) are always
+  satisfied, with the value 0 or 1. The size and the id of a type that the kernel does not have are
+  0.
+
+  | option        | meaning                                                              |
+  |---------------|----------------------------------------------------------------------|
+  | `:kernel-btf` | the BTF of a kernel, as `bpfmap.btf/parse` returns it; default: the BTF of the running kernel and its modules |
+
+  With `:kernel-btf` no kernel is needed. Throws `:not-found` if the running kernel has no BTF, and
+  `:invalid-value` for relocations that do not fit the object's BTF.
+
+      (relocations o)
+      ;=> [{:function \"on_enter\" :slot 24 :kind :field-byte-offset :type \"struct task_struct\"
+      ;     :path [:pid] … :satisfied true :value 1264} …]
+      (remove :satisfied (relocations o {:kernel-btf (btf/parse bytes)}))"
+  ([o]
+   (relocations o nil))
+  ([{:keys [programs functions] b :btf} options]
+   (options/check :relocations options)
+   (let [all (for [parts [programs functions]
+                   [function-name part] (sort-by key parts)
+                   :when (seq (:core part))]
+               [function-name part])]
+     (if (empty? all)
+       []
+       (let [_ (when-not (bytes/byte-count b)
+                 (throw (error/error :invalid-value
+                                     (str "The :btf of an object with relocations must be bytes, got "
+                                          (error/printed b))
+                                     {:bpfmap/op :relocations})))
+             local (core/local (blob/parse (bytes/->array b)))
+             targets (if-let [kernel-btf (:kernel-btf options)]
+                       (core/targets kernel-btf)
+                       (kernel-btf/targets))]
+         (into []
+               (mapcat (fn [[function-name part]]
+                         (map #(assoc % :function function-name)
+                              (core/explained-relocations local targets part))))
+               all))))))

@@ -83,7 +83,7 @@
                              (str/split-lines (transcript/comparable (evaluated text))))))
         (is (<= (fixture/open-descriptors) before))))))
 
-(deftest objects-page-transcripts
+(kernel-test objects-page-transcripts
   (testing "the transcripts of the page about objects print what they show"
     (let [text (slurp "doc/objects.md")]
       (is (< 20 (count (re-seq #"(?m)^user=> " text))))

@@ -8,6 +8,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.elf-file :as elf-file]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.host :as host]
             [bpfmap.impl.disassembler :as disassembler]
             [bpfmap.impl.isa :as isa]
             [bpfmap.impl.object.code :as code]
@@ -23,7 +24,8 @@
             [clojure.set :as set]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
-  (:import (java.io File)
+  (:import (clojure.lang ExceptionInfo)
+           (java.io File)
            (java.nio ByteBuffer ByteOrder)
            (java.nio.file Files)
            (java.util Arrays)))
@@ -356,3 +358,66 @@
           (finally
             (run! #(.delete ^File %) (reverse (file-seq dir))))))
       (fixture/skip! "no clang to compile objects with"))))
+
+;; --- CO-RE relocations of a kernel
+
+(deftest relocations
+  (let [kernel-btf (btf/parse
+                    (:bytes (btf/->btf [[:struct {:name "task_struct"} [:flags :u64] [:pid :s32]
+                                         [:links [:array :u64 2]]]]
+                                       nil)))
+        found (object/relocations @flows {:kernel-btf kernel-btf})]
+    (testing "relocations are compared with the BTF of any kernel"
+      (is (= (count (mapcat :core (mapcat (comp vals @flows) [:programs :functions])))
+             (count found)))
+      (is (= {:function "on_enter" :slot 24 :kind :field-byte-offset
+              :type "struct task_struct___own" :type-id 100 :access "0:0" :path [:pid]
+              :satisfied true :value 8}
+             (first found)))
+      (is (= [[:field-byte-offset false "struct task_struct has no field links[1].next on this kernel"]
+              [:field-exists true nil]
+              [:enumval-value false "this kernel has no enum map_kind"]]
+             (map (juxt :kind :satisfied :reason) [(nth found 1) (nth found 2) (last found)]))))
+    (testing "a load that cannot get the size of the kernel's field is not satisfied"
+      (let [kernel-btf (btf/parse
+                        (:bytes (btf/->btf [[:struct {:name "task_struct"} [:pid :s64]]] nil)))
+            as (fn [insn] (-> @flows
+                              (select-keys [:btf])
+                              (assoc :programs {"p" {:insns [insn [:exit]]
+                                                     :core [{:slot 0 :kind :field-byte-offset
+                                                             :type-id 100 :access "0:0"}]}})
+                              (object/relocations {:kernel-btf kernel-btf})
+                              first
+                              (select-keys [:satisfied :value :reason])))
+            reason "struct task_struct field pid has 8 bytes on this kernel, and 4 in the object"]
+        (is (= {:satisfied true :value 0} (as [:mov64 :r1 0])))
+        (is (= {:satisfied false :reason reason}
+               (as [:ldxw :r1 [:r2 0]])
+               (as [:insn {:code 0x61 :dst 1 :src 2}])))))
+    (testing "types of the kernel that differ are a reason"
+      (let [struct (fn [& members] (into [:struct {:name "task_struct"}] members))
+            kernel-btf (btf/parse (:bytes (btf/->btf [(struct [:a :u64] [:pid :s32])
+                                                      (struct [:pid :s32])]
+                                                     nil)))]
+        (is (re-find #"^All types struct task_struct of this kernel must give the same value, got 8"
+                     (:reason (first (object/relocations @flows {:kernel-btf kernel-btf})))))))
+    (testing "objects without relocations have none"
+      (is (= [] (object/relocations {}) (object/relocations (read-object "old-el.o")))))
+    (testing "and invalid arguments are errors"
+      (are [message o options]
+           (= message (try
+                        (object/relocations o options)
+                        (catch ExceptionInfo e
+                          (is (= :invalid-value (:bpfmap/error (ex-data e))))
+                          (ex-message e))))
+        "Unknown option :kernel: did you mean :kernel-btf?" @flows {:kernel kernel-btf}
+        "The argument must be a BTF blob, got 7: pass a result of parse" @flows {:kernel-btf 7}
+        "The :btf of an object with relocations must be bytes, got nil"
+        (dissoc @flows :btf) {:kernel-btf kernel-btf}))))
+
+(kernel-test relocations-of-this-kernel
+  (testing "the default is the running kernel"
+    (is (= {:satisfied true :function "on_enter"}
+           (select-keys (first (object/relocations @flows)) [:satisfied :function])))
+    (is (= (object/relocations @flows)
+           (object/relocations @flows {:kernel-btf (host/kernel-btf)})))))

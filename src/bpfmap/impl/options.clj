@@ -37,6 +37,7 @@
    :put-all! {:cpus [#{:all} ":all"] :lock flag}
    :push! {:overwrite anything}
    :list {:brief flag}
+   :relocations {:kernel-btf anything}
    :test-run {:data anything :context anything
               :repeat [#(or (nil? %) (and (int? %) (<= 1 (long %) 0x7fffffff)))
                        "a positive 32-bit integer"]}

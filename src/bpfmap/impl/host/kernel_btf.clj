@@ -78,7 +78,7 @@
 (defn- read-running []
   (locking running
     (or @running
-        (let [b (kernel :load)]
+        (let [b (kernel)]
           (reset! running {:btf b :targets (core/targets b)})))))
 
 (defn running-kernel

@@ -16,8 +16,10 @@
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.image :refer [malformed]]
             [bpfmap.impl.btf.types :as types]
+            [bpfmap.impl.isa :as isa]
             [clojure.string :as str])
-  (:import (java.nio ByteBuffer ByteOrder)
+  (:import (clojure.lang ExceptionInfo)
+           (java.nio ByteBuffer ByteOrder)
            (java.util.concurrent ConcurrentHashMap)))
 
 (set! *warn-on-reflection* true)
@@ -802,3 +804,48 @@
                           {:bpfmap/path [slot]
                            :bpfmap/hint "change instructions and :core together, or neither"})))
     code))
+
+;; ---------------------------------------------------------------- relocations explained
+
+(defn- flat [x]
+  (if (and (sequential? x) (not (and (vector? x) (keyword? (first x)))))
+    (mapcat flat x)
+    [x]))
+
+(defn- opcodes
+  "Returns the opcodes of instructions by their slots."
+  [insns]
+  (first
+   (reduce (fn [[found slot] insn]
+             (if (vector? insn)
+               (let [{:keys [code slots]} (isa/mnemonics (first insn))]
+                 [(assoc found slot (if (= :insn (first insn)) (:code (second insn)) code))
+                  (+ (long slot) (long (or slots 1)))])
+               [found slot]))
+           [{} 0] (mapcat flat insns))))
+
+(defn- explained
+  "Returns a relocation with its value, or with the reason why it has none."
+  [local targets codes {:keys [slot] :as relocation}]
+  (let [{:keys [value poison misfit]}
+        (try
+          (resolve local targets relocation)
+          (catch ExceptionInfo e
+            (if (= :ambiguous (:bpfmap/error (ex-data e)))
+              {:poison (ex-message e)}
+              (throw e))))
+        code (codes slot)
+        reason (or poison
+                   (when (and misfit code (<= 1 (bit-and 7 (long code)) 3)) misfit))]
+    (cond-> (assoc relocation :satisfied (nil? reason))
+      reason (assoc :reason reason)
+      (nil? reason) (assoc :value value))))
+
+(defn explained-relocations
+  "Returns the relocations of a program with `:satisfied`, and `:value` or `:reason`.
+
+      (explained-relocations l t program)
+      ;=> [{:slot 24 :kind :field-byte-offset … :satisfied true :value 1264} …]"
+  [local targets {:keys [insns core]}]
+  (let [codes (opcodes insns)]
+    (mapv #(explained local targets codes %) core)))
