@@ -842,7 +842,9 @@
       (nil? reason) (assoc :value value))))
 
 (defn explained-relocations
-  "Returns the relocations of a program with `:satisfied`, and `:value` or `:reason`.
+  "Returns the relocations of a program, with `:satisfied` and the result.
+
+  The result is the `:value`, or the `:reason` why there is none.
 
       (explained-relocations l t program)
       ;=> [{:slot 24 :kind :field-byte-offset … :satisfied true :value 1264} …]"
