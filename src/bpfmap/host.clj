@@ -30,13 +30,15 @@
 (defn programs
   "Returns the info of every program on the host, by ascending id.
 
-  The infos are the same as from `bpfmap.prog/info`. Programs that are left out are in the metadata,
-  `:skipped`, as `{:id :error :message}`. Needs CAP_SYS_ADMIN and Linux 4.13; throws `:permission`
-  without.
+  The infos are the same as from `bpfmap.prog/info`. With the option `:brief` they have no
+  `:memlock`, which is read from a file for each program. Programs that are left out are in the
+  metadata, `:skipped`, as `{:id :error :message}`. Needs CAP_SYS_ADMIN and Linux 4.13; throws
+  `:permission` without, and `:invalid-value` for other options.
 
-      (map :type (programs)) ;=> (:cgroup-device :tracing)"
-  []
-  (holders/programs))
+      (map :type (programs))               ;=> (:cgroup-device :tracing)
+      (map :type (programs {:brief true})) ;=> (:cgroup-device :tracing)"
+  ([] (holders/programs))
+  ([options] (holders/programs (options/check :list options))))
 
 (defn links
   "Returns the info of every link on the host, by ascending id.

@@ -30,6 +30,7 @@
             [bpfmap.impl.map.references :as references]
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.options :as options]
+            [bpfmap.impl.prog.instructions :as instructions]
             [bpfmap.impl.prog.program :as program]
             [bpfmap.spec :as spec])
   (:import (bpfmap.impl.prog.program Program)
@@ -228,9 +229,10 @@
   | `:load-time`        | when it was loaded, in nanoseconds of the boot clock                      |
   | `:uid`              | the id of the user who loaded it                                          |
   | `:gpl-compatible`   | true if its license lets it call all helpers                              |
+  | `:memlock`          | the memory that the kernel charges for it, in bytes                       |
   | `:xlated-bytes` `:jited-bytes` | the size after the verifier, and of the machine code; with CAP_BPF |
   | `:verified-insns`   | the number of instructions that the verifier processed. Linux 5.16        |
-  | `:run-time-ns` `:run-count` | run statistics, while the sysctl kernel.bpf_stats_enabled is 1. Linux 5.1 |
+  | `:run-time-ns` `:run-count` | run statistics, counted while [[enable-statistics!]] or the sysctl kernel.bpf_stats_enabled wants them. Linux 5.1 |
   | `:recursion-misses` | how often it did not run because it was running. Linux 5.12               |
   | `:btf-id` `:attach-btf-id` `:attach-btf-obj-id` `:ifindex` | as numbers                         |
 
@@ -260,6 +262,60 @@
         path (call/path-text path :pin!)]
     (call/pin fd path {:op :pin! :path path})
     program))
+
+;; --- what a program does
+
+(defn instructions
+  "Returns the instructions of an open program as data, as the kernel runs them.
+
+  They are the instructions after the verifier, which inlines some calls, replaces others, and
+  removes dead code. The result is a function for `bpfmap.asm/disassemble`:
+
+  | key          | meaning                                                                        |
+  |--------------|--------------------------------------------------------------------------------|
+  | `:name`      | the name of the function in the program's BTF, or else the program's           |
+  | `:type`      | a name from [[types]], or the number if it has none                            |
+  | `:insns`     | the instructions, see `bpfmap.asm`                                             |
+  | `:lines`     | source lines, as of `bpfmap.object/read`, if the program was loaded with them  |
+  | `:functions` | name to function, if the program has more than one and BTF that names them     |
+
+  References are names: `{:map \"flows\" :id 12}` for a map, `{:function name}` for a function of the
+  program, a helper's name from `bpfmap.asm/helpers`, `{:kfunc name}` and `{:ksym name}` for other
+  functions of the kernel. Their names are `?` if the kernel hides the addresses of its symbols
+  (sysctl kernel.kptr_restrict). Instructions that only the kernel itself can make are `:insn`.
+
+  Throws `:permission` without CAP_BPF, `:closed`, `:invalid-value` for anything that is not an
+  open program. Needs Linux 4.13; 5.0 for source lines.
+
+      (:insns (instructions p)) ;=> [[:mov64 :r0 0] [:exit]]
+      (print (bpfmap.asm/disassemble (instructions p)))"
+  [program]
+  (check-program program :instructions)
+  (instructions/instructions (descriptor program :instructions) {:op :instructions}))
+
+;; A descriptor with which the kernel measures.
+(deftype Statistics [^Fd fd]
+  Closeable
+  (close [_] (call/close fd))
+  Object
+  (toString [_] (str "#<bpf-statistics" (when (.isClosed fd) " closed") ">")))
+
+(defmethod print-method Statistics [s ^java.io.Writer w] (.write w (str s)))
+
+(defn enable-statistics!
+  "Makes the kernel measure the runs of all programs until the result is closed.
+
+  While it is open, `:run-time-ns` and `:run-count` of [[info]] increase. Measuring costs each run
+  some tens of nanoseconds. The kernel stops when no process has such a descriptor any more, also
+  when this process is killed.
+
+  Throws `:permission` without CAP_SYS_ADMIN, and `:not-supported` before Linux 5.8.
+
+      (with-open [_ (enable-statistics!)]
+        (test-run p)
+        (:run-count (info p))) ;=> 1"
+  ^Closeable []
+  (Statistics. (prog/enable-statistics {:op :enable-statistics!})))
 
 ;; --- running and attaching
 

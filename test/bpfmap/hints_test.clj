@@ -8,7 +8,9 @@
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.errno :as errno]
+            [bpfmap.impl.kernel.link :as kernel.link]
             [bpfmap.impl.kernel.procfs :as procfs]
+            [bpfmap.impl.map.references :as references]
             [bpfmap.linux :as linux]
             [bpfmap.memory :as mem]
             [bpfmap.objects :as objects]
@@ -893,6 +895,13 @@
          "only a program of type :raw-tracepoint")
        (works (prog/attach-raw-tracepoint right "sys_enter"))))
 
+   :link-stays-attached
+   (fn []
+     (with-open [p (program :raw-tracepoint)
+                 link (prog/attach-raw-tracepoint p "sys_enter")]
+       (says (refusal (kernel.link/detach (references/descriptor link) {:op :detach!}))
+         "no process and no pin has it any more")))
+
    :test-run-input
    (fn []
      (with-open [packets (program :socket-filter)
@@ -948,7 +957,7 @@
 (def ^:private not-tried
   "Rows that nothing here can provoke, with the reason."
   (merge
-   (zipmap [:memory-before-5-5 :memlock-limit :links-before-5-8 :long-values-before-5-15
+   (zipmap [:memory-before-5-5 :statistics-before-5-8 :detach-before-5-9 :memlock-limit :links-before-5-8 :long-values-before-5-15
             :unprivileged-bpf-disabled
             :operation-before-its-release]
            (repeat "for older kernels than those on which the tests run by themselves"))

@@ -1,5 +1,6 @@
 (ns bpfmap.prog-test
-  (:require [bpfmap.core :as bpf]
+  (:require [bpfmap.asm :as asm]
+            [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.kernel.prog :as progs]
@@ -366,3 +367,89 @@
                                                        :insns [[:mov64 :r0 0] [:exit]]})))]
       (is (= :permission error))
       (is (str/includes? message "loading a program needs CAP_BPF and CAP_PERFMON")))))
+
+;; --- instructions
+
+(kernel-test instructions-with-names
+  (testing "the instructions of a program name its maps, and the functions that it calls"
+    (with-open [m (bpf/create {:name "t_named" :type :array :key :u32 :value :u64 :max-entries 1
+                               :flags #{:mmapable}})
+                p ^Closeable (prog/load {:type :socket-filter :name "t_names"
+                                         :insns [[:ld-map-value :r1 m 0]
+                                                 [:lddw :r2 m]
+                                                 [:call :ktime-get-ns]
+                                                 [:call-local :f]
+                                                 [:exit]
+                                                 :f
+                                                 [:lddw :r0 0x1122334455667788]
+                                                 [:exit]]})]
+      (let [reference {:map "t_named" :id (:id (bpf/info m))}
+            {:keys [name type insns lines functions]} (prog/instructions p)]
+        (is (= ["t_names" :socket-filter nil nil] [name type lines functions]))
+        (is (= [[:ld-map-value :r1 reference 0]
+                [:lddw :r2 reference]
+                [:call :ktime-get-ns]
+                [:call-local :L7]
+                [:exit]
+                :L7
+                [:lddw :r0 0x1122334455667788]
+                [:exit]]
+               insns))
+        (is (str/includes? (asm/disassemble (prog/instructions p))
+                           (str "r1 = &map t_named[" (:id reference) "]\n   2: r2 = map t_named["
+                                (:id reference) "]\n   4: call bpf_ktime_get_ns\n"
+                                "   5: call L7\n")))))))
+
+(kernel-test functions-of-a-program
+  (testing "functions are separate if the BTF of the program has their names"
+    (with-open [p ^Closeable (prog/load {:type :socket-filter :name "t_functions"
+                                         :insns [[:mov64 :r1 3]
+                                                 [:ld-func :r2 :callback]
+                                                 [:mov64 :r3 0]
+                                                 [:mov64 :r4 0]
+                                                 [:call :loop]
+                                                 [:exit]
+                                                 :callback
+                                                 [:mov64 :r0 0]
+                                                 [:exit]]})]
+      (let [{:keys [name insns functions]} (prog/instructions p)]
+        (is (= "main" name))
+        (is (some #{[:lddw :r2 {:function "callback1"}]} insns))
+        (is (= {"callback1" {:name "callback1" :insns [[:mov64 :r0 0] [:exit]]}} functions))))))
+
+(kernel-test instructions-errors
+  (testing "the error says why instructions cannot be read"
+    (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+      (is (= [:permission (str "The kernel hides the instructions of the program: reading them "
+                               "requires CAP_BPF, and CAP_SYSLOG if constants are blinded "
+                               "(net.core.bpf_jit_harden)")]
+             ((juxt :bpfmap/error :message)
+              (fixture/unprivileged #(error-of (prog/instructions p)))))))
+    (let [p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+      (.close ^Closeable p)
+      (is (= :closed (:bpfmap/error (error-of (prog/instructions p))))))
+    (is (= "The program must be a result of load or open, got 7"
+           (:message (error-of (prog/instructions 7)))))))
+
+;; --- statistics
+
+(kernel-test statistics-while-open
+  (testing "runs are counted while the statistics are open"
+    (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+      (let [run #(prog/test-run p {:data packet})
+            counted #(:run-count (prog/info p) 0)]
+        (run)
+        (is (= 0 (counted)))
+        (with-open [s ^Closeable (prog/enable-statistics!)]
+          (is (= "#<bpf-statistics>" (str s)))
+          (run)
+          (is (= 1 (counted)))
+          (is (pos-int? (:run-time-ns (prog/info p))))
+          (.close s)
+          (is (= "#<bpf-statistics closed>" (pr-str s))))
+        (run)
+        (is (= 1 (counted)))
+        (let [{:keys [message] :bpfmap/keys [error]}
+              (fixture/unprivileged #(error-of (prog/enable-statistics!)))]
+          (is (= :permission error))
+          (is (str/includes? message "enable-statistics! needs CAP_SYS_ADMIN")))))))

@@ -99,6 +99,8 @@ public final class Abi {
     public static final int BPF_MAP_DELETE_BATCH = 27;
     public static final int BPF_LINK_GET_FD_BY_ID = 30;
     public static final int BPF_LINK_GET_NEXT_ID = 31;
+    public static final int BPF_ENABLE_STATS = 32;
+    public static final int BPF_LINK_DETACH = 34;
     public static final int BPF_TOKEN_CREATE = 36;
 
     // --- flags of element operations
@@ -218,6 +220,12 @@ public final class Abi {
 
     public static final int RAW_TRACEPOINT_NAME = 0;
     public static final int RAW_TRACEPOINT_PROG_FD = 8;
+
+    // --- union bpf_attr: BPF_ENABLE_STATS, BPF_LINK_DETACH
+
+    public static final int BPF_STATS_RUN_TIME = 0;
+    public static final int ENABLE_STATS_TYPE = 0;
+    public static final int LINK_DETACH_LINK_FD = 0;
 
     // --- union bpf_attr: BPF_BTF_LOAD
 

@@ -128,7 +128,7 @@
   (by-map (fn [add all {:keys [map-ids] :as program}]
             (let [user (select-keys program [:id :name :type])]
               (reduce (fn [all id] (add all id user)) all map-ids)))
-          (holders/programs)))
+          (holders/programs {:brief true})))
 
 (defn pins
   "Returns the paths of the pins of each map, by map id.

@@ -208,18 +208,22 @@
   (str (name base) (if (neg? (long offset)) " - " " + ") (abs (long offset))))
 
 (defn- reference
-  "Returns how text refers to a map or a part of an object."
+  "Returns how text refers to a map or a part of an object.
+
+  A map of a loaded program has an id, and not always a name."
   [x]
-  (if (and (map? x) (= 1 (count x)))
-    (let [[kind what] (first x)]
-      (if (#{:function :variable :section :kconfig} kind)
-        (plain what)
-        (str (name kind) " " (plain what))))
-    (pr-str x)))
+  (cond
+    (and (map? x) (= #{:map :id} (set (keys x)))) (str "map " (:map x) "[" (:id x) "]")
+    (and (map? x) (= 1 (count x))) (let [[kind what] (first x)]
+                                     (if (#{:function :variable :section :kconfig} kind)
+                                       (plain what)
+                                       (str (name kind) " " (plain what))))
+    :else (pr-str x)))
 
 (defn- helper-text [x]
   (cond
     (keyword? x) (str "bpf_" (str/replace (name x) "-" "_"))
+    (and (map? x) (:ksym x)) (:ksym x)
     (map? x) (reference x)
     :else (str x)))
 

@@ -467,6 +467,17 @@
    {:row :tracepoint-of-program-type
     :errno #{:EINVAL} :op #{:attach-raw-tracepoint} :error :invalid-value
     :hint "only a program of type :raw-tracepoint attaches to a raw tracepoint"}
+   {:row :statistics-before-5-8
+    :errno #{:EINVAL} :op #{:enable-statistics!} :error :not-supported
+    :hint (str "statistics for as long as a process wants them need Linux 5.8; before, set the "
+               "sysctl kernel.bpf_stats_enabled to 1")}
+   {:row :link-stays-attached
+    :errno #{:EOPNOTSUPP :ENOTSUPP} :op #{:detach!} :error :not-supported
+    :hint (str "the kernel does not detach a link of this type; it is detached when no process and "
+               "no pin has it any more")}
+   {:row :detach-before-5-9
+    :errno #{:EINVAL} :op #{:detach!} :error :not-supported
+    :hint "detaching a link that others have needs Linux 5.9"}
    {:row :test-run-input
     :errno #{:EINVAL} :op #{:test-run} :error :invalid-value
     :hint (str "the program type requires other input: data of 14 bytes or more for packet "

@@ -38,7 +38,7 @@
      :vars [map-type map-flag operation element-flag conditional-write program-type helper report
             possible-cpus]}
     {:name pod.bpfmap.prog :of bpfmap.prog
-     :vars [load open info pin! test-run attach-raw-tracepoint]}
+     :vars [load open info pin! instructions test-run attach-raw-tracepoint]}
     {:name pod.bpfmap.events :of bpfmap.events
      :vars [reader peek poll! stats writer send!]}
     {:name pod.bpfmap.type :of bpfmap.type
@@ -66,7 +66,8 @@
                    reserve "memory does not reach another process; send! sends a whole record"
                    commit! "as reserve"
                    discard! "as reserve"}
-    bpfmap.prog {types "a table, not a function", attach-types "a table, not a function"}
+    bpfmap.prog {types "a table, not a function", attach-types "a table, not a function"
+                 enable-statistics! "exec/prog-top has the rates of all programs"}
     bpfmap.type {scalars "a table, not a function", ->generator "a generator is not data"}
     bpfmap.exec {define-commands "a macro, for namespaces of the library's own"}})
 

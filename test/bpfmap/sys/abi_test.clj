@@ -29,6 +29,8 @@
    ["LINK_INFO_XDP_" #((offset "struct bpf_link_info") (str "xdp." %))]
    ["LINK_INFO_" (offset "struct bpf_link_info")]
    ["PROG_LOAD_" (offset "union bpf_attr")]
+   ["ENABLE_STATS_" #((offset "union bpf_attr") (str "enable_stats." %))]
+   ["LINK_DETACH_" #((offset "union bpf_attr") (str "link_detach." %))]
    ["BTF_LOAD_" (offset "union bpf_attr")]
    ["BTF_INFO_" (offset "struct bpf_btf_info")]
    ["BATCH_SIZE"

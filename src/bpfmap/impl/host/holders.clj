@@ -118,23 +118,26 @@
 
 (defn- all
   "Returns the infos of all objects of a kind, by ascending id."
-  [kind]
-  (let [ctx {:op :list}]
-    (with-skipped
-      (fn [skip]
-        (into []
-              (keep (fn [id]
-                      (skip-on-error skip {:id id}
-                        (let [fd (call/open-id kind id ctx)]
-                          (try
-                            ((info-of kind) fd ctx)
-                            (finally (call/close fd)))))))
-              (call/ids kind ctx))))))
+  ([kind] (all kind (info-of kind)))
+  ([kind info]
+   (let [ctx {:op :list}]
+     (with-skipped
+       (fn [skip]
+         (into []
+               (keep (fn [id]
+                       (skip-on-error skip {:id id}
+                         (let [fd (call/open-id kind id ctx)]
+                           (try
+                             (info fd ctx)
+                             (finally (call/close fd)))))))
+               (call/ids kind ctx)))))))
 
 (defn programs
-  "Returns the infos of all programs, by ascending id."
-  []
-  (all :program))
+  "Returns the infos of all programs, by ascending id.
+
+  With `:brief`, without `:memlock`, which is in a file for each program."
+  ([] (programs nil))
+  ([{:keys [brief]}] (all :program (if brief kernel.prog/brief-info kernel.prog/info))))
 
 (defn links
   "Returns the infos of all links, by ascending id."
@@ -295,6 +298,16 @@
                      (comp (map (fn [^Fdinfo object] {:kind (kind-of object) :id (.-id object)}))
                            (distinct))
                      held)}))))
+
+(defn held
+  "Returns the processes that have objects open, by kind and id, as `{:pid :command}`.
+
+      (get-in (held) [:program 30]) ;=> [{:pid 4711 :command \"agent\"}]"
+  []
+  (reduce (fn [found [path holder]] (update-in found path (fnil conj []) holder))
+          {}
+          (for [{:keys [holds] :as process} (all-holders), {:keys [kind id]} holds]
+            [[kind id] (dissoc process :holds)])))
 
 (defn held-maps
   "Returns the maps that processes have open, by id.

@@ -47,6 +47,8 @@
    :load-btf ["CAP_BPF"]
    :btf-by-id ["CAP_SYS_ADMIN"]
    :list ["CAP_SYS_ADMIN"]
+   :enable-statistics! ["CAP_SYS_ADMIN"]
+   :instructions ["CAP_BPF"]
    :open ["CAP_SYS_ADMIN"]})
 
 (defn- required-capabilities

@@ -3,7 +3,7 @@
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.prog :as kernel.prog]
             [clojure.set :as set])
-  (:import (bpfmap.sys Attr Bytes Fd Info)
+  (:import (bpfmap.sys Abi Attr Bytes Fd Info)
            (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
@@ -103,3 +103,12 @@
     (if-let [[k :as row] (texts type)]
       (assoc info k (read-text fd row ctx))
       info)))
+
+(defn detach
+  "Detaches a link from its target, also for all other processes that have it.
+
+  The link stays until it is closed and not pinned. Needs Linux 5.9."
+  [^Fd fd ctx]
+  (call/command "Detaching the link" ctx Abi/BPF_LINK_DETACH
+                (fn [^Attr attr] (.fd attr Abi/LINK_DETACH_LINK_FD fd))
+                (constantly nil)))

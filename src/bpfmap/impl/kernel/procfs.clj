@@ -6,7 +6,7 @@
            (java.io IOException)
            (java.nio.charset StandardCharsets)
            (java.nio.file DirectoryIteratorException Files NoSuchFileException Path)
-           (java.util ArrayList)
+           (java.util ArrayList Arrays)
            (java.util.function BiConsumer)))
 
 (set! *warn-on-reflection* true)
@@ -342,6 +342,74 @@
   "Returns the sysctl kernel.unprivileged_bpf_disabled as a number; nil if missing."
   []
   (some-> (read-file "/proc/sys/kernel/unprivileged_bpf_disabled") str/trim parse-long))
+
+;; --- symbols of the kernel
+
+;; A line is `ffffffff81000000 T _text`, for a module's symbol with the module behind it. There are
+;; more than 100,000, and the command line reads them without a compiled loop.
+
+(defn- line-end
+  "Returns the offset of the next end of a line."
+  ^long [^bytes text ^long from]
+  (loop [i from]
+    (if (or (= i (alength text)) (= 10 (aget text i))) i (recur (inc i)))))
+
+(defn- address-at
+  "Returns the number in hexadecimal digits at an offset."
+  ^long [^bytes text ^long from]
+  (loop [i from n 0]
+    (let [c (if (< i (alength text)) (long (aget text i)) 32)]
+      (if (= 32 c)
+        n
+        (recur (inc i)
+               (bit-or (bit-shift-left n 4) (if (< c 97) (- c 48) (- c 87))))))))
+
+(defn- symbol-name [^bytes text from end]
+  (let [line (String. text (int from) (int (- (long end) (long from))) StandardCharsets/UTF_8)]
+    (second (re-find #"^[0-9a-f]+ \S (\S+)" line))))
+
+(defn- symbol-address
+  "Returns the address of a symbol; 0 if it is hidden or does not exist."
+  ^long [^bytes text ^String symbol]
+  (let [wanted (.getBytes (str " " symbol) StandardCharsets/UTF_8)
+        n (alength wanted)]
+    (loop [from 0]
+      (if (<= (alength text) from)
+        0
+        (let [end (line-end text from)]
+          (if (and (< from (- end n))
+                   (Arrays/equals text (int (- end n)) (int end) wanted 0 n))
+            (address-at text from)
+            (recur (inc end))))))))
+
+(defn- symbols-at
+  "Returns the names of the symbols at some addresses, by address."
+  [^bytes text addresses]
+  (let [wanted (long-array (sort addresses))]
+    (loop [from 0 found {}]
+      (if (<= (alength text) from)
+        found
+        (let [address (address-at text from)
+              end (line-end text from)]
+          (recur (inc end)
+                 (if (and (<= 0 (Arrays/binarySearch wanted address))
+                          (not (contains? found address)))
+                   (assoc found address (symbol-name text from end))
+                   found)))))))
+
+(defn kernel-symbols
+  "Returns the names of the kernel's symbols at distances from a base symbol, by distance.
+
+  The first name counts. Returns nil if the addresses of symbols are hidden from this process, by
+  the sysctl kernel.kptr_restrict or for want of CAP_SYSLOG.
+
+      (kernel-symbols \"__bpf_call_base\" [-13520]) ;=> {-13520 \"bpf_ktime_get_ns\"}"
+  [base distances]
+  (let [^bytes text (try (read-bytes "/proc/kallsyms") (catch IOException _ (byte-array 0)))
+        address (symbol-address text base)]
+    (when-not (zero? address)
+      (update-keys (symbols-at text (map #(+ address (long %)) distances))
+                   #(- (long %) address)))))
 
 (def ^:private ^:const at-pagesz "Source: linux/auxvec.h, AT_PAGESZ." 6)
 

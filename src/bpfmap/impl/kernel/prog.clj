@@ -5,6 +5,7 @@
             [bpfmap.impl.btf.writer :as btf.writer]
             [bpfmap.impl.kernel.btf :as kernel.btf]
             [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.procfs :as procfs]
             [clojure.set :as set]
             [clojure.string :as str])
   (:import (bpfmap.sys Abi Attr Bytes Fd Info)
@@ -251,8 +252,8 @@
              (remove (comp zero? val))
              optional)))))
 
-(defn info
-  "Returns the kernel's data about an open program, with a name for its type.
+(defn brief-info
+  "Returns the kernel's data about an open program, without its `:memlock`.
 
   Fields that are zero because they do not apply are left out."
   [^Fd fd ctx]
@@ -261,6 +262,90 @@
       (if (< (long room) (long map-count))
         (recur map-count)
         (dissoc info :map-count)))))
+
+(defn info
+  "Returns the kernel's data about an open program, with a name for its type.
+
+  `:memlock` is read from /proc, and missing if that cannot be read."
+  [^Fd fd ctx]
+  (let [info (brief-info fd ctx)
+        text (try
+               (call/fdinfo-text fd)
+               (catch RuntimeException e (throw (call/in-context e ctx))))
+        memlock (some-> text (procfs/field "memlock") parse-long)]
+    (cond-> info
+      memlock (assoc :memlock memlock))))
+
+;; --- instructions
+
+(def ^:private ^:const function-record "Bytes of `struct bpf_func_info`." 8)
+(def ^:private ^:const line-record "Bytes of `struct bpf_line_info`." 16)
+
+(defn- sizes
+  "Returns the sizes of the parts of a program that [[instructions]] reads.
+
+  All are 0 for a process without CAP_BPF."
+  [^Fd fd ctx]
+  (call/info "Reading the program's info" fd info-size ctx nil
+             (fn [memory _]
+               {:bytes (call/u32 memory Info/PROG_XLATED_PROG_LEN)
+                :functions (call/u32 memory Info/PROG_NR_FUNC_INFO)
+                :lines (call/u32 memory Info/PROG_NR_LINE_INFO)})))
+
+(defn instructions
+  "Returns the instructions of an open program after the verifier, and what its BTF says of them.
+
+  Returns `{:insns array :functions [{:slot :type-id}] :lines [{:slot :file :text :line :column}]}`,
+  where texts are offsets in the strings of the BTF. The array is empty if the kernel hides the
+  instructions. Functions and lines need Linux 5.0."
+  [^Fd fd ctx]
+  (let [{:keys [bytes functions lines]} (sizes fd ctx)]
+    (call/info
+     "Reading the program's instructions" fd info-size ctx
+     (fn [^Attr attr memory]
+       (let [room (fn [pointer size]
+                    (when (pos? (long size))
+                      (let [^MemorySegment buffer (.spare attr size)]
+                        (Bytes/put64 memory pointer (.address buffer) false)
+                        buffer)))
+             records (fn [pointer count-at size-at n size]
+                       (when (pos? (long n))
+                         (Bytes/put32 memory count-at (long n) false)
+                         (Bytes/put32 memory size-at (long size) false)
+                         (room pointer (* (long n) (long size)))))]
+         (Bytes/put32 memory Info/PROG_XLATED_PROG_LEN (long bytes) false)
+         {:insns (room Info/PROG_XLATED_PROG_INSNS bytes)
+          :functions (records Info/PROG_FUNC_INFO Info/PROG_NR_FUNC_INFO
+                              Info/PROG_FUNC_INFO_REC_SIZE functions function-record)
+          :lines (records Info/PROG_LINE_INFO Info/PROG_NR_LINE_INFO
+                          Info/PROG_LINE_INFO_REC_SIZE lines line-record)}))
+     (fn [^MemorySegment memory {:keys [insns] :as buffers}]
+       ;; The kernel clears the address of instructions that it hides.
+       (let [hidden? (zero? (Bytes/get64 memory Info/PROG_XLATED_PROG_INSNS false))
+             records (fn [part n size f]
+                       (when-let [buffer (part buffers)]
+                         (mapv #(f (fn [field] (call/u32 buffer (+ (* (long %) (long size))
+                                                                   (long field)))))
+                               (range n))))]
+         {:insns (if (or hidden? (nil? insns)) (byte-array 0) (Bytes/copyOut insns 0 (int bytes)))
+          :functions (records :functions functions function-record
+                              (fn [u32] {:slot (u32 0) :type-id (u32 4)}))
+          :lines (records :lines lines line-record
+                          (fn [u32]
+                            {:slot (u32 0) :file (u32 4) :text (u32 8)
+                             :line (bit-shift-right (long (u32 12)) 10)
+                             :column (bit-and 0x3ff (long (u32 12)))}))})))))
+
+;; --- statistics
+
+(defn enable-statistics
+  "Makes the kernel measure run times of programs until the returned descriptor is closed.
+
+  Needs Linux 5.8."
+  ^Fd [ctx]
+  (call/command "Enabling the statistics of programs" ctx Abi/BPF_ENABLE_STATS
+                (fn [^Attr attr] (.int32 attr Abi/ENABLE_STATS_TYPE Abi/BPF_STATS_RUN_TIME))
+                call/own-fd))
 
 ;; --- running and attaching
 
