@@ -25,7 +25,7 @@
   (:refer-clojure :exclude [get list take])
   (:require [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
-            [bpfmap.exec.options :refer [doc-of kind-of options]]
+            [bpfmap.exec.options :refer [doc-of function-name kind-of options]]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -53,8 +53,8 @@
   "Returns the docstring's line about returning a reducible, or nil."
   [{:keys [name options reduces]}]
   (when-let [condition (cond reduces "Returns" (some #{:stream} options) "With :stream, returns")]
-    (str "\n  " condition " a reducible, which prints as #bpfmap.exec/" name
-         " and its options.\n")))
+    (str "\n  " condition " a reducible, which prints as #bpfmap.exec/"
+         (function-name name) " and its options.\n")))
 
 (defn- third-person
   "Returns a sentence with its imperative verb in the third person.
@@ -70,7 +70,8 @@
        (when (or (seq args) (seq (:options command)))
          (str "\n" (str/join "\n" (option-lines command)) "\n"))
        (when examples
-         (str "\n" (str/join "\n" (map #(str "      (exec/" name " " (pr-str %) ")") examples))))))
+         (str "\n" (str/join "\n" (map #(str "      (exec/" (function-name name) " " (pr-str %) ")")
+                                         examples))))))
 
 (defn- babashka-spec
   "Returns the spec of a command for babashka.cli."
@@ -94,7 +95,8 @@
   [defaults]
   `(do
      ~@(for [{:keys [name fn] :as command} commands/commands :when fn]
-         `(defn ~(with-meta (symbol name) {:org.babashka/cli `(quote ~(babashka-spec command))})
+         `(defn ~(with-meta (symbol (function-name name))
+                   {:org.babashka/cli `(quote ~(babashka-spec command))})
             ~(docstring command)
             {:arglists '([~'options])}
             [options#]

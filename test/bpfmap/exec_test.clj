@@ -5,7 +5,7 @@
             [bpfmap.exec :as exec]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
-            [bpfmap.exec.options :refer [doc-of]]
+            [bpfmap.exec.options :refer [doc-of function-name]]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
@@ -26,7 +26,7 @@
   (testing "every command of the table is a documented function"
     (doseq [{:keys [name fn args doc] :as command} commands/commands :when fn
             ns '[bpfmap.exec bpfmap.tool]
-            :let [v (ns-resolve ns (symbol name))]]
+            :let [v (ns-resolve ns (symbol (function-name name)))]]
       (testing (str v)
         (is (= '([options]) (:arglists (meta v))))
         (is (str/starts-with? (:doc (meta v)) (str (#'exec/third-person doc) ".\n")))
@@ -41,8 +41,8 @@
 (deftest babashka-cli-spec
   (testing "the metadata for babashka.cli matches the table"
     (doseq [{:keys [name fn args] :as command} commands/commands :when fn
-            :let [{:keys [args->opts spec]}
-                  (:org.babashka/cli (meta (ns-resolve 'bpfmap.exec (symbol name))))]]
+            :let [v (ns-resolve 'bpfmap.exec (symbol (function-name name)))
+                  {:keys [args->opts spec]} (:org.babashka/cli (meta v))]]
       (testing name
         (is (= (vec args) args->opts))
         (is (= (set (concat args (:options command))) (set (keys spec))))
@@ -240,7 +240,7 @@
 (deftest docstrings-name-options
   (testing "docstrings name options and not flags"
     (doseq [{:keys [name fn]} commands/commands :when fn
-            :let [doc (:doc (meta (ns-resolve 'bpfmap.exec (symbol name))))]]
+            :let [doc (:doc (meta (ns-resolve 'bpfmap.exec (symbol (function-name name)))))]]
       (is (not (re-find #"(?<![\w-])--[a-z]" doc)) (str name ": " doc)))))
 
 (deftest missing-library

@@ -957,8 +957,8 @@
 (def ^:private not-tried
   "Rows that nothing here can provoke, with the reason."
   (merge
-   (zipmap [:memory-before-5-5 :statistics-before-5-8 :detach-before-5-9 :memlock-limit :links-before-5-8 :long-values-before-5-15
-            :unprivileged-bpf-disabled
+   (zipmap [:memory-before-5-5 :statistics-before-5-8 :detach-before-5-9 :memlock-limit
+            :links-before-5-8 :long-values-before-5-15 :unprivileged-bpf-disabled
             :operation-before-its-release]
            (repeat "for older kernels than those on which the tests run by themselves"))
    (zipmap [:opened-read-only :opened-write-only :alternative]

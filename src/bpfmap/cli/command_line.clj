@@ -4,7 +4,7 @@
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.commands :as commands]
-            [bpfmap.exec.options :refer [options]]
+            [bpfmap.exec.options :refer [kind-of options]]
             [bpfmap.exec.output :as output]
             [bpfmap.impl.nearest :as nearest]
             [clojure.string :as str]
@@ -52,13 +52,31 @@
                              (some->> (:bpfmap/hint (ex-data e)) (str ": "))))
         (catch Exception worded worded)))))
 
+(defn- members
+  "Returns the names of the commands that begin with a word."
+  [family]
+  (filter #(str/starts-with? % (str family " ")) (map :name commands/commands)))
+
+(defn- check-member
+  "Throws a usage error if a name is only the first word of commands."
+  [name]
+  (when (commands/families name)
+    (wrong-usage {:name name} name " requires one more word: "
+                 (error/list-of (map #(subs % (inc (count name))) (members name))))))
+
 (defn find-command
   "Returns the row of a command.
 
   Throws a usage error with the nearest names for an unknown command."
   [name]
+  (check-member name)
   (or (commands/command-named name)
-      (unknown nil "command" name (map :name commands/commands))))
+      (let [family (first (str/split name #" "))]
+        (unknown nil "command" name (if (commands/families family)
+                                      (members family)
+                                      (concat (remove #(str/includes? % " ")
+                                                      (map :name commands/commands))
+                                              commands/families))))))
 
 ;; --- the command line
 
@@ -92,6 +110,15 @@
         (update :arguments unshielded)
         (update :options update-vals unshielded))))
 
+(defn- joined
+  "Returns positional arguments, with the two words of a command as one text."
+  [args given]
+  (let [i (dec (count args))
+        [word more] (drop i given)]
+    (if (and more (= :command (peek args)) (commands/families word))
+      (concat (take i given) [(str word " " more)] (drop (+ i 2) given))
+      given)))
+
 (defn- by-place
   "Returns the positional arguments as options."
   [{:keys [name args] :as command} given]
@@ -105,6 +132,18 @@
 
 (def ^:private formats [:edn :json :csv])
 
+(defn- command-words
+  "Returns the name of the command, the words behind it, and options before it.
+
+  The name has two words if the first one is the name of a family."
+  [words]
+  (let [split #(parsed nil % flags/general-options :in-order true)
+        {[name & words] :arguments general :options} (split words)]
+    (if-not (commands/families name)
+      [name words general]
+      (let [{[member & words] :arguments more :options} (split words)]
+        [(str/join " " (remove nil? [name member])) words (merge general more)]))))
+
 (defn request
   "Parses a command line into `{:command :options :format :verbose :version}`.
 
@@ -113,20 +152,22 @@
 
       (request [\"show\" \"12\" \"--edn\"]) ;=> {:command {:name \"show\" …} :options {:ref \"12\"} :format :edn}"
   [words]
-  (let [{[name & words] :arguments general :options} (parsed nil words flags/general-options
-                                                             :in-order true)
-        command (some-> name find-command)
-        {:keys [arguments options]} (parsed command words
-                                            (into (if command (flags/tool-options command) [])
-                                                  flags/general-options))
-        all (merge options general)
-        format (filter all formats)
-        shown (select-keys all [:verbose])]
+  (let
+   [[name words general] (command-words words)
+    ;; `prog --help` is a question about all commands that begin with this word.
+    asked? (and (:help general) (commands/families name))
+    command (when-not asked? (some-> name find-command))
+    {:keys [arguments options]} (parsed command words
+                                        (into (if command (flags/tool-options command) [])
+                                              flags/general-options))
+    all (merge options general)
+    format (filter all formats)
+    shown (select-keys all [:verbose])]
     (cond
       (:version all) {:version true}
       (:help all) (merge shown
                          {:command (commands/command-named "help")
-                          :options (when command {:command name})})
+                          :options (when (or command asked?) {:command name})})
       (nil? command) (wrong-usage nil "No command given")
       (next format) (wrong-usage command
                                  (str/join " and " (map #(str "--" (clojure.core/name %)) format))
@@ -135,12 +176,15 @@
                    {:command command
                     :format (first format)
                     :options (merge (select-keys options (:options command))
-                                    (by-place command arguments))}))))
+                                    (by-place command (joined (:args command) arguments)))}))))
 
 ;; --- help
 
-(def ^:private ref-text
-  "REF is a map's id, its pin path (which contains a slash) or its name.")
+(def ^:private ref-texts
+  "The line about REF, by the kind of the argument."
+  {:ref "REF is a map's id, its pin path (which contains a slash) or its name."
+   :program-ref "REF is a program's id, its pin path (which contains a slash) or its name."
+   :link-ref "REF is a link's id, or its pin path (which contains a slash)."})
 
 (def ^:private exit-text
   "Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted by Ctrl-C.")
@@ -175,7 +219,13 @@
                     (partition-by :group commands/commands))
             ["" "General options"]
             (option-lines flags/general-options)
-            ["" ref-text exit-text])))
+            ["" (:ref ref-texts) exit-text])))
+
+(defn- family-help [family]
+  (let [rows (map commands/command-named (members family))]
+    (concat [(str "Usage: bpfmap " family " COMMAND [ARGUMENT ...] [OPTION ...]") ""]
+            (indented (output/fields (for [row rows] [(with-arguments row) (:doc row)])))
+            ["" (str "See `bpfmap help " (:name (first rows)) "` for the help of a command")])))
 
 (defn- shell-word
   "Returns a value as a word for the shell.
@@ -213,7 +263,7 @@
             (option-lines flags/general-options)
             (when examples
               (list* "" "Examples" (indented (mapcat #(example-lines command %) examples))))
-            (when (some #{:ref} args) ["" ref-text]))))
+            (when (some #{:ref} args) ["" (ref-texts (kind-of command :ref))]))))
 
 (defn help
   "Returns the text of `bpfmap help`, or the help of a command.
@@ -221,4 +271,7 @@
       (help {:command \"dump\"} {})"
   [{:keys [command]} _request]
   {:text? true
-   :lines (if command (command-help (find-command command)) (general-help))})
+   :lines (cond
+            (nil? command) (general-help)
+            (commands/families command) (family-help command)
+            :else (command-help (find-command command)))})

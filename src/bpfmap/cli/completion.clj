@@ -13,6 +13,8 @@
             [bpfmap.exec.input :as input]
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.options :refer [kind-of options]]
+            [bpfmap.exec.program-info :as program-info]
+            [bpfmap.exec.programs :as programs]
             [bpfmap.exec.query :as query]
             [bpfmap.exec.saved-file :as saved-file]
             [bpfmap.exec.tail :as tail]
@@ -30,7 +32,11 @@
 
 (def ^:private fields-of
   "The fields of the rows of commands, if they are the same for every map."
-  {"list" map-info/list-fields "features" features/row-fields})
+  {"list" map-info/list-fields
+   "features" features/row-fields
+   "prog list" program-info/program-fields
+   "prog top" programs/top-fields
+   "link list" program-info/link-fields})
 
 (def ^:private fields-of-map
   "Functions from a map's spec to the fields of a command's rows, by command."
@@ -82,10 +88,29 @@
 (defn- field-names [command]
   (some-> (fields-of (:name command)) :fields (->> (map first))))
 
+(def ^:private first-words
+  "The first words of all commands."
+  (distinct (map #(first (str/split (:name %) #" ")) commands/commands)))
+
+(defn- second-words
+  "Returns the commands of a family with their second words, as `[word command]`."
+  [family]
+  (for [{:keys [name] :as command} commands/commands
+        :let [[word more] (str/split name #" ")]
+        :when (and more (= family word))]
+    [more command]))
+
+(defn- family-text
+  "Returns the line about a word that begins several commands."
+  [family]
+  (str "Commands: " (str/join ", " (map first (second-words family)))))
+
+(def ^:private families (str/join "|" (sort commands/families)))
+
 (defn- what-of
   "Returns the kind of completion for an option or argument of a command.
 
-  One of `ref`, `file`, words after a `=`, `fields-` with a kind for the fields of the map on the
+  One of `ref` for maps, `ref-prog` and `ref-link`, `file`, words after a `=`, `fields-` with a kind for the fields of the map on the
   line, or an empty string."
   [command k]
   (let [words #(if (seq %) (str "=" (str/join " " %)) "")
@@ -97,6 +122,8 @@
       :columns (words names)
       :where (words (map #(str % "=") names))
       (:ref :source) "ref"
+      :program-ref "ref-prog"
+      :link-ref "ref-link"
       :path "file"
       :event-type "fields-type"
       :from (words ["oldest" "now"])
@@ -104,7 +131,7 @@
       :slots (words ["log2" "bcc" "bpftrace"])
       :shell (words ["bash" "zsh" "fish"])
       (case k
-        :command (words (map :name commands/commands))
+        :command (words first-words)
         :type (words (sort (map name (keys map-types/types))))
         ""))))
 
@@ -132,15 +159,20 @@
   "env LC_ALL=C grep -E '^[A-Za-z0-9_.-]+$'")
 
 (def ^:private names-function
-  "The shell function that sets a variable to the ids and names of maps.
+  "The shell function that sets a variable to the ids and names of objects.
 
-  It caches them for five seconds. It must not run in a subshell."
+  They are maps, programs or links. It caches them for five seconds. It must not run in a subshell."
   (str "_bpfmap_look() {\n"
        "  local now; now=$(date +%s)\n"
-       "  if [ -z \"${_bpfmap_at:-}\" ] || [ $((now - _bpfmap_at)) -gt 5 ]; then\n"
-       "    _bpfmap_known=$(bpfmap list --csv --columns id,name 2>/dev/null | tail -n +2 | tr -d "
-       "'\\r' | tr ',' '\\n' | " plain-names " | sort -u)\n"
-       "    _bpfmap_at=$now\n"
+       "  if [ \"${_bpfmap_of:-}\" != \"$1\" ] || [ $((now - _bpfmap_at)) -gt 5 ]; then\n"
+       "    case $1 in\n"
+       "      ref-prog) _bpfmap_known=$(bpfmap prog list --csv --columns id,name 2>/dev/null) ;;\n"
+       "      ref-link) _bpfmap_known=$(bpfmap link list --csv --columns id 2>/dev/null) ;;\n"
+       "      *) _bpfmap_known=$(bpfmap list --csv --columns id,name 2>/dev/null) ;;\n"
+       "    esac\n"
+       "    _bpfmap_known=$(printf '%s\\n' \"$_bpfmap_known\" | tail -n +2 | tr -d '\\r' | tr ',' "
+       "'\\n' | " plain-names " | sort -u)\n"
+       "    _bpfmap_of=$1 _bpfmap_at=$now\n"
        "  fi\n"
        "}\n"))
 
@@ -175,7 +207,7 @@
 
 (defn- bash-cases [f]
   (str/join (for [{:keys [name] :as command} commands/commands]
-              (str "    " name ") " (f command) " ;;\n"))))
+              (str "    " (one-quoted name) ") " (f command) " ;;\n"))))
 
 (defn- bash []
   (str "# bash completion of bpfmap; source it, or put it into /etc/bash_completion.d\n"
@@ -191,13 +223,20 @@
        "      " (str/join "|" (taking)) ") ((i++)) ;;\n"
        "      -*) ;;\n"
        "      '') ;;\n"
-       "      *) if [ -z \"$command\" ]; then command=${COMP_WORDS[i]}; continue; fi\n"
+       "      *) case $command in\n"
+       "           '') command=${COMP_WORDS[i]}; continue ;;\n"
+       "           " families ") command=\"$command ${COMP_WORDS[i]}\"; continue ;;\n"
+       "         esac\n"
        "         if [ -z \"$ref\" ]; then ref=${COMP_WORDS[i]}; fi\n"
        "         if ((i < COMP_CWORD)); then ((place++)); fi ;;\n"
        "    esac\n"
        "  done\n"
        "  case $command in\n"
        "    '') what=(" (one-quoted (what-of nil :command)) ") ;;\n"
+       (str/join (for [family (sort commands/families)]
+                   (str "    " family ") what=("
+                        (one-quoted (str "=" (str/join " " (map first (second-words family)))))
+                        ") ;;\n")))
        (bash-cases (fn [{:keys [] :as command}]
                      (str "flags=" (one-quoted (str/join " " (flag-words command)))
                           " what=("  (str/join " " (map one-quoted (places command))) ")")))
@@ -206,7 +245,7 @@
        "  case $command$before in\n"
        (str/join (for [{:keys [name] :as command} commands/commands
                        [option what] (values command)]
-                   (str "    " name option ") flags= what=" (one-quoted what) " ;;\n")))
+                   (str "    " (one-quoted (str name option)) ") flags= what=" (one-quoted what) " ;;\n")))
        "    *) case $before in " (str/join "|" (taking)) ") return ;; esac ;;\n"
        "  esac\n"
        "  if [[ $word == -* && -n $flags ]]; then COMPREPLY=($(compgen -W \"$flags\" -- "
@@ -216,9 +255,9 @@
        "    fields-*) _bpfmap_look_into \"$command\" \"$ref\"\n"
        "      if [ \"$what\" = fields-where ]; then compopt -o nospace; fi\n"
        "      COMPREPLY=($(compgen -W \"$(_bpfmap_fields \"$what\")\" -- \"$word\")) ;;\n"
-       "    ref) case $word in\n"
+       "    ref*) case $word in\n"
        "           */*|.*) compopt -o filenames; COMPREPLY=($(compgen -f -- \"$word\")) ;;\n"
-       "           *) _bpfmap_look; COMPREPLY=($(compgen -W \"$_bpfmap_known\" -- \"$word\")) ;;\n"
+       "           *) _bpfmap_look \"$what\"; COMPREPLY=($(compgen -W \"$_bpfmap_known\" -- \"$word\")) ;;\n"
        "         esac ;;\n"
        "    file) compopt -o filenames; COMPREPLY=($(compgen -f -- \"$word\")) ;;\n"
        "  esac\n"
@@ -230,7 +269,7 @@
 
 (defn- zsh-action [what]
   (cond
-    (= "ref" what) "_bpfmap_refs"
+    (str/starts-with? what "ref") (str " _bpfmap_refs " what)
     (= "file" what) "_files"
     (str/starts-with? what "fields-") (str " _bpfmap_of_line " what)
     (str/starts-with? what "=") (str "(" (subs what 1) ")")
@@ -266,21 +305,33 @@
        "  else compadd -- ${(f)\"$(_bpfmap_fields $1)\"}; fi\n"
        "}\n"
        "_bpfmap_refs() {\n"
-       "  if [[ $PREFIX == */* || $PREFIX == .* ]]; then _files; else _bpfmap_look; compadd -- "
+       "  if [[ $PREFIX == */* || $PREFIX == .* ]]; then _files; else _bpfmap_look $1; compadd -- "
        "${(f)_bpfmap_known}; fi\n"
        "}\n"
        "_bpfmap() {\n"
        "  local -a commands\n"
        "  commands=("
        (str/join " "
-                 (for [{:keys [name doc]} commands/commands]
-                   (one-quoted (str name ":" (zsh-word doc))))) ")\n"
+                 (for [word first-words]
+                   (one-quoted (str word ":"
+                                    (zsh-word (or (:doc (commands/command-named word))
+                                                  (family-text word)))))))
+       ")\n"
        "  if (( CURRENT == 2 )); then _describe command commands; return; fi\n"
        "  local command=$words[2]\n"
        "  shift words; (( CURRENT-- ))\n"
        "  case $command in\n"
+       (str/join (for [family (sort commands/families)]
+                   (str "    " family ") commands=("
+                        (str/join " " (for [[word {:keys [doc]}] (second-words family)]
+                                        (one-quoted (str word ":" (zsh-word doc)))))
+                        ")\n"
+                        "      if (( CURRENT == 2 )); then _describe command commands; return; fi\n"
+                        "      command=\"$command $words[2]\"; shift words; (( CURRENT-- )) ;;\n")))
+       "  esac\n"
+       "  case $command in\n"
        (str/join (for [{:keys [name] :as command} commands/commands]
-                   (str "    " name ") _arguments "
+                   (str "    " (one-quoted name) ") _arguments "
                         (str/join " " (map one-quoted (zsh-argument-lines command))) " ;;\n")))
        "  esac\n"
        "}\n"
@@ -288,7 +339,7 @@
 
 (defn- fish-words [what]
   (cond
-    (= "ref" what) " -a '(__bpfmap_maps)'"
+    (str/starts-with? what "ref") (str " -a '(__bpfmap_refs " what ")'")
     (= "file" what) " -a '(__fish_complete_path)'"
     (str/starts-with? what "fields-") (str " -a '(__bpfmap_fields " what ")'")
     (str/starts-with? what "=") (str " -a " (one-quoted (subs what 1)))
@@ -296,27 +347,44 @@
 
 (defn- fish []
   (str "# fish completion of bpfmap; put it as bpfmap.fish into ~/.config/fish/completions\n"
-       "function __bpfmap_maps\n"
+       "function __bpfmap_refs\n"
        "  set -l now (date +%s)\n"
-       "  if not set -q __bpfmap_at; or test (math $now - $__bpfmap_at) -gt 5\n"
-       "    set -g __bpfmap_known (bpfmap list --csv --columns id,name 2>/dev/null | tail -n +2 | "
+       "  if test \"$__bpfmap_of\" != $argv[1]; or test (math $now - $__bpfmap_at) -gt 5\n"
+       "    set -l words list --csv --columns id,name\n"
+       "    switch $argv[1]\n"
+       "      case ref-prog; set words prog list --csv --columns id,name\n"
+       "      case ref-link; set words link list --csv --columns id\n"
+       "    end\n"
+       "    set -g __bpfmap_known (bpfmap $words 2>/dev/null | tail -n +2 | "
        "tr -d '\\r' | tr ',' '\\n' | " plain-names " | sort -u)\n"
+       "    set -g __bpfmap_of $argv[1]\n"
        "    set -g __bpfmap_at $now\n"
        "  end\n"
        "  printf '%s\\n' $__bpfmap_known\n"
        "end\n"
-       "function __bpfmap_fields\n"
+       "function __bpfmap_words\n"
        "  set -l command; set -l ref; set -l skip no\n"
-       "  for word in (commandline -op)[2..-1]\n"
+       "  for word in (commandline $argv[1])[2..-1]\n"
        "    if test $skip = yes; set skip no; continue; end\n"
        "    switch \"$word\"\n"
        "      case " (str/join " " (taking)) "; set skip yes\n"
        "      case '-*' ''\n"
        "      case '*'\n"
-       "        if test -z \"$command\"; set command $word; else if test -z \"$ref\"; set ref "
-       "$word; end\n"
+       "        if test -z \"$command\"; set command $word\n"
+       "        else if contains -- \"$command\" " (str/join " " (sort commands/families))
+       "; set command \"$command $word\"\n"
+       "        else if test -z \"$ref\"; set ref $word; end\n"
        "    end\n"
        "  end\n"
+       "  printf '%s\\n' $command $ref\n"
+       "end\n"
+       "function __bpfmap_is\n"
+       "  set -l words (__bpfmap_words -opc)\n"
+       "  test \"$words[1]\" = \"$argv[1]\"\n"
+       "end\n"
+       "function __bpfmap_fields\n"
+       "  set -l words (__bpfmap_words -op)\n"
+       "  set -l command $words[1]; set -l ref $words[2]\n"
        "  set -l now (date +%s)\n"
        "  if test \"$__bpfmap_into\" != \"$command $ref\"; or test (math $now - $__bpfmap_into_at) "
        "-gt 5\n"
@@ -344,12 +412,22 @@
        "end\n"
        "complete -c bpfmap -f\n"
        (str/join
+        (for [family (sort commands/families)]
+          (str "complete -c bpfmap -n __fish_use_subcommand -a " family " -d '"
+               (family-text family) "'\n")))
+       (str/join
         (for [{:keys [name doc] :as command} commands/commands
-              :let [there (str "-n " (one-quoted (str "__fish_seen_subcommand_from " name)))
-                    args (set (places command))]]
-          (str "complete -c bpfmap -n __fish_use_subcommand -a " name " -d " (one-quoted doc) "\n"
-               (when (args "ref") (str "complete -c bpfmap " there " -a '(__bpfmap_maps)' -F\n"))
-               (when (and (args "file") (not (args "ref")))
+              :let [on (str "__bpfmap_is \"" name "\"")
+                    there (str "-n " (one-quoted on))
+                    args (set (places command))
+                    ref (some #(when (str/starts-with? % "ref") %) args)
+                    [word more] (str/split name #" ")]]
+          (str (if more
+                 (str "complete -c bpfmap -n '__bpfmap_is " word "' -a " more)
+                 (str "complete -c bpfmap -n __fish_use_subcommand -a " name))
+               " -d " (one-quoted doc) "\n"
+               (when ref (str "complete -c bpfmap " there (fish-words ref) " -F\n"))
+               (when (and (args "file") (not ref))
                  (str "complete -c bpfmap " there " -F\n"))
                (str/join (for [what args :when (str/starts-with? what "=")]
                            (str "complete -c bpfmap " there " -a " (one-quoted (subs what 1))
@@ -364,8 +442,7 @@
                                 (when (= :column (:kind (options id)))
                                   (str "complete -c bpfmap -n "
                                        (one-quoted
-                                        (str "__fish_seen_subcommand_from " name
-                                             "; and __bpfmap_falling " flag))
+                                        (str on "; and __bpfmap_falling " flag))
                                        (fish-words (what-of command id)) "\n"))))))))))
 
 (defn- script [shell]

@@ -1,10 +1,12 @@
 (ns ^:no-doc bpfmap.cli.live-commands
-  "Runs the commands that continue until they are stopped: `watch`, `tail` and `demo`."
+  "Runs the commands that continue until they are stopped: `watch`, `prog top`, `tail` and
+  `demo`."
   (:require [bpfmap.cli.interactive :as interactive]
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.core :as bpf]
             [bpfmap.exec.demo :as demo]
             [bpfmap.exec.output :as output]
+            [bpfmap.exec.programs :as programs]
             [bpfmap.exec.tail :as exec.tail]
             [bpfmap.exec.views :as views]
             [bpfmap.exec.watch :as exec.watch]
@@ -133,6 +135,75 @@
                    (lines-of result {:width (or (terminal/width) 80) :height (- (long height) 1)})))
      :notes (when gone? [(status-text @last-frame options)])
      :exit (if gone? 1 (interactive/exit-code signal))}))
+
+;; --- prog top
+
+(def ^:private top-columns
+  "The columns of `prog top`."
+  [{:title "ID" :of :id}
+   {:title "TYPE" :of :type :least 11 :rank 2}
+   {:title "NAME" :of :name :least 15}
+   {:title "RUNS/S" :of (comp output/format-1dp :runs-per-second) :align :right}
+   {:title "AVERAGE" :of (comp views/nanoseconds-text :average-ns) :align :right}
+   {:title "CPU" :of #(str (output/format-1dp (:cpu-percent %)) "%") :align :right}
+   {:title "RUNS" :of :runs :align :right :rank 1}
+   {:title "TIME" :of (comp views/nanoseconds-text :time-ns) :align :right :rank 1}])
+
+(defn- top-titles [{:keys [programs elapsed rows]} {:keys [interval]}]
+  [(str (output/plural programs "program" "programs") ", "
+        (count (filter #(pos? (double (:runs-per-second %))) rows)) " ran")
+   (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every "
+        (seconds-text interval) " s, measuring for " (output/format-1dp elapsed)
+        " s; stop with Ctrl-C")
+   ""])
+
+(defn- top-lines
+  "Returns a function from a frame and a screen size to lines.
+
+  Programs that ran are bold."
+  [options]
+  (let [seen (volatile! {})]
+    (fn [{:keys [rows] :as frame} {:keys [width height]}]
+      (let [heading (top-titles frame options)
+            shown (take (max 0 (- (long height) (count heading) 1)) rows)
+            {:keys [lines widths]} (output/fitted (steady top-columns @seen) shown
+                                                  (dec (long width)))]
+        (vswap! seen #(merge-with max % widths))
+        (concat heading
+                (take 1 lines)
+                (map (fn [{:keys [runs-per-second]} line]
+                       (if (pos? (double runs-per-second)) {:style :bold :text line} line))
+                     shown (rest lines)))))))
+
+(defn- print-top
+  "Prints a frame without a terminal: the programs that ran."
+  [frame options]
+  (run! println (butlast (top-titles frame options)))
+  (run! println (output/table top-columns
+                              (filter #(pos? (double (:runs-per-second %))) (:rows frame))))
+  (println)
+  (flush))
+
+(defn prog-top
+  "Shows the run times of programs until `:seconds` or Ctrl-C."
+  [options {:keys [format]}]
+  (let [drawn? (and (nil? format) (interactive/terminal?))
+        lines-of (top-lines options)
+        {:keys [signal result height]}
+        (interactive/run (fn [stop show]
+                           (let [frames (programs/top options stop)]
+                             (cond
+                               drawn? (reduce (fn [_ frame] (show frame) frame) nil frames)
+                               format (output/print-records format frames)
+                               :else (run! #(print-top % options) frames))))
+                         lines-of
+                         drawn?)]
+    {:text? true
+     ;; The last screen stays visible above the prompt.
+     :lines (when (and drawn? result height)
+              (map #(:text % %)
+                   (lines-of result {:width (or (terminal/width) 80) :height (- (long height) 1)})))
+     :exit (interactive/exit-code signal)}))
 
 ;; --- tail
 

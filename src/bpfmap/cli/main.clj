@@ -50,6 +50,7 @@
 
   The arguments are options and the request. The result is a view."
   {"watch" 'bpfmap.cli.live-commands/watch
+   "prog top" 'bpfmap.cli.live-commands/prog-top
    "tail" 'bpfmap.cli.live-commands/tail
    "demo" 'bpfmap.cli.live-commands/demo
    "repl" 'bpfmap.cli.repl/repl

@@ -9,7 +9,7 @@
       {:command \"dump\" :missing [:ref]}
       {:command \"dump\" :unknown :limt}"
   (:require [bpfmap.error :as error]
-            [bpfmap.exec.options :refer [kind-of options]]
+            [bpfmap.exec.options :refer [function-name kind-of options]]
             [bpfmap.exec.reducible :as reducible]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.kernel.paths :as paths]
@@ -172,6 +172,9 @@
    :text {:read text :expects "must be a string" :as :string}
    :path {:read read-path :expects "must be a path" :as :string}
    :ref {:read ref-of :expects "must be an id, a pin path or a name" :as :string}
+   :program-ref {:read ref-of :expects "must be an id, a pin path or a name" :as :string}
+   :link-ref {:read #(let [ref (ref-of %)] (when-not (and (map? ref) (:name ref)) ref))
+              :expects "must be an id or a pin path" :as :string}
    :source {:read read-source
             :expects "must be an id, a pin path, a name or a file (NAME.edn)" :as :string}
    :field {:read #((requiring-resolve 'bpfmap.impl.field-path/path-of) %)
@@ -243,7 +246,7 @@
       (throw (missing-option \"put\" :value))
       (throw (missing-option \"restore\" :pin :into)) ; one of them is required"
   [command & options]
-  (usage-error (str command " requires " (str/join " or " options))
+  (usage-error (str (function-name command) " requires " (str/join " or " options))
                {:command command :missing options}))
 
 (defn- coerce
@@ -291,7 +294,7 @@
         (throw (error/error :usage (str "Unknown option " (error/printed k))
                             {:bpfmap/usage {:command name :unknown (error/shown k)}
                              :bpfmap/hint (or (nearest/did-you-mean k (sort known))
-                                              (str "(doc bpfmap.exec/" name
+                                              (str "(doc bpfmap.exec/" (function-name name)
                                                    ") lists the options"))}))))
     (doseq [k (required command)]
       (when-not (contains? given k)
@@ -329,11 +332,11 @@
   [{:keys [name] :as command} {:keys [stream] :as options} result]
   (cond
     (and stream (coll? result))
-    (reducible/reducible name (to-print command options)
+    (reducible/reducible (function-name name) (to-print command options)
                          (with-meta (reify IReduceInit (reduce [_ f init] (reduce f init result)))
                            (meta result)))
     (and (instance? IReduceInit result) (not (coll? result)))
-    (reducible/reducible name (to-print command options) result)
+    (reducible/reducible (function-name name) (to-print command options) result)
     :else result))
 
 (defn perform

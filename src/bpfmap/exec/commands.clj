@@ -3,7 +3,7 @@
 
   | key         | meaning                                                                                 |
   |-------------|-----------------------------------------------------------------------------------------|
-  | `:name`     | the name of the command                                                                 |
+  | `:name`     | the name of the command: a word, or two for a command about programs or links           |
   | `:group`    | the heading under which help lists it                                                   |
   | `:args`     | positional arguments from `bpfmap.exec.options`; `:optional` has the optional ones      |
   | `:options`  | options from the same table; `:needs` has the required ones                             |
@@ -20,6 +20,14 @@
   | `:run`      | true if the command line runs it: see `runners` in `bpfmap.cli.main`                    |")
 
 (set! *warn-on-reflection* true)
+
+(def ^:private program-ref
+  "Keys of the rows of commands whose `:ref` is a program."
+  {:kinds {:ref :program-ref} :docs {:ref "Program, given by its id, pin path or name"}})
+
+(def ^:private link-ref
+  "Keys of the rows of commands whose `:ref` is a link."
+  {:kinds {:ref :link-ref} :docs {:ref "Link, given by its id or pin path"}})
 
 (def ^:private typed [:key-type :value-type])
 
@@ -212,6 +220,77 @@
                {:file "/root/flows.edn" :into "flows" :exact true}]
     :fn 'bpfmap.exec.backup/restore :view 'bpfmap.exec.views/restored}
 
+   ;; --- objects, programs and links
+   {:name "inspect" :group "Programs and links" :args [:file] :options [:program]
+    :docs {:file "Object that clang compiled, such as flows.bpf.o"}
+    :doc "Show the maps and programs of a compiled object"
+    :text ["Requires no privileges. Kernel configuration and symbols are declared in the"
+           "object and defined by the kernel. A CO-RE relocation is a place in the code"
+           "that depends on a type of the kernel: HERE is its value on this kernel. With"
+           "--program, prints the instructions of a program with its source lines."]
+    :examples [{:file "flows.bpf.o"} {:file "flows.bpf.o" :program "count_packets"}]
+    :fn 'bpfmap.exec.inspect/inspect :view 'bpfmap.exec.views/object}
+   {:name "prog list" :group "Programs and links"
+    :options [:where :sort :limit :columns :stream] :rows? true
+    :doc "List the BPF programs on this host and their links"
+    :text ["RUNS and TIME are measured only while something asks for it, such as prog top."
+           "ATTACHED TO shows the targets of links. A program that is attached without a"
+           "link has none. HELD BY shows the processes that have the program open. Requires"
+           "CAP_SYS_ADMIN."]
+    :examples [{}
+               {:where ["type=xdp" "held.command=agent"] :sort "-memlock"}
+               {:columns "id,name,run-count,maps" :where ["maps.name=flows"]}]
+    :fn 'bpfmap.exec.programs/list-programs :view 'bpfmap.exec.views/programs}
+   (merge
+    program-ref
+    {:name "prog show" :group "Programs and links" :args [:ref]
+     :doc "Show the details of a program"
+     :examples [{:ref "count_packets"} {:ref 30}]
+     :fn 'bpfmap.exec.programs/show :view 'bpfmap.exec.views/fields})
+   (merge
+    program-ref
+    {:name "prog dump" :group "Programs and links" :args [:ref]
+     :doc "Print the instructions of a loaded program"
+     :text ["Prints what the kernel runs: the verifier inlines some calls and removes"
+            "dead code. Maps and functions have their names, and source lines are"
+            "shown if the program was loaded with them. Requires CAP_BPF."]
+     :examples [{:ref "count_packets"}]
+     :fn 'bpfmap.exec.programs/dump :view 'bpfmap.exec.views/assembly})
+   {:name "prog top" :group "Programs and links" :defaults {:interval 1.0} :reduces true
+    :options [:interval :seconds :where :sort :limit]
+    :docs {:seconds "Duration in seconds (default: until Ctrl-C)"}
+    :doc "Watch how often and how long BPF programs run, live"
+    :text ["The kernel measures programs as long as this command runs. RUNS/S is the number"
+           "of runs per second, AVERAGE the mean duration of a run, and CPU the share of"
+           "one processor. RUNS and TIME are totals since measuring began. Sorts by CPU,"
+           "highest first. If the output is not a terminal, prints the programs that ran,"
+           "at every interval. Requires CAP_SYS_ADMIN and Linux 5.8."]
+    :examples [{} {:interval 5 :sort "-runs-per-second" :limit 10}
+               {:where ["type=xdp"] :seconds 10}]
+    :fn 'bpfmap.exec.programs/top :run true}
+   {:name "link list" :group "Programs and links"
+    :options [:where :sort :limit :columns :stream] :rows? true
+    :doc "List the BPF links on this host and their programs"
+    :text ["A link attaches a program to its target. Requires CAP_SYS_ADMIN and Linux 5.8."]
+    :examples [{} {:where ["program.name=count_packets"]}]
+    :fn 'bpfmap.exec.links/list-links :view 'bpfmap.exec.views/links}
+   (merge
+    link-ref
+    {:name "link show" :group "Programs and links" :args [:ref]
+     :doc "Show the details of a link"
+     :examples [{:ref 7} {:ref "/sys/fs/bpf/count_link"}]
+     :fn 'bpfmap.exec.links/show :view 'bpfmap.exec.views/fields})
+   {:name "link detach" :group "Programs and links" :args [:ref] :options [:yes]
+    :kinds (:kinds link-ref)
+    :docs (assoc (:docs link-ref) :yes "Detach the link even if others hold it")
+    :changes true
+    :doc "Detach a link, also for the processes that hold it"
+    :text ["The kernel detaches links of cgroups, network devices, network namespaces,"
+           "netfilter, sockmaps and struct_ops. A link of any other type is detached when"
+           "no process and no pin has it any more. Requires CAP_SYS_ADMIN and Linux 5.9."]
+    :examples [{:ref 7} {:ref "/sys/fs/bpf/count_link" :yes true}]
+    :fn 'bpfmap.exec.links/detach :view 'bpfmap.exec.views/detached}
+
    ;; --- this command line
    {:name "demo" :group "Other commands" :options [:seconds :events] :defaults {:seconds 5.0}
     :doc "Count the system calls of this host in a map, live"
@@ -240,6 +319,10 @@
 
 (def ^:private by-name
   (into {} (map (juxt :name identity)) commands))
+
+(def families
+  "The first words of the commands of two words."
+  (into #{} (keep #(second (re-matches #"(\S+) \S+" (:name %)))) commands))
 
 (defn command-named
   "Returns the row of a command; nil for an unknown command.

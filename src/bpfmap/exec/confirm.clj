@@ -1,10 +1,11 @@
 (ns ^:no-doc bpfmap.exec.confirm
-  "Requires confirmation before a command changes a map that others use: `:yes`, or a yes on the
-  terminal.
+  "Requires confirmation before a command changes a map, or detaches a link, that others use: `:yes`,
+  or a yes on the terminal.
 
   A map is in use by others if another process has it open or a program uses it. Pins do not count."
   (:require [bpfmap.core :as bpf]
             [bpfmap.error :as error]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.impl.host.holders :as holders]
             [clojure.string :as str])
@@ -31,6 +32,13 @@
                (remove nil? [(counted "process" (map #(str (:command %) "[" (:pid %) "]") held))
                              (counted "program" (map #(str (:name %) "[" (:id %) "]") used))])))))
 
+(defn- not-confirmed
+  "Returns the error for a change that others would notice."
+  [message object question hint]
+  (error/error :not-confirmed message (assoc object
+                                             :bpfmap/question question
+                                             :bpfmap/hint hint)))
+
 (defn check
   "Throws `:not-confirmed` if others use a map and `:yes` is not true.
 
@@ -41,8 +49,38 @@
   (when-not yes
     (let [{:keys [id name type] :as info} (bpf/info m)]
       (when-let [others (other-users id)]
-        (throw (error/error :not-confirmed
-                            (str "Map " (error/id-and-name info) " is in use by " others)
-                            {:bpfmap/map {:id id :name name :type type}
-                             :bpfmap/question question
-                             :bpfmap/hint "pass :yes (--yes) to change it anyway"}))))))
+        (throw (not-confirmed (str "Map " (error/id-and-name info) " is in use by " others)
+                              {:bpfmap/map {:id id :name name :type type}}
+                              question
+                              "pass :yes (--yes) to change it anyway"))))))
+
+;; --- links
+
+(defn owners
+  "Returns the processes and pins that keep a link as text, or nil.
+
+      (owners [{:pid 4711 :command \"agent\"}] []) ;=> \"held by 1 process (agent[4711])\""
+  [held pinned]
+  (not-empty
+   (str/join " and "
+             (remove nil?
+                     [(some->> (counted "process" (map #(str (:command %) "[" (:pid %) "]") held))
+                               (str "held by "))
+                      (when (seq pinned)
+                        (str "pinned at " (str/join ", " (take 5 pinned))))]))))
+
+(defn check-link
+  "Throws `:not-confirmed` if others keep a link, and `:yes` is not true.
+
+  A pin counts: somebody wanted the link to stay.
+
+      (check-link {:id 7 :type :xdp :held [] :pinned []} {}) ;=> nil"
+  [{:keys [id type attached-to held pinned]} {:keys [yes]}]
+  (let [this (.pid (ProcessHandle/current))]
+    (when-not yes
+      (when-let [others (owners (remove #(= this (:pid %)) held) pinned)]
+        (throw (not-confirmed (str "Link " id " (" (fields/name-of type)
+                                   (when attached-to (str " " attached-to)) ") is " others)
+                              {:bpfmap/link {:id id :type type}}
+                              "Detach it?"
+                              "pass :yes (--yes) to detach it anyway"))))))

@@ -1,7 +1,7 @@
 (ns ^:no-doc bpfmap.exec.host
   "The commands about the whole host: `list` and `tree`."
-  (:require [bpfmap.exec.map-info :as map-info]
-            [bpfmap.exec.query :as query]
+  (:require [bpfmap.exec.listing :as listing]
+            [bpfmap.exec.map-info :as map-info]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.lifecycle :as lifecycle]))
@@ -36,13 +36,6 @@
 
 ;; --- the commands
 
-(defn- wanted
-  "Returns a predicate for the keys that are shown, or that rows are selected by."
-  [{:keys [columns] :as options}]
-  (if (seq columns)
-    (into (set columns) (map #(map-info/column [%])) (query/fields-used options))
-    (constantly true)))
-
 (defn list-maps
   "Returns every map on the host with its owners.
 
@@ -50,16 +43,14 @@
   fields are read only if they are used.
 
       (list-maps {}) ;=> [{:id 12, :type :hash, :name \"counts\", … :pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
-  [{:keys [count columns] :as options}]
-  (let [columns (mapv map-info/column columns)
-        options (assoc options :fields map-info/list-fields)
-        wanted (wanted (assoc options :columns columns))
+  [{:keys [count] :as options}]
+  (let [{:keys [wanted] :as plan} (listing/plan "list" map-info/list-fields options)
         entries? (wanted :entries)
         fill? (wanted :fill)
         held (when (wanted :held) (holders/held-maps))
         owners (into []
                      (keep (fn [[k of]] (when (wanted k) [k (of)])))
-                     [[:pinned map-info/pins]
+                     [[:pinned #(map-info/pins :map)]
                       [:held #(update-vals held :holders)]
                       [:used-by map-info/users]])
         row (fn [scanner {:keys [id] :as info}]
@@ -73,12 +64,9 @@
                          (and fill? (map-info/ring? info)) (assoc :fill (map-info/fill info)))
                        owners)))
         maps (holders/maps {:brief (not-any? wanted [:memlock :frozen])
-                              :fdinfo-of #(:fdinfo (get held %))
-                              :row row})
-        chosen (fn [row] (apply array-map (mapcat #(vector % (get row %)) columns)))]
-    (with-meta (cond->> (query/rows options maps)
-                 (seq columns) (mapv chosen))
-      (meta maps))))
+                            :fdinfo-of #(:fdinfo (get held %))
+                            :row row})]
+    (with-meta (listing/rows plan maps) (meta maps))))
 
 (defn tree
   "Returns the pins of every BPF file system, or below `:directory`, by path.

@@ -8,6 +8,7 @@
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.type.node :as node]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
@@ -304,10 +305,20 @@
   [{:keys [type]} side]
   (contains? (get-in (map-types/types type) [:refers side]) :in))
 
-(defn- program-named [name]
-  (let [found (filter #(= name (:name %)) ((requiring-resolve 'bpfmap.host/programs)))]
+(defn program-named
+  "Returns the reference to the only program with a name.
+
+  The kernel keeps 15 characters of a name. Throws `:not-found` and `:ambiguous`.
+
+      (program-named \"count_packets\") ;=> {:program-id 30}"
+  [name]
+  (let [programs ((requiring-resolve 'bpfmap.host/programs) {:brief true})
+        found (filter #(= name (:name %)) programs)]
     (case (count found)
-      0 (throw (error/error :not-found (str "No program named " (pr-str name)) {}))
+      0 (throw (error/error :not-found (str "No program named " (pr-str name))
+                            {:bpfmap/hint (nearest/did-you-mean
+                                           name (distinct (remove str/blank?
+                                                                  (map :name programs))))}))
       1 {:program-id (:id (first found))}
       (throw (error/error :ambiguous
                           (str (count found) " programs are named " (pr-str name))

@@ -1,46 +1,28 @@
 (ns ^:no-doc bpfmap.exec.map-info
   "Facts about maps that several commands show: the order of fields, pins, holders and programs."
-  (:require [bpfmap.exec.arguments :as arguments]
-            [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.query :as query]
+  (:require [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.listing :as listing]
             [bpfmap.impl.events.ring :as ring]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.map-types :as map-types])
-  (:import (clojure.lang ExceptionInfo PersistentArrayMap)))
+  (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
 
 ;; --- fields
 
-(def ^:private first-fields
-  "The fields that come first in a row; the rest follows by name."
-  [:id :type :name :key :key-size :value :value-size :max-entries :entries :fill :memlock :frozen
-   :flags :pinned :held :used-by])
-
-(def ^:private first-field? (set first-fields))
+(def ^:private order
+  (listing/order [:id :type :name :key :key-size :value :value-size :max-entries :entries :fill
+                  :memlock :frozen :flags :pinned :held :used-by]))
 
 (defn ordered
   "Returns a map's information with its keys in the usual order.
 
-  `owners` has other keys. An array map, since making a hash map of each row of a list takes longer
-  than everything else about it.
+  `owners` has other keys.
 
       (ordered {:name \"counts\" :id 12} {:pinned []}) ;=> {:id 12, :name \"counts\", :pinned []}"
   [info owners]
-  (let [row (object-array (* 2 (+ (count info) (count owners))))
-        add (fn [^long i k x]
-              (aset row i k)
-              (aset row (inc i) x)
-              (+ i 2))
-        n (long (reduce (fn [i k]
-                          (let [x (get info k ::none)
-                                x (if (identical? ::none x) (get owners k ::none) x)]
-                            (if (identical? ::none x) i (add i k x))))
-                        0 first-fields))]
-    (when (< n (alength row))
-      (reduce (fn [i k] (add i k (get info k)))
-              n (sort (into [] (remove first-field?) (keys info)))))
-    (PersistentArrayMap. row)))
+  (listing/ordered order info owners))
 
 (def list-fields
   "The fields of a row of `list`, which are its columns.
@@ -74,20 +56,6 @@
                 {"key" "key-size" "value" "value-size" "max" "max-entries" "memory" "memlock"
                  "held-by" "held"})))
 
-(defn column
-  "Returns the key of a row for a column of `list`, given as a path.
-
-  Accepts aliases. Throws `:usage` for an unknown column.
-
-      (column [\"memory\"]) ;=> :memlock"
-  [path]
-  (let [real (query/real-path list-fields path)
-        field (keyword (first real))]
-    (when (next real)
-      (throw (arguments/refused "list" :columns (fields/path-text path)
-               (str "must be a whole column, such as " (first real)))))
-    field))
-
 ;; --- rings
 
 (defn ring?
@@ -110,8 +78,8 @@
 
 ;; --- owners
 
-(defn- by-map
-  "Returns a map from map ids to vectors.
+(defn- by-id
+  "Returns a map from ids to vectors.
 
   `(f add all x)` adds the values of each x with `(add all id y)`."
   [f xs]
@@ -125,18 +93,18 @@
 
       (get (users) 12) ;=> [{:id 30 :name \"count_packets\" :type :xdp}]"
   []
-  (by-map (fn [add all {:keys [map-ids] :as program}]
-            (let [user (select-keys program [:id :name :type])]
-              (reduce (fn [all id] (add all id user)) all map-ids)))
-          (holders/programs {:brief true})))
+  (by-id (fn [add all {:keys [map-ids] :as program}]
+           (let [user (select-keys program [:id :name :type])]
+             (reduce (fn [all id] (add all id user)) all map-ids)))
+         (holders/programs {:brief true})))
 
 (defn pins
-  "Returns the paths of the pins of each map, by map id.
+  "Returns the paths of the pins of each object of a kind, by id.
 
-      (get (pins) 12) ;=> [\"/sys/fs/bpf/counts\"]"
-  []
-  (by-map (fn [add all {:keys [kind id path]}] (if (= :map kind) (add all id path) all))
-          (holders/pins)))
+      (get (pins :map) 12) ;=> [\"/sys/fs/bpf/counts\"]"
+  [wanted]
+  (by-id (fn [add all {:keys [kind id path]}] (if (= wanted kind) (add all id path) all))
+         (holders/pins)))
 
 (defn owners
   "Returns a function from a map's id to its pins, holders and users.
@@ -145,6 +113,6 @@
   []
   (let [held (holders/held-maps)
         used (users)
-        pinned (pins)]
+        pinned (pins :map)]
     (fn [id]
       {:pinned (get pinned id []) :held (get-in held [id :holders] []) :used-by (get used id [])})))

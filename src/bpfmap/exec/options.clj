@@ -7,7 +7,8 @@
   | `:takes`  | the word for its value in usage and errors; a flag has none                   |
   | `:kind`   | a row of `bpfmap.exec.arguments/kinds`: how text becomes data                 |
   | `:many`   | true if it can be repeated; the value is then a vector                        |
-  | `:doc`    | one line: a flag's begins with an imperative verb, any other names the value  |")
+  | `:doc`    | one line: a flag's begins with an imperative verb, any other names the value  |"
+  (:require [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
 
@@ -74,6 +75,9 @@
    :linear {:takes "STEP" :kind :count :doc "Width of the buckets (default: powers of two)"}
    :unit {:takes "NAME" :kind :text :doc "Unit of the values, for the heading"}
 
+   ;; --- objects
+   :program {:takes "NAME" :kind :text :doc "Program or function to print as assembly"}
+
    ;; --- files
    :file {:takes "FILE" :kind :path :doc "Path of the file"}
    :pin {:takes "PATH" :kind :path :doc "Path at which a new map is pinned"}
@@ -87,6 +91,15 @@
    :shell {:takes "SHELL" :kind :shell :doc "Shell: bash, zsh or fish"}
    :listed {:takes "REF" :kind :source :doc "Map, or file of a saved map, whose fields are printed"}
    :command {:takes "COMMAND" :kind :text :doc "Name of a command"}})
+
+(defn function-name
+  "Returns the name of a command's function in `bpfmap.exec`.
+
+  Commands about programs and links have two words.
+
+      (function-name \"prog list\") ;=> \"prog-list\""
+  [command]
+  (str/replace command " " "-"))
 
 (defn kind-of
   "Returns the kind of an option of a command, which can override it in `:kinds`.

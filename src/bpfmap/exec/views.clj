@@ -2,8 +2,11 @@
   "Renders results for people: a table, a text or a tree for each command."
   (:require [bpfmap.exec.column-tree :as column-tree]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.listing :as listing]
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.output :as output]
+            [bpfmap.exec.program-info :as program-info]
+            [bpfmap.type :as type]
             [clojure.pprint :as pprint]
             [clojure.string :as str]))
 
@@ -330,7 +333,7 @@
   (str command "[" pid "]"))
 
 (defn user-text
-  "Returns a program that uses a map as text.
+  "Returns a program, or a map that a program uses, as text.
 
       (user-text {:id 30 :name \"count\"}) ;=> \"count[30]\""
   [{:keys [name id]}]
@@ -370,35 +373,122 @@
     :least 12 :cut-at :left :rank 1}
    {:key :flags :title "FLAGS" :of (comp flag-text :flags) :csv :flags :least 8 :rank 3}])
 
-(defn- column-of
-  "Returns the column for a key of the rows, or a plain one if there is none."
-  [k]
-  (or (some #(when (= k (:key %)) (dissoc % :rank)) map-columns)
-      {:key k :title (str/upper-case (fields/name-of k)) :of k}))
+(defn- listed
+  "Returns the view of a list of objects.
 
-(defn- named
-  "Returns a column with the name of its field, for CSV."
-  [{:keys [key] :as column}]
-  (assoc column :name (fields/name-of key)))
+  The columns are those of the options, or else all of `table` that are `used?`. CSV always has all fields. A field without a column of its own gets a plain one."
+  [rows {:keys [columns]} {:keys [command fields table used? none place]}]
+  (let [column-of (fn [k]
+                    (or (some #(when (= k (:key %)) (dissoc % :rank)) table)
+                        {:key k :title (str/upper-case (fields/name-of k)) :of k}))
+        named (fn [{:keys [key] :as column}] (assoc column :name (fields/name-of key)))
+        chosen (map #(column-of (listing/column command fields %)) columns)]
+    {:columns (if columns chosen (filter #(used? (:key %)) table))
+     :csv-columns (map named
+                       (or (seq chosen)
+                           (map (comp column-of keyword first) (:fields fields))))
+     :rows rows
+     :closing (when (and (empty? rows) (nil? columns)) [none])
+     :notes (skipped-notes rows #(str place " " (:id %)))}))
 
 (defn maps
   "Renders the rows of `list` as a table.
 
   FROZEN is a column only if a map is frozen, FILL only if a map is a ring. CSV always has all
   columns."
-  [maps {:keys [columns]}]
-  (let [chosen (map (comp column-of map-info/column) columns)
-        used? (fn [k] (or (not (#{:frozen :fill} k)) (some k maps)))]
-    {:columns (if columns
-                chosen
-                (filter #(used? (:key %)) map-columns))
-     :csv-columns (map named
-                       (or (seq chosen)
-                           (map (comp column-of map-info/column vector first)
-                                (:fields map-info/list-fields))))
-     :rows maps
-     :closing (when (and (empty? maps) (nil? columns)) ["no maps"])
-     :notes (skipped-notes maps #(str "map " (:id %)))}))
+  [maps options]
+  (listed maps options
+          {:command "list" :fields map-info/list-fields :table map-columns
+           :used? (fn [k] (or (not (#{:frozen :fill} k)) (some k maps)))
+           :none "no maps" :place "map"}))
+
+;; --- programs and links
+
+(defn- link-text
+  "Returns a link of a program as text.
+
+      (link-text {:id 7 :type :raw-tracepoint :attached-to \"sys_enter\"})
+      ;=> \"raw-tracepoint sys_enter[7]\""
+  [{:keys [id type attached-to]}]
+  (str (output/cell type) (when attached-to (str " " attached-to)) "[" id "]"))
+
+(defn nanoseconds-text
+  "Returns a duration in nanoseconds as text, with a unit; nil for nil.
+
+      (nanoseconds-text 1500) ;=> \"1.5us\""
+  [n]
+  (when n
+    (condp > (abs (double n))
+      1e3 (str (Math/round (double n)) "ns")
+      1e6 (str (output/format-1dp (/ n 1e3)) "us")
+      1e9 (str (output/format-1dp (/ n 1e6)) "ms")
+      (str (output/format-1dp (/ n 1e9)) "s"))))
+
+(def ^:private program-columns
+  "The columns of `prog list`.
+
+  A narrow terminal omits the highest ranks first."
+  [{:key :id :title "ID" :of :id}
+   {:key :type :title "TYPE" :of :type :least 11}
+   {:key :name :title "NAME" :of :name :least 15}
+   {:key :tag :title "TAG" :of :tag :rank 5}
+   {:key :run-count :title "RUNS" :of :run-count :align :right}
+   {:key :run-time-ns :title "TIME" :of (comp nanoseconds-text :run-time-ns) :csv :run-time-ns
+    :align :right}
+   {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock
+    :align :right :rank 4}
+   {:key :maps :title "MAPS" :of #(some-of (map user-text (:maps %))) :csv :maps
+    :least 14 :cut-at :middle :rank 2}
+   {:key :links :title "ATTACHED TO" :of #(some-of (map link-text (:links %))) :csv :links
+    :least 14 :cut-at :middle}
+   {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv :held
+    :least 14 :cut-at :middle}
+   {:key :pinned :title "PINNED" :of #(some-of (:pinned %)) :csv :pinned
+    :least 12 :cut-at :left :rank 1}])
+
+(defn programs
+  "Renders the rows of `prog list` as a table.
+
+  RUNS and TIME are columns only if a program was measured."
+  [rows options]
+  (listed rows options
+          {:command "prog list" :fields program-info/program-fields :table program-columns
+           :used? (fn [k] (or (not (#{:run-count :run-time-ns} k)) (some k rows)))
+           :none "no programs" :place "program"}))
+
+(def ^:private link-columns
+  "The columns of `link list`."
+  [{:key :id :title "ID" :of :id}
+   {:key :type :title "TYPE" :of :type :least 11}
+   {:key :attached-to :title "ATTACHED TO" :of :attached-to :least 16 :cut-at :middle}
+   {:key :program :title "PROGRAM" :of #(some-> (:program %) user-text) :csv :program
+    :least 14 :cut-at :middle}
+   {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv :held
+    :least 14 :cut-at :middle}
+   {:key :pinned :title "PINNED" :of #(some-of (:pinned %)) :csv :pinned
+    :least 12 :cut-at :left :rank 1}])
+
+(defn links
+  "Renders the rows of `link list` as a table."
+  [rows options]
+  (listed rows options
+          {:command "link list" :fields program-info/link-fields :table link-columns
+           :used? any? :none "no links" :place "link"}))
+
+(defn detached
+  "Renders a link that was detached."
+  [{:keys [id type attached-to]} _options]
+  {:lines [(str "link " id " (" (output/cell type) ") is detached"
+                (when attached-to (str " from " (output/cell attached-to))))]})
+
+(defn assembly
+  "Renders the instructions of a program, and then of its other functions."
+  [{:keys [functions] :as program} _options]
+  ;; The assembler is loaded on demand, because no other command needs it.
+  (let [text (requiring-resolve 'bpfmap.asm/disassemble)]
+    {:lines (mapcat (comp str/split-lines text) (cons program (vals functions)))}))
+
+;; --- one object
 
 (defn- shown-field [[field x]]
   (case field
@@ -406,6 +496,9 @@
     :frozen ["frozen" (if x "yes" "no")]
     :held ["held" ((all-of holder-text) x)]
     :used-by ["used-by" ((all-of user-text) x)]
+    :maps [field ((all-of user-text) x)]
+    :links ["attached-to" ((all-of link-text) x)]
+    :program [field (user-text x)]
     :pinned [field (not-empty (str/join " " x))]
     [field x]))
 
@@ -654,3 +747,142 @@
                                               :value assoc :partial? true)))
                 (for [k [:extra :missing :error :lost :missed :status]]
                   {:title (name k) :of k}))))}))
+
+;; --- objects
+
+(defn- type-text
+  "Returns a type in a few words, as the command line writes types; nil for nil.
+
+  A text, which is a type as C spells it, stays as it is.
+
+      (type-text [:array :u8 16]) ;=> \"[array u8 16]\""
+  [type]
+  (if (string? type)
+    type
+    (some-> type type/summary (str/replace #":(?=[a-zA-Z])" ""))))
+
+(def ^:private most-text "The number of characters of the longest value in a table." 60)
+
+(defn- cut-text [text]
+  (if (< (long most-text) (count text)) (str (subs text 0 (dec (long most-text))) "…") text))
+
+(defn- size-or-type [type size]
+  (or (type-text type) (when size (output/plural size "byte" "bytes"))))
+
+(def ^:private object-map-columns
+  [{:title "NAME" :of :name}
+   {:title "TYPE" :of :type}
+   {:title "KEY" :of #(size-or-type (:key %) (:key-size %))}
+   {:title "VALUE" :of #(size-or-type (or (:value %) (:record-type %)) (:value-size %))}
+   {:title "MAX" :of :max-entries :align :right}
+   {:title "FLAGS" :of (comp flag-text :flags)}])
+
+(defn- instruction-count [{:keys [insns]}]
+  (count (remove keyword? insns)))
+
+(def ^:private object-program-columns
+  [{:title "NAME" :of :name}
+   {:title "SECTION" :of :section}
+   {:title "TYPE" :of :type}
+   {:title "INSTRUCTIONS" :of instruction-count}])
+
+(def ^:private object-variable-columns
+  [{:title "NAME" :of :name}
+   {:title "SECTION" :of :section}
+   {:title "TYPE" :of #(size-or-type (:type %) (:size %))}
+   {:title "VALUE" :of (fn [{:keys [value] :as variable}]
+                         (if (contains? variable :value)
+                           (cut-text (output/element-cell value))
+                           "all zero"))
+    :cell identity}])
+
+(def ^:private object-extern-columns
+  [{:title "NAME" :of :name}
+   {:title "KIND" :of :kind}
+   {:title "TYPE" :of (comp type-text :type)}
+   {:title "MISSING" :of #(if (:weak %) "allowed" "refused")}])
+
+(defn- relocation-text
+  "Returns the part of a type that a CO-RE relocation asks for.
+
+      (relocation-text {:type \"struct task_struct\" :path [:links 1 :next]})
+      ;=> \"struct task_struct.links[1].next\""
+  [{:keys [type path enumerator]}]
+  (str type
+       (str/join (map #(if (keyword? %) (str "." (name %)) (str "[" % "]")) path))
+       (when enumerator (str " " enumerator))))
+
+(def ^:private questions
+  "Kinds of relocations whose value is the answer to a question, 0 or 1."
+  #{:field-exists :type-exists :type-matches :enumval-exists})
+
+(defn- relocation-rows
+  "Returns the CO-RE relocations of an object, grouped.
+
+  Without a kernel to compare with, they have no `:here`."
+  [{:keys [programs functions relocations]}]
+  (->> (or relocations
+           (mapcat :core (concat (vals programs) (vals functions))))
+       (group-by (juxt relocation-text :kind :satisfied :value))
+       (sort-by (fn [[[what kind]]] [what (str kind)]))
+       (map (fn [[[what kind satisfied value] all]]
+              {:what what :kind kind :count (count all)
+               :here (cond
+                       (nil? satisfied) nil
+                       (not satisfied) "missing"
+                       (questions kind) (if (= 0 value) "no" "yes")
+                       :else value)}))))
+
+(def ^:private relocation-columns
+  [{:title "OF THE KERNEL" :of :what}
+   {:title "READS" :of :kind}
+   {:title "TIMES" :of :count}
+   {:title "HERE" :of :here :align :right}])
+
+(defn- unsatisfied-text
+  "Returns the line about relocations without a value on this kernel, or nil."
+  [{:keys [relocations]}]
+  (when relocations
+    (let [n (count (remove :satisfied relocations))]
+      (str "this kernel satisfies "
+           (if (zero? n) "all" (- (count relocations) n)) " of "
+           (output/plural (count relocations) "relocation" "relocations")))))
+
+(defn- titled
+  "Returns the lines of a table under a title; nil without rows."
+  [title columns rows]
+  (when (seq rows)
+    (concat ["" title] (map #(str "  " %) (output/table columns rows)))))
+
+(defn- by-name
+  "Returns named parts of an object as rows, in the order of their names."
+  [parts]
+  (for [[name part] (sort-by key parts)] (assoc part :name name)))
+
+(defn object
+  "Renders an object as tables of its parts, or one of its programs as assembly."
+  [{:keys [maps programs functions variables kconfig ksyms license byte-order btf]
+    object-name :name :as object}
+   {:keys [program] :as options}]
+  (if program
+    (assembly object options)
+    {:lines (concat
+             [(str (output/cell object-name) ": " (name byte-order) ", "
+                   (if (seq license) (str "license " (output/cell license)) "no license") ", "
+                   (if btf
+                     (str "BTF of " (output/plural (count btf) "byte" "bytes"))
+                     "no BTF"))]
+             (titled "Maps" object-map-columns (by-name maps))
+             (titled "Programs" object-program-columns (by-name programs))
+             (titled "Functions" (remove #(= "TYPE" (:title %)) object-program-columns)
+                     (by-name functions))
+             (titled "Variables" object-variable-columns
+                     (sort-by (juxt :section :offset) (by-name variables)))
+             (titled "Kernel configuration" (remove #(= "KIND" (:title %)) object-extern-columns)
+                     (by-name kconfig))
+             (titled "Kernel symbols" object-extern-columns (by-name ksyms))
+             (titled "CO-RE relocations" relocation-columns (relocation-rows object)))
+     :closing [(str (output/plural (count maps) "map" "maps") ", "
+                    (output/plural (count programs) "program" "programs") ", "
+                    (output/plural (count variables) "variable" "variables"))
+               (unsatisfied-text object)]}))

@@ -45,7 +45,8 @@
      :vars [check problem size align offsets summary]}
     {:name pod.bpfmap.exec :of bpfmap.exec
      :vars [list show tree features types dump get watch tail diff hist put delete take create pin
-            unpin freeze save restore demo]}])
+            unpin freeze save restore demo
+            inspect prog-list prog-show prog-dump prog-top link-list link-show link-detach]}])
 
 (def left-out
   "The public vars that a pod does not offer, with the reason."
@@ -183,12 +184,23 @@
   (not-here "tail" "exec/tail"
             "use pod.bpfmap.events/subscribe, which calls a function with each event of a reader"))
 
+(defn- collected
+  "Calls a command that returns a reducible; returns all of its elements.
+
+  Throws `:not-supported` without `:seconds`."
+  [sym options]
+  (when-not (and (map? options) (:seconds options))
+    (not-here (name sym) (str "exec/" (name sym) " without :seconds")
+              (str "set :seconds; exec/" (name sym) " then returns all frames as a vector")))
+  (into [] ((ns-resolve 'bpfmap.exec sym) (checked-options (name sym) options))))
+
 (def ^:private own-commands
   "The functions of `bpfmap.exec`, with their options checked."
   (into {'watch {:call watch-refused :arglists '([options]) :doc (:doc (meta #'watch-refused))}
-         'tail {:call tail-refused :arglists '([options]) :doc (:doc (meta #'tail-refused))}}
+         'tail {:call tail-refused :arglists '([options]) :doc (:doc (meta #'tail-refused))}
+         'prog-top {:call (fn [_ options] (collected 'prog-top options))}}
         (for [{:keys [of vars]} namespaces, sym vars
-              :when (and (= 'bpfmap.exec of) (not (#{'watch 'tail} sym)))]
+              :when (and (= 'bpfmap.exec of) (not (#{'watch 'tail 'prog-top} sym)))]
           [sym
            {:call (fn [_ options]
                     ((ns-resolve 'bpfmap.exec sym) (checked-options (name sym) options)))}])))

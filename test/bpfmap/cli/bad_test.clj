@@ -59,7 +59,7 @@
 
 (def ^:private bad-values
   "Invalid values, by kind of option."
-  {:ref [""] :source [""] :path [""] :type ["u33" "[bytes" "" "[struct [a u8] [a u8]]"]
+  {:ref [""] :program-ref [""] :link-ref ["" "name"] :source [""] :path [""] :type ["u33" "[bytes" "" "[struct [a u8] [a u8]]"]
    :whole ["x" "-1" "1.5" ""] :count ["0" "x"]
    :positive ["0" "x" "-3"] :where ["" "a" "a~(" "[:x :a 1]" "[" ">5"] :column ["" "-"]
    :columns ["" ",," "a,\"b"] :flags ["" ",,"] :cpus ["some" "-1" ""]
@@ -91,7 +91,7 @@
       (re-pattern (str "^bpfmap: --" (clojure.core/name k) " "))])
    (for [{:keys [name args] :as command} commands/commands
          [i k] (map-indexed vector args)
-         bad (take 1 (bad-values (:kind (options k))))]
+         bad (take 1 (bad-values (kind-of command k)))]
      [(concat [name] (assoc (vec (enough command)) i bad))
       (re-pattern (str "^bpfmap: " (:takes (options k)) " must be .*, got \""))])))
 
@@ -111,6 +111,11 @@
                              [["--list"] #"Unknown option \"--list\""]
                              [["-x"] #"Unknown option \"-x\""]
                              [["dmup" "flows"] #"did you mean dump\?"]
+                             [["prog"] #"prog requires one more word: list, show, dump or top"]
+                             [["prog" "--edn"] #"prog requires one more word"]
+                             [["prog" "lst"] #"\"prog lst\": did you mean prog list\?"]
+                             [["lnk" "list"] #"Unknown command \"lnk\": did you mean link\?"]
+                             [["help" "prog" "tpo"] #"did you mean prog top\?"]
                              [["list; rm -rf /"] #"Unknown command"]
                              [["\u001b[2J"] #"Unknown command \"\\u001b\[2J\""]
                              [["help" "nothing"] #"Unknown command \"nothing\""]
@@ -130,16 +135,28 @@
     (let [gone (gone-id)]
       (doseq [{:keys [name args] :as command} commands/commands
               :when (some #{:ref :old} args)
-              [ref pattern] [[gone #"no map has that id \(any more\)"]
-                             ["2147483647" #"no map has that id"]
-                             ["99999999999999999999" #"The id of a map must be an integer from 0"]
-                             ["no_such_map" #"No map named"]
-                             ["-" #"The name of a map must have|No map named"]
-                             ["/no/such/pin" #"the file /no/such/pin does not exist"]
-                             ["/etc/passwd"
-                              #"not on a BPF file system|is not a BPF|not-bpffs|cannot be opened|failed with"]]
+              [ref pattern code]
+              (case (kind-of command (some #{:ref :old} args))
+                :program-ref [["4294967295" #"no program has that id \(any more\)"]
+                              ["99999999999999999999" #"an id must be an integer from 0"]
+                              ["no_such_program" #"No program named"]
+                              ["/no/such/pin" #"the file /no/such/pin does not exist"]
+                              ["/etc/passwd" #"not on a BPF file system"]]
+                :link-ref [["4294967295" #"no link has that id \(any more\)"]
+                           ["99999999999999999999" #"A link must be given by its id"]
+                           ["name" #"REF must be an id or a pin path, got \"name\"" 2]
+                           ["/no/such/pin" #"the file /no/such/pin does not exist"]
+                           ["/etc/passwd" #"not on a BPF file system"]]
+                [[gone #"no map has that id \(any more\)"]
+                 ["2147483647" #"no map has that id"]
+                 ["99999999999999999999" #"The id of a map must be an integer from 0"]
+                 ["no_such_map" #"No map named"]
+                 ["-" #"The name of a map must have|No map named"]
+                 ["/no/such/pin" #"the file /no/such/pin does not exist"]
+                 ["/etc/passwd"
+                  #"not on a BPF file system|is not a BPF|not-bpffs|cannot be opened|failed with"]])
               :let [more (drop 1 (enough command))]]
-        (check (concat [name ref] more) 1 pattern)))))
+        (check (concat [name ref] more) (or code 1) pattern)))))
 
 (kernel-test misfit-exit-code
   (testing "a key or value that does not fit the map exits with 1"

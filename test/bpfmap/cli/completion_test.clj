@@ -13,9 +13,16 @@
 
 (def ^:private maps
   "What `bpfmap list` would say, as a function of the shell, by shell."
-  {"bash" "bpfmap() { printf 'id,name\\r\\n12,flows\\r\\n13,counts\\r\\n14,\\r\\n'; }"
-   "zsh" "bpfmap() { printf 'id,name\\r\\n12,flows\\r\\n13,counts\\r\\n14,\\r\\n'; }"
-   "fish" "function bpfmap; printf 'id,name\\r\\n12,flows\\r\\n13,counts\\r\\n14,\\r\\n'; end"})
+  (let [posix (str "bpfmap() { case $1 in "
+                   "list) printf 'id,name\\r\\n12,flows\\r\\n13,counts\\r\\n14,\\r\\n' ;; "
+                   "prog) printf 'id,name\\r\\n30,packets\\r\\n' ;; "
+                   "link) printf 'id\\r\\n7\\r\\n' ;; esac; }")]
+    {"bash" posix
+     "zsh" posix
+     "fish" (str "function bpfmap; switch $argv[1]; "
+                 "case list; printf 'id,name\\r\\n12,flows\\r\\n13,counts\\r\\n14,\\r\\n'; "
+                 "case prog; printf 'id,name\\r\\n30,packets\\r\\n'; "
+                 "case link; printf 'id\\r\\n7\\r\\n'; end; end")}))
 
 (def ^:private ask
   "How a shell is asked what it completes a line to, by shell: a script, in which the words are a
@@ -54,8 +61,17 @@
       (if-not (fixture/executable shell)
         (fixture/skip! (str "there is no " shell))
         (are [words found] (= found (apply completed shell words))
-          [""] (set (map :name commands/commands))
+          [""] (set (map #(first (str/split (:name %) #" ")) commands/commands))
           ["un"] #{"unpin"}
+          ["prog" ""] #{"list" "show" "dump" "top"}
+          ["li"] #{"list" "link"}
+          ["link" "d"] #{"detach"}
+          ["prog" "show" "pa"] #{"packets"}
+          ["prog" "show" "fl"] #{}
+          ["link" "show" "7"] #{"7"}
+          ["prog" "top" "--int"] #{"--interval"}
+          ["prog" "list" "--where" "meml"] #{"memlock="}
+          ["link" "list" "--columns" "att"] #{"attached-to" "attach-type"}
           ["dump" "fl"] #{"flows"}
           ["dump" "1"] #{"12" "13" "14"}
           ["dump" "flows" "--wh"] #{"--where"}

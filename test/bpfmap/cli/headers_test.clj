@@ -13,6 +13,7 @@
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.map.raw-entries :as raw-entries]
+            [bpfmap.prog :as prog]
             [clojure.data.csv :as csv]
             [clojure.data.json :as json]
             [clojure.string :as str]
@@ -190,6 +191,18 @@
           (is (= (bpfmap "list" "--where" (str "id=" (id-of m)) "--columns" title)
                  (bpfmap "list" "--where" (str "id=" (id-of m)) "--columns"
                          (str/lower-case title)))))))
+    (with-open [p ^Closeable (prog/load {:type :raw-tracepoint :name "headers"
+                                         :insns [[:mov64 :r0 0] [:exit]]})
+                ^Closeable _ (prog/attach-raw-tracepoint p "sys_enter")]
+      (doseq [[words rows view] [[["prog" "list"] (exec/prog-list {:where "name=headers"})
+                                  bpfmap.exec.views/programs]
+                                 [["link" "list"] (exec/link-list {:where "program.name=headers"})
+                                  bpfmap.exec.views/links]]
+              :let [all (titles (view rows {}) rows)]]
+        (is (= 1 (count rows)))
+        (binding [*sorted* 2]
+          (check-headers words all))
+        (is (nil? (accepted words "--columns" (str/join "," all))))))
     (let [rows (exec/features {:where "of=hash"})
           view (bpfmap.exec.views/features rows {:where []})]
       (check-headers ["features" "--where" "of=hash"] (titles view rows)))))
@@ -213,7 +226,7 @@
 
 (deftest all-row-commands-tried
   (testing "this file tries every command that prints rows"
-    (is (= #{"list" "features" "dump" "diff" "hist" "tail"}
+    (is (= #{"list" "features" "dump" "diff" "hist" "tail" "prog list" "link list"}
            (into #{} (comp (filter :rows?) (map :name)) commands/commands))
         "hist and tail have no --sort; --where of hist is about the entries that are counted")))
 

@@ -677,14 +677,19 @@
 
 (deftest help-of-each-command
   (testing "the help of a command has its usage and options"
-    (doseq [{:keys [name args options]} commands/commands
+    (doseq [{:keys [name args options] :as command} commands/commands
             :let [{:keys [exit out err]} (bpfmap "help" name)]]
       (testing name
         (is (= [0 ""] [exit err]))
         (is (str/starts-with? out (str "Usage: bpfmap " name)))
         (doseq [option options]
           (is (str/includes? out (str "--" (clojure.core/name option) " "))))
-        (is (= (boolean (some #{:ref} args)) (str/includes? out "REF is a map's id")))
+        (is (= (when (some #{:ref} args)
+                 (case (options/kind-of command :ref)
+                   :ref "REF is a map's id"
+                   :program-ref "REF is a program's id"
+                   :link-ref "REF is a link's id"))
+               (re-find #"REF is a \w+'s id" out)))
         (is (= out (:out (bpfmap name "--help")) (:out (bpfmap "--help" name))))))))
 
 (deftest help-fits-80-columns

@@ -5,6 +5,7 @@
   a process."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.commands :as commands]
+            [bpfmap.exec.options :as options]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.objects :as objects]
@@ -660,6 +661,34 @@
 
 ;; --- commands
 
+(kernel-test commands-about-programs
+  (testing "the commands about programs, links and objects return data"
+    (with-pod [c]
+      (is (= {:list ["pod_prog"]
+              :show "pod_prog"
+              :dump [[:mov64 :r0 0] [:exit]]
+              :links ["sys_enter"]
+              :top true
+              :inspect :hash
+              :refused ["A pod has no exec/prog-top without :seconds: set :seconds; exec/prog-top then returns all frames as a vector"]}
+             (script c
+                     '(def p (prog/load {:type :raw-tracepoint :name "pod_prog"
+                                         :insns [[:mov64 :r0 0] [:exit]]}))
+                     '(def a (prog/attach-raw-tracepoint p "sys_enter"))
+                     '(let [id (:id (:form p))]
+                        {:list (map :name (exec/prog-list {:where (str "id=" id)}))
+                         :show (:name (exec/prog-show {:ref p}))
+                         :dump (:insns (exec/prog-dump {:ref id}))
+                         :links (map :attached-to
+                                     (exec/link-list {:where "program.name=pod_prog"}))
+                         :top (pos? (:runs (first (:rows (last (exec/prog-top
+                                                                {:seconds 0.2 :interval 0.1
+                                                                 :where (str "id=" id)}))))))
+                         :inspect (get-in (exec/inspect {:file "test/objects/flows-el.o"})
+                                          [:maps "flows" :type])
+                         :refused [(try (exec/prog-top {})
+                                        (catch Exception e (ex-message e)))]})))))))
+
 (kernel-test commands-return-data
   (testing "the commands return data"
     (let [file (str (java.io.File/createTempFile "pod" ".edn"))
@@ -826,7 +855,7 @@
 
 (deftest every-command-offered
   (testing "offers every command"
-    (is (= (set (map (comp symbol :name) (filter :fn commands/commands)))
+    (is (= (set (map (comp symbol options/function-name :name) (filter :fn commands/commands)))
            (set (:vars (some #(when (= 'pod.bpfmap.exec (:name %)) %) vars/namespaces)))))))
 
 ;; --- several threads

@@ -300,7 +300,9 @@
                      held)}))))
 
 (defn held
-  "Returns the processes that have objects open, by kind and id, as `{:pid :command}`.
+  "Returns the processes that have objects open, by kind and id.
+
+  Each process is `{:pid :command}`.
 
       (get-in (held) [:program 30]) ;=> [{:pid 4711 :command \"agent\"}]"
   []

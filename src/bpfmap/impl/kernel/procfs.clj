@@ -398,9 +398,9 @@
                    found)))))))
 
 (defn kernel-symbols
-  "Returns the names of the kernel's symbols at distances from a base symbol, by distance.
+  "Returns the names of the kernel's symbols at distances from another one.
 
-  The first name counts. Returns nil if the addresses of symbols are hidden from this process, by
+  They are keyed by the distance. The first name counts. Returns nil if the addresses of symbols are hidden from this process, by
   the sysctl kernel.kptr_restrict or for want of CAP_SYSLOG.
 
       (kernel-symbols \"__bpf_call_base\" [-13520]) ;=> {-13520 \"bpf_ktime_get_ns\"}"
@@ -430,3 +430,13 @@
         (< (.limit words) (+ i 2)) 4096
         (= at-pagesz (.get words (int i))) (.get words (int (inc i)))
         :else (recur (+ i 2))))))
+
+(defn device-name
+  "Returns the name of the network device with an index, or nil.
+
+  Only devices of this network namespace have one.
+
+      (device-name 1) ;=> \"lo\""
+  [ifindex]
+  (let [index #(some-> (read-file (str "/sys/class/net/" % "/ifindex")) str/trim parse-long)]
+    (some #(when (= ifindex (index %)) %) (list-names "/sys/class/net"))))

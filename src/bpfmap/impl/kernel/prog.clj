@@ -293,9 +293,9 @@
                 :lines (call/u32 memory Info/PROG_NR_LINE_INFO)})))
 
 (defn instructions
-  "Returns the instructions of an open program after the verifier, and what its BTF says of them.
+  "Returns the instructions of an open program, as the kernel runs them.
 
-  Returns `{:insns array :functions [{:slot :type-id}] :lines [{:slot :file :text :line :column}]}`,
+  The result is `{:insns array :functions [{:slot :type-id}] :lines [{:slot :file :text :line :column}]}`,
   where texts are offsets in the strings of the BTF. The array is empty if the kernel hides the
   instructions. Functions and lines need Linux 5.0."
   [^Fd fd ctx]
@@ -339,7 +339,7 @@
 ;; --- statistics
 
 (defn enable-statistics
-  "Makes the kernel measure run times of programs until the returned descriptor is closed.
+  "Makes the kernel measure programs until the returned descriptor is closed.
 
   Needs Linux 5.8."
   ^Fd [ctx]

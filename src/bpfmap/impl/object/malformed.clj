@@ -32,9 +32,11 @@
 
   Any other exception is returned unchanged."
   ^Throwable [^ExceptionInfo e]
-  (let [{:bpfmap/keys [path] kind :bpfmap/error} (ex-data e)]
+  (let [{:bpfmap/keys [path hint] kind :bpfmap/error} (ex-data e)]
     (if (= :malformed-btf kind)
-      (error/error :malformed-object (str "Malformed object: " (ex-message e))
+      (error/error :malformed-object (if (= [:elf] path)
+                                       (str "Malformed object, elf: " hint)
+                                       (str "Malformed object: " (ex-message e)))
                    {:bpfmap/op :read
                     :bpfmap/path (if (= [:elf] path) path (into [:section ".BTF"] path))})
       e)))

@@ -35,14 +35,16 @@
 (def ^:private ^:const local-call 1)
 
 (def ^:private ^:const tail-call
-  "The number of the helper for tail calls, the only one that the kernel does not replace."
+  "The number of the helper for tail calls, which the kernel does not replace."
   12)
 
 (defn- wide? [{:keys [code]}]
   (= disassembler/wide-code code))
 
 (defn- kernel-call?
-  "Returns true for a call whose immediate is a distance from the kernel's `__bpf_call_base`."
+  "Returns true for a call of a function of the kernel.
+
+  Its immediate is a distance from the kernel's symbol `__bpf_call_base`."
   [{:keys [code src imm]}]
   (and (= call-code code) (not= local-call src) (not= tail-call imm)))
 
@@ -90,7 +92,8 @@
         [:lddw register {:map (maps imm) :id imm}]
 
         (and (wide? fields) register (= map-value-source src))
-        [:ld-map-value register {:map (maps imm) :id imm} (bit-and 0xffffffff (long (:next fields)))]
+        [:ld-map-value register {:map (maps imm) :id imm}
+         (bit-and 0xffffffff (long (:next fields)))]
 
         (and (wide? fields) register (= function-source src))
         (when-let [name (names (+ next-slot (long imm)))] [:lddw register {:function name}])
@@ -113,7 +116,7 @@
        functions (concat (rest functions) [nil])))
 
 (defn- distinct-name
-  "Returns the name of a function, with its slot behind it if another has the name too."
+  "Returns the name of a function, with its slot behind it if it is taken."
   [taken name slot]
   (if (taken name) (str name "#" slot) name))
 
@@ -142,7 +145,7 @@
           lines)))
 
 (defn- slices
-  "Returns the functions of a program in the order of their places, with all their slots.
+  "Returns the functions of a program with the slots where they end, in order.
 
   A program without function records is one function."
   [{:keys [functions]} n]

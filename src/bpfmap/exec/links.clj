@@ -1,0 +1,92 @@
+(ns ^:no-doc bpfmap.exec.links
+  "Implements the commands about links: `link list`, `link show` and `link detach`."
+  (:require [bpfmap.error :as error]
+            [bpfmap.exec.confirm :as confirm]
+            [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.listing :as listing]
+            [bpfmap.exec.program-info :as program-info]
+            [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.link :as kernel.link]
+            [bpfmap.impl.map.references :as references]))
+
+(set! *warn-on-reflection* true)
+
+(defn list-links
+  "Returns every link on the host with its target, program, holders and pins.
+
+  `:skipped` of the metadata has the links that could not be read.
+
+      (list-links {}) ;=> [{:id 7, :type :raw-tracepoint, :attached-to \"sys_enter\", … :held []}]"
+  [options]
+  (let [{:keys [wanted] :as plan} (listing/plan "link list" program-info/link-fields options)
+        links (holders/links)
+        row (program-info/link-row wanted)]
+    (with-meta (listing/rows plan (eduction (map row) links)) (meta links))))
+
+(defn- open
+  "Opens the link of a reference: its id, or the path of its pin."
+  [ref op]
+  (let [ctx {:op op :object :link}
+        id (if (map? ref) (or (:id ref) (:link-id ref)) ref)]
+    (cond
+      (:path ref) (let [path (call/path-text (:path ref) op)]
+                    (call/open-pinned :link path (assoc ctx :path path)))
+      (and (int? id) (<= 0 (long id) 0xffffffff)) (call/open-id :link id (assoc ctx :op :open))
+      :else (throw (error/error :invalid-value
+                                (str "A link must be given by its id or pin path, got "
+                                     (error/printed ref))
+                                {:bpfmap/op op})))))
+
+(defn- with-link
+  "Calls f with the descriptor of the link of `:ref`.
+
+  It is an open link, an id or the path of a pin."
+  [{:keys [ref]} op f]
+  (if (satisfies? references/OpenObject ref)
+    (f (references/descriptor ref))
+    (let [fd (open ref op)]
+      (try
+        (f fd)
+        (finally (call/close fd))))))
+
+(defn show
+  "Returns the kernel's information about a link, and its owners.
+
+      (show {:ref {:id 7}}) ;=> {:id 7, :type :raw-tracepoint, :attached-to \"sys_enter\", …}"
+  [options]
+  (let [info (with-link options :open #(kernel.link/info % {:op :info}))]
+    ((program-info/link-row any?) info)))
+
+;; --- detach
+
+(def ^:private stay-attached
+  "Types of links that the kernel does not detach while somebody has them."
+  #{:raw-tracepoint :tracing :perf-event :kprobe-multi :uprobe-multi :iter})
+
+(defn- stays-attached
+  "Returns the error for a link of a type that cannot be detached."
+  [{:keys [id type held pinned] :as link}]
+  (error/error :not-supported
+               (str "Link " id " of type " (fields/name-of type) " cannot be detached")
+               {:bpfmap/op :detach!
+                :bpfmap/link (select-keys link [:id :type :attached-to])
+                :bpfmap/hint (str "the kernel detaches it when no process and no pin has it any more"
+                                  (when-let [owners (confirm/owners held pinned)]
+                                    (str "; it is " owners)))}))
+
+(defn detach
+  "Detaches a link from its target.
+
+  The link stays without a target until no process and no pin has it. Throws `:not-supported` for a
+  type of link that cannot be detached.
+
+      (detach {:ref {:id 7} :yes true}) ;=> {:id 7, :type :xdp, :attached-to \"eth0\", :detached true}"
+  [options]
+  ;; The processes are read before this one opens the link.
+  (let [{:keys [type] :as link} (show options)]
+    (when (stay-attached type)
+      (throw (stays-attached link)))
+    (confirm/check-link link options)
+    (with-link options :detach! #(kernel.link/detach % {:op :detach!}))
+    (assoc (select-keys link [:id :type :attached-to :program]) :detached true)))

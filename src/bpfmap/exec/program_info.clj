@@ -1,0 +1,228 @@
+(ns ^:no-doc bpfmap.exec.program-info
+  "Facts about programs and links that several commands show: their fields, maps, targets, holders
+  and pins."
+  (:require [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.listing :as listing]
+            [bpfmap.exec.map-info :as map-info]
+            [bpfmap.impl.btf.blob :as blob]
+            [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.host.kernel-btf :as kernel-btf]
+            [bpfmap.impl.kernel.link :as kernel.link]
+            [bpfmap.impl.kernel.prog :as kernel.prog]
+            [bpfmap.impl.kernel.procfs :as procfs]
+            [clojure.string :as str])
+  (:import (clojure.lang ExceptionInfo)))
+
+(set! *warn-on-reflection* true)
+
+;; --- fields
+
+(def ^:private number {:kind :number})
+(def ^:private text {:kind :text})
+
+(defn- name-in [table]
+  {:kind :name :names (update-keys table name)})
+
+(def ^:private program-types (name-in kernel.prog/types))
+(def ^:private link-types (name-in kernel.link/types))
+
+(def ^:private held
+  ["held" {:kind :list :of (fields/row [["pid" number] ["command" text]])}])
+(def ^:private pinned
+  ["pinned" {:kind :list :of text}])
+
+(def program-fields
+  "The fields of a row of `prog list`, which are its columns.
+
+  Headings of the table are aliases. See `bpfmap.exec.fields`."
+  (fields/row [["id" number]
+               ["type" program-types]
+               ["name" text]
+               ["tag" text]
+               ["run-count" number]
+               ["run-time-ns" number]
+               ["memlock" number]
+               ["maps" {:kind :list
+                        :of (fields/row [["id" number] ["name" text] ["type" {:kind :name}]])}]
+               ["links" {:kind :list
+                         :of (fields/row [["id" number] ["type" link-types]
+                                          ["attached-to" text]])}]
+               held
+               pinned
+               ["load-time" number]
+               ["uid" number]
+               ["gpl-compatible" {:kind :boolean}]
+               ["xlated-bytes" number]
+               ["jited-bytes" number]
+               ["verified-insns" number]
+               ["recursion-misses" number]
+               ["btf-id" number]
+               ["attach-btf-id" number]
+               ["attach-btf-obj-id" number]
+               ["ifindex" number]]
+              {"runs" "run-count" "time" "run-time-ns" "memory" "memlock"
+               "attached-to" "links" "held-by" "held"}))
+
+(def link-fields
+  "The fields of a row of `link list`, which are its columns.
+
+  Headings of the table are aliases. See `bpfmap.exec.fields`."
+  (fields/row [["id" number]
+               ["type" link-types]
+               ["attached-to" text]
+               ["program" (fields/row [["id" number] ["name" text] ["type" program-types]])]
+               held
+               pinned
+               ["attach-type" (name-in kernel.prog/attach-types)]
+               ["cookie" number]
+               ["map-id" number]
+               ["ifindex" number]
+               ["cgroup-id" number]
+               ["netns-ino" number]]
+              {"held-by" "held"}))
+
+(def program-order
+  "The order of the fields of a program."
+  (listing/order [:id :type :name :tag :run-count :run-time-ns :recursion-misses :maps :links
+                  :memlock :pinned :held]))
+
+(def link-order
+  "The order of the fields of a link."
+  (listing/order [:id :type :attached-to :program :pinned :held]))
+
+;; --- the target of a link
+
+(defn- or-nothing
+  "Returns the result of f; nil if the kernel refuses to read it."
+  [f]
+  (try
+    (f)
+    (catch ExceptionInfo _ nil)))
+
+(defn- function-name
+  "Returns the name of the function of a tracing link, from the kernel's BTF."
+  [btf {:keys [target-btf-id]}]
+  (when target-btf-id
+    (or-nothing #(some-> @btf (blob/name-of target-btf-id)))))
+
+(defn- device-name [ifindex]
+  (when ifindex
+    (or (procfs/device-name ifindex) (str "interface " ifindex))))
+
+(defn- function-count [n]
+  (str n (if (= 1 n) " function" " functions")))
+
+(defn- with-offset [text offset]
+  (if (and offset (pos? (long offset))) (str text "+0x" (Long/toHexString offset)) text))
+
+(defn attached-to
+  "Returns the target of a link as text, or nil if its info does not have it.
+
+  `btf` is a delay of the kernel's BTF.
+
+      (attached-to {:id 7 :type :raw-tracepoint :tracepoint \"sys_enter\"} (delay nil)) ;=> \"sys_enter\""
+  [{:keys [type tracepoint target map-id attach-type ifindex cgroup-id netns-ino event function path
+           functions offset family hook]
+    :as info} btf]
+  (let [parts (case type
+                :tracing [(some-> attach-type name) (function-name btf info)]
+                :cgroup [(some-> attach-type name) (some->> cgroup-id (str "cgroup "))]
+                :iter [target (some->> map-id (str "map "))]
+                :netns [(some-> attach-type name) (some->> netns-ino (str "netns "))]
+                :xdp [(device-name ifindex)]
+                (:tcx :netkit) [(device-name ifindex) (some-> attach-type name)]
+                (:struct-ops :sockmap) [(some->> map-id (str "map ")) (some-> attach-type name)]
+                :perf-event [(when-not (= :tracepoint event) (some-> event name))
+                             (or tracepoint
+                                 (some-> (or function path) (with-offset offset)))]
+                :kprobe-multi [(some->> functions function-count)]
+                :uprobe-multi [path (some->> functions function-count)]
+                :netfilter [(some-> family name) (some-> hook name)]
+                [tracepoint target])]
+    (not-empty (str/join " " (remove nil? parts)))))
+
+(defn kernel-btf
+  "Returns a delay of the kernel's BTF, which takes some time to read."
+  []
+  (delay (or-nothing kernel-btf/kernel)))
+
+;; --- owners
+
+(defn- short-rows
+  "Returns objects by id, with some of their keys."
+  [ks objects]
+  (into {} (map (juxt :id #(select-keys % ks))) objects))
+
+(defn- maps-of
+  "Returns a function from the info of a program to its maps."
+  []
+  (let [maps (short-rows [:id :name :type] (holders/maps {:brief true}))]
+    (fn [{:keys [map-ids]}]
+      (mapv #(get maps % {:id %}) map-ids))))
+
+(defn- links-of
+  "Returns a function from the info of a program to its links.
+
+  Kernels before Linux 5.8 cannot list them."
+  []
+  (let [btf (kernel-btf)
+        by-program (group-by :program-id (or-nothing holders/links))]
+    (fn [{:keys [id]}]
+      (mapv (fn [{:keys [id type] :as info}]
+              (let [target (attached-to info btf)]
+                (cond-> {:id id :type type} target (assoc :attached-to target))))
+            (get by-program id)))))
+
+(defn- program-of
+  "Returns a function from the info of a link to its program."
+  []
+  (let [programs (short-rows [:id :name :type] (holders/programs {:brief true}))]
+    (fn [{:keys [program-id]}]
+      (when program-id (get programs program-id {:id program-id})))))
+
+(defn- pins-of [kind]
+  (let [pins (map-info/pins kind)]
+    (fn [{:keys [id]}] (get pins id []))))
+
+(defn- holders-of [kind]
+  (let [held (get (holders/held) kind)]
+    (fn [{:keys [id]}] (get held id []))))
+
+(defn- row-of
+  "Returns a function from an info to its row, with the owners that are wanted."
+  [order readers replaced wanted]
+  (let [owners (into [] (keep (fn [[k reader]] (when (wanted k) [k (reader)]))) readers)]
+    (fn [info]
+      (listing/ordered order
+                       (apply dissoc info replaced)
+                       (into {}
+                             (keep (fn [[k of]] (when-some [x (of info)] [k x])))
+                             owners)))))
+
+(defn program-row
+  "Returns a function from the info of a program to its row.
+
+  It has `:maps`, `:links`, `:held` and `:pinned` if these are `wanted`.
+
+      ((program-row any?) (prog/info p)) ;=> {:id 30, :type :xdp, :name \"count\", … :maps [], …}"
+  [wanted]
+  (row-of program-order
+          {:maps maps-of :links links-of
+           :held #(holders-of :program) :pinned #(pins-of :program)}
+          [:map-ids]
+          wanted))
+
+(defn link-row
+  "Returns a function from the info of a link to its row.
+
+  It has `:attached-to`, `:program`, `:held` and `:pinned` if these are `wanted`.
+
+      ((link-row any?) info) ;=> {:id 7, :type :raw-tracepoint, :attached-to \"sys_enter\", …}"
+  [wanted]
+  (let [btf (kernel-btf)]
+    (row-of link-order
+            {:attached-to (fn [] #(attached-to % btf))
+             :program program-of
+             :held #(holders-of :link) :pinned #(pins-of :link)}
+            [:program-id]
+            wanted)))

@@ -1,0 +1,307 @@
+(ns bpfmap.exec.programs-test
+  "The commands about programs and links, as functions and as command lines."
+  (:require [bpfmap.cli.calling :refer [bpfmap edn-of lines-of read-edn refused words]]
+            [bpfmap.core :as bpf]
+            [bpfmap.exec :as exec]
+            [bpfmap.exec.program-info :as program-info]
+            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.procfs :as procfs]
+            [bpfmap.impl.map.references :as references]
+            [bpfmap.prog :as prog]
+            [clojure.data.json :as json]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :refer [are deftest is testing]])
+  (:import (bpfmap.sys Attr Fd)
+           (java.io Closeable)
+           (java.lang ProcessHandle)
+           (java.lang.foreign Arena)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private this-pid (.pid (ProcessHandle/current)))
+
+(def ^:private counting
+  "Adds one to the value of key 0 of an array."
+  (fn [m]
+    [[:ld-map-value :r1 m 0]
+     [:mov64 :r2 1]
+     [:atomic-add64 [:r1 0] :r2]
+     [:mov64 :r0 0]
+     [:exit]]))
+
+(defn- with-counter
+  "Calls f with a map, a program that counts into it, and its attachment to a tracepoint."
+  [f]
+  (with-open [m ^Closeable (bpf/create {:name "t_calls" :type :array :key :u32 :value :u64
+                                        :max-entries 1 :flags #{:mmapable}})
+              p ^Closeable (prog/load {:type :raw-tracepoint :name "t_counter"
+                                       :insns (counting m)})
+              a ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
+    (f m p a)))
+
+(defn- id-of [x] (:id (prog/info x)))
+
+;; --- prog list and show
+
+(kernel-test program-rows
+  (testing "prog list has the maps, links, holders and pins of programs"
+    (with-counter
+     (fn [m p a]
+       (let [pin (fixture/new-pin)
+             this {:pid this-pid :command (procfs/command this-pid)}
+             expected {:id (id-of p) :type :raw-tracepoint :name "t_counter"
+                       :tag (:tag (prog/info p))
+                       :maps [{:id (:id (bpf/info m)) :name "t_calls" :type :array}]
+                       :links [{:id (id-of a) :type :raw-tracepoint :attached-to "sys_enter"}]
+                       :pinned [pin] :held [this]}
+             row (fn [] (first (exec/prog-list {:where (str "id=" (id-of p))})))]
+         (prog/pin! p pin)
+         (try
+           (is (= expected (select-keys (row) (keys expected))))
+           (is (pos-int? (:memlock (row))))
+           (is (= (row) (exec/prog-show {:ref (id-of p)}) (exec/prog-show {:ref pin})
+                  (exec/prog-show {:ref "t_counter"}) (exec/prog-show {:ref p})))
+           (is (= [:id :type :name :tag :maps :links :memlock :pinned :held]
+                  (take 9 (keys (row)))))
+           (testing "conditions and columns"
+             (is (= [{:name "t_counter" :memlock (:memlock (row))}]
+                    (exec/prog-list {:where ["maps.name=t_calls" "links.attached-to=sys_enter"
+                                             "type=raw-tracepoint" (str "held.pid=" this-pid)
+                                             (str "pinned=" pin)]
+                                     :columns "name,memory"})))
+             (is (= [(:id expected)]
+                    (into [] (map :id)
+                          (exec/prog-list {:where "name=t_counter" :stream true}))))
+             (is (= ":columns must be a whole column, such as maps, got \"maps.name\""
+                    (:message (error-of (exec/prog-list {:columns "maps.name"}))))))
+           (testing "as a table"
+             (let [[heading line :as lines] (lines-of "prog" "list" "--where" "name=t_counter")]
+               (is (= 2 (count lines)))
+               (is (= (words "ID TYPE NAME TAG MEMORY MAPS ATTACHED TO HELD BY PINNED")
+                      (words heading)))
+               (is (str/includes? line (str "t_calls[" (:id (bpf/info m))
+                                            "]  raw-tracepoint sys_enter[" (id-of a) "]  ")))
+               (is (str/ends-with? line pin))))
+           (testing "as data"
+             (is (= (row) (first (edn-of "prog" "list" "--where" "name=t_counter"))))
+             (is (= (row) (edn-of "prog" "show" "t_counter")))
+             (let [lines (set (lines-of "prog" "show" "t_counter"))]
+               (is (contains? lines (str "maps            t_calls[" (:id (bpf/info m)) "]")))
+               (is (contains? lines (str "attached-to     raw-tracepoint sys_enter[" (id-of a)
+                                         "]"))))
+             (is (str/starts-with? (:out (bpfmap "prog" "list" "--csv" "--columns" "id,name"))
+                                   "id,name\n")))
+           (finally (.delete (io/file pin)))))))))
+
+(kernel-test program-references
+  (testing "errors about references to programs"
+    (with-counter
+     (fn [_ _ _]
+       (is (= [1 "bpfmap: No program named \"t_conter\": did you mean t_counter?"]
+              (refused "prog" "show" "t_conter")))
+       (with-counter
+        (fn [_ _ _]
+          (let [[exit line] (refused "prog" "dump" "t_counter")]
+            (is (= 1 exit))
+            (is (re-matches #"bpfmap: 2 programs are named \"t_counter\": use an id: \d+ or \d+"
+                            line)))))))
+    (let [pin (fixture/new-pin)]
+      (with-open [m ^Closeable (bpf/create {:type :array :value :u64 :max-entries 1})]
+        (bpf/pin! m pin)
+        (is (= [1 (str "bpfmap: " pin " is not a program: it is a map")]
+               (refused "prog" "show" pin)))
+        (is (= [1 (str "bpfmap: " pin " is not a link: it is a map")]
+               (refused "link" "show" pin)))
+        (bpf/unpin! m)))))
+
+;; --- prog dump
+
+(kernel-test dumped-program
+  (testing "prog dump prints assembly with the names of maps, and data"
+    (with-counter
+     (fn [m p _]
+       (let [reference {:map "t_calls" :id (:id (bpf/info m))}]
+         (is (= {:name "t_counter" :type :raw-tracepoint
+                 :insns [[:ld-map-value :r1 reference 0]
+                         [:mov64 :r2 1]
+                         [:atomic-add64 [:r1 0] :r2]
+                         [:mov64 :r0 0]
+                         [:exit]]}
+                (exec/prog-dump {:ref (id-of p)})
+                (edn-of "prog" "dump" (id-of p))))
+         (is (= ["t_counter:"
+                 (str "   0: r1 = &map t_calls[" (:id reference) "]")
+                 "   2: r2 = 1"
+                 "   3: lock *(u64 *)(r1 + 0) += r2"
+                 "   4: r0 = 0"
+                 "   5: exit"]
+                (lines-of "prog" "dump" "t_counter"))))))))
+
+;; --- prog top
+
+(defn- calls!
+  "Makes some system calls."
+  [n]
+  (dotimes [_ n] (procfs/kernel-release) (.exists (io/file "/proc/self"))))
+
+(kernel-test top-frames
+  (testing "prog top measures the programs of the host while it runs"
+    (with-counter
+     (fn [m p _]
+       (let [own (fn [{:keys [rows]}] (first (filter #(= (id-of p) (:id %)) rows)))
+             frames (reduce (fn [frames frame]
+                              (let [frames (conj frames frame)]
+                                (if (= 3 (count frames)) (reduced frames) (do (calls! 50) frames))))
+                            [] (exec/prog-top {:interval 0.05}))
+             [a b c] (map own frames)]
+         (is (= 3 (count frames)))
+         (is (= [:id :type :name :runs-per-second :average-ns :cpu-percent :runs :time-ns]
+                (keys b)))
+         (is (<= 50 (- (:runs b) (:runs a))))
+         (is (<= (:runs b) (:runs c)))
+         (is (pos? (:average-ns b)))
+         (is (pos? (:runs-per-second b)))
+         (is (< 0.04 (:interval (second frames)) 5))
+         (is (< (:elapsed (first frames)) (:elapsed (second frames))))
+         (testing "and no longer"
+           (let [runs #(:run-count (prog/info p))
+                 before (runs)]
+             (calls! 10)
+             (is (= before (runs)))
+             (is (pos? (m 0)))))
+         (testing "sorts by the use of the processor, or as wanted"
+           (doseq [{:keys [rows]} frames]
+             (is (= rows (reverse (sort-by :cpu-percent (reverse rows))))))
+           (is (= [[{:name "t_counter"}]]
+                  (into [] (map (fn [{:keys [rows]}] (map #(select-keys % [:name]) rows)))
+                        (exec/prog-top {:seconds 0.05 :where "name=t_counter" :sort "-runs/s"
+                                        :limit 1})))))
+         (is (= "#bpfmap.exec/prog-top {:interval 1.0, :seconds 2}"
+                (pr-str (exec/prog-top {:seconds 2})))))))))
+
+(kernel-test top-command
+  (testing "prog top prints a frame at every interval"
+    (with-counter
+     (fn [_ p _]
+       (let [{:keys [exit out err]} (bpfmap "prog" "top" "--seconds" "0.3" "--interval" "0.1"
+                                            "--where" "name=t_counter")]
+         (is (= [0 ""] [exit err]))
+         (is (= 3 (count (re-seq #"(?m)^\d+ programs?, 1 ran$" out))))
+         (is (re-find (re-pattern (str "(?m)^" (id-of p) "  raw-tracepoint  t_counter +"
+                                       "[0-9.]+ +[0-9.]+[nu]s +[0-9.]+% +\\d+ +[0-9.]+[num]s$"))
+                      out)))
+       (let [{:keys [out]} (bpfmap "prog" "top" "--seconds" "0.1" "--json")]
+         (is (= #{"elapsed" "interval" "programs" "rows"}
+                (set (keys (json/read-str out))))))
+       (is (= [2 "bpfmap: Unknown field memlock: the fields are id, type, name, runs-per-second, average-ns, cpu-percent, runs, time-ns"]
+              (refused "prog" "top" "--sort" "memlock")))))
+    (testing "requires a capability"
+      (is (str/includes? (second (fixture/unprivileged #(refused "prog" "top" "--seconds" "1")))
+                         "needs CAP_SYS_ADMIN")))))
+
+;; --- links
+
+(defn- cgroup-path []
+  (:path (first (filter #(= "cgroup2" (:type %)) (procfs/mounts)))))
+
+(def ^:private o-rdonly 0)
+
+(defn- cgroup-link
+  "Attaches a program to the root of the cgroups, which the library cannot do by itself here.
+
+  The program allows everything."
+  ^Fd [p]
+  (let [openat (if (fixture/x86-64?) 257 56)
+        ^String path (cgroup-path)]
+    (with-open [arena (Arena/ofConfined)
+                attr (Attr.)]
+      (let [address (.address (.allocateFrom arena path))
+            cgroup (Fd/own (fixture/syscall openat -100 address o-rdonly))]
+        (try
+          (.fd attr 0 (references/descriptor p))
+          (.int32 attr 4 (.acquire cgroup))
+          (.int32 attr 8 (prog/attach-types :cgroup-inet-sock-create))
+          (Fd/own (.call attr 28)) ; BPF_LINK_CREATE
+          (finally
+            (.release cgroup)
+            (.close cgroup)))))))
+
+(kernel-test link-rows
+  (testing "link list has the target, program, holders and pins of links"
+    (with-counter
+     (fn [_ p a]
+       (let [pin (fixture/new-pin)
+             expected {:id (id-of a) :type :raw-tracepoint :attached-to "sys_enter"
+                       :program {:id (id-of p) :name "t_counter" :type :raw-tracepoint}
+                       :pinned [pin]
+                       :held [{:pid this-pid :command (procfs/command this-pid)}]
+                       :tracepoint "sys_enter"}]
+         (prog/pin! a pin)
+         (try
+           (is (= expected (first (exec/link-list {:where (str "id=" (id-of a))}))))
+           (is (= expected (exec/link-show {:ref (id-of a)}) (exec/link-show {:ref pin})
+                  (exec/link-show {:ref a}) (edn-of "link" "show" pin)))
+           (is (= [{:attached-to "sys_enter" :program (:program expected)}]
+                  (exec/link-list {:where ["program.name=t_counter" "attached-to~^sys"]
+                                   :columns "attached-to,program"})))
+           (let [[heading line] (lines-of "link" "list" "--where" (str "pinned=" pin))]
+             (is (= (words "ID TYPE ATTACHED TO PROGRAM HELD BY PINNED") (words heading)))
+             (is (= (words (str (id-of a) " raw-tracepoint sys_enter t_counter[" (id-of p) "] "
+                                (procfs/command this-pid) "[" this-pid "] " pin))
+                    (words line))))
+           (testing "a raw tracepoint is not detached"
+             (is (= [1 (str "bpfmap: Link " (id-of a) " of type raw-tracepoint cannot be detached: "
+                            "the kernel detaches it when no process and no pin has it any more; it "
+                            "is held by 1 process (" (procfs/command this-pid) "[" this-pid
+                            "]) and pinned at " pin)]
+                    (refused "link" "detach" (id-of a) "--yes"))))
+           (finally (.delete (io/file pin)))))))))
+
+(kernel-test detached-link
+  (testing "link detach detaches the link of another owner, if that is confirmed"
+    (if-not (cgroup-path)
+      (fixture/skip! "no cgroup2 file system is mounted")
+      (with-open [p ^Closeable (prog/load {:type :cgroup-sock :name "t_allow"
+                                           :insns [[:mov64 :r0 1] [:exit]]})
+                  link (cgroup-link p)]
+        (let [[{:keys [id attached-to]}] (exec/link-list {:where "program.name=t_allow"})
+              pin (fixture/new-pin)
+              attached? #(contains? (exec/link-show {:ref id}) :cgroup-id)]
+          (is (re-matches #"cgroup-inet-sock-create cgroup \d+" attached-to))
+          (is (attached?))
+          (testing "a pin counts as an owner"
+            (call/pin link pin {:op :pin!})
+            (try
+              (is (= [1 (str "bpfmap: Link " id " (cgroup " attached-to ") is pinned at " pin
+                             ": pass --yes to detach it anyway")]
+                     (refused "link" "detach" id)))
+              (is (attached?))
+              (is (= [(str "link " id " (cgroup) is detached from " attached-to)]
+                     (lines-of "link" "detach" id "--yes")))
+              (is (not (attached?)))
+              (finally (.delete (io/file pin))))))))))
+
+;; --- targets as text
+
+(deftest target-texts
+  (testing "the target of each type of link as text"
+    (are [info text] (= text (program-info/attached-to info (delay nil)))
+      {:type :raw-tracepoint :tracepoint "sys_enter"} "sys_enter"
+      {:type :tracing :attach-type :trace-fentry :target-btf-id 7} "trace-fentry"
+      {:type :cgroup :attach-type :cgroup-inet-ingress :cgroup-id 12}
+      "cgroup-inet-ingress cgroup 12"
+      {:type :iter :target "bpf_map_elem" :map-id 12} "bpf_map_elem map 12"
+      {:type :netns :attach-type :sk-lookup :netns-ino 4026531833} "sk-lookup netns 4026531833"
+      {:type :xdp :ifindex 1} "lo"
+      {:type :tcx :ifindex 2000000000 :attach-type :tcx-ingress} "interface 2000000000 tcx-ingress"
+      {:type :perf-event :event :tracepoint :tracepoint "sched_switch"} "sched_switch"
+      {:type :perf-event :event :kprobe :function "do_unlinkat" :offset 0} "kprobe do_unlinkat"
+      {:type :perf-event :event :uprobe :path "/bin/bash" :offset 4096} "uprobe /bin/bash+0x1000"
+      {:type :kprobe-multi :functions 3} "3 functions"
+      {:type :uprobe-multi :path "/bin/bash" :functions 2} "/bin/bash 2 functions"
+      {:type :netfilter :family :ipv4 :hook :local-in} "ipv4 local-in"
+      {:type :struct-ops :map-id 5} "map 5"
+      {:type 99} nil
+      {:type :xdp} nil)))
