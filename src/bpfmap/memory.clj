@@ -66,7 +66,7 @@
       (size memory) ;=> 8192"
   [x]
   (if (view/view? x)
-    (layout/size-of (view/shape-of x))
+    (layout/size-of (view/layout-of x))
     (.byteSize ^MemorySegment (.-segment (bytes/check x :size)))))
 
 (defn read-only?
@@ -215,8 +215,8 @@
       ;=> #<bpf-view {:packets :bytes} at 64 of map 12 (counts): {…}>"
   ([memory type] (view memory type 0 nil))
   ([memory type offset] (view memory type offset nil))
-  ([memory type offset types] (view/over (bytes/check memory :view) (layout/shape type types) offset
-                                         :view)))
+  ([memory type offset types]
+   (view/over (bytes/check memory :view) (layout/of-type type types) offset :view)))
 
 (defn elements
   "Returns a view of the values of an open array map, by index.

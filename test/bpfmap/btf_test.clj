@@ -137,9 +137,9 @@
            (and (= :malformed-btf error)
                 (= path (vec (take (count path) found)))
                 (str/includes? message words)))
-      0 [:type 0] "must be a type with values, got a void" [int-u32]
+      0 [:type 0] "must be a type with values, got the kind void" [int-u32]
       9 [:type 9] "" [int-u32]
-      2 [:type 2] "must be a type with values, got a func-proto" [int-u32 {:kind :func-proto :return 0 :params []}]
+      2 [:type 2] "must be a type with values, got the kind func-proto" [int-u32 {:kind :func-proto :return 0 :params []}]
       1 [:type 1] "the type must not contain itself" [{:kind :typedef :name "a" :type 1}]
       1 [:type 1] "the type must not contain itself"
       [{:kind :struct :name "a" :size 4 :members [{:name "a" :type 1 :bit-offset 0 :bits 0}]}]
@@ -156,7 +156,7 @@
                                                   {:name "b" :type 1 :bit-offset 16 :bits 0}]}]
       2 [:type 2] "must have a name"
       [int-u32 {:kind :struct :name "a" :size 4 :members [{:type 1 :bit-offset 0 :bits 0}]}]
-      2 [:type 2] "got 33 bits of a integer"
+      2 [:type 2] "got 33 bits of the kind integer"
       [int-u32
        {:kind :struct :name "a" :size 8 :members [{:name "a" :type 1 :bit-offset 0 :bits 33}]}]
       2 [:type 2] "more than 4294967295 bytes"

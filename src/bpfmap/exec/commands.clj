@@ -127,12 +127,12 @@
            :where "Condition that events must meet; can be repeated"}
     :doc "Print events of a ring buffer or perf event array live"
     :text ["Each event goes to one reader. If another process has the map open, tail copies"
-           "the events and takes none, so that this process still gets all of them. Then"
-           "events can be missed; their number of bytes is reported. Otherwise tail takes"
+           "the events and takes none, so that this process still gets all of them. A copy"
+           "can miss events; the number of missed bytes is reported. Otherwise tail takes"
            "the events. --steal always takes them, --from always copies."
-           "A TYPE is written as for dump. A ring buffer has no type of its own, but the"
-           "programs that write to it often have one in their BTF: name the struct. Without"
-           "a TYPE, events are printed as bytes, and structs of that size are suggested."]
+           "Write TYPE as for dump, or as the name of a struct in the BTF of a program that"
+           "writes to the map: a ring buffer has no type of its own. Without TYPE, events"
+           "are printed as bytes, and structs of that size are suggested."]
     :examples [{:ref "events" :value-type "event" :where ["comm~^ssh"]}
                {:ref "events" :value-type [:struct [:pid :u32] [:comm [:string 16]]] :limit 10}
                {:ref 12 :from :now :seconds 5}]

@@ -208,7 +208,7 @@
                           value)])))))
 
 (defn of-rates
-  "Returns the field for the rates of a value, which has the shape of the value."
+  "Returns the field for the rates of a value, with the structure of the value."
   [{:keys [kind fields of] :as field}]
   (case kind
     :struct (row (into []

@@ -12,7 +12,7 @@
   | `:status`     | the status of the map, see below; missing while nothing has happened to it        |
   | `:pin` `:other` | the path by which it was opened, and the id of the map that is pinned there now |
 
-  `:change` is `:added`, `:changed` or `:removed`, or missing. `:per-second` has the shape of the
+  `:change` is `:added`, `:changed` or `:removed`, or missing. `:per-second` has the structure of the
   value, with rates in place of integers. It is missing in the first frame. Entries are compared by
   their bytes.
 

@@ -26,17 +26,39 @@
   allows names of 511 bytes, and tags of any length."
   65535)
 
+(defn- place
+  "Returns a path as words.
+
+      (place [:type 1 :member 3 :name]) ;=> \"the name of member 3 of type 1\""
+  [path]
+  (let [parts (reduce (fn [parts x]
+                        (if (keyword? x)
+                          (conj parts [(name x)])
+                          (conj (pop parts) (conj (peek parts) x))))
+                      [] path)]
+    (str/join " of " (for [[part x] (rseq parts)]
+                       (if x (str part " " x) (str "the " part))))))
+
 (defn malformed
   "Returns the exception for malformed BTF.
 
-  `path` is the position, and `hint` the problem.
+  `path` is the position, and `what` the rest of the sentence about it.
 
-      (throw (malformed [:type 17 :name] \"it is at 99, and the strings end at 30\"))"
+      (throw (malformed [:type 17 :name] \"must be an offset below 30, got 99\"))"
   (^Throwable [path what]
    (malformed path what nil))
   (^Throwable [path what hint]
-   (error :malformed-btf
-          (str "Malformed BTF, " (str/join " " (map #(if (keyword? %) (name %) %) path)) ": " what)
+   (error :malformed-btf (str "Malformed BTF: " (place path) " " what)
+          {:bpfmap/path path :bpfmap/hint hint})))
+
+(defn malformed-in
+  "Returns the exception for malformed BTF, with a whole sentence about a position.
+
+      (throw (malformed-in [:type 17] \"a typedef must have a name\"))"
+  (^Throwable [path sentence]
+   (malformed-in path sentence nil))
+  (^Throwable [path sentence hint]
+   (error :malformed-btf (str "Malformed BTF in " (place path) ": " sentence)
           {:bpfmap/path path :bpfmap/hint hint})))
 
 (def ^:private needs-base
@@ -161,7 +183,7 @@
     (loop [i (if (< length known) (long header-bytes) known)]
       (when (< i length)
         (when-not (zero? (aget bytes i))
-          (throw (malformed [:header] (str "byte " i " must be zero, got " (aget bytes i))
+          (throw (malformed [:header] (str "must have a zero in byte " i ", got " (aget bytes i))
                             "use a newer bpfmap, which may know this field")))
         (recur (inc i))))
     length))
@@ -188,7 +210,7 @@
   (let [sections (sort-by :from (filter #(< (:from %) (:to %)) sections))]
     (doseq [[a b] (map vector sections (rest sections)) :when (< (:from b) (:to a))]
       (throw (malformed [:header (field-name (:section b) "off")]
-                        (str "the section overlaps the section of " (name (:section a)) "-off"))))))
+                        (str "must be outside the section of " (name (:section a)) "-off"))))))
 
 (defn- check-strings [^bytes bytes base {:keys [^long from ^long to]}]
   (cond
@@ -197,11 +219,11 @@
                                     "must be at least 1, got 0" needs-base)))
     (not
      (zero? (aget bytes (dec to)))) (throw (malformed [:strings]
-                                                      "the last one must end with a zero"))
+                                                      "must end with a zero"))
     (not
      (or
       base (zero?
-            (aget bytes from)))) (throw (malformed [:strings] "the first one must be empty"
+            (aget bytes from)))) (throw (malformed [:strings] "must begin with an empty string"
                                                    needs-base))))
 
 ;; ---------------------------------------------------------------- the types
@@ -235,7 +257,7 @@
                     entry (bit-and 0xff (aget bytes (inc place)))]]
         (when-not (zero? (rem (bit-or tail entry) 4))
           (throw (malformed [:layout kind]
-                            (str "its sizes must be multiples of 4, got " tail " and " entry))))
+                            (str "must have sizes that are multiples of 4, got " tail " and " entry))))
         (aset fixed kind (int (+ 12 tail)))
         (aset each kind (int entry)))
       [fixed each])
@@ -453,7 +475,7 @@
           (aset room 0 (- (aget room 0) (.length text)))
           (when (neg? (aget room 0))
             (throw (malformed [:type (.-id context)]
-                              "its names must not overlap: together they are longer than all strings")))
+                              "must have names that do not overlap; together they are longer than all strings")))
           (when-not (.isEmpty text)
             (.put seen offset text)
             text)))))

@@ -1,7 +1,7 @@
 (ns ^:no-doc bpfmap.impl.btf.types
   "Converts between types and BTF records, in both directions."
   (:require [bpfmap.impl.btf.blob :as blob]
-            [bpfmap.impl.btf.image :refer [malformed]]
+            [bpfmap.impl.btf.image :refer [malformed malformed-in]]
             [bpfmap.impl.type.node :as node]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)))
@@ -75,9 +75,9 @@
   (let [weight (reduce + 1 (map :weight parts))
         depth (inc (long (reduce max 0 (map :depth parts))))]
     (when (< (long heaviest) (long weight))
-      (throw (malformed [:type id] (str "the type must have at most " heaviest " members"))))
+      (throw (malformed-in [:type id] (str "the type must have at most " heaviest " members"))))
     (when (< (long deepest) depth)
-      (throw (malformed [:type id] (str "types must be nested at most " deepest " deep"))))
+      (throw (malformed-in [:type id] (str "types must be nested at most " deepest " deep"))))
     (assoc node :weight weight :depth depth)))
 
 (def ^:private scalars
@@ -179,7 +179,7 @@
     (weighed (or (attempt nil free)
                  (attempt {:packed true} free)
                  (attempt {:packed true} (placed members))
-                 (throw (malformed [:type id] (str "the members of the " (clojure.core/name kind)
+                 (throw (malformed-in [:type id] (str "the members of the " (clojure.core/name kind)
                                                    " do not fit in its " size
                                                    " bytes, share a name, or overlap"))))
              id
@@ -206,11 +206,12 @@
                 (and (#{:integer :bool :enum} kind) (nil? order)
                      (<= (if name 1 0) (long bits) (min 64 (* 8 (long size)))))
                 (or name (#{:struct :union} kind)))
-      (throw (malformed [:type id] (if bits
-                                     (str "a bit-field must be of an integer, a bool or an enum, got "
-                                          bits " bits of a " (clojure.core/name kind))
-                                     (str "a member that is a " (clojure.core/name kind)
-                                          " must have a name")))))
+      (throw (malformed-in [:type id]
+                           (if bits
+                             (str "a bit-field must be of an integer, a bool or an enum, got "
+                                  bits " bits of the kind " (clojure.core/name kind))
+                             (str "a member of the kind " (clojure.core/name kind)
+                                  " must have a name")))))
     member))
 
 (defn- prefix
@@ -277,7 +278,7 @@
    (meaning b record)
    (let [target (of-id context type)]
      (when-not name
-       (throw (malformed [:type id] "a typedef must have a name")))
+       (throw (malformed-in [:type id] "a typedef must have a name")))
      (if (and (plain-typedefs name) (keyword? (:type target)))
        target
        (weighed (assoc target :typedef name :type [:typedef name (:type target)] :target target) id
@@ -290,7 +291,7 @@
   [{b :blob :as context} id {:keys [type offset]}]
   (let [{:keys [kind name linkage] target :type} (blob/record b type)]
     (when-not (and name (or (= :var kind) (and (= :func kind) (= :extern linkage))))
-      (throw (malformed [:type id] "a data section must have only variables")))
+      (throw (malformed-in [:type id] "a data section must have only variables")))
     {:name (keyword name)
      :node (if (and (= :extern linkage) (or (= :func kind) (nil? (blob/size-of b target))))
              (leaf [:array :u8 0])
@@ -342,7 +343,7 @@
                         0 members)]
         (own-layout :struct (assoc record :size end) (told-apart members)))
       :else
-      (throw (malformed [:type id]
+      (throw (malformed-in [:type id]
                         (str "the section " name " must have a size, got 0")
                         "use bpfmap.btf/parse-object, which reads sizes and offsets from the object")))))
 
@@ -358,7 +359,7 @@
     (:const :volatile :restrict :type-tag :var) (of-id context type)
     :datasec (section context record)
     (throw (malformed [:type id]
-                      (str "must be a type with values, got a " (name kind))))))
+                      (str "must be a type with values, got the kind " (name kind))))))
 
 (defn- of-id
   "Returns the node of an id.
@@ -368,7 +369,7 @@
   (or (get @known id)
       (do
         (when (or (contains? within id) (< 128 (count within)))
-          (throw (malformed [:type id] (if (contains? within id)
+          (throw (malformed-in [:type id] (if (contains? within id)
                                          "the type must not contain itself"
                                          "types must be nested at most 128 deep"))))
         (let [node (of-record (update context :within conj id) (blob/record b id))]
@@ -390,7 +391,7 @@
           ;; What no type of ours can say: an integer of three bytes, an enum with a value too large
           ;; for it.
           (throw (if (= :invalid-spec (:bpfmap/error (ex-data e)))
-                   (malformed [:type id] (ex-message e))
+                   (malformed-in [:type id] (ex-message e))
                    e)))))))
 
 (defn weighed-type-of

@@ -19,7 +19,7 @@
   "Returns the exception for a view that the processor does not access atomically."
   ^Throwable [v op]
   (let [{:keys [^Source source offset]} (view/place v)
-        {{:keys [swap] :as integer} :integer :keys [type size]} (view/shape-of v)]
+        {{:keys [swap] :as integer} :integer :keys [type size]} (view/layout-of v)]
     (memory.bytes/invalid
      source op
      (str "Not to be read and written in one step: " (type/summary type) " at " offset
@@ -75,7 +75,7 @@
   (let [[least most] (get ranges (.-atomic c))]
     (if (and (integer? x) (<= least x) (<= x most))
       (.longValue ^Number x)
-      (throw (view/failed (error/misfit (:type (.-shape c)) [] x
+      (throw (view/failed (error/misfit (:type (.-layout c)) [] x
                                         (str "it must be an integer from " least " to " most))
                           (.-identity ^Source (.-source c)) op (.-path c))))))
 

@@ -1,17 +1,18 @@
 (ns ^:no-doc bpfmap.impl.memory.layout
-  "Describes types for views, as shapes: codec, offsets of parts, access by the processor.
+  "Describes the layout of a type for views: codec, offsets of parts, access by the processor.
 
-  Fields of every shape:
+  Fields of every layout:
   - `:kind`: `:array`, `:struct` (unions too) or `:cell`
   - `:type` `:size` `:codec`: the type, its bytes, a `bpfmap.sys.TypeCodec`
   - `:kernel's?`: true if a part is private to the kernel
 
   Fields of arrays:
-  - `:element` `:count` `:stride`: shape and number of elements, bytes from one to the next
+  - `:element` `:count` `:stride`: layout and number of elements, bytes from one to the next
   - `:whole?`: true if it is read and printed as one value, such as bytes or a text
 
   Fields of structs:
-  - `:members`: name to `{:offset :shape}`, the shape a delay; includes members of anonymous members
+  - `:members`: name to `{:offset :layout}`, the layout a delay; with the members of anonymous
+    members
 
   Fields of cells:
   - `:integer`: `{:size :signed :swap}` of an integer of up to 8 bytes
@@ -26,12 +27,12 @@
 (set! *warn-on-reflection* true)
 
 ;; A record, because views read its fields on every access to a part.
-(defrecord Shape
+(defrecord Layout
            [kind type size codec kernel's? element count stride members integer float atomic
             at-once?
             whole?])
 
-(declare of-node shape)
+(declare of-node of-type)
 
 (defn- swapped? [order]
   (case order
@@ -51,10 +52,10 @@
     false))
 
 (defn- bit-field
-  "Returns the shape of a bit-field.
+  "Returns the layout of a bit-field.
   Its codec takes the offset of the struct."
   [{:keys [node bits] :as member}]
-  (map->Shape {:kind :cell :type [:bits (:type node) bits] :size 0 :at-once? true
+  (map->Layout {:kind :cell :type [:bits (:type node) bits] :size 0 :at-once? true
                :kernel's? false
                :codec (TypeCodec/of (codec/bit-field member []))}))
 
@@ -65,13 +66,13 @@
         (mapcat (fn [{:keys [name node offset bits] :as member}]
                   (let [at (+ (long base) (long offset))]
                     (cond
-                      bits (when name [[name {:offset base :shape (delay (bit-field member))}]])
-                      name [[name {:offset at :shape (delay (of-node node))}]]
+                      bits (when name [[name {:offset base :layout (delay (bit-field member))}]])
+                      name [[name {:offset at :layout (delay (of-node node))}]]
                       :else (members-of node at)))))
         members))
 
 (defn- numeric
-  "Returns the fields of a shape that a number has, by its node."
+  "Returns the fields of a layout that a number has, by its node."
   [{:keys [kind size signed order]}]
   (case kind
     :integer (when (<= (long size) 8)
@@ -83,42 +84,42 @@
     nil))
 
 (defn- of-node [{:keys [kind type size element count] :as node}]
-  (map->Shape
+  (map->Layout
    (merge {:type type :size size :codec (codec/of-node node []) :kernel's? (kernel's? node)}
           (case kind
             :array {:kind :array :element (of-node element) :count count
                     :stride (:size element)}
             ;; An array of bytes or characters in C.
-            :bytes {:kind :array :element (shape :u8 nil) :count size :stride 1 :whole? true}
-            :string {:kind :array :element (shape :char nil) :count size :stride 1 :whole? true}
+            :bytes {:kind :array :element (of-type :u8 nil) :count size :stride 1 :whole? true}
+            :string {:kind :array :element (of-type :char nil) :count size :stride 1 :whole? true}
             (:struct :union) {:kind :struct :members (members-of node 0)}
             (merge {:kind :cell
                     :at-once? (contains? #{:integer :pointer :float :bool :char :enum} kind)}
                    (numeric node))))))
 
-(defn shape
-  "Returns the shape of a type; throws `:invalid-spec` for a malformed one.
+(defn of-type
+  "Returns the layout of a type; throws `:invalid-spec` for a malformed one.
 
-      (:kind (shape [:array :u64 8] nil)) ;=> :array"
+      (:kind (of-type [:array :u64 8] nil)) ;=> :array"
   [type types]
   (of-node (node/node type types [])))
 
 (defn strided
-  "Returns the shape of n elements of a type, `stride` bytes from one to the next.
+  "Returns the layout of n elements of a type, `stride` bytes from one to the next.
 
   The stride may be larger than an element."
   [type types n stride]
-  (let [element (shape type types)]
-    (map->Shape {:kind :array :type [:array type n] :size (* (long n) (long stride))
+  (let [element (of-type type types)]
+    (map->Layout {:kind :array :type [:array type n] :size (* (long n) (long stride))
                  :kernel's? (:kernel's? element)
                  :element element :count n :stride stride})))
 
 (defn size-of
-  "Returns the size of a value of a shape in bytes."
+  "Returns the size of a value of a layout in bytes."
   ^long [{:keys [size]}]
   (long size))
 
 (defn codec-of
-  "Returns the codec of a shape; nil if its stride is larger than its elements."
+  "Returns the codec of a layout; nil if its stride is larger than its elements."
   ^TypeCodec [{:keys [codec]}]
   codec)

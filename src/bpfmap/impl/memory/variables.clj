@@ -26,8 +26,8 @@
 
 (declare value-of text change)
 
-;; `view` is a view for reading; nil if the section is not mapped. `member` is {:offset :shape}, the
-;; shape a delay.
+;; `view` is a view for reading; nil if the section is not mapped. `member` is {:offset :layout},
+;; the layout a delay.
 (deftype Variable [^BpfMap m name member view]
   IDeref
   (deref [this] (value-of this))
@@ -57,11 +57,11 @@
 
 (defn- value-of [^Variable v]
   (let [^BpfMap m (.-m v)
-        {:keys [offset shape]} (.-member v)]
+        {:keys [offset layout]} (.-member v)]
     (if-let [view (.-view v)]
       @view
       (with-error-context [m :deref]
-        (.decode ^Codec (:codec @shape) (MemorySegment/ofArray (section-bytes m :deref))
+        (.decode ^Codec (:codec @layout) (MemorySegment/ofArray (section-bytes m :deref))
                  (long offset))))))
 
 (defn- check-variable [^BpfMap m]
@@ -76,36 +76,36 @@
   Reads the whole section, changes it and writes it back."
   [^Variable v path x]
   (let [^BpfMap m (.-m v)
-        {:keys [offset shape]} (.-member v)
+        {:keys [offset layout]} (.-member v)
         [index bytes] (as-bytes m)]
     (bpf-map/check-allowed m :put!)
     (with-error-context [m :write!]
-      (when (and (empty? path) (:kernel's? @shape))
+      (when (and (empty? path) (:kernel's? @layout))
         (throw (error/error :invalid-value
-                            (str "A " (type/summary (:type @shape))
+                            (str "A " (type/summary (:type @layout))
                                  " must not be written as a whole")
                             {:bpfmap/hint "the kernel has a private part in it"})))
       (check-variable m)
       (let [section (section-bytes m :write!)]
-        (-> (view/over-copy (.-identity m) section @shape offset (list (.-name v)))
+        (-> (view/over-copy (.-identity m) section @layout offset (list (.-name v)))
             (view/at path :write!)
             (view/write x))
         (kernel.element/write (.-elements m) index bytes 0 section kernel.element/any m :write!)))
     v))
 
 (defn- text ^String [^Variable v]
-  (str "#<bpf-variable " (.-name v) " " (type/summary (:type @(:shape (.-member v))))
+  (str "#<bpf-variable " (.-name v) " " (type/summary (:type @(:layout (.-member v))))
        " of map " (error/id-and-name (.-identity ^BpfMap (.-m v))) ">"))
 
 ;; --- the variables of a map
 
 (defn- section
-  "Returns the shape of a map that is a data section; throws for any other."
+  "Returns the layout of a map that is a data section; throws for any other."
   [^BpfMap m]
   (let [{:keys [type max-entries value types untyped]} (.-spec m)
-        shape (when (and (= :array type) (= 1 max-entries)) (layout/shape value types))]
-    (if (seq (:members shape))
-      shape
+        layout (when (and (= :array type) (= 1 max-entries)) (layout/of-type value types))]
+    (if (seq (:members layout))
+      layout
       (throw (error/error :not-supported (str "Map " (:id (.-identity m)) " has no variables")
                           {:bpfmap/hint (str
                                          "they are in a data section, an array with a single "
@@ -127,9 +127,9 @@
   "Returns the variables of a map, by name."
   [^BpfMap m]
   (with-error-context [m :variables]
-    (let [{:keys [members] :as shape} (section m)
+    (let [{:keys [members] :as layout} (section m)
           memory (mapped/memory-or-nil m)
-          whole (when memory (view/over memory shape 0 :variables))
+          whole (when memory (view/over memory layout 0 :variables))
           views? (and memory (or (memory.bytes/writable? memory) (not (writable-by-syscall? m))))]
       (into {}
             (map (fn [[name member]]

@@ -30,7 +30,7 @@
 
 (defprotocol View
   "A typed view of memory."
-  (shape-of [view] "Returns its shape.")
+  (layout-of [view] "Returns its layout.")
   (place [view]
     "Returns its place: `{:source :segment :offset :path}`.
 
@@ -51,10 +51,10 @@
 ;; `segment` is all of the map's memory, `offset` the place of the view in it. `atomic` is the
 ;; `bpfmap.sys.AtomicType` of a number that the processor accesses atomically; else nil.
 (deftype Cell
-         [^Source source ^MemorySegment segment ^long offset shape ^TypeCodec codec path
+         [^Source source ^MemorySegment segment ^long offset layout ^TypeCodec codec path
           ^AtomicType atomic]
   View
-  (shape-of [_] shape)
+  (layout-of [_] layout)
   (place [_] {:source source :segment segment :offset offset :path path})
   (part [_ _] nil)
   Writable
@@ -66,12 +66,13 @@
   Object
   (toString [this] (text this)))
 
-(deftype StructView [^Source source ^MemorySegment segment ^long offset shape ^TypeCodec codec path]
+(deftype StructView
+         [^Source source ^MemorySegment segment ^long offset layout ^TypeCodec codec path]
   View
-  (shape-of [_] shape)
+  (layout-of [_] layout)
   (place [_] {:source source :segment segment :offset offset :path path})
   (part [_ k]
-    (when-let [{at :offset member :shape} (get (:members shape) k)]
+    (when-let [{at :offset member :layout} (get (:members layout) k)]
       (make source segment (+ offset (long at)) @member (cons k path))))
   Writable
   (write [this x] (overwrite this x))
@@ -97,10 +98,10 @@
 ;; are not numbers. `atomic` is that field of each element as a cell; nil if they are not cells or
 ;; not all alike.
 (deftype ArrayView
-         [^Source source ^MemorySegment segment ^long offset ^long stride ^long n shape
+         [^Source source ^MemorySegment segment ^long offset ^long stride ^long n layout
           ^TypeCodec codec path numbers ^AtomicType atomic]
   View
-  (shape-of [_] shape)
+  (layout-of [_] layout)
   (place [_] {:source source :segment segment :offset offset :path path})
   (part [this k]
     (when (and (int? k) (<= 0 (long k)) (< (long k) n))
@@ -140,9 +141,9 @@
   (seq [this] (seq (into [] this)))
   IDeref
   (deref [this]
-    (if (:whole? shape)
+    (if (:whole? layout)
       (accessing [source :deref]
-        (.decode (layout/codec-of shape) segment offset))
+        (.decode (layout/codec-of layout) segment offset))
       (into [] this)))
   Object
   (toString [this] (text this)))
@@ -159,9 +160,9 @@
 ;; --- making views
 
 (defn- atomic-here
-  "Returns `atomic` of a cell: its shape's, or nil if the cell is not aligned."
-  ^AtomicType [^MemorySegment segment ^long offset shape]
-  (when-some [^AtomicType atomic (:atomic shape)]
+  "Returns `atomic` of a cell: its layout's, or nil if the cell is not aligned."
+  ^AtomicType [^MemorySegment segment ^long offset layout]
+  (when-some [^AtomicType atomic (:atomic layout)]
     (when (.isAligned atomic (+ (.address segment) offset))
       atomic)))
 
@@ -173,15 +174,15 @@
     float (FloatRow. segment offset stride (:size float) (:swap float))))
 
 (defn- make
-  "Returns a view of a shape, which lies within the memory."
-  [source segment offset shape path]
-  (let [kind (:kind shape)]
+  "Returns a view of a layout, which lies within the memory."
+  [source segment offset layout path]
+  (let [kind (:kind layout)]
     (cond
-      (identical? :cell kind) (Cell. source segment offset shape (:codec shape) path
-                                     (atomic-here segment offset shape))
-      (identical? :struct kind) (StructView. source segment offset shape (:codec shape) path)
-      :else (let [{:keys [element count stride]} shape]
-              (ArrayView. source segment offset stride count shape (layout/codec-of element) path
+      (identical? :cell kind) (Cell. source segment offset layout (:codec layout) path
+                                     (atomic-here segment offset layout))
+      (identical? :struct kind) (StructView. source segment offset layout (:codec layout) path)
+      :else (let [{:keys [element count stride]} layout]
+              (ArrayView. source segment offset stride count layout (layout/codec-of element) path
                           (numbers segment offset stride element)
                           (when (and (identical? :cell (:kind element))
                                      (zero? (rem (long stride) (layout/size-of element))))
@@ -191,32 +192,32 @@
   "Returns a view of an element, whose index is valid."
   [^ArrayView v ^long i]
   (let [offset (+ (.-offset v) (* i (.-stride v)))
-        shape (:element (.-shape v))
+        layout (:element (.-layout v))
         path (cons i (.-path v))]
     (if (nil? (.-atomic v))
-      (make (.-source v) (.-segment v) offset shape path)
-      (Cell. (.-source v) (.-segment v) offset shape (.-codec v) path (.-atomic v)))))
+      (make (.-source v) (.-segment v) offset layout path)
+      (Cell. (.-source v) (.-segment v) offset layout (.-codec v) path (.-atomic v)))))
 
 (defn over
-  "Returns a view of a shape at an offset of memory.
+  "Returns a view of a layout at an offset of memory.
 
   Throws `:out-of-range` if it does not fit."
-  [^Memory m shape offset op]
+  [^Memory m layout offset op]
   (let [^Source source (.-source m)
-        at (memory.bytes/within source op offset (layout/size-of shape)
+        at (memory.bytes/within source op offset (layout/size-of layout)
                                 (.byteSize ^MemorySegment (.-segment m)))]
-    (make source (memory.bytes/segment source) (+ (.-from m) (long at)) shape nil)))
+    (make source (memory.bytes/segment source) (+ (.-from m) (long at)) layout nil)))
 
 (defn over-copy
-  "Returns a view of a shape at an offset of a byte array, a copy of map memory.
+  "Returns a view of a layout at an offset of a byte array, a copy of map memory.
 
   `path` leads to it, the last key first."
-  [identity ^bytes array shape offset path]
+  [identity ^bytes array layout offset path]
   (make (Source. nil identity (alength array) false nil) (MemorySegment/ofArray array) (long offset)
-        shape path))
+        layout path))
 
 (defn- summary
-  "Returns the type of a shape in short."
+  "Returns the type of a layout in short."
   [{:keys [kind type element count whole?]}]
   (if (and (= :array kind) (not whole?))
     (str "[:array " (type/summary (:type element)) " " count "]")
@@ -224,8 +225,8 @@
 
 (defn- no-part ^Throwable [v k op]
   (let [{:keys [source]} (place v)
-        {:keys [kind count members] :as shape} (shape-of v)
-        what (str (error/printed k) " of " (summary shape) " in the memory of "
+        {:keys [kind count members] :as layout} (layout-of v)
+        what (str (error/printed k) " of " (summary layout) " in the memory of "
                   (memory.bytes/described source))]
     (case kind
       :array (if (integer? k)
@@ -262,10 +263,13 @@
 (defn at
   "Returns a view of the part that a path leads to: a key, or a vector of keys."
   [v path op]
-  (let [v (check v op)]
-    (if (vector? path)
-      (reduce #(part-of %1 %2 op) v path)
-      (part-of v path op))))
+  ;; The shortcut for an index is for the rows "get-acquire" and "add! by index" of bench-memory.
+  (if (and (int? path) (instance? ArrayView v) (< -1 (long path) (.-n ^ArrayView v)))
+    (element-view v (long path))
+    (let [v (check v op)]
+      (if (vector? path)
+        (reduce #(part-of %1 %2 op) v path)
+        (part-of v path op)))))
 
 ;; --- reading
 
@@ -315,17 +319,17 @@
   (let [codec (.-codec v)
         n (.-n v)]
     (when-not (and (sequential? xs) (= n (bounded-count (inc n) xs)))
-      (throw (codec.error/misfit (:type (.-shape v)) [] xs
+      (throw (codec.error/misfit (:type (.-layout v)) [] xs
                                  (str "it must be a sequence of " n " elements"))))
     (kernel.memory/encode-each codec xs segment (.-offset v) (.-stride v))))
 
 (defn- overwrite [v x]
   (let [{:keys [source segment offset path]} (place v)
-        {:keys [codec kernel's?] :as shape} (shape-of v)]
+        {:keys [codec kernel's?] :as layout} (layout-of v)]
     (memory.bytes/check-writable source :write! segment)
     (when kernel's?
       (throw (memory.bytes/invalid source :write!
-                                   (str "A " (type/summary (:type shape))
+                                   (str "A " (type/summary (:type layout))
                                         " must not be written as a whole")
                                    (str "the kernel has a private part in it, such as a spin lock; "
                                         "write its other fields one by one"))))
@@ -339,7 +343,7 @@
     v))
 
 (defn- overwrite-cell [^Cell c x]
-  (if (:at-once? (.-shape c))
+  (if (:at-once? (.-layout c))
     (let [^MemorySegment segment (.-segment c)]
       (memory.bytes/check-writable (.-source c) :write! segment)
       (try
@@ -362,18 +366,18 @@
 (defn- content
   "Returns the text of the value of a view; nil if it is too large."
   [v]
-  (let [{:keys [kind count element whole?] :as shape} (shape-of v)]
+  (let [{:keys [kind count element whole?] :as layout} (layout-of v)]
     (if (and (= :array kind) (not whole?))
       (when (<= (layout/size-of element) max-printed)
-        (let [n (printed-count shape)]
+        (let [n (printed-count layout)]
           (str "[" (str/join " " (map #(pr-str (error/unsuffixed (nth v %))) (range n)))
                (when (< n (long count)) " …") "]")))
-      (when (<= (layout/size-of shape) max-printed)
+      (when (<= (layout/size-of layout) max-printed)
         (pr-str (error/unsuffixed @v))))))
 
 (defn- text ^String [v]
   (let [{:keys [^Source source ^MemorySegment segment offset]} (place v)]
-    (str "#<bpf-view " (summary (shape-of v)) " at " offset " of " (memory.bytes/described source)
+    (str "#<bpf-view " (summary (layout-of v)) " at " offset " of " (memory.bytes/described source)
          (when (.isReadOnly segment) ", read-only")
          (try
            (cond
@@ -397,7 +401,7 @@
     (throw (memory.bytes/invalid (.-source v) op
                                  (str "Elements must be integers of up to 8 bytes or "
                                       "floating-point numbers, got type "
-                                      (type/summary (:type (:element (.-shape v)))))
+                                      (type/summary (:type (:element (.-layout v)))))
                                  nil))))
 
 (def ^:private integer-arrays
@@ -413,7 +417,7 @@
 
   Returns nil for numbers in another byte order than the processor's."
   [^ArrayView v]
-  (let [{:keys [integer float]} (:element (.-shape v))
+  (let [{:keys [integer float]} (:element (.-layout v))
         {:keys [size swap]} (or integer float)]
     (when-not swap
       ((if integer integer-arrays float-arrays) size))))

@@ -16,7 +16,7 @@
    (malformed path what nil))
   (^Throwable [path what hint]
    (error/error :malformed-object
-                (str "Malformed object, " (str/join " " (map #(if (keyword? %) (name %) %) path))
+                (str "Malformed object in " (str/join " " (map #(if (keyword? %) (name %) %) path))
                      ": " what)
                 {:bpfmap/op :read :bpfmap/path path :bpfmap/hint hint})))
 

@@ -178,7 +178,7 @@
     (is (= [65 4] [(blob/resolve (chain 64) 1) (blob/size-of (chain 64) 1)]))
     (doseq [f [blob/resolve blob/size-of] n [65 100000]]
       (is (= [[:type 1]
-              "Malformed BTF, type 1: must lead through at most 64 types, and not in a cycle"]
+              "Malformed BTF: type 1 must lead through at most 64 types, and not in a cycle"]
              (refused (f (chain n) 1)))))))
 
 (deftest cycles-are-errors
@@ -188,7 +188,7 @@
                                       {:kind :var :name "v" :type 4 :linkage :static}
                                       {:kind :ptr :type 5}]))]
       (is (= [[:type 2]
-              "Malformed BTF, type 2: must lead through at most 64 types, and not in a cycle"]
+              "Malformed BTF: type 2 must lead through at most 64 types, and not in a cycle"]
              (refused (blob/resolve b 2))
              (refused (blob/size-of b 2))))
       (is (= [:type 3] (first (refused (blob/size-of b 3)))))
@@ -203,7 +203,7 @@
                                       {:kind :array :element 1 :index 1 :count 1}
                                       {:kind :array :element 3 :index 1 :count 2}]))]
       (is (= [[:type 2 :count]
-              "Malformed BTF, type 2 count: must have at most 4294967295 bytes, got 4294967295 elements of 4294967295"]
+              "Malformed BTF: the count of type 2 must have at most 4294967295 bytes, got 4294967295 elements of 4294967295"]
              (refused (blob/size-of b 2))))
       (is (= 0xffffffff (blob/size-of b 3)))
       (is (= [:type 4 :count] (first (refused (blob/size-of b 4))))))))
@@ -258,11 +258,11 @@
   (testing "a split blob without its base is an error that names the base"
     (let [base (blob/parse (writer/blob base-records))
           split (writer/blob split-records {:base base})]
-      (is (= [[:strings] (str "Malformed BTF, strings: the first one must be empty: " needs-base)]
+      (is (= [[:strings] (str "Malformed BTF: the strings must begin with an empty string: " needs-base)]
              (refused (blob/parse split))))
       (testing "with a base, an offset that is too large does not suggest a missing base"
         (is (= [[:type 3 :name]
-                "Malformed BTF, type 3 name: must be an offset below 18, got 99"]
+                "Malformed BTF: the name of type 3 must be an offset below 18, got 99"]
                (refused (blob/parse (raw [99 (info :ptr) 0] ["" ""]) base))))))))
 
 ;; ---------------------------------------------------------------- tables

@@ -52,7 +52,7 @@
      (merged pass {:sections [{:name "license" :bytes (byte-array [65 66])}]})
      "it must have 4 bytes, got 3" [:section "version"]
      (merged pass {:sections [{:name "version" :bytes (byte-array 3)}]})
-     "Malformed BTF, header magic: must be 9f eb or eb 9f, got 01 02" [:section ".BTF" :header :magic]
+     "Malformed BTF: the magic of the header must be 9f eb or eb 9f, got 01 02" [:section ".BTF" :header :magic]
      (merged pass {:sections [{:name ".BTF" :flags 0 :bytes (byte-array [1 2 3 4])}]}))))
 
 ;; --- code

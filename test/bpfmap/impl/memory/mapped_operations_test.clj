@@ -1,4 +1,4 @@
-(ns bpfmap.impl.memory.fast-path-test
+(ns bpfmap.impl.memory.mapped-operations-test
   "A map opened `{:mapped true}` answers as any other does, without a system call for what lies in
   its memory."
   (:require [bpfmap.core :as bpf]
