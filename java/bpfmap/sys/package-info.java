@@ -10,7 +10,8 @@
  *   <li>Descriptors and memory: Fd, MappedMemory, CallBuffer, ChunkBufferPool.
  *   <li>Elements of a map: Elements, ElementOps, Reader, BatchReader, KeyIterator, KeyOrder,
  *       SeenKeys, BatchWriter.
- *   <li>Events: EventSource, RingBuffer, RingFollower, UserRingBuffer, PerfBuffer, RawEvent, Waiter.
+ *   <li>Events: EventSource, RingBuffer, RingFollower, UserRingBuffer, PerfBuffer, RawEvent,
+ *       Waiter.
  *   <li>All maps of a host: MapScanner, Fdinfo.
  *   <li>Access to memory: Bytes, Blocks, AtomicType, Padding, Streams, Codec, TypeCodec.
  * </ul>

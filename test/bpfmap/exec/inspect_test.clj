@@ -97,9 +97,9 @@
         (is (= [1 (str "bpfmap: Cannot read the object " directory ": " directory
                        " (Is a directory)")]
                (refused "inspect" directory)))
-        (is (= [1 "bpfmap: Malformed object, elf: it does not begin as a 64-bit ELF file does"]
+        (is (= [1 "bpfmap: Malformed object: it does not begin as a 64-bit ELF file does"]
                (refused "inspect" text)))
-        (is (re-find #"^bpfmap: Malformed object, elf machine: it is for machine \d+, and BPF is 247"
+        (is (re-find #"^bpfmap: Malformed object in the machine of the ELF file: it is for machine \d+, and BPF is 247"
                      (second (refused "inspect" (str (System/getProperty "java.home")
                                                      "/bin/java")))))
         (is (= [1 "bpfmap: No program or function named \"on_entr\": did you mean on_enter?"]

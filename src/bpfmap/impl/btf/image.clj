@@ -26,7 +26,7 @@
   allows names of 511 bytes, and tags of any length."
   65535)
 
-(defn- place
+(defn place
   "Returns a path as words.
 
       (place [:type 1 :member 3 :name]) ;=> \"the name of member 3 of type 1\""
@@ -37,7 +37,10 @@
                           (conj (pop parts) (conj (peek parts) x))))
                       [] path)]
     (str/join " of " (for [[part x] (rseq parts)]
-                       (if x (str part " " x) (str "the " part))))))
+                       (cond
+                         x (str part " " x)
+                         (= "elf" part) "the ELF file"
+                         :else (str "the " part))))))
 
 (defn malformed
   "Returns the exception for malformed BTF.

@@ -14,7 +14,7 @@
   (:refer-clojure :exclude [resolve])
   (:require [bpfmap.error :as error]
             [bpfmap.impl.btf.blob :as blob]
-            [bpfmap.impl.btf.image :refer [malformed]]
+            [bpfmap.impl.btf.image :refer [malformed malformed-in]]
             [bpfmap.impl.btf.types :as types]
             [bpfmap.impl.isa :as isa]
             [clojure.string :as str])
@@ -161,11 +161,11 @@
         left (dec (aget work 0))]
     (aset work 0 left)
     (when (neg? left)
-      (throw (malformed [:type id] (str "it must be compared in at most " most-work " steps"))))))
+      (throw (malformed [:type id] (str "must be compared in at most " most-work " steps"))))))
 
 (defn- check-depth [id depth]
   (when (< (long deepest) (long depth))
-    (throw (malformed [:type id] (str "types must be nested at most " deepest " deep")))))
+    (throw (malformed-in [:type id] (str "types must be nested at most " deepest " deep")))))
 
 (defn- invalid
   "Returns the exception for a relocation that does not fit the object."
@@ -183,7 +183,7 @@
   ^long [bits i size id]
   (let [end (+ (double bits) (* 8.0 (double i) (double size)))]
     (when-not (< end (double farthest))
-      (throw (malformed [:type id] "a field must begin within 512 MiB")))
+      (throw (malformed-in [:type id] "a field must begin within 512 MiB")))
     (+ (long bits) (* 8 (long i) (long size)))))
 
 ;; ---------------------------------------------------------------- the local field
@@ -350,14 +350,14 @@
   [id bits width size]
   (let [bits (long bits) end (+ bits (long width))]
     (when-not (#{1 2 4 8 16} size)
-      (throw (malformed [:type id] (str "a bit-field must have a type of 1, 2, 4 or 8 bytes, got "
-                                        size))))
+      (throw (malformed-in [:type id]
+                           (str "a bit-field must have a type of 1, 2, 4 or 8 bytes, got " size))))
     (loop [size (long size)]
       (let [at (* size (quot (quot bits 8) size))]
         (cond
           (<= end (* 8 (+ at size))) [at size]
-          (<= 8 size) (throw (malformed [:type id]
-                                        "a bit-field must lie in eight aligned bytes"))
+          (<= 8 size) (throw (malformed-in [:type id]
+                                           "a bit-field must lie in eight aligned bytes"))
           :else (recur (* 2 size)))))))
 
 (defn- member-value [^Side s {:keys [steps bits]} kind]

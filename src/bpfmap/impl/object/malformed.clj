@@ -1,7 +1,7 @@
 (ns ^:no-doc bpfmap.impl.object.malformed
   "The error for objects that cannot be read, with the place."
   (:require [bpfmap.error :as error]
-            [clojure.string :as str])
+            [bpfmap.impl.btf.image :as image])
   (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
@@ -16,8 +16,7 @@
    (malformed path what nil))
   (^Throwable [path what hint]
    (error/error :malformed-object
-                (str "Malformed object in " (str/join " " (map #(if (keyword? %) (name %) %) path))
-                     ": " what)
+                (str "Malformed object in " (image/place path) ": " what)
                 {:bpfmap/op :read :bpfmap/path path :bpfmap/hint hint})))
 
 (defn in-section
@@ -35,7 +34,7 @@
   (let [{:bpfmap/keys [path hint] kind :bpfmap/error} (ex-data e)]
     (if (= :malformed-btf kind)
       (error/error :malformed-object (if (= [:elf] path)
-                                       (str "Malformed object, elf: " hint)
+                                       (str "Malformed object: " hint)
                                        (str "Malformed object: " (ex-message e)))
                    {:bpfmap/op :read
                     :bpfmap/path (if (= [:elf] path) path (into [:section ".BTF"] path))})
