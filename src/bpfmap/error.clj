@@ -43,7 +43,7 @@
          :thrown-by "the pod"}
    :busy {:meaning "The object is in use, so the call cannot be done now."
           :thrown-by "`freeze!`, `memory`, `mem/close`, `put!` on maps of sockets and struct_ops, `bpfmap.events`, the nREPL server"}
-   :closed {:meaning "The map, program, attachment or memory is closed."
+   :closed {:meaning "The map, program, link or memory is closed."
             :thrown-by "all functions that take one"}
    :corrupt {:meaning "The positions or headers in a ring buffer are invalid: another process wrote to it."
              :thrown-by "`bpfmap.events`"}
@@ -80,6 +80,8 @@
               :thrown-by "`put!`, `insert!`, `push!`, `put-all!`, `create` with `:contents`, `events/send!`, `events/reserve`"}
    :no-memory {:meaning "The kernel or the JVM has no memory for it."
                :thrown-by "`create`, `put!`, `memory`, `populate!`, `restore`"}
+   :not-a-link {:meaning "The object at the path or descriptor is not a link."
+                :thrown-by "`link/open`"}
    :not-a-map {:meaning "The object at the path or descriptor is not a map."
                :thrown-by "`open`, `unpin!`, commands"}
    :not-a-program {:meaning "The object at the path or descriptor is not a program."

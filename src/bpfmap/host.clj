@@ -50,17 +50,28 @@
   | `:id`         | the id of the link                                                              |
   | `:type`       | a name as below, or the number if it has none                                   |
   | `:program-id` | the id of the program                                                           |
-  | `:tracepoint` | the name of a raw tracepoint                                                    |
+  | `:event`      | of `:perf-event`: `:tracepoint`, `:kprobe`, `:uprobe` or `:perf-event`          |
+  | `:tracepoint` | the name of a tracepoint, raw or not, without its category                      |
+  | `:function` `:address` | of a kprobe: the function and its address                              |
+  | `:path`       | of uprobes: the program or library                                              |
+  | `:offset`     | of a probe: in the function of a kprobe, in the file of a uprobe                |
+  | `:functions`  | of links of many functions: their number                                        |
+  | `:return`     | true if the program runs when functions return                                  |
+  | `:missed`     | how often a kprobe did not run, because another ran on the CPU                  |
+  | `:cookie`     | the cookie, unless it is 0                                                      |
+  | `:event-type` `:config` | of a clock or counter: its numbers in linux/perf_event.h              |
   | `:target`     | the objects of an iterator, such as \"task\"                                      |
   | `:map-id`     | the map of an iterator, a sockmap or a struct_ops                               |
   | `:attach-type`| a name from `bpfmap.prog/attach-types`, or a number                             |
   | `:target-obj-id` `:target-btf-id` | of a tracing link: the BTF object (or the program) and the function in it |
   | `:cgroup-id` `:netns-ino` `:ifindex` | the cgroup, network namespace or device                  |
+  | `:family` `:hook` `:priority` | of a link of netfilter                                          |
 
   Types are `:raw-tracepoint`, `:tracing`, `:cgroup`, `:iter`, `:netns`, `:xdp`, `:perf-event`,
   `:kprobe-multi`, `:struct-ops`, `:netfilter`, `:tcx`, `:uprobe-multi`, `:netkit` and `:sockmap`.
 
-  Keys that do not apply are missing. Links that are left out are in the metadata, `:skipped`, as
+  Keys that do not apply, and those that the kernel does not report, are missing: before Linux 6.6
+  those of perf events and of netfilter are. Links that are left out are in the metadata, `:skipped`, as
   `{:id :error :message}`. Programs attached without a link are in no list. Needs CAP_SYS_ADMIN and
   Linux 5.8; throws `:permission`, `:not-supported`.
 
@@ -94,7 +105,7 @@
   "Returns the processes that have an object open, by ascending pid.
 
   The result is a vector of `{:pid :command :fds}`. `ref` is a map's id, `{:map-id n}`,
-  `{:program-id n}`, `{:link-id n}`, or an open map, program or attachment; this process is then
+  `{:program-id n}`, `{:link-id n}`, or an open map, program or link; this process is then
   among the holders. `:command` is the name of the process in the kernel, at most 15 bytes; `:fds`
   are the numbers of its descriptors. Processes that hold a map only through a program, a link or an
   outer map are not included; nor are pins, which belong to no process.
@@ -102,7 +113,7 @@
   It reads /proc, and so finds the processes of its pid namespace. Processes that end in between, or
   whose descriptors this user is not allowed to read, are left out; they are in the metadata,
   `:skipped`, as `{:pid :error :message}`. An id without an object returns an empty vector. Throws
-  `:invalid-value` for an invalid reference, `:closed` for a closed program or attachment.
+  `:invalid-value` for an invalid reference, `:closed` for a closed program or link.
 
   Without a reference, returns every process that holds an object, with its objects under `:holds`,
   in one pass over /proc.

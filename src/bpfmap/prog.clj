@@ -24,8 +24,9 @@
             [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.link :as link]
             [bpfmap.impl.kernel.prog :as prog]
+            [bpfmap.impl.link.attach :as attach]
+            [bpfmap.impl.link.link :as link]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.map.references :as references]
             [bpfmap.impl.nearest :as nearest]
@@ -33,7 +34,8 @@
             [bpfmap.impl.prog.instructions :as instructions]
             [bpfmap.impl.prog.program :as program]
             [bpfmap.spec :as spec])
-  (:import (bpfmap.impl.prog.program Program)
+  (:import (bpfmap.impl.link.link Link)
+           (bpfmap.impl.prog.program Program)
            (bpfmap.sys Fd)
            (java.io Closeable File)
            (java.nio.file Path)))
@@ -47,19 +49,6 @@
 (def attach-types
   "Attach types by name: the kernel's `enum bpf_attach_type`, source linux/bpf.h."
   prog/attach-types)
-
-;; An attachment owns a descriptor, and goes when it is closed.
-(deftype Attachment [^Fd fd target]
-  Closeable
-  (close [_] (call/close fd))
-  references/OpenObject
-  (descriptor [_] fd)
-  (kind [_] :link)
-  (id [_] (:id (link/info fd {:op :info})))
-  Object
-  (toString [_] (str "#<bpf-attachment " (pr-str target) (when (.isClosed fd) " closed") ">")))
-
-(defmethod print-method Attachment [a ^java.io.Writer w] (.write w (str a)))
 
 (defn- invalid [path message hint]
   (error/error :invalid-program message {:bpfmap/op :load :bpfmap/path path :bpfmap/hint hint}))
@@ -212,14 +201,14 @@
 (defn- descriptor ^Fd [object op]
   (cond
     (instance? Program object) (.-fd ^Program object)
-    (instance? Attachment object) (.-fd ^Attachment object)
+    (link/link? object) (link/descriptor object op)
     :else (throw (error/error :invalid-value
-                              (str "The argument must be an open program or attachment, got "
+                              (str "The argument must be an open program or link, got "
                                    (error/printed object))
                               {:bpfmap/op op}))))
 
 (defn info
-  "Returns the current state of an open program or attachment from the kernel.
+  "Returns the current state of an open program or link from the kernel.
 
   | key of a program    | meaning                                                                   |
   |---------------------|---------------------------------------------------------------------------|
@@ -236,25 +225,25 @@
   | `:recursion-misses` | how often it did not run because it was running. Linux 5.12               |
   | `:btf-id` `:attach-btf-id` `:attach-btf-obj-id` `:ifindex` | as numbers                         |
 
-  Keys that do not apply, and counters that are zero, are missing. For an attachment, returns the
-  same as `bpfmap.host/links`. Throws `:closed`. Needs Linux 4.13; 5.8 for an attachment.
+  Keys that do not apply, and counters that are zero, are missing. For a link, returns the same as
+  `bpfmap.link/info`. Throws `:closed`. Needs Linux 4.13; 5.8 for a link.
 
       (:map-ids (info p)) ;=> [12]"
   [program]
   (let [fd (descriptor program :info)]
     (if (instance? Program program)
       (prog/info fd {:op :info})
-      (link/info fd {:op :info}))))
+      (link/info program))))
 
 (defn pin!
-  "Pins a program or an attachment at a path on a BPF file system; returns it.
+  "Pins a program or a link at a path on a BPF file system; returns it.
 
-  The pin keeps it alive after the process ends. A pinned attachment stays attached. Removing the
-  file removes the pin. A path may be a string, a `java.io.File` or a `java.nio.file.Path`.
+  The pin keeps it alive after the process ends. A pinned link stays attached. Removing the file
+  removes the pin. A path may be a string, a `java.io.File` or a `java.nio.file.Path`.
 
   Throws `:exists` if the target exists, `:not-bpffs` for a path on another file system,
   `:not-found` for a missing directory, `:invalid-value` for an empty path or a name with a dot,
-  `:closed`. Needs Linux 4.4; 5.7 for an attachment.
+  `:closed`. Needs Linux 4.4; 5.7 for a link.
 
       (pin! p \"/sys/fs/bpf/filter\")"
   [program path]
@@ -352,22 +341,17 @@
        (throw (call/in-context e {:op :test-run}))))))
 
 (defn attach-raw-tracepoint
-  "Attaches a program of type `:raw-tracepoint`; returns the attachment.
+  "Attaches a program of type `:raw-tracepoint`; returns the link.
 
-  Closing the attachment detaches the program. Keep a reference: the garbage collector closes
-  attachments and programs without one. `tracepoint` is a name such as \"sys_enter\", as in
+  Does the same as `bpfmap.link/attach` with the target `{:raw-tracepoint tracepoint}`. Closing the
+  link detaches the program. Keep a reference: the garbage collector closes links and programs
+  without one. `tracepoint` is a name such as \"sys_enter\", as in
   /sys/kernel/tracing/available_events without the part before the colon.
 
   Throws `:not-found` for a name that this kernel lacks, `:invalid-value` for a program of another
   type, `:permission` without CAP_PERFMON. Needs Linux 4.17.
 
       (with-open [_ (attach-raw-tracepoint p \"sys_enter\")] (Thread/sleep 1000))"
-  ^Attachment [^Program program tracepoint]
+  ^Link [program tracepoint]
   (check-program program :attach-raw-tracepoint)
-  (when-not (and (string? tracepoint) (re-matches #"[^\u0000]+" tracepoint))
-    (throw (error/error :invalid-value
-                        (str "The tracepoint must be a name such as \"sys_enter\", got "
-                             (error/printed tracepoint))
-                        {:bpfmap/op :attach-raw-tracepoint})))
-  (Attachment. (prog/open-raw-tracepoint (.-fd program) tracepoint {:op :attach-raw-tracepoint})
-               tracepoint))
+  (attach/attach program {:raw-tracepoint tracepoint} nil {:op :attach-raw-tracepoint}))

@@ -34,7 +34,7 @@
           known (set (keys error/kinds))]
       (is (< 25 (count known)))
       (is (= #{} (set/difference found known not-kinds)))
-      (is (= #{:not-a-map :not-a-program} (set/difference known found))
+      (is (= #{:not-a-link :not-a-map :not-a-program} (set/difference known found))
           "made from the name of an object, in impl.sys.objects"))))
 
 (deftest kinds-are-described

@@ -540,23 +540,6 @@
    :btf-gone
    (fn [] (says (refusal (host/btf-by-id 0x7ffffff0)) "no BTF object has that id"))
 
-   :tracepoint-missing
-   (fn []
-     (with-open [p (program :raw-tracepoint)]
-       (says (refusal (prog/attach-raw-tracepoint p "no_such_tracepoint")) "available_events")
-       (with-mount "tracefs" "rw"
-         (fn [dir]
-           (let [events (keep #(next (re-matches #"([^:]+):(.+)" %))
-                              (str/split-lines (:out (shell "cat" (str dir "/available_events")))))
-                 attaches? (fn [event]
-                             (try (.close ^Closeable (prog/attach-raw-tracepoint p event))
-                                  true
-                                  (catch Exception _ false)))]
-             (is (< 100 (count events)))
-             (is (= [] (for [[system event] (take-nth 20 events) ; attaching takes some milliseconds
-                             :when (and (not= "syscalls" system) (not (attaches? event)))]
-                         [system event]))))))))
-
    :pin-exists
    (fn []
      (let [path (fixture/new-pin)]
@@ -886,14 +869,6 @@
                                                        :insns [[:mov64 :r0 0] [:ja -1]
                                                                [:exit]]})))))
      (works (program :socket-filter)))
-
-   :tracepoint-of-program-type
-   (fn []
-     (with-open [wrong (program :socket-filter)
-                 right (program :raw-tracepoint)]
-       (says (refusal (prog/attach-raw-tracepoint wrong "sys_enter"))
-         "only a program of type :raw-tracepoint")
-       (works (prog/attach-raw-tracepoint right "sys_enter"))))
 
    :link-stays-attached
    (fn []

@@ -14,8 +14,8 @@
   "Layers from the bottom up: a namespace is in the first that it matches."
   [[1 #"bpfmap\.(asm|btf|bytes|error|spec|type)"]
    [1
-    #"bpfmap\.impl\.(disassembler|edn|edn-text|errno|escape|field-path|isa|map-types|nearest|options|spec|host\.syscalls|(btf|codec|elf|type)(\..*)?|object\.(code|context|core-relocation|data|extension|malformed|maps|reader|section-name))"]
-   [2 #"bpfmap\.(impl\..*|events|feature|object|prog|memory)"]
+    #"bpfmap\.impl\.(disassembler|edn|edn-text|errno|escape|field-path|isa|map-types|link\.targets|nearest|options|spec|host\.syscalls|(btf|codec|elf|type)(\..*)?|object\.(code|context|core-relocation|data|extension|malformed|maps|reader|section-name))"]
+   [2 #"bpfmap\.(impl\..*|events|feature|link|object|prog|memory)"]
    [3 #"bpfmap\.(core|host)"]
    [4 #"bpfmap\.(cli|exec|tool|pod|nrepl)(\..*)?"]])
 
@@ -224,7 +224,8 @@
 
 (deftest facade-examples
   (testing "every function of the facade has an example"
-    (doseq [ns '[bpfmap.core bpfmap.events bpfmap.host bpfmap.memory bpfmap.object bpfmap.prog]
+    (doseq [ns '[bpfmap.core bpfmap.events bpfmap.host bpfmap.link bpfmap.memory
+                 bpfmap.object bpfmap.prog]
             [_ v] (do (require ns) (ns-publics ns))
             :when (and (fn? @v) (not (re-find #"^->[A-Z]" (name (symbol v)))))]
       (is (re-find (re-pattern (str "\\(" (java.util.regex.Pattern/quote (name (symbol v))) "[ )]"))

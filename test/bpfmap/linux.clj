@@ -21,11 +21,11 @@
    "gettid" [186 178], "listen" [50 201], "munmap" [11 215], "openat" [257 56]
    "perf_event_open" [298 241]
    "pidfd_open" [434 434], "prctl" [157 167], "seccomp" [317 277], "setsockopt" [54 208]
-   "socket" [41 198], "socketpair" [53 199]})
+   "socket" [41 198], "socketpair" [53 199], "unshare" [272 97], "write" [1 64]})
 
 (def constants
   "Expressions of C to their values, the same on all these processors."
-  {"AF_INET" 2, "AF_UNIX" 1, "AF_XDP" 44, "SOCK_STREAM" 1, "SOCK_DGRAM" 2, "SOCK_RAW" 3
+  {"AF_INET" 2, "AF_UNIX" 1, "AF_PACKET" 17, "CLONE_NEWNET" 0x40000000, "AF_XDP" 44, "SOCK_STREAM" 1, "SOCK_DGRAM" 2, "SOCK_RAW" 3
    "SOCK_CLOEXEC" 02000000
    "SOL_SOCKET" 1, "SO_REUSEPORT" 15, "SOL_XDP" 283, "XDP_RX_RING" 2, "XDP_TX_RING" 3
    "PROT_READ" 1, "MAP_SHARED" 1

@@ -23,7 +23,7 @@
                                    #(str "__NR_" %)))
           header (fixture/c-values ["sys/socket.h" "sys/syscall.h" "sys/mman.h" "fcntl.h"
                                     "linux/perf_event.h" "linux/bpf.h"
-                                    "sys/prctl.h" "linux/seccomp.h" "linux/if_xdp.h"]
+                                    "sys/prctl.h" "linux/seccomp.h" "linux/if_xdp.h" "linux/sched.h"]
                                    (keys ours))]
       (if header
         (is (= ours header))

@@ -102,7 +102,7 @@
       (prog/test-run p)
       (is (= 1 (m 0)))
       (with-open [a ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
-        (is (= "#<bpf-attachment \"sys_enter\">" (pr-str a)))
+        (is (= "#<bpf-link {:raw-tracepoint \"sys_enter\"}>" (pr-str a)))
         (dotimes [_ 100] (fixture/open-descriptors)))
       (let [counted (m 0)]
         (is (< 100 counted))
@@ -189,11 +189,12 @@
            (let [{:keys [message]
                   :bpfmap/keys [error]} (error-of (prog/attach-raw-tracepoint program tracepoint))]
              (and (= kind error) (str/includes? message words)))
-        filter "sys_enter" :invalid-value "only a program of type :raw-tracepoint"
+        filter "sys_enter" :invalid-value
+        "must be of type :raw-tracepoint or :raw-tracepoint-writable, got one of type :socket-filter"
         raw "no_such_tracepoint" :not-found "no raw tracepoint has that name"
-        raw "" :invalid-value "The tracepoint must be a name such as \"sys_enter\", got \"\""
+        raw "" :invalid-value ":raw-tracepoint must be a string that is not empty, got \"\""
         raw :sys_enter :invalid-value
-        "The tracepoint must be a name such as \"sys_enter\", got :sys_enter"))))
+        ":raw-tracepoint must be a string that is not empty, got :sys_enter"))))
 
 ;; --- programs that exist
 
@@ -351,9 +352,9 @@
           (prog/pin! p (str (fixture/bpffs) "/none/x")) :not-found "does not exist"
           (prog/pin! p nil) :invalid-value "A path must not be empty, got "
           (prog/pin! m path) :invalid-value
-          "The argument must be an open program or attachment, got \"#<bpf-map"
+          "The argument must be an open program or link, got \"#<bpf-map"
           (prog/info m) :invalid-value
-          "The argument must be an open program or attachment, got \"#<bpf-map")
+          "The argument must be an open program or link, got \"#<bpf-map")
         (.delete (io/file path))))
     (let [p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
       (.close ^Closeable p)

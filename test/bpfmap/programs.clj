@@ -280,3 +280,13 @@
       (copy-to (pack :u64 fd) member))
     (copy-to (.getBytes name "US-ASCII") "name")
     (held {:value value :fds fds} #(apply linux/close fds))))
+
+(defn register
+  "Writes the value of a [[congestion-control]] at index 0 of its map."
+  [^Fd m {:keys [value]}]
+  (command "registering a struct" Abi/BPF_MAP_UPDATE_ELEM
+           (fn [^Attr attr]
+             (doto attr
+               (.fd Abi/ELEM_MAP_FD m)
+               (.bytes Abi/ELEM_KEY (byte-array 4))
+               (.bytes Abi/ELEM_VALUE value)))))

@@ -11,6 +11,8 @@
   | `[:batch type]`           | `:batch-since` of the type's row                                        |
   | `[:long-values type]`     | `:long-values-since` of the type's row                                  |
   | `[:kernel name]`          | [[kernel]]                                                              |
+  | `[:target kind]`          | `:since` of `bpfmap.impl.link.targets/kinds`                            |
+  | `[:cookie kind]`, `[:order kind]` | the releases of these options in the same table                 |
   | `[:lsm name]`             | the active security modules                                             |
   | `[:jvm :c2]`              | the JVM's options: what allocates nothing needs its second compiler     |
 
@@ -19,6 +21,7 @@
   (:require [bpfmap.feature :as feature]
             [bpfmap.fixture :as fixture]
             [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.link.targets :as targets]
             [bpfmap.impl.map-types :as map-types]
             [clojure.java.io :as io]
             [clojure.string :as str])
@@ -39,6 +42,10 @@
    :sockmap-of-unix-sockets "5.15"
    :list-heads "6.2" ; fields that the kernel refuses where it knows them
    :timers "5.15"
+   :links-of-perf-events "5.15"
+   :info-of-perf-events "6.6"
+   :iterators-of-one-task "6.2"
+   :iterators-of-cgroups "6.1"
    :callbacks "5.13" ; functions that are passed to helpers, and for_each_map_elem
    :verified-insns "5.16"
    :sizes-of-logs "5.15" ; logs of less than 128 bytes, or of more than 16 MiB
@@ -59,6 +66,9 @@
         :batch (newest [(:since (map-types/types a)) (:batch-since (map-types/types a))])
         :long-values (newest [(:since (map-types/types a))
                               (:long-values-since (map-types/types a))])
+        :target (:since (targets/kinds a))
+        :cookie (:cookie (targets/kinds a))
+        :order (:order (targets/kinds a))
         :kernel (kernel a))
       (throw (ex-info "no such row" {:row [table a b]}))))
 

@@ -33,6 +33,10 @@ public final class Abi {
     public static final long SYS_PIDFD_OPEN = 434;
     /** Since Linux 5.6; the number is the same on every processor. */
     static final long SYS_PIDFD_GETFD = 438;
+    /** Since Linux 5.2, as the two below; the numbers are the same on every processor. */
+    static final long SYS_FSOPEN = 430;
+    static final long SYS_FSCONFIG = 431;
+    static final long SYS_FSMOUNT = 432;
     static final long SYS_EPOLL_CREATE1 = number(291, 20);
     static final long SYS_EPOLL_CTL = number(233, 21);
     static final long SYS_EPOLL_PWAIT = number(281, 22);
@@ -42,6 +46,7 @@ public final class Abi {
     static final long SYS_PRLIMIT64 = number(302, 261);
     static final long SYS_READLINKAT = number(267, 78);
     static final long SYS_RENAMEAT2 = number(316, 276);
+    static final long SYS_SOCKET = number(41, 198);
     static final long SYS_STATFS = number(137, 43);
     static final long SYS_STATX = number(332, 291);
     static final long SYS_UNLINKAT = number(263, 35);
@@ -57,7 +62,7 @@ public final class Abi {
     public static final int ESRCH = 3;
     public static final int EINTR = 4;
     public static final int E2BIG = 7;
-    static final int EAGAIN = 11;
+    public static final int EAGAIN = 11;
     public static final int ENOMEM = 12;
     public static final int EACCES = 13;
     public static final int EBUSY = 16;
@@ -87,6 +92,7 @@ public final class Abi {
     public static final int BPF_PROG_GET_FD_BY_ID = 13;
     public static final int BPF_MAP_GET_FD_BY_ID = 14;
     public static final int BPF_OBJ_GET_INFO_BY_FD = 15;
+    public static final int BPF_PROG_QUERY = 16;
     public static final int BPF_RAW_TRACEPOINT_OPEN = 17;
     public static final int BPF_BTF_LOAD = 18;
     public static final int BPF_BTF_GET_FD_BY_ID = 19;
@@ -97,9 +103,12 @@ public final class Abi {
     public static final int BPF_MAP_LOOKUP_AND_DELETE_BATCH = 25;
     public static final int BPF_MAP_UPDATE_BATCH = 26;
     public static final int BPF_MAP_DELETE_BATCH = 27;
+    public static final int BPF_LINK_CREATE = 28;
+    public static final int BPF_LINK_UPDATE = 29;
     public static final int BPF_LINK_GET_FD_BY_ID = 30;
     public static final int BPF_LINK_GET_NEXT_ID = 31;
     public static final int BPF_ENABLE_STATS = 32;
+    public static final int BPF_ITER_CREATE = 33;
     public static final int BPF_LINK_DETACH = 34;
     public static final int BPF_TOKEN_CREATE = 36;
 
@@ -118,6 +127,18 @@ public final class Abi {
     // --- flags of BPF_PROG_LOAD
 
     public static final int BPF_F_SLEEPABLE = 1 << 4;
+
+    // --- flags of BPF_LINK_CREATE
+
+    /** Order among the programs of a hook, since Linux 6.6; of a cgroup, since 6.17. */
+    public static final int BPF_F_BEFORE = 1 << 3;
+    public static final int BPF_F_AFTER = 1 << 4;
+    public static final int BPF_F_ID = 1 << 5;
+    /** The relative is a link. It has the value of a flag of maps, so the header has no name. */
+    public static final int BPF_F_LINK = 1 << 13;
+    public static final int BPF_F_KPROBE_MULTI_RETURN = 1;
+    public static final int BPF_F_UPROBE_MULTI_RETURN = 1;
+    public static final int BPF_F_NETFILTER_IP_DEFRAG = 1;
 
     // --- per-descriptor access flags, for create, open by id, and open by path
 
@@ -220,12 +241,57 @@ public final class Abi {
 
     public static final int RAW_TRACEPOINT_NAME = 0;
     public static final int RAW_TRACEPOINT_PROG_FD = 8;
+    public static final int RAW_TRACEPOINT_COOKIE = 16;
 
-    // --- union bpf_attr: BPF_ENABLE_STATS, BPF_LINK_DETACH
+    // --- union bpf_attr: BPF_LINK_CREATE, its head, then the fields of each kind of link
+
+    public static final int LINK_CREATE_PROG_FD = 0;
+    public static final int LINK_CREATE_TARGET_FD = 4;
+    public static final int LINK_CREATE_ATTACH_TYPE = 8;
+    public static final int LINK_CREATE_FLAGS = 12;
+    public static final int LINK_CREATE_ITER_INFO = 16;
+    public static final int LINK_CREATE_ITER_INFO_LEN = 24;
+    public static final int LINK_CREATE_PERF_EVENT_BPF_COOKIE = 16;
+    public static final int LINK_CREATE_TRACING_COOKIE = 24;
+    public static final int LINK_CREATE_KPROBE_MULTI_FLAGS = 16;
+    public static final int LINK_CREATE_KPROBE_MULTI_CNT = 20;
+    public static final int LINK_CREATE_KPROBE_MULTI_SYMS = 24;
+    public static final int LINK_CREATE_KPROBE_MULTI_COOKIES = 40;
+    public static final int LINK_CREATE_UPROBE_MULTI_PATH = 16;
+    public static final int LINK_CREATE_UPROBE_MULTI_OFFSETS = 24;
+    public static final int LINK_CREATE_UPROBE_MULTI_REF_CTR_OFFSETS = 32;
+    public static final int LINK_CREATE_UPROBE_MULTI_COOKIES = 40;
+    public static final int LINK_CREATE_UPROBE_MULTI_CNT = 48;
+    public static final int LINK_CREATE_UPROBE_MULTI_FLAGS = 52;
+    public static final int LINK_CREATE_UPROBE_MULTI_PID = 56;
+    public static final int LINK_CREATE_NETFILTER_PF = 16;
+    public static final int LINK_CREATE_NETFILTER_HOOKNUM = 20;
+    public static final int LINK_CREATE_NETFILTER_PRIORITY = 24;
+    public static final int LINK_CREATE_NETFILTER_FLAGS = 28;
+    /** Links of netkit devices and of cgroups have the fields of TCX links. */
+    public static final int LINK_CREATE_TCX_RELATIVE_FD = 16;
+    public static final int LINK_CREATE_TCX_EXPECTED_REVISION = 24;
+
+    // --- union bpf_attr: BPF_LINK_UPDATE, BPF_LINK_DETACH, BPF_ITER_CREATE
+
+    public static final int LINK_UPDATE_LINK_FD = 0;
+    public static final int LINK_UPDATE_NEW_PROG_FD = 4;
+    public static final int LINK_DETACH_LINK_FD = 0;
+    public static final int ITER_CREATE_LINK_FD = 0;
+
+    // --- union bpf_attr: BPF_PROG_QUERY
+
+    public static final int QUERY_TARGET_FD = 0;
+    public static final int QUERY_ATTACH_TYPE = 4;
+    public static final int QUERY_PROG_IDS = 16;
+    public static final int QUERY_PROG_CNT = 24;
+    public static final int QUERY_LINK_IDS = 40;
+    public static final int QUERY_REVISION = 56;
+
+    // --- union bpf_attr: BPF_ENABLE_STATS
 
     public static final int BPF_STATS_RUN_TIME = 0;
     public static final int ENABLE_STATS_TYPE = 0;
-    public static final int LINK_DETACH_LINK_FD = 0;
 
     // --- union bpf_attr: BPF_BTF_LOAD
 
@@ -246,17 +312,23 @@ public final class Abi {
     static final int PERF_SAMPLE_RAW = 1 << 10;
     static final int PERF_FLAG_FD_CLOEXEC = 1 << 3;
     static final int PERF_EVENT_IOC_ENABLE = 0x2400;
+    static final int PERF_EVENT_IOC_SET_BPF = 0x40042408;
     static final int PERF_RECORD_LOST = 2;
     static final int PERF_RECORD_SAMPLE = 9;
 
     static final int PERF_ATTR_TYPE = 0;
     static final int PERF_ATTR_SIZE = 4;
     static final int PERF_ATTR_CONFIG = 8;
+    static final int PERF_ATTR_SAMPLE_PERIOD = 16;
     static final int PERF_ATTR_SAMPLE_TYPE = 24;
     static final int PERF_ATTR_READ_FORMAT = 32;
     static final int PERF_ATTR_WAKEUP_EVENTS = 48;
+    static final int PERF_ATTR_CONFIG1 = 56;
+    static final int PERF_ATTR_CONFIG2 = 64;
     /** Size of the first version of the struct, which every kernel accepts. */
     static final int PERF_ATTR_SIZE_VER0 = 64;
+    /** Size of the version with a second word for the event. Since Linux 2.6.39. */
+    static final int PERF_ATTR_SIZE_VER1 = 72;
 
     static final int PERF_PAGE_DATA_HEAD = 1024;
     static final int PERF_PAGE_DATA_TAIL = 1032;

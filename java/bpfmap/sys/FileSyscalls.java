@@ -74,6 +74,87 @@ public final class FileSyscalls {
         }
     }
 
+    private static final int FSCONFIG_CMD_CREATE = 6; // linux/mount.h
+    private static final int FSOPEN_CLOEXEC = 1; // linux/mount.h; FSMOUNT_CLOEXEC is equal
+
+    /**
+     * Mounts a file system that only the returned descriptor reaches: no process sees the mount,
+     * and it ends when the descriptor is closed. Its files are below {@code /proc/self/fd/N}.
+     * Requires Linux 5.2 and CAP_SYS_ADMIN.
+     *
+     * @param type the type of the file system, such as tracefs
+     * @return the descriptor of its root directory, or the negated errno
+     */
+    public static long mount(String type) {
+        try (Arena arena = Arena.ofConfined()) {
+            long name = arena.allocateFrom(type).address();
+            long context = Native.syscall(Abi.SYS_FSOPEN, name, FSOPEN_CLOEXEC, 0, 0, 0);
+            if (context < 0) {
+                return context;
+            }
+            try {
+                long created = Native.syscall(
+                    Abi.SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, 0, 0, 0);
+                return created < 0
+                    ? created
+                    : Native.syscall(Abi.SYS_FSMOUNT, context, FSOPEN_CLOEXEC, 0, 0, 0);
+            } finally {
+                Native.syscall(Abi.SYS_CLOSE, context, 0, 0, 0, 0);
+            }
+        }
+    }
+
+    /**
+     * Reads from a descriptor into native memory. A read that a signal interrupts is repeated.
+     *
+     * @return the number of bytes, 0 at the end, or the negated errno
+     */
+    public static long read(Fd fd, MemorySegment into) {
+        int number = fd.acquire();
+        try {
+            long n;
+            do {
+                n = Native.syscall(
+                    Abi.SYS_READ, number, into.address(), into.byteSize(), 0, 0);
+            } while (n == -Abi.EINTR);
+            return n;
+        } finally {
+            fd.release();
+        }
+    }
+
+    private static final int AF_UNIX = 1; // linux/socket.h
+    private static final int SOCK_DGRAM = 2; // linux/net.h
+    private static final int IFNAMSIZ = 16; // linux/if.h
+    // linux/if.h, struct ifreq; the index is behind the name
+    private static final int IFREQ_SIZE = 40;
+    private static final int SIOCGIFINDEX = 0x8933; // linux/sockios.h
+
+    /**
+     * Returns the index of a network device in the network namespace of the calling thread.
+     *
+     * @param name at most 15 bytes
+     * @return the index, or the negated errno: ENODEV if there is no such device
+     */
+    public static long deviceIndex(byte[] name) {
+        if (name.length >= IFNAMSIZ) {
+            return -Abi.ENODEV;
+        }
+        long socket = Native.syscall(Abi.SYS_SOCKET, AF_UNIX, SOCK_DGRAM | O_CLOEXEC, 0, 0, 0);
+        if (socket < 0) {
+            return socket;
+        }
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment request = arena.allocate(IFREQ_SIZE, 8);
+            MemorySegment.copy(name, 0, request, ValueLayout.JAVA_BYTE, 0, name.length);
+            long outcome = Native.syscall(
+                Abi.SYS_IOCTL, socket, SIOCGIFINDEX, request.address(), 0, 0);
+            return outcome < 0 ? outcome : Bytes.getU32(request, IFNAMSIZ, false);
+        } finally {
+            Native.syscall(Abi.SYS_CLOSE, socket, 0, 0, 0, 0);
+        }
+    }
+
     private static final long READ_AT_ONCE = 4096;
 
     /**

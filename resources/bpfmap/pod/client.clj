@@ -22,10 +22,10 @@
   [form]
   (tagged-literal 'bpfmap/program form))
 
-(defn read-attachment
-  "Reads #bpfmap/attachment: the handle of an attachment of a program."
+(defn read-link
+  "Reads #bpfmap/link: the handle of an attached program's link."
   [form]
-  (tagged-literal 'bpfmap/attachment form))
+  (tagged-literal 'bpfmap/link form))
 
 (defn read-watch
   "Reads #bpfmap/watch: the handle of a watch of a map."
@@ -60,7 +60,7 @@
 (defmacro with-open
   "Evaluates body with names bound to open objects, and closes them in reverse order.
 
-  The objects are anything that `close` takes: maps, programs, attachments, watches, readers,
+  The objects are anything that `close` takes: maps, programs, links, watches, readers,
   subscriptions and writers.
 
       (with-open [m (create {:type :hash :key :u32 :value :u64 :max-entries 8})]

@@ -282,10 +282,6 @@
    {:row :btf-gone
     :errno #{:ENOENT} :op #{:btf-by-id} :error :not-found
     :hint "no BTF object has that id (any more)"}
-   {:row :tracepoint-missing
-    :errno #{:ENOENT} :op #{:attach-raw-tracepoint} :error :not-found
-    :hint (str "no raw tracepoint has that name; /sys/kernel/tracing/available_events lists "
-               "them as subsystem:name, except for syscalls:…")}
    {:row :pin-exists
     :errno #{:EEXIST} :op #{:pin! :move-pin!} :error :exists
     :hint (fn [{:keys [path]}] (str path " exists already; unpin it, or pin somewhere else"))}
@@ -464,9 +460,6 @@
    {:row :program-denied
     :op #{:load} :error :program-rejected
     :hint "the kernel rejected the program; the log, if there is one, has the reason"}
-   {:row :tracepoint-of-program-type
-    :errno #{:EINVAL} :op #{:attach-raw-tracepoint} :error :invalid-value
-    :hint "only a program of type :raw-tracepoint attaches to a raw tracepoint"}
    {:row :statistics-before-5-8
     :errno #{:EINVAL} :op #{:enable-statistics!} :error :not-supported
     :hint (str "statistics for as long as a process wants them need Linux 5.8; before, set the "

@@ -14,7 +14,7 @@
            (bpfmap.impl.events.writer EventWriter)
            (bpfmap.impl.map.bpf_map BpfMap)
            (bpfmap.impl.prog.program Program)
-           (bpfmap.prog Attachment)
+           (bpfmap.impl.link.link Link)
            (java.io Closeable)
            (java.util ArrayList HashMap IdentityHashMap Map)))
 
@@ -24,7 +24,7 @@
   "The tags of handles, with the words for their objects in messages."
   (array-map 'bpfmap/map "map"
              'bpfmap/program "program"
-             'bpfmap/attachment "attachment"
+             'bpfmap/link "link"
              'bpfmap/watch "watch"
              'bpfmap/reader "reader"
              'bpfmap/writer "writer"
@@ -56,9 +56,9 @@
   EventWriter
   (tag [_] 'bpfmap/writer)
   (facts [writer] (select-keys (.-identity ^EventWriter writer) [:id :name]))
-  Attachment
-  (tag [_] 'bpfmap/attachment)
-  (facts [attachment] (select-keys (prog/info attachment) [:id :type :tracepoint])))
+  Link
+  (tag [_] 'bpfmap/link)
+  (facts [link] (select-keys (prog/info link) [:id :type :tracepoint])))
 
 ;; `objects` maps a number to [object handle], `numbers` an object to its number. Both are guarded
 ;; by the table itself.

@@ -160,7 +160,8 @@
    :insert! :replace! :delete! :take!
    :next-key :push! :pop! :peek :might-contain? :put-all! :delete-all! :lookup-all :entries :drain!
    :drain-into! :reduce :list :pins
-   :load :load-btf :btf-by-id :attach-raw-tracepoint :test-run])
+   :load :load-btf :btf-by-id :attach-raw-tracepoint :attach :attached :update!
+   :detach! :lines :records :test-run])
 
 (def ^:private provoked
   "What bpf(2), and the calls on paths and processes beside it, answer to what a user may do.

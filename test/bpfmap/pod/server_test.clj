@@ -97,7 +97,7 @@
         (is (= {"shutdown" {}} ops))
         (is (= "pod.bpfmap.core" (get-in namespaces [0 "name"]))
             "the pod's name for babashka.pods/invoke")
-        (is (= #{"bpfmap/bytes" "bpfmap/map" "bpfmap/program" "bpfmap/attachment" "bpfmap/watch"
+        (is (= #{"bpfmap/bytes" "bpfmap/map" "bpfmap/program" "bpfmap/link" "bpfmap/watch"
                  "bpfmap/reader" "bpfmap/subscription" "bpfmap/writer"}
                (set (keys readers))))
         (let [{:keys [doc arglists]} (edn/read-string ((var-named "lookup") "meta"))]

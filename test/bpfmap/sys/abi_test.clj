@@ -27,7 +27,23 @@
    ["LINK_INFO_ITER_" #((offset "struct bpf_link_info") (str "iter." %))]
    ["LINK_INFO_NETNS_" #((offset "struct bpf_link_info") (str "netns." %))]
    ["LINK_INFO_XDP_" #((offset "struct bpf_link_info") (str "xdp." %))]
+   ["LINK_INFO_NETFILTER_" #((offset "struct bpf_link_info") (str "netfilter." %))]
+   ["LINK_INFO_KPROBE_MULTI_" #((offset "struct bpf_link_info") (str "kprobe_multi." %))]
+   ["LINK_INFO_UPROBE_MULTI_" #((offset "struct bpf_link_info") (str "uprobe_multi." %))]
+   ["LINK_INFO_PERF_EVENT_TYPE" (constantly "offsetof(struct bpf_link_info, perf_event.type)")]
+   ["LINK_INFO_PERF_EVENT_" #((offset "struct bpf_link_info")
+                              (str "perf_event." (str/replace-first % "_" ".")))]
    ["LINK_INFO_" (offset "struct bpf_link_info")]
+   ["LINK_CREATE_PERF_EVENT_" #((offset "union bpf_attr") (str "link_create.perf_event." %))]
+   ["LINK_CREATE_TRACING_" #((offset "union bpf_attr") (str "link_create.tracing." %))]
+   ["LINK_CREATE_KPROBE_MULTI_" #((offset "union bpf_attr") (str "link_create.kprobe_multi." %))]
+   ["LINK_CREATE_UPROBE_MULTI_" #((offset "union bpf_attr") (str "link_create.uprobe_multi." %))]
+   ["LINK_CREATE_NETFILTER_" #((offset "union bpf_attr") (str "link_create.netfilter." %))]
+   ["LINK_CREATE_TCX_" #((offset "union bpf_attr") (str "link_create.tcx." %))]
+   ["LINK_CREATE_" #((offset "union bpf_attr") (str "link_create." %))]
+   ["LINK_UPDATE_" #((offset "union bpf_attr") (str "link_update." %))]
+   ["ITER_CREATE_" #((offset "union bpf_attr") (str "iter_create." %))]
+   ["QUERY_" #((offset "union bpf_attr") (str "query." %))]
    ["PROG_LOAD_" (offset "union bpf_attr")]
    ["ENABLE_STATS_" #((offset "union bpf_attr") (str "enable_stats." %))]
    ["LINK_DETACH_" #((offset "union bpf_attr") (str "link_detach." %))]
@@ -46,6 +62,7 @@
    ["RAW_TRACEPOINT_" #((offset "union bpf_attr") (str "raw_tracepoint." %))]
    ["TOKEN_CREATE_" #((offset "union bpf_attr") (str "token_create." %))]
    ["PERF_ATTR_SIZE_VER0" (constantly "PERF_ATTR_SIZE_VER0")]
+   ["PERF_ATTR_SIZE_VER1" (constantly "PERF_ATTR_SIZE_VER1")]
    ["PERF_ATTR_" (offset "struct perf_event_attr")]
    ["PERF_PAGE_" (offset "struct perf_event_mmap_page")]
    ["PERF_" #(str "PERF_" (str/upper-case %))]
@@ -83,10 +100,16 @@
           newer #{"BPF_F_CPU" "BPF_F_ALL_CPUS" "BPF_TOKEN_CREATE" "TOKEN_CREATE_FLAGS"
                   "TOKEN_CREATE_BPFFS_FD"
                   "MAP_CREATE_VALUE_TYPE_BTF_OBJ_FD" "MAP_CREATE_MAP_TOKEN_FD" "BTF_LOAD_BTF_FLAGS"
-                  "BTF_LOAD_BTF_TOKEN_FD"}]
+                  "BTF_LOAD_BTF_TOKEN_FD"
+                  "BPF_F_BEFORE" "BPF_F_AFTER" "BPF_F_ID" "BPF_F_LINK"
+                  "BPF_F_UPROBE_MULTI_RETURN" "BPF_F_NETFILTER_IP_DEFRAG" "RAW_TRACEPOINT_COOKIE"
+                  "QUERY_LINK_IDS" "QUERY_REVISION"}
+          newer? #(or (newer %)
+                      (re-find #"^LINK_(CREATE|INFO)_(KPROBE_MULTI|UPROBE_MULTI|NETFILTER|TCX)_" %)
+                      (re-find #"^LINK_INFO_(PERF_EVENT_|\w+_COOKIE$)" %))]
       (if-not header
         (fixture/skip! "no C compiler to compare the constants with")
         (doseq [[constant value] ours
                 :when (not (or (unseen constant)
-                               (and (newer constant) (nil? (header (c-expression constant))))))]
+                               (and (newer? constant) (nil? (header (c-expression constant))))))]
           (is (= value (header (c-expression constant))) constant))))))

@@ -234,6 +234,59 @@
                 (range 0 (- (.capacity b) (dec entry)) entry)))
         (tables elf)))
 
+(def ^:private sht-gnu-versym 0x6fffffff)
+(def ^:private sht-dynsym 11)
+
+(defn- named-functions
+  "Returns the functions of a symbol table whose name fulfils a predicate."
+  [{:keys [read-at order sections] :as elf} {:keys [type offset size link]} wanted?]
+  (let [b (buffer read-at order offset size)
+        strings (get sections link)
+        names (if strings
+                (.array (buffer read-at order (:offset strings) (:size strings)))
+                (byte-array 0))
+        versym (when (= sht-dynsym type) (first (filter #(= sht-gnu-versym (:type %)) sections)))
+        versions (when versym (buffer read-at order (:offset versym) (:size versym)))
+        old? (fn [^long i]
+               (boolean (and versions
+                             (<= (* 2 (inc i)) (.capacity ^ByteBuffer versions))
+                             ;; The version is hidden: only older programs ask for it.
+                             (bit-test (u16 versions (* 2 i)) 15))))]
+    (into []
+          (keep (fn [at]
+                  (let [at (long at)]
+                    (when (function? b at)
+                      (let [text (name-at names (u32 b at))]
+                        (when (wanted? text)
+                          (when-let [offset (address->offset elf (u64 b (+ at 8)))]
+                            {:name text
+                             :offset offset
+                             :local (zero? (bit-and 0xf0 (.get b (int (+ at 4)))))
+                             :old (old? (quot at entry))})))))))
+          (range 0 (- (.capacity b) (dec entry)) entry))))
+
+(defn functions-named
+  "Returns the functions whose name fulfils a predicate, from all symbol tables.
+
+  A function is `{:name :offset :local :old}`: its offset in the file, and `:old` for a version that
+  a new program does not use.
+
+      (functions-named elf #{\"malloc\"}) ;=> [{:name \"malloc\" :offset 665584 :local false :old false}]"
+  [{:keys [sections] :as elf} wanted?]
+  (into [] (comp (filter #(symbol-tables (:type %)))
+                 (mapcat #(named-functions elf % wanted?)))
+        sections))
+
+(defn preferred
+  "Returns the functions that a program would call by their name.
+
+  One for each offset in the file. Global functions go before local ones, and the default version
+  before older ones."
+  [functions]
+  (let [better (fn [found test] (or (seq (remove test found)) found))
+        found (-> functions (better :local) (better :old))]
+    (vals (into (sorted-map) (map (juxt :offset identity)) found))))
+
 (defn full-table?
   "Returns true if a file has all its symbols, not only those that it exports.
 

@@ -42,8 +42,7 @@
 
 (def ^:private capabilities-by-operation
   "Capabilities of operations that require the same for objects of all types."
-  {:attach-raw-tracepoint ["CAP_PERFMON"]
-   :test-run ["CAP_BPF"]
+  {:test-run ["CAP_BPF"]
    :load-btf ["CAP_BPF"]
    :btf-by-id ["CAP_SYS_ADMIN"]
    :list ["CAP_SYS_ADMIN"]
@@ -61,6 +60,7 @@
     :load (cond-> ["CAP_BPF"]
             (network-programs program-type) (conj "CAP_NET_ADMIN")
             (tracing-programs program-type) (conj "CAP_PERFMON"))
+    (:attach :attach-raw-tracepoint) (when (tracing-programs program-type) ["CAP_PERFMON"])
     (capabilities-by-operation op)))
 
 (defn fdinfo-text
@@ -343,6 +343,18 @@
     (let [size (FileSyscalls/windowSize (int number))]
       (when-not (neg? size)
         {:width (bit-and size 0xffff) :height (bit-shift-right size 16)}))))
+
+(defn interface-index
+  "Returns the index of a network interface in the network namespace of the thread.
+
+  Returns the negated errno if there is none."
+  [^String interface]
+  (FileSyscalls/deviceIndex (.getBytes interface StandardCharsets/UTF_8)))
+
+(defn interface-names
+  "Returns the names of the network interfaces of the thread's network namespace."
+  []
+  (procfs/interface-names))
 
 (defn kernel-release
   "Returns the kernel's release as `uname -r` prints it; nil if it cannot be read."

@@ -8,19 +8,61 @@
   (:require [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.events :as kernel.events]
+            [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.kernel.procfs :as procfs]
             [clojure.string :as str])
-  (:import (bpfmap.sys Abi Attr Bytes Fd FileSyscalls MappedMemory PerfBuffer PossibleCpus)
+  (:import (bpfmap.sys Abi Attr Bytes Fd FileSyscalls MappedMemory PerfBuffer PerfEvents
+                       PossibleCpus)
            (java.io IOException)
            (java.lang.foreign MemorySegment)
            (java.nio.charset StandardCharsets)))
 
 (set! *warn-on-reflection* true)
 
+(def types
+  "Types of perf events by name: `enum perf_type_id` in linux/perf_event.h."
+  {:hardware 0 :software 1 :tracepoint 2 :raw 4})
+
+(defn event-type
+  "Returns the number of a type of perf events, such as \"uprobe\"; nil if missing."
+  [name]
+  (try
+    (parse-long (str/trim (String. (procfs/read-bytes
+                                    (str "/sys/bus/event_source/devices/" name "/type")))))
+    (catch IOException _ nil)))
+
 (defn online-cpus
   "Returns the numbers of the CPUs that are online now, ascending."
   []
   (vec (PossibleCpus/parse (String. (procfs/read-bytes "/sys/devices/system/cpu/online")))))
+
+;; --- perf events on which programs run
+
+(defn open
+  "Opens a perf event; returns its descriptor, or the negated errno.
+
+  | key                    | meaning                                                          |
+  |------------------------|------------------------------------------------------------------|
+  | `:type` `:config`      | numbers                                                          |
+  | `:text` `:path`        | the function or the path of a probe                              |
+  | `:config2`             | the offset of a probe                                            |
+  | `:samples`             | run after so many events, or with `:frequency` so often a second |
+  | `:pid` `:cpu`          | -1 for all                                                       |"
+  [{:keys [type config text path config2 samples frequency pid cpu]}]
+  (let [outcome (PerfEvents/open (int type) (long config)
+                                 (cond
+                                   text (.getBytes ^String text StandardCharsets/UTF_8)
+                                   path (paths/bytes-of path))
+                                 0 (long (or config2 0)) (long (or samples 0)) (boolean frequency)
+                                 (int pid) (int cpu))]
+    (if (neg? outcome) outcome (Fd/own outcome))))
+
+(defn set-program
+  "Attaches a program to a perf event without a link.
+
+  Returns 0 or the negated errno. The program is detached when the event is closed."
+  [^Fd event ^Fd program]
+  (PerfEvents/setProgram event program))
 
 ;; --- own perf events
 

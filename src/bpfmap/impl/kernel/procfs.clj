@@ -308,6 +308,14 @@
   []
   (some-> (read-file "/proc/sys/kernel/osrelease") str/trim))
 
+(defn interface-names
+  "Returns the names of the interfaces in the network namespace of the thread.
+
+      (interface-names) ;=> [\"eth0\" \"lo\"]"
+  []
+  (into [] (keep #(second (re-find #"^\s*([^\s:]+):" %)))
+        (some-> (read-file "/proc/thread-self/net/dev") str/split-lines)))
+
 (defn security-modules
   "Returns the names of the active security modules as a set; nil if unknown.
 

@@ -347,7 +347,7 @@
                 (fn [^Attr attr] (.int32 attr Abi/ENABLE_STATS_TYPE Abi/BPF_STATS_RUN_TIME))
                 call/own-fd))
 
-;; --- running and attaching
+;; --- running
 
 (defn test-run
   "Runs a program without attaching it.
@@ -385,12 +385,3 @@
                (= 1 (or repeat 1))
                (< attempt max-attempts)) (recur (inc attempt))
           :else (throw (call/failure "Running the program" outcome ctx)))))))
-
-(defn open-raw-tracepoint
-  "Attaches a program to a raw tracepoint; returns the descriptor of the link."
-  ^Fd [^Fd fd tracepoint ctx]
-  (call/command (str "Attaching to the raw tracepoint " tracepoint) ctx Abi/BPF_RAW_TRACEPOINT_OPEN
-                (fn [^Attr attr]
-                  (.string attr Abi/RAW_TRACEPOINT_NAME tracepoint)
-                  (.fd attr Abi/RAW_TRACEPOINT_PROG_FD fd))
-                call/own-fd))

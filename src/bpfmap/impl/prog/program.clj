@@ -28,6 +28,11 @@
   [x]
   (instance? Program x))
 
+(defn type-of
+  "Returns the type of a program: a name, or a number without a name."
+  [^Program program]
+  (.-type program))
+
 (defn descriptor
   "Returns the descriptor of a program."
   ^Fd [^Program program]

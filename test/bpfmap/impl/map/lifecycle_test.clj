@@ -276,7 +276,7 @@
       (with-open [p ^Closeable (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})
                   a ^Closeable (prog/attach-raw-tracepoint p "sys_enter")]
         (pin-descriptor (.-fd ^bpfmap.impl.prog.program.Program p) program-path)
-        (pin-descriptor (.-fd ^bpfmap.prog.Attachment a) link-path)
+        (prog/pin! a link-path)
         (let [before (fixture/settled-descriptors)]
           (doseq [[path what] [[program-path "it is a program"] [link-path "it is a link"]]
                   access [:read-write :read-only :write-only]]

@@ -1,0 +1,661 @@
+(ns bpfmap.link-test
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.host :as host]
+            [bpfmap.impl.kernel.link :as kernel.link]
+            [bpfmap.impl.kernel.tracefs :as tracefs]
+            [bpfmap.impl.link.functions :as functions]
+            [bpfmap.impl.link.targets :as targets]
+            [bpfmap.impl.prog.program :as program]
+            [bpfmap.link :as link]
+            [bpfmap.links :as links :refer [counter counting]]
+            [bpfmap.linux :as linux]
+            [bpfmap.objects :as objects]
+            [bpfmap.prog :as prog]
+            [bpfmap.programs :as programs]
+            [bpfmap.since :as since]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :refer [are deftest is testing]])
+  (:import (bpfmap.impl.prog.program Program)
+           (java.io Closeable)
+           (java.nio.file Files LinkOption Path)))
+
+(set! *warn-on-reflection* true)
+
+;; --- targets as data
+
+(deftest target-checks
+  (testing "rejects targets before any system call"
+    (are [target words]
+         (let [{:keys [message] :bpfmap/keys [error op]} (error-of (targets/check target))]
+           (and (= [:invalid-value :attach] [error op]) (str/includes? message words)))
+      nil "A target must be a map such as {:tracepoint \"sched/sched_switch\"}, got nil"
+      "sched/sched_switch" "A target must be a map such as"
+      {"tracepoint" 1} "A target must be a map such as"
+      {} "A target must have one kind, got {}: bpfmap.link/targets has all kinds"
+      {:tracepont "a/b"} "did you mean :tracepoint?"
+      {:xdp "lo" :kprobe "f"} "A target must have one kind, got :xdp and :kprobe"
+      {:tracepoint "sched_switch"} ":tracepoint must be \"category/name\", got \"sched_switch\""
+      {:tcx :ingres :interface "lo"} ":tcx must be :ingress or :egress, got :ingres"
+      {:tcx :ingress} "A target :tcx must have :interface, got {:tcx :ingress}"
+      {:tcx :ingress :interfac "lo"} "Unknown key :interfac of a target :tcx: did you mean :interface?"
+      {:xdp ""} ":xdp must be the name of a network interface, or its index, got \"\""
+      {:xdp "lo" :mode :fast} ":mode must be :generic, :native or :offload, got :fast"
+      {:kprobe "f" :offset -1} ":offset must be an integer from 0 to 9223372036854775807, got -1"
+      {:kprobe "f" :return 1} ":return must be true or false, got 1"
+      {:kprobe-multi []} ":kprobe-multi must be a name, a pattern such as \"vfs_*\", or a vector of names"
+      {:uprobe "/bin/bash" :pid 0} ":pid must be an integer from 1 to 2147483647, got 0"
+      {:netfilter :ipv4} "A target :netfilter must have :hook"
+      {:netfilter :ipv4 :hook :input} ":hook must be :prerouting, :local-in, :forward, :local-out or :postrouting"
+      {:cgroup nil} ":cgroup must be the path of a directory, or {:fd n}, got nil"
+      {:sk-lookup :mine} ":sk-lookup must be :self, the path of a network namespace, or {:fd n}, got :mine"
+      {:perf-event :cpu-clock} ":perf-event must be a map such as {:type :software"
+      {:iter "task" :order :up} ":order must be")
+    (testing "and returns the others as they are"
+      (are [target] (= target (targets/check target))
+        {:cgroup "/sys/fs/cgroup" :attach-type :cgroup-inet-egress}
+        {:cgroup (io/file "/sys/fs/cgroup")}
+        {:iter "cgroup" :cgroup "/sys/fs/cgroup" :order :self}
+        {:kprobe-multi "vfs_*" :return true}
+        {:uprobe "libc" :symbol "malloc" :return true :pid 7}
+        {:netfilter :ipv6 :hook :local-in :priority -128 :defragment true}))))
+
+(deftest option-checks
+  (testing "rejects options that a kind of target does not have"
+    (are [kind options words]
+         (let [{:keys [message]
+                :bpfmap/keys [error]} (error-of (targets/check-options kind options))]
+           (and (= :invalid-value error) (str/includes? message words)))
+      :kprobe {:cooky 1} "Unknown option :cooky: did you mean :cookie?"
+      :kprobe [] "Options must be a map, got []"
+      :xdp {:cookie 1} "A target :xdp must not have the option :cookie"
+      :kprobe {:cookie -1} ":cookie must be an unsigned 64-bit integer, got -1"
+      :kprobe {:before :all} "A target :kprobe must not have the option :before: the kernel orders only the programs of :tcx, :netkit and :cgroup"
+      :tcx {:before :all :after :all} "Options must have :before or :after, not both"
+      :tcx {:revision 0} ":revision must be a positive integer, got 0: bpfmap.link/attached returns")))
+
+(deftest targets-of-sections
+  (testing "a section says the target, if it says it all"
+    (are [section text target] (= target (targets/of-section {:section section :target text}))
+      "kprobe/do_unlinkat" "do_unlinkat" {:kprobe "do_unlinkat"}
+      "kprobe/do_unlinkat+0x10" "do_unlinkat+0x10" {:kprobe "do_unlinkat" :offset 16}
+      "kretprobe/do_unlinkat" "do_unlinkat" {:kprobe "do_unlinkat" :return true}
+      "kprobe.multi/vfs_*" "vfs_*" {:kprobe-multi "vfs_*"}
+      "ksyscall/unlink" "unlink" {:ksyscall "unlink"}
+      "uprobe//bin/bash:readline" "/bin/bash:readline" {:uprobe "/bin/bash" :symbol "readline"}
+      "uretprobe/libc.so.6:malloc+8" "libc.so.6:malloc+8"
+      {:uprobe "libc.so.6" :symbol "malloc" :offset 8 :return true}
+      "uprobe//bin/bash:0x4000" "/bin/bash:0x4000" {:uprobe "/bin/bash" :offset 0x4000}
+      "uprobe.multi.s/libc:mem*" "libc:mem*" {:uprobe-multi "libc" :symbols "mem*"}
+      "tp/sched/sched_switch" "sched/sched_switch" {:tracepoint "sched/sched_switch"}
+      "raw_tp/sys_enter" "sys_enter" {:raw-tracepoint "sys_enter"}
+      "?tp_btf/sched_switch" "sched_switch" {:tp-btf "sched_switch"}
+      "fentry.s/vfs_read" "vfs_read" {:fentry "vfs_read"}
+      "fmod_ret/security_file_open" "security_file_open" {:fmod-ret "security_file_open"}
+      "lsm/file_open" "file_open" {:lsm "file_open"}
+      "iter.s/task" "task" {:iter "task"}
+      "kprobe" nil nil
+      "uprobe/readline" "readline" nil
+      "xdp" nil nil
+      "xdp/eth0" nil nil
+      "tcx/ingress" nil nil
+      "cgroup_skb/egress" nil nil
+      ".text" nil nil
+      nil nil nil)
+    (testing "each target of a section passes the checks"
+      (doseq [section ["kprobe/f" "uprobe//bin/bash:f" "tp/a/b" "raw_tp/x" "iter/task" "lsm/x"]
+              :let [[_ text] (str/split section #"/" 2)]]
+        (is (targets/check (targets/of-section {:section section :target text})) section)))))
+
+(deftest table-is-complete
+  (testing "every kind has what functions read"
+    (doseq [[kind {:keys [meaning value form since programs sections] :as row}] targets/kinds]
+      (is (and (string? meaning) (ifn? (first value)) (string? (second value)) form since) kind)
+      (is (map? sections) kind)
+      (is (or (= :struct-ops kind) (every? (set (keys prog/types)) (keys programs))) kind)
+      (doseq [attach-type (mapcat val programs) :when (not (contains? #{nil :none} attach-type))]
+        (is (prog/attach-types attach-type) (str kind " " attach-type)))
+      (is (every? #(and (vector? %) (string? (second %))) (vals (:refusals row))) kind))
+    (is (= (keys targets/kinds) (keys link/targets)))
+    (is (= "6.6" (:since (:tcx link/targets))))
+    (is (= {:interface "the name of a network interface, or its index"}
+           (:keys (:tcx link/targets))))))
+
+(deftest numbers-of-perf-events
+  (testing "names of events match the C header"
+    (doseq [[prefix names] {"PERF_COUNT_SW_" targets/software-events
+                            "PERF_COUNT_HW_" targets/hardware-events}
+            :let [in-c #(str prefix
+                             (case %
+                               :stalled-cycles-frontend "STALLED_CYCLES_FRONTEND"
+                               :stalled-cycles-backend "STALLED_CYCLES_BACKEND"
+                               :branch-instructions "BRANCH_INSTRUCTIONS"
+                               (str/upper-case (str/replace (name %) "-" "_"))))
+                  header (fixture/c-values ["linux/perf_event.h"] (map in-c (keys names)))]]
+      (if-not header
+        (fixture/skip! "no C compiler to compare the numbers with")
+        (doseq [[k number] names :when (contains? header (in-c k))]
+          (is (= number (header (in-c k))) (str k)))))))
+
+;; --- each kind: attach, run, info, close
+
+(defn- loaded ^Program [type insns & {:as more}]
+  (prog/load (merge {:type type :insns insns} more)))
+
+(defn- moves?
+  "Returns true if the counter moves while f is called, within two seconds."
+  [m f]
+  (let [before (m 0)
+        end (+ (System/nanoTime) 2000000000)]
+    (loop []
+      (f)
+      (cond
+        (< before (m 0)) true
+        (< end (System/nanoTime)) false
+        :else (do (Thread/sleep 5) (recur))))))
+
+(defn- eventually?
+  "Returns true if f returns true within two seconds.
+
+  Whoever lists the links of the host has each of them open for a moment, and a link ends when
+  nobody has it open."
+  [f]
+  (let [end (+ (System/nanoTime) 2000000000)]
+    (loop []
+      (cond
+        (f) true
+        (< end (System/nanoTime)) false
+        :else (do (Thread/sleep 20) (recur))))))
+
+(defn- stands-still?
+  "Returns true if the counter has the same value before and after f, soon after a link was closed."
+  [m f]
+  (eventually? #(let [before (m 0)]
+                  (f)
+                  (Thread/sleep 20)
+                  (= before (m 0)))))
+
+(defn- info-of-kind
+  "The info of a link without what differs from run to run."
+  [link]
+  (dissoc (link/info link) :id :ids :program-id))
+
+(defn- check-kind
+  "Asserts that a program attaches to a target, runs when f is called, reports its target, is
+  listed, and does not run any more when the link is closed."
+  [{:keys [program target options provoke info]}]
+  (with-open [m (counter)
+              ^Program p (program m)]
+    (let [l (link/attach p target options)]
+      (testing (pr-str target)
+        (is (moves? m provoke) "it runs")
+        (is (= (:id (prog/info p)) (:program-id (link/info l))))
+        (is (= info (select-keys (link/info l) (keys info))))
+        (is (= [(dissoc (link/info l) :ids)]
+               (filter #(= (:id (link/info l)) (:id %)) (host/links)))
+            "it is listed")
+        (is (str/includes? (str l) (name (first (keys target)))))
+        (.close ^Closeable l)
+        (.close ^Closeable l)
+        (is (str/ends-with? (str l) " closed>"))
+        (is (stands-still? m provoke) "it does not run any more")
+        (is (= :closed (:bpfmap/error (error-of (link/info l)))))))))
+
+(def ^:private with-perf-info
+  "Whether this kernel reports what links of perf events are attached to."
+  (delay (since/here? [:kernel :info-of-perf-events])))
+
+(defn- perf-info [info]
+  (if @with-perf-info (assoc info :type :perf-event) {:type :perf-event}))
+
+(kernel-test k1-tracepoints
+  (testing "tracepoints of every kind run programs while their link is open"
+    (let [switch #(Thread/sleep 1)]
+      (check-kind {:program #(loaded :raw-tracepoint (counting % 0))
+                   :target {:raw-tracepoint "sched_switch"}
+                   :provoke switch
+                   :info {:type :raw-tracepoint :tracepoint "sched_switch"}})
+      (check-kind {:program #(loaded :tracing (counting % 0) :expected-attach-type :trace-raw-tp
+                                     :attach-btf-id (links/btf-id :typedef "btf_trace_sched_switch"))
+                   :target {:tp-btf "sched_switch"}
+                   :provoke switch
+                   :info {:type :raw-tracepoint :tracepoint "sched_switch"}})
+      (since/needing [[:kernel :links-of-perf-events]]
+        (doseq [name ["sched/sched_switch" "sched:sched_switch"]]
+          (check-kind {:program #(loaded :tracepoint (counting % 0))
+                       :target {:tracepoint name}
+                       :provoke switch
+                       :info (perf-info {:event :tracepoint :tracepoint "sched_switch"})}))))))
+
+(kernel-test ^{:needs [[:kernel :links-of-perf-events]]} k1-uprobes
+  (testing "functions of a library run programs in every process"
+    (check-kind {:program #(loaded :kprobe (counting % 0))
+                 :target {:uprobe "libc" :symbol "malloc"}
+                 :provoke links/run-child
+                 :info (perf-info {:event :uprobe})})
+    (check-kind {:program #(loaded :kprobe (counting % 0))
+                 :target {:uprobe "libc.so.6" :symbol "malloc" :return true}
+                 :provoke links/run-child
+                 :info (perf-info {:event :uprobe :return true})})
+    (testing "the path and the offset of a probe are reported"
+      (with-open [p (loaded :kprobe [[:mov64 :r0 0] [:exit]])
+                  l (link/attach p {:uprobe "/bin/bash" :symbol "main" :offset 4})]
+        (when @with-perf-info
+          (is (str/ends-with? (:path (link/info l)) "/bash"))
+          (with-open [exact (link/attach p {:uprobe (:path (link/info l))
+                                            :offset (:offset (link/info l))})]
+            (is (= (info-of-kind l) (info-of-kind exact)))))))
+    (testing "only in one process"
+      (with-open [m (counter)
+                  p (loaded :kprobe (counting m 0))
+                  child (objects/child-process)
+                  _ (link/attach p {:uprobe "libc" :symbol "malloc" :pid (:pid child)})]
+        (is (stands-still? m links/run-child))))))
+
+(kernel-test ^{:needs [[:target :uprobe-multi]]} k1-uprobes-of-many-functions
+  (testing "many functions of a library run one program"
+    (let [program #(loaded :kprobe (counting % 0) :expected-attach-type :trace-uprobe-multi)]
+      (check-kind {:program program
+                   :target {:uprobe-multi "libc" :symbols ["malloc" "free"]}
+                   :provoke links/run-child
+                   :info {:type :uprobe-multi}})
+      (check-kind {:program program
+                   :target {:uprobe-multi "libc" :symbols "mallo?" :return true}
+                   :provoke links/run-child
+                   :info {:type :uprobe-multi}}))))
+
+(kernel-test ^{:needs [[:kernel :links-of-perf-events]]} k1-clocks
+  (testing "a clock runs a program on every CPU, on one, or for one thread"
+    (doseq [target [{:perf-event {:frequency 999}}
+                    {:perf-event {:type :software :event :cpu-clock :period 1000000} :cpu 0}
+                    {:perf-event {:type :software :event :task-clock :frequency 999}
+                     :pid (linux/call "gettid")}]]
+      (check-kind {:program #(loaded :perf-event (counting % 0))
+                   :target target
+                   :provoke #(links/spin 20)
+                   :info (perf-info {:event :perf-event})}))
+    (testing "a link of several CPUs has an id for each"
+      (with-open [p (loaded :perf-event [[:mov64 :r0 0] [:exit]])
+                  l (link/attach p {:perf-event {:frequency 1}})]
+        (when (< 1 (count (:ids (link/info l))))
+          (is (apply distinct? (:ids (link/info l))))
+          (is (= :not-supported (:bpfmap/error (error-of (link/pin! l (fixture/new-pin))))))
+          (is (str/includes? (:message (error-of (link/pin! l (fixture/new-pin))))
+                             "attach with :cpu to have one link for each CPU")))))))
+
+(kernel-test k1-iterators
+  (testing "an iterator runs its program for each object, when it is read"
+    (with-open [m (counter)
+                p (links/iterator "task" (counting m 0))
+                l (link/attach p {:iter "task"})]
+      (is (stands-still? m (constantly nil)))
+      (is (= [] (into [] (link/lines l))))
+      (is (< 10 (m 0)))
+      (is (= {:type :iter :target "task"} (info-of-kind l)))
+      (is (= [(link/info l)] (filter #(= (:id (link/info l)) (:id %)) (host/links)))))))
+
+(kernel-test k1-network-devices
+  (testing "packets of an interface run programs"
+    (links/in-network-namespace
+     (fn []
+       (let [arrive #(links/send-udp "10.9.9.2")]
+         (doseq [[target type] [[{:xdp "v1"} :xdp] [{:xdp "v1" :mode :generic} :xdp]
+                                [{:xdp "v1" :mode :native} :xdp]]]
+           (check-kind {:program #(loaded type (counting % 2))
+                        :target target
+                        :provoke arrive
+                        :info {:type :xdp}}))
+         (since/needing [[:target :tcx]]
+           (doseq [[target attach-type] [[{:tcx :ingress :interface "v1"} :tcx-ingress]
+                                         [{:tcx :egress :interface "v0"} :tcx-egress]]]
+             (check-kind {:program #(loaded :sched-cls (counting % -1))
+                          :target target
+                          :provoke arrive
+                          :info {:type :tcx :attach-type attach-type}}))))))))
+
+(kernel-test k1-network-namespaces
+  (testing "packets and lookups in a network namespace run programs"
+    (links/in-network-namespace
+     (fn []
+       (let [inode (Files/getAttribute (Path/of "/proc/thread-self/ns/net" (make-array String 0))
+                                       "unix:ino" (make-array LinkOption 0))
+             to-itself #(links/send-udp "127.0.0.1")]
+         (doseq [place [:self "/proc/thread-self/ns/net"]]
+           (check-kind {:program #(loaded :sk-lookup (counting % 1)
+                                          :expected-attach-type :sk-lookup)
+                        :target {:sk-lookup place}
+                        :provoke to-itself
+                        :info {:type :netns :netns-ino inode :attach-type :sk-lookup}}))
+         (check-kind {:program #(loaded :flow-dissector (counting % 0))
+                      :target {:flow-dissector :self}
+                      :provoke links/send-raw
+                      :info {:type :netns :netns-ino inode :attach-type :flow-dissector}})
+         (since/needing [[:target :netfilter]]
+           (check-kind {:program #(loaded :netfilter (counting % 1)
+                                          :expected-attach-type :netfilter)
+                        :target {:netfilter :ipv4 :hook :local-out :priority -128}
+                        :provoke to-itself
+                        :info {:type :netfilter :family :ipv4 :hook :local-out
+                               :priority -128}})))))))
+
+(kernel-test k1-cgroups
+  (testing "what processes of a cgroup do runs programs"
+    (with-open [cgroup (objects/cgroup)]
+      (doseq [[type attach-type given?]
+              [[:cgroup-skb :cgroup-inet-egress true]
+               [:cgroup-skb :cgroup-inet-ingress true]
+               [:cgroup-sock :cgroup-inet-sock-create false]
+               [:cgroup-sock :cgroup-inet-sock-release true]
+               [:cgroup-sock-addr :cgroup-inet4-connect true]
+               [:cgroup-device :cgroup-device false]
+               [:cgroup-sysctl :cgroup-sysctl false]
+               [:sock-ops :cgroup-sock-ops false]]]
+        (check-kind {:program #(loaded type (counting % 1) :expected-attach-type attach-type)
+                     :target (cond-> {:cgroup (:path cgroup)}
+                               given? (assoc :attach-type attach-type))
+                     :provoke #(links/provoke-in-cgroup cgroup)
+                     :info {:type :cgroup :cgroup-id (:id cgroup) :attach-type attach-type}})))))
+
+(kernel-test ^{:needs [[:target :struct-ops]]} k1-struct-ops
+  (testing "a struct of functions is registered while its link is open"
+    (let [struct-type (programs/struct-ops-type "tcp_congestion_ops")
+          registered? #(str/includes? (slurp "/proc/sys/net/ipv4/tcp_available_congestion_control")
+                                      "bpf_t_link")]
+      (with-open [fd (programs/create-struct-ops struct-type #{:link})
+                  control (programs/congestion-control struct-type "bpf_t_link")]
+        (with-open [m (bpf/open {:fd (.acquire fd)})]
+          (.release fd)
+          (testing "not before it has its value"
+            (let [{:keys [message] :bpfmap/keys [error]} (error-of (link/attach m))]
+              (is (= :invalid-value error))
+              (is (str/includes? message "and have its value, which is put! at index 0"))))
+          (programs/register fd control)
+          (is (not (registered?)))
+          (with-open [l (link/attach m)]
+            (is (registered?))
+            (is (= {:type :struct-ops :map-id (:id (bpf/info m))} (info-of-kind l))))
+          (is (not (registered?)))
+          (with-open [l (link/attach m {:struct-ops m})]
+            (is (registered?))
+            (is (identical? l (link/detach! l)))
+            (is (not (registered?)))))))))
+
+;; --- cookies and order
+
+(kernel-test ^{:needs [[:cookie :tracepoint]]} k4-cookies
+  (testing "a program reads the cookie of its link"
+    (let [cookie 0xfedcba9876543210
+          check (fn [type target provoke & more]
+                  (with-open [m (counter)
+                              ^Program p (apply loaded type (links/storing-cookie m) more)
+                              l (link/attach p target {:cookie cookie})]
+                    (is (eventually? #(do (provoke) (= cookie (m 0)))) (str target))
+                    (when (:cookie (link/info l))
+                      (is (= (unchecked-long cookie) (:cookie (link/info l)))))))]
+      (check :tracepoint {:tracepoint "sched/sched_switch"} #(Thread/sleep 1))
+      (check :kprobe {:uprobe "libc" :symbol "malloc"} links/run-child)
+      (check :perf-event {:perf-event {:frequency 999} :cpu 0} #(links/spin 20))
+      (when (since/has? [:target :uprobe-multi])
+        (check :kprobe {:uprobe-multi "libc" :symbols ["malloc" "free"]} links/run-child
+               :expected-attach-type :trace-uprobe-multi))
+      (when (since/has? [:cookie :raw-tracepoint])
+        (check :raw-tracepoint {:raw-tracepoint "sched_switch"} #(Thread/sleep 1))
+        (check :tracing {:tp-btf "sched_switch"} #(Thread/sleep 1)
+               :expected-attach-type :trace-raw-tp
+               :attach-btf-id (links/btf-id :typedef "btf_trace_sched_switch"))))))
+
+(kernel-test ^{:needs [[:target :tcx]]} k5-order-and-revision
+  (testing "programs of an interface run in the given order"
+    (links/in-network-namespace
+     (fn []
+       (let [target {:tcx :ingress :interface "v1"}
+             program #(loaded :sched-cls [[:mov64 :r0 -1] [:exit]])
+             ids #(mapv :program-id (:programs (link/attached target)))]
+         (with-open [^Program a (program) ^Program b (program) ^Program c (program)
+                     ^Program d (program) ^Program e (program)]
+           (let [id-of #(:id (prog/info %))
+                 [ia ib ic id ie] (map id-of [a b c d e])]
+             (with-open [la (link/attach a target)
+                         _ (link/attach b target {:before la})
+                         _ (link/attach c target {:after {:program-id ib}})
+                         _ (link/attach d target {:after :all})
+                         le (link/attach e target {:before {:link-id (:id (link/info la))}})]
+               (is (= [ib ic ie ia id] (ids)))
+               (is (= (:id (link/info le)) (:link-id (get-in (link/attached target)
+                                                             [:programs 2]))))
+               (let [{:keys [revision]} (link/attached target)]
+                 (.close ^Closeable le)
+                 (testing "a revision that is old is refused"
+                   (let [{:keys [message] :bpfmap/keys [error]}
+                         (error-of (link/attach e target {:revision revision}))]
+                     (is (= :busy error))
+                     (is (str/includes? message
+                                        (str "since :revision " revision
+                                             "; read it again with bpfmap.link/attached")))))
+                 (with-open [_ (link/attach e target {:revision (:revision (link/attached target))
+                                                      :before :all})]
+                   (is (= [ie ib ic ia id] (ids)))))
+               (are [options kind words]
+                    (let [{:keys [message]
+                           :bpfmap/keys [error]} (error-of (link/attach e target options))]
+                      (and (= kind error) (str/includes? message words)))
+                 {:before le} :closed "closed"
+                 {:before {:program-id ie}} :not-found
+                 "the program or link of :before or :after is not attached there"
+                 {:before 7} :invalid-value
+                 ":before must be :all, an open link or program, {:link-id n} or {:program-id n}, got 7")
+               (is (= [:exists] [(:bpfmap/error (error-of (link/attach a target)))]))))
+           (is (eventually? #(= [] (ids))))))))))
+
+;; --- links as objects
+
+(kernel-test k2-pinned-links
+  (testing "a pinned link outlives its handle, and can be opened"
+    (let [path (fixture/new-pin)
+          before (fixture/settled-descriptors)]
+      (with-open [m (counter)]
+        (with-open [p (loaded :raw-tracepoint (counting m 0))
+                    l (link/attach p {:raw-tracepoint "sched_switch"})]
+          (is (identical? l (link/pin! l path)))
+          (is (= :exists (:bpfmap/error (error-of (link/pin! l path))))))
+        (is (moves? m #(Thread/sleep 1)))
+        (let [info (with-open [l (link/open path)] (link/info l))
+              number (fn [l] (some (fn [{:keys [pid fds]}]
+                                     (when (= pid (.pid (java.lang.ProcessHandle/current)))
+                                       (first fds)))
+                                   (host/holders l)))]
+          (with-open [again (link/open (:id info))]
+            (is (= (str "#<bpf-link {:id " (:id info)
+                        ", :type :raw-tracepoint, :tracepoint \"sched_switch\"}>")
+                   (pr-str again)))
+            (doseq [ref [{:link-id (:id info)} {:id (:id info)} {:path path} (io/file path)
+                         (Path/of path (make-array String 0)) {:fd (number again)}]]
+              (with-open [same (link/open ref)]
+                (is (= info (link/info same) (clojure.core.protocols/datafy same)) (pr-str ref))
+                (is (not= same again)))))
+          (.delete (io/file path))
+          (is (stands-still? m #(Thread/sleep 1)))
+          (are [ref kind words]
+               (let [{:keys [message] :bpfmap/keys [error op]} (error-of (link/open ref))]
+                 (and (= [kind :open] [error op]) (str/includes? message words)))
+            path :not-found (str "the file " path " does not exist")
+            (:id info) :not-found "no link has that id (any more)"
+            {:name "x"} :invalid-value "it must be {:id n}, {:link-id n}, {:path p} or {:fd n}"
+            {:id -1} :invalid-value "an id must be an integer from 0 to 4294967295"
+            nil :invalid-value "Invalid reference to a link: nil"
+            "/proc/self/comm" :not-bpffs "so it cannot be a pin")
+          (bpf/pin! m path)
+          (is (str/includes? (:message (error-of (link/open path))) "is not a link: it is a map"))
+          (is (= :not-a-link (:bpfmap/error (error-of (link/open path)))))
+          (.delete (io/file path))))
+      (is (= before (fixture/open-descriptors))))))
+
+(kernel-test k3-updates
+  (testing "replaces the program of a link, or says why not"
+    (links/in-network-namespace
+     (fn []
+       (with-open [m (counter)
+                   p (loaded :xdp [[:mov64 :r0 2] [:exit]])
+                   q (loaded :xdp (counting m 2))
+                   other (loaded :socket-filter [[:mov64 :r0 0] [:exit]])
+                   raw (loaded :raw-tracepoint [[:mov64 :r0 0] [:exit]])
+                   l (link/attach p {:xdp "v1"})
+                   fixed (link/attach raw {:raw-tracepoint "sched_switch"})]
+         (is (identical? l (link/update! l q)))
+         (is (= (:id (prog/info q)) (:program-id (link/info l))))
+         (is (moves? m #(links/send-udp "10.9.9.2")))
+         (are [l p kind words]
+              (let [{:keys [message] :bpfmap/keys [error op]} (error-of (link/update! l p))]
+                (and (= [kind :update!] [error op]) (str/includes? message words)))
+           l other :invalid-value
+           "the link has a program of type :xdp, and the new one must have the same type, got :socket-filter"
+           fixed raw :not-supported
+           "the kernel never replaces the program of a link of type :raw-tracepoint; attach the new program, then close this link"
+           l m :invalid-value "got :struct-ops"
+           l 7 :invalid-value "The program must be an open program, got 7"
+           7 p :invalid-value "The link must be a result of attach or open, got 7")
+         (testing "detaches, or says why not"
+           (is (identical? l (link/detach! l)))
+           (is (nil? (:ifindex (link/info l))))
+           (is (stands-still? m #(links/send-udp "10.9.9.2")))
+           (let [{:keys [message] :bpfmap/keys [error op]} (error-of (link/detach! fixed))]
+             (is (= [:not-supported :detach!] [error op]))
+             (is (str/includes? message "it is detached when no process and no pin has it any more")))
+           (let [{:keys [message] :bpfmap/keys [error]} (error-of (link/update! l p))]
+             (is (= :not-found error))
+             (is (str/includes? message "the link was detached, or its device, cgroup or network"))))
+         (testing "a device that is removed leaves a link without one"
+           (with-open [gone (link/attach p {:xdp "v1"})]
+             (is (pos-int? (:ifindex (link/info gone))))
+             (fixture/run [(fixture/executable "ip") "link" "del" "v0"])
+             (is (nil? (:ifindex (link/info gone))))
+             (is (= :not-found (:bpfmap/error (error-of (link/update! gone q)))))
+             (let [{:keys [message] :bpfmap/keys [error]} (error-of (link/attach p {:xdp "v1"}))]
+               (is (= :not-found error))
+               (is (str/includes? message "No network interface \"v1\"")))))
+         (doseq [f [#(link/update! l q) #(link/detach! l) #(link/info l) #(link/lines l)
+                    #(link/pin! l (fixture/new-pin))]]
+           (.close ^Closeable l)
+           (is (= :closed (:bpfmap/error (error-of (f)))))))))))
+
+;; --- iterators
+
+(kernel-test k6-lines-of-iterators
+  (testing "reduces what an iterator prints, each time anew"
+    (with-open [p (links/iterator "task" (links/seq-writing (links/text "a line\n ")))
+                l (link/attach p {:iter "task"})]
+      (let [before (fixture/settled-descriptors)
+            n (count (into [] (link/lines l)))]
+        (is (< 10 n))
+        (is (= ["a line" " a line" " a line"] (into [] (take 3) (link/lines l))))
+        (is (= " " (reduce (fn [_ line] line) nil (link/lines l))) "the last line has no newline")
+        (is (= 1 (reduce (fn [_ _] (reduced 1)) 0 (link/lines l))))
+        (is (= "a line" (reduce (fn [acc _] acc) (link/lines l))))
+        (is (= (str "#<lines of " l ">") (pr-str (link/lines l))))
+        (is (thrown? IllegalStateException
+                     (reduce (fn [_ _] (throw (IllegalStateException.))) nil (link/lines l))))
+        (is (= before (fixture/open-descriptors)) "no pass leaves a descriptor open"))
+      (testing "as records of a type"
+        (let [records (into [] (take 2) (link/records l [:struct [:a [:string 6]] [:b :u16]]))]
+          (is (= [{:a "a line" :b 0x200a} {:a "a line" :b 0x200a}] records)))
+        (let [{:keys [message]
+               :bpfmap/keys [error]} (error-of (into [] (link/records l [:array :u8 4097])))]
+          (is (= :invalid-value error))
+          (is (str/includes? message "The type must have the size of a record of the iterator")))))
+    (testing "only of iterators"
+      (with-open [p (loaded :raw-tracepoint [[:mov64 :r0 0] [:exit]])
+                  l (link/attach p {:raw-tracepoint "sched_switch"})]
+        (let [{:keys [message] :bpfmap/keys [error op]} (error-of (link/lines l))]
+          (is (= [:invalid-value :lines] [error op]))
+          (is (str/includes? message "The link must be of an iterator, got one of type :raw-tracepoint")))))
+    (testing "an iterator over one map, one process or the cgroups below one"
+      (with-open [m (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8
+                                 :contents {1 10 2 20 3 30}})
+                  p (links/iterator "bpf_map_elem"
+                                    ;; Behind the map, its key
+                                    (assoc-in (links/seq-writing (links/text "element\n")) [0 2 1]
+                                              16))
+                  l (link/attach p {:iter "bpf_map_elem" :map m})]
+        (is (= 3 (count (into [] (link/lines l)))))
+        (is (= {:type :iter :target "bpf_map_elem" :map-id (:id (bpf/info m))} (info-of-kind l)))
+        (is (str/includes? (:message (error-of (link/attach p {:iter "bpf_map_elem" :map 7})))
+                           ":map must be an open map, got 7")))
+      (when (since/has? [:kernel :iterators-of-one-task])
+        (with-open [p (links/iterator "task" (links/seq-writing (links/text "a task\n\n")))
+                    one (link/attach p {:iter "task" :tid (linux/call "gettid")})
+                    process (link/attach p {:iter "task"
+                                            :pid (.pid (java.lang.ProcessHandle/current))})]
+          (is (= 2 (count (into [] (link/lines one)))))
+          (is (< 4 (count (into [] (link/lines process)))))))
+      (when (since/has? [:kernel :iterators-of-cgroups])
+        (with-open [cgroup (objects/cgroup)
+                    p (links/iterator "cgroup" (links/seq-writing (links/text "cgroup!\n")))
+                    below (link/attach p {:iter "cgroup" :cgroup (:path cgroup)})
+                    above (link/attach p {:iter "cgroup" :cgroup (:path cgroup)
+                                          :order :ancestors-up})]
+          (is (= 1 (count (into [] (link/lines below)))))
+          (is (< 1 (count (into [] (link/lines above)))))
+          (is (= {:type :iter :target "cgroup"} (info-of-kind below))))))))
+
+;; --- refusals
+
+(kernel-test k7-refusals
+  (testing "each refusal has a message that says what to do"
+    (with-open [raw (loaded :raw-tracepoint [[:mov64 :r0 0] [:exit]])
+                point (loaded :tracepoint [[:mov64 :r0 0] [:exit]])
+                probe (loaded :kprobe [[:mov64 :r0 0] [:exit]])
+                clock (loaded :perf-event [[:mov64 :r0 0] [:exit]])
+                tc (loaded :sched-cls [[:mov64 :r0 -1] [:exit]])
+                packets (loaded :cgroup-skb [[:mov64 :r0 1] [:exit]])
+                lookup (loaded :sk-lookup [[:mov64 :r0 1] [:exit]] :expected-attach-type :sk-lookup)
+                tasks (links/iterator "task" [[:mov64 :r0 0] [:exit]])
+                m (counter)]
+      (let [before (fixture/settled-descriptors)]
+        (are [program target kind words]
+             (let [{:keys [message]
+                    :bpfmap/keys [error op]} (error-of (link/attach program target))]
+               (and (= [kind :attach] [error op]) (str/includes? message words)))
+          7 nil :invalid-value "The program must be an open program or the map of a struct_ops, got 7"
+          m {:xdp "lo"} :invalid-value "The program must be an open program, got \"#<bpf-map"
+          raw nil :invalid-value
+          "The program has no section that has a target: give a target; bpfmap.link/targets has all kinds"
+          raw {:xdp "lo"} :invalid-value
+          "A program for a target :xdp must be of type :xdp, got one of type :raw-tracepoint: targets of this program are :raw-tracepoint"
+          raw {:raw-tracepoint "sched_swich"} :not-found "no raw tracepoint has that name"
+          point {:tracepoint "sched/sched_swich"} :not-found
+          "No tracepoint \"sched/sched_swich\": did you mean sched/sched_switch?"
+          probe {:uprobe "/nope/bash" :symbol "main"} :not-found
+          "The program or library /nope/bash does not exist"
+          probe {:uprobe "/tmp" :symbol "main"} :invalid-value "/tmp is not a file"
+          probe {:uprobe "libnope" :symbol "main"} :not-found
+          "No shared library \"libnope\": it is in none of the directories of /etc/ld.so.conf"
+          probe {:uprobe "nope-command" :symbol "main"} :not-found
+          "No program \"nope-command\": it is in no directory of PATH"
+          probe {:uprobe "/etc/passwd" :symbol "main"} :invalid-value
+          "/etc/passwd is not a 64-bit ELF file"
+          probe {:uprobe "bash" :symbol "readlin"} :not-found
+          "has no function \"readlin\": did you mean readline?"
+          probe {:uprobe "bash"} :invalid-value "A target :uprobe must have :symbol or :offset"
+          clock {:perf-event {:type :softwar :frequency 1}} :invalid-value
+          ":type must be a number or :software, :hardware or :raw, got :softwar"
+          clock {:perf-event {:event :cpu-clok :frequency 1}} :invalid-value "did you mean :cpu-clock?"
+          clock {:perf-event {:event :cpu-clock}} :invalid-value
+          "A perf event must have :period or :frequency"
+          clock {:perf-event {:frequency 0}} :invalid-value ":frequency must be a positive integer, got 0"
+          clock {:perf-event {:hertz 1}} :invalid-value "Unknown key :hertz of a perf event"
+          clock {:perf-event {:frequency 1} :cpu 4096} :invalid-value "failed with"
+          clock {:perf-event {:frequency 1} :pid 0x7ffffff0} :not-found
+          "the process of :pid does not exist"
+          tc {:tcx :ingress :interface "l0"} :not-found
+          "No network interface \"l0\": did you mean lo?"
+          packets {:cgroup "/nope" :attach-type :cgroup-inet-egress} :not-found
+          "/nope does not exist (any more)"
+          packets {:cgroup "/tmp" :attach-type :cgroup-inet-egress} :invalid-value
+          "the directory must be a cgroup of a cgroup2 hierarchy"
+          packets {:cgroup "/tmp"} :invalid-value
+          "must have an :attach-type of the program, got nil: use :cgroup-inet-ingress or :cgroup-inet-egress"
+          lookup {:sk-lookup "/proc/self/ns/mnt"} :invalid-value
+          "\"/proc/self/ns/mnt\" must be a network namespace"
+          tasks {:iter "task" :order :up} :invalid-value ":order must be")
+        (is (= before (fixture/open-descriptors)))))))
