@@ -144,10 +144,15 @@
          (with-open [^Closeable _ (prog/enable-statistics!)]
            (let [begun (reading)
                  ends (when seconds (+ (double (:at begun)) (double seconds)))
+                 due (fn [before]
+                       (let [due (+ (double (:at before)) (double interval))]
+                         ;; No frame of a fraction of the interval at the end
+                         (if (and ends (< (- (double ends) due) (* 0.1 (double interval))))
+                           ends
+                           due)))
                  wait (fn [before]
-                        (let [due (cond-> (+ (double (:at before)) (double interval))
-                                    ends (min (double ends)))
-                              pause (long (* 1000 (- due (double (clock)))))]
+                        (let [pause (long (Math/ceil (* 1000 (- (double (due before))
+                                                                (double (clock))))))]
                           (= ::over (waiting/value stop (max 1 pause) ::over :top))))]
              (loop [acc init before begun]
                (if-not (wait before)

@@ -284,7 +284,7 @@
         (bpf/pin! m pin)
         (try
           (doseq [{:keys [name args fn] :as command} commands/commands
-                  :when (and fn (not (#{"features" "tree"} name)))
+                  :when (and fn (not (#{"features" "tree" "inspect"} name)))
                   :let [words (concat [name] (for [k args]
                                                (case k
                                                  (:ref :old) (str (id-of m))

@@ -188,7 +188,7 @@
        (let [{:keys [exit out err]} (bpfmap "prog" "top" "--seconds" "0.3" "--interval" "0.1"
                                             "--where" "name=t_counter")]
          (is (= [0 ""] [exit err]))
-         (is (= 3 (count (re-seq #"(?m)^\d+ programs?, 1 ran$" out))))
+         (is (<= 2 (count (re-seq #"(?m)^\d+ programs?, 1 ran$" out)) 3))
          (is (re-find (re-pattern (str "(?m)^" (id-of p) "  raw-tracepoint  t_counter +"
                                        "[0-9.]+ +[0-9.]+[nu]s +[0-9.]+% +\\d+ +[0-9.]+[num]s$"))
                       out)))
