@@ -5,6 +5,7 @@
             [bpfmap.console :as console]
             [bpfmap.exec.arguments :as exec-arguments]
             [bpfmap.exec.commands :as commands]
+            [bpfmap.exec.demo :as demo]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.pod-client :as pod-client]
@@ -122,6 +123,38 @@
         (finally
           (run! #(.delete ^java.io.File %) (reverse (file-seq demo)))
           (io/delete-file "/tmp/bpfmap-doc-flows.edn" true))))))
+
+;; --- the page about programs
+
+(defn- with-demo
+  "Calls f while the program of `demo` runs."
+  [f]
+  (let [stop (promise)
+        shown (promise)
+        running (future (demo/observe 600.0 stop (fn [_] (deliver shown true))))]
+    (try
+      (is (true? (deref shown 60000 :late)))
+      (f)
+      (finally
+        (deliver stop true)
+        (deref running 60000 nil)))))
+
+(defn- without-numbers
+  "Lines of a page without numbers and times, which differ from run to run and kernel to kernel."
+  [text]
+  (str/split-lines (-> (console/comparable text)
+                       transcript/comparable
+                       (str/replace #"\b\d+(\.\d+)?(ns|us|ms|s|%)?(?![\w])" "N")
+                       (str/replace #"\bN:N:N\b" "N")
+                       (str/replace "N program," "N programs,")
+                       (str/replace #" +" " "))))
+
+(kernel-test programs-page-commands
+  (testing "the commands of the page about programs print the shown output"
+    (let [text (slurp "doc/programs.md")]
+      (with-demo
+       #(is (= [] (differing (without-numbers text) (without-numbers (console/evaluate text))))))
+      (is (= [] (differing (without-numbers text) (without-numbers (transcript/evaluate text))))))))
 
 ;; --- the README's two commands
 
