@@ -15,6 +15,7 @@
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.host.kernel-btf :as kernel-btf]
             [bpfmap.impl.object.core :as core]
+            [bpfmap.impl.object.core-relocation :as core-relocation]
             [bpfmap.impl.object.reader :as reader]
             [bpfmap.impl.options :as options]
             [clojure.string :as str])
@@ -182,5 +183,5 @@
          (into []
                (mapcat (fn [[function-name part]]
                          (map #(assoc % :function function-name)
-                              (core/explained-relocations local targets part))))
+                              (core-relocation/explained-relocations local targets part))))
                all))))))

@@ -35,8 +35,20 @@
   It is BPF_LD | BPF_IMM | BPF_DW."
   0x18)
 
-(defn- empty-slot? [{:keys [code dst src off]}]
-  (= 0 code dst src off))
+(defn- start-set
+  "Returns the set of the slots at which instructions start."
+  ^BitSet [^ByteBuffer buffer ^long n]
+  (let [starts (BitSet. n)
+        wide? (fn [^long i]
+                (and (= (long wide-code) (bit-and 0xff (.get buffer (int (* 8 i)))))
+                     (< (inc i) n)
+                     ;; The second slot has an immediate only.
+                     (zero? (.getInt buffer (int (* 8 (inc i)))))))]
+    (loop [i 0]
+      (when (< i n)
+        (.set starts (int i))
+        (recur (if (wide? i) (+ i 2) (inc i)))))
+    starts))
 
 (defn starts
   "Returns the slots at which instructions start, and the fields of all slots.
@@ -44,16 +56,9 @@
       (starts buffer) ;=> {:starts [0 1 3] :slots [{:code 0xb7 …} …]}"
   [^ByteBuffer buffer]
   (let [n (quot (.capacity buffer) 8)
-        slots (mapv #(slot buffer %) (range n))]
-    (loop [i 0 starts (transient [])]
-      (if (< i n)
-        (recur (if (and (= wide-code (:code (slots i)))
-                        (< (inc i) n)
-                        (empty-slot? (slots (inc i))))
-                 (+ i 2)
-                 (inc i))
-               (conj! starts i))
-        {:starts (persistent! starts) :slots slots}))))
+        ^BitSet known (start-set buffer n)]
+    {:starts (filterv #(.get known (int %)) (range n))
+     :slots (mapv #(slot buffer %) (range n))}))
 
 ;; --- bytes to data
 
@@ -70,65 +75,107 @@
    :helper #{:imm} :btf-id #{:imm} :wide #{:imm} :to-space #{:imm} :from-space #{:imm}
    :function #{:src :imm}})
 
-(def ^:private candidates
-  "The rows that each opcode may mean.
+(deftype ^:private Row [mnemonic operands immediate ^long checked ^long dst ^long src ^long off
+                        ^long imm])
 
-  A row is `{:mnemonic :operands :constants :immediate}`."
+;; `checked` has a bit for each field that must have the constant of the row.
+(def ^:private field-bits {:dst 0 :src 1 :off 2 :imm 3})
+
+(defn- compiled-row [mnemonic operands immediate constants]
+  (let [{:keys [dst src off imm] :or {dst 0 src 0 off 0 imm 0}} constants]
+    (Row. mnemonic operands immediate
+          (reduce #(bit-set %1 (field-bits %2)) 0 (keys constants))
+          dst src off imm)))
+
+(def ^:private candidates
+  "The rows that each opcode may mean, by opcode."
   (let [variants (for [[mnemonic {:keys [code operands] :as row}]
                        (dissoc isa/mnemonics :insn :ld-map-value)
                        [code source] (if (some #{:source} operands)
                                        [[code :immediate] [(bit-or 0x08 (long code)) :register]]
                                        [[code nil]])
                        :let [operands (mapv #(if (= :source %) source %) operands)]]
-                   [code {:mnemonic mnemonic
-                          :operands operands
-                          :immediate (:immediate row)
-                          :constants (vec (apply dissoc
-                                                 (merge {:dst 0 :src 0 :off 0 :imm 0}
-                                                        (select-keys row [:src :off :imm]))
-                                                 (mapcat fields-of operands)))}])]
-    (update-vals (group-by first variants) #(mapv second %))))
+                   [code (compiled-row mnemonic operands (:immediate row)
+                                       (apply dissoc
+                                              (merge {:dst 0 :src 0 :off 0 :imm 0}
+                                                     (select-keys row [:src :off :imm]))
+                                              (mapcat fields-of operands)))])
+        by-code (group-by first variants)]
+    (object-array (for [code (range 256)]
+                    (object-array (map second (by-code code)))))))
 
 (defn- in-range? [range x]
   (let [[low high] (isa/ranges range)]
     (<= (long low) (long x) (long high))))
 
-(defn- wide-number [{:keys [imm next]}]
-  (bit-or (bit-and 0xffffffff (long imm)) (bit-shift-left (long next) 32)))
+;; The fields of an instruction. `next` is the immediate of a second slot, or nil; `target` is a
+;; function of a slot to its label.
+(defrecord ^:private Fields [code dst src off imm next slot target])
+
+(defn- fields-at [^ByteBuffer buffer big? slot wide? target]
+  (let [at (* 8 (long slot))
+        registers (bit-and 0xff (.get buffer (int (inc at))))
+        low (bit-and 0xf registers)
+        high (bit-shift-right registers 4)]
+    (Fields. (bit-and 0xff (.get buffer (int at)))
+             (if big? high low)
+             (if big? low high)
+             (long (.getShort buffer (int (+ at 2))))
+             (long (.getInt buffer (int (+ at 4))))
+             (when wide? (long (.getInt buffer (int (+ at 12)))))
+             slot
+             target)))
+
+(defn- wide-number [^Fields fields]
+  (bit-or (bit-and 0xffffffff (long (.-imm fields)))
+          (bit-shift-left (long (.-next fields)) 32)))
+
+(def ^:private register-at
+  "The names of the registers by number, nil for numbers without one."
+  (mapv register-names (range 16)))
 
 (defn- operand
   "Returns an operand of a kind, or nil if the assembler rejects these fields."
-  [kind {:keys [dst src off imm slot target] :as fields} {:keys [immediate]}]
-  (case kind
-    :to (when (< (long dst) 10) (register-names dst))
-    :left (register-names dst)
-    (:right :register) (register-names src)
-    :fetched (when (< (long src) 10) (register-names src))
-    :immediate (when (in-range? immediate imm) imm)
-    :memory-from (when-let [base (register-names src)] [base off])
-    :memory-to (when-let [base (register-names dst)] [base off])
-    :target (target (+ (long slot) 1 (long off)))
-    :far-target (target (+ (long slot) 1 (long imm)))
-    :helper (when (<= 0 (long imm)) (helper-names imm imm))
-    :btf-id (when (<= 0 (long imm)) imm)
-    :wide (when (:next fields) (wide-number fields))
-    ;; BPF_PSEUDO_FUNC; the program itself is not a function.
-    :function (let [start (+ (long slot) 1 (long imm))]
-                (when (and (= 4 src) (= 0 (:next fields)) (pos? start))
-                  (target start)))
-    :to-space (bit-and 0xffff (bit-shift-right (long imm) 16))
-    :from-space (bit-and 0xffff (long imm))))
+  [kind ^Fields fields ^Row row]
+  (let [dst (long (.-dst fields))
+        src (long (.-src fields))
+        imm (long (.-imm fields))
+        target (.-target fields)]
+    (case kind
+      :to (when (< dst 10) (register-at dst))
+      :left (register-at dst)
+      (:right :register) (register-at src)
+      :fetched (when (< src 10) (register-at src))
+      :immediate (when (in-range? (.-immediate row) imm) imm)
+      :memory-from (when-let [base (register-at src)] [base (.-off fields)])
+      :memory-to (when-let [base (register-at dst)] [base (.-off fields)])
+      :target (target (+ (long (.-slot fields)) 1 (long (.-off fields))))
+      :far-target (target (+ (long (.-slot fields)) 1 imm))
+      :helper (when (<= 0 imm) (helper-names imm imm))
+      :btf-id (when (<= 0 imm) imm)
+      :wide (when (.-next fields) (wide-number fields))
+      ;; BPF_PSEUDO_FUNC; the program itself is not a function.
+      :function (let [start (+ (long (.-slot fields)) 1 imm)]
+                  (when (and (= 4 src) (= 0 (.-next fields)) (pos? start))
+                    (target start)))
+      :to-space (bit-and 0xffff (bit-shift-right imm 16))
+      :from-space (bit-and 0xffff imm))))
 
 (defn- as-row
   "Returns the fields as an instruction of a row, or nil if they are not one."
-  [fields {:keys [mnemonic operands constants] :as row}]
-  (when (reduce (fn [_ [field x]] (if (= (long x) (long (fields field))) true (reduced false)))
-                true constants)
-    (reduce (fn [insn kind]
-              (if-some [x (operand kind fields row)]
-                (conj insn x)
-                (reduced nil)))
-            [mnemonic] operands)))
+  [^Fields fields ^Row row]
+  (let [checked (.-checked row)
+        operands (.-operands row)
+        n (count operands)]
+    (when (and (or (not (bit-test checked 0)) (= (.-dst row) (long (.-dst fields))))
+               (or (not (bit-test checked 1)) (= (.-src row) (long (.-src fields))))
+               (or (not (bit-test checked 2)) (= (.-off row) (long (.-off fields))))
+               (or (not (bit-test checked 3)) (= (.-imm row) (long (.-imm fields)))))
+      (loop [i 0 insn [(.-mnemonic row)]]
+        (if (= i n)
+          insn
+          (when-some [x (operand (nth operands i) fields row)]
+            (recur (inc i) (conj insn x))))))))
 
 (defn raw
   "Returns a slot as an `:insn`, with its fields that are not zero.
@@ -141,8 +188,13 @@
 
 (defn- decoded
   "Returns the instruction of the fields of a slot, or nil if they are not one."
-  [fields]
-  (some #(as-row fields %) (candidates (:code fields))))
+  [^Fields fields]
+  (let [^objects rows (aget ^objects candidates (.-code fields))
+        n (alength rows)]
+    (loop [i 0]
+      (when (< i n)
+        (or (as-row fields (aget rows i))
+            (recur (inc i)))))))
 
 (defn label
   "Returns the label of a slot.
@@ -159,32 +211,33 @@
 
       (instructions (ByteBuffer/wrap bytes) (constantly nil)) ;=> [[:mov64 :r0 0] [:exit]]"
   [^ByteBuffer buffer substitute]
-  (let [{:keys [starts slots]} (starts buffer)
-        n (count slots)
-        known (doto (BitSet. n) (as-> known (run! #(.set ^BitSet known (int %)) starts)))
+  (let [big? (= ByteOrder/BIG_ENDIAN (.order buffer))
+        n (quot (.capacity buffer) 8)
+        ^BitSet known (start-set buffer n)
         targets (BitSet. n)
         target (fn [slot]
-                 (when (and (< -1 (long slot) n) (.get ^BitSet known (int slot)))
+                 (when (and (< -1 (long slot) n) (.get known (int slot)))
                    (.set targets (int slot))
                    (label slot)))
-        ;; Two slots that are not a wide instruction are written by their fields.
-        of-slot (fn [out slot end]
-                  (let [wide? (= 2 (- (long end) (long slot)))
-                        fields (assoc (nth slots slot) :slot slot :target target)
-                        following (when wide? (nth slots (inc (long slot))))
-                        fields (if wide? (assoc fields :next (:imm following)) fields)]
-                    (if-let [insn (or (substitute slot fields) (decoded fields))]
-                      (conj! out [slot insn])
-                      (cond-> (conj! out [slot (raw fields)])
-                        wide? (conj! [nil (raw following)])))))
-        insns (loop [i 0 out (transient [])]
-                (if (< i (count starts))
-                  (recur (inc i) (of-slot out (nth starts i) (nth starts (inc i) n)))
-                  (persistent! out)))]
-    (persistent!
-     (reduce (fn [out [slot insn]]
-               (conj! (if (and slot (.get targets (int slot))) (conj! out (label slot)) out) insn))
-             (transient []) insns))))
+        insns (object-array n)]
+    (loop [slot 0]
+      (when (< slot n)
+        (let [wide? (and (< (inc slot) n) (not (.get known (int (inc slot)))))
+              fields (fields-at buffer big? slot wide? target)]
+          (if-let [insn (or (substitute slot fields) (decoded fields))]
+            (aset insns slot insn)
+            ;; Two slots that are not a wide instruction are written by their fields.
+            (do (aset insns slot (raw fields))
+                (when wide?
+                  (aset insns (inc slot) (raw (fields-at buffer big? (inc slot) false nil))))))
+          (recur (if wide? (+ slot 2) (inc slot))))))
+    (loop [slot 0 out (transient [])]
+      (if (< slot n)
+        (recur (inc slot)
+               (if-let [insn (aget insns slot)]
+                 (conj! (if (.get targets (int slot)) (conj! out (label slot)) out) insn)
+                 out))
+        (persistent! out)))))
 
 ;; --- data to text
 

@@ -122,8 +122,10 @@
        :buffer b
        :file-type (u16 b 0x10)
        :machine (u16 b 0x12)
+       ;; With at most eight keys, a map is an array, which is quicker to read.
        :sections (let [text (name-reader table)]
-                   (mapv #(assoc % :name (text (:name-offset %))) sections))})))
+                   (mapv #(assoc (dissoc % :name-offset) :name (text (:name-offset %)))
+                         sections))})))
 
 (defn section
   "Returns the first section of a name; nil if there is none.

@@ -18,7 +18,7 @@
   [{:keys [relocations symbols by-name]} {:keys [name linkage]} at offset section]
   (let [{:keys [addend] :as relocation} (relocations at)
         by-relocation (when relocation (get symbols (:symbol relocation)))
-        by-name (when-not (or relocation (= :static linkage)) (by-name [name section]))]
+        by-name (when-not (or relocation (= :static linkage)) (@by-name [name section]))]
     (cond
       by-relocation {:section (:section by-relocation)
                      :offset (+' (:value by-relocation) (or addend offset))}
@@ -68,7 +68,8 @@
         (let [symbols @symbols
               object {:relocations (elf/relocations elf section)
                       :symbols symbols
-                      :by-name (into {} (map (juxt (juxt :name :section) identity)) symbols)}
+                      :by-name (delay (into {} (map (juxt (juxt :name :section) identity))
+                                          symbols))}
               named (into {} (map (juxt :name identity)) (rseq sections))]
           (blob/with-sections
             b

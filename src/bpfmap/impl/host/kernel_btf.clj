@@ -5,8 +5,7 @@
             [bpfmap.impl.kernel.btf :as kernel.btf]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
-            [bpfmap.impl.kernel.token :as token]
-            [bpfmap.impl.object.core :as core])
+            [bpfmap.impl.kernel.token :as token])
   (:import (bpfmap.sys Fd)
            (java.io Closeable File IOException)))
 
@@ -71,28 +70,34 @@
                   [module (btf/parse bytes kernel-btf)])))
         (module-names)))
 
-(def ^:private running
-  "The BTF of the kernel and its types for CO-RE, once they were needed."
-  (atom nil))
+(defn- once
+  "Returns the value of an atom, which `make` makes if it is nil."
+  [a make]
+  (or @a
+      (locking a
+        (or @a (reset! a (make))))))
 
-(defn- read-running []
-  (locking running
-    (or @running
-        (let [b (kernel)]
-          (reset! running {:btf b :targets (core/targets b)})))))
+(def ^:private running "The BTF of the kernel, once it was needed." (atom nil))
 
 (defn running-kernel
   "Returns the BTF of the kernel, which is read once."
   []
-  (:btf (or @running (read-running))))
+  (once running kernel))
+
+;; CO-RE is resolved on demand: most programs that use maps do not need it.
+
+(def ^:private running-targets "Its types for CO-RE, once they were needed." (atom nil))
 
 (defn targets
   "Returns the types of the running kernel for `bpfmap.impl.object.core/resolve`.
 
   Reads the BTF of the kernel once. Reads the modules only when the kernel does not have a name."
   []
-  (let [{:keys [targets] b :btf} (or @running (read-running))]
-    (core/with-modules targets (delay (modules b)))))
+  (let [b (running-kernel)
+        kernel-targets (once running-targets
+                             #((requiring-resolve 'bpfmap.impl.object.core/targets) b))]
+    ((requiring-resolve 'bpfmap.impl.object.core/with-modules) kernel-targets
+                                                               (delay (modules b)))))
 
 ;; --- loading
 

@@ -150,38 +150,45 @@
 
   It is passed to `disassembler/instructions`."
   [ctx {:keys [section value] :as function} relocations used]
-  (fn [slot {:keys [code dst src] :as fields}]
+  (fn [slot {:keys [code] :as fields}]
     (let [offset (+ (long value) (* 8 (long slot)))
-          path (in-section section offset)
           relocation (relocations offset)]
-      (if-not relocation
-        (in-same-section ctx path function slot fields)
-        (let [register (get registers dst)]
+      (cond
+        relocation
+        (let [path (in-section section offset)
+              register (get registers (:dst fields))]
           (.add ^HashSet used offset)
           (cond
             (and (= disassembler/wide-code code) (:next fields) register)
             (of-load ctx path register relocation fields)
-            (and (= call-code code) (= 1 src)) (of-call ctx path relocation fields)
+            (and (= call-code code) (= 1 (:src fields))) (of-call ctx path relocation fields)
             :else
             (throw (malformed path
                               (format "opcode 0x%02x takes no relocation, of symbol %s" code
-                                      (:name (:symbol relocation)))))))))))
+                                      (:name (:symbol relocation)))))))
+
+        (= call-code code)
+        (in-same-section ctx (in-section section offset) function slot fields)))))
 
 ;; --- what belongs to the instructions
 
 (defn- within
-  "Returns the records of a section that are for a function, with the slot."
+  "Returns the records of a section that are for a function."
   [{:keys [records offsets]} {:keys [value end]}]
   (let [place (fn [offset]
                 (let [i (Collections/binarySearch ^List offsets offset)]
                   (if (neg? i) (- -1 i) i)))
         ;; Several records may be for one offset.
-        start (loop [i (long (place value))]
-                (if (and (pos? i) (= value (offsets (dec i)))) (recur (dec i)) i))]
-    (into []
-          (comp (take-while #(< (long (:offset %)) (long end)))
-                (map #(assoc % :slot (quot (- (long (:offset %)) (long value)) 8))))
-          (subvec records start))))
+        place (fn [offset]
+                (loop [i (long (place offset))]
+                  (if (and (pos? i) (= offset (offsets (dec i)))) (recur (dec i)) i)))
+        start (long (place value))]
+    (subvec records start (max start (long (place end))))))
+
+(defn- slot-of
+  "Returns the slot in a function of an offset in its section."
+  ^long [{:keys [value]} offset]
+  (quot (- (long offset) (long value)) 8))
 
 (defn- check-offsets
   "Throws unless the records are for whole instructions of the section.
@@ -196,9 +203,9 @@
   (let [records (vec (sort-by :offset records))]
     {:records records :offsets (mapv :offset records)}))
 
-(defn- core-relocations [ctx cache section records]
+(defn- core-relocations [ctx cache {:keys [section] :as function} records]
   (into []
-        (map (fn [{:keys [slot offset type access kind]}]
+        (map (fn [{:keys [offset type access kind]}]
                (let [k [type access kind]
                      decoded (or (@cache k)
                                  (let [found (core-relocation/decoded
@@ -206,12 +213,12 @@
                                               {:type type :access access :kind kind})]
                                    (vswap! cache assoc k found)
                                    found))]
-                 (assoc decoded :slot slot))))
+                 (assoc decoded :slot (slot-of function offset)))))
         records))
 
-(defn- lines [records]
-  (mapv (fn [{:keys [slot file line column text]}]
-          {:slot slot :file file :line line :column column :text text})
+(defn- lines [function records]
+  (mapv (fn [{:keys [offset file line column text]}]
+          {:slot (slot-of function offset) :file file :line line :column column :text text})
         records))
 
 (defn- instructions [ctx contents {:keys [value end] :as function} relocations used]
@@ -280,9 +287,9 @@
                                 (described ctx function
                                            (instructions ctx contents function relocations used)
                                            {:btf-id (ids value)
-                                            :lines (lines (within line-records function))
+                                            :lines (lines function (within line-records function))
                                             :core (core-relocations
-                                                   ctx cache section
+                                                   ctx cache function
                                                    (within core-records function))})))
                     found functions)]
          (check-used section functions relocations used)

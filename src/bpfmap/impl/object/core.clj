@@ -16,10 +16,8 @@
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.image :refer [malformed malformed-in]]
             [bpfmap.impl.btf.types :as types]
-            [bpfmap.impl.isa :as isa]
             [clojure.string :as str])
-  (:import (clojure.lang ExceptionInfo)
-           (java.nio ByteBuffer ByteOrder)
+  (:import (java.nio ByteBuffer ByteOrder)
            (java.util.concurrent ConcurrentHashMap)))
 
 (set! *warn-on-reflection* true)
@@ -200,13 +198,29 @@
 
 (def ^:private longest "The kernel takes 64 steps." 64)
 
+(defn steps-of
+  "Returns the numbers of an access string, or nil if it is malformed.
+
+  It has 1 to 64 numbers of at most nine digits, with colons between them.
+
+      (steps-of \"0:4:1\") ;=> [0 4 1]"
+  [access]
+  (when (string? access)
+    (let [^String text access
+          n (.length text)]
+      (loop [i 0 number 0 digits 0 steps []]
+        (let [c (if (< i n) (int (.charAt text i)) (int \:))]
+          (cond
+            (and (<= 48 c 57) (< digits 9)) (recur (inc i) (+ (* 10 number) (- c 48)) (inc digits)
+                                                   steps)
+            (not (and (= 58 c) (pos? digits) (< (count steps) (long longest)))) nil
+            (= i n) (conj steps number)
+            :else (recur (inc i) 0 0 (conj steps number))))))))
+
 (defn- indices [access]
-  (let [parts (when (string? access) (str/split access #":" -1))]
-    (when-not (and (<= 1 (count parts) (long longest))
-                   (every? #(re-matches #"[0-9]{1,9}" %) parts))
+  (or (steps-of access)
       (throw (invalid "The access" (str "1 to " longest " numbers with colons between them")
-                      access)))
-    (mapv parse-long parts)))
+                      access))))
 
 (defn- flexible?
   "Returns true if an element beyond the length of an array can be meant.
@@ -804,50 +818,3 @@
                           {:bpfmap/path [slot]
                            :bpfmap/hint "change instructions and :core together, or neither"})))
     code))
-
-;; ---------------------------------------------------------------- relocations explained
-
-(defn- flat [x]
-  (if (and (sequential? x) (not (and (vector? x) (keyword? (first x)))))
-    (mapcat flat x)
-    [x]))
-
-(defn- opcodes
-  "Returns the opcodes of instructions by their slots."
-  [insns]
-  (first
-   (reduce (fn [[found slot] insn]
-             (if (vector? insn)
-               (let [{:keys [code slots]} (isa/mnemonics (first insn))]
-                 [(assoc found slot (if (= :insn (first insn)) (:code (second insn)) code))
-                  (+ (long slot) (long (or slots 1)))])
-               [found slot]))
-           [{} 0] (mapcat flat insns))))
-
-(defn- explained
-  "Returns a relocation with its value, or with the reason why it has none."
-  [local targets codes {:keys [slot] :as relocation}]
-  (let [{:keys [value poison misfit]}
-        (try
-          (resolve local targets relocation)
-          (catch ExceptionInfo e
-            (if (= :ambiguous (:bpfmap/error (ex-data e)))
-              {:poison (ex-message e)}
-              (throw e))))
-        code (codes slot)
-        reason (or poison
-                   (when (and misfit code (<= 1 (bit-and 7 (long code)) 3)) misfit))]
-    (cond-> (assoc relocation :satisfied (nil? reason))
-      reason (assoc :reason reason)
-      (nil? reason) (assoc :value value))))
-
-(defn explained-relocations
-  "Returns the relocations of a program, with `:satisfied` and the result.
-
-  The result is the `:value`, or the `:reason` why there is none.
-
-      (explained-relocations l t program)
-      ;=> [{:slot 24 :kind :field-byte-offset … :satisfied true :value 1264} …]"
-  [local targets {:keys [insns core]}]
-  (let [codes (opcodes insns)]
-    (mapv #(explained local targets codes %) core)))

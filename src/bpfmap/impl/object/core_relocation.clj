@@ -7,9 +7,11 @@
   Here that becomes a path of names."
   (:require [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.types :as types]
+            [bpfmap.impl.isa :as isa]
             [bpfmap.impl.object.context :as context]
-            [bpfmap.impl.object.malformed :refer [malformed]]
-            [clojure.string :as str]))
+            [bpfmap.impl.object.core :as core]
+            [bpfmap.impl.object.malformed :refer [malformed]])
+  (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
 
@@ -19,15 +21,10 @@
    :field-rshift-u64 :type-id-local :type-id-target :type-exists :type-size :enumval-exists
    :enumval-value :type-matches])
 
-(def ^:private longest "The kernel takes 64 steps." 64)
-
-(defn- indices [path access]
-  (let [parts (str/split access #":" -1)]
-    (when-not (and (<= (count parts) (long longest))
-                   (every? #(re-matches #"[0-9]{1,9}" %) parts))
+(defn- indices [path ^String access]
+  (or (core/steps-of access)
       (throw (malformed path (str "the access string must be numbers with colons, got "
-                                  (pr-str (subs access 0 (min 80 (count access))))))))
-    (mapv parse-long parts)))
+                                  (pr-str (subs access 0 (min 80 (count access)))))))))
 
 (defn- step
   "Returns the name of a step into a type, and the id of the type that it reaches.
@@ -87,3 +84,50 @@
       (assoc :path (field-path ctx path type steps))
       (#{:enumval-exists :enumval-value} kind)
       (assoc :enumerator (enumerator ctx path type (first steps))))))
+
+;; --- compared with a kernel
+
+(defn- flat [x]
+  (if (and (sequential? x) (not (and (vector? x) (keyword? (first x)))))
+    (mapcat flat x)
+    [x]))
+
+(defn- opcodes
+  "Returns the opcodes of instructions by their slots."
+  [insns]
+  (first
+   (reduce (fn [[found slot] insn]
+             (if (vector? insn)
+               (let [{:keys [code slots]} (isa/mnemonics (first insn))]
+                 [(assoc found slot (if (= :insn (first insn)) (:code (second insn)) code))
+                  (+ (long slot) (long (or slots 1)))])
+               [found slot]))
+           [{} 0] (mapcat flat insns))))
+
+(defn- explained
+  "Returns a relocation with its value, or with the reason why it has none."
+  [local targets codes {:keys [slot] :as relocation}]
+  (let [{:keys [value poison misfit]}
+        (try
+          (core/resolve local targets relocation)
+          (catch ExceptionInfo e
+            (if (= :ambiguous (:bpfmap/error (ex-data e)))
+              {:poison (ex-message e)}
+              (throw e))))
+        code (codes slot)
+        reason (or poison
+                   (when (and misfit code (<= 1 (bit-and 7 (long code)) 3)) misfit))]
+    (cond-> (assoc relocation :satisfied (nil? reason))
+      reason (assoc :reason reason)
+      (nil? reason) (assoc :value value))))
+
+(defn explained-relocations
+  "Returns the relocations of a program, with `:satisfied` and the result.
+
+  The result is the `:value`, or the `:reason` why there is none.
+
+      (explained-relocations l t program)
+      ;=> [{:slot 24 :kind :field-byte-offset … :satisfied true :value 1264} …]"
+  [local targets {:keys [insns core]}]
+  (let [codes (opcodes insns)]
+    (mapv #(explained local targets codes %) core)))
