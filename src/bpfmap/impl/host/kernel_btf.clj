@@ -70,34 +70,24 @@
                   [module (btf/parse bytes kernel-btf)])))
         (module-names)))
 
-(defn- once
-  "Returns the value of an atom, which `make` makes if it is nil."
-  [a make]
-  (or @a
-      (locking a
-        (or @a (reset! a (make))))))
-
 (def ^:private running "The BTF of the kernel, once it was needed." (atom nil))
 
 (defn running-kernel
   "Returns the BTF of the kernel, which is read once."
   []
-  (once running kernel))
-
-;; CO-RE is resolved on demand: most programs that use maps do not need it.
-
-(def ^:private running-targets "Its types for CO-RE, once they were needed." (atom nil))
+  (or @running
+      (locking running
+        (or @running
+            (reset! running (kernel))))))
 
 (defn targets
   "Returns the types of the running kernel for `bpfmap.impl.object.core/resolve`.
 
   Reads the BTF of the kernel once. Reads the modules only when the kernel does not have a name."
   []
-  (let [b (running-kernel)
-        kernel-targets (once running-targets
-                             #((requiring-resolve 'bpfmap.impl.object.core/targets) b))]
-    ((requiring-resolve 'bpfmap.impl.object.core/with-modules) kernel-targets
-                                                               (delay (modules b)))))
+  (let [b (running-kernel)]
+    ;; Most programs that use maps do not need CO-RE.
+    ((requiring-resolve 'bpfmap.impl.object.core/targets) b (delay (modules b)))))
 
 ;; --- loading
 

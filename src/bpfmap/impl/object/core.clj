@@ -107,6 +107,18 @@
 ;; `modules` is a delay of sides, which are read if the kernel itself has no candidate.
 (deftype Targets [^Side kernel modules])
 
+(def ^:private latest
+  "The side of the kernel that was used last.
+
+  Reading its types again would cost much of the time of a relocation."
+  (atom nil))
+
+(defn- kernel-side [b]
+  (let [^Side known @latest]
+    (if (and known (identical? b (.-blob known)))
+      known
+      (reset! latest (side b nil)))))
+
 (defn targets
   "Returns the types of a kernel, for [[resolve]].
 
@@ -118,14 +130,8 @@
   ([kernel-btf]
    (targets kernel-btf (delay nil)))
   ([kernel-btf modules]
-   (Targets. (side kernel-btf nil)
+   (Targets. (kernel-side kernel-btf)
              (delay (mapv (fn [[module b]] (side b module)) @modules)))))
-
-(defn with-modules
-  "Returns targets with other modules, which share what was read of the kernel."
-  [^Targets targets modules]
-  (Targets. (.-kernel targets)
-            (delay (mapv (fn [[module b]] (side b module)) @modules))))
 
 (defn- all-candidates
   "Returns pairs of a side and the ids of its candidates, if it has any."
