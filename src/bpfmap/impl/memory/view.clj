@@ -263,13 +263,10 @@
 (defn at
   "Returns a view of the part that a path leads to: a key, or a vector of keys."
   [v path op]
-  ;; The shortcut for an index is for the rows "get-acquire" and "add! by index" of bench-memory.
-  (if (and (int? path) (instance? ArrayView v) (< -1 (long path) (.-n ^ArrayView v)))
-    (element-view v (long path))
-    (let [v (check v op)]
-      (if (vector? path)
-        (reduce #(part-of %1 %2 op) v path)
-        (part-of v path op)))))
+  (let [v (check v op)]
+    (if (vector? path)
+      (reduce #(part-of %1 %2 op) v path)
+      (part-of v path op))))
 
 ;; --- reading
 
