@@ -89,13 +89,14 @@
 (defn out-of-range
   "Returns the exception for `size` bytes at an offset of `total` bytes."
   ^Throwable [source op offset size total]
-  (error/error :out-of-range
-               (str size (if (= 1 size) " byte" " bytes") " at " offset " of the memory of "
-                    (described source))
-               (data source op {:bpfmap/hint (str "it has " total " bytes here, so that "
-                                                  (if (<= (bigint size) total)
-                                                    (str "an offset runs from 0 to " (- total size))
-                                                    "they fit nowhere"))})))
+  (let [memory (str "the memory of " (described source))]
+    (error/error :out-of-range
+                 (if (<= 0 (bigint size) total)
+                   (str "The offset"
+                        (when (pos? size) (str " of " size (if (= 1 size) " byte" " bytes")))
+                        " in " memory " must be from 0 to " (- total size) ", got " offset)
+                   (str "An access to " memory " must be of 0 to " total " bytes, got " size))
+                 (data source op nil))))
 
 (defn within
   "Returns an offset at which `size` bytes are within memory of `total` bytes.

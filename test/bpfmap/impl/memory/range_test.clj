@@ -126,9 +126,10 @@
                    ((juxt :bpfmap/error :bpfmap/map) (error-of (f)))))))
         (testing "in words"
           (are [message f] (= message (shown (:message (error-of (f)))))
-            "1 byte at 64 of the memory of map N (t_range): it has 64 bytes here, so that an offset runs from 0 to 63" #(memory 64)
-            "8 bytes at 57 of the memory of map N (t_range): it has 64 bytes here, so that an offset runs from 0 to 56" #(mem/view memory :u64 57)
-            "72 bytes at 0 of the memory of map N (t_range): it has 64 bytes here, so that they fit nowhere" #(mem/view memory [:array :u64 9])
+            "The offset of 1 byte in the memory of map N (t_range) must be from 0 to 63, got 64" #(memory 64)
+            "The offset of 8 bytes in the memory of map N (t_range) must be from 0 to 56, got 57" #(mem/view memory :u64 57)
+            "An access to the memory of map N (t_range) must be of 0 to 64 bytes, got 72" #(mem/view memory [:array :u64 9])
+            "An access to the memory of map N (t_range) must be of 0 to 64 bytes, got -8" #(mem/slice memory 8 -8)
             "An array of 4 elements has no 2 from 3" #(mem/copy-to memory 0 (byte-array 4) 3 2)))
         (testing "nothing was written by any of them"
           (is (= (range 64) (seq memory))))))))
