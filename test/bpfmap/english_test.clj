@@ -1,7 +1,7 @@
 (ns bpfmap.english-test
   "Pages, docstrings and messages are in plain English: few odd constructions, and short lines."
-  (:require [bpfmap.english :as english]
-            [bpfmap.cli.main :as main]
+  (:require [bpfmap.cli.main :as main]
+            [bpfmap.english :as english]
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.options :as options]
             [bpfmap.fixture :as fixture]

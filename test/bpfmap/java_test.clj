@@ -6,7 +6,7 @@
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
-  (:import (bpfmap.maps BpfMap BpfMapException EntryCursor MapInfo MapSpec MapType)
+  (:import (bpfmap.maps BpfMap BpfMapException MapInfo MapSpec MapType)
            (bpfmap.sys KeyOrder)
            (java.io Closeable)
            (java.lang.foreign Arena MemorySegment ValueLayout)

@@ -85,11 +85,10 @@
 
 (deftest no-cycles
   (testing "dependencies have no cycle, including those by requiring-resolve"
-    (testing "dependencies have no cycle, those by requiring-resolve included"
-      (is (contains? (@dependencies 'bpfmap.core) 'bpfmap.impl.host.explore)
-          "which is resolved later")
-      (doseq [ns (keys @dependencies)]
-        (is (nil? (cycle-from ns)) (str ns))))))
+    (is (contains? (@dependencies 'bpfmap.core) 'bpfmap.impl.host.explore)
+        "which is resolved later")
+    (doseq [ns (keys @dependencies)]
+      (is (nil? (cycle-from ns)) (str ns)))))
 
 (defn- longest-chain
   "Returns the longest path of dependencies from each namespace, by namespace."
@@ -115,31 +114,27 @@
 
 (deftest resolving-goes-down
   (testing "a namespace resolves on demand only names of its layer or below"
-    (testing "a namespace resolves on demand only names of its layer or below"
-      (doseq [[ns needed] @dependencies, other needed]
-        (is (<= (layer other) (layer ns)) (str ns " resolves " other))))))
+    (doseq [[ns needed] @dependencies, other needed]
+      (is (<= (layer other) (layer ns)) (str ns " resolves " other)))))
 
 (deftest public-namespaces
-  (testing "the top level of src/bpfmap is public and everything else is marked :no-doc"
-    (testing
-     "the top level of src/bpfmap is public and in doc/api.md; everything else is marked :no-doc"
-      (let [listed (set (map (comp symbol second)
-                             (re-seq #"(?m)^\| `(bpfmap\.[a-z.]+)`" (slurp "doc/api.md"))))
-            public? #(re-matches #"bpfmap\.[a-z]+" (str %))]
-        (is (= listed (set (filter public? (map :ns @namespaces)))))
-        (doseq [{:keys [ns file]} @namespaces :let [[_ ns-name] (ns-form file)]]
-          (is (= (boolean (:no-doc (meta ns-name))) (not (public? ns))) (str ns)))))))
+  (testing "the top level of src/bpfmap is public and in doc/api.md, all else is marked :no-doc"
+    (let [listed (set (map (comp symbol second)
+                           (re-seq #"(?m)^\| `(bpfmap\.[a-z.]+)`" (slurp "doc/api.md"))))
+          public? #(re-matches #"bpfmap\.[a-z]+" (str %))]
+      (is (= listed (set (filter public? (map :ns @namespaces)))))
+      (doseq [{:keys [ns file]} @namespaces :let [[_ ns-name] (ns-form file)]]
+        (is (= (boolean (:no-doc (meta ns-name))) (not (public? ns))) (str ns))))))
 
 (deftest line-length
-  (testing "code has at most 100 columns a line"
-    (testing "code has at most 100 columns a line; the text of strings and regexes is not counted"
-      (doseq [[dir suffix] {"src" ".clj" "test" ".clj" "bench" ".clj" "dev" ".clj" "java" ".java"}
-              ^File file (sources dir suffix)
-              :let [text
-                    (str/replace (slurp file) #"\"(?:[^\"\\]++|\\[\s\S])*+\""
-                                 #(str/replace % #"[^\n]" ""))]
-              [n line] (map-indexed vector (str/split-lines text))]
-        (is (<= (count line) 100) (str file ":" (inc n)))))))
+  (testing "code has at most 100 columns a line, without the text of strings and regexes"
+    (doseq [[dir suffix] {"src" ".clj" "test" ".clj" "bench" ".clj" "dev" ".clj" "java" ".java"}
+            ^File file (sources dir suffix)
+            :let [text
+                  (str/replace (slurp file) #"\"(?:[^\"\\]++|\\[\s\S])*+\""
+                               #(str/replace % #"[^\n]" ""))]
+            [n line] (map-indexed vector (str/split-lines text))]
+      (is (<= (count line) 100) (str file ":" (inc n))))))
 
 (deftest edges-not-required
   (testing "no namespace below the edges requires an edge"

@@ -4,8 +4,7 @@
             [bpfmap.bench.processor :as processor]
             [bpfmap.bench.raw :as raw]
             [bpfmap.bench.report :as report]
-            [bpfmap.bench.rows :as rows]
-            [clojure.string :as str])
+            [bpfmap.bench.rows :as rows])
   (:import (com.sun.management ThreadMXBean)
            (java.lang.management ManagementFactory)
            (java.util.concurrent CountDownLatch ExecutorService Future)

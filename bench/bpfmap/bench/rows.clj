@@ -10,7 +10,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.impl.map.bpf-map :as bpf-map])
   (:import (bpfmap.impl.map.bpf_map BpfMap)
-           (bpfmap.sys Abi BatchReader Codec Elements)))
+           (bpfmap.sys BatchReader Codec Elements)))
 
 (set! *warn-on-reflection* true)
 

@@ -6,7 +6,6 @@
   bench/baseline.c does."
   (:require [clojure.walk :as walk])
   (:import (bpfmap.sys Bytes)
-           (java.lang.foreign MemorySegment)
            (java.nio ByteBuffer ByteOrder)))
 
 (set! *warn-on-reflection* true)

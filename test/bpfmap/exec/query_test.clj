@@ -2,9 +2,9 @@
   "Conditions and orders on rows, without a kernel."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.impl.nearest :as nearest]
             [bpfmap.exec.query :as query]
             [bpfmap.fixture :as fixture]
+            [bpfmap.impl.nearest :as nearest]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]]
             [clojure.test.check.clojure-test :refer [defspec]]

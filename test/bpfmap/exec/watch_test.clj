@@ -11,7 +11,7 @@
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [clojure.data.json :as json]
             [clojure.string :as str]
-            [clojure.test :refer [are deftest is testing]])
+            [clojure.test :refer [deftest is testing]])
   (:import (java.io Closeable)
            (java.nio.file.attribute PosixFilePermissions)))
 

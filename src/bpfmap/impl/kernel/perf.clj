@@ -14,7 +14,6 @@
   (:import (bpfmap.sys Abi Attr Bytes Fd FileSyscalls MappedMemory PerfBuffer PerfEvents
                        PossibleCpus)
            (java.io IOException)
-           (java.lang.foreign MemorySegment)
            (java.nio.charset StandardCharsets)))
 
 (set! *warn-on-reflection* true)

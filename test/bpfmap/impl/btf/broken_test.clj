@@ -3,7 +3,6 @@
   (:require [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.samples :as samples :refer [info needs-base raw refused]]
             [bpfmap.impl.btf.writer :as writer]
-            [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]]))
 
 (set! *warn-on-reflection* true)
