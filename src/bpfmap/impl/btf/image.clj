@@ -3,9 +3,10 @@
   (:require [bpfmap.error :refer [error]]
             [bpfmap.impl.btf.kinds :as kinds]
             [clojure.string :as str])
-  (:import (java.nio ByteBuffer ByteOrder)
+  (:import (clojure.lang RT)
+           (java.nio ByteBuffer ByteOrder)
            (java.nio.charset StandardCharsets)
-           (java.util Arrays HashMap)))
+           (java.util ArrayList Arrays HashMap)))
 
 (set! *warn-on-reflection* true)
 
@@ -498,38 +499,40 @@
       (+ (bigint value) 18446744073709551616N)
       value)))
 
-(def ^:private readers
-  "Readers of fields by form: functions of context, map, key, offset and index.
+(defn- put! [^ArrayList out key value]
+  (.add out key)
+  (.add out value))
 
-  The map has the fields that were read before. The index is the index of the entry, or nil."
-  {:name (fn [context m key at _]
-           (if-let [text (name-at context (u32 (.-image ^Context context) at))]
-             (assoc m key text)
-             m))
-   :reference (fn [context m key at i] (assoc m key (reference context at i key)))
-   :u32 (fn [context m key at _] (assoc m key (u32 (.-image ^Context context) at)))
-   :s32 (fn [context m key at _]
-          (assoc m key (long (unchecked-int (u32 (.-image ^Context context) at)))))
-   :linkage (fn [context m key at _]
+(def ^:private readers
+  "Readers of fields by form: functions of context, output, key, offset and index.
+
+  A reader adds keys and values to the output. The index is the index of the entry, or nil."
+  {:name (fn [context out key at _]
+           (when-let [text (name-at context (u32 (.-image ^Context context) at))]
+             (put! out key text)))
+   :reference (fn [context out key at i] (put! out key (reference context at i key)))
+   :u32 (fn [context out key at _] (put! out key (u32 (.-image ^Context context) at)))
+   :s32 (fn [context out key at _]
+          (put! out key (long (unchecked-int (u32 (.-image ^Context context) at)))))
+   :linkage (fn [context out key at _]
               (let [n (u32 (.-image ^Context context) at)]
-                (assoc m key (get kinds/linkages n n))))
-   :encoding (fn [context m _ at _]
+                (put! out key (get kinds/linkages n n))))
+   :encoding (fn [context out _ at _]
                (let [word (u32 (.-image ^Context context) at)]
-                 (assoc m
-                        :bits (bit-and word 0xff)
-                        :offset (bit-and (bit-shift-right word 16) 0xff)
-                        :signed (bit-test word 24)
-                        :char (bit-test word 25)
-                        :bool (bit-test word 26))))
-   :place (fn [context m key at _]
-            (let [word (u32 (.-image ^Context context) at)]
-              (if (.-flag? ^Context context)
-                (assoc m key (bit-and word 0xffffff) :bits (bit-shift-right word 24))
-                (assoc m key word :bits 0))))
-   :value32 (fn [context m key at _]
+                 (put! out :bits (bit-and word 0xff))
+                 (put! out :offset (bit-and (bit-shift-right word 16) 0xff))
+                 (put! out :signed (bit-test word 24))
+                 (put! out :char (bit-test word 25))
+                 (put! out :bool (bit-test word 26))))
+   :place (fn [context out key at _]
+            (let [word (u32 (.-image ^Context context) at)
+                  flag? (.-flag? ^Context context)]
+              (put! out key (if flag? (bit-and word 0xffffff) word))
+              (put! out :bits (if flag? (bit-shift-right word 24) 0))))
+   :value32 (fn [context out key at _]
               (let [word (u32 (.-image ^Context context) at)]
-                (assoc m key (if (.-flag? ^Context context) (long (unchecked-int word)) word))))
-   :value64 (fn [context m key at _] (assoc m key (value64 context at)))})
+                (put! out key (if (.-flag? ^Context context) (long (unchecked-int word)) word))))
+   :value64 (fn [context out key at _] (put! out key (value64 context at)))})
 
 (defn- compiled
   "Returns fields as `[key reader bytes]`.
@@ -550,22 +553,34 @@
 
 (def ^:private name-field (compiled [[:name :name]]))
 
-(defn- read-fields [context m fields at i]
-  (loop [m m n 0 at (long at)]
-    (if (< n (count fields))
+(defn- read-fields [context out fields at i]
+  (loop [n 0 at (long at)]
+    (when (< n (count fields))
       (let [[key reader bytes] (nth fields n)]
-        (recur (reader context m key at i) (inc n) (+ at (long bytes))))
-      m)))
+        (reader context out key at i)
+        (recur (inc n) (+ at (long bytes)))))))
+
+(defn- map-of
+  "Returns the map of keys and values that alternate."
+  [^ArrayList out]
+  (RT/mapUniqueKeys (.toArray out)))
 
 (defn- read-entries [^Context context ^long at ^long n]
   (let [{:keys [fields entries entry-bytes]} (.-row context)
-        step (long entry-bytes)]
+        step (long entry-bytes)
+        pairs? (= :values entries)
+        out (ArrayList. 8)]
     (loop [i 0 done (transient [])]
       (if (< i n)
-        (let [entry (read-fields context {} fields (+ at (* i step)) i)]
-          ;; An enumerator is a pair, because that is how people write one.
-          (recur (inc i)
-                 (conj! done (if (= :values entries) [(:name entry) (:value entry)] entry))))
+        (do (.clear out)
+            (read-fields context out fields (+ at (* i step)) i)
+            (recur (inc i)
+                   ;; An enumerator is a pair, because that is how people write one.
+                   (conj! done (if pairs?
+                                 (if (= 2 (.size out))
+                                   [nil (.get out 1)]
+                                   [(.get out 1) (.get out 3)])
+                                 (map-of out)))))
         (persistent! done)))))
 
 (defn record
@@ -584,13 +599,22 @@
           context (Context. owner id row flag? (HashMap.)
                             (doto (long-array 1)
                               (aset 0 (+ (.-string-end owner) (long spare-room)))))
-          m (read-fields context {:id id :kind (or kind :unknown)} name-field at nil)]
-      (cond-> m
-        (nil? row) (assoc :number (kind-number info))
-        third (as-> m (read-fields context m third (+ at 8) nil))
-        flag (assoc flag flag?)
-        (and mark flag?) (assoc mark true)
-        counted (assoc counted (get kinds/linkages (vlen info) (vlen info)))
-        row (as-> m (read-fields context m tail (+ at 12) nil))
-        entries (assoc entries
-                       (read-entries context (+ at 12 (long tail-bytes)) (vlen info)))))))
+          out (ArrayList. 20)]
+      (put! out :id id)
+      (put! out :kind (or kind :unknown))
+      (read-fields context out name-field at nil)
+      (when-not row
+        (put! out :number (kind-number info)))
+      (when third
+        (read-fields context out third (+ at 8) nil))
+      (when flag
+        (put! out flag flag?))
+      (when (and mark flag?)
+        (put! out mark true))
+      (when counted
+        (put! out counted (get kinds/linkages (vlen info) (vlen info))))
+      (when row
+        (read-fields context out tail (+ at 12) nil))
+      (when entries
+        (put! out entries (read-entries context (+ at 12 (long tail-bytes)) (vlen info))))
+      (map-of out))))
