@@ -116,9 +116,9 @@
 
   Beside the spec's keys, it has `:id` (nil before Linux 4.13), `:frozen` and `:memlock` (bytes
   charged to the map; both read from fdinfo, and missing if /proc cannot be read). It has `:btf-id`
-  with the ids of the types in it, `:ifindex` and `:map-extra` unless they are zero. `:untyped` says
-  why the map got no BTF for its types, or why its BTF cannot be used. Flags of the descriptor
-  (`:rdonly`, `:wronly`) are not among `:flags`.
+  with the ids of the types in it, `:ifindex` and `:map-extra` unless they are zero. `:untyped` is
+  the reason why the map got no BTF for its types, or why its BTF cannot be used. Flags of the
+  descriptor (`:rdonly`, `:wronly`) are not among `:flags`.
 
       (:memlock (info m)) ;=> 16864"
   [m] (lifecycle/info m))

@@ -93,24 +93,24 @@
   | `:seconds`       | seconds after which a reduce ends                                        |
   | `:on-error`      | a function of the error of an event that cannot be decoded               |
   | `:on-lost`       | a function of the number of records that the kernel lost                 |
-  | `:steal`         | true: read a map that somebody else may read too                         |
+  | `:steal`         | true: read a map that may have another reader                            |
   | `:pages`         | pages of each CPU's buffer of a perf event array, a power of two, default: 64 |
   | `:wakeup-events` | events of a CPU of a perf event array after which the kernel wakes the reader, default: 1 |
   | `:wakeup-bytes`  | the same in bytes, instead of `:wakeup-events`                           |
   | `:with-cpu`      | true: each event of a perf event array is `[cpu event]`                  |
 
-  An event longer than its type has the bytes behind it as `:bpfmap/extra`; a shorter one has the
-  leading fields, and the number of missing bytes as `:bpfmap/missing`. An event that cannot be
-  decoded is passed to `:on-error`, in an error with its bytes under `:bpfmap/bytes`, and the reader
-  goes on. Without `:on-error` the error is thrown, with the result so far under `:bpfmap/so-far`,
-  and the next reduce begins with the event behind it.
+  If an event is longer than its type, its remaining bytes are under `:bpfmap/extra`. If it is
+  shorter, it has the complete fields, and the number of missing bytes under `:bpfmap/missing`. If
+  an event cannot be decoded, `:on-error` is called with an error that has the bytes under
+  `:bpfmap/bytes`, and the reader continues. Without `:on-error` the error is thrown, with the
+  result so far under `:bpfmap/so-far`, and the next reduce begins with the next event.
 
   A perf event array has a buffer for each CPU that is online when it is opened. Events of one CPU
   come in their order, those of several CPUs do not. The kernel adds up to seven bytes to an event:
   they are part of a byte view, but not of a typed event. A wait ends after at most 100 ms, so that
   no `:wakeup-events` delays an event for longer. The buffers are in the map until the reader is
-  closed. With `:steal`, they replace those of another reader, who gets no events any more, also
-  afterwards.
+  closed. With `:steal`, they replace the buffers of another reader, which then gets no more
+  events, even after this one is closed.
 
   Each event goes to one reader only. If another process has the map open or mapped, or this process
   has a reader of it, `:busy` is thrown, with the processes under `:bpfmap/holders`. Throws
@@ -134,13 +134,12 @@
   "Opens a reader that takes nothing: it copies records, and follows the ring.
 
   The owner of the ring does not notice. The mappings are read-only, and nothing waits for the
-  ring: it is looked at every 1 to 50 ms. If the producer comes round to a record before it is
-  copied, the peek goes on behind, and counts it: see [[stats]] for `:overtaken` and `:missed`.
+  ring: it is looked at every 1 to 50 ms. If the producer overwrites a record before
+  it is copied, the peek skips it and counts it: see [[stats]] for `:overtaken` and `:missed`.
 
   The options are the same as for [[reader]], except `:steal`, `:pages`, `:wakeup-events` and
-  `:wakeup-bytes`; and
-  `:from`: `:oldest` (default) begins with the oldest record that is still there, `:now` with the
-  next one.
+  `:wakeup-bytes`; and `:from`: `:oldest` (default) begins with the oldest record that is still in
+  the ring, `:now` with the next one.
 
   Of a perf event array it reads the buffers of the process that has a reader. That is a sample: an
   event is seen only until its reader has read it. The CPU of an event is unknown. Throws
@@ -218,7 +217,7 @@
    (reader/subscribe r f options)))
 
 (defn stats
-  "Returns the counters of a reader, or the state of a ring that somebody reads.
+  "Returns the counters of a reader, or the state of a ring with any reader.
 
   | key          | meaning                                                                     |
   |--------------|-----------------------------------------------------------------------------|
@@ -358,10 +357,10 @@
 (defn send!
   "Sends a value, or bytes if the writer has no type; returns true.
 
-  Programs see the record at once and whole. If the ring is full, throws `:map-full`, with `:timeout`
-  after so many seconds without room. Throws `:invalid-value` for a value that does not fit the type,
-  and for a record longer than the ring, or of 16 MiB and more; `:closed`; `:corrupt` if somebody
-  else has written to the ring; `:interrupted`. Then nothing has been sent.
+  Programs see the record at once and whole. If the ring is full, throws `:map-full`, with
+  `:timeout` after so many seconds without room. Throws `:invalid-value` for a value that does not
+  fit the type, and for a record longer than the ring, or of 16 MiB and more; `:closed`; `:corrupt`
+  if another process has written to the ring; `:interrupted`. Then nothing has been sent.
 
       (send! w {:command 1 :pid 4711})               ;=> true
       (send! w {:command 1 :pid 4711} {:timeout 0.5}) ;=> true"
@@ -378,8 +377,8 @@
   `write!`, views, `copy-from` and `byte-buffer` write to it. Then pass it to [[commit!]] or
   [[discard!]]; closing it discards it. Afterwards any access to it throws `:closed`.
 
-  A reservation keeps the programs from the records behind it until it ends. One that is lost is
-  discarded by the garbage collector. Use `with-open`, which discards it unless it was committed.
+  Programs get no later records until the reservation ends. A reservation that is lost is discarded
+  by the garbage collector. Use `with-open`, which discards it unless it was committed.
 
   Throws the same errors as [[send!]], and `:timeout` has the same meaning.
 
