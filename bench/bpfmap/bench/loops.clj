@@ -48,7 +48,7 @@
   `(passes 1 ~expression))
 
 (defmacro in-scratch
-  "A slice that keeps one `bpfmap.sys.Scratch` of some `bpfmap.sys.Elements` for all its
+  "A slice that keeps one `bpfmap.sys.CallBuffer` of some `bpfmap.sys.Elements` for all its
   operations."
   [[scratch elements] slice]
   `(fn ^{:tag ~'long} [^{:tag ~'long} count# ^{:tag ~'long} first#]

@@ -65,7 +65,7 @@
 ;; --- in place
 
 (defmacro ^:private in-place
-  "A slice by shape that writes into the memory of a Scratch, and what a subject holds."
+  "A slice by shape that writes into the memory of a CallBuffer, and what a subject holds."
   [subject slice]
   `(let [{:keys [~'shape ~'order ~'entries ~'key-size ~'cpus]} ~subject
          ~(vary-meta 'elements assoc :tag `Elements) (:elements ~subject)
