@@ -3,6 +3,7 @@
   (:require [bpfmap.cli.calling :refer [bpfmap]]
             [bpfmap.cli.command-line :as command-line]
             [bpfmap.console :as console]
+            [bpfmap.display :as display]
             [bpfmap.exec.arguments :as exec-arguments]
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.demo :as demo]
@@ -105,6 +106,23 @@
 ;; --- the page about exploring a host
 
 (def ^:private exploring "doc/explore.md")
+
+(defn with-hints
+  "Returns the page with its table of hints generated again."
+  [text]
+  (str/replace text #"(?s)(<!-- hints: [^>]*-->\n).*?(<!-- end -->)"
+               (fn [[_ before after]]
+                 (str before
+                      "| hint | shows | fields |\n|---|---|---|\n"
+                      (str/join (for [[hint {:keys [meaning of]}] display/hints]
+                                  (str "| `" (name hint) "` | " meaning " | " of " |\n")))
+                      after))))
+
+(deftest hints-table-is-generated
+  (testing "the table of hints equals the generated one"
+    (let [text (slurp exploring)]
+      (is (< 5000 (count text)))
+      (is (= (with-hints text) text)))))
 
 (defn- compared
   "Lines of a page, whatever differs from run to run left out."

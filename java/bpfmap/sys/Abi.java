@@ -23,6 +23,7 @@ public final class Abi {
     static final long SYS_READ = number(0, 63);
     static final long SYS_WRITE = number(1, 64);
     public static final long SYS_CLOSE = number(3, 57);
+    public static final long SYS_CLOCK_GETTIME = number(228, 113);
     static final long SYS_FCNTL = number(72, 25);
     static final long SYS_IOCTL = number(16, 29);
     static final long SYS_MADVISE = number(28, 233);

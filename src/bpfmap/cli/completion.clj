@@ -18,6 +18,7 @@
             [bpfmap.exec.query :as query]
             [bpfmap.exec.saved-file :as saved-file]
             [bpfmap.exec.tail :as tail]
+            [bpfmap.impl.display.hints :as hints]
             [bpfmap.impl.map-types :as map-types]
             [clojure.java.io :as io]
             [clojure.string :as str]))
@@ -41,6 +42,7 @@
 (def ^:private fields-of-map
   "Functions from a map's spec to the fields of a command's rows, by command."
   {"dump" #(fields/of-entries % nil)
+   "get" #(fields/of-entries % nil)
    "hist" #(fields/of-entries % :sum)
    "watch" #(fields/of-watched % :sum)
    "diff" #(fields/of-changes % % nil true)})
@@ -110,13 +112,16 @@
 (defn- what-of
   "Returns the kind of completion for an option or argument of a command.
 
-  One of `ref` for maps, `ref-prog` and `ref-link`, `file`, words after a `=`, `fields-` with a kind for the fields of the map on the
-  line, or an empty string."
+  One of `ref` for maps, `ref-prog` and `ref-link`, `file`, words after a `=`, `fields-` with a kind
+  for the fields of the map on the line, `hints` for FIELD=HINT without the fields, or an empty
+  string."
   [command k]
   (let [words #(if (seq %) (str "=" (str/join " " %)) "")
         names (field-names command)
         kind (kind-of command k)]
-    (case (if (and (fields-of-map (:name command)) (#{:column :where :field} kind)) :of-map kind)
+    (case (if (and (fields-of-map (:name command)) (#{:column :where :field :hint} kind))
+            :of-map
+            kind)
       :of-map (str "fields-" (name kind))
       :column (words (concat names (map #(str "-" %) names)))
       :columns (words names)
@@ -124,6 +129,7 @@
       (:ref :source) "ref"
       :program-ref "ref-prog"
       :link-ref "ref-link"
+      :hint "hints"
       :path "file"
       :event-type "fields-type"
       :from (words ["oldest" "now"])
@@ -180,6 +186,13 @@
   "The command that keeps only field paths without special characters."
   "env LC_ALL=C grep -E '^[A-Za-z0-9_./-]+$'")
 
+(def ^:private hint-names "The names of hints, in one word of a shell."
+  (str/join " " (map name (keys hints/table))))
+
+(def ^:private not-shown
+  "A pattern of the fields of rows that are not of the key or value."
+  "^(change|per-second|old|new)([.]|$)")
+
 (defn- fields-functions
   "Returns shell functions for the fields of a command's rows.
 
@@ -200,6 +213,8 @@
        "    case $1 in\n"
        "      fields-where) printf '%s\\n' \"$_bpfmap_paths\" | sed 's/$/=/' ;;\n"
        "      fields-column) printf '%s\\n' \"$_bpfmap_paths\" | sed 'p;s/^/-/' ;;\n"
+       "      fields-hint) printf '%s\\n' \"$_bpfmap_paths\" | grep -vE '" not-shown
+       "' | sed 's/$/=/' ;;\n"
        "      *) printf '%s\\n' \"$_bpfmap_paths\" ;;\n"
        "    esac\n"
        "  fi\n"
@@ -217,6 +232,15 @@
        "  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= place=0 "
        "i what= flags= ref=\n"
        "  COMPREPLY=()\n"
+       ;; Bash cuts words at an equals sign.
+       "  if [[ $word == = && ${COMP_WORDS[COMP_CWORD-2]:-} == --as ]]; then\n"
+       "    COMPREPLY=($(compgen -W '" hint-names "')); return\n"
+       "  elif [[ $before == = && ${COMP_WORDS[COMP_CWORD-3]:-} == --as ]]; then\n"
+       "    COMPREPLY=($(compgen -W '" hint-names "' -- \"$word\")); return\n"
+       "  elif [[ $before == --as && $word == *=* ]]; then\n"
+       "    COMPREPLY=($(compgen -P \"${word%%=*}=\" -W '" hint-names "' -- \"${word#*=}\"))\n"
+       "    return\n"
+       "  fi\n"
        "  for ((i = 1; i < ${#COMP_WORDS[@]}; i++)); do\n"
        "    if ((i == COMP_CWORD)); then continue; fi\n"
        "    case ${COMP_WORDS[i]} in\n"
@@ -253,7 +277,7 @@
        "  case $what in\n"
        "    =*) COMPREPLY=($(compgen -W \"${what#=}\" -- \"$word\")) ;;\n"
        "    fields-*) _bpfmap_look_into \"$command\" \"$ref\"\n"
-       "      if [ \"$what\" = fields-where ]; then compopt -o nospace; fi\n"
+       "      case $what in fields-where|fields-hint) compopt -o nospace ;; esac\n"
        "      COMPREPLY=($(compgen -W \"$(_bpfmap_fields \"$what\")\" -- \"$word\")) ;;\n"
        "    ref*) case $word in\n"
        "           */*|.*) compopt -o filenames; COMPREPLY=($(compgen -f -- \"$word\")) ;;\n"
@@ -271,7 +295,7 @@
   (cond
     (str/starts-with? what "ref") (str " _bpfmap_refs " what)
     (= "file" what) "_files"
-    (str/starts-with? what "fields-") (str " _bpfmap_of_line " what)
+    (or (= "hints" what) (str/starts-with? what "fields-")) (str " _bpfmap_of_line " what)
     (str/starts-with? what "=") (str "(" (subs what 1) ")")
     :else ""))
 
@@ -293,6 +317,10 @@
        (fields-functions "zsh")
        "_bpfmap_of_line() {\n"
        "  local i ref=\n"
+       "  if [[ $1 == *hint* && $PREFIX == *=* ]]; then\n"
+       "    compset -P '*='; compadd -- " hint-names "; return\n"
+       "  fi\n"
+       "  if [[ $1 == hints ]]; then return; fi\n"
        "  for ((i = 2; i <= $#words; i++)); do\n"
        "    case $words[i] in\n"
        "      (" (str/join "|" (taking)) ") ((i++)) ;;\n"
@@ -301,7 +329,7 @@
        "    esac\n"
        "  done\n"
        "  _bpfmap_look_into $command $ref\n"
-       "  if [[ $1 == fields-where ]]; then compadd -S '' -- ${(f)\"$(_bpfmap_fields $1)\"}\n"
+       "  if [[ $1 == fields-where || $1 == fields-hint ]]; then compadd -S '' -- ${(f)\"$(_bpfmap_fields $1)\"}\n"
        "  else compadd -- ${(f)\"$(_bpfmap_fields $1)\"}; fi\n"
        "}\n"
        "_bpfmap_refs() {\n"
@@ -341,7 +369,8 @@
   (cond
     (str/starts-with? what "ref") (str " -a '(__bpfmap_refs " what ")'")
     (= "file" what) " -a '(__fish_complete_path)'"
-    (str/starts-with? what "fields-") (str " -a '(__bpfmap_fields " what ")'")
+    (or (= "hints" what) (str/starts-with? what "fields-"))
+    (str " -a '(__bpfmap_fields " what ")'")
     (str/starts-with? what "=") (str " -a " (one-quoted (subs what 1)))
     :else ""))
 
@@ -383,6 +412,13 @@
        "  test \"$words[1]\" = \"$argv[1]\"\n"
        "end\n"
        "function __bpfmap_fields\n"
+       "  set -l token (commandline -ct)\n"
+       "  if string match -q -- '*hint*' $argv[1]; and string match -q -- '*=*' \"$token\"\n"
+       "    printf '%s\\n' (string replace -r -- '=.*' = \"$token\"){"
+       (str/replace hint-names " " ",") "}\n"
+       "    return\n"
+       "  end\n"
+       "  if test $argv[1] = hints; return; end\n"
        "  set -l words (__bpfmap_words -op)\n"
        "  set -l command $words[1]; set -l ref $words[2]\n"
        "  set -l now (date +%s)\n"
@@ -399,6 +435,8 @@
        "  if test (count $__bpfmap_paths) -gt 0\n"
        "    switch $argv[1]\n"
        "      case fields-where; printf '%s=\\n' $__bpfmap_paths\n"
+       "      case fields-hint; printf '%s=\\n' (string match -rv -- '" not-shown
+       "' $__bpfmap_paths)\n"
        "      case fields-column; printf '%s\\n' $__bpfmap_paths; string replace -r -- '^' - "
        "$__bpfmap_paths\n"
        "      case '*'; printf '%s\\n' $__bpfmap_paths\n"

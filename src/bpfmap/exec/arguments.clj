@@ -192,6 +192,7 @@
           :expects "must be oldest or now" :as :keyword}
    :where {:read #((requiring-resolve 'bpfmap.exec.query/condition) (if (symbol? %) (str %) %))
            :as :string}
+   :hint {:read #((requiring-resolve 'bpfmap.exec.hints/option) %) :as :string}
    :cpus {:read #(let [which (edn-of (or (text %) (str %)) nil)]
                    (when (or (contains? #{:each :sum :all} which) (and (int? which) (<= 0 which)))
                      which))
@@ -308,7 +309,7 @@
   An open map is printed as its identity, conditions and columns as they were given."
   [options-given k x]
   (cond
-    (contains? #{:where :column :columns :field} (:kind (options k))) (get options-given k x)
+    (contains? #{:where :column :columns :field :hint} (:kind (options k))) (get options-given k x)
     (or (instance? File x) (instance? Path x)) {:path (str x)}
     ;; The class of open maps is loaded only with the code that opens them. An open map prints as
     ;; its identity.

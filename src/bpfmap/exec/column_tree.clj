@@ -65,6 +65,22 @@
         :functions leaf
         (of-type given types)))))
 
+(defn collapsed
+  "Returns a tree with a leaf at a path, for an array that is shown as one value.
+
+      (collapsed {:fields [[:a {:of {:leaves 1} :count 6 :leaves 6}]] :leaves 6} [:a])
+      ;=> {:fields [[:a {:leaves 1}]], :leaves 1}"
+  [{:keys [fields of count] :as tree} path]
+  (let [[k & more] path]
+    (cond
+      ;; Several values of CPUs, or an array on the way
+      (and of (or (:fields of) (:of of)) (not (int? k))) (of-vector (collapsed of path) count)
+      (nil? k) leaf
+      fields (of-fields (map (fn [[name below]]
+                               [name (if (= name k) (collapsed below more) below)])
+                             fields))
+      :else tree)))
+
 (defn- bounded [{:keys [leaves] :as tree}]
   (if (<= leaves most-leaves) tree leaf))
 
@@ -98,6 +114,13 @@
     of (when-let [kept (rates of)]
          (of-vector kept n))
     integer? tree))
+
+(defn with-collapsed
+  "Returns the trees of sides with leaves at some paths, which begin with the side.
+
+      (with-collapsed {:key {:of {:leaves 1} :count 6 :leaves 6}} [[:key]]) ;=> {:key {:leaves 1}}"
+  [trees paths]
+  (reduce (fn [trees [side & path]] (update trees side collapsed path)) trees paths))
 
 (defn paths
   "Returns the paths of the leaves of a tree, in order.

@@ -31,6 +31,8 @@
 
 (def ^:private typed [:key-type :value-type])
 
+(def ^:private shown "Options about how fields are shown." [:as :hints])
+
 (def commands
   "The commands, in the order in which help lists them."
   [;; --- the host
@@ -62,12 +64,12 @@
     :fn 'bpfmap.exec.features/features :view 'bpfmap.exec.views/features}
 
    ;; --- the contents of a map
-   {:name "types" :group "Read a map" :args [:ref] :options typed
+   {:name "types" :group "Read a map" :args [:ref] :options (conj typed :template)
     :doc "Show the types of keys and values, in C and as data"
-    :examples [{:ref "flows"}]
+    :examples [{:ref "flows"} {:ref "flows" :template true}]
     :fn 'bpfmap.exec.reading/types :view 'bpfmap.exec.views/types}
    {:name "dump" :group "Read a map" :args [:ref]
-    :options (into [:where :sort :limit :keys :cpus :stream] typed)
+    :options (-> [:where :sort :limit] (into shown) (into [:keys :cpus :stream]) (into typed))
     :rows? true
     :doc "Dump the entries of a map"
     :text ["Keys and values are decoded by the types in the map's BTF. Without BTF, they"
@@ -76,13 +78,20 @@
            "spec. A TERM compares a field of the key or value: 'bytes>1M',"
            "'src=10.0.0.0/24', 'key.port!=443' or 'comm~^ssh'. Quote it, because > has a"
            "meaning in the shell. For a per-CPU map, the value of each CPU is printed"
-           "unless --cpus selects otherwise."]
+           "unless --cpus selects otherwise. --as prints a field as what it means, in every"
+           "format; conditions and --sort still see its value. The hints are cgroup, cpus,"
+           "enum, errno, flags, group, hex, ifname, ip, ipv4, ipv4-host, ipv6, ksym, ktime,"
+           "ktime-boot, mac, ms, ns, octal, pid, pid-tgid, port, port-be, s, size, syscall,"
+           "us, user and usym. Some have a parameter: '[flags {SYN 1 ACK 2}]', '[enum"
+           "bpf_map_type]' (an enum of the map or the kernel, or one of its values),"
+           "'[usym 4711]' (a pid) or '[usym key.pid]' (the field that has it)."]
     :examples [{:ref "flows"}
                {:ref "flows" :where ["bytes>1M"] :sort "-bytes" :limit 10}
-               {:ref 12 :key-type :u32 :value-type [:string 16]}]
+               {:ref 12 :key-type :u32 :value-type [:string 16]}
+               {:ref "flows" :as ["src=ipv4" "flags=[flags {SYN 1 ACK 2}]"]}]
     :fn 'bpfmap.exec.reading/dump :view 'bpfmap.exec.views/entries}
    {:name "get" :group "Read a map" :args [:ref :key] :optional #{:key}
-    :options (into [:cpus :lock] typed)
+    :options (-> (conj shown :cpus :lock) (into typed))
     :doc "Look up the value of a key"
     :text ["KEY is written as dump prints it, in a table, EDN or JSON: 7, 10.0.0.1 or '{src"
            "\"10.0.0.1\" port 443}'. Hexadecimal bytes work too: '0a 00 00 01'. Write --"
@@ -91,7 +100,8 @@
     :examples [{:ref "flows" :key {:src "10.0.0.1" :port 443}} {:ref "blocked" :key "10.0.0.1"}]
     :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.exec.views/entry}
    {:name "hist" :group "Read a map" :args [:ref]
-    :options (into [:field :bucket :slots :linear :unit :where :cpus :stream] typed)
+    :options (-> [:field :bucket :slots :linear :unit :where] (into shown) (into [:cpus :stream])
+                 (into typed))
     :docs {:cpus "Per-CPU values: sum or CPU N (default: sum)"}
     :rows? true
     :doc "Show histograms of the buckets, or of a field, of a map"
@@ -107,7 +117,8 @@
    {:name "watch" :group "Observe changes" :args [:ref] :defaults {:interval 1.0} :reduces true
     :docs {:cpus "Per-CPU values: each, sum or CPU N (default: sum)"
            :seconds "Duration in seconds (default: until Ctrl-C)"}
-    :options (into [:interval :seconds :follow :where :sort :limit :changed :cpus] typed)
+    :options (-> [:interval :seconds :follow :where :sort :limit] (into shown)
+                 (into [:changed :cpus]) (into typed))
     :doc "Watch the entries of a map change, live"
     :text ["Sorts by rate of change, highest first. Marks added entries with +, changed"
            "ones with * and removed ones with -. Adds up per-CPU values unless --cpus is"
@@ -119,7 +130,7 @@
                {:ref "/sys/fs/bpf/flows" :follow true}]
     :fn 'bpfmap.exec.watch/watch :run true}
    {:name "tail" :group "Observe changes" :args [:ref] :reduces true :rows? true
-    :options [:value-type :where :limit :seconds :from :steal]
+    :options (-> [:value-type :where :limit] (into shown) (into [:seconds :from :steal]))
     :kinds {:value-type :event-type}
     :docs {:value-type "Type of the events, or the name of a C struct"
            :limit "Number of events after which it ends"
@@ -138,7 +149,7 @@
                {:ref 12 :from :now :seconds 5}]
     :fn 'bpfmap.exec.tail/tail :view 'bpfmap.exec.views/events :run true}
    {:name "diff" :group "Observe changes" :args [:old :new] :optional #{:new}
-    :options (into [:seconds :where :sort :limit :cpus :stream] typed)
+    :options (-> [:seconds :where :sort :limit] (into shown) (into [:cpus :stream]) (into typed))
     :docs {:seconds "Seconds between two readings of OLD (default: 1)"}
     :rows? true
     :doc "Show what changed over time, or since a map was saved"

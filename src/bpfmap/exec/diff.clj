@@ -8,6 +8,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.hints :as hints]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
             [bpfmap.exec.saved-file :as saved-file]
@@ -31,12 +32,13 @@
     (assoc read :value-out (comp combine value-out) :combined
            (and per-cpu (not (contains? #{nil :each :all} which))))))
 
-(defn- of-file [file {:keys [cpus]}]
+(defn- of-file [file {:keys [cpus] :as options}]
   (let [{:keys [entries inner] saved :spec} (saved-file/read-file file)
         spec (saved-file/completed saved)
         {:keys [per-cpu] :as row} (input/row-of-type (:type spec))
         n (when per-cpu (count (second (first entries))))]
-    (combined (assoc (raw-entries/types spec n) :spec spec :inner inner :entries
+    (combined (assoc (raw-entries/types spec n) :spec spec :inner inner
+                     :shower (hints/shower options spec nil) :entries
                      (raw-entries/snapshot (saved-file/in-bytes spec entries))
                      :cpus (when (contains? #{nil :each :all} cpus) n))
               row cpus (range (or n 0)))))
@@ -45,9 +47,11 @@
   (with-open [m (input/open (assoc options :ref source) :read-only)]
     (input/check-dumpable m {})
     (let [spec (bpf/spec m)
+          shower (hints/shower options spec m) ; invalid hints throw before entries are read
           possible (input/cpus-of m)]
       (combined (assoc (raw-entries/types spec (count possible)) :spec spec :cpus
                        (input/cpus-apart m cpus)
+                       :shower shower
                        :entries (raw-entries/snapshot (raw-entries/entries m)))
                 (input/row-of m) cpus possible))))
 
@@ -148,6 +152,18 @@
                  (raw-entries/compared (:entries old) (:entries new) same? row))
      :same @same}))
 
+(defn- showing
+  "Returns a transducer that shows differences by the hints of each source."
+  [{old :shower} {new :shower}]
+  (if-not (or old new)
+    (map identity)
+    (map (fn [{:keys [change] :as row}]
+           (let [of-old ((:row old) row)
+                 of-new ((:row new) row)]
+             (cond-> (assoc row :key (:key (if (= :removed change) of-old of-new)))
+               (contains? row :old) (assoc :old (:old of-old))
+               (contains? row :new) (assoc :new (:new of-new))))))))
+
 (defn diff
   "Returns the differences between two readings.
 
@@ -178,8 +194,9 @@
         options (with-fields after)
         {:keys [rows same]} (compared before after (when-not new apart))
         counts (frequencies (map :change rows))]
-    (with-meta (if (:sort options)
-                 (query/rows options rows)
-                 (query/rows (assoc options :sort {:path ["key"]}) rows))
-      (merge {:added 0 :changed 0 :removed 0 :same same} counts
+    (with-meta (into [] (showing before after)
+                     (query/rows (update options :sort #(or % {:path ["key"]})) rows))
+      (merge {:added 0 :changed 0 :removed 0 :same same
+              :collapsed (:collapsed (:shower after))}
+             counts
              (select-keys after [:spec :cpus])))))

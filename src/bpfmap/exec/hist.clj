@@ -26,6 +26,7 @@
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.hints :as hints]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.progress :as progress]
             [bpfmap.exec.query :as query]))
@@ -166,6 +167,23 @@
               (progress/counting "entries")
               (if (int? cpus) (bpf/entries m {:cpu cpus}) m))))
 
+(defn- showing
+  "Returns a function that shows the titles and limits of histograms by hints.
+
+  The limits are shown by the hint for the field at the path `limits`, which begins with its side."
+  [{:keys [places row] :as shower} limits keys?]
+  (let [[side & names] limits
+        show (some (fn [{:keys [keys show]}]
+                     (when (= names (seq (map fields/name-of keys))) show))
+                   (get places (keyword side)))
+        limit (fn [x] (if (and show (some? x)) (show x nil) x))]
+    (if-not shower
+      identity
+      (fn [{:keys [title] :as histogram}]
+        (cond-> (update histogram :buckets
+                        (partial mapv #(-> % (update :from limit) (update :to limit))))
+          (and keys? (some? title)) (assoc :title (:key (row {:key title}))))))))
+
 (defn hist
   "Returns histograms of the buckets that a map has, or of the values of `:field`.
 
@@ -183,6 +201,7 @@
     (let [cpus (or cpus :sum)
           row-field (fields/of-entries (bpf/spec m) cpus)
           title (some-> field fields/path-text) ; unconverted
+          shower (hints/shower options (bpf/spec m) m)
           [field bucket] (map #(when % (query/real-path row-field %)) [field bucket])
           options (assoc options :field field :title title :bucket bucket :fields row-field)
           rows (into [] (query/selecting (select-keys options [:where :fields]))
@@ -214,4 +233,10 @@
                                                                 "or a field with --field; give "
                                                                 "--key-type and --value-type if "
                                                                 "the map has no types")})))]
-      (vec (remove (comp empty? :buckets) (sort-by :title query/order histograms))))))
+      (into []
+            (comp (remove (comp empty? :buckets))
+                  (map (showing shower
+                                (cond field field path (cons "value" path) bucket bucket
+                                      :else ["key"])
+                                (not field))))
+            (sort-by :title query/order histograms)))))

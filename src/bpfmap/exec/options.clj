@@ -48,6 +48,10 @@
    :limit {:takes "N" :kind :whole :doc "Maximum number of rows"}
    :columns {:takes "NAMES" :kind :columns :doc "Columns to print, separated by commas"}
    :count {:kind :flag :doc "Count the entries of large maps too"}
+   :as {:takes "FIELD=HINT" :kind :hint :many true
+        :doc "Hint for a field, such as src=ipv4; can be repeated"}
+   :hints {:takes "FILE" :kind :path :doc "File with hints by map and field, as EDN"}
+   :template {:kind :flag :doc "Print a file for --hints instead"}
    :keys {:kind :flag :doc "Print only the keys"}
    :stream {:kind :flag :doc "Print each row as soon as it is read, one per line"}
 

@@ -5,6 +5,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.hints :as hints]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.progress :as progress]
@@ -39,20 +40,24 @@
 (defn types
   "Returns the types of keys and values as data and in C, with offsets.
 
+  With `:template`, returns a file for the option `:hints` as data.
+
       (types {:ref {:name \"counts\"}})
       ;=> {:key {:type :u32, :c [\"__u32 key;\"], :size 4, :offsets {}}, :value {…}}"
-  [options]
+  [{:keys [template] :as options}]
   (with-open [m (input/open options :read-only)]
     (let [spec (bpf/spec m)
-          {:keys [untyped btf-id]} (bpf/info m)]
-      (into (array-map :map (select-keys (bpf/info m) [:id :name :type]))
-            (remove (comp nil? second))
-            [[:key (side spec :key)]
-             [:value (side spec :value)]
-             [:untyped
-              (or untyped
-                  (when-not btf-id
-                    "the map has no BTF"))]]))))
+          {:keys [name untyped btf-id]} (bpf/info m)]
+      (if template
+        (hints/template (assoc spec :name name))
+        (into (array-map :map (select-keys (bpf/info m) [:id :name :type]))
+              (remove (comp nil? second))
+              [[:key (side spec :key)]
+               [:value (side spec :value)]
+               [:untyped
+                (or untyped
+                    (when-not btf-id
+                      "the map has no BTF"))]])))))
 
 ;; --- dump
 
@@ -103,22 +108,25 @@
 (defn- about
   "Returns the metadata of entries: type and spec of the map, CPUs, and `:untyped`.
 
-  `:untyped` is the reason for having no types."
-  [m {:keys [cpus]}]
+  `:untyped` is the reason for having no types, `:collapsed` the paths of arrays that the shower of
+  hints shows as one value."
+  [m {:keys [cpus]} shower]
   (let [{:keys [type key value untyped]} (bpf/info m)
         bytes? #(and (vector? %) (= :bytes (first %)))]
     {:type type
      :spec (bpf/spec m)
      :cpus (input/cpus-apart m cpus)
+     :collapsed (:collapsed shower)
      :untyped (when (or (bytes? key) (bytes? value))
                 (or untyped "the map has no BTF"))}))
 
 (defn- shown
-  "Returns a transducer to the requested parts of rows.
+  "Returns a transducer to the requested parts of rows, shown by hints.
 
   With `:keys`, these are only the keys."
-  [{:keys [keys]}]
-  (map (if keys #(select-keys % [:key]) identity)))
+  [{:keys [keys]} shower]
+  (comp (hints/showing shower)
+        (map (if keys #(select-keys % [:key]) identity))))
 
 (defn- stream-of
   "Returns a reducible that calls `(f told step init)`.
@@ -146,13 +154,16 @@
      (fn [told f init]
        (with-open [m (input/open options :read-only)]
          (input/check-dumpable m options)
-         (reset! told (about m options))
-         (transduce (comp (query/selecting (with-fields m options)) (shown options)) (completing f)
-                    init (entries m options)))))
+         (let [shower (hints/shower options (bpf/spec m) m)]
+           (reset! told (about m options shower))
+           (transduce (comp (query/selecting (with-fields m options)) (shown options shower))
+                      (completing f) init (entries m options))))))
     (with-open [m (input/open options :read-only)]
       (input/check-dumpable m options)
-      (with-meta (into [] (shown options) (query/rows (with-fields m options) (entries m options)))
-        (about m options)))))
+      (let [shower (hints/shower options (bpf/spec m) m)]
+        (with-meta (into [] (shown options shower)
+                         (query/rows (with-fields m options) (entries m options)))
+          (about m options shower))))))
 
 ;; --- one entry
 
@@ -167,13 +178,14 @@
   (input/call-typed options :read-only [:key]
     (fn [m {:keys [key]}]
       (let [{:keys [ops per-cpu]} (input/row-of m)
+            show (:row (hints/shower options (bpf/spec m) m) identity)
             found (fn [v] (when-not (= ::none v) v))]
         (cond
           (:might-contain? ops) {:value key :might-contain (bpf/might-contain? m key)}
-          (:peek ops) (when-some [v (found (bpf/peek m ::none))] {:value v})
+          (:peek ops) (when-some [v (found (bpf/peek m ::none))] (show {:value v}))
           :else (let [read-options (read-options options)
                       v (if read-options
                           (bpf/lookup m key ::none read-options)
                           (bpf/lookup m key ::none))]
                   (when-not (= ::none v)
-                    {:key key :value (if per-cpu ((input/combiner cpus) v) v)})))))))
+                    (show {:key key :value (if per-cpu ((input/combiner cpus) v) v)}))))))))

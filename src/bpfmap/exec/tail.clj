@@ -22,6 +22,7 @@
             [bpfmap.events :as events]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.hints :as hints]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
             [bpfmap.host :as host]
@@ -300,6 +301,18 @@
           ([acc] (rf (selected acc)))
           ([acc row] (if (contains? row :value) (selected acc row) (rf acc row))))))))
 
+(defn- shower-of
+  "Returns the shower of hints for events of a type; nil without hints.
+
+  See `bpfmap.exec.hints`. The value of an event without a type is bytes of any number."
+  [options m {:keys [name]} type]
+  (when (hints/given? options)
+    (if type
+      (hints/shower options {:value type} m name)
+      (throw (arguments/refused "tail" (if (:as options) :as :hints)
+               (or (:as options) (:hints options)) ["requires " :value-type]
+               "events without a type have no fields")))))
+
 (defn- tail-rows
   [{:keys [value-type limit] :as options} told opened f init]
   (with-open [m (input/open (dissoc options :value-type) :read-write)]
@@ -310,6 +323,7 @@
           type (type-of-events identity value-type)
           fields (fields-of info type)
           _ (query/check (assoc options :fields fields))
+          shower (shower-of options m identity type)
           errors (volatile! [])
           own-fds (holders/own-descriptors id)
           {:keys [reader mode holders]}
@@ -320,11 +334,12 @@
                                     (vswap! errors conj {:value (:bpfmap/bytes (ex-data e))
                                                          :error (ex-message e)}))})]
       (with-open [^Closeable r reader]
-        (reset! told {:map identity :mode mode :holders holders :type type :fields fields})
+        (reset! told {:map identity :mode mode :holders holders :type type :fields fields
+                      :collapsed (:collapsed shower)})
         (opened r @told)
         (if (and limit (zero? (long limit)))
           init
-          (transduce (selecting options fields) (completing f) init
+          (transduce (comp (selecting options fields) (hints/showing shower)) (completing f) init
                      (reify IReduceInit
                        (reduce [_ f init]
                          (run r options {:of-event (if (= :perf-event-array (:type info))
@@ -339,7 +354,7 @@
 
   If nobody else has the map open, its events are taken from it. Otherwise they are copied. With
   `:steal` they are always taken, with `:from` always copied. `opened` is called with the reader and
-  the facts under `:about` of the metadata, an atom: `{:map :mode :holders :type :fields}`, where
+  the facts under `:about` of the metadata, an atom: `{:map :mode :holders :type :fields :collapsed}`, where
   `:mode` is `:consume` or `:peek`. Closing the reader ends the reduction.
 
       (into [] (tail {:ref {:name \"events\"} :value-type [:struct [:pid :u32]] :limit 2}))

@@ -6,6 +6,7 @@
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.output :as output]
             [bpfmap.exec.program-info :as program-info]
+            [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.type :as type]
             [clojure.pprint :as pprint]
             [clojure.string :as str]))
@@ -120,14 +121,29 @@
             [""]
             (map #(str "  " %) (type-lines type)))))
 
+(defn- template-lines
+  "Returns the lines of a file of hints, with the type of each field in a comment."
+  [template]
+  (let [[[map-name fields]] (seq template)
+        {:keys [types]} (meta template)
+        names (map edn-text (keys fields))
+        width (transduce (map count) max 0 names)]
+    (concat [(str "{" (edn-text map-name))]
+            (for [[start name path] (map vector (cons " {" (repeat "  ")) names (keys fields))]
+              (str start name (.repeat " " (- width (count name))) " nil ; "
+                   (output/cell (types path))))
+            [(if (seq fields) " }}" " {}}")])))
+
 (defn types
-  "Renders the types of keys and values, in C and as data."
-  [{:keys [key value untyped] {:keys [id name type]} :map} _options]
-  {:lines (concat [(str "map " id (when (seq name) (str " (" (output/cell name) ")")) ", "
-                        (output/cell type))]
-                  (side-lines :key key)
-                  (side-lines :value value))
-   :closing (when untyped [untyped])})
+  "Renders the types of keys and values, in C and as data, or a file of hints."
+  [{:keys [key value untyped] {:keys [id name type]} :map :as found} {:keys [template]}]
+  (if template
+    {:lines (template-lines found)}
+    {:lines (concat [(str "map " id (when (seq name) (str " (" (output/cell name) ")")) ", "
+                          (output/cell type))]
+                    (side-lines :key key)
+                    (side-lines :value value))
+     :closing (when untyped [untyped])}))
 
 ;; --- features
 
@@ -236,8 +252,12 @@
    [{:title "OLD" :of #(if (contains? % :old) (:old %) "") :least 16}
     {:title "NEW" :of #(if (contains? % :new) (:new %) "") :least 16}]))
 
-(defn- csv-columns [{:keys [key value]} per-second?]
-  (let [rates (when per-second? (if value (column-tree/rates value) column-tree/leaf))]
+(defn- csv-columns
+  "Returns the columns of differences.
+
+  `raw` is the tree of values, which rates have."
+  [{:keys [key value]} raw per-second?]
+  (let [rates (when per-second? (if raw (column-tree/rates raw) column-tree/leaf))]
     (cond-> [{:title "change" :of :change}
              {:title "key" :of :key :tree key}
              {:title "old" :of :old :tree value}
@@ -247,12 +267,13 @@
 (defn diff
   "Renders the rows of `diff` as a table."
   [rows {:keys [new]}]
-  (let [{:keys [spec cpus same added changed removed]} (meta rows)
-        trees (when spec (column-tree/of-entries spec cpus))
+  (let [{:keys [spec cpus collapsed same added changed removed]} (meta rows)
+        raw (when spec (column-tree/of-entries spec cpus))
+        trees (when spec (column-tree/with-collapsed raw collapsed))
         rows (if (coll? rows) rows (into [] rows))
         paths (distinct (mapcat #(numeric-paths [] (:per-second %)) rows))]
     {:columns (concat (side-columns rows trees) (rate-columns paths))
-     :csv-columns (csv-columns trees (nil? new))
+     :csv-columns (csv-columns trees (:value raw) (nil? new))
      :rows rows
      :closing [(str added " added, " changed " changed, " removed " removed, " same " the same"
                     (when (< (count rows) (+ (long added) (long changed) (long removed)))
@@ -561,11 +582,11 @@
 ;; --- dump
 
 (defn- address-text
-  "Returns addresses in hexadecimal.
+  "Returns the addresses of a stack in hexadecimal, or the symbols that hints show.
 
       (address-text [255]) ;=> \"0xff\""
   [addresses]
-  (str/join " "
+  (str/join (if (some string? addresses) "; " " ")
             (map #(if (integer? %) (str "0x" (.toString (biginteger %) 16)) (output/cell %))
                  addresses)))
 
@@ -580,8 +601,8 @@
   "Returns the trees of keys and values, or nil.
 
   The metadata has `:spec` and `:cpus`."
-  [{:keys [spec cpus]}]
-  (when spec (column-tree/of-entries spec cpus)))
+  [{:keys [spec cpus collapsed]}]
+  (when spec (column-tree/with-collapsed (column-tree/of-entries spec cpus) collapsed)))
 
 (defn entries
   "Renders entries as a table."
@@ -633,8 +654,9 @@
 
 (defn- event-columns
   "Returns the columns of typed events."
-  [{:keys [type fields] {map-type :type} :map}]
-  (let [trees (column-tree/of-entries {:type :ringbuf :value type} nil)
+  [{:keys [type fields collapsed] {map-type :type} :map}]
+  (let [trees (-> (column-tree/of-entries {:type :ringbuf :value type} nil)
+                  (column-tree/with-collapsed collapsed))
         number? (fn [path]
                   (= :number (:kind (second (fields/find-path fields (map fields/name-of path))))))]
     (concat
@@ -737,14 +759,15 @@
     :lines (flushing (eduction (event-lines about width) rows))
     :csv-columns
     (delay
-      (let [{:keys [type] {map-type :type} :map} @about]
+      (let [{:keys [type collapsed] {map-type :type} :map} @about]
         (concat (when (= :perf-event-array map-type) [{:title "cpu" :of :cpu}])
                 (output/csv-columns [:value]
                                     ;; A short event lacks fields.
                                     (when type
-                                      (update (column-tree/of-entries {:type :ringbuf :value type}
-                                                                      nil)
-                                              :value assoc :partial? true)))
+                                      (-> {:type :ringbuf :value type}
+                                          (column-tree/of-entries nil)
+                                          (column-tree/with-collapsed collapsed)
+                                          (update :value assoc :partial? true))))
                 (for [k [:extra :missing :error :lost :missed :status]]
                   {:title (name k) :of k}))))}))
 

@@ -29,6 +29,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.hints :as hints]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
             [bpfmap.impl.map.raw-entries :as raw-entries]
@@ -105,7 +106,7 @@
 (defn- types-of
   "Returns the functions that decode the entries of an open map, for [[compared]].
 
-  `:options` has the fields of its rows."
+  `:options` has the fields of its rows, `:shower` how hints show them."
   [m {:keys [cpus] :as options}]
   (input/check-dumpable m {})
   (input/check cpus (input/cpus-of m))
@@ -114,6 +115,7 @@
         value-out (if possible (comp (input/picker cpus possible) value-out) value-out)]
     (assoc types
            :options (with-fields m options)
+           :shower (hints/shower options (bpf/spec m) m)
            :value-out value-out
            :same? (if (and possible (not= :each cpus))
                     (fn [a b] (raw-entries/same-data? (value-out a) (value-out b)))
@@ -221,8 +223,11 @@
               count-change (fn [{:keys [change] :as row}]
                              (when change (vswap! counted update change (fnil inc 0)))
                              row)
-              rows (chosen (:options types)
-                           (eduction (map count-change) (compared before entries apart types)))
+              rows (into []
+                         (hints/showing (:shower types))
+                         (chosen (:options types)
+                                 (eduction (map count-change)
+                                           (compared before entries apart types))))
               changes @counted]
           {:frame (merge {:map about} told
                          {:entries (count entries)

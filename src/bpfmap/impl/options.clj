@@ -42,6 +42,8 @@
               :repeat [#(or (nil? %) (and (int? %) (<= 1 (long %) 0x7fffffff)))
                        "a positive 32-bit integer"]}
    :watch {:interval anything}
+   :display {:type anything :spec [#(or (nil? %) (map? %)) "the spec of a map"] :types anything
+             :btf anything}
    :reader (assoc events
                   :steal flag
                   :pages [#(and (int? %) (pos? (long %)) (= 1 (Long/bitCount %)))

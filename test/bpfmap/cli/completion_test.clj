@@ -166,6 +166,12 @@
                 ["diff" :id "--where" "old.b"] #{"old.bytes="}
                 ["hist" :id "--field" "by"] #{"bytes"}
                 ["hist" :id "--bucket" "po"] #{"port"}
+                ["dump" :id "--as" "by"] #{"bytes="}
+                ["dump" :id "--as" "src=ipv"] #{"src=ipv4" "src=ipv4-host" "src=ipv6"}
+                ["watch" :id "--as" "ch"] #{}
+                ["get" :id "--as" "value.t"] #{"value.tx.errors="}
+                ["tail" :id "--as" "sr"] #{}
+                ["tail" :id "--as" "src=ma"] #{"src=mac"}
                 ["dump" :id "--where" "odd"] #{}
                 ["dump" "nope" "--where" "by"] #{}
                 ["dump" "--where" "by"] #{})))
@@ -180,7 +186,10 @@
       ["get" "flows" ""] #{}
       ["diff" "flows" "c"] #{"counts"}
       ["save" "flows" "/etc/hostn"] #{"/etc/hostname"}
-      ["show" "/etc/hostn"] #{"/etc/hostname"})))
+      ["show" "/etc/hostn"] #{"/etc/hostname"}
+      ;; Bash cuts words at an equals sign.
+      ["dump" "flows" "--as" "src" "=" "ma"] #{"mac"})
+    (is (contains? (completed "bash" "dump" "flows" "--as" "src" "=") "cgroup"))))
 
 (deftest zsh-loads-the-script
   (testing "zsh loads the completion script"

@@ -178,10 +178,12 @@
         sorted (object-array (sort-by #(u64 b (+ (long %) 8)) places))]
     [(long-array (map long sorted)) (long-array (map #(u64 b (+ (long %) 8)) sorted))]))
 
-(defn- plainest
+(defn plainest
   "Returns the name that people use, of several names of one address.
 
-  The C library has `malloc` also as `__libc_malloc`."
+  The C library has `malloc` also as `__libc_malloc`.
+
+      (plainest [\"__libc_malloc\" \"malloc\"]) ;=> \"malloc\""
   [names]
   (first (sort-by (juxt #(count (re-find #"^_*" %)) count identity) names)))
 
